@@ -1,0 +1,1 @@
+"""Jupyter on Torpor: the kernel provisioner and the server extension."""

@@ -1,0 +1,1 @@
+"""Slurm: freeze a job when it is preempted, and wake it when it is requeued."""
