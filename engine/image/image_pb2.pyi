@@ -1,0 +1,574 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Mapping, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Tree(_message.Message):
+    __slots__ = ("host", "processes", "descriptions", "shared", "files", "pipes", "timing")
+    HOST_FIELD_NUMBER: _ClassVar[int]
+    PROCESSES_FIELD_NUMBER: _ClassVar[int]
+    DESCRIPTIONS_FIELD_NUMBER: _ClassVar[int]
+    SHARED_FIELD_NUMBER: _ClassVar[int]
+    FILES_FIELD_NUMBER: _ClassVar[int]
+    PIPES_FIELD_NUMBER: _ClassVar[int]
+    TIMING_FIELD_NUMBER: _ClassVar[int]
+    host: Host
+    processes: _containers.RepeatedCompositeFieldContainer[Process]
+    descriptions: _containers.RepeatedCompositeFieldContainer[Description]
+    shared: _containers.RepeatedCompositeFieldContainer[SharedMemory]
+    files: _containers.RepeatedCompositeFieldContainer[FileRef]
+    pipes: _containers.RepeatedCompositeFieldContainer[PipeBuffer]
+    timing: Timing
+    def __init__(self, host: _Optional[_Union[Host, _Mapping]] = ..., processes: _Optional[_Iterable[_Union[Process, _Mapping]]] = ..., descriptions: _Optional[_Iterable[_Union[Description, _Mapping]]] = ..., shared: _Optional[_Iterable[_Union[SharedMemory, _Mapping]]] = ..., files: _Optional[_Iterable[_Union[FileRef, _Mapping]]] = ..., pipes: _Optional[_Iterable[_Union[PipeBuffer, _Mapping]]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ...) -> None: ...
+
+class Host(_message.Message):
+    __slots__ = ("architecture", "kernel_release", "hostname", "boot_id", "xfeatures", "xsave_size", "cpu_flags", "page_size", "realtime_ns", "monotonic_ns", "boottime_ns")
+    ARCHITECTURE_FIELD_NUMBER: _ClassVar[int]
+    KERNEL_RELEASE_FIELD_NUMBER: _ClassVar[int]
+    HOSTNAME_FIELD_NUMBER: _ClassVar[int]
+    BOOT_ID_FIELD_NUMBER: _ClassVar[int]
+    XFEATURES_FIELD_NUMBER: _ClassVar[int]
+    XSAVE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    CPU_FLAGS_FIELD_NUMBER: _ClassVar[int]
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    REALTIME_NS_FIELD_NUMBER: _ClassVar[int]
+    MONOTONIC_NS_FIELD_NUMBER: _ClassVar[int]
+    BOOTTIME_NS_FIELD_NUMBER: _ClassVar[int]
+    architecture: str
+    kernel_release: str
+    hostname: str
+    boot_id: str
+    xfeatures: int
+    xsave_size: int
+    cpu_flags: _containers.RepeatedScalarFieldContainer[str]
+    page_size: int
+    realtime_ns: int
+    monotonic_ns: int
+    boottime_ns: int
+    def __init__(self, architecture: _Optional[str] = ..., kernel_release: _Optional[str] = ..., hostname: _Optional[str] = ..., boot_id: _Optional[str] = ..., xfeatures: _Optional[int] = ..., xsave_size: _Optional[int] = ..., cpu_flags: _Optional[_Iterable[str]] = ..., page_size: _Optional[int] = ..., realtime_ns: _Optional[int] = ..., monotonic_ns: _Optional[int] = ..., boottime_ns: _Optional[int] = ...) -> None: ...
+
+class Timing(_message.Message):
+    __slots__ = ("pause_ns", "total_ns")
+    PAUSE_NS_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_NS_FIELD_NUMBER: _ClassVar[int]
+    pause_ns: int
+    total_ns: int
+    def __init__(self, pause_ns: _Optional[int] = ..., total_ns: _Optional[int] = ...) -> None: ...
+
+class FileRef(_message.Message):
+    __slots__ = ("path", "size", "mtime_ns", "build_id", "dev", "ino", "mode")
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    MTIME_NS_FIELD_NUMBER: _ClassVar[int]
+    BUILD_ID_FIELD_NUMBER: _ClassVar[int]
+    DEV_FIELD_NUMBER: _ClassVar[int]
+    INO_FIELD_NUMBER: _ClassVar[int]
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    path: bytes
+    size: int
+    mtime_ns: int
+    build_id: bytes
+    dev: int
+    ino: int
+    mode: int
+    def __init__(self, path: _Optional[bytes] = ..., size: _Optional[int] = ..., mtime_ns: _Optional[int] = ..., build_id: _Optional[bytes] = ..., dev: _Optional[int] = ..., ino: _Optional[int] = ..., mode: _Optional[int] = ...) -> None: ...
+
+class Process(_message.Message):
+    __slots__ = ("pid", "ppid", "pgid", "sid", "stopped", "threads", "memory", "credentials", "umask", "cwd", "limits", "actions", "pending", "interval_timers", "posix_timers", "fds", "child_subreaper", "dumpable", "thp_disable", "oom_score_adj")
+    PID_FIELD_NUMBER: _ClassVar[int]
+    PPID_FIELD_NUMBER: _ClassVar[int]
+    PGID_FIELD_NUMBER: _ClassVar[int]
+    SID_FIELD_NUMBER: _ClassVar[int]
+    STOPPED_FIELD_NUMBER: _ClassVar[int]
+    THREADS_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_FIELD_NUMBER: _ClassVar[int]
+    CREDENTIALS_FIELD_NUMBER: _ClassVar[int]
+    UMASK_FIELD_NUMBER: _ClassVar[int]
+    CWD_FIELD_NUMBER: _ClassVar[int]
+    LIMITS_FIELD_NUMBER: _ClassVar[int]
+    ACTIONS_FIELD_NUMBER: _ClassVar[int]
+    PENDING_FIELD_NUMBER: _ClassVar[int]
+    INTERVAL_TIMERS_FIELD_NUMBER: _ClassVar[int]
+    POSIX_TIMERS_FIELD_NUMBER: _ClassVar[int]
+    FDS_FIELD_NUMBER: _ClassVar[int]
+    CHILD_SUBREAPER_FIELD_NUMBER: _ClassVar[int]
+    DUMPABLE_FIELD_NUMBER: _ClassVar[int]
+    THP_DISABLE_FIELD_NUMBER: _ClassVar[int]
+    OOM_SCORE_ADJ_FIELD_NUMBER: _ClassVar[int]
+    pid: int
+    ppid: int
+    pgid: int
+    sid: int
+    stopped: bool
+    threads: _containers.RepeatedCompositeFieldContainer[Thread]
+    memory: AddressSpace
+    credentials: Credentials
+    umask: int
+    cwd: bytes
+    limits: _containers.RepeatedCompositeFieldContainer[Rlimit]
+    actions: _containers.RepeatedCompositeFieldContainer[SigAction]
+    pending: _containers.RepeatedScalarFieldContainer[bytes]
+    interval_timers: _containers.RepeatedCompositeFieldContainer[IntervalTimer]
+    posix_timers: _containers.RepeatedCompositeFieldContainer[PosixTimer]
+    fds: _containers.RepeatedCompositeFieldContainer[Fd]
+    child_subreaper: bool
+    dumpable: int
+    thp_disable: bool
+    oom_score_adj: int
+    def __init__(self, pid: _Optional[int] = ..., ppid: _Optional[int] = ..., pgid: _Optional[int] = ..., sid: _Optional[int] = ..., stopped: bool = ..., threads: _Optional[_Iterable[_Union[Thread, _Mapping]]] = ..., memory: _Optional[_Union[AddressSpace, _Mapping]] = ..., credentials: _Optional[_Union[Credentials, _Mapping]] = ..., umask: _Optional[int] = ..., cwd: _Optional[bytes] = ..., limits: _Optional[_Iterable[_Union[Rlimit, _Mapping]]] = ..., actions: _Optional[_Iterable[_Union[SigAction, _Mapping]]] = ..., pending: _Optional[_Iterable[bytes]] = ..., interval_timers: _Optional[_Iterable[_Union[IntervalTimer, _Mapping]]] = ..., posix_timers: _Optional[_Iterable[_Union[PosixTimer, _Mapping]]] = ..., fds: _Optional[_Iterable[_Union[Fd, _Mapping]]] = ..., child_subreaper: bool = ..., dumpable: _Optional[int] = ..., thp_disable: bool = ..., oom_score_adj: _Optional[int] = ...) -> None: ...
+
+class Thread(_message.Message):
+    __slots__ = ("tid", "name", "registers", "xstate", "sigmask", "pending", "robust_list", "robust_list_size", "clear_child_tid", "rseq", "altstack", "pdeath_signal", "no_new_privs", "nice", "affinity", "timer_slack_ns", "scheduler")
+    TID_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    REGISTERS_FIELD_NUMBER: _ClassVar[int]
+    XSTATE_FIELD_NUMBER: _ClassVar[int]
+    SIGMASK_FIELD_NUMBER: _ClassVar[int]
+    PENDING_FIELD_NUMBER: _ClassVar[int]
+    ROBUST_LIST_FIELD_NUMBER: _ClassVar[int]
+    ROBUST_LIST_SIZE_FIELD_NUMBER: _ClassVar[int]
+    CLEAR_CHILD_TID_FIELD_NUMBER: _ClassVar[int]
+    RSEQ_FIELD_NUMBER: _ClassVar[int]
+    ALTSTACK_FIELD_NUMBER: _ClassVar[int]
+    PDEATH_SIGNAL_FIELD_NUMBER: _ClassVar[int]
+    NO_NEW_PRIVS_FIELD_NUMBER: _ClassVar[int]
+    NICE_FIELD_NUMBER: _ClassVar[int]
+    AFFINITY_FIELD_NUMBER: _ClassVar[int]
+    TIMER_SLACK_NS_FIELD_NUMBER: _ClassVar[int]
+    SCHEDULER_FIELD_NUMBER: _ClassVar[int]
+    tid: int
+    name: bytes
+    registers: bytes
+    xstate: bytes
+    sigmask: int
+    pending: _containers.RepeatedScalarFieldContainer[bytes]
+    robust_list: int
+    robust_list_size: int
+    clear_child_tid: int
+    rseq: Rseq
+    altstack: AltStack
+    pdeath_signal: int
+    no_new_privs: bool
+    nice: int
+    affinity: _containers.RepeatedScalarFieldContainer[int]
+    timer_slack_ns: int
+    scheduler: int
+    def __init__(self, tid: _Optional[int] = ..., name: _Optional[bytes] = ..., registers: _Optional[bytes] = ..., xstate: _Optional[bytes] = ..., sigmask: _Optional[int] = ..., pending: _Optional[_Iterable[bytes]] = ..., robust_list: _Optional[int] = ..., robust_list_size: _Optional[int] = ..., clear_child_tid: _Optional[int] = ..., rseq: _Optional[_Union[Rseq, _Mapping]] = ..., altstack: _Optional[_Union[AltStack, _Mapping]] = ..., pdeath_signal: _Optional[int] = ..., no_new_privs: bool = ..., nice: _Optional[int] = ..., affinity: _Optional[_Iterable[int]] = ..., timer_slack_ns: _Optional[int] = ..., scheduler: _Optional[int] = ...) -> None: ...
+
+class Rseq(_message.Message):
+    __slots__ = ("pointer", "size", "signature", "flags")
+    POINTER_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    FLAGS_FIELD_NUMBER: _ClassVar[int]
+    pointer: int
+    size: int
+    signature: int
+    flags: int
+    def __init__(self, pointer: _Optional[int] = ..., size: _Optional[int] = ..., signature: _Optional[int] = ..., flags: _Optional[int] = ...) -> None: ...
+
+class AltStack(_message.Message):
+    __slots__ = ("sp", "flags", "size")
+    SP_FIELD_NUMBER: _ClassVar[int]
+    FLAGS_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    sp: int
+    flags: int
+    size: int
+    def __init__(self, sp: _Optional[int] = ..., flags: _Optional[int] = ..., size: _Optional[int] = ...) -> None: ...
+
+class Credentials(_message.Message):
+    __slots__ = ("uids", "gids", "groups", "cap_inheritable", "cap_permitted", "cap_effective", "cap_bounding", "cap_ambient", "securebits")
+    UIDS_FIELD_NUMBER: _ClassVar[int]
+    GIDS_FIELD_NUMBER: _ClassVar[int]
+    GROUPS_FIELD_NUMBER: _ClassVar[int]
+    CAP_INHERITABLE_FIELD_NUMBER: _ClassVar[int]
+    CAP_PERMITTED_FIELD_NUMBER: _ClassVar[int]
+    CAP_EFFECTIVE_FIELD_NUMBER: _ClassVar[int]
+    CAP_BOUNDING_FIELD_NUMBER: _ClassVar[int]
+    CAP_AMBIENT_FIELD_NUMBER: _ClassVar[int]
+    SECUREBITS_FIELD_NUMBER: _ClassVar[int]
+    uids: _containers.RepeatedScalarFieldContainer[int]
+    gids: _containers.RepeatedScalarFieldContainer[int]
+    groups: _containers.RepeatedScalarFieldContainer[int]
+    cap_inheritable: int
+    cap_permitted: int
+    cap_effective: int
+    cap_bounding: int
+    cap_ambient: int
+    securebits: int
+    def __init__(self, uids: _Optional[_Iterable[int]] = ..., gids: _Optional[_Iterable[int]] = ..., groups: _Optional[_Iterable[int]] = ..., cap_inheritable: _Optional[int] = ..., cap_permitted: _Optional[int] = ..., cap_effective: _Optional[int] = ..., cap_bounding: _Optional[int] = ..., cap_ambient: _Optional[int] = ..., securebits: _Optional[int] = ...) -> None: ...
+
+class Rlimit(_message.Message):
+    __slots__ = ("resource", "soft", "hard")
+    RESOURCE_FIELD_NUMBER: _ClassVar[int]
+    SOFT_FIELD_NUMBER: _ClassVar[int]
+    HARD_FIELD_NUMBER: _ClassVar[int]
+    resource: int
+    soft: int
+    hard: int
+    def __init__(self, resource: _Optional[int] = ..., soft: _Optional[int] = ..., hard: _Optional[int] = ...) -> None: ...
+
+class SigAction(_message.Message):
+    __slots__ = ("signal", "handler", "flags", "restorer", "mask")
+    SIGNAL_FIELD_NUMBER: _ClassVar[int]
+    HANDLER_FIELD_NUMBER: _ClassVar[int]
+    FLAGS_FIELD_NUMBER: _ClassVar[int]
+    RESTORER_FIELD_NUMBER: _ClassVar[int]
+    MASK_FIELD_NUMBER: _ClassVar[int]
+    signal: int
+    handler: int
+    flags: int
+    restorer: int
+    mask: int
+    def __init__(self, signal: _Optional[int] = ..., handler: _Optional[int] = ..., flags: _Optional[int] = ..., restorer: _Optional[int] = ..., mask: _Optional[int] = ...) -> None: ...
+
+class IntervalTimer(_message.Message):
+    __slots__ = ("which", "interval_us", "value_us")
+    WHICH_FIELD_NUMBER: _ClassVar[int]
+    INTERVAL_US_FIELD_NUMBER: _ClassVar[int]
+    VALUE_US_FIELD_NUMBER: _ClassVar[int]
+    which: int
+    interval_us: int
+    value_us: int
+    def __init__(self, which: _Optional[int] = ..., interval_us: _Optional[int] = ..., value_us: _Optional[int] = ...) -> None: ...
+
+class PosixTimer(_message.Message):
+    __slots__ = ("id", "clock", "notify", "signal", "value", "thread", "interval_ns", "value_ns", "overrun")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    CLOCK_FIELD_NUMBER: _ClassVar[int]
+    NOTIFY_FIELD_NUMBER: _ClassVar[int]
+    SIGNAL_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    THREAD_FIELD_NUMBER: _ClassVar[int]
+    INTERVAL_NS_FIELD_NUMBER: _ClassVar[int]
+    VALUE_NS_FIELD_NUMBER: _ClassVar[int]
+    OVERRUN_FIELD_NUMBER: _ClassVar[int]
+    id: int
+    clock: int
+    notify: int
+    signal: int
+    value: int
+    thread: int
+    interval_ns: int
+    value_ns: int
+    overrun: int
+    def __init__(self, id: _Optional[int] = ..., clock: _Optional[int] = ..., notify: _Optional[int] = ..., signal: _Optional[int] = ..., value: _Optional[int] = ..., thread: _Optional[int] = ..., interval_ns: _Optional[int] = ..., value_ns: _Optional[int] = ..., overrun: _Optional[int] = ...) -> None: ...
+
+class AddressSpace(_message.Message):
+    __slots__ = ("start_code", "end_code", "start_data", "end_data", "start_brk", "brk", "start_stack", "arg_start", "arg_end", "env_start", "env_end", "auxv", "exe", "vmas", "pages", "vdso", "vvar", "vdso_end", "vdso_content")
+    START_CODE_FIELD_NUMBER: _ClassVar[int]
+    END_CODE_FIELD_NUMBER: _ClassVar[int]
+    START_DATA_FIELD_NUMBER: _ClassVar[int]
+    END_DATA_FIELD_NUMBER: _ClassVar[int]
+    START_BRK_FIELD_NUMBER: _ClassVar[int]
+    BRK_FIELD_NUMBER: _ClassVar[int]
+    START_STACK_FIELD_NUMBER: _ClassVar[int]
+    ARG_START_FIELD_NUMBER: _ClassVar[int]
+    ARG_END_FIELD_NUMBER: _ClassVar[int]
+    ENV_START_FIELD_NUMBER: _ClassVar[int]
+    ENV_END_FIELD_NUMBER: _ClassVar[int]
+    AUXV_FIELD_NUMBER: _ClassVar[int]
+    EXE_FIELD_NUMBER: _ClassVar[int]
+    VMAS_FIELD_NUMBER: _ClassVar[int]
+    PAGES_FIELD_NUMBER: _ClassVar[int]
+    VDSO_FIELD_NUMBER: _ClassVar[int]
+    VVAR_FIELD_NUMBER: _ClassVar[int]
+    VDSO_END_FIELD_NUMBER: _ClassVar[int]
+    VDSO_CONTENT_FIELD_NUMBER: _ClassVar[int]
+    start_code: int
+    end_code: int
+    start_data: int
+    end_data: int
+    start_brk: int
+    brk: int
+    start_stack: int
+    arg_start: int
+    arg_end: int
+    env_start: int
+    env_end: int
+    auxv: bytes
+    exe: int
+    vmas: _containers.RepeatedCompositeFieldContainer[Vma]
+    pages: PageTable
+    vdso: int
+    vvar: int
+    vdso_end: int
+    vdso_content: bytes
+    def __init__(self, start_code: _Optional[int] = ..., end_code: _Optional[int] = ..., start_data: _Optional[int] = ..., end_data: _Optional[int] = ..., start_brk: _Optional[int] = ..., brk: _Optional[int] = ..., start_stack: _Optional[int] = ..., arg_start: _Optional[int] = ..., arg_end: _Optional[int] = ..., env_start: _Optional[int] = ..., env_end: _Optional[int] = ..., auxv: _Optional[bytes] = ..., exe: _Optional[int] = ..., vmas: _Optional[_Iterable[_Union[Vma, _Mapping]]] = ..., pages: _Optional[_Union[PageTable, _Mapping]] = ..., vdso: _Optional[int] = ..., vvar: _Optional[int] = ..., vdso_end: _Optional[int] = ..., vdso_content: _Optional[bytes] = ...) -> None: ...
+
+class Vma(_message.Message):
+    __slots__ = ("start", "end", "kind", "prot", "file", "shared", "offset", "grows_down", "may_write", "advice", "noreserve", "locked", "name")
+    class Kind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        UNKNOWN: _ClassVar[Vma.Kind]
+        ANONYMOUS: _ClassVar[Vma.Kind]
+        FILE_PRIVATE: _ClassVar[Vma.Kind]
+        FILE_SHARED: _ClassVar[Vma.Kind]
+        SHARED: _ClassVar[Vma.Kind]
+    UNKNOWN: Vma.Kind
+    ANONYMOUS: Vma.Kind
+    FILE_PRIVATE: Vma.Kind
+    FILE_SHARED: Vma.Kind
+    SHARED: Vma.Kind
+    START_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    PROT_FIELD_NUMBER: _ClassVar[int]
+    FILE_FIELD_NUMBER: _ClassVar[int]
+    SHARED_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    GROWS_DOWN_FIELD_NUMBER: _ClassVar[int]
+    MAY_WRITE_FIELD_NUMBER: _ClassVar[int]
+    ADVICE_FIELD_NUMBER: _ClassVar[int]
+    NORESERVE_FIELD_NUMBER: _ClassVar[int]
+    LOCKED_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    start: int
+    end: int
+    kind: Vma.Kind
+    prot: int
+    file: int
+    shared: int
+    offset: int
+    grows_down: bool
+    may_write: bool
+    advice: _containers.RepeatedScalarFieldContainer[int]
+    noreserve: bool
+    locked: bool
+    name: bytes
+    def __init__(self, start: _Optional[int] = ..., end: _Optional[int] = ..., kind: _Optional[_Union[Vma.Kind, str]] = ..., prot: _Optional[int] = ..., file: _Optional[int] = ..., shared: _Optional[int] = ..., offset: _Optional[int] = ..., grows_down: bool = ..., may_write: bool = ..., advice: _Optional[_Iterable[int]] = ..., noreserve: bool = ..., locked: bool = ..., name: _Optional[bytes] = ...) -> None: ...
+
+class PageTable(_message.Message):
+    __slots__ = ("starts", "counts", "blocks")
+    STARTS_FIELD_NUMBER: _ClassVar[int]
+    COUNTS_FIELD_NUMBER: _ClassVar[int]
+    BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    starts: _containers.RepeatedScalarFieldContainer[int]
+    counts: _containers.RepeatedScalarFieldContainer[int]
+    blocks: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, starts: _Optional[_Iterable[int]] = ..., counts: _Optional[_Iterable[int]] = ..., blocks: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class SharedMemory(_message.Message):
+    __slots__ = ("kind", "name", "size", "seals", "pages", "dev", "ino", "mode")
+    class Kind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        UNKNOWN: _ClassVar[SharedMemory.Kind]
+        ANONYMOUS: _ClassVar[SharedMemory.Kind]
+        MEMFD: _ClassVar[SharedMemory.Kind]
+        UNLINKED: _ClassVar[SharedMemory.Kind]
+        TMPFS: _ClassVar[SharedMemory.Kind]
+    UNKNOWN: SharedMemory.Kind
+    ANONYMOUS: SharedMemory.Kind
+    MEMFD: SharedMemory.Kind
+    UNLINKED: SharedMemory.Kind
+    TMPFS: SharedMemory.Kind
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    SEALS_FIELD_NUMBER: _ClassVar[int]
+    PAGES_FIELD_NUMBER: _ClassVar[int]
+    DEV_FIELD_NUMBER: _ClassVar[int]
+    INO_FIELD_NUMBER: _ClassVar[int]
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    kind: SharedMemory.Kind
+    name: bytes
+    size: int
+    seals: int
+    pages: PageTable
+    dev: int
+    ino: int
+    mode: int
+    def __init__(self, kind: _Optional[_Union[SharedMemory.Kind, str]] = ..., name: _Optional[bytes] = ..., size: _Optional[int] = ..., seals: _Optional[int] = ..., pages: _Optional[_Union[PageTable, _Mapping]] = ..., dev: _Optional[int] = ..., ino: _Optional[int] = ..., mode: _Optional[int] = ...) -> None: ...
+
+class PipeBuffer(_message.Message):
+    __slots__ = ("capacity", "content")
+    CAPACITY_FIELD_NUMBER: _ClassVar[int]
+    CONTENT_FIELD_NUMBER: _ClassVar[int]
+    capacity: int
+    content: bytes
+    def __init__(self, capacity: _Optional[int] = ..., content: _Optional[bytes] = ...) -> None: ...
+
+class Fd(_message.Message):
+    __slots__ = ("fd", "description", "cloexec")
+    FD_FIELD_NUMBER: _ClassVar[int]
+    DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
+    CLOEXEC_FIELD_NUMBER: _ClassVar[int]
+    fd: int
+    description: int
+    cloexec: bool
+    def __init__(self, fd: _Optional[int] = ..., description: _Optional[int] = ..., cloexec: bool = ...) -> None: ...
+
+class Description(_message.Message):
+    __slots__ = ("flags", "file", "directory", "device", "pipe", "eventfd", "epoll", "unix", "tcp", "memfd", "outside")
+    FLAGS_FIELD_NUMBER: _ClassVar[int]
+    FILE_FIELD_NUMBER: _ClassVar[int]
+    DIRECTORY_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    PIPE_FIELD_NUMBER: _ClassVar[int]
+    EVENTFD_FIELD_NUMBER: _ClassVar[int]
+    EPOLL_FIELD_NUMBER: _ClassVar[int]
+    UNIX_FIELD_NUMBER: _ClassVar[int]
+    TCP_FIELD_NUMBER: _ClassVar[int]
+    MEMFD_FIELD_NUMBER: _ClassVar[int]
+    OUTSIDE_FIELD_NUMBER: _ClassVar[int]
+    flags: int
+    file: RegularFile
+    directory: Directory
+    device: CharDevice
+    pipe: PipeEnd
+    eventfd: Eventfd
+    epoll: Epoll
+    unix: UnixSocket
+    tcp: TcpSocket
+    memfd: Memfd
+    outside: Outside
+    def __init__(self, flags: _Optional[int] = ..., file: _Optional[_Union[RegularFile, _Mapping]] = ..., directory: _Optional[_Union[Directory, _Mapping]] = ..., device: _Optional[_Union[CharDevice, _Mapping]] = ..., pipe: _Optional[_Union[PipeEnd, _Mapping]] = ..., eventfd: _Optional[_Union[Eventfd, _Mapping]] = ..., epoll: _Optional[_Union[Epoll, _Mapping]] = ..., unix: _Optional[_Union[UnixSocket, _Mapping]] = ..., tcp: _Optional[_Union[TcpSocket, _Mapping]] = ..., memfd: _Optional[_Union[Memfd, _Mapping]] = ..., outside: _Optional[_Union[Outside, _Mapping]] = ...) -> None: ...
+
+class RegularFile(_message.Message):
+    __slots__ = ("path", "position", "size", "mtime_ns", "dev", "ino", "mode")
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    MTIME_NS_FIELD_NUMBER: _ClassVar[int]
+    DEV_FIELD_NUMBER: _ClassVar[int]
+    INO_FIELD_NUMBER: _ClassVar[int]
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    path: bytes
+    position: int
+    size: int
+    mtime_ns: int
+    dev: int
+    ino: int
+    mode: int
+    def __init__(self, path: _Optional[bytes] = ..., position: _Optional[int] = ..., size: _Optional[int] = ..., mtime_ns: _Optional[int] = ..., dev: _Optional[int] = ..., ino: _Optional[int] = ..., mode: _Optional[int] = ...) -> None: ...
+
+class Directory(_message.Message):
+    __slots__ = ("path", "position")
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    path: bytes
+    position: int
+    def __init__(self, path: _Optional[bytes] = ..., position: _Optional[int] = ...) -> None: ...
+
+class CharDevice(_message.Message):
+    __slots__ = ("path", "major", "minor")
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    MAJOR_FIELD_NUMBER: _ClassVar[int]
+    MINOR_FIELD_NUMBER: _ClassVar[int]
+    path: bytes
+    major: int
+    minor: int
+    def __init__(self, path: _Optional[bytes] = ..., major: _Optional[int] = ..., minor: _Optional[int] = ...) -> None: ...
+
+class PipeEnd(_message.Message):
+    __slots__ = ("pipe",)
+    PIPE_FIELD_NUMBER: _ClassVar[int]
+    pipe: int
+    def __init__(self, pipe: _Optional[int] = ...) -> None: ...
+
+class Eventfd(_message.Message):
+    __slots__ = ("count", "semaphore")
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    SEMAPHORE_FIELD_NUMBER: _ClassVar[int]
+    count: int
+    semaphore: bool
+    def __init__(self, count: _Optional[int] = ..., semaphore: bool = ...) -> None: ...
+
+class Epoll(_message.Message):
+    __slots__ = ("watches",)
+    class Watch(_message.Message):
+        __slots__ = ("fd", "events", "data")
+        FD_FIELD_NUMBER: _ClassVar[int]
+        EVENTS_FIELD_NUMBER: _ClassVar[int]
+        DATA_FIELD_NUMBER: _ClassVar[int]
+        fd: int
+        events: int
+        data: int
+        def __init__(self, fd: _Optional[int] = ..., events: _Optional[int] = ..., data: _Optional[int] = ...) -> None: ...
+    WATCHES_FIELD_NUMBER: _ClassVar[int]
+    watches: _containers.RepeatedCompositeFieldContainer[Epoll.Watch]
+    def __init__(self, watches: _Optional[_Iterable[_Union[Epoll.Watch, _Mapping]]] = ...) -> None: ...
+
+class UnixSocket(_message.Message):
+    __slots__ = ("type", "peer", "has_peer", "messages", "shut_read", "shut_write", "options")
+    TYPE_FIELD_NUMBER: _ClassVar[int]
+    PEER_FIELD_NUMBER: _ClassVar[int]
+    HAS_PEER_FIELD_NUMBER: _ClassVar[int]
+    MESSAGES_FIELD_NUMBER: _ClassVar[int]
+    SHUT_READ_FIELD_NUMBER: _ClassVar[int]
+    SHUT_WRITE_FIELD_NUMBER: _ClassVar[int]
+    OPTIONS_FIELD_NUMBER: _ClassVar[int]
+    type: int
+    peer: int
+    has_peer: bool
+    messages: _containers.RepeatedScalarFieldContainer[bytes]
+    shut_read: bool
+    shut_write: bool
+    options: _containers.RepeatedCompositeFieldContainer[SockOpt]
+    def __init__(self, type: _Optional[int] = ..., peer: _Optional[int] = ..., has_peer: bool = ..., messages: _Optional[_Iterable[bytes]] = ..., shut_read: bool = ..., shut_write: bool = ..., options: _Optional[_Iterable[_Union[SockOpt, _Mapping]]] = ...) -> None: ...
+
+class SockOpt(_message.Message):
+    __slots__ = ("level", "name", "value")
+    LEVEL_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    level: int
+    name: int
+    value: bytes
+    def __init__(self, level: _Optional[int] = ..., name: _Optional[int] = ..., value: _Optional[bytes] = ...) -> None: ...
+
+class TcpSocket(_message.Message):
+    __slots__ = ("state", "family", "local", "remote", "backlog", "peer", "received", "shut_read", "shut_write", "options")
+    class State(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        UNKNOWN: _ClassVar[TcpSocket.State]
+        LISTEN: _ClassVar[TcpSocket.State]
+        INSIDE: _ClassVar[TcpSocket.State]
+        OUTSIDE: _ClassVar[TcpSocket.State]
+        CLOSED: _ClassVar[TcpSocket.State]
+    UNKNOWN: TcpSocket.State
+    LISTEN: TcpSocket.State
+    INSIDE: TcpSocket.State
+    OUTSIDE: TcpSocket.State
+    CLOSED: TcpSocket.State
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    FAMILY_FIELD_NUMBER: _ClassVar[int]
+    LOCAL_FIELD_NUMBER: _ClassVar[int]
+    REMOTE_FIELD_NUMBER: _ClassVar[int]
+    BACKLOG_FIELD_NUMBER: _ClassVar[int]
+    PEER_FIELD_NUMBER: _ClassVar[int]
+    RECEIVED_FIELD_NUMBER: _ClassVar[int]
+    SHUT_READ_FIELD_NUMBER: _ClassVar[int]
+    SHUT_WRITE_FIELD_NUMBER: _ClassVar[int]
+    OPTIONS_FIELD_NUMBER: _ClassVar[int]
+    state: TcpSocket.State
+    family: int
+    local: bytes
+    remote: bytes
+    backlog: int
+    peer: int
+    received: bytes
+    shut_read: bool
+    shut_write: bool
+    options: _containers.RepeatedCompositeFieldContainer[SockOpt]
+    def __init__(self, state: _Optional[_Union[TcpSocket.State, str]] = ..., family: _Optional[int] = ..., local: _Optional[bytes] = ..., remote: _Optional[bytes] = ..., backlog: _Optional[int] = ..., peer: _Optional[int] = ..., received: _Optional[bytes] = ..., shut_read: bool = ..., shut_write: bool = ..., options: _Optional[_Iterable[_Union[SockOpt, _Mapping]]] = ...) -> None: ...
+
+class Memfd(_message.Message):
+    __slots__ = ("shared", "position")
+    SHARED_FIELD_NUMBER: _ClassVar[int]
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    shared: int
+    position: int
+    def __init__(self, shared: _Optional[int] = ..., position: _Optional[int] = ...) -> None: ...
+
+class Outside(_message.Message):
+    __slots__ = ("stdio", "was")
+    STDIO_FIELD_NUMBER: _ClassVar[int]
+    WAS_FIELD_NUMBER: _ClassVar[int]
+    stdio: int
+    was: str
+    def __init__(self, stdio: _Optional[int] = ..., was: _Optional[str] = ...) -> None: ...
