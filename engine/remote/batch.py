@@ -1,0 +1,125 @@
+"""Tables of system calls that run inside another process: the Python side of native/batch.c."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from torpor._native import ffi, lib
+
+CODE = bytes(ffi.buffer(lib.tp_batch_code(), lib.tp_batch_size()))
+"""The interpreter: position-independent, entered with r14 = table and r12 = first entry."""
+
+ENTRY_SIZE = 64
+NOT_RUN = -(1 << 63)
+"""The result of an entry that was not reached."""
+
+_ON_ERROR = 1 << 6
+_ON_ZERO = 1 << 7
+_STOP = 1 << 8
+_ENTRY = struct.Struct("<HHHH6Qq")
+_RESULT = struct.Struct("<q")
+_WORD = (1 << 64) - 1
+
+
+class Result(NamedTuple):
+    """An argument: the result of an earlier entry."""
+
+    entry: int
+
+
+class Out(NamedTuple):
+    """An argument: the address of `size` zero bytes for the call to write to; `Batch.output` reads them."""
+
+    size: int
+
+
+Argument = int | bytes | Result | Out
+"""``bytes`` are placed beside the table and replaced by their address (16-byte aligned)."""
+
+
+class Call(NamedTuple):
+    """One system call of a plan."""
+
+    nr: int
+    args: Sequence[Argument]
+    expect: int | Callable[[int], bool] | None
+    """The result it must give; a predicate; or None for any result that is not an error."""
+    words: str
+    """What it does, for people: "mapping /usr/lib/libc.so.6 at 0x7f00"."""
+
+    def ok(self, result: int) -> bool:
+        """Whether `result` is what the plan needs."""
+        if self.expect is None:
+            return not -4096 < result < 0
+        if callable(self.expect):
+            return self.expect(result)
+        return result == self.expect
+
+
+@dataclass
+class Batch:
+    """A table under construction, and the reader of its results."""
+
+    _entries: list[tuple[int, int, int, int, tuple[Argument, ...]]] = field(default_factory=list)
+    _places: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def add(
+        self,
+        nr: int,
+        *args: Argument,
+        on_error: int | None = None,
+        on_zero: int | None = None,
+        stop: bool = False,
+    ) -> int:
+        """Append a call and return its index.
+
+        Args:
+            nr: the system call.
+            args: up to six arguments.
+            on_error: the entry to go on with when the call fails; None goes on with the next.
+            on_zero: the entry to go on with when the result is 0 (the child's side of a clone).
+            stop: raise SIGTRAP after the call. Only for processes of our own making: without a tracer it kills.
+        """
+        flags = (_ON_ERROR if on_error is not None else 0) | (_ON_ZERO if on_zero is not None else 0)
+        flags |= _STOP if stop else 0
+        for position, arg in enumerate(args):
+            if isinstance(arg, Result):
+                flags |= 1 << position
+        self._entries.append((nr, flags, on_error or 0, on_zero or 0, args))
+        return len(self._entries) - 1
+
+    def encode(self, address: int) -> bytearray:
+        """The table and its data, to be put at `address` (16-byte aligned)."""
+        data = bytearray()
+        start = len(self._entries) * ENTRY_SIZE
+        table = bytearray(start)
+        for index, (nr, flags, on_error, on_zero, args) in enumerate(self._entries):
+            words = [0, 0, 0, 0, 0, 0]
+            for position, arg in enumerate(args):
+                if isinstance(arg, int):
+                    words[position] = arg & _WORD
+                elif isinstance(arg, Result):
+                    words[position] = arg.entry
+                else:
+                    content = bytes(arg.size) if isinstance(arg, Out) else arg
+                    words[position] = address + start + len(data)
+                    self._places[index, position] = (start + len(data), len(content))
+                    data += content
+                    data += bytes(-len(data) % 16)
+            _ENTRY.pack_into(table, index * ENTRY_SIZE, nr, flags, on_error, on_zero, *words, NOT_RUN)
+        return table + data
+
+    def results(self, raw: bytes) -> list[int]:
+        """Each entry's result, from the table's bytes as the interpreter left them."""
+        return [_RESULT.unpack_from(raw, k * ENTRY_SIZE + 56)[0] for k in range(len(self._entries))]
+
+    def output(self, raw: bytes, entry: int, position: int) -> bytes:
+        """What a call wrote to its `Out` argument."""
+        offset, size = self._places[entry, position]
+        return raw[offset : offset + size]

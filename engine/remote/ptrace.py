@@ -1,0 +1,219 @@
+"""ptrace(2), one function per request, and the waits that go with it.
+
+ptrace belongs to one thread of the tracer: the thread that seized makes every later call and every wait.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import time
+from array import array
+
+from torpor.remote.sys import address_of, syscall, try_syscall
+from torpor.remote.x86_64 import NR, REGISTER_COUNT
+
+# Requests (include/uapi/linux/ptrace.h).
+CONT = 7
+KILL = 8
+DETACH = 17
+SYSCALL = 24
+GETREGS = 12
+SETREGS = 13
+SETOPTIONS = 0x4200
+GETEVENTMSG = 0x4201
+GETSIGINFO = 0x4202
+GETREGSET = 0x4204
+SETREGSET = 0x4205
+SEIZE = 0x4206
+INTERRUPT = 0x4207
+PEEKSIGINFO = 0x4209
+GETSIGMASK = 0x420A
+SETSIGMASK = 0x420B
+GET_RSEQ_CONFIGURATION = 0x420F
+
+PEEKSIGINFO_SHARED = 1
+SIGINFO_SIZE = 128
+
+# Options.
+O_TRACESYSGOOD = 0x1
+O_TRACEFORK = 0x2
+O_TRACEVFORK = 0x4
+O_TRACECLONE = 0x8
+O_TRACEEXEC = 0x10
+O_TRACEEXIT = 0x40
+O_EXITKILL = 0x100000
+
+# Events, in bits 16 and up of a wait status.
+EVENT_FORK = 1
+EVENT_VFORK = 2
+EVENT_CLONE = 3
+EVENT_EXEC = 4
+EVENT_EXIT = 6
+EVENT_STOP = 128
+
+NT_X86_XSTATE = 0x202
+"""The xsave area in its standard, not compacted, format (arch/x86/kernel/fpu/regset.c)."""
+
+SYSCALL_STOP = signal.SIGTRAP | 0x80
+"""The stop signal of a system-call stop under O_TRACESYSGOOD."""
+
+WALL = 0x40000000
+_MAX_XSAVE = 1 << 16
+
+_status = array("i", [0])
+_status_address = _status.buffer_info()[0]
+
+
+def request(what: int, tid: int, addr: int = 0, data: int = 0) -> int:
+    """Make one ptrace request.
+
+    Raises:
+        OSError: ESRCH when the thread is gone or not stopped, EPERM when tracing is forbidden.
+    """
+    return syscall(NR.ptrace, what, tid, addr, data)
+
+
+def seize(tid: int, options: int) -> None:
+    """Attach to a thread without stopping it."""
+    request(SEIZE, tid, 0, options)
+
+
+def interrupt(tid: int) -> None:
+    """Ask a seized thread to stop; `wait` sees EVENT_STOP."""
+    request(INTERRUPT, tid)
+
+
+def resume(tid: int, how: int = CONT, sig: int = 0) -> None:
+    """Let a stopped thread run: CONT, or SYSCALL to stop at the next system call's entry or exit."""
+    request(how, tid, 0, sig)
+
+
+def detach(tid: int, sig: int = 0) -> None:
+    """Let go of a stopped thread; a thread that died meanwhile is no error."""
+    result = try_syscall(NR.ptrace, DETACH, tid, 0, sig)
+    if result < 0 and result != -errno.ESRCH:
+        raise OSError(-result, os.strerror(-result))
+
+
+def get_registers(tid: int) -> array[int]:
+    """The general registers, indexed by x86_64's register numbers."""
+    registers = array("Q", bytes(8 * REGISTER_COUNT))
+    syscall(NR.ptrace, GETREGS, tid, 0, registers.buffer_info()[0])
+    return registers
+
+
+def set_registers(tid: int, registers: array[int]) -> None:
+    """Set the general registers."""
+    syscall(NR.ptrace, SETREGS, tid, 0, registers.buffer_info()[0])
+
+
+_xstate = bytearray(_MAX_XSAVE)
+_xstate_address = address_of(_xstate)
+
+
+def get_xstate(tid: int) -> bytes:
+    """The thread's xsave area: x87, SSE, AVX, AVX-512, PKRU, AMX, whatever XCR0 has on."""
+    iov = array("Q", [_xstate_address, _MAX_XSAVE])
+    syscall(NR.ptrace, GETREGSET, tid, NT_X86_XSTATE, iov.buffer_info()[0])
+    return bytes(_xstate[: iov[1]])
+
+
+def set_xstate(tid: int, xstate: bytes) -> None:
+    """Set the thread's xsave area."""
+    buffer = bytearray(xstate)
+    iov = array("Q", [address_of(buffer), len(buffer)])
+    syscall(NR.ptrace, SETREGSET, tid, NT_X86_XSTATE, iov.buffer_info()[0])
+
+
+def get_sigmask(tid: int) -> int:
+    """The blocked signals, bit 0 for signal 1; the mask to come back to when a call has replaced it for a while."""
+    mask = array("Q", [0])
+    syscall(NR.ptrace, GETSIGMASK, tid, 8, mask.buffer_info()[0])
+    return mask[0]
+
+
+def set_sigmask(tid: int, mask: int) -> None:
+    """Set the blocked signals."""
+    word = array("Q", [mask])
+    syscall(NR.ptrace, SETSIGMASK, tid, 8, word.buffer_info()[0])
+
+
+def get_rseq(tid: int) -> tuple[int, int, int, int]:
+    """The thread's rseq registration: pointer (0: none), size, signature, flags.
+
+    Raises:
+        OSError: EIO where the kernel lacks the request (before 5.13, or without CONFIG_RSEQ).
+    """
+    answer = array("Q", [0, 0, 0])
+    syscall(NR.ptrace, GET_RSEQ_CONFIGURATION, tid, 24, answer.buffer_info()[0])
+    return answer[0], answer[1] & 0xFFFFFFFF, answer[1] >> 32, answer[2] & 0xFFFFFFFF
+
+
+def get_siginfo(tid: int) -> bytes:
+    """The siginfo_t of the signal-delivery-stop the thread is in."""
+    info = bytearray(SIGINFO_SIZE)
+    syscall(NR.ptrace, GETSIGINFO, tid, 0, address_of(info))
+    return bytes(info)
+
+
+def peek_pending(tid: int, *, shared: bool) -> list[bytes]:
+    """The siginfo_t of each queued signal: the thread's own, or with `shared` the whole process's."""
+    found: list[bytes] = []
+    room = 32
+    infos = bytearray(SIGINFO_SIZE * room)
+    while True:
+        # struct ptrace_peeksiginfo_args { u64 off; u32 flags; s32 nr; }
+        arguments = array("Q", [len(found), (PEEKSIGINFO_SHARED if shared else 0) | room << 32])
+        got = syscall(NR.ptrace, PEEKSIGINFO, tid, arguments.buffer_info()[0], address_of(infos))
+        found += [bytes(infos[k * SIGINFO_SIZE : (k + 1) * SIGINFO_SIZE]) for k in range(got)]
+        if got < room:
+            return found
+
+
+def poll(tid: int) -> int | None:
+    """The wait status of a thread if it has one to tell, without waiting.
+
+    Raises:
+        ChildProcessError: the thread is gone.
+    """
+    if syscall(NR.wait4, tid, _status_address, WALL | os.WNOHANG) == 0:
+        return None
+    return _status[0]
+
+
+def wait(tid: int, deadline: float) -> int:
+    """Wait for the next wait status of `tid` until time.monotonic() is `deadline`.
+
+    There is no wait with a time limit that leaves the tracer's other children alone, so this one spins for as
+    long as a stop normally takes (tens of microseconds) and then looks in lengthening steps.
+
+    Raises:
+        TimeoutError: it did not stop in time.
+        ChildProcessError: the thread is gone.
+    """
+    spins = 0
+    pause = 20e-6
+    while True:
+        status = poll(tid)
+        if status is not None:
+            return status
+        spins += 1
+        if spins < 200:
+            os.sched_yield()
+            continue
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"thread {tid} does not stop")
+        time.sleep(pause)
+        pause = min(pause * 2, 2e-3)
+
+
+def stop_signal(status: int) -> int:
+    """The stop signal of a wait status, without the event."""
+    return (status >> 8) & 0xFF
+
+
+def event(status: int) -> int:
+    """The ptrace event of a wait status, 0 for none."""
+    return status >> 16

@@ -1,0 +1,251 @@
+"""What is particular to x86-64: system call numbers, registers, the signal frame, restarted system calls.
+
+Another processor is added by a second module with these names.
+"""
+
+from __future__ import annotations
+
+import struct
+from array import array
+from enum import IntEnum
+from functools import cache
+
+from torpor._native import lib
+
+
+class NR(IntEnum):
+    """System call numbers (arch/x86/entry/syscalls/syscall_64.tbl)."""
+
+    read = 0
+    write = 1
+    open = 2
+    close = 3
+    poll = 7
+    lseek = 8
+    mmap = 9
+    mprotect = 10
+    munmap = 11
+    brk = 12
+    rt_sigaction = 13
+    rt_sigprocmask = 14
+    rt_sigreturn = 15
+    ioctl = 16
+    pread64 = 17
+    pwrite64 = 18
+    readv = 19
+    mremap = 25
+    madvise = 28
+    dup2 = 33
+    nanosleep = 35
+    getitimer = 36
+    setitimer = 38
+    getpid = 39
+    socket = 41
+    clone = 56
+    fork = 57
+    execve = 59
+    exit = 60
+    wait4 = 61
+    kill = 62
+    fcntl = 72
+    chdir = 80
+    fchdir = 81
+    umask = 95
+    ptrace = 101
+    setpgid = 109
+    setsid = 112
+    setgroups = 116
+    capget = 125
+    capset = 126
+    rt_sigtimedwait = 128
+    rt_sigqueueinfo = 129
+    sigaltstack = 131
+    mlock = 149
+    prctl = 157
+    arch_prctl = 158
+    setrlimit = 160
+    mount = 165
+    gettid = 186
+    futex = 202
+    sched_setaffinity = 203
+    sched_getaffinity = 204
+    set_tid_address = 218
+    restart_syscall = 219
+    timer_create = 222
+    timer_settime = 223
+    timer_gettime = 224
+    timer_getoverrun = 225
+    timer_delete = 226
+    clock_nanosleep = 230
+    exit_group = 231
+    epoll_wait = 232
+    epoll_ctl = 233
+    tgkill = 234
+    waitid = 247
+    ppoll = 271
+    unshare = 272
+    set_robust_list = 273
+    get_robust_list = 274
+    tee = 276
+    epoll_pwait = 281
+    eventfd2 = 290
+    epoll_create1 = 291
+    dup3 = 292
+    preadv = 295
+    rt_tgsigqueueinfo = 297
+    prlimit64 = 302
+    process_vm_readv = 310
+    process_vm_writev = 311
+    kcmp = 312
+    seccomp = 317
+    memfd_create = 319
+    userfaultfd = 323
+    mlock2 = 325
+    rseq = 334
+    pidfd_open = 434
+    clone3 = 435
+    close_range = 436
+    openat2 = 437
+    pidfd_getfd = 438
+    epoll_pwait2 = 441
+
+
+# struct user_regs_struct (arch/x86/include/asm/user_64.h): indexes of its 27 words.
+R15, R14, R13, R12, RBP, RBX, R11, R10, R9, R8, RAX, RCX, RDX, RSI, RDI = range(15)
+ORIG_RAX, RIP, CS, EFLAGS, RSP, SS, FS_BASE, GS_BASE, DS, ES, FS, GS = range(15, 27)
+REGISTER_COUNT = 27
+
+WORD = (1 << 64) - 1
+TASK_SIZE = (1 << 47) - 4096
+"""The end of the address space without five-level page tables; with them, only by request of the program."""
+RED_ZONE = 128
+"""Bytes below rsp that belong to the running function (System V ABI)."""
+
+# Results that the kernel keeps for itself (include/linux/errno.h).
+ERESTARTSYS = 512
+ERESTARTNOINTR = 513
+ERESTARTNOHAND = 514
+ERESTART_RESTARTBLOCK = 516
+EINTR = 4
+TIMER_ABSTIME = 1
+
+# Calls that end with EINTR although no handler runs when a thread is stopped in them (signal(7)). Going on
+# waiting is what a program that knows nothing of the stop expects.
+_NEVER_RESTARTED = frozenset({NR.epoll_wait, NR.epoll_pwait, NR.epoll_pwait2, NR.rt_sigtimedwait})
+
+SYSCALL_RET = b"\x0f\x05\xc3"
+"""``syscall; ret``"""
+SIGRETURN_STUBS = (b"\x48\xc7\xc0\x0f\x00\x00\x00\x0f\x05", b"\xb8\x0f\x00\x00\x00\x0f\x05")
+"""``mov $15, %rax; syscall``, as glibc and others write it (gdb knows signal frames by these bytes)."""
+SYSCALL = b"\x0f\x05"
+
+# Signal frame (arch/x86/include/uapi/asm/sigcontext.h, ucontext.h).
+_FP_XSTATE_MAGIC1 = 0x46505853
+_FP_XSTATE_MAGIC2 = 0x46505845
+_SW_RESERVED = 464  # offset of struct _fpx_sw_bytes in the xsave area
+_XFEATURES = 512  # offset of xstate_bv in the xsave header
+_XTILE_DATA = 1 << 18
+_UC_FLAGS = 0x1 | 0x2 | 0x4  # UC_FP_XSTATE | UC_SIGCONTEXT_SS | UC_STRICT_RESTORE_SS
+_UCONTEXT = struct.Struct("<QQ QiiQ 18Q 4H 4Q Q64x Q")
+_NO_ALTSTACK = 7
+"""Not a mode of sigaltstack: rt_sigreturn ignores it and leaves the thread's alternate stack as it is."""
+
+
+def signed(value: int) -> int:
+    """A register's word as a signed number."""
+    return value - (1 << 64) if value >> 63 else value
+
+
+def in_system_call(registers: array[int]) -> bool:
+    """Whether the thread was stopped in a system call that has not returned to it."""
+    return signed(registers[ORIG_RAX]) >= 0 and -ERESTART_RESTARTBLOCK <= signed(registers[RAX]) <= -ERESTARTSYS
+
+
+def keep_waiting(registers: array[int]) -> None:
+    """Turn an EINTR that our stop has caused into a restart of the call.
+
+    Done to the target as well: epoll_wait would otherwise end early at each checkpoint. If a signal with a
+    handler is pending, the kernel turns the restart into EINTR again (arch/x86/kernel/signal.c, handle_signal).
+    """
+    if signed(registers[RAX]) == -EINTR and registers[ORIG_RAX] in _NEVER_RESTARTED:
+        registers[RAX] = -ERESTARTNOHAND & WORD
+
+
+def portable(registers: array[int]) -> array[int]:
+    """The registers as another task can take them up: restart blocks live in the kernel and are not carried over.
+
+    -ERESTARTNOHAND with the original call makes the kernel issue the call again, or end it with EINTR if a
+    handler is to run: what -ERESTART_RESTARTBLOCK means, except for the time already waited. A relative sleep goes
+    on with the rest that the kernel has left for the program, where the program asked for it.
+    """
+    result = array("Q", registers)
+    if signed(result[ORIG_RAX]) >= 0 and signed(result[RAX]) == -ERESTART_RESTARTBLOCK:
+        result[RAX] = -ERESTARTNOHAND & WORD
+        if result[ORIG_RAX] == NR.nanosleep and result[RSI]:
+            result[RDI] = result[RSI]
+        if result[ORIG_RAX] == NR.clock_nanosleep and result[R10] and not result[RSI] & TIMER_ABSTIME:
+            result[RDX] = result[R10]
+    return result
+
+
+def restarted(registers: array[int]) -> array[int]:
+    """The registers for a return through a signal frame, where the kernel does no restart: it is done in them."""
+    result = array("Q", registers)
+    if in_system_call(registers):
+        # rt_sigreturn voids the restart block, so restart_syscall answers -EINTR, which its call may give.
+        blocked = signed(registers[RAX]) == -ERESTART_RESTARTBLOCK
+        result[RAX] = NR.restart_syscall if blocked else registers[ORIG_RAX]
+        result[RIP] = registers[RIP] - 2
+    return result
+
+
+def signal_frame(address: int, registers: array[int], xstate: bytes, sigmask: int) -> bytes:
+    """The frame that rt_sigreturn, called with rsp = `address`, makes these registers, xsave area and mask from.
+
+    `address` must be 64-byte aligned. The alternate stack is left alone.
+    """
+    r = restarted(registers)
+    size = len(xstate)
+    fpstate = address + _aligned(_UCONTEXT.size)
+    context = _UCONTEXT.pack(
+        _UC_FLAGS, 0, 0, _NO_ALTSTACK, 0, 0,
+        r[R8], r[R9], r[R10], r[R11], r[R12], r[R13], r[R14], r[R15],
+        r[RDI], r[RSI], r[RBP], r[RBX], r[RDX], r[RAX], r[RCX], r[RSP], r[RIP], r[EFLAGS],
+        r[CS], 0, 0, r[SS],
+        0, 0, 0, 0,
+        fpstate,
+        sigmask,
+    )  # fmt: skip
+    features, size = _features_in_use(xstate)
+    area = bytearray(xstate[:size])
+    area[_SW_RESERVED:512] = struct.pack("<IIQI28x", _FP_XSTATE_MAGIC1, size + 4, features, size)
+    return context.ljust(_aligned(len(context)), b"\0") + area + struct.pack("<I", _FP_XSTATE_MAGIC2)
+
+
+def _features_in_use(xstate: bytes) -> tuple[int, int]:
+    """The components to restore from an xsave area, and the bytes that they take.
+
+    ptrace gives the area in its largest size, AMX tiles included. The kernel takes only x87 and SSE from a
+    signal frame larger than the task may use (fpu/signal.c, check_xstate_in_sigframe), and a task that never asked
+    for AMX may not use tiles.
+    """
+    features: int = struct.unpack_from("<Q", xstate, _SW_RESERVED)[0]  # XCR0, where ptrace puts it
+    in_use: int = struct.unpack_from("<Q", xstate, _XFEATURES)[0]
+    if not in_use & _XTILE_DATA:
+        features &= ~_XTILE_DATA
+    return features, min(xsave_size(features), len(xstate))
+
+
+@cache
+def xsave_size(features: int) -> int:
+    """Bytes of a standard-format xsave area with these components, on this processor."""
+    return int(lib.tp_xsave_size(features))
+
+
+def signal_frame_size(xstate_size: int) -> int:
+    """Bytes of a `signal_frame`, rounded up to 64."""
+    return _aligned(_aligned(_UCONTEXT.size) + xstate_size + 4)
+
+
+def _aligned(size: int) -> int:
+    return (size + 63) & ~63
