@@ -24,11 +24,10 @@ class BuildNative(build_ext):
     """
 
     def _init_path(self) -> Path:
-        if self.inplace:
-            return Path(self.get_finalized_command("build_py").get_package_dir("torpor"), "torpor-init")
-        return Path(self.build_lib, "torpor", "torpor-init")
+        return Path(self.get_ext_fullpath("torpor._native")).with_name("torpor-init")
 
     def run(self) -> None:
+        """Build everything; the compiler is $CC, else gcc."""
         super().run()
         target = self._init_path()
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -37,6 +36,7 @@ class BuildNative(build_ext):
         target.chmod(0o755)
 
     def get_outputs(self) -> list[str]:
+        """Name the executable too, so that installers carry it along."""
         return [*super().get_outputs(), str(self._init_path())]
 
 

@@ -1,0 +1,79 @@
+"""Fixtures for every test: the users to act as, private directories, and the look at what was left behind."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.leaks import MARK, Before
+from tests.users import BIN, User, ordinary_user
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def no_leaks(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Fail the test if a process, a mount or a file of ours is left. Yields the mark its processes carry."""
+    mark = uuid.uuid4().hex
+    before = Before.now()
+    monkeypatch.setenv(MARK, mark)
+    yield mark
+    if leaks := before.left(mark):
+        pytest.fail("left behind: " + "; ".join(leaks), pytrace=False)
+
+
+@pytest.fixture(scope="session")
+def ordinary() -> Iterator[pwd.struct_passwd]:
+    """The ordinary user of this run, who can read the checkout and run its environment."""
+    with ordinary_user() as user:
+        looker = User(user.pw_name, user.pw_uid, user.pw_gid, Path("/"), {})
+        tried = looker.run(
+            [BIN / "python", "-c", "import sys; open(sys.argv[1]); import torpor._native", __file__]
+        )
+        if tried.returncode:
+            pytest.exit(
+                f"the user {user.pw_name} cannot use {ROOT} ('make test' works in a readable copy): "
+                f"{tried.stderr}"
+            )
+        yield user
+
+
+def _user(name: str, uid: int, gid: int, mark: str) -> Iterator[User]:
+    # Not below pytest's own directory, which only the one who runs pytest may enter.
+    tmp = Path(tempfile.mkdtemp(prefix="torpor-test-", dir="/tmp"))
+    user = User(name, uid, gid, tmp, {MARK: mark})
+    user.own(tmp)
+    user.home.mkdir(mode=0o700)
+    user.own(user.home)
+    try:
+        yield user
+    finally:
+        shutil.rmtree(tmp)
+
+
+@pytest.fixture
+def ordinary_account(ordinary: pwd.struct_passwd, no_leaks: str) -> Iterator[User]:
+    """An ordinary user to act as, for tests that make no sense as root."""
+    yield from _user(ordinary.pw_name, ordinary.pw_uid, ordinary.pw_gid, no_leaks)
+
+
+@pytest.fixture
+def root_account(no_leaks: str) -> Iterator[User]:
+    """Root to act as, for tests that need it; skipped when the tests run as an ordinary user."""
+    if os.geteuid():
+        pytest.skip("needs root; the tests run as an ordinary user")
+    yield from _user("root", 0, 0, no_leaks)
+
+
+@pytest.fixture(params=["root", "user"])
+def as_user(request: pytest.FixtureRequest) -> User:
+    """Each of the two kinds of user in turn."""
+    user: User = request.getfixturevalue("root_account" if request.param == "root" else "ordinary_account")
+    return user

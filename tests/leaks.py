@@ -1,0 +1,102 @@
+"""What a test left behind: processes, mounts, files. Used by the fixture `no_leaks` around every test."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+MARK = "TORPOR_TEST_MARK"
+"""Every process a test starts carries this variable with the test's own value: also one that was frozen
+and woken, since its environment lies in its memory."""
+
+PATIENCE = 3.0  # seconds that a process which is on its way out may take
+
+
+def marked(mark: str) -> set[int]:
+    """The processes, this one excepted, whose environment carries `mark`."""
+    wanted = f"{MARK}={mark}".encode()
+    found = set()
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdecimal() or int(entry.name) == os.getpid():
+            continue
+        try:
+            environment = (entry / "environ").read_bytes()
+        except OSError:
+            continue  # gone meanwhile, or another user's: not ours
+        if wanted in environment.split(b"\0"):
+            found.add(int(entry.name))
+    return found
+
+
+def _parents() -> dict[int, int]:
+    parents = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            try:
+                stat = (entry / "stat").read_bytes()
+            except OSError:
+                continue
+            parents[int(entry.name)] = int(stat[stat.rindex(b")") + 2 :].split()[1])
+    return parents
+
+
+def descendants(of: int) -> set[int]:
+    """All processes below `of`, zombies included."""
+    parents = _parents()
+    found: set[int] = set()
+    layer = {of}
+    while layer := {pid for pid, parent in parents.items() if parent in layer} - found:
+        found |= layer
+    return found
+
+
+def _describe(pid: int) -> str:
+    try:
+        name = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+        comm, state = Path(f"/proc/{pid}/stat").read_text(errors="replace").split(")")[0:2]
+    except OSError:
+        return f"process {pid} (gone now)"
+    return f"process {pid} ({name or comm.split('(')[1]}, state {state.split()[0]})"
+
+
+def _mounts() -> set[str]:
+    return {line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()}
+
+
+def _files() -> set[str]:
+    # In /tmp only what bears our name is ours; a private directory of another run's test is not.
+    temporary = {str(p) for p in Path("/tmp").glob("*torpor*") if not p.name.startswith("torpor-test-")}
+    return temporary | {str(p) for p in Path("/dev/shm").iterdir()}
+
+
+@dataclass
+class Before:
+    """What there was before a test."""
+
+    children: set[int]
+    mounts: set[str]
+    files: set[str]
+
+    @classmethod
+    def now(cls) -> Before:
+        return cls(descendants(os.getpid()), _mounts(), _files())
+
+    def left(self, mark: str) -> list[str]:
+        """What is there now that was not, in words. Processes are ended: a leak stays one test's."""
+        deadline = time.monotonic() + PATIENCE
+        while pids := (descendants(os.getpid()) | marked(mark)) - self.children:
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.02)
+        leaks = [_describe(pid) for pid in sorted(pids)]
+        for pid in pids:
+            with suppress(ProcessLookupError, ChildProcessError):  # gone, or not a child of ours to wait for
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+        leaks += [f"mount {path}" for path in sorted(_mounts() - self.mounts)]
+        leaks += [f"file {path}" for path in sorted(_files() - self.files)]
+        return leaks

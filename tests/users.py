@@ -1,0 +1,142 @@
+"""The people that tests act as: root, and an ordinary user that is made for them when it is missing."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pwd
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ORDINARY = "torpor-test"
+MADE_BY_TESTS = "made by Torpor's tests"  # the comment in /etc/passwd by which a user of ours is known
+USERADD_EXISTS = 9  # useradd(8): the name is taken
+
+BIN = Path(sys.executable).parent
+"""Where the `torpor` command of this environment lies."""
+
+
+@dataclass(frozen=True)
+class User:
+    """Someone to act as; everything runs in a private directory and finds this environment's `torpor`."""
+
+    name: str
+    uid: int
+    gid: int
+    tmp: Path
+    """A directory of the user's own, gone after the test."""
+    extra_env: Mapping[str, str]
+
+    @property
+    def home(self) -> Path:
+        """The user's HOME, within `tmp`: what a test writes there goes away with it."""
+        return self.tmp / "home"
+
+    @property
+    def is_root(self) -> bool:
+        return self.uid == 0
+
+    @property
+    def env(self) -> dict[str, str]:
+        """A login's environment: nothing of the tester's own, and the `torpor` under test on PATH."""
+        return {
+            "PATH": f"{BIN}:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin",
+            "HOME": str(self.home),
+            "TMPDIR": str(self.tmp),
+            "USER": self.name,
+            "LOGNAME": self.name,
+            "SHELL": "/bin/sh",
+            "LANG": "C.UTF-8",
+            **self.extra_env,
+        }
+
+    def popen(
+        self, cmd: Sequence[str | Path], *, env: Mapping[str, str] | None = None, **options: Any
+    ) -> Any:
+        """Start `cmd` as this user, in a session of its own; `env` is added to the user's environment."""
+        if os.geteuid() != self.uid:
+            # setuid() from 0 also drops every capability (capabilities(7)): nothing of root is left.
+            options |= {"user": self.uid, "group": self.gid, "extra_groups": []}
+        options.setdefault("cwd", self.tmp)
+        options.setdefault("start_new_session", True)
+        return subprocess.Popen(list(map(str, cmd)), env={**self.env, **(env or {})}, **options)
+
+    def run(
+        self,
+        cmd: Sequence[str | Path],
+        *,
+        input: str | None = None,
+        timeout: float = 60,
+        check: bool = False,
+        env: Mapping[str, str] | None = None,
+        **options: Any,
+    ) -> subprocess.CompletedProcess[str]:
+        """Run `cmd` as this user to its end and return its output as text."""
+        options.setdefault("stdout", subprocess.PIPE)
+        options.setdefault("stderr", subprocess.PIPE)
+        options.setdefault("stdin", subprocess.DEVNULL if input is None else subprocess.PIPE)
+        process = self.popen(cmd, env=env, text=True, **options)
+        try:
+            out, err = process.communicate(input, timeout)
+        except BaseException:
+            process.kill()
+            process.communicate()
+            raise
+        if check and process.returncode:
+            raise AssertionError(f"{cmd} as {self.name} ended with {process.returncode}:\n{out}\n{err}")
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+    def own(self, path: Path) -> Path:
+        """Give `path` to this user."""
+        if os.geteuid() != self.uid:
+            os.chown(path, self.uid, self.gid)
+        return path
+
+
+@contextmanager
+def ordinary_user() -> Iterator[pwd.struct_passwd]:
+    """The ordinary user to act as: oneself, or as root ORDINARY, made if it is missing and then removed.
+
+    Several test runs may share the user. Each holds a shared lock on its home directory; the last one to go
+    removes it, and only if tests made it.
+    """
+    if os.geteuid():
+        yield pwd.getpwuid(os.geteuid())
+        return
+    while True:
+        made = subprocess.run(
+            ["useradd", "--create-home", "--shell", "/bin/sh", "--comment", MADE_BY_TESTS, ORDINARY],
+            check=False,
+            capture_output=True,
+            text=True,
+        )
+        if made.returncode not in (0, USERADD_EXISTS):
+            raise RuntimeError(f"cannot make the user {ORDINARY}: {made.stderr.strip()}")
+        try:
+            user = pwd.getpwnam(ORDINARY)
+            home = os.open(user.pw_dir, os.O_RDONLY | os.O_DIRECTORY)
+        except (KeyError, FileNotFoundError):
+            continue  # another run removed it between our two looks
+        fcntl.flock(home, fcntl.LOCK_SH)
+        if os.fstat(home).st_nlink:
+            break
+        os.close(home)
+    try:
+        yield user
+    finally:
+        if user.pw_gecos.startswith(MADE_BY_TESTS) and _is_ours_alone(home):
+            subprocess.run(["userdel", "--remove", ORDINARY], check=True, capture_output=True)
+        os.close(home)
+
+
+def _is_ours_alone(lock: int) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
