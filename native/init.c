@@ -1,0 +1,126 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * torpor-init: pid 1 of a capsule, keeper of a job outside one, and stand-in for a process that a job knows by its
+ * PID but does not contain.
+ *
+ *	torpor-init CHILD STATUS_FD [PROGRAM ARG0 ARGS...]
+ *
+ * It stands for its child CHILD: every signal that it is sent goes to CHILD, every orphan that falls to it is
+ * reaped, and when CHILD ends it ends the same way. CHILD 0 is nobody: it then waits until it is killed. With a
+ * PROGRAM it starts that first, and stands for it. STATUS_FD, if not 0, is told the child's wait status (an int):
+ * pid 1 cannot kill itself, so its own exit code is 128 + signal where the child was killed by one.
+ *
+ * It is freestanding, holds nothing but what is on its stack, and may be entered again at _start with a new stack: a
+ * clone of it becomes a stand-in that way.
+ */
+#include <asm/signal.h>
+#include <asm/siginfo.h>
+#include <asm/unistd.h>
+#include <linux/wait.h>
+
+#define MASK_SIZE 8 /* bytes of the kernel's sigset_t */
+
+static long call(long nr, long a, long b, long c, long d)
+{
+	long result;
+	register long r10 __asm__("r10") = d;
+
+	__asm__ volatile("syscall"
+			 : "=a"(result)
+			 : "a"(nr), "D"(a), "S"(b), "d"(c), "r"(r10)
+			 : "rcx", "r11", "memory");
+	return result;
+}
+
+static void set_mask(unsigned long mask)
+{
+	call(__NR_rt_sigprocmask, SIG_SETMASK, (long)&mask, 0, MASK_SIZE);
+}
+
+static long number(const char *text)
+{
+	long value = 0;
+
+	while (*text)
+		value = value * 10 + *text++ - '0';
+	return value;
+}
+
+static _Noreturn void end_as(int status, long status_fd)
+{
+	int sig = status & 0x7f;
+
+	if (status_fd)
+		call(__NR_write, status_fd, (long)&status, sizeof(status), 0);
+	if (sig) {
+		unsigned long no_core[2] = {0, 0};
+
+		call(__NR_setrlimit, 4 /* RLIMIT_CORE */, (long)no_core, 0, 0);
+		call(__NR_kill, call(__NR_getpid, 0, 0, 0, 0), sig, 0, 0);
+		set_mask(0);
+	}
+	for (;;)
+		call(__NR_exit_group, sig ? 128 + sig : status >> 8 & 0xff, 0, 0, 0);
+}
+
+static void reap(long child, long status_fd)
+{
+	int status;
+	long pid;
+
+	while ((pid = call(__NR_wait4, -1, (long)&status, WNOHANG | __WALL, 0)) > 0)
+		if (pid == child)
+			end_as(status, status_fd);
+}
+
+static void forward(long child, const siginfo_t *info)
+{
+	/* What a terminal sends, it sends to a whole group: a child in our group has it already. */
+	if (info->si_code == SI_KERNEL &&
+	    call(__NR_getpgid, child, 0, 0, 0) == call(__NR_getpgid, 0, 0, 0, 0))
+		return;
+	call(__NR_kill, child, info->si_signo, 0, 0);
+}
+
+static long start(char **argv, char **environment)
+{
+	long child = call(__NR_fork, 0, 0, 0, 0);
+
+	if (child)
+		return child;
+	set_mask(0);
+	call(__NR_execve, (long)argv[0], (long)(argv + 1), (long)environment, 0);
+	for (;;)
+		call(__NR_exit_group, 127, 0, 0, 0);
+}
+
+/* stack: argc, argv[], NULL, environment[], NULL, as execve leaves it */
+_Noreturn __attribute__((used)) void torpor_init(long *stack)
+{
+	long argc = stack[0];
+	char **argv = (char **)(stack + 1);
+	long child = number(argv[1]), status_fd = number(argv[2]);
+	unsigned long all = ~0ul;
+
+	set_mask(all);
+	if (argc > 3) {
+		child = start(argv + 3, argv + argc + 1);
+		if (child < 0)
+			end_as(SIGKILL, status_fd); /* no memory or no process to be had */
+	}
+	for (;;) {
+		siginfo_t info;
+
+		reap(child, status_fd);
+		if (call(__NR_rt_sigtimedwait, (long)&all, (long)&info, 0, MASK_SIZE) > 0 &&
+		    info.si_signo != SIGCHLD && child > 0)
+			forward(child, &info);
+	}
+}
+
+__asm__(".globl _start\n"
+	"_start:\n"
+	"	xorl %ebp, %ebp\n"
+	"	movq %rsp, %rdi\n"
+	"	andq $-16, %rsp\n"
+	"	call torpor_init\n");
