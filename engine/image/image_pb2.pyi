@@ -385,12 +385,14 @@ class SharedMemory(_message.Message):
     def __init__(self, kind: _Optional[_Union[SharedMemory.Kind, str]] = ..., name: _Optional[bytes] = ..., size: _Optional[int] = ..., seals: _Optional[int] = ..., pages: _Optional[_Union[PageTable, _Mapping]] = ..., dev: _Optional[int] = ..., ino: _Optional[int] = ..., mode: _Optional[int] = ...) -> None: ...
 
 class PipeBuffer(_message.Message):
-    __slots__ = ("capacity", "content")
+    __slots__ = ("capacity", "content", "packets")
     CAPACITY_FIELD_NUMBER: _ClassVar[int]
     CONTENT_FIELD_NUMBER: _ClassVar[int]
+    PACKETS_FIELD_NUMBER: _ClassVar[int]
     capacity: int
     content: bytes
-    def __init__(self, capacity: _Optional[int] = ..., content: _Optional[bytes] = ...) -> None: ...
+    packets: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, capacity: _Optional[int] = ..., content: _Optional[bytes] = ..., packets: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Fd(_message.Message):
     __slots__ = ("fd", "description", "cloexec")
@@ -481,20 +483,22 @@ class Eventfd(_message.Message):
 class Epoll(_message.Message):
     __slots__ = ("watches",)
     class Watch(_message.Message):
-        __slots__ = ("fd", "events", "data")
+        __slots__ = ("fd", "events", "data", "description")
         FD_FIELD_NUMBER: _ClassVar[int]
         EVENTS_FIELD_NUMBER: _ClassVar[int]
         DATA_FIELD_NUMBER: _ClassVar[int]
+        DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
         fd: int
         events: int
         data: int
-        def __init__(self, fd: _Optional[int] = ..., events: _Optional[int] = ..., data: _Optional[int] = ...) -> None: ...
+        description: int
+        def __init__(self, fd: _Optional[int] = ..., events: _Optional[int] = ..., data: _Optional[int] = ..., description: _Optional[int] = ...) -> None: ...
     WATCHES_FIELD_NUMBER: _ClassVar[int]
     watches: _containers.RepeatedCompositeFieldContainer[Epoll.Watch]
     def __init__(self, watches: _Optional[_Iterable[_Union[Epoll.Watch, _Mapping]]] = ...) -> None: ...
 
 class UnixSocket(_message.Message):
-    __slots__ = ("type", "peer", "has_peer", "messages", "shut_read", "shut_write", "options")
+    __slots__ = ("type", "peer", "has_peer", "messages", "shut_read", "shut_write", "options", "peer_gone", "reset")
     TYPE_FIELD_NUMBER: _ClassVar[int]
     PEER_FIELD_NUMBER: _ClassVar[int]
     HAS_PEER_FIELD_NUMBER: _ClassVar[int]
@@ -502,6 +506,8 @@ class UnixSocket(_message.Message):
     SHUT_READ_FIELD_NUMBER: _ClassVar[int]
     SHUT_WRITE_FIELD_NUMBER: _ClassVar[int]
     OPTIONS_FIELD_NUMBER: _ClassVar[int]
+    PEER_GONE_FIELD_NUMBER: _ClassVar[int]
+    RESET_FIELD_NUMBER: _ClassVar[int]
     type: int
     peer: int
     has_peer: bool
@@ -509,7 +515,9 @@ class UnixSocket(_message.Message):
     shut_read: bool
     shut_write: bool
     options: _containers.RepeatedCompositeFieldContainer[SockOpt]
-    def __init__(self, type: _Optional[int] = ..., peer: _Optional[int] = ..., has_peer: bool = ..., messages: _Optional[_Iterable[bytes]] = ..., shut_read: bool = ..., shut_write: bool = ..., options: _Optional[_Iterable[_Union[SockOpt, _Mapping]]] = ...) -> None: ...
+    peer_gone: bool
+    reset: bool
+    def __init__(self, type: _Optional[int] = ..., peer: _Optional[int] = ..., has_peer: bool = ..., messages: _Optional[_Iterable[bytes]] = ..., shut_read: bool = ..., shut_write: bool = ..., options: _Optional[_Iterable[_Union[SockOpt, _Mapping]]] = ..., peer_gone: bool = ..., reset: bool = ...) -> None: ...
 
 class SockOpt(_message.Message):
     __slots__ = ("level", "name", "value")
@@ -522,7 +530,7 @@ class SockOpt(_message.Message):
     def __init__(self, level: _Optional[int] = ..., name: _Optional[int] = ..., value: _Optional[bytes] = ...) -> None: ...
 
 class TcpSocket(_message.Message):
-    __slots__ = ("state", "family", "local", "remote", "backlog", "peer", "received", "shut_read", "shut_write", "options")
+    __slots__ = ("state", "family", "local", "remote", "backlog", "peer", "received", "shut_read", "shut_write", "options", "peer_done", "protocol")
     class State(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         UNKNOWN: _ClassVar[TcpSocket.State]
@@ -530,11 +538,13 @@ class TcpSocket(_message.Message):
         INSIDE: _ClassVar[TcpSocket.State]
         OUTSIDE: _ClassVar[TcpSocket.State]
         CLOSED: _ClassVar[TcpSocket.State]
+        ENDED: _ClassVar[TcpSocket.State]
     UNKNOWN: TcpSocket.State
     LISTEN: TcpSocket.State
     INSIDE: TcpSocket.State
     OUTSIDE: TcpSocket.State
     CLOSED: TcpSocket.State
+    ENDED: TcpSocket.State
     STATE_FIELD_NUMBER: _ClassVar[int]
     FAMILY_FIELD_NUMBER: _ClassVar[int]
     LOCAL_FIELD_NUMBER: _ClassVar[int]
@@ -545,6 +555,8 @@ class TcpSocket(_message.Message):
     SHUT_READ_FIELD_NUMBER: _ClassVar[int]
     SHUT_WRITE_FIELD_NUMBER: _ClassVar[int]
     OPTIONS_FIELD_NUMBER: _ClassVar[int]
+    PEER_DONE_FIELD_NUMBER: _ClassVar[int]
+    PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     state: TcpSocket.State
     family: int
     local: bytes
@@ -555,7 +567,9 @@ class TcpSocket(_message.Message):
     shut_read: bool
     shut_write: bool
     options: _containers.RepeatedCompositeFieldContainer[SockOpt]
-    def __init__(self, state: _Optional[_Union[TcpSocket.State, str]] = ..., family: _Optional[int] = ..., local: _Optional[bytes] = ..., remote: _Optional[bytes] = ..., backlog: _Optional[int] = ..., peer: _Optional[int] = ..., received: _Optional[bytes] = ..., shut_read: bool = ..., shut_write: bool = ..., options: _Optional[_Iterable[_Union[SockOpt, _Mapping]]] = ...) -> None: ...
+    peer_done: bool
+    protocol: int
+    def __init__(self, state: _Optional[_Union[TcpSocket.State, str]] = ..., family: _Optional[int] = ..., local: _Optional[bytes] = ..., remote: _Optional[bytes] = ..., backlog: _Optional[int] = ..., peer: _Optional[int] = ..., received: _Optional[bytes] = ..., shut_read: bool = ..., shut_write: bool = ..., options: _Optional[_Iterable[_Union[SockOpt, _Mapping]]] = ..., peer_done: bool = ..., protocol: _Optional[int] = ...) -> None: ...
 
 class Memfd(_message.Message):
     __slots__ = ("shared", "position")
