@@ -65,6 +65,8 @@ class Batch:
 
     _entries: list[tuple[int, int, int, int, tuple[Argument, ...]]] = field(default_factory=list)
     _places: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict)
+    first: int = 0
+    """The entry to begin with; those before it are for the children that `on_zero` branches to."""
 
     def __len__(self) -> int:
         return len(self._entries)

@@ -97,6 +97,13 @@ def detach(tid: int, sig: int = 0) -> None:
         raise OSError(-result, os.strerror(-result))
 
 
+def event_message(tid: int) -> int:
+    """What belongs to the event a thread is stopped at: for a clone the child's id, in our PID namespace."""
+    message = array("Q", [0])
+    syscall(NR.ptrace, GETEVENTMSG, tid, 0, message.buffer_info()[0])
+    return message[0]
+
+
 def get_registers(tid: int) -> array[int]:
     """The general registers, indexed by x86_64's register numbers."""
     registers = array("Q", bytes(8 * REGISTER_COUNT))

@@ -1,0 +1,111 @@
+"""Every error Torpor raises: what happened to which object, why, and what to do next.
+
+Exit codes are in ranges, so that a script can tell a refusal from a fault:
+
+====  =======================================================================
+0     done
+2     the command line is wrong (click's own code)
+10    refused before anything was touched; the target or the image is as before
+11    no such process, snapshot or store
+12    not permitted
+20    a checkpoint failed; the target runs on
+21    a restore failed; nothing of it is left, and the image is untouched
+30    the store cannot be read or written (full, busy, gone)
+31    an image is damaged or not of a format this version reads
+70    a fault in Torpor itself
+====  =======================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Reason:
+    """One cause of a refusal: the object by name, why it cannot be done, and what to do next."""
+
+    subject: str
+    """The object: ``process 4711 (python3), fd 7 (io_uring)``."""
+    why: str
+    """Why it cannot be kept or restored, without a full stop."""
+    advice: str = ""
+    """What the person can do next, without a full stop; empty when nothing can be done."""
+
+    def __str__(self) -> str:
+        return f"{self.subject}: {self.why}" + (f"; {self.advice}" if self.advice else "")
+
+
+class TorporError(Exception):
+    """The base of all errors that are told to people. One line by ``str()``; the rest in `details`."""
+
+    exit_code = 70
+
+    def __init__(self, message: str, *, advice: str = "", details: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.advice = advice
+        self.details = details
+
+    def __str__(self) -> str:
+        return self.message + (f"; {self.advice}" if self.advice else "")
+
+
+class _ManyReasons(TorporError):
+    """An error that says every cause at once."""
+
+    def __init__(self, heading: str, reasons: Iterable[Reason]) -> None:
+        self.reasons = tuple(reasons)
+        super().__init__(
+            f"{heading}: " + "; ".join(map(str, self.reasons)),
+            details="\n".join(f"  {reason}" for reason in self.reasons),
+        )
+
+
+class Refused(_ManyReasons):
+    """The target holds something that cannot be kept. It was not touched and runs on."""
+
+    exit_code = 10
+
+
+class RestoreRefused(_ManyReasons):
+    """This host cannot restore the image as it is now. Nothing was started."""
+
+    exit_code = 10
+
+
+class NotFound(TorporError):
+    """No such process, snapshot or store."""
+
+    exit_code = 11
+
+
+class NotPermitted(TorporError):
+    """The kernel or its administrator does not let this user do it."""
+
+    exit_code = 12
+
+
+class CheckpointFailed(TorporError):
+    """The checkpoint did not come about; the target runs on as before."""
+
+    exit_code = 20
+
+
+class RestoreFailed(TorporError):
+    """A step of the restore failed; the half-built tree was killed and the image is untouched."""
+
+    exit_code = 21
+
+
+class StoreError(TorporError):
+    """The store cannot be read or written: full, busy, or gone."""
+
+    exit_code = 30
+
+
+class ImageDamaged(TorporError):
+    """What was read from the store is cut, changed, or not of a format this version reads."""
+
+    exit_code = 31

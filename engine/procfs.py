@@ -1,0 +1,148 @@
+"""Reading /proc: raw text while a tree is frozen, parsed after it runs again."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import NamedTuple
+
+PAGE = os.sysconf("SC_PAGESIZE")
+
+
+def read(path: str) -> bytes:
+    """A whole /proc file. One read is not enough for files over a page."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        pieces = []
+        while piece := os.read(fd, 1 << 20):
+            pieces.append(piece)
+        return b"".join(pieces)
+    finally:
+        os.close(fd)
+
+
+class Mapping(NamedTuple):
+    """A line of /proc/PID/maps."""
+
+    start: int
+    end: int
+    perms: bytes
+    offset: int
+    device: bytes
+    inode: int
+    name: bytes
+    """Path, ``[name]`` or empty; a path that is gone ends in `` (deleted)``."""
+
+    @property
+    def shared(self) -> bool:
+        """Whether writes reach other processes."""
+        return self.perms[3:4] == b"s"
+
+    @property
+    def writable(self) -> bool:
+        """Whether the mapping may be written now."""
+        return self.perms[1:2] == b"w"
+
+
+def parse_mapping(line: bytes) -> Mapping:
+    """Parse one line of maps or one heading of smaps."""
+    fields = line.split(None, 5)
+    start, _, end = fields[0].partition(b"-")
+    name = fields[5] if len(fields) > 5 else b""
+    if b"\\" in name:
+        name = name.replace(b"\\012", b"\n")  # the only character that the kernel escapes here (seq_file_path)
+    return Mapping(int(start, 16), int(end, 16), fields[1], int(fields[2], 16), fields[3], int(fields[4]), name)
+
+
+def mappings(pid: int) -> list[Mapping]:
+    """The address space of a process, by address."""
+    return [parse_mapping(line) for line in read(f"/proc/{pid}/maps").splitlines()]
+
+
+class FlaggedMapping(NamedTuple):
+    """A mapping with what smaps adds to it."""
+
+    mapping: Mapping
+    flags: tuple[bytes, ...]
+    """Two-letter VmFlags (Documentation/filesystems/proc.rst)."""
+
+
+def flagged_mappings(pid: int) -> list[FlaggedMapping]:
+    """The address space with the flags of each mapping, from smaps: the kernel walks page tables for it."""
+    found: list[FlaggedMapping] = []
+    heading = b""
+    for line in read(f"/proc/{pid}/smaps").splitlines():
+        first = line[:1]
+        if first.isdigit() or b"a" <= first <= b"f":
+            heading = line
+        elif line.startswith(b"VmFlags:"):
+            found.append(FlaggedMapping(parse_mapping(heading), tuple(line[8:].split())))
+    return found
+
+
+def status(text: bytes) -> dict[bytes, bytes]:
+    """The fields of a /proc/PID/status."""
+    fields: dict[bytes, bytes] = {}
+    for line in text.splitlines():
+        key, _, value = line.partition(b":")
+        fields[key] = value.strip()
+    return fields
+
+
+@dataclass(frozen=True)
+class Stat:
+    """The fields of /proc/PID/stat that are used (proc_pid_stat(5)); numbering as there, from 1."""
+
+    comm: bytes
+    state: str
+    ppid: int
+    pgrp: int
+    session: int
+    tty: int
+    flags: int
+    start_time: int
+    """Clock ticks after boot: with the PID, the identity of a process."""
+    fields: tuple[bytes, ...]
+    """All fields; ``fields[n - 1]`` is field n."""
+
+
+def parse_stat(text: bytes) -> Stat:
+    """Parse /proc/PID/stat; a name may hold blanks and parentheses."""
+    opening, closing = text.index(b"("), text.rindex(b")")
+    rest = text[closing + 2 :].split()
+    fields = (text[: opening - 1], text[opening + 1 : closing], *rest)
+    return Stat(
+        comm=fields[1],
+        state=fields[2].decode(),
+        ppid=int(fields[3]),
+        pgrp=int(fields[4]),
+        session=int(fields[5]),
+        tty=int(fields[6]),
+        flags=int(fields[8]),
+        start_time=int(fields[21]),
+        fields=fields,
+    )
+
+
+def stat(pid: int) -> Stat:
+    """The stat of a process as it is now."""
+    return parse_stat(read(f"/proc/{pid}/stat"))
+
+
+def threads(pid: int) -> list[int]:
+    """The thread ids of a process, the leader first."""
+    return sorted(map(int, os.listdir(f"/proc/{pid}/task")), key=lambda tid: (tid != pid, tid))
+
+
+def children(pid: int, tids: list[int]) -> list[int]:
+    """The children of all threads of a process (CONFIG_PROC_CHILDREN)."""
+    found: list[int] = []
+    for tid in tids:
+        try:
+            found += map(int, read(f"/proc/{pid}/task/{tid}/children").split())
+        except ProcessLookupError:  # the thread ended
+            continue
+        except FileNotFoundError:
+            if os.path.exists(f"/proc/{pid}/task/{tid}/stat"):
+                raise
+    return found

@@ -1,0 +1,239 @@
+"""Stopping a whole tree of processes, thread by thread, until nothing of it moves."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from array import array
+from dataclasses import dataclass, field
+
+from torpor import procfs
+from torpor.errors import CheckpointFailed, NotFound, NotPermitted
+from torpor.remote import ptrace
+from torpor.remote.x86_64 import keep_waiting
+
+
+@dataclass
+class Thread:
+    """A stopped thread and what it is to come back to."""
+
+    tid: int
+    registers: array[int] = field(default_factory=lambda: array("Q"))
+    sigmask: int = 0
+    group_stopped: bool = False
+    """Stopped by job control: it stays so after the detach, the kernel remembers."""
+    deliver: int = 0
+    """A signal that came in a stop of ours and is handed on at the detach (SIGSTOP cannot be blocked)."""
+
+
+@dataclass
+class Process:
+    """A stopped process."""
+
+    pid: int
+    parent: Process | None
+    threads: dict[int, Thread] = field(default_factory=dict)
+    """By thread id, the leader first."""
+
+    @property
+    def name(self) -> str:
+        """For people: ``process 4711 (python3)``."""
+        return describe_process(self.pid)
+
+
+def describe_process(pid: int) -> str:
+    """A process for people: ``process 4711 (python3)``."""
+    try:
+        comm = procfs.read(f"/proc/{pid}/comm").strip().decode(errors="replace")
+    except OSError:
+        return f"process {pid}"
+    return f"process {pid} ({comm})"
+
+
+class Frozen:
+    """A frozen tree; parents come before their children. A context manager: leaving it lets everything go.
+
+    Raises:
+        NotFound: the root is gone.
+        NotPermitted: the kernel forbids to trace one of them.
+        CheckpointFailed: a thread did not stop within `timeout` seconds; all are let go again.
+    """
+
+    def __init__(self, root: int, timeout: float) -> None:
+        self.root = root
+        self.processes: dict[int, Process] = {}
+        self.started = time.monotonic_ns()
+        self.pause_ns = 0
+        """How long the tree stood still; known once it runs again."""
+        self._deadline = time.monotonic() + timeout
+        self._running: list[Thread] = []
+        try:
+            self._stop_all()
+        except BaseException:
+            self.thaw()
+            raise
+
+    def __enter__(self) -> Frozen:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.thaw()
+
+    def _stop_all(self) -> None:
+        self._add(Process(self.root, None))
+        while True:
+            # A thread that was not yet stopped may have made others: look again until a round finds none.
+            found = False
+            for process in list(self.processes.values()):
+                found |= self._seize_threads(process)
+            self._wait()
+            for process in list(self.processes.values()):
+                found |= self._find_children(process)
+            if not found:
+                return
+
+    def _add(self, process: Process) -> None:
+        self.processes[process.pid] = process
+
+    def _find_children(self, process: Process) -> bool:
+        found = False
+        for pid in procfs.children(process.pid, list(process.threads)):
+            if pid not in self.processes:
+                self._add(Process(pid, process))
+                found = True
+        return found
+
+    def _seize_threads(self, process: Process) -> bool:
+        found = False
+        try:
+            tids = procfs.threads(process.pid)
+        except FileNotFoundError:
+            if process.pid == self.root:
+                raise NotFound(f"there is no process {self.root}") from None
+            del self.processes[process.pid]
+            return True
+        for tid in tids:
+            if tid in process.threads:
+                continue
+            try:
+                ptrace.seize(tid, ptrace.O_TRACESYSGOOD)
+            except ProcessLookupError:
+                continue
+            except PermissionError:
+                if _state(process.pid, tid) in ("Z", "X", None):
+                    if tid == process.pid:
+                        raise CheckpointFailed(
+                            f"{process.name} has ended and waits for its parent", advice="try again"
+                        ) from None
+                    continue
+                raise not_permitted(process.pid) from None
+            ptrace.interrupt(tid)
+            thread = Thread(tid)
+            process.threads[tid] = thread
+            self._running.append(thread)
+            found = True
+        return found
+
+    def _wait(self) -> None:
+        for thread in self._running:
+            try:
+                self._wait_stopped(thread)
+            except ChildProcessError:
+                self._forget(thread)
+        self._running.clear()
+
+    def _wait_stopped(self, thread: Thread) -> None:
+        while True:
+            try:
+                status = ptrace.wait(thread.tid, self._deadline)
+            except TimeoutError:
+                raise CheckpointFailed(
+                    f"thread {thread.tid} of {describe_process(thread.tid)} does not stop: it is in an"
+                    " uninterruptible system call (state D)",
+                    advice="see what it waits for in /proc/PID/stack or /proc/PID/wchan, and try again",
+                ) from None
+            if not os.WIFSTOPPED(status):
+                self._forget(thread)
+                return
+            if ptrace.event(status) == ptrace.EVENT_STOP:
+                thread.group_stopped = ptrace.stop_signal(status) != signal.SIGTRAP
+                thread.registers = ptrace.get_registers(thread.tid)
+                keep_waiting(thread.registers)
+                thread.sigmask = ptrace.get_sigmask(thread.tid)
+                return
+            # A signal was on its way to the thread: let the kernel set up its handler, then the stop comes.
+            ptrace.resume(thread.tid, ptrace.CONT, ptrace.stop_signal(status))
+
+    def _forget(self, thread: Thread) -> None:
+        """A thread that ended while it was being stopped."""
+        for process in self.processes.values():
+            process.threads.pop(thread.tid, None)
+
+    def thaw(self) -> None:
+        """Let every thread run on as it was. May be called again: the second call does nothing."""
+        for process in self.processes.values():
+            for thread in process.threads.values():
+                _let_go(thread)
+        if self.processes:
+            self.pause_ns = time.monotonic_ns() - self.started
+        self.processes.clear()
+
+    def kill(self) -> None:
+        """Kill the whole tree, children first, while it is still frozen, and wait until each has ended."""
+        for process in reversed(list(self.processes.values())):
+            os.kill(process.pid, signal.SIGKILL)
+        for process in reversed(list(self.processes.values())):
+            for tid in reversed(process.threads):  # the leader's end is told after its threads'
+                _wait_for_end(tid)
+        self.processes.clear()
+
+
+def _let_go(thread: Thread) -> None:
+    try:
+        if thread.registers:
+            ptrace.set_registers(thread.tid, thread.registers)
+        else:  # seized, but not yet seen stopped
+            ptrace.wait(thread.tid, time.monotonic() + 1)
+    except (ProcessLookupError, ChildProcessError, TimeoutError):
+        # Killed meanwhile; or it cannot be detached now, and the kernel does that when the dumper ends.
+        pass
+    ptrace.detach(thread.tid, thread.deliver)
+
+
+def _wait_for_end(tid: int) -> None:
+    while True:
+        try:
+            status = ptrace.wait(tid, time.monotonic() + 30)
+        except ChildProcessError:
+            return
+        if not os.WIFSTOPPED(status):
+            return
+
+
+def _state(pid: int, tid: int) -> str | None:
+    try:
+        return procfs.parse_stat(procfs.read(f"/proc/{pid}/task/{tid}/stat")).state
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+
+
+def not_permitted(pid: int) -> NotPermitted:
+    """Why the kernel does not let us trace `pid`, in words."""
+    name = describe_process(pid)
+    try:
+        fields = procfs.status(procfs.read(f"/proc/{pid}/status"))
+    except OSError:
+        return NotPermitted(f"{name} cannot be traced")
+    tracer = int(fields[b"TracerPid"])
+    if tracer:
+        return NotPermitted(f"{name} is already traced by {describe_process(tracer)}", advice="end that one first")
+    uid = int(fields[b"Uid"].split()[0])
+    if os.geteuid() not in (0, uid):
+        return NotPermitted(f"{name} belongs to user {uid}, not to you", advice="run torpor as that user")
+    return NotPermitted(
+        f"the kernel does not let {name} be traced: Yama's ptrace_scope, a setuid program or a missing privilege",
+        advice="start it under `torpor run`, or see `torpor doctor`",
+    )
+
+

@@ -1,0 +1,363 @@
+"""System calls in the name of a frozen process, such that a dumper that dies at any instant does no harm.
+
+The first call, mmap, runs on a stack frame below the red zone of a thread whose stack is known: its registers are
+set to a ``syscall; ret`` of its own libraries, the word under them is the address of their rt_sigreturn stub, and
+above it stands a signal frame with the thread's whole context. If nobody traces it any more, the call returns into
+the stub and the thread is back where it was, its mask included.
+
+The mapping made so, the *window*, then takes the batch interpreter, and for each thread a table of calls that ends
+in rt_sigreturn from a frame of its own. Before that entry the table sends the thread a signal that it ignores by
+default: a tracer sees it as a stop, and takes the thread back by setting its registers; without a tracer the kernel
+drops it. Where a program catches every such signal, the thread is stepped from call to call instead.
+
+The order of setting registers and mask matters at each step: whoever dies between the two leaves either a thread
+with its own registers and mask, or one that runs on its frame, where a handler finds room below rsp.
+
+The window may stay behind when a dumper dies: anonymous memory that nobody uses. Nothing else does.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import struct
+import time
+from array import array
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torpor import procfs
+from torpor.errors import CheckpointFailed
+from torpor.remote import memory, ptrace, x86_64
+from torpor.remote.batch import CODE, ENTRY_SIZE, Batch, Result
+from torpor.remote.freeze import Process, Thread
+from torpor.remote.x86_64 import NR, RED_ZONE, WORD
+
+PROT_READ_WRITE_EXEC = 7
+MAP_PRIVATE_ANONYMOUS = 0x22
+USER_CS = 0x33
+"""The code segment of 64-bit programs."""
+
+_HANDLER_ROOM = 64 << 10
+"""Below each frame in the window: where a handler runs if the dumper dies while the thread is in its batch.
+Only address space; no page of it is touched otherwise."""
+_QUIET_SIGNALS = (signal.SIGURG, signal.SIGWINCH)
+"""Ignored by default (signal(7)): a thread that does not catch them does not notice them."""
+_RFLAGS_TRAP_DIRECTION = 0x100 | 0x400
+_PATIENCE = 10.0
+_RSEQ_CS = struct.Struct("<IIQQQ")
+
+
+class Gadgets:
+    """Where a process's own code has what the first call needs. Found before the freeze, checked under it."""
+
+    def __init__(self) -> None:
+        self._offsets: dict[tuple[bytes, int, int], tuple[int, int] | None] = {}
+
+    def find(self, pid: int, maps: Sequence[procfs.Mapping]) -> tuple[int, int]:
+        """Addresses of ``syscall; ret`` and of an rt_sigreturn stub, from the same mapping.
+
+        Raises:
+            CheckpointFailed: there is none, as in a program with no C library.
+        """
+        executable = [m for m in maps if m.perms[2:3] == b"x" and m.inode]
+        executable.sort(key=lambda m: b"libc" not in m.name)
+        for mapping in executable:
+            key = (mapping.device, mapping.inode, mapping.offset)
+            if key not in self._offsets:
+                self._offsets[key] = self._search(pid, mapping)
+            offsets = self._offsets[key]
+            if offsets:
+                return mapping.start + offsets[0], mapping.start + offsets[1]
+        raise CheckpointFailed(
+            f"process {pid} has no code to return from a signal with (rt_sigreturn): it cannot be entered safely",
+            advice="this is so for programs without a C library",
+        )
+
+    def _search(self, pid: int, mapping: procfs.Mapping) -> tuple[int, int] | None:
+        code = memory.read(pid, mapping.start, mapping.end - mapping.start)
+        call = code.find(x86_64.SYSCALL_RET)
+        for stub in x86_64.SIGRETURN_STUBS:
+            found = code.find(stub)
+            if call >= 0 and found >= 0:
+                return call, found
+        return None
+
+
+@dataclass
+class _Slot:
+    """A thread's part of the window."""
+
+    frame: int
+    table: int
+    size: int
+    """Bytes of the table, its data included."""
+
+
+class Injection:
+    """The window into one frozen process.
+
+    `open` maps it, `start` and `finish` run one batch a thread, `close` removes it and gives every thread
+    its registers and mask back. Between processes, `start` all and then `finish` all: they run at the same time.
+    """
+
+    def __init__(self, process: Process, gadgets: Gadgets, caught: int) -> None:
+        """
+        Args:
+            process: the frozen process.
+            gadgets: shared by all processes of a checkpoint.
+            caught: its caught signals (SigCgt of its status).
+        """
+        self.process = process
+        self.maps = procfs.mappings(process.pid)
+        self.xstates: dict[int, bytes] = {}
+        self.window = (0, 0)
+        self.on_clone: Callable[[int], None] | None = None
+        """Called with the PID of a child that a thread's batch has made (ptrace.O_TRACECLONE must be set)."""
+        self._gadgets = gadgets
+        self._quiet = next((s for s in _QUIET_SIGNALS if not caught >> (s - 1) & 1), None)
+        self._host: Thread | None = None
+        self._host_frame = 0
+        self._slots: dict[int, _Slot] = {}
+        self._batches: dict[int, Batch] = {}
+        for thread in process.threads.values():
+            self.xstates[thread.tid] = ptrace.get_xstate(thread.tid)
+            if thread.registers[x86_64.CS] != USER_CS:
+                raise CheckpointFailed(f"thread {thread.tid} of {process.name} runs 32-bit code")
+
+    def open(self, room: int) -> None:
+        """Map the window, with `room` bytes for each thread's table.
+
+        Raises:
+            CheckpointFailed: no thread's stack can take the frame, or the process may not map memory.
+        """
+        call, stub = self._gadgets.find(self.process.pid, self.maps)
+        host = self._choose_host()
+        frame_size = x86_64.signal_frame_size(len(self.xstates[host.tid]))
+        frame = (host.registers[x86_64.RSP] - RED_ZONE - frame_size) & ~63
+        content = x86_64.signal_frame(frame, host.registers, self.xstates[host.tid], host.sigmask)
+        memory.write_stack(self.process.pid, frame - 8, struct.pack("<Q", stub) + content)
+        self._host, self._host_frame, self._call = host, frame, call
+
+        slot = _page_up(_HANDLER_ROOM + frame_size + room)
+        size = procfs.PAGE + slot * len(self.process.threads)
+        address = self._call_on_stack(NR.mmap, 0, size, PROT_READ_WRITE_EXEC, MAP_PRIVATE_ANONYMOUS, WORD, 0)
+        if address > x86_64.TASK_SIZE:
+            why = os.strerror(-x86_64.signed(address))
+            raise CheckpointFailed(f"{self.process.name} may not map {size} bytes of memory: {why}")
+        self.window = (address, address + size)
+        base = address + procfs.PAGE
+        for thread in self.process.threads.values():
+            frame = (base + _HANDLER_ROOM + 63) & ~63
+            self._slots[thread.tid] = _Slot(frame, frame + frame_size, 0)
+            base += slot
+        memory.write(self.process.pid, address, CODE)
+
+    @property
+    def host(self) -> Thread:
+        """The thread that makes the calls of the whole process."""
+        assert self._host is not None
+        return self._host
+
+    def start(self, batches: dict[int, Batch]) -> None:
+        """Set threads going, each with its batch; the entry that brings the thread back is added here."""
+        self._batches = batches
+        pid = self.process.pid
+        for tid, batch in batches.items():
+            if self._quiet is not None:
+                # The ids are those of the thread's own PID namespace, which it knows best itself.
+                batch.add(NR.tgkill, Result(batch.add(NR.getpid)), Result(batch.add(NR.gettid)), self._quiet)
+            batch.add(NR.rt_sigreturn)
+            batch.add(NR.rt_sigreturn)  # when a step ends on the first (see _step), this one is there for the thread
+            slot = self._slots[tid]
+            thread = self.process.threads[tid]
+            table = batch.encode(slot.table)
+            slot.size = len(table)
+            frame = x86_64.signal_frame(slot.frame, thread.registers, self.xstates[tid], thread.sigmask)
+            memory.write(pid, slot.frame, frame.ljust(slot.table - slot.frame, b"\0") + table)
+        for tid in batches:
+            self._enter(tid)
+
+    def _enter(self, tid: int) -> None:
+        slot = self._slots[tid]
+        registers = array("Q", self.process.threads[tid].registers)
+        registers[x86_64.RIP] = self.window[0]
+        registers[x86_64.RSP] = slot.frame
+        registers[x86_64.R14] = slot.table
+        registers[x86_64.R12] = slot.table + self._batches[tid].first * ENTRY_SIZE
+        registers[x86_64.ORIG_RAX] = WORD
+        registers[x86_64.EFLAGS] &= ~_RFLAGS_TRAP_DIRECTION
+        ptrace.set_registers(tid, registers)
+        unblocked = 1 << (self._quiet - 1) if self._quiet is not None else 0
+        ptrace.set_sigmask(tid, WORD & ~unblocked)
+        ptrace.resume(tid, ptrace.CONT if self._quiet is not None else ptrace.SYSCALL)
+
+    def finish(self) -> dict[int, bytes]:
+        """Wait until every thread that was started is back in a stop; each one's table as its calls left it."""
+        tables: dict[int, bytes] = {}
+        for tid in self._batches:
+            self._wait_back(self.process.threads[tid])
+            slot = self._slots[tid]
+            tables[tid] = memory.read(self.process.pid, slot.table, slot.size)
+        return tables
+
+    def _wait_back(self, thread: Thread) -> None:
+        while True:
+            status = self.wait(thread)
+            if self._is_back(thread, status):
+                return
+
+    def _is_back(self, thread: Thread, status: int) -> bool:
+        """Whether this stop is the end of the thread's batch; if not, the thread is sent on."""
+        sig = ptrace.stop_signal(status)
+        if ptrace.event(status) == ptrace.EVENT_STOP:  # group stop: it must not keep us
+            ptrace.resume(thread.tid, self._how)
+        elif sig == ptrace.SYSCALL_STOP:
+            return self._step(thread)
+        elif sig == self._quiet:
+            return True
+        elif sig == signal.SIGSTOP:
+            thread.deliver = sig
+            ptrace.resume(thread.tid, self._how)
+        elif ptrace.event(status) == ptrace.EVENT_CLONE and self.on_clone:
+            child = ptrace.event_message(thread.tid)
+            ptrace.resume(thread.tid, self._how)
+            self.on_clone(child)
+        else:
+            raise CheckpointFailed(
+                f"thread {thread.tid} of {self.process.name} got {signal.Signals(sig).name} in a call of ours"
+            )
+        return False
+
+    @property
+    def _how(self) -> int:
+        return ptrace.CONT if self._quiet is not None else ptrace.SYSCALL
+
+    def _step(self, thread: Thread) -> bool:
+        registers = ptrace.get_registers(thread.tid)
+        entering_return = (
+            registers[x86_64.ORIG_RAX] == NR.rt_sigreturn and x86_64.signed(registers[x86_64.RAX]) == -38
+        )
+        if not entering_return:
+            ptrace.resume(thread.tid, ptrace.SYSCALL)
+            return False
+        registers[x86_64.ORIG_RAX] = WORD  # no call at all; the second rt_sigreturn follows
+        ptrace.set_registers(thread.tid, registers)
+        self._to_event_stop(thread)
+        return True
+
+    def wait(self, thread: Thread) -> int:
+        """The next stop of a thread of this process.
+
+        Raises:
+            CheckpointFailed: it ended instead, or does not stop.
+        """
+        try:
+            status = ptrace.wait(thread.tid, time.monotonic() + _PATIENCE)
+        except (TimeoutError, ChildProcessError) as error:
+            raise CheckpointFailed(f"thread {thread.tid} of {self.process.name} was lost: {error}") from None
+        if not os.WIFSTOPPED(status):
+            raise CheckpointFailed(f"{self.process.name} ended during the checkpoint")
+        return status
+
+    def close(self) -> None:
+        """Give every thread its mask and registers back, and remove the window. The process stays frozen."""
+        for tid in self._batches:
+            thread = self.process.threads[tid]
+            ptrace.set_sigmask(tid, thread.sigmask)
+            ptrace.set_registers(tid, thread.registers)
+        self._batches = {}
+        if self.window[0]:
+            self._call_on_stack(NR.munmap, self.window[0], self.window[1] - self.window[0])
+            self.window = (0, 0)
+
+    def _choose_host(self) -> Thread:
+        """A thread with room below its stack pointer that surely belongs to its stack."""
+        need = RED_ZONE + 256 + max(map(len, self.xstates.values())) + 1024
+        guarded = {
+            after.start
+            for before, after in zip(self.maps, self.maps[1:], strict=False)
+            if before.end == after.start and before.perms[:3] == b"---"
+        }
+        for thread in self.process.threads.values():
+            rsp = thread.registers[x86_64.RSP]
+            for mapping in self.maps:
+                if not mapping.start < rsp <= mapping.end:
+                    continue
+                # The main stack grows when it is written to; a thread's has a guard below it (pthread_attr(3)).
+                # Anything else may be a small stack on the heap with other data right below.
+                if mapping.name == b"[stack]" or (mapping.start in guarded and rsp - mapping.start > need):
+                    return thread
+        raise CheckpointFailed(
+            f"no thread of {self.process.name} stands on a stack that is known to have room",
+            advice="try again: the next moment may be better",
+        )
+
+    def _call_on_stack(self, nr: int, *args: int) -> int:
+        """One call on the host's own stack; afterwards the host is as it was."""
+        thread = self.host
+        registers = array("Q", thread.registers)
+        registers[x86_64.RAX] = nr
+        registers[x86_64.ORIG_RAX] = WORD
+        registers[x86_64.RIP] = self._call
+        registers[x86_64.RSP] = self._host_frame - 8
+        registers[x86_64.EFLAGS] &= ~_RFLAGS_TRAP_DIRECTION
+        order = (x86_64.RDI, x86_64.RSI, x86_64.RDX, x86_64.R10, x86_64.R8, x86_64.R9)
+        for index, value in zip(order, args, strict=False):
+            registers[index] = value
+        ptrace.set_registers(thread.tid, registers)
+        ptrace.set_sigmask(thread.tid, WORD)
+        for _ in ("entry", "exit"):
+            while True:
+                ptrace.resume(thread.tid, ptrace.SYSCALL)
+                status = self.wait(thread)
+                if ptrace.stop_signal(status) == ptrace.SYSCALL_STOP:
+                    break
+                if ptrace.stop_signal(status) == signal.SIGSTOP and not ptrace.event(status):
+                    thread.deliver = signal.SIGSTOP
+        result = ptrace.get_registers(thread.tid)[x86_64.RAX]
+        self._to_event_stop(thread)
+        ptrace.set_sigmask(thread.tid, thread.sigmask)
+        ptrace.set_registers(thread.tid, thread.registers)
+        return result
+
+    def _to_event_stop(self, thread: Thread) -> None:
+        """From a stop in a system call to one where the kernel restarts what it finds in the registers.
+
+        It looks for calls to restart only on its way out of get_signal (arch_do_signal_or_restart); a thread
+        released from a system-call stop with -ERESTARTSYS in rax would see that number.
+        """
+        ptrace.interrupt(thread.tid)
+        while True:
+            ptrace.resume(thread.tid)
+            status = self.wait(thread)
+            if ptrace.event(status) == ptrace.EVENT_STOP:
+                return
+            if ptrace.stop_signal(status) == signal.SIGSTOP:
+                thread.deliver = signal.SIGSTOP
+
+
+def leave_critical_sections(process: Process, rseqs: dict[int, int]) -> None:
+    """Send threads that stand in a restartable sequence to its abort handler, as a preemption would.
+
+    A thread that comes back from our calls into the middle of one would go on without the kernel watching it.
+
+    Args:
+        process: the frozen process.
+        rseqs: for each thread id the address of its struct rseq (include/uapi/linux/rseq.h).
+    """
+    tids = [tid for tid, pointer in rseqs.items() if pointer]
+    if not tids:
+        return
+    words = bytearray(8 * len(tids))
+    memory.read_ranges(process.pid, [(rseqs[tid] + 8, 8) for tid in tids], memoryview(words))
+    for tid, (descriptor,) in zip(tids, struct.iter_unpack("<Q", words), strict=True):
+        if descriptor:
+            _, _, start, length, abort = _RSEQ_CS.unpack(memory.read(process.pid, descriptor, _RSEQ_CS.size))
+            registers = process.threads[tid].registers
+            if start <= registers[x86_64.RIP] < start + length:
+                registers[x86_64.RIP] = abort
+
+
+def _page_up(size: int) -> int:
+    return (size + procfs.PAGE - 1) & ~(procfs.PAGE - 1)

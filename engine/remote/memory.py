@@ -1,0 +1,174 @@
+"""Another process's memory: reading, writing, and which of its pages are its own."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import re
+import struct
+from array import array
+from collections.abc import Iterable, Sequence
+
+from torpor.procfs import PAGE
+from torpor.remote.sys import address_of, syscall
+from torpor.remote.x86_64 import NR, TASK_SIZE
+
+IOV_MAX = 1024
+
+
+def read(pid: int, address: int, size: int) -> bytes:
+    """Read memory.
+
+    Raises:
+        OSError: EFAULT when a part of it is not readable, ESRCH when the process is gone.
+    """
+    buffer = bytearray(size)
+    read_into(pid, address, memoryview(buffer))
+    return bytes(buffer)
+
+
+def read_into(pid: int, address: int, buffer: memoryview) -> None:
+    """Read memory into `buffer`, all of it."""
+    read_ranges(pid, [(address, len(buffer))], buffer)
+
+
+def read_ranges(pid: int, ranges: Sequence[tuple[int, int]], buffer: memoryview) -> None:
+    """Read (address, size) ranges, one after the other, into `buffer`, with as few calls as can be."""
+    into = address_of(buffer)
+    for begin in range(0, len(ranges), IOV_MAX):
+        chunk = ranges[begin : begin + IOV_MAX]
+        size = sum(length for _, length in chunk)
+        _transfer(NR.process_vm_readv, pid, into, chunk, size)
+        into += size
+
+
+def write(pid: int, address: int, data: bytes | bytearray) -> None:
+    """Write memory that is writable to the process itself."""
+    buffer = data if isinstance(data, bytearray) else bytearray(data)
+    _transfer(NR.process_vm_writev, pid, address_of(buffer), [(address, len(buffer))], len(buffer))
+
+
+def write_stack(pid: int, address: int, data: bytes) -> None:
+    """Write below a stack pointer: where the stack was never that deep, this makes the kernel grow it."""
+    fd = os.open(f"/proc/{pid}/mem", os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        if os.pwrite(fd, data, address) != len(data):
+            raise OSError(errno.EFAULT, os.strerror(errno.EFAULT))
+    finally:
+        os.close(fd)
+
+
+def _transfer(nr: int, pid: int, local: int, ranges: Sequence[tuple[int, int]], size: int) -> None:
+    done = 0
+    words = array("Q")
+    for address, length in ranges:
+        words.append(address)
+        words.append(length)
+    while True:
+        local_iov = array("Q", [local + done, size - done])
+        done += syscall(nr, pid, local_iov.buffer_info()[0], 1, words.buffer_info()[0], len(words) // 2)
+        if done == size:
+            return
+        # A short transfer: more than 2 GiB in one call, or the next range cannot be accessed (then EFAULT comes).
+        words = _skip(ranges, done)
+
+
+def _skip(ranges: Iterable[tuple[int, int]], done: int) -> array[int]:
+    words = array("Q")
+    for address, length in ranges:
+        if done >= length:
+            done -= length
+            continue
+        words.append(address + done)
+        words.append(length - done)
+        done = 0
+    return words
+
+
+# PAGEMAP_SCAN (include/uapi/linux/fs.h, kernel 6.7; carried here because distributions' headers lack it).
+_PAGEMAP_SCAN = 0xC0606610  # _IOWR('f', 16, struct pm_scan_arg)
+_PM_SCAN_ARG = struct.Struct("<12Q")
+_PAGE_IS_FILE = 1 << 2
+_PAGE_IS_PRESENT = 1 << 3
+_PAGE_IS_SWAPPED = 1 << 4
+_PAGE_IS_PFNZERO = 1 << 5
+_REGIONS = 1 << 14
+
+
+def own_pages(pid: int, ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The parts of (start, end) `ranges` that hold pages of the process's own: written, and not part of a file.
+
+    Pages never touched, pages that map the zero page and unwritten pages of files are not among them. Ranges are
+    sorted by address; so is the answer.
+    """
+    fd = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        try:
+            found = _scan(fd)
+        except OSError as error:
+            if error.errno not in (errno.ENOTTY, errno.EINVAL):
+                raise
+            return _walk_pagemap(fd, ranges)
+    finally:
+        os.close(fd)
+    return _intersection(found, ranges)
+
+
+def _scan(fd: int) -> list[tuple[int, int]]:
+    vector = array("Q", bytes(24 * _REGIONS))  # struct page_region { start, end, categories }
+    found: list[tuple[int, int]] = []
+    start = 0
+    while start < TASK_SIZE:
+        argument = bytearray(
+            _PM_SCAN_ARG.pack(
+                _PM_SCAN_ARG.size, 0, start, TASK_SIZE, 0, vector.buffer_info()[0], _REGIONS, 0,
+                _PAGE_IS_FILE | _PAGE_IS_PFNZERO,  # inverted: neither of these,
+                _PAGE_IS_FILE | _PAGE_IS_PFNZERO,
+                _PAGE_IS_PRESENT | _PAGE_IS_SWAPPED,  # and one of those
+                _PAGE_IS_PRESENT,
+            )
+        )  # fmt: skip
+        count = fcntl.ioctl(fd, _PAGEMAP_SCAN, argument)
+        for k in range(0, 3 * count, 3):
+            begin, end = vector[k], vector[k + 1]
+            if found and found[-1][1] == begin:
+                found[-1] = (found[-1][0], end)
+            else:
+                found.append((begin, end))
+        start = _PM_SCAN_ARG.unpack(argument)[4]  # walk_end
+    return found
+
+
+# The top byte of a pagemap word: bit 7 present, bit 6 swapped, bit 5 file page or shared (admin-guide/mm/pagemap).
+_OWN = re.compile(rb"[\x40-\x5f\x80-\x9f\xc0-\xdf]+")
+
+
+def _walk_pagemap(fd: int, ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The same from the words of pagemap, for kernels without PAGEMAP_SCAN; zero pages count as the process's own."""
+    found: list[tuple[int, int]] = []
+    step = PAGE << 17  # 1 MiB of words
+    for start, end in ranges:
+        for begin in range(start, end, step):
+            stop = min(begin + step, end)
+            words = os.pread(fd, (stop - begin) // PAGE * 8, begin // PAGE * 8)
+            for run in _OWN.finditer(words[7::8]):
+                found.append((begin + run.start() * PAGE, begin + run.end() * PAGE))
+    return found
+
+
+def _intersection(
+    left: Sequence[tuple[int, int]], right: Sequence[tuple[int, int]]
+) -> list[tuple[int, int]]:
+    found: list[tuple[int, int]] = []
+    i = j = 0
+    while i < len(left) and j < len(right):
+        start = max(left[i][0], right[j][0])
+        end = min(left[i][1], right[j][1])
+        if start < end:
+            found.append((start, end))
+        if left[i][1] < right[j][1]:
+            i += 1
+        else:
+            j += 1
+    return found

@@ -1,0 +1,100 @@
+"""A copy-on-write snapshot of a frozen process's memory: a child of its own that never runs.
+
+The target must not notice a child. So a first child, which shares the target's memory, closes its copies of
+all descriptors (else a pipe would stay open for as long as we write), makes the second one, the snapshot, and
+ends; the target's thread waits for it in the same batch. The snapshot, an orphan, now belongs to the subreaper or
+pid 1, not to the target. Both have exit signal 0: no SIGCHLD.
+
+The snapshot is born stopped, traced by us, and dies with us (PTRACE_O_EXITKILL). If the dumper dies before that
+option is set, the snapshot runs, waits a moment and exits by itself.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import struct
+import time
+
+from torpor.errors import CheckpointFailed
+from torpor.remote import ptrace
+from torpor.remote.batch import Batch, Result
+from torpor.remote.injection import Injection
+from torpor.remote.x86_64 import NR
+
+_CLONE_VM = 0x100
+_EVERY_DESCRIPTOR = 0xFFFFFFFF
+_PR_SET_CHILD_SUBREAPER = 36
+_PATIENCE = 30.0
+"""Seconds for the fork itself: it copies page tables, about 15 ms a GiB."""
+_LAST_WAIT = struct.pack("<qq", 2, 0)  # struct timespec
+
+
+class Snapshot:
+    """The snapshot of one process. `ask` before `Injection.start`; then `pid` is known after `finish`."""
+
+    def __init__(self, injection: Injection) -> None:
+        self.pid = 0
+        """Whose memory to read instead of the target's; 0 when the kernel did not let us fork."""
+        self._injection = injection
+        injection.on_clone = self._attend
+
+    def ask(self, batch: Batch, *, subreaper: bool) -> None:
+        """Add the fork to the host's batch, which must be empty.
+
+        Args:
+            batch: the batch of the thread that makes the calls of the whole process.
+            subreaper: whether the process adopts orphans: it must not adopt this one.
+        """
+        batch.add(NR.close_range, 0, _EVERY_DESCRIPTOR, 0)
+        snapshot = batch.add(NR.clone, 0, 0, 0, 0, 0, on_zero=3)
+        batch.add(NR.exit, 0)
+        assert snapshot == 1
+        batch.add(NR.ppoll, 0, 0, _LAST_WAIT, 0, 8)
+        batch.add(NR.exit_group, 0)
+        batch.first = len(batch)
+        if subreaper:
+            batch.add(NR.prctl, _PR_SET_CHILD_SUBREAPER, 0)
+        after = len(batch) + 2
+        child = batch.add(NR.clone, _CLONE_VM, 0, 0, 0, 0, on_zero=0, on_error=after)
+        batch.add(NR.wait4, Result(child), 0, ptrace.WALL, 0)
+        if subreaper:
+            batch.add(NR.prctl, _PR_SET_CHILD_SUBREAPER, 1)
+        options = ptrace.O_TRACESYSGOOD | ptrace.O_TRACECLONE
+        ptrace.request(ptrace.SETOPTIONS, self._injection.host.tid, 0, options)
+
+    def settle(self) -> None:
+        """After `finish`: the host's children are its own affair again."""
+        ptrace.request(ptrace.SETOPTIONS, self._injection.host.tid, 0, ptrace.O_TRACESYSGOOD)
+
+    def _attend(self, helper: int) -> None:
+        """See the helper through its short life and keep the snapshot it makes where it is born."""
+        self._wait(helper)
+        ptrace.resume(helper)
+        while os.WIFSTOPPED(status := self._wait(helper)):
+            if ptrace.event(status) == ptrace.EVENT_CLONE:
+                pid = ptrace.event_message(helper)
+                self._wait(pid)
+                ptrace.request(ptrace.SETOPTIONS, pid, 0, ptrace.O_EXITKILL)
+                self.pid = pid
+            ptrace.resume(helper)
+
+    def _wait(self, pid: int) -> int:
+        try:
+            return ptrace.wait(pid, time.monotonic() + _PATIENCE)
+        except (TimeoutError, ChildProcessError) as error:
+            raise CheckpointFailed(
+                f"the snapshot of {self._injection.process.name} was lost: {error}"
+            ) from None
+
+    def end(self) -> None:
+        """Let the snapshot die. May be called again."""
+        if not self.pid:
+            return
+        os.kill(self.pid, signal.SIGKILL)
+        try:
+            while os.WIFSTOPPED(ptrace.wait(self.pid, time.monotonic() + _PATIENCE)):
+                pass
+        except ChildProcessError:
+            pass  # somebody else killed and reaped it
+        self.pid = 0
