@@ -1,0 +1,480 @@
+"""What this host can do for this user, found out by trying and never by comparing versions.
+
+Everything is tried once per process, most of it in forked children that may be killed for it (a seccomp
+filter does that) or that leave this process's namespaces. The kernel versions named below say since when a
+feature exists in the mainline kernel; distributions differ, which is why they are not looked at.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import platform
+import resource
+import signal
+import struct
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from torpor._native import ffi, lib
+
+# System call numbers of x86-64, the only processor supported so far.
+_MPROTECT, _BRK, _PTRACE, _PRCTL, _ARCH_PRCTL, _MOUNT, _UNSHARE = 10, 12, 101, 157, 158, 165, 272
+_KCMP, _USERFAULTFD, _PIDFD_GETFD, _CLONE3 = 312, 323, 438, 435
+
+_CLONE_NEWTIME, _CLONE_NEWNS, _CLONE_NEWUSER, _CLONE_NEWPID = 0x80, 0x20000, 0x10000000, 0x20000000
+_MS_REC, _MS_PRIVATE = 0x4000, 0x40000
+_AT_SYSINFO_EHDR = 33
+
+CAPABILITIES = {
+    "CAP_NET_ADMIN": 12,
+    "CAP_SYS_PTRACE": 19,
+    "CAP_SYS_ADMIN": 21,
+    "CAP_CHECKPOINT_RESTORE": 40,
+}
+"""The capabilities that let Torpor do more, with their numbers (linux/capability.h)."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What this host can do for this user. All fields are plain values, so that tests can make hosts up."""
+
+    # Who asks
+    uid: int = 0
+    """The effective user id."""
+    capabilities: frozenset[str] = frozenset()
+    """Those of CAPABILITIES that are effective here."""
+    nofile: tuple[int, int] = (0, 0)
+    """RLIMIT_NOFILE, soft and hard: a tree's descriptors are all open at once while it is saved or woken."""
+
+    # Tracing, for checkpoints
+    trace_descendants: bool = False
+    """A process may trace one that it started (Yama allows it up to ptrace_scope 1)."""
+    trace_siblings: bool = False
+    """A process may trace any other of the same user (needs ptrace_scope 0, or CAP_SYS_PTRACE)."""
+    yama_scope: int | None = None
+    """kernel.yama.ptrace_scope; None: this kernel has no Yama."""
+    rseq_configuration: bool = False
+    """PTRACE_GET_RSEQ_CONFIGURATION (5.13): tells where a thread registered its restartable sequences."""
+    kcmp: bool = False
+    """kcmp() (3.5): tells which descriptors share one open file description."""
+    pidfd_getfd: bool = False
+    """pidfd_getfd() (5.6): takes a copy of another process's descriptor."""
+    proc_children: bool = False
+    """/proc/PID/task/TID/children (CONFIG_PROC_CHILDREN): the tree without a walk over all of /proc."""
+    pagemap_scan: bool = False
+    """The ioctl PAGEMAP_SCAN (6.7): finds the pages that are there, are zero, or were written."""
+    uffd_wp_async: bool = False
+    """userfaultfd with WP_ASYNC and WP_UNPOPULATED (6.7), for user-mode faults only: tracks written pages."""
+
+    # Namespaces, for restores without root
+    user_namespaces: bool = False
+    """This user may create a user namespace and is mapped in it."""
+    pid_namespaces: bool = False
+    """In it a PID and a mount namespace can be created."""
+    mount_proc: bool = False
+    """In those a /proc of the new PID namespace can be mounted (containers with a masked /proc forbid it)."""
+    set_tid: bool = False
+    """In those clone3() accepts a chosen PID (set_tid, 5.5)."""
+    set_mm_map: bool = False
+    """In those prctl(PR_SET_MM_MAP) (3.18, CONFIG_CHECKPOINT_RESTORE) sets memory layout and exe link."""
+    time_namespaces: bool = False
+    """In those a time namespace can be created (5.6): clocks can be made to go on from where they stopped."""
+    apparmor_restricts_userns: bool | None = None
+    """kernel.apparmor_restrict_unprivileged_userns, as on Ubuntu 24.04; None: no such switch."""
+    userns_limit: int | None = None
+    """user.max_user_namespaces; None: not to be read."""
+    unprivileged_userns_clone: bool | None = None
+    """kernel.unprivileged_userns_clone, a switch of Debian's older kernels; None: not there."""
+
+    # Building a process
+    map_vdso: bool = False
+    """arch_prctl(ARCH_MAP_VDSO_64) (4.9, CONFIG_CHECKPOINT_RESTORE) maps the vDSO at a chosen address."""
+    sealed_mappings: bool = False
+    """System mappings are sealed (6.15, CONFIG_MSEAL_SYSTEM_MAPPINGS): the vDSO stays where it is."""
+    timer_restore_ids: bool = False
+    """prctl(PR_TIMER_CREATE_RESTORE_IDS) (6.16): POSIX timers get their old ids without counting up."""
+    shadow_stacks: bool = False
+    """The kernel and the processor have user shadow stacks (6.6)."""
+
+    # Containers
+    seccomp: int = 0
+    """The seccomp mode of this process: 0 none, 1 strict, 2 a filter, as container runtimes set one."""
+    masked_proc: tuple[str, ...] = ()
+    """Mount points that hide parts of /proc."""
+
+    # The machine
+    architecture: str = ""
+    """As uname(2) has it."""
+    kernel_release: str = ""
+    """For people only."""
+    page_size: int = 4096
+    """Bytes."""
+    transparent_hugepages: str = ""
+    """always, madvise or never; empty: not in this kernel."""
+    cpu_flags: frozenset[str] = frozenset()
+    """The processor's features as /proc/cpuinfo names them."""
+    xfeatures: int = 0
+    """XCR0: the state components that a thread's xsave area may hold here."""
+    xsave_size: int = 0
+    """Bytes of a thread's whole xsave area here."""
+
+    why: dict[str, str] = field(default_factory=dict, compare=False)
+    """For a field that is False: what failed, and the kernel's answer."""
+
+    @property
+    def can_checkpoint(self) -> bool:
+        """At least a process that was started from here can be frozen and looked at in full."""
+        return self.trace_descendants and self.kcmp and self.pidfd_getfd and self.rseq_configuration
+
+    @property
+    def can_restore_rootless(self) -> bool:
+        """A tree can be woken in a capsule: with its old PIDs, without any privilege."""
+        namespaces = self.user_namespaces and self.pid_namespaces and self.mount_proc
+        return namespaces and self.set_tid and self.set_mm_map and self.map_vdso and not self.sealed_mappings
+
+    @property
+    def can_choose_pids(self) -> bool:
+        """A tree can be woken without a capsule where its PIDs are free."""
+        return bool(self.capabilities & {"CAP_CHECKPOINT_RESTORE", "CAP_SYS_ADMIN"})
+
+
+@cache
+def probe() -> Probe:
+    """This host and this user, probed once per process."""
+    why: dict[str, str] = {}
+    status = _status()
+    effective = int(status["CapEff"], 16)
+    facts: dict[str, Any] = {
+        "uid": os.geteuid(),
+        "capabilities": frozenset(name for name, bit in CAPABILITIES.items() if effective >> bit & 1),
+        "nofile": resource.getrlimit(resource.RLIMIT_NOFILE),
+        "yama_scope": _number("/proc/sys/kernel/yama/ptrace_scope"),
+        "proc_children": os.path.exists(f"/proc/self/task/{os.getpid()}/children"),
+        "apparmor_restricts_userns": _switch("/proc/sys/kernel/apparmor_restrict_unprivileged_userns"),
+        "userns_limit": _number("/proc/sys/user/max_user_namespaces"),
+        "unprivileged_userns_clone": _switch("/proc/sys/kernel/unprivileged_userns_clone"),
+        "seccomp": int(status.get("Seccomp", 0)),
+        "masked_proc": _masked_proc(),
+        "architecture": platform.machine(),
+        "kernel_release": platform.release(),
+        "page_size": resource.getpagesize(),
+        "transparent_hugepages": _chosen("/sys/kernel/mm/transparent_hugepage/enabled"),
+        "cpu_flags": _cpu_flags(),
+    }
+    # Each child may be killed for what it tries: then only what it had not yet told counts as impossible.
+    for trial in (_try_calls, _try_tracing, _try_namespaces):
+        facts |= _in_child(trial, why)
+    return Probe(**facts, why=why)
+
+
+class _Report:
+    """What a trial in a child finds, told line by line, so that a child that is killed has told the rest."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def tell(self, name: str, value: object, why: str = "") -> None:
+        os.write(self._fd, json.dumps([name, value, why]).encode() + b"\n")
+
+    def attempt(self, name: str, call: Callable[[], object], what: str) -> bool:
+        """Report `name` as possible unless `call` raises OSError, with the kernel's answer to `what`."""
+        try:
+            call()
+        except OSError as error:
+            self.tell(name, False, f"{what}: {error.strerror}")
+            return False
+        self.tell(name, True)
+        return True
+
+
+def _in_child(trial: Callable[[_Report], None], why: dict[str, str]) -> dict[str, Any]:
+    """Run `trial` in a forked child and return what it reported; the reasons go to `why`."""
+    reader, writer = os.pipe()
+    pid = _fork()
+    if pid == 0:
+        with _Exit():
+            os.close(reader)
+            trial(_Report(writer))
+    os.close(writer)
+    with open(reader, encoding="utf-8") as lines:
+        reports = [json.loads(line) for line in lines]
+    os.waitpid(pid, 0)
+    why.update({name: reason for name, _, reason in reports if reason})
+    return {name: value for name, value, _ in reports}
+
+
+def _fork() -> int:
+    # Python warns of fork() in a process with threads, whose locks the child may find taken. These children
+    # use none: they make system calls and leave by _exit().
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return os.fork()
+
+
+class _Exit:
+    """Ends a forked child at the end of the block, whatever happens: it must not run on as a second one."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        os._exit(0 if kind is None else 1)
+
+
+def _syscall(nr: int, *args: int) -> int:
+    result: int = lib.tp_syscall(nr, *args, *[0] * (6 - len(args)))
+    if result < 0:
+        raise OSError(-result, os.strerror(-result))
+    return result
+
+
+def _address(buffer: bytearray) -> int:
+    return int(ffi.cast("uintptr_t", ffi.from_buffer(buffer)))
+
+
+# --- single calls that need nothing -------------------------------------------------------------------------
+
+
+def _try_calls(report: _Report) -> None:
+    """What one call in a process of one's own shows."""
+    me = os.getpid()
+    vdso = _vdso_address()
+    state = bytearray(8)
+    report.attempt("kcmp", lambda: _syscall(_KCMP, me, me, 0, 0, 0), "kcmp")
+    report.attempt("pidfd_getfd", lambda: _take_own_descriptor(me), "pidfd_getfd")
+    report.attempt("pagemap_scan", _scan_a_page, "ioctl PAGEMAP_SCAN")
+    report.attempt("uffd_wp_async", _open_userfaultfd, "userfaultfd with WP_ASYNC")
+    pr_timer_create_restore_ids, get = 77, 2
+    report.attempt(
+        "timer_restore_ids",
+        lambda: _syscall(_PRCTL, pr_timer_create_restore_ids, get),
+        "prctl PR_TIMER_CREATE_RESTORE_IDS",
+    )
+    arch_shstk_status = 0x5005
+    report.attempt(
+        "shadow_stacks",
+        lambda: _syscall(_ARCH_PRCTL, arch_shstk_status, _address(state)),
+        "arch_prctl ARCH_SHSTK_STATUS",
+    )
+    report.attempt("map_vdso", _map_vdso_again, "arch_prctl ARCH_MAP_VDSO_64")
+    # A sealed mapping refuses even the protection it has (mm/mprotect.c: can_modify_vma() comes first).
+    read_and_execute = 5
+    answer = lib.tp_syscall(_MPROTECT, vdso, resource.getpagesize(), read_and_execute, 0, 0, 0)
+    report.tell("sealed_mappings", answer == -errno.EPERM)
+
+
+def _take_own_descriptor(pid: int) -> None:
+    pidfd = os.pidfd_open(pid)
+    os.close(_syscall(_PIDFD_GETFD, pidfd, pidfd, 0))
+    os.close(pidfd)
+
+
+def _scan_a_page() -> None:
+    # struct pm_scan_arg (linux/fs.h); older headers lack it. Asks for the written pages of the first page.
+    pagemap_scan, page_is_present = 0xC0606610, 1 << 3
+    argument = struct.pack("<12Q", 96, 0, 0, 4096, 0, 0, 0, 0, 0, page_is_present, 0, page_is_present)
+    with open("/proc/self/pagemap", "rb") as pagemap:
+        fcntl.ioctl(pagemap, pagemap_scan, bytearray(argument))
+
+
+def _open_userfaultfd() -> None:
+    uffd_user_mode_only, uffdio_api, api = 1, 0xC018AA3F, 0xAA
+    wp_unpopulated, wp_async = 1 << 13, 1 << 15
+    fd = _syscall(_USERFAULTFD, os.O_CLOEXEC | uffd_user_mode_only)
+    try:
+        fcntl.ioctl(fd, uffdio_api, bytearray(struct.pack("<3Q", api, wp_unpopulated | wp_async, 0)))
+    finally:
+        os.close(fd)
+
+
+def _map_vdso_again() -> None:
+    # While a vDSO is mapped the kernel answers EEXIST to what it otherwise would do (map_vdso_once()).
+    arch_map_vdso_64 = 0x2003
+    try:
+        _syscall(_ARCH_PRCTL, arch_map_vdso_64, 0)
+    except FileExistsError:
+        return
+
+
+def _vdso_address() -> int:
+    auxv = Path("/proc/self/auxv").read_bytes()
+    return dict(struct.iter_unpack("<2Q", auxv)).get(_AT_SYSINFO_EHDR, 0)
+
+
+# --- tracing ------------------------------------------------------------------------------------------------
+
+_ATTACH, _GETREGSET, _GET_RSEQ = 16, 0x4204, 0x420F
+_NT_X86_XSTATE = 0x202
+_XCR0_OFFSET = 464  # bytes into the xsave area: the kernel tells XCR0 in its software bytes (ptrace.c)
+
+
+def _try_tracing(report: _Report) -> None:
+    """Whom this user may trace, and what the tracer is told."""
+    sibling = _sleeping_child()
+    tracer = _fork()
+    if tracer == 0:
+        with _Exit():
+            report.attempt("trace_siblings", lambda: _attach(sibling), "ptrace of a sibling")
+    os.waitpid(tracer, 0)
+    if report.attempt("trace_descendants", lambda: _attach(sibling), "ptrace of a child"):
+        answer = bytearray(24)
+        report.attempt(
+            "rseq_configuration",
+            lambda: _syscall(_PTRACE, _GET_RSEQ, sibling, len(answer), _address(answer)),
+            "PTRACE_GET_RSEQ_CONFIGURATION",
+        )
+        area = bytearray(65536)
+        vector = bytearray(struct.pack("<2Q", _address(area), len(area)))
+        with suppress(OSError):  # a processor without xsave: the fields stay 0
+            _syscall(_PTRACE, _GETREGSET, sibling, _NT_X86_XSTATE, _address(vector))
+            report.tell("xsave_size", struct.unpack("<2Q", vector)[1])
+            report.tell("xfeatures", int.from_bytes(area[_XCR0_OFFSET : _XCR0_OFFSET + 8], "little"))
+    os.kill(sibling, signal.SIGKILL)
+    os.waitpid(sibling, 0)
+
+
+def _sleeping_child() -> int:
+    pid = _fork()
+    if pid == 0:
+        with _Exit():
+            die_with_parent = 1
+            _syscall(_PRCTL, die_with_parent, signal.SIGKILL)
+            while True:
+                signal.pause()
+    return pid
+
+
+def _attach(pid: int) -> None:
+    """Trace `pid`, and return once it is stopped."""
+    _syscall(_PTRACE, _ATTACH, pid)
+    wall = 0x40000000
+    os.waitpid(pid, wall)
+
+
+# --- namespaces ---------------------------------------------------------------------------------------------
+
+_TRIED_PID = 300
+"""Any PID but 1 and 2, which a new namespace would give by itself."""
+
+
+def _try_namespaces(report: _Report) -> None:
+    """A capsule in small: a user namespace, in it a PID and a mount namespace, in it a chosen PID."""
+    if not report.attempt("user_namespaces", _enter_user_namespace, "unshare CLONE_NEWUSER"):
+        return
+    report.attempt("time_namespaces", lambda: _syscall(_UNSHARE, _CLONE_NEWTIME), "unshare CLONE_NEWTIME")
+    if not report.attempt(
+        "pid_namespaces",
+        lambda: _syscall(_UNSHARE, _CLONE_NEWPID | _CLONE_NEWNS),
+        "unshare CLONE_NEWPID | CLONE_NEWNS",
+    ):
+        return
+    first = _fork()
+    if first == 0:
+        with _Exit():
+            report.attempt("mount_proc", _mount_proc, "mount of /proc")
+            report.attempt("set_tid", _clone_with_pid, "clone3 with set_tid")
+            report.attempt("set_mm_map", _set_mm_map, "prctl PR_SET_MM_MAP")
+    os.waitpid(first, 0)
+
+
+def _enter_user_namespace() -> None:
+    uid, gid = os.geteuid(), os.getegid()
+    _syscall(_UNSHARE, _CLONE_NEWUSER)
+    for name, text in ("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1"):
+        with open(f"/proc/self/{name}", "w", encoding="ascii") as file:
+            file.write(text)
+
+
+def _mount_proc() -> None:
+    none, root, proc = bytearray(b"none\0"), bytearray(b"/\0"), bytearray(b"/proc\0")
+    kind = bytearray(b"proc\0")
+    # Private first, so that nothing mounted here reaches another namespace.
+    _syscall(_MOUNT, _address(none), _address(root), 0, _MS_REC | _MS_PRIVATE, 0)
+    _syscall(_MOUNT, _address(kind), _address(proc), _address(kind), 0, 0)
+
+
+def _clone_with_pid() -> None:
+    # struct clone_args (linux/sched.h): fields 5, 9, 10 are exit_signal, set_tid, set_tid_size.
+    wanted = bytearray(struct.pack("<i", _TRIED_PID))
+    args = bytearray(struct.pack("<11Q", 0, 0, 0, 0, signal.SIGCHLD, 0, 0, 0, _address(wanted), 1, 0))
+    pid = _syscall(_CLONE3, _address(args), len(args))
+    if pid == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+
+
+def _set_mm_map() -> None:
+    """Set this process's memory layout to what it is, and try the exe link, which stays as it is."""
+    pr_set_mm, pr_set_mm_map, no_exe = 35, 14, 2**32 - 1
+    text = Path("/proc/self/stat").read_bytes()
+    # Counted from the state, which follows the name: proc_pid_stat(5), fields 26-28 and 45-51.
+    stat = [int(n) for n in text[text.rindex(b")") + 4 :].split()]
+    start_code, end_code, start_stack = stat[22:25]
+    start_data, end_data, start_brk, arg_start, arg_end, env_start, env_end = stat[41:48]
+    brk = _syscall(_BRK, 0)
+    layout = [start_code, end_code, start_data, end_data, start_brk, brk, start_stack]
+    layout += [arg_start, arg_end, env_start, env_end]
+
+    def set_map(exe: int) -> None:
+        argument = bytearray(struct.pack("<11QQII", *layout, 0, 0, exe))
+        _syscall(_PRCTL, pr_set_mm, pr_set_mm_map, _address(argument), len(argument))
+
+    set_map(no_exe)
+    exe = os.open("/proc/self/exe", os.O_RDONLY)
+    try:
+        set_map(exe)
+    except OSError as error:
+        # The old file is still mapped, which is asked only of those who may set the link at all.
+        if error.errno != errno.EBUSY:
+            raise
+    finally:
+        os.close(exe)
+
+
+# --- what is only to be read --------------------------------------------------------------------------------
+
+
+def _status() -> dict[str, str]:
+    lines = Path("/proc/self/status").read_text(errors="replace").splitlines()
+    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+
+def _number(path: str) -> int | None:
+    try:
+        return int(Path(path).read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _switch(path: str) -> bool | None:
+    number = _number(path)
+    return None if number is None else number != 0
+
+
+def _chosen(path: str) -> str:
+    """The word in brackets, as in "always [madvise] never"."""
+    with suppress(OSError):
+        return Path(path).read_text().partition("[")[2].partition("]")[0]
+    return ""
+
+
+def _masked_proc() -> tuple[str, ...]:
+    points = (line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines())
+    # binfmt_misc is a file system of its own that systemd mounts there, and hides nothing.
+    return tuple(sorted({p for p in points if p.startswith("/proc/") and p != "/proc/sys/fs/binfmt_misc"}))
+
+
+def _cpu_flags() -> frozenset[str]:
+    with open("/proc/cpuinfo", encoding="ascii", errors="replace") as lines:
+        for line in lines:  # the first processor's; the kernel offers what all of them have
+            if line.startswith("flags"):
+                return frozenset(line.partition(":")[2].split())
+    return frozenset()
