@@ -1,0 +1,19 @@
+"""Where snapshots are kept: a directory on any shared file system. docs/format.md has its bytes and its rules."""
+
+from .blocks import MAX_BLOCK, BlockTable
+from .manifest import SnapshotInfo
+from .reader import SnapshotReader
+from .store import Progress, PruneReport, Store, default_path
+from .writer import SnapshotWriter
+
+__all__ = [
+    "MAX_BLOCK",
+    "BlockTable",
+    "Progress",
+    "PruneReport",
+    "SnapshotInfo",
+    "SnapshotReader",
+    "SnapshotWriter",
+    "Store",
+    "default_path",
+]

@@ -1,0 +1,163 @@
+"""Reading a snapshot: its body, where its blocks lie, and their content once its hash was compared."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Final
+
+from blake3 import blake3
+
+from ..errors import ImageDamaged
+from .blocks import BlockTable
+from .files import PAGE, Place, open_file, readable, told
+from .files import read_exactly as _read
+from .manifest import Manifest, SnapshotInfo, pack_header
+
+READ_SIZE: Final = 4 << 20
+"""How much a check reads at once, bytes; a longer block is read alone."""
+
+
+def open_pack(place: Place, pack: str, size: int) -> int:
+    """Open a pack and compare owner, size and header. Raises ImageDamaged, NotPermitted and OSError."""
+    name = f"{pack}.pack"
+    shown = os.path.join(place.path, "packs", name)
+    try:
+        fd, status = open_file(name, place.packs, shown)
+    except FileNotFoundError:
+        raise ImageDamaged(f"pack {shown} is missing", advice="the snapshots that need it are lost") from None
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EINVAL, errno.ENXIO):
+            raise ImageDamaged(f"pack {shown} is not a regular file", advice="somebody exchanged it") from error
+        raise
+    try:
+        if status.st_size != size:
+            raise ImageDamaged(
+                f"pack {shown} has {status.st_size} bytes and should have {size}",
+                advice="it was cut or exchanged; the snapshots that need it are lost",
+            )
+        header = bytearray(PAGE)
+        if _read(fd, memoryview(header), 0) < PAGE or header != pack_header(pack):
+            raise ImageDamaged(
+                f"pack {shown} does not begin as that pack", advice="it was overwritten, or exchanged with another"
+            )
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+class SnapshotReader:
+    """An open snapshot. While it is open nothing that it needs is removed.
+
+    All methods may be called from several threads.
+    """
+
+    info: SnapshotInfo
+    body: bytes
+    needs: tuple[str, ...]
+    blocks: BlockTable
+    """Where every block lies: its columns can be used as they are."""
+
+    def __init__(self, place: Place, manifest: Manifest) -> None:
+        """Take over an open store and a manifest in it. Use `Store.open`."""
+        self._place = place
+        self._sizes = manifest.pack_sizes
+        self._fds: dict[int, int] = {}
+        self._lock = threading.Lock()
+        self.info = manifest.info
+        self.body = manifest.body
+        self.needs = manifest.info.needs
+        self.blocks = manifest.blocks
+
+    def __enter__(self) -> SnapshotReader:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the packs and let the store's lock go. What was mapped stays mapped."""
+        with self._lock:
+            while self._fds:
+                os.close(self._fds.popitem()[1])
+            self._place.close()
+
+    def block(self, index: int) -> tuple[int, int, int]:
+        """Give a block's pack number (for `pack_fd`), offset in the pack and length, bytes."""
+        if not 0 <= index < len(self.blocks):
+            raise ImageDamaged(f"snapshot {self.info.id} is damaged: it has no block {index}", advice="`torpor verify` says more")
+        return self.blocks.packs[index], self.blocks.offsets[index], self.blocks.lengths[index]
+
+    def pack_fd(self, number: int) -> int:
+        """Give a descriptor of a pack, open for reading; it belongs to the reader and is closed with it.
+
+        Raises ImageDamaged when the pack is missing, cut or exchanged, StoreError when it cannot be opened.
+        """
+        with self._lock:
+            fd = self._fds.get(number)
+            if fd is None:
+                pack = self.info.packs[number]
+                with told(self._place.path, f"cannot open pack {pack}"):
+                    fd = self._fds[number] = open_pack(self._place, pack, self._sizes[number])
+            return fd
+
+    def read_block(self, index: int) -> bytes:
+        """Give the content of a block. Raises ImageDamaged when it is not what was written."""
+        pack, offset, length = self.block(index)
+        data = bytearray(length)
+        self._read(pack, memoryview(data), offset)
+        if blake3(data).digest() != self.blocks.hash(index):
+            raise self._changed([index])
+        return bytes(data)
+
+    def _read(self, pack: int, buffer: memoryview, offset: int) -> None:
+        fd = self.pack_fd(pack)
+        with told(self._place.path, f"cannot read pack {self.info.packs[pack]}"):
+            got = _read(fd, buffer, offset)
+        if got < buffer.nbytes:
+            raise ImageDamaged(f"pack {self.info.packs[pack]} became shorter while it was read", advice="do not change packs")
+
+    def _changed(self, bad: list[int]) -> ImageDamaged:
+        size = sum(self.blocks.lengths[index] for index in bad)
+        packs = sorted({self.info.packs[self.blocks.packs[index]] for index in bad})
+        return ImageDamaged(
+            f"snapshot {self.info.id} is damaged: {len(bad)} blocks ({readable(size)}) in pack {', '.join(packs)} "
+            "are not what was written",
+            advice="restore another snapshot, and look after the storage",
+        )
+
+    def verify_blocks(self, indexes: Iterable[int]) -> None:
+        """Read blocks and compare their hashes. Raises ImageDamaged at the first bad one, StoreError.
+
+        It reads with pread and not through a mapping, for a file that another host cuts would end the process by SIGBUS.
+        """
+        for bad in self.bad_blocks(indexes):
+            raise self._changed([bad])
+
+    def bad_blocks(self, indexes: Iterable[int]) -> Iterable[int]:
+        """Read blocks in the order they have on disk and give those whose content is not what was written."""
+        blocks = self.blocks
+        rows = sorted(set(indexes), key=lambda row: (blocks.packs[row], blocks.offsets[row]))
+        buffer = memoryview(bytearray(READ_SIZE))
+        first = 0
+        while first < len(rows):
+            pack, start, length = self.block(rows[first])
+            last, end = first + 1, start + length
+            while last < len(rows) and blocks.packs[rows[last]] == pack:
+                reach = blocks.offsets[rows[last]] + blocks.lengths[rows[last]]
+                if reach - start > READ_SIZE or blocks.offsets[rows[last]] - end >= PAGE:
+                    break
+                last, end = last + 1, max(end, reach)
+            piece = buffer[: end - start] if end - start <= READ_SIZE else memoryview(bytearray(end - start))
+            self._read(pack, piece, start)
+            for row in rows[first:last]:
+                at = blocks.offsets[row] - start
+                if blake3(piece[at : at + blocks.lengths[row]]).digest() != blocks.hash(row):
+                    yield row
+            first = last
+
+

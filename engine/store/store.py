@@ -1,0 +1,356 @@
+"""The store: listing, finding, opening, writing, removing, verifying and pruning snapshots."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import errno
+import os
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Final
+
+from ..errors import ImageDamaged, NotFound, NotPermitted, Reason, StoreError
+from .files import DIRECTORY, Place, store_error, told
+from .manifest import ID, SnapshotInfo, open_manifest, read_head, read_manifest
+from .reader import SnapshotReader
+from .writer import SnapshotWriter, snapshot_ids
+
+Progress = Callable[[int, int], None]
+"""Called with the bytes done and the bytes in all."""
+
+_LEFTOVER: Final = re.compile(f"({ID.pattern})\\.tmp", re.ASCII)
+_PACK: Final = re.compile(f"({ID.pattern})\\.pack", re.ASCII)
+
+
+@dataclass(frozen=True)
+class PruneReport:
+    """What a prune or a removal took away, or would take away."""
+
+    snapshots: tuple[SnapshotInfo, ...] = ()
+    packs: tuple[str, ...] = ()
+    """Ids of packs."""
+    leftovers: tuple[str, ...] = ()
+    """Files that dead writers left, by their path in the store."""
+    freed: int = 0
+    """Bytes of all these files."""
+    kept: str = ""
+    """Why packs that may be unneeded were not removed; empty when none was held back."""
+    dry_run: bool = False
+    """Nothing was removed: this is what would go."""
+
+
+def default_path() -> str:
+    """Give the store's path when none is named: $TORPOR_STORE, else ``torpor`` in the user's data folder."""
+    named = os.environ.get("TORPOR_STORE")
+    if named:
+        return named
+    data = os.environ.get("XDG_DATA_HOME", "")
+    # the XDG base directory specification: a path that is not absolute is to be ignored
+    return os.path.join(data if os.path.isabs(data) else os.path.expanduser("~/.local/share"), "torpor")
+
+
+class Store:
+    """A directory that holds snapshots. It is made when the first one is written."""
+
+    path: str
+    """Absolute."""
+
+    def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
+        """Name a store; nothing is opened or made yet."""
+        self.path = os.path.abspath(default_path() if path is None else os.fspath(path))
+
+    def __repr__(self) -> str:
+        return f"Store({self.path!r})"
+
+    def _place(self) -> Place:
+        """Open the store with its lock shared. Raises NotFound when there is none."""
+        try:
+            return Place(self.path)
+        except FileNotFoundError:
+            raise NotFound(
+                f"there is no store at {self.path}",
+                advice="name one with --store or $TORPOR_STORE; the first checkpoint makes it",
+            ) from None
+
+    def writer(self, kind: str, tags: Mapping[str, str] | None = None) -> SnapshotWriter:
+        """Begin a snapshot. Raises ValueError for a kind or tag that is no name, NotPermitted, StoreError."""
+        place = Place(self.path, create=True)
+        try:
+            return SnapshotWriter(place, kind, tags or {})
+        except BaseException:
+            place.close()
+            raise
+
+    def snapshots(self) -> list[SnapshotInfo]:
+        """List all snapshots, oldest first; one that is damaged has `SnapshotInfo.damage` set.
+
+        A store that does not exist has none. Raises NotPermitted, StoreError.
+        """
+        try:
+            place = Place(self.path)
+        except FileNotFoundError:
+            return []
+        try:
+            return _list(place)
+        finally:
+            place.close()
+
+    def resolve(self, text: str) -> SnapshotInfo:
+        """Find a snapshot by its id, a unique beginning of the id or of its random part, or ``latest``.
+
+        A damaged one is found as well: ``latest`` never means an older one in silence. Raises NotFound.
+        """
+        infos = self.snapshots()
+        if not infos:
+            raise NotFound(f"store {self.path} holds no snapshots", advice="`torpor checkpoint PID` makes one")
+        if text == "latest":
+            return infos[-1]
+        found = [info for info in infos if text and (info.id.startswith(text) or info.short.startswith(text))]
+        found = [info for info in found if info.id == text] or found
+        if len(found) == 1:
+            return found[0]
+        if found:
+            shown = ", ".join(info.id for info in found[-5:])
+            more = f" and {len(found) - 5} more" if len(found) > 5 else ""  # noqa: PLR2004 - as many as shown
+            raise NotFound(f"{text!r} is the beginning of {len(found)} snapshots: {shown}{more}", advice="give more of it")
+        names = {name: info.id for info in infos for name in (info.id, info.short)}
+        near = difflib.get_close_matches(text, names, n=3)
+        meant = ", ".join(dict.fromkeys(names[name] for name in near))
+        raise NotFound(
+            f"store {self.path} has no snapshot {text!r}", advice=f"did you mean {meant}?" if meant else "see `torpor ls`"
+        )
+
+    def open(self, text: str | SnapshotInfo, *, knows: Collection[str] = ()) -> SnapshotReader:
+        """Open a snapshot for reading; `knows` are the needs of its body that the caller understands.
+
+        Raises NotFound, NotPermitted, StoreError, and ImageDamaged when its manifest is not as it was written, is of
+        another format version, or needs something that is not in `knows`.
+        """
+        snapshot = (self.resolve(text) if isinstance(text, str) else text).id
+        place = self._place()
+        try:
+            with told(self.path, f"cannot read snapshot {snapshot}"):
+                opened = open_manifest(place.snapshots, snapshot, self.path)
+                if opened is None:
+                    raise NotFound(f"snapshot {snapshot} was removed just now", advice="see `torpor ls`")
+                try:
+                    manifest = read_manifest(*opened, snapshot, self.path)
+                finally:
+                    os.close(opened[0])
+            unknown = sorted(set(manifest.info.needs) - set(knows))
+            if unknown:
+                raise ImageDamaged(
+                    f"snapshot {snapshot} needs what this Torpor does not know: {', '.join(unknown)}",
+                    advice="use the version of Torpor that wrote it, or a newer one",
+                )
+            return SnapshotReader(place, manifest)
+        except BaseException:
+            place.close()
+            raise
+
+    def verify(self, text: str | None = None, progress: Progress | None = None) -> list[Reason]:
+        """Read one snapshot, or all, to the last byte and list what is wrong; an empty list is good news.
+
+        A block that several snapshots share is read once. Raises NotFound, NotPermitted, StoreError.
+        """
+        infos = self.snapshots() if text is None else [self.resolve(text)]
+        total = sum(info.size for info in infos)
+        problems: list[Reason] = []
+        sound: set[bytes] = set()  # blocks by place and hash
+        done = 0
+        for info in infos:
+            try:
+                with self.open(info, knows=info.needs) as reader:
+                    for size in _verify(reader, sound, problems):
+                        done += size
+                        if progress:
+                            progress(done, total)
+            except NotFound:
+                done += info.size  # removed meanwhile
+            except ImageDamaged as error:
+                problems.append(Reason(f"snapshot {info.id}", error.message, error.advice))
+        return problems
+
+    def remove(self, text: str) -> PruneReport:
+        """Remove one snapshot, and the packs that no other needs, unless a saver or reader is at work.
+
+        Packs that could not be removed go with the next prune. Raises NotFound, NotPermitted, StoreError.
+        """
+        info = self.resolve(text)
+        place = self._place()
+        try:
+            with told(self.path, f"cannot remove snapshot {info.id}"):
+                freed = _unlink_snapshot(place, info.id)
+                os.fsync(place.snapshots)
+        finally:
+            place.close()
+        report = PruneReport(snapshots=(info,), freed=freed)
+        try:
+            place = Place(self.path, exclusive=True)
+        except StoreError as error:
+            return replace(report, kept=str(error))
+        try:
+            with told(self.path, "cannot remove unneeded packs"):
+                rest = _collect(place, [], dry_run=False)
+        finally:
+            place.close()
+        return replace(rest, snapshots=(info,), freed=freed + rest.freed)
+
+    def prune(
+        self, keep_last: int, *, dry_run: bool = False, kind: str | None = None, tags: Mapping[str, str] | None = None
+    ) -> PruneReport:
+        """Remove all but the newest `keep_last` snapshots, and what no snapshot needs.
+
+        With `kind` or `tags` only the snapshots that have them are counted and removed. A damaged snapshot is neither. A
+        manifest that cannot be read keeps every pack. Raises StoreError, above all when the store is busy; NotPermitted.
+        """
+        if keep_last < 0:
+            raise ValueError("keep_last is a number of snapshots")
+        try:
+            place = Place(self.path, exclusive=True)
+        except FileNotFoundError:
+            return PruneReport(dry_run=dry_run)
+        try:
+            with told(self.path, "cannot prune"):
+                wanted = (tags or {}).items()
+                counted = [
+                    info
+                    for info in _list(place)
+                    if not info.damage and kind in (None, info.kind) and wanted <= info.tags.items()
+                ]
+                return _collect(place, counted[: max(0, len(counted) - keep_last)], dry_run=dry_run)
+        finally:
+            place.close()
+
+
+def _list(place: Place) -> list[SnapshotInfo]:
+    infos = []
+    with told(place.path, "cannot list its snapshots"):
+        for snapshot in snapshot_ids(place):
+            try:
+                info = _look(place, snapshot)
+            except ImageDamaged as error:
+                info = SnapshotInfo(snapshot, place.path, damage=error.details)
+            except OSError as error:
+                if error.errno not in (errno.EIO, errno.ESTALE, errno.EACCES):
+                    raise
+                info = SnapshotInfo(snapshot, place.path, damage=store_error(place.path, "cannot read it", error).message)
+            if info is not None:
+                infos.append(info)
+    return infos
+
+
+def _look(place: Place, snapshot: str) -> SnapshotInfo | None:
+    opened = open_manifest(place.snapshots, snapshot, place.path)
+    if opened is None:
+        return None
+    try:
+        return read_head(*opened, snapshot, place.path).info
+    finally:
+        os.close(opened[0])
+
+
+def _verify(reader: SnapshotReader, sound: set[bytes], problems: list[Reason]) -> Iterable[int]:
+    """Check the blocks of a snapshot that are not in `sound` yet; give the bytes that were done, step by step."""
+    info, blocks = reader.info, reader.blocks
+    yield len(reader.body)
+    by_pack: dict[int, list[int]] = {}
+    for row, pack in enumerate(blocks.packs):
+        by_pack.setdefault(pack, []).append(row)
+    for number, rows in sorted(by_pack.items()):
+        prefix = info.packs[number].encode()
+        keys = {row: prefix + blocks.offsets[row].to_bytes(8, "little") + blocks.hash(row) for row in rows}
+        try:
+            reader.pack_fd(number)
+            for start in range(0, len(rows), 1024):
+                part = rows[start : start + 1024]
+                bad = set(reader.bad_blocks(row for row in part if keys[row] not in sound))
+                sound.update(keys[row] for row in part if row not in bad)
+                problems += [
+                    Reason(
+                        f"snapshot {info.id}",
+                        f"block {row} ({blocks.lengths[row]} bytes at {blocks.offsets[row]} of pack "
+                        f"{info.packs[number]}) is not what was written",
+                    )
+                    for row in sorted(bad)
+                ]
+                yield sum(blocks.lengths[row] for row in part)
+        except (ImageDamaged, NotPermitted) as error:
+            problems.append(Reason(f"snapshot {info.id}", error.message, error.advice))
+
+
+def _unlink_snapshot(place: Place, snapshot: str) -> int:
+    """Remove a snapshot's manifest and directory, whatever stands there; give the bytes freed."""
+    freed = 0
+    try:
+        folder = os.open(snapshot, DIRECTORY, dir_fd=place.snapshots)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.ENOTDIR):
+            raise
+        os.unlink(snapshot, dir_fd=place.snapshots)  # a link or a file that stands in its place
+        return 0
+    try:
+        for name in ("manifest", "manifest.tmp"):
+            with contextlib.suppress(FileNotFoundError):
+                size = os.stat(name, dir_fd=folder, follow_symlinks=False).st_size
+                os.unlink(name, dir_fd=folder)
+                freed += size
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+    os.rmdir(snapshot, dir_fd=place.snapshots)
+    return freed
+
+
+def _collect(place: Place, going: Collection[SnapshotInfo], *, dry_run: bool) -> PruneReport:
+    """Remove the snapshots in `going`, what dead writers left, and the packs that no other snapshot names.
+
+    The lock must be held alone: then every temporary file is a dead writer's, and no new manifest can appear.
+    """
+    gone = {info.id for info in going}
+    needed: set[str] = set()
+    leftovers: list[str] = []
+    kept = ""
+    freed = 0
+    for snapshot in snapshot_ids(place):
+        if snapshot in gone:
+            continue
+        try:
+            info = _look(place, snapshot)
+        except (ImageDamaged, OSError) as error:
+            kept = f"no pack was removed, for the manifest of snapshot {snapshot} cannot be read and may name any: {error}"
+            continue
+        if info is not None:
+            needed.update(info.packs)
+        else:
+            leftovers.append(f"snapshots/{snapshot}")
+            if not dry_run:
+                freed += _unlink_snapshot(place, snapshot)
+    for info in going:
+        if dry_run:
+            freed += _size(place.snapshots, f"{info.id}/manifest")
+        else:
+            freed += _unlink_snapshot(place, info.id)
+    if not dry_run:
+        os.fsync(place.snapshots)  # the manifests are gone for good before what they name goes
+    packs: list[str] = []
+    for name in sorted(os.listdir(place.packs)):
+        pack = _PACK.fullmatch(name)
+        if _LEFTOVER.fullmatch(name):
+            leftovers.append(f"packs/{name}")
+        elif pack and pack[1] not in needed and not kept:
+            packs.append(pack[1])
+        else:
+            continue
+        freed += _size(place.packs, name)
+        if not dry_run:
+            os.unlink(name, dir_fd=place.packs)
+    if not dry_run:
+        os.fsync(place.packs)
+    return PruneReport(tuple(going), tuple(packs), tuple(leftovers), freed, kept, dry_run)
+
+
+def _size(folder: int, name: str) -> int:
+    return os.stat(name, dir_fd=folder, follow_symlinks=False).st_size

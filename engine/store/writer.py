@@ -1,0 +1,350 @@
+"""Writing a snapshot: blocks into a pack as they come, from any thread, then the manifest that makes it exist."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+import time
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import accumulate
+from types import TracebackType
+from typing import Final
+
+from blake3 import blake3
+
+from ..errors import ImageDamaged, NotPermitted, StoreError
+from .blocks import MAX_BLOCK, MAX_BLOCKS, BlockTable, Index
+from .files import PAGE, Place, create_file, store_error, told, write_all
+from .manifest import (
+    ID,
+    KIND,
+    MAX_TAGS,
+    MAX_TEXT,
+    TAG,
+    SnapshotInfo,
+    encode,
+    new_id,
+    open_manifest,
+    pack_header,
+    printable,
+    read_head,
+    read_manifest,
+)
+from .reader import open_pack
+from .store_pb2 import Envelope, PackRef
+
+MAX_KNOWN_BLOCKS: Final = 1 << 20
+"""How many stored blocks a writer knows, to store none of them again: about 150 MB of memory."""
+MAX_KNOWN_SNAPSHOTS: Final = 256
+"""In how many of the newest snapshots it looks for them."""
+
+Pack = tuple[str, int]
+"""Id and size of a pack."""
+
+_ZEROS: Final = memoryview(bytes(PAGE))
+
+
+def snapshot_ids(place: Place) -> list[str]:
+    """Give the names in ``snapshots/`` that are ids, oldest first; some may have no manifest (yet)."""
+    return sorted(name for name in os.listdir(place.snapshots) if ID.fullmatch(name))
+
+
+def check_tags(tags: Mapping[str, str]) -> dict[str, str]:
+    """Give a copy of tags that fit a head. Raises ValueError by name."""
+    if len(tags) > MAX_TAGS:
+        raise ValueError(f"{len(tags)} tags are more than {MAX_TAGS}")
+    for key, value in tags.items():
+        if not TAG.fullmatch(key):
+            raise ValueError(f"tag {key!r}: a name has up to 64 of A-Z a-z 0-9 _ . - and begins with a letter or digit")
+        if len(value) > MAX_TEXT or not value.isprintable():
+            raise ValueError(f"tag {key}: its value is longer than {MAX_TEXT} characters or not printable")
+    return dict(tags)
+
+
+class SnapshotWriter:
+    """One snapshot in the making. Leaving its ``with`` block before `publish` removes all that was written.
+
+    `add_blocks` may be called from several threads at a time; the other methods belong to one.
+    """
+
+    id: str
+    """The id that the snapshot will have."""
+
+    def __init__(self, place: Place, kind: str, tags: Mapping[str, str]) -> None:
+        """Begin a snapshot in an open store, which the writer closes when it ends. Use `Store.writer`."""
+        if not KIND.fullmatch(kind):
+            raise ValueError(f"kind {kind!r} is not a lower-case name")
+        self._tags = check_tags(tags)
+        self._kind = kind
+        self._place = place
+        self._packs: list[Pack] = []
+        self._reused: dict[Pack, int] = {}
+        self._own = Index(BlockTable())
+        self._known: _KnownBlocks | None = None
+        self._fd = -1
+        self._number = -1  # of the own pack
+        self._end = PAGE
+        self._lock = threading.Lock()
+        self._idle = threading.Condition(self._lock)
+        self._writing = 0
+        self._failure: StoreError | None = None
+        self._open = True
+        with told(place.path, "cannot list it"):
+            ids = snapshot_ids(place)
+        self.id = new_id(ids[-1] if ids else None)
+
+    def __enter__(self) -> SnapshotWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.abandon()
+
+    def add_blocks(self, data: memoryview, lengths: Sequence[int]) -> list[int]:
+        """Store consecutive pieces of `data` with the given lengths, and give the index of each one's block.
+
+        Equal blocks get one index and are stored once; what an earlier snapshot holds is not stored again. All lengths
+        together are the length of `data`, which may be used anew when the call returns. Thread-safe.
+        Raises StoreError when the store is full or broken; the snapshot cannot be published then.
+        """
+        data = data.cast("B")
+        ends = list(accumulate(lengths))
+        if (ends[-1] if ends else 0) != data.nbytes:
+            raise ValueError(f"the lengths of the blocks do not add up to the {data.nbytes} bytes given")
+        if ends and not 0 < min(lengths) <= max(lengths) <= MAX_BLOCK:
+            raise ValueError(f"a block has 1 to {MAX_BLOCK} bytes")
+        starts = [0, *ends[:-1]]
+        digests = [blake3(data[start:end]).digest() for start, end in zip(starts, ends, strict=True)]
+        with self._lock:
+            if self._failure:
+                raise self._failure
+            if not self._open:
+                raise RuntimeError(f"snapshot {self.id} takes no more blocks")
+            with told(self._place.path, "cannot begin a pack"):
+                offset = self._end
+                indexes, pieces = self._reserve(data, starts, ends, digests)
+            self._writing += 1
+        try:
+            write_all(self._fd, pieces, offset)
+        except OSError as error:
+            total = os.fstat(self._fd).st_size
+            failure = store_error(self._place.path, f"cannot write after {total} bytes of a snapshot", error)
+            with self._lock:
+                self._failure = failure
+            raise failure from error
+        finally:
+            with self._lock:
+                self._writing -= 1
+                self._idle.notify_all()
+        return indexes
+
+    def _reserve(
+        self, data: memoryview, starts: list[int], ends: list[int], digests: list[bytes]
+    ) -> tuple[list[int], list[memoryview]]:
+        """Give every block its index, and the pieces of `data` that are new in the order they have in the pack."""
+        if len(self._own.table) + len(digests) > MAX_BLOCKS:
+            raise StoreError(f"snapshot {self.id} has more blocks than the format allows ({MAX_BLOCKS})")
+        if self._known is None:
+            self._known = _KnownBlocks(self._place, self._kind)
+        indexes: list[int] = []
+        pieces: list[memoryview] = []
+        run_start = run_end = 0  # new bytes that follow each other in data and in the pack
+        for start, end, digest in zip(starts, ends, digests, strict=True):
+            row = self._own.find(digest)
+            if row is None:
+                row = self._reuse(digest)
+            if row is None:
+                if self._fd < 0:
+                    self._begin_pack()
+                if start != run_end or (run_end - run_start) % PAGE:
+                    if run_end > run_start:
+                        pieces += (data[run_start:run_end], _ZEROS[: -(run_end - run_start) % PAGE])
+                    run_start = start
+                run_end = end
+                row = self._own.append(digest, self._number, self._end, end - start)
+                self._end += (end - start + PAGE - 1) & -PAGE
+            indexes.append(row)
+        if run_end > run_start:
+            pieces += (data[run_start:run_end], _ZEROS[: -(run_end - run_start) % PAGE])
+        return indexes, pieces
+
+    def _reuse(self, digest: bytes) -> int | None:
+        """Take a block that an earlier snapshot stored into this one's table, if there is one and its pack is well."""
+        assert self._known is not None
+        found = self._known.find(digest)
+        if found is None:
+            return None
+        pack, offset, length = found
+        number = self._reused.get(pack)
+        if number is None:
+            number = self._reused[pack] = len(self._packs)
+            self._packs.append(pack)
+        return self._own.append(digest, number, offset, length)
+
+    def _begin_pack(self) -> None:
+        self._fd = create_file(f"{self.id}.tmp", self._place.packs)
+        write_all(self._fd, [memoryview(pack_header(self.id))], 0)
+        self._number = len(self._packs)
+        self._packs.append((self.id, 0))  # its size is known when it is finished
+
+    def publish(self, body: bytes, summary: str, needs: Iterable[str] = ()) -> SnapshotInfo:
+        """Make the snapshot exist, with all of it on disk, and give what a listing will say of it.
+
+        `body` is of the kind; `summary` is one line for people; `needs` names what a reader of the body must know.
+        Raises StoreError, and then nothing of the snapshot is left.
+        """
+        with self._lock:
+            if not self._open:
+                raise RuntimeError(f"snapshot {self.id} was published or abandoned before")
+            self._idle.wait_for(lambda: not self._writing)
+            self._open = False
+        try:
+            if self._failure:
+                raise self._failure
+            with told(self._place.path, f"cannot publish snapshot {self.id}"):
+                if self._fd >= 0:
+                    self._finish_pack()
+                return self._finish_manifest(body, summary, tuple(needs))
+        except BaseException:
+            self._remove_traces()
+            raise
+        finally:
+            self._close()
+
+    def _finish_pack(self) -> None:
+        os.ftruncate(self._fd, self._end)
+        os.fsync(self._fd)
+        self._close_pack()  # a network file system may tell of a failed write only now
+        packs = self._place.packs
+        os.rename(f"{self.id}.tmp", f"{self.id}.pack", src_dir_fd=packs, dst_dir_fd=packs)
+        os.fsync(packs)
+        self._packs[self._number] = (self.id, self._end)
+
+    def _finish_manifest(self, body: bytes, summary: str, needs: Collection[str]) -> SnapshotInfo:
+        table = self._own.table
+        head = Envelope(
+            id=self.id,
+            kind=self._kind,
+            created_ns=time.time_ns(),
+            tags=self._tags,
+            needs=needs,
+            packs=[PackRef(id=pack, size=size) for pack, size in self._packs],
+            summary=printable(summary),
+            host=printable(socket.gethostname()),
+            size=sum(table.lengths),
+            written=self._end if self._number >= 0 else 0,
+        )
+        snapshots = self._place.snapshots
+        os.mkdir(self.id, 0o700, dir_fd=snapshots)
+        folder = os.open(self.id, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=snapshots)
+        try:
+            fd = create_file("manifest.tmp", folder)
+            try:
+                write_all(fd, [memoryview(piece) for piece in encode(head, table, body)], 0)
+                os.fsync(fd)
+                size = os.fstat(fd).st_size
+                info = read_head(fd, size, self.id, self._place.path).info
+            finally:
+                os.close(fd)
+            os.rename("manifest.tmp", "manifest", src_dir_fd=folder, dst_dir_fd=folder)
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+        os.fsync(snapshots)
+        return info
+
+    def abandon(self) -> None:
+        """Remove all that was written, unless the snapshot was published. Waits for other threads' writes."""
+        with self._lock:
+            if not self._open:
+                return
+            self._open = False
+            self._idle.wait_for(lambda: not self._writing)
+        try:
+            self._remove_traces()
+        finally:
+            self._close()
+
+    def _remove_traces(self) -> None:
+        """Remove the files of a snapshot that failed, the manifest first. What cannot be removed is left to prune."""
+        place = self._place
+        snapshots, packs = place.snapshots, place.packs
+        with contextlib.suppress(OSError):
+            folder = os.open(self.id, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=snapshots)
+            try:
+                for name in ("manifest", "manifest.tmp"):
+                    with contextlib.suppress(FileNotFoundError):
+                        os.unlink(name, dir_fd=folder)
+            finally:
+                os.close(folder)
+            os.rmdir(self.id, dir_fd=snapshots)
+        for name in (f"{self.id}.tmp", f"{self.id}.pack"):
+            with contextlib.suppress(OSError):
+                os.unlink(name, dir_fd=packs)
+
+    def _close_pack(self) -> None:
+        if self._fd >= 0:
+            fd, self._fd = self._fd, -1
+            os.close(fd)
+
+    def _close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._close_pack()  # after a failure, which was told already
+        self._place.close()
+
+
+class _KnownBlocks:
+    """The blocks of the newest snapshots of a kind, newest first up to a bound, in packs that are well."""
+
+    def __init__(self, place: Place, kind: str) -> None:
+        self._place = place
+        self._packs: list[Pack] = []
+        self._numbers: dict[Pack, int] = {}
+        self._well: dict[int, bool] = {}
+        self._index = Index(BlockTable())
+        for snapshot in reversed(snapshot_ids(place)[-MAX_KNOWN_SNAPSHOTS:]):
+            # what cannot be read is not used: its blocks are written again
+            with contextlib.suppress(ImageDamaged, NotPermitted, OSError):
+                opened = open_manifest(place.snapshots, snapshot, place.path)
+                if opened is None:
+                    continue
+                try:
+                    self._take(*opened, snapshot, kind)
+                finally:
+                    os.close(opened[0])
+
+    def _take(self, fd: int, size: int, snapshot: str, kind: str) -> None:
+        head = read_head(fd, size, snapshot, self._place.path)
+        table = self._index.table
+        start = len(table)
+        if head.info.kind != kind or start + head.blocks > MAX_KNOWN_BLOCKS:
+            return
+        manifest = read_manifest(fd, size, snapshot, self._place.path)
+        numbers = []
+        for pack in zip(manifest.info.packs, manifest.pack_sizes, strict=True):
+            if pack not in self._numbers:
+                self._numbers[pack] = len(self._packs)
+                self._packs.append(pack)
+            numbers.append(self._numbers[pack])
+        table.offsets += manifest.blocks.offsets
+        table.lengths += manifest.blocks.lengths
+        table.packs.extend(map(numbers.__getitem__, manifest.blocks.packs))
+        table.hashes += manifest.blocks.hashes
+        self._index.extend(start)
+
+    def find(self, digest: bytes) -> tuple[Pack, int, int] | None:
+        """Give a block's pack, its offset and its length."""
+        row = self._index.find(digest)
+        if row is None:
+            return None
+        table = self._index.table
+        number = table.packs[row]
+        if number not in self._well:
+            pack, size = self._packs[number]
+            try:
+                os.close(open_pack(self._place, pack, size))
+                self._well[number] = True
+            except (ImageDamaged, NotPermitted, OSError):
+                self._well[number] = False
+        return (self._packs[number], table.offsets[row], table.lengths[row]) if self._well[number] else None
