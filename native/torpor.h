@@ -24,6 +24,48 @@ void tp_zero_pages(const void *pages, size_t count, size_t page_size, uint8_t *o
 /* Bytes of a standard-format xsave area that holds these components (a mask as in XCR0). */
 uint32_t tp_xsave_size(uint64_t features);
 
+/* What tp_spawn was doing; told by a report. */
+enum tp_stage {
+	TP_STAGE_STARTED, /* value: the PID of init */
+	TP_STAGE_UNSHARE, /* this one and all that follow: value is an errno */
+	TP_STAGE_ID_MAPS,
+	TP_STAGE_CLOCKS,
+	TP_STAGE_FORK,
+	TP_STAGE_PRIVATE_MOUNTS,
+	TP_STAGE_MOUNT_PROC,
+	TP_STAGE_SUBREAPER,
+	TP_STAGE_SESSION,
+	TP_STAGE_CAPABILITIES,
+	TP_STAGE_DESCRIPTORS,
+	TP_STAGE_EXECVE
+};
+
+struct tp_report {
+	int32_t stage;
+	int32_t value;
+};
+
+struct tp_spawn {
+	uint64_t namespaces;  /* CLONE_NEW*, 0: none */
+	uint32_t uid, gid;    /* to be mapped to themselves in a new user namespace */
+	int64_t monotonic_ns; /* offsets of the clocks in a new time namespace */
+	int64_t boottime_ns;
+	int32_t new_session;
+	int32_t keep_capabilities; /* those of the new user namespace, over execve */
+	int32_t first_fd, end_fd;  /* descriptors of this range are inherited */
+	int32_t gate;		   /* execve waits until a byte can be read here; ends when none comes */
+	int32_t report;		   /* struct tp_report is written here; closed by a successful execve */
+	const char *path;
+	char *const *argv;
+	char *const *environment;
+};
+
+/*
+ * Start init as a child of the caller, by way of a helper. The helper's PID, for the caller to reap, or a negated errno;
+ * init's PID comes as a report.
+ */
+long tp_spawn(const struct tp_spawn *s);
+
 /* cffi: end */
 
 #endif

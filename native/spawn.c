@@ -1,0 +1,171 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * Starting torpor-init, in namespaces of its own or without: what must happen between fork and execve, where a
+ * process with threads may not run Python.
+ */
+#define _GNU_SOURCE
+#include "torpor.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/capability.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mount.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#ifndef CLONE_NEWTIME
+#define CLONE_NEWTIME 0x00000080
+#endif
+
+#define NS_PER_S 1000000000LL
+
+/* Tell the caller what failed and end. A report that cannot be written has no reader. */
+static _Noreturn void fail(const struct tp_spawn *s, enum tp_stage stage)
+{
+	struct tp_report report = {.stage = stage, .value = errno};
+	ssize_t written = write(s->report, &report, sizeof(report));
+
+	_exit(written == sizeof(report) ? 1 : 2);
+}
+
+static bool put(const char *path, const char *text)
+{
+	int fd = open(path, O_WRONLY | O_CLOEXEC);
+	bool done;
+
+	if (fd < 0)
+		return false;
+	done = write(fd, text, strlen(text)) == (ssize_t)strlen(text);
+	close(fd);
+	return done;
+}
+
+/* One's own uid and gid and no others, which needs no privilege (user_namespaces(7)). */
+static void map_ids(const struct tp_spawn *s)
+{
+	char text[64];
+
+	if (!put("/proc/self/setgroups", "deny"))
+		fail(s, TP_STAGE_ID_MAPS);
+	snprintf(text, sizeof(text), "%u %u 1", s->uid, s->uid);
+	if (!put("/proc/self/uid_map", text))
+		fail(s, TP_STAGE_ID_MAPS);
+	snprintf(text, sizeof(text), "%u %u 1", s->gid, s->gid);
+	if (!put("/proc/self/gid_map", text))
+		fail(s, TP_STAGE_ID_MAPS);
+}
+
+static void set_clocks(const struct tp_spawn *s)
+{
+	const int64_t offsets[] = {s->monotonic_ns, s->boottime_ns};
+	const char *const names[] = {"monotonic", "boottime"};
+
+	for (int i = 0; i < 2; i++) {
+		char text[64];
+		int64_t ns = offsets[i] % NS_PER_S, seconds = offsets[i] / NS_PER_S;
+
+		if (ns < 0) {
+			ns += NS_PER_S;
+			seconds--;
+		}
+		snprintf(text, sizeof(text), "%s %lld %lld", names[i], (long long)seconds, (long long)ns);
+		if (!put("/proc/self/timens_offsets", text))
+			fail(s, TP_STAGE_CLOCKS);
+	}
+}
+
+/* execve by a uid other than 0 keeps only what is ambient (capabilities(7)). */
+static void keep_capabilities(const struct tp_spawn *s)
+{
+	struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
+	struct __user_cap_data_struct data[2];
+
+	if (syscall(SYS_capget, &header, data))
+		fail(s, TP_STAGE_CAPABILITIES);
+	for (int i = 0; i < 2; i++)
+		data[i].inheritable = data[i].permitted;
+	if (syscall(SYS_capset, &header, data))
+		fail(s, TP_STAGE_CAPABILITIES);
+	for (int cap = 0; cap < 64; cap++)
+		if (data[cap / 32].permitted >> cap % 32 & 1 &&
+		    prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, cap, 0, 0))
+			fail(s, TP_STAGE_CAPABILITIES);
+}
+
+static void reset_signals(void)
+{
+	struct sigaction standard = {.sa_handler = SIG_DFL};
+	sigset_t none;
+
+	for (int sig = 1; sig < NSIG; sig++)
+		sigaction(sig, &standard,
+			  NULL); /* fails for SIGKILL, SIGSTOP and libc's own, which is right */
+	sigemptyset(&none);
+	sigprocmask(SIG_SETMASK, &none, NULL);
+}
+
+static _Noreturn void become_init(const struct tp_spawn *s)
+{
+	char go;
+
+	if (s->namespaces & CLONE_NEWNS) {
+		if (mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL))
+			fail(s, TP_STAGE_PRIVATE_MOUNTS);
+		/* Over the host's /proc, where the job would find other processes under its PIDs. */
+		if (s->namespaces & CLONE_NEWPID &&
+		    mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL))
+			fail(s, TP_STAGE_MOUNT_PROC);
+	}
+	if (!(s->namespaces & CLONE_NEWPID) && prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
+		fail(s, TP_STAGE_SUBREAPER);
+	if (s->new_session && setsid() < 0)
+		fail(s, TP_STAGE_SESSION);
+	reset_signals();
+	if (s->keep_capabilities)
+		keep_capabilities(s);
+	for (int fd = s->first_fd; fd < s->end_fd; fd++)
+		if (fcntl(fd, F_SETFD, 0) && errno != EBADF)
+			fail(s, TP_STAGE_DESCRIPTORS);
+	/* The caller attaches now. When it is gone there is nothing to read, and this is the end. */
+	if (read(s->gate, &go, 1) != 1)
+		_exit(1);
+	execve(s->path, s->argv, s->environment);
+	fail(s, TP_STAGE_EXECVE);
+}
+
+long tp_spawn(const struct tp_spawn *s)
+{
+	struct tp_report report = {.stage = TP_STAGE_STARTED};
+	long helper, pid;
+	ssize_t written;
+
+	/* Not libc's fork: its handlers are of no use to a child that only makes system calls. */
+	helper = syscall(SYS_fork);
+	if (helper < 0)
+		return -errno;
+	if (helper)
+		return helper;
+
+	/* A new PID or time namespace is for the children of the one who asks for it, hence this process between. */
+	if (s->namespaces && unshare((int)s->namespaces))
+		fail(s, TP_STAGE_UNSHARE);
+	if (s->namespaces & CLONE_NEWUSER)
+		map_ids(s);
+	if (s->namespaces & CLONE_NEWTIME)
+		set_clocks(s);
+	pid = syscall(SYS_clone, CLONE_PARENT | SIGCHLD, 0, 0, 0, 0);
+	if (pid < 0)
+		fail(s, TP_STAGE_FORK);
+	if (!pid)
+		become_init(s);
+	report.value = (int32_t)pid;
+	written = write(s->report, &report, sizeof(report));
+	_exit(written == sizeof(report) ? 0 : 2);
+}
