@@ -1,4 +1,4 @@
-"""Where snapshots are kept: a directory on any shared file system. docs/format.md has its bytes and its rules."""
+"""Where snapshots are kept: a directory on any shared file system. docs/format.md has its bytes and rules."""
 
 from .blocks import MAX_BLOCK, BlockTable
 from .manifest import SnapshotInfo

@@ -1,4 +1,4 @@
-"""Block tables: where each block of a snapshot lies, column-wise, and how a known block is found by its hash."""
+"""Block tables: where each block of a snapshot lies, column-wise, and how one is found by its hash."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ class BlockTable:
     hashes: bytearray = field(default_factory=bytearray)
 
     def __len__(self) -> int:
+        """Give the number of blocks."""
         return len(self.offsets)
 
     def hash(self, row: int) -> bytes:
@@ -53,7 +54,7 @@ class BlockTable:
         return table
 
     def fault(self, pack_sizes: Sequence[int]) -> str:
-        """Tell what is wrong with a table that was read: a block outside its pack, a length out of bounds; else ""."""
+        """Tell what is wrong with a table that was read, a block outside its pack say; "": nothing."""
         if not self.offsets:
             return ""
         if max(self.packs) >= len(pack_sizes):
@@ -70,11 +71,12 @@ class BlockTable:
 class Index:
     """Finds rows of a block table by hash.
 
-    Keyed by the first 8 bytes of the hash as a number, which takes a third of the memory that whole hashes take
-    (about 100 bytes per block); the whole hash is compared before a row is given.
+    Keyed by the first 8 bytes of the hash as a number, which takes about 100 bytes per block, less than whole
+    hashes would; the whole hash is compared before a row is given.
     """
 
     def __init__(self, table: BlockTable) -> None:
+        """Take in the rows that the table has."""
         self.table = table
         self._rows: dict[int, int] = {}
         self.extend(0)

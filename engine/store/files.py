@@ -31,7 +31,7 @@ _ADVICE: Final = {
     errno.EDQUOT: "your quota is used up: make room with `torpor prune`, or give another store with --store",
     errno.EFBIG: "a limit on the size of files is in the way: see `ulimit -f`",
     errno.EROFS: "the file system is read-only: give another store with --store",
-    errno.EIO: "the storage reports a fault: look at the host's kernel log, and give another store with --store",
+    errno.EIO: "the storage reports a fault: see the host's kernel log, and give another store with --store",
     errno.ESTALE: "the file server no longer knows the store: mount it again",
     errno.EACCES: "give a store that belongs to you with --store",
     errno.EPERM: "give a store that belongs to you with --store",
@@ -63,14 +63,14 @@ def readable(size: int) -> str:
     """Give a number of bytes for people: ``4.0 GiB``."""
     value = float(size)
     for unit in ("B", "KiB", "MiB", "GiB"):
-        if value < 1024:  # noqa: PLR2004 - the unit's size
+        if value < 1024:
             return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
         value /= 1024
     return f"{value:.1f} TiB"
 
 
 def check_owner(fd: int, name: str) -> os.stat_result:
-    """Refuse what belongs to another user, root included, or what others may write: it may have been put there."""
+    """Refuse what belongs to another user, root included, or what others may write: raise NotPermitted."""
     status = os.fstat(fd)
     if status.st_uid != os.geteuid():
         raise NotPermitted(
@@ -104,7 +104,9 @@ def open_file(name: str, folder: int, shown: str) -> tuple[int, os.stat_result]:
 
 def create_file(name: str, folder: int) -> int:
     """Create a new private file for writing."""
-    return os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=folder)
+    return os.open(
+        name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=folder
+    )
 
 
 def make_directories(path: str) -> None:
@@ -159,14 +161,19 @@ def _locks_within_host(fd: int) -> bool:
     with open(f"/proc/self/fdinfo/{fd}") as info:
         mount = next(line.split()[1] for line in info if line.startswith("mnt_id:"))
     with open("/proc/self/mountinfo") as mounts:
-        for line in mounts:
-            if line.split(" ", 1)[0] == mount:
-                kind, _, options = line.rsplit(" - ", 1)[1].rstrip("\n").split(" ", 2)
-                words = set(options.split(","))
-                if kind in ("nfs", "nfs4"):
-                    return bool(words & {"nolock", "local_lock=all", "local_lock=flock"})
-                return kind == "lustre" and "localflock" in words
-    return False
+        return any(mount_locks_locally(line) for line in mounts if line.split(" ", 1)[0] == mount)
+
+
+def mount_locks_locally(line: str) -> bool:
+    """Tell from a line of /proc/PID/mountinfo whether flock there works within one host only.
+
+    The options are those of nfs(5) and of Lustre's client mount.
+    """
+    kind, _, options = line.rsplit(" - ", 1)[1].rstrip("\n").split(" ", 2)
+    words = set(options.split(","))
+    if kind in ("nfs", "nfs4"):
+        return bool(words & {"nolock", "local_lock=all", "local_lock=flock"})
+    return kind == "lustre" and "localflock" in words
 
 
 def lock_shared(root: int, store: str) -> int | None:
@@ -207,13 +214,13 @@ def lock_shared(root: int, store: str) -> int | None:
 
 
 def lock_exclusive(root: int, store: str) -> int:
-    """Take the store's lock alone, at once or not at all. Raises StoreError: busy, or locks do not work there."""
+    """Take the store's lock alone, at once or not at all. Raises StoreError: busy, or locks do not work."""
     fd = os.open("lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=root)
     try:
         if _locks_within_host(fd):
             raise StoreError(
                 f"store {store}: its file system is mounted so that locks are not seen by other hosts",
-                advice="packs are not removed there; mount it with locks of the server (NFS local_lock=none, Lustre flock)",
+                advice="no pack is removed there; mount it with the server's locks (local_lock=none, flock)",
             )
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -227,7 +234,7 @@ def lock_exclusive(root: int, store: str) -> int:
         if error.errno in _NO_FLOCK:
             raise StoreError(
                 f"store {store}: its file system has no flock ({os.strerror(error.errno)})",
-                advice="without it packs are never removed, for a saver may need them; Lustre has it with -o flock",
+                advice="no pack is removed without it, for a saver may need it; Lustre has it with -o flock",
             ) from error
         raise
     except BaseException:
@@ -237,7 +244,7 @@ def lock_exclusive(root: int, store: str) -> int:
 
 
 class Place:
-    """An open store: the descriptors of its folders and its lock, for the life of one reader, writer or prune."""
+    """An open store: its folders and its lock, for the life of one reader, writer or prune."""
 
     def __init__(self, path: str, *, create: bool = False, exclusive: bool = False) -> None:
         """Open the store at `path`, and make it first when `create` is set.

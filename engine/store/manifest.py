@@ -1,4 +1,4 @@
-"""The bytes of a manifest and of a pack's header, as docs/format.md has them, and what a snapshot is to its users."""
+"""The bytes of manifests and of pack headers (docs/format.md), and what a listing says of a snapshot."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Final
 from blake3 import blake3
 from google.protobuf.message import DecodeError
 
-from ..errors import ImageDamaged, NotPermitted
+from ..errors import ImageDamaged, NotPermitted, StoreError
 from .blocks import END_OF_OFFSETS, HASH, MAX_BLOCKS, ROW, BlockTable
 from .files import DIRECTORY, PAGE, check_owner, open_file, read_exactly
 from .store_pb2 import Envelope
@@ -106,11 +106,22 @@ def pack_header(pack: str) -> bytes:
 
 
 def encode(head: Envelope, blocks: BlockTable, body: bytes) -> list[bytes | bytearray]:
-    """Give the bytes of a manifest in pieces. Raises ValueError when a bound of the format is exceeded."""
+    """Give the bytes of a manifest in pieces. Raises StoreError when a bound of the format is exceeded."""
     packed = head.SerializeToString()
-    if len(packed) > MAX_HEAD or len(body) > MAX_BODY or len(blocks) > MAX_BLOCKS or len(head.packs) > MAX_PACKS:
-        raise ValueError("the snapshot is larger than the format allows")
-    pieces: list[bytes | bytearray] = [FIXED.pack(MAGIC, VERSION, len(packed), len(blocks), len(body)), packed]
+    if (
+        len(packed) > MAX_HEAD
+        or len(body) > MAX_BODY
+        or len(blocks) > MAX_BLOCKS
+        or len(head.packs) > MAX_PACKS
+    ):
+        raise StoreError(
+            f"snapshot {head.id} is larger than the format allows",
+            advice="docs/format.md has the bounds of the head, the body and the number of blocks",
+        )
+    pieces: list[bytes | bytearray] = [
+        FIXED.pack(MAGIC, VERSION, len(packed), len(blocks), len(body)),
+        packed,
+    ]
     sum_ = blake3()
     for piece in pieces:
         sum_.update(piece)
@@ -140,7 +151,9 @@ def open_manifest(snapshots: int, snapshot: str, store: str) -> tuple[int, int] 
         raise _damaged(snapshot, str(error)) from error
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.EINVAL, errno.ENXIO):
-            raise _damaged(snapshot, "what stands in its place is not a regular file in a directory") from error
+            raise _damaged(
+                snapshot, "what stands in its place is not a regular file in a directory"
+            ) from error
         raise
     return fd, status.st_size
 
@@ -166,7 +179,7 @@ class Head:
 def read_head(fd: int, size: int, snapshot: str, store: str) -> Head:
     """Read the head of an open manifest of `size` bytes.
 
-    Raises ImageDamaged. A file whose size does not fit is told in ``info.damage`` only: its head can be believed.
+    Raises ImageDamaged. A size that does not fit is told in ``info.damage`` only: the head can be believed.
     """
     start = bytearray(FIXED.size)
     if read_exactly(fd, memoryview(start), 0) < FIXED.size:
@@ -215,21 +228,30 @@ def read_head(fd: int, size: int, snapshot: str, store: str) -> Head:
 
 def _head_fault(head: Envelope, snapshot: str) -> str:
     """Tell what in a parsed head is not as a writer makes it; "" when all is well."""
-    if head.id != snapshot:
-        return "it was written under another id"
-    if not KIND.fullmatch(head.kind):
-        return "its kind is not a name"
-    if len(head.tags) > MAX_TAGS or not all(map(TAG.fullmatch, head.tags)):
-        return "a tag is not a name"
-    texts = [head.summary, head.host, *head.tags.values(), *head.needs]
-    if any(len(text) > MAX_TEXT or not text.isprintable() for text in texts):
-        return "a text in its head is too long or not printable"
     packs = {pack.id for pack in head.packs}
-    if len(head.packs) > MAX_PACKS or len(packs) < len(head.packs) or not all(map(ID.fullmatch, packs)):
-        return "its packs are not a list of different ids"
-    if any(not PAGE <= pack.size < END_OF_OFFSETS or pack.size % PAGE for pack in head.packs):
-        return "a pack's size is not possible"
-    return ""
+    texts = [head.summary, head.host, *head.tags.values(), *head.needs]
+    faults = (
+        (head.id != snapshot, "it was written under another id"),
+        (not KIND.fullmatch(head.kind), "its kind is not a name"),
+        (head.created_ns < 0, "it is older than the clock can tell"),
+        (
+            len(head.tags) > MAX_TAGS or not all(map(TAG.fullmatch, head.tags)),
+            "its tags are not up to 64 names",
+        ),
+        (
+            any(len(text) > MAX_TEXT or not text.isprintable() for text in texts),
+            "a text in its head is too long or not printable",
+        ),
+        (
+            len(head.packs) > MAX_PACKS or len(packs) < len(head.packs) or not all(map(ID.fullmatch, packs)),
+            "its packs are not a list of different ids",
+        ),
+        (
+            any(not PAGE <= pack.size < END_OF_OFFSETS or pack.size % PAGE for pack in head.packs),
+            "a pack's size is not possible",
+        ),
+    )
+    return next((words for wrong, words in faults if wrong), "")
 
 
 def read_manifest(fd: int, size: int, snapshot: str, store: str) -> Manifest:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Final
 
@@ -31,7 +31,9 @@ def open_pack(place: Place, pack: str, size: int) -> int:
         raise ImageDamaged(f"pack {shown} is missing", advice="the snapshots that need it are lost") from None
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.EINVAL, errno.ENXIO):
-            raise ImageDamaged(f"pack {shown} is not a regular file", advice="somebody exchanged it") from error
+            raise ImageDamaged(
+                f"pack {shown} is not a regular file", advice="somebody exchanged it"
+            ) from error
         raise
     try:
         if status.st_size != size:
@@ -42,7 +44,8 @@ def open_pack(place: Place, pack: str, size: int) -> int:
         header = bytearray(PAGE)
         if _read(fd, memoryview(header), 0) < PAGE or header != pack_header(pack):
             raise ImageDamaged(
-                f"pack {shown} does not begin as that pack", advice="it was overwritten, or exchanged with another"
+                f"pack {shown} does not begin as that pack",
+                advice="it was overwritten, or exchanged with another",
             )
     except BaseException:
         os.close(fd)
@@ -74,9 +77,13 @@ class SnapshotReader:
         self.blocks = manifest.blocks
 
     def __enter__(self) -> SnapshotReader:
+        """Give itself."""
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        """Close."""
         self.close()
 
     def close(self) -> None:
@@ -89,7 +96,10 @@ class SnapshotReader:
     def block(self, index: int) -> tuple[int, int, int]:
         """Give a block's pack number (for `pack_fd`), offset in the pack and length, bytes."""
         if not 0 <= index < len(self.blocks):
-            raise ImageDamaged(f"snapshot {self.info.id} is damaged: it has no block {index}", advice="`torpor verify` says more")
+            raise ImageDamaged(
+                f"snapshot {self.info.id} is damaged: it has no block {index}",
+                advice="`torpor verify` says more",
+            )
         return self.blocks.packs[index], self.blocks.offsets[index], self.blocks.lengths[index]
 
     def pack_fd(self, number: int) -> int:
@@ -119,27 +129,29 @@ class SnapshotReader:
         with told(self._place.path, f"cannot read pack {self.info.packs[pack]}"):
             got = _read(fd, buffer, offset)
         if got < buffer.nbytes:
-            raise ImageDamaged(f"pack {self.info.packs[pack]} became shorter while it was read", advice="do not change packs")
+            raise ImageDamaged(
+                f"pack {self.info.packs[pack]} became shorter while it was read", advice="do not change packs"
+            )
 
     def _changed(self, bad: list[int]) -> ImageDamaged:
         size = sum(self.blocks.lengths[index] for index in bad)
         packs = sorted({self.info.packs[self.blocks.packs[index]] for index in bad})
         return ImageDamaged(
-            f"snapshot {self.info.id} is damaged: {len(bad)} blocks ({readable(size)}) in pack {', '.join(packs)} "
-            "are not what was written",
+            f"snapshot {self.info.id} is damaged: {len(bad)} blocks ({readable(size)}) "
+            f"in pack {', '.join(packs)} are not what was written",
             advice="restore another snapshot, and look after the storage",
         )
 
     def verify_blocks(self, indexes: Iterable[int]) -> None:
         """Read blocks and compare their hashes. Raises ImageDamaged at the first bad one, StoreError.
 
-        It reads with pread and not through a mapping, for a file that another host cuts would end the process by SIGBUS.
+        It uses pread and no mapping, for a file that another host cuts would end the process by SIGBUS.
         """
         for bad in self.bad_blocks(indexes):
             raise self._changed([bad])
 
-    def bad_blocks(self, indexes: Iterable[int]) -> Iterable[int]:
-        """Read blocks in the order they have on disk and give those whose content is not what was written."""
+    def bad_blocks(self, indexes: Iterable[int]) -> Iterator[int]:
+        """Read blocks in the order they have on disk, and give those that are not what was written."""
         blocks = self.blocks
         rows = sorted(set(indexes), key=lambda row: (blocks.packs[row], blocks.offsets[row]))
         buffer = memoryview(bytearray(READ_SIZE))
@@ -159,5 +171,3 @@ class SnapshotReader:
                 if blake3(piece[at : at + blocks.lengths[row]]).digest() != blocks.hash(row):
                     yield row
             first = last
-
-

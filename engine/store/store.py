@@ -7,7 +7,7 @@ import difflib
 import errno
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -62,6 +62,7 @@ class Store:
         self.path = os.path.abspath(default_path() if path is None else os.fspath(path))
 
     def __repr__(self) -> str:
+        """Show the path."""
         return f"Store({self.path!r})"
 
     def _place(self) -> Place:
@@ -104,7 +105,9 @@ class Store:
         """
         infos = self.snapshots()
         if not infos:
-            raise NotFound(f"store {self.path} holds no snapshots", advice="`torpor checkpoint PID` makes one")
+            raise NotFound(
+                f"store {self.path} holds no snapshots", advice="`torpor checkpoint PID` makes one"
+            )
         if text == "latest":
             return infos[-1]
         found = [info for info in infos if text and (info.id.startswith(text) or info.short.startswith(text))]
@@ -113,20 +116,24 @@ class Store:
             return found[0]
         if found:
             shown = ", ".join(info.id for info in found[-5:])
-            more = f" and {len(found) - 5} more" if len(found) > 5 else ""  # noqa: PLR2004 - as many as shown
-            raise NotFound(f"{text!r} is the beginning of {len(found)} snapshots: {shown}{more}", advice="give more of it")
+            more = f" and {len(found) - 5} more" if len(found) > 5 else ""
+            raise NotFound(
+                f"{text!r} is the beginning of {len(found)} snapshots: {shown}{more}",
+                advice="give more of it",
+            )
         names = {name: info.id for info in infos for name in (info.id, info.short)}
         near = difflib.get_close_matches(text, names, n=3)
         meant = ", ".join(dict.fromkeys(names[name] for name in near))
         raise NotFound(
-            f"store {self.path} has no snapshot {text!r}", advice=f"did you mean {meant}?" if meant else "see `torpor ls`"
+            f"store {self.path} has no snapshot {text!r}",
+            advice=f"did you mean {meant}?" if meant else "see `torpor ls`",
         )
 
     def open(self, text: str | SnapshotInfo, *, knows: Collection[str] = ()) -> SnapshotReader:
         """Open a snapshot for reading; `knows` are the needs of its body that the caller understands.
 
-        Raises NotFound, NotPermitted, StoreError, and ImageDamaged when its manifest is not as it was written, is of
-        another format version, or needs something that is not in `knows`.
+        Raises NotFound, NotPermitted, StoreError, and ImageDamaged when its manifest is not as it was written,
+        is of another format version, or needs something that is not in `knows`.
         """
         snapshot = (self.resolve(text) if isinstance(text, str) else text).id
         place = self._place()
@@ -169,7 +176,7 @@ class Store:
                             progress(done, total)
             except NotFound:
                 done += info.size  # removed meanwhile
-            except ImageDamaged as error:
+            except (ImageDamaged, NotPermitted, StoreError) as error:
                 problems.append(Reason(f"snapshot {info.id}", error.message, error.advice))
         return problems
 
@@ -199,12 +206,18 @@ class Store:
         return replace(rest, snapshots=(info,), freed=freed + rest.freed)
 
     def prune(
-        self, keep_last: int, *, dry_run: bool = False, kind: str | None = None, tags: Mapping[str, str] | None = None
+        self,
+        keep_last: int,
+        *,
+        dry_run: bool = False,
+        kind: str | None = None,
+        tags: Mapping[str, str] | None = None,
     ) -> PruneReport:
         """Remove all but the newest `keep_last` snapshots, and what no snapshot needs.
 
-        With `kind` or `tags` only the snapshots that have them are counted and removed. A damaged snapshot is neither. A
-        manifest that cannot be read keeps every pack. Raises StoreError, above all when the store is busy; NotPermitted.
+        With `kind` or `tags` only the snapshots that have them are counted and removed; a damaged snapshot is
+        neither. A manifest that cannot be read keeps every pack. Raises NotPermitted and StoreError, above all
+        when the store is busy.
         """
         if keep_last < 0:
             raise ValueError("keep_last is a number of snapshots")
@@ -236,7 +249,9 @@ def _list(place: Place) -> list[SnapshotInfo]:
             except OSError as error:
                 if error.errno not in (errno.EIO, errno.ESTALE, errno.EACCES):
                     raise
-                info = SnapshotInfo(snapshot, place.path, damage=store_error(place.path, "cannot read it", error).message)
+                info = SnapshotInfo(
+                    snapshot, place.path, damage=store_error(place.path, "cannot read it", error).message
+                )
             if info is not None:
                 infos.append(info)
     return infos
@@ -252,8 +267,8 @@ def _look(place: Place, snapshot: str) -> SnapshotInfo | None:
         os.close(opened[0])
 
 
-def _verify(reader: SnapshotReader, sound: set[bytes], problems: list[Reason]) -> Iterable[int]:
-    """Check the blocks of a snapshot that are not in `sound` yet; give the bytes that were done, step by step."""
+def _verify(reader: SnapshotReader, sound: set[bytes], problems: list[Reason]) -> Iterator[int]:
+    """Check the blocks of a snapshot that are not in `sound` yet; give the bytes done, step by step."""
     info, blocks = reader.info, reader.blocks
     yield len(reader.body)
     by_pack: dict[int, list[int]] = {}
@@ -277,7 +292,7 @@ def _verify(reader: SnapshotReader, sound: set[bytes], problems: list[Reason]) -
                     for row in sorted(bad)
                 ]
                 yield sum(blocks.lengths[row] for row in part)
-        except (ImageDamaged, NotPermitted) as error:
+        except (ImageDamaged, NotPermitted, StoreError) as error:
             problems.append(Reason(f"snapshot {info.id}", error.message, error.advice))
 
 
@@ -300,7 +315,12 @@ def _unlink_snapshot(place: Place, snapshot: str) -> int:
         os.fsync(folder)
     finally:
         os.close(folder)
-    os.rmdir(snapshot, dir_fd=place.snapshots)
+    try:
+        os.rmdir(snapshot, dir_fd=place.snapshots)
+    except OSError as error:
+        # NFS keeps a file that somebody has open under another name; without manifest it is no snapshot
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
     return freed
 
 
@@ -309,30 +329,14 @@ def _collect(place: Place, going: Collection[SnapshotInfo], *, dry_run: bool) ->
 
     The lock must be held alone: then every temporary file is a dead writer's, and no new manifest can appear.
     """
-    gone = {info.id for info in going}
-    needed: set[str] = set()
-    leftovers: list[str] = []
-    kept = ""
+    needed, unfinished, kept = _needed(place, {info.id for info in going})
+    leftovers = [f"snapshots/{snapshot}" for snapshot in unfinished]
     freed = 0
-    for snapshot in snapshot_ids(place):
-        if snapshot in gone:
-            continue
-        try:
-            info = _look(place, snapshot)
-        except (ImageDamaged, OSError) as error:
-            kept = f"no pack was removed, for the manifest of snapshot {snapshot} cannot be read and may name any: {error}"
-            continue
-        if info is not None:
-            needed.update(info.packs)
-        else:
-            leftovers.append(f"snapshots/{snapshot}")
-            if not dry_run:
-                freed += _unlink_snapshot(place, snapshot)
-    for info in going:
-        if dry_run:
-            freed += _size(place.snapshots, f"{info.id}/manifest")
-        else:
-            freed += _unlink_snapshot(place, info.id)
+    for snapshot in [*unfinished, *(info.id for info in going)]:
+        if not dry_run:
+            freed += _unlink_snapshot(place, snapshot)
+        elif snapshot not in unfinished:
+            freed += _size(place.snapshots, f"{snapshot}/manifest")
     if not dry_run:
         os.fsync(place.snapshots)  # the manifests are gone for good before what they name goes
     packs: list[str] = []
@@ -350,6 +354,28 @@ def _collect(place: Place, going: Collection[SnapshotInfo], *, dry_run: bool) ->
     if not dry_run:
         os.fsync(place.packs)
     return PruneReport(tuple(going), tuple(packs), tuple(leftovers), freed, kept, dry_run)
+
+
+def _needed(place: Place, gone: set[str]) -> tuple[set[str], list[str], str]:
+    """Give the packs that snapshots not in `gone` name, the snapshots without manifest, why no pack may go or ""."""
+    needed: set[str] = set()
+    unfinished: list[str] = []
+    kept = ""
+    for snapshot in snapshot_ids(place):
+        if snapshot in gone:
+            continue
+        try:
+            info = _look(place, snapshot)
+        except (ImageDamaged, OSError) as error:
+            kept = (
+                f"no pack was removed: the manifest of {snapshot} cannot be read and may name any ({error})"
+            )
+            continue
+        if info is None:
+            unfinished.append(snapshot)
+        else:
+            needed.update(info.packs)
+    return needed, unfinished, kept
 
 
 def _size(folder: int, name: str) -> int:

@@ -1,4 +1,4 @@
-"""Writing a snapshot: blocks into a pack as they come, from any thread, then the manifest that makes it exist."""
+"""Writing a snapshot: blocks into a pack as they come, from any thread; then the manifest makes it exist."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from types import TracebackType
 from typing import Final
@@ -16,7 +16,7 @@ from blake3 import blake3
 
 from ..errors import ImageDamaged, NotPermitted, StoreError
 from .blocks import MAX_BLOCK, MAX_BLOCKS, BlockTable, Index
-from .files import PAGE, Place, create_file, store_error, told, write_all
+from .files import DIRECTORY, PAGE, Place, create_file, readable, store_error, told, write_all
 from .manifest import (
     ID,
     KIND,
@@ -57,7 +57,9 @@ def check_tags(tags: Mapping[str, str]) -> dict[str, str]:
         raise ValueError(f"{len(tags)} tags are more than {MAX_TAGS}")
     for key, value in tags.items():
         if not TAG.fullmatch(key):
-            raise ValueError(f"tag {key!r}: a name has up to 64 of A-Z a-z 0-9 _ . - and begins with a letter or digit")
+            raise ValueError(
+                f"tag {key!r}: a name has up to 64 of A-Z a-z 0-9 _ . - and begins with a letter or digit"
+            )
         if len(value) > MAX_TEXT or not value.isprintable():
             raise ValueError(f"tag {key}: its value is longer than {MAX_TEXT} characters or not printable")
     return dict(tags)
@@ -96,16 +98,20 @@ class SnapshotWriter:
         self.id = new_id(ids[-1] if ids else None)
 
     def __enter__(self) -> SnapshotWriter:
+        """Give itself."""
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        """Abandon, unless published."""
         self.abandon()
 
     def add_blocks(self, data: memoryview, lengths: Sequence[int]) -> list[int]:
         """Store consecutive pieces of `data` with the given lengths, and give the index of each one's block.
 
-        Equal blocks get one index and are stored once; what an earlier snapshot holds is not stored again. All lengths
-        together are the length of `data`, which may be used anew when the call returns. Thread-safe.
+        Equal blocks get one index and are stored once; what an earlier snapshot holds is not stored again.
+        All lengths together are the length of `data`, which may be used anew when the call returns. Thread-safe.
         Raises StoreError when the store is full or broken; the snapshot cannot be published then.
         """
         data = data.cast("B")
@@ -116,33 +122,40 @@ class SnapshotWriter:
             raise ValueError(f"a block has 1 to {MAX_BLOCK} bytes")
         starts = [0, *ends[:-1]]
         digests = [blake3(data[start:end]).digest() for start, end in zip(starts, ends, strict=True)]
+        with self._at_work():
+            with self._lock:
+                offset = self._end
+                indexes, pieces = self._reserve(data, starts, ends, digests)
+            write_all(self._fd, pieces, offset)
+        return indexes
+
+    @contextlib.contextmanager
+    def _at_work(self) -> Iterator[None]:
+        """Count a thread that writes; if it does not come to its end, the snapshot must not be published."""
         with self._lock:
             if self._failure:
                 raise self._failure
             if not self._open:
-                raise RuntimeError(f"snapshot {self.id} takes no more blocks")
-            with told(self._place.path, "cannot begin a pack"):
-                offset = self._end
-                indexes, pieces = self._reserve(data, starts, ends, digests)
+                raise RuntimeError(f"snapshot {self.id} was published or abandoned before")
             self._writing += 1
+        failure: StoreError | None = StoreError(f"writing snapshot {self.id} was interrupted")
         try:
-            write_all(self._fd, pieces, offset)
+            yield
+            failure = None
         except OSError as error:
-            total = os.fstat(self._fd).st_size
-            failure = store_error(self._place.path, f"cannot write after {total} bytes of a snapshot", error)
-            with self._lock:
-                self._failure = failure
+            doing = f"cannot write on after {readable(self._end)} of snapshot {self.id}"
+            failure = store_error(self._place.path, doing, error)
             raise failure from error
         finally:
             with self._lock:
+                self._failure = self._failure or failure
                 self._writing -= 1
                 self._idle.notify_all()
-        return indexes
 
     def _reserve(
         self, data: memoryview, starts: list[int], ends: list[int], digests: list[bytes]
     ) -> tuple[list[int], list[memoryview]]:
-        """Give every block its index, and the pieces of `data` that are new in the order they have in the pack."""
+        """Give every block its index, and the pieces of `data` that are new, in their order in the pack."""
         if len(self._own.table) + len(digests) > MAX_BLOCKS:
             raise StoreError(f"snapshot {self.id} has more blocks than the format allows ({MAX_BLOCKS})")
         if self._known is None:
@@ -170,7 +183,7 @@ class SnapshotWriter:
         return indexes, pieces
 
     def _reuse(self, digest: bytes) -> int | None:
-        """Take a block that an earlier snapshot stored into this one's table, if there is one and its pack is well."""
+        """Take a block that an earlier snapshot stored in a sound pack into this one's table, if there is one."""
         assert self._known is not None
         found = self._known.find(digest)
         if found is None:
@@ -191,7 +204,8 @@ class SnapshotWriter:
     def publish(self, body: bytes, summary: str, needs: Iterable[str] = ()) -> SnapshotInfo:
         """Make the snapshot exist, with all of it on disk, and give what a listing will say of it.
 
-        `body` is of the kind; `summary` is one line for people; `needs` names what a reader of the body must know.
+        `body` is of the kind; `summary` is one line for people; `needs` names what a reader of the body must
+        know.
         Raises StoreError, and then nothing of the snapshot is left.
         """
         with self._lock:
@@ -237,7 +251,7 @@ class SnapshotWriter:
         )
         snapshots = self._place.snapshots
         os.mkdir(self.id, 0o700, dir_fd=snapshots)
-        folder = os.open(self.id, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=snapshots)
+        folder = os.open(self.id, DIRECTORY, dir_fd=snapshots)
         try:
             fd = create_file("manifest.tmp", folder)
             try:
@@ -267,11 +281,11 @@ class SnapshotWriter:
             self._close()
 
     def _remove_traces(self) -> None:
-        """Remove the files of a snapshot that failed, the manifest first. What cannot be removed is left to prune."""
+        """Remove the files of a snapshot that failed, the manifest first. What cannot go is left to prune."""
         place = self._place
         snapshots, packs = place.snapshots, place.packs
         with contextlib.suppress(OSError):
-            folder = os.open(self.id, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=snapshots)
+            folder = os.open(self.id, DIRECTORY, dir_fd=snapshots)
             try:
                 for name in ("manifest", "manifest.tmp"):
                     with contextlib.suppress(FileNotFoundError):
