@@ -103,6 +103,8 @@ _Noreturn __attribute__((used)) void torpor_init(long *stack)
 	unsigned long all = ~0ul;
 
 	set_mask(all);
+	if (status_fd)
+		call(__NR_fcntl, status_fd, 2 /* F_SETFD */, 1 /* FD_CLOEXEC */, 0);
 	if (argc > 3) {
 		child = start(argv + 3, argv + argc + 1);
 		if (child < 0)
