@@ -56,6 +56,7 @@ class _ManyReasons(TorporError):
     """An error that says every cause at once."""
 
     def __init__(self, heading: str, reasons: Iterable[Reason]) -> None:
+        self.heading = heading
         self.reasons = tuple(reasons)
         super().__init__(
             f"{heading}: " + "; ".join(map(str, self.reasons)),

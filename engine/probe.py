@@ -306,7 +306,7 @@ def _map_vdso_again() -> None:
 
 def _vdso_address() -> int:
     auxv = Path("/proc/self/auxv").read_bytes()
-    return dict(struct.iter_unpack("<2Q", auxv)).get(_AT_SYSINFO_EHDR, 0)
+    return int(dict(struct.iter_unpack("<2Q", auxv)).get(_AT_SYSINFO_EHDR, 0))
 
 
 # --- tracing ------------------------------------------------------------------------------------------------

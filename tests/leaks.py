@@ -85,9 +85,9 @@ class Before:
     def now(cls) -> Before:
         return cls(descendants(os.getpid()), _mounts(), _files())
 
-    def left(self, mark: str) -> list[str]:
+    def left(self, mark: str, patience: float = PATIENCE) -> list[str]:
         """What is there now that was not, in words. Processes are ended: a leak stays one test's."""
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + patience
         while pids := (descendants(os.getpid()) | marked(mark)) - self.children:
             if time.monotonic() > deadline:
                 break

@@ -29,7 +29,7 @@ def test_an_ordinary_user_has_no_capabilities(ordinary_account: User) -> None:
 def test_a_process_left_behind_is_named_and_ended() -> None:
     before = Before.now()
     child = subprocess.Popen(["sleep", "1000"])
-    (leak,) = before.left(os.environ[MARK])
+    (leak,) = before.left(os.environ[MARK], patience=0.1)
     assert leak.startswith(f"process {child.pid} (sleep 1000")
     child.wait()
 
@@ -37,5 +37,5 @@ def test_a_process_left_behind_is_named_and_ended() -> None:
 def test_a_mark_outlives_the_parent(no_leaks: str) -> None:
     before = Before.now()
     pid = int(subprocess.check_output(["sh", "-c", "setsid sleep 1000 >/dev/null & echo $!"]))
-    (leak,) = before.left(no_leaks)
+    (leak,) = before.left(no_leaks, patience=0.1)
     assert f"process {pid} " in leak

@@ -1,0 +1,149 @@
+"""The command line: `torpor`. Errors are a line for people or JSON for programs, and an exit code by kind."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from torpor.errors import TorporError
+
+COMMANDS = ("doctor", "checkpoint", "restore", "run", "ls", "show", "verify", "rm", "prune")
+"""In the order in which a person meets them; each is a module of this package with a `command`."""
+
+FAULT = 70  # EX_SOFTWARE of sysexits.h, as torpor.errors has it
+REPORT = "this is a fault in Torpor: please report it, with what the same command says with -v"
+
+
+@dataclass
+class Session:
+    """What holds for one call of the command line, whichever command it runs."""
+
+    json: bool = False
+    verbose: bool = False
+
+
+class Commands(click.Group):
+    """Loads a command when it is wanted, so that completion and --help do not wait for the others."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Name the commands in our own order."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Load one command."""
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f"torpor.cli.{cmd_name}").command
+        return command
+
+
+def _print_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        click.echo(f"torpor {version('torpor')}")
+        ctx.exit()
+
+
+def _set_verbose(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        ctx.ensure_object(Session).verbose = True
+
+
+verbose_option = click.option(
+    "-v", "--verbose", is_flag=True, expose_value=False, callback=_set_verbose, help="Tell errors in full."
+)
+
+
+@click.command(
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Snapshots lie in --store, else $TORPOR_STORE, else $XDG_DATA_HOME/torpor.",
+)
+@verbose_option
+@click.option(
+    "--version",
+    is_flag=True,
+    expose_value=False,
+    is_eager=True,
+    callback=_print_version,
+    help="Tell the version.",
+)
+def cli() -> None:
+    """Freeze a running Jupyter kernel or batch job, keep it, and wake it later, here or elsewhere."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run `torpor` and exit; `argv` is sys.argv[1:] unless given."""
+    sys.exit(_run(argv))
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    session = Session()
+    try:
+        status = cli.main(argv, prog_name="torpor", standalone_mode=False, obj=session)
+    except click.ClickException as error:  # the command line is wrong: click's own words and code
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        return 128 + signal.SIGINT
+    except Exception as error:
+        return _tell(error, session)
+    return status if isinstance(status, int) else 0
+
+
+def _tell(error: Exception, session: Session) -> int:
+    from torpor.errors import TorporError
+
+    if not isinstance(error, TorporError):
+        error = _fault(error)
+    if session.verbose:
+        traceback.print_exception(error)
+    if session.json:
+        click.echo(json.dumps({"error": _as_json(error)}))
+    else:
+        _tell_people(error, session)
+    return error.exit_code
+
+
+def _fault(error: Exception) -> TorporError:
+    from torpor.errors import TorporError
+
+    told = TorporError(f"{type(error).__name__}: {error}", advice=REPORT)
+    told.__cause__ = error
+    return told
+
+
+def _tell_people(error: TorporError, session: Session) -> None:
+    reasons = getattr(error, "reasons", ())
+    if len(reasons) > 1:
+        click.echo(f"torpor: {getattr(error, 'heading', '')}:", err=True)
+        for reason in reasons:
+            click.echo(f"  {reason}", err=True)
+        return
+    click.echo(f"torpor: {error}", err=True)
+    if session.verbose and error.details and not reasons:
+        click.echo(error.details, err=True)
+
+
+def _as_json(error: TorporError) -> dict[str, Any]:
+    told: dict[str, Any] = {
+        "kind": type(error).__name__,
+        "message": error.message,
+        "advice": error.advice,
+        "exit_code": error.exit_code,
+    }
+    if error.details:
+        told["details"] = error.details
+    if reasons := getattr(error, "reasons", ()):
+        told["reasons"] = [{"subject": r.subject, "why": r.why, "advice": r.advice} for r in reasons]
+    return told

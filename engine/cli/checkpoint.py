@@ -1,0 +1,47 @@
+"""`torpor checkpoint PID`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import click
+
+from torpor.cli.common import (
+    command_options,
+    parse_tags,
+    print_json,
+    progress_bar,
+    snapshot_json,
+    store_option,
+)
+
+
+@click.command("checkpoint", short_help="Save a process and all that it started.")
+@click.argument("pid", type=click.IntRange(min=1))
+@store_option
+@click.option(
+    "--then",
+    type=click.Choice(["run", "stop", "kill"]),
+    default="run",
+    show_default=True,
+    help="What becomes of the processes once they are saved.",
+)
+@click.option(
+    "--tag", "tags", metavar="K=V", multiple=True, callback=parse_tags, help="A label; may be repeated."
+)
+@command_options
+def command(
+    pid: int, store: str | None, then: Literal["run", "stop", "kill"], tags: dict[str, str], as_json: bool
+) -> None:
+    """Save process PID and all that it started; print the snapshot's id.
+
+    If it cannot be saved nothing happens to it: it runs on, also with --then kill.
+    """
+    import torpor
+
+    with progress_bar(f"saving {pid}") as progress:
+        info = torpor.checkpoint(pid, store=store, then=then, tags=tags, progress=progress)
+    if as_json:
+        print_json(snapshot_json(info))
+    else:
+        click.echo(info.id)

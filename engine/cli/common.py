@@ -1,0 +1,235 @@
+"""What several commands share: options, the progress bar, and how sizes, ages and names are shown."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from torpor.cli import Session, verbose_option
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+    from rich.console import Console
+
+    from torpor.store import Progress, SnapshotInfo, Store
+
+    ParamType = click.ParamType[Any]
+else:
+    ParamType = click.ParamType  # generic since click 8.2 only
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+# --- options and arguments ----------------------------------------------------------------------------------
+
+
+def _set_json(ctx: click.Context, _: click.Parameter, wanted: bool) -> bool:
+    if wanted:
+        ctx.ensure_object(Session).json = True
+    return wanted
+
+
+def command_options(function: F) -> F:
+    """Give a command what every command has: --json, for programs, and -v."""
+    wanted = click.option(
+        "--json",
+        "as_json",
+        is_flag=True,
+        callback=_set_json,
+        is_eager=True,
+        help="Print JSON, errors included.",
+    )
+    return wanted(verbose_option(function))
+
+
+def store_option(function: F) -> F:
+    """Give a command --store; it receives a path or None."""
+    return click.option(
+        "--store",
+        type=click.Path(file_okay=False),
+        help="Directory of the snapshots [default: $TORPOR_STORE, else $XDG_DATA_HOME/torpor].",
+    )(function)
+
+
+def open_store(path: str | None) -> Store:
+    """The store at `path`, or the default one."""
+    from torpor.store import Store
+
+    return Store(path)
+
+
+class SnapshotType(ParamType):
+    """A snapshot by id, by a beginning of it that is unique, or ``latest``; it completes in the shell."""
+
+    name = "snapshot"
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """Offer the ids in the store that the command line names so far."""
+        from click.shell_completion import CompletionItem
+
+        from torpor.errors import TorporError
+
+        try:
+            infos = open_store(ctx.params.get("store")).snapshots()
+        except TorporError:
+            return []  # completion has nowhere to complain; the command itself will
+        offers = [(info.id, info.summary) for info in reversed(infos)]
+        offers += [(info.short, info.summary) for info in reversed(infos)] if incomplete else [("latest", "")]
+        return [CompletionItem(text, help=summary) for text, summary in offers if text.startswith(incomplete)]
+
+
+def snapshot_argument(function: F) -> F:
+    """Give a command the argument ID."""
+    return click.argument("snapshot", metavar="ID", type=SnapshotType())(function)
+
+
+class DurationType(ParamType):
+    """A time span such as 90, 90s, 10m, 1h30m; it gives seconds."""
+
+    name = "duration"
+    UNITS: Mapping[str, int] = {"d": 86400, "h": 3600, "m": 60, "s": 1}
+    _SPAN = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s?)?", re.ASCII)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Read the text; zero and anything else that is no span is a usage error."""
+        if isinstance(value, (int, float)):
+            return float(value)
+        found = self._SPAN.fullmatch(value)
+        seconds = found and sum(
+            int(n) * unit for n, unit in zip(found.groups(), self.UNITS.values(), strict=True) if n
+        )
+        if not seconds:
+            self.fail(f"{value!r} is not a time span like 90s, 10m or 1h30m", param, ctx)
+        return float(seconds)
+
+
+def parse_tags(_: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    """Turn K=V options into a mapping (a click callback)."""
+    tags = {}
+    for value in values:
+        key, equals, text = value.partition("=")
+        if not (key and equals):
+            raise click.BadParameter(f"{value!r} is not of the form KEY=VALUE", param=param)
+        tags[key] = text
+    return tags
+
+
+# --- output -------------------------------------------------------------------------------------------------
+
+
+def print_json(value: object) -> None:
+    """Print one JSON document."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def console() -> Console:
+    """Where tables go: the terminal at its width, or a pipe or file with nothing cut off."""
+    from rich.console import Console
+
+    unbounded = 1 << 16  # columns; a table takes only what it needs
+    return Console(width=None if sys.stdout.isatty() else unbounded, highlight=False, markup=False)
+
+
+def human_size(size: int) -> str:
+    """Bytes for people, in the store's own words: 4.0 GiB."""
+    from torpor.store.files import readable
+
+    return readable(size)
+
+
+def human_age(created_ns: int, now_ns: int | None = None) -> str:
+    """How long ago, in the largest unit that fits; a clock that ran backwards gives "just now"."""
+    seconds = ((time.time_ns() if now_ns is None else now_ns) - created_ns) // 10**9
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
+        if seconds >= length:
+            return f"{seconds // length} {unit} ago"
+    return "just now"
+
+
+def printable(text: str | bytes) -> str:
+    """A name from an image, safe to show: what a terminal would obey or cannot show is escaped."""
+    decoded = text.decode("utf-8", "backslashreplace") if isinstance(text, bytes) else text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in decoded)
+
+
+def snapshot_json(info: SnapshotInfo) -> dict[str, Any]:
+    """A snapshot as programs get it; `created_ns` counts from the epoch."""
+    return {
+        "id": info.id,
+        "store": info.store,
+        "kind": info.kind,
+        "created_ns": info.created_ns,
+        "host": info.host,
+        "tags": dict(info.tags),
+        "summary": info.summary,
+        "size": info.size,
+        "written": info.written,
+        "damage": info.damage,
+    }
+
+
+# --- progress -----------------------------------------------------------------------------------------------
+
+PATIENCE = 1.0
+"""Seconds that an operation may take before a bar appears."""
+
+
+@contextmanager
+def progress_bar(what: str) -> Iterator[Progress | None]:
+    """A callback for bytes done and in all that draws a bar on a terminal's stderr once PATIENCE is over.
+
+    None where stderr is no terminal: then nothing is to be told.
+    """
+    if not sys.stderr.isatty():
+        yield None
+        return
+    begun = time.monotonic()
+    bar: Any = None
+    task: Any = None
+
+    def advance(done: int, total: int) -> None:
+        nonlocal bar, task
+        if bar is None:
+            if time.monotonic() - begun < PATIENCE:
+                return
+            bar = _bar()
+            task = bar.add_task(what, total=total)
+            bar.start()
+        bar.update(task, completed=done, total=total)
+
+    try:
+        yield advance
+    finally:
+        if bar is not None:
+            bar.stop()
+
+
+def _bar() -> Any:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )

@@ -1,0 +1,289 @@
+"""`torpor doctor`: what this host can do, what that means, and what the administrator can allow."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from torpor.cli.common import command_options, console, print_json
+
+if TYPE_CHECKING:
+    from torpor.probe import Probe
+
+CANNOT_WORK = 1
+"""Exit code: checkpoints or restores without root cannot work here."""
+
+MANY_DESCRIPTORS = 4096
+"""Descriptors that a tree of some hundred processes holds; a lower hard limit is worth a word."""
+
+MARKS = {"ok": ("ok", "green"), "limited": ("limited", "yellow"), "no": ("no", "red"), "info": ("", "dim")}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the doctor's report."""
+
+    name: str
+    """The field of Probe it is about, for programs."""
+    title: str
+    verdict: str
+    """ok, limited or no; info where there is nothing to be good or bad."""
+    means: str
+    """What it means for the user."""
+    allow: str = ""
+    """What the administrator can allow; empty when nothing has to be."""
+    why: str = ""
+    """What failed, and the kernel's answer."""
+
+
+# Each way in which an administrator, a distribution or a container runtime withholds user namespaces, with
+# the words that allow them. docs/doctor.md has the whole story of each.
+_APPARMOR = (
+    "install docs/apparmor/torpor as /etc/apparmor.d/torpor and run "
+    "`apparmor_parser -r /etc/apparmor.d/torpor`, or for every program: "
+    "sysctl kernel.apparmor_restrict_unprivileged_userns=0"
+)
+_DEBIAN_SWITCH = "sysctl kernel.unprivileged_userns_clone=1"
+_LIMIT = "sysctl user.max_user_namespaces=15000"
+_CONTAINER = "start the container with --security-opt seccomp=unconfined, or a profile that allows {}"
+_CONFIG = "a kernel with CONFIG_CHECKPOINT_RESTORE, as all distributions build it"
+_MASKED = (
+    "start the container with --security-opt systempaths=unconfined "
+    "(Kubernetes: hostUsers: false and procMount: Unmasked)"
+)
+
+
+def examine(probe: Probe) -> list[Finding]:
+    """Judge a host: pure, so that hosts can be made up for tests."""
+    return [*_tracing(probe), *_capsules(probe), *_comforts(probe), *_facts(probe)]
+
+
+def _finding(probe: Probe, name: str, title: str, means: str, otherwise: tuple[str, str, str]) -> Finding:
+    """A finding about the field `name`: `means` if it is true, else (verdict, meaning, what to allow)."""
+    if getattr(probe, name):
+        return Finding(name, title, "ok", means)
+    verdict, trouble, allow = otherwise
+    return Finding(name, title, verdict, trouble, allow, probe.why.get(name, ""))
+
+
+def _no(trouble: str, allow: str = "") -> tuple[str, str, str]:
+    return "no", trouble, allow
+
+
+def _tracing(probe: Probe) -> Iterator[Finding]:
+    launched = "only the program that launched a job can freeze it: start jobs with `torpor run`"
+    if probe.trace_descendants and not probe.trace_siblings:
+        yield Finding(
+            "trace_siblings",
+            "trace own processes",
+            "limited",
+            launched + _scope(probe),
+            "sysctl kernel.yama.ptrace_scope=0, to last in /etc/sysctl.d/10-ptrace.conf",
+            probe.why.get("trace_siblings", ""),
+        )
+    else:
+        yield _finding(
+            probe,
+            "trace_descendants",
+            "trace own processes",
+            "any process of yours can be frozen",
+            _no("nothing can be frozen" + _scope(probe), _allow_tracing(probe)),
+        )
+    container = _CONTAINER.format("kcmp, pidfd_getfd and ptrace") if probe.seccomp else ""
+    for name, title, means in (
+        ("kcmp", "compare descriptors (kcmp)", "descriptors that share a position are kept so"),
+        ("pidfd_getfd", "copy descriptors (pidfd_getfd)", "sockets and pipes can be looked into"),
+        ("rseq_configuration", "restartable sequences (ptrace)", "threads of a modern libc are kept whole"),
+    ):
+        trouble = _no("nothing can be frozen", container or "a newer kernel")
+        yield _finding(probe, name, title, means, trouble)
+
+
+def _scope(probe: Probe) -> str:
+    return "" if probe.yama_scope is None else f" (Yama's ptrace_scope is {probe.yama_scope})"
+
+
+def _allow_tracing(probe: Probe) -> str:
+    if probe.yama_scope == 3:
+        return "ptrace_scope 3 lasts until the next boot; remove it from /etc/sysctl.d and reboot"
+    if probe.yama_scope:
+        return "sysctl kernel.yama.ptrace_scope=1, or give the user CAP_SYS_PTRACE"
+    return "start the container with --cap-add SYS_PTRACE" if probe.seccomp else ""
+
+
+def _capsules(probe: Probe) -> Iterator[Finding]:
+    rootless = "without it nothing can be woken except by root"
+    withheld = _allow_namespaces(probe)
+    steps = (
+        ("user_namespaces", "user namespaces", "jobs can be woken without root", withheld),
+        ("pid_namespaces", "PID namespaces in them", "jobs get their old PIDs", withheld),
+        ("mount_proc", "a /proc of their own", "jobs see their own PIDs in /proc", _allow_proc(probe)),
+        ("set_tid", "choosing PIDs (clone3)", "jobs get their old PIDs", _CONTAINER.format("clone3")),
+        (
+            "set_mm_map",
+            "memory layout (PR_SET_MM_MAP)",
+            "jobs keep name, arguments and program",
+            _CONFIG,
+        ),
+    )
+    missing = ""
+    for name, title, means, allow in steps:
+        if missing:
+            yield Finding(name, title, "no", f"not tried: it needs {missing}")
+            continue
+        yield _finding(probe, name, title, means, _no(rootless, allow))
+        if not getattr(probe, name) and name in ("user_namespaces", "pid_namespaces"):
+            missing = title
+    placing = "placing the vDSO"
+    nothing = "nothing can be woken, by no one"
+    if probe.sealed_mappings:
+        sealed = f"the system's mappings are sealed: {nothing}"
+        yield Finding(
+            "sealed_mappings", placing, "no", sealed, "a kernel without CONFIG_MSEAL_SYSTEM_MAPPINGS"
+        )
+    else:
+        found = "programs find the clock where it was"
+        yield _finding(probe, "map_vdso", placing, found, _no(nothing, _CONFIG))
+
+
+def _allow_namespaces(probe: Probe) -> str:
+    causes = [
+        (probe.apparmor_restricts_userns, _APPARMOR),
+        (probe.unprivileged_userns_clone is False, _DEBIAN_SWITCH),
+        (probe.userns_limit == 0, _LIMIT),
+        (probe.seccomp, _CONTAINER.format("unshare, clone, mount and clone3")),
+    ]
+    found = [words for holds, words in causes if holds]
+    return (
+        "; and ".join(found)
+        or "they may be switched off in this kernel (CONFIG_USER_NS), or this is a chroot"
+    )
+
+
+def _allow_proc(probe: Probe) -> str:
+    if probe.masked_proc:
+        return f"{_MASKED}; hidden now: {', '.join(probe.masked_proc)}"
+    return _allow_namespaces(probe)
+
+
+def _comforts(probe: Probe) -> Iterator[Finding]:
+    yield _finding(
+        probe,
+        "pagemap_scan",
+        "fast page scans (PAGEMAP_SCAN)",
+        "pauses stay short for large processes",
+        ("limited", "large processes are paused longer", "a kernel from 6.7 on"),
+    )
+    yield _finding(
+        probe,
+        "uffd_wp_async",
+        "tracking of written pages",
+        "a later checkpoint can save only what was written since",
+        ("limited", "every checkpoint looks at all memory", "a kernel from 6.7 on"),
+    )
+    yield _finding(
+        probe,
+        "timer_restore_ids",
+        "ids of POSIX timers",
+        "timers get their ids back at once",
+        ("limited", "high timer ids are slow to restore", "a kernel from 6.16 on"),
+    )
+    yield _finding(
+        probe,
+        "time_namespaces",
+        "time namespaces",
+        "the monotonic clock of a woken job can go on from where it stopped",
+        ("limited", "the monotonic clock of a woken job is this host's", "a kernel with CONFIG_TIME_NS"),
+    )
+    soft, hard = probe.nofile
+    shown = f"{soft} open files, up to {hard}"
+    if hard >= MANY_DESCRIPTORS:
+        yield Finding("nofile", "open files (RLIMIT_NOFILE)", "ok", shown)
+    else:
+        trouble = f"{shown}: trees with many descriptors cannot be saved or woken"
+        allow = "raise nofile in /etc/security/limits.conf, or LimitNOFILE= of the service"
+        yield Finding("nofile", "open files (RLIMIT_NOFILE)", "limited", trouble, allow)
+
+
+def _facts(probe: Probe) -> Iterator[Finding]:
+    if probe.can_choose_pids:
+        yield Finding("capabilities", "restore without a capsule", "ok", "where the PIDs are free")
+    else:
+        yield Finding(
+            "capabilities",
+            "restore without a capsule",
+            "info",
+            "for root or with CAP_CHECKPOINT_RESTORE only",
+        )
+    yield Finding(
+        "transparent_hugepages",
+        "transparent huge pages",
+        "info",
+        f"{probe.transparent_hugepages or 'not in this kernel'}; the larger the pages, the shorter the pause",
+    )
+    features = f"xsave area {probe.xsave_size} bytes, components {probe.xfeatures:#x}"
+    yield Finding(
+        "xfeatures", "processor state", "info", f"{features}: a host that wakes needs the same or more"
+    )
+
+
+def report(probe: Probe) -> dict[str, Any]:
+    """All of it for programs: the verdict, the findings, and the probe's own values."""
+    values = {f.name: getattr(probe, f.name) for f in dataclasses.fields(probe)}
+    return {
+        "checkpoint": probe.can_checkpoint,
+        "restore_rootless": probe.can_restore_rootless,
+        "restore_in_place": probe.can_choose_pids and probe.map_vdso and not probe.sealed_mappings,
+        "findings": [dataclasses.asdict(finding) for finding in examine(probe)],
+        "probe": {name: sorted(v) if isinstance(v, frozenset) else v for name, v in values.items()},
+    }
+
+
+@click.command("doctor", short_help="Tell what this host can do, and what to allow.")
+@command_options
+def command(as_json: bool) -> int:
+    """Tell what this host can do, and what an administrator can allow.
+
+    Exits with 0 if checkpoints and restores without root can work here, else with 1.
+    """
+    from torpor.probe import probe
+
+    host = probe()
+    if as_json:
+        print_json(report(host))
+    else:
+        _print(host)
+    return 0 if host.can_checkpoint and host.can_restore_rootless else CANNOT_WORK
+
+
+def _print(host: Probe) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    findings = examine(host)
+    for finding in findings:
+        mark, style = MARKS[finding.verdict]
+        why = f" ({finding.why})" if finding.why and finding.verdict != "ok" else ""
+        table.add_row(Text(mark, style), finding.title, finding.means + why)
+    out = console()
+    out.print(table)
+    allow = dict.fromkeys(finding.allow for finding in findings if finding.allow)
+    if allow:
+        out.print("\nWhat the administrator can allow:")
+        for words in allow:
+            out.print(f"  - {words}")
+    can = [
+        ("freeze your processes" if host.trace_siblings else "freeze what you launch", host.can_checkpoint),
+        ("wake them without root", host.can_restore_rootless),
+    ]
+    out.print()
+    for deed, possible in can:
+        out.print(f"You {'can' if possible else 'cannot'} {deed} here.")

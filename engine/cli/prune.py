@@ -1,0 +1,53 @@
+"""`torpor prune --keep-last N`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from torpor.cli.common import (
+    command_options,
+    human_age,
+    human_size,
+    open_store,
+    print_json,
+    snapshot_json,
+    store_option,
+)
+
+if TYPE_CHECKING:
+    from torpor.store import PruneReport
+
+
+def report_json(report: PruneReport) -> dict[str, Any]:
+    """What was removed, as programs get it."""
+    return {
+        "dry_run": report.dry_run,
+        "snapshots": [snapshot_json(info) for info in report.snapshots],
+        "packs": list(report.packs),
+        "leftovers": list(report.leftovers),
+        "freed": report.freed,
+        "kept": report.kept,
+    }
+
+
+@click.command("prune", short_help="Remove all but the newest snapshots.")
+@click.option("--keep-last", type=click.IntRange(min=0), required=True, metavar="N", help="How many stay.")
+@click.option("--dry-run", is_flag=True, help="Remove nothing; tell what would go.")
+@store_option
+@command_options
+def command(keep_last: int, dry_run: bool, store: str | None, as_json: bool) -> None:
+    """Remove all but the newest N snapshots, and the data that none of those needs."""
+    report = open_store(store).prune(keep_last, dry_run=dry_run)
+    if as_json:
+        print_json(report_json(report))
+        return
+    done = "would remove" if dry_run else "removed"
+    for info in report.snapshots:
+        click.echo(f"{done} {info.id} ({human_age(info.created_ns)})")
+    for name in report.leftovers:
+        click.echo(f"{done} {name}, left by a saver that died")
+    click.echo(f"{human_size(report.freed)} {'would be freed' if dry_run else 'freed'}")
+    if report.kept:
+        click.echo(f"some data stays: {report.kept}", err=True)

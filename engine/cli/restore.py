@@ -1,0 +1,37 @@
+"""`torpor restore ID`."""
+
+from __future__ import annotations
+
+import click
+
+from torpor.cli.common import command_options, print_json, progress_bar, snapshot_argument, store_option
+
+
+@click.command("restore", short_help="Wake a snapshot.")
+@snapshot_argument
+@store_option
+@click.option("--detach", is_flag=True, help="Print one PID, which lives as long as the job, and return.")
+@click.option(
+    "--explain", is_flag=True, help="Print what would be done, system call by system call, and do nothing."
+)
+@command_options
+def command(snapshot: str, store: str | None, detach: bool, explain: bool, as_json: bool) -> int:
+    """Wake a snapshot: its processes go on where they were, with their old PIDs.
+
+    In the foreground this command stands for the job: it passes signals on, gives it the terminal, and exits
+    as the job exits. The snapshot stays; it may be woken again.
+    """
+    import torpor
+
+    if explain:
+        click.echo(torpor.explain(snapshot, store=store))
+        return 0
+    with progress_bar("waking") as progress:
+        job = torpor.restore(snapshot, store=store, detach=detach, progress=progress)
+    if not detach:
+        return job.wait()
+    if as_json:
+        print_json({"pid": job.pid})
+    else:
+        click.echo(job.pid)
+    return 0

@@ -1,0 +1,31 @@
+"""`torpor rm ID`."""
+
+from __future__ import annotations
+
+import click
+
+from torpor.cli.common import (
+    command_options,
+    human_size,
+    open_store,
+    print_json,
+    snapshot_argument,
+    store_option,
+)
+from torpor.cli.prune import report_json
+
+
+@click.command("rm")
+@snapshot_argument
+@store_option
+@command_options
+def command(snapshot: str, store: str | None, as_json: bool) -> None:
+    """Remove a snapshot. Every other one can still be restored."""
+    report = open_store(store).remove(snapshot)
+    if as_json:
+        print_json(report_json(report))
+        return
+    for info in report.snapshots:
+        click.echo(f"removed {info.id}, {human_size(report.freed)} freed")
+    if report.kept:
+        click.echo(f"its data goes with the next `torpor prune`: {report.kept}", err=True)

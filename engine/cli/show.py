@@ -1,0 +1,120 @@
+"""`torpor show ID`."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, defaultdict
+from typing import Any
+
+import click
+
+from torpor.cli.common import (
+    command_options,
+    console,
+    human_age,
+    human_size,
+    open_store,
+    print_json,
+    printable,
+    snapshot_argument,
+    snapshot_json,
+    store_option,
+)
+
+KINDS = {
+    "anonymous": "private",
+    "file_private": "private, of files",
+    "file_shared": "shared, of files",
+    "shared": "shared",
+}
+"""Kinds of memory in words."""
+
+
+@click.command("show")
+@snapshot_argument
+@store_option
+@command_options
+def command(snapshot: str, store: str | None, as_json: bool) -> None:
+    """Tell what a snapshot holds, and what a host needs to wake it."""
+    from torpor.cli.describe import describe
+    from torpor.image.image_pb2 import Tree
+
+    place = open_store(store)
+    info = place.resolve(snapshot)
+    # A need that this version does not know forbids restoring it, not looking at it.
+    with place.open(info, knows=info.needs) as reader:
+        told = snapshot_json(info)
+        if info.kind == "tree":
+            told |= describe(Tree.FromString(reader.body))
+    if as_json:
+        print_json(told)
+    else:
+        _print(told)
+
+
+def _print(told: dict[str, Any]) -> None:
+    from rich.tree import Tree as Branches
+
+    out = console()
+    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(told["created_ns"] / 10**9))
+    out.print(f"{told['id']}  {human_age(told['created_ns'])}, {when}, on {printable(told['host'])}")
+    out.print(f"  {human_size(told['size'])}, of which {human_size(told['written'])} were new to the store")
+    for key, value in sorted(told["tags"].items()):
+        out.print(f"  {printable(key)} = {printable(value)}")
+    if "processes" not in told:
+        out.print(f"  a snapshot of kind {told['kind']}")
+        return
+    if told["taken"]["pause_ns"]:
+        out.print(f"  paused for {told['taken']['pause_ns'] / 10**6:.1f} ms")
+    out.print()
+    branches: dict[int, Branches] = {}
+    roots = []
+    for process in told["processes"]:
+        label = f"{process['pid']} {process['name']}" + ("  (stopped)" if process["stopped"] else "")
+        parent = branches.get(process["parent"])
+        branch = parent.add(label) if parent else Branches(label, guide_style="dim")
+        if not parent:
+            roots.append(branch)
+        branches[process["pid"]] = branch
+        for line in _about(process):
+            branch.add(line)
+    for root in roots:
+        out.print(root)
+    _print_needs(told["needs"], out)
+
+
+def _about(process: dict[str, Any]) -> list[str]:
+    lines = [f"{process['program']}  in {process['directory']}"]
+    names = Counter(thread["name"] for thread in process["threads"])
+    named = ", ".join(f"{count} x {name}" if count > 1 else name for name, count in names.items())
+    lines.append(f"{len(process['threads'])} threads: {named}")
+    memory = (
+        f"{KINDS.get(kind, kind)} {human_size(sizes['mapped'])} ({human_size(sizes['stored'])} stored)"
+        for kind, sizes in process["memory"].items()
+    )
+    lines.append("memory: " + ", ".join(memory))
+    grouped: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for descriptor in process["descriptors"]:
+        grouped[descriptor["kind"], descriptor["what"]].append(descriptor["fd"])
+    lines += [f"fd {', '.join(map(str, fds))}: {kind}, {what}" for (kind, what), fds in grouped.items()]
+    return lines
+
+
+def _print_needs(needs: dict[str, Any], out: Any) -> None:
+    out.print("\nA host that wakes it needs")
+    out.print(
+        f"  a {needs['architecture']} processor with an xsave area of {needs['xsave_size']} bytes "
+        f"(components {needs['xfeatures']:#x}), {human_size(needs['page_size'])} pages"
+    )
+    out.print(f"  user ids {', '.join(map(str, needs['users']))}")
+    if needs["ports"]:
+        out.print(f"  free ports: {', '.join(needs['ports'])}")
+    for title, names in (
+        ("the same programs and libraries", [file["path"] for file in needs["mapped_files"]]),
+        ("the files that were open", needs["open_files"]),
+        ("the directories", needs["directories"]),
+    ):
+        if names:
+            out.print(f"  {title}:")
+            for name in names:
+                out.print(f"    {name}")

@@ -1,0 +1,219 @@
+"""The command line: what it prints for people, for programs, and how it exits."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import torpor
+from tests.users import BIN
+from torpor import cli, errors
+from torpor.cli import common
+from torpor.errors import Reason
+from torpor.store import SnapshotInfo
+
+Torpor = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Torpor:
+    """Run the command line in this process: exit code, stdout, stderr. Its store is an empty one."""
+    monkeypatch.setenv("TORPOR_STORE", str(tmp_path / "store"))
+
+    def call(*argv: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as ended:
+            cli.main(argv)
+        out, err = capsys.readouterr()
+        code = ended.value.code
+        assert isinstance(code, int)
+        return code, out, err
+
+    return call
+
+
+def raising(error: BaseException) -> Callable[..., Any]:
+    def call(*_: object, **__: object) -> Any:
+        raise error
+
+    return call
+
+
+def test_help_lists_every_command(run: Torpor) -> None:
+    code, out, _ = run("--help")
+    assert code == 0
+    assert [word for word in cli.COMMANDS if f"\n  {word} " not in out] == []
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_every_command_helps(run: Torpor, command: str) -> None:
+    code, out, err = run(command, "--help")
+    assert (code, err) == (0, "")
+    assert out.startswith(f"Usage: torpor {command}")
+
+
+def test_help_is_quick() -> None:
+    def timed() -> float:
+        begun = time.perf_counter()
+        subprocess.run([BIN / "torpor", "--help"], check=True, stdout=subprocess.DEVNULL)
+        return time.perf_counter() - begun
+
+    assert min(timed() for _ in range(5)) < 0.15
+
+
+def test_version(run: Torpor) -> None:
+    code, out, _ = run("--version")
+    assert code == 0
+    assert out.split()[0] == "torpor"
+
+
+@pytest.mark.parametrize(
+    "argv", [["nonsense"], ["checkpoint"], ["checkpoint", "0"], ["checkpoint", "1", "--tag", "x"], ["verify"]]
+)
+def test_a_wrong_command_line(run: Torpor, argv: list[str]) -> None:
+    code, out, err = run(*argv)
+    assert (code, out) == (2, "")
+    assert err.startswith("Usage: torpor")
+
+
+def test_an_error_is_one_line_with_its_advice(run: Torpor, monkeypatch: pytest.MonkeyPatch) -> None:
+    error = errors.NotFound("there is no process 4711", advice="`ps` lists them")
+    monkeypatch.setattr(torpor, "checkpoint", raising(error), raising=False)
+    assert run("checkpoint", "4711") == (11, "", "torpor: there is no process 4711; `ps` lists them\n")
+
+
+def test_details_only_when_asked_for(run: Torpor, monkeypatch: pytest.MonkeyPatch) -> None:
+    error = errors.StoreError("the store is full", details="ENOSPC at 4096")
+    monkeypatch.setattr(torpor, "checkpoint", raising(error), raising=False)
+    assert "ENOSPC" not in run("checkpoint", "1")[2]
+    for argv in (["-v", "checkpoint", "1"], ["checkpoint", "-v", "1"]):
+        code, _, err = run(*argv)
+        assert code == 30
+        assert "ENOSPC at 4096" in err
+        assert "Traceback" in err
+
+
+def test_several_reasons_are_a_line_each(run: Torpor, monkeypatch: pytest.MonkeyPatch) -> None:
+    reasons = [Reason("fd 7 (io_uring)", "it cannot be kept", "close it"), Reason("fd 9", "it is unknown")]
+    monkeypatch.setattr(torpor, "checkpoint", raising(errors.Refused("job 12", reasons)), raising=False)
+    code, out, err = run("checkpoint", "12")
+    assert (code, out) == (10, "")
+    assert err.splitlines() == [
+        "torpor: job 12:",
+        "  fd 7 (io_uring): it cannot be kept; close it",
+        "  fd 9: it is unknown",
+    ]
+    told = json.loads(run("checkpoint", "12", "--json")[1])["error"]
+    assert told["kind"] == "Refused"
+    assert told["exit_code"] == 10
+    assert told["reasons"][0] == {
+        "subject": "fd 7 (io_uring)",
+        "why": "it cannot be kept",
+        "advice": "close it",
+    }
+
+
+def test_a_fault_asks_for_a_report(run: Torpor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torpor, "checkpoint", raising(ZeroDivisionError("division by zero")), raising=False)
+    code, _, err = run("checkpoint", "1")
+    assert code == 70
+    assert err == f"torpor: ZeroDivisionError: division by zero; {cli.REPORT}\n"
+    assert "Traceback" in run("-v", "checkpoint", "1")[2]
+
+
+def test_an_interrupt(run: Torpor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torpor, "checkpoint", raising(KeyboardInterrupt()), raising=False)
+    assert run("checkpoint", "1") == (130, "", "\n")  # the line that ^C was shown on ends
+
+
+def test_checkpoint_prints_the_id_alone(run: Torpor, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, Any] = {}
+
+    def checkpoint(pid: int, **options: Any) -> SnapshotInfo:
+        seen.update(options, pid=pid)
+        return SnapshotInfo("20260101-000000000-abcdef", "/store")
+
+    monkeypatch.setattr(torpor, "checkpoint", checkpoint, raising=False)
+    assert run("checkpoint", "12", "--then", "kill", "--tag", "a=b", "--tag", "c=d=e") == (
+        0,
+        "20260101-000000000-abcdef\n",
+        "",
+    )
+    assert seen == {
+        "pid": 12,
+        "store": None,
+        "then": "kill",
+        "tags": {"a": "b", "c": "d=e"},
+        "progress": None,
+    }
+    assert json.loads(run("checkpoint", "12", "--json")[1])["id"] == "20260101-000000000-abcdef"
+
+
+def test_a_reader_that_goes_away_is_no_fault() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [BIN / "torpor", "doctor", "--json"], stdout=writer, stderr=subprocess.PIPE, text=True, check=False
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90", 90), ("90s", 90), ("10m", 600), ("1h30m", 5400), ("1d", 86400)]
+)
+def test_durations(text: str, seconds: float) -> None:
+    assert common.DurationType().convert(text, None, None) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "0", "0s", "m", "1m1h", "-1", "1.5h", "ten"])
+def test_what_is_no_duration(text: str) -> None:
+    with pytest.raises(Exception, match="is not a time span"):
+        common.DurationType().convert(text, None, None)
+
+
+@pytest.mark.parametrize(
+    ("age", "words"),
+    [
+        (0, "just now"),
+        (-5, "just now"),
+        (59, "59 s ago"),
+        (61, "1 min ago"),
+        (7300, "2 h ago"),
+        (200000, "2 d ago"),
+    ],
+)
+def test_ages(age: int, words: str) -> None:
+    assert common.human_age(10**18, 10**18 + age * 10**9) == words
+
+
+def test_names_cannot_drive_a_terminal() -> None:
+    assert common.printable(b"a\x1b[2Jb\xff\n") == r"a\x1b[2Jb\xff\n"
+    assert common.printable("Grüße") == "Grüße"
+
+
+def test_no_bar_where_nobody_looks() -> None:
+    with common.progress_bar("saving") as progress:
+        assert progress is None
+
+
+def test_a_bar_for_what_takes_long(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    with common.progress_bar("saving") as progress:
+        assert progress
+        progress(1, 100)
+    assert capsys.readouterr().err == ""  # it was over at once
+    monkeypatch.setattr(common, "PATIENCE", 0)
+    with common.progress_bar("saving") as progress:
+        assert progress
+        progress(1, 100)
+        progress(100, 100)
+    assert "saving" in capsys.readouterr().err

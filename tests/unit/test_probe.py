@@ -1,0 +1,135 @@
+"""What the probe finds on this host, and what it finds where something is withheld."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import warnings
+from pathlib import Path
+
+import pytest
+
+from tests.users import BIN, User
+from torpor import probe as probing
+from torpor.probe import Probe, probe
+
+# A user namespace whose owner allows no further ones: each has its own limit (namespaces(7)).
+WITHOUT_USER_NAMESPACES = """
+import os
+from torpor.probe import _enter_user_namespace
+_enter_user_namespace()
+with open("/proc/sys/user/max_user_namespaces", "w") as limit:
+    limit.write("0")
+os.execvp({0!r}, {1!r})
+"""
+
+
+def in_a_host_without_user_namespaces(user: User, *command: str) -> subprocess.CompletedProcess[str]:
+    script = WITHOUT_USER_NAMESPACES.format(command[0], list(command))
+    return user.run([BIN / "python", "-c", script])
+
+
+def test_probe_as_each_user(as_user: User) -> None:
+    script = "import json, torpor.probe as p; print(json.dumps(vars(p.probe()), default=list))"
+    found = json.loads(as_user.run([BIN / "python", "-c", script], check=True).stdout)
+    assert found["uid"] == as_user.uid
+    assert bool(found["capabilities"]) <= as_user.is_root
+    assert found["trace_descendants"], found["why"]
+    assert found["xsave_size"] > 512
+    assert found["xfeatures"] & 3 == 3  # x87 and SSE, which every x86-64 has
+    assert "sse2" in found["cpu_flags"]
+    assert found["page_size"] == os.sysconf("SC_PAGE_SIZE")
+    withheld = {name for name, value in found.items() if value is False} - set(found["why"])
+    assert withheld <= {"sealed_mappings", "apparmor_restricts_userns", "unprivileged_userns_clone"}
+
+
+def test_probe_leaves_nothing_and_changes_nothing() -> None:
+    def state() -> tuple[list[str], list[str]]:
+        spaces = [os.readlink(f"/proc/self/ns/{name}") for name in sorted(os.listdir("/proc/self/ns"))]
+        return spaces, sorted(os.listdir("/proc/self/fd"))
+
+    probe()
+    before = state()
+    probe.cache_clear()
+    probe()
+    assert state() == before
+
+
+def test_probe_in_a_process_with_threads_warns_of_nothing() -> None:
+    stop = threading.Event()
+    thread = threading.Thread(target=stop.wait)
+    thread.start()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            probe.cache_clear()
+            assert probe().trace_descendants
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_what_a_child_told_before_it_was_killed_counts() -> None:
+    def trial(report: probing._Report) -> None:
+        report.tell("kcmp", True)
+        report.attempt("set_tid", lambda: os.close(-1), "close")
+        os.kill(os.getpid(), signal.SIGSYS)
+
+    why: dict[str, str] = {}
+    assert probing._in_child(trial, why) == {"kcmp": True, "set_tid": False}
+    assert why == {"set_tid": "close: Bad file descriptor"}
+
+
+def test_a_child_that_raises_never_runs_on(capfd: pytest.CaptureFixture[str]) -> None:
+    def trial(report: probing._Report) -> None:
+        raise RuntimeError("as a defect would")
+
+    me = os.getpid()
+    assert probing._in_child(trial, {}) == {}
+    assert os.getpid() == me
+
+
+def test_a_host_without_user_namespaces(as_user: User) -> None:
+    command = [str(BIN / "torpor"), "doctor", "--json"]
+    done = in_a_host_without_user_namespaces(as_user, *command)
+    assert done.returncode == 1, done.stderr
+    told = json.loads(done.stdout)
+    assert told["checkpoint"]
+    assert not told["restore_rootless"]
+    (finding,) = (f for f in told["findings"] if f["name"] == "user_namespaces")
+    assert finding["verdict"] == "no"
+    assert "user.max_user_namespaces" in finding["allow"]
+    assert finding["why"] == "unshare CLONE_NEWUSER: No space left on device"
+
+
+def test_made_up_hosts_say_what_they_can() -> None:
+    nothing = Probe()
+    assert not (nothing.can_checkpoint or nothing.can_restore_rootless or nothing.can_choose_pids)
+    assert Probe(capabilities=frozenset({"CAP_CHECKPOINT_RESTORE"})).can_choose_pids
+    ready = Probe(
+        user_namespaces=True,
+        pid_namespaces=True,
+        mount_proc=True,
+        set_tid=True,
+        set_mm_map=True,
+        map_vdso=True,
+    )
+    assert ready.can_restore_rootless
+    assert not Probe(**{**vars(ready), "sealed_mappings": True}).can_restore_rootless
+
+
+def test_probing_is_quick() -> None:
+    script = (
+        "import time, torpor.probe as p; t = time.perf_counter(); p.probe(); print(time.perf_counter() - t)"
+    )
+    times = [float(subprocess.check_output([sys.executable, "-c", script])) for _ in range(3)]
+    assert min(times) < 0.1  # measured: 0.01 s
+
+
+def test_masked_proc_is_read_from_the_mounts() -> None:
+    points = {line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()}
+    assert set(probe().masked_proc) <= points
