@@ -132,8 +132,8 @@ class Store:
     def open(self, text: str | SnapshotInfo, *, knows: Collection[str] = ()) -> SnapshotReader:
         """Open a snapshot for reading; `knows` are the needs of its body that the caller understands.
 
-        Raises NotFound, NotPermitted, StoreError, and ImageDamaged when its manifest is not as it was written,
-        is of another format version, or needs something that is not in `knows`.
+        Raises NotFound, NotPermitted, StoreError, and ImageDamaged when its manifest is not as it was
+        written, is of another format version, or needs something that is not in `knows`.
         """
         snapshot = (self.resolve(text) if isinstance(text, str) else text).id
         place = self._place()
@@ -216,8 +216,8 @@ class Store:
         """Remove all but the newest `keep_last` snapshots, and what no snapshot needs.
 
         With `kind` or `tags` only the snapshots that have them are counted and removed; a damaged snapshot is
-        neither. A manifest that cannot be read keeps every pack. Raises NotPermitted and StoreError, above all
-        when the store is busy.
+        neither. A manifest that cannot be read keeps every pack. Raises NotPermitted and StoreError, above
+        all when the store is busy.
         """
         if keep_last < 0:
             raise ValueError("keep_last is a number of snapshots")
@@ -357,7 +357,7 @@ def _collect(place: Place, going: Collection[SnapshotInfo], *, dry_run: bool) ->
 
 
 def _needed(place: Place, gone: set[str]) -> tuple[set[str], list[str], str]:
-    """Give the packs that snapshots not in `gone` name, the snapshots without manifest, why no pack may go or ""."""
+    """Give the packs that snapshots not in `gone` name, those without manifest, and why no pack may go."""
     needed: set[str] = set()
     unfinished: list[str] = []
     kept = ""

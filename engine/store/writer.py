@@ -81,6 +81,7 @@ class SnapshotWriter:
         self._tags = check_tags(tags)
         self._kind = kind
         self._place = place
+        self._created_ns = time.time_ns()
         self._packs: list[Pack] = []
         self._reused: dict[Pack, int] = {}
         self._own = Index(BlockTable())
@@ -111,16 +112,16 @@ class SnapshotWriter:
         """Store consecutive pieces of `data` with the given lengths, and give the index of each one's block.
 
         Equal blocks get one index and are stored once; what an earlier snapshot holds is not stored again.
-        All lengths together are the length of `data`, which may be used anew when the call returns. Thread-safe.
+        All lengths together are the length of `data`, which may be used anew when the call returns.
         Raises StoreError when the store is full or broken; the snapshot cannot be published then.
         """
         data = data.cast("B")
-        ends = list(accumulate(lengths))
-        if (ends[-1] if ends else 0) != data.nbytes:
+        starts = list(accumulate(lengths, initial=0))
+        ends = starts[1:]
+        if starts.pop() != data.nbytes:
             raise ValueError(f"the lengths of the blocks do not add up to the {data.nbytes} bytes given")
         if ends and not 0 < min(lengths) <= max(lengths) <= MAX_BLOCK:
             raise ValueError(f"a block has 1 to {MAX_BLOCK} bytes")
-        starts = [0, *ends[:-1]]
         digests = [blake3(data[start:end]).digest() for start, end in zip(starts, ends, strict=True)]
         with self._at_work():
             with self._lock:
@@ -166,7 +167,7 @@ class SnapshotWriter:
         for start, end, digest in zip(starts, ends, digests, strict=True):
             row = self._own.find(digest)
             if row is None:
-                row = self._reuse(digest)
+                row = self._reuse(digest, end - start)
             if row is None:
                 if self._fd < 0:
                     self._begin_pack()
@@ -182,11 +183,11 @@ class SnapshotWriter:
             pieces += (data[run_start:run_end], _ZEROS[: -(run_end - run_start) % PAGE])
         return indexes, pieces
 
-    def _reuse(self, digest: bytes) -> int | None:
-        """Take a block that an earlier snapshot stored in a sound pack into this one's table, if there is one."""
+    def _reuse(self, digest: bytes, size: int) -> int | None:
+        """Take over a block that an earlier snapshot stored in a sound pack, if there is one."""
         assert self._known is not None
         found = self._known.find(digest)
-        if found is None:
+        if found is None or found[2] != size:
             return None
         pack, offset, length = found
         number = self._reused.get(pack)
@@ -204,8 +205,7 @@ class SnapshotWriter:
     def publish(self, body: bytes, summary: str, needs: Iterable[str] = ()) -> SnapshotInfo:
         """Make the snapshot exist, with all of it on disk, and give what a listing will say of it.
 
-        `body` is of the kind; `summary` is one line for people; `needs` names what a reader of the body must
-        know.
+        `body` is of the kind; `summary` is one line for people; `needs` is what readers of the body must know.
         Raises StoreError, and then nothing of the snapshot is left.
         """
         with self._lock:
@@ -240,7 +240,7 @@ class SnapshotWriter:
         head = Envelope(
             id=self.id,
             kind=self._kind,
-            created_ns=time.time_ns(),
+            created_ns=self._created_ns,
             tags=self._tags,
             needs=needs,
             packs=[PackRef(id=pack, size=size) for pack, size in self._packs],

@@ -1,0 +1,439 @@
+"""The store as its users see it: what goes in comes out, what is removed is gone, what is busy says so."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from torpor.errors import ImageDamaged, NotFound, NotPermitted, StoreError
+from torpor.store import SnapshotInfo, Store, blocks, default_path, files, writer
+from torpor.store.manifest import ID, new_id
+
+BLOCK = 65536
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+def save(store: Store, *contents: bytes, kind: str = "tree", **tags: str) -> SnapshotInfo:
+    """Write a snapshot of blocks; its body is the list of their indexes."""
+    with store.writer(kind, tags) as saver:
+        indexes = saver.add_blocks(memoryview(b"".join(contents)), [len(content) for content in contents])
+        return saver.publish(bytes(indexes), "a test")
+
+
+def load(store: Store, text: str = "latest") -> list[bytes]:
+    with store.open(text) as reader:
+        reader.verify_blocks(reader.body)
+        return [reader.read_block(index) for index in reader.body]
+
+
+def files_of(store: Store) -> list[str]:
+    root = Path(store.path)
+    return sorted(str(path.relative_to(root)) for path in root.rglob("*") if not path.is_dir())
+
+
+def random_blocks(count: int, size: int = BLOCK) -> list[bytes]:
+    return [os.urandom(size) for _ in range(count)]
+
+
+def test_what_goes_in_comes_out(store: Store) -> None:
+    contents = [*random_blocks(3), b"short", os.urandom(4096), b"x" * 4097, os.urandom(3 << 20)]
+    info = save(store, *contents, node="n1")
+    assert store.snapshots() == [info]
+    assert load(store) == contents
+    assert (info.kind, info.tags, info.summary, info.damage) == ("tree", {"node": "n1"}, "a test", "")
+    assert info.size == sum(map(len, contents)) + len(contents)
+    assert store.verify() == []
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.lists(st.sampled_from([b"a", b"b" * 4095, b"c" * 4096, b"d" * 4097, b"e" * BLOCK]) | st.binary(min_size=1)),
+        min_size=1,
+        max_size=4,
+    )
+)
+def test_any_blocks_in_any_number_of_calls_and_snapshots(tmp_path_factory, snapshots: list[list[bytes]]) -> None:
+    store = Store(tmp_path_factory.mktemp("store"))
+    for contents in snapshots:
+        with store.writer("tree") as saver:
+            for part in (contents[:2], contents[2:]):
+                saver.add_blocks(memoryview(b"".join(part)), [len(content) for content in part])
+            info = saver.publish(b"", "")
+        with store.open(info) as reader:
+            got = {reader.read_block(index) for index in range(len(reader.blocks))}
+        assert got == set(contents)
+        assert len(reader.blocks) == len(got)
+    assert store.verify() == []
+
+
+def test_blocks_start_on_pages_and_packs_end_on_one(store: Store) -> None:
+    info = save(store, b"a", b"b" * 5000, b"c" * 4096, b"d")
+    with store.open(info) as reader:
+        assert [reader.block(index)[1:] for index in range(4)] == [(4096, 1), (8192, 5000), (16384, 4096), (20480, 1)]
+        pack = os.pread(reader.pack_fd(0), 1 << 20, 0)
+    assert len(pack) == 24576
+    assert pack[4096:8192] == b"a".ljust(4096, b"\0")
+    assert pack[8192 + 5000 : 16384] == bytes(8192 - 5000)
+
+
+def test_equal_blocks_are_stored_once_across_snapshots(store: Store) -> None:
+    one, two, three = random_blocks(3)
+    first = save(store, one, two, one, one)
+    assert load(store) == [one, two, one, one]
+    second = save(store, two, three, one)
+    assert load(store) == [two, three, one]
+    assert set(second.packs) == {first.id, second.id}
+    assert second.written < 2 * BLOCK
+    third = save(store, three, two)
+    assert set(third.packs) == {first.id, second.id}, "nothing new: no pack of its own"
+    assert len(os.listdir(os.path.join(store.path, "packs"))) == 2
+    other_kind = save(store, one, kind="dask")
+    assert other_kind.packs == (other_kind.id,)
+
+
+def test_blocks_of_a_cut_or_missing_pack_are_written_again(store: Store) -> None:
+    contents = random_blocks(2)
+    first = save(store, *contents)
+    pack = Path(store.path, "packs", f"{first.id}.pack")
+    os.truncate(pack, 8192)
+    save(store, *contents)
+    assert load(store) == contents
+    pack.unlink()
+    third = save(store, *contents)
+    assert first.id not in third.packs
+
+
+def test_what_a_writer_knows_is_bounded(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "MAX_KNOWN_BLOCKS", 5)
+    old, new = random_blocks(4), random_blocks(3)
+    save(store, *old)
+    last = save(store, *new)
+    again = save(store, *old, *new)
+    assert set(again.packs) == {last.id, again.id}
+    assert load(store) == [*old, *new]
+
+
+def test_threads_write_at_the_same_time(store: Store) -> None:
+    shared = random_blocks(4)
+    parts = [[os.urandom(BLOCK) for _ in range(12)] + shared for _ in range(4)]
+    got: dict[int, list[int]] = {}
+    with store.writer("tree") as saver:
+
+        def work(number: int) -> None:
+            for start in range(0, 16, 4):
+                part = parts[number][start : start + 4]
+                data = bytearray(b"".join(part))
+                got.setdefault(number, []).extend(saver.add_blocks(memoryview(data), [BLOCK] * 4))
+                data[:] = bytes(len(data))  # the buffer is the caller's again
+
+        threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        saver.publish(b"", "")
+    with store.open("latest") as reader:
+        assert len(reader.blocks) == 4 * 12 + 4
+        for number, part in enumerate(parts):
+            assert [reader.read_block(index) for index in got[number]] == part
+
+
+def test_short_writes_and_more_pieces_than_one_call_takes(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.pwritev
+    calls: list[int] = []
+
+    def short(fd: int, pieces: list[memoryview], offset: int) -> int:
+        calls.append(len(pieces))
+        first = pieces[0]
+        half = first[: max(1, first.nbytes // 2)]
+        return real(fd, [half] if len(calls) % 2 else pieces, offset)
+
+    monkeypatch.setattr(os, "pwritev", short)
+    contents = [number.to_bytes(3, "little") for number in range(3000)]
+    with store.writer("tree") as saver:
+        saver.add_blocks(memoryview(b"".join(contents)), [3] * 3000)
+        saver.publish(b"", "")
+    assert max(calls) == files.MAX_PIECES
+    with store.open("latest") as reader:
+        assert [reader.read_block(index) for index in range(3000)] == contents
+
+
+def test_more_than_one_call_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "MAX_WRITE", 10)
+    content = os.urandom(95)
+    with open(tmp_path / "file", "wb") as file:
+        files.write_all(file.fileno(), [memoryview(content)[:7], memoryview(content)[7:]], 3)
+    assert (tmp_path / "file").read_bytes() == bytes(3) + content
+
+
+def test_lengths_that_do_not_fit_are_refused(store: Store) -> None:
+    with store.writer("tree") as saver:
+        for lengths in ([3], [5], [2, 3], [0, 4], [-1, 5]):
+            with pytest.raises(ValueError):
+                saver.add_blocks(memoryview(b"four"), lengths)
+        with pytest.raises(ValueError):
+            saver.add_blocks(memoryview(bytes(blocks.MAX_BLOCK + 1)), [blocks.MAX_BLOCK + 1])
+
+
+def test_leaving_without_publish_leaves_nothing(store: Store) -> None:
+    with pytest.raises(KeyError), store.writer("tree") as saver:
+        saver.add_blocks(memoryview(b"abc"), [3])
+        assert files_of(store) == ["lock", f"packs/{saver.id}.tmp"]
+        assert store.snapshots() == []
+        raise KeyError
+    assert files_of(store) == ["lock"]
+    with pytest.raises(RuntimeError):
+        saver.publish(b"", "")
+    with pytest.raises(RuntimeError):
+        saver.add_blocks(memoryview(b"abc"), [3])
+
+
+def test_everything_is_private(store: Store) -> None:
+    old = os.umask(0)
+    try:
+        save(store, b"secret")
+    finally:
+        os.umask(old)
+    for path in [Path(store.path), *Path(store.path).rglob("*")]:
+        assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600)
+
+
+def test_names_that_are_none_are_refused_by_name(store: Store) -> None:
+    with pytest.raises(ValueError, match="kind 'Tree'"):
+        store.writer("Tree")
+    with pytest.raises(ValueError, match="a/b"):
+        store.writer("tree", {"a/b": "c"})
+    with pytest.raises(ValueError, match="printable"):
+        store.writer("tree", {"a": "\x1b[2J"})
+    with store.writer("tree") as saver:
+        info = saver.publish(b"", "py\udcffthon \x1b[2J")
+    assert info.summary == "py?thon ?[2J"
+    assert store.prune(1).snapshots == (), "the refused writers hold no lock"
+
+
+def test_resolve(store: Store) -> None:
+    with pytest.raises(NotFound, match="no snapshots"):
+        store.resolve("latest")
+    infos = [save(store, b"x") for _ in range(3)]
+    assert store.snapshots() == infos, "oldest first"
+    assert store.resolve("latest") == infos[-1]
+    for info in infos:
+        assert store.resolve(info.id) == store.resolve(info.short) == info
+    with pytest.raises(NotFound, match="beginning of 3 snapshots"):
+        store.resolve("20")
+    with pytest.raises(NotFound, match="no snapshot ''"):
+        store.resolve("")
+    wrong = infos[0].short[:-1] + "0"
+    with pytest.raises(NotFound, match=infos[0].id):
+        store.resolve(wrong)
+    for text in ("../../etc", "/", "\0", infos[0].id + "/"):
+        with pytest.raises(NotFound):
+            store.resolve(text)
+
+
+def test_a_store_that_is_not_there(store: Store) -> None:
+    assert store.snapshots() == []
+    assert store.verify() == []
+    assert store.prune(0).snapshots == ()
+    with pytest.raises(NotFound, match="no snapshots"):
+        store.open("latest")
+    assert not os.path.exists(store.path), "reading makes nothing"
+
+
+def test_the_default_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/someone")
+    monkeypatch.setenv("XDG_DATA_HOME", "not/absolute")
+    monkeypatch.delenv("TORPOR_STORE", raising=False)
+    assert default_path() == "/home/someone/.local/share/torpor"
+    monkeypatch.setenv("XDG_DATA_HOME", "/data")
+    assert default_path() == "/data/torpor"
+    monkeypatch.setenv("TORPOR_STORE", "/elsewhere")
+    assert Store().path == "/elsewhere"
+    assert Store("here").path == os.path.abspath("here")
+
+
+def test_ids_sort_by_time_even_when_the_clock_runs_backwards() -> None:
+    now = new_id(None)
+    assert ID.fullmatch(now)
+    ahead = "29991231-235959999-aaaaaa"
+    after = new_id(ahead)
+    assert after.startswith("30000101-000000000-") and new_id(after) > after
+    for impossible in ("99999999-999999999-zzzzzz", "99991231-235959999-zzzzzz"):
+        assert ID.fullmatch(new_id(impossible))
+
+
+def test_needs_that_are_not_known_are_refused_by_name(store: Store) -> None:
+    with store.writer("tree") as saver:
+        info = saver.publish(b"", "", needs=("zstd", "amx"))
+    assert info.needs == ("zstd", "amx")
+    with pytest.raises(ImageDamaged, match="does not know: amx"):
+        store.open(info.id, knows={"zstd"})
+    with store.open(info.id, knows={"zstd", "amx", "more"}) as reader:
+        assert reader.needs == info.needs
+    assert store.verify() == []
+
+
+def test_removing_any_snapshot_leaves_the_others_whole(store: Store) -> None:
+    one, two, three = random_blocks(3)
+    first, second, third = save(store, one, two), save(store, two, three), save(store, three, one)
+    report = store.remove(first.short)
+    assert report.snapshots == (first,) and report.packs == () and report.kept == ""
+    assert store.snapshots() == [second, third]
+    assert store.verify() == []
+    assert load(store, third.id) == [three, one]
+    report = store.remove(third.id)
+    assert report.packs == ()  # the first pack has block two, which the second snapshot needs
+    report = store.remove(second.id)
+    assert set(report.packs) == {first.id, second.id}
+    assert files_of(store) == ["lock"]
+
+
+def test_prune_says_what_it_will_do_and_does_it(store: Store) -> None:
+    infos = [save(store, *random_blocks(1)) for _ in range(4)]
+    before = files_of(store)
+    size = sum(Path(store.path, name).stat().st_size for name in before)
+    dry = store.prune(1, dry_run=True)
+    assert files_of(store) == before
+    assert dry.snapshots == tuple(infos[:3]) and dry.packs == tuple(info.id for info in infos[:3])
+    wet = store.prune(1)
+    assert (wet.snapshots, wet.packs, wet.freed) == (dry.snapshots, dry.packs, dry.freed)
+    assert size - sum(Path(store.path, name).stat().st_size for name in files_of(store)) == wet.freed
+    assert store.snapshots() == infos[3:] and store.verify() == []
+    with pytest.raises(ValueError):
+        store.prune(-1)
+
+
+def test_prune_counts_only_what_was_asked_for(store: Store) -> None:
+    mine = [save(store, b"m%d" % number, job="1") for number in range(3)]
+    other = save(store, b"o", job="2")
+    result = save(store, b"r", kind="dask", job="1")
+    assert store.prune(1, kind="tree", tags={"job": "1"}).snapshots == tuple(mine[:2])
+    assert store.snapshots() == [mine[2], other, result]
+
+
+def test_an_unreadable_manifest_keeps_every_pack(store: Store) -> None:
+    infos = [save(store, *random_blocks(1)) for _ in range(3)]
+    manifest = Path(store.path, "snapshots", infos[0].id, "manifest")
+    manifest.write_bytes(b"nonsense")
+    report = store.prune(0)
+    assert report.snapshots == tuple(infos[1:]) and report.packs == ()
+    assert infos[0].id in report.kept
+    assert len(os.listdir(os.path.join(store.path, "packs"))) == 3
+    assert store.remove(infos[0].id).packs == tuple(info.id for info in infos)
+    assert files_of(store) == ["lock"]
+
+
+@pytest.fixture
+def other_open_store(store: Store) -> Iterator[Store]:
+    """A second opening of the lock, as another process has it: flock belongs to the open file."""
+    save(store, b"x")
+    yield Store(store.path)
+
+
+def test_prune_and_removal_of_packs_wait_for_no_one(other_open_store: Store) -> None:
+    store = other_open_store
+    with store.writer("tree") as saver:
+        saver.add_blocks(memoryview(b"abc"), [3])
+        for dry_run in (True, False):
+            with pytest.raises(StoreError, match="busy"):
+                store.prune(0, dry_run=dry_run)
+        saver.publish(b"", "")
+    with store.open("latest") as reader:
+        with pytest.raises(StoreError, match="busy"):
+            store.prune(0)
+        for info in store.snapshots():
+            report = store.remove(info.id)
+            assert "busy" in report.kept and report.packs == ()
+        assert store.snapshots() == []
+        assert reader.read_block(0) == b"abc", "an open snapshot stays whole"
+    assert len(store.prune(0).packs) == 2
+    assert files_of(store) == ["lock"]
+
+
+def test_a_saver_waits_for_a_prune_with_bounds(
+    other_open_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = other_open_store
+    place = files.Place(store.path, exclusive=True)
+    monkeypatch.setattr(files, "LOCK_PATIENCE", 0.05)
+    with pytest.raises(StoreError, match="a prune holds its lock"):
+        store.writer("tree")
+    monkeypatch.undo()
+    threading.Timer(0.05, place.close).start()
+    with store.writer("tree") as saver:
+        saver.publish(b"", "")
+
+
+def test_without_flock_saving_works_and_prune_refuses(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_flock(fd: int, operation: int) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", no_flock)
+    info = save(store, b"x")
+    assert load(store) == [b"x"]
+    with pytest.raises(StoreError, match="has no flock"):
+        store.prune(0)
+    assert "has no flock" in store.remove(info.id).kept
+    assert store.snapshots() == []
+
+
+@pytest.mark.parametrize(
+    ("rest", "locally"),
+    [
+        ("nfs4 server:/export rw,vers=4.2,local_lock=none", False),
+        ("nfs server:/export rw,vers=3,nolock", True),
+        ("nfs server:/export rw,vers=3,local_lock=all", True),
+        ("nfs server:/export rw,local_lock=posix", False),
+        ("lustre mgs:/scratch rw,flock", False),
+        ("lustre mgs:/scratch rw,localflock", True),
+        ("ext4 /dev/sda1 rw,nolock", False),
+    ],
+)
+def test_mounts_whose_locks_other_hosts_do_not_see(rest: str, locally: bool) -> None:
+    assert files.mount_locks_locally(f"36 35 98:0 / /mnt rw shared:1 - {rest}\n") is locally
+
+
+@pytest.mark.parametrize("name", ["", "snapshots", "packs"])
+def test_a_store_that_others_can_write_is_refused(store: Store, name: str) -> None:
+    save(store, b"x")
+    os.chmod(os.path.join(store.path, name), 0o770)
+    for act in (store.snapshots, lambda: store.writer("tree"), lambda: store.prune(1)):
+        with pytest.raises(NotPermitted, match="chmod go-w"):
+            act()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_what_another_user_owns_is_refused(store: Store) -> None:
+    info = save(store, b"x")
+    pack = os.path.join(store.path, "packs", f"{info.id}.pack")
+    os.chown(pack, 12345, 12345)
+    with store.open(info.id) as reader, pytest.raises(NotPermitted, match="uid 12345"):
+        reader.read_block(0)
+    os.chown(store.path, 12345, 12345)
+    for act in (store.snapshots, lambda: store.writer("tree"), lambda: store.prune(1)):
+        with pytest.raises(NotPermitted, match="uid 12345"):
+            act()
+
+
+def test_an_index_compares_whole_hashes() -> None:
+    index = blocks.Index(blocks.BlockTable())
+    one, two = b"same 8 b" + b"1" * 24, b"same 8 b" + b"2" * 24
+    assert index.append(one, 0, 4096, 1) == 0
+    assert index.find(two) is None
+    assert index.append(two, 0, 8192, 1) == 1
+    assert index.find(two) == 1 and index.find(one) is None
+    assert blocks.Index(index.table).find(two) == 1
