@@ -32,7 +32,7 @@ $(VENV)/.stamp: pyproject.toml setup.py $(wildcard native/*)
 	@PYTHON='$(PYTHON)' .ci/needs
 	@test -x $(BIN)/python || '$(PYTHON)' -m venv $(VENV)
 	@echo "installing torpor and its tools into $(VENV) ..."
-	@$(BIN)/python -m pip install --quiet --editable '.[test,check]'
+	@$(BIN)/python -m pip install -qq --editable '.[test,check]'
 	@touch $@
 
 check: venv

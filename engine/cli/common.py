@@ -120,7 +120,12 @@ def parse_tags(_: click.Context, param: click.Parameter, values: tuple[str, ...]
         if not (key and equals):
             raise click.BadParameter(f"{value!r} is not of the form KEY=VALUE", param=param)
         tags[key] = text
-    return tags
+    from torpor.store.writer import check_tags
+
+    try:
+        return check_tags(tags)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param=param) from None
 
 
 # --- output -------------------------------------------------------------------------------------------------

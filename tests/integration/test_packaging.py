@@ -1,0 +1,89 @@
+"""The sdist and the wheel: each gives an ordinary user a working `torpor`."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tests.users import User
+
+ROOT = Path(__file__).parents[2]
+# What is no part of the sources: made by make, by tools, or by git.
+MADE = shutil.ignore_patterns(
+    ".*cache*", ".git", ".venv", "build", "*.egg-info", "__pycache__", "*.so", "torpor-init"
+)
+
+
+@pytest.fixture(scope="module")
+def packages(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The sdist, and the wheel built from it."""
+    sources = tmp_path_factory.mktemp("sources") / "torpor"
+    shutil.copytree(ROOT, sources, ignore=MADE)
+    made = tmp_path_factory.mktemp("packages")
+    built = subprocess.run(
+        [sys.executable, "-m", "build", "--outdir", made, sources],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert built.returncode == 0, built.stdout + built.stderr
+    (sdist,) = made.glob("*.tar.gz")
+    (wheel,) = made.glob("*.whl")
+    return sdist, wheel
+
+
+def test_the_sdist_holds_all_sources(packages: tuple[Path, Path]) -> None:
+    with tarfile.open(packages[0]) as sdist:
+        names = {name.partition("/")[2] for name in sdist.getnames()}
+    wanted = {
+        str(path.relative_to(ROOT))
+        for folder, pattern in (("native", "*.*"), ("engine", "**/*.py*"), ("engine", "**/*.proto"))
+        for path in (ROOT / folder).glob(pattern)
+        if "__pycache__" not in path.parts
+    }
+    assert len(wanted) > 10
+    assert wanted - names == set()
+    assert {"LICENSE", "README.md", "CHANGELOG.md", "Makefile", "setup.py"} <= names
+
+
+def test_the_wheel_fits_any_python(packages: tuple[Path, Path]) -> None:
+    wheel = packages[1]
+    assert "-cp310-abi3-" in wheel.name
+    with zipfile.ZipFile(wheel) as archive:
+        modes = {info.filename: info.external_attr >> 16 for info in archive.infolist()}
+    assert modes["torpor/torpor-init"] & 0o777 == 0o755
+    assert {"torpor/_native.abi3.so", "torpor/py.typed", "torpor/image/image.proto"} <= modes.keys()
+    assert {"torpor/jupyter_ext/__init__.py", "torpor/scheduler_hooks/slurm/__init__.py"} <= modes.keys()
+    assert not any(name.startswith(("tests", "native", "engine")) for name in modes)
+
+
+def test_an_ordinary_user_installs_and_uses_the_wheel(
+    packages: tuple[Path, Path], ordinary_account: User
+) -> None:
+    user = ordinary_account
+    wheel = user.own(Path(shutil.copy(packages[1], user.tmp)))
+    pip = {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
+    python = user.tmp / "venv/bin/python"
+    # The interpreter below this environment: one that any user may run, unlike a venv's own link to it.
+    base = Path(sys.base_prefix, "bin", f"python{sys.version_info[0]}.{sys.version_info[1]}")
+    user.run([base, "-m", "venv", user.tmp / "venv"], check=True)
+    user.run([python, "-m", "pip", "install", "--quiet", wheel], check=True, timeout=150, env=pip)
+    torpor = user.tmp / "venv/bin/torpor"
+    assert user.run([torpor, "--version"], check=True).stdout == "torpor 0.1.0\n"
+    doctor = user.run([torpor, "doctor", "--json"])
+    told = json.loads(doctor.stdout)
+    assert doctor.returncode == (0 if told["checkpoint"] and told["restore_rootless"] else 1)
+    where = "import torpor, os; print(os.path.join(os.path.dirname(torpor.__file__), 'torpor-init'))"
+    init = Path(user.run([python, "-c", where], check=True).stdout.strip())
+    assert os.access(init, os.X_OK)
+    assert init.is_relative_to(user.tmp)
+    # Static: the kernel starts it without an interpreter, so it has no PT_INTERP (ld.so's path).
+    assert b"ld-linux" not in init.read_bytes()

@@ -1,0 +1,220 @@
+"""The commands that look into a store: ls, show, verify, rm, prune, and completion of ids."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.users import BIN
+from torpor import cli
+from torpor.cli import describe
+from torpor.image.image_pb2 import TcpSocket, Tree, Vma
+from torpor.store import SnapshotInfo, Store
+
+PAGE = 4096
+Torpor = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    monkeypatch.setenv("TORPOR_STORE", str(tmp_path / "store"))
+    return Store()
+
+
+@pytest.fixture
+def run(store: Store, capsys: pytest.CaptureFixture[str]) -> Torpor:
+    def call(*argv: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as ended:
+            cli.main(argv)
+        out, err = capsys.readouterr()
+        assert isinstance(ended.value.code, int)
+        return ended.value.code, out, err
+
+    return call
+
+
+def a_tree() -> Tree:
+    """A shell with a listening child, in which everything that `show` tells occurs."""
+    tree = Tree()
+    host = tree.host
+    host.architecture, host.hostname, host.page_size, host.xsave_size = "x86_64", "node7", PAGE, 2696
+    tree.timing.pause_ns = 12_300_000
+    program = tree.files.add(path=b"/usr/bin/bash", size=1234)
+    program.build_id = bytes.fromhex("c0ffee")
+    shell = tree.processes.add(pid=100, ppid=1, pgid=100, sid=100, cwd=b"/home/ann")
+    shell.threads.add(tid=100, name=b"bash\x1b[2J")
+    shell.credentials.uids.extend([1000] * 4)
+    shell.memory.vmas.add(start=0x10000, end=0x20000, kind=Vma.FILE_PRIVATE)
+    shell.memory.vmas.add(start=0x20000, end=0x30000, kind=Vma.ANONYMOUS)
+    # one run over the border between both: 2 pages before it, 3 after
+    shell.memory.pages.starts.append(0x1E)
+    shell.memory.pages.counts.append(5)
+    shell.memory.pages.blocks.append(0)
+    child = tree.processes.add(pid=101, ppid=100, pgid=101, sid=100, stopped=True, cwd=b"/home/ann")
+    child.threads.add(tid=101, name=b"server")
+    for tid in (102, 103):
+        child.threads.add(tid=tid, name=b"worker")
+    log = tree.descriptions.add(flags=os.O_WRONLY)
+    log.file.path, log.file.position = b"/home/ann/out.log", 77
+    listener = tree.descriptions.add(flags=os.O_RDWR)
+    listener.tcp.state = TcpSocket.LISTEN
+    listener.tcp.local = bytes.fromhex("0200 1f90 7f000001 0000000000000000")
+    pipe = tree.descriptions.add(flags=os.O_RDONLY)
+    pipe.pipe.pipe = 0
+    tree.pipes.add(content=b"waiting")
+    terminal = tree.descriptions.add(flags=os.O_RDWR)
+    terminal.outside.was = "terminal /dev/pts/3"
+    for fd, description in enumerate([3, 0, 0, 1, 2]):
+        child.fds.add(fd=fd, description=description)
+    return tree
+
+
+def save(
+    store: Store, summary: str = "bash, 2 processes", content: bytes = b"x" * PAGE, **tags: str
+) -> SnapshotInfo:
+    with store.writer("tree", tags) as writer:
+        writer.add_blocks(memoryview(content), [len(content)])
+        return writer.publish(a_tree().SerializeToString(), summary)
+
+
+def test_an_empty_store(run: Torpor, store: Store) -> None:
+    assert run("ls") == (0, "", f"no snapshots in {store.path}\n")
+    assert run("ls", "--json") == (0, "[]\n", "")
+    code, out, err = run("show", "latest")
+    assert (code, out) == (11, "")
+    assert err.startswith("torpor: ")
+
+
+def test_ls(run: Torpor, store: Store) -> None:
+    first = save(store, "first \x1b[31m", owner="ann")
+    second = save(store, "second")
+    code, out, _ = run("ls")
+    assert code == 0
+    header, *rows = out.splitlines()
+    assert header.split() == ["ID", "AGE", "SIZE", "NEW", "HOST", "WHAT"]
+    assert [row.split()[0] for row in rows] == [first.id, second.id]
+    assert "\x1b" not in out
+    assert "owner=ann" in rows[0]
+    told = json.loads(run("ls", "--json")[1])
+    assert [(s["id"], s["tags"]) for s in told] == [(first.id, {"owner": "ann"}), (second.id, {})]
+
+
+def test_a_damaged_snapshot_is_listed_as_such(run: Torpor, store: Store) -> None:
+    info = save(store)
+    manifest = next(path for path in Path(store.path).rglob("manifest*") if info.id in str(path))
+    manifest.write_bytes(manifest.read_bytes()[:40])
+    code, out, _ = run("ls")
+    assert code == 0
+    assert "damaged: " in out
+    assert run("verify", info.id)[0] == 31
+
+
+def test_show(run: Torpor, store: Store) -> None:
+    info = save(store, owner="ann")
+    for name in (info.id, info.id[:-2], info.short, "latest"):
+        code, out, err = run("show", name)
+        assert (code, err) == (0, ""), name
+    words = " ".join(out.split())
+    for part in (
+        "paused for 12.3 ms",
+        "owner = ann",
+        r"100 bash\x1b[2J",
+        "101 server (stopped)",
+        "3 threads: server, 2 x worker",
+        "private, of files 64.0 KiB (8.0 KiB stored)",
+        "private 64.0 KiB (12.0 KiB stored)",
+        "fd 1, 2: file, /home/ann/out.log at 77",
+        "fd 3: tcp, listens on 127.0.0.1:8080",
+        "fd 4: pipe, pipe 0, read end, 7 bytes in it",
+        "standard input, was terminal /dev/pts/3",
+        "x86_64 processor with an xsave area of 2696 bytes",
+        "free ports: 127.0.0.1:8080",
+        "/usr/bin/bash",
+    ):
+        assert part in words
+
+
+def test_show_for_programs(run: Torpor, store: Store) -> None:
+    told = json.loads(run("show", save(store).id, "--json")[1])
+    assert told["needs"]["pids"] == [100, 101, 102, 103]
+    assert told["needs"]["ports"] == ["127.0.0.1:8080"]
+    assert told["needs"]["mapped_files"] == [{"path": "/usr/bin/bash", "size": 1234, "build_id": "c0ffee"}]
+    shell, child = told["processes"]
+    assert shell["memory"]["anonymous"] == {"mapped": 0x10000, "stored": 3 * PAGE}
+    assert child["descriptors"][3] == {
+        "fd": 3,
+        "close_on_exec": False,
+        "kind": "tcp",
+        "what": "listens on 127.0.0.1:8080",
+        "access": "read and write",
+    }
+
+
+def test_addresses() -> None:
+    six = bytes.fromhex("0a00 1f90 00000000 00000000000000000000000000000001 00000000")
+    assert describe.address(six) == "[::1]:8080"
+    assert describe.address(b"") == ""
+    assert describe.address(bytes(16)) == "address family 0"
+
+
+def test_verify(run: Torpor, store: Store) -> None:
+    info = save(store, content=os.urandom(PAGE))
+    assert run("verify", "--all") == (0, "sound\n", "")
+    assert run("verify", info.id, "--all")[0] == 2
+    pack = next(Path(store.path).rglob("*.pack"))
+    data = bytearray(pack.read_bytes())
+    data[-1] ^= 1
+    pack.chmod(0o600)
+    pack.write_bytes(data)
+    code, out, err = run("verify", info.short)
+    assert (code, out) == (31, "")
+    assert err.startswith("torpor: ")
+    assert info.id in err
+    code, out, _ = run("verify", "--all", "--json")
+    assert code == 31
+    assert not json.loads(out)["sound"]
+
+
+def test_rm(run: Torpor, store: Store) -> None:
+    first, second = save(store), save(store, content=b"y" * PAGE)
+    code, out, _ = run("rm", first.id)
+    assert code == 0
+    assert out.startswith(f"removed {first.id}, ")
+    assert [info.id for info in store.snapshots()] == [second.id]
+    told = json.loads(run("rm", "latest", "--json")[1])
+    assert [info["id"] for info in told["snapshots"]] == [second.id]
+    assert run("rm", "latest")[0] == 11
+
+
+def test_prune(run: Torpor, store: Store) -> None:
+    infos = [save(store, content=bytes([n + 1]) * PAGE) for n in range(3)]
+    code, out, _ = run("prune", "--keep-last", "1", "--dry-run")
+    assert code == 0
+    assert [line.split()[:3] for line in out.splitlines()[:2]] == [
+        ["would", "remove", i.id] for i in infos[:2]
+    ]
+    assert len(store.snapshots()) == 3
+    told = json.loads(run("prune", "--keep-last", "1", "--json")[1])
+    assert [info["id"] for info in told["snapshots"]] == [info.id for info in infos[:2]]
+    assert told["freed"] > 2 * PAGE
+    assert [info.id for info in store.snapshots()] == [infos[2].id]
+
+
+def test_completion_of_ids(store: Store) -> None:
+    infos = [save(store, f"job {n}") for n in range(2)]
+
+    def complete(words: str) -> list[str]:
+        asked = {**os.environ, "_TORPOR_COMPLETE": "bash_complete", "COMP_WORDS": words}
+        asked["COMP_CWORD"] = str(len(words.split(" ")) - 1)
+        out = subprocess.check_output([BIN / "torpor"], env=asked, text=True)
+        return [line.partition(",")[2] for line in out.splitlines()]
+
+    assert complete("torpor show ") == [infos[1].id, infos[0].id, "latest"]
+    assert complete(f"torpor show {infos[0].short[:4]}") == [infos[0].short]
+    assert complete("torpor show --store /nowhere ") == ["latest"]
+    assert "checkpoint" in complete("torpor ")
