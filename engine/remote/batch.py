@@ -21,6 +21,7 @@ _ON_ZERO = 1 << 7
 _STOP = 1 << 8
 _ENTRY = struct.Struct("<HHHH6Qq")
 _RESULT = struct.Struct("<q")
+_POINTER = struct.Struct("<Q")
 _WORD = (1 << 64) - 1
 
 
@@ -36,7 +37,22 @@ class Out(NamedTuple):
     size: int
 
 
-Argument = int | bytes | Result | Out
+class Struct(NamedTuple):
+    """An argument: like ``bytes``, with pointers into itself."""
+
+    content: bytes
+    pointers: tuple[int, ...]
+    """Offsets of 8-byte words that hold an offset from the start, to be made addresses."""
+
+
+class ArgumentOf(NamedTuple):
+    """An argument: the address of another entry's argument, for a call that writes what that one is to get."""
+
+    entry: int
+    position: int
+
+
+Argument = int | bytes | Result | Out | Struct | ArgumentOf
 """``bytes`` are placed beside the table and replaced by their address (16-byte aligned)."""
 
 
@@ -108,20 +124,50 @@ class Batch:
                     words[position] = arg & _WORD
                 elif isinstance(arg, Result):
                     words[position] = arg.entry
+                elif isinstance(arg, ArgumentOf):
+                    words[position] = address + arg.entry * ENTRY_SIZE + 8 + 8 * arg.position
                 else:
-                    content = bytes(arg.size) if isinstance(arg, Out) else arg
-                    words[position] = address + start + len(data)
+                    at = address + start + len(data)
+                    content = _content(arg, at)
+                    words[position] = at
                     self._places[index, position] = (start + len(data), len(content))
                     data += content
                     data += bytes(-len(data) % 16)
             _ENTRY.pack_into(table, index * ENTRY_SIZE, nr, flags, on_error, on_zero, *words, NOT_RUN)
         return table + data
 
-    def results(self, raw: bytes) -> list[int]:
-        """Each entry's result, from the table's bytes as the interpreter left them."""
-        return [_RESULT.unpack_from(raw, k * ENTRY_SIZE + 56)[0] for k in range(len(self._entries))]
+    def output_place(self, entry: int, position: int) -> tuple[int, int]:
+        """Offset from the table and size of an `Out` argument."""
+        return self._places[entry, position]
 
-    def output(self, raw: bytes, entry: int, position: int) -> bytes:
+
+def _content(arg: bytes | Out | Struct, address: int) -> bytes | bytearray:
+    if isinstance(arg, Struct):
+        content = bytearray(arg.content)
+        for offset in arg.pointers:
+            (inside,) = _POINTER.unpack_from(content, offset)
+            _POINTER.pack_into(content, offset, address + inside)
+        return content
+    return bytes(arg.size) if isinstance(arg, Out) else arg
+
+
+class Replies:
+    """What a batch's calls gave: the table's bytes as the interpreter left them."""
+
+    def __init__(self, batch: Batch, raw: bytes) -> None:
+        self._batch = batch
+        self._raw = raw
+
+    def result(self, entry: int) -> int:
+        """The result of a call: negated errno on failure, NOT_RUN when it was not reached."""
+        value: int = _RESULT.unpack_from(self._raw, entry * ENTRY_SIZE + 56)[0]
+        return value
+
+    def results(self) -> list[int]:
+        """Every result, by entry."""
+        return [self.result(entry) for entry in range(len(self._batch))]
+
+    def output(self, entry: int, position: int) -> bytes:
         """What a call wrote to its `Out` argument."""
-        offset, size = self._places[entry, position]
-        return raw[offset : offset + size]
+        offset, size = self._batch.output_place(entry, position)
+        return self._raw[offset : offset + size]

@@ -235,5 +235,3 @@ def not_permitted(pid: int) -> NotPermitted:
         f"the kernel does not let {name} be traced: Yama's ptrace_scope, a setuid program or a missing privilege",
         advice="start it under `torpor run`, or see `torpor doctor`",
     )
-
-

@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from torpor import procfs
 from torpor.errors import CheckpointFailed
 from torpor.remote import memory, ptrace, x86_64
-from torpor.remote.batch import CODE, ENTRY_SIZE, Batch, Result
+from torpor.remote.batch import CODE, ENTRY_SIZE, Batch, Replies, Result
 from torpor.remote.freeze import Process, Thread
 from torpor.remote.x86_64 import NR, RED_ZONE, WORD
 
@@ -192,14 +192,15 @@ class Injection:
         ptrace.set_sigmask(tid, WORD & ~unblocked)
         ptrace.resume(tid, ptrace.CONT if self._quiet is not None else ptrace.SYSCALL)
 
-    def finish(self) -> dict[int, bytes]:
-        """Wait until every thread that was started is back in a stop; each one's table as its calls left it."""
-        tables: dict[int, bytes] = {}
+    def finish(self) -> dict[int, Replies]:
+        """Wait until every thread that was started is back in a stop, and fetch what its calls gave."""
+        replies: dict[int, Replies] = {}
         for tid in self._batches:
             self._wait_back(self.process.threads[tid])
             slot = self._slots[tid]
-            tables[tid] = memory.read(self.process.pid, slot.table, slot.size)
-        return tables
+            raw = memory.read(self.process.pid, slot.table, slot.size)
+            replies[tid] = Replies(self._batches[tid], raw)
+        return replies
 
     def _wait_back(self, thread: Thread) -> None:
         while True:
@@ -235,9 +236,7 @@ class Injection:
 
     def _step(self, thread: Thread) -> bool:
         registers = ptrace.get_registers(thread.tid)
-        entering_return = (
-            registers[x86_64.ORIG_RAX] == NR.rt_sigreturn and x86_64.signed(registers[x86_64.RAX]) == -38
-        )
+        entering_return = registers[x86_64.ORIG_RAX] == NR.rt_sigreturn and x86_64.signed(registers[x86_64.RAX]) == -38
         if not entering_return:
             ptrace.resume(thread.tid, ptrace.SYSCALL)
             return False

@@ -157,9 +157,7 @@ def _walk_pagemap(fd: int, ranges: Sequence[tuple[int, int]]) -> list[tuple[int,
     return found
 
 
-def _intersection(
-    left: Sequence[tuple[int, int]], right: Sequence[tuple[int, int]]
-) -> list[tuple[int, int]]:
+def _intersection(left: Sequence[tuple[int, int]], right: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     found: list[tuple[int, int]] = []
     i = j = 0
     while i < len(left) and j < len(right):

@@ -18,13 +18,14 @@ import time
 
 from torpor.errors import CheckpointFailed
 from torpor.remote import ptrace
-from torpor.remote.batch import Batch, Result
+from torpor.remote.batch import ArgumentOf, Batch, Result
 from torpor.remote.injection import Injection
 from torpor.remote.x86_64 import NR
 
 _CLONE_VM = 0x100
 _EVERY_DESCRIPTOR = 0xFFFFFFFF
 _PR_SET_CHILD_SUBREAPER = 36
+_PR_GET_CHILD_SUBREAPER = 37
 _PATIENCE = 30.0
 """Seconds for the fork itself: it copies page tables, about 15 ms a GiB."""
 _LAST_WAIT = struct.pack("<qq", 2, 0)  # struct timespec
@@ -39,27 +40,23 @@ class Snapshot:
         self._injection = injection
         injection.on_clone = self._attend
 
-    def ask(self, batch: Batch, *, subreaper: bool) -> None:
+    def ask(self, batch: Batch) -> None:
         """Add the fork to the host's batch, which must be empty.
 
-        Args:
-            batch: the batch of the thread that makes the calls of the whole process.
-            subreaper: whether the process adopts orphans: it must not adopt this one.
+        A process that adopts orphans must not adopt this one: it is no subreaper for the moment.
         """
         batch.add(NR.close_range, 0, _EVERY_DESCRIPTOR, 0)
-        snapshot = batch.add(NR.clone, 0, 0, 0, 0, 0, on_zero=3)
+        batch.add(NR.clone, 0, 0, 0, 0, 0, on_zero=3)
         batch.add(NR.exit, 0)
-        assert snapshot == 1
         batch.add(NR.ppoll, 0, 0, _LAST_WAIT, 0, 8)
         batch.add(NR.exit_group, 0)
         batch.first = len(batch)
-        if subreaper:
-            batch.add(NR.prctl, _PR_SET_CHILD_SUBREAPER, 0)
-        after = len(batch) + 2
-        child = batch.add(NR.clone, _CLONE_VM, 0, 0, 0, 0, on_zero=0, on_error=after)
+        last = batch.first + 4
+        batch.add(NR.prctl, _PR_GET_CHILD_SUBREAPER, ArgumentOf(last, 1))
+        batch.add(NR.prctl, _PR_SET_CHILD_SUBREAPER, 0)
+        child = batch.add(NR.clone, _CLONE_VM, 0, 0, 0, 0, on_zero=0, on_error=last)
         batch.add(NR.wait4, Result(child), 0, ptrace.WALL, 0)
-        if subreaper:
-            batch.add(NR.prctl, _PR_SET_CHILD_SUBREAPER, 1)
+        batch.add(NR.prctl, _PR_SET_CHILD_SUBREAPER, 0)  # what PR_GET_CHILD_SUBREAPER has written here
         options = ptrace.O_TRACESYSGOOD | ptrace.O_TRACECLONE
         ptrace.request(ptrace.SETOPTIONS, self._injection.host.tid, 0, options)
 
@@ -83,9 +80,7 @@ class Snapshot:
         try:
             return ptrace.wait(pid, time.monotonic() + _PATIENCE)
         except (TimeoutError, ChildProcessError) as error:
-            raise CheckpointFailed(
-                f"the snapshot of {self._injection.process.name} was lost: {error}"
-            ) from None
+            raise CheckpointFailed(f"the snapshot of {self._injection.process.name} was lost: {error}") from None
 
     def end(self) -> None:
         """Let the snapshot die. May be called again."""

@@ -55,6 +55,10 @@ class NR(IntEnum):
     setpgid = 109
     setsid = 112
     setgroups = 116
+    setresuid = 117
+    setresgid = 119
+    setfsuid = 122
+    setfsgid = 123
     capget = 125
     capset = 126
     rt_sigtimedwait = 128
@@ -65,6 +69,10 @@ class NR(IntEnum):
     arch_prctl = 158
     setrlimit = 160
     mount = 165
+    getpriority = 140
+    setpriority = 141
+    sched_setscheduler = 144
+    sched_getscheduler = 145
     gettid = 186
     futex = 202
     sched_setaffinity = 203
@@ -76,6 +84,7 @@ class NR(IntEnum):
     timer_gettime = 224
     timer_getoverrun = 225
     timer_delete = 226
+    clock_gettime = 228
     clock_nanosleep = 230
     exit_group = 231
     epoll_wait = 232

@@ -1,0 +1,237 @@
+"""How a checkpoint is taken: preflight, freeze, grab, thaw, describe, write, publish.
+
+Under the freeze only what changes is taken, and memory as a copy-on-write snapshot; parsing, hashing and writing come
+after the thaw. When the tree is to stop or to die it stays frozen instead until its image is published, so that nothing
+it does after the snapshot is lost: a failed dump never costs the job.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import signal
+import struct
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+from torpor import procfs
+from torpor.errors import CheckpointFailed, Refused
+from torpor.image import image_pb2 as pb
+from torpor.objects import credentials, descriptors, memory, threads, tree, vmas
+from torpor.objects.mapped_files import MappedFiles
+from torpor.objects.memory import Progress
+from torpor.objects.shared_memory import SharedMemory
+from torpor.remote.freeze import Frozen
+from torpor.remote.injection import Gadgets
+from torpor.store import SnapshotInfo, SnapshotWriter, Store
+from torpor.taken import TakenProcess
+
+Then = Literal["run", "stop", "kill"]
+
+FREEZE_SECONDS = 5.0
+"""How long a thread may take to stop: one in an uninterruptible call does not."""
+KIND = "tree"
+"""The kind of snapshot in the store."""
+_XCR0_OFFSET = 464
+"""Where the xsave area that ptrace gives has the mask of enabled components."""
+
+
+def checkpoint(
+    pid: int,
+    *,
+    store: Store | str | os.PathLike[str] | None = None,
+    then: Then = "run",
+    tags: Mapping[str, str] | None = None,
+    progress: Progress | None = None,
+) -> SnapshotInfo:
+    """Keep the tree of processes below and including `pid` as a snapshot in a store.
+
+    Args:
+        pid: the root of the tree, in the caller's PID namespace.
+        store: a store, its directory, or None for the user's own (see `torpor.store.default_path`).
+        then: what becomes of the tree when the snapshot is published: it runs on, is stopped (SIGSTOP), or is killed.
+        tags: kept with the snapshot, shown by `torpor ls`.
+        progress: told bytes done and bytes in all, from the threads that write.
+
+    Raises:
+        Refused: the tree holds something that cannot be kept; it was not touched.
+        CheckpointFailed: something went wrong later; the tree runs on as before.
+        NotFound, NotPermitted: no such process, or not ours to trace.
+        StoreError: the store cannot take it.
+    """
+    began = time.monotonic_ns()
+    home = store if isinstance(store, Store) else Store(store)
+    _raise_descriptor_limit()
+    fork = preflight(pid) and then == "run"
+    with ExitStack() as stack:
+        writer = stack.enter_context(home.writer(KIND, tags or {}))
+        frozen = stack.enter_context(Frozen(pid, FREEZE_SECONDS))
+        taken = stack.enter_context(TakenTree(frozen, fork=fork))
+        try:
+            taken.grab()
+            if taken.forked:
+                frozen.thaw()
+            image, pages = taken.describe()
+            _write(image, pages, taken.shared, writer, progress)
+            image.timing.pause_ns = frozen.pause_ns
+            image.timing.total_ns = time.monotonic_ns() - began
+            published = writer.publish(image.SerializeToString(), _summary(image))
+        except (ProcessLookupError, ChildProcessError) as error:
+            raise CheckpointFailed(f"process {pid} or one of its children ended during the checkpoint") from error
+        if then == "kill":
+            frozen.kill()
+        elif then == "stop":
+            for process in frozen.processes.values():
+                os.kill(process.pid, signal.SIGSTOP)
+    return published
+
+
+def preflight(pid: int) -> bool:
+    """Find what cannot be kept, with nothing frozen yet.
+
+    Returns:
+        Whether forks of the processes will show their whole memory. Where not, it is read while they stand still.
+
+    Raises:
+        Refused: with every reason at once.
+        NotFound, NotPermitted: no such process, or not ours to trace.
+    """
+    seen = tree.walk(pid)
+    reasons = tree.refuse(seen)
+    forkable = True
+    if not reasons:
+        for process in seen:
+            try:
+                found = procfs.flagged_mappings(process.pid)
+                reasons += credentials.refuse(process.name, process.status)
+                reasons += threads.refuse(process.name, process.pid)
+            except (FileNotFoundError, ProcessLookupError):
+                continue  # it ended: no matter, the freeze takes what is there then
+            except PermissionError as error:
+                raise tree.permitted(error, process.pid) from None
+            reasons += vmas.refuse(process.name, found)
+            forkable = forkable and not any(vmas.HIDDEN_FROM_FORK.intersection(vma.flags) for vma in found)
+        reasons += descriptors.survey([process.pid for process in seen])
+    if reasons:
+        raise Refused(f"{seen[0].name} cannot be kept", reasons)
+    return forkable
+
+
+class TakenTree:
+    """A frozen tree, grabbed and described. A context manager: leaving it ends the snapshots of its memory."""
+
+    def __init__(self, frozen: Frozen, *, fork: bool) -> None:
+        self.frozen = frozen
+        self.forked = fork
+        """Whether every process's memory is in a snapshot, so that the tree may run on."""
+        self.processes: list[TakenProcess] = []
+        self.shared = SharedMemory()
+        self.descriptors: descriptors.GrabbedDescriptors
+        self._parents: dict[int, int] = {}
+        self._realtime_ns = 0
+
+    def __enter__(self) -> TakenTree:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self.processes:
+            process.end_snapshot()
+
+    def grab(self) -> None:
+        """Take what changes; every process's calls run at the same time."""
+        gadgets = Gadgets()
+        self._realtime_ns = time.time_ns()
+        for process in self.frozen.processes.values():
+            self._parents[process.pid] = process.parent.pid if process.parent else 0
+            self.processes.append(TakenProcess(process, gadgets, fork=self.forked))
+            self.processes[-1].begin()
+        self.descriptors = descriptors.grab([process.pid for process in self.processes])
+        for file in descriptors.memory_files(self.descriptors):
+            self.shared.grab_file(file)
+        for taken in self.processes:
+            taken.finish()
+            self.shared.grab_mapped(taken.pid, taken.injection.maps)
+        if self.forked and not all(taken.snapshot and taken.snapshot.pid for taken in self.processes):
+            # The kernel did not let one of them fork (RLIMIT_NPROC, pids.max, memory): they stand still until written.
+            self.forked = False
+            for taken in self.processes:
+                taken.end_snapshot()
+
+    def describe(self) -> tuple[pb.Tree, list[memory.Ranges]]:
+        """The image without its pages, and for each process the ranges whose pages are to be stored.
+
+        Raises:
+            Refused: something that cannot be kept came up after the preflight.
+        """
+        image = pb.Tree()
+        files = MappedFiles(image)
+        self.shared.describe(image)
+        own_pids = {taken.pid: taken.own_pid for taken in self.processes}
+        pages: list[memory.Ranges] = []
+        for taken in self.processes:
+            above = self._parents[taken.pid]
+            parent = own_pids[above] if above else tree.outside_parent(taken.texts)
+            pages.append(taken.describe(parent, image, files, self.shared))
+        descriptors.describe(self.descriptors, image, self.shared.index)
+        self._describe_host(image.host)
+        return image, pages
+
+    def _describe_host(self, host: pb.Host) -> None:
+        uname = os.uname()
+        host.architecture, host.kernel_release, host.hostname = (
+            platform.machine(),
+            uname.release,
+            uname.nodename,
+        )
+        host.boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        xstate = next(iter(self.processes[0].injection.xstates.values()))
+        (host.xfeatures,) = struct.unpack_from("<Q", xstate, _XCR0_OFFSET)
+        host.xsave_size = len(xstate)
+        host.cpu_flags.extend(_cpu_flags())
+        host.page_size = procfs.PAGE
+        host.realtime_ns = self._realtime_ns
+        host.monotonic_ns, host.boottime_ns = self.processes[0].clocks()
+
+
+@cache
+def _cpu_flags() -> list[str]:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("flags"):
+            return line.partition(":")[2].split()
+    return []
+
+
+def _write(
+    image: pb.Tree,
+    pages: Sequence[memory.Ranges],
+    shared: SharedMemory,
+    writer: SnapshotWriter,
+    progress: Progress | None,
+) -> None:
+    """Write all pages to the store and list them in the image."""
+    with memory.PageWriter(writer, progress) as out:
+        ranges = [own.find() for own in pages]  # before the first is written, so that the sum is known
+        out.expect(sum(end - start for found in ranges for start, end in found))
+        for process, own, found in zip(image.processes, pages, ranges, strict=True):
+            out.store_private(own.pid, found, process.memory.pages)
+        for segment in shared.segments.values():
+            out.store_shared(segment, image.shared[segment.index].pages)
+
+
+def _summary(image: pb.Tree) -> str:
+    root = image.processes[0]
+    name = root.threads[0].name.decode(errors="replace")
+    others = len(image.processes) - 1
+    return f"{name} (PID {root.pid})" + (f" and {others} more" if others else "")
+
+
+def _raise_descriptor_limit() -> None:
+    """A thousand descriptors are soon used up by the copies of a large tree's."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,0 +1,99 @@
+"""Files that are mapped or executed: kept by reference, and recognised again by what they are.
+
+A mapped file must be the same when the tree wakes: its GNU build id, or where it has none its size and modification
+time. Documented in: elf(5) on notes; the build id is an NT_GNU_BUILD_ID note with the name "GNU".
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from typing import NamedTuple
+
+from torpor.errors import CheckpointFailed
+from torpor.image import image_pb2 as pb
+
+_ELF = b"\x7fELF\x02\x01"  # 64-bit, little endian
+_PT_NOTE = 4
+_NT_GNU_BUILD_ID = 3
+_MAX_NOTES = 1 << 16
+_PROGRAM_HEADER = struct.Struct("<IIQQQQQQ")
+
+
+def build_id(fd: int) -> bytes:
+    """The GNU build id of an open ELF file; empty when it has none or is something else."""
+    head = os.pread(fd, 64, 0)
+    if not head.startswith(_ELF) or len(head) < 64:
+        return b""
+    (table,) = struct.unpack_from("<Q", head, 32)
+    entry_size, count = struct.unpack_from("<HH", head, 54)
+    if entry_size != _PROGRAM_HEADER.size:
+        return b""
+    headers = os.pread(fd, entry_size * count, table)
+    for position in range(0, len(headers) - entry_size + 1, entry_size):
+        kind, _, offset, _, _, size, _, align = _PROGRAM_HEADER.unpack_from(headers, position)
+        if kind == _PT_NOTE and size <= _MAX_NOTES:
+            found = _find_note(os.pread(fd, size, offset), 8 if align == 8 else 4)
+            if found:
+                return found
+    return b""
+
+
+def _find_note(notes: bytes, align: int) -> bytes:
+    position = 0
+    while position + 12 <= len(notes):
+        name_size, size, kind = struct.unpack_from("<III", notes, position)
+        name = position + 12
+        start = name + _up(name_size, align)
+        if kind == _NT_GNU_BUILD_ID and notes[name : name + name_size] == b"GNU\0":
+            return notes[start : start + size]
+        position = start + _up(size, align)
+    return b""
+
+
+def _up(value: int, align: int) -> int:
+    return (value + align - 1) & -align
+
+
+class _Known(NamedTuple):
+    path: bytes
+    inode: int
+
+
+class MappedFiles:
+    """The files of a tree, each once, with its index in the image."""
+
+    def __init__(self, image: pb.Tree) -> None:
+        self._image = image
+        self._indexes: dict[_Known, int] = {}
+
+    def index(self, path: bytes, inode: int) -> int | None:
+        """The index of a file in Tree.files; None when the path leads to another file by now, or to none."""
+        key = _Known(path, inode)
+        if key not in self._indexes:
+            found = self._add(path, inode)
+            if found is None:
+                return None
+            self._indexes[key] = found
+        return self._indexes[key]
+
+    def _add(self, path: bytes, inode: int) -> int | None:
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except FileNotFoundError:
+            return None
+        except PermissionError:
+            raise CheckpointFailed(
+                f"the mapped file {os.fsdecode(path)} cannot be read by you, so nobody could check it at the restore"
+            ) from None
+        try:
+            status = os.fstat(fd)
+            if status.st_ino != inode:
+                return None
+            self._image.files.add(
+                path=path, size=status.st_size, mtime_ns=status.st_mtime_ns, build_id=build_id(fd),
+                dev=status.st_dev, ino=status.st_ino, mode=status.st_mode,
+            )  # fmt: skip
+        finally:
+            os.close(fd)
+        return len(self._image.files) - 1

@@ -1,0 +1,301 @@
+"""The memory of a process: its address space, and the pages that are its own.
+
+Kept: every private page that was written, whatever its protection now (RELRO is read-only, but was written); the bounds
+of heap, stack, arguments and environment, the auxiliary vector, the exe link, the vDSO's place and bytes. Pages of
+files that nobody wrote are taken from the file again. A private mapping of a file that is gone or was replaced (an
+upgraded library) is kept whole, and becomes anonymous.
+
+Documented in: proc_pid_stat(5), proc_pid_maps(5), Documentation/admin-guide/mm/pagemap.rst, prctl(2) on PR_SET_MM.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+from torpor import procfs
+from torpor._native import ffi, lib
+from torpor.errors import CheckpointFailed
+from torpor.image import image_pb2 as pb
+from torpor.objects import shared_memory, vmas
+from torpor.objects.mapped_files import MappedFiles
+from torpor.objects.shared_memory import Segment, SharedMemory
+from torpor.procfs import PAGE, FlaggedMapping
+from torpor.remote import memory
+from torpor.store import SnapshotWriter
+
+BLOCK_PAGES = 16
+"""Pages in a block at most: blocks lie on multiples of this in the address space, so that an unchanged one is found
+again in the next snapshot. 64 KiB: smaller ones cost more to hash and to list, larger ones are shared less often."""
+_CHUNK = 4 << 20
+_WORKERS = 2
+"""Each reads, hashes and writes chunks of its own; more find nothing to do that the disk could take."""
+
+Progress = Callable[[int, int], None]
+"""Told the bytes of memory done so far and in all."""
+_Read = Callable[[Sequence[tuple[int, int]], memoryview], None]
+"""Fills a buffer with (address, size) pieces."""
+_Stored = tuple[list[int], list[int], list[int]]
+"""Columns of a page table, or page number, count and place in the buffer before it is stored."""
+
+
+def describe(
+    pid: int,
+    found: Sequence[FlaggedMapping],
+    image: pb.Process,
+    files: MappedFiles,
+    shared: SharedMemory,
+) -> Ranges:
+    """Fill the address space of a process, without its pages; gives the ranges whose pages are to be stored.
+
+    Args:
+        pid: whose /proc to read: the snapshot, or the process itself while it is frozen.
+        found: its mappings, without any of ours.
+        image: the process's message.
+        files: the mapped files of the tree.
+        shared: the shared memory of the tree, described already.
+    """
+    space = image.memory
+    _describe_bounds(pid, space)
+    exe = os.stat(f"/proc/{pid}/exe")
+    index = files.index(os.fsencode(os.readlink(f"/proc/{pid}/exe")), exe.st_ino)
+    if index is None:
+        raise CheckpointFailed(
+            f"the program of process {image.pid} was deleted or replaced while it ran",
+            advice="start it again from the program that is there now",
+        )
+    space.exe = index
+    pages = Ranges(pid, [], [])
+    for vma in found:
+        if vma.mapping.name in vmas.VVAR:
+            space.vvar = space.vvar or vma.mapping.start
+        elif vma.mapping.name == vmas.VDSO:
+            space.vdso, space.vdso_end = vma.mapping.start, vma.mapping.end
+            space.vdso_content = memory.read(pid, space.vdso, space.vdso_end - space.vdso)
+        elif not vmas.is_special(vma.mapping):
+            kind = _describe_vma(vma, space.vmas.add(), files, shared)
+            bounds = (vma.mapping.start, vma.mapping.end)
+            if kind in (pb.Vma.ANONYMOUS, pb.Vma.FILE_PRIVATE):
+                pages.private.append(bounds)
+            if kind == pb.Vma.ANONYMOUS and not vmas.is_anonymous(vma.mapping):
+                pages.whole.append(bounds)
+    return pages
+
+
+def _describe_bounds(pid: int, space: pb.AddressSpace) -> None:
+    fields = procfs.stat(pid).fields
+    space.start_code, space.end_code, space.start_stack = (int(fields[k - 1]) for k in (26, 27, 28))
+    space.start_data, space.end_data, space.start_brk = (int(fields[k - 1]) for k in (45, 46, 47))
+    space.arg_start, space.arg_end, space.env_start, space.env_end = (int(fields[k - 1]) for k in (48, 49, 50, 51))
+    space.auxv = procfs.read(f"/proc/{pid}/auxv")
+
+
+def _describe_vma(vma: FlaggedMapping, out: pb.Vma, files: MappedFiles, shared: SharedMemory) -> int:
+    mapping = vma.mapping
+    out.start, out.end, out.prot = mapping.start, mapping.end, vmas.protection(mapping)
+    out.grows_down = vmas.GROWS_DOWN in vma.flags
+    out.noreserve = vmas.NORESERVE in vma.flags
+    out.locked = vmas.LOCKED in vma.flags
+    out.advice.extend(advice for flag, advice in vmas.ADVICE.items() if flag in vma.flags)
+    out.name = vmas.anonymous_name(mapping)
+    if shared_memory.is_memory(mapping):
+        out.kind = pb.Vma.SHARED
+        out.shared = shared.segments[shared_memory.key_of(mapping)].index
+        out.offset = mapping.offset
+        return out.kind
+    index = None if vmas.is_anonymous(mapping) else files.index(mapping.name, mapping.inode)
+    if index is not None:
+        out.kind = pb.Vma.FILE_SHARED if mapping.shared else pb.Vma.FILE_PRIVATE
+        out.file, out.offset = index, mapping.offset
+        out.may_write = mapping.shared and vmas.MAY_WRITE in vma.flags
+    elif mapping.shared:
+        raise CheckpointFailed(
+            f"{os.fsdecode(mapping.name)}, which is mapped shared at {mapping.start:#x}, was replaced by another file"
+        )
+    else:
+        out.kind = pb.Vma.ANONYMOUS
+    return out.kind
+
+
+@dataclass
+class Ranges:
+    """Where to find the pages of a process that are its own."""
+
+    pid: int
+    """Whose memory to read: the snapshot's, or the frozen process's own."""
+    private: list[tuple[int, int]]
+    """The private mappings, by address."""
+    whole: list[tuple[int, int]]
+    """Those of files that are gone: every page of them is kept."""
+
+    def find(self) -> list[tuple[int, int]]:
+        """The ranges of its own pages, by address."""
+        found = memory.own_pages(self.pid, self.private)
+        return _union([*found, *self.whole]) if self.whole else found
+
+
+class PageWriter:
+    """Writes pages to the store with a few workers. A context manager: leaving it ends them."""
+
+    def __init__(self, writer: SnapshotWriter, progress: Progress | None) -> None:
+        self._writer = writer
+        self._progress = progress
+        self._pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="torpor-pages")
+        self._buffers = threading.local()
+        self._lock = threading.Lock()
+        self._done = self._expected = 0
+
+    def __enter__(self) -> PageWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def expect(self, size: int) -> None:
+        """Announce bytes to come, for the progress."""
+        self._expected += size
+
+    def store_private(self, pid: int, ranges: Sequence[tuple[int, int]], table: pb.PageTable) -> None:
+        """Write a process's own pages; the numbers in the table are addresses / page size."""
+
+        def read(pieces: Sequence[tuple[int, int]], buffer: memoryview) -> None:
+            memory.read_ranges(pid, pieces, buffer)
+
+        self._store(ranges, read, table)
+
+    def store_shared(self, segment: Segment, table: pb.PageTable) -> None:
+        """Write a segment of shared memory; the numbers in the table count from its start."""
+        ranges = _union([(at, at + _page_up(len(content))) for at, content in segment.pieces.items()])
+        self.expect(sum(end - start for start, end in ranges))
+
+        def read(pieces: Sequence[tuple[int, int]], buffer: memoryview) -> None:
+            position = 0
+            for start, size in pieces:
+                for at, content in segment.pieces.items():
+                    begin, end = max(start, at), min(start + size, at + len(content))
+                    if begin < end:
+                        into = position + begin - start
+                        buffer[into : into + end - begin] = memoryview(content)[begin - at : end - at]
+                position += size
+
+        self._store(ranges, read, table)
+
+    def _store(self, ranges: Sequence[tuple[int, int]], read: _Read, table: pb.PageTable) -> None:
+        # The pages of a table are listed by address, so the results are taken in the order of the chunks.
+        waiting: deque[Future[_Stored]] = deque()
+        for chunk in _chunks(ranges):
+            waiting.append(self._pool.submit(self._work, chunk, read))
+            if len(waiting) > 2 * _WORKERS:
+                _list(table, waiting.popleft().result())
+        for future in waiting:
+            _list(table, future.result())
+
+    def _work(self, chunk: list[tuple[int, int]], read: _Read) -> _Stored:
+        size = sum(length for _, length in chunk)
+        buffer = self._buffer()[:size]
+        read(chunk, buffer)
+        zero = bytearray(size // PAGE)
+        lib.tp_zero_pages(ffi.from_buffer(buffer), len(zero), PAGE, ffi.from_buffer(zero))
+        starts, counts, positions = _blocks(chunk, zero)
+        lengths = [count * PAGE for count in counts]
+        if sum(lengths) < size:
+            pieces = [buffer[at : at + length] for at, length in zip(positions, lengths, strict=True)]
+            buffer = memoryview(b"".join(pieces))
+        blocks = self._writer.add_blocks(buffer, lengths)
+        self._tell(size)
+        return starts, counts, blocks
+
+    def _buffer(self) -> memoryview:
+        """This worker's buffer: fresh memory for each chunk would cost a page fault a page."""
+        found: memoryview | None = getattr(self._buffers, "view", None)
+        if found is None:
+            found = self._buffers.view = memoryview(bytearray(_CHUNK))
+        return found
+
+    def _tell(self, size: int) -> None:
+        with self._lock:
+            self._done += size
+            if self._progress:
+                self._progress(self._done, self._expected)
+
+
+def _page_up(size: int) -> int:
+    return (size + PAGE - 1) // PAGE * PAGE
+
+
+def _union(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    found: list[tuple[int, int]] = []
+    for start, end in sorted(ranges):
+        if found and start <= found[-1][1]:
+            found[-1] = (found[-1][0], max(end, found[-1][1]))
+        else:
+            found.append((start, end))
+    return found
+
+
+def _chunks(ranges: Sequence[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
+    """Cut ranges into lists of (address, size) of up to _CHUNK bytes each, on borders of blocks."""
+    chunk: list[tuple[int, int]] = []
+    room = _CHUNK
+    for start, end in ranges:
+        position = start
+        while position < end:
+            size = min(end, (position + room) // (BLOCK_PAGES * PAGE) * (BLOCK_PAGES * PAGE)) - position
+            if size <= 0 or len(chunk) == memory.IOV_MAX:
+                yield chunk
+                chunk, room = [], _CHUNK
+                continue
+            chunk.append((position, size))
+            position += size
+            room -= size
+    if chunk:
+        yield chunk
+
+
+def _list(table: pb.PageTable, result: _Stored) -> None:
+    starts, counts, blocks = result
+    table.starts.extend(starts)
+    table.counts.extend(counts)
+    table.blocks.extend(blocks)
+
+
+def _blocks(chunk: Sequence[tuple[int, int]], zero: bytearray) -> _Stored:
+    """Cut a chunk into blocks without zero pages: page number, pages, and offset in the chunk's buffer of each."""
+    starts: list[int] = []
+    counts: list[int] = []
+    positions: list[int] = []
+    offset = 0  # pages, in the buffer
+    for address, size in chunk:
+        first = address // PAGE
+        last = first + size // PAGE
+        page = first
+        while page < last:
+            stop = min(last, page - page % BLOCK_PAGES + BLOCK_PAGES)
+            base = offset + page - first
+            flags = zero[base : base + stop - page]
+            if not any(flags):
+                starts.append(page)
+                counts.append(stop - page)
+                positions.append(base * PAGE)
+            else:
+                _split(page, base, flags, starts, counts, positions)
+            page = stop
+        offset += size // PAGE
+    return starts, counts, positions
+
+
+def _split(page: int, base: int, flags: bytearray, starts: list[int], counts: list[int], positions: list[int]) -> None:
+    """List the runs of pages that are not zero within one block."""
+    at = flags.find(0)
+    while at >= 0:
+        end = flags.find(1, at)
+        if end < 0:
+            end = len(flags)
+        starts.append(page + at)
+        counts.append(end - at)
+        positions.append((base + at) * PAGE)
+        at = flags.find(0, end)

@@ -1,0 +1,71 @@
+"""Signals of a process: its actions and what is queued to it as a whole.
+
+Kept: handler, flags, restorer and mask of every action that is not the default; each queued siginfo_t. What belongs to
+single threads (mask, alternate stack, their queue) is in threads.py.
+
+Documented in: sigaction(2), signal(7), ptrace(2) on PTRACE_PEEKSIGINFO.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+
+from torpor.image import image_pb2 as pb
+from torpor.remote import ptrace
+from torpor.remote.batch import Batch, Call, Out, Replies
+from torpor.remote.x86_64 import NR
+
+KERNEL_SIGACTION = struct.Struct("<QQQQ")
+"""struct kernel_sigaction on x86-64: handler, flags, restorer, mask."""
+
+
+def ask(batch: Batch, not_default: int) -> dict[int, int]:
+    """Ask for the actions of the signals in a mask (SigIgn and SigCgt of a status); the entry of each signal."""
+    return {
+        number: batch.add(NR.rt_sigaction, number, 0, Out(KERNEL_SIGACTION.size), 8)
+        for number in range(1, 65)
+        if not_default >> (number - 1) & 1
+    }
+
+
+def pending(pid: int) -> list[bytes]:
+    """The signals queued to the whole process."""
+    return ptrace.peek_pending(pid, shared=True)
+
+
+def describe(asked: dict[int, int], replies: Replies, queued: list[bytes], image: pb.Process) -> None:
+    """Fill the signal actions and the queue of a process."""
+    image.pending.extend(queued)
+    for number, entry in asked.items():
+        handler, flags, restorer, mask = KERNEL_SIGACTION.unpack(replies.output(entry, 2))
+        image.actions.add(signal=number, handler=handler, flags=flags, restorer=restorer, mask=mask)
+
+
+# Restore
+
+
+def steps(process: pb.Process) -> Iterator[Call]:
+    """Set the actions that are not the default."""
+    for action in process.actions:
+        content = KERNEL_SIGACTION.pack(action.handler, action.flags, action.restorer, action.mask)
+        words = f"setting the action of signal {action.signal}"
+        yield Call(NR.rt_sigaction, (action.signal, content, 0, 8), 0, words)
+
+
+def queue(process: pb.Process) -> Iterator[Call]:
+    """Queue the signals of the whole process again, by itself: only to itself may it send in the kernel's name."""
+    for info in process.pending:
+        words = f"queueing signal {_number(info)} to the process"
+        yield Call(NR.rt_sigqueueinfo, (process.pid, _number(info), info), 0, words)
+
+
+def queue_to_thread(process: pb.Process, thread: pb.Thread) -> Iterator[Call]:
+    """Queue the signals of one thread again, by itself."""
+    for info in thread.pending:
+        words = f"queueing signal {_number(info)} to the thread"
+        yield Call(NR.rt_tgsigqueueinfo, (process.pid, thread.tid, _number(info), info), 0, words)
+
+
+def _number(info: bytes) -> int:
+    return int.from_bytes(info[:4], "little")  # si_signo

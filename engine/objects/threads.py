@@ -1,0 +1,224 @@
+"""Threads: registers and the whole xsave area, masks, and what the kernel keeps for each.
+
+Kept: general registers with fs_base and gs_base, xsave area (whatever XCR0 has on), signal mask, signals queued to the
+thread, alternate stack, robust list, clear_child_tid, rseq registration, name, parent-death signal, no_new_privs,
+nice, scheduling policy, affinity, timer slack. An interrupted system call is kept as the kernel shows it: -ERESTART*
+in rax and its number in orig_rax, from which the restoring kernel restarts it (see x86_64.portable).
+
+Refused: 32-bit code; real-time and deadline policies (the next issue's), shadow stacks.
+
+Documented in: prctl(2), rseq(2) and Documentation/userspace-api/rseq.rst, set_robust_list(2), sigaltstack(2).
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torpor import procfs
+from torpor.errors import Reason
+from torpor.image import image_pb2 as pb
+from torpor.remote import ptrace, x86_64
+from torpor.remote.batch import Batch, Call, Out, Replies, Struct
+from torpor.remote.freeze import Thread
+from torpor.remote.x86_64 import NR
+
+PR_GET_PDEATHSIG = 2
+PR_GET_NAME = 16
+PR_GET_TIMERSLACK = 30
+PR_GET_NO_NEW_PRIVS = 39
+PR_GET_TID_ADDRESS = 40
+
+_KEPT_POLICIES = {os.SCHED_OTHER, os.SCHED_BATCH, os.SCHED_IDLE}
+_OTHER_POLICIES = {
+    1: "the real-time policy SCHED_FIFO",
+    2: "the real-time policy SCHED_RR",
+    6: "SCHED_DEADLINE",
+}
+_AFFINITY_BYTES = 1024
+"""Room for 8192 processors, the most that a distribution's kernel is built for."""
+
+
+def refuse(name: str, pid: int) -> list[Reason]:
+    """What of a process's threads cannot be kept."""
+    found = {os.sched_getscheduler(tid) for tid in procfs.threads(pid)}
+    return [
+        Reason(
+            f"{name}, a thread",
+            f"it has {_OTHER_POLICIES.get(policy, f'scheduling policy {policy}')}, not kept yet",
+        )
+        for policy in sorted(found - _KEPT_POLICIES)
+    ]
+
+
+class Questions(NamedTuple):
+    """The entries of a thread's batch that `describe` reads."""
+
+    tid: int
+    altstack: int
+    tid_address: int
+    name: int
+    pdeath: int
+    no_new_privs: int
+    timer_slack: int
+    robust_list: int
+    nice: int
+    scheduler: int
+    affinity: int
+
+
+def ask(batch: Batch) -> Questions:
+    """What only the thread itself can be asked."""
+    return Questions(
+        tid=batch.add(NR.gettid),
+        altstack=batch.add(NR.sigaltstack, 0, Out(24)),
+        tid_address=batch.add(NR.prctl, PR_GET_TID_ADDRESS, Out(8)),
+        name=batch.add(NR.prctl, PR_GET_NAME, Out(16)),
+        pdeath=batch.add(NR.prctl, PR_GET_PDEATHSIG, Out(4)),
+        no_new_privs=batch.add(NR.prctl, PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0),
+        timer_slack=batch.add(NR.prctl, PR_GET_TIMERSLACK),
+        robust_list=batch.add(NR.get_robust_list, 0, Out(8), Out(8)),
+        nice=batch.add(NR.getpriority, 0, 0),
+        scheduler=batch.add(NR.sched_getscheduler, 0),
+        affinity=batch.add(NR.sched_getaffinity, 0, _AFFINITY_BYTES, Out(_AFFINITY_BYTES)),
+    )
+
+
+@dataclass
+class GrabbedThread:
+    """A thread's state as it was taken under the freeze."""
+
+    thread: Thread
+    xstate: bytes
+    rseq: tuple[int, int, int, int]
+    pending: list[bytes]
+    questions: Questions
+    replies: Replies
+
+
+def pending(tid: int) -> list[bytes]:
+    """The signals queued to one thread."""
+    return ptrace.peek_pending(tid, shared=False)
+
+
+def describe(grabbed: GrabbedThread, image: pb.Thread) -> None:
+    """Fill a thread's part of the image."""
+    asked, replies = grabbed.questions, grabbed.replies
+    image.tid = replies.result(asked.tid)
+    image.name = replies.output(asked.name, 1).split(b"\0")[0]
+    image.registers = x86_64.portable(grabbed.thread.registers).tobytes()
+    image.xstate = grabbed.xstate
+    image.sigmask = grabbed.thread.sigmask
+    image.pending.extend(grabbed.pending)
+    pointer, size, signature, flags = grabbed.rseq
+    if pointer:
+        image.rseq.pointer, image.rseq.size = pointer, size
+        image.rseq.signature, image.rseq.flags = signature, flags
+    sp, ss_flags, _, ss_size = struct.unpack("<QiiQ", replies.output(asked.altstack, 1))
+    image.altstack.sp, image.altstack.flags, image.altstack.size = sp, ss_flags, ss_size
+    image.robust_list, image.robust_list_size = (
+        int.from_bytes(replies.output(asked.robust_list, position), "little") for position in (1, 2)
+    )
+    if replies.result(asked.tid_address) == 0:
+        image.clear_child_tid = int.from_bytes(replies.output(asked.tid_address, 1), "little")
+    image.pdeath_signal = int.from_bytes(replies.output(asked.pdeath, 1), "little")
+    image.no_new_privs = replies.result(asked.no_new_privs) == 1
+    image.timer_slack_ns = replies.result(asked.timer_slack)
+    image.nice = 20 - replies.result(asked.nice)  # the raw call gives 20 - nice
+    image.scheduler = replies.result(asked.scheduler)
+    mask = int.from_bytes(replies.output(asked.affinity, 2), "little")
+    image.affinity.extend(cpu for cpu in range(mask.bit_length()) if mask >> cpu & 1)
+
+
+# Restore
+
+PR_SET_PDEATHSIG = 1
+PR_SET_NAME = 15
+PR_SET_TIMERSLACK = 29
+PR_SET_NO_NEW_PRIVS = 38
+
+_SIGALTSTACK = struct.Struct("<Qi4xQ")  # stack_t
+_SS_DISABLE, _SS_AUTODISARM = 2, 1 << 31
+_DEFAULT_SLACK_NS = 50_000
+
+_CLONE_VM, _CLONE_FS, _CLONE_FILES, _CLONE_SIGHAND = 0x100, 0x200, 0x400, 0x800
+_CLONE_THREAD, _CLONE_SYSVSEM = 0x10000, 0x40000
+_THREAD = _CLONE_VM | _CLONE_FS | _CLONE_FILES | _CLONE_SIGHAND | _CLONE_THREAD | _CLONE_SYSVSEM
+"""What pthread_create asks for; what it asks besides is set later, when the thread is there."""
+_CLONE_ARGS = struct.Struct("<11Qi4x")  # struct clone_args (include/uapi/linux/sched.h), then one set_tid
+_CLONE_ARGS_SIZE = 88
+_SET_TID = 64  # in it
+
+
+def clone(flags: int, exit_signal: int, tid: int, words: str) -> Call:
+    """Make a thread or a process with a chosen id in the caller's PID namespace."""
+    content = _CLONE_ARGS.pack(flags, 0, 0, 0, exit_signal, 0, 0, 0, _CLONE_ARGS_SIZE, 1, 0, tid)
+    return Call(NR.clone3, (Struct(content, (_SET_TID,)), _CLONE_ARGS_SIZE), tid, words)
+
+
+def birth(thread: pb.Thread) -> Call:
+    """Make a thread of the process that calls."""
+    return clone(_THREAD, 0, thread.tid, f"starting thread {thread.tid}")
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What the restorer may give to threads."""
+
+    processors: frozenset[int]
+    """It may run on."""
+    nice: int
+    """Its own."""
+    may_lower_nice: bool
+    scheduler: int
+    """Its own policy."""
+
+
+def steps(thread: pb.Thread, bounds: Bounds) -> Iterator[Call]:
+    """What a thread sets for itself, but for credentials and registers."""
+    if thread.robust_list:
+        words = "registering its list of robust locks"
+        yield Call(NR.set_robust_list, (thread.robust_list, thread.robust_list_size), 0, words)
+    stack = thread.altstack
+    if stack.size and not stack.flags & _SS_DISABLE:
+        content = _SIGALTSTACK.pack(stack.sp, _signed_flags(stack.flags & _SS_AUTODISARM), stack.size)
+        yield Call(NR.sigaltstack, (content, 0), 0, "setting its alternate signal stack")
+    if thread.rseq.pointer:
+        rseq = thread.rseq
+        yield Call(NR.rseq, (rseq.pointer, rseq.size, 0, rseq.signature), 0, "registering its restartable sequences")
+    yield Call(NR.set_tid_address, (thread.clear_child_tid,), thread.tid, "setting the address cleared at its end")
+    yield Call(NR.prctl, (PR_SET_NAME, thread.name[:15] + b"\0"), 0, "setting its name")
+    if thread.timer_slack_ns not in (0, _DEFAULT_SLACK_NS):
+        yield Call(NR.prctl, (PR_SET_TIMERSLACK, thread.timer_slack_ns), 0, "setting its timer slack")
+    processors = bounds.processors.intersection(thread.affinity)
+    if processors and processors != bounds.processors:
+        mask = sum(1 << cpu for cpu in processors).to_bytes(_AFFINITY_BYTES, "little")
+        yield Call(NR.sched_setaffinity, (0, len(mask), mask), 0, "binding it to its processors")
+    if thread.scheduler != bounds.scheduler:
+        yield Call(NR.sched_setscheduler, (0, thread.scheduler, bytes(4)), 0, "setting its scheduling policy")
+    if thread.nice > bounds.nice or (thread.nice < bounds.nice and bounds.may_lower_nice):
+        yield Call(NR.setpriority, (0, 0, thread.nice), 0, f"setting its nice value {thread.nice}")
+    if thread.no_new_privs:
+        yield Call(NR.prctl, (PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0, "giving up new privileges")
+
+
+def last_steps(thread: pb.Thread) -> Iterator[Call]:
+    """What a change of credentials would undo."""
+    if thread.pdeath_signal:
+        words = f"asking for signal {thread.pdeath_signal} at its parent's end"
+        yield Call(NR.prctl, (PR_SET_PDEATHSIG, thread.pdeath_signal), 0, words)
+
+
+def warnings(name: str, thread: pb.Thread, bounds: Bounds) -> Iterator[str]:
+    """What of a thread is not as before, in words."""
+    if thread.nice < bounds.nice and not bounds.may_lower_nice:
+        yield f"{name}: its nice value is {bounds.nice}, was {thread.nice}: lowering it needs a privilege"
+    if not bounds.processors.intersection(thread.affinity):
+        yield f"{name}: none of the processors that it was bound to is allowed here"
+
+
+def _signed_flags(value: int) -> int:
+    return value - (1 << 32) if value >> 31 & 1 else value

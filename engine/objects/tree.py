@@ -1,0 +1,247 @@
+"""The tree itself: which processes, their ids, sessions and groups, and what refuses them.
+
+Kept: PID, parent, group and session in the tree's own PID namespace, job-control stop, current directory, dumpable,
+child subreaper, THP setting, oom score adjustment.
+
+Refused: zombies, 32-bit programs, processes in other namespaces than the root's, another
+root directory, pid 1, kernel threads, a traced process, strict seccomp.
+
+Documented in: credentials(7), pid_namespaces(7), proc_pid_status(5), prctl(2).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from torpor import procfs
+from torpor.errors import NotFound, NotPermitted, Reason
+from torpor.image import image_pb2 as pb
+from torpor.remote.batch import Batch, Call, Out, Replies
+from torpor.remote.freeze import describe_process, not_permitted
+from torpor.remote.x86_64 import NR
+
+PR_GET_DUMPABLE = 3
+PR_GET_CHILD_SUBREAPER = 37
+PR_GET_THP_DISABLE = 42
+_KERNEL_THREAD = 0x00200000  # PF_KTHREAD (include/linux/sched.h)
+_NAMESPACES = ("pid", "mnt", "net", "ipc", "uts", "cgroup", "user", "time")
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A process as the preflight saw it, running."""
+
+    pid: int
+    name: str
+    status: Mapping[bytes, bytes]
+    stat: procfs.Stat
+
+
+def walk(root: int) -> list[Seen]:
+    """The tree as it is at this moment, parents first.
+
+    Raises:
+        NotFound: there is no such process.
+    """
+    found: list[Seen] = []
+    waiting = [root]
+    while waiting:
+        pid = waiting.pop(0)
+        try:
+            status = procfs.status(procfs.read(f"/proc/{pid}/status"))
+            seen = Seen(pid, describe_process(pid), status, procfs.stat(pid))
+            waiting += procfs.children(pid, procfs.threads(pid))
+        except (FileNotFoundError, ProcessLookupError):
+            if pid == root:
+                raise NotFound(f"there is no process {root}", advice="see `ps -u $USER`") from None
+            continue
+        found.append(seen)
+    return found
+
+
+def refuse(tree: list[Seen]) -> list[Reason]:
+    """What of the processes themselves cannot be kept.
+
+    Raises:
+        NotPermitted: the root may not be traced by this user.
+    """
+    root = tree[0]
+    reasons: list[Reason] = []
+    if root.stat.flags & _KERNEL_THREAD:
+        return [Reason(root.name, "it is a thread of the kernel")]
+    if _own_pid(root.status) == 1:
+        reasons.append(Reason(root.name, "it is the init of its PID namespace", "checkpoint the job below it"))
+    try:
+        home = _namespaces(root.pid)
+        root_dir = os.readlink(f"/proc/{root.pid}/root")
+    except PermissionError:
+        raise not_permitted(root.pid) from None
+    except (FileNotFoundError, ProcessLookupError):
+        raise NotFound(f"{root.name} has ended") from None
+    if root_dir != "/":
+        reasons.append(Reason(root.name, f"its root directory is {root_dir}", "containers are not kept"))
+    for seen in tree:
+        reasons += _refuse(seen, home)
+    return reasons
+
+
+def _refuse(seen: Seen, home: Mapping[str, str]) -> list[Reason]:
+    reasons: list[Reason] = []
+    if seen.stat.state in ("Z", "X"):
+        return [
+            Reason(
+                seen.name,
+                "it has ended, and its parent has not waited for it yet",
+                "try again a little later",
+            )
+        ]
+    tracer = int(seen.status[b"TracerPid"])
+    if tracer:
+        who = describe_process(tracer)
+        reasons.append(Reason(seen.name, f"it is already traced by {who}", "end that one first"))
+    if seen.status.get(b"x86_Thread_features"):
+        what = seen.status[b"x86_Thread_features"].decode()
+        reasons.append(Reason(seen.name, f"it uses a shadow stack ({what}), which is not kept"))
+    try:
+        here = _namespaces(seen.pid)
+    except (PermissionError, FileNotFoundError, ProcessLookupError):
+        return reasons  # it ended, or changed into somebody else's: the freeze says so
+    for kind, namespace in here.items():
+        if namespace != home[kind]:
+            why = f"it lives in another {kind} namespace than the root of the tree"
+            reasons.append(Reason(seen.name, why, "containers inside a tree are not kept"))
+    return reasons
+
+
+def _namespaces(pid: int) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for kind in _NAMESPACES:
+        try:
+            found[kind] = os.readlink(f"/proc/{pid}/ns/{kind}")
+        except FileNotFoundError:
+            if not os.path.exists(f"/proc/{pid}"):
+                raise
+    return found
+
+
+def _own_pid(status: Mapping[bytes, bytes]) -> int:
+    return int(status[b"NSpid"].split()[-1])
+
+
+@dataclass
+class Grabbed:
+    """A process's texts as they were under the freeze."""
+
+    pid: int
+    status: Mapping[bytes, bytes]
+    stat: procfs.Stat
+    cwd: bytes
+    limits: bytes
+    timers: bytes
+    oom_score_adj: int
+
+    @property
+    def own_pid(self) -> int:
+        """The PID in its own PID namespace."""
+        return _own_pid(self.status)
+
+
+def grab(pid: int) -> Grabbed:
+    """Take the texts that change while a process runs."""
+    folder = f"/proc/{pid}"
+    return Grabbed(
+        pid,
+        procfs.status(procfs.read(f"{folder}/status")),
+        procfs.stat(pid),
+        os.fsencode(os.readlink(f"{folder}/cwd")),
+        procfs.read(f"{folder}/limits"),
+        procfs.read(f"{folder}/timers"),
+        int(procfs.read(f"{folder}/oom_score_adj")),
+    )
+
+
+@dataclass
+class Questions:
+    """The entries of a process's batch that `describe` reads."""
+
+    dumpable: int
+    subreaper: int
+    thp_disable: int
+
+
+def ask(batch: Batch) -> Questions:
+    """What only the process itself can be asked."""
+    return Questions(
+        batch.add(NR.prctl, PR_GET_DUMPABLE),
+        batch.add(NR.prctl, PR_GET_CHILD_SUBREAPER, Out(4)),
+        batch.add(NR.prctl, PR_GET_THP_DISABLE, 0, 0, 0, 0),
+    )
+
+
+def describe(asked: Questions, replies: Replies, grabbed: Grabbed, parent: int, image: pb.Process) -> None:
+    """Fill a process's place in the tree.
+
+    Args:
+        asked: from `ask`.
+        replies: of the host thread.
+        grabbed: its texts.
+        parent: the parent's PID in the tree's PID namespace, 0 when the parent is outside of it.
+        image: the message to fill.
+    """
+    image.pid = grabbed.own_pid
+    image.ppid = parent
+    image.pgid = int(grabbed.status[b"NSpgid"].split()[-1])
+    image.sid = int(grabbed.status[b"NSsid"].split()[-1])
+    image.cwd = grabbed.cwd
+    image.dumpable = replies.result(asked.dumpable)
+    image.child_subreaper = replies.output(asked.subreaper, 1) != bytes(4)
+    image.thp_disable = replies.result(asked.thp_disable) == 1
+    image.oom_score_adj = grabbed.oom_score_adj
+
+
+def outside_parent(root: Grabbed) -> int:
+    """The PID of the root's parent as the root sees it: 0 when it is in another PID namespace."""
+    try:
+        parent = procfs.status(procfs.read(f"/proc/{root.stat.ppid}/status"))
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    mine, theirs = root.status[b"NSpid"].split(), parent[b"NSpid"].split()
+    return int(theirs[-1]) if len(mine) == len(theirs) else 0
+
+
+def permitted(error: OSError, pid: int) -> NotPermitted | NotFound:
+    """The error for people when /proc/PID cannot be read."""
+    if isinstance(error, PermissionError):
+        return not_permitted(pid)
+    return NotFound(f"process {pid} has ended")
+
+
+# Restore
+
+PR_SET_DUMPABLE = 4
+PR_SET_CHILD_SUBREAPER = 36
+PR_SET_THP_DISABLE = 41
+
+
+def steps(process: pb.Process, cwd: int) -> Iterator[Call]:
+    """What a process sets for itself.
+
+    Args:
+        process: of the image.
+        cwd: a descriptor of its current directory.
+    """
+    yield Call(NR.fchdir, (cwd,), 0, f"changing to the directory {os.fsdecode(process.cwd)}")
+    yield Call(NR.umask, (process.umask,), None, f"setting the umask {process.umask:03o}")
+    if process.child_subreaper:
+        yield Call(NR.prctl, (PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0), 0, "becoming the one whom orphans fall to")
+    if process.thp_disable:
+        yield Call(NR.prctl, (PR_SET_THP_DISABLE, 1, 0, 0, 0), 0, "turning huge pages off")
+
+
+def last_steps(process: pb.Process) -> Iterator[Call]:
+    """What a change of credentials would undo."""
+    # 2 (root may read it) is what the kernel sets after a change of ids; it cannot be asked for.
+    dumpable = int(process.dumpable == 1)
+    yield Call(NR.prctl, (PR_SET_DUMPABLE, dumpable, 0, 0, 0), 0, "setting who may read it")

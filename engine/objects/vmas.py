@@ -1,0 +1,144 @@
+"""Mappings (VMAs) of a process: what each is, and what refuses it. Their pages are memory.py's and shared_memory.py's.
+
+Kept: private anonymous memory, heap and stacks, private and shared file mappings, shared memory, protections, growing
+stacks, MADV flags, NORESERVE, names of anonymous areas, the vDSO.
+
+Refused by name: every VmFlag and every special mapping that is not in the tables below: device memory, huge pages of
+hugetlbfs, userfaultfd ranges, shadow stacks, sealed mappings, protection keys, System V segments, io_uring rings.
+
+Documented in: Documentation/filesystems/proc.rst (VmFlags), madvise(2), vdso(7).
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Iterable, Sequence
+
+from torpor.errors import Reason
+from torpor.procfs import FlaggedMapping, Mapping
+
+# Flags that need nothing: permissions (told by maps), what they may become, and what the kernel sets by itself.
+_PLAIN_FLAGS = frozenset(b"rd wr ex sh mr mw me ms ac".split())
+GROWS_DOWN = b"gd"
+NORESERVE = b"nr"
+LOCKED = b"lo"
+DONTFORK = b"dc"
+WIPEONFORK = b"wf"
+MAY_WRITE = b"mw"
+
+ADVICE = {
+    b"sr": 2,  # MADV_SEQUENTIAL
+    b"rr": 1,  # MADV_RANDOM
+    DONTFORK: 10,  # MADV_DONTFORK
+    b"mg": 12,  # MADV_MERGEABLE
+    b"hg": 14,  # MADV_HUGEPAGE
+    b"nh": 15,  # MADV_NOHUGEPAGE
+    b"dd": 16,  # MADV_DONTDUMP
+    WIPEONFORK: 18,  # MADV_WIPEONFORK
+}
+"""VmFlags that madvise gives (include/uapi/asm-generic/mman-common.h)."""
+
+HIDDEN_FROM_FORK = frozenset((DONTFORK, WIPEONFORK, LOCKED))
+"""Flags whose memory, or which themselves, a forked child does not have (kernel/fork.c, dup_mmap)."""
+
+_REFUSED_FLAGS = {
+    b"io": "memory of a device",
+    b"pf": "memory of a device",
+    b"ht": "huge pages of hugetlbfs",
+    b"um": "watched by a userfaultfd",
+    b"uw": "write-protected by a userfaultfd",
+    b"ui": "watched by a userfaultfd",
+    b"ss": "a shadow stack",
+    b"sl": "sealed by mseal",
+    b"sf": "a synchronous mapping of persistent memory (DAX)",
+    b"mm": "a mapping with pages of a device",
+    b"de": "a mapping that a driver has made",
+    b"dp": "droppable memory (MAP_DROPPABLE)",
+    b"lf": "locked when touched (MLOCK_ONFAULT)",
+}
+
+DELETED = b" (deleted)"
+VDSO = b"[vdso]"
+VVAR = (b"[vvar]", b"[vvar_vclock]")
+_KERNEL_OWN = frozenset((VDSO, *VVAR, b"[vsyscall]"))
+_ANONYMOUS_NAMES = (b"", b"[heap]", b"[stack]")
+_NAMED_ANONYMOUS = (b"[anon:", b"[anon_shmem:")
+_DEV_ZERO = b"/dev/zero"
+
+
+def is_special(mapping: Mapping) -> bool:
+    """Whether the kernel itself made it: the vDSO and its data."""
+    return mapping.name in _KERNEL_OWN
+
+
+def is_anonymous(mapping: Mapping) -> bool:
+    """Whether it is private memory without a file."""
+    if mapping.shared or mapping.inode:
+        return False
+    return mapping.name in _ANONYMOUS_NAMES or mapping.name.startswith(b"[anon:")
+
+
+def is_deleted(mapping: Mapping) -> bool:
+    """Whether its file has no name any more."""
+    return mapping.name.endswith(DELETED)
+
+
+def anonymous_name(mapping: Mapping) -> bytes:
+    """The name that PR_SET_VMA_ANON_NAME gave, or none."""
+    for prefix in _NAMED_ANONYMOUS:
+        if mapping.name.startswith(prefix):
+            return mapping.name[len(prefix) : -1]
+    return b""
+
+
+def protection(mapping: Mapping) -> int:
+    """PROT_* of a mapping."""
+    bits = zip(b"rwx", (mmap.PROT_READ, mmap.PROT_WRITE, mmap.PROT_EXEC), mapping.perms, strict=False)
+    return sum(value for letter, value, has in bits if has == letter)
+
+
+def refuse(name: str, vmas: Iterable[FlaggedMapping]) -> list[Reason]:
+    """What of an address space cannot be kept.
+
+    Args:
+        name: the process, for people.
+        vmas: its mappings.
+    """
+    reasons: list[Reason] = []
+    for vma in vmas:
+        mapping = vma.mapping
+        if is_special(mapping):
+            continue
+        subject = f"{name}, mapping {mapping.start:#x}-{mapping.end:#x} {os.fsdecode(mapping.name)}".rstrip()
+        why = _special_reason(mapping) or _flags_reason(vma.flags)
+        if why:
+            reasons.append(Reason(subject, why))
+    return reasons
+
+
+def _flags_reason(flags: Sequence[bytes]) -> str:
+    for flag in flags:
+        if flag in _PLAIN_FLAGS or flag in ADVICE or flag in (GROWS_DOWN, NORESERVE, LOCKED):
+            continue
+        return (
+            f"it is {_REFUSED_FLAGS[flag]}, which is not kept"
+            if flag in _REFUSED_FLAGS
+            else (f"it has the flag {flag.decode(errors='replace')!r} in smaps, which this version does not know")
+        )
+    return ""
+
+
+def _special_reason(mapping: Mapping) -> str:
+    name = mapping.name
+    if mapping.inode == 0 and not is_anonymous(mapping):
+        return "the kernel's name for it is not one that this version knows"
+    if name.startswith(b"anon_inode:"):
+        return f"it belongs to {os.fsdecode(name[11:])}, which is not kept"
+    if name.startswith(b"/SYSV"):
+        return "it is a System V shared memory segment, which is not kept yet"
+    if name.startswith(b"/dev/") and not name.startswith((b"/dev/shm/", _DEV_ZERO)):
+        return "it maps a device, which is not kept"
+    if mapping.inode and not name.startswith(b"/"):
+        return "it maps an object without a path, which this version does not know"
+    return ""

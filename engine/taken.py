@@ -1,0 +1,169 @@
+"""One process as it is taken under the freeze, and told to the image when the tree runs again."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+from torpor import procfs
+from torpor.errors import CheckpointFailed
+from torpor.image import image_pb2 as pb
+from torpor.objects import credentials, memory, signals, threads, timers, tree
+from torpor.objects.mapped_files import MappedFiles
+from torpor.objects.shared_memory import SharedMemory
+from torpor.remote import ptrace
+from torpor.remote.batch import Batch, Out, Replies
+from torpor.remote.freeze import Process
+from torpor.remote.injection import Gadgets, Injection, leave_critical_sections
+from torpor.remote.snapshot import Snapshot
+from torpor.remote.x86_64 import NR
+
+_TABLE_ROOM = 64 << 10
+"""Bytes in the window for one thread's table: a process with every signal caught needs 20 KiB for its host."""
+_CLOCK_MONOTONIC, _CLOCK_BOOTTIME = 1, 7
+
+
+@dataclass
+class _HostQuestions:
+    """The entries in the batch of the thread that speaks for its process."""
+
+    tree: tree.Questions
+    signals: dict[int, int]
+    timers: timers.Questions
+    securebits: int
+    brk: int
+    monotonic: int
+    boottime: int
+
+
+class TakenProcess:
+    """Grabbed in two steps, so that all processes of a tree make their calls at the same time.
+
+    `begin` sets its threads going, `finish` collects what they say and takes the window out of it again.
+    """
+
+    def __init__(self, process: Process, gadgets: Gadgets, *, fork: bool) -> None:
+        """Take the texts of /proc, registers and queued signals; nothing is injected yet."""
+        self.process = process
+        self.pid = process.pid
+        self.texts = tree.grab(self.pid)
+        self.pending = signals.pending(self.pid)
+        self._ignored, self._caught = (int(self.texts.status[name], 16) for name in (b"SigIgn", b"SigCgt"))
+        self.injection = Injection(process, gadgets, self._caught)
+        self.snapshot = Snapshot(self.injection) if fork else None
+        self._rseqs = {tid: ptrace.get_rseq(tid) for tid in process.threads}
+        self._thread_pending = {tid: threads.pending(tid) for tid in process.threads}
+        self._replies: dict[int, Replies] = {}
+        self._questions: dict[int, threads.Questions] = {}
+        self._host: _HostQuestions
+        self._window = (0, 0)
+
+    @property
+    def memory_pid(self) -> int:
+        """Whose memory to read: the snapshot's, or the frozen process's own."""
+        return self.snapshot.pid if self.snapshot else self.pid
+
+    @property
+    def own_pid(self) -> int:
+        """The PID in the tree's own PID namespace."""
+        return self.texts.own_pid
+
+    def begin(self) -> None:
+        """Enter the process and let every thread make its calls."""
+        leave_critical_sections(self.process, {tid: rseq[0] for tid, rseq in self._rseqs.items()})
+        self.injection.open(_TABLE_ROOM)
+        batches = {tid: Batch() for tid in self.process.threads}
+        host = batches[self.injection.host.tid]
+        if self.snapshot:
+            self.snapshot.ask(host)
+        for tid, batch in batches.items():
+            self._questions[tid] = threads.ask(batch)
+        self._host = _HostQuestions(
+            tree=tree.ask(host),
+            signals=signals.ask(host, self._ignored | self._caught),
+            timers=timers.ask(host, self.texts.timers),
+            securebits=credentials.ask(host),
+            brk=host.add(NR.brk, 0),
+            monotonic=host.add(NR.clock_gettime, _CLOCK_MONOTONIC, Out(16)),
+            boottime=host.add(NR.clock_gettime, _CLOCK_BOOTTIME, Out(16)),
+        )
+        self.injection.start(batches)
+
+    def finish(self) -> None:
+        """Collect the answers; the process is then as it was, and still frozen."""
+        self._replies = self.injection.finish()
+        if self.snapshot:
+            self.snapshot.settle()
+            self._window = self.injection.window
+        self.injection.close()
+
+    def end_snapshot(self) -> None:
+        """Give the snapshot up. May be called again."""
+        if self.snapshot:
+            self.snapshot.end()
+            self.snapshot = None
+
+    def clocks(self) -> tuple[int, int]:
+        """CLOCK_MONOTONIC and CLOCK_BOOTTIME as the process saw them, in nanoseconds."""
+        host = self._replies[self.injection.host.tid]
+        times = []
+        for entry in (self._host.monotonic, self._host.boottime):
+            seconds, nanoseconds = struct.unpack("<qq", host.output(entry, 1))
+            times.append(seconds * 1_000_000_000 + nanoseconds)
+        return times[0], times[1]
+
+    def describe(self, parent: int, image: pb.Tree, files: MappedFiles, shared: SharedMemory) -> memory.Ranges:
+        """Add the process to the image, but for its descriptors; the ranges whose pages are to be stored.
+
+        Args:
+            parent: the parent's PID in the tree's PID namespace; 0 when it is outside of it.
+            image: the tree.
+            files: its mapped files.
+            shared: its shared memory, described already.
+        """
+        out = image.processes.add()
+        host = self._replies[self.injection.host.tid]
+        asked = self._host
+        tree.describe(asked.tree, host, self.texts, parent, out)
+        out.stopped = any(thread.group_stopped for thread in self.process.threads.values())
+        signals.describe(asked.signals, host, self.pending, out)
+        timers.describe(asked.timers, host, out)
+        credentials.describe(asked.securebits, host, self.texts.status, self.texts.limits, out)
+        for tid, thread in self.process.threads.items():
+            grabbed = threads.GrabbedThread(
+                thread,
+                self.injection.xstates[tid],
+                self._rseqs[tid],
+                self._thread_pending[tid],
+                self._questions[tid],
+                self._replies[tid],
+            )
+            threads.describe(grabbed, out.threads.add())
+        out.memory.brk = host.result(asked.brk)
+        return memory.describe(self.memory_pid, self._mappings(), out, files, shared)
+
+    def _mappings(self) -> list[procfs.FlaggedMapping]:
+        """The address space with its flags, from the snapshot where there is one, without our window."""
+        found = procfs.flagged_mappings(self.memory_pid)
+        if not self.snapshot:
+            return found
+        found = without(found, *self._window)
+        seen = [(vma.mapping.start, vma.mapping.end, vma.mapping.perms) for vma in found]
+        if seen != [(m.start, m.end, m.perms) for m in self.injection.maps]:
+            raise CheckpointFailed(f"the memory of {self.process.name} was not all in its snapshot", advice="try again")
+        return found
+
+
+def without(found: list[procfs.FlaggedMapping], start: int, end: int) -> list[procfs.FlaggedMapping]:
+    """The mappings less a range: the kernel may have merged it with a neighbour of the same kind."""
+    kept: list[procfs.FlaggedMapping] = []
+    for vma in found:
+        mapping = vma.mapping
+        if mapping.end <= start or end <= mapping.start:
+            kept.append(vma)
+            continue
+        if mapping.start < start:
+            kept.append(vma._replace(mapping=mapping._replace(end=start)))
+        if end < mapping.end:
+            kept.append(vma._replace(mapping=mapping._replace(start=end)))
+    return kept
