@@ -104,9 +104,7 @@ def open_file(name: str, folder: int, shown: str) -> tuple[int, os.stat_result]:
 
 def create_file(name: str, folder: int) -> int:
     """Create a new private file for writing."""
-    return os.open(
-        name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=folder
-    )
+    return os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=folder)
 
 
 def make_directories(path: str) -> None:
@@ -286,14 +284,14 @@ class Place:
         return fd
 
     def close(self) -> None:
-        """Let the lock and the folders go."""
+        """Let the lock and the folders go. Nothing was written through them, so that no error can matter."""
         if self._lock is not None:
             # a forked child may hold the same open file, so that closing alone would not unlock
             with contextlib.suppress(OSError):
                 fcntl.flock(self._lock, fcntl.LOCK_UN)
-            os.close(self._lock)
-            self._lock = None
-        for fd in (self.packs, self.snapshots, self.root):
-            if fd >= 0:
-                os.close(fd)
+        for fd in (self._lock, self.packs, self.snapshots, self.root):
+            if fd is not None and fd >= 0:
+                with contextlib.suppress(OSError):
+                    os.close(fd)
         self.root = self.snapshots = self.packs = -1
+        self._lock = None

@@ -108,12 +108,7 @@ def pack_header(pack: str) -> bytes:
 def encode(head: Envelope, blocks: BlockTable, body: bytes) -> list[bytes | bytearray]:
     """Give the bytes of a manifest in pieces. Raises StoreError when a bound of the format is exceeded."""
     packed = head.SerializeToString()
-    if (
-        len(packed) > MAX_HEAD
-        or len(body) > MAX_BODY
-        or len(blocks) > MAX_BLOCKS
-        or len(head.packs) > MAX_PACKS
-    ):
+    if len(packed) > MAX_HEAD or len(body) > MAX_BODY or len(blocks) > MAX_BLOCKS or len(head.packs) > MAX_PACKS:
         raise StoreError(
             f"snapshot {head.id} is larger than the format allows",
             advice="docs/format.md has the bounds of the head, the body and the number of blocks",
@@ -151,9 +146,7 @@ def open_manifest(snapshots: int, snapshot: str, store: str) -> tuple[int, int] 
         raise _damaged(snapshot, str(error)) from error
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.EINVAL, errno.ENXIO):
-            raise _damaged(
-                snapshot, "what stands in its place is not a regular file in a directory"
-            ) from error
+            raise _damaged(snapshot, "what stands in its place is not a regular file in a directory") from error
         raise
     return fd, status.st_size
 

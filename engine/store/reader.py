@@ -31,9 +31,7 @@ def open_pack(place: Place, pack: str, size: int) -> int:
         raise ImageDamaged(f"pack {shown} is missing", advice="the snapshots that need it are lost") from None
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.EINVAL, errno.ENXIO):
-            raise ImageDamaged(
-                f"pack {shown} is not a regular file", advice="somebody exchanged it"
-            ) from error
+            raise ImageDamaged(f"pack {shown} is not a regular file", advice="somebody exchanged it") from error
         raise
     try:
         if status.st_size != size:
@@ -80,9 +78,7 @@ class SnapshotReader:
         """Give itself."""
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         """Close."""
         self.close()
 

@@ -105,9 +105,7 @@ class Store:
         """
         infos = self.snapshots()
         if not infos:
-            raise NotFound(
-                f"store {self.path} holds no snapshots", advice="`torpor checkpoint PID` makes one"
-            )
+            raise NotFound(f"store {self.path} holds no snapshots", advice="`torpor checkpoint PID` makes one")
         if text == "latest":
             return infos[-1]
         found = [info for info in infos if text and (info.id.startswith(text) or info.short.startswith(text))]
@@ -367,9 +365,7 @@ def _needed(place: Place, gone: set[str]) -> tuple[set[str], list[str], str]:
         try:
             info = _look(place, snapshot)
         except (ImageDamaged, OSError) as error:
-            kept = (
-                f"no pack was removed: the manifest of {snapshot} cannot be read and may name any ({error})"
-            )
+            kept = f"no pack was removed: the manifest of {snapshot} cannot be read and may name any ({error})"
             continue
         if info is None:
             unfinished.append(snapshot)

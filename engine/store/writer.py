@@ -57,9 +57,7 @@ def check_tags(tags: Mapping[str, str]) -> dict[str, str]:
         raise ValueError(f"{len(tags)} tags are more than {MAX_TAGS}")
     for key, value in tags.items():
         if not TAG.fullmatch(key):
-            raise ValueError(
-                f"tag {key!r}: a name has up to 64 of A-Z a-z 0-9 _ . - and begins with a letter or digit"
-            )
+            raise ValueError(f"tag {key!r}: a name has up to 64 of A-Z a-z 0-9 _ . - and begins with a letter or digit")
         if len(value) > MAX_TEXT or not value.isprintable():
             raise ValueError(f"tag {key}: its value is longer than {MAX_TEXT} characters or not printable")
     return dict(tags)
@@ -102,9 +100,7 @@ class SnapshotWriter:
         """Give itself."""
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         """Abandon, unless published."""
         self.abandon()
 
@@ -205,7 +201,7 @@ class SnapshotWriter:
     def publish(self, body: bytes, summary: str, needs: Iterable[str] = ()) -> SnapshotInfo:
         """Make the snapshot exist, with all of it on disk, and give what a listing will say of it.
 
-        `body` is of the kind; `summary` is one line for people; `needs` is what readers of the body must know.
+        `body` is of the kind; `summary` is a line for people; `needs` is what readers of the body must know.
         Raises StoreError, and then nothing of the snapshot is left.
         """
         with self._lock:

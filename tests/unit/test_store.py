@@ -83,7 +83,12 @@ def test_any_blocks_in_any_number_of_calls_and_snapshots(tmp_path_factory, snaps
 def test_blocks_start_on_pages_and_packs_end_on_one(store: Store) -> None:
     info = save(store, b"a", b"b" * 5000, b"c" * 4096, b"d")
     with store.open(info) as reader:
-        assert [reader.block(index)[1:] for index in range(4)] == [(4096, 1), (8192, 5000), (16384, 4096), (20480, 1)]
+        assert [reader.block(index)[1:] for index in range(4)] == [
+            (4096, 1),
+            (8192, 5000),
+            (16384, 4096),
+            (20480, 1),
+        ]
         pack = os.pread(reader.pack_fd(0), 1 << 20, 0)
     assert len(pack) == 24576
     assert pack[4096:8192] == b"a".ljust(4096, b"\0")
@@ -364,9 +369,7 @@ def test_prune_and_removal_of_packs_wait_for_no_one(other_open_store: Store) -> 
     assert files_of(store) == ["lock"]
 
 
-def test_a_saver_waits_for_a_prune_with_bounds(
-    other_open_store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_saver_waits_for_a_prune_with_bounds(other_open_store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     store = other_open_store
     place = files.Place(store.path, exclusive=True)
     monkeypatch.setattr(files, "LOCK_PATIENCE", 0.05)
