@@ -1,0 +1,34 @@
+"""The stage on which the conformance tests play, and the users they act for."""
+
+from __future__ import annotations
+
+import os
+import pwd
+from collections.abc import Iterator
+
+import pytest
+
+from tests.conformance.harness import Actor, Stage
+
+
+@pytest.fixture(scope="session")
+def user(ordinary: pwd.struct_passwd) -> Actor:
+    """The ordinary user."""
+    return Actor("user", ordinary.pw_uid, ordinary.pw_gid)
+
+
+@pytest.fixture(scope="session")
+def stage(user: Actor) -> Iterator[Stage]:
+    """Folders, compiled programs and drivers of this session."""
+    actors = [user] if os.geteuid() else [user, Actor("root", 0, 0)]
+    stage = Stage(actors)
+    yield stage
+    stage.close()
+
+
+@pytest.fixture
+def root() -> Actor:
+    """Root, where the tests run as root."""
+    if os.geteuid():
+        pytest.skip("only root can test what root does")
+    return Actor("root", 0, 0)

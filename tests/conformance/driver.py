@@ -1,0 +1,81 @@
+"""A process of one user that checkpoints and restores on request, each request in a fresh fork.
+
+It imports torpor once, which is most of what a new interpreter would cost, and then answers on a unix
+socket: one connection, one forked handler, lines of JSON both ways. It uses only the package's public API.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import sys
+from typing import Any, TextIO
+
+import torpor
+from torpor.errors import TorporError
+
+
+def checkpoint(request: dict[str, Any], reply: TextIO) -> None:
+    """Take a snapshot and say its id."""
+    snapshot = torpor.checkpoint(request["pid"], store=request["store"], then=request["then"])
+    say(reply, snapshot=snapshot.id)
+
+
+def restore(request: dict[str, Any], reply: TextIO) -> None:
+    """Restore in the foreground: say the job's PID, stay until it ends, say how."""
+    options = {name: request[name] for name in ("capsule",) if request.get(name) is not None}
+    job = torpor.restore(request["snapshot"], store=request["store"], **options)
+    say(reply, pid=job.pid)
+    say(reply, status=job.wait())
+
+
+def say(reply: TextIO, **words: object) -> None:
+    """One line of JSON to the harness."""
+    reply.write(json.dumps(words) + "\n")
+    reply.flush()
+
+
+def handle(connection: socket.socket) -> None:
+    """Answer one request and its consequences."""
+    with connection, connection.makefile("rw") as stream:
+        say(stream, handler=os.getpid())
+        request = json.loads(stream.readline())
+        try:
+            {"checkpoint": checkpoint, "restore": restore}[request["do"]](request, stream)
+        except TorporError as error:
+            say(stream, error=type(error).__name__, exit_code=error.exit_code, message=str(error))
+
+
+def reap(_signal: int, _frame: object) -> None:
+    """Leave no zombie: the harness looks for those."""
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+
+
+def serve(path: str) -> None:
+    """Accept requests for ever; the harness ends this process when it is done."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen()
+        signal.signal(signal.SIGCHLD, reap)
+        assert torpor.checkpoint  # loaded once, here, and not again in every handler
+        while True:
+            connection, _ = listener.accept()
+            if os.fork() == 0:
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                listener.close()
+                try:
+                    handle(connection)
+                except BaseException:
+                    sys.excepthook(*sys.exc_info())
+                    os._exit(70)
+                os._exit(0)
+            connection.close()
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1])

@@ -1,0 +1,407 @@
+"""Runs a conformance program, and does to it what a test says: checkpoint, kill, restore, let go.
+
+A program prepares its state, says `ready`, waits, and judges itself when it gets the word (see
+programs/ready.py and c/ready.h). Between the two the harness holds no descriptor of the program's and the
+program none of the harness's. Waiting is always for something that can be seen, with a deadline.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tests.conformance import observe
+from tests.leaks import MARK
+
+HERE = Path(__file__).parent
+PYTHON = sys.executable
+GO = signal.SIGUSR2
+T = TypeVar("T")
+
+
+class Failed(AssertionError):
+    """The program or the engine did not do what the test demands."""
+
+
+class EngineError(Exception):
+    """An error that torpor reported, as it came out of the driver."""
+
+    def __init__(self, kind: str, exit_code: int, message: str) -> None:
+        super().__init__(f"{kind}: {message}")
+        self.kind, self.exit_code, self.message = kind, exit_code, message
+
+
+@dataclass(frozen=True)
+class Actor:
+    """A user on whose behalf things are done."""
+
+    name: str
+    uid: int
+    gid: int
+
+    def popen(self) -> dict[str, Any]:
+        """The arguments that make subprocess.Popen act as this user."""
+        if self.uid == os.geteuid():
+            return {}
+        return {"user": self.uid, "group": self.gid, "extra_groups": [], "umask": 0o22}
+
+
+def wait_until(look: Callable[[], T | None], what: str, seconds: float = 20.0) -> T:
+    """What `look` returns once that is not None or False; Failed when `seconds` pass before."""
+    deadline = time.monotonic() + seconds
+    while True:
+        found = look()
+        if found is not None and found is not False:
+            return found
+        if time.monotonic() > deadline:
+            raise Failed(f"waited {seconds} s in vain for {what}")
+        time.sleep(0.002)
+
+
+def alive(pid: int) -> bool:
+    """Whether `pid` exists, zombies included."""
+    return Path(f"/proc/{pid}").exists()
+
+
+def in_call(tid: int, number: str) -> bool:
+    """Whether the thread sleeps in that system call."""
+    return Path(f"/proc/{tid}/syscall").read_text().split()[0] == number
+
+
+def belonging(directory: Path) -> list[int]:
+    """Every process that was started for the test in `directory`: its environment names the directory."""
+    mark = f"CONFORM_DIR={directory}".encode()
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                if mark in (entry / "environ").read_bytes().split(b"\0"):
+                    found.append(int(entry.name))
+    return found
+
+
+def build(source: Path, folder: Path) -> Path:
+    """Compile a C program; a comment `/* build: ... */` in its first lines adds arguments for gcc."""
+    program = folder / source.stem
+    if not program.exists():
+        extra = [
+            word
+            for line in source.read_text().splitlines()[:6]
+            if line.startswith("/* build:")
+            for word in line.removeprefix("/* build:").removesuffix("*/").split()
+        ]
+        flags = ["-std=gnu17", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-pthread", f"-I{HERE / 'c'}"]
+        draft = program.with_suffix(".draft")
+        subprocess.run(["gcc", *flags, str(source), "-o", str(draft), *extra, "-lrt"], check=True)
+        draft.chmod(0o755)
+        draft.rename(program)
+    return program
+
+
+def command(source: Path, folder: Path) -> list[str]:
+    """How a program is run, by its kind."""
+    if source.suffix == ".c":
+        return [str(build(source, folder))]
+    return ["/bin/bash" if source.suffix == ".sh" else PYTHON, str(source)]
+
+
+@dataclass
+class Subject:
+    """A running program, before its checkpoint or after its restore."""
+
+    directory: Path
+    actor: Actor
+    argv: Sequence[str]
+    process: subprocess.Popen[bytes] | None = None
+    pid: int = 0
+    """The root's PID in the namespace it was started in; that stays."""
+    top: int = 0
+    """A process of the harness's namespace, at or above the root."""
+    frozen: float = 0.0
+    killed: bool = False
+    own_session: bool = True
+    environment: dict[str, str] = field(default_factory=dict)
+    stdio: tuple[Any, Any, Any] | None = None
+
+    def start(self) -> Subject:
+        """Start it, with its output in a file of its directory."""
+        environment = {
+            "CONFORM_DIR": str(self.directory),
+            "HOME": str(self.directory),
+            "PATH": os.environ["PATH"],
+            "LANG": "C.UTF-8",
+            MARK: os.environ[MARK],
+            "PYTHONDONTWRITEBYTECODE": "1",
+            **self.environment,
+        }
+        with open(self.directory / "output", "ab") as output:
+            if self.actor.uid != os.geteuid():
+                os.chown(self.directory / "output", self.actor.uid, self.actor.gid)
+            stdin, stdout, stderr = self.stdio or (subprocess.DEVNULL, output, output)
+            self.process = subprocess.Popen(
+                list(self.argv),
+                cwd=self.directory,
+                env=environment,
+                stdin=stdin,
+                stdout=stdout,
+                stderr=stderr,
+                start_new_session=self.own_session,
+                **self.actor.popen(),
+            )
+        self.pid = self.top = self.process.pid
+        return self
+
+    def output(self) -> str:
+        """What the program wrote, for a message."""
+        return (self.directory / "output").read_text(errors="replace")[-3000:]
+
+    def wait_ready(self) -> Subject:
+        """Wait until the program's state stands and its threads sleep where they said."""
+        marker = self.directory / "ready"
+
+        def said() -> bool:
+            if self.process and self.process.poll() is not None:
+                raise Failed(f"ended with {self.process.returncode} before it was ready:\n{self.output()}")
+            return marker.exists()
+
+        wait_until(said, "ready")
+        for line in marker.read_text().splitlines():
+            tid, number = line.split()
+            wait_until(partial(in_call, int(tid), number), f"thread {tid} in call {number}")
+        return self
+
+    def root(self) -> int:
+        """The root's PID as the harness sees it."""
+        found = observe.find(self.top, self.pid)
+        if found is None:
+            raise Failed(f"process {self.pid} is not under {self.top}")
+        return found
+
+    def observe(self) -> dict[int, observe.Process]:
+        """The whole tree, as /proc shows it."""
+        return observe.observe(self.root())
+
+    def go(self) -> None:
+        """Give the word to go on."""
+        draft = self.directory / "go.draft"
+        draft.write_text(f"{'killed' if self.killed else 'ran'} {int(self.frozen * 1e9)}")
+        draft.rename(self.directory / "go")
+        os.kill(self.root(), GO)
+
+    def judged(self, seconds: float = 30.0) -> None:
+        """Wait for the program's own verdict, which must be "ok"."""
+        path = self.directory / "verdict"
+
+        def judgement() -> str | None:
+            if path.exists():
+                return path.read_text()
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError, Failed):
+                self.root()
+                return None
+            return path.read_text() if path.exists() else "ended without a verdict"
+
+        try:
+            said = wait_until(judgement, "the verdict", seconds)
+        except Failed as failure:
+            raise Failed(f"{failure}\n{self.picture()}\n{self.output()}") from None
+        if said != "ok":
+            raise Failed(f"the program says:\n{said}\n{self.output()}")
+
+    def picture(self) -> str:
+        """Where every thread of the tree is, for a message."""
+        lines = []
+        with contextlib.suppress(OSError, Failed):
+            for pid in observe.descendants(self.root()):
+                for task in Path(f"/proc/{pid}/task").iterdir():
+                    call = (task / "syscall").read_text().strip()
+                    lines.append(f"{pid}/{task.name} {(task / 'comm').read_text().strip()}: {call}")
+        return "\n".join(lines)
+
+    def exited(self, seconds: float = 20.0) -> int:
+        """The exit status that the parent saw."""
+        if self.process is None:
+            raise Failed("no process of the harness's own")
+        return self.process.wait(seconds)
+
+    def wait_gone(self, pids: Sequence[int]) -> None:
+        """Wait until none of `pids` is left, not even as a zombie."""
+        if self.process is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(20)
+        wait_until(lambda: not any(map(alive, pids)), f"the end of {list(pids)}")
+
+
+class Conversation:
+    """One request to a driver and what came back."""
+
+    def __init__(self, path: Path, **request: object) -> None:
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.connect(str(path))
+        self.lines = self.socket.makefile("r")
+        self.handler: int = self.next(60)["handler"]
+        self.socket.sendall(json.dumps(request).encode() + b"\n")
+
+    def next(self, seconds: float) -> dict[str, Any]:
+        """The next line; EngineError if it tells one, EOFError if the handler died."""
+        self.socket.settimeout(seconds)
+        line = self.lines.readline()
+        if not line:
+            raise EOFError("the driver's handler ended without an answer")
+        words: dict[str, Any] = json.loads(line)
+        if "error" in words:
+            raise EngineError(words["error"], words["exit_code"], words["message"])
+        return words
+
+    def close(self) -> None:
+        """End the conversation; what was restored lives on."""
+        self.lines.close()
+        self.socket.close()
+
+
+class Driver:
+    """A process of `actor` that does checkpoints and restores (see driver.py)."""
+
+    def __init__(self, actor: Actor, base: Path) -> None:
+        self.actor = actor
+        self.directory = Path(tempfile.mkdtemp(prefix=f"driver-{actor.name}-", dir=base))
+        os.chown(self.directory, actor.uid, actor.gid)
+        self.path = self.directory / "socket"
+        self.log = self.directory / "log"
+        with open(self.log, "wb") as log:
+            self.process = subprocess.Popen(
+                [PYTHON, str(HERE / "driver.py"), str(self.path)],
+                cwd=self.directory,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, "HOME": str(self.directory)},
+                **actor.popen(),
+            )
+        try:
+            wait_until(self._listens, "the driver")
+        except Failed as failure:
+            raise Failed(f"{failure}\n{self.log.read_text()}") from None
+
+    def _listens(self) -> bool:
+        if self.process.poll() is not None:
+            raise Failed("the driver ended at once")
+        return self.path.exists()
+
+    def ask(self, **request: object) -> Conversation:
+        """Send a request."""
+        return Conversation(self.path, **request)
+
+    def checkpoint(self, pid: int, store: Path, then: str) -> str:
+        """Take a snapshot, return its id."""
+        talk = self.ask(do="checkpoint", pid=pid, store=str(store), then=then)
+        try:
+            return str(talk.next(60)["snapshot"])
+        except EOFError as failure:
+            raise Failed(f"{failure}\n{self.log.read_text()[-6000:]}") from None
+        finally:
+            talk.close()
+
+    def restore(self, snapshot: str, store: Path, capsule: bool | None = None) -> tuple[Conversation, int]:
+        """Restore in the foreground: the conversation that will tell the exit status, and the job's PID."""
+        talk = self.ask(do="restore", snapshot=snapshot, store=str(store), capsule=capsule)
+        try:
+            return talk, int(talk.next(60)["pid"])
+        except EOFError as failure:
+            talk.close()
+            raise Failed(f"{failure}\n{self.log.read_text()[-6000:]}") from None
+        except EngineError:
+            talk.close()
+            raise
+
+    def stop(self) -> None:
+        """End the driver."""
+        self.process.terminate()
+        self.process.wait(10)
+
+
+class Stage:
+    """Where a session's tests play: folders that every user may enter, compiled programs, drivers."""
+
+    def __init__(self, actors: Sequence[Actor]) -> None:
+        self.base = Path(tempfile.mkdtemp(prefix="torpor-test-conformance-"))
+        self.base.chmod(0o755)
+        self.programs = self.base / "bin"
+        self.programs.mkdir()
+        self._drivers = {actor: Driver(actor, self.base) for actor in actors}
+
+    def driver(self, actor: Actor) -> Driver:
+        """The driver of `actor`."""
+        return self._drivers[actor]
+
+    @contextlib.contextmanager
+    def play(self, source: Path, actor: Actor, **options: Any) -> Iterator[Subject]:
+        """Start a program in a folder of its own; afterwards nothing of it may be left."""
+        directory = Path(tempfile.mkdtemp(prefix=f"{source.stem}-", dir=self.base))
+        os.chown(directory, actor.uid, actor.gid)
+        subject = Subject(directory, actor, command(source, self.programs), **options)
+        try:
+            yield subject.start()
+            if subject.process:
+                subject.process.wait(20)
+            wait_until(lambda: not belonging(directory), "the end of every process of the test")
+        finally:
+            left = belonging(directory)
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            if subject.process:
+                subject.process.kill()
+                subject.process.wait()
+            wait_until(lambda: not belonging(directory), "the processes that were killed")
+            shutil.rmtree(directory)
+
+    def close(self) -> None:
+        """End the drivers, remove everything."""
+        for driver in self._drivers.values():
+            driver.stop()
+        shutil.rmtree(self.base)
+
+
+@dataclass
+class Job:
+    """A restored subject and the foreground restore that stands for it."""
+
+    talk: Conversation
+    pid: int
+
+    def status(self, seconds: float = 20.0) -> int:
+        """The exit status as the restorer got it."""
+        status = int(self.talk.next(seconds)["status"])
+        self.talk.close()
+        return status
+
+
+def checkpoint_and_restore(stage: Stage, subject: Subject, capsule: bool | None) -> Job:
+    """Checkpoint and kill, see that all are dead, restore, see that all is as it was."""
+    driver = stage.driver(subject.actor)
+    store = subject.directory / "store"
+    before = subject.observe()
+    pids = list(observe.descendants(subject.root()))
+    begun = time.monotonic()
+    snapshot = driver.checkpoint(subject.root(), store, "kill")
+    subject.wait_gone(pids)
+    talk, pid = driver.restore(snapshot, store, capsule)
+    subject.frozen += time.monotonic() - begun
+    subject.killed, subject.process, subject.top = True, None, pid
+    changed = observe.differences(before, subject.observe())
+    if changed:
+        raise Failed("restored, but not as it was:\n" + "\n".join(changed))
+    return Job(talk, pid)

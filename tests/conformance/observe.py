@@ -1,0 +1,212 @@
+"""What the kernel says of a tree of processes, so that before and after can be compared word for word.
+
+Only /proc is read, from outside: the observed processes do nothing and cannot tell.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+# Lines of /proc/PID/task/TID/status that must survive a checkpoint and a restore.
+KEPT_STATUS = (
+    "Name", "Umask", "Uid", "Gid", "Groups", "Threads", "SigPnd", "ShdPnd", "SigBlk", "SigIgn", "SigCgt",
+    "CapInh", "NoNewPrivs", "Seccomp", "Cpus_allowed", "THP_enabled",
+)  # fmt: skip
+# smaps' "VmFlags" that say how a mapping was made; the others (accounted, soft-dirty, ...) are the kernel's own.
+KEPT_FLAGS = frozenset(
+    ["rd", "wr", "ex", "sh", "mr", "mw", "me", "ms", "gd", "lo", "dc", "nr", "dd", "wf", "hg", "nh", "mg", "io"]
+)
+
+
+@dataclass(frozen=True)
+class Mapping:
+    """A stretch of address space that looks the same throughout."""
+
+    start: int
+    end: int
+    permissions: str
+    offset: int
+    name: str
+    flags: frozenset[str]
+
+    def __str__(self) -> str:
+        flags = " ".join(sorted(self.flags))
+        return f"{self.start:x}-{self.end:x} {self.permissions} {self.offset:x} {self.name} [{flags}]"
+
+
+@dataclass
+class Thread:
+    """One thread as /proc shows it."""
+
+    name: str
+    status: dict[str, str]
+
+
+@dataclass
+class Process:
+    """One process as /proc shows it; `pid`, `pgid` and `sid` are those of its own PID namespace."""
+
+    pid: int
+    pgid: int
+    sid: int
+    state: str
+    exe: str
+    cwd: str
+    cmdline: bytes
+    environ: bytes
+    auxv: bytes
+    limits: str
+    children: tuple[int, ...] = ()
+    mappings: tuple[str, ...] = ()
+    descriptors: dict[int, str] = field(default_factory=dict)
+    threads: dict[int, Thread] = field(default_factory=dict)
+
+
+def status(pid: int, tid: int | None = None) -> dict[str, str]:
+    """The lines of /proc/PID/status (or of one thread's), as a dictionary."""
+    where = Path(f"/proc/{pid}/status" if tid is None else f"/proc/{pid}/task/{tid}/status")
+    lines = where.read_text(errors="surrogateescape").splitlines()
+    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+
+def inner(lines: dict[str, str], what: str) -> int:
+    """An id as the process's own PID namespace has it: the last number of an NSpid-like line."""
+    return int(lines[what].split()[-1])
+
+
+def children(pid: int) -> list[int]:
+    """The children of every thread of `pid`, by the PIDs of the reader's namespace."""
+    found: list[int] = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        found += map(int, (task / "children").read_text().split())
+    return sorted(found)
+
+
+def descendants(pid: int) -> Iterator[int]:
+    """`pid` and all below it, parents first."""
+    yield pid
+    for child in children(pid):
+        yield from descendants(child)
+
+
+def find(top: int, pid: int) -> int | None:
+    """The process below (or at) `top` whose PID in its own namespace is `pid`."""
+    for candidate in descendants(top):
+        if inner(status(candidate), "NSpid") == pid:
+            return candidate
+    return None
+
+
+def mappings(pid: int) -> tuple[Mapping, ...]:
+    """The address space, with neighbours joined that differ in nothing.
+
+    Whether the kernel merges two equal neighbours depends on the order they were made in; no program can
+    tell. Memory that is shared and has no name is shown without one: `/dev/zero (deleted)` or a memfd.
+    """
+    found: list[Mapping] = []
+    head = re.compile(r"([0-9a-f]+)-([0-9a-f]+) (\S{4}) ([0-9a-f]+) \S+ \d+\s*(.*)")
+    for line in Path(f"/proc/{pid}/smaps").read_text(errors="surrogateescape").splitlines():
+        if match := head.fullmatch(line):
+            start, end, offset = (int(match[k], 16) for k in (1, 2, 4))
+            nameless = match[5].endswith("(deleted)") or not match[5].startswith("/")
+            label = "" if nameless and not match[5].startswith("[") else match[5]
+            found.append(Mapping(start, end, match[3], 0 if nameless else offset, label, frozenset()))
+        elif line.startswith("VmFlags:"):
+            last = found.pop()
+            flags = KEPT_FLAGS & frozenset(line.split()[1:])
+            now = Mapping(last.start, last.end, last.permissions, last.offset, last.name, flags)
+            before = found[-1] if found else None
+            if before and before.end == now.start and _joins(before, now):
+                found[-1] = Mapping(before.start, now.end, now.permissions, before.offset, now.name, now.flags)
+            else:
+                found.append(now)
+    return tuple(found)
+
+
+def _joins(before: Mapping, now: Mapping) -> bool:
+    continues = not now.name.startswith("/") or before.offset + before.end - before.start == now.offset
+    same = (before.permissions, before.name, before.flags) == (now.permissions, now.name, now.flags)
+    return same and continues
+
+
+def descriptors(pid: int) -> dict[int, str]:
+    """Each descriptor: what it leads to (without inode numbers), its position, flags and details."""
+    found = {}
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        target = re.sub(r":\[\d+\]", "", os.readlink(entry))
+        target = re.sub(r"^(/memfd:.*|.*) \(deleted\)$", r"\1 (deleted)", target)
+        info = Path(f"/proc/{pid}/fdinfo/{entry.name}").read_text().splitlines()
+        kept = []
+        for line in info:
+            name, _, value = line.partition(":")
+            if name in ("pos", "flags", "eventfd-count", "eventfd-semaphore"):
+                kept.append(f"{name}={value.strip()}")
+            elif name == "tfd":
+                kept.append(" ".join(line.split()[:6]))
+        # A stream has no position; the kernel's number there means nothing.
+        if target in ("pipe", "socket"):
+            kept = [part for part in kept if not part.startswith("pos=")]
+        found[int(entry.name)] = " ".join([target, *sorted(kept)])
+    return found
+
+
+def observe(top: int) -> dict[int, Process]:
+    """The tree below `top`, by the PIDs of its own namespace."""
+    seen = {}
+    for pid in descendants(top):
+        base = Path(f"/proc/{pid}")
+        lines = status(pid)
+        threads = {}
+        for task in (base / "task").iterdir():
+            mine = status(pid, int(task.name))
+            kept = {name: mine[name] for name in KEPT_STATUS if name in mine}
+            threads[inner(mine, "NSpid")] = Thread(mine["Name"], kept)
+        process = Process(
+            pid=inner(lines, "NSpid"),
+            pgid=inner(lines, "NSpgid"),
+            sid=inner(lines, "NSsid"),
+            state="stopped" if lines["State"][0] == "T" else "zombie" if lines["State"][0] == "Z" else "alive",
+            exe="",
+            cwd="",
+            cmdline=(base / "cmdline").read_bytes(),
+            environ=b"",
+            auxv=b"",
+            limits="",
+            children=tuple(sorted(inner(status(child), "NSpid") for child in children(pid))),
+            threads=threads,
+        )
+        if process.state != "zombie":
+            process.exe = os.readlink(base / "exe")
+            process.cwd = os.readlink(base / "cwd")
+            process.environ = (base / "environ").read_bytes()
+            process.auxv = (base / "auxv").read_bytes()
+            process.limits = (base / "limits").read_text()
+            process.mappings = tuple(map(str, mappings(pid)))
+            process.descriptors = descriptors(pid)
+        seen[process.pid] = process
+    return seen
+
+
+def differences(before: dict[int, Process], after: dict[int, Process]) -> list[str]:
+    """Everything that is not as it was, one line each; empty when nothing changed."""
+    told = [f"process {pid} is gone" for pid in before.keys() - after.keys()]
+    told += [f"process {pid} is new" for pid in after.keys() - before.keys()]
+    for pid in before.keys() & after.keys():
+        was, now = vars(before[pid]), vars(after[pid])
+        for name, value in was.items():
+            if value == now[name]:
+                continue
+            if name == "mappings":
+                told += [f"process {pid}: mapping gone: {line}" for line in value if line not in now[name]]
+                told += [f"process {pid}: mapping new: {line}" for line in now[name] if line not in value]
+            elif isinstance(value, dict):
+                for key in value.keys() | now[name].keys():
+                    if value.get(key) != now[name].get(key):
+                        told.append(f"process {pid}: {name} {key}: {value.get(key)} -> {now[name].get(key)}")
+            else:
+                told.append(f"process {pid}: {name}: {value!r} -> {now[name]!r}")
+    return told

@@ -1,0 +1,109 @@
+"""Every program of c/ and programs/, in every way it can be frozen and woken.
+
+A program is one behaviour. It judges itself; the harness adds what is seen from outside: the tree is word for
+word as it was, the exit status arrives, nothing is left behind.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conformance import observe
+from tests.conformance.harness import Actor, Failed, Stage, Subject, checkpoint_and_restore, wait_until
+
+HERE = Path(__file__).parent
+PROGRAMS = sorted(
+    path
+    for folder in ("c", "programs")
+    for path in (HERE / folder).iterdir()
+    if path.suffix in (".c", ".py", ".sh") and path.stem != "ready"
+)
+ONLY_ROOT = {"credentials"}
+"""Programs that begin as root and become somebody else."""
+
+behaviour = pytest.mark.parametrize("source", PROGRAMS, ids=lambda path: path.name)
+
+
+def finish(subject: Subject) -> None:
+    """Let a program go on that was not killed, and see that it is content and exits so."""
+    subject.go()
+    subject.judged()
+    assert subject.exited() == 0, subject.output()
+
+
+@behaviour
+def test_undisturbed(stage: Stage, user: Actor, source: Path, request: pytest.FixtureRequest) -> None:
+    """The program itself is right: it is content when nothing happens to it."""
+    actor = request.getfixturevalue("root") if source.stem in ONLY_ROOT else user
+    with stage.play(source, actor) as subject:
+        finish(subject.wait_ready())
+
+
+@behaviour
+def test_stopped_and_continued(stage: Stage, user: Actor, source: Path, request: pytest.FixtureRequest) -> None:
+    """The program copes with what the kernel itself does to one that is stopped and continued."""
+    actor = request.getfixturevalue("root") if source.stem in ONLY_ROOT else user
+    with stage.play(source, actor) as subject:
+        subject.wait_ready()
+        running = [pid for pid in observe.descendants(subject.pid) if observe.status(pid)["State"][0] not in "TZ"]
+        begun = time.monotonic()
+        for pid in running:
+            os.kill(pid, signal.SIGSTOP)
+        for pid in running:
+            wait_until(lambda: observe.status(pid)["State"][0] == "T", f"{pid} to stop")  # noqa: B023
+        for pid in reversed(running):
+            os.kill(pid, signal.SIGCONT)
+        subject.frozen += time.monotonic() - begun
+        finish(subject)
+
+
+@behaviour
+@pytest.mark.parametrize("who", ["user", "root"])
+def test_left_running(stage: Stage, source: Path, who: str, request: pytest.FixtureRequest) -> None:
+    """A checkpoint that lets the target run on changes nothing of it."""
+    if source.stem in ONLY_ROOT and who != "root":
+        pytest.skip("begins as root")
+    actor = request.getfixturevalue(who)
+    with stage.play(source, actor) as subject:
+        subject.wait_ready()
+        before = subject.observe()
+        begun = time.monotonic()
+        stage.driver(actor).checkpoint(subject.pid, subject.directory / "store", "run")
+        subject.frozen += time.monotonic() - begun
+        changed = observe.differences(before, subject.observe())
+        if changed:
+            raise Failed("the checkpoint left traces:\n" + "\n".join(changed))
+        finish(subject)
+
+
+@behaviour
+@pytest.mark.parametrize(
+    ("who", "capsule", "generations"),
+    [
+        pytest.param("user", True, 1, id="user-capsule"),
+        pytest.param("root", True, 1, id="root-capsule"),
+        pytest.param("root", False, 1, id="root-in-place"),
+        pytest.param("user", True, 3, id="user-capsule-thrice"),
+        pytest.param("root", False, 3, id="root-in-place-thrice"),
+    ],
+)
+def test_killed_and_restored(
+    stage: Stage, source: Path, who: str, capsule: bool, generations: int, request: pytest.FixtureRequest
+) -> None:
+    """The program is killed, woken from its image with its old PIDs, and content; again and again."""
+    if source.stem in ONLY_ROOT and (who, capsule) != ("root", False):
+        pytest.skip("changes users, which a capsule of one user cannot")
+    actor = request.getfixturevalue(who)
+    with stage.play(source, actor) as subject:
+        subject.wait_ready()
+        for _ in range(generations):
+            job = checkpoint_and_restore(stage, subject, capsule)
+        subject.go()
+        subject.judged()
+        assert job.status() == 0, subject.output()
+        wait_until(lambda: not Path(f"/proc/{job.pid}").exists(), "the end of the job's process")
