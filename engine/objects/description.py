@@ -1,0 +1,317 @@
+"""What all kinds of open file descriptions have in common, when they are dumped and when they are restored.
+
+An *open file description* is what ``open()`` makes in the kernel (open(2)): flags and a position.
+Descriptors of any number of processes may lead to one, by ``dup`` and by ``fork``, and share its position.
+The image therefore holds each description once, and for every process the descriptors that lead to it.
+
+Each kind is one class with its dump beside its restore:
+
+==========  ========================================================================================
+`grab`      under the freeze: take a state that can change, no more
+`judge`     say why it cannot be kept; before the freeze, and once more after it on what was grabbed
+`describe`  put it into the image, while the tree runs again
+`check`     before a restore touches anything: say why this host cannot give it back
+`open`      make it again in the restoring process
+==========  ========================================================================================
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
+
+from torpor.errors import Reason, RestoreFailed
+from torpor.image.image_pb2 import Description, Tree
+from torpor.remote.sys import syscall
+from torpor.remote.x86_64 import NR
+
+S = TypeVar("S")
+
+# include/uapi/asm-generic/fcntl.h, where Python's os module has no name for it
+O_LARGEFILE = 0o100000
+O_TMPFILE = 0o20000000
+"""Its file never had a name, and is refused for that."""
+
+KEPT_AT_OPEN = os.O_ACCMODE | os.O_SYNC | os.O_DSYNC | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_PATH
+"""Status flags that only ``open()`` can give."""
+KEPT_BY_FCNTL = os.O_APPEND | os.O_NONBLOCK | os.O_DIRECT | os.O_NOATIME
+"""Status flags that F_SETFL can give (fs/fcntl.c: SETFL_MASK, without O_ASYNC)."""
+KNOWN_FLAGS = KEPT_AT_OPEN | KEPT_BY_FCNTL | O_LARGEFILE
+
+STDIO = 2
+"""The last of the descriptors that a restorer gives: 0, 1 and 2."""
+
+
+class Holder(NamedTuple):
+    """A descriptor: where a description is reached."""
+
+    pid: int
+    fd: int
+
+
+class Problem(NamedTuple):
+    """Why a description cannot be kept, and what to do about it."""
+
+    why: str
+    advice: str = ""
+
+
+@dataclass(eq=False)
+class Held(Generic[S]):
+    """A description of a tree as it was found."""
+
+    kind: Kind[S]
+    link: str
+    """What /proc/PID/fd/N leads to: a path, or ``pipe:[4711]``."""
+    stat: os.stat_result
+    flags: int
+    """As by F_GETFL."""
+    info: bytes
+    """/proc/PID/fdinfo/N (Documentation/filesystems/proc.rst, 3.8)."""
+    holders: list[Holder] = field(default_factory=list)
+    """Every descriptor of the tree that leads to it; those of parents before those of their children."""
+    stdio: list[int] = field(default_factory=list)
+    """Under which of 0, 1 and 2 the first process that has it there has it."""
+    _stdio_pid: int = 0
+    state: S = field(init=False)
+
+    @cached_property
+    def fields(self) -> dict[str, str]:
+        """The lines of fdinfo; of a name that comes more than once, the last."""
+        pairs = (line.partition(":") for line in self.info.decode().splitlines())
+        return {name: value.strip() for name, _, value in pairs}
+
+    @property
+    def position(self) -> int:
+        """The file position."""
+        return int(self.fields["pos"])
+
+    @property
+    def readable(self) -> bool:
+        """Whether it was opened for reading."""
+        return self.flags & os.O_ACCMODE in (os.O_RDONLY, os.O_RDWR)
+
+    @property
+    def writable(self) -> bool:
+        """Whether it was opened for writing."""
+        return self.flags & os.O_ACCMODE in (os.O_WRONLY, os.O_RDWR)
+
+    def add(self, holder: Holder) -> None:
+        """Note one more descriptor that leads to it."""
+        if holder.fd <= STDIO and (not self.stdio or holder.pid == self._stdio_pid):
+            self._stdio_pid = holder.pid
+            self.stdio.append(holder.fd)
+        self.holders.append(holder)
+
+
+@dataclass
+class GrabbedDescriptors:
+    """All descriptors of a tree, as they were at one moment."""
+
+    pids: list[int]
+    """Parents before their children."""
+    held: list[Held[Any]] = field(default_factory=list)
+    by_holder: dict[Holder, Held[Any]] = field(default_factory=dict)
+    """The description behind each descriptor."""
+    cloexec: set[Holder] = field(default_factory=set)
+    """The descriptors that an execve() closes."""
+    locked: set[Holder] = field(default_factory=set)
+    """The descriptors whose process has a lock or a lease on the file. POSIX locks are a process's own."""
+    content: bool = True
+    """Whether what lies in pipes and sockets was taken too. Not before the freeze: there one only looks."""
+
+    def of(self, kind: type[Kind[S]]) -> list[Held[S]]:
+        """The descriptions of one kind."""
+        return [held for held in self.held if isinstance(held.kind, kind)]
+
+    def stdio(self, held: Held[Any], fd: int) -> int | None:
+        """Which of the restorer's 0, 1 and 2 stands in for descriptor `fd`; None when `held` is made anew.
+
+        A terminal is often one description behind 0, 1 and 2. Where the tree is woken these may be three
+        different things, so each number gets its own. A copy of one of them (``dup``) goes where output goes
+        if it can be written.
+        """
+        if not held.kind.outside(held, self):
+            return None
+        numbers = held.kind.stands_for(held, self)
+        if fd in numbers:
+            return fd
+        return next((n for n in (1, 2) if n in numbers and held.writable), numbers[0]) if numbers else None
+
+
+@dataclass
+class Opening:
+    """A restore's descriptions while they are being made."""
+
+    image: Tree
+    stdio: Sequence[int]
+    """The restorer's descriptors that stand in for 0, 1 and 2."""
+    shared: Callable[[int], int]
+    """Gives a descriptor of shared memory by its index in the image. It stays whose it is."""
+    base: int
+    """No descriptor of the image has this number or a higher one."""
+    slots: dict[int, int] = field(default_factory=dict)
+    """The descriptor that keeps each description of the image."""
+
+    def place(self, index: int, fd: int) -> None:
+        """Keep `fd` as description `index`, give it its flags, and take it over.
+
+        Raises:
+            RestoreFailed: the kernel did not take the flags.
+        """
+        try:
+            self.slots[index] = fcntl.fcntl(fd, fcntl.F_DUPFD, self.base)
+        finally:
+            os.close(fd)
+        self._set_flags(self.image.descriptions[index], self.slots[index])
+
+    def _set_flags(self, description: Description, slot: int) -> None:
+        if description.WhichOneof("kind") == "outside":
+            mask = os.O_NONBLOCK  # the rest is for those to choose who gave it
+        else:
+            mask = KEPT_BY_FCNTL | os.O_ACCMODE | os.O_SYNC | os.O_DSYNC
+        if description.flags & os.O_PATH:
+            return
+        now = fcntl.fcntl(slot, fcntl.F_GETFL)
+        wanted = now & ~mask | description.flags & mask
+        if wanted != now:
+            fcntl.fcntl(slot, fcntl.F_SETFL, wanted)
+        if fcntl.fcntl(slot, fcntl.F_GETFL) & mask != wanted & mask:
+            raise RestoreFailed(
+                f"{words(description)} cannot have its status flags {wanted & mask:#o} again: the kernel made"
+                f" {now & mask:#o} of them"
+            )
+
+
+class Kind(ABC, Generic[S]):
+    """A kind of open file description."""
+
+    field: ClassVar[str]
+    """Its name in the image: a field of Description's oneof."""
+
+    @abstractmethod
+    def matches(self, link: str, status: os.stat_result) -> bool:
+        """Whether a description is of this kind."""
+
+    @abstractmethod
+    def grab(self, held: Held[S], pidfd: int, *, content: bool) -> S:
+        """Take what may change once the tree runs again. Time is short: no parsing, no disk.
+
+        Args:
+            held: the description, with its first holder.
+            pidfd: that holder's process.
+            content: also take what lies in it.
+        """
+
+    def finish(self, mine: list[Held[S]], tree: GrabbedDescriptors) -> None:
+        """Take, still under the freeze, what needs to know the whole tree."""
+
+    def outside(self, held: Held[S], tree: GrabbedDescriptors) -> str:
+        """What it is connected to outside the tree, in words; empty when it stands by itself."""
+        return ""
+
+    def stands_for(self, held: Held[S], tree: GrabbedDescriptors) -> list[int]:
+        """The numbers of standard input, output and error that a description to the outside is one of."""
+        return held.stdio
+
+    def judge(self, held: Held[S], tree: GrabbedDescriptors) -> Iterator[Problem]:
+        """Say why it cannot be kept."""
+        return iter(())
+
+    @abstractmethod
+    def describe(self, held: Held[S], out: Description, tree: GrabbedDescriptors, image: Describing) -> None:
+        """Put it into the image: everything but the flags, which are in `out` already."""
+
+    def check(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
+        """Say why this host cannot make these descriptions again."""
+        return iter(())
+
+    def open(self, mine: dict[int, Description], opening: Opening) -> None:
+        """Make these descriptions again, each kept by `Opening.place`.
+
+        Raises:
+            RestoreFailed: it cannot be done, with the reason.
+        """
+        for index, description in mine.items():
+            with naming(description):
+                opening.place(index, self.make(description, opening))
+
+    def make(self, description: Description, opening: Opening) -> int:
+        """Make one description again: a descriptor. Kinds that make several at once have `open` instead."""
+        raise NotImplementedError
+
+
+@dataclass
+class Describing:
+    """The image's descriptions while they are being written."""
+
+    tree: Tree
+    index: dict[tuple[int, int | None], int]
+    """By id() of a `Held` and the number in stdio that it stands for."""
+    grabbed: GrabbedDescriptors
+    shared: Callable[[int, int], int]
+    """The index in Tree.shared of the memory with this device and inode."""
+    pipes: dict[str, int] = field(default_factory=dict)
+    """The index in Tree.pipes of a pipe by its link."""
+
+    def index_of(self, held: Held[Any], fd: int = -1) -> int:
+        """The index in Tree.descriptions of what a descriptor with the number `fd` leads to."""
+        return self.index[id(held), self.grabbed.stdio(held, fd)]
+
+
+@contextmanager
+def naming(description: Description) -> Iterator[None]:
+    """Turn what the kernel refused into an error that says for which description."""
+    try:
+        yield
+    except OSError as error:
+        raise RestoreFailed(f"{words(description)} cannot be made again: {error.strerror}") from error
+
+
+@contextmanager
+def borrowed(pidfd: int, fd: int) -> Iterator[int]:
+    """A copy of a process's descriptor, closed again at the end: a pipe's end that is kept delays its EOF."""
+    copy = syscall(NR.pidfd_getfd, pidfd, fd)
+    try:
+        yield copy
+    finally:
+        os.close(copy)
+
+
+def reopened(fd: int, flags: int) -> int:
+    """Another description of an open file; closes `fd`. No name is used again: nothing can be swapped."""
+    try:
+        return os.open(f"/proc/self/fd/{fd}", flags | os.O_CLOEXEC | os.O_NOCTTY)
+    finally:
+        os.close(fd)
+
+
+def words(description: Description) -> str:
+    """A description of an image, for people: ``the file /home/me/log``."""
+    kind = description.WhichOneof("kind")
+    path = getattr(getattr(description, kind or "", None), "path", None)
+    names = {"device": "device", "outside": "descriptor", "unix": "unix socket", "tcp": "TCP socket"}
+    name = "the " + names.get(kind or "", kind or "unknown description")
+    return f"{name} {os.fsdecode(path)}" if path else name
+
+
+def is_path(held: Held[Any]) -> bool:
+    """Whether it was opened with O_PATH: a name for a file, nothing that can be read."""
+    return bool(held.flags & os.O_PATH)
+
+
+def same_file(path: str, status: os.stat_result) -> bool:
+    """Whether `path` leads to this very file, here and now."""
+    with suppress(OSError):
+        found = os.stat(path)
+        return (found.st_dev, found.st_ino) == (status.st_dev, status.st_ino) and stat.S_IFMT(
+            found.st_mode
+        ) == stat.S_IFMT(status.st_mode)
+    return False

@@ -1,0 +1,437 @@
+"""Every open file description of a tree: from the running processes into an image, and back.
+
+    survey     nothing is frozen: what could not be kept?
+    grab       frozen: take what changes. Copies are closed again at once.
+    describe   the tree runs again: fill Tree.descriptions, Tree.pipes and each Process.fds
+    check      before a restore touches anything: what could not be given back here?
+    open_all   each description once, in the restoring process, at a *slot*: a number above all of the tree's
+    placement  for one process: dup3() from the slots to its own numbers
+    closing    for one process: close everything else, slots included
+
+A new kind is a module with a class of `description.Kind`, and one line in KINDS.
+
+Not kept: who owns a descriptor's signals (F_SETOWN, F_SETSIG), locks and leases. All are refused.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torpor import procfs
+from torpor.errors import Reason, Refused
+from torpor.image.image_pb2 import Description, Process, Tree
+from torpor.objects.description import (
+    KNOWN_FLAGS,
+    O_TMPFILE,
+    STDIO,
+    Describing,
+    GrabbedDescriptors,
+    Held,
+    Holder,
+    Kind,
+    Opening,
+    Problem,
+)
+from torpor.objects.devices import CharDevice
+from torpor.objects.epoll import Epoll
+from torpor.objects.eventfd import Eventfd
+from torpor.objects.files import Directory, RegularFile
+from torpor.objects.memory_files import MemoryDescriptor, MemoryFile, memory_files
+from torpor.objects.outside import Fifo, Terminal
+from torpor.objects.pipes import Pipe
+from torpor.objects.unkept import Unkept
+from torpor.remote.batch import Call
+from torpor.remote.freeze import describe_process
+from torpor.remote.sys import syscall, try_syscall
+from torpor.remote.x86_64 import NR
+
+__all__ = [
+    "GrabbedDescriptors",
+    "MemoryFile",
+    "Opened",
+    "check",
+    "closing",
+    "describe",
+    "grab",
+    "memory_files",
+    "open_all",
+    "placement",
+    "survey",
+]
+
+KINDS: tuple[Kind[Any], ...] = (
+    MemoryDescriptor(),  # before files: it is one
+    RegularFile(),
+    Directory(),
+    CharDevice(),
+    Terminal(),
+    Pipe(),
+    Fifo(),
+    Eventfd(),
+    Epoll(),  # after what it may watch
+    Unkept(),  # the rest
+)
+
+KCMP_FILE, KCMP_FILES = 0, 2
+LAST_FD = (1 << 32) - 1
+O_ASYNC = 0o20000
+SPARE = 64
+"""Descriptors that are open for a moment while others are made."""
+
+
+# ------------------------------------------------------------------------------------------ from a live tree
+
+
+def survey(pids: Sequence[int]) -> list[Reason]:
+    """Say everything that cannot be kept, while the tree runs.
+
+    Args:
+        pids: the tree, parents before their children.
+    """
+    return [*_shared_tables(pids), *problems(grab(pids, content=False))]
+
+
+def grab(pids: Sequence[int], *, content: bool = True) -> GrabbedDescriptors:
+    """Take every description of a tree.
+
+    Args:
+        pids: the tree, parents before their children. What ends meanwhile has no descriptors.
+        content: also take what lies in pipes and sockets; the tree is frozen.
+    """
+    tree = GrabbedDescriptors(list(pids), content=content)
+    known = _Known(tree)
+    for pid in pids:
+        try:
+            pidfd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            continue
+        try:
+            _grab_process(known, pid, pidfd)
+        finally:
+            os.close(pidfd)
+    for kind in KINDS:
+        kind.finish([held for held in tree.held if held.kind is kind], tree)
+    return tree
+
+
+def problems(tree: GrabbedDescriptors) -> list[Reason]:
+    """Say everything of what was grabbed that cannot be kept."""
+    return list(_problems(tree))
+
+
+def describe(tree: GrabbedDescriptors, image: Tree, shared: Callable[[int, int], int]) -> None:
+    """Fill in `image`: descriptions, pipes, and the descriptors of each process.
+
+    Args:
+        tree: what was grabbed.
+        image: has a process for each of the tree, in the same order.
+        shared: the index in Tree.shared of the memory with this device and inode: see `memory_files`.
+
+    Raises:
+        Refused: something came up since the survey that cannot be kept.
+    """
+    if found := problems(tree):
+        raise Refused("the tree holds what cannot be kept", found)
+    describing = Describing(image, {}, tree, shared)
+    processes = dict(zip(tree.pids, image.processes, strict=True))
+    order: list[tuple[Held[Any], int | None]] = []
+    for held in tree.held:
+        for holder in held.holders:
+            key = (id(held), tree.stdio(held, holder.fd))
+            if key not in describing.index:
+                describing.index[key] = len(order)
+                order.append((held, key[1]))
+    for held, number in order:
+        description = image.descriptions.add(flags=held.flags)
+        if number is None:
+            held.kind.describe(held, description, tree, describing)
+        else:
+            description.outside.stdio = number
+            description.outside.was = held.kind.outside(held, tree)
+    for holder, held in tree.by_holder.items():
+        processes[holder.pid].fds.add(
+            fd=holder.fd,
+            description=describing.index_of(held, holder.fd),
+            cloexec=holder in tree.cloexec,
+        )
+
+
+class _Known:
+    """The descriptions found so far, in an order in which one can be looked up with few comparisons."""
+
+    def __init__(self, tree: GrabbedDescriptors) -> None:
+        self.tree = tree
+        self._buckets: dict[object, list[Held[Any]]] = {}
+
+    def find(self, key: object, pid: int, fd: int) -> tuple[Held[Any] | None, list[Held[Any]], int]:
+        """What a descriptor leads to, if it is known; else the list and the place where it belongs."""
+        bucket = self._buckets.setdefault(key, [])
+        low, high = 0, len(bucket)
+        while low < high:
+            middle = (low + high) // 2
+            other = bucket[middle].holders[0]
+            order = syscall(NR.kcmp, pid, other.pid, KCMP_FILE, fd, other.fd)
+            if order == 0:
+                return bucket[middle], bucket, middle
+            low, high = (low, middle) if order == 1 else (middle + 1, high)
+        return None, bucket, low
+
+
+def _grab_process(known: _Known, pid: int, pidfd: int) -> None:
+    try:
+        table = os.open(f"/proc/{pid}/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        infos = os.open(f"/proc/{pid}/fdinfo", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        for name in os.listdir(table):
+            try:
+                _grab_descriptor(known, Holder(pid, int(name)), pidfd, table, infos)
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            except OSError as error:
+                if error.errno != errno.EBADF:
+                    raise
+    finally:
+        os.close(table)
+        os.close(infos)
+
+
+def _grab_descriptor(known: _Known, holder: Holder, pidfd: int, table: int, infos: int) -> None:
+    tree, name = known.tree, str(holder.fd)
+    info = _read(name, infos)
+    position, raw_flags, *identity = info.split(b"\n", 4)[:4]
+    flags = int(raw_flags.split()[1], 8)
+    key = (position, flags & ~os.O_CLOEXEC, *identity)
+    held, bucket, place = known.find(key, holder.pid, holder.fd)
+    if held is None:
+        link = os.readlink(name, dir_fd=table)
+        status = os.stat(name, dir_fd=table)
+        held = Held(_kind(link, status, flags), link, status, flags & ~os.O_CLOEXEC, info)
+        held.add(holder)
+        held.state = held.kind.grab(held, pidfd, content=tree.content)
+        bucket.insert(place, held)
+        tree.held.append(held)
+    else:
+        held.add(holder)
+    tree.by_holder[holder] = held
+    if flags & os.O_CLOEXEC:
+        tree.cloexec.add(holder)
+    if b"\nlock:" in info:
+        tree.locked.add(holder)
+
+
+def _read(name: str, directory: int) -> bytes:
+    fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
+    try:
+        text = os.read(fd, 1 << 12)
+        while more := os.read(fd, 1 << 16):
+            text += more
+        return text
+    finally:
+        os.close(fd)
+
+
+def _kind(link: str, status: os.stat_result, flags: int) -> Kind[Any]:
+    if flags & os.O_PATH and not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+        return KINDS[-1]
+    return next(kind for kind in KINDS if kind.matches(link, status))
+
+
+def _problems(tree: GrabbedDescriptors) -> Iterator[Reason]:
+    for held in tree.held:
+        for problem in _judge(held, tree):
+            yield Reason(f"{_name(held.holders[0])} ({held.link})", problem.why, problem.advice)
+    for holder in sorted(tree.locked):
+        yield Reason(
+            f"{_name(holder)} ({tree.by_holder[holder].link})",
+            "its file is locked or has a lease, which is not kept yet",
+            "unlock it",
+        )
+
+
+def _judge(held: Held[Any], tree: GrabbedDescriptors) -> Iterator[Problem]:
+    if held.flags & O_ASYNC:
+        yield Problem("it sends a signal when it is ready (O_ASYNC)", "clear the flag")
+    elif unknown := held.flags & ~(KNOWN_FLAGS | O_TMPFILE):
+        yield Problem(f"it has status flags that are not known: {unknown:#o}")
+    if (outside := held.kind.outside(held, tree)) and not held.kind.stands_for(held, tree):
+        yield Problem(
+            f"its other end is outside of the tree ({outside})",
+            "close it, or checkpoint the whole tree of which both ends are a part",
+        )
+    yield from held.kind.judge(held, tree)
+
+
+def _name(holder: Holder) -> str:
+    return f"{describe_process(holder.pid)}, fd {holder.fd}"
+
+
+def _shared_tables(pids: Sequence[int]) -> Iterator[Reason]:
+    """Descriptor tables that are not one per process (clone(2), CLONE_FILES)."""
+    for pid in pids:
+        for tid in _threads(pid):
+            if try_syscall(NR.kcmp, pid, tid, KCMP_FILES) in (1, 2):
+                yield Reason(
+                    f"{describe_process(pid)}, thread {tid}",
+                    "it has descriptors of its own (unshare(CLONE_FILES)), which is not kept yet",
+                    "end the thread",
+                )
+    ordered: list[int] = []
+    for pid in pids:
+        low, high = 0, len(ordered)
+        while low < high:
+            middle = (low + high) // 2
+            order = try_syscall(NR.kcmp, pid, ordered[middle], KCMP_FILES)
+            if order == 0:
+                yield Reason(
+                    f"{describe_process(pid)} and {describe_process(ordered[middle])}",
+                    "they share one table of descriptors (clone(CLONE_FILES)), which is not kept yet",
+                )
+                break
+            low, high = (low, middle) if order == 1 else (middle + 1, high)
+        else:
+            ordered.insert(low, pid)
+
+
+def _threads(pid: int) -> list[int]:
+    try:
+        return [tid for tid in procfs.threads(pid) if tid != pid]
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+
+
+# -------------------------------------------------------------------------------------------- from an image
+
+
+@dataclass
+class Opened:
+    """The descriptions of an image in the restoring process. A context manager: leaving it closes them."""
+
+    slots: dict[int, int]
+    """For each description, by its index in the image, the descriptor that keeps it here: its slot."""
+
+    def __enter__(self) -> Opened:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the slots. What processes hold by now stays open."""
+        while self.slots:
+            os.close(self.slots.popitem()[1])
+
+
+def check(image: Tree, stdio: Sequence[int] = (0, 1, 2)) -> list[Reason]:
+    """Say everything that keeps the image's descriptions from being opened here and now. Changes nothing.
+
+    Args:
+        image: the tree; not trusted.
+        stdio: the restorer's descriptors that stand in for 0, 1 and 2.
+    """
+    found = list(_check_numbers(image))
+    if found:
+        return found
+    for kind, mine in _by_kind(image):
+        found += kind.check(mine, image, stdio)
+    return found
+
+
+def open_all(image: Tree, shared: Callable[[int], int], stdio: Sequence[int] = (0, 1, 2)) -> Opened:
+    """Open every description of an image in this process, at a slot, for its children to inherit.
+
+    Raises this process's soft limit of descriptors to the hard one. The slots are not close-on-exec.
+
+    Args:
+        image: the tree, checked.
+        shared: gives a descriptor for reading and writing of shared memory, by its index in the image. It
+            stays whose it is.
+        stdio: the descriptors that stand in for 0, 1 and 2.
+
+    Raises:
+        RestoreFailed: a description cannot be opened; none is left.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    opening = Opening(image, stdio, shared, _first_slot(image))
+    try:
+        for kind, mine in _by_kind(image):
+            kind.open(mine, opening)
+    except BaseException:
+        Opened(opening.slots).close()
+        raise
+    return Opened(opening.slots)
+
+
+def placement(process: Process, opened: Opened) -> list[Call]:
+    """The calls that give a process its descriptors from the slots."""
+    return [
+        Call(
+            NR.dup3,
+            (opened.slots[entry.description], entry.fd, os.O_CLOEXEC if entry.cloexec else 0),
+            entry.fd,
+            f"placing descriptor {entry.fd}",
+        )
+        for entry in process.fds
+    ]
+
+
+def closing(process: Process) -> list[Call]:
+    """The calls that close every descriptor that is not the process's own: slots, and all it inherited."""
+    calls = []
+    begin = 0
+    for fd in [*sorted(entry.fd for entry in process.fds), LAST_FD + 1]:
+        if begin < fd:
+            calls.append(Call(NR.close_range, (begin, fd - 1, 0), 0, f"closing the descriptors {begin} to {fd - 1}"))
+        begin = fd + 1
+    return calls
+
+
+def _by_kind(image: Tree) -> Iterator[tuple[Kind[Any], dict[int, Description]]]:
+    """The kinds in the order in which they are to be made, each with its descriptions by their index."""
+    for kind in KINDS:
+        mine = {i: d for i, d in enumerate(image.descriptions) if d.WhichOneof("kind") == kind.field}
+        if mine:
+            yield kind, mine
+
+
+def _first_slot(image: Tree) -> int:
+    """A number above that of every descriptor in the image, also of those that an epoll remembers."""
+    numbers = [entry.fd for process in image.processes for entry in process.fds]
+    numbers += [watch.fd for one in image.descriptions for watch in one.epoll.watches]
+    return max(numbers, default=STDIO) + 1
+
+
+def _check_numbers(image: Tree) -> Iterator[Reason]:
+    known = {kind.field for kind in KINDS if kind.field}
+    for index, description in enumerate(image.descriptions):
+        if description.WhichOneof("kind") not in known:
+            yield Reason("the image", f"description {index} is of a kind that this version does not know")
+        if description.flags & ~KNOWN_FLAGS:
+            yield Reason("the image", f"description {index} has flags that cannot be: {description.flags:#o}")
+    for process in image.processes:
+        numbers = [entry.fd for entry in process.fds]
+        if len(set(numbers)) != len(numbers):
+            yield Reason("the image", f"process {process.pid} has two descriptors with one number")
+        for entry in process.fds:
+            if entry.description >= len(image.descriptions):
+                yield Reason(
+                    "the image",
+                    f"process {process.pid}, fd {entry.fd} leads to description {entry.description}",
+                )
+    needed = _first_slot(image) + len(image.descriptions) + SPARE
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    if hard != resource.RLIM_INFINITY and needed > hard:
+        yield Reason(
+            "the descriptors of the image",
+            f"{needed} are needed at once to restore them, and this process may have {hard}",
+            "raise the hard limit (ulimit -Hn)",
+        )

@@ -1,0 +1,182 @@
+"""epoll: what a program waits for (epoll(7)).
+
+A watch belongs to a description and to the number under which it was added; it lives on while the
+description is open anywhere, even when that number leads elsewhere by now. fdinfo gives the number, the
+events and the data; kcmp(2) with KCMP_EPOLL_TFD tells which description is meant, so that no watch comes
+back on the wrong one.
+
+Kept: every watch, with its events, flags and data. Not kept: that an edge (EPOLLET) was told already: the
+first wait after the restore may tell it once more, which epoll(7) allows at any time. A one-shot watch that
+has fired cannot be made unarmed for EPOLLERR and EPOLLHUP, which the kernel adds to each: it may tell these
+once more.
+
+The watches are made in the restoring process, in a thread with a descriptor table of its own, in which every
+number is free: the kernel keeps the number, not the process.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import struct
+import threading
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from torpor.errors import Reason, RestoreFailed
+from torpor.image.image_pb2 import Description, Tree
+from torpor.image.image_pb2 import Epoll as EpollMessage
+from torpor.objects.description import (
+    Describing,
+    GrabbedDescriptors,
+    Held,
+    Holder,
+    Kind,
+    Opening,
+    Problem,
+    words,
+)
+from torpor.remote.sys import address_of, syscall, try_syscall
+from torpor.remote.x86_64 import NR
+
+KCMP_EPOLL_TFD = 7
+CLONE_FILES = 0x400
+EPOLL_CTL_ADD = 1
+EVENT = struct.Struct("=IQ")
+"""struct epoll_event, which is packed on x86-64."""
+
+_WATCH = re.compile(rb"^tfd:\s*(\d+) events:\s*([0-9a-f]+) data:\s*([0-9a-f]+)", re.MULTILINE)
+
+
+@dataclass
+class Watch:
+    """What is watched, under which number, for what."""
+
+    fd: int
+    events: int
+    data: int
+    target: Holder | None
+    """A descriptor that leads to it; None when nobody in the tree has one."""
+
+
+@dataclass
+class EpollState:
+    """The watches of one epoll."""
+
+    watches: list[Watch] = field(default_factory=list)
+
+
+class Epoll(Kind[EpollState]):
+    """An epoll instance."""
+
+    field = "epoll"
+
+    def matches(self, link: str, status: os.stat_result) -> bool:
+        """Told by the link."""
+        return link == "anon_inode:[eventpoll]"
+
+    def grab(self, held: Held[EpollState], pidfd: int, *, content: bool) -> EpollState:
+        """The watches need the whole tree: see `finish`."""
+        return EpollState()
+
+    def finish(self, mine: list[Held[EpollState]], tree: GrabbedDescriptors) -> None:
+        """Find what is watched. Two watches under one number are told apart by their order in fdinfo."""
+        for held in mine:
+            seen: dict[int, int] = {}
+            for match in _WATCH.finditer(held.info):
+                fd = int(match[1])
+                target = _target(held, fd, seen.get(fd, 0), tree)
+                seen[fd] = seen.get(fd, 0) + 1
+                held.state.watches.append(Watch(fd, int(match[2], 16), int(match[3], 16), target))
+
+    def judge(self, held: Held[EpollState], tree: GrabbedDescriptors) -> Iterator[Problem]:
+        """Everything that is watched is in the tree."""
+        for watch in held.state.watches:
+            if watch.target is None:
+                yield Problem(
+                    f"it watches what was descriptor {watch.fd} and is open only outside the tree",
+                    "remove it from the epoll, or close it everywhere",
+                )
+
+    def describe(self, held: Held[EpollState], out: Description, tree: GrabbedDescriptors, image: Describing) -> None:
+        """Its watches."""
+        out.epoll.SetInParent()
+        for watch in held.state.watches:
+            if watch.target is not None:
+                index = image.index_of(tree.by_holder[watch.target], watch.target.fd)
+                out.epoll.watches.add(fd=watch.fd, events=watch.events, data=watch.data, description=index)
+
+    def check(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
+        """The watches lead to descriptions of the image, and the restorer's can be waited for."""
+        watched = {watch.description for description in mine.values() for watch in description.epoll.watches}
+        for index in sorted(watched):
+            if index >= len(image.descriptions):
+                yield Reason("the image", f"an epoll watches description {index}: there is none")
+            elif image.descriptions[index].WhichOneof("kind") == "outside":
+                number = image.descriptions[index].outside.stdio
+                if number < len(stdio) and not _can_be_watched(stdio[number]):
+                    yield Reason(
+                        f"descriptor {number}",
+                        "the program waits for it with epoll, which what is given here does not know",
+                        "give it a pipe or a terminal",
+                    )
+
+    def open(self, mine: dict[int, Description], opening: Opening) -> None:
+        """All of them, then their watches: one epoll may watch another."""
+        for index in mine:
+            opening.place(index, syscall(NR.epoll_create1, os.O_CLOEXEC))
+        failures: list[Exception] = []
+        thread = threading.Thread(target=_watch_all, args=(mine, opening, failures), name="torpor-epoll")
+        thread.start()
+        thread.join()
+        if failures:
+            raise failures[0]
+
+
+def _target(epoll: Held[EpollState], number: int, which: int, tree: GrabbedDescriptors) -> Holder | None:
+    """A descriptor of what the epoll watches as its `which`-th under `number`."""
+    for holder in epoll.holders:
+        candidate = Holder(holder.pid, number)
+        if (holder.pid, number) in tree.by_holder and _is_watched(candidate, holder, number, which):
+            return candidate
+    # Rare: the number was closed or used again, and the description is open under another one.
+    first_of_each = (held.holders[0] for held in tree.held)
+    return next((h for h in first_of_each if _is_watched(h, epoll.holders[0], number, which)), None)
+
+
+def _is_watched(candidate: Holder, epoll: Holder, number: int, which: int) -> bool:
+    slot = array("I", (epoll.fd, number, which))  # struct kcmp_epoll_slot
+    # Not found (ENOENT, EBADF) is an answer: before the freeze things come and go.
+    return try_syscall(NR.kcmp, candidate.pid, epoll.pid, KCMP_EPOLL_TFD, candidate.fd, address_of(slot)) == 0
+
+
+def _watch_all(mine: dict[int, Description], opening: Opening, failures: list[Exception]) -> None:
+    """Runs in a thread of its own, whose descriptors end with it; what is watched stays, by the slots."""
+    try:
+        syscall(NR.unshare, CLONE_FILES)
+        for index, description in mine.items():
+            for watch in description.epoll.watches:
+                _watch(opening, index, watch)
+    except Exception as error:  # told by the thread that waits for this one
+        failures.append(error)
+
+
+def _watch(opening: Opening, index: int, watch: EpollMessage.Watch) -> None:
+    event = bytearray(EVENT.pack(watch.events, watch.data))
+    os.dup2(opening.slots[watch.description], watch.fd)
+    try:
+        syscall(NR.epoll_ctl, opening.slots[index], EPOLL_CTL_ADD, watch.fd, address_of(event))
+    except OSError as error:
+        target = words(opening.image.descriptions[watch.description])
+        raise RestoreFailed(f"an epoll cannot watch {target} as descriptor {watch.fd}: {error.strerror}") from error
+
+
+def _can_be_watched(fd: int) -> bool:
+    with select.epoll() as probe:
+        try:
+            probe.register(fd, 0)
+        except PermissionError:  # epoll_ctl(2): EPERM, the file has no poll
+            return False
+        return True

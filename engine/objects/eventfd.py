@@ -1,0 +1,54 @@
+"""eventfd: a counter (eventfd(2)).
+
+Kept: the count, and that it is a semaphore, where the kernel says so: fdinfo has ``eventfd-semaphore`` from
+Linux 6.5 on. On an older kernel a semaphore cannot be told from a plain counter without changing it, and
+all are taken for plain ones.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterator, Sequence
+
+from torpor.errors import Reason
+from torpor.image.image_pb2 import Description, Tree
+from torpor.objects.description import Describing, GrabbedDescriptors, Held, Kind, Opening
+from torpor.remote.sys import syscall
+from torpor.remote.x86_64 import NR
+
+EFD_SEMAPHORE = 1
+LARGEST = (1 << 64) - 2
+"""ULLONG_MAX itself means overflow and cannot be written (fs/eventfd.c)."""
+
+
+class Eventfd(Kind[None]):
+    """A counter."""
+
+    field = "eventfd"
+
+    def matches(self, link: str, status: os.stat_result) -> bool:
+        """Told by the link."""
+        return link == "anon_inode:[eventfd]"
+
+    def grab(self, held: Held[None], pidfd: int, *, content: bool) -> None:
+        """Nothing: fdinfo has the count."""
+
+    def describe(self, held: Held[None], out: Description, tree: GrabbedDescriptors, image: Describing) -> None:
+        """Its count, in hexadecimal in fdinfo."""
+        out.eventfd.count = int(held.fields["eventfd-count"], 16)
+        out.eventfd.semaphore = held.fields.get("eventfd-semaphore", "0") != "0"
+
+    def check(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
+        """A count that can be."""
+        for description in mine.values():
+            if description.eventfd.count > LARGEST:
+                yield Reason("the image", "it holds an eventfd whose count cannot be")
+
+    def make(self, description: Description, opening: Opening) -> int:
+        """With its count: eventfd2() itself takes 32 bits of it, a write all."""
+        flags = os.O_CLOEXEC | (EFD_SEMAPHORE if description.eventfd.semaphore else 0)
+        fd = syscall(NR.eventfd2, 0, flags)
+        if description.eventfd.count:
+            os.write(fd, struct.pack("=Q", description.eventfd.count))
+        return fd

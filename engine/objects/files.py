@@ -1,0 +1,179 @@
+"""Regular files and directories: opened again by name, at their position, with their flags.
+
+Kept: the name, access mode, O_APPEND, O_NONBLOCK, O_SYNC, O_DSYNC, O_DIRECT, O_NOATIME, O_PATH, and the
+position (of a directory: where getdents() goes on). Not kept: content. What the program wrote after the
+snapshot is still in the file, and a program that goes on from the snapshot writes over it; with O_APPEND it
+writes after it.
+
+Refused: files without a name, names that lead to another file by now, files below /proc/PID, and files
+under a lock or a lease. The image is not trusted with files: nothing is created, cut or written by opening,
+and what kind of file it is is asked before it is opened.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Iterator, Sequence
+
+from torpor.errors import Reason, RestoreFailed
+from torpor.image.image_pb2 import Description, Tree
+from torpor.objects.description import (
+    KEPT_AT_OPEN,
+    KEPT_BY_FCNTL,
+    Describing,
+    GrabbedDescriptors,
+    Held,
+    Kind,
+    Opening,
+    Problem,
+    is_path,
+    reopened,
+    same_file,
+    words,
+)
+
+DELETED = " (deleted)"
+"""What the kernel puts after the path of a file that has no name any more (fs/d_path.c)."""
+
+
+class RegularFile(Kind[None]):
+    """A file with content on a file system."""
+
+    field = "file"
+
+    def matches(self, link: str, status: os.stat_result) -> bool:
+        """Anything with a path: also what has lost it."""
+        return stat.S_ISREG(status.st_mode) and link.startswith("/")
+
+    def grab(self, held: Held[None], pidfd: int, *, content: bool) -> None:
+        """Nothing: link, fdinfo and stat say it all. Closing a copy may write to a network (NFS flushes)."""
+
+    def judge(self, held: Held[None], tree: GrabbedDescriptors) -> Iterator[Problem]:
+        """Its name must lead to it."""
+        yield from _judge_name(held)
+
+    def describe(self, held: Held[None], out: Description, tree: GrabbedDescriptors, image: Describing) -> None:
+        """By name, with what tells whether it is still the same."""
+        out.file.path = os.fsencode(held.link)
+        out.file.position = held.position
+        out.file.size = held.stat.st_size
+        out.file.mtime_ns = held.stat.st_mtime_ns
+        out.file.dev = held.stat.st_dev
+        out.file.ino = held.stat.st_ino
+        out.file.mode = held.stat.st_mode
+
+    def check(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
+        """It is there, may be opened, and has not lost what the program counts on."""
+        for description in mine.values():
+            file = description.file
+            subject = words(description)
+            try:
+                fd = _open(description)
+            except OSError as error:
+                yield _cannot_open(subject, error)
+                continue
+            try:
+                now = os.fstat(fd)
+            finally:
+                os.close(fd)
+            if not stat.S_ISREG(now.st_mode):
+                yield Reason(subject, "it is no regular file any more", "put the file back")
+            elif description.flags & os.O_PATH:
+                continue
+            elif now.st_ino != file.ino and now.st_size < file.size:
+                yield Reason(
+                    subject,
+                    f"another file has taken its place: {now.st_size} bytes where there were {file.size}",
+                    "put the old file back",
+                )
+            elif now.st_size < file.position and not description.flags & os.O_APPEND:
+                yield Reason(
+                    subject,
+                    f"it was cut to {now.st_size} bytes, and the program is at byte {file.position}",
+                    "put the lost part back",
+                )
+
+    def make(self, description: Description, opening: Opening) -> int:
+        """By name, and never so that it changes."""
+        fd = _open(description)
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise RestoreFailed(f"{words(description)} is no regular file any more")
+        return _sought(fd, description.flags, description.file.position)
+
+
+class Directory(Kind[None]):
+    """A directory."""
+
+    field = "directory"
+
+    def matches(self, link: str, status: os.stat_result) -> bool:
+        """Anything that is one."""
+        return stat.S_ISDIR(status.st_mode) and link.startswith("/")
+
+    def grab(self, held: Held[None], pidfd: int, *, content: bool) -> None:
+        """Nothing: as for files."""
+
+    def judge(self, held: Held[None], tree: GrabbedDescriptors) -> Iterator[Problem]:
+        """Its name must lead to it."""
+        yield from _judge_name(held)
+
+    def describe(self, held: Held[None], out: Description, tree: GrabbedDescriptors, image: Describing) -> None:
+        """By name."""
+        out.directory.path = os.fsencode(held.link)
+        out.directory.position = held.position
+
+    def check(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
+        """It is there and may be opened."""
+        for description in mine.values():
+            try:
+                os.close(_open(description, os.O_DIRECTORY))
+            except OSError as error:
+                yield _cannot_open(words(description), error)
+
+    def make(self, description: Description, opening: Opening) -> int:
+        """By name."""
+        return _sought(_open(description, os.O_DIRECTORY), description.flags, description.directory.position)
+
+
+def _judge_name(held: Held[None]) -> Iterator[Problem]:
+    if held.stat.st_nlink == 0 or (held.link.endswith(DELETED) and not same_file(held.link, held.stat)):
+        yield Problem("it has no name any more, and its content is not kept", "close it, or give it a name")
+    elif re.match(r"/proc/(\d+|self|thread-self)(/|$)", held.link):
+        yield Problem("it shows a process as it is now", "close it before the checkpoint")
+    elif not same_file(held.link, held.stat):
+        yield Problem(
+            "its name does not lead to it here: it was renamed, replaced or is on a file system that only the"
+            " process sees",
+            "open it again under its present name",
+        )
+    elif held.flags & os.O_ACCMODE == os.O_ACCMODE and not is_path(held):
+        yield Problem("it was opened with an access mode that has no name (3)")
+
+
+def _open(description: Description, extra: int = 0) -> int:
+    """Open what the description names; first as a name only, so that no device or pipe is woken by it."""
+    kind = description.WhichOneof("kind")
+    path = getattr(description, kind or "").path
+    wanted = description.flags & (KEPT_AT_OPEN | KEPT_BY_FCNTL) | extra
+    if wanted & os.O_PATH:
+        return os.open(path, wanted | os.O_CLOEXEC)
+    fd = os.open(path, os.O_PATH | os.O_CLOEXEC | extra)
+    if not stat.S_ISDIR(os.fstat(fd).st_mode) and not stat.S_ISREG(os.fstat(fd).st_mode):
+        return fd  # the caller looks at what it is
+    return reopened(fd, wanted & ~os.O_NOFOLLOW)
+
+
+def _sought(fd: int, flags: int, position: int) -> int:
+    if not flags & os.O_PATH and position:
+        os.lseek(fd, position, os.SEEK_SET)
+    return fd
+
+
+def _cannot_open(subject: str, error: OSError) -> Reason:
+    advice = "let this user open it as the program had it open"
+    if isinstance(error, FileNotFoundError):
+        advice = "put it back, or mount the file system that has it"
+    return Reason(subject, f"it cannot be opened: {error.strerror}", advice)

@@ -1,0 +1,120 @@
+"""Files in memory: memfd_create(2) and /dev/shm, named or not. Their content is in the image.
+
+They are memory that processes share, so their content is kept by `torpor.objects.shared_memory`, whether
+they are mapped or not; here is what leads to them. A descriptor that was opened once more (/proc/PID/fd)
+comes back as a description of its own.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+from torpor.errors import Reason
+from torpor.image.image_pb2 import Description, Tree
+from torpor.objects.description import (
+    KEPT_AT_OPEN,
+    KEPT_BY_FCNTL,
+    Describing,
+    GrabbedDescriptors,
+    Held,
+    Holder,
+    Kind,
+    Opening,
+    Problem,
+    borrowed,
+    is_path,
+    same_file,
+)
+
+F_GET_SEALS = 1034
+SHM = "/dev/shm/"
+MEMFD = "/memfd:"
+
+
+@dataclass(frozen=True)
+class MemoryFile:
+    """A file in memory that a tree has open."""
+
+    link: bytes
+    """As /proc/PID/fd/N has it and maps would show it."""
+    stat: os.stat_result
+    seals: int
+    """F_SEAL_* (fcntl(2))."""
+    holder: Holder
+    """A descriptor that leads to it."""
+
+    def open(self) -> int:
+        """A descriptor of our own description, for reading: seeking in a copy would move the target's."""
+        return os.open(f"/proc/{self.holder.pid}/fd/{self.holder.fd}", os.O_RDONLY | os.O_CLOEXEC)
+
+
+class MemoryDescriptor(Kind[int]):
+    """A descriptor of a file in memory. The state is its seals."""
+
+    field = "memfd"
+
+    def matches(self, link: str, status: os.stat_result) -> bool:
+        """A file of /dev/shm, or a memfd, told by its device: a file on disk may be named like one."""
+        if not stat.S_ISREG(status.st_mode):
+            return False
+        return link.startswith(SHM) or (link.startswith(MEMFD) and status.st_dev == _memfd_device())
+
+    def grab(self, held: Held[int], pidfd: int, *, content: bool) -> int:
+        """The seals."""
+        if is_path(held):
+            return 0
+        with borrowed(pidfd, held.holders[0].fd) as copy:
+            try:
+                return fcntl.fcntl(copy, F_GET_SEALS)
+            except OSError:  # EINVAL: /dev/shm is on a file system that has none
+                return 0
+
+    def judge(self, held: Held[int], tree: GrabbedDescriptors) -> Iterator[Problem]:
+        """A name must lead to it."""
+        if is_path(held):
+            yield Problem("a file in memory is open as a name only (O_PATH)", "close it")
+        elif held.stat.st_nlink and not same_file(held.link, held.stat):
+            yield Problem("its name does not lead to it here: it was renamed or replaced", "open it again")
+
+    def describe(self, held: Held[int], out: Description, tree: GrabbedDescriptors, image: Describing) -> None:
+        """By the index of the memory."""
+        out.memfd.shared = image.shared(held.stat.st_dev, held.stat.st_ino)
+        out.memfd.position = held.position
+
+    def check(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
+        """The memory is in the image."""
+        for description in mine.values():
+            if description.memfd.shared >= len(image.shared):
+                yield Reason("the image", f"it names shared memory {description.memfd.shared}: there is none")
+
+    def make(self, description: Description, opening: Opening) -> int:
+        """A new description of the memory, at its position."""
+        flags = description.flags & (KEPT_AT_OPEN | KEPT_BY_FCNTL) & ~os.O_NOFOLLOW
+        memory = opening.shared(description.memfd.shared)
+        fd = os.open(f"/proc/self/fd/{memory}", flags | os.O_CLOEXEC)
+        os.lseek(fd, description.memfd.position, os.SEEK_SET)
+        return fd
+
+
+def memory_files(tree: GrabbedDescriptors) -> list[MemoryFile]:
+    """The files in memory that a tree has open, each once."""
+    found: dict[tuple[int, int], MemoryFile] = {}
+    for held in tree.of(MemoryDescriptor):
+        file = MemoryFile(os.fsencode(held.link), held.stat, held.state, held.holders[0])
+        found.setdefault((held.stat.st_dev, held.stat.st_ino), file)
+    return list(found.values())
+
+
+@cache
+def _memfd_device() -> int:
+    """The device of the kernel's own tmpfs, on which memfds are."""
+    fd = os.memfd_create("torpor-probe", os.MFD_CLOEXEC)
+    try:
+        return os.fstat(fd).st_dev
+    finally:
+        os.close(fd)
