@@ -41,7 +41,7 @@ check: venv
 	@rm -rf build/types && mkdir -p build/types/torpor
 	@ln -s $(addprefix $(CURDIR)/,$(wildcard engine/* jupyter_ext scheduler_hooks)) build/types/torpor/
 	MYPYPATH=build/types $(BIN)/mypy
-	$(BIN)/mypy --strict --explicit-package-bases setup.py tests/*.py
+	$(BIN)/mypy --strict --explicit-package-bases setup.py tests/*.py notebooks/*.py
 	$(BIN)/clang-format --dry-run -Werror native/*.[ch]
 	gcc $(C_FLAGS) native/*.c
 	@if command -v clang >/dev/null; then set -x; clang $(C_FLAGS) native/*.c; fi
@@ -68,7 +68,7 @@ test: check
 	$(BIN)/pytest tests/unit tests/conformance tests/integration
 
 demo: venv
-	@$(BIN)/python notebooks/demo.py
+	@$(BIN)/python -m notebooks.demo
 
 bench: venv
 	@$(BIN)/python -m tests.bench
