@@ -30,9 +30,9 @@ venv: $(VENV)/.stamp
 
 $(VENV)/.stamp: pyproject.toml setup.py $(wildcard native/*)
 	@PYTHON='$(PYTHON)' .ci/needs
-	@test -x $(BIN)/python || '$(PYTHON)' -m venv $(VENV)
 	@echo "installing torpor and its tools into $(VENV) ..."
-	@$(BIN)/python -m pip install -qq --editable '.[test,check]'
+	@umask 022; test -x $(BIN)/python || '$(PYTHON)' -m venv $(VENV)
+	@umask 022; $(BIN)/python -m pip install -qq --editable '.[test,check]'
 	@touch $@
 
 check: venv
