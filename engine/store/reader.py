@@ -117,7 +117,7 @@ class SnapshotReader:
         data = bytearray(length)
         self._read(pack, memoryview(data), offset)
         if blake3(data).digest() != self.blocks.hash(index):
-            raise self._changed([index])
+            raise self._changed(index)
         return bytes(data)
 
     def _read(self, pack: int, buffer: memoryview, offset: int) -> None:
@@ -129,13 +129,12 @@ class SnapshotReader:
                 f"pack {self.info.packs[pack]} became shorter while it was read", advice="do not change packs"
             )
 
-    def _changed(self, bad: list[int]) -> ImageDamaged:
-        size = sum(self.blocks.lengths[index] for index in bad)
-        packs = sorted({self.info.packs[self.blocks.packs[index]] for index in bad})
+    def _changed(self, index: int) -> ImageDamaged:
+        pack, offset, length = self.block(index)
         return ImageDamaged(
-            f"snapshot {self.info.id} is damaged: {len(bad)} blocks ({readable(size)}) "
-            f"in pack {', '.join(packs)} are not what was written",
-            advice="restore another snapshot, and look after the storage",
+            f"snapshot {self.info.id} is damaged: block {index} ({readable(length)} at {offset} "
+            f"of pack {self.info.packs[pack]}) is not what was written",
+            advice="restore another snapshot; `torpor verify` lists all the damage",
         )
 
     def verify_blocks(self, indexes: Iterable[int]) -> None:
@@ -144,12 +143,16 @@ class SnapshotReader:
         It uses pread and no mapping, for a file that another host cuts would end the process by SIGBUS.
         """
         for bad in self.bad_blocks(indexes):
-            raise self._changed([bad])
+            raise self._changed(bad)
 
     def bad_blocks(self, indexes: Iterable[int]) -> Iterator[int]:
         """Read blocks in the order they have on disk, and give those that are not what was written."""
         blocks = self.blocks
-        rows = sorted(set(indexes), key=lambda row: (blocks.packs[row], blocks.offsets[row]))
+        wanted = set(indexes)
+        for extreme in (min(wanted, default=None), max(wanted, default=None)):
+            if extreme is not None:
+                self.block(extreme)  # refuses what is no block
+        rows = sorted(wanted, key=lambda row: (blocks.packs[row], blocks.offsets[row]))
         buffer = memoryview(bytearray(READ_SIZE))
         first = 0
         while first < len(rows):

@@ -242,7 +242,7 @@ def test_a_bit_flipped_in_a_pack(saved: tuple[Store, SnapshotInfo]) -> None:
         for place in (offset, offset + length // 2, offset + length - 1):
             pack.write_bytes(good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :])
             with store.open(info.id) as reader:
-                with pytest.raises(ImageDamaged, match=r"1 blocks .* not what was written"):
+                with pytest.raises(ImageDamaged, match=f"block {index} .* not what was written"):
                     reader.read_block(index)
                 with pytest.raises(ImageDamaged):
                     reader.verify_blocks([0, 1, 2])
@@ -293,6 +293,9 @@ def test_a_block_number_out_of_range(saved: tuple[Store, SnapshotInfo]) -> None:
         for index in (-1, 3, 2**32):
             with pytest.raises(ImageDamaged, match=f"no block {index}"):
                 reader.read_block(index)
+            with pytest.raises(ImageDamaged, match=f"no block {index}"):
+                reader.verify_blocks([0, index, 1])
+        reader.verify_blocks([])
 
 
 def plant_link(path: Path) -> None:
