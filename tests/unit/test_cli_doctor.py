@@ -1,0 +1,111 @@
+"""What the doctor says of hosts that are made up: each way in which something is withheld."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from torpor import probe as probing
+from torpor.cli import doctor
+from torpor.probe import Probe
+
+ABLE = Probe(
+    uid=1000,
+    nofile=(1024, 524288),
+    trace_descendants=True,
+    trace_siblings=True,
+    rseq_configuration=True,
+    kcmp=True,
+    pidfd_getfd=True,
+    proc_children=True,
+    pagemap_scan=True,
+    uffd_wp_async=True,
+    user_namespaces=True,
+    pid_namespaces=True,
+    mount_proc=True,
+    set_tid=True,
+    set_mm_map=True,
+    time_namespaces=True,
+    map_vdso=True,
+    timer_restore_ids=True,
+)
+
+
+def findings(**changes: object) -> dict[str, doctor.Finding]:
+    return {finding.name: finding for finding in doctor.examine(replace(ABLE, **changes))}  # type: ignore[arg-type]
+
+
+def test_an_able_host_needs_nothing() -> None:
+    assert {f.verdict for f in findings().values()} <= {"ok", "info"}
+    assert not any(f.allow for f in findings().values())
+
+
+@pytest.mark.parametrize(
+    ("changes", "name", "verdict", "allow"),
+    [
+        ({"trace_siblings": False, "yama_scope": 1}, "trace_siblings", "limited", "kernel.yama.ptrace_scope=0"),
+        ({"trace_descendants": False, "yama_scope": 2}, "trace_descendants", "no", "CAP_SYS_PTRACE"),
+        ({"trace_descendants": False, "yama_scope": 3}, "trace_descendants", "no", "reboot"),
+        ({"trace_descendants": False, "seccomp": 2}, "trace_descendants", "no", "--cap-add SYS_PTRACE"),
+        ({"kcmp": False, "seccomp": 2}, "kcmp", "no", "seccomp=unconfined"),
+        ({"user_namespaces": False, "userns_limit": 0}, "user_namespaces", "no", "user.max_user_namespaces="),
+        (
+            {"user_namespaces": False, "unprivileged_userns_clone": False},
+            "user_namespaces",
+            "no",
+            "kernel.unprivileged_userns_clone=1",
+        ),
+        ({"user_namespaces": False, "seccomp": 2}, "user_namespaces", "no", "seccomp=unconfined"),
+        ({"user_namespaces": False}, "user_namespaces", "no", "chroot"),
+        # Ubuntu lets the user namespace come about and withholds what can be done in it.
+        (
+            {"pid_namespaces": False, "apparmor_restricts_userns": True},
+            "pid_namespaces",
+            "no",
+            "/etc/apparmor.d/torpor",
+        ),
+        ({"mount_proc": False, "masked_proc": ("/proc/kcore",)}, "mount_proc", "no", "systempaths=unconfined"),
+        ({"sealed_mappings": True}, "sealed_mappings", "no", "CONFIG_MSEAL_SYSTEM_MAPPINGS"),
+        ({"map_vdso": False}, "map_vdso", "no", "CONFIG_CHECKPOINT_RESTORE"),
+        ({"pagemap_scan": False}, "pagemap_scan", "limited", "6.7"),
+        ({"nofile": (256, 256)}, "nofile", "limited", "limits.conf"),
+    ],
+)
+def test_what_is_withheld(changes: dict[str, object], name: str, verdict: str, allow: str) -> None:
+    finding = findings(**changes)[name]
+    assert finding.verdict == verdict
+    assert allow in finding.allow
+
+
+def test_what_builds_on_something_missing_is_not_tried() -> None:
+    found = findings(user_namespaces=False, pid_namespaces=False, mount_proc=False, set_tid=False)
+    assert [found[name].verdict for name in ("pid_namespaces", "mount_proc", "set_tid")] == ["no"] * 3
+    assert found["set_tid"].means == "not tried: it needs user namespaces"
+    assert not found["set_tid"].allow
+
+
+def test_the_kernels_answer_is_told() -> None:
+    found = findings(set_tid=False, why={"set_tid": "clone3 with set_tid: Operation not permitted"})
+    assert found["set_tid"].why == "clone3 with set_tid: Operation not permitted"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words", "code"),
+    [
+        ({}, "You can freeze your processes here.\nYou can wake them without root here.\n", 0),
+        ({"trace_siblings": False, "yama_scope": 1}, "You can freeze what you launch here.", 0),
+        ({"set_tid": False}, "You cannot wake them without root here.", 1),
+    ],
+)
+def test_for_people(
+    changes: dict[str, object],
+    words: str,
+    code: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    host = replace(ABLE, **changes)  # type: ignore[arg-type]
+    monkeypatch.setattr(probing, "probe", lambda: host)
+    assert doctor.command.main([], standalone_mode=False) == code
+    assert words in capsys.readouterr().out
