@@ -21,7 +21,7 @@ from typing import NamedTuple
 from torpor import procfs
 from torpor.errors import Reason
 from torpor.image import image_pb2 as pb
-from torpor.remote import ptrace, x86_64
+from torpor.remote import ptrace
 from torpor.remote.batch import Batch, Call, Out, Replies, Struct
 from torpor.remote.freeze import Thread
 from torpor.remote.x86_64 import NR
@@ -109,7 +109,7 @@ def describe(grabbed: GrabbedThread, image: pb.Thread) -> None:
     asked, replies = grabbed.questions, grabbed.replies
     image.tid = replies.result(asked.tid)
     image.name = replies.output(asked.name, 1).split(b"\0")[0]
-    image.registers = x86_64.portable(grabbed.thread.registers).tobytes()
+    image.registers = grabbed.thread.portable.tobytes()
     image.xstate = grabbed.xstate
     image.sigmask = grabbed.thread.sigmask
     image.pending.extend(grabbed.pending)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import time
@@ -10,8 +11,8 @@ from dataclasses import dataclass, field
 
 from torpor import procfs
 from torpor.errors import CheckpointFailed, NotFound, NotPermitted
-from torpor.remote import ptrace
-from torpor.remote.x86_64 import keep_waiting
+from torpor.remote import memory, ptrace
+from torpor.remote.x86_64 import RIP, keep_waiting, portable, recover_call, was_restarted
 
 
 @dataclass
@@ -20,6 +21,9 @@ class Thread:
 
     tid: int
     registers: array[int] = field(default_factory=lambda: array("Q"))
+    """As ptrace shows them: the kernel itself restarts an interrupted call from these."""
+    portable: array[int] = field(default_factory=lambda: array("Q"))
+    """As another task, or a signal frame, can take them up."""
     sigmask: int = 0
     group_stopped: bool = False
     """Stopped by job control: it stays so after the detach, the kernel remembers."""
@@ -160,6 +164,7 @@ class Frozen:
                 thread.group_stopped = ptrace.stop_signal(status) != signal.SIGTRAP
                 thread.registers = ptrace.get_registers(thread.tid)
                 keep_waiting(thread.registers)
+                thread.portable = _portable(thread)
                 thread.sigmask = ptrace.get_sigmask(thread.tid)
                 return
             # A signal was on its way to the thread: let the kernel set up its handler, then the stop comes.
@@ -187,6 +192,17 @@ class Frozen:
             for tid in reversed(process.threads):  # the leader's end is told after its threads'
                 _wait_for_end(tid)
         self.processes.clear()
+
+
+def _portable(thread: Thread) -> array[int]:
+    registers = array("Q", thread.registers)
+    if was_restarted(registers):
+        try:
+            recover_call(registers, memory.read(thread.tid, registers[RIP] - 7, 7))
+        except OSError as error:
+            if error.errno != errno.EFAULT:  # code that cannot be read tells nothing
+                raise
+    return portable(registers)
 
 
 def _let_go(thread: Thread) -> None:

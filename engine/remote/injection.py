@@ -13,7 +13,8 @@ drops it. Where a program catches every such signal, the thread is stepped from 
 The order of setting registers and mask matters at each step: whoever dies between the two leaves either a thread
 with its own registers and mask, or one that runs on its frame, where a handler finds room below rsp.
 
-The window may stay behind when a dumper dies: anonymous memory that nobody uses. Nothing else does.
+The window may stay behind when a dumper dies: anonymous memory that nobody uses, and that the next checkpoint removes.
+Nothing else does.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import signal
 import struct
 import time
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from torpor import procfs
@@ -44,6 +45,10 @@ Only address space; no page of it is touched otherwise."""
 _QUIET_SIGNALS = (signal.SIGURG, signal.SIGWINCH)
 """Ignored by default (signal(7)): a thread that does not catch them does not notice them."""
 _RFLAGS_TRAP_DIRECTION = 0x100 | 0x400
+_HEADER = CODE.ljust(256, b"\0") + b"torpor's window\0"
+"""How a window begins; its size follows, 8 bytes."""
+_SEARCHED = 16 << 20
+"""Bytes of a mapping that are searched for windows left behind."""
 _PATIENCE = 10.0
 _RSEQ_CS = struct.Struct("<IIQQQ")
 
@@ -118,6 +123,7 @@ class Injection:
         self._quiet = next((s for s in _QUIET_SIGNALS if not caught >> (s - 1) & 1), None)
         self._host: Thread | None = None
         self._host_frame = 0
+        self._stale: list[tuple[int, int]] = []
         self._slots: dict[int, _Slot] = {}
         self._batches: dict[int, Batch] = {}
         for thread in process.threads.values():
@@ -135,7 +141,7 @@ class Injection:
         host = self._choose_host()
         frame_size = x86_64.signal_frame_size(len(self.xstates[host.tid]))
         frame = (host.registers[x86_64.RSP] - RED_ZONE - frame_size) & ~63
-        content = x86_64.signal_frame(frame, host.registers, self.xstates[host.tid], host.sigmask)
+        content = x86_64.signal_frame(frame, host.portable, self.xstates[host.tid], host.sigmask)
         memory.write_stack(self.process.pid, frame - 8, struct.pack("<Q", stub) + content)
         self._host, self._host_frame, self._call = host, frame, call
 
@@ -151,7 +157,37 @@ class Injection:
             frame = (base + _HANDLER_ROOM + 63) & ~63
             self._slots[thread.tid] = _Slot(frame, frame + frame_size, 0)
             base += slot
-        memory.write(self.process.pid, address, CODE)
+        memory.write(self.process.pid, address, _HEADER + struct.pack("<Q", size))
+        self._stale = list(self._find_stale())
+
+    def _find_stale(self) -> Iterator[tuple[int, int]]:
+        """Windows that dead dumpers left (address, size), except one in which a thread still is.
+
+        One whose dumper died between mapping and marking it is not known as ours and stays.
+        """
+        length = len(_HEADER) + 8
+        for mapping in self.maps:
+            if mapping.perms != b"rwxp" or mapping.inode:
+                continue
+            # Neighbours of one kind are one mapping. A large one is a compiler's, and ours are not far inside.
+            pages = range(mapping.start, min(mapping.end, mapping.start + _SEARCHED), procfs.PAGE)
+            heads = bytearray(length * len(pages))
+            memory.read_ranges(self.process.pid, [(page, length) for page in pages], memoryview(heads))
+            at = heads.find(_HEADER)
+            while at >= 0:
+                start = pages[at // length]
+                size = int.from_bytes(heads[at + length - 8 : at + length], "little")
+                if at % length == 0 and 0 < size <= mapping.end - start and not self._is_inside(start, size):
+                    yield start, size
+                at = heads.find(_HEADER, at + length)
+
+    def _is_inside(self, start: int, size: int) -> bool:
+        """Whether a thread runs there or has its stack there."""
+        return any(
+            start <= thread.registers[register] < start + size
+            for thread in self.process.threads.values()
+            for register in (x86_64.RIP, x86_64.RSP)
+        )
 
     @property
     def host(self) -> Thread:
@@ -173,7 +209,7 @@ class Injection:
             thread = self.process.threads[tid]
             table = batch.encode(slot.table)
             slot.size = len(table)
-            frame = x86_64.signal_frame(slot.frame, thread.registers, self.xstates[tid], thread.sigmask)
+            frame = x86_64.signal_frame(slot.frame, thread.portable, self.xstates[tid], thread.sigmask)
             memory.write(pid, slot.frame, frame.ljust(slot.table - slot.frame, b"\0") + table)
         for tid in batches:
             self._enter(tid)
@@ -267,7 +303,8 @@ class Injection:
             ptrace.set_registers(tid, thread.registers)
         self._batches = {}
         if self.window[0]:
-            self._call_on_stack(NR.munmap, self.window[0], self.window[1] - self.window[0])
+            for start, size in (*self._stale, (self.window[0], self.window[1] - self.window[0])):
+                self._call_on_stack(NR.munmap, start, size)
             self.window = (0, 0)
 
     def _choose_host(self) -> Thread:
@@ -355,7 +392,7 @@ def leave_critical_sections(process: Process, rseqs: dict[int, int]) -> None:
             _, _, start, length, abort = _RSEQ_CS.unpack(memory.read(process.pid, descriptor, _RSEQ_CS.size))
             registers = process.threads[tid].registers
             if start <= registers[x86_64.RIP] < start + length:
-                registers[x86_64.RIP] = abort
+                registers[x86_64.RIP] = process.threads[tid].portable[x86_64.RIP] = abort
 
 
 def _page_up(size: int) -> int:

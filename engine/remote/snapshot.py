@@ -5,15 +5,14 @@ all descriptors (else a pipe would stay open for as long as we write), makes the
 ends; the target's thread waits for it in the same batch. The snapshot, an orphan, now belongs to the subreaper or
 pid 1, not to the target. Both have exit signal 0: no SIGCHLD.
 
-The snapshot is born stopped, traced by us, and dies with us (PTRACE_O_EXITKILL). If the dumper dies before that
-option is set, the snapshot runs, waits a moment and exits by itself.
+The snapshot is born stopped, traced by us, and dies with us (PTRACE_O_EXITKILL). If it ever runs, because the dumper
+died before that option was set, it exits.
 """
 
 from __future__ import annotations
 
 import os
 import signal
-import struct
 import time
 
 from torpor.errors import CheckpointFailed
@@ -28,7 +27,6 @@ _PR_SET_CHILD_SUBREAPER = 36
 _PR_GET_CHILD_SUBREAPER = 37
 _PATIENCE = 30.0
 """Seconds for the fork itself: it copies page tables, about 15 ms a GiB."""
-_LAST_WAIT = struct.pack("<qq", 2, 0)  # struct timespec
 
 
 class Snapshot:
@@ -48,7 +46,6 @@ class Snapshot:
         batch.add(NR.close_range, 0, _EVERY_DESCRIPTOR, 0)
         batch.add(NR.clone, 0, 0, 0, 0, 0, on_zero=3)
         batch.add(NR.exit, 0)
-        batch.add(NR.ppoll, 0, 0, _LAST_WAIT, 0, 8)
         batch.add(NR.exit_group, 0)
         batch.first = len(batch)
         last = batch.first + 4

@@ -41,6 +41,10 @@ class NR(IntEnum):
     setitimer = 38
     getpid = 39
     socket = 41
+    recvmsg = 47
+    getsockname = 51
+    getpeername = 52
+    getsockopt = 55
     clone = 56
     fork = 57
     execve = 59
@@ -142,6 +146,9 @@ TIMER_ABSTIME = 1
 # waiting is what a program that knows nothing of the stop expects.
 _NEVER_RESTARTED = frozenset({NR.epoll_wait, NR.epoll_pwait, NR.epoll_pwait2, NR.rt_sigtimedwait})
 
+# Calls whose interruption leaves a restart block (kernel: set_restart_fn).
+_WITH_RESTART_BLOCK = frozenset({NR.poll, NR.nanosleep, NR.futex, NR.clock_nanosleep})
+
 SYSCALL_RET = b"\x0f\x05\xc3"
 """``syscall; ret``"""
 SIGRETURN_STUBS = (b"\x48\xc7\xc0\x0f\x00\x00\x00\x0f\x05", b"\xb8\x0f\x00\x00\x00\x0f\x05")
@@ -180,6 +187,28 @@ def keep_waiting(registers: array[int]) -> None:
         registers[RAX] = -ERESTARTNOHAND & WORD
 
 
+def was_restarted(registers: array[int]) -> bool:
+    """Whether the interrupted call had been interrupted before: then only the kernel knows which one it is."""
+    return registers[ORIG_RAX] == NR.restart_syscall and signed(registers[RAX]) == -ERESTART_RESTARTBLOCK
+
+
+def recover_call(registers: array[int], code: bytes) -> None:
+    """Put the number of a call that was restarted once already into orig_rax again.
+
+    After one restart the kernel shows restart_syscall there. The arguments are untouched, and C libraries load the
+    number right before the call: ``mov $nr, %eax; syscall``. Where it is not so, restart_syscall stays, which ends
+    the call with EINTR in a task without the restart block.
+
+    Args:
+        registers: changed in place.
+        code: the 7 bytes before rip.
+    """
+    if code[:1] == b"\xb8" and code[5:] == SYSCALL:
+        number = int.from_bytes(code[1:5], "little")
+        if number in _WITH_RESTART_BLOCK:
+            registers[ORIG_RAX] = number
+
+
 def portable(registers: array[int]) -> array[int]:
     """The registers as another task can take them up: restart blocks live in the kernel and are not carried over.
 
@@ -198,12 +227,10 @@ def portable(registers: array[int]) -> array[int]:
 
 
 def restarted(registers: array[int]) -> array[int]:
-    """The registers for a return through a signal frame, where the kernel does no restart: it is done in them."""
+    """Portable registers for a return through a signal frame, where the kernel does no restart: it is done in them."""
     result = array("Q", registers)
     if in_system_call(registers):
-        # rt_sigreturn voids the restart block, so restart_syscall answers -EINTR, which its call may give.
-        blocked = signed(registers[RAX]) == -ERESTART_RESTARTBLOCK
-        result[RAX] = NR.restart_syscall if blocked else registers[ORIG_RAX]
+        result[RAX] = registers[ORIG_RAX]
         result[RIP] = registers[RIP] - 2
     return result
 
@@ -211,6 +238,7 @@ def restarted(registers: array[int]) -> array[int]:
 def signal_frame(address: int, registers: array[int], xstate: bytes, sigmask: int) -> bytes:
     """The frame that rt_sigreturn, called with rsp = `address`, makes these registers, xsave area and mask from.
 
+    The registers are `portable`: rt_sigreturn voids the restart block (restore_sigcontext), as if in another task.
     `address` must be 64-byte aligned. The alternate stack is left alone.
     """
     r = restarted(registers)
