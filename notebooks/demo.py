@@ -24,6 +24,7 @@ from typing import Any
 from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_client.manager import KernelManager
 
+from tests.leaks import MARK
 from tests.users import BIN, User, ordinary_user
 
 ROOT = Path(__file__).parents[1]
@@ -187,7 +188,8 @@ def main() -> int:
     """Tell the story as an ordinary user, in a directory that is gone afterwards."""
     with ordinary_user() as account:
         folder = Path(tempfile.mkdtemp(prefix="torpor-demo-"))
-        user = User(account.pw_name, account.pw_uid, account.pw_gid, folder, {})
+        marked = {MARK: os.environ[MARK]} if MARK in os.environ else {}
+        user = User(account.pw_name, account.pw_uid, account.pw_gid, folder, marked)
         try:
             user.own(folder)
             if os.geteuid() == user.uid:

@@ -26,9 +26,7 @@ from torpor.cli.common import (
     show_default=True,
     help="What becomes of the processes once they are saved.",
 )
-@click.option(
-    "--tag", "tags", metavar="K=V", multiple=True, callback=parse_tags, help="A label; may be repeated."
-)
+@click.option("--tag", "tags", metavar="K=V", multiple=True, callback=parse_tags, help="A label; may be repeated.")
 @command_options
 def command(
     pid: int, store: str | None, then: Literal["run", "stop", "kill"], tags: dict[str, str], as_json: bool

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import resource
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -70,9 +73,7 @@ class SnapshotType(ParamType):
 
     name = "snapshot"
 
-    def shell_complete(
-        self, ctx: click.Context, param: click.Parameter, incomplete: str
-    ) -> list[CompletionItem]:
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         """Offer the ids in the store that the command line names so far."""
         from click.shell_completion import CompletionItem
 
@@ -104,9 +105,7 @@ class DurationType(ParamType):
         if isinstance(value, (int, float)):
             return float(value)
         found = self._SPAN.fullmatch(value)
-        seconds = found and sum(
-            int(n) * unit for n, unit in zip(found.groups(), self.UNITS.values(), strict=True) if n
-        )
+        seconds = found and sum(int(n) * unit for n, unit in zip(found.groups(), self.UNITS.values(), strict=True) if n)
         if not seconds:
             self.fail(f"{value!r} is not a time span like 90s, 10m or 1h30m", param, ctx)
         return float(seconds)
@@ -180,6 +179,17 @@ def snapshot_json(info: SnapshotInfo) -> dict[str, Any]:
         "written": info.written,
         "damage": info.damage,
     }
+
+
+def exit_as(code: int) -> int:
+    """End this command as a job ended: with its exit code, or by the signal -`code`, for whoever waits for it."""
+    if code >= 0:
+        return code
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # the job has left its core already, if it was to
+    if -code not in (signal.SIGKILL, signal.SIGSTOP):
+        signal.signal(-code, signal.SIG_DFL)
+    os.kill(os.getpid(), -code)
+    return 128 - code  # a signal that does not end a process by default ended this one: say so as a shell does
 
 
 # --- progress -----------------------------------------------------------------------------------------------

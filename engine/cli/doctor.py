@@ -142,9 +142,7 @@ def _capsules(probe: Probe) -> Iterator[Finding]:
     nothing = "nothing can be woken, by no one"
     if probe.sealed_mappings:
         sealed = f"the system's mappings are sealed: {nothing}"
-        yield Finding(
-            "sealed_mappings", placing, "no", sealed, "a kernel without CONFIG_MSEAL_SYSTEM_MAPPINGS"
-        )
+        yield Finding("sealed_mappings", placing, "no", sealed, "a kernel without CONFIG_MSEAL_SYSTEM_MAPPINGS")
     else:
         found = "programs find the clock where it was"
         yield _finding(probe, "map_vdso", placing, found, _no(nothing, _CONFIG))
@@ -158,10 +156,7 @@ def _allow_namespaces(probe: Probe) -> str:
         (probe.seccomp, _CONTAINER.format("unshare, clone, mount and clone3")),
     ]
     found = [words for holds, words in causes if holds]
-    return (
-        "; and ".join(found)
-        or "they may be switched off in this kernel (CONFIG_USER_NS), or this is a chroot"
-    )
+    return "; and ".join(found) or "they may be switched off in this kernel (CONFIG_USER_NS), or this is a chroot"
 
 
 def _allow_proc(probe: Probe) -> str:
@@ -226,9 +221,7 @@ def _facts(probe: Probe) -> Iterator[Finding]:
         f"{probe.transparent_hugepages or 'not in this kernel'}; the larger the pages, the shorter the pause",
     )
     features = f"xsave area {probe.xsave_size} bytes, components {probe.xfeatures:#x}"
-    yield Finding(
-        "xfeatures", "processor state", "info", f"{features}: a host that wakes needs the same or more"
-    )
+    yield Finding("xfeatures", "processor state", "info", f"{features}: a host that wakes needs the same or more")
 
 
 def report(probe: Probe) -> dict[str, Any]:

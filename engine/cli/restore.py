@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import click
 
-from torpor.cli.common import command_options, print_json, progress_bar, snapshot_argument, store_option
+from torpor.cli.common import command_options, exit_as, print_json, progress_bar, snapshot_argument, store_option
 
 
 @click.command("restore", short_help="Wake a snapshot.")
 @snapshot_argument
 @store_option
 @click.option("--detach", is_flag=True, help="Print one PID, which lives as long as the job, and return.")
-@click.option(
-    "--explain", is_flag=True, help="Print what would be done, system call by system call, and do nothing."
-)
+@click.option("--explain", is_flag=True, help="Print what would be done, system call by system call, and do nothing.")
 @command_options
 def command(snapshot: str, store: str | None, detach: bool, explain: bool, as_json: bool) -> int:
     """Wake a snapshot: its processes go on where they were, with their old PIDs.
@@ -24,14 +22,18 @@ def command(snapshot: str, store: str | None, detach: bool, explain: bool, as_js
     import torpor
 
     if explain:
-        click.echo(torpor.explain(snapshot, store=store))
+        from torpor.restore import explain as explain_plan
+
+        click.echo(explain_plan(snapshot, store=store))
         return 0
     with progress_bar("waking") as progress:
         job = torpor.restore(snapshot, store=store, detach=detach, progress=progress)
+    for warning in job.warnings:
+        click.echo(f"torpor: note: {warning}", err=True)
     if not detach:
-        return job.wait()
+        return exit_as(job.foreground())
     if as_json:
-        print_json({"pid": job.pid})
+        print_json({"pid": job.pid, "warnings": list(job.warnings)})
     else:
         click.echo(job.pid)
     return 0

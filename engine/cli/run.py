@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import click
 
-from torpor.cli.common import DurationType, command_options, store_option
+from torpor.cli.common import DurationType, command_options, exit_as, store_option
 
 
 @click.command("run", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @store_option
-@click.option(
-    "--every", type=DurationType(), metavar="TIME", help="Save it this often, as in 90s, 10m, 1h30m."
-)
+@click.option("--every", type=DurationType(), metavar="TIME", help="Save it this often, as in 90s, 10m, 1h30m.")
 @click.argument("cmd", metavar="CMD...", nargs=-1, required=True, type=click.UNPROCESSED)
 @command_options
 def command(cmd: tuple[str, ...], store: str | None, every: float | None, as_json: bool) -> int:
@@ -22,4 +20,4 @@ def command(cmd: tuple[str, ...], store: str | None, every: float | None, as_jso
     """
     import torpor
 
-    return torpor.run(cmd, store=store, every=every)
+    return exit_as(torpor.run(cmd, store=store, every=every))
