@@ -87,7 +87,8 @@ def _about(process: dict[str, Any]) -> list[str]:
     lines = [f"{process['program']}  in {process['directory']}"]
     names = Counter(thread["name"] for thread in process["threads"])
     named = ", ".join(f"{count} x {name}" if count > 1 else name for name, count in names.items())
-    lines.append(f"{len(process['threads'])} threads: {named}")
+    if len(process["threads"]) > 1:
+        lines.append(f"{len(process['threads'])} threads: {named}")
     memory = (
         f"{KINDS.get(kind, kind)} {human_size(sizes['mapped'])} ({human_size(sizes['stored'])} stored)"
         for kind, sizes in process["memory"].items()
