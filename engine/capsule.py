@@ -7,6 +7,7 @@ init is its pid 1; outside it is one stable PID that lives as long as the job.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import struct
 from collections.abc import Mapping, Sequence
@@ -69,14 +70,15 @@ class Init:
     """As this process sees it."""
     status_fd: int
     """Readable: the wait status (an int) of the child that init stands for, when that has ended."""
+    own_status_fd: int
+    """The number that init knows the other end by."""
 
 
 def launch(
     setting: Setting,
     child: int,
     *,
-    status_at: int,
-    inherit: range = range(0),
+    base: int = 3,
     program: Sequence[str] = (),
     environment: Mapping[str, str] | None = None,
     trace: bool = True,
@@ -86,8 +88,8 @@ def launch(
     Args:
         setting: its namespaces.
         child: the PID of the child it is to stand for, 0 for none.
-        status_at: the descriptor under which init is to find its end of the status pipe; not in use here.
-        inherit: descriptors that it inherits besides 0, 1, 2 and `status_at`.
+        base: the lowest number for its end of the status pipe. It inherits every descriptor from there on,
+            close-on-exec or not, besides 0, 1 and 2.
         program: what it is to start as its child: path, argv[0], arguments.
         environment: for the program.
         trace: attach to it, from the calling thread.
@@ -98,23 +100,27 @@ def launch(
     """
     status_read, status_write = os.pipe2(os.O_CLOEXEC)
     try:
-        os.dup2(status_write, status_at, inheritable=False)
+        status_fd = fcntl.fcntl(status_write, fcntl.F_DUPFD_CLOEXEC, base)
     finally:
         os.close(status_write)
     try:
-        inherited = range(min(inherit.start, status_at), max(inherit.stop, status_at + 1)) if inherit else range(
-            status_at, status_at + 1
-        )
-        pid = _launch(setting, inherited, _arguments(child, status_at, program), environment or {}, trace=trace)
+        arguments = init_arguments(child, status_fd, program)
+        inherit = range(base, _end_of_descriptors()) if trace else range(status_fd, status_fd + 1)
+        pid = _launch(setting, inherit, arguments, environment or {}, trace=trace)
     except BaseException:
         os.close(status_read)
         raise
     finally:
-        os.close(status_at)
-    return Init(pid, status_read)
+        os.close(status_fd)
+    return Init(pid, status_read, status_fd)
 
 
-def _arguments(child: int, status_fd: int, program: Sequence[str]) -> list[bytes]:
+def _end_of_descriptors() -> int:
+    return max(map(int, os.listdir("/proc/self/fd"))) + 1
+
+
+def init_arguments(child: int, status_fd: int = 0, program: Sequence[str] = ()) -> list[bytes]:
+    """The arguments of torpor-init (native/init.c)."""
     return [b"torpor-init", b"%d" % child, b"%d" % status_fd, *map(os.fsencode, program)]
 
 

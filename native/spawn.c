@@ -131,7 +131,7 @@ static _Noreturn void become_init(const struct tp_spawn *s)
 	if (s->keep_capabilities)
 		keep_capabilities(s);
 	for (int fd = s->first_fd; fd < s->end_fd; fd++)
-		if (fcntl(fd, F_SETFD, 0) && errno != EBADF)
+		if (fd != s->report && fcntl(fd, F_SETFD, 0) && errno != EBADF)
 			fail(s, TP_STAGE_DESCRIPTORS);
 	/* The caller attaches now. When it is gone there is nothing to read, and this is the end. */
 	if (read(s->gate, &go, 1) != 1)

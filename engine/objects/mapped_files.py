@@ -6,11 +6,14 @@ time. Documented in: elf(5) on notes; the build id is an NT_GNU_BUILD_ID note wi
 
 from __future__ import annotations
 
+import fcntl
 import os
+import stat
 import struct
+from collections.abc import Iterator
 from typing import NamedTuple
 
-from torpor.errors import CheckpointFailed
+from torpor.errors import CheckpointFailed, Reason, RestoreFailed
 from torpor.image import image_pb2 as pb
 
 _ELF = b"\x7fELF\x02\x01"  # 64-bit, little endian
@@ -97,3 +100,77 @@ class MappedFiles:
         finally:
             os.close(fd)
         return len(self._image.files) - 1
+
+
+# Restore
+
+
+def check(image: pb.Tree) -> Iterator[Reason]:
+    """Say which mapped or executed files are not what they were. A file that is mapped shared may have changed."""
+    data = {vma.file for process in image.processes for vma in process.memory.vmas if vma.kind == pb.Vma.FILE_SHARED}
+    for index, file in enumerate(image.files):
+        subject = f"the mapped file {os.fsdecode(file.path)}"
+        try:
+            fd = _open(file.path, os.O_RDONLY)
+        except OSError as error:
+            yield Reason(subject, f"it cannot be opened: {error.strerror}", "put it back where it was")
+            continue
+        try:
+            status = os.fstat(fd)
+            if not stat.S_ISREG(status.st_mode):
+                yield Reason(subject, "it is no regular file any more", "put it back")
+            elif index in data:
+                yield from _check_size(subject, image, index, status.st_size)
+            elif file.build_id and build_id(fd) != file.build_id:
+                yield Reason(subject, "it is another build than the one in memory", "install that version again")
+            elif not file.build_id and (status.st_size, status.st_mtime_ns) != (file.size, file.mtime_ns):
+                yield Reason(subject, "its size or time of change is not what it was", "put the old file back")
+        finally:
+            os.close(fd)
+
+
+def _check_size(subject: str, image: pb.Tree, index: int, size: int) -> Iterator[Reason]:
+    mapped = [vma for process in image.processes for vma in process.memory.vmas if vma.file == index]
+    needed = max(vma.offset + vma.end - vma.start for vma in mapped if vma.kind == pb.Vma.FILE_SHARED)
+    if size < image.files[index].size and size < needed:
+        yield Reason(subject, f"it has {size} bytes, and {image.files[index].size} were mapped", "put it back")
+
+
+def open_all(image: pb.Tree, base: int) -> dict[int, int]:
+    """Open every file, for writing too where a shared mapping may write.
+
+    Args:
+        image: the tree, checked.
+        base: the lowest number for a descriptor.
+
+    Returns:
+        The descriptors, close-on-exec, by index in the image.
+
+    Raises:
+        RestoreFailed: a file cannot be opened; none is left open.
+    """
+    writers = {
+        vma.file
+        for process in image.processes
+        for vma in process.memory.vmas
+        if vma.kind == pb.Vma.FILE_SHARED and vma.may_write
+    }
+    opened: dict[int, int] = {}
+    try:
+        for index, file in enumerate(image.files):
+            fd = _open(file.path, os.O_RDWR if index in writers else os.O_RDONLY)
+            try:
+                opened[index] = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, base)
+            finally:
+                os.close(fd)
+    except OSError as error:
+        for fd in opened.values():
+            os.close(fd)
+        path = os.fsdecode(image.files[len(opened)].path)
+        raise RestoreFailed(f"the mapped file {path} cannot be opened: {error.strerror}") from error
+    return opened
+
+
+def _open(path: bytes, flags: int) -> int:
+    # O_NONBLOCK: the name may be a FIFO's by now.
+    return os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)

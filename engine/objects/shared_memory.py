@@ -12,16 +12,20 @@ Documented in: memfd_create(2), shm_overview(7), mmap(2).
 from __future__ import annotations
 
 import errno
+import fcntl
 import mmap
 import os
-from collections.abc import Iterable
+import stat
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
+from torpor.errors import ImageDamaged, Reason, RestoreFailed
 from torpor.image import image_pb2 as pb
 from torpor.objects import vmas
 from torpor.objects.memory_files import MemoryFile
 from torpor.procfs import PAGE, Mapping
 from torpor.remote import memory
+from torpor.store import SnapshotReader
 
 _MEMFD = b"/memfd:"
 _SHM = b"/dev/shm/"
@@ -157,3 +161,128 @@ def _file_size(mapping: Mapping) -> int:
         return os.stat(mapping.name).st_size
     except FileNotFoundError:
         return -1
+
+
+# Restore
+
+_MFD_ALLOW_SEALING = 2
+
+
+def check(image: pb.Tree) -> Iterator[Reason]:
+    """Say which named memory cannot be given back."""
+    for shared in image.shared:
+        if shared.kind == pb.SharedMemory.UNKNOWN:
+            yield Reason("the image", "it has shared memory of a kind that this version does not know")
+        if shared.kind == pb.SharedMemory.TMPFS and not shared.name.startswith(_SHM):
+            yield Reason(f"shared memory {os.fsdecode(shared.name)}", "it does not lie in /dev/shm")
+        if shared.kind == pb.SharedMemory.TMPFS and os.path.lexists(shared.name):
+            try:
+                os.close(_open_named(shared))
+            except OSError as error:
+                why = f"the file there cannot be used: {error.strerror}"
+                yield Reason(f"shared memory {os.fsdecode(shared.name)}", why, "remove it if nobody needs it")
+
+
+def open_all(image: pb.Tree, reader: SnapshotReader, base: int) -> dict[int, int]:
+    """Make every piece of shared memory, with its content.
+
+    A name in /dev/shm that is there already may belong to a running program: it is used if its content is what
+    the image says, and otherwise refused.
+
+    Args:
+        image: the tree, checked.
+        reader: of its snapshot.
+        base: the lowest number for a descriptor.
+
+    Returns:
+        Descriptors for reading and writing, close-on-exec, by index in the image.
+
+    Raises:
+        RestoreFailed: it cannot be made, or a name is in use; no descriptor is left open.
+        ImageDamaged: its content is not what was written.
+    """
+    opened: dict[int, int] = {}
+    made: list[bytes] = []
+    try:
+        for index, shared in enumerate(image.shared):
+            fd, new = _make(shared)
+            if new and shared.kind == pb.SharedMemory.TMPFS:
+                made.append(shared.name)
+            try:
+                opened[index] = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, base)
+            finally:
+                os.close(fd)
+            if new:
+                _fill(opened[index], shared, reader)
+            elif not _same(opened[index], shared, reader):
+                raise RestoreFailed(
+                    f"shared memory {os.fsdecode(shared.name)} is there with another content",
+                    advice="remove it if no program uses it",
+                )
+    except BaseException as error:
+        for fd in opened.values():
+            os.close(fd)
+        for name in made:
+            os.unlink(name)
+        if isinstance(error, OSError):
+            raise RestoreFailed(f"shared memory cannot be made: {error.strerror}") from error
+        raise
+    return opened
+
+
+def _open_named(shared: pb.SharedMemory) -> int:
+    fd = os.open(shared.name, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or status.st_size != shared.size:
+        os.close(fd)
+        raise OSError(errno.EEXIST, "it is another file")
+    return fd
+
+
+def _make(shared: pb.SharedMemory) -> tuple[int, bool]:
+    """A descriptor, and whether the memory is new."""
+    if shared.kind == pb.SharedMemory.TMPFS:
+        try:
+            return _open_named(shared), False
+        except FileNotFoundError:
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            fd = os.open(shared.name, flags, 0o600)
+            os.fchmod(fd, shared.mode & 0o777)
+    else:
+        fd = os.memfd_create(os.fsdecode(shared.name) or "shared", os.MFD_CLOEXEC | _MFD_ALLOW_SEALING)
+        os.fchmod(fd, shared.mode & 0o777)
+    os.ftruncate(fd, shared.size)
+    return fd, True
+
+
+def _pieces(shared: pb.SharedMemory, reader: SnapshotReader) -> Iterator[tuple[int, int, int, int]]:
+    """Of each run of pages: where it goes, its size, the pack's descriptor and the place there."""
+    pages = shared.pages
+    for start, count, block in zip(pages.starts, pages.counts, pages.blocks, strict=True):
+        pack, offset, length = reader.block(block)
+        size = count * PAGE
+        if size > length or start * PAGE >= shared.size:
+            raise ImageDamaged(f"page {start} of shared memory lies in no block of the snapshot")
+        yield start * PAGE, min(size, shared.size - start * PAGE), reader.pack_fd(pack), offset
+
+
+def _fill(fd: int, shared: pb.SharedMemory, reader: SnapshotReader) -> None:
+    for at, size, pack, offset in _pieces(shared, reader):
+        os.lseek(fd, at, os.SEEK_SET)
+        done = 0
+        while done < size:
+            moved = os.sendfile(fd, pack, offset + done, min(size - done, _AT_ONCE))
+            if moved == 0:
+                raise ImageDamaged("a pack became shorter while it was read")
+            done += moved
+    if shared.seals:
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, shared.seals)
+
+
+def _same(fd: int, shared: pb.SharedMemory, reader: SnapshotReader) -> bool:
+    at = 0
+    for start, size, pack, offset in _pieces(shared, reader):
+        if any(os.pread(fd, start - at, at)) or os.pread(fd, size, start) != os.pread(pack, size, offset):
+            return False
+        at = start + size
+    return not any(os.pread(fd, shared.size - at, at))

@@ -44,6 +44,7 @@ class NR(IntEnum):
     recvmsg = 47
     getsockname = 51
     getpeername = 52
+    setsockopt = 54
     getsockopt = 55
     clone = 56
     fork = 57

@@ -1,0 +1,231 @@
+"""The address space of a process, from its image: mappings, pages, layout, vDSO. The restore of vmas.py and memory.py.
+
+Documented in: mmap(2), prctl(2) on PR_SET_MM_MAP, vdso(7); ARCH_MAP_VDSO_64 is in arch/x86/include/uapi/asm/prctl.h.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from array import array
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from torpor.errors import ImageDamaged
+from torpor.image import image_pb2 as pb
+from torpor.procfs import PAGE
+from torpor.remote.batch import Call, Struct
+from torpor.remote.x86_64 import NR, TASK_SIZE
+from torpor.store import BlockTable
+
+MAP_GROWSDOWN = 0x100
+MAP_NORESERVE = 0x4000
+MAP_FIXED_NOREPLACE = 0x100000
+ARCH_MAP_VDSO_64 = 0x2003
+PR_SET_MM, PR_SET_MM_MAP = 35, 14
+PR_SET_VMA, PR_SET_VMA_ANON_NAME = 0x53564D41, 0
+
+_MM_MAP = struct.Struct("<11QQII")  # struct prctl_mm_map (include/uapi/linux/prctl.h)
+_AUXV_POINTER = 88  # in it
+IOV_MAX = 1024
+MAX_READ = 1 << 30
+"""Bytes of one read: the kernel ends at 2 GiB less a page, and results should come now and then."""
+
+
+@dataclass(frozen=True)
+class Vdso:
+    """The host's vDSO and the data pages before it."""
+
+    vvar_size: int
+    content: bytes
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The descriptors that everything mapped comes from, and where blocks lie."""
+
+    files: Mapping[int, int]
+    shared: Mapping[int, int]
+    packs: Mapping[int, int]
+    blocks: BlockTable
+
+
+def check(name: str, space: pb.AddressSpace) -> None:
+    """Look at what the kernel would not refuse by itself.
+
+    Raises:
+        ImageDamaged: mappings overlap or lie outside the address space, or pages lie outside mappings.
+    """
+    end = 0
+    for vma in space.vmas:
+        if vma.start < max(end, PAGE) or vma.end <= vma.start or vma.end > TASK_SIZE or (vma.start | vma.end) % PAGE:
+            raise ImageDamaged(f"{name}: the mapping {vma.start:#x}-{vma.end:#x} is not possible")
+        end = vma.end
+    table = space.pages
+    if not len(table.starts) == len(table.counts) == len(table.blocks):
+        raise ImageDamaged(f"{name}: its page table's columns differ in length")
+
+
+def steps(space: pb.AddressSpace, image: pb.Tree, sources: Sources, vdso: Vdso, window: range) -> Iterator[Call]:
+    """All calls that turn a blank process's address space into the image's, but for the window."""
+    yield from clear(window)
+    if space.vdso:
+        start = space.vdso - vdso.vvar_size
+        # A hint, not an order: it is heeded because nothing is there; what it gives is where [vvar] begins.
+        yield Call(
+            NR.arch_prctl,
+            (ARCH_MAP_VDSO_64, start),
+            lambda result: result > 0,
+            f"mapping the vDSO at {space.vdso:#x}",
+        )
+    written = _written(space)
+    for vma, has_pages in zip(space.vmas, written, strict=True):
+        yield _map(vma, image, sources, writable=has_pages)
+    yield from fill(space.pages, sources)
+    for vma, has_pages in zip(space.vmas, written, strict=True):
+        yield from _finish(vma, has_pages)
+    yield layout(space, sources)
+
+
+def clear(window: range) -> Iterator[Call]:
+    """Unmap everything but the window."""
+    yield Call(NR.munmap, (0, window.start), 0, "unmapping the blank process's own memory")
+    yield Call(NR.munmap, (window.stop, TASK_SIZE - window.stop), 0, "unmapping the blank process's own memory")
+
+
+def _written(space: pb.AddressSpace) -> list[bool]:
+    """For each mapping, whether pages of the image go into it."""
+    starts = [vma.start // PAGE for vma in space.vmas]
+    ends = [vma.end // PAGE for vma in space.vmas]
+    found = [False] * len(starts)
+    for page, count in zip(space.pages.starts, space.pages.counts, strict=True):
+        at = bisect_right(starts, page) - 1
+        stop = page + count
+        while at >= 0 and page < stop:
+            if at == len(starts) or not starts[at] <= page < ends[at]:
+                raise ImageDamaged(f"the page at {page * PAGE:#x} lies in no mapping")
+            found[at] = True
+            page = ends[at]
+            at += 1
+        if at < 0:
+            raise ImageDamaged(f"the page at {page * PAGE:#x} lies in no mapping")
+    return found
+
+
+def _where(vma: pb.Vma) -> str:
+    return f"{vma.start:#x}-{vma.end:#x}"
+
+
+def _map(vma: pb.Vma, image: pb.Tree, sources: Sources, *, writable: bool) -> Call:
+    flags = MAP_FIXED_NOREPLACE
+    if vma.grows_down:
+        flags |= MAP_GROWSDOWN
+    if vma.noreserve:
+        flags |= MAP_NORESERVE
+    fd, offset = -1, vma.offset
+    if vma.kind == pb.Vma.ANONYMOUS:
+        flags |= mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        what, offset = "memory", 0
+    elif vma.kind in (pb.Vma.FILE_PRIVATE, pb.Vma.FILE_SHARED):
+        flags |= mmap.MAP_PRIVATE if vma.kind == pb.Vma.FILE_PRIVATE else mmap.MAP_SHARED
+        fd = sources.files[vma.file]
+        what = image.files[vma.file].path.decode(errors="replace")
+    elif vma.kind == pb.Vma.SHARED:
+        flags |= mmap.MAP_SHARED
+        fd = sources.shared[vma.shared]
+        what = "shared memory"
+    else:
+        raise ImageDamaged(f"the mapping {_where(vma)} is of a kind that this version does not know")
+    prot = vma.prot | (mmap.PROT_WRITE if writable else 0)
+    words = f"mapping {what} at {_where(vma)}"
+    return Call(NR.mmap, (vma.start, vma.end - vma.start, prot, flags, fd, offset), vma.start, words)
+
+
+def _finish(vma: pb.Vma, has_pages: bool) -> Iterator[Call]:
+    size = vma.end - vma.start
+    if has_pages and not vma.prot & mmap.PROT_WRITE:
+        yield Call(NR.mprotect, (vma.start, size, vma.prot), 0, f"protecting {_where(vma)}")
+    for advice in vma.advice:
+        yield Call(NR.madvise, (vma.start, size, advice), 0, f"giving {_where(vma)} the advice {advice}")
+    if vma.locked:
+        yield Call(NR.mlock, (vma.start, size), 0, f"locking {_where(vma)} in memory")
+    if vma.name:
+        yield Call(
+            NR.prctl,
+            (PR_SET_VMA, PR_SET_VMA_ANON_NAME, vma.start, size, vma.name + b"\0"),
+            0,
+            f"naming {_where(vma)}",
+        )
+
+
+def fill(table: pb.PageTable, sources: Sources) -> Iterator[Call]:
+    """Read the pages of a table from the packs to their addresses, with as few calls as can be."""
+    blocks = sources.blocks
+    packs, offsets, lengths = blocks.packs, blocks.offsets, blocks.lengths
+    vector = array("Q")  # struct iovec[]
+    pack = begin = at = next_address = -1
+    for start, count, block in zip(table.starts, table.counts, table.blocks, strict=True):
+        size = count * PAGE
+        if block >= len(offsets) or size > lengths[block]:
+            raise ImageDamaged(f"the pages at {start * PAGE:#x} lie in no block of the snapshot")
+        address = start * PAGE
+        if packs[block] != pack or offsets[block] != at or at - begin >= MAX_READ or len(vector) == 2 * IOV_MAX:
+            if vector:
+                yield _read(sources.packs[pack], vector, begin, at)
+            pack, begin = packs[block], offsets[block]
+            at = begin
+            vector = array("Q")
+            next_address = -1
+        if address == next_address:
+            vector[-1] += size
+        else:
+            vector.append(address)
+            vector.append(size)
+        at += size
+        next_address = address + size
+    if vector:
+        yield _read(sources.packs[pack], vector, begin, at)
+
+
+def _read(fd: int, vector: array[int], begin: int, end: int) -> Call:
+    words = f"filling {end - begin >> 10} KiB from {vector[0]:#x} on from the snapshot"
+    if len(vector) == 2:
+        return Call(NR.pread64, (fd, vector[0], vector[1], begin), end - begin, words)
+    return Call(NR.preadv, (fd, vector.tobytes(), len(vector) // 2, begin, 0), end - begin, words)
+
+
+def layout(space: pb.AddressSpace, sources: Sources) -> Call:
+    """Where code, heap, stack, arguments and environment lie, the auxiliary vector, and the exe link."""
+    content = _MM_MAP.pack(
+        space.start_code, space.end_code, space.start_data, space.end_data, space.start_brk, space.brk,
+        space.start_stack, space.arg_start, space.arg_end, space.env_start, space.env_end,
+        _MM_MAP.size, len(space.auxv), sources.files[space.exe],
+    )  # fmt: skip
+    return Call(
+        NR.prctl,
+        (PR_SET_MM, PR_SET_MM_MAP, Struct(content + space.auxv, (_AUXV_POINTER,)), _MM_MAP.size, 0),
+        0,
+        "setting the memory layout and the exe link",
+    )
+
+
+def free_range(spaces: Sequence[pb.AddressSpace], size: int) -> range:
+    """An address range that no mapping of any of these uses, where no kernel puts anything by itself.
+
+    Raises:
+        ImageDamaged: there is none.
+    """
+    used = sorted(
+        [(vma.start, vma.end) for space in spaces for vma in space.vmas]
+        + [(space.vvar or space.vdso, space.vdso_end) for space in spaces if space.vdso]
+    )
+    # Above a program that is linked to a fixed address and its heap, below where the kernel begins at random.
+    low, high = 0x1000_0000_0000, 0x5000_0000_0000
+    end = low
+    for start, stop in [*used, (high, high)]:
+        if start >= end + size and end + size <= high:
+            return range(end, end + size)
+        end = max(end, stop)
+    raise ImageDamaged("its mappings leave no room to restore from")
+

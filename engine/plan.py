@@ -1,0 +1,173 @@
+"""What a restore does, as data: for every process the system calls, the result each must give, and words for it.
+
+Making a plan is pure: it touches nothing, so it can be printed (`torpor restore --explain`) and tested without any
+privilege. `execute` runs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from torpor.image import image_pb2 as pb
+from torpor.objects import address_space, credentials, descriptors, family, signals, threads, timers, tree
+from torpor.objects.address_space import Sources, Vdso
+from torpor.objects.credentials import Rights
+from torpor.objects.descriptors import Opened
+from torpor.objects.threads import Bounds
+from torpor.remote.batch import Call
+from torpor.remote.x86_64 import NR
+
+SIGCHLD = 17
+WALL = 0x40000000
+WINDOW_SIZE = 8 << 20
+"""Bytes of the window: the interpreter, then room for tables. Pages of it that are not used cost nothing."""
+
+
+@dataclass(frozen=True)
+class Here:
+    """What the plan must know of the place where the tree is to live."""
+
+    init: int
+    """The PID of init where the tree lives: 1 in a capsule."""
+    rights: Rights
+    bounds: Bounds
+    vdso: Vdso
+    timer_restore_ids: bool
+
+
+@dataclass(frozen=True)
+class Held:
+    """The descriptors that the restoring process holds for the tree, by number; they are inherited."""
+
+    opened: Opened
+    sources: Sources
+    directories: Mapping[bytes, int]
+    """Current directories, by path."""
+
+
+@dataclass
+class ThreadPlan:
+    """What a thread does, and what it is to be when it is let go."""
+
+    image: pb.Thread
+    calls: list[Call]
+
+
+@dataclass
+class ProcessPlan:
+    """What a process does."""
+
+    member: family.Member
+    birth: list[Call] = field(default_factory=list)
+    """In the blank process: its session and group, and the births of its children in the order of `births`."""
+    build: list[Call] = field(default_factory=list)
+    """By its main thread: everything that the process has as a whole, then its other threads."""
+    threads: list[ThreadPlan] = field(default_factory=list)
+    """By each thread, the main one first, when all are there."""
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        image = self.member.image
+        if image is None:
+            return f"the stand-in for process {self.member.pid}"
+        return f"process {self.member.pid} ({image.threads[0].name.decode(errors='replace')})"
+
+
+@dataclass
+class Plan:
+    """All of it. Parents come before their children, init is the first."""
+
+    processes: list[ProcessPlan]
+    window: range
+    warnings: list[str]
+
+    def explain(self) -> str:
+        """The plan for people, a line for each call."""
+        return "\n".join(self._lines())
+
+    def _lines(self) -> Iterator[str]:
+        yield from (f"warning: {warning}" for warning in self.warnings)
+        for process in self.processes:
+            yield f"{process.name}:"
+            for title, calls in (("when born", process.birth), ("then", process.build)):
+                yield from _explain(title, calls)
+            for thread in process.threads:
+                yield from _explain(f"thread {thread.image.tid}", thread.calls)
+
+
+def _explain(title: str, calls: list[Call]) -> Iterator[str]:
+    if calls:
+        yield f"  {title}:"
+    for call in calls:
+        yield f"    {NR(call.nr).name:<18} {call.words}"
+
+
+def make(image: pb.Tree, here: Here, held: Held) -> Plan:
+    """Plan a restore.
+
+    Raises:
+        RestoreRefused: processes cannot be born as they were.
+        ImageDamaged: the image contradicts itself.
+        RestoreFailed: the kernel has no way to give something back.
+    """
+    top = family.arrange(image, here.init)
+    window = address_space.free_range([process.memory for process in image.processes], WINDOW_SIZE)
+    members = list(top.walk())
+    leaders = {member.pid for member in members}
+    plans = [ProcessPlan(member, list(_birth(member))) for member in members]
+    warnings: list[str] = []
+    for plan in plans:
+        if plan.member.image is not None:
+            _build(plan, plan.member.image, image, here, held, window, leaders)
+            warnings += credentials.warnings(plan.name, plan.member.image, here.rights)
+            for thread in plan.member.image.threads:
+                warnings += threads.warnings(f"{plan.name}, thread {thread.tid}", thread, here.bounds)
+    return Plan(plans, window, warnings)
+
+
+def _birth(member: family.Member) -> Iterator[Call]:
+    yield from map(_bear, member.early)
+    if member.leads_session:
+        yield Call(NR.setsid, (), member.pid, "starting a session")
+    elif member.pgid == member.pid:
+        yield Call(NR.setpgid, (0, 0), 0, "starting a process group")
+    yield from map(_bear, member.births[len(member.early) :])
+
+
+def _bear(child: family.Member) -> Call:
+    # Nobody is told of the end of a stand-in that only holds a group for a moment.
+    return threads.clone(0, 0 if child.only_group else SIGCHLD, child.pid, f"starting process {child.pid}")
+
+
+def _build(
+    plan: ProcessPlan, process: pb.Process, image: pb.Tree, here: Here, held: Held, window: range, pids: set[int]
+) -> None:
+    address_space.check(plan.name, process.memory)
+    build = plan.build
+    if process.pgid != process.pid and process.pgid in pids:
+        build.append(Call(NR.setpgid, (0, process.pgid), 0, f"joining process group {process.pgid}"))
+    build += address_space.steps(process.memory, image, held.sources, here.vdso, window)
+    build += tree.steps(process, held.directories[process.cwd])
+    build += descriptors.placement(process, held.opened)
+    build += descriptors.closing(process)
+    build += signals.steps(process)
+    build += map(threads.birth, process.threads[1:])
+    for thread in process.threads:
+        calls = list(threads.steps(thread, here.bounds))
+        if thread.tid == process.pid:
+            calls += [
+                Call(NR.wait4, (child.pid, 0, WALL, 0), child.pid, f"reaping the stand-in for group {child.pid}")
+                for child in plan.member.children
+                if child.only_group
+            ]
+            calls += timers.steps(process, here.timer_restore_ids)
+            calls += signals.queue(process)
+            calls += credentials.limit_steps(process, here.rights)
+        calls += signals.queue_to_thread(process, thread)
+        calls += credentials.steps(process.credentials, here.rights)
+        if thread.tid == process.pid:
+            calls += tree.last_steps(process)
+        calls += threads.last_steps(thread)
+        plan.threads.append(ThreadPlan(thread, calls))

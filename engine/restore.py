@@ -1,0 +1,377 @@
+"""How a restore is done: check, open, plan, launch, build, verify, let go.
+
+An image is compiled to a plan (`plan`), which is run inside blank processes (`execute`) below a torpor-init
+(`capsule`). If a step fails, everything half-built is killed, the image is untouched, and it can be tried again.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
+
+from google.protobuf.message import DecodeError
+
+from torpor import capsule, procfs
+from torpor.capsule import Namespaces, Setting
+from torpor.errors import ImageDamaged, Reason, RestoreRefused
+from torpor.execute import Builder
+from torpor.image import image_pb2 as pb
+from torpor.job import Job
+from torpor.objects import credentials, descriptors, family, mapped_files, shared_memory
+from torpor.objects.address_space import Sources, Vdso
+from torpor.objects.credentials import Rights
+from torpor.objects.threads import Bounds
+from torpor.plan import Held, Here, Plan, make
+from torpor.probe import Probe, probe
+from torpor.store import SnapshotInfo, SnapshotReader, Store
+
+KIND = "tree"
+Progress = Callable[[int, int], None]
+"""Told the bytes of memory done so far and in all."""
+UNKNOWN_PID = -1
+"""init's own PID in a plan, outside a capsule: nothing refers to it."""
+
+
+def restore(
+    snapshot: str | SnapshotInfo,
+    *,
+    store: Store | str | os.PathLike[str] | None = None,
+    detach: bool = False,
+    stdio: Sequence[int] = (0, 1, 2),
+    progress: Progress | None = None,
+) -> Job:
+    """Wake a snapshot: its processes go on where they were, under their old PIDs.
+
+    Args:
+        snapshot: what `checkpoint` returned, an id, a beginning of one, or ``latest``.
+        store: a store, its directory, or None for the user's own.
+        detach: the job is to outlive this process and its terminal.
+        stdio: descriptors that stand in for what was standard input, output and error.
+        progress: told bytes done and bytes in all.
+
+    Raises:
+        RestoreRefused: this host cannot wake it as it is now; nothing was started.
+        RestoreFailed: a step failed; nothing of the tree is left, and it can be tried again.
+        NotFound, NotPermitted: no such snapshot; the host forbids a capsule.
+        ImageDamaged, StoreError: it cannot be read.
+    """
+    with _open(snapshot, store) as reader:
+        image = _parse(reader)
+        _refuse(image, reader, stdio)
+        setting = _setting(image, detach)
+        with _Material(image, reader, stdio) as material:
+            plan = make(image, _here(setting), material.held)
+            return _wake(image, reader, setting, plan, material.base, progress)
+
+
+def explain(snapshot: str | SnapshotInfo, *, store: Store | str | os.PathLike[str] | None = None) -> str:
+    """Every system call that a restore would make here, in words. Starts nothing.
+
+    Raises:
+        As `restore`.
+    """
+    with _open(snapshot, store) as reader:
+        image = _parse(reader)
+        _refuse(image, reader, (0, 1, 2))
+        with _Material(image, reader, (0, 1, 2)) as material:
+            return make(image, _here(_setting(image, False)), material.held).explain()
+
+
+def _open(snapshot: str | SnapshotInfo, store: Store | str | os.PathLike[str] | None) -> SnapshotReader:
+    if store is None and isinstance(snapshot, SnapshotInfo):
+        store = snapshot.store
+    home = store if isinstance(store, Store) else Store(store)
+    return home.open(snapshot)
+
+
+def _parse(reader: SnapshotReader) -> pb.Tree:
+    if reader.info.kind != KIND:
+        raise ImageDamaged(f"snapshot {reader.info.id} is of the kind {reader.info.kind}, not a process tree")
+    try:
+        image = pb.Tree.FromString(reader.body)
+    except DecodeError as error:
+        raise ImageDamaged(f"the image of snapshot {reader.info.id} cannot be parsed") from error
+    if not image.processes:
+        raise ImageDamaged(f"the image of snapshot {reader.info.id} holds no process")
+    return image
+
+
+# ----------------------------------------------------------------------------------------------- checks
+
+
+def _refuse(image: pb.Tree, reader: SnapshotReader, stdio: Sequence[int]) -> None:
+    """Find what keeps this host from waking an image; nothing was touched yet.
+
+    Raises:
+        RestoreRefused: with every reason at once.
+    """
+    host = probe()
+    reasons = [*_check_host(image.host, host), *_check_references(image)]
+    if not reasons:
+        for process in image.processes:
+            reasons += credentials.check(f"process {process.pid}", process.credentials)
+        reasons += mapped_files.check(image)
+        reasons += shared_memory.check(image)
+        reasons += descriptors.check(image, stdio)
+        reasons += _check_directories(image)
+        reasons += _check_abilities(host)
+        family.arrange(image, UNKNOWN_PID)
+    if reasons:
+        raise RestoreRefused(f"snapshot {reader.info.id} cannot be restored here", reasons)
+
+
+_ABI_FLAGS = frozenset(
+    "sse3 ssse3 sse4_1 sse4_2 popcnt movbe aes pclmulqdq avx avx2 fma f16c bmi1 bmi2 abm adx sha_ni rdrand rdseed"
+    " fsgsbase erms vaes vpclmulqdq gfni avx_vnni rdpid clwb clflushopt movdiri movdir64b serialize waitpkg xsavec"
+    " avx512f avx512cd avx512bw avx512dq avx512vl avx512ifma avx512vbmi avx512_vbmi2 avx512_vnni avx512_bitalg"
+    " avx512_vpopcntdq avx512_bf16 avx512_fp16 avx512_vp2intersect amx_tile amx_int8 amx_bf16 pku ospke".split()
+)
+"""Features by which programs and libc choose code once, at their start (names of /proc/cpuinfo)."""
+
+
+def _check_host(image: pb.Host, host: Probe) -> Iterator[Reason]:
+    this = "this processor"
+    if image.architecture != host.architecture:
+        yield Reason("this host", f"the image is for {image.architecture}, and this is {host.architecture}")
+        return
+    if image.page_size != host.page_size:
+        yield Reason("this host", f"the image has pages of {image.page_size} bytes, and here they have {host.page_size}")
+    if missing := _ABI_FLAGS.intersection(image.cpu_flags) - host.cpu_flags:
+        yield Reason(this, f"it lacks {', '.join(sorted(missing))}", "restore on one that has what the image's host had")
+    if missing_state := image.xfeatures & ~host.xfeatures:
+        yield Reason(this, f"it has not all of the register sets that the image may hold ({missing_state:#x} of XCR0)")
+
+
+def _check_abilities(host: Probe) -> Iterator[Reason]:
+    if host.sealed_mappings:
+        yield Reason("this kernel", "it seals the vDSO, which then cannot be put where it was", "see `torpor doctor`")
+    elif not host.map_vdso:
+        yield Reason("this kernel", "it cannot map a vDSO at a chosen address", "see `torpor doctor`")
+    if not (host.can_choose_pids or host.can_restore_rootless):
+        why = "; ".join(host.why.values()) or "it allows no user and PID namespaces"
+        yield Reason("this host", why, "see `torpor doctor`")
+
+
+def _check_references(image: pb.Tree) -> Iterator[Reason]:
+    for process in image.processes:
+        name = f"process {process.pid}"
+        space = process.memory
+        if space.exe >= len(image.files):
+            yield Reason(name, f"its program is file {space.exe} of the image: there is none")
+        for vma in space.vmas:
+            if vma.kind in (pb.Vma.FILE_PRIVATE, pb.Vma.FILE_SHARED) and vma.file >= len(image.files):
+                yield Reason(name, f"the mapping at {vma.start:#x} is of file {vma.file}: there is none")
+            if vma.kind == pb.Vma.SHARED and vma.shared >= len(image.shared):
+                yield Reason(name, f"the mapping at {vma.start:#x} is of shared memory {vma.shared}: there is none")
+        if len(process.credentials.uids) != 4 or len(process.credentials.gids) != 4:
+            yield Reason(name, "its user and group ids are not complete")
+        if any(limit.resource >= len(credentials.LIMIT_NAMES) for limit in process.limits):
+            yield Reason(name, "it has a resource limit that this version does not know")
+        if not space.vdso:
+            yield Reason(name, "it has no vDSO", "this is not restored yet")
+        elif _vdso().content != space.vdso_content:
+            yield Reason(name, "it uses the vDSO of another kernel", "restore it on the kernel that it was frozen on")
+
+
+def _check_directories(image: pb.Tree) -> Iterator[Reason]:
+    for path in sorted({process.cwd for process in image.processes}):
+        if not os.path.isdir(path):
+            yield Reason(f"the directory {os.fsdecode(path)}", "it is the current one of a process and is not there")
+
+
+# ----------------------------------------------------------------------------------------------- surroundings
+
+
+def _setting(image: pb.Tree, detach: bool) -> Setting:
+    """Where the tree is to live: among the host's processes if its PIDs are free and may be chosen."""
+    host = probe()
+    root = image.processes[0]
+    session = detach or 1 in (root.sid, root.pgid)
+    namespaces = Namespaces(0)
+    if not host.can_choose_pids or not _pids_are_free(image):
+        namespaces = Namespaces.PID | Namespaces.MOUNT
+        if os.geteuid():
+            namespaces |= Namespaces.USER
+    boot = procfs.read("/proc/sys/kernel/random/boot_id").strip().decode()
+    if os.path.exists("/proc/self/ns/time") and (namespaces or image.host.boot_id != boot):
+        namespaces |= Namespaces.TIME
+    return Setting(
+        namespaces,
+        monotonic_ns=image.host.monotonic_ns - time.clock_gettime_ns(time.CLOCK_MONOTONIC),
+        boottime_ns=image.host.boottime_ns - time.clock_gettime_ns(time.CLOCK_BOOTTIME),
+        new_session=session,
+    )
+
+
+def _pids_are_free(image: pb.Tree) -> bool:
+    members = [member.pid for member in family.arrange(image, UNKNOWN_PID).walk() if member.pid != UNKNOWN_PID]
+    tids = [thread.tid for process in image.processes for thread in process.threads]
+    return not any(os.path.exists(f"/proc/{pid}") for pid in (*members, *tids))
+
+
+def _here(setting: Setting) -> Here:
+    status = procfs.status(procfs.read("/proc/self/status"))
+    last = int(procfs.read("/proc/sys/kernel/cap_last_cap"))
+    keep = os.geteuid() == 0
+    return Here(
+        init=1 if setting.capsule else UNKNOWN_PID,
+        rights=Rights(
+            keep=keep,
+            last_capability=last,
+            capabilities=int(status[b"CapPrm"], 16) if keep else (2 << last) - 1,
+            hard_limits=tuple(_hard_limit(number) for number in range(len(credentials.LIMIT_NAMES))),
+        ),
+        bounds=Bounds(
+            processors=frozenset(os.sched_getaffinity(0)),
+            nice=os.getpriority(os.PRIO_PROCESS, 0),
+            may_lower_nice=keep,
+            scheduler=os.sched_getscheduler(0),
+        ),
+        vdso=_vdso(),
+        timer_restore_ids=probe().timer_restore_ids,
+    )
+
+
+def _hard_limit(number: int) -> int:
+    return resource.getrlimit(number)[1] & credentials.UNLIMITED
+
+
+def _vdso() -> Vdso:
+    """This host's vDSO, from our own memory."""
+    special = {one.name: one for one in reversed(procfs.mappings(os.getpid())) if one.name.startswith(b"[v")}
+    vdso, vvar = special[b"[vdso]"], special[b"[vvar]"]
+    with open("/proc/self/mem", "rb", buffering=0) as own:
+        content = os.pread(own.fileno(), vdso.end - vdso.start, vdso.start)
+    return Vdso(vdso.start - vvar.start, content)
+
+
+# ----------------------------------------------------------------------------------------------- material
+
+
+class _Material:
+    """Every descriptor that the tree is built from. A context manager: leaving it closes them."""
+
+    def __init__(self, image: pb.Tree, reader: SnapshotReader, stdio: Sequence[int]) -> None:
+        self._stack = ExitStack()
+        self.base = descriptors.first_slot(image)
+        with self._stack:
+            soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            if soft != hard:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+            files = self._keep(mapped_files.open_all(image, self.base))
+            shared = self._keep(shared_memory.open_all(image, reader, self.base))
+            opened = self._stack.enter_context(descriptors.open_all(image, shared.__getitem__, stdio))
+            packs = {number: self._high(reader.pack_fd(number), close=False) for number in set(reader.blocks.packs)}
+            paths = {process.cwd for process in image.processes}
+            flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+            directories = {path: self._high(os.open(path, flags), close=True) for path in paths}
+            self.held = Held(opened, Sources(files, shared, packs, reader.blocks), directories)
+            self._stack = self._stack.pop_all()
+
+    def __enter__(self) -> _Material:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def _keep(self, fds: dict[int, int]) -> dict[int, int]:
+        for fd in fds.values():
+            self._stack.callback(os.close, fd)
+        return fds
+
+    def _high(self, fd: int, *, close: bool) -> int:
+        import fcntl
+
+        try:
+            copy = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, self.base)
+        finally:
+            if close:
+                os.close(fd)
+        self._stack.callback(os.close, copy)
+        return copy
+
+
+# ----------------------------------------------------------------------------------------------- waking
+
+
+def _wake(
+    image: pb.Tree, reader: SnapshotReader, setting: Setting, plan: Plan, base: int, progress: Progress | None
+) -> Job:
+    first = plan.processes[0].member.children[0].pid
+    if setting.namespaces & Namespaces.USER:
+        plan.processes[0].birth[:0] = credentials.drop_bounding(0, _here(setting).rights)
+    verification = _Verification(reader)
+    verification.start()
+    try:
+        init = capsule.launch(setting, first, base=base)
+        builder = Builder(plan, init.pid, _progress(image, progress))
+        try:
+            builder.bear()
+            builder.build()
+            builder.settle()
+            verification.finish()
+            builder.release(
+                lambda pid, child: capsule.init_arguments(child, init.own_status_fd if child == first else 0),
+                init.own_status_fd,
+            )
+        except BaseException:
+            builder.kill()
+            os.close(init.status_fd)
+            raise
+    finally:
+        verification.end()
+    return Job(init, image.processes[0].pid, tuple(plan.warnings))
+
+
+def _progress(image: pb.Tree, progress: Progress | None) -> Callable[[int], None] | None:
+    if progress is None:
+        return None
+    total = sum(sum(process.memory.pages.counts) for process in image.processes) * procfs.PAGE
+    done = 0
+
+    def add(size: int) -> None:
+        nonlocal done
+        done += size
+        progress(done, total)
+
+    return add
+
+
+class _Verification:
+    """Compares all blocks with their hashes, in a thread of its own, while the tree is built."""
+
+    def __init__(self, reader: SnapshotReader) -> None:
+        self._reader = reader
+        self._thread = threading.Thread(target=self._run, name="torpor-verify")
+        self._failure: BaseException | None = None
+        self._stop = False
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            for bad in self._reader.bad_blocks(range(len(self._reader.blocks))):
+                self._reader.verify_blocks([bad])
+        except BaseException as error:
+            self._failure = error
+
+    def finish(self) -> None:
+        """Wait for it.
+
+        Raises:
+            ImageDamaged, StoreError: a block is not what was written.
+        """
+        self._thread.join()
+        if self._failure is not None:
+            raise self._failure
+
+    def end(self) -> None:
+        """Wait until it uses the reader no more."""
+        self._thread.join()
