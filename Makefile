@@ -18,7 +18,7 @@ help:
 	@echo "make test    every check and every test"
 	@echo "make check   format, lint, types, C warnings, generated code"
 	@echo "make bench   pause, dump and restore times beside what the machine can do"
-	@echo "make soak    checkpoints and restores for an hour, under load"
+	@echo "make soak    the tests that take long"
 	@echo "make venv    .venv with torpor, editable; PYTHON=... chooses the interpreter"
 	@echo "make clean   removes what make made"
 
@@ -65,7 +65,7 @@ test demo bench soak:
 	@.ci/elsewhere copy && $(MAKE) --no-print-directory -C '$(ELSEWHERE)' $@
 else
 test: check
-	$(BIN)/pytest tests/unit tests/conformance tests/integration
+	$(BIN)/pytest -m 'not soak'
 
 demo: venv
 	@$(BIN)/python -m notebooks.demo
@@ -74,7 +74,7 @@ bench: venv
 	@$(BIN)/python -m tests.bench
 
 soak: venv
-	@$(BIN)/python -m tests.bench.soak
+	$(BIN)/pytest -m soak --timeout 3600
 endif
 
 clean:

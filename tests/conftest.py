@@ -34,13 +34,10 @@ def ordinary() -> Iterator[pwd.struct_passwd]:
     """The ordinary user of this run, who can read the checkout and run its environment."""
     with ordinary_user() as user:
         looker = User(user.pw_name, user.pw_uid, user.pw_gid, Path("/"), {})
-        tried = looker.run(
-            [BIN / "python", "-c", "import sys; open(sys.argv[1]); import torpor._native", __file__]
-        )
+        tried = looker.run([BIN / "python", "-c", "import sys; open(sys.argv[1]); import torpor._native", __file__])
         if tried.returncode:
             pytest.exit(
-                f"the user {user.pw_name} cannot use {ROOT} ('make test' works in a readable copy): "
-                f"{tried.stderr}"
+                f"the user {user.pw_name} cannot use {ROOT} ('make test' works in a readable copy): {tried.stderr}"
             )
         yield user
 

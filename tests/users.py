@@ -55,9 +55,7 @@ class User:
             **self.extra_env,
         }
 
-    def popen(
-        self, cmd: Sequence[str | Path], *, env: Mapping[str, str] | None = None, **options: Any
-    ) -> Any:
+    def popen(self, cmd: Sequence[str | Path], *, env: Mapping[str, str] | None = None, **options: Any) -> Any:
         """Start `cmd` as this user, in a session of its own; `env` is added to the user's environment."""
         if os.geteuid() != self.uid:
             # setuid() from 0 also drops every capability (capabilities(7)): nothing of root is left.

@@ -17,9 +17,7 @@ from tests.users import User
 
 ROOT = Path(__file__).parents[2]
 # What is no part of the sources: made by make, by tools, or by git.
-MADE = shutil.ignore_patterns(
-    ".*cache*", ".git", ".venv", "build", "*.egg-info", "__pycache__", "*.so", "torpor-init"
-)
+MADE = shutil.ignore_patterns(".*cache*", ".git", ".venv", "build", "*.egg-info", "__pycache__", "*.so", "torpor-init")
 
 
 @pytest.fixture(scope="module")
@@ -65,9 +63,7 @@ def test_the_wheel_fits_any_python(packages: tuple[Path, Path]) -> None:
     assert not any(name.startswith(("tests", "native", "engine")) for name in modes)
 
 
-def test_an_ordinary_user_installs_and_uses_the_wheel(
-    packages: tuple[Path, Path], ordinary_account: User
-) -> None:
+def test_an_ordinary_user_installs_and_uses_the_wheel(packages: tuple[Path, Path], ordinary_account: User) -> None:
     user = ordinary_account
     wheel = user.own(Path(shutil.copy(packages[1], user.tmp)))
     pip = {name: value for name, value in os.environ.items() if name.startswith("PIP_")}

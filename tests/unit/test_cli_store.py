@@ -74,9 +74,7 @@ def a_tree() -> Tree:
     return tree
 
 
-def save(
-    store: Store, summary: str = "bash, 2 processes", content: bytes = b"x" * PAGE, **tags: str
-) -> SnapshotInfo:
+def save(store: Store, summary: str = "bash, 2 processes", content: bytes = b"x" * PAGE, **tags: str) -> SnapshotInfo:
     with store.writer("tree", tags) as writer:
         writer.add_blocks(memoryview(content), [len(content)])
         return writer.publish(a_tree().SerializeToString(), summary)
@@ -195,9 +193,7 @@ def test_prune(run: Torpor, store: Store) -> None:
     infos = [save(store, content=bytes([n + 1]) * PAGE) for n in range(3)]
     code, out, _ = run("prune", "--keep-last", "1", "--dry-run")
     assert code == 0
-    assert [line.split()[:3] for line in out.splitlines()[:2]] == [
-        ["would", "remove", i.id] for i in infos[:2]
-    ]
+    assert [line.split()[:3] for line in out.splitlines()[:2]] == [["would", "remove", i.id] for i in infos[:2]]
     assert len(store.snapshots()) == 3
     told = json.loads(run("prune", "--keep-last", "1", "--json")[1])
     assert [info["id"] for info in told["snapshots"]] == [info.id for info in infos[:2]]

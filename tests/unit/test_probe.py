@@ -123,9 +123,7 @@ def test_made_up_hosts_say_what_they_can() -> None:
 
 
 def test_probing_is_quick() -> None:
-    script = (
-        "import time, torpor.probe as p; t = time.perf_counter(); p.probe(); print(time.perf_counter() - t)"
-    )
+    script = "import time, torpor.probe as p; t = time.perf_counter(); p.probe(); print(time.perf_counter() - t)"
     times = [float(subprocess.check_output([sys.executable, "-c", script])) for _ in range(3)]
     assert min(times) < 0.1  # measured: 0.01 s
 
