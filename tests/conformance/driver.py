@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import signal
 import socket
 import sys
@@ -26,8 +27,7 @@ def checkpoint(request: dict[str, Any], reply: TextIO) -> None:
 
 def restore(request: dict[str, Any], reply: TextIO) -> None:
     """Restore in the foreground: say the job's PID, stay until it ends, say how."""
-    options = {name: request[name] for name in ("capsule",) if request.get(name) is not None}
-    job = torpor.restore(request["snapshot"], store=request["store"], **options)
+    job = torpor.restore(request["snapshot"], store=request["store"])
     say(reply, pid=job.pid)
     say(reply, status=job.wait())
 
@@ -40,9 +40,11 @@ def say(reply: TextIO, **words: object) -> None:
 
 def handle(connection: socket.socket) -> None:
     """Answer one request and its consequences."""
-    with connection, connection.makefile("rw") as stream:
+    with connection.makefile("rw") as stream:
         say(stream, handler=os.getpid())
         request = json.loads(stream.readline())
+        if request.get("file_size"):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (request["file_size"], request["file_size"]))
         try:
             {"checkpoint": checkpoint, "restore": restore}[request["do"]](request, stream)
         except TorporError as error:
@@ -59,10 +61,11 @@ def reap(_signal: int, _frame: object) -> None:
 def serve(path: str) -> None:
     """Accept requests for ever; the harness ends this process when it is done."""
     with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(path)
-        listener.listen()
-        signal.signal(signal.SIGCHLD, reap)
         assert torpor.checkpoint  # loaded once, here, and not again in every handler
+        listener.bind(f"{path}.draft")
+        listener.listen()
+        os.rename(f"{path}.draft", path)
+        signal.signal(signal.SIGCHLD, reap)
         while True:
             connection, _ = listener.accept()
             if os.fork() == 0:
@@ -71,7 +74,7 @@ def serve(path: str) -> None:
                 try:
                     handle(connection)
                 except BaseException:
-                    sys.excepthook(*sys.exc_info())
+                    sys.excepthook(*sys.exc_info())  # in the log before the harness sees the end
                     os._exit(70)
                 os._exit(0)
             connection.close()

@@ -7,7 +7,6 @@ program none of the harness's. Waiting is always for something that can be seen,
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
@@ -18,10 +17,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
+
+import pytest
 
 from tests.conformance import observe
 from tests.leaks import MARK
@@ -29,6 +31,8 @@ from tests.leaks import MARK
 HERE = Path(__file__).parent
 PYTHON = sys.executable
 GO = signal.SIGUSR2
+UNAVAILABLE = 77
+"""The exit status of a program that this machine cannot run."""
 T = TypeVar("T")
 
 
@@ -87,7 +91,7 @@ def belonging(directory: Path) -> list[int]:
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
-            with contextlib.suppress(OSError):
+            with suppress(OSError):
                 if mark in (entry / "environ").read_bytes().split(b"\0"):
                     found.append(int(entry.name))
     return found
@@ -173,6 +177,8 @@ class Subject:
         marker = self.directory / "ready"
 
         def said() -> bool:
+            if self.process and self.process.poll() == UNAVAILABLE:
+                pytest.skip(f"not on this machine: {self.output()}")
             if self.process and self.process.poll() is not None:
                 raise Failed(f"ended with {self.process.returncode} before it was ready:\n{self.output()}")
             return marker.exists()
@@ -208,7 +214,7 @@ class Subject:
         def judgement() -> str | None:
             if path.exists():
                 return path.read_text()
-            with contextlib.suppress(FileNotFoundError, ProcessLookupError, Failed):
+            with suppress(FileNotFoundError, ProcessLookupError, Failed):
                 self.root()
                 return None
             return path.read_text() if path.exists() else "ended without a verdict"
@@ -223,7 +229,7 @@ class Subject:
     def picture(self) -> str:
         """Where every thread of the tree is, for a message."""
         lines = []
-        with contextlib.suppress(OSError, Failed):
+        with suppress(OSError, Failed):
             for pid in observe.descendants(self.root()):
                 for task in Path(f"/proc/{pid}/task").iterdir():
                     call = (task / "syscall").read_text().strip()
@@ -239,7 +245,7 @@ class Subject:
     def wait_gone(self, pids: Sequence[int]) -> None:
         """Wait until none of `pids` is left, not even as a zombie."""
         if self.process is not None:
-            with contextlib.suppress(subprocess.TimeoutExpired):
+            with suppress(subprocess.TimeoutExpired):
                 self.process.wait(20)
         wait_until(lambda: not any(map(alive, pids)), f"the end of {list(pids)}")
 
@@ -304,27 +310,25 @@ class Driver:
         """Send a request."""
         return Conversation(self.path, **request)
 
-    def checkpoint(self, pid: int, store: Path, then: str) -> str:
+    def checkpoint(self, pid: int, store: Path, then: str, **options: object) -> str:
         """Take a snapshot, return its id."""
-        talk = self.ask(do="checkpoint", pid=pid, store=str(store), then=then)
-        try:
-            return str(talk.next(60)["snapshot"])
-        except EOFError as failure:
-            raise Failed(f"{failure}\n{self.log.read_text()[-6000:]}") from None
-        finally:
-            talk.close()
+        with closing(self.ask(do="checkpoint", pid=pid, store=str(store), then=then, **options)) as talk:
+            return str(self._hear(talk)["snapshot"])
 
-    def restore(self, snapshot: str, store: Path, capsule: bool | None = None) -> tuple[Conversation, int]:
+    def restore(self, snapshot: str, store: Path) -> tuple[Conversation, int]:
         """Restore in the foreground: the conversation that will tell the exit status, and the job's PID."""
-        talk = self.ask(do="restore", snapshot=snapshot, store=str(store), capsule=capsule)
+        talk = self.ask(do="restore", snapshot=snapshot, store=str(store))
         try:
-            return talk, int(talk.next(60)["pid"])
-        except EOFError as failure:
-            talk.close()
-            raise Failed(f"{failure}\n{self.log.read_text()[-6000:]}") from None
-        except EngineError:
+            return talk, int(self._hear(talk)["pid"])
+        except BaseException:
             talk.close()
             raise
+
+    def _hear(self, talk: Conversation) -> dict[str, Any]:
+        try:
+            return talk.next(60)
+        except EOFError as failure:
+            raise Failed(f"{failure}\n{self.log.read_text()[-6000:]}") from None
 
     def stop(self) -> None:
         """End the driver."""
@@ -346,7 +350,7 @@ class Stage:
         """The driver of `actor`."""
         return self._drivers[actor]
 
-    @contextlib.contextmanager
+    @contextmanager
     def play(self, source: Path, actor: Actor, **options: Any) -> Iterator[Subject]:
         """Start a program in a folder of its own; afterwards nothing of it may be left."""
         directory = Path(tempfile.mkdtemp(prefix=f"{source.stem}-", dir=self.base))
@@ -360,7 +364,7 @@ class Stage:
         finally:
             left = belonging(directory)
             for pid in left:
-                with contextlib.suppress(ProcessLookupError):
+                with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             if subject.process:
                 subject.process.kill()
@@ -389,19 +393,46 @@ class Job:
         return status
 
 
-def checkpoint_and_restore(stage: Stage, subject: Subject, capsule: bool | None) -> Job:
-    """Checkpoint and kill, see that all are dead, restore, see that all is as it was."""
-    driver = stage.driver(subject.actor)
-    store = subject.directory / "store"
+@contextmanager
+def occupied(stage: Stage, pid: int) -> Iterator[None]:
+    """A stranger has `pid` (only root can arrange that)."""
+    stranger = subprocess.Popen([str(build(HERE / "occupy.c", stage.programs)), str(pid)], stdout=subprocess.PIPE)
+    try:
+        assert stranger.stdout and stranger.stdout.readline() == b"taken\n"
+        yield
+    finally:
+        stranger.kill()
+        stranger.communicate()
+        wait_until(lambda: not alive(pid), "the end of the stranger")
+
+
+def checkpoint_and_restore(stage: Stage, subject: Subject, occupying: ExitStack | None = None) -> Job:
+    """Checkpoint and kill, see that all are dead, restore, see that all is as it was.
+
+    With `occupying` a stranger takes the root's PID meanwhile, and keeps it until that stack is left.
+    """
     before = subject.observe()
-    pids = list(observe.descendants(subject.root()))
+    store = subject.directory / "store"
     begun = time.monotonic()
-    snapshot = driver.checkpoint(subject.root(), store, "kill")
+    pids = list(observe.descendants(subject.root()))
+    snapshot = stage.driver(subject.actor).checkpoint(subject.root(), store, "kill")
     subject.wait_gone(pids)
-    talk, pid = driver.restore(snapshot, store, capsule)
+    if occupying:
+        occupying.enter_context(occupied(stage, subject.pid))
+    job = restored(stage, subject, snapshot)
     subject.frozen += time.monotonic() - begun
-    subject.killed, subject.process, subject.top = True, None, pid
-    changed = observe.differences(before, subject.observe())
-    if changed:
+    if changed := observe.differences(before, subject.observe()):
         raise Failed("restored, but not as it was:\n" + "\n".join(changed))
+    return job
+
+
+def restored(stage: Stage, subject: Subject, snapshot: str) -> Job:
+    """Wake a subject that is dead."""
+    talk, pid = stage.driver(subject.actor).restore(snapshot, subject.directory / "store")
+    subject.killed, subject.process, subject.top = True, None, pid
     return Job(talk, pid)
+
+
+def in_capsule(subject: Subject) -> bool:
+    """Whether the subject lives in a PID namespace below the harness's."""
+    return len(observe.status(subject.root())["NSpid"].split()) > len(observe.status(os.getpid())["NSpid"].split())

@@ -82,6 +82,15 @@ __attribute__((format(printf, 1, 2), noreturn)) static inline void give_up(const
 	exit(3);
 }
 
+enum { UNAVAILABLE = 77 };
+
+/* Ends the program at once: this machine lacks what the program is about. */
+__attribute__((noreturn)) static inline void unavailable(const char *what)
+{
+	fprintf(stderr, "%s: %s\n", what, strerror(errno));
+	exit(UNAVAILABLE);
+}
+
 static inline const char *in_dir(const char *name)
 {
 	static __thread char path[PATH_MAX];

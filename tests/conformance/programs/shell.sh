@@ -4,20 +4,18 @@ cd "$CONFORM_DIR" || exit 3
 faults=""
 expect() { [ "$1" = "$2" ] || faults+="$3: '$2' became '$1'"$'\n'; }
 
-mkfifo feed
 trap 'went=yes' USR2
 trap 'usr1=$((usr1 + 1))' USR1
 usr1=0 went="" array=(one "two words" three)
 kill -USR1 $$
 
 # The pipeline has read a line and waits for more; its end counts what came through.
-{ while read -r line; do echo "seen $line"; done < feed | sed -u s/seen/through/ | tee -a passed | wc -l > counted; } &
+exec 7> >(while read -r line; do echo "seen $line"; done | sed -u s/seen/through/ | tee -a passed | wc -l > counted)
 pipeline=$!
-exec 7> feed
 echo first >&7
 until grep -q first passed 2> /dev/null; do sleep 0.01; done
 
-(trap 'exit 9' TERM; while :; do sleep 0.05; done) 7>&- &
+(trap 'kill $!; exit 9' TERM; sleep 1000 & wait) 7>&- &
 background=$!
 exec 8< <(seq 5)
 read -r one <&8

@@ -1,0 +1,40 @@
+"""Ends of pipes and sockets whose other ends are held by a process outside of the tree."""
+
+import os
+import socket
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "programs"))
+
+from ready import HERE, expect, judge, ready_and_wait, same
+
+
+def main() -> None:
+    down, up = os.pipe(), os.pipe()
+    ours, theirs = socket.socketpair()
+    middle = os.fork()
+    if middle == 0:
+        if os.fork() == 0:  # no child of ours any more when the middle one has ended
+            os.setsid()
+            for fd in (down[1], up[0], ours.fileno()):
+                os.close(fd)
+            os.write(up[1], b"!")
+            while word := os.read(down[0], 100):  # until we close our end
+                os.write(up[1], word.upper())
+                theirs.send(word)
+        os._exit(0)
+    os.waitpid(middle, 0)
+    for fd in (down[0], up[1], theirs.fileno()):
+        os.close(fd)
+    os.read(up[0], 1)
+    os.write(down[1], b"before")
+    same(os.read(up[0], 100), b"BEFORE", "the outsider's answer before")
+    (HERE / "numbers").write_text(f"{down[1]} {up[0]} {ours.fileno()}")
+    ready_and_wait()
+    os.write(down[1], b"word")
+    same(os.read(up[0], 100), b"WORD", "the outsider's answer")
+    expect(ours.recv(100) == b"beforeword", "the outsider's socket")
+
+
+judge(main)

@@ -1,0 +1,92 @@
+"""What cannot be kept is refused by name, all of it at once, and the target does not notice."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.conformance import observe
+from tests.conformance.harness import Actor, EngineError, Failed, Stage, Subject
+
+HERE = Path(__file__).parent
+REFUSED, NOT_FOUND, NOT_PERMITTED = 10, 11, 12  # torpor.errors
+
+WORDS = {
+    "aio.c": ["aio"],
+    "deleted_program.c": ["deleted"],
+    "dispatch.c": ["dispatch"],
+    "droppable.c": ["droppable"],
+    "files_held.py": ["lock", "lease", "no name", "replaced"],
+    "guard.c": ["guard"],
+    "in_flight.py": [],
+    "io_uring.c": ["io_uring"],
+    "namespace.c": ["namespace"],
+    "not_yet.py": ["inotify", "timerfd", "signalfd", "pidfd", "socket", "terminal"],
+    "outsider.py": ["outside"],
+    "own_table.c": ["thread", "descriptors of its own"],
+    "perf.c": ["counter"],
+    "sealed.c": ["sealed"],
+    "seccomp.c": ["seccomp"],
+    "sysv.c": ["System V"],
+    "traced.c": ["traced"],
+    "userfault.c": ["userfaultfd"],
+}
+"""What the refusal of each program must say; besides, it names the process, and every descriptor that the
+program listed in a file `numbers`."""
+
+PROGRAMS = sorted((HERE / "refused").iterdir())
+
+
+def refused(stage: Stage, subject: Subject, pid: int, then: str) -> EngineError:
+    """The error of a checkpoint that must be refused and leave everything as it was."""
+    before = subject.observe()
+    with pytest.raises(EngineError) as caught:
+        stage.driver(subject.actor).checkpoint(pid, subject.directory / "store", then)
+    if changed := observe.differences(before, subject.observe()):
+        raise Failed("the refused checkpoint left traces:\n" + "\n".join(changed))
+    store = subject.directory / "store"
+    kept = [path.name for path in store.rglob("*") if path.is_file() and path.name not in ("lock", "VERSION")]
+    assert not [name for name in kept if "manifest" in name], kept
+    return caught.value
+
+
+@pytest.mark.parametrize("then", ["run", "kill"])
+@pytest.mark.parametrize("source", PROGRAMS, ids=lambda path: path.name)
+def test_refused_by_name(stage: Stage, user: Actor, source: Path, then: str) -> None:
+    """The refusal says which process holds what; the program goes on and is content."""
+    with stage.play(source, user) as subject:
+        subject.wait_ready()
+        error = refused(stage, subject, subject.pid, then)
+        assert (error.kind, error.exit_code) == ("Refused", REFUSED), error
+        for word in WORDS[source.name]:
+            assert word in error.message, f"{word!r} is not in {error.message!r}"
+        named = {subject.pid, *observe.descendants(subject.pid)}
+        assert any(f"process {pid} " in error.message for pid in named), error.message
+        numbers = subject.directory / "numbers"
+        for number in numbers.read_text().split() if numbers.exists() else ():
+            assert f"fd {number} " in error.message, f"descriptor {number} is not in {error.message!r}"
+        subject.go()
+        subject.judged()
+        assert subject.exited() == 0
+
+
+def test_another_users_process(stage: Stage, user: Actor, root: Actor) -> None:
+    """An ordinary user may not checkpoint root's process, and is told so."""
+    with stage.play(HERE / "c" / "static.c", root) as subject:
+        subject.wait_ready()
+        with pytest.raises(EngineError) as caught:
+            stage.driver(user).checkpoint(subject.pid, stage.base / "elsewhere", "run")
+        assert caught.value.exit_code == NOT_PERMITTED, caught.value
+        subject.go()
+        subject.judged()
+
+
+def test_no_such_process(stage: Stage, user: Actor) -> None:
+    """A PID that nobody has is told as such."""
+    child = os.posix_spawn("/bin/true", ["true"], {})
+    os.waitpid(child, 0)
+    with pytest.raises(EngineError) as caught:
+        stage.driver(user).checkpoint(child, stage.driver(user).directory / "store", "run")
+    assert caught.value.exit_code == NOT_FOUND, caught.value
