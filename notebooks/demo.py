@@ -7,6 +7,7 @@ root, it makes a user, is told as that user, and removes the user.
 from __future__ import annotations
 
 import ast
+import json
 import os
 import select
 import shutil
@@ -141,6 +142,7 @@ def tell(folder: Path, undo: ExitStack) -> None:
         undo.callback(manager.shutdown_kernel, now=True)
         client = connect(manager.connection_file)
         ask(client, WORK)
+        ask(client, "while count < 100: time.sleep(0.01)")
     pid, total, people, count = ask(client, expression=STATE)
     say(f"  It is process {pid}. It holds a matrix whose elements sum to {total:.3f}, a table of")
     say(f"  {len(people)} cities, and a thread that counts, {count} so far, and writes each number to an open file.")
@@ -156,8 +158,8 @@ def tell(folder: Path, undo: ExitStack) -> None:
     lines = written.count("\n")
     check(f"the file has {lines} lines, and no one adds to it", (folder / "count.log").read_text() == written)
     torpor("verify", snapshot)
-    listed = torpor("ls").splitlines()[-1].split()
-    say(f"  What is left of it is snapshot {snapshot}, {' '.join(listed[listed.index('ago') + 1 :][:2])}.")
+    (kept,) = json.loads(torpor("ls", "--json"))
+    say(f"  What is left of it is snapshot {snapshot}, of {kept['size'] / 2**20:.0f} MiB.")
 
     say("\nWaking it")
     with timed(f"torpor restore {snapshot} --detach"):
