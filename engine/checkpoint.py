@@ -26,10 +26,10 @@ from torpor.objects import credentials, descriptors, memory, threads, tree, vmas
 from torpor.objects.mapped_files import MappedFiles
 from torpor.objects.memory import Progress
 from torpor.objects.shared_memory import SharedMemory
-from torpor.remote.freeze import Frozen
+from torpor.remote.freeze import Frozen, LastToStop
 from torpor.remote.injection import Gadgets
 from torpor.store import SnapshotInfo, SnapshotWriter, Store
-from torpor.taken import TakenProcess
+from torpor.taken import TakenProcess, TakenZombie
 
 Then = Literal["run", "stop", "kill"]
 
@@ -48,6 +48,7 @@ def checkpoint(
     then: Then = "run",
     tags: Mapping[str, str] | None = None,
     progress: Progress | None = None,
+    last: LastToStop | None = None,
 ) -> SnapshotInfo:
     """Keep the tree of processes below and including `pid` as a snapshot in a store.
 
@@ -57,6 +58,7 @@ def checkpoint(
         then: what becomes of the tree when the snapshot is published: it runs on, is stopped (SIGSTOP), or is killed.
         tags: kept with the snapshot, shown by `torpor ls`.
         progress: told bytes done and bytes in all, from the threads that write.
+        last: threads that are stopped after the others, so that they can get out what they hold.
 
     Raises:
         Refused: the tree holds something that cannot be kept; it was not touched.
@@ -70,7 +72,7 @@ def checkpoint(
     fork = preflight(pid) and then == "run"
     with ExitStack() as stack:
         writer = stack.enter_context(home.writer(KIND, tags or {}))
-        frozen = stack.enter_context(Frozen(pid, FREEZE_SECONDS))
+        frozen = stack.enter_context(Frozen(pid, FREEZE_SECONDS, last))
         taken = stack.enter_context(TakenTree(frozen, fork=fork))
         try:
             taken.grab()
@@ -129,9 +131,9 @@ class TakenTree:
         self.frozen = frozen
         self.forked = fork
         """Whether every process's memory is in a snapshot, so that the tree may run on."""
-        self.processes: list[TakenProcess] = []
         self.shared = SharedMemory()
         self.descriptors: descriptors.GrabbedDescriptors
+        self._all: list[TakenProcess | TakenZombie] = []
         self._parents: dict[int, int] = {}
         self._realtime_ns = 0
 
@@ -139,8 +141,11 @@ class TakenTree:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for process in self.processes:
+        for process in self._living():
             process.end_snapshot()
+
+    def _living(self) -> list[TakenProcess]:
+        return [taken for taken in self._all if isinstance(taken, TakenProcess)]
 
     def grab(self) -> None:
         """Take what changes; every process's calls run at the same time."""
@@ -148,18 +153,36 @@ class TakenTree:
         self._realtime_ns = time.time_ns()
         for process in self.frozen.processes.values():
             self._parents[process.pid] = process.parent.pid if process.parent else 0
-            self.processes.append(TakenProcess(process, gadgets, fork=self.forked))
-            self.processes[-1].begin()
-        self.descriptors = descriptors.grab([process.pid for process in self.processes])
+            if process.zombie:
+                self._all.append(TakenZombie(process))
+                continue
+            taken = TakenProcess(process, gadgets)
+            self._all.append(taken)
+            taken.begin()
+        self.descriptors = descriptors.grab([taken.pid for taken in self._all])
         for file in descriptors.memory_files(self.descriptors):
             self.shared.grab_file(file)
-        for taken in self.processes:
-            taken.finish()
+        for taken in self._living():
+            taken.listen()
             self.shared.grab_mapped(taken.pid, taken.injection.maps)
-        if self.forked and not all(taken.snapshot and taken.snapshot.pid for taken in self.processes):
-            # The kernel did not let one of them fork (RLIMIT_NPROC, pids.max, memory): they stand still until written.
-            self.forked = False
-            for taken in self.processes:
+        if self.forked:
+            self._snapshot()
+        for taken in self._living():
+            taken.leave()
+
+    def _snapshot(self) -> None:
+        living = self._living()
+        # A subreaper in the tree would adopt the snapshots of those below it: then everyone stands still until all is
+        # written, as when the kernel does not let one of them fork (RLIMIT_NPROC, pids.max, memory).
+        parents = set(self._parents.values())
+        self.forked = not any(taken.adopts_orphans and taken.pid in parents for taken in living)
+        if self.forked:
+            for taken in living:
+                taken.begin_snapshot()
+            made = [taken.finish_snapshot() for taken in living]
+            self.forked = all(made)
+        if not self.forked:
+            for taken in living:
                 taken.end_snapshot()
 
     def describe(self) -> tuple[pb.Tree, list[memory.Ranges]]:
@@ -171,12 +194,16 @@ class TakenTree:
         image = pb.Tree()
         files = MappedFiles(image)
         self.shared.describe(image)
-        own_pids = {taken.pid: taken.own_pid for taken in self.processes}
+        own_pids = {taken.pid: taken.own_pid for taken in self._all}
         pages: list[memory.Ranges] = []
-        for taken in self.processes:
+        for taken in self._all:
             above = self._parents[taken.pid]
             parent = own_pids[above] if above else tree.outside_parent(taken.texts)
-            pages.append(taken.describe(parent, image, files, self.shared))
+            if isinstance(taken, TakenZombie):
+                tree.describe_zombie(taken.texts, parent, image.processes.add())
+                pages.append(memory.Ranges(taken.pid, [], []))
+            else:
+                pages.append(taken.describe(parent, image, files, self.shared))
         descriptors.describe(self.descriptors, image, self.shared.index)
         self._describe_host(image.host)
         return image, pages
@@ -189,13 +216,14 @@ class TakenTree:
             uname.nodename,
         )
         host.boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        xstate = next(iter(self.processes[0].injection.xstates.values()))
+        root = self._living()[0]
+        xstate = next(iter(root.injection.xstates.values()))
         (host.xfeatures,) = struct.unpack_from("<Q", xstate, _XCR0_OFFSET)
         host.xsave_size = len(xstate)
         host.cpu_flags.extend(_cpu_flags())
         host.page_size = procfs.PAGE
         host.realtime_ns = self._realtime_ns
-        host.monotonic_ns, host.boottime_ns = self.processes[0].clocks()
+        host.monotonic_ns, host.boottime_ns = root.clocks()
 
 
 @cache

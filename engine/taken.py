@@ -37,12 +37,13 @@ class _HostQuestions:
 
 
 class TakenProcess:
-    """Grabbed in two steps, so that all processes of a tree make their calls at the same time.
+    """Grabbed in steps, so that all processes of a tree make their calls at the same time.
 
-    `begin` sets its threads going, `finish` collects what they say and takes the window out of it again.
+    `begin` sets its threads going and `listen` collects what they say; the same for a snapshot of its memory; `leave`
+    takes the window out of it again.
     """
 
-    def __init__(self, process: Process, gadgets: Gadgets, *, fork: bool) -> None:
+    def __init__(self, process: Process, gadgets: Gadgets) -> None:
         """Take the texts of /proc, registers and queued signals; nothing is injected yet."""
         self.process = process
         self.pid = process.pid
@@ -50,7 +51,7 @@ class TakenProcess:
         self.pending = signals.pending(self.pid)
         self._ignored, self._caught = (int(self.texts.status[name], 16) for name in (b"SigIgn", b"SigCgt"))
         self.injection = Injection(process, gadgets, self._caught)
-        self.snapshot = Snapshot(self.injection) if fork else None
+        self.snapshot: Snapshot | None = None
         self._rseqs = {tid: ptrace.get_rseq(tid) for tid in process.threads}
         self._thread_pending = {tid: threads.pending(tid) for tid in process.threads}
         self._replies: dict[int, Replies] = {}
@@ -74,8 +75,6 @@ class TakenProcess:
         self.injection.open(_TABLE_ROOM)
         batches = {tid: Batch() for tid in self.process.threads}
         host = batches[self.injection.host.tid]
-        if self.snapshot:
-            self.snapshot.ask(host)
         for tid, batch in batches.items():
             self._questions[tid] = threads.ask(batch)
         self._host = _HostQuestions(
@@ -89,12 +88,34 @@ class TakenProcess:
         )
         self.injection.start(batches)
 
-    def finish(self) -> None:
-        """Collect the answers; the process is then as it was, and still frozen."""
+    def listen(self) -> None:
+        """Collect the answers."""
         self._replies = self.injection.finish()
-        if self.snapshot:
-            self.snapshot.settle()
-            self._window = self.injection.window
+
+    @property
+    def adopts_orphans(self) -> bool:
+        """Whether the process is a child subreaper."""
+        return tree.is_subreaper(self._host.tree, self._replies[self.injection.host.tid])
+
+    def begin_snapshot(self) -> None:
+        """Let the process fork a snapshot of its memory."""
+        self.snapshot = Snapshot(self.injection)
+        batch = Batch()
+        self.snapshot.ask(batch)
+        self.injection.start({self.injection.host.tid: batch})
+
+    def finish_snapshot(self) -> bool:
+        """Wait for the fork; whether the kernel let it happen."""
+        assert self.snapshot
+        self.injection.finish()
+        self.snapshot.settle()
+        if not self.snapshot.pid:
+            self.snapshot = None
+        return self.snapshot is not None
+
+    def leave(self) -> None:
+        """Take the window out of the process: it is as it was, and still frozen."""
+        self._window = self.injection.window
         self.injection.close()
 
     def end_snapshot(self) -> None:
@@ -152,6 +173,15 @@ class TakenProcess:
         if seen != [(m.start, m.end, m.perms) for m in self.injection.maps]:
             raise CheckpointFailed(f"the memory of {self.process.name} was not all in its snapshot", advice="try again")
         return found
+
+
+class TakenZombie:
+    """A process of the tree that has ended."""
+
+    def __init__(self, process: Process) -> None:
+        self.pid = process.pid
+        self.texts = tree.grab(self.pid, zombie=True)
+        self.own_pid = self.texts.own_pid
 
 
 def without(found: list[procfs.FlaggedMapping], start: int, end: int) -> list[procfs.FlaggedMapping]:

@@ -10,6 +10,7 @@ Documented in: proc_pid_stat(5), proc_pid_maps(5), Documentation/admin-guide/mm/
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from collections import deque
@@ -134,6 +135,8 @@ class Ranges:
 
     def find(self) -> list[tuple[int, int]]:
         """The ranges of its own pages, by address."""
+        if not self.private:
+            return []
         found = memory.own_pages(self.pid, self.private)
         return _union([*found, *self.whole]) if self.whole else found
 
@@ -163,7 +166,12 @@ class PageWriter:
         """Write a process's own pages; the numbers in the table are addresses / page size."""
 
         def read(pieces: Sequence[tuple[int, int]], buffer: memoryview) -> None:
-            memory.read_ranges(pid, pieces, buffer)
+            try:
+                memory.read_ranges(pid, pieces, buffer)
+            except OSError as error:
+                if error.errno != errno.EFAULT:
+                    raise
+                memory.read_protected(pid, pieces, buffer)  # PROT_NONE or write-only among them
 
         self._store(ranges, read, table)
 

@@ -1,9 +1,9 @@
 """The tree itself: which processes, their ids, sessions and groups, and what refuses them.
 
 Kept: PID, parent, group and session in the tree's own PID namespace, job-control stop, current directory, dumpable,
-child subreaper, THP setting, oom score adjustment.
+child subreaper, THP setting, oom score adjustment; zombies with their exit status.
 
-Refused: zombies, 32-bit programs, processes in other namespaces than the root's, another
+Refused: 32-bit programs, processes in other namespaces than the root's, another
 root directory, pid 1, kernel threads, a traced process, strict seccomp.
 
 Documented in: credentials(7), pid_namespaces(7), proc_pid_status(5), prctl(2).
@@ -25,6 +25,7 @@ from torpor.remote.x86_64 import NR
 PR_GET_DUMPABLE = 3
 PR_GET_CHILD_SUBREAPER = 37
 PR_GET_THP_DISABLE = 42
+_EXIT_CODE = 52  # field of proc_pid_stat(5)
 _KERNEL_THREAD = 0x00200000  # PF_KTHREAD (include/linux/sched.h)
 _NAMESPACES = ("pid", "mnt", "net", "ipc", "uts", "cgroup", "user", "time")
 
@@ -137,10 +138,10 @@ class Grabbed:
     pid: int
     status: Mapping[bytes, bytes]
     stat: procfs.Stat
-    cwd: bytes
-    limits: bytes
-    timers: bytes
-    oom_score_adj: int
+    cwd: bytes = b""
+    limits: bytes = b""
+    timers: bytes = b""
+    oom_score_adj: int = 0
 
     @property
     def own_pid(self) -> int:
@@ -148,13 +149,16 @@ class Grabbed:
         return _own_pid(self.status)
 
 
-def grab(pid: int) -> Grabbed:
-    """Take the texts that change while a process runs."""
+def grab(pid: int, *, zombie: bool = False) -> Grabbed:
+    """Take the texts that change while a process runs; a zombie has few of them."""
     folder = f"/proc/{pid}"
+    status, stat = procfs.status(procfs.read(f"{folder}/status")), procfs.stat(pid)
+    if zombie:
+        return Grabbed(pid, status, stat)
     return Grabbed(
         pid,
-        procfs.status(procfs.read(f"{folder}/status")),
-        procfs.stat(pid),
+        status,
+        stat,
         os.fsencode(os.readlink(f"{folder}/cwd")),
         procfs.read(f"{folder}/limits"),
         procfs.read(f"{folder}/timers"),
@@ -180,6 +184,11 @@ def ask(batch: Batch) -> Questions:
     )
 
 
+def is_subreaper(asked: Questions, replies: Replies) -> bool:
+    """Whether the process adopts orphans."""
+    return replies.output(asked.subreaper, 1) != bytes(4)
+
+
 def describe(asked: Questions, replies: Replies, grabbed: Grabbed, parent: int, image: pb.Process) -> None:
     """Fill a process's place in the tree.
 
@@ -190,15 +199,28 @@ def describe(asked: Questions, replies: Replies, grabbed: Grabbed, parent: int, 
         parent: the parent's PID in the tree's PID namespace, 0 when the parent is outside of it.
         image: the message to fill.
     """
+    _describe_ids(grabbed, parent, image)
+    image.cwd = grabbed.cwd
+    image.dumpable = replies.result(asked.dumpable)
+    image.child_subreaper = is_subreaper(asked, replies)
+    image.thp_disable = replies.result(asked.thp_disable) == 1
+    image.oom_score_adj = grabbed.oom_score_adj
+
+
+def _describe_ids(grabbed: Grabbed, parent: int, image: pb.Process) -> None:
     image.pid = grabbed.own_pid
     image.ppid = parent
     image.pgid = int(grabbed.status[b"NSpgid"].split()[-1])
     image.sid = int(grabbed.status[b"NSsid"].split()[-1])
-    image.cwd = grabbed.cwd
-    image.dumpable = replies.result(asked.dumpable)
-    image.child_subreaper = replies.output(asked.subreaper, 1) != bytes(4)
-    image.thp_disable = replies.result(asked.thp_disable) == 1
-    image.oom_score_adj = grabbed.oom_score_adj
+
+
+def describe_zombie(grabbed: Grabbed, parent: int, image: pb.Process) -> None:
+    """Fill what is left of a process that has ended: its ids, its name and how it ended."""
+    _describe_ids(grabbed, parent, image)
+    image.zombie = True
+    image.exit_status = int(grabbed.stat.fields[_EXIT_CODE - 1])
+    image.threads.add(tid=image.pid, name=grabbed.stat.comm)
+    image.credentials.uids.extend(map(int, grabbed.status[b"Uid"].split()))
 
 
 def outside_parent(root: Grabbed) -> int:

@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from array import array
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from torpor import procfs
@@ -38,7 +39,9 @@ class Process:
     pid: int
     parent: Process | None
     threads: dict[int, Thread] = field(default_factory=dict)
-    """By thread id, the leader first."""
+    """By thread id, the leader first; of a zombie none."""
+    zombie: bool = False
+    """It has ended, and its parent has not waited for it yet."""
 
     @property
     def name(self) -> str:
@@ -55,8 +58,23 @@ def describe_process(pid: int) -> str:
     return f"process {pid} ({comm})"
 
 
+@dataclass(frozen=True)
+class LastToStop:
+    """Threads that run on for a moment when the others have stopped, to get out what is in their buffers."""
+
+    matches: Callable[[str], bool]
+    """Told a thread's name: whether it is one of them."""
+    drained: Callable[[], None]
+    """Called when the others stand still; returns when these have nothing left to do."""
+
+
 class Frozen:
     """A frozen tree; parents come before their children. A context manager: leaving it lets everything go.
+
+    Args:
+        root: the PID of the root.
+        timeout: seconds for all threads to stop.
+        last: threads that are stopped after the others.
 
     Raises:
         NotFound: the root is gone.
@@ -64,15 +82,19 @@ class Frozen:
         CheckpointFailed: a thread did not stop within `timeout` seconds; all are let go again.
     """
 
-    def __init__(self, root: int, timeout: float) -> None:
+    def __init__(self, root: int, timeout: float, last: LastToStop | None = None) -> None:
         self.root = root
         self.processes: dict[int, Process] = {}
         self.started = time.monotonic_ns()
         self.pause_ns = 0
         """How long the tree stood still; known once it runs again."""
-        self._deadline = time.monotonic() + timeout
+        self._timeout = timeout
         self._running: list[Thread] = []
         try:
+            self._add(Process(self.root, None))
+            if last:
+                self._stop_all(last.matches)
+                last.drained()
             self._stop_all()
         except BaseException:
             self.thaw()
@@ -84,13 +106,13 @@ class Frozen:
     def __exit__(self, *_: object) -> None:
         self.thaw()
 
-    def _stop_all(self) -> None:
-        self._add(Process(self.root, None))
+    def _stop_all(self, spared: Callable[[str], bool] | None = None) -> None:
+        self._deadline = time.monotonic() + self._timeout
         while True:
             # A thread that was not yet stopped may have made others: look again until a round finds none.
             found = False
             for process in list(self.processes.values()):
-                found |= self._seize_threads(process)
+                found |= self._seize_threads(process, spared)
             self._wait()
             for process in list(self.processes.values()):
                 found |= self._find_children(process)
@@ -108,8 +130,7 @@ class Frozen:
                 found = True
         return found
 
-    def _seize_threads(self, process: Process) -> bool:
-        found = False
+    def _seize_threads(self, process: Process, spared: Callable[[str], bool] | None) -> bool:
         try:
             tids = procfs.threads(process.pid)
         except FileNotFoundError:
@@ -117,27 +138,36 @@ class Frozen:
                 raise NotFound(f"there is no process {self.root}") from None
             del self.processes[process.pid]
             return True
+        found = False
         for tid in tids:
-            if tid in process.threads:
+            if tid in process.threads or process.zombie or (spared and spared(_name(process.pid, tid))):
                 continue
             try:
                 ptrace.seize(tid, ptrace.O_TRACESYSGOOD)
             except ProcessLookupError:
                 continue
             except PermissionError:
-                if _state(process.pid, tid) in ("Z", "X", None):
-                    if tid == process.pid:
-                        raise CheckpointFailed(
-                            f"{process.name} has ended and waits for its parent", advice="try again"
-                        ) from None
-                    continue
-                raise not_permitted(process.pid) from None
+                if _state(process.pid, tid) not in ("Z", "X", None):
+                    raise not_permitted(process.pid) from None
+                found |= self._has_ended(process, tid, tids)
+                continue
             ptrace.interrupt(tid)
             thread = Thread(tid)
             process.threads[tid] = thread
             self._running.append(thread)
             found = True
         return found
+
+    def _has_ended(self, process: Process, tid: int, tids: list[int]) -> bool:
+        """Note a thread that has ended; whether that makes the process a zombie."""
+        if tid != process.pid:
+            return False
+        if len(tids) > 1:
+            raise CheckpointFailed(f"the first thread of {process.name} has ended while others run, which is not kept")
+        if process.pid == self.root:
+            raise CheckpointFailed(f"{process.name} has ended")
+        process.zombie = True
+        return True
 
     def _wait(self) -> None:
         for thread in self._running:
@@ -225,6 +255,13 @@ def _wait_for_end(tid: int) -> None:
             return
         if not os.WIFSTOPPED(status):
             return
+
+
+def _name(pid: int, tid: int) -> str:
+    try:
+        return procfs.read(f"/proc/{pid}/task/{tid}/comm").decode(errors="replace").rstrip("\n")
+    except (FileNotFoundError, ProcessLookupError):
+        return ""  # it has ended
 
 
 def _state(pid: int, tid: int) -> str | None:

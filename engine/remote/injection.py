@@ -126,6 +126,7 @@ class Injection:
         self._stale: list[tuple[int, int]] = []
         self._slots: dict[int, _Slot] = {}
         self._batches: dict[int, Batch] = {}
+        self._entered: set[int] = set()
         for thread in process.threads.values():
             self.xstates[thread.tid] = ptrace.get_xstate(thread.tid)
             if thread.registers[x86_64.CS] != USER_CS:
@@ -212,6 +213,7 @@ class Injection:
             frame = x86_64.signal_frame(slot.frame, thread.portable, self.xstates[tid], thread.sigmask)
             memory.write(pid, slot.frame, frame.ljust(slot.table - slot.frame, b"\0") + table)
         for tid in batches:
+            self._entered.add(tid)
             self._enter(tid)
 
     def _enter(self, tid: int) -> None:
@@ -297,11 +299,11 @@ class Injection:
 
     def close(self) -> None:
         """Give every thread its mask and registers back, and remove the window. The process stays frozen."""
-        for tid in self._batches:
+        for tid in self._entered:
             thread = self.process.threads[tid]
             ptrace.set_sigmask(tid, thread.sigmask)
             ptrace.set_registers(tid, thread.registers)
-        self._batches = {}
+        self._entered.clear()
         if self.window[0]:
             for start, size in (*self._stale, (self.window[0], self.window[1] - self.window[0])):
                 self._call_on_stack(NR.munmap, start, size)

@@ -43,6 +43,26 @@ def read_ranges(pid: int, ranges: Sequence[tuple[int, int]], buffer: memoryview)
         into += size
 
 
+def read_protected(pid: int, ranges: Sequence[tuple[int, int]], buffer: memoryview) -> None:
+    """The same for memory that the process itself may not read: more slowly, page by page in the kernel.
+
+    Raises:
+        OSError: EIO where the kernel was told not to override protections (proc_mem.force_override, 6.12).
+    """
+    fd = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        position = 0
+        for address, length in ranges:
+            end = position + length
+            while position < end:
+                got = os.preadv(fd, [buffer[position:end]], address + length - (end - position))
+                if not got:
+                    raise OSError(errno.EFAULT, os.strerror(errno.EFAULT))
+                position += got
+    finally:
+        os.close(fd)
+
+
 def write(pid: int, address: int, data: bytes | bytearray) -> None:
     """Write memory that is writable to the process itself."""
     buffer = data if isinstance(data, bytearray) else bytearray(data)
