@@ -189,7 +189,8 @@ def tell(folder: Path, undo: ExitStack) -> None:
 def main() -> int:
     """Tell the story as an ordinary user, in a directory that is gone afterwards."""
     with ordinary_user() as account:
-        folder = Path(tempfile.mkdtemp(prefix="torpor-demo-"))
+        # Not below root's own TMPDIR, which the user may not be able to enter.
+        folder = Path(tempfile.mkdtemp(prefix="torpor-demo-", dir="/tmp"))
         marked = {MARK: os.environ[MARK]} if MARK in os.environ else {}
         user = User(account.pw_name, account.pw_uid, account.pw_gid, folder, marked)
         try:

@@ -13,7 +13,8 @@ MARK = "TORPOR_TEST_MARK"
 """Every process a test starts carries this variable with the test's own value: also one that was frozen
 and woken, since its environment lies in its memory."""
 
-PATIENCE = 3.0  # seconds that a process which is on its way out may take
+PATIENCE = 3.0
+"""Seconds that may pass until what is on its way out is gone; other runs' files in /dev/shm are gone by then too."""
 
 
 def marked(mark: str) -> set[int]:
@@ -88,15 +89,16 @@ class Before:
     def left(self, mark: str, patience: float = PATIENCE) -> list[str]:
         """What is there now that was not, in words. Processes are ended: a leak stays one test's."""
         deadline = time.monotonic() + patience
-        while pids := (descendants(os.getpid()) | marked(mark)) - self.children:
-            if time.monotonic() > deadline:
-                break
+        while (found := self._left(mark)) != (set(), set(), set()) and time.monotonic() < deadline:
             time.sleep(0.02)
+        pids, mounts, files = found
         leaks = [_describe(pid) for pid in sorted(pids)]
         for pid in pids:
             with suppress(ProcessLookupError, ChildProcessError):  # gone, or not a child of ours to wait for
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
-        leaks += [f"mount {path}" for path in sorted(_mounts() - self.mounts)]
-        leaks += [f"file {path}" for path in sorted(_files() - self.files)]
-        return leaks
+        return [*leaks, *(f"mount {path}" for path in sorted(mounts)), *(f"file {path}" for path in sorted(files))]
+
+    def _left(self, mark: str) -> tuple[set[int], set[str], set[str]]:
+        pids = (descendants(os.getpid()) | marked(mark)) - self.children
+        return pids, _mounts() - self.mounts, _files() - self.files

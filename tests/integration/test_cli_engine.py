@@ -1,0 +1,146 @@
+"""The command line on real processes: what it prints, what becomes of them, and how it exits."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conformance.harness import wait_until
+from tests.users import BIN, User
+
+# Counts into a file until it is told to end: by a file that appears, or by SIGUSR1, to which it answers 3.
+PROGRAM = """
+import os, signal, sys, time
+signal.signal(signal.SIGUSR1, lambda *_: sys.exit(3))
+log = open("count", "a", buffering=1)
+count = 0
+while not os.path.exists("end"):
+    count += 1
+    print(os.getpid(), count, file=log)
+    time.sleep(0.01)
+sys.exit(7)
+"""
+
+
+class Counting:
+    """A process that counts, and its user's command line."""
+
+    def __init__(self, user: User) -> None:
+        self.user = user
+        self.log = user.tmp / "count"
+        self.process: subprocess.Popen[Any] = user.popen(
+            [BIN / "python", "-c", PROGRAM],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        self.goes_on()
+
+    @property
+    def pid(self) -> str:
+        return str(self.process.pid)
+
+    def count(self) -> int:
+        """The last number it wrote; 0 before the first."""
+        lines = self.log.read_text().splitlines() if self.log.exists() else []
+        return int(lines[-1].split()[1]) if lines and len(lines[-1].split()) == 2 else 0
+
+    def goes_on(self) -> None:
+        """Wait until it has counted further than now."""
+        now = self.count()
+        wait_until(lambda: self.count() > now + 1, "it counts")
+
+    def torpor(self, *arguments: str, code: int = 0) -> str:
+        done = self.user.run([BIN / "torpor", *arguments])
+        assert done.returncode == code, done.stderr
+        return done.stdout.strip()
+
+    def saved_and_killed(self) -> str:
+        snapshot = self.torpor("checkpoint", self.pid, "--then", "kill")
+        assert self.process.wait(10) == -signal.SIGKILL
+        return snapshot
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+@pytest.fixture
+def counting(as_user: User) -> Iterator[Counting]:
+    counting = Counting(as_user)
+    yield counting
+    counting.end()
+
+
+def test_it_runs_on(counting: Counting) -> None:
+    snapshot = counting.torpor("checkpoint", counting.pid, "--tag", "project=tides")
+    assert len(snapshot.split()) == 1
+    counting.goes_on()
+    (listed,) = json.loads(counting.torpor("ls", "--json"))
+    assert (listed["id"], listed["tags"]) == (snapshot, {"project": "tides"})
+    shown = json.loads(counting.torpor("show", "latest", "--json"))
+    assert [process["pid"] for process in shown["processes"]] == [int(counting.pid)]
+    assert counting.torpor("verify", snapshot) == "sound"
+
+
+def test_it_stops(counting: Counting) -> None:
+    counting.torpor("checkpoint", counting.pid, "--then", "stop")
+    state = Path(f"/proc/{counting.pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    assert state == "T"
+    counting.process.send_signal(signal.SIGCONT)
+    counting.goes_on()
+
+
+def test_a_foreground_restore_exits_as_the_job(counting: Counting) -> None:
+    snapshot = counting.saved_and_killed()
+    restored = counting.user.popen([BIN / "torpor", "restore", snapshot])
+    counting.goes_on()
+    pids = {line.split()[0] for line in counting.log.read_text().splitlines()}
+    assert pids == {counting.pid}
+    (counting.user.tmp / "end").touch()
+    assert restored.wait(10) == 7
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGUSR1, 3), (signal.SIGTERM, -signal.SIGTERM)])
+def test_a_foreground_restore_passes_signals_on(counting: Counting, number: signal.Signals, status: int) -> None:
+    counting.saved_and_killed()
+    restored = counting.user.popen([BIN / "torpor", "restore", "latest"])
+    counting.goes_on()
+    restored.send_signal(number)
+    assert restored.wait(10) == status
+
+
+def test_a_detached_job_lives_as_long_as_its_pid(counting: Counting) -> None:
+    counting.saved_and_killed()
+    pid = int(counting.torpor("restore", "latest", "--detach"))
+    pidfd = os.pidfd_open(pid)
+    counting.goes_on()
+    counting.torpor("checkpoint", str(pid), "--then", "run")  # a woken job can be saved again, by that PID
+    counting.goes_on()
+    signal.pidfd_send_signal(pidfd, signal.SIGTERM)
+    wait_until(lambda: not Path(f"/proc/{pid}").exists(), "the job ends")
+    os.close(pidfd)
+
+
+def test_explaining_starts_nothing(counting: Counting) -> None:
+    snapshot = counting.saved_and_killed()
+    before = counting.count()
+    told = counting.torpor("restore", "--explain", snapshot)
+    assert f"process {counting.pid} " in told
+    assert counting.count() == before
+
+
+def test_what_cannot_be_saved(counting: Counting) -> None:
+    counting.torpor("checkpoint", str(2**22), code=11)
+    if not counting.user.is_root:
+        counting.torpor("checkpoint", "1", code=12)
+    refused = counting.torpor("checkpoint", str(2**22), "--json", code=11)
+    assert json.loads(refused)["error"]["kind"] == "NotFound"
+    counting.goes_on()
