@@ -65,6 +65,7 @@ test demo bench soak:
 	@.ci/elsewhere copy && $(MAKE) --no-print-directory -C '$(ELSEWHERE)' $@
 else
 test: check
+	@.ci/needs tests
 	$(BIN)/pytest -m 'not soak'
 
 demo: venv

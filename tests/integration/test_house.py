@@ -28,7 +28,7 @@ def test_a_user_is_told_in_one_line_what_is_missing(ordinary_account: User) -> N
     done = ordinary_account.run([ROOT / ".ci/needs"], env={"PYTHON": str(python)})
     assert (done.returncode, done.stdout) == (1, "")
     (line,) = done.stderr.splitlines()
-    assert line.startswith("missing: python3-venv python3-dev (Debian, Ubuntu: sudo apt-get install ")
+    assert line.startswith("missing: python3-venv python3-dev (Debian, Ubuntu: sudo apt-get install python3-venv ")
 
 
 def test_nothing_is_said_where_nothing_is_missing(ordinary_account: User) -> None:
