@@ -10,6 +10,7 @@ import sys
 import threading
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,13 +25,39 @@ from torpor.probe import _enter_user_namespace
 _enter_user_namespace()
 with open("/proc/sys/user/max_user_namespaces", "w") as limit:
     limit.write("0")
-os.execvp({0!r}, {1!r})
+os.execv({0!r}, {1!r})
+"""
+
+# A filter as container runtimes set one, at its harshest: unshare() kills (seccomp(2); BPF: load the number,
+# kill if it is 272, else allow).
+UNDER_SECCOMP = """
+import os, struct
+from torpor.probe import _address, _syscall
+PRCTL, PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 157, 38, 22, 2
+code = bytearray(
+    struct.pack("HBBI", 0x20, 0, 0, 0)
+    + struct.pack("HBBI", 0x15, 0, 1, 272)
+    + struct.pack("HBBI", 0x06, 0, 0, 0x80000000)
+    + struct.pack("HBBI", 0x06, 0, 0, 0x7FFF0000)
+)
+program = bytearray(struct.pack("HxxxxxxQ", len(code) // 8, _address(code)))
+_syscall(PRCTL, PR_SET_NO_NEW_PRIVS, 1)
+_syscall(PRCTL, PR_SET_SECCOMP, SECCOMP_MODE_FILTER, _address(program))
+os.execv({0!r}, {1!r})
 """
 
 
-def in_a_host_without_user_namespaces(user: User, *command: str) -> subprocess.CompletedProcess[str]:
-    script = WITHOUT_USER_NAMESPACES.format(command[0], list(command))
-    return user.run([BIN / "python", "-c", script])
+def doctor_in(host: str, user: User) -> dict[str, Any]:
+    """What the doctor says, for programs, in a host that `host` makes; it must say that something is amiss."""
+    command = [str(BIN / "torpor"), "doctor", "--json"]
+    done = user.run([BIN / "python", "-c", host.format(command[0], command)])
+    assert done.returncode == 1, done.stderr
+    told: dict[str, Any] = json.loads(done.stdout)
+    assert told["checkpoint"]
+    assert not told["restore_rootless"]
+    (told["finding"],) = (f for f in told["findings"] if f["name"] == "user_namespaces")
+    assert told["finding"]["verdict"] == "no"
+    return told
 
 
 def test_probe_as_each_user(as_user: User) -> None:
@@ -94,16 +121,16 @@ def test_a_child_that_raises_never_runs_on(capfd: pytest.CaptureFixture[str]) ->
 
 
 def test_a_host_without_user_namespaces(as_user: User) -> None:
-    command = [str(BIN / "torpor"), "doctor", "--json"]
-    done = in_a_host_without_user_namespaces(as_user, *command)
-    assert done.returncode == 1, done.stderr
-    told = json.loads(done.stdout)
-    assert told["checkpoint"]
-    assert not told["restore_rootless"]
-    (finding,) = (f for f in told["findings"] if f["name"] == "user_namespaces")
-    assert finding["verdict"] == "no"
+    finding = doctor_in(WITHOUT_USER_NAMESPACES, as_user)["finding"]
     assert "user.max_user_namespaces" in finding["allow"]
     assert finding["why"] == "unshare CLONE_NEWUSER: No space left on device"
+
+
+def test_a_container_that_kills(as_user: User) -> None:
+    told = doctor_in(UNDER_SECCOMP, as_user)
+    assert told["probe"]["seccomp"] == 2
+    assert "--security-opt seccomp=" in told["finding"]["allow"]
+    assert told["probe"]["map_vdso"]  # told before, by another child
 
 
 def test_made_up_hosts_say_what_they_can() -> None:
