@@ -77,7 +77,7 @@ class FileRef(_message.Message):
     def __init__(self, path: _Optional[bytes] = ..., size: _Optional[int] = ..., mtime_ns: _Optional[int] = ..., build_id: _Optional[bytes] = ..., dev: _Optional[int] = ..., ino: _Optional[int] = ..., mode: _Optional[int] = ...) -> None: ...
 
 class Process(_message.Message):
-    __slots__ = ("pid", "ppid", "pgid", "sid", "stopped", "threads", "memory", "credentials", "umask", "cwd", "limits", "actions", "pending", "interval_timers", "posix_timers", "fds", "child_subreaper", "dumpable", "thp_disable", "oom_score_adj", "zombie", "exit_status")
+    __slots__ = ("pid", "ppid", "pgid", "sid", "stopped", "threads", "memory", "credentials", "umask", "cwd", "limits", "actions", "pending", "interval_timers", "posix_timers", "fds", "child_subreaper", "dumpable", "thp_disable", "oom_score_adj", "zombie", "exit_status", "coredump_filter", "xstate_permitted", "stop_told")
     PID_FIELD_NUMBER: _ClassVar[int]
     PPID_FIELD_NUMBER: _ClassVar[int]
     PGID_FIELD_NUMBER: _ClassVar[int]
@@ -100,6 +100,9 @@ class Process(_message.Message):
     OOM_SCORE_ADJ_FIELD_NUMBER: _ClassVar[int]
     ZOMBIE_FIELD_NUMBER: _ClassVar[int]
     EXIT_STATUS_FIELD_NUMBER: _ClassVar[int]
+    COREDUMP_FILTER_FIELD_NUMBER: _ClassVar[int]
+    XSTATE_PERMITTED_FIELD_NUMBER: _ClassVar[int]
+    STOP_TOLD_FIELD_NUMBER: _ClassVar[int]
     pid: int
     ppid: int
     pgid: int
@@ -122,7 +125,10 @@ class Process(_message.Message):
     oom_score_adj: int
     zombie: bool
     exit_status: int
-    def __init__(self, pid: _Optional[int] = ..., ppid: _Optional[int] = ..., pgid: _Optional[int] = ..., sid: _Optional[int] = ..., stopped: bool = ..., threads: _Optional[_Iterable[_Union[Thread, _Mapping]]] = ..., memory: _Optional[_Union[AddressSpace, _Mapping]] = ..., credentials: _Optional[_Union[Credentials, _Mapping]] = ..., umask: _Optional[int] = ..., cwd: _Optional[bytes] = ..., limits: _Optional[_Iterable[_Union[Rlimit, _Mapping]]] = ..., actions: _Optional[_Iterable[_Union[SigAction, _Mapping]]] = ..., pending: _Optional[_Iterable[bytes]] = ..., interval_timers: _Optional[_Iterable[_Union[IntervalTimer, _Mapping]]] = ..., posix_timers: _Optional[_Iterable[_Union[PosixTimer, _Mapping]]] = ..., fds: _Optional[_Iterable[_Union[Fd, _Mapping]]] = ..., child_subreaper: bool = ..., dumpable: _Optional[int] = ..., thp_disable: bool = ..., oom_score_adj: _Optional[int] = ..., zombie: bool = ..., exit_status: _Optional[int] = ...) -> None: ...
+    coredump_filter: int
+    xstate_permitted: int
+    stop_told: bool
+    def __init__(self, pid: _Optional[int] = ..., ppid: _Optional[int] = ..., pgid: _Optional[int] = ..., sid: _Optional[int] = ..., stopped: bool = ..., threads: _Optional[_Iterable[_Union[Thread, _Mapping]]] = ..., memory: _Optional[_Union[AddressSpace, _Mapping]] = ..., credentials: _Optional[_Union[Credentials, _Mapping]] = ..., umask: _Optional[int] = ..., cwd: _Optional[bytes] = ..., limits: _Optional[_Iterable[_Union[Rlimit, _Mapping]]] = ..., actions: _Optional[_Iterable[_Union[SigAction, _Mapping]]] = ..., pending: _Optional[_Iterable[bytes]] = ..., interval_timers: _Optional[_Iterable[_Union[IntervalTimer, _Mapping]]] = ..., posix_timers: _Optional[_Iterable[_Union[PosixTimer, _Mapping]]] = ..., fds: _Optional[_Iterable[_Union[Fd, _Mapping]]] = ..., child_subreaper: bool = ..., dumpable: _Optional[int] = ..., thp_disable: bool = ..., oom_score_adj: _Optional[int] = ..., zombie: bool = ..., exit_status: _Optional[int] = ..., coredump_filter: _Optional[int] = ..., xstate_permitted: _Optional[int] = ..., stop_told: bool = ...) -> None: ...
 
 class Thread(_message.Message):
     __slots__ = ("tid", "name", "registers", "xstate", "sigmask", "pending", "robust_list", "robust_list_size", "clear_child_tid", "rseq", "altstack", "pdeath_signal", "no_new_privs", "nice", "affinity", "timer_slack_ns", "scheduler")

@@ -8,6 +8,7 @@ Documented in: sigaction(2), signal(7), ptrace(2) on PTRACE_PEEKSIGINFO.
 
 from __future__ import annotations
 
+import signal
 import struct
 from collections.abc import Iterator
 
@@ -25,7 +26,8 @@ def ask(batch: Batch, not_default: int) -> dict[int, int]:
     return {
         number: batch.add(NR.rt_sigaction, number, 0, Out(KERNEL_SIGACTION.size), 8)
         for number in range(1, 65)
-        if not_default >> (number - 1) & 1
+        # SIGCHLD's default action may have flags: SA_NOCLDWAIT, SA_NOCLDSTOP.
+        if not_default >> (number - 1) & 1 or number == signal.SIGCHLD
     }
 
 
@@ -46,7 +48,9 @@ def describe(asked: dict[int, int], replies: Replies, queued: list[bytes], image
 
 
 def steps(process: pb.Process) -> Iterator[Call]:
-    """Set the actions that are not the default."""
+    """Set the actions that are not the default, and forget the signals that building the tree has caused."""
+    default = KERNEL_SIGACTION.pack(0, 0, 0, 0)
+    yield Call(NR.rt_sigaction, (signal.SIGCHLD, default, 0, 8), 0, "forgetting what was told of children")
     for action in process.actions:
         content = KERNEL_SIGACTION.pack(action.handler, action.flags, action.restorer, action.mask)
         words = f"setting the action of signal {action.signal}"

@@ -25,6 +25,7 @@ from torpor.remote.x86_64 import NR
 PR_GET_DUMPABLE = 3
 PR_GET_CHILD_SUBREAPER = 37
 PR_GET_THP_DISABLE = 42
+ARCH_GET_XCOMP_PERM = 0x1022
 _EXIT_CODE = 52  # field of proc_pid_stat(5)
 _KERNEL_THREAD = 0x00200000  # PF_KTHREAD (include/linux/sched.h)
 _NAMESPACES = ("pid", "mnt", "net", "ipc", "uts", "cgroup", "user", "time")
@@ -142,6 +143,7 @@ class Grabbed:
     limits: bytes = b""
     timers: bytes = b""
     oom_score_adj: int = 0
+    coredump_filter: int = 0
 
     @property
     def own_pid(self) -> int:
@@ -163,6 +165,7 @@ def grab(pid: int, *, zombie: bool = False) -> Grabbed:
         procfs.read(f"{folder}/limits"),
         procfs.read(f"{folder}/timers"),
         int(procfs.read(f"{folder}/oom_score_adj")),
+        int(procfs.read(f"{folder}/coredump_filter"), 16),
     )
 
 
@@ -173,6 +176,7 @@ class Questions:
     dumpable: int
     subreaper: int
     thp_disable: int
+    xstate_permitted: int
 
 
 def ask(batch: Batch) -> Questions:
@@ -181,6 +185,7 @@ def ask(batch: Batch) -> Questions:
         batch.add(NR.prctl, PR_GET_DUMPABLE),
         batch.add(NR.prctl, PR_GET_CHILD_SUBREAPER, Out(4)),
         batch.add(NR.prctl, PR_GET_THP_DISABLE, 0, 0, 0, 0),
+        batch.add(NR.arch_prctl, ARCH_GET_XCOMP_PERM, Out(8)),
     )
 
 
@@ -205,6 +210,9 @@ def describe(asked: Questions, replies: Replies, grabbed: Grabbed, parent: int, 
     image.child_subreaper = is_subreaper(asked, replies)
     image.thp_disable = replies.result(asked.thp_disable) == 1
     image.oom_score_adj = grabbed.oom_score_adj
+    image.coredump_filter = grabbed.coredump_filter
+    if replies.result(asked.xstate_permitted) == 0:  # an older kernel has no such request, and nothing to ask for
+        image.xstate_permitted = int.from_bytes(replies.output(asked.xstate_permitted, 1), "little")
 
 
 def _describe_ids(grabbed: Grabbed, parent: int, image: pb.Process) -> None:
@@ -245,6 +253,9 @@ def permitted(error: OSError, pid: int) -> NotPermitted | NotFound:
 PR_SET_DUMPABLE = 4
 PR_SET_CHILD_SUBREAPER = 36
 PR_SET_THP_DISABLE = 41
+ARCH_REQ_XCOMP_PERM = 0x1023
+_XTILE_DATA = 18
+"""The only component that a process must ask for (Documentation/arch/x86/xstate.rst)."""
 
 
 def steps(process: pb.Process, cwd: int) -> Iterator[Call]:
@@ -260,6 +271,8 @@ def steps(process: pb.Process, cwd: int) -> Iterator[Call]:
         yield Call(NR.prctl, (PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0), 0, "becoming the one whom orphans fall to")
     if process.thp_disable:
         yield Call(NR.prctl, (PR_SET_THP_DISABLE, 1, 0, 0, 0), 0, "turning huge pages off")
+    if process.xstate_permitted >> _XTILE_DATA & 1:
+        yield Call(NR.arch_prctl, (ARCH_REQ_XCOMP_PERM, _XTILE_DATA), 0, "asking leave to use AMX")
 
 
 def last_steps(process: pb.Process) -> Iterator[Call]:
