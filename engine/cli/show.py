@@ -29,6 +29,9 @@ KINDS = {
 }
 """Kinds of memory in words."""
 
+STATES = {"running": "", "stopped": "  (stopped)", "ended": "  (ended; its parent has not asked for its status)"}
+"""States of a process in words."""
+
 
 @click.command("show")
 @snapshot_argument
@@ -70,14 +73,15 @@ def _print(told: dict[str, Any]) -> None:
     branches: dict[int, Branches] = {}
     roots = []
     for process in told["processes"]:
-        label = f"{process['pid']} {process['name']}" + ("  (stopped)" if process["stopped"] else "")
+        label = f"{process['pid']} {process['name']}{STATES[process['state']]}"
         parent = branches.get(process["parent"])
         branch = parent.add(label) if parent else Branches(label, guide_style="dim")
         if not parent:
             roots.append(branch)
         branches[process["pid"]] = branch
-        for line in _about(process):
-            branch.add(line)
+        if process["state"] != "ended":
+            for line in _about(process):
+                branch.add(line)
     for root in roots:
         out.print(root)
     _print_needs(told["needs"], out)

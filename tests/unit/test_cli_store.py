@@ -59,6 +59,8 @@ def a_tree() -> Tree:
     child.threads.add(tid=101, name=b"server")
     for tid in (102, 103):
         child.threads.add(tid=tid, name=b"worker")
+    ended = tree.processes.add(pid=104, ppid=100, pgid=104, sid=100, zombie=True)
+    ended.threads.add(tid=104, name=b"date")
     log = tree.descriptions.add(flags=os.O_WRONLY)
     log.file.path, log.file.position = b"/home/ann/out.log", 77
     listener = tree.descriptions.add(flags=os.O_RDWR)
@@ -123,6 +125,7 @@ def test_show(run: Torpor, store: Store) -> None:
         "owner = ann",
         r"100 bash\x1b[2J",
         "101 server (stopped)",
+        "104 date (ended; its parent has not asked for its status)",
         "3 threads: server, 2 x worker",
         "private, of files 64.0 KiB (8.0 KiB stored)",
         "private 64.0 KiB (12.0 KiB stored)",
@@ -139,11 +142,12 @@ def test_show(run: Torpor, store: Store) -> None:
 
 def test_show_for_programs(run: Torpor, store: Store) -> None:
     told = json.loads(run("show", save(store).id, "--json")[1])
-    assert told["needs"]["pids"] == [100, 101, 102, 103]
+    assert told["needs"]["pids"] == [100, 101, 102, 103, 104]
     assert told["needs"]["ports"] == ["127.0.0.1:8080"]
     assert told["needs"]["mapped_files"] == [{"path": "/usr/bin/bash", "size": 1234, "build_id": "c0ffee"}]
-    shell, child = told["processes"]
+    shell, child, ended = told["processes"]
     assert shell["memory"]["anonymous"] == {"mapped": 0x10000, "stored": 3 * PAGE}
+    assert [process["state"] for process in (shell, child, ended)] == ["running", "stopped", "ended"]
     assert child["descriptors"][3] == {
         "fd": 3,
         "close_on_exec": False,
