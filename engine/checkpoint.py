@@ -53,7 +53,7 @@ def checkpoint(
     """Keep the tree of processes below and including `pid` as a snapshot in a store.
 
     Args:
-        pid: the root of the tree, in the caller's PID namespace.
+        pid: the root of the tree, in the caller's PID namespace; the PID of a `Job` means the job.
         store: a store, its directory, or None for the user's own (see `torpor.store.default_path`).
         then: what becomes of the tree when the snapshot is published: it runs on, is stopped (SIGSTOP), or is killed.
         tags: kept with the snapshot, shown by `torpor ls`.
@@ -69,6 +69,7 @@ def checkpoint(
     began = time.monotonic_ns()
     home = store if isinstance(store, Store) else Store(store)
     _raise_descriptor_limit()
+    pid = tree.job_of(pid)
     fork = preflight(pid) and then == "run"
     with ExitStack() as stack:
         writer = stack.enter_context(home.writer(KIND, tags or {}))

@@ -6,7 +6,7 @@ import struct
 from dataclasses import dataclass
 
 from torpor import procfs
-from torpor.errors import CheckpointFailed
+from torpor.errors import CheckpointFailed, Reason, Refused
 from torpor.image import image_pb2 as pb
 from torpor.objects import credentials, memory, signals, threads, timers, tree
 from torpor.objects.mapped_files import MappedFiles
@@ -44,7 +44,11 @@ class TakenProcess:
     """
 
     def __init__(self, process: Process, gadgets: Gadgets) -> None:
-        """Take the texts of /proc, registers and queued signals; nothing is injected yet."""
+        """Take the texts of /proc, registers and queued signals; nothing is injected yet.
+
+        Raises:
+            Refused: a thread has a state that is not kept, and that cannot be asked for before the freeze.
+        """
         self.process = process
         self.pid = process.pid
         self.texts = tree.grab(self.pid)
@@ -53,6 +57,10 @@ class TakenProcess:
         self.injection = Injection(process, gadgets, self._caught)
         self.snapshot: Snapshot | None = None
         self._rseqs = {tid: ptrace.get_rseq(tid) for tid in process.threads}
+        for tid in process.threads:
+            if ptrace.dispatches_calls(tid):
+                why = "it has system calls dispatched to itself (prctl PR_SET_SYSCALL_USER_DISPATCH), which is not kept"
+                raise Refused(f"{process.name} cannot be kept", [Reason(f"{process.name}, thread {tid}", why)])
         self._thread_pending = {tid: threads.pending(tid) for tid in process.threads}
         self._replies: dict[int, Replies] = {}
         self._questions: dict[int, threads.Questions] = {}

@@ -41,6 +41,44 @@ class Seen:
     stat: procfs.Stat
 
 
+def job_of(pid: int) -> int:
+    """The root of a job when `pid` is the torpor-init that stands for it; else `pid` itself.
+
+    Between the two there may be stand-ins for processes that the job refers to: torpor-inits as well.
+
+    Raises:
+        NotFound: it stands for a job that has ended.
+    """
+    if not _is_init(pid):
+        return pid
+    # Orphans of the job are children of its init too: its first argument tells them apart.
+    stands_for = int(procfs.read(f"/proc/{pid}/cmdline").split(b"\0")[1])
+    below = sorted(procfs.children(pid, [pid]), key=lambda child: procfs.stat(child).start_time)
+    first = [child for child in below if _own_pid(_status(child)) == stands_for] or below[:1]
+    found = next(filter(None, map(_below, first)), 0)
+    if not found:
+        raise NotFound(f"the job of {describe_process(pid)} has ended")
+    return found
+
+
+def _below(pid: int) -> int:
+    """The first process that is no torpor-init, at or below one; 0: none."""
+    if not _is_init(pid):
+        return pid
+    return next(filter(None, map(_below, procfs.children(pid, [pid]))), 0)
+
+
+def _is_init(pid: int) -> bool:
+    try:
+        return os.readlink(f"/proc/{pid}/exe").endswith("/torpor-init")
+    except OSError:
+        return False  # gone, or not ours to look at: the preflight says so
+
+
+def _status(pid: int) -> Mapping[bytes, bytes]:
+    return procfs.status(procfs.read(f"/proc/{pid}/status"))
+
+
 def walk(root: int) -> list[Seen]:
     """The tree as it is at this moment, parents first.
 
@@ -52,8 +90,7 @@ def walk(root: int) -> list[Seen]:
     while waiting:
         pid = waiting.pop(0)
         try:
-            status = procfs.status(procfs.read(f"/proc/{pid}/status"))
-            seen = Seen(pid, describe_process(pid), status, procfs.stat(pid))
+            seen = Seen(pid, describe_process(pid), _status(pid), procfs.stat(pid))
             waiting += procfs.children(pid, procfs.threads(pid))
         except (FileNotFoundError, ProcessLookupError):
             if pid == root:
@@ -108,8 +145,12 @@ def _refuse(seen: Seen, home: Mapping[str, str]) -> list[Reason]:
         reasons.append(Reason(seen.name, f"it uses a shadow stack ({what}), which is not kept"))
     try:
         here = _namespaces(seen.pid)
+        program = os.readlink(f"/proc/{seen.pid}/exe")
     except (PermissionError, FileNotFoundError, ProcessLookupError):
         return reasons  # it ended, or changed into somebody else's: the freeze says so
+    if program.endswith(" (deleted)"):
+        why = f"its program was deleted or replaced while it ran ({program})"
+        reasons.append(Reason(seen.name, why, "start it again from the program that is there now"))
     for kind, namespace in here.items():
         if namespace != home[kind]:
             why = f"it lives in another {kind} namespace than the root of the tree"

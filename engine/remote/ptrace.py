@@ -32,6 +32,7 @@ PEEKSIGINFO = 0x4209
 GETSIGMASK = 0x420A
 SETSIGMASK = 0x420B
 GET_RSEQ_CONFIGURATION = 0x420F
+GET_SYSCALL_USER_DISPATCH_CONFIG = 0x4211
 
 PEEKSIGINFO_SHARED = 1
 SIGINFO_SIZE = 128
@@ -156,6 +157,18 @@ def get_rseq(tid: int) -> tuple[int, int, int, int]:
     answer = array("Q", [0, 0, 0])
     syscall(NR.ptrace, GET_RSEQ_CONFIGURATION, tid, 24, answer.buffer_info()[0])
     return answer[0], answer[1] & 0xFFFFFFFF, answer[1] >> 32, answer[2] & 0xFFFFFFFF
+
+
+def dispatches_calls(tid: int) -> bool:
+    """Whether the thread's system calls may come back to it as signals (syscall user dispatch, prctl 59)."""
+    # struct ptrace_sud_config { u64 mode, selector, offset, len }
+    answer = array("Q", [0, 0, 0, 0])
+    result = try_syscall(NR.ptrace, GET_SYSCALL_USER_DISPATCH_CONFIG, tid, 32, answer.buffer_info()[0])
+    if result == -errno.EIO:
+        return False  # no such request before 6.4: then nobody can ask, and few programs but Wine use it
+    if result < 0:
+        raise OSError(-result, os.strerror(-result))
+    return answer[0] != 0
 
 
 def get_siginfo(tid: int) -> bytes:
