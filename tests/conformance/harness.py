@@ -200,6 +200,19 @@ class Subject:
         """The whole tree, as /proc shows it."""
         return observe.observe(self.root())
 
+    def settled(self) -> dict[int, observe.Process]:
+        """The whole tree, once two looks see the same: a child may still be on its way when the root is ready."""
+        looks: list[dict[int, observe.Process]] = [{}]
+
+        def at_rest() -> bool:
+            with suppress(FileNotFoundError, ProcessLookupError):  # one has just ended
+                looks.append(self.observe())
+                return not observe.differences(looks[-2], looks[-1])
+            return False
+
+        wait_until(at_rest, "the tree to come to rest")
+        return looks[-1]
+
     def go(self) -> None:
         """Give the word to go on."""
         draft = self.directory / "go.draft"
@@ -312,23 +325,25 @@ class Driver:
 
     def checkpoint(self, pid: int, store: Path, then: str, **options: object) -> str:
         """Take a snapshot, return its id."""
+        start = self.log.stat().st_size
         with closing(self.ask(do="checkpoint", pid=pid, store=str(store), then=then, **options)) as talk:
-            return str(self._hear(talk)["snapshot"])
+            return str(self._hear(talk, start)["snapshot"])
 
     def restore(self, snapshot: str, store: Path) -> tuple[Conversation, int]:
         """Restore in the foreground: the conversation that will tell the exit status, and the job's PID."""
+        start = self.log.stat().st_size
         talk = self.ask(do="restore", snapshot=snapshot, store=str(store))
         try:
-            return talk, int(self._hear(talk)["pid"])
+            return talk, int(self._hear(talk, start)["pid"])
         except BaseException:
             talk.close()
             raise
 
-    def _hear(self, talk: Conversation) -> dict[str, Any]:
+    def _hear(self, talk: Conversation, start: int) -> dict[str, Any]:
         try:
             return talk.next(60)
         except EOFError as failure:
-            raise Failed(f"{failure}\n{self.log.read_text()[-6000:]}") from None
+            raise Failed(f"{failure}\n{self.log.read_text()[start:]}") from None
 
     def stop(self) -> None:
         """End the driver."""
@@ -411,7 +426,7 @@ def checkpoint_and_restore(stage: Stage, subject: Subject, occupying: ExitStack 
 
     With `occupying` a stranger takes the root's PID meanwhile, and keeps it until that stack is left.
     """
-    before = subject.observe()
+    before = subject.settled()
     store = subject.directory / "store"
     begun = time.monotonic()
     pids = list(observe.descendants(subject.root()))
@@ -421,9 +436,19 @@ def checkpoint_and_restore(stage: Stage, subject: Subject, occupying: ExitStack 
         occupying.enter_context(occupied(stage, subject.pid))
     job = restored(stage, subject, snapshot)
     subject.frozen += time.monotonic() - begun
-    if changed := observe.differences(before, subject.observe()):
-        raise Failed("restored, but not as it was:\n" + "\n".join(changed))
+    unchanged(subject, before)
     return job
+
+
+def unchanged(subject: Subject, before: dict[int, observe.Process], patience: float = 2.0) -> None:
+    """See that the tree is as it was `before`.
+
+    Threads may need a moment until they sleep again where they slept; a process more is wrong at any moment.
+    """
+    deadline = time.monotonic() + patience
+    while changed := observe.differences(before, subject.observe()):
+        if time.monotonic() > deadline or any(line.endswith("is new") for line in changed):
+            raise Failed("not as it was:\n" + "\n".join(changed))
 
 
 def restored(stage: Stage, subject: Subject, snapshot: str) -> Job:

@@ -21,6 +21,9 @@ KEPT_FLAGS = frozenset(
     ["rd", "wr", "ex", "sh", "mr", "mw", "me", "ms", "gd", "lo", "dc", "nr", "dd", "wf", "hg", "nh", "mg", "io"]
 )
 
+O_LARGEFILE = 0o100000  # given by open() on 64 bits, where it means nothing
+STACK_GROWTH = 64 << 10  # a signal frame with all registers in it makes a stack grow
+
 
 @dataclass(frozen=True)
 class Mapping:
@@ -138,20 +141,29 @@ def descriptors(pid: int) -> dict[int, str]:
     found = {}
     for entry in Path(f"/proc/{pid}/fd").iterdir():
         target = re.sub(r":\[\d+\]", "", os.readlink(entry))
-        target = re.sub(r"^(/memfd:.*|.*) \(deleted\)$", r"\1 (deleted)", target)
+        # A file that has no name any more and lives on as a memfd is as good.
+        target = re.sub(r"^/memfd:(/.*) \(deleted\)$", r"\1 (deleted)", target)
         info = Path(f"/proc/{pid}/fdinfo/{entry.name}").read_text().splitlines()
         kept = []
         for line in info:
             name, _, value = line.partition(":")
-            if name in ("pos", "flags", "eventfd-count", "eventfd-semaphore"):
+            if name == "flags":
+                kept.append(f"flags={int(value, 8) & ~O_LARGEFILE:o}")
+            elif name in ("pos", "eventfd-count", "eventfd-semaphore"):
                 kept.append(f"{name}={value.strip()}")
             elif name == "tfd":
-                kept.append(" ".join(line.split()[:6]))
+                kept.append(watch(line))
         # A stream has no position; the kernel's number there means nothing.
         if target in ("pipe", "socket"):
             kept = [part for part in kept if not part.startswith("pos=")]
         found[int(entry.name)] = " ".join([target, *sorted(kept)])
     return found
+
+
+def watch(line: str) -> str:
+    """A watch of an epoll set. The kernel adds EPOLLERR and EPOLLHUP to every one that is set."""
+    _, number, _, events, _, data = line.split()[:6]
+    return f"{number}: events {int(events, 16) & ~0x18:x} data {data}"
 
 
 def observe(top: int) -> dict[int, Process]:
@@ -191,6 +203,18 @@ def observe(top: int) -> dict[int, Process]:
     return seen
 
 
+def shrunk(now: tuple[str, ...], before: tuple[str, ...]) -> tuple[str, ...]:
+    """The mappings `now`, where a stack that has grown no more than a signal makes it grow is as it was `before`."""
+    was = {tuple(line.partition("-")[2].split()): line for line in before if " [stack]" in line}
+
+    def back(line: str) -> str:
+        old = was.get(tuple(line.partition("-")[2].split()), line)
+        grown = int(old.partition("-")[0], 16) - int(line.partition("-")[0], 16)
+        return old if 0 <= grown <= STACK_GROWTH else line
+
+    return tuple(map(back, now))
+
+
 def differences(before: dict[int, Process], after: dict[int, Process]) -> list[str]:
     """Everything that is not as it was, one line each; empty when nothing changed."""
     told = [f"process {pid} is gone" for pid in before.keys() - after.keys()]
@@ -201,6 +225,7 @@ def differences(before: dict[int, Process], after: dict[int, Process]) -> list[s
             if value == now[name]:
                 continue
             if name == "mappings":
+                now[name] = shrunk(now[name], value)
                 told += [f"process {pid}: mapping gone: {line}" for line in value if line not in now[name]]
                 told += [f"process {pid}: mapping new: {line}" for line in now[name] if line not in value]
             elif isinstance(value, dict):

@@ -17,12 +17,12 @@ import pytest
 from tests.conformance import observe
 from tests.conformance.harness import (
     Actor,
-    Failed,
     Stage,
     Subject,
     alive,
     checkpoint_and_restore,
     in_capsule,
+    unchanged,
     wait_until,
 )
 
@@ -81,13 +81,11 @@ def test_left_running(stage: Stage, source: Path, who: str, request: pytest.Fixt
     actor = request.getfixturevalue(who)
     with stage.play(source, actor) as subject:
         subject.wait_ready()
-        before = subject.observe()
+        before = subject.settled()
         begun = time.monotonic()
         stage.driver(actor).checkpoint(subject.pid, subject.directory / "store", "run")
         subject.frozen += time.monotonic() - begun
-        changed = observe.differences(before, subject.observe())
-        if changed:
-            raise Failed("the checkpoint left traces:\n" + "\n".join(changed))
+        unchanged(subject, before)
         finish(subject)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.conformance import observe
-from tests.conformance.harness import Actor, EngineError, Failed, Stage, Subject
+from tests.conformance.harness import Actor, EngineError, Stage, Subject, unchanged
 
 HERE = Path(__file__).parent
 REFUSED, NOT_FOUND, NOT_PERMITTED = 10, 11, 12  # torpor.errors
@@ -41,11 +41,10 @@ PROGRAMS = sorted((HERE / "refused").iterdir())
 
 def refused(stage: Stage, subject: Subject, pid: int, then: str) -> EngineError:
     """The error of a checkpoint that must be refused and leave everything as it was."""
-    before = subject.observe()
+    before = subject.settled()
     with pytest.raises(EngineError) as caught:
         stage.driver(subject.actor).checkpoint(pid, subject.directory / "store", then)
-    if changed := observe.differences(before, subject.observe()):
-        raise Failed("the refused checkpoint left traces:\n" + "\n".join(changed))
+    unchanged(subject, before)
     store = subject.directory / "store"
     kept = [path.name for path in store.rglob("*") if path.is_file() and path.name not in ("lock", "VERSION")]
     assert not [name for name in kept if "manifest" in name], kept

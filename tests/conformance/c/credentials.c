@@ -72,6 +72,7 @@ int main(void)
 	}
 	while (access(in_dir("child"), F_OK))
 		sched_yield();
+	sleeps_in(child, SYS_rt_sigtimedwait);
 	ready_and_wait();
 
 	struct ids after = look();

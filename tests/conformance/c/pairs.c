@@ -49,7 +49,7 @@ int main(void)
 	shutdown(shut[0], SHUT_WR);
 	int size = 123456, on = 1, size_before;
 	setsockopt(stream[0], SOL_SOCKET, SO_SNDBUF, &size, sizeof size);
-	setsockopt(stream[1], SOL_SOCKET, SO_PASSCRED, &on, sizeof on);
+	setsockopt(datagram[0], SOL_SOCKET, SO_PASSCRED, &on, sizeof on);
 	socklen_t length = sizeof size_before;
 	getsockopt(stream[0], SOL_SOCKET, SO_SNDBUF, &size_before, &length);
 	send_all(half[0], "orphan", 6);
@@ -69,6 +69,7 @@ int main(void)
 		_exit(0);
 	}
 	close(family[1]);
+	sleeps_in(child, SYS_recvfrom);
 	ready_and_wait();
 
 	static char back[sizeof sent];
@@ -95,7 +96,7 @@ int main(void)
 	int now = 0;
 	getsockopt(stream[0], SOL_SOCKET, SO_SNDBUF, &now, &length);
 	expect(now == size_before, "SO_SNDBUF: %d became %d", size_before, now);
-	getsockopt(stream[1], SOL_SOCKET, SO_PASSCRED, &now, &length);
+	getsockopt(datagram[0], SOL_SOCKET, SO_PASSCRED, &now, &length);
 	expect(now == 1, "SO_PASSCRED was lost");
 	expect(fcntl(datagram[0], F_GETFL) & O_NONBLOCK, "O_NONBLOCK was lost");
 	expect(fcntl(stream[0], F_GETFD) == FD_CLOEXEC && !fcntl(packet[0], F_GETFD),

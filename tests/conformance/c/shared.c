@@ -97,6 +97,7 @@ int main(void)
 	pid_t child = fork();
 	if (!child)
 		_exit(child_main());
+	sleeps_in(child, SYS_futex);
 	ready_and_wait();
 
 	check_content("parent");

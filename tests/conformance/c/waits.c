@@ -215,6 +215,8 @@ int main(void)
 	signal(SIGUSR1, handle);
 	child = sleeper();
 	other_child = sleeper();
+	sleeps_in(child, SYS_rt_sigtimedwait);
+	sleeps_in(other_child, SYS_rt_sigtimedwait);
 	struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
 	socklen_t size = sizeof address;
 	listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
@@ -240,7 +242,7 @@ int main(void)
 		pthread_create(&threads[k], NULL, run, (void *)(intptr_t)k);
 	for (int all = 0; !all; sched_yield()) {
 		pthread_mutex_lock(&faults_lock);
-		all = sleeping_count == COUNT;
+		all = sleeping_count == COUNT + 2;
 		pthread_mutex_unlock(&faults_lock);
 	}
 	ready_and_wait();

@@ -12,6 +12,7 @@ context = multiprocessing.get_context("fork")
 
 def worker(lock, semaphore, jobs, results, value, array, name) -> None:
     block = shared_memory.SharedMemory(name)
+    results.put("up")
     while (job := jobs.get()) is not None:
         semaphore.acquire()
         with lock, value.get_lock():
@@ -39,6 +40,7 @@ def main() -> None:
     ]
     for one in workers:
         one.start()
+    same([results.get(timeout=30) for _ in workers], ["up"] * 3, "workers")
     pool = context.Pool(2)
     same(pool.map(square, range(5)), [0, 1, 4, 9, 16], "the pool before")
     here.send({"a": [1, 2, 3]})

@@ -46,11 +46,12 @@ def main() -> None:
     if child == 0:
         for fd in (down[1], up[0]):
             os.close(fd)
-        os.write(up[1], b"child says: ")
+        os.write(up[1], b"!child says: ")
         os.write(up[1], read_all(down[0]))
         os._exit(5)
     os.close(down[0])
     os.close(up[1])
+    os.read(up[0], 1)  # the child has closed what it does not need
     ready_and_wait()
 
     same(os.read(own[0], 60_000), CONTENT, "a pipe within the process")

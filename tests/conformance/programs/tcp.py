@@ -52,9 +52,11 @@ def main() -> None:
     child = os.fork()
     if child == 0:
         to_child.close()
+        of_child.sendall(b"!")
         of_child.sendall(of_child.recv(100).upper())
         os._exit(0)
     of_child.close()
+    to_child.recv(1)  # the child has closed what it does not need
     waiting, waiting_peer = connected(six or listener)
     got: list[bytes] = []
     receiver = threading.Thread(target=lambda: got.append(waiting.recv(100)))
