@@ -56,6 +56,24 @@ class Holder(NamedTuple):
     fd: int
 
 
+class Family(NamedTuple):
+    """What a socket is: sockets of one family have the same options, with the same defaults."""
+
+    family: int
+    type: int
+    protocol: int
+
+
+class Seen(NamedTuple):
+    """What tells a description's kind."""
+
+    link: str
+    """What /proc/PID/fd/N leads to: a path, or ``pipe:[4711]``."""
+    stat: os.stat_result
+    family: Family | None
+    """Of a socket."""
+
+
 class Problem(NamedTuple):
     """Why a description cannot be kept, and what to do about it."""
 
@@ -197,7 +215,7 @@ class Kind(ABC, Generic[S]):
     """Its name in the image: a field of Description's oneof."""
 
     @abstractmethod
-    def matches(self, link: str, status: os.stat_result) -> bool:
+    def matches(self, seen: Seen) -> bool:
         """Whether a description is of this kind."""
 
     @abstractmethod

@@ -2,6 +2,7 @@
 
     survey     nothing is frozen: what could not be kept?
     grab       frozen: take what changes. Copies are closed again at once.
+    arm_reset  just before a tree is killed for good: let go of its ports at once
     describe   the tree runs again: fill Tree.descriptions, Tree.pipes and each Process.fds
     check      before a restore touches anything: what could not be given back here?
     open_all   each description once, in the restoring process, at a *slot*: a number above all of the tree's
@@ -37,6 +38,8 @@ from torpor.objects.description import (
     Kind,
     Opening,
     Problem,
+    Seen,
+    borrowed,
 )
 from torpor.objects.devices import CharDevice
 from torpor.objects.epoll import Epoll
@@ -45,6 +48,9 @@ from torpor.objects.files import Directory, RegularFile
 from torpor.objects.memory_files import MemoryDescriptor, MemoryFile, memory_files
 from torpor.objects.outside import Fifo, Terminal
 from torpor.objects.pipes import Pipe
+from torpor.objects.sockets import family_of
+from torpor.objects.tcp import Tcp, arm_reset
+from torpor.objects.unix_sockets import Unix
 from torpor.objects.unkept import Unkept
 from torpor.remote.batch import Call
 from torpor.remote.freeze import describe_process
@@ -55,9 +61,11 @@ __all__ = [
     "GrabbedDescriptors",
     "MemoryFile",
     "Opened",
+    "arm_reset",
     "check",
     "closing",
     "describe",
+    "first_slot",
     "grab",
     "memory_files",
     "open_all",
@@ -74,6 +82,8 @@ KINDS: tuple[Kind[Any], ...] = (
     Pipe(),
     Fifo(),
     Eventfd(),
+    Unix(),
+    Tcp(),
     Epoll(),  # after what it may watch
     Unkept(),  # the rest
 )
@@ -189,6 +199,10 @@ def _grab_process(known: _Known, pid: int, pidfd: int) -> None:
         infos = os.open(f"/proc/{pid}/fdinfo", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except FileNotFoundError:
         return
+    except PermissionError:
+        if procfs.stat(pid).state in ("Z", "X"):  # it has ended, and its descriptors with it
+            return
+        raise
     try:
         for name in os.listdir(table):
             try:
@@ -211,9 +225,8 @@ def _grab_descriptor(known: _Known, holder: Holder, pidfd: int, table: int, info
     key = (position, flags & ~os.O_CLOEXEC, *identity)
     held, bucket, place = known.find(key, holder.pid, holder.fd)
     if held is None:
-        link = os.readlink(name, dir_fd=table)
-        status = os.stat(name, dir_fd=table)
-        held = Held(_kind(link, status, flags), link, status, flags & ~os.O_CLOEXEC, info)
+        seen = _look(name, table, pidfd)
+        held = Held(_kind(seen, flags), seen.link, seen.stat, flags & ~os.O_CLOEXEC, info)
         held.add(holder)
         held.state = held.kind.grab(held, pidfd, content=tree.content)
         bucket.insert(place, held)
@@ -238,10 +251,19 @@ def _read(name: str, directory: int) -> bytes:
         os.close(fd)
 
 
-def _kind(link: str, status: os.stat_result, flags: int) -> Kind[Any]:
-    if flags & os.O_PATH and not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+def _look(name: str, table: int, pidfd: int) -> Seen:
+    link = os.readlink(name, dir_fd=table)
+    status = os.stat(name, dir_fd=table)
+    if not link.startswith("socket:["):
+        return Seen(link, status, None)
+    with borrowed(pidfd, int(name)) as copy:
+        return Seen(link, status, family_of(copy))
+
+
+def _kind(seen: Seen, flags: int) -> Kind[Any]:
+    if flags & os.O_PATH and not (stat.S_ISREG(seen.stat.st_mode) or stat.S_ISDIR(seen.stat.st_mode)):
         return KINDS[-1]
-    return next(kind for kind in KINDS if kind.matches(link, status))
+    return next(kind for kind in KINDS if kind.matches(seen))
 
 
 def _problems(tree: GrabbedDescriptors) -> Iterator[Reason]:
@@ -361,7 +383,7 @@ def open_all(image: Tree, shared: Callable[[int], int], stdio: Sequence[int] = (
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    opening = Opening(image, stdio, shared, _first_slot(image))
+    opening = Opening(image, stdio, shared, first_slot(image))
     try:
         for kind, mine in _by_kind(image):
             kind.open(mine, opening)
@@ -403,7 +425,7 @@ def _by_kind(image: Tree) -> Iterator[tuple[Kind[Any], dict[int, Description]]]:
             yield kind, mine
 
 
-def _first_slot(image: Tree) -> int:
+def first_slot(image: Tree) -> int:
     """A number above that of every descriptor in the image, also of those that an epoll remembers."""
     numbers = [entry.fd for process in image.processes for entry in process.fds]
     numbers += [watch.fd for one in image.descriptions for watch in one.epoll.watches]
@@ -427,7 +449,7 @@ def _check_numbers(image: Tree) -> Iterator[Reason]:
                     "the image",
                     f"process {process.pid}, fd {entry.fd} leads to description {entry.description}",
                 )
-    needed = _first_slot(image) + len(image.descriptions) + SPARE
+    needed = first_slot(image) + len(image.descriptions) + SPARE
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     if hard != resource.RLIM_INFINITY and needed > hard:
         yield Reason(

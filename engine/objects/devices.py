@@ -19,6 +19,7 @@ from torpor.objects.description import (
     Kind,
     Opening,
     Problem,
+    Seen,
     reopened,
     words,
 )
@@ -32,9 +33,9 @@ class CharDevice(Kind[None]):
 
     field = "device"
 
-    def matches(self, link: str, status: os.stat_result) -> bool:
+    def matches(self, seen: Seen) -> bool:
         """Told by the numbers; the name is only where it is opened again."""
-        return stat.S_ISCHR(status.st_mode) and _stateless(status)
+        return stat.S_ISCHR(seen.stat.st_mode) and _stateless(seen.stat)
 
     def grab(self, held: Held[None], pidfd: int, *, content: bool) -> None:
         """Nothing: it has no state."""

@@ -36,6 +36,7 @@ from torpor.objects.description import (
     Kind,
     Opening,
     Problem,
+    Seen,
     words,
 )
 from torpor.remote.sys import address_of, syscall, try_syscall
@@ -73,9 +74,9 @@ class Epoll(Kind[EpollState]):
 
     field = "epoll"
 
-    def matches(self, link: str, status: os.stat_result) -> bool:
+    def matches(self, seen: Seen) -> bool:
         """Told by the link."""
-        return link == "anon_inode:[eventpoll]"
+        return seen.link == "anon_inode:[eventpoll]"
 
     def grab(self, held: Held[EpollState], pidfd: int, *, content: bool) -> EpollState:
         """The watches need the whole tree: see `finish`."""

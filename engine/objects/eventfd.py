@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 
 from torpor.errors import Reason
 from torpor.image.image_pb2 import Description, Tree
-from torpor.objects.description import Describing, GrabbedDescriptors, Held, Kind, Opening
+from torpor.objects.description import Describing, GrabbedDescriptors, Held, Kind, Opening, Seen
 from torpor.remote.sys import syscall
 from torpor.remote.x86_64 import NR
 
@@ -27,9 +27,9 @@ class Eventfd(Kind[None]):
 
     field = "eventfd"
 
-    def matches(self, link: str, status: os.stat_result) -> bool:
+    def matches(self, seen: Seen) -> bool:
         """Told by the link."""
-        return link == "anon_inode:[eventfd]"
+        return seen.link == "anon_inode:[eventfd]"
 
     def grab(self, held: Held[None], pidfd: int, *, content: bool) -> None:
         """Nothing: fdinfo has the count."""

@@ -28,6 +28,7 @@ from torpor.objects.description import (
     Kind,
     Opening,
     Problem,
+    Seen,
     is_path,
     reopened,
     same_file,
@@ -43,9 +44,9 @@ class RegularFile(Kind[None]):
 
     field = "file"
 
-    def matches(self, link: str, status: os.stat_result) -> bool:
+    def matches(self, seen: Seen) -> bool:
         """Anything with a path: also what has lost it."""
-        return stat.S_ISREG(status.st_mode) and link.startswith("/")
+        return stat.S_ISREG(seen.stat.st_mode) and seen.link.startswith("/")
 
     def grab(self, held: Held[None], pidfd: int, *, content: bool) -> None:
         """Nothing: link, fdinfo and stat say it all. Closing a copy may write to a network (NFS flushes)."""
@@ -109,9 +110,9 @@ class Directory(Kind[None]):
 
     field = "directory"
 
-    def matches(self, link: str, status: os.stat_result) -> bool:
+    def matches(self, seen: Seen) -> bool:
         """Anything that is one."""
-        return stat.S_ISDIR(status.st_mode) and link.startswith("/")
+        return stat.S_ISDIR(seen.stat.st_mode) and seen.link.startswith("/")
 
     def grab(self, held: Held[None], pidfd: int, *, content: bool) -> None:
         """Nothing: as for files."""

@@ -26,6 +26,7 @@ from torpor.objects.description import (
     Kind,
     Opening,
     Problem,
+    Seen,
     borrowed,
     is_path,
     same_file,
@@ -58,11 +59,11 @@ class MemoryDescriptor(Kind[int]):
 
     field = "memfd"
 
-    def matches(self, link: str, status: os.stat_result) -> bool:
+    def matches(self, seen: Seen) -> bool:
         """A file of /dev/shm, or a memfd, told by its device: a file on disk may be named like one."""
-        if not stat.S_ISREG(status.st_mode):
+        if not stat.S_ISREG(seen.stat.st_mode):
             return False
-        return link.startswith(SHM) or (link.startswith(MEMFD) and status.st_dev == _memfd_device())
+        return seen.link.startswith(SHM) or (seen.link.startswith(MEMFD) and seen.stat.st_dev == _memfd_device())
 
     def grab(self, held: Held[int], pidfd: int, *, content: bool) -> int:
         """The seals."""

@@ -26,6 +26,7 @@ from torpor.objects.description import (
     Kind,
     Opening,
     Problem,
+    Seen,
     borrowed,
 )
 
@@ -38,13 +39,13 @@ class Terminal(Kind[bool]):
 
     field = "outside"
 
-    def matches(self, link: str, status: os.stat_result) -> bool:
+    def matches(self, seen: Seen) -> bool:
         """Told by the name; `grab` asks the driver."""
-        name = link.removeprefix("/dev/")
+        name = seen.link.removeprefix("/dev/")
         return (
-            stat.S_ISCHR(status.st_mode)
+            stat.S_ISCHR(seen.stat.st_mode)
             and name.startswith(("tty", "pts/", "console", "hvc"))
-            and status.st_rdev != PTY_MULTIPLEXER
+            and seen.stat.st_rdev != PTY_MULTIPLEXER
         )
 
     def grab(self, held: Held[bool], pidfd: int, *, content: bool) -> bool:
@@ -97,9 +98,9 @@ class Fifo(Terminal):
 
     field = ""
 
-    def matches(self, link: str, status: os.stat_result) -> bool:
+    def matches(self, seen: Seen) -> bool:
         """A pipe with a path."""
-        return stat.S_ISFIFO(status.st_mode) and link.startswith("/")
+        return stat.S_ISFIFO(seen.stat.st_mode) and seen.link.startswith("/")
 
     def grab(self, held: Held[bool], pidfd: int, *, content: bool) -> bool:
         """Nothing: it is only kept in stdio."""

@@ -27,6 +27,7 @@ from torpor.objects.description import (
     Kind,
     Opening,
     Problem,
+    Seen,
     borrowed,
     naming,
 )
@@ -58,9 +59,9 @@ class Pipe(Kind[PipeState]):
 
     field = "pipe"
 
-    def matches(self, link: str, status: os.stat_result) -> bool:
+    def matches(self, seen: Seen) -> bool:
         """A pipe without a path."""
-        return stat.S_ISFIFO(status.st_mode) and link.startswith("pipe:[")
+        return stat.S_ISFIFO(seen.stat.st_mode) and seen.link.startswith("pipe:[")
 
     def grab(self, held: Held[PipeState], pidfd: int, *, content: bool) -> PipeState:
         """Capacity, whether the other end is held, and at a read end the content."""

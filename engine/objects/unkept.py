@@ -10,7 +10,7 @@ import stat
 from collections.abc import Iterator
 
 from torpor.image.image_pb2 import Description
-from torpor.objects.description import Describing, GrabbedDescriptors, Held, Kind, Problem, is_path
+from torpor.objects.description import Describing, GrabbedDescriptors, Held, Kind, Problem, Seen, is_path
 
 CLOSE = "close it before the checkpoint"
 
@@ -43,7 +43,7 @@ class Unkept(Kind[None]):
 
     field = ""
 
-    def matches(self, link: str, status: os.stat_result) -> bool:
+    def matches(self, seen: Seen) -> bool:
         """Everything."""
         return True
 

@@ -40,7 +40,8 @@ def holder(code: str, **options: Any) -> Iterator[Holder]:
     try:
         yield Holder(process)
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
 
 
@@ -77,6 +78,15 @@ class Holder:
         self.process.stdin.write(line.encode() + b"\n")
         self.process.stdin.flush()
         return self.process.stdout.readline().decode().strip()
+
+    def end(self) -> None:
+        """Let it run, and end by itself."""
+        for pid in self.pids:
+            os.kill(pid, signal.SIGCONT)
+        assert self.process.stdin
+        self.process.stdin.write(b"\n" * 10)
+        self.process.stdin.flush()
+        self.process.wait()
 
     def dump(self) -> Tree:
         """Stop it and take its descriptors, as they come back from a file."""

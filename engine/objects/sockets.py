@@ -1,0 +1,379 @@
+"""What unix and TCP sockets have in common: options, queues, names, and who is connected to whom.
+
+Copies of a target's sockets are read with raw system calls. Python's ``socket`` class would make a copy
+non-blocking, and with it the target's own descriptor, where ``socket.setdefaulttimeout()`` was called.
+
+Options are kept where they differ from those of a fresh socket, and are given back only if they are in OPTIONS:
+an image is not trusted to set others. An option that this kernel does not have (ENOPROTOOPT) was never set.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import select
+import socket
+import struct
+import sys
+import termios
+from array import array
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from ipaddress import IPv4Address, IPv6Address
+from typing import NamedTuple
+
+from torpor.errors import Reason
+from torpor.image.image_pb2 import SockOpt
+from torpor.objects.description import Family, Problem
+from torpor.remote.sys import address_of, syscall
+from torpor.remote.x86_64 import NR
+
+# include/uapi/asm-generic/socket.h, where Python's socket module has no name for it
+SO_GET_FILTER = 26
+SO_TIMESTAMP, SO_TIMESTAMPNS, SO_TIMESTAMPING = 29, 35, 37
+SO_PEEK_OFF = 42
+SO_ZEROCOPY = 60
+SO_BUF_LOCK = 72
+SO_PASSPIDFD = 76
+TCP_ULP = 31
+
+NOT_HERE = (errno.ENOPROTOOPT, errno.EOPNOTSUPP)
+"""This kernel does not have the option, or not for such a socket."""
+LARGEST_BUFFER = 1 << 30
+"""Asked for, it gives net.core.wmem_max or rmem_max."""
+LONGEST_NAME = 128
+"""sizeof(struct sockaddr_storage)."""
+SOCKADDR_IN, SOCKADDR_IN6 = 16, 28
+
+Key = tuple[int, int]
+"""Level and name of an option."""
+
+_SOL = socket.SOL_SOCKET
+GENERAL: dict[Key, int] = {
+    (_SOL, socket.SO_REUSEADDR): 4,
+    (_SOL, socket.SO_REUSEPORT): 4,
+    (_SOL, socket.SO_DONTROUTE): 4,
+    (_SOL, socket.SO_BROADCAST): 4,
+    (_SOL, socket.SO_KEEPALIVE): 4,
+    (_SOL, socket.SO_OOBINLINE): 4,
+    (_SOL, socket.SO_PRIORITY): 4,
+    (_SOL, socket.SO_LINGER): 8,
+    (_SOL, socket.SO_RCVLOWAT): 4,
+    (_SOL, socket.SO_RCVTIMEO): 16,
+    (_SOL, socket.SO_SNDTIMEO): 16,
+    (_SOL, SO_TIMESTAMP): 4,
+    (_SOL, SO_TIMESTAMPNS): 4,
+    (_SOL, SO_TIMESTAMPING): 4,
+    (_SOL, SO_ZEROCOPY): 4,
+    (_SOL, socket.SO_BINDTODEVICE): 16,
+    (_SOL, socket.SO_MARK): 4,
+}
+UNIX: dict[Key, int] = {
+    (_SOL, socket.SO_PASSCRED): 4,
+    (_SOL, socket.SO_PASSSEC): 4,
+    (_SOL, SO_PASSPIDFD): 4,
+}
+TCP: dict[Key, int] = {
+    (socket.IPPROTO_TCP, socket.TCP_NODELAY): 4,
+    (socket.IPPROTO_TCP, socket.TCP_CORK): 4,
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE): 4,
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL): 4,
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT): 4,
+    (socket.IPPROTO_TCP, socket.TCP_SYNCNT): 4,
+    (socket.IPPROTO_TCP, socket.TCP_LINGER2): 4,
+    (socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT): 4,
+    (socket.IPPROTO_TCP, socket.TCP_CONGESTION): 16,
+    (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT): 4,
+    (socket.IPPROTO_TCP, socket.TCP_FASTOPEN): 4,
+    (socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT): 4,
+    (socket.IPPROTO_IP, socket.IP_TOS): 4,
+    (socket.IPPROTO_IP, socket.IP_TTL): 4,
+    (socket.IPPROTO_IP, 10): 4,  # IP_MTU_DISCOVER
+    (socket.IPPROTO_IP, 11): 4,  # IP_RECVERR
+    (socket.IPPROTO_IP, 15): 4,  # IP_FREEBIND
+    (socket.IPPROTO_IP, socket.IP_TRANSPARENT): 4,
+    (socket.IPPROTO_IP, 24): 4,  # IP_BIND_ADDRESS_NO_PORT
+    (socket.IPPROTO_IP, 51): 4,  # IP_LOCAL_PORT_RANGE
+}
+TCP6: dict[Key, int] = {
+    (socket.IPPROTO_IPV6, socket.IPV6_V6ONLY): 4,
+    (socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS): 4,
+    (socket.IPPROTO_IPV6, socket.IPV6_TCLASS): 4,
+}
+BUFFERS: dict[Key, int] = {(_SOL, socket.SO_SNDBUF): 1, (_SOL, socket.SO_RCVBUF): 2}
+"""With the bit of SO_BUF_LOCK that says that the program chose the size (SOCK_SNDBUF_LOCK, SOCK_RCVBUF_LOCK)."""
+
+PRIVILEGED: dict[Key, str] = {
+    (_SOL, socket.SO_MARK): "SO_MARK",
+    (socket.IPPROTO_IP, socket.IP_TRANSPARENT): "IP_TRANSPARENT",
+}
+"""Options that take CAP_NET_ADMIN to be set."""
+
+OPTIONS: dict[Key, int] = {**GENERAL, **UNIX, **TCP, **TCP6, **dict.fromkeys(BUFFERS, 4)}
+"""Every option that is kept, and the size of its value in bytes."""
+
+
+def getsockopt(fd: int, level: int, name: int, size: int = 4) -> bytes:
+    """An option's value. Raises OSError."""
+    value, length = bytearray(size), array("I", (size,))
+    syscall(NR.getsockopt, fd, level, name, address_of(value), address_of(length))
+    return bytes(value[: length[0]])
+
+
+def number(fd: int, level: int, name: int) -> int:
+    """An option whose value is an int. Raises OSError."""
+    return int(struct.unpack("i", getsockopt(fd, level, name))[0])
+
+
+def family_of(fd: int) -> Family:
+    """What a socket is."""
+    return Family(
+        number(fd, _SOL, socket.SO_DOMAIN),
+        number(fd, _SOL, socket.SO_TYPE),
+        number(fd, _SOL, socket.SO_PROTOCOL),
+    )
+
+
+def local_name(fd: int) -> bytes:
+    """The struct sockaddr of this end."""
+    return _name(NR.getsockname, fd)
+
+
+def peer_name(fd: int) -> bytes:
+    """The struct sockaddr of the other end; empty when it is not connected."""
+    try:
+        return _name(NR.getpeername, fd)
+    except OSError as error:
+        if error.errno != errno.ENOTCONN:
+            raise
+        return b""
+
+
+def _name(call: int, fd: int) -> bytes:
+    value, length = bytearray(LONGEST_NAME), array("I", (LONGEST_NAME,))
+    syscall(call, fd, address_of(value), address_of(length))
+    return bytes(value[: length[0]])
+
+
+def queued(fd: int, request: int = termios.FIONREAD) -> int:
+    """The bytes in the receive queue, or another count that an ioctl tells."""
+    return int(struct.unpack("i", fcntl.ioctl(fd, request, bytes(4)))[0])
+
+
+def peek(fd: int, size: int, flags: int = 0) -> tuple[bytes, int]:
+    """What the next recv() of up to `size` bytes would give, and msg_flags; it stays in the queue."""
+    content = bytearray(max(size, 1))
+    vector = array("Q", (address_of(content), size))
+    header = array("Q", (0, 0, address_of(vector), 1, 0, 0, 0))  # struct msghdr
+    got = syscall(NR.recvmsg, fd, address_of(header), flags | socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    return bytes(content[: min(got, size)]), header[6] & 0xFFFFFFFF
+
+
+def events(fd: int) -> int:
+    """What poll() says of it."""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN | select.POLLOUT | select.POLLRDHUP)
+    return next((found for _, found in poll.poll(0)), 0)
+
+
+def options(fd: int, wanted: dict[Key, int]) -> dict[Key, bytes]:
+    """The values of options, those that the kernel has for this socket; buffers where the program chose them."""
+    found = {}
+    for (level, name), size in wanted.items():
+        value = if_known(fd, level, name, size)
+        if value is not None:
+            found[level, name] = value
+    lock = if_known(fd, _SOL, SO_BUF_LOCK, 4)
+    # A kernel older than 5.14 does not tell who chose the size: there, what it is stays as it is.
+    locked = struct.unpack("i", lock)[0] if lock else 0
+    for (level, name), bit in BUFFERS.items():
+        if locked & bit:
+            found[level, name] = getsockopt(fd, level, name)
+    return found
+
+
+def if_known(fd: int, level: int, name: int, size: int) -> bytes | None:
+    """An option's value; None where the kernel does not have it for this socket."""
+    try:
+        return getsockopt(fd, level, name, size)
+    except OSError as error:
+        if error.errno in NOT_HERE:
+            return None
+        raise
+
+
+@cache
+def defaults(family: Family, wanted: tuple[Key, ...]) -> dict[Key, bytes]:
+    """The options of a fresh socket."""
+    fd = syscall(NR.socket, family.family, family.type | socket.SOCK_CLOEXEC, family.protocol)
+    try:
+        return options(fd, {key: OPTIONS[key] for key in wanted})
+    finally:
+        os.close(fd)
+
+
+def kept(family: Family, found: dict[Key, bytes], wanted: dict[Key, int]) -> Iterator[SockOpt]:
+    """What of the options is not as in a fresh socket."""
+    fresh = defaults(family, tuple(wanted))
+    for (level, name), value in found.items():
+        if fresh.get((level, name)) != value:
+            yield SockOpt(level=level, name=name, value=value)
+
+
+@dataclass(kw_only=True)
+class SocketState:
+    """What is taken of every socket."""
+
+    family: Family
+    options: dict[Key, bytes]
+    filter: bool
+    """It has a packet filter."""
+    peek_offset: bool
+    """SO_PEEK_OFF is on: to look into its queue would change it."""
+    owner: int
+    """Who gets its signals (F_SETOWN)."""
+    events: int
+    """What poll() says of it."""
+    queued: int
+    """Bytes in the receive queue."""
+
+
+def look(fd: int, wanted: dict[Key, int], *, listening: bool) -> SocketState:
+    """Take what is taken of every socket."""
+    peek_offset = if_known(fd, _SOL, SO_PEEK_OFF, 4)
+    return SocketState(
+        family=family_of(fd),
+        options=options(fd, wanted),
+        filter=_has_filter(fd),
+        peek_offset=peek_offset is not None and struct.unpack("i", peek_offset)[0] >= 0,
+        owner=fcntl.fcntl(fd, fcntl.F_GETOWN),
+        events=events(fd),
+        queued=0 if listening else queued(fd),
+    )
+
+
+def judge(state: SocketState, pid: int) -> Iterator[Problem]:
+    """Say what cannot be kept of any socket; `pid` is a process that has it."""
+    if not os.path.samestat(os.stat(f"/proc/{pid}/ns/net"), os.stat("/proc/self/ns/net")):
+        yield Problem("its process has a network of its own", "checkpoint it from within that network namespace")
+    if state.filter:
+        yield Problem("it has a packet filter (SO_ATTACH_FILTER), which is not kept", "detach the filter")
+    if state.peek_offset:
+        yield Problem("it is read with an offset (SO_PEEK_OFF), which is not kept", "set the offset to -1")
+    if state.owner:
+        yield Problem(f"it sends signals to {state.owner} (F_SETOWN), which is not kept", "set the owner to 0")
+    for key, words in PRIVILEGED.items():
+        if any(state.options.get(key, b"")):
+            yield Problem(f"its option {words} needs a privilege to be set again", "clear the option")
+
+
+def _has_filter(fd: int) -> bool:
+    value, length = bytearray(4), array("I", (0,))
+    try:
+        syscall(NR.getsockopt, fd, _SOL, SO_GET_FILTER, address_of(value), address_of(length))
+    except OSError as error:
+        # MPTCP has no filters; EACCES: it has one that may not be read (net/core/filter.c, sk_get_filter)
+        return error.errno not in NOT_HERE
+    return length[0] > 0
+
+
+def check_options(found: Iterable[SockOpt], subject: str) -> Iterator[Reason]:
+    """Say what in an image is no option that is kept."""
+    for option in found:
+        size = OPTIONS.get((option.level, option.name))
+        if size is None or len(option.value) > size:
+            yield Reason("the image", f"{subject} has option {option.level}/{option.name}, which is never kept")
+
+
+def set_options(
+    sock: socket.socket, found: Iterable[SockOpt], wanted: dict[Key, int], fixed: frozenset[Key] = frozenset()
+) -> None:
+    """Make a socket's options what they were: those in `found`, the others as in a fresh one.
+
+    A socket that was accepted has some from its listener.
+
+    Args:
+        sock: the socket.
+        found: from the image.
+        wanted: which options such a socket has.
+        fixed: what cannot be changed any more.
+
+    Raises:
+        OSError: with the option in its text.
+    """
+    family = family_of(sock.fileno())
+    target = defaults(family, tuple(wanted)) | {(option.level, option.name): option.value for option in found}
+    now = options(sock.fileno(), wanted)
+    for key, value in target.items():
+        if now.get(key) != value and key not in fixed:
+            set_option(sock, key, value)
+
+
+def set_option(sock: socket.socket, key: Key, value: bytes) -> None:
+    """Set one option to what `options` said of it. Raises OSError with the option in its text."""
+    if key in BUFFERS:
+        # The kernel doubles what is set, for its own bookkeeping, and tells the doubled value (socket(7)).
+        value = struct.pack("i", struct.unpack("i", value)[0] // 2)
+    try:
+        sock.setsockopt(*key, value)
+    except OSError as error:
+        text = f"option {key[0]}/{key[1]} cannot be set: {error.strerror}"
+        raise OSError(error.errno, text) from error
+
+
+def enlarge(sock: socket.socket, name: int) -> bool:
+    """Make a socket's buffer as large as this user may have it. False: it is already."""
+    before = sock.getsockopt(_SOL, name)
+    sock.setsockopt(_SOL, name, LARGEST_BUFFER)
+    return sock.getsockopt(_SOL, name) > before
+
+
+def let_go_of_size(sock: socket.socket) -> None:
+    """Let the kernel choose the sizes of a socket's buffers again, if it can be told to (Linux 5.14)."""
+    try:
+        sock.setsockopt(_SOL, SO_BUF_LOCK, 0)
+    except OSError as error:
+        if error.errno not in NOT_HERE:
+            raise
+
+
+# ------------------------------------------------------------------------------------------------- addresses
+
+
+class Address(NamedTuple):
+    """An internet address and a port."""
+
+    host: IPv4Address | IPv6Address
+    port: int
+    scope: int
+
+    def __str__(self) -> str:
+        scope = f"%{self.scope}" if self.scope else ""
+        return f"{self.host}:{self.port}" if self.host.version == 4 else f"[{self.host}{scope}]:{self.port}"
+
+
+def address(name: bytes) -> Address:
+    """What a struct sockaddr says; an IPv4 address in IPv6's clothes (``::ffff:1.2.3.4``) is an IPv4 address.
+
+    Raises:
+        ValueError: it is no internet address.
+    """
+    family = int.from_bytes(name[:2], sys.byteorder)
+    port = int.from_bytes(name[2:4], "big")
+    if family == socket.AF_INET and len(name) >= SOCKADDR_IN:
+        return Address(IPv4Address(name[4:8]), port, 0)
+    if family == socket.AF_INET6 and len(name) >= SOCKADDR_IN6:
+        host = IPv6Address(name[8:24])
+        scope = int.from_bytes(name[24:28], sys.byteorder)
+        return Address(host.ipv4_mapped or host, port, scope)
+    raise ValueError(f"no internet address: {name.hex()}")
+
+
+def for_python(where: Address, family: int) -> tuple[str, int] | tuple[str, int, int, int]:
+    """An address as Python's sockets of this family take it."""
+    if family == socket.AF_INET:
+        return str(where.host), where.port
+    host = str(where.host) if isinstance(where.host, IPv6Address) else f"::ffff:{where.host}"
+    return host, where.port, 0, where.scope

@@ -1,0 +1,257 @@
+"""TCP sockets, MPTCP's included: listeners, connections within the tree, and connections to the outside.
+
+==========  ==============================================================================================
+listener    bound and listening again, with its options; connections nobody has accepted yet are lost
+inside      both ends in the tree: connected again between the same addresses, with what was received and
+            not yet read, and with shutdowns. Refused while bytes are under way that no end has received.
+outside     its peer cannot be stopped and does not know of the restore: what was received can still be
+            read, then the program sees what it sees when a peer resets (ECONNRESET); if the peer had ended
+            its side before, the end. getsockname() then gives an address of the loopback.
+ended       both sides were shut: reads give the rest and the end, writes EPIPE
+closed      neither connected nor listening
+==========  ==============================================================================================
+
+States and counters are those of tcp(7), TCP_INFO; include/uapi/linux/tcp.h has the layout. Restoring the
+connections is in `torpor.objects.tcp_connections`.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import struct
+import termios
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+from torpor.errors import Reason
+from torpor.image.image_pb2 import Description, TcpSocket, Tree
+from torpor.objects import sockets, tcp_connections
+from torpor.objects.description import (
+    Describing,
+    GrabbedDescriptors,
+    Held,
+    Kind,
+    Opening,
+    Problem,
+    Seen,
+    borrowed,
+)
+from torpor.objects.sockets import Address, Key, SocketState
+from torpor.remote.sys import address_of, syscall
+from torpor.remote.x86_64 import NR
+
+OPTIONS: dict[int, dict[Key, int]] = {
+    socket.AF_INET: tcp_connections.OPTIONS4,
+    socket.AF_INET6: tcp_connections.OPTIONS6,
+}
+PROTOCOLS = (0, socket.IPPROTO_TCP, tcp_connections.IPPROTO_MPTCP)
+
+
+class State(IntEnum):
+    """States of a connection (include/net/tcp_states.h)."""
+
+    ESTABLISHED = 1
+    SYN_SENT = 2
+    SYN_RECV = 3
+    FIN_WAIT1 = 4
+    FIN_WAIT2 = 5
+    TIME_WAIT = 6
+    CLOSE = 7
+    CLOSE_WAIT = 8
+    LAST_ACK = 9
+    LISTEN = 10
+    CLOSING = 11
+
+
+WE_ENDED = frozenset({State.FIN_WAIT1, State.FIN_WAIT2, State.CLOSING, State.LAST_ACK})
+PEER_ENDED = frozenset({State.CLOSE_WAIT, State.LAST_ACK, State.CLOSING})
+
+
+class Info:
+    """struct tcp_info."""
+
+    SIZE = 192
+
+    def __init__(self, raw: bytes) -> None:
+        raw = raw.ljust(self.SIZE, b"\0")
+        self.state = raw[0]
+        self.backlog: int = struct.unpack_from("=I", raw, 28)[0]
+        """tcpi_sacked: of a listener, the backlog that listen() set."""
+        self.acked: int = struct.unpack_from("=Q", raw, 120)[0]
+        self.received: int = struct.unpack_from("=Q", raw, 128)[0]
+        self.unsent: int = struct.unpack_from("=I", raw, 144)[0]
+
+
+@dataclass
+class TcpState:
+    """A TCP socket as it was."""
+
+    socket: SocketState
+    info: Info
+    local: bytes
+    """struct sockaddr."""
+    remote: bytes
+    """Empty when it is not connected."""
+    layer: bytes
+    """An upper layer protocol in the kernel (TCP_ULP), as ``tls``."""
+    outgoing: int = 0
+    """Bytes that were written and that the other end has not acknowledged."""
+    received: bytes = b""
+    peer: Held[TcpState] | None = None
+    """The other end, if it is in the tree."""
+
+    @property
+    def mptcp(self) -> bool:
+        """Whether it is MPTCP: TCP_INFO then tells of its first subflow only."""
+        return self.socket.family.protocol == tcp_connections.IPPROTO_MPTCP
+
+    @property
+    def ends(self) -> tuple[Address, Address]:
+        """This end and the other one."""
+        return sockets.address(self.local), sockets.address(self.remote)
+
+
+class Tcp(Kind[TcpState]):
+    """A TCP socket."""
+
+    field = "tcp"
+
+    def matches(self, seen: Seen) -> bool:
+        """By its family."""
+        family = seen.family
+        return (
+            family is not None
+            and family.family in OPTIONS
+            and family.type == socket.SOCK_STREAM
+            and family.protocol in PROTOCOLS
+        )
+
+    def grab(self, held: Held[TcpState], pidfd: int, *, content: bool) -> TcpState:
+        """Names, options, counters and the receive queue."""
+        with borrowed(pidfd, held.holders[0].fd) as copy:
+            info = Info(sockets.getsockopt(copy, socket.IPPROTO_TCP, socket.TCP_INFO, Info.SIZE))
+            listening = info.state == State.LISTEN
+            family = sockets.number(copy, socket.SOL_SOCKET, socket.SO_DOMAIN)
+            state = TcpState(
+                sockets.look(copy, OPTIONS[family], listening=listening),
+                info,
+                sockets.local_name(copy),
+                sockets.peer_name(copy),
+                sockets.if_known(copy, socket.IPPROTO_TCP, sockets.TCP_ULP, 16) or b"",
+            )
+            if not listening:
+                state.outgoing = sockets.queued(copy, termios.TIOCOUTQ)
+            if content and state.socket.queued and not state.socket.peek_offset:
+                state.received = sockets.peek(copy, state.socket.queued)[0]
+        return state
+
+    def finish(self, mine: list[Held[TcpState]], tree: GrabbedDescriptors) -> None:
+        """Find the other end of each connection."""
+        connected = {held.state.ends: held for held in mine if held.state.remote}
+        for (local, remote), held in connected.items():
+            held.state.peer = connected.get((remote, local)) if local != remote else None
+
+    def outside(self, held: Held[TcpState], tree: GrabbedDescriptors) -> str:
+        """Only of standard input, output and error: elsewhere a connection to the outside is reset."""
+        if not held.stdio or not held.state.remote or held.state.peer is not None:
+            return ""
+        return f"a connection to {held.state.ends[1]}"
+
+    def judge(self, held: Held[TcpState], tree: GrabbedDescriptors) -> Iterator[Problem]:
+        """Nothing is on its way that neither end has."""
+        state = held.state
+        yield from sockets.judge(state.socket, held.holders[0].pid)
+        layer = state.layer.strip(b"\0").decode(errors="replace")
+        if layer not in ("", "mptcp"):
+            yield Problem(f"the kernel does {layer} for it (TCP_ULP), which is not kept", "do it in the program")
+        if not tree.content:
+            return
+        # MPTCP counts the end of the peer's side as a byte.
+        end = int(state.mptcp and bool(state.socket.events & select.POLLRDHUP))
+        if not 0 <= state.socket.queued - len(state.received) <= end:
+            yield Problem("urgent data is in its queue, which is not kept", "try again when it was read")
+        if state.peer is not None and (under_way := _under_way(state, state.peer.state)):
+            yield Problem(
+                f"{under_way} bytes are on their way to its other end in this tree, which has no room for them",
+                "try again when the program has read more",
+            )
+
+    def describe(self, held: Held[TcpState], out: Description, tree: GrabbedDescriptors, image: Describing) -> None:
+        """What it was, and what it had received."""
+        state, tcp = held.state, out.tcp
+        tcp.family, tcp.protocol = state.socket.family.family, state.socket.family.protocol
+        tcp.local, tcp.remote = state.local, state.remote
+        tcp.received = state.received
+        tcp.options.extend(sockets.kept(state.socket.family, state.socket.options, OPTIONS[tcp.family]))
+        tcp.state = _state(state)
+        hung_up = bool(state.socket.events & select.POLLRDHUP)
+        if tcp.state == TcpSocket.LISTEN:
+            tcp.backlog = state.info.backlog
+        elif tcp.state == TcpSocket.OUTSIDE:
+            tcp.peer_done = bool(state.remote) and state.info.state in PEER_ENDED
+            tcp.shut_write = state.info.state in WE_ENDED
+        elif tcp.state == TcpSocket.INSIDE:
+            assert state.peer
+            tcp.peer = image.index_of(state.peer, state.peer.holders[0].fd)
+            tcp.shut_read = hung_up and not _ended(state.peer.state)
+            tcp.shut_write = _ended(state)
+
+    def check(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
+        """The image makes sense, and the addresses and ports are free here."""
+        return tcp_connections.check({index: description.tcp for index, description in mine.items()})
+
+    def open(self, mine: dict[int, Description], opening: Opening) -> None:
+        """Listeners first, then the connections."""
+        tcp_connections.open_all(mine, opening)
+
+
+def arm_reset(tree: GrabbedDescriptors) -> None:
+    """Make the tree's connections end at once when it is killed, and not wait on their ports (TIME_WAIT).
+
+    Only for a tree that is killed next: it sets SO_LINGER. A connection to the outside with bytes that its peer
+    has not acknowledged is left as it is: the kernel still delivers them.
+    """
+    linger = bytearray(struct.pack("ii", 1, 0))
+    for held in tree.of(Tcp):
+        holder = held.holders[0]
+        pidfd = os.pidfd_open(holder.pid)
+        try:
+            with borrowed(pidfd, holder.fd) as copy:
+                if sockets.peer_name(copy) and (held.state.peer or not sockets.queued(copy, termios.TIOCOUTQ)):
+                    value = address_of(linger)
+                    syscall(NR.setsockopt, copy, socket.SOL_SOCKET, socket.SO_LINGER, value, len(linger))
+        finally:
+            os.close(pidfd)
+
+
+def _state(state: TcpState) -> TcpSocket.State:
+    if state.info.state == State.LISTEN:
+        return TcpSocket.LISTEN
+    if state.remote:
+        return TcpSocket.INSIDE if state.peer is not None else TcpSocket.OUTSIDE
+    if state.info.state == State.SYN_SENT:
+        return TcpSocket.OUTSIDE
+    # A fresh socket hangs up too (POLLHUP), but only one that was connected has come to its end (tcp_poll()).
+    if state.socket.events & select.POLLRDHUP:
+        return TcpSocket.OUTSIDE if state.socket.events & select.POLLERR else TcpSocket.ENDED
+    return TcpSocket.CLOSED
+
+
+def _ended(state: TcpState) -> bool:
+    """Whether an end of a connection in the tree has shut its side for writing."""
+    if state.mptcp and state.peer is not None:
+        return bool(state.peer.state.socket.events & select.POLLRDHUP)
+    return state.info.state in WE_ENDED
+
+
+def _under_way(sender: TcpState, receiver: TcpState) -> int:
+    """Bytes that were written and are not in the receiver's queue yet."""
+    if sender.mptcp:
+        return sender.outgoing
+    written = sender.info.acked + sender.outgoing
+    # The end that connected counts its SYN as a byte that was acknowledged.
+    missing = written - receiver.info.received
+    return max(sender.info.unsent, missing - 1 if missing > 1 else 0)
