@@ -75,14 +75,33 @@ class Store:
                 advice="name one with --store or $TORPOR_STORE; the first checkpoint makes it",
             ) from None
 
-    def writer(self, kind: str, tags: Mapping[str, str] | None = None) -> SnapshotWriter:
-        """Begin a snapshot. Raises ValueError for a kind or tag that is no name, NotPermitted, StoreError."""
+    def writer(self, kind: str, tags: Mapping[str, str] | None = None, *, reuse: bool = True) -> SnapshotWriter:
+        """Begin a snapshot. Raises ValueError for a kind or tag that is no name, NotPermitted, StoreError.
+
+        Without `reuse` no block is looked up in earlier snapshots, whose tables are then not read: for
+        snapshots that are small, many, and have nothing in common.
+        """
         place = Place(self.path, create=True)
         try:
-            return SnapshotWriter(place, kind, tags or {})
+            return SnapshotWriter(place, kind, tags or {}, reuse)
         except BaseException:
             place.close()
             raise
+
+    def ids(self) -> list[str]:
+        """Give the names that snapshots have, oldest first, without a look at what they hold.
+
+        One of them may not be published yet. A store that does not exist has none. Raises NotPermitted, StoreError.
+        """
+        try:
+            place = Place(self.path)
+        except FileNotFoundError:
+            return []
+        try:
+            with told(self.path, "cannot list its snapshots"):
+                return snapshot_ids(place)
+        finally:
+            place.close()
 
     def snapshots(self) -> list[SnapshotInfo]:
         """List all snapshots, oldest first; one that is damaged has `SnapshotInfo.damage` set.
@@ -183,15 +202,24 @@ class Store:
 
         Packs that could not be removed go with the next prune. Raises NotFound, NotPermitted, StoreError.
         """
-        info = self.resolve(text)
+        return self.discard([self.resolve(text)])
+
+    def discard(self, infos: Collection[SnapshotInfo]) -> PruneReport:
+        """Remove these snapshots like `remove`, with one look at the packs for all; one that is gone is no error.
+
+        Raises NotFound when there is no store, NotPermitted, StoreError.
+        """
+        freed = 0
         place = self._place()
         try:
-            with told(self.path, f"cannot remove snapshot {info.id}"):
-                freed = _unlink_snapshot(place, info.id)
+            for info in infos:
+                with told(self.path, f"cannot remove snapshot {info.id}"), contextlib.suppress(FileNotFoundError):
+                    freed += _unlink_snapshot(place, info.id)
+            with told(self.path, "cannot remove snapshots"):
                 os.fsync(place.snapshots)
         finally:
             place.close()
-        report = PruneReport(snapshots=(info,), freed=freed)
+        report = PruneReport(snapshots=tuple(infos), freed=freed)
         try:
             place = Place(self.path, exclusive=True)
         except StoreError as error:
@@ -201,7 +229,7 @@ class Store:
                 rest = _collect(place, [], dry_run=False)
         finally:
             place.close()
-        return replace(rest, snapshots=(info,), freed=freed + rest.freed)
+        return replace(rest, snapshots=tuple(infos), freed=freed + rest.freed)
 
     def prune(
         self,

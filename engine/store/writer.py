@@ -72,7 +72,7 @@ class SnapshotWriter:
     id: str
     """The id that the snapshot will have."""
 
-    def __init__(self, place: Place, kind: str, tags: Mapping[str, str]) -> None:
+    def __init__(self, place: Place, kind: str, tags: Mapping[str, str], reuse: bool = True) -> None:
         """Begin a snapshot in an open store, which the writer closes when it ends. Use `Store.writer`."""
         if not KIND.fullmatch(kind):
             raise ValueError(f"kind {kind!r} is not a lower-case name")
@@ -84,6 +84,7 @@ class SnapshotWriter:
         self._reused: dict[Pack, int] = {}
         self._own = Index(BlockTable())
         self._known: _KnownBlocks | None = None
+        self._reuse_earlier = reuse
         self._fd = -1
         self._number = -1  # of the own pack
         self._end = PAGE
@@ -155,7 +156,7 @@ class SnapshotWriter:
         """Give every block its index, and the pieces of `data` that are new, in their order in the pack."""
         if len(self._own.table) + len(digests) > MAX_BLOCKS:
             raise StoreError(f"snapshot {self.id} has more blocks than the format allows ({MAX_BLOCKS})")
-        if self._known is None:
+        if self._known is None and self._reuse_earlier:
             self._known = _KnownBlocks(self._place, self._kind)
         indexes: list[int] = []
         pieces: list[memoryview] = []
@@ -181,8 +182,7 @@ class SnapshotWriter:
 
     def _reuse(self, digest: bytes, size: int) -> int | None:
         """Take over a block that an earlier snapshot stored in a sound pack, if there is one."""
-        assert self._known is not None
-        found = self._known.find(digest)
+        found = self._known.find(digest) if self._known else None
         if found is None or found[2] != size:
             return None
         pack, offset, length = found

@@ -440,3 +440,24 @@ def test_an_index_compares_whole_hashes() -> None:
     assert index.append(two, 0, 8192, 1) == 1
     assert index.find(two) == 1 and index.find(one) is None
     assert blocks.Index(index.table).find(two) == 1
+
+
+def test_many_are_discarded_with_one_look_at_the_packs(store: Store) -> None:
+    infos = [save(store, os.urandom(BLOCK)) for _ in range(4)]
+    report = store.discard([*infos[:2], infos[0]])
+    assert store.ids() == [info.id for info in infos[2:]]
+    assert sorted(report.packs) == sorted(info.id for info in infos[:2])
+    assert store.discard(infos[:1]).packs == ()  # gone already
+    assert store.verify() == []
+    assert Store(Path(store.path) / "none").ids() == []
+
+
+def test_a_writer_that_does_not_reuse_writes_what_is_there_already(store: Store) -> None:
+    content = os.urandom(BLOCK)
+    first = save(store, content)
+    with store.writer("tree", reuse=False) as saver:
+        indexes = saver.add_blocks(memoryview(content * 2), [BLOCK, BLOCK])
+        second = saver.publish(bytes(indexes), "a test")
+    assert indexes == [0, 0]  # within a snapshot equal blocks are still kept once
+    assert second.packs == (second.id,) != first.packs
+    assert load(store) == [content, content]
