@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntFlag
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from torpor._native import ffi, lib
 from torpor.errors import NotPermitted, RestoreFailed, TorporError
@@ -207,11 +207,11 @@ _DOING = {
 def _failure(stage: int, error: int) -> TorporError:
     words = f"a capsule cannot be made: {_DOING[stage]}: {os.strerror(error)}"
     if error in (errno.EPERM, errno.EACCES, errno.ENOSPC, errno.EUSERS):
-        return NotPermitted(words, advice="`torpor doctor` says what this host allows and what its administrator can do")
+        return NotPermitted(words, advice="`torpor doctor` says what this host forbids, and who can allow it")
     return RestoreFailed(words, advice="`torpor doctor` says what this host can do")
 
 
-def _strings(texts: Sequence[bytes]) -> tuple[object, list[object]]:
+def _strings(texts: Sequence[bytes]) -> tuple[Any, list[Any]]:
     """A ``char *[]`` that ends with NULL, and what must be kept alive with it."""
     kept = [ffi.new("char[]", text) for text in texts]
     return ffi.new("char *[]", [*kept, ffi.NULL]), kept

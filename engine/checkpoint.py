@@ -119,7 +119,7 @@ def preflight(pid: int) -> bool:
                 raise tree.permitted(error, process.pid) from None
             reasons += vmas.refuse(process.name, found)
             forkable = forkable and not any(vmas.HIDDEN_FROM_FORK.intersection(vma.flags) for vma in found)
-        reasons += descriptors.survey([process.pid for process in seen])
+        reasons += descriptors.survey([process.pid for process in seen if process.stat.state not in ("Z", "X")])
     if reasons:
         raise Refused(f"{seen[0].name} cannot be kept", reasons)
     return forkable

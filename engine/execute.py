@@ -19,15 +19,35 @@ from torpor.errors import RestoreFailed
 from torpor.image import image_pb2 as pb
 from torpor.plan import Plan, ProcessPlan, ThreadPlan
 from torpor.remote import memory, ptrace
-from torpor.remote.batch import CODE, NOT_RUN, Batch, Call, Replies, Result, Struct
+from torpor.remote.batch import CODE, NOT_RUN, Batch, Call, Out, Replies, Struct
 from torpor.remote.sys import syscall
-from torpor.remote.x86_64 import NR, ORIG_RAX, R12, R14, RAX, RDI, RDX, RIP, RSI, RSP, SYSCALL, WORD, signed
-from torpor.remote.x86_64 import R8, R9, R10
+from torpor.remote.x86_64 import (
+    NR,
+    ORIG_RAX,
+    R8,
+    R9,
+    R10,
+    R12,
+    R14,
+    RAX,
+    RDI,
+    RDX,
+    RIP,
+    RSI,
+    RSP,
+    SYSCALL,
+    TILE_CONFIGURATION,
+    TOUCH_TILES,
+    WORD,
+    holds_tiles,
+    signed,
+)
 
 ALL_SIGNALS = WORD
 _POKETEXT = 4
 _SYSCALL_TRAP = 0xCC050F  # syscall; int3
 _CODE_SIZE = 4096
+_TOUCH_TILES = 2048  # in it
 _MAP_PRIVATE_ANONYMOUS = 0x22
 _MAP_FIXED_NOREPLACE = 0x100000
 _TABLE_ROOM = 4 << 20
@@ -121,6 +141,7 @@ class Builder:
 
     def build(self) -> None:
         """Build address spaces, descriptors and threads of all processes, side by side."""
+        self._bury()
         built = [process for process in self.processes.values() if process.plan.build]
         works = [Work(process.threads[0], process.plan.build, self._tables) for process in built]
         self._run(works)
@@ -128,13 +149,26 @@ class Builder:
             process.threads += work.newborn
             for task, thread in zip(process.threads, process.plan.threads, strict=True):
                 task.name = f"{process.plan.name}, thread {thread.image.tid}"
+            for name, text in process.plan.proc:
+                _write_proc(process, name, text)
         for pid in [pid for pid, process in self.processes.items() if process.plan.member.only_group]:
-            self._end(self.processes.pop(pid).threads[0])
+            self._end(self.processes.pop(pid).threads[0], signal.SIGKILL)
 
     def settle(self) -> None:
         """Let every thread set what is its own: timers, pending signals, names, credentials."""
+        stopped = [process for process in self.processes.values() if _image(process).stopped]
+        # Children first: a parent is told of a stop before it takes up its own state.
+        for process in reversed(stopped):
+            self._settle([process])
+            self._remove_windows([process])
+            self._stop(process)
+        rest = [process for process in self.processes.values() if not _image(process).stopped]
+        self._settle(rest)
+        self._remove_windows([process for process in rest if process.plan.threads])
+
+    def _settle(self, processes: Sequence[Built]) -> None:
         works: list[Work] = []
-        for process in self.processes.values():
+        for process in processes:
             address = self._tables
             for task, thread in zip(process.threads, process.plan.threads, strict=False):
                 room = _size(thread.calls)
@@ -144,30 +178,54 @@ class Builder:
                 works.append(Work(task, thread.calls, address, room))
                 address += room + -room % 16
         self._run(works)
+        for process in processes:
+            for task, thread in zip(process.threads, process.plan.threads, strict=False):
+                if holds_tiles(thread.image.xstate):
+                    self._touch_tiles(task)
 
-    def release(self, stand_in: Callable[[int, int], Sequence[bytes]], status_fd: int) -> None:
-        """Let everything go: init first. Nothing can fail any more but the death of what was built.
+    def _touch_tiles(self, task: Task) -> None:
+        memory.write(task.tid, self._tables, TILE_CONFIGURATION)
+        registers = array("Q", task.registers)
+        registers[RIP], registers[R14] = self._window.start + _TOUCH_TILES, self._tables
+        registers[ORIG_RAX] = WORD
+        ptrace.set_registers(task.tid, registers)
+        ptrace.resume(task.tid)
+        self._wait_trap(task, lambda _: None)
+
+    def release(
+        self,
+        stand_in: Callable[[int, int], Sequence[bytes]],
+        status_fd: int,
+        first: Callable[[str], bool] | None = None,
+        connected: Callable[[], None] | None = None,
+    ) -> None:
+        """Let everything go: init first.
 
         Args:
             stand_in: gives the arguments of torpor-init for a process that stands for another: its PID, the other's.
             status_fd: init's own descriptor, the only one that it keeps.
+            first: tells by a thread's name whether it is let go before the others.
+            connected: called in between. An error from it is a failure like any before.
         """
-        ours = [process for process in self.processes.values() if process.plan.member.image is not None]
         others = [process for process in self.processes.values() if process.plan.member.image is None]
+        ours = [process for process in self.processes.values() if process.plan.member.image is not None]
         for process in others:
             keep = status_fd if process.plan.member is self.plan.processes[0].member else -1
             self._run([Work(process.threads[0], list(_close_all(keep)), self._tables)])
             self._rewind(process, stand_in)
-        self._remove_windows(ours)
+        early: list[Task] = []
+        late: list[Task] = []
         for process in ours:
             for task, thread in zip(process.threads, process.plan.threads, strict=True):
                 _set_state(task, thread)
-        for process in ours:
-            if process.plan.member.image is not None and process.plan.member.image.stopped:
-                os.kill(process.threads[0].tid, signal.SIGSTOP)
-        for process in [*others, *ours]:
-            for task in process.threads:
-                ptrace.detach(task.tid)
+                soon = first is not None and first(thread.image.name.decode(errors="replace"))
+                (early if soon else late).append(task)
+        for task in [process.threads[0] for process in others] + early:
+            ptrace.detach(task.tid)
+        if connected is not None:
+            connected()
+        for task in late:
+            ptrace.detach(task.tid)
         self._tasks.clear()
 
     def kill(self) -> None:
@@ -213,7 +271,7 @@ class Builder:
         made = self._call(task, NR.mmap, start, size, 3, _MAP_PRIVATE_ANONYMOUS | _MAP_FIXED_NOREPLACE, WORD, 0)
         if made != start:
             raise RestoreFailed(f"init cannot map its window: {os.strerror(-made)}")
-        memory.write(task.tid, start, CODE)
+        memory.write(task.tid, start, CODE.ljust(_TOUCH_TILES, b"\0") + TOUCH_TILES)
         self._call(task, NR.mprotect, start, _CODE_SIZE, 5)
 
     def _call(self, task: Task, nr: int, *args: int) -> int:
@@ -293,11 +351,44 @@ class Builder:
                 raise RestoreFailed(f"{task.name} was stopped by {why} while it was built")
             ptrace.resume(task.tid)
 
-    def _end(self, task: Task) -> None:
-        os.kill(task.tid, signal.SIGKILL)
-        while os.WIFSTOPPED(os.waitpid(task.tid, ptrace.WALL)[1]):
-            pass
+    def _end(self, task: Task, sig: int) -> None:
+        """Let a blank end by a signal, or, with 0, by what it is about to do."""
+        if sig:
+            ptrace.set_sigmask(task.tid, 0)
+            os.kill(task.tid, sig)
+        if sig not in (0, signal.SIGKILL):
+            ptrace.resume(task.tid)
+        while os.WIFSTOPPED(status := os.waitpid(task.tid, ptrace.WALL)[1]):
+            ptrace.resume(task.tid, ptrace.CONT, ptrace.stop_signal(status) if not ptrace.event(status) else 0)
         del self._tasks[task.tid]
+
+    def _bury(self) -> None:
+        """Let those end that had ended. Their parents' signal actions are not set yet, so they stay unreaped."""
+        for pid in [pid for pid, process in self.processes.items() if _image(process).zombie]:
+            process = self.processes.pop(pid)
+            task, calls = process.threads[0], process.plan.build
+            sig = _image(process).exit_status & 0x7F
+            if sig:
+                self._run([Work(task, calls, self._tables)])
+            else:
+                self._start(Work(task, calls, self._tables), calls)
+            self._end(task, sig)
+
+    def _stop(self, process: Built) -> None:
+        """Stop a process as job control does: by a SIGSTOP that it gets while nothing of it can run."""
+        main = process.threads[0]
+        os.kill(main.tid, signal.SIGSTOP)
+        for task in process.threads:
+            ptrace.resume(task.tid)
+        waiting = list(process.threads)
+        while waiting:
+            task = waiting.pop(0)
+            _, status = os.waitpid(task.tid, ptrace.WALL)
+            if not os.WIFSTOPPED(status):
+                raise RestoreFailed(f"{task.name} was killed while it was stopped")
+            if ptrace.event(status) != ptrace.EVENT_STOP or ptrace.stop_signal(status) != signal.SIGSTOP:
+                ptrace.resume(task.tid, ptrace.CONT, signal.SIGSTOP if ptrace.event(status) == 0 else 0)
+                waiting.append(task)
 
     # ------------------------------------------------------------------------------------------- the last steps
 
@@ -321,10 +412,9 @@ class Builder:
         restarts interrupted calls: one inside its signal handling, which a system-call stop is not.
         """
         for process in processes:
-            task, image = process.threads[0], process.plan.member.image
-            assert image is not None
+            task = process.threads[0]
             registers = array("Q", task.registers)
-            registers[RIP] = _syscall_instruction(task, image.memory)
+            registers[RIP] = _syscall_instruction(task, _image(process).memory)
             registers[RAX], registers[ORIG_RAX], registers[RSP] = NR.munmap, WORD, 0
             registers[RDI], registers[RSI] = self._window.start, len(self._window)
             ptrace.set_registers(task.tid, registers)
@@ -350,6 +440,23 @@ class Builder:
         _, status = os.waitpid(task.tid, ptrace.WALL)
         if not os.WIFSTOPPED(status) or ptrace.stop_signal(status) != ptrace.SYSCALL_STOP:
             raise RestoreFailed(f"{task.name} did not come to its last system call (status {status:#x})")
+
+
+_NOBODY = pb.Process()
+
+
+def _image(process: Built) -> pb.Process:
+    """The image of a process; of a stand-in, an empty one."""
+    return process.plan.member.image or _NOBODY
+
+
+def _write_proc(process: Built, name: str, text: str) -> None:
+    task = process.threads[0]
+    try:
+        with open(f"/proc/{task.tid}/{name}", "w") as file:
+            file.write(text)
+    except OSError as error:
+        raise RestoreFailed(f"{process.plan.name}: writing {text} to its {name}: {error.strerror}") from error
 
 
 def _stands_for(process: Built) -> int:
@@ -400,7 +507,7 @@ def _call_size(call: Call) -> int:
             size += len(arg) + 16
         elif isinstance(arg, Struct):
             size += len(arg.content) + 16
-        elif not isinstance(arg, (int, Result)):
+        elif isinstance(arg, Out):
             size += arg.size + 16
     return size
 

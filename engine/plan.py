@@ -20,6 +20,8 @@ from torpor.remote.x86_64 import NR
 
 SIGCHLD = 17
 WALL = 0x40000000
+WNOHANG, WUNTRACED = 1, 2
+RLIMIT_CORE = 4
 WINDOW_SIZE = 8 << 20
 """Bytes of the window: the interpreter, then room for tables. Pages of it that are not used cost nothing."""
 
@@ -34,6 +36,9 @@ class Here:
     bounds: Bounds
     vdso: Vdso
     timer_restore_ids: bool
+    oom_score_adj: int
+    """The restorer's own."""
+    may_lower_oom: bool
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,8 @@ class ProcessPlan:
     """In the blank process: its session and group, and the births of its children in the order of `births`."""
     build: list[Call] = field(default_factory=list)
     """By its main thread: everything that the process has as a whole, then its other threads."""
+    proc: list[tuple[str, str]] = field(default_factory=list)
+    """Files of its /proc/PID that the restorer writes then, with their content."""
     threads: list[ThreadPlan] = field(default_factory=list)
     """By each thread, the main one first, when all are there."""
 
@@ -119,9 +126,14 @@ def make(image: pb.Tree, here: Here, held: Held) -> Plan:
     plans = [ProcessPlan(member, list(_birth(member))) for member in members]
     warnings: list[str] = []
     for plan in plans:
-        if plan.member.image is not None:
+        if plan.member.image is not None and plan.member.image.zombie:
+            plan.build += _zombie(plan.member.image, leaders)
+        elif plan.member.image is not None:
             _build(plan, plan.member.image, image, here, held, window, leaders)
             warnings += credentials.warnings(plan.name, plan.member.image, here.rights)
+            if plan.member.image.oom_score_adj < here.oom_score_adj and not here.may_lower_oom:
+                words = f"its oom_score_adj is {here.oom_score_adj}: lowering it needs a privilege"
+                warnings.append(f"{plan.name}: {words}")
             for thread in plan.member.image.threads:
                 warnings += threads.warnings(f"{plan.name}, thread {thread.tid}", thread, here.bounds)
     return Plan(plans, window, warnings)
@@ -141,19 +153,37 @@ def _bear(child: family.Member) -> Call:
     return threads.clone(0, 0 if child.only_group else SIGCHLD, child.pid, f"starting process {child.pid}")
 
 
+def _join(process: pb.Process, pids: set[int]) -> Iterator[Call]:
+    if process.pgid != process.pid and process.pgid in pids:
+        yield Call(NR.setpgid, (0, process.pgid), 0, f"joining process group {process.pgid}")
+
+
+def _know_stop(pid: int) -> Call:
+    return Call(NR.wait4, (pid, 0, WUNTRACED | WNOHANG, 0), pid, f"being told of the stop of process {pid}")
+
+
+def _zombie(process: pb.Process, pids: set[int]) -> Iterator[Call]:
+    yield from _join(process, pids)
+    yield Call(NR.prctl, (threads.PR_SET_NAME, process.threads[0].name[:15] + b"\0"), 0, "setting its name")
+    yield Call(NR.prlimit64, (0, RLIMIT_CORE, bytes(16), 0), 0, "leaving no core dump")
+    if (status := process.exit_status) & 0x7F == 0:
+        yield Call(NR.exit_group, (status >> 8,), 0, f"ending with the exit status {status >> 8}")
+
+
 def _build(
     plan: ProcessPlan, process: pb.Process, image: pb.Tree, here: Here, held: Held, window: range, pids: set[int]
 ) -> None:
     address_space.check(plan.name, process.memory)
     build = plan.build
-    if process.pgid != process.pid and process.pgid in pids:
-        build.append(Call(NR.setpgid, (0, process.pgid), 0, f"joining process group {process.pgid}"))
+    build += _join(process, pids)
     build += address_space.steps(process.memory, image, held.sources, here.vdso, window)
     build += tree.steps(process, held.directories[process.cwd])
     build += descriptors.placement(process, held.opened)
     build += descriptors.closing(process)
-    build += signals.steps(process)
     build += map(threads.birth, process.threads[1:])
+    plan.proc.append(("coredump_filter", f"{process.coredump_filter:#x}"))
+    if process.oom_score_adj > here.oom_score_adj or here.may_lower_oom:
+        plan.proc.append(("oom_score_adj", str(process.oom_score_adj)))
     for thread in process.threads:
         calls = list(threads.steps(thread, here.bounds))
         if thread.tid == process.pid:
@@ -162,6 +192,8 @@ def _build(
                 for child in plan.member.children
                 if child.only_group
             ]
+            calls += [_know_stop(child.pid) for child in plan.member.children if child.image and child.image.stop_told]
+            calls += signals.steps(process)
             calls += timers.steps(process, here.timer_restore_ids)
             calls += signals.queue(process)
             calls += credentials.limit_steps(process, here.rights)

@@ -6,14 +6,13 @@ An image is compiled to a plan (`plan`), which is run inside blank processes (`e
 
 from __future__ import annotations
 
+import fcntl
 import os
 import resource
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from functools import partial
 
 from google.protobuf.message import DecodeError
 
@@ -27,13 +26,14 @@ from torpor.objects import credentials, descriptors, family, mapped_files, share
 from torpor.objects.address_space import Sources, Vdso
 from torpor.objects.credentials import Rights
 from torpor.objects.threads import Bounds
-from torpor.plan import Held, Here, Plan, make
+from torpor.plan import Held, Here, make
 from torpor.probe import Probe, probe
 from torpor.store import SnapshotInfo, SnapshotReader, Store
 
 KIND = "tree"
 Progress = Callable[[int, int], None]
 """Told the bytes of memory done so far and in all."""
+CAP_SYS_RESOURCE = 24
 UNKNOWN_PID = -1
 """init's own PID in a plan, outside a capsule: nothing refers to it."""
 
@@ -45,6 +45,8 @@ def restore(
     detach: bool = False,
     stdio: Sequence[int] = (0, 1, 2),
     progress: Progress | None = None,
+    first: Callable[[str], bool] | None = None,
+    connected: Callable[[], None] | None = None,
 ) -> Job:
     """Wake a snapshot: its processes go on where they were, under their old PIDs.
 
@@ -54,6 +56,8 @@ def restore(
         detach: the job is to outlive this process and its terminal.
         stdio: descriptors that stand in for what was standard input, output and error.
         progress: told bytes done and bytes in all.
+        first: tells by a thread's name whether it is let go before the others.
+        connected: called, by the thread that restores, between those and the others. An error ends the tree.
 
     Raises:
         RestoreRefused: this host cannot wake it as it is now; nothing was started.
@@ -66,8 +70,7 @@ def restore(
         _refuse(image, reader, stdio)
         setting = _setting(image, detach)
         with _Material(image, reader, stdio) as material:
-            plan = make(image, _here(setting), material.held)
-            return _wake(image, reader, setting, plan, material.base, progress)
+            return _wake(image, reader, setting, _here(setting), material, progress, first, connected)
 
 
 def explain(snapshot: str | SnapshotInfo, *, store: Store | str | os.PathLike[str] | None = None) -> str:
@@ -114,7 +117,7 @@ def _refuse(image: pb.Tree, reader: SnapshotReader, stdio: Sequence[int]) -> Non
     host = probe()
     reasons = [*_check_host(image.host, host), *_check_references(image)]
     if not reasons:
-        for process in image.processes:
+        for process in _living(image):
             reasons += credentials.check(f"process {process.pid}", process.credentials)
         reasons += mapped_files.check(image)
         reasons += shared_memory.check(image)
@@ -126,12 +129,14 @@ def _refuse(image: pb.Tree, reader: SnapshotReader, stdio: Sequence[int]) -> Non
         raise RestoreRefused(f"snapshot {reader.info.id} cannot be restored here", reasons)
 
 
-_ABI_FLAGS = frozenset(
-    "sse3 ssse3 sse4_1 sse4_2 popcnt movbe aes pclmulqdq avx avx2 fma f16c bmi1 bmi2 abm adx sha_ni rdrand rdseed"
-    " fsgsbase erms vaes vpclmulqdq gfni avx_vnni rdpid clwb clflushopt movdiri movdir64b serialize waitpkg xsavec"
-    " avx512f avx512cd avx512bw avx512dq avx512vl avx512ifma avx512vbmi avx512_vbmi2 avx512_vnni avx512_bitalg"
-    " avx512_vpopcntdq avx512_bf16 avx512_fp16 avx512_vp2intersect amx_tile amx_int8 amx_bf16 pku ospke".split()
-)
+_ABI_FLAGS = frozenset((
+    "sse3", "ssse3", "sse4_1", "sse4_2", "popcnt", "movbe", "aes", "pclmulqdq", "avx", "avx2", "fma", "f16c",
+    "bmi1", "bmi2", "abm", "adx", "sha_ni", "rdrand", "rdseed", "fsgsbase", "erms", "vaes", "vpclmulqdq",
+    "gfni", "avx_vnni", "rdpid", "clwb", "clflushopt", "movdiri", "movdir64b", "serialize", "waitpkg", "xsavec",
+    "avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl", "avx512ifma", "avx512vbmi", "avx512_vbmi2",
+    "avx512_vnni", "avx512_bitalg", "avx512_vpopcntdq", "avx512_bf16", "avx512_fp16", "avx512_vp2intersect",
+    "amx_tile", "amx_int8", "amx_bf16", "pku", "ospke",
+))  # fmt: skip
 """Features by which programs and libc choose code once, at their start (names of /proc/cpuinfo)."""
 
 
@@ -141,11 +146,11 @@ def _check_host(image: pb.Host, host: Probe) -> Iterator[Reason]:
         yield Reason("this host", f"the image is for {image.architecture}, and this is {host.architecture}")
         return
     if image.page_size != host.page_size:
-        yield Reason("this host", f"the image has pages of {image.page_size} bytes, and here they have {host.page_size}")
+        yield Reason("this host", f"the image has pages of {image.page_size} bytes, and here are {host.page_size}")
     if missing := _ABI_FLAGS.intersection(image.cpu_flags) - host.cpu_flags:
-        yield Reason(this, f"it lacks {', '.join(sorted(missing))}", "restore on one that has what the image's host had")
+        yield Reason(this, f"it lacks {', '.join(sorted(missing))}", "restore on one like the image's host")
     if missing_state := image.xfeatures & ~host.xfeatures:
-        yield Reason(this, f"it has not all of the register sets that the image may hold ({missing_state:#x} of XCR0)")
+        yield Reason(this, f"it lacks register sets that the image may hold ({missing_state:#x} of XCR0)")
 
 
 def _check_abilities(host: Probe) -> Iterator[Reason]:
@@ -161,6 +166,8 @@ def _check_abilities(host: Probe) -> Iterator[Reason]:
 def _check_references(image: pb.Tree) -> Iterator[Reason]:
     for process in image.processes:
         name = f"process {process.pid}"
+        if process.zombie:
+            continue
         space = process.memory
         if space.exe >= len(image.files):
             yield Reason(name, f"its program is file {space.exe} of the image: there is none")
@@ -179,8 +186,12 @@ def _check_references(image: pb.Tree) -> Iterator[Reason]:
             yield Reason(name, "it uses the vDSO of another kernel", "restore it on the kernel that it was frozen on")
 
 
+def _living(image: pb.Tree) -> Iterator[pb.Process]:
+    return (process for process in image.processes if not process.zombie)
+
+
 def _check_directories(image: pb.Tree) -> Iterator[Reason]:
-    for path in sorted({process.cwd for process in image.processes}):
+    for path in sorted({process.cwd for process in _living(image)}):
         if not os.path.isdir(path):
             yield Reason(f"the directory {os.fsdecode(path)}", "it is the current one of a process and is not there")
 
@@ -235,6 +246,8 @@ def _here(setting: Setting) -> Here:
         ),
         vdso=_vdso(),
         timer_restore_ids=probe().timer_restore_ids,
+        oom_score_adj=int(procfs.read("/proc/self/oom_score_adj")),
+        may_lower_oom=bool(int(status[b"CapEff"], 16) >> CAP_SYS_RESOURCE & 1),
     )
 
 
@@ -268,7 +281,7 @@ class _Material:
             shared = self._keep(shared_memory.open_all(image, reader, self.base))
             opened = self._stack.enter_context(descriptors.open_all(image, shared.__getitem__, stdio))
             packs = {number: self._high(reader.pack_fd(number), close=False) for number in set(reader.blocks.packs)}
-            paths = {process.cwd for process in image.processes}
+            paths = {process.cwd for process in _living(image)}
             flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
             directories = {path: self._high(os.open(path, flags), close=True) for path in paths}
             self.held = Held(opened, Sources(files, shared, packs, reader.blocks), directories)
@@ -286,8 +299,6 @@ class _Material:
         return fds
 
     def _high(self, fd: int, *, close: bool) -> int:
-        import fcntl
-
         try:
             copy = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, self.base)
         finally:
@@ -301,24 +312,34 @@ class _Material:
 
 
 def _wake(
-    image: pb.Tree, reader: SnapshotReader, setting: Setting, plan: Plan, base: int, progress: Progress | None
+    image: pb.Tree,
+    reader: SnapshotReader,
+    setting: Setting,
+    here: Here,
+    material: _Material,
+    progress: Progress | None,
+    first: Callable[[str], bool] | None,
+    connected: Callable[[], None] | None,
 ) -> Job:
-    first = plan.processes[0].member.children[0].pid
+    plan = make(image, here, material.held)
     if setting.namespaces & Namespaces.USER:
-        plan.processes[0].birth[:0] = credentials.drop_bounding(0, _here(setting).rights)
+        plan.processes[0].birth[:0] = credentials.drop_bounding(0, here.rights)
     verification = _Verification(reader)
     verification.start()
     try:
-        init = capsule.launch(setting, first, base=base)
+        init = capsule.launch(setting, plan.processes[0].member.children[0].pid, base=material.base)
         builder = Builder(plan, init.pid, _progress(image, progress))
         try:
             builder.bear()
             builder.build()
             builder.settle()
             verification.finish()
+            tree_pid = builder.processes[image.processes[0].pid].threads[0].tid
             builder.release(
-                lambda pid, child: capsule.init_arguments(child, init.own_status_fd if child == first else 0),
+                lambda pid, child: capsule.init_arguments(child, init.own_status_fd if pid == here.init else 0),
                 init.own_status_fd,
+                first,
+                connected,
             )
         except BaseException:
             builder.kill()
@@ -326,7 +347,7 @@ def _wake(
             raise
     finally:
         verification.end()
-    return Job(init, image.processes[0].pid, tuple(plan.warnings))
+    return Job(init, image.processes[0].pid, tree_pid, tuple(plan.warnings))
 
 
 def _progress(image: pb.Tree, progress: Progress | None) -> Callable[[int], None] | None:

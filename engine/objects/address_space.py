@@ -99,9 +99,9 @@ def _written(space: pb.AddressSpace) -> list[bool]:
     starts = [vma.start // PAGE for vma in space.vmas]
     ends = [vma.end // PAGE for vma in space.vmas]
     found = [False] * len(starts)
-    for page, count in zip(space.pages.starts, space.pages.counts, strict=True):
-        at = bisect_right(starts, page) - 1
-        stop = page + count
+    for start, count in zip(space.pages.starts, space.pages.counts, strict=True):
+        at = bisect_right(starts, start) - 1
+        page, stop = start, start + count
         while at >= 0 and page < stop:
             if at == len(starts) or not starts[at] <= page < ends[at]:
                 raise ImageDamaged(f"the page at {page * PAGE:#x} lies in no mapping")
@@ -228,4 +228,3 @@ def free_range(spaces: Sequence[pb.AddressSpace], size: int) -> range:
             return range(end, end + size)
         end = max(end, stop)
     raise ImageDamaged("its mappings leave no room to restore from")
-

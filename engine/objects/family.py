@@ -135,4 +135,5 @@ def _order(member: Member, born_in: int) -> None:
 
 def _no_order(member: Member) -> RestoreRefused:
     why = f"it lives in session {member.sid}, into which its parent cannot bear it any more"
-    return RestoreRefused("the tree cannot be built", [Reason(f"process {member.pid}", why, "this is not restored yet")])
+    reason = Reason(f"process {member.pid}", why, "this is not restored yet")
+    return RestoreRefused("the tree cannot be built", [reason])

@@ -96,9 +96,9 @@ def steps(process: pb.Process, restore_ids: bool) -> Iterator[Call]:
         process: of the image.
         restore_ids: whether the kernel has PR_TIMER_CREATE_RESTORE_IDS.
     """
-    for timer in process.interval_timers:
-        content = _ITIMERVAL.pack(*divmod(timer.interval_us, 1_000_000), *divmod(timer.value_us, 1_000_000))
-        yield Call(NR.setitimer, (timer.which, content, 0), 0, f"starting interval timer {timer.which}")
+    for interval in process.interval_timers:
+        content = _ITIMERVAL.pack(*divmod(interval.interval_us, 1_000_000), *divmod(interval.value_us, 1_000_000))
+        yield Call(NR.setitimer, (interval.which, content, 0), 0, f"starting interval timer {interval.which}")
     if not process.posix_timers:
         return
     if restore_ids:

@@ -40,6 +40,11 @@ class Seen:
     status: Mapping[bytes, bytes]
     stat: procfs.Stat
 
+    @property
+    def zombie(self) -> bool:
+        """Whether it has ended."""
+        return self.stat.state in ("Z", "X")
+
 
 def job_of(pid: int) -> int:
     """The root of a job when `pid` is the torpor-init that stands for it; else `pid` itself.
@@ -122,7 +127,8 @@ def refuse(tree: list[Seen]) -> list[Reason]:
     if root_dir != "/":
         reasons.append(Reason(root.name, f"its root directory is {root_dir}", "containers are not kept"))
     for seen in tree:
-        reasons += _refuse(seen, home)
+        if seen is root or seen.stat.state not in ("Z", "X"):
+            reasons += _refuse(seen, home)
     return reasons
 
 

@@ -143,9 +143,16 @@ ERESTART_RESTARTBLOCK = 516
 EINTR = 4
 TIMER_ABSTIME = 1
 
-# Calls that end with EINTR although no handler runs when a thread is stopped in them (signal(7)). Going on
-# waiting is what a program that knows nothing of the stop expects.
-_NEVER_RESTARTED = frozenset({NR.epoll_wait, NR.epoll_pwait, NR.epoll_pwait2, NR.rt_sigtimedwait})
+# Calls that end with EINTR although no handler runs when a thread is stopped in them (signal(7)), and the register
+# with their time limit. Those without a limit are issued again, as a program that knows nothing of the stop expects;
+# the others end as the kernel has it, since what is left of their time is not known.
+_NEVER_RESTARTED: dict[int, tuple[int, tuple[int, ...]]] = {
+    NR.epoll_wait: (R10, (0xFFFFFFFF, WORD)),  # an int of -1
+    NR.epoll_pwait: (R10, (0xFFFFFFFF, WORD)),
+    NR.epoll_pwait2: (R10, (0,)),  # a null pointer
+    NR.rt_sigtimedwait: (RDX, (0,)),
+}
+"""By call: the register with its limit, and what there means none."""
 
 # Calls whose interruption leaves a restart block (kernel: set_restart_fn).
 _WITH_RESTART_BLOCK = frozenset({NR.poll, NR.nanosleep, NR.futex, NR.clock_nanosleep})
@@ -168,6 +175,18 @@ _NO_ALTSTACK = 7
 """Not a mode of sigaltstack: rt_sigreturn ignores it and leaves the thread's alternate stack as it is."""
 
 
+TOUCH_TILES = b"\xc4\xc2\x78\x49\x06" b"\xc4\xe2\x7b\x49\xc0" b"\xcc"
+"""``ldtilecfg (%r14); tilezero %tmm0; int3``: the kernel makes room for AMX tiles when a thread first uses one, and
+without that room takes none from a tracer (arch/x86/kernel/fpu/xstate.c, xfd_enable_feature)."""
+TILE_CONFIGURATION = struct.pack("<BB14x H30x B15x", 1, 0, 64, 16)
+"""For TOUCH_TILES: palette 1, tile 0 with 16 rows of 64 bytes."""
+
+
+def holds_tiles(xstate: bytes) -> bool:
+    """Whether an xsave area holds AMX tiles."""
+    return bool(struct.unpack_from("<Q", xstate, _XFEATURES)[0] & _XTILE_DATA)
+
+
 def signed(value: int) -> int:
     """A register's word as a signed number."""
     return value - (1 << 64) if value >> 63 else value
@@ -179,13 +198,15 @@ def in_system_call(registers: array[int]) -> bool:
 
 
 def keep_waiting(registers: array[int]) -> None:
-    """Turn an EINTR that our stop has caused into a restart of the call.
+    """Turn an EINTR that our stop has caused into a restart of a call that waits without a limit.
 
     Done to the target as well: epoll_wait would otherwise end early at each checkpoint. If a signal with a
     handler is pending, the kernel turns the restart into EINTR again (arch/x86/kernel/signal.c, handle_signal).
     """
     if signed(registers[RAX]) == -EINTR and registers[ORIG_RAX] in _NEVER_RESTARTED:
-        registers[RAX] = -ERESTARTNOHAND & WORD
+        limit, none = _NEVER_RESTARTED[registers[ORIG_RAX]]
+        if registers[limit] in none:
+            registers[RAX] = -ERESTARTNOHAND & WORD
 
 
 def was_restarted(registers: array[int]) -> bool:

@@ -1,0 +1,142 @@
+"""`torpor run`: start a command so that it can be frozen, and save it regularly.
+
+The command lives in a capsule like a woken job: its PIDs can be given again on any host, and its launcher, which is
+this process, may trace it under every setting of Yama but the strictest.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from torpor import capsule, procfs
+from torpor.capsule import Namespaces, Setting
+from torpor.checkpoint import checkpoint
+from torpor.errors import NotFound, NotPermitted, RestoreFailed, TorporError
+from torpor.job import Job
+from torpor.probe import probe
+from torpor.store import SnapshotInfo, Store
+
+
+def start(command: Sequence[str], *, environment: Mapping[str, str] | None = None) -> Job:
+    """Start a command in a capsule, or, where the host allows none, without one: then ``Job.warnings`` says so.
+
+    It inherits standard input, output and error, the current directory, and nothing else.
+
+    Args:
+        command: the program, looked for in PATH, and its arguments.
+        environment: of the program; None: as it is here.
+
+    Raises:
+        NotFound: there is no such program.
+        RestoreFailed: it could not be started.
+    """
+    path = shutil.which(command[0])
+    if path is None:
+        raise NotFound(f"there is no program {command[0]!r}", advice="give its path, or see $PATH")
+    environment = os.environ if environment is None else environment
+    setting, warnings = _setting()
+    launch = partial(capsule.launch, child=0, program=[path, *command], environment=environment, trace=False)
+    try:
+        init = launch(setting)
+    except NotPermitted as error:
+        warnings = (f"it runs outside a capsule: {error}",)
+        setting = Setting(Namespaces(0))
+        init = launch(setting)
+    try:
+        pid = _first_child(init.pid)
+    except BaseException:
+        os.kill(init.pid, signal.SIGKILL)
+        raise
+    return Job(init, _own_pid(pid), pid, warnings)
+
+
+def run(
+    command: Sequence[str],
+    *,
+    store: Store | str | os.PathLike[str] | None = None,
+    every: float | None = None,
+    saved: Callable[[SnapshotInfo], None] | None = None,
+    failed: Callable[[TorporError], None] | None = None,
+) -> int:
+    """Run a command in the foreground: signals are handed on to it, and its end is this function's.
+
+    To be called by the main thread of a program that does nothing else.
+
+    Args:
+        command: the program and its arguments.
+        store: where `every` saves to, as for `checkpoint`.
+        every: save it after so many seconds, again and again.
+        saved: told of each snapshot, by another thread.
+        failed: told of each save that failed; the command runs on.
+
+    Returns:
+        Its exit code, or minus the number of the signal that killed it.
+    """
+    job = start(command)
+    if every is None:
+        return job.foreground()
+    ended = threading.Event()
+    # Each save traces from the one thread that it runs in; this one is for waiting and for signals.
+    saver = threading.Thread(target=_save, args=(job, store, every, ended, saved, failed), name="torpor-every")
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    saver.start()
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    try:
+        return job.foreground()
+    finally:
+        ended.set()
+        saver.join()
+
+
+def _save(
+    job: Job,
+    store: Store | str | os.PathLike[str] | None,
+    every: float,
+    ended: threading.Event,
+    saved: Callable[[SnapshotInfo], None] | None,
+    failed: Callable[[TorporError], None] | None,
+) -> None:
+    while not ended.wait(every):
+        try:
+            snapshot = checkpoint(job.tree_pid, store=store, then="run")
+        except TorporError as error:
+            if failed is not None and not ended.is_set():
+                failed(error)
+        else:
+            if saved is not None:
+                saved(snapshot)
+
+
+def _setting() -> tuple[Setting, tuple[str, ...]]:
+    host = probe()
+    namespaces = Namespaces.PID | Namespaces.MOUNT
+    if os.geteuid():
+        namespaces |= Namespaces.USER
+        if not host.can_restore_rootless:
+            why = "; ".join(host.why.values()) or "no user and PID namespaces"
+            return Setting(Namespaces(0)), (f"it runs outside a capsule, for this host allows none: {why}",)
+    return Setting(namespaces), ()
+
+
+def _first_child(init: int) -> int:
+    """The PID of the command as this process sees it: init starts it before all else."""
+    while True:
+        try:
+            found = procfs.children(init, [init])
+        except FileNotFoundError:
+            found = []
+        if found:
+            return found[0]
+        if os.waitid(os.P_PID, init, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            raise RestoreFailed("the command ended before it was seen", advice="see whether it can be executed")
+        os.sched_yield()
+
+
+def _own_pid(pid: int) -> int:
+    return int(procfs.status(procfs.read(f"/proc/{pid}/status"))[b"NSpid"].split()[-1])
