@@ -53,7 +53,7 @@ from torpor.objects.tcp import Tcp, arm_reset
 from torpor.objects.unix_sockets import Unix
 from torpor.objects.unkept import Unkept
 from torpor.remote.batch import Call
-from torpor.remote.freeze import describe_process
+from torpor.remote.freeze import describe_process, not_permitted
 from torpor.remote.sys import syscall, try_syscall
 from torpor.remote.x86_64 import NR
 
@@ -113,6 +113,9 @@ def grab(pids: Sequence[int], *, content: bool = True) -> GrabbedDescriptors:
     Args:
         pids: the tree, parents before their children. What ends meanwhile has no descriptors.
         content: also take what lies in pipes and sockets; the tree is frozen.
+
+    Raises:
+        NotPermitted: a process is not ours.
     """
     tree = GrabbedDescriptors(list(pids), content=content)
     known = _Known(tree)
@@ -123,6 +126,8 @@ def grab(pids: Sequence[int], *, content: bool = True) -> GrabbedDescriptors:
             continue
         try:
             _grab_process(known, pid, pidfd)
+        except PermissionError:
+            raise not_permitted(pid) from None
         finally:
             os.close(pidfd)
     for kind in KINDS:

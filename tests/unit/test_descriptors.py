@@ -17,7 +17,7 @@ import pytest
 
 from tests.unit.descriptor_tree import acting_as, holder, opened
 from tests.users import User
-from torpor.errors import Refused
+from torpor.errors import NotPermitted, Refused
 from torpor.image.image_pb2 import Tree
 from torpor.objects import descriptors
 from torpor.remote.sys import syscall
@@ -453,12 +453,27 @@ wait()
         assert os.waitpid(child, 0)[1] == 0
 
 
-def test_a_target_that_has_ended_has_no_descriptors() -> None:
-    child = subprocess.Popen(["true"])
-    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
-    assert descriptors.grab([child.pid]).held == []
-    child.wait()
-    assert descriptors.grab([child.pid]).held == []
+def test_a_target_that_has_ended_has_no_descriptors(acting: Acting) -> None:
+    def body(_: Path) -> None:
+        child = subprocess.Popen(["true"])
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        assert descriptors.grab([child.pid]).held == []
+        assert descriptors.survey([child.pid]) == []
+        child.wait()
+        assert descriptors.grab([child.pid]).held == []
+
+    acting(body)
+
+
+def test_a_target_that_is_not_ours_is_not_permitted(root_account: User, ordinary_account: User) -> None:
+    with holder("ready(); wait()") as tree:
+        tree.ready()
+
+        def body() -> None:
+            with pytest.raises(NotPermitted, match=f"process {tree.process.pid}"):
+                tree.survey()
+
+        acting_as(ordinary_account, body)
 
 
 def test_a_hundred_processes_are_grabbed_in_a_moment() -> None:
