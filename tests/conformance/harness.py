@@ -129,7 +129,9 @@ class Subject:
     directory: Path
     actor: Actor
     argv: Sequence[str]
+    launcher: Path
     process: subprocess.Popen[bytes] | None = None
+    """The launcher, which exits as the program did when all of it is gone; None once it was restored."""
     pid: int = 0
     """The root's PID in the namespace it was started in; that stays."""
     top: int = 0
@@ -137,6 +139,7 @@ class Subject:
     frozen: float = 0.0
     killed: bool = False
     own_session: bool = True
+    """Whether the program leads its session; if not, the leader stays outside of its tree."""
     environment: dict[str, str] = field(default_factory=dict)
     stdio: tuple[Any, Any, Any] | None = None
 
@@ -156,16 +159,18 @@ class Subject:
                 os.chown(self.directory / "output", self.actor.uid, self.actor.gid)
             stdin, stdout, stderr = self.stdio or (subprocess.DEVNULL, output, output)
             self.process = subprocess.Popen(
-                list(self.argv),
+                [str(self.launcher), "session" if self.own_session else "follow", *self.argv],
                 cwd=self.directory,
                 env=environment,
                 stdin=stdin,
                 stdout=stdout,
                 stderr=stderr,
-                start_new_session=self.own_session,
+                start_new_session=True,
                 **self.actor.popen(),
             )
-        self.pid = self.top = self.process.pid
+        launcher = self.process.pid
+        (self.pid,) = wait_until(lambda: observe.children(launcher) or None, "the program's process")
+        self.top = self.pid
         return self
 
     def output(self) -> str:
@@ -257,10 +262,9 @@ class Subject:
 
     def wait_gone(self, pids: Sequence[int]) -> None:
         """Wait until none of `pids` is left, not even as a zombie."""
-        if self.process is not None:
-            with suppress(subprocess.TimeoutExpired):
-                self.process.wait(20)
         wait_until(lambda: not any(map(alive, pids)), f"the end of {list(pids)}")
+        if self.process:
+            self.process.wait(20)
 
 
 class Conversation:
@@ -370,7 +374,8 @@ class Stage:
         """Start a program in a folder of its own; afterwards nothing of it may be left."""
         directory = Path(tempfile.mkdtemp(prefix=f"{source.stem}-", dir=self.base))
         os.chown(directory, actor.uid, actor.gid)
-        subject = Subject(directory, actor, command(source, self.programs), **options)
+        launcher = build(HERE / "launch.c", self.programs)
+        subject = Subject(directory, actor, command(source, self.programs), launcher, **options)
         try:
             yield subject.start()
             if subject.process:

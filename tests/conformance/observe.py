@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -92,15 +93,17 @@ def children(pid: int) -> list[int]:
 def descendants(pid: int) -> Iterator[int]:
     """`pid` and all below it, parents first."""
     yield pid
-    for child in children(pid):
-        yield from descendants(child)
+    with suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+        for child in children(pid):
+            yield from descendants(child)
 
 
 def find(top: int, pid: int) -> int | None:
     """The process below (or at) `top` whose PID in its own namespace is `pid`."""
     for candidate in descendants(top):
-        if inner(status(candidate), "NSpid") == pid:
-            return candidate
+        with suppress(FileNotFoundError, ProcessLookupError):
+            if inner(status(candidate), "NSpid") == pid:
+                return candidate
     return None
 
 

@@ -14,9 +14,9 @@ int main(int count, char **arguments)
 {
 	pid_t wanted = count == 2 ? atoi(arguments[1]) : 0;
 	struct clone_args how = {
-	        .exit_signal = SIGCHLD,
-	        .set_tid = (uintptr_t)&wanted,
-	        .set_tid_size = 1,
+		.exit_signal = SIGCHLD,
+		.set_tid = (uintptr_t)&wanted,
+		.set_tid_size = 1,
 	};
 	long pid = syscall(SYS_clone3, &how, sizeof how);
 	if (pid < 0) {

@@ -101,7 +101,7 @@ def test_killed_and_restored(
     if source.stem in ONLY_ROOT and where == "user-capsule":
         pytest.skip("begins as root")
     actor = request.getfixturevalue(where.partition("-")[0])
-    with stage.play(source, actor) as subject, ExitStack() as stack:
+    with stage.play(source, actor, own_session=where != "root-in-place") as subject, ExitStack() as stack:
         subject.wait_ready()
         for _ in range(generations):
             job = checkpoint_and_restore(stage, subject, stack if where == "root-capsule" else None)
