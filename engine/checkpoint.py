@@ -28,6 +28,7 @@ from torpor.objects.memory import Progress
 from torpor.objects.shared_memory import SharedMemory
 from torpor.remote.freeze import Frozen, LastToStop
 from torpor.remote.injection import Gadgets
+from torpor.remote.waits import Waits
 from torpor.store import SnapshotInfo, SnapshotWriter, Store
 from torpor.taken import TakenProcess, TakenZombie
 
@@ -73,8 +74,10 @@ def checkpoint(
     fork = preflight(pid) and then == "run"
     with ExitStack() as stack:
         writer = stack.enter_context(home.writer(KIND, tags or {}))
+        waits = Waits()
+        waits.look(tree.tasks(pid))
         frozen = stack.enter_context(Frozen(pid, FREEZE_SECONDS, last))
-        taken = stack.enter_context(TakenTree(frozen, fork=fork))
+        taken = stack.enter_context(TakenTree(frozen, waits, fork=fork))
         try:
             taken.grab()
             if taken.forked:
@@ -87,6 +90,7 @@ def checkpoint(
         except (ProcessLookupError, ChildProcessError) as error:
             raise CheckpointFailed(f"process {pid} or one of its children ended during the checkpoint") from error
         if then == "kill":
+            descriptors.arm_reset(taken.descriptors)
             frozen.kill()
         elif then == "stop":
             for process in frozen.processes.values():
@@ -128,7 +132,7 @@ def preflight(pid: int) -> bool:
 class TakenTree:
     """A frozen tree, grabbed and described. A context manager: leaving it ends the snapshots of its memory."""
 
-    def __init__(self, frozen: Frozen, *, fork: bool) -> None:
+    def __init__(self, frozen: Frozen, waits: Waits, *, fork: bool) -> None:
         self.frozen = frozen
         self.forked = fork
         """Whether every process's memory is in a snapshot, so that the tree may run on."""
@@ -136,6 +140,7 @@ class TakenTree:
         self.descriptors: descriptors.GrabbedDescriptors
         self._all: list[TakenProcess | TakenZombie] = []
         self._parents: dict[int, int] = {}
+        self._waits = waits
         self._realtime_ns = 0
 
     def __enter__(self) -> TakenTree:
@@ -157,7 +162,7 @@ class TakenTree:
             if process.zombie:
                 self._all.append(TakenZombie(process))
                 continue
-            taken = TakenProcess(process, gadgets)
+            taken = TakenProcess(process, gadgets, self._waits)
             self._all.append(taken)
             taken.begin()
         self.descriptors = descriptors.grab([taken.pid for taken in self._all])

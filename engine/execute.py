@@ -482,6 +482,8 @@ def _set_state(task: Task, thread: ThreadPlan) -> None:
     registers = array("Q")
     registers.frombytes(thread.image.registers)
     try:
+        if thread.image.below:
+            memory.write_stack(task.tid, thread.image.below_address, thread.image.below)
         ptrace.set_xstate(task.tid, thread.image.xstate)
         ptrace.set_registers(task.tid, registers)
         ptrace.set_sigmask(task.tid, thread.image.sigmask)

@@ -16,6 +16,7 @@ from torpor.remote.batch import Batch, Out, Replies
 from torpor.remote.freeze import Process
 from torpor.remote.injection import Gadgets, Injection, leave_critical_sections
 from torpor.remote.snapshot import Snapshot
+from torpor.remote.waits import Waits
 from torpor.remote.x86_64 import NR
 
 _TABLE_ROOM = 64 << 10
@@ -43,7 +44,7 @@ class TakenProcess:
     takes the window out of it again.
     """
 
-    def __init__(self, process: Process, gadgets: Gadgets) -> None:
+    def __init__(self, process: Process, gadgets: Gadgets, waits: Waits) -> None:
         """Take the texts of /proc, registers and queued signals; nothing is injected yet.
 
         Raises:
@@ -56,6 +57,7 @@ class TakenProcess:
         self._ignored, self._caught = (int(self.texts.status[name], 16) for name in (b"SigIgn", b"SigCgt"))
         self.injection = Injection(process, gadgets, self._caught)
         self.snapshot: Snapshot | None = None
+        self._registers = {t.tid: threads.portable(self.pid, t, waits) for t in process.threads.values()}
         self._rseqs = {tid: ptrace.get_rseq(tid) for tid in process.threads}
         for tid in process.threads:
             if ptrace.dispatches_calls(tid):
@@ -161,6 +163,7 @@ class TakenProcess:
         for tid, thread in self.process.threads.items():
             grabbed = threads.GrabbedThread(
                 thread,
+                self._registers[tid],
                 self.injection.xstates[tid],
                 self._rseqs[tid],
                 self._thread_pending[tid],

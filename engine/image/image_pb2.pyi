@@ -131,7 +131,7 @@ class Process(_message.Message):
     def __init__(self, pid: _Optional[int] = ..., ppid: _Optional[int] = ..., pgid: _Optional[int] = ..., sid: _Optional[int] = ..., stopped: bool = ..., threads: _Optional[_Iterable[_Union[Thread, _Mapping]]] = ..., memory: _Optional[_Union[AddressSpace, _Mapping]] = ..., credentials: _Optional[_Union[Credentials, _Mapping]] = ..., umask: _Optional[int] = ..., cwd: _Optional[bytes] = ..., limits: _Optional[_Iterable[_Union[Rlimit, _Mapping]]] = ..., actions: _Optional[_Iterable[_Union[SigAction, _Mapping]]] = ..., pending: _Optional[_Iterable[bytes]] = ..., interval_timers: _Optional[_Iterable[_Union[IntervalTimer, _Mapping]]] = ..., posix_timers: _Optional[_Iterable[_Union[PosixTimer, _Mapping]]] = ..., fds: _Optional[_Iterable[_Union[Fd, _Mapping]]] = ..., child_subreaper: bool = ..., dumpable: _Optional[int] = ..., thp_disable: bool = ..., oom_score_adj: _Optional[int] = ..., zombie: bool = ..., exit_status: _Optional[int] = ..., coredump_filter: _Optional[int] = ..., xstate_permitted: _Optional[int] = ..., stop_told: bool = ...) -> None: ...
 
 class Thread(_message.Message):
-    __slots__ = ("tid", "name", "registers", "xstate", "sigmask", "pending", "robust_list", "robust_list_size", "clear_child_tid", "rseq", "altstack", "pdeath_signal", "no_new_privs", "nice", "affinity", "timer_slack_ns", "scheduler")
+    __slots__ = ("tid", "name", "registers", "xstate", "sigmask", "pending", "robust_list", "robust_list_size", "clear_child_tid", "rseq", "altstack", "pdeath_signal", "no_new_privs", "nice", "affinity", "timer_slack_ns", "scheduler", "below", "below_address")
     TID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     REGISTERS_FIELD_NUMBER: _ClassVar[int]
@@ -149,6 +149,8 @@ class Thread(_message.Message):
     AFFINITY_FIELD_NUMBER: _ClassVar[int]
     TIMER_SLACK_NS_FIELD_NUMBER: _ClassVar[int]
     SCHEDULER_FIELD_NUMBER: _ClassVar[int]
+    BELOW_FIELD_NUMBER: _ClassVar[int]
+    BELOW_ADDRESS_FIELD_NUMBER: _ClassVar[int]
     tid: int
     name: bytes
     registers: bytes
@@ -166,7 +168,9 @@ class Thread(_message.Message):
     affinity: _containers.RepeatedScalarFieldContainer[int]
     timer_slack_ns: int
     scheduler: int
-    def __init__(self, tid: _Optional[int] = ..., name: _Optional[bytes] = ..., registers: _Optional[bytes] = ..., xstate: _Optional[bytes] = ..., sigmask: _Optional[int] = ..., pending: _Optional[_Iterable[bytes]] = ..., robust_list: _Optional[int] = ..., robust_list_size: _Optional[int] = ..., clear_child_tid: _Optional[int] = ..., rseq: _Optional[_Union[Rseq, _Mapping]] = ..., altstack: _Optional[_Union[AltStack, _Mapping]] = ..., pdeath_signal: _Optional[int] = ..., no_new_privs: bool = ..., nice: _Optional[int] = ..., affinity: _Optional[_Iterable[int]] = ..., timer_slack_ns: _Optional[int] = ..., scheduler: _Optional[int] = ...) -> None: ...
+    below: bytes
+    below_address: int
+    def __init__(self, tid: _Optional[int] = ..., name: _Optional[bytes] = ..., registers: _Optional[bytes] = ..., xstate: _Optional[bytes] = ..., sigmask: _Optional[int] = ..., pending: _Optional[_Iterable[bytes]] = ..., robust_list: _Optional[int] = ..., robust_list_size: _Optional[int] = ..., clear_child_tid: _Optional[int] = ..., rseq: _Optional[_Union[Rseq, _Mapping]] = ..., altstack: _Optional[_Union[AltStack, _Mapping]] = ..., pdeath_signal: _Optional[int] = ..., no_new_privs: bool = ..., nice: _Optional[int] = ..., affinity: _Optional[_Iterable[int]] = ..., timer_slack_ns: _Optional[int] = ..., scheduler: _Optional[int] = ..., below: _Optional[bytes] = ..., below_address: _Optional[int] = ...) -> None: ...
 
 class Rseq(_message.Message):
     __slots__ = ("pointer", "size", "signature", "flags")

@@ -21,10 +21,11 @@ from typing import NamedTuple
 from torpor import procfs
 from torpor.errors import Reason
 from torpor.image import image_pb2 as pb
-from torpor.remote import ptrace
+from torpor.remote import memory, ptrace, x86_64
 from torpor.remote.batch import Batch, Call, Out, Replies, Struct
 from torpor.remote.freeze import Thread
-from torpor.remote.x86_64 import NR
+from torpor.remote.waits import Waits
+from torpor.remote.x86_64 import NR, Portable
 
 PR_GET_PDEATHSIG = 2
 PR_GET_NAME = 16
@@ -92,11 +93,21 @@ class GrabbedThread:
     """A thread's state as it was taken under the freeze."""
 
     thread: Thread
+    registers: Portable
     xstate: bytes
     rseq: tuple[int, int, int, int]
     pending: list[bytes]
     questions: Questions
     replies: Replies
+
+
+def portable(pid: int, thread: Thread, waits: Waits) -> Portable:
+    """A thread's registers, with what is left of the time that its call may take; its memory is still its own."""
+    return x86_64.portable(
+        thread.named,
+        lambda: waits.waited(pid, thread.tid, thread.stopped_ns),
+        lambda address, size: memory.read(pid, address, size),
+    )
 
 
 def pending(tid: int) -> list[bytes]:
@@ -109,7 +120,9 @@ def describe(grabbed: GrabbedThread, image: pb.Thread) -> None:
     asked, replies = grabbed.questions, grabbed.replies
     image.tid = replies.result(asked.tid)
     image.name = replies.output(asked.name, 1).split(b"\0")[0]
-    image.registers = grabbed.thread.portable.tobytes()
+    image.registers = grabbed.registers.registers.tobytes()
+    if grabbed.registers.below:
+        image.below, image.below_address = grabbed.registers.below, grabbed.registers.below_address
     image.xstate = grabbed.xstate
     image.sigmask = grabbed.thread.sigmask
     image.pending.extend(grabbed.pending)

@@ -105,6 +105,19 @@ def walk(root: int) -> list[Seen]:
     return found
 
 
+def tasks(root: int) -> Iterator[tuple[int, int]]:
+    """The (pid, tid) of every thread of the tree as it is at this moment."""
+    waiting = [root]
+    while waiting:
+        pid = waiting.pop()
+        try:
+            tids = procfs.threads(pid)
+            waiting += procfs.children(pid, tids)
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        yield from ((pid, tid) for tid in tids)
+
+
 def refuse(tree: list[Seen]) -> list[Reason]:
     """What of the processes themselves cannot be kept.
 

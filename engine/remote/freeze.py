@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from torpor import procfs
 from torpor.errors import CheckpointFailed, NotFound, NotPermitted
 from torpor.remote import memory, ptrace
-from torpor.remote.x86_64 import RIP, keep_waiting, portable, recover_call, was_restarted
+from torpor.remote.x86_64 import RIP, keep_waiting, recover_call, was_restarted
 
 
 @dataclass
@@ -23,8 +23,10 @@ class Thread:
     tid: int
     registers: array[int] = field(default_factory=lambda: array("Q"))
     """As ptrace shows them: the kernel itself restarts an interrupted call from these."""
-    portable: array[int] = field(default_factory=lambda: array("Q"))
-    """As another task, or a signal frame, can take them up."""
+    named: array[int] = field(default_factory=lambda: array("Q"))
+    """The same with the number of a call that was restarted once already, where it can be told."""
+    stopped_ns: int = 0
+    """When it was seen to stand still (CLOCK_MONOTONIC)."""
     sigmask: int = 0
     group_stopped: bool = False
     """Stopped by job control: it stays so after the detach, the kernel remembers."""
@@ -194,7 +196,8 @@ class Frozen:
                 thread.group_stopped = ptrace.stop_signal(status) != signal.SIGTRAP
                 thread.registers = ptrace.get_registers(thread.tid)
                 keep_waiting(thread.registers)
-                thread.portable = _portable(thread)
+                thread.named = _named(thread)
+                thread.stopped_ns = time.monotonic_ns()
                 thread.sigmask = ptrace.get_sigmask(thread.tid)
                 return
             # A signal was on its way to the thread: let the kernel set up its handler, then the stop comes.
@@ -224,7 +227,7 @@ class Frozen:
         self.processes.clear()
 
 
-def _portable(thread: Thread) -> array[int]:
+def _named(thread: Thread) -> array[int]:
     registers = array("Q", thread.registers)
     if was_restarted(registers):
         try:
@@ -232,7 +235,7 @@ def _portable(thread: Thread) -> array[int]:
         except OSError as error:
             if error.errno != errno.EFAULT:  # code that cannot be read tells nothing
                 raise
-    return portable(registers)
+    return registers
 
 
 def _let_go(thread: Thread) -> None:

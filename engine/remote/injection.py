@@ -142,7 +142,7 @@ class Injection:
         host = self._choose_host()
         frame_size = x86_64.signal_frame_size(len(self.xstates[host.tid]))
         frame = (host.registers[x86_64.RSP] - RED_ZONE - frame_size) & ~63
-        content = x86_64.signal_frame(frame, host.portable, self.xstates[host.tid], host.sigmask)
+        content = x86_64.signal_frame(frame, host.named, self.xstates[host.tid], host.sigmask)
         memory.write_stack(self.process.pid, frame - 8, struct.pack("<Q", stub) + content)
         self._host, self._host_frame, self._call = host, frame, call
 
@@ -210,7 +210,7 @@ class Injection:
             thread = self.process.threads[tid]
             table = batch.encode(slot.table)
             slot.size = len(table)
-            frame = x86_64.signal_frame(slot.frame, thread.portable, self.xstates[tid], thread.sigmask)
+            frame = x86_64.signal_frame(slot.frame, thread.named, self.xstates[tid], thread.sigmask)
             memory.write(pid, slot.frame, frame.ljust(slot.table - slot.frame, b"\0") + table)
         for tid in batches:
             self._entered.add(tid)
@@ -394,7 +394,7 @@ def leave_critical_sections(process: Process, rseqs: dict[int, int]) -> None:
             _, _, start, length, abort = _RSEQ_CS.unpack(memory.read(process.pid, descriptor, _RSEQ_CS.size))
             registers = process.threads[tid].registers
             if start <= registers[x86_64.RIP] < start + length:
-                registers[x86_64.RIP] = process.threads[tid].portable[x86_64.RIP] = abort
+                registers[x86_64.RIP] = process.threads[tid].named[x86_64.RIP] = abort
 
 
 def _page_up(size: int) -> int:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import struct
 from array import array
+from collections.abc import Callable
 from enum import IntEnum
 from functools import cache
+from typing import NamedTuple
 
 from torpor._native import lib
 
@@ -157,6 +159,21 @@ _NEVER_RESTARTED: dict[int, tuple[int, tuple[int, ...]]] = {
 # Calls whose interruption leaves a restart block (kernel: set_restart_fn).
 _WITH_RESTART_BLOCK = frozenset({NR.poll, NR.nanosleep, NR.futex, NR.clock_nanosleep})
 
+# Where calls with a relative limit have it: a number of milliseconds, or the address of a struct timespec.
+_MILLISECONDS: dict[int, int] = {NR.poll: RDX, NR.epoll_wait: R10, NR.epoll_pwait: R10}
+_TIMESPEC: dict[int, int] = {
+    NR.nanosleep: RDI,
+    NR.clock_nanosleep: RDX,
+    NR.futex: R10,
+    NR.rt_sigtimedwait: RDX,
+    NR.epoll_pwait2: R10,
+}
+TIMED_CALLS = frozenset({*_MILLISECONDS, *_TIMESPEC, NR.restart_syscall})
+"""Calls of which it matters for how long they had been waiting."""
+_FUTEX_WAIT = 0
+_FUTEX_COMMAND = 0x7F
+_TIMESPEC_LAYOUT = struct.Struct("<qq")
+
 SYSCALL_RET = b"\x0f\x05\xc3"
 """``syscall; ret``"""
 SIGRETURN_STUBS = (b"\x48\xc7\xc0\x0f\x00\x00\x00\x0f\x05", b"\xb8\x0f\x00\x00\x00\x0f\x05")
@@ -175,7 +192,7 @@ _NO_ALTSTACK = 7
 """Not a mode of sigaltstack: rt_sigreturn ignores it and leaves the thread's alternate stack as it is."""
 
 
-TOUCH_TILES = b"\xc4\xc2\x78\x49\x06" b"\xc4\xe2\x7b\x49\xc0" b"\xcc"
+TOUCH_TILES = b"\xc4\xc2\x78\x49\x06\xc4\xe2\x7b\x49\xc0\xcc"
 """``ldtilecfg (%r14); tilezero %tmm0; int3``: the kernel makes room for AMX tiles when a thread first uses one, and
 without that room takes none from a tracer (arch/x86/kernel/fpu/xstate.c, xfd_enable_feature)."""
 TILE_CONFIGURATION = struct.pack("<BB14x H30x B15x", 1, 0, 64, 16)
@@ -231,25 +248,67 @@ def recover_call(registers: array[int], code: bytes) -> None:
             registers[ORIG_RAX] = number
 
 
-def portable(registers: array[int]) -> array[int]:
-    """The registers as another task can take them up: restart blocks live in the kernel and are not carried over.
+class Portable(NamedTuple):
+    """A thread's registers as another task can take them up."""
+
+    registers: array[int]
+    below: bytes = b""
+    """To be put below the red zone, at `below_address`: the limit of its call, which the registers point to."""
+
+    @property
+    def below_address(self) -> int:
+        """Where `below` belongs."""
+        return (self.registers[RSP] - RED_ZONE - len(self.below)) & ~15
+
+
+def portable(registers: array[int], waited: Callable[[], int | None], read: Callable[[int, int], bytes]) -> Portable:
+    """Make registers that need nothing which only the kernel has: restart blocks are not carried over.
 
     -ERESTARTNOHAND with the original call makes the kernel issue the call again, or end it with EINTR if a
-    handler is to run: what -ERESTART_RESTARTBLOCK means, except for the time already waited. A relative sleep goes
-    on with the rest that the kernel has left for the program, where the program asked for it.
+    handler is to run: what -ERESTART_RESTARTBLOCK means. Its limit becomes what is left of it; where nobody can tell,
+    it begins anew, or ends with EINTR if that is what the kernel gave. The changed argument registers are dead to a
+    C library once its call has returned.
+
+    Args:
+        registers: as ptrace shows them; not changed.
+        waited: tells for how many nanoseconds the thread had been in its call, None if not known.
+        read: gives memory of the thread: address, size.
     """
     result = array("Q", registers)
-    if signed(result[ORIG_RAX]) >= 0 and signed(result[RAX]) == -ERESTART_RESTARTBLOCK:
-        result[RAX] = -ERESTARTNOHAND & WORD
-        if result[ORIG_RAX] == NR.nanosleep and result[RSI]:
-            result[RDI] = result[RSI]
-        if result[ORIG_RAX] == NR.clock_nanosleep and result[R10] and not result[RSI] & TIMER_ABSTIME:
-            result[RDX] = result[R10]
-    return result
+    call = result[ORIG_RAX]
+    blocked = signed(result[RAX]) == -ERESTART_RESTARTBLOCK
+    ended = signed(result[RAX]) == -EINTR and call in _NEVER_RESTARTED
+    if signed(call) < 0 or not (blocked or ended):
+        return Portable(result)
+    time = None if _is_absolute(result) else waited()
+    if ended and time is None:
+        return Portable(result)
+    result[RAX] = -ERESTARTNOHAND & WORD
+    if time and call in _MILLISECONDS:
+        limit = result[_MILLISECONDS[call]] & 0xFFFFFFFF
+        if limit < 1 << 31:  # else it is negative: no limit
+            result[_MILLISECONDS[call]] = max(limit - time // 1_000_000, 0)
+    elif time and call in _TIMESPEC and result[_TIMESPEC[call]]:
+        seconds, nanoseconds = _TIMESPEC_LAYOUT.unpack(read(result[_TIMESPEC[call]], _TIMESPEC_LAYOUT.size))
+        left = max(seconds * 1_000_000_000 + nanoseconds - time, 0)
+        moved = Portable(result, _TIMESPEC_LAYOUT.pack(left // 1_000_000_000, left % 1_000_000_000))
+        result[_TIMESPEC[call]] = moved.below_address
+        return moved
+    return Portable(result)
+
+
+def _is_absolute(registers: array[int]) -> bool:
+    """Whether the limit of the call is a point in time: it stays what it is."""
+    if registers[ORIG_RAX] == NR.clock_nanosleep:
+        return bool(registers[RSI] & TIMER_ABSTIME)
+    return registers[ORIG_RAX] == NR.futex and registers[RSI] & _FUTEX_COMMAND != _FUTEX_WAIT
 
 
 def restarted(registers: array[int]) -> array[int]:
-    """Portable registers for a return through a signal frame, where the kernel does no restart: it is done in them."""
+    """The registers for a return through a signal frame, where the kernel does no restart: it is done in them.
+
+    rt_sigreturn voids the restart block (restore_sigcontext), so a call that has one is issued anew.
+    """
     result = array("Q", registers)
     if in_system_call(registers):
         result[RAX] = registers[ORIG_RAX]
@@ -260,7 +319,6 @@ def restarted(registers: array[int]) -> array[int]:
 def signal_frame(address: int, registers: array[int], xstate: bytes, sigmask: int) -> bytes:
     """The frame that rt_sigreturn, called with rsp = `address`, makes these registers, xsave area and mask from.
 
-    The registers are `portable`: rt_sigreturn voids the restart block (restore_sigcontext), as if in another task.
     `address` must be 64-byte aligned. The alternate stack is left alone.
     """
     r = restarted(registers)
