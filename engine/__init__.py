@@ -8,7 +8,9 @@ Names are loaded when they are first used, so that ``import torpor`` costs nothi
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -37,3 +39,18 @@ def __getattr__(name: str) -> Any:
     value = getattr(import_module(_PLACES[name]), "SnapshotInfo" if name == "Snapshot" else name)
     globals()[name] = value
     return value
+
+
+class _Package(ModuleType):
+    """This package: its names stay the functions although modules have the same ones.
+
+    Importing a submodule, from wherever, binds it to its name in the package; `torpor.checkpoint` would be a module
+    for everyone once anyone had imported something from `torpor.checkpoint`.
+    """
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in _PLACES and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 
 from torpor.capsule import Init
 
-TERMINAL_SIGNALS = frozenset({signal.SIGINT, signal.SIGQUIT, signal.SIGTSTP})
-_SI_KERNEL = 0x80
+_SI_KERNEL = 0x80  # asm-generic/siginfo.h
 _FORWARDED = frozenset(signal.valid_signals()) - {
     signal.SIGKILL, signal.SIGSTOP, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP,
     signal.SIGABRT, signal.SIGSYS, signal.SIGPIPE,
@@ -62,22 +61,32 @@ class Job:
             code = self._end(0)
         return code
 
+    @staticmethod
+    def hold_signals() -> None:
+        """Let the signals that `foreground` hands on wait for it, from now on, in the calling thread.
+
+        Before the job is let go, for a signal that comes between must not end this process and leave the job alone.
+        """
+        signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED)
+
     def foreground(self) -> int:
-        """Stand for the job until it ends: hand on every signal that this process is sent.
+        """Stand for the job until it ends: hand on every signal that this process is sent, and leave them blocked.
 
         To be called by the main thread of a program that does nothing else. Returns as `wait`.
         """
-        handed_on = _FORWARDED
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, handed_on)
-        try:
-            while (code := self.poll()) is None:
-                told = signal.sigwaitinfo(handed_on)
-                if told.si_signo != signal.SIGCHLD:
-                    with suppress(ProcessLookupError):
-                        os.kill(self.pid, told.si_signo)
-            return code
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        self.hold_signals()
+        while (code := self.poll()) is None:
+            told = signal.sigwaitinfo(_FORWARDED)
+            if told.si_signo != signal.SIGCHLD and not self._has_it(told):
+                with suppress(ProcessLookupError):
+                    os.kill(self.pid, told.si_signo)
+        return code
+
+    def _has_it(self, told: signal.struct_siginfo) -> bool:
+        """Whether init was sent it as well: what a terminal sends, Ctrl-C say, it sends to a whole group."""
+        with suppress(ProcessLookupError):
+            return told.si_code == _SI_KERNEL and os.getpgid(self.pid) == os.getpgrp()
+        return True
 
     def _end(self, options: int) -> int | None:
         if self._code is None:

@@ -11,7 +11,6 @@ import shutil
 import signal
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 from torpor import capsule, procfs
@@ -78,15 +77,14 @@ def run(
     Returns:
         Its exit code, or minus the number of the signal that killed it.
     """
+    Job.hold_signals()
     job = start(command)
     if every is None:
         return job.foreground()
     ended = threading.Event()
     # Each save traces from the one thread that it runs in; this one is for waiting and for signals.
     saver = threading.Thread(target=_save, args=(job, store, every, ended, saved, failed), name="torpor-every")
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     saver.start()
-    signal.pthread_sigmask(signal.SIG_SETMASK, before)
     try:
         return job.foreground()
     finally:

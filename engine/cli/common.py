@@ -188,6 +188,7 @@ def exit_as(code: int) -> int:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # the job has left its core already, if it was to
     if -code not in (signal.SIGKILL, signal.SIGSTOP):
         signal.signal(-code, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {-code})
     os.kill(os.getpid(), -code)
     return 128 - code  # a signal that does not end a process by default ended this one: say so as a shell does
 

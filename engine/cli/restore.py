@@ -27,7 +27,9 @@ def command(snapshot: str, store: str | None, detach: bool, explain: bool, as_js
         click.echo(explain_plan(snapshot, store=store))
         return 0
     with progress_bar("waking") as progress:
-        job = torpor.restore(snapshot, store=store, detach=detach, progress=progress)
+        # From the release on, signals are the job's: they wait until foreground() hands them on.
+        ready = None if detach else torpor.Job.hold_signals
+        job = torpor.restore(snapshot, store=store, detach=detach, progress=progress, connected=ready)
     for warning in job.warnings:
         click.echo(f"torpor: note: {warning}", err=True)
     if not detach:

@@ -20,4 +20,7 @@ def command(cmd: tuple[str, ...], store: str | None, every: float | None, as_jso
     """
     import torpor
 
-    return exit_as(torpor.run(cmd, store=store, every=every))
+    def failed(error: Exception) -> None:
+        click.echo(f"torpor: not saved this time: {error}", err=True)
+
+    return exit_as(torpor.run(cmd, store=store, every=every, failed=failed))

@@ -144,3 +144,43 @@ def test_what_cannot_be_saved(counting: Counting) -> None:
     refused = counting.torpor("checkpoint", str(2**22), "--json", code=11)
     assert json.loads(refused)["error"]["kind"] == "NotFound"
     counting.goes_on()
+
+
+@pytest.mark.parametrize(("script", "status"), [("exit 5", 5), ("kill -TERM $$", -signal.SIGTERM)])
+def test_run_exits_as_the_command(as_user: User, script: str, status: int) -> None:
+    assert as_user.run([BIN / "torpor", "run", "--", "sh", "-c", script]).returncode == status
+
+
+def test_run_passes_on_words_input_and_output(as_user: User) -> None:
+    done = as_user.run([BIN / "torpor", "run", "sh", "-c", 'cat; echo "$@" >&2', "sh", "--every", "-v"], input="in")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "in", "--every -v\n")
+
+
+def test_run_of_no_program(as_user: User) -> None:
+    done = as_user.run([BIN / "torpor", "run", "no-such-program"])
+    assert (done.returncode, done.stdout) == (11, "")
+    assert done.stderr.startswith("torpor: there is no program 'no-such-program'")
+
+
+def test_run_saves_regularly(as_user: User) -> None:
+    running = as_user.popen(
+        [BIN / "torpor", "run", "--every", "1s", "--", BIN / "python", "-c", PROGRAM],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+    def saved() -> bool:
+        return len(json.loads(as_user.run([BIN / "torpor", "ls", "--json"], check=True).stdout)) >= 2
+
+    wait_until(saved, "two snapshots")
+    running.send_signal(signal.SIGUSR1)
+    _, told = running.communicate(timeout=20)
+    assert (running.returncode, told) == (3, "")
+    log = as_user.tmp / "count"
+    pid, count = log.read_text().splitlines()[-1].split()
+    restored = as_user.popen([BIN / "torpor", "restore", "latest"])
+    wait_until(lambda: log.read_text().splitlines()[-1].split() > [pid, count], "the saved job goes on")
+    (as_user.tmp / "end").touch()
+    assert restored.wait(20) == 7
