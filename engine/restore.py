@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from functools import cache
 
 from google.protobuf.message import DecodeError
 
@@ -255,6 +256,7 @@ def _hard_limit(number: int) -> int:
     return resource.getrlimit(number)[1] & credentials.UNLIMITED
 
 
+@cache
 def _vdso() -> Vdso:
     """This host's vDSO, from our own memory."""
     special = {one.name: one for one in reversed(procfs.mappings(os.getpid())) if one.name.startswith(b"[v")}
