@@ -25,10 +25,7 @@ static long call(long nr, long a, long b, long c, long d)
 	long result;
 	register long r10 __asm__("r10") = d;
 
-	__asm__ volatile("syscall"
-			 : "=a"(result)
-			 : "a"(nr), "D"(a), "S"(b), "d"(c), "r"(r10)
-			 : "rcx", "r11", "memory");
+	__asm__ volatile("syscall" : "=a"(result) : "a"(nr), "D"(a), "S"(b), "d"(c), "r"(r10) : "rcx", "r11", "memory");
 	return result;
 }
 
@@ -76,8 +73,7 @@ static void reap(long child, long status_fd)
 static void forward(long child, const siginfo_t *info)
 {
 	/* What a terminal sends, it sends to a whole group: a child in our group has it already. */
-	if (info->si_code == SI_KERNEL &&
-	    call(__NR_getpgid, child, 0, 0, 0) == call(__NR_getpgid, 0, 0, 0, 0))
+	if (info->si_code == SI_KERNEL && call(__NR_getpgid, child, 0, 0, 0) == call(__NR_getpgid, 0, 0, 0, 0))
 		return;
 	call(__NR_kill, child, info->si_signo, 0, 0);
 }
@@ -114,8 +110,8 @@ _Noreturn __attribute__((used)) void torpor_init(long *stack)
 		siginfo_t info;
 
 		reap(child, status_fd);
-		if (call(__NR_rt_sigtimedwait, (long)&all, (long)&info, 0, MASK_SIZE) > 0 &&
-		    info.si_signo != SIGCHLD && child > 0)
+		if (call(__NR_rt_sigtimedwait, (long)&all, (long)&info, 0, MASK_SIZE) > 0 && info.si_signo != SIGCHLD &&
+		    child > 0)
 			forward(child, &info);
 	}
 }

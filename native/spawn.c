@@ -94,8 +94,7 @@ static void keep_capabilities(const struct tp_spawn *s)
 	if (syscall(SYS_capset, &header, data))
 		fail(s, TP_STAGE_CAPABILITIES);
 	for (int cap = 0; cap < 64; cap++)
-		if (data[cap / 32].permitted >> cap % 32 & 1 &&
-		    prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, cap, 0, 0))
+		if (data[cap / 32].permitted >> cap % 32 & 1 && prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, cap, 0, 0))
 			fail(s, TP_STAGE_CAPABILITIES);
 }
 
@@ -105,8 +104,7 @@ static void reset_signals(void)
 	sigset_t none;
 
 	for (int sig = 1; sig < NSIG; sig++)
-		sigaction(sig, &standard,
-			  NULL); /* fails for SIGKILL, SIGSTOP and libc's own, which is right */
+		sigaction(sig, &standard, NULL); /* fails for SIGKILL, SIGSTOP and libc's own, which is right */
 	sigemptyset(&none);
 	sigprocmask(SIG_SETMASK, &none, NULL);
 }

@@ -24,8 +24,7 @@ void tp_zero_pages(const void *pages, size_t count, size_t page_size, uint8_t *o
 
 		/* A page equals itself moved by one word exactly when all its words are the first one. */
 		memcpy(&first, page, sizeof(first));
-		out[i] = first == 0 &&
-			 memcmp(page, page + sizeof(first), page_size - sizeof(first)) == 0;
+		out[i] = first == 0 && memcmp(page, page + sizeof(first), page_size - sizeof(first)) == 0;
 	}
 }
 
