@@ -29,7 +29,7 @@ class _Moment(NamedTuple):
     clock_ns: int
     """On the scheduler's clock of its processor."""
     switches: int
-    """Context switches until then."""
+    """Voluntary context switches until then: one that was forced on a thread ends no wait."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def _last_run(folder: str) -> _Moment:
         if line.startswith(b"se.exec_start"):
             milliseconds, _, fraction = line.split()[-1].partition(b".")
             clock = int(milliseconds) * 1_000_000 + int(fraction)
-        elif line.startswith(b"nr_switches"):
+        elif line.startswith(b"nr_voluntary_switches"):
             switches = int(line.split()[-1])
             break
     return _Moment(clock, switches)
