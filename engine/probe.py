@@ -132,7 +132,8 @@ class Probe:
     @property
     def can_checkpoint(self) -> bool:
         """At least a process that was started from here can be frozen and looked at in full."""
-        return self.trace_descendants and self.kcmp and self.pidfd_getfd and self.rseq_configuration
+        looks = self.kcmp and self.pidfd_getfd and self.rseq_configuration and self.proc_children
+        return self.trace_descendants and looks
 
     @property
     def can_restore_rootless(self) -> bool:

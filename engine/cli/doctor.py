@@ -91,16 +91,19 @@ def _tracing(probe: Probe) -> Iterator[Finding]:
             "trace_descendants",
             "trace own processes",
             "any process of yours can be frozen",
-            _no("nothing can be frozen" + _scope(probe), _allow_tracing(probe)),
+            _no(f"nothing can be frozen{_scope(probe)}", _allow_tracing(probe)),
         )
+    nothing = "nothing can be frozen"
     container = _CONTAINER.format("kcmp, pidfd_getfd and ptrace") if probe.seccomp else ""
     for name, title, means in (
         ("kcmp", "compare descriptors (kcmp)", "descriptors that share a position are kept so"),
         ("pidfd_getfd", "copy descriptors (pidfd_getfd)", "sockets and pipes can be looked into"),
         ("rseq_configuration", "restartable sequences (ptrace)", "threads of a modern libc are kept whole"),
     ):
-        trouble = _no("nothing can be frozen", container or "a newer kernel")
-        yield _finding(probe, name, title, means, trouble)
+        yield _finding(probe, name, title, means, _no(nothing, container or "a newer kernel"))
+    whole = "a process is frozen with all that it started"
+    no_list = _no(nothing, "a kernel with CONFIG_PROC_CHILDREN, as all distributions build it")
+    yield _finding(probe, "proc_children", "lists of children (/proc)", whole, no_list)
 
 
 def _scope(probe: Probe) -> str:
@@ -175,13 +178,6 @@ def _comforts(probe: Probe) -> Iterator[Finding]:
     )
     yield _finding(
         probe,
-        "uffd_wp_async",
-        "tracking of written pages",
-        "a later checkpoint can save only what was written since",
-        ("limited", "every checkpoint looks at all memory", "a kernel from 6.7 on"),
-    )
-    yield _finding(
-        probe,
         "timer_restore_ids",
         "ids of POSIX timers",
         "timers get their ids back at once",
@@ -191,7 +187,7 @@ def _comforts(probe: Probe) -> Iterator[Finding]:
         probe,
         "time_namespaces",
         "time namespaces",
-        "the monotonic clock of a woken job can go on from where it stopped",
+        "the monotonic clock of a woken job goes on from where it stopped",
         ("limited", "the monotonic clock of a woken job is this host's", "a kernel with CONFIG_TIME_NS"),
     )
     soft, hard = probe.nofile
