@@ -164,7 +164,7 @@ class TakenTree:
                 continue
             taken = TakenProcess(process, gadgets, self._waits)
             self._all.append(taken)
-            taken.begin()
+            taken.begin(self._stopped_children(process))
         self.descriptors = descriptors.grab([taken.pid for taken in self._all])
         for file in descriptors.memory_files(self.descriptors):
             self.shared.grab_file(file)
@@ -175,6 +175,11 @@ class TakenTree:
             self._snapshot()
         for taken in self._living():
             taken.leave()
+
+    def _stopped_children(self, process: Process) -> list[int]:
+        """Their PIDs in the tree's PID namespace."""
+        mine = (child for child in self.frozen.processes.values() if child.stopped and child.parent is process)
+        return [tree.own_pid(child.pid) for child in mine]
 
     def _snapshot(self) -> None:
         living = self._living()
@@ -210,6 +215,9 @@ class TakenTree:
                 pages.append(memory.Ranges(taken.pid, [], []))
             else:
                 pages.append(taken.describe(parent, image, files, self.shared))
+        told = {pid for taken in self._living() for pid in taken.told_stops()}
+        for process in image.processes:
+            process.stop_told = process.stopped and process.pid in told
         descriptors.describe(self.descriptors, image, self.shared.index)
         self._describe_host(image.host)
         return image, pages

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from torpor import procfs
@@ -35,6 +36,8 @@ class _HostQuestions:
     brk: int
     monotonic: int
     boottime: int
+    stops: dict[int, int]
+    """For each child that is stopped by job control, by its own PID: whether wait() has told of that."""
 
 
 class TakenProcess:
@@ -79,8 +82,12 @@ class TakenProcess:
         """The PID in the tree's own PID namespace."""
         return self.texts.own_pid
 
-    def begin(self) -> None:
-        """Enter the process and let every thread make its calls."""
+    def begin(self, stopped_children: Iterable[int]) -> None:
+        """Enter the process and let every thread make its calls.
+
+        Args:
+            stopped_children: the children that are stopped by job control, by their PIDs in the tree's PID namespace.
+        """
         leave_critical_sections(self.process, {tid: rseq[0] for tid, rseq in self._rseqs.items()})
         self.injection.open(_TABLE_ROOM)
         batches = {tid: Batch() for tid in self.process.threads}
@@ -95,6 +102,7 @@ class TakenProcess:
             brk=host.add(NR.brk, 0),
             monotonic=host.add(NR.clock_gettime, _CLOCK_MONOTONIC, Out(16)),
             boottime=host.add(NR.clock_gettime, _CLOCK_BOOTTIME, Out(16)),
+            stops={pid: signals.ask_stop(host, pid) for pid in stopped_children},
         )
         self.injection.start(batches)
 
@@ -134,6 +142,11 @@ class TakenProcess:
             self.snapshot.end()
             self.snapshot = None
 
+    def told_stops(self) -> Iterator[int]:
+        """The stopped children whose stop it has been told of, by their PIDs in the tree's PID namespace."""
+        host = self._replies[self.injection.host.tid]
+        return (pid for pid, entry in self._host.stops.items() if signals.stop_was_told(host, entry))
+
     def clocks(self) -> tuple[int, int]:
         """CLOCK_MONOTONIC and CLOCK_BOOTTIME as the process saw them, in nanoseconds."""
         host = self._replies[self.injection.host.tid]
@@ -156,9 +169,10 @@ class TakenProcess:
         host = self._replies[self.injection.host.tid]
         asked = self._host
         tree.describe(asked.tree, host, self.texts, parent, out)
-        out.stopped = any(thread.group_stopped for thread in self.process.threads.values())
+        out.stopped = self.process.stopped
         signals.describe(asked.signals, host, self.pending, out)
-        timers.describe(asked.timers, host, out)
+        own_tids = {tid: self._replies[tid].result(asked.tid) for tid, asked in self._questions.items()}
+        timers.describe(asked.timers, host, own_tids, out)
         credentials.describe(asked.securebits, host, self.texts.status, self.texts.limits, out)
         for tid, thread in self.process.threads.items():
             grabbed = threads.GrabbedThread(

@@ -107,7 +107,7 @@ class Rights:
 def drop_bounding(keep: int, rights: Rights) -> Iterator[Call]:
     """Take capabilities but those in `keep` out of the bounding set; what is born later inherits it."""
     for number in range(rights.last_capability + 1):
-        if not keep >> number & 1 and rights.capabilities >> number & 1:
+        if not keep >> number & 1:
             words = f"dropping capability {number} from the bounding set"
             yield Call(NR.prctl, (PR_CAPBSET_DROP, number, 0, 0, 0), 0, words)
 
@@ -122,6 +122,7 @@ def steps(image: pb.Credentials, rights: Rights) -> Iterator[Call]:
     if not rights.keep:
         yield from give_up()
         return
+    yield from drop_bounding(image.cap_bounding, rights)
     groups = struct.pack(f"<{len(image.groups)}I", *image.groups)
     yield Call(NR.prctl, (PR_SET_KEEPCAPS, 1, 0, 0, 0), 0, "keeping capabilities while ids change")
     yield Call(NR.setgroups, (len(image.groups), groups), 0, "setting supplementary groups")

@@ -31,6 +31,20 @@ def ask(batch: Batch, not_default: int) -> dict[int, int]:
     }
 
 
+_P_PID = 1
+_WNOHANG, _WSTOPPED, _WNOWAIT = 0x1, 0x2, 0x01000000
+
+
+def ask_stop(batch: Batch, pid: int) -> int:
+    """Ask a parent whether it is still to be told that its child `pid` was stopped; changes nothing of that."""
+    return batch.add(NR.waitid, _P_PID, pid, Out(ptrace.SIGINFO_SIZE), _WNOHANG | _WSTOPPED | _WNOWAIT, 0)
+
+
+def stop_was_told(replies: Replies, entry: int) -> bool:
+    """The answer to `ask_stop`."""
+    return replies.result(entry) == 0 and not any(replies.output(entry, 2)[:4])  # si_signo
+
+
 def pending(pid: int) -> list[bytes]:
     """The signals queued to the whole process."""
     return ptrace.peek_pending(pid, shared=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from torpor.errors import RestoreFailed
@@ -57,8 +57,15 @@ def ask(batch: Batch, timers: bytes) -> Questions:
     )
 
 
-def describe(asked: Questions, replies: Replies, image: pb.Process) -> None:
-    """Fill the timers of a process."""
+def describe(asked: Questions, replies: Replies, own_tids: Mapping[int, int], image: pb.Process) -> None:
+    """Fill the timers of a process.
+
+    Args:
+        asked: from `ask`.
+        replies: of the thread that was asked.
+        own_tids: for the process's threads as this process sees them, their ids in their own PID namespace.
+        image: the message to fill.
+    """
     for which, entry in enumerate(asked.intervals):
         times = _ITIMERVAL.unpack(replies.output(entry, 1))
         interval, value = (times[k] * 1_000_000 + times[k + 1] for k in (0, 2))
@@ -74,7 +81,7 @@ def describe(asked: Questions, replies: Replies, image: pb.Process) -> None:
             notify=_NOTIFY[found["how"]] | (SIGEV_THREAD_ID if to_thread else 0),
             signal=int(found["signal"]),
             value=0 if found["value"] == b"(null)" else int(found["value"], 16),
-            thread=int(found["who"]) if to_thread else 0,
+            thread=own_tids.get(int(found["who"]), 0) if to_thread else 0,
             interval_ns=interval,
             value_ns=value,
             overrun=max(replies.result(overrun), 0),
@@ -97,7 +104,9 @@ def steps(process: pb.Process, restore_ids: bool) -> Iterator[Call]:
         restore_ids: whether the kernel has PR_TIMER_CREATE_RESTORE_IDS.
     """
     for interval in process.interval_timers:
-        content = _ITIMERVAL.pack(*divmod(interval.interval_us, 1_000_000), *divmod(interval.value_us, 1_000_000))
+        # One that has run out starts anew when its signal is taken (kernel/time/itimer.c): it must run out again.
+        left = interval.value_us or 1
+        content = _ITIMERVAL.pack(*divmod(interval.interval_us, 1_000_000), *divmod(left, 1_000_000))
         yield Call(NR.setitimer, (interval.which, content, 0), 0, f"starting interval timer {interval.which}")
     if not process.posix_timers:
         return

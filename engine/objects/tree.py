@@ -188,6 +188,11 @@ def _namespaces(pid: int) -> dict[str, str]:
     return found
 
 
+def own_pid(pid: int) -> int:
+    """The PID of a process in its own PID namespace."""
+    return _own_pid(_status(pid))
+
+
 def _own_pid(status: Mapping[bytes, bytes]) -> int:
     return int(status[b"NSpid"].split()[-1])
 

@@ -46,6 +46,11 @@ class Process:
     """It has ended, and its parent has not waited for it yet."""
 
     @property
+    def stopped(self) -> bool:
+        """Whether it is stopped by job control."""
+        return any(thread.group_stopped for thread in self.threads.values())
+
+    @property
     def name(self) -> str:
         """For people: ``process 4711 (python3)``."""
         return describe_process(self.pid)
