@@ -17,7 +17,9 @@ from tests.users import User
 
 ROOT = Path(__file__).parents[2]
 # What is no part of the sources: made by make, by tools, or by git.
-MADE = shutil.ignore_patterns(".*cache*", ".git", ".venv", "build", "*.egg-info", "__pycache__", "*.so", "torpor-init")
+MADE = shutil.ignore_patterns(
+    ".*cache*", ".git", ".venv", "build", "*.egg-info", "__pycache__", "*.so", "torpor-init", "node_modules"
+)
 
 
 @pytest.fixture(scope="module")
