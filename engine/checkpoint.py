@@ -26,7 +26,7 @@ from torpor.objects import credentials, descriptors, memory, threads, tree, vmas
 from torpor.objects.mapped_files import MappedFiles
 from torpor.objects.memory import Progress
 from torpor.objects.shared_memory import SharedMemory
-from torpor.remote.freeze import Frozen, LastToStop
+from torpor.remote.freeze import Frozen, LastToStop, Process
 from torpor.remote.injection import Gadgets
 from torpor.remote.waits import Waits
 from torpor.store import SnapshotInfo, SnapshotWriter, Store

@@ -8,6 +8,7 @@ import struct
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+from torpor import procfs
 from torpor.capsule import Init
 
 _SI_KERNEL = 0x80  # asm-generic/siginfo.h
@@ -44,6 +45,11 @@ class Job:
         """
         if self._code is not None:
             raise ProcessLookupError(f"job {self.pid} has ended")
+        if number == signal.SIGKILL:
+            # Outside a capsule the end of init is not that of the others.
+            for pid in _descendants(self.pid):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, number)
         os.kill(self.pid, number)
 
     def poll(self) -> int | None:
@@ -102,3 +108,11 @@ class Job:
                 (status,) = struct.unpack("<i", told)
             self._code = os.waitstatus_to_exitcode(status)
         return self._code
+
+
+def _descendants(pid: int) -> list[int]:
+    found: list[int] = []
+    with suppress(FileNotFoundError, ProcessLookupError):
+        for child in procfs.children(pid, procfs.threads(pid)):
+            found += [child, *_descendants(child)]
+    return found
