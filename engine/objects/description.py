@@ -19,10 +19,9 @@ from __future__ import annotations
 
 import fcntl
 import os
-import stat
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
@@ -325,11 +324,15 @@ def is_path(held: Held[Any]) -> bool:
     return bool(held.flags & os.O_PATH)
 
 
-def same_file(path: str, status: os.stat_result) -> bool:
-    """Whether `path` leads to this very file, here and now."""
-    with suppress(OSError):
-        found = os.stat(path)
-        return (found.st_dev, found.st_ino) == (status.st_dev, status.st_ino) and stat.S_IFMT(
-            found.st_mode
-        ) == stat.S_IFMT(status.st_mode)
-    return False
+def why_not_by_name(held: Held[Any]) -> str:
+    """Why this user cannot open the same file again by its name, here and now; empty when that is possible."""
+    try:
+        found = os.stat(held.link)
+    except OSError as error:
+        return error.strerror or str(error)
+    if (found.st_dev, found.st_ino) != (held.stat.st_dev, held.stat.st_ino):
+        return "another file has the name, or the process sees other file systems"
+    mode = (os.R_OK if held.readable else 0) | (os.W_OK if held.writable else 0)
+    if not is_path(held) and not os.access(held.link, mode, effective_ids=True):
+        return "this user may not"
+    return ""

@@ -31,7 +31,7 @@ from torpor.objects.description import (
     Seen,
     is_path,
     reopened,
-    same_file,
+    why_not_by_name,
     words,
 )
 
@@ -140,16 +140,13 @@ class Directory(Kind[None]):
 
 
 def _judge_name(held: Held[None]) -> Iterator[Problem]:
-    if held.stat.st_nlink == 0 or (held.link.endswith(DELETED) and not same_file(held.link, held.stat)):
+    why = why_not_by_name(held)
+    if held.stat.st_nlink == 0 or (why and held.link.endswith(DELETED)):
         yield Problem("it has no name any more, and its content is not kept", "close it, or give it a name")
     elif re.match(r"/proc/(\d+|self|thread-self)(/|$)", held.link):
         yield Problem("it shows a process as it is now", "close it before the checkpoint")
-    elif not same_file(held.link, held.stat):
-        yield Problem(
-            "its name does not lead to it here: it was renamed, replaced or is on a file system that only the"
-            " process sees",
-            "open it again under its present name",
-        )
+    elif why:
+        yield Problem(f"it cannot be opened again by its name: {why}", "give it a name and rights that last")
     elif held.flags & os.O_ACCMODE == os.O_ACCMODE and not is_path(held):
         yield Problem("it was opened with an access mode that has no name (3)")
 

@@ -29,7 +29,7 @@ from torpor.objects.description import (
     Seen,
     borrowed,
     is_path,
-    same_file,
+    why_not_by_name,
 )
 
 F_GET_SEALS = 1034
@@ -79,8 +79,8 @@ class MemoryDescriptor(Kind[int]):
         """A name must lead to it."""
         if is_path(held):
             yield Problem("a file in memory is open as a name only (O_PATH)", "close it")
-        elif held.stat.st_nlink and not same_file(held.link, held.stat):
-            yield Problem("its name does not lead to it here: it was renamed or replaced", "open it again")
+        elif held.stat.st_nlink and (why := why_not_by_name(held)):
+            yield Problem(f"it cannot be opened again by its name: {why}", "give it a name and rights that last")
 
     def describe(self, held: Held[int], out: Description, tree: GrabbedDescriptors, image: Describing) -> None:
         """By the index of the memory."""

@@ -217,7 +217,10 @@ def arm_reset(tree: GrabbedDescriptors) -> None:
     linger = bytearray(struct.pack("ii", 1, 0))
     for held in tree.of(Tcp):
         holder = held.holders[0]
-        pidfd = os.pidfd_open(holder.pid)
+        try:
+            pidfd = os.pidfd_open(holder.pid)
+        except ProcessLookupError:  # it was killed by someone else
+            continue
         try:
             with borrowed(pidfd, holder.fd) as copy:
                 if sockets.peer_name(copy) and (held.state.peer or not sockets.queued(copy, termios.TIOCOUTQ)):

@@ -152,6 +152,18 @@ def test_files_the_restoring_user_may_not_open_are_refused(ordinary_account: Use
     acting_as(ordinary_account, body)
 
 
+def test_a_file_that_its_user_could_not_open_again_is_refused_in_time(ordinary_account: User) -> None:
+    def body() -> None:
+        with holder(
+            "f = os.open('x', os.O_CREAT | os.O_RDWR, 0)\nready(f=f)\nwait()", cwd=ordinary_account.tmp
+        ) as tree:
+            tree.ready()
+            (reason,) = tree.survey()
+            assert reason.why == "it cannot be opened again by its name: this user may not"
+
+    acting_as(ordinary_account, body)
+
+
 def test_opening_never_changes_a_file(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_bytes(b"content")
