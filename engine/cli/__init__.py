@@ -16,7 +16,7 @@ import click
 if TYPE_CHECKING:
     from torpor.errors import TorporError
 
-COMMANDS = ("doctor", "checkpoint", "restore", "run", "ls", "show", "verify", "rm", "prune")
+COMMANDS = ("doctor", "checkpoint", "restore", "run", "ls", "show", "verify", "rm", "prune", "sbatch", "slurm")
 """In the order in which a person meets them; each is a module of this package with a `command`."""
 
 FAULT = 70  # EX_SOFTWARE of sysexits.h, as torpor.errors has it

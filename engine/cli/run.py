@@ -2,25 +2,61 @@
 
 from __future__ import annotations
 
+import os
+from typing import Any
+
 import click
 
-from torpor.cli.common import DurationType, command_options, exit_as, store_option
+from torpor.cli.common import DurationType, command_options, exit_as, note, store_option
+from torpor.cli.slurm_options import slurm_options
 
 
 @click.command("run", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @store_option
 @click.option("--every", type=DurationType(), metavar="TIME", help="Save it this often, as in 90s, 10m, 1h30m.")
-@click.argument("cmd", metavar="CMD...", nargs=-1, required=True, type=click.UNPROCESSED)
+@slurm_options
+@click.option("--script", type=click.Path(dir_okay=False), hidden=True, help="The batch script of `torpor sbatch`.")
+@click.argument("cmd", metavar="CMD...", nargs=-1, type=click.UNPROCESSED)
 @command_options
-def command(cmd: tuple[str, ...], store: str | None, every: float | None, as_json: bool) -> int:
+def command(
+    cmd: tuple[str, ...],
+    store: str | None,
+    every: float | None,
+    script: str | None,
+    as_json: bool,
+    **chosen: Any,
+) -> int:
     """Run a command so that it can be frozen, and save it regularly.
 
     Where Yama lets only the launcher of a process trace it, this is the launcher. It passes signals on and
     exits as the command exits.
+
+    In a Slurm job it hears the warning of a preemption, saves the command, requeues the job, and in its next run,
+    on whichever node, lets the command go on where it was.
     """
     import torpor
+    from torpor.scheduler_hooks.slurm.allocation import Allocation, is_supervised
 
-    def failed(error: Exception) -> None:
-        click.echo(f"torpor: not saved this time: {error}", err=True)
+    if not cmd and script is None:
+        raise click.UsageError("Missing argument 'CMD...'.")
+    allocation = Allocation.here()
+    if allocation is None:
+        if script is not None:
+            raise click.UsageError("--script is for `torpor sbatch`, inside a job.")
+        return exit_as(torpor.run(cmd, store=store, every=every, failed=_not_saved, warned=note))
+    if is_supervised(os.environ, allocation):
+        os.execvp(cmd[0], cmd)
 
-    return exit_as(torpor.run(cmd, store=store, every=every, failed=failed))
+    from torpor.scheduler_hooks.slurm.home import JobHome
+    from torpor.scheduler_hooks.slurm.submit import embedded_script
+    from torpor.scheduler_hooks.slurm.supervisor import Options, supervise
+    from torpor.store import Store
+
+    home = JobHome(Store(store).path, allocation.job, allocation.cluster)
+    if script is not None:
+        cmd = (str(home.keep_script(*embedded_script(script))), *cmd)
+    return exit_as(supervise(cmd, allocation, home, Options(every=every, **chosen)))
+
+
+def _not_saved(error: Exception) -> None:
+    note(f"not saved this time: {error}")

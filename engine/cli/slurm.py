@@ -1,0 +1,38 @@
+"""`torpor slurm status [JOBID]`."""
+
+from __future__ import annotations
+
+import click
+
+from torpor.cli.common import command_options, console, print_json, store_option
+
+
+@click.group("slurm", short_help="Look after jobs in Slurm.")
+def command() -> None:
+    """Look after jobs that run under Torpor in Slurm."""
+
+
+@command.command("status")
+@click.argument("job", metavar="[JOBID]", required=False)
+@store_option
+@command_options
+def status(job: str | None, store: str | None, as_json: bool) -> None:
+    """Show jobs under Torpor: their snapshots, the last pause, and whether the site's warning is long enough."""
+    from torpor.scheduler_hooks.slurm import report
+    from torpor.store import Store
+
+    rows = report.status(Store(store).path, job)
+    if as_json:
+        print_json([row.as_json() for row in rows])
+        return
+    if not rows:
+        click.echo("no jobs")
+        return
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for heading in report.HEADINGS:
+        table.add_column(heading, overflow="fold")
+    for row in rows:
+        table.add_row(*row.in_words())
+    console().print(table)

@@ -1,0 +1,159 @@
+"""What Slurm knows of a job, and what a user may ask of it: scontrol, srun and squeue, as a user calls them.
+
+The text of `scontrol show ... -o` is read and not its JSON: that needs a plugin which many sites do not have.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torpor.errors import NotFound, TorporError
+
+PATIENCE = 20.0
+"""Seconds that a command may take: a busy controller answers in a few."""
+_FIELD = re.compile(r"(?:^|\s)([A-Za-z][\w/:]*)\s*=\s*(\S*)")
+
+
+class SlurmError(TorporError):
+    """Slurm did not do what it was asked, or did not answer."""
+
+    exit_code = 40
+
+
+@dataclass(frozen=True)
+class JobRecord:
+    """What the controller says of one job. Times are seconds of the epoch, None where there is none."""
+
+    state: str
+    """RUNNING, PENDING, COMPLETING, CANCELLED, PREEMPTED, TIMEOUT, ..."""
+    reason: str
+    restarts: int
+    requeue: bool
+    """Whether it may be requeued."""
+    start: float | None
+    end: float | None
+    """When its time is up; from the start of a preemption on, when its grace time is."""
+    preempt: float | None
+    """When its preemption began."""
+    partition: str
+    name: str
+    limited: bool
+    """Whether it has a time limit."""
+
+    @classmethod
+    def parse(cls, text: str) -> JobRecord:
+        """Read a line of `scontrol show job -o`.
+
+        Raises:
+            SlurmError: it is no such line.
+        """
+        fields = fields_of(text)
+        try:
+            return cls(
+                state=fields["JobState"],
+                reason=fields["Reason"],
+                restarts=int(fields["Restarts"]),
+                requeue=fields["Requeue"] == "1",
+                start=moment(fields["StartTime"]),
+                end=moment(fields["EndTime"]),
+                preempt=moment(fields.get("PreemptTime", "None")),
+                partition=fields["Partition"],
+                name=fields["JobName"],
+                limited=fields["TimeLimit"] != "UNLIMITED",
+            )
+        except (KeyError, ValueError) as error:
+            raise SlurmError(f"scontrol described a job in words that are not known: {error}", details=text) from error
+
+
+def fields_of(text: str) -> dict[str, str]:
+    """The ``Key=value`` pairs of a text; of a key that comes twice, the first."""
+    found: dict[str, str] = {}
+    for key, value in _FIELD.findall(text):
+        found.setdefault(key, value)
+    return found
+
+
+def moment(text: str) -> float | None:
+    """A time as scontrol writes it, in this host's time zone (SLURM_TIME_FORMAT=standard)."""
+    if text in ("Unknown", "None", "N/A", ""):
+        return None
+    return time.mktime(time.strptime(text, "%Y-%m-%dT%H:%M:%S"))
+
+
+def call(command: Sequence[str], *, environment: Mapping[str, str] | None = None) -> str:
+    """The standard output of a Slurm command.
+
+    Raises:
+        NotFound: there is no such program here.
+        SlurmError: it failed; with its words.
+    """
+    environment = {**(os.environ if environment is None else environment), "SLURM_TIME_FORMAT": "standard"}
+    try:
+        told = subprocess.run(
+            command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=PATIENCE, check=False
+        )
+    except FileNotFoundError:
+        raise NotFound(f"there is no {command[0]} here", advice="is this a host of a Slurm cluster?") from None
+    except subprocess.TimeoutExpired:
+        raise SlurmError(f"{command[0]} gave no answer in {PATIENCE:.0f} s", advice="see `scontrol ping`") from None
+    if told.returncode:
+        words = told.stderr.decode(errors="replace").strip().replace("\n", "; ")
+        raise SlurmError(f"{' '.join(command[:2])} failed: {words or f'exit code {told.returncode}'}")
+    return told.stdout.decode(errors="replace")
+
+
+def job_record(job: str) -> JobRecord:
+    """Ask for a job.
+
+    Raises:
+        SlurmError, NotFound: as `call`.
+    """
+    return JobRecord.parse(call(["scontrol", "show", "job", "-o", job]))
+
+
+def requeue(job: str) -> None:
+    """Put a job back into the queue; what still runs of it is ended by Slurm.
+
+    Raises:
+        SlurmError, NotFound: as `call`.
+    """
+    call(["scontrol", "requeue", job])
+
+
+@dataclass(frozen=True)
+class Notice:
+    """How long a job may take to leave, in seconds."""
+
+    grace: int
+    """GraceTime of the partition, or of its QOS: heard by steps at its start."""
+    kill_wait: int
+    """From TERM to KILL at the end of it."""
+
+    @property
+    def window(self) -> int:
+        """From the first warning to the end."""
+        return self.grace + self.kill_wait
+
+
+def configuration() -> dict[str, str]:
+    """The cluster's settings, from `scontrol show config`.
+
+    Raises:
+        SlurmError, NotFound: as `call`.
+    """
+    return fields_of(call(["scontrol", "show", "config"]))
+
+
+def notice(partition: str) -> Notice:
+    """What the site gives the jobs of a partition when it preempts them.
+
+    Raises:
+        SlurmError, NotFound: as `call`.
+    """
+    grace = fields_of(call(["scontrol", "show", "partition", "-o", partition])).get("GraceTime", "0")
+    return Notice(int(grace), int(configuration().get("KillWait", "30")))

@@ -1,0 +1,70 @@
+"""A step that does nothing but hear the start of a grace time.
+
+When a job is preempted Slurm sends SIGTERM to its steps at once, and to the batch process only when the grace time is
+over. A step beside the application hears it on any site, whatever its administrator has configured; that it ends is
+the message.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from types import TracebackType
+
+from torpor.scheduler_hooks.slurm.allocation import Allocation
+
+AGAIN = 60.0
+"""Seconds before a sentinel that ended without a reason is started again."""
+_NEEDED = ("PATH", "HOME", "LANG", "SLURM_CONF")
+"""What srun needs of the environment; the job's other SLURM_* would be taken for options."""
+
+
+class Sentinel:
+    """The sentinel of a job. A context manager: leaving it ends the step."""
+
+    def __init__(self, allocation: Allocation) -> None:
+        self._allocation = allocation
+        self._srun: subprocess.Popen[bytes] | None = None
+        self._start_at = 0.0
+
+    def __enter__(self) -> Sentinel:
+        self._start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._srun is not None:
+            self._srun.kill()  # the step itself ends with the job, which is about to
+            self._srun.wait()
+
+    def ended(self) -> bool:
+        """Whether the step has ended since the last question: Slurm told it to go, or something befell it."""
+        if self._srun is None:
+            if not self._allocation.in_step and time.monotonic() >= self._start_at:
+                self._start()
+            return False
+        if self._srun.poll() is None:
+            return False
+        self._srun = None
+        self._start_at = time.monotonic() + AGAIN
+        return True
+
+    def _start(self) -> None:
+        if self._allocation.in_step:
+            return  # a step hears by itself
+        command = ["srun", f"--jobid={self._allocation.job}", f"--nodelist={self._allocation.node}"]
+        command += ["--overlap", "--nodes=1", "--ntasks=1", "--cpus-per-task=1", "--mem=0", "--mpi=none", "--quiet"]
+        command += ["--job-name=torpor-sentinel", "--chdir=/", "--input=none", "--output=none", "--error=none"]
+        self._srun = subprocess.Popen(
+            [*command, "sleep", "infinity"],
+            env={name: os.environ[name] for name in _NEEDED if name in os.environ},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            preexec_fn=_unblock,  # noqa: PLW1509  (this program has one thread)
+        )
+
+
+def _unblock() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())

@@ -1,0 +1,211 @@
+"""`torpor sbatch`: the user's own script and options, submitted so that the script runs under a supervisor.
+
+What is submitted is a short script with the user's #SBATCH lines that executes `torpor run`, and behind it the user's
+script as it is. The supervisor puts that where every node finds it under one path: a shell holds its script open, and
+the copy in a node's spool directory is another file on the next node.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torpor.errors import NotFound, Reason, Refused
+from torpor.scheduler_hooks.slurm import controller
+from torpor.scheduler_hooks.slurm.allocation import gpus_held, several_nodes
+
+_MARK = "#TORPOR the job's own script: {}\n"
+_MARKED = re.compile(rb"^#TORPOR the job's own script: ([^\n/]+)\n", re.MULTILINE)
+
+_WITHOUT_VALUE = frozenset({
+    "contiguous", "exclusive", "get-user-env", "help", "hold", "ignore-pbs", "kill-on-invalid-dep", "nice", "no-kill",
+    "no-requeue", "overcommit", "oversubscribe", "parsable", "propagate", "quiet", "reboot", "requeue", "spread-job",
+    "stepmgr", "test-only", "usage", "use-min-nodes", "verbose", "version", "wait",
+})  # fmt: skip
+"""Options of sbatch(1) that take no value, or one only after ``=``."""
+_SHORT_WITHOUT_VALUE = frozenset("hHIkOQsvVW")
+_LONG = {"N": "nodes", "G": "gpus", "J": "job-name", "n": "ntasks"}
+_GPU_OPTIONS = ("gpus", "gpus-per-node", "gpus-per-socket", "gpus-per-task")
+_TRES_OPTIONS = ("gres", "tres-per-job", "tres-per-node", "tres-per-socket", "tres-per-task")
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A call of sbatch, taken apart."""
+
+    options: tuple[str, ...]
+    """As they were given, without --wrap."""
+    name: str
+    """The script's."""
+    script: bytes
+    arguments: tuple[str, ...]
+    """The script's."""
+
+    @property
+    def values(self) -> dict[str, str]:
+        """Every option by its long name, of the script's #SBATCH lines and of the command line, which counts more."""
+        found: dict[str, str] = {}
+        for words in (*map(_words, directives(self.script)), list(self.options)):
+            found.update(_options(words)[0])
+        return found
+
+
+def parse(arguments: Sequence[str]) -> Submission:
+    """Take apart what was meant for sbatch, and read the script.
+
+    Raises:
+        NotFound: there is no such script.
+        Refused: there is no script among the arguments.
+    """
+    values, rest = _options(arguments)
+    options = tuple(arguments[: len(arguments) - len(rest)])
+    if "wrap" in values:
+        if rest:
+            raise _no_script(f"--wrap and the script {rest[0]}", "give one of both")
+        options = tuple(_without(options, "wrap"))
+        return Submission(options, "wrap", f"#!/bin/sh\n{values['wrap']}\n".encode(), ())
+    if not rest:
+        raise _no_script("the command line", "name the script, or use --wrap; standard input is not read")
+    try:
+        script = Path(rest[0]).read_bytes()
+    except OSError as error:
+        raise NotFound(f"script {rest[0]} cannot be read: {error.strerror}") from error
+    if not script.startswith(b"#!"):
+        raise _no_script(f"script {rest[0]}", "its first line must name its interpreter, as in #!/bin/sh")
+    return Submission(options, os.path.basename(rest[0]), script, tuple(rest[1:]))
+
+
+def _no_script(what: str, advice: str) -> Refused:
+    return Refused("nothing was submitted", [Reason(what, "there must be one batch script", advice)])
+
+
+def refuse(submission: Submission) -> list[Reason]:
+    """What the job asks for that cannot be kept."""
+    values = submission.values
+    reasons = []
+    if ":" in submission.options:
+        reasons.append(Reason("a heterogeneous job (:)", "a snapshot is of one node's processes", "submit them singly"))
+    nodes = values.get("nodes", "1").rpartition("-")[2]
+    if nodes != "1":
+        reasons.append(several_nodes(nodes))
+    gpus = [f"--{name}={values[name]}" for name in _GPU_OPTIONS if values.get(name, "0") != "0"]
+    gpus += [f"--{name}={values[name]}" for name in _TRES_OPTIONS if "gpu" in values.get(name, "")]
+    if gpus:
+        reasons.append(gpus_held(", ".join(gpus)))
+    if "no-requeue" in values:
+        reasons.append(Reason("--no-requeue", "a preempted job goes on by being requeued", "leave it out"))
+    if values.get("open-mode", "append") != "append":
+        reasons.append(
+            Reason(
+                "--open-mode=truncate", "each requeue would empty the job's output", "leave it out: append is chosen"
+            )
+        )
+    return reasons
+
+
+def submit(submission: Submission, run: Sequence[str]) -> str:
+    """Submit it; what sbatch said.
+
+    Args:
+        submission: the user's.
+        run: `torpor run` with its options: what the job executes.
+
+    Raises:
+        Refused: it asks for what cannot be kept.
+        SlurmError, NotFound: sbatch did not take it.
+    """
+    if reasons := refuse(submission):
+        raise Refused("nothing was submitted", reasons)
+    with tempfile.TemporaryDirectory(prefix="torpor-sbatch-") as folder:
+        path = Path(folder, submission.name)  # its name becomes the job's
+        path.write_bytes(wrapped(submission, run))
+        ours = ["--requeue", "--open-mode=append", "--nodes=1"]
+        return controller.call(["sbatch", *ours, *submission.options, str(path), *submission.arguments])
+
+
+def wrapped(submission: Submission, run: Sequence[str]) -> bytes:
+    """The script that is submitted in the place of the user's."""
+    head = [b"#!/bin/sh\n", *directives(submission.script)]
+    head.append(os.fsencode(f'exec {shlex.join(run)} --script "$0" -- "$@"\n' + _MARK.format(submission.name)))
+    return b"".join([*head, submission.script])
+
+
+def embedded_script(path: str) -> tuple[str, bytes]:
+    """The user's script within a submitted one: its name and its text.
+
+    Raises:
+        NotFound: it cannot be read, or is no such script.
+    """
+    try:
+        text = Path(path).read_bytes()
+    except OSError as error:
+        raise NotFound(f"the batch script {path} cannot be read: {error.strerror}") from error
+    found = _MARKED.search(text)
+    if found is None:
+        raise NotFound(f"{path} is no script that `torpor sbatch` submitted")
+    return os.fsdecode(found[1]), text[found.end() :]
+
+
+def directives(script: bytes) -> list[bytes]:
+    """The #SBATCH lines of a script: sbatch reads them up to the first line that is no comment."""
+    found = []
+    for line in script.splitlines(keepends=True):
+        if line.startswith(b"#SBATCH"):
+            found.append(line.rstrip(b"\r\n") + b"\n")
+        elif line.strip() and not line.lstrip().startswith(b"#"):
+            break
+    return found
+
+
+def _words(directive: bytes) -> list[str]:
+    return shlex.split(directive.decode(errors="surrogateescape").removeprefix("#SBATCH"), comments=True)
+
+
+def _options(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """Options by long name, and the words from the first that is none on."""
+    found: dict[str, str] = {}
+    rest = 0
+    for _, end, name, value in _walk(words):
+        found[name] = value
+        rest = end
+    return found, list(words[rest:])
+
+
+def _walk(words: Sequence[str]) -> Iterator[tuple[int, int, str, str]]:
+    """For each option: where its words begin and end, its long name, its value."""
+    at = 0
+    while at < len(words) and words[at].startswith("-") and words[at] != "-":
+        begin, word = at, words[at]
+        at += 1
+        if word == "--":
+            yield begin, at, "--", ""
+            return
+        if word.startswith("--"):
+            name, equals, value = word[2:].partition("=")
+            if not equals and name not in _WITHOUT_VALUE and at < len(words):
+                value, at = words[at], at + 1
+        else:
+            letters = re.match(f"-([{''.join(_SHORT_WITHOUT_VALUE)}]*)(.?)(.*)", word, re.DOTALL)
+            assert letters
+            name, value = letters[2], letters[3]
+            if name and not value and at < len(words):
+                value, at = words[at], at + 1
+        yield begin, at, _LONG.get(name, name), value
+
+
+def _without(words: Sequence[str], name: str) -> list[str]:
+    kept = list(words)
+    for begin, end, found, _ in reversed(list(_walk(words))):
+        if found == name:
+            del kept[begin:end]
+    return kept
+
+
+def as_options(values: Mapping[str, str | float | None]) -> list[str]:
+    """Options for `torpor run`, from what `torpor sbatch` was given."""
+    return [f"--{name.replace('_', '-')}={value}" for name, value in values.items() if value is not None]

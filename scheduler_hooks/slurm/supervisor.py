@@ -1,0 +1,376 @@
+"""`torpor run` inside a Slurm job: the batch process, with the application's tree as its child in a capsule.
+
+    begin -> wake or start -> wait -> warned: why? -> save and kill -> requeue -> leave
+
+It hears Slurm's warnings (a sentinel step, signals, its own look at the time limit), asks the controller why, and
+leaves with everything saved. When Slurm starts the job again, on whichever node, it wakes the newest snapshot.
+Everything else is the application's: its output, its signals, its exit status.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torpor
+from torpor import Job, Snapshot
+from torpor.errors import ImageDamaged, NotFound, RestoreFailed, RestoreRefused, TorporError
+from torpor.image import image_pb2 as pb
+from torpor.run import start
+from torpor.scheduler_hooks.slurm import controller, rollback
+from torpor.scheduler_hooks.slurm.allocation import ENV_FILE, Allocation
+from torpor.scheduler_hooks.slurm.controller import JobRecord, SlurmError
+from torpor.scheduler_hooks.slurm.home import RUN_TAG, JobHome
+from torpor.scheduler_hooks.slurm.sentinel import Sentinel
+from torpor.scheduler_hooks.slurm.why import Answer, Cause, why
+
+OnTimeout = Literal["requeue", "stop"]
+OnRefused = Literal["older", "anew", "stop"]
+Rollback = Literal["append-only", "none"]
+
+PULSE = 5.0
+"""Seconds between two looks at the fence and the clock."""
+RETRY = 3.0
+"""Seconds after which a save that failed is tried again, while there is time."""
+LEFT_AT_TIME_LIMIT = 124
+"""Exit code of a job that was saved at its time limit and not requeued: as timeout(1) has it."""
+FENCED = 75
+"""Exit code of a run that found a later one: EX_TEMPFAIL of sysexits.h."""
+
+LEAST_LEAD = 15.0
+"""Seconds before the time limit in which even the smallest job leaves: Slurm's own answer may take some."""
+FIRST_RATE = 100e6
+"""Bytes a second that a store is trusted with before it has shown what it can do."""
+
+_FAULTS = (signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP, signal.SIGABRT, signal.SIGSYS)
+HEARD = frozenset(signal.valid_signals()) - {signal.SIGKILL, signal.SIGSTOP, signal.SIGPIPE, *_FAULTS}
+"""Signals that are heard in the application's place."""
+WARNINGS = frozenset({signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGINT, signal.SIGXCPU})
+"""Those that a site or a user may have Slurm send as a warning (--signal, preempt_send_user_signal)."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user chose."""
+
+    every: float | None = None
+    """Save it after so many seconds, again and again; for nodes that die without a word."""
+    on_timeout: OnTimeout = "stop"
+    on_refused: OnRefused = "older"
+    """When the newest snapshot cannot be woken here: an older one, or else anew, or not at all."""
+    rollback_files: Rollback = "append-only"
+
+
+def supervise(command: Sequence[str], allocation: Allocation, home: JobHome, options: Options) -> int:
+    """Run a command as the one application of a Slurm job, from where its last run left.
+
+    To be called by the main thread of a program that does nothing else.
+
+    Returns:
+        The application's exit code, or minus the number of the signal that killed it; 0 when the job was requeued.
+
+    Raises:
+        Refused: the job cannot be kept by this (several nodes, GPUs, a second supervisor).
+        RestoreRefused, RestoreFailed, ImageDamaged: its snapshots cannot be woken, and it is not to be begun anew.
+        NotFound, StoreError, SlurmError: no such program; no store; no controller.
+    """
+    if finished := home.finished:
+        _tell(f"job {home.job} has finished already, with {finished.code}: remove {home.path} to run it again")
+        return finished.code
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, HEARD)
+    try:
+        return Supervisor(command, allocation, home, options).run()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _tell(words: str) -> None:
+    print(f"torpor: {words}", file=sys.stderr, flush=True)
+
+
+class Supervisor:
+    """One run of one job. All of it happens in one thread: a warning waits for a save that is under way."""
+
+    def __init__(self, command: Sequence[str], allocation: Allocation, home: JobHome, options: Options) -> None:
+        self.command = command
+        self.allocation = allocation
+        self.home = home
+        self.options = options
+        self.found: list[Snapshot] = []
+        self.record: JobRecord
+        self.job: Job
+        self.rate = FIRST_RATE
+        """Bytes a second at which the last save went."""
+        self.leaving: Answer | None = None
+        """Why it is to leave, while saving has failed so far."""
+        self.warned = False
+        """Whether SIGTERM came, which Slurm may have sent to the application as well."""
+
+    # ------------------------------------------------------------------------------------------- the story
+
+    def run(self) -> int:
+        """See `supervise`."""
+        began = time.monotonic()
+        self.record = controller.job_record(self.home.job)
+        self.found = self.home.begin(self.allocation.restarts, self.allocation.node, self.record.start)
+        self.home.write_environment(self.allocation.variables)
+        if not self.record.requeue:
+            _tell("this job may not be requeued (submit it with --requeue): a preemption will end it, though saved")
+        job = self._wake() if self.found else None
+        word = "started" if job is None else "resumed"
+        if job is None:
+            job = start(self.command, environment={**os.environ, ENV_FILE: str(self.home.environment_file)})
+        self.job = job
+        for warning in job.warnings:
+            _tell(f"note: {warning}")
+        took = time.monotonic() - began
+        self.home.log(f"run {self.allocation.restarts} {word} on {self.allocation.node} in {took:.2f} s")
+        self.home.tell(
+            name=self.record.name,
+            partition=self.record.partition,
+            node=self.allocation.node,
+            run=self.allocation.restarts,
+            phase="running",
+            begin_seconds=took,
+        )
+        with Sentinel(self.allocation) as sentinel:
+            return self._watch(sentinel)
+
+    def _watch(self, sentinel: Sentinel) -> int:
+        """Wait for the end of the application, or for a reason to leave."""
+        next_save = self._next_save()
+        next_try = 0.0
+        while (code := self.job.poll()) is None:
+            told = signal.sigtimedwait(HEARD, PULSE if self.leaving is None else min(PULSE, RETRY))
+            number = told.si_signo if told else None
+            now = time.monotonic()
+            if self.home.is_fenced(self.allocation.restarts):
+                return self._abandon()
+            left: int | None = None
+            if number in WARNINGS:
+                left = self._warned(signal.Signals(number))
+            elif number == signal.SIGCHLD or number is None:
+                if sentinel.ended():
+                    left = self._warned(None)
+                elif self._time_is_up():
+                    left = self._leave(Answer(Cause.TIME_LIMIT, self.record.end))
+                elif self.leaving is not None and now >= next_try:
+                    left = self._leave(self.leaving)
+            else:
+                self._hand_on(number)
+            if left is not None:
+                return left
+            next_try = time.monotonic() + RETRY
+            if self.leaving is None and now >= next_save:
+                self._save("run")
+                next_save = self._next_save()
+        return self._ended(code)
+
+    def _next_save(self) -> float:
+        return float("inf") if self.options.every is None else time.monotonic() + self.options.every
+
+    # ------------------------------------------------------------------------------------------- waking
+
+    def _wake(self) -> Job | None:
+        """Wake the newest snapshot that can be woken; None: begin anew.
+
+        Raises:
+            RestoreRefused, RestoreFailed, ImageDamaged, NotFound: none can, and it is not to begin anew.
+        """
+        for snapshot in self.found:
+            try:
+                job = self._wake_one(snapshot)
+            except (RestoreRefused, RestoreFailed, ImageDamaged, NotFound) as error:
+                self.home.log(f"snapshot {snapshot.id} was not woken: {error}")
+                _tell(f"snapshot {snapshot.id} cannot be woken on {self.allocation.node}: {error}")
+                if self.options.on_refused == "stop" or (
+                    self.options.on_refused == "older" and snapshot is self.found[-1]
+                ):
+                    raise
+            else:
+                self.home.log(f"woke snapshot {snapshot.id}")
+                return job
+        _tell("no snapshot can be woken here: the application begins anew (--on-refused=anew)")
+        return None
+
+    def _wake_one(self, snapshot: Snapshot) -> Job:
+        def last_moment() -> None:
+            # All is built and nothing runs: from here on the restore cannot be refused, and output may be cut.
+            if self.options.rollback_files == "append-only":
+                for tail in rollback.tails(image):
+                    aside = rollback.cut(tail, self.home.cut, f"run{self.allocation.restarts}")
+                    self.home.log(f"cut {tail.path} from {tail.end} to {tail.begin} bytes; the rest is in {aside}")
+
+        with self.home.store.open(snapshot) as reader:
+            image = pb.Tree.FromString(reader.body)
+        return torpor.restore(snapshot, first=lambda _: False, connected=last_moment)
+
+    # ------------------------------------------------------------------------------------------- leaving
+
+    def _warned(self, number: signal.Signals | None) -> int | None:
+        """Find out why, and act on it: the exit code if the job is to leave, None if it goes on."""
+        self.warned = self.warned or number == signal.SIGTERM
+        heard = f"heard {number.name}" if number else "the sentinel heard the start of a grace time"
+        answer = self._why(number)
+        if answer is None:  # no controller: whatever comes, nothing is lost
+            self._save("run")
+            return None
+        self.home.log(f"{heard}: {answer.cause.value}")
+        if answer.cause is Cause.OTHER:
+            if number is not None:
+                self._hand_on(number)
+            return None
+        return self._leave(answer, number)
+
+    def _why(self, number: signal.Signals | None) -> Answer | None:
+        try:
+            self.record = controller.job_record(self.home.job)
+        except SlurmError as error:
+            self.home.log(f"warned, but Slurm does not say why: {error}")
+            return None
+        return why(
+            self.record,
+            restarts=self.allocation.restarts,
+            now=time.time(),
+            lead=self._lead(),
+            terminated=number in (None, signal.SIGTERM),
+        )
+
+    def _leave(self, answer: Answer, number: int | None = None) -> int | None:
+        """Save everything, requeue if need be, and give the exit code; None when saving failed."""
+        began = time.monotonic()
+        self.leaving = answer
+        if not self._save("kill"):
+            if number is not None:  # the end of the grace time, or of the job: the application may do what it can
+                self._hand_on(number)
+            return None
+        self.job.wait()
+        saved = time.monotonic() - began
+        timed_out = answer.cause is Cause.TIME_LIMIT
+        if answer.cause is Cause.PREEMPTED or (timed_out and self.options.on_timeout == "requeue"):
+            self._requeue()
+        took = time.monotonic() - began
+        self.home.log(f"left because of {answer.cause.value}: saved in {saved:.2f} s, gone after {took:.2f} s")
+        self.home.tell(phase="left", cause=answer.cause.value, leave_seconds=took)
+        if timed_out and self.options.on_timeout == "stop":
+            _tell(f"saved at the time limit; `scontrol requeue {self.home.job}` lets it go on")
+            return LEFT_AT_TIME_LIMIT
+        return 0
+
+    def _requeue(self) -> None:
+        """Ask for another run.
+
+        Raises:
+            SlurmError: it was not granted; with what the user can do.
+        """
+        try:
+            controller.requeue(self.home.job)
+        except SlurmError as error:
+            with suppress(SlurmError):
+                if controller.job_record(self.home.job).restarts > self.allocation.restarts:
+                    return  # Slurm was quicker
+            error.advice = f"the job is saved: `torpor restore latest --store {self.home.path}` lets it go on anywhere"
+            raise
+
+    def _time_is_up(self) -> bool:
+        """Whether the time limit is near; before leaving, ask whether it was extended."""
+        record = self.record
+        if self.leaving is not None or not record.limited or record.end is None:
+            return False
+        if record.end - time.time() > self._lead():
+            return False
+        try:
+            self.record = controller.job_record(self.home.job)
+        except SlurmError as error:
+            self.home.log(f"the time limit is near, and Slurm does not say whether it holds: {error}")
+        return self.record.end is not None and self.record.end - time.time() <= self._lead()
+
+    def _lead(self) -> float:
+        """How long before its time limit the job leaves: twice what a save takes, at most half of its time."""
+        need = LEAST_LEAD + 2 * _resident(self.job.tree_pid) / self.rate
+        if self.record.start is None or self.record.end is None:
+            return need
+        return min(need, (self.record.end - self.record.start) / 2)
+
+    def _abandon(self) -> int:
+        """A later run exists: this one is a copy on a node that was thought dead."""
+        self.home.log(f"run {self.allocation.restarts} on {self.allocation.node} found a later one: it ends")
+        with suppress(ProcessLookupError):
+            self.job.send_signal(signal.SIGKILL)
+        self.job.wait()
+        return FENCED
+
+    # ------------------------------------------------------------------------------------------- saving
+
+    def _save(self, then: Literal["run", "kill"]) -> bool:
+        """Take a snapshot; False, and said why, when that failed: the application runs on."""
+        began = time.monotonic()
+        try:
+            snapshot = torpor.checkpoint(
+                self.job.tree_pid,
+                store=self.home.store,
+                then=then,
+                tags={RUN_TAG: str(self.allocation.restarts), "slurm-job": self.home.job},
+            )
+        except NotFound:
+            return False  # the application has just ended: the next look at it says how
+        except TorporError as error:
+            self.home.log(f"not saved: {error}")
+            _tell(f"not saved: {error}")
+            return False
+        took = time.monotonic() - began
+        self.rate = max(1.0, snapshot.size / took)
+        try:
+            with self.home.store.open(snapshot) as reader:
+                pause = pb.Tree.FromString(reader.body).timing.pause_ns
+            self.home.prune(self.allocation.restarts, self.found)
+            self.home.tell(saved=time.time(), save_seconds=took, bytes=snapshot.size, pause_seconds=pause / 1e9)
+        except TorporError as error:
+            self.home.log(f"saved, but afterwards: {error}")
+        self.home.log(f"saved {snapshot.id}, {snapshot.size} bytes in {took:.2f} s")
+        return True
+
+    # ------------------------------------------------------------------------------------------- the end
+
+    def _ended(self, code: int) -> int:
+        """The application has ended: by itself, or because Slurm ended it while it was to be saved."""
+        if code != 0 and (self.warned or self.leaving or code in (-signal.SIGTERM, -signal.SIGKILL)):
+            answer = self._why(signal.SIGTERM)
+            if answer is None or answer.cause is not Cause.OTHER or self.record.state != "RUNNING":
+                return self._ended_early(code, answer)
+        self.home.log(f"the application ended with {code}")
+        self.home.tell(phase="finished", code=code)
+        self.home.finish(code)
+        return code
+
+    def _ended_early(self, code: int, answer: Answer | None) -> int:
+        """Slurm, or the user by scancel, ended the application: it is not done."""
+        cause = answer.cause.value if answer else "a cause that Slurm does not tell"
+        self.home.log(f"the application was ended ({code}) because of {cause}")
+        self.home.tell(phase="ended", cause=cause)
+        if answer and answer.cause is Cause.PREEMPTED:
+            self._requeue()
+        return code
+
+    def _hand_on(self, number: int) -> None:
+        with suppress(ProcessLookupError):
+            self.job.send_signal(number)
+
+
+def _resident(pid: int) -> int:
+    """Bytes of memory of a tree, pages that are shared counted in each process; 0 when it is gone."""
+    total, todo = 0, [pid]
+    while todo:
+        one = Path(f"/proc/{todo.pop()}")
+        with suppress(OSError):
+            total += int((one / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+            for task in (one / "task").iterdir():
+                todo += map(int, (task / "children").read_text().split())
+    return total
