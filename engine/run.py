@@ -62,6 +62,7 @@ def run(
     every: float | None = None,
     saved: Callable[[SnapshotInfo], None] | None = None,
     failed: Callable[[TorporError], None] | None = None,
+    warned: Callable[[str], None] | None = None,
 ) -> int:
     """Run a command in the foreground: signals are handed on to it, and its end is this function's.
 
@@ -73,12 +74,16 @@ def run(
         every: save it after so many seconds, again and again.
         saved: told of each snapshot, by another thread.
         failed: told of each save that failed; the command runs on.
+        warned: told, before anything else, what is not as it should be: ``Job.warnings``.
 
     Returns:
         Its exit code, or minus the number of the signal that killed it.
     """
     Job.hold_signals()
     job = start(command)
+    if warned is not None:
+        for warning in job.warnings:
+            warned(warning)
     if every is None:
         return job.foreground()
     ended = threading.Event()

@@ -135,6 +135,11 @@ def print_json(value: object) -> None:
     click.echo(json.dumps(value, indent=2, ensure_ascii=False))
 
 
+def note(text: str) -> None:
+    """Tell people, on standard error, something that is no failure."""
+    click.echo(f"torpor: note: {text}", err=True)
+
+
 def console() -> Console:
     """Where tables go: the terminal at its width, or a pipe or file with nothing cut off."""
     from rich.console import Console

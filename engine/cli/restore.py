@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from torpor.cli.common import command_options, exit_as, print_json, progress_bar, snapshot_argument, store_option
+from torpor.cli.common import command_options, exit_as, note, print_json, progress_bar, snapshot_argument, store_option
 
 
 @click.command("restore", short_help="Wake a snapshot.")
@@ -31,7 +31,7 @@ def command(snapshot: str, store: str | None, detach: bool, explain: bool, as_js
         ready = None if detach else torpor.Job.hold_signals
         job = torpor.restore(snapshot, store=store, detach=detach, progress=progress, connected=ready)
     for warning in job.warnings:
-        click.echo(f"torpor: note: {warning}", err=True)
+        note(warning)
     if not detach:
         return exit_as(job.foreground())
     if as_json:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.conformance.harness import wait_until
+from tests.hosts import WITHOUT_USER_NAMESPACES, within
 from tests.users import BIN, User
 
 # Counts into a file until it is told to end: by a file that appears, or by SIGUSR1, to which it answers 3.
@@ -184,3 +185,21 @@ def test_run_saves_regularly(as_user: User) -> None:
     wait_until(lambda: log.read_text().splitlines()[-1].split() > [pid, count], "the saved job goes on")
     (as_user.tmp / "end").touch()
     assert restored.wait(20) == 7
+
+
+def test_a_host_without_capsules_runs_and_says_so(ordinary_account: User) -> None:
+    command = within(WITHOUT_USER_NAMESPACES, BIN / "torpor", "run", "--", "sh", "-c", "exit 5")
+    done = ordinary_account.run(command)
+    assert done.returncode == 5
+    assert done.stderr.startswith("torpor: note: it runs outside a capsule")
+
+
+def test_a_host_without_capsules_refuses_to_wake(ordinary_account: User) -> None:
+    counting = Counting(ordinary_account)
+    try:
+        snapshot = counting.saved_and_killed()
+    finally:
+        counting.end()
+    done = ordinary_account.run(within(WITHOUT_USER_NAMESPACES, BIN / "torpor", "restore", snapshot))
+    assert (done.returncode, done.stdout) == (10, "")
+    assert "torpor doctor" in done.stderr

@@ -14,43 +14,15 @@ from typing import Any
 
 import pytest
 
+from tests.hosts import UNDER_SECCOMP, WITHOUT_USER_NAMESPACES, within
 from tests.users import BIN, User
 from torpor import probe as probing
 from torpor.probe import Probe, probe
 
-# A user namespace whose owner allows no further ones: each has its own limit (namespaces(7)).
-WITHOUT_USER_NAMESPACES = """
-import os
-from torpor.probe import _enter_user_namespace
-_enter_user_namespace()
-with open("/proc/sys/user/max_user_namespaces", "w") as limit:
-    limit.write("0")
-os.execv({0!r}, {1!r})
-"""
-
-# A filter as container runtimes set one, at its harshest: unshare() kills (seccomp(2); BPF: load the number,
-# kill if it is 272, else allow).
-UNDER_SECCOMP = """
-import os, struct
-from torpor.probe import _address, _syscall
-PRCTL, PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 157, 38, 22, 2
-code = bytearray(
-    struct.pack("HBBI", 0x20, 0, 0, 0)
-    + struct.pack("HBBI", 0x15, 0, 1, 272)
-    + struct.pack("HBBI", 0x06, 0, 0, 0x80000000)
-    + struct.pack("HBBI", 0x06, 0, 0, 0x7FFF0000)
-)
-program = bytearray(struct.pack("HxxxxxxQ", len(code) // 8, _address(code)))
-_syscall(PRCTL, PR_SET_NO_NEW_PRIVS, 1)
-_syscall(PRCTL, PR_SET_SECCOMP, SECCOMP_MODE_FILTER, _address(program))
-os.execv({0!r}, {1!r})
-"""
-
 
 def doctor_in(host: str, user: User) -> dict[str, Any]:
     """What the doctor says, for programs, in a host that `host` makes; it must say that something is amiss."""
-    command = [str(BIN / "torpor"), "doctor", "--json"]
-    done = user.run([BIN / "python", "-c", host.format(command[0], command)])
+    done = user.run(within(host, BIN / "torpor", "doctor", "--json"))
     assert done.returncode == 1, done.stderr
     told: dict[str, Any] = json.loads(done.stdout)
     assert told["checkpoint"]
