@@ -122,14 +122,13 @@ def make(image: pb.Tree, here: Here, held: Held) -> Plan:
     top = family.arrange(image, here.init)
     window = address_space.free_range([process.memory for process in image.processes], WINDOW_SIZE)
     members = list(top.walk())
-    leaders = {member.pid for member in members}
     plans = [ProcessPlan(member, list(_birth(member))) for member in members]
     warnings: list[str] = []
     for plan in plans:
         if plan.member.image is not None and plan.member.image.zombie:
-            plan.build += _zombie(plan.member.image, leaders)
+            plan.build += _zombie(plan.member, plan.member.image)
         elif plan.member.image is not None:
-            _build(plan, plan.member.image, image, here, held, window, leaders)
+            _build(plan, plan.member.image, image, here, held, window)
             warnings += credentials.warnings(plan.name, plan.member.image, here.rights)
             if plan.member.image.oom_score_adj < here.oom_score_adj and not here.may_lower_oom:
                 words = f"its oom_score_adj is {here.oom_score_adj}: lowering it needs a privilege"
@@ -143,9 +142,9 @@ def _birth(member: family.Member) -> Iterator[Call]:
     yield from map(_bear, member.early)
     if member.leads_session:
         yield Call(NR.setsid, (), member.pid, "starting a session")
-    elif member.pgid == member.pid:
-        yield Call(NR.setpgid, (0, 0), 0, "starting a process group")
     yield from map(_bear, member.births[len(member.early) :])
+    if member.starts_group and not member.leads_session:
+        yield Call(NR.setpgid, (0, 0), 0, "starting a process group")
 
 
 def _bear(child: family.Member) -> Call:
@@ -153,17 +152,17 @@ def _bear(child: family.Member) -> Call:
     return threads.clone(0, 0 if child.only_group else SIGCHLD, child.pid, f"starting process {child.pid}")
 
 
-def _join(process: pb.Process, pids: set[int]) -> Iterator[Call]:
-    if process.pgid != process.pid and process.pgid in pids:
-        yield Call(NR.setpgid, (0, process.pgid), 0, f"joining process group {process.pgid}")
+def _join(member: family.Member) -> Iterator[Call]:
+    if member.pgid and member.pgid != member.pid:
+        yield Call(NR.setpgid, (0, member.pgid), 0, f"joining process group {member.pgid}")
 
 
 def _know_stop(pid: int) -> Call:
     return Call(NR.wait4, (pid, 0, WUNTRACED | WNOHANG, 0), pid, f"being told of the stop of process {pid}")
 
 
-def _zombie(process: pb.Process, pids: set[int]) -> Iterator[Call]:
-    yield from _join(process, pids)
+def _zombie(member: family.Member, process: pb.Process) -> Iterator[Call]:
+    yield from _join(member)
     yield Call(NR.prctl, (threads.PR_SET_NAME, process.threads[0].name[:15] + b"\0"), 0, "setting its name")
     yield Call(NR.prlimit64, (0, RLIMIT_CORE, bytes(16), 0), 0, "leaving no core dump")
     if (status := process.exit_status) & 0x7F == 0:
@@ -171,11 +170,13 @@ def _zombie(process: pb.Process, pids: set[int]) -> Iterator[Call]:
 
 
 def _build(
-    plan: ProcessPlan, process: pb.Process, image: pb.Tree, here: Here, held: Held, window: range, pids: set[int]
+    plan: ProcessPlan, process: pb.Process, image: pb.Tree, here: Here, held: Held, window: range
 ) -> None:
     address_space.check(plan.name, process.memory)
     build = plan.build
-    build += _join(process, pids)
+    member = plan.member
+    if not member.starts_group:
+        build += _join(member)
     build += address_space.steps(process.memory, image, held.sources, here.vdso, window)
     build += tree.steps(process, held.directories[process.cwd])
     build += descriptors.placement(process, held.opened)
@@ -187,12 +188,14 @@ def _build(
     for thread in process.threads:
         calls = list(threads.steps(thread, here.bounds))
         if thread.tid == process.pid:
+            if member.starts_group:  # it leaves only when others are in it, or the group would end
+                calls += _join(member)
             calls += [
                 Call(NR.wait4, (child.pid, 0, WALL, 0), child.pid, f"reaping the stand-in for group {child.pid}")
-                for child in plan.member.children
+                for child in member.children
                 if child.only_group
             ]
-            calls += [_know_stop(child.pid) for child in plan.member.children if child.image and child.image.stop_told]
+            calls += [_know_stop(child.pid) for child in member.children if child.image and child.image.stop_told]
             calls += signals.steps(process)
             calls += timers.steps(process, here.timer_restore_ids)
             calls += signals.queue(process)

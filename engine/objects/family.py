@@ -17,22 +17,26 @@ from torpor.image import image_pb2 as pb
 
 OUTSIDE = (0, 1)
 """PIDs that no process of ours has: 0 is what the kernel shows for one of another namespace."""
+INIT_SESSION = 0
+"""The session, or group, that init is in and that is none of the tree's own."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Member:
     """A process to be born: one of the image, or a stand-in."""
 
     pid: int
-    sid: int
-    """0: its parent's."""
-    pgid: int
-    """0: its parent's."""
+    sid: int | None
+    """None: its parent's."""
+    pgid: int | None
+    """None: its parent's."""
     image: pb.Process | None = None
     """None: a stand-in."""
     children: list[Member] = field(default_factory=list)
     early: list[Member] = field(default_factory=list)
     """Children that are born before it leaves its parent's session; they are in `children` too."""
+    starts_group: bool = False
+    """Somebody is in the group with its PID, if not itself: it starts that group, and may leave it later."""
     only_group: bool = False
     """A stand-in that ends when all have joined its group: the group lives on without it."""
 
@@ -63,25 +67,26 @@ def arrange(image: pb.Tree, init: int) -> Member:
             births gives them.
     """
     root = image.processes[0]
-    by_pid = {process.pid: Member(process.pid, process.sid, process.pgid, process) for process in image.processes}
-    problems = list(_check(image, by_pid))
-    if problems:
-        raise RestoreRefused("the tree cannot be built", problems)
-    top = chain = Member(init, 0, 0)
-    if root.sid not in (*OUTSIDE, root.pid, init):
-        chain = _below(chain, Member(root.sid, root.sid, 0))
-    if root.ppid not in (*OUTSIDE, chain.pid, init):
-        chain = _below(chain, Member(root.ppid, 0, root.ppid if root.pgid == root.ppid else 0))
-    _below(chain, by_pid[root.pid])
+    by_pid = {process.pid: _member(process) for process in image.processes}
+    _refuse("the tree cannot be built", _check(image, by_pid))
     for process in image.processes[1:]:
         by_pid[process.ppid].children.append(by_pid[process.pid])
-    known = {member.pid for member in top.walk()}
-    for member in list(top.walk()):
-        if member.pgid not in OUTSIDE and member.pgid not in known:
-            known.add(member.pgid)
-            _oldest(top, member.sid).children.append(Member(member.pgid, 0, member.pgid, only_group=True))
-    _order(top, top.sid)
+    outer = _needed(by_pid[root.pid])
+    _refuse("the tree cannot be built", _check_sessions(by_pid, outer))
+    top = chain = Member(init, INIT_SESSION, INIT_SESSION)
+    if outer:
+        chain = _below(chain, Member(outer, outer, None))
+    if root.ppid not in (*OUTSIDE, chain.pid):
+        chain = _below(chain, Member(root.ppid, None, None))
+    _below(chain, by_pid[root.pid])
+    _add_groups(top)
+    _order(top, INIT_SESSION)
     return top
+
+
+def _member(process: pb.Process) -> Member:
+    sid, pgid = (INIT_SESSION if number in OUTSIDE else number for number in (process.sid, process.pgid))
+    return Member(process.pid, sid, pgid, process)
 
 
 def _below(parent: Member, child: Member) -> Member:
@@ -89,42 +94,61 @@ def _below(parent: Member, child: Member) -> Member:
     return child
 
 
+def _add_groups(top: Member) -> None:
+    """Mark who starts a group, and add stand-ins where nobody of the tree does."""
+    members = {member.pid: member for member in top.walk()}
+    for member in list(members.values()):
+        if not member.pgid:
+            continue
+        if member.pgid not in members:
+            # By the first of its session, who is there before all others of it.
+            oldest = next(one for one in members.values() if one.sid == member.sid)
+            members[member.pgid] = _below(oldest, Member(member.pgid, None, member.pgid, only_group=True))
+        members[member.pgid].starts_group = True
+
+
+def _refuse(what: str, reasons: Iterator[Reason]) -> None:
+    if found := list(reasons):
+        raise RestoreRefused(what, found)
+
+
 def _check(image: pb.Tree, by_pid: dict[int, Member]) -> Iterator[Reason]:
     tids = [thread.tid for process in image.processes for thread in process.threads]
     if len(set(tids)) != len(tids) or len(by_pid) != len(image.processes):
         yield Reason("the image", "it has two processes or threads with one id")
+    known: set[int] = set()
     for process in image.processes:
         name = f"process {process.pid}"
         if process.pid in OUTSIDE or not process.threads or process.threads[0].tid != process.pid:
             yield Reason(name, "it has no main thread, or an id that no process of a tree has")
-        if process is not image.processes[0] and process.ppid not in by_pid:
-            yield Reason(name, f"its parent {process.ppid} is not in the image")
-        if process.sid not in (*by_pid, *OUTSIDE, image.processes[0].sid):
-            yield Reason(name, f"it lives in session {process.sid}, whose leader is gone", "this is not restored yet")
+        if known and process.ppid not in known:
+            yield Reason(name, f"its parent {process.ppid} is not in the image before it")
+        known.add(process.pid)
 
 
-def _oldest(top: Member, sid: int) -> Member:
-    """The first member of a session, to whom a stand-in for a group's leader is born."""
-    return next(member for member in top.walk() if member.sid == sid and member is not top)
+def _check_sessions(by_pid: dict[int, Member], outer: int | None) -> Iterator[Reason]:
+    sessions = {pid for pid, member in by_pid.items() if member.leads_session} | {INIT_SESSION, outer}
+    for member in by_pid.values():
+        if member.sid not in sessions:
+            why = f"it lives in session {member.sid}, whose leader is gone"
+            yield Reason(f"process {member.pid}", why, "this is not restored yet")
 
 
-def _needed(member: Member) -> int:
-    """The session that a member must be born in; 0: any."""
+def _needed(member: Member) -> int | None:
+    """The session that a member must be born in; None: any."""
     if not member.leads_session:
         return member.sid
-    needs = {_needed(child) for child in member.children} - {0, member.pid}
+    needs = {_needed(child) for child in member.children} - {None, member.pid}
     if len(needs) > 1:
         raise _no_order(member)
-    return needs.pop() if needs else 0
+    return needs.pop() if needs else None
 
 
 def _order(member: Member, born_in: int) -> None:
-    if not member.leads_session and member.sid not in (0, born_in):
-        raise _no_order(member)
     after = member.pid if member.leads_session else born_in
     for child in member.children:
         need = _needed(child)
-        if need in (0, after):
+        if need in (None, after):
             _order(child, after)
         elif need == born_in:
             member.early.append(child)

@@ -1,0 +1,149 @@
+"""Births in the right order: every tree that processes can make themselves is made again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from torpor.errors import RestoreRefused
+from torpor.image import image_pb2 as pb
+from torpor.objects import family
+
+OUTER_SESSION, PARENT, INIT = 50, 60, 1
+
+
+@dataclass
+class Living:
+    """A process of the simulated kernel."""
+
+    pid: int
+    parent: int
+    sid: int
+    pgid: int
+    children: list[int] = field(default_factory=list)
+
+
+class Kernel:
+    """fork, setsid and setpgid as the kernel does them, for processes of a made-up tree."""
+
+    def __init__(self, sid: int, pgid: int) -> None:
+        self.table = {100: Living(100, PARENT, sid, pgid)}
+
+    def fork(self, pid: int, child: int) -> None:
+        parent = self.table[pid]
+        parent.children.append(child)
+        self.table[child] = Living(child, pid, parent.sid, parent.pgid)
+
+    def setsid(self, pid: int) -> None:
+        if all(one.pgid != pid for one in self.table.values()):
+            self.table[pid].sid = self.table[pid].pgid = pid
+
+    def setpgid(self, pid: int, group: int) -> None:
+        me = self.table[pid]
+        exists = any(one.pgid == group and one.sid == me.sid for one in self.table.values())
+        if me.sid != pid and (group == pid or exists):
+            me.pgid = group
+
+
+actions = st.lists(
+    st.tuples(st.sampled_from(["fork", "fork", "setsid", "setpgid", "join"]), st.integers(0, 30), st.integers(0, 30)),
+    max_size=30,
+)
+
+
+def image_of(kernel: Kernel) -> pb.Tree:
+    image = pb.Tree()
+    for one in kernel.table.values():
+        process = image.processes.add(pid=one.pid, ppid=one.parent, sid=one.sid, pgid=one.pgid)
+        process.threads.add(tid=one.pid)
+    return image
+
+
+def born(top: family.Member) -> dict[int, Living]:
+    """What becomes of a family whose members do as they are planned to."""
+    found: dict[int, Living] = {}
+
+    def live(member: family.Member, parent: int, sid: int, pgid: int) -> None:
+        me = found[member.pid] = Living(member.pid, parent, sid, pgid)
+        for child in member.early:
+            live(child, member.pid, me.sid, me.pgid)
+        if member.leads_session:
+            me.sid = me.pgid = member.pid
+        for child in member.births[len(member.early) :]:
+            live(child, member.pid, me.sid, me.pgid)
+        if member.starts_group and not member.leads_session:
+            me.pgid = member.pid
+
+    def join(member: family.Member) -> None:
+        if member.pgid and member.pgid != member.pid:
+            there = [one for one in found.values() if one.pgid == member.pgid]
+            assert there, f"{member.pid} joins the group {member.pgid}, which is not there"
+            assert there[0].sid == found[member.pid].sid, "a group of another session is joined"
+            found[member.pid].pgid = member.pgid
+
+    live(top, 0, 0, 0)
+    for late in (False, True):
+        for member in top.walk():
+            if member.starts_group == late:
+                join(member)
+        if not late:
+            for member in [member for member in top.walk() if member.only_group]:
+                del found[member.pid]
+    return found
+
+
+@given(actions, st.sampled_from([(100, 100), (OUTER_SESSION, OUTER_SESSION), (OUTER_SESSION, 100), (0, 0), (60, 60)]))
+def test_what_processes_can_make_is_made_again(todo: list[tuple[str, int, int]], root: tuple[int, int]) -> None:
+    kernel = Kernel(*root)
+    for number, (what, a, b) in enumerate(todo):
+        pids = list(kernel.table)
+        pid, other = pids[a % len(pids)], pids[b % len(pids)]
+        if what == "fork":
+            kernel.fork(pid, 101 + number)
+        elif what == "setsid":
+            kernel.setsid(pid)
+        elif what == "setpgid":
+            kernel.setpgid(pid, pid)
+        else:
+            kernel.setpgid(pid, kernel.table[other].pgid)
+    made = born(family.arrange(image_of(kernel), INIT))
+    for pid, one in kernel.table.items():
+        assert (made[pid].sid, made[pid].pgid) == (one.sid, one.pgid)
+        if pid != 100:
+            assert made[pid].parent == one.parent
+    assert made[100].parent == (PARENT if PARENT in made else INIT)
+
+
+def process(image: pb.Tree, pid: int, ppid: int, sid: int, pgid: int) -> None:
+    image.processes.add(pid=pid, ppid=ppid, sid=sid, pgid=pgid).threads.add(tid=pid)
+
+
+def test_a_group_whose_leader_is_gone_is_held_by_a_stand_in() -> None:
+    image = pb.Tree()
+    process(image, 100, 1, 100, 100)
+    process(image, 102, 100, 100, 101)
+    top = family.arrange(image, INIT)
+    stand_in = next(member for member in top.walk() if member.pid == 101)
+    assert stand_in.only_group
+    assert stand_in in next(member for member in top.walk() if member.pid == 100).children
+
+
+@pytest.mark.parametrize(
+    ("told", "processes"),
+    [
+        ("one id", [(100, 1, 100, 100), (100, 100, 100, 100)]),
+        ("not in the image", [(100, 1, 100, 100), (102, 101, 100, 100)]),
+        ("leader is gone", [(100, 1, 50, 50), (102, 100, 101, 101)]),
+        ("cannot bear it", [(100, 1, 100, 100), (102, 100, 50, 50), (103, 100, 60, 60)]),
+        ("an id that no process", [(1, 0, 1, 1)]),
+    ],
+)
+def test_an_impossible_tree_is_refused_by_name(told: str, processes: list[tuple[int, int, int, int]]) -> None:
+    image = pb.Tree()
+    for one in processes:
+        process(image, *one)
+    with pytest.raises(RestoreRefused, match=told):
+        family.arrange(image, INIT)
