@@ -290,6 +290,8 @@ def naming(description: Description) -> Iterator[None]:
         yield
     except OSError as error:
         raise RestoreFailed(f"{words(description)} cannot be made again: {error.strerror}") from error
+    except (ValueError, OverflowError) as error:  # a number or a name that no system call takes
+        raise RestoreFailed(f"{words(description)} cannot be made again: {error}") from error
 
 
 @contextmanager

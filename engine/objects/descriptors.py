@@ -367,7 +367,10 @@ def check(image: Tree, stdio: Sequence[int] = (0, 1, 2)) -> list[Reason]:
     if found:
         return found
     for kind, mine in _by_kind(image):
-        found += kind.check(mine, image, stdio)
+        try:
+            found += kind.check(mine, image, stdio)
+        except (ValueError, OverflowError) as error:  # a number or a name that no system call takes
+            found.append(Reason("the image", f"a description of the kind {kind.field} cannot be: {error}"))
     return found
 
 

@@ -12,6 +12,7 @@ and what kind of file it is is asked before it is opened.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
@@ -35,6 +36,8 @@ from torpor.objects.description import (
     words,
 )
 
+OF_A_PROCESS = re.compile(rb"/proc/(\d+|self|thread-self)(/|$)")
+"""Names whose content is a process as it is: never opened for an image, which could name the restorer's own memory."""
 DELETED = " (deleted)"
 """What the kernel puts after the path of a file that has no name any more (fs/d_path.c)."""
 
@@ -143,7 +146,7 @@ def _judge_name(held: Held[None]) -> Iterator[Problem]:
     why = why_not_by_name(held)
     if held.stat.st_nlink == 0 or (why and held.link.endswith(DELETED)):
         yield Problem("it has no name any more, and its content is not kept", "close it, or give it a name")
-    elif re.match(r"/proc/(\d+|self|thread-self)(/|$)", held.link):
+    elif OF_A_PROCESS.match(os.fsencode(held.link)):
         yield Problem("it shows a process as it is now", "close it before the checkpoint")
     elif why:
         yield Problem(f"it cannot be opened again by its name: {why}", "give it a name and rights that last")
@@ -155,6 +158,8 @@ def _open(description: Description, extra: int = 0) -> int:
     """Open what the description names; first as a name only, so that no device or pipe is woken by it."""
     kind = description.WhichOneof("kind")
     path = getattr(description, kind or "").path
+    if OF_A_PROCESS.match(path) or not path.startswith(b"/"):
+        raise OSError(errno.EINVAL, "no file has such a name")
     wanted = description.flags & (KEPT_AT_OPEN | KEPT_BY_FCNTL) | extra
     if wanted & os.O_PATH:
         return os.open(path, wanted | os.O_CLOEXEC)

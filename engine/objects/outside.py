@@ -5,6 +5,8 @@ socket. Where the program wakes, these are the restorer's: descriptor 0, 1 or 2 
 restorer's 0, 1 or 2, whatever kind of thing that is now. A regular file or /dev/null is no such thing: it
 is opened again itself.
 
+O_NONBLOCK is set or cleared on them as the program had it; whoever shares them with the program sees that, as before.
+
 A terminal that was opened once more (/dev/tty, a shell's descriptor 255) follows the one in stdio.
 Terminals that are not in stdio at all, and the master sides of pseudo terminals, are refused.
 """

@@ -1,0 +1,101 @@
+"""Images are not trusted: whatever one says, it is refused in words, and nothing is left open or changed."""
+
+from __future__ import annotations
+
+import os
+import socket
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.unit.descriptor_tree import holder, no_memory
+from torpor.errors import TorporError
+from torpor.image.image_pb2 import Tree
+from torpor.objects import descriptors
+
+NUMBERS = [0, 1, 2, 3, 6, 7, 10, 255, 262, 1 << 16, (1 << 31) - 1, 1 << 31, (1 << 32) - 1, 1 << 62, (1 << 64) - 1]
+BYTES = [b"", b"\0", b"/", b"relative", b"/proc/self/mem", b"/dev/null", b"\2\0" + bytes(14), bytes(28), b"x" * 300]
+
+
+@cache
+def real() -> bytes:
+    """An image with one of each kind."""
+    with holder(
+        """
+os.open("/etc/passwd", os.O_RDONLY); os.open("/", os.O_RDONLY); os.open("/dev/zero", os.O_RDONLY)
+r, w = os.pipe(); os.write(w, b"x")
+n = syscall(NR.eventfd2, 3, 0)
+e = select.epoll(); e.register(r); e.register(n)
+a, b = socket.socketpair(); a.send(b"x")
+l = socket.create_server(("127.0.0.1", 0)); c = socket.create_connection(l.getsockname()); s, _ = l.accept()
+o = socket.create_server(("127.0.0.1", 0)); d = socket.create_connection(o.getsockname())
+ready()
+wait()
+"""
+    ) as tree:
+        tree.ready()
+        image = tree.dump()
+        descriptors.arm_reset(descriptors.grab(tree.pids))
+    return image.SerializeToString()
+
+
+def scalars(message: Message) -> list[tuple[Message, FieldDescriptor]]:
+    """Every field of a number or of bytes in a message and in those below it."""
+    found = []
+    for field, value in message.ListFields():
+        if field.message_type is None:
+            found.append((message, field))
+            continue
+        for below in value if field.is_repeated else [value]:
+            found += scalars(below)
+    return found
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.data())
+def test_an_image_that_was_tampered_with_is_refused_in_words(data: st.DataObject) -> None:
+    image = Tree()
+    image.ParseFromString(real())
+    for _ in range(data.draw(st.integers(1, 3))):
+        message, field = data.draw(st.sampled_from(scalars(image)))
+        is_bytes = field.type in (FieldDescriptor.TYPE_BYTES, FieldDescriptor.TYPE_STRING)
+        value = data.draw(st.sampled_from(BYTES if is_bytes else NUMBERS))
+        try:
+            if field.is_repeated:
+                getattr(message, field.name).append(value)
+            else:
+                setattr(message, field.name, value)
+        except (ValueError, TypeError, OverflowError):
+            continue  # not a value that the wire could hold
+    before = len(os.listdir("/proc/self/fd"))
+    if descriptors.check(image) == []:
+        with suppress(TorporError):
+            descriptors.open_all(image, no_memory).close()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_description_of_an_unknown_kind_is_refused() -> None:
+    image = Tree()
+    image.descriptions.add(flags=os.O_RDWR)
+    (reason,) = descriptors.check(image)
+    assert "of a kind that this version does not know" in reason.why
+
+
+def test_the_restorers_own_memory_is_no_file(tmp_path: Path) -> None:
+    image = Tree()
+    image.descriptions.add(flags=os.O_RDWR).file.path = b"/proc/self/mem"
+    image.descriptions.add(flags=os.O_RDWR).file.path = os.fsencode(os.path.relpath(tmp_path))
+    assert ["no file has such a name" in reason.why for reason in descriptors.check(image)] == [True, True]
+
+
+def test_ends_that_do_not_fit_together_are_refused() -> None:
+    image = Tree()
+    for peer in (1, 2, 0):
+        unix = image.descriptions.add(flags=os.O_RDWR).unix
+        unix.type, unix.has_peer, unix.peer = socket.SOCK_STREAM, True, peer
+    assert len(descriptors.check(image)) == 3
