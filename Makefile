@@ -33,6 +33,10 @@ $(VENV)/.stamp: pyproject.toml setup.py $(wildcard native/*)
 	@echo "installing torpor and its tools into $(VENV) ..."
 	@umask 022; test -x $(BIN)/python || '$(PYTHON)' -m venv $(VENV)
 	@umask 022; $(BIN)/python -m pip install -qq --editable '.[test,check]'
+	@# What pip leaves out of an editable install: data files.
+	@mkdir -p $(VENV)/etc/jupyter/jupyter_server_config.d $(VENV)/share/jupyter/labextensions
+	@ln -sfn ../../../../jupyter_ext/config/torpor.json $(VENV)/etc/jupyter/jupyter_server_config.d/torpor.json
+	@ln -sfn ../../../../jupyter_ext/static $(VENV)/share/jupyter/labextensions/torpor
 	@touch $@
 
 check: venv

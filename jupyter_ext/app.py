@@ -1,0 +1,88 @@
+"""The server extension: makes Torpor start the kernels, and offers what it can do to them at ``/api/torpor``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from jupyter_client.provisioning.factory import KernelProvisionerFactory
+from jupyter_server.extension.application import ExtensionApp
+from jupyter_server.services.kernels.kernelmanager import AsyncMappingKernelManager
+from tornado.ioloop import PeriodicCallback
+from traitlets import Bool, Enum, Unicode
+
+from torpor.jupyter_ext.channels import TorporWebsocketConnection
+from torpor.jupyter_ext.culling import park_when_culling
+from torpor.jupyter_ext.handlers import HANDLERS
+from torpor.jupyter_ext.kernels import Keeper
+from torpor.store import Store
+
+NOTE_SECONDS = 5.0
+"""How often the notebooks of kernels are written down: a crash forgets a renaming that is younger."""
+EVENT = "https://events.torpor.invalid/kernel/v1"
+"""The schema of what is told on the server's event bus when something becomes of a kernel."""
+
+
+class TorporApp(ExtensionApp):
+    """Torpor's server extension. Every setting can stand in jupyter_server_config.py as ``c.TorporApp.NAME``."""
+
+    name = "torpor"
+    extension_url = "/lab"
+    load_other_extensions = True
+
+    store = Unicode(
+        "", config=True, help="Directory of the snapshots; by default $TORPOR_STORE, else ~/.local/share/torpor."
+    )
+    start_kernels = Bool(
+        True, config=True, help="Start all kernels by Torpor, unless their kernelspec names a provisioner."
+    )
+    when_stopping = Enum(
+        ["park", "shutdown"], "park", config=True, help="What becomes of living kernels when the server stops."
+    )
+    when_culling = Enum(
+        ["park", "shutdown"], "park", config=True, help="What becomes of a kernel that is idle for cull_idle_timeout."
+    )
+
+    keeper: Keeper | None = None
+    _notes: PeriodicCallback | None = None
+
+    def initialize_settings(self) -> None:
+        """Take over the kernels of the server, and bring back those that earlier servers left."""
+        server: Any = self.serverapp
+        manager = server.kernel_manager
+        if not isinstance(manager, AsyncMappingKernelManager):
+            self.log.warning("Torpor cannot look after kernels of a %s", type(manager).__name__)
+            return
+        server.event_logger.register_event_schema(Path(__file__).parent / "events" / "kernel.yaml")
+        self.keeper = Keeper(manager, server.session_manager, Store(self.store or None), self.log, self._tell)
+        self.settings["torpor_keeper"] = self.keeper
+        self.settings["kernel_websocket_connection_class"] = TorporWebsocketConnection
+        if self.start_kernels:
+            KernelProvisionerFactory.instance(parent=manager).default_provisioner_name = "torpor"
+        if self.when_culling == "park":
+            park_when_culling(manager, self.keeper)
+        server.io_loop.run_sync(self.keeper.adopt_all)  # before the first request can ask for a session
+        self._notes = PeriodicCallback(self.keeper.note_sessions, NOTE_SECONDS * 1000)
+        self._notes.start()
+
+    def initialize_handlers(self) -> None:
+        """Offer the REST API."""
+        if self.keeper:
+            self.handlers.extend(HANDLERS)
+
+    async def stop_extension(self) -> None:
+        """Before the server shuts kernels down: keep them."""
+        if not self.keeper:
+            return
+        if self._notes:
+            self._notes.stop()
+        if self.when_stopping == "park":
+            await self.keeper.leave()
+        else:
+            self.keeper.leave_parked()
+        self.keeper.close()
+
+    def _tell(self, kernel_id: str, what: str) -> None:
+        data: dict[str, Any] = {"kernel_id": kernel_id, "what": what}
+        server: Any = self.serverapp
+        server.event_logger.emit(schema_id=EVENT, data=data)

@@ -1,0 +1,274 @@
+"""What is written down about kernels and their checkpoints, so that it outlives the server.
+
+Two kinds of small JSON files beside the snapshots, in ``<store>/jupyter``, private to the user:
+
+``kernels/<kernel id>.json``
+    A kernel that lives, or is parked: how to reach it, which notebook it belongs to, its process or its snapshot.
+``checkpoints/<snapshot id>.json``
+    What a person said of a checkpoint (name, note, pinned), and how its kernel could be reached.
+
+They hold the kernel's key, as Jupyter's own connection files do. Each is replaced whole, by a rename.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+from torpor import procfs
+from torpor.errors import NotFound, StoreError
+
+KERNEL_ID = re.compile(r"[0-9A-Za-z]+(-[0-9A-Za-z]+){4}", re.ASCII)
+"""As the routes of jupyter_server have it; Jupyter itself makes UUIDs."""
+SNAPSHOT_ID = re.compile(r"[0-9]{8}-[0-9]{9}-[a-z2-7]{6}", re.ASCII)
+MAX_RECORD = 1 << 20
+"""Bytes: a record that is larger was not written by this module."""
+
+R = TypeVar("R", bound="Record")
+
+
+@dataclass(frozen=True)
+class ProcessId:
+    """A process that cannot be mistaken for a later one with the same PID."""
+
+    pid: int
+    started: int
+    """Its start time in clock ticks since boot (proc(5), field 22 of stat)."""
+    boot_id: str
+
+    @classmethod
+    def of(cls, pid: int) -> ProcessId:
+        """The process that has this PID now. Raises ProcessLookupError."""
+        return cls(pid, start_ticks(pid), boot_id())
+
+    def exists(self) -> bool:
+        """Whether it still lives on this host."""
+        try:
+            return self.boot_id == boot_id() and self.started == start_ticks(self.pid)
+        except ProcessLookupError:
+            return False
+
+
+@dataclass
+class SessionRecord:
+    """A session of the server: which notebook or console uses the kernel."""
+
+    id: str
+    path: str
+    """Absolute: servers may have different roots."""
+    name: str
+    type: str
+
+
+@dataclass
+class Record:
+    """A JSON file of known fields; a file with others is another version's, and is refused by name."""
+
+    id: str
+    FOLDER: ClassVar[str]
+    NAME: ClassVar[re.Pattern[str]]
+
+
+@dataclass
+class KernelRecord(Record):
+    """A kernel that lives or is parked."""
+
+    FOLDER = "kernels"
+    NAME = KERNEL_ID
+
+    kernel_name: str
+    connection: dict[str, Any]
+    cwd: str
+    root_dir: str
+    """The server's root when it was written: kernels without a notebook come back to servers with the same one."""
+    sessions: list[SessionRecord] = field(default_factory=list)
+    server: ProcessId | None = None
+    """The server that owns it."""
+    process: ProcessId | None = None
+    """The kernel's own process, while it lives."""
+    keeper: ProcessId | None = None
+    """The init of its capsule, if it was woken."""
+    snapshot: str = ""
+    """The snapshot that it is parked in; empty while it lives."""
+    execution_state: str = "idle"
+    kernel_info: dict[str, Any] = field(default_factory=dict)
+    """Its last kernel_info_reply."""
+    parked_ns: int = 0
+    """When it was parked, CLOCK_REALTIME."""
+
+    @property
+    def parked(self) -> bool:
+        """Whether it is in its snapshot, and not alive."""
+        return bool(self.snapshot)
+
+
+@dataclass
+class CheckpointRecord(Record):
+    """What is known of a checkpoint besides the snapshot itself."""
+
+    FOLDER = "checkpoints"
+    NAME = SNAPSHOT_ID
+
+    kernel_id: str
+    kernel_name: str
+    connection: dict[str, Any]
+    cwd: str
+    name: str = ""
+    note: str = ""
+    pinned: bool = False
+    automatic: bool = False
+    """Made by a rule and not by a person: the oldest of these go first."""
+    parent: str = ""
+    """The checkpoint from which the kernel went on to this one."""
+    notebook: str = ""
+    """Absolute path of its notebook."""
+    cell: str = ""
+    """The first line of the cell that ran last."""
+    execution_count: int = 0
+    execution_state: str = "idle"
+    outstanding: list[str] = field(default_factory=list)
+    """The ids of the requests that the kernel had not answered yet."""
+    kernel_info: dict[str, Any] = field(default_factory=dict)
+
+
+_NESTED: dict[str, type] = {"server": ProcessId, "process": ProcessId, "keeper": ProcessId}
+
+
+class Records:
+    """The folder of records. It is made when the first one is written."""
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        """Name the folder; nothing is read yet."""
+        self.folder = Path(folder)
+
+    def write(self, record: Record) -> None:
+        """Write a record down, or replace it. Raises StoreError."""
+        path = self._path(type(record), record.id)
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            try:
+                with open(fd, "w", encoding="utf-8") as file:
+                    json.dump(asdict(record), file)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(temporary, path)
+            except BaseException:
+                with suppress(FileNotFoundError):
+                    os.unlink(temporary)
+                raise
+        except OSError as error:
+            raise StoreError(
+                f"cannot write down {path}: {error.strerror}", advice="make room, or make the folder writable"
+            ) from error
+
+    def read(self, kind: type[R], id: str) -> R:
+        """Read one record. Raises NotFound, and StoreError when it cannot be understood."""
+        path = self._path(kind, id)
+        try:
+            with open(path, "rb") as file:
+                text = file.read(MAX_RECORD + 1)
+        except FileNotFoundError:
+            raise NotFound(f"{kind.FOLDER} has no {id}") from None
+        except OSError as error:
+            raise StoreError(f"cannot read {path}: {error.strerror}") from error
+        try:
+            if len(text) > MAX_RECORD:
+                raise ValueError("it is too large")
+            return _parse(kind, id, json.loads(text))
+        except (ValueError, TypeError) as error:
+            raise StoreError(f"{path} is not a record of this version: {error}", advice="remove it") from error
+
+    def all(self, kind: type[R]) -> Iterator[R | StoreError]:
+        """All records of a kind by their ids, oldest snapshot first; what cannot be read comes as its error."""
+        try:
+            names = sorted(os.listdir(self.folder / kind.FOLDER))
+        except FileNotFoundError:
+            return
+        for name in names:
+            id = name.removesuffix(".json")
+            if id != name and kind.NAME.fullmatch(id):
+                try:
+                    yield self.read(kind, id)
+                except NotFound:
+                    continue  # removed meanwhile
+                except StoreError as error:
+                    yield error
+
+    def remove(self, kind: type[Record], id: str) -> bool:
+        """Remove a record; whether there was one."""
+        try:
+            self._path(kind, id).unlink()
+        except FileNotFoundError:
+            return False
+        return True
+
+    @contextmanager
+    def claimed(self, id: str) -> Iterator[KernelRecord]:
+        """Hold a parked kernel, so that no other server wakes it meanwhile; a server that dies lets it go.
+
+        Raises:
+            NotFound: it is not parked any more, or another server is waking it.
+            StoreError: its record cannot be read.
+        """
+        path = self._path(KernelRecord, id)
+        try:
+            fd = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except FileNotFoundError:
+            raise NotFound(f"kernel {id} is not parked") from None
+        try:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise NotFound(f"kernel {id} is being woken by another server") from None
+            record = self.read(KernelRecord, id)
+            if not record.parked:
+                raise NotFound(f"kernel {id} is not parked any more: another server woke it")
+            yield record
+        finally:
+            os.close(fd)
+
+    def _path(self, kind: type[Record], id: str) -> Path:
+        if not kind.NAME.fullmatch(id) or len(id) > 128:
+            raise NotFound(f"{id!r} is no id")
+        return self.folder / kind.FOLDER / f"{id}.json"
+
+
+def _parse(kind: type[R], id: str, data: object) -> R:
+    if not isinstance(data, dict):
+        raise ValueError("it is no JSON object")
+    known = {f.name for f in fields(kind)}
+    unknown = sorted(data.keys() - known)
+    if unknown:
+        raise ValueError(f"it has an unknown field {unknown[0]!r}")
+    if data.get("id") != id:
+        raise ValueError("it is another one's")
+    for name, value in data.items():
+        if name in _NESTED and value is not None:
+            data[name] = _NESTED[name](**value)
+        elif name == "sessions":
+            data[name] = [SessionRecord(**session) for session in value]
+    return kind(**data)
+
+
+def boot_id() -> str:
+    """This host's boot: PIDs of another one mean nothing."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+
+
+def start_ticks(pid: int) -> int:
+    """When a process started. Raises ProcessLookupError."""
+    try:
+        text = procfs.read(f"/proc/{pid}/stat")
+    except (FileNotFoundError, ProcessLookupError):
+        raise ProcessLookupError(f"there is no process {pid}") from None
+    return int(text[text.rindex(b")") + 2 :].split()[19])

@@ -1,0 +1,107 @@
+"""The TCP traffic of a kernel: when nothing is on its way any more, and when everyone is connected again.
+
+ZeroMQ drops what is queued for a connection that dies. So at a freeze the kernel's own threads stand still first, and
+ZeroMQ's I/O threads run on until the sockets are empty; at a wake they run first, until every client is back.
+Both are read from /proc/net/tcp (proc(5)): bytes sent and not acknowledged, bytes received and not read.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+
+from torpor.errors import CheckpointFailed
+
+QUIET = 0.02
+"""Seconds without a byte on its way after which nothing more is to come: ZeroMQ hands a message on in microseconds."""
+PATIENCE = 5.0
+"""Seconds for the sockets to become empty."""
+RECONNECT_PATIENCE = 3.0
+"""Seconds for all clients to be back: ZeroMQ tries every 0.1 s (ZMQ_RECONNECT_IVL)."""
+_INTERVAL = 0.004
+_ESTABLISHED, _LISTEN = 0x01, 0x0A  # include/net/tcp_states.h
+PORTS = ("shell_port", "iopub_port", "stdin_port", "control_port", "hb_port")
+
+
+def is_io_thread(name: str) -> bool:
+    """Whether ZeroMQ gave a thread this name (``ZMQbg/IO/0``, ``ZMQbg/Reaper``)."""
+    return name.startswith("ZMQbg/")
+
+
+class Traffic:
+    """What goes to and from the ports of one kernel. Only TCP is seen: of other transports it knows nothing."""
+
+    def __init__(self, connection: Mapping[str, object]) -> None:
+        """Watch the ports of a kernel's connection file."""
+        tcp = connection.get("transport", "tcp") == "tcp"
+        self.ports = {port for name in PORTS if tcp and isinstance(port := connection.get(name), int)}
+
+    def drained(self, pid: int) -> None:
+        """Wait until the I/O threads of a process sleep and nothing is on its way. For `LastToStop.drained`.
+
+        Raises CheckpointFailed when it does not become quiet.
+        """
+        if not self._quiet(lambda: _io_threads_sleep(pid), PATIENCE):
+            raise CheckpointFailed(
+                f"the output of the kernel does not come to an end within {PATIENCE:.0f} s, and would be lost",
+                advice="try again when it prints less",
+            )
+
+    def connected(self, expected: Mapping[int, int]) -> bool:
+        """Wait until each port has as many connections as expected, and their greetings are read; whether it is so."""
+        return self._quiet(lambda: not Counter(expected) - self._connections(), RECONNECT_PATIENCE)
+
+    def _quiet(self, also: Callable[[], bool], patience: float) -> bool:
+        deadline = time.monotonic() + patience
+        since = None
+        while self.ports:
+            now = time.monotonic()
+            if _queued(self.ports) or not also():
+                since = None
+            elif since is None:
+                since = now
+            elif now - since >= QUIET:
+                break
+            if now > deadline:
+                return False
+            time.sleep(_INTERVAL)
+        return True
+
+    def _connections(self) -> Counter[int]:
+        return Counter(local for local, _, state, _ in _sockets(self.ports) if state == _ESTABLISHED)
+
+
+def _queued(ports: Collection[int]) -> int:
+    """Bytes on their way, and connections that nobody has taken yet."""
+    return sum(queued for *_, queued in _sockets(ports))
+
+
+def _sockets(ports: Collection[int]) -> list[tuple[int, int, int, int]]:
+    """Local port, remote port, state, and bytes queued (for a listening one: connections to be accepted)."""
+    found = []
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        try:
+            lines = Path(table).read_text(encoding="ascii").splitlines()[1:]
+        except FileNotFoundError:
+            continue  # a kernel without IPv6
+        for line in lines:
+            _, local, remote, state, queues, *_ = line.split()
+            local_port, remote_port = (int(address.rpartition(":")[2], 16) for address in (local, remote))
+            if (local_port in ports or remote_port in ports) and int(state, 16) in (_ESTABLISHED, _LISTEN):
+                sending, _, receiving = queues.partition(":")
+                queued = int(receiving, 16) + (int(sending, 16) if int(state, 16) == _ESTABLISHED else 0)
+                found.append((local_port, remote_port, int(state, 16), queued))
+    return found
+
+
+def _io_threads_sleep(pid: int) -> bool:
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        try:
+            name, _, rest = (task / "stat").read_text(errors="replace").partition("(")[2].rpartition(") ")
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if is_io_thread(name) and not rest.startswith("S"):
+            return False
+    return True

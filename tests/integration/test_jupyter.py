@@ -1,0 +1,169 @@
+"""Kernels of a real Jupyter server: saved, parked, woken, taken back, found again."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from tests.jupyter import Answer, Notebook, Server, running, wait_until
+from tests.users import User
+
+
+@pytest.fixture
+def server(ordinary_account: User) -> Iterator[Server]:
+    """A running server of an ordinary user."""
+    with running(Server(ordinary_account)) as server:
+        yield server
+
+
+def test_a_parked_kernel_goes_on_where_it_was(server: Server) -> None:
+    session, kernel = server.new_session("work.ipynb")
+    with Notebook(server, kernel) as notebook:
+        pid = int(notebook.run("import os; x = [1, 2]; print(os.getpid())"))
+        ports = server.kernel(kernel)
+        parked = server.torpor(kernel, "/park")
+        assert (parked["state"], parked["pid"]) == ("parked", None)
+        assert not os.path.exists(f"/proc/{pid}")
+        waiting = [notebook.start(f"x.append({n}); print(x)") for n in (3, 4)]
+        woken = server.torpor(kernel, "/resume")
+        assert (woken["state"], woken["head"]) == ("living", parked["snapshot"])
+        assert [notebook.finish(id) for id in waiting] == ["[1, 2, 3]\n", "[1, 2, 3, 4]\n"]
+        assert int(notebook.run("print(os.getpid())")) == pid
+    (model,) = server.get("api/sessions")
+    assert (model["id"], model["kernel"]["id"], ports["id"]) == (session, kernel, kernel)
+
+
+def test_what_does_not_fit_is_refused(server: Server) -> None:
+    _, kernel = server.new_session("work.ipynb")
+    with pytest.raises(Answer, match=r"409.*not parked"):
+        server.torpor(kernel, "/resume")
+    with pytest.raises(Answer, match="404"):
+        server.torpor("00000000-0000-0000-0000-000000000000", "/park")
+    with pytest.raises(Answer, match="403"):
+        server.ask("POST", f"api/torpor/kernels/{kernel}/park", {}, token="")
+    with pytest.raises(Answer, match=r"400.*unknown field"):
+        server.torpor(kernel, "/park", mode="x")
+    with pytest.raises(Answer, match=r"400.*is no str"):
+        server.torpor(kernel, "/checkpoints", name=3)
+    with pytest.raises(Answer, match="404"):
+        server.torpor(kernel, "/checkpoints/20200101-000000000-aaaaaa/restore")
+    with pytest.raises(Answer, match="404"):
+        server.torpor(kernel, "/checkpoints/..%2f..%2fx/restore")
+    server.torpor(kernel, "/park")
+    with pytest.raises(Answer, match=r"409.*parked already"):
+        server.torpor(kernel, "/park")
+
+
+def test_back_to_a_checkpoint_and_forth_again(server: Server) -> None:
+    _, kernel = server.new_session("work.ipynb")
+    with Notebook(server, kernel) as notebook:
+        notebook.run("x = 1")
+        first = server.torpor(kernel, "/checkpoints", name="first", note="a note")
+        assert (first["name"], first["note"], first["cell"], first["execution_count"]) == (
+            "first",
+            "a note",
+            "x = 1",
+            1,
+        )
+        notebook.run("x = 2")
+        stuck = notebook.start("import time\nwhile True: time.sleep(0.01)")
+        notebook.until(lambda: notebook.about(stuck, "execute_input"), "the cell runs")
+        server.torpor(kernel, f"/checkpoints/{first['id']}/restore")
+        notebook.until(lambda: notebook.finished(stuck), "the cell that is no more is told so")
+        assert notebook.about(stuck, "execute_reply")[0]["status"] == "aborted"
+        assert notebook.run("print(x)") == "1\n"
+        listed = server.get(f"api/torpor/kernels/{kernel}/checkpoints")
+        assert [c["name"] for c in listed] == ["first", "before going back to first"]
+        assert [c["parent"] for c in listed] == [None, first["id"]]
+        undo = listed[-1]
+        assert undo["automatic"]
+        server.torpor(kernel, f"/checkpoints/{undo['id']}/restore")
+        server.post(f"api/kernels/{kernel}/interrupt")
+        notebook.until(lambda: notebook.about(stuck, "error"), "the cell that runs again is interrupted")
+        assert notebook.run("print(x)") == "2\n"
+
+
+def test_checkpoints_are_named_pinned_and_deleted(server: Server) -> None:
+    _, kernel = server.new_session("work.ipynb")
+    with Notebook(server, kernel) as notebook:
+        notebook.run("x = 1")
+    made = server.torpor(kernel, "/checkpoints")
+    path = f"api/torpor/kernels/{kernel}/checkpoints/{made['id']}"
+    changed = server.ask("PATCH", path, {"name": "début", "pinned": True})
+    assert (changed["name"], changed["pinned"], changed["path"]) == ("début", True, "work.ipynb")
+    with pytest.raises(Answer, match=r"409.*pinned"):
+        server.ask("DELETE", path)
+    server.ask("PATCH", path, {"pinned": False})
+    assert server.ask("DELETE", path)["freed"] > 0
+    assert server.get("api/torpor/checkpoints") == []
+
+
+@pytest.mark.parametrize("how", ["stop", "kill"])
+def test_kernels_outlive_their_server(ordinary_account: User, how: str) -> None:
+    server = Server(ordinary_account)
+    with running(server):
+        session, kernel = server.new_session("work.ipynb")
+        with Notebook(server, kernel) as notebook:
+            pid = int(notebook.run("import os; x = 6; print(os.getpid())"))
+        if how == "kill":  # a crash of the server comes at any time: but the notebook was written down
+            wait_until(lambda: "work.ipynb" in _records(server), "the session is written down")
+        getattr(server, how)()
+        assert os.path.exists(f"/proc/{pid}") == (how == "kill")
+        server.start()
+        (model,) = server.get("api/sessions")
+        assert (model["id"], model["path"], model["kernel"]["id"]) == (session, "work.ipynb", kernel)
+        assert server.kernel(kernel)["state"] == ("parked" if how == "stop" else "living")
+        with Notebook(server, kernel) as notebook:
+            answer = notebook.start("print(x * 7, os.getpid())")
+            if how == "stop":
+                server.torpor(kernel, "/resume")
+            assert notebook.finish(answer) == f"42 {pid}\n"
+        server.torpor(kernel, "/park")
+        server.torpor(kernel, "/resume")
+        server.post(f"api/kernels/{kernel}/restart")
+        with Notebook(server, kernel) as notebook:
+            assert notebook.run("print('x' in globals())") == "False\n"
+
+
+def _records(server: Server) -> str:
+    folder = server.store / "jupyter" / "kernels"
+    return "".join(path.read_text() for path in folder.glob("*.json"))
+
+
+def test_a_kernel_that_was_shut_down_comes_back(server: Server) -> None:
+    _, kernel = server.new_session("work.ipynb")
+    with Notebook(server, kernel) as notebook:
+        notebook.run("x = 5")
+        made = server.torpor(kernel, "/checkpoints", name="kept")
+    server.ask("DELETE", f"api/kernels/{kernel}")
+    assert server.get("api/kernels") == []
+    server.torpor(kernel, f"/checkpoints/{made['id']}/restore")
+    with Notebook(server, kernel) as notebook:
+        assert notebook.run("print(x)") == "5\n"
+
+
+def test_a_culled_kernel_is_parked(ordinary_account: User) -> None:
+    options = ("--MappingKernelManager.cull_idle_timeout=3", "--MappingKernelManager.cull_interval=1")
+    with running(Server(ordinary_account, *options)) as server:
+        _, kernel = server.new_session("work.ipynb")
+        with Notebook(server, kernel) as notebook:
+            notebook.run("x = 5")
+        wait_until(lambda: server.kernel(kernel)["state"] == "parked", "it is parked")
+        with Notebook(server, kernel) as notebook:
+            server.torpor(kernel, "/resume")
+            assert notebook.run("print(x)") == "5\n"
+
+
+def test_no_line_of_output_is_lost(server: Server) -> None:
+    """A cell prints while it is frozen and woken five times: each line comes once, in order."""
+    lines = 10_000
+    _, kernel = server.new_session("work.ipynb")
+    with Notebook(server, kernel) as notebook:
+        cell = notebook.start(f"import time\nfor n in range({lines}):\n    print(n); time.sleep(0.0004)")
+        for part in range(5):
+            notebook.until(lambda part=part: len(notebook.output(cell)) > 7000 * (part + 1), "it prints")  # type: ignore[misc]
+            server.torpor(kernel, "/park")
+            server.torpor(kernel, "/resume")
+        assert notebook.finish(cell).split() == [str(n) for n in range(lines)]

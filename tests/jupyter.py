@@ -1,0 +1,242 @@
+"""A real Jupyter server to test with: started as a user, asked over HTTP, its kernels used over websockets."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from websocket import WebSocket, WebSocketTimeoutException, create_connection
+
+from tests.users import BIN, User
+
+TOKEN = "for-tests"
+PATIENCE = 60.0
+
+
+class Answer(Exception):
+    """An answer that tells of an error."""
+
+    def __init__(self, status: int, body: dict[str, Any]) -> None:
+        super().__init__(f"{status}: {body.get('message')}")
+        self.status, self.body = status, body
+
+
+def wait_until(holds: Callable[[], Any], what: str, patience: float = PATIENCE) -> Any:
+    """Ask until it holds; what it gave then."""
+    deadline = time.monotonic() + patience
+    while not (value := holds()):
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {patience:.0f} s: {what}")
+        time.sleep(0.02)
+    return value
+
+
+class Server:
+    """A Jupyter server with Torpor, as a user; `stop` and `kill` end it, and it can be started again."""
+
+    def __init__(self, user: User, *options: str, program: str = "server", name: str = "server") -> None:
+        self.user, self.program, self.options = user, program, options
+        self.root = user.own(_made(user.tmp / "notebooks"))
+        self.store = user.tmp / "store"
+        self.log = user.tmp / f"{name}.log"
+        self.url = ""
+        self.process: Any = None
+
+    def start(self) -> Server:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}/"
+        with open(self.log, "ab") as log:
+            self.process = self.user.popen(
+                [
+                    BIN / "jupyter", self.program, "--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1",
+                    f"--ServerApp.port={port}", "--ServerApp.port_retries=0", f"--IdentityProvider.token={TOKEN}",
+                    f"--ServerApp.root_dir={self.root}", "--ServerApp.shutdown_no_activity_timeout=600", *self.options,
+                ],
+                env={
+                    "TORPOR_STORE": str(self.store), "JUPYTER_RUNTIME_DIR": str(self.user.tmp / "runtime"),
+                    "IPYTHONDIR": str(self.user.tmp / "ipython"),
+                },
+                stdout=log, stderr=log,
+            )  # fmt: skip
+        wait_until(self._answers, f"the server answers: {self.tail()}")
+        return self
+
+    def _answers(self) -> bool:
+        assert self.process.poll() is None, self.tail()
+        try:
+            return bool(self.get("api/status"))
+        except urllib.error.URLError:
+            return False
+
+    def tail(self) -> str:
+        """The end of its log."""
+        return self.log.read_text(errors="replace")[-4000:] if self.log.exists() else ""
+
+    def stop(self) -> None:
+        """End it as a service manager does."""
+        self._end(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End it as a crash does."""
+        self._end(signal.SIGKILL)
+
+    def _end(self, number: int) -> None:
+        if self.process and self.process.poll() is None:
+            os.kill(self.process.pid, number)
+            try:
+                self.process.wait(PATIENCE)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                raise AssertionError(f"the server does not end: {self.tail()}") from None
+
+    # ------------------------------------------------------------------------------------------------- HTTP
+
+    def ask(self, method: str, path: str, body: object = None, *, token: str = TOKEN, timeout: float = PATIENCE) -> Any:
+        """Send a request; the JSON of the answer, or Answer raised."""
+        request = urllib.request.Request(
+            self.url + path, method=method, data=None if body is None else json.dumps(body).encode()
+        )
+        if token:
+            request.add_header("Authorization", f"token {token}")
+        try:
+            with urllib.request.urlopen(request, timeout=timeout) as answer:
+                text = answer.read()
+        except urllib.error.HTTPError as error:
+            text = error.read()
+            try:
+                raise Answer(error.code, json.loads(text)) from None
+            except json.JSONDecodeError:
+                raise Answer(error.code, {"message": text.decode(errors="replace")}) from None
+        return json.loads(text) if text else None
+
+    def get(self, path: str) -> Any:
+        return self.ask("GET", path)
+
+    def post(self, path: str, /, **body: object) -> Any:
+        return self.ask("POST", path, body)
+
+    def torpor(self, kernel: str, path: str = "", /, **body: object) -> Any:
+        """POST to Torpor's API of a kernel."""
+        return self.post(f"api/torpor/kernels/{kernel}{path}", **body)
+
+    def kernel(self, kernel: str) -> Any:
+        """What Torpor says of a kernel."""
+        return self.get(f"api/torpor/kernels/{kernel}")
+
+    def new_session(self, path: str) -> tuple[str, str]:
+        """Start a kernel for a notebook; the ids of the session and of the kernel."""
+        model = self.post("api/sessions", path=path, name=Path(path).name, type="notebook", kernel={"name": "python3"})
+        return model["id"], model["kernel"]["id"]
+
+    def end_kernels(self) -> None:
+        """Shut every kernel down, parked ones too."""
+        for kernel in self.get("api/kernels"):
+            self.ask("DELETE", f"api/kernels/{kernel['id']}")
+
+
+@contextmanager
+def running(server: Server) -> Iterator[Server]:
+    """A started server that leaves nothing behind."""
+    try:
+        yield server.start()
+    except BaseException:
+        print(server.tail())
+        raise
+    finally:
+        if server.process.poll() is None:
+            server.end_kernels()
+        server.stop()
+
+
+class Notebook:
+    """What a browser's notebook is for a server: one websocket to a kernel."""
+
+    def __init__(self, server: Server, kernel: str) -> None:
+        self.session = uuid.uuid4().hex
+        url = f"{server.url.replace('http', 'ws')}api/kernels/{kernel}/channels?session_id={self.session}"
+        self.socket: WebSocket = create_connection(url, header=[f"Authorization: token {TOKEN}"], timeout=PATIENCE)
+        self.seen: list[dict[str, Any]] = []
+
+    def close(self) -> None:
+        self.socket.close()
+
+    def __enter__(self) -> Notebook:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def send(self, kind: str, content: dict[str, Any], channel: str = "shell", parent: object = None) -> str:
+        """Send a message; its id."""
+        id = uuid.uuid4().hex
+        header = {
+            "msg_id": id, "msg_type": kind, "session": self.session, "username": "", "version": "5.3",
+            "date": "2026-01-01T00:00:00Z",
+        }  # fmt: skip
+        message = {"header": header, "parent_header": parent or {}, "metadata": {}, "content": content}
+        self.socket.send(json.dumps(message | {"channel": channel, "buffers": []}))
+        return id
+
+    def start(self, code: str) -> str:
+        """Send a cell."""
+        return self.send("execute_request", {"code": code, "silent": False, "allow_stdin": True, "store_history": True})
+
+    def receive(self, timeout: float = PATIENCE) -> dict[str, Any]:
+        """The next message."""
+        self.socket.settimeout(timeout)
+        message: dict[str, Any] = json.loads(self.socket.recv())
+        self.seen.append(message)
+        return message
+
+    def about(self, id: str, kind: str) -> list[dict[str, Any]]:
+        """The contents of the messages of a kind seen so far that belong to a request."""
+        return [m["content"] for m in self.seen if m["parent_header"].get("msg_id") == id and m["msg_type"] == kind]
+
+    def finished(self, id: str) -> bool:
+        """Whether a request has its reply, and the kernel said that it is done with it."""
+        idle = any(content["execution_state"] == "idle" for content in self.about(id, "status"))
+        return idle and bool(self.about(id, "execute_reply"))
+
+    def output(self, id: str) -> str:
+        """What a cell has printed so far."""
+        return "".join(content["text"] for content in self.about(id, "stream"))
+
+    def until(self, holds: Callable[[], Any], what: str, patience: float = PATIENCE) -> None:
+        """Receive until it holds."""
+        deadline = time.monotonic() + patience
+        while not holds():
+            left = deadline - time.monotonic()
+            try:
+                self.receive(max(left, 0.01))
+            except WebSocketTimeoutException:
+                kinds = [(m["msg_type"], m["content"].get("execution_state")) for m in self.seen[-12:]]
+                raise AssertionError(f"not within {patience:.0f} s: {what}; the last messages: {kinds}") from None
+
+    def finish(self, id: str, patience: float = PATIENCE) -> str:
+        """Wait for a cell; what it printed, and errors raised as AssertionError."""
+        self.until(lambda: self.finished(id), f"the cell {id} is done", patience)
+        (reply,) = self.about(id, "execute_reply")
+        assert reply["status"] == "ok", reply
+        return self.output(id)
+
+    def run(self, code: str) -> str:
+        """Run a cell; what it printed."""
+        return self.finish(self.start(code))
+
+
+def _made(path: Path) -> Path:
+    path.mkdir(exist_ok=True)
+    return path
