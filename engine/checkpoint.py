@@ -117,12 +117,13 @@ def preflight(pid: int) -> bool:
                 found = procfs.flagged_mappings(process.pid)
                 reasons += credentials.refuse(process.name, process.status)
                 reasons += threads.refuse(process.name, process.pid)
+                reasons += memory.refuse(process.name, process.pid, found)
             except (FileNotFoundError, ProcessLookupError):
                 continue  # it ended: no matter, the freeze takes what is there then
             except PermissionError as error:
                 raise tree.permitted(error, process.pid) from None
             reasons += vmas.refuse(process.name, found)
-            forkable = forkable and not any(vmas.HIDDEN_FROM_FORK.intersection(vma.flags) for vma in found)
+            forkable = forkable and not any(map(vmas.hides_from_fork, found))
         reasons += descriptors.survey([process.pid for process in seen if process.stat.state not in ("Z", "X")])
     if reasons:
         raise Refused(f"{seen[0].name} cannot be kept", reasons)

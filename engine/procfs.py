@@ -65,18 +65,27 @@ class FlaggedMapping(NamedTuple):
     mapping: Mapping
     flags: tuple[bytes, ...]
     """Two-letter VmFlags (Documentation/filesystems/proc.rst)."""
+    page_size: int
+    """Bytes of the pages that the kernel uses for it: larger than usual in hugetlbfs."""
+    protection_key: int
+    """0 where the processor has none."""
 
 
 def flagged_mappings(pid: int) -> list[FlaggedMapping]:
     """The address space with the flags of each mapping, from smaps: the kernel walks page tables for it."""
     found: list[FlaggedMapping] = []
     heading = b""
+    page_size = key = 0
     for line in read(f"/proc/{pid}/smaps").splitlines():
         first = line[:1]
         if first.isdigit() or b"a" <= first <= b"f":
-            heading = line
+            heading, key = line, 0
+        elif line.startswith(b"KernelPageSize:"):
+            page_size = int(line.split()[1]) << 10
+        elif line.startswith(b"ProtectionKey:"):
+            key = int(line.split()[1])
         elif line.startswith(b"VmFlags:"):
-            found.append(FlaggedMapping(parse_mapping(heading), tuple(line[8:].split())))
+            found.append(FlaggedMapping(parse_mapping(heading), tuple(line[8:].split()), page_size, key))
     return found
 
 

@@ -71,6 +71,7 @@ class TakenProcess:
         self._questions: dict[int, threads.Questions] = {}
         self._host: _HostQuestions
         self._window = (0, 0)
+        self._lock_future = 0
 
     @property
     def memory_pid(self) -> int:
@@ -90,6 +91,7 @@ class TakenProcess:
         """
         leave_critical_sections(self.process, {tid: rseq[0] for tid, rseq in self._rseqs.items()})
         self.injection.open(_TABLE_ROOM)
+        self._lock_future = memory.future_lock(self.pid, self.texts.status, self.injection.window[0])
         batches = {tid: Batch() for tid in self.process.threads}
         host = batches[self.injection.host.tid]
         for tid, batch in batches.items():
@@ -186,6 +188,7 @@ class TakenProcess:
             )
             threads.describe(grabbed, out.threads.add())
         out.memory.brk = host.result(asked.brk)
+        out.memory.lock_future = self._lock_future
         return memory.describe(self.memory_pid, self._mappings(), out, files, shared)
 
     def _mappings(self) -> list[procfs.FlaggedMapping]:

@@ -273,7 +273,7 @@ class PosixTimer(_message.Message):
     def __init__(self, id: _Optional[int] = ..., clock: _Optional[int] = ..., notify: _Optional[int] = ..., signal: _Optional[int] = ..., value: _Optional[int] = ..., thread: _Optional[int] = ..., interval_ns: _Optional[int] = ..., value_ns: _Optional[int] = ..., overrun: _Optional[int] = ...) -> None: ...
 
 class AddressSpace(_message.Message):
-    __slots__ = ("start_code", "end_code", "start_data", "end_data", "start_brk", "brk", "start_stack", "arg_start", "arg_end", "env_start", "env_end", "auxv", "exe", "vmas", "pages", "vdso", "vvar", "vdso_end", "vdso_content")
+    __slots__ = ("start_code", "end_code", "start_data", "end_data", "start_brk", "brk", "start_stack", "arg_start", "arg_end", "env_start", "env_end", "auxv", "exe", "vmas", "pages", "vdso", "vvar", "vdso_end", "vdso_content", "guards", "lock_future")
     START_CODE_FIELD_NUMBER: _ClassVar[int]
     END_CODE_FIELD_NUMBER: _ClassVar[int]
     START_DATA_FIELD_NUMBER: _ClassVar[int]
@@ -293,6 +293,8 @@ class AddressSpace(_message.Message):
     VVAR_FIELD_NUMBER: _ClassVar[int]
     VDSO_END_FIELD_NUMBER: _ClassVar[int]
     VDSO_CONTENT_FIELD_NUMBER: _ClassVar[int]
+    GUARDS_FIELD_NUMBER: _ClassVar[int]
+    LOCK_FUTURE_FIELD_NUMBER: _ClassVar[int]
     start_code: int
     end_code: int
     start_data: int
@@ -312,10 +314,12 @@ class AddressSpace(_message.Message):
     vvar: int
     vdso_end: int
     vdso_content: bytes
-    def __init__(self, start_code: _Optional[int] = ..., end_code: _Optional[int] = ..., start_data: _Optional[int] = ..., end_data: _Optional[int] = ..., start_brk: _Optional[int] = ..., brk: _Optional[int] = ..., start_stack: _Optional[int] = ..., arg_start: _Optional[int] = ..., arg_end: _Optional[int] = ..., env_start: _Optional[int] = ..., env_end: _Optional[int] = ..., auxv: _Optional[bytes] = ..., exe: _Optional[int] = ..., vmas: _Optional[_Iterable[_Union[Vma, _Mapping]]] = ..., pages: _Optional[_Union[PageTable, _Mapping]] = ..., vdso: _Optional[int] = ..., vvar: _Optional[int] = ..., vdso_end: _Optional[int] = ..., vdso_content: _Optional[bytes] = ...) -> None: ...
+    guards: PageRuns
+    lock_future: int
+    def __init__(self, start_code: _Optional[int] = ..., end_code: _Optional[int] = ..., start_data: _Optional[int] = ..., end_data: _Optional[int] = ..., start_brk: _Optional[int] = ..., brk: _Optional[int] = ..., start_stack: _Optional[int] = ..., arg_start: _Optional[int] = ..., arg_end: _Optional[int] = ..., env_start: _Optional[int] = ..., env_end: _Optional[int] = ..., auxv: _Optional[bytes] = ..., exe: _Optional[int] = ..., vmas: _Optional[_Iterable[_Union[Vma, _Mapping]]] = ..., pages: _Optional[_Union[PageTable, _Mapping]] = ..., vdso: _Optional[int] = ..., vvar: _Optional[int] = ..., vdso_end: _Optional[int] = ..., vdso_content: _Optional[bytes] = ..., guards: _Optional[_Union[PageRuns, _Mapping]] = ..., lock_future: _Optional[int] = ...) -> None: ...
 
 class Vma(_message.Message):
-    __slots__ = ("start", "end", "kind", "prot", "file", "shared", "offset", "grows_down", "may_write", "advice", "noreserve", "locked", "name")
+    __slots__ = ("start", "end", "kind", "prot", "file", "shared", "offset", "grows_down", "may_write", "advice", "noreserve", "locked", "name", "locked_on_fault", "droppable", "huge_page")
     class Kind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         UNKNOWN: _ClassVar[Vma.Kind]
@@ -341,6 +345,9 @@ class Vma(_message.Message):
     NORESERVE_FIELD_NUMBER: _ClassVar[int]
     LOCKED_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
+    LOCKED_ON_FAULT_FIELD_NUMBER: _ClassVar[int]
+    DROPPABLE_FIELD_NUMBER: _ClassVar[int]
+    HUGE_PAGE_FIELD_NUMBER: _ClassVar[int]
     start: int
     end: int
     kind: Vma.Kind
@@ -354,7 +361,18 @@ class Vma(_message.Message):
     noreserve: bool
     locked: bool
     name: bytes
-    def __init__(self, start: _Optional[int] = ..., end: _Optional[int] = ..., kind: _Optional[_Union[Vma.Kind, str]] = ..., prot: _Optional[int] = ..., file: _Optional[int] = ..., shared: _Optional[int] = ..., offset: _Optional[int] = ..., grows_down: bool = ..., may_write: bool = ..., advice: _Optional[_Iterable[int]] = ..., noreserve: bool = ..., locked: bool = ..., name: _Optional[bytes] = ...) -> None: ...
+    locked_on_fault: bool
+    droppable: bool
+    huge_page: int
+    def __init__(self, start: _Optional[int] = ..., end: _Optional[int] = ..., kind: _Optional[_Union[Vma.Kind, str]] = ..., prot: _Optional[int] = ..., file: _Optional[int] = ..., shared: _Optional[int] = ..., offset: _Optional[int] = ..., grows_down: bool = ..., may_write: bool = ..., advice: _Optional[_Iterable[int]] = ..., noreserve: bool = ..., locked: bool = ..., name: _Optional[bytes] = ..., locked_on_fault: bool = ..., droppable: bool = ..., huge_page: _Optional[int] = ...) -> None: ...
+
+class PageRuns(_message.Message):
+    __slots__ = ("starts", "counts")
+    STARTS_FIELD_NUMBER: _ClassVar[int]
+    COUNTS_FIELD_NUMBER: _ClassVar[int]
+    starts: _containers.RepeatedScalarFieldContainer[int]
+    counts: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, starts: _Optional[_Iterable[int]] = ..., counts: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class PageTable(_message.Message):
     __slots__ = ("starts", "counts", "blocks")

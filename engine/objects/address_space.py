@@ -15,13 +15,19 @@ from dataclasses import dataclass
 from torpor.errors import ImageDamaged
 from torpor.image import image_pb2 as pb
 from torpor.procfs import PAGE
+from torpor.remote import memory
 from torpor.remote.batch import Call, Struct
 from torpor.remote.x86_64 import NR, TASK_SIZE
 from torpor.store import BlockTable
 
+MAP_DROPPABLE = 0x8
 MAP_GROWSDOWN = 0x100
 MAP_NORESERVE = 0x4000
+MAP_HUGETLB = 0x40000
+MAP_HUGE_SHIFT = 26
 MAP_FIXED_NOREPLACE = 0x100000
+MADV_GUARD_INSTALL = 102
+MLOCK_ONFAULT = 1
 ARCH_MAP_VDSO_64 = 0x2003
 PR_SET_MM, PR_SET_MM_MAP = 35, 14
 PR_SET_VMA, PR_SET_VMA_ANON_NAME = 0x53564D41, 0
@@ -63,6 +69,8 @@ def check(name: str, space: pb.AddressSpace) -> None:
             raise ImageDamaged(f"{name}: the mapping {vma.start:#x}-{vma.end:#x} is not possible")
         end = vma.end
     table = space.pages
+    if len(space.guards.starts) != len(space.guards.counts):
+        raise ImageDamaged(f"{name}: its list of guard regions has columns that differ in length")
     if not len(table.starts) == len(table.counts) == len(table.blocks):
         raise ImageDamaged(f"{name}: its page table's columns differ in length")
 
@@ -85,6 +93,19 @@ def steps(space: pb.AddressSpace, image: pb.Tree, sources: Sources, vdso: Vdso, 
     yield from fill(space.pages, sources)
     for vma, has_pages in zip(space.vmas, written, strict=True):
         yield from _finish(vma, has_pages)
+    for start, count in _runs(space.guards):
+        words = f"guarding {start * PAGE:#x}-{(start + count) * PAGE:#x}"
+        yield Call(NR.madvise, (start * PAGE, count * PAGE, MADV_GUARD_INSTALL), 0, words)
+    guards = [(start * PAGE, (start + count) * PAGE) for start, count in _runs(space.guards)]
+    for vma in filter(lambda vma: vma.locked, space.vmas):
+        # Guards cannot be touched, which locking does at once: they are locked for when they are removed and touched.
+        guarded = [guard for guard in guards if vma.start < guard[1] and guard[0] < vma.end]
+        if guarded or vma.locked_on_fault:
+            yield _lock(vma.start, vma.end, MLOCK_ONFAULT)
+        if not vma.locked_on_fault:
+            yield from (_lock(*piece, 0) for piece in memory.subtract([(vma.start, vma.end)], guarded))
+    if space.lock_future:
+        yield Call(NR.mlockall, (space.lock_future,), 0, "locking what will be mapped in memory")
     yield layout(space, sources)
 
 
@@ -117,6 +138,14 @@ def _where(vma: pb.Vma) -> str:
     return f"{vma.start:#x}-{vma.end:#x}"
 
 
+def _runs(table: pb.PageRuns) -> Iterator[tuple[int, int]]:
+    return zip(table.starts, table.counts, strict=True)
+
+
+def _lock(start: int, end: int, flags: int) -> Call:
+    return Call(NR.mlock2, (start, end - start, flags), 0, f"locking {start:#x}-{end:#x} in memory")
+
+
 def _map(vma: pb.Vma, image: pb.Tree, sources: Sources, *, writable: bool) -> Call:
     flags = MAP_FIXED_NOREPLACE
     if vma.grows_down:
@@ -125,8 +154,10 @@ def _map(vma: pb.Vma, image: pb.Tree, sources: Sources, *, writable: bool) -> Ca
         flags |= MAP_NORESERVE
     fd, offset = -1, vma.offset
     if vma.kind == pb.Vma.ANONYMOUS:
-        flags |= mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        flags |= mmap.MAP_ANONYMOUS | (MAP_DROPPABLE if vma.droppable else mmap.MAP_PRIVATE)
         what, offset = "memory", 0
+        if vma.huge_page:
+            flags |= MAP_HUGETLB | (vma.huge_page.bit_length() - 1) << MAP_HUGE_SHIFT
     elif vma.kind in (pb.Vma.FILE_PRIVATE, pb.Vma.FILE_SHARED):
         flags |= mmap.MAP_PRIVATE if vma.kind == pb.Vma.FILE_PRIVATE else mmap.MAP_SHARED
         fd = sources.files[vma.file]
@@ -148,8 +179,6 @@ def _finish(vma: pb.Vma, has_pages: bool) -> Iterator[Call]:
         yield Call(NR.mprotect, (vma.start, size, vma.prot), 0, f"protecting {_where(vma)}")
     for advice in vma.advice:
         yield Call(NR.madvise, (vma.start, size, advice), 0, f"giving {_where(vma)} the advice {advice}")
-    if vma.locked:
-        yield Call(NR.mlock, (vma.start, size), 0, f"locking {_where(vma)} in memory")
     if vma.name:
         yield Call(
             NR.prctl,

@@ -1,9 +1,12 @@
 """The memory of a process: its address space, and the pages that are its own.
 
-Kept: every private page that was written, whatever its protection now (RELRO is read-only, but was written); the bounds
-of heap, stack, arguments and environment, the auxiliary vector, the exe link, the vDSO's place and bytes. Pages of
+Kept: every private page that was written, whatever its protection now (RELRO is read-only, but was written); guard
+regions; the bounds of heap, stack, arguments and environment, the auxiliary vector, the exe link, the vDSO's place and bytes. Pages of
 files that nobody wrote are taken from the file again. A private mapping of a file that is gone or was replaced (an
-upgraded library) is kept whole, and becomes anonymous.
+upgraded library) is kept whole, and becomes anonymous; behind the file's end, where there was nothing, it has zeros.
+What is shared copy-on-write since a fork is kept once; each process gets its own.
+
+Refused: guard regions in shared memory, which is read through its mappings.
 
 Documented in: proc_pid_stat(5), proc_pid_maps(5), Documentation/admin-guide/mm/pagemap.rst, prctl(2) on PR_SET_MM.
 """
@@ -14,13 +17,13 @@ import errno
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from torpor import procfs
 from torpor._native import ffi, lib
-from torpor.errors import CheckpointFailed
+from torpor.errors import CheckpointFailed, Reason
 from torpor.image import image_pb2 as pb
 from torpor.objects import shared_memory, vmas
 from torpor.objects.mapped_files import MappedFiles
@@ -42,6 +45,20 @@ _Read = Callable[[Sequence[tuple[int, int]], memoryview], None]
 """Fills a buffer with (address, size) pieces."""
 _Stored = tuple[list[int], list[int], list[int]]
 """Columns of a page table, or page number, count and place in the buffer before it is stored."""
+
+
+def refuse(name: str, pid: int, found: Sequence[FlaggedMapping]) -> list[Reason]:
+    """What of a process's pages cannot be kept.
+
+    Args:
+        name: the process, for people.
+        pid: whose memory to look at.
+        found: its mappings.
+    """
+    shared = [(vma.mapping.start, vma.mapping.end) for vma in found if shared_memory.is_memory(vma.mapping)]
+    guards = memory.guard_pages(pid, shared) if shared else []
+    why = "it is a guard region (MADV_GUARD_INSTALL) in shared memory, which is not kept"
+    return [Reason(f"{name}, memory {start:#x}-{end:#x}", why) for start, end in guards]
 
 
 def describe(
@@ -70,6 +87,9 @@ def describe(
             advice="start it again from the program that is there now",
         )
     space.exe = index
+    guards = memory.guard_pages(pid, [(vma.mapping.start, vma.mapping.end) for vma in found])
+    space.guards.starts.extend(start // PAGE for start, _ in guards)
+    space.guards.counts.extend((end - start) // PAGE for start, end in guards)
     pages = Ranges(pid, [], [])
     for vma in found:
         if vma.mapping.name in vmas.VVAR:
@@ -80,11 +100,29 @@ def describe(
         elif not vmas.is_special(vma.mapping):
             kind = _describe_vma(vma, space.vmas.add(), files, shared)
             bounds = (vma.mapping.start, vma.mapping.end)
-            if kind in (pb.Vma.ANONYMOUS, pb.Vma.FILE_PRIVATE):
+            if kind in (pb.Vma.ANONYMOUS, pb.Vma.FILE_PRIVATE) and vmas.DROPPABLE not in vma.flags:
                 pages.private.append(bounds)
-            if kind == pb.Vma.ANONYMOUS and not vmas.is_anonymous(vma.mapping):
-                pages.whole.append(bounds)
+            if kind == pb.Vma.ANONYMOUS and vmas.was_file(vma):
+                pages.whole += memory.subtract([bounds], guards)
     return pages
+
+
+_MCL_FUTURE, _MCL_ONFAULT = 2, 4
+
+
+def future_lock(pid: int, before: Mapping[bytes, bytes], window: int) -> int:
+    """How what a process will map is to be locked (mlockall(2)): only what it has just mapped tells.
+
+    Args:
+        pid: a frozen process.
+        before: its status before a window was mapped into it.
+        window: the window's address.
+    """
+    status = procfs.status(procfs.read(f"/proc/{pid}/status"))
+    if status[b"VmLck"] == before[b"VmLck"]:
+        return 0
+    flags = next(v.flags for v in procfs.flagged_mappings(pid) if v.mapping.start <= window < v.mapping.end)
+    return _MCL_FUTURE | (_MCL_ONFAULT if vmas.LOCKED_ON_FAULT in flags else 0)
 
 
 def _describe_bounds(pid: int, space: pb.AddressSpace) -> None:
@@ -101,12 +139,17 @@ def _describe_vma(vma: FlaggedMapping, out: pb.Vma, files: MappedFiles, shared: 
     out.grows_down = vmas.GROWS_DOWN in vma.flags
     out.noreserve = vmas.NORESERVE in vma.flags
     out.locked = vmas.LOCKED in vma.flags
+    out.locked_on_fault = vmas.LOCKED_ON_FAULT in vma.flags
+    out.droppable = vmas.DROPPABLE in vma.flags
     out.advice.extend(advice for flag, advice in vmas.ADVICE.items() if flag in vma.flags)
     out.name = vmas.anonymous_name(mapping)
     if shared_memory.is_memory(mapping):
         out.kind = pb.Vma.SHARED
         out.shared = shared.segments[shared_memory.key_of(mapping)].index
         out.offset = mapping.offset
+        return out.kind
+    if vmas.HUGETLB in vma.flags:
+        out.kind, out.huge_page = pb.Vma.ANONYMOUS, vma.page_size
         return out.kind
     index = None if vmas.is_anonymous(mapping) else files.index(mapping.name, mapping.inode)
     if index is not None:
@@ -131,14 +174,17 @@ class Ranges:
     private: list[tuple[int, int]]
     """The private mappings, by address."""
     whole: list[tuple[int, int]]
-    """Those of files that are gone: every page of them is kept."""
+    """Of those of files that are gone what is no guard region: every page that the file had is kept."""
 
     def find(self) -> list[tuple[int, int]]:
         """The ranges of its own pages, by address."""
         if not self.private:
             return []
         found = memory.own_pages(self.pid, self.private)
-        return _union([*found, *self.whole]) if self.whole else found
+        if not self.whole:
+            return found
+        whole = [(start, memory.readable_end(self.pid, start, end)) for start, end in self.whole]
+        return _union([*found, *((start, end) for start, end in whole if start < end)])
 
 
 class PageWriter:
@@ -171,7 +217,7 @@ class PageWriter:
             except OSError as error:
                 if error.errno != errno.EFAULT:
                     raise
-                memory.read_protected(pid, pieces, buffer)  # PROT_NONE or write-only among them
+                _read_protected(pid, pieces, buffer)  # PROT_NONE or write-only among them
 
         self._store(ranges, read, table)
 
@@ -229,6 +275,15 @@ class PageWriter:
             self._done += size
             if self._progress:
                 self._progress(self._done, self._expected)
+
+
+def _read_protected(pid: int, pieces: Sequence[tuple[int, int]], buffer: memoryview) -> None:
+    try:
+        memory.read_protected(pid, pieces, buffer)
+    except OSError as error:
+        why = f"memory of process {pid} between {pieces[0][0]:#x} and {sum(pieces[-1]):#x} cannot be read"
+        hint = "Linux 6.13 and 6.14 do not show guard regions (MADV_GUARD_INSTALL)"
+        raise CheckpointFailed(f"{why}: {error.strerror}", advice=hint) from error
 
 
 def _page_up(size: int) -> int:

@@ -1,10 +1,12 @@
 """Mappings (VMAs) of a process: what each is, and what refuses it. Their pages are memory.py's and shared_memory.py's.
 
 Kept: private anonymous memory, heap and stacks, private and shared file mappings, shared memory, protections, growing
-stacks, MADV flags, NORESERVE, names of anonymous areas, the vDSO.
+stacks, MADV flags, guard regions, locks (mlock, MLOCK_ONFAULT, MCL_FUTURE), NORESERVE, names of anonymous areas, private
+huge pages of hugetlbfs, the vDSO. Droppable memory comes back empty, as the kernel itself may make it at any time.
 
-Refused by name: every VmFlag and every special mapping that is not in the tables below: device memory, huge pages of
-hugetlbfs, userfaultfd ranges, shadow stacks, sealed mappings, protection keys, System V segments, io_uring rings.
+Refused by name: every VmFlag and every special mapping that is not in the tables below: device memory, shared huge
+pages of hugetlbfs, userfaultfd ranges, shadow stacks, sealed mappings, secret memory, protection keys, guard regions in
+shared memory, System V segments, io_uring rings.
 
 Documented in: Documentation/filesystems/proc.rst (VmFlags), madvise(2), vdso(7).
 """
@@ -19,10 +21,13 @@ from torpor.errors import Reason
 from torpor.procfs import FlaggedMapping, Mapping
 
 # Flags that need nothing: permissions (told by maps), what they may become, and what the kernel sets by itself.
-_PLAIN_FLAGS = frozenset(b"rd wr ex sh mr mw me ms ac".split())
+_PLAIN_FLAGS = frozenset(b"rd wr ex sh mr mw me ms ac gu".split())
 GROWS_DOWN = b"gd"
 NORESERVE = b"nr"
 LOCKED = b"lo"
+LOCKED_ON_FAULT = b"lf"
+DROPPABLE = b"dp"
+HUGETLB = b"ht"
 DONTFORK = b"dc"
 WIPEONFORK = b"wf"
 MAY_WRITE = b"mw"
@@ -39,13 +44,14 @@ ADVICE = {
 }
 """VmFlags that madvise gives (include/uapi/asm-generic/mman-common.h)."""
 
-HIDDEN_FROM_FORK = frozenset((DONTFORK, WIPEONFORK, LOCKED))
-"""Flags whose memory, or which themselves, a forked child does not have (kernel/fork.c, dup_mmap)."""
+_KEPT_FLAGS = frozenset((GROWS_DOWN, NORESERVE, LOCKED, LOCKED_ON_FAULT, DROPPABLE, HUGETLB, *ADVICE))
+_HIDDEN_FROM_FORK = frozenset((DONTFORK, WIPEONFORK, LOCKED, HUGETLB))
+"""Flags whose memory, or which themselves, a forked child does not have (kernel/fork.c, dup_mmap). Huge pages are taken
+from a child when its parent writes to them and the pool is empty (mm/hugetlb.c, unmap_ref_private)."""
 
 _REFUSED_FLAGS = {
     b"io": "memory of a device",
     b"pf": "memory of a device",
-    b"ht": "huge pages of hugetlbfs",
     b"um": "watched by a userfaultfd",
     b"uw": "write-protected by a userfaultfd",
     b"ui": "watched by a userfaultfd",
@@ -54,8 +60,6 @@ _REFUSED_FLAGS = {
     b"sf": "a synchronous mapping of persistent memory (DAX)",
     b"mm": "a mapping with pages of a device",
     b"de": "a mapping that a driver has made",
-    b"dp": "droppable memory (MAP_DROPPABLE)",
-    b"lf": "locked when touched (MLOCK_ONFAULT)",
 }
 
 DELETED = b" (deleted)"
@@ -65,6 +69,7 @@ _KERNEL_OWN = frozenset((VDSO, *VVAR, b"[vsyscall]"))
 _ANONYMOUS_NAMES = (b"", b"[heap]", b"[stack]")
 _NAMED_ANONYMOUS = (b"[anon:", b"[anon_shmem:")
 _DEV_ZERO = b"/dev/zero"
+_ANONYMOUS_HUGE = b"/anon_hugepage" + DELETED
 
 
 def is_special(mapping: Mapping) -> bool:
@@ -77,6 +82,16 @@ def is_anonymous(mapping: Mapping) -> bool:
     if mapping.shared or mapping.inode:
         return False
     return mapping.name in _ANONYMOUS_NAMES or mapping.name.startswith(b"[anon:")
+
+
+def was_file(vma: FlaggedMapping) -> bool:
+    """Whether a private mapping without a file now had one, so that its pages are not only those that were written."""
+    return not is_anonymous(vma.mapping) and HUGETLB not in vma.flags
+
+
+def hides_from_fork(vma: FlaggedMapping) -> bool:
+    """Whether a forked child would lack a mapping, its content or one of its flags."""
+    return DROPPABLE not in vma.flags and not _HIDDEN_FROM_FORK.isdisjoint(vma.flags)
 
 
 def is_deleted(mapping: Mapping) -> bool:
@@ -111,7 +126,7 @@ def refuse(name: str, vmas: Iterable[FlaggedMapping]) -> list[Reason]:
         if is_special(mapping):
             continue
         subject = f"{name}, mapping {mapping.start:#x}-{mapping.end:#x} {os.fsdecode(mapping.name)}".rstrip()
-        why = _special_reason(mapping) or _flags_reason(vma.flags)
+        why = _special_reason(mapping) or _flags_reason(vma.flags) or _page_reason(vma)
         if why:
             reasons.append(Reason(subject, why))
     return reasons
@@ -119,7 +134,7 @@ def refuse(name: str, vmas: Iterable[FlaggedMapping]) -> list[Reason]:
 
 def _flags_reason(flags: Sequence[bytes]) -> str:
     for flag in flags:
-        if flag in _PLAIN_FLAGS or flag in ADVICE or flag in (GROWS_DOWN, NORESERVE, LOCKED):
+        if flag in _PLAIN_FLAGS or flag in _KEPT_FLAGS:
             continue
         return (
             f"it is {_REFUSED_FLAGS[flag]}, which is not kept"
@@ -129,12 +144,22 @@ def _flags_reason(flags: Sequence[bytes]) -> str:
     return ""
 
 
+def _page_reason(vma: FlaggedMapping) -> str:
+    if vma.protection_key:
+        return f"it has the protection key {vma.protection_key} (pkey_mprotect, or memory for execution only), not kept"
+    if HUGETLB in vma.flags and (vma.mapping.shared or vma.mapping.name != _ANONYMOUS_HUGE):
+        return "it is huge pages of hugetlbfs, shared or of a file, which are not kept: only private ones are"
+    return ""
+
+
 def _special_reason(mapping: Mapping) -> str:
     name = mapping.name
     if mapping.inode == 0 and not is_anonymous(mapping):
         return "the kernel's name for it is not one that this version knows"
     if name.startswith(b"anon_inode:"):
         return f"it belongs to {os.fsdecode(name[11:])}, which is not kept"
+    if name == b"/secretmem" + DELETED:
+        return "it is secret memory (memfd_secret), which nobody else may read"
     if name.startswith(b"/SYSV"):
         return "it is a System V shared memory segment, which is not kept yet"
     if name.startswith(b"/dev/") and not name.startswith((b"/dev/shm/", _DEV_ZERO)):

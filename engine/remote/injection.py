@@ -19,16 +19,16 @@ Nothing else does.
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import struct
-import time
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from torpor import procfs
-from torpor.errors import CheckpointFailed
+from torpor.errors import CheckpointFailed, Reason, Refused
 from torpor.remote import memory, ptrace, x86_64
 from torpor.remote.batch import CODE, ENTRY_SIZE, Batch, Replies, Result
 from torpor.remote.freeze import Process, Thread
@@ -49,7 +49,6 @@ _HEADER = CODE.ljust(256, b"\0") + b"torpor's window\0"
 """How a window begins; its size follows, 8 bytes."""
 _SEARCHED = 16 << 20
 """Bytes of a mapping that are searched for windows left behind."""
-_PATIENCE = 10.0
 _RSEQ_CS = struct.Struct("<IIQQQ")
 
 
@@ -136,6 +135,7 @@ class Injection:
         """Map the window, with `room` bytes for each thread's table.
 
         Raises:
+            Refused: the process denies itself writable and executable memory.
             CheckpointFailed: no thread's stack can take the frame, or the process may not map memory.
         """
         call, stub = self._gadgets.find(self.process.pid, self.maps)
@@ -149,6 +149,9 @@ class Injection:
         slot = _page_up(_HANDLER_ROOM + frame_size + room)
         size = procfs.PAGE + slot * len(self.process.threads)
         address = self._call_on_stack(NR.mmap, 0, size, PROT_READ_WRITE_EXEC, MAP_PRIVATE_ANONYMOUS, WORD, 0)
+        if x86_64.signed(address) == -errno.EACCES:
+            why = "it may not have memory that is writable and executable (prctl PR_SET_MDWE, or a security module)"
+            raise Refused(f"{self.process.name} cannot be kept", [Reason(self.process.name, why)])
         if address > x86_64.TASK_SIZE:
             why = os.strerror(-x86_64.signed(address))
             raise CheckpointFailed(f"{self.process.name} may not map {size} bytes of memory: {why}")
@@ -287,11 +290,11 @@ class Injection:
         """The next stop of a thread of this process.
 
         Raises:
-            CheckpointFailed: it ended instead, or does not stop.
+            CheckpointFailed: it ended instead.
         """
         try:
-            status = ptrace.wait(thread.tid, time.monotonic() + _PATIENCE)
-        except (TimeoutError, ChildProcessError) as error:
+            status = ptrace.wait_surely(thread.tid)
+        except ChildProcessError as error:
             raise CheckpointFailed(f"thread {thread.tid} of {self.process.name} was lost: {error}") from None
         if not os.WIFSTOPPED(status):
             raise CheckpointFailed(f"{self.process.name} ended during the checkpoint")

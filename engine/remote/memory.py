@@ -113,6 +113,7 @@ _PAGE_IS_FILE = 1 << 2
 _PAGE_IS_PRESENT = 1 << 3
 _PAGE_IS_SWAPPED = 1 << 4
 _PAGE_IS_PFNZERO = 1 << 5
+_PAGE_IS_GUARD = 1 << 8  # from 6.15 on
 _REGIONS = 1 << 14
 
 
@@ -124,18 +125,54 @@ def own_pages(pid: int, ranges: Sequence[tuple[int, int]]) -> list[tuple[int, in
     """
     fd = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        try:
-            found = _scan(fd)
-        except OSError as error:
-            if error.errno not in (errno.ENOTTY, errno.EINVAL):
-                raise
-            return _walk_pagemap(fd, ranges)
+        # Guard pages count as swapped out where the kernel has no category for them.
+        for guards in (_PAGE_IS_GUARD, 0):
+            try:
+                found = _scan(fd, _PAGE_IS_FILE | _PAGE_IS_PFNZERO | guards, 0, _PAGE_IS_PRESENT | _PAGE_IS_SWAPPED)
+                return _intersection(found, ranges)
+            except OSError as error:
+                if error.errno not in (errno.ENOTTY, errno.EINVAL):
+                    raise
+        return _walk_pagemap(fd, ranges)
     finally:
         os.close(fd)
-    return _intersection(found, ranges)
 
 
-def _scan(fd: int) -> list[tuple[int, int]]:
+def guard_pages(pid: int, ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The parts of sorted (start, end) `ranges` that are guard regions (MADV_GUARD_INSTALL); none where the kernel does
+    not show them: then they look like pages that cannot be read.
+    """
+    fd = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return _intersection(_scan(fd, 0, _PAGE_IS_GUARD, 0), ranges)
+    except OSError as error:
+        if error.errno not in (errno.ENOTTY, errno.EINVAL):
+            raise
+        return []
+    finally:
+        os.close(fd)
+
+
+def readable_end(pid: int, start: int, end: int) -> int:
+    """Where a mapping has no more pages: its file ends there. Protections do not count."""
+    fd = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        while start < end:
+            middle = (start + end) // 2 // PAGE * PAGE
+            try:
+                os.pread(fd, 1, middle)
+                start = middle + PAGE
+            except OSError as error:
+                if error.errno not in (errno.EIO, errno.EFAULT):
+                    raise
+                end = middle
+        return end
+    finally:
+        os.close(fd)
+
+
+def _scan(fd: int, without: int, required: int, any_of: int) -> list[tuple[int, int]]:
+    """The ranges whose pages have none of some categories, all of others, and any of a third kind."""
     vector = array("Q", bytes(24 * _REGIONS))  # struct page_region { start, end, categories }
     found: list[tuple[int, int]] = []
     start = 0
@@ -143,9 +180,9 @@ def _scan(fd: int) -> list[tuple[int, int]]:
         argument = bytearray(
             _PM_SCAN_ARG.pack(
                 _PM_SCAN_ARG.size, 0, start, TASK_SIZE, 0, vector.buffer_info()[0], _REGIONS, 0,
-                _PAGE_IS_FILE | _PAGE_IS_PFNZERO,  # inverted: neither of these,
-                _PAGE_IS_FILE | _PAGE_IS_PFNZERO,
-                _PAGE_IS_PRESENT | _PAGE_IS_SWAPPED,  # and one of those
+                without,  # inverted
+                without | required,
+                any_of,
                 _PAGE_IS_PRESENT,
             )
         )  # fmt: skip
@@ -174,6 +211,20 @@ def _walk_pagemap(fd: int, ranges: Sequence[tuple[int, int]]) -> list[tuple[int,
             words = os.pread(fd, (stop - begin) // PAGE * 8, begin // PAGE * 8)
             for run in _OWN.finditer(words[7::8]):
                 found.append((begin + run.start() * PAGE, begin + run.end() * PAGE))
+    return found
+
+
+def subtract(ranges: Iterable[tuple[int, int]], holes: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Ranges less others, both sorted."""
+    found: list[tuple[int, int]] = []
+    for start, end in ranges:
+        for hole_start, hole_end in holes:
+            if start < hole_end and hole_start < end:
+                if start < hole_start:
+                    found.append((start, hole_start))
+                start = hole_end
+        if start < end:
+            found.append((start, end))
     return found
 
 

@@ -71,7 +71,7 @@ class NR(IntEnum):
     rt_sigtimedwait = 128
     rt_sigqueueinfo = 129
     sigaltstack = 131
-    mlock = 149
+    mlockall = 151
     prctl = 157
     arch_prctl = 158
     setrlimit = 160
