@@ -7,6 +7,8 @@ socket: one connection, one forked handler, lines of JSON both ways. It uses onl
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import faulthandler
 import json
 import os
 import resource
@@ -17,6 +19,8 @@ from typing import Any, TextIO
 
 import torpor
 from torpor.errors import TorporError
+
+PR_SET_CHILD_SUBREAPER = 36
 
 
 def checkpoint(request: dict[str, Any], reply: TextIO) -> None:
@@ -30,6 +34,14 @@ def restore(request: dict[str, Any], reply: TextIO) -> None:
     job = torpor.restore(request["snapshot"], store=request["store"])
     say(reply, pid=job.pid)
     say(reply, status=job.wait())
+
+
+def inspect(request: dict[str, Any], reply: TextIO) -> None:
+    """What the store shows, and everything that is wrong in it."""
+    store = torpor.Store(request["store"])
+    there = os.path.isdir(request["store"])
+    listed = [one.id for one in store.snapshots()] if there else []
+    say(reply, listed=listed, faults=[str(reason) for reason in store.verify()] if listed else [])
 
 
 def say(reply: TextIO, **words: object) -> None:
@@ -46,7 +58,7 @@ def handle(connection: socket.socket) -> None:
         if request.get("file_size"):
             resource.setrlimit(resource.RLIMIT_FSIZE, (request["file_size"], request["file_size"]))
         try:
-            {"checkpoint": checkpoint, "restore": restore}[request["do"]](request, stream)
+            {"checkpoint": checkpoint, "restore": restore, "inspect": inspect}[request["do"]](request, stream)
         except TorporError as error:
             say(stream, error=type(error).__name__, exit_code=error.exit_code, message=str(error))
 
@@ -61,6 +73,7 @@ def reap(_signal: int, _frame: object) -> None:
 def serve(path: str) -> None:
     """Accept requests for ever; the harness ends this process when it is done."""
     with socket.socket(socket.AF_UNIX) as listener:
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # what a killed handler leaves is seen below us
         assert torpor.checkpoint  # loaded once, here, and not again in every handler
         listener.bind(f"{path}.draft")
         listener.listen()
@@ -70,6 +83,7 @@ def serve(path: str) -> None:
             connection, _ = listener.accept()
             if os.fork() == 0:
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                faulthandler.register(signal.SIGQUIT)  # the harness asks one that hangs where it is
                 listener.close()
                 try:
                     handle(connection)

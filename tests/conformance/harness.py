@@ -331,21 +331,34 @@ class Driver:
         """Take a snapshot, return its id."""
         start = self.log.stat().st_size
         with closing(self.ask(do="checkpoint", pid=pid, store=str(store), then=then, **options)) as talk:
-            return str(self._hear(talk, start)["snapshot"])
+            return str(self.hear(talk, start)["snapshot"])
+
+    def inspect(self, store: Path) -> tuple[set[str], list[str]]:
+        """The ids of the snapshots in a store, and what is wrong in it."""
+        start = self.log.stat().st_size
+        with closing(self.ask(do="inspect", store=str(store))) as talk:
+            told = self.hear(talk, start)
+            return set(told["listed"]), told["faults"]
 
     def restore(self, snapshot: str, store: Path) -> tuple[Conversation, int]:
         """Restore in the foreground: the conversation that will tell the exit status, and the job's PID."""
         start = self.log.stat().st_size
         talk = self.ask(do="restore", snapshot=snapshot, store=str(store))
         try:
-            return talk, int(self._hear(talk, start)["pid"])
+            return talk, int(self.hear(talk, start)["pid"])
         except BaseException:
             talk.close()
             raise
 
-    def _hear(self, talk: Conversation, start: int) -> dict[str, Any]:
+    def hear(self, talk: Conversation, start: int) -> dict[str, Any]:
+        """What a handler says; if it breaks off, what it has logged from `start` is told."""
         try:
-            return talk.next(60)
+            return talk.next(40)
+        except TimeoutError:
+            os.kill(talk.handler, signal.SIGQUIT)
+            wait_until(lambda: self.log.stat().st_size > start or None, "the place where the handler hangs")
+            os.kill(talk.handler, signal.SIGKILL)
+            raise Failed(f"the driver's handler hangs\n{self.log.read_text()[start:]}") from None
         except EOFError as failure:
             raise Failed(f"{failure}\n{self.log.read_text()[start:]}") from None
 

@@ -1,12 +1,13 @@
 """TCP: listeners come back on their ports, connections within the tree go on with what was under way, and one
 to the outside is reset by its peer."""
 
+import json
 import os
 import select
 import socket
 import threading
 
-from ready import expect, judge, ready_and_wait, same
+from ready import HERE, expect, judge, ready_and_wait, same
 
 BULK = bytes(number * 11 % 253 for number in range(30_000))
 
@@ -66,6 +67,7 @@ def main() -> None:
     bound.bind(("127.0.0.1", 0))
     kept = [listener, everywhere, client, server, half, half_peer, to_child, waiting, waiting_peer, bound]
     before = [options(sock) for sock in kept]
+    (HERE / "ports").write_text(json.dumps([one.getsockname()[1] for one in (listener, everywhere)]))
     peers = [sock.getpeername() for sock in (client, server, half, half_peer, to_child)]
     ready_and_wait()
 

@@ -1,0 +1,3 @@
+/* The victim, with three children of its kind. */
+#define CHILDREN 3
+#include "victim.c"
