@@ -14,7 +14,6 @@ import signal
 import struct
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -28,6 +27,7 @@ from torpor.objects.memory import Progress
 from torpor.objects.shared_memory import SharedMemory
 from torpor.remote.freeze import Frozen, LastToStop, Process
 from torpor.remote.injection import Gadgets
+from torpor.remote.tracer import Interruption, in_own_thread
 from torpor.remote.waits import Waits
 from torpor.store import SnapshotInfo, SnapshotWriter, Store
 from torpor.taken import TakenProcess, TakenZombie
@@ -67,17 +67,31 @@ def checkpoint(
         NotFound, NotPermitted: no such process, or not ours to trace.
         StoreError: the store cannot take it.
     """
-    began = time.monotonic_ns()
     home = store if isinstance(store, Store) else Store(store)
     _raise_descriptor_limit()
-    pid = tree.job_of(pid)
-    fork = preflight(pid) and then == "run"
-    with ExitStack() as stack:
-        writer = stack.enter_context(home.writer(KIND, tags or {}))
-        waits = Waits()
-        waits.look(tree.tasks(pid))
-        frozen = stack.enter_context(Frozen(pid, FREEZE_SECONDS, last))
-        taken = stack.enter_context(TakenTree(frozen, waits, fork=fork))
+    root = tree.job_of(pid)
+    fork = preflight(root) and then == "run"
+
+    def work(interruption: Interruption) -> SnapshotInfo:
+        def tell(done: int, expected: int) -> None:
+            interruption.check()
+            if progress:
+                progress(done, expected)
+
+        with home.writer(KIND, tags or {}) as writer:
+            return _take(root, writer, fork, then, last, tell)
+
+    return in_own_thread(work)
+
+
+def _take(
+    root: int, writer: SnapshotWriter, fork: bool, then: Then, last: LastToStop | None, progress: Progress
+) -> SnapshotInfo:
+    """From the freeze to what becomes of the tree, in the thread that traces."""
+    began = time.monotonic_ns()
+    waits = Waits()
+    waits.look(tree.tasks(root))
+    with Frozen(root, FREEZE_SECONDS, last) as frozen, TakenTree(frozen, waits, fork=fork) as taken:
         try:
             taken.grab()
             if taken.forked:
@@ -88,7 +102,7 @@ def checkpoint(
             image.timing.total_ns = time.monotonic_ns() - began
             published = writer.publish(image.SerializeToString(), _summary(image))
         except (ProcessLookupError, ChildProcessError) as error:
-            raise CheckpointFailed(f"process {pid} or one of its children ended during the checkpoint") from error
+            raise CheckpointFailed(f"process {root} or one of its children ended during the checkpoint") from error
         if then == "kill":
             descriptors.arm_reset(taken.descriptors)
             frozen.kill()
@@ -254,7 +268,7 @@ def _write(
     pages: Sequence[memory.Ranges],
     shared: SharedMemory,
     writer: SnapshotWriter,
-    progress: Progress | None,
+    progress: Progress,
 ) -> None:
     """Write all pages to the store and list them in the image."""
     with memory.PageWriter(writer, progress) as out:

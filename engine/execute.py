@@ -220,12 +220,10 @@ class Builder:
                 _set_state(task, thread)
                 soon = first is not None and first(thread.image.name.decode(errors="replace"))
                 (early if soon else late).append(task)
-        for task in [process.threads[0] for process in others] + early:
-            ptrace.detach(task.tid)
+        ptrace.detach((task.tid, 0) for task in [*(process.threads[0] for process in others), *early])
         if connected is not None:
             connected()
-        for task in late:
-            ptrace.detach(task.tid)
+        ptrace.detach((task.tid, 0) for task in late)
         self._tasks.clear()
 
     def kill(self) -> None:

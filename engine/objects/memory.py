@@ -1,9 +1,9 @@
 """The memory of a process: its address space, and the pages that are its own.
 
 Kept: every private page that was written, whatever its protection now (RELRO is read-only, but was written); guard
-regions; the bounds of heap, stack, arguments and environment, the auxiliary vector, the exe link, the vDSO's place and bytes. Pages of
-files that nobody wrote are taken from the file again. A private mapping of a file that is gone or was replaced (an
-upgraded library) is kept whole, and becomes anonymous; behind the file's end, where there was nothing, it has zeros.
+regions; the bounds of heap, stack, arguments and environment, the auxiliary vector, the exe link, the vDSO's place and
+bytes. Pages of files that nobody wrote are taken from the file again. A private mapping of a file that is gone or was
+replaced (an upgraded library) is kept whole, and becomes anonymous; behind the file's end it has zeros.
 What is shared copy-on-write since a fork is kept once; each process gets its own.
 
 Refused: guard regions in shared memory, which is read through its mappings.
@@ -190,7 +190,7 @@ class Ranges:
 class PageWriter:
     """Writes pages to the store with a few workers. A context manager: leaving it ends them."""
 
-    def __init__(self, writer: SnapshotWriter, progress: Progress | None) -> None:
+    def __init__(self, writer: SnapshotWriter, progress: Progress) -> None:
         self._writer = writer
         self._progress = progress
         self._pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="torpor-pages")
@@ -273,8 +273,7 @@ class PageWriter:
     def _tell(self, size: int) -> None:
         with self._lock:
             self._done += size
-            if self._progress:
-                self._progress(self._done, self._expected)
+            self._progress(self._done, self._expected)
 
 
 def _read_protected(pid: int, pieces: Sequence[tuple[int, int]], buffer: memoryview) -> None:

@@ -215,9 +215,8 @@ class Frozen:
 
     def thaw(self) -> None:
         """Let every thread run on as it was. May be called again: the second call does nothing."""
-        for process in self.processes.values():
-            for thread in process.threads.values():
-                _let_go(thread)
+        threads = [thread for process in self.processes.values() for thread in process.threads.values()]
+        ptrace.detach([(thread.tid, thread.deliver) for thread in threads if _give_back(thread)])
         if self.processes:
             self.pause_ns = time.monotonic_ns() - self.started
         self.processes.clear()
@@ -243,16 +242,20 @@ def _named(thread: Thread) -> array[int]:
     return registers
 
 
-def _let_go(thread: Thread) -> None:
+def _give_back(thread: Thread) -> bool:
+    """Give a thread its registers; whether it stands still and can be let go.
+
+    One that never stopped, in an uninterruptible call, cannot: the kernel lets go of it when the tracing thread ends.
+    """
     try:
-        if thread.registers:
-            ptrace.set_registers(thread.tid, thread.registers)
-        else:  # seized, but not yet seen stopped
-            ptrace.wait(thread.tid, time.monotonic() + 1)
-    except (ProcessLookupError, ChildProcessError, TimeoutError):
-        # Killed meanwhile; or it cannot be detached now, and the kernel does that when the dumper ends.
-        pass
-    ptrace.detach(thread.tid, thread.deliver)
+        if not thread.registers:
+            return os.WIFSTOPPED(ptrace.wait(thread.tid, time.monotonic() + 1))
+        ptrace.set_registers(thread.tid, thread.registers)
+    except (ChildProcessError, TimeoutError):
+        return False
+    except ProcessLookupError:
+        pass  # it was killed: to detach is to find out
+    return True
 
 
 def _wait_for_end(tid: int) -> None:

@@ -218,13 +218,14 @@ def subtract(ranges: Iterable[tuple[int, int]], holes: Sequence[tuple[int, int]]
     """Ranges less others, both sorted."""
     found: list[tuple[int, int]] = []
     for start, end in ranges:
+        position = start
         for hole_start, hole_end in holes:
-            if start < hole_end and hole_start < end:
-                if start < hole_start:
-                    found.append((start, hole_start))
-                start = hole_end
-        if start < end:
-            found.append((start, end))
+            if position < hole_end and hole_start < end:
+                if position < hole_start:
+                    found.append((position, hole_start))
+                position = hole_end
+        if position < end:
+            found.append((position, end))
     return found
 
 

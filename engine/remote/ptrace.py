@@ -10,6 +10,7 @@ import os
 import signal
 import time
 from array import array
+from collections.abc import Iterable
 
 from torpor.remote.sys import address_of, syscall, try_syscall
 from torpor.remote.x86_64 import NR, REGISTER_COUNT
@@ -91,11 +92,28 @@ def resume(tid: int, how: int = CONT, sig: int = 0) -> None:
     request(how, tid, 0, sig)
 
 
-def detach(tid: int, sig: int = 0) -> None:
-    """Let go of a stopped thread; a thread that died meanwhile is no error."""
-    result = try_syscall(NR.ptrace, DETACH, tid, 0, sig)
-    if result < 0 and result != -errno.ESRCH:
-        raise OSError(-result, os.strerror(-result))
+def detach(tasks: Iterable[tuple[int, int]]) -> None:
+    """Let go of stopped threads, each with a signal to be delivered to it (0: none).
+
+    One that was killed meanwhile is waited for: a zombie that nobody has waited for as its tracer is kept from its
+    parent.
+
+    Args:
+        tasks: thread ids and signals; leaders before their threads, since a leader's end is told last.
+    """
+    gone: list[int] = []
+    for tid, sig in tasks:
+        result = try_syscall(NR.ptrace, DETACH, tid, 0, sig)
+        if result == -errno.ESRCH:
+            gone.append(tid)
+        elif result < 0:
+            raise OSError(-result, os.strerror(-result))
+    for tid in reversed(gone):
+        try:
+            while os.WIFSTOPPED(wait_surely(tid)):
+                pass  # an earlier stop that was not yet told
+        except ChildProcessError:
+            continue  # it was not ours any more
 
 
 def event_message(tid: int) -> int:
@@ -227,6 +245,20 @@ def wait(tid: int, deadline: float) -> int:
             raise TimeoutError(f"thread {tid} does not stop")
         time.sleep(pause)
         pause = min(pause * 2, 2e-3)
+
+
+def wait_surely(tid: int) -> int:
+    """Wait for the next wait status of a thread that is about to stop or to end: one that runs calls of ours.
+
+    Raises:
+        ChildProcessError: the thread is gone.
+    """
+    while True:
+        try:
+            syscall(NR.wait4, tid, _status_address, WALL)
+        except InterruptedError:
+            continue  # a signal to us; Python has run its handler
+        return _status[0]
 
 
 def stop_signal(status: int) -> int:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 
 from torpor.errors import CheckpointFailed
 from torpor.remote import ptrace
@@ -25,8 +24,6 @@ _CLONE_VM = 0x100
 _EVERY_DESCRIPTOR = 0xFFFFFFFF
 _PR_SET_CHILD_SUBREAPER = 36
 _PR_GET_CHILD_SUBREAPER = 37
-_PATIENCE = 30.0
-"""Seconds for the fork itself: it copies page tables, about 15 ms a GiB."""
 
 
 class Snapshot:
@@ -75,8 +72,8 @@ class Snapshot:
 
     def _wait(self, pid: int) -> int:
         try:
-            return ptrace.wait(pid, time.monotonic() + _PATIENCE)
-        except (TimeoutError, ChildProcessError) as error:
+            return ptrace.wait_surely(pid)
+        except ChildProcessError as error:
             raise CheckpointFailed(f"the snapshot of {self._injection.process.name} was lost: {error}") from None
 
     def end(self) -> None:
@@ -85,7 +82,7 @@ class Snapshot:
             return
         os.kill(self.pid, signal.SIGKILL)
         try:
-            while os.WIFSTOPPED(ptrace.wait(self.pid, time.monotonic() + _PATIENCE)):
+            while os.WIFSTOPPED(ptrace.wait_surely(self.pid)):
                 pass
         except ChildProcessError:
             pass  # somebody else killed and reaped it

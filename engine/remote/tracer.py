@@ -1,0 +1,59 @@
+"""A thread of its own for what traces other processes.
+
+ptrace belongs to a thread, and when that thread ends the kernel lets go of all that it traced. Only so is a thread
+freed that could not be stopped because it stands in an uninterruptible call: it cannot be detached, and would stop
+when it leaves that call, for as long as its tracer lives.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import TypeVar
+
+from torpor.errors import CheckpointFailed
+
+T = TypeVar("T")
+
+
+class Interruption:
+    """Tells the tracing thread that its caller has been interrupted (Ctrl-C)."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+
+    def set(self) -> None:
+        """Say so."""
+        self._event.set()
+
+    def check(self) -> None:
+        """Stop here if it was said.
+
+        Raises:
+            CheckpointFailed: the caller was interrupted.
+        """
+        if self._event.is_set():
+            raise CheckpointFailed("the checkpoint was interrupted")
+
+
+def in_own_thread(work: Callable[[Interruption], T]) -> T:
+    """Run `work` in a new thread, wait for its end, and give its result or raise what it raised."""
+    result: Future[T] = Future()
+    interruption = Interruption()
+
+    def run() -> None:
+        try:
+            result.set_result(work(interruption))
+        except BaseException as error:
+            result.set_exception(error)
+
+    thread = threading.Thread(target=run, name="torpor-tracer")
+    thread.start()
+    try:
+        thread.join()
+    except BaseException:
+        interruption.set()
+        thread.join()  # nothing of ours is left behind: the work ends in an orderly way
+        raise
+    return result.result()
