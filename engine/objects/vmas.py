@@ -1,8 +1,8 @@
 """Mappings (VMAs) of a process: what each is, and what refuses it. Their pages are memory.py's and shared_memory.py's.
 
 Kept: private anonymous memory, heap and stacks, private and shared file mappings, shared memory, protections, growing
-stacks, MADV flags, guard regions, locks (mlock, MLOCK_ONFAULT, MCL_FUTURE), NORESERVE, names of anonymous areas, private
-huge pages of hugetlbfs, the vDSO. Droppable memory comes back empty, as the kernel itself may make it at any time.
+stacks, MADV flags, guard regions, locks (mlock, MLOCK_ONFAULT, MCL_FUTURE), NORESERVE, names of anonymous areas,
+private huge pages of hugetlbfs, the vDSO. Droppable memory comes back empty, as the kernel may make it at any time.
 
 Refused by name: every VmFlag and every special mapping that is not in the tables below: device memory, shared huge
 pages of hugetlbfs, userfaultfd ranges, shadow stacks, sealed mappings, secret memory, protection keys, guard regions in
@@ -134,7 +134,7 @@ def refuse(name: str, vmas: Iterable[FlaggedMapping]) -> list[Reason]:
 
 def _flags_reason(flags: Sequence[bytes]) -> str:
     for flag in flags:
-        if flag in _PLAIN_FLAGS or flag in _KEPT_FLAGS:
+        if flag in _PLAIN_FLAGS or flag in _KEPT_FLAGS or (flag == b"de" and HUGETLB in flags):
             continue
         return (
             f"it is {_REFUSED_FLAGS[flag]}, which is not kept"

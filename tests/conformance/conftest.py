@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -24,6 +25,19 @@ def stage(user: Actor) -> Iterator[Stage]:
     stage = Stage(actors)
     yield stage
     stage.close()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def huge_pages() -> Iterator[None]:
+    """A few pages of hugetlbfs, where the tests may set them aside."""
+    pool = Path("/proc/sys/vm/nr_hugepages")
+    if os.geteuid() or not os.access(pool, os.W_OK):
+        yield
+        return
+    before = int(pool.read_text())
+    pool.write_text(str(before + 4))
+    yield
+    pool.write_text(str(before))
 
 
 @pytest.fixture
