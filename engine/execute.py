@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from torpor.errors import RestoreFailed
 from torpor.image import image_pb2 as pb
 from torpor.plan import Plan, ProcessPlan, ThreadPlan
+from torpor.probe import probe
 from torpor.remote import memory, ptrace
 from torpor.remote.batch import CODE, NOT_RUN, Batch, Call, Out, Replies, Struct
 from torpor.remote.sys import syscall
@@ -39,6 +40,7 @@ from torpor.remote.x86_64 import (
     TILE_CONFIGURATION,
     TOUCH_TILES,
     WORD,
+    fitted,
     holds_tiles,
     signed,
 )
@@ -482,11 +484,12 @@ def _set_state(task: Task, thread: ThreadPlan) -> None:
     try:
         if thread.image.below:
             memory.write_stack(task.tid, thread.image.below_address, thread.image.below)
-        ptrace.set_xstate(task.tid, thread.image.xstate)
+        ptrace.set_xstate(task.tid, fitted(thread.image.xstate, probe().xsave_size))
         ptrace.set_registers(task.tid, registers)
         ptrace.set_sigmask(task.tid, thread.image.sigmask)
-    except OSError as error:
-        raise RestoreFailed(f"{task.name}: setting its registers: {error.strerror}") from error
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise RestoreFailed(f"{task.name}: setting its registers: {why}") from error
 
 
 def _event_message(tid: int) -> int:

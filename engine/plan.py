@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 
 from torpor.image import image_pb2 as pb
 from torpor.objects import address_space, credentials, descriptors, family, signals, threads, timers, tree
-from torpor.objects.address_space import Sources, Vdso
+from torpor.objects.address_space import Sources
 from torpor.objects.credentials import Rights
 from torpor.objects.descriptors import Opened
 from torpor.objects.threads import Bounds
+from torpor.objects.vdso import Vdso
 from torpor.remote.batch import Call
 from torpor.remote.x86_64 import NR
 
@@ -169,15 +170,13 @@ def _zombie(member: family.Member, process: pb.Process) -> Iterator[Call]:
         yield Call(NR.exit_group, (status >> 8,), 0, f"ending with the exit status {status >> 8}")
 
 
-def _build(
-    plan: ProcessPlan, process: pb.Process, image: pb.Tree, here: Here, held: Held, window: range
-) -> None:
+def _build(plan: ProcessPlan, process: pb.Process, image: pb.Tree, here: Here, held: Held, window: range) -> None:
     address_space.check(plan.name, process.memory)
     build = plan.build
     member = plan.member
     if not member.starts_group:
         build += _join(member)
-    build += address_space.steps(process.memory, image, held.sources, here.vdso, window)
+    build += address_space.steps(process, image, held.sources, here.vdso, window)
     build += tree.steps(process, held.directories[process.cwd])
     build += descriptors.placement(process, held.opened)
     build += descriptors.closing(process)

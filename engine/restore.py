@@ -11,32 +11,31 @@ import os
 import resource
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from functools import cache
 
 from google.protobuf.message import DecodeError
 
 from torpor import capsule, procfs
 from torpor.capsule import Namespaces, Setting
-from torpor.errors import ImageDamaged, Reason, RestoreRefused
+from torpor.errors import ImageDamaged
 from torpor.execute import Builder
 from torpor.image import image_pb2 as pb
 from torpor.job import Job
-from torpor.objects import credentials, descriptors, family, mapped_files, shared_memory
-from torpor.objects.address_space import Sources, Vdso
+from torpor.objects import credentials, descriptors, family, mapped_files, shared_memory, vdso
+from torpor.objects.address_space import Sources
 from torpor.objects.credentials import Rights
+from torpor.objects.family import UNKNOWN_PID
 from torpor.objects.threads import Bounds
 from torpor.plan import Held, Here, make
-from torpor.probe import Probe, probe
+from torpor.probe import probe
+from torpor.refusals import living, refuse
 from torpor.store import SnapshotInfo, SnapshotReader, Store
 
 KIND = "tree"
 Progress = Callable[[int, int], None]
 """Told the bytes of memory done so far and in all."""
 CAP_SYS_RESOURCE = 24
-UNKNOWN_PID = -1
-"""init's own PID in a plan, outside a capsule: nothing refers to it."""
 
 
 def restore(
@@ -68,7 +67,7 @@ def restore(
     """
     with _open(snapshot, store) as reader:
         image = _parse(reader)
-        _refuse(image, reader, stdio)
+        refuse(image, reader.info.id, probe(), stdio)
         setting = _setting(image, detach)
         with _Material(image, reader, stdio) as material:
             return _wake(image, reader, setting, _here(setting), material, progress, first, connected)
@@ -82,7 +81,7 @@ def explain(snapshot: str | SnapshotInfo, *, store: Store | str | os.PathLike[st
     """
     with _open(snapshot, store) as reader:
         image = _parse(reader)
-        _refuse(image, reader, (0, 1, 2))
+        refuse(image, reader.info.id, probe(), (0, 1, 2))
         with _Material(image, reader, (0, 1, 2)) as material:
             return make(image, _here(_setting(image, False)), material.held).explain()
 
@@ -104,97 +103,6 @@ def _parse(reader: SnapshotReader) -> pb.Tree:
     if not image.processes:
         raise ImageDamaged(f"the image of snapshot {reader.info.id} holds no process")
     return image
-
-
-# ----------------------------------------------------------------------------------------------- checks
-
-
-def _refuse(image: pb.Tree, reader: SnapshotReader, stdio: Sequence[int]) -> None:
-    """Find what keeps this host from waking an image; nothing was touched yet.
-
-    Raises:
-        RestoreRefused: with every reason at once.
-    """
-    host = probe()
-    reasons = [*_check_host(image.host, host), *_check_references(image)]
-    if not reasons:
-        for process in _living(image):
-            reasons += credentials.check(f"process {process.pid}", process.credentials)
-        reasons += mapped_files.check(image)
-        reasons += shared_memory.check(image)
-        reasons += descriptors.check(image, stdio)
-        reasons += _check_directories(image)
-        reasons += _check_abilities(host)
-        family.arrange(image, UNKNOWN_PID)
-    if reasons:
-        raise RestoreRefused(f"snapshot {reader.info.id} cannot be restored here", reasons)
-
-
-_ABI_FLAGS = frozenset((
-    "sse3", "ssse3", "sse4_1", "sse4_2", "popcnt", "movbe", "aes", "pclmulqdq", "avx", "avx2", "fma", "f16c",
-    "bmi1", "bmi2", "abm", "adx", "sha_ni", "rdrand", "rdseed", "fsgsbase", "erms", "vaes", "vpclmulqdq",
-    "gfni", "avx_vnni", "rdpid", "clwb", "clflushopt", "movdiri", "movdir64b", "serialize", "waitpkg", "xsavec",
-    "avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl", "avx512ifma", "avx512vbmi", "avx512_vbmi2",
-    "avx512_vnni", "avx512_bitalg", "avx512_vpopcntdq", "avx512_bf16", "avx512_fp16", "avx512_vp2intersect",
-    "amx_tile", "amx_int8", "amx_bf16", "pku", "ospke",
-))  # fmt: skip
-"""Features by which programs and libc choose code once, at their start (names of /proc/cpuinfo)."""
-
-
-def _check_host(image: pb.Host, host: Probe) -> Iterator[Reason]:
-    this = "this processor"
-    if image.architecture != host.architecture:
-        yield Reason("this host", f"the image is for {image.architecture}, and this is {host.architecture}")
-        return
-    if image.page_size != host.page_size:
-        yield Reason("this host", f"the image has pages of {image.page_size} bytes, and here are {host.page_size}")
-    if missing := _ABI_FLAGS.intersection(image.cpu_flags) - host.cpu_flags:
-        yield Reason(this, f"it lacks {', '.join(sorted(missing))}", "restore on one like the image's host")
-    if missing_state := image.xfeatures & ~host.xfeatures:
-        yield Reason(this, f"it lacks register sets that the image may hold ({missing_state:#x} of XCR0)")
-
-
-def _check_abilities(host: Probe) -> Iterator[Reason]:
-    if host.sealed_mappings:
-        yield Reason("this kernel", "it seals the vDSO, which then cannot be put where it was", "see `torpor doctor`")
-    elif not host.map_vdso:
-        yield Reason("this kernel", "it cannot map a vDSO at a chosen address", "see `torpor doctor`")
-    if not (host.can_choose_pids or host.can_restore_rootless):
-        why = "; ".join(host.why.values()) or "it allows no user and PID namespaces"
-        yield Reason("this host", why, "see `torpor doctor`")
-
-
-def _check_references(image: pb.Tree) -> Iterator[Reason]:
-    for process in image.processes:
-        name = f"process {process.pid}"
-        if process.zombie:
-            continue
-        space = process.memory
-        if space.exe >= len(image.files):
-            yield Reason(name, f"its program is file {space.exe} of the image: there is none")
-        for vma in space.vmas:
-            if vma.kind in (pb.Vma.FILE_PRIVATE, pb.Vma.FILE_SHARED) and vma.file >= len(image.files):
-                yield Reason(name, f"the mapping at {vma.start:#x} is of file {vma.file}: there is none")
-            if vma.kind == pb.Vma.SHARED and vma.shared >= len(image.shared):
-                yield Reason(name, f"the mapping at {vma.start:#x} is of shared memory {vma.shared}: there is none")
-        if len(process.credentials.uids) != 4 or len(process.credentials.gids) != 4:
-            yield Reason(name, "its user and group ids are not complete")
-        if any(limit.resource >= len(credentials.LIMIT_NAMES) for limit in process.limits):
-            yield Reason(name, "it has a resource limit that this version does not know")
-        if not space.vdso:
-            yield Reason(name, "it has no vDSO", "this is not restored yet")
-        elif _vdso().content != space.vdso_content:
-            yield Reason(name, "it uses the vDSO of another kernel", "restore it on the kernel that it was frozen on")
-
-
-def _living(image: pb.Tree) -> Iterator[pb.Process]:
-    return (process for process in image.processes if not process.zombie)
-
-
-def _check_directories(image: pb.Tree) -> Iterator[Reason]:
-    for path in sorted({process.cwd for process in _living(image)}):
-        if not os.path.isdir(path):
-            yield Reason(f"the directory {os.fsdecode(path)}", "it is the current one of a process and is not there")
 
 
 # ----------------------------------------------------------------------------------------------- surroundings
@@ -245,7 +153,7 @@ def _here(setting: Setting) -> Here:
             may_lower_nice=keep,
             scheduler=os.sched_getscheduler(0),
         ),
-        vdso=_vdso(),
+        vdso=vdso.host(),
         timer_restore_ids=probe().timer_restore_ids,
         oom_score_adj=int(procfs.read("/proc/self/oom_score_adj")),
         may_lower_oom=bool(int(status[b"CapEff"], 16) >> CAP_SYS_RESOURCE & 1),
@@ -254,16 +162,6 @@ def _here(setting: Setting) -> Here:
 
 def _hard_limit(number: int) -> int:
     return resource.getrlimit(number)[1] & credentials.UNLIMITED
-
-
-@cache
-def _vdso() -> Vdso:
-    """This host's vDSO, from our own memory."""
-    special = {one.name: one for one in reversed(procfs.mappings(os.getpid())) if one.name.startswith(b"[v")}
-    vdso, vvar = special[b"[vdso]"], special[b"[vvar]"]
-    with open("/proc/self/mem", "rb", buffering=0) as own:
-        content = os.pread(own.fileno(), vdso.end - vdso.start, vdso.start)
-    return Vdso(vdso.start - vvar.start, content)
 
 
 # ----------------------------------------------------------------------------------------------- material
@@ -283,7 +181,7 @@ class _Material:
             shared = self._keep(shared_memory.open_all(image, reader, self.base))
             opened = self._stack.enter_context(descriptors.open_all(image, shared.__getitem__, stdio))
             packs = {number: self._high(reader.pack_fd(number), close=False) for number in set(reader.blocks.packs)}
-            paths = {process.cwd for process in _living(image)}
+            paths = {process.cwd for process in living(image)}
             flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
             directories = {path: self._high(os.open(path, flags), close=True) for path in paths}
             self.held = Held(opened, Sources(files, shared, packs, reader.blocks), directories)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from torpor.errors import ImageDamaged
 from torpor.image import image_pb2 as pb
+from torpor.objects import vdso
 from torpor.procfs import PAGE
 from torpor.remote import memory
 from torpor.remote.batch import Call, Struct
@@ -28,7 +29,6 @@ MAP_HUGE_SHIFT = 26
 MAP_FIXED_NOREPLACE = 0x100000
 MADV_GUARD_INSTALL = 102
 MLOCK_ONFAULT = 1
-ARCH_MAP_VDSO_64 = 0x2003
 PR_SET_MM, PR_SET_MM_MAP = 35, 14
 PR_SET_VMA, PR_SET_VMA_ANON_NAME = 0x53564D41, 0
 
@@ -37,14 +37,6 @@ _AUXV_POINTER = 88  # in it
 IOV_MAX = 1024
 MAX_READ = 1 << 30
 """Bytes of one read: the kernel ends at 2 GiB less a page, and results should come now and then."""
-
-
-@dataclass(frozen=True)
-class Vdso:
-    """The host's vDSO and the data pages before it."""
-
-    vvar_size: int
-    content: bytes
 
 
 @dataclass(frozen=True)
@@ -75,18 +67,11 @@ def check(name: str, space: pb.AddressSpace) -> None:
         raise ImageDamaged(f"{name}: its page table's columns differ in length")
 
 
-def steps(space: pb.AddressSpace, image: pb.Tree, sources: Sources, vdso: Vdso, window: range) -> Iterator[Call]:
+def steps(process: pb.Process, image: pb.Tree, sources: Sources, here: vdso.Vdso, window: range) -> Iterator[Call]:
     """All calls that turn a blank process's address space into the image's, but for the window."""
+    space = process.memory
     yield from clear(window)
-    if space.vdso:
-        start = space.vdso - vdso.vvar_size
-        # A hint, not an order: it is heeded because nothing is there; what it gives is where [vvar] begins.
-        yield Call(
-            NR.arch_prctl,
-            (ARCH_MAP_VDSO_64, start),
-            lambda result: result > 0,
-            f"mapping the vDSO at {space.vdso:#x}",
-        )
+    yield from vdso.steps(process, here)
     written = _written(space)
     for vma, has_pages in zip(space.vmas, written, strict=True):
         yield _map(vma, image, sources, writable=has_pages)

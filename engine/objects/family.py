@@ -17,6 +17,8 @@ from torpor.image import image_pb2 as pb
 
 OUTSIDE = (0, 1)
 """PIDs that no process of ours has: 0 is what the kernel shows for one of another namespace."""
+UNKNOWN_PID = -1
+"""init's own outside a capsule: nothing refers to it."""
 INIT_SESSION = 0
 """The session, or group, that init is in and that is none of the tree's own."""
 

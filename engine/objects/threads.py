@@ -172,6 +172,16 @@ def clone(flags: int, exit_signal: int, tid: int, words: str) -> Call:
     return Call(NR.clone3, (Struct(content, (_SET_TID,)), _CLONE_ARGS_SIZE), tid, words)
 
 
+def faults(thread: pb.Thread) -> Iterator[str]:
+    """What in a thread is not as a checkpoint writes it."""
+    if len(thread.registers) != 8 * x86_64.REGISTER_COUNT:
+        yield f"thread {thread.tid} has {len(thread.registers)} bytes of registers"
+    if len(thread.xstate) < x86_64.MIN_XSAVE:
+        yield f"thread {thread.tid} has {len(thread.xstate)} bytes of extended registers"
+    if any(len(info) != ptrace.SIGINFO_SIZE for info in thread.pending):
+        yield f"thread {thread.tid} has pending signals without their information"
+
+
 def birth(thread: pb.Thread) -> Call:
     """Make a thread of the process that calls."""
     return clone(_THREAD, 0, thread.tid, f"starting thread {thread.tid}")

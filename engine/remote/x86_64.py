@@ -186,6 +186,8 @@ _FP_XSTATE_MAGIC2 = 0x46505845
 _SW_RESERVED = 464  # offset of struct _fpx_sw_bytes in the xsave area
 _XFEATURES = 512  # offset of xstate_bv in the xsave header
 _XTILE_DATA = 1 << 18
+MIN_XSAVE = 576
+"""Bytes of the smallest xsave area: x87, SSE and the header."""
 _UC_FLAGS = 0x1 | 0x2 | 0x4  # UC_FP_XSTATE | UC_SIGCONTEXT_SS | UC_STRICT_RESTORE_SS
 _UCONTEXT = struct.Struct("<QQ QiiQ 18Q 4H 4Q Q64x Q")
 _NO_ALTSTACK = 7
@@ -197,6 +199,17 @@ TOUCH_TILES = b"\xc4\xc2\x78\x49\x06\xc4\xe2\x7b\x49\xc0\xcc"
 without that room takes none from a tracer (arch/x86/kernel/fpu/xstate.c, xfd_enable_feature)."""
 TILE_CONFIGURATION = struct.pack("<BB14x H30x B15x", 1, 0, 64, 16)
 """For TOUCH_TILES: palette 1, tile 0 with 16 rows of 64 bytes."""
+
+
+def fitted(xstate: bytes, size: int) -> bytes:
+    """An xsave area in the size that this host's kernel takes: components that are not in use may be missing.
+
+    Raises:
+        ValueError: a component that is in use does not fit.
+    """
+    if any(xstate[size:]):
+        raise ValueError("the registers are larger than this processor's")
+    return xstate[:size].ljust(size, b"\0")
 
 
 def holds_tiles(xstate: bytes) -> bool:

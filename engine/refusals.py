@@ -1,0 +1,138 @@
+"""What keeps this host from waking an image: looked for before anything is touched, and told all at once.
+
+An image is untrusted input. What the kernel would not refuse by itself in clear words is looked at here.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+
+from torpor._native import lib
+from torpor.errors import ImageDamaged, Reason, RestoreRefused
+from torpor.image import image_pb2 as pb
+from torpor.objects import credentials, descriptors, family, mapped_files, shared_memory, threads, vdso
+from torpor.probe import Probe
+
+CODE_FLAGS = frozenset((
+    "sse3", "ssse3", "sse4_1", "sse4_2", "popcnt", "movbe", "aes", "pclmulqdq", "avx", "avx2", "fma", "f16c",
+    "bmi1", "bmi2", "abm", "adx", "sha_ni", "rdrand", "rdseed", "fsgsbase", "erms", "vaes", "vpclmulqdq",
+    "gfni", "avx_vnni", "rdpid", "clwb", "clflushopt", "movdiri", "movdir64b", "serialize", "waitpkg", "xsavec",
+    "avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl", "avx512ifma", "avx512vbmi", "avx512_vbmi2",
+    "avx512_vnni", "avx512_bitalg", "avx512_vpopcntdq", "avx512_bf16", "avx512_fp16", "avx512_vp2intersect",
+    "pku", "ospke",
+))  # fmt: skip
+"""Features by which programs and libc choose code once, at their start (names of /proc/cpuinfo)."""
+TILE_FLAGS = frozenset(("amx_tile", "amx_int8", "amx_bf16"))
+"""Those that a program must ask for first."""
+_TILES = 0b11 << 17
+"""XCR0's bits for AMX."""
+
+_MAX_PID = 1 << 22
+"""PID_MAX_LIMIT (include/linux/threads.h)."""
+_IDS = 4
+"""Real, effective, saved, of the file system."""
+
+
+def living(image: pb.Tree) -> Iterator[pb.Process]:
+    """The processes that had not ended."""
+    return (process for process in image.processes if not process.zombie)
+
+
+def name_of(process: pb.Process) -> str:
+    """A process of an image, for people."""
+    comm = process.threads[0].name.decode(errors="replace") if process.threads else "?"
+    return f"process {process.pid} ({comm})"
+
+
+def refuse(image: pb.Tree, snapshot: str, host: Probe, stdio: Sequence[int]) -> None:
+    """Find what keeps this host from waking an image.
+
+    Args:
+        image: not trusted.
+        snapshot: its id.
+        host: what this host can do.
+        stdio: the descriptors that stand in for 0, 1 and 2.
+
+    Raises:
+        RestoreRefused: with every reason.
+        ImageDamaged: it contradicts itself.
+    """
+    for process in living(image):
+        _check_form(process, image)
+    reasons = list(check_host(image, host))
+    if not reasons:
+        for process in living(image):
+            reasons += credentials.check(name_of(process), process.credentials)
+            reasons += vdso.check(name_of(process), process, vdso.host())
+        reasons += mapped_files.check(image)
+        reasons += shared_memory.check(image)
+        reasons += descriptors.check(image, stdio)
+        reasons += _check_directories(image)
+        reasons += check_abilities(host)
+        family.arrange(image, family.UNKNOWN_PID)
+    if reasons:
+        raise RestoreRefused(f"snapshot {snapshot} cannot be restored here", reasons)
+
+
+def check_host(image: pb.Tree, host: Probe) -> Iterator[Reason]:
+    """Processor, page size and register sets."""
+    needed = image.host
+    if needed.architecture != host.architecture:
+        yield Reason("this host", f"the image is for {needed.architecture}, and this is {host.architecture}")
+        return
+    if needed.page_size != host.page_size:
+        yield Reason("this host", f"the image has pages of {needed.page_size} bytes, and here are {host.page_size}")
+    tiles = any(process.xstate_permitted & _TILES for process in image.processes)
+    flags = CODE_FLAGS | TILE_FLAGS if tiles else CODE_FLAGS
+    if missing := flags.intersection(needed.cpu_flags) - host.cpu_flags:
+        why = f"it lacks {', '.join(sorted(missing))}"
+        yield Reason("this processor", why, "restore on one like the image's host")
+    features = needed.xfeatures if tiles else needed.xfeatures & ~_TILES
+    if absent := features & ~host.xfeatures:
+        yield Reason("this processor", f"it lacks register sets that the image may hold ({absent:#x} of XCR0)")
+    elif lib.tp_xsave_size(needed.xfeatures & host.xfeatures) > needed.xsave_size:
+        yield Reason("this processor", "its register sets lie elsewhere in memory than on the image's host")
+
+
+def check_abilities(host: Probe) -> Iterator[Reason]:
+    """What the kernel and its administrator must allow."""
+    if host.sealed_mappings:
+        yield Reason("this kernel", "it seals the vDSO, which then cannot be put where it was", "see `torpor doctor`")
+    elif not host.map_vdso:
+        yield Reason("this kernel", "it cannot map a vDSO at a chosen address", "see `torpor doctor`")
+    if not (host.can_choose_pids or host.can_restore_rootless):
+        why = "; ".join(host.why.values()) or "it allows no user and PID namespaces"
+        yield Reason("this host", why, "see `torpor doctor`")
+
+
+def _check_form(process: pb.Process, image: pb.Tree) -> None:
+    """Raises ImageDamaged when a process is not as a checkpoint writes one."""
+    if fault := next(_faults(process, image), ""):
+        raise ImageDamaged(f"the image contradicts itself: {name_of(process)}: {fault}")
+
+
+def _faults(process: pb.Process, image: pb.Tree) -> Iterator[str]:
+    if process.memory.exe >= len(image.files):
+        yield f"its program is file {process.memory.exe}: there is none"
+    for vma in process.memory.vmas:
+        if vma.kind in (pb.Vma.FILE_PRIVATE, pb.Vma.FILE_SHARED) and vma.file >= len(image.files):
+            yield f"the mapping at {vma.start:#x} is of file {vma.file}: there is none"
+        if vma.kind == pb.Vma.SHARED and vma.shared >= len(image.shared):
+            yield f"the mapping at {vma.start:#x} is of shared memory {vma.shared}: there is none"
+    if not len(process.credentials.uids) == len(process.credentials.gids) == _IDS:
+        yield "its user and group ids are not complete"
+    if any(limit.resource >= len(credentials.LIMIT_NAMES) for limit in process.limits):
+        yield "it has a resource limit that this version does not know"
+    if not process.cwd.startswith(b"/") or b"\0" in process.cwd:
+        yield "its current directory is no path"
+    for thread in process.threads:
+        if not 0 < thread.tid < _MAX_PID:
+            yield f"it has a thread {thread.tid}"
+        yield from threads.faults(thread)
+
+
+def _check_directories(image: pb.Tree) -> Iterator[Reason]:
+    for path in sorted({process.cwd for process in living(image)}):
+        if not os.path.isdir(path):
+            yield Reason(f"the directory {os.fsdecode(path)}", "it is the current one of a process and is not there")
