@@ -439,21 +439,26 @@ def occupied(stage: Stage, pid: int) -> Iterator[None]:
         wait_until(lambda: not alive(pid), "the end of the stranger")
 
 
-def checkpoint_and_restore(stage: Stage, subject: Subject, occupying: ExitStack | None = None) -> Job:
-    """Checkpoint and kill, see that all are dead, restore, see that all is as it was.
+def reborn(stage: Stage, subject: Subject, occupying: ExitStack | None = None) -> Job:
+    """Checkpoint and kill, see that all are dead, restore.
 
     With `occupying` a stranger takes the root's PID meanwhile, and keeps it until that stack is left.
     """
-    before = subject.settled()
-    store = subject.directory / "store"
     begun = time.monotonic()
     pids = list(observe.descendants(subject.root()))
-    snapshot = stage.driver(subject.actor).checkpoint(subject.root(), store, "kill")
+    snapshot = stage.driver(subject.actor).checkpoint(subject.root(), subject.directory / "store", "kill")
     subject.wait_gone(pids)
     if occupying:
         occupying.enter_context(occupied(stage, subject.pid))
     job = restored(stage, subject, snapshot)
     subject.frozen += time.monotonic() - begun
+    return job
+
+
+def reborn_alike(stage: Stage, subject: Subject, occupying: ExitStack | None = None) -> Job:
+    """`reborn`, and a program that is at rest is word for word as it was."""
+    before = subject.settled()
+    job = reborn(stage, subject, occupying)
     unchanged(subject, before)
     return job
 

@@ -20,8 +20,8 @@ from tests.conformance.harness import (
     Stage,
     Subject,
     alive,
-    checkpoint_and_restore,
     in_capsule,
+    reborn_alike,
     unchanged,
     wait_until,
 )
@@ -104,7 +104,7 @@ def test_killed_and_restored(
     with stage.play(source, actor, own_session=where != "root-in-place") as subject, ExitStack() as stack:
         subject.wait_ready()
         for _ in range(generations):
-            job = checkpoint_and_restore(stage, subject, stack if where == "root-capsule" else None)
+            job = reborn_alike(stage, subject, stack if where == "root-capsule" else None)
             assert in_capsule(subject) == where.endswith("capsule")
         subject.go()
         subject.judged()

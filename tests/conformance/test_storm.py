@@ -1,0 +1,57 @@
+"""Trees that never rest are frozen at any moment, many times, and neither lose a process nor hurt one."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from tests.conformance import observe
+from tests.conformance.harness import Actor, Stage, Subject, restored, wait_until
+
+STORM = Path(__file__).parent / "storms" / "storm.c"
+TIMES = {"run": 50, "kill": 10}
+
+
+def gone(pids: set[int]) -> bool:
+    """Whether none of these is left but as somebody else's zombie."""
+    for pid in pids:
+        with suppress(FileNotFoundError, ProcessLookupError):
+            if observe.status(pid)["State"][0] not in "ZX":
+                return False
+    return True
+
+
+@pytest.mark.parametrize("who", ["user", "root"])
+def test_left_running(stage: Stage, who: str, request: pytest.FixtureRequest) -> None:
+    """Fifty checkpoints, whatever the tree is at: each is taken, and the tree runs on."""
+    actor: Actor = request.getfixturevalue(who)
+    with stage.play(STORM, actor) as subject:
+        subject.wait_ready()
+        for _ in range(TIMES["run"]):
+            stage.driver(actor).checkpoint(subject.pid, subject.directory / "store", "run")
+        subject.go()
+        subject.judged()
+        assert subject.exited() == 0, subject.output()
+
+
+@pytest.mark.parametrize("who", ["user", "root"])
+def test_killed_and_restored(stage: Stage, who: str, request: pytest.FixtureRequest) -> None:
+    """Ten times killed and woken, whatever it was at."""
+    actor: Actor = request.getfixturevalue(who)
+    with stage.play(STORM, actor) as subject:
+        subject.wait_ready()
+        for _ in range(TIMES["kill"]):
+            job = again(stage, subject)
+        subject.go()
+        subject.judged()
+        assert job.status() == 0, subject.output()
+
+
+def again(stage: Stage, subject: Subject):  # type: ignore[no-untyped-def]
+    """Checkpoint, kill, wake."""
+    pids = set(observe.descendants(subject.root()))
+    snapshot = stage.driver(subject.actor).checkpoint(subject.root(), subject.directory / "store", "kill")
+    wait_until(lambda: gone(pids), "the end of the storm")
+    return restored(stage, subject, snapshot)
