@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.conformance import observe
-from tests.conformance.harness import Actor, Stage, Subject, restored, wait_until
+from tests.conformance.harness import Actor, Job, Stage, Subject, restored, wait_until
 
 STORM = Path(__file__).parent / "storms" / "storm.c"
 TIMES = {"run": 50, "kill": 10}
@@ -49,7 +49,7 @@ def test_killed_and_restored(stage: Stage, who: str, request: pytest.FixtureRequ
         assert job.status() == 0, subject.output()
 
 
-def again(stage: Stage, subject: Subject):  # type: ignore[no-untyped-def]
+def again(stage: Stage, subject: Subject) -> Job:
     """Checkpoint, kill, wake."""
     pids = set(observe.descendants(subject.root()))
     snapshot = stage.driver(subject.actor).checkpoint(subject.root(), subject.directory / "store", "kill")
