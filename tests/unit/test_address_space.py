@@ -1,0 +1,107 @@
+"""Plans of address spaces, made without any privilege: what is mapped where, and every page read from its place."""
+
+from __future__ import annotations
+
+import struct
+from array import array
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from torpor.errors import ImageDamaged
+from torpor.image import image_pb2 as pb
+from torpor.objects import address_space
+from torpor.objects.address_space import Sources
+from torpor.remote.x86_64 import NR
+from torpor.store import BlockTable
+
+PAGE = 4096
+PACKS = {0: 1000, 1: 1001}
+
+
+def table_of(blocks: list[tuple[int, int, int]]) -> BlockTable:
+    """Blocks as (pack, first page in it, pages)."""
+    return BlockTable(
+        offsets=array("Q", [first * PAGE for _, first, _ in blocks]),
+        lengths=array("I", [pages * PAGE for _, _, pages in blocks]),
+        packs=array("I", [pack for pack, _, _ in blocks]),
+        hashes=bytearray(32 * len(blocks)),
+    )
+
+
+def sources(blocks: list[tuple[int, int, int]]) -> Sources:
+    return Sources(files={0: 2000}, shared={0: 3000}, packs=PACKS, blocks=table_of(blocks))
+
+
+runs = st.lists(st.tuples(st.integers(0, 3), st.integers(1, 16), st.integers(0, 1), st.integers(1, 4)), max_size=40)
+
+
+@given(runs, st.booleans())
+def test_every_page_is_read_from_its_own_place(drawn: list[tuple[int, int, int, int]], side_by_side: bool) -> None:
+    blocks: list[tuple[int, int, int]] = []
+    pages = pb.PageTable()
+    wanted: dict[int, tuple[int, int]] = {}
+    page, ends = 16, {0: 1, 1: 1}
+    for gap, count, pack, apart in drawn:
+        page += gap
+        first = ends[pack] + (0 if side_by_side else apart)
+        ends[pack] = first + count
+        pages.starts.append(page)
+        pages.counts.append(count)
+        pages.blocks.append(len(blocks))
+        blocks.append((pack, first, count))
+        for k in range(count):
+            wanted[page + k] = (PACKS[pack], first + k)
+        page += count
+    got: dict[int, tuple[int, int]] = {}
+    for call in address_space.fill(pages, sources(blocks)):
+        if call.nr == NR.pread64:
+            fd, address, size, offset = call.args
+            pieces = [(address, size)]
+        else:
+            assert call.nr == NR.preadv
+            fd, vector, count, offset, _ = call.args
+            assert isinstance(vector, bytes)
+            words = struct.unpack(f"<{len(vector) // 8}Q", vector)
+            pieces = list(zip(words[::2], words[1::2], strict=True))
+            assert len(pieces) == count <= address_space.IOV_MAX
+        assert call.expect == sum(size for _, size in pieces) <= address_space.MAX_READ
+        at = offset // PAGE
+        for address, size in pieces:
+            for k in range(size // PAGE):
+                assert address // PAGE + k not in got
+                got[address // PAGE + k] = (fd, at)
+                at += 1
+    assert got == wanted
+
+
+def test_a_run_longer_than_its_block_is_damage() -> None:
+    pages = pb.PageTable(starts=[16], counts=[3], blocks=[0])
+    with pytest.raises(ImageDamaged):
+        list(address_space.fill(pages, sources([(0, 1, 2)])))
+
+
+def space_of(*vmas: tuple[int, int]) -> pb.AddressSpace:
+    space = pb.AddressSpace()
+    for start, end in vmas:
+        space.vmas.add(start=start, end=end, kind=pb.Vma.ANONYMOUS)
+    return space
+
+
+@pytest.mark.parametrize(
+    "vmas",
+    [[(0x2000, 0x4000), (0x3000, 0x5000)], [(0x4000, 0x2000)], [(0x1800, 0x3000)], [(0, 0x1000)], [(0x1000, 1 << 48)]],
+)
+def test_impossible_mappings_are_damage(vmas: list[tuple[int, int]]) -> None:
+    with pytest.raises(ImageDamaged, match="not possible"):
+        address_space.check("process 100", space_of(*vmas))
+
+
+@given(st.lists(st.tuples(st.integers(0, (1 << 35) - 1), st.integers(1, 1 << 20)), max_size=30))
+def test_the_window_is_in_nobodys_way(drawn: list[tuple[int, int]]) -> None:
+    spaces = [space_of((page * PAGE, (page + count) * PAGE)) for page, count in drawn]
+    window = address_space.free_range(spaces, 8 << 20)
+    assert len(window) == 8 << 20
+    for space in spaces:
+        assert all(vma.end <= window.start or window.stop <= vma.start for vma in space.vmas)

@@ -1,0 +1,103 @@
+"""The bridge between vDSOs: every function of the old one leads to the same one of the new."""
+
+from __future__ import annotations
+
+import os
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from torpor.errors import ImageDamaged
+from torpor.image import image_pb2 as pb
+from torpor.objects import vdso
+from torpor.remote.x86_64 import ORIG_RAX, RAX, REGISTER_COUNT, RIP, WORD
+
+AT = 0x7FFF_F7FC_1000
+
+
+def another() -> bytes:
+    """A vDSO that differs from the host's."""
+    content = bytearray(vdso.host().content)
+    content[-1] ^= 1  # behind the sections
+    return bytes(content)
+
+
+def process(content: bytes, rip: int = 0x1000, orig_rax: int = -1, rax: int = 0) -> pb.Process:
+    told = pb.Process(pid=100)
+    told.memory.vdso = AT
+    told.memory.vdso_end = AT + len(content)
+    told.memory.vdso_content = content
+    told.memory.vmas.add(start=AT - 0x10000, end=AT - 0x8000, kind=pb.Vma.ANONYMOUS)
+    registers = [0] * REGISTER_COUNT
+    registers[RIP], registers[ORIG_RAX], registers[RAX] = rip, orig_rax & WORD, rax & WORD
+    told.threads.add(tid=100, registers=struct.pack(f"<{REGISTER_COUNT}Q", *registers))
+    return told
+
+
+def test_the_functions_of_the_hosts_own_are_found() -> None:
+    found = vdso.functions(vdso.host().content)
+    assert {"__vdso_clock_gettime", "__vdso_gettimeofday", "__vdso_getcpu"} <= found.keys()
+    assert all(0 < offset < len(vdso.host().content) and size for offset, size in found.values())
+
+
+@given(st.integers(-(2**30), 2**30).map(lambda pages: pages & -4096))
+def test_every_jump_leads_to_the_same_function(distance: int) -> None:
+    old, new = another(), vdso.host().content
+    built = vdso.bridge(old, AT, new, AT + distance)
+    assert len(built) == len(old)
+    for name, (offset, _) in vdso.functions(old).items():
+        opcode, jump = struct.unpack_from("<Bi", built, offset)
+        assert opcode == 0xE9
+        assert AT + offset + 5 + jump == AT + distance + vdso.functions(new)[name][0]
+
+
+def test_the_same_vdso_goes_where_it_was() -> None:
+    here = vdso.host()
+    same = process(here.content)
+    assert vdso.address(same.memory, here) == AT
+    assert [call.args[1] for call in vdso.steps(same, here)] == [AT - here.vvar_size]
+
+
+def test_another_ones_bridge_is_built_beside_it() -> None:
+    here = vdso.host()
+    other = process(another())
+    where = vdso.address(other.memory, here)
+    taken = [(vma.start, vma.end) for vma in other.memory.vmas] + [(AT, other.memory.vdso_end)]
+    assert all(where + len(here.content) <= start or end <= where - here.vvar_size for start, end in taken)
+    assert not list(vdso.check("process 100", other, here))
+    assert len(list(vdso.steps(other, here))) == 4
+
+
+def test_a_thread_in_the_midst_of_another_ones_code_is_refused() -> None:
+    here = vdso.host()
+    (reason,) = vdso.check("process 100", process(another(), rip=AT + 0x800), here)
+    assert "within the vDSO of another kernel" in reason.why
+    waiting = process(another(), rip=AT + 0x800, orig_rax=230, rax=-514)
+    assert not list(vdso.check("process 100", waiting, here))
+
+
+def test_a_function_that_this_kernel_lacks_is_named() -> None:
+    new = vdso.host().content.replace(b"\0__vdso_getcpu\0", b"\0__vdso_nowhere"[:14] + b"\0")
+    new = new.replace(b"\0getcpu\0", b"\0nowher\0")
+    (reason,) = vdso.check("process 100", process(another()), vdso.Vdso(vdso.host().vvar_size, new))
+    assert "lacks" in reason.why
+    assert "getcpu" in reason.why
+
+
+@given(st.binary(max_size=300))
+def test_what_is_no_vdso_is_told_as_such(junk: bytes) -> None:
+    whole = junk.ljust(4096, b"\0")
+    try:
+        reasons = list(vdso.check("process 100", process(whole), vdso.host()))
+    except ImageDamaged:
+        return
+    assert all(reason.subject.startswith("process 100") for reason in reasons)
+
+
+def test_a_vdso_of_impossible_size_is_damage() -> None:
+    broken = process(os.urandom(4096))
+    broken.memory.vdso_end += 4096
+    with pytest.raises(ImageDamaged):
+        list(vdso.check("process 100", broken, vdso.host()))
