@@ -40,8 +40,8 @@ SWEEP: Final = 5.0
 """Seconds between two removals of results that nobody needs any more."""
 REST: Final = 60.0
 """Seconds for which it does not look again after the store failed to answer."""
-DEATHS: Final = 2
-"""How many workers may die while they load a key before it is computed instead."""
+DEATHS: Final = 5
+"""How many workers may die with a key that they were to load before it is computed instead."""
 
 logger = logging.getLogger("torpor.dask")
 
@@ -80,6 +80,10 @@ class Loading:
     """Holds its inputs; None when it has none."""
     incomplete: bool
     """Dask had forgotten an input: it could not be computed again."""
+    suspicious: int
+    """Dask's count of workers that died with its own task."""
+    deaths: int = 0
+    """How many died that were to load it."""
 
 
 class Resume(SchedulerPlugin):
@@ -252,8 +256,11 @@ class Resume(SchedulerPlugin):
         """See to it that what the worker held is loaded: its keys have no replica now and no transition was run yet."""
         tasks = self.scheduler.tasks
         for key in msg["processing-tasks"]:
-            if key in self.loading and tasks[key].suspicious < DEATHS:
-                self._outliving.add(key)
+            if loading := self.loading.get(key):
+                loading.deaths += 1
+                loading.task.suspicious = loading.suspicious  # it was not the task that was under way
+                if loading.deaths < DEATHS:
+                    self._outliving.add(key)
         lost = [tasks[key] for key in (*msg["lost-computed-tasks"], *msg["lost-scattered-tasks"])]
         self._learn_last_of(msg["worker"])
         self.cover([*lost, *self._restarting(msg["worker"])])
@@ -279,6 +286,8 @@ class Resume(SchedulerPlugin):
         if spans and not task.group.span_id:
             spans.observe_tasks([task], code=(), span_metadata={"collections": []})
         self.scheduler.transitions({task.key: "released"}, stimulus)
+        if task.state == "processing":
+            self._outliving.add(task.key)  # forgetting it begins with releasing it
 
     def update_graph(self, scheduler: Scheduler, *, keys: set[Key], **kwargs: Any) -> None:
         """Load what is in the store of a graph that was submitted, before any of it is computed."""
@@ -332,7 +341,8 @@ class Resume(SchedulerPlugin):
                 needed.dependents.discard(task)
                 origin.add_dependency(needed)
             task.dependencies.clear()
-        self.loading[task.key] = Loading(kept, task, task.run_spec, origin, task.has_lost_dependencies)
+        lost = task.has_lost_dependencies
+        self.loading[task.key] = Loading(kept, task, task.run_spec, origin, lost, task.suspicious)
         task.has_lost_dependencies = False
         task.run_spec = loading_task(kept, self.store.path, self.settings.patience)
 
@@ -389,13 +399,15 @@ class Resume(SchedulerPlugin):
         if key in self._outliving:
             self._outliving.discard(key)  # it goes on elsewhere
             return
-        loading = self._restore(key, stimulus)
-        self._drop(key)
-        self._earlier.pop(key, None)
         self.counters.unreadable += 1
-        if loading.spec is None:  # scattered: lost, as it would have been without us
-            self.scheduler.transitions({key: "forgotten"}, stimulus)
+        self._drop(key)
+        if self.loading[key].spec is None:
+            # Scattered, and lost as it would have been without us: Dask forgets what has lost an input. It must
+            # do so itself: what a transition is about must not be gone when its plugins have been called.
+            self.loading[key].task.has_lost_dependencies = True
             return
+        loading = self._restore(key, stimulus)
+        self._earlier.pop(key, None)
         # What it is computed from may have been let go meanwhile, and may be in the store as well.
         self.cover(needed for needed in loading.task.dependencies if _to_be_computed(needed))
         if any(needed.state == "erred" for needed in loading.task.dependencies):

@@ -1,0 +1,273 @@
+"""A Dask cluster of real processes, and tasks that count themselves."""
+
+from __future__ import annotations
+
+import multiprocessing.resource_tracker
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import dask
+import numpy as np
+from distributed import Client, Future, LocalCluster, Scheduler, get_worker, worker_client
+
+from torpor.scheduler_hooks.dask.results import KIND, Kept, look
+from torpor.store import Store
+
+ROOT = Path(__file__).parents[2]
+PATIENCE = 60.0  # seconds until a test says that something does not happen
+
+
+# what tasks do: each appends a line to the log when its body has ended
+
+
+def ran(log: str) -> None:
+    fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    try:
+        key = get_worker().get_current_task()
+    except ValueError:  # without a cluster
+        key = "?"
+    os.write(fd, f"{key}\n".encode())
+    os.close(fd)
+
+
+def leaf(number: int, log: str, seconds: float = 0.05) -> int:
+    time.sleep(seconds)
+    ran(log)
+    return number
+
+
+def add(left: int, right: int, log: str, seconds: float = 0.05) -> int:
+    time.sleep(seconds)
+    ran(log)
+    return left + right
+
+
+def array(number: int, size: int, log: str) -> np.ndarray[Any, np.dtype[np.float64]]:
+    time.sleep(0.05)
+    ran(log)
+    return np.random.default_rng(number).random(size)
+
+
+def total(log: str, *arrays: np.ndarray[Any, Any]) -> float:
+    time.sleep(0.05)
+    ran(log)
+    return float(sum(part.sum() for part in arrays))
+
+
+class Tally:
+    def __init__(self) -> None:
+        self.count = 0
+
+    def increment(self) -> int:
+        self.count += 1
+        return self.count
+
+
+def with_a_future(number: int, log: str) -> list[Future]:
+    time.sleep(0.05)
+    with worker_client() as client:
+        inner = client.submit(leaf, number, log)
+        client.gather(inner)
+    return [inner]
+
+
+def chunk_of(frame: Any, log: str) -> Any:
+    time.sleep(0.1)
+    ran(log)
+    return frame
+
+
+def shuffled(log: str) -> Any:
+    """A dataframe that goes through a P2P shuffle, with a task before and one after for each partition."""
+    frame = dask.datasets.timeseries(start="2000-01-01", end="2000-01-13", freq="1min", partition_freq="1D", seed=42)
+    frame = frame.map_partitions(chunk_of, log, meta=frame._meta)
+    return frame.shuffle("name").map_partitions(chunk_of, log, meta=frame._meta).groupby("name").x.sum()
+
+
+def runs(log: Path) -> Counter[str]:
+    """How often the body of each task ran to its end, by key."""
+    return Counter(log.read_text().splitlines()) if log.exists() else Counter()
+
+
+def until(what: str, condition: Callable[[], Any]) -> Any:
+    """Wait for something to happen and give it; the words are for the failure."""
+    deadline = time.monotonic() + PATIENCE
+    while not (result := condition()):
+        assert time.monotonic() < deadline, f"{what} did not happen within {PATIENCE:.0f} s"
+        time.sleep(0.01)
+    return result
+
+
+@contextmanager
+def local_cluster(**options: Any) -> Iterator[Client]:
+    """A LocalCluster within this process, and a client of it; nothing of it stays behind."""
+    try:
+        with LocalCluster(dashboard_address="127.0.0.1:0", **options) as local, Client(local) as client:
+            yield client
+    finally:
+        tracker: Any = multiprocessing.resource_tracker
+        tracker._resource_tracker._stop()  # Dask spawns workers through multiprocessing, which would keep it running
+
+
+class Cluster:
+    """Scheduler and workers, each a process of its own, started by Dask's own command line."""
+
+    def __init__(self, tmp: Path, config: dict[str, Any]) -> None:
+        self.tmp = tmp
+        self.log = tmp / "log"
+        self.store = Store(tmp / "store")
+        self.workers: dict[str, subprocess.Popen[bytes]] = {}
+        self.env = {
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "DASK_TORPOR__STORE": self.store.path,
+            "DASK_TORPOR__MIN_DURATION": "10ms",
+            "DASK_DISTRIBUTED__SCHEDULER__PRELOAD": '["torpor.scheduler_hooks.dask"]',
+            "DASK_DISTRIBUTED__SCHEDULER__VALIDATE": "True",  # Dask checks its invariants after each transition
+            "DASK_DISTRIBUTED__WORKER__VALIDATE": "True",
+            "DASK_DISTRIBUTED__WORKER__MEMORY__TERMINATE": "False",
+            "DASK_TEMPORARY_DIRECTORY": str(tmp / "scratch"),
+            **{f"DASK_{name.upper().replace('.', '__')}": str(value) for name, value in config.items()},
+        }
+        self.number = 0
+
+    def start_scheduler(self, options: tuple[str, ...] = ()) -> None:
+        self.number += 1
+        self.file = self.tmp / f"scheduler-{self.number}.json"
+        where = ("--host", "127.0.0.1", "--port", "0", "--dashboard-address", "127.0.0.1:0")
+        self.scheduler = self._popen("scheduler", *where, "--scheduler-file", self.file, *options)
+        until("the scheduler's file", lambda: self.file.exists() and self.file.stat().st_size)
+        self.client = Client(scheduler_file=str(self.file))
+
+    def start_worker(self, name: str, *options: str, threads: int = 2) -> subprocess.Popen[bytes]:
+        options = options or ("--no-nanny",)
+        self.workers[name] = self._popen(
+            "worker", "--scheduler-file", self.file, "--name", name, "--nthreads", str(threads),
+            "--memory-limit", "0", "--no-dashboard", "--host", "127.0.0.1", *options,
+        )  # fmt: skip
+        return self.workers[name]
+
+    def start(self, count: int = 2, threads: int = 2, *options: str) -> Cluster:
+        self.start_scheduler()
+        for number in range(count):
+            self.start_worker(f"w{self.number}{number}", *options, threads=threads)
+        self.client.wait_for_workers(count, PATIENCE)
+        return self
+
+    def _popen(self, *args: object) -> subprocess.Popen[bytes]:
+        with open(self.tmp / "output", "ab") as output:
+            return subprocess.Popen(
+                [sys.executable, "-m", "dask", *map(str, args)], env=self.env, stdout=output, stderr=output
+            )
+
+    def pid(self, name: str) -> int:
+        """The PID of a worker proper, whoever its nanny is."""
+        pids = self.client.run(os.getpid)
+        names = {worker["name"]: address for address, worker in self.info().items()}
+        return int(pids[names[name]])
+
+    def info(self) -> dict[str, Any]:
+        return dict(self.client.scheduler_info(n_workers=-1)["workers"])
+
+    def kill(self, *names: str) -> None:
+        for name in names:
+            self.workers[name].kill()
+        for name in names:
+            self.workers.pop(name).wait()
+
+    def stop(self, *, hard: bool = False) -> None:
+        """End all of it; hard: as a power cut does, and then the client is told nothing either."""
+        if hard:
+            for process in [*self.workers.values(), self.scheduler]:
+                process.kill()
+        else:
+            self.client.close()
+        for process in [*self.workers.values(), self.scheduler]:
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        self.workers.clear()
+        if hard:
+            self.client.close(timeout=2)
+
+    def counters(self) -> dict[str, Any]:
+        return dict(self.client.run_on_scheduler(_counters))
+
+    def loaded(self) -> int:
+        return int(self.counters()["loaded"])
+
+    def suspicions(self) -> int:
+        """How often any task is held to have taken a worker with it."""
+        return int(self.client.run_on_scheduler(_suspicions))
+
+    def kept(self) -> list[Kept]:
+        """All that is in the store."""
+        infos = [info for info in self.store.snapshots() if info.kind == KIND]
+        return [kept for info in infos for kept in look(self.store, info)]
+
+    def until_kept(self, *keys: object) -> None:
+        """Wait until the scheduler knows that results are stored."""
+        until("storing", lambda: set(keys) <= self.client.run_on_scheduler(_kept_keys))
+
+    def output(self) -> str:
+        return (self.tmp / "output").read_text(errors="replace")
+
+
+def _counters(dask_scheduler: Scheduler) -> dict[str, Any]:
+    plugin: Any = dask_scheduler.plugins["torpor"]
+    origins = [key for key in dask_scheduler.tasks if isinstance(key, tuple) and key[0] == "torpor-origin"]
+    return {**vars(plugin.counters), "loading": len(plugin.loading), "origins": len(origins)}
+
+
+def _suspicions(dask_scheduler: Scheduler) -> int:
+    return sum(task.suspicious for task in dask_scheduler.tasks.values())
+
+
+def _kept_keys(dask_scheduler: Scheduler) -> set[object]:
+    plugin: Any = dask_scheduler.plugins["torpor"]
+    return set(plugin.kept)
+
+
+BAD_NEWS = ("Plugin failed with exception", "AssertionError", "Error transitioning", "InvalidTransition", "odd message")
+"""What must not be in the output of any process: Dask found its state broken, or our hook raised."""
+
+
+@contextmanager
+def cluster(tmp: Path, **config: Any) -> Iterator[Cluster]:
+    made = Cluster(tmp, {name.replace("__", "."): value for name, value in config.items()})
+    try:
+        yield made
+    except BaseException:
+        if (tmp / "output").exists():
+            print(made.output()[-20000:])
+        raise
+    finally:
+        for process in [*made.workers.values(), getattr(made, "scheduler", None)]:
+            if process is not None and process.poll() is None:
+                process.kill()
+                process.wait()
+        if hasattr(made, "client"):
+            made.client.close(timeout=2)
+    for line in made.output().splitlines():
+        assert not any(news in line for news in BAD_NEWS), line
+
+
+def tree(client: Client, log: Path, leaves: int = 75, seconds: float = 0.05) -> Any:
+    """Submit `leaves` leaves and their pairwise sums down to one: 2 * leaves - 1 tasks. Inner results are let go."""
+    layer = [client.submit(leaf, number, str(log), seconds) for number in range(leaves)]
+    while len(layer) > 1:
+        pairs = zip(layer[::2], layer[1::2], strict=False)
+        layer = [client.submit(add, a, b, str(log), seconds) for a, b in pairs] + layer[len(layer) // 2 * 2 :]
+    return layer[0]
