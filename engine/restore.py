@@ -22,7 +22,7 @@ from torpor.errors import ImageDamaged
 from torpor.execute import Builder
 from torpor.image import image_pb2 as pb
 from torpor.job import Job
-from torpor.objects import credentials, descriptors, family, mapped_files, shared_memory, vdso
+from torpor.objects import credentials, descriptors, family, mapped_files, shared_memory, traits, vdso
 from torpor.objects.address_space import Sources
 from torpor.objects.credentials import Rights
 from torpor.objects.family import UNKNOWN_PID
@@ -152,6 +152,7 @@ def _here(setting: Setting) -> Here:
             nice=os.getpriority(os.PRIO_PROCESS, 0),
             may_lower_nice=keep,
             scheduler=os.sched_getscheduler(0),
+            allowed=traits.allowed(),
         ),
         vdso=vdso.host(),
         timer_restore_ids=probe().timer_restore_ids,

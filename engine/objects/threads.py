@@ -2,10 +2,11 @@
 
 Kept: general registers with fs_base and gs_base, xsave area (whatever XCR0 has on), signal mask, signals queued to the
 thread, alternate stack, robust list, clear_child_tid, rseq registration, name, parent-death signal, no_new_privs,
-nice, scheduling policy, affinity, timer slack. An interrupted system call is kept as the kernel shows it: -ERESTART*
-in rax and its number in orig_rax, from which the restoring kernel restarts it (see x86_64.portable).
+nice, scheduling policy, affinity, timer slack, and what is in traits.py. An interrupted system call is kept as the
+kernel shows it: -ERESTART* in rax and its number in orig_rax, from which the restoring kernel restarts it (see
+x86_64.portable).
 
-Refused: 32-bit code; real-time and deadline policies (the next issue's), shadow stacks.
+Refused: 32-bit code; deadline and BPF policies, shadow stacks.
 
 Documented in: prctl(2), rseq(2) and Documentation/userspace-api/rseq.rst, set_robust_list(2), sigaltstack(2).
 """
@@ -19,8 +20,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from torpor import procfs
-from torpor.errors import Reason
+from torpor.errors import Reason, Refused
 from torpor.image import image_pb2 as pb
+from torpor.objects import traits
 from torpor.remote import memory, ptrace, x86_64
 from torpor.remote.batch import Batch, Call, Out, Replies, Struct
 from torpor.remote.freeze import Thread
@@ -33,23 +35,19 @@ PR_GET_TIMERSLACK = 30
 PR_GET_NO_NEW_PRIVS = 39
 PR_GET_TID_ADDRESS = 40
 
-_KEPT_POLICIES = {os.SCHED_OTHER, os.SCHED_BATCH, os.SCHED_IDLE}
-_OTHER_POLICIES = {
-    1: "the real-time policy SCHED_FIFO",
-    2: "the real-time policy SCHED_RR",
-    6: "SCHED_DEADLINE",
-}
+_KEPT_POLICIES = {os.SCHED_OTHER, os.SCHED_BATCH, os.SCHED_IDLE, os.SCHED_FIFO, os.SCHED_RR}
+_OTHER_POLICIES = {6: "SCHED_DEADLINE", 7: "SCHED_EXT, of a BPF program"}
 _AFFINITY_BYTES = 1024
 """Room for 8192 processors, the most that a distribution's kernel is built for."""
 
 
 def refuse(name: str, pid: int) -> list[Reason]:
     """What of a process's threads cannot be kept."""
-    found = {os.sched_getscheduler(tid) for tid in procfs.threads(pid)}
+    found = {os.sched_getscheduler(tid) & ~os.SCHED_RESET_ON_FORK for tid in procfs.threads(pid)}
     return [
         Reason(
             f"{name}, a thread",
-            f"it has {_OTHER_POLICIES.get(policy, f'scheduling policy {policy}')}, not kept yet",
+            f"it has {_OTHER_POLICIES.get(policy, f'scheduling policy {policy}')}, which is not kept",
         )
         for policy in sorted(found - _KEPT_POLICIES)
     ]
@@ -69,6 +67,7 @@ class Questions(NamedTuple):
     nice: int
     scheduler: int
     affinity: int
+    traits: traits.Questions
 
 
 def ask(batch: Batch) -> Questions:
@@ -85,6 +84,7 @@ def ask(batch: Batch) -> Questions:
         nice=batch.add(NR.getpriority, 0, 0),
         scheduler=batch.add(NR.sched_getscheduler, 0),
         affinity=batch.add(NR.sched_getaffinity, 0, _AFFINITY_BYTES, Out(_AFFINITY_BYTES)),
+        traits=traits.ask(batch),
     )
 
 
@@ -116,8 +116,15 @@ def pending(tid: int) -> list[bytes]:
 
 
 def describe(grabbed: GrabbedThread, image: pb.Thread) -> None:
-    """Fill a thread's part of the image."""
+    """Fill a thread's part of the image.
+
+    Raises:
+        Refused: it has something that is not kept, and of which only itself knew.
+    """
     asked, replies = grabbed.questions, grabbed.replies
+    if reasons := [Reason(f"thread {grabbed.thread.tid}", why) for why in traits.refuse(asked.traits, replies)]:
+        raise Refused("the tree cannot be kept", reasons)
+    traits.describe(asked.traits, replies, image)
     image.tid = replies.result(asked.tid)
     image.name = replies.output(asked.name, 1).split(b"\0")[0]
     image.registers = grabbed.registers.registers.tobytes()
@@ -198,6 +205,7 @@ class Bounds:
     may_lower_nice: bool
     scheduler: int
     """Its own policy."""
+    allowed: traits.Allowed
 
 
 def steps(thread: pb.Thread, bounds: Bounds) -> Iterator[Call]:
@@ -220,8 +228,7 @@ def steps(thread: pb.Thread, bounds: Bounds) -> Iterator[Call]:
     if processors and processors != bounds.processors:
         mask = sum(1 << cpu for cpu in processors).to_bytes(_AFFINITY_BYTES, "little")
         yield Call(NR.sched_setaffinity, (0, len(mask), mask), 0, "binding it to its processors")
-    if thread.scheduler != bounds.scheduler:
-        yield Call(NR.sched_setscheduler, (0, thread.scheduler, bytes(4)), 0, "setting its scheduling policy")
+    yield from traits.steps(thread, bounds.scheduler, bounds.allowed)
     if thread.nice > bounds.nice or (thread.nice < bounds.nice and bounds.may_lower_nice):
         yield Call(NR.setpriority, (0, 0, thread.nice), 0, f"setting its nice value {thread.nice}")
     if thread.no_new_privs:
@@ -233,6 +240,7 @@ def last_steps(thread: pb.Thread) -> Iterator[Call]:
     if thread.pdeath_signal:
         words = f"asking for signal {thread.pdeath_signal} at its parent's end"
         yield Call(NR.prctl, (PR_SET_PDEATHSIG, thread.pdeath_signal), 0, words)
+    yield from traits.last_steps(thread)
 
 
 def warnings(name: str, thread: pb.Thread, bounds: Bounds) -> Iterator[str]:
@@ -241,6 +249,7 @@ def warnings(name: str, thread: pb.Thread, bounds: Bounds) -> Iterator[str]:
         yield f"{name}: its nice value is {bounds.nice}, was {thread.nice}: lowering it needs a privilege"
     if not bounds.processors.intersection(thread.affinity):
         yield f"{name}: none of the processors that it was bound to is allowed here"
+    yield from traits.warnings(name, thread, bounds.allowed)
 
 
 def _signed_flags(value: int) -> int:

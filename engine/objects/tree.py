@@ -1,7 +1,7 @@
 """The tree itself: which processes, their ids, sessions and groups, and what refuses them.
 
 Kept: PID, parent, group and session in the tree's own PID namespace, job-control stop, current directory, dumpable,
-child subreaper, THP setting, oom score adjustment; zombies with their exit status.
+child subreaper, THP and KSM settings, oom score adjustment; zombies with their exit status.
 
 Refused: 32-bit programs, processes in other namespaces than the root's, another
 root directory, pid 1, kernel threads, a traced process, strict seccomp.
@@ -25,6 +25,7 @@ from torpor.remote.x86_64 import NR
 PR_GET_DUMPABLE = 3
 PR_GET_CHILD_SUBREAPER = 37
 PR_GET_THP_DISABLE = 42
+PR_GET_MEMORY_MERGE = 68
 ARCH_GET_XCOMP_PERM = 0x1022
 _EXIT_CODE = 52  # field of proc_pid_stat(5)
 _KERNEL_THREAD = 0x00200000  # PF_KTHREAD (include/linux/sched.h)
@@ -241,6 +242,7 @@ class Questions:
     dumpable: int
     subreaper: int
     thp_disable: int
+    memory_merge: int
     xstate_permitted: int
 
 
@@ -250,6 +252,7 @@ def ask(batch: Batch) -> Questions:
         batch.add(NR.prctl, PR_GET_DUMPABLE),
         batch.add(NR.prctl, PR_GET_CHILD_SUBREAPER, Out(4)),
         batch.add(NR.prctl, PR_GET_THP_DISABLE, 0, 0, 0, 0),
+        batch.add(NR.prctl, PR_GET_MEMORY_MERGE, 0, 0, 0, 0),
         batch.add(NR.arch_prctl, ARCH_GET_XCOMP_PERM, Out(8)),
     )
 
@@ -273,7 +276,9 @@ def describe(asked: Questions, replies: Replies, grabbed: Grabbed, parent: int, 
     image.cwd = grabbed.cwd
     image.dumpable = replies.result(asked.dumpable)
     image.child_subreaper = is_subreaper(asked, replies)
-    image.thp_disable = replies.result(asked.thp_disable) == 1
+    thp = replies.result(asked.thp_disable)
+    image.thp_disable, image.thp_disable_flags = bool(thp & 1), thp & ~1
+    image.memory_merge = replies.result(asked.memory_merge) == 1  # an error: the kernel does not have it
     image.oom_score_adj = grabbed.oom_score_adj
     image.coredump_filter = grabbed.coredump_filter
     if replies.result(asked.xstate_permitted) == 0:  # an older kernel has no such request, and nothing to ask for
@@ -318,6 +323,7 @@ def permitted(error: OSError, pid: int) -> NotPermitted | NotFound:
 PR_SET_DUMPABLE = 4
 PR_SET_CHILD_SUBREAPER = 36
 PR_SET_THP_DISABLE = 41
+PR_SET_MEMORY_MERGE = 67
 ARCH_REQ_XCOMP_PERM = 0x1023
 _XTILE_DATA = 18
 """The only component that a process must ask for (Documentation/arch/x86/xstate.rst)."""
@@ -335,7 +341,10 @@ def steps(process: pb.Process, cwd: int) -> Iterator[Call]:
     if process.child_subreaper:
         yield Call(NR.prctl, (PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0), 0, "becoming the one whom orphans fall to")
     if process.thp_disable:
-        yield Call(NR.prctl, (PR_SET_THP_DISABLE, 1, 0, 0, 0), 0, "turning huge pages off")
+        args = (PR_SET_THP_DISABLE, 1, process.thp_disable_flags, 0, 0)
+        yield Call(NR.prctl, args, 0, "turning huge pages off")
+    if process.memory_merge:
+        yield Call(NR.prctl, (PR_SET_MEMORY_MERGE, 1, 0, 0, 0), 0, "having its equal pages merged")
     if process.xstate_permitted >> _XTILE_DATA & 1:
         yield Call(NR.arch_prctl, (ARCH_REQ_XCOMP_PERM, _XTILE_DATA), 0, "asking leave to use AMX")
 

@@ -71,6 +71,7 @@ class NR(IntEnum):
     rt_sigtimedwait = 128
     rt_sigqueueinfo = 129
     sigaltstack = 131
+    personality = 135
     mlockall = 151
     prctl = 157
     arch_prctl = 158
@@ -78,6 +79,7 @@ class NR(IntEnum):
     mount = 165
     getpriority = 140
     setpriority = 141
+    sched_getparam = 143
     sched_setscheduler = 144
     sched_getscheduler = 145
     gettid = 186
@@ -97,7 +99,11 @@ class NR(IntEnum):
     epoll_wait = 232
     epoll_ctl = 233
     tgkill = 234
+    set_mempolicy = 238
+    get_mempolicy = 239
     waitid = 247
+    ioprio_set = 251
+    ioprio_get = 252
     ppoll = 271
     unshare = 272
     set_robust_list = 273

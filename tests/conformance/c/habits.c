@@ -1,0 +1,110 @@
+/* What few threads are told: scheduling in real time (as far as the user may), I/O priority, personality, memory policy,
+ * faulting counters, mitigations of speculation, merging of pages. Each thread has its own. */
+#include "ready.h"
+
+#include <sys/personality.h>
+#include <sys/prctl.h>
+
+#ifndef PR_SET_MEMORY_MERGE
+#define PR_SET_MEMORY_MERGE 67
+#define PR_GET_MEMORY_MERGE 68
+#endif
+#define PR_THP_DISABLE_EXCEPT_ADVISED 2
+
+struct habits {
+	int policy, priority, io_priority, personality, memory_mode, tsc, cpuid, memory_failure, slack, merge, thp;
+	int speculation[3];
+	unsigned long nodes[16];
+};
+static struct habits before[3], after[3];
+static pthread_barrier_t told, looked;
+
+static void look(struct habits *at)
+{
+	struct sched_param parameters;
+	memset(at, 0, sizeof *at);
+	at->policy = sched_getscheduler(0);
+	sched_getparam(0, &parameters);
+	at->priority = parameters.sched_priority;
+	at->io_priority = (int)syscall(SYS_ioprio_get, 1, 0);
+	at->personality = personality(0xffffffff);
+	syscall(SYS_get_mempolicy, &at->memory_mode, at->nodes, 1024, 0, 0);
+	prctl(PR_GET_TSC, &at->tsc);
+	at->cpuid = (int)syscall(SYS_arch_prctl, 0x1011, 0);
+	at->memory_failure = prctl(PR_MCE_KILL_GET, 0, 0, 0, 0);
+	at->slack = prctl(PR_GET_TIMERSLACK);
+	at->merge = prctl(PR_GET_MEMORY_MERGE, 0, 0, 0, 0);
+	at->thp = prctl(PR_GET_THP_DISABLE, 0, 0, 0, 0);
+	for (int k = 0; k < 3; k++)
+		at->speculation[k] = prctl(PR_GET_SPECULATION_CTRL, k, 0, 0, 0);
+}
+
+#define SAME(field)                                                                                                    \
+	expect(before[n].field == after[n].field, "thread %d: " #field ": %#x became %#x", n,                          \
+	       (unsigned)before[n].field, (unsigned)after[n].field)
+
+static void compare(int n)
+{
+	look(&after[n]);
+	SAME(policy);
+	SAME(priority);
+	SAME(io_priority);
+	SAME(personality);
+	SAME(memory_mode);
+	SAME(tsc);
+	SAME(cpuid);
+	SAME(memory_failure);
+	SAME(slack);
+	SAME(merge);
+	SAME(thp);
+	for (int k = 0; k < 3; k++)
+		SAME(speculation[k]);
+	expect(!memcmp(before[n].nodes, after[n].nodes, sizeof before[n].nodes), "thread %d: its nodes changed", n);
+}
+
+static void *thread(void *argument)
+{
+	int n = (int)(intptr_t)argument;
+	unsigned long node = 1;
+	if (n == 1) {
+		sched_setscheduler(0, SCHED_FIFO | SCHED_RESET_ON_FORK, &(struct sched_param){7});
+		syscall(SYS_ioprio_set, 1, 0, 3 << 13);	  /* idle */
+		syscall(SYS_set_mempolicy, 2, &node, 64); /* bind to node 0 */
+		prctl(PR_MCE_KILL, PR_MCE_KILL_SET, PR_MCE_KILL_EARLY, 0, 0);
+		prctl(PR_SET_TIMERSLACK, 1);
+	} else {
+		sched_setscheduler(0, SCHED_IDLE, &(struct sched_param){0});
+		syscall(SYS_ioprio_set, 1, 0, 2 << 13 | 6);	    /* best effort */
+		syscall(SYS_set_mempolicy, 3 | 1 << 15, &node, 64); /* interleaved, static nodes */
+		prctl(PR_SET_TSC, PR_TSC_SIGSEGV);
+		syscall(SYS_arch_prctl, 0x1012, 0); /* CPUID faults, where the processor can */
+		for (int k = 0; k < 2; k++)
+			prctl(PR_SET_SPECULATION_CTRL, k, PR_SPEC_DISABLE, 0, 0);
+	}
+	look(&before[n]);
+	pthread_barrier_wait(&told);
+	pthread_barrier_wait(&looked);
+	compare(n);
+	return NULL;
+}
+
+int main(void)
+{
+	begin();
+	personality(ADDR_NO_RANDOMIZE);
+	prctl(PR_SET_MEMORY_MERGE, 1, 0, 0, 0);
+	prctl(PR_SET_THP_DISABLE, 1, PR_THP_DISABLE_EXCEPT_ADVISED, 0, 0);
+	pthread_barrier_init(&told, NULL, 3);
+	pthread_barrier_init(&looked, NULL, 3);
+	pthread_t made[2];
+	for (intptr_t k = 0; k < 2; k++)
+		pthread_create(&made[k], NULL, thread, (void *)(k + 1));
+	look(&before[0]);
+	pthread_barrier_wait(&told);
+	ready_and_wait();
+	pthread_barrier_wait(&looked);
+	compare(0);
+	for (int k = 0; k < 2; k++)
+		pthread_join(made[k], NULL);
+	return verdict();
+}
