@@ -92,10 +92,10 @@ class RegularFile(Kind[None]):
                     f"another file has taken its place: {now.st_size} bytes where there were {file.size}",
                     "put the old file back",
                 )
-            elif now.st_size < file.position and not description.flags & os.O_APPEND:
+            elif now.st_size < min(file.position, file.size) and not description.flags & os.O_APPEND:
                 yield Reason(
                     subject,
-                    f"it was cut to {now.st_size} bytes, and the program is at byte {file.position}",
+                    f"it was cut from {file.size} to {now.st_size} bytes, and the program is at byte {file.position}",
                     "put the lost part back",
                 )
 
@@ -166,7 +166,17 @@ def _open(description: Description, extra: int = 0) -> int:
     fd = os.open(path, os.O_PATH | os.O_CLOEXEC | extra)
     if not stat.S_ISDIR(os.fstat(fd).st_mode) and not stat.S_ISREG(os.fstat(fd).st_mode):
         return fd  # the caller looks at what it is
-    return reopened(fd, wanted & ~os.O_NOFOLLOW)
+    if not wanted & os.O_NOFOLLOW:
+        return reopened(fd, wanted)
+    # The flag can only be had by opening the name itself: /proc/self/fd/N is a link.
+    try:
+        again = os.open(path, wanted | os.O_CLOEXEC | os.O_NOCTTY)
+        if not os.path.samestat(os.fstat(again), os.fstat(fd)):
+            os.close(again)
+            raise OSError(errno.EBUSY, "its name was given to another file meanwhile")
+        return again
+    finally:
+        os.close(fd)
 
 
 def _sought(fd: int, flags: int, position: int) -> int:
