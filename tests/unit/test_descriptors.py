@@ -118,7 +118,7 @@ def test_a_file_that_is_missing_cut_or_replaced_is_refused(tmp_path: Path) -> No
     os.truncate(file, 60)
     assert reasons() == "", "shorter, but not at the program's position"
     os.truncate(file, 40)
-    assert "cut to 40 bytes, and the program is at byte 50" in reasons()
+    assert "cut from 100 to 40 bytes, and the program is at byte 50" in reasons()
     (tmp_path / "new").write_bytes(b"y" * 80)
     os.rename(tmp_path / "new", file)
     assert "another file has taken its place: 80 bytes where there were 100" in reasons()
@@ -454,7 +454,7 @@ wait()
         if child == 0:
             status = 1
             try:
-                for call in descriptors.placement(process, woken.opened) + descriptors.closing(process):
+                for call in descriptors.placement(process, image, woken.opened) + descriptors.closing(process):
                     assert call.ok(syscall(call.nr, *call.args)), call  # type: ignore[arg-type]
                 table = os.listdir("/proc/self/fd")
                 expected = {entry.fd: entry.cloexec for entry in process.fds}

@@ -51,7 +51,9 @@ def imported(name: str, path: Path) -> set[str]:
             base = package[: len(package) - node.level + 1] if node.level else []
             start = ".".join([*base, *([node.module] if node.module else [])])
             names |= {f"{start}.{alias.name}" for alias in node.names}
-    return {full.split(".")[1] for full in names if full.startswith("torpor.")}
+    # What the package's own __init__ offers is the engine's interface: made of its upper floors.
+    parts = {full.split(".")[1] for full in names if full.startswith("torpor.")}
+    return {"restore" if part in ("Job", "Snapshot", "Store") else part for part in parts}
 
 
 def floor(name: str) -> int:
