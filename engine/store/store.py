@@ -103,8 +103,8 @@ class Store:
         finally:
             place.close()
 
-    def snapshots(self) -> list[SnapshotInfo]:
-        """List all snapshots, oldest first; one that is damaged has `SnapshotInfo.damage` set.
+    def snapshots(self, only: Collection[str] | None = None) -> list[SnapshotInfo]:
+        """List all snapshots, or those whose ids are given, oldest first; a damaged one has `SnapshotInfo.damage` set.
 
         A store that does not exist has none. Raises NotPermitted, StoreError.
         """
@@ -113,7 +113,7 @@ class Store:
         except FileNotFoundError:
             return []
         try:
-            return _list(place)
+            return _list(place, only)
         finally:
             place.close()
 
@@ -264,10 +264,10 @@ class Store:
             place.close()
 
 
-def _list(place: Place) -> list[SnapshotInfo]:
+def _list(place: Place, only: Collection[str] | None = None) -> list[SnapshotInfo]:
     infos = []
     with told(place.path, "cannot list its snapshots"):
-        for snapshot in snapshot_ids(place):
+        for snapshot in snapshot_ids(place) if only is None else sorted(filter(ID.fullmatch, only)):
             try:
                 info = _look(place, snapshot)
             except ImageDamaged as error:

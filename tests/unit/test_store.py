@@ -446,6 +446,7 @@ def test_many_are_discarded_with_one_look_at_the_packs(store: Store) -> None:
     infos = [save(store, os.urandom(BLOCK)) for _ in range(4)]
     report = store.discard([*infos[:2], infos[0]])
     assert store.ids() == [info.id for info in infos[2:]]
+    assert store.snapshots([infos[3].id, infos[0].id, "../lock"]) == infos[3:]
     assert sorted(report.packs) == sorted(info.id for info in infos[:2])
     assert store.discard(infos[:1]).packs == ()  # gone already
     assert store.verify() == []
