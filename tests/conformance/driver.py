@@ -30,10 +30,16 @@ def checkpoint(request: dict[str, Any], reply: TextIO) -> None:
 
 
 def restore(request: dict[str, Any], reply: TextIO) -> None:
-    """Restore in the foreground: say the job's PID, stay until it ends, say how."""
-    job = torpor.restore(request["snapshot"], store=request["store"])
+    """Restore: say the job's PID; unless it is detached stay until it ends, and say how."""
+    flags = (os.O_RDONLY, os.O_WRONLY, os.O_WRONLY)
+    stdio = [os.open(path, flag) for path, flag in zip(request.get("stdio", ()), flags, strict=False)]
+    detach = bool(request.get("detach"))
+    job = torpor.restore(request["snapshot"], store=request["store"], detach=detach, stdio=stdio or (0, 1, 2))
+    for fd in stdio:
+        os.close(fd)
     say(reply, pid=job.pid)
-    say(reply, status=job.wait())
+    if not detach:
+        say(reply, status=job.wait())
 
 
 def inspect(request: dict[str, Any], reply: TextIO) -> None:

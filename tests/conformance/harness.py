@@ -26,6 +26,7 @@ from typing import Any, TypeVar
 import pytest
 
 from tests.conformance import observe
+from tests.conformance.observe import Process
 from tests.leaks import MARK
 
 HERE = Path(__file__).parent
@@ -34,6 +35,8 @@ GO = signal.SIGUSR2
 UNAVAILABLE = 77
 """The exit status of a program that this machine cannot run."""
 T = TypeVar("T")
+Tree = dict[int, Process]
+"""Processes by the PIDs of their own namespace."""
 
 
 class Failed(AssertionError):
@@ -169,7 +172,7 @@ class Subject:
                 **self.actor.popen(),
             )
         launcher = self.process.pid
-        (self.pid,) = wait_until(lambda: observe.children(launcher) or None, "the program's process")
+        self.pid = wait_until(lambda: self.still_there() and next(iter(observe.children(launcher)), None), "it")
         self.top = self.pid
         return self
 
@@ -177,18 +180,20 @@ class Subject:
         """What the program wrote, for a message."""
         return (self.directory / "output").read_text(errors="replace")[-3000:]
 
+    def still_there(self) -> bool:
+        """True; it has no reason to end before it was ready."""
+        ended = self.process.poll() if self.process else None
+        if ended == UNAVAILABLE:
+            pytest.skip(f"not on this machine: {self.output()}")
+        if ended is not None:
+            raise Failed(f"ended with {ended} before it was ready:\n{self.output()}")
+        return True
+
     def wait_ready(self) -> Subject:
         """Wait until the program's state stands and its threads sleep where they said."""
         marker = self.directory / "ready"
 
-        def said() -> bool:
-            if self.process and self.process.poll() == UNAVAILABLE:
-                pytest.skip(f"not on this machine: {self.output()}")
-            if self.process and self.process.poll() is not None:
-                raise Failed(f"ended with {self.process.returncode} before it was ready:\n{self.output()}")
-            return marker.exists()
-
-        wait_until(said, "ready")
+        wait_until(lambda: self.still_there() and marker.exists(), "ready")
         for line in marker.read_text().splitlines():
             tid, number = line.split()
             wait_until(partial(in_call, int(tid), number), f"thread {tid} in call {number}")
@@ -201,13 +206,13 @@ class Subject:
             raise Failed(f"process {self.pid} is not under {self.top}")
         return found
 
-    def observe(self) -> dict[int, observe.Process]:
+    def observe(self) -> Tree:
         """The whole tree, as /proc shows it."""
         return observe.observe(self.root())
 
-    def settled(self) -> dict[int, observe.Process]:
+    def settled(self) -> Tree:
         """The whole tree, once two looks see the same: a child may still be on its way when the root is ready."""
-        looks: list[dict[int, observe.Process]] = [{}]
+        looks: list[Tree] = [{}]
 
         def at_rest() -> bool:
             with suppress(FileNotFoundError, ProcessLookupError):  # one has just ended
@@ -340,10 +345,10 @@ class Driver:
             told = self.hear(talk, start)
             return set(told["listed"]), told["faults"]
 
-    def restore(self, snapshot: str, store: Path) -> tuple[Conversation, int]:
+    def restore(self, snapshot: str, store: Path, **options: object) -> tuple[Conversation, int]:
         """Restore in the foreground: the conversation that will tell the exit status, and the job's PID."""
         start = self.log.stat().st_size
-        talk = self.ask(do="restore", snapshot=snapshot, store=str(store))
+        talk = self.ask(do="restore", snapshot=snapshot, store=str(store), **options)
         try:
             return talk, int(self.hear(talk, start)["pid"])
         except BaseException:
@@ -439,7 +444,7 @@ def occupied(stage: Stage, pid: int) -> Iterator[None]:
         wait_until(lambda: not alive(pid), "the end of the stranger")
 
 
-def reborn(stage: Stage, subject: Subject, occupying: ExitStack | None = None) -> Job:
+def reborn(stage: Stage, subject: Subject, occupying: ExitStack | None = None, **options: object) -> Job:
     """Checkpoint and kill, see that all are dead, restore.
 
     With `occupying` a stranger takes the root's PID meanwhile, and keeps it until that stack is left.
@@ -450,7 +455,7 @@ def reborn(stage: Stage, subject: Subject, occupying: ExitStack | None = None) -
     subject.wait_gone(pids)
     if occupying:
         occupying.enter_context(occupied(stage, subject.pid))
-    job = restored(stage, subject, snapshot)
+    job = restored(stage, subject, snapshot, **options)
     subject.frozen += time.monotonic() - begun
     return job
 
@@ -463,7 +468,7 @@ def reborn_alike(stage: Stage, subject: Subject, occupying: ExitStack | None = N
     return job
 
 
-def unchanged(subject: Subject, before: dict[int, observe.Process], patience: float = 2.0) -> None:
+def unchanged(subject: Subject, before: Tree, patience: float = 2.0) -> None:
     """See that the tree is as it was `before`.
 
     Threads may need a moment until they sleep again where they slept; a process more is wrong at any moment.
@@ -474,9 +479,9 @@ def unchanged(subject: Subject, before: dict[int, observe.Process], patience: fl
             raise Failed("not as it was:\n" + "\n".join(changed))
 
 
-def restored(stage: Stage, subject: Subject, snapshot: str) -> Job:
+def restored(stage: Stage, subject: Subject, snapshot: str, **options: object) -> Job:
     """Wake a subject that is dead."""
-    talk, pid = stage.driver(subject.actor).restore(snapshot, subject.directory / "store")
+    talk, pid = stage.driver(subject.actor).restore(snapshot, subject.directory / "store", **options)
     subject.killed, subject.process, subject.top = True, None, pid
     return Job(talk, pid)
 

@@ -194,7 +194,9 @@ def observe(top: int) -> dict[int, Process]:
             children=tuple(sorted(inner(status(child), "NSpid") for child in children(pid))),
             threads=threads,
         )
-        if process.state != "zombie":
+        if process.state == "zombie":
+            process.threads = {}  # it runs no more; what is left to tell is its parent's to ask
+        else:
             process.exe = os.readlink(base / "exe")
             process.cwd = os.readlink(base / "cwd")
             process.environ = (base / "environ").read_bytes()

@@ -16,7 +16,7 @@ from queue import Empty
 from typing import Any
 
 import pytest
-from jupyter_client import BlockingKernelClient
+from jupyter_client.blocking.client import BlockingKernelClient
 
 from tests.conformance.harness import Actor, Job, Stage, Subject, reborn, restored, wait_until
 
@@ -183,7 +183,8 @@ def test_left_running(stage: Stage, user: Actor) -> None:
         subject, store = jupyter.subject, jupyter.subject.directory / "store"
         printing = "for number in range(300):\n    print(number, flush=True)\n    time.sleep(0.002)"
         message = jupyter.client.execute(printing)
-        snapshots, lines = [], ""
+        snapshots: list[str] = []
+        lines = ""
         while True:
             told = jupyter.client.get_iopub_msg(timeout=20)
             if told["parent_header"].get("msg_id") != message:

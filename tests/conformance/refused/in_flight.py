@@ -14,7 +14,6 @@ def main() -> None:
     here, there = socket.socketpair()
     reading, writing = os.pipe()
     socket.send_fds(here, [b"a pipe"], [writing])
-    os.close(writing)
     (HERE / "numbers").write_text(str(there.fileno()))
     ready_and_wait()
     message, fds, _, _ = socket.recv_fds(there, 100, 1)

@@ -1,0 +1,124 @@
+"""What is waited for by descriptor: timers, signals, processes and files, alone and through epoll."""
+
+import asyncio
+import ctypes
+import os
+import select
+import signal
+import struct
+import time
+
+from ready import HERE, expect, judge, ready_and_wait, same
+
+LIBC = ctypes.CDLL(None, use_errno=True)
+ABSOLUTE = 1
+
+
+def timer(clock: int, value: float, interval: float = 0, flags: int = 0) -> int:
+    fd = LIBC.timerfd_create(clock, os.O_NONBLOCK)
+    parts = [part for seconds in (interval, value) for part in divmod(int(seconds * 1e9), 10**9)]
+    same(LIBC.timerfd_settime(fd, flags, struct.pack("=qqqq", *parts), None), 0, "setting a timer")
+    return fd
+
+
+def left(fd: int) -> tuple[float, float]:
+    """The time left and the interval."""
+    buffer = ctypes.create_string_buffer(32)
+    LIBC.timerfd_gettime(fd, buffer)
+    seconds = struct.unpack("=qqqq", buffer.raw)
+    return seconds[2] + seconds[3] / 1e9, seconds[0] + seconds[1] / 1e9
+
+
+def expirations(fd: int) -> int:
+    try:
+        return int.from_bytes(os.read(fd, 8), "little")
+    except BlockingIOError:
+        return 0
+
+
+def main() -> None:
+    begun = time.monotonic()
+    at = time.time() + 1000
+    once, wall = timer(time.CLOCK_MONOTONIC, 1000), timer(time.CLOCK_REALTIME, at, flags=ABSOLUTE)
+    again = timer(time.CLOCK_BOOTTIME, 0.001, 0.001)
+    expired = timer(time.CLOCK_MONOTONIC, 1e-9)
+    select.select([again, expired], [], [])
+    idle = timer(time.CLOCK_MONOTONIC, 0)
+
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGHUP})
+    mask = struct.pack("=Q", 1 << signal.SIGUSR1 - 1 | 1 << signal.SIGHUP - 1)
+    signals = LIBC.signalfd(-1, ctypes.create_string_buffer(mask, 128), os.O_NONBLOCK)
+    os.kill(os.getpid(), signal.SIGHUP)
+
+    child = os.fork()
+    if child == 0:
+        os.execvp("sleep", ["sleep", "1000"])
+    ended = os.fork()
+    if ended == 0:
+        os._exit(6)
+    os.waitid(os.P_PID, ended, os.WEXITED | os.WNOWAIT)
+    itself, other, gone = os.pidfd_open(os.getpid()), os.pidfd_open(child), os.pidfd_open(ended)
+    high = os.dup2(other, 90)
+    os.close(other)
+    other = high
+
+    (HERE / "watched").mkdir()
+    (HERE / "watched" / "file").write_text("")
+    notes = LIBC.inotify_init1(os.O_NONBLOCK)
+    passing = LIBC.inotify_add_watch(notes, bytes(HERE), 0x100)
+    directory = LIBC.inotify_add_watch(notes, bytes(HERE / "watched"), 0x100)
+    file = LIBC.inotify_add_watch(notes, bytes(HERE / "watched" / "file"), 0x2)
+    LIBC.inotify_rm_watch(notes, passing)
+    os.read(notes, 1000)
+
+    epoll = select.epoll()
+    for fd in (once, signals, other, notes):
+        epoll.register(fd, select.EPOLLIN)
+    same([fd for fd, _ in epoll.poll(0)], [signals], "what is ready at first")
+    ready_and_wait()
+    passed = time.monotonic() - begun + 1
+
+    expect(1000 - passed < left(once)[0] <= 1000, f"a timer has {left(once)} left after {passed} s")
+    expect(abs(left(wall)[0] - (at - time.time())) < 0.1, f"a moment is {left(wall)} off, not {at - time.time()}")
+    same(left(again)[1], 0.001, "an interval")
+    expect(expirations(again) > 1, "an interval that stands still")
+    select.select([again], [], [])
+    same((expirations(expired), expirations(expired)), (1, 0), "a timer that had expired")
+    same((left(idle), expirations(idle)), ((0, 0), 0), "a timer that is not set")
+
+    os.kill(os.getpid(), signal.SIGUSR1)
+    same(sorted(os.read(signals, 128)[0] for _ in range(2)), [signal.SIGHUP, signal.SIGUSR1], "signals")
+    epoll.poll(0)
+    os.kill(os.getpid(), signal.SIGUSR1)
+    same([fd for fd, _ in epoll.poll(5)], [signals], "what is ready after a signal")
+    os.read(signals, 128)
+
+    signal.pidfd_send_signal(itself, signal.SIGHUP)
+    same(os.read(signals, 128)[0], signal.SIGHUP, "a signal to itself by pidfd")
+    same(select.select([gone, other], [], [], 0)[0], [gone], "processes that have ended")
+    same(os.waitid(os.P_PIDFD, gone, os.WEXITED).si_status, 6, "the exit status by pidfd")
+    signal.pidfd_send_signal(other, signal.SIGTERM)
+    same([fd for fd, _ in epoll.poll(5)], [other], "what is ready after the child's end")
+    same(os.waitid(os.P_PIDFD, other, os.WEXITED).si_status, signal.SIGTERM, "the end of the child")
+    epoll.unregister(other)
+
+    (HERE / "watched" / "new").write_text("")
+    with open(HERE / "watched" / "file", "w") as written:
+        written.write("x")
+    same([fd for fd, _ in epoll.poll(5)], [notes], "what is ready after a change")
+    events, at = os.read(notes, 1000), 0
+    told = []
+    while at < len(events):
+        number, kind, _, size = struct.unpack_from("=iIII", events, at)
+        told.append((number, kind))
+        at += 16 + size
+    same(set(told), {(directory, 0x100), (file, 0x2)}, "what changed")
+
+    async def run() -> int:
+        process = await asyncio.create_subprocess_exec("true")
+        return await process.wait()
+
+    same(asyncio.run(run()), 0, "a process of asyncio's")
+
+
+judge(main)

@@ -1,0 +1,143 @@
+"""Where a tree meets the world outside of it: standard descriptors, connections, signals, who waits for it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+from contextlib import closing, suppress
+from pathlib import Path
+
+import pytest
+
+from tests.conformance.harness import Actor, Stage, Subject, alive, reborn, wait_until
+
+HERE = Path(__file__).parent
+EDGES = HERE / "edges"
+
+
+@pytest.fixture(params=["user", "root"])
+def actor(request: pytest.FixtureRequest) -> Actor:
+    """Each of the two kinds of users in turn."""
+    found: Actor = request.getfixturevalue(request.param)
+    return found
+
+
+def test_standard_descriptors_are_the_restorers(stage: Stage, actor: Actor) -> None:
+    """A program on pipes of a parent that is gone talks through what its restorer gives it."""
+    pipes = (subprocess.PIPE, subprocess.PIPE, subprocess.PIPE)
+    with stage.play(EDGES / "talker.py", actor, stdio=pipes) as subject:
+        before = subject.process
+        assert before and before.stdin and before.stdout and before.stderr
+        before.stdin.write(b"first line\n")
+        before.stdin.flush()
+        assert before.stdout.readline() == b"FIRST LINE\n"
+        subject.wait_ready()
+        given = [subject.directory / name for name in ("given", "out", "err")]
+        given[0].write_bytes(b"second line\n")
+        for path in given:
+            path.touch()
+            os.chown(path, actor.uid, actor.gid)
+        job = reborn(stage, subject, stdio=list(map(str, given)))
+        assert before.communicate() == (b"", b"")
+        subject.go()
+        subject.judged()
+        assert job.status() == 0
+        assert (given[1].read_bytes(), given[2].read_bytes()) == (b"SECOND LINE\n", b"23\n")
+
+
+def outside(subject: Subject, listener: socket.socket) -> tuple[socket.socket, socket.socket]:
+    """The outer ends of the program's connections, once it has them."""
+    taken, _ = listener.accept()
+    port = subject.directory / "port"
+    wait_until(port.exists, "the program's port")
+    made = socket.create_connection(("127.0.0.1", json.loads(port.read_text())))
+    assert taken.recv(100) == b"hello"
+    taken.sendall(b"hello to you")
+    for one in (taken, made):
+        one.settimeout(20)
+    return taken, made
+
+
+def newcomer(subject: Subject) -> None:
+    """A new client finds the program on its old port."""
+    with socket.create_connection(("127.0.0.1", json.loads((subject.directory / "port").read_text()))) as client:
+        client.settimeout(20)
+        client.sendall(b"new")
+        assert client.recv(100) == b"welcome"
+
+
+def test_connections_to_the_outside_are_reset(stage: Stage, actor: Actor) -> None:
+    """Both sides see what a peer's crash looks like, and the program listens on its port again."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = str(listener.getsockname()[1])
+        with stage.play(EDGES / "peer.py", actor, environment={"OUTSIDE_PORT": port}) as subject:
+            taken, made = outside(subject, listener)
+            subject.wait_ready()
+            with closing(taken), closing(made):
+                job = reborn(stage, subject)
+                for one in (taken, made):
+                    with suppress(ConnectionResetError):
+                        assert one.recv(100) == b""
+            subject.go()
+            newcomer(subject)
+            subject.judged()
+            assert job.status() == 0
+
+
+def test_connections_of_one_left_running(stage: Stage, actor: Actor) -> None:
+    """A checkpoint that lets the program run on does not disturb its connections."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = str(listener.getsockname()[1])
+        with stage.play(EDGES / "peer.py", actor, environment={"OUTSIDE_PORT": port}) as subject:
+            taken, made = outside(subject, listener)
+            subject.wait_ready()
+            with closing(taken), closing(made):
+                stage.driver(actor).checkpoint(subject.pid, subject.directory / "store", "run")
+                subject.go()
+                for one in (taken, made):
+                    assert one.recv(100) == b"still here"
+                    one.sendall(b"so am I")
+            newcomer(subject)
+            subject.judged()
+            assert subject.exited() == 0
+
+
+def test_signal_to_the_job_reaches_the_root(stage: Stage, actor: Actor) -> None:
+    """The one PID outside stands for the job: what it is sent the root gets, and how the root ends it ends."""
+    with stage.play(HERE / "c" / "static.c", actor) as subject:
+        subject.wait_ready()
+        job = reborn(stage, subject)
+        os.kill(job.pid, signal.SIGTERM)
+        assert job.status() == -signal.SIGTERM
+
+
+def test_detached_job_outlives_its_restorer(stage: Stage, actor: Actor) -> None:
+    """A detached job lives on when the restorer has ended, and its PID lives as long as it does."""
+    with stage.play(HERE / "c" / "threads.c", actor) as subject:
+        subject.wait_ready()
+        job = reborn(stage, subject, detach=True)
+        wait_until(lambda: not alive(job.talk.handler), "the restorer's end")
+        job.talk.close()
+        assert alive(job.pid)
+        subject.go()
+        subject.judged()
+        wait_until(lambda: not alive(job.pid), "the end of the job's process")
+
+
+def test_stopped_by_the_checkpoint(stage: Stage, actor: Actor) -> None:
+    """A checkpoint can leave the tree stopped; SIGCONT lets it go on."""
+    with stage.play(HERE / "programs" / "tree.py", actor) as subject:
+        subject.wait_ready()
+        tree = subject.settled()
+        stage.driver(actor).checkpoint(subject.pid, subject.directory / "store", "stop")
+        stopped = subject.settled()
+        assert {process.state for process in stopped.values()} == {"stopped"}
+        assert tree.keys() == stopped.keys()
+        for pid in stopped:
+            os.kill(pid, signal.SIGCONT)
+        subject.go()
+        subject.judged()
+        assert subject.exited() == 0
