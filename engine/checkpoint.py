@@ -21,7 +21,7 @@ from typing import Literal
 from torpor import procfs
 from torpor.errors import CheckpointFailed, Refused
 from torpor.image import image_pb2 as pb
-from torpor.objects import credentials, descriptors, memory, threads, tree, vmas
+from torpor.objects import credentials, descriptors, memory, sharing, threads, tree, vmas
 from torpor.objects.mapped_files import MappedFiles
 from torpor.objects.memory import Progress
 from torpor.objects.shared_memory import SharedMemory
@@ -138,7 +138,9 @@ def preflight(pid: int) -> bool:
                 raise tree.permitted(error, process.pid) from None
             reasons += vmas.refuse(process.name, found)
             forkable = forkable and not any(map(vmas.hides_from_fork, found))
-        reasons += descriptors.survey([process.pid for process in seen if process.stat.state not in ("Z", "X")])
+        living = [process.pid for process in seen if process.stat.state not in ("Z", "X")]
+        reasons += sharing.refuse(living)
+        reasons += descriptors.survey(living)
     if reasons:
         raise Refused(f"{seen[0].name} cannot be kept", reasons)
     return forkable

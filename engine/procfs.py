@@ -138,6 +138,23 @@ def stat(pid: int) -> Stat:
     return parse_stat(read(f"/proc/{pid}/stat"))
 
 
+PF_EXITING = 0x4
+"""A flag of a task that is on its way out (include/linux/sched.h)."""
+
+
+def is_leaderless(pid: int) -> bool:
+    """Whether a process's first thread has ended while others run, and not just before them."""
+    return any(not is_ending(pid, tid) for tid in threads(pid)[1:]) and is_ending(pid, pid)
+
+
+def is_ending(pid: int, tid: int) -> bool:
+    """Whether a thread has ended, or is about to."""
+    try:
+        return bool(parse_stat(read(f"/proc/{pid}/task/{tid}/stat")).flags & PF_EXITING)
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
 def threads(pid: int) -> list[int]:
     """The thread ids of a process, the leader first."""
     return sorted(map(int, os.listdir(f"/proc/{pid}/task")), key=lambda tid: (tid != pid, tid))

@@ -301,30 +301,15 @@ def _name(holder: Holder) -> str:
 
 
 def _shared_tables(pids: Sequence[int]) -> Iterator[Reason]:
-    """Descriptor tables that are not one per process (clone(2), CLONE_FILES)."""
+    """Descriptor tables that a thread has for itself (unshare(2), CLONE_FILES); sharing.py looks for shared ones."""
     for pid in pids:
         for tid in _threads(pid):
-            if try_syscall(NR.kcmp, pid, tid, KCMP_FILES) in (1, 2):
+            if try_syscall(NR.kcmp, pid, tid, KCMP_FILES) in (1, 2) and not procfs.is_ending(pid, tid):
                 yield Reason(
                     f"{describe_process(pid)}, thread {tid}",
                     "it has descriptors of its own (unshare(CLONE_FILES)), which is not kept yet",
                     "end the thread",
                 )
-    ordered: list[int] = []
-    for pid in pids:
-        low, high = 0, len(ordered)
-        while low < high:
-            middle = (low + high) // 2
-            order = try_syscall(NR.kcmp, pid, ordered[middle], KCMP_FILES)
-            if order == 0:
-                yield Reason(
-                    f"{describe_process(pid)} and {describe_process(ordered[middle])}",
-                    "they share one table of descriptors (clone(CLONE_FILES)), which is not kept yet",
-                )
-                break
-            low, high = (low, middle) if order == 1 else (middle + 1, high)
-        else:
-            ordered.insert(low, pid)
 
 
 def _threads(pid: int) -> list[int]:

@@ -4,7 +4,7 @@ Kept: PID, parent, group and session in the tree's own PID namespace, job-contro
 child subreaper, THP and KSM settings, oom score adjustment; zombies with their exit status.
 
 Refused: 32-bit programs, processes in other namespaces than the root's, another
-root directory, pid 1, kernel threads, a traced process, strict seccomp.
+root directory, pid 1, kernel threads, a traced process, a process whose first thread has ended before others.
 
 Documented in: credentials(7), pid_namespaces(7), proc_pid_status(5), prctl(2).
 """
@@ -131,6 +131,12 @@ def refuse(tree: list[Seen]) -> list[Reason]:
         return [Reason(root.name, "it is a thread of the kernel")]
     if _own_pid(root.status) == 1:
         reasons.append(Reason(root.name, "it is the init of its PID namespace", "checkpoint the job below it"))
+    for seen in tree:
+        if seen.zombie and _is_leaderless(seen.pid):
+            why = "its first thread has ended while others run, which is not kept"
+            reasons.append(Reason(seen.name, why, "have the main thread wait for the others"))
+    if reasons:
+        return reasons
     try:
         home = _namespaces(root.pid)
         root_dir = os.readlink(f"/proc/{root.pid}/root")
@@ -144,6 +150,13 @@ def refuse(tree: list[Seen]) -> list[Reason]:
         if seen is root or seen.stat.state not in ("Z", "X"):
             reasons += _refuse(seen, home)
     return reasons
+
+
+def _is_leaderless(pid: int) -> bool:
+    try:
+        return procfs.is_leaderless(pid)
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def _refuse(seen: Seen, home: Mapping[str, str]) -> list[Reason]:

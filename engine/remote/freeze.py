@@ -170,7 +170,10 @@ class Frozen:
         if tid != process.pid:
             return False
         if len(tids) > 1:
-            raise CheckpointFailed(f"the first thread of {process.name} has ended while others run, which is not kept")
+            if procfs.is_leaderless(process.pid) or time.monotonic() > self._deadline:
+                why = "the first thread of {} has ended while others run, which is not kept"
+                raise CheckpointFailed(why.format(process.name))
+            return True  # the others are ending too: look again
         if process.pid == self.root:
             raise CheckpointFailed(f"{process.name} has ended")
         process.zombie = True
