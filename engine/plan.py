@@ -16,6 +16,7 @@ from torpor.objects.credentials import Rights
 from torpor.objects.descriptors import Opened
 from torpor.objects.threads import Bounds
 from torpor.objects.vdso import Vdso
+from torpor.procfs import PAGE
 from torpor.remote.batch import Call
 from torpor.remote.x86_64 import NR
 
@@ -68,7 +69,13 @@ class ProcessPlan:
     birth: list[Call] = field(default_factory=list)
     """In the blank process: its session and group, and the births of its children in the order of `births`."""
     build: list[Call] = field(default_factory=list)
-    """By its main thread: everything that the process has as a whole, then its other threads."""
+    """By its main thread: an empty address space of the right shape, then its other threads."""
+    fill: list[Call] = field(default_factory=list)
+    """By any of its threads: what lies in its memory."""
+    fill_size: int = 0
+    """Bytes."""
+    furnish: list[Call] = field(default_factory=list)
+    """By its main thread: all else that the process has as a whole."""
     proc: list[tuple[str, str]] = field(default_factory=list)
     """Files of its /proc/PID that the restorer writes then, with their content."""
     threads: list[ThreadPlan] = field(default_factory=list)
@@ -99,8 +106,8 @@ class Plan:
         yield from (f"warning: {warning}" for warning in self.warnings)
         for process in self.processes:
             yield f"{process.name}:"
-            for title, calls in (("when born", process.birth), ("then", process.build)):
-                yield from _explain(title, calls)
+            yield from _explain("when born", process.birth)
+            yield from _explain("when all are born", [*process.build, *process.fill, *process.furnish])
             for thread in process.threads:
                 yield from _explain(f"thread {thread.image.tid}", thread.calls)
 
@@ -177,10 +184,13 @@ def _build(plan: ProcessPlan, process: pb.Process, image: pb.Tree, here: Here, h
     if not member.starts_group:
         build += _join(member)
     build += address_space.steps(process, image, held.sources, here.vdso, window)
-    build += tree.steps(process, held.directories[process.cwd])
-    build += descriptors.placement(process, held.opened)
-    build += descriptors.closing(process)
     build += map(threads.birth, process.threads[1:])
+    plan.fill += address_space.fill(process.memory.pages, held.sources)
+    plan.fill_size = sum(process.memory.pages.counts) * PAGE
+    plan.furnish += address_space.last_steps(process.memory, held.sources)
+    plan.furnish += tree.steps(process, held.directories[process.cwd])
+    plan.furnish += descriptors.placement(process, held.opened)
+    plan.furnish += descriptors.closing(process)
     plan.proc.append(("coredump_filter", f"{process.coredump_filter:#x}"))
     if process.oom_score_adj > here.oom_score_adj or here.may_lower_oom:
         plan.proc.append(("oom_score_adj", str(process.oom_score_adj)))

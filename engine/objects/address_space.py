@@ -35,8 +35,8 @@ PR_SET_VMA, PR_SET_VMA_ANON_NAME = 0x53564D41, 0
 _MM_MAP = struct.Struct("<11QQII")  # struct prctl_mm_map (include/uapi/linux/prctl.h)
 _AUXV_POINTER = 88  # in it
 IOV_MAX = 1024
-MAX_READ = 1 << 30
-"""Bytes of one read: the kernel ends at 2 GiB less a page, and results should come now and then."""
+MAX_READ = 32 << 20
+"""Bytes of one read, in round figures: results should come now and then, and several threads share the work."""
 
 
 @dataclass(frozen=True)
@@ -68,15 +68,17 @@ def check(name: str, space: pb.AddressSpace) -> None:
 
 
 def steps(process: pb.Process, image: pb.Tree, sources: Sources, here: vdso.Vdso, window: range) -> Iterator[Call]:
-    """All calls that turn a blank process's address space into the image's, but for the window."""
+    """Give a blank process the image's mappings, empty and writable where pages go into them."""
     space = process.memory
     yield from clear(window)
     yield from vdso.steps(process, here)
-    written = _written(space)
-    for vma, has_pages in zip(space.vmas, written, strict=True):
+    for vma, has_pages in zip(space.vmas, _written(space), strict=True):
         yield _map(vma, image, sources, writable=has_pages)
-    yield from fill(space.pages, sources)
-    for vma, has_pages in zip(space.vmas, written, strict=True):
+
+
+def last_steps(space: pb.AddressSpace, sources: Sources) -> Iterator[Call]:
+    """What comes when all pages are there: protections, advice, guards, locks, layout."""
+    for vma, has_pages in zip(space.vmas, _written(space), strict=True):
         yield from _finish(vma, has_pages)
     for start, count in _runs(space.guards):
         words = f"guarding {start * PAGE:#x}-{(start + count) * PAGE:#x}"
