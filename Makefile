@@ -11,10 +11,11 @@ C_FLAGS := -std=gnu11 -O2 -Wall -Wextra -Werror -fsyntax-only
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv check proto test demo bench soak clean
+.PHONY: help venv check proto test demo lab labextension bench soak clean
 
 help:
 	@echo "make demo    a Jupyter kernel frozen, killed and woken, told as it happens"
+	@echo "make lab     JupyterLab with Torpor, in the folder notebooks"
 	@echo "make test    every check and every test"
 	@echo "make check   format, lint, types, C warnings, generated code"
 	@echo "make bench   pause, dump and restore times beside what the machine can do"
@@ -54,6 +55,9 @@ check: venv
 		cmp -s build/proto/torpor/$$p/$$f engine/$$p/$$f \
 		|| { echo "engine/$$p/$$f is not what $$p.proto says: run 'make proto'"; exit 1; }; done; done
 
+labextension: venv
+	.ci/labextension
+
 proto: build/proto/.stamp
 	@for p in $(PROTOS); do cp build/proto/torpor/$$p/$${p}_pb2.py* engine/$$p/; done
 
@@ -65,7 +69,7 @@ build/proto/.stamp: $(foreach p,$(PROTOS),engine/$(p)/$(p).proto) | venv
 	@touch $@
 
 ifneq ($(ELSEWHERE),)
-test demo bench soak:
+test demo lab bench soak:
 	@.ci/elsewhere copy && $(MAKE) --no-print-directory -C '$(ELSEWHERE)' $@
 else
 test: check
@@ -74,6 +78,10 @@ test: check
 
 demo: venv
 	@$(BIN)/python -m notebooks.demo
+
+# Without root where that can be: a kernel is no safer with it.
+lab: venv
+	@$(BIN)/jupyter lab --no-browser --ServerApp.root_dir=notebooks $(if $(filter 0,$(shell id -u)),--allow-root)
 
 bench: venv
 	@$(BIN)/python -m tests.bench

@@ -189,7 +189,7 @@ class Restore(TorporHandler):
     @authorized("execute")
     @told
     async def post(self, kernel_id: str, checkpoint_id: str) -> None:
-        """Take the kernel back to the checkpoint."""
+        """Take the kernel back to the checkpoint; ``undo`` is the checkpoint of what it was."""
         self.answer(await self.keeper.restore(kernel_id, checkpoint_id, **self.body(discard=bool)))
 
 

@@ -175,6 +175,7 @@ class Keeper:
             "snapshot": state.parked or None,
             "parked_ns": state.parked_ns or None,
             "head": state.head or None,
+            "execution_count": state.gate.execution_count,
             "pid": provisioner.pid if isinstance(provisioner, TorporProvisioner) else None,
             "suitable": isinstance(provisioner, TorporProvisioner),
             "sessions": [{"id": s.id, "path": self._relative(s.path), "type": s.type} for s in sessions],
@@ -283,6 +284,7 @@ class Keeper:
         info, record = await self.checkpoint_of(kernel_id, id)
         if kernel_id not in self.manager:
             await self._register(self._as_parked(record))
+        before: SnapshotInfo | None = None
         async with self._operation(kernel_id, "restoring") as operation:
             state, provisioner = self.state(kernel_id), self._suitable(kernel_id)
             if state.parked:
@@ -299,8 +301,9 @@ class Keeper:
                     kept = self.records.read(CheckpointRecord, before.id)
                     await self._wake(kernel_id, operation, before, kept)
                     raise
+            self.gate(kernel_id).execution_count = record.execution_count
         self._told(kernel_id, "restored")
-        return self.describe(kernel_id)
+        return self.describe(kernel_id) | {"undo": before.id if before else None}
 
     async def change(self, kernel_id: str, id: str, **changes: Any) -> dict[str, Any]:
         """Change the name, note or pin of a checkpoint. Raises NotFound, StoreError."""

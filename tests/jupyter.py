@@ -54,10 +54,11 @@ class Server:
         self.process: Any = None
 
     def start(self) -> Server:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        self.url = f"http://127.0.0.1:{port}/"
+        if not self.url:  # a server that is started again has its old address
+            with socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                self.url = f"http://127.0.0.1:{free.getsockname()[1]}/"
+        port = self.url.rpartition(":")[2].strip("/")
         with open(self.log, "ab") as log:
             self.process = self.user.popen(
                 [

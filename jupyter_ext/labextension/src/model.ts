@@ -1,0 +1,116 @@
+import { ServiceManager } from '@jupyterlab/services';
+import { IDisposable } from '@lumino/disposable';
+import { ISignal, Signal } from '@lumino/signaling';
+import { ICheckpoint, IKernel, TorporAPI } from './api';
+
+/** The schema of the server's events. */
+const EVENT = 'https://events.torpor.invalid/kernel/v1';
+/** How often progress is asked for while something is done to a kernel, milliseconds. */
+const PROGRESS_MS = 400;
+
+/** What the server says of its kernels, kept up to date by its events. */
+export class TorporModel implements IDisposable {
+  constructor(
+    readonly api: TorporAPI,
+    services: ServiceManager.IManager
+  ) {
+    services.events.stream.connect((_, event) => {
+      if (event.schema_id === EVENT) {
+        void this.refresh();
+      }
+    });
+    services.sessions.runningChanged.connect(() => void this.refresh());
+    void this.refresh();
+  }
+
+  /** Something is different. */
+  get changed(): ISignal<this, void> {
+    return this._changed;
+  }
+
+  get kernels(): readonly IKernel[] {
+    return this._kernels;
+  }
+
+  get parked(): IKernel[] {
+    return this._kernels.filter(kernel => kernel.state === 'parked');
+  }
+
+  kernel(id: string | undefined): IKernel | undefined {
+    return this._kernels.find(kernel => kernel.id === id);
+  }
+
+  /** The kernel whose checkpoints are wanted, too. */
+  get watched(): string | undefined {
+    return this._watched;
+  }
+
+  set watched(id: string | undefined) {
+    if (id !== this._watched) {
+      this._watched = id;
+      this._checkpoints = [];
+      this._changed.emit();
+      void this.refresh();
+    }
+  }
+
+  /** The checkpoints of the watched kernel, oldest first. */
+  get checkpoints(): readonly ICheckpoint[] {
+    return this._checkpoints;
+  }
+
+  /** Ask the server; one question at a time, the last word counts. */
+  async refresh(): Promise<void> {
+    if (this._asking) {
+      this._again = true;
+      return;
+    }
+    this._asking = true;
+    try {
+      do {
+        this._again = false;
+        const watched = this._watched;
+        const kernels = await this.api.kernels();
+        const checkpoints = watched ? await this.api.checkpoints(watched) : [];
+        this._kernels = kernels;
+        if (watched === this._watched) {
+          this._checkpoints = checkpoints;
+        }
+      } while (this._again);
+    } catch (error) {
+      // The server is away: JupyterLab says so itself. What was known stays on show.
+      console.warn('Torpor:', error);
+    } finally {
+      this._asking = false;
+    }
+    if (this.isDisposed) {
+      return;
+    }
+    this._changed.emit();
+    if (this._timer === undefined && this._kernels.some(kernel => kernel.operation)) {
+      this._timer = window.setTimeout(() => {
+        this._timer = undefined;
+        void this.refresh();
+      }, PROGRESS_MS);
+    }
+  }
+
+  get isDisposed(): boolean {
+    return this._disposed;
+  }
+
+  dispose(): void {
+    this._disposed = true;
+    window.clearTimeout(this._timer);
+    Signal.clearData(this);
+  }
+
+  private _kernels: IKernel[] = [];
+  private _checkpoints: ICheckpoint[] = [];
+  private _watched: string | undefined;
+  private _asking = false;
+  private _again = false;
+  private _disposed = false;
+  private _timer: number | undefined;
+  private readonly _changed = new Signal<this, void>(this);
+}

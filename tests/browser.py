@@ -1,0 +1,90 @@
+"""A real JupyterLab in a headless Chromium, driven by playwright."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from playwright.sync_api import Page, sync_playwright
+
+from tests.jupyter import TOKEN, Server
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+SHOTS = Path(__file__).parents[1] / "build" / "screenshots"
+"""Where tests leave what they saw."""
+LAB_OPTIONS = ("--LabApp.expose_app_in_browser=True",)
+PATIENCE_MS = 60_000
+
+
+class Lab:
+    """One tab with JupyterLab."""
+
+    def __init__(self, page: Page, server: Server) -> None:
+        self.page, self.server = page, server
+        self.errors: list[str] = []
+        page.on("pageerror", lambda error: self.errors.append(str(error)))
+
+    def open(self, notebook: str = "") -> None:
+        """Go to JupyterLab, and to a notebook."""
+        path = f"lab/tree/{notebook}" if notebook else "lab"
+        self.page.goto(f"{self.server.url}{path}?reset&token={TOKEN}")
+        self.page.wait_for_selector("#jupyterlab-splash", state="detached")
+        if notebook:
+            self.page.wait_for_selector(".jp-Notebook .jp-Cell")
+            self.page.locator("#jp-main-statusbar", has_text="Idle").wait_for()  # else a cell is not sent
+
+    def shot(self, name: str) -> None:
+        """Keep a picture."""
+        SHOTS.mkdir(parents=True, exist_ok=True)
+        self.page.screenshot(path=str(SHOTS / f"{name}.png"))
+
+    def command(self, id: str, **arguments: Any) -> None:
+        """Run one of JupyterLab's commands."""
+        script = "async ([id, args]) => { await jupyterapp.restored; await jupyterapp.commands.execute(id, args); }"
+        self.page.evaluate(script, [id, arguments])
+
+    def run_cell(self, code: str) -> Any:
+        """Type into the active last cell and run it; the cell's element."""
+        cell = self.page.locator(".jp-Notebook .jp-Cell").last
+        cell.locator(".cm-content").click()
+        self.page.keyboard.insert_text(code)
+        self.page.keyboard.press("Shift+Enter")
+        return cell
+
+    def notice(self, text: str) -> Any:
+        """Wait for a notification with this text."""
+        found = self.page.locator(".jp-toastContainer .Toastify__toast", has_text=text).first
+        found.wait_for()
+        return found
+
+
+@contextmanager
+def lab(server: Server) -> Iterator[Lab]:
+    """JupyterLab of a running server, without page errors until the end, and without the question about news."""
+    config = server.user.home / ".jupyter" / "labconfig"
+    for folder in (config.parent, config):
+        folder.mkdir(exist_ok=True)
+        server.user.own(folder)
+    (config / "page_config.json").write_text(
+        json.dumps({"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": True}})
+    )
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
+        )
+        try:
+            page = browser.new_page(viewport={"width": 1280, "height": 800})
+            page.set_default_timeout(PATIENCE_MS)
+            tab = Lab(page, server)
+            try:
+                yield tab
+            except BaseException:
+                tab.shot("failure")
+                raise
+            assert not tab.errors
+        finally:
+            browser.close()

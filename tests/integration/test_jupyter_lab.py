@@ -1,0 +1,119 @@
+"""What a person does in JupyterLab: the button, the panel, parking and waking, going back, over a server's end.
+
+The screenshots are in build/screenshots.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import pytest
+
+from tests import browser
+from tests.browser import CHROMIUM, Lab
+from tests.jupyter import Server, running
+from tests.users import User
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium (Debian's package)")
+
+
+@pytest.fixture
+def server(ordinary_account: User) -> Iterator[Server]:
+    """A running JupyterLab of an ordinary user, with an empty notebook."""
+    server = Server(ordinary_account, *browser.LAB_OPTIONS, program="lab")
+    cell = {"cell_type": "code", "id": "first", "execution_count": None, "metadata": {}, "outputs": [], "source": ""}
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
+    notebook = {"cells": [cell], "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}
+    path = server.root / "work.ipynb"
+    path.write_text(json.dumps(notebook))
+    ordinary_account.own(path)
+    with running(server):
+        yield server
+
+
+def shows(lab: Lab, output: str) -> None:
+    """Wait until a cell shows this output."""
+    lab.page.locator(".jp-OutputArea-output").get_by_text(output, exact=True).wait_for()
+
+
+def test_a_notebook_users_day(server: Server) -> None:
+    with browser.lab(server) as lab:
+        page = lab.page
+        lab.open("work.ipynb")
+        lab.run_cell("x = 41; print('first', x)")
+        shows(lab, "first 41")
+
+        page.locator(".jp-NotebookPanel-toolbar").get_by_title("Checkpoint kernel").click()
+        lab.notice("Kernel saved")
+        lab.command("torpor:show")
+        items = page.locator(".jp-Torpor-item")
+        items.first.wait_for()
+        lab.shot("1-saved")
+        assert "After cell [1]" in items.first.inner_text()
+
+        lab.run_cell("x = 42; print('second', x)")
+        shows(lab, "second 42")
+        page.locator(".lm-MenuBar-item", has_text="Kernel").click()
+        page.locator(".lm-Menu-item", has_text="Park Kernel").wait_for()
+        lab.shot("2-menu")
+        page.locator(".lm-Menu-item", has_text="Park Kernel").click()
+        banner = page.locator(".jp-Torpor-banner")
+        banner.get_by_text("The kernel is parked").wait_for()
+        lab.run_cell("print('waited', x)")
+        lab.shot("3-parked")
+        banner.get_by_role("button", name="Wake").click()
+        banner.wait_for(state="hidden")
+        shows(lab, "waited 42")
+
+        oldest = items.last
+        oldest.hover()
+        oldest.get_by_role("button", name="Go back").click()
+        dialog = page.locator(".jp-Dialog")
+        dialog.wait_for()
+        lab.shot("4-going-back")
+        assert "2 cells" in dialog.inner_text()
+        dialog.get_by_role("button", name="Go back").click()
+        notice = lab.notice("The kernel is as it was")
+        lab.run_cell("print('back', x)")
+        shows(lab, "back 41")
+        lab.shot("5-back")
+        notice.get_by_role("button", name="Undo").click()
+        lab.notice("at “before”")
+        lab.run_cell("print('undone', x)")
+        shows(lab, "undone 42")
+        lab.command("docmanager:save")
+
+
+def test_tomorrow_the_kernel_goes_on(server: Server) -> None:
+    with browser.lab(server) as lab:
+        lab.open("work.ipynb")
+        lab.run_cell("import os; pid = os.getpid(); x = 41; print('first', x)")
+        shows(lab, "first 41")
+        lab.command("docmanager:save")
+    server.stop()
+    server.start()
+    with browser.lab(server) as lab:
+        lab.open()
+        lab.command("docmanager:open", path="work.ipynb")
+        banner = lab.page.locator(".jp-Torpor-banner")
+        banner.get_by_text("The kernel is parked").wait_for()
+        lab.command("running-sessions:show-panel")
+        lab.page.locator(".jp-RunningSessions-section", has_text="Parked Kernels").get_by_text("work.ipynb").wait_for()
+        lab.shot("6-next-day")
+        banner.get_by_role("button", name="Wake").click()
+        banner.wait_for(state="hidden")
+        lab.page.locator("#jp-main-statusbar", has_text="Idle").wait_for()
+        lab.run_cell("print('goes on', x + 1, pid == os.getpid())")
+        shows(lab, "goes on 42 True")
+
+
+def test_why_a_kernel_is_refused_is_shown(server: Server) -> None:
+    with browser.lab(server) as lab:
+        lab.open("work.ipynb")
+        lab.run_cell("import os; master, _ = os.openpty(); print('open', master > 0)")
+        shows(lab, "open True")
+        lab.page.locator(".jp-NotebookPanel-toolbar").get_by_title("Checkpoint kernel").click()
+        notice = lab.notice("The kernel could not be saved, and runs on")
+        lab.shot("7-refused")
+        assert "/dev/ptmx" in notice.inner_text()
