@@ -23,7 +23,7 @@ from tests.users import User
 
 NODES = ("n1", "n2")
 CRED_EXPIRE = 5
-"""Seconds; slurmctld holds a requeued job back for one more (slurm.conf, AuthInfo)."""
+"""Seconds, and the least that works; slurmctld holds a requeued job back for one more (slurm.conf, AuthInfo)."""
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol")
 PACKAGES = "munge slurmctld slurmd slurm-client"
 _CGROUPS = Path("/sys/fs/cgroup/freezer")
@@ -57,7 +57,7 @@ PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 JobRequeue=1
 ReturnToService=2
-SlurmdTimeout=10
+SlurmdTimeout=5
 SlurmctldTimeout=10
 KillWait={kill_wait}
 MinJobAge=300
@@ -91,8 +91,8 @@ class Cluster:
     munged: subprocess.Popen[bytes]
     nodes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     controller: subprocess.Popen[bytes] | None = None
-    owners: list[str] = field(default_factory=list)
-    """Job ids submitted so far."""
+    submitted: list[str] = field(default_factory=list)
+    """Jobs that may still be in the queue."""
 
     @property
     def conf(self) -> Path:
@@ -164,8 +164,10 @@ class Cluster:
         words = self.ask("scontrol", "show", "job", "-o", number).split(" ")
         return {key: value for key, _, value in (word.partition("=") for word in words)}
 
-    def wait_for(self, condition: Callable[[], object], what: str, seconds: float = 60) -> None:
-        """Wait until something holds.
+    def wait_for(
+        self, condition: Callable[[], object], what: str, seconds: float = 60, more: Callable[[], str] = str
+    ) -> None:
+        """Wait until something holds; `more` is told if it does not.
 
         Raises:
             ClusterFailed: it did not; with the ends of the daemons' logs.
@@ -173,7 +175,7 @@ class Cluster:
         deadline = time.monotonic() + seconds
         while not condition():
             if time.monotonic() > deadline:
-                raise ClusterFailed(f"waited {seconds} s in vain for {what}\n{self.logs()}")
+                raise ClusterFailed(f"waited {seconds} s in vain for {what}\n{more()}\n{self.logs()}")
             time.sleep(0.05)
 
     def wait_state(self, number: str, *states: str, seconds: float = 60) -> dict[str, str]:
@@ -201,7 +203,7 @@ class Cluster:
         if told.returncode:
             raise ClusterFailed(f"{arguments} ended with {told.returncode}:\n{told.stdout}{told.stderr}")
         number = told.stdout.split()[-1].partition(";")[0]
-        self.owners.append(number)
+        self.submitted.append(number)
         return number
 
     def preempt(self, user: User, node: str | None = None) -> str:
@@ -211,10 +213,12 @@ class Cluster:
             user, "sbatch", "-p", "high", "--exclusive", *where, "-o", "/dev/null", "--wrap", "exec sleep 1000"
         )
 
-    def release(self, number: str) -> None:
-        """Cancel a job and wait for its end."""
-        self.ask("scancel", number)
-        self.wait_gone(number)
+    def release(self, *numbers: str) -> None:
+        """Cancel jobs and wait for their end; without a number, all of them."""
+        for number in numbers or tuple(self.submitted):
+            self.ask("scancel", number)
+            self.wait_gone(number)
+            self.submitted.remove(number)
 
 
 def _free_ports() -> dict[str, int]:

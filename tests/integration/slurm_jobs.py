@@ -1,0 +1,144 @@
+"""Jobs for the tests of Slurm: a folder each, a script, what they left, and what an undisturbed run leaves."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from tests.integration.slurm_cluster import Cluster
+from tests.users import BIN, User
+
+APP = Path(__file__).with_name("slurm_app.py")
+CODE = 7
+"""What the application exits with."""
+OUTPUTS = ("answer", "buffered", "log", "out")
+
+
+@cache
+def undisturbed(steps: int) -> dict[str, bytes]:
+    """What the application leaves when nothing disturbs it."""
+    with TemporaryDirectory(prefix="torpor-test-reference-") as folder:
+        with open(f"{folder}/out", "wb") as out:
+            command = [sys.executable, APP, folder, str(steps), "0"]
+            told = subprocess.run(command, stdout=out, env={"OPENBLAS_NUM_THREADS": "1"}, check=False)
+        assert told.returncode == CODE
+        return {name: Path(folder, name).read_bytes() for name in OUTPUTS}
+
+
+@dataclass
+class Submitted:
+    """A job in the cluster, and its files."""
+
+    cluster: Cluster
+    user: User
+    folder: Path
+    number: str = ""
+
+    @property
+    def store(self) -> Path:
+        return self.folder / "store"
+
+    @property
+    def home(self) -> Path:
+        """Its directory in the store."""
+        return self.store / "slurm" / f"torpor-{self.number}"
+
+    @property
+    def log(self) -> str:
+        """What its supervisor did."""
+        path = self.home / "log"
+        return path.read_text() if path.exists() else ""
+
+    @property
+    def out(self) -> str:
+        path = self.folder / "out"
+        return path.read_text() if path.exists() else ""
+
+    @property
+    def node(self) -> str:
+        return self.cluster.job(self.number)["NodeList"]
+
+    @property
+    def steps(self) -> int:
+        """How many steps it has done."""
+        return self.out.count("step ")
+
+    def told(self) -> str:
+        """What its supervisor and the application have written."""
+        return self.log + self.out
+
+    def wait_steps(self, count: int, seconds: float = 60) -> None:
+        """Wait until it has done so many."""
+        self.cluster.wait_for(lambda: self.steps >= count, f"step {count} of job {self.number}", seconds, self.told)
+
+    def wait_log(self, words: str, count: int = 1, seconds: float = 60) -> None:
+        """Wait until its supervisor has written so."""
+        self.cluster.wait_for(
+            lambda: self.log.count(words) >= count, f"{words!r} of job {self.number}", seconds, self.told
+        )
+
+    def wait_code(self, seconds: float = 90) -> str:
+        """Wait for its end; ``CODE:SIGNAL`` as Slurm tells it."""
+        over = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY")
+        return self.cluster.wait_state(self.number, *over, seconds=seconds)["ExitCode"]
+
+    def differences(self, steps: int) -> list[str]:
+        """The outputs that are not as an undisturbed run leaves them."""
+        expected = undisturbed(steps)
+        found = {name: (self.folder / name).read_bytes() for name in OUTPUTS}
+        # What Slurm itself says there: it does so before the job is told to go, and thus between two lines of the job.
+        found["out"] = re.sub(rb"^slurmstepd.*\n", b"", found["out"], flags=re.MULTILINE)
+        return [name for name in OUTPUTS if found[name] != expected[name]]
+
+    def preempt(self) -> None:
+        """Take its node from it, and give that back when it has resumed on the other one."""
+        before, resumed = self.node, self.log.count("resumed")
+        other = self.cluster.preempt(self.user, before)
+        self.cluster.wait_state(self.number, "PENDING")
+        # On another node it need not wait until the credential of its last run has expired.
+        self.cluster.ask("scontrol", "update", f"JobId={self.number}", "StartTime=now")
+        self.wait_log("resumed", resumed + 1)
+        assert self.node != before
+        self.cluster.release(other)
+
+
+@contextmanager
+def job(cluster: Cluster, user: User) -> Iterator[Submitted]:
+    """A folder for a job; what is in the queue in the end, its own or another's, is cancelled."""
+    folder = user.tmp / "job"
+    folder.mkdir()
+    user.own(folder)
+    made = Submitted(cluster, user, folder)
+    try:
+        yield made
+    finally:
+        cluster.release()
+
+
+def script(made: Submitted, command: str, *options: str) -> Path:
+    """A batch script that ends in `torpor run`."""
+    path = made.folder / "job.sh"
+    run = shlex.join([str(BIN / "torpor"), "run", "--store", str(made.store), *options])
+    path.write_text(f"#!/bin/sh\nexport OPENBLAS_NUM_THREADS=1\nexec {run} -- {command}\n")
+    path.chmod(0o755)
+    return path
+
+
+def application(made: Submitted, steps: int, seconds: float = 0.1) -> str:
+    """The command of the application."""
+    return shlex.join([sys.executable, str(APP), str(made.folder), str(steps), str(seconds)])
+
+
+def start(made: Submitted, path: Path, *arguments: str) -> Submitted:
+    """Submit a script by plain sbatch, with what a user of it must know: append."""
+    options = ["--open-mode=append", "-o", str(made.folder / "out"), *arguments]
+    made.number = made.cluster.submit(made.user, "sbatch", *options, path)
+    return made

@@ -1,0 +1,283 @@
+"""A real cluster of two nodes, and an application that must not notice what happens to its job."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.integration.slurm_cluster import PACKAGES, Cluster, cluster, missing
+from tests.integration.slurm_jobs import APP, CODE, Submitted, application, job, script, start, undisturbed
+from tests.users import BIN, User
+
+pytestmark = pytest.mark.skipif(bool(missing()), reason=f"Slurm is missing here: install {PACKAGES}")
+STEPS = 60
+
+
+@pytest.fixture(scope="module")
+def slurm() -> Iterator[Cluster]:
+    with cluster() as running:
+        yield running
+
+
+@pytest.fixture
+def work(slurm: Cluster, ordinary_account: User) -> Iterator[Submitted]:
+    with job(slurm, ordinary_account) as made:
+        yield made
+
+
+def unharmed(made: Submitted, steps: int = STEPS) -> None:
+    """The job ended as it does when left alone, and left the same, to the byte."""
+    assert made.wait_code() == f"{CODE}:0", made.told()
+    assert made.differences(steps) == [], made.told()
+    assert json.loads((made.home / "finished").read_text())["code"] == CODE
+    assert list(made.home.glob("packs/*")) == []
+
+
+def test_plain_jobs_run(slurm: Cluster, ordinary_account: User) -> None:
+    number = slurm.submit(
+        ordinary_account, "sbatch", "-N2", "-o", ordinary_account.tmp / "out", "--wrap", "srun hostname"
+    )
+    slurm.wait_state(number, "COMPLETED")
+    slurm.release()
+    assert sorted((ordinary_account.tmp / "out").read_text().split()) == ["n1", "n2"]
+
+
+def test_an_undisturbed_job_is_as_without_torpor(work: Submitted) -> None:
+    start(work, script(work, application(work, 10)))
+    unharmed(work, 10)
+
+
+@pytest.mark.parametrize("partition", ["abrupt", "cancel"])
+def test_a_preempted_job_goes_on_where_it_was(work: Submitted, partition: str) -> None:
+    start(work, script(work, application(work, STEPS)), "-p", partition)
+    work.wait_steps(5)
+    work.preempt()
+    unharmed(work)
+
+
+def test_a_requeued_job_goes_on_where_it_was(work: Submitted) -> None:
+    start(work, script(work, application(work, STEPS)))
+    work.wait_steps(5)
+    work.cluster.ask("scontrol", "requeue", work.number)
+    unharmed(work)
+    assert "because of requeued" in work.log
+
+
+def test_eight_preemptions(work: Submitted) -> None:
+    start(work, script(work, application(work, 2 * STEPS)))
+    for _ in range(8):
+        work.wait_steps(work.steps + 5)
+        work.preempt()
+    unharmed(work, 2 * STEPS)
+    cut = [path.read_text() for path in (work.home / "cut").iterdir()]
+    assert all(line.startswith("slurmstepd") for text in cut for line in text.splitlines())
+
+
+def test_scancel_does_not_requeue(work: Submitted) -> None:
+    start(work, script(work, application(work, 1000)))
+    work.wait_steps(3)
+    work.user.run(["scancel", work.number], env=work.cluster.env, check=True)
+    work.wait_code()
+    work.cluster.wait_gone(work.number)
+    told = work.cluster.job(work.number)
+    assert (told["JobState"], told["Restarts"]) == ("CANCELLED", "0")
+    work.wait_log("the application was ended")
+    assert "requeue" not in work.log
+    assert not (work.home / "finished").exists()
+
+
+def test_the_time_limit(slurm: Cluster, work: Submitted) -> None:
+    start(work, script(work, application(work, 500), "--on-timeout=requeue"), "--time=1")
+    other = Submitted(slurm, work.user, work.folder / "other")
+    other.folder.mkdir()
+    work.user.own(other.folder)
+    start(other, script(other, application(other, 500), "--on-timeout=stop"), "--time=1")
+    work.wait_log("left because of time limit", seconds=90)
+    assert other.wait_code() == "124:0"
+    assert f"`scontrol requeue {other.number}` lets it go on" in other.out
+    slurm.ask("scontrol", "requeue", other.number)
+    other.wait_log("resumed")
+    unharmed(work, 500)
+
+
+def test_a_node_that_dies_without_a_word(ordinary_account: User) -> None:
+    with cluster() as slurm, job(slurm, ordinary_account) as work:
+        start(work, script(work, application(work, 3 * STEPS), "--every=2s"))
+        work.wait_log("saved", 2)
+        work.wait_steps(work.steps + 3)
+        slurm.kill_node(work.node)
+        work.wait_log("resumed", seconds=90)
+        assert "log from" in work.log  # lines of the log that were written after the snapshot
+        unharmed(work, 3 * STEPS)
+
+
+# --------------------------------------------------------------------------------------- torpor sbatch
+
+
+def sbatch(made: Submitted, path: Path, *arguments: str, options: Sequence[str] = ()) -> Submitted:
+    """Submit a script that knows nothing of Torpor."""
+    torpor = [BIN / "torpor", "sbatch", "--store", made.store, *options, "--"]
+    made.number = made.cluster.submit(made.user, *torpor, "-o", made.folder / "out", *arguments, path)
+    return made
+
+
+def test_a_whole_script_is_kept_with_its_pipeline(work: Submitted) -> None:
+    path = work.folder / "pipeline.sh"
+    path.write_text(
+        f"""#!/bin/bash
+#SBATCH --comment="of no matter"
+export OPENBLAS_NUM_THREADS=1
+first=$SLURMD_NODENAME
+{application(work, STEPS)} | while read line; do echo "$line"; done
+echo "code ${{PIPESTATUS[0]}}"
+. "$TORPOR_ENV_FILE"
+[ "$first" != "$SLURMD_NODENAME" ] && echo "run $SLURM_RESTART_COUNT, on another node"
+exit 3
+"""
+    )
+    sbatch(work, path)
+    work.wait_steps(5)
+    work.preempt()
+    assert work.wait_code() == "3:0", work.told()
+    assert work.cluster.job(work.number)["JobName"] == "pipeline.sh"
+    lines = [line for line in work.out.splitlines() if not line.startswith("slurmstepd")]
+    assert lines == [*(f"step {step}" for step in range(STEPS)), f"code {CODE}", "run 1, on another node"]
+    assert work.differences(STEPS) == ["out"]
+
+
+def test_an_array_goes_on_task_by_task(slurm: Cluster, work: Submitted) -> None:
+    path = work.folder / "array.sh"
+    path.write_text(
+        f"""#!/bin/sh
+export OPENBLAS_NUM_THREADS=1
+mkdir {work.folder}/$SLURM_ARRAY_TASK_ID
+exec {sys.executable} {APP} {work.folder}/$SLURM_ARRAY_TASK_ID {STEPS} 0.1
+"""
+    )
+    out = str(work.folder / "%a.out")
+    sbatch(work, path, "--array=0-2", "-w", "n1", "-o", out)
+    tasks = [work.folder / str(task) for task in range(3)]
+    slurm.wait_for(lambda: all((task / "log").exists() and (task / "log").stat().st_size > 200 for task in tasks), "3")
+    other = slurm.preempt(work.user, "n1")
+    logs = work.store / "slurm"
+    slurm.wait_for(lambda: sum("left" in p.read_text() for p in logs.glob("*/log")) == 3, "three that have left")
+    slurm.release(other)
+    slurm.wait_for(lambda: all((task / "answer").exists() for task in tasks), "the answers", 90, slurm.logs)
+    expected = undisturbed(STEPS)
+    for task in tasks:
+        assert all((task / name).read_bytes() == expected[name] for name in ("answer", "buffered", "log"))
+        text = task.with_suffix(".out").read_bytes()
+        assert b"".join(line for line in text.splitlines(True) if line.startswith(b"step")) == expected["out"]
+
+
+def test_a_step_is_kept(work: Submitted) -> None:
+    path = script(work, application(work, STEPS))
+    path.write_text(path.read_text().replace("exec ", "exec srun --ntasks=1 ", 1))
+    start(work, path)
+    work.wait_steps(5)
+    work.preempt()
+    unharmed(work)
+
+
+# --------------------------------------------------------------------------------------- what goes wrong
+
+
+def test_a_store_that_is_full_for_a_while(ordinary_account: User) -> None:
+    if os.geteuid():
+        pytest.skip("needs root, to make a small file system")
+    small = ordinary_account.tmp / "small"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m,mode=777", "tmpfs", small], check=True)
+    try:
+        with cluster() as slurm, job(slurm, ordinary_account) as work:
+            filler = small / "filler"
+            filler.write_bytes(bytes(50 << 20))
+            path = script(work, application(work, 2 * STEPS))
+            path.write_text(path.read_text().replace(str(work.store), str(small)))
+            start(work, path)
+            work.wait_steps(5)
+            other = slurm.preempt(work.user, work.node)
+            slurm.wait_for(lambda: "No space left on device" in work.out, "words about the disk", 60, work.told)
+            work.wait_steps(work.steps + 5)  # it runs on meanwhile
+            filler.unlink()
+            slurm.wait_state(work.number, "PENDING")
+            slurm.release(other)
+            assert work.wait_code() == f"{CODE}:0", work.told()
+            assert [name for name in work.differences(2 * STEPS) if name != "out"] == []
+    finally:
+        subprocess.run(["umount", small], check=True)
+
+
+COUNTER = """
+import os, sys, time
+held = None
+for count in range(100000):
+    print("step", count, flush=True)
+    if os.path.exists("go"):
+        held = held or open("data")
+    if os.path.exists("end"):
+        sys.exit(9)
+    time.sleep(0.05)
+"""
+
+
+@pytest.mark.parametrize("choice", ["older", "anew", "stop"])
+def test_a_snapshot_that_is_refused(work: Submitted, choice: str) -> None:
+    (work.folder / "counter.py").write_text(COUNTER)
+    (work.folder / "data").write_text("what the job reads\n" * 100)
+    every = ["--every=1s"] if choice == "older" else []
+    start(work, script(work, f"{sys.executable} counter.py", f"--on-refused={choice}", *every), "-D", str(work.folder))
+    work.wait_steps(10)
+    if every:
+        work.wait_log("saved", 1)
+    before = work.steps
+    (work.folder / "go").touch()
+    work.wait_steps(before + 10)
+    work.cluster.ask("scontrol", "requeue", work.number)
+    work.wait_log("left because of requeued")
+    (work.folder / "go").unlink()
+    (work.folder / "data").unlink()
+    (work.folder / "data").write_text("another, shorter file")
+    if choice == "stop":
+        assert work.wait_code() == "10:0"
+    else:
+        word = "resumed" if choice == "older" else "started"
+        work.wait_log(f"run 1 {word}")
+        (work.folder / "end").touch()
+        assert work.wait_code() == "9:0", work.told()
+    assert "another file has taken its place" in work.out
+    steps = [int(line.split()[1]) for line in work.out.splitlines() if line.startswith("step")]
+    if choice == "older":
+        assert steps == list(range(len(steps))), "an older snapshot, with the output brought back to it"
+    elif choice == "anew":
+        assert steps.count(0) == 2
+
+
+def test_one_supervisor_per_job(work: Submitted) -> None:
+    path = script(work, "true")
+    text = path.read_text()
+    path.write_text(text.replace("exec ", "") + text.splitlines()[-1].replace("exec ", "") + "\n")
+    start(work, path)
+    assert work.wait_code() == "0:0", work.told()
+    assert "has finished already" in work.out
+
+
+def test_status_tells_of_the_job(slurm: Cluster, work: Submitted) -> None:
+    start(work, script(work, application(work, 100), "--every=1s"))
+    work.wait_log("saved")
+    command = [BIN / "torpor", "slurm", "status", "--store", work.store]
+    told = work.user.run([*command, "--json", work.number], env=slurm.env, check=True)
+    (row,) = json.loads(told.stdout)
+    assert (row["job"], row["slurm"], row["phase"], row["window"], row["enough"]) == (
+        work.number, "RUNNING", "running", 30, True,
+    )  # fmt: skip
+    assert row["snapshots"]
+    assert row["pause"] > 0
+    table = work.user.run(command, env={**slurm.env, "COLUMNS": "200"}, check=True)
+    assert "of 30 s" in table.stdout
