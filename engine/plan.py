@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from torpor.image import image_pb2 as pb
-from torpor.objects import address_space, credentials, descriptors, family, signals, threads, timers, tree
+from torpor.objects import address_space, credentials, descriptors, family, own, signals, threads, timers, tree
 from torpor.objects.address_space import Sources
 from torpor.objects.credentials import Rights
 from torpor.objects.descriptors import Opened
@@ -189,8 +189,9 @@ def _build(plan: ProcessPlan, process: pb.Process, image: pb.Tree, here: Here, h
     plan.fill_size = sum(process.memory.pages.counts) * PAGE
     plan.furnish += address_space.last_steps(process.memory, held.sources)
     plan.furnish += tree.steps(process, held.directories[process.cwd])
-    plan.furnish += descriptors.placement(process, held.opened)
+    plan.furnish += descriptors.placement(process, image, held.opened)
     plan.furnish += descriptors.closing(process)
+    plan.furnish += own.steps(process, image)
     plan.proc.append(("coredump_filter", f"{process.coredump_filter:#x}"))
     if process.oom_score_adj > here.oom_score_adj or here.may_lower_oom:
         plan.proc.append(("oom_score_adj", str(process.oom_score_adj)))

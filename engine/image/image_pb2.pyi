@@ -467,7 +467,7 @@ class Fd(_message.Message):
     def __init__(self, fd: _Optional[int] = ..., description: _Optional[int] = ..., cloexec: bool = ...) -> None: ...
 
 class Description(_message.Message):
-    __slots__ = ("flags", "file", "directory", "device", "pipe", "eventfd", "epoll", "unix", "tcp", "memfd", "outside")
+    __slots__ = ("flags", "file", "directory", "device", "pipe", "eventfd", "epoll", "unix", "tcp", "memfd", "outside", "timerfd", "signalfd", "pidfd", "inotify")
     FLAGS_FIELD_NUMBER: _ClassVar[int]
     FILE_FIELD_NUMBER: _ClassVar[int]
     DIRECTORY_FIELD_NUMBER: _ClassVar[int]
@@ -479,6 +479,10 @@ class Description(_message.Message):
     TCP_FIELD_NUMBER: _ClassVar[int]
     MEMFD_FIELD_NUMBER: _ClassVar[int]
     OUTSIDE_FIELD_NUMBER: _ClassVar[int]
+    TIMERFD_FIELD_NUMBER: _ClassVar[int]
+    SIGNALFD_FIELD_NUMBER: _ClassVar[int]
+    PIDFD_FIELD_NUMBER: _ClassVar[int]
+    INOTIFY_FIELD_NUMBER: _ClassVar[int]
     flags: int
     file: RegularFile
     directory: Directory
@@ -490,7 +494,11 @@ class Description(_message.Message):
     tcp: TcpSocket
     memfd: Memfd
     outside: Outside
-    def __init__(self, flags: _Optional[int] = ..., file: _Optional[_Union[RegularFile, _Mapping]] = ..., directory: _Optional[_Union[Directory, _Mapping]] = ..., device: _Optional[_Union[CharDevice, _Mapping]] = ..., pipe: _Optional[_Union[PipeEnd, _Mapping]] = ..., eventfd: _Optional[_Union[Eventfd, _Mapping]] = ..., epoll: _Optional[_Union[Epoll, _Mapping]] = ..., unix: _Optional[_Union[UnixSocket, _Mapping]] = ..., tcp: _Optional[_Union[TcpSocket, _Mapping]] = ..., memfd: _Optional[_Union[Memfd, _Mapping]] = ..., outside: _Optional[_Union[Outside, _Mapping]] = ...) -> None: ...
+    timerfd: Timerfd
+    signalfd: Signalfd
+    pidfd: Pidfd
+    inotify: Inotify
+    def __init__(self, flags: _Optional[int] = ..., file: _Optional[_Union[RegularFile, _Mapping]] = ..., directory: _Optional[_Union[Directory, _Mapping]] = ..., device: _Optional[_Union[CharDevice, _Mapping]] = ..., pipe: _Optional[_Union[PipeEnd, _Mapping]] = ..., eventfd: _Optional[_Union[Eventfd, _Mapping]] = ..., epoll: _Optional[_Union[Epoll, _Mapping]] = ..., unix: _Optional[_Union[UnixSocket, _Mapping]] = ..., tcp: _Optional[_Union[TcpSocket, _Mapping]] = ..., memfd: _Optional[_Union[Memfd, _Mapping]] = ..., outside: _Optional[_Union[Outside, _Mapping]] = ..., timerfd: _Optional[_Union[Timerfd, _Mapping]] = ..., signalfd: _Optional[_Union[Signalfd, _Mapping]] = ..., pidfd: _Optional[_Union[Pidfd, _Mapping]] = ..., inotify: _Optional[_Union[Inotify, _Mapping]] = ...) -> None: ...
 
 class RegularFile(_message.Message):
     __slots__ = ("path", "position", "size", "mtime_ns", "dev", "ino", "mode")
@@ -648,3 +656,46 @@ class Outside(_message.Message):
     stdio: int
     was: str
     def __init__(self, stdio: _Optional[int] = ..., was: _Optional[str] = ...) -> None: ...
+
+class Timerfd(_message.Message):
+    __slots__ = ("clock", "settime_flags", "ticks", "left_ns", "interval_ns", "moment_ns")
+    CLOCK_FIELD_NUMBER: _ClassVar[int]
+    SETTIME_FLAGS_FIELD_NUMBER: _ClassVar[int]
+    TICKS_FIELD_NUMBER: _ClassVar[int]
+    LEFT_NS_FIELD_NUMBER: _ClassVar[int]
+    INTERVAL_NS_FIELD_NUMBER: _ClassVar[int]
+    MOMENT_NS_FIELD_NUMBER: _ClassVar[int]
+    clock: int
+    settime_flags: int
+    ticks: int
+    left_ns: int
+    interval_ns: int
+    moment_ns: int
+    def __init__(self, clock: _Optional[int] = ..., settime_flags: _Optional[int] = ..., ticks: _Optional[int] = ..., left_ns: _Optional[int] = ..., interval_ns: _Optional[int] = ..., moment_ns: _Optional[int] = ...) -> None: ...
+
+class Signalfd(_message.Message):
+    __slots__ = ("mask",)
+    MASK_FIELD_NUMBER: _ClassVar[int]
+    mask: int
+    def __init__(self, mask: _Optional[int] = ...) -> None: ...
+
+class Pidfd(_message.Message):
+    __slots__ = ("pid",)
+    PID_FIELD_NUMBER: _ClassVar[int]
+    pid: int
+    def __init__(self, pid: _Optional[int] = ...) -> None: ...
+
+class Inotify(_message.Message):
+    __slots__ = ("watches",)
+    class Watch(_message.Message):
+        __slots__ = ("number", "mask", "path")
+        NUMBER_FIELD_NUMBER: _ClassVar[int]
+        MASK_FIELD_NUMBER: _ClassVar[int]
+        PATH_FIELD_NUMBER: _ClassVar[int]
+        number: int
+        mask: int
+        path: bytes
+        def __init__(self, number: _Optional[int] = ..., mask: _Optional[int] = ..., path: _Optional[bytes] = ...) -> None: ...
+    WATCHES_FIELD_NUMBER: _ClassVar[int]
+    watches: _containers.RepeatedCompositeFieldContainer[Inotify.Watch]
+    def __init__(self, watches: _Optional[_Iterable[_Union[Inotify.Watch, _Mapping]]] = ...) -> None: ...

@@ -45,11 +45,16 @@ from torpor.objects.devices import CharDevice
 from torpor.objects.epoll import Epoll
 from torpor.objects.eventfd import Eventfd
 from torpor.objects.files import Directory, RegularFile
+from torpor.objects.inotify import Inotify
 from torpor.objects.memory_files import MemoryDescriptor, MemoryFile, memory_files
 from torpor.objects.outside import Fifo, Terminal
+from torpor.objects.own import is_own
+from torpor.objects.pidfd import Pidfd
 from torpor.objects.pipes import Pipe
+from torpor.objects.signalfd import Signalfd
 from torpor.objects.sockets import family_of
 from torpor.objects.tcp import Tcp, arm_reset
+from torpor.objects.timerfd import Timerfd
 from torpor.objects.unix_sockets import Unix
 from torpor.objects.unkept import Unkept
 from torpor.remote.batch import Call
@@ -82,6 +87,10 @@ KINDS: tuple[Kind[Any], ...] = (
     Pipe(),
     Fifo(),
     Eventfd(),
+    Timerfd(),
+    Signalfd(),
+    Pidfd(),
+    Inotify(),
     Unix(),
     Tcp(),
     Epoll(),  # after what it may watch
@@ -386,7 +395,7 @@ def open_all(image: Tree, shared: Callable[[int], int], stdio: Sequence[int] = (
     return Opened(opening.slots)
 
 
-def placement(process: Process, opened: Opened) -> list[Call]:
+def placement(process: Process, image: Tree, opened: Opened) -> list[Call]:
     """The calls that give a process its descriptors from the slots."""
     return [
         Call(
@@ -396,6 +405,7 @@ def placement(process: Process, opened: Opened) -> list[Call]:
             f"placing descriptor {entry.fd}",
         )
         for entry in process.fds
+        if not is_own(image, entry.description)
     ]
 
 

@@ -10,7 +10,8 @@ first wait after the restore may tell it once more, which epoll(7) allows at any
 has fired cannot be made unarmed for EPOLLERR and EPOLLHUP, which the kernel adds to each: it may tell these
 once more.
 
-The watches are made in the restoring process, in a thread with a descriptor table of its own, in which every
+Watches on signalfds and pidfds are made by a process that has both (`torpor.objects.own`). All others are made in the
+restoring process, in a thread with a descriptor table of its own, in which every
 number is free: the kernel keeps the number, not the process.
 """
 
@@ -47,6 +48,9 @@ CLONE_FILES = 0x400
 EPOLL_CTL_ADD = 1
 EVENT = struct.Struct("=IQ")
 """struct epoll_event, which is packed on x86-64."""
+
+WATCHED_BY_OWNERS = frozenset(("signalfd", "pidfd"))
+"""What only a process of the tree itself can wait for."""
 
 _WATCH = re.compile(rb"^tfd:\s*(\d+) events:\s*([0-9a-f]+) data:\s*([0-9a-f]+)", re.MULTILINE)
 
@@ -100,6 +104,13 @@ class Epoll(Kind[EpollState]):
                     f"it watches what was descriptor {watch.fd} and is open only outside the tree",
                     "remove it from the epoll, or close it everywhere",
                 )
+            elif tree.by_holder[watch.target].kind.field in WATCHED_BY_OWNERS and (
+                watch.target.fd != watch.fd or watch.target.pid not in {holder.pid for holder in held.holders}
+            ):
+                yield Problem(
+                    f"it watches what was descriptor {watch.fd} and has another number by now",
+                    "remove it from the epoll",
+                )
 
     def describe(self, held: Held[EpollState], out: Description, tree: GrabbedDescriptors, image: Describing) -> None:
         """Its watches."""
@@ -111,6 +122,10 @@ class Epoll(Kind[EpollState]):
 
     def check(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
         """The watches lead to descriptions of the image, and the restorer's can be waited for."""
+        for index, description in mine.items():
+            for watch in description.epoll.watches:
+                if _by_owner(image, watch) and watcher(image, index, watch) is None:
+                    yield Reason("the image", f"no process has what an epoll watches as descriptor {watch.fd}")
         watched = {watch.description for description in mine.values() for watch in description.epoll.watches}
         for index in sorted(watched):
             if index >= len(image.descriptions):
@@ -136,6 +151,20 @@ class Epoll(Kind[EpollState]):
             raise failures[0]
 
 
+def watcher(image: Tree, index: int, watch: EpollMessage.Watch) -> tuple[int, int] | None:
+    """The process that has an epoll and what it watches: its PID, and the epoll's number there."""
+    for process in image.processes:
+        epoll = next((entry.fd for entry in process.fds if entry.description == index), None)
+        if epoll is not None and any((e.fd, e.description) == (watch.fd, watch.description) for e in process.fds):
+            return process.pid, epoll
+    return None
+
+
+def _by_owner(image: Tree, watch: EpollMessage.Watch) -> bool:
+    known = watch.description < len(image.descriptions)
+    return known and image.descriptions[watch.description].WhichOneof("kind") in WATCHED_BY_OWNERS
+
+
 def _target(epoll: Held[EpollState], number: int, which: int, tree: GrabbedDescriptors) -> Holder | None:
     """A descriptor of what the epoll watches as its `which`-th under `number`."""
     for holder in epoll.holders:
@@ -159,7 +188,8 @@ def _watch_all(mine: dict[int, Description], opening: Opening, failures: list[Ex
         syscall(NR.unshare, CLONE_FILES)
         for index, description in mine.items():
             for watch in description.epoll.watches:
-                _watch(opening, index, watch)
+                if not _by_owner(opening.image, watch):
+                    _watch(opening, index, watch)
     except Exception as error:  # told by the thread that waits for this one
         failures.append(error)
 

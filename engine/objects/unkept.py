@@ -19,10 +19,6 @@ ANONYMOUS = {
     "anon_inode:[userfaultfd]": Problem("what a userfaultfd watches cannot be read", CLOSE),
     "anon_inode:[perf_event]": Problem("counters of the processor cannot be kept", "stop the profiler"),
     "anon_inode:[fanotify]": Problem("what fanotify watches cannot be kept", CLOSE),
-    "anon_inode:inotify": Problem("what inotify watches is not kept yet", "stop watching files"),
-    "anon_inode:[signalfd]": Problem("a signalfd is not kept yet", CLOSE),
-    "anon_inode:[timerfd]": Problem("a timerfd is not kept yet", CLOSE),
-    "anon_inode:[pidfd]": Problem("a pidfd is not kept yet", CLOSE),
     "anon_inode:seccomp notify": Problem("a seccomp listener cannot be kept", "run it without its supervisor"),
 }
 """By link, as of Linux 6.18."""

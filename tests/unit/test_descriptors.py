@@ -312,13 +312,6 @@ def test_a_regular_file_in_stdio_is_opened_again(tmp_path: Path) -> None:
 
 
 REFUSED = {
-    "inotify": ("f = syscall(253)", "what inotify watches is not kept yet"),
-    "timerfd": ("f = syscall(283, 1, 0)", "a timerfd is not kept yet"),
-    "signalfd": (
-        "b = ctypes.create_string_buffer(8); f = syscall(289, -1 & (1 << 32) - 1, ctypes.addressof(b), 8, 0)",
-        "a signalfd is not kept yet",
-    ),
-    "pidfd": ("f = os.pidfd_open(os.getpid())", "a pidfd is not kept yet"),
     "userfaultfd": ("f = syscall(NR.userfaultfd, 1)", "what a userfaultfd watches cannot be read"),
     "ptmx": ("f, g = os.openpty()", "the master side of a pseudo terminal is not kept yet"),
     "udp": (

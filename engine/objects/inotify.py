@@ -1,0 +1,273 @@
+"""inotify: files and directories that are watched (inotify(7)).
+
+Kept: every watch, under its number, with its mask. The kernel tells the file system and the inode of what is watched
+but no name (Documentation/filesystems/proc.rst, 3.8). A name is found by the file handle that it tells too, which takes
+CAP_DAC_READ_SEARCH, or by looking for the inode: in the directories that the tree's processes are in, have open, or
+were given as arguments, above these and below, `MOST` names at the most.
+
+Refused: watches for which no name is found, and events that have not been read: nobody can give these back. What
+happens to the files between the snapshot and the restore is not told.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import re
+import struct
+import termios
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torpor.errors import Reason, RestoreFailed
+from torpor.image.image_pb2 import Description, Tree
+from torpor.image.image_pb2 import Inotify as InotifyMessage
+from torpor.objects.description import Describing, GrabbedDescriptors, Held, Kind, Opening, Problem, Seen, borrowed
+from torpor.remote.sys import address_of, syscall
+from torpor.remote.x86_64 import NR
+
+MOST = 50_000
+"""Names that are looked at for all watches of a tree together."""
+INOTIFY_IOC_SETNEXTWD = 0x40044900
+"""_IOW('I', 0, __s32) (include/uapi/linux/inotify.h); kernels with CONFIG_CHECKPOINT_RESTORE."""
+IN_DONT_FOLLOW = 0x02000000
+KEPT = 0xFFF | 0x04000000 | 0x80000000
+"""IN_ALL_EVENTS, IN_EXCL_UNLINK, IN_ONESHOT: what a watch has of its own."""
+LAST_WATCH = (1 << 31) - 1
+
+Key = tuple[int, int]
+"""Device and inode number."""
+
+_WATCH = re.compile(
+    rb"^inotify wd:([0-9a-f]+) ino:([0-9a-f]+) sdev:([0-9a-f]+) mask:([0-9a-f]+) .*?"
+    rb"fhandle-bytes:([0-9a-f]+) fhandle-type:([0-9a-f]+) f_handle:([0-9a-f]+)",
+    re.MULTILINE,
+)
+
+
+@dataclass
+class Watch:
+    """One watch."""
+
+    number: int
+    mask: int
+    key: Key
+    handle: bytes
+    """struct file_handle (name_to_handle_at(2))."""
+    path: str = ""
+
+
+@dataclass
+class InotifyState:
+    """The watches, once they are asked for, and what waits to be read."""
+
+    queued: int
+    """Bytes."""
+    watches: list[Watch] = field(default_factory=list)
+    looked: bool = False
+    """Whether names were looked for."""
+
+
+class Inotify(Kind[InotifyState]):
+    """A set of watches."""
+
+    field = "inotify"
+
+    def matches(self, seen: Seen) -> bool:
+        """Told by the link; it has had no brackets since it was made (fs/notify/inotify)."""
+        return seen.link in ("anon_inode:inotify", "anon_inode:[inotify]")
+
+    def grab(self, held: Held[InotifyState], pidfd: int, *, content: bool) -> InotifyState:
+        """How much waits to be read; fdinfo has the rest."""
+        with borrowed(pidfd, held.holders[0].fd) as copy:
+            return InotifyState(struct.unpack("i", fcntl.ioctl(copy, termios.FIONREAD, bytes(4)))[0])
+
+    def judge(self, held: Held[InotifyState], tree: GrabbedDescriptors) -> Iterator[Problem]:
+        """Nothing waits, and each watch has a name."""
+        if held.state.queued:
+            yield Problem("events wait that were not read, and cannot be kept", "read them, or try again")
+        _look(tree)
+        if len(held.state.watches) != held.info.count(b"\ninotify wd:"):
+            yield Problem("the kernel does not tell what it watches", "see CONFIG_EXPORTFS of this kernel")
+        for watch in held.state.watches:
+            if not watch.path:
+                yield Problem(
+                    f"it watches inode {watch.key[1]} of device {os.major(watch.key[0])}:{os.minor(watch.key[0])}, for"
+                    " which no name was found in or near the directories of the tree",
+                    "remove the watch, or let a process stand in a directory above it",
+                )
+
+    def describe(self, held: Held[InotifyState], out: Description, tree: GrabbedDescriptors, image: Describing) -> None:
+        """By name."""
+        out.inotify.SetInParent()
+        for watch in held.state.watches:
+            out.inotify.watches.add(number=watch.number, mask=watch.mask, path=os.fsencode(watch.path))
+
+    def check(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
+        """What is watched is there, and may be."""
+        for description in mine.values():
+            watches = description.inotify.watches
+            numbers = [watch.number for watch in watches]
+            sound = all(0 < number <= LAST_WATCH for number in numbers) and len(set(numbers)) == len(numbers)
+            if not sound or any(watch.mask & ~KEPT for watch in watches):
+                yield Reason("the image", "it holds watches that cannot be (inotify)")
+                continue
+            fd = syscall(NR.inotify_init1, os.O_CLOEXEC)
+            try:
+                for watch in watches:
+                    try:
+                        _add(fd, watch)
+                    except OSError as error:
+                        why = f"the program watches it, and here it cannot: {error.strerror}"
+                        yield Reason(os.fsdecode(watch.path), why, "put it back, and let this user read it")
+            finally:
+                os.close(fd)
+
+    def make(self, description: Description, opening: Opening) -> int:
+        """With each watch under its number."""
+        fd = syscall(NR.inotify_init1, os.O_CLOEXEC)
+        try:
+            for watch in description.inotify.watches:
+                _add_as(fd, watch)
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
+
+# ---------------------------------------------------------------------------------------------------- names
+
+
+def _look(tree: GrabbedDescriptors) -> None:
+    """Find the names of all that is watched in a tree, once; not done under the freeze."""
+    mine = [held for held in tree.of(Inotify) if not held.state.looked]
+    if not mine:
+        return
+    for held in mine:
+        held.state.looked = True
+        held.state.watches = list(_parse(held.info))
+    watches = [watch for held in mine for watch in held.state.watches]
+    near = _near(tree)
+    for watch in watches:
+        watch.path = _by_handle(watch, tree.pids[0])
+    missing = {watch.key for watch in watches if not watch.path}
+    found = _search(missing, near) if missing else {}
+    for watch in watches:
+        watch.path = watch.path or found.get(watch.key, "")
+
+
+def _parse(info: bytes) -> Iterator[Watch]:
+    for match in _WATCH.finditer(info):
+        number, inode, device, mask, size, kind = (int(match[group], 16) for group in range(1, 7))
+        content = bytes.fromhex(match[7].decode())[:size]
+        # fdinfo has the kernel's own dev_t: twelve bits of major, twenty of minor (include/linux/kdev_t.h)
+        key = os.makedev(device >> 20, device & 0xFFFFF), inode
+        yield Watch(number, mask, key, struct.pack("=Ii", len(content), kind) + content)
+
+
+def _by_handle(watch: Watch, pid: int) -> str:
+    """The name by the file handle; empty where this user may not ask, or it has none that leads there."""
+    handle = bytearray(watch.handle)
+    device = f"{os.major(watch.key[0])}:{os.minor(watch.key[0])}"
+    with suppress(OSError):
+        for line in Path(f"/proc/{pid}/mountinfo").read_text().splitlines():
+            number, _, numbers, _, point, *_ = line.split()
+            if numbers != device or not number:
+                continue
+            mount = os.open(re.sub(r"\\(\d{3})", lambda m: chr(int(m[1], 8)), point), os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                fd = syscall(NR.open_by_handle_at, mount, address_of(handle), os.O_PATH | os.O_CLOEXEC)
+            finally:
+                os.close(mount)
+            try:
+                path = os.readlink(f"/proc/self/fd/{fd}")
+            finally:
+                os.close(fd)
+            if _key(path) == watch.key:
+                return path
+    return ""
+
+
+def _key(path: str) -> Key | None:
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _near(tree: GrabbedDescriptors) -> list[str]:
+    """Where to look: directories, and files, that the tree has something to do with."""
+    found: dict[str, None] = {}
+    for pid in tree.pids:
+        with suppress(OSError):
+            here = os.readlink(f"/proc/{pid}/cwd")
+            found[here] = None
+            for word in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[1:]:
+                if word and len(word) < 4096:
+                    found[os.path.normpath(os.path.join(here, os.fsdecode(word)))] = None
+    for held in tree.held:
+        if held.link.startswith("/") and not held.link.startswith(("/dev/", "/proc/")):
+            found[held.link] = None
+            found[os.path.dirname(held.link)] = None
+    above = (str(parent) for path in list(found) for parent in Path(path).parents)
+    return [path for path in found if path != "/"] + sorted(set(above), key=len, reverse=True)
+
+
+def _search(wanted: set[Key], near: Iterable[str]) -> dict[Key, str]:
+    """Names of inodes: first the paths themselves, then what is below them, the nearest first."""
+    found: dict[Key, str] = {}
+
+    def meet(path: str) -> None:
+        if (key := _key(path)) in wanted and key is not None:
+            found.setdefault(key, path)
+
+    roots = list(near)
+    for path in roots:
+        meet(path)
+    inodes = {inode for _, inode in wanted}
+    left, seen = MOST, set[str]()
+    for root in roots:
+        level = [root]
+        while level and left > 0 and len(found) < len(wanted):
+            below = []
+            for directory in level:
+                if directory in seen or left <= 0:
+                    continue
+                seen.add(directory)
+                with suppress(OSError), os.scandir(directory) as entries:
+                    for entry in entries:
+                        left -= 1
+                        if entry.inode() in inodes or entry.is_dir(follow_symlinks=False):
+                            meet(entry.path)
+                        if entry.is_dir(follow_symlinks=False):
+                            below.append(entry.path)
+            level = below
+    return found
+
+
+# -------------------------------------------------------------------------------------------------- restore
+
+
+def _add(fd: int, watch: InotifyMessage.Watch) -> int:
+    path = bytearray(watch.path + b"\0")
+    if not watch.path.startswith(b"/") or b"\0" in watch.path:
+        raise OSError(errno.EINVAL, "no file has such a name")
+    return syscall(NR.inotify_add_watch, fd, address_of(path), watch.mask | IN_DONT_FOLLOW)
+
+
+def _add_as(fd: int, watch: InotifyMessage.Watch) -> None:
+    """Add a watch under its number: the kernel gives numbers in turn, or the one that it was told is the next."""
+    try:
+        fcntl.ioctl(fd, INOTIFY_IOC_SETNEXTWD, watch.number)
+    except OSError as error:
+        if error.errno != errno.ENOTTY:
+            raise
+    if (got := _add(fd, watch)) != watch.number:
+        raise RestoreFailed(
+            f"the watch on {os.fsdecode(watch.path)} had the number {watch.number} and got {got}",
+            advice="use a kernel with CONFIG_CHECKPOINT_RESTORE",
+        )

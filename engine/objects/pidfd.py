@@ -1,0 +1,62 @@
+"""pidfd: a process, held by a descriptor (pidfd_open(2)).
+
+Kept: which process of the tree it leads to, one that has ended and was not waited for included. Each process that has
+it opens it anew when the tree is built, for only then is there a process to open. Descriptors that shared one
+description (by fork or dup) therefore have one each afterwards, which matters to nobody but kcmp(2).
+
+Refused: processes outside the tree, threads (PIDFD_THREAD), and a process that has been waited for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from torpor import procfs
+from torpor.errors import Reason
+from torpor.image.image_pb2 import Description, Tree
+from torpor.objects.description import Describing, GrabbedDescriptors, Held, Kind, Opening, Problem, Seen
+
+CLOSE = "close it before the checkpoint"
+
+
+class Pidfd(Kind[None]):
+    """A process."""
+
+    field = "pidfd"
+
+    def matches(self, seen: Seen) -> bool:
+        """Told by the link."""
+        return seen.link == "anon_inode:[pidfd]"
+
+    def grab(self, held: Held[None], pidfd: int, *, content: bool) -> None:
+        """Nothing: fdinfo has the PID."""
+
+    def judge(self, held: Held[None], tree: GrabbedDescriptors) -> Iterator[Problem]:
+        """The process is in the tree."""
+        pid = int(held.fields["Pid"])
+        if pid == -1:
+            yield Problem("the process that it led to has ended and been waited for", CLOSE)
+        elif pid not in tree.pids and not (_is_child(pid, tree) and not tree.content):
+            yield Problem(f"it leads to process {pid}, which is not in the tree", CLOSE)
+
+    def describe(self, held: Held[None], out: Description, tree: GrabbedDescriptors, image: Describing) -> None:
+        """By the PID in the tree's PID namespace."""
+        out.pidfd.pid = image.tree.processes[tree.pids.index(int(held.fields["Pid"]))].pid
+
+    def check(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
+        """The process is in the image."""
+        pids = {process.pid for process in image.processes}
+        for description in mine.values():
+            if description.pidfd.pid not in pids:
+                yield Reason("the image", f"a descriptor leads to process {description.pidfd.pid}, which is not in it")
+
+    def open(self, mine: dict[int, Description], opening: Opening) -> None:
+        """Not here: see `torpor.objects.own`."""
+
+
+def _is_child(pid: int, tree: GrabbedDescriptors) -> bool:
+    """Whether it is a child of the tree that is no part of a survey, because it has ended."""
+    try:
+        return procfs.stat(pid).ppid in tree.pids
+    except (FileNotFoundError, ProcessLookupError):
+        return True  # it has just been waited for: what is there after the freeze counts

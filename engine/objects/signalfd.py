@@ -1,0 +1,38 @@
+"""signalfd: signals that are read (signalfd(2)).
+
+Kept: which signals. Those that wait to be read wait in the process, and are kept there.
+
+Whoever waits for one with epoll waits for the signals of the process that added it (fs/signalfd.c, signalfd_poll), so
+that such a watch is added by the process itself: see `torpor.objects.own`.
+"""
+
+from __future__ import annotations
+
+import os
+
+from torpor.image.image_pb2 import Description
+from torpor.objects.description import Describing, GrabbedDescriptors, Held, Kind, Opening, Seen
+from torpor.remote.sys import address_of, syscall
+from torpor.remote.x86_64 import NR
+
+
+class Signalfd(Kind[None]):
+    """Signals to be read."""
+
+    field = "signalfd"
+
+    def matches(self, seen: Seen) -> bool:
+        """Told by the link."""
+        return seen.link == "anon_inode:[signalfd]"
+
+    def grab(self, held: Held[None], pidfd: int, *, content: bool) -> None:
+        """Nothing: fdinfo has the mask."""
+
+    def describe(self, held: Held[None], out: Description, tree: GrabbedDescriptors, image: Describing) -> None:
+        """Its mask: bit n - 1 is signal n."""
+        out.signalfd.mask = int(held.fields["sigmask"], 16)
+
+    def make(self, description: Description, opening: Opening) -> int:
+        """With its mask; the kernel leaves SIGKILL and SIGSTOP out of any."""
+        mask = bytearray(description.signalfd.mask.to_bytes(8, "little"))
+        return syscall(NR.signalfd4, -1, address_of(mask), len(mask), os.O_CLOEXEC)
