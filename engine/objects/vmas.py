@@ -44,12 +44,12 @@ ADVICE = {
 }
 """VmFlags that madvise gives (include/uapi/asm-generic/mman-common.h)."""
 
-_KEPT_FLAGS = frozenset((GROWS_DOWN, NORESERVE, LOCKED, LOCKED_ON_FAULT, DROPPABLE, HUGETLB, *ADVICE))
+KEPT_FLAGS = _PLAIN_FLAGS | {GROWS_DOWN, NORESERVE, LOCKED, LOCKED_ON_FAULT, DROPPABLE, HUGETLB, *ADVICE}
 _HIDDEN_FROM_FORK = frozenset((DONTFORK, WIPEONFORK, LOCKED, HUGETLB))
 """Flags whose memory, or which themselves, a forked child does not have (kernel/fork.c, dup_mmap). Huge pages are taken
 from a child when its parent writes to them and the pool is empty (mm/hugetlb.c, unmap_ref_private)."""
 
-_REFUSED_FLAGS = {
+REFUSED_FLAGS = {
     b"io": "memory of a device",
     b"pf": "memory of a device",
     b"um": "watched by a userfaultfd",
@@ -134,11 +134,11 @@ def refuse(name: str, vmas: Iterable[FlaggedMapping]) -> list[Reason]:
 
 def _flags_reason(flags: Sequence[bytes]) -> str:
     for flag in flags:
-        if flag in _PLAIN_FLAGS or flag in _KEPT_FLAGS or (flag == b"de" and HUGETLB in flags):
+        if flag in KEPT_FLAGS or (flag == b"de" and HUGETLB in flags):
             continue
         return (
-            f"it is {_REFUSED_FLAGS[flag]}, which is not kept"
-            if flag in _REFUSED_FLAGS
+            f"it is {REFUSED_FLAGS[flag]}, which is not kept"
+            if flag in REFUSED_FLAGS
             else (f"it has the flag {flag.decode(errors='replace')!r} in smaps, which this version does not know")
         )
     return ""

@@ -1,0 +1,111 @@
+"""docs/objects.md, held against the code: it names every kind, and nothing that is not there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from torpor.objects import descriptors, unkept, vmas
+
+ROOT = Path(__file__).parents[2]
+CONFORMANCE = ROOT / "tests/conformance"
+PRCTL_HEADER = Path("/usr/include/linux/prctl.h")
+VERDICTS = {"kept", "kept if", "refused", "lost"}
+
+
+class Row(NamedTuple):
+    """A row of the page."""
+
+    what: str
+    verdict: str
+    why: str
+    shown_by: frozenset[str]
+
+
+def rows() -> list[Row]:
+    """Those of every table, without headings."""
+    found = []
+    for line in (ROOT / "docs/objects.md").read_text().splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if line.startswith("|") and cells[1] not in ("", "---"):
+            what, verdict, why, shown_by = cells
+            found.append(Row(what, verdict, why, frozenset(shown_by.split(", ")) - {"-"}))
+    return found
+
+
+ROWS = rows()
+
+
+def verdicts(word: str) -> list[str]:
+    """The verdicts of the rows about an object."""
+    return [row.verdict for row in ROWS if word in row.what]
+
+
+def programs(*folders: str) -> set[str]:
+    """The conformance programs of some folders."""
+    found = {path.name for folder in folders for path in (CONFORMANCE / folder).iterdir()}
+    return {name for name in found if name.endswith((".c", ".py", ".sh")) and not name.startswith("ready.")}
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.what)
+def test_a_row_says_all(row: Row) -> None:
+    assert row.verdict in VERDICTS
+    assert row.why or row.verdict == "kept"
+    assert row.shown_by <= programs("c", "programs", "storms", "refused")
+    if row.shown_by and row.verdict in ("kept", "kept if"):
+        assert row.shown_by & programs("c", "programs", "storms")
+    if row.shown_by and row.verdict == "refused":
+        assert row.shown_by & programs("refused")
+
+
+def test_every_program_shows_something() -> None:
+    shown = frozenset().union(*(row.shown_by for row in ROWS))
+    assert programs("c", "programs", "storms", "refused") - shown == EVERYDAY
+
+
+EVERYDAY = {"afterlife.c", "threading_py.py"}
+"""Programs that show how what is above works together."""
+
+
+def test_every_flag_of_a_mapping_is_listed() -> None:
+    kept = {flag.decode() for flag in vmas.KEPT_FLAGS}
+    refused = {flag.decode() for flag in vmas.REFUSED_FLAGS}
+    listed = {flag: row.verdict for row in ROWS for flag in re.findall(r"`([a-z]{2})`", row.what)}
+    assert listed.keys() == kept | refused
+    assert {flag for flag, verdict in listed.items() if verdict == "refused"} == refused
+
+
+def test_every_kind_of_descriptor_is_listed() -> None:
+    names = {type(kind).__name__ for kind in descriptors.KINDS} - {"Unkept"}
+    listed = {name for row in ROWS for name in re.findall(r"\(`([A-Z][A-Za-z]+)`\)", row.what)}
+    assert listed == names
+    for name in names:
+        assert set(verdicts(f"(`{name}`)")) <= {"kept", "kept if"}
+
+
+def test_every_refused_descriptor_is_listed() -> None:
+    words = [f"`{link}`" for link in unkept.ANONYMOUS]
+    words += [f" {major}" if minor < 0 else f" {major}:{minor}" for major, minor in unkept.DEVICES]
+    assert {word: verdicts(word) for word in words} == {word: ["refused"] for word in words}
+    listed = re.findall(r"`(anon_inode:[^`]+)`", "".join(row.what for row in ROWS))
+    assert set(listed) == set(unkept.ANONYMOUS)
+
+
+def test_every_request_of_prctl_is_listed() -> None:
+    if not PRCTL_HEADER.exists():
+        pytest.skip("the kernel's headers are not installed (linux-libc-dev)")
+    # A request stands at the line's beginning, its values behind a blank.
+    known = set(re.findall(r"^#define (PR_\w+)\s+[0-9]", PRCTL_HEADER.read_text(), re.M))
+    listed = set(re.findall(r"`(PR_[A-Z0-9_]+)`", " ".join(row.what for row in ROWS)))
+    told = {name.replace("_SET_", "_GET_") for name in listed} | READ_OR_UNDONE
+    assert known - listed - told == set()
+
+
+READ_OR_UNDONE = {
+    "PR_CAPBSET_READ", "PR_MCE_KILL_GET", "PR_TASK_PERF_EVENTS_ENABLE", "PR_MPX_DISABLE_MANAGEMENT",
+    "PR_PAC_GET_ENABLED_KEYS",
+}  # fmt: skip
+"""Requests that only tell what another has set, or take it back."""
