@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from torpor.cli.common import command_options, console, print_json
+from torpor.cli.common import command_options, console, print_json, store_option
 
 if TYPE_CHECKING:
     from torpor.probe import Probe
@@ -233,23 +233,38 @@ def report(probe: Probe) -> dict[str, Any]:
 
 
 @click.command("doctor", short_help="Tell what this host can do, and what to allow.")
+@click.option("--slurm", is_flag=True, help="Tell about this Slurm cluster, and how large a job its warnings can save.")
+@store_option
 @command_options
-def command(as_json: bool) -> int:
+def command(as_json: bool, slurm: bool, store: str | None) -> int:
     """Tell what this host can do, and what an administrator can allow.
 
-    Exits with 0 if checkpoints and restores without root can work here, else with 1.
+    Exits with 0 if checkpoints and restores without root can work here, else with 1. The store is looked at, and
+    written to for a moment, with --slurm only.
     """
     from torpor.probe import probe
 
     host = probe()
+    findings = _examine_slurm(host, store) if slurm else examine(host)
     if as_json:
-        print_json(report(host))
+        print_json({"findings": [dataclasses.asdict(finding) for finding in findings]} if slurm else report(host))
     else:
-        _print(host)
+        _print_findings(findings)
+        if not slurm:
+            _print_verdict(host)
     return 0 if host.can_checkpoint and host.can_restore_rootless else CANNOT_WORK
 
 
-def _print(host: Probe) -> None:
+def _examine_slurm(host: Probe, store: str | None) -> list[Finding]:
+    from torpor.scheduler_hooks.slurm import controller, site
+    from torpor.store import Store
+
+    config, partitions = controller.configuration(), site.partitions()
+    found = site.examine(config, partitions, host, site.measure(Store(store).path))
+    return [Finding(one.name, one.title, one.verdict, one.means, one.allow) for one in found]
+
+
+def _print_findings(findings: Sequence[Finding]) -> None:
     from rich.table import Table
     from rich.text import Text
 
@@ -257,7 +272,6 @@ def _print(host: Probe) -> None:
     table.add_column(no_wrap=True)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
-    findings = examine(host)
     for finding in findings:
         mark, style = MARKS[finding.verdict]
         why = f" ({finding.why})" if finding.why and finding.verdict != "ok" else ""
@@ -269,10 +283,13 @@ def _print(host: Probe) -> None:
         out.print("\nWhat the administrator can allow:")
         for words in allow:
             out.print(f"  - {words}")
+
+
+def _print_verdict(host: Probe) -> None:
     can = [
         ("freeze your processes" if host.trace_siblings else "freeze what you launch", host.can_checkpoint),
         ("wake them without root", host.can_restore_rootless),
     ]
-    out.print()
+    click.echo()
     for deed, possible in can:
-        out.print(f"You {'can' if possible else 'cannot'} {deed} here.")
+        click.echo(f"You {'can' if possible else 'cannot'} {deed} here.")

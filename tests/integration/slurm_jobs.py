@@ -95,7 +95,7 @@ class Submitted:
         expected = undisturbed(steps)
         found = {name: (self.folder / name).read_bytes() for name in OUTPUTS}
         # What Slurm itself says there: it does so before the job is told to go, and thus between two lines of the job.
-        found["out"] = re.sub(rb"^slurmstepd.*\n", b"", found["out"], flags=re.MULTILINE)
+        found["out"] = re.sub(rb"^(slurmstepd|srun).*\n", b"", found["out"], flags=re.MULTILINE)
         return [name for name in OUTPUTS if found[name] != expected[name]]
 
     def preempt(self) -> None:

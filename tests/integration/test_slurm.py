@@ -230,7 +230,7 @@ for count in range(100000):
 @pytest.mark.parametrize("choice", ["older", "anew", "stop"])
 def test_a_snapshot_that_is_refused(work: Submitted, choice: str) -> None:
     (work.folder / "counter.py").write_text(COUNTER)
-    (work.folder / "data").write_text("what the job reads\n" * 100)
+    (work.folder / "data").write_text("what the job reads\n")
     every = ["--every=1s"] if choice == "older" else []
     start(work, script(work, f"{sys.executable} counter.py", f"--on-refused={choice}", *every), "-D", str(work.folder))
     work.wait_steps(10)
@@ -243,7 +243,6 @@ def test_a_snapshot_that_is_refused(work: Submitted, choice: str) -> None:
     work.wait_log("left because of requeued")
     (work.folder / "go").unlink()
     (work.folder / "data").unlink()
-    (work.folder / "data").write_text("another, shorter file")
     if choice == "stop":
         assert work.wait_code() == "10:0"
     else:
@@ -251,7 +250,7 @@ def test_a_snapshot_that_is_refused(work: Submitted, choice: str) -> None:
         work.wait_log(f"run 1 {word}")
         (work.folder / "end").touch()
         assert work.wait_code() == "9:0", work.told()
-    assert "another file has taken its place" in work.out
+    assert f"{work.folder}/data: it cannot be opened: No such file or directory" in work.out
     steps = [int(line.split()[1]) for line in work.out.splitlines() if line.startswith("step")]
     if choice == "older":
         assert steps == list(range(len(steps))), "an older snapshot, with the output brought back to it"
@@ -281,3 +280,15 @@ def test_status_tells_of_the_job(slurm: Cluster, work: Submitted) -> None:
     assert row["pause"] > 0
     table = work.user.run(command, env={**slurm.env, "COLUMNS": "200"}, check=True)
     assert "of 30 s" in table.stdout
+
+
+def test_the_doctor_says_how_large_a_job_can_be_saved(slurm: Cluster, ordinary_account: User) -> None:
+    command = [BIN / "torpor", "doctor", "--slurm", "--store", ordinary_account.tmp / "store"]
+    told = ordinary_account.run([*command, "--json"], env=slurm.env, check=True)
+    found = {one["title"]: one for one in json.loads(told.stdout)["findings"]}
+    assert "20 s of grace and 10 s until KILL: jobs of up to" in found["partition low"]["means"]
+    assert found["partition abrupt"]["verdict"] == "limited"
+    assert found["partition high"]["means"] == "its jobs are not preempted"
+    assert found["ProctrackType"]["verdict"] == ("ok" if slurm.proctrack == "proctrack/cgroup" else "limited")
+    words = ordinary_account.run(command, env={**slurm.env, "COLUMNS": "300"}, check=True)
+    assert "PartitionName=abrupt GraceTime=120" in words.stdout

@@ -1,0 +1,335 @@
+"""Slurm, as far as it needs none: why a job was signalled, what is submitted, the fence, and the cut of output."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from torpor.errors import NotFound, Refused, RestoreFailed
+from torpor.image import image_pb2 as pb
+from torpor.probe import probe
+from torpor.scheduler_hooks.slurm import controller, rollback, site, submit
+from torpor.scheduler_hooks.slurm.allocation import Allocation, is_supervised
+from torpor.scheduler_hooks.slurm.controller import JobRecord, SlurmError
+from torpor.scheduler_hooks.slurm.home import KEEP, RUN_TAG, JobHome
+from torpor.scheduler_hooks.slurm.why import Answer, Cause, why
+from torpor.store import SnapshotInfo
+
+LINE = (
+    "JobId=1 JobName=job.sh UserId=u(1001) JobState=RUNNING Reason=None Dependency=(null) Requeue=1 Restarts=0"
+    " BatchFlag=1 ExitCode=0:0 RunTime=00:00:45 TimeLimit=01:00:00 StartTime=2026-11-23T05:44:26"
+    " EndTime=2026-11-23T06:44:26 PreemptEligibleTime=2026-11-23T05:44:26 PreemptTime=None Partition=low NodeList=n1"
+)
+
+
+def judge(line: str, *, left: float = 3600, lead: float = 20, terminated: bool = True) -> Answer:
+    record = JobRecord.parse(line)
+    assert record.end is not None
+    return why(record, restarts=0, now=record.end - left, lead=lead, terminated=terminated)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "cause"),
+    [
+        ("", "", Cause.OTHER),
+        ("PreemptTime=None", "PreemptTime=2026-11-23T06:00:00", Cause.PREEMPTED),
+        ("JobState=RUNNING", "JobState=PREEMPTED", Cause.PREEMPTED),
+        ("Restarts=0", "Restarts=1", Cause.REQUEUED),
+        ("Reason=None", "Reason=TimeLimit", Cause.TIME_LIMIT),
+        ("JobState=RUNNING", "JobState=TIMEOUT", Cause.TIME_LIMIT),
+        ("JobState=RUNNING", "JobState=CANCELLED", Cause.OTHER),
+    ],
+)
+def test_why_a_job_was_signalled(old: str, new: str, cause: Cause) -> None:
+    assert judge(LINE.replace(old, new)).cause is cause
+
+
+def test_a_job_that_was_requeued_after_its_preemption_is_not_requeued_twice() -> None:
+    line = LINE.replace("PreemptTime=None", "PreemptTime=2026-11-23T06:00:00").replace("Restarts=0", "Restarts=1")
+    assert judge(line).cause is Cause.REQUEUED
+
+
+def test_a_signal_near_the_time_limit_is_its_warning() -> None:
+    assert judge(LINE, left=19).cause is Cause.TIME_LIMIT
+    assert judge(LINE, left=100).cause is Cause.OTHER
+    assert judge(LINE, left=100, terminated=False).cause is Cause.TIME_LIMIT
+    assert judge(LINE, left=200, terminated=False).cause is Cause.OTHER
+    assert judge(LINE.replace("TimeLimit=01:00:00", "TimeLimit=UNLIMITED"), left=19).cause is Cause.OTHER
+
+
+@pytest.mark.parametrize("line", ["", "slurm_load_jobs error", LINE.replace("Restarts=0", "Restarts=x")])
+def test_what_is_no_job_is_not_guessed_at(line: str) -> None:
+    with pytest.raises(SlurmError):
+        JobRecord.parse(line)
+
+
+def test_a_command_that_is_not_there_or_fails_says_so() -> None:
+    with pytest.raises(NotFound, match="there is no torpor-no-such-program here"):
+        controller.call(["torpor-no-such-program"])
+    with pytest.raises(SlurmError, match="sh -c failed: not today"):
+        controller.call(["sh", "-c", "echo not today >&2; exit 3"])
+
+
+# --------------------------------------------------------------------------------------- where
+
+
+def environment(**more: str) -> dict[str, str]:
+    return {"SLURM_JOB_ID": "12", "SLURM_CLUSTER_NAME": "c", "SLURMD_NODENAME": "n1", **more}
+
+
+def test_outside_of_a_job_there_is_no_allocation() -> None:
+    assert Allocation.here({}) is None
+    assert Allocation.here({"SLURM_JOB_ID": "12"}) is None, "salloc's shell on a login host"
+
+
+def test_an_allocation_and_its_run() -> None:
+    found = Allocation.here(environment(SLURM_RESTART_COUNT="3", HOME="/h"))
+    assert found is not None
+    assert (found.job, found.cluster, found.node, found.restarts, found.in_step) == ("12", "c", "n1", 3, False)
+    assert "HOME" not in found.variables
+    assert is_supervised({"TORPOR_ENV_FILE": "/s/slurm/c-12/env"}, found)
+    assert not is_supervised({"TORPOR_ENV_FILE": "/s/slurm/c-11/env"}, found), "submitted from within another job"
+    assert not is_supervised({}, found)
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"SLURM_JOB_NUM_NODES": "2"}, "2 nodes: a snapshot is of one node's processes"),
+        ({"SLURM_JOB_GPUS": "0,1"}, "GPUs"),
+        ({"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "4"}, "it has 4 tasks"),
+    ],
+)
+def test_what_cannot_be_kept_is_refused(more: dict[str, str], words: str) -> None:
+    with pytest.raises(Refused, match=words):
+        Allocation.here(environment(**more))
+
+
+# --------------------------------------------------------------------------------------- submitting
+
+
+@pytest.fixture
+def job_script(tmp_path: Path) -> Path:
+    path = tmp_path / "job.sh"
+    path.write_text("#!/bin/bash\n#SBATCH -c 4\n# a word\n\n#SBATCH --time=10\necho hello\n#SBATCH --nodes=9\n")
+    return path
+
+
+def test_the_script_is_found_among_the_arguments(job_script: Path) -> None:
+    found = submit.parse(["-vHp", "low", "--time", "5", "--exclusive", "--mem=1G", str(job_script), "-x", "1"])
+    assert found.options == ("-vHp", "low", "--time", "5", "--exclusive", "--mem=1G")
+    assert (found.name, found.arguments) == ("job.sh", ("-x", "1"))
+    assert found.values["time"] == "5", "the command line counts more than the script"
+    assert found.values["c"] == "4"
+    assert "nodes" not in found.values, "sbatch reads no further than the first command"
+
+
+def test_a_wrapped_command_is_a_script() -> None:
+    found = submit.parse(["-p", "low", "--wrap", "echo hello", "-n1"])
+    assert (found.options, found.script) == (("-p", "low", "-n1"), b"#!/bin/sh\necho hello\n")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["-N2"], "2 nodes"),
+        (["--nodes", "1-4"], "4 nodes"),
+        (["--gpus=1"], "GPUs"),
+        (["-G", "2"], "GPUs"),
+        (["--gres=shard:1,gpu:2"], "GPUs"),
+        (["--no-requeue"], "--no-requeue"),
+        (["--open-mode=truncate"], "--open-mode"),
+    ],
+)
+def test_what_cannot_be_kept_is_not_submitted(job_script: Path, options: list[str], words: str) -> None:
+    with pytest.raises(Refused, match=words):
+        submit.submit(submit.parse([*options, str(job_script)]), ["torpor", "run"])
+
+
+def test_there_must_be_one_script(tmp_path: Path) -> None:
+    for arguments in ([], ["-p", "low"], ["--wrap=true", "job.sh"]):
+        with pytest.raises(Refused):
+            submit.parse(arguments)
+    with pytest.raises(NotFound):
+        submit.parse([str(tmp_path / "none.sh")])
+
+
+def test_what_is_submitted_holds_the_script_as_it_is(job_script: Path, tmp_path: Path) -> None:
+    found = submit.parse([str(job_script)])
+    batch = tmp_path / "slurm_script"
+    batch.write_bytes(submit.wrapped(found, ["echo", "a b"]))
+    assert batch.read_bytes().splitlines()[1:3] == [b"#SBATCH -c 4", b"#SBATCH --time=10"]
+    assert submit.embedded_script(str(batch)) == ("job.sh", job_script.read_bytes())
+    ran = subprocess.run(["sh", batch, "x"], capture_output=True, text=True, check=True)
+    assert ran.stdout == f"a b --script {batch} -- x\n"
+    with pytest.raises(NotFound):
+        submit.embedded_script(str(job_script))
+
+
+@given(st.lists(st.text(max_size=8), max_size=8))
+def test_no_arguments_confuse_it(words: list[str]) -> None:
+    try:
+        found = submit.parse(["--wrap=true", *words])
+    except Refused:
+        return
+    assert found.name == "wrap"
+
+
+# --------------------------------------------------------------------------------------- the fence
+
+
+def publish(home: JobHome, run: int) -> SnapshotInfo:
+    with home.store.writer("tree", {RUN_TAG: str(run)}) as writer:
+        return writer.publish(b"", "")
+
+
+def ids(snapshots: list[SnapshotInfo]) -> list[str]:
+    return [one.id for one in snapshots]
+
+
+def test_the_next_run_finds_what_the_last_one_left(tmp_path: Path) -> None:
+    home = JobHome(tmp_path, "12", "c")
+    assert home.begin(0, "n1", 1.0) == []
+    first, second = publish(home, 0), publish(home, 0)
+    assert ids(home.begin(1, "n2", 2.0)) == ids([second, first])
+    third = publish(home, 1)
+    assert ids(home.begin(3, "n1", 3.0)) == ids([third, second, first])
+
+
+def test_what_a_dead_run_publishes_late_is_never_woken(tmp_path: Path) -> None:
+    home = JobHome(tmp_path, "12", "c")
+    home.begin(0, "n1", 1.0)
+    good = publish(home, 0)
+    found = home.begin(1, "n2", 2.0)
+    assert home.is_fenced(0)
+    assert not home.is_fenced(1)
+    late = publish(home, 0)
+    assert ids(home.begin(2, "n1", 3.0)) == ids([good])
+    later = [publish(home, 2) for _ in range(KEEP)]
+    home.prune(2, found)
+    assert late.id not in ids(home.store.snapshots())
+    assert ids(home.store.snapshots()) == ids(later)
+
+
+def test_one_supervisor_per_run(tmp_path: Path) -> None:
+    home = JobHome(tmp_path, "12", "c")
+    home.begin(1, "n1", 1.0)
+    for run in (1, 0):
+        with pytest.raises(Refused, match="it has a supervisor already"):
+            home.begin(run, "n1", 1.0)
+
+
+def test_an_id_that_is_used_again_is_another_job(tmp_path: Path) -> None:
+    home = JobHome(tmp_path, "12", "c")
+    home.begin(0, "n1", 1.0)
+    publish(home, 0)
+    assert JobHome(tmp_path, "12", "c").begin(0, "n1", 2.0) == []
+    assert len(list(tmp_path.glob("slurm/c-12.until-*/snapshots/*"))) == 1
+
+
+def test_a_finished_job_keeps_its_code_and_no_snapshots(tmp_path: Path) -> None:
+    home = JobHome(tmp_path, "12", "c")
+    assert home.finished is None
+    home.begin(0, "n1", 1.0)
+    publish(home, 0)
+    home.finish(-9)
+    assert home.finished is not None
+    assert home.finished.code == -9
+    assert home.store.snapshots() == []
+
+
+def test_the_environment_file_is_what_a_shell_reads(tmp_path: Path) -> None:
+    home = JobHome(tmp_path, "12", "c")
+    home.begin(0, "n1", 1.0)
+    home.write_environment({"SLURM_A": "it's\n$HOME", "SLURM_B": "2"})
+    told = subprocess.run(
+        ["sh", "-c", '. "$0"; printf %s "$SLURM_A$SLURM_B"', home.environment_file], check=True, capture_output=True
+    )
+    assert told.stdout == b"it's\n$HOME2"
+
+
+# --------------------------------------------------------------------------------------- output files
+
+
+def image_of(path: Path, flags: int, position: int, size: int, ino: int | None = None) -> pb.Tree:
+    image = pb.Tree()
+    description = image.descriptions.add(flags=flags)
+    description.file.path = os.fsencode(path)
+    description.file.position, description.file.size = position, size
+    description.file.ino = path.stat().st_ino if ino is None else ino
+    return image
+
+
+def test_output_is_brought_back_and_the_rest_kept(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.write_text("one\ntwo\nthree\n")
+    (tail,) = rollback.tails(image_of(path, os.O_WRONLY | os.O_APPEND, 0, 4))
+    aside = rollback.cut(tail, tmp_path, "run1")
+    assert path.read_text() == "one\n"
+    assert aside.read_text() == "two\nthree\n"
+
+
+@pytest.mark.parametrize(
+    ("flags", "position", "size", "found"),
+    [
+        (os.O_WRONLY | os.O_APPEND, 0, 4, 1),
+        (os.O_WRONLY, 4, 4, 1),
+        (os.O_RDWR, 2, 4, 0),
+        (os.O_RDONLY, 4, 4, 0),
+        (os.O_WRONLY | os.O_APPEND, 0, 9, 0),
+        (os.O_WRONLY | os.O_APPEND, 0, 8, 0),
+    ],
+)
+def test_only_what_is_written_at_its_end_is_cut(
+    tmp_path: Path, flags: int, position: int, size: int, found: int
+) -> None:
+    path = tmp_path / "log"
+    path.write_text("one\ntwo\n")
+    assert len(list(rollback.tails(image_of(path, flags, position, size)))) == found
+    assert list(rollback.tails(image_of(path, flags, position, size, ino=1))) == []
+
+
+def test_output_that_cannot_be_kept_aside_is_not_cut(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.write_text("one\ntwo\n")
+    (tail,) = rollback.tails(image_of(path, os.O_WRONLY | os.O_APPEND, 0, 4))
+    with pytest.raises(RestoreFailed, match="cannot be brought back to its 4 bytes"):
+        rollback.cut(tail, tmp_path / "nowhere", "run1")
+    assert path.read_text() == "one\ntwo\n"
+
+
+# --------------------------------------------------------------------------------------- the site
+
+
+def test_a_site_is_judged_in_words() -> None:
+    config = {"ProctrackType": "proctrack/linuxproc", "PreemptMode": "REQUEUE", "KillWait": "30", "JobRequeue": "0"}
+    partitions = {"low": {"GraceTime": "120", "PreemptMode": "REQUEUE"}, "top": {"PreemptMode": "OFF"}}
+    found = {one.title: one for one in site.examine(config, partitions, probe(), 100 * 2**20)}
+    assert found["ProctrackType"].verdict == "limited"
+    assert found["JobRequeue"].verdict == "limited"
+    assert "jobs of up to 7.3 GiB of memory" in found["partition low"].means
+    suspending = site.examine({**config, "PreemptMode": "GANG,SUSPEND"}, {}, probe(), 1.0)
+    assert [one.verdict for one in suspending if one.name == "preempt_mode"] == ["no"]
+
+
+def test_a_store_is_measured_and_left_as_it_was(tmp_path: Path) -> None:
+    assert site.measure(str(tmp_path / "store"), 16 << 20) > 0
+    assert list((tmp_path / "store").iterdir()) == []
+
+
+def test_the_state_of_a_job_is_read_by_programs(tmp_path: Path) -> None:
+    home = JobHome(tmp_path, "12", "my-cluster")
+    home.begin(0, "n1", 1.0)
+    home.tell(phase="running")
+    home.tell(node="n1")
+    assert json.loads((home.path / "state").read_text()) == {"phase": "running", "node": "n1"}
+    assert [one.path for one in JobHome.all(tmp_path)] == [home.path]
+    shutil.rmtree(home.path)
+    assert JobHome.all(tmp_path) == []
