@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 from torpor import procfs
-from torpor.errors import CheckpointFailed, Refused
+from torpor.errors import CheckpointFailed, Reason, Refused
 from torpor.image import image_pb2 as pb
 from torpor.objects import credentials, descriptors, memory, sharing, threads, tree, vmas
 from torpor.objects.mapped_files import MappedFiles
@@ -36,6 +36,8 @@ Then = Literal["run", "stop", "kill"]
 
 FREEZE_SECONDS = 5.0
 """How long a thread may take to stop: one in an uninterruptible call does not."""
+_LOOKS = 3
+"""How often the preflight looks at a tree of which processes end meanwhile, before it believes what it saw."""
 KIND = "tree"
 """The kind of snapshot in the store."""
 _XCR0_OFFSET = 464
@@ -101,8 +103,11 @@ def _take(
             image.timing.pause_ns = frozen.pause_ns
             image.timing.total_ns = time.monotonic_ns() - began
             published = writer.publish(image.SerializeToString(), _summary(image))
-        except (ProcessLookupError, ChildProcessError) as error:
-            raise CheckpointFailed(f"process {root} or one of its children ended during the checkpoint") from error
+        except OSError as error:
+            # What the kernel says of a process that was killed depends on how far its end has come.
+            if gone := tree.ended(taken.pids):
+                raise CheckpointFailed(f"process {gone} ended during the checkpoint") from error
+            raise
         if then == "kill":
             descriptors.arm_reset(taken.descriptors)
             frozen.kill()
@@ -122,28 +127,37 @@ def preflight(pid: int) -> bool:
         Refused: with every reason at once.
         NotFound, NotPermitted: no such process, or not ours to trace.
     """
-    seen = tree.walk(pid)
-    reasons = tree.refuse(seen)
-    forkable = True
-    if not reasons:
-        for process in seen:
-            try:
-                found = procfs.flagged_mappings(process.pid)
-                reasons += credentials.refuse(process.name, process.status)
-                reasons += threads.refuse(process.name, process.pid)
-                reasons += memory.refuse(process.name, process.pid, found)
-            except (FileNotFoundError, ProcessLookupError):
-                continue  # it ended: no matter, the freeze takes what is there then
-            except PermissionError as error:
-                raise tree.permitted(error, process.pid) from None
-            reasons += vmas.refuse(process.name, found)
-            forkable = forkable and not any(map(vmas.hides_from_fork, found))
-        living = [process.pid for process in seen if process.stat.state not in ("Z", "X")]
-        reasons += sharing.refuse(living)
-        reasons += descriptors.survey(living)
+    for _ in range(_LOOKS):
+        seen = tree.walk(pid)
+        reasons, forkable = _look(seen)
+        # What is said of a process that ends at the same time may be false: both ends of a pipe are in the tree, say.
+        if not reasons or not tree.ended([process.pid for process in seen if not process.zombie]):
+            break
     if reasons:
         raise Refused(f"{seen[0].name} cannot be kept", reasons)
     return forkable
+
+
+def _look(seen: list[tree.Seen]) -> tuple[list[Reason], bool]:
+    """Why a tree cannot be kept, and whether forks will show its memory."""
+    reasons = tree.refuse(seen)
+    if reasons:
+        return reasons, False
+    forkable = True
+    for process in seen:
+        try:
+            found = procfs.flagged_mappings(process.pid)
+            reasons += credentials.refuse(process.name, process.status)
+            reasons += threads.refuse(process.name, process.pid)
+            reasons += memory.refuse(process.name, process.pid, found)
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it ended: no matter, the freeze takes what is there then
+        except PermissionError as error:
+            raise tree.permitted(error, process.pid) from None
+        reasons += vmas.refuse(process.name, found)
+        forkable = forkable and not any(map(vmas.hides_from_fork, found))
+    living = [process.pid for process in seen if not process.zombie]
+    return [*reasons, *sharing.refuse(living), *descriptors.survey(living)], forkable
 
 
 class TakenTree:
@@ -167,6 +181,11 @@ class TakenTree:
         for process in self._living():
             process.end_snapshot()
 
+    @property
+    def pids(self) -> list[int]:
+        """Every process of the tree that had not ended."""
+        return [taken.pid for taken in self._living()]
+
     def _living(self) -> list[TakenProcess]:
         return [taken for taken in self._all if isinstance(taken, TakenProcess)]
 
@@ -188,6 +207,7 @@ class TakenTree:
         for taken in self._living():
             taken.listen()
             self.shared.grab_mapped(taken.pid, taken.injection.maps)
+            self.shared.note_system_v(taken.system_v())
         if self.forked:
             self._snapshot()
         for taken in self._living():

@@ -36,6 +36,7 @@ from torpor.remote.x86_64 import NR, RED_ZONE, WORD
 
 PROT_READ_WRITE_EXEC = 7
 MAP_PRIVATE_ANONYMOUS = 0x22
+MAP_FIXED_NOREPLACE = 0x100000  # 4.17; an older kernel takes the address as a hint, which is as good
 USER_CS = 0x33
 """The code segment of 64-bit programs."""
 
@@ -46,9 +47,9 @@ _QUIET_SIGNALS = (signal.SIGURG, signal.SIGWINCH)
 """Ignored by default (signal(7)): a thread that does not catch them does not notice them."""
 _RFLAGS_TRAP_DIRECTION = 0x100 | 0x400
 _HEADER = CODE.ljust(256, b"\0") + b"torpor's window\0"
-"""How a window begins; its size follows, 8 bytes."""
-_SEARCHED = 16 << 20
-"""Bytes of a mapping that are searched for windows left behind."""
+"""How a window begins."""
+_PLACES = range(0x1074_7270_0000, 0x1074_7270_0000 + (1 << 41), 1 << 36)
+"""Addresses of windows, far enough apart for a hundred thousand threads, where no system puts anything by itself."""
 _RSEQ_CS = struct.Struct("<IIQQQ")
 
 
@@ -148,7 +149,9 @@ class Injection:
 
         slot = _page_up(_HANDLER_ROOM + frame_size + room)
         size = procfs.PAGE + slot * len(self.process.threads)
-        address = self._call_on_stack(NR.mmap, 0, size, PROT_READ_WRITE_EXEC, MAP_PRIVATE_ANONYMOUS, WORD, 0)
+        place = self._free_place()
+        flags = MAP_PRIVATE_ANONYMOUS | MAP_FIXED_NOREPLACE
+        address = self._call_on_stack(NR.mmap, place, size, PROT_READ_WRITE_EXEC, flags, WORD, 0)
         if x86_64.signed(address) == -errno.EACCES:
             why = "it may not have memory that is writable and executable (prctl PR_SET_MDWE, or a security module)"
             raise Refused(f"{self.process.name} cannot be kept", [Reason(self.process.name, why)])
@@ -161,29 +164,27 @@ class Injection:
             frame = (base + _HANDLER_ROOM + 63) & ~63
             self._slots[thread.tid] = _Slot(frame, frame + frame_size, 0)
             base += slot
-        memory.write(self.process.pid, address, _HEADER + struct.pack("<Q", size))
+        memory.write(self.process.pid, address, _HEADER)
         self._stale = list(self._find_stale())
 
-    def _find_stale(self) -> Iterator[tuple[int, int]]:
-        """Windows that dead dumpers left (address, size), except one in which a thread still is.
+    def _free_place(self) -> int:
+        """Where to put the window: one of a few addresses, so that one that is left behind can be told by its place."""
+        for place in _PLACES:
+            if not any(place < mapping.end and mapping.start < place + _PLACES.step for mapping in self.maps):
+                return place
+        raise CheckpointFailed(f"{self.process.name} has no address range free for a window")
 
-        One whose dumper died between mapping and marking it is not known as ours and stays.
-        """
-        length = len(_HEADER) + 8
+    def _find_stale(self) -> Iterator[tuple[int, int]]:
+        """Windows that dead dumpers left (address, size), except one in which a thread still is."""
         for mapping in self.maps:
-            if mapping.perms != b"rwxp" or mapping.inode:
+            if mapping.start not in _PLACES or mapping.perms != b"rwxp" or mapping.inode:
                 continue
-            # Neighbours of one kind are one mapping. A large one is a compiler's, and ours are not far inside.
-            pages = range(mapping.start, min(mapping.end, mapping.start + _SEARCHED), procfs.PAGE)
-            heads = bytearray(length * len(pages))
-            memory.read_ranges(self.process.pid, [(page, length) for page in pages], memoryview(heads))
-            at = heads.find(_HEADER)
-            while at >= 0:
-                start = pages[at // length]
-                size = int.from_bytes(heads[at + length - 8 : at + length], "little")
-                if at % length == 0 and 0 < size <= mapping.end - start and not self._is_inside(start, size):
-                    yield start, size
-                at = heads.find(_HEADER, at + length)
+            head = memory.read(self.process.pid, mapping.start, procfs.PAGE)
+            size = mapping.end - mapping.start
+            # Without a mark its dumper died between mapping and marking it.
+            ours = head.startswith(_HEADER) or not any(head)
+            if ours and not self._is_inside(mapping.start, size):
+                yield mapping.start, size
 
     def _is_inside(self, start: int, size: int) -> bool:
         """Whether a thread runs there or has its stack there."""

@@ -37,6 +37,9 @@ class NR(IntEnum):
     readv = 19
     mremap = 25
     madvise = 28
+    shmget = 29
+    shmat = 30
+    shmctl = 31
     dup2 = 33
     nanosleep = 35
     getitimer = 36
@@ -53,6 +56,9 @@ class NR(IntEnum):
     execve = 59
     exit = 60
     wait4 = 61
+    semctl = 66
+    shmdt = 67
+    msgctl = 71
     kill = 62
     fcntl = 72
     chdir = 80
