@@ -28,8 +28,6 @@ TILE_FLAGS = frozenset(("amx_tile", "amx_int8", "amx_bf16"))
 _TILES = 0b11 << 17
 """XCR0's bits for AMX."""
 
-_MAX_PID = 1 << 22
-"""PID_MAX_LIMIT (include/linux/threads.h)."""
 _IDS = 4
 """Real, effective, saved, of the file system."""
 
@@ -58,6 +56,7 @@ def refuse(image: pb.Tree, snapshot: str, host: Probe, stdio: Sequence[int]) -> 
         RestoreRefused: with every reason.
         ImageDamaged: it contradicts itself.
     """
+    _check_names(image)
     for process in living(image):
         _check_form(process, image)
     reasons = list(check_host(image, host))
@@ -106,6 +105,17 @@ def check_abilities(host: Probe) -> Iterator[Reason]:
         yield Reason("this host", why, "see `torpor doctor`")
 
 
+def _check_names(image: pb.Tree) -> None:
+    """Raises ImageDamaged when a name is none that a kernel gives."""
+    for file in image.files:
+        if not file.path.startswith(b"/") or b"\0" in file.path:
+            raise ImageDamaged(f"the image contradicts itself: the mapped file {file.path!r} has no path")
+    for shared in image.shared:
+        outside = shared.kind == pb.SharedMemory.TMPFS and os.path.normpath(shared.name) != shared.name
+        if b"\0" in shared.name or outside:
+            raise ImageDamaged(f"the image contradicts itself: {shared.name!r} is no name of shared memory")
+
+
 def _check_form(process: pb.Process, image: pb.Tree) -> None:
     """Raises ImageDamaged when a process is not as a checkpoint writes one."""
     if fault := next(_faults(process, image), ""):
@@ -127,7 +137,7 @@ def _faults(process: pb.Process, image: pb.Tree) -> Iterator[str]:
     if not process.cwd.startswith(b"/") or b"\0" in process.cwd:
         yield "its current directory is no path"
     for thread in process.threads:
-        if not 0 < thread.tid < _MAX_PID:
+        if not 0 < thread.tid < family.MAX_PID:
             yield f"it has a thread {thread.tid}"
         yield from threads.faults(thread)
 

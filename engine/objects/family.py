@@ -19,6 +19,8 @@ OUTSIDE = (0, 1)
 """PIDs that no process of ours has: 0 is what the kernel shows for one of another namespace."""
 UNKNOWN_PID = -1
 """init's own outside a capsule: nothing refers to it."""
+MAX_PID = 1 << 22
+"""PID_MAX_LIMIT (include/linux/threads.h)."""
 INIT_SESSION = 0
 """The session, or group, that init is in and that is none of the tree's own."""
 
@@ -123,6 +125,8 @@ def _check(image: pb.Tree, by_pid: dict[int, Member]) -> Iterator[Reason]:
         name = f"process {process.pid}"
         if process.pid in OUTSIDE or not process.threads or process.threads[0].tid != process.pid:
             yield Reason(name, "it has no main thread, or an id that no process of a tree has")
+        if max(process.pid, process.ppid, process.pgid, process.sid) >= MAX_PID:
+            yield Reason(name, "it has an id that no kernel gives")
         if known and process.ppid not in known:
             yield Reason(name, f"its parent {process.ppid} is not in the image before it")
         known.add(process.pid)
