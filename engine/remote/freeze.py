@@ -203,7 +203,8 @@ class Frozen:
             if ptrace.event(status) == ptrace.EVENT_STOP:
                 thread.group_stopped = ptrace.stop_signal(status) != signal.SIGTRAP
                 thread.registers = ptrace.get_registers(thread.tid)
-                keep_waiting(thread.registers)
+                if keep_waiting(thread.registers):
+                    ptrace.set_registers(thread.tid, thread.registers)  # at once: we may die at any instant
                 thread.named = _named(thread)
                 thread.stopped_ns = time.monotonic_ns()
                 thread.sigmask = ptrace.get_sigmask(thread.tid)

@@ -246,8 +246,8 @@ def in_system_call(registers: array[int]) -> bool:
     return signed(registers[ORIG_RAX]) >= 0 and -ERESTART_RESTARTBLOCK <= signed(registers[RAX]) <= -ERESTARTSYS
 
 
-def keep_waiting(registers: array[int]) -> None:
-    """Turn an EINTR that our stop has caused into a restart of a call that waits without a limit.
+def keep_waiting(registers: array[int]) -> bool:
+    """Turn an EINTR that our stop has caused into a restart of a call that waits without a limit; whether it was one.
 
     Done to the target as well: epoll_wait would otherwise end early at each checkpoint. If a signal with a
     handler is pending, the kernel turns the restart into EINTR again (arch/x86/kernel/signal.c, handle_signal).
@@ -256,6 +256,8 @@ def keep_waiting(registers: array[int]) -> None:
         limit, none = _NEVER_RESTARTED[registers[ORIG_RAX]]
         if registers[limit] in none:
             registers[RAX] = -ERESTARTNOHAND & WORD
+            return True
+    return False
 
 
 def was_restarted(registers: array[int]) -> bool:
