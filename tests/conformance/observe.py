@@ -22,7 +22,8 @@ KEPT_FLAGS = frozenset(
     ["rd", "wr", "ex", "sh", "mr", "mw", "me", "ms", "gd", "lo", "dc", "nr", "dd", "wf", "hg", "nh", "mg", "io"]
 )
 
-O_LARGEFILE = 0o100000  # given by open() on 64 bits, where it means nothing
+# O_LARGEFILE, which means nothing on 64 bits; O_NOFOLLOW, O_DIRECTORY, O_TMPFILE, which only open() looks at.
+SPENT_FLAGS = 0o100000 | 0o400000 | 0o200000 | 0o20000000
 STACK_GROWTH = 64 << 10  # a signal frame with all registers in it makes a stack grow
 
 
@@ -144,14 +145,14 @@ def descriptors(pid: int) -> dict[int, str]:
     found = {}
     for entry in Path(f"/proc/{pid}/fd").iterdir():
         target = re.sub(r":\[\d+\]", "", os.readlink(entry))
-        # A file that has no name any more and lives on as a memfd is as good.
-        target = re.sub(r"^/memfd:(/.*) \(deleted\)$", r"\1 (deleted)", target)
+        # A file that has no name any more, and lives on in memory or under another number, is as good.
+        target = re.sub(r"^(?:/memfd:)?(/.*)/[^/]* \(deleted\)$", r"\1 (deleted)", target)
         info = Path(f"/proc/{pid}/fdinfo/{entry.name}").read_text().splitlines()
         kept = []
         for line in info:
             name, _, value = line.partition(":")
             if name == "flags":
-                kept.append(f"flags={int(value, 8) & ~O_LARGEFILE:o}")
+                kept.append(f"flags={int(value, 8) & ~SPENT_FLAGS:o}")
             elif name in ("pos", "eventfd-count", "eventfd-semaphore"):
                 kept.append(f"{name}={value.strip()}")
             elif name == "tfd":
@@ -179,6 +180,8 @@ def observe(top: int) -> dict[int, Process]:
         for task in (base / "task").iterdir():
             mine = status(pid, int(task.name))
             kept = {name: mine[name] for name in KEPT_STATUS if name in mine}
+            for name in ("SigPnd", "ShdPnd"):  # one that is not blocked is about to be taken
+                kept[name] = f"{int(mine[name], 16) & int(mine['SigBlk'], 16):016x}"
             threads[inner(mine, "NSpid")] = Thread(mine["Name"], kept)
         process = Process(
             pid=inner(lines, "NSpid"),

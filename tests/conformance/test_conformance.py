@@ -21,6 +21,7 @@ from tests.conformance.harness import (
     Subject,
     alive,
     in_capsule,
+    reborn,
     reborn_alike,
     unchanged,
     wait_until,
@@ -33,6 +34,8 @@ PROGRAMS = sorted(
     for path in (HERE / folder).iterdir()
     if path.suffix in (".c", ".py", ".sh") and path.stem != "ready"
 )
+PASSING = {"timeouts"}
+"""Programs whose threads end while one looks: they are not at rest, and judge for themselves what is right."""
 ONLY_ROOT = {"credentials"}
 """Programs that begin as root and become somebody else."""
 
@@ -81,11 +84,12 @@ def test_left_running(stage: Stage, source: Path, who: str, request: pytest.Fixt
     actor = request.getfixturevalue(who)
     with stage.play(source, actor) as subject:
         subject.wait_ready()
-        before = subject.settled()
+        before = {} if source.stem in PASSING else subject.settled()
         begun = time.monotonic()
         stage.driver(actor).checkpoint(subject.pid, subject.directory / "store", "run")
         subject.frozen += time.monotonic() - begun
-        unchanged(subject, before)
+        if source.stem not in PASSING:
+            unchanged(subject, before)
         finish(subject)
 
 
@@ -101,10 +105,11 @@ def test_killed_and_restored(
     if source.stem in ONLY_ROOT and where == "user-capsule":
         pytest.skip("begins as root")
     actor = request.getfixturevalue(where.partition("-")[0])
+    again = reborn if source.stem in PASSING else reborn_alike
     with stage.play(source, actor, own_session=where != "root-in-place") as subject, ExitStack() as stack:
         subject.wait_ready()
         for _ in range(generations):
-            job = reborn_alike(stage, subject, stack if where == "root-capsule" else None)
+            job = again(stage, subject, stack if where == "root-capsule" else None)
             assert in_capsule(subject) == where.endswith("capsule")
         subject.go()
         subject.judged()

@@ -3,9 +3,10 @@
 import multiprocessing
 import os
 import signal
-from multiprocessing import shared_memory
+import threading
+from multiprocessing import resource_tracker, shared_memory
 
-from ready import GO, expect, judge, ready_and_wait, same
+from ready import GO, await_go, expect, judge, ready, same
 
 context = multiprocessing.get_context("fork")
 
@@ -47,7 +48,9 @@ def main() -> None:
     lock.acquire()
     for job in range(1, 31):
         jobs.put(job)
-    ready_and_wait()
+    tracker = resource_tracker._resource_tracker._pid  # begun by the first shared block; it reads when it is ready
+    ready((threading.get_native_id(), 128), (tracker, 0))
+    await_go()
 
     expect(not lock.acquire(block=False), "the lock is free")
     lock.release()
