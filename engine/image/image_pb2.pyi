@@ -415,7 +415,7 @@ class PageTable(_message.Message):
     def __init__(self, starts: _Optional[_Iterable[int]] = ..., counts: _Optional[_Iterable[int]] = ..., blocks: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class SharedMemory(_message.Message):
-    __slots__ = ("kind", "name", "size", "seals", "pages", "dev", "ino", "mode")
+    __slots__ = ("kind", "name", "size", "seals", "pages", "dev", "ino", "mode", "sysv_id", "sysv_key", "uid", "gid")
     class Kind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         UNKNOWN: _ClassVar[SharedMemory.Kind]
@@ -423,11 +423,13 @@ class SharedMemory(_message.Message):
         MEMFD: _ClassVar[SharedMemory.Kind]
         UNLINKED: _ClassVar[SharedMemory.Kind]
         TMPFS: _ClassVar[SharedMemory.Kind]
+        SYSTEM_V: _ClassVar[SharedMemory.Kind]
     UNKNOWN: SharedMemory.Kind
     ANONYMOUS: SharedMemory.Kind
     MEMFD: SharedMemory.Kind
     UNLINKED: SharedMemory.Kind
     TMPFS: SharedMemory.Kind
+    SYSTEM_V: SharedMemory.Kind
     KIND_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     SIZE_FIELD_NUMBER: _ClassVar[int]
@@ -436,6 +438,10 @@ class SharedMemory(_message.Message):
     DEV_FIELD_NUMBER: _ClassVar[int]
     INO_FIELD_NUMBER: _ClassVar[int]
     MODE_FIELD_NUMBER: _ClassVar[int]
+    SYSV_ID_FIELD_NUMBER: _ClassVar[int]
+    SYSV_KEY_FIELD_NUMBER: _ClassVar[int]
+    UID_FIELD_NUMBER: _ClassVar[int]
+    GID_FIELD_NUMBER: _ClassVar[int]
     kind: SharedMemory.Kind
     name: bytes
     size: int
@@ -444,7 +450,11 @@ class SharedMemory(_message.Message):
     dev: int
     ino: int
     mode: int
-    def __init__(self, kind: _Optional[_Union[SharedMemory.Kind, str]] = ..., name: _Optional[bytes] = ..., size: _Optional[int] = ..., seals: _Optional[int] = ..., pages: _Optional[_Union[PageTable, _Mapping]] = ..., dev: _Optional[int] = ..., ino: _Optional[int] = ..., mode: _Optional[int] = ...) -> None: ...
+    sysv_id: int
+    sysv_key: int
+    uid: int
+    gid: int
+    def __init__(self, kind: _Optional[_Union[SharedMemory.Kind, str]] = ..., name: _Optional[bytes] = ..., size: _Optional[int] = ..., seals: _Optional[int] = ..., pages: _Optional[_Union[PageTable, _Mapping]] = ..., dev: _Optional[int] = ..., ino: _Optional[int] = ..., mode: _Optional[int] = ..., sysv_id: _Optional[int] = ..., sysv_key: _Optional[int] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ...) -> None: ...
 
 class PipeBuffer(_message.Message):
     __slots__ = ("capacity", "content", "packets")
@@ -457,18 +467,43 @@ class PipeBuffer(_message.Message):
     def __init__(self, capacity: _Optional[int] = ..., content: _Optional[bytes] = ..., packets: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Fd(_message.Message):
-    __slots__ = ("fd", "description", "cloexec")
+    __slots__ = ("fd", "description", "cloexec", "locks")
     FD_FIELD_NUMBER: _ClassVar[int]
     DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
     CLOEXEC_FIELD_NUMBER: _ClassVar[int]
+    LOCKS_FIELD_NUMBER: _ClassVar[int]
     fd: int
     description: int
     cloexec: bool
-    def __init__(self, fd: _Optional[int] = ..., description: _Optional[int] = ..., cloexec: bool = ...) -> None: ...
+    locks: _containers.RepeatedCompositeFieldContainer[Lock]
+    def __init__(self, fd: _Optional[int] = ..., description: _Optional[int] = ..., cloexec: bool = ..., locks: _Optional[_Iterable[_Union[Lock, _Mapping]]] = ...) -> None: ...
+
+class Lock(_message.Message):
+    __slots__ = ("kind", "exclusive", "start", "length")
+    class Kind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        UNKNOWN: _ClassVar[Lock.Kind]
+        FLOCK: _ClassVar[Lock.Kind]
+        OFD: _ClassVar[Lock.Kind]
+        POSIX: _ClassVar[Lock.Kind]
+    UNKNOWN: Lock.Kind
+    FLOCK: Lock.Kind
+    OFD: Lock.Kind
+    POSIX: Lock.Kind
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    EXCLUSIVE_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    kind: Lock.Kind
+    exclusive: bool
+    start: int
+    length: int
+    def __init__(self, kind: _Optional[_Union[Lock.Kind, str]] = ..., exclusive: bool = ..., start: _Optional[int] = ..., length: _Optional[int] = ...) -> None: ...
 
 class Description(_message.Message):
-    __slots__ = ("flags", "file", "directory", "device", "pipe", "eventfd", "epoll", "unix", "tcp", "memfd", "outside", "timerfd", "signalfd", "pidfd", "inotify")
+    __slots__ = ("flags", "locks", "file", "directory", "device", "pipe", "eventfd", "epoll", "unix", "tcp", "memfd", "outside", "timerfd", "signalfd", "pidfd", "inotify")
     FLAGS_FIELD_NUMBER: _ClassVar[int]
+    LOCKS_FIELD_NUMBER: _ClassVar[int]
     FILE_FIELD_NUMBER: _ClassVar[int]
     DIRECTORY_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
@@ -484,6 +519,7 @@ class Description(_message.Message):
     PIDFD_FIELD_NUMBER: _ClassVar[int]
     INOTIFY_FIELD_NUMBER: _ClassVar[int]
     flags: int
+    locks: _containers.RepeatedCompositeFieldContainer[Lock]
     file: RegularFile
     directory: Directory
     device: CharDevice
@@ -498,7 +534,7 @@ class Description(_message.Message):
     signalfd: Signalfd
     pidfd: Pidfd
     inotify: Inotify
-    def __init__(self, flags: _Optional[int] = ..., file: _Optional[_Union[RegularFile, _Mapping]] = ..., directory: _Optional[_Union[Directory, _Mapping]] = ..., device: _Optional[_Union[CharDevice, _Mapping]] = ..., pipe: _Optional[_Union[PipeEnd, _Mapping]] = ..., eventfd: _Optional[_Union[Eventfd, _Mapping]] = ..., epoll: _Optional[_Union[Epoll, _Mapping]] = ..., unix: _Optional[_Union[UnixSocket, _Mapping]] = ..., tcp: _Optional[_Union[TcpSocket, _Mapping]] = ..., memfd: _Optional[_Union[Memfd, _Mapping]] = ..., outside: _Optional[_Union[Outside, _Mapping]] = ..., timerfd: _Optional[_Union[Timerfd, _Mapping]] = ..., signalfd: _Optional[_Union[Signalfd, _Mapping]] = ..., pidfd: _Optional[_Union[Pidfd, _Mapping]] = ..., inotify: _Optional[_Union[Inotify, _Mapping]] = ...) -> None: ...
+    def __init__(self, flags: _Optional[int] = ..., locks: _Optional[_Iterable[_Union[Lock, _Mapping]]] = ..., file: _Optional[_Union[RegularFile, _Mapping]] = ..., directory: _Optional[_Union[Directory, _Mapping]] = ..., device: _Optional[_Union[CharDevice, _Mapping]] = ..., pipe: _Optional[_Union[PipeEnd, _Mapping]] = ..., eventfd: _Optional[_Union[Eventfd, _Mapping]] = ..., epoll: _Optional[_Union[Epoll, _Mapping]] = ..., unix: _Optional[_Union[UnixSocket, _Mapping]] = ..., tcp: _Optional[_Union[TcpSocket, _Mapping]] = ..., memfd: _Optional[_Union[Memfd, _Mapping]] = ..., outside: _Optional[_Union[Outside, _Mapping]] = ..., timerfd: _Optional[_Union[Timerfd, _Mapping]] = ..., signalfd: _Optional[_Union[Signalfd, _Mapping]] = ..., pidfd: _Optional[_Union[Pidfd, _Mapping]] = ..., inotify: _Optional[_Union[Inotify, _Mapping]] = ...) -> None: ...
 
 class RegularFile(_message.Message):
     __slots__ = ("path", "position", "size", "mtime_ns", "dev", "ino", "mode")

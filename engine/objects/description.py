@@ -36,7 +36,7 @@ S = TypeVar("S")
 # include/uapi/asm-generic/fcntl.h, where Python's os module has no name for it
 O_LARGEFILE = 0o100000
 O_TMPFILE = 0o20000000
-"""Its file never had a name, and is refused for that."""
+"""Its file never had a name."""
 
 KEPT_AT_OPEN = os.O_ACCMODE | os.O_SYNC | os.O_DSYNC | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_PATH
 """Status flags that only ``open()`` can give."""
@@ -139,8 +139,8 @@ class GrabbedDescriptors:
     """The description behind each descriptor."""
     cloexec: set[Holder] = field(default_factory=set)
     """The descriptors that an execve() closes."""
-    locked: set[Holder] = field(default_factory=set)
-    """The descriptors whose process has a lock or a lease on the file. POSIX locks are a process's own."""
+    locked: dict[Holder, list[bytes]] = field(default_factory=dict)
+    """What fdinfo says of locks and leases. POSIX locks are a process's own."""
     content: bool = True
     """Whether what lies in pipes and sockets was taken too. Not before the freeze: there one only looks."""
 

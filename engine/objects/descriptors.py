@@ -11,7 +11,7 @@
 
 A new kind is a module with a class of `description.Kind`, and one line in KINDS.
 
-Not kept: who owns a descriptor's signals (F_SETOWN, F_SETSIG), locks and leases. All are refused.
+Not kept: who owns a descriptor's signals (F_SETOWN, F_SETSIG), and leases. All are refused.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from typing import Any
 
 from torpor import procfs
 from torpor.errors import Reason, Refused
-from torpor.image.image_pb2 import Description, Process, Tree
+from torpor.image.image_pb2 import Description, Lock, Process, Tree
+from torpor.objects import locks
 from torpor.objects.description import (
     KNOWN_FLAGS,
     O_TMPFILE,
@@ -57,6 +58,7 @@ from torpor.objects.tcp import Tcp, arm_reset
 from torpor.objects.timerfd import Timerfd
 from torpor.objects.unix_sockets import Unix
 from torpor.objects.unkept import Unkept
+from torpor.objects.unlinked import Unlinked
 from torpor.remote.batch import Call
 from torpor.remote.freeze import describe_process, not_permitted
 from torpor.remote.sys import syscall, try_syscall
@@ -80,6 +82,7 @@ __all__ = [
 
 KINDS: tuple[Kind[Any], ...] = (
     MemoryDescriptor(),  # before files: it is one
+    Unlinked(),  # before files, too
     RegularFile(),
     Directory(),
     CharDevice(),
@@ -179,11 +182,17 @@ def describe(tree: GrabbedDescriptors, image: Tree, shared: Callable[[int, int],
             description.outside.stdio = number
             description.outside.was = held.kind.outside(held, tree)
     for holder, held in tree.by_holder.items():
-        processes[holder.pid].fds.add(
+        entry = processes[holder.pid].fds.add(
             fd=holder.fd,
             description=describing.index_of(held, holder.fd),
             cloexec=holder in tree.cloexec,
         )
+        description = image.descriptions[entry.description]
+        for lock in locks.parse(tree.locked.get(holder, ())):
+            if lock.kind == Lock.POSIX:
+                entry.locks.append(lock)
+            elif lock not in description.locks:
+                description.locks.append(lock)
 
 
 class _Known:
@@ -250,8 +259,8 @@ def _grab_descriptor(known: _Known, holder: Holder, pidfd: int, table: int, info
     tree.by_holder[holder] = held
     if flags & os.O_CLOEXEC:
         tree.cloexec.add(holder)
-    if b"\nlock:" in info:
-        tree.locked.add(holder)
+    if found := locks.lines(info):
+        tree.locked[holder] = found
 
 
 def _read(name: str, directory: int) -> bytes:
@@ -284,12 +293,9 @@ def _problems(tree: GrabbedDescriptors) -> Iterator[Reason]:
     for held in tree.held:
         for problem in _judge(held, tree):
             yield Reason(f"{_name(held.holders[0])} ({held.link})", problem.why, problem.advice)
-    for holder in sorted(tree.locked):
-        yield Reason(
-            f"{_name(holder)} ({tree.by_holder[holder].link})",
-            "its file is locked or has a lease, which is not kept yet",
-            "unlock it",
-        )
+    for holder, found in sorted(tree.locked.items()):
+        for problem in locks.judge(found):
+            yield Reason(f"{_name(holder)} ({tree.by_holder[holder].link})", problem.why, problem.advice)
 
 
 def _judge(held: Held[Any], tree: GrabbedDescriptors) -> Iterator[Problem]:
@@ -365,7 +371,7 @@ def check(image: Tree, stdio: Sequence[int] = (0, 1, 2)) -> list[Reason]:
             found += kind.check(mine, image, stdio)
         except (ValueError, OverflowError) as error:  # a number or a name that no system call takes
             found.append(Reason("the image", f"a description of the kind {kind.field} cannot be: {error}"))
-    return found
+    return found or list(locks.check(image))
 
 
 def open_all(image: Tree, shared: Callable[[int], int], stdio: Sequence[int] = (0, 1, 2)) -> Opened:
@@ -389,6 +395,7 @@ def open_all(image: Tree, shared: Callable[[int], int], stdio: Sequence[int] = (
     try:
         for kind, mine in _by_kind(image):
             kind.open(mine, opening)
+        locks.take(image, opening.slots)
     except BaseException:
         Opened(opening.slots).close()
         raise

@@ -5,9 +5,10 @@ position (of a directory: where getdents() goes on). Not kept: content. What the
 snapshot is still in the file, and a program that goes on from the snapshot writes over it; with O_APPEND it
 writes after it.
 
-Refused: files without a name, names that lead to another file by now, files below /proc/PID, and files
-under a lock or a lease. The image is not trusted with files: nothing is created, cut or written by opening,
-and what kind of file it is is asked before it is opened.
+Files without a name are `torpor.objects.unlinked`, locks `torpor.objects.locks`.
+
+Refused: names that lead to another file by now, and files below /proc/PID. The image is not trusted with files: nothing
+is created, cut or written by opening, and what kind of file it is is asked before it is opened.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ class RegularFile(Kind[None]):
             file = description.file
             subject = words(description)
             try:
-                fd = _open(description)
+                fd = open_described(description)
             except OSError as error:
                 yield _cannot_open(subject, error)
                 continue
@@ -101,7 +102,7 @@ class RegularFile(Kind[None]):
 
     def make(self, description: Description, opening: Opening) -> int:
         """By name, and never so that it changes."""
-        fd = _open(description)
+        fd = open_described(description)
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             os.close(fd)
             raise RestoreFailed(f"{words(description)} is no regular file any more")
@@ -133,13 +134,13 @@ class Directory(Kind[None]):
         """It is there and may be opened."""
         for description in mine.values():
             try:
-                os.close(_open(description, os.O_DIRECTORY))
+                os.close(open_described(description, os.O_DIRECTORY))
             except OSError as error:
                 yield _cannot_open(words(description), error)
 
     def make(self, description: Description, opening: Opening) -> int:
         """By name."""
-        return _sought(_open(description, os.O_DIRECTORY), description.flags, description.directory.position)
+        return _sought(open_described(description, os.O_DIRECTORY), description.flags, description.directory.position)
 
 
 def _judge_name(held: Held[None]) -> Iterator[Problem]:
@@ -154,7 +155,7 @@ def _judge_name(held: Held[None]) -> Iterator[Problem]:
         yield Problem("it was opened with an access mode that has no name (3)")
 
 
-def _open(description: Description, extra: int = 0) -> int:
+def open_described(description: Description, extra: int = 0) -> int:
     """Open what the description names; first as a name only, so that no device or pipe is woken by it."""
     kind = description.WhichOneof("kind")
     path = getattr(description, kind or "").path

@@ -1,7 +1,7 @@
 """What a restored process must do with its descriptors itself, when it has its own and no others.
 
-A pidfd can only be opened when its process is there. A watch of an epoll on a signalfd waits for the signals of the
-process that adds it, and one on a pidfd needs the pidfd.
+A POSIX lock belongs to the process that takes it. A pidfd can only be opened when its process is there. A watch of an
+epoll on a signalfd waits for the signals of the process that adds it, and one on a pidfd needs the pidfd.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator
 
 from torpor.image.image_pb2 import Epoll, Process, Tree
+from torpor.objects import locks
 from torpor.objects.epoll import EPOLL_CTL_ADD, EVENT, WATCHED_BY_OWNERS, watcher
 from torpor.objects.pidfd import Pidfd
 from torpor.remote.batch import Call
@@ -25,6 +26,7 @@ def steps(process: Process, image: Tree) -> Iterator[Call]:
         for watch in description.epoll.watches:
             if image.descriptions[watch.description].WhichOneof("kind") in WATCHED_BY_OWNERS:
                 yield from _watch(process, image, index, watch)
+    yield from locks.steps(process)
 
 
 def is_own(image: Tree, description: int) -> bool:

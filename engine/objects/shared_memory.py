@@ -17,6 +17,7 @@ import mmap
 import os
 import stat
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from torpor.errors import ImageDamaged, Reason, RestoreFailed
@@ -166,6 +167,7 @@ def _file_size(mapping: Mapping) -> int:
 # Restore
 
 _MFD_ALLOW_SEALING = 2
+_LONGEST_NAME = 249  # memfd_create(2)
 
 
 def check(image: pb.Tree) -> Iterator[Reason]:
@@ -249,10 +251,20 @@ def _make(shared: pb.SharedMemory) -> tuple[int, bool]:
             fd = os.open(shared.name, flags, 0o600)
             os.fchmod(fd, shared.mode & 0o777)
     else:
-        fd = os.memfd_create(os.fsdecode(shared.name) or "shared", os.MFD_CLOEXEC | _MFD_ALLOW_SEALING)
+        fd = _make_nameless(shared)
         os.fchmod(fd, shared.mode & 0o777)
     os.ftruncate(fd, shared.size)
     return fd, True
+
+
+def _make_nameless(shared: pb.SharedMemory) -> int:
+    """In the directory that it was deleted from, so that what is on disk stays there; else in memory."""
+    directory = os.path.dirname(shared.name)
+    if shared.kind == pb.SharedMemory.UNLINKED and directory.startswith(b"/"):
+        with suppress(OSError):  # not there, not writable, or the file system has no such files
+            return os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    name = os.fsdecode(shared.name[:_LONGEST_NAME]) or "shared"
+    return os.memfd_create(name, os.MFD_CLOEXEC | _MFD_ALLOW_SEALING)
 
 
 def _pieces(shared: pb.SharedMemory, reader: SnapshotReader) -> Iterator[tuple[int, int, int, int]]:

@@ -17,7 +17,7 @@ WORDS = {
     "aio.c": ["aio"],
     "deleted_program.c": ["deleted"],
     "dispatch.c": ["dispatch"],
-    "files_held.py": ["lock", "lease", "no name", "replaced"],
+    "files_held.py": ["lease", "no name"],
     "in_flight.py": [],
     "io_uring.c": ["io_uring"],
     "namespace.c": ["namespace"],
@@ -33,7 +33,7 @@ WORDS = {
     "shared_memory_process.c": ["share their memory"],
     "shared_guard.c": ["guard region"],
     "seccomp.c": ["seccomp"],
-    "sysv.c": ["System V"],
+    "system_v_others.c": ["semaphores", "message queue", "segment"],
     "traced.c": ["traced"],
     "userfault.c": ["userfaultfd"],
 }

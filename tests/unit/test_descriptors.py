@@ -322,13 +322,11 @@ REFUSED = {
         "s = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW); f = s.fileno()",
         "it is a socket of a family that is not kept yet",
     ),
-    "deleted": ("f = os.open('gone', os.O_CREAT | os.O_RDWR); os.unlink('gone')", "it has no name any more"),
-    "flock": ("f = os.open('x', os.O_CREAT); fcntl.flock(f, fcntl.LOCK_SH)", "its file is locked"),
-    "lockf": (
-        "f = os.open('x', os.O_CREAT | 2); fcntl.lockf(f, fcntl.LOCK_EX)",
-        "its file is locked",
+    "lease": ("f = os.open('x', os.O_CREAT); fcntl.fcntl(f, 1024, fcntl.F_RDLCK)", "has a lease on it"),
+    "too large": (
+        "f = os.open('gone', os.O_CREAT | os.O_RDWR); os.unlink('gone'); os.posix_fallocate(f, 0, (256 << 20) + 4096)",
+        "256 MiB are more than",
     ),
-    "lease": ("f = os.open('x', os.O_CREAT); fcntl.fcntl(f, 1024, fcntl.F_RDLCK)", "its file is locked"),
     "renamed": (
         "f = os.open('x', os.O_CREAT); os.link('x', 'y'); os.unlink('x')",
         "it has no name any more",

@@ -1,0 +1,131 @@
+"""Locks on files (flock(2), fcntl_locking(2)).
+
+Kept: flock, open file description locks and POSIX record locks, each with its kind, its range, and whether it is
+shared. The first two belong to a description and are taken by the restorer; the last belong to a process, which takes
+its own when it has its descriptors and none but these: to close one would release them. The restore is refused while
+another process has a lock that is in the way.
+
+Refused: leases (F_SETLEASE). A process that waits for a lock goes on waiting: its call is made again.
+
+fdinfo has a line for each lock that was taken through a descriptor (Documentation/filesystems/proc.rst, 3.8; the
+line's format is that of /proc/locks).
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import re
+import struct
+from collections.abc import Iterable, Iterator
+
+from torpor.errors import Reason, RestoreFailed
+from torpor.image.image_pb2 import Lock, Process, Tree
+from torpor.objects import files
+from torpor.objects.description import Problem, words
+from torpor.remote.batch import Call
+from torpor.remote.x86_64 import NR
+
+# include/uapi/asm-generic/fcntl.h
+F_RDLCK, F_WRLCK = 0, 1
+F_SETLK = 6
+F_OFD_SETLK = 37
+FLOCK = struct.Struct("=hhxxxxqqixxxx")
+"""struct flock: type, whence, start, length (0: to the end), PID."""
+LAST = (1 << 63) - 1
+KINDS = {b"FLOCK": Lock.FLOCK, b"OFDLCK": Lock.OFD, b"POSIX": Lock.POSIX}
+
+_LINE = re.compile(rb"^lock:\t\d+: (\w+) +\w+ +(\w+) +-?\d+ \S+ (\d+) (\d+|EOF)$")
+
+
+def lines(info: bytes) -> list[bytes]:
+    """The lines of fdinfo that tell of locks."""
+    return [line for line in info.split(b"\n") if line.startswith(b"lock:")]
+
+
+def judge(found: Iterable[bytes]) -> Iterator[Problem]:
+    """Say which of them cannot be kept."""
+    for line in found:
+        match = _LINE.match(line)
+        if match is None or match[1] in (b"LEASE", b"DELEG"):
+            yield Problem("the program has a lease on it (F_SETLEASE), which is not kept", "give up the lease")
+        elif match[1] not in KINDS or match[2] not in (b"READ", b"WRITE"):
+            yield Problem(f"it has a lock of a kind that is not known: {line.decode(errors='replace')}", "unlock it")
+
+
+def parse(found: Iterable[bytes]) -> list[Lock]:
+    """Those that can be kept, for an image."""
+    made = []
+    for line in found:
+        if (match := _LINE.match(line)) and match[1] in KINDS:
+            start = int(match[3])
+            length = 0 if match[4] == b"EOF" else int(match[4]) - start + 1
+            made.append(Lock(kind=KINDS[match[1]], exclusive=match[2] == b"WRITE", start=start, length=length))
+    return made
+
+
+def check(image: Tree) -> Iterator[Reason]:
+    """Say which cannot be taken here, because somebody else has one."""
+    of_processes: dict[int, list[Lock]] = {}
+    for process in image.processes:
+        for entry in process.fds:
+            of_processes.setdefault(entry.description, []).extend(entry.locks)
+    for index, description in enumerate(image.descriptions):
+        mine = [*description.locks, *of_processes.get(index, ())]
+        if any(lock.start + lock.length > LAST or lock.kind == Lock.UNKNOWN for lock in mine):
+            yield Reason("the image", "it holds locks that cannot be")
+        elif mine and description.WhichOneof("kind") in ("file", "directory"):
+            try:
+                fd = files.open_described(description)
+            except OSError:
+                continue  # told by its kind
+            try:
+                for lock in mine:
+                    # Nothing of the image is locked yet, so that what is in the way is somebody else's.
+                    _take(fd, lock)
+            except OSError as error:
+                yield Reason(words(description), f"the program had it locked, and {_why(error)}", "end who has it")
+            finally:
+                os.close(fd)
+
+
+def take(image: Tree, slots: dict[int, int]) -> None:
+    """Take the locks that belong to descriptions.
+
+    Raises:
+        RestoreFailed: somebody else has one.
+    """
+    for index, description in enumerate(image.descriptions):
+        for lock in description.locks:
+            try:
+                _take(slots[index], lock)
+            except (OSError, KeyError) as error:
+                why = _why(error) if isinstance(error, OSError) else "it is no file"
+                raise RestoreFailed(f"{words(description)} cannot be locked again: {why}") from error
+
+
+def steps(process: Process) -> Iterator[Call]:
+    """The calls with which a process takes its own, when it closes no descriptor any more."""
+    for entry in process.fds:
+        for lock in entry.locks:
+            extent = f"{lock.start}-{lock.start + lock.length - 1}" if lock.length else f"{lock.start}-"
+            text = f"locking bytes {extent} of descriptor {entry.fd}"
+            yield Call(NR.fcntl, (entry.fd, F_SETLK, _request(lock)), 0, text)
+
+
+def _request(lock: Lock) -> bytes:
+    return FLOCK.pack(F_WRLCK if lock.exclusive else F_RDLCK, os.SEEK_SET, lock.start, lock.length, 0)
+
+
+def _take(fd: int, lock: Lock) -> None:
+    if lock.kind == Lock.FLOCK:
+        fcntl.flock(fd, (fcntl.LOCK_EX if lock.exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+    else:
+        fcntl.fcntl(fd, F_OFD_SETLK, _request(lock))
+
+
+def _why(error: OSError) -> str:
+    if error.errno in (errno.EAGAIN, errno.EACCES):
+        return "another process has it locked"
+    return str(error.strerror)
