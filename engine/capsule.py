@@ -40,6 +40,7 @@ class Namespaces(IntFlag):
 
     TIME = 0x00000080
     MOUNT = 0x00020000
+    IPC = 0x08000000
     USER = 0x10000000
     PID = 0x20000000
 

@@ -21,7 +21,7 @@ from typing import Literal
 from torpor import procfs
 from torpor.errors import CheckpointFailed, Reason, Refused
 from torpor.image import image_pb2 as pb
-from torpor.objects import credentials, descriptors, memory, sharing, threads, tree, vmas
+from torpor.objects import credentials, descriptors, memory, sharing, sysv, threads, tree, vmas
 from torpor.objects.mapped_files import MappedFiles
 from torpor.objects.memory import Progress
 from torpor.objects.shared_memory import SharedMemory
@@ -157,7 +157,7 @@ def _look(seen: list[tree.Seen]) -> tuple[list[Reason], bool]:
         reasons += vmas.refuse(process.name, found)
         forkable = forkable and not any(map(vmas.hides_from_fork, found))
     living = [process.pid for process in seen if not process.zombie]
-    return [*reasons, *sharing.refuse(living), *descriptors.survey(living)], forkable
+    return [*reasons, *sharing.refuse(living), *sysv.refuse(living), *descriptors.survey(living)], forkable
 
 
 class TakenTree:

@@ -67,6 +67,8 @@ class Builder:
         top = self.plan.processes[0]
         by_pid = {process.member.pid: process for process in self.plan.processes}
         level = [Built(top, [self._blanks.take_init()])]
+        for calls in self.plan.segments:
+            self._blanks.run([self._work(level[0], calls)])
         while level:
             works = [self._work(process, process.plan.birth) for process in level]
             self._blanks.run(works)

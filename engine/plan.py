@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from torpor.image import image_pb2 as pb
-from torpor.objects import address_space, credentials, descriptors, family, own, signals, threads, timers, tree
+from torpor.objects import address_space, credentials, descriptors, family, own, signals, sysv, threads, timers, tree
 from torpor.objects.address_space import Sources
 from torpor.objects.credentials import Rights
 from torpor.objects.descriptors import Opened
@@ -97,6 +97,8 @@ class Plan:
     processes: list[ProcessPlan]
     window: range
     warnings: list[str]
+    segments: list[list[Call]]
+    """By init, before anyone is born, each in a table of its own: System V segments."""
 
     def explain(self) -> str:
         """The plan for people, a line for each call."""
@@ -104,6 +106,8 @@ class Plan:
 
     def _lines(self) -> Iterator[str]:
         yield from (f"warning: {warning}" for warning in self.warnings)
+        for calls in self.segments:
+            yield from _explain("init, before all", calls)
         for process in self.processes:
             yield f"{process.name}:"
             yield from _explain("when born", process.birth)
@@ -143,7 +147,15 @@ def make(image: pb.Tree, here: Here, held: Held) -> Plan:
                 warnings.append(f"{plan.name}: {words}")
             for thread in plan.member.image.threads:
                 warnings += threads.warnings(f"{plan.name}, thread {thread.tid}", thread, here.bounds)
-    return Plan(plans, window, warnings)
+    segments = [list(_segment(shared, window.stop, here, held)) for shared in sysv.segments(image)]
+    return Plan(plans, window, warnings, segments)
+
+
+def _segment(shared: pb.SharedMemory, address: int, here: Here, held: Held) -> Iterator[Call]:
+    pages = shared.pages
+    starts = [start + address // PAGE for start in pages.starts]
+    there = pb.PageTable(starts=starts, counts=pages.counts, blocks=pages.blocks)
+    return sysv.make(shared, address, address_space.fill(there, held.sources), here.rights.keep)
 
 
 def _birth(member: family.Member) -> Iterator[Call]:
@@ -206,6 +218,8 @@ def _build(plan: ProcessPlan, process: pb.Process, image: pb.Tree, here: Here, h
                 if child.only_group
             ]
             calls += [_know_stop(child.pid) for child in member.children if child.image and child.image.stop_told]
+            if process.pid == image.processes[0].pid:
+                calls += sysv.remove(image)
             calls += signals.steps(process)
             calls += timers.steps(process, here.timer_restore_ids)
             calls += signals.queue(process)

@@ -22,7 +22,7 @@ from torpor.errors import ImageDamaged
 from torpor.execute import Builder
 from torpor.image import image_pb2 as pb
 from torpor.job import Job
-from torpor.objects import credentials, descriptors, family, mapped_files, shared_memory, traits, vdso
+from torpor.objects import credentials, descriptors, family, mapped_files, shared_memory, sysv, traits, vdso
 from torpor.objects.address_space import Sources
 from torpor.objects.credentials import Rights
 from torpor.objects.family import UNKNOWN_PID
@@ -121,6 +121,8 @@ def _setting(image: pb.Tree, detach: bool) -> Setting:
     boot = procfs.read("/proc/sys/kernel/random/boot_id").strip().decode()
     if os.path.exists("/proc/self/ns/time") and (namespaces or image.host.boot_id != boot):
         namespaces |= Namespaces.TIME
+    if sysv.segments(image):
+        namespaces |= Namespaces.IPC
     return Setting(
         namespaces,
         monotonic_ns=image.host.monotonic_ns - time.clock_gettime_ns(time.CLOCK_MONOTONIC),

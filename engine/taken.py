@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torpor import procfs
 from torpor.errors import CheckpointFailed, Reason, Refused
 from torpor.image import image_pb2 as pb
-from torpor.objects import credentials, memory, signals, threads, timers, tree
+from torpor.objects import credentials, memory, signals, sysv, threads, timers, tree
 from torpor.objects.mapped_files import MappedFiles
 from torpor.objects.shared_memory import SharedMemory
 from torpor.remote import ptrace
@@ -36,6 +36,7 @@ class _HostQuestions:
     brk: int
     monotonic: int
     boottime: int
+    sysv: sysv.Questions
     stops: dict[int, int]
     """For each child that is stopped by job control, by its own PID: whether wait() has told of that."""
 
@@ -104,6 +105,7 @@ class TakenProcess:
             brk=host.add(NR.brk, 0),
             monotonic=host.add(NR.clock_gettime, _CLOCK_MONOTONIC, Out(16)),
             boottime=host.add(NR.clock_gettime, _CLOCK_BOOTTIME, Out(16)),
+            sysv=sysv.ask(host, self.pid, self.injection.maps),
             stops={pid: signals.ask_stop(host, pid) for pid in stopped_children},
         )
         self.injection.start(batches)
@@ -111,6 +113,17 @@ class TakenProcess:
     def listen(self) -> None:
         """Collect the answers."""
         self._replies = self.injection.finish()
+
+    def system_v(self) -> list[sysv.Segment]:
+        """Its System V segments.
+
+        Raises:
+            Refused: it has others of their kind.
+        """
+        found, problems = sysv.answer(self._host.sysv, self._replies[self.injection.host.tid])
+        if problems:
+            raise Refused(f"{self.process.name} cannot be kept", [Reason(self.process.name, why) for why in problems])
+        return found
 
     @property
     def adopts_orphans(self) -> bool:

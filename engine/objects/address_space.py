@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from torpor.errors import ImageDamaged
 from torpor.image import image_pb2 as pb
-from torpor.objects import vdso
+from torpor.objects import sysv, vdso
 from torpor.procfs import PAGE
 from torpor.remote import memory
 from torpor.remote.batch import Call, Struct
@@ -72,8 +72,10 @@ def steps(process: pb.Process, image: pb.Tree, sources: Sources, here: vdso.Vdso
     space = process.memory
     yield from clear(window)
     yield from vdso.steps(process, here)
+    yield from sysv.attach(space, image)
     for vma, has_pages in zip(space.vmas, _written(space), strict=True):
-        yield _map(vma, image, sources, writable=has_pages)
+        if not sysv.is_attached(vma, image):
+            yield _map(vma, image, sources, writable=has_pages)
 
 
 def last_steps(space: pb.AddressSpace, sources: Sources) -> Iterator[Call]:

@@ -147,6 +147,7 @@ def _describe_vma(vma: FlaggedMapping, out: pb.Vma, files: MappedFiles, shared: 
         out.kind = pb.Vma.SHARED
         out.shared = shared.segments[shared_memory.key_of(mapping)].index
         out.offset = mapping.offset
+        out.may_write = vmas.MAY_WRITE in vma.flags
         return out.kind
     if vmas.HUGETLB in vma.flags:
         out.kind, out.huge_page = pb.Vma.ANONYMOUS, vma.page_size

@@ -20,9 +20,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from torpor.errors import ImageDamaged, Reason, RestoreFailed
+from torpor.errors import ImageDamaged, Reason, Refused, RestoreFailed
 from torpor.image import image_pb2 as pb
-from torpor.objects import vmas
+from torpor.objects import sysv, vmas
 from torpor.objects.memory_files import MemoryFile
 from torpor.procfs import PAGE, Mapping
 from torpor.remote import memory
@@ -65,6 +65,9 @@ class Segment:
     mode: int = 0o600
     index: int = -1
     """In the image, once it is described."""
+    sysv: sysv.Segment | None = None
+    mappings: int = 0
+    """In the whole tree."""
 
 
 Key = tuple[int, int]
@@ -72,7 +75,9 @@ Key = tuple[int, int]
 
 
 def key_of(mapping: Mapping) -> Key:
-    """The identity of what is mapped."""
+    """The identity of what is mapped. The number of a System V segment may be an inode's too."""
+    if sysv.is_segment(mapping):
+        return 0, mapping.inode
     major, minor = mapping.device.split(b":")
     return os.makedev(int(major, 16), int(minor, 16)), mapping.inode
 
@@ -107,6 +112,7 @@ class SharedMemory:
             if not is_memory(mapping):
                 continue
             segment = self.segments.setdefault(key_of(mapping), Segment(mapping.name))
+            segment.mappings += 1
             size = mapping.end - mapping.start
             known = segment.pieces.get(mapping.offset)
             if segment.whole or (known is not None and len(known) >= size):
@@ -115,10 +121,30 @@ class SharedMemory:
             segment.pieces[mapping.offset] = content = mmap.mmap(-1, size)
             _read_mapped(pid, mapping, memoryview(content))
 
+    def note_system_v(self, found: Iterable[sysv.Segment]) -> None:
+        """Take what a process said of its System V segments."""
+        for one in found:
+            segment = self.segments[0, one.id]
+            segment.sysv, segment.size = one, one.size
+
     def describe(self, image: pb.Tree) -> None:
-        """Give each segment its place in the image; its pages follow."""
+        """Give each segment its place in the image; its pages follow.
+
+        Raises:
+            Refused: a System V segment cannot be kept.
+        """
+        reasons = []
+        for segment in self.segments.values():
+            sizes = {at: len(content) for at, content in segment.pieces.items()}
+            if segment.sysv and (why := sysv.problem(segment.sysv, segment.mappings, sizes)):
+                reasons.append(Reason("the tree", why))
+        if reasons:
+            raise Refused("the tree cannot be kept", reasons)
         for key, segment in self.segments.items():
             segment.index = len(image.shared)
+            if segment.sysv:
+                sysv.describe(segment.sysv, image.shared.add())
+                continue
             kind, name = kind_of(segment.name)
             image.shared.add(
                 kind=kind,
@@ -151,17 +177,9 @@ def _read_mapped(pid: int, mapping: Mapping, view: memoryview) -> None:
     except OSError as error:
         if error.errno != errno.EFAULT:
             raise
-        size = _file_size(mapping)
-        if not 0 <= size - mapping.offset < len(view):
-            raise
-        memory.read_into(pid, mapping.start, view[: (size - mapping.offset + PAGE - 1) // PAGE * PAGE])
-
-
-def _file_size(mapping: Mapping) -> int:
-    try:
-        return os.stat(mapping.name).st_size
-    except FileNotFoundError:
-        return -1
+        # The end of the file, or a mapping that the process itself may not read.
+        size = memory.readable_end(pid, mapping.start, mapping.end) - mapping.start
+        memory.read_protected(pid, [(mapping.start, size)], view[:size])
 
 
 # Restore
@@ -207,6 +225,8 @@ def open_all(image: pb.Tree, reader: SnapshotReader, base: int) -> dict[int, int
     made: list[bytes] = []
     try:
         for index, shared in enumerate(image.shared):
+            if shared.kind == pb.SharedMemory.SYSTEM_V:
+                continue  # it has no descriptor
             fd, new = _make(shared)
             if new and shared.kind == pb.SharedMemory.TMPFS:
                 made.append(shared.name)

@@ -6,7 +6,7 @@ private huge pages of hugetlbfs, the vDSO. Droppable memory comes back empty, as
 
 Refused by name: every VmFlag and every special mapping that is not in the tables below: device memory, shared huge
 pages of hugetlbfs, userfaultfd ranges, shadow stacks, sealed mappings, secret memory, protection keys, guard regions in
-shared memory, System V segments, io_uring rings.
+shared memory, io_uring rings.
 
 Documented in: Documentation/filesystems/proc.rst (VmFlags), madvise(2), vdso(7).
 """
@@ -160,8 +160,6 @@ def _special_reason(mapping: Mapping) -> str:
         return f"it belongs to {os.fsdecode(name[11:])}, which is not kept"
     if name == b"/secretmem" + DELETED:
         return "it is secret memory (memfd_secret), which nobody else may read"
-    if name.startswith(b"/SYSV"):
-        return "it is a System V shared memory segment, which is not kept yet"
     if name.startswith(b"/dev/") and not name.startswith((b"/dev/shm/", _DEV_ZERO)):
         return "it maps a device, which is not kept"
     if mapping.inode and not name.startswith(b"/"):
