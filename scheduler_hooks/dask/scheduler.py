@@ -29,7 +29,8 @@ from torpor.scheduler_hooks.dask.loading import loading_task
 from torpor.scheduler_hooks.dask.nanny import PassOn
 from torpor.scheduler_hooks.dask.results import KIND, Kept, in_time, look
 from torpor.scheduler_hooks.dask.settings import Settings
-from torpor.scheduler_hooks.dask.worker import BARRIER, NAME, Keep
+from torpor.scheduler_hooks.dask.shuffle import BARRIER, of_shuffle
+from torpor.scheduler_hooks.dask.worker import NAME, Keep
 from torpor.store import SnapshotInfo, Store
 
 ORIGIN: Final = "torpor-origin"
@@ -40,8 +41,8 @@ SWEEP: Final = 5.0
 """Seconds between two removals of results that nobody needs any more."""
 REST: Final = 60.0
 """Seconds for which it does not look again after the store failed to answer."""
-DEATHS: Final = 5
-"""How many workers may die with a key that they were to load before it is computed instead."""
+ATTEMPTS: Final = 6
+"""How often a key may be taken back from workers that were to load it before it is computed instead."""
 
 logger = logging.getLogger("torpor.dask")
 
@@ -82,8 +83,8 @@ class Loading:
     """Dask had forgotten an input: it could not be computed again."""
     suspicious: int
     """Dask's count of workers that died with its own task."""
-    deaths: int = 0
-    """How many died that were to load it."""
+    attempts: int = 0
+    """How often it was taken back from a worker: the worker died, or nobody waited for the key for a moment."""
 
 
 class Resume(SchedulerPlugin):
@@ -113,7 +114,6 @@ class Resume(SchedulerPlugin):
         self._earlier: dict[Key, Kept] = {}
         self._snapshots: dict[str, set[Key]] = {}
         self._seen: set[str] = set()
-        self._outliving: set[Key] = set()
         self._garbage: list[str] = []
         self._stop = threading.Event()
         self._not_before = 0.0
@@ -257,10 +257,7 @@ class Resume(SchedulerPlugin):
         tasks = self.scheduler.tasks
         for key in msg["processing-tasks"]:
             if loading := self.loading.get(key):
-                loading.deaths += 1
                 loading.task.suspicious = loading.suspicious  # it was not the task that was under way
-                if loading.deaths < DEATHS:
-                    self._outliving.add(key)
         lost = [tasks[key] for key in (*msg["lost-computed-tasks"], *msg["lost-scattered-tasks"])]
         self._learn_last_of(msg["worker"])
         self.cover([*lost, *self._restarting(msg["worker"])])
@@ -286,8 +283,6 @@ class Resume(SchedulerPlugin):
         if spans and not task.group.span_id:
             spans.observe_tasks([task], code=(), span_metadata={"collections": []})
         self.scheduler.transitions({task.key: "released"}, stimulus)
-        if task.state == "processing":
-            self._outliving.add(task.key)  # forgetting it begins with releasing it
 
     def update_graph(self, scheduler: Scheduler, *, keys: set[Key], **kwargs: Any) -> None:
         """Load what is in the store of a graph that was submitted, before any of it is computed."""
@@ -311,12 +306,14 @@ class Resume(SchedulerPlugin):
 
     def _usable(self, task: TaskState, trusted: set[Key]) -> Kept | None:
         """Give the result of a task in the store, if it is surely this task's and means something by itself."""
-        if task.actor or _of_shuffle(task):
+        kept, earlier = self.kept.get(task.key), self._earlier.get(task.key)
+        if task.actor or not (kept or earlier):
             return None
-        kept = self.kept.get(task.key)
+        neighbours = (task.key, *(other.key for other in (*task.dependencies, *task.dependents)))
+        if of_shuffle(task.run_spec, neighbours, self.scheduler.tasks):
+            return None
         if kept and kept.run_id == _run_id(task):
             return kept
-        earlier = self._earlier.get(task.key)
         return earlier if earlier and self._same(task, earlier, trusted) else None
 
     def _same(self, task: TaskState, earlier: Kept, trusted: set[Key]) -> bool:
@@ -350,7 +347,6 @@ class Resume(SchedulerPlugin):
         """Give a task its own spec and inputs back."""
         loading = self.loading.pop(key)
         task, origin = loading.task, loading.origin
-        self._outliving.discard(key)
         task.run_spec = loading.spec
         task.has_lost_dependencies = loading.incomplete
         if origin is not None:
@@ -368,7 +364,6 @@ class Resume(SchedulerPlugin):
             if finish == "memory":
                 self._on_loaded(key, stimulus_id, kwargs.get("startstops") or [])
             elif finish == "forgotten":
-                self._outliving.discard(key)
                 origin = self.loading.pop(key).origin
                 if origin is not None:
                     self.scheduler.transitions({origin.key: "forgotten"}, stimulus_id)
@@ -395,9 +390,9 @@ class Resume(SchedulerPlugin):
         self.counters.saved_seconds += max(0.0, kept.seconds - took)
 
     def _on_load_ended(self, key: Key, stimulus: str) -> None:
-        """Go on loading when only the worker that did it was lost; else the result cannot be read: compute."""
-        if key in self._outliving:
-            self._outliving.discard(key)  # it goes on elsewhere
+        """Compute when the worker said that it cannot read the result; else it is loaded elsewhere, or later."""
+        self.loading[key].attempts += 1
+        if not stimulus.startswith("reschedule-") and self.loading[key].attempts < ATTEMPTS:
             return
         self.counters.unreadable += 1
         self._drop(key)
@@ -434,15 +429,6 @@ def _run_id(task: TaskState) -> int | None:
 def _to_be_computed(task: TaskState) -> bool:
     """Tell whether a task has no result and is not on its way to one; also when it was lost just now."""
     return task.state == "released" or (task.state == "memory" and not task.who_has)
-
-
-def _of_shuffle(task: TaskState) -> bool:
-    """Tell whether a task is a P2P shuffle's barrier, one of its inputs or one of its outputs.
-
-    They work by what they do on the workers, not by what they return, and find each other by their edges.
-    """
-    neighbours = [task, *task.dependencies, *task.dependents]
-    return any(isinstance(other.key, str) and other.key.startswith(BARRIER) for other in neighbours)
 
 
 def _line_means_its_content(task: TaskState, trusted: set[Key]) -> bool:

@@ -23,12 +23,11 @@ from torpor.scheduler_hooks.dask.fingerprint import fingerprint, means_its_conte
 from torpor.scheduler_hooks.dask.loading import is_loading
 from torpor.scheduler_hooks.dask.results import BoundToCluster, Result, freeze, write
 from torpor.scheduler_hooks.dask.settings import Settings
+from torpor.scheduler_hooks.dask.shuffle import of_shuffle
 from torpor.store import Store
 
 NAME: Final = "torpor"
 """Name of all our plugins, and topic of the events by which workers report to the scheduler."""
-BARRIER: Final = "shuffle-barrier-"
-"""How the key of a P2P shuffle's barrier begins: ``distributed.shuffle._core.barrier_key``."""
 LONGEST_GATHER: Final = 5.0
 """Seconds."""
 FAREWELL: Final = 5.0
@@ -243,7 +242,10 @@ class Keep(WorkerPlugin):
         said = (task.annotations or {}).get("torpor")
         if said == "never" or not (said == "always" or self.settings.keep_all or self._worth(size, seconds)):
             return False
-        return not (is_loading(task.run_spec) or task.key in self.worker.state.actors or _of_shuffle(task))
+        if is_loading(task.run_spec) or task.key in self.worker.state.actors:
+            return False
+        # the scheduler knows more and asks again before it loads
+        return not of_shuffle(task.run_spec, (task.key, *(needed.key for needed in task.dependencies)), ())
 
     def _worth(self, size: int, seconds: float) -> bool:
         """Tell whether keeping a result costs less than computing it once more."""
@@ -306,12 +308,3 @@ class Keep(WorkerPlugin):
         while (state.executing or state.long_running) and time.monotonic() < deadline:
             await asyncio.sleep(0.02)
         await worker.close(reason="torpor-preemption", executor_wait=False)
-
-
-def _of_shuffle(task: TaskState) -> bool:
-    """Tell whether a task is part of a P2P shuffle, whose results mean nothing by themselves."""
-    neighbours = [task.key, *(other.key for other in task.dependencies)]
-    if any(isinstance(key, str) and key.startswith(BARRIER) for key in neighbours):
-        return True
-    func = getattr(task.run_spec, "func", None)
-    return (getattr(func, "__module__", None) or "").startswith("distributed.shuffle")

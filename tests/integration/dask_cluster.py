@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import dask
+import dask.array as da
 import numpy as np
 from distributed import Client, Future, LocalCluster, Scheduler, get_worker, worker_client
 
@@ -90,6 +91,22 @@ def shuffled(log: str) -> Any:
     frame = dask.datasets.timeseries(start="2000-01-01", end="2000-01-13", freq="1min", partition_freq="1D", seed=42)
     frame = frame.map_partitions(chunk_of, log, meta=frame._meta)
     return frame.shuffle("name").map_partitions(chunk_of, log, meta=frame._meta).groupby("name").x.sum()
+
+
+def workload(name: str, method: str, log: str) -> Any:
+    """Give a lazy workload with tasks before and after a shuffle or a rechunk, done by tasks or by P2P."""
+    with dask.config.set({"dataframe.shuffle.method": method, "array.rechunk.method": method}):
+        if name == "dataframe":
+            return shuffled(log)
+        matrix = da.random.default_rng(42).random((1200, 1200), chunks=(200, 200)).map_blocks(slow, log, dtype="f8")
+        other = matrix.rechunk((1200, 100)).map_blocks(slow, log, dtype="f8")
+        return (other @ other.T).sum(axis=0)
+
+
+def slow(block: Any, log: str) -> Any:
+    time.sleep(0.05)
+    ran(log)
+    return block * 2
 
 
 def runs(log: Path) -> Counter[str]:

@@ -6,25 +6,22 @@ import os
 import random
 import signal
 import threading
-import time
 import urllib.request
 from pathlib import Path
-from typing import Any
 
-import dask
-import dask.array as da
 import numpy as np
 import pytest
 from distributed import Client, wait
 
-from tests.integration.dask_cluster import PATIENCE, cluster, leaf, local_cluster, runs, shuffled, tree, until
+from tests.integration.dask_cluster import PATIENCE, cluster, leaf, local_cluster, runs, tree, until, workload
 from torpor.scheduler_hooks.dask import Resume
 
 pytestmark = pytest.mark.timeout(180)
 
 
 def fetch(client: Client, page: str) -> str:
-    with urllib.request.urlopen(client.dashboard_link.rpartition("/")[0] + page) as answer:
+    port = client.scheduler_info()["services"]["dashboard"]
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}{page}") as answer:
         return str(answer.read().decode())
 
 
@@ -58,21 +55,6 @@ def test_a_store_of_another_user_is_told_and_stops_nothing(tmp_path: Path) -> No
         assert client.submit(leaf, 1, str(tmp_path / "log")).result(PATIENCE) == 1
         until("the failure", lambda: "can be written by others" in fetch(client, "/torpor"))
         assert "dask_torpor_healthy 0.0" in fetch(client, "/metrics")
-
-
-def workload(name: str, method: str, log: str) -> Any:
-    """Give a lazy workload with tasks before and after a shuffle or a rechunk, done by tasks or by P2P."""
-    with dask.config.set({"dataframe.shuffle.method": method, "array.rechunk.method": method}):
-        if name == "dataframe":
-            return shuffled(log)
-        matrix = da.random.default_rng(42).random((1200, 1200), chunks=(200, 200)).map_blocks(slow, log, dtype="f8")
-        other = matrix.rechunk((1200, 100)).map_blocks(slow, log, dtype="f8")
-        return (other @ other.T).sum(axis=0)
-
-
-def slow(block: Any, log: str) -> Any:
-    time.sleep(0.05)
-    return block * 2
 
 
 def kills(tmp_path: Path, name: str, number: int, seed: int) -> None:

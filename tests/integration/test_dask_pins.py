@@ -17,7 +17,7 @@ from distributed.shuffle._core import barrier_key
 from distributed.worker_state_machine import ExecuteSuccessEvent
 
 from tests.integration.dask_cluster import local_cluster
-from torpor.scheduler_hooks.dask.worker import BARRIER
+from torpor.scheduler_hooks.dask.shuffle import BARRIER
 
 RELEASES = ("2026.8.0",)
 
