@@ -27,7 +27,7 @@ class Job:
     root_pid: int
     """The PID of the tree's root, in the tree's PID namespace."""
     tree_pid: int
-    """The PID of the tree's root as this process sees it: what `torpor.checkpoint` wants."""
+    """The PID of the tree's root as this process sees it: what `torpor.checkpoint` wants. 0 when it ended at once."""
     warnings: tuple[str, ...] = ()
     """What is not as it was, in words."""
     _code: int | None = field(default=None, init=False)

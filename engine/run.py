@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 
 from torpor import capsule, procfs
 from torpor.capsule import Namespaces, Setting
 from torpor.checkpoint import checkpoint
-from torpor.errors import NotFound, NotPermitted, RestoreFailed, TorporError
+from torpor.errors import NotFound, NotPermitted, TorporError
 from torpor.job import Job
 from torpor.probe import probe
 from torpor.store import SnapshotInfo, Store
@@ -47,12 +47,7 @@ def start(command: Sequence[str], *, environment: Mapping[str, str] | None = Non
         warnings = (f"it runs outside a capsule: {error}",)
         setting = Setting(Namespaces(0))
         init = launch(setting)
-    try:
-        pid = _first_child(init.pid)
-    except BaseException:
-        os.kill(init.pid, signal.SIGKILL)
-        raise
-    return Job(init, _own_pid(pid), pid, warnings)
+    return Job(init, *_command_pids(init.pid), warnings)
 
 
 def run(
@@ -127,19 +122,12 @@ def _setting() -> tuple[Setting, tuple[str, ...]]:
     return Setting(namespaces), ()
 
 
-def _first_child(init: int) -> int:
-    """The PID of the command as this process sees it: init starts it before all else."""
-    while True:
-        try:
-            found = procfs.children(init, [init])
-        except FileNotFoundError:
-            found = []
-        if found:
-            return found[0]
-        if os.waitid(os.P_PID, init, os.WEXITED | os.WNOHANG | os.WNOWAIT):
-            raise RestoreFailed("the command ended before it was seen", advice="see whether it can be executed")
+def _command_pids(init: int) -> tuple[int, int]:
+    """The command's PID in its own PID namespace and as this process sees it; zeros when it has ended already."""
+    while not os.waitid(os.P_PID, init, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+        with suppress(FileNotFoundError, ProcessLookupError):  # ended between two looks
+            if found := procfs.children(init, [init]):  # init starts it before all else
+                status = procfs.status(procfs.read(f"/proc/{found[0]}/status"))
+                return int(status[b"NSpid"].split()[-1]), found[0]
         os.sched_yield()
-
-
-def _own_pid(pid: int) -> int:
-    return int(procfs.status(procfs.read(f"/proc/{pid}/status"))[b"NSpid"].split()[-1])
+    return 0, 0
