@@ -10,7 +10,9 @@ int main(void)
 	    syscall(SYS_membarrier, REGISTER_SYNC_CORE, 0, 0))
 		unavailable("membarrier");
 	ready_and_wait();
-	expect(!syscall(SYS_membarrier, PRIVATE_EXPEDITED, 0, 0), "a barrier failed: %s", strerror(errno));
-	expect(!syscall(SYS_membarrier, SYNC_CORE, 0, 0), "a core barrier failed: %s", strerror(errno));
+	bool barrier = !syscall(SYS_membarrier, PRIVATE_EXPEDITED, 0, 0);
+	expect(barrier, "a barrier failed: %s", strerror(errno));
+	barrier = !syscall(SYS_membarrier, SYNC_CORE, 0, 0);
+	expect(barrier, "a core barrier failed: %s", strerror(errno));
 	return verdict();
 }

@@ -30,6 +30,8 @@ async def story() -> None:
     blocked = asyncio.create_task(asyncio.to_thread(lambda: 5))
     same(await blocked, 5, "a thread")
     cat = await asyncio.create_subprocess_exec("cat", stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE)
+    cat.stdin.write(b"awake\n")
+    same(await cat.stdout.readline(), b"awake\n", "the subprocess before")
     cat.stdin.write(b"into the cat\n")
     await cat.stdin.drain()
     ready()
