@@ -140,11 +140,13 @@ class Injection:
             CheckpointFailed: no thread's stack can take the frame, or the process may not map memory.
         """
         call, stub = self._gadgets.find(self.process.pid, self.maps)
-        host = self._choose_host()
+        host, top = self._choose_host()
         frame_size = x86_64.signal_frame_size(len(self.xstates[host.tid]))
-        frame = (host.registers[x86_64.RSP] - RED_ZONE - frame_size) & ~63
+        frame = (top - frame_size) & ~63
         content = x86_64.signal_frame(frame, host.named, self.xstates[host.tid], host.sigmask)
         memory.write_stack(self.process.pid, frame - 8, struct.pack("<Q", stub) + content)
+        if not any(mapping.start <= frame - 8 < mapping.end for mapping in self.maps):
+            self.maps = procfs.mappings(self.process.pid)  # a stack has grown
         self._host, self._host_frame, self._call = host, frame, call
 
         slot = _page_up(_HANDLER_ROOM + frame_size + room)
@@ -313,8 +315,8 @@ class Injection:
                 self._call_on_stack(NR.munmap, start, size)
             self.window = (0, 0)
 
-    def _choose_host(self) -> Thread:
-        """A thread with room below its stack pointer that surely belongs to its stack."""
+    def _choose_host(self) -> tuple[Thread, int]:
+        """A thread, and an address with room below it that surely belongs to a stack and is not in use."""
         need = RED_ZONE + 256 + max(map(len, self.xstates.values())) + 1024
         guarded = {
             after.start
@@ -329,7 +331,11 @@ class Injection:
                 # The main stack grows when it is written to; a thread's has a guard below it (pthread_attr(3)).
                 # Anything else may be a small stack on the heap with other data right below.
                 if mapping.name == b"[stack]" or (mapping.start in guarded and rsp - mapping.start > need):
-                    return thread
+                    return thread, rsp - RED_ZONE
+        # All run handlers on alternate stacks, or coroutines. The main stack was never deeper than it reaches now.
+        for mapping in self.maps:
+            if mapping.name == b"[stack]":
+                return next(iter(self.process.threads.values())), mapping.start
         raise CheckpointFailed(
             f"no thread of {self.process.name} stands on a stack that is known to have room",
             advice="try again: the next moment may be better",
