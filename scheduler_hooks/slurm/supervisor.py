@@ -21,7 +21,7 @@ from typing import Literal
 
 import torpor
 from torpor import Job, Snapshot
-from torpor.errors import ImageDamaged, NotFound, RestoreFailed, RestoreRefused, TorporError
+from torpor.errors import ImageDamaged, NotFound, Reason, Refused, RestoreFailed, RestoreRefused, TorporError
 from torpor.image import image_pb2 as pb
 from torpor.run import start
 from torpor.scheduler_hooks.slurm import controller, rollback
@@ -84,6 +84,11 @@ def supervise(command: Sequence[str], allocation: Allocation, home: JobHome, opt
     if finished := home.finished:
         _tell(f"job {home.job} has finished already, with {finished.code}: remove {home.path} to run it again")
         return finished.code
+    if os.path.basename(command[0]) == "srun":
+        why_not = "the tasks of a step are Slurm's children, not srun's, and would not be in a snapshot"
+        raise Refused(
+            "this command cannot be kept", [Reason("srun", why_not, "write srun --ntasks=1 torpor run -- ...")]
+        )
     before = signal.pthread_sigmask(signal.SIG_BLOCK, HEARD)
     try:
         return Supervisor(command, allocation, home, options).run()
@@ -110,6 +115,8 @@ class Supervisor:
         """Bytes a second at which the last save went."""
         self.leaving: Answer | None = None
         """Why it is to leave, while saving has failed so far."""
+        self.retry_at = 0.0
+        """When that is tried again (time.monotonic())."""
         self.warned = False
         """Whether SIGTERM came, which Slurm may have sent to the application as well."""
 
@@ -146,31 +153,27 @@ class Supervisor:
     def _watch(self, sentinel: Sentinel) -> int:
         """Wait for the end of the application, or for a reason to leave."""
         next_save = self._next_save()
-        next_try = 0.0
         while (code := self.job.poll()) is None:
-            told = signal.sigtimedwait(HEARD, PULSE if self.leaving is None else min(PULSE, RETRY))
-            number = told.si_signo if told else None
-            now = time.monotonic()
+            wake_at = next_save if self.leaving is None else self.retry_at
+            told = signal.sigtimedwait(HEARD, min(PULSE, max(0.0, wake_at - time.monotonic())))
             if self.home.is_fenced(self.allocation.restarts):
                 return self._abandon()
             left: int | None = None
-            if number in WARNINGS:
-                left = self._warned(signal.Signals(number))
-            elif number == signal.SIGCHLD or number is None:
-                if sentinel.ended():
-                    left = self._warned(None)
-                elif self._time_is_up():
-                    left = self._leave(Answer(Cause.TIME_LIMIT, self.record.end))
-                elif self.leaving is not None and now >= next_try:
-                    left = self._leave(self.leaving)
-            else:
-                self._hand_on(number)
-            if left is not None:
-                return left
-            next_try = time.monotonic() + RETRY
-            if self.leaving is None and now >= next_save:
+            if told is not None and told.si_signo in WARNINGS:
+                left = self._warned(signal.Signals(told.si_signo))
+            elif told is not None and told.si_signo != signal.SIGCHLD:
+                self._hand_on(told.si_signo)
+            elif sentinel.ended():
+                left = self._warned(None)
+            elif self._time_is_up():
+                left = self._leave(Answer(Cause.TIME_LIMIT, self.record.end))
+            elif self.leaving is not None and time.monotonic() >= self.retry_at:
+                left = self._leave(self.leaving)
+            elif self.leaving is None and time.monotonic() >= next_save:
                 self._save("run")
                 next_save = self._next_save()
+            if left is not None:
+                return left
         return self._ended(code)
 
     def _next_save(self) -> float:
@@ -184,20 +187,25 @@ class Supervisor:
         Raises:
             RestoreRefused, RestoreFailed, ImageDamaged, NotFound: none can, and it is not to begin anew.
         """
+        refused: list[str] = []
         for snapshot in self.found:
             try:
                 job = self._wake_one(snapshot)
             except (RestoreRefused, RestoreFailed, ImageDamaged, NotFound) as error:
                 self.home.log(f"snapshot {snapshot.id} was not woken: {error}")
-                _tell(f"snapshot {snapshot.id} cannot be woken on {self.allocation.node}: {error}")
-                if self.options.on_refused == "stop" or (
-                    self.options.on_refused == "older" and snapshot is self.found[-1]
-                ):
+                refused.append(f"snapshot {snapshot.id} cannot be woken on {self.allocation.node}: {error}")
+                choice = self.options.on_refused
+                if choice == "stop" or (choice == "older" and snapshot is self.found[-1]):
+                    for words in refused[:-1]:
+                        _tell(words)
                     raise
             else:
                 self.home.log(f"woke snapshot {snapshot.id}")
+                for words in refused:  # not before: the output has been cut to where this snapshot had it
+                    _tell(words)
                 return job
-        _tell("no snapshot can be woken here: the application begins anew (--on-refused=anew)")
+        for words in (*refused, "the application begins anew (--on-refused=anew)"):
+            _tell(words)
         return None
 
     def _wake_one(self, snapshot: Snapshot) -> Job:
@@ -248,6 +256,7 @@ class Supervisor:
         began = time.monotonic()
         self.leaving = answer
         if not self._save("kill"):
+            self.retry_at = time.monotonic() + RETRY
             if number is not None:  # the end of the grace time, or of the job: the application may do what it can
                 self._hand_on(number)
             return None

@@ -14,6 +14,7 @@ import pytest
 from tests.integration.slurm_cluster import PACKAGES, Cluster, cluster, missing
 from tests.integration.slurm_jobs import APP, CODE, Submitted, application, job, script, start, undisturbed
 from tests.users import BIN, User
+from torpor.scheduler_hooks.slurm.home import JobHome
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=f"Slurm is missing here: install {PACKAGES}")
 STEPS = 60
@@ -108,13 +109,15 @@ def test_the_time_limit(slurm: Cluster, work: Submitted) -> None:
 
 def test_a_node_that_dies_without_a_word(ordinary_account: User) -> None:
     with cluster() as slurm, job(slurm, ordinary_account) as work:
-        start(work, script(work, application(work, 3 * STEPS), "--every=2s"))
+        start(work, script(work, application(work, 2 * STEPS), "--every=1s"))
         work.wait_log("saved", 2)
         work.wait_steps(work.steps + 3)
-        slurm.kill_node(work.node)
+        lost = work.node
+        slurm.kill_node(lost)
+        slurm.ask("scontrol", "update", f"NodeName={lost}", "State=DOWN", "Reason=lost")  # what SlurmdTimeout would do
         work.wait_log("resumed", seconds=90)
         assert "log from" in work.log  # lines of the log that were written after the snapshot
-        unharmed(work, 3 * STEPS)
+        unharmed(work, 2 * STEPS)
 
 
 # --------------------------------------------------------------------------------------- torpor sbatch
@@ -207,6 +210,7 @@ def test_a_store_that_is_full_for_a_while(ordinary_account: User) -> None:
             work.wait_steps(work.steps + 5)  # it runs on meanwhile
             filler.unlink()
             slurm.wait_state(work.number, "PENDING")
+            slurm.ask("scontrol", "update", f"JobId={work.number}", "StartTime=now")
             slurm.release(other)
             assert work.wait_code() == f"{CODE}:0", work.told()
             assert [name for name in work.differences(2 * STEPS) if name != "out"] == []
@@ -256,6 +260,21 @@ def test_a_snapshot_that_is_refused(work: Submitted, choice: str) -> None:
         assert steps == list(range(len(steps))), "an older snapshot, with the output brought back to it"
     elif choice == "anew":
         assert steps.count(0) == 2
+
+
+def test_a_copy_that_was_thought_dead_ends(work: Submitted) -> None:
+    start(work, script(work, application(work, 1000)))
+    work.wait_steps(3)
+    later = JobHome(work.store, work.number, "torpor")
+    (later.path / "runs/1").write_text("{}")  # as the next run begins, on a node that can see the store
+    assert work.wait_code() == "75:0", work.told()
+    assert "found a later one: it ends" in work.log
+
+
+def test_srun_below_the_supervisor_is_refused(work: Submitted) -> None:
+    start(work, script(work, "srun hostname"))
+    assert work.wait_code() == "10:0"
+    assert "srun --ntasks=1 torpor run" in work.out
 
 
 def test_one_supervisor_per_job(work: Submitted) -> None:
