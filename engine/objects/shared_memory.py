@@ -307,7 +307,7 @@ def _fill(fd: int, shared: pb.SharedMemory, reader: SnapshotReader) -> None:
             if moved == 0:
                 raise ImageDamaged("a pack became shorter while it was read")
             done += moved
-    if shared.seals:
+    if shared.kind == pb.SharedMemory.MEMFD and shared.seals:  # any other file of tmpfs has F_SEAL_SEAL from the start
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, shared.seals)
 
 
