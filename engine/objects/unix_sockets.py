@@ -1,9 +1,10 @@
-"""Unix sockets without a name: pairs, as socketpair(2) makes them, with what is on its way between them.
+"""Unix sockets: pairs, connections, listeners, and what is on its way between them.
 
-Kept: type, receive queues with the borders between messages, shutdown of either side, options, and an end whose
-other end is closed already. Refused for now: sockets with a name, connections to sockets outside the tree (but
-for standard input, output and error), descriptors and credentials on their way (SCM_RIGHTS, SCM_CREDENTIALS). Not
-kept: SO_PEERCRED, which names the restoring process.
+Kept: type, receive queues with the borders between messages, shutdown of either side, options, names (see
+`torpor.objects.unix_names`), and an end whose other end is closed already. Refused: connections to sockets outside the
+tree (but for standard input, output and error, and for datagrams to a name), connections that were not accepted yet,
+datagrams that wait in a socket with a name, descriptors and credentials on their way (SCM_RIGHTS, SCM_CREDENTIALS). Not
+kept: SO_PEERCRED, which names the restoring process, and the name of an accepted end whose listener is closed.
 
 Who is connected to whom is told by sock_diag(7), in one dump for the whole tree. Messages of datagram and
 seqpacket sockets behind the first can only be seen with SO_PEEK_OFF (socket(7)), which is set for that moment; a
@@ -24,7 +25,7 @@ from typing import NamedTuple
 from torpor.errors import Reason, RestoreFailed
 from torpor.image.image_pb2 import Description, Tree
 from torpor.image.image_pb2 import UnixSocket as UnixMessage
-from torpor.objects import sockets
+from torpor.objects import sockets, unix_names
 from torpor.objects.description import (
     Describing,
     GrabbedDescriptors,
@@ -40,7 +41,7 @@ from torpor.objects.sockets import SocketState
 from torpor.remote.sys import address_of, syscall
 from torpor.remote.x86_64 import NR
 
-OPTIONS = {**sockets.GENERAL, **sockets.UNIX}
+OPTIONS = unix_names.OPTIONS
 LONGEST_MESSAGE = 1 << 20
 """Bytes; a sender's buffer (net.core.wmem_max) bounds it to less on any common system."""
 
@@ -55,8 +56,8 @@ NETLINK_SOCK_DIAG = 4
 SOCK_DIAG_BY_FAMILY = 20
 NLMSG_ERROR, NLMSG_DONE = 2, 3
 NLM_F_REQUEST, NLM_F_DUMP = 1, 0x300
-UDIAG_SHOW_NAME, UDIAG_SHOW_PEER = 1, 4
-UNIX_DIAG_NAME, UNIX_DIAG_PEER, UNIX_DIAG_SHUTDOWN = 0, 2, 6
+UDIAG_SHOW_NAME, UDIAG_SHOW_VFS, UDIAG_SHOW_PEER, UDIAG_SHOW_RQLEN = 1, 2, 4, 16
+UNIX_DIAG_NAME, UNIX_DIAG_VFS, UNIX_DIAG_PEER, UNIX_DIAG_RQLEN, UNIX_DIAG_SHUTDOWN = 0, 1, 2, 4, 6
 ANY = (1 << 32) - 1
 HEADER = struct.Struct("=IHHII")
 REQUEST = struct.Struct("=BBHIIIII")
@@ -72,6 +73,12 @@ class Known(NamedTuple):
     peer: int | None
     """The inode of the other end; 0: it is closed or not accepted yet; None: it was never connected."""
     shutdown: int
+    inode: int | None
+    """Of the file of its name: the lower 32 bits."""
+    waiting: int
+    """Of a listener: connections that were not accepted."""
+    backlog: int
+    """Of a listener."""
 
 
 class Diagnosis:
@@ -81,7 +88,8 @@ class Diagnosis:
         self._raw: list[bytes] = []
         self.unavailable = ""
         """Why the kernel does not tell, if it does not."""
-        request = REQUEST.pack(socket.AF_UNIX, 0, 0, ANY, 0, UDIAG_SHOW_NAME | UDIAG_SHOW_PEER, ANY, ANY)
+        shown = UDIAG_SHOW_NAME | UDIAG_SHOW_VFS | UDIAG_SHOW_PEER | UDIAG_SHOW_RQLEN
+        request = REQUEST.pack(socket.AF_UNIX, 0, 0, ANY, 0, shown, ANY, ANY)
         length = HEADER.size + len(request)
         header = HEADER.pack(length, SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST | NLM_F_DUMP, 1, 0)
         try:
@@ -112,12 +120,16 @@ class Diagnosis:
                 if kind == SOCK_DIAG_BY_FAMILY:
                     _, _, state, _, inode, _, _ = MESSAGE.unpack_from(body)
                     attributes = dict(_attributes(body[MESSAGE.size :]))
-                    peer = attributes.get(UNIX_DIAG_PEER)
+                    peer, file = attributes.get(UNIX_DIAG_PEER), attributes.get(UNIX_DIAG_VFS)
+                    waiting, backlog = struct.unpack("=II", attributes.get(UNIX_DIAG_RQLEN, bytes(8)))
                     found[inode] = Known(
                         state,
-                        attributes.get(UNIX_DIAG_NAME, b""),
+                        unix_names.of(attributes.get(UNIX_DIAG_NAME, b"")),
                         struct.unpack("=I", peer)[0] if peer else None,
                         attributes.get(UNIX_DIAG_SHUTDOWN, b"\0")[0],
+                        struct.unpack_from("=I", file)[0] if file else None,
+                        waiting,
+                        backlog,
                     )
         return found
 
@@ -153,6 +165,24 @@ class UnixState:
     """The other end, if it is in the tree."""
     diagnosis: Diagnosis | None = None
 
+    @property
+    def listening(self) -> bool:
+        """Whether it listens."""
+        return self.known is not None and self.known.state == TCP_LISTEN
+
+    @property
+    def sends_to_name(self) -> bool:
+        """Whether it is a datagram socket that is connected to another by name, and not one of a pair."""
+        mutual = self.peer is not None and self.peer.state.peer is not None and self.peer.state.peer.state is self
+        return self.socket.family.type == socket.SOCK_DGRAM and bool(self.peer_name) and not mutual
+
+    @property
+    def bound(self) -> bool:
+        """Whether its name is its own; an accepted end shows its listener's."""
+        known = self.known
+        alone = self.sends_to_name or (known is not None and known.peer is None)
+        return known is not None and bool(known.name) and (alone or self.listening)
+
 
 class Unix(Kind[UnixState]):
     """A unix socket."""
@@ -167,7 +197,7 @@ class Unix(Kind[UnixState]):
         """Options and the queue."""
         with borrowed(pidfd, held.holders[0].fd) as copy:
             listening = bool(sockets.number(copy, socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
-            name = sockets.peer_name(copy)[PATH:]
+            name = unix_names.of(sockets.peer_name(copy)[PATH:])
             state = UnixState(sockets.look(copy, OPTIONS, listening=listening), name)
             if content and not listening and not state.socket.peek_offset:
                 if state.socket.family.type == socket.SOCK_STREAM:
@@ -189,7 +219,9 @@ class Unix(Kind[UnixState]):
         known = held.state.known
         if known is None or known.peer is None or held.state.peer is not None or _peer_is_closed(held.state):
             return ""
-        return f"the unix socket {_printable(held.state.peer_name) or known.peer}"
+        if held.state.sends_to_name:
+            return ""
+        return f"the unix socket {unix_names.printable(held.state.peer_name) or known.peer}"
 
     def judge(self, held: Held[UnixState], tree: GrabbedDescriptors) -> Iterator[Problem]:
         """It has no name, and all that is on its way could be taken."""
@@ -203,10 +235,17 @@ class Unix(Kind[UnixState]):
             )
         elif state.known is None:
             yield Problem("the kernel does not know it in this network namespace")
-        elif state.known.state == TCP_LISTEN:
-            yield Problem(f"it listens at {_printable(state.known.name)}, which is not kept yet", "close it")
-        elif state.known.name:
-            yield Problem(f"it has the name {_printable(state.known.name)}, which is not kept yet", "close it")
+        elif state.bound:
+            yield from unix_names.judge(state.known.name, state.known.inode)
+            if state.listening and state.known.waiting:
+                yield Problem(f"{state.known.waiting} connections to it were not accepted yet", "try again")
+            if state.messages or (state.socket.events & select.POLLIN and not state.listening and not tree.content):
+                yield Problem("datagrams wait in it, which are not kept yet", "try again when they were received")
+        elif state.known.name and state.socket.family.type == socket.SOCK_DGRAM:
+            yield Problem("it has a name, and its other end is closed or has none", "close it")
+        elif state.sends_to_name:
+            if state.messages:
+                yield Problem("datagrams wait in it, which are not kept yet", "try again when they were received")
         elif state.peer is not None and state.peer.state.peer is not held:
             yield Problem("its other end is connected to another socket, which is not kept")
         if state.lost:
@@ -222,7 +261,13 @@ class Unix(Kind[UnixState]):
         out.unix.shut_write = bool(state.known.shutdown & SEND_SHUTDOWN)
         out.unix.options.extend(sockets.kept(state.socket.family, state.socket.options, OPTIONS))
         out.unix.reset = bool(state.socket.events & select.POLLERR)
-        if state.peer is not None:
+        out.unix.name = state.known.name
+        if state.bound:
+            out.unix.listening, out.unix.backlog = state.listening, state.known.backlog if state.listening else 0
+            out.unix.mode = os.lstat(state.known.name).st_mode & 0o777 if state.known.inode is not None else 0
+        if state.sends_to_name:
+            out.unix.connected_to = state.peer_name
+        elif state.peer is not None:
             out.unix.has_peer = True
             out.unix.peer = image.index_of(state.peer, state.peer.holders[0].fd)
         else:
@@ -239,20 +284,28 @@ class Unix(Kind[UnixState]):
                 if other is None or not other.unix.has_peer or other.unix.peer != index or unix.peer == index:
                     yield Reason("the image", f"the unix socket {index} and its other end do not fit together")
             yield from sockets.check_options(unix.options, "a unix socket")
+        yield from unix_names.check(mine)
 
     def open(self, mine: dict[int, Description], opening: Opening) -> None:
-        """Pair by pair."""
-        for index, description in mine.items():
-            unix = description.unix
-            with naming(description):
-                if unix.has_peer and index < unix.peer:
-                    _open_pair(opening, index, unix.peer)
-                elif unix.peer_gone:
-                    _open_widow(opening, index)
-                elif not unix.has_peer:
-                    alone = socket.socket(socket.AF_UNIX, unix.type)
-                    sockets.set_options(alone, unix.options, OPTIONS)
-                    opening.place(index, alone.detach())
+        """Those with a name first, then pair by pair."""
+        with unix_names.Named(opening) as named:
+            named.bind_all(mine)
+            for index, description in mine.items():
+                if index not in opening.slots:
+                    _open(index, description, opening, named)
+
+
+def _open(index: int, description: Description, opening: Opening, named: unix_names.Named) -> None:
+    unix = description.unix
+    with naming(description):
+        if unix.has_peer:
+            _open_pair(opening, index, unix.peer, named)
+        elif unix.peer_gone:
+            _open_widow(opening, index)
+        else:
+            alone = socket.socket(socket.AF_UNIX, unix.type)
+            sockets.set_options(alone, unix.options, OPTIONS)
+            opening.place(index, alone.detach())
 
 
 def _pair(tree: GrabbedDescriptors) -> None:
@@ -274,12 +327,6 @@ def _peer_is_closed(state: UnixState) -> bool:
         return False
     datagrams = state.socket.family.type == socket.SOCK_DGRAM
     return datagrams or state.known.shutdown == RCV_SHUTDOWN | SEND_SHUTDOWN
-
-
-def _printable(name: bytes) -> str:
-    """A unix socket's name as people write it: an abstract one begins with @."""
-    text = os.fsdecode(name.rstrip(b"\0"))
-    return "@" + text[1:] if text.startswith("\0") else text
 
 
 def _peek_stream(copy: int, state: UnixState) -> None:
@@ -314,9 +361,9 @@ def _set_peek_offset(copy: int, offset: int) -> None:
     syscall(NR.setsockopt, copy, socket.SOL_SOCKET, sockets.SO_PEEK_OFF, address_of(value), len(value))
 
 
-def _open_pair(opening: Opening, first: int, second: int) -> None:
+def _open_pair(opening: Opening, first: int, second: int, named: unix_names.Named) -> None:
     one, other = opening.image.descriptions[first].unix, opening.image.descriptions[second].unix
-    near, far = socket.socketpair(socket.AF_UNIX, one.type)
+    near, far = named.pair(one, other)
     with near, far:
         _fill(far, one)
         _fill(near, other)

@@ -16,8 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.descriptor_tree import Woken, acting_as, holder, opened
+from tests.unit.descriptor_tree import Woken, acting_as, holder, no_memory, opened
 from tests.users import User
+from torpor.errors import RestoreFailed
 from torpor.objects import descriptors
 
 Acting = Callable[[Callable[[Path], None]], None]
@@ -152,13 +153,16 @@ def test_unix_sockets_that_cannot_be_kept_are_refused(tmp_path: Path) -> None:
         holder(
             f"""
 l = socket.socket(socket.AF_UNIX); l.bind("\\0torpor-test-" + str(os.getpid())); l.listen()
-n = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM); n.bind({path + "-d"!r})
+c = socket.socket(socket.AF_UNIX); c.connect(l.getsockname())
+n = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM); n.bind({path + "-d"!r}); os.unlink({path + "-d"!r})
+m = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM); m.bind(l.getsockname() + b"-m"); n.sendto(b"x", m.getsockname())
+os.chdir({str(tmp_path)!r}); r = socket.socket(socket.AF_UNIX); r.bind("relative")
 wait()
 o = socket.socket(socket.AF_UNIX); o.connect({path!r})
 a, b = socket.socketpair(); socket.send_fds(a, [b"x"], [0])
 p, q = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM); socket.send_fds(p, [b"x"], [0])
 g, h = socket.socketpair(); fcntl.fcntl(g, fcntl.F_SETOWN, os.getpid())
-ready(**{{n: globals()[n].fileno() for n in "lnobqg"}})
+ready(**{{n: globals()[n].fileno() for n in "lcnmrobqg"}})
 wait()
 """
         ) as tree,
@@ -175,15 +179,59 @@ wait()
             for reason in descriptors.problems(descriptors.grab(tree.pids))
         }
     for name, why in {
-        "l": "it listens at @torpor-test-",
-        "n": f"it has the name {path}-d",
+        "l": "1 connections to it were not accepted yet",
+        "c": "its other end is outside of the tree (the unix socket @torpor-test-",
+        "n": f"its name {path}-d does not lead to it",
+        "m": "datagrams wait in it",
+        "r": "its name relative is not a full path",
         "o": f"its other end is outside of the tree (the unix socket {path})",
         "b": "descriptors or credentials are on their way",
         "q": "descriptors or credentials are on their way",
         "g": "it sends signals to",
     }.items():
         assert why in about[str(fds[name])]
-    assert len(about) == 6
+    assert len(about) == 9
+
+
+def test_named_unix_sockets_come_back_where_they_were(acting: Acting) -> None:
+    def body(tmp: Path) -> None:
+        path = str(tmp / "listener")
+        with holder(
+            f"""
+l = socket.socket(socket.AF_UNIX); l.bind({path!r}); l.listen(3); os.chmod({path!r}, 0o600)
+c = socket.socket(socket.AF_UNIX); c.connect({path!r}); s, _ = l.accept(); c.send(b"content")
+d = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM); d.bind(b"\\0torpor-test-%d" % os.getpid())
+e = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM); e.connect(d.getsockname())
+ready(**{{n: globals()[n].fileno() for n in "lcsde"}})
+wait()
+"""
+        ) as tree:
+            fds = tree.ready()
+            assert tree.survey() == []
+            image = tree.dump()
+            said = str(descriptors.check(image))
+            assert "somebody has the name" in said and "the name cannot be had" in said
+            with pytest.raises(RestoreFailed):
+                descriptors.open_all(image, no_memory)
+        with opened(image) as woken:
+            listener, c, s, d, e = (sock(woken, fds[n]) for n in "lcsde")
+            with listener, c, s, d, e:
+                assert s.recv(10) == b"content"
+                assert (s.getsockname(), c.getpeername()) == (path, path)
+                e.send(b"letter")
+                assert d.recv(10) == b"letter"
+                assert os.stat(path).st_mode & 0o777 == 0o600
+                with socket.socket(socket.AF_UNIX) as new:
+                    new.connect(path)
+                    listener.accept()[0].close()
+        Path(path).unlink()
+        Path(path).write_text("precious")
+        assert "something else has its name" in str(descriptors.check(image))
+        with pytest.raises(RestoreFailed, match="something else has its name"):
+            descriptors.open_all(image, no_memory)
+        assert Path(path).read_text() == "precious"
+
+    acting(body)
 
 
 def test_a_socket_in_stdio_is_the_restorers(tmp_path: Path) -> None:

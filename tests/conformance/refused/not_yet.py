@@ -14,11 +14,8 @@ def main() -> None:
     netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)
     datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     datagrams.bind(("127.0.0.1", 0))
-    named = socket.socket(socket.AF_UNIX)
-    named.bind(str(HERE / "named"))
-    named.listen()
     master, terminal = os.openpty()
-    numbers = [netlink.fileno(), datagrams.fileno(), named.fileno(), master, terminal]
+    numbers = [netlink.fileno(), datagrams.fileno(), master, terminal]
     (HERE / "numbers").write_text(" ".join(map(str, numbers)))
     ready_and_wait()
     for number in numbers:

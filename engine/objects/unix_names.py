@@ -1,0 +1,216 @@
+"""Unix sockets with a name: who listens, who is bound, and datagram sockets that know each other by name (unix(7)).
+
+A path must lead to the socket when the snapshot is taken. At the restore its file may be there still, as the program
+left it: it is removed if it is a socket of this user's and nobody is behind it. Abstract names must be free.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+import struct
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+
+from torpor.errors import Reason, RestoreFailed
+from torpor.image.image_pb2 import Description
+from torpor.image.image_pb2 import UnixSocket as UnixMessage
+from torpor.objects import sockets
+from torpor.objects.description import Opening, Problem, naming
+
+OPTIONS = {**sockets.GENERAL, **sockets.UNIX}
+LONGEST = 108
+"""sizeof(sun_path)."""
+PATIENCE = 2.0
+"""Seconds in which the tree's own listener must take a connection."""
+UCRED = struct.Struct("=iII")
+
+
+def of(raw: bytes) -> bytes:
+    """A name as bind() takes it: the zero byte that ends a path is no part of it, an abstract one begins with one."""
+    return raw if raw.startswith(b"\0") else raw.rstrip(b"\0")
+
+
+def printable(name: bytes) -> str:
+    """A name as people write it: an abstract one begins with @."""
+    text = os.fsdecode(name.rstrip(b"\0"))
+    return "@" + text[1:] if text.startswith("\0") else text
+
+
+def judge(name: bytes, inode: int | None) -> Iterator[Problem]:
+    """Say why a socket cannot have its name again.
+
+    Args:
+        name: as `of` gives it.
+        inode: the lower half of the number of its file; None for an abstract name.
+    """
+    if name.startswith(b"\0"):
+        return
+    words = printable(name)
+    if not name.startswith(b"/"):
+        yield Problem(f"its name {words} is not a full path, and from which directory is not known", "use a full path")
+        return
+    try:
+        found = os.lstat(name)
+    except OSError as error:
+        yield Problem(f"its name {words} does not lead to it: {error.strerror}", "close it")
+        return
+    if not stat.S_ISSOCK(found.st_mode) or inode is None or found.st_ino & 0xFFFFFFFF != inode:
+        yield Problem(f"its name {words} leads to another file", "close it")
+
+
+def owns(unix: UnixMessage) -> bool:
+    """Whether a socket is bound itself: an accepted one only shows its listener's name."""
+    return bool(unix.name) and not unix.has_peer and not unix.peer_gone
+
+
+def check(mine: dict[int, Description]) -> Iterator[Reason]:
+    """Say which names cannot be had here."""
+    names = {unix.name for unix in (description.unix for description in mine.values()) if owns(unix)}
+    for description in mine.values():
+        unix = description.unix
+        for name in (unix.name, unix.connected_to):
+            if (
+                len(name) > LONGEST
+                or (name and name[:1] not in (b"/", b"\0"))
+                or b"\0" in name[1:-1] * (name[:1] == b"/")
+            ):
+                yield Reason("the image", "it has a unix socket with a name that cannot be")
+                return
+        if owns(unix) and (why := _why_taken(unix)):
+            yield Reason(f"the unix socket {printable(unix.name)}", *why)
+        if unix.connected_to and unix.connected_to not in names and (error := _cannot_connect(unix)):
+            yield Reason(f"the unix socket {printable(unix.connected_to)}", f"the program sends to it, and {error}")
+
+
+def _why_taken(unix: UnixMessage) -> tuple[str, str] | None:
+    """Why the name of a socket is not free, and what to do."""
+    end = "end who has it: it may be the program itself, which still runs"
+    with socket.socket(socket.AF_UNIX, unix.type) as probe:
+        if unix.name.startswith(b"\0"):
+            try:
+                probe.bind(unix.name)
+            except OSError as error:
+                return f"the name cannot be had: {error.strerror}", end
+            return None
+        directory = os.path.dirname(unix.name)
+        if not os.access(directory, os.W_OK | os.X_OK, effective_ids=True):
+            return "its directory is not there, or this user may not write to it", "make it again"
+        try:
+            status = os.lstat(unix.name)
+        except FileNotFoundError:
+            return None
+        if not stat.S_ISSOCK(status.st_mode) or status.st_uid != os.geteuid():
+            return "something else has its name", "move it away"
+        return ("somebody has the name", end) if _lives(probe, unix.name) else None
+
+
+def _lives(probe: socket.socket, name: bytes) -> bool:
+    """Whether a socket is behind a path."""
+    probe.setblocking(False)
+    try:
+        probe.connect(name)
+    except OSError as error:
+        return error.errno != errno.ECONNREFUSED
+    return True
+
+
+def _cannot_connect(unix: UnixMessage) -> str:
+    with socket.socket(socket.AF_UNIX, unix.type) as probe:
+        try:
+            probe.connect(unix.connected_to)
+        except OSError as error:
+            return f"it cannot be reached here: {error.strerror}"
+    return ""
+
+
+# --------------------------------------------------------------------------------------------------- restore
+
+
+@dataclass
+class Named:
+    """The named sockets of an image while they are made. A context manager: on an error, no name is left."""
+
+    opening: Opening
+    _listeners: dict[bytes, socket.socket] = field(default_factory=dict)
+    _made: list[bytes] = field(default_factory=list)
+    _stack: ExitStack = field(default_factory=ExitStack)
+
+    def __enter__(self) -> Named:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        self._stack.close()
+        if kind is not None:
+            for name in self._made:
+                with suppress(FileNotFoundError):
+                    os.unlink(name)
+
+    def bind_all(self, mine: dict[int, Description]) -> None:
+        """Make all that are bound or know another by name; who listens does so from now on."""
+        alone = {i: d for i, d in mine.items() if owns(d.unix) or d.unix.connected_to}
+        made: dict[int, socket.socket] = {}
+        for index, description in alone.items():
+            with naming(description):
+                made[index] = self._bind(index, description.unix)
+        for index, description in alone.items():
+            if description.unix.connected_to:
+                with naming(description):
+                    made[index].connect(description.unix.connected_to)
+
+    def _bind(self, index: int, unix: UnixMessage) -> socket.socket:
+        sock = self._stack.enter_context(socket.socket(socket.AF_UNIX, unix.type))
+        if unix.name:
+            if not unix.name.startswith(b"\0"):
+                _clear(unix)
+            sock.bind(unix.name)
+            if not unix.name.startswith(b"\0"):
+                self._made.append(unix.name)
+                os.chmod(unix.name, unix.mode & 0o777)
+        sockets.set_options(sock, unix.options, OPTIONS)
+        if unix.listening:
+            sock.listen(unix.backlog)
+            self._listeners[unix.name] = sock
+        self.opening.place(index, sock.dup().detach())
+        return sock
+
+    def pair(self, one: UnixMessage, other: UnixMessage) -> tuple[socket.socket, socket.socket]:
+        """Two ends of a connection, through the tree's own listener where it was made so."""
+        if (listener := self._listeners.get(other.name)) is not None and other.name:
+            return self._connect(listener, one, other.name)
+        if (listener := self._listeners.get(one.name)) is not None and one.name:
+            far, near = self._connect(listener, one, one.name)
+            return near, far
+        return socket.socketpair(socket.AF_UNIX, one.type)
+
+    def _connect(self, listener: socket.socket, unix: UnixMessage, name: bytes) -> tuple[socket.socket, socket.socket]:
+        client = socket.socket(socket.AF_UNIX, unix.type)
+        try:
+            client.settimeout(PATIENCE)
+            client.connect(name)
+            client.settimeout(None)
+            while True:  # whoever came before us from outside is turned away, as when the program was gone
+                server, _ = listener.accept()
+                pid, _, _ = UCRED.unpack(server.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size))
+                if pid == os.getpid():
+                    server.setblocking(True)
+                    return client, server
+                server.close()
+        except BaseException:
+            client.close()
+            raise
+
+
+def _clear(unix: UnixMessage) -> None:
+    """Remove the file that the program left, if nobody is behind it.
+
+    Raises:
+        RestoreFailed: somebody is.
+    """
+    if (why := _why_taken(unix)) is not None:
+        raise RestoreFailed(f"the unix socket {printable(unix.name)} cannot be made again: {why[0]}", advice=why[1])
+    with suppress(FileNotFoundError):
+        os.unlink(unix.name)
