@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Literal
 
 from torpor import procfs
-from torpor.errors import CheckpointFailed, Reason, Refused
+from torpor.errors import CheckpointFailed, Reason, Refused, RestoreRefused
 from torpor.image import image_pb2 as pb
-from torpor.objects import credentials, descriptors, memory, sharing, sysv, threads, tree, vmas
+from torpor.objects import credentials, descriptors, family, memory, sharing, sysv, threads, tree, vmas
 from torpor.objects.mapped_files import MappedFiles
 from torpor.objects.memory import Progress
 from torpor.objects.shared_memory import SharedMemory
@@ -255,6 +255,10 @@ class TakenTree:
         told = {pid for taken in self._living() for pid in taken.told_stops()}
         for process in image.processes:
             process.stop_told = process.stopped and process.pid in told
+        try:
+            family.arrange(image, family.UNKNOWN_PID)
+        except RestoreRefused as error:
+            raise Refused("the tree cannot be kept: there would be no way to build it", error.reasons) from None
         descriptors.describe(self.descriptors, image, self.shared.index)
         self._describe_host(image.host)
         return image, pages

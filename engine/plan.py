@@ -213,11 +213,11 @@ def _build(plan: ProcessPlan, process: pb.Process, image: pb.Tree, here: Here, h
             if member.starts_group:  # it leaves only when others are in it, or the group would end
                 calls += _join(member)
             calls += [
-                Call(NR.wait4, (child.pid, 0, WALL, 0), child.pid, f"reaping the stand-in for group {child.pid}")
-                for child in member.children
+                Call(NR.wait4, (child.pid, 0, WALL, 0), child.pid, f"reaping the stand-in for {child.pid}")
+                for child in member.heirs
                 if child.only_group
             ]
-            calls += [_know_stop(child.pid) for child in member.children if child.image and child.image.stop_told]
+            calls += [_know_stop(child.pid) for child in member.heirs if child.image and child.image.stop_told]
             if process.pid == image.processes[0].pid:
                 calls += sysv.remove(image)
             calls += signals.steps(process)

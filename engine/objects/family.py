@@ -42,7 +42,7 @@ class Member:
     starts_group: bool = False
     """Somebody is in the group with its PID, if not itself: it starts that group, and may leave it later."""
     only_group: bool = False
-    """A stand-in that ends when all have joined its group: the group lives on without it."""
+    """A stand-in that ends when all have joined its group, or been born in its session: these live on without it."""
 
     @property
     def leads_session(self) -> bool:
@@ -53,6 +53,14 @@ class Member:
     def births(self) -> list[Member]:
         """Its children in the order of their births."""
         return self.early + [child for child in self.children if child not in self.early]
+
+    @property
+    def heirs(self) -> Iterator[Member]:
+        """Its children when those that end have ended: theirs fall to it."""
+        for child in self.children:
+            yield child
+            if child.only_group:
+                yield from child.heirs
 
     def walk(self) -> Iterator[Member]:
         """It and all below it, parents first."""
@@ -73,10 +81,9 @@ def arrange(image: pb.Tree, init: int) -> Member:
     root = image.processes[0]
     by_pid = {process.pid: _member(process) for process in image.processes}
     _refuse("the tree cannot be built", _check(image, by_pid))
-    for process in image.processes[1:]:
-        by_pid[process.ppid].children.append(by_pid[process.pid])
+    gone = _link(image, by_pid)
     outer = _needed(by_pid[root.pid])
-    _refuse("the tree cannot be built", _check_sessions(by_pid, outer))
+    _refuse("the tree cannot be built", _check_sessions(by_pid, {*gone, outer}))
     top = chain = Member(init, INIT_SESSION, INIT_SESSION)
     if outer:
         chain = _below(chain, Member(outer, outer, None))
@@ -91,6 +98,25 @@ def arrange(image: pb.Tree, init: int) -> Member:
 def _member(process: pb.Process) -> Member:
     sid, pgid = (INIT_SESSION if number in OUTSIDE else number for number in (process.sid, process.pgid))
     return Member(process.pid, sid, pgid, process)
+
+
+def _link(image: pb.Tree, by_pid: dict[int, Member]) -> dict[int, Member]:
+    """Give every process its parent. A daemon that fell to a subreaper is first the child of a stand-in for its
+    session's leader, which is gone; gives these stand-ins.
+    """
+    gone: dict[int, Member] = {}
+    known = {pid for pid, member in by_pid.items() if member.leads_session}
+    known |= {INIT_SESSION, by_pid[image.processes[0].pid].sid or INIT_SESSION}
+    for process in image.processes[1:]:
+        member, parent = by_pid[process.pid], by_pid[process.ppid]
+        sid = member.sid or INIT_SESSION
+        if sid not in known and sid != parent.sid and parent.image and parent.image.child_subreaper:
+            if sid not in gone:
+                gone[sid] = _below(parent, Member(sid, sid, None, only_group=True))
+            if gone[sid] in parent.children:
+                parent = gone[sid]
+        _below(parent, member)
+    return gone
 
 
 def _below(parent: Member, child: Member) -> Member:
@@ -132,8 +158,8 @@ def _check(image: pb.Tree, by_pid: dict[int, Member]) -> Iterator[Reason]:
         known.add(process.pid)
 
 
-def _check_sessions(by_pid: dict[int, Member], outer: int | None) -> Iterator[Reason]:
-    sessions = {pid for pid, member in by_pid.items() if member.leads_session} | {INIT_SESSION, outer}
+def _check_sessions(by_pid: dict[int, Member], others: set[int | None]) -> Iterator[Reason]:
+    sessions = {pid for pid, member in by_pid.items() if member.leads_session} | {INIT_SESSION} | others
     for member in by_pid.values():
         if member.sid not in sessions:
             why = f"it lives in session {member.sid}, whose leader is gone"
