@@ -26,6 +26,7 @@ PR_GET_DUMPABLE = 3
 PR_GET_CHILD_SUBREAPER = 37
 PR_GET_THP_DISABLE = 42
 PR_GET_MEMORY_MERGE = 68
+MEMBARRIER_CMD_GET_REGISTRATIONS = 512
 ARCH_GET_XCOMP_PERM = 0x1022
 _EXIT_CODE = 52  # field of proc_pid_stat(5)
 _KERNEL_THREAD = 0x00200000  # PF_KTHREAD (include/linux/sched.h)
@@ -267,6 +268,7 @@ class Questions:
     subreaper: int
     thp_disable: int
     memory_merge: int
+    membarriers: int
     xstate_permitted: int
 
 
@@ -277,6 +279,7 @@ def ask(batch: Batch) -> Questions:
         batch.add(NR.prctl, PR_GET_CHILD_SUBREAPER, Out(4)),
         batch.add(NR.prctl, PR_GET_THP_DISABLE, 0, 0, 0, 0),
         batch.add(NR.prctl, PR_GET_MEMORY_MERGE, 0, 0, 0, 0),
+        batch.add(NR.membarrier, MEMBARRIER_CMD_GET_REGISTRATIONS, 0, 0),
         batch.add(NR.arch_prctl, ARCH_GET_XCOMP_PERM, Out(8)),
     )
 
@@ -302,6 +305,7 @@ def describe(asked: Questions, replies: Replies, grabbed: Grabbed, parent: int, 
     image.child_subreaper = is_subreaper(asked, replies)
     thp = replies.result(asked.thp_disable)
     image.thp_disable, image.thp_disable_flags = bool(thp & 1), thp & ~1
+    image.membarriers = max(replies.result(asked.membarriers), 0)  # an error: the kernel cannot tell (before 6.3)
     image.memory_merge = replies.result(asked.memory_merge) == 1  # an error: the kernel does not have it
     image.oom_score_adj = grabbed.oom_score_adj
     image.coredump_filter = grabbed.coredump_filter
@@ -367,6 +371,9 @@ def steps(process: pb.Process, cwd: int) -> Iterator[Call]:
     if process.thp_disable:
         args = (PR_SET_THP_DISABLE, 1, process.thp_disable_flags, 0, 0)
         yield Call(NR.prctl, args, 0, "turning huge pages off")
+    for bit in range(process.membarriers.bit_length()):
+        if process.membarriers >> bit & 1:
+            yield Call(NR.membarrier, (1 << bit, 0, 0), 0, "registering for memory barriers")
     if process.memory_merge:
         yield Call(NR.prctl, (PR_SET_MEMORY_MERGE, 1, 0, 0, 0), 0, "having its equal pages merged")
     if process.xstate_permitted >> _XTILE_DATA & 1:

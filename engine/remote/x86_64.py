@@ -135,6 +135,7 @@ class NR(IntEnum):
     seccomp = 317
     memfd_create = 319
     userfaultfd = 323
+    membarrier = 324
     mlock2 = 325
     rseq = 334
     pidfd_open = 434
