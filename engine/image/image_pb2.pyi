@@ -606,7 +606,7 @@ class Epoll(_message.Message):
     def __init__(self, watches: _Optional[_Iterable[_Union[Epoll.Watch, _Mapping]]] = ...) -> None: ...
 
 class UnixSocket(_message.Message):
-    __slots__ = ("type", "peer", "has_peer", "messages", "shut_read", "shut_write", "options", "peer_gone", "reset")
+    __slots__ = ("type", "peer", "has_peer", "messages", "shut_read", "shut_write", "options", "peer_gone", "reset", "name", "listening", "backlog", "mode", "connected_to")
     TYPE_FIELD_NUMBER: _ClassVar[int]
     PEER_FIELD_NUMBER: _ClassVar[int]
     HAS_PEER_FIELD_NUMBER: _ClassVar[int]
@@ -616,6 +616,11 @@ class UnixSocket(_message.Message):
     OPTIONS_FIELD_NUMBER: _ClassVar[int]
     PEER_GONE_FIELD_NUMBER: _ClassVar[int]
     RESET_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    LISTENING_FIELD_NUMBER: _ClassVar[int]
+    BACKLOG_FIELD_NUMBER: _ClassVar[int]
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    CONNECTED_TO_FIELD_NUMBER: _ClassVar[int]
     type: int
     peer: int
     has_peer: bool
@@ -625,7 +630,12 @@ class UnixSocket(_message.Message):
     options: _containers.RepeatedCompositeFieldContainer[SockOpt]
     peer_gone: bool
     reset: bool
-    def __init__(self, type: _Optional[int] = ..., peer: _Optional[int] = ..., has_peer: bool = ..., messages: _Optional[_Iterable[bytes]] = ..., shut_read: bool = ..., shut_write: bool = ..., options: _Optional[_Iterable[_Union[SockOpt, _Mapping]]] = ..., peer_gone: bool = ..., reset: bool = ...) -> None: ...
+    name: bytes
+    listening: bool
+    backlog: int
+    mode: int
+    connected_to: bytes
+    def __init__(self, type: _Optional[int] = ..., peer: _Optional[int] = ..., has_peer: bool = ..., messages: _Optional[_Iterable[bytes]] = ..., shut_read: bool = ..., shut_write: bool = ..., options: _Optional[_Iterable[_Union[SockOpt, _Mapping]]] = ..., peer_gone: bool = ..., reset: bool = ..., name: _Optional[bytes] = ..., listening: bool = ..., backlog: _Optional[int] = ..., mode: _Optional[int] = ..., connected_to: _Optional[bytes] = ...) -> None: ...
 
 class SockOpt(_message.Message):
     __slots__ = ("level", "name", "value")
