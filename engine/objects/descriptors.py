@@ -56,6 +56,7 @@ from torpor.objects.signalfd import Signalfd
 from torpor.objects.sockets import family_of
 from torpor.objects.tcp import Tcp, arm_reset
 from torpor.objects.timerfd import Timerfd
+from torpor.objects.udp import Udp
 from torpor.objects.unix_sockets import Unix
 from torpor.objects.unkept import Unkept
 from torpor.objects.unlinked import Unlinked
@@ -96,6 +97,7 @@ KINDS: tuple[Kind[Any], ...] = (
     Inotify(),
     Unix(),
     Tcp(),
+    Udp(),
     Epoll(),  # after what it may watch
     Unkept(),  # the rest
 )

@@ -1,4 +1,4 @@
-"""What unix and TCP sockets have in common: options, queues, names, and who is connected to whom.
+"""What unix, TCP and UDP sockets have in common: options, queues, names, and who is connected to whom.
 
 Copies of a target's sockets are read with raw system calls. Python's ``socket`` class would make a copy
 non-blocking, and with it the target's own descriptor, where ``socket.setdefaulttimeout()`` was called.
@@ -102,6 +102,30 @@ TCP6: dict[Key, int] = {
     (socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS): 4,
     (socket.IPPROTO_IPV6, socket.IPV6_TCLASS): 4,
 }
+UDP: dict[Key, int] = {
+    (socket.IPPROTO_UDP, 1): 4,  # UDP_CORK
+    (socket.IPPROTO_UDP, 101): 4,  # UDP_NO_CHECK6_TX
+    (socket.IPPROTO_UDP, 102): 4,  # UDP_NO_CHECK6_RX
+    (socket.IPPROTO_UDP, 103): 4,  # UDP_SEGMENT
+    (socket.IPPROTO_UDP, 104): 4,  # UDP_GRO
+    (socket.IPPROTO_IP, socket.IP_TOS): 4,
+    (socket.IPPROTO_IP, socket.IP_TTL): 4,
+    (socket.IPPROTO_IP, 8): 4,  # IP_PKTINFO
+    (socket.IPPROTO_IP, 10): 4,  # IP_MTU_DISCOVER
+    (socket.IPPROTO_IP, 11): 4,  # IP_RECVERR
+    (socket.IPPROTO_IP, 12): 4,  # IP_RECVTTL
+    (socket.IPPROTO_IP, 13): 4,  # IP_RECVTOS
+    (socket.IPPROTO_IP, 15): 4,  # IP_FREEBIND
+    (socket.IPPROTO_IP, socket.IP_TRANSPARENT): 4,
+    (socket.IPPROTO_IP, socket.IP_MULTICAST_TTL): 4,
+    (socket.IPPROTO_IP, socket.IP_MULTICAST_LOOP): 4,
+}
+UDP6: dict[Key, int] = {
+    (socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO): 4,
+    (socket.IPPROTO_IPV6, 25): 4,  # IPV6_RECVERR
+    (socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS): 4,
+    (socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_LOOP): 4,
+}
 BUFFERS: dict[Key, int] = {(_SOL, socket.SO_SNDBUF): 1, (_SOL, socket.SO_RCVBUF): 2}
 """With the bit of SO_BUF_LOCK that says that the program chose the size (SOCK_SNDBUF_LOCK, SOCK_RCVBUF_LOCK)."""
 
@@ -111,7 +135,7 @@ PRIVILEGED: dict[Key, str] = {
 }
 """Options that take CAP_NET_ADMIN to be set."""
 
-OPTIONS: dict[Key, int] = {**GENERAL, **UNIX, **TCP, **TCP6, **dict.fromkeys(BUFFERS, 4)}
+OPTIONS: dict[Key, int] = {**GENERAL, **UNIX, **TCP, **TCP6, **UDP, **UDP6, **dict.fromkeys(BUFFERS, 4)}
 """Every option that is kept, and the size of its value in bytes."""
 
 

@@ -274,17 +274,9 @@ class Unix(Kind[UnixState]):
             out.unix.peer_gone = _peer_is_closed(state)
 
     def check(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
-        """What the image says can be."""
-        for index, description in mine.items():
-            unix = description.unix
-            if unix.type not in (socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_SEQPACKET):
-                yield Reason("the image", f"it has a unix socket of type {unix.type}, which there is not")
-            if unix.has_peer:
-                other = mine.get(unix.peer)
-                if other is None or not other.unix.has_peer or other.unix.peer != index or unix.peer == index:
-                    yield Reason("the image", f"the unix socket {index} and its other end do not fit together")
-            yield from sockets.check_options(unix.options, "a unix socket")
-        yield from unix_names.check(mine)
+        """What the image says can be, and its names are free."""
+        found = list(_check_ends(mine))
+        yield from found or unix_names.check(mine)
 
     def open(self, mine: dict[int, Description], opening: Opening) -> None:
         """Those with a name first, then pair by pair."""
@@ -293,6 +285,18 @@ class Unix(Kind[UnixState]):
             for index, description in mine.items():
                 if index not in opening.slots:
                     _open(index, description, opening, named)
+
+
+def _check_ends(mine: dict[int, Description]) -> Iterator[Reason]:
+    for index, description in mine.items():
+        unix = description.unix
+        if unix.type not in (socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_SEQPACKET):
+            yield Reason("the image", f"it has a unix socket of type {unix.type}, which there is not")
+        if unix.has_peer:
+            other = mine.get(unix.peer)
+            if other is None or not other.unix.has_peer or other.unix.peer != index or unix.peer == index:
+                yield Reason("the image", f"the unix socket {index} and its other end do not fit together")
+        yield from sockets.check_options(unix.options, "a unix socket")
 
 
 def _open(index: int, description: Description, opening: Opening, named: unix_names.Named) -> None:

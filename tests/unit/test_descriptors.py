@@ -315,8 +315,9 @@ REFUSED = {
     "userfaultfd": ("f = syscall(NR.userfaultfd, 1)", "what a userfaultfd watches cannot be read"),
     "ptmx": ("f, g = os.openpty()", "the master side of a pseudo terminal is not kept yet"),
     "udp": (
-        "s = socket.socket(type=socket.SOCK_DGRAM); f = s.fileno()",
-        "it is a socket of a family that is not kept yet",
+        "s = socket.socket(type=socket.SOCK_DGRAM); s.bind(('127.0.0.1', 0)); s.sendto(b'x', s.getsockname());"
+        " select.select([s], [], []); f = s.fileno()",
+        "datagrams wait in it that were not read",
     ),
     "netlink": (
         "s = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW); f = s.fileno()",

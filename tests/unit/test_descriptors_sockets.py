@@ -584,3 +584,27 @@ def test_options_that_are_never_kept_are_refused() -> None:
     index = next(e.description for e in image.processes[0].fds if e.fd == fds["l"])
     image.descriptions[index].tcp.options.add(level=socket.SOL_SOCKET, name=26, value=b"1234")
     assert "which is never kept" in str(descriptors.check(image))
+
+
+def test_udp_sockets_keep_their_addresses(acting: Acting) -> None:
+    def body(_: Path) -> None:
+        with holder(
+            """
+s = socket.socket(type=socket.SOCK_DGRAM); s.bind(("127.0.0.1", 0))
+c = socket.socket(type=socket.SOCK_DGRAM); c.connect(s.getsockname()); c.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, 9)
+ready(s=s.fileno(), c=c.fileno())
+wait()
+"""
+        ) as tree:
+            fds = tree.ready()
+            assert tree.survey() == []
+            image = tree.dump()
+            assert "the port is taken" in str(descriptors.check(image))
+        with opened(image) as woken:
+            server, client = sock(woken, fds["s"]), sock(woken, fds["c"])
+            with server, client:
+                client.send(b"x")
+                assert server.recvfrom(10) == (b"x", client.getsockname())
+                assert client.getsockopt(socket.IPPROTO_IP, socket.IP_TTL) == 9
+
+    acting(body)

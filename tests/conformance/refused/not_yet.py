@@ -14,6 +14,7 @@ def main() -> None:
     netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)
     datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     datagrams.bind(("127.0.0.1", 0))
+    datagrams.sendto(b"nobody has read this", datagrams.getsockname())
     master, terminal = os.openpty()
     numbers = [netlink.fileno(), datagrams.fileno(), master, terminal]
     (HERE / "numbers").write_text(" ".join(map(str, numbers)))

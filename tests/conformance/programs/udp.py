@@ -1,0 +1,56 @@
+"""UDP sockets: bound, connected, on both families, with options, and waited for."""
+
+import select
+import socket
+import threading
+
+from ready import expect, judge, ready_and_wait, same
+
+
+def bound(family: int, host: str, **options: int) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_DGRAM)
+    for name, value in options.items():
+        sock.setsockopt(socket.SOL_SOCKET, getattr(socket, name), value)
+    sock.bind((host, 0))
+    return sock
+
+
+def main() -> None:
+    server = bound(socket.AF_INET, "127.0.0.1", SO_BROADCAST=1, SO_RCVBUF=100_000)
+    client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    client.connect(server.getsockname())
+    client.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, 17)
+    anywhere = bound(socket.AF_INET, "", SO_REUSEADDR=1)
+    fresh = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    try:
+        six = bound(socket.AF_INET6, "::1")
+    except OSError:  # no IPv6 here
+        six = bound(socket.AF_INET, "127.0.0.1")
+    names = [sock.getsockname() for sock in (server, client, anywhere, fresh, six)]
+    epoll = select.epoll()
+    epoll.register(six, select.EPOLLIN)
+    echo = bound(socket.AF_INET, "127.0.0.1")
+    waiting = threading.Thread(target=lambda: echo.sendto(b"answer", echo.recvfrom(100)[1]))
+    waiting.start()
+    ready_and_wait()
+
+    same([sock.getsockname() for sock in (server, client, anywhere, fresh, six)], names, "addresses")
+    client.send(b"request")
+    same(server.recvfrom(100), (b"request", client.getsockname()), "a datagram with its sender")
+    same(client.getpeername(), server.getsockname(), "whom it is connected to")
+    expect(server.getsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST), "SO_BROADCAST")
+    same(server.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF), 200_000, "SO_RCVBUF")
+    same(client.getsockopt(socket.IPPROTO_IP, socket.IP_TTL), 17, "IP_TTL")
+    same(anywhere.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR), 1, "SO_REUSEADDR")
+    same(server.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR), 0, "SO_REUSEADDR that was not set")
+    fresh.sendto(b"to six" if six.family == socket.AF_INET else b"to four", ("127.0.0.1", anywhere.getsockname()[1]))
+    expect(anywhere.recv(100).startswith(b"to "), "a socket bound to every address")
+    six.sendto(b"itself", six.getsockname())
+    same([fd for fd, _ in epoll.poll(5)], [six.fileno()], "what is ready")
+    client.connect(echo.getsockname())
+    client.send(b"question")
+    same(client.recv(100), b"answer", "the answer of a thread that was waiting")
+    waiting.join()
+
+
+judge(main)
