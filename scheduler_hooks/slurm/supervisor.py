@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -330,9 +331,10 @@ class Supervisor:
             )
         except NotFound:
             return False  # the application has just ended: the next look at it says how
-        except TorporError as error:
-            self.home.log(f"not saved: {error}")
-            _tell(f"not saved: {error}")
+        except Exception as error:  # also a fault of ours: it must not cost the job, which runs on
+            words = str(error) if isinstance(error, TorporError) else "".join(traceback.format_exception(error))
+            self.home.log(f"not saved: {words}")
+            _tell(f"not saved: {words}")
             return False
         took = time.monotonic() - began
         self.rate = max(1.0, snapshot.size / took)

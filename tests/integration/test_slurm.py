@@ -311,3 +311,12 @@ def test_the_doctor_says_how_large_a_job_can_be_saved(slurm: Cluster, ordinary_a
     assert found["ProctrackType"]["verdict"] == ("ok" if slurm.proctrack == "proctrack/cgroup" else "limited")
     words = ordinary_account.run(command, env={**slurm.env, "COLUMNS": "300"}, check=True)
     assert "PartitionName=abrupt GraceTime=120" in words.stdout
+
+
+def test_an_application_that_slurm_signals_itself(ordinary_account: User) -> None:
+    """Without cgroups and without a grace time it is killed before it can be saved: it goes on from its last save."""
+    with cluster(track="proctrack/linuxproc") as slurm, job(slurm, ordinary_account) as work:
+        start(work, script(work, application(work, STEPS), "--every=1s"), "-p", "abrupt")
+        work.wait_log("saved", 2)
+        work.preempt()
+        unharmed(work)
