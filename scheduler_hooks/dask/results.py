@@ -122,7 +122,7 @@ def write(store: Store, results: Sequence[Result], cluster: str, worker: str) ->
                     full, rest = divmod(piece.nbytes, BLOCK)
                     blocks += writer.add_blocks(piece, [BLOCK] * full + [rest] * bool(rest))
             rows.append([result.key, result.token, result.run_id, result.seconds, result.size, blocks, inline])
-        prefixes = sorted({key_split(result.key) for result in results})
+        prefixes = sorted({key_split(result.key) for result in results if result.key})
         names = ", ".join(prefixes[:3]) + (f" and {len(prefixes) - 3} more" if len(prefixes) > 3 else "")
         summary = f"{len(results)} result{'s' * (len(results) > 1)} of {names}"
         return writer.publish(msgpack.packb({"results": rows}), summary, [NEEDS])

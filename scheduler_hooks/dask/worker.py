@@ -16,6 +16,7 @@ from typing import Any, Final
 from dask.typing import Key
 from distributed import Worker, WorkerPlugin
 from distributed.core import Status
+from distributed.protocol.serialize import ToPickle
 from distributed.worker_state_machine import ExecuteSuccessEvent, StateMachineEvent, TaskState
 
 from torpor.errors import TorporError
@@ -186,6 +187,8 @@ class Keep(WorkerPlugin):
         self._loop = asyncio.get_running_loop()
         self._leaving = False
         self.writer = Writer(self.settings, self.cluster, worker.address, self._report)
+        self._compute = worker.stream_handlers["compute-task"]
+        worker.stream_handlers["compute-task"] = self._compute_task
         if self.settings.write_through:
             # An instance attribute over the method: the scheduler hears of a result when this returns.
             self._execute = worker.execute
@@ -195,6 +198,7 @@ class Keep(WorkerPlugin):
 
     async def teardown(self, worker: Worker) -> None:
         """Store what waits; when the worker ends, tell the scheduler that this is no accident."""
+        worker.stream_handlers["compute-task"] = self._compute
         if self.settings.write_through:
             del worker.execute
         await asyncio.to_thread(self.writer.flush, self.settings.patience)
@@ -221,6 +225,23 @@ class Keep(WorkerPlugin):
             self._loop.call_soon_threadsafe(self.worker.log_event, NAME, message)
         except RuntimeError as error:  # the loop is closed: the worker is gone
             logger.info("not reported: %s", error)
+
+    def _compute_task(self, **msg: Any) -> None:
+        """Take a task from the scheduler; one that loads a key has none of the inputs that the worker knows of it.
+
+        Dask adds the inputs of a task it knows to those of an earlier assignment, and waits for all of them: for
+        ever, since nobody is to compute what a loaded key was computed from.
+        """
+        spec = msg["run_spec"]
+        if is_loading(spec.data if isinstance(spec, ToPickle) else spec):
+            task = self.worker.state.tasks.get(msg["key"])
+            if task is not None and task.state in ("released", "fetch", "flight", "missing", "error"):
+                for needed in task.dependencies:
+                    needed.dependents.discard(task)
+                    needed.waiters.discard(task)
+                task.dependencies.clear()
+                task.waiting_for_data.clear()
+        self._compute(**msg)
 
     # choosing
 

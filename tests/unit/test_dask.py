@@ -1,0 +1,228 @@
+"""The parts of the Dask hook that need no cluster: results in the store, fingerprints, settings, shuffles, patience."""
+
+from __future__ import annotations
+
+import functools
+import pickle
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import dask
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from dask._task_spec import DataNode, List, Task, TaskRef
+from distributed import Lock, Reschedule
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jsonschema import Draft7Validator
+
+from torpor.errors import ImageDamaged, NotFound
+from torpor.scheduler_hooks.dask import Resume, Settings, loading, results
+from torpor.scheduler_hooks.dask.fingerprint import fingerprint, means_its_content
+from torpor.scheduler_hooks.dask.results import BoundToCluster, NoAnswer, Result, freeze, in_time, look, read, write
+from torpor.scheduler_hooks.dask.shuffle import BARRIER, of_shuffle
+from torpor.store import Store
+
+HOOK = Path(results.__file__).parent
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+def result(key: Any, value: Any) -> Result:
+    return Result(key, "", 7, 0.5, freeze(value))
+
+
+KEYS = st.recursive(
+    st.text() | st.binary() | st.integers(-(2**63), 2**63) | st.floats(allow_nan=False),
+    lambda inner: st.lists(inner, min_size=1, max_size=3).map(tuple),
+    max_leaves=4,
+)
+VALUES = st.one_of(
+    st.none(),
+    st.integers(),
+    st.text(),
+    st.binary(max_size=200_000),
+    st.lists(st.integers()),
+    st.dictionaries(st.text(), st.floats(allow_nan=False)),
+    st.integers(0, 300_000).map(np.arange),
+)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.dictionaries(KEYS, VALUES, min_size=1, max_size=5))
+def test_what_goes_in_comes_out(tmp_path_factory: pytest.TempPathFactory, values: dict[Any, Any]) -> None:
+    store = Store(tmp_path_factory.mktemp("store"))
+    info = write(store, [result(key, value) for key, value in values.items()], "cluster", "worker")
+    kept = look(store, info)
+    assert [entry.key for entry in kept] == list(values)
+    for entry in kept:
+        np.testing.assert_equal(read(store, info.id, entry.row, entry.key), values[entry.key])
+    assert store.verify() == []
+
+
+def test_frames_of_all_sizes_in_one_result(store: Store) -> None:
+    frame = pd.DataFrame({"a": np.arange(1_500_000), "b": ["x", "yy", "zzz"] * 500_000, "c": 1.5})
+    value = [frame, np.arange(10), {"small": np.ones(20_000), "large": np.random.default_rng(0).random(1_200_000)}]
+    info = write(store, [result("key", value)], "cluster", "worker")
+    again = read(store, info.id, 0, "key")
+    pd.testing.assert_frame_equal(again[0], frame)
+    np.testing.assert_equal(again[1:], value[1:])
+    again[2]["large"][0] = 5  # as writable as what was computed
+
+
+def test_small_results_need_no_pack(store: Store) -> None:
+    info = write(store, [result(f"key-{number}", number) for number in range(500)], "cluster", "worker")
+    assert info.packs == ()
+    assert info.size < 100_000
+
+
+def test_a_row_that_is_not_the_keys_is_refused(store: Store) -> None:
+    info = write(store, [result("a", 1), result("b", 2)], "cluster", "worker")
+    with pytest.raises(ImageDamaged, match="does not hold"):
+        read(store, info.id, 1, "a")
+    with pytest.raises(ImageDamaged, match="does not hold"):
+        read(store, info.id, 2, "c")
+    with pytest.raises(NotFound):
+        read(store, "20260101-000000000-aaaaaa", 0, "a")
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"\xc1", b"\x80", b"\x81\xa7results\x91\x01", pickle.dumps({"results": []}), b"\xff" * 100]
+)
+def test_a_body_that_is_no_list_of_results_is_refused(store: Store, body: bytes) -> None:
+    with store.writer(results.KIND) as writer:
+        info = writer.publish(body, "not ours", [results.NEEDS])
+    with pytest.raises(ImageDamaged, match="cannot be read"):
+        look(store, info)
+
+
+def test_what_is_bound_to_a_cluster_is_told() -> None:
+    for value in (Lock("x"), [1, {"deep": Lock("x")}], np.array([Lock("x")], dtype=object)):
+        with pytest.raises(BoundToCluster):
+            freeze(value)
+    freeze(["distributed", "distributed systems"])
+
+
+def double(number: int) -> int:
+    return 2 * number
+
+
+def test_fingerprints_tell_tasks_apart() -> None:
+    def make(factor: int) -> Any:
+        return lambda number, more=3: number * factor + more
+
+    specs = [
+        Task("k", double, 1),
+        Task("k", double, 2),
+        Task("k", double, True),
+        Task("k", double, "1"),
+        Task("k", double, TaskRef("other")),
+        Task("k", double, number=1),
+        Task("k", make(2), 1),
+        Task("k", make(3), 1),
+        Task("k", lambda number: 2 * number, 1),
+        Task("k", lambda number: number * 3, 1),
+        Task("k", functools.partial(double, 1)),
+        Task("k", functools.partial(double, 2)),
+        Task("k", double, List([TaskRef("a"), TaskRef("b")])),
+        Task("k", double, List([TaskRef("b"), TaskRef("a")])),
+        Task("k", double, np.arange(3)),
+        Task("k", double, np.arange(4)),
+        Task("k", double, {"a": 1, "b": 2}),
+        Task("k", double, {"a": 2, "b": 1}),
+        DataNode("k", 1),
+    ]
+    assert len({fingerprint(spec) for spec in specs}) == len(specs)
+    for spec in specs:
+        assert fingerprint(pickle.loads(dask.utils.import_required("cloudpickle", "").dumps(spec))) == fingerprint(spec)
+    loop: list[Any] = []
+    loop.append(loop)
+    assert fingerprint(Task("k", double, loop)) == fingerprint(Task("k", double, loop))
+
+
+def test_fingerprints_agree_between_processes() -> None:
+    script = (
+        "from dask._task_spec import Task\n"
+        "from torpor.scheduler_hooks.dask.fingerprint import fingerprint\n"
+        "def f(x, names={'a', 'b', 'c'}): return x in {'p', 'q', 'r'} and names\n"
+        "print(fingerprint(Task('k', f, {'x', 'y', 'z'}, lambda: f)))\n"
+    )
+    seen = {
+        subprocess.run([sys.executable, "-c", script], env={"PYTHONHASHSEED": seed}, stdout=-1, check=True).stdout
+        for seed in ("1", "2", "3")
+    }
+    assert len(seen) == 1
+
+
+def test_keys_that_mean_their_content() -> None:
+    token = "0123456789abcdef" * 2
+    assert all(
+        map(means_its_content, [f"sum-{token}", (f"array-{token}", 0, 1), "f-2b6b1d22-0a1e-4d7c-8f4e-0123456789ab"])
+    )
+    assert not any(map(means_its_content, ["x", ("mine", 0), b"x", 1, ()]))
+
+
+def test_tasks_of_a_shuffle_are_told_however_fused() -> None:
+    def transfer(data: Any, shuffle: str) -> int:
+        return 1
+
+    inner = Task("inner", transfer, TaskRef("x"), "abc")
+    fused = Task.fuse(inner, Task("outer", double, TaskRef("inner")))
+    assert of_shuffle(fused, ["outer"], {BARRIER + "abc"})
+    assert not of_shuffle(fused, ["outer"], {BARRIER + "other"})
+    assert of_shuffle(Task("k", double, 1), ["k", BARRIER + "abc"], ())
+    transfer.__module__ = "distributed.shuffle._rechunk"
+    assert of_shuffle(fused, ["outer"], ())
+    assert not of_shuffle(None, ["k"], ())
+
+
+def test_settings_are_those_of_the_schema() -> None:
+    defaults = yaml.safe_load((HOOK / "torpor.yaml").read_text())
+    schema = yaml.safe_load((HOOK / "torpor-schema.yaml").read_text())
+    Draft7Validator.check_schema(schema)
+    Draft7Validator(schema).validate(defaults)
+    assert schema["properties"]["torpor"]["properties"].keys() == defaults["torpor"].keys()
+
+
+def test_settings_from_arguments_and_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORPOR_STORE", str(tmp_path))
+    assert Settings.read().store == str(tmp_path)
+    with dask.config.set({"torpor.min-duration": "2s", "torpor.queue": "1MiB"}):
+        plugin = Resume(store=str(tmp_path / "s"), min_duration="3s", warning="SIGUSR1")
+    assert plugin.settings == pickle.loads(pickle.dumps(plugin)).settings
+    assert (plugin.settings.store, plugin.settings.min_duration) == (str(tmp_path / "s"), 3.0)
+    assert (plugin.settings.queue, plugin.settings.warning) == (1 << 20, 10)
+    with pytest.raises(TypeError, match="no setting min-size"):
+        Resume(min_size=3)
+    with pytest.raises(ValueError, match="auto or all"):
+        Resume(keep="some")
+    with pytest.raises(ValueError, match="no signal"):
+        Resume(warning="SIGSOON")
+
+
+def test_a_store_that_hangs_ends_the_wait_and_not_the_computation(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on = threading.Event()
+    monkeypatch.setattr(loading, "read", lambda *_: go_on.wait(60))
+    begin = time.monotonic()
+    with pytest.raises(Reschedule):
+        loading.load(store.path, "x", 0, "k", 0.2)
+    with pytest.raises(Reschedule):  # the next does not wait for long
+        loading.load(store.path, "x", 0, "k", 30.0)
+    assert time.monotonic() - begin < 10
+    with pytest.raises(NoAnswer):
+        in_time(0.05, "waiting", go_on.wait)
+    go_on.set()
+    assert in_time(5, "adding", lambda a, b: a + b, 1, 2) == 3
+    with pytest.raises(KeyError):
+        in_time(5, "failing", {}.__getitem__, 1)
