@@ -179,7 +179,7 @@ class TakenTree:
 
     def __exit__(self, *_: object) -> None:
         for process in self._living():
-            process.end_snapshot()
+            process.abandon()
 
     @property
     def pids(self) -> list[int]:
@@ -207,7 +207,6 @@ class TakenTree:
         for taken in self._living():
             taken.listen()
             self.shared.grab_mapped(taken.pid, taken.injection.maps)
-            self.shared.note_system_v(taken.system_v())
         if self.forked:
             self._snapshot()
         for taken in self._living():
@@ -241,6 +240,8 @@ class TakenTree:
         """
         image = pb.Tree()
         files = MappedFiles(image)
+        for living in self._living():
+            self.shared.note_system_v(living.told())
         self.shared.describe(image)
         own_pids = {taken.pid: taken.own_pid for taken in self._all}
         pages: list[memory.Ranges] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 from torpor import procfs
@@ -36,6 +37,7 @@ class _HostQuestions:
     brk: int
     monotonic: int
     boottime: int
+    sandbox: int | None
     sysv: sysv.Questions
     stops: dict[int, int]
     """For each child that is stopped by job control, by its own PID: whether wait() has told of that."""
@@ -73,6 +75,8 @@ class TakenProcess:
         self._host: _HostQuestions
         self._window = (0, 0)
         self._lock_future = 0
+        self._asked = False
+        """Whether its threads make calls of ours."""
 
     @property
     def memory_pid(self) -> int:
@@ -105,22 +109,30 @@ class TakenProcess:
             brk=host.add(NR.brk, 0),
             monotonic=host.add(NR.clock_gettime, _CLOCK_MONOTONIC, Out(16)),
             boottime=host.add(NR.clock_gettime, _CLOCK_BOOTTIME, Out(16)),
+            sandbox=credentials.ask_sandbox(host, self.pid, self.texts.status),
             sysv=sysv.ask(host, self.pid, self.injection.maps),
             stops={pid: signals.ask_stop(host, pid) for pid in stopped_children},
         )
+        self._asked = True
         self.injection.start(batches)
 
     def listen(self) -> None:
         """Collect the answers."""
         self._replies = self.injection.finish()
+        self._asked = False
 
-    def system_v(self) -> list[sysv.Segment]:
-        """Its System V segments.
+    def told(self) -> list[sysv.Segment]:
+        """Its System V segments, of which only itself can tell.
 
         Raises:
-            Refused: it has others of their kind.
+            Refused: it has others of their kind, or is in a sandbox that only itself knows of.
         """
-        found, problems = sysv.answer(self._host.sysv, self._replies[self.injection.host.tid])
+        replies = self._replies[self.injection.host.tid]
+        found, problems = sysv.answer(self._host.sysv, replies)
+        if credentials.is_sandboxed(self._host.sandbox, replies):
+            problems.append(
+                "it may not look at its user's other processes: it is in a Landlock domain, which is not kept"
+            )
         if problems:
             raise Refused(f"{self.process.name} cannot be kept", [Reason(self.process.name, why) for why in problems])
         return found
@@ -135,12 +147,14 @@ class TakenProcess:
         self.snapshot = Snapshot(self.injection)
         batch = Batch()
         self.snapshot.ask(batch)
+        self._asked = True
         self.injection.start({self.injection.host.tid: batch})
 
     def finish_snapshot(self) -> bool:
         """Wait for the fork; whether the kernel let it happen."""
         assert self.snapshot
         self.injection.finish()
+        self._asked = False
         self.snapshot.settle()
         if not self.snapshot.pid:
             self.snapshot = None
@@ -150,6 +164,15 @@ class TakenProcess:
         """Take the window out of the process: it is as it was, and still frozen."""
         self._window = self.injection.window
         self.injection.close()
+
+    def abandon(self) -> None:
+        """Give up what is still held of the process, whatever has failed. It is as it was, and still frozen."""
+        with suppress(OSError, CheckpointFailed):  # it was killed, or the failure itself is that it does not answer
+            if self._asked:
+                self.injection.finish()
+            if self.injection.window[0]:
+                self.injection.close()
+        self.end_snapshot()
 
     def end_snapshot(self) -> None:
         """Give the snapshot up. May be called again."""

@@ -3,21 +3,25 @@
 Kept: the four user and group ids, supplementary groups, capability sets, securebits, resource limits. An image grants
 nothing: ids must be the restoring user's own, capabilities and limits are kept as far as the restorer has them.
 
-Refused: processes of several users in one tree, unless root restores them; seccomp filters (the next issue's).
+Refused: processes of several users in one tree, unless root restores them; seccomp, whose filters a user cannot read;
+a Landlock domain, where it can be told.
 
 Documented in: credentials(7), capabilities(7), proc_pid_status(5), getrlimit(2).
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
+from torpor import procfs
 from torpor.errors import Reason
 from torpor.image import image_pb2 as pb
-from torpor.remote.batch import Batch, Call, Replies
+from torpor.remote.batch import Batch, Call, Replies, Result
 from torpor.remote.x86_64 import NR
 
 PR_GET_SECUREBITS = 27
@@ -37,6 +41,30 @@ def ask(batch: Batch) -> int:
     return batch.add(NR.prctl, PR_GET_SECUREBITS)
 
 
+KCMP_VM = 1
+
+
+@lru_cache(maxsize=1)
+def _own_status(_: int) -> Mapping[bytes, bytes]:
+    return procfs.status(procfs.read("/proc/self/status"))
+
+
+def ask_sandbox(batch: Batch, pid: int, status: Mapping[bytes, bytes]) -> int | None:
+    """The entry by which a process tries to look at us, which Landlock forbids to those inside of a domain: there is
+    no other sign of it. None where it might not look for other reasons: another user, another PID namespace.
+    """
+    mine = _own_status(os.getpid())
+    alike = all(status[name].split() == mine[name].split() for name in (b"Uid", b"Gid"))
+    if not alike or int(mine[b"CapPrm"], 16) or os.readlink(f"/proc/{pid}/ns/pid") != os.readlink("/proc/self/ns/pid"):
+        return None
+    return batch.add(NR.kcmp, Result(batch.add(NR.getpid)), os.getpid(), KCMP_VM, 0, 0)
+
+
+def is_sandboxed(entry: int | None, replies: Replies) -> bool:
+    """The answer to `ask_sandbox`."""
+    return entry is not None and replies.result(entry) in (-errno.EPERM, -errno.EACCES)
+
+
 def refuse(name: str, status: Mapping[bytes, bytes]) -> list[Reason]:
     """What of a process's credentials cannot be kept.
 
@@ -51,9 +79,7 @@ def refuse(name: str, status: Mapping[bytes, bytes]) -> list[Reason]:
         reasons.append(Reason(name, f"it runs with the user ids {users}", "only root can keep such a tree"))
     mode = status.get(b"Seccomp", b"0")
     if mode != b"0":
-        reasons.append(
-            Reason(name, "it runs under a seccomp filter, which is not kept yet", "start it without the sandbox")
-        )
+        reasons.append(Reason(name, "it runs under seccomp, which is not kept", "start it without the sandbox"))
     return reasons
 
 

@@ -21,6 +21,7 @@ WORDS = {
     "in_flight.py": [],
     "io_uring.c": ["io_uring"],
     "namespace.c": ["namespace"],
+    "landlock.c": ["Landlock"],
     "leader_gone.c": ["first thread"],
     "no_code.c": ["writable and executable"],
     "not_yet.py": ["socket", "terminal"],
