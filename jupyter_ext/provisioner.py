@@ -22,7 +22,8 @@ from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 from torpor.jupyter_ext.process import KernelProcess
 
 if TYPE_CHECKING:
-    from torpor.jupyter_ext.kernels import Keeper, Returning
+    from torpor.jupyter_ext.kernels import Keeper
+    from torpor.jupyter_ext.state import Returning
 
 KEEPER = "torpor_keeper"
 """The attribute by which a server's kernel manager leads to Torpor's Keeper."""

@@ -153,13 +153,13 @@ def running(server: Server) -> Iterator[Server]:
     """A started server that leaves nothing behind."""
     try:
         yield server.start()
-    except BaseException:
-        print(server.tail())
-        raise
     finally:
-        if server.process.poll() is None:
-            server.end_kernels()
-        server.stop()
+        try:
+            if server.process.poll() is None:
+                server.end_kernels()
+            server.stop()
+        finally:
+            print(server.tail())  # pytest shows it when the test fails
 
 
 class Notebook:

@@ -22,7 +22,14 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium (Debian
 def server(ordinary_account: User) -> Iterator[Server]:
     """A running JupyterLab of an ordinary user, with an empty notebook."""
     server = Server(ordinary_account, *browser.LAB_OPTIONS, program="lab")
-    cell = {"cell_type": "code", "id": "first", "execution_count": None, "metadata": {}, "outputs": [], "source": ""}
+    cell: dict[str, object] = {
+        "cell_type": "code",
+        "id": "first",
+        "execution_count": None,
+        "metadata": {},
+        "outputs": [],
+        "source": "",
+    }
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
     notebook = {"cells": [cell], "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}
     path = server.root / "work.ipynb"
@@ -98,8 +105,8 @@ def test_tomorrow_the_kernel_goes_on(server: Server) -> None:
         lab.command("docmanager:open", path="work.ipynb")
         banner = lab.page.locator(".jp-Torpor-banner")
         banner.get_by_text("The kernel is parked").wait_for()
-        lab.command("running-sessions:show-panel")
-        lab.page.locator(".jp-RunningSessions-section", has_text="Parked Kernels").get_by_text("work.ipynb").wait_for()
+        lab.page.locator("[data-id='jp-running-sessions']").click()
+        lab.page.get_by_title("Parked kernel ").get_by_text("work.ipynb").wait_for()
         lab.shot("6-next-day")
         banner.get_by_role("button", name="Wake").click()
         banner.wait_for(state="hidden")

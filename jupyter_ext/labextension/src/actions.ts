@@ -49,6 +49,7 @@ export class Actions {
   /** Go back to a checkpoint, when the person agrees. */
   async restore(checkpoint: ICheckpoint): Promise<void> {
     const trans = this.trans;
+    await this.model.refresh(); // cells tell nothing of themselves: how many have run is asked now
     const kernel = this.model.kernel(checkpoint.kernel_id);
     const since = (kernel?.execution_count ?? 0) - checkpoint.execution_count;
     const lost =

@@ -59,13 +59,17 @@ export class TorporModel implements IDisposable {
     return this._checkpoints;
   }
 
-  /** Ask the server; one question at a time, the last word counts. */
-  async refresh(): Promise<void> {
+  /** Ask the server; one question at a time, and the last one is asked after every call. */
+  refresh(): Promise<void> {
     if (this._asking) {
       this._again = true;
-      return;
+    } else {
+      this._asking = this.ask();
     }
-    this._asking = true;
+    return this._asking;
+  }
+
+  private async ask(): Promise<void> {
     try {
       do {
         this._again = false;
@@ -81,7 +85,7 @@ export class TorporModel implements IDisposable {
       // The server is away: JupyterLab says so itself. What was known stays on show.
       console.warn('Torpor:', error);
     } finally {
-      this._asking = false;
+      this._asking = undefined;
     }
     if (this.isDisposed) {
       return;
@@ -108,7 +112,7 @@ export class TorporModel implements IDisposable {
   private _kernels: IKernel[] = [];
   private _checkpoints: ICheckpoint[] = [];
   private _watched: string | undefined;
-  private _asking = false;
+  private _asking: Promise<void> | undefined;
   private _again = false;
   private _disposed = false;
   private _timer: number | undefined;

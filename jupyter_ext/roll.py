@@ -1,0 +1,265 @@
+"""Which kernels a server has: remembered, written down, and found again by the next server."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from logging import Logger
+from pathlib import Path
+from typing import Any
+
+from jupyter_server.services.kernels.kernelmanager import AsyncMappingKernelManager
+from jupyter_server.services.sessions.sessionmanager import SessionManager
+
+from torpor.errors import NotFound, TorporError
+from torpor.jupyter_ext.channels import Gate
+from torpor.jupyter_ext.process import KernelProcess
+from torpor.jupyter_ext.provisioner import KEEPER, TorporProvisioner
+from torpor.jupyter_ext.records import CheckpointRecord, KernelRecord, ProcessId, Records, SessionRecord
+from torpor.jupyter_ext.state import Returning, State, Unsuitable
+from torpor.store import Store
+
+
+class Roll:
+    """The kernels of one server. All methods belong to the server's event loop."""
+
+    def __init__(
+        self,
+        manager: AsyncMappingKernelManager,
+        sessions: SessionManager,
+        store: Store,
+        log: Logger,
+        told: Callable[[str, str], None] = lambda kernel_id, what: None,
+    ) -> None:
+        """Become the keeper of a kernel manager.
+
+        Args:
+            manager: the server's.
+            sessions: the server's.
+            store: where snapshots go; the records lie beside them.
+            log: the server's.
+            told: called with a kernel's id and what became of it.
+        """
+        self.manager, self.sessions, self.store, self.log = manager, sessions, store, log
+        self.records = Records(Path(store.path) / "jupyter")
+        self._told = told
+        self._states: dict[str, State] = {}
+        self._returning: dict[str, Returning] = {}
+        self._server = ProcessId.of(os.getpid())
+        setattr(manager, KEEPER, self)
+
+    # ------------------------------------------------------------------------------------ for the provisioner
+
+    def returning(self, kernel_id: str) -> Returning | None:
+        """Whether the kernel that is about to be started comes back instead."""
+        return self._returning.pop(kernel_id, None)
+
+    def log_file(self, kernel_id: str) -> int:
+        """A new descriptor of the file that takes what a kernel writes to its standard output and error."""
+        folder = self.records.folder / "logs"
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return os.open(folder / f"{kernel_id}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+
+    def remember(self, provisioner: TorporProvisioner) -> None:
+        """Write down a living kernel. Trouble with the store is told in the log: the kernel works without."""
+        try:
+            self.records.write(self._record(provisioner))
+        except TorporError as error:
+            self.log.warning(
+                "Kernel %s would not be found again after a crash of the server: %s", provisioner.kernel_id, error
+            )
+
+    def forget(self, kernel_id: str) -> None:
+        """A kernel has ended for good; its checkpoints stay."""
+        self._states.pop(kernel_id, None)
+        self.records.remove(KernelRecord, kernel_id)
+        self._tidy(kernel_id)
+
+    def _tidy(self, kernel_id: str) -> None:
+        """Remove the log of a kernel that is gone, once no checkpoint has it open any more."""
+        checkpoints = self.records.all(CheckpointRecord)
+        if any(isinstance(record, TorporError) or record.kernel_id == kernel_id for record in checkpoints):
+            return
+        with suppress(FileNotFoundError):
+            (self.records.folder / "logs" / f"{kernel_id}.log").unlink()
+
+    # ------------------------------------------------------------------------------------------ what there is
+
+    def gate(self, kernel_id: str) -> Gate:
+        """A kernel's gate."""
+        return self.state(kernel_id).gate
+
+    def state(self, kernel_id: str) -> State:
+        """What is remembered of a kernel."""
+        return self._states.setdefault(kernel_id, State())
+
+    # ------------------------------------------------------------------------------------------ over a restart
+
+    async def adopt_all(self) -> None:
+        """Find the kernels that earlier servers have left, living or parked, and register them with their sessions."""
+        for record in list(self.records.all(KernelRecord)):
+            if isinstance(record, TorporError):
+                self.log.warning("%s", record)
+            elif record.id not in self.manager and self._is_ours(record):
+                try:
+                    await self._register(record)
+                except Exception as error:  # a kernelspec that is gone, ports in use: the others still come back
+                    self.log.warning("Kernel %s cannot come back: %s", record.id, error)
+
+    def _is_ours(self, record: KernelRecord) -> bool:
+        if record.server and record.server != self._server and record.server.exists():
+            return False
+        if not record.parked and not (record.process and record.process.exists()):
+            if not record.process or record.process.boot_id == self._server.boot_id:
+                self.records.remove(KernelRecord, record.id)  # it ended after its server did
+            return False
+        places = [session.path for session in record.sessions]
+        if not places:
+            return record.root_dir == self.manager.root_dir
+        return any(_below(path, self.manager.root_dir) for path in places)
+
+    async def _register(self, record: KernelRecord) -> None:
+        """Make a kernel that comes back one of the server's."""
+        process = KernelProcess.left(record.process, record.keeper) if record.process and not record.parked else None
+        state = self.state(record.id)
+        if record.parked:
+            state.parked, state.parked_ns = record.snapshot, record.parked_ns
+            state.execution_state, state.head = record.execution_state, record.snapshot
+            state.gate.shut, state.gate.kernel_info = 1, record.kernel_info
+        self._returning[record.id] = Returning(record.connection, process)
+        paths = [self._relative(session.path) for session in record.sessions]
+        try:
+            await self.manager.start_kernel(
+                kernel_id=record.id,
+                kernel_name=record.kernel_name,
+                cwd=record.cwd,
+                env={**os.environ, **({"JPY_SESSION_NAME": record.sessions[0].path} if record.sessions else {})},
+            )
+        except BaseException:
+            self._returning.pop(record.id, None)
+            self._states.pop(record.id, None)
+            raise
+        kernel = self._manager(record.id)
+        kernel.execution_state = "busy" if record.parked else record.execution_state
+        for session, path in zip(record.sessions, paths, strict=True):
+            if path is not None:
+                await self.sessions.save_session(
+                    session.id, path=path, name=session.name, type=session.type, kernel_id=record.id
+                )
+        if process:
+            self.remember(self._suitable(record.id))
+        self.log.info("Kernel %s is back, %s", record.id, "parked" if record.parked else "alive")
+
+    def _as_parked(self, record: CheckpointRecord) -> KernelRecord:
+        """A kernel that is gone, as if it had been parked in a checkpoint of its own."""
+        return KernelRecord(
+            record.kernel_id,
+            record.kernel_name,
+            record.connection,
+            record.cwd,
+            self.manager.root_dir,
+            snapshot=record.id,
+            execution_state=record.execution_state,
+            kernel_info=record.kernel_info,
+            parked_ns=time.time_ns(),
+        )
+
+    def _let_go(self, kernel_id: str) -> None:
+        """Forget a kernel without shutting it down: it is parked, or another server's now."""
+        kernel = self._manager(kernel_id)
+        kernel.stop_restarter()
+        self.manager.stop_watching_activity(kernel_id)
+        kernel.cleanup_connection_file()
+        self.manager.remove_kernel(kernel_id)
+        self._states.pop(kernel_id, None)
+
+    def note_sessions(self) -> None:
+        """Write down which notebooks use which kernels, where that has changed; let go what another server woke."""
+        for kernel_id in self.manager.list_kernel_ids():
+            provisioner, state = self._provisioner(kernel_id), self.state(kernel_id)
+            if not isinstance(provisioner, TorporProvisioner) or state.operation:
+                continue
+            try:
+                record = self.records.read(KernelRecord, kernel_id)
+            except TorporError:
+                continue
+            if state.parked and not record.parked:
+                self.log.info("Kernel %s was woken by another server", kernel_id)
+                self._let_go(kernel_id)
+            elif record.sessions != (found := self._sessions(kernel_id)) and (found or not state.parked):
+                record.sessions = found
+                try:
+                    self.records.write(record)
+                except TorporError as error:
+                    self.log.warning("%s", error)
+
+    # ------------------------------------------------------------------------------------------ small things
+
+    def _provisioner(self, kernel_id: str) -> Any:
+        if kernel_id not in self.manager:
+            raise NotFound(f"there is no kernel {kernel_id}")
+        return self._manager(kernel_id).provisioner
+
+    def _manager(self, kernel_id: str) -> Any:
+        """A kernel's own manager, with the attributes that jupyter_server adds (execution_state, _activity_stream)."""
+        return self.manager.get_kernel(kernel_id)
+
+    def _suitable(self, kernel_id: str) -> TorporProvisioner:
+        provisioner = self._provisioner(kernel_id)
+        if not isinstance(provisioner, TorporProvisioner):
+            raise Unsuitable(
+                "the kernel was not started by Torpor", advice="its kernelspec names a provisioner of its own"
+            )
+        return provisioner
+
+    def _sessions(self, kernel_id: str) -> list[SessionRecord]:
+        rows = self.sessions.cursor.execute("SELECT * FROM session WHERE kernel_id=?", (kernel_id,)).fetchall()
+        root = self.manager.root_dir
+        return [
+            SessionRecord(row["session_id"], os.path.join(root, row["path"]), row["name"] or "", row["type"])
+            for row in rows
+        ]
+
+    def _relative(self, path: str) -> str | None:
+        """A path as the contents API has it; None when it is not below this server's root."""
+        return os.path.relpath(path, self.manager.root_dir) if _below(path, self.manager.root_dir) else None
+
+    def _record(self, provisioner: TorporProvisioner) -> KernelRecord:
+        kernel_id, process = provisioner.kernel_id, provisioner.kernel
+        manager: Any = provisioner.parent
+        state = self.state(kernel_id)
+        return KernelRecord(
+            kernel_id,
+            manager.kernel_name,
+            json_connection(manager.get_connection_info()),
+            str(provisioner.cwd),
+            self.manager.root_dir,
+            sessions=self._sessions(kernel_id),
+            server=self._server,
+            process=process.id if process else None,
+            keeper=process.keeper if process else None,
+            snapshot=state.parked,
+            execution_state=state.execution_state
+            if state.parked
+            else getattr(manager, "execution_state", None) or "idle",
+            kernel_info=kernel_info_of(manager),
+            parked_ns=state.parked_ns,
+        )
+
+
+def kernel_info_of(manager: Any) -> dict[str, Any]:
+    """What a kernel said of itself when the first browser connected; empty when none has."""
+    known = getattr(manager, "_kernel_info_future", None)
+    info: dict[str, Any] = known.result() if known and known.done() else {}
+    return info
+
+
+def json_connection(info: Any) -> dict[str, Any]:
+    """The content of a connection file."""
+    return {key: value.decode() if isinstance(value, bytes) else value for key, value in info.items()}
+
+
+def _below(path: str, root: str) -> bool:
+    return bool(path) and os.path.commonpath([os.path.abspath(path), os.path.abspath(root)]) == os.path.abspath(root)

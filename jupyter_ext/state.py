@@ -1,0 +1,57 @@
+"""What a server remembers of a kernel that Torpor looks after."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from torpor.errors import TorporError
+from torpor.jupyter_ext.channels import Gate
+from torpor.jupyter_ext.process import KernelProcess
+
+
+class Unsuitable(TorporError):
+    """What was asked does not fit the state that the kernel is in. It was not touched."""
+
+    exit_code = 10
+
+
+@dataclass(frozen=True)
+class Returning:
+    """A kernel that this server did not start and is about to register."""
+
+    connection: dict[str, Any]
+    process: KernelProcess | None
+    """None: it is parked."""
+
+
+@dataclass
+class Operation:
+    """What is being done to a kernel."""
+
+    doing: str
+    """``saving``, ``parking``, ``waking``, ``restoring``."""
+    began_ns: int = field(default_factory=time.time_ns)
+    done: int = 0
+    total: int = 0
+    """Bytes of memory done, and in all; 0 while unknown."""
+
+    def progress(self, done: int, total: int) -> None:
+        """For the engine; called from its threads."""
+        self.done, self.total = done, total
+
+
+@dataclass
+class State:
+    """What the server remembers of one kernel."""
+
+    gate: Gate = field(default_factory=Gate)
+    operation: Operation | None = None
+    parked: str = ""
+    """The snapshot that it is parked in."""
+    parked_ns: int = 0
+    execution_state: str = "idle"
+    """While parked: what it did."""
+    head: str = ""
+    """The checkpoint that it was last saved in or taken back to."""
