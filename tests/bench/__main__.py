@@ -22,7 +22,7 @@ from torpor.image import image_pb2 as pb
 from torpor.store import Store
 
 from . import machine
-from .targets import TARGETS, Target
+from .targets import TARGETS, Target, end
 
 MIB = 1 << 20
 
@@ -48,10 +48,7 @@ def _round(target: Target, place: Path) -> dict[str, float]:
         plain = machine.write_seconds(place, max(snapshot.written, MIB))
         last = torpor.checkpoint(process.pid, store=Store(place / "second"), then="kill")
     finally:
-        process.kill()
-        process.wait()
-        if process.stdout:
-            process.stdout.close()
+        end(process)
     begin = time.perf_counter()
     null = os.open(os.devnull, os.O_RDWR)
     job = torpor.restore(last, store=Store(place / "second"), stdio=(null, null, null))
@@ -80,8 +77,7 @@ def criu(target: Target, folder: Path) -> dict[str, float] | None:
             done = subprocess.run(dump, capture_output=True, check=False)
             taken = time.perf_counter() - taken
         finally:
-            process.kill()
-            process.wait()
+            end(process)
         if done.returncode:
             return None
         return {"published": taken, "written": float(sum(f.stat().st_size for f in Path(place).iterdir()))}

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 
 _ARRAY = """
@@ -44,11 +47,23 @@ class Target:
     def start(self) -> subprocess.Popen[bytes]:
         """Start it, with no descriptor that leads out of its tree, and wait until it is ready."""
         process = subprocess.Popen(
-            [sys.executable, "-c", self.program], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
+            [sys.executable, "-c", self.program],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            start_new_session=True,  # so that `end` reaches all of it
         )
         assert process.stdout is not None
         process.stdout.readline()
         return process
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End a target with all that it started, whatever became of it."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    if process.stdout:
+        process.stdout.close()
 
 
 TARGETS = (
