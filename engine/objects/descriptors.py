@@ -52,6 +52,7 @@ from torpor.objects.outside import Fifo, Terminal
 from torpor.objects.own import is_own
 from torpor.objects.pidfd import Pidfd
 from torpor.objects.pipes import Pipe
+from torpor.objects.queues import MessageQueue
 from torpor.objects.signalfd import Signalfd
 from torpor.objects.sockets import family_of
 from torpor.objects.tcp import Tcp, arm_reset
@@ -82,6 +83,7 @@ __all__ = [
 ]
 
 KINDS: tuple[Kind[Any], ...] = (
+    MessageQueue(),  # before files: it looks like one
     MemoryDescriptor(),  # before files: it is one
     Unlinked(),  # before files, too
     RegularFile(),

@@ -20,6 +20,7 @@ WORDS = {
     "files_held.py": ["lease", "no name"],
     "in_flight.py": [],
     "io_uring.c": ["io_uring"],
+    "message_queue.c": ["message queue"],
     "namespace.c": ["namespace"],
     "landlock.c": ["Landlock"],
     "leader_gone.c": ["first thread"],
