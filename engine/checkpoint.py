@@ -13,10 +13,10 @@ import resource
 import signal
 import struct
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from torpor import procfs
 from torpor.errors import CheckpointFailed, Reason, Refused, RestoreRefused
@@ -33,11 +33,14 @@ from torpor.store import SnapshotInfo, SnapshotWriter, Store
 from torpor.taken import TakenProcess, TakenZombie
 
 Then = Literal["run", "stop", "kill"]
+T = TypeVar("T")
 
 FREEZE_SECONDS = 5.0
 """How long a thread may take to stop: one in an uninterruptible call does not."""
 _LOOKS = 3
 """How often the preflight looks at a tree of which processes end meanwhile, before it believes what it saw."""
+PAUSES = (0.005, 0.01, 0.02, 0.04, 0.08)
+"""Seconds that the tree runs on before it is tried again, when what it was refused for may have passed."""
 KIND = "tree"
 """The kind of snapshot in the store."""
 _XCR0_OFFSET = 464
@@ -72,7 +75,7 @@ def checkpoint(
     home = store if isinstance(store, Store) else Store(store)
     _raise_descriptor_limit()
     root = tree.job_of(pid)
-    fork = preflight(root) and then == "run"
+    fork = _patiently(lambda: preflight(root)) and then == "run"
 
     def work(interruption: Interruption) -> SnapshotInfo:
         def tell(done: int, expected: int) -> None:
@@ -81,9 +84,21 @@ def checkpoint(
                 progress(done, expected)
 
         with home.writer(KIND, tags or {}) as writer:
-            return _take(root, writer, fork, then, last, tell)
+            return _patiently(lambda: _take(root, writer, fork, then, last, tell))
 
     return in_own_thread(work)
+
+
+def _patiently(act: Callable[[], T]) -> T:
+    """Try again while all that is refused may be over in a moment: what is under way between processes arrives."""
+    for pause in PAUSES:
+        try:
+            return act()
+        except Refused as refused:
+            if not all(reason.passing for reason in refused.reasons):
+                raise
+        time.sleep(pause)
+    return act()
 
 
 def _take(

@@ -32,6 +32,8 @@ class Reason:
     """Why it cannot be kept or restored, without a full stop."""
     advice: str = ""
     """What the person can do next, without a full stop; empty when nothing can be done."""
+    passing: bool = False
+    """Whether it may be over in a moment by itself."""
 
     def __str__(self) -> str:
         return f"{self.subject}: {self.why}" + (f"; {self.advice}" if self.advice else "")

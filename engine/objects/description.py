@@ -78,6 +78,8 @@ class Problem(NamedTuple):
 
     why: str
     advice: str = ""
+    passing: bool = False
+    """Whether it may be over in a moment by itself: a message that is to be read, say."""
 
 
 @dataclass(eq=False)

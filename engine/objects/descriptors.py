@@ -296,7 +296,7 @@ def _kind(seen: Seen, flags: int) -> Kind[Any]:
 def _problems(tree: GrabbedDescriptors) -> Iterator[Reason]:
     for held in tree.held:
         for problem in _judge(held, tree):
-            yield Reason(f"{_name(held.holders[0])} ({held.link})", problem.why, problem.advice)
+            yield Reason(f"{_name(held.holders[0])} ({held.link})", *problem)
     for holder, found in sorted(tree.locked.items()):
         for problem in locks.judge(found):
             yield Reason(f"{_name(holder)} ({tree.by_holder[holder].link})", problem.why, problem.advice)

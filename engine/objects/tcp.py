@@ -172,11 +172,12 @@ class Tcp(Kind[TcpState]):
         # MPTCP counts the end of the peer's side as a byte.
         end = int(state.mptcp and bool(state.socket.events & select.POLLRDHUP))
         if not 0 <= state.socket.queued - len(state.received) <= end:
-            yield Problem("urgent data is in its queue, which is not kept", "try again when it was read")
+            yield Problem("urgent data is in its queue, which is not kept", "try again when it was read", passing=True)
         if state.peer is not None and (under_way := _under_way(state, state.peer.state)):
             yield Problem(
                 f"{under_way} bytes are on their way to its other end in this tree, which has no room for them",
                 "try again when the program has read more",
+                passing=True,
             )
 
     def describe(self, held: Held[TcpState], out: Description, tree: GrabbedDescriptors, image: Describing) -> None:

@@ -77,7 +77,9 @@ class Udp(Kind[UdpState]):
         state = held.state
         yield from sockets.judge(state.socket, held.holders[0].pid)
         if state.socket.events & select.POLLIN and not state.socket.events & select.POLLRDHUP:
-            yield Problem("datagrams wait in it that were not read, and cannot be kept", "read them, or try again")
+            yield Problem(
+                "datagrams wait in it that were not read, and cannot be kept", "read them, or try again", passing=True
+            )
         if state.socket.events & (select.POLLRDHUP | select.POLLHUP):
             yield Problem("it is shut down, which is not kept", "close it")
         if state.encapsulates:

@@ -238,18 +238,24 @@ class Unix(Kind[UnixState]):
         elif state.bound:
             yield from unix_names.judge(state.known.name, state.known.inode)
             if state.listening and state.known.waiting:
-                yield Problem(f"{state.known.waiting} connections to it were not accepted yet", "try again")
+                yield Problem(
+                    f"{state.known.waiting} connections to it were not accepted yet", "try again", passing=True
+                )
             if state.messages or (state.socket.events & select.POLLIN and not state.listening and not tree.content):
-                yield Problem("datagrams wait in it, which are not kept yet", "try again when they were received")
+                yield Problem(
+                    "datagrams wait in it, which are not kept yet", "try again when they were received", passing=True
+                )
         elif state.known.name and state.socket.family.type == socket.SOCK_DGRAM:
             yield Problem("it has a name, and its other end is closed or has none", "close it")
         elif state.sends_to_name:
             if state.messages:
-                yield Problem("datagrams wait in it, which are not kept yet", "try again when they were received")
+                yield Problem(
+                    "datagrams wait in it, which are not kept yet", "try again when they were received", passing=True
+                )
         elif state.peer is not None and state.peer.state.peer is not held:
             yield Problem("its other end is connected to another socket, which is not kept")
         if state.lost:
-            yield Problem(state.lost, "try again when the program has received what was sent")
+            yield Problem(state.lost, "try again when the program has received what was sent", passing=True)
 
     def describe(self, held: Held[UnixState], out: Description, tree: GrabbedDescriptors, image: Describing) -> None:
         """Its type, its other end, and what is on its way to it."""
