@@ -23,6 +23,7 @@ from tests.integration.dask_cluster import (
     add,
     array,
     cluster,
+    lazy_tree,
     leaf,
     runs,
     shuffled,
@@ -113,24 +114,26 @@ def test_all_workers_at_once(tmp_path: Path) -> None:
 
 def test_scheduler_and_workers_lost_and_the_same_graph_again(tmp_path: Path) -> None:
     with cluster(tmp_path) as dask:
+        graph = lazy_tree(dask.log)
         dask.start()
-        result = tree(dask.client, dask.log)
+        result = dask.client.compute(graph)
         until("half of the graph", lambda: runs(dask.log).total() >= 75)
         dask.stop(hard=True)
         assert result.cancelled()
-        before = stored(dask)
+        before, lines = stored(dask), runs(dask.log).total()
         assert len(before) > 50
         dask.start()
-        assert tree(dask.client, dask.log).result(PATIENCE) == sum(range(75))
-        assert not again(dask) & before
+        result = dask.client.compute(graph)
+        assert result.result(PATIENCE) == sum(range(75))
+        assert not rerun(dask, before, lines)
         assert len(runs(dask.log)) == 149
-        # twice: what was loaded and what was computed since are both found
+        # once more: what was loaded and what was computed since are both found
+        dask.until_kept(result.key)
         dask.stop(hard=True)
-        before = stored(dask)
-        count = runs(dask.log).total()
+        lines = runs(dask.log).total()
         dask.start()
-        assert tree(dask.client, dask.log).result(PATIENCE) == sum(range(75))
-        assert runs(dask.log).total() == count
+        assert dask.client.compute(graph).result(PATIENCE) == sum(range(75))
+        assert runs(dask.log).total() == lines
         dask.stop()
 
 

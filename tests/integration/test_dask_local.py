@@ -14,7 +14,7 @@ import pytest
 from distributed import Client, wait
 from distributed.shuffle._exceptions import P2PConsistencyError
 
-from tests.integration.dask_cluster import PATIENCE, cluster, leaf, local_cluster, runs, tree, until, workload
+from tests.integration.dask_cluster import PATIENCE, cluster, lazy_tree, leaf, local_cluster, runs, until, workload
 from torpor.scheduler_hooks.dask import Resume
 
 pytestmark = pytest.mark.timeout(180)
@@ -105,7 +105,7 @@ def test_kills_and_restarts_of_everything_in_turn(tmp_path: Path) -> None:
     with cluster(tmp_path) as cluster_:
         for turn in range(8):
             cluster_.start()
-            result = tree(cluster_.client, cluster_.log, leaves=200)
+            result = cluster_.client.compute(lazy_tree(cluster_.log, leaves=200))
             at = runs(cluster_.log).total() + chance.randrange(10, 60)
             until("progress", lambda at=at, result=result: runs(cluster_.log).total() >= at or result.done())
             stored = {str(kept.key) for kept in cluster_.kept()}
@@ -116,5 +116,5 @@ def test_kills_and_restarts_of_everything_in_turn(tmp_path: Path) -> None:
             cluster_.stop(hard=True)
             assert not stored & set(cluster_.log.read_text().splitlines()[lines:])
         cluster_.start()
-        assert tree(cluster_.client, cluster_.log, leaves=200).result(600) == sum(range(200))
+        assert cluster_.client.compute(lazy_tree(cluster_.log, leaves=200)).result(600) == sum(range(200))
         cluster_.stop()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import pickle
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import pytest
 import yaml
 from dask._task_spec import DataNode, List, Task, TaskRef
 from distributed import Lock, Reschedule
+from distributed.worker_state_machine import ComputeTaskEvent, FreeKeysEvent, WorkerState
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft7Validator
@@ -27,6 +29,7 @@ from torpor.scheduler_hooks.dask import Resume, Settings, loading, results
 from torpor.scheduler_hooks.dask.fingerprint import fingerprint, means_its_content
 from torpor.scheduler_hooks.dask.results import BoundToCluster, NoAnswer, Result, freeze, in_time, look, read, write
 from torpor.scheduler_hooks.dask.shuffle import BARRIER, of_shuffle
+from torpor.scheduler_hooks.dask.worker import Keep
 from torpor.store import Store
 
 HOOK = Path(results.__file__).parent
@@ -42,7 +45,7 @@ def result(key: Any, value: Any) -> Result:
 
 
 KEYS = st.recursive(
-    st.text() | st.binary() | st.integers(-(2**63), 2**63) | st.floats(allow_nan=False),
+    st.text() | st.text().map(str.encode) | st.integers(-(2**63), 2**63) | st.floats(allow_nan=False),
     lambda inner: st.lists(inner, min_size=1, max_size=3).map(tuple),
     max_leaves=4,
 )
@@ -226,3 +229,33 @@ def test_a_store_that_hangs_ends_the_wait_and_not_the_computation(
     assert in_time(5, "adding", lambda a, b: a + b, 1, 2) == 3
     with pytest.raises(KeyError):
         in_time(5, "failing", {}.__getitem__, 1)
+
+
+class FakeWorker:
+    """As much of a worker as taking a task needs, around Dask's own state machine."""
+
+    def __init__(self) -> None:
+        self.state = WorkerState(address="tcp://here:1", validate=True)
+
+    def compute(self, **msg: Any) -> None:
+        self.state.handle_stimulus(ComputeTaskEvent(**msg))
+
+
+def test_a_worker_does_not_wait_for_the_inputs_of_what_it_loads() -> None:
+    worker: Any = FakeWorker()
+    plugin = Keep(Settings.read(), "cluster")
+    plugin.worker, plugin._compute = worker, worker.compute
+    there = ["tcp://there:1"]
+    for event in (
+        ComputeTaskEvent.dummy("key", who_has={"input": there}, stimulus_id="given"),
+        ComputeTaskEvent.dummy("after", who_has={"key": there}, stimulus_id="names the key"),
+        FreeKeysEvent(keys=["key"], stimulus_id="taken back"),
+    ):
+        worker.state.handle_stimulus(event)
+    task = worker.state.tasks["key"]
+    assert (task.state, [needed.key for needed in task.dependencies]) == ("released", ["input"])  # it remembers
+    again = ComputeTaskEvent.dummy("key", stimulus_id="to be loaded")
+    fields = {name: getattr(again, name) for name in inspect.signature(ComputeTaskEvent).parameters}
+    fields["run_spec"] = loading.loading_task(results.Kept("key", "", 1, 0.5, 9, "snapshot", 0), "/store", 1.0)
+    plugin._compute_task(**fields)
+    assert task.state == "executing"
