@@ -195,11 +195,12 @@ def _build(plan: ProcessPlan, process: pb.Process, image: pb.Tree, here: Here, h
     member = plan.member
     if not member.starts_group:
         build += _join(member)
-    build += address_space.steps(process, image, held.sources, here.vdso, window)
+    written = address_space.with_pages(process.memory)
+    build += address_space.steps(process, image, held.sources, here.vdso, window, written)
     build += map(threads.birth, process.threads[1:])
     plan.fill += address_space.fill(process.memory.pages, held.sources)
     plan.fill_size = sum(process.memory.pages.counts) * PAGE
-    plan.furnish += address_space.last_steps(process.memory, held.sources)
+    plan.furnish += address_space.last_steps(process.memory, held.sources, written)
     plan.furnish += tree.steps(process, held.directories[process.cwd])
     plan.furnish += descriptors.placement(process, image, held.opened)
     plan.furnish += descriptors.closing(process)

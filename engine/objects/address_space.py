@@ -67,20 +67,22 @@ def check(name: str, space: pb.AddressSpace) -> None:
         raise ImageDamaged(f"{name}: its page table's columns differ in length")
 
 
-def steps(process: pb.Process, image: pb.Tree, sources: Sources, here: vdso.Vdso, window: range) -> Iterator[Call]:
+def steps(
+    process: pb.Process, image: pb.Tree, sources: Sources, here: vdso.Vdso, window: range, written: Sequence[bool]
+) -> Iterator[Call]:
     """Give a blank process the image's mappings, empty and writable where pages go into them."""
     space = process.memory
     yield from clear(window)
     yield from vdso.steps(process, here)
     yield from sysv.attach(space, image)
-    for vma, has_pages in zip(space.vmas, _written(space), strict=True):
+    for vma, has_pages in zip(space.vmas, written, strict=True):
         if not sysv.is_attached(vma, image):
             yield _map(vma, image, sources, writable=has_pages)
 
 
-def last_steps(space: pb.AddressSpace, sources: Sources) -> Iterator[Call]:
+def last_steps(space: pb.AddressSpace, sources: Sources, written: Sequence[bool]) -> Iterator[Call]:
     """What comes when all pages are there: protections, advice, guards, locks, layout."""
-    for vma, has_pages in zip(space.vmas, _written(space), strict=True):
+    for vma, has_pages in zip(space.vmas, written, strict=True):
         yield from _finish(vma, has_pages)
     for start, count in _runs(space.guards):
         words = f"guarding {start * PAGE:#x}-{(start + count) * PAGE:#x}"
@@ -104,7 +106,7 @@ def clear(window: range) -> Iterator[Call]:
     yield Call(NR.munmap, (window.stop, TASK_SIZE - window.stop), 0, "unmapping the blank process's own memory")
 
 
-def _written(space: pb.AddressSpace) -> list[bool]:
+def with_pages(space: pb.AddressSpace) -> list[bool]:
     """For each mapping, whether pages of the image go into it."""
     starts = [vma.start // PAGE for vma in space.vmas]
     ends = [vma.end // PAGE for vma in space.vmas]
