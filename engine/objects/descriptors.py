@@ -45,10 +45,11 @@ from torpor.objects.description import (
 from torpor.objects.devices import CharDevice
 from torpor.objects.epoll import Epoll
 from torpor.objects.eventfd import Eventfd
+from torpor.objects.fifos import Fifo
 from torpor.objects.files import Directory, RegularFile
 from torpor.objects.inotify import Inotify
 from torpor.objects.memory_files import MemoryDescriptor, MemoryFile, memory_files
-from torpor.objects.outside import Fifo, Terminal
+from torpor.objects.outside import Terminal
 from torpor.objects.own import is_own
 from torpor.objects.pidfd import Pidfd
 from torpor.objects.pipes import Pipe

@@ -93,25 +93,3 @@ class Terminal(Kind[bool]):
     def make(self, description: Description, opening: Opening) -> int:
         """A copy of what the restorer gave."""
         return os.dup(opening.stdio[description.outside.stdio])
-
-
-class Fifo(Terminal):
-    """A named pipe. Whoever opens the name next is outside."""
-
-    field = ""
-
-    def matches(self, seen: Seen) -> bool:
-        """A pipe with a path."""
-        return stat.S_ISFIFO(seen.stat.st_mode) and seen.link.startswith("/")
-
-    def grab(self, held: Held[bool], pidfd: int, *, content: bool) -> bool:
-        """Nothing: it is only kept in stdio."""
-        return True
-
-    def outside(self, held: Held[bool], tree: GrabbedDescriptors) -> str:
-        """Always."""
-        return f"named pipe {held.link}"
-
-    def stands_for(self, held: Held[bool], tree: GrabbedDescriptors) -> list[int]:
-        """Only itself."""
-        return held.stdio

@@ -50,6 +50,8 @@ class PipeState:
     """Bytes in the pipe."""
     pieces: list[bytes] = field(default_factory=list)
     """The content, as it came read by read: with O_DIRECT, packet by packet. Of a read end only."""
+    unwritten: bool = False
+    """A named pipe's reader that has never had a writer."""
     ends: list[Held[PipeState]] = field(default_factory=list)
     """All that the tree has of this pipe, itself included."""
 
@@ -100,6 +102,10 @@ class Pipe(Kind[PipeState]):
 
     def describe(self, held: Held[PipeState], out: Description, tree: GrabbedDescriptors, image: Describing) -> None:
         """The end, and with the first end the pipe."""
+        out.pipe.pipe = self.index(held, image)
+
+    def index(self, held: Held[PipeState], image: Describing) -> int:
+        """The index of the pipe in the image; with its first end it is put there."""
         if held.link not in image.pipes:
             image.pipes[held.link] = len(image.tree.pipes)
             pipe = image.tree.pipes.add(capacity=held.state.capacity)
@@ -107,7 +113,7 @@ class Pipe(Kind[PipeState]):
             pipe.content = b"".join(pieces)
             if any(end.flags & os.O_DIRECT for end in held.state.ends):
                 pipe.packets.extend(map(len, pieces))
-        out.pipe.pipe = image.pipes[held.link]
+        return image.pipes[held.link]
 
     def check(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
         """The pipes exist in the image and may be as large here."""
@@ -139,7 +145,7 @@ def _make(opening: Opening, number: int, modes: dict[int, int]) -> None:
     reader, writer = os.pipe2(os.O_CLOEXEC)
     unused = {os.O_RDONLY: reader, os.O_WRONLY: writer}
     try:
-        _fill(opening.image.pipes[number], writer)
+        fill(opening.image.pipes[number], writer)
         for index, mode in modes.items():
             if mode in unused:
                 end = os.dup(unused.pop(mode))
@@ -167,7 +173,12 @@ def _tee(reader: int, capacity: int) -> list[bytes]:
         os.close(fill)
 
 
-def _fill(pipe: PipeBuffer, writer: int) -> None:
+def fill(pipe: PipeBuffer, writer: int) -> None:
+    """Give a pipe its size and its content, packet by packet where it had such.
+
+    Raises:
+        RestoreFailed: it does not take the content.
+    """
     if fcntl.fcntl(writer, F_GETPIPE_SZ) != pipe.capacity:
         fcntl.fcntl(writer, F_SETPIPE_SZ, pipe.capacity)
     os.set_blocking(writer, False)

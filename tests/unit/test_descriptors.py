@@ -334,8 +334,8 @@ REFUSED = {
     ),
     "own proc": ("f = os.open('/proc/self/stat', 0)", "it shows a process as it is now"),
     "fifo": (
-        "os.mkfifo('p'); f = os.open('p', os.O_RDWR)",
-        "outside of the tree (named pipe",
+        "os.mkfifo('p'); f = os.open('p', os.O_RDWR); os.unlink('p')",
+        "it cannot be opened again by its name",
     ),
     "pipe outside": ("f = os.dup(1); os.close(1); sys.stdout = open(f, 'w')", "its other end is outside"),
     "async": (

@@ -79,6 +79,41 @@ wait()
         assert fcntl.fcntl(woken(fds["q"]), fcntl.F_GETFL) & os.O_DIRECT
 
 
+def test_named_pipes_keep_content_and_are_opened_by_name(acting: Acting) -> None:
+    def body(tmp: Path) -> None:
+        with holder(
+            """
+os.mkfifo("fifo")
+r = os.open("fifo", os.O_RDONLY | os.O_NONBLOCK); w = os.open("fifo", os.O_WRONLY); os.write(w, b"content")
+os.mkfifo("alone"); a = os.open("alone", os.O_RDONLY | os.O_NONBLOCK)
+ready(r=r, w=w, a=a)
+wait()
+""",
+            cwd=tmp,
+        ) as tree:
+            fds = tree.ready()
+            assert tree.survey() == []
+            image = tree.dump()
+            assert "is in use" in str(descriptors.check(image))
+        with opened(image) as woken:
+            assert os.read(woken(fds["r"]), 100) == b"content"
+            with pytest.raises(BlockingIOError):
+                os.read(woken(fds["r"]), 1)
+            os.write(woken(fds["w"]), b"more")
+            assert os.read(woken(fds["r"]), 100) == b"more"
+            assert os.get_blocking(woken(fds["w"]))
+            with open(tmp / "alone", "wb") as other:
+                other.write(b"knock")
+                other.flush()
+                assert os.read(woken(fds["a"]), 100) == b"knock"
+        (tmp / "fifo").unlink()
+        assert "make it again" in str(descriptors.check(image))
+        (tmp / "fifo").write_text("")
+        assert "is no named pipe any more" in str(descriptors.check(image))
+
+    acting(body)
+
+
 def test_an_end_that_nobody_holds_stays_closed() -> None:
     with holder(
         """

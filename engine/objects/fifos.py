@@ -1,0 +1,137 @@
+"""Named pipes (fifo(7)): as pipes, and opened again by name.
+
+Kept: what pipes keep, when both ends are in the tree or the other end is open nowhere. As standard input, output or
+error, one whose other end is outside is the restorer's. Whoever has it open when it is restored keeps the tree out, if
+anything lies in it.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator, Sequence
+
+from torpor.errors import Reason, RestoreFailed
+from torpor.image.image_pb2 import Description, Tree
+from torpor.objects import sockets
+from torpor.objects.description import (
+    Describing,
+    GrabbedDescriptors,
+    Held,
+    Opening,
+    Problem,
+    Seen,
+    borrowed,
+    naming,
+    reopened,
+    why_not_by_name,
+    words,
+)
+from torpor.objects.pipes import Pipe, PipeState, fill
+from torpor.remote.sys import try_syscall
+from torpor.remote.x86_64 import NR
+
+SPLICE_F_NONBLOCK = 2
+"""Of splice(2) and tee(2)."""
+
+
+class Fifo(Pipe):
+    """An end of a named pipe."""
+
+    field = "fifo"
+
+    def matches(self, seen: Seen) -> bool:
+        """A pipe with a path."""
+        return stat.S_ISFIFO(seen.stat.st_mode) and seen.link.startswith("/")
+
+    def grab(self, held: Held[PipeState], pidfd: int, *, content: bool) -> PipeState:
+        """As of a pipe; but poll() tells of no writers only when there was one (fs/pipe.c, pipe_poll)."""
+        state = super().grab(held, pidfd, content=content)
+        if held.flags & os.O_ACCMODE == os.O_RDONLY and state.other_end_open:
+            with borrowed(pidfd, held.holders[0].fd) as copy:
+                state.unwritten = not _has_writer(copy)
+                state.other_end_open = not state.unwritten
+        return state
+
+    def outside(self, held: Held[PipeState], tree: GrabbedDescriptors) -> str:
+        """As of a pipe."""
+        return f"named pipe {held.link}" if super().outside(held, tree) else ""
+
+    def judge(self, held: Held[PipeState], tree: GrabbedDescriptors) -> Iterator[Problem]:
+        """Its name must lead to it, unless the restorer's takes its place."""
+        yield from super().judge(held, tree)
+        if not self.outside(held, tree) and (why := why_not_by_name(held)):
+            yield Problem(f"it cannot be opened again by its name: {why}", "give it a name and rights that last")
+
+    def describe(self, held: Held[PipeState], out: Description, tree: GrabbedDescriptors, image: Describing) -> None:
+        """The end, and with the first end the pipe."""
+        out.fifo.pipe = self.index(held, image)
+        out.fifo.path = os.fsencode(held.link)
+        out.fifo.unwritten = held.state.unwritten
+
+    def check(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
+        """They are there, and nothing lies in them."""
+        for description in mine.values():
+            if description.fifo.pipe >= len(image.pipes):
+                yield Reason("the image", f"it names pipe {description.fifo.pipe}, which is not in it")
+                continue
+            try:
+                os.close(_open(description))
+            except OSError as error:
+                yield Reason(words(description), f"it cannot be opened: {error.strerror}", "make it again (mkfifo)")
+            except RestoreFailed as error:
+                yield Reason(words(description), error.message)
+
+    def open(self, mine: dict[int, Description], opening: Opening) -> None:
+        """Open each once with both ends, so that nothing waits for another; fill it, and keep what the tree had."""
+        by_pipe: dict[int, list[int]] = {}
+        for index, description in mine.items():
+            by_pipe.setdefault(description.fifo.pipe, []).append(index)
+        for number, indexes in by_pipe.items():
+            with naming(mine[indexes[0]]):
+                both = _open(mine[indexes[0]])
+                try:
+                    fill(opening.image.pipes[number], both)
+                    for index in indexes:
+                        opening.place(index, _end(both, mine[index].flags & os.O_ACCMODE))
+                finally:
+                    os.close(both)
+                for index in indexes:
+                    if mine[index].fifo.unwritten:  # one that was opened when no writer was there
+                        reader = opening.slots.pop(index)
+                        try:
+                            opening.place(index, _end(reader, os.O_RDONLY))
+                        finally:
+                            os.close(reader)
+
+
+def _end(fd: int, mode: int) -> int:
+    return os.open(f"/proc/self/fd/{fd}", mode | os.O_NONBLOCK | os.O_CLOEXEC)
+
+
+def _has_writer(reader: int) -> bool:
+    """Whether anyone could write, or has written what is still there: else it is at its end."""
+    ours, other = os.pipe2(os.O_CLOEXEC)
+    try:
+        return try_syscall(NR.tee, reader, other, 1, SPLICE_F_NONBLOCK) != 0
+    finally:
+        os.close(ours)
+        os.close(other)
+
+
+def _open(description: Description) -> int:
+    """Both ends at once.
+
+    Raises:
+        OSError: it is not there, or this user may not.
+        RestoreFailed: it is no named pipe, or in use.
+    """
+    fd = os.open(description.fifo.path, os.O_PATH | os.O_CLOEXEC)
+    if not stat.S_ISFIFO(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise RestoreFailed(f"{words(description)} is no named pipe any more")
+    both = reopened(fd, os.O_RDWR | os.O_NONBLOCK)
+    if sockets.queued(both):
+        os.close(both)
+        raise RestoreFailed(f"{words(description)} is in use: another program has it open, and something lies in it")
+    return both
