@@ -17,6 +17,8 @@ from torpor.scheduler_hooks.slurm.allocation import Allocation
 
 AGAIN = 60.0
 """Seconds before a sentinel that ended without a reason is started again."""
+LAST_WORDS = 0.5
+"""Seconds in which srun may end its step."""
 _NEEDED = ("PATH", "HOME", "LANG", "SLURM_CONF")
 """What srun needs of the environment; the job's other SLURM_* would be taken for options."""
 
@@ -35,8 +37,12 @@ class Sentinel:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if self._srun is not None:
-            self._srun.kill()  # the step itself ends with the job, which is about to
-            self._srun.wait()
+            self._srun.terminate()  # srun ends its step; what it does not end goes with the job, which is about to
+            try:
+                self._srun.wait(LAST_WORDS)
+            except subprocess.TimeoutExpired:
+                self._srun.kill()
+                self._srun.wait()
 
     def ended(self) -> bool:
         """Whether the step has ended since the last question: Slurm told it to go, or something befell it."""
