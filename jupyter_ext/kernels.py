@@ -45,6 +45,8 @@ class Keeper(Roll):
         """As Roll. One thread for all kernels: two checkpoints at once would only compete for the disk."""
         super().__init__(*arguments)
         self._engine = ThreadPoolExecutor(1, "torpor-engine")
+        self._unwritten: dict[str, CheckpointRecord] = {}
+        """Of checkpoints that are in the store, but there was no room to write down what is known of them."""
 
     # ------------------------------------------------------------------------------------------ what there is
 
@@ -81,7 +83,7 @@ class Keeper(Roll):
 
     async def checkpoint_of(self, kernel_id: str, id: str) -> tuple[SnapshotInfo, CheckpointRecord]:
         """One checkpoint of a kernel. Raises NotFound, StoreError."""
-        record = self.records.read(CheckpointRecord, id)
+        record = self._unwritten.get(id) or self.records.read(CheckpointRecord, id)
         info = await self._run(self.store.resolve, id)
         if info.id != id or info.tags.get(TAG) != kernel_id or record.kernel_id != kernel_id:
             raise NotFound(f"kernel {kernel_id} has no checkpoint {id}")
@@ -89,7 +91,7 @@ class Keeper(Roll):
 
     def _checkpoint(self, info: SnapshotInfo) -> dict[str, Any]:
         try:
-            record = self.records.read(CheckpointRecord, info.id)
+            record = self._unwritten.get(info.id) or self.records.read(CheckpointRecord, info.id)
         except TorporError as error:
             record = CheckpointRecord(info.id, info.tags[TAG], "", {}, "", name=info.tags.get("name", ""))
             damage = info.damage or str(error)
@@ -149,8 +151,8 @@ class Keeper(Roll):
         if not state.parked:
             raise Unsuitable(f"kernel {kernel_id} is not parked")
         async with self._operation(kernel_id, "waking") as operation:
-            with self.records.claimed(kernel_id) as claimed:
-                info, record = await self.checkpoint_of(kernel_id, claimed.snapshot)
+            with self._claimed(kernel_id) as snapshot:
+                info, record = await self.checkpoint_of(kernel_id, snapshot)
                 await self._wake(kernel_id, operation, info, record, again=False)
         self._told(kernel_id, "woken")
         return self.describe(kernel_id)
@@ -186,7 +188,7 @@ class Keeper(Roll):
                 try:
                     await self._wake(kernel_id, operation, info, record, again=True)
                 except TorporError:
-                    kept = self.records.read(CheckpointRecord, before.id)
+                    _, kept = await self.checkpoint_of(kernel_id, before.id)
                     await self._wake(kernel_id, operation, before, kept, again=False)
                     raise
             self.gate(kernel_id).execution_count = record.execution_count
@@ -199,6 +201,7 @@ class Keeper(Roll):
         for what, value in changes.items():
             setattr(record, what, value)
         self.records.write(record)
+        self._unwritten.pop(id, None)
         self._told(kernel_id, "changed")
         return self._checkpoint(info)
 
@@ -261,7 +264,11 @@ class Keeper(Roll):
             kernel_info=kernel_info_of(manager),
         )
         state.head = info.id
-        self.records.write(record)
+        try:
+            self.records.write(record)
+        except TorporError as error:  # the kernel is safe, and may have ended: that is no reason to fail
+            self._unwritten[info.id] = record
+            self.log.error("Checkpoint %s has no name until there is room: %s", info.id, error)
         return info
 
     async def _park(self, kernel_id: str, operation: Operation, *, name: str, automatic: bool) -> SnapshotInfo:
@@ -283,7 +290,7 @@ class Keeper(Roll):
         manager.execution_state = "busy"  # jupyter_server sends no "nudge" to a busy kernel, and waits for it
         state.gate.kernel_info = kernel_info_of(manager)
         state.parked, state.parked_ns = info.id, time.time_ns()
-        self.records.write(self._record(provisioner))
+        self.remember(provisioner)
         return info
 
     async def _wake(
@@ -419,6 +426,8 @@ class Keeper(Roll):
         """The server stops: park what lives; what cannot be parked is left to Jupyter, which ends it."""
         for kernel_id in self.manager.list_kernel_ids():
             state = self.state(kernel_id)
+            while state.operation:
+                await asyncio.sleep(0.02)
             if not state.parked:
                 try:
                     await self.park(kernel_id, name="at server stop", automatic=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from logging import Logger
 from pathlib import Path
 from typing import Any
@@ -166,6 +166,20 @@ class Roll:
             parked_ns=time.time_ns(),
         )
 
+    @contextmanager
+    def _claimed(self, kernel_id: str) -> Iterator[str]:
+        """Hold a parked kernel against other servers; its snapshot. Raises NotFound: another one was quicker."""
+        try:
+            record = self.records.read(KernelRecord, kernel_id)
+            unwritten = record.server == self._server and not record.parked
+        except NotFound:
+            unwritten = True
+        if unwritten:  # there was no room to write down that it is parked: no other server can know
+            yield self.state(kernel_id).parked
+            return
+        with self.records.claimed(kernel_id) as claimed:
+            yield claimed.snapshot
+
     def _let_go(self, kernel_id: str) -> None:
         """Forget a kernel without shutting it down: it is parked, or another server's now."""
         kernel = self._manager(kernel_id)
@@ -185,7 +199,9 @@ class Roll:
                 record = self.records.read(KernelRecord, kernel_id)
             except TorporError:
                 continue
-            if state.parked and not record.parked:
+            if state.parked and not record.parked and record.server == self._server:
+                self.remember(provisioner)  # there was no room when it was parked
+            elif state.parked and not record.parked:
                 self.log.info("Kernel %s was woken by another server", kernel_id)
                 self._let_go(kernel_id)
             elif record.sessions != (found := self._sessions(kernel_id)) and (found or not state.parked):

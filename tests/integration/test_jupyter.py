@@ -167,3 +167,22 @@ def test_no_line_of_output_is_lost(server: Server) -> None:
             server.torpor(kernel, "/park")
             server.torpor(kernel, "/resume")
         assert notebook.finish(cell).split() == [str(n) for n in range(lines)]
+
+
+def test_no_room_for_records_costs_no_kernel(server: Server) -> None:
+    _, kernel = server.new_session("work.ipynb")
+    with Notebook(server, kernel) as notebook:
+        notebook.run("x = 5")
+        server.torpor(kernel, "/checkpoints")
+        folders = [server.store / "jupyter" / name for name in ("kernels", "checkpoints")]
+        for folder in folders:
+            folder.chmod(0o500)
+        try:
+            parked = server.torpor(kernel, "/park")
+            assert parked["state"] == "parked"
+            woken = server.torpor(kernel, "/resume")
+            assert (woken["state"], woken["head"]) == ("living", parked["snapshot"])
+            assert notebook.run("print(x)") == "5\n"
+        finally:
+            for folder in folders:
+                folder.chmod(0o700)
