@@ -16,10 +16,10 @@ from distributed import Client, LocalCluster, Scheduler, SchedulerPlugin, Worker
 from distributed.shuffle._core import barrier_key
 from distributed.worker_state_machine import ExecuteSuccessEvent
 
-from tests.integration.dask_cluster import local_cluster
+from tests.integration.dask_cluster import local_cluster, until
 from torpor.scheduler_hooks.dask.shuffle import BARRIER
 
-RELEASES = ("2026.8.0",)
+RELEASES = ("2026.8.0", "2026.1.2")
 
 pytestmark = pytest.mark.skipif(
     distributed.__version__ not in RELEASES, reason=f"tried with distributed {', '.join(RELEASES)}"
@@ -59,6 +59,11 @@ def seen(dask_scheduler: Scheduler) -> list[Any]:
     return list(taken)
 
 
+def state_of(key: str, dask_scheduler: Scheduler) -> str | None:
+    task = dask_scheduler.tasks.get(key)
+    return task.state if task else None
+
+
 def nap(seconds: float) -> float:
     time.sleep(seconds)
     return seconds
@@ -72,8 +77,7 @@ def test_the_event_of_a_lost_worker_comes_before_the_transitions_and_the_hook_af
         (data,) = client.scatter([b"scattered"], hash=False)
         assert done.result(30) == 0.0
         running = client.submit(nap, 30.0, key="running")
-        while client.run_on_scheduler(lambda dask_scheduler: dask_scheduler.tasks["running"].state) != "processing":
-            pass
+        until("running", lambda: client.run_on_scheduler(state_of, key="running") == "processing")
         client.run_on_scheduler(seen)
         (nanny,) = cluster.workers.values()
         nanny.process.process.kill()
