@@ -97,10 +97,11 @@ class TakenProcess:
         leave_critical_sections(self.process, {tid: rseq[0] for tid, rseq in self._rseqs.items()})
         self.injection.open(_TABLE_ROOM)
         self._lock_future = memory.future_lock(self.pid, self.texts.status, self.injection.window[0])
-        batches = {tid: Batch() for tid in self.process.threads}
+        common = Batch()
+        questions = threads.ask(common)
+        self._questions = dict.fromkeys(self.process.threads, questions)
+        batches = {tid: common.copy() for tid in self.process.threads}
         host = batches[self.injection.host.tid]
-        for tid, batch in batches.items():
-            self._questions[tid] = threads.ask(batch)
         self._host = _HostQuestions(
             tree=tree.ask(host),
             signals=signals.ask(host, self._ignored | self._caught),

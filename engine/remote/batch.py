@@ -112,6 +112,10 @@ class Batch:
         self._entries.append((nr, flags, on_error or 0, on_zero or 0, args))
         return len(self._entries) - 1
 
+    def copy(self) -> Batch:
+        """Another table with the same calls, before either was encoded."""
+        return Batch(list(self._entries), first=self.first)
+
     def encode(self, address: int) -> bytearray:
         """The table and its data, to be put at `address` (16-byte aligned)."""
         data = bytearray()
