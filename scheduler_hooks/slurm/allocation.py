@@ -28,15 +28,15 @@ class Allocation:
 
     @classmethod
     def here(cls, environment: Mapping[str, str] | None = None) -> Allocation | None:
-        """The allocation that this process is in; None outside of Slurm.
+        """The batch job that this process is in; None outside of one, as in salloc or an interactive srun.
 
         Raises:
             Refused: it has what cannot be kept: several nodes, several tasks in a step, GPUs.
         """
         found = os.environ if environment is None else environment
         job = found.get("SLURM_JOB_ID", "")
-        if not job.isdecimal() or "SLURMD_NODENAME" not in found:
-            return None
+        if not job.isdecimal() or "SLURMD_NODENAME" not in found or found.get("ENVIRONMENT") != "BATCH":
+            return None  # slurmd sets ENVIRONMENT for batch scripts; nothing else can be requeued
         if reasons := _refusals(found):
             raise Refused(f"job {job} cannot be kept", reasons)
         return cls(

@@ -210,7 +210,6 @@ def test_a_store_that_is_full_for_a_while(ordinary_account: User) -> None:
             work.wait_steps(work.steps + 5)  # it runs on meanwhile
             filler.unlink()
             slurm.wait_state(work.number, "PENDING")
-            slurm.ask("scontrol", "update", f"JobId={work.number}", "StartTime=now")
             slurm.release(other)
             assert work.wait_code() == f"{CODE}:0", work.told()
             assert [name for name in work.differences(2 * STEPS) if name != "out"] == []

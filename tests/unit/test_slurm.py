@@ -81,12 +81,13 @@ def test_a_command_that_is_not_there_or_fails_says_so() -> None:
 
 
 def environment(**more: str) -> dict[str, str]:
-    return {"SLURM_JOB_ID": "12", "SLURM_CLUSTER_NAME": "c", "SLURMD_NODENAME": "n1", **more}
+    return {"SLURM_JOB_ID": "12", "SLURM_CLUSTER_NAME": "c", "SLURMD_NODENAME": "n1", "ENVIRONMENT": "BATCH", **more}
 
 
 def test_outside_of_a_job_there_is_no_allocation() -> None:
     assert Allocation.here({}) is None
     assert Allocation.here({"SLURM_JOB_ID": "12"}) is None, "salloc's shell on a login host"
+    assert Allocation.here(environment(ENVIRONMENT="")) is None, "srun --pty bash"
 
 
 def test_an_allocation_and_its_run() -> None:
