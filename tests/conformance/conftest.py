@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import pwd
 from collections.abc import Iterator
@@ -27,6 +28,10 @@ def stage(user: Actor) -> Iterator[Stage]:
     stage.close()
 
 
+ENOUGH = 4
+"""Huge pages, of 2 MiB each."""
+
+
 @pytest.fixture(scope="session", autouse=True)
 def huge_pages() -> Iterator[None]:
     """A few pages of hugetlbfs, where the tests may set them aside."""
@@ -35,9 +40,27 @@ def huge_pages() -> Iterator[None]:
         yield
         return
     before = int(pool.read_text())
-    pool.write_text(str(before + 4))
+    if before >= ENOUGH:
+        yield
+        return
+    pool.write_text(str(ENOUGH))
     yield
     pool.write_text(str(before))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def segments() -> Iterator[None]:
+    """The System V segments that killed programs (c/system_v.c) leave in the host are removed in the end."""
+    yield
+    table = Path("/proc/sysvipc/shm")
+    for line in table.read_text().splitlines()[1:] if table.exists() else ():
+        key, number, *_, attached = line.split()[:7]
+        if int(key) >> 24 == SEGMENT_KEYS and not int(attached):
+            ctypes.CDLL(None).shmctl(int(number), 0, None)
+
+
+SEGMENT_KEYS = 0x54
+"""The first byte of their keys."""
 
 
 @pytest.fixture
