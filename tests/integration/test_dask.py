@@ -179,7 +179,7 @@ def test_a_key_used_for_something_else_is_not_taken_from_the_store(tmp_path: Pat
         wait(future, PATIENCE)
         dask.until_kept("name")
         future.release()
-        until("forgetting", lambda: not dask.client.run_on_scheduler(lambda dask_scheduler: dask_scheduler.tasks))
+        until("forgetting", lambda: not dask.client.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.tasks)))
         with dask_annotate("never"):
             future = dask.client.submit(leaf, 2, str(dask.log), key="name")
         wait(future, PATIENCE)
