@@ -88,12 +88,12 @@ class Kernel:
         return json.loads(eval(told))  # the repr of a str of JSON, from our own kernel
 
     def answers(self) -> None:
-        """Wait until it answers a request on the shell channel: a reconnected socket may have lost one."""
+        """Wait until it answers on the shell and the iopub channel: reconnecting takes them a moment each."""
 
         def reply() -> bool:
             self.client.kernel_info()
             with suppress(Empty):
-                return bool(self.client.get_shell_msg(timeout=0.5)["content"])
+                return bool(self.client.get_shell_msg(timeout=0.5) and self.client.get_iopub_msg(timeout=0.5))
             return False
 
         wait_until(reply, "the kernel to answer", 20)

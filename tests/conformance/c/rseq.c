@@ -44,9 +44,9 @@ static void *sequence(void *unused)
 			 ".quad 1f, 2f - 1f, 4f\n\t"
 			 ".popsection\n\t"
 			 "5:\n\t"
+			 "movl $1, inside(%%rip)\n\t"
 			 "leaq 3b(%%rip), %%rax\n\t"
-			 "movq %%rax, %[pointer]\n\t"
-			 "movl $1, inside(%%rip)\n"
+			 "movq %%rax, %[pointer]\n" /* whoever is interrupted before it is in has no section */
 			 "1:\n\t"
 			 "cmpl $0, stop(%%rip)\n\t"
 			 "je 1b\n"
