@@ -32,6 +32,7 @@ from tests.integration.dask_cluster import (
     until,
     with_a_future,
 )
+from tests.users import BIN
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -311,6 +312,11 @@ def test_the_command_line_sees_what_is_kept(tmp_path: Path) -> None:
         assert (info.kind, info.damage) == ("dask", "")
         assert "of array" in info.summary
         assert info.tags["worker"].startswith("tcp://")
+        for command in (["ls"], ["verify", "--all"]):
+            line = [BIN / "torpor", *command, "--store", dask.store.path]
+            told = subprocess.run(line, check=False, capture_output=True, text=True)
+            assert told.returncode == 0, told.stdout + told.stderr
+            assert command != ["ls"] or "of array" in told.stdout
         report = dask.store.prune(0, kind="dask")
         assert report.snapshots
         assert dask.store.ids() == []
