@@ -7,6 +7,7 @@ something is done to it, requests wait at its Gate. The engine works in a thread
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
@@ -14,12 +15,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 from jupyter_server.services.kernels.connection.channels import ZMQChannelsWebsocketConnection
 
 import torpor
-from torpor.errors import NotFound, RestoreFailed, TorporError
+from torpor.errors import NotFound, Refused, RestoreFailed, TorporError
 from torpor.jupyter_ext.process import KernelProcess, tree_root
 from torpor.jupyter_ext.provisioner import TorporProvisioner
 from torpor.jupyter_ext.records import CheckpointRecord, KernelRecord
@@ -30,6 +32,11 @@ from torpor.remote.freeze import LastToStop
 from torpor.store import SnapshotInfo
 
 T = TypeVar("T")
+JOURNAL = "-journal"
+"""In the name of SQLite's rollback journals."""
+JOURNAL_SECONDS = 1.0
+"""How long a transaction is waited for; a longer one is a program's own, and is saved as it is."""
+JOURNAL_TRIES = 4
 REPLY_SECONDS = 5.0
 """How long a kernel that was idle may take for its first answer."""
 TAG = "jupyter-kernel"
@@ -245,7 +252,7 @@ class Keeper(Roll):
             progress=operation.progress,
             last=last,
         )
-        info = await self._run(save)
+        info: SnapshotInfo = await self._run(_between_transactions, process.pid, save)
         record = CheckpointRecord(
             info.id,
             kernel_id,
@@ -445,6 +452,32 @@ class Keeper(Roll):
     def close(self) -> None:
         """Give up the engine's thread."""
         self._engine.shutdown()
+
+
+def _between_transactions(pid: int, save: Callable[[], SnapshotInfo]) -> SnapshotInfo:
+    """Save a process while SQLite has no journal open in it, as IPython's database of cells has for milliseconds.
+
+    A journal that is there at one moment and gone at the next is refused by the engine; and another kernel would
+    roll back the transaction of one that was ended in its middle (https://www.sqlite.org/lockingv3.html).
+    """
+    for _ in range(JOURNAL_TRIES):
+        deadline = time.monotonic() + JOURNAL_SECONDS
+        while _has_journal(pid) and time.monotonic() < deadline:
+            time.sleep(0.002)
+        try:
+            return save()
+        except Refused as error:
+            if not all(JOURNAL in reason.subject for reason in error.reasons):
+                raise
+    return save()
+
+
+def _has_journal(pid: int) -> bool:
+    for fd in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):
+            if JOURNAL in os.readlink(fd):
+                return True
+    return False
 
 
 def _printable(text: str) -> str:
