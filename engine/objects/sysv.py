@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import os
 import struct
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -62,19 +63,35 @@ def refuse(pids: Sequence[int]) -> list[Reason]:
     """What of a tree cannot be kept that lives in the same IPC namespace as we; `pids` are its living processes."""
     if not pids or _is_apart(pids[0]):
         return []
-    members = set(pids)
+    members = {pid: _started(pid) for pid in pids}
+
+    def ours(pid: int, moment: int) -> bool:
+        """Whether a process of the tree did it: PIDs are used again, and only what it did in its time is its own."""
+        return pid in members and members[pid] <= moment + 1
+
     reasons: list[Reason] = []
     for row in _rows("shm"):
-        if row["nattch"] == 0 and row["cpid"] in members:
+        if row["nattch"] == 0 and ours(row["cpid"], row["ctime"]):
             reasons.append(_reason(row["cpid"], f"it has made the System V segment {row['shmid']} and not attached it"))
     for row in _rows("msg"):
-        if found := members.intersection((row["lspid"], row["lrpid"])):
-            reasons.append(_reason(found.pop(), f"it uses the System V message queue {row['msqid']}, not kept yet"))
+        uses = ((row["lspid"], row["stime"]), (row["lrpid"], row["rtime"]))
+        if found := [pid for pid, moment in uses if ours(pid, moment)]:
+            reasons.append(_reason(found[0], f"it uses the System V message queue {row['msqid']}, not kept yet"))
     for row in _rows("sem"):
         users = {try_syscall(NR.semctl, row["semid"], number, GETPID) for number in range(row["nsems"])}
-        if found := members & users:
-            reasons.append(_reason(found.pop(), f"it uses the System V semaphores {row['semid']}, not kept yet"))
+        if used := [pid for pid in users if ours(pid, row["otime"] or row["ctime"])]:
+            reasons.append(_reason(used[0], f"it uses the System V semaphores {row['semid']}, not kept yet"))
     return reasons
+
+
+def _started(pid: int) -> float:
+    """When a process began, in seconds as the System V objects tell them (CLOCK_REALTIME)."""
+    try:
+        ticks = procfs.stat(pid).start_time
+    except (FileNotFoundError, ProcessLookupError):
+        return float("inf")
+    since_boot = ticks / os.sysconf("SC_CLK_TCK")
+    return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + since_boot
 
 
 def _reason(pid: int, why: str) -> Reason:

@@ -12,6 +12,7 @@ import time
 from array import array
 from collections.abc import Iterable
 
+from torpor import procfs
 from torpor.remote.sys import address_of, syscall, try_syscall
 from torpor.remote.x86_64 import NR, REGISTER_COUNT
 
@@ -63,6 +64,10 @@ SYSCALL_STOP = signal.SIGTRAP | 0x80
 
 WALL = 0x40000000
 _MAX_XSAVE = 1 << 16
+_SPINS = 200
+"""Looks before a wait begins to sleep: a stop normally takes tens of microseconds."""
+_SHORT = 50e-6
+_LOOK_EVERY = 100
 
 _status = array("i", [0])
 _status_address = _status.buffer_info()[0]
@@ -109,11 +114,7 @@ def detach(tasks: Iterable[tuple[int, int]]) -> None:
         elif result < 0:
             raise OSError(-result, os.strerror(-result))
     for tid in reversed(gone):
-        try:
-            while os.WIFSTOPPED(wait_surely(tid)):
-                pass  # an earlier stop that was not yet told
-        except ChildProcessError:
-            continue  # it was not ours any more
+        wait_end(tid)
 
 
 def event_message(tid: int) -> int:
@@ -251,14 +252,42 @@ def wait_surely(tid: int) -> int:
     """Wait for the next wait status of a thread that is about to stop or to end: one that runs calls of ours.
 
     Raises:
-        ChildProcessError: the thread is gone.
+        ChildProcessError: the thread is gone, or has ended: a leader's end is told only after its threads' ends.
+    """
+    spins = 0
+    while (status := poll(tid)) is None:
+        spins += 1
+        if spins < _SPINS:
+            os.sched_yield()
+            continue
+        time.sleep(_SHORT)
+        if spins % _LOOK_EVERY == 0 and has_ended(tid):
+            raise ChildProcessError(errno.ECHILD, f"thread {tid} has ended")
+    return status
+
+
+def has_ended(tid: int) -> bool:
+    """Whether a thread is a zombie or gone."""
+    try:
+        return procfs.parse_stat(procfs.read(f"/proc/{tid}/stat")).state in ("Z", "X")
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+def wait_end(tid: int) -> None:
+    """Wait for the end of a thread that is ending, through any stop that was not yet told.
+
+    A leader's comes after its threads' ends, so theirs are waited for before.
     """
     while True:
         try:
             syscall(NR.wait4, tid, _status_address, WALL)
         except InterruptedError:
             continue  # a signal to us; Python has run its handler
-        return _status[0]
+        except ChildProcessError:
+            return  # it was not ours any more
+        if not os.WIFSTOPPED(_status[0]):
+            return
 
 
 def stop_signal(status: int) -> int:
