@@ -12,6 +12,7 @@ Exit codes are in ranges, so that a script can tell a refusal from a fault:
 21    a restore failed; nothing of it is left, and the image is untouched
 30    the store cannot be read or written (full, busy, gone)
 31    an image is damaged or not of a format this version reads
+40    Slurm did not do what it was asked, or did not answer
 70    a fault in Torpor itself
 ====  =======================================================================
 """

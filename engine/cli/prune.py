@@ -34,12 +34,19 @@ def report_json(report: PruneReport) -> dict[str, Any]:
 
 @click.command("prune", short_help="Remove all but the newest snapshots.")
 @click.option("--keep-last", type=click.IntRange(min=0), required=True, metavar="N", help="How many stay.")
+@click.option(
+    "--kind",
+    default="tree",
+    show_default=True,
+    metavar="KIND",
+    help="Of which snapshots: process trees, or dask for results of Dask tasks.",
+)
 @click.option("--dry-run", is_flag=True, help="Remove nothing; tell what would go.")
 @store_option
 @command_options
-def command(keep_last: int, dry_run: bool, store: str | None, as_json: bool) -> None:
-    """Remove all but the newest N snapshots, and the data that none of those needs."""
-    report = open_store(store).prune(keep_last, dry_run=dry_run)
+def command(keep_last: int, kind: str, dry_run: bool, store: str | None, as_json: bool) -> None:
+    """Remove all but the newest N snapshots of a kind, and the data that no snapshot needs."""
+    report = open_store(store).prune(keep_last, dry_run=dry_run, kind=kind)
     if as_json:
         print_json(report_json(report))
         return
