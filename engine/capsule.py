@@ -148,6 +148,7 @@ def _launch(
                     "first_fd": inherit.start,
                     "end_fd": inherit.stop,
                     "gate": gate_read,
+                    "gate_writer": gate_write,
                     "report": report_write,
                     "path": path,
                     "argv": argv[0],

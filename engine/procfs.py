@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from signal import SIGKILL
 from typing import NamedTuple
 
+_SIGNALS = 31  # field of proc_pid_stat(5): pending signals, of which a thread that is killed has SIGKILL
 PAGE = os.sysconf("SC_PAGESIZE")
 
 
@@ -150,7 +152,8 @@ def is_leaderless(pid: int) -> bool:
 def is_ending(pid: int, tid: int) -> bool:
     """Whether a thread has ended, or is about to."""
     try:
-        return bool(parse_stat(read(f"/proc/{pid}/task/{tid}/stat")).flags & PF_EXITING)
+        stat = parse_stat(read(f"/proc/{pid}/task/{tid}/stat"))
+        return bool(stat.flags & PF_EXITING or int(stat.fields[_SIGNALS - 1]) >> (SIGKILL - 1) & 1)
     except (FileNotFoundError, ProcessLookupError):
         return True
 

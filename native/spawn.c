@@ -151,6 +151,7 @@ long tp_spawn(const struct tp_spawn *s)
 	if (helper)
 		return helper;
 
+	close(s->gate_writer);
 	/* A new PID or time namespace is for the children of the one who asks for it, hence this process between. */
 	if (s->namespaces && unshare((int)s->namespaces))
 		fail(s, TP_STAGE_UNSHARE);

@@ -54,6 +54,7 @@ struct tp_spawn {
 	int32_t keep_capabilities; /* those of the new user namespace, over execve */
 	int32_t first_fd, end_fd;  /* descriptors of this range are inherited */
 	int32_t gate;		   /* execve waits until a byte can be read here; ends when none comes */
+	int32_t gate_writer;	   /* the caller's end of it, closed here: while it is open, the gate does not end */
 	int32_t report;		   /* struct tp_report is written here; closed by a successful execve */
 	const char *path;
 	char *const *argv;

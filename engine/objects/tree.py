@@ -141,6 +141,8 @@ def refuse(tree: list[Seen]) -> list[Reason]:
     reasons: list[Reason] = []
     if root.stat.flags & _KERNEL_THREAD:
         return [Reason(root.name, "it is a thread of the kernel")]
+    if os.geteuid() not in (0, int(root.status[b"Uid"].split()[0])):
+        raise not_permitted(root.pid)
     if _own_pid(root.status) == 1:
         reasons.append(Reason(root.name, "it is the init of its PID namespace", "checkpoint the job below it"))
     for seen in tree:
