@@ -1,4 +1,4 @@
-"""The conformance tests' stage, for tests of whole stories; and one more try for those on real clusters and browsers."""
+"""The conformance tests' stage, for tests of whole stories; and one more try for those on real clusters."""
 
 from __future__ import annotations
 
