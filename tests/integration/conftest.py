@@ -12,10 +12,10 @@ __all__ = ["root", "stage", "user"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run what failed here once more: schedulers, browsers and kernels of others have limits of time of their own.
+    """Run what failed here up to twice more: schedulers, browsers and kernels of others have limits of time of their own.
 
-    Both results are printed ("rerun"), so one that fails now and then is seen.
+    All results are printed ("rerun"), so one that fails now and then is seen.
     """
     for item in items:
         if Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.flaky(reruns=1))
+            item.add_marker(pytest.mark.flaky(reruns=2))
