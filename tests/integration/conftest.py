@@ -12,7 +12,7 @@ __all__ = ["root", "stage", "user"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run what failed here up to twice more: schedulers, browsers and kernels of others have limits of time of their own.
+    """Run what failed here up to twice more: schedulers, browsers and kernels have limits of time of their own.
 
     All results are printed ("rerun"), so one that fails now and then is seen.
     """

@@ -196,6 +196,7 @@ def test_dumper_killed_at_any_instant(
         hunt.end()
 
 
+@pytest.mark.soak  # as above
 def test_target_killed_during_the_dump(stage: Stage, user: Actor) -> None:
     """A target that dies meanwhile ends the checkpoint with an error or a whole snapshot, never with half of one."""
     chance = random.Random(7)
