@@ -274,7 +274,6 @@ class _Verification:
         self._reader = reader
         self._thread = threading.Thread(target=self._run, name="torpor-verify")
         self._failure: BaseException | None = None
-        self._stop = False
 
     def start(self) -> None:
         self._thread.start()

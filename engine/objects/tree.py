@@ -161,7 +161,7 @@ def refuse(tree: list[Seen]) -> list[Reason]:
     if root_dir != "/":
         reasons.append(Reason(root.name, f"its root directory is {root_dir}", "containers are not kept"))
     for seen in tree:
-        if seen is root or seen.stat.state not in ("Z", "X"):
+        if seen is root or not seen.zombie:
             reasons += _refuse(seen, home)
     return reasons
 
