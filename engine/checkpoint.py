@@ -168,6 +168,8 @@ def _look(seen: list[tree.Seen]) -> tuple[list[Reason], bool]:
         except (FileNotFoundError, ProcessLookupError):
             continue  # it ended: no matter, the freeze takes what is there then
         except PermissionError as error:
+            if procfs.is_ending(process.pid, process.pid):
+                continue
             raise tree.permitted(error, process.pid) from None
         reasons += vmas.refuse(process.name, found)
         forkable = forkable and not any(map(vmas.hides_from_fork, found))

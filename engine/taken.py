@@ -75,8 +75,6 @@ class TakenProcess:
         self._host: _HostQuestions
         self._window = (0, 0)
         self._lock_future = 0
-        self._asked = False
-        """Whether its threads make calls of ours."""
 
     @property
     def memory_pid(self) -> int:
@@ -114,13 +112,11 @@ class TakenProcess:
             sysv=sysv.ask(host, self.pid, self.injection.maps),
             stops={pid: signals.ask_stop(host, pid) for pid in stopped_children},
         )
-        self._asked = True
         self.injection.start(batches)
 
     def listen(self) -> None:
         """Collect the answers."""
         self._replies = self.injection.finish()
-        self._asked = False
 
     def told(self) -> list[sysv.Segment]:
         """Its System V segments, of which only itself can tell.
@@ -148,14 +144,12 @@ class TakenProcess:
         self.snapshot = Snapshot(self.injection)
         batch = Batch()
         self.snapshot.ask(batch)
-        self._asked = True
         self.injection.start({self.injection.host.tid: batch})
 
     def finish_snapshot(self) -> bool:
         """Wait for the fork; whether the kernel let it happen."""
         assert self.snapshot
         self.injection.finish()
-        self._asked = False
         self.snapshot.settle()
         if not self.snapshot.pid:
             self.snapshot = None
@@ -169,8 +163,7 @@ class TakenProcess:
     def abandon(self) -> None:
         """Give up what is still held of the process, whatever has failed. It is as it was, and still frozen."""
         with suppress(OSError, CheckpointFailed):  # it was killed, or the failure itself is that it does not answer
-            if self._asked:
-                self.injection.finish()
+            self.injection.recall()
             if self.injection.window[0]:
                 self.injection.close()
         self.end_snapshot()

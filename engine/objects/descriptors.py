@@ -144,7 +144,10 @@ def grab(pids: Sequence[int], *, content: bool = True) -> GrabbedDescriptors:
         try:
             _grab_process(known, pid, pidfd)
         except PermissionError:
-            raise not_permitted(pid) from None
+            # Of a process that ends the kernel gives /proc/PID to root as soon as its memory is gone, a moment before
+            # it is a zombie (task_dump_owner, fs/proc/base.c).
+            if not procfs.is_ending(pid, pid):
+                raise not_permitted(pid) from None
         finally:
             os.close(pidfd)
     for kind in KINDS:
@@ -227,10 +230,6 @@ def _grab_process(known: _Known, pid: int, pidfd: int) -> None:
         infos = os.open(f"/proc/{pid}/fdinfo", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except FileNotFoundError:
         return
-    except PermissionError:
-        if procfs.stat(pid).state in ("Z", "X"):  # it has ended, and its descriptors with it
-            return
-        raise
     try:
         for name in os.listdir(table):
             try:

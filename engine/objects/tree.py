@@ -154,10 +154,8 @@ def refuse(tree: list[Seen]) -> list[Reason]:
     try:
         home = _namespaces(root.pid)
         root_dir = os.readlink(f"/proc/{root.pid}/root")
-    except PermissionError:
-        raise not_permitted(root.pid) from None
-    except (FileNotFoundError, ProcessLookupError):
-        raise NotFound(f"{root.name} has ended") from None
+    except OSError as error:
+        raise permitted(error, root.pid) from None
     if root_dir != "/":
         reasons.append(Reason(root.name, f"its root directory is {root_dir}", "containers are not kept"))
     for seen in tree:
@@ -343,7 +341,7 @@ def outside_parent(root: Grabbed) -> int:
 
 def permitted(error: OSError, pid: int) -> NotPermitted | NotFound:
     """The error for people when /proc/PID cannot be read."""
-    if isinstance(error, PermissionError):
+    if isinstance(error, PermissionError) and not procfs.is_ending(pid, pid):
         return not_permitted(pid)
     return NotFound(f"process {pid} has ended")
 

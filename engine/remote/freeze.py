@@ -97,6 +97,8 @@ class Frozen:
         """How long the tree stood still; known once it runs again."""
         self._timeout = timeout
         self._running: list[Thread] = []
+        self._denied: set[int] = set()
+        """Threads that could not be seized although they had not ended."""
         try:
             self._add(Process(self.root, None))
             if last:
@@ -154,9 +156,15 @@ class Frozen:
             except ProcessLookupError:
                 continue
             except PermissionError:
-                if _state(process.pid, tid) not in ("Z", "X", None):
+                if _state(process.pid, tid) in ("Z", "X", None):
+                    found |= self._has_ended(process, tid, tids)
+                    continue
+                # A thread that execs takes the leader's id, and the one we asked for is dead (de_thread, fs/exec.c):
+                # what is true is said again in the next round.
+                if tid in self._denied:
                     raise not_permitted(process.pid) from None
-                found |= self._has_ended(process, tid, tids)
+                self._denied.add(tid)
+                found = True
                 continue
             ptrace.interrupt(tid)
             thread = Thread(tid)

@@ -118,7 +118,8 @@ class Injection:
         self.xstates: dict[int, bytes] = {}
         self.window = (0, 0)
         self.on_clone: Callable[[int], None] | None = None
-        """Called with the PID of a child that a thread's batch has made (ptrace.O_TRACECLONE must be set)."""
+        """Called with the PID of a child that a thread's batch has made (ptrace.O_TRACECLONE must be set).
+        It raises nothing: the thread runs on meanwhile, and is to be waited for whatever becomes of the child."""
         self._gadgets = gadgets
         self._quiet = next((s for s in _QUIET_SIGNALS if not caught >> (s - 1) & 1), None)
         self._host: Thread | None = None
@@ -127,6 +128,8 @@ class Injection:
         self._slots: dict[int, _Slot] = {}
         self._batches: dict[int, Batch] = {}
         self._entered: set[int] = set()
+        self._running: dict[int, None] = {}
+        """The threads that are in their batches, in the order in which they were set going."""
         for thread in process.threads.values():
             self.xstates[thread.tid] = ptrace.get_xstate(thread.tid)
             if thread.registers[x86_64.CS] != USER_CS:
@@ -234,23 +237,41 @@ class Injection:
         ptrace.set_registers(tid, registers)
         unblocked = 1 << (self._quiet - 1) if self._quiet is not None else 0
         ptrace.set_sigmask(tid, WORD & ~unblocked)
-        ptrace.resume(tid, ptrace.CONT if self._quiet is not None else ptrace.SYSCALL)
+        ptrace.resume(tid, self._how)
+        self._running[tid] = None
 
     def finish(self) -> dict[int, Replies]:
-        """Wait until every thread that was started is back in a stop, and fetch what its calls gave."""
+        """Wait until every thread that was started is back in a stop, and fetch what its calls gave.
+
+        Raises:
+            CheckpointFailed: one was lost, or got a signal.
+        """
+        self.recall()
         replies: dict[int, Replies] = {}
-        for tid in self._batches:
-            self._wait_back(self.process.threads[tid])
+        for tid, batch in self._batches.items():
             slot = self._slots[tid]
-            raw = memory.read(self.process.pid, slot.table, slot.size)
-            replies[tid] = Replies(self._batches[tid], raw)
+            replies[tid] = Replies(batch, memory.read(self.process.pid, slot.table, slot.size))
         return replies
 
-    def _wait_back(self, thread: Thread) -> None:
-        while True:
-            status = self.wait(thread)
-            if self._is_back(thread, status):
-                return
+    def recall(self) -> None:
+        """Wait until no thread is in its batch any more; at once when none is. Afterwards each stands still or is gone.
+
+        Raises:
+            CheckpointFailed: one was lost, or got a signal. The others are waited for all the same.
+        """
+        failure: CheckpointFailed | None = None
+        while self._running:
+            thread = self.process.threads[next(iter(self._running))]
+            try:
+                if not self._is_back(thread, self.wait(thread)):
+                    continue
+            except ProcessLookupError:
+                continue  # it was killed: the next wait tells of its end
+            except CheckpointFailed as error:
+                failure = failure or error
+            del self._running[thread.tid]
+        if failure:
+            raise failure
 
     def _is_back(self, thread: Thread, status: int) -> bool:
         """Whether this stop is the end of the thread's batch; if not, the thread is sent on."""

@@ -262,6 +262,9 @@ def wait_surely(tid: int) -> int:
             continue
         time.sleep(_SHORT)
         if spins % _LOOK_EVERY == 0 and has_ended(tid):
+            # It may have ended since we asked: then it tells now.
+            if (status := poll(tid)) is not None:
+                return status
             raise ChildProcessError(errno.ECHILD, f"thread {tid} has ended")
     return status
 

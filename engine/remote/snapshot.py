@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import signal
+from contextlib import suppress
 
 from torpor.errors import CheckpointFailed
 from torpor.remote import ptrace
@@ -33,6 +34,7 @@ class Snapshot:
         self.pid = 0
         """Whose memory to read instead of the target's; 0 when the kernel did not let us fork."""
         self._injection = injection
+        self._failure = ""
         injection.on_clone = self._attend
 
     def ask(self, batch: Batch) -> None:
@@ -55,32 +57,42 @@ class Snapshot:
         ptrace.request(ptrace.SETOPTIONS, self._injection.host.tid, 0, options)
 
     def settle(self) -> None:
-        """After `finish`: the host's children are its own affair again."""
+        """After `finish`: the host's children are its own affair again.
+
+        Raises:
+            CheckpointFailed: the snapshot was made, and lost.
+        """
         ptrace.request(ptrace.SETOPTIONS, self._injection.host.tid, 0, ptrace.O_TRACESYSGOOD)
+        if self._failure:
+            raise CheckpointFailed(f"the snapshot of {self._injection.process.name} was lost: {self._failure}")
 
     def _attend(self, helper: int) -> None:
-        """See the helper through its short life and keep the snapshot it makes where it is born."""
-        self._wait(helper)
-        ptrace.resume(helper)
-        while os.WIFSTOPPED(status := self._wait(helper)):
-            if ptrace.event(status) == ptrace.EVENT_CLONE:
-                pid = ptrace.event_message(helper)
-                self._wait(pid)
-                ptrace.request(ptrace.SETOPTIONS, pid, 0, ptrace.O_EXITKILL)
-                self.pid = pid
-            ptrace.resume(helper)
-
-    def _wait(self, pid: int) -> int:
+        """See the helper through its short life, whatever happens: the host waits for its end."""
         try:
-            return ptrace.wait_surely(pid)
-        except ChildProcessError as error:
-            raise CheckpointFailed(f"the snapshot of {self._injection.process.name} was lost: {error}") from None
+            self._accompany(helper)
+        except OSError as error:
+            self._failure = str(error)
+            with suppress(ProcessLookupError):
+                os.kill(helper, signal.SIGKILL)
+            ptrace.wait_end(helper)
+
+    def _accompany(self, helper: int) -> None:
+        """Keep the snapshot that the helper makes where it is born."""
+        ptrace.wait_surely(helper)
+        ptrace.resume(helper)
+        while os.WIFSTOPPED(status := ptrace.wait_surely(helper)):
+            if ptrace.event(status) == ptrace.EVENT_CLONE:
+                self.pid = ptrace.event_message(helper)
+                ptrace.wait_surely(self.pid)
+                ptrace.request(ptrace.SETOPTIONS, self.pid, 0, ptrace.O_EXITKILL)
+            ptrace.resume(helper)
 
     def end(self) -> None:
         """Let the snapshot die. May be called again."""
         if not self.pid:
             return
-        os.kill(self.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # somebody else killed it
+            os.kill(self.pid, signal.SIGKILL)
         try:
             while os.WIFSTOPPED(ptrace.wait_surely(self.pid)):
                 pass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import struct
@@ -16,7 +17,7 @@ import pytest
 
 from torpor import procfs
 from torpor.errors import CheckpointFailed, NotFound, NotPermitted
-from torpor.remote import memory, x86_64
+from torpor.remote import memory, ptrace, x86_64
 from torpor.remote.batch import ArgumentOf, Batch, Out, Replies, Result
 from torpor.remote.freeze import Frozen
 from torpor.remote.injection import Gadgets, Injection
@@ -178,6 +179,69 @@ def test_a_snapshot_shows_the_memory_of_its_moment(start: Start) -> None:
         finally:
             snapshot.end()
             assert snapshot.pid == 0
+
+
+def test_a_snapshot_that_is_lost_harms_nobody(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = start(WAITS + "sys.stdin.readline(); print('on')")
+    before = appearance(target.pid)
+
+    def event_message(tid: int) -> int:
+        if tid == target.pid:
+            return kernels_own(tid)
+        raise ProcessLookupError(errno.ESRCH, "killed by somebody")
+
+    kernels_own = ptrace.event_message
+    monkeypatch.setattr(ptrace, "event_message", event_message)
+    with Frozen(target.pid, 5) as frozen:
+        injection = Injection(frozen.processes[target.pid], Gadgets(), caught(target.pid))
+        injection.open(1 << 16)
+        snapshot = Snapshot(injection)
+        batch = Batch()
+        snapshot.ask(batch)
+        injection.start({injection.host.tid: batch})
+        injection.finish()
+        with pytest.raises(CheckpointFailed, match="killed by somebody"):
+            snapshot.settle()
+        snapshot.end()
+        injection.close()
+    assert appearance(target.pid) == before
+    assert tell(target) == "on"
+
+
+def test_a_batch_that_fails_can_be_given_up(start: Start) -> None:
+    target = start(WAITS + "sys.stdin.readline(); print('on')")
+    before = appearance(target.pid)
+    with entered(target.pid) as (injection, batch, _):
+        batch.add(NR.getpid, stop=True)  # SIGTRAP, as if something unheard of came
+        injection.start({injection.host.tid: batch})
+        with pytest.raises(CheckpointFailed, match="SIGTRAP"):
+            injection.finish()
+        injection.recall()
+        injection.close()
+    assert appearance(target.pid) == before
+    assert tell(target) == "on"
+
+
+def test_an_end_between_two_looks_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    child = subprocess.Popen(["true"])
+    looks = []
+
+    def poll(tid: int) -> int | None:
+        looks.append(tid)
+        if len(looks) < ptrace._LOOK_EVERY * 4:
+            return None
+        return kernels_own(tid)
+
+    def has_ended(tid: int) -> bool:
+        os.waitid(os.P_PID, tid, os.WEXITED | os.WNOWAIT)
+        looks.extend([tid] * ptrace._LOOK_EVERY * 4)
+        return True
+
+    kernels_own = ptrace.poll
+    monkeypatch.setattr(ptrace, "poll", poll)
+    monkeypatch.setattr(ptrace, "has_ended", has_ended)
+    assert ptrace.wait_surely(child.pid) == 0
+    child.returncode = 0  # it was reaped here
 
 
 def test_own_pages_are_those_of_pagemap(start: Start) -> None:
