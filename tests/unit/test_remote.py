@@ -185,13 +185,13 @@ def test_a_snapshot_that_is_lost_harms_nobody(start: Start, monkeypatch: pytest.
     target = start(WAITS + "sys.stdin.readline(); print('on')")
     before = appearance(target.pid)
 
-    def event_message(tid: int) -> int:
-        if tid == target.pid:
-            return kernels_own(tid)
-        raise ProcessLookupError(errno.ESRCH, "killed by somebody")
+    def request(what: int, tid: int, addr: int = 0, data: int = 0) -> int:
+        if data == ptrace.O_EXITKILL:
+            raise ProcessLookupError(errno.ESRCH, "killed by somebody")
+        return kernels_own(what, tid, addr, data)
 
-    kernels_own = ptrace.event_message
-    monkeypatch.setattr(ptrace, "event_message", event_message)
+    kernels_own = ptrace.request
+    monkeypatch.setattr(ptrace, "request", request)
     with Frozen(target.pid, 5) as frozen:
         injection = Injection(frozen.processes[target.pid], Gadgets(), caught(target.pid))
         injection.open(1 << 16)
