@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from torpor import procfs
-from torpor.errors import CheckpointFailed, Reason, Refused, RestoreRefused
+from torpor.errors import CheckpointFailed, Reason, Refused, RestoreRefused, StoreError
 from torpor.image import image_pb2 as pb
 from torpor.objects import credentials, descriptors, family, memory, sharing, sysv, threads, tree, vmas
 from torpor.objects.mapped_files import MappedFiles
@@ -118,10 +118,12 @@ def _take(
             image.timing.pause_ns = frozen.pause_ns
             image.timing.total_ns = time.monotonic_ns() - began
             published = writer.publish(image.SerializeToString(), _summary(image))
-        except OSError as error:
-            # What the kernel says of a process that was killed depends on how far its end has come.
-            if gone := tree.ended(taken.pids):
-                raise CheckpointFailed(f"process {gone} ended during the checkpoint") from error
+        except StoreError:
+            raise
+        except Exception as error:
+            # What is said of a process that was killed depends on how far its end has come, and may be anything.
+            if lost := taken.lost():
+                raise CheckpointFailed(lost) from error
             raise
         if then == "kill":
             descriptors.arm_reset(taken.descriptors)
@@ -198,10 +200,15 @@ class TakenTree:
         for process in self._living():
             process.abandon()
 
-    @property
-    def pids(self) -> list[int]:
-        """Every process of the tree that had not ended."""
-        return [taken.pid for taken in self._living()]
+    def lost(self) -> str:
+        """Which process that is still needed has ended, in words; empty: none."""
+        for process in self.frozen.processes.values():
+            if not process.zombie and procfs.is_ending(process.pid, process.pid):
+                return f"{process.name} ended during the checkpoint"
+        for taken in self._living():
+            if taken.snapshot and procfs.is_ending(taken.memory_pid, taken.memory_pid):
+                return f"the snapshot of {taken.process.name} was killed, perhaps for want of memory"
+        return ""
 
     def _living(self) -> list[TakenProcess]:
         return [taken for taken in self._all if isinstance(taken, TakenProcess)]

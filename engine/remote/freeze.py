@@ -208,17 +208,24 @@ class Frozen:
             if not os.WIFSTOPPED(status):
                 self._forget(thread)
                 return
-            if ptrace.event(status) == ptrace.EVENT_STOP:
-                thread.group_stopped = ptrace.stop_signal(status) != signal.SIGTRAP
-                thread.registers = ptrace.get_registers(thread.tid)
-                if keep_waiting(thread.registers):
-                    ptrace.set_registers(thread.tid, thread.registers)  # at once: we may die at any instant
-                thread.named = _named(thread)
-                thread.stopped_ns = time.monotonic_ns()
-                thread.sigmask = ptrace.get_sigmask(thread.tid)
-                return
-            # A signal was on its way to the thread: let the kernel set up its handler, then the stop comes.
-            ptrace.resume(thread.tid, ptrace.CONT, ptrace.stop_signal(status))
+            try:
+                if ptrace.event(status) == ptrace.EVENT_STOP:
+                    self._note(thread, status)
+                    return
+                # A signal was on its way to the thread: let the kernel set up its handler, then the stop comes.
+                ptrace.resume(thread.tid, ptrace.CONT, ptrace.stop_signal(status))
+            except ProcessLookupError:
+                continue  # it was killed: the next status tells
+
+    def _note(self, thread: Thread, status: int) -> None:
+        """What a thread that has stopped is to come back to."""
+        thread.group_stopped = ptrace.stop_signal(status) != signal.SIGTRAP
+        thread.registers = ptrace.get_registers(thread.tid)
+        if keep_waiting(thread.registers):
+            ptrace.set_registers(thread.tid, thread.registers)  # at once: we may die at any instant
+        thread.named = _named(thread)
+        thread.stopped_ns = time.monotonic_ns()
+        thread.sigmask = ptrace.get_sigmask(thread.tid)
 
     def _forget(self, thread: Thread) -> None:
         """A thread that ended while it was being stopped."""

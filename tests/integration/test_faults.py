@@ -133,11 +133,13 @@ class Hunt:
         """Begin a checkpoint, kill its dumper, and see that the victim is none the worse for it."""
         known, root = self.driver.inspect(self.store)[0], self.subject.root()
         with closing(self.driver.ask(do="checkpoint", pid=root, store=str(self.store), then=then)) as talk:
+            begun = time.monotonic()
             after(self.chance.uniform(0, self.duration * 1.1))
             with suppress(ProcessLookupError):
                 os.kill(talk.handler, signal.SIGKILL)
             try:
                 said = str(talk.next(30)["snapshot"])
+                self.duration = min(self.duration, time.monotonic() - begun)  # the first one was slow: aim better
             except (EOFError, ConnectionError):
                 said = None
                 self.cut += 1
@@ -171,7 +173,6 @@ class Hunt:
         assert self.job and self.job.status() == 0, self.subject.output()
 
 
-@pytest.mark.soak  # how many of its instants hit depends on how idle the machine is
 @pytest.mark.parametrize(
     ("source", "processes", "then", "kills"),
     [
@@ -196,12 +197,11 @@ def test_dumper_killed_at_any_instant(
         hunt.end()
 
 
-@pytest.mark.soak  # as above
 def test_target_killed_during_the_dump(stage: Stage, user: Actor) -> None:
     """A target that dies meanwhile ends the checkpoint with an error or a whole snapshot, never with half of one."""
     chance = random.Random(7)
     duration = 0.15
-    for _ in range(20):
+    for _ in range(40):
         with stage.play(VICTIMS / "victim.c", user) as subject:
             subject.wait_ready()
             store = subject.directory / "store"
