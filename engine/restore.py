@@ -11,7 +11,7 @@ import os
 import resource
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 
 from google.protobuf.message import DecodeError
@@ -22,7 +22,17 @@ from torpor.errors import ImageDamaged
 from torpor.execute import Builder
 from torpor.image import image_pb2 as pb
 from torpor.job import Job
-from torpor.objects import credentials, descriptors, family, mapped_files, shared_memory, sysv, traits, vdso
+from torpor.objects import (
+    credentials,
+    descriptors,
+    family,
+    mapped_files,
+    moved_ports,
+    shared_memory,
+    sysv,
+    traits,
+    vdso,
+)
 from torpor.objects.address_space import Sources
 from torpor.objects.credentials import Rights
 from torpor.objects.family import UNKNOWN_PID
@@ -47,6 +57,7 @@ def restore(
     progress: Progress | None = None,
     first: Callable[[str], bool] | None = None,
     connected: Callable[[], None] | None = None,
+    ports: Mapping[int, int] | None = None,
 ) -> Job:
     """Wake a snapshot: its processes go on where they were, under their old PIDs.
 
@@ -58,6 +69,7 @@ def restore(
         progress: told bytes done and bytes in all.
         first: tells by a thread's name whether it is let go before the others.
         connected: called, by the thread that restores, between those and the others. An error ends the tree.
+        ports: TCP ports that listeners are to have, by those that they had: for a second tree beside the first.
 
     Raises:
         RestoreRefused: this host cannot wake it as it is now; nothing was started.
@@ -67,6 +79,8 @@ def restore(
     """
     with _open(snapshot, store) as reader:
         image = _parse(reader)
+        if ports:
+            moved_ports.move(image, ports)
         refuse(image, reader.info.id, probe(), stdio)
         setting = _setting(image, detach)
         with _Material(image, reader, stdio) as material:
@@ -84,6 +98,12 @@ def explain(snapshot: str | SnapshotInfo, *, store: Store | str | os.PathLike[st
         refuse(image, reader.info.id, probe(), (0, 1, 2))
         with _Material(image, reader, (0, 1, 2)) as material:
             return make(image, _here(_setting(image, False)), material.held).explain()
+
+
+def listening_ports(snapshot: str | SnapshotInfo, *, store: Store | str | os.PathLike[str] | None = None) -> set[int]:
+    """The TCP ports at which the processes of a snapshot listen. Raises NotFound, ImageDamaged, StoreError."""
+    with _open(snapshot, store) as reader:
+        return moved_ports.listening(_parse(reader))
 
 
 def _open(snapshot: str | SnapshotInfo, store: Store | str | os.PathLike[str] | None) -> SnapshotReader:

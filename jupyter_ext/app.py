@@ -54,7 +54,9 @@ class TorporApp(ExtensionApp):
             self.log.warning("Torpor cannot look after kernels of a %s", type(manager).__name__)
             return
         server.event_logger.register_event_schema(Path(__file__).parent / "events" / "kernel.yaml")
-        self.keeper = Keeper(manager, server.session_manager, Store(self.store or None), self.log, self._tell)
+        self.keeper = Keeper(
+            manager, server.session_manager, server.contents_manager, Store(self.store or None), self.log, self._tell
+        )
         self.settings["torpor_keeper"] = self.keeper
         self.settings["kernel_websocket_connection_class"] = TorporWebsocketConnection
         if self.start_kernels:

@@ -79,7 +79,7 @@ class TorporHandler(APIHandler):
                 raise web.HTTPError(400, f"unknown field {name!r}")
             if type(value) is not wanted[name]:
                 raise web.HTTPError(400, f"{name} is no {wanted[name].__name__}")
-            limit = MAX_NOTE if name == "note" else MAX_NAME
+            limit = MAX_NOTE if name in ("note", "path") else MAX_NAME
             if isinstance(value, str) and len(value) > limit:
                 raise web.HTTPError(400, f"{name} is longer than {limit} characters")
         return body
@@ -190,7 +190,18 @@ class Restore(TorporHandler):
     @told
     async def post(self, kernel_id: str, checkpoint_id: str) -> None:
         """Take the kernel back to the checkpoint; ``undo`` is the checkpoint of what it was."""
-        self.answer(await self.keeper.restore(kernel_id, checkpoint_id, **self.body(discard=bool)))
+        self.answer(await self.keeper.restore(kernel_id, checkpoint_id, **self.body(discard=bool, notebook=bool)))
+
+
+class Fork(TorporHandler):
+    """A second kernel."""
+
+    @web.authenticated
+    @authorized("execute")
+    @told
+    async def post(self, kernel_id: str, checkpoint_id: str) -> None:
+        """Wake the checkpoint as another kernel, beside the first, with a copy of the notebook."""
+        self.answer(await self.keeper.fork(kernel_id, checkpoint_id, **self.body(path=str)), 201)
 
 
 _KERNEL = f"/api/torpor/kernels/(?P<kernel_id>{KERNEL_ID.pattern.replace('(-', '(?:-')})"
@@ -204,4 +215,5 @@ HANDLERS = [
     (f"{_KERNEL}/checkpoints", Checkpoints),
     (_CHECKPOINT, Checkpoint),
     (f"{_CHECKPOINT}/restore", Restore),
+    (f"{_CHECKPOINT}/fork", Fork),
 ]

@@ -7,53 +7,22 @@ something is done to it, requests wait at its Gate. The engine works in a thread
 from __future__ import annotations
 
 import asyncio
-import os
-import time
-from collections import Counter
-from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
+from contextlib import nullcontext, suppress
 from dataclasses import asdict
-from functools import partial
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from jupyter_server.services.kernels.connection.channels import ZMQChannelsWebsocketConnection
-
-import torpor
-from torpor.errors import NotFound, Refused, RestoreFailed, TorporError
-from torpor.jupyter_ext.process import KernelProcess, tree_root
+from torpor.errors import NotFound, TorporError
+from torpor.jupyter_ext import forks
+from torpor.jupyter_ext.notebooks import SUFFIX, empty
 from torpor.jupyter_ext.provisioner import TorporProvisioner
 from torpor.jupyter_ext.records import CheckpointRecord, KernelRecord
-from torpor.jupyter_ext.roll import Roll, json_connection, kernel_info_of
 from torpor.jupyter_ext.state import Operation, Unsuitable
-from torpor.jupyter_ext.traffic import Traffic, is_io_thread
-from torpor.remote.freeze import LastToStop
+from torpor.jupyter_ext.steps import TAG, Steps
 from torpor.store import SnapshotInfo
 
-T = TypeVar("T")
-JOURNAL = "-journal"
-"""In the name of SQLite's rollback journals."""
-JOURNAL_SECONDS = 1.0
-"""How long a transaction is waited for; a longer one is a program's own, and is saved as it is."""
-JOURNAL_TRIES = 4
-REPLY_SECONDS = 5.0
-"""How long a kernel that was idle may take for its first answer."""
-TAG = "jupyter-kernel"
-"""The tag of a snapshot that says whose checkpoint it is."""
-TEXT = 1000
-"""Characters of a tag's value that are kept; the store takes 1024."""
 
-
-class Keeper(Roll):
+class Keeper(Steps):
     """Looks after the kernels of one server. All methods belong to the server's event loop."""
-
-    def __init__(self, *arguments: Any) -> None:
-        """As Roll. One thread for all kernels: two checkpoints at once would only compete for the disk."""
-        super().__init__(*arguments)
-        self._engine = ThreadPoolExecutor(1, "torpor-engine")
-        self._unwritten: dict[str, CheckpointRecord] = {}
-        """Of checkpoints that are in the store, but there was no room to write down what is known of them."""
 
     # ------------------------------------------------------------------------------------------ what there is
 
@@ -88,14 +57,6 @@ class Keeper(Roll):
         infos = await self._run(self.store.snapshots)
         return [self._checkpoint(info) for info in infos if TAG in info.tags and kernel_id in (None, info.tags[TAG])]
 
-    async def checkpoint_of(self, kernel_id: str, id: str) -> tuple[SnapshotInfo, CheckpointRecord]:
-        """One checkpoint of a kernel. Raises NotFound, StoreError."""
-        record = self._unwritten.get(id) or self.records.read(CheckpointRecord, id)
-        info = await self._run(self.store.resolve, id)
-        if info.id != id or info.tags.get(TAG) != kernel_id or record.kernel_id != kernel_id:
-            raise NotFound(f"kernel {kernel_id} has no checkpoint {id}")
-        return info, record
-
     def _checkpoint(self, info: SnapshotInfo) -> dict[str, Any]:
         try:
             record = self._unwritten.get(info.id) or self.records.read(CheckpointRecord, info.id)
@@ -122,6 +83,7 @@ class Keeper(Roll):
             "size": info.size,
             "written": info.written,
             "damage": damage,
+            "has_notebook": record.has_notebook,
         }
 
     # ------------------------------------------------------------------------------------------ what can be done
@@ -164,7 +126,9 @@ class Keeper(Roll):
         self._told(kernel_id, "woken")
         return self.describe(kernel_id)
 
-    async def restore(self, kernel_id: str, id: str, *, discard: bool = False) -> dict[str, Any]:
+    async def restore(
+        self, kernel_id: str, id: str, *, discard: bool = False, notebook: bool = False
+    ) -> dict[str, Any]:
         """Take a kernel back to a checkpoint, in place; what it is now is kept as a checkpoint before.
 
         A kernel that is no longer there comes back under its id.
@@ -173,12 +137,27 @@ class Keeper(Roll):
             kernel_id: the kernel.
             id: one of its checkpoints.
             discard: do not keep what it is now; for a kernel that cannot be kept as it is.
+            notebook: bring the notebook's file back, too. What it is now is kept with the checkpoint of what the kernel
+                is now; where there is none, in a file beside it.
+
+        Returns:
+            As `describe`, with ``undo``, the checkpoint of what it was; with ``notebook``, the path that was brought
+            back, and ``notebook_kept``, the path of the file beside it.
 
         Raises:
             NotFound: no such checkpoint.
+            Unsuitable: it has no notebook that could be brought back.
             TorporError: as `torpor.checkpoint` and `torpor.restore`; the kernel is as before, or parked.
         """
         info, record = await self.checkpoint_of(kernel_id, id)
+        text, path = self.notebooks.kept(id), self._notebook_of(record)
+        if notebook and (not text or path is None):
+            raise Unsuitable(
+                "no notebook is kept with the checkpoint"
+                if not text
+                else f"the notebook {record.notebook} is not below this server's folder",
+                advice="go back without the notebook",
+            )
         if kernel_id not in self.manager:
             await self._register(self._as_parked(record))
         before: SnapshotInfo | None = None
@@ -200,7 +179,57 @@ class Keeper(Roll):
                     raise
             self.gate(kernel_id).execution_count = record.execution_count
         self._told(kernel_id, "restored")
-        return self.describe(kernel_id) | {"undo": before.id if before else None}
+        answer = self.describe(kernel_id) | {"undo": before.id if before else None}
+        if notebook and path is not None:
+            answer |= await self._bring_back(path, text, before)
+        return answer
+
+    def _notebook_of(self, record: CheckpointRecord) -> str | None:
+        """Where the notebook of a checkpoint's kernel is now: it may have been renamed since."""
+        sessions = self._sessions(record.kernel_id)
+        return self._relative(sessions[0].path if sessions else record.notebook)
+
+    async def _bring_back(self, path: str, text: str, before: SnapshotInfo | None) -> dict[str, Any]:
+        """Write a notebook, with what is there now kept somewhere."""
+        now = await self.notebooks.read(path)
+        kept = None
+        if now and now != text and not (before and self.notebooks.kept(before.id) == now):
+            kept = await self.notebooks.beside(path, "before")
+            await self.notebooks.write(kept, now)
+        await self.notebooks.write(path, text)
+        return {"notebook": path, "notebook_kept": kept}
+
+    async def fork(self, kernel_id: str, id: str, *, path: str | None = None) -> dict[str, Any]:
+        """Wake a checkpoint as a second kernel that runs beside the first, with a copy of its notebook.
+
+        Args:
+            kernel_id: the first kernel, living, parked or gone.
+            id: one of its checkpoints.
+            path: of the copy, as the contents API has it; by default one beside the notebook.
+
+        Returns:
+            The new ``kernel``, the ``path`` of the copy and the id of their ``session``; these two are None for a
+            kernel without a notebook below this server's folder.
+
+        Raises:
+            NotFound: no such checkpoint.
+            Unsuitable: its kernel cannot be forked, or something is at the path already.
+            TorporError: as `torpor.restore`. The first kernel is not touched.
+        """
+        info, record = await self.checkpoint_of(kernel_id, id)
+        forks.refuse(record)
+        source = self._notebook_of(record)
+        if path is None:
+            path = await self.notebooks.beside(source, "fork") if source else None
+        elif not path.endswith(SUFFIX) or await self.notebooks.exists(path):
+            raise Unsuitable(f"{path} is no new notebook", advice=f"name a new file that ends in {SUFFIX}")
+        text = self.notebooks.kept(id) or await self.notebooks.read(source) or empty(record.kernel_name)
+        known = kernel_id in self.manager
+        async with self._operation(kernel_id, "forking") if known else nullcontext(Operation("forking")) as operation:
+            fork = await self._fork(info, record, operation, path, text)
+        self._told(fork.id, "forked")
+        session = fork.sessions[0].id if fork.sessions else None
+        return {"kernel": self.describe(fork.id), "path": path, "session": session}
 
     async def change(self, kernel_id: str, id: str, **changes: Any) -> dict[str, Any]:
         """Change the name, note or pin of a checkpoint. Raises NotFound, StoreError."""
@@ -222,212 +251,13 @@ class Keeper(Roll):
             raise Unsuitable("the checkpoint is pinned", advice="unpin it first")
         report = await self._run(self.store.remove, id)
         self.records.remove(CheckpointRecord, id)
+        self.notebooks.remove(id)
         if kernel_id not in self.manager:
             self._tidy(kernel_id)
         self._told(kernel_id, "deleted")
         return report.freed
 
-    # ------------------------------------------------------------------------------------------ steps
-
-    async def _save(
-        self, kernel_id: str, operation: Operation, then: str, *, name: str, note: str = "", automatic: bool
-    ) -> SnapshotInfo:
-        """Make a checkpoint, the gate being shut."""
-        provisioner, state = self._suitable(kernel_id), self.state(kernel_id)
-        process = provisioner.kernel
-        if process is None or process.poll() is not None:
-            raise Unsuitable(f"kernel {kernel_id} is not running")
-        manager = self._manager(kernel_id)
-        sessions = self._sessions(kernel_id)
-        notebook = sessions[0].path if sessions else ""
-        tags = {TAG: kernel_id, "notebook": notebook[-TEXT:], "name": name[:TEXT]}
-        traffic = Traffic(manager.get_connection_info())
-        last = LastToStop(is_io_thread, partial(traffic.drained, process.pid)) if then == "kill" else None
-        save = partial(
-            torpor.checkpoint,
-            process.pid,
-            store=self.store,
-            then="kill" if then == "kill" else "run",
-            tags={key: _printable(value) for key, value in tags.items() if value},
-            progress=operation.progress,
-            last=last,
-        )
-        info: SnapshotInfo = await self._run(_between_transactions, process.pid, save)
-        record = CheckpointRecord(
-            info.id,
-            kernel_id,
-            manager.kernel_name,
-            json_connection(manager.get_connection_info()),
-            str(provisioner.cwd),
-            name=name,
-            note=note,
-            automatic=automatic,
-            parent=state.head,
-            notebook=notebook,
-            cell=state.gate.cell,
-            execution_count=state.gate.execution_count,
-            execution_state=manager.execution_state or "idle",
-            outstanding=list(state.gate.unanswered),
-            kernel_info=kernel_info_of(manager),
-        )
-        state.head = info.id
-        try:
-            self.records.write(record)
-        except TorporError as error:  # the kernel is safe, and may have ended: that is no reason to fail
-            self._unwritten[info.id] = record
-            self.log.error("Checkpoint %s has no name until there is room: %s", info.id, error)
-        return info
-
-    async def _park(self, kernel_id: str, operation: Operation, *, name: str, automatic: bool) -> SnapshotInfo:
-        """Save and end; the gate is shut until it is woken."""
-        provisioner, state = self._suitable(kernel_id), self.state(kernel_id)
-        if state.parked:
-            raise Unsuitable(f"kernel {kernel_id} is parked already")
-        state.gate.shut += 1
-        provisioner.parked = True  # its process is about to end, and that is no reason to restart it
-        try:
-            info = await self._save(kernel_id, operation, "kill", name=name, automatic=automatic)
-        except BaseException:
-            provisioner.parked = False
-            state.gate.open()
-            raise
-        provisioner.park()
-        manager = self._manager(kernel_id)
-        state.execution_state = manager.execution_state or "idle"
-        manager.execution_state = "busy"  # jupyter_server sends no "nudge" to a busy kernel, and waits for it
-        state.gate.kernel_info = kernel_info_of(manager)
-        state.parked, state.parked_ns = info.id, time.time_ns()
-        self.remember(provisioner)
-        return info
-
-    async def _wake(
-        self, kernel_id: str, operation: Operation, info: SnapshotInfo, record: CheckpointRecord, *, again: bool
-    ) -> None:
-        """Give a parked kernel a process again, from any of its checkpoints, and open the gate.
-
-        Args:
-            kernel_id: the kernel.
-            operation: told the progress.
-            info: the snapshot.
-            record: what is known of it.
-            again: it may have gone on from there already.
-        """
-        operation.done = operation.total = 0
-        provisioner, state = self._suitable(kernel_id), self.state(kernel_id)
-        manager = self._manager(kernel_id)
-        moved = json_connection(manager.get_connection_info()) != record.connection
-        if moved:
-            self._move(kernel_id, provisioner, record.connection)
-        traffic = Traffic(record.connection)
-        clients = self._clients(kernel_id)
-
-        def connected() -> None:
-            if not traffic.connected(clients):
-                self.log.warning("Kernel %s: not every client was back in time; output may be lost", kernel_id)
-
-        wake = partial(
-            torpor.restore,
-            info,
-            store=self.store,
-            detach=True,
-            progress=operation.progress,
-            first=is_io_thread,
-            connected=connected,
-        )
-        job = await self._run(wake)
-        try:
-            provisioner.adopt(KernelProcess(tree_root(job), job=job))
-        except ProcessLookupError:
-            raise RestoreFailed("the kernel ended as soon as it was woken", advice="see its log") from None
-        state.gate.abort_unanswered(set(record.outstanding))
-        manager.execution_state = record.execution_state
-        state.parked, state.parked_ns, state.head = "", 0, info.id
-        state.gate.kernel_info = None
-        if again:
-            await self._new_history(manager, record)
-        self.remember(provisioner)
-        for warning in job.warnings:
-            self.log.warning("Kernel %s was woken: %s", kernel_id, warning)
-        state.gate.open()
-
-    async def _new_history(self, manager: Any, record: CheckpointRecord) -> None:
-        """Let IPython begin a new session in its database of cells.
-
-        The database did not go back with the kernel: the next cell's number is there already, and IPython would say so
-        in the middle of that cell's output.
-        """
-        if record.kernel_info.get("implementation") != "ipython":
-            return
-        replied = asyncio.Event()
-        shell = manager.connect_shell()
-        try:
-            shell.on_recv(lambda _: replied.set())
-            code = "get_ipython().history_manager.new_session()"
-            manager.session.send(shell, "execute_request", {"code": code, "silent": True, "store_history": False})
-            if record.execution_state == "idle":  # a busy one takes it up when its cell is done
-                await asyncio.wait_for(replied.wait(), REPLY_SECONDS)
-        except asyncio.TimeoutError:  # until Python 3.10 another one than the built-in
-            self.log.warning("Kernel %s does not answer yet", record.kernel_id)
-        finally:
-            shell.close()
-
-    async def _discard(self, kernel_id: str, provisioner: TorporProvisioner, record: CheckpointRecord) -> None:
-        """End a kernel without keeping it, and let its manager wait for another."""
-        state = self.state(kernel_id)
-        state.gate.shut += 1
-        provisioner.parked = True
-        if provisioner.kernel:
-            provisioner.kernel.kill()
-            while provisioner.kernel.poll() is None:
-                await asyncio.sleep(0.01)
-        provisioner.park()
-        self._manager(kernel_id).execution_state = "busy"
-        state.parked, state.parked_ns, state.execution_state = record.id, time.time_ns(), record.execution_state
-
-    def _move(self, kernel_id: str, provisioner: TorporProvisioner, connection: dict[str, Any]) -> None:
-        """The kernel had other ports at that time: everyone must connect anew."""
-        self.manager.stop_watching_activity(kernel_id)
-        provisioner.take_connection(connection)
-        self.manager._kernel_ports[kernel_id] = self._manager(kernel_id).ports
-        for connected in self._websockets(kernel_id):
-            connected.websocket_handler.close()
-        self.manager.start_watching_activity(kernel_id)
-
-    def _clients(self, kernel_id: str) -> Counter[int]:
-        """How many connections of this server's own each port of a kernel has."""
-        manager = self._manager(kernel_id)
-        channels = [channel for connection in self._websockets(kernel_id) for channel in connection.channels]
-        buffer = self.manager._kernel_buffers.get(kernel_id)
-        channels += list(buffer["channels"]) if buffer else []
-        channels += ["iopub"] if getattr(manager, "_activity_stream", None) else []
-        channels += ["control"] if manager._control_socket else []
-        return Counter(getattr(manager, f"{channel}_port") for channel in channels)
-
-    def _websockets(self, kernel_id: str) -> list[ZMQChannelsWebsocketConnection]:
-        return [
-            connection
-            for connection in ZMQChannelsWebsocketConnection._open_sockets
-            if connection.kernel_id == kernel_id
-        ]
-
-    @asynccontextmanager
-    async def _operation(self, kernel_id: str, doing: str) -> AsyncIterator[Operation]:
-        state = self.state(kernel_id)
-        if state.operation:
-            raise Unsuitable(f"the kernel is {state.operation.doing} already", advice="try again when that is done")
-        self._suitable(kernel_id)
-        state.operation = Operation(doing)
-        self._told(kernel_id, doing)
-        try:
-            yield state.operation
-        except BaseException:
-            state.operation = None
-            self._told(kernel_id, "failed")
-            raise
-        state.operation = None
-
-    async def _run(self, call: Callable[..., T], *arguments: Any) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._engine, call, *arguments)
+    # ------------------------------------------------------------------------------------------ the server's end
 
     async def leave(self) -> None:
         """The server stops: park what lives; what cannot be parked is left to Jupyter, which ends it."""
@@ -448,37 +278,3 @@ class Keeper(Roll):
         for kernel_id in self.manager.list_kernel_ids():
             if self.state(kernel_id).parked:
                 self._let_go(kernel_id)
-
-    def close(self) -> None:
-        """Give up the engine's thread."""
-        self._engine.shutdown()
-
-
-def _between_transactions(pid: int, save: Callable[[], SnapshotInfo]) -> SnapshotInfo:
-    """Save a process while SQLite has no journal open in it, as IPython's database of cells has for milliseconds.
-
-    A journal that is there at one moment and gone at the next is refused by the engine; and another kernel would
-    roll back the transaction of one that was ended in its middle (https://www.sqlite.org/lockingv3.html).
-    """
-    for _ in range(JOURNAL_TRIES):
-        deadline = time.monotonic() + JOURNAL_SECONDS
-        while _has_journal(pid) and time.monotonic() < deadline:
-            time.sleep(0.002)
-        try:
-            return save()
-        except Refused as error:
-            if not all(JOURNAL in reason.subject for reason in error.reasons):
-                raise
-    return save()
-
-
-def _has_journal(pid: int) -> bool:
-    for fd in Path(f"/proc/{pid}/fd").iterdir():
-        with suppress(FileNotFoundError):
-            if JOURNAL in os.readlink(fd):
-                return True
-    return False
-
-
-def _printable(text: str) -> str:
-    return "".join(c if c.isprintable() else "?" for c in text)

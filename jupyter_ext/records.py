@@ -103,6 +103,8 @@ class KernelRecord(Record):
     """Its last kernel_info_reply."""
     parked_ns: int = 0
     """When it was parked, CLOCK_REALTIME."""
+    log: str = ""
+    """Of a fork: the kernel whose log it has open."""
 
     @property
     def parked(self) -> bool:
@@ -137,6 +139,10 @@ class CheckpointRecord(Record):
     outstanding: list[str] = field(default_factory=list)
     """The ids of the requests that the kernel had not answered yet."""
     kernel_info: dict[str, Any] = field(default_factory=dict)
+    has_notebook: bool = False
+    """Its notebook is kept with it."""
+    log: str = ""
+    """Of a fork: the kernel whose log it has open."""
 
 
 _NESTED: dict[str, type] = {"server": ProcessId, "process": ProcessId, "keeper": ProcessId}

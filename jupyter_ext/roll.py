@@ -15,6 +15,7 @@ from jupyter_server.services.sessions.sessionmanager import SessionManager
 
 from torpor.errors import NotFound, TorporError
 from torpor.jupyter_ext.channels import Gate
+from torpor.jupyter_ext.notebooks import Notebooks
 from torpor.jupyter_ext.process import KernelProcess
 from torpor.jupyter_ext.provisioner import KEEPER, TorporProvisioner
 from torpor.jupyter_ext.records import CheckpointRecord, KernelRecord, ProcessId, Records, SessionRecord
@@ -29,6 +30,7 @@ class Roll:
         self,
         manager: AsyncMappingKernelManager,
         sessions: SessionManager,
+        contents: Any,
         store: Store,
         log: Logger,
         told: Callable[[str, str], None] = lambda kernel_id, what: None,
@@ -38,12 +40,14 @@ class Roll:
         Args:
             manager: the server's.
             sessions: the server's.
+            contents: the server's contents manager.
             store: where snapshots go; the records lie beside them.
             log: the server's.
             told: called with a kernel's id and what became of it.
         """
         self.manager, self.sessions, self.store, self.log = manager, sessions, store, log
         self.records = Records(Path(store.path) / "jupyter")
+        self.notebooks = Notebooks(contents, self.records.folder / "notebooks")
         self._told = told
         self._states: dict[str, State] = {}
         self._returning: dict[str, Returning] = {}
@@ -79,9 +83,9 @@ class Roll:
 
     def _tidy(self, kernel_id: str) -> None:
         """Remove the log of a kernel that is gone, once no checkpoint has it open any more."""
-        checkpoints = self.records.all(CheckpointRecord)
-        if any(isinstance(record, TorporError) or record.kernel_id == kernel_id for record in checkpoints):
-            return
+        for record in (*self.records.all(CheckpointRecord), *self.records.all(KernelRecord)):
+            if isinstance(record, TorporError) or kernel_id in (record.log, getattr(record, "kernel_id", record.id)):
+                return
         with suppress(FileNotFoundError):
             (self.records.folder / "logs" / f"{kernel_id}.log").unlink()
 
@@ -120,10 +124,12 @@ class Roll:
             return record.root_dir == self.manager.root_dir
         return any(_below(path, self.manager.root_dir) for path in places)
 
-    async def _register(self, record: KernelRecord) -> None:
-        """Make a kernel that comes back one of the server's."""
-        process = KernelProcess.left(record.process, record.keeper) if record.process and not record.parked else None
+    async def _register(self, record: KernelRecord, process: KernelProcess | None = None) -> None:
+        """Make a kernel that comes back one of the server's; `process` is what it lives in, if that is known."""
+        if process is None and record.process and not record.parked:
+            process = KernelProcess.left(record.process, record.keeper)
         state = self.state(record.id)
+        state.log = record.log
         if record.parked:
             state.parked, state.parked_ns = record.snapshot, record.parked_ns
             state.execution_state, state.head = record.execution_state, record.snapshot
@@ -164,6 +170,7 @@ class Roll:
             execution_state=record.execution_state,
             kernel_info=record.kernel_info,
             parked_ns=time.time_ns(),
+            log=record.log,
         )
 
     @contextmanager
@@ -262,6 +269,7 @@ class Roll:
             else getattr(manager, "execution_state", None) or "idle",
             kernel_info=kernel_info_of(manager),
             parked_ns=state.parked_ns,
+            log=state.log,
         )
 
 

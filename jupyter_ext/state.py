@@ -31,7 +31,7 @@ class Operation:
     """What is being done to a kernel."""
 
     doing: str
-    """``saving``, ``parking``, ``waking``, ``restoring``."""
+    """``saving``, ``parking``, ``waking``, ``restoring``, ``forking``."""
     began_ns: int = field(default_factory=time.time_ns)
     done: int = 0
     total: int = 0
@@ -55,3 +55,5 @@ class State:
     """While parked: what it did."""
     head: str = ""
     """The checkpoint that it was last saved in or taken back to."""
+    log: str = ""
+    """Of a fork: the kernel whose log it has open."""

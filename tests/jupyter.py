@@ -142,6 +142,17 @@ class Server:
         model = self.post("api/sessions", path=path, name=Path(path).name, type="notebook", kernel={"name": "python3"})
         return model["id"], model["kernel"]["id"]
 
+    def write_notebook(self, path: str, cells: list[dict[str, object]]) -> None:
+        """Write a notebook into the server's folder, as its user."""
+        metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
+        notebook = {"cells": cells, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}
+        (self.root / path).write_text(json.dumps(notebook))
+        self.user.own(self.root / path)
+
+    def source(self, path: str, cell: int = 0) -> str:
+        """The source of a cell of a notebook in the server's folder."""
+        return "".join(json.loads((self.root / path).read_text())["cells"][cell]["source"])
+
     def end_kernels(self) -> None:
         """Shut every kernel down, parked ones too."""
         for kernel in self.get("api/kernels"):
@@ -214,6 +225,10 @@ class Notebook:
     def output(self, id: str) -> str:
         """What a cell has printed so far."""
         return "".join(content["text"] for content in self.about(id, "stream"))
+
+    def printed(self) -> str:
+        """What the kernel has printed so far, for whichever cell."""
+        return "".join(m["content"]["text"] for m in self.seen if m["msg_type"] == "stream")
 
     def until(self, holds: Callable[[], Any], what: str, patience: float = PATIENCE) -> None:
         """Receive until it holds."""

@@ -82,6 +82,7 @@ def test_back_to_a_checkpoint_and_forth_again(server: Server) -> None:
         server.torpor(kernel, f"/checkpoints/{undo['id']}/restore")
         server.post(f"api/kernels/{kernel}/interrupt")
         notebook.until(lambda: notebook.about(stuck, "error"), "the cell that runs again is interrupted")
+        notebook.until(lambda: notebook.seen[-1]["content"].get("execution_state") == "idle", "it is over")
         assert notebook.run("print(x)") == "2\n"
 
 

@@ -1,0 +1,143 @@
+"""What is said to kernels of IPython (ipykernel) alone, by requests that nobody else sees.
+
+The code is sent as a user expression of an empty cell: it counts for no cell, is in no history, and calls none of the
+functions that a program has registered to be called at each cell. It uses no name of the user's.
+"""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import zmq.asyncio
+from jupyter_client.asynchronous.client import AsyncKernelClient
+from jupyter_client.session import Session
+
+from torpor.errors import TorporError
+
+EXPRESSION = "(lambda told: __import__('builtins').exec({code!r}, told) or told['answer'])({{'told': {told!r}}})"
+"""Runs code in a namespace of its own, as `exec` does, and gives the string that it has called `answer`."""
+IMPLEMENTATION = "ipython"
+"""What ipykernel says of itself in its kernel_info_reply."""
+
+
+class NoAnswer(TorporError):
+    """The kernel does not answer, or with an error."""
+
+
+async def ask(
+    connection: Mapping[str, Any],
+    code: str,
+    told: Mapping[str, Any] | None = None,
+    *,
+    seconds: float,
+    reply_key: bytes | None = None,
+) -> Any:
+    """Let an idle kernel run code.
+
+    Args:
+        connection: of its connection file.
+        code: gives the name ``answer`` to a string of JSON.
+        told: what the code finds under the name ``told``, made of the types of JSON.
+        seconds: how long it may take.
+        reply_key: the key by which it signs the answer, if not the connection's.
+
+    Returns:
+        What the JSON says.
+
+    Raises:
+        NoAnswer: it did not answer in time, or the code failed.
+    """
+    expression = EXPRESSION.format(code=code, told=dict(told or {}))
+    content = {
+        "code": "", "silent": True, "store_history": False, "allow_stdin": False, "stop_on_error": False,
+        "user_expressions": {"answer": expression},
+    }  # fmt: skip
+    reply = await _request(connection, "execute_request", content, seconds, reply_key)
+    answer = reply.get("user_expressions", {}).get("answer", {})
+    if answer.get("status") != "ok":
+        raise NoAnswer(f"the kernel answered: {answer.get('ename')}: {answer.get('evalue')}")
+    try:
+        return json.loads(ast.literal_eval(answer["data"]["text/plain"]))
+    except (KeyError, SyntaxError, TypeError, ValueError) as error:  # strings are shown otherwise by the user's wish
+        raise NoAnswer(f"the kernel's answer is not understood: {error}") from None
+
+
+async def implementation(connection: Mapping[str, Any], *, seconds: float) -> str:
+    """What an idle kernel calls itself. Raises NoAnswer."""
+    reply = await _request(connection, "kernel_info_request", {}, seconds, None)
+    return str(reply.get("implementation", ""))
+
+
+async def _request(
+    connection: Mapping[str, Any], kind: str, content: dict[str, Any], seconds: float, reply_key: bytes | None
+) -> dict[str, Any]:
+    """Send a request on the shell channel, by a connection of its own; the content of the reply."""
+    client = AsyncKernelClient(context=zmq.asyncio.Context.instance())
+    known: Any = dict(connection)
+    client.load_connection_info(known)
+    signed = client.session
+    checked = Session(key=reply_key, signature_scheme=signed.signature_scheme) if reply_key else signed
+    shell: Any = client.connect_shell()
+    try:
+        sent = signed.send(shell, kind, content)
+        if isinstance(sent, asyncio.Future):
+            await sent
+        deadline = asyncio.get_running_loop().time() + seconds
+        while True:
+            left = deadline - asyncio.get_running_loop().time()
+            try:
+                parts = await asyncio.wait_for(shell.recv_multipart(), max(left, 0.001))
+            except asyncio.TimeoutError:  # until Python 3.10 another one than the built-in
+                raise NoAnswer(f"the kernel did not answer within {seconds:.0f} s") from None
+            _, message = checked.feed_identities(parts)
+            try:
+                reply = checked.deserialize(message)
+            except ValueError as error:  # signed by another key
+                raise NoAnswer(f"the kernel's answer cannot be believed: {error}") from None
+            if reply["header"]["msg_type"] == kind.replace("_request", "_reply"):
+                answer: dict[str, Any] = reply["content"]
+                return answer
+    finally:
+        shell.close(linger=1000)  # a busy kernel is to get it, too
+
+
+NEW_HISTORY = "from IPython import get_ipython\nget_ipython().history_manager.new_session()\nanswer = 'null'"
+"""Begins a new session in IPython's database of cells."""
+
+BECOME = """
+import json, os, uuid
+from IPython import get_ipython
+from ipykernel.kernelapp import IPKernelApp
+
+app = IPKernelApp.instance()
+pipe = getattr(app.iopub_thread, "_pipe_port", None)
+moved = {int(old): new for old, new in told["ports"].items()}
+own = {name: getattr(app, name) for name in told["names"]}
+unknown = sorted(set(moved) - {pipe, *own.values()})
+if unknown:
+    raise RuntimeError(f"it listens at port {unknown[0]}, too, which is not IPython's")
+shell_of_debugger = getattr(app, "debug_shell_socket", None)
+if shell_of_debugger is not None:
+    at = f"{app.transport}://{app.ip}:"
+    shell_of_debugger.disconnect(at + str(app.shell_port))
+    shell_of_debugger.connect(at + str(moved[app.shell_port]))
+for name, port in own.items():
+    setattr(app, name, moved[port])
+if pipe in moved:
+    app.iopub_thread._pipe_port = moved[pipe]
+app.connection_file = told["connection_file"]
+os.environ["JPY_SESSION_NAME"] = told["notebook"]
+app.session.session = uuid.uuid4().hex
+app.session.key = told["key"].encode()
+get_ipython().history_manager.new_session()
+answer = json.dumps({name: getattr(app, name) for name in own})
+"""
+"""Makes a woken kernel another one than it was: its ports as it knows them, its connection file, its key.
+
+What ipykernel knows of its ports: its own five; the one to which forks of the kernel send what they print
+(ipykernel.iostream); and the connection of its debugger to its own shell channel, which would reconnect to the old one.
+"""

@@ -1,0 +1,334 @@
+"""What is done to a kernel, step by step: saved, parked, woken, ended. The engine works in a thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+from uuid import uuid4
+
+from jupyter_server.services.kernels.connection.channels import ZMQChannelsWebsocketConnection
+
+import torpor
+from torpor.errors import NotFound, Refused, RestoreFailed, TorporError
+from torpor.jupyter_ext import forks, ipython
+from torpor.jupyter_ext.process import KernelProcess, tree_root
+from torpor.jupyter_ext.provisioner import TorporProvisioner
+from torpor.jupyter_ext.records import CheckpointRecord, KernelRecord, SessionRecord
+from torpor.jupyter_ext.roll import Roll, json_connection, kernel_info_of
+from torpor.jupyter_ext.state import Operation, Unsuitable
+from torpor.jupyter_ext.traffic import Traffic, is_io_thread
+from torpor.remote.freeze import LastToStop
+from torpor.store import SnapshotInfo
+
+T = TypeVar("T")
+JOURNAL = "-journal"
+"""In the name of SQLite's rollback journals."""
+JOURNAL_SECONDS = 1.0
+"""How long a transaction is waited for; a longer one is a program's own, and is saved as it is."""
+JOURNAL_TRIES = 4
+REPLY_SECONDS = 5.0
+"""How long a kernel that was idle may take for its first answer."""
+TAG = "jupyter-kernel"
+"""The tag of a snapshot that says whose checkpoint it is."""
+TEXT = 1000
+"""Characters of a tag's value that are kept; the store takes 1024."""
+
+
+class Steps(Roll):
+    """The steps that `Keeper` is made of. All methods belong to the server's event loop."""
+
+    def __init__(self, *arguments: Any) -> None:
+        """As Roll. One thread for all kernels: two checkpoints at once would only compete for the disk."""
+        super().__init__(*arguments)
+        self._engine = ThreadPoolExecutor(1, "torpor-engine")
+        self._unwritten: dict[str, CheckpointRecord] = {}
+        """Of checkpoints that are in the store, but there was no room to write down what is known of them."""
+
+    async def checkpoint_of(self, kernel_id: str, id: str) -> tuple[SnapshotInfo, CheckpointRecord]:
+        """One checkpoint of a kernel. Raises NotFound, StoreError."""
+        record = self._unwritten.get(id) or self.records.read(CheckpointRecord, id)
+        info = await self._run(self.store.resolve, id)
+        if info.id != id or info.tags.get(TAG) != kernel_id or record.kernel_id != kernel_id:
+            raise NotFound(f"kernel {kernel_id} has no checkpoint {id}")
+        return info, record
+
+    async def _save(
+        self, kernel_id: str, operation: Operation, then: str, *, name: str, note: str = "", automatic: bool
+    ) -> SnapshotInfo:
+        """Make a checkpoint, the gate being shut."""
+        provisioner, state = self._suitable(kernel_id), self.state(kernel_id)
+        process = provisioner.kernel
+        if process is None or process.poll() is not None:
+            raise Unsuitable(f"kernel {kernel_id} is not running")
+        manager = self._manager(kernel_id)
+        sessions = self._sessions(kernel_id)
+        notebook = sessions[0].path if sessions else ""
+        text = await self.notebooks.read(self._relative(notebook))
+        tags = {TAG: kernel_id, "notebook": notebook[-TEXT:], "name": name[:TEXT]}
+        traffic = Traffic(manager.get_connection_info())
+        last = LastToStop(is_io_thread, partial(traffic.drained, process.pid)) if then == "kill" else None
+        save = partial(
+            torpor.checkpoint,
+            process.pid,
+            store=self.store,
+            then="kill" if then == "kill" else "run",
+            tags={key: _printable(value) for key, value in tags.items() if value},
+            progress=operation.progress,
+            last=last,
+        )
+        info: SnapshotInfo = await self._run(_between_transactions, process.pid, save)
+        record = CheckpointRecord(
+            info.id,
+            kernel_id,
+            manager.kernel_name,
+            json_connection(manager.get_connection_info()),
+            str(provisioner.cwd),
+            name=name,
+            note=note,
+            automatic=automatic,
+            parent=state.head,
+            notebook=notebook,
+            cell=state.gate.cell,
+            execution_count=state.gate.execution_count,
+            execution_state=manager.execution_state or "idle",
+            outstanding=list(state.gate.unanswered),
+            kernel_info=kernel_info_of(manager),
+            log=state.log,
+        )
+        try:
+            if text:
+                self.notebooks.keep(info.id, text, like=record.parent)
+                record.has_notebook = True
+        except TorporError as error:
+            self.log.error("Checkpoint %s is without its notebook: %s", info.id, error)
+        state.head = info.id
+        try:
+            self.records.write(record)
+        except TorporError as error:  # the kernel is safe, and may have ended: that is no reason to fail
+            self._unwritten[info.id] = record
+            self.log.error("Checkpoint %s has no name until there is room: %s", info.id, error)
+        return info
+
+    async def _park(self, kernel_id: str, operation: Operation, *, name: str, automatic: bool) -> SnapshotInfo:
+        """Save and end; the gate is shut until it is woken."""
+        provisioner, state = self._suitable(kernel_id), self.state(kernel_id)
+        if state.parked:
+            raise Unsuitable(f"kernel {kernel_id} is parked already")
+        state.gate.shut += 1
+        provisioner.parked = True  # its process is about to end, and that is no reason to restart it
+        try:
+            info = await self._save(kernel_id, operation, "kill", name=name, automatic=automatic)
+        except BaseException:
+            provisioner.parked = False
+            state.gate.open()
+            raise
+        provisioner.park()
+        manager = self._manager(kernel_id)
+        state.execution_state = manager.execution_state or "idle"
+        manager.execution_state = "busy"  # jupyter_server sends no "nudge" to a busy kernel, and waits for it
+        state.gate.kernel_info = kernel_info_of(manager)
+        state.parked, state.parked_ns = info.id, time.time_ns()
+        self.remember(provisioner)
+        return info
+
+    async def _wake(
+        self, kernel_id: str, operation: Operation, info: SnapshotInfo, record: CheckpointRecord, *, again: bool
+    ) -> None:
+        """Give a parked kernel a process again, from any of its checkpoints, and open the gate.
+
+        Args:
+            kernel_id: the kernel.
+            operation: told the progress.
+            info: the snapshot.
+            record: what is known of it.
+            again: it may have gone on from there already.
+        """
+        operation.done = operation.total = 0
+        provisioner, state = self._suitable(kernel_id), self.state(kernel_id)
+        manager = self._manager(kernel_id)
+        moved = json_connection(manager.get_connection_info()) != record.connection
+        if moved:
+            self._move(kernel_id, provisioner, record.connection)
+        traffic = Traffic(record.connection)
+        clients = self._clients(kernel_id)
+
+        def connected() -> None:
+            if not traffic.connected(clients):
+                self.log.warning("Kernel %s: not every client was back in time; output may be lost", kernel_id)
+
+        wake = partial(
+            torpor.restore,
+            info,
+            store=self.store,
+            detach=True,
+            progress=operation.progress,
+            first=is_io_thread,
+            connected=connected,
+        )
+        job = await self._run(wake)
+        try:
+            provisioner.adopt(KernelProcess(tree_root(job), job=job))
+        except ProcessLookupError:
+            raise RestoreFailed("the kernel ended as soon as it was woken", advice="see its log") from None
+        state.gate.abort_unanswered(set(record.outstanding))
+        manager.execution_state = record.execution_state
+        state.parked, state.parked_ns, state.head = "", 0, info.id
+        state.gate.kernel_info = None
+        if again:
+            await self._new_history(manager, record)
+        self.remember(provisioner)
+        for warning in job.warnings:
+            self.log.warning("Kernel %s was woken: %s", kernel_id, warning)
+        state.gate.open()
+
+    async def _fork(
+        self, info: SnapshotInfo, record: CheckpointRecord, operation: Operation, path: str | None, text: str
+    ) -> KernelRecord:
+        """Wake a checkpoint as another kernel, write its notebook, and make both known to the server."""
+        kernel_id = str(uuid4())
+        file = os.path.join(self.manager.connection_dir, f"kernel-{kernel_id}.json")
+        notebook = os.path.join(self.manager.root_dir, path) if path is not None else ""
+        sessions = [SessionRecord(str(uuid4()), notebook, os.path.basename(notebook), "notebook")] if notebook else []
+        woken = await self._run(forks.wake, info, self.store, record, operation)
+        try:
+            connection = await forks.become(woken, record, uuid4().hex, file=file, notebook=notebook)
+            if path is not None:
+                await self.notebooks.write(path, text)
+            fork = KernelRecord(
+                kernel_id,
+                record.kernel_name,
+                connection,
+                record.cwd,
+                self.manager.root_dir,
+                sessions=sessions,
+                kernel_info=record.kernel_info,
+                log=record.log or record.kernel_id,
+            )
+            await self._register(fork, woken.process)
+        except BaseException:
+            await _end(woken.process)
+            raise
+        state = self.state(kernel_id)
+        state.head, state.gate.cell, state.gate.execution_count = info.id, record.cell, record.execution_count
+        for warning in woken.warnings:
+            self.log.warning("Kernel %s, a fork: %s", kernel_id, warning)
+        return fork
+
+    async def _new_history(self, manager: Any, record: CheckpointRecord) -> None:
+        """Let IPython begin a new session in its database of cells.
+
+        The database did not go back with the kernel: the next cell's number is there already, and IPython would say so
+        in the middle of that cell's output.
+        """
+        if record.kernel_info.get("implementation") != ipython.IMPLEMENTATION:
+            return
+        try:  # a busy one takes it up when its cell is done
+            seconds = REPLY_SECONDS if record.execution_state == "idle" else 0.0
+            await ipython.ask(json_connection(manager.get_connection_info()), ipython.NEW_HISTORY, seconds=seconds)
+        except ipython.NoAnswer as error:
+            if record.execution_state == "idle":
+                self.log.warning("Kernel %s: %s", record.kernel_id, error)
+
+    async def _discard(self, kernel_id: str, provisioner: TorporProvisioner, record: CheckpointRecord) -> None:
+        """End a kernel without keeping it, and let its manager wait for another."""
+        state = self.state(kernel_id)
+        state.gate.shut += 1
+        provisioner.parked = True
+        if provisioner.kernel:
+            await _end(provisioner.kernel)
+        provisioner.park()
+        self._manager(kernel_id).execution_state = "busy"
+        state.parked, state.parked_ns, state.execution_state = record.id, time.time_ns(), record.execution_state
+
+    def _move(self, kernel_id: str, provisioner: TorporProvisioner, connection: dict[str, Any]) -> None:
+        """The kernel had other ports at that time: everyone must connect anew."""
+        self.manager.stop_watching_activity(kernel_id)
+        provisioner.take_connection(connection)
+        self.manager._kernel_ports[kernel_id] = self._manager(kernel_id).ports
+        for connected in self._websockets(kernel_id):
+            connected.websocket_handler.close()
+        self.manager.start_watching_activity(kernel_id)
+
+    def _clients(self, kernel_id: str) -> Counter[int]:
+        """How many connections of this server's own each port of a kernel has."""
+        manager = self._manager(kernel_id)
+        channels = [channel for connection in self._websockets(kernel_id) for channel in connection.channels]
+        buffer = self.manager._kernel_buffers.get(kernel_id)
+        channels += list(buffer["channels"]) if buffer else []
+        channels += ["iopub"] if getattr(manager, "_activity_stream", None) else []
+        channels += ["control"] if manager._control_socket else []
+        return Counter(getattr(manager, f"{channel}_port") for channel in channels)
+
+    def _websockets(self, kernel_id: str) -> list[ZMQChannelsWebsocketConnection]:
+        return [
+            connection
+            for connection in ZMQChannelsWebsocketConnection._open_sockets
+            if connection.kernel_id == kernel_id
+        ]
+
+    @asynccontextmanager
+    async def _operation(self, kernel_id: str, doing: str) -> AsyncIterator[Operation]:
+        state = self.state(kernel_id)
+        if state.operation:
+            raise Unsuitable(f"the kernel is {state.operation.doing} already", advice="try again when that is done")
+        self._suitable(kernel_id)
+        state.operation = Operation(doing)
+        self._told(kernel_id, doing)
+        try:
+            yield state.operation
+        except BaseException:
+            state.operation = None
+            self._told(kernel_id, "failed")
+            raise
+        state.operation = None
+
+    async def _run(self, call: Callable[..., T], *arguments: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._engine, call, *arguments)
+
+    def close(self) -> None:
+        """Give up the engine's thread."""
+        self._engine.shutdown()
+
+
+async def _end(process: KernelProcess) -> None:
+    process.kill()
+    while process.poll() is None:
+        await asyncio.sleep(0.01)
+
+
+def _between_transactions(pid: int, save: Callable[[], SnapshotInfo]) -> SnapshotInfo:
+    """Save a process while SQLite has no journal open in it, as IPython's database of cells has for milliseconds.
+
+    A journal that is there at one moment and gone at the next is refused by the engine; and another kernel would
+    roll back the transaction of one that was ended in its middle (https://www.sqlite.org/lockingv3.html).
+    """
+    for _ in range(JOURNAL_TRIES):
+        deadline = time.monotonic() + JOURNAL_SECONDS
+        while _has_journal(pid) and time.monotonic() < deadline:
+            time.sleep(0.002)
+        try:
+            return save()
+        except Refused as error:
+            if not all(JOURNAL in reason.subject for reason in error.reasons):
+                raise
+    return save()
+
+
+def _has_journal(pid: int) -> bool:
+    for fd in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):
+            if JOURNAL in os.readlink(fd):
+                return True
+    return False
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else "?" for c in text)
