@@ -610,7 +610,7 @@ class Epoll(_message.Message):
     def __init__(self, watches: _Optional[_Iterable[_Union[Epoll.Watch, _Mapping]]] = ...) -> None: ...
 
 class UnixSocket(_message.Message):
-    __slots__ = ("type", "peer", "has_peer", "messages", "shut_read", "shut_write", "options", "peer_gone", "reset", "name", "listening", "backlog", "mode", "connected_to")
+    __slots__ = ("type", "peer", "has_peer", "messages", "shut_read", "shut_write", "options", "peer_gone", "reset", "name", "listening", "backlog", "mode", "connected_to", "under_way", "senders", "pending", "is_pending")
     TYPE_FIELD_NUMBER: _ClassVar[int]
     PEER_FIELD_NUMBER: _ClassVar[int]
     HAS_PEER_FIELD_NUMBER: _ClassVar[int]
@@ -625,6 +625,10 @@ class UnixSocket(_message.Message):
     BACKLOG_FIELD_NUMBER: _ClassVar[int]
     MODE_FIELD_NUMBER: _ClassVar[int]
     CONNECTED_TO_FIELD_NUMBER: _ClassVar[int]
+    UNDER_WAY_FIELD_NUMBER: _ClassVar[int]
+    SENDERS_FIELD_NUMBER: _ClassVar[int]
+    PENDING_FIELD_NUMBER: _ClassVar[int]
+    IS_PENDING_FIELD_NUMBER: _ClassVar[int]
     type: int
     peer: int
     has_peer: bool
@@ -639,7 +643,19 @@ class UnixSocket(_message.Message):
     backlog: int
     mode: int
     connected_to: bytes
-    def __init__(self, type: _Optional[int] = ..., peer: _Optional[int] = ..., has_peer: bool = ..., messages: _Optional[_Iterable[bytes]] = ..., shut_read: bool = ..., shut_write: bool = ..., options: _Optional[_Iterable[_Union[SockOpt, _Mapping]]] = ..., peer_gone: bool = ..., reset: bool = ..., name: _Optional[bytes] = ..., listening: bool = ..., backlog: _Optional[int] = ..., mode: _Optional[int] = ..., connected_to: _Optional[bytes] = ...) -> None: ...
+    under_way: _containers.RepeatedCompositeFieldContainer[UnderWay]
+    senders: _containers.RepeatedScalarFieldContainer[bytes]
+    pending: _containers.RepeatedScalarFieldContainer[int]
+    is_pending: bool
+    def __init__(self, type: _Optional[int] = ..., peer: _Optional[int] = ..., has_peer: bool = ..., messages: _Optional[_Iterable[bytes]] = ..., shut_read: bool = ..., shut_write: bool = ..., options: _Optional[_Iterable[_Union[SockOpt, _Mapping]]] = ..., peer_gone: bool = ..., reset: bool = ..., name: _Optional[bytes] = ..., listening: bool = ..., backlog: _Optional[int] = ..., mode: _Optional[int] = ..., connected_to: _Optional[bytes] = ..., under_way: _Optional[_Iterable[_Union[UnderWay, _Mapping]]] = ..., senders: _Optional[_Iterable[bytes]] = ..., pending: _Optional[_Iterable[int]] = ..., is_pending: bool = ...) -> None: ...
+
+class UnderWay(_message.Message):
+    __slots__ = ("message", "descriptions")
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    DESCRIPTIONS_FIELD_NUMBER: _ClassVar[int]
+    message: int
+    descriptions: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, message: _Optional[int] = ..., descriptions: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class SockOpt(_message.Message):
     __slots__ = ("level", "name", "value")
@@ -753,16 +769,20 @@ class Inotify(_message.Message):
     def __init__(self, watches: _Optional[_Iterable[_Union[Inotify.Watch, _Mapping]]] = ...) -> None: ...
 
 class UdpSocket(_message.Message):
-    __slots__ = ("family", "local", "remote", "options")
+    __slots__ = ("family", "local", "remote", "options", "messages", "senders")
     FAMILY_FIELD_NUMBER: _ClassVar[int]
     LOCAL_FIELD_NUMBER: _ClassVar[int]
     REMOTE_FIELD_NUMBER: _ClassVar[int]
     OPTIONS_FIELD_NUMBER: _ClassVar[int]
+    MESSAGES_FIELD_NUMBER: _ClassVar[int]
+    SENDERS_FIELD_NUMBER: _ClassVar[int]
     family: int
     local: bytes
     remote: bytes
     options: _containers.RepeatedCompositeFieldContainer[SockOpt]
-    def __init__(self, family: _Optional[int] = ..., local: _Optional[bytes] = ..., remote: _Optional[bytes] = ..., options: _Optional[_Iterable[_Union[SockOpt, _Mapping]]] = ...) -> None: ...
+    messages: _containers.RepeatedScalarFieldContainer[bytes]
+    senders: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, family: _Optional[int] = ..., local: _Optional[bytes] = ..., remote: _Optional[bytes] = ..., options: _Optional[_Iterable[_Union[SockOpt, _Mapping]]] = ..., messages: _Optional[_Iterable[bytes]] = ..., senders: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class Fifo(_message.Message):
     __slots__ = ("pipe", "path", "unwritten")

@@ -10,7 +10,7 @@ import os
 import stat
 from collections.abc import Iterator
 
-from torpor.objects.description import GrabbedDescriptors, Held, Problem, Seen
+from torpor.objects.description import Family, GrabbedDescriptors, Held, Problem, Seen
 from torpor.objects.unkept import CLOSE, Unkept
 from torpor.objects.vmas import DELETED
 
@@ -33,6 +33,6 @@ class MessageQueue(Unkept):
             return True
         return (there.st_dev, there.st_ino) != (status.st_dev, status.st_ino)
 
-    def judge(self, held: Held[None], tree: GrabbedDescriptors) -> Iterator[Problem]:
+    def judge(self, held: Held[Family | None], tree: GrabbedDescriptors) -> Iterator[Problem]:
         """Always refused."""
         yield Problem("a POSIX message queue is not kept", CLOSE)

@@ -19,6 +19,7 @@ import sys
 import termios
 from array import array
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from ipaddress import IPv4Address, IPv6Address
@@ -34,6 +35,7 @@ from torpor.remote.x86_64 import NR
 SO_GET_FILTER = 26
 SO_TIMESTAMP, SO_TIMESTAMPNS, SO_TIMESTAMPING = 29, 35, 37
 SO_PEEK_OFF = 42
+SO_MEMINFO = 55
 SO_ZEROCOPY = 60
 SO_BUF_LOCK = 72
 SO_PASSPIDFD = 76
@@ -186,13 +188,61 @@ def queued(fd: int, request: int = termios.FIONREAD) -> int:
     return int(struct.unpack("i", fcntl.ioctl(fd, request, bytes(4)))[0])
 
 
-def peek(fd: int, size: int, flags: int = 0) -> tuple[bytes, int]:
-    """What the next recv() of up to `size` bytes would give, and msg_flags; it stays in the queue."""
-    content = bytearray(max(size, 1))
+class Peeked(NamedTuple):
+    """What the next recvmsg() would give."""
+
+    content: bytes
+    flags: int
+    """msg_flags."""
+    name: bytes
+    """Of the sender: a struct sockaddr."""
+    control: bytes
+    """Control messages."""
+
+
+def peek(fd: int, size: int, flags: int = 0, control: int = 0) -> Peeked:
+    """What the next recvmsg() of up to `size` bytes would give; it stays in the queue.
+
+    Args:
+        fd: the socket.
+        size: room for content, in bytes.
+        flags: besides MSG_PEEK and MSG_DONTWAIT.
+        control: room for control messages, in bytes; descriptors in them are ours to close.
+    """
+    content, name, room = bytearray(max(size, 1)), bytearray(LONGEST_NAME), bytearray(max(control, 1))
     vector = array("Q", (address_of(content), size))
-    header = array("Q", (0, 0, address_of(vector), 1, 0, 0, 0))  # struct msghdr
+    header = array("Q", (address_of(name), LONGEST_NAME, address_of(vector), 1, address_of(room), control, 0))
     got = syscall(NR.recvmsg, fd, address_of(header), flags | socket.MSG_PEEK | socket.MSG_DONTWAIT)
-    return bytes(content[: min(got, size)]), header[6] & 0xFFFFFFFF
+    named, controlled = header[1] & 0xFFFFFFFF, header[5]  # struct msghdr
+    return Peeked(
+        bytes(content[: min(got, size)]), header[6] & 0xFFFFFFFF, bytes(name[:named]), bytes(room[:controlled])
+    )
+
+
+@contextmanager
+def peeking_on(fd: int) -> Iterator[None]:
+    """A while in which each peek at a queue looks behind what the one before has seen (SO_PEEK_OFF)."""
+    _set_peek_offset(fd, 0)
+    try:
+        yield
+    finally:
+        _set_peek_offset(fd, -1)
+
+
+def _set_peek_offset(fd: int, offset: int) -> None:
+    value = bytearray(struct.pack("i", offset))
+    syscall(NR.setsockopt, fd, _SOL, SO_PEEK_OFF, address_of(value), len(value))
+
+
+def used_memory(fd: int) -> int:
+    """Bytes that a socket's receive queue takes, bookkeeping included (SK_MEMINFO_RMEM_ALLOC)."""
+    return int(struct.unpack_from("=I", getsockopt(fd, _SOL, SO_MEMINFO, 36))[0])
+
+
+def disconnect(fd: int) -> None:
+    """Make a datagram socket's peer anyone again (connect(2), AF_UNSPEC)."""
+    nobody = bytearray(SOCKADDR_IN)
+    syscall(NR.connect, fd, address_of(nobody), len(nobody))
 
 
 def events(fd: int) -> int:

@@ -1,25 +1,49 @@
-"""UDP sockets (udp(7)): their addresses and options.
+"""UDP sockets (udp(7)): their addresses, their options, and datagrams that wait in them.
 
-Kept: whom it is bound and connected to, and options. Refused: datagrams that wait to be read, which come from addresses
-that only their senders can send from, and a socket that is shut down. Not kept: memberships of multicast groups, which
-the kernel shows to nobody.
+Kept: whom it is bound and connected to, options, and the datagrams that were not read, each with its sender. At a
+restore they are sent again, from where they came: from the tree's own socket at that address, or from one that has it
+for the moment. Refused: datagrams from an address that another program has, or that is not this host's; from the
+kernel's own reassembly (UDP_GRO); a socket that is shut down; errors that wait (ICMP). Not kept: what came with a
+datagram but for its sender (time, TTL, ...), and memberships of multicast groups, which the kernel shows to nobody.
+
+Datagrams behind the first are seen with SO_PEEK_OFF (socket(7)), which is set for that moment. An empty one is shown so
+only once (net/core/datagram.c, __skb_try_recv_from_queue): if the program goes on and still has not read it by the next
+checkpoint, that one loses it.
 """
 
 from __future__ import annotations
 
 import errno
+import os
 import select
 import socket
+import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 
-from torpor.errors import Reason
+from torpor.errors import Reason, RestoreFailed
 from torpor.image.image_pb2 import Description, Tree, UdpSocket
 from torpor.objects import sockets
-from torpor.objects.description import Describing, GrabbedDescriptors, Held, Kind, Opening, Problem, Seen, borrowed
+from torpor.objects.description import (
+    Describing,
+    GrabbedDescriptors,
+    Held,
+    Kind,
+    Opening,
+    Problem,
+    Seen,
+    borrowed,
+    naming,
+)
 from torpor.objects.sockets import Address, SocketState
 
 UDP_ENCAP = 100
+UDP_GRO = (socket.IPPROTO_UDP, 104)
+LONGEST = 1 << 16
+"""Bytes; a datagram has less."""
+PATIENCE = 2.0
+"""Seconds in which a datagram must arrive on this host."""
 BEFORE_BIND = frozenset(
     {
         (socket.SOL_SOCKET, socket.SO_REUSEADDR),
@@ -44,6 +68,18 @@ class UdpState:
     """Empty when it is not connected."""
     encapsulates: bool
     """It carries IPsec or tunnels for the kernel."""
+    messages: list[tuple[bytes, bytes]] = field(default_factory=list)
+    """Those that wait in it, each with its sender's struct sockaddr."""
+
+    @property
+    def shut(self) -> bool:
+        """Whether a side of it is shut."""
+        return bool(self.socket.events & (select.POLLRDHUP | select.POLLHUP))
+
+    @property
+    def failed(self) -> bool:
+        """Whether an error waits in it, which a look into its queue would take out."""
+        return bool(self.socket.events & select.POLLERR)
 
 
 class Udp(Kind[UdpState]):
@@ -61,27 +97,39 @@ class Udp(Kind[UdpState]):
         )
 
     def grab(self, held: Held[UdpState], pidfd: int, *, content: bool) -> UdpState:
-        """Addresses and options."""
+        """Addresses, options and the queue."""
         with borrowed(pidfd, held.holders[0].fd) as copy:
             family = sockets.number(copy, socket.SOL_SOCKET, socket.SO_DOMAIN)
             encapsulation = sockets.if_known(copy, socket.IPPROTO_UDP, UDP_ENCAP, 4)
-            return UdpState(
+            state = UdpState(
                 sockets.look(copy, _options(family), listening=False),
                 sockets.local_name(copy),
                 sockets.peer_name(copy),
                 any(encapsulation or b""),
             )
+            look = content and state.socket.events & select.POLLIN
+            if look and not (state.shut or state.failed or state.socket.peek_offset):
+                state.messages = _peek(copy)
+        return state
 
     def judge(self, held: Held[UdpState], tree: GrabbedDescriptors) -> Iterator[Problem]:
-        """Nothing waits in it."""
+        """What waits in it can be sent again."""
         state = held.state
         yield from sockets.judge(state.socket, held.holders[0].pid)
-        if state.socket.events & select.POLLIN and not state.socket.events & select.POLLRDHUP:
-            yield Problem(
-                "datagrams wait in it that were not read, and cannot be kept", "read them, or try again", passing=True
-            )
-        if state.socket.events & (select.POLLRDHUP | select.POLLHUP):
+        if state.shut:
             yield Problem("it is shut down, which is not kept", "close it")
+        elif state.failed:
+            yield Problem("an error waits in it (ICMP), which is not kept", "read it, or try again", passing=True)
+        if state.messages and any(state.socket.options.get(UDP_GRO, b"")):
+            yield Problem("datagrams wait in it that the kernel may have joined (UDP_GRO)", "try again", passing=True)
+        ours = [sockets.address(other.state.local) for other in tree.of(Udp)]
+        for sender in dict.fromkeys(sockets.address(name) for _, name in state.messages):
+            if not any(_is_at(own, sender) for own in ours) and (why := _why_not_ours(sender)):
+                yield Problem(
+                    f"datagrams from {sender} wait in it, and only who has that address could send them again: {why}",
+                    "read them, or try again",
+                    passing=True,
+                )
         if state.encapsulates:
             yield Problem("it carries packets for the kernel (UDP_ENCAP)", "close it")
 
@@ -91,9 +139,13 @@ class Udp(Kind[UdpState]):
         out.udp.family, out.udp.local, out.udp.remote = state.socket.family.family, state.local, state.remote
         wanted = _options(state.socket.family.family)
         out.udp.options.extend(sockets.kept(state.socket.family, state.socket.options, wanted))
+        out.udp.messages.extend(message for message, _ in state.messages)
+        out.udp.senders.extend(sender for _, sender in state.messages)
 
     def check(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
-        """The addresses can be had."""
+        """The addresses can be had, those of datagrams that wait too."""
+        ours: list[Address | None] = []
+        senders: dict[Address, None] = {}
         for description in mine.values():
             udp = description.udp
             if udp.family not in (socket.AF_INET, socket.AF_INET6):
@@ -103,6 +155,10 @@ class Udp(Kind[UdpState]):
             try:
                 where = _address(udp.local)
                 _address(udp.remote)
+                ours.append(where)
+                senders |= dict.fromkeys(map(sockets.address, udp.senders))
+                if len(udp.messages) != len(udp.senders) or (udp.messages and not (where and where.port)):
+                    raise ValueError("datagrams that come from nowhere or lead nowhere")
             except ValueError as error:
                 yield Reason("the image", f"it has a UDP socket with {error}")
                 continue
@@ -110,13 +166,29 @@ class Udp(Kind[UdpState]):
                 _make(udp).close()
             except OSError as error:
                 yield _refused(where, error)
+        for sender in senders:
+            if not any(own and _is_at(own, sender) for own in ours) and (why := _why_not_ours(sender)):
+                yield Reason(
+                    f"the address {sender}", f"datagrams that were not read came from it, and {why}", "end who has it"
+                )
 
-    def make(self, description: Description, opening: Opening) -> int:
-        """Bound and connected as it was."""
-        sock = _make(description.udp)
-        with sock:
-            sockets.set_options(sock, description.udp.options, _options(description.udp.family), BEFORE_BIND)
-            return sock.detach()
+    def open(self, mine: dict[int, Description], opening: Opening) -> None:
+        """Bind all, send what waited in them, then connect."""
+        with ExitStack() as stack:
+            made: dict[int, socket.socket] = {}
+            for index, description in mine.items():
+                with naming(description):
+                    made[index] = stack.enter_context(_bound(description.udp))
+            for index, description in mine.items():
+                with naming(description):
+                    _fill(made[index], description.udp, list(made.values()))
+            for index, description in mine.items():
+                udp, sock = description.udp, made[index]
+                with naming(description):
+                    if udp.remote:
+                        sock.connect(sockets.for_python(sockets.address(udp.remote), udp.family))
+                    sockets.set_options(sock, udp.options, _options(udp.family), BEFORE_BIND)
+                    opening.place(index, sock.dup().detach())
 
 
 def _options(family: int) -> dict[sockets.Key, int]:
@@ -129,6 +201,17 @@ def _address(name: bytes) -> Address | None:
 
 
 def _make(udp: UdpSocket) -> socket.socket:
+    sock = _bound(udp)
+    try:
+        if (there := _address(udp.remote)) is not None:
+            sock.connect(sockets.for_python(there, udp.family))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _bound(udp: UdpSocket) -> socket.socket:
     sock = socket.socket(udp.family, socket.SOCK_DGRAM, socket.IPPROTO_UDP)
     try:
         for option in udp.options:
@@ -136,12 +219,81 @@ def _make(udp: UdpSocket) -> socket.socket:
                 sockets.set_option(sock, (option.level, option.name), option.value)
         if (where := _address(udp.local)) is not None and where.port:
             sock.bind(sockets.for_python(where, udp.family))
-        if (there := _address(udp.remote)) is not None:
-            sock.connect(sockets.for_python(there, udp.family))
     except BaseException:
         sock.close()
         raise
     return sock
+
+
+def _peek(copy: int) -> list[tuple[bytes, bytes]]:
+    """The datagrams that wait, each with its sender."""
+    found: list[tuple[bytes, bytes]] = []
+    with sockets.peeking_on(copy):
+        while True:
+            try:
+                message = sockets.peek(copy, LONGEST)
+            except BlockingIOError:
+                return found
+            found.append((message.content, message.name))
+
+
+def _is_at(own: Address, sender: Address) -> bool:
+    """Whether what a socket sends can come from an address."""
+    return own.port == sender.port and (own.host == sender.host or own.host.is_unspecified)
+
+
+def _why_not_ours(sender: Address) -> str:
+    """Why a socket of ours cannot have an address for a moment."""
+    try:
+        _at(sender).close()
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
+
+
+def _at(where: Address) -> socket.socket:
+    sock = socket.socket(socket.AF_INET if where.host.version == 4 else socket.AF_INET6, socket.SOCK_DGRAM)
+    try:
+        sock.bind(sockets.for_python(where, sock.family))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _fill(receiver: socket.socket, udp: UdpSocket, made: Sequence[socket.socket]) -> None:
+    """Send again what waited in a socket. It hears only the one who sends, so that nobody else comes in between."""
+    if not udp.messages:
+        return
+    size = receiver.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+    sockets.enlarge(receiver, socket.SO_RCVBUF)
+    for message, name in zip(udp.messages, udp.senders, strict=True):
+        there = sockets.address(name)
+        receiver.connect(sockets.for_python(there, receiver.family))
+        with _sender(there, made) as sender:
+            here = sockets.address(sockets.local_name(receiver.fileno()))
+            before = sockets.used_memory(receiver.fileno())
+            sender.sendto(message, sockets.for_python(here, sender.family))
+            deadline = time.monotonic() + PATIENCE
+            while sockets.used_memory(receiver.fileno()) <= before:
+                if time.monotonic() > deadline:
+                    raise RestoreFailed(f"a datagram from {there} to {here} that was not read does not arrive again")
+                os.sched_yield()
+    sockets.disconnect(receiver.fileno())
+    receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size // 2)  # the kernel doubles it
+    sockets.let_go_of_size(receiver)
+
+
+@contextmanager
+def _sender(there: Address, made: Sequence[socket.socket]) -> Iterator[socket.socket]:
+    """A socket at an address: the tree's own, else one for the moment."""
+    for sock in made:
+        where = sockets.address(sockets.local_name(sock.fileno()))
+        if _is_at(where, there) and (sock.family == socket.AF_INET6 or there.host.version == 4):
+            yield sock
+            return
+    with _at(there) as sock:
+        yield sock
 
 
 def _refused(where: Address | None, error: OSError) -> Reason:

@@ -18,6 +18,7 @@ import select
 import socket
 import struct
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
@@ -38,8 +39,6 @@ from torpor.objects.description import (
     naming,
 )
 from torpor.objects.sockets import SocketState
-from torpor.remote.sys import address_of, syscall
-from torpor.remote.x86_64 import NR
 
 OPTIONS = unix_names.OPTIONS
 LONGEST_MESSAGE = 1 << 20
@@ -341,7 +340,7 @@ def _peer_is_closed(state: UnixState) -> bool:
 
 def _peek_stream(copy: int, state: UnixState) -> None:
     if state.socket.queued:
-        content, flags = sockets.peek(copy, state.socket.queued)
+        content, flags, *_ = sockets.peek(copy, state.socket.queued)
         state.messages = [content]
         if flags & socket.MSG_CTRUNC or len(content) != state.socket.queued:
             state.lost = "descriptors or credentials are on their way to it (SCM_RIGHTS), which is not kept yet"
@@ -350,25 +349,15 @@ def _peek_stream(copy: int, state: UnixState) -> None:
 def _peek_messages(copy: int, state: UnixState) -> None:
     """Take the messages of a queue one by one, without taking them out of it."""
     sequenced = state.socket.family.type == socket.SOCK_SEQPACKET
-    _set_peek_offset(copy, 0)
-    try:
+    with suppress(BlockingIOError), sockets.peeking_on(copy):  # the end of the queue
         # At the end a datagram socket says EAGAIN, but one with a connection that has ended says 0 again and again.
         while not sequenced or sum(map(len, state.messages)) < state.socket.queued:
-            message, flags = sockets.peek(copy, LONGEST_MESSAGE, socket.MSG_TRUNC)
+            message, flags, *_ = sockets.peek(copy, LONGEST_MESSAGE, socket.MSG_TRUNC)
             state.messages.append(message)
             if flags & socket.MSG_CTRUNC:
                 state.lost = "descriptors or credentials are on their way to it (SCM_RIGHTS), which is not kept yet"
             if flags & socket.MSG_TRUNC:
                 state.lost = f"a message of more than {LONGEST_MESSAGE} bytes is on its way to it"
-    except BlockingIOError:
-        pass  # the end of the queue
-    finally:
-        _set_peek_offset(copy, -1)
-
-
-def _set_peek_offset(copy: int, offset: int) -> None:
-    value = bytearray(struct.pack("i", offset))
-    syscall(NR.setsockopt, copy, socket.SOL_SOCKET, sockets.SO_PEEK_OFF, address_of(value), len(value))
 
 
 def _open_pair(opening: Opening, first: int, second: int, named: unix_names.Named) -> None:

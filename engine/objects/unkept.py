@@ -6,16 +6,29 @@ This is the last of all kinds: what no other kind knows is here, and so nothing 
 from __future__ import annotations
 
 import os
+import socket
 import stat
 from collections.abc import Iterator
 
 from torpor.image.image_pb2 import Description
-from torpor.objects.description import Describing, GrabbedDescriptors, Held, Kind, Problem, Seen, is_path
+from torpor.objects.description import (
+    Describing,
+    Family,
+    GrabbedDescriptors,
+    Held,
+    Kind,
+    Problem,
+    Seen,
+    borrowed,
+    is_path,
+)
+from torpor.objects.sockets import family_of
 
 CLOSE = "close it before the checkpoint"
 
+IO_URING = "anon_inode:[io_uring]"
 ANONYMOUS = {
-    "anon_inode:[io_uring]": Problem("the state of an io_uring cannot be read", CLOSE),
+    IO_URING: Problem("the state of an io_uring cannot be read", CLOSE),
     "anon_inode:[userfaultfd]": Problem("what a userfaultfd watches cannot be read", CLOSE),
     "anon_inode:[perf_event]": Problem("counters of the processor cannot be kept", "stop the profiler"),
     "anon_inode:[fanotify]": Problem("what fanotify watches cannot be kept", CLOSE),
@@ -34,7 +47,28 @@ DEVICES = {
 """By major and minor number; -1: any minor (Documentation/admin-guide/devices.txt)."""
 
 
-class Unkept(Kind[None]):
+NETLINK = {0: "routes", 4: "socket diagnosis", 9: "audit", 12: "netfilter", 15: "device events", 16: "generic"}
+"""Netlink's more common protocols (include/uapi/linux/netlink.h)."""
+_PACKET, _ALG, _VSOCK, _XDP = 17, 38, 40, 44  # include/linux/socket.h
+FAMILIES = {
+    _PACKET: "a packet socket, which reads from this host's network devices,",
+    _ALG: "a socket of the kernel's cryptography (AF_ALG)",
+    socket.AF_CAN: "a CAN bus socket",
+    socket.AF_BLUETOOTH: "a Bluetooth socket",
+    socket.AF_TIPC: "a TIPC socket",
+    _VSOCK: "a connection between this virtual machine and its host (AF_VSOCK)",
+    _XDP: "an AF_XDP socket, which owns a queue of a network device,",
+}
+PROTOCOLS = {
+    socket.IPPROTO_ICMP: "a ping socket",
+    socket.IPPROTO_ICMPV6: "a ping socket",
+    socket.IPPROTO_SCTP: "an SCTP socket",
+    socket.IPPROTO_UDPLITE: "a UDP-Lite socket",
+}
+"""Of internet sockets."""
+
+
+class Unkept(Kind[Family | None]):
     """Anything else."""
 
     field = ""
@@ -43,19 +77,25 @@ class Unkept(Kind[None]):
         """Everything."""
         return True
 
-    def grab(self, held: Held[None], pidfd: int, *, content: bool) -> None:
-        """Nothing."""
+    def grab(self, held: Held[Family | None], pidfd: int, *, content: bool) -> Family | None:
+        """What a socket is."""
+        if not stat.S_ISSOCK(held.stat.st_mode) or is_path(held):
+            return None
+        with borrowed(pidfd, held.holders[0].fd) as copy:
+            return family_of(copy)
 
-    def judge(self, held: Held[None], tree: GrabbedDescriptors) -> Iterator[Problem]:
+    def judge(self, held: Held[Family | None], tree: GrabbedDescriptors) -> Iterator[Problem]:
         """Always refused."""
         yield _problem(held)
 
-    def describe(self, held: Held[None], out: Description, tree: GrabbedDescriptors, image: Describing) -> None:
+    def describe(
+        self, held: Held[Family | None], out: Description, tree: GrabbedDescriptors, image: Describing
+    ) -> None:
         """Never."""
         raise AssertionError(f"{held.link} is not kept")
 
 
-def _problem(held: Held[None]) -> Problem:
+def _problem(held: Held[Family | None]) -> Problem:
     mode = held.stat.st_mode
     if is_path(held):
         return Problem("it is open as a name only (O_PATH), and is no file or directory", CLOSE)
@@ -67,6 +107,28 @@ def _problem(held: Held[None]) -> Problem:
         return DEVICES.get((major, minor)) or DEVICES.get((major, -1)) or other
     if held.link.startswith("anon_inode:bpf") or held.link.startswith("anon_inode:[bpf"):
         return Problem("a BPF program or map belongs to this kernel", CLOSE)
-    if stat.S_ISSOCK(mode):
-        return Problem("it is a socket of a family that is not kept yet", CLOSE)
+    if held.state is not None:
+        return Problem(f"{_socket(held.state)} is not kept: what it hears and says is of this host", CLOSE)
+    if held.link == IO_URING and _is_idle(held.fields):
+        return Problem(
+            f"{ANONYMOUS[IO_URING].why}, although it is idle: all that was submitted has completed and was read",
+            "have the program use epoll instead, or close it while it is not needed",
+        )
     return ANONYMOUS.get(held.link, Problem("it is of a kind that is not known", CLOSE))
+
+
+def _socket(family: Family) -> str:
+    """A socket in words."""
+    if family.family == socket.AF_NETLINK:
+        return f"a netlink socket ({NETLINK.get(family.protocol, f'protocol {family.protocol}')})"
+    if family.family in (socket.AF_INET, socket.AF_INET6):
+        if family.type == socket.SOCK_RAW:
+            return f"a raw socket of IP protocol {family.protocol}"
+        return PROTOCOLS.get(family.protocol, f"a socket of IP protocol {family.protocol}")
+    return FAMILIES.get(family.family, f"a socket of address family {family.family}")
+
+
+def _is_idle(fields: dict[str, str]) -> bool:
+    """Whether all that was submitted to an io_uring has completed and was read (io_uring/fdinfo.c, Linux 6.1)."""
+    pairs = (("SqHead", "SqTail"), ("CqHead", "CqTail"), ("CachedSqHead", "CachedCqTail"))
+    return all(one in fields and fields[one] == fields.get(other) for one, other in pairs)

@@ -46,6 +46,7 @@ class NR(IntEnum):
     setitimer = 38
     getpid = 39
     socket = 41
+    connect = 42
     recvmsg = 47
     getsockname = 51
     getpeername = 52

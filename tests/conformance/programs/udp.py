@@ -1,4 +1,4 @@
-"""UDP sockets: bound, connected, on both families, with options, and waited for."""
+"""UDP sockets: bound, connected, on both families, with options, waited for, and with datagrams not yet read."""
 
 import select
 import socket
@@ -32,8 +32,27 @@ def main() -> None:
     echo = bound(socket.AF_INET, "127.0.0.1")
     waiting = threading.Thread(target=lambda: echo.sendto(b"answer", echo.recvfrom(100)[1]))
     waiting.start()
+    queue = bound(socket.AF_INET, "")
+    here = ("127.0.0.1", queue.getsockname()[1])
+    closed = bound(socket.AF_INET, "127.0.0.1")
+    sent = [(b"from one in the tree", server), (b"x" * 40_000, closed), (b"", client), (b"from itself", queue)]
+    sent += [(b"from a wildcard", anywhere), (b"last", server)]
+    client.connect(here)
+    for content, sender in sent:
+        sender.sendto(content, here)
+    client.connect(server.getsockname())
+    senders = [("127.0.0.1", sender.getsockname()[1]) for _, sender in sent]
+    closed.close()
+    queue.connect(server.getsockname())  # from now on it hears nobody else
+    memory = queue.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
     ready_and_wait()
 
+    same(queue.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF), memory, "the size of the queue")
+    for (content, _), name in zip(sent, senders, strict=True):
+        same(queue.recvfrom(1 << 16, socket.MSG_DONTWAIT), (content, name), "a datagram that waited")
+    anywhere.sendto(b"stranger", here)
+    server.sendto(b"known", here)
+    same(queue.recvfrom(100), (b"known", server.getsockname()), "who is heard")
     same([sock.getsockname() for sock in (server, client, anywhere, fresh, six)], names, "addresses")
     client.send(b"request")
     same(server.recvfrom(100), (b"request", client.getsockname()), "a datagram with its sender")

@@ -1,4 +1,4 @@
-"""Ends of pipes and sockets whose other ends are held by a process outside of the tree."""
+"""Ends of pipes and sockets whose other ends are held by a process outside of the tree, and a datagram from it."""
 
 import os
 import socket
@@ -13,11 +13,15 @@ from ready import HERE, expect, judge, ready_and_wait, same
 def main() -> None:
     down, up = os.pipe(), os.pipe()
     ours, theirs = socket.socketpair()
+    datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    datagrams.bind(("127.0.0.1", 0))
     middle = os.fork()
     if middle == 0:
         if os.fork() == 0:  # no child of ours any more when the middle one has ended
             os.setsid()
-            for fd in (down[1], up[0], ours.fileno()):
+            letters = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            letters.sendto(b"letter", datagrams.getsockname())
+            for fd in (down[1], up[0], ours.fileno(), datagrams.fileno()):
                 os.close(fd)
             os.write(up[1], b"!")
             while word := os.read(down[0], 100):  # until we close our end
@@ -32,6 +36,7 @@ def main() -> None:
     same(os.read(up[0], 100), b"BEFORE", "the outsider's answer before")
     (HERE / "numbers").write_text(f"{down[1]} {up[0]} {ours.fileno()}")
     ready_and_wait()
+    same(datagrams.recv(100), b"letter", "the outsider's datagram")
     os.write(down[1], b"word")
     same(os.read(up[0], 100), b"WORD", "the outsider's answer")
     expect(ours.recv(10, socket.MSG_WAITALL) == b"beforeword", "the outsider's socket")
