@@ -105,6 +105,8 @@ class Resume(SchedulerPlugin):
 
     async def start(self, scheduler: Scheduler) -> None:
         """Begin: bring the workers their part, and learn what is in the store."""
+        if scheduler.plugins.get(NAME, self) is not self:
+            return  # several workers that preload bring one each: the first one's is in use
         self.scheduler = scheduler
         self.cluster = scheduler.id
         self.counters = Counters()
@@ -117,6 +119,9 @@ class Resume(SchedulerPlugin):
         self._garbage: list[str] = []
         self._stop = threading.Event()
         self._not_before = 0.0
+        self._sweeper = threading.Thread(target=self._sweep, name="torpor-sweeper", daemon=True)
+        self._sweeper.start()
+        scheduler.add_plugin(self, idempotent=True, name=NAME)  # Dask does so only after the waiting that follows
         await asyncio.to_thread(self._learn)
         page.add(self)
         keep = Keep(self.settings, self.cluster)
@@ -124,8 +129,6 @@ class Resume(SchedulerPlugin):
         if self.settings.warning is not None:
             pass_on = PassOn(self.settings.warning)
             await scheduler.register_nanny_plugin(None, dumps(pass_on), name=NAME, idempotent=True)
-        self._sweeper = threading.Thread(target=self._sweep, name="torpor-sweeper", daemon=True)
-        self._sweeper.start()
 
     async def close(self) -> None:
         """End; what nobody needs is removed now."""

@@ -137,8 +137,9 @@ def local_cluster(**options: Any) -> Iterator[Client]:
 class Cluster:
     """Scheduler and workers, each a process of its own, started by Dask's own command line."""
 
-    def __init__(self, tmp: Path, config: dict[str, Any]) -> None:
+    def __init__(self, tmp: Path, config: dict[str, Any], host: str = "127.0.0.1") -> None:
         self.tmp = tmp
+        self.host = host
         self.log = tmp / "log"
         self.store = Store(tmp / "store")
         self.workers: dict[str, subprocess.Popen[bytes]] = {}
@@ -159,16 +160,19 @@ class Cluster:
     def start_scheduler(self, options: tuple[str, ...] = ()) -> None:
         self.number += 1
         self.file = self.tmp / f"scheduler-{self.number}.json"
-        where = ("--host", "127.0.0.1", "--port", "0", "--dashboard-address", "127.0.0.1:0")
+        where = ("--host", self.host, "--port", "0", "--dashboard-address", "127.0.0.1:0")
         self.scheduler = self._popen("scheduler", *where, "--scheduler-file", self.file, *options)
         until("the scheduler's file", lambda: self.file.exists() and self.file.stat().st_size)
         self.client = Client(scheduler_file=str(self.file))
 
-    def start_worker(self, name: str, *options: str, threads: int = 2) -> subprocess.Popen[bytes]:
+    def start_worker(
+        self, name: str, *options: str, threads: int = 2, host: str = "", within: tuple[str, ...] = ()
+    ) -> subprocess.Popen[bytes]:
+        """Start a worker, on another host, say, which a command leads `within`."""
         options = options or ("--no-nanny",)
         self.workers[name] = self._popen(
             "worker", "--scheduler-file", self.file, "--name", name, "--nthreads", str(threads),
-            "--memory-limit", "0", "--no-dashboard", "--host", "127.0.0.1", *options,
+            "--memory-limit", "0", "--no-dashboard", "--host", host or self.host, *options, within=within,
         )  # fmt: skip
         return self.workers[name]
 
@@ -179,10 +183,10 @@ class Cluster:
         self.client.wait_for_workers(count, PATIENCE)
         return self
 
-    def _popen(self, *args: object) -> subprocess.Popen[bytes]:
+    def _popen(self, *args: object, within: tuple[str, ...] = ()) -> subprocess.Popen[bytes]:
         with open(self.tmp / "output", "ab") as output:
             return subprocess.Popen(
-                [sys.executable, "-m", "dask", *map(str, args)], env=self.env, stdout=output, stderr=output
+                [*within, sys.executable, "-m", "dask", *map(str, args)], env=self.env, stdout=output, stderr=output
             )
 
     def pid(self, name: str) -> int:
@@ -262,8 +266,8 @@ BAD_NEWS = ("Plugin failed with exception", "AssertionError", "Error transitioni
 
 
 @contextmanager
-def cluster(tmp: Path, **config: Any) -> Iterator[Cluster]:
-    made = Cluster(tmp, {name.replace("__", "."): value for name, value in config.items()})
+def cluster(tmp: Path, *, host: str = "127.0.0.1", **config: Any) -> Iterator[Cluster]:
+    made = Cluster(tmp, {name.replace("__", "."): value for name, value in config.items()}, host)
     try:
         yield made
     except BaseException:

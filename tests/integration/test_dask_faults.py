@@ -1,0 +1,100 @@
+"""Dask with Torpor when the network says nothing, and when the store does not answer."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import pytest
+
+from tests.integration.dask_cluster import PATIENCE, Cluster, add, cluster, leaf, runs, tree
+from tests.integration.dask_gate import GATE
+from tests.integration.dask_silent import LEAVES, NO_VETH
+
+pytestmark = pytest.mark.timeout(180)
+
+
+def test_a_node_that_falls_silent_costs_no_stored_task(tmp_path: Path) -> None:
+    rights = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
+    command = ["unshare", *rights, "--net", sys.executable, "-m", "tests.integration.dask_silent", tmp_path]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    if done.returncode == NO_VETH:
+        pytest.skip(f"no second network here: {done.stderr}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told["answer"] == sum(range(LEAVES))
+    assert told["workers"] == ["near"]
+    assert told["stored"] > 10
+    assert told["loaded"] > 0
+    assert told["stored and run again"] == []
+
+
+def gated(tmp: Path, **config: object) -> AbstractContextManager[Cluster]:
+    """A cluster whose store does not answer while the file `gate` exists."""
+    gate = "tests.integration.dask_gate"
+    return cluster(
+        tmp,
+        distributed__scheduler__preload=json.dumps(["torpor.scheduler_hooks.dask", gate]),
+        distributed__worker__preload=json.dumps([gate]),
+        **config,
+    )
+
+
+def close(dask: Cluster) -> Path:
+    gate = dask.tmp / "gate"
+    gate.touch()
+    dask.env[GATE] = str(gate)
+    return gate
+
+
+def test_a_store_that_takes_its_time_holds_no_task_up(tmp_path: Path) -> None:
+    with gated(tmp_path) as dask:
+        gate = close(dask)
+        dask.start()
+        result = tree(dask.client, dask.log, leaves=20)
+        assert result.result(PATIENCE) == sum(range(20))
+        assert dask.kept() == []
+        gate.unlink()
+        dask.until_kept(result.key)
+        dask.kill("w10", "w11")
+        dask.start_worker("other")
+        assert dask.client.submit(add, result, 1, str(dask.log)).result(PATIENCE) == sum(range(20)) + 1
+        assert runs(dask.log).total() == 40
+        dask.stop()
+
+
+def test_a_store_that_hangs_is_waited_for_no_longer_than_said(tmp_path: Path) -> None:
+    with gated(tmp_path, torpor__patience="1s", torpor__warning="SIGTERM") as dask:
+        gate = close(dask)
+        gate.unlink()
+        dask.start(1)
+        futures = [dask.client.submit(leaf, number, str(dask.log)) for number in range(4)]
+        assert dask.client.gather(futures) == [0, 1, 2, 3]
+        dask.until_kept(*(future.key for future in futures))
+        close(dask)
+        dask.kill("w10")
+        dask.start_worker("other")
+        assert dask.client.gather(futures) == [0, 1, 2, 3]
+        assert dask.counters()["unreadable"] == 4
+        assert set(runs(dask.log).values()) == {2}
+        late = dask.client.submit(leaf, 9, str(dask.log))  # its worker cannot store it, and leaves all the same
+        assert late.result(PATIENCE) == 9
+        leaving = dask.workers.pop("other")
+        leaving.terminate()
+        assert leaving.wait(PATIENCE) == 0
+        gate.unlink()
+        dask.stop()
+
+
+def test_write_through_to_a_store_that_hangs_ends_after_a_time(tmp_path: Path) -> None:
+    with gated(tmp_path, torpor__patience="1s", torpor__write_through=True) as dask:
+        gate = close(dask)
+        dask.start(1)
+        assert dask.client.submit(leaf, 1, str(dask.log)).result(PATIENCE) == 1
+        assert dask.kept() == []
+        gate.unlink()
+        dask.stop()
