@@ -22,7 +22,7 @@ from torpor.cli.slurm_options import slurm_options
 @slurm_options
 @click.argument("arguments", metavar="-- [SBATCH ARGUMENTS] SCRIPT [ARGUMENTS]", nargs=-1, type=click.UNPROCESSED)
 @command_options
-def command(arguments: tuple[str, ...], store: str | None, every: float | None, as_json: bool, **chosen: Any) -> None:
+def command(arguments: tuple[str, ...], store: str | None, every: float | None, as_json: bool, **chosen: Any) -> int:
     """Submit a batch script so that it is saved when Slurm preempts it, and goes on when it is requeued.
 
     The script itself need not be changed. Snapshots lie in the store, which must be a directory that all nodes
@@ -32,10 +32,13 @@ def command(arguments: tuple[str, ...], store: str | None, every: float | None, 
     from torpor.store import Store
 
     submission = submit.parse(arguments)
+    if every is None and submission.every is not None:
+        every = DurationType().convert(submission.every, None, None)
     # Numbers and words are read again by `torpor run`: 90.0 is no time span there, 90 is.
     options = submit.as_options({"store": Store(store).path, "every": None if every is None else int(every), **chosen})
-    told = submit.submit(submission, [os.path.abspath(sys.argv[0]), "run", *options])
+    told, code = submit.submit(submission, [os.path.abspath(sys.argv[0]), "run", *options])
     if as_json:
         print_json({"job": told.split()[-1].partition(";")[0]})
     else:
         click.echo(told, nl=False)
+    return code

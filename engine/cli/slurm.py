@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from torpor.cli.common import command_options, console, print_json, store_option
+from torpor.cli.common import DurationType, command_options, console, print_json, store_option
 
 
 @click.group("slurm", short_help="Look after jobs in Slurm.")
@@ -36,3 +36,19 @@ def status(job: str | None, store: str | None, as_json: bool) -> None:
     for row in rows:
         table.add_row(*row.in_words())
     console().print(table)
+
+
+@command.command("clean")
+@click.option("--older", type=DurationType(), default="7d", show_default=True, help="Leave what is younger.")
+@store_option
+@command_options
+def clean(older: float, store: str | None, as_json: bool) -> None:
+    """Remove the directories and snapshots of jobs that are over: finished, or not known to Slurm any more."""
+    from torpor.scheduler_hooks.slurm.clean import clean as remove
+    from torpor.store import Store
+
+    removed = remove(str(Store(store).path), older)
+    if as_json:
+        print_json([str(path) for path in removed])
+    else:
+        click.echo("".join(f"removed {path}\n" for path in removed) or "nothing to remove\n", nl=False)

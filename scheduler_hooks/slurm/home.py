@@ -31,6 +31,8 @@ from torpor.store import SnapshotInfo, Store
 
 RUN_TAG = "slurm-run"
 """The tag of a snapshot that says by which run it was taken."""
+_FORMER = ".until"
+"""What the name of a directory ends in, before the time, when the job's id has been used again."""
 KEEP = 2
 """Snapshots that are kept of a job that runs: the newest, and one in case that one is refused."""
 
@@ -55,15 +57,22 @@ class JobHome:
             cluster: the cluster's name.
         """
         self.job = job
+        self.cluster = cluster
         self.path = Path(base).absolute() / "slurm" / f"{cluster}-{job}"
         self.store = Store(self.path)
 
     @classmethod
-    def all(cls, base: str | os.PathLike[str]) -> list[JobHome]:
-        """Every job under `base`, by name."""
+    def all(cls, base: str | os.PathLike[str], *, former: bool = False) -> list[JobHome]:
+        """Every job under `base`, by name; with `former`, also those whose ids have been used again."""
         places = sorted(Path(base).absolute().glob("slurm/*-*/state"))
         names = [place.parent.name.rpartition("-") for place in places]
-        return [cls(base, job, cluster) for cluster, _, job in names if job.isdecimal()]
+        found = [cls(base, job, cluster) for cluster, _, job in names if job.isdecimal()]
+        return [home for home in found if former or not home.former]
+
+    @property
+    def former(self) -> bool:
+        """Whether this was a job whose id another one has by now."""
+        return self.cluster.endswith(_FORMER)
 
     # ------------------------------------------------------------------------------------------- runs
 
@@ -84,7 +93,7 @@ class JobHome:
         """
         runs = self._runs()
         if restarts == 0 and runs and self._read(f"runs/{runs[-1]}").get("began_by_slurm") != start:
-            self.path.rename(self.path.with_name(f"{self.path.name}.until-{time.time_ns()}"))  # the id is used again
+            self.path.rename(self.path.with_name(f"{self.path.name}{_FORMER}-{time.time_ns()}"))  # the id is used again
             runs = []
         if runs and runs[-1] >= restarts:
             raise Refused(

@@ -10,14 +10,15 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from torpor.errors import NotFound, Reason, Refused
-from torpor.scheduler_hooks.slurm import controller
 from torpor.scheduler_hooks.slurm.allocation import gpus_held, several_nodes
+from torpor.scheduler_hooks.slurm.controller import SlurmError
 
 _MARK = "#TORPOR the job's own script: {}\n"
 _MARKED = re.compile(rb"^#TORPOR the job's own script: ([^\n/]+)\n", re.MULTILINE)
@@ -25,12 +26,14 @@ _MARKED = re.compile(rb"^#TORPOR the job's own script: ([^\n/]+)\n", re.MULTILIN
 _WITHOUT_VALUE = frozenset({
     "contiguous", "exclusive", "get-user-env", "help", "hold", "ignore-pbs", "kill-on-invalid-dep", "nice", "no-kill",
     "no-requeue", "overcommit", "oversubscribe", "parsable", "propagate", "quiet", "reboot", "requeue", "spread-job",
-    "stepmgr", "test-only", "usage", "use-min-nodes", "verbose", "version", "wait",
+    "stepmgr", "test-only", "torpor", "usage", "use-min-nodes", "verbose", "version", "wait",
 })  # fmt: skip
 """Options of sbatch(1) that take no value, or one only after ``=``."""
 _SHORT_WITHOUT_VALUE = frozenset("hHIkOQsvVW")
 _LONG = {"N": "nodes", "G": "gpus", "J": "job-name", "n": "ntasks"}
 _GPU_OPTIONS = ("gpus", "gpus-per-node", "gpus-per-socket", "gpus-per-task")
+OWN = "torpor"
+"""The option --torpor[=EVERY] that the SPANK plugin gives sbatch, which becomes `torpor sbatch`: taken out here."""
 _TRES_OPTIONS = ("gres", "tres-per-job", "tres-per-node", "tres-per-socket", "tres-per-task")
 
 
@@ -39,12 +42,14 @@ class Submission:
     """A call of sbatch, taken apart."""
 
     options: tuple[str, ...]
-    """As they were given, without --wrap."""
+    """As they were given, without --wrap and --torpor."""
     name: str
     """The script's."""
     script: bytes
     arguments: tuple[str, ...]
     """The script's."""
+    every: str | None = None
+    """The value of --torpor[=EVERY]; None: not given, or without one."""
 
     @property
     def values(self) -> dict[str, str]:
@@ -60,15 +65,15 @@ def parse(arguments: Sequence[str]) -> Submission:
 
     Raises:
         NotFound: there is no such script.
-        Refused: there is no script among the arguments.
+        Refused: there is no script among the arguments, or an #SBATCH line that cannot be read.
     """
     values, rest = _options(arguments)
-    options = tuple(arguments[: len(arguments) - len(rest)])
+    options = tuple(_without(arguments[: len(arguments) - len(rest)], OWN, "wrap"))
+    every = values.get(OWN) or None
     if "wrap" in values:
         if rest:
             raise _no_script(f"--wrap and the script {rest[0]}", "give one of both")
-        options = tuple(_without(options, "wrap"))
-        return Submission(options, "wrap", f"#!/bin/sh\n{values['wrap']}\n".encode(), ())
+        return Submission(options, "wrap", f"#!/bin/sh\n{values['wrap']}\n".encode(), (), every)
     if not rest:
         raise _no_script("the command line", "name the script, or use --wrap; standard input is not read")
     try:
@@ -77,7 +82,9 @@ def parse(arguments: Sequence[str]) -> Submission:
         raise NotFound(f"script {rest[0]} cannot be read: {error.strerror}") from error
     if not script.startswith(b"#!"):
         raise _no_script(f"script {rest[0]}", "its first line must name its interpreter, as in #!/bin/sh")
-    return Submission(options, os.path.basename(rest[0]), script, tuple(rest[1:]))
+    for line in directives(script):
+        every = every or _options(_words(line))[0].get(OWN) or None
+    return Submission(options, os.path.basename(rest[0]), script, tuple(rest[1:]), every)
 
 
 def _no_script(what: str, advice: str) -> Refused:
@@ -108,8 +115,10 @@ def refuse(submission: Submission) -> list[Reason]:
     return reasons
 
 
-def submit(submission: Submission, run: Sequence[str]) -> str:
-    """Submit it; what sbatch said.
+def submit(submission: Submission, run: Sequence[str]) -> tuple[str, int]:
+    """Submit it; what sbatch said, and its exit code: with --wait, the job's.
+
+    What sbatch says on standard error goes there.
 
     Args:
         submission: the user's.
@@ -125,12 +134,19 @@ def submit(submission: Submission, run: Sequence[str]) -> str:
         path = Path(folder, submission.name)  # its name becomes the job's
         path.write_bytes(wrapped(submission, run))
         ours = ["--requeue", "--open-mode=append", "--nodes=1"]
-        return controller.call(["sbatch", *ours, *submission.options, str(path), *submission.arguments])
+        command = ["sbatch", *ours, *submission.options, str(path), *submission.arguments]
+        try:
+            told = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, check=False)
+        except FileNotFoundError:
+            raise NotFound("there is no sbatch here", advice="is this a host of a Slurm cluster?") from None
+    if told.returncode and not told.stdout:
+        raise SlurmError(f"sbatch ended with {told.returncode}", advice="see what it says above")
+    return told.stdout, told.returncode
 
 
 def wrapped(submission: Submission, run: Sequence[str]) -> bytes:
     """The script that is submitted in the place of the user's."""
-    head = [b"#!/bin/sh\n", *directives(submission.script)]
+    head = [b"#!/bin/sh\n", *filter(None, map(_without_own, directives(submission.script)))]
     head.append(os.fsencode(f'exec {shlex.join(run)} --script "$0" -- "$@"\n' + _MARK.format(submission.name)))
     return b"".join([*head, submission.script])
 
@@ -163,7 +179,20 @@ def directives(script: bytes) -> list[bytes]:
 
 
 def _words(directive: bytes) -> list[str]:
-    return shlex.split(directive.decode(errors="surrogateescape").removeprefix("#SBATCH"), comments=True)
+    text = directive.decode(errors="surrogateescape")
+    try:
+        return shlex.split(text.removeprefix("#SBATCH"), comments=True)
+    except ValueError as error:
+        raise Refused("nothing was submitted", [Reason(text.strip(), str(error), "mend this line")]) from error
+
+
+def _without_own(directive: bytes) -> bytes | None:
+    """A line without --torpor; None when nothing else was in it."""
+    words = _words(directive)
+    if OWN not in _options(words)[0]:
+        return directive
+    kept = _without(words, OWN)
+    return os.fsencode(f"#SBATCH {shlex.join(kept)}\n") if kept else None
 
 
 def _options(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
@@ -187,7 +216,7 @@ def _walk(words: Sequence[str]) -> Iterator[tuple[int, int, str, str]]:
             return
         if word.startswith("--"):
             name, equals, value = word[2:].partition("=")
-            if not equals and name not in _WITHOUT_VALUE and at < len(words):
+            if not equals and name not in _WITHOUT_VALUE and not OWN.startswith(name) and at < len(words):
                 value, at = words[at], at + 1
         else:
             letters = re.match(f"-([{''.join(_SHORT_WITHOUT_VALUE)}]*)(.?)(.*)", word, re.DOTALL)
@@ -195,13 +224,15 @@ def _walk(words: Sequence[str]) -> Iterator[tuple[int, int, str, str]]:
             name, value = letters[2], letters[3]
             if name and not value and at < len(words):
                 value, at = words[at], at + 1
+        if len(name) > 1 and name.startswith("to") and OWN.startswith(name):
+            name = OWN  # sbatch takes any beginning of a name that no other option shares
         yield begin, at, _LONG.get(name, name), value
 
 
-def _without(words: Sequence[str], name: str) -> list[str]:
+def _without(words: Sequence[str], *names: str) -> list[str]:
     kept = list(words)
     for begin, end, found, _ in reversed(list(_walk(words))):
-        if found == name:
+        if found in names:
             del kept[begin:end]
     return kept
 

@@ -95,6 +95,11 @@ class Cluster:
     """Jobs that may still be in the queue."""
 
     @property
+    def cgroups(self) -> Path:
+        """Where its nodes have the cgroups of their jobs, with proctrack/cgroup."""
+        return _CGROUPS / self.directory.name
+
+    @property
     def conf(self) -> Path:
         return self.directory / "slurm.conf"
 
@@ -107,7 +112,9 @@ class Cluster:
     def start_node(self, name: str) -> None:
         """Start a node's slurmd, with its own PIDs and mounts; the shell is its pid 1 and reaps."""
         flags = ["--uts", "--pid", "--mount", "--fork", "--mount-proc", "--kill-child"]
-        self.nodes[name] = self._start(name, flags, f"slurmd -D -N {name} -f {self.conf} & wait $!; wait")
+        # Another run's node of this name has its cgroups elsewhere.
+        own = f"mount --bind {self.cgroups} {_CGROUPS} || exit;" if self.cgroups.exists() else ""
+        self.nodes[name] = self._start(name, flags, f"{own} slurmd -D -N {name} -f {self.conf} & wait $!; wait")
 
     def kill_node(self, name: str) -> None:
         """Let a node die without a word: every process on it is killed at one blow."""
@@ -141,10 +148,8 @@ class Cluster:
         for daemon in (self.controller, self.munged):
             if daemon is not None:
                 daemon.wait(10)
-        for name in NODES:
-            for controller in Path("/sys/fs/cgroup").glob(f"*/slurm_{name}"):
-                for path in sorted(controller.glob("**/"), reverse=True):
-                    path.rmdir()
+        for path in sorted(self.cgroups.glob("**/"), reverse=True):
+            path.rmdir()
 
     # ------------------------------------------------------------------------------------------- questions
 
@@ -240,13 +245,17 @@ def proctrack() -> str:
 
 
 @contextmanager
-def cluster(*, grace: int = 20, kill_wait: int = 10, track: str | None = None) -> Iterator[Cluster]:
+def cluster(
+    *, grace: int = 20, kill_wait: int = 10, track: str | None = None, more: str = "", files: Mapping[str, str] = {}
+) -> Iterator[Cluster]:
     """Start a cluster, and take it down with everything it ran.
 
     Args:
         grace: GraceTime of the partitions low and cancel, seconds.
         kill_wait: KillWait, seconds.
         track: ProctrackType; None for the best that works here.
+        more: lines for slurm.conf; ``{dir}`` is its folder.
+        files: what a site puts beside it, by name: scripts that anybody may run; ``{dir}`` as in `more`.
     """
     directory = Path(tempfile.mkdtemp(prefix="torpor-test-slurm-", dir="/tmp"))
     directory.chmod(0o755)
@@ -268,11 +277,15 @@ def cluster(*, grace: int = 20, kill_wait: int = 10, track: str | None = None) -
             "kill_wait": kill_wait,
             "grace": grace,
         }
-        (directory / "slurm.conf").write_text(_CONF.format(**values))
+        for name, text in {**files, "slurm.conf": _CONF.format(**values) + more}.items():
+            (directory / name).write_text(text.replace("{dir}", str(directory)))
+            (directory / name).chmod(0o755)
         mount = "CgroupMountpoint=/sys/fs/cgroup\nCgroupPlugin=cgroup/v1\n" if track.endswith("cgroup") else ""
         (directory / "cgroup.conf").write_text(mount)
         running = Cluster(directory, track, grace, kill_wait, _start_munge(directory))
         try:
+            if mount:
+                running.cgroups.mkdir()
             running.wait_for((directory / "munge/s").exists, "munge's socket", 10)
             running.start_controller()
             for name in NODES:

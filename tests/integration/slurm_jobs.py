@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
@@ -142,3 +143,11 @@ def start(made: Submitted, path: Path, *arguments: str) -> Submitted:
     options = ["--open-mode=append", "-o", str(made.folder / "out"), *arguments]
     made.number = made.cluster.submit(made.user, "sbatch", *options, path)
     return made
+
+
+def unharmed(made: Submitted, steps: int) -> None:
+    """The job ended as it does when left alone, and left the same, to the byte."""
+    assert made.wait_code() == f"{CODE}:0", made.told()
+    assert made.differences(steps) == [], made.told()
+    assert json.loads((made.home / "finished").read_text())["code"] == CODE
+    assert list(made.home.glob("packs/*")) == []

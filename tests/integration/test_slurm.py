@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.slurm_cluster import PACKAGES, Cluster, cluster, missing
-from tests.integration.slurm_jobs import APP, CODE, Submitted, application, job, script, start, undisturbed
+from tests.integration.slurm_jobs import APP, CODE, Submitted, application, job, script, start, undisturbed, unharmed
 from tests.users import BIN, User
 from torpor.scheduler_hooks.slurm.home import JobHome
 
@@ -30,14 +30,6 @@ def slurm() -> Iterator[Cluster]:
 def work(slurm: Cluster, ordinary_account: User) -> Iterator[Submitted]:
     with job(slurm, ordinary_account) as made:
         yield made
-
-
-def unharmed(made: Submitted, steps: int = STEPS) -> None:
-    """The job ended as it does when left alone, and left the same, to the byte."""
-    assert made.wait_code() == f"{CODE}:0", made.told()
-    assert made.differences(steps) == [], made.told()
-    assert json.loads((made.home / "finished").read_text())["code"] == CODE
-    assert list(made.home.glob("packs/*")) == []
 
 
 def test_plain_jobs_run(slurm: Cluster, ordinary_account: User) -> None:
@@ -59,14 +51,14 @@ def test_a_preempted_job_goes_on_where_it_was(work: Submitted, partition: str) -
     start(work, script(work, application(work, STEPS)), "-p", partition)
     work.wait_steps(5)
     work.preempt()
-    unharmed(work)
+    unharmed(work, STEPS)
 
 
 def test_a_requeued_job_goes_on_where_it_was(work: Submitted) -> None:
     start(work, script(work, application(work, STEPS)))
     work.wait_steps(5)
     work.cluster.ask("scontrol", "requeue", work.number)
-    unharmed(work)
+    unharmed(work, STEPS)
     assert "because of requeued" in work.log
 
 
@@ -185,7 +177,7 @@ def test_a_step_is_kept(work: Submitted) -> None:
     start(work, path)
     work.wait_steps(5)
     work.preempt()
-    unharmed(work)
+    unharmed(work, STEPS)
 
 
 # --------------------------------------------------------------------------------------- what goes wrong
@@ -318,4 +310,4 @@ def test_an_application_that_slurm_signals_itself(ordinary_account: User) -> Non
         start(work, script(work, application(work, STEPS), "--every=1s"), "-p", "abrupt")
         work.wait_log("saved", 2)
         work.preempt()
-        unharmed(work)
+        unharmed(work, STEPS)

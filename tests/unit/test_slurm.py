@@ -17,6 +17,7 @@ from torpor.image import image_pb2 as pb
 from torpor.probe import probe
 from torpor.scheduler_hooks.slurm import controller, rollback, site, submit
 from torpor.scheduler_hooks.slurm.allocation import Allocation, is_supervised
+from torpor.scheduler_hooks.slurm.clean import clean
 from torpor.scheduler_hooks.slurm.controller import JobRecord, SlurmError
 from torpor.scheduler_hooks.slurm.home import KEEP, RUN_TAG, JobHome
 from torpor.scheduler_hooks.slurm.why import Answer, Cause, why
@@ -152,6 +153,22 @@ def test_a_wrapped_command_is_a_script() -> None:
 def test_what_cannot_be_kept_is_not_submitted(job_script: Path, options: list[str], words: str) -> None:
     with pytest.raises(Refused, match=words):
         submit.submit(submit.parse([*options, str(job_script)]), ["torpor", "run"])
+
+
+def test_the_option_of_the_plugin_is_taken_out(job_script: Path) -> None:
+    job_script.write_text("#!/bin/sh\n#SBATCH --torpor=5m\n#SBATCH -c 4 --torpor --time='1 2'\ntrue --torpor\n")
+    found = submit.parse(["--torpor", "--torp=90s", "--parsable", str(job_script), "--torpor"])
+    assert (found.every, found.options, found.arguments) == ("90s", ("--parsable",), ("--torpor",))
+    assert submit.parse([str(job_script)]).every == "5m"
+    head = submit.wrapped(found, ["torpor", "run"]).partition(b"exec")[0]
+    assert head == b"#!/bin/sh\n#SBATCH -c 4 '--time=1 2'\n"
+    assert submit.parse(["--torpor=3h", "--wrap=true"]).every == "3h"
+
+
+def test_a_line_that_cannot_be_read_is_named(job_script: Path) -> None:
+    job_script.write_text("#!/bin/sh\n#SBATCH --comment=it's\n")
+    with pytest.raises(Refused, match="#SBATCH --comment=it's: No closing quotation"):
+        submit.parse([str(job_script)])
 
 
 def test_there_must_be_one_script(tmp_path: Path) -> None:
@@ -334,3 +351,31 @@ def test_the_state_of_a_job_is_read_by_programs(tmp_path: Path) -> None:
     assert [one.path for one in JobHome.all(tmp_path)] == [home.path]
     shutil.rmtree(home.path)
     assert JobHome.all(tmp_path) == []
+
+
+# --------------------------------------------------------------------------------------- cleaning
+
+
+def test_only_jobs_that_are_over_are_cleaned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text(
+        "#!/bin/sh\n[ $2 = config ] && exec echo ClusterName = c\n"
+        f"[ $4 = 1 ] && exec echo '{LINE}'\n"
+        "[ $4 = 3 ] && echo 'Unable to contact slurm controller' >&2 || echo 'Invalid job id specified' >&2\nexit 1\n"
+    )
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    homes = {name: JobHome(tmp_path, name[-1], name[:-2]) for name in ("c-1", "c-2", "c-3", "d-2", "d-4", "c-5")}
+    for home in homes.values():
+        home.begin(0, "n1", 1.0)
+        home.tell(phase="running")
+        publish(home, 0)
+    homes["d-4"].finish(0)
+    assert clean(str(tmp_path), 3600) == [], "all are young"
+    for home in homes.values():
+        for path in home.path.glob("[sf]*"):
+            os.utime(path, (1, 1))
+    assert JobHome(tmp_path, "5", "c").begin(0, "n1", 2.0) == []  # the id is used again
+    removed = clean(str(tmp_path), 3600)
+    assert sorted(path.name.partition(".until")[0] for path in removed) == ["c-2", "c-5", "d-4"]
+    assert sorted(path.name for path in tmp_path.glob("slurm/*")) == ["c-1", "c-3", "c-5", "d-2"]
