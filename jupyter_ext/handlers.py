@@ -193,6 +193,18 @@ class Restore(TorporHandler):
         self.answer(await self.keeper.restore(kernel_id, checkpoint_id, **self.body(discard=bool, notebook=bool)))
 
 
+class Diff(TorporHandler):
+    """Comparing."""
+
+    @web.authenticated
+    @authorized
+    @told
+    async def get(self, kernel_id: str, checkpoint_id: str) -> None:
+        """What the checkpoint has that the one named by ``with`` has not; by default its parent."""
+        other = self.get_query_argument("with", "")
+        self.answer(await self.keeper.diff(kernel_id, checkpoint_id, other))
+
+
 class Fork(TorporHandler):
     """A second kernel."""
 
@@ -216,4 +228,5 @@ HANDLERS = [
     (_CHECKPOINT, Checkpoint),
     (f"{_CHECKPOINT}/restore", Restore),
     (f"{_CHECKPOINT}/fork", Fork),
+    (f"{_CHECKPOINT}/diff", Diff),
 ]

@@ -9,15 +9,18 @@ from __future__ import annotations
 import asyncio
 from contextlib import nullcontext, suppress
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from torpor.errors import NotFound, TorporError
 from torpor.jupyter_ext import forks
+from torpor.jupyter_ext.memory_diff import Memory, changed, shared
 from torpor.jupyter_ext.notebooks import SUFFIX, empty
 from torpor.jupyter_ext.provisioner import TorporProvisioner
 from torpor.jupyter_ext.records import CheckpointRecord, KernelRecord
 from torpor.jupyter_ext.state import Operation, Unsuitable
 from torpor.jupyter_ext.steps import TAG, Steps
+from torpor.jupyter_ext.variables import Listing
 from torpor.store import SnapshotInfo
 
 
@@ -86,6 +89,40 @@ class Keeper(Steps):
             "has_notebook": record.has_notebook,
         }
 
+    async def diff(self, kernel_id: str, id: str, other: str = "") -> dict[str, Any]:
+        """What a checkpoint has that another one has not.
+
+        Args:
+            kernel_id: the kernel.
+            id: one of its checkpoints.
+            other: another checkpoint of any kernel; by default the one from which it went on to this one.
+
+        Returns:
+            ``with``, the other one; ``memory`` in bytes; ``variables``, or None and ``why`` they are not known.
+
+        Raises:
+            NotFound: there is no such checkpoint, or it is the first.
+            ImageDamaged, StoreError: one of them cannot be read.
+        """
+        info, record = await self.checkpoint_of(kernel_id, id)
+        if not (other := other or record.parent):
+            raise NotFound("the checkpoint is the first one", advice="name another one to compare it with")
+        before = self.records.read(CheckpointRecord, other)
+        earlier, _ = await self.checkpoint_of(before.kernel_id, other)
+        here, there = self.kept_variables.kept(id), self.kept_variables.kept(other)
+        why = "" if here and there else f"the variables of checkpoint {id if not here else other} were not listed:"
+        if why:
+            why += " lists are made of idle kernels of IPython only"
+        return {"with": other, "why": why or None} | await self._run(self._compare, info, earlier, here, there)
+
+    def _compare(self, info: SnapshotInfo, earlier: SnapshotInfo, here: str, there: str) -> dict[str, Any]:
+        with self.store.open(info) as mine, self.store.open(earlier) as theirs:
+            now, before = Memory(mine), Memory(theirs)
+            variables = None
+            if here and there:
+                variables = Listing(here).since(Listing(there), partial(changed, now, before))
+            return {"memory": shared(now, before), "variables": variables}
+
     # ------------------------------------------------------------------------------------------ what can be done
 
     async def save(self, kernel_id: str, *, name: str = "", note: str = "", automatic: bool = False) -> dict[str, Any]:
@@ -150,7 +187,7 @@ class Keeper(Steps):
             TorporError: as `torpor.checkpoint` and `torpor.restore`; the kernel is as before, or parked.
         """
         info, record = await self.checkpoint_of(kernel_id, id)
-        text, path = self.notebooks.kept(id), self._notebook_of(record)
+        text, path = self.kept_notebooks.kept(id), self._notebook_of(record)
         if notebook and (not text or path is None):
             raise Unsuitable(
                 "no notebook is kept with the checkpoint"
@@ -193,7 +230,7 @@ class Keeper(Steps):
         """Write a notebook, with what is there now kept somewhere."""
         now = await self.notebooks.read(path)
         kept = None
-        if now and now != text and not (before and self.notebooks.kept(before.id) == now):
+        if now and now != text and not (before and self.kept_notebooks.kept(before.id) == now):
             kept = await self.notebooks.beside(path, "before")
             await self.notebooks.write(kept, now)
         await self.notebooks.write(path, text)
@@ -223,7 +260,7 @@ class Keeper(Steps):
             path = await self.notebooks.beside(source, "fork") if source else None
         elif not path.endswith(SUFFIX) or await self.notebooks.exists(path):
             raise Unsuitable(f"{path} is no new notebook", advice=f"name a new file that ends in {SUFFIX}")
-        text = self.notebooks.kept(id) or await self.notebooks.read(source) or empty(record.kernel_name)
+        text = self.kept_notebooks.kept(id) or await self.notebooks.read(source) or empty(record.kernel_name)
         known = kernel_id in self.manager
         async with self._operation(kernel_id, "forking") if known else nullcontext(Operation("forking")) as operation:
             fork = await self._fork(info, record, operation, path, text)
@@ -251,7 +288,8 @@ class Keeper(Steps):
             raise Unsuitable("the checkpoint is pinned", advice="unpin it first")
         report = await self._run(self.store.remove, id)
         self.records.remove(CheckpointRecord, id)
-        self.notebooks.remove(id)
+        self.kept_notebooks.remove(id)
+        self.kept_variables.remove(id)
         if kernel_id not in self.manager:
             self._tidy(kernel_id)
         self._told(kernel_id, "deleted")

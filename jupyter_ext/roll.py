@@ -15,7 +15,8 @@ from jupyter_server.services.sessions.sessionmanager import SessionManager
 
 from torpor.errors import NotFound, TorporError
 from torpor.jupyter_ext.channels import Gate
-from torpor.jupyter_ext.notebooks import Notebooks
+from torpor.jupyter_ext.kept import Kept
+from torpor.jupyter_ext.notebooks import SUFFIX, Notebooks
 from torpor.jupyter_ext.process import KernelProcess
 from torpor.jupyter_ext.provisioner import KEEPER, TorporProvisioner
 from torpor.jupyter_ext.records import CheckpointRecord, KernelRecord, ProcessId, Records, SessionRecord
@@ -47,7 +48,9 @@ class Roll:
         """
         self.manager, self.sessions, self.store, self.log = manager, sessions, store, log
         self.records = Records(Path(store.path) / "jupyter")
-        self.notebooks = Notebooks(contents, self.records.folder / "notebooks")
+        self.notebooks = Notebooks(contents)
+        self.kept_notebooks = Kept(self.records.folder / "notebooks", SUFFIX, "the notebook")
+        self.kept_variables = Kept(self.records.folder / "variables", ".json", "the list of variables")
         self._told = told
         self._states: dict[str, State] = {}
         self._returning: dict[str, Returning] = {}

@@ -18,7 +18,7 @@ from jupyter_server.services.kernels.connection.channels import ZMQChannelsWebso
 
 import torpor
 from torpor.errors import NotFound, Refused, RestoreFailed, TorporError
-from torpor.jupyter_ext import forks, ipython
+from torpor.jupyter_ext import forks, ipython, variables
 from torpor.jupyter_ext.process import KernelProcess, tree_root
 from torpor.jupyter_ext.provisioner import TorporProvisioner
 from torpor.jupyter_ext.records import CheckpointRecord, KernelRecord, SessionRecord
@@ -71,7 +71,7 @@ class Steps(Roll):
         manager = self._manager(kernel_id)
         sessions = self._sessions(kernel_id)
         notebook = sessions[0].path if sessions else ""
-        text = await self.notebooks.read(self._relative(notebook))
+        text, listing = await self.notebooks.read(self._relative(notebook)), await self._listing(kernel_id)
         tags = {TAG: kernel_id, "notebook": notebook[-TEXT:], "name": name[:TEXT]}
         traffic = Traffic(manager.get_connection_info())
         last = LastToStop(is_io_thread, partial(traffic.drained, process.pid)) if then == "kill" else None
@@ -104,11 +104,13 @@ class Steps(Roll):
             log=state.log,
         )
         try:
+            if listing:
+                self.kept_variables.keep(info.id, listing, like=record.parent)
             if text:
-                self.notebooks.keep(info.id, text, like=record.parent)
+                self.kept_notebooks.keep(info.id, text, like=record.parent)
                 record.has_notebook = True
         except TorporError as error:
-            self.log.error("Checkpoint %s is without its notebook: %s", info.id, error)
+            self.log.error("Checkpoint %s is incomplete: %s", info.id, error)
         state.head = info.id
         try:
             self.records.write(record)
@@ -116,6 +118,18 @@ class Steps(Roll):
             self._unwritten[info.id] = record
             self.log.error("Checkpoint %s has no name until there is room: %s", info.id, error)
         return info
+
+    async def _listing(self, kernel_id: str) -> str:
+        """The variables of a kernel that can be asked, the gate being shut; else nothing."""
+        manager = self._manager(kernel_id)
+        idle = manager.execution_state == "idle" and not self.gate(kernel_id).unanswered
+        if not idle or kernel_info_of(manager).get("implementation") != ipython.IMPLEMENTATION:
+            return ""
+        try:
+            return await variables.take(json_connection(manager.get_connection_info()))
+        except ipython.NoAnswer as error:
+            self.log.warning("The variables of kernel %s are not listed: %s", kernel_id, error)
+            return ""
 
     async def _park(self, kernel_id: str, operation: Operation, *, name: str, automatic: bool) -> SnapshotInfo:
         """Save and end; the gate is shut until it is woken."""
