@@ -10,7 +10,19 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from torpor.image import image_pb2 as pb
-from torpor.objects import address_space, credentials, descriptors, family, own, signals, sysv, threads, timers, tree
+from torpor.objects import (
+    address_space,
+    credentials,
+    descriptors,
+    family,
+    own,
+    ptys,
+    signals,
+    sysv,
+    threads,
+    timers,
+    tree,
+)
 from torpor.objects.address_space import Sources
 from torpor.objects.credentials import Rights
 from torpor.objects.descriptors import Opened
@@ -134,8 +146,9 @@ def make(image: pb.Tree, here: Here, held: Held) -> Plan:
     top = family.arrange(image, here.init)
     window = address_space.free_range([process.memory for process in image.processes], WINDOW_SIZE)
     members = list(top.walk())
-    plans = [ProcessPlan(member, list(_birth(member))) for member in members]
-    warnings: list[str] = []
+    sessions = {session.sid: session for session in image.sessions}
+    plans = [ProcessPlan(member, list(_birth(member, sessions, held.opened))) for member in members]
+    warnings = list(held.opened.warnings)
     for plan in plans:
         if plan.member.image is not None and plan.member.image.zombie:
             plan.build += _zombie(plan.member, plan.member.image)
@@ -158,10 +171,12 @@ def _segment(shared: pb.SharedMemory, address: int, here: Here, held: Held) -> I
     return sysv.make(shared, address, address_space.fill(there, held.sources), here.rights.keep)
 
 
-def _birth(member: family.Member) -> Iterator[Call]:
+def _birth(member: family.Member, sessions: Mapping[int, pb.Session], opened: Opened) -> Iterator[Call]:
     yield from map(_bear, member.early)
     if member.leads_session:
         yield Call(NR.setsid, (), member.pid, "starting a session")
+        if member.pid in sessions:
+            yield from ptys.take(sessions[member.pid], opened.terminals)
     yield from map(_bear, member.births[len(member.early) :])
     if member.starts_group and not member.leads_session:
         yield Call(NR.setpgid, (0, 0), 0, "starting a process group")
@@ -202,6 +217,7 @@ def _build(plan: ProcessPlan, process: pb.Process, image: pb.Tree, here: Here, h
     plan.fill_size = sum(process.memory.pages.counts) * PAGE
     plan.furnish += address_space.last_steps(process.memory, held.sources, written)
     plan.furnish += tree.steps(process, held.directories[process.cwd])
+    plan.furnish += ptys.steps(process, image, held.opened.terminals)
     plan.furnish += descriptors.placement(process, image, held.opened)
     plan.furnish += descriptors.closing(process)
     plan.furnish += own.steps(process, image)

@@ -112,6 +112,9 @@ def _what(description: Description, kind: str, access: str, tree: Tree) -> str:
             return printable(description.directory.path)
         case "device":
             return printable(description.device.path)
+        case "pty":
+            side = "master" if description.pty.master else "slave"
+            return f"terminal {description.pty.pty}, {side} side"
         case "pipe":
             number = description.pipe.pipe
             waiting = len(tree.pipes[number].content) if number < len(tree.pipes) else 0

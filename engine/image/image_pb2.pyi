@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Map
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Tree(_message.Message):
-    __slots__ = ("host", "processes", "descriptions", "shared", "files", "pipes", "timing")
+    __slots__ = ("host", "processes", "descriptions", "shared", "files", "pipes", "timing", "ptys", "sessions")
     HOST_FIELD_NUMBER: _ClassVar[int]
     PROCESSES_FIELD_NUMBER: _ClassVar[int]
     DESCRIPTIONS_FIELD_NUMBER: _ClassVar[int]
@@ -15,6 +15,8 @@ class Tree(_message.Message):
     FILES_FIELD_NUMBER: _ClassVar[int]
     PIPES_FIELD_NUMBER: _ClassVar[int]
     TIMING_FIELD_NUMBER: _ClassVar[int]
+    PTYS_FIELD_NUMBER: _ClassVar[int]
+    SESSIONS_FIELD_NUMBER: _ClassVar[int]
     host: Host
     processes: _containers.RepeatedCompositeFieldContainer[Process]
     descriptions: _containers.RepeatedCompositeFieldContainer[Description]
@@ -22,7 +24,49 @@ class Tree(_message.Message):
     files: _containers.RepeatedCompositeFieldContainer[FileRef]
     pipes: _containers.RepeatedCompositeFieldContainer[PipeBuffer]
     timing: Timing
-    def __init__(self, host: _Optional[_Union[Host, _Mapping]] = ..., processes: _Optional[_Iterable[_Union[Process, _Mapping]]] = ..., descriptions: _Optional[_Iterable[_Union[Description, _Mapping]]] = ..., shared: _Optional[_Iterable[_Union[SharedMemory, _Mapping]]] = ..., files: _Optional[_Iterable[_Union[FileRef, _Mapping]]] = ..., pipes: _Optional[_Iterable[_Union[PipeBuffer, _Mapping]]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ...) -> None: ...
+    ptys: _containers.RepeatedCompositeFieldContainer[Pty]
+    sessions: _containers.RepeatedCompositeFieldContainer[Session]
+    def __init__(self, host: _Optional[_Union[Host, _Mapping]] = ..., processes: _Optional[_Iterable[_Union[Process, _Mapping]]] = ..., descriptions: _Optional[_Iterable[_Union[Description, _Mapping]]] = ..., shared: _Optional[_Iterable[_Union[SharedMemory, _Mapping]]] = ..., files: _Optional[_Iterable[_Union[FileRef, _Mapping]]] = ..., pipes: _Optional[_Iterable[_Union[PipeBuffer, _Mapping]]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., ptys: _Optional[_Iterable[_Union[Pty, _Mapping]]] = ..., sessions: _Optional[_Iterable[_Union[Session, _Mapping]]] = ...) -> None: ...
+
+class Pty(_message.Message):
+    __slots__ = ("number", "termios", "window", "locked", "packet", "exclusive", "stopped", "ended", "hung_up", "outside", "mode", "uid", "gid")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    TERMIOS_FIELD_NUMBER: _ClassVar[int]
+    WINDOW_FIELD_NUMBER: _ClassVar[int]
+    LOCKED_FIELD_NUMBER: _ClassVar[int]
+    PACKET_FIELD_NUMBER: _ClassVar[int]
+    EXCLUSIVE_FIELD_NUMBER: _ClassVar[int]
+    STOPPED_FIELD_NUMBER: _ClassVar[int]
+    ENDED_FIELD_NUMBER: _ClassVar[int]
+    HUNG_UP_FIELD_NUMBER: _ClassVar[int]
+    OUTSIDE_FIELD_NUMBER: _ClassVar[int]
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    UID_FIELD_NUMBER: _ClassVar[int]
+    GID_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    termios: bytes
+    window: bytes
+    locked: bool
+    packet: bool
+    exclusive: bool
+    stopped: bool
+    ended: bool
+    hung_up: bool
+    outside: bool
+    mode: int
+    uid: int
+    gid: int
+    def __init__(self, number: _Optional[int] = ..., termios: _Optional[bytes] = ..., window: _Optional[bytes] = ..., locked: bool = ..., packet: bool = ..., exclusive: bool = ..., stopped: bool = ..., ended: bool = ..., hung_up: bool = ..., outside: bool = ..., mode: _Optional[int] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ...) -> None: ...
+
+class Session(_message.Message):
+    __slots__ = ("sid", "terminal", "foreground")
+    SID_FIELD_NUMBER: _ClassVar[int]
+    TERMINAL_FIELD_NUMBER: _ClassVar[int]
+    FOREGROUND_FIELD_NUMBER: _ClassVar[int]
+    sid: int
+    terminal: int
+    foreground: int
+    def __init__(self, sid: _Optional[int] = ..., terminal: _Optional[int] = ..., foreground: _Optional[int] = ...) -> None: ...
 
 class Host(_message.Message):
     __slots__ = ("architecture", "kernel_release", "hostname", "boot_id", "xfeatures", "xsave_size", "cpu_flags", "page_size", "realtime_ns", "monotonic_ns", "boottime_ns")
@@ -77,7 +121,7 @@ class FileRef(_message.Message):
     def __init__(self, path: _Optional[bytes] = ..., size: _Optional[int] = ..., mtime_ns: _Optional[int] = ..., build_id: _Optional[bytes] = ..., dev: _Optional[int] = ..., ino: _Optional[int] = ..., mode: _Optional[int] = ...) -> None: ...
 
 class Process(_message.Message):
-    __slots__ = ("pid", "ppid", "pgid", "sid", "stopped", "threads", "memory", "credentials", "umask", "cwd", "limits", "actions", "pending", "interval_timers", "posix_timers", "fds", "child_subreaper", "dumpable", "thp_disable", "oom_score_adj", "zombie", "exit_status", "coredump_filter", "xstate_permitted", "stop_told", "thp_disable_flags", "memory_merge", "membarriers")
+    __slots__ = ("pid", "ppid", "pgid", "sid", "stopped", "threads", "memory", "credentials", "umask", "cwd", "limits", "actions", "pending", "interval_timers", "posix_timers", "fds", "child_subreaper", "dumpable", "thp_disable", "oom_score_adj", "zombie", "exit_status", "coredump_filter", "xstate_permitted", "stop_told", "thp_disable_flags", "memory_merge", "membarriers", "no_terminal")
     PID_FIELD_NUMBER: _ClassVar[int]
     PPID_FIELD_NUMBER: _ClassVar[int]
     PGID_FIELD_NUMBER: _ClassVar[int]
@@ -106,6 +150,7 @@ class Process(_message.Message):
     THP_DISABLE_FLAGS_FIELD_NUMBER: _ClassVar[int]
     MEMORY_MERGE_FIELD_NUMBER: _ClassVar[int]
     MEMBARRIERS_FIELD_NUMBER: _ClassVar[int]
+    NO_TERMINAL_FIELD_NUMBER: _ClassVar[int]
     pid: int
     ppid: int
     pgid: int
@@ -134,7 +179,8 @@ class Process(_message.Message):
     thp_disable_flags: int
     memory_merge: bool
     membarriers: int
-    def __init__(self, pid: _Optional[int] = ..., ppid: _Optional[int] = ..., pgid: _Optional[int] = ..., sid: _Optional[int] = ..., stopped: bool = ..., threads: _Optional[_Iterable[_Union[Thread, _Mapping]]] = ..., memory: _Optional[_Union[AddressSpace, _Mapping]] = ..., credentials: _Optional[_Union[Credentials, _Mapping]] = ..., umask: _Optional[int] = ..., cwd: _Optional[bytes] = ..., limits: _Optional[_Iterable[_Union[Rlimit, _Mapping]]] = ..., actions: _Optional[_Iterable[_Union[SigAction, _Mapping]]] = ..., pending: _Optional[_Iterable[bytes]] = ..., interval_timers: _Optional[_Iterable[_Union[IntervalTimer, _Mapping]]] = ..., posix_timers: _Optional[_Iterable[_Union[PosixTimer, _Mapping]]] = ..., fds: _Optional[_Iterable[_Union[Fd, _Mapping]]] = ..., child_subreaper: bool = ..., dumpable: _Optional[int] = ..., thp_disable: bool = ..., oom_score_adj: _Optional[int] = ..., zombie: bool = ..., exit_status: _Optional[int] = ..., coredump_filter: _Optional[int] = ..., xstate_permitted: _Optional[int] = ..., stop_told: bool = ..., thp_disable_flags: _Optional[int] = ..., memory_merge: bool = ..., membarriers: _Optional[int] = ...) -> None: ...
+    no_terminal: bool
+    def __init__(self, pid: _Optional[int] = ..., ppid: _Optional[int] = ..., pgid: _Optional[int] = ..., sid: _Optional[int] = ..., stopped: bool = ..., threads: _Optional[_Iterable[_Union[Thread, _Mapping]]] = ..., memory: _Optional[_Union[AddressSpace, _Mapping]] = ..., credentials: _Optional[_Union[Credentials, _Mapping]] = ..., umask: _Optional[int] = ..., cwd: _Optional[bytes] = ..., limits: _Optional[_Iterable[_Union[Rlimit, _Mapping]]] = ..., actions: _Optional[_Iterable[_Union[SigAction, _Mapping]]] = ..., pending: _Optional[_Iterable[bytes]] = ..., interval_timers: _Optional[_Iterable[_Union[IntervalTimer, _Mapping]]] = ..., posix_timers: _Optional[_Iterable[_Union[PosixTimer, _Mapping]]] = ..., fds: _Optional[_Iterable[_Union[Fd, _Mapping]]] = ..., child_subreaper: bool = ..., dumpable: _Optional[int] = ..., thp_disable: bool = ..., oom_score_adj: _Optional[int] = ..., zombie: bool = ..., exit_status: _Optional[int] = ..., coredump_filter: _Optional[int] = ..., xstate_permitted: _Optional[int] = ..., stop_told: bool = ..., thp_disable_flags: _Optional[int] = ..., memory_merge: bool = ..., membarriers: _Optional[int] = ..., no_terminal: bool = ...) -> None: ...
 
 class Thread(_message.Message):
     __slots__ = ("tid", "name", "registers", "xstate", "sigmask", "pending", "robust_list", "robust_list_size", "clear_child_tid", "rseq", "altstack", "pdeath_signal", "no_new_privs", "nice", "affinity", "timer_slack_ns", "scheduler", "below", "below_address", "rt_priority", "io_priority", "personality", "memory_policy", "memory_nodes", "tsc_faults", "cpuid_faults", "memory_failure", "speculation")
@@ -503,7 +549,7 @@ class Lock(_message.Message):
     def __init__(self, kind: _Optional[_Union[Lock.Kind, str]] = ..., exclusive: bool = ..., start: _Optional[int] = ..., length: _Optional[int] = ...) -> None: ...
 
 class Description(_message.Message):
-    __slots__ = ("flags", "locks", "file", "directory", "device", "pipe", "eventfd", "epoll", "unix", "tcp", "memfd", "outside", "timerfd", "signalfd", "pidfd", "inotify", "udp", "fifo")
+    __slots__ = ("flags", "locks", "file", "directory", "device", "pipe", "eventfd", "epoll", "unix", "tcp", "memfd", "outside", "timerfd", "signalfd", "pidfd", "inotify", "udp", "fifo", "pty")
     FLAGS_FIELD_NUMBER: _ClassVar[int]
     LOCKS_FIELD_NUMBER: _ClassVar[int]
     FILE_FIELD_NUMBER: _ClassVar[int]
@@ -522,6 +568,7 @@ class Description(_message.Message):
     INOTIFY_FIELD_NUMBER: _ClassVar[int]
     UDP_FIELD_NUMBER: _ClassVar[int]
     FIFO_FIELD_NUMBER: _ClassVar[int]
+    PTY_FIELD_NUMBER: _ClassVar[int]
     flags: int
     locks: _containers.RepeatedCompositeFieldContainer[Lock]
     file: RegularFile
@@ -540,7 +587,8 @@ class Description(_message.Message):
     inotify: Inotify
     udp: UdpSocket
     fifo: Fifo
-    def __init__(self, flags: _Optional[int] = ..., locks: _Optional[_Iterable[_Union[Lock, _Mapping]]] = ..., file: _Optional[_Union[RegularFile, _Mapping]] = ..., directory: _Optional[_Union[Directory, _Mapping]] = ..., device: _Optional[_Union[CharDevice, _Mapping]] = ..., pipe: _Optional[_Union[PipeEnd, _Mapping]] = ..., eventfd: _Optional[_Union[Eventfd, _Mapping]] = ..., epoll: _Optional[_Union[Epoll, _Mapping]] = ..., unix: _Optional[_Union[UnixSocket, _Mapping]] = ..., tcp: _Optional[_Union[TcpSocket, _Mapping]] = ..., memfd: _Optional[_Union[Memfd, _Mapping]] = ..., outside: _Optional[_Union[Outside, _Mapping]] = ..., timerfd: _Optional[_Union[Timerfd, _Mapping]] = ..., signalfd: _Optional[_Union[Signalfd, _Mapping]] = ..., pidfd: _Optional[_Union[Pidfd, _Mapping]] = ..., inotify: _Optional[_Union[Inotify, _Mapping]] = ..., udp: _Optional[_Union[UdpSocket, _Mapping]] = ..., fifo: _Optional[_Union[Fifo, _Mapping]] = ...) -> None: ...
+    pty: PtyEnd
+    def __init__(self, flags: _Optional[int] = ..., locks: _Optional[_Iterable[_Union[Lock, _Mapping]]] = ..., file: _Optional[_Union[RegularFile, _Mapping]] = ..., directory: _Optional[_Union[Directory, _Mapping]] = ..., device: _Optional[_Union[CharDevice, _Mapping]] = ..., pipe: _Optional[_Union[PipeEnd, _Mapping]] = ..., eventfd: _Optional[_Union[Eventfd, _Mapping]] = ..., epoll: _Optional[_Union[Epoll, _Mapping]] = ..., unix: _Optional[_Union[UnixSocket, _Mapping]] = ..., tcp: _Optional[_Union[TcpSocket, _Mapping]] = ..., memfd: _Optional[_Union[Memfd, _Mapping]] = ..., outside: _Optional[_Union[Outside, _Mapping]] = ..., timerfd: _Optional[_Union[Timerfd, _Mapping]] = ..., signalfd: _Optional[_Union[Signalfd, _Mapping]] = ..., pidfd: _Optional[_Union[Pidfd, _Mapping]] = ..., inotify: _Optional[_Union[Inotify, _Mapping]] = ..., udp: _Optional[_Union[UdpSocket, _Mapping]] = ..., fifo: _Optional[_Union[Fifo, _Mapping]] = ..., pty: _Optional[_Union[PtyEnd, _Mapping]] = ...) -> None: ...
 
 class RegularFile(_message.Message):
     __slots__ = ("path", "position", "size", "mtime_ns", "dev", "ino", "mode")
@@ -583,6 +631,14 @@ class PipeEnd(_message.Message):
     PIPE_FIELD_NUMBER: _ClassVar[int]
     pipe: int
     def __init__(self, pipe: _Optional[int] = ...) -> None: ...
+
+class PtyEnd(_message.Message):
+    __slots__ = ("pty", "master")
+    PTY_FIELD_NUMBER: _ClassVar[int]
+    MASTER_FIELD_NUMBER: _ClassVar[int]
+    pty: int
+    master: bool
+    def __init__(self, pty: _Optional[int] = ..., master: bool = ...) -> None: ...
 
 class Eventfd(_message.Message):
     __slots__ = ("count", "semaphore")

@@ -28,6 +28,7 @@ from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 from torpor.errors import Reason, RestoreFailed
 from torpor.image.image_pb2 import Description, Tree
+from torpor.procfs import Stat
 from torpor.remote.sys import syscall
 from torpor.remote.x86_64 import NR
 
@@ -143,6 +144,8 @@ class GrabbedDescriptors:
     """The descriptors that an execve() closes."""
     locked: dict[Holder, list[bytes]] = field(default_factory=dict)
     """What fdinfo says of locks and leases. POSIX locks are a process's own."""
+    terminals: dict[int, Stat] = field(default_factory=dict)
+    """By PID what tells a process's session, controlling terminal and groups."""
     content: bool = True
     """Whether what lies in pipes and sockets was taken too. Not before the freeze: there one only looks."""
 
@@ -178,6 +181,14 @@ class Opening:
     """No descriptor of the image has this number or a higher one."""
     slots: dict[int, int] = field(default_factory=dict)
     """The descriptor that keeps each description of the image."""
+    terminals: dict[int, int] = field(default_factory=dict)
+    """Descriptors of the terminals that sessions have, by their index in the image."""
+    warnings: list[str] = field(default_factory=list)
+    """What is not as it was, in words."""
+
+    def keep_terminal(self, index: int, fd: int) -> None:
+        """Keep a copy of `fd` for the sessions whose controlling terminal is `index`."""
+        self.terminals[index] = fcntl.fcntl(fd, fcntl.F_DUPFD, self.base)
 
     def place(self, index: int, fd: int) -> None:
         """Keep `fd` as description `index`, give it its flags, and take it over.
@@ -279,6 +290,8 @@ class Describing:
     """The index in Tree.shared of the memory with this device and inode."""
     pipes: dict[str, int] = field(default_factory=dict)
     """The index in Tree.pipes of a pipe by its link."""
+    ptys: dict[int, int] = field(default_factory=dict)
+    """The index in Tree.ptys of a terminal by its device number."""
 
     def index_of(self, held: Held[Any], fd: int = -1) -> int:
         """The index in Tree.descriptions of what a descriptor with the number `fd` leads to."""

@@ -21,13 +21,13 @@ import os
 import resource
 import stat
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torpor import procfs
 from torpor.errors import Reason, Refused
 from torpor.image.image_pb2 import Description, Lock, Process, Tree
-from torpor.objects import locks
+from torpor.objects import locks, ptys
 from torpor.objects.description import (
     KNOWN_FLAGS,
     O_TMPFILE,
@@ -53,6 +53,7 @@ from torpor.objects.outside import Terminal
 from torpor.objects.own import is_own
 from torpor.objects.pidfd import Pidfd
 from torpor.objects.pipes import Pipe
+from torpor.objects.ptys import PseudoTerminal
 from torpor.objects.queues import MessageQueue
 from torpor.objects.signalfd import Signalfd
 from torpor.objects.sockets import family_of
@@ -90,6 +91,7 @@ KINDS: tuple[Kind[Any], ...] = (
     RegularFile(),
     Directory(),
     CharDevice(),
+    PseudoTerminal(),
     Terminal(),
     Pipe(),
     Fifo(),
@@ -201,6 +203,8 @@ def describe(tree: GrabbedDescriptors, image: Tree, shared: Callable[[int, int],
                 entry.locks.append(lock)
             elif lock not in description.locks:
                 description.locks.append(lock)
+    if found := ptys.describe_sessions(describing):
+        raise Refused("the tree holds what cannot be kept", found)
 
 
 class _Known:
@@ -347,6 +351,10 @@ class Opened:
 
     slots: dict[int, int]
     """For each description, by its index in the image, the descriptor that keeps it here: its slot."""
+    terminals: dict[int, int] = field(default_factory=dict)
+    """The same for the terminals that sessions have, by their index."""
+    warnings: list[str] = field(default_factory=list)
+    """What is not as it was, in words."""
 
     def __enter__(self) -> Opened:
         return self
@@ -356,8 +364,9 @@ class Opened:
 
     def close(self) -> None:
         """Close the slots. What processes hold by now stays open."""
-        while self.slots:
-            os.close(self.slots.popitem()[1])
+        for kept in (self.slots, self.terminals):
+            while kept:
+                os.close(kept.popitem()[1])
 
 
 def check(image: Tree, stdio: Sequence[int] = (0, 1, 2)) -> list[Reason]:
@@ -367,7 +376,7 @@ def check(image: Tree, stdio: Sequence[int] = (0, 1, 2)) -> list[Reason]:
         image: the tree; not trusted.
         stdio: the restorer's descriptors that stand in for 0, 1 and 2.
     """
-    found = list(_check_numbers(image))
+    found = [*_check_numbers(image), *ptys.check_sessions(image)]
     if found:
         return found
     for kind, mine in _by_kind(image):
@@ -396,14 +405,15 @@ def open_all(image: Tree, shared: Callable[[int], int], stdio: Sequence[int] = (
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     opening = Opening(image, stdio, shared, first_slot(image))
+    opened = Opened(opening.slots, opening.terminals, opening.warnings)
     try:
         for kind, mine in _by_kind(image):
             kind.open(mine, opening)
         locks.take(image, opening.slots)
     except BaseException:
-        Opened(opening.slots).close()
+        opened.close()
         raise
-    return Opened(opening.slots)
+    return opened
 
 
 def placement(process: Process, image: Tree, opened: Opened) -> list[Call]:
@@ -463,7 +473,7 @@ def _check_numbers(image: Tree) -> Iterator[Reason]:
                     "the image",
                     f"process {process.pid}, fd {entry.fd} leads to description {entry.description}",
                 )
-    needed = first_slot(image) + len(image.descriptions) + SPARE
+    needed = first_slot(image) + len(image.descriptions) + len(image.ptys) + SPARE
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     if hard != resource.RLIM_INFINITY and needed > hard:
         yield Reason(

@@ -7,8 +7,8 @@ is opened again itself.
 
 O_NONBLOCK is set or cleared on them as the program had it; whoever shares them with the program sees that, as before.
 
-A terminal that was opened once more (/dev/tty, a shell's descriptor 255) follows the one in stdio.
-Terminals that are not in stdio at all, and the master sides of pseudo terminals, are refused.
+A terminal that was opened once more (/dev/tty, a shell's descriptor 255) follows the one in stdio. Pseudo terminals,
+whose other side may be in the tree, are `torpor.objects.ptys`.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import chain
 
 from torpor.errors import Reason
-from torpor.image.image_pb2 import Description, Tree
+from torpor.image.image_pb2 import Description, Pty, Tree
 from torpor.objects.description import (
     STDIO,
     Describing,
@@ -31,51 +32,63 @@ from torpor.objects.description import (
     Seen,
     borrowed,
 )
+from torpor.remote.sys import address_of, try_syscall
+from torpor.remote.x86_64 import NR
 
-CONTROLLING_TERMINAL = os.makedev(5, 0)
-PTY_MULTIPLEXER = os.makedev(5, 2)
+# include/uapi/asm-generic/ioctls.h, where Python's termios has no name for it
+TIOCGDEV = 0x80045432
 
 
-class Terminal(Kind[bool]):
-    """A terminal: the state is whether it really is one."""
+@dataclass
+class TerminalState:
+    """A descriptor of a terminal as it was."""
+
+    device: int = 0
+    """The number of the terminal itself, also when it was opened as /dev/tty; 0: it is none, or has hung up."""
+    image: Pty = field(default_factory=Pty)
+    """What is to be kept of a pseudo terminal: see `torpor.objects.ptys`."""
+    node: tuple[int, int] = (0, 0)
+    """Device and inode of its name in /dev/pts, of a master; of a slave side, of what was opened."""
+    problems: list[Problem] = field(default_factory=list)
+    """Why it cannot be kept at this moment."""
+    other: Held[TerminalState] | None = None
+    """Of a slave side, the master; of a master, one of its slave sides. None: the tree has none."""
+
+
+class Terminal(Kind[TerminalState]):
+    """A terminal that is no pseudo terminal, and how everything outside is given again."""
 
     field = "outside"
 
     def matches(self, seen: Seen) -> bool:
         """Told by the name; `grab` asks the driver."""
         name = seen.link.removeprefix("/dev/")
-        return (
-            stat.S_ISCHR(seen.stat.st_mode)
-            and name.startswith(("tty", "pts/", "console", "hvc"))
-            and seen.stat.st_rdev != PTY_MULTIPLEXER
-        )
+        return stat.S_ISCHR(seen.stat.st_mode) and name.startswith(("tty", "console", "hvc"))
 
-    def grab(self, held: Held[bool], pidfd: int, *, content: bool) -> bool:
-        """Ask whether it is a terminal."""
+    def grab(self, held: Held[TerminalState], pidfd: int, *, content: bool) -> TerminalState:
+        """Ask which terminal it really is."""
         with borrowed(pidfd, held.holders[0].fd) as copy:
-            return os.isatty(copy)
+            return TerminalState(asked_number(copy, TIOCGDEV) or 0)
 
-    def outside(self, held: Held[bool], tree: GrabbedDescriptors) -> str:
+    def outside(self, held: Held[TerminalState], tree: GrabbedDescriptors) -> str:
         """Always: a person or a program is behind it."""
-        return f"terminal {held.link}" if held.state else ""
+        return f"terminal {held.link}" if held.state.device else ""
 
-    def stands_for(self, held: Held[bool], tree: GrabbedDescriptors) -> list[int]:
+    def stands_for(self, held: Held[TerminalState], tree: GrabbedDescriptors) -> list[int]:
         """The same numbers as the same terminal in stdio."""
         if held.stdio:
             return held.stdio
-        same = (
-            other.stdio
-            for other in tree.of(Terminal)
-            if held.stat.st_rdev in (other.stat.st_rdev, CONTROLLING_TERMINAL)
-        )
+        same = (other.stdio for other in tree.of(Terminal) if other.state.device == held.state.device)
         return sorted(set(chain.from_iterable(same)))
 
-    def judge(self, held: Held[bool], tree: GrabbedDescriptors) -> Iterator[Problem]:
+    def judge(self, held: Held[TerminalState], tree: GrabbedDescriptors) -> Iterator[Problem]:
         """It is one."""
-        if not held.state:
+        if not held.state.device:
             yield Problem("it is a device whose state is unknown")
 
-    def describe(self, held: Held[bool], out: Description, tree: GrabbedDescriptors, image: Describing) -> None:
+    def describe(
+        self, held: Held[TerminalState], out: Description, tree: GrabbedDescriptors, image: Describing
+    ) -> None:
         """Never: what leads outside is described by its number."""
         raise AssertionError(f"{held.link} was to be described by its number")
 
@@ -93,3 +106,11 @@ class Terminal(Kind[bool]):
     def make(self, description: Description, opening: Opening) -> int:
         """A copy of what the restorer gave."""
         return os.dup(opening.stdio[description.outside.stdio])
+
+
+def asked_number(fd: int, request: int) -> int | None:
+    """An int that ioctl() writes; None when the request fails."""
+    value = bytearray(4)
+    if try_syscall(NR.ioctl, fd, request, address_of(value)) < 0:
+        return None
+    return int.from_bytes(value, "little")

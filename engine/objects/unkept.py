@@ -37,7 +37,6 @@ ANONYMOUS = {
 """By link, as of Linux 6.18."""
 
 DEVICES = {
-    (5, 2): Problem("the master side of a pseudo terminal is not kept yet", "end the session in it"),
     (10, 200): Problem("a network tunnel belongs to this host", CLOSE),
     (10, 229): Problem("a FUSE file system is served by this process", "unmount it"),
     (10, 232): Problem("a virtual machine (KVM) cannot be kept", CLOSE),

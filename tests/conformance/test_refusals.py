@@ -25,7 +25,7 @@ WORDS = {
     "landlock.c": ["Landlock"],
     "leader_gone.c": ["first thread"],
     "no_code.c": ["writable and executable"],
-    "not_yet.py": ["a netlink socket (routes)", "terminal"],
+    "not_yet.py": ["a netlink socket (routes)"],
     "outsider.py": ["outside"],
     "own_directory.c": ["thread", "current directory of its own"],
     "own_table.c": ["thread", "descriptors of its own"],
@@ -37,6 +37,7 @@ WORDS = {
     "seccomp.c": ["seccomp"],
     "system_v_others.c": ["semaphores", "message queue", "segment"],
     "traced.c": ["traced"],
+    "typed.py": ["bytes that were typed", "bytes that were written"],
     "userfault.c": ["userfaultfd"],
 }
 """What the refusal of each program must say; besides, it names the process, and every descriptor that the

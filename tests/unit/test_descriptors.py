@@ -313,7 +313,6 @@ def test_a_regular_file_in_stdio_is_opened_again(tmp_path: Path) -> None:
 
 REFUSED = {
     "userfaultfd": ("f = syscall(NR.userfaultfd, 1)", "what a userfaultfd watches cannot be read"),
-    "ptmx": ("f, g = os.openpty()", "the master side of a pseudo terminal is not kept yet"),
     "udp": (
         "s = socket.socket(type=socket.SOCK_DGRAM); s.bind(('127.0.0.1', 0)); s.sendto(b'x', s.getsockname());"
         " select.select([s], [], []); f = s.fileno()",

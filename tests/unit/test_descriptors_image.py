@@ -38,7 +38,7 @@ u = socket.socket(type=socket.SOCK_DGRAM); u.bind(("127.0.0.1", 0)); u.connect(u
 v = socket.socket(socket.AF_UNIX); v.bind(b"\\0torpor-test-%d" % os.getpid()); v.listen()
 t = syscall(NR.timerfd_create, 1, 0); os.pidfd_open(os.getpid())
 b = ctypes.create_string_buffer(8); f = syscall(NR.signalfd4, -1 & (1 << 32) - 1, ctypes.addressof(b), 8, 0)
-e.register(f); i = syscall(NR.inotify_init1, 0); p = ctypes.create_string_buffer(b"/")
+e.register(f); g, h = os.openpty(); i = syscall(NR.inotify_init1, 0); p = ctypes.create_string_buffer(b"/")
 syscall(NR.inotify_add_watch, i, ctypes.addressof(p), 0x400)
 ready()
 wait()
