@@ -33,6 +33,7 @@ from torpor.store import SnapshotInfo, SnapshotWriter, Store
 from torpor.taken import TakenProcess, TakenZombie
 
 Then = Literal["run", "stop", "kill"]
+Outside = Literal["refuse", "reset"]
 T = TypeVar("T")
 
 FREEZE_SECONDS = 5.0
@@ -55,6 +56,7 @@ def checkpoint(
     tags: Mapping[str, str] | None = None,
     progress: Progress | None = None,
     last: LastToStop | None = None,
+    outside: Outside = "refuse",
 ) -> SnapshotInfo:
     """Keep the tree of processes below and including `pid` as a snapshot in a store.
 
@@ -65,6 +67,9 @@ def checkpoint(
         tags: kept with the snapshot, shown by `torpor ls`.
         progress: told bytes done and bytes in all, from the threads that write.
         last: threads that are stopped after the others, so that they can get out what they hold.
+        outside: what becomes of unix sockets that lead outside of the tree: the tree is refused, or they are kept as
+            ones whose peer has closed. It is said here and not at the restore, as a snapshot that is listed can be
+            restored.
 
     Raises:
         Refused: the tree holds something that cannot be kept; it was not touched.
@@ -75,7 +80,8 @@ def checkpoint(
     home = store if isinstance(store, Store) else Store(store)
     _raise_descriptor_limit()
     root = tree.job_of(pid)
-    fork = _patiently(lambda: preflight(root)) and then == "run"
+    reset_outside = outside == "reset"
+    fork = _patiently(lambda: preflight(root, reset_outside=reset_outside)) and then == "run"
 
     def work(interruption: Interruption) -> SnapshotInfo:
         def tell(done: int, expected: int) -> None:
@@ -84,7 +90,7 @@ def checkpoint(
                 progress(done, expected)
 
         with home.writer(KIND, tags or {}) as writer:
-            return _patiently(lambda: _take(root, writer, fork, then, last, tell))
+            return _patiently(lambda: _take(root, writer, fork, then, last, tell, reset_outside))
 
     return in_own_thread(work)
 
@@ -102,7 +108,13 @@ def _patiently(act: Callable[[], T]) -> T:
 
 
 def _take(
-    root: int, writer: SnapshotWriter, fork: bool, then: Then, last: LastToStop | None, progress: Progress
+    root: int,
+    writer: SnapshotWriter,
+    fork: bool,
+    then: Then,
+    last: LastToStop | None,
+    progress: Progress,
+    reset_outside: bool,
 ) -> SnapshotInfo:
     """From the freeze to what becomes of the tree, in the thread that traces."""
     began = time.monotonic_ns()
@@ -110,7 +122,7 @@ def _take(
     waits.look(tree.tasks(root))
     with Frozen(root, FREEZE_SECONDS, last) as frozen, TakenTree(frozen, waits, fork=fork) as taken:
         try:
-            taken.grab()
+            taken.grab(reset_outside=reset_outside)
             if taken.forked:
                 frozen.thaw()
             image, pages = taken.describe()
@@ -134,8 +146,12 @@ def _take(
     return published
 
 
-def preflight(pid: int) -> bool:
+def preflight(pid: int, *, reset_outside: bool = False) -> bool:
     """Find what cannot be kept, with nothing frozen yet.
+
+    Args:
+        pid: the root of the tree.
+        reset_outside: unix sockets that lead outside of the tree are kept, as ones whose peer has closed.
 
     Returns:
         Whether forks of the processes will show their whole memory. Where not, it is read while they stand still.
@@ -146,7 +162,7 @@ def preflight(pid: int) -> bool:
     """
     for _ in range(_LOOKS):
         seen = tree.walk(pid)
-        reasons, forkable = _look(seen)
+        reasons, forkable = _look(seen, reset_outside)
         # What is said of a process that ends at the same time may be false: both ends of a pipe are in the tree, say.
         if not reasons or not tree.ended([process.pid for process in seen if not process.zombie]):
             break
@@ -155,7 +171,7 @@ def preflight(pid: int) -> bool:
     return forkable
 
 
-def _look(seen: list[tree.Seen]) -> tuple[list[Reason], bool]:
+def _look(seen: list[tree.Seen], reset_outside: bool) -> tuple[list[Reason], bool]:
     """Why a tree cannot be kept, and whether forks will show its memory."""
     reasons = tree.refuse(seen)
     if reasons:
@@ -176,7 +192,12 @@ def _look(seen: list[tree.Seen]) -> tuple[list[Reason], bool]:
         reasons += vmas.refuse(process.name, found)
         forkable = forkable and not any(map(vmas.hides_from_fork, found))
     living = [process.pid for process in seen if not process.zombie]
-    return [*reasons, *sharing.refuse(living), *sysv.refuse(living), *descriptors.survey(living)], forkable
+    return [
+        *reasons,
+        *sharing.refuse(living),
+        *sysv.refuse(living),
+        *descriptors.survey(living, reset_outside=reset_outside),
+    ], forkable
 
 
 class TakenTree:
@@ -213,7 +234,7 @@ class TakenTree:
     def _living(self) -> list[TakenProcess]:
         return [taken for taken in self._all if isinstance(taken, TakenProcess)]
 
-    def grab(self) -> None:
+    def grab(self, *, reset_outside: bool) -> None:
         """Take what changes; every process's calls run at the same time."""
         gadgets = Gadgets()
         self._realtime_ns = time.time_ns()
@@ -225,7 +246,7 @@ class TakenTree:
             taken = TakenProcess(process, gadgets, self._waits)
             self._all.append(taken)
             taken.begin(self._stopped_children(process))
-        self.descriptors = descriptors.grab([taken.pid for taken in self._all])
+        self.descriptors = descriptors.grab([taken.pid for taken in self._all], reset_outside=reset_outside)
         for file in descriptors.memory_files(self.descriptors):
             self.shared.grab_file(file)
         for taken in self._living():

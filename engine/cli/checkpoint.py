@@ -26,10 +26,22 @@ from torpor.cli.common import (
     show_default=True,
     help="What becomes of the processes once they are saved.",
 )
+@click.option(
+    "--outside",
+    type=click.Choice(["refuse", "reset"]),
+    default="refuse",
+    show_default=True,
+    help="Unix sockets whose other end is not among the processes: save nothing, or save them as closed by their peer.",
+)
 @click.option("--tag", "tags", metavar="K=V", multiple=True, callback=parse_tags, help="A label; may be repeated.")
 @command_options
 def command(
-    pid: int, store: str | None, then: Literal["run", "stop", "kill"], tags: dict[str, str], as_json: bool
+    pid: int,
+    store: str | None,
+    then: Literal["run", "stop", "kill"],
+    outside: Literal["refuse", "reset"],
+    tags: dict[str, str],
+    as_json: bool,
 ) -> None:
     """Save process PID and all that it started; print the snapshot's id.
 
@@ -38,7 +50,7 @@ def command(
     import torpor
 
     with progress_bar(f"saving {pid}") as progress:
-        info = torpor.checkpoint(pid, store=store, then=then, tags=tags, progress=progress)
+        info = torpor.checkpoint(pid, store=store, then=then, tags=tags, progress=progress, outside=outside)
     if as_json:
         print_json(snapshot_json(info))
     else:

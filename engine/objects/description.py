@@ -19,9 +19,10 @@ from __future__ import annotations
 
 import fcntl
 import os
+import socket
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
@@ -99,6 +100,8 @@ class Held(Generic[S]):
     """Every descriptor of the tree that leads to it; those of parents before those of their children."""
     stdio: list[int] = field(default_factory=list)
     """Under which of 0, 1 and 2 the first process that has it there has it."""
+    under_way_to: Held[Any] | None = None
+    """The socket in whose queue it lies, when no process has it."""
     _stdio_pid: int = 0
     state: S = field(init=False)
 
@@ -132,6 +135,16 @@ class Held(Generic[S]):
 
 
 @dataclass
+class InFlight:
+    """A descriptor that lies in a socket's queue (SCM_RIGHTS)."""
+
+    fd: int
+    """Our copy of it, while the tree is grabbed."""
+    held: Held[Any] | None = None
+    """What it leads to."""
+
+
+@dataclass
 class GrabbedDescriptors:
     """All descriptors of a tree, as they were at one moment."""
 
@@ -148,6 +161,8 @@ class GrabbedDescriptors:
     """By PID what tells a process's session, controlling terminal and groups."""
     content: bool = True
     """Whether what lies in pipes and sockets was taken too. Not before the freeze: there one only looks."""
+    reset_outside: bool = False
+    """Whether sockets whose peer is outside of the tree are kept, as ones whose peer has closed."""
 
     def of(self, kind: type[Kind[S]]) -> list[Held[S]]:
         """The descriptions of one kind."""
@@ -185,6 +200,10 @@ class Opening:
     """Descriptors of the terminals that sessions have, by their index in the image."""
     warnings: list[str] = field(default_factory=list)
     """What is not as it was, in words."""
+    later: list[Callable[[], None]] = field(default_factory=list)
+    """What is to be done when all descriptions are there."""
+    stack: ExitStack = field(default_factory=ExitStack)
+    """What is needed until then."""
 
     def keep_terminal(self, index: int, fd: int) -> None:
         """Keep a copy of `fd` for the sessions whose controlling terminal is `index`."""
@@ -201,6 +220,10 @@ class Opening:
         finally:
             os.close(fd)
         self._set_flags(self.image.descriptions[index], self.slots[index])
+
+    def socket(self, index: int) -> socket.socket:
+        """Another descriptor of a socket that was placed; whoever asks closes it."""
+        return socket.socket(fileno=os.dup(self.slots[index]))
 
     def _set_flags(self, description: Description, slot: int) -> None:
         if description.WhichOneof("kind") == "outside":
@@ -225,6 +248,11 @@ class Kind(ABC, Generic[S]):
 
     field: ClassVar[str]
     """Its name in the image: a field of Description's oneof."""
+    may_be_under_way: ClassVar[bool] = False
+    """Whether one that no process has, as it lies in a socket's queue, can be kept: after `finish` nothing is asked of
+    its holders any more."""
+    may_be_reset: ClassVar[bool] = False
+    """Whether one that leads outside of the tree can come back as one whose peer has closed."""
 
     @abstractmethod
     def matches(self, seen: Seen) -> bool:
@@ -239,6 +267,10 @@ class Kind(ABC, Generic[S]):
             pidfd: that holder's process.
             content: also take what lies in it.
         """
+
+    def under_way(self, held: Held[S]) -> Sequence[InFlight]:
+        """The descriptors that lie in it; who asks closes the copies."""
+        return ()
 
     def finish(self, mine: list[Held[S]], tree: GrabbedDescriptors) -> None:
         """Take, still under the freeze, what needs to know the whole tree."""

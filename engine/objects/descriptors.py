@@ -27,7 +27,7 @@ from typing import Any
 from torpor import procfs
 from torpor.errors import Reason, Refused
 from torpor.image.image_pb2 import Description, Lock, Process, Tree
-from torpor.objects import locks, ptys
+from torpor.objects import locks, ptys, unix_sockets
 from torpor.objects.description import (
     KNOWN_FLAGS,
     O_TMPFILE,
@@ -110,6 +110,7 @@ KINDS: tuple[Kind[Any], ...] = (
 KCMP_FILE, KCMP_FILES = 0, 2
 LAST_FD = (1 << 32) - 1
 O_ASYNC = 0o20000
+OUTSIDE = "its other end is outside of the tree"
 SPARE = 64
 """Descriptors that are open for a moment while others are made."""
 
@@ -117,27 +118,44 @@ SPARE = 64
 # ------------------------------------------------------------------------------------------ from a live tree
 
 
-def survey(pids: Sequence[int]) -> list[Reason]:
+def survey(pids: Sequence[int], *, reset_outside: bool = False) -> list[Reason]:
     """Say everything that cannot be kept, while the tree runs.
 
     Args:
         pids: the tree, parents before their children.
+        reset_outside: as for `grab`.
     """
-    return [*_shared_tables(pids), *problems(grab(pids, content=False))]
+    return [*_shared_tables(pids), *problems(grab(pids, content=False, reset_outside=reset_outside))]
 
 
-def grab(pids: Sequence[int], *, content: bool = True) -> GrabbedDescriptors:
+def grab(pids: Sequence[int], *, content: bool = True, reset_outside: bool = False) -> GrabbedDescriptors:
     """Take every description of a tree.
 
     Args:
         pids: the tree, parents before their children. What ends meanwhile has no descriptors.
         content: also take what lies in pipes and sockets; the tree is frozen.
+        reset_outside: sockets whose peer is outside of the tree are kept, as ones whose peer has closed.
 
     Raises:
         NotPermitted: a process is not ours.
     """
-    tree = GrabbedDescriptors(list(pids), content=content)
+    tree = GrabbedDescriptors(list(pids), content=content, reset_outside=reset_outside)
     known = _Known(tree)
+    copies: list[int] = []
+    try:
+        _grab(known, pids, copies)
+    finally:
+        for fd in copies:
+            os.close(fd)
+    for held in tree.held:
+        if held.under_way_to is not None:  # our copy is no more; who gets it is to be named
+            held.holders = held.under_way_to.holders[:1]
+    return tree
+
+
+def _grab(known: _Known, pids: Sequence[int], copies: list[int]) -> None:
+    """Fill what is known of a tree. Copies of what is under way are ours to close at the end."""
+    tree = known.tree
     for pid in pids:
         try:
             pidfd = os.pidfd_open(pid)
@@ -152,9 +170,13 @@ def grab(pids: Sequence[int], *, content: bool = True) -> GrabbedDescriptors:
                 raise not_permitted(pid) from None
         finally:
             os.close(pidfd)
+    for held in tree.held:  # what lies in it is added at the end, and looked into in its turn
+        lying = held.kind.under_way(held)
+        copies += [one.fd for one in lying]
+        for one in lying:
+            one.held = _grab_under_way(known, one.fd, held)
     for kind in KINDS:
         kind.finish([held for held in tree.held if held.kind is kind], tree)
-    return tree
 
 
 def problems(tree: GrabbedDescriptors) -> list[Reason]:
@@ -249,26 +271,52 @@ def _grab_process(known: _Known, pid: int, pidfd: int) -> None:
 
 
 def _grab_descriptor(known: _Known, holder: Holder, pidfd: int, table: int, infos: int) -> None:
-    tree, name = known.tree, str(holder.fd)
-    info = _read(name, infos)
-    position, raw_flags, *identity = info.split(b"\n", 4)[:4]
-    flags = int(raw_flags.split()[1], 8)
-    key = (position, flags & ~os.O_CLOEXEC, *identity)
-    held, bucket, place = known.find(key, holder.pid, holder.fd)
-    if held is None:
-        seen = _look(name, table, pidfd)
-        held = Held(_kind(seen, flags), seen.link, seen.stat, flags & ~os.O_CLOEXEC, info)
-        held.add(holder)
-        held.state = held.kind.grab(held, pidfd, content=tree.content)
-        bucket.insert(place, held)
-        tree.held.append(held)
-    else:
+    tree, info = known.tree, _read(str(holder.fd), infos)
+    held, is_new = _description(known, holder, info, pidfd, table)
+    if not is_new:
         held.add(holder)
     tree.by_holder[holder] = held
-    if flags & os.O_CLOEXEC:
+    if _flags(info) & os.O_CLOEXEC:
         tree.cloexec.add(holder)
     if found := locks.lines(info):
         tree.locked[holder] = found
+
+
+def _grab_under_way(known: _Known, copy: int, socket: Held[Any]) -> Held[Any]:
+    """What a descriptor that lies in a socket's queue leads to, by our copy of it."""
+    holder = Holder(os.getpid(), copy)
+    pidfd = os.pidfd_open(holder.pid)
+    table = os.open("/proc/self/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    infos = os.open("/proc/self/fdinfo", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        held, is_new = _description(known, holder, _read(str(copy), infos), pidfd, table)
+    finally:
+        for fd in (pidfd, table, infos):
+            os.close(fd)
+    if is_new:
+        held.under_way_to = socket
+    return held
+
+
+def _description(known: _Known, holder: Holder, info: bytes, pidfd: int, table: int) -> tuple[Held[Any], bool]:
+    """What a descriptor leads to, and whether it was not known before: then it is taken."""
+    position, _, *identity = info.split(b"\n", 4)[:4]
+    flags = _flags(info) & ~os.O_CLOEXEC
+    key = (position, flags, *identity)
+    held, bucket, place = known.find(key, holder.pid, holder.fd)
+    if held is not None:
+        return held, False
+    seen = _look(str(holder.fd), table, pidfd)
+    held = Held(_kind(seen, flags), seen.link, seen.stat, flags, info)
+    held.add(holder)
+    held.state = held.kind.grab(held, pidfd, content=known.tree.content)
+    bucket.insert(place, held)
+    known.tree.held.append(held)
+    return held, True
+
+
+def _flags(info: bytes) -> int:
+    return int(info.split(b"\n", 2)[1].split()[1], 8)
 
 
 def _read(name: str, directory: int) -> bytes:
@@ -298,11 +346,15 @@ def _kind(seen: Seen, flags: int) -> Kind[Any]:
 
 
 def _problems(tree: GrabbedDescriptors) -> Iterator[Reason]:
-    for held in tree.held:
-        for problem in _judge(held, tree):
-            yield Reason(f"{_name(held.holders[0])} ({held.link})", *problem)
-    for holder, found in sorted(tree.locked.items()):
-        for problem in locks.judge(found):
+    found = [(held, problem) for held in tree.held for problem in _judge(held, tree)]
+    # Before the freeze nobody looks into sockets, and an end that seems to be outside may lie in one.
+    unseen = not tree.content and any(map(unix_sockets.may_hold_descriptors, tree.of(Unix)))
+    if unseen and all(problem.why.startswith(OUTSIDE) for _, problem in found):
+        found = []
+    for held, problem in found:
+        yield Reason(f"{_name(held.holders[0])} ({held.link})", *problem)
+    for holder, lines in sorted(tree.locked.items()):
+        for problem in locks.judge(lines):
             yield Reason(f"{_name(holder)} ({tree.by_holder[holder].link})", problem.why, problem.advice)
 
 
@@ -311,9 +363,15 @@ def _judge(held: Held[Any], tree: GrabbedDescriptors) -> Iterator[Problem]:
         yield Problem("it sends a signal when it is ready (O_ASYNC)", "clear the flag")
     elif unknown := held.flags & ~(KNOWN_FLAGS | O_TMPFILE):
         yield Problem(f"it has status flags that are not known: {unknown:#o}")
-    if (outside := held.kind.outside(held, tree)) and not held.kind.stands_for(held, tree):
+    if held.under_way_to is not None:
+        if not held.kind.may_be_under_way:
+            yield Problem("it lies in a socket's queue, and no process has it yet", "try again", passing=True)
+        elif locks.lines(held.info):
+            yield Problem("it is locked, and lies in a socket's queue", "try again", passing=True)
+    accepted = tree.reset_outside and held.kind.may_be_reset
+    if (outside := held.kind.outside(held, tree)) and not held.kind.stands_for(held, tree) and not accepted:
         yield Problem(
-            f"its other end is outside of the tree ({outside})",
+            f"{OUTSIDE} ({outside})",
             "close it, or checkpoint the whole tree of which both ends are a part",
         )
     yield from held.kind.judge(held, tree)
@@ -407,8 +465,11 @@ def open_all(image: Tree, shared: Callable[[int], int], stdio: Sequence[int] = (
     opening = Opening(image, stdio, shared, first_slot(image))
     opened = Opened(opening.slots, opening.terminals, opening.warnings)
     try:
-        for kind, mine in _by_kind(image):
-            kind.open(mine, opening)
+        with opening.stack:
+            for kind, mine in _by_kind(image):
+                kind.open(mine, opening)
+            for act in opening.later:
+                act()
         locks.take(image, opening.slots)
     except BaseException:
         opened.close()

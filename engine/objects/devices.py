@@ -32,6 +32,7 @@ class CharDevice(Kind[None]):
     """A device without state."""
 
     field = "device"
+    may_be_under_way = True
 
     def matches(self, seen: Seen) -> bool:
         """Told by the numbers; the name is only where it is opened again."""

@@ -26,6 +26,7 @@ class Eventfd(Kind[None]):
     """A counter."""
 
     field = "eventfd"
+    may_be_under_way = True
 
     def matches(self, seen: Seen) -> bool:
         """Told by the link."""

@@ -39,6 +39,7 @@ class Fifo(Pipe):
     """An end of a named pipe."""
 
     field = "fifo"
+    may_be_under_way = True
 
     def matches(self, seen: Seen) -> bool:
         """A pipe with a path."""

@@ -47,6 +47,7 @@ class RegularFile(Kind[None]):
     """A file with content on a file system."""
 
     field = "file"
+    may_be_under_way = True
 
     def matches(self, seen: Seen) -> bool:
         """Anything with a path: also what has lost it."""
@@ -113,6 +114,7 @@ class Directory(Kind[None]):
     """A directory."""
 
     field = "directory"
+    may_be_under_way = True
 
     def matches(self, seen: Seen) -> bool:
         """Anything that is one."""

@@ -60,6 +60,7 @@ class Pipe(Kind[PipeState]):
     """An end of a pipe."""
 
     field = "pipe"
+    may_be_under_way = True
 
     def matches(self, seen: Seen) -> bool:
         """A pipe without a path."""

@@ -222,14 +222,15 @@ def peek(fd: int, size: int, flags: int = 0, control: int = 0) -> Peeked:
 @contextmanager
 def peeking_on(fd: int) -> Iterator[None]:
     """A while in which each peek at a queue looks behind what the one before has seen (SO_PEEK_OFF)."""
-    _set_peek_offset(fd, 0)
+    set_peek_offset(fd, 0)
     try:
         yield
     finally:
-        _set_peek_offset(fd, -1)
+        set_peek_offset(fd, -1)
 
 
-def _set_peek_offset(fd: int, offset: int) -> None:
+def set_peek_offset(fd: int, offset: int) -> None:
+    """From where on the next peek at a queue looks; -1: from its beginning, and it stays so."""
     value = bytearray(struct.pack("i", offset))
     syscall(NR.setsockopt, fd, _SOL, SO_PEEK_OFF, address_of(value), len(value))
 

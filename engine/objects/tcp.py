@@ -118,6 +118,7 @@ class Tcp(Kind[TcpState]):
     """A TCP socket."""
 
     field = "tcp"
+    may_be_under_way = True
 
     def matches(self, seen: Seen) -> bool:
         """By its family."""
@@ -217,6 +218,8 @@ def arm_reset(tree: GrabbedDescriptors) -> None:
     """
     linger = bytearray(struct.pack("ii", 1, 0))
     for held in tree.of(Tcp):
+        if held.under_way_to is not None:
+            continue  # no process has it
         holder = held.holders[0]
         try:
             pidfd = os.pidfd_open(holder.pid)

@@ -60,6 +60,7 @@ class Timerfd(Kind[TimerState]):
     """A timer."""
 
     field = "timerfd"
+    may_be_under_way = True
 
     def matches(self, seen: Seen) -> bool:
         """Told by the link."""

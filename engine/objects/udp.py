@@ -86,6 +86,7 @@ class Udp(Kind[UdpState]):
     """A UDP socket."""
 
     field = "udp"
+    may_be_under_way = True
 
     def matches(self, seen: Seen) -> bool:
         """By its family and protocol."""

@@ -12,13 +12,14 @@ import socket
 import stat
 import struct
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 
 from torpor.errors import Reason, RestoreFailed
 from torpor.image.image_pb2 import Description
 from torpor.image.image_pb2 import UnixSocket as UnixMessage
-from torpor.objects import sockets
+from torpor.objects import sockets, unix_queues
 from torpor.objects.description import Opening, Problem, naming
 
 OPTIONS = {**sockets.GENERAL, **sockets.UNIX}
@@ -150,16 +151,59 @@ class Named:
                     os.unlink(name)
 
     def bind_all(self, mine: dict[int, Description]) -> None:
-        """Make all that are bound or know another by name; who listens does so from now on."""
+        """Make all that are bound or know another by name; who listens does so from now on.
+
+        What waited at a name is sent again later, and only then whom they know by name is made known to them: one that
+        is connected hears nobody else.
+        """
         alone = {i: d for i, d in mine.items() if owns(d.unix) or d.unix.connected_to}
         made: dict[int, socket.socket] = {}
         for index, description in alone.items():
             with naming(description):
                 made[index] = self._bind(index, description.unix)
+        self.opening.later.append(partial(self._deliver, alone, made))
+
+    def _deliver(self, alone: dict[int, Description], made: dict[int, socket.socket]) -> None:
+        owners = {description.unix.name: made[index] for index, description in alone.items() if description.unix.name}
+        for description in alone.values():
+            unix = description.unix
+            with naming(description):
+                for number, sender in enumerate(unix.senders):
+                    with self._sender(owners, of(sender)) as sock:
+                        unix_queues.fill(sock, unix, self.opening.slots, [number], unix.name)
         for index, description in alone.items():
-            if description.unix.connected_to:
-                with naming(description):
+            with naming(description):
+                sockets.set_options(made[index], description.unix.options, OPTIONS)  # buffers may have grown
+                if description.unix.connected_to:
                     made[index].connect(description.unix.connected_to)
+
+    @contextmanager
+    def _sender(self, owners: dict[bytes, socket.socket], name: bytes) -> Iterator[socket.socket]:
+        """A datagram socket with this name: the tree's own; without one, any."""
+        if not name:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as nobody:
+                yield nobody
+        elif name in owners:
+            yield owners[name]
+        else:
+            raise RestoreFailed(f"datagrams came from {printable(name)}, which is not in the image")
+
+    def queue_up(self, mine: dict[int, Description]) -> None:
+        """Connect those who wait to be accepted, in their order. Nothing may be accepted from then on."""
+        for listener in mine.values():
+            for index in listener.unix.pending:
+                unix = mine[index].unix
+                client = socket.socket(socket.AF_UNIX, unix.type)
+                with naming(mine[index]), client:
+                    client.settimeout(PATIENCE)
+                    client.connect(listener.unix.name)
+                    client.settimeout(None)
+                    sockets.set_options(client, unix.options, OPTIONS)
+                    if unix.shut_read:
+                        client.shutdown(socket.SHUT_RD)
+                    if unix.shut_write:
+                        client.shutdown(socket.SHUT_WR)
+                    self.opening.place(index, client.dup().detach())
 
     def _bind(self, index: int, unix: UnixMessage) -> socket.socket:
         sock = self._stack.enter_context(socket.socket(socket.AF_UNIX, unix.type))

@@ -1,14 +1,19 @@
 """Unix sockets: pairs, connections, listeners, and what is on its way between them.
 
-Kept: type, receive queues with the borders between messages, shutdown of either side, options, names (see
-`torpor.objects.unix_names`), and an end whose other end is closed already. Refused: connections to sockets outside the
-tree (but for standard input, output and error, and for datagrams to a name), connections that were not accepted yet,
-datagrams that wait in a socket with a name, descriptors and credentials on their way (SCM_RIGHTS, SCM_CREDENTIALS). Not
-kept: SO_PEERCRED, which names the restoring process, and the name of an accepted end whose listener is closed.
+Kept: type, receive queues with the borders between messages and the descriptors that come with them (SCM_RIGHTS; see
+`torpor.objects.unix_queues`), shutdown of either side, options, names (see `torpor.objects.unix_names`), connections
+that a listener has not accepted yet, datagrams that wait at a name, and an end whose other end is closed already.
 
-Who is connected to whom is told by sock_diag(7), in one dump for the whole tree. Messages of datagram and
-seqpacket sockets behind the first can only be seen with SO_PEEK_OFF (socket(7)), which is set for that moment; a
-dumper killed in it leaves it set, which only a program that peeks at its queue could see.
+Refused: connections to sockets outside the tree (but for standard input, output and error, and for datagrams to a
+name), unless they are to come back as closed by the peer (`torpor checkpoint --outside=reset`); data on a connection
+that was not accepted, which nobody can read without accepting it; messages that come with the credentials of their
+senders (SO_PASSCRED), which only the senders could send again; datagrams whose sender's name nobody in the tree has;
+descriptors under way of a kind that must be made by a process (pidfd), or is in no process else (files in memory,
+inotify, epoll, signalfd).
+
+Not kept: SO_PEERCRED, which names the restoring process, and the name of an accepted end whose listener is closed.
+
+Who is connected to whom is told by sock_diag(7), in one dump for the whole tree (`torpor.objects.unix_diag`).
 """
 
 from __future__ import annotations
@@ -16,21 +21,20 @@ from __future__ import annotations
 import os
 import select
 import socket
-import struct
+import termios
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import NamedTuple
+from functools import partial
 
-from torpor.errors import Reason, RestoreFailed
+from torpor.errors import Reason
 from torpor.image.image_pb2 import Description, Tree
 from torpor.image.image_pb2 import UnixSocket as UnixMessage
-from torpor.objects import sockets, unix_names
+from torpor.objects import sockets, unix_names, unix_queues
 from torpor.objects.description import (
     Describing,
     GrabbedDescriptors,
     Held,
+    InFlight,
     Kind,
     Opening,
     Problem,
@@ -38,115 +42,15 @@ from torpor.objects.description import (
     borrowed,
     naming,
 )
+from torpor.objects.pidfd import Pidfd
 from torpor.objects.sockets import SocketState
+from torpor.objects.unix_diag import Diagnosis, Known
+from torpor.objects.unix_queues import PATH, Queue
 
 OPTIONS = unix_names.OPTIONS
-LONGEST_MESSAGE = 1 << 20
-"""Bytes; a sender's buffer (net.core.wmem_max) bounds it to less on any common system."""
-
-PATH = 2
-"""Where in a struct sockaddr_un the name begins."""
 RCV_SHUTDOWN, SEND_SHUTDOWN = 1, 2
 TCP_LISTEN = 10
 """Unix sockets use TCP's numbers for their states."""
-
-# include/uapi/linux/sock_diag.h, unix_diag.h, netlink.h
-NETLINK_SOCK_DIAG = 4
-SOCK_DIAG_BY_FAMILY = 20
-NLMSG_ERROR, NLMSG_DONE = 2, 3
-NLM_F_REQUEST, NLM_F_DUMP = 1, 0x300
-UDIAG_SHOW_NAME, UDIAG_SHOW_VFS, UDIAG_SHOW_PEER, UDIAG_SHOW_RQLEN = 1, 2, 4, 16
-UNIX_DIAG_NAME, UNIX_DIAG_VFS, UNIX_DIAG_PEER, UNIX_DIAG_RQLEN, UNIX_DIAG_SHUTDOWN = 0, 1, 2, 4, 6
-ANY = (1 << 32) - 1
-HEADER = struct.Struct("=IHHII")
-REQUEST = struct.Struct("=BBHIIIII")
-MESSAGE = struct.Struct("=BBBBIII")
-ATTRIBUTE = struct.Struct("=HH")
-
-
-class Known(NamedTuple):
-    """What the kernel says of a unix socket."""
-
-    state: int
-    name: bytes
-    peer: int | None
-    """The inode of the other end; 0: it is closed or not accepted yet; None: it was never connected."""
-    shutdown: int
-    inode: int | None
-    """Of the file of its name: the lower 32 bits."""
-    waiting: int
-    """Of a listener: connections that were not accepted."""
-    backlog: int
-    """Of a listener."""
-
-
-class Diagnosis:
-    """Every unix socket of this network namespace, by inode; read at once, parsed when it is asked for."""
-
-    def __init__(self) -> None:
-        self._raw: list[bytes] = []
-        self.unavailable = ""
-        """Why the kernel does not tell, if it does not."""
-        shown = UDIAG_SHOW_NAME | UDIAG_SHOW_VFS | UDIAG_SHOW_PEER | UDIAG_SHOW_RQLEN
-        request = REQUEST.pack(socket.AF_UNIX, 0, 0, ANY, 0, shown, ANY, ANY)
-        length = HEADER.size + len(request)
-        header = HEADER.pack(length, SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST | NLM_F_DUMP, 1, 0)
-        try:
-            with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_SOCK_DIAG) as link:
-                link.setblocking(True)
-                link.send(header + request)
-                while not self._complete():
-                    self._raw.append(link.recv(1 << 20))
-        except OSError as error:
-            self.unavailable = error.strerror or str(error)
-
-    def _complete(self) -> bool:
-        if not self._raw:
-            return False
-        for kind, body in _messages(self._raw[-1]):
-            if kind == NLMSG_ERROR:
-                self.unavailable = os.strerror(-struct.unpack_from("=i", body)[0])
-            if kind in (NLMSG_DONE, NLMSG_ERROR):
-                return True
-        return False
-
-    @cached_property
-    def sockets(self) -> dict[int, Known]:
-        """By inode."""
-        found = {}
-        for raw in self._raw:
-            for kind, body in _messages(raw):
-                if kind == SOCK_DIAG_BY_FAMILY:
-                    _, _, state, _, inode, _, _ = MESSAGE.unpack_from(body)
-                    attributes = dict(_attributes(body[MESSAGE.size :]))
-                    peer, file = attributes.get(UNIX_DIAG_PEER), attributes.get(UNIX_DIAG_VFS)
-                    waiting, backlog = struct.unpack("=II", attributes.get(UNIX_DIAG_RQLEN, bytes(8)))
-                    found[inode] = Known(
-                        state,
-                        unix_names.of(attributes.get(UNIX_DIAG_NAME, b"")),
-                        struct.unpack("=I", peer)[0] if peer else None,
-                        attributes.get(UNIX_DIAG_SHUTDOWN, b"\0")[0],
-                        struct.unpack_from("=I", file)[0] if file else None,
-                        waiting,
-                        backlog,
-                    )
-        return found
-
-
-def _messages(raw: bytes) -> Iterator[tuple[int, bytes]]:
-    at = 0
-    while at + HEADER.size <= len(raw):
-        length, kind, *_ = HEADER.unpack_from(raw, at)
-        yield kind, raw[at + HEADER.size : at + length]
-        at += (length + 3) & ~3
-
-
-def _attributes(raw: bytes) -> Iterator[tuple[int, bytes]]:
-    at = 0
-    while at + ATTRIBUTE.size <= len(raw):
-        length, kind = ATTRIBUTE.unpack_from(raw, at)
-        yield kind, raw[at + ATTRIBUTE.size : at + length]
-        at += (length + 3) & ~3
 
 
 @dataclass
@@ -155,13 +59,16 @@ class UnixState:
 
     socket: SocketState
     peer_name: bytes
-    messages: list[bytes] = field(default_factory=list)
-    """The receive queue; a stream's is one piece."""
-    lost: str = ""
-    """Why the queue could not be taken."""
+    outgoing: int
+    """Bytes that were sent and not received, bookkeeping included."""
+    queue: Queue = field(default_factory=Queue)
     known: Known | None = None
     peer: Held[UnixState] | None = None
     """The other end, if it is in the tree."""
+    waits_at: Held[UnixState] | None = None
+    """The listener of the tree that has not accepted its connection yet."""
+    clients: list[Held[UnixState] | None] = field(default_factory=list)
+    """Of a listener: who waits to be accepted, in order; None where that is not in the tree."""
     diagnosis: Diagnosis | None = None
 
     @property
@@ -173,7 +80,8 @@ class UnixState:
     def sends_to_name(self) -> bool:
         """Whether it is a datagram socket that is connected to another by name, and not one of a pair."""
         mutual = self.peer is not None and self.peer.state.peer is not None and self.peer.state.peer.state is self
-        return self.socket.family.type == socket.SOCK_DGRAM and bool(self.peer_name) and not mutual
+        by_names = bool(self.peer_name) and (not mutual or (self.known is not None and bool(self.known.name)))
+        return self.socket.family.type == socket.SOCK_DGRAM and by_names
 
     @property
     def bound(self) -> bool:
@@ -187,6 +95,8 @@ class Unix(Kind[UnixState]):
     """A unix socket."""
 
     field = "unix"
+    may_be_under_way = True
+    may_be_reset = True
 
     def matches(self, seen: Seen) -> bool:
         """By its family."""
@@ -197,13 +107,15 @@ class Unix(Kind[UnixState]):
         with borrowed(pidfd, held.holders[0].fd) as copy:
             listening = bool(sockets.number(copy, socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
             name = unix_names.of(sockets.peer_name(copy)[PATH:])
-            state = UnixState(sockets.look(copy, OPTIONS, listening=listening), name)
+            outgoing = 0 if listening else sockets.queued(copy, termios.TIOCOUTQ)
+            state = UnixState(sockets.look(copy, OPTIONS, listening=listening), name, outgoing)
             if content and not listening and not state.socket.peek_offset:
-                if state.socket.family.type == socket.SOCK_STREAM:
-                    _peek_stream(copy, state)
-                elif state.socket.events & select.POLLIN:
-                    _peek_messages(copy, state)
+                state.queue = unix_queues.peek(copy, state.socket)
         return state
+
+    def under_way(self, held: Held[UnixState]) -> list[InFlight]:
+        """The descriptors that come with what lies in it."""
+        return [one for message in held.state.queue.messages for one in message.rights]
 
     def finish(self, mine: list[Held[UnixState]], tree: GrabbedDescriptors) -> None:
         """Ask who is connected to whom."""
@@ -218,12 +130,12 @@ class Unix(Kind[UnixState]):
         known = held.state.known
         if known is None or known.peer is None or held.state.peer is not None or _peer_is_closed(held.state):
             return ""
-        if held.state.sends_to_name:
+        if held.state.sends_to_name or held.state.waits_at is not None:
             return ""
         return f"the unix socket {unix_names.printable(held.state.peer_name) or known.peer}"
 
     def judge(self, held: Held[UnixState], tree: GrabbedDescriptors) -> Iterator[Problem]:
-        """It has no name, and all that is on its way could be taken."""
+        """Its name leads to it, and all that is on its way could be taken."""
         _pair(tree)
         state = held.state
         yield from sockets.judge(state.socket, held.holders[0].pid)
@@ -236,32 +148,32 @@ class Unix(Kind[UnixState]):
             yield Problem("the kernel does not know it in this network namespace")
         elif state.bound:
             yield from unix_names.judge(state.known.name, state.known.inode)
-            if state.listening and state.known.waiting:
-                yield Problem(
-                    f"{state.known.waiting} connections to it were not accepted yet", "try again", passing=True
-                )
-            if state.messages or (state.socket.events & select.POLLIN and not state.listening and not tree.content):
-                yield Problem(
-                    "datagrams wait in it, which are not kept yet", "try again when they were received", passing=True
-                )
-        elif state.known.name and state.socket.family.type == socket.SOCK_DGRAM:
-            yield Problem("it has a name, and its other end is closed or has none", "close it")
-        elif state.sends_to_name:
-            if state.messages:
-                yield Problem(
-                    "datagrams wait in it, which are not kept yet", "try again when they were received", passing=True
-                )
-        elif state.peer is not None and state.peer.state.peer is not held:
+            yield from _judge_clients(state, tree)
+            yield from _judge_senders(state, tree)
+        elif state.known.name and (state.socket.family.type == socket.SOCK_DGRAM or state.waits_at is not None):
+            yield Problem(
+                "it has a name, and its other end is closed, has none, or has not accepted it yet", "close it"
+            )
+        elif state.peer is not None and state.peer.state.peer is not held and not state.sends_to_name:
             yield Problem("its other end is connected to another socket, which is not kept")
-        if state.lost:
-            yield Problem(state.lost, "try again when the program has received what was sent", passing=True)
+        elif state.queue.messages and (state.sends_to_name or (state.known.peer is None and not state.bound)):
+            yield Problem("messages wait in it that nobody could send again", "receive them", passing=True)
+        if state.queue.lost:
+            yield Problem(state.queue.lost, "try again when the program has received what was sent", passing=True)
+        for one in self.under_way(held):
+            if one.held is not None and isinstance(one.held.kind, Pidfd):
+                yield Problem("a pidfd is on its way to it, which only a process can open", "try again", passing=True)
 
     def describe(self, held: Held[UnixState], out: Description, tree: GrabbedDescriptors, image: Describing) -> None:
         """Its type, its other end, and what is on its way to it."""
         state = held.state
         assert state.known
         out.unix.type = state.socket.family.type
-        out.unix.messages.extend(state.messages)
+        out.unix.messages.extend(message.content for message in state.queue.messages)
+        for number, message in enumerate(state.queue.messages):
+            if message.rights:
+                rights = [image.index_of(one.held, one.held.holders[0].fd) for one in message.rights if one.held]
+                out.unix.under_way.add(message=number, descriptions=rights)
         out.unix.shut_read = bool(state.known.shutdown & RCV_SHUTDOWN)
         out.unix.shut_write = bool(state.known.shutdown & SEND_SHUTDOWN)
         out.unix.options.extend(sockets.kept(state.socket.family, state.socket.options, OPTIONS))
@@ -270,13 +182,17 @@ class Unix(Kind[UnixState]):
         if state.bound:
             out.unix.listening, out.unix.backlog = state.listening, state.known.backlog if state.listening else 0
             out.unix.mode = os.lstat(state.known.name).st_mode & 0o777 if state.known.inode is not None else 0
+            out.unix.pending.extend(image.index_of(one, one.holders[0].fd) for one in state.clients if one)
+            if state.socket.family.type == socket.SOCK_DGRAM:
+                out.unix.senders.extend(message.sender for message in state.queue.messages)
+        out.unix.is_pending = state.waits_at is not None
         if state.sends_to_name:
             out.unix.connected_to = state.peer_name
         elif state.peer is not None:
             out.unix.has_peer = True
             out.unix.peer = image.index_of(state.peer, state.peer.holders[0].fd)
         else:
-            out.unix.peer_gone = _peer_is_closed(state)
+            out.unix.peer_gone = _peer_is_closed(state) or bool(self.outside(held, tree))
 
     def check(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
         """What the image says can be, and its names are free."""
@@ -284,12 +200,13 @@ class Unix(Kind[UnixState]):
         yield from found or unix_names.check(mine)
 
     def open(self, mine: dict[int, Description], opening: Opening) -> None:
-        """Those with a name first, then pair by pair."""
-        with unix_names.Named(opening) as named:
-            named.bind_all(mine)
-            for index, description in mine.items():
-                if index not in opening.slots:
-                    _open(index, description, opening, named)
+        """Those with a name first, then pair by pair, then who waits to be accepted. Their queues are filled later."""
+        named = opening.stack.enter_context(unix_names.Named(opening))
+        named.bind_all(mine)
+        for index, description in mine.items():
+            if index not in opening.slots and not description.unix.is_pending:
+                _open(index, description, opening, named)
+        named.queue_up(mine)
 
 
 def _check_ends(mine: dict[int, Description]) -> Iterator[Reason]:
@@ -301,7 +218,20 @@ def _check_ends(mine: dict[int, Description]) -> Iterator[Reason]:
             other = mine.get(unix.peer)
             if other is None or not other.unix.has_peer or other.unix.peer != index or unix.peer == index:
                 yield Reason("the image", f"the unix socket {index} and its other end do not fit together")
+        yield from _check_queue(index, unix, mine)
         yield from sockets.check_options(unix.options, "a unix socket")
+
+
+def _check_queue(index: int, unix: UnixMessage, mine: dict[int, Description]) -> Iterator[Reason]:
+    clients = [mine[client].unix for client in unix.pending if client in mine]
+    fits = all(client.is_pending and client.type == unix.type and not client.messages for client in clients)
+    waiting = len(set(unix.pending)) == len(unix.pending) == len(clients) and (unix.listening or not clients)
+    senders = not unix.senders or (len(unix.senders) == len(unix.messages) and unix_names.owns(unix))
+    rights = all(one.message < len(unix.messages) for one in unix.under_way)
+    if not (fits and waiting and senders and rights):
+        yield Reason("the image", f"what waits in the unix socket {index} does not fit together")
+    if unix.is_pending and sum(index in other.unix.pending for other in mine.values()) != 1:
+        yield Reason("the image", f"the unix socket {index} waits for nobody to accept it")
 
 
 def _open(index: int, description: Description, opening: Opening, named: unix_names.Named) -> None:
@@ -317,6 +247,11 @@ def _open(index: int, description: Description, opening: Opening, named: unix_na
             opening.place(index, alone.detach())
 
 
+def may_hold_descriptors(held: Held[UnixState]) -> bool:
+    """Whether something lies in its queue, and so perhaps descriptors."""
+    return bool(held.state.socket.events & select.POLLIN)
+
+
 def _pair(tree: GrabbedDescriptors) -> None:
     """Say of every socket what the kernel knows of it, once; not done under the freeze."""
     mine = tree.of(Unix)
@@ -325,9 +260,46 @@ def _pair(tree: GrabbedDescriptors) -> None:
     by_inode = {held.stat.st_ino: held for held in mine}
     for held in mine:
         assert held.state.diagnosis
-        held.state.known = held.state.diagnosis.sockets.get(held.stat.st_ino)
-        if held.state.known and held.state.known.peer:
-            held.state.peer = by_inode.get(held.state.known.peer)
+        known = held.state.known = held.state.diagnosis.sockets.get(held.stat.st_ino)
+        if known and known.peer:
+            held.state.peer = by_inode.get(known.peer)
+        for inode in known.clients if known else ():
+            client = by_inode.get(inode)
+            held.state.clients.append(client)
+            if client is not None:
+                client.state.waits_at = held
+
+
+def _judge_clients(state: UnixState, tree: GrabbedDescriptors) -> Iterator[Problem]:
+    """The connections that a listener has not accepted yet can be made again."""
+    for client in state.clients:
+        if client is None:
+            if not tree.reset_outside:
+                yield Problem(
+                    "a connection to it was not accepted yet whose other end is closed or outside of the tree",
+                    "try again when it was accepted",
+                    passing=True,
+                )
+        elif client.state.outgoing:
+            yield Problem(
+                "data was sent on a connection to it that was not accepted yet, and cannot be read before",
+                "try again when it was accepted",
+                passing=True,
+            )
+
+
+def _judge_senders(state: UnixState, tree: GrabbedDescriptors) -> Iterator[Problem]:
+    """The datagrams that wait at a name can be sent again by who sent them."""
+    if state.socket.family.type != socket.SOCK_DGRAM:
+        return
+    ours = {other.state.known.name for other in tree.of(Unix) if other.state.bound and other.state.known}
+    for sender in dict.fromkeys(unix_names.of(message.sender) for message in state.queue.messages):
+        if sender and sender not in ours:
+            yield Problem(
+                f"datagrams from {unix_names.printable(sender)} wait in it, and nobody in the tree has that name",
+                "try again when they were received",
+                passing=True,
+            )
 
 
 def _peer_is_closed(state: UnixState) -> bool:
@@ -338,53 +310,43 @@ def _peer_is_closed(state: UnixState) -> bool:
     return datagrams or state.known.shutdown == RCV_SHUTDOWN | SEND_SHUTDOWN
 
 
-def _peek_stream(copy: int, state: UnixState) -> None:
-    if state.socket.queued:
-        content, flags, *_ = sockets.peek(copy, state.socket.queued)
-        state.messages = [content]
-        if flags & socket.MSG_CTRUNC or len(content) != state.socket.queued:
-            state.lost = "descriptors or credentials are on their way to it (SCM_RIGHTS), which is not kept yet"
-
-
-def _peek_messages(copy: int, state: UnixState) -> None:
-    """Take the messages of a queue one by one, without taking them out of it."""
-    sequenced = state.socket.family.type == socket.SOCK_SEQPACKET
-    with suppress(BlockingIOError), sockets.peeking_on(copy):  # the end of the queue
-        # At the end a datagram socket says EAGAIN, but one with a connection that has ended says 0 again and again.
-        while not sequenced or sum(map(len, state.messages)) < state.socket.queued:
-            message, flags, *_ = sockets.peek(copy, LONGEST_MESSAGE, socket.MSG_TRUNC)
-            state.messages.append(message)
-            if flags & socket.MSG_CTRUNC:
-                state.lost = "descriptors or credentials are on their way to it (SCM_RIGHTS), which is not kept yet"
-            if flags & socket.MSG_TRUNC:
-                state.lost = f"a message of more than {LONGEST_MESSAGE} bytes is on its way to it"
-
-
 def _open_pair(opening: Opening, first: int, second: int, named: unix_names.Named) -> None:
     one, other = opening.image.descriptions[first].unix, opening.image.descriptions[second].unix
     near, far = named.pair(one, other)
-    with near, far:
-        _fill(far, one)
-        _fill(near, other)
+    opening.place(first, near.detach())
+    opening.place(second, far.detach())
+    opening.later.append(partial(_finish_pair, opening, first, second))
+
+
+def _finish_pair(opening: Opening, first: int, second: int) -> None:
+    """Fill both queues, then shut what was shut."""
+    one, other = opening.image.descriptions[first].unix, opening.image.descriptions[second].unix
+    with opening.socket(first) as near, opening.socket(second) as far:
+        unix_queues.fill(far, one, opening.slots)
+        unix_queues.fill(near, other, opening.slots)
         sockets.set_options(near, one.options, OPTIONS)
         sockets.set_options(far, other.options, OPTIONS)
         _shut(near, one)
         _shut(far, other)
-        opening.place(first, near.detach())
-        opening.place(second, far.detach())
 
 
 def _open_widow(opening: Opening, index: int) -> None:
     """A socket whose other end is closed."""
     unix = opening.image.descriptions[index].unix
     near, far = socket.socketpair(socket.AF_UNIX, unix.type)
-    with near:
-        with far:
-            _fill(far, unix)
-            sockets.set_options(near, unix.options, OPTIONS)
-            if unix.reset:
-                near.send(b"x")  # an end that is closed with unread data resets the other (net/unix/af_unix.c)
-        opening.place(index, near.detach())
+    opening.stack.enter_context(far)
+    opening.place(index, near.detach())
+    opening.later.append(partial(_finish_widow, opening, index, far))
+
+
+def _finish_widow(opening: Opening, index: int, far: socket.socket) -> None:
+    """Fill its queue, then close the other end."""
+    unix = opening.image.descriptions[index].unix
+    with far, opening.socket(index) as near:
+        unix_queues.fill(far, unix, opening.slots)
+        sockets.set_options(near, unix.options, OPTIONS)
+        if unix.reset:
+            near.send(b"x")  # an end that is closed with unread data resets the other (net/unix/af_unix.c)
 
 
 def _shut(sock: socket.socket, unix: UnixMessage) -> None:
@@ -392,19 +354,3 @@ def _shut(sock: socket.socket, unix: UnixMessage) -> None:
         sock.shutdown(socket.SHUT_RD)
     if unix.shut_write:
         sock.shutdown(socket.SHUT_WR)
-
-
-def _fill(sender: socket.socket, unix: UnixMessage) -> None:
-    """Send a receive queue again, from its other end."""
-    sender.setblocking(False)
-    for message in unix.messages:
-        left = memoryview(message)
-        while True:
-            try:
-                left = left[sender.send(left) :]
-            except BlockingIOError:
-                if not sockets.enlarge(sender, socket.SO_SNDBUF):
-                    raise RestoreFailed("a unix socket does not take what was on its way to it") from None
-            if not left:
-                break
-    sockets.let_go_of_size(sender)

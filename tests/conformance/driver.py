@@ -25,7 +25,8 @@ PR_SET_CHILD_SUBREAPER = 36
 
 def checkpoint(request: dict[str, Any], reply: TextIO) -> None:
     """Take a snapshot and say its id."""
-    snapshot = torpor.checkpoint(request["pid"], store=request["store"], then=request["then"])
+    outside = request.get("outside", "refuse")
+    snapshot = torpor.checkpoint(request["pid"], store=request["store"], then=request["then"], outside=outside)
     say(reply, snapshot=snapshot.id)
 
 

@@ -7,12 +7,13 @@ import os
 import signal
 import socket
 import subprocess
+import tempfile
 from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
 
-from tests.conformance.harness import Actor, Stage, Subject, alive, reborn, wait_until
+from tests.conformance.harness import Actor, EngineError, Stage, Subject, alive, reborn, restored, wait_until
 
 HERE = Path(__file__).parent
 EDGES = HERE / "edges"
@@ -103,6 +104,45 @@ def test_connections_of_one_left_running(stage: Stage, actor: Actor) -> None:
             newcomer(subject)
             subject.judged()
             assert subject.exited() == 0
+
+
+@pytest.mark.parametrize("then", ["run", "kill"])
+def test_unix_sockets_to_the_outside(stage: Stage, actor: Actor, then: str) -> None:
+    """They are refused; when asked for, they come back as closed by the peer, with what had been received."""
+    with (
+        tempfile.TemporaryDirectory(prefix="torpor-test-outside-") as folder,
+        socket.socket(socket.AF_UNIX) as listener,
+    ):
+        os.chmod(folder, 0o755)
+        listener.bind(f"{folder}/socket")
+        os.chmod(f"{folder}/socket", 0o666)
+        listener.listen()
+        listener.settimeout(20)
+        with stage.play(EDGES / "unix_peer.py", actor, environment={"OUTSIDE": f"{folder}/socket"}) as subject:
+            (quiet, _), (answering, _) = listener.accept(), listener.accept()
+            for one in (quiet, answering):
+                one.settimeout(20)
+            assert answering.recv(100) == b"question"
+            answering.sendall(b"answer")
+            subject.wait_ready()
+            driver, store = stage.driver(actor), subject.directory / "store"
+            with closing(quiet), closing(answering):
+                with pytest.raises(EngineError, match="outside of the tree"):
+                    driver.checkpoint(subject.pid, store, then)
+                snapshot = driver.checkpoint(subject.pid, store, then, outside="reset")
+                if then == "kill":
+                    subject.wait_gone([subject.pid])
+                    job = restored(stage, subject, snapshot)
+                    for one in (quiet, answering):
+                        with suppress(ConnectionResetError):
+                            assert one.recv(100) == b""
+                subject.go()
+                if then == "run":
+                    for one in (quiet, answering):
+                        assert one.recv(100) == b"still here"
+                        one.sendall(b"so am I")
+            subject.judged()
+            assert (job.status() if then == "kill" else subject.exited()) == 0
 
 
 def test_signal_to_the_job_reaches_the_root(stage: Stage, actor: Actor) -> None:

@@ -1,4 +1,4 @@
-"""A descriptor that was sent through a socket and not received yet."""
+"""What lies in unix sockets and cannot be sent again: each is named, and stays where it is."""
 
 import os
 import socket
@@ -12,13 +12,28 @@ from ready import HERE, judge, ready_and_wait, same
 
 def main() -> None:
     here, there = socket.socketpair()
-    reading, writing = os.pipe()
-    socket.send_fds(here, [b"a pipe"], [writing])
-    (HERE / "numbers").write_text(str(there.fileno()))
+    pidfd = os.pidfd_open(os.getpid())
+    socket.send_fds(here, [b"a process"], [pidfd])
+    os.close(pidfd)
+
+    sender, receiver = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    receiver.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+    sender.send(b"signed")
+
+    mailbox = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    mailbox.bind(str(HERE / "mailbox"))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as writer:
+        writer.bind(str(HERE / "writer"))
+        writer.sendto(b"letter", str(HERE / "mailbox"))
+    numbers = [there.fileno(), receiver.fileno(), mailbox.fileno()]
+    (HERE / "numbers").write_text(" ".join(map(str, numbers)))
     ready_and_wait()
-    message, fds, _, _ = socket.recv_fds(there, 100, 1)
-    os.write(fds[0], b"through it")
-    same((message, os.read(reading, 100)), (b"a pipe", b"through it"), "the descriptor that was under way")
+
+    message, (pidfd,), _, _ = socket.recv_fds(there, 100, 1)
+    same((message, os.readlink(f"/proc/self/fd/{pidfd}")[:12]), (b"a process", "anon_inode:["), "a pidfd")
+    message, control, _, _ = receiver.recvmsg(100, 100)
+    same((message, len(control)), (b"signed", 1), "a message with credentials")
+    same(mailbox.recvfrom(100), (b"letter", str(HERE / "writer")), "a letter of one who has gone")
 
 
 judge(main)
