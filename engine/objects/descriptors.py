@@ -141,20 +141,20 @@ def grab(pids: Sequence[int], *, content: bool = True, reset_outside: bool = Fal
     """
     tree = GrabbedDescriptors(list(pids), content=content, reset_outside=reset_outside)
     known = _Known(tree)
-    copies: list[int] = []
     try:
-        _grab(known, pids, copies)
+        _grab(known, pids)
     finally:
-        for fd in copies:
-            os.close(fd)
+        for held in tree.held:
+            for copy in held.kind.under_way(held):
+                os.close(copy.fd)
     for held in tree.held:
         if held.under_way_to is not None:  # our copy is no more; who gets it is to be named
             held.holders = held.under_way_to.holders[:1]
     return tree
 
 
-def _grab(known: _Known, pids: Sequence[int], copies: list[int]) -> None:
-    """Fill what is known of a tree. Copies of what is under way are ours to close at the end."""
+def _grab(known: _Known, pids: Sequence[int]) -> None:
+    """Fill what is known of a tree."""
     tree = known.tree
     for pid in pids:
         try:
@@ -171,9 +171,7 @@ def _grab(known: _Known, pids: Sequence[int], copies: list[int]) -> None:
         finally:
             os.close(pidfd)
     for held in tree.held:  # what lies in it is added at the end, and looked into in its turn
-        lying = held.kind.under_way(held)
-        copies += [one.fd for one in lying]
-        for one in lying:
+        for one in held.kind.under_way(held):
             one.held = _grab_under_way(known, one.fd, held)
     for kind in KINDS:
         kind.finish([held for held in tree.held if held.kind is kind], tree)
