@@ -9,12 +9,13 @@ from jupyter_client.provisioning.factory import KernelProvisionerFactory
 from jupyter_server.extension.application import ExtensionApp
 from jupyter_server.services.kernels.kernelmanager import AsyncMappingKernelManager
 from tornado.ioloop import PeriodicCallback
-from traitlets import Bool, Enum, Unicode
+from traitlets import Bool, Enum, Float, Int, Unicode
 
 from torpor.jupyter_ext.channels import TorporWebsocketConnection
 from torpor.jupyter_ext.culling import park_when_culling
 from torpor.jupyter_ext.handlers import HANDLERS
 from torpor.jupyter_ext.kernels import Keeper
+from torpor.jupyter_ext.rules import Rules, Wishes
 from torpor.store import Store
 
 NOTE_SECONDS = 5.0
@@ -43,7 +44,23 @@ class TorporApp(ExtensionApp):
         ["park", "shutdown"], "park", config=True, help="What becomes of a kernel that is idle for cull_idle_timeout."
     )
 
+    checkpoint_every = Float(
+        0, min=0, config=True, help="Minutes after which a kernel that has run something is saved; 0: never."
+    )
+    checkpoint_after = Float(
+        0, min=0, config=True, help="A kernel is saved after a cell that took so many seconds or longer; 0: never."
+    )
+    keep_last = Int(30, min=0, config=True, help="How many automatic checkpoints of a kernel are kept; 0: all of them.")
+    quota = Int(
+        0, min=0, config=True, help="Bytes of the store above which the oldest automatic checkpoints go; 0: none."
+    )
+    park_below = Float(
+        0, min=0, max=100, config=True,
+        help="Percent of memory left, of the host or the cgroup, below which the largest idle kernels are parked.",
+    )  # fmt: skip
+
     keeper: Keeper | None = None
+    _rules: Rules | None = None
     _notes: PeriodicCallback | None = None
 
     def initialize_settings(self) -> None:
@@ -64,6 +81,10 @@ class TorporApp(ExtensionApp):
         if self.when_culling == "park":
             park_when_culling(manager, self.keeper)
         server.io_loop.run_sync(self.keeper.adopt_all)  # before the first request can ask for a session
+        wishes = Wishes(self.checkpoint_every, self.checkpoint_after, self.keep_last)
+        self._rules = Rules(
+            self.keeper, server.io_loop.asyncio_loop, wishes, quota=self.quota, park_below=self.park_below
+        )
         self._notes = PeriodicCallback(self.keeper.note_sessions, NOTE_SECONDS * 1000)
         self._notes.start()
 
@@ -76,8 +97,9 @@ class TorporApp(ExtensionApp):
         """Before the server shuts kernels down: keep them."""
         if not self.keeper:
             return
-        if self._notes:
+        if self._notes and self._rules:
             self._notes.stop()
+            self._rules.stop()
         if self.when_stopping == "park":
             await self.keeper.leave()
         else:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -36,6 +37,12 @@ class Gate:
     cell: str = ""
     """The first line of the cell that was sent last."""
     execution_count: int = 0
+    cells: int = 0
+    """How many cells were sent."""
+    began: dict[str, float] = field(default_factory=dict)
+    """When each cell that is unanswered was sent, by time.monotonic()."""
+    ended: float = 0.0
+    """When the last cell ended."""
     kernel_info: dict[str, Any] | None = None
     """Set while there is no kernel to ask for it: what it last said of itself."""
 
@@ -59,6 +66,7 @@ class Gate:
         """Tell the senders of requests that the kernel, as it is now, never got: all but those in `still_running`."""
         for id in [id for id in self.unanswered if id not in still_running]:
             connection, header = self.unanswered.pop(id)
+            self.began.pop(id, None)
             connection.abort(header)
 
 
@@ -134,6 +142,8 @@ class TorporWebsocketConnection(ZMQChannelsWebsocketConnection):
         gate.unanswered[header["msg_id"]] = (self, header)
         if header["msg_type"] == "execute_request" and not content.get("silent"):
             gate.cell = str(content.get("code", "")).strip().partition("\n")[0][:MAX_LINE]
+            gate.cells += 1
+            gate.began[header["msg_id"]] = time.monotonic()
 
     def _note_reply(self, gate: Gate, message: Any) -> None:
         if isinstance(message, dict):
@@ -144,3 +154,7 @@ class TorporWebsocketConnection(ZMQChannelsWebsocketConnection):
         gate.unanswered.pop(parent.get("msg_id", ""), None)
         if header["msg_type"] == "execute_reply":
             gate.execution_count = content.get("execution_count") or gate.execution_count
+            if (began := gate.began.pop(parent.get("msg_id", ""), None)) is not None:
+                now = time.monotonic()
+                seconds, gate.ended = now - max(began, gate.ended), now  # it began when the one before it had ended
+                self.multi_kernel_manager.torpor_keeper.when_cell_ended(self.kernel_id, seconds)

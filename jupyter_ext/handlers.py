@@ -135,6 +135,18 @@ class Resume(TorporHandler):
         self.answer(await self.keeper.resume(kernel_id))
 
 
+class Cancel(TorporHandler):
+    """Giving up."""
+
+    @web.authenticated
+    @authorized("execute")
+    @told
+    async def post(self, kernel_id: str) -> None:
+        """Give up what is being done to the kernel."""
+        self.body()
+        self.answer(self.keeper.cancel(kernel_id))
+
+
 class Checkpoints(TorporHandler):
     """A kernel's checkpoints."""
 
@@ -224,6 +236,7 @@ HANDLERS = [
     (_KERNEL, Kernel),
     (f"{_KERNEL}/park", Park),
     (f"{_KERNEL}/resume", Resume),
+    (f"{_KERNEL}/cancel", Cancel),
     (f"{_KERNEL}/checkpoints", Checkpoints),
     (_CHECKPOINT, Checkpoint),
     (f"{_CHECKPOINT}/restore", Restore),

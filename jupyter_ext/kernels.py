@@ -7,7 +7,7 @@ something is done to it, requests wait at its Gate. The engine works in a thread
 from __future__ import annotations
 
 import asyncio
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -57,7 +57,7 @@ class Keeper(Steps):
 
     async def checkpoints(self, kernel_id: str | None = None) -> list[dict[str, Any]]:
         """The checkpoints of one kernel, living or gone, or of all; oldest first. Raises StoreError."""
-        infos = await self._run(self.store.snapshots)
+        infos = await self.run(self.store.snapshots)
         return [self._checkpoint(info) for info in infos if TAG in info.tags and kernel_id in (None, info.tags[TAG])]
 
     def _checkpoint(self, info: SnapshotInfo) -> dict[str, Any]:
@@ -113,7 +113,7 @@ class Keeper(Steps):
         why = "" if here and there else f"the variables of checkpoint {id if not here else other} were not listed:"
         if why:
             why += " lists are made of idle kernels of IPython only"
-        return {"with": other, "why": why or None} | await self._run(self._compare, info, earlier, here, there)
+        return {"with": other, "why": why or None} | await self.run(self._compare, info, earlier, here, there)
 
     def _compare(self, info: SnapshotInfo, earlier: SnapshotInfo, here: str, there: str) -> dict[str, Any]:
         with self.store.open(info) as mine, self.store.open(earlier) as theirs:
@@ -136,6 +136,7 @@ class Keeper(Steps):
             with self.gate(kernel_id).hold():
                 info = await self._save(kernel_id, operation, "run", name=name, note=note, automatic=automatic)
         self._told(kernel_id, "saved")
+        self.when_saved(kernel_id)
         return self._checkpoint(info)
 
     async def park(self, kernel_id: str, *, name: str = "", automatic: bool = False) -> dict[str, Any]:
@@ -143,6 +144,7 @@ class Keeper(Steps):
         async with self._operation(kernel_id, "parking") as operation:
             await self._park(kernel_id, operation, name=name or "parked", automatic=automatic)
         self._told(kernel_id, "parked")
+        self.when_saved(kernel_id)
         return self.describe(kernel_id)
 
     async def resume(self, kernel_id: str) -> dict[str, Any]:
@@ -211,6 +213,7 @@ class Keeper(Steps):
                 try:
                     await self._wake(kernel_id, operation, info, record, again=True)
                 except TorporError:
+                    operation.cancelled = False  # what it was comes back, whoever waits
                     _, kept = await self.checkpoint_of(kernel_id, before.id)
                     await self._wake(kernel_id, operation, before, kept, again=False)
                     raise
@@ -268,11 +271,26 @@ class Keeper(Steps):
         session = fork.sessions[0].id if fork.sessions else None
         return {"kernel": self.describe(fork.id), "path": path, "session": session}
 
+    def cancel(self, kernel_id: str) -> dict[str, Any]:
+        """Give up what is being done to a kernel: it will be as before. What is done already stays done.
+
+        Raises:
+            NotFound, Unsuitable: no such kernel; nothing is being done to it.
+        """
+        self._provisioner(kernel_id)
+        operation = self.state(kernel_id).operation
+        if operation is None:
+            raise Unsuitable("nothing is being done to the kernel", advice="it is done already, or has not begun")
+        operation.cancelled = True
+        return self.describe(kernel_id)
+
     async def change(self, kernel_id: str, id: str, **changes: Any) -> dict[str, Any]:
         """Change the name, note or pin of a checkpoint. Raises NotFound, StoreError."""
         info, record = await self.checkpoint_of(kernel_id, id)
         for what, value in changes.items():
             setattr(record, what, value)
+        if "pinned" in changes:
+            await self.run(self.store.pin, id, changes["pinned"] or self._holds(record))
         self.records.write(record)
         self._unwritten.pop(id, None)
         self._told(kernel_id, "changed")
@@ -281,19 +299,29 @@ class Keeper(Steps):
     async def delete(self, kernel_id: str, id: str) -> int:
         """Delete a checkpoint; the bytes that are free now. Raises NotFound, Unsuitable, StoreError."""
         _, record = await self.checkpoint_of(kernel_id, id)
-        with suppress(NotFound):
-            if self.records.read(KernelRecord, kernel_id).snapshot == id:
-                raise Unsuitable("the kernel is parked in this checkpoint", advice="wake it, or shut it down, first")
+        if self._holds(record):
+            raise Unsuitable("the kernel is parked in this checkpoint", advice="wake it, or shut it down, first")
         if record.pinned:
             raise Unsuitable("the checkpoint is pinned", advice="unpin it first")
-        report = await self._run(self.store.remove, id)
+        report = await self.run(self.store.remove, id)
         self.records.remove(CheckpointRecord, id)
         self.kept_notebooks.remove(id)
         self.kept_variables.remove(id)
+        for later in self.records.all(CheckpointRecord):
+            if isinstance(later, CheckpointRecord) and later.parent == id:  # the tree stays one
+                later.parent = record.parent
+                self.records.write(later)
         if kernel_id not in self.manager:
             self._tidy(kernel_id)
         self._told(kernel_id, "deleted")
         return report.freed
+
+    def _holds(self, record: CheckpointRecord) -> bool:
+        """Whether the kernel is parked in this checkpoint."""
+        try:
+            return self.records.read(KernelRecord, record.kernel_id).snapshot == record.id
+        except NotFound:
+            return False
 
     # ------------------------------------------------------------------------------------------ the server's end
 

@@ -52,6 +52,10 @@ class Roll:
         self.kept_notebooks = Kept(self.records.folder / "notebooks", SUFFIX, "the notebook")
         self.kept_variables = Kept(self.records.folder / "variables", ".json", "the list of variables")
         self._told = told
+        self.when_saved: Callable[[str], None] = lambda kernel_id: None
+        """Called with a kernel's id when it was saved."""
+        self.when_cell_ended: Callable[[str, float], None] = lambda kernel_id, seconds: None
+        """Called with a kernel's id and how long the cell took."""
         self._states: dict[str, State] = {}
         self._returning: dict[str, Returning] = {}
         self._server = ProcessId.of(os.getpid())
@@ -80,9 +84,27 @@ class Roll:
 
     def forget(self, kernel_id: str) -> None:
         """A kernel has ended for good; its checkpoints stay."""
-        self._states.pop(kernel_id, None)
+        state = self._states.pop(kernel_id, None)
+        if state and state.parked:
+            self._unpin(state.parked)
         self.records.remove(KernelRecord, kernel_id)
         self._tidy(kernel_id)
+
+    def _pin(self, id: str, pinned: bool) -> None:
+        """Keep the snapshot of a parked kernel from `torpor prune`. Trouble with the store is told in the log."""
+        try:
+            self.store.pin(id, pinned)
+        except TorporError as error:
+            self.log.warning("%s", error)
+
+    def _unpin(self, id: str) -> None:
+        """No kernel is parked in a checkpoint any more: it stays pinned if a person has pinned it."""
+        try:
+            pinned = self.records.read(CheckpointRecord, id).pinned
+        except TorporError:
+            pinned = False
+        if not pinned:
+            self._pin(id, False)
 
     def _tidy(self, kernel_id: str) -> None:
         """Remove the log of a kernel that is gone, once no checkpoint has it open any more."""

@@ -17,6 +17,12 @@ class Unsuitable(TorporError):
     exit_code = 10
 
 
+class Cancelled(TorporError):
+    """Somebody did not want to wait for it. The kernel is as it was before."""
+
+    exit_code = 10
+
+
 @dataclass(frozen=True)
 class Returning:
     """A kernel that this server did not start and is about to register."""
@@ -37,9 +43,13 @@ class Operation:
     total: int = 0
     """Bytes of memory done, and in all; 0 while unknown."""
 
+    cancelled: bool = False
+
     def progress(self, done: int, total: int) -> None:
-        """For the engine; called from its threads."""
+        """For the engine; called from its threads. Raises Cancelled to stop it."""
         self.done, self.total = done, total
+        if self.cancelled:
+            raise Cancelled(f"{self.doing} was cancelled")
 
 
 @dataclass
@@ -57,3 +67,7 @@ class State:
     """The checkpoint that it was last saved in or taken back to."""
     log: str = ""
     """Of a fork: the kernel whose log it has open."""
+    saved_at: float = field(default_factory=time.monotonic)
+    """When it was last saved, or first seen; by time.monotonic()."""
+    saved_cells: int = 0
+    """How many cells had been sent to it then."""

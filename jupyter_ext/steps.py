@@ -55,7 +55,7 @@ class Steps(Roll):
     async def checkpoint_of(self, kernel_id: str, id: str) -> tuple[SnapshotInfo, CheckpointRecord]:
         """One checkpoint of a kernel. Raises NotFound, StoreError."""
         record = self._unwritten.get(id) or self.records.read(CheckpointRecord, id)
-        info = await self._run(self.store.resolve, id)
+        info = await self.run(self.store.resolve, id)
         if info.id != id or info.tags.get(TAG) != kernel_id or record.kernel_id != kernel_id:
             raise NotFound(f"kernel {kernel_id} has no checkpoint {id}")
         return info, record
@@ -84,7 +84,8 @@ class Steps(Roll):
             progress=operation.progress,
             last=last,
         )
-        info: SnapshotInfo = await self._run(_between_transactions, process.pid, save)
+        cells = state.gate.cells
+        info: SnapshotInfo = await self.run(_between_transactions, process.pid, save)
         record = CheckpointRecord(
             info.id,
             kernel_id,
@@ -111,7 +112,7 @@ class Steps(Roll):
                 record.has_notebook = True
         except TorporError as error:
             self.log.error("Checkpoint %s is incomplete: %s", info.id, error)
-        state.head = info.id
+        state.head, state.saved_at, state.saved_cells = info.id, time.monotonic(), cells
         try:
             self.records.write(record)
         except TorporError as error:  # the kernel is safe, and may have ended: that is no reason to fail
@@ -151,6 +152,7 @@ class Steps(Roll):
         state.gate.kernel_info = kernel_info_of(manager)
         state.parked, state.parked_ns = info.id, time.time_ns()
         self.remember(provisioner)
+        await self.run(self._pin, info.id, True)
         return info
 
     async def _wake(
@@ -187,11 +189,13 @@ class Steps(Roll):
             first=is_io_thread,
             connected=connected,
         )
-        job = await self._run(wake)
+        job = await self.run(wake)
         try:
             provisioner.adopt(KernelProcess(tree_root(job), job=job))
         except ProcessLookupError:
             raise RestoreFailed("the kernel ended as soon as it was woken", advice="see its log") from None
+        if state.parked:
+            await self.run(self._unpin, state.parked)
         state.gate.abort_unanswered(set(record.outstanding))
         manager.execution_state = record.execution_state
         state.parked, state.parked_ns, state.head = "", 0, info.id
@@ -211,7 +215,7 @@ class Steps(Roll):
         file = os.path.join(self.manager.connection_dir, f"kernel-{kernel_id}.json")
         notebook = os.path.join(self.manager.root_dir, path) if path is not None else ""
         sessions = [SessionRecord(str(uuid4()), notebook, os.path.basename(notebook), "notebook")] if notebook else []
-        woken = await self._run(forks.wake, info, self.store, record, operation)
+        woken = await self.run(forks.wake, info, self.store, record, operation)
         try:
             connection = await forks.become(woken, record, uuid4().hex, file=file, notebook=notebook)
             if path is not None:
@@ -304,7 +308,8 @@ class Steps(Roll):
             raise
         state.operation = None
 
-    async def _run(self, call: Callable[..., T], *arguments: Any) -> T:
+    async def run(self, call: Callable[..., T], *arguments: Any) -> T:
+        """Let the engine's thread do something, when it is done with what it does."""
         return await asyncio.get_running_loop().run_in_executor(self._engine, call, *arguments)
 
     def close(self) -> None:

@@ -149,9 +149,9 @@ class Server:
         model = self.post("api/sessions", path=path, name=Path(path).name, type="notebook", kernel={"name": "python3"})
         return model["id"], model["kernel"]["id"]
 
-    def write_notebook(self, path: str, cells: list[dict[str, object]]) -> None:
+    def write_notebook(self, path: str, cells: list[dict[str, object]], **metadata: object) -> None:
         """Write a notebook into the server's folder, as its user."""
-        metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
+        metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3"}
         notebook = {"cells": cells, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}
         (self.root / path).write_text(json.dumps(notebook))
         self.user.own(self.root / path)

@@ -21,6 +21,8 @@ Progress = Callable[[int, int], None]
 """Called with the bytes done and the bytes in all."""
 
 _LEFTOVER: Final = re.compile(f"({ID.pattern})\\.tmp", re.ASCII)
+_PINNED: Final = "pinned"
+"""An empty file in a snapshot's directory: it is to stay."""
 _PACK: Final = re.compile(f"({ID.pattern})\\.pack", re.ASCII)
 
 
@@ -231,6 +233,31 @@ class Store:
             place.close()
         return replace(rest, snapshots=tuple(infos), freed=freed + rest.freed)
 
+    def pin(self, id: str, pinned: bool = True) -> None:
+        """Keep a snapshot from `prune`, or no longer; `remove` still takes it.
+
+        Raises NotFound when there is no such snapshot, NotPermitted, StoreError.
+        """
+        place = self._place()
+        try:
+            with told(self.path, f"cannot pin snapshot {id}"):
+                try:
+                    folder = os.open(id if ID.fullmatch(id) else "", DIRECTORY, dir_fd=place.snapshots)
+                except FileNotFoundError:
+                    raise NotFound(f"store {self.path} has no snapshot {id}", advice="see `torpor ls`") from None
+                try:
+                    if pinned:
+                        flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+                        os.close(os.open(_PINNED, flags, 0o600, dir_fd=folder))
+                    else:
+                        with contextlib.suppress(FileNotFoundError):
+                            os.unlink(_PINNED, dir_fd=folder)
+                    os.fsync(folder)
+                finally:
+                    os.close(folder)
+        finally:
+            place.close()
+
     def prune(
         self,
         keep_last: int,
@@ -239,10 +266,10 @@ class Store:
         kind: str | None = None,
         tags: Mapping[str, str] | None = None,
     ) -> PruneReport:
-        """Remove all but the newest `keep_last` snapshots, and what no snapshot needs.
+        """Remove all but the newest `keep_last` snapshots and those that are pinned, and what no snapshot needs.
 
-        With `kind` or `tags` only the snapshots that have them are counted and removed; a damaged snapshot is
-        neither. A manifest that cannot be read keeps every pack. Raises NotPermitted and StoreError, above
+        With `kind` or `tags` only the snapshots that have them are counted and removed; one that is damaged or
+        pinned is neither. A manifest that cannot be read keeps every pack. Raises NotPermitted and StoreError, above
         all when the store is busy.
         """
         if keep_last < 0:
@@ -259,9 +286,18 @@ class Store:
                     for info in _list(place)
                     if not info.damage and kind in (None, info.kind) and wanted <= info.tags.items()
                 ]
+                counted = [info for info in counted if not _is_pinned(place, info.id)]
                 return _collect(place, counted[: max(0, len(counted) - keep_last)], dry_run=dry_run)
         finally:
             place.close()
+
+
+def _is_pinned(place: Place, snapshot: str) -> bool:
+    try:
+        os.stat(f"{snapshot}/{_PINNED}", dir_fd=place.snapshots, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _list(place: Place, only: Collection[str] | None = None) -> list[SnapshotInfo]:
@@ -333,7 +369,7 @@ def _unlink_snapshot(place: Place, snapshot: str) -> int:
         os.unlink(snapshot, dir_fd=place.snapshots)  # a link or a file that stands in its place
         return 0
     try:
-        for name in ("manifest", "manifest.tmp"):
+        for name in ("manifest", "manifest.tmp", _PINNED):
             with contextlib.suppress(FileNotFoundError):
                 size = os.stat(name, dir_fd=folder, follow_symlinks=False).st_size
                 os.unlink(name, dir_fd=folder)

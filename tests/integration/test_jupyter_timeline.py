@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
-from tests.jupyter import Answer, Notebook, Server, running
-from tests.users import User
+from tests.jupyter import Answer, Notebook, Server, running, wait_until
+from tests.users import BIN, User
 
 VARIABLES = """
 import numpy as np, pandas as pd
@@ -78,3 +79,87 @@ def test_what_has_changed_between_two_checkpoints(server: Server) -> None:
         assert "were not listed" in unknown["why"]
     with pytest.raises(Answer, match="404"):
         server.get(f"{path}/{second}/diff?with=..%2fx")
+
+
+def automatic(server: Server, kernel: str) -> list[dict[str, Any]]:
+    return [made for made in server.get(f"api/torpor/kernels/{kernel}/checkpoints") if made["automatic"]]
+
+
+def new_checkpoints(server: Server, kernel: str, seen: set[str]) -> set[str]:
+    """Wait for automatic checkpoints that were not seen yet."""
+
+    def new() -> set[str]:
+        return {made["id"] for made in automatic(server, kernel)} - seen
+
+    found: set[str] = wait_until(new, "it is saved after the cell")
+    return found
+
+
+def test_checkpoints_by_rules(ordinary_account: User) -> None:
+    options = ("--TorporApp.checkpoint_after=0.3", "--TorporApp.keep_last=2")
+    with running(Server(ordinary_account, *options)) as server:
+        server.write_notebook("own.ipynb", [], torpor={"checkpoint_after": 0, "checkpoint_every": 0.02})
+        _, kernel = server.new_session("work.ipynb")
+        _, other = server.new_session("own.ipynb")
+        with Notebook(server, kernel) as notebook, Notebook(server, other) as own:
+            own.run("import time; time.sleep(0.4)")
+            seen: set[str] = set()
+            for cell in range(3):
+                notebook.run(f"import time; time.sleep(0.4); x = {cell}")
+                seen |= new_checkpoints(server, kernel, seen)
+                notebook.run("quick = 1")
+            wait_until(lambda: len(automatic(server, kernel)) == 2, "the oldest one goes")
+            newest = automatic(server, kernel)
+            assert [c["execution_count"] for c in newest] == [3, 5]
+            assert [c["parent"] for c in newest] == [None, newest[0]["id"]]
+            server.torpor(kernel, f"/checkpoints/{newest[0]['id']}/restore")
+            assert notebook.run("print(x)") == "1\n"
+            (only,) = wait_until(lambda: automatic(server, other), "it is saved when its time has come")
+            own.run("y = 5")
+            wait_until(lambda: automatic(server, other)[-1]["id"] != only["id"], "and again when something has run")
+
+
+def test_idle_kernels_are_parked_when_memory_is_short(ordinary_account: User) -> None:
+    """It is always short of all there is; and what a parked kernel does not need goes when the store is full."""
+    with running(Server(ordinary_account, "--TorporApp.park_below=100", "--TorporApp.quota=1")) as server:
+        _, kernel = server.new_session("work.ipynb")
+        with Notebook(server, kernel) as notebook:
+            busy = notebook.start("x = input()")
+            notebook.until(lambda: any(m["msg_type"] == "input_request" for m in notebook.seen), "it asks")
+            notebook.send("input_reply", {"value": "word"}, "stdin")
+            notebook.finish(busy)
+            first = wait_until(lambda: server.kernel(kernel)["snapshot"], "it is parked")
+            server.torpor(kernel, "/resume")
+            wait_until(lambda: server.kernel(kernel)["snapshot"] not in (None, first), "it is parked again")
+            wait_until(lambda: len(automatic(server, kernel)) == 1, "the one that is not needed goes")
+            assert automatic(server, kernel)[0]["name"] == "memory was short"
+            pruned = ordinary_account.run([BIN / "torpor", "prune", "--keep-last", "0", "--store", str(server.store)])
+            assert pruned.returncode == 0, pruned.stderr
+            assert notebook_says(server, notebook, kernel, "print(x)") == "word\n"
+
+
+def notebook_says(server: Server, notebook: Notebook, kernel: str, code: str) -> str:
+    """Run a cell in a kernel that is parked."""
+    cell = notebook.start(code)
+    server.torpor(kernel, "/resume")
+    return notebook.finish(cell)
+
+
+def test_what_takes_too_long_is_cancelled(server: Server) -> None:
+    _, kernel = server.new_session("work.ipynb")
+    with pytest.raises(Answer, match=r"409.*nothing is being done"):
+        server.torpor(kernel, "/cancel")
+    with Notebook(server, kernel) as notebook:
+        # A journal that is open is waited for, so that there is time to cancel.
+        notebook.run("x = 5; journal = open('data.sqlite-journal', 'w')")
+        with ThreadPoolExecutor(1) as pool:
+            for what in ("/checkpoints", "/park"):
+                asked = pool.submit(server.torpor, kernel, what)
+                wait_until(lambda: server.kernel(kernel)["operation"], "it has begun")
+                server.torpor(kernel, "/cancel")
+                with pytest.raises(Answer, match=r"409.*cancelled"):
+                    asked.result()
+        assert server.kernel(kernel)["state"] == "living"
+        assert notebook.run("journal.close(); print(x)") == "5\n"
+        assert server.get(f"api/torpor/kernels/{kernel}/checkpoints") == []
+        server.torpor(kernel, "/checkpoints")

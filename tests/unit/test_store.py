@@ -330,6 +330,23 @@ def test_prune_counts_only_what_was_asked_for(store: Store) -> None:
     assert store.snapshots() == [mine[2], other, result]
 
 
+def test_what_is_pinned_stays(store: Store) -> None:
+    first, second, third = (save(store, *random_blocks(1)) for _ in range(3))
+    store.pin(first.id)
+    store.pin(first.id)
+    assert store.prune(1).snapshots == (second,), "a pinned one does not count"
+    assert store.snapshots() == [first, third]
+    store.pin(first.id, False)
+    store.pin(first.id, False)
+    assert store.prune(1).snapshots == (first,)
+    store.pin(third.id)
+    store.remove(third.id)
+    assert files_of(store) == ["lock"]
+    for id in (first.id, "..", ""):
+        with pytest.raises(NotFound):
+            store.pin(id)
+
+
 def test_an_unreadable_manifest_keeps_every_pack(store: Store) -> None:
     infos = [save(store, *random_blocks(1)) for _ in range(3)]
     manifest = Path(store.path, "snapshots", infos[0].id, "manifest")

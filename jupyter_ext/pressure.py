@@ -1,0 +1,54 @@
+"""How much memory is left before the kernel's OOM killer comes, and how much a process tree would give back."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from torpor import procfs
+
+CGROUPS = Path("/sys/fs/cgroup")
+
+
+def available() -> float:
+    """The smallest share of memory that is left, of this host's and of each cgroup's that this process is in; 0 to 1.
+
+    A cgroup's limit is memory.max; what it uses without its inactive file pages, which are given back at need, is what
+    counts (cgroup-v2.rst). Of version 1 nothing is known.
+    """
+    return min(_shares(), default=1.0)
+
+
+def _shares() -> Iterator[float]:
+    lines = procfs.read("/proc/meminfo").decode().splitlines()
+    numbers = {name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines)}
+    yield numbers["MemAvailable"] / numbers["MemTotal"]
+    for line in procfs.read("/proc/self/cgroup").decode().splitlines():
+        number, _, path = line.split(":", 2)
+        if number == "0":
+            folder = CGROUPS / path.lstrip("/")
+            for place in (folder, *folder.parents):
+                if place == CGROUPS or CGROUPS not in place.parents:
+                    break
+                with suppress(OSError, ValueError):  # without a limit (``max``), or out of sight in a container
+                    yield _share(place)
+
+
+def _share(cgroup: Path) -> float:
+    limit = int((cgroup / "memory.max").read_text())
+    stat = dict(line.split() for line in (cgroup / "memory.stat").read_text().splitlines())
+    used = int((cgroup / "memory.current").read_text()) - int(stat["inactive_file"])
+    return max(limit - used, 0) / limit
+
+
+def resident(pid: int) -> int:
+    """Bytes of memory that a process and those below it have; pages that they share count for each."""
+    size, waiting = 0, [pid]
+    while waiting:
+        pid = waiting.pop()
+        with suppress(FileNotFoundError, ProcessLookupError):
+            size += int(procfs.read(f"/proc/{pid}/statm").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+            waiting += procfs.children(pid, procfs.threads(pid))
+    return size
