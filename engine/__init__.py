@@ -28,6 +28,7 @@ _PLACES = {
     "Snapshot": "torpor.store",
     "Store": "torpor.store",
     "checkpoint": "torpor.checkpoint",
+    "load_ipython_extension": "torpor.jupyter_ext.magics",  # for %load_ext torpor
     "restore": "torpor.restore",
     "run": "torpor.run",
 }

@@ -9,7 +9,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -84,13 +84,18 @@ def cli() -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run `torpor` and exit; `argv` is sys.argv[1:] unless given."""
-    sys.exit(_run(argv))
+    run_command(cli, "torpor", argv)
 
 
-def _run(argv: Sequence[str] | None) -> int:
+def run_command(command: click.Command, name: str, argv: Sequence[str] | None) -> NoReturn:
+    """Run a command line under a name and exit: with a code by the kind of error, which is told."""
+    sys.exit(_run(command, name, argv))
+
+
+def _run(command: click.Command, name: str, argv: Sequence[str] | None) -> int:
     session = Session()
     try:
-        status = cli.main(argv, prog_name="torpor", standalone_mode=False, obj=session)
+        status = command.main(argv, prog_name=name, standalone_mode=False, obj=session)
     except click.ClickException as error:  # the command line is wrong: click's own words and code
         error.show()
         return error.exit_code

@@ -1,0 +1,175 @@
+"""Asking a Jupyter server with Torpor, from a kernel of its own or from a terminal.
+
+The servers of a user are found as `jupyter server list` finds them: each leaves a file in Jupyter's runtime directory,
+readable by the user alone, with its address and token.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+from jupyter_core.paths import jupyter_runtime_dir
+
+from torpor.errors import NotFound, TorporError
+
+LOOK_SECONDS = 10.0
+"""How long a server may take to say what it has."""
+WORK_SECONDS = 3600.0
+"""How long saving or waking a kernel may take."""
+FOUND_NOTHING = "start one with `jupyter lab`, in an environment in which torpor[jupyter] is installed"
+
+
+class Answered(TorporError):
+    """A server refused, or failed, for the reason that it gave."""
+
+    exit_code = 10
+
+
+class Lost(TorporError):
+    """The connection to a server ended before there was an answer."""
+
+
+@dataclass(frozen=True)
+class JupyterServer:
+    """A running server of this user."""
+
+    url: str
+    token: str
+    root_dir: str
+    pid: int
+
+    def get(self, path: str, *, seconds: float = LOOK_SECONDS) -> Any:
+        """GET below ``/api/torpor/``. Raises as `ask`."""
+        return self.ask("GET", path, None, seconds=seconds)
+
+    def post(self, path: str, body: dict[str, object] | None = None) -> Any:
+        """POST below ``/api/torpor/``. Raises as `ask`."""
+        return self.ask("POST", path, body or {}, seconds=WORK_SECONDS)
+
+    def ask(self, method: str, path: str, body: object, *, seconds: float) -> Any:
+        """Send a request; what the JSON of the answer says.
+
+        Raises:
+            Answered: the server said no, and why.
+            NotFound: it has no such kernel or checkpoint, or no Torpor.
+            Lost: there was no answer.
+        """
+        parts = urlsplit(self.url)
+        host = parts.hostname or ""
+        port = parts.port
+        connection: http.client.HTTPConnection = (
+            http.client.HTTPSConnection(host, port, timeout=seconds, context=ssl.create_default_context())
+            if parts.scheme == "https"
+            else http.client.HTTPConnection(host, port, timeout=seconds)
+        )
+        # In a JupyterHub servers have no token of their own, and take the one that their kernels inherit.
+        token = self.token or os.environ.get("JUPYTERHUB_API_TOKEN", "")
+        headers = {"Content-Type": "application/json"} | ({"Authorization": f"token {token}"} if token else {})
+        try:
+            connection.request(
+                method, f"{parts.path}api/torpor/{path}", None if body is None else json.dumps(body), headers
+            )
+            answer = connection.getresponse()
+            status, text = answer.status, answer.read()
+        except (OSError, http.client.HTTPException) as error:
+            raise Lost(f"{self.url} does not answer: {error}", advice="see `jupyter server list`") from error
+        finally:
+            connection.close()
+        try:
+            found = json.loads(text)
+        except ValueError:
+            found = {}
+        if status < http.client.BAD_REQUEST:
+            return found
+        message = found.get("reason") or found.get("message") or f"{self.url} answered {status}"
+        kind = NotFound if status == http.client.NOT_FOUND else Answered
+        details = "\n".join(found.get("details") or ())
+        raise kind(message, advice=found.get("advice") or "", details=details)
+
+
+def servers() -> list[JupyterServer]:
+    """The servers of this user that run on this host."""
+    found = []
+    for path in sorted(Path(jupyter_runtime_dir()).glob("jpserver-*.json")):
+        try:
+            told = json.loads(path.read_text(encoding="utf-8"))
+            server = JupyterServer(told["url"], told["token"], told["root_dir"], told["pid"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # on its way in or out, or of another version
+        if server.url.startswith("http") and "+unix" not in server.url and _lives(server.pid):
+            found.append(server)
+    return found
+
+
+def _lives(pid: int) -> bool:
+    return os.path.exists(f"/proc/{pid}")
+
+
+def server_of(kernel_id: str) -> JupyterServer | None:
+    """The server that looks after a kernel with Torpor; None when there is none."""
+    for server in servers():
+        try:
+            server.get(f"kernels/{quote(kernel_id)}")
+        except TorporError:
+            continue  # another one's kernel, or a server without Torpor, or one that does not let us in
+        return server
+    return None
+
+
+def find(name: str) -> tuple[JupyterServer, dict[str, Any]]:
+    """The one kernel that a person means by the beginning of its id or by its notebook, and its server.
+
+    Raises:
+        NotFound: there is none, or more than one.
+    """
+    found = []
+    for server, kernel in kernels():
+        paths = {path for session in kernel["sessions"] if (path := session["path"])}
+        if name in paths or name in map(os.path.basename, paths) or (name and kernel["id"].startswith(name)):
+            found.append((server, kernel))
+    if len(found) == 1:
+        return found[0]
+    if found:
+        ids = ", ".join(kernel["id"] for _, kernel in found)
+        raise NotFound(f"{name!r} is more than one kernel: {ids}", advice="give more of an id")
+    raise NotFound(f"no kernel {name!r}", advice="see `jupyter torpor list`")
+
+
+def kernels() -> list[tuple[JupyterServer, dict[str, Any]]]:
+    """All kernels of this user's servers with Torpor. Raises NotFound when there is no such server."""
+    found, reachable, lost = [], False, []
+    for server in servers():
+        try:
+            found += [(server, kernel) for kernel in server.get("kernels")]
+            reachable = True
+        except TorporError as error:
+            lost.append(f"{server.url}: {error}")
+    if not reachable:
+        raise NotFound("no Jupyter server with Torpor runs here", advice=FOUND_NOTHING, details="\n".join(lost))
+    return found
+
+
+def checkpoint_named(server: JupyterServer, kernel_id: str, name: str) -> dict[str, Any]:
+    """The checkpoint of a kernel that a person means: by its name, the newest of several, or the beginning of its id.
+
+    Raises:
+        NotFound: there is none, or the id could be several.
+    """
+    made: list[dict[str, Any]] = server.get(f"kernels/{quote(kernel_id)}/checkpoints")
+    named = [checkpoint for checkpoint in made if checkpoint["name"] == name]
+    if named:
+        return named[-1]
+    if name == "latest" and made:
+        return made[-1]
+    by_id = [one for one in made if name and (one["id"].startswith(name) or one["id"].rpartition("-")[2] == name)]
+    if len(by_id) == 1:
+        return by_id[0]
+    why = "is the beginning of several" if by_id else "is none of its checkpoints"
+    raise NotFound(f"{name!r} {why}", advice="see %checkpoints, or `jupyter torpor checkpoints`")

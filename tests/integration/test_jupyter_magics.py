@@ -1,0 +1,141 @@
+"""Torpor for those without JupyterLab: magics in a cell, `jupyter torpor` in a terminal, kernels without a server."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections.abc import Iterator
+
+import pytest
+from jupyter_client.blocking.client import BlockingKernelClient
+
+from tests.jupyter import Notebook, Server, running, wait_until
+from tests.users import BIN, User
+
+
+@pytest.fixture
+def server(ordinary_account: User) -> Iterator[Server]:
+    """A running server of an ordinary user."""
+    with running(Server(ordinary_account)) as server:
+        yield server
+
+
+def test_magics_under_a_server(server: Server) -> None:
+    _, kernel = server.new_session("work.ipynb")
+    with Notebook(server, kernel) as notebook:
+        notebook.run("%load_ext torpor\nx = 1")
+        assert notebook.run("%checkpoints") == "There are none.\n"
+        saved = notebook.start("%checkpoint one\nx += 1; print('x is', x)")
+        said = notebook.finish(saved)
+        assert said.startswith("Saved as “one”, ")
+        assert said.endswith("x is 2\n")
+        (made,) = server.get(f"api/torpor/kernels/{kernel}/checkpoints")
+        assert (made["name"], made["automatic"], made["execution_state"]) == ("one", False, "busy")
+        assert made["id"] in notebook.run("%checkpoints")
+        with pytest.raises(AssertionError, match="'nonsense' is none of its checkpoints"):
+            notebook.run("%rewind nonsense")
+        notebook.run("x = 7")
+        # The kernel goes back into the middle of the cell, and on with its next line.
+        going = notebook.start("%rewind one")
+        notebook.until(lambda: notebook.finished(going), "the cell that is no more is told so")
+        notebook.until(lambda: "The kernel is back at “one”" in notebook.printed(), "the cell goes on")
+        assert notebook.run("print(x)") == "2\n"
+
+
+def test_the_command(server: Server) -> None:
+    server.write_notebook("work.ipynb", [])
+    _, kernel = server.new_session("work.ipynb")
+    environment = {"JUPYTER_RUNTIME_DIR": str(server.user.tmp / "runtime")}
+
+    def torpor(*arguments: str, code: int = 0) -> str:
+        done = server.user.run([BIN / "jupyter", "torpor", *arguments], env=environment)
+        assert done.returncode == code, done.stderr
+        return done.stdout + done.stderr
+
+    with Notebook(server, kernel) as notebook:
+        notebook.run("x = 1")
+        (listed,) = json.loads(torpor("list", "--json"))
+        assert (listed["id"], listed["state"], listed["server"]) == (kernel, "living", server.url)
+        assert "saved as" in torpor("checkpoint", kernel[:8], "--name", "one")
+        notebook.run("x = 2")
+        assert "parked in" in torpor("park", "work.ipynb")
+        assert "parked" in torpor("list")
+        assert "woken as" in torpor("resume", "work.ipynb")
+        assert notebook.run("print(x)") == "2\n"
+        forked = json.loads(torpor("fork", "work.ipynb", "one", "--json"))
+        with Notebook(server, forked["kernel"]["id"]) as fork:
+            assert fork.run("print(x)") == "1\n"
+        assert "back at" in torpor("restore", kernel, "one")
+        assert notebook.run("print(x)") == "1\n"
+        assert "one" in torpor("checkpoints", "work.ipynb")
+        assert "no kernel 'other'" in torpor("park", "other", code=11)
+
+
+def test_a_kernel_without_a_server(ordinary_account: User) -> None:
+    """As `jupyter console` starts one: it saves itself by a helper, and wakes when it has ended."""
+    user = ordinary_account
+    connection, store = user.tmp / "kernel.json", user.tmp / "store"
+    environment = {"TORPOR_STORE": str(store), "IPYTHONDIR": str(user.tmp / "ipython")}
+    quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    command = [BIN / "python", "-m", "ipykernel_launcher", "-f", connection]
+    process = user.popen(command, env=environment, **quiet)
+    client = BlockingKernelClient(connection_file=str(connection))
+    try:
+        wait_until(lambda: connection.exists() and connection.read_text().endswith("}"), "it writes its connection")
+        client.load_connection_file()
+        client.start_channels()
+        client.wait_for_ready(timeout=60)
+        assert "Saved as" in printed(client, "%load_ext torpor\nx = 5\n%checkpoint alone\nprint('x is', x)")
+        assert "alone" in printed(client, "%checkpoints")
+        reply = client.execute("%rewind alone", reply=True, timeout=60)["content"]
+        assert reply["ename"] == "UsageError"
+        assert "cannot go back in place" in reply["evalue"]
+        kept = connection.read_text()
+        client.shutdown()
+        process.wait(60)
+        connection.write_text(kept)
+        user.own(connection)
+        with open(user.tmp / "log", "ab") as log:
+            woken = user.popen(
+                [BIN / "torpor", "restore", "latest"], env=environment, stdin=log, stdout=log, stderr=log
+            )
+        try:
+            wait_until(lambda: answers(client), "it answers again")
+            assert "5" in printed(client, "print(x)")
+            client.shutdown()
+            woken.wait(60)
+        finally:
+            if woken.poll() is None:
+                woken.kill()
+                woken.wait()
+    finally:
+        client.stop_channels()
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+def answers(client: BlockingKernelClient) -> bool:
+    client.kernel_info()
+    try:
+        return client.get_shell_msg(timeout=1)["msg_type"] == "kernel_info_reply"
+    except Exception:  # queue.Empty: the kernel has not connected yet
+        return False
+
+
+def printed(client: BlockingKernelClient, code: str) -> str:
+    """What a cell prints, until it is done."""
+    id = client.execute(code)
+    text = ""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        message = client.get_iopub_msg(timeout=60)
+        if message["parent_header"].get("msg_id") != id:
+            continue
+        assert message["msg_type"] != "error", message["content"]
+        if message["msg_type"] == "stream":
+            text += message["content"]["text"]
+        if message["content"].get("execution_state") == "idle":
+            return text
+    raise AssertionError(f"not done: {text}")
