@@ -60,6 +60,10 @@ def _refusals(found: Mapping[str, str]) -> list[Reason]:
     nodes = found.get("SLURM_JOB_NUM_NODES", "1")
     if nodes != "1":
         reasons.append(several_nodes(nodes))
+    if found.get("SLURM_HET_SIZE", "1") != "1":
+        reasons.append(
+            Reason("a heterogeneous job", "a snapshot is of one node's processes", "submit its parts singly")
+        )
     if found.get("SLURM_STEP_ID", "").isdecimal() and found.get("SLURM_STEP_NUM_TASKS", "1") != "1":
         tasks = found["SLURM_STEP_NUM_TASKS"]
         reasons.append(

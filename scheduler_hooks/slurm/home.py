@@ -25,8 +25,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
-from torpor.errors import NotPermitted, Reason, Refused, StoreError, TorporError
+from torpor.errors import NotFound, NotPermitted, Reason, Refused, StoreError, TorporError
 from torpor.store import SnapshotInfo, Store
 
 RUN_TAG = "slurm-run"
@@ -89,26 +90,42 @@ class JobHome:
 
         Raises:
             Refused: this run has begun already, or a later one has.
+            NotFound: the job has run before, and there is no store.
             StoreError: the directory cannot be made or written.
         """
+        if restarts > 0 and not self.path.parent.parent.exists():  # it is not made anew: what it held would be lost
+            raise NotFound(
+                f"job {self.job} has run before, but on {node} there is no store {self.path.parent.parent}",
+                advice=f"is it mounted there? then `scontrol requeue {self.job}`; to begin anew, make the directory",
+            )
         runs = self._runs()
         if restarts == 0 and runs and self._read(f"runs/{runs[-1]}").get("began_by_slurm") != start:
             self.path.rename(self.path.with_name(f"{self.path.name}{_FORMER}-{time.time_ns()}"))  # the id is used again
             runs = []
         if runs and runs[-1] >= restarts:
-            raise Refused(
-                "this run of the job cannot be supervised",
-                [
-                    Reason(
-                        f"job {self.job}", "it has a supervisor already", "one `torpor run` per job: give it a script"
-                    )
-                ],
-            )
+            raise self._supervised_already()
         self._make(self.path / "runs")
         candidates = list(self._candidates(runs[-1])) if runs else []
         run = {"node": node, "began": time.time(), "began_by_slurm": start, "snapshots": [one.id for one in candidates]}
+        self._claim(restarts)
         self._write(f"runs/{restarts}", json.dumps(run))
         return candidates
+
+    def _claim(self, restarts: int) -> None:
+        """Of two supervisors of a run one gets it, on a network file system too."""
+        path = self.path / "runs" / f".{restarts}"
+        try:
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        except FileExistsError:
+            raise self._supervised_already() from None
+        except OSError as error:
+            raise StoreError(
+                f"{path} cannot be made: {error.strerror}", advice="make room, or see its rights"
+            ) from error
+
+    def _supervised_already(self) -> Refused:
+        reason = Reason(f"job {self.job}", "it has a supervisor already", "one `torpor run` per job: give it a script")
+        return Refused("this run of the job cannot be supervised", [reason])
 
     def is_fenced(self, restarts: int) -> bool:
         """Whether a later run has begun. A directory that cannot be read just now tells nothing."""
@@ -131,18 +148,23 @@ class JobHome:
                 yield info
 
     def prune(self, restarts: int, found: list[SnapshotInfo]) -> None:
-        """Remove all but the newest KEEP of the snapshots that count.
+        """Remove all but the newest KEEP of the snapshots that count, and what runs that were shut out published.
+
+        A later run's are not touched: this run may be one that is shut out and does not know it yet.
 
         Raises:
             StoreError, NotPermitted: they cannot be removed.
         """
         known = {one.id for one in found}
-        everything = self.store.snapshots()
+        everything = self._of_runs(restarts)
         counted = [one for one in everything if one.id in known or one.tags.get(RUN_TAG) == str(restarts)]
         kept = {one.id for one in counted[-KEEP:]}
         going = [one for one in everything if one.id not in kept]
         if going:
             self.store.discard(going)
+
+    def _of_runs(self, last: int) -> list[SnapshotInfo]:
+        return [one for one in self.store.snapshots() if int(one.tags.get(RUN_TAG, 0)) <= last]
 
     # ------------------------------------------------------------------------------------------- files
 
@@ -152,14 +174,14 @@ class JobHome:
         told = self._read("finished")
         return Finished(int(told["code"]), float(told["when"])) if told else None
 
-    def finish(self, code: int) -> None:
-        """Mark the job as done, and remove its snapshots: nobody will wake them.
+    def finish(self, restarts: int, code: int) -> None:
+        """Mark the job as done in this run, and remove its snapshots: nobody will wake them.
 
         Raises:
             StoreError, NotPermitted: it cannot be written.
         """
         self._write("finished", json.dumps({"code": code, "when": time.time()}))
-        if snapshots := self.store.snapshots():
+        if snapshots := self._of_runs(restarts):
             self.store.discard(snapshots)
 
     @property
@@ -241,7 +263,7 @@ class JobHome:
     def _write(self, name: str, text: str | bytes, mode: int = 0o600) -> None:
         """Put a file in place whole, and on disk."""
         path = self.path / name
-        beside = path.with_name(f".{path.name}.{os.getpid()}")
+        beside = path.with_name(f".{path.name}.{uuid4().hex}")  # PIDs are the same on two nodes
         try:
             fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
             with open(fd, "wb") as file:

@@ -8,6 +8,7 @@ the message.
 from __future__ import annotations
 
 import os
+import select
 import signal
 import subprocess
 import time
@@ -29,6 +30,7 @@ class Sentinel:
     def __init__(self, allocation: Allocation) -> None:
         self._allocation = allocation
         self._srun: subprocess.Popen[bytes] | None = None
+        self._listens = False
         self._start_at = 0.0
 
     def __enter__(self) -> Sentinel:
@@ -37,12 +39,27 @@ class Sentinel:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if self._srun is not None:
+            assert self._srun.stdout
+            self._srun.stdout.close()
             self._srun.terminate()  # srun ends its step; what it does not end goes with the job, which is about to
             try:
                 self._srun.wait(LAST_WORDS)
             except subprocess.TimeoutExpired:
                 self._srun.kill()
                 self._srun.wait()
+
+    def listens(self) -> bool:
+        """Whether it listens since the last question: what came before then, nobody has heard."""
+        if self._listens or self._srun is None:
+            return False
+        assert self._srun.stdout
+        self._listens = bool(select.select([self._srun.stdout], [], [], 0)[0])
+        return self._listens
+
+    @property
+    def starting(self) -> bool:
+        """Whether it does not listen yet."""
+        return self._srun is not None and not self._listens
 
     def ended(self) -> bool:
         """Whether the step has ended since the last question: Slurm told it to go, or something befell it."""
@@ -52,6 +69,8 @@ class Sentinel:
             return False
         if self._srun.poll() is None:
             return False
+        assert self._srun.stdout
+        self._srun.stdout.close()
         self._srun = None
         self._start_at = time.monotonic() + AGAIN
         return True
@@ -61,12 +80,13 @@ class Sentinel:
             return  # a step hears by itself
         command = ["srun", f"--jobid={self._allocation.job}", f"--nodelist={self._allocation.node}"]
         command += ["--overlap", "--nodes=1", "--ntasks=1", "--cpus-per-task=1", "--mem=0", "--mpi=none", "--quiet"]
-        command += ["--job-name=torpor-sentinel", "--chdir=/", "--input=none", "--output=none", "--error=none"]
+        command += ["--job-name=torpor-sentinel", "--chdir=/", "--input=none", "--error=none"]
+        self._listens = False
         self._srun = subprocess.Popen(
-            [*command, "sleep", "infinity"],
+            [*command, "sh", "-c", "echo; exec sleep infinity"],
             env={name: os.environ[name] for name in _NEEDED if name in os.environ},
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             preexec_fn=_unblock,  # noqa: PLW1509  (this program has one thread)
         )

@@ -18,11 +18,20 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torpor
 from torpor import Job, Snapshot
-from torpor.errors import ImageDamaged, NotFound, Reason, Refused, RestoreFailed, RestoreRefused, TorporError
+from torpor.errors import (
+    ImageDamaged,
+    NotFound,
+    Reason,
+    Refused,
+    RestoreFailed,
+    RestoreRefused,
+    StoreError,
+    TorporError,
+)
 from torpor.image import image_pb2 as pb
 from torpor.run import start
 from torpor.scheduler_hooks.slurm import controller, rollback
@@ -38,8 +47,12 @@ Rollback = Literal["append-only", "none"]
 
 PULSE = 5.0
 """Seconds between two looks at the fence and the clock."""
+SHORT_PULSE = 0.2
+"""The same while the sentinel is being started."""
 RETRY = 3.0
-"""Seconds after which a save that failed is tried again, while there is time."""
+"""Seconds after which what failed is tried again, while there is time."""
+FIRST_ANSWER = 300.0
+"""Seconds that the controller may be silent for when a run begins."""
 LEFT_AT_TIME_LIMIT = 124
 """Exit code of a job that was saved at its time limit and not requeued: as timeout(1) has it."""
 FENCED = 75
@@ -126,9 +139,13 @@ class Supervisor:
     def run(self) -> int:
         """See `supervise`."""
         began = time.monotonic()
-        self.record = controller.job_record(self.home.job)
-        self.found = self.home.begin(self.allocation.restarts, self.allocation.node, self.record.start)
-        self.home.write_environment(self.allocation.variables)
+        self.record = self._first_record()
+        try:
+            self.found = self.home.begin(self.allocation.restarts, self.allocation.node, self.record.start)
+            self.home.write_environment(self.allocation.variables)
+        except StoreError as error:
+            error.advice += f"; then `scontrol requeue {self.home.job}`: what is saved is kept"
+            raise
         if not self.record.requeue:
             _tell("this job may not be requeued (submit it with --requeue): a preemption will end it, though saved")
         job = self._wake() if self.found else None
@@ -140,7 +157,7 @@ class Supervisor:
             _tell(f"note: {warning}")
         took = time.monotonic() - began
         self.home.log(f"run {self.allocation.restarts} {word} on {self.allocation.node} in {took:.2f} s")
-        self.home.tell(
+        self._tell_state(
             name=self.record.name,
             partition=self.record.partition,
             node=self.allocation.node,
@@ -151,12 +168,24 @@ class Supervisor:
         with Sentinel(self.allocation) as sentinel:
             return self._watch(sentinel)
 
+    def _first_record(self) -> JobRecord:
+        """Ask for the job, with patience: where many jobs start at once a controller may be slow to answer."""
+        until = time.monotonic() + FIRST_ANSWER
+        while True:
+            try:
+                return controller.job_record(self.home.job)
+            except SlurmError:
+                if time.monotonic() > until:
+                    raise
+            time.sleep(RETRY)
+
     def _watch(self, sentinel: Sentinel) -> int:
         """Wait for the end of the application, or for a reason to leave."""
         next_save = self._next_save()
         while (code := self.job.poll()) is None:
             wake_at = next_save if self.leaving is None else self.retry_at
-            told = signal.sigtimedwait(HEARD, min(PULSE, max(0.0, wake_at - time.monotonic())))
+            pulse = SHORT_PULSE if sentinel.starting else PULSE
+            told = signal.sigtimedwait(HEARD, min(pulse, max(0.0, wake_at - time.monotonic())))
             if self.home.is_fenced(self.allocation.restarts):
                 return self._abandon()
             left: int | None = None
@@ -164,6 +193,8 @@ class Supervisor:
                 left = self._warned(signal.Signals(told.si_signo))
             elif told is not None and told.si_signo != signal.SIGCHLD:
                 self._hand_on(told.si_signo)
+            elif sentinel.listens():
+                left = self._warned_before()
             elif sentinel.ended():
                 left = self._warned(None)
             elif self._time_is_up():
@@ -212,6 +243,9 @@ class Supervisor:
     def _wake_one(self, snapshot: Snapshot) -> Job:
         def last_moment() -> None:
             # All is built and nothing runs: from here on the restore cannot be refused, and output may be cut.
+            if self.home.is_fenced(self.allocation.restarts):
+                later = Reason(f"job {self.home.job}", "a later run of it has begun", "that one goes on")
+                raise Refused("this run is not woken", [later])
             if self.options.rollback_files == "append-only":
                 for tail in rollback.tails(image):
                     aside = rollback.cut(tail, self.home.cut, f"run{self.allocation.restarts}")
@@ -237,6 +271,14 @@ class Supervisor:
                 self._hand_on(number)
             return None
         return self._leave(answer, number)
+
+    def _warned_before(self) -> int | None:
+        """Look whether the grace time began before anybody listened; the exit code if the job is to leave."""
+        answer = self._why(None)
+        if answer is None or answer.cause not in (Cause.PREEMPTED, Cause.REQUEUED):
+            return None
+        self.home.log(f"a warning came before it was listened for: {answer.cause.value}")
+        return self._leave(answer)
 
     def _why(self, number: signal.Signals | None) -> Answer | None:
         try:
@@ -268,26 +310,33 @@ class Supervisor:
             self._requeue()
         took = time.monotonic() - began
         self.home.log(f"left because of {answer.cause.value}: saved in {saved:.2f} s, gone after {took:.2f} s")
-        self.home.tell(phase="left", cause=answer.cause.value, leave_seconds=took)
+        self._tell_state(phase="left", cause=answer.cause.value, leave_seconds=took)
         if timed_out and self.options.on_timeout == "stop":
             _tell(f"saved at the time limit; `scontrol requeue {self.home.job}` lets it go on")
             return LEFT_AT_TIME_LIMIT
         return 0
 
     def _requeue(self) -> None:
-        """Ask for another run.
+        """Ask for another run, until a controller answers: to leave without one would end the job.
 
         Raises:
             SlurmError: it was not granted; with what the user can do.
         """
-        try:
-            controller.requeue(self.home.job)
-        except SlurmError as error:
-            with suppress(SlurmError):
-                if controller.job_record(self.home.job).restarts > self.allocation.restarts:
-                    return  # Slurm was quicker
-            error.advice = f"the job is saved: `torpor restore latest --store {self.home.path}` lets it go on anywhere"
-            raise
+        while not self.home.is_fenced(self.allocation.restarts):
+            try:
+                controller.requeue(self.home.job)
+            except SlurmError as refusal:
+                try:
+                    record = controller.job_record(self.home.job)
+                except SlurmError as error:
+                    self.home.log(f"not requeued yet: {refusal}; {error}")
+                    time.sleep(RETRY)
+                    continue
+                if record.restarts <= self.allocation.restarts:  # otherwise Slurm was quicker
+                    way = f"`torpor restore latest --store {self.home.path}` lets it go on anywhere"
+                    refusal.advice = f"the job is saved: {way}"
+                    raise refusal from None
+            return
 
     def _time_is_up(self) -> bool:
         """Whether the time limit is near; before leaving, ask whether it was extended."""
@@ -342,30 +391,42 @@ class Supervisor:
             with self.home.store.open(snapshot) as reader:
                 pause = pb.Tree.FromString(reader.body).timing.pause_ns
             self.home.prune(self.allocation.restarts, self.found)
-            self.home.tell(saved=time.time(), save_seconds=took, bytes=snapshot.size, pause_seconds=pause / 1e9)
+            self._tell_state(saved=time.time(), save_seconds=took, bytes=snapshot.size, pause_seconds=pause / 1e9)
         except TorporError as error:
             self.home.log(f"saved, but afterwards: {error}")
         self.home.log(f"saved {snapshot.id}, {snapshot.size} bytes in {took:.2f} s")
         return True
 
+    def _tell_state(self, **news: Any) -> None:
+        """Keep what `torpor slurm status` shows; where that cannot be, the job goes on all the same."""
+        try:
+            self.home.tell(**news)
+        except TorporError as error:
+            self.home.log(f"the state was not kept: {error}")
+
     # ------------------------------------------------------------------------------------------- the end
 
     def _ended(self, code: int) -> int:
         """The application has ended: by itself, or because Slurm ended it while it was to be saved."""
+        if self.home.is_fenced(self.allocation.restarts):
+            return self._abandon()  # what became of this copy says nothing of the job
         if code != 0 and (self.warned or self.leaving or code in (-signal.SIGTERM, -signal.SIGKILL)):
             answer = self._why(signal.SIGTERM)
             if answer is None or answer.cause is not Cause.OTHER or self.record.state != "RUNNING":
                 return self._ended_early(code, answer)
         self.home.log(f"the application ended with {code}")
-        self.home.tell(phase="finished", code=code)
-        self.home.finish(code)
+        self._tell_state(phase="finished", code=code)
+        try:
+            self.home.finish(self.allocation.restarts, code)
+        except TorporError as error:  # the application's exit code is what counts
+            _tell(f"the application ended with {code}, but that cannot be kept: {error}")
         return code
 
     def _ended_early(self, code: int, answer: Answer | None) -> int:
         """Slurm, or the user by scancel, ended the application: it is not done."""
         cause = answer.cause.value if answer else "a cause that Slurm does not tell"
         self.home.log(f"the application was ended ({code}) because of {cause}")
-        self.home.tell(phase="ended", cause=cause)
+        self._tell_state(phase="ended", cause=cause)
         if answer and answer.cause is Cause.PREEMPTED:
             self._requeue()
         return code

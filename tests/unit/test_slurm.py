@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import subprocess
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -106,6 +108,7 @@ def test_an_allocation_and_its_run() -> None:
     [
         ({"SLURM_JOB_NUM_NODES": "2"}, "2 nodes: a snapshot is of one node's processes"),
         ({"SLURM_JOB_GPUS": "0,1"}, "GPUs"),
+        ({"SLURM_HET_SIZE": "2"}, "heterogeneous"),
         ({"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "4"}, "it has 4 tasks"),
     ],
 )
@@ -236,6 +239,41 @@ def test_what_a_dead_run_publishes_late_is_never_woken(tmp_path: Path) -> None:
     assert ids(home.store.snapshots()) == ids(later)
 
 
+def test_a_dead_run_that_goes_on_takes_nothing_from_the_next(tmp_path: Path) -> None:
+    home = JobHome(tmp_path, "12", "c")
+    found = home.begin(0, "n1", 1.0)
+    publish(home, 0)
+    home.begin(1, "n2", 2.0)
+    good = publish(home, 1)
+    own = [publish(home, 0) for _ in range(KEEP)]
+    home.prune(0, found)
+    assert ids(home.store.snapshots()) == ids([good, *own])
+    home.finish(0, 0)
+    assert ids(home.store.snapshots()) == ids([good])
+
+
+def test_of_two_supervisors_that_begin_at_once_one_gets_the_run(tmp_path: Path) -> None:
+    homes = [JobHome(tmp_path, "12", "c") for _ in range(8)]
+    barrier = threading.Barrier(len(homes))
+
+    def begin(home: JobHome) -> bool:
+        barrier.wait()
+        try:
+            home.begin(0, "n1", 1.0)
+        except Refused:
+            return False
+        return True
+
+    with ThreadPoolExecutor(len(homes)) as pool:
+        assert sum(pool.map(begin, homes)) == 1
+
+
+def test_a_store_that_is_gone_is_not_begun_anew(tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match=r"on n2 there is no store .*is it mounted there"):
+        JobHome(tmp_path / "unmounted", "12", "c").begin(1, "n2", 2.0)
+    assert not (tmp_path / "unmounted").exists()
+
+
 def test_one_supervisor_per_run(tmp_path: Path) -> None:
     home = JobHome(tmp_path, "12", "c")
     home.begin(1, "n1", 1.0)
@@ -257,7 +295,7 @@ def test_a_finished_job_keeps_its_code_and_no_snapshots(tmp_path: Path) -> None:
     assert home.finished is None
     home.begin(0, "n1", 1.0)
     publish(home, 0)
-    home.finish(-9)
+    home.finish(0, -9)
     assert home.finished is not None
     assert home.finished.code == -9
     assert home.store.snapshots() == []
@@ -370,7 +408,7 @@ def test_only_jobs_that_are_over_are_cleaned(tmp_path: Path, monkeypatch: pytest
         home.begin(0, "n1", 1.0)
         home.tell(phase="running")
         publish(home, 0)
-    homes["d-4"].finish(0)
+    homes["d-4"].finish(0, 0)
     assert clean(str(tmp_path), 3600) == [], "all are young"
     for home in homes.values():
         for path in home.path.glob("[sf]*"):
