@@ -5,6 +5,7 @@
       runs/N                   the run that began after N restarts, and the snapshots it found
       env                      the allocation's SLURM_* as a shell reads them ($TORPOR_ENV_FILE)
       script/NAME              the job's script, under one path on every node
+      bin/srun                 what stands for srun below the supervisor (step.py)
       cut/                     ends of output files that were cut when an older snapshot was woken
       state                    what `torpor slurm status` shows
       finished                 the application's exit code, once it has ended by itself
@@ -223,16 +224,16 @@ class JobHome:
         lines = [f"export {name}={shlex.quote(value)}\n" for name, value in sorted(environment.items())]
         self._write("env", "".join(lines))
 
-    def keep_script(self, name: str, text: bytes) -> Path:
-        """Keep the job's script where every node finds it under the same name; the first one counts.
+    def keep_script(self, name: str, text: bytes, folder: str = "script") -> Path:
+        """Keep a script of the job where every node finds it under the same name; the first one counts.
 
         Raises:
             StoreError: it cannot be written.
         """
-        path = self.path / "script" / name
+        path = self.path / folder / name
         if not path.exists():
             self._make(path.parent)
-            self._write(f"script/{name}", text, 0o700)
+            self._write(f"{folder}/{name}", text, 0o700)
         return path
 
     @property

@@ -12,25 +12,29 @@ import re
 import shlex
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from torpor.errors import NotFound, Reason, Refused
 from torpor.scheduler_hooks.slurm.allocation import gpus_held, several_nodes
 from torpor.scheduler_hooks.slurm.controller import SlurmError
+from torpor.scheduler_hooks.slurm.options import Grammar
 
 _MARK = "#TORPOR the job's own script: {}\n"
 _MARKED = re.compile(rb"^#TORPOR the job's own script: ([^\n/]+)\n", re.MULTILINE)
 
-_WITHOUT_VALUE = frozenset({
-    "contiguous", "exclusive", "get-user-env", "help", "hold", "ignore-pbs", "kill-on-invalid-dep", "nice", "no-kill",
-    "no-requeue", "overcommit", "oversubscribe", "parsable", "propagate", "quiet", "reboot", "requeue", "spread-job",
-    "stepmgr", "test-only", "torpor", "usage", "use-min-nodes", "verbose", "version", "wait",
-})  # fmt: skip
-"""Options of sbatch(1) that take no value, or one only after ``=``."""
-_SHORT_WITHOUT_VALUE = frozenset("hHIkOQsvVW")
-_LONG = {"N": "nodes", "G": "gpus", "J": "job-name", "n": "ntasks"}
+_GRAMMAR = Grammar(
+    without_value=frozenset({
+        "contiguous", "exclusive", "get-user-env", "help", "hold", "ignore-pbs", "kill-on-invalid-dep", "nice",
+        "no-kill", "no-requeue", "overcommit", "oversubscribe", "parsable", "propagate", "quiet", "reboot", "requeue",
+        "spread-job", "stepmgr", "test-only", "torpor", "usage", "use-min-nodes", "verbose", "version", "wait",
+    }),
+    short_without_value=frozenset("hHIkOQsvVW"),
+    long={"N": "nodes", "G": "gpus", "J": "job-name", "n": "ntasks"},
+    in_full={"torpor"[:letters]: "torpor" for letters in range(2, 6)},
+)  # fmt: skip
+"""sbatch(1)."""
 _GPU_OPTIONS = ("gpus", "gpus-per-node", "gpus-per-socket", "gpus-per-task")
 OWN = "torpor"
 """The option --torpor[=EVERY] that the SPANK plugin gives sbatch, which becomes `torpor sbatch`: taken out here."""
@@ -56,7 +60,7 @@ class Submission:
         """Every option by its long name, of the script's #SBATCH lines and of the command line, which counts more."""
         found: dict[str, str] = {}
         for words in (*map(_words, directives(self.script)), list(self.options)):
-            found.update(_options(words)[0])
+            found.update(_GRAMMAR.read(words)[0])
         return found
 
 
@@ -67,8 +71,8 @@ def parse(arguments: Sequence[str]) -> Submission:
         NotFound: there is no such script.
         Refused: there is no script among the arguments, or an #SBATCH line that cannot be read.
     """
-    values, rest = _options(arguments)
-    options = tuple(_without(arguments[: len(arguments) - len(rest)], OWN, "wrap"))
+    values, rest = _GRAMMAR.read(arguments)
+    options = tuple(_GRAMMAR.without(arguments[: len(arguments) - len(rest)], OWN, "wrap"))
     every = values.get(OWN) or None
     if "wrap" in values:
         if rest:
@@ -83,7 +87,7 @@ def parse(arguments: Sequence[str]) -> Submission:
     if not script.startswith(b"#!"):
         raise _no_script(f"script {rest[0]}", "its first line must name its interpreter, as in #!/bin/sh")
     for line in directives(script):
-        every = every or _options(_words(line))[0].get(OWN) or None
+        every = every or _GRAMMAR.read(_words(line))[0].get(OWN) or None
     return Submission(options, os.path.basename(rest[0]), script, tuple(rest[1:]), every)
 
 
@@ -189,52 +193,10 @@ def _words(directive: bytes) -> list[str]:
 def _without_own(directive: bytes) -> bytes | None:
     """A line without --torpor; None when nothing else was in it."""
     words = _words(directive)
-    if OWN not in _options(words)[0]:
+    if OWN not in _GRAMMAR.read(words)[0]:
         return directive
-    kept = _without(words, OWN)
+    kept = _GRAMMAR.without(words, OWN)
     return os.fsencode(f"#SBATCH {shlex.join(kept)}\n") if kept else None
-
-
-def _options(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """Options by long name, and the words from the first that is none on."""
-    found: dict[str, str] = {}
-    rest = 0
-    for _, end, name, value in _walk(words):
-        found[name] = value
-        rest = end
-    return found, list(words[rest:])
-
-
-def _walk(words: Sequence[str]) -> Iterator[tuple[int, int, str, str]]:
-    """For each option: where its words begin and end, its long name, its value."""
-    at = 0
-    while at < len(words) and words[at].startswith("-") and words[at] != "-":
-        begin, word = at, words[at]
-        at += 1
-        if word == "--":
-            yield begin, at, "--", ""
-            return
-        if word.startswith("--"):
-            name, equals, value = word[2:].partition("=")
-            if not equals and name not in _WITHOUT_VALUE and not OWN.startswith(name) and at < len(words):
-                value, at = words[at], at + 1
-        else:
-            letters = re.match(f"-([{''.join(_SHORT_WITHOUT_VALUE)}]*)(.?)(.*)", word, re.DOTALL)
-            assert letters
-            name, value = letters[2], letters[3]
-            if name and not value and at < len(words):
-                value, at = words[at], at + 1
-        if len(name) > 1 and name.startswith("to") and OWN.startswith(name):
-            name = OWN  # sbatch takes any beginning of a name that no other option shares
-        yield begin, at, _LONG.get(name, name), value
-
-
-def _without(words: Sequence[str], *names: str) -> list[str]:
-    kept = list(words)
-    for begin, end, found, _ in reversed(list(_walk(words))):
-        if found in names:
-            del kept[begin:end]
-    return kept
 
 
 def as_options(values: Mapping[str, str | float | None]) -> list[str]:

@@ -14,7 +14,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,12 +34,12 @@ from torpor.errors import (
 )
 from torpor.image import image_pb2 as pb
 from torpor.run import start
-from torpor.scheduler_hooks.slurm import controller, rollback
+from torpor.scheduler_hooks.slurm import controller, rollback, step
 from torpor.scheduler_hooks.slurm.allocation import ENV_FILE, Allocation
 from torpor.scheduler_hooks.slurm.controller import JobRecord, SlurmError
 from torpor.scheduler_hooks.slurm.home import RUN_TAG, JobHome
 from torpor.scheduler_hooks.slurm.sentinel import Sentinel
-from torpor.scheduler_hooks.slurm.why import Answer, Cause, why
+from torpor.scheduler_hooks.slurm.why import Answer, Cause, is_cancelled, why
 
 OnTimeout = Literal["requeue", "stop"]
 OnRefused = Literal["older", "anew", "stop"]
@@ -98,11 +98,6 @@ def supervise(command: Sequence[str], allocation: Allocation, home: JobHome, opt
     if finished := home.finished:
         _tell(f"job {home.job} has finished already, with {finished.code}: remove {home.path} to run it again")
         return finished.code
-    if os.path.basename(command[0]) == "srun":
-        why_not = "the tasks of a step are Slurm's children, not srun's, and would not be in a snapshot"
-        raise Refused(
-            "this command cannot be kept", [Reason("srun", why_not, "write srun --ntasks=1 torpor run -- ...")]
-        )
     before = signal.pthread_sigmask(signal.SIG_BLOCK, HEARD)
     try:
         return Supervisor(command, allocation, home, options).run()
@@ -151,7 +146,7 @@ class Supervisor:
         job = self._wake() if self.found else None
         word = "started" if job is None else "resumed"
         if job is None:
-            job = start(self.command, environment={**os.environ, ENV_FILE: str(self.home.environment_file)})
+            job = self._start()
         self.job = job
         for warning in job.warnings:
             _tell(f"note: {warning}")
@@ -167,6 +162,12 @@ class Supervisor:
         )
         with Sentinel(self.allocation) as sentinel:
             return self._watch(sentinel)
+
+    def _start(self) -> Job:
+        srun = self.home.keep_script("srun", step.SCRIPT.encode(), "bin")
+        command = [str(srun), *self.command[1:]] if self.command[0] == "srun" else self.command
+        path = f"{srun.parent}:{os.environ.get('PATH', os.defpath)}"
+        return start(command, environment={**os.environ, "PATH": path, ENV_FILE: str(self.home.environment_file)})
 
     def _first_record(self) -> JobRecord:
         """Ask for the job, with patience: where many jobs start at once a controller may be slow to answer."""
@@ -292,6 +293,7 @@ class Supervisor:
             now=time.time(),
             lead=self._lead(),
             terminated=number in (None, signal.SIGTERM),
+            deadline=self.leaving.deadline if self.leaving else None,
         )
 
     def _leave(self, answer: Answer, number: int | None = None) -> int | None:
@@ -307,7 +309,7 @@ class Supervisor:
         saved = time.monotonic() - began
         timed_out = answer.cause is Cause.TIME_LIMIT
         if answer.cause is Cause.PREEMPTED or (timed_out and self.options.on_timeout == "requeue"):
-            self._requeue()
+            self._requeue(answer.deadline)
         took = time.monotonic() - began
         self.home.log(f"left because of {answer.cause.value}: saved in {saved:.2f} s, gone after {took:.2f} s")
         self._tell_state(phase="left", cause=answer.cause.value, leave_seconds=took)
@@ -316,7 +318,7 @@ class Supervisor:
             return LEFT_AT_TIME_LIMIT
         return 0
 
-    def _requeue(self) -> None:
+    def _requeue(self, deadline: float | None) -> None:
         """Ask for another run, until a controller answers: to leave without one would end the job.
 
         Raises:
@@ -324,19 +326,36 @@ class Supervisor:
         """
         while not self.home.is_fenced(self.allocation.restarts):
             try:
+                refusal = self._ask_for_another_run(deadline)
+            except SlurmError as error:
+                self.home.log(f"not requeued yet: {error}")
+                time.sleep(RETRY)
+                continue
+            if refusal is not None:
+                raise refusal
+            return
+
+    def _ask_for_another_run(self, deadline: float | None) -> SlurmError | None:
+        """Ask once, unless there is one already or the user has cancelled the job meanwhile.
+
+        Returns:
+            Why the controller does not grant it.
+
+        Raises:
+            SlurmError: no controller answers.
+        """
+        record = controller.job_record(self.home.job)
+        if is_cancelled(record, deadline):
+            self.home.log("not requeued: it was cancelled meanwhile")
+        elif record.restarts <= self.allocation.restarts:
+            try:
                 controller.requeue(self.home.job)
             except SlurmError as refusal:
-                try:
-                    record = controller.job_record(self.home.job)
-                except SlurmError as error:
-                    self.home.log(f"not requeued yet: {refusal}; {error}")
-                    time.sleep(RETRY)
-                    continue
-                if record.restarts <= self.allocation.restarts:  # otherwise Slurm was quicker
+                if controller.job_record(self.home.job).restarts <= self.allocation.restarts:
                     way = f"`torpor restore latest --store {self.home.path}` lets it go on anywhere"
                     refusal.advice = f"the job is saved: {way}"
-                    raise refusal from None
-            return
+                    return refusal
+        return None
 
     def _time_is_up(self) -> bool:
         """Whether the time limit is near; before leaving, ask whether it was extended."""
@@ -372,6 +391,7 @@ class Supervisor:
         """Take a snapshot; False, and said why, when that failed: the application runs on."""
         began = time.monotonic()
         try:
+            _refuse_steps(self.job.tree_pid)
             snapshot = torpor.checkpoint(
                 self.job.tree_pid,
                 store=self.home.store,
@@ -428,7 +448,7 @@ class Supervisor:
         self.home.log(f"the application was ended ({code}) because of {cause}")
         self._tell_state(phase="ended", cause=cause)
         if answer and answer.cause is Cause.PREEMPTED:
-            self._requeue()
+            self._requeue(answer.deadline)
         return code
 
     def _hand_on(self, number: int) -> None:
@@ -436,13 +456,35 @@ class Supervisor:
             self.job.send_signal(number)
 
 
-def _resident(pid: int) -> int:
-    """Bytes of memory of a tree, pages that are shared counted in each process; 0 when it is gone."""
-    total, todo = 0, [pid]
+def _tree(pid: int) -> Iterator[Path]:
+    """The directories in /proc of a tree's processes; of those that end meanwhile, some."""
+    todo = [pid]
     while todo:
         one = Path(f"/proc/{todo.pop()}")
+        yield one
         with suppress(OSError):
-            total += int((one / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
             for task in (one / "task").iterdir():
                 todo += map(int, (task / "children").read_text().split())
+
+
+def _resident(pid: int) -> int:
+    """Bytes of memory of a tree, pages that are shared counted in each process; 0 when it is gone."""
+    total = 0
+    for one in _tree(pid):
+        with suppress(OSError):
+            total += int((one / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     return total
+
+
+def _refuse_steps(pid: int) -> None:
+    """Slurm's own srun in a tree was called by its path: what it runs is outside of the tree, and would be lost.
+
+    Raises:
+        Refused: there is one.
+    """
+    for one in _tree(pid):
+        with suppress(OSError):
+            if os.path.basename(os.readlink(one / "exe")) == "srun":
+                why_not = "what it runs are Slurm's children, not the job's, and would not be in a snapshot"
+                reason = Reason(f"srun, process {one.name}", why_not, "call it as srun, by name")
+                raise Refused("the job cannot be saved", [reason])

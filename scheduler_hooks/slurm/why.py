@@ -31,7 +31,27 @@ class Answer:
     deadline: float | None = None
 
 
-def why(record: JobRecord, *, restarts: int, now: float, lead: float, terminated: bool) -> Answer:
+def is_cancelled(record: JobRecord, deadline: float | None) -> bool:
+    """Whether the user, or an operator, has cancelled a job.
+
+    While a job is being ended its record says COMPLETING, whatever ends it: the times tell. A preemption without a
+    grace time ends it in the second in which it begins, one with a grace time at its deadline.
+
+    Args:
+        record: what the controller says of it now.
+        deadline: the end of the grace time, if one is known to have begun.
+    """
+    if record.state != "COMPLETING" or record.reason == "TimeLimit":
+        return record.state == "CANCELLED"
+    if record.preempt is None or record.end is None:
+        return True
+    at_once = record.end - record.preempt <= 1
+    return not at_once and (deadline is None or record.end < deadline - 1)
+
+
+def why(
+    record: JobRecord, *, restarts: int, now: float, lead: float, terminated: bool, deadline: float | None = None
+) -> Answer:
     """Judge a job that was just warned.
 
     Args:
@@ -40,10 +60,13 @@ def why(record: JobRecord, *, restarts: int, now: float, lead: float, terminated
         now: seconds of the epoch.
         lead: how long before its time limit it means to leave, seconds.
         terminated: the warning was SIGTERM, which Slurm sends at the end of a time limit too.
+        deadline: the end of a grace time, if one is known to have begun.
     """
     if record.restarts > restarts:
         return Answer(Cause.REQUEUED)
-    if record.state == "RUNNING" and record.preempt is not None:
+    if is_cancelled(record, deadline):
+        return Answer(Cause.OTHER)
+    if record.state in ("RUNNING", "COMPLETING") and record.preempt is not None:
         return Answer(Cause.PREEMPTED, record.end)
     if record.state == "PREEMPTED":
         return Answer(Cause.PREEMPTED)

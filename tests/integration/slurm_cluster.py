@@ -66,6 +66,7 @@ NodeName=n2 NodeHostname=n2 NodeAddr=127.0.0.1 Port={port[n2]} CPUs=4 RealMemory
 PartitionName=low Nodes=n1,n2 Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime={grace} OverSubscribe=NO
 PartitionName=abrupt Nodes=n1,n2 PriorityTier=1 PreemptMode=REQUEUE GraceTime=0
 PartitionName=cancel Nodes=n1,n2 PriorityTier=1 PreemptMode=CANCEL GraceTime={grace}
+PartitionName=cancel-abrupt Nodes=n1,n2 PriorityTier=1 PreemptMode=CANCEL GraceTime=0
 PartitionName=high Nodes=n1,n2 PriorityTier=10 PreemptMode=OFF
 """
 

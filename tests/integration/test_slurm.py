@@ -46,7 +46,7 @@ def test_an_undisturbed_job_is_as_without_torpor(work: Submitted) -> None:
     unharmed(work, 10)
 
 
-@pytest.mark.parametrize("partition", ["abrupt", "cancel"])
+@pytest.mark.parametrize("partition", ["abrupt", "cancel", "cancel-abrupt"])
 def test_a_preempted_job_goes_on_where_it_was(work: Submitted, partition: str) -> None:
     start(work, script(work, application(work, STEPS)), "-p", partition)
     work.wait_steps(5)
@@ -144,6 +144,30 @@ exit 3
     lines = [line for line in work.out.splitlines() if not line.startswith("slurmstepd")]
     assert lines == [*(f"step {step}" for step in range(STEPS)), f"code {CODE}", "run 1, on another node"]
     assert work.differences(STEPS) == ["out"]
+
+
+def test_gnu_parallel_and_what_it_runs_are_kept(work: Submitted) -> None:
+    path = work.folder / "parallel.sh"
+    count = f"for n in $(seq {STEPS}); do echo {{}} $n; echo step $n >>{work.folder}/{{}}.log; sleep 0.05; done"
+    path.write_text(f"#!/bin/sh\nparallel --will-cite -k -j2 '{count}' ::: a b c | tr a-c A-C\nexit 5\n")
+    sbatch(work, path)
+    logs = [work.folder / f"{name}.log" for name in "abc"]
+    work.cluster.wait_for(lambda: logs[1].exists() and logs[1].stat().st_size > 50, "parallel to be in the middle")
+    work.preempt()
+    assert work.wait_code() == "5:0", work.told()
+    steps = range(1, STEPS + 1)
+    assert [log.read_text() for log in logs] == ["".join(f"step {n}\n" for n in steps)] * 3
+    lines = [line for line in work.out.splitlines() if not line.startswith("slurmstepd")]
+    assert lines == [f"{name} {n}" for name in "ABC" for n in steps]
+
+
+def test_a_step_below_the_supervisor_is_a_part_of_the_job(work: Submitted) -> None:
+    path = work.folder / "step.sh"
+    path.write_text(f"#!/bin/sh\nexport OPENBLAS_NUM_THREADS=1\nsrun -n1 -c1 {application(work, STEPS)}\n")
+    sbatch(work, path)
+    work.wait_steps(5)
+    work.preempt()
+    unharmed(work, STEPS)
 
 
 def test_an_array_goes_on_task_by_task(slurm: Cluster, work: Submitted) -> None:
@@ -262,10 +286,10 @@ def test_a_copy_that_was_thought_dead_ends(work: Submitted) -> None:
     assert "found a later one: it ends" in work.log
 
 
-def test_srun_below_the_supervisor_is_refused(work: Submitted) -> None:
-    start(work, script(work, "srun hostname"))
-    assert work.wait_code() == "10:0"
-    assert "srun --ntasks=1 torpor run" in work.out
+def test_slurms_own_srun_below_the_supervisor_is_not_saved(work: Submitted) -> None:
+    start(work, script(work, "/usr/bin/srun sleep 1000", "--every=1s"))
+    work.wait_log("call it as srun, by name")
+    assert "saved 2" not in work.log
 
 
 def test_one_supervisor_per_job(work: Submitted) -> None:

@@ -17,12 +17,13 @@ from hypothesis import strategies as st
 from torpor.errors import NotFound, Refused, RestoreFailed
 from torpor.image import image_pb2 as pb
 from torpor.probe import probe
-from torpor.scheduler_hooks.slurm import controller, rollback, site, submit
+from torpor.scheduler_hooks.slurm import controller, rollback, site, step, submit
 from torpor.scheduler_hooks.slurm.allocation import Allocation, is_supervised
 from torpor.scheduler_hooks.slurm.clean import clean
 from torpor.scheduler_hooks.slurm.controller import JobRecord, SlurmError
 from torpor.scheduler_hooks.slurm.home import KEEP, RUN_TAG, JobHome
-from torpor.scheduler_hooks.slurm.why import Answer, Cause, why
+from torpor.scheduler_hooks.slurm.supervisor import Options, Supervisor
+from torpor.scheduler_hooks.slurm.why import Answer, Cause, is_cancelled, why
 from torpor.store import SnapshotInfo
 
 LINE = (
@@ -65,6 +66,19 @@ def test_a_signal_near_the_time_limit_is_its_warning() -> None:
     assert judge(LINE, left=100, terminated=False).cause is Cause.TIME_LIMIT
     assert judge(LINE, left=200, terminated=False).cause is Cause.OTHER
     assert judge(LINE.replace("TimeLimit=01:00:00", "TimeLimit=UNLIMITED"), left=19).cause is Cause.OTHER
+
+
+def test_what_ends_a_job_is_told_from_its_times() -> None:
+    ending = LINE.replace("JobState=RUNNING", "JobState=COMPLETING")
+    assert judge(ending).cause is Cause.OTHER, "scancel"
+    preempted = ending.replace("PreemptTime=None", "PreemptTime=2026-11-23T06:44:26")
+    assert judge(preempted).cause is Cause.PREEMPTED, "PreemptMode=CANCEL without a grace time"
+    in_grace = JobRecord.parse(ending.replace("PreemptTime=None", "PreemptTime=2026-11-23T06:44:00"))
+    assert in_grace.end is not None
+    assert is_cancelled(in_grace, None)
+    assert is_cancelled(in_grace, in_grace.end + 60), "scancel in the grace time"
+    assert not is_cancelled(in_grace, in_grace.end), "its end"
+    assert not is_cancelled(JobRecord.parse(ending.replace("Reason=None", "Reason=TimeLimit")), None)
 
 
 @pytest.mark.parametrize("line", ["", "slurm_load_jobs error", LINE.replace("Restarts=0", "Restarts=x")])
@@ -201,6 +215,59 @@ def test_no_arguments_confuse_it(words: list[str]) -> None:
     except Refused:
         return
     assert found.name == "wrap"
+
+
+# --------------------------------------------------------------------------------------- srun
+
+
+@pytest.mark.parametrize(
+    ("words", "command"),
+    [
+        (["./app", "-n", "4"], ["./app", "-n", "4"]),
+        (["-N1", "-n", "1", "-c4", "--cpu-bind=cores", "-vu", "app"], ["app"]),
+        (["--exact", "--mem", "1G", "--mpi=none", "-K", "--", "app", "x"], ["app", "x"]),
+        (["--export=ALL", "-o", "out", "--open-mode=append", "-D", "/tmp", "app"], ["app"]),
+    ],
+)
+def test_a_step_of_one_task_is_a_command(words: list[str], command: list[str]) -> None:
+    values, rest = step.GRAMMAR.read(words)
+    assert rest == command
+    assert list(step.refusals(values, {"SLURM_NTASKS": "1"})) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "refused"),
+    [
+        (["-n4", "app"], "4 tasks"),
+        (["--nodes=2", "app"], "--nodes=2"),
+        (["--gpus=1", "app"], "--gpus"),
+        (["-l", "app"], "--label"),
+        (["-o", "out.%t", "app"], "out.%t"),
+        (["--multi-prog", "-w", "n1", "conf"], "--multi-prog"),
+    ],
+)
+def test_what_a_step_cannot_have_is_refused(words: list[str], refused: str) -> None:
+    reasons = list(step.refusals(step.GRAMMAR.read(words)[0], {}))
+    assert refused in "".join(map(str, reasons))
+
+
+def test_a_step_has_as_many_tasks_as_its_job() -> None:
+    assert "3 tasks" in "".join(map(str, step.refusals({}, {"SLURM_NTASKS": "3"})))
+    assert list(step.refusals({"ntasks": "1"}, {"SLURM_NTASKS": "3"})) == []
+
+
+def test_a_step_becomes_its_command(tmp_path: Path) -> None:
+    srun = tmp_path / "srun"
+    srun.write_text(step.SCRIPT)
+    srun.chmod(0o700)
+    (tmp_path / "out").write_text("before\n")
+    words = [srun, "-D", tmp_path, "-o", "out", "--open-mode=append", "sh", "-c", "echo $$; echo 2 >&2; exit 9"]
+    process = subprocess.Popen([*map(str, words)])
+    assert process.wait() == 9
+    assert (tmp_path / "out").read_text() == f"before\n{process.pid}\n2\n"
+    told = subprocess.run([srun, "-n2", "true"], capture_output=True, text=True, check=False)
+    assert told.returncode == 1
+    assert "only a step of one task" in told.stderr
 
 
 # --------------------------------------------------------------------------------------- the fence
@@ -389,6 +456,49 @@ def test_the_state_of_a_job_is_read_by_programs(tmp_path: Path) -> None:
     assert [one.path for one in JobHome.all(tmp_path)] == [home.path]
     shutil.rmtree(home.path)
     assert JobHome.all(tmp_path) == []
+
+
+# --------------------------------------------------------------------------------------- a silent controller
+
+
+def supervisor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scontrol: str) -> Supervisor:
+    """One of a job on a cluster whose scontrol is made up."""
+    path = tmp_path / "bin/scontrol"
+    path.parent.mkdir()
+    path.write_text(f"#!/bin/sh\ncd {tmp_path}\necho $1 >>asked\n{scontrol}\n")
+    path.chmod(0o755)
+    monkeypatch.setenv("PATH", str(path.parent), prepend=":")
+    monkeypatch.setattr("torpor.scheduler_hooks.slurm.supervisor.RETRY", 0.01)
+    allocation = Allocation.here(environment())
+    assert allocation is not None
+    home = JobHome(tmp_path / "store", "12", "c")
+    home.begin(0, "n1", 1.0)
+    return Supervisor(["true"], allocation, home, Options())
+
+
+SILENT_THRICE = "[ $(wc -l <asked) -gt 3 ] || { echo 'Unable to contact slurm controller' >&2; exit 1; }"
+
+
+def test_a_run_begins_when_the_controller_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = supervisor(tmp_path, monkeypatch, f"{SILENT_THRICE}\necho '{LINE}'")
+    assert tried._first_record().name == "job.sh"
+
+
+def test_a_requeue_waits_for_the_controller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    supervisor(tmp_path, monkeypatch, f"{SILENT_THRICE}\n[ $1 = requeue ] || echo '{LINE}'")._requeue(None)
+    assert (tmp_path / "asked").read_text().split() == ["show", "show", "show", "show", "requeue"]
+
+
+def test_a_requeue_that_is_refused_says_where_the_job_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refusing = f"[ $1 = show ] && exec echo '{LINE}'\necho 'Requested operation is disabled' >&2; exit 1"
+    with pytest.raises(SlurmError, match=r"is disabled.*torpor restore latest --store"):
+        supervisor(tmp_path, monkeypatch, refusing)._requeue(None)
+
+
+def test_what_the_user_cancels_meanwhile_is_not_requeued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cancelled = LINE.replace("JobState=RUNNING", "JobState=CANCELLED")
+    supervisor(tmp_path, monkeypatch, f"[ $1 = show ] && echo '{cancelled}'")._requeue(None)
+    assert "requeue" not in (tmp_path / "asked").read_text()
 
 
 # --------------------------------------------------------------------------------------- cleaning

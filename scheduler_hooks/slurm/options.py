@@ -1,0 +1,75 @@
+"""Options as Slurm's commands read them: long ones with a value beside or after ``=``, short ones in one word."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Given:
+    """An option of a command line."""
+
+    begin: int
+    end: int
+    """Its words: words[begin:end]."""
+    name: str
+    """Its long name, where there is one; ``--`` for the end of all options."""
+    value: str
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """What a command's options are like."""
+
+    without_value: frozenset[str]
+    """Long options that take no value, or one only after ``=``."""
+    short_without_value: frozenset[str]
+    long: Mapping[str, str]
+    """Long names of short options."""
+    in_full: Mapping[str, str] = field(default_factory=dict)
+    """Of beginnings of long names, which a command takes where no other option shares them."""
+
+    def walk(self, words: Sequence[str]) -> Iterator[Given]:
+        """The options at the beginning of a command line."""
+        at = 0
+        while at < len(words) and words[at].startswith("-") and words[at] != "-":
+            begin, word = at, words[at]
+            at += 1
+            if word == "--":
+                yield Given(begin, at, "--", "")
+                return
+            if word.startswith("--"):
+                name, equals, value = word[2:].partition("=")
+                name = self.in_full.get(name, name)
+                if not equals and name not in self.without_value and at < len(words):
+                    value, at = words[at], at + 1
+            else:
+                letters = re.match(f"-([{''.join(self.short_without_value)}]*)(.?)(.*)", word, re.DOTALL)
+                assert letters
+                for letter in letters[1]:
+                    yield Given(begin, at, self.long.get(letter, letter), "")
+                name, value = letters[2], letters[3]
+                if not name:
+                    continue
+                if not value and at < len(words):
+                    value, at = words[at], at + 1
+            yield Given(begin, at, self.long.get(name, name), value)
+
+    def read(self, words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+        """Options by long name, the last of each, and the words from the first that is none on."""
+        found: dict[str, str] = {}
+        rest = 0
+        for option in self.walk(words):
+            found[option.name] = option.value
+            rest = option.end
+        return found, list(words[rest:])
+
+    def without(self, words: Sequence[str], *names: str) -> list[str]:
+        """The words without some options."""
+        kept = list(words)
+        for option in reversed(list(self.walk(words))):
+            if option.name in names:
+                del kept[option.begin : option.end]
+        return kept
