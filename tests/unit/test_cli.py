@@ -151,6 +151,7 @@ def test_checkpoint_prints_the_id_alone(run: Torpor, monkeypatch: pytest.MonkeyP
         "then": "kill",
         "tags": {"a": "b", "c": "d=e"},
         "progress": None,
+        "outside": "refuse",
     }
     assert json.loads(run("checkpoint", "12", "--json")[1])["id"] == "20260101-000000000-abcdef"
 

@@ -15,22 +15,22 @@ from torpor.errors import Refused
 COMES_AND_GOES = """
 import socket, sys, time
 from pathlib import Path
-s = socket.socket(type=socket.SOCK_DGRAM); s.bind(("127.0.0.1", 0))
+r, s = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM); r.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
 print("ready", flush=True)
 while not Path("stop").exists():
-    s.sendto(b"x", s.getsockname())
+    s.send(b"x")
     time.sleep(0.015)
-    s.recv(10)
+    r.recv(10)
     time.sleep(0.015)
 print("all read", flush=True)
 """
 STAYS = """
 import socket, sys
-s = socket.socket(type=socket.SOCK_DGRAM); s.bind(("127.0.0.1", 0))
-s.sendto(b"x", s.getsockname())
+r, s = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM); r.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+s.send(b"x")
 print("ready", flush=True)
 sys.stdin.readline()
-print(s.recv(10).decode(), flush=True)
+print(r.recv(10).decode(), flush=True)
 """
 
 
