@@ -15,13 +15,26 @@ import struct
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Literal, TypeVar
 
 from torpor import procfs
 from torpor.errors import CheckpointFailed, Reason, Refused, RestoreRefused, StoreError
 from torpor.image import image_pb2 as pb
-from torpor.objects import credentials, descriptors, family, memory, sharing, sysv, threads, tree, vmas
+from torpor.objects import (
+    credentials,
+    descriptors,
+    family,
+    memory,
+    sharing,
+    sysv,
+    sysv_messages,
+    sysv_semaphores,
+    threads,
+    tree,
+    vmas,
+)
 from torpor.objects.mapped_files import MappedFiles
 from torpor.objects.memory import Progress
 from torpor.objects.shared_memory import SharedMemory
@@ -212,6 +225,8 @@ class TakenTree:
         self._all: list[TakenProcess | TakenZombie] = []
         self._parents: dict[int, int] = {}
         self._waits = waits
+        self._semaphores: list[sysv_semaphores.Set] = []
+        self._queues: list[sysv_messages.Queue] = []
         self._realtime_ns = 0
 
     def __enter__(self) -> TakenTree:
@@ -252,10 +267,30 @@ class TakenTree:
         for taken in self._living():
             taken.listen()
             self.shared.grab_mapped(taken.pid, taken.injection.maps)
+        self._take_sysv()
         if self.forked:
             self._snapshot()
         for taken in self._living():
             taken.leave()
+
+    def _take_sysv(self) -> None:
+        """Take the semaphores and message queues of System V that are the tree's."""
+        living = self._living()
+        root = living[0]
+        if sysv.is_apart(root.pid):
+            found = sysv.find_all(root.ask)
+        else:
+            waits = chain.from_iterable(taken.calls() for taken in living)
+            found = sysv.find([taken.pid for taken in living], waits)
+        askers = {taken.own_pid: taken.ask for taken in living}
+        self._semaphores, problems = sysv_semaphores.grab(found.sets, askers)
+        self._queues, more = sysv_messages.grab(found.queues, root.ask)
+        name = root.process.name
+        found.reasons += [Reason(name, why) for why in (*problems, *more)]
+        for process in [taken.process for taken in living] if found.sets else []:
+            found.reasons += sysv_semaphores.own(process.name, process.pid, list(process.threads))
+        if found.reasons:
+            raise Refused(f"{name} cannot be kept", found.reasons)
 
     def _stopped_children(self, process: Process) -> list[int]:
         """Their PIDs in the tree's PID namespace."""
@@ -288,6 +323,10 @@ class TakenTree:
         for living in self._living():
             self.shared.note_system_v(living.told())
         self.shared.describe(image)
+        for semaphores in self._semaphores:
+            sysv_semaphores.describe(semaphores, image.semaphores.add())
+        for queue in self._queues:
+            sysv_messages.describe(queue, image.queues.add())
         own_pids = {taken.pid: taken.own_pid for taken in self._all}
         pages: list[memory.Ranges] = []
         for taken in self._all:

@@ -19,6 +19,8 @@ from torpor.objects import (
     ptys,
     signals,
     sysv,
+    sysv_messages,
+    sysv_semaphores,
     threads,
     timers,
     tree,
@@ -110,7 +112,7 @@ class Plan:
     window: range
     warnings: list[str]
     segments: list[list[Call]]
-    """By init, before anyone is born, each in a table of its own: System V segments."""
+    """By init, before anyone is born, each in a table of its own: segments, semaphores and queues of System V."""
 
     def explain(self) -> str:
         """The plan for people, a line for each call."""
@@ -161,6 +163,9 @@ def make(image: pb.Tree, here: Here, held: Held) -> Plan:
             for thread in plan.member.image.threads:
                 warnings += threads.warnings(f"{plan.name}, thread {thread.tid}", thread, here.bounds)
     segments = [list(_segment(shared, window.stop, here, held)) for shared in sysv.segments(image)]
+    segments += [list(sysv_semaphores.make(one, here.rights.keep)) for one in image.semaphores]
+    segments += filter(None, [list(sysv_messages.enlarge(image))])
+    segments += [list(sysv_messages.make(queue, here.rights.keep)) for queue in image.queues]
     return Plan(plans, window, warnings, segments)
 
 
@@ -237,6 +242,7 @@ def _build(plan: ProcessPlan, process: pb.Process, image: pb.Tree, here: Here, h
             calls += [_know_stop(child.pid) for child in member.heirs if child.image and child.image.stop_told]
             if process.pid == image.processes[0].pid:
                 calls += sysv.remove(image)
+            calls += sysv_semaphores.undo(process.pid, image)
             calls += signals.steps(process)
             calls += timers.steps(process, here.timer_restore_ids)
             calls += signals.queue(process)

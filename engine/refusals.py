@@ -7,11 +7,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from itertools import chain
 
 from torpor._native import lib
 from torpor.errors import ImageDamaged, Reason, RestoreRefused
 from torpor.image import image_pb2 as pb
-from torpor.objects import credentials, descriptors, family, mapped_files, shared_memory, threads, vdso
+from torpor.objects import (
+    credentials,
+    descriptors,
+    family,
+    mapped_files,
+    shared_memory,
+    sysv_messages,
+    sysv_semaphores,
+    threads,
+    vdso,
+)
 from torpor.probe import Probe
 
 CODE_FLAGS = frozenset((
@@ -110,6 +121,9 @@ def _check_names(image: pb.Tree) -> None:
     for file in image.files:
         if not file.path.startswith(b"/") or b"\0" in file.path:
             raise ImageDamaged(f"the image contradicts itself: the mapped file {file.path!r} has no path")
+    objects = (*map(sysv_semaphores.faults, image.semaphores), *map(sysv_messages.faults, image.queues))
+    for fault in chain.from_iterable(objects):
+        raise ImageDamaged(f"the image contradicts itself: {fault}")
     for shared in image.shared:
         outside = shared.kind == pb.SharedMemory.TMPFS and os.path.normpath(shared.name) != shared.name
         if b"\0" in shared.name or outside:

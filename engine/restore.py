@@ -141,7 +141,7 @@ def _setting(image: pb.Tree, detach: bool) -> Setting:
     boot = procfs.read("/proc/sys/kernel/random/boot_id").strip().decode()
     if os.path.exists("/proc/self/ns/time") and (namespaces or image.host.boot_id != boot):
         namespaces |= Namespaces.TIME
-    if sysv.segments(image):
+    if sysv.needs_namespace(image):
         namespaces |= Namespaces.IPC
     return Setting(
         namespaces,

@@ -19,7 +19,7 @@ from torpor.remote.freeze import Process
 from torpor.remote.injection import Gadgets, Injection, leave_critical_sections
 from torpor.remote.snapshot import Snapshot
 from torpor.remote.waits import Waits
-from torpor.remote.x86_64 import NR
+from torpor.remote.x86_64 import NR, ORIG_RAX, RDI, in_system_call
 
 _TABLE_ROOM = 64 << 10
 """Bytes in the window for one thread's table: a process with every signal caught needs 20 KiB for its host."""
@@ -38,7 +38,7 @@ class _HostQuestions:
     monotonic: int
     boottime: int
     sandbox: int | None
-    sysv: sysv.Questions
+    sysv: dict[int, int]
     stops: dict[int, int]
     """For each child that is stopped by job control, by its own PID: whether wait() has told of that."""
 
@@ -109,7 +109,7 @@ class TakenProcess:
             monotonic=host.add(NR.clock_gettime, _CLOCK_MONOTONIC, Out(16)),
             boottime=host.add(NR.clock_gettime, _CLOCK_BOOTTIME, Out(16)),
             sandbox=credentials.ask_sandbox(host, self.pid, self.texts.status),
-            sysv=sysv.ask(host, self.pid, self.injection.maps),
+            sysv=sysv.ask(host, self.injection.maps),
             stops={pid: signals.ask_stop(host, pid) for pid in stopped_children},
         )
         self.injection.start(batches)
@@ -117,6 +117,21 @@ class TakenProcess:
     def listen(self) -> None:
         """Collect the answers."""
         self._replies = self.injection.finish()
+
+    def ask(self, batch: Batch) -> Replies:
+        """Have it make calls, and wait for what they give."""
+        self._asked = True
+        tid = self.injection.host.tid
+        self.injection.start({tid: batch})
+        replies = self.injection.finish()[tid]
+        self._asked = False
+        return replies
+
+    def calls(self) -> Iterator[tuple[int, int]]:
+        """The system calls in which its threads were stopped, each with its first argument."""
+        for portable in self._registers.values():
+            if in_system_call(portable.registers):
+                yield portable.registers[ORIG_RAX], portable.registers[RDI]
 
     def told(self) -> list[sysv.Segment]:
         """Its System V segments, of which only itself can tell.

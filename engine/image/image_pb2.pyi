@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Map
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Tree(_message.Message):
-    __slots__ = ("host", "processes", "descriptions", "shared", "files", "pipes", "timing", "ptys", "sessions")
+    __slots__ = ("host", "processes", "descriptions", "shared", "files", "pipes", "timing", "ptys", "sessions", "semaphores", "queues")
     HOST_FIELD_NUMBER: _ClassVar[int]
     PROCESSES_FIELD_NUMBER: _ClassVar[int]
     DESCRIPTIONS_FIELD_NUMBER: _ClassVar[int]
@@ -17,6 +17,8 @@ class Tree(_message.Message):
     TIMING_FIELD_NUMBER: _ClassVar[int]
     PTYS_FIELD_NUMBER: _ClassVar[int]
     SESSIONS_FIELD_NUMBER: _ClassVar[int]
+    SEMAPHORES_FIELD_NUMBER: _ClassVar[int]
+    QUEUES_FIELD_NUMBER: _ClassVar[int]
     host: Host
     processes: _containers.RepeatedCompositeFieldContainer[Process]
     descriptions: _containers.RepeatedCompositeFieldContainer[Description]
@@ -26,7 +28,61 @@ class Tree(_message.Message):
     timing: Timing
     ptys: _containers.RepeatedCompositeFieldContainer[Pty]
     sessions: _containers.RepeatedCompositeFieldContainer[Session]
-    def __init__(self, host: _Optional[_Union[Host, _Mapping]] = ..., processes: _Optional[_Iterable[_Union[Process, _Mapping]]] = ..., descriptions: _Optional[_Iterable[_Union[Description, _Mapping]]] = ..., shared: _Optional[_Iterable[_Union[SharedMemory, _Mapping]]] = ..., files: _Optional[_Iterable[_Union[FileRef, _Mapping]]] = ..., pipes: _Optional[_Iterable[_Union[PipeBuffer, _Mapping]]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., ptys: _Optional[_Iterable[_Union[Pty, _Mapping]]] = ..., sessions: _Optional[_Iterable[_Union[Session, _Mapping]]] = ...) -> None: ...
+    semaphores: _containers.RepeatedCompositeFieldContainer[SemaphoreSet]
+    queues: _containers.RepeatedCompositeFieldContainer[MessageQueue]
+    def __init__(self, host: _Optional[_Union[Host, _Mapping]] = ..., processes: _Optional[_Iterable[_Union[Process, _Mapping]]] = ..., descriptions: _Optional[_Iterable[_Union[Description, _Mapping]]] = ..., shared: _Optional[_Iterable[_Union[SharedMemory, _Mapping]]] = ..., files: _Optional[_Iterable[_Union[FileRef, _Mapping]]] = ..., pipes: _Optional[_Iterable[_Union[PipeBuffer, _Mapping]]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., ptys: _Optional[_Iterable[_Union[Pty, _Mapping]]] = ..., sessions: _Optional[_Iterable[_Union[Session, _Mapping]]] = ..., semaphores: _Optional[_Iterable[_Union[SemaphoreSet, _Mapping]]] = ..., queues: _Optional[_Iterable[_Union[MessageQueue, _Mapping]]] = ...) -> None: ...
+
+class SemaphoreSet(_message.Message):
+    __slots__ = ("id", "key", "uid", "gid", "mode", "values", "undo")
+    class Undo(_message.Message):
+        __slots__ = ("pid", "number", "value")
+        PID_FIELD_NUMBER: _ClassVar[int]
+        NUMBER_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        pid: int
+        number: int
+        value: int
+        def __init__(self, pid: _Optional[int] = ..., number: _Optional[int] = ..., value: _Optional[int] = ...) -> None: ...
+    ID_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    UID_FIELD_NUMBER: _ClassVar[int]
+    GID_FIELD_NUMBER: _ClassVar[int]
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    UNDO_FIELD_NUMBER: _ClassVar[int]
+    id: int
+    key: int
+    uid: int
+    gid: int
+    mode: int
+    values: _containers.RepeatedScalarFieldContainer[int]
+    undo: _containers.RepeatedCompositeFieldContainer[SemaphoreSet.Undo]
+    def __init__(self, id: _Optional[int] = ..., key: _Optional[int] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., mode: _Optional[int] = ..., values: _Optional[_Iterable[int]] = ..., undo: _Optional[_Iterable[_Union[SemaphoreSet.Undo, _Mapping]]] = ...) -> None: ...
+
+class MessageQueue(_message.Message):
+    __slots__ = ("id", "key", "uid", "gid", "mode", "size", "messages")
+    class Message(_message.Message):
+        __slots__ = ("type", "content")
+        TYPE_FIELD_NUMBER: _ClassVar[int]
+        CONTENT_FIELD_NUMBER: _ClassVar[int]
+        type: int
+        content: bytes
+        def __init__(self, type: _Optional[int] = ..., content: _Optional[bytes] = ...) -> None: ...
+    ID_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    UID_FIELD_NUMBER: _ClassVar[int]
+    GID_FIELD_NUMBER: _ClassVar[int]
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    MESSAGES_FIELD_NUMBER: _ClassVar[int]
+    id: int
+    key: int
+    uid: int
+    gid: int
+    mode: int
+    size: int
+    messages: _containers.RepeatedCompositeFieldContainer[MessageQueue.Message]
+    def __init__(self, id: _Optional[int] = ..., key: _Optional[int] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., mode: _Optional[int] = ..., size: _Optional[int] = ..., messages: _Optional[_Iterable[_Union[MessageQueue.Message, _Mapping]]] = ...) -> None: ...
 
 class Pty(_message.Message):
     __slots__ = ("number", "termios", "window", "locked", "packet", "exclusive", "stopped", "ended", "hung_up", "outside", "mode", "uid", "gid")

@@ -1,12 +1,13 @@
-"""System V shared memory: segments that a tree has attached.
+"""System V shared memory: segments that a tree has attached. And which objects of System V are a tree's.
 
 Kept: id, key, size, rights, content, where each process has attached it, whether it is marked for removal. A tree with
 segments is restored into an IPC namespace of its own, where their ids and keys are free. The old segments stay in the
-host until somebody removes them.
+host until somebody removes them. Semaphores are in `torpor.objects.sysv_semaphores`, message queues in
+`torpor.objects.sysv_messages`; those are a tree's that a process of it used last.
 
 Refused: a segment that others have attached too, that is attached in part only, or that is locked (SHM_LOCK); one that
-the tree has made and not attached; semaphores and message queues that it was the last to use. Of an id that a process
-only knows nothing can be seen from outside.
+the tree has made and not attached; semaphores and message queues that processes outside of the tree have used, too. Of
+an id that a process only knows nothing can be seen from outside.
 
 Documented in: sysvipc(7), shmctl(2), proc_sysvipc(5); /proc/sys/kernel/shm_next_id in
 Documentation/admin-guide/sysctl/kernel.rst.
@@ -17,8 +18,8 @@ from __future__ import annotations
 import os
 import struct
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import NamedTuple
 
@@ -33,12 +34,17 @@ from torpor.remote.sys import try_syscall
 from torpor.remote.x86_64 import NR
 
 IPC_RMID, IPC_SET, IPC_STAT = 0, 1, 2
-GETPID, MSG_INFO, SEM_INFO = 11, 12, 19
+GETPID, MSG_INFO, MSG_STAT_ANY, SEM_INFO, SEM_STAT_ANY = 11, 12, 13, 19, 20
+IPC_CREAT, IPC_EXCL = 0o1000, 0o2000
+RIGHTS = 0o777
 _NAME = b"/SYSV"
 _STAT = struct.Struct("<iIIIII24xQ3QiiQ16x")  # struct shmid64_ds (include/uapi/asm-generic/shmbuf.h)
-_DESTROYED, _LOCKED, _RIGHTS = 0o1000, 0o2000, 0o777
-_SEMINFO_SETS = slice(28, 32)  # struct seminfo: semusz, which SEM_INFO makes the number of sets
-_MSGINFO_QUEUES = slice(0, 4)  # struct msginfo: msgpool, which MSG_INFO makes the number of queues
+_DESTROYED, _LOCKED = 0o1000, 0o2000
+_LARGEST_STAT = 120
+"""Bytes of a struct msqid64_ds; a struct semid64_ds has less."""
+_AT_ONCE = 100
+_OF_SETS, _OF_QUEUES = (NR.semop, NR.semtimedop), (NR.msgrcv, NR.msgsnd)
+"""Calls in which a thread may wait for them; the first argument is the id."""
 
 
 class Segment(NamedTuple):
@@ -59,29 +65,75 @@ def is_segment(mapping: procfs.Mapping) -> bool:
     return mapping.shared and mapping.name.startswith(_NAME) and mapping.name.endswith(b" (deleted)")
 
 
+@dataclass
+class Found:
+    """The semaphores and message queues that are a tree's."""
+
+    sets: list[int] = field(default_factory=list)
+    queues: list[int] = field(default_factory=list)
+    reasons: list[Reason] = field(default_factory=list)
+    """Why something cannot be kept."""
+
+
 def refuse(pids: Sequence[int]) -> list[Reason]:
     """What of a tree cannot be kept that lives in the same IPC namespace as we; `pids` are its living processes."""
-    if not pids or _is_apart(pids[0]):
-        return []
+    return find(pids).reasons if pids and not is_apart(pids[0]) else []
+
+
+def find(pids: Sequence[int], waits: Iterable[tuple[int, int]] = ()) -> Found:
+    """What a tree has used that lives in the same IPC namespace as we.
+
+    Args:
+        pids: its living processes.
+        waits: the calls in which threads of it wait, each with its first argument.
+    """
     members = {pid: _started(pid) for pid in pids}
+    found = Found()
+    waited = set(waits)
 
     def ours(pid: int, moment: int) -> bool:
         """Whether a process of the tree did it: PIDs are used again, and only what it did in its time is its own."""
         return pid in members and members[pid] <= moment + 1
 
-    reasons: list[Reason] = []
+    def note(number: int, what: str, calls: Iterable[int], uses: Iterable[tuple[int, int]], kept: list[int]) -> None:
+        uses = list(uses)
+        mine = [pid for pid, moment in uses if ours(pid, moment)]
+        if mine or any((call, number) in waited for call in calls):
+            kept.append(number)
+            others = [pid for pid, moment in uses if pid > 0 and not ours(pid, moment) and _started(pid) <= moment + 1]
+            if others:
+                why = f"{describe_process(others[0])}, outside of the tree, has used them too"
+                found.reasons.append(_reason([*mine, *pids][0], f"it uses {what} {number}, and {why}"))
+
     for row in _rows("shm"):
         if row["nattch"] == 0 and ours(row["cpid"], row["ctime"]):
-            reasons.append(_reason(row["cpid"], f"it has made the System V segment {row['shmid']} and not attached it"))
+            why = f"it has made the System V segment {row['shmid']} and not attached it"
+            found.reasons.append(_reason(row["cpid"], why))
     for row in _rows("msg"):
         uses = ((row["lspid"], row["stime"]), (row["lrpid"], row["rtime"]))
-        if found := [pid for pid, moment in uses if ours(pid, moment)]:
-            reasons.append(_reason(found[0], f"it uses the System V message queue {row['msqid']}, not kept yet"))
+        note(row["msqid"], "messages of the System V message queue", _OF_QUEUES, uses, found.queues)
     for row in _rows("sem"):
         users = {try_syscall(NR.semctl, row["semid"], number, GETPID) for number in range(row["nsems"])}
-        if used := [pid for pid in users if ours(pid, row["otime"] or row["ctime"])]:
-            reasons.append(_reason(used[0], f"it uses the System V semaphores {row['semid']}, not kept yet"))
-    return reasons
+        moment = row["otime"] or row["ctime"]
+        note(row["semid"], "the System V semaphores", _OF_SETS, ((pid, moment) for pid in users), found.sets)
+    return found
+
+
+def find_all(ask: Callable[[Batch], Replies]) -> Found:
+    """All that is in an IPC namespace of a tree's own; `ask` has a process of it make calls."""
+    batch = Batch()
+    last = batch.add(NR.semctl, 0, 0, SEM_INFO, Out(40)), batch.add(NR.msgctl, 0, MSG_INFO, Out(32))
+    replies = ask(batch)
+    sets, queues = (replies.result(entry) + 1 for entry in last)
+    found = Found()
+    for at in range(0, max(sets, queues), _AT_ONCE):
+        batch, some = Batch(), range(at, at + _AT_ONCE)
+        of_sets = [batch.add(NR.semctl, index, 0, SEM_STAT_ANY, Out(_LARGEST_STAT)) for index in some if index < sets]
+        of_queues = [batch.add(NR.msgctl, index, MSG_STAT_ANY, Out(_LARGEST_STAT)) for index in some if index < queues]
+        replies = ask(batch)
+        for entries, kept in ((of_sets, found.sets), (of_queues, found.queues)):
+            kept += [number for number in map(replies.result, entries) if number >= 0]
+    return found
 
 
 def _started(pid: int) -> float:
@@ -98,7 +150,8 @@ def _reason(pid: int, why: str) -> Reason:
     return Reason(describe_process(pid), why)
 
 
-def _is_apart(pid: int) -> bool:
+def is_apart(pid: int) -> bool:
+    """Whether a process lives in another IPC namespace than we."""
     try:
         return os.readlink(f"/proc/{pid}/ns/ipc") != os.readlink("/proc/self/ns/ipc")
     except (FileNotFoundError, ProcessLookupError):
@@ -116,32 +169,17 @@ def _rows(kind: str) -> Iterator[dict[str, int]]:
         yield dict(zip(names, map(int, line.split()), strict=True))
 
 
-@dataclass
-class Questions:
-    """The entries of a process's batch that tell of segments and the like."""
-
-    apart: bool
-    segments: dict[int, int]
-    semaphores: int
-    queues: int
-
-
-def ask(batch: Batch, pid: int, maps: Iterable[procfs.Mapping]) -> Questions:
-    """Ask for the segments that a process maps; in an IPC namespace of its own, for what else is there."""
+def ask(batch: Batch, maps: Iterable[procfs.Mapping]) -> dict[int, int]:
+    """Ask for the segments that a process maps: the entries by their ids."""
     ids = {mapping.inode for mapping in maps if is_segment(mapping)}
-    return Questions(
-        apart=_is_apart(pid),
-        segments={number: batch.add(NR.shmctl, number, IPC_STAT, Out(_STAT.size)) for number in sorted(ids)},
-        semaphores=batch.add(NR.semctl, 0, 0, SEM_INFO, Out(40)),
-        queues=batch.add(NR.msgctl, 0, MSG_INFO, Out(32)),
-    )
+    return {number: batch.add(NR.shmctl, number, IPC_STAT, Out(_STAT.size)) for number in sorted(ids)}
 
 
-def answer(asked: Questions, replies: Replies) -> tuple[list[Segment], list[str]]:
-    """The segments, and what of the namespace cannot be kept."""
+def answer(asked: Mapping[int, int], replies: Replies) -> tuple[list[Segment], list[str]]:
+    """The segments, and what of them cannot be kept."""
     segments: list[Segment] = []
     problems: list[str] = []
-    for number, entry in asked.segments.items():
+    for number, entry in asked.items():
         if replies.result(entry) < 0:
             problems.append(
                 f"the System V segment {number} tells it nothing of itself: {os.strerror(-replies.result(entry))}"
@@ -149,11 +187,6 @@ def answer(asked: Questions, replies: Replies) -> tuple[list[Segment], list[str]
             continue
         key, uid, gid, _, _, mode, size, *_, attached = _STAT.unpack(replies.output(entry, 2))
         segments.append(Segment(number, key, uid, gid, mode, size, attached))
-    if asked.apart:
-        if any(replies.output(asked.semaphores, 3)[_SEMINFO_SETS]):
-            problems.append("its IPC namespace has System V semaphores, which are not kept yet")
-        if any(replies.output(asked.queues, 2)[_MSGINFO_QUEUES]):
-            problems.append("its IPC namespace has System V message queues, which are not kept yet")
     return segments, problems
 
 
@@ -185,15 +218,27 @@ def describe(segment: Segment, out: pb.SharedMemory) -> None:
 
 # Restore
 
-_IPC_CREAT, _IPC_EXCL = 0o1000, 0o2000
 _SHM_RDONLY, _SHM_EXEC = 0o10000, 0o100000
-_NEXT_ID = b"/proc/sys/kernel/shm_next_id\0"
 _READ, _WRITE, _EXECUTE = 1, 2, 4
+
+
+def needs_namespace(image: pb.Tree) -> bool:
+    """Whether an image has objects of System V."""
+    return bool(segments(image) or image.semaphores or image.queues)
 
 
 def segments(image: pb.Tree) -> list[pb.SharedMemory]:
     """Those of an image."""
     return [shared for shared in image.shared if shared.kind == pb.SharedMemory.SYSTEM_V]
+
+
+def choose_id(kind: str, number: int, name: str) -> Iterator[Call]:
+    """Have the next object of a kind get an id: the first calls of a table (CONFIG_CHECKPOINT_RESTORE)."""
+    text = b"%d" % number
+    path = f"/proc/sys/kernel/{kind}_next_id"
+    yield Call(NR.open, (path.encode() + b"\0", os.O_WRONLY | os.O_CLOEXEC), None, f"opening {path}")
+    yield Call(NR.write, (Result(0), text, len(text)), len(text), f"choosing the id of {name}")
+    yield Call(NR.close, (Result(0),), 0, f"closing {path}")
 
 
 def make(shared: pb.SharedMemory, address: int, filling: Iterable[Call], owner: bool) -> Iterator[Call]:
@@ -206,13 +251,10 @@ def make(shared: pb.SharedMemory, address: int, filling: Iterable[Call], owner: 
         owner: whether the image's user ids are set.
     """
     number, name = shared.sysv_id, f"System V segment {shared.sysv_id}"
-    text = b"%d" % number
-    yield Call(NR.open, (_NEXT_ID, os.O_WRONLY | os.O_CLOEXEC), None, "opening shm_next_id")
-    yield Call(NR.write, (Result(0), text, len(text)), len(text), f"choosing the id of {name}")
-    yield Call(NR.close, (Result(0),), 0, "closing shm_next_id")
-    rights = shared.mode & _RIGHTS
+    yield from choose_id("shm", number, name)
+    rights = shared.mode & RIGHTS
     yield Call(
-        NR.shmget, (shared.sysv_key, shared.size, _IPC_CREAT | _IPC_EXCL | rights | 0o600), number, f"making {name}"
+        NR.shmget, (shared.sysv_key, shared.size, IPC_CREAT | IPC_EXCL | rights | 0o600), number, f"making {name}"
     )
     yield Call(NR.shmat, (number, address, 0), address, f"attaching {name}")
     yield from filling

@@ -57,8 +57,13 @@ class NR(IntEnum):
     execve = 59
     exit = 60
     wait4 = 61
+    semget = 64
+    semop = 65
     semctl = 66
     shmdt = 67
+    msgget = 68
+    msgsnd = 69
+    msgrcv = 70
     msgctl = 71
     kill = 62
     fcntl = 72
@@ -95,6 +100,7 @@ class NR(IntEnum):
     sched_getaffinity = 204
     set_tid_address = 218
     restart_syscall = 219
+    semtimedop = 220
     timer_create = 222
     timer_settime = 223
     timer_gettime = 224
@@ -174,6 +180,8 @@ _NEVER_RESTARTED: dict[int, tuple[int, tuple[int, ...]]] = {
     NR.epoll_pwait: (R10, (0xFFFFFFFF, WORD)),
     NR.epoll_pwait2: (R10, (0,)),  # a null pointer
     NR.rt_sigtimedwait: (RDX, (0,)),
+    NR.semop: (ORIG_RAX, (NR.semop,)),  # it has none
+    NR.semtimedop: (R10, (0,)),
 }
 """By call: the register with its limit, and what there means none."""
 
@@ -188,6 +196,7 @@ _TIMESPEC: dict[int, int] = {
     NR.futex: R10,
     NR.rt_sigtimedwait: RDX,
     NR.epoll_pwait2: R10,
+    NR.semtimedop: R10,
 }
 TIMED_CALLS = frozenset({*_MILLISECONDS, *_TIMESPEC, NR.restart_syscall})
 """Calls of which it matters for how long they had been waiting."""
