@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Awaitable, Callable
 from functools import wraps
+from pathlib import Path
 from typing import Any, TypeVar
 
 from jupyter_server.auth.decorator import authorized
@@ -19,6 +20,7 @@ from torpor import errors
 from torpor.jupyter_ext.kernels import Keeper
 from torpor.jupyter_ext.records import KERNEL_ID, SNAPSHOT_ID
 
+DESCRIPTION = Path(__file__).with_name("api.yaml").read_bytes()
 MAX_NAME, MAX_NOTE = 200, 4000
 """Characters."""
 
@@ -88,6 +90,17 @@ class TorporHandler(APIHandler):
         """Send JSON."""
         self.set_status(status)
         self.finish(json.dumps(value))
+
+
+class Description(TorporHandler):
+    """The API itself."""
+
+    @web.authenticated
+    @authorized
+    async def get(self) -> None:
+        """Send its description (OpenAPI)."""
+        self.set_header("Content-Type", "application/yaml")
+        self.finish(DESCRIPTION)
 
 
 class Kernels(TorporHandler):
@@ -231,6 +244,7 @@ class Fork(TorporHandler):
 _KERNEL = f"/api/torpor/kernels/(?P<kernel_id>{KERNEL_ID.pattern.replace('(-', '(?:-')})"
 _CHECKPOINT = f"{_KERNEL}/checkpoints/(?P<checkpoint_id>{SNAPSHOT_ID.pattern})"
 HANDLERS = [
+    (r"/api/torpor/api\.yaml", Description),
     (r"/api/torpor/kernels", Kernels),
     (r"/api/torpor/checkpoints", AllCheckpoints),
     (_KERNEL, Kernel),

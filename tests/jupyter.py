@@ -18,6 +18,7 @@ from typing import Any
 
 from websocket import WebSocket, WebSocketTimeoutException, create_connection
 
+from tests import api
 from tests.users import BIN, User
 
 TOKEN = "for-tests"
@@ -121,14 +122,18 @@ class Server:
             request.add_header("Authorization", f"token {token}")
         try:
             with urllib.request.urlopen(request, timeout=timeout) as answer:
-                text = answer.read()
+                status, text = answer.status, answer.read()
         except urllib.error.HTTPError as error:
-            text = error.read()
-            try:
-                raise Answer(error.code, json.loads(text)) from None
-            except json.JSONDecodeError:
-                raise Answer(error.code, {"message": text.decode(errors="replace")}) from None
-        return json.loads(text) if text else None
+            status, text = error.code, error.read()
+        try:
+            told = json.loads(text) if text else None
+        except json.JSONDecodeError:
+            told = {"message": text.decode(errors="replace")}
+        if path.startswith("api/torpor/") and "%" not in path:
+            api.check(method, path, status, told)
+        if status >= 400:
+            raise Answer(status, told or {})
+        return told
 
     def get(self, path: str) -> Any:
         return self.ask("GET", path)
