@@ -43,16 +43,22 @@ class ProcessId:
     started: int
     """Its start time in clock ticks since boot (proc(5), field 22 of stat)."""
     boot_id: str
+    namespace: str = ""
+    """The PID namespace in which it has this PID: containers on one host share the boot."""
 
     @classmethod
     def of(cls, pid: int) -> ProcessId:
         """The process that has this PID now. Raises ProcessLookupError."""
-        return cls(pid, start_ticks(pid), boot_id())
+        return cls(pid, start_ticks(pid), boot_id(), pid_namespace())
+
+    def is_here(self) -> bool:
+        """Whether its PID means something to this process: it is of the same boot and namespace."""
+        return (self.boot_id, self.namespace) == (boot_id(), pid_namespace())
 
     def exists(self) -> bool:
         """Whether it still lives on this host."""
         try:
-            return self.boot_id == boot_id() and self.started == start_ticks(self.pid)
+            return self.is_here() and self.started == start_ticks(self.pid)
         except ProcessLookupError:
             return False
 
@@ -269,6 +275,11 @@ def _parse(kind: type[R], id: str, data: object) -> R:
 def boot_id() -> str:
     """This host's boot: PIDs of another one mean nothing."""
     return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+
+
+def pid_namespace() -> str:
+    """The PID namespace that this process sees."""
+    return os.readlink("/proc/self/ns/pid")
 
 
 def start_ticks(pid: int) -> int:

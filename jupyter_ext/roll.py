@@ -141,7 +141,7 @@ class Roll:
         if record.server and record.server != self._server and record.server.exists():
             return False
         if not record.parked and not (record.process and record.process.exists()):
-            if not record.process or record.process.boot_id == self._server.boot_id:
+            if not record.process or record.process.is_here():
                 self.records.remove(KernelRecord, record.id)  # it ended after its server did
             return False
         places = [session.path for session in record.sessions]

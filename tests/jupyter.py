@@ -46,8 +46,14 @@ def wait_until(holds: Callable[[], Any], what: str, patience: float = PATIENCE) 
 class Server:
     """A Jupyter server with Torpor, as a user; `stop` and `kill` end it, and it can be started again."""
 
-    def __init__(self, user: User, *options: str, program: str = "server", name: str = "server") -> None:
-        self.user, self.program, self.options = user, program, options
+    def __init__(
+        self, user: User, *options: str, program: str = "server", name: str = "server", host: str = ""
+    ) -> None:
+        """A server named `name`, with a log and a runtime directory of its own; `host`: on a host of that name, with
+        PIDs of its own (by namespaces, which take root).
+        """
+        self.user, self.program, self.options, self.host = user, program, options, host
+        self.runtime = user.tmp / ("runtime" if name == "server" else f"runtime-{name}")
         self.root = user.own(_made(user.tmp / "notebooks"))
         self.store = user.tmp / "store"
         self.log = user.tmp / f"{name}.log"
@@ -61,20 +67,44 @@ class Server:
                 self.url = f"http://127.0.0.1:{free.getsockname()[1]}/"
         port = self.url.rpartition(":")[2].strip("/")
         with open(self.log, "ab") as log:
-            self.process = self.user.popen(
-                [
-                    BIN / "jupyter", self.program, "--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1",
-                    f"--ServerApp.port={port}", "--ServerApp.port_retries=0", f"--IdentityProvider.token={TOKEN}",
-                    f"--ServerApp.root_dir={self.root}", "--ServerApp.shutdown_no_activity_timeout=600", *self.options,
-                ],
-                env={
-                    "TORPOR_STORE": str(self.store), "JUPYTER_RUNTIME_DIR": str(self.user.tmp / "runtime"),
-                    "IPYTHONDIR": str(self.user.tmp / "ipython"),
-                },
-                stdout=log, stderr=log,
-            )  # fmt: skip
+            command: list[str | Path] = [
+                BIN / "jupyter", self.program, "--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1",
+                f"--ServerApp.port={port}", "--ServerApp.port_retries=0", f"--IdentityProvider.token={TOKEN}",
+                f"--ServerApp.root_dir={self.root}", "--ServerApp.shutdown_no_activity_timeout=600", *self.options,
+            ]  # fmt: skip
+            environment = {
+                "TORPOR_STORE": str(self.store), "JUPYTER_RUNTIME_DIR": str(self.runtime),
+                "IPYTHONDIR": str(self.user.tmp / "ipython"),
+            }  # fmt: skip
+            if self.host:
+                self.process = self._popen_elsewhere(list(map(str, command)), environment, log)
+            else:
+                self.process = self.user.popen(command, env=environment, stdout=log, stderr=log)
         wait_until(self._answers, f"the server answers: {self.tail()}")
         return self
+
+    def _popen_elsewhere(self, command: list[str], environment: dict[str, str], log: Any) -> subprocess.Popen[bytes]:
+        apart = ["unshare", "--uts", "--pid", "--mount", "--fork", "--kill-child", "--mount-proc"]
+        become = [
+            "setpriv",
+            f"--reuid={self.user.uid}",
+            f"--regid={self.user.gid}",
+            "--clear-groups",
+            "--inh-caps=-all",
+        ]
+        script = 'hostname "$0" && exec "$@"'
+        return subprocess.Popen(
+            [*apart, "sh", "-c", script, self.host, *become, *command],
+            env=self.user.env | environment, cwd=self.user.tmp, start_new_session=True, stdout=log, stderr=log,
+        )  # fmt: skip
+
+    @property
+    def pid(self) -> int:
+        """The server's PID as tests see it."""
+        if not self.host:
+            return int(self.process.pid)
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        return int(children[0])
 
     def _answers(self) -> bool:
         assert self.process.poll() is None, self.tail()
@@ -97,11 +127,11 @@ class Server:
 
     def _end(self, number: int) -> None:
         if self.process and self.process.poll() is None:
-            os.kill(self.process.pid, number)
+            os.kill(self.pid, number)
             try:
                 wait_until(lambda: self.process.poll() is not None or self._lost_signal(), "it ends")
                 if self.process.poll() is None:
-                    os.kill(self.process.pid, number)
+                    os.kill(self.pid, number)
                 self.process.wait(PATIENCE)
             except (AssertionError, subprocess.TimeoutExpired):
                 self.process.kill()
