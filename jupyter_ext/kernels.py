@@ -57,7 +57,7 @@ class Keeper(Steps):
 
     async def checkpoints(self, kernel_id: str | None = None) -> list[dict[str, Any]]:
         """The checkpoints of one kernel, living or gone, or of all; oldest first. Raises StoreError."""
-        infos = await self.run(self.store.snapshots)
+        infos = await self.read(self.store.snapshots)
         return [self._checkpoint(info) for info in infos if TAG in info.tags and kernel_id in (None, info.tags[TAG])]
 
     def _checkpoint(self, info: SnapshotInfo) -> dict[str, Any]:
@@ -113,7 +113,7 @@ class Keeper(Steps):
         why = "" if here and there else f"the variables of checkpoint {id if not here else other} were not listed:"
         if why:
             why += " lists are made of idle kernels of IPython only"
-        return {"with": other, "why": why or None} | await self.run(self._compare, info, earlier, here, there)
+        return {"with": other, "why": why or None} | await self.read(self._compare, info, earlier, here, there)
 
     def _compare(self, info: SnapshotInfo, earlier: SnapshotInfo, here: str, there: str) -> dict[str, Any]:
         with self.store.open(info) as mine, self.store.open(earlier) as theirs:

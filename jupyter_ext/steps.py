@@ -46,16 +46,20 @@ class Steps(Roll):
     """The steps that `Keeper` is made of. All methods belong to the server's event loop."""
 
     def __init__(self, *arguments: Any) -> None:
-        """As Roll. One thread for all kernels: two checkpoints at once would only compete for the disk."""
+        """As Roll. One thread for all kernels: two checkpoints at once would only compete for the disk.
+
+        Another one looks things up in the store, so that nobody who only asks waits for a checkpoint.
+        """
         super().__init__(*arguments)
         self._engine = ThreadPoolExecutor(1, "torpor-engine")
+        self._reader = ThreadPoolExecutor(1, "torpor-reader")
         self._unwritten: dict[str, CheckpointRecord] = {}
         """Of checkpoints that are in the store, but there was no room to write down what is known of them."""
 
     async def checkpoint_of(self, kernel_id: str, id: str) -> tuple[SnapshotInfo, CheckpointRecord]:
         """One checkpoint of a kernel. Raises NotFound, StoreError."""
         record = self._unwritten.get(id) or self.records.read(CheckpointRecord, id)
-        info = await self.run(self.store.resolve, id)
+        info = await self.read(self.store.resolve, id)
         if info.id != id or info.tags.get(TAG) != kernel_id or record.kernel_id != kernel_id:
             raise NotFound(f"kernel {kernel_id} has no checkpoint {id}")
         return info, record
@@ -312,9 +316,14 @@ class Steps(Roll):
         """Let the engine's thread do something, when it is done with what it does."""
         return await asyncio.get_running_loop().run_in_executor(self._engine, call, *arguments)
 
+    async def read(self, call: Callable[..., T], *arguments: Any) -> T:
+        """Look something up in the store, also while the engine is at work."""
+        return await asyncio.get_running_loop().run_in_executor(self._reader, call, *arguments)
+
     def close(self) -> None:
-        """Give up the engine's thread."""
+        """Give up the threads."""
         self._engine.shutdown()
+        self._reader.shutdown()
 
 
 async def _end(process: KernelProcess) -> None:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, sync_playwright
 
 from tests.jupyter import TOKEN, Server
@@ -48,12 +49,32 @@ class Lab:
         self.page.evaluate(script, [id, arguments])
 
     def run_cell(self, code: str) -> Any:
-        """Type into the active last cell and run it; the cell's element."""
-        cell = self.page.locator(".jp-Notebook .jp-Cell").last
+        """Type into the last cell of the notebook in front and run it; the cell's element."""
+        cell = self.page.locator(".jp-Notebook:visible .jp-Cell").last
         cell.locator(".cm-content").click()
         self.page.keyboard.insert_text(code)
         self.page.keyboard.press("Shift+Enter")
         return cell
+
+    def shows(self, output: str) -> None:
+        """Wait until a cell shows this output."""
+        self.page.locator(".jp-OutputArea-output:visible").get_by_text(output, exact=True).wait_for()
+
+    def checkpoint(self) -> None:
+        """Click the moon in the toolbar, and wait until the kernel is saved."""
+        self.page.locator(".jp-NotebookPanel-toolbar:visible").get_by_title("Checkpoint kernel").click()
+        self.notice("Kernel saved").get_by_role("button", name="Hide notification").click()
+
+    def focused(self) -> str:
+        """What a screen reader says of the element that has the focus."""
+        label = self.page.evaluate("document.activeElement.getAttribute('aria-label')")
+        return str(label)
+
+    def check_accessibility(self, selector: str) -> None:
+        """Let axe look at a part of the page for what keeps people with a disability from using it."""
+        found = Axe().run(self.page, context=[selector])
+        assert found.response["passes"], f"nothing was looked at in {selector}"
+        assert not found.violations_count, found.generate_report()
 
     def notice(self, text: str) -> Any:
         """Wait for a notification with this text."""

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests import browser
-from tests.browser import CHROMIUM, Lab
+from tests.browser import CHROMIUM
 from tests.jupyter import Server, running
 from tests.users import User
 
@@ -43,17 +43,12 @@ def server(ordinary_account: User) -> Iterator[Server]:
         yield server
 
 
-def shows(lab: Lab, output: str) -> None:
-    """Wait until a cell shows this output."""
-    lab.page.locator(".jp-OutputArea-output").get_by_text(output, exact=True).wait_for()
-
-
 def test_a_notebook_users_day(server: Server) -> None:
     with browser.lab(server) as lab:
         page = lab.page
         lab.open("work.ipynb")
         lab.run_cell("x = 41; print('first', x)")
-        shows(lab, "first 41")
+        lab.shows("first 41")
 
         page.locator(".jp-NotebookPanel-toolbar").get_by_title("Checkpoint kernel").click()
         lab.notice("Kernel saved")
@@ -64,7 +59,7 @@ def test_a_notebook_users_day(server: Server) -> None:
         assert "After cell [1]" in items.first.inner_text()
 
         lab.run_cell("x = 42; print('second', x)")
-        shows(lab, "second 42")
+        lab.shows("second 42")
         page.locator(".lm-MenuBar-item", has_text="Kernel").click()
         page.locator(".lm-Menu-item", has_text="Park Kernel").wait_for()
         lab.shot("2-menu")
@@ -75,7 +70,7 @@ def test_a_notebook_users_day(server: Server) -> None:
         lab.shot("3-parked")
         banner.get_by_role("button", name="Wake").click()
         banner.wait_for(state="hidden")
-        shows(lab, "waited 42")
+        lab.shows("waited 42")
 
         oldest = items.last
         oldest.hover()
@@ -87,12 +82,12 @@ def test_a_notebook_users_day(server: Server) -> None:
         dialog.get_by_role("button", name="Go back").click()
         notice = lab.notice("The kernel is as it was")
         lab.run_cell("print('back', x)")
-        shows(lab, "back 41")
+        lab.shows("back 41")
         lab.shot("5-back")
         notice.get_by_role("button", name="Undo").click()
-        lab.notice("at “before”")
+        lab.notice("as it was before going back")
         lab.run_cell("print('undone', x)")
-        shows(lab, "undone 42")
+        lab.shows("undone 42")
         lab.command("docmanager:save")
 
 
@@ -100,7 +95,7 @@ def test_tomorrow_the_kernel_goes_on(server: Server) -> None:
     with browser.lab(server) as lab:
         lab.open("work.ipynb")
         lab.run_cell("import os; pid = os.getpid(); x = 41; print('first', x)")
-        shows(lab, "first 41")
+        lab.shows("first 41")
         lab.command("docmanager:save")
     server.stop()
     server.start()
@@ -116,18 +111,84 @@ def test_tomorrow_the_kernel_goes_on(server: Server) -> None:
         banner.wait_for(state="hidden")
         lab.page.locator("#jp-main-statusbar", has_text="Idle").wait_for()
         lab.run_cell("print('goes on', x + 1, pid == os.getpid())")
-        shows(lab, "goes on 42 True")
+        lab.shows("goes on 42 True")
+
+
+def test_the_panel_with_keyboard_and_screen_reader(server: Server) -> None:
+    with browser.lab(server) as lab:
+        page = lab.page
+        keys, dialog, items = page.keyboard, page.locator(".jp-Dialog"), page.locator(".jp-Torpor-item")
+        lab.open("work.ipynb")
+        lab.command("torpor:show")
+        page.get_by_text("No checkpoints yet").wait_for()
+        lab.check_accessibility(".jp-Torpor")
+        lab.run_cell("x = 41; print('first', x)")
+        lab.shows("first 41")
+        lab.checkpoint()
+        lab.run_cell("y = [x, 42]; print('second', y)")
+        lab.shows("second [41, 42]")
+        lab.checkpoint()
+
+        items.nth(1).wait_for()
+        items.nth(1).focus()
+        assert lab.focused().startswith("After cell [1], ")
+        keys.press("ArrowUp")
+        assert lab.focused().startswith("After cell [2], ") and lab.focused().endswith(", the kernel is here")
+        lab.check_accessibility(".jp-Torpor")
+        keys.press("Tab")
+        assert lab.focused() == "Go back to “After cell [2]”"
+        keys.press("Tab")
+        keys.press("Tab")
+        keys.press("Enter")
+        dialog.locator("tr", has_text="y").get_by_text("new").wait_for()
+        dialog.get_by_text("Memory: ").wait_for()
+        lab.check_accessibility(".jp-Dialog")
+        lab.shot("9-compared")
+        keys.press("Escape")
+        dialog.wait_for(state="detached")
+
+        items.first.focus()
+        keys.press("End")
+        keys.press("F2")
+        dialog.locator("input").fill("begin")
+        keys.press("Enter")
+        items.nth(1).get_by_text("begin").wait_for()
+        items.nth(1).focus()
+        keys.press("Enter")
+        dialog.get_by_text("New variables: y").wait_for()
+        dialog.get_by_text("[2] y = [x, 42]").wait_for()
+        lab.check_accessibility(".jp-Dialog")
+        lab.shot("10-what-is-undone")
+        dialog.get_by_role("checkbox").check()
+        dialog.get_by_role("button", name="Go back").click()
+        lab.notice("The kernel is as it was at “begin”")
+        page.locator(".jp-Cell", has_text="second").wait_for(state="detached")  # the notebook went back, too
+        lab.run_cell("print('y' in globals())")
+        lab.shows("False")
+
+        items.last.click(button="right")
+        page.locator(".lm-Menu-item", has_text="Fork").click()
+        lab.notice("in work-fork1.ipynb")
+        page.locator(".jp-mod-current .lm-TabBar-tabLabel", has_text="work-fork1.ipynb").wait_for()
+        page.locator("#jp-main-statusbar", has_text="Idle").wait_for()
+        lab.run_cell("x += 1; print('fork', x)")
+        lab.shows("fork 42")
+        lab.shot("11-fork")
+        lab.command("docmanager:save-all")
 
 
 def test_why_a_kernel_is_refused_is_shown(server: Server) -> None:
     with browser.lab(server) as lab:
         lab.open("work.ipynb")
-        lab.run_cell("import os; master, _ = os.openpty(); print('open', master > 0)")
-        shows(lab, "open True")
+        lab.run_cell("from socket import *; link = socket(AF_NETLINK, SOCK_RAW, 0); print('open')")
+        lab.shows("open")
         lab.page.locator(".jp-NotebookPanel-toolbar").get_by_title("Checkpoint kernel").click()
         notice = lab.notice("The kernel could not be saved, and runs on")
         lab.shot("7-refused")
-        assert "/dev/ptmx" in notice.inner_text()
+        assert "a netlink socket" in notice.inner_text()
+        notice.get_by_role("button", name="Details…").click()
+        lab.page.locator(".jp-Dialog li", has_text="a netlink socket").wait_for()
+        lab.check_accessibility(".jp-Dialog")
 
 
 def test_the_first_tour(server: Server) -> None:

@@ -156,6 +156,8 @@ def test_what_takes_too_long_is_cancelled(server: Server) -> None:
             for what in ("/checkpoints", "/park"):
                 asked = pool.submit(server.torpor, kernel, what)
                 wait_until(lambda: server.kernel(kernel)["operation"], "it has begun")
+                assert server.get(f"api/torpor/kernels/{kernel}/checkpoints") == []
+                assert not asked.done()  # who only asks does not wait for it
                 server.torpor(kernel, "/cancel")
                 with pytest.raises(Answer, match=r"409.*cancelled"):
                     asked.result()

@@ -1,103 +1,212 @@
 import { Dialog, InputDialog, Notification, showDialog } from '@jupyterlab/apputils';
-import { TranslationBundle } from '@jupyterlab/translation';
-import { ICheckpoint } from './api';
+import { CodeCell, ICellModel } from '@jupyterlab/cells';
+import { NotebookActions, NotebookPanel } from '@jupyterlab/notebook';
+import { Compare } from './compare';
+import { GoBack } from './dialogs';
+import { ICheckpoint, IDiff, IRestored, Refusal } from './api';
 import { TorporModel } from './model';
-import { moment, size, title } from './words';
+import { INews, Notices } from './notices';
+import { Words } from './words';
 
-/** How long good news stays, milliseconds. Bad news stays until it is read. */
-const GLANCE_MS = 5000;
+/** The notebooks that are open, and how another one is opened. */
+export interface INotebooks {
+  /** The open notebook of a kernel. */
+  of(kernel: string): NotebookPanel | undefined;
+  open(path: string): Promise<void>;
+  /** Whether the notebook file is saved with its kernel. */
+  saved(): boolean;
+}
 
-/** What a person can do to a kernel: each tells how it went, and the reason when it is refused. */
+/** How to return from a going back. */
+interface IWayBack {
+  /** The checkpoint that the kernel was taken back to: the way is open while it is the kernel's head. */
+  from: string;
+  to: string;
+  notebook: boolean;
+}
+
+/** Errors of a kernel that cannot be saved as it is. */
+const UNSAVABLE = ['Refused', 'CheckpointFailed', 'StoreError'];
+
+/** What a person can do to a kernel. */
 export class Actions {
   constructor(
     private readonly model: TorporModel,
-    private readonly trans: TranslationBundle
-  ) {}
+    private readonly words: Words,
+    private readonly notebooks: INotebooks
+  ) {
+    this.notices = new Notices(model, words);
+    NotebookActions.executed.connect((_, { cell }) => this.turns.set(cell.model, (this.turn += 1)));
+  }
 
+  /** Save a kernel as a checkpoint; it runs on. */
   async save(kernel: string): Promise<void> {
-    const { api } = this.model;
-    const trans = this.trans;
-    const made = await this.tell(
+    const { trans } = this.words;
+    await this.saveNotebook(kernel);
+    await this.notices.follow(
+      kernel,
+      this.model.api.save(kernel),
       trans.__('The kernel could not be saved, and runs on'),
-      api.save(kernel)
-    );
-    if (made) {
-      Notification.success(trans.__('Kernel saved: %1', size(made.written)), {
-        autoClose: GLANCE_MS,
+      made => ({
+        message: trans.__('Kernel saved: %1', this.words.size(made.written)),
         actions: [{ label: trans.__('Name it…'), callback: () => void this.rename(made) }]
-      });
-    }
+      })
+    );
   }
 
   async park(kernel: string): Promise<void> {
-    const trans = this.trans;
-    if (await this.tell(trans.__('The kernel could not be parked, and runs on'), this.model.api.park(kernel))) {
-      Notification.success(trans.__('Kernel parked. It goes on where it was when you wake it.'), {
-        autoClose: GLANCE_MS,
+    const { trans } = this.words;
+    await this.saveNotebook(kernel);
+    await this.notices.follow(
+      kernel,
+      this.model.api.park(kernel),
+      trans.__('The kernel could not be parked, and runs on'),
+      () => ({
+        message: trans.__('Kernel parked. It goes on where it was when you wake it.'),
         actions: [{ label: trans.__('Wake'), callback: () => void this.resume(kernel) }]
-      });
-    }
+      })
+    );
   }
 
   async resume(kernel: string): Promise<void> {
-    const trans = this.trans;
-    if (await this.tell(trans.__('The kernel could not be woken, and stays parked'), this.model.api.resume(kernel))) {
-      Notification.success(trans.__('The kernel is awake.'), { autoClose: GLANCE_MS });
-    }
+    const { trans } = this.words;
+    await this.notices.follow(
+      kernel,
+      this.model.api.resume(kernel),
+      trans.__('The kernel could not be woken, and stays parked'),
+      () => ({ message: trans.__('The kernel is awake.') })
+    );
   }
 
   /** Go back to a checkpoint, when the person agrees. */
-  async restore(checkpoint: ICheckpoint): Promise<void> {
-    const trans = this.trans;
-    await this.model.refresh(); // cells tell nothing of themselves: how many have run is asked now
-    const kernel = this.model.kernel(checkpoint.kernel_id);
-    const since = (kernel?.execution_count ?? 0) - checkpoint.execution_count;
-    const lost =
-      since > 0
-        ? trans._n('What %1 cell has computed since is undone.', 'What %1 cells have computed since is undone.', since)
-        : trans.__('What it has computed since is undone.');
+  async restore(checkpoint: ICheckpoint, discard = false): Promise<void> {
+    const { trans } = this.words;
+    const title = this.words.title(checkpoint);
     const answer = await showDialog({
-      title: trans.__('Go back to “%1”?', title(checkpoint, trans)),
-      body: trans.__(
-        'The kernel will be as it was at %1. %2 It is kept as a checkpoint, so that you can return. Files, and the notebook itself, stay as they are.',
-        moment(checkpoint.created_ns),
-        lost
-      ),
+      title: trans.__('Go back to “%1”?', title),
+      body: await this.warning(checkpoint, discard),
+      defaultButton: discard ? 0 : 1,
       buttons: [
         Dialog.cancelButton({ label: trans.__('Cancel') }),
-        Dialog.okButton({ label: trans.__('Go back') })
+        discard
+          ? Dialog.warnButton({ label: trans.__('Go back') })
+          : Dialog.okButton({ label: trans.__('Go back') })
       ]
     });
-    if (answer.button.accept) {
-      await this.goBack(checkpoint.kernel_id, checkpoint.id, title(checkpoint, trans));
+    if (!answer.button.accept) {
+      return;
+    }
+    const kernel = checkpoint.kernel_id;
+    const notebook = answer.value?.notebook ?? false;
+    const news = (back: IRestored): INews => ({
+      message: back.notebook_kept
+        ? trans.__('The kernel is as it was at “%1”. The notebook as it was until now is %2.', title, back.notebook_kept)
+        : trans.__('The kernel is as it was at “%1”.', title),
+      actions: back.undo ? [{ label: trans.__('Undo'), callback: () => void this.undo(kernel) }] : []
+    });
+    const wayOn = (refusal: Refusal): Notification.IAction[] =>
+      discard || !UNSAVABLE.includes(refusal.kind)
+        ? []
+        : [
+            {
+              label: trans.__('Go back all the same…'),
+              caption: trans.__('What the kernel is now is not kept'),
+              callback: () => void this.restore(checkpoint, true)
+            }
+          ];
+    await this.goBack(kernel, checkpoint.id, { discard, notebook }, news, wayOn);
+  }
+
+  /** Whether the last going back of a kernel can be undone: nothing was saved since. */
+  canUndo(kernel: string): boolean {
+    const way = this.ways.get(kernel);
+    return !!way && this.model.kernel(kernel)?.head === way.from;
+  }
+
+  /** Undo the last going back. */
+  async undo(kernel: string): Promise<void> {
+    const way = this.ways.get(kernel);
+    if (way) {
+      await this.goBack(kernel, way.to, { discard: false, notebook: way.notebook }, () => ({
+        message: this.words.trans.__('The kernel is as it was before going back.')
+      }));
     }
   }
 
+  /** Start a second kernel from a checkpoint, and open its notebook. */
+  async fork(checkpoint: ICheckpoint): Promise<void> {
+    const { trans } = this.words;
+    const made = await this.notices.follow(
+      checkpoint.kernel_id,
+      this.model.api.fork(checkpoint.kernel_id, checkpoint.id),
+      trans.__('The kernel could not be forked'),
+      fork => ({
+        message: trans.__('A second kernel goes on from “%1”, in %2.', this.words.title(checkpoint), fork.path ?? '')
+      })
+    );
+    if (made?.path) {
+      await this.notebooks.open(made.path);
+    }
+  }
+
+  /** Fork a kernel as it is now. */
+  async forkNow(kernel: string): Promise<void> {
+    const { trans } = this.words;
+    await this.saveNotebook(kernel);
+    const made = await this.notices.follow(
+      kernel,
+      this.model.api.save(kernel),
+      trans.__('The kernel could not be forked, and runs on')
+    );
+    if (made) {
+      await this.fork(made);
+    }
+  }
+
+  /** Show how two checkpoints differ: at first this one and the one that it came from. */
+  async compare(checkpoint: ICheckpoint): Promise<void> {
+    const { trans } = this.words;
+    const all = this.model.checkpoints;
+    const at = all.findIndex(other => other.id === checkpoint.id);
+    const parent = this.model.checkpoint(checkpoint.parent ?? undefined) ?? all[at - 1] ?? all[at + 1];
+    const [earlier, later] = all.indexOf(parent) < at ? [parent, checkpoint] : [checkpoint, parent];
+    await showDialog({
+      title: trans.__('Compare checkpoints'),
+      body: new Compare({
+        model: this.model,
+        words: this.words,
+        checkpoints: all,
+        earlier: earlier.id,
+        later: later.id
+      }),
+      buttons: [Dialog.okButton({ label: trans.__('Close') })]
+    });
+  }
+
   async rename(checkpoint: ICheckpoint): Promise<void> {
-    const trans = this.trans;
+    const { trans } = this.words;
     const answer = await InputDialog.getText({
       title: trans.__('Name of the checkpoint'),
+      label: trans.__('Name'),
       text: checkpoint.name
     });
     if (answer.button.accept && answer.value !== null) {
-      await this.tell(
-        trans.__('The checkpoint could not be renamed'),
-        this.model.api.change(checkpoint.kernel_id, checkpoint.id, { name: answer.value })
-      );
+      const { kernel_id, id } = checkpoint;
+      const changed = this.model.api.change(kernel_id, id, { name: answer.value });
+      await this.notices.follow(kernel_id, changed, trans.__('The checkpoint could not be renamed'));
     }
   }
 
   async pin(checkpoint: ICheckpoint): Promise<void> {
-    await this.tell(
-      this.trans.__('The checkpoint could not be pinned'),
-      this.model.api.change(checkpoint.kernel_id, checkpoint.id, { pinned: !checkpoint.pinned })
-    );
+    const { kernel_id, id, pinned } = checkpoint;
+    const changed = this.model.api.change(kernel_id, id, { pinned: !pinned });
+    await this.notices.follow(kernel_id, changed, this.words.trans.__('The checkpoint could not be pinned'));
   }
 
   async remove(checkpoint: ICheckpoint): Promise<void> {
-    const trans = this.trans;
+    const { trans } = this.words;
     const answer = await showDialog({
-      title: trans.__('Delete “%1”?', title(checkpoint, trans)),
+      title: trans.__('Delete “%1”?', this.words.title(checkpoint)),
       body: trans.__('It cannot be brought back. Other checkpoints are not touched.'),
       buttons: [
         Dialog.cancelButton({ label: trans.__('Cancel') }),
@@ -105,40 +214,108 @@ export class Actions {
       ]
     });
     if (answer.button.accept) {
-      await this.tell(
-        trans.__('The checkpoint could not be deleted'),
-        this.model.api.remove(checkpoint.kernel_id, checkpoint.id)
+      const { kernel_id, id } = checkpoint;
+      await this.notices.follow(
+        kernel_id,
+        this.model.api.remove(kernel_id, id),
+        trans.__('The checkpoint could not be deleted')
       );
     }
   }
 
-  private async goBack(kernel: string, checkpoint: string, name: string): Promise<void> {
-    const trans = this.trans;
-    const back = await this.tell(
-      trans.__('The kernel could not be taken back'),
-      this.model.api.restore(kernel, checkpoint)
+  async cancel(kernel: string): Promise<void> {
+    await this.model.cancel(kernel);
+  }
+
+  /** What would be lost by going back. */
+  private async warning(checkpoint: ICheckpoint, discard: boolean): Promise<GoBack> {
+    await this.model.refresh(); // cells tell nothing of themselves: how many have run is asked now
+    const kernel = this.model.kernel(checkpoint.kernel_id);
+    const head = this.model.checkpoint(kernel?.head ?? undefined);
+    const since = head ? this.between(checkpoint, head) : 0;
+    let diff: IDiff | undefined;
+    if (since) {
+      // The question is asked all the same when nothing is known of the variables.
+      diff = await this.model.api.diff(checkpoint.kernel_id, checkpoint.id, head!.id).catch(() => undefined);
+    }
+    const count = Math.max(0, (kernel?.execution_count ?? 0) - checkpoint.execution_count);
+    return new GoBack(
+      {
+        checkpoint,
+        cells: this.cells(checkpoint.kernel_id, checkpoint.execution_count),
+        count,
+        busy: kernel?.execution_state === 'busy' && kernel.state === 'living',
+        since,
+        diff,
+        discard
+      },
+      this.words
     );
-    if (back) {
-      const undo = back.undo;
-      Notification.success(trans.__('The kernel is as it was at “%1”.', name), {
-        autoClose: 2 * GLANCE_MS,
-        actions: undo
-          ? [{ label: trans.__('Undo'), callback: () => void this.goBack(kernel, undo, trans.__('before')) }]
-          : []
-      });
+  }
+
+  /** How many checkpoints lie between one and a later one on the same branch, the later one counted; 0 if it is on another. */
+  private between(earlier: ICheckpoint, later: ICheckpoint): number {
+    let count = 0;
+    for (let at: ICheckpoint | undefined = later; at; at = this.model.checkpoint(at.parent ?? undefined)) {
+      if (at.id === earlier.id) {
+        return count;
+      }
+      count += 1;
+    }
+    return 0;
+  }
+
+  /** The first lines of the notebook's cells that the kernel has run since its count was this, in their order. */
+  private cells(kernel: string, count: number): string[] {
+    // Cells of another branch may have the same number: what this tab saw run last is right.
+    const found = new Map<number, { line: string; turn: number }>();
+    for (const cell of this.notebooks.of(kernel)?.content.widgets ?? []) {
+      const number = cell instanceof CodeCell ? Number(cell.model.executionCount) : 0;
+      const turn = this.turns.get(cell.model) ?? 0;
+      if (number > count && turn >= (found.get(number)?.turn ?? 0)) {
+        const line = `[${number}] ${cell.model.sharedModel.getSource().trim().split('\n')[0]}`;
+        found.set(number, { line, turn });
+      }
+    }
+    return [...found.keys()].sort((one, other) => one - other).map(number => found.get(number)!.line);
+  }
+
+  private async goBack(
+    kernel: string,
+    checkpoint: string,
+    how: { discard: boolean; notebook: boolean },
+    news: (back: IRestored) => INews,
+    wayOn?: (refusal: Refusal) => Notification.IAction[]
+  ): Promise<void> {
+    await this.saveNotebook(kernel, how.notebook);
+    const back = await this.notices.follow(
+      kernel,
+      this.model.api.restore(kernel, checkpoint, how),
+      this.words.trans.__('The kernel could not be taken back'),
+      news,
+      wayOn
+    );
+    if (!back) {
+      return;
+    }
+    if (back.undo) {
+      this.ways.set(kernel, { from: checkpoint, to: back.undo, notebook: how.notebook });
+    }
+    if (how.notebook) {
+      await this.notebooks.of(kernel)?.context.revert();
     }
   }
 
-  /** Wait for an answer; what went wrong is shown, and gives undefined. */
-  private async tell<T>(failure: string, answer: Promise<T>): Promise<T | undefined> {
-    try {
-      return await answer;
-    } catch (error) {
-      const reason = error instanceof Error ? error.message : String(error);
-      Notification.error(`${failure}: ${reason}`, { autoClose: false });
-      return undefined;
-    } finally {
-      void this.model.refresh();
+  private async saveNotebook(kernel: string, always = false): Promise<void> {
+    const context = this.notebooks.of(kernel)?.context;
+    if (context?.model.dirty && (always || this.notebooks.saved())) {
+      await context.save();
     }
   }
+
+  private readonly notices: Notices;
+  /** In which turn a cell ran last. */
+  private readonly turns = new WeakMap<ICellModel, number>();
+  private turn = 0;
+  private readonly ways = new Map<string, IWayBack>();
 }

@@ -1,9 +1,9 @@
 import { URLExt } from '@jupyterlab/coreutils';
 import { ServerConnection } from '@jupyterlab/services';
 
-/** What is being done to a kernel; bytes, 0 while unknown. */
+/** What is being done to a kernel. Bytes, 0 while unknown. */
 export interface IOperation {
-  doing: 'saving' | 'parking' | 'waking' | 'restoring';
+  doing: 'saving' | 'parking' | 'waking' | 'restoring' | 'forking';
   done: number;
   total: number;
 }
@@ -16,15 +16,41 @@ export interface IKernel {
   snapshot: string | null;
   parked_ns: number | null;
   head: string | null;
+  execution_state: string;
   execution_count: number;
   suitable: boolean;
   sessions: { id: string; path: string | null; type: string }[];
   operation: IOperation | null;
 }
 
-/** A kernel that was taken back: with the checkpoint of what it was before, if that was kept. */
+/** A kernel that was taken back. */
 export interface IRestored extends IKernel {
+  /** The checkpoint of what it was before, if that was kept. */
   undo: string | null;
+  /** The file of what its notebook was before, if that is not kept with that checkpoint. */
+  notebook_kept?: string | null;
+}
+
+/** A second kernel that goes on from a checkpoint of the first, with a notebook of its own. */
+export interface IFork {
+  kernel: IKernel;
+  path: string | null;
+  session: string | null;
+}
+
+/** A variable as a person would look at it. */
+export interface IVariable {
+  name: string;
+  type: string;
+  summary: string;
+}
+
+/** What a checkpoint (here) has that an earlier one (there) has not. Memory is in bytes. */
+export interface IDiff {
+  memory: { shared: number; only_here: number; only_there: number };
+  variables: { added: IVariable[]; removed: IVariable[]; changed: IVariable[] } | null;
+  /** Why nothing is known of the variables. */
+  why: string | null;
 }
 
 /** A checkpoint of a kernel. Sizes are bytes. */
@@ -44,9 +70,26 @@ export interface ICheckpoint {
   size: number;
   written: number;
   damage: string;
+  has_notebook: boolean;
 }
 
-/** Torpor's REST API. A promise that fails has the server's reason, and what to do next, as its message. */
+/** Why the server did not do it. */
+export class Refusal extends Error {
+  constructor(
+    readonly status: number,
+    readonly reason: string,
+    /** What to do next. */
+    readonly advice = '',
+    /** One line for each object in the way. */
+    readonly details: readonly string[] = [],
+    /** The kind of error, a name of Torpor's; empty when it is not Torpor that answers. */
+    readonly kind = ''
+  ) {
+    super(reason);
+  }
+}
+
+/** Torpor's REST API. A promise that fails does so with a Refusal, or because the server cannot be reached. */
 export class TorporAPI {
   constructor(private readonly settings: ServerConnection.ISettings) {}
 
@@ -70,8 +113,21 @@ export class TorporAPI {
     return this.request('POST', `kernels/${kernel}/resume`, {});
   }
 
-  restore(kernel: string, checkpoint: string): Promise<IRestored> {
-    return this.request('POST', `kernels/${kernel}/checkpoints/${checkpoint}/restore`, {});
+  cancel(kernel: string): Promise<unknown> {
+    return this.request('POST', `kernels/${kernel}/cancel`, {});
+  }
+
+  restore(kernel: string, checkpoint: string, how: { discard: boolean; notebook: boolean }): Promise<IRestored> {
+    return this.request('POST', `kernels/${kernel}/checkpoints/${checkpoint}/restore`, how);
+  }
+
+  fork(kernel: string, checkpoint: string): Promise<IFork> {
+    return this.request('POST', `kernels/${kernel}/checkpoints/${checkpoint}/fork`, {});
+  }
+
+  /** What one checkpoint has that an earlier one has not, and the other way round. */
+  diff(kernel: string, earlier: string, later: string): Promise<IDiff> {
+    return this.request('GET', `kernels/${kernel}/checkpoints/${later}/diff?with=${earlier}`);
   }
 
   change(kernel: string, checkpoint: string, changes: { name?: string; pinned?: boolean }): Promise<ICheckpoint> {
@@ -91,14 +147,15 @@ export class TorporAPI {
     const response = await ServerConnection.makeRequest(url, init, this.settings);
     const text = await response.text();
     if (!response.ok) {
-      let reason = `${response.status} ${response.statusText}`;
+      let told: { message?: string; reason?: string; advice?: string; details?: string[]; kind?: string } = {};
       try {
-        reason = JSON.parse(text).message || reason;
+        told = JSON.parse(text);
       } catch {
         // An answer of a proxy: its status is all that is known.
       }
-      throw new Error(reason);
+      const reason = told.reason || told.message || `${response.status} ${response.statusText}`;
+      throw new Refusal(response.status, reason, told.advice, told.details, told.kind);
     }
-    return JSON.parse(text) as T;
+    return JSON.parse(text || 'null') as T;
   }
 }

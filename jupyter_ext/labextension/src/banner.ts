@@ -1,27 +1,28 @@
 import { NotebookPanel } from '@jupyterlab/notebook';
-import { TranslationBundle } from '@jupyterlab/translation';
 import { Widget } from '@lumino/widgets';
 import { Actions } from './actions';
 import { torporIcon } from './icon';
 import { TorporModel } from './model';
-import { moment } from './words';
+import { Words } from './words';
 
 /** The sign on a notebook whose kernel is parked, with a button to wake it. */
 export class ParkedBanner extends Widget {
   constructor(
     private readonly panel: NotebookPanel,
     private readonly model: TorporModel,
-    private readonly trans: TranslationBundle,
+    private readonly words: Words,
     actions: Actions
   ) {
     super();
     this.addClass('jp-Torpor-banner');
-    this.node.setAttribute('role', 'status');
+    this.node.setAttribute('role', 'region');
+    this.node.setAttribute('aria-label', words.trans.__('Parked kernel'));
     torporIcon.element({ container: this.node.appendChild(document.createElement('div')), width: '16px' });
     this._words = this.node.appendChild(document.createElement('span'));
+    this._words.setAttribute('role', 'status');
     this._button = this.node.appendChild(document.createElement('button'));
     this._button.className = 'jp-mod-styled jp-mod-accept';
-    this._button.textContent = trans.__('Wake');
+    this._button.textContent = words.trans.__('Wake');
     this._button.onclick = () => {
       const kernel = panel.sessionContext.session?.kernel;
       if (kernel) {
@@ -42,9 +43,9 @@ export class ParkedBanner extends Widget {
   private follow(): void {
     const kernel = this.model.kernel(this.panel.sessionContext.session?.kernel?.id);
     if (kernel?.state === 'parked') {
-      this._words.textContent = this.trans.__(
+      this._words.textContent = this.words.trans.__(
         'The kernel is parked since %1. Cells you run wait until it is awake.',
-        moment(kernel.parked_ns ?? 0)
+        this.words.moment(kernel.parked_ns ?? 0)
       );
       this._button.disabled = kernel.operation !== null;
       this.show();

@@ -5,16 +5,27 @@ import { IRunningSessionManagers } from '@jupyterlab/running';
 import { ISettingRegistry } from '@jupyterlab/settingregistry';
 import { IStatusBar } from '@jupyterlab/statusbar';
 import { ITranslator, nullTranslator, TranslationBundle } from '@jupyterlab/translation';
-import { Widget } from '@lumino/widgets';
+import { LabIcon } from '@jupyterlab/ui-components';
+import { CommandRegistry } from '@lumino/commands';
+import { ReadonlyPartialJSONObject } from '@lumino/coreutils';
 import { Actions } from './actions';
-import { IKernel, TorporAPI } from './api';
+import { ICheckpoint, IKernel, TorporAPI } from './api';
 import { ParkedBanner } from './banner';
 import { torporIcon } from './icon';
 import { TorporModel } from './model';
 import { TimelinePanel } from './panel';
-import { doing } from './words';
+import { Status } from './status';
+import { Words } from './words';
 
 const ID = 'torpor:plugin';
+const KERNEL_COMMANDS = [
+  'torpor:checkpoint',
+  'torpor:park',
+  'torpor:resume',
+  'torpor:fork-now',
+  'torpor:undo',
+  'torpor:cancel'
+] as const;
 
 const plugin: JupyterFrontEndPlugin<void> = {
   id: ID,
@@ -42,75 +53,33 @@ function activate(
   statusBar: IStatusBar | null,
   translator: ITranslator | null
 ): void {
-  const trans = (translator ?? nullTranslator).load('torpor');
+  const words = new Words(translator ?? nullTranslator);
+  const { trans } = words;
   const { commands, serviceManager, shell } = app;
   const model = new TorporModel(new TorporAPI(serviceManager.serverSettings), serviceManager);
-  const actions = new Actions(model, trans);
   let settings: ISettingRegistry.ISettings | undefined;
   if (registry) {
     void registry.load(ID).then(loaded => (settings = loaded));
   }
+  const actions = new Actions(model, words, {
+    of: kernel => notebooks.find(notebook => kernelOf(notebook) === kernel),
+    open: async path => void (await commands.execute('docmanager:open', { path })),
+    saved: () => settings?.get('saveNotebook').composite !== false
+  });
+  const panel = new TimelinePanel({ model, commands, words });
+  const show = (): void => shell.activateById(panel.id);
 
   const current = (): IKernel | undefined => model.kernel(kernelOf(notebooks.currentWidget));
-  const saveNotebook = async (): Promise<void> => {
-    const context = notebooks.currentWidget?.context;
-    if (context?.model.dirty && (settings?.composite.saveNotebook ?? true)) {
-      await context.save();
-    }
-  };
-  const able = (state: IKernel['state']) => (): boolean => {
-    const kernel = current();
-    return !!kernel && kernel.suitable && kernel.state === state && !kernel.operation;
-  };
-
-  commands.addCommand('torpor:checkpoint', {
-    label: trans.__('Checkpoint Kernel'),
-    caption: trans.__('Checkpoint kernel: keep it as it is now, and let it run on'),
-    icon: torporIcon,
-    isEnabled: able('living'),
-    execute: async () => {
-      const kernel = current();
-      if (kernel) {
-        await saveNotebook();
-        await actions.save(kernel.id);
-      }
-    }
-  });
-  commands.addCommand('torpor:park', {
-    label: trans.__('Park Kernel'),
-    caption: trans.__('Park kernel: keep it, and free its memory until you wake it'),
-    isEnabled: able('living'),
-    execute: async () => {
-      const kernel = current();
-      if (kernel) {
-        await saveNotebook();
-        await actions.park(kernel.id);
-      }
-    }
-  });
-  commands.addCommand('torpor:resume', {
-    label: trans.__('Wake Parked Kernel'),
-    caption: trans.__('Wake parked kernel: it goes on where it was'),
-    isEnabled: able('parked'),
-    execute: async () => {
-      const kernel = current();
-      if (kernel) {
-        await actions.resume(kernel.id);
-      }
-    }
-  });
-  commands.addCommand('torpor:show', {
-    label: trans.__('Show Kernel Checkpoints'),
-    execute: () => shell.activateById(panel.id)
-  });
+  addKernelCommands(commands, actions, current, trans);
+  addCheckpointCommands(commands, actions, model, trans);
+  commands.addCommand('torpor:show', { label: trans.__('Show Kernel Checkpoints'), icon: torporIcon, execute: show });
   if (palette) {
     const category = trans.__('Kernel Operations');
-    for (const command of ['torpor:checkpoint', 'torpor:park', 'torpor:resume', 'torpor:show']) {
+    for (const command of [...KERNEL_COMMANDS, 'torpor:show']) {
       palette.addItem({ command, category });
     }
   }
 
-  const panel = new TimelinePanel({ model, actions, commands, trans });
   shell.add(panel, 'left', { rank: 350, type: 'Kernel Checkpoints' });
   restorer?.add(panel, panel.id);
 
@@ -119,7 +88,7 @@ function activate(
   };
   notebooks.currentChanged.connect(watch);
   notebooks.widgetAdded.connect((_, notebook) => {
-    notebook.contentHeader.addWidget(new ParkedBanner(notebook, model, trans, actions));
+    notebook.contentHeader.addWidget(new ParkedBanner(notebook, model, words, actions));
     notebook.sessionContext.kernelChanged.connect(() => {
       watch();
       void model.refresh();
@@ -131,12 +100,147 @@ function activate(
     addParked(running, app, model, trans);
   }
   statusBar?.registerStatusItem('torpor', {
-    item: new Status(model, () => current(), trans),
+    item: new Status(model, current, words, show),
     align: 'left',
     rank: 4,
-    isActive: () => !!current()?.operation,
+    isActive: () => !!current()?.suitable,
     activeStateChanged: model.changed
   });
+}
+
+/** What can be done to the kernel of the notebook in front. */
+function addKernelCommands(
+  commands: CommandRegistry,
+  actions: Actions,
+  current: () => IKernel | undefined,
+  trans: TranslationBundle
+): void {
+  const add = (
+    id: (typeof KERNEL_COMMANDS)[number],
+    label: string,
+    caption: string,
+    able: (kernel: IKernel) => boolean,
+    act: (kernel: string) => Promise<void>,
+    icon?: LabIcon
+  ): void => {
+    commands.addCommand(id, {
+      label,
+      caption,
+      icon,
+      isEnabled: () => {
+        const kernel = current();
+        return !!kernel && kernel.suitable && able(kernel);
+      },
+      execute: async () => {
+        const kernel = current();
+        if (kernel) {
+          await act(kernel.id);
+        }
+      }
+    });
+  };
+  const idle = (state: IKernel['state']) => (kernel: IKernel): boolean => kernel.state === state && !kernel.operation;
+  add(
+    'torpor:checkpoint',
+    trans.__('Checkpoint Kernel'),
+    trans.__('Checkpoint kernel: keep it as it is now, and let it run on'),
+    idle('living'),
+    kernel => actions.save(kernel),
+    torporIcon
+  );
+  add(
+    'torpor:park',
+    trans.__('Park Kernel'),
+    trans.__('Park kernel: keep it, and free its memory until you wake it'),
+    idle('living'),
+    kernel => actions.park(kernel)
+  );
+  add(
+    'torpor:resume',
+    trans.__('Wake Parked Kernel'),
+    trans.__('Wake parked kernel: it goes on where it was'),
+    idle('parked'),
+    kernel => actions.resume(kernel)
+  );
+  add(
+    'torpor:fork-now',
+    trans.__('Fork Kernel'),
+    trans.__('Fork kernel: a second one goes on from here, in a notebook of its own'),
+    idle('living'),
+    kernel => actions.forkNow(kernel)
+  );
+  add(
+    'torpor:undo',
+    trans.__('Undo Going Back'),
+    trans.__('Undo going back: the kernel as it was before'),
+    kernel => !kernel.operation && actions.canUndo(kernel.id),
+    kernel => actions.undo(kernel)
+  );
+  add(
+    'torpor:cancel',
+    trans.__('Cancel Checkpoint Operation'),
+    trans.__('Cancel: give up what is being done to the kernel'),
+    kernel => !!kernel.operation,
+    kernel => actions.cancel(kernel)
+  );
+}
+
+/** What can be done with a checkpoint: the one in the argument, else the one selected in the panel. */
+function addCheckpointCommands(
+  commands: CommandRegistry,
+  actions: Actions,
+  model: TorporModel,
+  trans: TranslationBundle
+): void {
+  const add = (
+    id: string,
+    label: string,
+    act: (checkpoint: ICheckpoint) => Promise<void>,
+    able: (checkpoint: ICheckpoint) => boolean = () => true,
+    isToggled?: () => boolean
+  ): void => {
+    const chosen = (args: ReadonlyPartialJSONObject): ICheckpoint | undefined =>
+      model.checkpoint((args.checkpoint as string | undefined) ?? model.selected);
+    commands.addCommand(id, {
+      label,
+      isEnabled: args => {
+        const checkpoint = chosen(args);
+        return !!checkpoint && able(checkpoint);
+      },
+      isToggleable: !!isToggled,
+      isToggled,
+      execute: async args => {
+        const checkpoint = chosen(args);
+        if (checkpoint) {
+          await act(checkpoint);
+        }
+      }
+    });
+  };
+  const idle = (checkpoint: ICheckpoint): boolean => !model.kernel(checkpoint.kernel_id)?.operation;
+  const whole = (checkpoint: ICheckpoint): boolean => idle(checkpoint) && !checkpoint.damage;
+  add('torpor:restore', trans.__('Go Back…'), checkpoint => actions.restore(checkpoint), whole);
+  add('torpor:fork', trans.__('Fork'), checkpoint => actions.fork(checkpoint), whole);
+  add(
+    'torpor:compare',
+    trans.__('Compare…'),
+    checkpoint => actions.compare(checkpoint),
+    checkpoint => !checkpoint.damage && model.checkpoints.length > 1
+  );
+  add('torpor:rename', trans.__('Rename…'), checkpoint => actions.rename(checkpoint));
+  add(
+    'torpor:pin',
+    trans.__('Pin'),
+    checkpoint => actions.pin(checkpoint),
+    undefined,
+    () => !!model.checkpoint(model.selected)?.pinned
+  );
+  add(
+    'torpor:delete',
+    trans.__('Delete…'),
+    checkpoint => actions.remove(checkpoint),
+    checkpoint => !checkpoint.pinned && model.kernel(checkpoint.kernel_id)?.snapshot !== checkpoint.id
+  );
 }
 
 /** The parked kernels in the panel of what runs: a click opens the notebook. */
@@ -172,18 +276,6 @@ function addParked(
       'Shut down all parked kernels? Their checkpoints stay, and can bring them back.'
     )
   });
-}
-
-/** What is being done to the kernel in front, in the status bar. */
-class Status extends Widget {
-  constructor(model: TorporModel, current: () => IKernel | undefined, trans: TranslationBundle) {
-    super();
-    this.addClass('jp-StatusBar-TextItem');
-    model.changed.connect(() => {
-      const operation = current()?.operation;
-      this.node.textContent = operation ? doing(operation, trans) : '';
-    });
-  }
 }
 
 function kernelOf(notebook: NotebookPanel | null): string | undefined {

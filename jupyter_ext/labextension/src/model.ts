@@ -59,6 +59,31 @@ export class TorporModel implements IDisposable {
     return this._checkpoints;
   }
 
+  checkpoint(id: string | undefined): ICheckpoint | undefined {
+    return this._checkpoints.find(checkpoint => checkpoint.id === id);
+  }
+
+  /** The checkpoint that commands are about. */
+  get selected(): string | undefined {
+    return this._selected;
+  }
+
+  set selected(id: string | undefined) {
+    if (id !== this._selected) {
+      this._selected = id;
+      this._changed.emit();
+    }
+  }
+
+  /** Ask that what is being done to a kernel be given up; who waits for it is told whether it was. */
+  async cancel(kernel: string): Promise<void> {
+    try {
+      await this.api.cancel(kernel);
+    } catch (error) {
+      console.info('Torpor:', error); // it was done already
+    }
+  }
+
   /** Ask the server; one question at a time, and the last one is asked after every call. */
   refresh(): Promise<void> {
     if (this._asking) {
@@ -112,6 +137,7 @@ export class TorporModel implements IDisposable {
   private _kernels: IKernel[] = [];
   private _checkpoints: ICheckpoint[] = [];
   private _watched: string | undefined;
+  private _selected: string | undefined;
   private _asking: Promise<void> | undefined;
   private _again = false;
   private _disposed = false;

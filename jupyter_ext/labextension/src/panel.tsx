@@ -1,8 +1,6 @@
-import { TranslationBundle } from '@jupyterlab/translation';
 import {
   CommandToolbarButtonComponent,
   deleteIcon,
-  editIcon,
   LabIcon,
   ReactWidget,
   undoIcon,
@@ -10,18 +8,20 @@ import {
 } from '@jupyterlab/ui-components';
 import { CommandRegistry } from '@lumino/commands';
 import * as React from 'react';
-import { Actions } from './actions';
-import { ICheckpoint, IKernel } from './api';
-import { pinIcon, torporIcon } from './icon';
+import { IKernel } from './api';
+import { compareIcon, forkIcon, pinIcon, torporIcon } from './icon';
 import { TorporModel } from './model';
-import { leaves } from './tree';
-import { doing, moment, size, title } from './words';
+import { IRow, rows } from './tree';
+import { part, Words } from './words';
+
+/** Pixels between two columns of the tree, and the height of a row. */
+const COLUMN = 12;
+const ROW = 46;
 
 interface IProps {
   model: TorporModel;
-  actions: Actions;
   commands: CommandRegistry;
-  trans: TranslationBundle;
+  words: Words;
 }
 
 /** The side panel: the checkpoints of the kernel of the notebook in front, as a tree in time. */
@@ -31,7 +31,7 @@ export class TimelinePanel extends ReactWidget {
     this.id = 'torpor-timeline';
     this.addClass('jp-Torpor');
     this.title.icon = torporIcon;
-    this.title.caption = props.trans.__('Kernel checkpoints');
+    this.title.caption = props.words.trans.__('Kernel checkpoints');
     this.node.setAttribute('role', 'region');
     this.node.setAttribute('aria-label', this.title.caption);
   }
@@ -42,7 +42,8 @@ export class TimelinePanel extends ReactWidget {
 }
 
 function Timeline(props: IProps): JSX.Element {
-  const { model, trans, commands } = props;
+  const { model, words, commands } = props;
+  const { trans } = words;
   const kernel = model.kernel(model.watched);
   if (!kernel) {
     return <p className="jp-Torpor-hint">{trans.__('Open a notebook with a kernel to see its checkpoints.')}</p>;
@@ -54,83 +55,79 @@ function Timeline(props: IProps): JSX.Element {
       </p>
     );
   }
-  const session = kernel.sessions[0];
-  const here = model.checkpoints;
+  const path = kernel.sessions[0]?.path;
+  const buttons = kernel.state === 'parked' ? ['torpor:resume'] : ['torpor:checkpoint', 'torpor:park'];
   return (
     <>
       <div className="jp-Torpor-head">
-        <div className="jp-Torpor-title" title={session?.path ?? kernel.id}>
-          {session?.path ?? kernel.name}
+        <h2 title={path ?? kernel.id}>{path?.split('/').pop() ?? kernel.name}</h2>
+        <State {...props} kernel={kernel} />
+        <div className="jp-Torpor-buttons">
+          {buttons.map(id => (
+            <CommandToolbarButtonComponent key={id} commands={commands} id={id} label={commands.label(id)} />
+          ))}
         </div>
-        <State kernel={kernel} trans={trans} />
-        {(kernel.state === 'parked' ? ['torpor:resume'] : ['torpor:checkpoint', 'torpor:park']).map(id => (
-          <CommandToolbarButtonComponent key={id} commands={commands} id={id} label={commands.label(id)} />
-        ))}
       </div>
-      {here.length === 0 ? (
+      {model.checkpoints.length === 0 ? (
         <p className="jp-Torpor-hint">
-          {trans.__('A checkpoint keeps the whole kernel: variables, threads, open files, the running cell.')}
+          {trans.__('No checkpoints yet. A checkpoint keeps the whole kernel: variables, threads, open files, the running cell.')}
         </p>
       ) : (
-        <ul className="jp-Torpor-list" role="tree" aria-label={trans.__('Checkpoints, newest first')}>
-          {leaves(here).map(leaf => (
-            <Leaf key={leaf.checkpoint.id} {...props} {...leaf} here={leaf.checkpoint.id === kernel.head} />
-          ))}
-        </ul>
+        <Tree {...props} kernel={kernel} />
       )}
     </>
   );
 }
 
-function State({ kernel, trans }: { kernel: IKernel; trans: TranslationBundle }): JSX.Element {
+/** What the kernel does, or what is being done to it, with a way to give that up. */
+function State({ kernel, model, words }: IProps & { kernel: IKernel }): JSX.Element {
+  const { trans } = words;
   const operation = kernel.operation;
-  if (operation) {
-    return (
-      <div className="jp-Torpor-state" role="status">
-        {doing(operation, trans)}
-      </div>
-    );
-  }
-  const words =
-    kernel.state === 'parked'
-      ? trans.__('Parked since %1', moment(kernel.parked_ns ?? 0))
+  const state = operation
+    ? words.doing(operation)
+    : kernel.state === 'parked'
+      ? trans.__('Parked since %1', words.moment(kernel.parked_ns ?? 0))
       : trans.__('Running');
   return (
-    <div className="jp-Torpor-state" role="status">
-      {words}
+    <div className="jp-Torpor-state">
+      <span role="status">{state}</span>
+      {operation && (
+        <>
+          <progress aria-label={state} max={1} value={part(operation)} />
+          <button className="jp-Torpor-link" onClick={() => void model.cancel(kernel.id)}>
+            {trans.__('Cancel')}
+          </button>
+        </>
+      )}
     </div>
   );
 }
 
-function Leaf(props: IProps & { checkpoint: ICheckpoint; level: number; here: boolean }): JSX.Element {
-  const { checkpoint, level, here, actions, trans } = props;
-  const name = title(checkpoint, trans);
-  const facts = [moment(checkpoint.created_ns), size(checkpoint.written)];
-  if (checkpoint.pinned) {
-    facts.push(trans.__('pinned'));
-  }
-  if (here) {
-    facts.unshift(trans.__('here'));
-  }
-  if (checkpoint.damage) {
-    facts.push(trans.__('damaged: %1', checkpoint.damage));
-  }
-  const classes = ['jp-Torpor-item', here && 'jp-mod-here', checkpoint.automatic && 'jp-mod-automatic'];
-  const onKeyDown = (event: React.KeyboardEvent<HTMLElement>): void => {
-    if (event.target !== event.currentTarget) {
+function Tree(props: IProps & { kernel: IKernel }): JSX.Element {
+  const { model, words, kernel, commands } = props;
+  const tree = React.useRef<HTMLUListElement>(null);
+  const drawn = rows(model.checkpoints);
+  const width = COLUMN * (1 + Math.max(...drawn.map(row => Math.max(row.column, ...row.above, ...row.below, ...row.forks))));
+  const at = Math.max(0, drawn.findIndex(row => row.checkpoint.id === model.selected));
+  const select = (row: number): void => {
+    const target = Math.max(0, Math.min(drawn.length - 1, row));
+    model.selected = drawn[target].checkpoint.id;
+    (tree.current?.children[target] as HTMLElement | undefined)?.focus();
+  };
+  const onKeyDown = (event: React.KeyboardEvent): void => {
+    const steps: Record<string, number> = {
+      ArrowDown: at + 1,
+      ArrowUp: at - 1,
+      Home: 0,
+      End: drawn.length - 1
+    };
+    if (event.target instanceof HTMLButtonElement || event.altKey || event.ctrlKey || event.metaKey) {
       return;
     }
-    const move = { ArrowDown: 'nextElementSibling', ArrowUp: 'previousElementSibling' }[event.key] as
-      | 'nextElementSibling'
-      | undefined;
-    if (move) {
-      (event.currentTarget[move] as HTMLElement | null)?.focus();
+    if (event.key in steps) {
+      select(steps[event.key]);
     } else if (event.key === 'Enter') {
-      void actions.restore(checkpoint);
-    } else if (event.key === 'F2') {
-      void actions.rename(checkpoint);
-    } else if (event.key === 'Delete') {
-      void actions.remove(checkpoint);
+      void commands.execute('torpor:restore');
     } else {
       return;
     }
@@ -138,33 +135,123 @@ function Leaf(props: IProps & { checkpoint: ICheckpoint; level: number; here: bo
     event.stopPropagation();
   };
   return (
+    <ul
+      className="jp-Torpor-list"
+      role="tree"
+      aria-label={words.trans.__('Checkpoints, newest first')}
+      ref={tree}
+      onKeyDown={onKeyDown}
+    >
+      {drawn.map((row, number) => (
+        <Item
+          key={row.checkpoint.id}
+          {...props}
+          row={row}
+          width={width}
+          here={row.checkpoint.id === kernel.head}
+          active={number === at}
+          place={[number + 1, drawn.length]}
+        />
+      ))}
+    </ul>
+  );
+}
+
+interface IItemProps extends IProps {
+  row: IRow;
+  width: number;
+  here: boolean;
+  active: boolean;
+  place: [number, number];
+}
+
+function Item(props: IItemProps): JSX.Element {
+  const { row, width, here, active, place, model, words, commands } = props;
+  const { checkpoint } = row;
+  const { trans } = words;
+  const name = words.title(checkpoint);
+  const when = words.moment(checkpoint.created_ns);
+  const added = `+${words.size(checkpoint.written)}`;
+  const facts = [
+    name,
+    when,
+    added,
+    here && trans.__('the kernel is here'),
+    checkpoint.pinned && trans.__('pinned'),
+    checkpoint.damage && trans.__('damaged: %1', checkpoint.damage)
+  ].filter(Boolean);
+  const classes = [
+    'jp-Torpor-item',
+    here && 'jp-mod-here',
+    checkpoint.automatic && 'jp-mod-automatic',
+    checkpoint.damage && 'jp-mod-damaged'
+  ];
+  const action = (icon: LabIcon, command: string, label: string, pressed?: boolean): JSX.Element | false =>
+    commands.isVisible(command) && (
+      <button
+        title={commands.label(command)}
+        aria-label={label}
+        aria-pressed={pressed}
+        disabled={!commands.isEnabled(command, { checkpoint: checkpoint.id })}
+        tabIndex={active ? 0 : -1}
+        onClick={() => void commands.execute(command, { checkpoint: checkpoint.id })}
+      >
+        <icon.react tag="span" width="16px" height="16px" />
+      </button>
+    );
+  return (
     <li
       className={classes.filter(Boolean).join(' ')}
-      style={{ marginLeft: 16 * level }}
       role="treeitem"
-      aria-level={level + 1}
+      aria-label={facts.join(', ')}
+      aria-level={row.level + 1}
+      aria-posinset={place[0]}
+      aria-setsize={place[1]}
+      aria-selected={active}
       aria-current={here || undefined}
-      tabIndex={0}
-      onKeyDown={onKeyDown}
-      title={checkpoint.note || trans.__('Enter: go back. F2: rename. Delete: delete.')}
+      tabIndex={active ? 0 : -1}
+      data-checkpoint={checkpoint.id}
+      onFocus={() => (model.selected = checkpoint.id)}
+      onMouseDown={() => (model.selected = checkpoint.id)}
+      title={[name, checkpoint.cell, checkpoint.note, checkpoint.damage].filter(Boolean).join('\n')}
     >
-      <div className="jp-Torpor-name">{name}</div>
-      {checkpoint.cell && <div className="jp-Torpor-cell">{checkpoint.cell}</div>}
-      <div className="jp-Torpor-facts">{facts.join(' · ')}</div>
+      <Rails row={row} width={width} />
+      <div className="jp-Torpor-text">
+        <div className="jp-Torpor-line">
+          <span className="jp-Torpor-name">{name}</span>
+          {checkpoint.pinned && <pinIcon.react tag="span" className="jp-Torpor-pinned" width="14px" height="14px" />}
+          <span className="jp-Torpor-fact">{when}</span>
+        </div>
+        <div className="jp-Torpor-line">
+          <span className="jp-Torpor-cell">{checkpoint.damage || checkpoint.cell.split('\n')[0]}</span>
+          <span className="jp-Torpor-fact">{added}</span>
+        </div>
+      </div>
       <div className="jp-Torpor-actions">
-        {action(undoIcon, trans.__('Go back to “%1”', name), () => actions.restore(checkpoint))}
-        {action(pinIcon, trans.__('Pin “%1”', name), () => actions.pin(checkpoint), checkpoint.pinned)}
-        {action(editIcon, trans.__('Rename “%1”', name), () => actions.rename(checkpoint))}
-        {action(deleteIcon, trans.__('Delete “%1”', name), () => actions.remove(checkpoint))}
+        {action(undoIcon, 'torpor:restore', trans.__('Go back to “%1”', name))}
+        {action(forkIcon, 'torpor:fork', trans.__('Fork “%1”', name))}
+        {action(compareIcon, 'torpor:compare', trans.__('Compare “%1”', name))}
+        {action(pinIcon, 'torpor:pin', trans.__('Pin “%1”', name), checkpoint.pinned)}
+        {action(deleteIcon, 'torpor:delete', trans.__('Delete “%1”', name))}
       </div>
     </li>
   );
 }
 
-function action(icon: LabIcon, label: string, act: () => Promise<void>, pressed?: boolean): JSX.Element {
+/** The lines of the tree beside an item. */
+function Rails({ row, width }: { row: IRow; width: number }): JSX.Element {
+  const x = (column: number): number => column * COLUMN + COLUMN / 2;
+  const middle = ROW / 2;
+  const at = x(row.column);
+  const lines = [
+    ...row.above.map(column => `M${x(column)} 0V${middle}`),
+    ...row.below.map(column => `M${x(column)} ${middle}V${ROW}`),
+    ...row.forks.map(column => `M${at} ${middle}C${x(column)} ${middle} ${x(column)} ${middle / 2} ${x(column)} 0`)
+  ];
   return (
-    <button title={label} aria-label={label} aria-pressed={pressed} onClick={() => void act()}>
-      <icon.react tag="span" width="16px" />
-    </button>
+    <svg className="jp-Torpor-rails" width={width} height={ROW} aria-hidden="true">
+      <path d={lines.join('')} />
+      <circle cx={at} cy={middle} r={4} />
+    </svg>
   );
 }

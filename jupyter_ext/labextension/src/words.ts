@@ -1,37 +1,73 @@
-import { TranslationBundle } from '@jupyterlab/translation';
+import { ITranslator, TranslationBundle } from '@jupyterlab/translation';
 import { ICheckpoint, IOperation } from './api';
 
-/** Bytes for people: 4.0 GiB. */
-export function size(bytes: number): string {
-  const units = ['B', 'KiB', 'MiB', 'GiB', 'TiB'];
-  let unit = 0;
-  while (bytes >= 1024 && unit < units.length - 1) {
-    bytes /= 1024;
-    unit += 1;
+/** What is said on the screen, in the person's language. */
+export class Words {
+  readonly trans: TranslationBundle;
+
+  constructor(translator: ITranslator) {
+    this.trans = translator.load('torpor');
+    this.locale = locale(translator.languageCode);
   }
-  return `${unit ? bytes.toFixed(1) : bytes} ${units[unit]}`;
+
+  /** Bytes for people: 4.0 GiB. */
+  size(bytes: number): string {
+    const units = ['B', 'KiB', 'MiB', 'GiB', 'TiB'];
+    let unit = 0;
+    while (bytes >= 1024 && unit < units.length - 1) {
+      bytes /= 1024;
+      unit += 1;
+    }
+    const digits = unit ? 1 : 0;
+    const number = bytes.toLocaleString(this.locale, { minimumFractionDigits: digits, maximumFractionDigits: digits });
+    return `${number} ${units[unit]}`;
+  }
+
+  /** A moment for people: the time of today, else the date as well. Nanoseconds since the epoch. */
+  moment(ns: number): string {
+    const when = new Date(ns / 1e6);
+    const today = when.toDateString() === new Date().toDateString();
+    return today ? when.toLocaleTimeString(this.locale) : when.toLocaleString(this.locale);
+  }
+
+  /** What a checkpoint is called. */
+  title(checkpoint: ICheckpoint): string {
+    const { name, execution_count } = checkpoint;
+    if (name) {
+      return name;
+    }
+    return execution_count ? this.trans.__('After cell [%1]', execution_count) : this.trans.__('Before the first cell');
+  }
+
+  /** What is being done. */
+  doing(operation: IOperation): string {
+    switch (operation.doing) {
+      case 'saving':
+        return this.trans.__('Saving the kernel…');
+      case 'parking':
+        return this.trans.__('Parking the kernel…');
+      case 'waking':
+        return this.trans.__('Waking the kernel…');
+      case 'forking':
+        return this.trans.__('Forking the kernel…');
+      default:
+        return this.trans.__('Going back…');
+    }
+  }
+
+  private readonly locale: string | undefined;
 }
 
-/** A moment for people: the time of today, else the date as well. */
-export function moment(ns: number): string {
-  const when = new Date(ns / 1e6);
-  const today = when.toDateString() === new Date().toDateString();
-  return today ? when.toLocaleTimeString() : when.toLocaleString();
+/** How far an operation is, from 0 to 1; undefined while that is not known. */
+export function part(operation: IOperation): number | undefined {
+  return operation.total ? Math.min(1, operation.done / operation.total) : undefined;
 }
 
-/** What a checkpoint is called on the screen. */
-export function title(checkpoint: ICheckpoint, trans: TranslationBundle): string {
-  return checkpoint.name || trans.__('After cell [%1]', checkpoint.execution_count || ' ');
-}
-
-/** What is being done, with how far it is. */
-export function doing(operation: IOperation, trans: TranslationBundle): string {
-  const words = {
-    saving: trans.__('Saving the kernel…'),
-    parking: trans.__('Parking the kernel…'),
-    waking: trans.__('Waking the kernel…'),
-    restoring: trans.__('Going back…')
-  };
-  const part = operation.total ? ` ${Math.floor((100 * operation.done) / operation.total)} %` : '';
-  return words[operation.doing] + part;
+/** JupyterLab's name of a language for Intl; undefined, the browser's own, where Intl does not know it. */
+function locale(code: string): string | undefined {
+  try {
+    return Intl.DateTimeFormat.supportedLocalesOf(code.replace('_', '-'))[0];
+  } catch {
+    return undefined;
+  }
 }

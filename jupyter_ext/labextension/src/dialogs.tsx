@@ -1,0 +1,148 @@
+import { Dialog } from '@jupyterlab/apputils';
+import { ReactWidget } from '@jupyterlab/ui-components';
+import * as React from 'react';
+import { ICheckpoint, IDiff, IVariable, Refusal } from './api';
+import { Words } from './words';
+
+/** How many names a warning gives before it only counts. */
+const ENOUGH = 6;
+
+/** Why something was refused: each object in the way, and what to do next. */
+export class Why extends ReactWidget {
+  constructor(
+    private readonly refusal: Refusal,
+    private readonly words: Words
+  ) {
+    super();
+    this.addClass('jp-Torpor-dialog');
+  }
+
+  protected render(): JSX.Element {
+    const { reason, advice, details } = this.refusal;
+    return (
+      <>
+        {details.length ? (
+          <ul>
+            {details.map(detail => (
+              <li key={detail}>{detail}</li>
+            ))}
+          </ul>
+        ) : (
+          <p>{reason}</p>
+        )}
+        {advice && <p>{this.words.trans.__('What to do: %1.', advice)}</p>}
+      </>
+    );
+  }
+}
+
+/** What is known of a kernel before it is taken back. */
+export interface ILoss {
+  checkpoint: ICheckpoint;
+  /** The first lines of the cells that have run since, by what is in the notebook. */
+  cells: string[];
+  /** How many cells have run since, by the kernel's own count. */
+  count: number;
+  busy: boolean;
+  /** Checkpoints that were made since, on the branch that the kernel is on. */
+  since: number;
+  /** How the last of them differs. */
+  diff: IDiff | undefined;
+  /** What the kernel is now will not be kept. */
+  discard: boolean;
+}
+
+/** The question before a kernel is taken back: what is lost, what stays, and whether the notebook goes back, too. */
+export class GoBack extends ReactWidget implements Dialog.IBodyWidget<{ notebook: boolean }> {
+  constructor(
+    private readonly loss: ILoss,
+    private readonly words: Words
+  ) {
+    super();
+    this.addClass('jp-Torpor-dialog');
+  }
+
+  getValue(): { notebook: boolean } {
+    return { notebook: this.notebook };
+  }
+
+  protected render(): JSX.Element {
+    const { trans } = this.words;
+    const { checkpoint, cells, count, busy, since, diff, discard } = this.loss;
+    const undone = [];
+    if (count > 0) {
+      undone.push(
+        <li key="cells">
+          {trans._n('%1 cell that has run since', '%1 cells that have run since', count)}
+          {cells.length > 0 && (
+            <ul className="jp-Torpor-code">
+              {cells.slice(-ENOUGH).map((cell, number) => (
+                <li key={number}>{cell}</li>
+              ))}
+            </ul>
+          )}
+        </li>
+      );
+    }
+    if (busy) {
+      undone.push(<li key="busy">{trans.__('The cell that is running: it is aborted')}</li>);
+    }
+    if (diff?.variables) {
+      const { added, changed, removed } = diff.variables;
+      for (const [key, variables, text] of [
+        ['added', added, trans.__('New variables: %1', names(added, this.words))],
+        ['changed', changed, trans.__('Changed variables: %1', names(changed, this.words))],
+        ['removed', removed, trans.__('Deleted variables: %1', names(removed, this.words))]
+      ] as const) {
+        if (variables.length) {
+          undone.push(<li key={key}>{text}</li>);
+        }
+      }
+    }
+    return (
+      <>
+        <p>{trans.__('The kernel will be as it was at %1.', this.words.moment(checkpoint.created_ns))}</p>
+        {undone.length > 0 ? (
+          <>
+            <p className="jp-Torpor-label">{trans.__('This will be undone:')}</p>
+            <ul>{undone}</ul>
+          </>
+        ) : (
+          <p>{trans.__('What it has computed since is undone.')}</p>
+        )}
+        {since > 0 && (
+          <p>
+            {trans._n(
+              '%1 later checkpoint stays; what you do next begins a new branch.',
+              '%1 later checkpoints stay; what you do next begins a new branch.',
+              since
+            )}
+          </p>
+        )}
+        {discard ? (
+          <p className="jp-Torpor-warning">{trans.__('What the kernel is now is not kept: this cannot be undone.')}</p>
+        ) : (
+          <p>{trans.__('What the kernel is now is kept as a checkpoint, so that you can undo this.')}</p>
+        )}
+        <p>{trans.__('Files on disk stay as they are.')}</p>
+        {checkpoint.has_notebook && (
+          <label className="jp-Torpor-choice">
+            <input type="checkbox" onChange={event => (this.notebook = event.target.checked)} />
+            {trans.__('Bring the notebook back, too: its cells and outputs of then')}
+          </label>
+        )}
+      </>
+    );
+  }
+
+  private notebook = false;
+}
+
+function names(variables: readonly IVariable[], words: Words): string {
+  const named = variables.slice(0, ENOUGH).map(variable => variable.name);
+  const more = variables.length - named.length;
+  if (more > 0) {
+    named.push(words.trans._n('%1 more', '%1 more', more));
+  }
+  return named.join(', ');
+}
