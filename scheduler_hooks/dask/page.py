@@ -38,14 +38,18 @@ _collector: list[Any] = []
 def numbers(plugin: Resume) -> list[tuple[str, str, float, str]]:
     """Give name, words, value and unit of everything that is counted."""
     counters = plugin.counters
+    loading = list(plugin.loading.values())
+    held = sum(one.held is not None for one in loading)
     stored = sum(kept.size for kept in list(plugin.kept.values()))
     return [
         ("held_results", "Results in the store that are of use now", len(plugin.kept), ""),
         ("held", "Their size", stored, "bytes"),
         ("kept_results_total", "Results stored since the start", counters.kept, ""),
         ("written_total", "Written to the store since the start", counters.written, "bytes"),
-        ("loading_results", "Results being loaded", len(plugin.loading), ""),
+        ("loading_results", "Results being loaded", len(loading) - held, ""),
         ("loaded_results_total", "Results loaded instead of computed", counters.loaded, ""),
+        ("waiting_keys", "Keys that wait for a frozen worker (experimental)", held, ""),
+        ("returned_keys_total", "Keys that a woken worker had, or ended", counters.returned, ""),
         ("saved_total", "Computation saved by that", counters.saved_seconds, "seconds"),
         ("unreadable_results_total", "Results that could not be read and were computed", counters.unreadable, ""),
         ("unkept_results_total", "Results that were wanted but not stored", counters.unkept, ""),

@@ -25,6 +25,7 @@ from distributed.scheduler import TaskState
 from torpor.errors import TorporError
 from torpor.scheduler_hooks.dask import page
 from torpor.scheduler_hooks.dask.fingerprint import fingerprint, means_its_content
+from torpor.scheduler_hooks.dask.holding import Held, Holding
 from torpor.scheduler_hooks.dask.loading import loading_task
 from torpor.scheduler_hooks.dask.nanny import PassOn
 from torpor.scheduler_hooks.dask.results import KIND, Kept, in_time, look
@@ -57,6 +58,8 @@ class Counters:
     loaded: int = 0
     saved_seconds: float = 0.0
     """Of computation that was not done again: durations of what was loaded, less the time of loading."""
+    returned: int = 0
+    """Held keys that a woken worker had, or ended."""
     unreadable: int = 0
     """Loads that failed, after which the key was computed."""
     unkept: int = 0
@@ -71,10 +74,11 @@ class Counters:
 
 @dataclass
 class Loading:
-    """A key that is being loaded."""
+    """A key that is being loaded, or is held for a worker that may be woken."""
 
-    kept: Kept
     task: TaskState
+    kept: Kept | None
+    held: Held | None
     spec: Any
     """Its own task; None: it was scattered."""
     origin: TaskState | None
@@ -119,6 +123,7 @@ class Resume(SchedulerPlugin):
         self._garbage: list[str] = []
         self._stop = threading.Event()
         self._not_before = 0.0
+        self.holding = Holding(self, self.settings.hold) if self.settings.hold else None
         self._sweeper = threading.Thread(target=self._sweep, name="torpor-sweeper", daemon=True)
         self._sweeper.start()
         scheduler.add_plugin(self, idempotent=True, name=NAME)  # Dask does so only after the waiting that follows
@@ -133,6 +138,8 @@ class Resume(SchedulerPlugin):
     async def close(self) -> None:
         """End; what nobody needs is removed now."""
         page.remove(self)
+        if self.holding:
+            self.holding.close()
         self._stop.set()
         await asyncio.to_thread(self._sweeper.join, SWEEP)
 
@@ -263,10 +270,17 @@ class Resume(SchedulerPlugin):
                 loading.task.suspicious = loading.suspicious  # it was not the task that was under way
         lost = [tasks[key] for key in (*msg["lost-computed-tasks"], *msg["lost-scattered-tasks"])]
         self._learn_last_of(msg["worker"])
+        if self.holding:
+            lost = self.holding.begin(msg, lost)
         self.cover([*lost, *self._restarting(msg["worker"])])
         for key in msg["lost-scattered-tasks"]:
             if key in self.loading:
                 self._rescue(self.loading[key].task, msg["stimulus_id"])
+
+    def add_worker(self, scheduler: Scheduler, worker: str) -> None:
+        """See to a worker that is back, before it is given tasks."""
+        if self.holding:
+            self.holding.on_registered(worker)
 
     def _restarting(self, worker: str) -> list[TaskState]:
         """Give the tasks of the P2P shuffles that Dask will start again: their inputs are needed anew."""
@@ -302,22 +316,26 @@ class Resume(SchedulerPlugin):
             if task.key in seen or task.key in self.loading:
                 continue
             seen.add(task.key)
-            if _to_be_computed(task) and (kept := self._usable(task, trusted)):
-                self._load(task, kept)
+            if _to_be_computed(task) and (kept := self.usable(task, trusted)):
+                self.replace(task, loading_task(kept, self.store.path, self.settings.patience), kept=kept)
             elif task.state in ("released", "memory"):
                 stack += [needed for needed in task.dependencies if _to_be_computed(needed)]
 
-    def _usable(self, task: TaskState, trusted: set[Key]) -> Kept | None:
+    def usable(self, task: TaskState, trusted: set[Key]) -> Kept | None:
         """Give the result of a task in the store, if it is surely this task's and means something by itself."""
         kept, earlier = self.kept.get(task.key), self._earlier.get(task.key)
         if task.actor or not (kept or earlier):
             return None
-        neighbours = (task.key, *(other.key for other in (*task.dependencies, *task.dependents)))
-        if of_shuffle(task.run_spec, neighbours, self.scheduler.tasks):
+        if self.of_shuffle(task):
             return None
         if kept and kept.run_id == _run_id(task):
             return kept
         return earlier if earlier and self._same(task, earlier, trusted) else None
+
+    def of_shuffle(self, task: TaskState) -> bool:
+        """Tell whether a task works by what it does on its worker."""
+        neighbours = (task.key, *(other.key for other in (*task.dependencies, *task.dependents)))
+        return of_shuffle(task.run_spec, neighbours, self.scheduler.tasks)
 
     def _same(self, task: TaskState, earlier: Kept, trusted: set[Key]) -> bool:
         """Tell whether a result of an earlier cluster is what this task would give."""
@@ -331,20 +349,22 @@ class Resume(SchedulerPlugin):
 
     # loading
 
-    def _load(self, task: TaskState, kept: Kept) -> None:
-        """Put the loading task in the place of a task's own, and its inputs into the care of an origin."""
+    def replace(self, task: TaskState, spec: Any, *, kept: Kept | None = None, held: Held | None = None) -> None:
+        """Put another task in the place of a task's own, and its inputs into the care of an origin."""
         origin = None
         if task.dependencies:
             origin = self.scheduler.new_task((ORIGIN, task.key), task.run_spec, "released")
             origin.priority = task.priority
             for needed in task.dependencies:
                 needed.dependents.discard(task)
+                if needed.waiters:
+                    needed.waiters.discard(task)  # it was under way
                 origin.add_dependency(needed)
             task.dependencies.clear()
         lost = task.has_lost_dependencies
-        self.loading[task.key] = Loading(kept, task, task.run_spec, origin, lost, task.suspicious)
+        self.loading[task.key] = Loading(task, kept, held, task.run_spec, origin, lost, task.suspicious)
         task.has_lost_dependencies = False
-        task.run_spec = loading_task(kept, self.store.path, self.settings.patience)
+        task.run_spec = spec
 
     def _restore(self, key: Key, stimulus: str) -> Loading:
         """Give a task its own spec and inputs back."""
@@ -352,6 +372,8 @@ class Resume(SchedulerPlugin):
         task, origin = loading.task, loading.origin
         task.run_spec = loading.spec
         task.has_lost_dependencies = loading.incomplete
+        if loading.held:
+            task.worker_restrictions, task.host_restrictions, task.loose_restrictions = loading.held.restrictions
         if origin is not None:
             for needed in list(origin.dependencies):
                 needed.dependents.discard(origin)
@@ -370,6 +392,9 @@ class Resume(SchedulerPlugin):
                 origin = self.loading.pop(key).origin
                 if origin is not None:
                     self.scheduler.transitions({origin.key: "forgotten"}, stimulus_id)
+            elif finish == "released" and (held := self.loading[key].held):
+                if held.hold.over or stimulus_id.startswith("reschedule-"):
+                    self.give_back(key, stimulus_id)
             elif start == "processing" and finish == "released":
                 self._on_load_ended(key, stimulus_id)
             elif finish == "erred":
@@ -384,6 +409,10 @@ class Resume(SchedulerPlugin):
     def _on_loaded(self, key: Key, stimulus: str, startstops: list[dict[str, Any]]) -> None:
         loading = self._restore(key, stimulus)
         kept = loading.kept
+        if kept is None:
+            assert self.holding
+            self.holding.on_returned(loading.task)
+            return
         run_id = _run_id(loading.task)
         assert run_id is not None  # it was executed just now
         kept.run_id = run_id
@@ -399,15 +428,21 @@ class Resume(SchedulerPlugin):
             return
         self.counters.unreadable += 1
         self._drop(key)
+        self._earlier.pop(key, None)
+        self.give_back(key, stimulus)
+
+    def give_back(self, key: Key, stimulus: str) -> None:
+        """Have a released key computed, or loaded if it can be."""
         if self.loading[key].spec is None:
             # Scattered, and lost as it would have been without us: Dask forgets what has lost an input. It must
             # do so itself: what a transition is about must not be gone when its plugins have been called.
             self.loading[key].task.has_lost_dependencies = True
             return
         loading = self._restore(key, stimulus)
-        self._earlier.pop(key, None)
+        if loading.held and loading.held.running:
+            loading.task.suspicious += 1
         # What it is computed from may have been let go meanwhile, and may be in the store as well.
-        self.cover(needed for needed in loading.task.dependencies if _to_be_computed(needed))
+        self.cover([loading.task])
         if any(needed.state == "erred" for needed in loading.task.dependencies):
             # Dask would wait for such an input for ever. Its own next step comes first.
             asyncio.get_running_loop().call_soon(self._fail, loading.task, stimulus)

@@ -35,6 +35,8 @@ class Settings:
     warning: int | None
     """Number of the signal that announces preemption."""
     drain: float
+    hold: float
+    """0: never."""
 
     @classmethod
     def read(cls, **given: Any) -> Settings:
@@ -64,4 +66,5 @@ class Settings:
             warm_start=bool(value["warm-start"]),
             warning=None if warning is None else signal.Signals[warning],
             drain=parse_timedelta(value["drain"]),
+            hold=0.0 if value["hold"] is None else parse_timedelta(value["hold"]),
         )

@@ -21,7 +21,9 @@ from distributed.worker_state_machine import ExecuteSuccessEvent, StateMachineEv
 
 from torpor.errors import TorporError
 from torpor.scheduler_hooks.dask.fingerprint import fingerprint, means_its_content
+from torpor.scheduler_hooks.dask.holding import is_held
 from torpor.scheduler_hooks.dask.loading import is_loading
+from torpor.scheduler_hooks.dask.rejoin import Rejoin
 from torpor.scheduler_hooks.dask.results import BoundToCluster, Result, freeze, write
 from torpor.scheduler_hooks.dask.settings import Settings
 from torpor.scheduler_hooks.dask.shuffle import of_shuffle
@@ -61,7 +63,9 @@ class Writer:
         self.speed = 0.0
         """Bytes per second of the latest writes; 0: not known yet."""
         self._store = Store(settings.store)
-        self._cluster, self._worker, self._report = cluster, worker, report
+        self.worker = worker
+        """Its address, by which the scheduler finds what it stored last."""
+        self._cluster, self._report = cluster, report
         self._waiting: deque[Finished] = deque()
         self._size = 0  # of what waits and of what is being written, bytes
         self._unfinished = 0
@@ -146,7 +150,7 @@ class Writer:
             return
         begun = time.monotonic()
         try:
-            info = write(self._store, [result for _, result in results], self._cluster, self._worker)
+            info = write(self._store, [result for _, result in results], self._cluster, self.worker)
         except TorporError as error:
             with self._changed:
                 self._resting_until = time.monotonic() + REST
@@ -174,6 +178,7 @@ class Keep(WorkerPlugin):
 
     idempotent = True
     name = NAME
+    rejoin: Rejoin | None = None
 
     def __init__(self, settings: Settings, cluster: str) -> None:
         """Name the cluster, by which the scheduler knows what its own workers wrote."""
@@ -189,6 +194,7 @@ class Keep(WorkerPlugin):
         self.writer = Writer(self.settings, self.cluster, worker.address, self._report)
         self._compute = worker.stream_handlers["compute-task"]
         worker.stream_handlers["compute-task"] = self._compute_task
+        self.rejoin = Rejoin(worker, self.cluster, self._moved) if self.settings.hold else None
         if self.settings.write_through:
             # An instance attribute over the method: the scheduler hears of a result when this returns.
             self._execute = worker.execute
@@ -199,8 +205,8 @@ class Keep(WorkerPlugin):
     async def teardown(self, worker: Worker) -> None:
         """Store what waits; when the worker ends, tell the scheduler that this is no accident."""
         worker.stream_handlers["compute-task"] = self._compute
-        if self.settings.write_through:
-            del worker.execute
+        for name in ("execute", "close"):  # ours go over the worker's methods
+            vars(worker).pop(name, None)
         await asyncio.to_thread(self.writer.flush, self.settings.patience)
         self.writer.close()
         if worker.status == Status.closing:
@@ -219,6 +225,9 @@ class Keep(WorkerPlugin):
         except (OSError, TimeoutError, asyncio.TimeoutError) as error:
             logger.info("the scheduler was not told that %s leaves: %s", worker.address, error)
 
+    def _moved(self, address: str) -> None:
+        self.writer.worker = address
+
     def _report(self, message: dict[str, Any]) -> None:
         """Send a message to the scheduler, from any thread. Without a connection it is dropped: the store has it."""
         try:
@@ -233,7 +242,10 @@ class Keep(WorkerPlugin):
         ever, since nobody is to compute what a loaded key was computed from.
         """
         spec = msg["run_spec"]
-        if is_loading(spec.data if isinstance(spec, ToPickle) else spec):
+        spec = spec.data if isinstance(spec, ToPickle) else spec
+        if self.rejoin:
+            self.rejoin.on_compute_task(msg["key"])
+        if is_loading(spec) or is_held(spec):
             task = self.worker.state.tasks.get(msg["key"])
             if task is not None and task.state in ("released", "fetch", "flight", "missing", "error"):
                 for needed in task.dependencies:

@@ -1,0 +1,150 @@
+"""A Dask worker as a process: frozen by the engine, woken as on another node, back with what it had."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import dask
+import pytest
+from distributed import Scheduler, wait
+
+import torpor
+from tests.integration.dask_cluster import PATIENCE, Cluster, add, cluster, leaf, ran, runs, until
+from tests.users import BIN
+from torpor.store import Store
+
+pytestmark = pytest.mark.timeout(180)
+
+
+def patient(log: str, go: str, add_to: int = 0) -> int:
+    """A task that is under way until a file exists, and tells of its begin and of its end."""
+    ran(log)
+    while not os.path.exists(go):
+        time.sleep(0.02)
+    ran(log)
+    return 42 + add_to
+
+
+def under_way(key: str, dask_scheduler: Scheduler) -> bool:
+    """Whether the scheduler has heard by heartbeat that a task is being executed."""
+    return any(task.key == key for worker in dask_scheduler.workers.values() for task in worker.executing)
+
+
+def states(dask_scheduler: Scheduler) -> dict[Any, tuple[str, Any]]:
+    return {key: (task.state, task.worker_restrictions) for key, task in dask_scheduler.tasks.items()}
+
+
+def freeze(dask: Cluster, name: str) -> torpor.Snapshot:
+    """Freeze a worker, and let it die when it is kept."""
+    process = dask.workers.pop(name)
+    snapshot = torpor.checkpoint(process.pid, store=Store(dask.tmp / "images"), then="kill")
+    process.wait()
+    until("the loss", lambda: name not in names(dask))
+    return snapshot
+
+
+@contextmanager
+def woken(dask: Cluster, snapshot: torpor.Snapshot) -> Iterator[subprocess.Popen[bytes]]:
+    """Wake a worker on what looks like another node: PIDs and a host name of its own."""
+    rights = [] if os.geteuid() == 0 else ["--user", "--map-current-user", "--keep-caps"]
+    node = ["unshare", *rights, "--uts", "--pid", "--fork", "--mount-proc", "--kill-child"]
+    restore = [BIN / "torpor", "restore", snapshot.id, "--store", str(dask.tmp / "images")]
+    with open(dask.tmp / "output", "ab") as output:
+        process = subprocess.Popen([*node, *restore], stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def names(dask: Cluster) -> set[str]:
+    return {worker["name"] for worker in dask.info().values()}
+
+
+def begin(dask: Cluster) -> tuple[Any, Any, Path]:
+    """A worker with a result that is in no store, and a task under way that needs it."""
+    go = dask.tmp / "go"
+    dask.start_scheduler()
+    dask.start_worker("first", threads=1)
+    dask.client.wait_for_workers(1, PATIENCE)
+    with torpor_never():
+        data = dask.client.submit(leaf, 7, str(dask.log))
+        wait(data, PATIENCE)
+        task = dask.client.submit(patient, str(dask.log), str(go), data)
+    until("the task", lambda: dask.client.run_on_scheduler(under_way, key=task.key))
+    return data, task, go
+
+
+def torpor_never() -> Any:
+    return dask.annotate(torpor="never")
+
+
+def test_a_woken_worker_is_back_with_its_data_and_its_running_task(tmp_path: Path) -> None:
+    with cluster(tmp_path, torpor__hold="10 minutes") as dask:
+        data, task, go = begin(dask)
+        snapshot = freeze(dask, "first")
+        dask.start_worker("second", threads=1)
+        dask.client.wait_for_workers(1, PATIENCE)
+        found = dask.client.run_on_scheduler(states)
+        assert found[data.key][0] == found[task.key][0] == "no-worker"
+        with woken(dask, snapshot):
+            until("the return", lambda: names(dask) == {"first", "second"})
+            until("the data", lambda: data.key in dask.client.run_on_scheduler(states))
+            assert dask.client.submit(add, data, 1, str(dask.log)).result(PATIENCE) == 8
+            go.touch()
+            assert task.result(PATIENCE) == 49
+            assert runs(dask.log)[data.key] == 1
+            assert runs(dask.log)[task.key] == 2  # it began once and ended once
+            assert dask.counters()["returned"] == 2
+            assert dask.counters()["loading"] == dask.counters()["origins"] == 0
+            assert not any(restrictions for _, restrictions in dask.client.run_on_scheduler(states).values())
+            assert dask.suspicions() == 0
+            # and it is a worker like any other
+            both = dask.client.submit(add, task, data, str(dask.log), workers=["first"])
+            assert both.result(PATIENCE) == 56
+            dask.stop()
+
+
+def test_when_the_time_is_over_the_default_path_takes_over(tmp_path: Path) -> None:
+    with cluster(tmp_path, torpor__hold="3s") as dask:
+        data, task, go = begin(dask)
+        snapshot = freeze(dask, "first")
+        go.touch()
+        dask.start_worker("second", threads=1)
+        assert task.result(PATIENCE) == 49
+        assert runs(dask.log)[data.key] == 2
+        assert runs(dask.log)[task.key] == 3  # begun on both, ended on the second
+        assert dask.counters()["returned"] == 0
+        assert dask.counters()["loading"] == dask.counters()["origins"] == 0
+        assert not any(restrictions for _, restrictions in dask.client.run_on_scheduler(states).values())
+        # the process is late: it is a worker, with nothing of what it had
+        with woken(dask, snapshot):
+            until("the return", lambda: names(dask) == {"first", "second"})
+            dask.kill("second")
+            assert dask.client.submit(add, task, data, str(dask.log)).result(PATIENCE) == 56
+            dask.stop()
+
+
+def test_a_second_copy_of_a_worker_is_refused(tmp_path: Path) -> None:
+    with cluster(tmp_path, torpor__hold="10 minutes") as dask:
+        data, task, go = begin(dask)
+        snapshot = freeze(dask, "first")
+        with woken(dask, snapshot):
+            until("the return", lambda: names(dask) == {"first"})
+            go.touch()
+            assert task.result(PATIENCE) == 49
+        until("the loss", lambda: not names(dask))
+        with woken(dask, snapshot) as copy:
+            copy.wait(PATIENCE)
+        assert not names(dask)
+        assert "the scheduler's answer is: refused" in dask.output()
+        dask.start_worker("second", threads=1)
+        del data
+        dask.stop()
