@@ -20,6 +20,7 @@ import struct
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import groupby
 from typing import NamedTuple
 
@@ -87,20 +88,20 @@ def find(pids: Sequence[int], waits: Iterable[tuple[int, int]] = ()) -> Found:
         pids: its living processes.
         waits: the calls in which threads of it wait, each with its first argument.
     """
-    members = {pid: _started(pid) for pid in pids}
+    members, started = set(pids), cache(_started)
     found = Found()
     waited = set(waits)
 
     def ours(pid: int, moment: int) -> bool:
         """Whether a process of the tree did it: PIDs are used again, and only what it did in its time is its own."""
-        return pid in members and members[pid] <= moment + 1
+        return pid in members and started(pid) <= moment + 1
 
     def note(number: int, what: str, calls: Iterable[int], uses: Iterable[tuple[int, int]], kept: list[int]) -> None:
         uses = list(uses)
         mine = [pid for pid, moment in uses if ours(pid, moment)]
         if mine or any((call, number) in waited for call in calls):
             kept.append(number)
-            others = [pid for pid, moment in uses if pid > 0 and not ours(pid, moment) and _started(pid) <= moment + 1]
+            others = [pid for pid, moment in uses if pid > 0 and not ours(pid, moment) and started(pid) <= moment + 1]
             if others:
                 why = f"{describe_process(others[0])}, outside of the tree, has used them too"
                 found.reasons.append(_reason([*mine, *pids][0], f"it uses {what} {number}, and {why}"))
