@@ -31,6 +31,7 @@ from torpor.objects import (
     sysv,
     sysv_messages,
     sysv_semaphores,
+    tcp_keep,
     threads,
     tree,
     vmas,
@@ -47,6 +48,7 @@ from torpor.taken import TakenProcess, TakenZombie
 
 Then = Literal["run", "stop", "kill"]
 Outside = Literal["refuse", "reset"]
+Tcp = Literal["reset", "keep"]
 T = TypeVar("T")
 
 FREEZE_SECONDS = 5.0
@@ -70,6 +72,7 @@ def checkpoint(
     progress: Progress | None = None,
     last: LastToStop | None = None,
     outside: Outside = "refuse",
+    tcp: Tcp = "reset",
 ) -> SnapshotInfo:
     """Keep the tree of processes below and including `pid` as a snapshot in a store.
 
@@ -83,6 +86,8 @@ def checkpoint(
         outside: what becomes of unix sockets that lead outside of the tree: the tree is refused, or they are kept as
             ones whose peer has closed. It is said here and not at the restore, as a snapshot that is listed can be
             restored.
+        tcp: what becomes of TCP connections that lead outside of the tree: the restored program sees them reset, or
+            they go on, once, if the tree is killed and restored as root on this host (see `torpor.objects.tcp_keep`).
 
     Raises:
         Refused: the tree holds something that cannot be kept; it was not touched.
@@ -92,6 +97,12 @@ def checkpoint(
     """
     home = store if isinstance(store, Store) else Store(store)
     _raise_descriptor_limit()
+    keep_tcp = tcp == "keep"
+    if keep_tcp:
+        if then != "kill":
+            why = "TCP connections go on in one place only: they can be kept when the tree is killed"
+            raise Refused(f"process {pid} was not saved", [Reason("the checkpoint", why, "use --then kill as well")])
+        tcp_keep.require()
     root = tree.job_of(pid)
     reset_outside = outside == "reset"
     fork = _patiently(lambda: preflight(root, reset_outside=reset_outside)) and then == "run"
@@ -103,7 +114,7 @@ def checkpoint(
                 progress(done, expected)
 
         with home.writer(KIND, tags or {}) as writer:
-            return _patiently(lambda: _take(root, writer, fork, then, last, tell, reset_outside))
+            return _patiently(lambda: _take(root, writer, fork, then, last, tell, reset_outside, keep_tcp))
 
     return in_own_thread(work)
 
@@ -128,6 +139,7 @@ def _take(
     last: LastToStop | None,
     progress: Progress,
     reset_outside: bool,
+    keep_tcp: bool,
 ) -> SnapshotInfo:
     """From the freeze to what becomes of the tree, in the thread that traces."""
     began = time.monotonic_ns()
@@ -136,6 +148,8 @@ def _take(
     with Frozen(root, FREEZE_SECONDS, last) as frozen, TakenTree(frozen, waits, fork=fork) as taken:
         try:
             taken.grab(reset_outside=reset_outside)
+            if keep_tcp:
+                descriptors.choose_kept(taken.descriptors)
             if taken.forked:
                 frozen.thaw()
             image, pages = taken.describe()
@@ -151,8 +165,11 @@ def _take(
                 raise CheckpointFailed(lost) from error
             raise
         if then == "kill":
-            descriptors.arm_reset(taken.descriptors)
-            frozen.kill()
+            with tcp_keep.Hold() as hold:
+                descriptors.hold_kept(taken.descriptors, hold)
+                descriptors.arm_reset(taken.descriptors)
+                frozen.kill()
+                hold.save(published.id)
         elif then == "stop":
             for process in frozen.processes.values():
                 os.kill(process.pid, signal.SIGSTOP)

@@ -258,6 +258,7 @@ def _wake(
             builder.settle()
             verification.finish()
             tree_pid = builder.processes[image.processes[0].pid].threads[0].tid
+            material.held.opened.let_go()
             builder.release(
                 lambda pid, child: capsule.init_arguments(child, init.own_status_fd if pid == here.init else 0),
                 init.own_status_fd,

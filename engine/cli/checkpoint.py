@@ -33,6 +33,13 @@ from torpor.cli.common import (
     show_default=True,
     help="Unix sockets whose other end is not among the processes: save nothing, or save them as closed by their peer.",
 )
+@click.option(
+    "--tcp",
+    type=click.Choice(["reset", "keep"]),
+    default="reset",
+    show_default=True,
+    help="TCP connections to others: the woken job sees them reset, or they go on, as root with --then kill.",
+)
 @click.option("--tag", "tags", metavar="K=V", multiple=True, callback=parse_tags, help="A label; may be repeated.")
 @command_options
 def command(
@@ -40,6 +47,7 @@ def command(
     store: str | None,
     then: Literal["run", "stop", "kill"],
     outside: Literal["refuse", "reset"],
+    tcp: Literal["reset", "keep"],
     tags: dict[str, str],
     as_json: bool,
 ) -> None:
@@ -50,7 +58,7 @@ def command(
     import torpor
 
     with progress_bar(f"saving {pid}") as progress:
-        info = torpor.checkpoint(pid, store=store, then=then, tags=tags, progress=progress, outside=outside)
+        info = torpor.checkpoint(pid, store=store, then=then, tags=tags, progress=progress, outside=outside, tcp=tcp)
     if as_json:
         print_json(snapshot_json(info))
     else:

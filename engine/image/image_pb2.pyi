@@ -780,7 +780,7 @@ class SockOpt(_message.Message):
     def __init__(self, level: _Optional[int] = ..., name: _Optional[int] = ..., value: _Optional[bytes] = ...) -> None: ...
 
 class TcpSocket(_message.Message):
-    __slots__ = ("state", "family", "local", "remote", "backlog", "peer", "received", "shut_read", "shut_write", "options", "peer_done", "protocol")
+    __slots__ = ("state", "family", "local", "remote", "backlog", "peer", "received", "shut_read", "shut_write", "options", "peer_done", "protocol", "kept")
     class State(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         UNKNOWN: _ClassVar[TcpSocket.State]
@@ -807,6 +807,7 @@ class TcpSocket(_message.Message):
     OPTIONS_FIELD_NUMBER: _ClassVar[int]
     PEER_DONE_FIELD_NUMBER: _ClassVar[int]
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
+    KEPT_FIELD_NUMBER: _ClassVar[int]
     state: TcpSocket.State
     family: int
     local: bytes
@@ -819,7 +820,36 @@ class TcpSocket(_message.Message):
     options: _containers.RepeatedCompositeFieldContainer[SockOpt]
     peer_done: bool
     protocol: int
-    def __init__(self, state: _Optional[_Union[TcpSocket.State, str]] = ..., family: _Optional[int] = ..., local: _Optional[bytes] = ..., remote: _Optional[bytes] = ..., backlog: _Optional[int] = ..., peer: _Optional[int] = ..., received: _Optional[bytes] = ..., shut_read: bool = ..., shut_write: bool = ..., options: _Optional[_Iterable[_Union[SockOpt, _Mapping]]] = ..., peer_done: bool = ..., protocol: _Optional[int] = ...) -> None: ...
+    kept: str
+    def __init__(self, state: _Optional[_Union[TcpSocket.State, str]] = ..., family: _Optional[int] = ..., local: _Optional[bytes] = ..., remote: _Optional[bytes] = ..., backlog: _Optional[int] = ..., peer: _Optional[int] = ..., received: _Optional[bytes] = ..., shut_read: bool = ..., shut_write: bool = ..., options: _Optional[_Iterable[_Union[SockOpt, _Mapping]]] = ..., peer_done: bool = ..., protocol: _Optional[int] = ..., kept: _Optional[str] = ...) -> None: ...
+
+class KeptConnection(_message.Message):
+    __slots__ = ("local", "remote", "we_ended", "mss", "options", "scales", "timestamp", "window", "received_until", "sent_until", "received", "sent")
+    LOCAL_FIELD_NUMBER: _ClassVar[int]
+    REMOTE_FIELD_NUMBER: _ClassVar[int]
+    WE_ENDED_FIELD_NUMBER: _ClassVar[int]
+    MSS_FIELD_NUMBER: _ClassVar[int]
+    OPTIONS_FIELD_NUMBER: _ClassVar[int]
+    SCALES_FIELD_NUMBER: _ClassVar[int]
+    TIMESTAMP_FIELD_NUMBER: _ClassVar[int]
+    WINDOW_FIELD_NUMBER: _ClassVar[int]
+    RECEIVED_UNTIL_FIELD_NUMBER: _ClassVar[int]
+    SENT_UNTIL_FIELD_NUMBER: _ClassVar[int]
+    RECEIVED_FIELD_NUMBER: _ClassVar[int]
+    SENT_FIELD_NUMBER: _ClassVar[int]
+    local: bytes
+    remote: bytes
+    we_ended: bool
+    mss: int
+    options: int
+    scales: int
+    timestamp: int
+    window: bytes
+    received_until: int
+    sent_until: int
+    received: bytes
+    sent: bytes
+    def __init__(self, local: _Optional[bytes] = ..., remote: _Optional[bytes] = ..., we_ended: bool = ..., mss: _Optional[int] = ..., options: _Optional[int] = ..., scales: _Optional[int] = ..., timestamp: _Optional[int] = ..., window: _Optional[bytes] = ..., received_until: _Optional[int] = ..., sent_until: _Optional[int] = ..., received: _Optional[bytes] = ..., sent: _Optional[bytes] = ...) -> None: ...
 
 class Memfd(_message.Message):
     __slots__ = ("shared", "position")

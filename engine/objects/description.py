@@ -204,6 +204,8 @@ class Opening:
     """What is to be done when all descriptions are there."""
     stack: ExitStack = field(default_factory=ExitStack)
     """What is needed until then."""
+    at_last: list[Callable[[], None]] = field(default_factory=list)
+    """What is to be done when the tree is let go."""
 
     def keep_terminal(self, index: int, fd: int) -> None:
         """Keep a copy of `fd` for the sessions whose controlling terminal is `index`."""

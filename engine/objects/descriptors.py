@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torpor import procfs
-from torpor.errors import Reason, Refused
+from torpor.errors import Reason, Refused, RestoreFailed
 from torpor.image.image_pb2 import Description, Lock, Process, Tree
 from torpor.objects import locks, ptys, unix_sockets
 from torpor.objects.description import (
@@ -57,7 +57,7 @@ from torpor.objects.ptys import PseudoTerminal
 from torpor.objects.queues import MessageQueue
 from torpor.objects.signalfd import Signalfd
 from torpor.objects.sockets import family_of
-from torpor.objects.tcp import Tcp, arm_reset
+from torpor.objects.tcp import Tcp, arm_reset, choose_kept, hold_kept
 from torpor.objects.timerfd import Timerfd
 from torpor.objects.udp import Udp
 from torpor.objects.unix_sockets import Unix
@@ -74,10 +74,12 @@ __all__ = [
     "Opened",
     "arm_reset",
     "check",
+    "choose_kept",
     "closing",
     "describe",
     "first_slot",
     "grab",
+    "hold_kept",
     "memory_files",
     "open_all",
     "placement",
@@ -411,12 +413,26 @@ class Opened:
     """The same for the terminals that sessions have, by their index."""
     warnings: list[str] = field(default_factory=list)
     """What is not as it was, in words."""
+    at_last: list[Callable[[], None]] = field(default_factory=list)
+    """What is to be done when the tree is let go."""
 
     def __enter__(self) -> Opened:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def let_go(self) -> None:
+        """Let those connections go on that do.
+
+        Raises:
+            RestoreFailed: the kernel refuses.
+        """
+        try:
+            for act in self.at_last:
+                act()
+        except OSError as error:
+            raise RestoreFailed(f"a TCP connection cannot go on: {error.strerror}") from error
 
     def close(self) -> None:
         """Close the slots. What processes hold by now stays open."""
@@ -461,7 +477,7 @@ def open_all(image: Tree, shared: Callable[[int], int], stdio: Sequence[int] = (
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     opening = Opening(image, stdio, shared, first_slot(image))
-    opened = Opened(opening.slots, opening.terminals, opening.warnings)
+    opened = Opened(opening.slots, opening.terminals, opening.warnings, opening.at_last)
     try:
         with opening.stack:
             for kind, mine in _by_kind(image):

@@ -6,7 +6,8 @@ inside      both ends in the tree: connected again between the same addresses, w
             not yet read, and with shutdowns. Refused while bytes are under way that no end has received.
 outside     its peer cannot be stopped and does not know of the restore: what was received can still be
             read, then the program sees what it sees when a peer resets (ECONNRESET); if the peer had ended
-            its side before, the end. getsockname() then gives an address of the loopback.
+            its side before, the end. getsockname() then gives an address of the loopback. With --tcp=keep
+            it may go on: `torpor.objects.tcp_keep`.
 ended       both sides were shut: reads give the rest and the end, writes EPIPE
 closed      neither connected nor listening
 ==========  ==============================================================================================
@@ -28,7 +29,7 @@ from enum import IntEnum
 
 from torpor.errors import Reason
 from torpor.image.image_pb2 import Description, TcpSocket, Tree
-from torpor.objects import sockets, tcp_connections
+from torpor.objects import sockets, tcp_connections, tcp_keep
 from torpor.objects.description import (
     Describing,
     GrabbedDescriptors,
@@ -102,6 +103,8 @@ class TcpState:
     received: bytes = b""
     peer: Held[TcpState] | None = None
     """The other end, if it is in the tree."""
+    kept: str = ""
+    """The name under which its connection to the outside is kept."""
 
     @property
     def mptcp(self) -> bool:
@@ -195,6 +198,7 @@ class Tcp(Kind[TcpState]):
         elif tcp.state == TcpSocket.OUTSIDE:
             tcp.peer_done = bool(state.remote) and state.info.state in PEER_ENDED
             tcp.shut_write = state.info.state in WE_ENDED
+            tcp.kept = state.kept
         elif tcp.state == TcpSocket.INSIDE:
             assert state.peer
             tcp.peer = image.index_of(state.peer, state.peer.holders[0].fd)
@@ -210,6 +214,23 @@ class Tcp(Kind[TcpState]):
         tcp_connections.open_all(mine, opening)
 
 
+def choose_kept(tree: GrabbedDescriptors) -> None:
+    """Choose the connections to the outside that can go on; see `torpor.objects.tcp_keep`."""
+    for held in tree.of(Tcp):
+        state = held.state
+        outside = bool(state.remote) and state.peer is None and not held.stdio and held.under_way_to is None
+        plain = not state.mptcp and not state.layer.strip(b"\0")
+        if outside and plain and state.info.state in tcp_keep.GO_ON:
+            state.kept = tcp_keep.new_name()
+
+
+def hold_kept(tree: GrabbedDescriptors, hold: tcp_keep.Hold) -> None:
+    """Take copies of those connections, while the tree still stands."""
+    for held in tree.of(Tcp):
+        if held.state.kept:
+            hold.take(held.state.kept, *held.holders[0])
+
+
 def arm_reset(tree: GrabbedDescriptors) -> None:
     """Make the tree's connections end at once when it is killed, and not wait on their ports (TIME_WAIT).
 
@@ -218,8 +239,8 @@ def arm_reset(tree: GrabbedDescriptors) -> None:
     """
     linger = bytearray(struct.pack("ii", 1, 0))
     for held in tree.of(Tcp):
-        if held.under_way_to is not None:
-            continue  # no process has it
+        if held.under_way_to is not None or held.state.kept:
+            continue  # no process has it, or it is to go on
         holder = held.holders[0]
         try:
             pidfd = os.pidfd_open(holder.pid)

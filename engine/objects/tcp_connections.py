@@ -22,7 +22,7 @@ from typing import TypeVar
 
 from torpor.errors import Reason, RestoreFailed
 from torpor.image.image_pb2 import Description, TcpSocket
-from torpor.objects import port_holders, sockets
+from torpor.objects import port_holders, sockets, tcp_keep
 from torpor.objects.description import Opening, naming
 from torpor.objects.sockets import Address, Key
 
@@ -98,6 +98,8 @@ def _check_one(index: int, tcp: TcpSocket, mine: dict[int, TcpSocket]) -> Iterat
                 yield Reason("the image", f"the TCP socket {index} and its other end do not fit together")
     except ValueError as error:
         yield Reason("the image", f"it has a TCP socket with {error}")
+    if tcp.kept and not (tcp_keep.is_name(tcp.kept) and tcp.state == TcpSocket.OUTSIDE):
+        yield Reason("the image", "it has a TCP connection that is kept under a name that cannot be")
     if tcp.state == TcpSocket.UNKNOWN:
         yield Reason("the image", "it has a TCP socket in a state that is not known")
 
@@ -167,6 +169,8 @@ def open_all(mine: dict[int, Description], opening: Opening) -> None:
             with naming(description):
                 if description.tcp.state == TcpSocket.INSIDE and index < description.tcp.peer:
                     _open_pair(making, index, description.tcp.peer)
+                elif description.tcp.kept and _open_kept(making, index, description.tcp):
+                    continue
                 elif description.tcp.state in (TcpSocket.OUTSIDE, TcpSocket.ENDED):
                     _open_end(making, index, description.tcp)
 
@@ -289,6 +293,31 @@ def _accepted(listener: socket.socket, client: TcpSocket, server: TcpSocket) -> 
         os.set_blocking(listener.fileno(), blocking)
     where = sockets.address(server.local)
     raise RestoreFailed(f"the connection from {wanted} to {where} in the tree did not come about in {PATIENCE:g} s")
+
+
+def _open_kept(making: _Making, index: int, tcp: TcpSocket) -> bool:
+    """An end whose connection goes on, if it may: it does so when the tree is let go."""
+    opening, where = making.opening, sockets.address(tcp.remote)
+    state = tcp_keep.find(tcp)
+    if state is None:
+        opening.warnings.append(
+            f"the TCP connection to {where} was kept for one restore on its host, by root: it is reset"
+        )
+        return False
+    try:
+        sock = tcp_keep.make(tcp, state)
+        _set_options(sock, tcp)
+    except OSError as error:
+        opening.warnings.append(f"the TCP connection to {where} is reset, as it cannot go on: {error.strerror}")
+        return False
+    opening.place(index, sock.detach())
+
+    def let_go() -> None:
+        with opening.socket(index) as kept:
+            tcp_keep.let_go(kept, tcp, state)
+
+    opening.at_last.append(let_go)
+    return True
 
 
 def _open_end(making: _Making, index: int, tcp: TcpSocket) -> None:

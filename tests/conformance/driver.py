@@ -25,8 +25,8 @@ PR_SET_CHILD_SUBREAPER = 36
 
 def checkpoint(request: dict[str, Any], reply: TextIO) -> None:
     """Take a snapshot and say its id."""
-    outside = request.get("outside", "refuse")
-    snapshot = torpor.checkpoint(request["pid"], store=request["store"], then=request["then"], outside=outside)
+    options = {name: request[name] for name in ("outside", "tcp") if name in request}
+    snapshot = torpor.checkpoint(request["pid"], store=request["store"], then=request["then"], **options)
     say(reply, snapshot=snapshot.id)
 
 

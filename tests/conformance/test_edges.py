@@ -8,12 +8,13 @@ import signal
 import socket
 import subprocess
 import tempfile
-from contextlib import closing, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
-from tests.conformance.harness import Actor, EngineError, Stage, Subject, alive, reborn, restored, wait_until
+from tests.conformance.harness import Actor, EngineError, Stage, Subject, alive, belonging, reborn, restored, wait_until
 
 HERE = Path(__file__).parent
 EDGES = HERE / "edges"
@@ -143,6 +144,87 @@ def test_unix_sockets_to_the_outside(stage: Stage, actor: Actor, then: str) -> N
                         one.sendall(b"so am I")
             subject.judged()
             assert (job.status() if then == "kill" else subject.exited()) == 0
+
+
+def everything(sock: socket.socket, end: bytes) -> bytes:
+    """What comes until `end`."""
+    found = bytearray()
+    while not found.endswith(end):
+        piece = sock.recv(1 << 16)
+        assert piece, f"the connection ended after {len(found)} bytes"
+        found += piece
+    return bytes(found)
+
+
+@contextmanager
+def kept(stage: Stage, root: Actor, host: str) -> Iterator[tuple[Subject, list[socket.socket]]]:
+    """A program with connections that are to go on, and their outer ends: full, shut and made."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as listener, ExitStack() as stack:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        listener.bind((host, 0))
+        listener.listen()
+        listener.settimeout(20)
+        environment = {"OUTSIDE": json.dumps(listener.getsockname()[:2])}
+        with stage.play(EDGES / "kept_peer.py", root, environment=environment) as subject:
+            full, shut = (stack.enter_context(listener.accept()[0]) for _ in range(2))
+            port = subject.directory / "port"
+            wait_until(port.exists, "the program's port")
+            made = stack.enter_context(socket.create_connection((host, json.loads(port.read_text()))))
+            for one in (full, shut, made):
+                one.settimeout(20)
+            full.sendall(b"helloand this is not read")
+            assert everything(shut, b"last words") == b"last words"
+            assert shut.recv(100) == b""
+            subject.wait_ready()
+            yield subject, [full, shut, made]
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_connections_that_go_on(stage: Stage, root: Actor, host: str) -> None:
+    """Root's restore continues them: every byte arrives once, in both directions, and none is reset."""
+    with kept(stage, root, host) as (subject, (full, shut, made)):
+        snapshot = stage.driver(root).checkpoint(subject.pid, subject.directory / "store", "kill", tcp="keep")
+        subject.wait_gone([subject.pid])
+        job = restored(stage, subject, snapshot)
+        subject.go()
+        sent = int((subject.directory / "sent").read_text())
+        whole = b"".join(b"%08d" % k for k in range(-(-sent // 8)))[:sent]
+        assert everything(full, b"the end") == whole + b"the end"
+        full.sendall(b"all received")
+        assert full.recv(100) == b""
+        shut.sendall(b"still heard")
+        shut.close()
+        assert everything(made, b"accepted") == b"from the accepted"
+        made.sendall(b"thanks")
+        port = json.loads((subject.directory / "port").read_text())
+        with socket.create_connection((host, port)) as client:
+            client.settimeout(20)
+            assert everything(client, b"welcome") == b"welcome"
+        subject.judged()
+        assert job.status() == 0
+        assert not any(Path("/run/torpor/connections").iterdir())
+
+
+def test_connections_go_on_once(stage: Stage, root: Actor, user: Actor) -> None:
+    """They are kept when the tree is killed, by root; what is restored a second time sees them reset."""
+    with kept(stage, root, "127.0.0.1") as (subject, (full, _, _)):
+        driver, store = stage.driver(root), subject.directory / "store"
+        with pytest.raises(EngineError, match="go on in one place only"):
+            driver.checkpoint(subject.pid, store, "run", tcp="keep")
+        with pytest.raises(EngineError, match="by root only"):
+            stage.driver(user).checkpoint(subject.pid, store, "kill", tcp="keep")
+        snapshot = driver.checkpoint(subject.pid, store, "kill", tcp="keep")
+        subject.wait_gone([subject.pid])
+        job = restored(stage, subject, snapshot)
+        os.kill(subject.root(), signal.SIGKILL)
+        assert job.status() == -signal.SIGKILL
+        wait_until(lambda: not belonging(subject.directory), "the end of the first one")
+        with pytest.raises(ConnectionResetError):
+            everything(full, b"the end")
+        job = restored(stage, subject, snapshot)
+        os.kill(subject.root(), signal.SIGKILL)
+        assert job.status() == -signal.SIGKILL
 
 
 def test_signal_to_the_job_reaches_the_root(stage: Stage, actor: Actor) -> None:

@@ -152,6 +152,7 @@ def test_checkpoint_prints_the_id_alone(run: Torpor, monkeypatch: pytest.MonkeyP
         "tags": {"a": "b", "c": "d=e"},
         "progress": None,
         "outside": "refuse",
+        "tcp": "reset",
     }
     assert json.loads(run("checkpoint", "12", "--json")[1])["id"] == "20260101-000000000-abcdef"
 
