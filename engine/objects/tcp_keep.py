@@ -133,6 +133,8 @@ class Hold:
         Raises:
             CheckpointFailed: it cannot be kept; the connections end.
         """
+        if not self._copies:
+            return
         try:
             RUN.mkdir(mode=0o700, parents=True, exist_ok=True)
             shared = _held_by_others()
