@@ -96,9 +96,16 @@ lab: venv
 bench: venv
 	@$(BIN)/python -m tests.bench
 
-soak: venv
+soak: venv build/programs/.stamp
+	@.ci/needs soak
 	$(BIN)/pytest -m soak --timeout 3600
 endif
+
+# Libraries of real programs that `make soak` freezes; apart, so that what the tests themselves use stays small.
+build/programs/.stamp: .ci/soak-requirements.txt
+	@umask 022; '$(PYTHON)' -m venv build/programs
+	@umask 022; build/programs/bin/python -m pip install -q -r $<
+	@touch $@
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info engine/torpor-init engine/_native* .pytest_cache .mypy_cache .ruff_cache .hypothesis

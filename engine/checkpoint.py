@@ -54,7 +54,8 @@ T = TypeVar("T")
 FREEZE_SECONDS = 5.0
 """How long a thread may take to stop: one in an uninterruptible call does not."""
 _LOOKS = 3
-"""How often the preflight looks at a tree of which processes end meanwhile, before it believes what it saw."""
+"""How often the preflight looks at a tree before it believes what it saw: the tree runs, and what is said of a thing
+that comes or goes at the same time may be false."""
 PAUSES = (0.005, 0.01, 0.02, 0.04, 0.08)
 """Seconds that the tree runs on before it is tried again, when what it was refused for may have passed."""
 KIND = "tree"
@@ -105,7 +106,7 @@ def checkpoint(
         tcp_keep.require()
     root = tree.job_of(pid)
     reset_outside = outside == "reset"
-    fork = _patiently(lambda: preflight(root, reset_outside=reset_outside)) and then == "run"
+    fork = preflight(root, reset_outside=reset_outside) and then == "run"
 
     def work(interruption: Interruption) -> SnapshotInfo:
         def tell(done: int, expected: int) -> None:
@@ -177,7 +178,7 @@ def _take(
 
 
 def preflight(pid: int, *, reset_outside: bool = False) -> bool:
-    """Find what cannot be kept, with nothing frozen yet.
+    """Find what cannot be kept, with nothing frozen yet. What may pass by itself is for the freeze to judge.
 
     Args:
         pid: the root of the tree.
@@ -190,22 +191,23 @@ def preflight(pid: int, *, reset_outside: bool = False) -> bool:
         Refused: with every reason at once.
         NotFound, NotPermitted: no such process, or not ours to trace.
     """
+    standing: set[Reason] | None = None
     for _ in range(_LOOKS):
         seen = tree.walk(pid)
-        reasons, forkable = _look(seen, reset_outside)
-        # What is said of a process that ends at the same time may be false: both ends of a pipe are in the tree, say.
-        if not reasons or not tree.ended([process.pid for process in seen if not process.zombie]):
-            break
-    if reasons:
-        raise Refused(f"{seen[0].name} cannot be kept", reasons)
-    return forkable
+        reasons, of_descriptors, forkable = _look(seen, reset_outside)
+        # Of descriptors only what every look shows counts: under the freeze each is judged once more.
+        standing = set(of_descriptors) if standing is None else standing.intersection(of_descriptors)
+        reasons += [reason for reason in of_descriptors if reason in standing]
+        if all(reason.passing for reason in reasons):
+            return forkable
+    raise Refused(f"{seen[0].name} cannot be kept", reasons)
 
 
-def _look(seen: list[tree.Seen], reset_outside: bool) -> tuple[list[Reason], bool]:
-    """Why a tree cannot be kept, and whether forks will show its memory."""
+def _look(seen: list[tree.Seen], reset_outside: bool) -> tuple[list[Reason], list[Reason], bool]:
+    """Why processes and their memory cannot be kept, and why descriptors; whether forks will show the memory."""
     reasons = tree.refuse(seen)
     if reasons:
-        return reasons, False
+        return reasons, [], False
     forkable = True
     for process in seen:
         try:
@@ -222,12 +224,8 @@ def _look(seen: list[tree.Seen], reset_outside: bool) -> tuple[list[Reason], boo
         reasons += vmas.refuse(process.name, found)
         forkable = forkable and not any(map(vmas.hides_from_fork, found))
     living = [process.pid for process in seen if not process.zombie]
-    return [
-        *reasons,
-        *sharing.refuse(living),
-        *sysv.refuse(living),
-        *descriptors.survey(living, reset_outside=reset_outside),
-    ], forkable
+    surveyed = descriptors.survey(living, reset_outside=reset_outside)
+    return [*reasons, *sharing.refuse(living), *sysv.refuse(living)], surveyed, forkable
 
 
 class TakenTree:

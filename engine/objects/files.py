@@ -58,7 +58,7 @@ class RegularFile(Kind[None]):
 
     def judge(self, held: Held[None], tree: GrabbedDescriptors) -> Iterator[Problem]:
         """Its name must lead to it."""
-        yield from _judge_name(held)
+        yield from _judge_name(held, tree)
 
     def describe(self, held: Held[None], out: Description, tree: GrabbedDescriptors, image: Describing) -> None:
         """By name, with what tells whether it is still the same."""
@@ -125,7 +125,7 @@ class Directory(Kind[None]):
 
     def judge(self, held: Held[None], tree: GrabbedDescriptors) -> Iterator[Problem]:
         """Its name must lead to it."""
-        yield from _judge_name(held)
+        yield from _judge_name(held, tree)
 
     def describe(self, held: Held[None], out: Description, tree: GrabbedDescriptors, image: Describing) -> None:
         """By name."""
@@ -145,10 +145,12 @@ class Directory(Kind[None]):
         return _sought(open_described(description, os.O_DIRECTORY), description.flags, description.directory.position)
 
 
-def _judge_name(held: Held[None]) -> Iterator[Problem]:
+def _judge_name(held: Held[None], tree: GrabbedDescriptors) -> Iterator[Problem]:
     why = why_not_by_name(held)
     if held.stat.st_nlink == 0 or (why and held.link.endswith(DELETED)):
         yield Problem("it has no name any more, and its content is not kept", "close it, or give it a name")
+    elif why and tree.content:
+        yield Problem(f"it was removed during the checkpoint: {why}", "try again", passing=True)
     elif OF_A_PROCESS.match(os.fsencode(held.link)):
         yield Problem("it shows a process as it is now", "close it before the checkpoint")
     elif why:

@@ -91,7 +91,12 @@ class SharedMemory:
     def grab_file(self, file: MemoryFile) -> None:
         """Copy a file in memory that is open, mapped or not. Holes are not read: a mapping's would be filled by it."""
         segment = Segment(file.link, file.stat.st_size, whole=True, seals=file.seals, mode=file.stat.st_mode & 0o7777)
-        fd = file.open()
+        self._copy(file.open(), segment)
+        self.segments[file.stat.st_dev, file.stat.st_ino] = segment
+
+    @staticmethod
+    def _copy(fd: int, segment: Segment) -> None:
+        """Copy the whole of a file, and close it."""
         try:
             segment.size = os.fstat(fd).st_size
             end = 0
@@ -104,14 +109,16 @@ class SharedMemory:
                     done += os.preadv(fd, [view[done : done + _AT_ONCE]], start + done)
         finally:
             os.close(fd)
-        self.segments[file.stat.st_dev, file.stat.st_ino] = segment
 
     def grab_mapped(self, pid: int, maps: Iterable[Mapping]) -> None:
         """Copy what a process maps, except what was copied already."""
         for mapping in maps:
             if not is_memory(mapping):
                 continue
-            segment = self.segments.setdefault(key_of(mapping), Segment(mapping.name))
+            key = key_of(mapping)
+            if key not in self.segments:
+                self.segments[key] = self._named(mapping, key) or Segment(mapping.name)
+            segment = self.segments[key]
             segment.mappings += 1
             size = mapping.end - mapping.start
             known = segment.pieces.get(mapping.offset)
@@ -120,6 +127,25 @@ class SharedMemory:
             segment.size = max(segment.size, mapping.offset + size)
             segment.pieces[mapping.offset] = content = mmap.mmap(-1, size)
             _read_mapped(pid, mapping, memoryview(content))
+
+    def _named(self, mapping: Mapping, key: Key) -> Segment | None:
+        """A mapped file of /dev/shm as a whole: it need not end where a page does, nor be mapped to its end.
+
+        None when its name does not lead to it, or not for us: then what is mapped must do.
+        """
+        if kind_of(mapping.name)[0] != pb.SharedMemory.TMPFS:
+            return None
+        try:
+            fd = os.open(mapping.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError:
+            return None
+        status = os.fstat(fd)
+        if (status.st_dev, status.st_ino) != key:
+            os.close(fd)
+            return None
+        segment = Segment(mapping.name, whole=True, mode=status.st_mode & 0o7777)
+        self._copy(fd, segment)
+        return segment
 
     def note_system_v(self, found: Iterable[sysv.Segment]) -> None:
         """Take what a process said of its System V segments."""

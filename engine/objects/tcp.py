@@ -3,7 +3,8 @@
 ==========  ==============================================================================================
 listener    bound and listening again, with its options; connections nobody has accepted yet are lost
 inside      both ends in the tree: connected again between the same addresses, with what was received and
-            not yet read, and with shutdowns. Refused while bytes are under way that no end has received.
+            not yet read, and with shutdowns. What is under way is brought to its end first
+            (`torpor.objects.tcp_flow`); refused if there is no room for it.
 outside     its peer cannot be stopped and does not know of the restore: what was received can still be
             read, then the program sees what it sees when a peer resets (ECONNRESET); if the peer had ended
             its side before, the end. getsockname() then gives an address of the loopback. With --tcp=keep
@@ -24,12 +25,13 @@ import socket
 import struct
 import termios
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
 
 from torpor.errors import Reason
 from torpor.image.image_pb2 import Description, TcpSocket, Tree
-from torpor.objects import sockets, tcp_connections, tcp_keep
+from torpor.objects import sockets, tcp_connections, tcp_flow, tcp_keep
 from torpor.objects.description import (
     Describing,
     GrabbedDescriptors,
@@ -101,6 +103,8 @@ class TcpState:
     outgoing: int = 0
     """Bytes that were written and that the other end has not acknowledged."""
     received: bytes = b""
+    sequence: tuple[int, int] | None = None
+    """Of MPTCP, how far it has written and received."""
     peer: Held[TcpState] | None = None
     """The other end, if it is in the tree."""
     kept: str = ""
@@ -147,9 +151,9 @@ class Tcp(Kind[TcpState]):
                 sockets.if_known(copy, socket.IPPROTO_TCP, sockets.TCP_ULP, 16) or b"",
             )
             if not listening:
-                state.outgoing = sockets.queued(copy, termios.TIOCOUTQ)
-            if content and state.socket.queued and not state.socket.peek_offset:
-                state.received = sockets.peek(copy, state.socket.queued)[0]
+                _count(copy, state)
+            if content:
+                _take(copy, state)
         return state
 
     def finish(self, mine: list[Held[TcpState]], tree: GrabbedDescriptors) -> None:
@@ -157,6 +161,10 @@ class Tcp(Kind[TcpState]):
         connected = {held.state.ends: held for held in mine if held.state.remote}
         for (local, remote), held in connected.items():
             held.state.peer = connected.get((remote, local)) if local != remote else None
+        if tree.content:
+            for held in mine:
+                if held.state.peer and _under_way(held.state, held.state.peer.state):
+                    _bring(held, held.state.peer)
 
     def outside(self, held: Held[TcpState], tree: GrabbedDescriptors) -> str:
         """Only of standard input, output and error: elsewhere a connection to the outside is reset."""
@@ -275,8 +283,53 @@ def _ended(state: TcpState) -> bool:
     return state.info.state in WE_ENDED
 
 
+def _count(copy: int, state: TcpState) -> None:
+    """Take the counters of an end of a connection."""
+    state.info = Info(sockets.getsockopt(copy, socket.IPPROTO_TCP, socket.TCP_INFO, Info.SIZE))
+    state.outgoing = sockets.queued(copy, termios.TIOCOUTQ)
+    state.sequence = tcp_flow.sequence(copy) if state.mptcp else None
+
+
+def _take(copy: int, state: TcpState) -> None:
+    """Take what an end has received."""
+    if state.socket.queued and not state.socket.peek_offset:
+        state.received = sockets.peek(copy, state.socket.queued)[0]
+
+
+def _bring(sender: Held[TcpState], receiver: Held[TcpState]) -> None:
+    """Have all that one end has sent be received by the other, and take it there."""
+    with _ours(sender) as near, _ours(receiver) as far:
+
+        def under_way() -> int:
+            _count(near.fileno(), sender.state)
+            _count(far.fileno(), receiver.state)
+            return _under_way(sender.state, receiver.state)
+
+        tcp_flow.bring(near, far, under_way)
+        receiver.state.socket.queued = sockets.queued(far.fileno())
+        receiver.state.socket.events = sockets.events(far.fileno())
+        _take(far.fileno(), receiver.state)
+
+
+@contextmanager
+def _ours(held: Held[TcpState]) -> Iterator[socket.socket]:
+    """A copy of a socket for us to use."""
+    pidfd = os.pidfd_open(held.holders[0].pid)
+    try:
+        with borrowed(pidfd, held.holders[0].fd) as copy:
+            sock = socket.socket(fileno=copy)
+            try:
+                yield sock
+            finally:
+                sock.detach()
+    finally:
+        os.close(pidfd)
+
+
 def _under_way(sender: TcpState, receiver: TcpState) -> int:
     """Bytes that were written and are not in the receiver's queue yet."""
+    if sender.sequence and receiver.sequence:
+        return sender.sequence[0] - receiver.sequence[1]
     if sender.mptcp:
         return sender.outgoing
     written = sender.info.acked + sender.outgoing

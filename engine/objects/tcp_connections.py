@@ -22,11 +22,13 @@ from typing import TypeVar
 
 from torpor.errors import Reason, RestoreFailed
 from torpor.image.image_pb2 import Description, TcpSocket
-from torpor.objects import port_holders, sockets, tcp_keep
+from torpor.objects import port_holders, sockets, tcp_flow, tcp_keep
 from torpor.objects.description import Opening, naming
 from torpor.objects.sockets import Address, Key
 
 IPPROTO_MPTCP = 262
+SIOCOUTQNSD = 0x894B
+"""An ioctl that tells the bytes that were written and not sent (include/uapi/linux/sockios.h)."""
 IPV6 = 6
 OPTIONS4: dict[Key, int] = {**sockets.GENERAL, **sockets.TCP}
 OPTIONS6: dict[Key, int] = {**OPTIONS4, **sockets.TCP6}
@@ -38,6 +40,8 @@ BIND_NO_PORT: Key = (socket.IPPROTO_IP, 24)
 """IP_BIND_ADDRESS_NO_PORT (ip(7))."""
 BEFORE_BIND: frozenset[Key] = frozenset({(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)})
 """Options that are fixed once a socket has an address."""
+EARLY = BEFORE_BIND | {(socket.SOL_SOCKET, socket.SO_RCVBUF)}
+"""Set later, a buffer's size does not bound the windows that are promised to the peer, and what comes is dropped."""
 BEFORE_MPTCP_CONNECTS: frozenset[Key] = frozenset(
     {
         REUSE,
@@ -362,7 +366,7 @@ def _bind(sock: socket.socket, tcp: TcpSocket, where: Address, *, share: bool = 
 
 def _set_before_bind(sock: socket.socket, tcp: TcpSocket) -> None:
     for option in tcp.options:
-        if (option.level, option.name) in BEFORE_BIND:
+        if (option.level, option.name) in EARLY:
             sockets.set_option(sock, (option.level, option.name), option.value)
 
 
@@ -382,14 +386,20 @@ def _shut(sock: socket.socket, tcp: TcpSocket) -> None:
 
 def _fill(sender: socket.socket, receiver: socket.socket, content: bytes) -> None:
     """Send what the other end had received. What has no room there waits at the sender, as it would have."""
+
+    def unsent() -> int:
+        return sockets.queued(sender.fileno(), SIOCOUTQNSD)
+
     sender.setblocking(False)
     left = memoryview(content)
     while left:
         try:
             left = left[sender.send(left) :]
         except BlockingIOError:
-            larger = sockets.enlarge(receiver, socket.SO_RCVBUF), sockets.enlarge(sender, socket.SO_SNDBUF)
-            if not any(larger):
+            waiting = unsent()
+            sockets.enlarge(sender, socket.SO_SNDBUF)
+            tcp_flow.bring(sender, receiver, unsent)
+            if unsent() == waiting:
                 raise RestoreFailed(
                     f"a TCP connection does not take the {len(content)} bytes that it had received"
                 ) from None

@@ -27,8 +27,9 @@ from torpor.objects.sockets import family_of
 CLOSE = "close it before the checkpoint"
 
 IO_URING = "anon_inode:[io_uring]"
+NO_IO_URING = "have the program do without: uvloop before 0.22 and Node do with UV_USE_IO_URING=0 in their environment"
 ANONYMOUS = {
-    IO_URING: Problem("the state of an io_uring cannot be read", CLOSE),
+    IO_URING: Problem("the state of an io_uring cannot be read", NO_IO_URING),
     "anon_inode:[userfaultfd]": Problem("what a userfaultfd watches cannot be read", CLOSE),
     "anon_inode:[perf_event]": Problem("counters of the processor cannot be kept", "stop the profiler"),
     "anon_inode:[fanotify]": Problem("what fanotify watches cannot be kept", CLOSE),
@@ -111,7 +112,7 @@ def _problem(held: Held[Family | None]) -> Problem:
     if held.link == IO_URING and _is_idle(held.fields):
         return Problem(
             f"{ANONYMOUS[IO_URING].why}, although it is idle: all that was submitted has completed and was read",
-            "have the program use epoll instead, or close it while it is not needed",
+            NO_IO_URING,
         )
     return ANONYMOUS.get(held.link, Problem("it is of a kind that is not known", CLOSE))
 

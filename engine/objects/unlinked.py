@@ -58,7 +58,9 @@ class Unlinked(MemoryDescriptor):
             )
         elif held.flags & os.O_DIRECT:
             yield Problem("it has no name any more and is open for direct access (O_DIRECT)", "clear the flag")
-        elif not os.access(f"/proc/{holder.pid}/fd/{holder.fd}", os.R_OK, effective_ids=True):
+        elif not tree.content and not os.access(
+            f"/proc/{holder.pid}/fd/{holder.fd}", os.R_OK, effective_ids=True
+        ):  # under the freeze it was read
             yield Problem("it has no name any more, and this user may not read it", "close it, or give it a name")
 
     def describe(self, held: Held[int], out: Description, tree: GrabbedDescriptors, image: Describing) -> None:

@@ -388,12 +388,13 @@ class Stage:
         return self._drivers[actor]
 
     @contextmanager
-    def play(self, source: Path, actor: Actor, **options: Any) -> Iterator[Subject]:
-        """Start a program in a folder of its own; afterwards nothing of it may be left."""
-        directory = Path(tempfile.mkdtemp(prefix=f"{source.stem}-", dir=self.base))
+    def play(self, program: Path | Sequence[str], actor: Actor, **options: Any) -> Iterator[Subject]:
+        """Start a program, its source or its words, in a folder of its own; afterwards nothing of it may be left."""
+        argv = command(program, self.programs) if isinstance(program, Path) else program
+        directory = Path(tempfile.mkdtemp(prefix=f"{Path(argv[-1]).stem}-", dir=self.base))
         os.chown(directory, actor.uid, actor.gid)
         launcher = build(HERE / "launch.c", self.programs)
-        subject = Subject(directory, actor, command(source, self.programs), launcher, **options)
+        subject = Subject(directory, actor, argv, launcher, **options)
         try:
             yield subject.start()
             if subject.process:
