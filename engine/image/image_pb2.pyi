@@ -911,20 +911,36 @@ class Inotify(_message.Message):
     def __init__(self, watches: _Optional[_Iterable[_Union[Inotify.Watch, _Mapping]]] = ...) -> None: ...
 
 class UdpSocket(_message.Message):
-    __slots__ = ("family", "local", "remote", "options", "messages", "senders")
+    __slots__ = ("family", "local", "remote", "options", "messages", "senders", "memberships")
     FAMILY_FIELD_NUMBER: _ClassVar[int]
     LOCAL_FIELD_NUMBER: _ClassVar[int]
     REMOTE_FIELD_NUMBER: _ClassVar[int]
     OPTIONS_FIELD_NUMBER: _ClassVar[int]
     MESSAGES_FIELD_NUMBER: _ClassVar[int]
     SENDERS_FIELD_NUMBER: _ClassVar[int]
+    MEMBERSHIPS_FIELD_NUMBER: _ClassVar[int]
     family: int
     local: bytes
     remote: bytes
     options: _containers.RepeatedCompositeFieldContainer[SockOpt]
     messages: _containers.RepeatedScalarFieldContainer[bytes]
     senders: _containers.RepeatedScalarFieldContainer[bytes]
-    def __init__(self, family: _Optional[int] = ..., local: _Optional[bytes] = ..., remote: _Optional[bytes] = ..., options: _Optional[_Iterable[_Union[SockOpt, _Mapping]]] = ..., messages: _Optional[_Iterable[bytes]] = ..., senders: _Optional[_Iterable[bytes]] = ...) -> None: ...
+    memberships: _containers.RepeatedCompositeFieldContainer[Membership]
+    def __init__(self, family: _Optional[int] = ..., local: _Optional[bytes] = ..., remote: _Optional[bytes] = ..., options: _Optional[_Iterable[_Union[SockOpt, _Mapping]]] = ..., messages: _Optional[_Iterable[bytes]] = ..., senders: _Optional[_Iterable[bytes]] = ..., memberships: _Optional[_Iterable[_Union[Membership, _Mapping]]] = ...) -> None: ...
+
+class Membership(_message.Message):
+    __slots__ = ("family", "device", "group", "only", "sources")
+    FAMILY_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    ONLY_FIELD_NUMBER: _ClassVar[int]
+    SOURCES_FIELD_NUMBER: _ClassVar[int]
+    family: int
+    device: str
+    group: bytes
+    only: bool
+    sources: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, family: _Optional[int] = ..., device: _Optional[str] = ..., group: _Optional[bytes] = ..., only: bool = ..., sources: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class Fifo(_message.Message):
     __slots__ = ("pipe", "path", "unwritten")

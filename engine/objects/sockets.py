@@ -121,12 +121,15 @@ UDP: dict[Key, int] = {
     (socket.IPPROTO_IP, socket.IP_TRANSPARENT): 4,
     (socket.IPPROTO_IP, socket.IP_MULTICAST_TTL): 4,
     (socket.IPPROTO_IP, socket.IP_MULTICAST_LOOP): 4,
+    (socket.IPPROTO_IP, socket.IP_MULTICAST_IF): 4,
+    (socket.IPPROTO_IP, 49): 4,  # IP_MULTICAST_ALL
 }
 UDP6: dict[Key, int] = {
     (socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO): 4,
     (socket.IPPROTO_IPV6, 25): 4,  # IPV6_RECVERR
     (socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS): 4,
     (socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_LOOP): 4,
+    (socket.IPPROTO_IPV6, 29): 4,  # IPV6_MULTICAST_ALL
 }
 BUFFERS: dict[Key, int] = {(_SOL, socket.SO_SNDBUF): 1, (_SOL, socket.SO_RCVBUF): 2}
 """With the bit of SO_BUF_LOCK that says that the program chose the size (SOCK_SNDBUF_LOCK, SOCK_RCVBUF_LOCK)."""

@@ -1,10 +1,11 @@
 """UDP sockets (udp(7)): their addresses, their options, and datagrams that wait in them.
 
-Kept: whom it is bound and connected to, options, and the datagrams that were not read, each with its sender. At a
-restore they are sent again, from where they came: from the tree's own socket at that address, or from one that has it
-for the moment. Refused: datagrams from an address that another program has, or that is not this host's; from the
-kernel's own reassembly (UDP_GRO); a socket that is shut down; errors that wait (ICMP). Not kept: what came with a
-datagram but for its sender (time, TTL, ...), and memberships of multicast groups, which the kernel shows to nobody.
+Kept: whom it is bound and connected to, options, memberships of multicast groups (see `torpor.objects.multicast`), and
+the datagrams that were not read, each with its sender. At a restore they are sent again, from where they came: from the
+tree's own socket at that address, or from one that has it for the moment. Refused: datagrams from an address that
+another program has, or that is not this host's; from the kernel's own reassembly (UDP_GRO); a socket that is shut down;
+errors that wait (ICMP). Not kept: what came with a datagram but for its sender (time, TTL, ...), and a device for what
+it sends to groups where only its number was given.
 
 Datagrams behind the first are seen with SO_PEEK_OFF (socket(7)), which is set for that moment. An empty one is shown so
 only once (net/core/datagram.c, __skb_try_recv_from_queue): if the program goes on and still has not read it by the next
@@ -23,8 +24,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 from torpor.errors import Reason, RestoreFailed
-from torpor.image.image_pb2 import Description, Tree, UdpSocket
-from torpor.objects import sockets
+from torpor.image.image_pb2 import Description, Membership, Tree, UdpSocket
+from torpor.objects import multicast, sockets
 from torpor.objects.description import (
     Describing,
     GrabbedDescriptors,
@@ -68,6 +69,8 @@ class UdpState:
     """Empty when it is not connected."""
     encapsulates: bool
     """It carries IPsec or tunnels for the kernel."""
+    memberships: list[Membership]
+    """Of multicast groups."""
     messages: list[tuple[bytes, bytes]] = field(default_factory=list)
     """Those that wait in it, each with its sender's struct sockaddr."""
 
@@ -107,6 +110,7 @@ class Udp(Kind[UdpState]):
                 sockets.local_name(copy),
                 sockets.peer_name(copy),
                 any(encapsulation or b""),
+                multicast.memberships(copy, family, multicast.groups()),
             )
             look = content and state.socket.events & select.POLLIN
             if look and not (state.shut or state.failed or state.socket.peek_offset):
@@ -140,6 +144,7 @@ class Udp(Kind[UdpState]):
         out.udp.family, out.udp.local, out.udp.remote = state.socket.family.family, state.local, state.remote
         wanted = _options(state.socket.family.family)
         out.udp.options.extend(sockets.kept(state.socket.family, state.socket.options, wanted))
+        out.udp.memberships.extend(state.memberships)
         out.udp.messages.extend(message for message, _ in state.messages)
         out.udp.senders.extend(sender for _, sender in state.messages)
 
@@ -153,6 +158,7 @@ class Udp(Kind[UdpState]):
                 yield Reason("the image", f"it has a UDP socket of family {udp.family}")
                 continue
             yield from sockets.check_options(udp.options, "a UDP socket")
+            yield from multicast.check(udp.memberships)
             try:
                 where = _address(udp.local)
                 _address(udp.remote)
@@ -189,6 +195,7 @@ class Udp(Kind[UdpState]):
                     if udp.remote:
                         sock.connect(sockets.for_python(sockets.address(udp.remote), udp.family))
                     sockets.set_options(sock, udp.options, _options(udp.family), BEFORE_BIND)
+                    multicast.join(sock, udp.memberships)
                     opening.place(index, sock.dup().detach())
 
 

@@ -2,6 +2,7 @@
 
 import select
 import socket
+import struct
 import threading
 
 from ready import expect, judge, ready_and_wait, same
@@ -13,6 +14,11 @@ def bound(family: int, host: str, **options: int) -> socket.socket:
         sock.setsockopt(socket.SOL_SOCKET, getattr(socket, name), value)
     sock.bind((host, 0))
     return sock
+
+
+def storage(address: str) -> bytes:
+    """A struct sockaddr_storage."""
+    return struct.pack("=HH4s120x", socket.AF_INET, 0, socket.inet_aton(address))
 
 
 def main() -> None:
@@ -45,7 +51,20 @@ def main() -> None:
     closed.close()
     queue.connect(server.getsockname())  # from now on it hears nobody else
     memory = queue.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+    group = socket.inet_aton("239.77.3.1")
+    hearing, deaf = bound(socket.AF_INET, "", SO_REUSEADDR=1), bound(socket.AF_INET, "")
+    loop = struct.pack("4s4si", group, socket.inet_aton("127.0.0.1"), socket.if_nametoindex("lo"))
+    hearing.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, loop)
+    only = struct.pack("=I4x", socket.if_nametoindex("lo")) + storage("239.77.3.2") + storage("127.0.0.1")
+    deaf.setsockopt(socket.IPPROTO_IP, 46, only)  # MCAST_JOIN_SOURCE_GROUP
+    server.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton("127.0.0.1"))
     ready_and_wait()
+
+    server.sendto(b"to all", ("239.77.3.1", hearing.getsockname()[1]))
+    same(hearing.recvfrom(100), (b"to all", server.getsockname()), "a datagram to a group")
+    server.sendto(b"to the other", ("239.77.3.2", deaf.getsockname()[1]))
+    same(deaf.recvfrom(100), (b"to the other", server.getsockname()), "a datagram to a group of one source")
+    hearing.setsockopt(socket.IPPROTO_IP, socket.IP_DROP_MEMBERSHIP, loop)
 
     same(queue.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF), memory, "the size of the queue")
     for (content, _), name in zip(sent, senders, strict=True):
