@@ -109,6 +109,15 @@ def slow(block: Any, log: str) -> Any:
     return block * 2
 
 
+def patient(log: str, go: str, add_to: int = 0) -> int:
+    """A task that is under way until a file exists, and tells of its begin and of its end."""
+    ran(log)
+    while not os.path.exists(go):
+        time.sleep(0.02)
+    ran(log)
+    return 42 + add_to
+
+
 def runs(log: Path) -> Counter[str]:
     """How often the body of each task ran to its end, by key."""
     return Counter(log.read_text().splitlines()) if log.exists() else Counter()
@@ -145,7 +154,7 @@ class Cluster:
         self.workers: dict[str, subprocess.Popen[bytes]] = {}
         self.env = {
             **os.environ,
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": os.pathsep.join([str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]),
             "DASK_TORPOR__STORE": self.store.path,
             "DASK_TORPOR__MIN_DURATION": "10ms",
             "DASK_DISTRIBUTED__SCHEDULER__PRELOAD": '["torpor.scheduler_hooks.dask"]',
@@ -250,6 +259,11 @@ def _counters(dask_scheduler: Scheduler) -> dict[str, Any]:
     plugin: Any = dask_scheduler.plugins["torpor"]
     origins = [key for key in dask_scheduler.tasks if isinstance(key, tuple) and key[0] == "torpor-origin"]
     return {**vars(plugin.counters), "loading": len(plugin.loading), "origins": len(origins)}
+
+
+def under_way(key: str, dask_scheduler: Scheduler) -> bool:
+    """Whether the scheduler has heard by heartbeat that a task is being executed."""
+    return any(task.key == key for worker in dask_scheduler.workers.values() for task in worker.executing)
 
 
 def _suspicions(dask_scheduler: Scheduler) -> int:

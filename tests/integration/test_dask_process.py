@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,25 +14,11 @@ import pytest
 from distributed import Scheduler, wait
 
 import torpor
-from tests.integration.dask_cluster import PATIENCE, Cluster, add, cluster, leaf, ran, runs, until
+from tests.integration.dask_cluster import PATIENCE, Cluster, add, cluster, leaf, patient, runs, under_way, until
 from tests.users import BIN
 from torpor.store import Store
 
 pytestmark = pytest.mark.timeout(180)
-
-
-def patient(log: str, go: str, add_to: int = 0) -> int:
-    """A task that is under way until a file exists, and tells of its begin and of its end."""
-    ran(log)
-    while not os.path.exists(go):
-        time.sleep(0.02)
-    ran(log)
-    return 42 + add_to
-
-
-def under_way(key: str, dask_scheduler: Scheduler) -> bool:
-    """Whether the scheduler has heard by heartbeat that a task is being executed."""
-    return any(task.key == key for worker in dask_scheduler.workers.values() for task in worker.executing)
 
 
 def states(dask_scheduler: Scheduler) -> dict[Any, tuple[str, Any]]:
