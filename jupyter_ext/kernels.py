@@ -18,8 +18,9 @@ from torpor.jupyter_ext.memory_diff import Memory, changed, shared
 from torpor.jupyter_ext.notebooks import SUFFIX, empty
 from torpor.jupyter_ext.provisioner import TorporProvisioner
 from torpor.jupyter_ext.records import CheckpointRecord, KernelRecord
+from torpor.jupyter_ext.roll import TAG
 from torpor.jupyter_ext.state import Operation, Unsuitable
-from torpor.jupyter_ext.steps import TAG, Steps
+from torpor.jupyter_ext.steps import Steps
 from torpor.jupyter_ext.variables import Listing
 from torpor.store import SnapshotInfo
 

@@ -109,6 +109,10 @@ class KernelRecord(Record):
     """Its last kernel_info_reply."""
     parked_ns: int = 0
     """When it was parked, CLOCK_REALTIME."""
+    head: str = ""
+    """The checkpoint that it was last saved in or taken back to."""
+    written_ns: int = 0
+    """When this was written, CLOCK_REALTIME."""
     log: str = ""
     """Of a fork: the kernel whose log it has open."""
 

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from logging import Logger
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,13 @@ from torpor.jupyter_ext.process import KernelProcess
 from torpor.jupyter_ext.provisioner import KEEPER, TorporProvisioner
 from torpor.jupyter_ext.records import CheckpointRecord, KernelRecord, ProcessId, Records, SessionRecord
 from torpor.jupyter_ext.state import Returning, State, Unsuitable
+from torpor.jupyter_ext.traffic import holder
 from torpor.store import Store
+
+TAG = "jupyter-kernel"
+"""The tag of a snapshot that says whose checkpoint it is."""
+PARKED = "jupyter-parked"
+"""The tag of a snapshot with which its kernel's process was ended."""
 
 
 class Roll:
@@ -128,14 +135,50 @@ class Roll:
 
     async def adopt_all(self) -> None:
         """Find the kernels that earlier servers have left, living or parked, and register them with their sessions."""
-        for record in list(self.records.all(KernelRecord)):
-            if isinstance(record, TorporError):
-                self.log.warning("%s", record)
-            elif record.id not in self.manager and self._is_ours(record):
+        for found in list(self.records.all(KernelRecord)):
+            if isinstance(found, TorporError):
+                self.log.warning("%s", found)
+                continue
+            try:
+                record = self._as_it_is(found)
+            except TorporError as error:
+                self.log.warning("Kernel %s: %s", found.id, error)
+                continue
+            if record.id not in self.manager and self._is_ours(record):
                 try:
                     await self._register(record)
                 except Exception as error:  # a kernelspec that is gone, ports in use: the others still come back
                     self.log.warning("Kernel %s cannot come back: %s", record.id, error)
+
+    def _as_it_is(self, record: KernelRecord) -> KernelRecord:
+        """What is true of a kernel whose server may have been killed after a deed and before it was written down."""
+        gone = not (record.server and record.server.exists())
+        if record.parked and gone and (pid := holder(record.connection)) is not None:
+            self.log.info("Kernel %s was woken, and lives as process %d", record.id, pid)
+            self._unpin(record.snapshot)
+            living = replace(record, snapshot="", head=record.snapshot, process=ProcessId.of(pid), keeper=None)
+            self.records.write(living)
+            return living
+        if record.parked or not gone or not record.process or not record.process.is_here() or record.process.exists():
+            return record
+        for info in reversed(self.store.snapshots()):
+            mine = info.tags.get(TAG) == record.id and PARKED in info.tags and not info.damage
+            if mine and info.created_ns > record.written_ns:
+                self.log.info("Kernel %s was parked in %s", record.id, info.id)
+                notebook = record.sessions[0].path if record.sessions else ""
+                told = CheckpointRecord(
+                    info.id, record.id, record.kernel_name, record.connection, record.cwd, name="parked",
+                    parent=record.head, notebook=notebook, execution_state=record.execution_state,
+                    kernel_info=record.kernel_info, log=record.log,
+                )  # fmt: skip
+                with suppress(NotFound):
+                    told = self.records.read(CheckpointRecord, info.id)
+                self.records.write(told)
+                self._pin(info.id, True)
+                parked = replace(record, snapshot=info.id, process=None, keeper=None, parked_ns=info.created_ns)
+                self.records.write(parked)
+                return parked
+        return record
 
     def _is_ours(self, record: KernelRecord) -> bool:
         if record.server and record.server != self._server and record.server.exists():
@@ -155,9 +198,10 @@ class Roll:
             process = KernelProcess.left(record.process, record.keeper)
         state = self.state(record.id)
         state.log = record.log
+        state.head = record.snapshot or record.head
         if record.parked:
             state.parked, state.parked_ns = record.snapshot, record.parked_ns
-            state.execution_state, state.head = record.execution_state, record.snapshot
+            state.execution_state = record.execution_state
             state.gate.shut, state.gate.kernel_info = 1, record.kernel_info
         self._returning[record.id] = Returning(record.connection, process)
         paths = [self._relative(session.path) for session in record.sessions]
@@ -295,6 +339,8 @@ class Roll:
             kernel_info=kernel_info_of(manager),
             parked_ns=state.parked_ns,
             log=state.log,
+            head=state.head,
+            written_ns=time.time_ns(),
         )
 
 

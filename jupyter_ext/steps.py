@@ -22,7 +22,7 @@ from torpor.jupyter_ext import forks, ipython, variables
 from torpor.jupyter_ext.process import KernelProcess, tree_root
 from torpor.jupyter_ext.provisioner import TorporProvisioner
 from torpor.jupyter_ext.records import CheckpointRecord, KernelRecord, SessionRecord
-from torpor.jupyter_ext.roll import Roll, json_connection, kernel_info_of
+from torpor.jupyter_ext.roll import PARKED, TAG, Roll, json_connection, kernel_info_of
 from torpor.jupyter_ext.state import Operation, Unsuitable
 from torpor.jupyter_ext.traffic import Traffic, is_io_thread
 from torpor.remote.freeze import LastToStop
@@ -36,8 +36,6 @@ JOURNAL_SECONDS = 1.0
 JOURNAL_TRIES = 4
 REPLY_SECONDS = 5.0
 """How long a kernel that was idle may take for its first answer."""
-TAG = "jupyter-kernel"
-"""The tag of a snapshot that says whose checkpoint it is."""
 TEXT = 1000
 """Characters of a tag's value that are kept; the store takes 1024."""
 
@@ -76,7 +74,7 @@ class Steps(Roll):
         sessions = self._sessions(kernel_id)
         notebook = sessions[0].path if sessions else ""
         text, listing = await self.notebooks.read(self._relative(notebook)), await self._listing(kernel_id)
-        tags = {TAG: kernel_id, "notebook": notebook[-TEXT:], "name": name[:TEXT]}
+        tags = {TAG: kernel_id, "notebook": notebook[-TEXT:], "name": name[:TEXT], PARKED: "yes" * (then == "kill")}
         traffic = Traffic(manager.get_connection_info())
         last = LastToStop(is_io_thread, partial(traffic.drained, process.pid)) if then == "kill" else None
         save = partial(

@@ -7,11 +7,14 @@ Both are read from /proc/net/tcp (proc(5)): bytes sent and not acknowledged, byt
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 
+from torpor import procfs
 from torpor.errors import CheckpointFailed
 
 QUIET = 0.02
@@ -70,16 +73,39 @@ class Traffic:
         return True
 
     def _connections(self) -> Counter[int]:
-        return Counter(local for local, _, state, _ in _sockets(self.ports) if state == _ESTABLISHED)
+        return Counter(local for local, _, state, _, _ in _sockets(self.ports) if state == _ESTABLISHED)
+
+
+def holder(connection: Mapping[str, object]) -> int | None:
+    """The process of this user that listens at all ports of a kernel's connection file, if there is one."""
+    wanted = Traffic(connection).ports
+    if not wanted:
+        return None
+    there = _listeners(wanted)
+    if {port for port, _ in there} != wanted:
+        return None
+    inodes = {f"socket:[{inode}]" for _, inode in there}
+    holders = set()
+    for pid in (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal()):
+        with suppress(OSError):  # another user's, or gone
+            if inodes <= {os.readlink(fd) for fd in Path(f"/proc/{pid}/fd").iterdir()}:
+                holders.add(pid)
+    # Its forks have the listeners, too.
+    return next((pid for pid in sorted(holders) if procfs.stat(pid).ppid not in holders), None)
+
+
+def _listeners(ports: Collection[int]) -> list[tuple[int, int]]:
+    """Port and inode of each listening socket."""
+    return [(local, inode) for local, _, state, _, inode in _sockets(ports) if state == _LISTEN and local in ports]
 
 
 def _queued(ports: Collection[int]) -> int:
     """Bytes on their way, and connections that nobody has taken yet."""
-    return sum(queued for *_, queued in _sockets(ports))
+    return sum(queued for _, _, _, queued, _ in _sockets(ports))
 
 
-def _sockets(ports: Collection[int]) -> list[tuple[int, int, int, int]]:
-    """Local port, remote port, state, and bytes queued (for a listening one: connections to be accepted)."""
+def _sockets(ports: Collection[int]) -> list[tuple[int, int, int, int, int]]:
+    """Local port, remote port, state, bytes queued (for a listening one: connections to be accepted), and inode."""
     found = []
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         try:
@@ -87,12 +113,12 @@ def _sockets(ports: Collection[int]) -> list[tuple[int, int, int, int]]:
         except FileNotFoundError:
             continue  # a kernel without IPv6
         for line in lines:
-            _, local, remote, state, queues, *_ = line.split()
+            _, local, remote, state, queues, _, _, _, _, inode, *_ = line.split()
             local_port, remote_port = (int(address.rpartition(":")[2], 16) for address in (local, remote))
             if (local_port in ports or remote_port in ports) and int(state, 16) in (_ESTABLISHED, _LISTEN):
                 sending, _, receiving = queues.partition(":")
                 queued = int(receiving, 16) + (int(sending, 16) if int(state, 16) == _ESTABLISHED else 0)
-                found.append((local_port, remote_port, int(state, 16), queued))
+                found.append((local_port, remote_port, int(state, 16), queued, int(inode)))
     return found
 
 

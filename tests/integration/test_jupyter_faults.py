@@ -1,0 +1,217 @@
+"""What goes wrong around a kernel: servers killed in the middle, stores that are full, people who may not."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+
+from tests.jupyter import Answer, Notebook, Server, running, wait_until
+from tests.users import User
+
+AUTHORIZER = """
+from jupyter_server.auth.authorizer import Authorizer
+
+class OnlyLooks(Authorizer):
+    def is_authorized(self, handler, user, action, resource):
+        return resource != "torpor" or action == "read"
+
+c.ServerApp.authorizer_class = OnlyLooks
+"""
+
+
+def records(server: Server, kind: str = "kernels") -> Iterator[Path]:
+    return (server.store / "jupyter" / kind).glob("*.json")
+
+
+def record(server: Server) -> tuple[Path, dict[str, Any]]:
+    (path,) = records(server)
+    return path, json.loads(path.read_text())
+
+
+def test_two_tabs_and_dead_ones(ordinary_account: User) -> None:
+    """Both tabs hear all, before and after; a tab that has gone without a word holds nobody up."""
+    with running(Server(ordinary_account)) as server:
+        _, kernel = server.new_session("work.ipynb")
+        dead = Notebook(server, kernel)
+        with Notebook(server, kernel) as one, Notebook(server, kernel) as two:
+            dead.run("x = []")
+            dead.socket.sock.close()
+            for number in range(2):
+                server.torpor(kernel, "/park")
+                asked = [tab.start(f"x.append({name!r}); print(x)") for tab, name in ((one, "a"), (two, "b"))]
+                server.torpor(kernel, "/resume")
+                said = [tab.finish(id) for tab, id in zip((one, two), asked, strict=True)]
+                assert said[1] == f"{['a', 'b'] * (number + 1)}\n"
+            one.until(lambda: one.printed().count("\n") == 4, "it hears what the other one asked, too")
+            assert one.printed() == two.printed()
+
+
+def test_who_may_only_look(ordinary_account: User) -> None:
+    config = ordinary_account.tmp / "config.py"
+    config.write_text(AUTHORIZER)
+    with running(Server(ordinary_account, f"--config={config}")) as server:
+        _, kernel = server.new_session("work.ipynb")
+        assert server.kernel(kernel)["state"] == "living"
+        id = "20200101-000000000-aaaaaa"
+        for path in ("park", "resume", "cancel", "checkpoints", f"checkpoints/{id}/restore", f"checkpoints/{id}/fork"):
+            with pytest.raises(Answer, match="403"):
+                server.torpor(kernel, f"/{path}")
+        for method in ("PATCH", "DELETE"):
+            with pytest.raises(Answer, match="403"):
+                server.ask(method, f"api/torpor/kernels/{kernel}/checkpoints/{id}", {})
+        assert server.get(f"api/torpor/kernels/{kernel}/checkpoints") == []
+
+
+def test_hostile_names(ordinary_account: User) -> None:
+    with running(Server(ordinary_account)) as server:
+        _, kernel = server.new_session("work.ipynb")
+        made = server.torpor(kernel, "/checkpoints")["id"]
+        for bad in ("..%2f..%2fetc", "%00", "x" * 5000, "-", f"{kernel}%2f..", "1-1-1-1-1"):
+            with pytest.raises(Answer, match=r"404|400|414"):
+                server.get(f"api/torpor/kernels/{bad}?%")
+            with pytest.raises(Answer, match=r"404|400|414"):
+                server.get(f"api/torpor/kernels/{kernel}/checkpoints/{made}/diff?with={bad}")
+        for path in ("/etc/passwd.ipynb", "../../x.ipynb", "no/such/folder/x.ipynb", "x\0.ipynb", ".ipynb\n", "x.py"):
+            with pytest.raises(Answer, match=r"40[0-9]|500"):
+                server.torpor(kernel, f"/checkpoints/{made}/fork", path=path)
+        with pytest.raises(Answer, match=r"400.*longer than"):
+            server.torpor(kernel, "/checkpoints", name="x" * 201)
+        odd = server.torpor(kernel, "/checkpoints", name="\u202e\0<b>\n", note="\x1b[31m")
+        assert odd["name"] == "\u202e\0<b>\n"
+        assert len(server.get("api/kernels")) == 1
+        for path in records(server, "checkpoints"):
+            assert path.stat().st_mode & 0o777 == 0o600
+        # Records that somebody has written are not believed.
+        path = next(records(server, "checkpoints"))
+        path.write_text('{"id": "other"}')
+        damaged = [c for c in server.get("api/torpor/checkpoints") if c["damage"]]
+        assert len(damaged) == 1
+        with pytest.raises(Answer, match="507"):
+            server.torpor(kernel, f"/checkpoints/{damaged[0]['id']}/restore")
+        path.unlink()
+
+
+@contextmanager
+def small_disk(folder: Path, user: User, size: str) -> Iterator[None]:
+    """A file system of a few bytes in a folder."""
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size},mode=700", "none", str(folder)], check=True)
+    user.own(folder)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a small file system is mounted by root")
+def test_a_full_store(ordinary_account: User) -> None:
+    """Nothing is lost: the kernel runs on, with what was printed meanwhile; with room all is well again."""
+    server = Server(ordinary_account)
+    with small_disk(server.store, ordinary_account, "120m"), running(server):
+        _, kernel = server.new_session("work.ipynb")
+        with Notebook(server, kernel) as notebook:
+            notebook.run("x = 5")
+            first = server.torpor(kernel, "/checkpoints")
+            notebook.run("import os; large = os.urandom(200 << 20)")
+            for path in ("/checkpoints", "/park", f"/checkpoints/{first['id']}/restore"):
+                with pytest.raises(Answer, match=r"507.*[Nn]o space left"):
+                    server.torpor(kernel, path)
+                assert notebook.run("print(x, len(large) >> 20)") == "5 200\n"
+            assert [c["id"] for c in server.get(f"api/torpor/kernels/{kernel}/checkpoints")] == [first["id"]]
+            notebook.run("del large")
+            server.torpor(kernel, "/park")
+            server.torpor(kernel, "/resume")
+            assert notebook.run("print(x)") == "5\n"
+
+
+def test_a_server_that_is_killed_before_it_has_written_down_what_it_did(ordinary_account: User) -> None:
+    """A kernel that was parked, and one that was woken, by a server that died at the next moment."""
+    server = Server(ordinary_account)
+    with running(server):
+        session, kernel = server.new_session("work.ipynb")
+        with Notebook(server, kernel) as notebook:
+            notebook.run("x = 5")
+        wait_until(lambda: "work.ipynb" in record(server)[0].read_text(), "the session is written down")
+        path, living = record(server)
+        snapshot = server.torpor(kernel, "/park")["snapshot"]
+        server.kill()
+        _, parked = record(server)
+        path.write_text(json.dumps(living))
+        (server.store / "jupyter" / "checkpoints" / f"{snapshot}.json").unlink()
+        server.start()
+        told = server.kernel(kernel)
+        assert (told["state"], told["snapshot"], told["sessions"][0]["id"]) == ("parked", snapshot, session)
+        pid = server.torpor(kernel, "/resume")["pid"]
+        server.kill()
+        assert os.path.exists(f"/proc/{pid}")
+        path.write_text(json.dumps(parked))
+        server.start()
+        told = server.kernel(kernel)
+        assert (told["state"], told["pid"], told["head"]) == ("living", pid, snapshot)
+        with Notebook(server, kernel) as notebook:
+            assert notebook.run("print(x)") == "5\n"
+
+
+@pytest.mark.soak
+def test_a_server_that_is_killed_at_any_moment(ordinary_account: User) -> None:
+    """Whatever it did: the next server finds the kernel, living or parked, with all it had."""
+    server = Server(ordinary_account)
+    chance = random.Random(7)
+    with running(server):
+        _, kernel = server.new_session("work.ipynb")
+        with Notebook(server, kernel) as notebook:
+            notebook.run("x = [0]; import numpy; large = numpy.random.default_rng(1).random(5_000_000)")
+        wait_until(lambda: "work.ipynb" in record(server)[0].read_text(), "the session is written down")
+        for number in range(1, 40):
+            wait_until(lambda: kernel in {k["id"] for k in server.get("api/torpor/kernels")}, "it is found")
+            if server.kernel(kernel)["state"] == "parked":
+                server.torpor(kernel, "/resume")
+            with Notebook(server, kernel) as notebook:
+                assert notebook.run(f"x.append({number}); print(x == list(range(len(x))), len(x))") == (
+                    f"True {number + 1}\n"
+                )
+            deeds = chance.choice([["/checkpoints"], ["/park"], ["/park", "/resume"]])
+            worker = Thread(target=_do, args=(server, kernel, deeds))
+            worker.start()
+            time.sleep(chance.random() * 0.8)
+            server.kill()
+            worker.join()
+            server.start()
+
+
+def _do(server: Server, kernel: str, deeds: list[str]) -> None:
+    with suppress(Answer, OSError):  # the server is killed meanwhile
+        for deed in deeds:
+            server.torpor(kernel, deed)
+
+
+@pytest.mark.soak
+def test_fifty_kernels(ordinary_account: User) -> None:
+    """All are parked when the server stops, and all go on at the next one."""
+    server = Server(ordinary_account)
+    with running(server):
+        kernels = {}
+        for number in range(50):
+            _, kernel = server.new_session(f"{number}.ipynb")
+            kernels[kernel] = number
+            with Notebook(server, kernel) as notebook:
+                notebook.run(f"x = {number}")
+        os.kill(server.pid, 15)
+        server.process.wait(600)
+        server.start()
+        assert {k["id"] for k in server.get("api/torpor/kernels")} == set(kernels)
+        for kernel, number in kernels.items():
+            server.torpor(kernel, "/resume")
+            with Notebook(server, kernel) as notebook:
+                assert notebook.run("print(x)") == f"{number}\n"
+            server.ask("DELETE", f"api/kernels/{kernel}")
