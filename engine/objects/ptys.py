@@ -384,7 +384,7 @@ def _unlock(master: int, *, locked: bool) -> None:
 
 
 def _peer(master: int, flags: int) -> int:
-    return syscall(NR.ioctl, master, TIOCGPTPEER, flags | os.O_NOCTTY | os.O_CLOEXEC)
+    return syscall(NR.ioctl, master, TIOCGPTPEER, flags | os.O_NOCTTY)  # O_CLOEXEC would be kept as a status flag
 
 
 def _set_slave(pty: Pty, master: int, slave: int) -> None:

@@ -38,7 +38,9 @@ from torpor.remote.x86_64 import (
     signed,
 )
 
-ALL_SIGNALS = WORD
+BLOCKED = WORD & ~(1 << (signal.SIGTRAP - 1))
+"""All signals but the one that int3 raises: where it is blocked the kernel takes away the program's action for it
+(kernel/signal.c, force_sig_info_to_task)."""
 _PEEKTEXT, _POKETEXT = 1, 4  # PTRACE_*
 _SYSCALL_TRAP = 0xCC050F  # syscall; int3
 _CODE_SIZE = 4096
@@ -127,7 +129,7 @@ class Blanks:
         if not os.WIFSTOPPED(status):
             raise killed(name)
         task.registers = ptrace.get_registers(tid)
-        ptrace.set_sigmask(tid, ALL_SIGNALS)
+        ptrace.set_sigmask(tid, BLOCKED)
         return task
 
     def _call(self, task: Task, nr: int, *args: int) -> int:

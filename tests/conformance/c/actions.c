@@ -85,6 +85,7 @@ int main(void)
 	sigaction(SIGRTMIN + 6, &action, NULL);
 	struct sigaction lingering = {.sa_handler = linger, .sa_flags = SA_ONSTACK};
 	sigaction(SIGRTMIN + 7, &lingering, NULL);
+	signal(SIGTRAP, linger);
 	signal(SIGPIPE, SIG_IGN);
 	signal(SIGHUP, SIG_IGN);
 	struct sigaction child = {.sa_handler = SIG_DFL, .sa_flags = SA_NOCLDSTOP | SA_NOCLDWAIT};
