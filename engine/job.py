@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import struct
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -75,15 +76,18 @@ class Job:
         """
         signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED)
 
-    def foreground(self) -> int:
+    def foreground(self, hear: Callable[[int], bool] = lambda _: False) -> int:
         """Stand for the job until it ends: hand on every signal that this process is sent, and leave them blocked.
 
         To be called by the main thread of a program that does nothing else. Returns as `wait`.
+
+        Args:
+            hear: told of every signal; whether it is not for the job.
         """
         self.hold_signals()
         while (code := self.poll()) is None:
             told = signal.sigwaitinfo(_FORWARDED)
-            if told.si_signo != signal.SIGCHLD and not self._has_it(told):
+            if told.si_signo != signal.SIGCHLD and not hear(told.si_signo) and not self._has_it(told):
                 with suppress(ProcessLookupError):
                     os.kill(self.pid, told.si_signo)
         return code

@@ -28,6 +28,7 @@ from torpor.objects import (
     family,
     mapped_files,
     moved_ports,
+    ptys,
     shared_memory,
     sysv,
     traits,
@@ -58,6 +59,7 @@ def restore(
     first: Callable[[str], bool] | None = None,
     connected: Callable[[], None] | None = None,
     ports: Mapping[int, int] | None = None,
+    terminal: Callable[[pb.Pty], int] | None = None,
 ) -> Job:
     """Wake a snapshot: its processes go on where they were, under their old PIDs.
 
@@ -70,6 +72,8 @@ def restore(
         first: tells by a thread's name whether it is let go before the others.
         connected: called, by the thread that restores, between those and the others. An error ends the tree.
         ports: TCP ports that listeners are to have, by those that they had: for a second tree beside the first.
+        terminal: gives a terminal that no session has, when the job had one outside: told what that was. It
+            becomes the controlling one again, and stands in for those of `stdio` that are terminals.
 
     Raises:
         RestoreRefused: this host cannot wake it as it is now; nothing was started.
@@ -83,7 +87,11 @@ def restore(
             moved_ports.move(image, ports)
         refuse(image, reader.info.id, probe(), stdio)
         setting = _setting(image, detach)
-        with _Material(image, reader, stdio) as material:
+        given = -1
+        if terminal is not None and (lost := ptys.lost(image)) is not None:
+            given = terminal(image.ptys[lost])
+            stdio = [given if os.isatty(number) else number for number in stdio]
+        with _Material(image, reader, stdio, given) as material:
             return _wake(image, reader, setting, _here(setting), material, progress, first, connected)
 
 
@@ -193,7 +201,7 @@ def _hard_limit(number: int) -> int:
 class _Material:
     """Every descriptor that the tree is built from. A context manager: leaving it closes them."""
 
-    def __init__(self, image: pb.Tree, reader: SnapshotReader, stdio: Sequence[int]) -> None:
+    def __init__(self, image: pb.Tree, reader: SnapshotReader, stdio: Sequence[int], terminal: int = -1) -> None:
         self._stack = ExitStack()
         self.base = descriptors.first_slot(image)
         with self._stack:
@@ -202,7 +210,7 @@ class _Material:
                 resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
             files = self._keep(mapped_files.open_all(image, self.base))
             shared = self._keep(shared_memory.open_all(image, reader, self.base))
-            opened = self._stack.enter_context(descriptors.open_all(image, shared.__getitem__, stdio))
+            opened = self._stack.enter_context(descriptors.open_all(image, shared.__getitem__, stdio, terminal))
             packs = {number: self._high(reader.pack_fd(number), close=False) for number in set(reader.blocks.packs)}
             paths = {process.cwd for process in living(image)}
             flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import click
 
 from torpor.cli.common import command_options, exit_as, note, print_json, progress_bar, snapshot_argument, store_option
@@ -20,18 +22,25 @@ def command(snapshot: str, store: str | None, detach: bool, explain: bool, as_js
     as the job exits. The snapshot stays; it may be woken again.
     """
     import torpor
+    from torpor.relay import Relay
 
     if explain:
         from torpor.restore import explain as explain_plan
 
         click.echo(explain_plan(snapshot, store=store))
         return 0
+    relay = Relay(0) if not detach and os.isatty(0) else None
     with progress_bar("waking") as progress:
         # From the release on, signals are the job's: they wait until foreground() hands them on.
         ready = None if detach else torpor.Job.hold_signals
-        job = torpor.restore(snapshot, store=store, detach=detach, progress=progress, connected=ready)
+        terminal = relay.open if relay else None
+        job = torpor.restore(
+            snapshot, store=store, detach=detach, progress=progress, connected=ready, terminal=terminal
+        )
     for warning in job.warnings:
         note(warning)
+    if relay and relay.opened:
+        return exit_as(relay.foreground(job))
     if not detach:
         return exit_as(job.foreground())
     if as_json:

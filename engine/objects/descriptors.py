@@ -459,7 +459,7 @@ def check(image: Tree, stdio: Sequence[int] = (0, 1, 2)) -> list[Reason]:
     return found or list(locks.check(image))
 
 
-def open_all(image: Tree, shared: Callable[[int], int], stdio: Sequence[int] = (0, 1, 2)) -> Opened:
+def open_all(image: Tree, shared: Callable[[int], int], stdio: Sequence[int] = (0, 1, 2), terminal: int = -1) -> Opened:
     """Open every description of an image in this process, at a slot, for its children to inherit.
 
     Raises this process's soft limit of descriptors to the hard one. The slots are not close-on-exec.
@@ -469,6 +469,7 @@ def open_all(image: Tree, shared: Callable[[int], int], stdio: Sequence[int] = (
         shared: gives a descriptor for reading and writing of shared memory, by its index in the image. It
             stays whose it is.
         stdio: the descriptors that stand in for 0, 1 and 2.
+        terminal: the terminal to be the controlling one in the place of that outside, -1: none.
 
     Raises:
         RestoreFailed: a description cannot be opened; none is left.
@@ -479,6 +480,8 @@ def open_all(image: Tree, shared: Callable[[int], int], stdio: Sequence[int] = (
     opening = Opening(image, stdio, shared, first_slot(image))
     opened = Opened(opening.slots, opening.terminals, opening.warnings, opening.at_last)
     try:
+        if terminal >= 0 and (lost := ptys.lost(image)) is not None:
+            opening.keep_terminal(lost, terminal)
         with opening.stack:
             for kind, mine in _by_kind(image):
                 kind.open(mine, opening)

@@ -40,6 +40,7 @@ from torpor.objects.description import (
     Seen,
     borrowed,
     naming,
+    reopened,
 )
 from torpor.objects.outside import TIOCGDEV, Terminal, TerminalState, asked_number
 from torpor.remote.batch import Call
@@ -317,9 +318,27 @@ def check_sessions(image: Tree) -> Iterator[Reason]:
         yield Reason("the image", "it has a session with a terminal that is not in it")
 
 
+def lost(image: Tree) -> int | None:
+    """The index of the terminal that was outside of the tree and that sessions of it had; None: there is none."""
+    mine = [session for session in image.sessions if image.ptys[session.terminal].outside]
+    # A session without a number is that of the restorer, and its terminal there as well.
+    mine = [session for session in mine if session.sid > 1]
+    mine.sort(key=lambda session: session.sid != image.processes[0].sid)
+    return mine[0].terminal if mine else None
+
+
 def _make(opening: Opening, number: int, indexes: Sequence[int]) -> None:
     """Make a terminal, or take the restorer's, and open the sides that `indexes` name."""
     pty, image = opening.image.ptys[number], opening.image
+    if pty.outside and number in opening.terminals:
+        for index in indexes:
+            opening.place(
+                index,
+                reopened(
+                    os.dup(opening.terminals[number]), image.descriptions[index].flags & os.O_ACCMODE | os.O_NONBLOCK
+                ),
+            )
+        return
     master = _open_master(pty, opening)
     try:
         _unlock(master, locked=False)

@@ -144,7 +144,8 @@ def descriptors(pid: int) -> dict[int, str]:
     """Each descriptor: what it leads to (without inode numbers), its position, flags and details."""
     found = {}
     for entry in Path(f"/proc/{pid}/fd").iterdir():
-        target = re.sub(r":\[\d+\]", "", os.readlink(entry))
+        # Others may have taken the number of a terminal meanwhile: it is kept where it is free.
+        target = re.sub(r":\[\d+\]|(?<=^/dev/pts/)\d+", "", os.readlink(entry))
         # A file that has no name any more, and lives on in memory or under another number, is as good.
         target = re.sub(r"^(?:/memfd:)?(/.*)/[^/]* \(deleted\)$", r"\1 (deleted)", target)
         info = Path(f"/proc/{pid}/fdinfo/{entry.name}").read_text().splitlines()

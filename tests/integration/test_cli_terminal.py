@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pty
 import select
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -35,8 +39,9 @@ LOGIN = "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); o
 class Terminal:
     """A terminal with a command on it, in a session of its own."""
 
-    def __init__(self, user: User, *command: str) -> None:
+    def __init__(self, user: User, *command: str, size: tuple[int, int] = (24, 80)) -> None:
         self.master, slave = pty.openpty()
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("4H", *size, 0, 0))
         os.fchown(slave, user.uid, user.gid) if os.geteuid() == 0 else None
         self.process: subprocess.Popen[Any] = user.popen(
             [sys.executable, "-c", LOGIN, *command], stdin=slave, stdout=slave, stderr=slave
@@ -48,7 +53,7 @@ class Terminal:
         os.write(self.master, text.encode())
 
     def shows(self, text: str) -> None:
-        """Wait until `text` is on the screen."""
+        """Wait until `text` is on the screen, and forget what comes before its end."""
         deadline = time.monotonic() + 20
         while text.encode() not in self.shown:
             ready, _, _ = select.select([self.master], [], [], deadline - time.monotonic())
@@ -57,11 +62,17 @@ class Terminal:
                 self.shown += os.read(self.master, 4096)
             except OSError:  # EIO: nobody holds the other side any more
                 raise AssertionError(f"{text!r} is not in {self.shown!r}") from None
+        self.shown = self.shown.partition(text.encode())[2]
+
+    def hang_up(self) -> None:
+        os.close(self.master)
+        self.master = -1
 
     def close(self) -> None:
         self.process.kill()
         self.process.wait()
-        os.close(self.master)
+        if self.master >= 0:
+            os.close(self.master)
 
 
 @pytest.fixture
@@ -98,3 +109,127 @@ def test_a_job_that_is_run_has_the_terminal(as_user: User, terminals: list[Termi
     terminal.type("\x03")
     terminal.shows("interrupted at 42")
     assert terminal.process.wait(10) == 5
+
+
+WITH_TTY = """
+import os, sys
+tty = os.open("/dev/tty", os.O_RDWR)
+os.write(1, b"ready\\n")
+while line := sys.stdin.readline():
+    try:
+        os.write(tty, b"tty says " + line.encode())
+    except OSError as error:
+        print("no tty:", error.strerror, repr(os.read(tty, 10)), flush=True)
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR))
+        print("has one", os.tcgetpgrp(tty) == os.getpgrp(), flush=True)
+    except OSError as error:
+        print("has none:", error.strerror, flush=True)
+"""
+
+
+def frozen(user: User, terminal: Terminal) -> None:
+    """End what is below a terminal's first process with a checkpoint."""
+    user.run([BIN / "torpor", "checkpoint", str(terminal.process.pid), "--then", "kill"], check=True)
+    assert terminal.process.wait(10) == -signal.SIGKILL
+
+
+def test_a_shell_has_its_jobs_on_another_terminal(as_user: User, terminals: list[Terminal]) -> None:
+    first = Terminal(as_user, "/bin/bash", "--norc", "--noprofile", "--noediting", "-i")
+    terminals.append(first)
+    first.type("PS1='[''ok] '\n")
+    first.shows("[ok] ")
+    first.type("cat; echo got $?\n")
+    first.shows("$?\r\n")
+    first.type("line\n")
+    first.shows("line\r\nline\r\n")
+    frozen(as_user, first)
+    second = Terminal(as_user, str(BIN / "torpor"), "restore", "latest", size=(37, 91))
+    terminals.append(second)
+    second.type("more\n")
+    second.shows("more\r\nmore\r\n")
+    second.type("\x1a")
+    second.shows("Stopped")
+    second.type("fg\n")
+    second.shows("fg\r\ncat\r\n")
+    second.type("again\n")
+    second.shows("again\r\nagain\r\n")
+    second.type("\x03")
+    second.shows("^C\r\n[ok] ")
+    second.type("stty size; echo to the terminal > /dev/tty\n")
+    second.shows("37 91\r\n")
+    second.shows("to the terminal\r\n[ok] ")
+    second.type("exit 7\n")
+    assert second.process.wait(20) == 7
+
+
+def test_a_job_of_an_outer_shell_is_stopped_and_continued(as_user: User, terminals: list[Terminal]) -> None:
+    outer = Terminal(as_user, "/bin/bash", "--norc", "--noprofile", "--noediting", "-i")
+    terminals.append(outer)
+    (as_user.tmp / "job.py").write_text(PROGRAM)
+    outer.type(f"PS1='[''ok] '; python={BIN / 'python'} torpor={BIN / 'torpor'}\n")
+    outer.shows("[ok] ")
+    outer.type(f"$python {as_user.tmp / 'job.py'}\n")
+    outer.shows("ready\r\n")
+    job = os.tcgetpgrp(outer.master)
+    as_user.run([BIN / "torpor", "checkpoint", str(job), "--then", "kill"], check=True)
+    outer.shows("Killed")
+    outer.type("$torpor restore latest\n")
+    outer.shows("restore latest\r\n")
+    outer.type("20\n")
+    outer.shows("total 20\r\n")
+    outer.type("\x1a")
+    outer.shows("Stopped")
+    outer.type("echo $((6 * 7))\n")
+    outer.shows("42\r\n")
+    outer.type("fg\n")
+    outer.shows("$torpor restore latest\r\n")
+    outer.type("22\n")
+    outer.shows("total 42\r\n")
+    outer.type("\x03")
+    outer.shows("interrupted at 42")
+    outer.shows("[ok] ")
+    outer.type("echo status $?\n")
+    outer.shows("status 5")
+    outer.type("exit\n")
+    assert outer.process.wait(20) == 0
+
+
+def test_dev_tty_is_the_new_terminal_and_a_hangup_ends_the_job(as_user: User, terminals: list[Terminal]) -> None:
+    first = Terminal(as_user, str(BIN / "python"), "-c", WITH_TTY)
+    terminals.append(first)
+    first.shows("ready")
+    frozen(as_user, first)
+    second = Terminal(as_user, str(BIN / "torpor"), "restore", "latest")
+    terminals.append(second)
+    second.type("hello\n")
+    second.shows("tty says hello")
+    second.shows("has one True")
+    second.hang_up()
+    assert second.process.wait(20) == -signal.SIGHUP
+
+
+def test_without_a_terminal_the_job_has_none(as_user: User, terminals: list[Terminal]) -> None:
+    fifo, output = as_user.tmp / "fifo", as_user.tmp / "output"
+    os.mkfifo(fifo)
+    fifo.chmod(0o666)
+    (as_user.tmp / "job.py").write_text(WITH_TTY)
+    redirected = f"exec {BIN / 'python'} {as_user.tmp / 'job.py'} 0<>{fifo} >{output} 2>&1"
+    first = Terminal(as_user, "/bin/sh", "-c", redirected)
+    terminals.append(first)
+    wait_for(output, "ready\n")
+    frozen(as_user, first)
+    job = int(as_user.run([BIN / "torpor", "restore", "latest", "--detach"], check=True).stdout)
+    fifo.write_text("hello\n")
+    wait_for(output, "ready\nno tty: Input/output error b''\nhas none: No such device or address\n")
+    ended = os.pidfd_open(job)
+    os.kill(job, signal.SIGTERM)
+    assert select.select([ended], [], [], 20)[0]
+    os.close(ended)
+
+
+def wait_for(output: Path, text: str) -> None:
+    deadline = time.monotonic() + 20
+    while not output.exists() or output.read_text() != text:
+        assert time.monotonic() < deadline, output.read_text()
+        time.sleep(0.01)

@@ -22,7 +22,7 @@ def tmux(*arguments: str) -> str:
 
 
 def screen() -> str:
-    where = tmux("display-message", "-p", "-t", "work", "#{cursor_x} #{cursor_y} #{pane_tty} #{alternate_on}")
+    where = tmux("display-message", "-p", "-t", "work", "#{cursor_x} #{cursor_y} #{alternate_on}")
     return where + tmux("capture-pane", "-p", "-e", "-t", "work")
 
 
