@@ -17,6 +17,7 @@ from torpor.objects import (
     family,
     own,
     ptys,
+    queues,
     signals,
     sysv,
     sysv_messages,
@@ -112,7 +113,7 @@ class Plan:
     window: range
     warnings: list[str]
     segments: list[list[Call]]
-    """By init, before anyone is born, each in a table of its own: segments, semaphores and queues of System V."""
+    """By init, before anyone is born, each in a table of its own: what lives in an IPC namespace."""
 
     def explain(self) -> str:
         """The plan for people, a line for each call."""
@@ -166,6 +167,7 @@ def make(image: pb.Tree, here: Here, held: Held) -> Plan:
     segments += [list(sysv_semaphores.make(one, here.rights.keep)) for one in image.semaphores]
     segments += filter(None, [list(sysv_messages.enlarge(image))])
     segments += [list(sysv_messages.make(queue, here.rights.keep)) for queue in image.queues]
+    segments += queues.make(image, held.opened.slots, here.rights.keep)
     return Plan(plans, window, warnings, segments)
 
 

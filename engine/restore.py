@@ -29,6 +29,7 @@ from torpor.objects import (
     mapped_files,
     moved_ports,
     ptys,
+    queues,
     shared_memory,
     sysv,
     traits,
@@ -149,7 +150,7 @@ def _setting(image: pb.Tree, detach: bool) -> Setting:
     boot = procfs.read("/proc/sys/kernel/random/boot_id").strip().decode()
     if os.path.exists("/proc/self/ns/time") and (namespaces or image.host.boot_id != boot):
         namespaces |= Namespaces.TIME
-    if sysv.needs_namespace(image):
+    if sysv.segments(image) or image.semaphores or image.queues or queues.of(image):
         namespaces |= Namespaces.IPC
     return Setting(
         namespaces,

@@ -605,7 +605,7 @@ class Lock(_message.Message):
     def __init__(self, kind: _Optional[_Union[Lock.Kind, str]] = ..., exclusive: bool = ..., start: _Optional[int] = ..., length: _Optional[int] = ...) -> None: ...
 
 class Description(_message.Message):
-    __slots__ = ("flags", "locks", "file", "directory", "device", "pipe", "eventfd", "epoll", "unix", "tcp", "memfd", "outside", "timerfd", "signalfd", "pidfd", "inotify", "udp", "fifo", "pty")
+    __slots__ = ("flags", "locks", "file", "directory", "device", "pipe", "eventfd", "epoll", "unix", "tcp", "memfd", "outside", "timerfd", "signalfd", "pidfd", "inotify", "udp", "fifo", "pty", "queue")
     FLAGS_FIELD_NUMBER: _ClassVar[int]
     LOCKS_FIELD_NUMBER: _ClassVar[int]
     FILE_FIELD_NUMBER: _ClassVar[int]
@@ -625,6 +625,7 @@ class Description(_message.Message):
     UDP_FIELD_NUMBER: _ClassVar[int]
     FIFO_FIELD_NUMBER: _ClassVar[int]
     PTY_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_FIELD_NUMBER: _ClassVar[int]
     flags: int
     locks: _containers.RepeatedCompositeFieldContainer[Lock]
     file: RegularFile
@@ -644,7 +645,28 @@ class Description(_message.Message):
     udp: UdpSocket
     fifo: Fifo
     pty: PtyEnd
-    def __init__(self, flags: _Optional[int] = ..., locks: _Optional[_Iterable[_Union[Lock, _Mapping]]] = ..., file: _Optional[_Union[RegularFile, _Mapping]] = ..., directory: _Optional[_Union[Directory, _Mapping]] = ..., device: _Optional[_Union[CharDevice, _Mapping]] = ..., pipe: _Optional[_Union[PipeEnd, _Mapping]] = ..., eventfd: _Optional[_Union[Eventfd, _Mapping]] = ..., epoll: _Optional[_Union[Epoll, _Mapping]] = ..., unix: _Optional[_Union[UnixSocket, _Mapping]] = ..., tcp: _Optional[_Union[TcpSocket, _Mapping]] = ..., memfd: _Optional[_Union[Memfd, _Mapping]] = ..., outside: _Optional[_Union[Outside, _Mapping]] = ..., timerfd: _Optional[_Union[Timerfd, _Mapping]] = ..., signalfd: _Optional[_Union[Signalfd, _Mapping]] = ..., pidfd: _Optional[_Union[Pidfd, _Mapping]] = ..., inotify: _Optional[_Union[Inotify, _Mapping]] = ..., udp: _Optional[_Union[UdpSocket, _Mapping]] = ..., fifo: _Optional[_Union[Fifo, _Mapping]] = ..., pty: _Optional[_Union[PtyEnd, _Mapping]] = ...) -> None: ...
+    queue: PosixQueue
+    def __init__(self, flags: _Optional[int] = ..., locks: _Optional[_Iterable[_Union[Lock, _Mapping]]] = ..., file: _Optional[_Union[RegularFile, _Mapping]] = ..., directory: _Optional[_Union[Directory, _Mapping]] = ..., device: _Optional[_Union[CharDevice, _Mapping]] = ..., pipe: _Optional[_Union[PipeEnd, _Mapping]] = ..., eventfd: _Optional[_Union[Eventfd, _Mapping]] = ..., epoll: _Optional[_Union[Epoll, _Mapping]] = ..., unix: _Optional[_Union[UnixSocket, _Mapping]] = ..., tcp: _Optional[_Union[TcpSocket, _Mapping]] = ..., memfd: _Optional[_Union[Memfd, _Mapping]] = ..., outside: _Optional[_Union[Outside, _Mapping]] = ..., timerfd: _Optional[_Union[Timerfd, _Mapping]] = ..., signalfd: _Optional[_Union[Signalfd, _Mapping]] = ..., pidfd: _Optional[_Union[Pidfd, _Mapping]] = ..., inotify: _Optional[_Union[Inotify, _Mapping]] = ..., udp: _Optional[_Union[UdpSocket, _Mapping]] = ..., fifo: _Optional[_Union[Fifo, _Mapping]] = ..., pty: _Optional[_Union[PtyEnd, _Mapping]] = ..., queue: _Optional[_Union[PosixQueue, _Mapping]] = ...) -> None: ...
+
+class PosixQueue(_message.Message):
+    __slots__ = ("name", "removed", "inode", "mode", "uid", "gid", "most", "largest")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    REMOVED_FIELD_NUMBER: _ClassVar[int]
+    INODE_FIELD_NUMBER: _ClassVar[int]
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    UID_FIELD_NUMBER: _ClassVar[int]
+    GID_FIELD_NUMBER: _ClassVar[int]
+    MOST_FIELD_NUMBER: _ClassVar[int]
+    LARGEST_FIELD_NUMBER: _ClassVar[int]
+    name: bytes
+    removed: bool
+    inode: int
+    mode: int
+    uid: int
+    gid: int
+    most: int
+    largest: int
+    def __init__(self, name: _Optional[bytes] = ..., removed: bool = ..., inode: _Optional[int] = ..., mode: _Optional[int] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., most: _Optional[int] = ..., largest: _Optional[int] = ...) -> None: ...
 
 class RegularFile(_message.Message):
     __slots__ = ("path", "position", "size", "mtime_ns", "dev", "ino", "mode")

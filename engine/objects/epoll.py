@@ -49,7 +49,7 @@ EPOLL_CTL_ADD = 1
 EVENT = struct.Struct("=IQ")
 """struct epoll_event, which is packed on x86-64."""
 
-WATCHED_BY_OWNERS = frozenset(("signalfd", "pidfd"))
+WATCHED_BY_OWNERS = frozenset(("signalfd", "pidfd", "queue"))
 """What only a process of the tree itself can wait for."""
 
 _WATCH = re.compile(rb"^tfd:\s*(\d+) events:\s*([0-9a-f]+) data:\s*([0-9a-f]+)", re.MULTILINE)
@@ -178,7 +178,7 @@ def _target(epoll: Held[EpollState], number: int, which: int, tree: GrabbedDescr
         if (holder.pid, number) in tree.by_holder and _is_watched(candidate, holder, number, which):
             return candidate
     # Rare: the number was closed or used again, and the description is open under another one.
-    first_of_each = (held.holders[0] for held in tree.held)
+    first_of_each = (held.holders[0] for held in tree.held if held.under_way_to is None)
     return next((h for h in first_of_each if _is_watched(h, epoll.holders[0], number, which)), None)
 
 

@@ -1,7 +1,8 @@
 """What a restored process must do with its descriptors itself, when it has its own and no others.
 
 A POSIX lock belongs to the process that takes it. A pidfd can only be opened when its process is there. A watch of an
-epoll on a signalfd waits for the signals of the process that adds it, and one on a pidfd needs the pidfd.
+epoll on a signalfd waits for the signals of the process that adds it, and one on a pidfd or a POSIX message queue needs
+what the restorer has not.
 """
 
 from __future__ import annotations

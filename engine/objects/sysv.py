@@ -223,11 +223,6 @@ _SHM_RDONLY, _SHM_EXEC = 0o10000, 0o100000
 _READ, _WRITE, _EXECUTE = 1, 2, 4
 
 
-def needs_namespace(image: pb.Tree) -> bool:
-    """Whether an image has objects of System V."""
-    return bool(segments(image) or image.semaphores or image.queues)
-
-
 def segments(image: pb.Tree) -> list[pb.SharedMemory]:
     """Those of an image."""
     return [shared for shared in image.shared if shared.kind == pb.SharedMemory.SYSTEM_V]

@@ -8,8 +8,8 @@ Refused: connections to sockets outside the tree (but for standard input, output
 name), unless they are to come back as closed by the peer (`torpor checkpoint --outside=reset`); data on a connection
 that was not accepted, which nobody can read without accepting it; messages that come with the credentials of their
 senders (SO_PASSCRED), which only the senders could send again; datagrams whose sender's name nobody in the tree has;
-descriptors under way of a kind that must be made by a process (pidfd), or is in no process else (files in memory,
-inotify, epoll, signalfd).
+descriptors under way of a kind that must be made by a process (pidfd, POSIX message queue), or that no process has else
+(files in memory, inotify, epoll, signalfd).
 
 Not kept: SO_PEERCRED, which names the restoring process, and the name of an accepted end whose listener is closed.
 
@@ -43,6 +43,7 @@ from torpor.objects.description import (
     naming,
 )
 from torpor.objects.pidfd import Pidfd
+from torpor.objects.queues import MessageQueue
 from torpor.objects.sockets import SocketState
 from torpor.objects.unix_diag import Diagnosis, Known
 from torpor.objects.unix_queues import PATH, Queue
@@ -162,8 +163,9 @@ class Unix(Kind[UnixState]):
         if state.queue.lost:
             yield Problem(state.queue.lost, "try again when the program has received what was sent", passing=True)
         for one in self.under_way(held):
-            if one.held is not None and isinstance(one.held.kind, Pidfd):
-                yield Problem("a pidfd is on its way to it, which only a process can open", "try again", passing=True)
+            if one.held is not None and isinstance(one.held.kind, (Pidfd, MessageQueue)):
+                what = "a pidfd" if isinstance(one.held.kind, Pidfd) else "a POSIX message queue"
+                yield Problem(f"{what} is on its way to it, which only a process can open", "try again", passing=True)
 
     def describe(self, held: Held[UnixState], out: Description, tree: GrabbedDescriptors, image: Describing) -> None:
         """Its type, its other end, and what is on its way to it."""

@@ -69,6 +69,8 @@ class NR(IntEnum):
     fcntl = 72
     chdir = 80
     fchdir = 81
+    fchmod = 91
+    fchown = 93
     umask = 95
     ptrace = 101
     setpgid = 109
@@ -114,6 +116,9 @@ class NR(IntEnum):
     tgkill = 234
     set_mempolicy = 238
     get_mempolicy = 239
+    mq_open = 240
+    mq_unlink = 241
+    mq_getsetattr = 245
     waitid = 247
     ioprio_set = 251
     ioprio_get = 252

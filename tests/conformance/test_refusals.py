@@ -20,7 +20,7 @@ WORDS = {
     "files_held.py": ["lease", "no name"],
     "in_flight.py": ["pidfd", "credentials", "nobody in the tree has that name"],
     "io_uring.c": ["io_uring", "idle"],
-    "message_queue.c": ["message queue"],
+    "message_queue.c": ["1 messages lie in the POSIX message queue", "notifies process"],
     "namespace.c": ["namespace"],
     "landlock.c": ["Landlock"],
     "leader_gone.c": ["first thread"],
