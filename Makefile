@@ -95,6 +95,8 @@ lab: venv
 
 bench: venv
 	@$(BIN)/python -m tests.bench
+	@if [ "$$(id -u)" = 0 ] && PATH=$$PATH:/usr/sbin command -v slurmctld >/dev/null; then \
+		$(BIN)/python -m tests.bench.bench_slurm; fi
 
 soak: venv build/programs/.stamp
 	@.ci/needs soak

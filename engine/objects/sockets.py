@@ -19,7 +19,7 @@ import sys
 import termios
 from array import array
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from ipaddress import IPv4Address, IPv6Address
@@ -334,8 +334,9 @@ def look(fd: int, wanted: dict[Key, int], *, listening: bool) -> SocketState:
 
 def judge(state: SocketState, pid: int) -> Iterator[Problem]:
     """Say what cannot be kept of any socket; `pid` is a process that has it."""
-    if not os.path.samestat(os.stat(f"/proc/{pid}/ns/net"), os.stat("/proc/self/ns/net")):
-        yield Problem("its process has a network of its own", "checkpoint it from within that network namespace")
+    with suppress(FileNotFoundError):  # thawed, and ended since: what was said of it before the freeze holds
+        if not os.path.samestat(os.stat(f"/proc/{pid}/ns/net"), os.stat("/proc/self/ns/net")):
+            yield Problem("its process has a network of its own", "checkpoint it from within that network namespace")
     if state.filter:
         yield Problem("it has a packet filter (SO_ATTACH_FILTER), which is not kept", "detach the filter")
     if state.peek_offset:

@@ -403,7 +403,8 @@ class Supervisor:
         except Exception as error:  # also a fault of ours: it must not cost the job, which runs on
             words = str(error) if isinstance(error, TorporError) else "".join(traceback.format_exception(error))
             self.home.log(f"not saved: {words}")
-            _tell(f"not saved: {words}")
+            if self.job.poll() is None:  # of one that has ended meanwhile anything may be said
+                _tell(f"not saved: {words}")
             return False
         took = time.monotonic() - began
         self.rate = max(1.0, snapshot.size / took)

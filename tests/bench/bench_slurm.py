@@ -2,7 +2,8 @@
 
 - a job preempted again and again with notice: iterations done twice, lines lost or doubled;
 - from the warning to the requeue, and from the start of the supervisor to the woken job, for 1 GiB of random numbers;
-- what running under the supervisor costs: the time of a fixed computation, as a ratio to the same without it.
+- what running under the supervisor costs: the time of a fixed computation, as a ratio to the same without it, and the
+  supervisor's own time.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ import shutil
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.integration.slurm_cluster import Cluster, cluster
-from tests.integration.slurm_jobs import CODE, application, job, script, start, undisturbed
+from tests.integration.slurm_cluster import PACKAGES, Cluster, cluster, missing
+from tests.integration.slurm_jobs import CODE, application, job, script, start, supervisor, undisturbed
 from tests.users import User, ordinary_user
 
 LARGE = """
@@ -39,6 +41,10 @@ for number in range(20_000_000):
 print(time.process_time() - begin)
 """
 ROUNDS = 7
+SETTLED = 10
+"""Seconds after which a job has begun for good: its sentinel listens."""
+WATCHED = 30
+"""Seconds over which the supervisor's time is taken."""
 
 
 @contextmanager
@@ -119,16 +125,33 @@ def overhead(slurm: Cluster, account: User) -> dict[str, object]:
     return {"with, s": with_it, "without, s": without, "ratio": with_it / without}
 
 
+def idle(slurm: Cluster, account: User) -> dict[str, object]:
+    """The supervisor's own processor time while the job just runs."""
+    with job(slurm, account) as work:
+        program = work.folder / "large.py"
+        program.write_text(LARGE.replace("1 << 30", "1"))
+        start(work, script(work, f"{sys.executable} {program} {work.folder / 'end'}"))
+        work.wait_steps(1)
+        time.sleep(SETTLED)
+        stat = Path(f"/proc/{supervisor(work)}/stat")
+        before = sum(map(int, stat.read_text().rpartition(")")[2].split()[11:15]))
+        time.sleep(WATCHED)
+        spent = sum(map(int, stat.read_text().rpartition(")")[2].split()[11:15])) - before
+        return {"s of an hour": spent / os.sysconf("SC_CLK_TCK") / WATCHED * 3600}
+
+
 def main() -> None:
     """Print all figures as JSON, one line each."""
     if os.geteuid():
         sys.exit("the bench of Slurm needs root, for proctrack/cgroup")
+    if missing():
+        sys.exit(f"the bench of Slurm needs {PACKAGES}")
     times = int(sys.argv[1]) if len(sys.argv) > 1 else 20
     with user() as account:
         account.home.mkdir()
         account.own(account.home)
         with cluster() as slurm:
-            for measured in (overhead, large):
+            for measured in (idle, overhead, large):
                 print(json.dumps({measured.__name__: measured(slurm, account)}), flush=True)
                 shutil.rmtree(account.tmp / "job", ignore_errors=True)
             print(json.dumps({"preempted": preempted(slurm, account, times)}), flush=True)

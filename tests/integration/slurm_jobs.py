@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -103,12 +104,16 @@ class Submitted:
         """Take its node from it, and give that back when it has resumed on the other one."""
         before, resumed = self.node, self.log.count("resumed")
         other = self.cluster.preempt(self.user, before)
-        self.cluster.wait_state(self.number, "PENDING")
-        # On another node it need not wait until the credential of its last run has expired.
-        self.cluster.ask("scontrol", "update", f"JobId={self.number}", "StartTime=now")
+        self.hurry(before)
         self.wait_log("resumed", resumed + 1)
         assert self.node != before
         self.cluster.release(other)
+
+    def hurry(self, before: str) -> None:
+        """When it waits in the queue again, let it start at once: on another node it need not wait until the
+        credential of its last run has expired."""
+        self.cluster.wait_state(self.number, "PENDING")
+        self.cluster.ask("scontrol", "update", f"JobId={self.number}", "StartTime=now", f"ExcNodeList={before}")
 
 
 @contextmanager
@@ -151,3 +156,14 @@ def unharmed(made: Submitted, steps: int) -> None:
     assert made.differences(steps) == [], made.told()
     assert json.loads((made.home / "finished").read_text())["code"] == CODE
     assert list(made.home.glob("packs/*")) == []
+
+
+def supervisor(made: Submitted) -> int:
+    """The PID of a job's supervisor: the process of `torpor run` whose child is the capsule's init."""
+    wanted = os.fsencode(made.store)
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            words = (process / "cmdline").read_bytes().split(b"\0")
+            if wanted in words and b"run" in words:
+                return int(process.name)
+    raise AssertionError("no supervisor")

@@ -46,9 +46,8 @@ def test_an_undisturbed_job_is_as_without_torpor(work: Submitted) -> None:
     unharmed(work, 10)
 
 
-@pytest.mark.parametrize("partition", ["abrupt", "cancel", "cancel-abrupt"])
-def test_a_preempted_job_goes_on_where_it_was(work: Submitted, partition: str) -> None:
-    start(work, script(work, application(work, STEPS)), "-p", partition)
+def test_a_preempted_job_goes_on_where_it_was(work: Submitted) -> None:
+    start(work, script(work, application(work, STEPS)), "-p", "abrupt")
     work.wait_steps(5)
     work.preempt()
     unharmed(work, STEPS)
@@ -57,7 +56,9 @@ def test_a_preempted_job_goes_on_where_it_was(work: Submitted, partition: str) -
 def test_a_requeued_job_goes_on_where_it_was(work: Submitted) -> None:
     start(work, script(work, application(work, STEPS)))
     work.wait_steps(5)
+    before = work.node
     work.cluster.ask("scontrol", "requeue", work.number)
+    work.hurry(before)
     unharmed(work, STEPS)
     assert "because of requeued" in work.log
 
@@ -150,7 +151,7 @@ def test_gnu_parallel_and_what_it_runs_are_kept(work: Submitted) -> None:
     path = work.folder / "parallel.sh"
     count = f"for n in $(seq {STEPS}); do echo {{}} $n; echo step $n >>{work.folder}/{{}}.log; sleep 0.05; done"
     path.write_text(f"#!/bin/sh\nparallel --will-cite -k -j2 '{count}' ::: a b c | tr a-c A-C\nexit 5\n")
-    sbatch(work, path)
+    sbatch(work, path, "-p", "cancel-abrupt")
     logs = [work.folder / f"{name}.log" for name in "abc"]
     work.cluster.wait_for(lambda: logs[1].exists() and logs[1].stat().st_size > 50, "parallel to be in the middle")
     work.preempt()
@@ -164,7 +165,7 @@ def test_gnu_parallel_and_what_it_runs_are_kept(work: Submitted) -> None:
 def test_a_step_below_the_supervisor_is_a_part_of_the_job(work: Submitted) -> None:
     path = work.folder / "step.sh"
     path.write_text(f"#!/bin/sh\nexport OPENBLAS_NUM_THREADS=1\nsrun -n1 -c1 {application(work, STEPS)}\n")
-    sbatch(work, path)
+    sbatch(work, path, "-p", "cancel")
     work.wait_steps(5)
     work.preempt()
     unharmed(work, STEPS)

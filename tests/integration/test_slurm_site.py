@@ -21,7 +21,7 @@ from tests.users import BIN, User
 ADMIN = Path(torpor.scheduler_hooks.slurm.__path__[0], "admin")
 HEADER = Path("/usr/include/slurm/spank.h")
 FLAGS = ("-O2", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared")
-STEPS = 40
+STEPS = 60
 
 pytestmark = [
     pytest.mark.skipif(bool(missing()), reason=f"Slurm is missing here: install {PACKAGES}"),
@@ -39,6 +39,7 @@ def site() -> Iterator[Cluster]:
         files = {path.name: path.read_text() for path in ADMIN.iterdir() if path.suffix != ".c"}
         files["plugstack.conf"] = f"optional {folder}/torpor.so command={BIN}/torpor\n"
         more = "JobSubmitPlugins=lua\nCliFilterPlugins=lua\nPlugStackConfig={dir}/plugstack.conf\n"
+        more += "SlurmctldParameters=preempt_send_user_signal\n"
         more += "GresTypes=gpu\nProlog={dir}/prolog\nEpilog={dir}/epilog\n"
         with cluster(more=more, files=files) as running:
             yield running
@@ -70,10 +71,11 @@ def refused(made: Submitted, *arguments: str | Path) -> str:
 
 
 def test_a_script_with_torpor_run_needs_no_options(work: Submitted) -> None:
-    plain(work, script(work, application(work, STEPS)))
+    plain(work, "--signal=B:USR1@60", script(work, application(work, STEPS)))
     work.wait_steps(5)
     work.preempt()
     unharmed(work, STEPS)  # without --open-mode=append the first part of its output would be gone
+    assert "heard SIGUSR1: preempted" in work.log  # preempt_send_user_signal: at the start of the grace time
 
 
 def test_other_jobs_are_left_alone(work: Submitted) -> None:
@@ -101,11 +103,12 @@ def test_sbatch_has_an_option(work: Submitted) -> None:
     path.write_text(
         f"#!/bin/sh\n#SBATCH --torpor=1s --comment=mine\nexport OPENBLAS_NUM_THREADS=1\n{application(work, STEPS)}\n"
     )
-    plain(work, "--torpor=2s", path)
+    plain(work, "--torpor=2s", "--signal=USR1@60", path)
     assert work.cluster.job(work.number)["Comment"] == "mine"
     work.wait_steps(5)
     work.preempt()
     unharmed(work, STEPS)
+    assert "the sentinel heard the start of a grace time: preempted" in work.log  # --signal without B: is for steps
 
 
 def test_the_option_refuses_what_cannot_be_kept(work: Submitted) -> None:
@@ -140,12 +143,13 @@ def test_the_prolog_reads_the_images_of_a_job_that_comes_back(work: Submitted) -
     path.write_text(path.read_text().replace("exec", waits))
     plain(work, path)
     work.wait_steps(5)
-    other = work.cluster.preempt(work.user, work.node)
+    before = work.node
+    other = work.cluster.preempt(work.user, before)
     work.cluster.wait_state(work.number, "PENDING")
     last = work.home / "packs/zz"  # after all packs: whoever opens it has read them
     os.mkfifo(last)
     work.user.own(last)
-    work.cluster.ask("scontrol", "update", f"JobId={work.number}", "StartTime=now")
+    work.hurry(before)
     work.cluster.wait_for(lambda: owner_of_reader(last), "the prolog to read the images")
     assert owner_of_reader(last) == work.user.uid
     os.close(os.open(last, os.O_WRONLY))

@@ -19,7 +19,7 @@ import pytest
 from tests.unit.descriptor_tree import Woken, acting_as, holder, no_memory, opened
 from tests.users import User
 from torpor.errors import RestoreFailed
-from torpor.objects import descriptors, tcp_flow
+from torpor.objects import descriptors, sockets, tcp_flow
 from torpor.objects.tcp import Tcp
 
 Acting = Callable[[Callable[[Path], None]], None]
@@ -41,6 +41,14 @@ def states(fd: int) -> int:
     poll = select.poll()
     poll.register(fd, select.POLLIN | select.POLLOUT | select.POLLRDHUP)
     return sum(events for _, events in poll.poll(0))
+
+
+def test_a_socket_is_judged_when_its_process_has_ended_since_the_thaw() -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    with closing(socket.socket()) as one:
+        state = sockets.look(one.fileno(), {}, listening=False)
+    assert list(sockets.judge(state, ended.pid)) == []
 
 
 # ------------------------------------------------------------------------------------------------------- unix

@@ -1,0 +1,114 @@
+"""Jobs on a real cluster when things go wrong at odd moments: nothing is lost, or it is said and can be put right."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from tests.integration.slurm_cluster import PACKAGES, Cluster, cluster, missing
+from tests.integration.slurm_jobs import Submitted, application, job, script, start, supervisor, unharmed
+from tests.users import User
+
+pytestmark = pytest.mark.skipif(bool(missing()), reason=f"Slurm is missing here: install {PACKAGES}")
+STEPS = 60
+
+
+@pytest.fixture(scope="module")
+def slurm() -> Iterator[Cluster]:
+    with cluster() as running:
+        yield running
+
+
+@pytest.fixture
+def work(slurm: Cluster, ordinary_account: User) -> Iterator[Submitted]:
+    with job(slurm, ordinary_account) as made:
+        yield made
+
+
+def test_a_warning_that_comes_before_anyone_listens(work: Submitted) -> None:
+    path = script(work, application(work, STEPS))
+    path.write_text(path.read_text().replace("exec", f"until [ -e {work.folder}/go ]; do sleep 0.05; done\nexec"))
+    start(work, path)
+    work.cluster.wait_state(work.number, "RUNNING")
+    before = work.node
+    other = work.cluster.preempt(work.user, before)
+    work.cluster.wait_for(lambda: work.cluster.job(work.number).get("PreemptTime", "None") != "None", "its preemption")
+    (work.folder / "go").touch()
+    work.wait_log("a warning came before it was listened for: preempted")
+    work.hurry(before)
+    work.wait_log("resumed")
+    work.cluster.release(other)
+    unharmed(work, STEPS)
+
+
+def test_a_supervisor_that_is_killed(work: Submitted) -> None:
+    start(work, script(work, application(work, STEPS), "--every=1s"))
+    work.wait_log("saved 2", 2)
+    before = work.node
+    os.kill(supervisor(work), signal.SIGKILL)
+    assert work.wait_code() == "0:9"
+    work.cluster.wait_gone(work.number)  # and nothing of it is left running: the fixture looks
+    work.cluster.ask("scontrol", "requeue", work.number)
+    work.hurry(before)
+    work.wait_log("resumed")
+    unharmed(work, STEPS)
+
+
+COUNTS = """
+import signal, sys
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGUSR2})
+for count in range(1000):
+    print("step", count, flush=True)
+    told = signal.sigwait({signal.SIGUSR1, signal.SIGUSR2})
+    if told == signal.SIGUSR2:
+        sys.exit(count)
+"""
+
+
+def test_signals_for_the_application_while_it_is_being_saved(work: Submitted) -> None:
+    program = work.folder / "counts.py"
+    program.write_text(COUNTS)
+    start(work, script(work, f"{sys.executable} {program}", "--every=1s"))
+    work.wait_steps(1)
+    for count in range(30):
+        work.user.run(["scancel", "--batch", "--signal=USR1", work.number], env=work.cluster.env, check=True)
+        work.wait_steps(count + 2)
+    work.wait_log("saved 2")
+    work.user.run(["scancel", "--batch", "--signal=USR2", work.number], env=work.cluster.env, check=True)
+    assert work.wait_code() == "30:0", work.told()
+    assert "left because" not in work.log
+
+
+def test_two_supervisors_that_begin_at_once(work: Submitted) -> None:
+    path = script(work, application(work, 10))
+    *head, run = path.read_text().splitlines()
+    run = run.removeprefix("exec ")
+    waits = ["wait $first; one=$?", "wait $second; other=$?", "[ $one = 7 ] || exit $other", "exit $one"]
+    path.write_text("\n".join([*head, f"{run} & first=$!", f"{run} & second=$!", *waits, ""]))
+    start(work, path)
+    assert work.wait_code() == "7:0", work.told()
+    assert work.log.count("started on") == 1
+    assert "it has a supervisor already" in work.out
+
+
+@pytest.mark.soak
+def test_a_controller_that_is_away(ordinary_account: User) -> None:
+    with cluster() as slurm, job(slurm, ordinary_account) as work:
+        start(work, script(work, application(work, 10 * STEPS)))
+        work.wait_steps(5)
+        controller = work.cluster.controller
+        assert controller is not None
+        controller.terminate()
+        controller.wait()
+        os.kill(supervisor(work), signal.SIGTERM)
+        work.wait_log("Slurm does not say why")
+        work.wait_log("saved 2")
+        work.wait_steps(work.steps + 5)  # it goes on
+        work.cluster.start_controller()
+        work.cluster.wait_for(lambda: work.cluster.job(work.number).get("JobState") == "RUNNING", "the controller")
+        work.preempt()
+        unharmed(work, 10 * STEPS)
