@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium (Debian
 
 @pytest.fixture
 def server(ordinary_account: User) -> Iterator[Server]:
-    """A running JupyterLab of an ordinary user, with an empty notebook."""
+    """A running JupyterLab and Notebook 7 of an ordinary user, with an empty notebook."""
     server = Server(ordinary_account, *browser.LAB_OPTIONS, program="lab")
     cell: dict[str, object] = {
         "cell_type": "code",
@@ -109,7 +109,7 @@ def test_tomorrow_the_kernel_goes_on(server: Server) -> None:
         lab.shot("6-next-day")
         banner.get_by_role("button", name="Wake").click()
         banner.wait_for(state="hidden")
-        lab.page.locator("#jp-main-statusbar", has_text="Idle").wait_for()
+        lab.ready()
         lab.run_cell("print('goes on', x + 1, pid == os.getpid())")
         lab.shows("goes on 42 True")
 
@@ -170,7 +170,7 @@ def test_the_panel_with_keyboard_and_screen_reader(server: Server) -> None:
         page.locator(".lm-Menu-item", has_text="Fork").click()
         lab.notice("in work-fork1.ipynb")
         page.locator(".jp-mod-current .lm-TabBar-tabLabel", has_text="work-fork1.ipynb").wait_for()
-        page.locator("#jp-main-statusbar", has_text="Idle").wait_for()
+        lab.ready()
         lab.run_cell("x += 1; print('fork', x)")
         lab.shows("fork 42")
         lab.shot("11-fork")
@@ -189,6 +189,43 @@ def test_why_a_kernel_is_refused_is_shown(server: Server) -> None:
         notice.get_by_role("button", name="Details…").click()
         lab.page.locator(".jp-Dialog li", has_text="a netlink socket").wait_for()
         lab.check_accessibility(".jp-Dialog")
+
+
+def test_notebook_7(server: Server) -> None:
+    with browser.lab(server) as lab:
+        page = lab.page
+        lab.open_notebook_7("work.ipynb")
+        lab.run_cell("x = 41; print('first', x)")
+        lab.shows("first 41")
+        lab.checkpoint()
+        lab.run_cell("x = 42; print('second', x)")
+        lab.shows("second 42")
+
+        def kernel_menu(entry: str) -> None:
+            page.locator(".lm-MenuBar-item", has_text="Kernel").click()
+            page.locator(".lm-Menu-item", has_text=entry).click()
+
+        kernel_menu("Show Kernel Checkpoints")
+        item = page.locator(".jp-Torpor-item")
+        item.hover()
+        item.get_by_role("button", name="Go back").click()
+        page.locator(".jp-Dialog").get_by_role("button", name="Go back").click()
+        lab.notice("The kernel is as it was")
+        lab.run_cell("print('back', x)")
+        lab.shows("back 41")
+        kernel_menu("Park Kernel")
+        banner = page.locator(".jp-Torpor-banner")
+        banner.get_by_text("The kernel is parked").wait_for()
+        lab.shot("12-notebook-7")
+        banner.get_by_role("button", name="Wake").click()
+        banner.wait_for(state="hidden")
+        lab.run_cell("print('awake', x)")
+        lab.shows("awake 41")
+        kernel_menu("Park Kernel")
+        banner.wait_for()
+        page.goto(f"{server.url}tree")
+        page.locator(".lm-TabBar-tab", has_text="Running").click()
+        page.get_by_title("Parked kernel ").get_by_text("work.ipynb").wait_for()
 
 
 def test_the_first_tour(server: Server) -> None:
