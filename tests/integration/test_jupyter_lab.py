@@ -6,9 +6,7 @@ The screenshots are in build/screenshots.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -16,8 +14,6 @@ from tests import browser
 from tests.browser import CHROMIUM
 from tests.jupyter import Server, running
 from tests.users import User
-
-ROOT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium (Debian's package)")
 
@@ -226,39 +222,3 @@ def test_notebook_7(server: Server) -> None:
         page.goto(f"{server.url}tree")
         page.locator(".lm-TabBar-tab", has_text="Running").click()
         page.get_by_title("Parked kernel ").get_by_text("work.ipynb").wait_for()
-
-
-def test_the_first_tour(server: Server) -> None:
-    """The notebook as it tells its reader to use it."""
-    tour = server.root / "tour.ipynb"
-    shutil.copy(ROOT / "notebooks" / "first-tour.ipynb", tour)
-    server.user.own(tour)
-    with browser.lab(server) as lab:
-        lab.open(tour.name)
-        cells = lab.page.locator(".jp-CodeCell")
-
-        def run(number: int, said: str) -> None:
-            cells.nth(number).locator(".cm-content").click()
-            lab.page.keyboard.press("Shift+Enter")
-            cells.nth(number).locator(".jp-OutputArea-output", has_text=said).wait_for()
-
-        run(0, "prime number 1000 is 7919")
-        lab.page.locator(".jp-NotebookPanel-toolbar").get_by_title("Checkpoint kernel").click()
-        lab.notice("Kernel saved")
-        run(1, "prime number 2000 is 17389")
-        run(2, "the list is gone")
-        lab.command("torpor:show")
-        item = lab.page.locator(".jp-Torpor-item").last
-        item.hover()
-        item.get_by_role("button", name="Go back").click()
-        lab.page.locator(".jp-Dialog").get_by_role("button", name="Go back").click()
-        lab.notice("The kernel is as it was")
-        run(2, "the list is back, and the next prime is 7927")
-        lab.command("torpor:park")
-        banner = lab.page.locator(".jp-Torpor-banner")
-        banner.get_by_role("button", name="Wake").click()
-        banner.wait_for(state="hidden")
-        run(3, "the same process: True")
-        lab.shot("8-tour")
-        assert not lab.page.locator(".jp-OutputArea-output[data-mime-type*=stderr]").count()
-        lab.command("docmanager:save")
