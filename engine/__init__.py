@@ -18,13 +18,15 @@ if TYPE_CHECKING:
     from torpor.job import Job
     from torpor.restore import restore
     from torpor.run import run
+    from torpor.series import Series
     from torpor.store import SnapshotInfo as Snapshot
     from torpor.store import Store
 
-__all__ = ["Job", "Snapshot", "Store", "checkpoint", "restore", "run"]
+__all__ = ["Job", "Series", "Snapshot", "Store", "checkpoint", "restore", "run"]
 
 _PLACES = {
     "Job": "torpor.job",
+    "Series": "torpor.series",
     "Snapshot": "torpor.store",
     "Store": "torpor.store",
     "checkpoint": "torpor.checkpoint",

@@ -39,10 +39,12 @@ from torpor.objects import (
 from torpor.objects.mapped_files import MappedFiles
 from torpor.objects.memory import Progress
 from torpor.objects.shared_memory import SharedMemory
+from torpor.objects.unchanged import Before
 from torpor.remote.freeze import Frozen, LastToStop, Process
 from torpor.remote.injection import Gadgets
 from torpor.remote.tracer import Interruption, in_own_thread
 from torpor.remote.waits import Waits
+from torpor.series import Key, Series
 from torpor.store import SnapshotInfo, SnapshotWriter, Store
 from torpor.taken import TakenProcess, TakenZombie
 
@@ -74,6 +76,7 @@ def checkpoint(
     last: LastToStop | None = None,
     outside: Outside = "refuse",
     tcp: Tcp = "reset",
+    series: Series | None = None,
 ) -> SnapshotInfo:
     """Keep the tree of processes below and including `pid` as a snapshot in a store.
 
@@ -89,6 +92,7 @@ def checkpoint(
             restored.
         tcp: what becomes of TCP connections that lead outside of the tree: the restored program sees them reset, or
             they go on, once, if the tree is killed and restored as root on this host (see `torpor.objects.tcp_keep`).
+        series: the earlier checkpoints of the same job: what it has not written since the last one is not read again.
 
     Raises:
         Refused: the tree holds something that cannot be kept; it was not touched.
@@ -114,8 +118,8 @@ def checkpoint(
             if progress:
                 progress(done, expected)
 
-        with home.writer(KIND, tags or {}) as writer:
-            return _patiently(lambda: _take(root, writer, fork, then, last, tell, reset_outside, keep_tcp))
+        with home.writer(KIND, tags or {}, known=series.known(home.path) if series else None) as writer:
+            return _patiently(lambda: _take(root, writer, fork, then, last, series, tell, reset_outside, keep_tcp))
 
     return in_own_thread(work)
 
@@ -138,6 +142,7 @@ def _take(
     fork: bool,
     then: Then,
     last: LastToStop | None,
+    series: Series | None,
     progress: Progress,
     reset_outside: bool,
     keep_tcp: bool,
@@ -146,7 +151,7 @@ def _take(
     began = time.monotonic_ns()
     waits = Waits()
     waits.look(tree.tasks(root))
-    with Frozen(root, FREEZE_SECONDS, last) as frozen, TakenTree(frozen, waits, fork=fork) as taken:
+    with Frozen(root, FREEZE_SECONDS, last) as frozen, TakenTree(frozen, waits, series, fork=fork) as taken:
         try:
             taken.grab(reset_outside=reset_outside)
             if keep_tcp:
@@ -154,10 +159,12 @@ def _take(
             if taken.forked:
                 frozen.thaw()
             image, pages = taken.describe()
-            _write(image, pages, taken.shared, writer, progress)
+            before = taken.before if writer.base else [None] * len(pages)
+            _write(image, pages, before, taken.shared, writer, progress)
             image.timing.pause_ns = frozen.pause_ns
             image.timing.total_ns = time.monotonic_ns() - began
             published = writer.publish(image.SerializeToString(), _summary(image))
+            taken.note(image, writer)
         except StoreError:
             raise
         except Exception as error:
@@ -221,7 +228,7 @@ def _look(seen: list[tree.Seen], reset_outside: bool) -> tuple[list[Reason], lis
             if procfs.is_ending(process.pid, process.pid):
                 continue
             raise tree.permitted(error, process.pid) from None
-        reasons += vmas.refuse(process.name, found)
+        reasons += vmas.refuse(process.name, process.pid, found)
         forkable = forkable and not any(map(vmas.hides_from_fork, found))
     living = [process.pid for process in seen if not process.zombie]
     surveyed = descriptors.survey(living, reset_outside=reset_outside)
@@ -231,8 +238,10 @@ def _look(seen: list[tree.Seen], reset_outside: bool) -> tuple[list[Reason], lis
 class TakenTree:
     """A frozen tree, grabbed and described. A context manager: leaving it ends the snapshots of its memory."""
 
-    def __init__(self, frozen: Frozen, waits: Waits, *, fork: bool) -> None:
+    def __init__(self, frozen: Frozen, waits: Waits, series: Series | None, *, fork: bool) -> None:
         self.frozen = frozen
+        self._series = series
+        self._before: dict[Key, Before] = {}
         self.forked = fork
         """Whether every process's memory is in a snapshot, so that the tree may run on."""
         self.shared = SharedMemory()
@@ -285,6 +294,8 @@ class TakenTree:
         self._take_sysv()
         if self.forked:
             self._snapshot()
+        if self._series:
+            self._before = self._series.look({one.key: one.private for one in self._living()}, again=self.forked)
         for taken in self._living():
             taken.leave()
 
@@ -320,12 +331,14 @@ class TakenTree:
         self.forked = not any(taken.adopts_orphans and taken.pid in parents for taken in living)
         if self.forked:
             for taken in living:
-                taken.begin_snapshot()
+                taken.begin_snapshot(watch=self._series is not None and self._series.lacks(taken.key))
             made = [taken.finish_snapshot() for taken in living]
             self.forked = all(made)
-        if not self.forked:
-            for taken in living:
+        for taken in living:
+            if not self.forked:
                 taken.end_snapshot()
+            elif self._series and taken.snapshot and (fd := taken.snapshot.take_userfaultfd()) >= 0:
+                self._series.watch(taken.key, fd)
 
     def describe(self) -> tuple[pb.Tree, list[memory.Ranges]]:
         """The image without its pages, and for each process the ranges whose pages are to be stored.
@@ -363,6 +376,18 @@ class TakenTree:
         self._describe_host(image.host)
         return image, pages
 
+    @property
+    def before(self) -> list[Before | None]:
+        """What is known of each process from the last snapshot of the series, in the order of the image."""
+        return [self._before.get(one.key) if isinstance(one, TakenProcess) else None for one in self._all]
+
+    def note(self, image: pb.Tree, writer: SnapshotWriter) -> None:
+        """Tell the series of the snapshot that was published."""
+        if self._series and self.forked:
+            both = zip(self._all, image.processes, strict=True)
+            tables = {taken.key: out.memory.pages for taken, out in both if isinstance(taken, TakenProcess)}
+            self._series.note(writer.store, writer.known(), tables)
+
     def _describe_host(self, host: pb.Host) -> None:
         uname = os.uname()
         host.architecture, host.kernel_release, host.hostname = (
@@ -392,16 +417,17 @@ def _cpu_flags() -> list[str]:
 def _write(
     image: pb.Tree,
     pages: Sequence[memory.Ranges],
+    before: Sequence[Before | None],
     shared: SharedMemory,
     writer: SnapshotWriter,
     progress: Progress,
 ) -> None:
     """Write all pages to the store and list them in the image."""
     with memory.PageWriter(writer, progress) as out:
-        ranges = [own.find() for own in pages]  # before the first is written, so that the sum is known
-        out.expect(sum(end - start for found in ranges for start, end in found))
-        for process, own, found in zip(image.processes, pages, ranges, strict=True):
-            out.store_private(own.pid, found, process.memory.pages)
+        cuts = [own.cut(was) for own, was in zip(pages, before, strict=True)]  # first of all: the sum is to be known
+        out.expect(sum(end - start for cut in cuts for start, end in cut.dirty))
+        for process, own, cut, was in zip(image.processes, pages, cuts, before, strict=True):
+            out.store_private(own.pid, cut, was, process.memory.pages)
         for segment in shared.segments.values():
             out.store_shared(segment, image.shared[segment.index].pages)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torpor import procfs
 from torpor.errors import CheckpointFailed, Reason, Refused
 from torpor.image import image_pb2 as pb
-from torpor.objects import credentials, memory, signals, sysv, threads, timers, tree
+from torpor.objects import credentials, memory, signals, sysv, threads, timers, tree, vmas
 from torpor.objects.mapped_files import MappedFiles
 from torpor.objects.shared_memory import SharedMemory
 from torpor.remote import ptrace
@@ -20,6 +20,7 @@ from torpor.remote.injection import Gadgets, Injection, leave_critical_sections
 from torpor.remote.snapshot import Snapshot
 from torpor.remote.waits import Waits
 from torpor.remote.x86_64 import NR, ORIG_RAX, RDI, in_system_call
+from torpor.series import Key
 
 _TABLE_ROOM = 64 << 10
 """Bytes in the window for one thread's table: a process with every signal caught needs 20 KiB for its host."""
@@ -154,9 +155,23 @@ class TakenProcess:
         """Whether the process is a child subreaper."""
         return tree.is_subreaper(self._host.tree, self._replies[self.injection.host.tid])
 
-    def begin_snapshot(self) -> None:
-        """Let the process fork a snapshot of its memory."""
-        self.snapshot = Snapshot(self.injection)
+    @property
+    def key(self) -> Key:
+        """Which process it is, in a series of checkpoints."""
+        return Key(self.pid, self.texts.stat.start_time)
+
+    @property
+    def private(self) -> list[tuple[int, int]]:
+        """Its private mappings, by address, without any of ours."""
+        return [(m.start, m.end) for m in self.injection.maps if not m.shared and not vmas.is_special(m)]
+
+    def begin_snapshot(self, *, watch: bool) -> None:
+        """Let the process fork a snapshot of its memory.
+
+        Args:
+            watch: have a userfaultfd of its memory made as well.
+        """
+        self.snapshot = Snapshot(self.injection, watch=watch)
         batch = Batch()
         self.snapshot.ask(batch)
         self.injection.start({self.injection.host.tid: batch})

@@ -28,13 +28,11 @@ from torpor.image import image_pb2 as pb
 from torpor.objects import shared_memory, vmas
 from torpor.objects.mapped_files import MappedFiles
 from torpor.objects.shared_memory import Segment, SharedMemory
+from torpor.objects.unchanged import BLOCK_PAGES, Before, Columns, Cut, cut, join
 from torpor.procfs import PAGE, FlaggedMapping
 from torpor.remote import memory
 from torpor.store import SnapshotWriter
 
-BLOCK_PAGES = 16
-"""Pages in a block at most: blocks lie on multiples of this in the address space, so that an unchanged one is found
-again in the next snapshot. 64 KiB: smaller ones cost more to hash and to list, larger ones are shared less often."""
 _CHUNK = 4 << 20
 _WORKERS = 2
 """Each reads, hashes and writes chunks of its own; more find nothing to do that the disk could take."""
@@ -187,6 +185,11 @@ class Ranges:
         whole = [(start, memory.readable_end(self.pid, start, end)) for start, end in self.whole]
         return _union([*found, *((start, end) for start, end in whole if start < end)])
 
+    def cut(self, before: Before | None) -> Cut:
+        """Its own pages: those that are as they were before, and those that are to be read."""
+        found = self.find()
+        return cut(found, [*before.written, *self.whole]) if before else Cut([], found)
+
 
 class PageWriter:
     """Writes pages to the store with a few workers. A context manager: leaving it ends them."""
@@ -209,8 +212,15 @@ class PageWriter:
         """Announce bytes to come, for the progress."""
         self._expected += size
 
-    def store_private(self, pid: int, ranges: Sequence[tuple[int, int]], table: pb.PageTable) -> None:
-        """Write a process's own pages; the numbers in the table are addresses / page size."""
+    def store_private(self, pid: int, pages: Cut, before: Before | None, table: pb.PageTable) -> None:
+        """Write a process's own pages; the numbers in the table are addresses / page size.
+
+        Args:
+            pid: whose memory to read.
+            pages: its own.
+            before: what it was in the snapshot that the writer has as its base; None: nothing is as it was.
+            table: to be filled.
+        """
 
         def read(pieces: Sequence[tuple[int, int]], buffer: memoryview) -> None:
             try:
@@ -220,7 +230,16 @@ class PageWriter:
                     raise
                 _read_protected(pid, pieces, buffer)  # PROT_NONE or write-only among them
 
-        self._store(ranges, read, table)
+        if before is None:
+            self._store(pages.dirty, read, table)
+            return
+        rows: list[int] = []
+        for start, end in pages.clean:
+            rows += before.table.blocks[before.table.between(start, end)]
+        blocks = self._writer.adopt(rows)
+        read_now = pb.PageTable()
+        self._store(pages.dirty, read, read_now)
+        join(before.table, pages.clean, blocks, Columns.of(read_now), table)
 
     def store_shared(self, segment: Segment, table: pb.PageTable) -> None:
         """Write a segment of shared memory; the numbers in the table count from its start."""

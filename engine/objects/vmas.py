@@ -18,7 +18,8 @@ import os
 from collections.abc import Iterable, Sequence
 
 from torpor.errors import Reason
-from torpor.procfs import FlaggedMapping, Mapping
+from torpor.procfs import PAGE, FlaggedMapping, Mapping
+from torpor.remote.memory import PageMap
 
 # Flags that need nothing: permissions (told by maps), what they may become, and what the kernel sets by itself.
 _PLAIN_FLAGS = frozenset(b"rd wr ex sh mr mw me ms ac gu".split())
@@ -31,6 +32,7 @@ HUGETLB = b"ht"
 DONTFORK = b"dc"
 WIPEONFORK = b"wf"
 MAY_WRITE = b"mw"
+WRITE_PROTECTED = b"uw"
 
 ADVICE = {
     b"sr": 2,  # MADV_SEQUENTIAL
@@ -53,7 +55,7 @@ REFUSED_FLAGS = {
     b"io": "memory of a device",
     b"pf": "memory of a device",
     b"um": "watched by a userfaultfd",
-    b"uw": "write-protected by a userfaultfd",
+    WRITE_PROTECTED: "write-protected by a userfaultfd",
     b"ui": "watched by a userfaultfd",
     b"ss": "a shadow stack",
     b"sl": "sealed by mseal",
@@ -113,11 +115,12 @@ def protection(mapping: Mapping) -> int:
     return sum(value for letter, value, has in bits if has == letter)
 
 
-def refuse(name: str, vmas: Iterable[FlaggedMapping]) -> list[Reason]:
+def refuse(name: str, pid: int, vmas: Iterable[FlaggedMapping]) -> list[Reason]:
     """What of an address space cannot be kept.
 
     Args:
         name: the process, for people.
+        pid: the process.
         vmas: its mappings.
     """
     reasons: list[Reason] = []
@@ -126,10 +129,18 @@ def refuse(name: str, vmas: Iterable[FlaggedMapping]) -> list[Reason]:
         if is_special(mapping):
             continue
         subject = f"{name}, mapping {mapping.start:#x}-{mapping.end:#x} {os.fsdecode(mapping.name)}".rstrip()
-        why = _special_reason(mapping) or _flags_reason(vma.flags) or _page_reason(vma)
+        flags = [flag for flag in vma.flags if flag != WRITE_PROTECTED or not _is_only_noted(pid, mapping)]
+        why = _special_reason(mapping) or _flags_reason(flags) or _page_reason(vma)
         if why:
-            reasons.append(Reason(subject, why))
+            # A watch of ours whose mapping has changed since its flags were read looks like another's.
+            reasons.append(Reason(subject, why, passing=WRITE_PROTECTED in flags))
     return reasons
+
+
+def _is_only_noted(pid: int, mapping: Mapping) -> bool:
+    """Whether writes to a protected mapping are noted by the kernel, and nobody waits for them: a watch of ours."""
+    with PageMap(pid) as pages:
+        return pages.written(mapping.start, mapping.start + PAGE, again=False) is not None
 
 
 def _flags_reason(flags: Sequence[bytes]) -> str:

@@ -109,6 +109,9 @@ def _skip(ranges: Iterable[tuple[int, int]], done: int) -> array[int]:
 # PAGEMAP_SCAN (include/uapi/linux/fs.h, kernel 6.7; carried here because distributions' headers lack it).
 _PAGEMAP_SCAN = 0xC0606610  # _IOWR('f', 16, struct pm_scan_arg)
 _PM_SCAN_ARG = struct.Struct("<12Q")
+_PM_SCAN_WP_MATCHING = 1 << 0
+_PM_SCAN_CHECK_WPASYNC = 1 << 1
+_PAGE_IS_WRITTEN = 1 << 1
 _PAGE_IS_FILE = 1 << 2
 _PAGE_IS_PRESENT = 1 << 3
 _PAGE_IS_SWAPPED = 1 << 4
@@ -117,40 +120,103 @@ _PAGE_IS_GUARD = 1 << 8  # from 6.15 on
 _REGIONS = 1 << 14
 
 
+class PageMap:
+    """What the kernel tells of a process's pages, by PAGEMAP_SCAN. A context manager."""
+
+    def __init__(self, pid: int) -> None:
+        self._fd = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+        self._vector = array("Q", bytes(24 * _REGIONS))  # struct page_region { start, end, categories }
+
+    def __enter__(self) -> PageMap:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)
+
+    def own(self, ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+        """See `own_pages`."""
+        # Guard pages count as swapped out where the kernel has no category for them.
+        for guards in (_PAGE_IS_GUARD, 0):
+            try:
+                found = self._scan(_PAGE_IS_FILE | _PAGE_IS_PFNZERO | guards, 0, _PAGE_IS_PRESENT | _PAGE_IS_SWAPPED)
+                return _intersection(found, ranges)
+            except OSError as error:
+                if error.errno not in (errno.ENOTTY, errno.EINVAL):
+                    raise
+        return _walk_pagemap(self._fd, ranges)
+
+    def guards(self, ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+        """See `guard_pages`."""
+        try:
+            return _intersection(self._scan(0, _PAGE_IS_GUARD, 0), ranges)
+        except OSError as error:
+            if error.errno not in (errno.ENOTTY, errno.EINVAL):
+                raise
+            return []
+
+    def written(self, start: int, end: int, *, again: bool) -> list[tuple[int, int]] | None:
+        """The process's own pages in a mapping that were written since they were protected (see written.py).
+
+        Args:
+            start: of the mapping, or of a part of it.
+            end: of the same.
+            again: protect them again.
+
+        Returns:
+            None where the mapping is not watched.
+        """
+        flags = _PM_SCAN_CHECK_WPASYNC | (_PM_SCAN_WP_MATCHING if again else 0)
+        without, any_of = _PAGE_IS_FILE | _PAGE_IS_PFNZERO, _PAGE_IS_PRESENT | _PAGE_IS_SWAPPED
+        try:
+            return self._scan(without, _PAGE_IS_WRITTEN, any_of, start, end, flags)
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.EINVAL, errno.ENOTTY):
+                raise
+            return None
+
+    def _scan(
+        self, without: int, required: int, any_of: int, start: int = 0, end: int = TASK_SIZE, flags: int = 0
+    ) -> list[tuple[int, int]]:
+        """The ranges whose pages have none of some categories, all of others, and any of a third kind."""
+        vector = self._vector
+        found: list[tuple[int, int]] = []
+        while start < end:
+            argument = bytearray(
+                _PM_SCAN_ARG.pack(
+                    _PM_SCAN_ARG.size, flags, start, end, 0, vector.buffer_info()[0], _REGIONS, 0,
+                    without,  # inverted
+                    without | required,
+                    any_of,
+                    _PAGE_IS_PRESENT,
+                )
+            )  # fmt: skip
+            count = fcntl.ioctl(self._fd, _PAGEMAP_SCAN, argument)
+            for k in range(0, 3 * count, 3):
+                begin, stop = vector[k], vector[k + 1]
+                if found and found[-1][1] == begin:
+                    found[-1] = (found[-1][0], stop)
+                else:
+                    found.append((begin, stop))
+            start = _PM_SCAN_ARG.unpack(argument)[4]  # walk_end
+        return found
+
+
 def own_pages(pid: int, ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     """The parts of (start, end) `ranges` that hold pages of the process's own: written, and not part of a file.
 
     Pages never touched, pages that map the zero page and unwritten pages of files are not among them. Ranges are
     sorted by address; so is the answer.
     """
-    fd = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        # Guard pages count as swapped out where the kernel has no category for them.
-        for guards in (_PAGE_IS_GUARD, 0):
-            try:
-                found = _scan(fd, _PAGE_IS_FILE | _PAGE_IS_PFNZERO | guards, 0, _PAGE_IS_PRESENT | _PAGE_IS_SWAPPED)
-                return _intersection(found, ranges)
-            except OSError as error:
-                if error.errno not in (errno.ENOTTY, errno.EINVAL):
-                    raise
-        return _walk_pagemap(fd, ranges)
-    finally:
-        os.close(fd)
+    with PageMap(pid) as pages:
+        return pages.own(ranges)
 
 
 def guard_pages(pid: int, ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     """The parts of sorted (start, end) `ranges` that are guard regions (MADV_GUARD_INSTALL); none where the kernel does
     not show them: then they look like pages that cannot be read.
     """
-    fd = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        return _intersection(_scan(fd, 0, _PAGE_IS_GUARD, 0), ranges)
-    except OSError as error:
-        if error.errno not in (errno.ENOTTY, errno.EINVAL):
-            raise
-        return []
-    finally:
-        os.close(fd)
+    with PageMap(pid) as pages:
+        return pages.guards(ranges)
 
 
 def readable_end(pid: int, start: int, end: int) -> int:
@@ -169,32 +235,6 @@ def readable_end(pid: int, start: int, end: int) -> int:
         return end
     finally:
         os.close(fd)
-
-
-def _scan(fd: int, without: int, required: int, any_of: int) -> list[tuple[int, int]]:
-    """The ranges whose pages have none of some categories, all of others, and any of a third kind."""
-    vector = array("Q", bytes(24 * _REGIONS))  # struct page_region { start, end, categories }
-    found: list[tuple[int, int]] = []
-    start = 0
-    while start < TASK_SIZE:
-        argument = bytearray(
-            _PM_SCAN_ARG.pack(
-                _PM_SCAN_ARG.size, 0, start, TASK_SIZE, 0, vector.buffer_info()[0], _REGIONS, 0,
-                without,  # inverted
-                without | required,
-                any_of,
-                _PAGE_IS_PRESENT,
-            )
-        )  # fmt: skip
-        count = fcntl.ioctl(fd, _PAGEMAP_SCAN, argument)
-        for k in range(0, 3 * count, 3):
-            begin, end = vector[k], vector[k + 1]
-            if found and found[-1][1] == begin:
-                found[-1] = (found[-1][0], end)
-            else:
-                found.append((begin, end))
-        start = _PM_SCAN_ARG.unpack(argument)[4]  # walk_end
-    return found
 
 
 # The top byte of a pagemap word: bit 7 present, bit 6 swapped, bit 5 file page or shared (admin-guide/mm/pagemap).

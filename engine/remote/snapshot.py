@@ -11,6 +11,7 @@ died before that option was set, it exits.
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from contextlib import suppress
@@ -19,6 +20,8 @@ from torpor.errors import CheckpointFailed
 from torpor.remote import ptrace
 from torpor.remote.batch import ArgumentOf, Batch, Result
 from torpor.remote.injection import Injection
+from torpor.remote.sys import syscall
+from torpor.remote.written import OPEN_FLAGS
 from torpor.remote.x86_64 import NR
 
 _CLONE_VM = 0x100
@@ -30,9 +33,16 @@ _PR_GET_CHILD_SUBREAPER = 37
 class Snapshot:
     """The snapshot of one process. `ask` before `Injection.start`; then `pid` is known after `finish`."""
 
-    def __init__(self, injection: Injection) -> None:
+    def __init__(self, injection: Injection, *, watch: bool = False) -> None:
+        """
+        Args:
+            injection: into the process.
+            watch: also have a userfaultfd of the target's memory made.
+        """
         self.pid = 0
         """Whose memory to read instead of the target's; 0 when the kernel did not let us fork."""
+        self._userfaultfd = -1
+        self._watch = watch
         self._injection = injection
         self._failure = ""
         injection.on_clone = self._attend
@@ -43,7 +53,9 @@ class Snapshot:
         A process that adopts orphans must not adopt this one: it is no subreaper for the moment.
         """
         batch.add(NR.close_range, 0, _EVERY_DESCRIPTOR, 0)
-        batch.add(NR.clone, 0, 0, 0, 0, 0, on_zero=3)
+        if self._watch:
+            batch.add(NR.userfaultfd, OPEN_FLAGS)
+        batch.add(NR.clone, 0, 0, 0, 0, 0, on_zero=len(batch) + 2)
         batch.add(NR.exit, 0)
         batch.add(NR.exit_group, 0)
         batch.first = len(batch)
@@ -85,10 +97,22 @@ class Snapshot:
                 self.pid = ptrace.event_message(helper)
                 ptrace.wait_surely(self.pid)
                 ptrace.request(ptrace.SETOPTIONS, self.pid, 0, ptrace.O_EXITKILL)
+                if self._watch:
+                    self._userfaultfd = _only_descriptor(helper)
             ptrace.resume(helper)
+
+    def take_userfaultfd(self) -> int:
+        """The userfaultfd of the target's memory, the caller's to close; -1: there is none.
+
+        The helper has made it, which shares that memory: the target itself never had it.
+        """
+        fd, self._userfaultfd = self._userfaultfd, -1
+        return fd
 
     def end(self) -> None:
         """Let the snapshot die. May be called again."""
+        if (fd := self.take_userfaultfd()) >= 0:
+            os.close(fd)
         if not self.pid:
             return
         with suppress(ProcessLookupError):  # somebody else killed it
@@ -99,3 +123,16 @@ class Snapshot:
         except ChildProcessError:
             pass  # somebody else killed and reaped it
         self.pid = 0
+
+
+def _only_descriptor(pid: int) -> int:
+    """A copy of the descriptor of a process that has at most one; -1 when it has none."""
+    pidfd = os.pidfd_open(pid)
+    try:
+        return syscall(NR.pidfd_getfd, pidfd, 0, 0)
+    except OSError as error:
+        if error.errno != errno.EBADF:
+            raise
+        return -1  # the kernel has no userfaultfd, or not for us
+    finally:
+        os.close(pidfd)

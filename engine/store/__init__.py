@@ -1,6 +1,7 @@
 """Where snapshots are kept: a directory on any shared file system. docs/format.md has its bytes and rules."""
 
 from .blocks import MAX_BLOCK, BlockTable
+from .known import KnownBlocks
 from .manifest import SnapshotInfo
 from .reader import SnapshotReader
 from .store import Progress, PruneReport, Store, default_path
@@ -9,6 +10,7 @@ from .writer import SnapshotWriter
 __all__ = [
     "MAX_BLOCK",
     "BlockTable",
+    "KnownBlocks",
     "Progress",
     "PruneReport",
     "SnapshotInfo",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import add, gt
 from typing import Final
@@ -38,6 +38,13 @@ class BlockTable:
     def hash(self, row: int) -> bytes:
         """Give the BLAKE3 of a block's content."""
         return bytes(self.hashes[HASH * row : HASH * (row + 1)])
+
+    def extend(self, other: BlockTable, begin: int, end: int, packs: Mapping[int, int]) -> None:
+        """Take in rows of another table; `packs` gives the number here of each of its packs."""
+        self.offsets += other.offsets[begin:end]
+        self.lengths += other.lengths[begin:end]
+        self.packs.extend(map(packs.__getitem__, other.packs[begin:end]))
+        self.hashes += other.hashes[HASH * begin : HASH * end]
 
     def columns(self) -> list[bytes | bytearray]:
         """Give the bytes for a manifest, in order."""

@@ -13,9 +13,10 @@ from typing import Final
 
 from ..errors import ImageDamaged, NotFound, NotPermitted, Reason, StoreError
 from .files import DIRECTORY, Place, store_error, told
+from .known import KnownBlocks, snapshot_ids
 from .manifest import ID, SnapshotInfo, open_manifest, read_head, read_manifest
 from .reader import SnapshotReader
-from .writer import SnapshotWriter, snapshot_ids
+from .writer import SnapshotWriter
 
 Progress = Callable[[int, int], None]
 """Called with the bytes done and the bytes in all."""
@@ -77,15 +78,23 @@ class Store:
                 advice="name one with --store or $TORPOR_STORE; the first checkpoint makes it",
             ) from None
 
-    def writer(self, kind: str, tags: Mapping[str, str] | None = None, *, reuse: bool = True) -> SnapshotWriter:
+    def writer(
+        self,
+        kind: str,
+        tags: Mapping[str, str] | None = None,
+        *,
+        reuse: bool = True,
+        known: KnownBlocks | None = None,
+    ) -> SnapshotWriter:
         """Begin a snapshot. Raises ValueError for a kind or tag that is no name, NotPermitted, StoreError.
 
         Without `reuse` no block is looked up in earlier snapshots, whose tables are then not read: for
-        snapshots that are small, many, and have nothing in common.
+        snapshots that are small, many, and have nothing in common. Nor are they read with `known`, the blocks of
+        the snapshot of this store that comes before (`SnapshotWriter.known`), as long as those are there.
         """
         place = Place(self.path, create=True)
         try:
-            return SnapshotWriter(place, kind, tags or {}, reuse)
+            return SnapshotWriter(place, kind, tags or {}, reuse, known)
         except BaseException:
             place.close()
             raise

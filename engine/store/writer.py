@@ -14,11 +14,11 @@ from typing import Final
 
 from blake3 import blake3
 
-from ..errors import ImageDamaged, NotPermitted, StoreError
+from ..errors import StoreError
 from .blocks import MAX_BLOCK, MAX_BLOCKS, BlockTable, Index
 from .files import DIRECTORY, PAGE, Place, create_file, readable, store_error, told, write_all
+from .known import KnownBlocks, Pack, snapshot_ids
 from .manifest import (
-    ID,
     KIND,
     MAX_TAGS,
     MAX_TEXT,
@@ -26,29 +26,13 @@ from .manifest import (
     SnapshotInfo,
     encode,
     new_id,
-    open_manifest,
     pack_header,
     printable,
     read_head,
-    read_manifest,
 )
-from .reader import open_pack
 from .store_pb2 import Envelope, PackRef
 
-MAX_KNOWN_BLOCKS: Final = 1 << 20
-"""How many stored blocks a writer knows, to store none of them again: about 150 MB of memory."""
-MAX_KNOWN_SNAPSHOTS: Final = 256
-"""In how many of the newest snapshots it looks for them."""
-
-Pack = tuple[str, int]
-"""Id and size of a pack."""
-
 _ZEROS: Final = memoryview(bytes(PAGE))
-
-
-def snapshot_ids(place: Place) -> list[str]:
-    """Give the names in ``snapshots/`` that are ids, oldest first; some may have no manifest (yet)."""
-    return sorted(name for name in os.listdir(place.snapshots) if ID.fullmatch(name))
 
 
 def check_tags(tags: Mapping[str, str]) -> dict[str, str]:
@@ -72,7 +56,14 @@ class SnapshotWriter:
     id: str
     """The id that the snapshot will have."""
 
-    def __init__(self, place: Place, kind: str, tags: Mapping[str, str], reuse: bool = True) -> None:
+    def __init__(
+        self,
+        place: Place,
+        kind: str,
+        tags: Mapping[str, str],
+        reuse: bool = True,
+        known: KnownBlocks | None = None,
+    ) -> None:
         """Begin a snapshot in an open store, which the writer closes when it ends. Use `Store.writer`."""
         if not KIND.fullmatch(kind):
             raise ValueError(f"kind {kind!r} is not a lower-case name")
@@ -83,8 +74,11 @@ class SnapshotWriter:
         self._packs: list[Pack] = []
         self._reused: dict[Pack, int] = {}
         self._own = Index(BlockTable())
-        self._known: _KnownBlocks | None = None
+        self.base = known if known and known.is_there(place) else None
+        """The snapshot whose blocks are known beforehand, if they are still there: see `adopt`."""
+        self._known = self.base
         self._reuse_earlier = reuse
+        self._adopted: dict[int, int] = {}
         self._fd = -1
         self._number = -1  # of the own pack
         self._end = PAGE
@@ -155,9 +149,9 @@ class SnapshotWriter:
     ) -> tuple[list[int], list[memoryview]]:
         """Give every block its index, and the pieces of `data` that are new, in their order in the pack."""
         if len(self._own.table) + len(digests) > MAX_BLOCKS:
-            raise StoreError(f"snapshot {self.id} has more blocks than the format allows ({MAX_BLOCKS})")
+            raise self._too_many()
         if self._known is None and self._reuse_earlier:
-            self._known = _KnownBlocks(self._place, self._kind)
+            self._known = KnownBlocks.newest(self._place, self._kind)
         indexes: list[int] = []
         pieces: list[memoryview] = []
         run_start = run_end = 0  # new bytes that follow each other in data and in the pack
@@ -182,15 +176,50 @@ class SnapshotWriter:
 
     def _reuse(self, digest: bytes, size: int) -> int | None:
         """Take over a block that an earlier snapshot stored in a sound pack, if there is one."""
-        found = self._known.find(digest) if self._known else None
+        found = self._known.find(digest, self._place) if self._known else None
         if found is None or found[2] != size:
             return None
         pack, offset, length = found
+        return self._own.append(digest, self._reused_number(pack), offset, length)
+
+    def _reused_number(self, pack: Pack) -> int:
         number = self._reused.get(pack)
         if number is None:
             number = self._reused[pack] = len(self._packs)
             self._packs.append(pack)
-        return self._own.append(digest, number, offset, length)
+        return number
+
+    def adopt(self, rows: Sequence[int]) -> list[int]:
+        """Take over blocks of `base`, by their indexes there, and give the index of each one's block here.
+
+        Raises StoreError when there are more than the format allows.
+        """
+        assert self.base is not None
+        theirs, table = self.base.table, self._own.table
+        with self._lock:
+            new = sorted(set(rows).difference(self._adopted))
+            start = len(table)
+            if start + len(new) > MAX_BLOCKS:
+                raise self._too_many()
+            used = set(map(theirs.packs.__getitem__, new))
+            numbers = {number: self._reused_number(self.base.packs[number]) for number in sorted(used)}
+            for begin, end in _runs(new):
+                table.extend(theirs, begin, end, numbers)
+            self._own.extend(start)
+            self._adopted.update(zip(new, range(start, start + len(new)), strict=True))
+        return list(map(self._adopted.__getitem__, rows))
+
+    def _too_many(self) -> StoreError:
+        return StoreError(f"snapshot {self.id} has more blocks than the format allows ({MAX_BLOCKS})")
+
+    @property
+    def store(self) -> str:
+        """Path of the store."""
+        return self._place.path
+
+    def known(self) -> KnownBlocks:
+        """What a writer of the next snapshot may have as its `base`, once this one is published."""
+        return KnownBlocks(self._packs, self._own)
 
     def _begin_pack(self) -> None:
         self._fd = create_file(f"{self.id}.tmp", self._place.packs)
@@ -304,57 +333,10 @@ class SnapshotWriter:
         self._place.close()
 
 
-class _KnownBlocks:
-    """The blocks of the newest snapshots of a kind, newest first up to a bound, in packs that are well."""
-
-    def __init__(self, place: Place, kind: str) -> None:
-        self._place = place
-        self._packs: list[Pack] = []
-        self._numbers: dict[Pack, int] = {}
-        self._well: dict[int, bool] = {}
-        self._index = Index(BlockTable())
-        for snapshot in reversed(snapshot_ids(place)[-MAX_KNOWN_SNAPSHOTS:]):
-            # what cannot be read is not used: its blocks are written again
-            with contextlib.suppress(ImageDamaged, NotPermitted, OSError):
-                opened = open_manifest(place.snapshots, snapshot, place.path)
-                if opened is None:
-                    continue
-                try:
-                    self._take(*opened, snapshot, kind)
-                finally:
-                    os.close(opened[0])
-
-    def _take(self, fd: int, size: int, snapshot: str, kind: str) -> None:
-        head = read_head(fd, size, snapshot, self._place.path)
-        table = self._index.table
-        start = len(table)
-        if head.info.kind != kind or start + head.blocks > MAX_KNOWN_BLOCKS:
-            return
-        manifest = read_manifest(fd, size, snapshot, self._place.path)
-        numbers = []
-        for pack in zip(manifest.info.packs, manifest.pack_sizes, strict=True):
-            if pack not in self._numbers:
-                self._numbers[pack] = len(self._packs)
-                self._packs.append(pack)
-            numbers.append(self._numbers[pack])
-        table.offsets += manifest.blocks.offsets
-        table.lengths += manifest.blocks.lengths
-        table.packs.extend(map(numbers.__getitem__, manifest.blocks.packs))
-        table.hashes += manifest.blocks.hashes
-        self._index.extend(start)
-
-    def find(self, digest: bytes) -> tuple[Pack, int, int] | None:
-        """Give a block's pack, its offset and its length."""
-        row = self._index.find(digest)
-        if row is None:
-            return None
-        table = self._index.table
-        number = table.packs[row]
-        if number not in self._well:
-            pack, size = self._packs[number]
-            try:
-                os.close(open_pack(self._place, pack, size))
-                self._well[number] = True
-            except (ImageDamaged, NotPermitted, OSError):
-                self._well[number] = False
-        return (self._packs[number], table.offsets[row], table.lengths[row]) if self._well[number] else None
+def _runs(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """The runs of successive numbers, from the first to behind the last, of a sorted sequence."""
+    begin = 0
+    for at in range(1, len(numbers) + 1):
+        if at == len(numbers) or numbers[at] != numbers[at - 1] + 1:
+            yield numbers[begin], numbers[at - 1] + 1
+            begin = at

@@ -17,6 +17,7 @@ FLOORS = [
     {"procfs", "remote"},
     {"image", "store"},
     {"objects"},
+    {"series"},
     {"plan", "taken", "capsule", "execute", "job", "refusals", "relay"},
     {"checkpoint", "restore", "run"},
     {"cli", "jupyter_ext", "scheduler_hooks"},

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from torpor.errors import ImageDamaged, NotFound, NotPermitted, StoreError
-from torpor.store import SnapshotInfo, Store, blocks, default_path, files, writer
+from torpor.store import SnapshotInfo, Store, blocks, default_path, files, known
 from torpor.store.manifest import ID, new_id
 
 BLOCK = 65536
@@ -123,7 +123,7 @@ def test_blocks_of_a_cut_or_missing_pack_are_written_again(store: Store) -> None
 
 
 def test_what_a_writer_knows_is_bounded(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer, "MAX_KNOWN_BLOCKS", 5)
+    monkeypatch.setattr(known, "MAX_KNOWN_BLOCKS", 5)
     old, new = random_blocks(4), random_blocks(3)
     save(store, *old)
     last = save(store, *new)

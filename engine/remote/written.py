@@ -1,0 +1,97 @@
+"""Which pages a process has written since the last look.
+
+A userfaultfd with WP_ASYNC (6.7) write-protects pages so that the kernel itself lifts the protection at the first write
+and notes it in the page table; nobody waits for anybody. PAGEMAP_SCAN reads the notes and protects again in one walk.
+Writes that the kernel makes for the process, read(2) into a buffer say, are noted too.
+
+The descriptor belongs to whoever looks; when it is closed, or its holder dies, the kernel takes everything back. Pages
+that are not there yet are not protected (a reservation of 64 GiB would get page tables for all of it): they count as
+written once they are there.
+
+Documented in: Documentation/admin-guide/mm/userfaultfd.rst and pagemap.rst.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import struct
+from collections.abc import Iterable
+
+from torpor.remote import memory
+
+UFFD_USER_MODE_ONLY = 1
+"""What an ordinary user may ask for (vm.unprivileged_userfaultfd is 0 by default)."""
+OPEN_FLAGS = os.O_CLOEXEC | os.O_NONBLOCK | UFFD_USER_MODE_ONLY
+
+# include/uapi/linux/userfaultfd.h
+_UFFDIO_API = 0xC018AA3F
+_UFFDIO_REGISTER = 0xC020AA00
+_API = struct.Struct("<3Q")  # api, features, ioctls
+_REGISTER = struct.Struct("<4Q")  # start, length, mode, ioctls
+_UFFD_API = 0xAA
+_WP_UNPOPULATED = 1 << 13
+_WP_ASYNC = 1 << 15
+_MODE_WP = 1 << 1
+
+Range = tuple[int, int]
+"""Start and end."""
+
+
+class WriteWatch:
+    """Watches the private memory of one process. To be closed."""
+
+    def __init__(self, fd: int) -> None:
+        """Take over a userfaultfd of the process, fresh from userfaultfd(2).
+
+        Raises:
+            OSError: EINVAL where the kernel has no asynchronous write protection; the descriptor is closed.
+        """
+        try:
+            fcntl.ioctl(fd, _UFFDIO_API, bytearray(_API.pack(_UFFD_API, _WP_ASYNC | _WP_UNPOPULATED, 0)))
+        except BaseException:
+            os.close(fd)
+            raise
+        self._fd = fd
+
+    def close(self) -> None:
+        """Stop watching. May be called again."""
+        if self._fd >= 0:
+            fd, self._fd = self._fd, -1
+            os.close(fd)
+
+    def look(self, pid: int, mappings: Iterable[Range], *, again: bool) -> list[Range]:
+        """What may have been written since the last look, of the frozen process's own pages.
+
+        A mapping that is new since then counts as written.
+
+        Args:
+            pid: the process.
+            mappings: its private mappings, each whole, by address.
+            again: forget what was written, and watch what is new.
+
+        Raises:
+            OSError: ESRCH when the process is gone or has become another program.
+        """
+        found: list[Range] = []
+        with memory.PageMap(pid) as pages:
+            for start, end in mappings:
+                written = pages.written(start, end, again=again)
+                if written is None:  # new
+                    found.append((start, end))
+                    if again and self._register(start, end):
+                        pages.written(start, end, again=True)
+                else:
+                    found += written
+        return found
+
+    def _register(self, start: int, end: int) -> bool:
+        """Whether the kernel lets a mapping be watched; one that it does not is new at each look."""
+        try:
+            fcntl.ioctl(self._fd, _UFFDIO_REGISTER, bytearray(_REGISTER.pack(start, end - start, _MODE_WP, 0)))
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.EBUSY, errno.EPERM):
+                raise
+            return False
+        return True

@@ -1,0 +1,102 @@
+"""Checkpoints of one job, one after the other: what was not written since the last one is not read again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torpor.image import image_pb2 as pb
+from torpor.objects.unchanged import Before, Columns
+from torpor.remote.written import Range, WriteWatch
+from torpor.store import KnownBlocks
+
+
+class Key(NamedTuple):
+    """Which process: PIDs are used again."""
+
+    pid: int
+    start_time: int
+    """Clock ticks after boot."""
+
+
+@dataclass
+class _Last:
+    """The last snapshot of a series."""
+
+    store: str
+    known: KnownBlocks
+    tables: dict[Key, Columns]
+
+
+class Series:
+    """To be given to each `checkpoint` of one job; a context manager, to be closed when no more will follow.
+
+    Between two checkpoints the kernel notes which pages the job writes (see remote/written.py), so that the next one
+    reads, hashes and stores only those. Every snapshot of a series is whole, and stands for itself. Closing it, or the
+    end of the process that has it, takes nothing from the job and leaves nothing in it.
+
+    Where Linux is older than 6.7, and for memory that a fork would not show, each checkpoint reads all.
+    """
+
+    def __init__(self) -> None:
+        self._watches: dict[Key, WriteWatch] = {}
+        self._last: _Last | None = None
+
+    def __enter__(self) -> Series:
+        """Give itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close."""
+        self.close()
+
+    def close(self) -> None:
+        """Stop watching. May be called again; the series can be used as a new one."""
+        self._last = None
+        for watch in self._watches.values():
+            watch.close()
+        self._watches.clear()
+
+    def known(self, store: str) -> KnownBlocks | None:
+        """The blocks of the last snapshot, if it lies in that store."""
+        return self._last.known if self._last and self._last.store == store else None
+
+    def lacks(self, key: Key) -> bool:
+        """Whether a process is not watched yet."""
+        return key not in self._watches
+
+    def watch(self, key: Key, userfaultfd: int) -> None:
+        """Begin to watch a process; the descriptor is the series' own from now on."""
+        try:
+            self._watches[key] = WriteWatch(userfaultfd)
+        except OSError:
+            return  # a kernel without asynchronous write protection: everything counts as written
+
+    def look(self, processes: Mapping[Key, Iterable[Range]], *, again: bool) -> dict[Key, Before]:
+        """What is known of a frozen tree from the last snapshot. It is told once: a checkpoint that fails begins anew.
+
+        Args:
+            processes: the private mappings of each.
+            again: another checkpoint will follow, which is to know what was written from now on.
+        """
+        last, self._last = self._last, None
+        for key in self._watches.keys() - processes.keys():
+            self._watches.pop(key).close()
+        found: dict[Key, Before] = {}
+        for key, mappings in processes.items():
+            if key not in self._watches:
+                continue
+            try:
+                written = self._watches[key].look(key.pid, mappings, again=again)
+            except ProcessLookupError:  # another program now
+                self._watches.pop(key).close()
+                continue
+            if last and key in last.tables:
+                found[key] = Before(last.tables[key], written)
+        return found
+
+    def note(self, store: str, known: KnownBlocks, tables: Mapping[Key, pb.PageTable]) -> None:
+        """Remember a snapshot that was published, of which `look` was told that another follows."""
+        watched = {key: Columns.of(table) for key, table in tables.items() if key in self._watches}
+        self._last = _Last(store, known, watched)

@@ -1,0 +1,98 @@
+"""Blocks that earlier snapshots have stored, so that no writer stores them again."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Sequence
+from typing import Final
+
+from ..errors import ImageDamaged, NotPermitted
+from .blocks import BlockTable, Index
+from .files import Place
+from .manifest import ID, open_manifest, read_head, read_manifest
+from .reader import open_pack
+
+MAX_KNOWN_BLOCKS: Final = 1 << 20
+"""How many stored blocks a writer knows: about 150 MB of memory."""
+MAX_KNOWN_SNAPSHOTS: Final = 256
+"""In how many of the newest snapshots it looks for them."""
+
+Pack = tuple[str, int]
+"""Id and size of a pack."""
+
+
+def snapshot_ids(place: Place) -> list[str]:
+    """Give the names in ``snapshots/`` that are ids, oldest first; some may have no manifest (yet)."""
+    return sorted(name for name in os.listdir(place.snapshots) if ID.fullmatch(name))
+
+
+class KnownBlocks:
+    """Blocks by their hash, and the packs they lie in."""
+
+    def __init__(self, packs: Sequence[Pack], index: Index) -> None:
+        """Know the blocks of one snapshot, which was published."""
+        self.packs = list(packs)
+        self._index = index
+        self._well: dict[int, bool] = {}
+
+    @classmethod
+    def newest(cls, place: Place, kind: str) -> KnownBlocks:
+        """Know those of the newest snapshots of a kind, newest first up to a bound."""
+        known = cls([], Index(BlockTable()))
+        numbers: dict[Pack, int] = {}
+        for snapshot in reversed(snapshot_ids(place)[-MAX_KNOWN_SNAPSHOTS:]):
+            # what cannot be read is not used: its blocks are written again
+            with contextlib.suppress(ImageDamaged, NotPermitted, OSError):
+                opened = open_manifest(place.snapshots, snapshot, place.path)
+                if opened is None:
+                    continue
+                try:
+                    known._take(*opened, place, snapshot, kind, numbers)
+                finally:
+                    os.close(opened[0])
+        return known
+
+    @property
+    def table(self) -> BlockTable:
+        """The blocks."""
+        return self._index.table
+
+    def _take(self, fd: int, size: int, place: Place, snapshot: str, kind: str, numbers: dict[Pack, int]) -> None:
+        head = read_head(fd, size, snapshot, place.path)
+        start = len(self.table)
+        if head.info.kind != kind or start + head.blocks > MAX_KNOWN_BLOCKS:
+            return
+        manifest = read_manifest(fd, size, snapshot, place.path)
+        own = []
+        for pack in zip(manifest.info.packs, manifest.pack_sizes, strict=True):
+            if pack not in numbers:
+                numbers[pack] = len(self.packs)
+                self.packs.append(pack)
+            own.append(numbers[pack])
+        self.table.extend(manifest.blocks, 0, len(manifest.blocks), dict(enumerate(own)))
+        self._index.extend(start)
+
+    def is_there(self, place: Place) -> bool:
+        """Whether every pack is in an open store, and well: prune may have been there since it was last open."""
+        self._well.clear()
+        return all(self._is_well(number, place) for number in range(len(self.packs)))
+
+    def find(self, digest: bytes, place: Place) -> tuple[Pack, int, int] | None:
+        """Give a block's pack, its offset and its length, if the pack is well."""
+        row = self._index.find(digest)
+        if row is None:
+            return None
+        number = self.table.packs[row]
+        if not self._is_well(number, place):
+            return None
+        return self.packs[number], self.table.offsets[row], self.table.lengths[row]
+
+    def _is_well(self, number: int, place: Place) -> bool:
+        if number not in self._well:
+            try:
+                os.close(open_pack(place, *self.packs[number]))
+                self._well[number] = True
+            except (ImageDamaged, NotPermitted, OSError):
+                self._well[number] = False
+        return self._well[number]

@@ -1,0 +1,30 @@
+"""A series of checkpoints keeps what single ones would, although it reads only what was written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.conformance.harness import Stage, build
+from tests.users import BIN, User
+
+HERE = Path(__file__).parent
+MUTATOR = HERE.parent / "conformance" / "victims" / "mutator.c"
+TIMES = 12
+
+
+def compare(stage: Stage, user: User, times: int, seed: str) -> None:
+    program = build(MUTATOR, stage.programs)
+    done = user.run([BIN / "python", HERE / "series_actor.py", program, str(times), seed], timeout=60 + 5 * times)
+    assert done.stdout.endswith("done\n"), done.stderr
+
+
+def test_a_series_keeps_what_single_checkpoints_keep(stage: Stage, as_user: User) -> None:
+    compare(stage, as_user, TIMES, "first")
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", range(20))
+def test_the_same_many_times(stage: Stage, ordinary_account: User, seed: int) -> None:
+    compare(stage, ordinary_account, 50, f"seed {seed}")
