@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torpor
@@ -41,7 +41,8 @@ def mutator(program: str) -> Iterator[tuple[subprocess.Popen[bytes], mmap.mmap]]
         with open("rounds", "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as rounds:
             yield process, rounds
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # the last checkpoint has killed it
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 
