@@ -846,7 +846,7 @@ class TcpSocket(_message.Message):
     def __init__(self, state: _Optional[_Union[TcpSocket.State, str]] = ..., family: _Optional[int] = ..., local: _Optional[bytes] = ..., remote: _Optional[bytes] = ..., backlog: _Optional[int] = ..., peer: _Optional[int] = ..., received: _Optional[bytes] = ..., shut_read: bool = ..., shut_write: bool = ..., options: _Optional[_Iterable[_Union[SockOpt, _Mapping]]] = ..., peer_done: bool = ..., protocol: _Optional[int] = ..., kept: _Optional[str] = ...) -> None: ...
 
 class KeptConnection(_message.Message):
-    __slots__ = ("local", "remote", "we_ended", "mss", "options", "scales", "timestamp", "window", "received_until", "sent_until", "received", "sent")
+    __slots__ = ("local", "remote", "we_ended", "mss", "options", "scales", "timestamp", "window", "received_until", "sent_until", "received", "sent", "peer_ended")
     LOCAL_FIELD_NUMBER: _ClassVar[int]
     REMOTE_FIELD_NUMBER: _ClassVar[int]
     WE_ENDED_FIELD_NUMBER: _ClassVar[int]
@@ -859,6 +859,7 @@ class KeptConnection(_message.Message):
     SENT_UNTIL_FIELD_NUMBER: _ClassVar[int]
     RECEIVED_FIELD_NUMBER: _ClassVar[int]
     SENT_FIELD_NUMBER: _ClassVar[int]
+    PEER_ENDED_FIELD_NUMBER: _ClassVar[int]
     local: bytes
     remote: bytes
     we_ended: bool
@@ -871,7 +872,8 @@ class KeptConnection(_message.Message):
     sent_until: int
     received: bytes
     sent: bytes
-    def __init__(self, local: _Optional[bytes] = ..., remote: _Optional[bytes] = ..., we_ended: bool = ..., mss: _Optional[int] = ..., options: _Optional[int] = ..., scales: _Optional[int] = ..., timestamp: _Optional[int] = ..., window: _Optional[bytes] = ..., received_until: _Optional[int] = ..., sent_until: _Optional[int] = ..., received: _Optional[bytes] = ..., sent: _Optional[bytes] = ...) -> None: ...
+    peer_ended: bool
+    def __init__(self, local: _Optional[bytes] = ..., remote: _Optional[bytes] = ..., we_ended: bool = ..., mss: _Optional[int] = ..., options: _Optional[int] = ..., scales: _Optional[int] = ..., timestamp: _Optional[int] = ..., window: _Optional[bytes] = ..., received_until: _Optional[int] = ..., sent_until: _Optional[int] = ..., received: _Optional[bytes] = ..., sent: _Optional[bytes] = ..., peer_ended: bool = ...) -> None: ...
 
 class Memfd(_message.Message):
     __slots__ = ("shared", "position")

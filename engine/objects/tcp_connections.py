@@ -311,8 +311,9 @@ def _open_kept(making: _Making, index: int, tcp: TcpSocket) -> bool:
     try:
         sock = tcp_keep.make(tcp, state)
         _set_options(sock, tcp)
-    except OSError as error:
-        opening.warnings.append(f"the TCP connection to {where} is reset, as it cannot go on: {error.strerror}")
+    except (OSError, RestoreFailed) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        opening.warnings.append(f"the TCP connection to {where} is reset, as it cannot go on: {why}")
         return False
     opening.place(index, sock.detach())
 

@@ -16,9 +16,9 @@ While nobody has the connection, the kernel answers its peer with a reset, as fo
 peer that sends or asks for a sign of life in that time ends it. No rule of a firewall is left behind to prevent that.
 
 Kept: sequence numbers, both queues, window, time stamps, window scale, SACK, maximum segment size, options, and that
-the program has shut its side. Not kept, and reset: connections whose peer has ended its side, that are not established
-yet, that processes outside of the tree have as well, MPTCP, and those with a protocol in the kernel (TLS). Not kept at
-all: congestion control's memory, ECN, urgent data.
+one side has ended (see `torpor.objects.tcp_end`). Not kept, and reset: connections that are not established yet, or of
+which both sides have ended, that processes outside of the tree have as well, MPTCP, and those with a protocol in the
+kernel (TLS). Not kept at all: congestion control's memory, ECN, urgent data.
 
 Documented in: net/ipv4/tcp.c (do_tcp_setsockopt, TCP_REPAIR), include/uapi/linux/tcp.h; socket(7), SO_ATTACH_FILTER.
 """
@@ -31,7 +31,9 @@ import socket
 import stat
 import struct
 import termios
+import time
 from array import array
+from collections.abc import Collection
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,7 +43,7 @@ from google.protobuf.message import DecodeError
 from torpor import procfs
 from torpor.errors import CheckpointFailed, NotPermitted
 from torpor.image.image_pb2 import KeptConnection, TcpSocket
-from torpor.objects import sockets
+from torpor.objects import sockets, tcp_end
 from torpor.remote.sys import address_of, syscall
 from torpor.remote.x86_64 import NR
 
@@ -59,12 +61,16 @@ INFO_TIMESTAMPS, INFO_SACK, INFO_WSCALE = 1, 2, 4
 SO_ATTACH_FILTER, SO_DETACH_FILTER = 26, 27
 DROP = struct.pack("=HBBI", 0x06, 0, 0, 0)
 """struct sock_filter: return 0 bytes of every packet."""
-WINDOW_SIZE = 20
-"""struct tcp_repair_window."""
-ESTABLISHED, FIN_WAIT1, FIN_WAIT2 = 1, 4, 5
+WINDOW = struct.Struct("=5I")
+"""struct tcp_repair_window: snd_wl1, snd_wnd, max_window, rcv_wnd, rcv_wup."""
+ESTABLISHED, FIN_WAIT1, FIN_WAIT2, CLOSE_WAIT = 1, 4, 5, tcp_end.CLOSE_WAIT
 WE_ENDED = frozenset({FIN_WAIT1, FIN_WAIT2})
-GO_ON = WE_ENDED | {ESTABLISHED}
-"""States of which repair mode can make a connection again (include/net/tcp_states.h)."""
+GO_ON = WE_ENDED | {ESTABLISHED, CLOSE_WAIT}
+"""States in which a connection can be made again (include/net/tcp_states.h)."""
+SIOCOUTQNSD = 0x894B
+"""Bytes that were written and not sent yet (include/uapi/linux/sockios.h)."""
+SETTLING, PAUSE = 0.3, 0.005
+"""Seconds. A peer may delay an acknowledgement by 0.2 s (TCP_DELACK_MAX)."""
 PIECE = 32 << 10
 """Bytes that are put into a queue at once."""
 
@@ -137,6 +143,7 @@ class Hold:
             return
         try:
             RUN.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _settle(self._copies.values())
             shared = _held_by_others()
             for name, copy in self._copies.items():
                 state = None if os.fstat(copy).st_ino in shared else _read(copy)
@@ -153,6 +160,17 @@ class Hold:
                 f" be kept: {error.strerror}",
                 advice="restore it: the program sees those that were not kept as reset",
             ) from error
+
+
+def _settle(copies: Collection[int]) -> None:
+    """Let both sides acknowledge what they have: an acknowledgement that comes later would be answered by a reset."""
+    for copy in copies:
+        _set(copy, socket.TCP_QUICKACK, 1)  # sends one that is due
+    deadline = time.monotonic() + SETTLING
+    while any(sockets.queued(copy, termios.TIOCOUTQ) != sockets.queued(copy, SIOCOUTQNSD) for copy in copies):
+        if time.monotonic() > deadline:
+            return
+        time.sleep(PAUSE)
 
 
 def _held_by_others() -> set[int]:
@@ -181,11 +199,12 @@ def _read(copy: int) -> KeptConnection | None:
         local=sockets.local_name(copy),
         remote=sockets.peer_name(copy),
         we_ended=info[0] in WE_ENDED,
+        peer_ended=info[0] == CLOSE_WAIT,
         mss=sockets.number(copy, _TCP, socket.TCP_MAXSEG),
         options=info[5],
         scales=info[6],
         timestamp=sockets.number(copy, _TCP, TCP_TIMESTAMP) & 0xFFFFFFFF,
-        window=sockets.getsockopt(copy, _TCP, TCP_REPAIR_WINDOW, WINDOW_SIZE),
+        window=sockets.getsockopt(copy, _TCP, TCP_REPAIR_WINDOW, WINDOW.size),
     )
     _set(copy, TCP_REPAIR_QUEUE, RECV_QUEUE)
     state.received_until = sockets.number(copy, _TCP, TCP_QUEUE_SEQ) & 0xFFFFFFFF
@@ -233,14 +252,16 @@ def make(tcp: TcpSocket, state: KeptConnection) -> socket.socket:
 
 def _make(sock: socket.socket, tcp: TcpSocket, state: KeptConnection) -> None:
     fd = sock.fileno()
-    _filter(fd)
+    if not state.peer_ended:
+        _filter(fd)
     _set(fd, TCP_REPAIR, REPAIR_ON)
     for name in (socket.SO_SNDBUF, socket.SO_RCVBUF):
         sockets.enlarge(sock, name)
     sock.bind(sockets.for_python(sockets.address(state.local), tcp.family))
     # What the program has shut counts as a byte: its end is sent anew.
     begin = (state.sent_until - len(state.sent) - state.we_ended) & 0xFFFFFFFF
-    for queue, number in ((SEND_QUEUE, begin), (RECV_QUEUE, state.received_until - len(state.received))):
+    received_until = state.received_until - state.peer_ended
+    for queue, number in ((SEND_QUEUE, begin), (RECV_QUEUE, received_until - len(state.received))):
         _set(fd, TCP_REPAIR_QUEUE, queue)
         _set(fd, TCP_QUEUE_SEQ, number)
     _set(fd, TCP_REPAIR_QUEUE, NO_QUEUE)
@@ -261,7 +282,15 @@ def _make(sock: socket.socket, tcp: TcpSocket, state: KeptConnection) -> None:
         while left:
             left = left[sock.send(left[:PIECE], socket.MSG_DONTWAIT) :]
     _set(fd, TCP_REPAIR_QUEUE, NO_QUEUE)
-    sock.setsockopt(_TCP, TCP_REPAIR_WINDOW, state.window)
+    last, window, largest, ours, told = WINDOW.unpack(state.window)
+    if told == state.received_until:  # of which the peer's end is yet to come
+        told = received_until & 0xFFFFFFFF
+    sock.setsockopt(_TCP, TCP_REPAIR_WINDOW, WINDOW.pack(last, window, largest, ours, told))
+    if state.peer_ended:
+        scale = state.scales & 0xF if state.options & INFO_WSCALE else 0
+        here, there = sockets.address(state.local), sockets.address(state.remote)
+        tcp_end.tell(sock, here, there, received_until, begin, min(window >> scale, 0xFFFF))
+        _filter(fd)
     sockets.let_go_of_size(sock)
 
 

@@ -158,7 +158,7 @@ def everything(sock: socket.socket, end: bytes) -> bytes:
 
 @contextmanager
 def kept(stage: Stage, root: Actor, host: str) -> Iterator[tuple[Subject, list[socket.socket]]]:
-    """A program with connections that are to go on, and their outer ends: full, shut and made."""
+    """A program with connections that are to go on, and their outer ends: full, shut, ended and made."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as listener, ExitStack() as stack:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -167,23 +167,25 @@ def kept(stage: Stage, root: Actor, host: str) -> Iterator[tuple[Subject, list[s
         listener.settimeout(20)
         environment = {"OUTSIDE": json.dumps(listener.getsockname()[:2])}
         with stage.play(EDGES / "kept_peer.py", root, environment=environment) as subject:
-            full, shut = (stack.enter_context(listener.accept()[0]) for _ in range(2))
+            full, shut, ended = (stack.enter_context(listener.accept()[0]) for _ in range(3))
             port = subject.directory / "port"
             wait_until(port.exists, "the program's port")
             made = stack.enter_context(socket.create_connection((host, json.loads(port.read_text()))))
-            for one in (full, shut, made):
+            for one in (full, shut, ended, made):
                 one.settimeout(20)
+            ended.sendall(b"last but not read")
+            ended.shutdown(socket.SHUT_WR)
             full.sendall(b"helloand this is not read")
             assert everything(shut, b"last words") == b"last words"
             assert shut.recv(100) == b""
             subject.wait_ready()
-            yield subject, [full, shut, made]
+            yield subject, [full, shut, ended, made]
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
 def test_connections_that_go_on(stage: Stage, root: Actor, host: str) -> None:
     """Root's restore continues them: every byte arrives once, in both directions, and none is reset."""
-    with kept(stage, root, host) as (subject, (full, shut, made)):
+    with kept(stage, root, host) as (subject, (full, shut, ended, made)):
         snapshot = stage.driver(root).checkpoint(subject.pid, subject.directory / "store", "kill", tcp="keep")
         subject.wait_gone([subject.pid])
         job = restored(stage, subject, snapshot)
@@ -195,6 +197,8 @@ def test_connections_that_go_on(stage: Stage, root: Actor, host: str) -> None:
         assert full.recv(100) == b""
         shut.sendall(b"still heard")
         shut.close()
+        assert everything(ended, b"has ended") == b"to a peer that has ended"
+        assert ended.recv(100) == b""
         assert everything(made, b"accepted") == b"from the accepted"
         made.sendall(b"thanks")
         port = json.loads((subject.directory / "port").read_text())
@@ -203,12 +207,11 @@ def test_connections_that_go_on(stage: Stage, root: Actor, host: str) -> None:
             assert everything(client, b"welcome") == b"welcome"
         subject.judged()
         assert job.status() == 0
-        assert not any(Path("/run/torpor/connections").iterdir())
 
 
 def test_connections_go_on_once(stage: Stage, root: Actor, user: Actor) -> None:
     """They are kept when the tree is killed, by root; what is restored a second time sees them reset."""
-    with kept(stage, root, "127.0.0.1") as (subject, (full, _, _)):
+    with kept(stage, root, "127.0.0.1") as (subject, (full, *_)):
         driver, store = stage.driver(root), subject.directory / "store"
         with pytest.raises(EngineError, match="go on in one place only"):
             driver.checkpoint(subject.pid, store, "run", tcp="keep")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import select
 import socket
 import sys
 from pathlib import Path
@@ -15,12 +16,19 @@ def pattern(size: int) -> bytes:
     return b"".join(b"%08d" % k for k in range(size // 8))
 
 
+def wait_for(sock: socket.socket) -> bool:
+    """Wait until the peer's end is received: with data before it, poll() alone tells."""
+    poll = select.poll()
+    poll.register(sock, select.POLLRDHUP)
+    return bool(poll.poll(10_000))
+
+
 def main() -> None:
     there = json.loads(os.environ["OUTSIDE"])
     family = socket.AF_INET6 if ":" in there[0] else socket.AF_INET
-    full, shut = socket.socket(family), socket.socket(family)
-    full.connect(tuple(there))
-    shut.connect(tuple(there))
+    full, shut, ended = (socket.socket(family) for _ in range(3))
+    for sock in (full, shut, ended):
+        sock.connect(tuple(there))
     full.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     listener = socket.create_server((there[0], 0), family=family)
     (HERE / "port.draft").write_text(json.dumps(listener.getsockname()[1]))
@@ -38,7 +46,9 @@ def main() -> None:
     (HERE / "sent").write_text(str(sent))
     shut.sendall(b"last words")
     shut.shutdown(socket.SHUT_WR)
-    socks = (full, shut, accepted)
+    same(ended.recv(20, socket.MSG_PEEK | socket.MSG_WAITALL), b"last but not read", "what came before the peer's end")
+    expect(wait_for(ended), "the peer has ended its side")
+    socks = (full, shut, ended, accepted)
     names = [(sock.getsockname(), sock.getpeername()) for sock in socks]
     ready_and_wait()
 
@@ -50,6 +60,9 @@ def main() -> None:
     full.close()
     same(shut.recv(100), b"still heard", "what comes on a connection whose own side is shut")
     same(shut.recv(100), b"", "its end")
+    same((ended.recv(100), ended.recv(100)), (b"last but not read", b""), "what the peer sent before its end")
+    ended.sendall(b"to a peer that has ended")
+    ended.close()
     accepted.sendall(b"from the accepted")
     same(accepted.recv(100), b"thanks", "the answer on an accepted connection")
     newcomer, _ = listener.accept()
