@@ -17,7 +17,20 @@ from pathlib import Path
 
 import pytest
 
-from tests.conformance.harness import PYTHON, Actor, Failed, Job, Stage, Subject, belonging, restored, wait_until
+from tests.conformance import observe
+from tests.conformance.harness import (
+    PYTHON,
+    Actor,
+    EngineError,
+    Failed,
+    Job,
+    Stage,
+    Subject,
+    belonging,
+    restored,
+    wait_until,
+)
+from tests.conformance.test_refusals import NOT_PERMITTED, REFUSED
 
 HERE = Path(__file__).parent
 REAL = HERE / "real"
@@ -183,3 +196,19 @@ def test_many_moments(stage: Stage, user: Actor, program: Program) -> None:
     chance = random.Random(seed)
     hows = [chance.choice(["kill", "run"]) for _ in range(20)]
     assert disturbed(stage, user, argv, hows, chance) == {expected}
+
+
+@pytest.mark.parametrize("then", ["run", "kill"])
+def test_under_gdb(stage: Stage, user: Actor, then: str) -> None:
+    """A program that gdb runs is refused, with gdb's name, and goes on under it."""
+    program = Program("pipelines.sh", commands=("gdb",))
+    argv = ["gdb", "-nx", "-q", "-batch", "-ex", "run", "--args", *program.argv(stage.programs)]
+    with stage.play(argv, user) as subject:
+        wait_lines(subject, 1)
+        traced = next(pid for pid in observe.descendants(subject.pid) if pid != subject.pid)
+        for pid in (subject.pid, traced):
+            with pytest.raises(EngineError, match=r"traced by process \d+ \(gdb\)") as caught:
+                stage.driver(user).checkpoint(pid, subject.directory / "store", then)
+            assert caught.value.exit_code in (REFUSED, NOT_PERMITTED), caught.value
+        wait_lines(subject, len(lines(subject)) + 1)
+        assert len(enough(subject)) == 1
