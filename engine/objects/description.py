@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from io import FileIO
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 from torpor.errors import Reason, RestoreFailed
@@ -102,6 +103,8 @@ class Held(Generic[S]):
     """Under which of 0, 1 and 2 the first process that has it there has it."""
     under_way_to: Held[Any] | None = None
     """The socket in whose queue it lies, when no process has it."""
+    ours: FileIO | None = None
+    """A file of our own on memory that lies in a socket's queue: its content is still to be taken."""
     _stdio_pid: int = 0
     state: S = field(init=False)
 

@@ -22,6 +22,7 @@ import resource
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from io import FileIO
 from typing import Any
 
 from torpor import procfs
@@ -295,6 +296,8 @@ def _grab_under_way(known: _Known, copy: int, socket: Held[Any]) -> Held[Any]:
             os.close(fd)
     if is_new:
         held.under_way_to = socket
+        if known.tree.content and isinstance(held.kind, MemoryDescriptor):
+            held.ours = FileIO(f"/proc/self/fd/{copy}")
     return held
 
 

@@ -13,6 +13,7 @@ import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from io import FileIO
 
 from torpor.errors import Reason
 from torpor.image.image_pb2 import Description, Tree
@@ -48,9 +49,13 @@ class MemoryFile:
     """F_SEAL_* (fcntl(2))."""
     holder: Holder
     """A descriptor that leads to it."""
+    ours: FileIO | None
+    """Our own file on it, if no process has it."""
 
     def open(self) -> int:
         """A descriptor of our own description, for reading: seeking in a copy would move the target's."""
+        if self.ours is not None:
+            return os.dup(self.ours.fileno())
         return os.open(f"/proc/{self.holder.pid}/fd/{self.holder.fd}", os.O_RDONLY | os.O_CLOEXEC)
 
 
@@ -58,6 +63,7 @@ class MemoryDescriptor(Kind[int]):
     """A descriptor of a file in memory. The state is its seals."""
 
     field = "memfd"
+    may_be_under_way = True
 
     def matches(self, seen: Seen) -> bool:
         """A file of /dev/shm, or a memfd, told by its device: a file on disk may be named like one."""
@@ -106,7 +112,7 @@ def memory_files(tree: GrabbedDescriptors) -> list[MemoryFile]:
     """The files in memory that a tree has open, each once."""
     found: dict[tuple[int, int], MemoryFile] = {}
     for held in tree.of(MemoryDescriptor):
-        file = MemoryFile(os.fsencode(held.link), held.stat, held.state, held.holders[0])
+        file = MemoryFile(os.fsencode(held.link), held.stat, held.state, held.holders[0], held.ours)
         found.setdefault((held.stat.st_dev, held.stat.st_ino), file)
     return list(found.values())
 
