@@ -19,6 +19,7 @@ from torpor.checkpoint import checkpoint
 from torpor.errors import NotFound, NotPermitted, TorporError
 from torpor.job import Job
 from torpor.probe import probe
+from torpor.series import Series
 from torpor.store import SnapshotInfo, Store
 
 
@@ -100,15 +101,16 @@ def _save(
     saved: Callable[[SnapshotInfo], None] | None,
     failed: Callable[[TorporError], None] | None,
 ) -> None:
-    while not ended.wait(every):
-        try:
-            snapshot = checkpoint(job.tree_pid, store=store, then="run")
-        except TorporError as error:
-            if failed is not None and not ended.is_set():
-                failed(error)
-        else:
-            if saved is not None:
-                saved(snapshot)
+    with Series() as series:
+        while not ended.wait(every):
+            try:
+                snapshot = checkpoint(job.tree_pid, store=store, then="run", series=series)
+            except TorporError as error:
+                if failed is not None and not ended.is_set():
+                    failed(error)
+            else:
+                if saved is not None:
+                    saved(snapshot)
 
 
 def _setting() -> tuple[Setting, tuple[str, ...]]:

@@ -9,6 +9,7 @@ from typing import Any
 from torpor.errors import TorporError
 from torpor.jupyter_ext.channels import Gate
 from torpor.jupyter_ext.process import KernelProcess
+from torpor.series import Series
 
 
 class Unsuitable(TorporError):
@@ -57,6 +58,8 @@ class State:
     """What the server remembers of one kernel."""
 
     gate: Gate = field(default_factory=Gate)
+    series: Series = field(default_factory=Series)
+    """Its checkpoints since this server knows it: the next one reads what was written since the last."""
     operation: Operation | None = None
     parked: str = ""
     """The snapshot that it is parked in."""

@@ -85,6 +85,7 @@ class Steps(Roll):
             tags={key: _printable(value) for key, value in tags.items() if value},
             progress=operation.progress,
             last=last,
+            series=state.series,
         )
         cells = state.gate.cells
         info: SnapshotInfo = await self.run(_between_transactions, process.pid, save)

@@ -48,12 +48,12 @@ class WriteWatch:
         Raises:
             OSError: EINVAL where the kernel has no asynchronous write protection; the descriptor is closed.
         """
-        try:
-            fcntl.ioctl(fd, _UFFDIO_API, bytearray(_API.pack(_UFFD_API, _WP_ASYNC | _WP_UNPOPULATED, 0)))
-        except BaseException:
-            os.close(fd)
-            raise
         self._fd = fd
+        fcntl.ioctl(fd, _UFFDIO_API, bytearray(_API.pack(_UFFD_API, _WP_ASYNC | _WP_UNPOPULATED, 0)))
+
+    def __del__(self) -> None:
+        """Close, if nobody has."""
+        self.close()
 
     def close(self) -> None:
         """Stop watching. May be called again."""

@@ -121,7 +121,8 @@ class Supervisor:
         self.record: JobRecord
         self.job: Job
         self.rate = FIRST_RATE
-        """Bytes a second at which the last save went."""
+        """Bytes of memory a second at which a save goes when all was written."""
+        self.series = torpor.Series()
         self.leaving: Answer | None = None
         """Why it is to leave, while saving has failed so far."""
         self.retry_at = 0.0
@@ -397,6 +398,7 @@ class Supervisor:
                 store=self.home.store,
                 then=then,
                 tags={RUN_TAG: str(self.allocation.restarts), "slurm-job": self.home.job},
+                series=self.series,
             )
         except NotFound:
             return False  # the application has just ended: the next look at it says how
@@ -407,7 +409,9 @@ class Supervisor:
                 _tell(f"not saved: {words}")
             return False
         took = time.monotonic() - began
-        self.rate = max(1.0, snapshot.size / took)
+        rate = max(1.0, snapshot.size / took)
+        # A save that found little written tells how slow one is, but not how fast.
+        self.rate = rate if snapshot.written > snapshot.size / 2 else min(rate, self.rate)
         try:
             with self.home.store.open(snapshot) as reader:
                 pause = pb.Tree.FromString(reader.body).timing.pause_ns

@@ -46,6 +46,11 @@ def _round(target: Target, place: Path) -> dict[str, float]:
         with store.open(snapshot) as reader:
             timing = pb.Tree.FromString(reader.body).timing
         plain = machine.write_seconds(place, max(snapshot.written, MIB))
+        with torpor.Series() as series:
+            torpor.checkpoint(process.pid, store=store, series=series)
+            begin = time.perf_counter()
+            torpor.checkpoint(process.pid, store=store, series=series)
+            again = time.perf_counter() - begin
         last = torpor.checkpoint(process.pid, store=Store(place / "second"), then="kill")
     finally:
         end(process)
@@ -60,6 +65,7 @@ def _round(target: Target, place: Path) -> dict[str, float]:
         "pause": timing.pause_ns / 1e9,
         "published": published,
         "plain": plain,
+        "again": again,
         "written": float(snapshot.written),
         "restored": restored,
     }
@@ -117,7 +123,7 @@ def main() -> None:
 def _show(results: dict[str, dict[str, float]], bare: dict[str, float]) -> None:
     console = Console(width=110)
     table = Table(title="torpor")
-    for heading in ("", "pause", "published", "image", "of plain write", "restored", "restore speed", "criu dump"):
+    for heading in ("", "pause", "published", "image", "of plain write", "in a series", "restored", "restore speed", "criu dump"):
         table.add_column(heading, justify="right" if heading else "left")
     for target in TARGETS:
         if target.name not in results:
@@ -130,6 +136,7 @@ def _show(results: dict[str, dict[str, float]], bare: dict[str, float]) -> None:
             f"{one['published']:.2f} s",
             f"{one['written'] / MIB:.1f} MiB",
             f"{one['plain'] / one['published']:.2f}" if target.size else "",
+            f"{one['again']:.2f} s",
             f"{one['restored'] * 1e3:.0f} ms",
             speed,
             f"{one['criu_published']:.2f} s" if "criu_published" in one else "-",

@@ -122,6 +122,49 @@ def test_blocks_of_a_cut_or_missing_pack_are_written_again(store: Store) -> None
     assert first.id not in third.packs
 
 
+def test_blocks_of_the_snapshot_before_are_taken_over(store: Store) -> None:
+    one, two, three, four = random_blocks(4)
+    with store.writer("tree") as saver:
+        rows = saver.add_blocks(memoryview(one + two + one + three), [BLOCK] * 4)
+        first = saver.publish(bytes(rows), "a test")
+        before = saver.known()
+    with store.writer("tree", known=before) as saver:
+        assert saver.base is before
+        again = saver.adopt([rows[3], rows[0], rows[3]])
+        new = saver.add_blocks(memoryview(four + two), [BLOCK] * 2)
+        again += saver.adopt([rows[1]])
+        second = saver.publish(bytes([*again, *new]), "a test")
+    assert load(store) == [three, one, three, two, four, two]
+    assert set(second.packs) == {first.id, second.id}
+    assert second.written < 2 * BLOCK
+    store.remove(first.id)
+    assert load(store) == [three, one, three, two, four, two]
+    assert store.verify() == []
+
+
+def test_only_packs_in_use_are_taken_over(store: Store) -> None:
+    one, two = random_blocks(2)
+    first = save(store, one)
+    with store.writer("tree") as saver:
+        rows = saver.add_blocks(memoryview(one + two), [BLOCK] * 2)
+        second = saver.publish(bytes(rows), "a test")
+        before = saver.known()
+    assert set(second.packs) == {first.id, second.id}
+    with store.writer("tree", known=before) as saver:
+        third = saver.publish(bytes(saver.adopt(rows[1:])), "a test")
+    assert third.packs == (second.id,)
+
+
+def test_what_prune_took_is_not_taken_over(store: Store) -> None:
+    with store.writer("tree") as saver:
+        saver.add_blocks(memoryview(random_blocks(1)[0]), [BLOCK])
+        first = saver.publish(b"", "a test")
+        before = saver.known()
+    store.remove(first.id)
+    with store.writer("tree", known=before) as saver:
+        assert saver.base is None
+
+
 def test_what_a_writer_knows_is_bounded(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(known, "MAX_KNOWN_BLOCKS", 5)
     old, new = random_blocks(4), random_blocks(3)
