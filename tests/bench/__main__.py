@@ -123,7 +123,17 @@ def main() -> None:
 def _show(results: dict[str, dict[str, float]], bare: dict[str, float]) -> None:
     console = Console(width=120)
     table = Table(title="torpor")
-    headings = "", "pause", "published", "image", "of plain write", "in a series", "restored", "restore speed", "criu dump"
+    headings = (
+        "",
+        "pause",
+        "published",
+        "image",
+        "of plain write",
+        "in a series",
+        "restored",
+        "restore speed",
+        "criu dump",
+    )
     for heading in headings:
         table.add_column(heading, justify="right" if heading else "left")
     for target in TARGETS:
