@@ -49,6 +49,8 @@ from torpor.objects.unix_diag import Diagnosis, Known
 from torpor.objects.unix_queues import PATH, Queue
 
 OPTIONS = unix_names.OPTIONS
+OPENED_BY_PROCESSES = (Pidfd.field, MessageQueue.field)
+"""Kinds of which a restorer has none that it could send."""
 RCV_SHUTDOWN, SEND_SHUTDOWN = 1, 2
 TCP_LISTEN = 10
 """Unix sockets use TCP's numbers for their states."""
@@ -199,7 +201,7 @@ class Unix(Kind[UnixState]):
 
     def check(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
         """What the image says can be, and its names are free."""
-        found = list(_check_ends(mine))
+        found = list(_check_ends(mine, image))
         yield from found or unix_names.check(mine)
 
     def open(self, mine: dict[int, Description], opening: Opening) -> None:
@@ -212,7 +214,7 @@ class Unix(Kind[UnixState]):
         named.queue_up(mine)
 
 
-def _check_ends(mine: dict[int, Description]) -> Iterator[Reason]:
+def _check_ends(mine: dict[int, Description], image: Tree) -> Iterator[Reason]:
     for index, description in mine.items():
         unix = description.unix
         if unix.type not in (socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_SEQPACKET):
@@ -221,20 +223,31 @@ def _check_ends(mine: dict[int, Description]) -> Iterator[Reason]:
             other = mine.get(unix.peer)
             if other is None or not other.unix.has_peer or other.unix.peer != index or unix.peer == index:
                 yield Reason("the image", f"the unix socket {index} and its other end do not fit together")
-        yield from _check_queue(index, unix, mine)
+        yield from _check_queue(index, unix, mine, image)
         yield from sockets.check_options(unix.options, "a unix socket")
 
 
-def _check_queue(index: int, unix: UnixMessage, mine: dict[int, Description]) -> Iterator[Reason]:
+def _check_queue(index: int, unix: UnixMessage, mine: dict[int, Description], image: Tree) -> Iterator[Reason]:
     clients = [mine[client].unix for client in unix.pending if client in mine]
-    fits = all(client.is_pending and client.type == unix.type and not client.messages for client in clients)
+    fits = all(client.is_pending and client.type == unix.type for client in clients)
     waiting = len(set(unix.pending)) == len(unix.pending) == len(clients) and (unix.listening or not clients)
     senders = not unix.senders or (len(unix.senders) == len(unix.messages) and unix_names.owns(unix))
-    rights = all(one.message < len(unix.messages) for one in unix.under_way)
+    known = [one.WhichOneof("kind") not in OPENED_BY_PROCESSES for one in image.descriptions]
+    rights = all(
+        one.message < len(unix.messages) and all(index < len(known) and known[index] for index in one.descriptions)
+        for one in unix.under_way
+    )
     if not (fits and waiting and senders and rights):
         yield Reason("the image", f"what waits in the unix socket {index} does not fit together")
-    if unix.is_pending and sum(index in other.unix.pending for other in mine.values()) != 1:
-        yield Reason("the image", f"the unix socket {index} waits for nobody to accept it")
+    if unix.is_pending and (
+        sum(index in other.unix.pending for other in mine.values()) != 1
+        or unix.name
+        or unix.has_peer
+        or unix.peer_gone
+        or unix.messages
+        or unix.connected_to
+    ):
+        yield Reason("the image", f"the unix socket {index} does not wait to be accepted as it says")
 
 
 def _open(index: int, description: Description, opening: Opening, named: unix_names.Named) -> None:

@@ -40,6 +40,13 @@ t = syscall(NR.timerfd_create, 1, 0); os.pidfd_open(os.getpid())
 b = ctypes.create_string_buffer(8); f = syscall(NR.signalfd4, -1 & (1 << 32) - 1, ctypes.addressof(b), 8, 0)
 e.register(f); g, h = os.openpty(); i = syscall(NR.inotify_init1, 0); p = ctypes.create_string_buffer(b"/")
 syscall(NR.inotify_add_watch, i, ctypes.addressof(p), 0x400)
+y, z = socket.socketpair(); y.send(b"x"); socket.send_fds(y, [b"x"], [r, n]); k = os.open("/etc/passwd", os.O_RDONLY)
+socket.send_fds(y, [b"x"], [k]); os.close(k)
+w = socket.socket(socket.AF_UNIX); w.connect(v.getsockname())
+m, q = [socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) for _ in "mq"]
+m.bind(b"\\0torpor-test-m%d" % os.getpid()); q.bind(b"\\0torpor-test-q%d" % os.getpid())
+m.sendto(b"x", q.getsockname()); socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).sendto(b"y", q.getsockname())
+u.send(b"x"); u.setsockopt(0, socket.IP_ADD_MEMBERSHIP, socket.inet_aton("239.77.3.9") + socket.inet_aton("127.0.0.1"))
 ready()
 wait()
 """
