@@ -84,6 +84,16 @@ def test_a_notebook_users_day(server: Server) -> None:
         lab.notice("as it was before going back")
         lab.run_cell("print('undone', x)")
         lab.shows("undone 42")
+
+        lab.command("kernelmenu:shutdown")
+        page.get_by_text("This notebook has no kernel").wait_for()
+        items.last.hover()
+        items.last.get_by_role("button", name="Go back").click()
+        dialog.get_by_text("The kernel is gone").wait_for()
+        dialog.get_by_role("button", name="Go back").click()
+        lab.ready()
+        lab.run_cell("print('came back', x)")
+        lab.shows("came back 41")
         lab.command("docmanager:save")
 
 

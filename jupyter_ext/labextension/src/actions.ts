@@ -13,6 +13,8 @@ export interface INotebooks {
   /** The open notebook of a kernel. */
   of(kernel: string): NotebookPanel | undefined;
   open(path: string): Promise<void>;
+  /** Give a kernel to the notebook in front. */
+  adopt(kernel: string): Promise<void>;
   /** Whether the notebook file is saved with its kernel. */
   saved(): boolean;
 }
@@ -166,7 +168,7 @@ export class Actions {
   /** Show how two checkpoints differ: at first this one and the one that it came from. */
   async compare(checkpoint: ICheckpoint): Promise<void> {
     const { trans } = this.words;
-    const all = this.model.checkpoints;
+    const all = this.model.beside(checkpoint);
     const at = all.findIndex(other => other.id === checkpoint.id);
     const parent = this.model.checkpoint(checkpoint.parent ?? undefined) ?? all[at - 1] ?? all[at + 1];
     const [earlier, later] = all.indexOf(parent) < at ? [parent, checkpoint] : [checkpoint, parent];
@@ -247,7 +249,8 @@ export class Actions {
         busy: kernel?.execution_state === 'busy' && kernel.state === 'living',
         since,
         diff,
-        discard
+        discard,
+        gone: !kernel
       },
       this.words
     );
@@ -288,6 +291,7 @@ export class Actions {
     wayOn?: (refusal: Refusal) => Notification.IAction[]
   ): Promise<void> {
     await this.saveNotebook(kernel, how.notebook);
+    const gone = !this.model.kernel(kernel);
     const back = await this.notices.follow(
       kernel,
       this.model.api.restore(kernel, checkpoint, how),
@@ -300,6 +304,9 @@ export class Actions {
     }
     if (back.undo) {
       this.ways.set(kernel, { from: checkpoint, to: back.undo, notebook: how.notebook });
+    }
+    if (gone) {
+      await this.notebooks.adopt(kernel);
     }
     if (how.notebook) {
       await this.notebooks.of(kernel)?.context.revert();

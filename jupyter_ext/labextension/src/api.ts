@@ -101,6 +101,10 @@ export class TorporAPI {
     return this.request('GET', `kernels/${kernel}/checkpoints`);
   }
 
+  allCheckpoints(): Promise<ICheckpoint[]> {
+    return this.request('GET', 'checkpoints');
+  }
+
   save(kernel: string): Promise<ICheckpoint> {
     return this.request('POST', `kernels/${kernel}/checkpoints`, {});
   }

@@ -42,12 +42,16 @@ export class ParkedBanner extends Widget {
 
   private follow(): void {
     const kernel = this.model.kernel(this.panel.sessionContext.session?.kernel?.id);
-    if (kernel?.state === 'parked') {
-      this._words.textContent = this.words.trans.__(
-        'The kernel is parked since %1. Cells you run wait until it is awake.',
-        this.words.moment(kernel.parked_ns ?? 0)
-      );
-      this._button.disabled = kernel.operation !== null;
+    const doing = kernel?.operation?.doing;
+    // A kernel that is taken back is parked for a moment only.
+    if (kernel?.state === 'parked' && doing !== 'restoring' && doing !== 'parking') {
+      this._words.textContent = kernel.operation
+        ? this.words.doing(kernel.operation)
+        : this.words.trans.__(
+            'The kernel is parked since %1. Cells you run wait until it is awake.',
+            this.words.moment(kernel.parked_ns ?? 0)
+          );
+      this._button.disabled = !!kernel.operation;
       this.show();
     } else {
       this.hide();

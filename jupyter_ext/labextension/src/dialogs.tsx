@@ -50,6 +50,8 @@ export interface ILoss {
   diff: IDiff | undefined;
   /** What the kernel is now will not be kept. */
   discard: boolean;
+  /** There is no such kernel any more. */
+  gone: boolean;
 }
 
 /** The question before a kernel is taken back: what is lost, what stays, and whether the notebook goes back, too. */
@@ -68,7 +70,7 @@ export class GoBack extends ReactWidget implements Dialog.IBodyWidget<{ notebook
 
   protected render(): JSX.Element {
     const { trans } = this.words;
-    const { checkpoint, cells, count, busy, since, diff, discard } = this.loss;
+    const { checkpoint, cells, count, busy, since, diff, discard, gone } = this.loss;
     const undone = [];
     if (count > 0) {
       undone.push(
@@ -99,17 +101,21 @@ export class GoBack extends ReactWidget implements Dialog.IBodyWidget<{ notebook
         }
       }
     }
+    const when = this.words.moment(checkpoint.created_ns);
     return (
       <>
-        <p>{trans.__('The kernel will be as it was at %1.', this.words.moment(checkpoint.created_ns))}</p>
-        {undone.length > 0 ? (
+        <p>
+          {gone
+            ? trans.__('The kernel is gone. It will come back as it was at %1.', when)
+            : trans.__('The kernel will be as it was at %1.', when)}
+        </p>
+        {undone.length > 0 && (
           <>
             <p className="jp-Torpor-label">{trans.__('This will be undone:')}</p>
             <ul>{undone}</ul>
           </>
-        ) : (
-          <p>{trans.__('What it has computed since is undone.')}</p>
         )}
+        {undone.length === 0 && !gone && <p>{trans.__('What it has computed since is undone.')}</p>}
         {since > 0 && (
           <p>
             {trans._n(
@@ -122,7 +128,7 @@ export class GoBack extends ReactWidget implements Dialog.IBodyWidget<{ notebook
         {discard ? (
           <p className="jp-Torpor-warning">{trans.__('What the kernel is now is not kept: this cannot be undone.')}</p>
         ) : (
-          <p>{trans.__('What the kernel is now is kept as a checkpoint, so that you can undo this.')}</p>
+          !gone && <p>{trans.__('What the kernel is now is kept as a checkpoint, so that you can undo this.')}</p>
         )}
         <p>{trans.__('Files on disk stay as they are.')}</p>
         {checkpoint.has_notebook && (

@@ -64,6 +64,7 @@ function activate(
   const actions = new Actions(model, words, {
     of: kernel => notebooks.find(notebook => kernelOf(notebook) === kernel),
     open: async path => void (await commands.execute('docmanager:open', { path })),
+    adopt: async kernel => void (await notebooks.currentWidget?.sessionContext.changeKernel({ id: kernel })),
     saved: () => settings?.get('saveNotebook').composite !== false
   });
   const panel = new TimelinePanel({ model, commands, words });
@@ -84,7 +85,8 @@ function activate(
   restorer?.add(panel, panel.id);
 
   const watch = (): void => {
-    model.watched = kernelOf(notebooks.currentWidget);
+    const notebook = notebooks.currentWidget;
+    model.watch(notebook?.context.localPath, kernelOf(notebook));
   };
   notebooks.currentChanged.connect(watch);
   notebooks.widgetAdded.connect((_, notebook) => {
@@ -219,13 +221,20 @@ function addCheckpointCommands(
   };
   const idle = (checkpoint: ICheckpoint): boolean => !model.kernel(checkpoint.kernel_id)?.operation;
   const whole = (checkpoint: ICheckpoint): boolean => idle(checkpoint) && !checkpoint.damage;
-  add('torpor:restore', trans.__('Go Back…'), checkpoint => actions.restore(checkpoint), whole);
+  // A notebook that has another kernel by now would lose it.
+  const mine = ({ kernel_id }: ICheckpoint): boolean => kernel_id === (model.watched ?? kernel_id);
+  add(
+    'torpor:restore',
+    trans.__('Go Back…'),
+    checkpoint => actions.restore(checkpoint),
+    checkpoint => whole(checkpoint) && mine(checkpoint)
+  );
   add('torpor:fork', trans.__('Fork'), checkpoint => actions.fork(checkpoint), whole);
   add(
     'torpor:compare',
     trans.__('Compare…'),
     checkpoint => actions.compare(checkpoint),
-    checkpoint => !checkpoint.damage && model.checkpoints.length > 1
+    checkpoint => !checkpoint.damage && model.beside(checkpoint).length > 1
   );
   add('torpor:rename', trans.__('Rename…'), checkpoint => actions.rename(checkpoint));
   add(

@@ -16,6 +16,7 @@ export class TorporModel implements IDisposable {
   ) {
     services.events.stream.connect((_, event) => {
       if (event.schema_id === EVENT) {
+        this._stale = true;
         void this.refresh();
       }
     });
@@ -45,10 +46,19 @@ export class TorporModel implements IDisposable {
     return this._watched;
   }
 
-  set watched(id: string | undefined) {
-    if (id !== this._watched) {
-      this._watched = id;
+  /** The notebook in front, if there is one. */
+  get path(): string | undefined {
+    return this._path;
+  }
+
+  /** Look at a notebook, and at its kernel if it has one. */
+  watch(path: string | undefined, kernel: string | undefined): void {
+    if (kernel !== this._watched || path !== this._path) {
+      this._watched = kernel;
+      this._path = path;
       this._checkpoints = [];
+      this._earlier = [];
+      this._stale = true;
       this._changed.emit();
       void this.refresh();
     }
@@ -59,8 +69,18 @@ export class TorporModel implements IDisposable {
     return this._checkpoints;
   }
 
+  /** The checkpoints of other kernels that the notebook had, oldest first. */
+  get earlier(): readonly ICheckpoint[] {
+    return this._earlier;
+  }
+
   checkpoint(id: string | undefined): ICheckpoint | undefined {
-    return this._checkpoints.find(checkpoint => checkpoint.id === id);
+    return [...this._checkpoints, ...this._earlier].find(checkpoint => checkpoint.id === id);
+  }
+
+  /** All checkpoints of the kernel that one belongs to, oldest first. */
+  beside(checkpoint: ICheckpoint): ICheckpoint[] {
+    return [...this._checkpoints, ...this._earlier].filter(other => other.kernel_id === checkpoint.kernel_id);
   }
 
   /** The checkpoint that commands are about. */
@@ -98,12 +118,17 @@ export class TorporModel implements IDisposable {
     try {
       do {
         this._again = false;
-        const watched = this._watched;
-        const kernels = await this.api.kernels();
-        const checkpoints = watched ? await this.api.checkpoints(watched) : [];
-        this._kernels = kernels;
-        if (watched === this._watched) {
-          this._checkpoints = checkpoints;
+        const { _watched, _path, _stale } = this;
+        this._stale = false;
+        this._kernels = await this.api.kernels();
+        const checkpoints = _watched ? await this.api.checkpoints(_watched) : [];
+        const all = _path && _stale ? await this.api.allCheckpoints() : undefined;
+        if (_watched !== this._watched || _path !== this._path) {
+          continue; // asked for again already
+        }
+        this._checkpoints = checkpoints;
+        if (all) {
+          this._earlier = all.filter(({ kernel_id, path }) => path === _path && kernel_id !== _watched);
         }
       } while (this._again);
     } catch (error) {
@@ -136,7 +161,11 @@ export class TorporModel implements IDisposable {
 
   private _kernels: IKernel[] = [];
   private _checkpoints: ICheckpoint[] = [];
+  private _earlier: ICheckpoint[] = [];
   private _watched: string | undefined;
+  private _path: string | undefined;
+  /** Whether there may be other checkpoints than those that are known. */
+  private _stale = false;
   private _selected: string | undefined;
   private _asking: Promise<void> | undefined;
   private _again = false;

@@ -43,6 +43,7 @@ export class Notices {
     const toast = new Toast(this.model, kernel, this.words);
     try {
       const value = await answer;
+      await this.model.refresh(); // what is told can be seen
       if (news) {
         const { message, actions } = news(value);
         this.good.set(kernel, toast.end(message, 'success', actions, GLANCE_MS));
@@ -56,9 +57,8 @@ export class Notices {
       } else {
         this.tell(toast, failure, error, wayOn);
       }
-      return undefined;
-    } finally {
       void this.model.refresh();
+      return undefined;
     }
   }
 

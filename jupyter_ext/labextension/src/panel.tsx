@@ -8,7 +8,7 @@ import {
 } from '@jupyterlab/ui-components';
 import { CommandRegistry } from '@lumino/commands';
 import * as React from 'react';
-import { IKernel } from './api';
+import { ICheckpoint, IKernel } from './api';
 import { compareIcon, forkIcon, pinIcon, torporIcon } from './icon';
 import { TorporModel } from './model';
 import { IRow, rows } from './tree';
@@ -45,8 +45,26 @@ function Timeline(props: IProps): JSX.Element {
   const { model, words, commands } = props;
   const { trans } = words;
   const kernel = model.kernel(model.watched);
+  const earlier = model.earlier.length > 0 && (
+    <>
+      <h2>{trans.__('Earlier kernels')}</h2>
+      {kernel && (
+        <p className="jp-Torpor-hint">{trans.__('A fork brings one back, in a notebook of its own.')}</p>
+      )}
+      <Tree {...props} checkpoints={model.earlier} head={null} label={trans.__('Checkpoints of earlier kernels')} />
+    </>
+  );
   if (!kernel) {
-    return <p className="jp-Torpor-hint">{trans.__('Open a notebook with a kernel to see its checkpoints.')}</p>;
+    return (
+      <>
+        <p className="jp-Torpor-hint">
+          {model.path
+            ? trans.__('This notebook has no kernel.')
+            : trans.__('Open a notebook to see the checkpoints of its kernel.')}
+        </p>
+        {earlier}
+      </>
+    );
   }
   if (!kernel.suitable) {
     return (
@@ -70,11 +88,19 @@ function Timeline(props: IProps): JSX.Element {
       </div>
       {model.checkpoints.length === 0 ? (
         <p className="jp-Torpor-hint">
-          {trans.__('No checkpoints yet. A checkpoint keeps the whole kernel: variables, threads, open files, the running cell.')}
+          {trans.__(
+            'No checkpoints yet. A checkpoint keeps the whole kernel: variables, threads, open files, the running cell.'
+          )}
         </p>
       ) : (
-        <Tree {...props} kernel={kernel} />
+        <Tree
+          {...props}
+          checkpoints={model.checkpoints}
+          head={kernel.head}
+          label={trans.__('Checkpoints, newest first')}
+        />
       )}
+      {earlier}
     </>
   );
 }
@@ -103,10 +129,18 @@ function State({ kernel, model, words }: IProps & { kernel: IKernel }): JSX.Elem
   );
 }
 
-function Tree(props: IProps & { kernel: IKernel }): JSX.Element {
-  const { model, words, kernel, commands } = props;
+interface ITreeProps extends IProps {
+  /** Oldest first. */
+  checkpoints: readonly ICheckpoint[];
+  /** The one that the kernel is at. */
+  head: string | null;
+  label: string;
+}
+
+function Tree(props: ITreeProps): JSX.Element {
+  const { model, checkpoints, head, label, commands } = props;
   const tree = React.useRef<HTMLUListElement>(null);
-  const drawn = rows(model.checkpoints);
+  const drawn = rows(checkpoints);
   const width = COLUMN * (1 + Math.max(...drawn.map(row => Math.max(row.column, ...row.above, ...row.below, ...row.forks))));
   const at = Math.max(0, drawn.findIndex(row => row.checkpoint.id === model.selected));
   const select = (row: number): void => {
@@ -138,7 +172,7 @@ function Tree(props: IProps & { kernel: IKernel }): JSX.Element {
     <ul
       className="jp-Torpor-list"
       role="tree"
-      aria-label={words.trans.__('Checkpoints, newest first')}
+      aria-label={label}
       ref={tree}
       onKeyDown={onKeyDown}
     >
@@ -148,7 +182,7 @@ function Tree(props: IProps & { kernel: IKernel }): JSX.Element {
           {...props}
           row={row}
           width={width}
-          here={row.checkpoint.id === kernel.head}
+          here={row.checkpoint.id === head}
           active={number === at}
           place={[number + 1, drawn.length]}
         />

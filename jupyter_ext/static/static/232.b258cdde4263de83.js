@@ -14,11 +14,19 @@
   border-bottom: var(--jp-border-width) solid var(--jp-border-color2);
 }
 
-.jp-Torpor-head h2 {
-  margin: 0;
+.jp-Torpor h2 {
+  margin: 12px 12px 4px;
   font-size: var(--jp-ui-font-size1);
   font-weight: 600;
   line-height: 20px;
+}
+
+.jp-Torpor h2 + .jp-Torpor-hint {
+  margin: 0 12px 4px;
+}
+
+.jp-Torpor-head h2 {
+  margin: 0;
   overflow: hidden;
   text-overflow: ellipsis;
   white-space: nowrap;
