@@ -252,7 +252,7 @@ def disconnect(fd: int) -> None:
 def events(fd: int) -> int:
     """What poll() says of it."""
     poll = select.poll()
-    poll.register(fd, select.POLLIN | select.POLLOUT | select.POLLRDHUP)
+    poll.register(fd, select.POLLIN | select.POLLPRI | select.POLLOUT | select.POLLRDHUP)
     return next((found for _, found in poll.poll(0)), 0)
 
 

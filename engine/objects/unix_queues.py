@@ -82,31 +82,46 @@ def peek(copy: int, state: SocketState) -> Queue:
 
 
 def _peek(copy: int, state: SocketState, queue: Queue) -> None:
-    with sockets.peeking_on(copy):
-        if state.family.type == socket.SOCK_STREAM:
+    if state.events & select.POLLPRI:
+        queue.lost = "urgent data is in its queue (MSG_OOB), which is not kept"
+    elif state.family.type == socket.SOCK_STREAM:
+        if state.queued:
             _peek_stream(copy, state.queued, queue)
-        elif state.events & select.POLLERR and state.family.type == socket.SOCK_DGRAM:
-            queue.lost = "an error waits in it, which a look into its queue would take out"
-        elif state.events & select.POLLIN:
+    elif state.events & select.POLLERR and state.family.type == socket.SOCK_DGRAM:
+        queue.lost = "an error waits in it, which a look into its queue would take out"
+    elif state.events & select.POLLIN:
+        with sockets.peeking_on(copy):
             _peek_messages(copy, state, queue)
 
 
 def _peek_stream(copy: int, size: int, queue: Queue) -> None:
+    whole = _next(copy, size, queue)
+    queue.messages.append(whole)
+    if len(whole.content) == size and not whole.rights:
+        return
+    if whole.rights:
+        with suppress(BlockingIOError), sockets.peeking_on(copy):  # it ends before its size says
+            _peek_pieces(copy, size, whole, queue)
+    if sum(len(message.content) for message in queue.messages) != size:
+        queue.lost = "not all that is in its queue can be seen"
+
+
+def _peek_pieces(copy: int, size: int, message: Message, queue: Queue) -> None:
+    """Cut a stream where descriptors come; its first piece is the queue's last message."""
     at = 0
-    while at < size and not queue.lost:
-        message = _next(copy, size - at, queue)
-        if not message.content:
-            queue.lost = "urgent data is in its queue, which is not kept"
-        elif message.rights:
-            # What was sent before the descriptors came, and is read without them.
-            begin = _before_rights(copy, at, len(message.content))
-            if begin:
-                queue.messages.append(Message(message.content[:begin]))
-            queue.messages.append(Message(message.content[begin:], rights=message.rights))
-            sockets.set_peek_offset(copy, at + len(message.content))
-        elif message.content:
-            queue.messages.append(message)
+    while message.content and not queue.lost:
+        # What was sent before the descriptors came is read without them.
+        begin = _before_rights(copy, at, len(message.content)) if message.rights else 0
+        if begin:
+            queue.messages.insert(-1, Message(message.content[:begin]))
+            message.content = message.content[begin:]
+            at += begin
         at += len(message.content)
+        if at >= size:
+            return
+        sockets.set_peek_offset(copy, at)
+        message = _next(copy, size - at, queue)
+        queue.messages.append(message)
 
 
 def _before_rights(copy: int, at: int, size: int) -> int:

@@ -25,12 +25,20 @@ def main() -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as writer:
         writer.bind(str(HERE / "writer"))
         writer.sendto(b"letter", str(HERE / "mailbox"))
-    numbers = [there.fileno(), receiver.fileno(), mailbox.fileno()]
+    urgent, patient = socket.socketpair()
+    try:
+        urgent.send(b"!", socket.MSG_OOB)
+        numbers = [patient.fileno()]
+    except OSError:  # a kernel without (CONFIG_AF_UNIX_OOB)
+        numbers = []
+    numbers += [there.fileno(), receiver.fileno(), mailbox.fileno()]
     (HERE / "numbers").write_text(" ".join(map(str, numbers)))
     ready_and_wait()
 
     message, (pidfd,), _, _ = socket.recv_fds(there, 100, 1)
     same((message, os.readlink(f"/proc/self/fd/{pidfd}")[:12]), (b"a process", "anon_inode:["), "a pidfd")
+    if len(numbers) > 3:
+        same(patient.recv(1, socket.MSG_OOB), b"!", "urgent data")
     message, control, _, _ = receiver.recvmsg(100, 100)
     same((message, len(control)), (b"signed", 1), "a message with credentials")
     same(mailbox.recvfrom(100), (b"letter", str(HERE / "writer")), "a letter of one who has gone")
