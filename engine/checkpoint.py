@@ -27,6 +27,7 @@ from torpor.objects import (
     descriptors,
     family,
     memory,
+    mounts,
     sharing,
     sysv,
     sysv_messages,
@@ -373,6 +374,7 @@ class TakenTree:
         except RestoreRefused as error:
             raise Refused("the tree cannot be kept: there would be no way to build it", error.reasons) from None
         descriptors.describe(self.descriptors, image, self.shared.index)
+        mounts.describe(image, self._living()[0].pid)
         self._describe_host(image.host)
         return image, pages
 

@@ -35,6 +35,8 @@ class Reason:
     """What the person can do next, without a full stop; empty when nothing can be done."""
     passing: bool = False
     """Whether it may be over in a moment by itself."""
+    changed: bool = False
+    """Whether it is no more than a file that is not as it was: one may decide to take it as it is."""
 
     def __str__(self) -> str:
         return f"{self.subject}: {self.why}" + (f"; {self.advice}" if self.advice else "")

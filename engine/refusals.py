@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import chain
 
 from torpor._native import lib
@@ -17,6 +18,7 @@ from torpor.objects import (
     descriptors,
     family,
     mapped_files,
+    mounts,
     shared_memory,
     sysv_messages,
     sysv_semaphores,
@@ -54,7 +56,9 @@ def name_of(process: pb.Process) -> str:
     return f"process {process.pid} ({comm})"
 
 
-def refuse(image: pb.Tree, snapshot: str, host: Probe, stdio: Sequence[int]) -> None:
+def refuse(
+    image: pb.Tree, snapshot: str, host: Probe, stdio: Sequence[int], *, files_as_they_are: bool = False
+) -> None:
     """Find what keeps this host from waking an image.
 
     Args:
@@ -62,6 +66,7 @@ def refuse(image: pb.Tree, snapshot: str, host: Probe, stdio: Sequence[int]) -> 
         snapshot: its id.
         host: what this host can do.
         stdio: the descriptors that stand in for 0, 1 and 2.
+        files_as_they_are: files that changed since are no hindrance.
 
     Raises:
         RestoreRefused: with every reason.
@@ -75,14 +80,24 @@ def refuse(image: pb.Tree, snapshot: str, host: Probe, stdio: Sequence[int]) -> 
         for process in living(image):
             reasons += credentials.check(name_of(process), process.credentials)
             reasons += vdso.check(name_of(process), process, vdso.host())
+        reasons += mounts.check(image)
         reasons += mapped_files.check(image)
         reasons += shared_memory.check(image)
         reasons += descriptors.check(image, stdio)
         reasons += _check_directories(image)
         reasons += check_abilities(host)
         family.arrange(image, family.UNKNOWN_PID)
+    if files_as_they_are:
+        reasons = [reason for reason in reasons if not reason.changed]
     if reasons:
-        raise RestoreRefused(f"snapshot {snapshot} cannot be restored here", reasons)
+        raise RestoreRefused(f"snapshot {snapshot} cannot be restored here", map(_with_choice, reasons))
+
+
+def _with_choice(reason: Reason) -> Reason:
+    """A reason that is only a changed file, with the option that takes it as it is."""
+    if not reason.changed:
+        return reason
+    return replace(reason, advice=f"{reason.advice}, or take it as it is with --files=as-they-are")
 
 
 def check_host(image: pb.Tree, host: Probe) -> Iterator[Reason]:

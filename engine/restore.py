@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from typing import Literal
 
 from google.protobuf.message import DecodeError
 
@@ -47,6 +48,7 @@ from torpor.store import SnapshotInfo, SnapshotReader, Store
 KIND = "tree"
 Progress = Callable[[int, int], None]
 """Told the bytes of memory done so far and in all."""
+Files = Literal["as-they-were", "as-they-are"]
 CAP_SYS_RESOURCE = 24
 
 
@@ -61,6 +63,7 @@ def restore(
     connected: Callable[[], None] | None = None,
     ports: Mapping[int, int] | None = None,
     terminal: Callable[[pb.Pty], int] | None = None,
+    files: Files = "as-they-were",
 ) -> Job:
     """Wake a snapshot: its processes go on where they were, under their old PIDs.
 
@@ -75,6 +78,7 @@ def restore(
         ports: TCP ports that listeners are to have, by those that they had: for a second tree beside the first.
         terminal: gives a terminal that no session has, when the job had one outside: told what that was. It
             becomes the controlling one again, and stands in for those of `stdio` that are terminals.
+        files: whether the tree's files must be as they were, but for those that grew, or are taken as they are.
 
     Raises:
         RestoreRefused: this host cannot wake it as it is now; nothing was started.
@@ -86,7 +90,7 @@ def restore(
         image = _parse(reader)
         if ports:
             moved_ports.move(image, ports)
-        refuse(image, reader.info.id, probe(), stdio)
+        refuse(image, reader.info.id, probe(), stdio, files_as_they_are=files == "as-they-are")
         setting = _setting(image, detach)
         given = -1
         if terminal is not None and (lost := ptys.lost(image)) is not None:
@@ -96,7 +100,12 @@ def restore(
             return _wake(image, reader, setting, _here(setting), material, progress, first, connected)
 
 
-def explain(snapshot: str | SnapshotInfo, *, store: Store | str | os.PathLike[str] | None = None) -> str:
+def explain(
+    snapshot: str | SnapshotInfo,
+    *,
+    store: Store | str | os.PathLike[str] | None = None,
+    files: Files = "as-they-were",
+) -> str:
     """Every system call that a restore would make here, in words. Starts nothing.
 
     Raises:
@@ -104,7 +113,7 @@ def explain(snapshot: str | SnapshotInfo, *, store: Store | str | os.PathLike[st
     """
     with _open(snapshot, store) as reader:
         image = _parse(reader)
-        refuse(image, reader.info.id, probe(), (0, 1, 2))
+        refuse(image, reader.info.id, probe(), (0, 1, 2), files_as_they_are=files == "as-they-are")
         with _Material(image, reader, (0, 1, 2)) as material:
             return make(image, _here(_setting(image, False)), material.held).explain()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Literal
 
 import click
 
@@ -14,8 +15,22 @@ from torpor.cli.common import command_options, exit_as, note, print_json, progre
 @store_option
 @click.option("--detach", is_flag=True, help="Print one PID, which lives as long as the job, and return.")
 @click.option("--explain", is_flag=True, help="Print what would be done, system call by system call, and do nothing.")
+@click.option(
+    "--files",
+    type=click.Choice(["as-they-were", "as-they-are"]),
+    default="as-they-were",
+    show_default=True,
+    help="Whether files that changed since are refused, but for those that grew.",
+)
 @command_options
-def command(snapshot: str, store: str | None, detach: bool, explain: bool, as_json: bool) -> int:
+def command(
+    snapshot: str,
+    store: str | None,
+    detach: bool,
+    explain: bool,
+    files: Literal["as-they-were", "as-they-are"],
+    as_json: bool,
+) -> int:
     """Wake a snapshot: its processes go on where they were, with their old PIDs.
 
     In the foreground this command stands for the job: it passes signals on, gives it the terminal, and exits
@@ -27,7 +42,7 @@ def command(snapshot: str, store: str | None, detach: bool, explain: bool, as_js
     if explain:
         from torpor.restore import explain as explain_plan
 
-        click.echo(explain_plan(snapshot, store=store))
+        click.echo(explain_plan(snapshot, store=store, files=files))
         return 0
     relay = Relay(0) if not detach and os.isatty(0) else None
     with progress_bar("waking") as progress:
@@ -35,7 +50,13 @@ def command(snapshot: str, store: str | None, detach: bool, explain: bool, as_js
         ready = None if detach else torpor.Job.hold_signals
         terminal = relay.open if relay else None
         job = torpor.restore(
-            snapshot, store=store, detach=detach, progress=progress, connected=ready, terminal=terminal
+            snapshot,
+            store=store,
+            detach=detach,
+            progress=progress,
+            connected=ready,
+            terminal=terminal,
+            files=files,
         )
     for warning in job.warnings:
         note(warning)

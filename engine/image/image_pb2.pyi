@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Map
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Tree(_message.Message):
-    __slots__ = ("host", "processes", "descriptions", "shared", "files", "pipes", "timing", "ptys", "sessions", "semaphores", "queues")
+    __slots__ = ("host", "processes", "descriptions", "shared", "files", "pipes", "timing", "ptys", "sessions", "semaphores", "queues", "mounts")
     HOST_FIELD_NUMBER: _ClassVar[int]
     PROCESSES_FIELD_NUMBER: _ClassVar[int]
     DESCRIPTIONS_FIELD_NUMBER: _ClassVar[int]
@@ -19,6 +19,7 @@ class Tree(_message.Message):
     SESSIONS_FIELD_NUMBER: _ClassVar[int]
     SEMAPHORES_FIELD_NUMBER: _ClassVar[int]
     QUEUES_FIELD_NUMBER: _ClassVar[int]
+    MOUNTS_FIELD_NUMBER: _ClassVar[int]
     host: Host
     processes: _containers.RepeatedCompositeFieldContainer[Process]
     descriptions: _containers.RepeatedCompositeFieldContainer[Description]
@@ -30,7 +31,18 @@ class Tree(_message.Message):
     sessions: _containers.RepeatedCompositeFieldContainer[Session]
     semaphores: _containers.RepeatedCompositeFieldContainer[SemaphoreSet]
     queues: _containers.RepeatedCompositeFieldContainer[MessageQueue]
-    def __init__(self, host: _Optional[_Union[Host, _Mapping]] = ..., processes: _Optional[_Iterable[_Union[Process, _Mapping]]] = ..., descriptions: _Optional[_Iterable[_Union[Description, _Mapping]]] = ..., shared: _Optional[_Iterable[_Union[SharedMemory, _Mapping]]] = ..., files: _Optional[_Iterable[_Union[FileRef, _Mapping]]] = ..., pipes: _Optional[_Iterable[_Union[PipeBuffer, _Mapping]]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., ptys: _Optional[_Iterable[_Union[Pty, _Mapping]]] = ..., sessions: _Optional[_Iterable[_Union[Session, _Mapping]]] = ..., semaphores: _Optional[_Iterable[_Union[SemaphoreSet, _Mapping]]] = ..., queues: _Optional[_Iterable[_Union[MessageQueue, _Mapping]]] = ...) -> None: ...
+    mounts: _containers.RepeatedCompositeFieldContainer[Mount]
+    def __init__(self, host: _Optional[_Union[Host, _Mapping]] = ..., processes: _Optional[_Iterable[_Union[Process, _Mapping]]] = ..., descriptions: _Optional[_Iterable[_Union[Description, _Mapping]]] = ..., shared: _Optional[_Iterable[_Union[SharedMemory, _Mapping]]] = ..., files: _Optional[_Iterable[_Union[FileRef, _Mapping]]] = ..., pipes: _Optional[_Iterable[_Union[PipeBuffer, _Mapping]]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., ptys: _Optional[_Iterable[_Union[Pty, _Mapping]]] = ..., sessions: _Optional[_Iterable[_Union[Session, _Mapping]]] = ..., semaphores: _Optional[_Iterable[_Union[SemaphoreSet, _Mapping]]] = ..., queues: _Optional[_Iterable[_Union[MessageQueue, _Mapping]]] = ..., mounts: _Optional[_Iterable[_Union[Mount, _Mapping]]] = ...) -> None: ...
+
+class Mount(_message.Message):
+    __slots__ = ("path", "filesystem", "source")
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    FILESYSTEM_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    path: bytes
+    filesystem: str
+    source: str
+    def __init__(self, path: _Optional[bytes] = ..., filesystem: _Optional[str] = ..., source: _Optional[str] = ...) -> None: ...
 
 class SemaphoreSet(_message.Message):
     __slots__ = ("id", "key", "uid", "gid", "mode", "values", "undo")
@@ -583,26 +595,30 @@ class Fd(_message.Message):
     def __init__(self, fd: _Optional[int] = ..., description: _Optional[int] = ..., cloexec: bool = ..., locks: _Optional[_Iterable[_Union[Lock, _Mapping]]] = ...) -> None: ...
 
 class Lock(_message.Message):
-    __slots__ = ("kind", "exclusive", "start", "length")
+    __slots__ = ("kind", "exclusive", "start", "length", "signal")
     class Kind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         UNKNOWN: _ClassVar[Lock.Kind]
         FLOCK: _ClassVar[Lock.Kind]
         OFD: _ClassVar[Lock.Kind]
         POSIX: _ClassVar[Lock.Kind]
+        LEASE: _ClassVar[Lock.Kind]
     UNKNOWN: Lock.Kind
     FLOCK: Lock.Kind
     OFD: Lock.Kind
     POSIX: Lock.Kind
+    LEASE: Lock.Kind
     KIND_FIELD_NUMBER: _ClassVar[int]
     EXCLUSIVE_FIELD_NUMBER: _ClassVar[int]
     START_FIELD_NUMBER: _ClassVar[int]
     LENGTH_FIELD_NUMBER: _ClassVar[int]
+    SIGNAL_FIELD_NUMBER: _ClassVar[int]
     kind: Lock.Kind
     exclusive: bool
     start: int
     length: int
-    def __init__(self, kind: _Optional[_Union[Lock.Kind, str]] = ..., exclusive: bool = ..., start: _Optional[int] = ..., length: _Optional[int] = ...) -> None: ...
+    signal: int
+    def __init__(self, kind: _Optional[_Union[Lock.Kind, str]] = ..., exclusive: bool = ..., start: _Optional[int] = ..., length: _Optional[int] = ..., signal: _Optional[int] = ...) -> None: ...
 
 class Description(_message.Message):
     __slots__ = ("flags", "locks", "file", "directory", "device", "pipe", "eventfd", "epoll", "unix", "tcp", "memfd", "outside", "timerfd", "signalfd", "pidfd", "inotify", "udp", "fifo", "pty", "queue")
@@ -669,7 +685,7 @@ class PosixQueue(_message.Message):
     def __init__(self, name: _Optional[bytes] = ..., removed: bool = ..., inode: _Optional[int] = ..., mode: _Optional[int] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., most: _Optional[int] = ..., largest: _Optional[int] = ...) -> None: ...
 
 class RegularFile(_message.Message):
-    __slots__ = ("path", "position", "size", "mtime_ns", "dev", "ino", "mode")
+    __slots__ = ("path", "position", "size", "mtime_ns", "dev", "ino", "mode", "blocks")
     PATH_FIELD_NUMBER: _ClassVar[int]
     POSITION_FIELD_NUMBER: _ClassVar[int]
     SIZE_FIELD_NUMBER: _ClassVar[int]
@@ -677,6 +693,7 @@ class RegularFile(_message.Message):
     DEV_FIELD_NUMBER: _ClassVar[int]
     INO_FIELD_NUMBER: _ClassVar[int]
     MODE_FIELD_NUMBER: _ClassVar[int]
+    BLOCKS_FIELD_NUMBER: _ClassVar[int]
     path: bytes
     position: int
     size: int
@@ -684,7 +701,8 @@ class RegularFile(_message.Message):
     dev: int
     ino: int
     mode: int
-    def __init__(self, path: _Optional[bytes] = ..., position: _Optional[int] = ..., size: _Optional[int] = ..., mtime_ns: _Optional[int] = ..., dev: _Optional[int] = ..., ino: _Optional[int] = ..., mode: _Optional[int] = ...) -> None: ...
+    blocks: int
+    def __init__(self, path: _Optional[bytes] = ..., position: _Optional[int] = ..., size: _Optional[int] = ..., mtime_ns: _Optional[int] = ..., dev: _Optional[int] = ..., ino: _Optional[int] = ..., mode: _Optional[int] = ..., blocks: _Optional[int] = ...) -> None: ...
 
 class Directory(_message.Message):
     __slots__ = ("path", "position")

@@ -160,6 +160,8 @@ class GrabbedDescriptors:
     """The descriptors that an execve() closes."""
     locked: dict[Holder, list[bytes]] = field(default_factory=dict)
     """What fdinfo says of locks and leases. POSIX locks are a process's own."""
+    lease_signals: dict[int, int] = field(default_factory=dict)
+    """By id() of a `Held` with a lease, the signal that tells of its breaking (F_GETSIG)."""
     terminals: dict[int, Stat] = field(default_factory=dict)
     """By PID what tells a process's session, controlling terminal and groups."""
     content: bool = True

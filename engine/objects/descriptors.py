@@ -11,12 +11,13 @@
 
 A new kind is a module with a class of `description.Kind`, and one line in KINDS.
 
-Not kept: who owns a descriptor's signals (F_SETOWN, F_SETSIG), and leases. All are refused.
+Not kept: who owns a descriptor's signals (F_SETOWN, F_SETSIG), but for leases. They are refused.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import resource
 import stat
@@ -208,7 +209,7 @@ def describe(tree: GrabbedDescriptors, image: Tree, shared: Callable[[int, int],
                 describing.index[key] = len(order)
                 order.append((held, key[1]))
     for held, number in order:
-        description = image.descriptions.add(flags=held.flags)
+        description = image.descriptions.add(flags=held.flags & ~O_ASYNC)
         if number is None:
             held.kind.describe(held, description, tree, describing)
         else:
@@ -224,10 +225,19 @@ def describe(tree: GrabbedDescriptors, image: Tree, shared: Callable[[int, int],
         for lock in locks.parse(tree.locked.get(holder, ())):
             if lock.kind == Lock.POSIX:
                 entry.locks.append(lock)
+            elif lock.kind == Lock.LEASE:
+                if holder == _leaseholder(held, tree):
+                    entry.locks.add(kind=lock.kind, exclusive=lock.exclusive, signal=tree.lease_signals[id(held)])
             elif lock not in description.locks:
                 description.locks.append(lock)
     if found := ptys.describe_sessions(describing):
         raise Refused("the tree holds what cannot be kept", found)
+
+
+def _leaseholder(held: Held[Any], tree: GrabbedDescriptors) -> Holder:
+    """The descriptor through which a lease is to be taken again: one of the process that took it, if that is there."""
+    owner = locks.lease_owner(tree.locked[held.holders[0]])
+    return next((holder for holder in held.holders if holder.pid == owner), held.holders[0])
 
 
 class _Known:
@@ -281,6 +291,9 @@ def _grab_descriptor(known: _Known, holder: Holder, pidfd: int, table: int, info
         tree.cloexec.add(holder)
     if found := locks.lines(info):
         tree.locked[holder] = found
+        if locks.lease_owner(found) is not None and id(held) not in tree.lease_signals:
+            with borrowed(pidfd, holder.fd) as copy:
+                tree.lease_signals[id(held)] = fcntl.fcntl(copy, locks.F_GETSIG)
 
 
 def _grab_under_way(known: _Known, copy: int, socket: Held[Any]) -> Held[Any]:
@@ -358,13 +371,13 @@ def _problems(tree: GrabbedDescriptors) -> Iterator[Reason]:
         yield Reason(f"{_name(held.holders[0])} ({held.link})", *problem)
     for holder, lines in sorted(tree.locked.items()):
         for problem in locks.judge(lines):
-            yield Reason(f"{_name(holder)} ({tree.by_holder[holder].link})", problem.why, problem.advice)
+            yield Reason(f"{_name(holder)} ({tree.by_holder[holder].link})", *problem)
 
 
 def _judge(held: Held[Any], tree: GrabbedDescriptors) -> Iterator[Problem]:
-    if held.flags & O_ASYNC:
+    if held.flags & O_ASYNC and id(held) not in tree.lease_signals:  # a lease sets it, too
         yield Problem("it sends a signal when it is ready (O_ASYNC)", "clear the flag")
-    elif unknown := held.flags & ~(KNOWN_FLAGS | O_TMPFILE):
+    elif unknown := held.flags & ~(KNOWN_FLAGS | O_TMPFILE | O_ASYNC):
         yield Problem(f"it has status flags that are not known: {unknown:#o}")
     if held.under_way_to is not None:
         if not held.kind.may_be_under_way:

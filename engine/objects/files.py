@@ -7,7 +7,11 @@ writes after it.
 
 Files without a name are `torpor.objects.unlinked`, locks `torpor.objects.locks`.
 
-Refused: names that lead to another file by now, and files below /proc/PID. The image is not trusted with files: nothing
+A file whose name was taken away is kept by another name of its directory, if it has one there.
+
+Refused: names that lead to another file by now, and files below /proc/PID. At a restore, unless the user takes files as
+they are: files that were cut or replaced, and those that the program only reads and others changed. One that grew is no
+hindrance. The image is not trusted with files: nothing
 is created, cut or written by opening, and what kind of file it is is asked before it is opened.
 """
 
@@ -69,11 +73,12 @@ class RegularFile(Kind[None]):
         out.file.dev = held.stat.st_dev
         out.file.ino = held.stat.st_ino
         out.file.mode = held.stat.st_mode
+        out.file.blocks = held.stat.st_blocks
 
     def check(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
         """It is there, may be opened, and has not lost what the program counts on."""
+        written = {(d.file.dev, d.file.ino) for d in mine.values() if d.flags & os.O_ACCMODE != os.O_RDONLY}
         for description in mine.values():
-            file = description.file
             subject = words(description)
             try:
                 fd = open_described(description)
@@ -88,18 +93,8 @@ class RegularFile(Kind[None]):
                 yield Reason(subject, "it is no regular file any more", "put the file back")
             elif description.flags & os.O_PATH:
                 continue
-            elif now.st_ino != file.ino and now.st_size < file.size:
-                yield Reason(
-                    subject,
-                    f"another file has taken its place: {now.st_size} bytes where there were {file.size}",
-                    "put the old file back",
-                )
-            elif now.st_size < min(file.position, file.size) and not description.flags & os.O_APPEND:
-                yield Reason(
-                    subject,
-                    f"it was cut from {file.size} to {now.st_size} bytes, and the program is at byte {file.position}",
-                    "put the lost part back",
-                )
+            elif why := _changed(description, now, written):
+                yield Reason(subject, why, "put the old file back", changed=True)
 
     def make(self, description: Description, opening: Opening) -> int:
         """By name, and never so that it changes."""
@@ -145,7 +140,34 @@ class Directory(Kind[None]):
         return _sought(open_described(description, os.O_DIRECTORY), description.flags, description.directory.position)
 
 
+def _changed(description: Description, now: os.stat_result, written: set[tuple[int, int]]) -> str:
+    """How a file is not as it was, where that matters; empty: it is, or it only grew."""
+    file, flags = description.file, description.flags
+    if now.st_ino != file.ino and now.st_size < file.size:
+        return f"another file has taken its place: {now.st_size} bytes where there were {file.size}"
+    if now.st_size < min(file.position, file.size) and not flags & os.O_APPEND:
+        return f"it was cut from {file.size} to {now.st_size} bytes, and the program is at byte {file.position}"
+    # What the program writes itself it writes again; what it only reads, others have changed.
+    only_read = flags & os.O_ACCMODE == os.O_RDONLY and (file.dev, file.ino) not in written
+    if only_read and file.blocks and now.st_size <= file.size and now.st_mtime_ns != file.mtime_ns:
+        return "it was changed since: its size or time of change is not what it was"
+    return ""
+
+
+def _lasting_name(held: Held[None]) -> str:
+    """Its name; where that was taken away or given to another file, another one in the same directory."""
+    if not held.link.endswith(DELETED) or not held.stat.st_nlink or os.path.lexists(held.link):
+        return held.link
+    try:
+        with os.scandir(os.path.dirname(held.link)) as entries:
+            same = (entry.path for entry in entries if entry.inode() == held.stat.st_ino)
+            return next((path for path in same if os.path.samestat(os.lstat(path), held.stat)), held.link)
+    except OSError:
+        return held.link
+
+
 def _judge_name(held: Held[None], tree: GrabbedDescriptors) -> Iterator[Problem]:
+    held.link = _lasting_name(held)
     why = why_not_by_name(held)
     if held.stat.st_nlink == 0 or (why and held.link.endswith(DELETED)):
         yield Problem("it has no name any more, and its content is not kept", "close it, or give it a name")

@@ -5,7 +5,9 @@ shared. The first two belong to a description and are taken by the restorer; the
 its own when it has its descriptors and none but these: to close one would release them. The restore is refused while
 another process has a lock that is in the way.
 
-Refused: leases (F_SETLEASE). A process that waits for a lock goes on waiting: its call is made again.
+A lease (F_SETLEASE) is taken by the process that had it, with the signal that it asked for; nobody else may have the
+file open in its way. One that is being broken is refused. A process that waits for a lock goes on waiting: its call is
+made again.
 
 fdinfo has a line for each lock that was taken through a descriptor (Documentation/filesystems/proc.rst, 3.8; the
 line's format is that of /proc/locks).
@@ -34,9 +36,11 @@ F_OFD_SETLK = 37
 FLOCK = struct.Struct("=hhxxxxqqixxxx")
 """struct flock: type, whence, start, length (0: to the end), PID."""
 LAST = (1 << 63) - 1
-KINDS = {b"FLOCK": Lock.FLOCK, b"OFDLCK": Lock.OFD, b"POSIX": Lock.POSIX}
+F_SETSIG, F_GETSIG = 10, 11
+F_SETLEASE = 1024
+KINDS = {b"FLOCK": Lock.FLOCK, b"OFDLCK": Lock.OFD, b"POSIX": Lock.POSIX, b"LEASE": Lock.LEASE}
 
-_LINE = re.compile(rb"^lock:\t\d+: (\w+) +\w+ +(\w+) +-?\d+ \S+ (\d+) (\d+|EOF)$")
+_LINE = re.compile(rb"^lock:\t\d+: (\w+) +(\w+) +(\w+) +(-?\d+) \S+ (\d+) (\d+|EOF)$")
 
 
 def lines(info: bytes) -> list[bytes]:
@@ -48,9 +52,9 @@ def judge(found: Iterable[bytes]) -> Iterator[Problem]:
     """Say which of them cannot be kept."""
     for line in found:
         match = _LINE.match(line)
-        if match is None or match[1] in (b"LEASE", b"DELEG"):
-            yield Problem("the program has a lease on it (F_SETLEASE), which is not kept", "give up the lease")
-        elif match[1] not in KINDS or match[2] not in (b"READ", b"WRITE"):
+        if match and match[1] == b"LEASE" and match[2] != b"ACTIVE":
+            yield Problem("its lease (F_SETLEASE) is being broken", "let the program give it up", passing=True)
+        elif match is None or match[1] not in KINDS or match[3] not in (b"READ", b"WRITE"):
             yield Problem(f"it has a lock of a kind that is not known: {line.decode(errors='replace')}", "unlock it")
 
 
@@ -59,10 +63,16 @@ def parse(found: Iterable[bytes]) -> list[Lock]:
     made = []
     for line in found:
         if (match := _LINE.match(line)) and match[1] in KINDS:
-            start = int(match[3])
-            length = 0 if match[4] == b"EOF" else int(match[4]) - start + 1
-            made.append(Lock(kind=KINDS[match[1]], exclusive=match[2] == b"WRITE", start=start, length=length))
+            start = int(match[5])
+            length = 0 if match[6] == b"EOF" else int(match[6]) - start + 1
+            made.append(Lock(kind=KINDS[match[1]], exclusive=match[3] == b"WRITE", start=start, length=length))
     return made
+
+
+def lease_owner(found: Iterable[bytes]) -> int | None:
+    """The PID of the process that took a lease, as this process sees it; None: there is no lease."""
+    owners = (int(match[4]) for line in found if (match := _LINE.match(line)) and match[1] == b"LEASE")
+    return next(owners, None)
 
 
 def check(image: Tree) -> Iterator[Reason]:
@@ -82,6 +92,8 @@ def check(image: Tree) -> Iterator[Reason]:
                 continue  # told by its kind
             try:
                 for lock in mine:
+                    if lock.kind == Lock.LEASE:
+                        continue  # this very descriptor would be in its way
                     # Nothing of the image is locked yet, so that what is in the way is somebody else's.
                     _take(fd, lock)
             except OSError as error:
@@ -109,9 +121,19 @@ def steps(process: Process) -> Iterator[Call]:
     """The calls with which a process takes its own, when it closes no descriptor any more."""
     for entry in process.fds:
         for lock in entry.locks:
+            if lock.kind == Lock.LEASE:
+                yield from _lease(entry.fd, lock)
+                continue
             extent = f"{lock.start}-{lock.start + lock.length - 1}" if lock.length else f"{lock.start}-"
             text = f"locking bytes {extent} of descriptor {entry.fd}"
             yield Call(NR.fcntl, (entry.fd, F_SETLK, _request(lock)), 0, text)
+
+
+def _lease(fd: int, lock: Lock) -> Iterator[Call]:
+    if lock.signal:
+        yield Call(NR.fcntl, (fd, F_SETSIG, lock.signal), 0, f"choosing the signal of descriptor {fd}")
+    kind = F_WRLCK if lock.exclusive else F_RDLCK
+    yield Call(NR.fcntl, (fd, F_SETLEASE, kind), 0, f"taking the lease of descriptor {fd}, which nobody may have open")
 
 
 def _request(lock: Lock) -> bytes:

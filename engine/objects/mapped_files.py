@@ -124,9 +124,19 @@ def check(image: pb.Tree) -> Iterator[Reason]:
             elif file.build_id and build_id(fd) != file.build_id:
                 yield Reason(subject, "it is another build than the one in memory", "install that version again")
             elif not file.build_id and (status.st_size, status.st_mtime_ns) != (file.size, file.mtime_ns):
-                yield Reason(subject, "its size or time of change is not what it was", "put the old file back")
+                needed = max((vma.offset + vma.end - vma.start for vma in _of(image, index)), default=0)
+                changed = status.st_size >= min(needed, file.size)  # else there would be pages without a file
+                why = "its size or time of change is not what it was"
+                yield Reason(subject, why, "put the old file back", changed=changed)
         finally:
             os.close(fd)
+
+
+def _of(image: pb.Tree, index: int) -> Iterator[pb.Vma]:
+    """The mappings of a file."""
+    kinds = (pb.Vma.FILE_PRIVATE, pb.Vma.FILE_SHARED)
+    found = (vma for process in image.processes for vma in process.memory.vmas)
+    return (vma for vma in found if vma.kind in kinds and vma.file == index)
 
 
 def _check_size(subject: str, image: pb.Tree, index: int, size: int) -> Iterator[Reason]:

@@ -17,7 +17,6 @@ WORDS = {
     "aio.c": ["aio"],
     "deleted_program.c": ["deleted"],
     "dispatch.c": ["dispatch"],
-    "files_held.py": ["lease", "no name"],
     "in_flight.py": ["pidfd", "credentials", "nobody in the tree has that name"],
     "io_uring.c": ["io_uring", "idle"],
     "message_queue.c": ["1 messages lie in the POSIX message queue", "notifies process"],

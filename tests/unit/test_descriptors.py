@@ -19,7 +19,7 @@ from tests.unit.descriptor_tree import acting_as, holder, opened
 from tests.users import User
 from torpor.errors import NotPermitted, Refused
 from torpor.image.image_pb2 import Tree
-from torpor.objects import descriptors
+from torpor.objects import descriptors, mounts
 from torpor.remote.sys import syscall
 
 Acting = Callable[[Callable[[Path], None]], None]
@@ -311,6 +311,51 @@ def test_a_regular_file_in_stdio_is_opened_again(tmp_path: Path) -> None:
     assert output.read_bytes() == b"hello\nagain\n"
 
 
+def test_a_file_that_lost_its_name_is_kept_by_another_one(acting: Acting) -> None:
+    def body(tmp: Path) -> None:
+        with holder(
+            "f = os.open('x', os.O_CREAT | os.O_RDWR); os.link('x', 'y'); os.unlink('x'); ready(f=f); wait()", cwd=tmp
+        ) as tree:
+            f = tree.ready()["f"]
+            assert tree.survey() == []
+            image = tree.dump()
+        with opened(image) as woken:
+            assert os.path.samestat(os.fstat(woken(f)), os.stat(tmp / "y"))
+
+    acting(body)
+
+
+def test_what_was_changed_is_refused_but_may_be_taken_as_it_is(acting: Acting) -> None:
+    def body(tmp: Path) -> None:
+        (tmp / "input").write_bytes(b"0123456789")
+        (tmp / "log").write_bytes(b"0123456789")
+        with holder(
+            "f = os.open('input', os.O_RDONLY); g = os.open('log', os.O_RDONLY); ready(); wait()", cwd=tmp
+        ) as tree:
+            tree.ready()
+            image = tree.dump()
+        assert descriptors.check(image) == []
+        with (tmp / "log").open("ab") as log:
+            log.write(b"more")
+        (tmp / "input").write_bytes(b"9876543210")
+        (reason,) = descriptors.check(image)
+        assert reason.changed and "input: it was changed since" in str(reason)
+
+    acting(body)
+
+
+def test_a_file_system_that_is_not_mounted_is_named(tmp_path: Path) -> None:
+    image = Tree()
+    there = image.descriptions.add(flags=os.O_RDWR)
+    there.file.path = os.fsencode(tmp_path / "scratch/run/output")
+    image.mounts.add(path=os.fsencode(tmp_path / "scratch"), filesystem="nfs4", source="filer:/export")
+    (reason,) = mounts.check(image)
+    assert "scratch (nfs4 of filer:/export): it is not mounted here" in str(reason)
+    (tmp_path / "scratch/run").mkdir(parents=True)
+    (tmp_path / "scratch/run/output").touch()
+    assert list(mounts.check(image)) == []
+
+
 REFUSED = {
     "userfaultfd": ("f = syscall(NR.userfaultfd, 1)", "what a userfaultfd watches cannot be read"),
     "udp": (
@@ -322,13 +367,12 @@ REFUSED = {
         "s = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW); f = s.fileno()",
         "a netlink socket (routes) is not kept",
     ),
-    "lease": ("f = os.open('x', os.O_CREAT); fcntl.fcntl(f, 1024, fcntl.F_RDLCK)", "has a lease on it"),
     "too large": (
         "f = os.open('gone', os.O_CREAT | os.O_RDWR); os.unlink('gone'); os.posix_fallocate(f, 0, (256 << 20) + 4096)",
         "256 MiB are more than",
     ),
     "renamed": (
-        "f = os.open('x', os.O_CREAT); os.link('x', 'y'); os.unlink('x')",
+        "f = os.open('x', os.O_CREAT); os.mkdir('d'); os.link('x', 'd/y'); os.unlink('x')",
         "it has no name any more",
     ),
     "own proc": ("f = os.open('/proc/self/stat', 0)", "it shows a process as it is now"),

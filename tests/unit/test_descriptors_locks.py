@@ -67,8 +67,11 @@ def test_what_proc_says_of_locks() -> None:
         (Lock.OFD, False, 3, 7),
         (Lock.FLOCK, True, 0, 0),
     ]
-    (lease,) = locks.judge([b"lock:\t1: LEASE  ACTIVE    READ 77 fe:00:12 0 EOF"])
-    assert "a lease" in lease.why
+    lease = b"lock:\t1: LEASE  ACTIVE    READ 77 fe:00:12 0 EOF"
+    assert list(locks.judge([lease])) == []
+    assert ([lock.kind for lock in locks.parse([lease])], locks.lease_owner([lease])) == ([Lock.LEASE], 77)
+    (broken,) = locks.judge([lease.replace(b"ACTIVE  ", b"BREAKING")])
+    assert broken.passing and "is being broken" in broken.why
     (unknown,) = locks.judge([b"lock:\t1: NEWER  ADVISORY  READ 77 fe:00:12 0 EOF"])
     assert "a kind that is not known" in unknown.why
 
