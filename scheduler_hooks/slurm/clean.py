@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 from torpor.errors import NotFound
@@ -31,8 +33,9 @@ def clean(base: str, older: float) -> list[Path]:
         StoreError, NotPermitted: they cannot be removed.
     """
     removed = []
+    cluster = cache(_cluster)
     for home in JobHome.all(base, former=True):
-        if time.time() - _last_change(home) >= older and (home.finished or home.former or _is_forgotten(home)):
+        if time.time() - _last_change(home) >= older and (home.finished or home.former or _is_forgotten(home, cluster)):
             if (snapshots := home.store.snapshots()) and home.store.discard(snapshots).kept:
                 continue  # someone is reading them
             with told(str(home.path), "it cannot be removed"):
@@ -49,11 +52,18 @@ def _last_change(home: JobHome) -> float:
     return last
 
 
-def _is_forgotten(home: JobHome) -> bool:
-    """Whether this cluster's controller has answered that it knows no such job."""
+def _cluster() -> str:
     try:
-        if home.cluster != controller.configuration().get("ClusterName"):
-            return False
+        return controller.configuration().get("ClusterName", "")
+    except (SlurmError, NotFound):
+        return ""
+
+
+def _is_forgotten(home: JobHome, cluster: Callable[[], str]) -> bool:
+    """Whether the controller of the job's cluster has answered that it knows no such job."""
+    if home.cluster != cluster():
+        return False
+    try:
         controller.job_record(home.job)
     except (SlurmError, NotFound) as error:
         return "Invalid job id" in str(error)

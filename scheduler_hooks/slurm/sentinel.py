@@ -32,6 +32,7 @@ class Sentinel:
         self._srun: subprocess.Popen[bytes] | None = None
         self._listens = False
         self._start_at = 0.0
+        """When it was last started, or is to be started again (time.monotonic())."""
 
     def __enter__(self) -> Sentinel:
         self._start()
@@ -50,7 +51,12 @@ class Sentinel:
 
     def listens(self) -> bool:
         """Whether it listens since the last question: what came before then, nobody has heard."""
-        if self._listens or self._srun is None:
+        if self._listens:
+            return False
+        if self._allocation.in_step:
+            self._listens = True  # this process does so itself
+            return True
+        if self._srun is None:
             return False
         assert self._srun.stdout
         self._listens = bool(select.select([self._srun.stdout], [], [], 0)[0])
@@ -58,8 +64,9 @@ class Sentinel:
 
     @property
     def starting(self) -> bool:
-        """Whether it does not listen yet."""
-        return self._srun is not None and not self._listens
+        """Whether it may begin to listen at any moment. A step that has to wait for something may take for ever."""
+        waited = time.monotonic() - self._start_at
+        return self._srun is not None and not self._listens and waited < AGAIN
 
     def ended(self) -> bool:
         """Whether the step has ended since the last question: Slurm told it to go, or something befell it."""
@@ -82,6 +89,7 @@ class Sentinel:
         command += ["--overlap", "--nodes=1", "--ntasks=1", "--cpus-per-task=1", "--mem=0", "--mpi=none", "--quiet"]
         command += ["--job-name=torpor-sentinel", "--chdir=/", "--input=none", "--error=none"]
         self._listens = False
+        self._start_at = time.monotonic()
         self._srun = subprocess.Popen(
             [*command, "sh", "-c", "echo; exec sleep infinity"],
             env={name: os.environ[name] for name in _NEEDED if name in os.environ},
