@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torpor
-from torpor import Job, Snapshot
+from torpor import Job, Snapshot, procfs
 from torpor.errors import (
     ImageDamaged,
     NotFound,
@@ -34,7 +34,7 @@ from torpor.errors import (
 )
 from torpor.image import image_pb2 as pb
 from torpor.run import start
-from torpor.scheduler_hooks.slurm import controller, rollback, step
+from torpor.scheduler_hooks.slurm import controller, lifeline, rollback, step
 from torpor.scheduler_hooks.slurm.allocation import ENV_FILE, Allocation
 from torpor.scheduler_hooks.slurm.controller import JobRecord, SlurmError
 from torpor.scheduler_hooks.slurm.home import RUN_TAG, JobHome
@@ -149,6 +149,7 @@ class Supervisor:
         if job is None:
             job = self._start()
         self.job = job
+        lifeline.tie(job)
         for warning in job.warnings:
             _tell(f"note: {warning}")
         took = time.monotonic() - began
@@ -405,7 +406,8 @@ class Supervisor:
         except Exception as error:  # also a fault of ours: it must not cost the job, which runs on
             words = str(error) if isinstance(error, TorporError) else "".join(traceback.format_exception(error))
             self.home.log(f"not saved: {words}")
-            if self.job.poll() is None:  # of one that has ended meanwhile anything may be said
+            # Of one that has ended meanwhile, or is about to, anything may be said.
+            if not procfs.is_ending(self.job.tree_pid, self.job.tree_pid):
                 _tell(f"not saved: {words}")
             return False
         took = time.monotonic() - began
@@ -437,7 +439,8 @@ class Supervisor:
             return self._abandon()  # what became of this copy says nothing of the job
         if code != 0 and (self.warned or self.leaving or code in (-signal.SIGTERM, -signal.SIGKILL)):
             answer = self._why(signal.SIGTERM)
-            if answer is None or answer.cause is not Cause.OTHER or self.record.state != "RUNNING":
+            killed = code == -signal.SIGKILL  # for want of memory, or by hand: it has not come to its end
+            if killed or answer is None or answer.cause is not Cause.OTHER or self.record.state != "RUNNING":
                 return self._ended_early(code, answer)
         self.home.log(f"the application ended with {code}")
         self._tell_state(phase="finished", code=code)

@@ -6,11 +6,13 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
 from tests.integration.slurm_cluster import PACKAGES, Cluster, cluster, missing
-from tests.integration.slurm_jobs import Submitted, application, job, script, start, supervisor, unharmed
+from tests.integration.slurm_jobs import APP, Submitted, application, job, script, start, supervisor, unharmed
 from tests.users import User
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=f"Slurm is missing here: install {PACKAGES}")
@@ -45,17 +47,30 @@ def test_a_warning_that_comes_before_anyone_listens(work: Submitted) -> None:
     unharmed(work, STEPS)
 
 
-def test_a_supervisor_that_is_killed(work: Submitted) -> None:
-    start(work, script(work, application(work, STEPS), "--every=1s"))
-    work.wait_log("saved 2", 2)
-    before = work.node
-    os.kill(supervisor(work), signal.SIGKILL)
-    assert work.wait_code() == "0:9"
-    work.cluster.wait_gone(work.number)  # and nothing of it is left running: the fixture looks
-    work.cluster.ask("scontrol", "requeue", work.number)
-    work.hurry(before)
-    work.wait_log("resumed")
-    unharmed(work, STEPS)
+def test_what_is_killed_goes_on_from_its_last_save(work: Submitted) -> None:
+    steps = 2 * STEPS
+    start(work, script(work, application(work, steps), "--every=1s"))
+    for saved, victim in ((2, application_of), (3, supervisor)):
+        work.wait_log("saved 2", saved)
+        before = work.node
+        os.kill(victim(work), signal.SIGKILL)
+        assert work.wait_code() == "0:9"
+        work.cluster.wait_gone(work.number)  # and nothing of it is left running: the fixture looks
+        work.cluster.ask("scontrol", "requeue", work.number)
+        work.hurry(before)
+        work.wait_log("resumed", saved - 1)
+    unharmed(work, steps)
+
+
+def application_of(made: Submitted) -> int:
+    """The PID of a job's application; its workers, which have the same command line, are its children."""
+    parents = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if (process / "cmdline").read_bytes().split(b"\0")[1:3] == [os.fsencode(APP), os.fsencode(made.folder)]:
+                parents[int(process.name)] = int((process / "stat").read_text().rpartition(")")[2].split()[1])
+    (root,) = (pid for pid, parent in parents.items() if parent not in parents)
+    return root
 
 
 COUNTS = """
