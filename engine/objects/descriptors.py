@@ -273,8 +273,11 @@ def _grab_process(known: _Known, pid: int, pidfd: int) -> None:
                 _grab_descriptor(known, Holder(pid, int(name)), pidfd, table, infos)
             except (FileNotFoundError, ProcessLookupError):
                 continue
+            except PermissionError:
+                raise
             except OSError as error:
-                if error.errno != errno.EBADF:
+                # Of a tree that runs the number may be something else by now, and is what no call expects.
+                if known.tree.content and error.errno != errno.EBADF:
                     raise
     finally:
         os.close(table)
@@ -283,7 +286,7 @@ def _grab_process(known: _Known, pid: int, pidfd: int) -> None:
 
 def _grab_descriptor(known: _Known, holder: Holder, pidfd: int, table: int, infos: int) -> None:
     tree, info = known.tree, _read(str(holder.fd), infos)
-    held, is_new = _description(known, holder, info, pidfd, table)
+    held, is_new = _description(known, holder, info, pidfd, table, infos)
     if not is_new:
         held.add(holder)
     tree.by_holder[holder] = held
@@ -303,7 +306,7 @@ def _grab_under_way(known: _Known, copy: int, socket: Held[Any]) -> Held[Any]:
     table = os.open("/proc/self/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     infos = os.open("/proc/self/fdinfo", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        held, is_new = _description(known, holder, _read(str(copy), infos), pidfd, table)
+        held, is_new = _description(known, holder, _read(str(copy), infos), pidfd, table, infos)
     finally:
         for fd in (pidfd, table, infos):
             os.close(fd)
@@ -314,8 +317,14 @@ def _grab_under_way(known: _Known, copy: int, socket: Held[Any]) -> Held[Any]:
     return held
 
 
-def _description(known: _Known, holder: Holder, info: bytes, pidfd: int, table: int) -> tuple[Held[Any], bool]:
-    """What a descriptor leads to, and whether it was not known before: then it is taken."""
+def _description(
+    known: _Known, holder: Holder, info: bytes, pidfd: int, table: int, infos: int
+) -> tuple[Held[Any], bool]:
+    """What a descriptor leads to, and whether it was not known before: then it is taken.
+
+    Raises:
+        FileNotFoundError: of a tree that runs: it led to something else before all was taken.
+    """
     position, _, *identity = info.split(b"\n", 4)[:4]
     flags = _flags(info) & ~os.O_CLOEXEC
     key = (position, flags, *identity)
@@ -326,6 +335,10 @@ def _description(known: _Known, holder: Holder, info: bytes, pidfd: int, table: 
     held = Held(_kind(seen, flags), seen.link, seen.stat, flags, info)
     held.add(holder)
     held.state = held.kind.grab(held, pidfd, content=known.tree.content)
+    if not known.tree.content:
+        name = str(holder.fd)
+        if _read(name, infos).split(b"\n", 4)[2:4] != identity or os.readlink(name, dir_fd=table) != seen.link:
+            raise FileNotFoundError(name)
     bucket.insert(place, held)
     known.tree.held.append(held)
     return held, True
