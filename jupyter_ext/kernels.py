@@ -218,7 +218,8 @@ class Keeper(Steps):
                     _, kept = await self.checkpoint_of(kernel_id, before.id)
                     await self._wake(kernel_id, operation, before, kept, again=False)
                     raise
-            self.gate(kernel_id).execution_count = record.execution_count
+            gate = self.gate(kernel_id)
+            gate.cell, gate.execution_count = record.cell, record.execution_count
         self._told(kernel_id, "restored")
         answer = self.describe(kernel_id) | {"undo": before.id if before else None}
         if notebook and path is not None:

@@ -73,6 +73,9 @@ def test_back_to_a_checkpoint_and_forth_again(server: Server) -> None:
         server.torpor(kernel, f"/checkpoints/{first['id']}/restore")
         notebook.until(lambda: notebook.finished(stuck), "the cell that is no more is told so")
         assert notebook.about(stuck, "execute_reply")[0]["status"] == "aborted"
+        same = server.torpor(kernel, "/checkpoints")
+        assert (same["cell"], same["parent"]) == ("x = 1", first["id"])
+        server.ask("DELETE", f"api/torpor/kernels/{kernel}/checkpoints/{same['id']}")
         assert notebook.run("print(x)") == "1\n"
         listed = server.get(f"api/torpor/kernels/{kernel}/checkpoints")
         assert [c["name"] for c in listed] == ["first", "before going back to first"]
