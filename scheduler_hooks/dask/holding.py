@@ -96,8 +96,9 @@ class Holding:
             self._end(hold)
             return list(lost)
         rest, others = [], bool(self.scheduler.running)
+        trusted: set[Key] = set()
         for task in lost:
-            loadable = others and self.plugin.usable(task, set()) is not None
+            loadable = others and self.plugin.usable(task, trusted) is not None
             if loadable or not self._may_be_held(task):
                 rest.append(task)
             else:
@@ -121,9 +122,11 @@ class Holding:
         return task.run_spec is not None or means_its_content(task.key)
 
     def _ran(self, task: TaskState) -> bool:
-        """Tell whether a worker had begun a task: as of its last heartbeat, or since it had a thread for each."""
+        """Tell whether a worker had begun a task: as of its last heartbeat, or since it had all inputs and threads."""
         worker = task.processing_on
-        return worker is not None and (task in worker.executing or len(worker.processing) <= worker.nthreads)
+        if worker is None or not worker.needs_what.keys().isdisjoint(task.dependencies):
+            return False
+        return task in worker.executing or len(worker.processing) <= worker.nthreads
 
     def _hold(self, task: TaskState, hold: Hold, *, running: bool) -> None:
         restrictions = (task.worker_restrictions, task.host_restrictions, task.loose_restrictions)

@@ -65,6 +65,17 @@ class _AsNew:
     async def plugin_add(self, **_: Any) -> None:
         """Do nothing: they are there."""
 
+    async def get_metrics(self) -> dict[str, Any]:
+        """Give the worker's metrics, without statistics of spans: Dask insists that heartbeats alone carry those."""
+        self._drop_spans()
+        metrics: dict[str, Any] = await self._of.get_metrics()
+        self._drop_spans()
+        return metrics
+
+    def _drop_spans(self) -> None:
+        if spans := self._of.extensions.get("spans"):
+            spans.heartbeat()
+
 
 class Rejoin:
     """Keeps a worker from ending when it can come back."""
@@ -88,13 +99,15 @@ class Rejoin:
         self, timeout: float = 30, executor_wait: bool = True, nanny: bool = True, reason: str = "worker-close"
     ) -> str | None:
         """Close the worker, unless it is back."""
-        if self.worker.status in (Status.running, Status.paused):
-            if reason == BROKEN and self._under_way is None:
-                self._under_way = asyncio.ensure_future(self._come_back())
-            if reason in (BROKEN, UNKNOWN) and self._under_way and await asyncio.shield(self._under_way):
-                return None
+        if reason in (BROKEN, UNKNOWN) and self.worker.status in (Status.running, Status.paused):
             if reason == UNKNOWN and time.monotonic() - self._back_since < SETTLED:
                 return None  # the answer to a heartbeat from before
+            if self._under_way is None:
+                self._under_way = asyncio.ensure_future(self._come_back())
+            if await asyncio.shield(self._under_way):
+                return None
+        if self._under_way:
+            self._under_way.cancel()  # someone has it closed
         return await self._close(timeout, executor_wait, nanny, reason)
 
     def on_compute_task(self, key: Key) -> None:
@@ -119,7 +132,7 @@ class Rejoin:
     async def _come_back(self) -> bool:
         try:
             await self._rejoin()
-        except Exception as error:  # whatever is wrong, the worker ends as one without us does
+        except (Exception, asyncio.CancelledError) as error:  # whatever is wrong, it ends as a worker without us does
             logger.warning("%s cannot come back to its scheduler: %s", self.worker.address, error)
             return False
         finally:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import random
 import subprocess
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import pytest
 from distributed import Scheduler, wait
 
 import torpor
-from tests.integration.dask_cluster import PATIENCE, Cluster, add, cluster, leaf, patient, runs, under_way, until
+from tests.integration.dask_cluster import PATIENCE, Cluster, add, cluster, leaf, patient, runs, tree, under_way, until
 from tests.users import BIN
 from torpor.store import Store
 
@@ -133,3 +135,54 @@ def test_a_second_copy_of_a_worker_is_refused(tmp_path: Path) -> None:
         dask.start_worker("second", threads=1)
         del data
         dask.stop()
+
+
+def test_scattered_data_is_back(tmp_path: Path) -> None:
+    with cluster(tmp_path, torpor__hold="10 minutes", torpor__max_size=0) as dask:  # nothing is in the store
+        dask.start_scheduler()
+        dask.start_worker("first", threads=1)
+        dask.client.wait_for_workers(1, PATIENCE)
+        numbers = dask.client.scatter(list(range(10)))
+        snapshot = freeze(dask, "first")
+        dask.start_worker("second", threads=1)
+        with woken(dask, snapshot):
+            until("the data", lambda: dask.counters()["returned"] == 10)
+            assert dask.client.gather(numbers) == list(range(10))
+            assert dask.counters()["loading"] == 0
+            dask.stop()
+
+
+def in_turn(tmp_path: Path, losses: int, seed: int) -> None:
+    """Freeze and wake workers of a busy cluster at any moment; some are woken too late, some stay away."""
+    chance = random.Random(seed)
+    with cluster(tmp_path, torpor__hold="4s") as dask, ExitStack() as stack:
+        dask.start_scheduler()
+        processes: dict[str, subprocess.Popen[bytes]] = {}
+        for name in ("a", "b", "c"):
+            dask.start_worker(name)
+        dask.client.wait_for_workers(3, PATIENCE)
+        for turn in range(losses):
+            result = tree(dask.client, dask.tmp / f"log{turn}", leaves=80)
+            until(
+                "part of the graph", lambda turn=turn: runs(dask.tmp / f"log{turn}").total() >= chance.randrange(1, 150)
+            )
+            name = chance.choice(sorted(dask.workers))
+            snapshot = freeze(dask, name)
+            time.sleep(chance.choice([0.0, 0.5, 6.0]))
+            if chance.random() < 0.8:
+                processes[name] = stack.enter_context(woken(dask, snapshot))
+                until("the return", lambda name=name: name in names(dask))
+            assert result.result(PATIENCE) == sum(range(80))
+            del result
+            dask.start_worker(f"new{turn}")
+            until("a new worker", lambda turn=turn: f"new{turn}" in names(dask))
+        until("forgetting", lambda: not dask.client.run_on_scheduler(states))
+        assert dask.counters()["loading"] == dask.counters()["origins"] == 0
+        dask.stop()
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("seed", range(5))
+def test_many_freezes(tmp_path: Path, seed: int) -> None:
+    in_turn(tmp_path, 8, seed)
