@@ -1,13 +1,15 @@
 """Dask with Torpor against stock Dask in the same run: ``python -m tests.bench.bench_dask``.
 
 Overhead on tasks that run through, and what one killed worker costs in the middle of a graph of 149 tasks.
-Rounds of the two alternate, so that a busy machine troubles both alike; medians of ratios of neighbours are told.
+Rounds of the two alternate, and which of them begins, so that a busy machine troubles both alike; medians of ratios of
+neighbours are told, of the time that passed and of the processor time that scheduler and workers took.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import tempfile
 import time
@@ -55,8 +57,17 @@ def large(client: Client, turn: int) -> None:
         client.gather(client.map(np.sum, futures))
 
 
+def cpu(cluster: Cluster) -> float:
+    """Seconds of processor time that scheduler and workers have taken."""
+    ticks = 0
+    for process in (cluster.scheduler, *cluster.workers.values()):
+        fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])  # utime, stime
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
 def overhead(work: Callable[[Client, int], None], folder: Path, rounds: int) -> dict[str, float]:
-    """Give seconds of stock and ours, and the median of their ratios."""
+    """Give seconds of stock and ours, and the median of their ratios; and of their processor time."""
     clusters = []
     for name, settings in (("stock", STOCK), ("ours", OURS)):
         place = folder / f"{work.__name__}-{name}"
@@ -64,18 +75,21 @@ def overhead(work: Callable[[Client, int], None], folder: Path, rounds: int) -> 
         clusters.append(Cluster(place, {**UNCHECKED, **settings}).start(2, 1))
     try:
         times: list[list[float]] = [[], []]
+        loads: list[list[float]] = [[], []]
         for turn in range(rounds + 1):
-            for cluster, found in zip(clusters, times, strict=True):
-                begin = time.perf_counter()
-                work(cluster.client, turn)
+            for which in (0, 1) if turn % 2 else (1, 0):
+                begin, before = time.perf_counter(), cpu(clusters[which])
+                work(clusters[which].client, turn)
                 if turn:  # the first is for warming up
-                    found.append(time.perf_counter() - begin)
-        ratios = [ours / stock for stock, ours in zip(*times, strict=True)]
+                    times[which].append(time.perf_counter() - begin)
+                    loads[which].append(cpu(clusters[which]) - before)
+        ratios, cpu_ratios = ([ours / stock for stock, ours in zip(*found, strict=True)] for found in (times, loads))
         kept = clusters[1].counters()["kept"]
         return {
             "stock": statistics.median(times[0]),
             "ours": statistics.median(times[1]),
             "ratio": statistics.median(ratios),
+            "processor ratio": statistics.median(cpu_ratios),
             "kept": kept,
         }
     finally:
@@ -103,23 +117,27 @@ def loss(folder: Path, config: dict[str, Any]) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--only", default="", help="a part of the names of what is measured")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     found: dict[str, dict[str, float]] = {}
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
         works: list[tuple[str, Callable[[Client, int], None]]] = [
             ("3000 tiny tasks", many_tiny),
             ("60 tasks of 16 MiB, at once", large_quick),
             ("60 tasks of 16 MiB, 0.3 s each", large),
         ]
         for words, work in works:
+            if options.only not in words:
+                continue
             found[words] = overhead(work, folder, options.rounds)
         for words, config in (
             ("stock", STOCK), ("write-behind", {}), ("write-through", {"torpor.write_through": True})
         ):  # fmt: skip
-            found[f"one SIGKILL in 149 tasks, {words}"] = loss(folder / words, config)
+            if options.only in (name := f"one SIGKILL in 149 tasks, {words}"):
+                found[name] = loss(folder / words, config)
     if options.json:
         print(json.dumps(found, indent=2))
         return
