@@ -95,6 +95,7 @@ lab: venv
 
 bench: venv
 	@$(BIN)/python -m tests.bench
+	@$(BIN)/python -m tests.bench.bench_dask
 	@if [ "$$(id -u)" = 0 ] && PATH=$$PATH:/usr/sbin command -v slurmctld >/dev/null; then \
 		$(BIN)/python -m tests.bench.bench_slurm; fi
 
