@@ -146,6 +146,8 @@ def _tcp(tcp: TcpSocket) -> str:
             return f"listens on {local}"
         case "inside":
             return f"{local} to {remote}, within the tree"
+        case "pending":
+            return f"{local} to {remote}, within the tree, not accepted yet"
         case "outside":
             return f"{local} to {remote}, will be reset"
     return state + (f" {local}" if local else "")

@@ -829,12 +829,14 @@ class TcpSocket(_message.Message):
         OUTSIDE: _ClassVar[TcpSocket.State]
         CLOSED: _ClassVar[TcpSocket.State]
         ENDED: _ClassVar[TcpSocket.State]
+        PENDING: _ClassVar[TcpSocket.State]
     UNKNOWN: TcpSocket.State
     LISTEN: TcpSocket.State
     INSIDE: TcpSocket.State
     OUTSIDE: TcpSocket.State
     CLOSED: TcpSocket.State
     ENDED: TcpSocket.State
+    PENDING: TcpSocket.State
     STATE_FIELD_NUMBER: _ClassVar[int]
     FAMILY_FIELD_NUMBER: _ClassVar[int]
     LOCAL_FIELD_NUMBER: _ClassVar[int]

@@ -14,6 +14,8 @@ from torpor.errors import Reason, RestoreRefused
 from torpor.image.image_pb2 import TcpSocket, Tree
 from torpor.objects import sockets
 
+CONNECTED = (TcpSocket.INSIDE, TcpSocket.PENDING)
+"""States of an end whose other end is in the tree."""
 PORTS = range(1, 1 << 16)
 
 
@@ -36,12 +38,12 @@ def move(image: Tree, ports: Mapping[int, int]) -> None:
         raise RestoreRefused("ports cannot be changed", [Reason(f"port {port}", why) for port in sorted(missing)])
     moved = dict(ports)
     for tcp in found:
-        if tcp.state == TcpSocket.INSIDE and (port := _port(tcp.local)) not in there and port not in moved:
+        if tcp.state in CONNECTED and (port := _port(tcp.local)) not in there and port not in moved:
             moved[port] = _free(tcp, {*there, *moved.values()})
     for tcp in found:
-        if tcp.state in (TcpSocket.LISTEN, TcpSocket.INSIDE, TcpSocket.CLOSED):
+        if tcp.state in (TcpSocket.LISTEN, TcpSocket.CLOSED, *CONNECTED):
             tcp.local = _with_port(tcp.local, moved)
-        if tcp.state == TcpSocket.INSIDE:
+        if tcp.state in CONNECTED:
             tcp.remote = _with_port(tcp.remote, moved)
 
 

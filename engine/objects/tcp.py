@@ -1,10 +1,13 @@
 """TCP sockets, MPTCP's included: listeners, connections within the tree, and connections to the outside.
 
 ==========  ==============================================================================================
-listener    bound and listening again, with its options; connections nobody has accepted yet are lost
+listener    bound and listening again, with its options; connections from outside that nobody has accepted
+            yet are lost
 inside      both ends in the tree: connected again between the same addresses, with what was received and
             not yet read, and with shutdowns. What is under way is brought to its end first
             (`torpor.objects.tcp_flow`); refused if there is no room for it.
+pending     one end in the tree, which has sent nothing, and a listener of the tree that has not accepted it:
+            connected again, in no certain order. Refused if it has sent something: nobody can read that.
 outside     its peer cannot be stopped and does not know of the restore: what was received can still be
             read, then the program sees what it sees when a peer resets (ECONNRESET); if the peer had ended
             its side before, the end. getsockname() then gives an address of the loopback. With --tcp=keep
@@ -31,7 +34,7 @@ from enum import IntEnum
 
 from torpor.errors import Reason
 from torpor.image.image_pb2 import Description, TcpSocket, Tree
-from torpor.objects import sockets, tcp_connections, tcp_flow, tcp_keep
+from torpor.objects import sockets, tcp_connections, tcp_flow, tcp_keep, tcp_pending
 from torpor.objects.description import (
     Describing,
     GrabbedDescriptors,
@@ -70,6 +73,8 @@ class State(IntEnum):
 
 
 WE_ENDED = frozenset({State.FIN_WAIT1, State.FIN_WAIT2, State.CLOSING, State.LAST_ACK})
+WAITING = frozenset({State.ESTABLISHED, State.FIN_WAIT1, State.FIN_WAIT2})
+"""Of an end whose peer has not been accepted."""
 PEER_ENDED = frozenset({State.CLOSE_WAIT, State.LAST_ACK, State.CLOSING})
 
 
@@ -107,6 +112,10 @@ class TcpState:
     """Of MPTCP, how far it has written and received."""
     peer: Held[TcpState] | None = None
     """The other end, if it is in the tree."""
+    waits: bool = False
+    """A listener of the tree has not accepted it yet."""
+    unread: int = 0
+    """Bytes that came to that listener's end."""
     kept: str = ""
     """The name under which its connection to the outside is kept."""
 
@@ -161,6 +170,7 @@ class Tcp(Kind[TcpState]):
         connected = {held.state.ends: held for held in mine if held.state.remote}
         for (local, remote), held in connected.items():
             held.state.peer = connected.get((remote, local)) if local != remote else None
+        _find_waiting(mine)
         if tree.content:
             for held in mine:
                 if held.state.peer and _under_way(held.state, held.state.peer.state):
@@ -179,6 +189,13 @@ class Tcp(Kind[TcpState]):
         layer = state.layer.strip(b"\0").decode(errors="replace")
         if layer not in ("", "mptcp"):
             yield Problem(f"the kernel does {layer} for it (TCP_ULP), which is not kept", "do it in the program")
+        if state.waits and (sent := state.unread + state.outgoing):
+            yield Problem(
+                f"{sent} bytes were sent on its connection, which {state.ends[1]} in this tree has not accepted yet:"
+                " nobody can read them before",
+                "try again when it was accepted",
+                passing=True,
+            )
         if not tree.content:
             return
         # MPTCP counts the end of the peer's side as a byte.
@@ -212,6 +229,8 @@ class Tcp(Kind[TcpState]):
             tcp.peer = image.index_of(state.peer, state.peer.holders[0].fd)
             tcp.shut_read = hung_up and not _ended(state.peer.state)
             tcp.shut_write = _ended(state)
+        elif tcp.state == TcpSocket.PENDING:
+            tcp.shut_write = state.info.state in WE_ENDED
 
     def check(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
         """The image makes sense, and the addresses and ports are free here."""
@@ -222,13 +241,31 @@ class Tcp(Kind[TcpState]):
         tcp_connections.open_all(mine, opening)
 
 
+def _find_waiting(mine: list[Held[TcpState]]) -> None:
+    """Find the ends whose connections a listener of the tree has not accepted yet."""
+    listeners = [sockets.address(held.state.local) for held in mine if held.state.info.state == State.LISTEN]
+    alone = []
+    for held in mine:
+        state = held.state
+        if state.remote and state.peer is None and not state.mptcp and state.info.state in WAITING:
+            there = state.ends[1]
+            if any(one.port == there.port and (one.host == there.host or one.host.is_unspecified) for one in listeners):
+                alone.append(state)
+    found = tcp_pending.waiting() if alone else {}
+    for state in alone:
+        here, there = state.ends
+        unread = found.get((there[:2], here[:2]))
+        state.waits, state.unread = unread is not None, unread or 0
+
+
 def choose_kept(tree: GrabbedDescriptors) -> None:
     """Choose the connections to the outside that can go on; see `torpor.objects.tcp_keep`."""
     for held in tree.of(Tcp):
         state = held.state
-        outside = bool(state.remote) and state.peer is None and not held.stdio and held.under_way_to is None
+        outside = _state(state) == TcpSocket.OUTSIDE and bool(state.remote)
+        ours = not held.stdio and held.under_way_to is None
         plain = not state.mptcp and not state.layer.strip(b"\0")
-        if outside and plain and state.info.state in tcp_keep.GO_ON:
+        if outside and ours and plain and state.info.state in tcp_keep.GO_ON:
             state.kept = tcp_keep.new_name()
 
 
@@ -266,6 +303,8 @@ def arm_reset(tree: GrabbedDescriptors) -> None:
 def _state(state: TcpState) -> TcpSocket.State:
     if state.info.state == State.LISTEN:
         return TcpSocket.LISTEN
+    if state.waits:
+        return TcpSocket.PENDING
     if state.remote:
         return TcpSocket.INSIDE if state.peer is not None else TcpSocket.OUTSIDE
     if state.info.state == State.SYN_SENT:

@@ -100,6 +100,9 @@ def _check_one(index: int, tcp: TcpSocket, mine: dict[int, TcpSocket]) -> Iterat
             )
             if not fits:
                 yield Reason("the image", f"the TCP socket {index} and its other end do not fit together")
+        listeners = [other for other in mine.values() if other.state == TcpSocket.LISTEN]
+        if tcp.state == TcpSocket.PENDING and not _listener_for(TcpSocket(local=tcp.remote), listeners):
+            yield Reason("the image", f"the TCP socket {index} waits for nobody to accept it")
     except ValueError as error:
         yield Reason("the image", f"it has a TCP socket with {error}")
     if tcp.kept and not (tcp_keep.is_name(tcp.kept) and tcp.state == TcpSocket.OUTSIDE):
@@ -116,7 +119,9 @@ def _check_ports(mine: dict[int, TcpSocket]) -> Iterator[Reason]:
         where = sockets.address(tcp.local)
         if tcp.state == TcpSocket.INSIDE and _listener_for(tcp, listeners):
             continue
-        bound = tcp.state in (TcpSocket.LISTEN, TcpSocket.INSIDE) or (tcp.state == TcpSocket.CLOSED and where.port)
+        bound = tcp.state in (TcpSocket.LISTEN, TcpSocket.INSIDE, TcpSocket.PENDING) or (
+            tcp.state == TcpSocket.CLOSED and where.port
+        )
         if not bound or (tcp.family, where) in tried:
             continue
         tried.add((tcp.family, where))
@@ -126,7 +131,7 @@ def _check_ports(mine: dict[int, TcpSocket]) -> Iterator[Reason]:
                 _bind(probe, tcp, where, share=False)
             except OSError as error:
                 holder = port_holders.find(where.port) if error.errno == errno.EADDRINUSE else None
-                if holder is port_holders.OLD_CONNECTIONS and tcp.state == TcpSocket.INSIDE:
+                if holder is port_holders.OLD_CONNECTIONS and tcp.state in (TcpSocket.INSIDE, TcpSocket.PENDING):
                     continue  # these can be waited for: see _bind_by_range
                 yield _cannot_bind(tcp, where, error, holder)
 
@@ -177,6 +182,10 @@ def open_all(mine: dict[int, Description], opening: Opening) -> None:
                     continue
                 elif description.tcp.state in (TcpSocket.OUTSIDE, TcpSocket.ENDED):
                     _open_end(making, index, description.tcp)
+        for index, description in mine.items():  # nothing may be accepted from now on
+            if description.tcp.state == TcpSocket.PENDING:
+                with naming(description):
+                    _open_pending(making, index, description.tcp)
 
 
 def _open_alone(making: _Making, index: int, tcp: TcpSocket) -> None:
@@ -208,6 +217,14 @@ def _open_pair(making: _Making, first: int, second: int) -> None:
         _shut(far, server)
         making.opening.place(first, near.detach())
         making.opening.place(second, far.detach())
+
+
+def _open_pending(making: _Making, index: int, tcp: TcpSocket) -> None:
+    """Connect an end again that its listener has not accepted yet."""
+    with _connected(tcp, TcpSocket(local=tcp.remote, family=tcp.family)) as sock:
+        _set_options(sock, tcp)
+        _shut(sock, tcp)
+        making.opening.place(index, sock.detach())
 
 
 def _listener_for(tcp: TcpSocket, listeners: Iterable[TcpSocket]) -> TcpSocket | None:

@@ -24,7 +24,7 @@ WORDS = {
     "landlock.c": ["Landlock"],
     "leader_gone.c": ["first thread"],
     "no_code.c": ["writable and executable"],
-    "not_yet.py": ["a netlink socket (routes)"],
+    "not_yet.py": ["a netlink socket (routes)", "24 bytes were sent on its connection, which"],
     "outsider.py": ["outside", "was not accepted yet whose", "data was sent on a connection to it"],
     "own_directory.c": ["thread", "current directory of its own"],
     "own_table.c": ["thread", "descriptors of its own"],

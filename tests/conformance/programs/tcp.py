@@ -65,7 +65,23 @@ def main() -> None:
     unused = socket.socket()
     bound = socket.socket()
     bound.bind(("127.0.0.1", 0))
-    kept = [listener, everywhere, client, server, half, half_peer, to_child, waiting, waiting_peer, bound]
+    crowded = socket.create_server(("", 0))
+    early, silent = (socket.create_connection(("127.0.0.1", crowded.getsockname()[1])) for _ in range(2))
+    silent.shutdown(socket.SHUT_WR)
+    kept = [
+        early,
+        silent,
+        listener,
+        everywhere,
+        client,
+        server,
+        half,
+        half_peer,
+        to_child,
+        waiting,
+        waiting_peer,
+        bound,
+    ]
     before = [options(sock) for sock in kept]
     (HERE / "ports").write_text(json.dumps([one.getsockname()[1] for one in (listener, everywhere)]))
     peers = [sock.getpeername() for sock in (client, server, half, half_peer, to_child)]
@@ -85,6 +101,14 @@ def main() -> None:
     to_child.sendall(b"hello")
     same(to_child.recv(100), b"HELLO", "the child's answer")
     same(os.waitpid(child, 0), (child, 0), "the child")
+    accepted = {sock.getpeername(): sock for sock in (crowded.accept()[0], crowded.accept()[0])}
+    same(set(accepted), {early.getsockname(), silent.getsockname()}, "those who waited to be accepted")
+    for sock in (early, silent):
+        accepted[sock.getsockname()].sendall(b"at last")
+        same(sock.recv(100), b"at last", "a connection that was not accepted")
+    early.sendall(b"hello")
+    same(accepted[early.getsockname()].recv(100), b"hello", "its other way")
+    same(accepted[silent.getsockname()].recv(100), b"", "a half that was shut before it was accepted")
     waiting_peer.sendall(b"awaited")
     receiver.join()
     same(got, [b"awaited"], "what a waiting thread got")

@@ -1,0 +1,61 @@
+"""TCP connections that nobody has accepted yet: no process has their other end, but the kernel shows it.
+
+A row of /proc/net/tcp without an inode is a connection that waits at a listener, with the bytes that came on it and can
+be read by nobody before it is accepted (Documentation/networking/proc_net_tcp.rst; net/ipv4/tcp_ipv4.c, get_tcp4_sock).
+In which order they wait is not shown.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import NamedTuple
+
+from torpor import procfs
+
+Place = tuple[IPv4Address | IPv6Address, int]
+"""Address and port."""
+
+_ESTABLISHED, _SYN_RECEIVED, _CLOSE_WAIT = 1, 3, 8
+_WORD = 8  # hexadecimal digits, in the host's order
+
+
+class _Row(NamedTuple):
+    local: Place
+    remote: Place
+    state: int
+    received: int
+    inode: int
+
+
+def waiting() -> dict[tuple[Place, Place], int]:
+    """The connections that wait to be accepted: by both ends, the listener's first, how many bytes came on each."""
+    # The end of the other side counts as a byte; of one whose handshake is not over, the number means something else.
+    beside = {_ESTABLISHED: 0, _CLOSE_WAIT: 1}
+    return {
+        (row.local, row.remote): row.received - beside[row.state] if row.state in beside else 0
+        for row in _rows()
+        if row.inode == 0 and row.state in (*beside, _SYN_RECEIVED)
+    }
+
+
+def _rows() -> Iterator[_Row]:
+    for name in ("tcp", "tcp6"):
+        try:
+            lines = procfs.read(f"/proc/net/{name}").decode().splitlines()[1:]
+        except FileNotFoundError:  # IPv6 is off
+            continue
+        for line in lines:
+            _, local, remote, state, queues, _, _, _, _, inode, *_ = line.split()
+            received = int(queues.partition(":")[2], 16)
+            yield _Row(_place(local), _place(remote), int(state, 16), received, int(inode))
+
+
+def _place(text: str) -> Place:
+    host, _, port = text.partition(":")
+    words = (host[at : at + _WORD] for at in range(0, len(host), _WORD))
+    address = ip_address(b"".join(int(word, 16).to_bytes(4, sys.byteorder) for word in words))
+    if isinstance(address, IPv6Address):
+        return address.ipv4_mapped or address, int(port, 16)
+    return address, int(port, 16)
