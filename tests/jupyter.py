@@ -179,9 +179,9 @@ class Server:
         """What Torpor says of a kernel."""
         return self.get(f"api/torpor/kernels/{kernel}")
 
-    def new_session(self, path: str) -> tuple[str, str]:
-        """Start a kernel for a notebook; the ids of the session and of the kernel."""
-        model = self.post("api/sessions", path=path, name=Path(path).name, type="notebook", kernel={"name": "python3"})
+    def new_session(self, path: str, kernel: str = "python3") -> tuple[str, str]:
+        """Start a kernel of a kernelspec for a notebook; the ids of the session and of the kernel."""
+        model = self.post("api/sessions", path=path, name=Path(path).name, type="notebook", kernel={"name": kernel})
         return model["id"], model["kernel"]["id"]
 
     def write_notebook(self, path: str, cells: list[dict[str, object]], **metadata: object) -> None:
@@ -257,7 +257,9 @@ class Notebook:
 
     def about(self, id: str, kind: str) -> list[dict[str, Any]]:
         """The contents of the messages of a kind seen so far that belong to a request."""
-        return [m["content"] for m in self.seen if m["parent_header"].get("msg_id") == id and m["msg_type"] == kind]
+        return [
+            m["content"] for m in self.seen if (m["parent_header"] or {}).get("msg_id") == id and m["msg_type"] == kind
+        ]
 
     def finished(self, id: str) -> bool:
         """Whether a request has its reply, and the kernel said that it is done with it."""
@@ -278,7 +280,9 @@ class Notebook:
         while not holds():
             left = deadline - time.monotonic()
             try:
-                self.receive(max(left, 0.01))
+                if left <= 0:
+                    raise WebSocketTimeoutException
+                self.receive(left)
             except WebSocketTimeoutException:
                 kinds = [(m["msg_type"], m["content"].get("execution_state")) for m in self.seen[-12:]]
                 raise AssertionError(f"not within {patience:.0f} s: {what}; the last messages: {kinds}") from None
