@@ -116,6 +116,23 @@ def job_record(job: str) -> JobRecord:
     return JobRecord.parse(call(["scontrol", "show", "job", "-o", job]))
 
 
+def states(jobs: Sequence[str]) -> dict[str, str]:
+    """The states of those of some jobs that the controller knows, by one question.
+
+    Raises:
+        SlurmError, NotFound: as `call`.
+    """
+    if not jobs:
+        return {}
+    try:
+        told = call(["squeue", "--noheader", "--states=all", "--format=%A %T", f"--jobs={','.join(jobs)}"])
+    except SlurmError as error:
+        if "Invalid job id" in str(error):  # said when it knows none of them
+            return {}
+        raise
+    return dict(line.split() for line in told.splitlines() if line.strip())
+
+
 def requeue(job: str) -> None:
     """Put a job back into the queue; what still runs of it is ended by Slurm.
 

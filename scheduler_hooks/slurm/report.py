@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -88,14 +89,14 @@ def status(base: str, job: str | None = None) -> list[Row]:
     if job is not None and not homes:
         raise NotFound(f"store {base} has no job {job}", advice="name the job's store with --store")
     window = cache(_window)
-    return [_row(home, home.state, window) for home in homes]
-
-
-def _row(home: JobHome, state: dict[str, Any], window: Any) -> Row:
     try:
-        slurm = controller.job_record(home.job).state
+        states = controller.states([home.job for home in homes])
     except (SlurmError, NotFound):
-        slurm = ""
+        states = {}
+    return [_row(home, home.state, states.get(home.job, ""), window) for home in homes]
+
+
+def _row(home: JobHome, state: dict[str, Any], slurm: str, window: Callable[[str], int | None]) -> Row:
     return Row(
         job=home.job,
         name=state.get("name", ""),

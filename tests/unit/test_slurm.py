@@ -94,6 +94,16 @@ def test_a_command_that_is_not_there_or_fails_says_so() -> None:
         controller.call(["sh", "-c", "echo not today >&2; exit 3"])
 
 
+def test_the_states_of_many_jobs_are_asked_for_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    squeue = tmp_path / "squeue"
+    squeue.write_text("#!/bin/sh\ncase $4 in --jobs=1,2) echo 1 RUNNING;; *) echo Invalid job id >&2; exit 1;; esac\n")
+    squeue.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    assert controller.states(["1", "2"]) == {"1": "RUNNING"}
+    assert controller.states(["2"]) == {}
+    assert controller.states([]) == {}
+
+
 # --------------------------------------------------------------------------------------- where
 
 
