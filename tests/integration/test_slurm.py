@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -147,6 +148,7 @@ exit 3
     assert work.differences(STEPS) == ["out"]
 
 
+@pytest.mark.skipif(shutil.which("parallel") is None, reason="GNU parallel is missing here: install parallel")
 def test_gnu_parallel_and_what_it_runs_are_kept(work: Submitted) -> None:
     path = work.folder / "parallel.sh"
     count = f"for n in $(seq {STEPS}); do echo {{}} $n; echo step $n >>{work.folder}/{{}}.log; sleep 0.05; done"
