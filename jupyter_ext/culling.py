@@ -30,7 +30,11 @@ def park_when_culling(manager: Any, keeper: Keeper) -> None:
             _culling.reset(token)
 
     async def shutdown_kernel(kernel_id: str, *arguments: Any, **options: Any) -> None:
-        if _culling.get() != kernel_id or manager.get_kernel(kernel_id).execution_state == "dead":
+        if (
+            _culling.get() != kernel_id
+            or not keeper.is_ours(kernel_id)
+            or manager.get_kernel(kernel_id).execution_state == "dead"
+        ):
             await ensure_async(shut_down(kernel_id, *arguments, **options))
             return
         try:

@@ -18,7 +18,7 @@ from torpor.jupyter_ext.memory_diff import Memory, changed, shared
 from torpor.jupyter_ext.notebooks import SUFFIX, empty
 from torpor.jupyter_ext.provisioner import TorporProvisioner
 from torpor.jupyter_ext.records import CheckpointRecord, KernelRecord
-from torpor.jupyter_ext.roll import TAG
+from torpor.jupyter_ext.roll import TAG, can_be_taken_over
 from torpor.jupyter_ext.state import Operation, Unsuitable
 from torpor.jupyter_ext.steps import Steps
 from torpor.jupyter_ext.variables import Listing
@@ -47,7 +47,7 @@ class Keeper(Steps):
             "head": state.head or None,
             "execution_count": state.gate.execution_count,
             "pid": provisioner.pid if isinstance(provisioner, TorporProvisioner) else None,
-            "suitable": isinstance(provisioner, TorporProvisioner),
+            "suitable": isinstance(provisioner, TorporProvisioner) or can_be_taken_over(provisioner),
             "sessions": [{"id": s.id, "path": self._relative(s.path), "type": s.type} for s in sessions],
             "operation": asdict(operation) if operation else None,
         }
@@ -333,6 +333,8 @@ class Keeper(Steps):
             state = self.state(kernel_id)
             while state.operation:
                 await asyncio.sleep(0.02)
+            if not self.is_ours(kernel_id):
+                continue
             if not state.parked:
                 try:
                     await self.park(kernel_id, name="at server stop", automatic=True)

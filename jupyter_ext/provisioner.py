@@ -40,6 +40,18 @@ class TorporProvisioner(LocalProvisioner):
     """It was not started by this server, or has been woken since."""
     _returning: Returning | None = None
 
+    @classmethod
+    def instead_of(cls, local: LocalProvisioner) -> TorporProvisioner:
+        """Take over a kernel that Jupyter has started without Torpor. It ends with its server, unless it is parked."""
+        manager: Any = local.parent
+        child: Any = local.process
+        found = cls(kernel_id=local.kernel_id, kernel_spec=local.kernel_spec, parent=manager)
+        found.connection_info, found.ports_cached = local.connection_info, local.ports_cached
+        found.cwd = local.cwd or Path(os.readlink(f"/proc/{child.pid}/cwd"))
+        found._take(KernelProcess(child.pid, child=child))
+        manager.provisioner = found
+        return found
+
     @property
     def keeper(self) -> Keeper | None:
         """The server extension, where there is one."""

@@ -11,6 +11,7 @@ from logging import Logger
 from pathlib import Path
 from typing import Any
 
+from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 from jupyter_server.services.kernels.kernelmanager import AsyncMappingKernelManager
 from jupyter_server.services.sessions.sessionmanager import SessionManager
 
@@ -300,11 +301,18 @@ class Roll:
 
     def _suitable(self, kernel_id: str) -> TorporProvisioner:
         provisioner = self._provisioner(kernel_id)
+        if can_be_taken_over(provisioner):
+            provisioner = TorporProvisioner.instead_of(provisioner)
+            self.remember(provisioner)
         if not isinstance(provisioner, TorporProvisioner):
             raise Unsuitable(
                 "the kernel was not started by Torpor", advice="its kernelspec names a provisioner of its own"
             )
         return provisioner
+
+    def is_ours(self, kernel_id: str) -> bool:
+        """Whether Torpor started the kernel, or was asked by a person to do something with it."""
+        return isinstance(self._provisioner(kernel_id), TorporProvisioner)
 
     def _sessions(self, kernel_id: str) -> list[SessionRecord]:
         rows = self.sessions.cursor.execute("SELECT * FROM session WHERE kernel_id=?", (kernel_id,)).fetchall()
@@ -342,6 +350,11 @@ class Roll:
             head=state.head,
             written_ns=time.time_ns(),
         )
+
+
+def can_be_taken_over(provisioner: Any) -> bool:
+    """Whether Jupyter itself has started a kernel, as a child of this process."""
+    return type(provisioner) is LocalProvisioner and provisioner.has_process
 
 
 def kernel_info_of(manager: Any) -> dict[str, Any]:

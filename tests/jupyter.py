@@ -67,6 +67,7 @@ class Server:
                 self.url = f"http://127.0.0.1:{free.getsockname()[1]}/"
         port = self.url.rpartition(":")[2].strip("/")
         with open(self.log, "ab") as log:
+            self.user.own(self.log)
             command: list[str | Path] = [
                 BIN / "jupyter", self.program, "--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1",
                 f"--ServerApp.port={port}", "--ServerApp.port_retries=0", f"--IdentityProvider.token={TOKEN}",

@@ -160,6 +160,29 @@ def test_a_culled_kernel_is_parked(ordinary_account: User) -> None:
             assert notebook.run("print(x)") == "5\n"
 
 
+def test_a_kernel_that_jupyter_started_without_torpor(ordinary_account: User) -> None:
+    with running(Server(ordinary_account, "--TorporApp.start_kernels=False")) as server:
+        _, kernel = server.new_session("work.ipynb")
+        assert server.kernel(kernel)["pid"] is None
+        with Notebook(server, kernel) as notebook:
+            notebook.run("x = 5")
+            made = server.torpor(kernel, "/checkpoints")
+            notebook.run("x = 6")
+            server.torpor(kernel, "/park")
+            server.torpor(kernel, "/resume")
+            assert notebook.run("print(x)") == "6\n"
+            server.torpor(kernel, f"/checkpoints/{made['id']}/restore")
+            assert notebook.run("print(x)") == "5\n"
+            server.post(f"api/kernels/{kernel}/restart")
+        with Notebook(server, kernel) as notebook:
+            assert notebook.run("print('x' in globals())") == "False\n"
+        _, other = server.new_session("other.ipynb")
+        server.stop()
+        server.start()
+        assert {k["id"]: k["state"] for k in server.get("api/torpor/kernels")} == {kernel: "parked"}
+        assert other not in {k["id"] for k in server.get("api/kernels")}
+
+
 def test_no_line_of_output_is_lost(server: Server) -> None:
     """A cell prints while it is frozen and woken five times: each line comes once, in order."""
     lines = 10_000
