@@ -23,6 +23,7 @@ from torpor import procfs
 from torpor.errors import CheckpointFailed, Reason, Refused, RestoreRefused, StoreError
 from torpor.image import image_pb2 as pb
 from torpor.objects import (
+    bundle,
     credentials,
     descriptors,
     family,
@@ -78,6 +79,7 @@ def checkpoint(
     outside: Outside = "refuse",
     tcp: Tcp = "reset",
     series: Series | None = None,
+    bundle_files: bool = False,
 ) -> SnapshotInfo:
     """Keep the tree of processes below and including `pid` as a snapshot in a store.
 
@@ -94,6 +96,7 @@ def checkpoint(
         tcp: what becomes of TCP connections that lead outside of the tree: the restored program sees them reset, or
             they go on, once, if the tree is killed and restored as root on this host (see `torpor.objects.tcp_keep`).
         series: the earlier checkpoints of the same job: what it has not written since the last one is not read again.
+        bundle_files: keep the content of mapped and open files too, for a host that lacks them.
 
     Raises:
         Refused: the tree holds something that cannot be kept; it was not touched.
@@ -120,7 +123,9 @@ def checkpoint(
                 progress(done, expected)
 
         with home.writer(KIND, tags or {}, known=series.known(home.path) if series else None) as writer:
-            return _patiently(lambda: _take(root, writer, fork, then, last, series, tell, reset_outside, keep_tcp))
+            return _patiently(
+                lambda: _take(root, writer, fork, then, last, series, tell, reset_outside, keep_tcp, bundle_files)
+            )
 
     return in_own_thread(work)
 
@@ -147,6 +152,7 @@ def _take(
     progress: Progress,
     reset_outside: bool,
     keep_tcp: bool,
+    bundle_files: bool,
 ) -> SnapshotInfo:
     """From the freeze to what becomes of the tree, in the thread that traces."""
     began = time.monotonic_ns()
@@ -161,7 +167,7 @@ def _take(
                 frozen.thaw()
             image, pages = taken.describe()
             before = taken.before if writer.base else [None] * len(pages)
-            _write(image, pages, before, taken.shared, writer, progress)
+            _write(image, pages, before, taken, writer, progress, bundle_files=bundle_files)
             image.timing.pause_ns = frozen.pause_ns
             image.timing.total_ns = time.monotonic_ns() - began
             published = writer.publish(image.SerializeToString(), _summary(image))
@@ -246,6 +252,7 @@ class TakenTree:
         self.forked = fork
         """Whether every process's memory is in a snapshot, so that the tree may run on."""
         self.shared = SharedMemory()
+        self.files: MappedFiles | None = None
         self.descriptors: descriptors.GrabbedDescriptors
         self._all: list[TakenProcess | TakenZombie] = []
         self._parents: dict[int, int] = {}
@@ -260,6 +267,8 @@ class TakenTree:
     def __exit__(self, *_: object) -> None:
         for process in self._living():
             process.abandon()
+        if self.files:
+            self.files.close()
 
     def lost(self) -> str:
         """Which process that is still needed has ended, in words; empty: none."""
@@ -348,7 +357,7 @@ class TakenTree:
             Refused: something that cannot be kept came up after the preflight.
         """
         image = pb.Tree()
-        files = MappedFiles(image)
+        files = self.files = MappedFiles(image)
         for living in self._living():
             self.shared.note_system_v(living.told())
         self.shared.describe(image)
@@ -420,17 +429,20 @@ def _write(
     image: pb.Tree,
     pages: Sequence[memory.Ranges],
     before: Sequence[Before | None],
-    shared: SharedMemory,
+    taken: TakenTree,
     writer: SnapshotWriter,
     progress: Progress,
+    *,
+    bundle_files: bool,
 ) -> None:
     """Write all pages to the store and list them in the image."""
     with memory.PageWriter(writer, progress) as out:
+        bundle.store(image, taken.files.gone if taken.files else {}, out, everything=bundle_files)
         cuts = [own.cut(was) for own, was in zip(pages, before, strict=True)]  # first of all: the sum is to be known
         out.expect(sum(end - start for cut in cuts for start, end in cut.dirty))
         for process, own, cut, was in zip(image.processes, pages, cuts, before, strict=True):
             out.store_private(own.pid, cut, was, process.memory.pages)
-        for segment in shared.segments.values():
+        for segment in taken.shared.segments.values():
             out.store_shared(segment, image.shared[segment.index].pages)
 
 

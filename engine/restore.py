@@ -11,8 +11,8 @@ import os
 import resource
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Literal
 
 from google.protobuf.message import DecodeError
@@ -24,6 +24,7 @@ from torpor.execute import Builder
 from torpor.image import image_pb2 as pb
 from torpor.job import Job
 from torpor.objects import (
+    bundle,
     credentials,
     descriptors,
     family,
@@ -96,7 +97,7 @@ def restore(
         if terminal is not None and (lost := ptys.lost(image)) is not None:
             given = terminal(image.ptys[lost])
             stdio = [given if os.isatty(number) else number for number in stdio]
-        with _Material(image, reader, stdio, given) as material:
+        with _put_back(image, reader), _Material(image, reader, stdio, given) as material:
             return _wake(image, reader, setting, _here(setting), material, progress, first, connected)
 
 
@@ -114,7 +115,7 @@ def explain(
     with _open(snapshot, store) as reader:
         image = _parse(reader)
         refuse(image, reader.info.id, probe(), (0, 1, 2), files_as_they_are=files == "as-they-are")
-        with _Material(image, reader, (0, 1, 2)) as material:
+        with _put_back(image, reader, only_look=True), _Material(image, reader, (0, 1, 2)) as material:
             return make(image, _here(_setting(image, False)), material.held).explain()
 
 
@@ -208,6 +209,18 @@ def _hard_limit(number: int) -> int:
 # ----------------------------------------------------------------------------------------------- material
 
 
+@contextmanager
+def _put_back(image: pb.Tree, reader: SnapshotReader, *, only_look: bool = False) -> Iterator[None]:
+    """Put bundled files back under their names; they stay if what follows succeeds, and is more than a look."""
+    made = bundle.put_back(image, reader)
+    try:
+        yield
+        if not only_look:
+            made.clear()
+    finally:
+        bundle.remove(made)
+
+
 class _Material:
     """Every descriptor that the tree is built from. A context manager: leaving it closes them."""
 
@@ -218,7 +231,7 @@ class _Material:
             soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
             if soft != hard:
                 resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-            files = self._keep(mapped_files.open_all(image, self.base))
+            files = self._keep(mapped_files.open_all(image, reader, self.base))
             shared = self._keep(shared_memory.open_all(image, reader, self.base))
             opened = self._stack.enter_context(descriptors.open_all(image, shared.__getitem__, stdio, terminal))
             packs = {number: self._high(reader.pack_fd(number), close=False) for number in set(reader.blocks.packs)}

@@ -40,6 +40,9 @@ from torpor.cli.common import (
     show_default=True,
     help="TCP connections to others: the woken job sees them reset, or they go on, as root with --then kill.",
 )
+@click.option(
+    "--bundle-files", is_flag=True, help="Save programs, libraries and open files too, for a node that lacks them."
+)
 @click.option("--tag", "tags", metavar="K=V", multiple=True, callback=parse_tags, help="A label; may be repeated.")
 @command_options
 def command(
@@ -48,6 +51,7 @@ def command(
     then: Literal["run", "stop", "kill"],
     outside: Literal["refuse", "reset"],
     tcp: Literal["reset", "keep"],
+    bundle_files: bool,
     tags: dict[str, str],
     as_json: bool,
 ) -> None:
@@ -58,7 +62,16 @@ def command(
     import torpor
 
     with progress_bar(f"saving {pid}") as progress:
-        info = torpor.checkpoint(pid, store=store, then=then, tags=tags, progress=progress, outside=outside, tcp=tcp)
+        info = torpor.checkpoint(
+            pid,
+            store=store,
+            then=then,
+            tags=tags,
+            progress=progress,
+            outside=outside,
+            tcp=tcp,
+            bundle_files=bundle_files,
+        )
     if as_json:
         print_json(snapshot_json(info))
     else:

@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Map
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Tree(_message.Message):
-    __slots__ = ("host", "processes", "descriptions", "shared", "files", "pipes", "timing", "ptys", "sessions", "semaphores", "queues", "mounts")
+    __slots__ = ("host", "processes", "descriptions", "shared", "files", "pipes", "timing", "ptys", "sessions", "semaphores", "queues", "mounts", "bundles")
     HOST_FIELD_NUMBER: _ClassVar[int]
     PROCESSES_FIELD_NUMBER: _ClassVar[int]
     DESCRIPTIONS_FIELD_NUMBER: _ClassVar[int]
@@ -20,6 +20,7 @@ class Tree(_message.Message):
     SEMAPHORES_FIELD_NUMBER: _ClassVar[int]
     QUEUES_FIELD_NUMBER: _ClassVar[int]
     MOUNTS_FIELD_NUMBER: _ClassVar[int]
+    BUNDLES_FIELD_NUMBER: _ClassVar[int]
     host: Host
     processes: _containers.RepeatedCompositeFieldContainer[Process]
     descriptions: _containers.RepeatedCompositeFieldContainer[Description]
@@ -32,7 +33,22 @@ class Tree(_message.Message):
     semaphores: _containers.RepeatedCompositeFieldContainer[SemaphoreSet]
     queues: _containers.RepeatedCompositeFieldContainer[MessageQueue]
     mounts: _containers.RepeatedCompositeFieldContainer[Mount]
-    def __init__(self, host: _Optional[_Union[Host, _Mapping]] = ..., processes: _Optional[_Iterable[_Union[Process, _Mapping]]] = ..., descriptions: _Optional[_Iterable[_Union[Description, _Mapping]]] = ..., shared: _Optional[_Iterable[_Union[SharedMemory, _Mapping]]] = ..., files: _Optional[_Iterable[_Union[FileRef, _Mapping]]] = ..., pipes: _Optional[_Iterable[_Union[PipeBuffer, _Mapping]]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., ptys: _Optional[_Iterable[_Union[Pty, _Mapping]]] = ..., sessions: _Optional[_Iterable[_Union[Session, _Mapping]]] = ..., semaphores: _Optional[_Iterable[_Union[SemaphoreSet, _Mapping]]] = ..., queues: _Optional[_Iterable[_Union[MessageQueue, _Mapping]]] = ..., mounts: _Optional[_Iterable[_Union[Mount, _Mapping]]] = ...) -> None: ...
+    bundles: _containers.RepeatedCompositeFieldContainer[Bundle]
+    def __init__(self, host: _Optional[_Union[Host, _Mapping]] = ..., processes: _Optional[_Iterable[_Union[Process, _Mapping]]] = ..., descriptions: _Optional[_Iterable[_Union[Description, _Mapping]]] = ..., shared: _Optional[_Iterable[_Union[SharedMemory, _Mapping]]] = ..., files: _Optional[_Iterable[_Union[FileRef, _Mapping]]] = ..., pipes: _Optional[_Iterable[_Union[PipeBuffer, _Mapping]]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., ptys: _Optional[_Iterable[_Union[Pty, _Mapping]]] = ..., sessions: _Optional[_Iterable[_Union[Session, _Mapping]]] = ..., semaphores: _Optional[_Iterable[_Union[SemaphoreSet, _Mapping]]] = ..., queues: _Optional[_Iterable[_Union[MessageQueue, _Mapping]]] = ..., mounts: _Optional[_Iterable[_Union[Mount, _Mapping]]] = ..., bundles: _Optional[_Iterable[_Union[Bundle, _Mapping]]] = ...) -> None: ...
+
+class Bundle(_message.Message):
+    __slots__ = ("path", "size", "mode", "mtime_ns", "pages")
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    MTIME_NS_FIELD_NUMBER: _ClassVar[int]
+    PAGES_FIELD_NUMBER: _ClassVar[int]
+    path: bytes
+    size: int
+    mode: int
+    mtime_ns: int
+    pages: PageTable
+    def __init__(self, path: _Optional[bytes] = ..., size: _Optional[int] = ..., mode: _Optional[int] = ..., mtime_ns: _Optional[int] = ..., pages: _Optional[_Union[PageTable, _Mapping]] = ...) -> None: ...
 
 class Mount(_message.Message):
     __slots__ = ("path", "filesystem", "source")

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import socket
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -46,6 +47,9 @@ KEPT_AT_OPEN = os.O_ACCMODE | os.O_SYNC | os.O_DSYNC | os.O_DIRECTORY | os.O_NOF
 KEPT_BY_FCNTL = os.O_APPEND | os.O_NONBLOCK | os.O_DIRECT | os.O_NOATIME
 """Status flags that F_SETFL can give (fs/fcntl.c: SETFL_MASK, without O_ASYNC)."""
 KNOWN_FLAGS = KEPT_AT_OPEN | KEPT_BY_FCNTL | O_LARGEFILE
+
+OF_A_PROCESS = re.compile(rb"/proc/(\d+|self|thread-self)(/|$)")
+"""Names whose content is a process as it is: never opened for an image, which could name the restorer's own memory."""
 
 STDIO = 2
 """The last of the descriptors that a restorer gives: 0, 1 and 2."""

@@ -19,15 +19,16 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import stat
 from collections.abc import Iterator, Sequence
 
 from torpor.errors import Reason, RestoreFailed
 from torpor.image.image_pb2 import Description, Tree
+from torpor.objects import bundle
 from torpor.objects.description import (
     KEPT_AT_OPEN,
     KEPT_BY_FCNTL,
+    OF_A_PROCESS,
     Describing,
     GrabbedDescriptors,
     Held,
@@ -41,8 +42,6 @@ from torpor.objects.description import (
     words,
 )
 
-OF_A_PROCESS = re.compile(rb"/proc/(\d+|self|thread-self)(/|$)")
-"""Names whose content is a process as it is: never opened for an image, which could name the restorer's own memory."""
 DELETED = " (deleted)"
 """What the kernel puts after the path of a file that has no name any more (fs/d_path.c)."""
 
@@ -77,11 +76,18 @@ class RegularFile(Kind[None]):
 
     def check(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
         """It is there, may be opened, and has not lost what the program counts on."""
+        bundles = bundle.by_path(image)
         written = {(d.file.dev, d.file.ino) for d in mine.values() if d.flags & os.O_ACCMODE != os.O_RDONLY}
         for description in mine.values():
             subject = words(description)
             try:
                 fd = open_described(description)
+            except FileNotFoundError as error:
+                if description.file.path not in bundles:
+                    yield _cannot_open(subject, error)
+                elif why := bundle.why_not_put_back(description.file.path):
+                    yield Reason(subject, f"it is missing, and the bundled one cannot be put back: {why}")
+                continue
             except OSError as error:
                 yield _cannot_open(subject, error)
                 continue

@@ -15,6 +15,8 @@ from typing import NamedTuple
 
 from torpor.errors import CheckpointFailed, Reason, RestoreFailed
 from torpor.image import image_pb2 as pb
+from torpor.objects import bundle
+from torpor.store import SnapshotReader
 
 _ELF = b"\x7fELF\x02\x01"  # 64-bit, little endian
 _PT_NOTE = 4
@@ -69,6 +71,8 @@ class MappedFiles:
     def __init__(self, image: pb.Tree) -> None:
         self._image = image
         self._indexes: dict[_Known, int] = {}
+        self.gone: dict[bytes, int] = {}
+        """Descriptors of programs whose files have no name any more, by their paths in the image."""
 
     def index(self, path: bytes, inode: int) -> int | None:
         """The index of a file in Tree.files; None when the path leads to another file by now, or to none."""
@@ -80,6 +84,28 @@ class MappedFiles:
             self._indexes[key] = found
         return self._indexes[key]
 
+    def program(self, pid: int) -> int:
+        """The index of the program of a process; one that is gone is to be bundled.
+
+        Raises:
+            CheckpointFailed: it cannot be read, or its name is that of another one that is gone.
+        """
+        link = f"/proc/{pid}/exe"
+        path, inode = os.fsencode(os.readlink(link)), os.stat(link).st_ino
+        found = self.index(path, inode)
+        if found is not None:
+            return found
+        if path in self.gone:
+            raise CheckpointFailed(f"two programs of the tree were called {os.fsdecode(path)}, and are gone")
+        self.gone[path] = fd = os.open(link, os.O_RDONLY | os.O_CLOEXEC)
+        self._indexes[_Known(path, inode)] = found = self._put(path, fd)
+        return found
+
+    def close(self) -> None:
+        """Close the programs that are gone."""
+        while self.gone:
+            os.close(self.gone.popitem()[1])
+
     def _add(self, path: bytes, inode: int) -> int | None:
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -90,15 +116,16 @@ class MappedFiles:
                 f"the mapped file {os.fsdecode(path)} cannot be read by you, so nobody could check it at the restore"
             ) from None
         try:
-            status = os.fstat(fd)
-            if status.st_ino != inode:
-                return None
-            self._image.files.add(
-                path=path, size=status.st_size, mtime_ns=status.st_mtime_ns, build_id=build_id(fd),
-                dev=status.st_dev, ino=status.st_ino, mode=status.st_mode,
-            )  # fmt: skip
+            return self._put(path, fd) if os.fstat(fd).st_ino == inode else None
         finally:
             os.close(fd)
+
+    def _put(self, path: bytes, fd: int) -> int:
+        status = os.fstat(fd)
+        self._image.files.add(
+            path=path, size=status.st_size, mtime_ns=status.st_mtime_ns, build_id=build_id(fd),
+            dev=status.st_dev, ino=status.st_ino, mode=status.st_mode,
+        )  # fmt: skip
         return len(self._image.files) - 1
 
 
@@ -108,8 +135,13 @@ class MappedFiles:
 def check(image: pb.Tree) -> Iterator[Reason]:
     """Say which mapped or executed files are not what they were. A file that is mapped shared may have changed."""
     data = {vma.file for process in image.processes for vma in process.memory.vmas if vma.kind == pb.Vma.FILE_SHARED}
+    bundles = bundle.by_path(image)
     for index, file in enumerate(image.files):
         subject = f"the mapped file {os.fsdecode(file.path)}"
+        if file.path in bundles and (index not in data or not os.path.lexists(file.path)):
+            if index in data and (why := bundle.why_not_put_back(file.path)):
+                yield Reason(subject, f"it is missing, and the bundled one cannot be put back: {why}")
+            continue
         try:
             fd = _open(file.path, os.O_RDONLY)
         except OSError as error:
@@ -146,11 +178,14 @@ def _check_size(subject: str, image: pb.Tree, index: int, size: int) -> Iterator
         yield Reason(subject, f"it has {size} bytes, and {image.files[index].size} were mapped", "put it back")
 
 
-def open_all(image: pb.Tree, base: int) -> dict[int, int]:
+def open_all(image: pb.Tree, reader: SnapshotReader, base: int) -> dict[int, int]:
     """Open every file, for writing too where a shared mapping may write.
+
+    A bundled one that is not there as it was is opened in memory.
 
     Args:
         image: the tree, checked.
+        reader: of its snapshot.
         base: the lowest number for a descriptor.
 
     Returns:
@@ -165,10 +200,17 @@ def open_all(image: pb.Tree, base: int) -> dict[int, int]:
         for vma in process.memory.vmas
         if vma.kind == pb.Vma.FILE_SHARED and vma.may_write
     }
+    mappings = (vma for process in image.processes for vma in process.memory.vmas)
+    shared = {vma.file for vma in mappings if vma.kind == pb.Vma.FILE_SHARED}
+    bundles = bundle.by_path(image)
     opened: dict[int, int] = {}
     try:
         for index, file in enumerate(image.files):
-            fd = _open(file.path, os.O_RDWR if index in writers else os.O_RDONLY)
+            bundled = None if index in shared else bundles.get(file.path)
+            if bundled is not None and not _is_there(file):
+                fd = bundle.in_memory(bundled, reader)
+            else:
+                fd = _open(file.path, os.O_RDWR if index in writers else os.O_RDONLY)
             try:
                 opened[index] = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, base)
             finally:
@@ -179,6 +221,21 @@ def open_all(image: pb.Tree, base: int) -> dict[int, int]:
         path = os.fsdecode(image.files[len(opened)].path)
         raise RestoreFailed(f"the mapped file {path} cannot be opened: {error.strerror}") from error
     return opened
+
+
+def _is_there(file: pb.FileRef) -> bool:
+    """Whether the file of this name is the one of the image."""
+    try:
+        fd = _open(file.path, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        status = os.fstat(fd)
+        if file.build_id:
+            return stat.S_ISREG(status.st_mode) and build_id(fd) == file.build_id
+        return stat.S_ISREG(status.st_mode) and (status.st_size, status.st_mtime_ns) == (file.size, file.mtime_ns)
+    finally:
+        os.close(fd)
 
 
 def _open(path: bytes, flags: int) -> int:

@@ -77,14 +77,7 @@ def describe(
     """
     space = image.memory
     _describe_bounds(pid, space)
-    exe = os.stat(f"/proc/{pid}/exe")
-    index = files.index(os.fsencode(os.readlink(f"/proc/{pid}/exe")), exe.st_ino)
-    if index is None:
-        raise CheckpointFailed(
-            f"the program of process {image.pid} was deleted or replaced while it ran",
-            advice="start it again from the program that is there now",
-        )
-    space.exe = index
+    space.exe = files.program(pid)
     guards = memory.guard_pages(pid, [(vma.mapping.start, vma.mapping.end) for vma in found])
     space.guards.starts.extend(start // PAGE for start, _ in guards)
     space.guards.counts.extend((end - start) // PAGE for start, end in guards)
@@ -240,6 +233,27 @@ class PageWriter:
         read_now = pb.PageTable()
         self._store(pages.dirty, read, read_now)
         join(before.table, pages.clean, blocks, Columns.of(read_now), table)
+
+    def store_file(self, fd: int, size: int, table: pb.PageTable) -> None:
+        """Write the content of an open file; the numbers in the table count from its start."""
+        ranges: list[tuple[int, int]] = []
+        end = 0
+        while end < size and (start := shared_memory.seek(fd, end, os.SEEK_DATA)) is not None and start < size:
+            end = min(os.lseek(fd, start, os.SEEK_HOLE), size)
+            ranges.append((start // PAGE * PAGE, _page_up(end)))
+        ranges = _union(ranges)
+        self.expect(sum(end - start for start, end in ranges))
+
+        def read(pieces: Sequence[tuple[int, int]], buffer: memoryview) -> None:
+            position = 0
+            for start, length in pieces:
+                view, done = buffer[position : position + length], 0
+                while done < length and (got := os.preadv(fd, [view[done:]], start + done)):
+                    done += got
+                view[done:] = bytes(length - done)
+                position += length
+
+        self._store(ranges, read, table)
 
     def store_shared(self, segment: Segment, table: pb.PageTable) -> None:
         """Write a segment of shared memory; the numbers in the table count from its start."""

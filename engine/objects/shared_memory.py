@@ -100,7 +100,7 @@ class SharedMemory:
         try:
             segment.size = os.fstat(fd).st_size
             end = 0
-            while (start := _seek(fd, end, os.SEEK_DATA)) is not None:
+            while (start := seek(fd, end, os.SEEK_DATA)) is not None:
                 end = os.lseek(fd, start, os.SEEK_HOLE)
                 segment.pieces[start] = content = mmap.mmap(-1, end - start)
                 view = memoryview(content)
@@ -187,7 +187,8 @@ class SharedMemory:
         return self.segments[device, inode].index
 
 
-def _seek(fd: int, offset: int, whence: int) -> int | None:
+def seek(fd: int, offset: int, whence: int) -> int | None:
+    """Where data or a hole begins (lseek(2), SEEK_DATA); None: nowhere further on."""
     try:
         return os.lseek(fd, offset, whence)
     except OSError as error:
@@ -211,7 +212,7 @@ def _read_mapped(pid: int, mapping: Mapping, view: memoryview) -> None:
 # Restore
 
 _MFD_ALLOW_SEALING = 2
-_LONGEST_NAME = 249  # memfd_create(2)
+LONGEST_NAME = 249  # memfd_create(2)
 
 
 def check(image: pb.Tree) -> Iterator[Reason]:
@@ -309,23 +310,28 @@ def _make_nameless(shared: pb.SharedMemory) -> int:
     if shared.kind == pb.SharedMemory.UNLINKED and directory.startswith(b"/"):
         with suppress(OSError):  # not there, not writable, or the file system has no such files
             return os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
-    name = os.fsdecode(shared.name[:_LONGEST_NAME]) or "shared"
+    name = os.fsdecode(shared.name[:LONGEST_NAME]) or "shared"
     return os.memfd_create(name, os.MFD_CLOEXEC | _MFD_ALLOW_SEALING)
 
 
-def _pieces(shared: pb.SharedMemory, reader: SnapshotReader) -> Iterator[tuple[int, int, int, int]]:
+def _pieces(pages: pb.PageTable, total: int, reader: SnapshotReader) -> Iterator[tuple[int, int, int, int]]:
     """Of each run of pages: where it goes, its size, the pack's descriptor and the place there."""
-    pages = shared.pages
     for start, count, block in zip(pages.starts, pages.counts, pages.blocks, strict=True):
         pack, offset, length = reader.block(block)
         size = count * PAGE
-        if size > length or start * PAGE >= shared.size:
-            raise ImageDamaged(f"page {start} of shared memory lies in no block of the snapshot")
-        yield start * PAGE, min(size, shared.size - start * PAGE), reader.pack_fd(pack), offset
+        if size > length or start * PAGE >= total:
+            raise ImageDamaged(f"page {start} of shared memory or a file lies in no block of the snapshot")
+        yield start * PAGE, min(size, total - start * PAGE), reader.pack_fd(pack), offset
 
 
-def _fill(fd: int, shared: pb.SharedMemory, reader: SnapshotReader) -> None:
-    for at, size, pack, offset in _pieces(shared, reader):
+def fill(fd: int, pages: pb.PageTable, total: int, reader: SnapshotReader) -> None:
+    """Give a file of `total` bytes, all holes, its content.
+
+    Raises:
+        OSError: there is no room.
+        ImageDamaged: the content is not there.
+    """
+    for at, size, pack, offset in _pieces(pages, total, reader):
         os.lseek(fd, at, os.SEEK_SET)
         done = 0
         while done < size:
@@ -333,13 +339,17 @@ def _fill(fd: int, shared: pb.SharedMemory, reader: SnapshotReader) -> None:
             if moved == 0:
                 raise ImageDamaged("a pack became shorter while it was read")
             done += moved
+
+
+def _fill(fd: int, shared: pb.SharedMemory, reader: SnapshotReader) -> None:
+    fill(fd, shared.pages, shared.size, reader)
     if shared.kind == pb.SharedMemory.MEMFD and shared.seals:  # any other file of tmpfs has F_SEAL_SEAL from the start
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, shared.seals)
 
 
 def _same(fd: int, shared: pb.SharedMemory, reader: SnapshotReader) -> bool:
     at = 0
-    for start, size, pack, offset in _pieces(shared, reader):
+    for start, size, pack, offset in _pieces(shared.pages, shared.size, reader):
         if any(os.pread(fd, start - at, at)) or os.pread(fd, size, start) != os.pread(pack, size, offset):
             return False
         at = start + size

@@ -190,12 +190,8 @@ def _refuse(seen: Seen, home: Mapping[str, str]) -> list[Reason]:
         reasons.append(Reason(seen.name, f"it uses a shadow stack ({what}), which is not kept"))
     try:
         here = _namespaces(seen.pid)
-        program = os.readlink(f"/proc/{seen.pid}/exe")
     except (PermissionError, FileNotFoundError, ProcessLookupError):
         return reasons  # it ended, or changed into somebody else's: the freeze says so
-    if program.endswith(" (deleted)"):
-        why = f"its program was deleted or replaced while it ran ({program})"
-        reasons.append(Reason(seen.name, why, "start it again from the program that is there now"))
     for kind, namespace in here.items():
         if namespace != home[kind]:
             why = f"it lives in another {kind} namespace than the root of the tree"

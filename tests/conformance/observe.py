@@ -201,7 +201,8 @@ def observe(top: int) -> dict[int, Process]:
         if process.state == "zombie":
             process.threads = {}  # it runs no more; what is left to tell is its parent's to ask
         else:
-            process.exe = os.readlink(base / "exe")
+            # A program whose file is gone comes back in memory.
+            process.exe = re.sub(r"^.*[/:]([^/:]*) \(deleted\)$", r"\1 (deleted)", os.readlink(base / "exe"))
             process.cwd = os.readlink(base / "cwd")
             process.environ = (base / "environ").read_bytes()
             process.auxv = (base / "auxv").read_bytes()

@@ -15,7 +15,6 @@ REFUSED, NOT_FOUND, NOT_PERMITTED = 10, 11, 12  # torpor.errors
 
 WORDS = {
     "aio.c": ["aio"],
-    "deleted_program.c": ["deleted"],
     "dispatch.c": ["dispatch"],
     "in_flight.py": ["pidfd", "credentials", "nobody in the tree has that name"],
     "io_uring.c": ["io_uring", "idle"],

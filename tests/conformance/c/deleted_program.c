@@ -1,5 +1,5 @@
 /* A program whose own file is gone. */
-#include "../c/ready.h"
+#include "ready.h"
 
 #include <sys/sendfile.h>
 #include <sys/stat.h>
