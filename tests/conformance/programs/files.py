@@ -5,7 +5,7 @@ import os
 import signal
 from pathlib import Path
 
-from ready import HERE, expect, judge, ready_and_wait, same
+from ready import HERE, await_go, expect, judge, ready, same
 
 LINES = b"".join(b"line %d\n" % number for number in range(1000))
 
@@ -61,7 +61,8 @@ def main() -> None:
     os.lseek(shared, 700, os.SEEK_SET)
     pid = child(shared)
     before = {fd: flags(fd) for fd in map(int, os.listdir("/proc/self/fd")) if Path(f"/proc/self/fd/{fd}").exists()}
-    ready_and_wait()
+    ready((os.getpid(), 128), (pid, 128))
+    await_go()
 
     for fd, was in before.items():
         same(flags(fd), was, f"flags of descriptor {fd}")
