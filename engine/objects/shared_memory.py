@@ -35,7 +35,8 @@ _AT_ONCE = 1 << 30  # a read moves 2 GiB at most
 
 def is_memory(mapping: Mapping) -> bool:
     """Whether a shared mapping's content lives in memory only, and so must be in the image."""
-    return mapping.shared and mapping.inode != 0 and (vmas.is_deleted(mapping) or mapping.name.startswith(_SHM))
+    known = mapping.inode != 0 or sysv.is_segment(mapping)
+    return mapping.shared and known and (vmas.is_deleted(mapping) or mapping.name.startswith(_SHM))
 
 
 def kind_of(name: bytes) -> tuple[int, bytes]:

@@ -18,6 +18,7 @@ import os
 from collections.abc import Iterable, Sequence
 
 from torpor.errors import Reason
+from torpor.objects import sysv
 from torpor.procfs import PAGE, FlaggedMapping, Mapping
 from torpor.remote.memory import PageMap
 
@@ -165,7 +166,7 @@ def _page_reason(vma: FlaggedMapping) -> str:
 
 def _special_reason(mapping: Mapping) -> str:
     name = mapping.name
-    if mapping.inode == 0 and not is_anonymous(mapping):
+    if mapping.inode == 0 and not is_anonymous(mapping) and not sysv.is_segment(mapping):  # the first one's id is 0
         return "the kernel's name for it is not one that this version knows"
     if name.startswith(b"anon_inode:"):
         return f"it belongs to {os.fsdecode(name[11:])}, which is not kept"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
+from pprint import pformat
 
 import pytest
 
 from tests.conformance import observe
-from tests.conformance.harness import Actor, Job, Stage, Subject, reborn, reborn_alike, wait_until
+from tests.conformance.harness import Actor, Failed, Stage, reborn, reborn_alike, wait_until
 from tests.conformance.test_conformance import ONLY_ROOT, PASSING, PROGRAMS
 
 HERE = Path(__file__).parent
@@ -18,11 +20,29 @@ IN_ALL = 1000
 MINE = [source for source in PROGRAMS if source.stem not in ONLY_ROOT]
 
 
-def resources(stage: Stage, actor: Actor) -> tuple[int, int, int]:
-    """Processes and descriptors of the one who checkpoints and restores, and the mounts of us all."""
+def resources(stage: Stage, actor: Actor) -> list[str]:
+    """The processes and descriptors of the one who checkpoints and restores, and the mounts of us all."""
     driver = stage.driver(actor).process.pid
-    mounts = len(Path("/proc/self/mountinfo").read_text().splitlines())
-    return len(list(observe.descendants(driver))), len(os.listdir(f"/proc/{driver}/fd")), mounts
+    found = []
+    with suppress(FileNotFoundError, ProcessLookupError):  # one ends at this moment: look again
+        for pid in observe.descendants(driver):
+            status = observe.status(pid)
+            found.append(f"{status['Name']} {status['State']}")
+    found += [os.readlink(path).rstrip("0123456789]") for path in Path(f"/proc/{driver}/fd").iterdir()]
+    return sorted([*found, *Path("/proc/self/mountinfo").read_text().splitlines()])
+
+
+def wait_for(stage: Stage, actor: Actor, wanted: list[str], when: str) -> None:
+    """Wait until there is what there was, and nothing more."""
+    try:
+        wait_until(lambda: kinds(resources(stage, actor)) == kinds(wanted), f"what is left {when} to be gone")
+    except Failed as failure:
+        raise Failed(f"{failure}:\n{pformat(resources(stage, actor))}\ninstead of\n{pformat(wanted)}") from None
+
+
+def kinds(found: list[str]) -> list[str]:
+    """The same without what processes are at."""
+    return sorted(line.split(" ")[0] if line.endswith(")") else line for line in found)
 
 
 def rounds(stage: Stage, actor: Actor, source: Path, count: int) -> None:
@@ -31,31 +51,25 @@ def rounds(stage: Stage, actor: Actor, source: Path, count: int) -> None:
     again = reborn if source.stem in PASSING else reborn_alike
     with stage.play(source, actor) as subject:
         subject.wait_ready()
-        awake = resources(stage, actor)
-        job = None
-        for number in range(count):
-            job, before = again(stage, subject), job
-            if before:
-                before.talk.close()
-            if number == 0:
-                awake = settled(stage, actor, subject)
-            wait_until(lambda: resources(stage, actor) == awake, f"what round {number} has left to be gone")  # noqa: B023
+        job = again(stage, subject)
+        awake = settled(stage, actor)
+        for number in range(1, count):
+            before, job = job, again(stage, subject)
+            before.talk.close()
+            wait_for(stage, actor, awake, f"after round {number}")
         subject.go()
         subject.judged()
-        assert isinstance(job, Job)
         assert job.status() == 0, subject.output()
-        job.talk.close()
-    wait_until(lambda: resources(stage, actor) == idle, "everything to be as before")
+    wait_for(stage, actor, idle, "in the end")
 
 
-def settled(stage: Stage, actor: Actor, subject: Subject) -> tuple[int, int, int]:
+def settled(stage: Stage, actor: Actor) -> list[str]:
     """What there is while one restored job runs: its processes, its capsule's, and who waits for it."""
-    subject.settled()
     looks = [resources(stage, actor)]
 
     def at_rest() -> bool:
         looks.append(resources(stage, actor))
-        return looks[-1] == looks[-2]
+        return kinds(looks[-1]) == kinds(looks[-2])
 
     wait_until(at_rest, "the driver to come to rest")
     return looks[-1]

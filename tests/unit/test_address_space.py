@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from array import array
 
@@ -9,10 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from torpor import procfs
 from torpor.errors import ImageDamaged
 from torpor.image import image_pb2 as pb
-from torpor.objects import address_space
+from torpor.objects import address_space, vmas
 from torpor.objects.address_space import Sources
+from torpor.objects.shared_memory import is_memory
 from torpor.remote.x86_64 import NR
 from torpor.store import BlockTable
 
@@ -105,3 +108,9 @@ def test_the_window_is_in_nobodys_way(drawn: list[tuple[int, int]]) -> None:
     assert len(window) == 8 << 20
     for space in spaces:
         assert all(vma.end <= window.start or window.stop <= vma.start for vma in space.vmas)
+
+
+def test_the_first_system_v_segment_of_a_host_has_the_number_0() -> None:
+    first = procfs.parse_mapping(b"7f0ac0713000-7f0ac0719000 rw-s 00000000 00:01 0      /SYSV54001db7 (deleted)")
+    assert vmas.refuse("it", os.getpid(), [procfs.FlaggedMapping(first, (b"rd", b"wr", b"sh"), procfs.PAGE, 0)]) == []
+    assert is_memory(first)
