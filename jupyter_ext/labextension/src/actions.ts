@@ -28,7 +28,7 @@ interface IWayBack {
 }
 
 /** Errors of a kernel that cannot be saved as it is. */
-const UNSAVABLE = ['Refused', 'CheckpointFailed', 'StoreError'];
+const UNSAVABLE = ['Refused', 'CheckpointFailed'];
 
 /** What a person can do to a kernel. */
 export class Actions {
@@ -290,7 +290,10 @@ export class Actions {
     news: (back: IRestored) => INews,
     wayOn?: (refusal: Refusal) => Notification.IAction[]
   ): Promise<void> {
-    await this.saveNotebook(kernel, how.notebook);
+    const saved = await this.saveNotebook(kernel, how.notebook);
+    if (how.notebook && !saved) {
+      return; // what is on the screen only would be lost
+    }
     const gone = !this.model.kernel(kernel);
     const back = await this.notices.follow(
       kernel,
@@ -313,11 +316,17 @@ export class Actions {
     }
   }
 
-  private async saveNotebook(kernel: string, always = false): Promise<void> {
+  /** Save the file of a kernel's notebook; whether it is as the notebook is on the screen now. */
+  private async saveNotebook(kernel: string, always = false): Promise<boolean> {
     const context = this.notebooks.of(kernel)?.context;
     if (context?.model.dirty && (always || this.notebooks.saved())) {
-      await context.save();
+      try {
+        await context.save();
+      } catch {
+        // JupyterLab has told why.
+      }
     }
+    return !context?.model.dirty;
   }
 
   private readonly notices: Notices;

@@ -1,7 +1,7 @@
 import { ServiceManager } from '@jupyterlab/services';
 import { IDisposable } from '@lumino/disposable';
 import { ISignal, Signal } from '@lumino/signaling';
-import { ICheckpoint, IKernel, TorporAPI } from './api';
+import { ICheckpoint, IKernel, Refusal, TorporAPI } from './api';
 
 /** The schema of the server's events. */
 const EVENT = 'https://events.torpor.invalid/kernel/v1';
@@ -39,6 +39,11 @@ export class TorporModel implements IDisposable {
 
   kernel(id: string | undefined): IKernel | undefined {
     return this._kernels.find(kernel => kernel.id === id);
+  }
+
+  /** Why the server tells nothing; empty when it does, or cannot be reached. */
+  get trouble(): string {
+    return this._trouble;
   }
 
   /** The kernel whose checkpoints are wanted, too. */
@@ -131,8 +136,10 @@ export class TorporModel implements IDisposable {
           this._earlier = all.filter(({ kernel_id, path }) => path === _path && kernel_id !== _watched);
         }
       } while (this._again);
+      this._trouble = '';
     } catch (error) {
-      // The server is away: JupyterLab says so itself. What was known stays on show.
+      // If the server is away JupyterLab says so itself. What was known stays on show.
+      this._trouble = error instanceof Refusal ? error.reason : '';
       console.warn('Torpor:', error);
     } finally {
       this._asking = undefined;
@@ -162,6 +169,7 @@ export class TorporModel implements IDisposable {
   private _kernels: IKernel[] = [];
   private _checkpoints: ICheckpoint[] = [];
   private _earlier: ICheckpoint[] = [];
+  private _trouble = '';
   private _watched: string | undefined;
   private _path: string | undefined;
   /** Whether there may be other checkpoints than those that are known. */

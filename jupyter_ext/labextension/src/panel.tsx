@@ -45,6 +45,9 @@ function Timeline(props: IProps): JSX.Element {
   const { model, words, commands } = props;
   const { trans } = words;
   const kernel = model.kernel(model.watched);
+  if (model.trouble) {
+    return <p className="jp-Torpor-hint">{trans.__('Torpor does not work on this server: %1', model.trouble)}</p>;
+  }
   const earlier = model.earlier.length > 0 && (
     <>
       <h2>{trans.__('Earlier kernels')}</h2>
