@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +63,7 @@ class TorporApp(ExtensionApp):
 
     keeper: Keeper | None = None
     _rules: Rules | None = None
+    _leaving: asyncio.Future[None] | None = None
     _notes: PeriodicCallback | None = None
 
     def initialize_settings(self) -> None:
@@ -87,6 +90,10 @@ class TorporApp(ExtensionApp):
         )
         self._notes = PeriodicCallback(self.keeper.note_sessions, NOTE_SECONDS * 1000)
         self._notes.start()
+        # Without a terminal jupyter_server ends at SIGINT, which JupyterHub sends first, as Python does: at once.
+        # Kernels would be left to live on, or to end with their container.
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, server._signal_stop)
 
     def initialize_handlers(self) -> None:
         """Offer the REST API."""
@@ -94,7 +101,12 @@ class TorporApp(ExtensionApp):
             self.handlers.extend(HANDLERS)
 
     async def stop_extension(self) -> None:
-        """Before the server shuts kernels down: keep them."""
+        """Before the server shuts kernels down: keep them. A second signal meanwhile asks for it again."""
+        if self._leaving is None:
+            self._leaving = asyncio.ensure_future(self._leave())
+        await self._leaving
+
+    async def _leave(self) -> None:
         if not self.keeper:
             return
         if self._notes and self._rules:

@@ -122,6 +122,10 @@ class Server:
         """End it as a service manager does."""
         self._end(signal.SIGTERM)
 
+    def interrupt(self) -> None:
+        """End it as JupyterHub does."""
+        self._end(signal.SIGINT)
+
     def kill(self) -> None:
         """End it as a crash does."""
         self._end(signal.SIGKILL)

@@ -104,7 +104,7 @@ def test_checkpoints_are_named_pinned_and_deleted(server: Server) -> None:
     assert server.get("api/torpor/checkpoints") == []
 
 
-@pytest.mark.parametrize("how", ["stop", "kill"])
+@pytest.mark.parametrize("how", ["stop", "interrupt", "kill"])
 def test_kernels_outlive_their_server(ordinary_account: User, how: str) -> None:
     server = Server(ordinary_account)
     with running(server):
@@ -118,10 +118,10 @@ def test_kernels_outlive_their_server(ordinary_account: User, how: str) -> None:
         server.start()
         (model,) = server.get("api/sessions")
         assert (model["id"], model["path"], model["kernel"]["id"]) == (session, "work.ipynb", kernel)
-        assert server.kernel(kernel)["state"] == ("parked" if how == "stop" else "living")
+        assert server.kernel(kernel)["state"] == ("living" if how == "kill" else "parked")
         with Notebook(server, kernel) as notebook:
             answer = notebook.start("print(x * 7, os.getpid())")
-            if how == "stop":
+            if how != "kill":
                 server.torpor(kernel, "/resume")
             assert notebook.finish(answer) == f"42 {pid}\n"
         server.torpor(kernel, "/park")
