@@ -3,9 +3,9 @@
 Kept: whom it is bound and connected to, options, memberships of multicast groups (see `torpor.objects.multicast`), and
 the datagrams that were not read, each with its sender. At a restore they are sent again, from where they came: from the
 tree's own socket at that address, or from one that has it for the moment. Refused: datagrams from an address that
-another program has, or that is not this host's; from the kernel's own reassembly (UDP_GRO); a socket that is shut down;
-errors that wait (ICMP). Not kept: what came with a datagram but for its sender (time, TTL, ...), and a device for what
-it sends to groups where only its number was given.
+another program has, or that is not this host's; from the kernel's own reassembly (UDP_GRO), or behind an error; a
+socket that is shut down. Not kept: what came with a datagram but for its sender (time, TTL, ...), an error that waits
+alone (ICMP), as one that was lost on its way, and a device for what it sends to groups where only its number was given.
 
 Datagrams behind the first are seen with SO_PEEK_OFF (socket(7)), which is set for that moment. An empty one is shown so
 only once (net/core/datagram.c, __skb_try_recv_from_queue): if the program goes on and still has not read it by the next
@@ -123,8 +123,9 @@ class Udp(Kind[UdpState]):
         yield from sockets.judge(state.socket, held.holders[0].pid)
         if state.shut:
             yield Problem("it is shut down, which is not kept", "close it")
-        elif state.failed:
-            yield Problem("an error waits in it (ICMP), which is not kept", "read it, or try again", passing=True)
+        elif state.failed and state.socket.events & select.POLLIN:
+            why = "datagrams wait in it behind an error (ICMP), which a look at them would take out"
+            yield Problem(why, "read the error, or try again", passing=True)
         if state.messages and any(state.socket.options.get(UDP_GRO, b"")):
             yield Problem("datagrams wait in it that the kernel may have joined (UDP_GRO)", "try again", passing=True)
         ours = [sockets.address(other.state.local) for other in tree.of(Udp)]

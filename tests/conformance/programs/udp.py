@@ -38,6 +38,7 @@ def main() -> None:
     echo = bound(socket.AF_INET, "127.0.0.1")
     waiting = threading.Thread(target=lambda: echo.sendto(b"answer", echo.recvfrom(100)[1]))
     waiting.start()
+    hearing, deaf = bound(socket.AF_INET, "", SO_REUSEADDR=1), bound(socket.AF_INET, "")
     queue = bound(socket.AF_INET, "")
     here = ("127.0.0.1", queue.getsockname()[1])
     closed = bound(socket.AF_INET, "127.0.0.1")
@@ -51,15 +52,25 @@ def main() -> None:
     closed.close()
     queue.connect(server.getsockname())  # from now on it hears nobody else
     memory = queue.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+    failing = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    failing.connect(senders[1])  # where nobody is any more
+    failing.send(b"nobody hears this")
+    poll = select.poll()
+    poll.register(failing, 0)
+    expect(poll.poll(10_000), "an error comes back")
     group = socket.inet_aton("239.77.3.1")
-    hearing, deaf = bound(socket.AF_INET, "", SO_REUSEADDR=1), bound(socket.AF_INET, "")
     loop = struct.pack("4s4si", group, socket.inet_aton("127.0.0.1"), socket.if_nametoindex("lo"))
     hearing.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, loop)
     only = struct.pack("=I4x", socket.if_nametoindex("lo")) + storage("239.77.3.2") + storage("127.0.0.1")
     deaf.setsockopt(socket.IPPROTO_IP, 46, only)  # MCAST_JOIN_SOURCE_GROUP
     server.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton("127.0.0.1"))
-    ready_and_wait()
+    word = ready_and_wait()
 
+    try:
+        failing.send(b"again")
+        expect(word.killed, "the error was taken out")
+    except ConnectionRefusedError:
+        expect(not word.killed, "the error came again")
     server.sendto(b"to all", ("239.77.3.1", hearing.getsockname()[1]))
     same(hearing.recvfrom(100), (b"to all", server.getsockname()), "a datagram to a group")
     server.sendto(b"to the other", ("239.77.3.2", deaf.getsockname()[1]))
