@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterator
 
 import pytest
+from playwright.sync_api import Route
 
 from tests import browser
 from tests.browser import CHROMIUM
@@ -181,6 +182,45 @@ def test_the_panel_with_keyboard_and_screen_reader(server: Server) -> None:
         lab.shows("fork 42")
         lab.shot("11-fork")
         lab.command("docmanager:save-all")
+
+
+def test_progress_is_shown_and_saving_cancelled(server: Server) -> None:
+    """What the browser shows; that the server gives up is tested with the server alone."""
+    held: list[Route] = []
+
+    def hold(route: Route) -> None:
+        if route.request.method == "POST":
+            held.append(route)
+        else:
+            route.continue_()
+
+    def be_slow(route: Route) -> None:
+        kernels = route.fetch().json()
+        kernels[0]["operation"] = {"doing": "saving", "began_ns": 0, "done": 30, "total": 100}
+        route.fulfill(json=kernels)
+
+    def give_up(route: Route) -> None:
+        route.fulfill(json={})
+        page.unroute("**/api/torpor/kernels?*", be_slow)
+        held[0].fulfill(status=409, json={"message": "saving was cancelled", "kind": "Cancelled"})
+
+    with browser.lab(server) as lab:
+        page = lab.page
+        lab.open("work.ipynb")
+        page.route("**/checkpoints?*", hold)
+        page.route("**/api/torpor/kernels?*", be_slow)
+        page.route("**/cancel?*", give_up)
+        lab.command("torpor:show")
+        page.locator(".jp-NotebookPanel-toolbar").get_by_title("Checkpoint kernel").click()
+        notice = lab.notice("Saving the kernel…")
+        assert page.locator(".jp-Torpor-state progress").get_attribute("value") == "0.3"
+        page.locator("#jp-main-statusbar", has_text="Saving the kernel…").wait_for()
+        lab.check_accessibility(".jp-Torpor")
+        lab.check_accessibility(".jp-Torpor-status")
+        lab.shot("17-progress")
+        notice.get_by_role("button", name="Cancel").click()
+        lab.notice("Cancelled. The kernel is as it was.")
+        page.locator(".jp-Torpor-state progress").wait_for(state="detached")
 
 
 def test_why_a_kernel_is_refused_is_shown(server: Server) -> None:

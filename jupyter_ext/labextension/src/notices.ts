@@ -95,7 +95,10 @@ class Toast {
     private readonly kernel: string,
     private readonly words: Words
   ) {
-    this.timer = window.setTimeout(() => model.changed.connect(this.follow, this), SOON_MS);
+    this.timer = window.setTimeout(() => {
+      model.changed.connect(this.follow, this);
+      void model.refresh();
+    }, SOON_MS);
   }
 
   /** Say how it ended, in the place of what was said while it lasted. Gives the notification's id. */
