@@ -1,0 +1,214 @@
+"""Taking every open file description of a tree, each once: through copies of descriptors that are closed again at once.
+
+Descriptors of any number of processes may lead to one description; kcmp(2) tells, and orders them. What lies in the
+queue of a socket (SCM_RIGHTS) is in the tree too: our copies of it came with the look into the queue, and are looked at
+in turn.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+from collections.abc import Sequence
+from io import FileIO
+from typing import Any
+
+from torpor import procfs
+from torpor.objects import locks
+from torpor.objects.description import GrabbedDescriptors, Held, Holder, Kind, Seen, borrowed
+from torpor.objects.memory_files import MemoryDescriptor
+from torpor.objects.sockets import family_of
+from torpor.remote.freeze import not_permitted
+from torpor.remote.sys import syscall
+from torpor.remote.x86_64 import NR
+
+KCMP_FILE = 0
+Kinds = Sequence[Kind[Any]]
+"""In the order in which they are asked whether a description is theirs; the last takes all."""
+
+
+def grab(kinds: Kinds, pids: Sequence[int], *, content: bool = True, reset_outside: bool = False) -> GrabbedDescriptors:
+    """Take every description of a tree.
+
+    Args:
+        kinds: of descriptions.
+        pids: the tree, parents before their children. What ends meanwhile has no descriptors.
+        content: also take what lies in pipes and sockets; the tree is frozen.
+        reset_outside: sockets whose peer is outside of the tree are kept, as ones whose peer has closed.
+
+    Raises:
+        NotPermitted: a process is not ours.
+    """
+    tree = GrabbedDescriptors(list(pids), content=content, reset_outside=reset_outside)
+    known = _Known(kinds, tree)
+    try:
+        _grab(known, pids)
+    finally:
+        for held in tree.held:
+            for copy in held.kind.under_way(held):
+                os.close(copy.fd)
+    for held in tree.held:
+        if held.under_way_to is not None:  # our copy is no more; who gets it is to be named
+            held.holders = held.under_way_to.holders[:1]
+    return tree
+
+
+def _grab(known: _Known, pids: Sequence[int]) -> None:
+    """Fill what is known of a tree."""
+    tree = known.tree
+    for pid in pids:
+        try:
+            pidfd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            continue
+        try:
+            _grab_process(known, pid, pidfd)
+        except PermissionError:
+            # Of a process that ends the kernel gives /proc/PID to root as soon as its memory is gone, a moment before
+            # it is a zombie (task_dump_owner, fs/proc/base.c).
+            if not procfs.is_ending(pid, pid):
+                raise not_permitted(pid) from None
+        finally:
+            os.close(pidfd)
+    for held in tree.held:  # what lies in it is added at the end, and looked into in its turn
+        for one in held.kind.under_way(held):
+            one.held = _grab_under_way(known, one.fd, held)
+    for kind in known.kinds:
+        kind.finish([held for held in tree.held if held.kind is kind], tree)
+
+
+class _Known:
+    """The descriptions found so far, in an order in which one can be looked up with few comparisons."""
+
+    def __init__(self, kinds: Kinds, tree: GrabbedDescriptors) -> None:
+        self.kinds = kinds
+        self.tree = tree
+        self._buckets: dict[object, list[Held[Any]]] = {}
+
+    def find(self, key: object, pid: int, fd: int) -> tuple[Held[Any] | None, list[Held[Any]], int]:
+        """What a descriptor leads to, if it is known; else the list and the place where it belongs."""
+        bucket = self._buckets.setdefault(key, [])
+        low, high = 0, len(bucket)
+        while low < high:
+            middle = (low + high) // 2
+            other = bucket[middle].holders[0]
+            order = syscall(NR.kcmp, pid, other.pid, KCMP_FILE, fd, other.fd)
+            if order == 0:
+                return bucket[middle], bucket, middle
+            low, high = (low, middle) if order == 1 else (middle + 1, high)
+        return None, bucket, low
+
+
+def _grab_process(known: _Known, pid: int, pidfd: int) -> None:
+    try:
+        table = os.open(f"/proc/{pid}/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        infos = os.open(f"/proc/{pid}/fdinfo", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        for name in os.listdir(table):
+            try:
+                _grab_descriptor(known, Holder(pid, int(name)), pidfd, table, infos)
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            except PermissionError:
+                raise
+            except OSError as error:
+                # Of a tree that runs the number may be something else by now, and is what no call expects.
+                if known.tree.content and error.errno != errno.EBADF:
+                    raise
+    finally:
+        os.close(table)
+        os.close(infos)
+
+
+def _grab_descriptor(known: _Known, holder: Holder, pidfd: int, table: int, infos: int) -> None:
+    tree, info = known.tree, _read(str(holder.fd), infos)
+    held, is_new = _description(known, holder, info, pidfd, table, infos)
+    if not is_new:
+        held.add(holder)
+    tree.by_holder[holder] = held
+    if _flags(info) & os.O_CLOEXEC:
+        tree.cloexec.add(holder)
+    if found := locks.lines(info):
+        tree.locked[holder] = found
+        if locks.lease_owner(found) is not None and id(held) not in tree.lease_signals:
+            with borrowed(pidfd, holder.fd) as copy:
+                tree.lease_signals[id(held)] = fcntl.fcntl(copy, locks.F_GETSIG)
+
+
+def _grab_under_way(known: _Known, copy: int, socket: Held[Any]) -> Held[Any]:
+    """What a descriptor that lies in a socket's queue leads to, by our copy of it."""
+    holder = Holder(os.getpid(), copy)
+    pidfd = os.pidfd_open(holder.pid)
+    table = os.open("/proc/self/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    infos = os.open("/proc/self/fdinfo", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        held, is_new = _description(known, holder, _read(str(copy), infos), pidfd, table, infos)
+    finally:
+        for fd in (pidfd, table, infos):
+            os.close(fd)
+    if is_new:
+        held.under_way_to = socket
+        if known.tree.content and isinstance(held.kind, MemoryDescriptor):
+            held.ours = FileIO(f"/proc/self/fd/{copy}")
+    return held
+
+
+def _description(
+    known: _Known, holder: Holder, info: bytes, pidfd: int, table: int, infos: int
+) -> tuple[Held[Any], bool]:
+    """What a descriptor leads to, and whether it was not known before: then it is taken.
+
+    Raises:
+        FileNotFoundError: of a tree that runs: it led to something else before all was taken.
+    """
+    position, _, *identity = info.split(b"\n", 4)[:4]
+    flags = _flags(info) & ~os.O_CLOEXEC
+    key = (position, flags, *identity)
+    held, bucket, place = known.find(key, holder.pid, holder.fd)
+    if held is not None:
+        return held, False
+    seen = _look(str(holder.fd), table, pidfd)
+    held = Held(_kind(known.kinds, seen, flags), seen.link, seen.stat, flags, info)
+    held.add(holder)
+    held.state = held.kind.grab(held, pidfd, content=known.tree.content)
+    if not known.tree.content:
+        name = str(holder.fd)
+        if _read(name, infos).split(b"\n", 4)[2:4] != identity or os.readlink(name, dir_fd=table) != seen.link:
+            raise FileNotFoundError(name)
+    bucket.insert(place, held)
+    known.tree.held.append(held)
+    return held, True
+
+
+def _flags(info: bytes) -> int:
+    return int(info.split(b"\n", 2)[1].split()[1], 8)
+
+
+def _read(name: str, directory: int) -> bytes:
+    fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
+    try:
+        text = os.read(fd, 1 << 12)
+        while more := os.read(fd, 1 << 16):
+            text += more
+        return text
+    finally:
+        os.close(fd)
+
+
+def _look(name: str, table: int, pidfd: int) -> Seen:
+    link = os.readlink(name, dir_fd=table)
+    status = os.stat(name, dir_fd=table)
+    if not link.startswith("socket:["):
+        return Seen(link, status, None)
+    with borrowed(pidfd, int(name)) as copy:
+        return Seen(link, status, family_of(copy))
+
+
+def _kind(kinds: Kinds, seen: Seen, flags: int) -> Kind[Any]:
+    if flags & os.O_PATH and not (stat.S_ISREG(seen.stat.st_mode) or stat.S_ISDIR(seen.stat.st_mode)):
+        return kinds[-1]
+    return next(kind for kind in kinds if kind.matches(seen))
