@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -13,19 +10,14 @@ import pytest
 
 from tests.integration.dask_cluster import PATIENCE, Cluster, add, cluster, leaf, runs, tree
 from tests.integration.dask_gate import GATE
-from tests.integration.dask_silent import LEAVES, NO_VETH
+from tests.integration.dask_nodes import alone
+from tests.integration.dask_silent import LEAVES
 
 pytestmark = pytest.mark.timeout(180)
 
 
 def test_a_node_that_falls_silent_costs_no_stored_task(tmp_path: Path) -> None:
-    rights = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
-    command = ["unshare", *rights, "--net", sys.executable, "-m", "tests.integration.dask_silent", tmp_path]
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
-    if done.returncode == NO_VETH:
-        pytest.skip(f"no second network here: {done.stderr}")
-    assert done.returncode == 0, done.stdout + done.stderr
-    told = json.loads(done.stdout.splitlines()[-1])
+    told = alone("dask_silent", tmp_path)
     assert told["answer"] == sum(range(LEAVES))
     assert told["workers"] == ["near"]
     assert told["stored"] > 10

@@ -17,6 +17,7 @@ from distributed import Scheduler, wait
 
 import torpor
 from tests.integration.dask_cluster import PATIENCE, Cluster, add, cluster, leaf, patient, runs, tree, under_way, until
+from tests.integration.dask_nodes import alone
 from tests.users import BIN
 from torpor.store import Store
 
@@ -150,6 +151,13 @@ def test_scattered_data_is_back(tmp_path: Path) -> None:
             assert dask.client.gather(numbers) == list(range(10))
             assert dask.counters()["loading"] == 0
             dask.stop()
+
+
+def test_a_worker_that_is_woken_on_a_node_with_another_address_is_back(tmp_path: Path) -> None:
+    told = alone("dask_moved", tmp_path)
+    assert (told["answer"], told["runs"]) == (49, 2)  # it began once and ended once
+    (before,), (after,) = told["before"], told["after"]
+    assert ("10.77.1.2" in before, "10.77.2.2" in after) == (True, True)
 
 
 def in_turn(tmp_path: Path, losses: int, seed: int) -> None:
