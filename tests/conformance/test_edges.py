@@ -15,7 +15,19 @@ from pathlib import Path
 import pytest
 
 from tests.conformance import observe
-from tests.conformance.harness import Actor, EngineError, Stage, Subject, alive, belonging, reborn, restored, wait_until
+from tests.conformance.harness import (
+    Actor,
+    EngineError,
+    Stage,
+    Subject,
+    alive,
+    belonging,
+    in_capsule,
+    occupied,
+    reborn,
+    restored,
+    wait_until,
+)
 
 HERE = Path(__file__).parent
 EDGES = HERE / "edges"
@@ -199,13 +211,16 @@ def kept(stage: Stage, root: Actor, host: str) -> Iterator[tuple[Subject, list[s
             yield subject, [full, shut, ended, made]
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
-def test_connections_that_go_on(stage: Stage, root: Actor, host: str) -> None:
+@pytest.mark.parametrize(("host", "capsule"), [("127.0.0.1", False), ("::1", False), ("127.0.0.1", True)])
+def test_connections_that_go_on(stage: Stage, root: Actor, host: str, capsule: bool) -> None:
     """Root's restore continues them: every byte arrives once, in both directions, and none is reset."""
-    with kept(stage, root, host) as (subject, (full, shut, ended, made)):
+    with kept(stage, root, host) as (subject, (full, shut, ended, made)), ExitStack() as stack:
         snapshot = stage.driver(root).checkpoint(subject.pid, subject.directory / "store", "kill", tcp="keep")
         subject.wait_gone([subject.pid])
+        if capsule:
+            stack.enter_context(occupied(stage, subject.pid))
         job = restored(stage, subject, snapshot)
+        assert in_capsule(subject) == capsule
         subject.go()
         sent = int((subject.directory / "sent").read_text())
         whole = b"".join(b"%08d" % k for k in range(-(-sent // 8)))[:sent]
