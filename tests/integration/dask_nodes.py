@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -82,7 +83,10 @@ def connected(number: int) -> Iterator[Node]:
 def alone(program: str, tmp: Path) -> dict[str, Any]:
     """Run a module of these tests in a network of its own; what it prints last, as JSON."""
     rights = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
-    command = ["unshare", *rights, "--net", sys.executable, "-m", f"tests.integration.{program}", tmp]
+    network = ["unshare", *rights, "--net"]
+    if not shutil.which("ip") or subprocess.run([*network, "true"], check=False).returncode:
+        pytest.skip("needs iproute2 and network namespaces")
+    command = [*network, sys.executable, "-m", f"tests.integration.{program}", tmp]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     if done.returncode == NO_VETH:
         pytest.skip(f"no second network here: {done.stderr}")

@@ -153,6 +153,27 @@ def test_scattered_data_is_back(tmp_path: Path) -> None:
             dask.stop()
 
 
+def test_an_old_image_gives_no_old_value_of_a_name_used_again(tmp_path: Path) -> None:
+    with cluster(tmp_path, torpor__hold="10 minutes", torpor__max_size=0) as dask:
+        dask.start_scheduler()
+        first = dask.start_worker("first", threads=1)
+        dask.client.wait_for_workers(1, PATIENCE)
+        old = dask.client.submit(leaf, 1, str(dask.log), key="name")
+        wait(old, PATIENCE)
+        snapshot = torpor.checkpoint(first.pid, store=Store(dask.tmp / "images"))
+        old.release()
+        until("forgetting", lambda: not dask.client.run_on_scheduler(states))
+        new = dask.client.submit(leaf, 2, str(dask.log), key="name")
+        wait(new, PATIENCE)
+        dask.kill("first")
+        until("the loss", lambda: not names(dask))
+        with woken(dask, snapshot):
+            assert new.result(PATIENCE) == 2
+            assert names(dask) == {"first"}
+            assert dask.counters()["returned"] == 0
+            dask.stop()
+
+
 def test_a_worker_that_is_woken_on_a_node_with_another_address_is_back(tmp_path: Path) -> None:
     told = alone("dask_moved", tmp_path)
     assert (told["answer"], told["runs"]) == (49, 2)  # it began once and ended once
