@@ -18,13 +18,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from blake3 import blake3
+
 import torpor
 from torpor import procfs
 from torpor.image import image_pb2 as pb
 from torpor.store import Store
 
-Table = dict[int, tuple[int, bytes]]
-"""By its first page: how many pages a block has, and its hash."""
+Table = dict[int, bytes]
+"""Hashes by page number."""
 
 
 @contextmanager
@@ -55,21 +57,23 @@ def run_on(rounds: mmap.mmap, count: int) -> None:
         time.sleep(0.0005)
 
 
-def pages(store: Store, snapshot: torpor.Snapshot) -> tuple[list[Table], int]:
-    """The page tables of a snapshot's processes, and their pages in all."""
+def pages(store: Store, snapshot: torpor.Snapshot) -> list[Table]:
+    """For each process of a snapshot the hash of each page, by page number."""
+    tables: list[Table] = []
     with store.open(snapshot) as reader:
         image = pb.Tree.FromString(reader.body)
-        hashes = reader.blocks.hash
-        tables = [
-            {
-                start: (count, hashes(block))
-                for start, count, block in zip(table.starts, table.counts, table.blocks, strict=True)
-            }
-            for table in (process.memory.pages for process in image.processes)
-        ]
-    for table, process in zip(tables, image.processes, strict=True):
-        assert list(table) == sorted(process.memory.pages.starts), "a page table is not by address"
-    return tables, sum(count for table in tables for count, _ in table.values())
+        for process in image.processes:
+            rows = process.memory.pages
+            assert list(rows.starts) == sorted(rows.starts), "a page table is not by address"
+            table: Table = {}
+            for start, count, block in zip(rows.starts, rows.counts, rows.blocks, strict=True):
+                content = reader.read_block(block)
+                assert len(content) == count * procfs.PAGE
+                for k in range(count):
+                    assert start + k not in table, "a page is in two blocks"
+                    table[start + k] = blake3(content[k * procfs.PAGE : (k + 1) * procfs.PAGE]).digest()
+            tables.append(table)
+    return tables
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
@@ -97,10 +101,10 @@ def same_as_by_itself(program: str, times: int, seed: str) -> None:
             stop(process)
             one = torpor.checkpoint(process.pid, store=together, series=series)
             other = torpor.checkpoint(process.pid, store=alone)
-            (kept, count), (wanted, _) = pages(together, one), pages(alone, other)
+            kept, wanted = pages(together, one), pages(alone, other)
             assert kept == wanted, f"{seed}: snapshot {number} differs: {differences(kept, wanted)}"
             os.killpg(process.pid, signal.SIGCONT)
-            spared += count * procfs.PAGE > one.written
+            spared += sum(map(len, kept)) * procfs.PAGE > one.written
             if chance.random() < 0.1:
                 fail(process.pid, series)
             if chance.random() < 0.1:
@@ -129,11 +133,16 @@ def fail(pid: int, series: torpor.Series) -> None:
 
 
 def differences(kept: list[Table], wanted: list[Table]) -> str:
-    """Where page tables differ, for people."""
+    """Which pages differ, for people."""
     found = []
     for one, other in zip(kept, wanted, strict=True):
-        found += [hex(start * procfs.PAGE) for start in one.keys() | other.keys() if one.get(start) != other.get(start)]
-    return f"{len(found)} blocks, {sorted(found)[:8]}"
+        for page in sorted(one.keys() | other.keys()):
+            if one.get(page) != other.get(page):
+                sides = (
+                    "another content" if page in one and page in other else "only kept" if page in one else "missing"
+                )
+                found.append(f"{page * procfs.PAGE:#x} ({sides})")
+    return f"{len(found)} pages: {', '.join(found[:8])}"
 
 
 if __name__ == "__main__":
