@@ -295,7 +295,8 @@ class TakenTree:
             taken = TakenProcess(process, gadgets, self._waits)
             self._all.append(taken)
             taken.begin(self._stopped_children(process))
-        self.descriptors = descriptors.grab([taken.pid for taken in self._all], reset_outside=reset_outside)
+        stats = {taken.pid: taken.texts.stat for taken in self._all}
+        self.descriptors = descriptors.grab(list(stats), reset_outside=reset_outside, stats=stats)
         for file in descriptors.memory_files(self.descriptors):
             self.shared.grab_file(file)
         for taken in self._living():

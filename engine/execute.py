@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from torpor.errors import RestoreFailed
 from torpor.image import image_pb2 as pb
+from torpor.objects import signals
 from torpor.plan import Plan, ProcessPlan, ThreadPlan
 from torpor.probe import probe
 from torpor.remote import memory, ptrace
@@ -22,8 +23,10 @@ from torpor.remote.blank import TABLE_ROOM, Blanks, Task, Work, killed, table_si
 from torpor.remote.x86_64 import (
     NR,
     ORIG_RAX,
+    R10,
     RAX,
     RDI,
+    RDX,
     RIP,
     RSI,
     RSP,
@@ -217,12 +220,31 @@ class Builder:
         """Unmap the windows, by the `syscall` in each vDSO, and bring the threads to a stop from which the kernel
         restarts interrupted calls: one inside its signal handling, which a system-call stop is not.
         """
+        # The int3 of the last batch has taken SIGTRAP's action away where that is to ignore it.
+        ignoring = [process for process in processes if _ignores_traps(_image(process))]
+        for process in ignoring:
+            memory.write(process.threads[0].tid, self._blanks.tables, signals.IGNORED)
+        self._by_vdso(ignoring, NR.rt_sigaction, (signal.SIGTRAP, self._blanks.tables, 0, 8), "ignoring SIGTRAP")
+        window = self._blanks.window
+        self._by_vdso(processes, NR.munmap, (window.start, len(window)), "unmapping the window")
+        for process in processes:
+            task = process.threads[0]
+            ptrace.interrupt(task.tid)
+            ptrace.resume(task.tid)
+        for process in processes:
+            _, status = os.waitpid(process.threads[0].tid, ptrace.WALL)
+            if not os.WIFSTOPPED(status) or ptrace.event(status) != ptrace.EVENT_STOP:
+                raise killed(process.threads[0].name)
+
+    def _by_vdso(self, processes: Sequence[Built], nr: int, args: Sequence[int], words: str) -> None:
+        """Let each main thread make one call, by the `syscall` in its vDSO; it is left in the stop behind that."""
         for process in processes:
             task = process.threads[0]
             registers = array("Q", task.registers)
             registers[RIP] = _syscall_instruction(task, _image(process).memory)
-            registers[RAX], registers[ORIG_RAX], registers[RSP] = NR.munmap, WORD, 0
-            registers[RDI], registers[RSI] = self._blanks.window.start, len(self._blanks.window)
+            registers[RAX], registers[ORIG_RAX], registers[RSP] = nr, WORD, 0
+            for register, value in zip((RDI, RSI, RDX, R10), args, strict=False):
+                registers[register] = value
             ptrace.set_registers(task.tid, registers)
             ptrace.resume(task.tid, ptrace.SYSCALL)
         for stage in ("entry", "exit"):
@@ -231,16 +253,9 @@ class Builder:
                 if stage == "entry":
                     ptrace.resume(process.threads[0].tid, ptrace.SYSCALL)
         for process in processes:
-            task = process.threads[0]
-            result = signed(ptrace.get_registers(task.tid)[RAX])
+            result = signed(ptrace.get_registers(process.threads[0].tid)[RAX])
             if result:
-                raise RestoreFailed(f"{task.name}: unmapping the window: {os.strerror(-result)}")
-            ptrace.interrupt(task.tid)
-            ptrace.resume(task.tid)
-        for process in processes:
-            _, status = os.waitpid(process.threads[0].tid, ptrace.WALL)
-            if not os.WIFSTOPPED(status) or ptrace.event(status) != ptrace.EVENT_STOP:
-                raise killed(process.threads[0].name)
+                raise RestoreFailed(f"{process.threads[0].name}: {words}: {os.strerror(-result)}")
 
     def _wait_syscall(self, task: Task) -> None:
         _, status = os.waitpid(task.tid, ptrace.WALL)
@@ -254,6 +269,10 @@ _NOBODY = pb.Process()
 def _image(process: Built) -> pb.Process:
     """The image of a process; of a stand-in, an empty one."""
     return process.plan.member.image or _NOBODY
+
+
+def _ignores_traps(process: pb.Process) -> bool:
+    return any(action.signal == signal.SIGTRAP and action.handler == signal.SIG_IGN for action in process.actions)
 
 
 def _write_proc(process: Built, name: str, text: str) -> None:

@@ -22,7 +22,7 @@ import os
 import re
 import socket
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -166,7 +166,7 @@ class GrabbedDescriptors:
     """What fdinfo says of locks and leases. POSIX locks are a process's own."""
     lease_signals: dict[int, int] = field(default_factory=dict)
     """By id() of a `Held` with a lease, the signal that tells of its breaking (F_GETSIG)."""
-    terminals: dict[int, Stat] = field(default_factory=dict)
+    terminals: Mapping[int, Stat] = field(default_factory=dict)
     """By PID what tells a process's session, controlling terminal and groups."""
     content: bool = True
     """Whether what lies in pipes and sockets was taken too. Not before the freeze: there one only looks."""

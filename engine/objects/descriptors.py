@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import os
 import resource
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -125,18 +125,25 @@ def survey(pids: Sequence[int], *, reset_outside: bool = False) -> list[Reason]:
     return [*_shared_tables(pids), *problems(grab(pids, content=False, reset_outside=reset_outside))]
 
 
-def grab(pids: Sequence[int], *, content: bool = True, reset_outside: bool = False) -> GrabbedDescriptors:
+def grab(
+    pids: Sequence[int],
+    *,
+    content: bool = True,
+    reset_outside: bool = False,
+    stats: Mapping[int, procfs.Stat] | None = None,
+) -> GrabbedDescriptors:
     """Take every description of a tree: see `torpor.objects.grabbing`.
 
     Args:
         pids: the tree, parents before their children. What ends meanwhile has no descriptors.
         content: also take what lies in pipes and sockets; the tree is frozen.
         reset_outside: sockets whose peer is outside of the tree are kept, as ones whose peer has closed.
+        stats: by PID what tells a process's session and controlling terminal; None: asked where there is a terminal.
 
     Raises:
         NotPermitted: a process is not ours.
     """
-    return grabbing.grab(KINDS, pids, content=content, reset_outside=reset_outside)
+    return grabbing.grab(KINDS, pids, content=content, reset_outside=reset_outside, stats=stats)
 
 
 def problems(tree: GrabbedDescriptors) -> list[Reason]:

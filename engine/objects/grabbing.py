@@ -11,7 +11,7 @@ import errno
 import fcntl
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from io import FileIO
 from typing import Any
 
@@ -29,7 +29,14 @@ Kinds = Sequence[Kind[Any]]
 """In the order in which they are asked whether a description is theirs; the last takes all."""
 
 
-def grab(kinds: Kinds, pids: Sequence[int], *, content: bool = True, reset_outside: bool = False) -> GrabbedDescriptors:
+def grab(
+    kinds: Kinds,
+    pids: Sequence[int],
+    *,
+    content: bool = True,
+    reset_outside: bool = False,
+    stats: Mapping[int, procfs.Stat] | None = None,
+) -> GrabbedDescriptors:
     """Take every description of a tree.
 
     Args:
@@ -37,11 +44,12 @@ def grab(kinds: Kinds, pids: Sequence[int], *, content: bool = True, reset_outsi
         pids: the tree, parents before their children. What ends meanwhile has no descriptors.
         content: also take what lies in pipes and sockets; the tree is frozen.
         reset_outside: sockets whose peer is outside of the tree are kept, as ones whose peer has closed.
+        stats: by PID what tells a process's session and controlling terminal; None: asked where there is a terminal.
 
     Raises:
         NotPermitted: a process is not ours.
     """
-    tree = GrabbedDescriptors(list(pids), content=content, reset_outside=reset_outside)
+    tree = GrabbedDescriptors(list(pids), content=content, reset_outside=reset_outside, terminals=stats or {})
     known = _Known(kinds, tree)
     try:
         _grab(known, pids)

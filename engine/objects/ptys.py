@@ -99,9 +99,8 @@ class PseudoTerminal(Terminal):
 
     def finish(self, mine: list[Held[TerminalState]], tree: GrabbedDescriptors) -> None:
         """Find the sides that belong together, and who has which controlling terminal."""
-        for pid in tree.pids:
-            with suppress(FileNotFoundError, ProcessLookupError):  # before the freeze processes may end
-                tree.terminals[pid] = procfs.stat(pid)
+        if mine and not tree.terminals:
+            tree.terminals = dict(_stats(tree.pids))
         masters = {held.state.device: held for held in mine if is_master(held)}
         for held in mine:
             master = masters.get(held.state.device)
@@ -250,6 +249,12 @@ def _problems_of_master(
             yield _waiting("written", waiting)
         elif events & (select.POLLIN | select.POLLPRI) and not events & select.POLLHUP:
             yield Problem("a status of its packet mode was not read", "let it be read", passing=True)
+
+
+def _stats(pids: Sequence[int]) -> Iterator[tuple[int, procfs.Stat]]:
+    for pid in pids:
+        with suppress(FileNotFoundError, ProcessLookupError):  # before the freeze processes may end
+            yield pid, procfs.stat(pid)
 
 
 def _waiting(how: str, count: int) -> Problem:

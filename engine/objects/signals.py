@@ -60,6 +60,9 @@ def describe(asked: dict[int, int], replies: Replies, queued: list[bytes], image
 
 # Restore
 
+IGNORED = KERNEL_SIGACTION.pack(1, 0, 0, 0)
+"""The action of a signal that is ignored."""
+
 
 def steps(process: pb.Process) -> Iterator[Call]:
     """Set the actions that are not the default, and forget the signals that building the tree has caused."""
