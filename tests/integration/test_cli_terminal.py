@@ -233,3 +233,25 @@ def wait_for(output: Path, text: str) -> None:
     while not output.exists() or output.read_text() != text:
         assert time.monotonic() < deadline, output.read_text()
         time.sleep(0.01)
+
+
+def test_a_job_moves_on_from_the_terminal_it_was_woken_on(as_user: User, terminals: list[Terminal]) -> None:
+    first = Terminal(as_user, str(BIN / "python"), "-c", PROGRAM)
+    terminals.append(first)
+    first.shows("ready")
+    frozen(as_user, first)
+    second = Terminal(as_user, str(BIN / "torpor"), "restore", "latest")
+    terminals.append(second)
+    second.type("20\n")
+    second.shows("total 20")
+    command = second.process.pid
+    (job,) = Path(f"/proc/{command}/task/{command}/children").read_text().split()
+    as_user.run([BIN / "torpor", "checkpoint", job, "--then", "kill"], check=True)
+    assert second.process.wait(20) == -signal.SIGKILL
+    third = Terminal(as_user, str(BIN / "torpor"), "restore", "latest")
+    terminals.append(third)
+    third.type("22\n")
+    third.shows("total 42")
+    third.type("\x03")
+    third.shows("interrupted at 42")
+    assert third.process.wait(20) == 5
