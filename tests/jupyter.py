@@ -111,7 +111,7 @@ class Server:
         assert self.process.poll() is None, self.tail()
         try:
             return bool(self.get("api/status"))
-        except urllib.error.URLError:
+        except OSError:  # nobody listens yet, or the listener has just come
             return False
 
     def tail(self) -> str:
@@ -215,8 +215,8 @@ def running(server: Server) -> Iterator[Server]:
         try:
             if server.process.poll() is None:
                 server.end_kernels()
-            server.stop()
         finally:
+            server.stop()
             print(server.tail())  # pytest shows it when the test fails
 
 
