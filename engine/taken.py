@@ -226,6 +226,9 @@ class TakenProcess:
             image: the tree.
             files: its mapped files.
             shared: its shared memory, described already.
+
+        Raises:
+            Refused: it has a mapping that cannot be kept.
         """
         out = image.processes.add()
         host = self._replies[self.injection.host.tid]
@@ -249,7 +252,10 @@ class TakenProcess:
             threads.describe(grabbed, out.threads.add())
         out.memory.brk = host.result(asked.brk)
         out.memory.lock_future = self._lock_future
-        return memory.describe(self.memory_pid, self._mappings(), out, files, shared)
+        mappings = self._mappings()
+        if reasons := vmas.refuse(self.process.name, self.memory_pid, mappings):  # made since the preflight
+            raise Refused(f"{self.process.name} cannot be kept", reasons)
+        return memory.describe(self.memory_pid, mappings, out, files, shared)
 
     def _mappings(self) -> list[procfs.FlaggedMapping]:
         """The address space with its flags, from the snapshot where there is one, without our window."""

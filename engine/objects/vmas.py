@@ -19,7 +19,7 @@ from collections.abc import Iterable, Sequence
 
 from torpor.errors import Reason
 from torpor.objects import sysv
-from torpor.procfs import PAGE, FlaggedMapping, Mapping
+from torpor.procfs import PAGE, FlaggedMapping, Mapping, flagged_mappings
 from torpor.remote.memory import PageMap
 
 # Flags that need nothing: permissions (told by maps), what they may become, and what the kernel sets by itself.
@@ -133,15 +133,17 @@ def refuse(name: str, pid: int, vmas: Iterable[FlaggedMapping]) -> list[Reason]:
         flags = [flag for flag in vma.flags if flag != WRITE_PROTECTED or not _is_only_noted(pid, mapping)]
         why = _special_reason(mapping) or _flags_reason(flags) or _page_reason(vma)
         if why:
-            # A watch of ours whose mapping has changed since its flags were read looks like another's.
-            reasons.append(Reason(subject, why, passing=WRITE_PROTECTED in flags))
+            reasons.append(Reason(subject, why))
     return reasons
 
 
 def _is_only_noted(pid: int, mapping: Mapping) -> bool:
     """Whether writes to a protected mapping are noted by the kernel, and nobody waits for them: a watch of ours."""
     with PageMap(pid) as pages:
-        return pages.written(mapping.start, mapping.start + PAGE, again=False) is not None
+        if pages.written(mapping.start, mapping.start + PAGE, again=False) is not None:
+            return True
+    # The process runs: something else may be mapped there since its flags were read.
+    return not any(vma.mapping == mapping and WRITE_PROTECTED in vma.flags for vma in flagged_mappings(pid))
 
 
 def _flags_reason(flags: Sequence[bytes]) -> str:
