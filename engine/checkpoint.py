@@ -14,6 +14,7 @@ import signal
 import struct
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from itertools import chain
 from pathlib import Path
@@ -115,6 +116,7 @@ def checkpoint(
     root = tree.job_of(pid)
     reset_outside = outside == "reset"
     fork = preflight(root, reset_outside=reset_outside) and then == "run"
+    how = _How(then, fork, last, series, reset_outside, keep_tcp, bundle_files)
 
     def work(interruption: Interruption) -> SnapshotInfo:
         def tell(done: int, expected: int) -> None:
@@ -123,11 +125,23 @@ def checkpoint(
                 progress(done, expected)
 
         with home.writer(KIND, tags or {}, known=series.known(home.path) if series else None) as writer:
-            return _patiently(
-                lambda: _take(root, writer, fork, then, last, series, tell, reset_outside, keep_tcp, bundle_files)
-            )
+            return _patiently(lambda: _take(root, writer, how, tell))
 
     return in_own_thread(work)
+
+
+@dataclass(frozen=True)
+class _How:
+    """What was asked of a checkpoint; see there."""
+
+    then: Then
+    fork: bool
+    """Whether the tree may run on as soon as its memory was forked."""
+    last: LastToStop | None
+    series: Series | None
+    reset_outside: bool
+    keep_tcp: bool
+    bundle_files: bool
 
 
 def _patiently(act: Callable[[], T]) -> T:
@@ -142,32 +156,21 @@ def _patiently(act: Callable[[], T]) -> T:
     return act()
 
 
-def _take(
-    root: int,
-    writer: SnapshotWriter,
-    fork: bool,
-    then: Then,
-    last: LastToStop | None,
-    series: Series | None,
-    progress: Progress,
-    reset_outside: bool,
-    keep_tcp: bool,
-    bundle_files: bool,
-) -> SnapshotInfo:
+def _take(root: int, writer: SnapshotWriter, how: _How, progress: Progress) -> SnapshotInfo:
     """From the freeze to what becomes of the tree, in the thread that traces."""
     began = time.monotonic_ns()
     waits = Waits()
     waits.look(tree.tasks(root))
-    with Frozen(root, FREEZE_SECONDS, last) as frozen, TakenTree(frozen, waits, series, fork=fork) as taken:
+    with Frozen(root, FREEZE_SECONDS, how.last) as frozen, TakenTree(frozen, waits, how.series, fork=how.fork) as taken:
         try:
-            taken.grab(reset_outside=reset_outside)
-            if keep_tcp:
+            taken.grab(reset_outside=how.reset_outside)
+            if how.keep_tcp:
                 descriptors.choose_kept(taken.descriptors)
             if taken.forked:
                 frozen.thaw()
             image, pages = taken.describe()
             before = taken.before if writer.base else [None] * len(pages)
-            _write(image, pages, before, taken, writer, progress, bundle_files=bundle_files)
+            _write(image, pages, before, taken, writer, progress, bundle_files=how.bundle_files)
             image.timing.pause_ns = frozen.pause_ns
             image.timing.total_ns = time.monotonic_ns() - began
             published = writer.publish(image.SerializeToString(), _summary(image))
@@ -179,13 +182,13 @@ def _take(
             if lost := taken.lost():
                 raise CheckpointFailed(lost) from error
             raise
-        if then == "kill":
+        if how.then == "kill":
             with tcp_keep.Hold() as hold:
                 descriptors.hold_kept(taken.descriptors, hold)
                 descriptors.arm_reset(taken.descriptors)
                 frozen.kill()
                 hold.save(published.id)
-        elif then == "stop":
+        elif how.then == "stop":
             for process in frozen.processes.values():
                 os.kill(process.pid, signal.SIGSTOP)
     return published
