@@ -44,6 +44,7 @@ from torpor.objects.threads import Bounds
 from torpor.plan import Held, Here, make
 from torpor.probe import probe
 from torpor.refusals import living, refuse
+from torpor.remote.blank import PidTaken
 from torpor.store import SnapshotInfo, SnapshotReader, Store
 
 KIND = "tree"
@@ -92,13 +93,19 @@ def restore(
         if ports:
             moved_ports.move(image, ports)
         refuse(image, reader.info.id, probe(), stdio, files_as_they_are=files == "as-they-are")
-        setting = _setting(image, detach)
         given = -1
         if terminal is not None and (lost := ptys.lost(image)) is not None:
             given = terminal(image.ptys[lost])
             stdio = [given if os.isatty(number) else number for number in stdio]
-        with _put_back(image, reader), _Material(image, reader, stdio, given) as material:
-            return _wake(image, reader, setting, _here(setting), material, progress, first, connected)
+        for own_pids in (False, True):
+            setting = _setting(image, detach, own_pids)
+            with _put_back(image, reader), _Material(image, reader, stdio, given) as material:
+                try:
+                    return _wake(image, reader, setting, _here(setting), material, progress, first, connected)
+                except PidTaken:  # by a process that came since they were found to be free
+                    if setting.capsule:
+                        raise
+        raise AssertionError("in a capsule every PID is free")
 
 
 def explain(
@@ -116,7 +123,7 @@ def explain(
         image = _parse(reader)
         refuse(image, reader.info.id, probe(), (0, 1, 2), files_as_they_are=files == "as-they-are")
         with _put_back(image, reader, only_look=True), _Material(image, reader, (0, 1, 2)) as material:
-            return make(image, _here(_setting(image, False)), material.held).explain()
+            return make(image, _here(_setting(image, False, False)), material.held).explain()
 
 
 def listening_ports(snapshot: str | SnapshotInfo, *, store: Store | str | os.PathLike[str] | None = None) -> set[int]:
@@ -147,13 +154,14 @@ def _parse(reader: SnapshotReader) -> pb.Tree:
 # ----------------------------------------------------------------------------------------------- surroundings
 
 
-def _setting(image: pb.Tree, detach: bool) -> Setting:
-    """Where the tree is to live: among the host's processes if its PIDs are free and may be chosen."""
+def _setting(image: pb.Tree, detach: bool, own_pids: bool) -> Setting:
+    """Where the tree is to live: among the host's processes if its PIDs are free and may be chosen, unless it is to
+    have PIDs of its own in any case."""
     host = probe()
     root = image.processes[0]
     session = detach or 1 in (root.sid, root.pgid)
     namespaces = Namespaces(0)
-    if not host.can_choose_pids or not _pids_are_free(image):
+    if own_pids or not host.can_choose_pids or not _pids_are_free(image):
         namespaces = Namespaces.PID | Namespaces.MOUNT
         if os.geteuid():
             namespaces |= Namespaces.USER

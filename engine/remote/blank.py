@@ -6,6 +6,7 @@ mapping that init makes and every clone inherits: the interpreter's page, then r
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from array import array
@@ -54,6 +55,10 @@ _MAX_ENTRIES = 60_000
 """Entries are numbered by 16 bits."""
 _BIRTHS = (ptrace.EVENT_FORK, ptrace.EVENT_VFORK, ptrace.EVENT_CLONE)
 _FAULTS = (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGSYS)
+
+
+class PidTaken(RestoreFailed):
+    """Another process has a PID that was to be given."""
 
 
 @dataclass
@@ -300,4 +305,5 @@ def _failure(task: Task, call: Call, result: int) -> RestoreFailed:
         why = os.strerror(-result)
     else:
         why = f"gave {result:#x}"
-    return RestoreFailed(f"{task.name}: {call.words}: {why}", details=f"{NR(call.nr).name}{tuple(call.args)!r:.400}")
+    kind = PidTaken if (call.nr, result) == (NR.clone3, -errno.EEXIST) else RestoreFailed
+    return kind(f"{task.name}: {call.words}: {why}", details=f"{NR(call.nr).name}{tuple(call.args)!r:.400}")

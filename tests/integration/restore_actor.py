@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 from unittest import mock
 
 import torpor
@@ -57,8 +58,8 @@ def goes_on() -> list[str]:
     return now
 
 
-def saved_and_killed() -> torpor.Snapshot:
-    """A snapshot of a program that is dead."""
+def saved_and_killed(then: Literal["kill", "stop"] = "kill") -> torpor.Snapshot:
+    """A snapshot of a program that is dead, or only stopped."""
     program = subprocess.Popen(
         ["/usr/bin/python3", "-c", PROGRAM],
         stdin=subprocess.DEVNULL,
@@ -67,8 +68,9 @@ def saved_and_killed() -> torpor.Snapshot:
         start_new_session=True,
     )
     goes_on()
-    snapshot = torpor.checkpoint(program.pid, store="store", then="kill")
-    program.wait()  # the tracer, which is its parent, has waited for it
+    snapshot = torpor.checkpoint(program.pid, store="store", then=then)
+    if then == "kill":
+        program.wait()  # the tracer, which is its parent, has waited for it
     return snapshot
 
 
@@ -105,6 +107,19 @@ def same_ids() -> None:
     assert str(job.root_pid) == before[0]
     assert os.readlink(f"/proc/{job.tree_pid}/cwd") == os.getcwd()
     ended_well(job)
+
+
+def pids_taken_meanwhile() -> None:
+    """They were free when it was asked, and are not when the processes are made: a capsule has them."""
+    snapshot = saved_and_killed("stop")
+    (holder,) = (int(line[0]) for line in [counted()])
+    with mock.patch.object(sys.modules["torpor.restore"], "_pids_are_free", lambda _: True):
+        job = torpor.restore(snapshot)
+    assert goes_on()[0] == str(job.root_pid) == str(holder)
+    assert job.tree_pid != holder
+    ended_well(job)
+    os.kill(holder, signal.SIGKILL)
+    os.waitpid(holder, 0)
 
 
 def again_and_again() -> None:

@@ -101,6 +101,12 @@ class Cluster:
         return _CGROUPS / self.directory.name
 
     @property
+    def spares_the_application(self) -> bool:
+        """Whether Slurm signals only the supervisor. Without cgroups it signals the application too, at the end of a
+        grace time and with scontrol requeue: it may be killed before it is saved."""
+        return self.proctrack == "proctrack/cgroup"
+
+    @property
     def conf(self) -> Path:
         return self.directory / "slurm.conf"
 

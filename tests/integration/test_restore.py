@@ -15,6 +15,7 @@ ACTOR = Path(__file__).with_name("restore_actor.py")
     "deed",
     [
         "same_ids",
+        "pids_taken_meanwhile",
         "again_and_again",
         "failing_step",
         "failing_verification",

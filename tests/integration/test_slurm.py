@@ -173,6 +173,12 @@ def test_a_step_below_the_supervisor_is_a_part_of_the_job(work: Submitted) -> No
     unharmed(work, STEPS)
 
 
+def told(tasks: list[Path], logs: Path) -> str:
+    """What the tasks of an array and their supervisors have written."""
+    paths = [*(task.with_suffix(".out") for task in tasks), *logs.glob("*/log")]
+    return "\n".join(f"--- {path}\n{path.read_text()}" for path in paths if path.exists())
+
+
 def test_an_array_goes_on_task_by_task(slurm: Cluster, work: Submitted) -> None:
     path = work.folder / "array.sh"
     path.write_text(
@@ -190,7 +196,9 @@ exec {sys.executable} {APP} {work.folder}/$SLURM_ARRAY_TASK_ID {STEPS} 0.1
     logs = work.store / "slurm"
     slurm.wait_for(lambda: sum("left" in p.read_text() for p in logs.glob("*/log")) == 3, "three that have left")
     slurm.release(other)
-    slurm.wait_for(lambda: all((task / "answer").exists() for task in tasks), "the answers", 90, slurm.logs)
+    slurm.wait_for(
+        lambda: all((task / "answer").exists() for task in tasks), "the answers", 30, lambda: told(tasks, logs)
+    )
     expected = undisturbed(STEPS)
     for task in tasks:
         assert all((task / name).read_bytes() == expected[name] for name in ("answer", "buffered", "log"))
@@ -253,7 +261,7 @@ for count in range(100000):
 def test_a_snapshot_that_is_refused(work: Submitted, choice: str) -> None:
     (work.folder / "counter.py").write_text(COUNTER)
     (work.folder / "data").write_text("what the job reads\n")
-    every = ["--every=1s"] if choice == "older" else []
+    every = ["--every=6s"] if choice == "older" else []  # one save before "go", and none after it
     start(work, script(work, f"{sys.executable} counter.py", f"--on-refused={choice}", *every), "-D", str(work.folder))
     work.wait_steps(10)
     if every:
