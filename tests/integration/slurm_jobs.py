@@ -109,6 +109,15 @@ class Submitted:
         assert self.node != before
         self.cluster.release(other)
 
+    def send_away(self) -> None:
+        """Have it leave: by scontrol requeue, or, where that would signal the application as well, by a preemption."""
+        if self.cluster.spares_the_application:
+            self.cluster.ask("scontrol", "requeue", self.number)
+            self.wait_log("left because of requeued")
+        else:
+            self.cluster.preempt(self.user, self.node)
+            self.wait_log("left because of preempted")
+
     def hurry(self, before: str) -> None:
         """When it waits in the queue again, let it start at once: on another node it need not wait until the
         credential of its last run has expired."""

@@ -47,16 +47,20 @@ def test_an_undisturbed_job_is_as_without_torpor(work: Submitted) -> None:
     unharmed(work, 10)
 
 
-def test_a_preempted_job_goes_on_where_it_was(work: Submitted) -> None:
-    start(work, script(work, application(work, STEPS)), "-p", "abrupt")
+def test_a_preempted_job_goes_on_where_it_was(slurm: Cluster, work: Submitted) -> None:
+    partition = "abrupt" if slurm.spares_the_application else "low"
+    start(work, script(work, application(work, STEPS)), "-p", partition)
     work.wait_steps(5)
     work.preempt()
     unharmed(work, STEPS)
 
 
-def test_a_requeued_job_goes_on_where_it_was(work: Submitted) -> None:
-    start(work, script(work, application(work, STEPS)))
+def test_a_requeued_job_goes_on_where_it_was(slurm: Cluster, work: Submitted) -> None:
+    every = [] if slurm.spares_the_application else ["--every=1s"]
+    start(work, script(work, application(work, STEPS), *every))
     work.wait_steps(5)
+    if every:
+        work.wait_log("saved 2")
     before = work.node
     work.cluster.ask("scontrol", "requeue", work.number)
     work.hurry(before)
@@ -149,11 +153,11 @@ exit 3
 
 
 @pytest.mark.skipif(shutil.which("parallel") is None, reason="GNU parallel is missing here: install parallel")
-def test_gnu_parallel_and_what_it_runs_are_kept(work: Submitted) -> None:
+def test_gnu_parallel_and_what_it_runs_are_kept(slurm: Cluster, work: Submitted) -> None:
     path = work.folder / "parallel.sh"
     count = f"for n in $(seq {STEPS}); do echo {{}} $n; echo step $n >>{work.folder}/{{}}.log; sleep 0.05; done"
     path.write_text(f"#!/bin/sh\nparallel --will-cite -k -j2 '{count}' ::: a b c | tr a-c A-C\nexit 5\n")
-    sbatch(work, path, "-p", "cancel-abrupt")
+    sbatch(work, path, "-p", "cancel-abrupt" if slurm.spares_the_application else "cancel")
     logs = [work.folder / f"{name}.log" for name in "abc"]
     work.cluster.wait_for(lambda: logs[1].exists() and logs[1].stat().st_size > 50, "parallel to be in the middle")
     work.preempt()
@@ -197,7 +201,7 @@ exec {sys.executable} {APP} {work.folder}/$SLURM_ARRAY_TASK_ID {STEPS} 0.1
     slurm.wait_for(lambda: sum("left" in p.read_text() for p in logs.glob("*/log")) == 3, "three that have left")
     slurm.release(other)
     slurm.wait_for(
-        lambda: all((task / "answer").exists() for task in tasks), "the answers", 30, lambda: told(tasks, logs)
+        lambda: all((task / "answer").exists() for task in tasks), "the answers", 90, lambda: told(tasks, logs)
     )
     expected = undisturbed(STEPS)
     for task in tasks:
@@ -269,8 +273,7 @@ def test_a_snapshot_that_is_refused(work: Submitted, choice: str) -> None:
     before = work.steps
     (work.folder / "go").touch()
     work.wait_steps(before + 10)
-    work.cluster.ask("scontrol", "requeue", work.number)
-    work.wait_log("left because of requeued")
+    work.send_away()
     (work.folder / "go").unlink()
     (work.folder / "data").unlink()
     if choice == "stop":
