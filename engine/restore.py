@@ -97,15 +97,16 @@ def restore(
         if terminal is not None and (lost := ptys.lost(image)) is not None:
             given = terminal(image.ptys[lost])
             stdio = [given if os.isatty(number) else number for number in stdio]
-        for own_pids in (False, True):
-            setting = _setting(image, detach, own_pids)
-            with _put_back(image, reader), _Material(image, reader, stdio, given) as material:
-                try:
-                    return _wake(image, reader, setting, _here(setting), material, progress, first, connected)
-                except PidTaken:  # by a process that came since they were found to be free
-                    if setting.capsule:
-                        raise
-        raise AssertionError("in a capsule every PID is free")
+        with _put_back(image, reader):
+            for own_pids in (False, True):
+                setting = _setting(image, detach, own_pids)
+                with _Material(image, reader, stdio, given) as material:
+                    try:
+                        return _wake(image, reader, setting, _here(setting), material, progress, first, connected)
+                    except PidTaken:  # by a process that came since they were found to be free
+                        if setting.capsule:
+                            raise
+            raise AssertionError("in a capsule every PID is free")
 
 
 def explain(
