@@ -102,7 +102,11 @@ export class Actions {
     const notebook = answer.value?.notebook ?? false;
     const news = (back: IRestored): INews => ({
       message: back.notebook_kept
-        ? trans.__('The kernel is as it was at “%1”. The notebook as it was until now is %2.', title, back.notebook_kept)
+        ? trans.__(
+            'The kernel is as it was at “%1”. The notebook as it was until now is %2.',
+            title,
+            back.notebook_kept
+          )
         : trans.__('The kernel is as it was at “%1”.', title),
       actions: back.undo ? [{ label: trans.__('Undo'), callback: () => void this.undo(kernel) }] : []
     });
@@ -256,7 +260,7 @@ export class Actions {
     );
   }
 
-  /** How many checkpoints lie between one and a later one on the same branch, the later one counted; 0 if it is on another. */
+  /** How many checkpoints were made after one, up to a later one on the same branch; 0 if it is on another. */
   private between(earlier: ICheckpoint, later: ICheckpoint): number {
     let count = 0;
     for (let at: ICheckpoint | undefined = later; at; at = this.model.checkpoint(at.parent ?? undefined)) {

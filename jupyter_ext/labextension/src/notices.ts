@@ -25,8 +25,8 @@ export class Notices {
   /**
    * Wait for an answer of the server, and tell what comes of it.
    *
-   * `failure` says what did not happen, `wayOn` offers what can be done when the server refuses. What fails is told, and gives
-   * undefined.
+   * `failure` says what did not happen, `wayOn` offers what can be done when the server refuses. What fails is told,
+   * and gives undefined.
    */
   async follow<T>(
     kernel: string,
@@ -69,7 +69,7 @@ export class Notices {
     wayOn?: (refusal: Refusal) => Notification.IAction[]
   ): void {
     const { trans } = this.words;
-    const refusal = error instanceof Refusal ? error : new Refusal(0, error instanceof Error ? error.message : `${error}`);
+    const refusal = error instanceof Refusal ? error : new Refusal(0, String((error as Error).message ?? error));
     const actions = refusal.kind ? (wayOn?.(refusal) ?? []) : [];
     actions.push({
       label: trans.__('Details…'),

@@ -144,7 +144,8 @@ function Tree(props: ITreeProps): JSX.Element {
   const { model, checkpoints, head, label, commands } = props;
   const tree = React.useRef<HTMLUListElement>(null);
   const drawn = rows(checkpoints);
-  const width = COLUMN * (1 + Math.max(...drawn.map(row => Math.max(row.column, ...row.above, ...row.below, ...row.forks))));
+  const columns = drawn.flatMap(row => [row.column, ...row.above, ...row.below, ...row.forks]);
+  const width = COLUMN * (1 + Math.max(...columns));
   const at = Math.max(0, drawn.findIndex(row => row.checkpoint.id === model.selected));
   const select = (row: number): void => {
     const target = Math.max(0, Math.min(drawn.length - 1, row));
