@@ -387,7 +387,7 @@ class TakenTree:
         except RestoreRefused as error:
             raise Refused("the tree cannot be kept: there would be no way to build it", error.reasons) from None
         descriptors.describe(self.descriptors, image, self.shared.index)
-        mounts.describe(image, self._living()[0].pid)
+        mounts.describe(image, self._living()[0].memory_pid)  # a snapshot outlives its process
         self._describe_host(image.host)
         return image, pages
 
