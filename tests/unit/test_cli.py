@@ -153,6 +153,7 @@ def test_checkpoint_prints_the_id_alone(run: Torpor, monkeypatch: pytest.MonkeyP
         "progress": None,
         "outside": "refuse",
         "tcp": "reset",
+        "bundle_files": False,
     }
     assert json.loads(run("checkpoint", "12", "--json")[1])["id"] == "20260101-000000000-abcdef"
 

@@ -20,9 +20,9 @@ r, s = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM); r.setsockopt(socket
 print("ready", flush=True)
 while not Path("stop").exists():
     s.send(b"x")
-    time.sleep(0.015)
+    time.sleep(0.005)
     r.recv(10)
-    time.sleep(0.015)
+    time.sleep(0.04)
 print("all read", flush=True)
 """
 STAYS = """
