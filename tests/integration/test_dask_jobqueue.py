@@ -21,7 +21,7 @@ pytestmark = [
     pytest.mark.skipif(bool(missing()), reason=f"Slurm is missing here: install {PACKAGES}"),
     pytest.mark.timeout(180),
 ]
-LEAVES = 40
+LEAVES = 24
 
 
 @pytest.fixture
