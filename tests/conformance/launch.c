@@ -3,6 +3,7 @@
  * It adopts and reaps every process of the program, so that all are gone as soon as they are dead, and exits as
  * the program did when the last has ended. With `session` the program leads a session of its own; with `follow`
  * it stays in this process's, whose leader is then outside of its tree. */
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/prctl.h>
@@ -15,6 +16,8 @@ int main(int count, char **arguments)
 		return 125;
 	pid_t program = fork(), ended;
 	if (!program) {
+		for (int signal = SIGHUP; signal <= SIGQUIT; signal++) /* what nohup and a shell's & have ignored */
+			sigaction(signal, &(struct sigaction){ .sa_handler = SIG_DFL }, NULL);
 		if (!strcmp(arguments[1], "session"))
 			setsid();
 		execvp(arguments[2], arguments + 2);
