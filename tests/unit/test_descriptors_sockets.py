@@ -333,10 +333,16 @@ def test_tcp_whose_listener_is_gone_needs_none(server: str) -> None:
         assert listening() == before, "the listener of the moment is gone"
 
 
-def listening() -> int:
-    """How many TCP sockets listen."""
+def listening() -> set[str]:
+    """The TCP sockets of this process that listen, by their links."""
     lines = Path("/proc/net/tcp").read_text().splitlines() + Path("/proc/net/tcp6").read_text().splitlines()
-    return sum(line.split()[3] == "0A" for line in lines)
+    listeners = {f"socket:[{line.split()[9]}]" for line in lines if line.split()[3] == "0A"}
+    return listeners.intersection(os.readlink(f"/proc/self/fd/{fd}") for fd in descriptors_of_this_process())
+
+
+def descriptors_of_this_process() -> list[str]:
+    """Those that are still open when the listing has ended."""
+    return [fd for fd in os.listdir("/proc/self/fd") if os.path.lexists(f"/proc/self/fd/{fd}")]
 
 
 @pytest.mark.parametrize("order", ["client first", "server first"])
