@@ -17,6 +17,12 @@ until grep -q first passed 2> /dev/null; do sleep 0.01; done
 
 (trap 'kill $!; exit 9' TERM; sleep 1000 & wait) 7>&- &
 background=$!
+child="" name=""
+until [ "$name" = sleep ]; do
+	sleep 0.01
+	read -r child _ < "/proc/$background/task/$background/children" # it ends without a line's end
+	[ -z "$child" ] || read -r name < "/proc/$child/comm"
+done
 exec 8< <(seq 5)
 read -r one <&8
 mypid=$$ before="$(ulimit -n) $(umask) $PWD ${array[1]}"
