@@ -58,7 +58,7 @@ def _go(source: Path, folder: Path) -> list[str]:
 def _java(source: Path, folder: Path) -> list[str]:
     if not (folder / source.with_suffix(".class").name).exists():
         subprocess.run(["javac", "-d", folder, source], check=True)
-    return ["java", "-Xmx128m", "-cp", str(folder), source.stem]
+    return ["java", "-Xmx128m", "-XX:-UsePerfData", "-cp", str(folder), source.stem]
 
 
 def _mpi(source: Path, folder: Path) -> list[str]:
