@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
+import signal
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -16,6 +17,13 @@ from tests.leaks import MARK, Before
 from tests.users import BIN, User, ordinary_user
 
 ROOT = Path(__file__).parents[1]
+
+
+def pytest_configure() -> None:
+    """Undo what `nohup` and a shell's `&` do: programs under test would inherit that these signals are ignored."""
+    for number, action in ((signal.SIGHUP, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, action)
 
 
 @pytest.fixture(autouse=True)
