@@ -116,13 +116,25 @@ def _what(description: Description, kind: str, access: str, tree: Tree) -> str:
             side = "master" if description.pty.master else "slave"
             return f"terminal {description.pty.pty}, {side} side"
         case "pipe":
-            number = description.pipe.pipe
-            waiting = len(tree.pipes[number].content) if number < len(tree.pipes) else 0
-            return f"pipe {number}, {access} end" + (f", {waiting} bytes in it" if waiting else "")
+            return f"pipe {description.pipe.pipe}, {access} end" + _waiting(description.pipe.pipe, tree)
+        case "fifo":
+            return f"{printable(description.fifo.path)}, {access} end" + _waiting(description.fifo.pipe, tree)
         case "eventfd":
             return f"count {description.eventfd.count}"
+        case "timerfd":
+            timer = description.timerfd
+            return f"{timer.ticks} ticks not read" + ("" if timer.left_ns or timer.moment_ns else ", disarmed")
+        case "signalfd":
+            caught = (number for number in range(1, 65) if description.signalfd.mask >> (number - 1) & 1)
+            return "signals " + " ".join(map(str, caught))
+        case "pidfd":
+            return f"process {description.pidfd.pid}"
         case "epoll":
             return f"watches {len(description.epoll.watches)}"
+        case "inotify":
+            return "watches " + ", ".join(printable(watch.path) for watch in description.inotify.watches)
+        case "queue":
+            return f"message queue /{printable(description.queue.name)}, at most {description.queue.most} messages"
         case "unix":
             peer = description.unix
             waiting = sum(map(len, peer.messages))
@@ -130,12 +142,23 @@ def _what(description: Description, kind: str, access: str, tree: Tree) -> str:
             return end + (f", {waiting} bytes in it" if waiting else "")
         case "tcp":
             return _tcp(description.tcp)
+        case "udp":
+            local, remote = address(description.udp.local), address(description.udp.remote)
+            waiting = len(description.udp.messages)
+            ends = " to ".join(filter(None, (local, remote))) or "not bound"
+            return ends + (f", {waiting} datagrams in it" if waiting else "")
         case "memfd":
             return f"shared memory {description.memfd.shared}"
         case "outside":
             stream = ("input", "output", "error")[min(description.outside.stdio, 2)]
             return f"standard {stream}, was {printable(description.outside.was)}"
     return "of a kind that this version does not know"
+
+
+def _waiting(pipe: int, tree: Tree) -> str:
+    """How much lies in a pipe, in words."""
+    size = len(tree.pipes[pipe].content) if pipe < len(tree.pipes) else 0
+    return f", {size} bytes in it" if size else ""
 
 
 def _tcp(tcp: TcpSocket) -> str:

@@ -13,6 +13,7 @@ import pytest
 from tests.users import BIN
 from torpor import cli
 from torpor.cli import describe
+from torpor.image import image_pb2 as pb
 from torpor.image.image_pb2 import TcpSocket, Tree, Vma
 from torpor.store import SnapshotInfo, Store
 
@@ -218,3 +219,14 @@ def test_completion_of_ids(store: Store) -> None:
     assert complete(f"torpor show {infos[0].short[:4]}") == [infos[0].short]
     assert complete("torpor show --store /nowhere ") == ["latest"]
     assert "checkpoint" in complete("torpor ")
+
+
+def test_every_kind_of_descriptor_has_words() -> None:
+    kinds = pb.Description.DESCRIPTOR.oneofs_by_name["kind"].fields
+    assert len(kinds) > 15
+    for field in kinds:
+        description = pb.Description()
+        getattr(description, field.name).SetInParent()
+        told = describe._description(description, pb.Tree())
+        assert told["kind"] == field.name
+        assert "does not know" not in told["what"], field.name
