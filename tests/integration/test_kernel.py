@@ -213,7 +213,7 @@ def test_in_the_middle_of_a_cell(stage: Stage, user: Actor) -> None:
         assert jupyter.run(PREPARE)["status"] == "ok"
         jupyter.client.execute(
             "total, progress = 0, open('progress', 'w', buffering=1)\n"
-            "for number in range(60):\n"
+            "for number in range(300):\n"
             "    total += float(np.linalg.norm(np.full((200, 200), number) @ np.eye(200)))\n"
             "    print(number, file=progress)\n"
             "    time.sleep(0.01)\n"
@@ -221,11 +221,11 @@ def test_in_the_middle_of_a_cell(stage: Stage, user: Actor) -> None:
         progress = jupyter.subject.directory / "progress"
         wait_until(lambda: progress.exists() and progress.read_text().count("\n") > 10, "the cell to get on")
         job: Job = reborn(stage, jupyter.subject)
-        assert 10 < progress.read_text().count("\n") < 60
-        wait_until(lambda: progress.read_text().count("\n") == 60, "the cell's end")
+        assert 10 < progress.read_text().count("\n") < 300
+        wait_until(lambda: progress.read_text().count("\n") == 300, "the cell's end")
         jupyter.answers()
-        assert jupyter.ask("total") == pytest.approx(sum(200.0 * number for number in range(60)))
-        assert progress.read_text().split() == [str(number) for number in range(60)]
+        assert jupyter.ask("total") == pytest.approx(sum(200.0 * number for number in range(300)))
+        assert progress.read_text().split() == [str(number) for number in range(300)]
         begun = time.monotonic()
         while time.monotonic() - begun < 2.5:  # ipykernel looks every second whether its parent is still the same
             assert jupyter.ask("1 + 1") == 2
