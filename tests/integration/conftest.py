@@ -14,8 +14,8 @@ __all__ = ["root", "stage", "user"]
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run what failed here up to twice more: schedulers, browsers and kernels have limits of time of their own.
 
-    All results are printed ("rerun"), so one that fails now and then is seen.
+    All results are printed ("rerun"), so one that fails now and then is seen; `make soak` gives no second try.
     """
     for item in items:
-        if Path(__file__).parent in item.path.parents:
+        if Path(__file__).parent in item.path.parents and not any(item.iter_markers("soak")):
             item.add_marker(pytest.mark.flaky(reruns=2))
