@@ -181,8 +181,8 @@ def _held_by_others() -> set[int]:
             continue
         try:
             links = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
-        except (FileNotFoundError, ProcessLookupError):
-            continue  # it ended, or closed one
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            continue  # it ended, or closed one; or root may not look at it, as at pid 1 of some virtual machines
         found |= {int(link[8:-1]) for link in links if link.startswith("socket:[")}
     return found
 
