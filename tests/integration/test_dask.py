@@ -256,13 +256,14 @@ def test_a_full_store_stops_no_computation(tmp_path: Path) -> None:
         with cluster(tmp_path, torpor__store=small / "store") as dask:
             dask.store = type(dask.store)(small / "store")
             dask.start(1)
-            arrays = [dask.client.submit(array, number, 100_000, str(dask.log)) for number in range(10)]
+            size = 200_000  # numbers; 1.6 MB, so that not a single result fits
+            arrays = [dask.client.submit(array, number, size, str(dask.log)) for number in range(10)]
             wait(arrays, PATIENCE)
             until("the failure", lambda: dask.counters()["failed"])
             assert "No space left" in dask.counters()["error"]
             dask.start_worker("other")
             dask.kill("w10")
-            expected = sum(float(np.random.default_rng(number).random(100_000).sum()) for number in range(10))
+            expected = sum(float(np.random.default_rng(number).random(size).sum()) for number in range(10))
             assert dask.client.submit(total, str(dask.log), *arrays).result(PATIENCE) == pytest.approx(expected)
             assert dask.store.verify() == []
             dask.stop()
