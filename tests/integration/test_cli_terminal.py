@@ -150,6 +150,7 @@ def test_a_shell_has_its_jobs_on_another_terminal(as_user: User, terminals: list
     second.shows("more\r\nmore\r\n")
     second.type("\x1a")
     second.shows("Stopped")
+    second.shows("[ok] ")
     second.type("fg\n")
     second.shows("fg\r\ncat\r\n")
     second.type("again\n")
