@@ -67,7 +67,7 @@ def test_after_sigkill_no_stored_task_of_149_runs_again(tmp_path: Path, nanny: b
         assert len(before) > 50
         assert not again(dask) & before
         assert len(again(dask)) <= 8  # what was in the write-behind's window
-        assert dask.loaded() > 0
+        # Whether the worker held one that was still needed, and is then loaded, is chance.
         assert dask.counters()["origins"] == dask.counters()["loading"] == 0
         dask.stop()
 
