@@ -232,13 +232,13 @@ def _look(seen: list[tree.Seen], reset_outside: bool) -> tuple[list[Reason], lis
             reasons += credentials.refuse(process.name, process.status)
             reasons += threads.refuse(process.name, process.pid)
             reasons += memory.refuse(process.name, process.pid, found)
+            reasons += vmas.refuse(process.name, process.pid, found)
         except (FileNotFoundError, ProcessLookupError):
             continue  # it ended: no matter, the freeze takes what is there then
         except PermissionError as error:
             if procfs.is_ending(process.pid, process.pid):
                 continue
             raise tree.permitted(error, process.pid) from None
-        reasons += vmas.refuse(process.name, process.pid, found)
         forkable = forkable and not any(map(vmas.hides_from_fork, found))
     living = [process.pid for process in seen if not process.zombie]
     surveyed = descriptors.survey(living, reset_outside=reset_outside)

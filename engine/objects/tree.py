@@ -12,7 +12,7 @@ Documented in: credentials(7), pid_namespaces(7), proc_pid_status(5), prctl(2).
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from torpor import procfs
@@ -105,17 +105,6 @@ def walk(root: int) -> list[Seen]:
             continue
         found.append(seen)
     return found
-
-
-def ended(pids: Iterable[int]) -> int:
-    """The first of some processes that has ended, 0: none."""
-    for pid in pids:
-        try:
-            if procfs.stat(pid).state in ("Z", "X"):
-                return pid
-        except (FileNotFoundError, ProcessLookupError):
-            return pid
-    return 0
 
 
 def tasks(root: int) -> Iterator[tuple[int, int]]:

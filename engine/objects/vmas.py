@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from torpor.errors import Reason
 from torpor.objects import sysv
@@ -116,7 +116,7 @@ def protection(mapping: Mapping) -> int:
     return sum(value for letter, value, has in bits if has == letter)
 
 
-def refuse(name: str, pid: int, vmas: Iterable[FlaggedMapping]) -> list[Reason]:
+def refuse(name: str, pid: int, vmas: Sequence[FlaggedMapping]) -> list[Reason]:
     """What of an address space cannot be kept.
 
     Args:
@@ -125,25 +125,30 @@ def refuse(name: str, pid: int, vmas: Iterable[FlaggedMapping]) -> list[Reason]:
         vmas: its mappings.
     """
     reasons: list[Reason] = []
+    noted = _only_noted(pid, [vma.mapping for vma in vmas if WRITE_PROTECTED in vma.flags])
     for vma in vmas:
         mapping = vma.mapping
         if is_special(mapping):
             continue
         subject = f"{name}, mapping {mapping.start:#x}-{mapping.end:#x} {os.fsdecode(mapping.name)}".rstrip()
-        flags = [flag for flag in vma.flags if flag != WRITE_PROTECTED or not _is_only_noted(pid, mapping)]
+        flags = [flag for flag in vma.flags if flag != WRITE_PROTECTED or mapping not in noted]
         why = _special_reason(mapping) or _flags_reason(flags) or _page_reason(vma)
         if why:
             reasons.append(Reason(subject, why))
     return reasons
 
 
-def _is_only_noted(pid: int, mapping: Mapping) -> bool:
-    """Whether writes to a protected mapping are noted by the kernel, and nobody waits for them: a watch of ours."""
+def _only_noted(pid: int, watched: Sequence[Mapping]) -> set[Mapping]:
+    """Those of some protected mappings whose writes the kernel only notes, and nobody waits for: a watch of ours."""
+    if not watched:
+        return set()
     with PageMap(pid) as pages:
-        if pages.written(mapping.start, mapping.start + PAGE, again=False) is not None:
-            return True
+        noted = {m for m in watched if pages.written(m.start, m.start + PAGE, again=False) is not None}
+    if len(noted) == len(watched):
+        return noted
     # The process runs: something else may be mapped there since its flags were read.
-    return not any(vma.mapping == mapping and WRITE_PROTECTED in vma.flags for vma in flagged_mappings(pid))
+    still = {vma.mapping for vma in flagged_mappings(pid) if WRITE_PROTECTED in vma.flags}
+    return noted.union(set(watched).difference(still))
 
 
 def _flags_reason(flags: Sequence[bytes]) -> str:
