@@ -54,8 +54,9 @@ class TorporApp(ExtensionApp):
     )
     keep_last = Int(30, min=0, config=True, help="How many automatic checkpoints of a kernel are kept; 0: all of them.")
     quota = Int(
-        0, min=0, config=True, help="Bytes of the store above which the oldest automatic checkpoints go; 0: none."
-    )
+        0, min=0, config=True,
+        help="Bytes of the disk for the store's packs, above which the oldest automatic checkpoints go; 0: no limit.",
+    )  # fmt: skip
     park_below = Float(
         0, min=0, max=100, config=True,
         help="Percent of memory left, of the host or the cgroup, below which the largest idle kernels are parked.",

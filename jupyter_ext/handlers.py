@@ -204,7 +204,8 @@ class Checkpoint(TorporHandler):
     @told
     async def delete(self, kernel_id: str, checkpoint_id: str) -> None:
         """Delete it, and tell the bytes that it held alone."""
-        self.answer({"freed": await self.keeper.delete(kernel_id, checkpoint_id)})
+        report = await self.keeper.delete(kernel_id, checkpoint_id)
+        self.answer({"freed": report.freed})
 
 
 class Restore(TorporHandler):

@@ -22,7 +22,7 @@ from torpor.jupyter_ext.roll import TAG, can_be_taken_over
 from torpor.jupyter_ext.state import Operation, Unsuitable
 from torpor.jupyter_ext.steps import Steps
 from torpor.jupyter_ext.variables import Listing
-from torpor.store import SnapshotInfo
+from torpor.store import PruneReport, SnapshotInfo
 
 
 class Keeper(Steps):
@@ -298,8 +298,8 @@ class Keeper(Steps):
         self._told(kernel_id, "changed")
         return self._checkpoint(info)
 
-    async def delete(self, kernel_id: str, id: str) -> int:
-        """Delete a checkpoint; the bytes that are free now. Raises NotFound, Unsuitable, StoreError."""
+    async def delete(self, kernel_id: str, id: str) -> PruneReport:
+        """Delete a checkpoint. Raises NotFound, Unsuitable, StoreError."""
         _, record = await self.checkpoint_of(kernel_id, id)
         if self._holds(record):
             raise Unsuitable("the kernel is parked in this checkpoint", advice="wake it, or shut it down, first")
@@ -316,7 +316,7 @@ class Keeper(Steps):
         if kernel_id not in self.manager:
             self._tidy(kernel_id)
         self._told(kernel_id, "deleted")
-        return report.freed
+        return report
 
     def _holds(self, record: CheckpointRecord) -> bool:
         """Whether the kernel is parked in this checkpoint."""

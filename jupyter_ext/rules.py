@@ -6,15 +6,13 @@ A notebook can have its own wishes in its metadata: ``{"torpor": {"checkpoint_ev
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 from typing import Any
 
-from torpor.errors import NotFound, StoreError, TorporError
+from torpor.errors import NotFound, TorporError
 from torpor.jupyter_ext import pressure
 from torpor.jupyter_ext.kernels import Keeper
 from torpor.jupyter_ext.provisioner import TorporProvisioner
@@ -48,7 +46,7 @@ class Rules:
             keeper: the server's.
             loop: the server's, which may not run yet.
             wishes: of notebooks that have none of their own.
-            quota: bytes that the store may have; 0: as much as there is.
+            quota: bytes of the disk that the store's packs may take; 0: as much as there is.
             park_below: percent of memory left below which idle kernels are parked; 0: never.
         """
         self._keeper, self._wishes, self._quota, self._park_below = keeper, wishes, quota, park_below
@@ -172,7 +170,7 @@ class Rules:
         if not self._quota:
             return
         going = self._old()
-        while (size := await self._keeper.run(_size, Path(self._keeper.store.path))) > self._quota:
+        while (size := await self._keeper.run(self._keeper.store.used)) > self._quota:
             if not going:
                 self._keeper.log.warning(
                     "The store has %d bytes, and its quota is %d: no automatic checkpoint is left that could go",
@@ -180,7 +178,8 @@ class Rules:
                     self._quota,
                 )
                 return
-            await self._delete(going.pop(0))
+            if not await self._delete(going.pop(0)):
+                return  # to delete more would free nothing now; the next one that goes takes the data of this one along
 
     def _old(self) -> list[CheckpointRecord]:
         """The automatic checkpoints that may go, oldest first."""
@@ -197,17 +196,11 @@ class Rules:
             if isinstance(record, CheckpointRecord) and record.automatic and not record.pinned
         ]
 
-    async def _delete(self, record: CheckpointRecord) -> None:
+    async def _delete(self, record: CheckpointRecord) -> bool:
+        """Delete a checkpoint; whether the next one could make room, which none can while the store is in use."""
         try:
-            await self._keeper.delete(record.kernel_id, record.id)
+            report = await self._keeper.delete(record.kernel_id, record.id)
         except TorporError as error:
             self._keeper.log.warning("Checkpoint %s could not make room: %s", record.id, error)
-
-
-def _size(store: Path) -> int:
-    """Bytes that the packs of a store have. Raises StoreError."""
-    try:
-        with os.scandir(store / "packs") as found:
-            return sum(entry.stat(follow_symlinks=False).st_size for entry in found)
-    except OSError as error:
-        raise StoreError(f"the size of the store cannot be seen: {error.strerror}") from error
+            return True
+        return not report.in_use

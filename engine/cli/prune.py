@@ -26,6 +26,7 @@ def report_json(report: PruneReport) -> dict[str, Any]:
         "dry_run": report.dry_run,
         "snapshots": [snapshot_json(info) for info in report.snapshots],
         "packs": list(report.packs),
+        "shrunk": list(report.shrunk),
         "leftovers": list(report.leftovers),
         "freed": report.freed,
         "kept": report.kept,

@@ -28,4 +28,4 @@ def command(snapshot: str, store: str | None, as_json: bool) -> None:
     for info in report.snapshots:
         click.echo(f"removed {info.id}, {human_size(report.freed)} freed")
     if report.kept:
-        click.echo(f"its data goes with the next `torpor prune`: {report.kept}", err=True)
+        click.echo(f"some of its data stays until `torpor prune` can remove it: {report.kept}", err=True)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from operator import add, gt
 from typing import Final
 
@@ -45,6 +46,14 @@ class BlockTable:
         self.lengths += other.lengths[begin:end]
         self.packs.extend(map(packs.__getitem__, other.packs[begin:end]))
         self.hashes += other.hashes[HASH * begin : HASH * end]
+
+    def runs(self) -> Iterator[tuple[int, int, int]]:
+        """Give the ranges of packs that the blocks take, in whole pages: pack, start and end, neighbours as one."""
+        ends = [at + (length + PAGE - 1 & -PAGE) for at, length in zip(self.offsets, self.lengths, strict=True)]
+        places = zip(self.offsets[1:], ends, self.packs[1:], self.packs, strict=False)
+        cuts = [row for row, (at, end, pack, before) in enumerate(places, 1) if at != end or pack != before]
+        for begin, stop in pairwise([0, *cuts, len(ends)] if ends else []):
+            yield self.packs[begin], self.offsets[begin], ends[stop - 1]
 
     def columns(self) -> list[bytes | bytearray]:
         """Give the bytes for a manifest, in order."""

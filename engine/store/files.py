@@ -85,13 +85,13 @@ def check_owner(fd: int, name: str) -> os.stat_result:
     return status
 
 
-def open_file(name: str, folder: int, shown: str) -> tuple[int, os.stat_result]:
-    """Open a regular file of this user for reading, by one plain name in an open folder.
+def open_file(name: str, folder: int, shown: str, mode: int = os.O_RDONLY) -> tuple[int, os.stat_result]:
+    """Open a regular file of this user, by one plain name in an open folder.
 
     Raises OSError (ELOOP for a link) and NotPermitted. Whether it is a regular file is told by EINVAL.
     """
     # O_NONBLOCK: opening a FIFO that somebody planted must not hang
-    fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+    fd = os.open(name, mode | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
     try:
         status = check_owner(fd, shown)
         if not stat.S_ISREG(status.st_mode):

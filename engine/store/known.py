@@ -30,8 +30,9 @@ def snapshot_ids(place: Place) -> list[str]:
 class KnownBlocks:
     """Blocks by their hash, and the packs they lie in."""
 
-    def __init__(self, packs: Sequence[Pack], index: Index) -> None:
+    def __init__(self, packs: Sequence[Pack], index: Index, snapshot: str = "") -> None:
         """Know the blocks of one snapshot, which was published."""
+        self._snapshot = snapshot
         self.packs = list(packs)
         self._index = index
         self._well: dict[int, bool] = {}
@@ -74,8 +75,18 @@ class KnownBlocks:
         self._index.extend(start)
 
     def is_there(self, place: Place) -> bool:
-        """Whether every pack is in an open store, and well: prune may have been there since it was last open."""
+        """Whether the snapshot is in an open store still, and every pack well.
+
+        Where it was removed, prune may have freed its blocks since the store was last open, in packs that stay.
+        """
         self._well.clear()
+        try:
+            opened = open_manifest(place.snapshots, self._snapshot, place.path)
+        except (ImageDamaged, OSError):
+            return False
+        if opened is None:
+            return False
+        os.close(opened[0])
         return all(self._is_well(number, place) for number in range(len(self.packs)))
 
     def find(self, digest: bytes, place: Place) -> tuple[Pack, int, int] | None:

@@ -21,12 +21,12 @@ READ_SIZE: Final = 4 << 20
 """How much a check reads at once, bytes; a longer block is read alone."""
 
 
-def open_pack(place: Place, pack: str, size: int) -> int:
+def open_pack(place: Place, pack: str, size: int, mode: int = os.O_RDONLY) -> int:
     """Open a pack and compare owner, size and header. Raises ImageDamaged, NotPermitted and OSError."""
     name = f"{pack}.pack"
     shown = os.path.join(place.path, "packs", name)
     try:
-        fd, status = open_file(name, place.packs, shown)
+        fd, status = open_file(name, place.packs, shown, mode)
     except FileNotFoundError:
         raise ImageDamaged(f"pack {shown} is missing", advice="the snapshots that need it are lost") from None
     except OSError as error:
@@ -83,7 +83,7 @@ class SnapshotReader:
         self.close()
 
     def close(self) -> None:
-        """Close the packs and let the store's lock go. What was mapped stays mapped."""
+        """Close the packs and let the store's lock go. Nothing may be mapped still: the packs may get holes now."""
         with self._lock:
             while self._fds:
                 os.close(self._fds.popitem()[1])

@@ -6,42 +6,21 @@ import contextlib
 import difflib
 import errno
 import os
-import re
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import Final
+from dataclasses import replace
 
 from ..errors import ImageDamaged, NotFound, NotPermitted, Reason, StoreError
+from .collect import PINNED, PruneReport, collect, look, named_packs, unlink_snapshot
 from .files import DIRECTORY, Place, store_error, told
+from .holes import held
 from .known import KnownBlocks, snapshot_ids
-from .manifest import ID, SnapshotInfo, open_manifest, read_head, read_manifest
+from .manifest import ID, SnapshotInfo, open_manifest, read_manifest
 from .reader import SnapshotReader
+from .shrink import shrink
 from .writer import SnapshotWriter
 
 Progress = Callable[[int, int], None]
 """Called with the bytes done and the bytes in all."""
-
-_LEFTOVER: Final = re.compile(f"({ID.pattern})\\.tmp", re.ASCII)
-_PINNED: Final = "pinned"
-"""An empty file in a snapshot's directory: it is to stay."""
-_PACK: Final = re.compile(f"({ID.pattern})\\.pack", re.ASCII)
-
-
-@dataclass(frozen=True)
-class PruneReport:
-    """What a prune or a removal took away, or would take away."""
-
-    snapshots: tuple[SnapshotInfo, ...] = ()
-    packs: tuple[str, ...] = ()
-    """Ids of packs."""
-    leftovers: tuple[str, ...] = ()
-    """Files that dead writers left, by their path in the store."""
-    freed: int = 0
-    """Bytes of all these files."""
-    kept: str = ""
-    """Why packs that may be unneeded were not removed; empty when none was held back."""
-    dry_run: bool = False
-    """Nothing was removed: this is what would go."""
 
 
 def default_path() -> str:
@@ -63,6 +42,7 @@ class Store:
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
         """Name a store; nothing is opened or made yet."""
         self.path = os.path.abspath(default_path() if path is None else os.fspath(path))
+        self._changed: set[str] = set()  # packs that removed snapshots named, and that were not looked at since
 
     def __repr__(self) -> str:
         """Show the path."""
@@ -209,9 +189,9 @@ class Store:
         return problems
 
     def remove(self, text: str) -> PruneReport:
-        """Remove one snapshot, and the packs that no other needs, unless a saver or reader is at work.
+        """Remove one snapshot, and the packs and blocks that no other needs, unless a saver or reader is at work.
 
-        Packs that could not be removed go with the next prune. Raises NotFound, NotPermitted, StoreError.
+        What could not be removed goes with the next prune. Raises NotFound, NotPermitted, StoreError.
         """
         return self.discard([self.resolve(text)])
 
@@ -225,7 +205,8 @@ class Store:
         try:
             for info in infos:
                 with told(self.path, f"cannot remove snapshot {info.id}"), contextlib.suppress(FileNotFoundError):
-                    freed += _unlink_snapshot(place, info.id)
+                    self._changed.update(named_packs(place, info.id))
+                    freed += unlink_snapshot(place, info.id)
             with told(self.path, "cannot remove snapshots"):
                 os.fsync(place.snapshots)
         finally:
@@ -234,13 +215,45 @@ class Store:
         try:
             place = Place(self.path, exclusive=True)
         except StoreError as error:
-            return replace(report, kept=str(error))
+            return replace(report, kept=str(error), in_use=True)
         try:
             with told(self.path, "cannot remove unneeded packs"):
-                rest = _collect(place, [], dry_run=False)
+                rest, packs = collect(place, [], dry_run=False)
         finally:
             place.close()
-        return replace(rest, snapshots=tuple(infos), freed=freed + rest.freed)
+        changed = set(self._changed)
+        report = self._shrink(replace(rest, snapshots=report.snapshots, freed=freed + rest.freed), changed & packs)
+        if not report.in_use:
+            self._changed -= changed
+        return report
+
+    def _shrink(self, report: PruneReport, packs: Collection[str]) -> PruneReport:
+        """Free the blocks in `packs` that no snapshot needs besides those that are gone, or are to go."""
+        if not packs:
+            return report
+        try:
+            with told(self.path, "cannot free unneeded blocks"):
+                gone = {info.id for info in report.snapshots}
+                shrunk = shrink(self.path, packs, gone, dry_run=report.dry_run)
+        except StoreError as error:
+            return replace(report, kept=str(error), in_use=True)
+        return replace(report, shrunk=shrunk.packs, freed=report.freed + shrunk.freed, kept=shrunk.kept)
+
+    def used(self) -> int:
+        """Give the bytes of the disk that the packs take, whose holes take none. Raises NotPermitted, StoreError."""
+        try:
+            place = Place(self.path)
+        except FileNotFoundError:
+            return 0
+        try:
+            with told(self.path, "its size cannot be seen"):
+                total = 0
+                for name in os.listdir(place.packs):
+                    with contextlib.suppress(FileNotFoundError):  # a writer has just given it its name, or let it go
+                        total += held(os.stat(name, dir_fd=place.packs, follow_symlinks=False))
+                return total
+        finally:
+            place.close()
 
     def pin(self, id: str, pinned: bool = True) -> None:
         """Keep a snapshot from `prune`, or no longer; `remove` still takes it.
@@ -257,10 +270,10 @@ class Store:
                 try:
                     if pinned:
                         flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-                        os.close(os.open(_PINNED, flags, 0o600, dir_fd=folder))
+                        os.close(os.open(PINNED, flags, 0o600, dir_fd=folder))
                     else:
                         with contextlib.suppress(FileNotFoundError):
-                            os.unlink(_PINNED, dir_fd=folder)
+                            os.unlink(PINNED, dir_fd=folder)
                     os.fsync(folder)
                 finally:
                     os.close(folder)
@@ -296,14 +309,15 @@ class Store:
                     if not info.damage and kind in (None, info.kind) and wanted <= info.tags.items()
                 ]
                 counted = [info for info in counted if not _is_pinned(place, info.id)]
-                return _collect(place, counted[: max(0, len(counted) - keep_last)], dry_run=dry_run)
+                report, packs = collect(place, counted[: max(0, len(counted) - keep_last)], dry_run=dry_run)
         finally:
             place.close()
+        return self._shrink(report, packs)
 
 
 def _is_pinned(place: Place, snapshot: str) -> bool:
     try:
-        os.stat(f"{snapshot}/{_PINNED}", dir_fd=place.snapshots, follow_symlinks=False)
+        os.stat(f"{snapshot}/{PINNED}", dir_fd=place.snapshots, follow_symlinks=False)
     except FileNotFoundError:
         return False
     return True
@@ -314,7 +328,7 @@ def _list(place: Place, only: Collection[str] | None = None) -> list[SnapshotInf
     with told(place.path, "cannot list its snapshots"):
         for snapshot in snapshot_ids(place) if only is None else sorted(filter(ID.fullmatch, only)):
             try:
-                info = _look(place, snapshot)
+                info = look(place, snapshot)
             except ImageDamaged as error:
                 info = SnapshotInfo(snapshot, place.path, damage=error.details)
             except OSError as error:
@@ -326,16 +340,6 @@ def _list(place: Place, only: Collection[str] | None = None) -> list[SnapshotInf
             if info is not None:
                 infos.append(info)
     return infos
-
-
-def _look(place: Place, snapshot: str) -> SnapshotInfo | None:
-    opened = open_manifest(place.snapshots, snapshot, place.path)
-    if opened is None:
-        return None
-    try:
-        return read_head(*opened, snapshot, place.path).info
-    finally:
-        os.close(opened[0])
 
 
 def _verify(reader: SnapshotReader, sound: set[bytes], problems: list[Reason]) -> Iterator[int]:
@@ -365,87 +369,3 @@ def _verify(reader: SnapshotReader, sound: set[bytes], problems: list[Reason]) -
                 yield sum(blocks.lengths[row] for row in part)
         except (ImageDamaged, NotPermitted, StoreError) as error:
             problems.append(Reason(f"snapshot {info.id}", error.message, error.advice))
-
-
-def _unlink_snapshot(place: Place, snapshot: str) -> int:
-    """Remove a snapshot's manifest and directory, whatever stands there; give the bytes freed."""
-    freed = 0
-    try:
-        folder = os.open(snapshot, DIRECTORY, dir_fd=place.snapshots)
-    except OSError as error:
-        if error.errno not in (errno.ELOOP, errno.ENOTDIR):
-            raise
-        os.unlink(snapshot, dir_fd=place.snapshots)  # a link or a file that stands in its place
-        return 0
-    try:
-        for name in ("manifest", "manifest.tmp", _PINNED):
-            with contextlib.suppress(FileNotFoundError):
-                size = os.stat(name, dir_fd=folder, follow_symlinks=False).st_size
-                os.unlink(name, dir_fd=folder)
-                freed += size
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-    try:
-        os.rmdir(snapshot, dir_fd=place.snapshots)
-    except OSError as error:
-        # NFS keeps a file that somebody has open under another name; without manifest it is no snapshot
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-            raise
-    return freed
-
-
-def _collect(place: Place, going: Collection[SnapshotInfo], *, dry_run: bool) -> PruneReport:
-    """Remove the snapshots in `going`, what dead writers left, and the packs that no other snapshot names.
-
-    The lock must be held alone: then every temporary file is a dead writer's, and no new manifest can appear.
-    """
-    needed, unfinished, kept = _needed(place, {info.id for info in going})
-    leftovers = [f"snapshots/{snapshot}" for snapshot in unfinished]
-    freed = 0
-    for snapshot in [*unfinished, *(info.id for info in going)]:
-        if not dry_run:
-            freed += _unlink_snapshot(place, snapshot)
-        elif snapshot not in unfinished:
-            freed += _size(place.snapshots, f"{snapshot}/manifest")
-    if not dry_run:
-        os.fsync(place.snapshots)  # the manifests are gone for good before what they name goes
-    packs: list[str] = []
-    for name in sorted(os.listdir(place.packs)):
-        pack = _PACK.fullmatch(name)
-        if _LEFTOVER.fullmatch(name):
-            leftovers.append(f"packs/{name}")
-        elif pack and pack[1] not in needed and not kept:
-            packs.append(pack[1])
-        else:
-            continue
-        freed += _size(place.packs, name)
-        if not dry_run:
-            os.unlink(name, dir_fd=place.packs)
-    if not dry_run:
-        os.fsync(place.packs)
-    return PruneReport(tuple(going), tuple(packs), tuple(leftovers), freed, kept, dry_run)
-
-
-def _needed(place: Place, gone: set[str]) -> tuple[set[str], list[str], str]:
-    """Give the packs that snapshots not in `gone` name, those without manifest, and why no pack may go."""
-    needed: set[str] = set()
-    unfinished: list[str] = []
-    kept = ""
-    for snapshot in snapshot_ids(place):
-        if snapshot in gone:
-            continue
-        try:
-            info = _look(place, snapshot)
-        except (ImageDamaged, OSError) as error:
-            kept = f"no pack was removed: the manifest of {snapshot} cannot be read and may name any ({error})"
-            continue
-        if info is None:
-            unfinished.append(snapshot)
-        else:
-            needed.update(info.packs)
-    return needed, unfinished, kept
-
-
-def _size(folder: int, name: str) -> int:
-    return os.stat(name, dir_fd=folder, follow_symlinks=False).st_size

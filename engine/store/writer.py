@@ -219,7 +219,7 @@ class SnapshotWriter:
 
     def known(self) -> KnownBlocks:
         """What a writer of the next snapshot may have as its `base`, once this one is published."""
-        return KnownBlocks(self._packs, self._own)
+        return KnownBlocks(self._packs, self._own, self.id)
 
     def _begin_pack(self) -> None:
         self._fd = create_file(f"{self.id}.tmp", self._place.packs)

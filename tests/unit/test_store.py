@@ -353,13 +353,13 @@ def test_removing_any_snapshot_leaves_the_others_whole(store: Store) -> None:
 def test_prune_says_what_it_will_do_and_does_it(store: Store) -> None:
     infos = [save(store, *random_blocks(1)) for _ in range(4)]
     before = files_of(store)
-    size = sum(Path(store.path, name).stat().st_size for name in before)
+    size = sum(Path(store.path, name).stat().st_blocks * 512 for name in before)
     dry = store.prune(1, dry_run=True)
     assert files_of(store) == before
     assert dry.snapshots == tuple(infos[:3]) and dry.packs == tuple(info.id for info in infos[:3])
     wet = store.prune(1)
     assert (wet.snapshots, wet.packs, wet.freed) == (dry.snapshots, dry.packs, dry.freed)
-    assert size - sum(Path(store.path, name).stat().st_size for name in files_of(store)) == wet.freed
+    assert size - sum(Path(store.path, name).stat().st_blocks * 512 for name in files_of(store)) == wet.freed
     assert store.snapshots() == infos[3:] and store.verify() == []
     with pytest.raises(ValueError):
         store.prune(-1)

@@ -21,11 +21,11 @@ from typing import Any
 import pytest
 
 from torpor.errors import StoreError
-from torpor.store import SnapshotInfo, Store
+from torpor.store import SnapshotInfo, Store, shrink
 
 BLOCK = 65536
 STEPS = ("open", "pwritev", "ftruncate", "fsync", "close", "rename", "mkdir", "unlink", "rmdir")
-"""The calls of `os` by which a saver changes the disk."""
+"""The calls of `os` by which a saver or a prune changes the disk; a prune punches holes besides."""
 
 
 def save(store: Store, seed: int, count: int = 3) -> SnapshotInfo:
@@ -98,6 +98,7 @@ def interrupt_step(patch: pytest.MonkeyPatch, number: int, act: Callable[[], Non
     close = os.close
     for name in STEPS:
         patch.setattr(os, name, counting(getattr(os, name)))
+    patch.setattr(shrink, "punch", counting(shrink.punch))
     return lambda: count
 
 
@@ -126,6 +127,62 @@ def test_a_saver_killed_between_any_two_steps(tmp_path: Path) -> None:
         check(store, first.id)
     assert status == 0 and number > 20
     assert 1 <= published < 10, "the snapshot exists only at the very end"
+
+
+@pytest.mark.parametrize("act", ["prune", "remove"])
+def test_a_removal_killed_between_any_two_steps(tmp_path: Path, act: str) -> None:
+    """Of a snapshot some of whose blocks another one needs; what it had begun the next prune ends."""
+    for number in range(1, 200):
+        store = Store(tmp_path / str(number))
+        first = save(store, 1, count=9)
+        with store.writer("tree") as saver:
+            contents = [bytes([1, index]) * (BLOCK // 2) for index in (2, 6)]
+            saver.add_blocks(memoryview(b"".join(contents)), [BLOCK] * 2)
+            second = saver.publish(b"".join(content[:2] for content in contents), "")
+        assert second.packs == first.packs
+
+        def die_at(number: int = number, store: Store = store, first: SnapshotInfo = first) -> None:
+            interrupt_step(pytest.MonkeyPatch(), number, lambda: os.kill(os.getpid(), signal.SIGKILL))
+            store.prune(keep_last=1) if act == "prune" else store.remove(first.id)
+
+        with in_child(die_at) as child:
+            status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        check(store, second.id)
+        if not status:
+            break
+        assert status == -signal.SIGKILL
+        store.prune(keep_last=1)
+        check(store, second.id)
+        assert only_what_is_needed(store)
+        assert store.used() < 4 * BLOCK
+    assert status == 0 and number > 15
+
+
+def test_holes_come_after_the_manifests_are_gone_for_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a host that loses its power could have a manifest again, and not the blocks that it names."""
+    store = Store(tmp_path / "store")
+    first = save(store, 1, count=9)
+    with store.writer("tree") as saver:
+        saver.add_blocks(memoryview(bytes([1, 2]) * (BLOCK // 2)), [BLOCK])
+        saver.publish(bytes([1, 2]), "")
+    events: list[str] = []
+
+    def noting(what: Callable[..., str], real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **named: Any) -> Any:
+            events.append(what(*args))
+            return real(*args, **named)
+
+        return call
+
+    monkeypatch.setattr(os, "unlink", noting(lambda name: f"unlink {name}", os.unlink))
+    monkeypatch.setattr(
+        os, "fsync", noting(lambda fd: "sync " + Path(os.readlink(f"/proc/self/fd/{fd}")).name, os.fsync)
+    )
+    monkeypatch.setattr(shrink, "punch", noting(lambda *_: "punch", shrink.punch))
+    store.remove(first.id)
+    before = events[: events.index("punch")]
+    assert before[:3] == ["unlink manifest", f"sync {first.id}", "sync snapshots"]
+    check(store)
 
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.ESTALE])
