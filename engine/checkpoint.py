@@ -14,7 +14,7 @@ import signal
 import struct
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import chain
 from pathlib import Path
@@ -44,12 +44,12 @@ from torpor.objects.memory import Progress
 from torpor.objects.shared_memory import SharedMemory
 from torpor.objects.unchanged import Before
 from torpor.remote.freeze import Frozen, LastToStop, Process
-from torpor.remote.injection import Gadgets
+from torpor.remote.gadgets import Gadgets
 from torpor.remote.tracer import Interruption, in_own_thread
 from torpor.remote.waits import Waits
 from torpor.series import Key, Series
 from torpor.store import SnapshotInfo, SnapshotWriter, Store
-from torpor.taken import TakenProcess, TakenZombie
+from torpor.taken import HiddenFromFork, TakenProcess, TakenZombie
 
 Then = Literal["run", "stop", "kill"]
 Outside = Literal["refuse", "reset"]
@@ -65,6 +65,7 @@ PAUSES = (0.005, 0.01, 0.02, 0.04, 0.08)
 """Seconds that the tree runs on before it is tried again, when what it was refused for may have passed."""
 KIND = "tree"
 """The kind of snapshot in the store."""
+_GADGETS = Gadgets()
 _XCR0_OFFSET = 464
 """Where the xsave area that ptrace gives has the mask of enabled components."""
 
@@ -115,7 +116,7 @@ def checkpoint(
         tcp_keep.require()
     root = tree.job_of(pid)
     reset_outside = outside == "reset"
-    fork = preflight(root, reset_outside=reset_outside) and then == "run"
+    fork = preflight(root, reset_outside=reset_outside, series=series) and then == "run"
     how = _How(then, fork, last, series, reset_outside, keep_tcp, bundle_files)
 
     def work(interruption: Interruption) -> SnapshotInfo:
@@ -125,7 +126,10 @@ def checkpoint(
                 progress(done, expected)
 
         with home.writer(KIND, tags or {}, known=series.known(home.path) if series else None) as writer:
-            return _patiently(lambda: _take(root, writer, how, tell))
+            try:
+                return _patiently(lambda: _take(root, writer, how, tell))
+            except HiddenFromFork:  # such memory has come since the preflight, maybe that of an earlier checkpoint
+                return _patiently(lambda: _take(root, writer, replace(how, fork=False), tell))
 
     return in_own_thread(work)
 
@@ -171,6 +175,7 @@ def _take(root: int, writer: SnapshotWriter, how: _How, progress: Progress) -> S
             image, pages = taken.describe()
             before = taken.before if writer.base else [None] * len(pages)
             _write(image, pages, before, taken, writer, progress, bundle_files=how.bundle_files)
+            taken.let_snapshots_go()
             image.timing.pause_ns = frozen.pause_ns
             image.timing.total_ns = time.monotonic_ns() - began
             published = writer.publish(image.SerializeToString(), _summary(image))
@@ -194,12 +199,16 @@ def _take(root: int, writer: SnapshotWriter, how: _How, progress: Progress) -> S
     return published
 
 
-def preflight(pid: int, *, reset_outside: bool = False) -> bool:
+def preflight(pid: int, *, reset_outside: bool = False, series: Series | None = None) -> bool:
     """Find what cannot be kept, with nothing frozen yet. What may pass by itself is for the freeze to judge.
+
+    Of a process that was kept before in a series the mappings are not looked at again, which for a thousand of them
+    takes longer than all the rest: they are judged when it has been frozen.
 
     Args:
         pid: the root of the tree.
         reset_outside: unix sockets that lead outside of the tree are kept, as ones whose peer has closed.
+        series: the earlier checkpoints of the tree.
 
     Returns:
         Whether forks of the processes will show their whole memory. Where not, it is read while they stand still.
@@ -211,7 +220,7 @@ def preflight(pid: int, *, reset_outside: bool = False) -> bool:
     standing: set[Reason] | None = None
     for _ in range(_LOOKS):
         seen = tree.walk(pid)
-        reasons, of_descriptors, forkable = _look(seen, reset_outside)
+        reasons, of_descriptors, forkable = _look(seen, reset_outside, series)
         # Of descriptors only what every look shows counts: under the freeze each is judged once more.
         standing = set(of_descriptors) if standing is None else standing.intersection(of_descriptors)
         reasons += [reason for reason in of_descriptors if reason in standing]
@@ -220,7 +229,7 @@ def preflight(pid: int, *, reset_outside: bool = False) -> bool:
     raise Refused(f"{seen[0].name} cannot be kept", reasons)
 
 
-def _look(seen: list[tree.Seen], reset_outside: bool) -> tuple[list[Reason], list[Reason], bool]:
+def _look(seen: list[tree.Seen], reset_outside: bool, series: Series | None) -> tuple[list[Reason], list[Reason], bool]:
     """Why processes and their memory cannot be kept, and why descriptors; whether forks will show the memory."""
     reasons = tree.refuse(seen)
     if reasons:
@@ -228,9 +237,11 @@ def _look(seen: list[tree.Seen], reset_outside: bool) -> tuple[list[Reason], lis
     forkable = True
     for process in seen:
         try:
-            found = procfs.flagged_mappings(process.pid)
             reasons += credentials.refuse(process.name, process.status)
             reasons += threads.refuse(process.name, process.pid)
+            if series and series.has(Key(process.pid, process.stat.start_time)):
+                continue
+            found = procfs.flagged_mappings(process.pid)
             reasons += memory.refuse(process.name, process.pid, found)
             reasons += vmas.refuse(process.name, process.pid, found)
         except (FileNotFoundError, ProcessLookupError):
@@ -273,13 +284,19 @@ class TakenTree:
         if self.files:
             self.files.close()
 
+    def let_snapshots_go(self) -> None:
+        """All memory is read: let its snapshots die while the image is published."""
+        for taken in self._living():
+            if taken.snapshot:
+                taken.snapshot.let_go()
+
     def lost(self) -> str:
         """Which process that is still needed has ended, in words; empty: none."""
         for process in self.frozen.processes.values():
             if not process.zombie and procfs.is_ending(process.pid, process.pid):
                 return f"{process.name} ended during the checkpoint"
         for taken in self._living():
-            if taken.snapshot and procfs.is_ending(taken.memory_pid, taken.memory_pid):
+            if taken.snapshot and taken.snapshot.needed and procfs.is_ending(taken.memory_pid, taken.memory_pid):
                 return f"the snapshot of {taken.process.name} was killed, perhaps for want of memory"
         return ""
 
@@ -288,14 +305,13 @@ class TakenTree:
 
     def grab(self, *, reset_outside: bool) -> None:
         """Take what changes; every process's calls run at the same time."""
-        gadgets = Gadgets()
         self._realtime_ns = time.time_ns()
         for process in self.frozen.processes.values():
             self._parents[process.pid] = process.parent.pid if process.parent else 0
             if process.zombie:
                 self._all.append(TakenZombie(process))
                 continue
-            taken = TakenProcess(process, gadgets, self._waits)
+            taken = TakenProcess(process, _GADGETS, self._waits)
             self._all.append(taken)
             taken.begin(self._stopped_children(process))
         stats = {taken.pid: taken.texts.stat for taken in self._all}
@@ -340,9 +356,10 @@ class TakenTree:
     def _snapshot(self) -> None:
         living = self._living()
         # A subreaper in the tree would adopt the snapshots of those below it: then everyone stands still until all is
-        # written, as when the kernel does not let one of them fork (RLIMIT_NPROC, pids.max, memory).
+        # written, as when the kernel does not let one of them fork (RLIMIT_NPROC, pids.max, memory), or when memory is
+        # locked, which a fork would not show.
         parents = set(self._parents.values())
-        self.forked = not any(taken.adopts_orphans and taken.pid in parents for taken in living)
+        self.forked = not any((taken.adopts_orphans and taken.pid in parents) or taken.locks_memory for taken in living)
         if self.forked:
             for taken in living:
                 taken.begin_snapshot(watch=self._series is not None and self._series.lacks(taken.key))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from signal import SIGKILL
 from typing import NamedTuple
@@ -73,22 +74,20 @@ class FlaggedMapping(NamedTuple):
     """0 where the processor has none."""
 
 
+_SMAPS = re.compile(
+    rb"^([0-9a-f]+-.*)\n(?:[A-Z].*\n)*?KernelPageSize: *(\d+) kB\n"
+    rb"(?:[A-Z].*\n)*?(?:ProtectionKey: *(\d+)\n)?VmFlags:(.*)$",
+    re.MULTILINE,
+)
+"""A mapping in smaps: its heading, which alone begins with a hexadecimal number, and what is taken of its fields."""
+
+
 def flagged_mappings(pid: int) -> list[FlaggedMapping]:
     """The address space with the flags of each mapping, from smaps: the kernel walks page tables for it."""
-    found: list[FlaggedMapping] = []
-    heading = b""
-    page_size = key = 0
-    for line in read(f"/proc/{pid}/smaps").splitlines():
-        first = line[:1]
-        if first.isdigit() or b"a" <= first <= b"f":
-            heading, key = line, 0
-        elif line.startswith(b"KernelPageSize:"):
-            page_size = int(line.split()[1]) << 10
-        elif line.startswith(b"ProtectionKey:"):
-            key = int(line.split()[1])
-        elif line.startswith(b"VmFlags:"):
-            found.append(FlaggedMapping(parse_mapping(heading), tuple(line[8:].split()), page_size, key))
-    return found
+    return [
+        FlaggedMapping(parse_mapping(heading), tuple(flags.split()), int(size) << 10, int(key or 0))
+        for heading, size, key, flags in _SMAPS.findall(read(f"/proc/{pid}/smaps"))
+    ]
 
 
 def status(text: bytes) -> dict[bytes, bytes]:

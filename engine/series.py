@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from torpor.image import image_pb2 as pb
 from torpor.objects.unchanged import Before, Columns
-from torpor.remote.written import Range, WriteWatch
+from torpor.ranges import Range
+from torpor.remote.written import WriteWatch
 from torpor.store import KnownBlocks
 
 
@@ -61,6 +62,10 @@ class Series:
     def known(self, store: str) -> KnownBlocks | None:
         """The blocks of the last snapshot, if it lies in that store."""
         return self._last.known if self._last and self._last.store == store else None
+
+    def has(self, key: Key) -> bool:
+        """Whether a process is in the last snapshot."""
+        return self._last is not None and key in self._last.tables
 
     def lacks(self, key: Key) -> bool:
         """Whether a process is not watched yet."""

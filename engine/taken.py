@@ -16,7 +16,8 @@ from torpor.objects.shared_memory import SharedMemory
 from torpor.remote import ptrace
 from torpor.remote.batch import Batch, Out, Replies
 from torpor.remote.freeze import Process
-from torpor.remote.injection import Gadgets, Injection, leave_critical_sections
+from torpor.remote.gadgets import Gadgets
+from torpor.remote.injection import Injection, leave_critical_sections
 from torpor.remote.snapshot import Snapshot
 from torpor.remote.waits import Waits
 from torpor.remote.x86_64 import NR, ORIG_RAX, RDI, in_system_call
@@ -42,6 +43,10 @@ class _HostQuestions:
     sysv: dict[int, int]
     stops: dict[int, int]
     """For each child that is stopped by job control, by its own PID: whether wait() has told of that."""
+
+
+class HiddenFromFork(CheckpointFailed):
+    """A process has memory that a snapshot of it does not show: it must stand still while it is read."""
 
 
 class TakenProcess:
@@ -156,6 +161,11 @@ class TakenProcess:
         return tree.is_subreaper(self._host.tree, self._replies[self.injection.host.tid])
 
     @property
+    def locks_memory(self) -> bool:
+        """Whether some of its memory is locked, of which a forked child does not know (kernel/fork.c, dup_mmap)."""
+        return self.texts.status[b"VmLck"] != b"0 kB"
+
+    @property
     def key(self) -> Key:
         """Which process it is, in a series of checkpoints."""
         return Key(self.pid, self.texts.stat.start_time)
@@ -253,8 +263,9 @@ class TakenProcess:
         out.memory.brk = host.result(asked.brk)
         out.memory.lock_future = self._lock_future
         mappings = self._mappings()
-        if reasons := vmas.refuse(self.process.name, self.memory_pid, mappings):  # made since the preflight
-            raise Refused(f"{self.process.name} cannot be kept", reasons)
+        name, pid = self.process.name, self.memory_pid
+        if reasons := [*vmas.refuse(name, pid, mappings), *memory.refuse(name, pid, mappings)]:  # since the preflight
+            raise Refused(f"{name} cannot be kept", reasons)
         return memory.describe(self.memory_pid, mappings, out, files, shared)
 
     def _mappings(self) -> list[procfs.FlaggedMapping]:
@@ -264,8 +275,8 @@ class TakenProcess:
             return found
         found = without(found, *self._window)
         seen = [(vma.mapping.start, vma.mapping.end, vma.mapping.perms) for vma in found]
-        if seen != [(m.start, m.end, m.perms) for m in self.injection.maps]:
-            raise CheckpointFailed(f"the memory of {self.process.name} was not all in its snapshot", advice="try again")
+        if seen != [(m.start, m.end, m.perms) for m in self.injection.maps] or any(map(vmas.hides_from_fork, found)):
+            raise HiddenFromFork(f"the memory of {self.process.name} was not all in its snapshot", advice="try again")
         return found
 
 

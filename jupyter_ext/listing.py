@@ -21,7 +21,7 @@ from IPython.core.getipython import get_ipython
 
 MOST = 5000
 """Variables that are listed."""
-ITEMS = 50_000
+ITEMS = 20_000
 """Of a container, how many items count for its fingerprint; of a text, how many characters."""
 SECONDS = 0.05
 """After which the other variables are listed without fingerprints."""
@@ -34,6 +34,8 @@ qualname_of = type.__dict__["__qualname__"].__get__
 module_of = type.__dict__["__module__"].__get__
 NUMBERS = (bool, int, float, complex, type(None))
 TEXTS = (str, bytes)
+HASHED = {int, float, str}
+"""Whose hash tells different ones apart, within one type, and is quick to get."""
 CONTAINERS = (list, tuple, dict, set, frozenset)
 
 
@@ -73,7 +75,10 @@ def fingerprint(thing: Any, namespace: dict[str, Any]) -> int:
         for inner in [inner for inner in found if type(inner) is dict and inner is not namespace]:
             found += [*islice(inner, ITEMS), *islice(dict.values(inner), ITEMS)]
     version = thing._version if kind is TENSOR else 0
-    return hash((id(thing), version, zlib.crc32(array("q", map(word, found)).tobytes())))
+    # Most containers are of one kind of thing: then its hash does as well as its word, in half the time.
+    kinds = set(map(type, found))
+    words = map(hash if len(kinds) == 1 and kinds <= HASHED else word, found)
+    return hash((id(thing), version, *map(id, kinds), zlib.crc32(array("q", words).tobytes())))
 
 
 def lies(data: Any) -> list[int] | None:

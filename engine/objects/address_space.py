@@ -16,7 +16,7 @@ from torpor.errors import ImageDamaged
 from torpor.image import image_pb2 as pb
 from torpor.objects import sysv, vdso
 from torpor.procfs import PAGE
-from torpor.remote import memory
+from torpor.ranges import subtract
 from torpor.remote.batch import Call, Struct
 from torpor.remote.x86_64 import NR, TASK_SIZE
 from torpor.store import BlockTable
@@ -94,7 +94,7 @@ def last_steps(space: pb.AddressSpace, sources: Sources, written: Sequence[bool]
         if guarded or vma.locked_on_fault:
             yield _lock(vma.start, vma.end, MLOCK_ONFAULT)
         if not vma.locked_on_fault:
-            yield from (_lock(*piece, 0) for piece in memory.subtract([(vma.start, vma.end)], guarded))
+            yield from (_lock(*piece, 0) for piece in subtract([(vma.start, vma.end)], guarded))
     if space.lock_future:
         yield Call(NR.mlockall, (space.lock_future,), 0, "locking what will be mapped in memory")
     yield layout(space, sources)

@@ -17,9 +17,9 @@ import errno
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torpor import procfs
 from torpor._native import ffi, lib
@@ -30,6 +30,7 @@ from torpor.objects.mapped_files import MappedFiles
 from torpor.objects.shared_memory import Segment, SharedMemory
 from torpor.objects.unchanged import BLOCK_PAGES, Before, Columns, Cut, cut, join
 from torpor.procfs import PAGE, FlaggedMapping
+from torpor.ranges import subtract, union
 from torpor.remote import memory
 from torpor.store import SnapshotWriter
 
@@ -94,7 +95,7 @@ def describe(
             if kind in (pb.Vma.ANONYMOUS, pb.Vma.FILE_PRIVATE) and vmas.DROPPABLE not in vma.flags:
                 pages.private.append(bounds)
             if kind == pb.Vma.ANONYMOUS and vmas.was_file(vma):
-                pages.whole += memory.subtract([bounds], guards)
+                pages.whole += subtract([bounds], guards)
     return pages
 
 
@@ -132,7 +133,7 @@ def _describe_vma(vma: FlaggedMapping, out: pb.Vma, files: MappedFiles, shared: 
     out.locked = vmas.LOCKED in vma.flags
     out.locked_on_fault = vmas.LOCKED_ON_FAULT in vma.flags
     out.droppable = vmas.DROPPABLE in vma.flags
-    out.advice.extend(advice for flag, advice in vmas.ADVICE.items() if flag in vma.flags)
+    out.advice.extend(vmas.ADVICE[flag] for flag in vma.flags if flag in vmas.ADVICE)
     out.name = vmas.anonymous_name(mapping)
     if shared_memory.is_memory(mapping):
         out.kind = pb.Vma.SHARED
@@ -176,12 +177,14 @@ class Ranges:
         if not self.whole:
             return found
         whole = [(start, memory.readable_end(self.pid, start, end)) for start, end in self.whole]
-        return _union([*found, *((start, end) for start, end in whole if start < end)])
+        return union([*found, *((start, end) for start, end in whole if start < end)])
 
     def cut(self, before: Before | None) -> Cut:
         """Its own pages: those that are as they were before, and those that are to be read."""
         found = self.find()
-        return cut(found, [*before.written, *self.whole]) if before else Cut([], found)
+        if before is None:
+            return Cut([], found)
+        return cut(found, replace(before, written=[*before.written, *self.whole]))
 
 
 class PageWriter:
@@ -241,7 +244,7 @@ class PageWriter:
         while end < size and (start := shared_memory.seek(fd, end, os.SEEK_DATA)) is not None and start < size:
             end = min(os.lseek(fd, start, os.SEEK_HOLE), size)
             ranges.append((start // PAGE * PAGE, _page_up(end)))
-        ranges = _union(ranges)
+        ranges = union(ranges)
         self.expect(sum(end - start for start, end in ranges))
 
         def read(pieces: Sequence[tuple[int, int]], buffer: memoryview) -> None:
@@ -257,7 +260,7 @@ class PageWriter:
 
     def store_shared(self, segment: Segment, table: pb.PageTable) -> None:
         """Write a segment of shared memory; the numbers in the table count from its start."""
-        ranges = _union([(at, at + _page_up(len(content))) for at, content in segment.pieces.items()])
+        ranges = union([(at, at + _page_up(len(content))) for at, content in segment.pieces.items()])
         self.expect(sum(end - start for start, end in ranges))
 
         def read(pieces: Sequence[tuple[int, int]], buffer: memoryview) -> None:
@@ -321,16 +324,6 @@ def _read_protected(pid: int, pieces: Sequence[tuple[int, int]], buffer: memoryv
 
 def _page_up(size: int) -> int:
     return (size + PAGE - 1) // PAGE * PAGE
-
-
-def _union(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    found: list[tuple[int, int]] = []
-    for start, end in sorted(ranges):
-        if found and start <= found[-1][1]:
-            found[-1] = (found[-1][0], max(end, found[-1][1]))
-        else:
-            found.append((start, end))
-    return found
 
 
 def _chunks(ranges: Sequence[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:

@@ -35,8 +35,9 @@ _AT_ONCE = 1 << 30  # a read moves 2 GiB at most
 
 def is_memory(mapping: Mapping) -> bool:
     """Whether a shared mapping's content lives in memory only, and so must be in the image."""
-    known = mapping.inode != 0 or sysv.is_segment(mapping)
-    return mapping.shared and known and (vmas.is_deleted(mapping) or mapping.name.startswith(_SHM))
+    if not mapping.shared or not (vmas.is_deleted(mapping) or mapping.name.startswith(_SHM)):
+        return False
+    return mapping.inode != 0 or sysv.is_segment(mapping)
 
 
 def kind_of(name: bytes) -> tuple[int, bytes]:

@@ -28,7 +28,7 @@ from torpor import procfs
 from torpor.errors import Reason
 from torpor.image import image_pb2 as pb
 from torpor.procfs import PAGE
-from torpor.remote import memory
+from torpor.ranges import subtract
 from torpor.remote.batch import Batch, Call, Out, Replies, Result
 from torpor.remote.freeze import describe_process
 from torpor.remote.sys import try_syscall
@@ -203,7 +203,7 @@ def problem(segment: Segment, mappings: int, pieces: Mapping[int, int]) -> str:
     if segment.attached != mappings:
         return f"{name} is attached by processes outside of the tree too"
     whole = [(0, -(-segment.size // PAGE) * PAGE)]
-    if memory.subtract(whole, sorted((at, at + size) for at, size in pieces.items())):
+    if subtract(whole, sorted((at, at + size) for at, size in pieces.items())):
         return f"{name} is attached in part only, which is not kept"
     if segment.mode & _LOCKED:
         return f"{name} is locked in memory (SHM_LOCK), which is not kept"
@@ -271,7 +271,7 @@ def attach(space: pb.AddressSpace, image: pb.Tree) -> Iterator[Call]:
         words = f"attaching System V segment {shared.sysv_id} at {base:#x}"
         yield Call(NR.shmat, (shared.sysv_id, base, flags), base, words)
         whole = [(base, base + -(-shared.size // PAGE) * PAGE)]
-        for start, end in memory.subtract(whole, [(vma.start, vma.end) for vma in vmas]):
+        for start, end in subtract(whole, [(vma.start, vma.end) for vma in vmas]):
             yield Call(NR.munmap, (start, end - start), 0, f"unmapping {start:#x}-{end:#x} again")
         for vma in vmas:
             if vma.prot != _READ | (_WRITE if writable else 0):

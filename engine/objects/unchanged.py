@@ -1,28 +1,28 @@
 """Pages that were not written since the snapshot before: its blocks are taken over, and they are not read again.
 
-Only whole blocks are: at the edges of what a process has, and where a page was written, the whole block is read. A
-block never crosses a multiple of BLOCK_PAGES, so that the rows of the table before whose start lies in such a window
-are all that there is in it.
+A block is taken over whole or not at all: where one of its pages was written, or is gone, all of it is read. It is then
+stored in pieces, what was written apart from what was not, so that the next time only the former is read: what a
+program writes again and again comes to lie in blocks of its own, which may be a page long. Where all of a block's pages
+are written they become one block again.
 """
 
 from __future__ import annotations
 
 from array import array
-from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
+from operator import add
 from typing import NamedTuple
 
 from torpor.image import image_pb2 as pb
 from torpor.procfs import PAGE
+from torpor.ranges import Range, intersection, split, subtract, union
 
 BLOCK_PAGES = 16
-"""Pages in a block at most: blocks lie on multiples of this in the address space, so that an unchanged one is found
+"""Pages in a block at most: no block crosses a multiple of this in the address space, so that an unchanged one is found
 again in the next snapshot. 64 KiB: smaller ones cost more to hash and to list, larger ones are shared less often."""
-_WINDOW = BLOCK_PAGES * PAGE
-
-Range = tuple[int, int]
-"""Start and end, bytes."""
 
 
 class Columns(NamedTuple):
@@ -41,6 +41,22 @@ class Columns(NamedTuple):
         """The rows of two addresses."""
         return slice(bisect_left(self.starts, start // PAGE), bisect_left(self.starts, end // PAGE))
 
+    def touched(self, written: Sequence[Range], edges: Iterable[int]) -> list[Range]:
+        """What was written, with the rest of the rows that were written in; and the rows that lie across edges."""
+        starts = self.starts
+        ends = array("Q", map(add, starts, self.counts))
+        found: list[Range] = []
+        for start, end in written:
+            first = bisect_right(starts, start // PAGE) - 1
+            last = bisect_left(starts, end // PAGE, max(first, 0)) - 1
+            begin = starts[first] * PAGE if first >= 0 and ends[first] * PAGE > start else start
+            found.append((begin, max(end, ends[last] * PAGE) if last >= 0 else end))
+        for edge in edges:
+            row = bisect_left(starts, edge // PAGE) - 1
+            if row >= 0 and ends[row] * PAGE > edge:
+                found.append((starts[row] * PAGE, ends[row] * PAGE))
+        return found
+
 
 @dataclass
 class Before:
@@ -48,7 +64,7 @@ class Before:
 
     table: Columns
     written: list[Range]
-    """What may have been written since, sorted by address."""
+    """What may have been written since, in any order."""
 
 
 @dataclass
@@ -58,44 +74,15 @@ class Cut:
     clean: list[Range]
     """As in the snapshot before."""
     dirty: list[Range]
-    """To be read."""
+    """To be read, and stored in blocks that do not cross from one of these to the next."""
 
 
-def cut(own: Iterable[Range], written: Iterable[Range]) -> Cut:
-    """Part a process's own pages, sorted by address, by what may have been written, in any order."""
-    result = Cut([], [])
-    holes = _windows(written)
-    hole = next(holes, None)
-    for start, end in own:
-        position = start
-        first, last = -(-start // _WINDOW) * _WINDOW, end // _WINDOW * _WINDOW
-        while first < last:
-            while hole and hole[1] <= first:
-                hole = next(holes, None)
-            stop = min(last, hole[0]) if hole else last
-            if first < stop:
-                if position < first:
-                    result.dirty.append((position, first))
-                result.clean.append((first, stop))
-                position = stop
-            first = min(hole[1], last) if hole else last
-        if position < end:
-            result.dirty.append((position, end))
-    return result
-
-
-def _windows(ranges: Iterable[Range]) -> Iterator[Range]:
-    """The windows that ranges touch, joined."""
-    begin = end = 0
-    for start, stop in sorted(ranges):
-        start, stop = start // _WINDOW * _WINDOW, -(-stop // _WINDOW) * _WINDOW  # noqa: PLW2901
-        if start > end:
-            if begin < end:
-                yield begin, end
-            begin = start
-        end = max(end, stop)
-    if begin < end:
-        yield begin, end
+def cut(own: Sequence[Range], before: Before) -> Cut:
+    """Part a process's own pages, sorted by address."""
+    written = union(before.written)
+    # Of a row that reaches beyond what the process has, a part is gone: what is left is read anew.
+    dirty = intersection(own, union(before.table.touched(written, chain.from_iterable(own))))
+    return Cut(subtract(own, dirty), split(dirty, written))
 
 
 def join(before: Columns, clean: Sequence[Range], blocks: Sequence[int], dirty: Columns, table: pb.PageTable) -> None:
@@ -108,16 +95,16 @@ def join(before: Columns, clean: Sequence[Range], blocks: Sequence[int], dirty: 
         dirty: the rows of the rest.
         table: the one to fill.
     """
+    starts, counts, numbers = Columns.of(pb.PageTable())
     done = taken = 0
     for start, end in clean:
         rows = before.between(start, end)
-        upto = bisect_left(dirty.starts, start // PAGE)
+        upto = bisect_left(dirty.starts, start // PAGE, done)
         count = rows.stop - rows.start
-        table.starts.extend(dirty.starts[done:upto] + before.starts[rows])
-        table.counts.extend(dirty.counts[done:upto] + before.counts[rows])
-        table.blocks.extend(dirty.blocks[done:upto])
-        table.blocks.extend(blocks[taken : taken + count])
+        starts += dirty.starts[done:upto] + before.starts[rows]
+        counts += dirty.counts[done:upto] + before.counts[rows]
+        numbers += dirty.blocks[done:upto] + array("Q", blocks[taken : taken + count])
         done, taken = upto, taken + count
-    table.starts.extend(dirty.starts[done:])
-    table.counts.extend(dirty.counts[done:])
-    table.blocks.extend(dirty.blocks[done:])
+    table.starts.extend(starts + dirty.starts[done:])
+    table.counts.extend(counts + dirty.counts[done:])
+    table.blocks.extend(numbers + dirty.blocks[done:])

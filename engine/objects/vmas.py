@@ -112,8 +112,12 @@ def anonymous_name(mapping: Mapping) -> bytes:
 
 def protection(mapping: Mapping) -> int:
     """PROT_* of a mapping."""
-    bits = zip(b"rwx", (mmap.PROT_READ, mmap.PROT_WRITE, mmap.PROT_EXEC), mapping.perms, strict=False)
-    return sum(value for letter, value, has in bits if has == letter)
+    perms = mapping.perms
+    return (
+        mmap.PROT_READ * (perms[:1] == b"r")
+        | mmap.PROT_WRITE * mapping.writable
+        | mmap.PROT_EXEC * (perms[2:3] == b"x")
+    )
 
 
 def refuse(name: str, pid: int, vmas: Sequence[FlaggedMapping]) -> list[Reason]:
@@ -130,10 +134,10 @@ def refuse(name: str, pid: int, vmas: Sequence[FlaggedMapping]) -> list[Reason]:
         mapping = vma.mapping
         if is_special(mapping):
             continue
-        subject = f"{name}, mapping {mapping.start:#x}-{mapping.end:#x} {os.fsdecode(mapping.name)}".rstrip()
         flags = [flag for flag in vma.flags if flag != WRITE_PROTECTED or mapping not in noted]
         why = _special_reason(mapping) or _flags_reason(flags) or _page_reason(vma)
         if why:
+            subject = f"{name}, mapping {mapping.start:#x}-{mapping.end:#x} {os.fsdecode(mapping.name)}".rstrip()
             reasons.append(Reason(subject, why))
     return reasons
 

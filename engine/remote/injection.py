@@ -24,7 +24,7 @@ import os
 import signal
 import struct
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from torpor import procfs
@@ -32,6 +32,7 @@ from torpor.errors import CheckpointFailed, Reason, Refused
 from torpor.remote import memory, ptrace, x86_64
 from torpor.remote.batch import CODE, ENTRY_SIZE, Batch, Replies, Result
 from torpor.remote.freeze import Process, Thread
+from torpor.remote.gadgets import Gadgets
 from torpor.remote.x86_64 import NR, RED_ZONE, WORD
 
 PROT_READ_WRITE_EXEC = 7
@@ -51,42 +52,6 @@ _HEADER = CODE.ljust(256, b"\0") + b"torpor's window\0"
 _PLACES = range(0x1074_7270_0000, 0x1074_7270_0000 + (1 << 41), 1 << 36)
 """Addresses of windows, far enough apart for a hundred thousand threads, where no system puts anything by itself."""
 _RSEQ_CS = struct.Struct("<IIQQQ")
-
-
-class Gadgets:
-    """Where a process's own code has what the first call needs. Found before the freeze, checked under it."""
-
-    def __init__(self) -> None:
-        self._offsets: dict[tuple[bytes, int, int], tuple[int, int] | None] = {}
-
-    def find(self, pid: int, maps: Sequence[procfs.Mapping]) -> tuple[int, int]:
-        """Addresses of ``syscall; ret`` and of an rt_sigreturn stub, from the same mapping.
-
-        Raises:
-            CheckpointFailed: there is none, as in a program with no C library.
-        """
-        executable = [m for m in maps if m.perms[2:3] == b"x" and m.inode]
-        executable.sort(key=lambda m: b"libc" not in m.name)
-        for mapping in executable:
-            key = (mapping.device, mapping.inode, mapping.offset)
-            if key not in self._offsets:
-                self._offsets[key] = self._search(pid, mapping)
-            offsets = self._offsets[key]
-            if offsets:
-                return mapping.start + offsets[0], mapping.start + offsets[1]
-        raise CheckpointFailed(
-            f"process {pid} has no code to return from a signal with (rt_sigreturn): it cannot be entered safely",
-            advice="this is so for programs without a C library",
-        )
-
-    def _search(self, pid: int, mapping: procfs.Mapping) -> tuple[int, int] | None:
-        code = memory.read(pid, mapping.start, mapping.end - mapping.start)
-        call = code.find(x86_64.SYSCALL_RET)
-        for stub in x86_64.SIGRETURN_STUBS:
-            found = code.find(stub)
-            if call >= 0 and found >= 0:
-                return call, found
-        return None
 
 
 @dataclass

@@ -11,6 +11,7 @@ from array import array
 from collections.abc import Iterable, Sequence
 
 from torpor.procfs import PAGE
+from torpor.ranges import intersection
 from torpor.remote.sys import address_of, syscall
 from torpor.remote.x86_64 import NR, TASK_SIZE
 
@@ -139,7 +140,7 @@ class PageMap:
         for guards in (_PAGE_IS_GUARD, 0):
             try:
                 found = self._scan(_PAGE_IS_FILE | _PAGE_IS_PFNZERO | guards, 0, _PAGE_IS_PRESENT | _PAGE_IS_SWAPPED)
-                return _intersection(found, ranges)
+                return intersection(found, ranges)
             except OSError as error:
                 if error.errno not in (errno.ENOTTY, errno.EINVAL):
                     raise
@@ -148,7 +149,7 @@ class PageMap:
     def guards(self, ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
         """See `guard_pages`."""
         try:
-            return _intersection(self._scan(0, _PAGE_IS_GUARD, 0), ranges)
+            return intersection(self._scan(0, _PAGE_IS_GUARD, 0), ranges)
         except OSError as error:
             if error.errno not in (errno.ENOTTY, errno.EINVAL):
                 raise
@@ -251,34 +252,4 @@ def _walk_pagemap(fd: int, ranges: Sequence[tuple[int, int]]) -> list[tuple[int,
             words = os.pread(fd, (stop - begin) // PAGE * 8, begin // PAGE * 8)
             for run in _OWN.finditer(words[7::8]):
                 found.append((begin + run.start() * PAGE, begin + run.end() * PAGE))
-    return found
-
-
-def subtract(ranges: Iterable[tuple[int, int]], holes: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Ranges less others, both sorted."""
-    found: list[tuple[int, int]] = []
-    for start, end in ranges:
-        position = start
-        for hole_start, hole_end in holes:
-            if position < hole_end and hole_start < end:
-                if position < hole_start:
-                    found.append((position, hole_start))
-                position = hole_end
-        if position < end:
-            found.append((position, end))
-    return found
-
-
-def _intersection(left: Sequence[tuple[int, int]], right: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    found: list[tuple[int, int]] = []
-    i = j = 0
-    while i < len(left) and j < len(right):
-        start = max(left[i][0], right[j][0])
-        end = min(left[i][1], right[j][1])
-        if start < end:
-            found.append((start, end))
-        if left[i][1] < right[j][1]:
-            i += 1
-        else:
-            j += 1
     return found

@@ -41,6 +41,8 @@ class Snapshot:
         """
         self.pid = 0
         """Whose memory to read instead of the target's; 0 when the kernel did not let us fork."""
+        self.needed = True
+        """Its end is no loss once this is false."""
         self._userfaultfd = -1
         self._watch = watch
         self._injection = injection
@@ -109,14 +111,20 @@ class Snapshot:
         fd, self._userfaultfd = self._userfaultfd, -1
         return fd
 
+    def let_go(self) -> None:
+        """Let the snapshot die, which takes the kernel a while; `end` waits for that. Its memory is read no more."""
+        if self.pid:
+            self.needed = False
+            with suppress(ProcessLookupError):  # somebody else killed it
+                os.kill(self.pid, signal.SIGKILL)
+
     def end(self) -> None:
-        """Let the snapshot die. May be called again."""
+        """Let the snapshot die, and wait until it has. May be called again."""
         if (fd := self.take_userfaultfd()) >= 0:
             os.close(fd)
         if not self.pid:
             return
-        with suppress(ProcessLookupError):  # somebody else killed it
-            os.kill(self.pid, signal.SIGKILL)
+        self.let_go()
         try:
             while os.WIFSTOPPED(ptrace.wait_surely(self.pid)):
                 pass

@@ -19,6 +19,7 @@ import os
 import struct
 from collections.abc import Iterable
 
+from torpor.ranges import Range
 from torpor.remote import memory
 
 UFFD_USER_MODE_ONLY = 1
@@ -34,9 +35,6 @@ _UFFD_API = 0xAA
 _WP_UNPOPULATED = 1 << 13
 _WP_ASYNC = 1 << 15
 _MODE_WP = 1 << 1
-
-Range = tuple[int, int]
-"""Start and end."""
 
 
 class WriteWatch:

@@ -24,6 +24,11 @@ def test_a_series_keeps_what_single_checkpoints_keep(stage: Stage, as_user: User
     compare(stage, as_user, TIMES, "first")
 
 
+def test_what_has_come_since_the_last_one_is_kept_or_refused(as_user: User) -> None:
+    done = as_user.run([BIN / "python", HERE / "series_changes.py"], timeout=60)
+    assert done.stdout.endswith("done\n"), done.stderr
+
+
 @pytest.mark.soak
 @pytest.mark.parametrize("seed", range(20))
 def test_the_same_many_times(stage: Stage, ordinary_account: User, seed: int) -> None:

@@ -20,7 +20,8 @@ from torpor.errors import CheckpointFailed, NotFound, NotPermitted
 from torpor.remote import memory, ptrace, x86_64
 from torpor.remote.batch import ArgumentOf, Batch, Out, Replies, Result
 from torpor.remote.freeze import Frozen
-from torpor.remote.injection import Gadgets, Injection
+from torpor.remote.gadgets import Gadgets
+from torpor.remote.injection import Injection
 from torpor.remote.snapshot import Snapshot
 from torpor.remote.waits import Waits
 from torpor.remote.x86_64 import NR

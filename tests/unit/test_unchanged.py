@@ -1,72 +1,107 @@
-"""What is taken over from the snapshot before, and what is read: together they are the page table that a whole reading
-gives."""
+"""What is taken over from the snapshot before, and what is read: together they say what a whole reading would."""
 
 from __future__ import annotations
 
 from array import array
+from itertools import groupby
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from torpor.image import image_pb2 as pb
-from torpor.objects.unchanged import BLOCK_PAGES, Columns, cut, join
+from torpor.objects.unchanged import BLOCK_PAGES, Before, Columns, cut, join
 from torpor.procfs import PAGE
+from torpor.ranges import Range
 
 SPACE = 8 * BLOCK_PAGES
 """Pages."""
 
 Content = dict[int, int]
 """What is in each page; 0 is a page of zeros."""
+Blocks = dict[tuple[int, ...], int]
+"""Numbers of the blocks that were stored, by their content."""
 
-pages = st.dictionaries(st.integers(0, SPACE - 1), st.integers(0, 3), max_size=SPACE)
+page_numbers = st.sets(st.integers(0, SPACE - 1))
+contents = st.dictionaries(st.integers(0, SPACE - 1), st.integers(0, 3), max_size=SPACE)
+rounds = st.lists(st.tuples(contents, page_numbers, page_numbers), min_size=1, max_size=4)
+"""For each: what is written, what is gone, and what the kernel says besides."""
 
 
-def ranges(of: set[int]) -> list[tuple[int, int]]:
+def ranges(of: set[int]) -> list[Range]:
     """Runs of pages, in bytes."""
-    found: list[tuple[int, int]] = []
-    for page in sorted(of):
-        if found and found[-1][1] == page * PAGE:
-            found[-1] = (found[-1][0], (page + 1) * PAGE)
-        else:
-            found.append((page * PAGE, (page + 1) * PAGE))
-    return found
+    runs = groupby(enumerate(sorted(of)), lambda both: both[1] - both[0])
+    found = [[page for _, page in run] for _, run in runs]
+    return [(run[0] * PAGE, (run[-1] + 1) * PAGE) for run in found]
 
 
-def table(content: Content, of: list[tuple[int, int]]) -> dict[int, tuple[int, ...]]:
+def pages(of: list[Range]) -> set[int]:
+    """The pages of ranges, which do not overlap."""
+    found = [page for start, end in of for page in range(start // PAGE, end // PAGE)]
+    assert len(found) == len(set(found))
+    return set(found)
+
+
+def store(content: Content, of: list[Range], blocks: Blocks) -> Columns:
     """A page table as the writer makes it: runs of pages that are not zero, cut at multiples of a block."""
-    found: dict[int, tuple[int, ...]] = {}
+    rows: list[tuple[int, tuple[int, ...]]] = []
     for start, end in of:
         run: list[int] = []
         for page in range(start // PAGE, end // PAGE + 1):
             inside = page < end // PAGE and content[page] != 0
             if run and (not inside or page % BLOCK_PAGES == 0):
-                found[page - len(run)] = tuple(run)
+                rows.append((page - len(run), tuple(run)))
                 run = []
             if inside:
                 run.append(content[page])
+    starts, counts = array("Q", (start for start, _ in rows)), array("Q", (len(run) for _, run in rows))
+    return Columns(starts, counts, array("Q", (blocks.setdefault(run, len(blocks)) for _, run in rows)))
+
+
+def load(table: Columns, blocks: Blocks) -> Content:
+    """What a table says; no page twice, and in the order of pages."""
+    stored = {number: run for run, number in blocks.items()}
+    found: Content = {}
+    for start, count, block in zip(*table, strict=True):
+        assert len(stored[block]) == count
+        assert start // BLOCK_PAGES == (start + count - 1) // BLOCK_PAGES
+        assert not found or start > max(found)
+        found.update(zip(range(start, start + count), stored[block], strict=True))
     return found
 
 
-def columns(of: dict[int, tuple[int, ...]], blocks: dict[tuple[int, ...], int]) -> Columns:
-    numbers = [blocks.setdefault(content, len(blocks)) for content in of.values()]
-    return Columns(array("Q", of), array("Q", map(len, of.values())), array("Q", numbers))
+@given(contents, rounds)
+def test_the_joined_table_says_what_is_there(first: Content, later: list[tuple[Content, set[int], set[int]]]) -> None:
+    blocks: Blocks = {}
+    before, table = first, store(first, ranges(set(first)), blocks)
+    for changes, gone, more in later:
+        now = {page: content for page, content in {**before, **changes}.items() if page not in gone}
+        # What the kernel says may be more than what has changed, and is never less.
+        written = {page for page in now if page not in before or now[page] != before[page]} | more
+        result = cut(ranges(set(now)), Before(table, ranges(written)))
+        read, kept = pages(result.dirty), pages(result.clean)
+        assert read | kept == set(now)
+        assert not read & kept
+        assert not kept & written
+        taken = [block for start, end in result.clean for block in table.blocks[table.between(start, end)]]
+        joined = pb.PageTable()
+        join(table, result.clean, taken, store(now, result.dirty, blocks), joined)
+        before, table = now, Columns.of(joined)
+        assert load(table, blocks) == {page: content for page, content in now.items() if content}
 
 
-@given(pages, pages, st.sets(st.integers(0, SPACE - 1)), st.sets(st.integers(0, SPACE - 1)))
-def test_the_joined_table_is_the_whole_one(before: Content, changes: Content, gone: set[int], more: set[int]) -> None:
-    now = {page: content for page, content in {**before, **changes}.items() if page not in gone}
-    # What the kernel says may be more than what has changed, and is never less.
-    written = {page for page in now if now[page] != before.get(page) or page not in before} | more
-    result = cut(ranges(set(now)), ranges(written))
-    read = {page for start, end in result.dirty for page in range(start // PAGE, end // PAGE)}
-    kept = {page for start, end in result.clean for page in range(start // PAGE, end // PAGE)}
-    assert read | kept == set(now)
-    assert not read & kept
-    assert not kept & written
+def test_a_page_that_is_written_again_and_again_is_soon_read_alone() -> None:
+    content, blocks = dict.fromkeys(range(BLOCK_PAGES), 1), {}
+    table = store(content, ranges(set(content)), blocks)
+    hot = [(5 * PAGE, 6 * PAGE)]
+    first = cut(ranges(set(content)), Before(table, hot))
+    assert first.dirty == [(0, 5 * PAGE), *hot, (6 * PAGE, BLOCK_PAGES * PAGE)]
+    table = store(content, first.dirty, blocks)
+    assert cut(ranges(set(content)), Before(table, hot)).dirty == hot
 
-    blocks: dict[tuple[int, ...], int] = {}
-    old = columns(table(before, ranges(set(before))), blocks)
-    taken = [block for start, end in result.clean for block in old.blocks[old.between(start, end)]]
-    joined = pb.PageTable()
-    join(old, result.clean, taken, columns(table(now, result.dirty), blocks), joined)
-    assert Columns.of(joined) == columns(table(now, ranges(set(now))), blocks)
+
+def test_pages_that_are_all_written_become_one_block_again() -> None:
+    content, blocks = dict.fromkeys(range(BLOCK_PAGES), 1), {}
+    everything = ranges(set(content))
+    table = store(content, [(0, PAGE), (PAGE, BLOCK_PAGES * PAGE)], blocks)
+    assert len(table.starts) == 2
+    assert cut(everything, Before(table, everything)).dirty == everything

@@ -1,0 +1,116 @@
+"""What test_series.py has a user do: memory of another kind comes between two checkpoints of a series.
+
+Of a process that was kept before, the preflight does not look at the mappings again: what is new there is found later.
+Runs as its own process, as the user whose rights are tested. Prints "done".
+"""
+
+from __future__ import annotations
+
+import mmap
+import subprocess
+import sys
+from dataclasses import dataclass
+
+import torpor
+from torpor.errors import Refused
+from torpor.image import image_pb2 as pb
+from torpor.procfs import PAGE
+from torpor.store import Store
+
+PROGRAM = """
+import ctypes, mmap, sys
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+libc.mlock.argtypes = libc.munlock.argtypes = libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+def area(content, kind=mmap.MAP_PRIVATE):
+    at = libc.mmap(None, mmap.PAGESIZE, 3, kind | mmap.MAP_ANONYMOUS, -1, 0)
+    ctypes.memmove(at, content * mmap.PAGESIZE, mmap.PAGESIZE)
+    return at
+def did(result):
+    assert result >= 0, ctypes.get_errno()
+for line in sys.stdin:
+    print(eval(line), flush=True)
+"""
+DONTFORK, WIPEONFORK = 10, 18
+SHARED_GUARD = "libc.madvise(shared, mmap.PAGESIZE, 102)"
+"""MADV_GUARD_INSTALL, Linux 6.13; in shared memory 6.15."""
+SEALED = "libc.syscall(462, ctypes.c_void_p(shared), mmap.PAGESIZE, 0)"
+"""mseal, Linux 6.10: for ever, so that it comes last."""
+
+
+@dataclass
+class Program:
+    """A program that evaluates what it is told."""
+
+    process: subprocess.Popen[str]
+
+    def tell(self, expression: str) -> int:
+        """The number that it answers; 0 for None."""
+        assert self.process.stdin and self.process.stdout
+        self.process.stdin.write(expression + "\n")
+        self.process.stdin.flush()
+        answer = self.process.stdout.readline().strip()
+        return 0 if answer == "None" else int(answer)
+
+
+def kept(store: Store, snapshot: torpor.Snapshot, address: int) -> tuple[pb.Vma, bytes]:
+    """The mapping at an address and its page there."""
+    with store.open(snapshot) as reader:
+        memory = pb.Tree.FromString(reader.body).processes[0].memory
+        rows = zip(memory.pages.starts, memory.pages.counts, memory.pages.blocks, strict=True)
+        page = address // PAGE
+        start, block = next((start, block) for start, count, block in rows if start <= page < start + count)
+        content = reader.read_block(block)[(page - start) * PAGE :][:PAGE]
+        return next(vma for vma in memory.vmas if vma.start <= address < vma.end), bytes(content)
+
+
+def main() -> None:
+    """Let it come, and look at what is kept."""
+    store = Store("store")
+    command = [sys.executable, "-c", PROGRAM]
+    with (
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process,
+        torpor.Series() as series,
+    ):
+        program = Program(process)
+        try:
+            program.tell("None")
+            torpor.checkpoint(process.pid, store=store, series=series)
+            for advice, content in ((DONTFORK, b"d"), (WIPEONFORK, b"w")):
+                at = program.tell(f"area({content!r})")
+                program.tell(f"did(libc.madvise({at}, mmap.PAGESIZE, {advice}))")
+                vma, page = kept(store, torpor.checkpoint(process.pid, store=store, series=series), at)
+                assert list(vma.advice) == [advice]
+                assert page == content * mmap.PAGESIZE
+                program.tell(f"did(libc.madvise({at}, mmap.PAGESIZE, {advice + 1}))")  # its opposite
+                torpor.checkpoint(process.pid, store=store, series=series)
+            at = program.tell("area(b'l')")
+            torpor.checkpoint(process.pid, store=store, series=series)
+            program.tell(f"did(libc.mlock({at}, mmap.PAGESIZE))")
+            vma, page = kept(store, torpor.checkpoint(process.pid, store=store, series=series), at)
+            assert vma.locked
+            assert page == b"l" * mmap.PAGESIZE
+            program.tell(f"did(libc.munlock({at}, mmap.PAGESIZE))")
+            torpor.checkpoint(process.pid, store=store, series=series)
+
+            for what in (SHARED_GUARD, SEALED):
+                program.tell("(shared := area(b's', mmap.MAP_SHARED))")
+                torpor.checkpoint(process.pid, store=store, series=series)
+                if program.tell(what) < 0:
+                    continue  # an older kernel
+                try:
+                    torpor.checkpoint(process.pid, store=store, series=series)
+                except Refused:
+                    assert program.tell("4711") == 4711, "it does not go on"
+                else:
+                    raise AssertionError(f"it was kept: {what}")
+                program.tell("libc.munmap(shared, mmap.PAGESIZE)")
+        finally:
+            process.kill()
+
+
+if __name__ == "__main__":
+    main()
+    print("done")
