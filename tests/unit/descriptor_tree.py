@@ -19,6 +19,9 @@ from torpor.image.image_pb2 import Tree
 from torpor.objects import descriptors
 from torpor.objects.descriptors import Opened
 
+Acting = Callable[[Callable[[Path], None]], None]
+"""Runs the body of a test as some user: the fixture `acting`."""
+
 PRELUDE = r"""
 import ctypes, fcntl, json, os, select, signal, socket, struct, sys, time
 from torpor.remote.sys import syscall

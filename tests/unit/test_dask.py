@@ -35,11 +35,6 @@ from torpor.store import Store
 HOOK = Path(results.__file__).parent
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "store")
-
-
 def result(key: Any, value: Any) -> Result:
     return Result(key, "", 7, 0.5, freeze(value))
 

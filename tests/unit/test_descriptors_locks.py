@@ -4,26 +4,15 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import pytest
 
-from tests.unit.descriptor_tree import acting_as, holder, opened
-from tests.users import User
+from tests.unit.descriptor_tree import Acting, holder, opened
 from torpor.errors import RestoreFailed
 from torpor.image.image_pb2 import Lock, Tree
 from torpor.objects import descriptors, locks, own
 from torpor.remote.x86_64 import NR
-
-Acting = Callable[[Callable[[Path], None]], None]
-
-
-@pytest.fixture
-def acting(as_user: User) -> Acting:
-    """Runs the test's body as root and as an ordinary user, with a directory of theirs."""
-    return lambda body: acting_as(as_user, partial(body, as_user.tmp))
 
 
 def test_locks_are_taken_again_by_whom_they_belong_to(acting: Acting) -> None:

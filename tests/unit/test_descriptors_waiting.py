@@ -5,23 +5,12 @@ from __future__ import annotations
 import fcntl
 import os
 import select
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import pytest
 
-from tests.unit.descriptor_tree import acting_as, holder, opened
-from tests.users import User
+from tests.unit.descriptor_tree import Acting, holder, opened
 from torpor.objects import descriptors
-
-Acting = Callable[[Callable[[Path], None]], None]
-
-
-@pytest.fixture
-def acting(as_user: User) -> Acting:
-    """Runs the test's body as root and as an ordinary user, with a directory of theirs."""
-    return lambda body: acting_as(as_user, partial(body, as_user.tmp))
 
 
 def test_pipes_keep_content_capacity_and_flags_and_the_target_keeps_them_too(acting: Acting) -> None:

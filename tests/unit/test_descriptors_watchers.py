@@ -6,25 +6,14 @@ import os
 import select
 import sys
 import time
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import pytest
 
-from tests.unit.descriptor_tree import acting_as, holder, opened
-from tests.users import User
+from tests.unit.descriptor_tree import Acting, holder, opened
 from torpor.image.image_pb2 import Tree
 from torpor.objects import descriptors, own
 from torpor.remote.x86_64 import NR
-
-Acting = Callable[[Callable[[Path], None]], None]
-
-
-@pytest.fixture
-def acting(as_user: User) -> Acting:
-    """Runs the test's body as root and as an ordinary user, with a directory of theirs."""
-    return lambda body: acting_as(as_user, partial(body, as_user.tmp))
 
 
 def test_timers_keep_what_has_expired(acting: Acting) -> None:

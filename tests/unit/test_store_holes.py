@@ -20,11 +20,6 @@ from torpor.store.holes import Extents
 BLOCK = 65536
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "store")
-
-
 def contents(*numbers: int) -> list[bytes]:
     """Blocks of different lengths, whose bytes are never zero."""
     return [bytes([number + 1]) * (BLOCK - 5000 * (number % 3)) for number in numbers]

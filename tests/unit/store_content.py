@@ -1,0 +1,32 @@
+"""Snapshots of given blocks, for tests of the store."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from torpor.store import SnapshotInfo, Store
+
+BLOCK = 65536
+
+
+def save(store: Store, *contents: bytes, kind: str = "tree", **tags: str) -> SnapshotInfo:
+    """Write a snapshot of blocks; its body is the list of their indexes."""
+    with store.writer(kind, tags) as saver:
+        indexes = saver.add_blocks(memoryview(b"".join(contents)), [len(content) for content in contents])
+        return saver.publish(bytes(indexes), "a test")
+
+
+def load(store: Store, text: str = "latest") -> list[bytes]:
+    with store.open(text) as reader:
+        reader.verify_blocks(reader.body)
+        return [reader.read_block(index) for index in reader.body]
+
+
+def files_of(store: Store) -> list[str]:
+    root = Path(store.path)
+    return sorted(str(path.relative_to(root)) for path in root.rglob("*") if not path.is_dir())
+
+
+def random_blocks(count: int, size: int = BLOCK) -> list[bytes]:
+    return [os.urandom(size) for _ in range(count)]

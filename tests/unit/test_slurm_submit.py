@@ -1,0 +1,146 @@
+"""What is submitted to Slurm, and the steps of a job."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from torpor.errors import NotFound, Refused
+from torpor.scheduler_hooks.slurm import step, submit
+
+
+@pytest.fixture
+def job_script(tmp_path: Path) -> Path:
+    path = tmp_path / "job.sh"
+    path.write_text("#!/bin/bash\n#SBATCH -c 4\n# a word\n\n#SBATCH --time=10\necho hello\n#SBATCH --nodes=9\n")
+    return path
+
+
+def test_the_script_is_found_among_the_arguments(job_script: Path) -> None:
+    found = submit.parse(["-vHp", "low", "--time", "5", "--exclusive", "--mem=1G", str(job_script), "-x", "1"])
+    assert found.options == ("-vHp", "low", "--time", "5", "--exclusive", "--mem=1G")
+    assert (found.name, found.arguments) == ("job.sh", ("-x", "1"))
+    assert found.values["time"] == "5", "the command line counts more than the script"
+    assert found.values["c"] == "4"
+    assert "nodes" not in found.values, "sbatch reads no further than the first command"
+
+
+def test_a_wrapped_command_is_a_script() -> None:
+    found = submit.parse(["-p", "low", "--wrap", "echo hello", "-n1"])
+    assert (found.options, found.script) == (("-p", "low", "-n1"), b"#!/bin/sh\necho hello\n")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["-N2"], "2 nodes"),
+        (["--nodes", "1-4"], "4 nodes"),
+        (["--gpus=1"], "GPUs"),
+        (["-G", "2"], "GPUs"),
+        (["--gres=shard:1,gpu:2"], "GPUs"),
+        (["--no-requeue"], "--no-requeue"),
+        (["--open-mode=truncate"], "--open-mode"),
+    ],
+)
+def test_what_cannot_be_kept_is_not_submitted(job_script: Path, options: list[str], words: str) -> None:
+    with pytest.raises(Refused, match=words):
+        submit.submit(submit.parse([*options, str(job_script)]), ["torpor", "run"])
+
+
+def test_the_option_of_the_plugin_is_taken_out(job_script: Path) -> None:
+    job_script.write_text("#!/bin/sh\n#SBATCH --torpor=5m\n#SBATCH -c 4 --torpor --time='1 2'\ntrue --torpor\n")
+    found = submit.parse(["--torpor", "--torp=90s", "--parsable", str(job_script), "--torpor"])
+    assert (found.every, found.options, found.arguments) == ("90s", ("--parsable",), ("--torpor",))
+    assert submit.parse([str(job_script)]).every == "5m"
+    head = submit.wrapped(found, ["torpor", "run"]).partition(b"exec")[0]
+    assert head == b"#!/bin/sh\n#SBATCH -c 4 '--time=1 2'\n"
+    assert submit.parse(["--torpor=3h", "--wrap=true"]).every == "3h"
+
+
+def test_a_line_that_cannot_be_read_is_named(job_script: Path) -> None:
+    job_script.write_text("#!/bin/sh\n#SBATCH --comment=it's\n")
+    with pytest.raises(Refused, match="#SBATCH --comment=it's: No closing quotation"):
+        submit.parse([str(job_script)])
+
+
+def test_there_must_be_one_script(tmp_path: Path) -> None:
+    for arguments in ([], ["-p", "low"], ["--wrap=true", "job.sh"]):
+        with pytest.raises(Refused):
+            submit.parse(arguments)
+    with pytest.raises(NotFound):
+        submit.parse([str(tmp_path / "none.sh")])
+
+
+def test_what_is_submitted_holds_the_script_as_it_is(job_script: Path, tmp_path: Path) -> None:
+    found = submit.parse([str(job_script)])
+    batch = tmp_path / "slurm_script"
+    batch.write_bytes(submit.wrapped(found, ["echo", "a b"]))
+    assert batch.read_bytes().splitlines()[1:3] == [b"#SBATCH -c 4", b"#SBATCH --time=10"]
+    assert submit.embedded_script(str(batch)) == ("job.sh", job_script.read_bytes())
+    ran = subprocess.run(["sh", batch, "x"], capture_output=True, text=True, check=True)
+    assert ran.stdout == f"a b --script {batch} -- x\n"
+    with pytest.raises(NotFound):
+        submit.embedded_script(str(job_script))
+
+
+@given(st.lists(st.text(max_size=8), max_size=8))
+def test_no_arguments_confuse_it(words: list[str]) -> None:
+    try:
+        found = submit.parse(["--wrap=true", *words])
+    except Refused:
+        return
+    assert found.name == "wrap"
+
+
+@pytest.mark.parametrize(
+    ("words", "command"),
+    [
+        (["./app", "-n", "4"], ["./app", "-n", "4"]),
+        (["-N1", "-n", "1", "-c4", "--cpu-bind=cores", "-vu", "app"], ["app"]),
+        (["--exact", "--mem", "1G", "--mpi=none", "-K", "--", "app", "x"], ["app", "x"]),
+        (["--export=ALL", "-o", "out", "--open-mode=append", "-D", "/tmp", "app"], ["app"]),
+    ],
+)
+def test_a_step_of_one_task_is_a_command(words: list[str], command: list[str]) -> None:
+    values, rest = step.GRAMMAR.read(words)
+    assert rest == command
+    assert list(step.refusals(values, {"SLURM_NTASKS": "1"})) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "refused"),
+    [
+        (["-n4", "app"], "4 tasks"),
+        (["--nodes=2", "app"], "--nodes=2"),
+        (["--gpus=1", "app"], "--gpus"),
+        (["-l", "app"], "--label"),
+        (["-o", "out.%t", "app"], "out.%t"),
+        (["--multi-prog", "-w", "n1", "conf"], "--multi-prog"),
+    ],
+)
+def test_what_a_step_cannot_have_is_refused(words: list[str], refused: str) -> None:
+    reasons = list(step.refusals(step.GRAMMAR.read(words)[0], {}))
+    assert refused in "".join(map(str, reasons))
+
+
+def test_a_step_has_as_many_tasks_as_its_job() -> None:
+    assert "3 tasks" in "".join(map(str, step.refusals({}, {"SLURM_NTASKS": "3"})))
+    assert list(step.refusals({"ntasks": "1"}, {"SLURM_NTASKS": "3"})) == []
+
+
+def test_a_step_becomes_its_command(tmp_path: Path) -> None:
+    srun = tmp_path / "srun"
+    srun.write_text(step.SCRIPT)
+    srun.chmod(0o700)
+    (tmp_path / "out").write_text("before\n")
+    words = [srun, "-D", tmp_path, "-o", "out", "--open-mode=append", "sh", "-c", "echo $$; echo 2 >&2; exit 9"]
+    process = subprocess.Popen([*map(str, words)])
+    assert process.wait() == 9
+    assert (tmp_path / "out").read_text() == f"before\n{process.pid}\n2\n"
+    told = subprocess.run([srun, "-n2", "true"], capture_output=True, text=True, check=False)
+    assert told.returncode == 1
+    assert "only a step of one task" in told.stderr
