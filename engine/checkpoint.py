@@ -15,7 +15,7 @@ import struct
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from itertools import chain
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -82,6 +82,7 @@ def checkpoint(
     tcp: Tcp = "reset",
     series: Series | None = None,
     bundle_files: bool = False,
+    stdio: Mapping[int, int] | None = None,
 ) -> SnapshotInfo:
     """Keep the tree of processes below and including `pid` as a snapshot in a store.
 
@@ -99,6 +100,8 @@ def checkpoint(
             they go on, once, if the tree is killed and restored as root on this host (see `torpor.objects.tcp_keep`).
         series: the earlier checkpoints of the same job: what it has not written since the last one is not read again.
         bundle_files: keep the content of mapped and open files too, for a host that lacks them.
+        stdio: descriptors of the root that are copies of what its standard input, output or error (0, 1, 2) was before
+            it replaced that. Those that the processes above it have as their own are found without being named.
 
     Raises:
         Refused: the tree holds something that cannot be kept; it was not touched.
@@ -116,8 +119,8 @@ def checkpoint(
         tcp_keep.require()
     root = tree.job_of(pid)
     reset_outside = outside == "reset"
-    fork = preflight(root, reset_outside=reset_outside, series=series) and then == "run"
-    how = _How(then, fork, last, series, reset_outside, keep_tcp, bundle_files)
+    fork = preflight(root, reset_outside=reset_outside, series=series, stdio=stdio) and then == "run"
+    how = _How(then, fork, last, series, reset_outside, keep_tcp, bundle_files, stdio)
 
     def work(interruption: Interruption) -> SnapshotInfo:
         def tell(done: int, expected: int) -> None:
@@ -146,6 +149,7 @@ class _How:
     reset_outside: bool
     keep_tcp: bool
     bundle_files: bool
+    stdio: Mapping[int, int] | None
 
 
 def _patiently(act: Callable[[], T]) -> T:
@@ -167,7 +171,7 @@ def _take(root: int, writer: SnapshotWriter, how: _How, progress: Progress) -> S
     waits.look(tree.tasks(root))
     with Frozen(root, FREEZE_SECONDS, how.last) as frozen, TakenTree(frozen, waits, how.series, fork=how.fork) as taken:
         try:
-            taken.grab(reset_outside=how.reset_outside)
+            taken.grab(reset_outside=how.reset_outside, stdio=how.stdio)
             if how.keep_tcp:
                 descriptors.choose_kept(taken.descriptors)
             if taken.forked:
@@ -199,7 +203,13 @@ def _take(root: int, writer: SnapshotWriter, how: _How, progress: Progress) -> S
     return published
 
 
-def preflight(pid: int, *, reset_outside: bool = False, series: Series | None = None) -> bool:
+def preflight(
+    pid: int,
+    *,
+    reset_outside: bool = False,
+    series: Series | None = None,
+    stdio: Mapping[int, int] | None = None,
+) -> bool:
     """Find what cannot be kept, with nothing frozen yet. What may pass by itself is for the freeze to judge.
 
     Of a process that was kept before in a series the mappings are not looked at again, which for a thousand of them
@@ -209,6 +219,7 @@ def preflight(pid: int, *, reset_outside: bool = False, series: Series | None = 
         pid: the root of the tree.
         reset_outside: unix sockets that lead outside of the tree are kept, as ones whose peer has closed.
         series: the earlier checkpoints of the tree.
+        stdio: as for `checkpoint`.
 
     Returns:
         Whether forks of the processes will show their whole memory. Where not, it is read while they stand still.
@@ -217,10 +228,11 @@ def preflight(pid: int, *, reset_outside: bool = False, series: Series | None = 
         Refused: with every reason at once.
         NotFound, NotPermitted: no such process, or not ours to trace.
     """
+    survey = partial(descriptors.survey, reset_outside=reset_outside, stdio=stdio)
     standing: set[Reason] | None = None
     for _ in range(_LOOKS):
         seen = tree.walk(pid)
-        reasons, of_descriptors, forkable = _look(seen, reset_outside, series)
+        reasons, of_descriptors, forkable = _look(seen, series, survey)
         # Of descriptors only what every look shows counts: under the freeze each is judged once more.
         standing = set(of_descriptors) if standing is None else standing.intersection(of_descriptors)
         reasons += [reason for reason in of_descriptors if reason in standing]
@@ -229,7 +241,9 @@ def preflight(pid: int, *, reset_outside: bool = False, series: Series | None = 
     raise Refused(f"{seen[0].name} cannot be kept", reasons)
 
 
-def _look(seen: list[tree.Seen], reset_outside: bool, series: Series | None) -> tuple[list[Reason], list[Reason], bool]:
+def _look(
+    seen: list[tree.Seen], series: Series | None, survey: Callable[[Sequence[int]], list[Reason]]
+) -> tuple[list[Reason], list[Reason], bool]:
     """Why processes and their memory cannot be kept, and why descriptors; whether forks will show the memory."""
     reasons = tree.refuse(seen)
     if reasons:
@@ -252,8 +266,7 @@ def _look(seen: list[tree.Seen], reset_outside: bool, series: Series | None) -> 
             raise tree.permitted(error, process.pid) from None
         forkable = forkable and not any(map(vmas.hides_from_fork, found))
     living = [process.pid for process in seen if not process.zombie]
-    surveyed = descriptors.survey(living, reset_outside=reset_outside)
-    return [*reasons, *sharing.refuse(living), *sysv.refuse(living)], surveyed, forkable
+    return [*reasons, *sharing.refuse(living), *sysv.refuse(living)], survey(living), forkable
 
 
 class TakenTree:
@@ -303,7 +316,7 @@ class TakenTree:
     def _living(self) -> list[TakenProcess]:
         return [taken for taken in self._all if isinstance(taken, TakenProcess)]
 
-    def grab(self, *, reset_outside: bool) -> None:
+    def grab(self, *, reset_outside: bool, stdio: Mapping[int, int] | None) -> None:
         """Take what changes; every process's calls run at the same time."""
         self._realtime_ns = time.time_ns()
         for process in self.frozen.processes.values():
@@ -315,7 +328,7 @@ class TakenTree:
             self._all.append(taken)
             taken.begin(self._stopped_children(process))
         stats = {taken.pid: taken.texts.stat for taken in self._all}
-        self.descriptors = descriptors.grab(list(stats), reset_outside=reset_outside, stats=stats)
+        self.descriptors = descriptors.grab(list(stats), reset_outside=reset_outside, stdio=stdio, stats=stats)
         for file in descriptors.memory_files(self.descriptors):
             self.shared.grab_file(file)
         for taken in self._living():

@@ -38,8 +38,9 @@ def checkpoint(name: str) -> str:
     with tempfile.TemporaryDirectory(prefix="torpor-") as folder:
         answer, ready = Path(folder, "answer"), Path(folder, "pid")
         # The first process ends at once: the helper is then no child of this one.
+        arguments = [str(os.getpid()), folder, name, json.dumps(_put_aside())]
         starter = subprocess.run(
-            [sys.executable, "-m", "torpor.jupyter_ext.helper", str(os.getpid()), folder, name],
+            [sys.executable, "-m", "torpor.jupyter_ext.helper", *arguments],
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False,
         )  # fmt: skip
         if starter.returncode:
@@ -58,6 +59,16 @@ def checkpoint(name: str) -> str:
     return f"Saved as {told['id']}; `torpor restore {told['short']}` wakes it once this kernel has ended."
 
 
+def _put_aside() -> dict[int, int]:
+    """The descriptors at which ipykernel keeps what was its standard output and error (ipykernel.iostream)."""
+    found = {}
+    for number, stream in ((1, sys.stdout), (2, sys.stderr)):
+        copy = getattr(stream, "_original_stdstream_copy", None)
+        if isinstance(copy, int):
+            found[copy] = number
+    return found
+
+
 def listed() -> str:
     """The checkpoints that helpers made, a line for each. Raises StoreError."""
     from torpor.store import Store  # noqa: PLC0415  not needed below a server
@@ -67,8 +78,9 @@ def listed() -> str:
 
 
 def main() -> None:
-    """Be the helper: PID, folder and name are the arguments."""
+    """Be the helper: the PID, the folder, the name, and what was put aside are the arguments."""
     pid, folder, name = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+    stdio = {int(fd): int(number) for fd, number in json.loads(sys.argv[4]).items()}
     if os.fork():
         deadline = time.monotonic() + BEGIN_SECONDS
         while not (folder / "pid").exists():
@@ -84,17 +96,17 @@ def main() -> None:
         if time.monotonic() > deadline:
             sys.exit("nobody says go")
         time.sleep(0.01)
-    _answer(folder, "answer", json.dumps(_save(pid, name)))
+    _answer(folder, "answer", json.dumps(_save(pid, name, stdio)))
 
 
-def _save(pid: int, name: str) -> dict[str, str]:
+def _save(pid: int, name: str, stdio: dict[int, int]) -> dict[str, str]:
     """Save the kernel; what is to be told."""
     import torpor  # noqa: PLC0415  only here it is needed
 
     if os.getppid() == pid:
         return {"message": "the kernel adopts orphans (PR_SET_CHILD_SUBREAPER): a helper cannot stand outside of it"}
     try:
-        info = torpor.checkpoint(pid, tags={TAG: str(pid)} | ({"name": name} if name else {}))
+        info = torpor.checkpoint(pid, tags={TAG: str(pid)} | ({"name": name} if name else {}), stdio=stdio)
     except TorporError as error:
         return {"message": str(error)}
     return {"id": info.id, "short": info.short}

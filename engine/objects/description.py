@@ -23,12 +23,13 @@ import re
 import socket
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from io import FileIO
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
+from torpor import procfs
 from torpor.errors import Reason, RestoreFailed
 from torpor.image.image_pb2 import Description, Tree
 from torpor.procfs import Stat
@@ -173,6 +174,20 @@ class GrabbedDescriptors:
     reset_outside: bool = False
     """Whether sockets whose peer is outside of the tree are kept, as ones whose peer has closed."""
 
+    @cached_property
+    def inherited(self) -> dict[tuple[int, int], list[int]]:
+        """By device and inode: under which of 0, 1 and 2 the processes above the tree have it."""
+        found: dict[tuple[int, int], list[int]] = {}
+        pid = self.pids[0]
+        # The first one that has ended, or is not this user's, ends the search.
+        with suppress(FileNotFoundError, ProcessLookupError, PermissionError):
+            while pid := procfs.stat(pid).ppid:
+                for name in os.listdir(f"/proc/{pid}/fd"):
+                    if (number := int(name)) <= STDIO:
+                        status = os.stat(f"/proc/{pid}/fd/{name}")
+                        found.setdefault((status.st_dev, status.st_ino), []).append(number)
+        return found
+
     def of(self, kind: type[Kind[S]]) -> list[Held[S]]:
         """The descriptions of one kind."""
         return [held for held in self.held if isinstance(held.kind, kind)]
@@ -291,8 +306,13 @@ class Kind(ABC, Generic[S]):
         return ""
 
     def stands_for(self, held: Held[S], tree: GrabbedDescriptors) -> list[int]:
-        """The numbers of standard input, output and error that a description to the outside is one of."""
-        return held.stdio
+        """The numbers of standard input, output and error that a description to the outside is one of.
+
+        A program may have put a copy aside when it replaced the original (``exec 3>&1 >log``; ipykernel). It is known
+        by the processes above the tree, from which the program has it.
+        """
+        numbers = tree.inherited.get((held.stat.st_dev, held.stat.st_ino), [])
+        return held.stdio or sorted({n for n in numbers if (held.writable if n else held.readable)})
 
     def judge(self, held: Held[S], tree: GrabbedDescriptors) -> Iterator[Problem]:
         """Say why it cannot be kept."""

@@ -115,14 +115,15 @@ SPARE = 64
 # ------------------------------------------------------------------------------------------ from a live tree
 
 
-def survey(pids: Sequence[int], *, reset_outside: bool = False) -> list[Reason]:
+def survey(pids: Sequence[int], *, reset_outside: bool = False, stdio: Mapping[int, int] | None = None) -> list[Reason]:
     """Say everything that cannot be kept, while the tree runs.
 
     Args:
         pids: the tree, parents before their children.
         reset_outside: as for `grab`.
+        stdio: as for `grab`.
     """
-    return [*_shared_tables(pids), *problems(grab(pids, content=False, reset_outside=reset_outside))]
+    return [*_shared_tables(pids), *problems(grab(pids, content=False, reset_outside=reset_outside, stdio=stdio))]
 
 
 def grab(
@@ -130,6 +131,7 @@ def grab(
     *,
     content: bool = True,
     reset_outside: bool = False,
+    stdio: Mapping[int, int] | None = None,
     stats: Mapping[int, procfs.Stat] | None = None,
 ) -> GrabbedDescriptors:
     """Take every description of a tree: see `torpor.objects.grabbing`.
@@ -138,12 +140,13 @@ def grab(
         pids: the tree, parents before their children. What ends meanwhile has no descriptors.
         content: also take what lies in pipes and sockets; the tree is frozen.
         reset_outside: sockets whose peer is outside of the tree are kept, as ones whose peer has closed.
+        stdio: for descriptors of the first process, which of standard input, output and error each is a copy of.
         stats: by PID what tells a process's session and controlling terminal; None: asked where there is a terminal.
 
     Raises:
         NotPermitted: a process is not ours.
     """
-    return grabbing.grab(KINDS, pids, content=content, reset_outside=reset_outside, stats=stats)
+    return grabbing.grab(KINDS, pids, content=content, reset_outside=reset_outside, stdio=stdio, stats=stats)
 
 
 def problems(tree: GrabbedDescriptors) -> list[Reason]:

@@ -35,6 +35,7 @@ def grab(
     *,
     content: bool = True,
     reset_outside: bool = False,
+    stdio: Mapping[int, int] | None = None,
     stats: Mapping[int, procfs.Stat] | None = None,
 ) -> GrabbedDescriptors:
     """Take every description of a tree.
@@ -44,6 +45,7 @@ def grab(
         pids: the tree, parents before their children. What ends meanwhile has no descriptors.
         content: also take what lies in pipes and sockets; the tree is frozen.
         reset_outside: sockets whose peer is outside of the tree are kept, as ones whose peer has closed.
+        stdio: for descriptors of the first process, which of standard input, output and error each is a copy of.
         stats: by PID what tells a process's session and controlling terminal; None: asked where there is a terminal.
 
     Raises:
@@ -57,6 +59,9 @@ def grab(
         for held in tree.held:
             for copy in held.kind.under_way(held):
                 os.close(copy.fd)
+    for fd, number in (stdio or {}).items():
+        if (copied := tree.by_holder.get(Holder(pids[0], fd))) and not copied.stdio:
+            copied.stdio.append(number)
     for held in tree.held:
         if held.under_way_to is not None:  # our copy is no more; who gets it is to be named
             held.holders = held.under_way_to.holders[:1]

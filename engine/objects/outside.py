@@ -79,7 +79,7 @@ class Terminal(Kind[TerminalState]):
         if held.stdio:
             return held.stdio
         same = (other.stdio for other in tree.of(Terminal) if other.state.device == held.state.device)
-        return sorted(set(chain.from_iterable(same)))
+        return sorted(set(chain.from_iterable(same))) or super().stands_for(held, tree)
 
     def judge(self, held: Held[TerminalState], tree: GrabbedDescriptors) -> Iterator[Problem]:
         """It is one."""

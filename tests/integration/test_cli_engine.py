@@ -203,3 +203,33 @@ def test_a_host_without_capsules_refuses_to_wake(ordinary_account: User) -> None
     done = ordinary_account.run(within(WITHOUT_USER_NAMESPACES, BIN / "torpor", "restore", snapshot))
     assert (done.returncode, done.stdout) == (10, "")
     assert "torpor doctor" in done.stderr
+
+
+PUT_ASIDE = """
+import os, sys, time
+print("to the log", flush=True)
+open("pid", "w").write(str(os.getpid()))
+while not os.path.exists("end"):
+    time.sleep(0.01)
+os.write(3, b"to where standard output went\\n")
+"""
+
+
+def test_a_copy_of_standard_output_that_was_put_aside(as_user: User) -> None:
+    """As after ``exec 3>&1 >log``, or in ipykernel: it is known by the shell that started the job with it."""
+    job = f"exec 3>&1 >log; exec {BIN / 'python'} -c '{PUT_ASIDE}'"
+    quiet = {"stdin": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    shell = as_user.popen(["sh", "-c", 'sh -c "$0"; :', job], stdout=subprocess.PIPE, **quiet)
+    try:
+        pid = as_user.tmp / "pid"
+        wait_until(lambda: pid.exists() and pid.read_text(), "it runs")
+        done = as_user.run([BIN / "torpor", "checkpoint", pid.read_text(), "--then", "kill"])
+        assert done.returncode == 0, done.stderr
+        shell.wait(10)
+    finally:
+        shell.kill()
+        shell.communicate()
+    (as_user.tmp / "end").touch()
+    woken = as_user.run([BIN / "torpor", "restore", "latest"], timeout=30)
+    assert (woken.returncode, woken.stdout) == (0, "to where standard output went\n"), woken.stderr
+    assert (as_user.tmp / "log").read_text() == "to the log\n"

@@ -74,15 +74,16 @@ def test_the_command(server: Server) -> None:
         assert "no kernel 'other'" in torpor("park", "other", code=11)
 
 
-def test_a_kernel_without_a_server(ordinary_account: User) -> None:
-    """As `jupyter console` starts one: it saves itself by a helper, and wakes when it has ended."""
+@pytest.mark.parametrize("output", [subprocess.DEVNULL, subprocess.PIPE], ids=["nowhere", "pipes"])
+def test_a_kernel_without_a_server(ordinary_account: User, output: int) -> None:
+    """As `jupyter console` or VS Code starts one: it saves itself by a helper, and wakes when it has ended."""
     user = ordinary_account
     connection, store = user.tmp / "kernel.json", user.tmp / "store"
     environment = {"TORPOR_STORE": str(store), "IPYTHONDIR": str(user.tmp / "ipython")}
-    quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    ends = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": output}
     # Its database of cells does not go back with it, and would say so in the middle of what a cell prints.
     command = [BIN / "python", "-m", "ipykernel_launcher", "-f", connection, "--HistoryManager.enabled=False"]
-    process = user.popen(command, env=environment, **quiet)
+    process = user.popen(command, env=environment, **ends)
     client = BlockingKernelClient(connection_file=str(connection))
     try:
         wait_until(lambda: connection.exists() and connection.read_text().endswith("}"), "it writes its connection")
