@@ -56,6 +56,8 @@ class Setting:
     boottime_ns: int = 0
     new_session: bool = False
     """init is to lead a session of its own."""
+    hold_filters_off: bool = False
+    """Seccomp filters that are installed on the way are to have no effect before the tree is let go."""
 
     @property
     def capsule(self) -> bool:
@@ -167,7 +169,8 @@ def _launch(
             os.waitpid(helper, 0)
         try:
             if trace:
-                ptrace.seize(pid, TRACE_OPTIONS)
+                held_off = ptrace.O_SUSPEND_SECCOMP if setting.hold_filters_off else 0
+                ptrace.seize(pid, TRACE_OPTIONS | held_off)
             os.write(gate_write, b"\0")
             if report := os.read(report_read, _REPORT.size):  # nothing: execve has closed it
                 raise _failure(*_REPORT.unpack(report))

@@ -28,6 +28,7 @@ from torpor.objects import (
     credentials,
     descriptors,
     family,
+    filters,
     memory,
     mounts,
     sharing,
@@ -43,6 +44,7 @@ from torpor.objects.mapped_files import MappedFiles
 from torpor.objects.memory import Progress
 from torpor.objects.shared_memory import SharedMemory
 from torpor.objects.unchanged import Before
+from torpor.rehearsal import rehearse
 from torpor.remote.freeze import Frozen, LastToStop, Process
 from torpor.remote.gadgets import Gadgets
 from torpor.remote.tracer import Interruption, in_own_thread
@@ -120,6 +122,7 @@ def checkpoint(
     root = tree.job_of(pid)
     reset_outside = outside == "reset"
     fork = preflight(root, reset_outside=reset_outside, series=series, stdio=stdio) and then == "run"
+    rehearse()
     how = _How(then, fork, last, series, reset_outside, keep_tcp, bundle_files, stdio)
 
     def work(interruption: Interruption) -> SnapshotInfo:
@@ -266,7 +269,8 @@ def _look(
             raise tree.permitted(error, process.pid) from None
         forkable = forkable and not any(map(vmas.hides_from_fork, found))
     living = [process.pid for process in seen if not process.zombie]
-    return [*reasons, *sharing.refuse(living), *sysv.refuse(living)], survey(living), forkable
+    reasons += [*sharing.refuse(living), *filters.refuse(living), *sysv.refuse(living)]
+    return reasons, survey(living), forkable
 
 
 class TakenTree:
@@ -418,7 +422,7 @@ class TakenTree:
             raise Refused("the tree cannot be kept: there would be no way to build it", error.reasons) from None
         descriptors.describe(self.descriptors, image, self.shared.index)
         mounts.describe(image, self._living()[0].memory_pid)  # a snapshot outlives its process
-        self._describe_host(image.host)
+        self._describe_host(image)
         return image, pages
 
     @property
@@ -433,8 +437,8 @@ class TakenTree:
             tables = {taken.key: out.memory.pages for taken, out in both if isinstance(taken, TakenProcess)}
             self._series.note(writer.store, writer.known(), tables)
 
-    def _describe_host(self, host: pb.Host) -> None:
-        uname = os.uname()
+    def _describe_host(self, image: pb.Tree) -> None:
+        host, uname = image.host, os.uname()
         host.architecture, host.kernel_release, host.hostname = (
             platform.machine(),
             uname.release,
@@ -447,6 +451,7 @@ class TakenTree:
         host.xsave_size = len(xstate)
         host.cpu_flags.extend(_cpu_flags())
         host.page_size = procfs.PAGE
+        host.filters = 0 if image.filters else int(root.texts.status.get(b"Seccomp_filters", 0))
         host.realtime_ns = self._realtime_ns
         host.monotonic_ns, host.boottime_ns = root.clocks()
 

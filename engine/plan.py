@@ -15,6 +15,7 @@ from torpor.objects import (
     credentials,
     descriptors,
     family,
+    filters,
     own,
     ptys,
     queues,
@@ -151,7 +152,7 @@ def make(image: pb.Tree, here: Here, held: Held) -> Plan:
     members = list(top.walk())
     sessions = {session.sid: session for session in image.sessions}
     plans = [ProcessPlan(member, list(_birth(member, sessions, held.opened))) for member in members]
-    warnings = list(held.opened.warnings)
+    warnings = [*held.opened.warnings, *filters.warnings(image)]
     for plan in plans:
         if plan.member.image is not None and plan.member.image.zombie:
             plan.build += _zombie(plan.member, plan.member.image)
@@ -250,6 +251,7 @@ def _build(plan: ProcessPlan, process: pb.Process, image: pb.Tree, here: Here, h
             calls += signals.queue(process)
             calls += credentials.limit_steps(process, here.rights)
         calls += signals.queue_to_thread(process, thread)
+        calls += filters.steps(thread, image.filters)
         calls += credentials.steps(process.credentials, here.rights)
         if thread.tid == process.pid:
             calls += tree.last_steps(process)

@@ -61,6 +61,9 @@ class Probe:
     """A process may trace any other of the same user (needs ptrace_scope 0, or CAP_SYS_PTRACE)."""
     yama_scope: int | None = None
     """kernel.yama.ptrace_scope; None: this kernel has no Yama."""
+    read_filters: bool = False
+    """Seccomp filters of others can be read, and held off from what one traces (PTRACE_O_SUSPEND_SECCOMP, 4.3,
+    CONFIG_CHECKPOINT_RESTORE): by root of the host, or with CAP_SYS_ADMIN there, when under no filter itself."""
     rseq_configuration: bool = False
     """PTRACE_GET_RSEQ_CONFIGURATION (5.13): tells where a thread registered its restartable sequences."""
     kcmp: bool = False
@@ -199,11 +202,12 @@ class _Report:
 def _in_child(trial: Callable[[_Report], None], why: dict[str, str]) -> dict[str, Any]:
     """Run `trial` in a forked child and return what it reported; the reasons go to `why`."""
     reader, writer = os.pipe()
-    pid = _fork()
-    if pid == 0:
-        with _Exit():
-            os.close(reader)
-            trial(_Report(writer))
+
+    def run() -> None:
+        os.close(reader)
+        trial(_Report(writer))
+
+    pid = forked(run)
     os.close(writer)
     with open(reader, encoding="utf-8") as lines:
         reports = [json.loads(line) for line in lines]
@@ -218,6 +222,15 @@ def _fork() -> int:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         return os.fork()
+
+
+def forked(work: Callable[[], object]) -> int:
+    """The PID of a child that does no more than `work`, and ends. The caller waits for it."""
+    pid = _fork()
+    if pid == 0:
+        with _Exit():
+            work()
+    return pid
 
 
 class _Exit:
@@ -312,7 +325,8 @@ def _vdso_address() -> int:
 
 # --- tracing ------------------------------------------------------------------------------------------------
 
-_ATTACH, _GETREGSET, _GET_RSEQ = 16, 0x4204, 0x420F
+_ATTACH, _SETOPTIONS, _GETREGSET, _GET_RSEQ = 16, 0x4200, 0x4204, 0x420F
+_SUSPEND_SECCOMP = 0x200000
 _NT_X86_XSTATE = 0x202
 _XCR0_OFFSET = 464  # bytes into the xsave area: the kernel tells XCR0 in its software bytes (ptrace.c)
 
@@ -320,10 +334,7 @@ _XCR0_OFFSET = 464  # bytes into the xsave area: the kernel tells XCR0 in its so
 def _try_tracing(report: _Report) -> None:
     """Whom this user may trace, and what the tracer is told."""
     sibling = _sleeping_child()
-    tracer = _fork()
-    if tracer == 0:
-        with _Exit():
-            report.attempt("trace_siblings", lambda: _attach(sibling), "ptrace of a sibling")
+    tracer = forked(lambda: report.attempt("trace_siblings", lambda: _attach(sibling), "ptrace of a sibling"))
     os.waitpid(tracer, 0)
     if report.attempt("trace_descendants", lambda: _attach(sibling), "ptrace of a child"):
         answer = bytearray(24)
@@ -331,6 +342,11 @@ def _try_tracing(report: _Report) -> None:
             "rseq_configuration",
             lambda: _syscall(_PTRACE, _GET_RSEQ, sibling, len(answer), _address(answer)),
             "PTRACE_GET_RSEQ_CONFIGURATION",
+        )
+        report.attempt(
+            "read_filters",
+            lambda: _syscall(_PTRACE, _SETOPTIONS, sibling, 0, _SUSPEND_SECCOMP),
+            "PTRACE_O_SUSPEND_SECCOMP",
         )
         area = bytearray(65536)
         vector = bytearray(struct.pack("<2Q", _address(area), len(area)))
@@ -343,14 +359,15 @@ def _try_tracing(report: _Report) -> None:
 
 
 def _sleeping_child() -> int:
-    pid = _fork()
-    if pid == 0:
-        with _Exit():
-            die_with_parent = 1
-            _syscall(_PRCTL, die_with_parent, signal.SIGKILL)
-            while True:
-                signal.pause()
-    return pid
+    return forked(sleep_with_parent)
+
+
+def sleep_with_parent() -> None:
+    """Sleep until a signal ends this process, at the latest when the thread ends that has forked it."""
+    die_with_parent = 1
+    _syscall(_PRCTL, die_with_parent, signal.SIGKILL)
+    while True:
+        signal.pause()
 
 
 def _attach(pid: int) -> None:

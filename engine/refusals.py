@@ -17,6 +17,7 @@ from torpor.objects import (
     credentials,
     descriptors,
     family,
+    filters,
     mapped_files,
     mounts,
     shared_memory,
@@ -80,6 +81,7 @@ def refuse(
         for process in living(image):
             reasons += credentials.check(name_of(process), process.credentials)
             reasons += vdso.check(name_of(process), process, vdso.host())
+        reasons += filters.check(image)
         reasons += mounts.check(image)
         reasons += mapped_files.check(image)
         reasons += shared_memory.check(image)
@@ -136,7 +138,11 @@ def _check_names(image: pb.Tree) -> None:
     for file in image.files:
         if not file.path.startswith(b"/") or b"\0" in file.path:
             raise ImageDamaged(f"the image contradicts itself: the mapped file {file.path!r} has no path")
-    objects = (*map(sysv_semaphores.faults, image.semaphores), *map(sysv_messages.faults, image.queues))
+    objects = (
+        *map(sysv_semaphores.faults, image.semaphores),
+        *map(sysv_messages.faults, image.queues),
+        filters.faults(image),
+    )
     for fault in chain.from_iterable(objects):
         raise ImageDamaged(f"the image contradicts itself: {fault}")
     for shared in image.shared:

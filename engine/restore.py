@@ -28,6 +28,7 @@ from torpor.objects import (
     credentials,
     descriptors,
     family,
+    filters,
     mapped_files,
     moved_ports,
     ptys,
@@ -176,6 +177,7 @@ def _setting(image: pb.Tree, detach: bool, own_pids: bool) -> Setting:
         monotonic_ns=image.host.monotonic_ns - time.clock_gettime_ns(time.CLOCK_MONOTONIC),
         boottime_ns=image.host.boottime_ns - time.clock_gettime_ns(time.CLOCK_BOOTTIME),
         new_session=session,
+        hold_filters_off=filters.has_own(image),
     )
 
 

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from torpor import procfs
 from torpor.errors import CheckpointFailed, Reason, Refused
 from torpor.image import image_pb2 as pb
-from torpor.objects import credentials, memory, signals, sysv, threads, timers, tree, vmas
+from torpor.objects import credentials, filters, memory, signals, sysv, threads, timers, tree, vmas
 from torpor.objects.mapped_files import MappedFiles
 from torpor.objects.shared_memory import SharedMemory
 from torpor.remote import ptrace
 from torpor.remote.batch import Batch, Out, Replies
+from torpor.remote.calls import MADE
 from torpor.remote.freeze import Process
 from torpor.remote.gadgets import Gadgets
 from torpor.remote.injection import Injection, leave_critical_sections
@@ -75,6 +76,9 @@ class TakenProcess:
             if ptrace.dispatches_calls(tid):
                 why = "it has system calls dispatched to itself (prctl PR_SET_SYSCALL_USER_DISPATCH), which is not kept"
                 raise Refused(f"{process.name} cannot be kept", [Reason(f"{process.name}, thread {tid}", why)])
+        self._filters, reasons = filters.grab(process)
+        if reasons:
+            raise Refused(f"{process.name} cannot be kept", reasons)
         self._thread_pending = {tid: threads.pending(tid) for tid in process.threads}
         self._replies: dict[int, Replies] = {}
         self._questions: dict[int, threads.Questions] = {}
@@ -118,6 +122,11 @@ class TakenProcess:
             sysv=sysv.ask(host, self.injection.maps),
             stops={pid: signals.ask_stop(host, pid) for pid in stopped_children},
         )
+        self._start(batches)
+
+    def _start(self, batches: dict[int, Batch]) -> None:
+        for batch in batches.values():
+            assert MADE.issuperset(batch.numbers()), "a call by which filters are not judged"
         self.injection.start(batches)
 
     def listen(self) -> None:
@@ -128,7 +137,7 @@ class TakenProcess:
         """Have it make calls, and wait for what they give."""
         self._asked = True
         tid = self.injection.host.tid
-        self.injection.start({tid: batch})
+        self._start({tid: batch})
         replies = self.injection.finish()[tid]
         self._asked = False
         return replies
@@ -154,6 +163,10 @@ class TakenProcess:
         if problems:
             raise Refused(f"{self.process.name} cannot be kept", [Reason(self.process.name, why) for why in problems])
         return found
+
+    def failed_calls(self) -> set[int]:
+        """The system calls that gave nothing but errors."""
+        return set().union(*(replies.failed_calls() for replies in self._replies.values()))
 
     @property
     def adopts_orphans(self) -> bool:
@@ -184,7 +197,7 @@ class TakenProcess:
         self.snapshot = Snapshot(self.injection, watch=watch)
         batch = Batch()
         self.snapshot.ask(batch)
-        self.injection.start({self.injection.host.tid: batch})
+        self._start({self.injection.host.tid: batch})
 
     def finish_snapshot(self) -> bool:
         """Wait for the fork; whether the kernel let it happen."""
@@ -259,7 +272,9 @@ class TakenProcess:
                 self._questions[tid],
                 self._replies[tid],
             )
-            threads.describe(grabbed, out.threads.add())
+            told = out.threads.add()
+            threads.describe(grabbed, told)
+            filters.describe(self._filters, tid, image, told)
         out.memory.brk = host.result(asked.brk)
         out.memory.lock_future = self._lock_future
         mappings = self._mappings()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+from collections.abc import Mapping
 from pathlib import Path
 
 from tests.users import BIN
@@ -16,23 +18,33 @@ with open("/proc/sys/user/max_user_namespaces", "w") as limit:
 os.execv({0!r}, {1!r})
 """
 
-# A filter as container runtimes set one, at its harshest: unshare() kills (seccomp(2); BPF: load the number,
-# kill if it is 272, else allow).
-UNDER_SECCOMP = """
+KILL, TRAP, ERRNO = 0x80000000, 0x00030000, 0x00050000
+"""What a filter can answer a call with (seccomp(2)); an errno is added."""
+_ALLOW = 0x7FFF0000
+
+
+def under_filter(answers: Mapping[int, int]) -> str:
+    """A system-call filter as container runtimes set one: some calls, by number, are answered so, all others pass."""
+    # BPF: load the number; for each answer return it if that is the number; allow.
+    code = struct.pack("HBBI", 0x20, 0, 0, 0)
+    for number, answer in answers.items():
+        code += struct.pack("HBBI", 0x15, 0, 1, number) + struct.pack("HBBI", 0x06, 0, 0, answer)
+    code += struct.pack("HBBI", 0x06, 0, 0, _ALLOW)
+    return f"""
 import os, struct
 from torpor.probe import _address, _syscall
 PRCTL, PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 157, 38, 22, 2
-code = bytearray(
-    struct.pack("HBBI", 0x20, 0, 0, 0)
-    + struct.pack("HBBI", 0x15, 0, 1, 272)
-    + struct.pack("HBBI", 0x06, 0, 0, 0x80000000)
-    + struct.pack("HBBI", 0x06, 0, 0, 0x7FFF0000)
-)
+code = bytearray.fromhex("{code.hex()}")
 program = bytearray(struct.pack("HxxxxxxQ", len(code) // 8, _address(code)))
 _syscall(PRCTL, PR_SET_NO_NEW_PRIVS, 1)
 _syscall(PRCTL, PR_SET_SECCOMP, SECCOMP_MODE_FILTER, _address(program))
-os.execv({0!r}, {1!r})
+os.execv({{0!r}}, {{1!r}})
 """
+
+
+_UNSHARE = 272
+UNDER_SECCOMP = under_filter({_UNSHARE: KILL})
+"""At its harshest: who calls unshare() is killed."""
 
 
 def within(host: str, *command: str | Path) -> list[str]:

@@ -104,6 +104,10 @@ def _tracing(probe: Probe) -> Iterator[Finding]:
     whole = "a process is frozen with all that it started"
     no_list = _no(nothing, "a kernel with CONFIG_PROC_CHILDREN, as all distributions build it")
     yield _finding(probe, "proc_children", "lists of children (/proc)", whole, no_list)
+    if probe.seccomp:
+        shared = "a job is frozen if it is under the very same filters, as in one container"
+        allow = "start Torpor outside of the container, or there from what has started the job"
+        yield Finding("seccomp", "a system-call filter is over us", "limited", shared, allow)
 
 
 def _scope(probe: Probe) -> str:

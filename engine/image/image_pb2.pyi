@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Map
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Tree(_message.Message):
-    __slots__ = ("host", "processes", "descriptions", "shared", "files", "pipes", "timing", "ptys", "sessions", "semaphores", "queues", "mounts", "bundles")
+    __slots__ = ("host", "processes", "descriptions", "shared", "files", "pipes", "timing", "ptys", "sessions", "semaphores", "queues", "mounts", "bundles", "filters")
     HOST_FIELD_NUMBER: _ClassVar[int]
     PROCESSES_FIELD_NUMBER: _ClassVar[int]
     DESCRIPTIONS_FIELD_NUMBER: _ClassVar[int]
@@ -21,6 +21,7 @@ class Tree(_message.Message):
     QUEUES_FIELD_NUMBER: _ClassVar[int]
     MOUNTS_FIELD_NUMBER: _ClassVar[int]
     BUNDLES_FIELD_NUMBER: _ClassVar[int]
+    FILTERS_FIELD_NUMBER: _ClassVar[int]
     host: Host
     processes: _containers.RepeatedCompositeFieldContainer[Process]
     descriptions: _containers.RepeatedCompositeFieldContainer[Description]
@@ -34,7 +35,16 @@ class Tree(_message.Message):
     queues: _containers.RepeatedCompositeFieldContainer[MessageQueue]
     mounts: _containers.RepeatedCompositeFieldContainer[Mount]
     bundles: _containers.RepeatedCompositeFieldContainer[Bundle]
-    def __init__(self, host: _Optional[_Union[Host, _Mapping]] = ..., processes: _Optional[_Iterable[_Union[Process, _Mapping]]] = ..., descriptions: _Optional[_Iterable[_Union[Description, _Mapping]]] = ..., shared: _Optional[_Iterable[_Union[SharedMemory, _Mapping]]] = ..., files: _Optional[_Iterable[_Union[FileRef, _Mapping]]] = ..., pipes: _Optional[_Iterable[_Union[PipeBuffer, _Mapping]]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., ptys: _Optional[_Iterable[_Union[Pty, _Mapping]]] = ..., sessions: _Optional[_Iterable[_Union[Session, _Mapping]]] = ..., semaphores: _Optional[_Iterable[_Union[SemaphoreSet, _Mapping]]] = ..., queues: _Optional[_Iterable[_Union[MessageQueue, _Mapping]]] = ..., mounts: _Optional[_Iterable[_Union[Mount, _Mapping]]] = ..., bundles: _Optional[_Iterable[_Union[Bundle, _Mapping]]] = ...) -> None: ...
+    filters: _containers.RepeatedCompositeFieldContainer[Filter]
+    def __init__(self, host: _Optional[_Union[Host, _Mapping]] = ..., processes: _Optional[_Iterable[_Union[Process, _Mapping]]] = ..., descriptions: _Optional[_Iterable[_Union[Description, _Mapping]]] = ..., shared: _Optional[_Iterable[_Union[SharedMemory, _Mapping]]] = ..., files: _Optional[_Iterable[_Union[FileRef, _Mapping]]] = ..., pipes: _Optional[_Iterable[_Union[PipeBuffer, _Mapping]]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., ptys: _Optional[_Iterable[_Union[Pty, _Mapping]]] = ..., sessions: _Optional[_Iterable[_Union[Session, _Mapping]]] = ..., semaphores: _Optional[_Iterable[_Union[SemaphoreSet, _Mapping]]] = ..., queues: _Optional[_Iterable[_Union[MessageQueue, _Mapping]]] = ..., mounts: _Optional[_Iterable[_Union[Mount, _Mapping]]] = ..., bundles: _Optional[_Iterable[_Union[Bundle, _Mapping]]] = ..., filters: _Optional[_Iterable[_Union[Filter, _Mapping]]] = ...) -> None: ...
+
+class Filter(_message.Message):
+    __slots__ = ("code", "flags")
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    FLAGS_FIELD_NUMBER: _ClassVar[int]
+    code: bytes
+    flags: int
+    def __init__(self, code: _Optional[bytes] = ..., flags: _Optional[int] = ...) -> None: ...
 
 class Bundle(_message.Message):
     __slots__ = ("path", "size", "mode", "mtime_ns", "pages")
@@ -153,7 +163,7 @@ class Session(_message.Message):
     def __init__(self, sid: _Optional[int] = ..., terminal: _Optional[int] = ..., foreground: _Optional[int] = ...) -> None: ...
 
 class Host(_message.Message):
-    __slots__ = ("architecture", "kernel_release", "hostname", "boot_id", "xfeatures", "xsave_size", "cpu_flags", "page_size", "realtime_ns", "monotonic_ns", "boottime_ns")
+    __slots__ = ("architecture", "kernel_release", "hostname", "boot_id", "xfeatures", "xsave_size", "cpu_flags", "page_size", "realtime_ns", "monotonic_ns", "boottime_ns", "filters")
     ARCHITECTURE_FIELD_NUMBER: _ClassVar[int]
     KERNEL_RELEASE_FIELD_NUMBER: _ClassVar[int]
     HOSTNAME_FIELD_NUMBER: _ClassVar[int]
@@ -165,6 +175,7 @@ class Host(_message.Message):
     REALTIME_NS_FIELD_NUMBER: _ClassVar[int]
     MONOTONIC_NS_FIELD_NUMBER: _ClassVar[int]
     BOOTTIME_NS_FIELD_NUMBER: _ClassVar[int]
+    FILTERS_FIELD_NUMBER: _ClassVar[int]
     architecture: str
     kernel_release: str
     hostname: str
@@ -176,7 +187,8 @@ class Host(_message.Message):
     realtime_ns: int
     monotonic_ns: int
     boottime_ns: int
-    def __init__(self, architecture: _Optional[str] = ..., kernel_release: _Optional[str] = ..., hostname: _Optional[str] = ..., boot_id: _Optional[str] = ..., xfeatures: _Optional[int] = ..., xsave_size: _Optional[int] = ..., cpu_flags: _Optional[_Iterable[str]] = ..., page_size: _Optional[int] = ..., realtime_ns: _Optional[int] = ..., monotonic_ns: _Optional[int] = ..., boottime_ns: _Optional[int] = ...) -> None: ...
+    filters: int
+    def __init__(self, architecture: _Optional[str] = ..., kernel_release: _Optional[str] = ..., hostname: _Optional[str] = ..., boot_id: _Optional[str] = ..., xfeatures: _Optional[int] = ..., xsave_size: _Optional[int] = ..., cpu_flags: _Optional[_Iterable[str]] = ..., page_size: _Optional[int] = ..., realtime_ns: _Optional[int] = ..., monotonic_ns: _Optional[int] = ..., boottime_ns: _Optional[int] = ..., filters: _Optional[int] = ...) -> None: ...
 
 class Timing(_message.Message):
     __slots__ = ("pause_ns", "total_ns")
@@ -267,7 +279,7 @@ class Process(_message.Message):
     def __init__(self, pid: _Optional[int] = ..., ppid: _Optional[int] = ..., pgid: _Optional[int] = ..., sid: _Optional[int] = ..., stopped: bool = ..., threads: _Optional[_Iterable[_Union[Thread, _Mapping]]] = ..., memory: _Optional[_Union[AddressSpace, _Mapping]] = ..., credentials: _Optional[_Union[Credentials, _Mapping]] = ..., umask: _Optional[int] = ..., cwd: _Optional[bytes] = ..., limits: _Optional[_Iterable[_Union[Rlimit, _Mapping]]] = ..., actions: _Optional[_Iterable[_Union[SigAction, _Mapping]]] = ..., pending: _Optional[_Iterable[bytes]] = ..., interval_timers: _Optional[_Iterable[_Union[IntervalTimer, _Mapping]]] = ..., posix_timers: _Optional[_Iterable[_Union[PosixTimer, _Mapping]]] = ..., fds: _Optional[_Iterable[_Union[Fd, _Mapping]]] = ..., child_subreaper: bool = ..., dumpable: _Optional[int] = ..., thp_disable: bool = ..., oom_score_adj: _Optional[int] = ..., zombie: bool = ..., exit_status: _Optional[int] = ..., coredump_filter: _Optional[int] = ..., xstate_permitted: _Optional[int] = ..., stop_told: bool = ..., thp_disable_flags: _Optional[int] = ..., memory_merge: bool = ..., membarriers: _Optional[int] = ..., no_terminal: bool = ...) -> None: ...
 
 class Thread(_message.Message):
-    __slots__ = ("tid", "name", "registers", "xstate", "sigmask", "pending", "robust_list", "robust_list_size", "clear_child_tid", "rseq", "altstack", "pdeath_signal", "no_new_privs", "nice", "affinity", "timer_slack_ns", "scheduler", "below", "below_address", "rt_priority", "io_priority", "personality", "memory_policy", "memory_nodes", "tsc_faults", "cpuid_faults", "memory_failure", "speculation")
+    __slots__ = ("tid", "name", "registers", "xstate", "sigmask", "pending", "robust_list", "robust_list_size", "clear_child_tid", "rseq", "altstack", "pdeath_signal", "no_new_privs", "nice", "affinity", "timer_slack_ns", "scheduler", "below", "below_address", "rt_priority", "io_priority", "personality", "memory_policy", "memory_nodes", "tsc_faults", "cpuid_faults", "memory_failure", "speculation", "filters")
     TID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     REGISTERS_FIELD_NUMBER: _ClassVar[int]
@@ -296,6 +308,7 @@ class Thread(_message.Message):
     CPUID_FAULTS_FIELD_NUMBER: _ClassVar[int]
     MEMORY_FAILURE_FIELD_NUMBER: _ClassVar[int]
     SPECULATION_FIELD_NUMBER: _ClassVar[int]
+    FILTERS_FIELD_NUMBER: _ClassVar[int]
     tid: int
     name: bytes
     registers: bytes
@@ -324,7 +337,8 @@ class Thread(_message.Message):
     cpuid_faults: bool
     memory_failure: int
     speculation: _containers.RepeatedCompositeFieldContainer[Speculation]
-    def __init__(self, tid: _Optional[int] = ..., name: _Optional[bytes] = ..., registers: _Optional[bytes] = ..., xstate: _Optional[bytes] = ..., sigmask: _Optional[int] = ..., pending: _Optional[_Iterable[bytes]] = ..., robust_list: _Optional[int] = ..., robust_list_size: _Optional[int] = ..., clear_child_tid: _Optional[int] = ..., rseq: _Optional[_Union[Rseq, _Mapping]] = ..., altstack: _Optional[_Union[AltStack, _Mapping]] = ..., pdeath_signal: _Optional[int] = ..., no_new_privs: bool = ..., nice: _Optional[int] = ..., affinity: _Optional[_Iterable[int]] = ..., timer_slack_ns: _Optional[int] = ..., scheduler: _Optional[int] = ..., below: _Optional[bytes] = ..., below_address: _Optional[int] = ..., rt_priority: _Optional[int] = ..., io_priority: _Optional[int] = ..., personality: _Optional[int] = ..., memory_policy: _Optional[int] = ..., memory_nodes: _Optional[bytes] = ..., tsc_faults: bool = ..., cpuid_faults: bool = ..., memory_failure: _Optional[int] = ..., speculation: _Optional[_Iterable[_Union[Speculation, _Mapping]]] = ...) -> None: ...
+    filters: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, tid: _Optional[int] = ..., name: _Optional[bytes] = ..., registers: _Optional[bytes] = ..., xstate: _Optional[bytes] = ..., sigmask: _Optional[int] = ..., pending: _Optional[_Iterable[bytes]] = ..., robust_list: _Optional[int] = ..., robust_list_size: _Optional[int] = ..., clear_child_tid: _Optional[int] = ..., rseq: _Optional[_Union[Rseq, _Mapping]] = ..., altstack: _Optional[_Union[AltStack, _Mapping]] = ..., pdeath_signal: _Optional[int] = ..., no_new_privs: bool = ..., nice: _Optional[int] = ..., affinity: _Optional[_Iterable[int]] = ..., timer_slack_ns: _Optional[int] = ..., scheduler: _Optional[int] = ..., below: _Optional[bytes] = ..., below_address: _Optional[int] = ..., rt_priority: _Optional[int] = ..., io_priority: _Optional[int] = ..., personality: _Optional[int] = ..., memory_policy: _Optional[int] = ..., memory_nodes: _Optional[bytes] = ..., tsc_faults: bool = ..., cpuid_faults: bool = ..., memory_failure: _Optional[int] = ..., speculation: _Optional[_Iterable[_Union[Speculation, _Mapping]]] = ..., filters: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Speculation(_message.Message):
     __slots__ = ("which", "control")

@@ -3,8 +3,7 @@
 Kept: the four user and group ids, supplementary groups, capability sets, securebits, resource limits. An image grants
 nothing: ids must be the restoring user's own, capabilities and limits are kept as far as the restorer has them.
 
-Refused: processes of several users in one tree, unless root restores them; seccomp, whose filters a user cannot read;
-a Landlock domain, where it can be told.
+Refused: processes of several users in one tree, unless root restores them; a Landlock domain, where it can be told.
 
 Documented in: credentials(7), capabilities(7), proc_pid_status(5), getrlimit(2).
 """
@@ -77,9 +76,6 @@ def refuse(name: str, status: Mapping[bytes, bytes]) -> list[Reason]:
     if os.geteuid() and uids != {os.geteuid()}:
         users = ", ".join(map(str, sorted(uids)))
         reasons.append(Reason(name, f"it runs with the user ids {users}", "only root can keep such a tree"))
-    mode = status.get(b"Seccomp", b"0")
-    if mode != b"0":
-        reasons.append(Reason(name, "it runs under seccomp, which is not kept", "start it without the sandbox"))
     return reasons
 
 

@@ -1,8 +1,8 @@
 """What tasks share, and what a thread has of its own: a process here is one address space whose threads share all else.
 
 Refused: processes that share memory, descriptors or the current directory without being threads (clone(2) with
-CLONE_VM, CLONE_FILES or CLONE_FS), and threads with a current directory, namespaces, ids, capabilities or a seccomp
-filter of their own (unshare(2), setns(2), capset(2), raw setuid calls); descriptors.py looks for theirs.
+CLONE_VM, CLONE_FILES or CLONE_FS), and threads with a current directory, namespaces, ids or capabilities of their own
+(unshare(2), setns(2), capset(2), raw setuid calls); descriptors.py looks for theirs.
 
 Documented in: clone(2), unshare(2), kcmp(2), capabilities(7).
 """
@@ -29,8 +29,7 @@ _PATIENCE = 0.5
 """Seconds."""
 _OWN = {
     b"Uid": "user ids", b"Gid": "group ids", b"Groups": "groups", b"CapInh": "capabilities", b"CapPrm": "capabilities",
-    b"CapEff": "capabilities", b"CapBnd": "capabilities", b"CapAmb": "capabilities", b"Seccomp": "a seccomp mode",
-    b"Seccomp_filters": "seccomp filters",
+    b"CapEff": "capabilities", b"CapBnd": "capabilities", b"CapAmb": "capabilities",
 }  # fmt: skip
 """Lines of a status that must be the same for all threads."""
 _NAMESPACES = ("mnt", "net", "ipc", "uts", "cgroup")

@@ -112,6 +112,10 @@ class Batch:
         self._entries.append((nr, flags, on_error or 0, on_zero or 0, args))
         return len(self._entries) - 1
 
+    def numbers(self) -> list[int]:
+        """The system call of every entry."""
+        return [nr for nr, *_ in self._entries]
+
     def copy(self) -> Batch:
         """Another table with the same calls, before either was encoded."""
         return Batch(list(self._entries), first=self.first)
@@ -170,6 +174,13 @@ class Replies:
     def results(self) -> list[int]:
         """Every result, by entry."""
         return [self.result(entry) for entry in range(len(self._batch))]
+
+    def failed_calls(self) -> set[int]:
+        """The system calls of which every entry gave an error."""
+        errors: dict[int, bool] = {}
+        for nr, result in zip(self._batch.numbers(), self.results(), strict=True):
+            errors[nr] = errors.get(nr, True) and NOT_RUN != result < 0
+        return {nr for nr, failed in errors.items() if failed}
 
     def output(self, entry: int, position: int) -> bytes:
         """What a call wrote to its `Out` argument."""

@@ -44,6 +44,8 @@ class Process:
     """By thread id, the leader first; of a zombie none."""
     zombie: bool = False
     """It has ended, and its parent has not waited for it yet."""
+    options: int = ptrace.O_TRACESYSGOOD
+    """What its threads are traced with."""
 
     @property
     def stopped(self) -> bool:
@@ -152,7 +154,7 @@ class Frozen:
             if tid in process.threads or process.zombie or (spared and spared(_name(process.pid, tid))):
                 continue
             try:
-                ptrace.seize(tid, ptrace.O_TRACESYSGOOD)
+                ptrace.seize(tid, process.options)
             except ProcessLookupError:
                 continue
             except PermissionError:

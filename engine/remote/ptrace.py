@@ -33,6 +33,8 @@ INTERRUPT = 0x4207
 PEEKSIGINFO = 0x4209
 GETSIGMASK = 0x420A
 SETSIGMASK = 0x420B
+SECCOMP_GET_FILTER = 0x420C
+SECCOMP_GET_METADATA = 0x420D
 GET_RSEQ_CONFIGURATION = 0x420F
 GET_SYSCALL_USER_DISPATCH_CONFIG = 0x4211
 
@@ -47,6 +49,8 @@ O_TRACECLONE = 0x8
 O_TRACEEXEC = 0x10
 O_TRACEEXIT = 0x40
 O_EXITKILL = 0x100000
+O_SUSPEND_SECCOMP = 0x200000
+"""For as long as the tracer lives and holds on (4.3; CAP_SYS_ADMIN in the first user namespace)."""
 
 # Events, in bits 16 and up of a wait status.
 EVENT_FORK = 1
@@ -188,6 +192,19 @@ def dispatches_calls(tid: int) -> bool:
     if result < 0:
         raise OSError(-result, os.strerror(-result))
     return answer[0] != 0
+
+
+def get_seccomp_filter(tid: int, number: int) -> tuple[bytes, int]:
+    """One of the thread's seccomp filters, the oldest is 0: its struct sock_filters, and SECCOMP_FILTER_FLAG_*.
+
+    Raises:
+        OSError: EINVAL where the kernel keeps no filter for readers (CONFIG_CHECKPOINT_RESTORE), or EACCES.
+    """
+    code = bytearray(8 * request(SECCOMP_GET_FILTER, tid, number))
+    request(SECCOMP_GET_FILTER, tid, number, address_of(code))
+    metadata = array("Q", [number, 0])  # struct seccomp_metadata
+    request(SECCOMP_GET_METADATA, tid, 16, metadata.buffer_info()[0])
+    return bytes(code), metadata[1]
 
 
 def get_siginfo(tid: int) -> bytes:

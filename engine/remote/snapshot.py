@@ -54,10 +54,11 @@ class Snapshot:
 
         A process that adopts orphans must not adopt this one: it is no subreaper for the moment.
         """
-        batch.add(NR.close_range, 0, _EVERY_DESCRIPTOR, 0)
+        end = 3 if self._watch else 2
+        batch.add(NR.close_range, 0, _EVERY_DESCRIPTOR, 0, on_error=end)
         if self._watch:
             batch.add(NR.userfaultfd, OPEN_FLAGS)
-        batch.add(NR.clone, 0, 0, 0, 0, 0, on_zero=len(batch) + 2)
+        batch.add(NR.clone, 0, 0, 0, 0, 0, on_zero=end + 1)
         batch.add(NR.exit, 0)
         batch.add(NR.exit_group, 0)
         batch.first = len(batch)
@@ -67,7 +68,7 @@ class Snapshot:
         child = batch.add(NR.clone, _CLONE_VM, 0, 0, 0, 0, on_zero=0, on_error=last)
         batch.add(NR.wait4, Result(child), 0, ptrace.WALL, 0)
         batch.add(NR.prctl, _PR_SET_CHILD_SUBREAPER, 0)  # what PR_GET_CHILD_SUBREAPER has written here
-        options = ptrace.O_TRACESYSGOOD | ptrace.O_TRACECLONE
+        options = self._injection.process.options | ptrace.O_TRACECLONE
         ptrace.request(ptrace.SETOPTIONS, self._injection.host.tid, 0, options)
 
     def settle(self) -> None:
@@ -76,7 +77,7 @@ class Snapshot:
         Raises:
             CheckpointFailed: the snapshot was made, and lost.
         """
-        ptrace.request(ptrace.SETOPTIONS, self._injection.host.tid, 0, ptrace.O_TRACESYSGOOD)
+        ptrace.request(ptrace.SETOPTIONS, self._injection.host.tid, 0, self._injection.process.options)
         if self._failure:
             raise CheckpointFailed(f"the snapshot of {self._injection.process.name} was lost: {self._failure}")
 
@@ -101,7 +102,12 @@ class Snapshot:
                 ptrace.request(ptrace.SETOPTIONS, self.pid, 0, ptrace.O_EXITKILL)
                 if self._watch:
                     self._userfaultfd = _only_descriptor(helper)
+            elif not ptrace.event(status) and ptrace.stop_signal(status) == signal.SIGSYS:
+                ptrace.resume(helper, ptrace.CONT, signal.SIGSYS)
+                continue
             ptrace.resume(helper)
+        if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGSYS:
+            self._failure = "a system-call filter (seccomp) killed who was to make it"
 
     def take_userfaultfd(self) -> int:
         """The userfaultfd of the target's memory, the caller's to close; -1: there is none.

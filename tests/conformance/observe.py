@@ -15,7 +15,7 @@ from pathlib import Path
 # Lines of /proc/PID/task/TID/status that must survive a checkpoint and a restore.
 KEPT_STATUS = (
     "Name", "Umask", "Uid", "Gid", "Groups", "Threads", "SigPnd", "ShdPnd", "SigBlk", "SigIgn", "SigCgt",
-    "CapInh", "NoNewPrivs", "Seccomp", "Cpus_allowed", "THP_enabled",
+    "CapInh", "NoNewPrivs", "Seccomp", "Seccomp_filters", "Cpus_allowed", "THP_enabled",
 )  # fmt: skip
 # smaps' "VmFlags" that say how a mapping was made; the others (accounted, soft-dirty, ...) are the kernel's own.
 KEPT_FLAGS = frozenset(

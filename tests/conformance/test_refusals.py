@@ -32,7 +32,7 @@ WORDS = {
     "secret.c": ["secret memory"],
     "shared_memory_process.c": ["share their memory"],
     "shared_guard.c": ["guard region"],
-    "seccomp.c": ["seccomp"],
+    "seccomp.c": ["a system-call filter (seccomp)", "only root"],
     "system_v_others.c": ["semaphores", "message queue", "segment"],
     "traced.c": ["traced"],
     "typed.py": ["bytes that were typed", "bytes that were written"],

@@ -173,6 +173,18 @@ class Hunt:
         assert self.job and self.job.status() == 0, self.subject.output()
 
 
+def hunt(stage: Stage, actor: Actor, source: str, processes: int, then: str, kills: int) -> None:
+    """kill -9 at random instants: the target runs on with nothing of ours in it, or is dead and safely published."""
+    with stage.play(VICTIMS / source, actor) as subject:
+        subject.wait_ready()
+        hunt = Hunt(stage, subject, processes, random.Random(f"{source} {then}"))
+        for _ in range(kills):
+            hunt.strike(then)
+        assert hunt.windows <= hunt.cut * processes, f"{hunt.windows} windows have piled up"
+        assert hunt.cut > kills / 4, f"only {hunt.cut} of {kills} dumpers were hit: the instants are badly chosen"
+        hunt.end()
+
+
 @pytest.mark.parametrize(
     ("source", "processes", "then", "kills"),
     [
@@ -186,15 +198,14 @@ class Hunt:
 def test_dumper_killed_at_any_instant(
     stage: Stage, user: Actor, source: str, processes: int, then: str, kills: int
 ) -> None:
-    """kill -9 at random instants: the target runs on with nothing of ours in it, or is dead and safely published."""
-    with stage.play(VICTIMS / source, user) as subject:
-        subject.wait_ready()
-        hunt = Hunt(stage, subject, processes, random.Random(f"{source} {then}"))
-        for _ in range(kills):
-            hunt.strike(then)
-        assert hunt.windows <= hunt.cut * processes, f"{hunt.windows} windows have piled up"
-        assert hunt.cut > kills / 4, f"only {hunt.cut} of {kills} dumpers were hit: the instants are badly chosen"
-        hunt.end()
+    """A target of one's own."""
+    hunt(stage, user, source, processes, then, kills)
+
+
+@pytest.mark.timeout(300)
+def test_dumper_killed_that_holds_a_filter_off(stage: Stage, root: Actor) -> None:
+    """A target whose own system-call filter is in force again as soon as root's dumper is dead."""
+    hunt(stage, root, "victim_filtered.c", 1, "run", 20)
 
 
 def test_target_killed_during_the_dump(stage: Stage, user: Actor) -> None:

@@ -58,6 +58,7 @@ def test_an_able_host_needs_nothing() -> None:
         ),
         ({"user_namespaces": False, "seccomp": 2}, "user_namespaces", "no", "seccomp=unconfined"),
         ({"user_namespaces": False}, "user_namespaces", "no", "chroot"),
+        ({"seccomp": 2}, "seccomp", "limited", "from what has started the job"),
         # Ubuntu lets the user namespace come about and withholds what can be done in it.
         (
             {"pid_namespaces": False, "apparmor_restricts_userns": True},

@@ -18,7 +18,7 @@ FLOORS = [
     {"image", "store"},
     {"objects"},
     {"series"},
-    {"plan", "taken", "capsule", "execute", "job", "refusals", "relay"},
+    {"plan", "taken", "rehearsal", "capsule", "execute", "job", "refusals", "relay"},
     {"checkpoint", "restore", "run"},
     {"cli", "jupyter_ext", "scheduler_hooks"},
 ]
