@@ -74,6 +74,7 @@ COMMANDS: dict[str, Callable[[Path, Path], list[str]]] = {
     ".sh": lambda source, _: ["bash", str(source)],
     ".js": lambda source, _: ["node", str(source)],
     ".R": lambda source, _: ["Rscript", str(source)],
+    ".m": lambda source, _: ["octave-cli", "--norc", str(source)],
     ".go": _go,
     ".java": _java,
     ".c": _mpi,
@@ -120,6 +121,7 @@ PROGRAMS = [
     Program("Threads.java", commands=("java", "javac")),
     Program("routines.go", commands=("go",)),
     Program("forks.R", commands=("Rscript",)),
+    Program("simulation.m", commands=("octave-cli",)),
     Program("sklearn_joblib.py", modules=("sklearn",)),
     Program("torch_training.py", modules=("torch",)),
 ]
