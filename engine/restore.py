@@ -15,13 +15,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Literal
 
-from google.protobuf.message import DecodeError
-
 from torpor import capsule, procfs
 from torpor.capsule import Namespaces, Setting
-from torpor.errors import ImageDamaged
 from torpor.execute import Builder
 from torpor.image import image_pb2 as pb
+from torpor.image import reading
 from torpor.job import Job
 from torpor.objects import (
     bundle,
@@ -48,7 +46,6 @@ from torpor.refusals import living, refuse
 from torpor.remote.blank import PidTaken
 from torpor.store import SnapshotInfo, SnapshotReader, Store
 
-KIND = "tree"
 Progress = Callable[[int, int], None]
 """Told the bytes of memory done so far and in all."""
 Files = Literal["as-they-were", "as-they-are"]
@@ -90,7 +87,7 @@ def restore(
         ImageDamaged, StoreError: it cannot be read.
     """
     with _open(snapshot, store) as reader:
-        image = _parse(reader)
+        image = reading.read(reader)
         if ports:
             moved_ports.move(image, ports)
         refuse(image, reader.info.id, probe(), stdio, files_as_they_are=files == "as-they-are")
@@ -122,7 +119,7 @@ def explain(
         As `restore`.
     """
     with _open(snapshot, store) as reader:
-        image = _parse(reader)
+        image = reading.read(reader)
         refuse(image, reader.info.id, probe(), (0, 1, 2), files_as_they_are=files == "as-they-are")
         with _put_back(image, reader, only_look=True), _Material(image, reader, (0, 1, 2)) as material:
             return make(image, _here(_setting(image, False, False)), material.held).explain()
@@ -131,7 +128,7 @@ def explain(
 def listening_ports(snapshot: str | SnapshotInfo, *, store: Store | str | os.PathLike[str] | None = None) -> set[int]:
     """The TCP ports at which the processes of a snapshot listen. Raises NotFound, ImageDamaged, StoreError."""
     with _open(snapshot, store) as reader:
-        return moved_ports.listening(_parse(reader))
+        return moved_ports.listening(reading.read(reader))
 
 
 def _open(snapshot: str | SnapshotInfo, store: Store | str | os.PathLike[str] | None) -> SnapshotReader:
@@ -139,18 +136,6 @@ def _open(snapshot: str | SnapshotInfo, store: Store | str | os.PathLike[str] | 
         store = snapshot.store
     home = store if isinstance(store, Store) else Store(store)
     return home.open(snapshot)
-
-
-def _parse(reader: SnapshotReader) -> pb.Tree:
-    if reader.info.kind != KIND:
-        raise ImageDamaged(f"snapshot {reader.info.id} is of the kind {reader.info.kind}, not a process tree")
-    try:
-        image = pb.Tree.FromString(reader.body)
-    except DecodeError as error:
-        raise ImageDamaged(f"the image of snapshot {reader.info.id} cannot be parsed") from error
-    if not image.processes:
-        raise ImageDamaged(f"the image of snapshot {reader.info.id} holds no process")
-    return image
 
 
 # ----------------------------------------------------------------------------------------------- surroundings

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 from torpor.image import image_pb2 as pb
+from torpor.image import reading
 from torpor.procfs import PAGE
 from torpor.store import SnapshotReader
 
@@ -18,12 +19,12 @@ class Memory:
     """The memory of one snapshot: its blocks, and the private pages of the tree's root."""
 
     def __init__(self, reader: SnapshotReader) -> None:
-        """Look at an open snapshot. Raises DecodeError when it is none of a process tree."""
+        """Look at an open snapshot of a process tree. Raises ImageDamaged."""
         self._reader = reader
         blocks = reader.blocks
         self.blocks = {blocks.hash(row): blocks.lengths[row] for row in range(len(blocks))}
         """Bytes by hash."""
-        process = pb.Tree.FromString(reader.body).processes[0]
+        process = reading.read(reader).processes[0]
         pages = process.memory.pages
         runs = sorted(zip(pages.starts, pages.counts, pages.blocks, strict=True))
         self._starts = [start for start, _, _ in runs]

@@ -83,7 +83,7 @@ def check(image: Tree) -> Iterator[Reason]:
             of_processes.setdefault(entry.description, []).extend(entry.locks)
     for index, description in enumerate(image.descriptions):
         mine = [*description.locks, *of_processes.get(index, ())]
-        if any(lock.start + lock.length > LAST or lock.kind == Lock.UNKNOWN for lock in mine):
+        if any(lock.start + lock.length > LAST or lock.kind not in KINDS.values() for lock in mine):
             yield Reason("the image", "it holds locks that cannot be")
         elif mine and description.WhichOneof("kind") in ("file", "directory"):
             try:

@@ -220,7 +220,7 @@ LONGEST_NAME = 249  # memfd_create(2)
 def check(image: pb.Tree) -> Iterator[Reason]:
     """Say which named memory cannot be given back."""
     for shared in image.shared:
-        if shared.kind == pb.SharedMemory.UNKNOWN:
+        if shared.kind not in pb.SharedMemory.Kind.values()[1:]:
             yield Reason("the image", "it has shared memory of a kind that this version does not know")
         if shared.kind == pb.SharedMemory.TMPFS and not shared.name.startswith(_SHM):
             yield Reason(f"shared memory {os.fsdecode(shared.name)}", "it does not lie in /dev/shm")

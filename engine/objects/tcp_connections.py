@@ -107,7 +107,7 @@ def _check_one(index: int, tcp: TcpSocket, mine: dict[int, TcpSocket]) -> Iterat
         yield Reason("the image", f"it has a TCP socket with {error}")
     if tcp.kept and not (tcp_keep.is_name(tcp.kept) and tcp.state == TcpSocket.OUTSIDE):
         yield Reason("the image", "it has a TCP connection that is kept under a name that cannot be")
-    if tcp.state == TcpSocket.UNKNOWN:
+    if tcp.state not in TcpSocket.State.values()[1:]:
         yield Reason("the image", "it has a TCP socket in a state that is not known")
 
 

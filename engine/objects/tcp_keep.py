@@ -43,6 +43,7 @@ from google.protobuf.message import DecodeError
 from torpor import procfs
 from torpor.errors import CheckpointFailed, NotPermitted
 from torpor.image.image_pb2 import KeptConnection, TcpSocket
+from torpor.messages import parse
 from torpor.objects import sockets, tcp_end
 from torpor.remote.sys import address_of, syscall
 from torpor.remote.x86_64 import NR
@@ -233,7 +234,7 @@ def find(tcp: TcpSocket) -> KeptConnection | None:
         if status.st_uid or not stat.S_ISREG(status.st_mode):
             return None
         try:
-            state = KeptConnection.FromString(file.read())
+            state = parse(KeptConnection, file.read())
         except DecodeError:
             return None
     return state if (state.local, state.remote) == (tcp.local, tcp.remote) else None

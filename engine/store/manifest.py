@@ -17,6 +17,7 @@ from blake3 import blake3
 from google.protobuf.message import DecodeError
 
 from ..errors import ImageDamaged, NotPermitted, StoreError
+from ..messages import UnknownField, parse
 from .blocks import END_OF_OFFSETS, HASH, MAX_BLOCKS, ROW, BlockTable
 from .files import DIRECTORY, PAGE, check_owner, open_file, read_exactly
 from .store_pb2 import Envelope
@@ -195,7 +196,10 @@ def read_head(fd: int, size: int, snapshot: str, store: str) -> Head:
     if blake3(memoryview(raw)[: end - HASH]).digest() != raw[end - HASH :]:
         raise _damaged(snapshot, "the checksum of its manifest's head is wrong")
     try:
-        envelope = Envelope.FromString(bytes(raw[FIXED.size : end - HASH]))
+        envelope = parse(Envelope, bytes(raw[FIXED.size : end - HASH]))
+    except UnknownField as error:
+        why = f"the head of its manifest says what this Torpor does not know: {error}"
+        raise _damaged(snapshot, why, _OTHER_VERSION) from error
     except DecodeError as error:
         raise _damaged(snapshot, "the head of its manifest cannot be parsed") from error
     fault = _head_fault(envelope, snapshot)

@@ -22,9 +22,10 @@ from torpor import plan
 from torpor.errors import ImageDamaged, RestoreFailed
 from torpor.execute import Builder
 from torpor.image import image_pb2 as pb
+from torpor.image.reading import read
 from torpor.plan import Call
 from torpor.remote.x86_64 import NR
-from torpor.restore import _parse, explain
+from torpor.restore import explain
 
 PROGRAM = """
 import os, signal, sys, threading, time
@@ -226,7 +227,7 @@ def another_kernels_vdso() -> None:
     snapshot = saved_and_killed()
 
     def other(reader: object) -> pb.Tree:
-        image = _parse(reader)  # type: ignore[arg-type]
+        image = read(reader)  # type: ignore[arg-type]
         for process in image.processes:
             content = bytearray(process.memory.vdso_content)
             content[-1] ^= 1
@@ -234,7 +235,7 @@ def another_kernels_vdso() -> None:
         return image
 
     for _ in range(2):
-        with mock.patch("torpor.restore._parse", other):
+        with mock.patch("torpor.image.reading.read", other):
             job = torpor.restore(snapshot)
         goes_on()
         snapshot = torpor.checkpoint(job.pid, store="store", then="kill")

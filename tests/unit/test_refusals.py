@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import socket
 import subprocess
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from google.protobuf.descriptor import FieldDescriptor
@@ -17,14 +19,16 @@ from hypothesis import strategies as st
 import torpor
 from torpor import refusals
 from torpor.capsule import Namespaces, Setting
-from torpor.errors import Reason, RestoreRefused, TorporError
+from torpor.errors import ImageDamaged, Reason, RestoreRefused, TorporError
 from torpor.image import image_pb2 as pb
+from torpor.messages import UnknownField, parse
 from torpor.objects.address_space import Sources
 from torpor.objects.descriptors import Opened
 from torpor.plan import Held, make
 from torpor.probe import Probe, probe
 from torpor.restore import _here
 from torpor.store import BlockTable
+from torpor.store.store_pb2 import Envelope
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +129,73 @@ def test_whatever_a_field_holds_is_told_in_words(body: bytes, data: st.DataObjec
         planned(image)
     except TorporError:
         return
+
+
+def messages_of(message: Message) -> Iterator[Message]:
+    """A message, and those within it."""
+    yield message
+    for field, value in message.ListFields():
+        if field.type == FieldDescriptor.TYPE_MESSAGE:
+            for inner in value if hasattr(value, "append") else [value]:
+                yield from messages_of(inner)
+
+
+def test_what_a_newer_version_says_is_refused_by_name(body: bytes) -> None:
+    """A field that is not known, in a message of each kind: it is never passed over."""
+    kinds = {one.DESCRIPTOR.full_name for one in messages_of(pb.Tree.FromString(body))}
+    assert len(kinds) > 10
+    for kind in kinds:
+        image = pb.Tree.FromString(body)
+        where = next(one for one in messages_of(image) if one.DESCRIPTOR.full_name == kind)
+        where.MergeFromString(b"\xf8\x3f\x01")  # field 1023: 1
+        with pytest.raises(UnknownField, match="field 1023 of "):
+            parse(pb.Tree, image.SerializeToString())
+    parse(pb.Tree, body)
+
+
+def test_where_an_unknown_field_is_is_told(image: pb.Tree) -> None:
+    image.processes[1].memory.vmas[2].MergeFromString(b"\xfa\x3f\x01x")
+    with pytest.raises(UnknownField, match=r"^field 1023 of processes\[1\]\.memory\.vmas\[2\]$"):
+        parse(pb.Tree, image.SerializeToString())
+    with pytest.raises(UnknownField, match=r"^field 1 of Tree$"):
+        parse(pb.Tree, b"\x08\x01")  # of another type than it has
+    with pytest.raises(UnknownField, match=r"^field 4 of Envelope$"):
+        parse(Envelope, b"\x22\x05\x0a\x01k\x18\x01")  # within an entry of a map
+
+
+def test_a_newer_image_is_not_restored(tmp_path: Path, image: pb.Tree) -> None:
+    store = torpor.Store(tmp_path / "store")
+    image.host.MergeFromString(b"\xf8\x3f\x01")
+    with store.writer("tree") as writer:
+        info = writer.publish(image.SerializeToString(), "")
+    with pytest.raises(ImageDamaged, match=r"does not know: field 1023 of host.*or a newer one"):
+        torpor.restore(info, store=store)
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "words"),
+    [
+        (pb.Vma.Kind, lambda image: image.processes[0].memory.vmas, "of a kind that this version does not know"),
+        (pb.SharedMemory.Kind, lambda image: image.shared, "memory of a kind that this version does not know"),
+        (pb.Lock.Kind, lambda image: image.descriptions[0].locks, "it holds locks that cannot be"),
+        (pb.TcpSocket.State, lambda image: [image.descriptions[-1].tcp], "in a state that is not known"),
+    ],
+)
+def test_a_kind_that_is_not_known_is_refused(
+    image: pb.Tree, kind: Any, values: Callable[[pb.Tree], Any], words: str
+) -> None:
+    if kind is pb.SharedMemory.Kind:
+        image.shared.add()
+    elif kind is pb.Lock.Kind:
+        image.descriptions[0].locks.add()
+    elif kind is pb.TcpSocket.State:
+        image.descriptions.add().tcp.family = socket.AF_INET
+    one = values(image)[0]
+    field = next(field.name for field in one.DESCRIPTOR.fields if field.enum_type is kind.DESCRIPTOR)
+    setattr(one, field, max(kind.values()) + 1)
+    with pytest.raises(TorporError) as refused:
+        planned(image)
+    assert words in f"{refused.value} {getattr(refused.value, 'reasons', '')}"
 
 
 def reasons(image: pb.Tree, host: Probe) -> Iterator[Reason]:

@@ -202,6 +202,19 @@ def test_a_head_that_no_writer_makes(saved: tuple[Store, SnapshotInfo], head: En
     assert store.prune(0).packs == (), "it may have named any pack"
 
 
+def test_a_head_of_a_newer_version(saved: tuple[Store, SnapshotInfo]) -> None:
+    """What it says besides may be more packs that are needed."""
+    store, info = saved
+    head = Envelope(id=info.id, kind="tree")
+    head.MergeFromString(b"\xf8\x3f\x01")
+    forge(info, head, BlockTable())
+    with pytest.raises(ImageDamaged, match=r"does not know: field 1023 of Envelope.*or a newer one"):
+        store.open(info)
+    assert "does not know" in store.snapshots()[0].damage
+    report = store.prune(0)
+    assert report.packs == () and info.id in report.kept
+
+
 @settings(max_examples=100, deadline=None)
 @given(st.binary(max_size=200), st.binary(max_size=64))
 def test_any_head_and_body_with_right_checksums(tmp_path_factory, head: bytes, rest: bytes) -> None:
