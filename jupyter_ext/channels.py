@@ -3,6 +3,11 @@
 jupyter_server makes one of these for each websocket (ServerApp.kernel_websocket_connection_class). It also knows which
 requests the kernel has not answered: after a rewind their cells would wait for ever, so they are told that they were
 aborted.
+
+A kernel's ROUTER sockets that do not hand over (ZMQ_ROUTER_HANDOVER, which ipykernel sets, and xeus and IRkernel do
+not) ignore whoever returns under the name of a connection before they have seen that it is dead, as everybody does at
+a wake; and they drop a reply to it. So the clients of such a kernel connect once more under new names, and a reply
+that was dropped is made good.
 """
 
 from __future__ import annotations
@@ -10,12 +15,13 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import zmq
 from jupyter_server.services.kernels.connection.base import deserialize_msg_from_ws_v1, serialize_msg_to_ws_v1
 from jupyter_server.services.kernels.connection.channels import ZMQChannelsWebsocketConnection
 
@@ -45,6 +51,10 @@ class Gate:
     """When the last cell ended."""
     kernel_info: dict[str, Any] | None = None
     """Set while there is no kernel to ask for it: what it last said of itself."""
+    asking: bool = False
+    """Whether the kernel waits for a line from a person (``input()``)."""
+    doubtful: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Replies that a kernel may drop, because it was woken before it sends them: what they will say, by message id."""
 
     @contextmanager
     def hold(self) -> Iterator[None]:
@@ -62,12 +72,34 @@ class Gate:
             connection, message = self.waiting.pop(0)
             connection.handle_incoming_message(message)
 
+    def make_good(self, id: str) -> None:
+        """Give the reply to a request that the kernel has answered to nobody, and abort what it has not heard since."""
+        reply = self.doubtful.pop(id)
+        connection, header = self.unanswered.pop(id, (None, {}))
+        self.began.pop(id, None)
+        if connection and header["msg_type"] == "execute_request":
+            self.execution_count += 1
+            connection.tell_reply(header, {"execution_count": self.execution_count} | reply)
+        elif connection:
+            connection.abort(header)
+        self.abort_unanswered(set(self.doubtful))
+
     def abort_unanswered(self, still_running: set[str]) -> None:
         """Tell the senders of requests that the kernel, as it is now, never got: all but those in `still_running`."""
         for id in [id for id in self.unanswered if id not in still_running]:
             connection, header = self.unanswered.pop(id)
             self.began.pop(id, None)
             connection.abort(header)
+
+
+def reconnect(sockets: Iterable[Any], name: bytes | None = None) -> None:
+    """Connect the sockets of one client to their kernel anew, under another name than before, if one is given."""
+    for socket in sockets:
+        address = socket.getsockopt(zmq.LAST_ENDPOINT).rstrip(b"\0").decode()
+        socket.disconnect(address)
+        if name:
+            socket.setsockopt(zmq.IDENTITY, name)
+        socket.connect(address)
 
 
 class TorporWebsocketConnection(ZMQChannelsWebsocketConnection):
@@ -103,17 +135,25 @@ class TorporWebsocketConnection(ZMQChannelsWebsocketConnection):
 
     def _on_zmq_reply(self, stream: Any, msg_list: Any) -> None:
         gate = self.gate
-        if gate and getattr(stream, "channel", "") == "shell":
+        channel = getattr(stream, "channel", "")
+        if gate and channel == "shell":
             self._note_reply(gate, msg_list)
+        elif gate and channel == "iopub" and gate.doubtful:
+            self._note_end(gate, msg_list)
+        elif gate and channel == "stdin":
+            gate.asking = True
         super()._on_zmq_reply(stream, msg_list)
 
     def abort(self, header: dict[str, Any]) -> None:
         """Tell the browser that a request of its own was aborted (execute_reply with this status) and is done."""
-        if not self.channels:
-            return  # the browser has gone
-        kind = header["msg_type"].replace("_request", "_reply")
-        self._tell("shell", kind, {"status": "aborted"}, header)
-        self._tell("iopub", "status", {"execution_state": "idle"}, header)
+        if self.channels:  # else the browser has gone
+            self.tell_reply(header, {"status": "aborted"})
+            self._tell("iopub", "status", {"execution_state": "idle"}, header)
+
+    def tell_reply(self, header: dict[str, Any], content: dict[str, Any]) -> None:
+        """Give the browser a reply to a request of its own."""
+        if self.channels:
+            self._tell("shell", header["msg_type"].replace("_request", "_reply"), content, header)
 
     def _tell(self, channel: str, kind: str, content: dict[str, Any], parent: dict[str, Any]) -> None:
         message = self.session.msg(kind, content, parent={"header": parent})
@@ -123,10 +163,23 @@ class TorporWebsocketConnection(ZMQChannelsWebsocketConnection):
             message["channel"] = channel
             self.write_message(json.dumps(message, default=str))
 
+    def _note_end(self, gate: Gate, message: Any) -> None:
+        """From a kernel that was woken in the middle of requests: whether one failed, and that it is done with it."""
+        kind, id = self._kind_and_parent(message)
+        if id not in gate.doubtful:
+            if id in gate.unanswered:
+                gate.doubtful.clear()  # it was asked since, and heard it: it hands over
+            return
+        if kind == "error":
+            gate.doubtful[id] = self._content(message) | {"status": "error"}
+        if kind == "status" and self._content(message)["execution_state"] == "idle":
+            self.multi_kernel_manager.torpor_keeper.when_reply_is_due(self.kernel_id, id)
+
     def _note_request(self, gate: Gate, message: Any) -> None:
         if self.subprotocol == V1:
             channel, parts = deserialize_msg_from_ws_v1(message)
             if channel != "shell":
+                gate.asking = gate.asking and channel != "stdin"
                 return
             header = self.session.unpack(parts[0])
             content = self.session.unpack(parts[3]) if header["msg_type"] == "execute_request" else {}
@@ -134,7 +187,8 @@ class TorporWebsocketConnection(ZMQChannelsWebsocketConnection):
             if isinstance(message, bytes):
                 return  # with buffers: a comm message, which nobody waits for
             whole = json.loads(message)
-            if whole.get("channel", "shell") != "shell":
+            if (channel := whole.get("channel", "shell")) != "shell":
+                gate.asking = gate.asking and channel != "stdin"
                 return
             header, content = whole["header"], whole.get("content", {})
         if not header["msg_type"].endswith("_request"):
@@ -146,15 +200,24 @@ class TorporWebsocketConnection(ZMQChannelsWebsocketConnection):
             gate.began[header["msg_id"]] = time.monotonic()
 
     def _note_reply(self, gate: Gate, message: Any) -> None:
-        if isinstance(message, dict):
-            header, parent, content = message["header"], message["parent_header"], message["content"]
-        else:
-            header, parent = (self.session.unpack(part) for part in message[:2])
-            content = self.session.unpack(message[3]) if header["msg_type"] == "execute_reply" else {}
-        gate.unanswered.pop(parent.get("msg_id", ""), None)
-        if header["msg_type"] == "execute_reply":
-            gate.execution_count = content.get("execution_count") or gate.execution_count
-            if (began := gate.began.pop(parent.get("msg_id", ""), None)) is not None:
+        kind, id = self._kind_and_parent(message)
+        gate.unanswered.pop(id, None)
+        gate.doubtful.pop(id, None)
+        if kind == "execute_reply":
+            gate.execution_count = self._content(message).get("execution_count") or gate.execution_count
+            if (began := gate.began.pop(id, None)) is not None:
                 now = time.monotonic()
                 seconds, gate.ended = now - max(began, gate.ended), now  # it began when the one before it had ended
                 self.multi_kernel_manager.torpor_keeper.when_cell_ended(self.kernel_id, seconds)
+
+    def _kind_and_parent(self, message: Any) -> tuple[str, str]:
+        """Of a message to the browser, which is unpacked already or not: its type, and the id of the request."""
+        if isinstance(message, dict):
+            header, parent = message["header"], message["parent_header"]
+        else:
+            header, parent = (self.session.unpack(part) for part in message[:2])
+        return header["msg_type"], (parent or {}).get("msg_id", "")
+
+    def _content(self, message: Any) -> dict[str, Any]:
+        content: dict[str, Any] = message["content"] if isinstance(message, dict) else self.session.unpack(message[3])
+        return content

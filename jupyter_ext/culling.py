@@ -38,7 +38,7 @@ def park_when_culling(manager: Any, keeper: Keeper) -> None:
             await ensure_async(shut_down(kernel_id, *arguments, **options))
             return
         try:
-            await keeper.park(kernel_id, name="idle", automatic=True)
+            await keeper.park(kernel_id, reason="idle")
         except TorporError as error:
             keeper.log.warning("Kernel %s is idle, and cannot be parked: %s", kernel_id, error)
 

@@ -17,7 +17,7 @@ from torpor.jupyter_ext import forks
 from torpor.jupyter_ext.memory_diff import Memory, changed, shared
 from torpor.jupyter_ext.notebooks import SUFFIX, empty
 from torpor.jupyter_ext.provisioner import TorporProvisioner
-from torpor.jupyter_ext.records import CheckpointRecord, KernelRecord
+from torpor.jupyter_ext.records import NAMES, CheckpointRecord, KernelRecord
 from torpor.jupyter_ext.roll import TAG, can_be_taken_over
 from torpor.jupyter_ext.state import Operation, Unsuitable
 from torpor.jupyter_ext.steps import Steps
@@ -77,6 +77,8 @@ class Keeper(Steps):
             "note": record.note,
             "pinned": record.pinned,
             "automatic": record.automatic,
+            "reason": record.reason,
+            "about": record.about or None,
             "parent": record.parent or None,
             "path": self._relative(record.notebook),
             "cell": record.cell,
@@ -126,7 +128,7 @@ class Keeper(Steps):
 
     # ------------------------------------------------------------------------------------------ what can be done
 
-    async def save(self, kernel_id: str, *, name: str = "", note: str = "", automatic: bool = False) -> dict[str, Any]:
+    async def save(self, kernel_id: str, *, name: str = "", note: str = "", reason: str = "") -> dict[str, Any]:
         """Keep a living kernel as a checkpoint; it runs on.
 
         Raises:
@@ -135,15 +137,15 @@ class Keeper(Steps):
         """
         async with self._operation(kernel_id, "saving") as operation:
             with self.gate(kernel_id).hold():
-                info = await self._save(kernel_id, operation, "run", name=name, note=note, automatic=automatic)
+                info = await self._save(kernel_id, operation, "run", name=name, reason=reason, note=note)
         self._told(kernel_id, "saved")
         self.when_saved(kernel_id)
         return self._checkpoint(info)
 
-    async def park(self, kernel_id: str, *, name: str = "", automatic: bool = False) -> dict[str, Any]:
+    async def park(self, kernel_id: str, *, name: str = "", reason: str = "parked") -> dict[str, Any]:
         """Keep a living kernel as a checkpoint and end its process; for its notebook it waits. Raises as `save`."""
         async with self._operation(kernel_id, "parking") as operation:
-            await self._park(kernel_id, operation, name=name or "parked", automatic=automatic)
+            await self._park(kernel_id, operation, name=name, reason="" if name else reason)
         self._told(kernel_id, "parked")
         self.when_saved(kernel_id)
         return self.describe(kernel_id)
@@ -209,8 +211,8 @@ class Keeper(Steps):
                 await self._discard(kernel_id, provisioner, record)
                 await self._wake(kernel_id, operation, info, record, again=True)
             else:
-                name = f"before going back to {record.name or info.short}"
-                before = await self._park(kernel_id, operation, name=name, automatic=True)
+                name = f"{NAMES['going-back']} to {record.name or info.short}"
+                before = await self._park(kernel_id, operation, name=name, reason="going-back", about=id)
                 try:
                     await self._wake(kernel_id, operation, info, record, again=True)
                 except TorporError:
@@ -291,6 +293,8 @@ class Keeper(Steps):
         info, record = await self.checkpoint_of(kernel_id, id)
         for what, value in changes.items():
             setattr(record, what, value)
+        if "name" in changes:
+            record.reason = ""
         if "pinned" in changes:
             await self.run(self.store.pin, id, changes["pinned"] or self._holds(record))
         self.records.write(record)
@@ -327,24 +331,24 @@ class Keeper(Steps):
 
     # ------------------------------------------------------------------------------------------ the server's end
 
+    async def park_all(self, reason: str) -> None:
+        """Park what lives, one after the other; why one cannot be kept is told in the log."""
+        for kernel_id in self.manager.list_kernel_ids():
+            while self.state(kernel_id).operation:
+                await asyncio.sleep(0.02)
+            if kernel_id in self.manager and self.is_ours(kernel_id) and not self.state(kernel_id).parked:
+                try:
+                    await self.park(kernel_id, reason=reason)
+                except TorporError as error:
+                    self.log.warning("Kernel %s cannot be kept, and ends with the server: %s", kernel_id, error)
+
     async def leave(self) -> None:
         """The server stops: park what lives; what cannot be parked is left to Jupyter, which ends it."""
-        for kernel_id in self.manager.list_kernel_ids():
-            state = self.state(kernel_id)
-            while state.operation:
-                await asyncio.sleep(0.02)
-            if not self.is_ours(kernel_id):
-                continue
-            if not state.parked:
-                try:
-                    await self.park(kernel_id, name="at server stop", automatic=True)
-                except TorporError as error:
-                    self.log.warning("Kernel %s cannot be kept, and ends: %s", kernel_id, error)
-                    continue
-            self._let_go(kernel_id)
+        await self.park_all("stopping")
+        self.leave_parked()
 
     def leave_parked(self) -> None:
-        """The server stops, and ends what lives: only what is parked stays."""
+        """The server stops, and Jupyter ends what lives: only what is parked stays."""
         for kernel_id in self.manager.list_kernel_ids():
             if self.state(kernel_id).parked:
                 self._let_go(kernel_id)

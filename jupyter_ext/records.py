@@ -35,6 +35,20 @@ MAX_RECORD = 1 << 20
 R = TypeVar("R", bound="Record")
 
 
+NAMES = {
+    "": "",
+    "parked": "parked",
+    "rule": "",
+    "stopping": "at server stop",
+    "preempted": "before Slurm took the node back",
+    "idle": "idle",
+    "memory": "memory was short",
+    "going-back": "before going back",
+}
+"""Why a checkpoint was made, and what it is called in English; empty: a person wanted it."""
+BY_A_PERSON = ("", "parked")
+
+
 @dataclass(frozen=True)
 class ProcessId:
     """A process that cannot be mistaken for a later one with the same PID."""
@@ -138,6 +152,10 @@ class CheckpointRecord(Record):
     pinned: bool = False
     automatic: bool = False
     """Made by a rule and not by a person: the oldest of these go first."""
+    reason: str = ""
+    """Why it was made, of NAMES, while no person has named it: the panel says it in the person's language."""
+    about: str = ""
+    """With "going-back": the checkpoint that the kernel went back to."""
     parent: str = ""
     """The checkpoint from which the kernel went on to this one."""
     notebook: str = ""

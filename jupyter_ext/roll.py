@@ -21,7 +21,7 @@ from torpor.jupyter_ext.kept import Kept
 from torpor.jupyter_ext.notebooks import SUFFIX, Notebooks
 from torpor.jupyter_ext.process import KernelProcess
 from torpor.jupyter_ext.provisioner import KEEPER, TorporProvisioner
-from torpor.jupyter_ext.records import CheckpointRecord, KernelRecord, ProcessId, Records, SessionRecord
+from torpor.jupyter_ext.records import NAMES, CheckpointRecord, KernelRecord, ProcessId, Records, SessionRecord
 from torpor.jupyter_ext.state import Returning, State, Unsuitable
 from torpor.jupyter_ext.traffic import holder
 from torpor.store import Store
@@ -168,9 +168,9 @@ class Roll:
                 self.log.info("Kernel %s was parked in %s", record.id, info.id)
                 notebook = record.sessions[0].path if record.sessions else ""
                 told = CheckpointRecord(
-                    info.id, record.id, record.kernel_name, record.connection, record.cwd, name="parked",
-                    parent=record.head, notebook=notebook, execution_state=record.execution_state,
-                    kernel_info=record.kernel_info, log=record.log,
+                    info.id, record.id, record.kernel_name, record.connection, record.cwd,
+                    name=NAMES["parked"], reason="parked", parent=record.head, notebook=notebook,
+                    execution_state=record.execution_state, kernel_info=record.kernel_info, log=record.log,
                 )  # fmt: skip
                 with suppress(NotFound):
                     told = self.records.read(CheckpointRecord, info.id)

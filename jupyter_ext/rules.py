@@ -123,7 +123,7 @@ class Rules:
     async def _save(self, kernel_id: str) -> None:
         state = self._keeper.state(kernel_id)
         try:
-            await self._keeper.save(kernel_id, automatic=True)
+            await self._keeper.save(kernel_id, reason="rule")
             self._failures.pop(kernel_id, None)
         except TorporError as error:
             state.saved_at = time.monotonic()  # it is tried again when the time has passed once more
@@ -141,7 +141,7 @@ class Rules:
                 return
             self._keeper.log.warning("%.1f %% of memory is left: kernel %s is parked", left, kernel_id)
             try:
-                await self._keeper.park(kernel_id, name="memory was short", automatic=True)
+                await self._keeper.park(kernel_id, reason="memory")
             except TorporError as error:
                 self._keeper.log.warning("Kernel %s cannot be parked: %s", kernel_id, error)
 

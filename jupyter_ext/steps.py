@@ -19,12 +19,13 @@ from jupyter_server.services.kernels.connection.channels import ZMQChannelsWebso
 import torpor
 from torpor.errors import NotFound, Refused, RestoreFailed, TorporError
 from torpor.jupyter_ext import forks, ipython, variables
+from torpor.jupyter_ext.channels import reconnect
 from torpor.jupyter_ext.process import KernelProcess, tree_root
 from torpor.jupyter_ext.provisioner import TorporProvisioner
-from torpor.jupyter_ext.records import CheckpointRecord, KernelRecord, SessionRecord
+from torpor.jupyter_ext.records import BY_A_PERSON, NAMES, CheckpointRecord, KernelRecord, SessionRecord
 from torpor.jupyter_ext.roll import PARKED, TAG, Roll, json_connection, kernel_info_of
 from torpor.jupyter_ext.state import Operation, Unsuitable
-from torpor.jupyter_ext.traffic import Traffic, is_io_thread
+from torpor.jupyter_ext.traffic import Traffic, is_io_thread, settled
 from torpor.remote.freeze import LastToStop
 from torpor.store import SnapshotInfo
 
@@ -36,6 +37,8 @@ JOURNAL_SECONDS = 1.0
 JOURNAL_TRIES = 4
 REPLY_SECONDS = 5.0
 """How long a kernel that was idle may take for its first answer."""
+LATE_SECONDS = 1.0
+"""How long after a kernel said that it is done with a request its reply may come: kernels send it before."""
 TEXT = 1000
 """Characters of a tag's value that are kept; the store takes 1024."""
 
@@ -53,6 +56,7 @@ class Steps(Roll):
         self._reader = ThreadPoolExecutor(1, "torpor-reader")
         self._unwritten: dict[str, CheckpointRecord] = {}
         """Of checkpoints that are in the store, but there was no room to write down what is known of them."""
+        self._waiting: set[asyncio.Task[None]] = set()
 
     async def checkpoint_of(self, kernel_id: str, id: str) -> tuple[SnapshotInfo, CheckpointRecord]:
         """One checkpoint of a kernel. Raises NotFound, StoreError."""
@@ -63,9 +67,18 @@ class Steps(Roll):
         return info, record
 
     async def _save(
-        self, kernel_id: str, operation: Operation, then: str, *, name: str, note: str = "", automatic: bool
+        self,
+        kernel_id: str,
+        operation: Operation,
+        then: str,
+        *,
+        name: str,
+        reason: str,
+        about: str = "",
+        note: str = "",
     ) -> SnapshotInfo:
-        """Make a checkpoint, the gate being shut."""
+        """Make a checkpoint, the gate being shut. Without a name it is called after its reason."""
+        name = name or NAMES[reason]
         provisioner, state = self._suitable(kernel_id), self.state(kernel_id)
         process = provisioner.kernel
         if process is None or process.poll() is not None:
@@ -97,7 +110,9 @@ class Steps(Roll):
             str(provisioner.cwd),
             name=name,
             note=note,
-            automatic=automatic,
+            automatic=reason not in BY_A_PERSON,
+            reason=reason,
+            about=about,
             parent=state.head,
             notebook=notebook,
             cell=state.gate.cell,
@@ -135,7 +150,9 @@ class Steps(Roll):
             self.log.warning("The variables of kernel %s are not listed: %s", kernel_id, error)
             return ""
 
-    async def _park(self, kernel_id: str, operation: Operation, *, name: str, automatic: bool) -> SnapshotInfo:
+    async def _park(
+        self, kernel_id: str, operation: Operation, *, name: str, reason: str, about: str = ""
+    ) -> SnapshotInfo:
         """Save and end; the gate is shut until it is woken."""
         provisioner, state = self._suitable(kernel_id), self.state(kernel_id)
         if state.parked:
@@ -143,7 +160,7 @@ class Steps(Roll):
         state.gate.shut += 1
         provisioner.parked = True  # its process is about to end, and that is no reason to restart it
         try:
-            info = await self._save(kernel_id, operation, "kill", name=name, automatic=automatic)
+            info = await self._save(kernel_id, operation, "kill", name=name, reason=reason, about=about)
         except BaseException:
             provisioner.parked = False
             state.gate.open()
@@ -203,6 +220,8 @@ class Steps(Roll):
         manager.execution_state = record.execution_state
         state.parked, state.parked_ns, state.head = "", 0, info.id
         state.gate.kernel_info = None
+        if record.kernel_info.get("implementation") != ipython.IMPLEMENTATION:
+            await self._come_back(kernel_id, record, provisioner.kernel)
         if again:
             await self._new_history(manager, record)
         self.remember(provisioner)
@@ -281,12 +300,56 @@ class Steps(Roll):
     def _clients(self, kernel_id: str) -> Counter[int]:
         """How many connections of this server's own each port of a kernel has."""
         manager = self._manager(kernel_id)
-        channels = [channel for connection in self._websockets(kernel_id) for channel in connection.channels]
-        buffer = self.manager._kernel_buffers.get(kernel_id)
-        channels += list(buffer["channels"]) if buffer else []
+        channels = [channel for channels in self._channels(kernel_id) for channel in channels]
         channels += ["iopub"] if getattr(manager, "_activity_stream", None) else []
         channels += ["control"] if manager._control_socket else []
         return Counter(getattr(manager, f"{channel}_port") for channel in channels)
+
+    async def _come_back(self, kernel_id: str, record: CheckpointRecord, process: KernelProcess | None) -> None:
+        """Let clients be heard by a kernel that was woken and may hand over to nobody: see torpor.jupyter_ext.channels.
+
+        One in the middle of a cell learns that the old connections are dead when the cell is done, or when it waits for
+        a person's line.
+        """
+        gate = self.gate(kernel_id)
+        gate.doubtful = {id: {"status": "ok"} for id in record.outstanding}
+        if not record.outstanding:
+            await self._rename_clients(kernel_id)
+        elif gate.asking and process:
+            await self.read(settled, process.pid)
+            for channels in self._channels(kernel_id):
+                reconnect(stream.socket for name, stream in channels.items() if name == "stdin")
+
+    async def _rename_clients(self, kernel_id: str) -> None:
+        """Let this server's sockets to a kernel connect anew under other names, while requests wait."""
+        manager = self._manager(kernel_id)
+        with self.gate(kernel_id).hold():
+            for channels in self._channels(kernel_id):
+                # One name for all: the kernel asks that client on stdin which has sent the cell on shell.
+                reconnect((stream.socket for name, stream in channels.items() if name != "iopub"), uuid4().hex.encode())
+            if manager._control_socket:
+                reconnect([manager._control_socket], uuid4().hex.encode())
+            traffic = Traffic(manager.get_connection_info())
+            await self.read(traffic.connected, self._clients(kernel_id))
+
+    def when_reply_is_due(self, kernel_id: str, id: str) -> None:
+        """A kernel is done with a request in whose middle it was woken: see whether its reply arrives."""
+        task = asyncio.ensure_future(self._make_good(kernel_id, id))
+        self._waiting.add(task)
+        task.add_done_callback(self._waiting.discard)
+
+    async def _make_good(self, kernel_id: str, id: str) -> None:
+        await asyncio.sleep(LATE_SECONDS)
+        gate = self.gate(kernel_id)
+        if id in gate.doubtful and kernel_id in self.manager:
+            gate.make_good(id)
+            await self._rename_clients(kernel_id)
+
+    def _channels(self, kernel_id: str) -> list[dict[str, Any]]:
+        """The streams to a kernel of each websocket, and those that wait for a browser to come back."""
+        buffer = self.manager._kernel_buffers.get(kernel_id)
+        kept = [buffer["channels"]] if buffer else []
+        return [*(connection.channels for connection in self._websockets(kernel_id)), *kept]
 
     def _websockets(self, kernel_id: str) -> list[ZMQChannelsWebsocketConnection]:
         return [

@@ -23,6 +23,8 @@ PATIENCE = 5.0
 """Seconds for the sockets to become empty."""
 RECONNECT_PATIENCE = 3.0
 """Seconds for all clients to be back: ZeroMQ tries every 0.1 s (ZMQ_RECONNECT_IVL)."""
+SETTLE_PATIENCE = 0.5
+"""Seconds for the threads of a kernel that waits to have seen what has become of their connections."""
 _INTERVAL = 0.004
 _ESTABLISHED, _LISTEN = 0x01, 0x0A  # include/net/tcp_states.h
 PORTS = ("shell_port", "iopub_port", "stdin_port", "control_port", "hb_port")
@@ -46,7 +48,7 @@ class Traffic:
 
         Raises CheckpointFailed when it does not become quiet.
         """
-        if not self._quiet(lambda: _io_threads_sleep(pid), PATIENCE):
+        if not self._quiet(lambda: _sleep(pid, is_io_thread), PATIENCE):
             raise CheckpointFailed(
                 f"the output of the kernel does not come to an end within {PATIENCE:.0f} s, and would be lost",
                 advice="try again when it prints less",
@@ -122,12 +124,23 @@ def _sockets(ports: Collection[int]) -> list[tuple[int, int, int, int, int]]:
     return found
 
 
-def _io_threads_sleep(pid: int) -> bool:
+def settled(pid: int) -> None:
+    """Wait until all threads of a process sleep, and have done so for a moment; for one that works, not for long."""
+    deadline = time.monotonic() + SETTLE_PATIENCE
+    since = time.monotonic()
+    while (now := time.monotonic()) < min(since + QUIET, deadline):
+        if not _sleep(pid, lambda name: True):
+            since = now
+        time.sleep(_INTERVAL)
+
+
+def _sleep(pid: int, which: Callable[[str], bool]) -> bool:
+    """Whether those threads of a process sleep whose names are such."""
     for task in Path(f"/proc/{pid}/task").iterdir():
         try:
             name, _, rest = (task / "stat").read_text(errors="replace").partition("(")[2].rpartition(") ")
         except (FileNotFoundError, ProcessLookupError):
             continue
-        if is_io_thread(name) and not rest.startswith("S"):
+        if which(name) and not rest.startswith("S"):
             return False
     return True

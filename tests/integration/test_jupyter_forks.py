@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.jupyter import Answer, Notebook, Server, running
-from tests.users import BIN, User
+from tests.users import User
 
 CELL = {"cell_type": "code", "id": "one", "execution_count": None, "metadata": {}, "outputs": [], "source": "x = 1"}
 TOLD = """
@@ -125,26 +125,3 @@ def test_the_notebook_comes_back_with_its_kernel(server: Server) -> None:
     assert not made["has_notebook"]
     with pytest.raises(Answer, match=r"409.*no notebook is kept"):
         server.torpor(other, f"/checkpoints/{made['id']}/restore", notebook=True)
-
-
-def test_a_kernel_of_bash(ordinary_account: User) -> None:
-    """Kernels of other languages are saved, parked and taken back, and cannot be forked: bash, with its terminal."""
-    spec = ordinary_account.home / ".local" / "share" / "jupyter" / "kernels" / "bash" / "kernel.json"
-    spec.parent.mkdir(parents=True)
-    argv = [str(BIN / "python"), "-m", "bash_kernel", "-f", "{connection_file}"]
-    spec.write_text(json.dumps({"argv": argv, "display_name": "Bash", "language": "bash"}))
-    for path in (ordinary_account.home / ".local", *(ordinary_account.home / ".local").rglob("*")):
-        ordinary_account.own(path)
-    with running(Server(ordinary_account)) as server:
-        _, kernel = server.new_session("work.ipynb", "bash")
-        with Notebook(server, kernel) as notebook:
-            assert notebook.run("x=5; cd /; echo $x") == "5\n"
-            made = server.torpor(kernel, "/checkpoints")
-            notebook.run("x=6")
-            server.torpor(kernel, "/park")
-            server.torpor(kernel, "/resume")
-            assert notebook.run("echo $x $PWD") == "6 /\n"
-            server.torpor(kernel, f"/checkpoints/{made['id']}/restore")
-            assert notebook.run("echo $x") == "5\n"
-            with pytest.raises(Answer, match=r"409.*a kernel of bash_kernel cannot be forked"):
-                server.torpor(kernel, f"/checkpoints/{made['id']}/fork")
