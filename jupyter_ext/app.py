@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,13 @@ from jupyter_server.services.kernels.kernelmanager import AsyncMappingKernelMana
 from tornado.ioloop import PeriodicCallback
 from traitlets import Bool, Enum, Float, Int, Unicode
 
+from torpor.jupyter_ext import slurm
 from torpor.jupyter_ext.channels import TorporWebsocketConnection
 from torpor.jupyter_ext.culling import park_when_culling
 from torpor.jupyter_ext.handlers import HANDLERS
 from torpor.jupyter_ext.kernels import Keeper
 from torpor.jupyter_ext.rules import Rules, Wishes
+from torpor.scheduler_hooks.slurm.allocation import Allocation
 from torpor.store import Store
 
 NOTE_SECONDS = 5.0
@@ -66,6 +70,7 @@ class TorporApp(ExtensionApp):
     _rules: Rules | None = None
     _leaving: asyncio.Future[None] | None = None
     _notes: PeriodicCallback | None = None
+    _slurm: asyncio.Task[None] | None = None
 
     def initialize_settings(self) -> None:
         """Take over the kernels of the server, and bring back those that earlier servers left."""
@@ -91,6 +96,9 @@ class TorporApp(ExtensionApp):
         )
         self._notes = PeriodicCallback(self.keeper.note_sessions, NOTE_SECONDS * 1000)
         self._notes.start()
+        if allocation := Allocation.around(os.environ):
+            watching = slurm.watch(allocation, partial(self.keeper.park_all, "preempted"), self.log)
+            self._slurm = server.io_loop.asyncio_loop.create_task(watching)
         # Without a terminal jupyter_server ends at SIGINT, which JupyterHub sends first, as Python does: at once.
         # Kernels would be left to live on, or to end with their container.
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
@@ -113,6 +121,8 @@ class TorporApp(ExtensionApp):
         if self._notes and self._rules:
             self._notes.stop()
             self._rules.stop()
+        if self._slurm:
+            self._slurm.cancel()
         if self.when_stopping == "park":
             await self.keeper.leave()
         else:

@@ -34,11 +34,17 @@ class Allocation:
             Refused: it has what cannot be kept: several nodes, several tasks in a step, GPUs.
         """
         found = os.environ if environment is None else environment
+        allocation = cls.around(found)
+        if allocation and (reasons := _refusals(found)):
+            raise Refused(f"job {allocation.job} cannot be kept", reasons)
+        return allocation
+
+    @classmethod
+    def around(cls, found: Mapping[str, str]) -> Allocation | None:
+        """As `here`, of any job: what is to be kept may not be all of it."""
         job = found.get("SLURM_JOB_ID", "")
         if not job.isdecimal() or "SLURMD_NODENAME" not in found or found.get("ENVIRONMENT") != "BATCH":
             return None  # slurmd sets ENVIRONMENT for batch scripts; nothing else can be requeued
-        if reasons := _refusals(found):
-            raise Refused(f"job {job} cannot be kept", reasons)
         return cls(
             job=job,
             cluster=found.get("SLURM_CLUSTER_NAME", "cluster"),

@@ -96,7 +96,8 @@ class Sentinel:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            preexec_fn=_unblock,  # noqa: PLW1509  (this program has one thread)
+            # The supervisor blocks signals, and has one thread.
+            preexec_fn=_unblock if signal.pthread_sigmask(signal.SIG_BLOCK, ()) else None,  # noqa: PLW1509
         )
 
 
