@@ -171,8 +171,8 @@ def test_freeze_kill_wake(stage: Stage, who: str, request: pytest.FixtureRequest
             pass
         assert reply["content"]["ename"] == "KeyboardInterrupt"
         fresh.shutdown()
-        fresh.stop_channels()
         assert job.status() == 0, subject.output()
+        fresh.stop_channels()  # not before: it drops what is not sent yet
 
 
 def test_left_running(stage: Stage, user: Actor) -> None:
