@@ -14,6 +14,7 @@ import signal
 import struct
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import chain
@@ -291,11 +292,13 @@ class TakenTree:
         self._semaphores: list[sysv_semaphores.Set] = []
         self._queues: list[sysv_messages.Queue] = []
         self._realtime_ns = 0
+        self._pool = ThreadPoolExecutor(1, "torpor-walk")
 
     def __enter__(self) -> TakenTree:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
         for process in self._living():
             process.abandon()
         if self.files:
@@ -385,7 +388,9 @@ class TakenTree:
         for taken in living:
             if not self.forked:
                 taken.end_snapshot()
-            elif self._series and taken.snapshot and (fd := taken.snapshot.take_userfaultfd()) >= 0:
+                continue
+            taken.walk(self._pool)
+            if self._series and taken.snapshot and (fd := taken.snapshot.take_userfaultfd()) >= 0:
                 self._series.watch(taken.key, fd)
 
     def describe(self) -> tuple[pb.Tree, list[memory.Ranges]]:

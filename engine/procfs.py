@@ -84,9 +84,14 @@ _SMAPS = re.compile(
 
 def flagged_mappings(pid: int) -> list[FlaggedMapping]:
     """The address space with the flags of each mapping, from smaps: the kernel walks page tables for it."""
+    return parse_smaps(read(f"/proc/{pid}/smaps"))
+
+
+def parse_smaps(text: bytes) -> list[FlaggedMapping]:
+    """The mappings in a smaps."""
     return [
         FlaggedMapping(parse_mapping(heading), tuple(flags.split()), int(size) << 10, int(key or 0))
-        for heading, size, key, flags in _SMAPS.findall(read(f"/proc/{pid}/smaps"))
+        for heading, size, key, flags in _SMAPS.findall(text)
     ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -70,6 +71,7 @@ class TakenProcess:
         self._ignored, self._caught = (int(self.texts.status[name], 16) for name in (b"SigIgn", b"SigCgt"))
         self.injection = Injection(process, gadgets, self._caught)
         self.snapshot: Snapshot | None = None
+        self._walk: memory.Walk | None = None
         self._registers = {t.tid: threads.portable(self.pid, t, waits) for t in process.threads.values()}
         self._rseqs = {tid: ptrace.get_rseq(tid) for tid in process.threads}
         for tid in process.threads:
@@ -208,6 +210,11 @@ class TakenProcess:
             self.snapshot = None
         return self.snapshot is not None
 
+    def walk(self, pool: Executor) -> None:
+        """Let another thread look into the snapshot, for `describe`."""
+        assert self.snapshot
+        self._walk = memory.Walk(pool, self.snapshot.pid, self.private)
+
     def leave(self) -> None:
         """Take the window out of the process: it is as it was, and still frozen."""
         self._window = self.injection.window
@@ -223,6 +230,7 @@ class TakenProcess:
 
     def end_snapshot(self) -> None:
         """Give the snapshot up. May be called again."""
+        self._walk = None
         if self.snapshot:
             self.snapshot.end()
             self.snapshot = None
@@ -281,14 +289,13 @@ class TakenProcess:
         name, pid = self.process.name, self.memory_pid
         if reasons := [*vmas.refuse(name, pid, mappings), *memory.refuse(name, pid, mappings)]:  # since the preflight
             raise Refused(f"{name} cannot be kept", reasons)
-        return memory.describe(self.memory_pid, mappings, out, files, shared)
+        return memory.describe(self.memory_pid, mappings, out, files, shared, self._walk)
 
     def _mappings(self) -> list[procfs.FlaggedMapping]:
         """The address space with its flags, from the snapshot where there is one, without our window."""
-        found = procfs.flagged_mappings(self.memory_pid)
-        if not self.snapshot:
-            return found
-        found = without(found, *self._window)
+        if not self._walk:
+            return procfs.flagged_mappings(self.pid)
+        found = without(self._walk.mappings(), *self._window)
         seen = [(vma.mapping.start, vma.mapping.end, vma.mapping.perms) for vma in found]
         if seen != [(m.start, m.end, m.perms) for m in self.injection.maps] or any(map(vmas.hides_from_fork, found)):
             raise HiddenFromFork(f"the memory of {self.process.name} was not all in its snapshot", advice="try again")

@@ -18,7 +18,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 from torpor import procfs
@@ -30,7 +30,7 @@ from torpor.objects.mapped_files import MappedFiles
 from torpor.objects.shared_memory import Segment, SharedMemory
 from torpor.objects.unchanged import BLOCK_PAGES, Before, Columns, Cut, cut, join
 from torpor.procfs import PAGE, FlaggedMapping
-from torpor.ranges import subtract, union
+from torpor.ranges import Range, intersection, subtract, union
 from torpor.remote import memory
 from torpor.store import SnapshotWriter
 
@@ -60,12 +60,30 @@ def refuse(name: str, pid: int, found: Sequence[FlaggedMapping]) -> list[Reason]
     return [Reason(f"{name}, memory {start:#x}-{end:#x}", why) for start, end in guards]
 
 
+class Walk:
+    """What the kernel walks page tables for, asked of a snapshot by another thread while there is more to do."""
+
+    def __init__(self, pool: Executor, pid: int, private: Sequence[Range]) -> None:
+        """Begin; `private` are its private mappings."""
+        self._smaps = pool.submit(procfs.read, f"/proc/{pid}/smaps")
+        self._own = pool.submit(memory.own_pages, pid, private)
+
+    def mappings(self) -> list[FlaggedMapping]:
+        """See `procfs.flagged_mappings`."""
+        return procfs.parse_smaps(self._smaps.result())
+
+    def own_pages(self) -> list[Range]:
+        """The pages of its own in these mappings."""
+        return self._own.result()
+
+
 def describe(
     pid: int,
     found: Sequence[FlaggedMapping],
     image: pb.Process,
     files: MappedFiles,
     shared: SharedMemory,
+    walk: Walk | None,
 ) -> Ranges:
     """Fill the address space of a process, without its pages; gives the ranges whose pages are to be stored.
 
@@ -75,6 +93,7 @@ def describe(
         image: the process's message.
         files: the mapped files of the tree.
         shared: the shared memory of the tree, described already.
+        walk: the one through the snapshot, where there is a snapshot.
     """
     space = image.memory
     _describe_bounds(pid, space)
@@ -82,7 +101,7 @@ def describe(
     guards = memory.guard_pages(pid, [(vma.mapping.start, vma.mapping.end) for vma in found])
     space.guards.starts.extend(start // PAGE for start, _ in guards)
     space.guards.counts.extend((end - start) // PAGE for start, end in guards)
-    pages = Ranges(pid, [], [])
+    pages = Ranges(pid, [], [], walk)
     for vma in found:
         if vma.mapping.name in vmas.VVAR:
             space.vvar = space.vvar or vma.mapping.start
@@ -168,12 +187,16 @@ class Ranges:
     """The private mappings, by address."""
     whole: list[tuple[int, int]]
     """Of those of files that are gone what is no guard region: every page that the file had is kept."""
+    walk: Walk | None = None
 
     def find(self) -> list[tuple[int, int]]:
         """The ranges of its own pages, by address."""
         if not self.private:
             return []
-        found = memory.own_pages(self.pid, self.private)
+        if self.walk:
+            found = intersection(self.walk.own_pages(), self.private)
+        else:
+            found = memory.own_pages(self.pid, self.private)
         if not self.whole:
             return found
         whole = [(start, memory.readable_end(self.pid, start, end)) for start, end in self.whole]
