@@ -7,12 +7,11 @@ a checkpoint and its parent are one file with two names.
 from __future__ import annotations
 
 import os
-import secrets
 from contextlib import suppress
 from pathlib import Path
 
 from torpor.errors import NotFound, StoreError
-from torpor.jupyter_ext.records import SNAPSHOT_ID
+from torpor.jupyter_ext.records import SNAPSHOT_ID, write_whole
 
 
 class Kept:
@@ -25,24 +24,12 @@ class Kept:
     def keep(self, id: str, text: str, *, like: str = "") -> None:
         """Keep a text with a checkpoint; `like` is another checkpoint that may have the same. Raises StoreError."""
         path = self._path(id)
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
         try:
-            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             if like and self.kept(like) == text:
                 with suppress(OSError):  # a file system without hard links
                     os.link(self._path(like), path)
                     return
-            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            try:
-                with open(fd, "w", encoding="utf-8") as file:
-                    file.write(text)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(temporary, path)
-            except BaseException:
-                with suppress(FileNotFoundError):
-                    os.unlink(temporary)
-                raise
+            write_whole(path, text)
         except OSError as error:
             raise StoreError(
                 f"cannot keep {self.what} in {path}: {error.strerror}",

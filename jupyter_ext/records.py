@@ -176,6 +176,23 @@ class CheckpointRecord(Record):
 _NESTED: dict[str, type] = {"server": ProcessId, "process": ProcessId, "keeper": ProcessId}
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Write a private file, or replace it: what has the name is on disk, and whole, at any moment. Raises OSError."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        with open(fd, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+
+
 class Records:
     """The folder of records. It is made when the first one is written."""
 
@@ -186,20 +203,8 @@ class Records:
     def write(self, record: Record) -> None:
         """Write a record down, or replace it. Raises StoreError."""
         path = self._path(type(record), record.id)
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            try:
-                with open(fd, "w", encoding="utf-8") as file:
-                    json.dump(asdict(record), file)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(temporary, path)
-            except BaseException:
-                with suppress(FileNotFoundError):
-                    os.unlink(temporary)
-                raise
+            write_whole(path, json.dumps(asdict(record)))
         except OSError as error:
             raise StoreError(
                 f"cannot write down {path}: {error.strerror}", advice="make room, or make the folder writable"

@@ -76,6 +76,18 @@ def outside(subject: Subject, listener: socket.socket) -> tuple[socket.socket, s
     return taken, made
 
 
+@contextmanager
+def connected(stage: Stage, actor: Actor) -> Iterator[tuple[Subject, tuple[socket.socket, socket.socket]]]:
+    """A program with connections to the outside, and their outer ends."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = str(listener.getsockname()[1])
+        with stage.play(EDGES / "peer.py", actor, environment={"OUTSIDE_PORT": port}) as subject:
+            taken, made = outside(subject, listener)
+            with closing(taken), closing(made):
+                subject.wait_ready()
+                yield subject, (taken, made)
+
+
 def newcomer(subject: Subject) -> None:
     """A new client finds the program on its old port."""
     with socket.create_connection(("127.0.0.1", json.loads((subject.directory / "port").read_text()))) as client:
@@ -86,38 +98,28 @@ def newcomer(subject: Subject) -> None:
 
 def test_connections_to_the_outside_are_reset(stage: Stage, actor: Actor) -> None:
     """Both sides see what a peer's crash looks like, and the program listens on its port again."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = str(listener.getsockname()[1])
-        with stage.play(EDGES / "peer.py", actor, environment={"OUTSIDE_PORT": port}) as subject:
-            taken, made = outside(subject, listener)
-            subject.wait_ready()
-            with closing(taken), closing(made):
-                job = reborn(stage, subject)
-                for one in (taken, made):
-                    with suppress(ConnectionResetError):
-                        assert one.recv(100) == b""
-            subject.go()
-            newcomer(subject)
-            subject.judged()
-            assert job.status() == 0
+    with connected(stage, actor) as (subject, outer):
+        job = reborn(stage, subject)
+        for one in outer:
+            with suppress(ConnectionResetError):
+                assert one.recv(100) == b""
+        subject.go()
+        newcomer(subject)
+        subject.judged()
+        assert job.status() == 0
 
 
 def test_connections_of_one_left_running(stage: Stage, actor: Actor) -> None:
     """A checkpoint that lets the program run on does not disturb its connections."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = str(listener.getsockname()[1])
-        with stage.play(EDGES / "peer.py", actor, environment={"OUTSIDE_PORT": port}) as subject:
-            taken, made = outside(subject, listener)
-            subject.wait_ready()
-            with closing(taken), closing(made):
-                stage.driver(actor).checkpoint(subject.pid, subject.directory / "store", "run")
-                subject.go()
-                for one in (taken, made):
-                    assert one.recv(100) == b"still here"
-                    one.sendall(b"so am I")
-            newcomer(subject)
-            subject.judged()
-            assert subject.exited() == 0
+    with connected(stage, actor) as (subject, outer):
+        stage.driver(actor).checkpoint(subject.pid, subject.directory / "store", "run")
+        subject.go()
+        for one in outer:
+            assert one.recv(100) == b"still here"
+            one.sendall(b"so am I")
+        newcomer(subject)
+        subject.judged()
+        assert subject.exited() == 0
 
 
 @pytest.mark.parametrize("then", ["run", "kill"])

@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.conformance.conftest import root, stage, user
+from tests.integration.slurm_cluster import Cluster, cluster
+from tests.integration.slurm_jobs import Submitted, job
+from tests.users import User
 
 __all__ = ["root", "stage", "user"]
+
+
+@pytest.fixture(scope="module")
+def slurm() -> Iterator[Cluster]:
+    """A cluster of Slurm's."""
+    with cluster() as running:
+        yield running
+
+
+@pytest.fixture
+def work(slurm: Cluster, ordinary_account: User) -> Iterator[Submitted]:
+    """A job's place on it."""
+    with job(slurm, ordinary_account) as made:
+        yield made
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -299,6 +299,14 @@ def wakes(stage: Stage, subject: Subject, snapshot: str) -> None:
     (subject.directory / "verdict").unlink()
 
 
+def refused(stage: Stage, subject: Subject, snapshot: str) -> str:
+    """The snapshot cannot be restored here; why."""
+    with pytest.raises(EngineError) as caught:
+        stage.driver(subject.actor).restore(snapshot, subject.directory / "store")
+    assert caught.value.exit_code == REFUSED, caught.value
+    return caught.value.message
+
+
 def damages(content: bytes, chance: random.Random, is_manifest: bool) -> Iterator[tuple[str, bytes]]:
     """Versions of a file as a broken disk or a broken copy would leave it."""
     size = len(content)
@@ -388,10 +396,7 @@ def test_port_taken(stage: Stage, user: Actor) -> None:
             thief.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # over what is left of dead connections
             thief.bind(("127.0.0.1", ports[0]))
             thief.listen()
-            with pytest.raises(EngineError) as caught:
-                stage.driver(user).restore(snapshot, subject.directory / "store")
-        assert caught.value.exit_code == REFUSED, caught.value
-        assert str(ports[0]) in caught.value.message
+            assert str(ports[0]) in refused(stage, subject, snapshot)
         assert not belonging(subject.directory)
         wakes(stage, subject, snapshot)
 
@@ -403,10 +408,7 @@ def test_mapped_library_changed(stage: Stage, user: Actor) -> None:
         library.rename(subject.directory / "kept")
         source.write_text(source.read_text().replace("the first edition", "another edition!!"))
         subprocess.run(["gcc", "-shared", "-fPIC", source, "-o", library], check=True)
-        with pytest.raises(EngineError) as caught:
-            stage.driver(user).restore(snapshot, subject.directory / "store")
-        assert caught.value.exit_code == REFUSED, caught.value
-        assert str(library) in caught.value.message
+        assert str(library) in refused(stage, subject, snapshot)
         (subject.directory / "kept").rename(library)
         wakes(stage, subject, snapshot)
 
@@ -431,10 +433,7 @@ def test_folder_missing(stage: Stage, user: Actor) -> None:
     with frozen(stage, user, PROGRAMS / "folder.py") as (subject, snapshot):
         folder = subject.directory / "folder"
         folder.rename(subject.directory / "elsewhere")
-        with pytest.raises(EngineError) as caught:
-            stage.driver(user).restore(snapshot, subject.directory / "store")
-        assert caught.value.exit_code == REFUSED, caught.value
-        assert str(folder) in caught.value.message
+        assert str(folder) in refused(stage, subject, snapshot)
         (subject.directory / "elsewhere").rename(folder)
         wakes(stage, subject, snapshot)
 

@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -19,18 +19,6 @@ from torpor.scheduler_hooks.slurm.home import JobHome
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=f"Slurm is missing here: install {PACKAGES}")
 STEPS = 60
-
-
-@pytest.fixture(scope="module")
-def slurm() -> Iterator[Cluster]:
-    with cluster() as running:
-        yield running
-
-
-@pytest.fixture
-def work(slurm: Cluster, ordinary_account: User) -> Iterator[Submitted]:
-    with job(slurm, ordinary_account) as made:
-        yield made
 
 
 def test_plain_jobs_run(slurm: Cluster, ordinary_account: User) -> None:

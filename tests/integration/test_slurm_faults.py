@@ -5,30 +5,17 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from tests.integration.slurm_cluster import PACKAGES, Cluster, cluster, missing
+from tests.integration.slurm_cluster import PACKAGES, cluster, missing
 from tests.integration.slurm_jobs import APP, Submitted, application, job, script, start, supervisor, unharmed
 from tests.users import User
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=f"Slurm is missing here: install {PACKAGES}")
 STEPS = 60
-
-
-@pytest.fixture(scope="module")
-def slurm() -> Iterator[Cluster]:
-    with cluster() as running:
-        yield running
-
-
-@pytest.fixture
-def work(slurm: Cluster, ordinary_account: User) -> Iterator[Submitted]:
-    with job(slurm, ordinary_account) as made:
-        yield made
 
 
 def test_a_warning_that_comes_before_anyone_listens(work: Submitted) -> None:

@@ -15,6 +15,7 @@ import textwrap
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -102,19 +103,23 @@ def interrupt_step(patch: pytest.MonkeyPatch, number: int, act: Callable[[], Non
     return lambda: count
 
 
+def killed_at(number: int, act: Callable[[], object]) -> int:
+    """Run `act` in a child that is killed before the `number`-th step; its exit code, 0 if there are fewer."""
+
+    def die() -> None:
+        interrupt_step(pytest.MonkeyPatch(), number, lambda: os.kill(os.getpid(), signal.SIGKILL))
+        act()
+
+    with in_child(die) as child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
 def test_a_saver_killed_between_any_two_steps(tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
     first = save(store, 0)
     published = 0
     for number in range(1, 200):
-
-        def die_at(number: int = number) -> None:
-            patch = pytest.MonkeyPatch()
-            interrupt_step(patch, number, lambda: os.kill(os.getpid(), signal.SIGKILL))
-            save(store, 1)
-
-        with in_child(die_at) as child:
-            status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        status = killed_at(number, lambda: save(store, 1))
         check(store, first.id)
         if not status:
             break
@@ -140,13 +145,8 @@ def test_a_removal_killed_between_any_two_steps(tmp_path: Path, act: str) -> Non
             saver.add_blocks(memoryview(b"".join(contents)), [BLOCK] * 2)
             second = saver.publish(b"".join(content[:2] for content in contents), "")
         assert second.packs == first.packs
-
-        def die_at(number: int = number, store: Store = store, first: SnapshotInfo = first) -> None:
-            interrupt_step(pytest.MonkeyPatch(), number, lambda: os.kill(os.getpid(), signal.SIGKILL))
-            store.prune(keep_last=1) if act == "prune" else store.remove(first.id)
-
-        with in_child(die_at) as child:
-            status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        going = partial(store.prune, 1) if act == "prune" else partial(store.remove, first.id)
+        status = killed_at(number, going)
         check(store, second.id)
         if not status:
             break
