@@ -8,17 +8,14 @@ it does after the snapshot is lost: a failed dump never costs the job.
 from __future__ import annotations
 
 import os
-import platform
 import resource
 import signal
-import struct
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import partial
 from itertools import chain
-from pathlib import Path
 from typing import Literal, TypeVar
 
 from torpor import procfs
@@ -30,6 +27,7 @@ from torpor.objects import (
     descriptors,
     family,
     filters,
+    hosts,
     memory,
     mounts,
     sharing,
@@ -69,8 +67,6 @@ PAUSES = (0.005, 0.01, 0.02, 0.04, 0.08)
 KIND = "tree"
 """The kind of snapshot in the store."""
 _GADGETS = Gadgets()
-_XCR0_OFFSET = 464
-"""Where the xsave area that ptrace gives has the mask of enabled components."""
 
 
 def checkpoint(
@@ -427,7 +423,9 @@ class TakenTree:
             raise Refused("the tree cannot be kept: there would be no way to build it", error.reasons) from None
         descriptors.describe(self.descriptors, image, self.shared.index)
         mounts.describe(image, self._living()[0].memory_pid)  # a snapshot outlives its process
-        self._describe_host(image)
+        root = self._living()[0]
+        xstate = next(iter(root.injection.xstates.values()))
+        hosts.describe(image, root.texts.status, xstate, self._realtime_ns, root.clocks())
         return image, pages
 
     @property
@@ -441,32 +439,6 @@ class TakenTree:
             both = zip(self._all, image.processes, strict=True)
             tables = {taken.key: out.memory.pages for taken, out in both if isinstance(taken, TakenProcess)}
             self._series.note(writer.store, writer.known(), tables)
-
-    def _describe_host(self, image: pb.Tree) -> None:
-        host, uname = image.host, os.uname()
-        host.architecture, host.kernel_release, host.hostname = (
-            platform.machine(),
-            uname.release,
-            uname.nodename,
-        )
-        host.boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        root = self._living()[0]
-        xstate = next(iter(root.injection.xstates.values()))
-        (host.xfeatures,) = struct.unpack_from("<Q", xstate, _XCR0_OFFSET)
-        host.xsave_size = len(xstate)
-        host.cpu_flags.extend(_cpu_flags())
-        host.page_size = procfs.PAGE
-        host.filters = 0 if image.filters else int(root.texts.status.get(b"Seccomp_filters", 0))
-        host.realtime_ns = self._realtime_ns
-        host.monotonic_ns, host.boottime_ns = root.clocks()
-
-
-@cache
-def _cpu_flags() -> list[str]:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("flags"):
-            return line.partition(":")[2].split()
-    return []
 
 
 def _write(

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
 
-from torpor._native import lib
 from torpor.errors import ImageDamaged, Reason, RestoreRefused
 from torpor.image import image_pb2 as pb
 from torpor.objects import (
@@ -18,6 +17,7 @@ from torpor.objects import (
     descriptors,
     family,
     filters,
+    hosts,
     mapped_files,
     mounts,
     shared_memory,
@@ -27,20 +27,6 @@ from torpor.objects import (
     vdso,
 )
 from torpor.probe import Probe
-
-CODE_FLAGS = frozenset((
-    "sse3", "ssse3", "sse4_1", "sse4_2", "popcnt", "movbe", "aes", "pclmulqdq", "avx", "avx2", "fma", "f16c",
-    "bmi1", "bmi2", "abm", "adx", "sha_ni", "rdrand", "rdseed", "fsgsbase", "erms", "vaes", "vpclmulqdq",
-    "gfni", "avx_vnni", "rdpid", "clwb", "clflushopt", "movdiri", "movdir64b", "serialize", "waitpkg", "xsavec",
-    "avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl", "avx512ifma", "avx512vbmi", "avx512_vbmi2",
-    "avx512_vnni", "avx512_bitalg", "avx512_vpopcntdq", "avx512_bf16", "avx512_fp16", "avx512_vp2intersect",
-    "pku", "ospke",
-))  # fmt: skip
-"""Features by which programs and libc choose code once, at their start (names of /proc/cpuinfo)."""
-TILE_FLAGS = frozenset(("amx_tile", "amx_int8", "amx_bf16"))
-"""Those that a program must ask for first."""
-_TILES = 0b11 << 17
-"""XCR0's bits for AMX."""
 
 _IDS = 4
 """Real, effective, saved, of the file system."""
@@ -76,7 +62,7 @@ def refuse(
     _check_names(image)
     for process in living(image):
         _check_form(process, image)
-    reasons = list(check_host(image, host))
+    reasons = list(hosts.check(image, host))
     if not reasons:
         for process in living(image):
             reasons += credentials.check(name_of(process), process.credentials)
@@ -100,26 +86,6 @@ def _with_choice(reason: Reason) -> Reason:
     if not reason.changed:
         return reason
     return replace(reason, advice=f"{reason.advice}, or take it as it is with --files=as-they-are")
-
-
-def check_host(image: pb.Tree, host: Probe) -> Iterator[Reason]:
-    """Processor, page size and register sets."""
-    needed = image.host
-    if needed.architecture != host.architecture:
-        yield Reason("this host", f"the image is for {needed.architecture}, and this is {host.architecture}")
-        return
-    if needed.page_size != host.page_size:
-        yield Reason("this host", f"the image has pages of {needed.page_size} bytes, and here are {host.page_size}")
-    tiles = any(process.xstate_permitted & _TILES for process in image.processes)
-    flags = CODE_FLAGS | TILE_FLAGS if tiles else CODE_FLAGS
-    if missing := flags.intersection(needed.cpu_flags) - host.cpu_flags:
-        why = f"it lacks {', '.join(sorted(missing))}"
-        yield Reason("this processor", why, "restore on one like the image's host")
-    features = needed.xfeatures if tiles else needed.xfeatures & ~_TILES
-    if absent := features & ~host.xfeatures:
-        yield Reason("this processor", f"it lacks register sets that the image may hold ({absent:#x} of XCR0)")
-    elif lib.tp_xsave_size(needed.xfeatures & host.xfeatures) > needed.xsave_size:
-        yield Reason("this processor", "its register sets lie elsewhere in memory than on the image's host")
 
 
 def check_abilities(host: Probe) -> Iterator[Reason]:

@@ -1,0 +1,91 @@
+"""The host of a tree: its kernel and processor, and its clocks at the moment of the freeze.
+
+Refused at a restore: a host of another architecture or page size, or whose processor lacks what programs may have
+chosen their code by, or register sets.
+
+Documented in: uname(2), proc_cpuinfo(5), Documentation/arch/x86/xstate.rst, time_namespaces(7).
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import struct
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+
+from torpor import procfs
+from torpor._native import lib
+from torpor.errors import Reason
+from torpor.image import image_pb2 as pb
+from torpor.probe import Probe
+
+CODE_FLAGS = frozenset((
+    "sse3", "ssse3", "sse4_1", "sse4_2", "popcnt", "movbe", "aes", "pclmulqdq", "avx", "avx2", "fma", "f16c",
+    "bmi1", "bmi2", "abm", "adx", "sha_ni", "rdrand", "rdseed", "fsgsbase", "erms", "vaes", "vpclmulqdq",
+    "gfni", "avx_vnni", "rdpid", "clwb", "clflushopt", "movdiri", "movdir64b", "serialize", "waitpkg", "xsavec",
+    "avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl", "avx512ifma", "avx512vbmi", "avx512_vbmi2",
+    "avx512_vnni", "avx512_bitalg", "avx512_vpopcntdq", "avx512_bf16", "avx512_fp16", "avx512_vp2intersect",
+    "pku", "ospke",
+))  # fmt: skip
+"""Features by which programs and libc choose code once, at their start (names of /proc/cpuinfo)."""
+TILE_FLAGS = frozenset(("amx_tile", "amx_int8", "amx_bf16"))
+"""Those that a program must ask for first."""
+_TILES = 0b11 << 17
+"""XCR0's bits for AMX."""
+
+_XCR0_OFFSET = 464
+"""Where the xsave area that ptrace gives has the mask of enabled components."""
+
+
+def describe(
+    image: pb.Tree, status: Mapping[bytes, bytes], xstate: bytes, realtime_ns: int, clocks: tuple[int, int]
+) -> None:
+    """Fill in the host.
+
+    Args:
+        image: the tree, described already.
+        status: of a process of the tree.
+        xstate: the xsave area of a thread.
+        realtime_ns: CLOCK_REALTIME at the freeze.
+        clocks: CLOCK_MONOTONIC and CLOCK_BOOTTIME as the tree saw them, nanoseconds.
+    """
+    host, uname = image.host, os.uname()
+    host.architecture, host.kernel_release, host.hostname = platform.machine(), uname.release, uname.nodename
+    host.boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    (host.xfeatures,) = struct.unpack_from("<Q", xstate, _XCR0_OFFSET)
+    host.xsave_size = len(xstate)
+    host.cpu_flags.extend(_cpu_flags())
+    host.page_size = procfs.PAGE
+    host.filters = 0 if image.filters else int(status.get(b"Seccomp_filters", 0))
+    host.realtime_ns = realtime_ns
+    host.monotonic_ns, host.boottime_ns = clocks
+
+
+@cache
+def _cpu_flags() -> list[str]:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("flags"):
+            return line.partition(":")[2].split()
+    return []
+
+
+def check(image: pb.Tree, host: Probe) -> Iterator[Reason]:
+    """Whether another host has the processor, page size and register sets."""
+    needed = image.host
+    if needed.architecture != host.architecture:
+        yield Reason("this host", f"the image is for {needed.architecture}, and this is {host.architecture}")
+        return
+    if needed.page_size != host.page_size:
+        yield Reason("this host", f"the image has pages of {needed.page_size} bytes, and here are {host.page_size}")
+    tiles = any(process.xstate_permitted & _TILES for process in image.processes)
+    flags = CODE_FLAGS | TILE_FLAGS if tiles else CODE_FLAGS
+    if missing := flags.intersection(needed.cpu_flags) - host.cpu_flags:
+        why = f"it lacks {', '.join(sorted(missing))}"
+        yield Reason("this processor", why, "restore on one like the image's host")
+    features = needed.xfeatures if tiles else needed.xfeatures & ~_TILES
+    if absent := features & ~host.xfeatures:
+        yield Reason("this processor", f"it lacks register sets that the image may hold ({absent:#x} of XCR0)")
+    elif lib.tp_xsave_size(needed.xfeatures & host.xfeatures) > needed.xsave_size:
+        yield Reason("this processor", "its register sets lie elsewhere in memory than on the image's host")
