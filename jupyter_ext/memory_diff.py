@@ -1,13 +1,15 @@
 """How much memory two snapshots share, and whether the bytes at an address are the same in both.
 
-Blocks are compared by their hashes, so that little is read.
+Blocks are compared by their hashes, so that only those are read that not both have.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
+
+from blake3 import blake3
 
 from torpor.image import image_pb2 as pb
 from torpor.image import reading
@@ -22,8 +24,8 @@ class Memory:
         """Look at an open snapshot of a process tree. Raises ImageDamaged."""
         self._reader = reader
         blocks = reader.blocks
-        self.blocks = {blocks.hash(row): blocks.lengths[row] for row in range(len(blocks))}
-        """Bytes by hash."""
+        self.blocks = {blocks.hash(row): row for row in range(len(blocks))}
+        """Blocks by hash."""
         process = reading.read(reader).processes[0]
         pages = process.memory.pages
         runs = sorted(zip(pages.starts, pages.counts, pages.blocks, strict=True))
@@ -52,6 +54,20 @@ class Memory:
         """The hash of a block."""
         return self._reader.blocks.hash(block)
 
+    def length(self, block: int) -> int:
+        """Bytes of a block."""
+        return self._reader.blocks.lengths[block]
+
+    def pages(self, blocks: Iterable[bytes]) -> dict[bytes, int]:
+        """The pages of blocks, by their hashes, and the bytes of each. Raises ImageDamaged, StoreError."""
+        found = {}
+        for block in blocks:
+            content = memoryview(self._reader.read_block(self.blocks[block]))
+            for start in range(0, len(content), PAGE):
+                page = content[start : start + PAGE]
+                found[blake3(page).digest()] = len(page)
+        return found
+
     def read(self, start: int, end: int) -> bytes:
         """The bytes between two addresses. Raises ImageDamaged, StoreError."""
         content = bytearray(end - start)
@@ -63,13 +79,15 @@ class Memory:
 
 
 def shared(mine: Memory, theirs: Memory) -> dict[str, int]:
-    """Bytes of blocks that both have, and that only one has."""
+    """Bytes that both have, and that only one has. Raises ImageDamaged, StoreError."""
     both = mine.blocks.keys() & theirs.blocks.keys()
-    common = sum(mine.blocks[block] for block in both)
+    # Where some pages of a block were written, a later snapshot has the others in another block: see unchanged.py.
+    here, there = (memory.pages(memory.blocks.keys() - both) for memory in (mine, theirs))
+    again = sum(here[page] for page in here.keys() & there.keys())
     return {
-        "shared": common,
-        "only_here": sum(mine.blocks.values()) - common,
-        "only_there": sum(theirs.blocks.values()) - common,
+        "shared": sum(mine.length(mine.blocks[block]) for block in both) + again,
+        "only_here": sum(here.values()) - again,
+        "only_there": sum(there.values()) - again,
     }
 
 
