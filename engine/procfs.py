@@ -12,6 +12,11 @@ _SIGNALS = 31  # field of proc_pid_stat(5): pending signals, of which a thread t
 PAGE = os.sysconf("SC_PAGESIZE")
 
 
+def page_up(size: int) -> int:
+    """A size or an address, up to whole pages."""
+    return (size + PAGE - 1) & -PAGE
+
+
 def read(path: str) -> bytes:
     """A whole /proc file. One read is not enough for files over a page."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

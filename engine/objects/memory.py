@@ -29,7 +29,7 @@ from torpor.objects import shared_memory, vmas
 from torpor.objects.mapped_files import MappedFiles
 from torpor.objects.shared_memory import Segment, SharedMemory
 from torpor.objects.unchanged import BLOCK_PAGES, Before, Columns, Cut, cut, join
-from torpor.procfs import PAGE, FlaggedMapping
+from torpor.procfs import PAGE, FlaggedMapping, page_up
 from torpor.ranges import Range, intersection, subtract, union
 from torpor.remote import memory
 from torpor.store import SnapshotWriter
@@ -266,7 +266,7 @@ class PageWriter:
         end = 0
         while end < size and (start := shared_memory.seek(fd, end, os.SEEK_DATA)) is not None and start < size:
             end = min(os.lseek(fd, start, os.SEEK_HOLE), size)
-            ranges.append((start // PAGE * PAGE, _page_up(end)))
+            ranges.append((start // PAGE * PAGE, page_up(end)))
         ranges = union(ranges)
         self.expect(sum(end - start for start, end in ranges))
 
@@ -283,7 +283,7 @@ class PageWriter:
 
     def store_shared(self, segment: Segment, table: pb.PageTable) -> None:
         """Write a segment of shared memory; the numbers in the table count from its start."""
-        ranges = union([(at, at + _page_up(len(content))) for at, content in segment.pieces.items()])
+        ranges = union([(at, at + page_up(len(content))) for at, content in segment.pieces.items()])
         self.expect(sum(end - start for start, end in ranges))
 
         def read(pieces: Sequence[tuple[int, int]], buffer: memoryview) -> None:
@@ -343,10 +343,6 @@ def _read_protected(pid: int, pieces: Sequence[tuple[int, int]], buffer: memoryv
         why = f"memory of process {pid} between {pieces[0][0]:#x} and {sum(pieces[-1]):#x} cannot be read"
         hint = "Linux 6.13 and 6.14 do not show guard regions (MADV_GUARD_INSTALL)"
         raise CheckpointFailed(f"{why}: {error.strerror}", advice=hint) from error
-
-
-def _page_up(size: int) -> int:
-    return (size + PAGE - 1) // PAGE * PAGE
 
 
 def _chunks(ranges: Sequence[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:

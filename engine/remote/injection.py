@@ -117,7 +117,7 @@ class Injection:
             self.maps = procfs.mappings(self.process.pid)  # a stack has grown
         self._host, self._host_frame, self._call = host, frame, call
 
-        slot = _page_up(_HANDLER_ROOM + frame_size + room)
+        slot = procfs.page_up(_HANDLER_ROOM + frame_size + room)
         size = procfs.PAGE + slot * len(self.process.threads)
         place = self._free_place()
         flags = MAP_PRIVATE_ANONYMOUS | MAP_FIXED_NOREPLACE
@@ -391,7 +391,3 @@ def leave_critical_sections(process: Process, rseqs: dict[int, int]) -> None:
             registers = process.threads[tid].registers
             if start <= registers[x86_64.RIP] < start + length:
                 registers[x86_64.RIP] = process.threads[tid].named[x86_64.RIP] = abort
-
-
-def _page_up(size: int) -> int:
-    return (size + procfs.PAGE - 1) & ~(procfs.PAGE - 1)
