@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from torpor.errors import RestoreFailed
 from torpor.image import image_pb2 as pb
-from torpor.objects import signals
+from torpor.objects import address_space, signals
 from torpor.plan import Plan, ProcessPlan, ThreadPlan
 from torpor.probe import probe
 from torpor.remote import memory, ptrace
@@ -63,7 +63,7 @@ class Builder:
         """
         self.plan = plan
         self.processes: dict[int, Built] = {}
-        self._blanks = Blanks(init, plan.window, progress)
+        self._blanks = Blanks(init, plan.window, address_space.GAP, progress)
 
     def bear(self) -> None:
         """Give birth to every process, level by level, each by its own parent."""
@@ -102,15 +102,15 @@ class Builder:
             self._blanks.end(self.processes.pop(pid).threads[0], [], signal.SIGKILL)
 
     def _work(self, process: Built, calls: Sequence[Call]) -> Work:
-        return Work(process.threads[0], calls, self._blanks.tables)
+        return Work(process.threads[0], calls, self._blanks.tables.start)
 
     def _filling(self, process: Built) -> Iterator[Work]:
         calls = process.plan.fill
         together = process.plan.fill_size > FILL_TOGETHER
         workers = process.threads[: len(os.sched_getaffinity(0))] if together else process.threads[:1]
-        room = min((self._blanks.window.stop - self._blanks.tables) // len(workers) & ~0xF, TABLE_ROOM)
+        room = min(len(self._blanks.tables) // len(workers) & ~0xF, TABLE_ROOM)
         for number, task in enumerate(workers):
-            yield Work(task, calls[number :: len(workers)], self._blanks.tables + number * room, room)
+            yield Work(task, calls[number :: len(workers)], self._blanks.tables.start + number * room, room)
 
     def _bury(self) -> None:
         """Let those end that had ended. Their parents' signal actions are not set yet, so they stay unreaped."""
@@ -133,12 +133,12 @@ class Builder:
     def _settle(self, processes: Sequence[Built]) -> None:
         works: list[Work] = []
         for process in processes:
-            address = self._blanks.tables
+            address = self._blanks.tables.start
             for task, thread in zip(process.threads, process.plan.threads, strict=False):
                 room = table_size(thread.calls)
-                if address + room > self._blanks.window.stop:
+                if address + room > self._blanks.tables.stop:
                     self._blanks.run(works)
-                    works, address = [], self._blanks.tables
+                    works, address = [], self._blanks.tables.start
                 works.append(Work(task, thread.calls, address, room))
                 address += room + -room % 16
         self._blanks.run(works)
@@ -223,8 +223,8 @@ class Builder:
         # The int3 of the last batch has taken SIGTRAP's action away where that is to ignore it.
         ignoring = [process for process in processes if _ignores_traps(_image(process))]
         for process in ignoring:
-            memory.write(process.threads[0].tid, self._blanks.tables, signals.IGNORED)
-        self._by_vdso(ignoring, NR.rt_sigaction, (signal.SIGTRAP, self._blanks.tables, 0, 8), "ignoring SIGTRAP")
+            memory.write(process.threads[0].tid, self._blanks.tables.start, signals.IGNORED)
+        self._by_vdso(ignoring, NR.rt_sigaction, (signal.SIGTRAP, self._blanks.tables.start, 0, 8), "ignoring SIGTRAP")
         window = self._blanks.window
         self._by_vdso(processes, NR.munmap, (window.start, len(window)), "unmapping the window")
         for process in processes:

@@ -41,7 +41,8 @@ WALL = 0x40000000
 WNOHANG, WUNTRACED = 1, 2
 RLIMIT_CORE = 4
 WINDOW_SIZE = 8 << 20
-"""Bytes of the window: the interpreter, then room for tables. Pages of it that are not used cost nothing."""
+"""Bytes of the window: the interpreter, room for tables, and at its end what filling needs. Pages of it that are not
+used cost nothing."""
 
 
 @dataclass(frozen=True)
@@ -176,7 +177,9 @@ def _segment(shared: pb.SharedMemory, address: int, here: Here, held: Held) -> I
     pages = shared.pages
     starts = [start + address // PAGE for start in pages.starts]
     there = pb.PageTable(starts=starts, counts=pages.counts, blocks=pages.blocks)
-    return sysv.make(shared, address, address_space.fill(there, held.sources), here.rights.keep)
+    return sysv.make(
+        shared, address, address_space.fill(there, held.sources, address - address_space.GAP), here.rights.keep
+    )
 
 
 def _birth(member: family.Member, sessions: Mapping[int, pb.Session], opened: Opened) -> Iterator[Call]:
@@ -221,7 +224,7 @@ def _build(plan: ProcessPlan, process: pb.Process, image: pb.Tree, here: Here, h
     written = address_space.with_pages(process.memory)
     build += address_space.steps(process, image, held.sources, here.vdso, window, written)
     build += map(threads.birth, process.threads[1:])
-    plan.fill += address_space.fill(process.memory.pages, held.sources)
+    plan.fill += address_space.fill(process.memory.pages, held.sources, window.stop - address_space.GAP)
     plan.fill_size = sum(process.memory.pages.counts) * PAGE
     plan.furnish += address_space.last_steps(process.memory, held.sources, written)
     plan.furnish += tree.steps(process, held.directories[process.cwd])

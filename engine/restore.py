@@ -309,7 +309,7 @@ def _progress(image: pb.Tree, progress: Progress | None) -> Callable[[int], None
 
     def add(size: int) -> None:
         nonlocal done
-        done += size
+        done = min(done + size, total)  # of packs more is read than is needed
         progress(done, total)
 
     return add

@@ -36,6 +36,8 @@ _MM_MAP = struct.Struct("<11QQII")  # struct prctl_mm_map (include/uapi/linux/pr
 _AUXV_POINTER = 88  # in it
 IOV_MAX = 1024
 MAX_READ = 32 << 20
+GAP = 16 * PAGE
+"""Bytes between two blocks that are read with them: more would take longer than another call."""
 """Bytes of one read, in round figures: results should come now and then, and several threads share the work."""
 
 
@@ -111,17 +113,17 @@ def with_pages(space: pb.AddressSpace) -> list[bool]:
     starts = [vma.start // PAGE for vma in space.vmas]
     ends = [vma.end // PAGE for vma in space.vmas]
     found = [False] * len(starts)
+    at = -1
     for start, count in zip(space.pages.starts, space.pages.counts, strict=True):
-        at = bisect_right(starts, start) - 1
         page, stop = start, start + count
-        while at >= 0 and page < stop:
-            if at == len(starts) or not starts[at] <= page < ends[at]:
+        if at < 0 or not starts[at] <= page < ends[at]:  # mostly it is where the one before was
+            at = bisect_right(starts, page) - 1
+        while page < stop:
+            if not 0 <= at < len(starts) or not starts[at] <= page < ends[at]:
                 raise ImageDamaged(f"the page at {page * PAGE:#x} lies in no mapping")
             found[at] = True
             page = ends[at]
-            at += 1
-        if at < 0:
-            raise ImageDamaged(f"the page at {page * PAGE:#x} lies in no mapping")
+            at += page < stop
     return found
 
 
@@ -179,31 +181,42 @@ def _finish(vma: pb.Vma, has_pages: bool) -> Iterator[Call]:
         )
 
 
-def fill(table: pb.PageTable, sources: Sources) -> Iterator[Call]:
-    """Read the pages of a table from the packs to their addresses, with as few calls as can be."""
+def fill(table: pb.PageTable, sources: Sources, spare: int) -> Iterator[Call]:
+    """Read the pages of a table from the packs to their addresses, with as few calls as can be.
+
+    They are read as they lie in the packs: what was written in one checkpoint of a series is scattered in memory, and
+    lies side by side there.
+
+    Args:
+        table: where pages belong, and in which blocks they are.
+        sources: the packs.
+        spare: address of `GAP` bytes for what lies between blocks and is not wanted.
+    """
     blocks = sources.blocks
     packs, offsets, lengths = blocks.packs, blocks.offsets, blocks.lengths
-    vector = array("Q")  # struct iovec[]
-    pack = begin = at = next_address = -1
-    for start, count, block in zip(table.starts, table.counts, table.blocks, strict=True):
-        size = count * PAGE
-        if block >= len(offsets) or size > lengths[block]:
+    rows = list(zip(table.starts, table.counts, table.blocks, strict=True))
+    for start, count, block in rows:
+        if block >= len(offsets) or count * PAGE > lengths[block]:
             raise ImageDamaged(f"the pages at {start * PAGE:#x} lie in no block of the snapshot")
-        address = start * PAGE
-        if packs[block] != pack or offsets[block] != at or at - begin >= MAX_READ or len(vector) == 2 * IOV_MAX:
+    rows.sort(key=lambda row: (packs[row[2]], offsets[row[2]]))
+    vector = array("Q")  # struct iovec[]
+    pack = begin = at = -1
+    for start, count, block in rows:
+        gap = offsets[block] - at
+        too_far = packs[block] != pack or not 0 <= gap <= GAP
+        if too_far or at - begin >= MAX_READ or len(vector) >= 2 * IOV_MAX - 2:
             if vector:
                 yield _read(sources.packs[pack], vector, begin, at)
-            pack, begin = packs[block], offsets[block]
-            at = begin
+            pack, begin, gap = packs[block], offsets[block], 0
             vector = array("Q")
-            next_address = -1
-        if address == next_address:
+        if gap:
+            vector.extend((spare, gap))
+        address, size = start * PAGE, count * PAGE
+        if vector and address == vector[-2] + vector[-1]:
             vector[-1] += size
         else:
-            vector.append(address)
-            vector.append(size)
-        at += size
-        next_address = address + size
+            vector.extend((address, size))
+        at = offsets[block] + size
     if vector:
         yield _read(sources.packs[pack], vector, begin, at)
 

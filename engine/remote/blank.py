@@ -95,17 +95,18 @@ class _Running:
 class Blanks:
     """All tasks of a tree under construction. Every call is made by the thread that started init."""
 
-    def __init__(self, init: int, window: range, progress: Callable[[int], None] | None = None) -> None:
+    def __init__(self, init: int, window: range, spare: int, progress: Callable[[int], None] | None = None) -> None:
         """Know of an init that is on its way to its exec stop.
 
         Args:
             init: its PID as this process sees it.
             window: the addresses of the window, in it and all that come after it.
+            spare: bytes at the end of the window that are for other things than tables.
             progress: told the bytes of memory that were filled since the last time.
         """
         self.window = window
-        self.tables = window.start + _CODE_SIZE
-        """Where tables may begin."""
+        self.tables = range(window.start + _CODE_SIZE, window.stop - spare)
+        """Where tables may be."""
         self._init = init
         self._tasks: dict[int, Task] = {}
         self._progress = progress
@@ -210,9 +211,9 @@ class Blanks:
 
     def touch_tiles(self, task: Task) -> None:
         """Let a thread use an AMX tile, so that the kernel has room for those that it is to get."""
-        memory.write(task.tid, self.tables, TILE_CONFIGURATION)
+        memory.write(task.tid, self.tables.start, TILE_CONFIGURATION)
         registers = array("Q", task.registers)
-        registers[RIP], registers[R14] = self.window.start + _TOUCH_TILES, self.tables
+        registers[RIP], registers[R14] = self.window.start + _TOUCH_TILES, self.tables.start
         registers[ORIG_RAX] = WORD
         ptrace.set_registers(task.tid, registers)
         ptrace.resume(task.tid)
@@ -221,13 +222,13 @@ class Blanks:
     def end(self, task: Task, calls: Sequence[Call], sig: int) -> None:
         """Let a blank end: by a signal, or with 0 by the last of `calls`."""
         if sig:
-            self.run([Work(task, calls, self.tables)])
+            self.run([Work(task, calls, self.tables.start)])
             ptrace.set_sigmask(task.tid, 0)
             os.kill(task.tid, sig)
             if sig != signal.SIGKILL:
                 ptrace.resume(task.tid)
         else:
-            self._start(Work(task, calls, self.tables), calls)
+            self._start(Work(task, calls, self.tables.start), calls)
         while os.WIFSTOPPED(status := os.waitpid(task.tid, ptrace.WALL)[1]):
             ptrace.resume(task.tid, ptrace.CONT, 0 if ptrace.event(status) else ptrace.stop_signal(status))
         del self._tasks[task.tid]
