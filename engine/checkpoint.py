@@ -119,7 +119,7 @@ def checkpoint(
     root = tree.job_of(pid)
     reset_outside = outside == "reset"
     fork = preflight(root, reset_outside=reset_outside, series=series, stdio=stdio) and then == "run"
-    rehearse()
+    rehearse(root)
     how = _How(then, fork, last, series, reset_outside, keep_tcp, bundle_files, stdio)
 
     def work(interruption: Interruption) -> SnapshotInfo:

@@ -40,14 +40,15 @@ _NEVER_FAIL = frozenset({
 """Calls whose answers are needed, and that only a filter makes fail."""
 
 
-def rehearse() -> None:
-    """Try it out if we are under a filter; once for as many as there are.
+def rehearse(root: int) -> None:
+    """Try it out if we and a tree are under filters, which the preflight has found to be the same; once for all trees.
 
     Raises:
         Refused: the filters would harm a target, or keep what must be known of it.
     """
-    if count := filters.own():
-        _rehearse(count)
+    with suppress(FileNotFoundError, ProcessLookupError):  # the root has ended: the freeze says so
+        if (count := filters.own()) and filters.of_thread(root, root).filters:
+            _rehearse(count)
 
 
 @cache

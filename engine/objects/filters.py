@@ -257,6 +257,6 @@ def warnings(image: pb.Tree) -> Iterator[str]:
     """What of the surroundings is not as before, in words."""
     before, here = image.host.filters, own()
     if before > here:
-        yield f"it was under {_filters(before)} (seccomp), and is under {here} here: it may do what it might not before"
+        yield f"the job was under {_filters(before)} (seccomp), and is under {here} here: it may do more than it might"
     elif before < here:
-        yield f"it is under {_filters(here)} (seccomp) here, and was under {before}: calls that it makes may fail"
+        yield f"the job is under {_filters(here)} (seccomp) here, and was under {before}: calls that it makes may fail"
