@@ -48,6 +48,14 @@ def holder(code: str, **options: Any) -> Iterator[Holder]:
         process.communicate()
 
 
+def dumped(code: str, **options: Any) -> tuple[dict[str, Any], Tree]:
+    """What a process says that runs `code`, and its image: nothing that it holds is refused."""
+    with holder(code, **options) as tree:
+        said = tree.ready()
+        assert tree.survey() == []
+        return said, tree.dump()
+
+
 class Holder:
     """A process, or a tree of them, with descriptors known by name."""
 

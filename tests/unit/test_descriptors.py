@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.descriptor_tree import Acting, acting_as, holder, opened
+from tests.unit.descriptor_tree import Acting, acting_as, dumped, holder, opened
 from tests.users import User
 from torpor.errors import NotPermitted, Refused
 from torpor.image.image_pb2 import Tree
@@ -22,16 +22,13 @@ from torpor.remote.sys import syscall
 
 def test_devices(acting: Acting) -> None:
     def body(_: Path) -> None:
-        with holder(
+        fds, image = dumped(
             """
 n, z, u = (os.open("/dev/" + name, os.O_RDWR) for name in ("null", "zero", "urandom"))
 ready(n=n, z=z, u=u)
 wait()
 """
-        ) as tree:
-            fds = tree.ready()
-            assert tree.survey() == []
-            image = tree.dump()
+        )
         with opened(image) as woken:
             assert os.read(woken(fds["n"]), 4) == b""
             assert os.read(woken(fds["z"]), 4) == bytes(4)
@@ -45,17 +42,14 @@ wait()
 
 def test_eventfds_keep_their_count(acting: Acting) -> None:
     def body(_: Path) -> None:
-        with holder(
+        fds, image = dumped(
             """
 a = syscall(NR.eventfd2, 0, os.O_NONBLOCK | os.O_CLOEXEC); os.write(a, struct.pack("Q", 1 << 40))
 b = syscall(NR.eventfd2, 3, os.O_NONBLOCK | 1)
 ready(a=a, b=b)
 wait()
 """
-        ) as tree:
-            fds = tree.ready()
-            assert tree.survey() == []
-            image = tree.dump()
+        )
         with opened(image) as woken:
             assert int.from_bytes(os.read(woken(fds["a"]), 8), sys.byteorder) == 1 << 40
             with pytest.raises(BlockingIOError):
@@ -69,10 +63,7 @@ wait()
 def test_standard_descriptors_are_the_restorers(tmp_path: Path) -> None:
     reader, writer = os.pipe()
     try:
-        with holder("copy = os.dup(1)\nready(copy=copy)\nwait()", stderr=writer) as tree:
-            fds = tree.ready()
-            assert tree.survey() == []
-            image = tree.dump()
+        fds, image = dumped("copy = os.dup(1)\nready(copy=copy)\nwait()", stderr=writer)
     finally:
         os.close(reader)
         os.close(writer)

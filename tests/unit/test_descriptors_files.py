@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.descriptor_tree import Acting, acting_as, holder, opened
+from tests.unit.descriptor_tree import Acting, acting_as, dumped, holder, opened
 from tests.users import User
 from torpor.image.image_pb2 import Tree
 from torpor.objects import descriptors, mounts
@@ -22,7 +22,7 @@ def test_files_come_back_at_their_position_and_with_their_flags(acting: Acting) 
     def body(tmp: Path) -> None:
         log = tmp / "log"
         log.write_bytes(b"0123456789")
-        with holder(
+        fds, image = dumped(
             f"""
 a = os.open({str(log)!r}, os.O_RDWR); os.lseek(a, 4, 0)
 b = os.dup(a); os.set_inheritable(b, True)
@@ -31,10 +31,7 @@ d = os.open({str(log)!r}, os.O_RDONLY | os.O_NONBLOCK); os.lseek(d, 7, 0)
 ready(a=a, b=b, c=c, d=d)
 wait()
 """
-        ) as tree:
-            fds = tree.ready()
-            assert tree.survey() == []
-            image = tree.dump()
+        )
         with log.open("ab") as file:
             file.write(b"grown")
         with opened(image) as woken:
@@ -166,7 +163,7 @@ def test_directories_and_names_only(acting: Acting) -> None:
     def body(tmp: Path) -> None:
         for name in "abcdefgh":
             (tmp / name).touch()
-        with holder(
+        fds, image = dumped(
             f"""
 d = os.open({str(tmp)!r}, os.O_RDONLY | os.O_DIRECTORY)
 p = os.open({str(tmp / "a")!r}, os.O_PATH)
@@ -174,10 +171,7 @@ os.listdir(d)
 ready(d=d, p=p)
 wait()
 """
-        ) as tree:
-            fds = tree.ready()
-            assert tree.survey() == []
-            image = tree.dump()
+        )
         with opened(image) as woken:
             assert position(woken(fds["d"])) == image.descriptions[woken.index(fds["d"])].directory.position
             assert Path(f"/proc/self/fd/{woken(fds['d'])}").readlink() == tmp

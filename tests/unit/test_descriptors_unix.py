@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.descriptor_sockets import sock
-from tests.unit.descriptor_tree import Acting, holder, no_memory, opened
+from tests.unit.descriptor_tree import Acting, dumped, holder, no_memory, opened
 from torpor.errors import RestoreFailed
 from torpor.objects import descriptors
 
@@ -86,7 +86,7 @@ wait()
 
 
 def test_unix_shutdowns_and_closed_ends() -> None:
-    with holder(
+    fds, image = dumped(
         """
 a, b = socket.socketpair(); a.send(b"last"); a.shutdown(socket.SHUT_WR)
 c, d = socket.socketpair(); d.send(b"bye"); d.close()
@@ -96,10 +96,7 @@ i = socket.socket(socket.AF_UNIX)
 ready(**{n: globals()[n].fileno() for n in "abcegi"})
 wait()
 """
-    ) as tree:
-        fds = tree.ready()
-        assert tree.survey() == []
-        image = tree.dump()
+    )
     with opened(image) as woken:
         a, b, c, e, g, i = (sock(woken, fds[n]) for n in "abcegi")
         with a, b, c, e, g, i:

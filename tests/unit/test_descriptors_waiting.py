@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.descriptor_tree import Acting, holder, opened
+from tests.unit.descriptor_tree import Acting, dumped, holder, opened
 from torpor.objects import descriptors
 
 
@@ -104,17 +104,14 @@ wait()
 
 
 def test_an_end_that_nobody_holds_stays_closed() -> None:
-    with holder(
+    fds, image = dumped(
         """
 r, w = os.pipe(); os.write(w, b"last"); os.close(w)
 p, q = os.pipe(); os.close(p)
 ready(r=r, q=q)
 wait()
 """
-    ) as tree:
-        fds = tree.ready()
-        assert tree.survey() == []
-        image = tree.dump()
+    )
     with opened(image) as woken:
         assert os.read(woken(fds["r"]), 10) == b"last"
         assert os.read(woken(fds["r"]), 10) == b""
@@ -198,7 +195,7 @@ wait()
 
 
 def test_a_watch_lives_on_when_its_number_leads_elsewhere() -> None:
-    with holder(
+    fds, image = dumped(
         """
 e = select.epoll()
 r, w = os.pipe()
@@ -210,10 +207,7 @@ e.register(r, select.EPOLLOUT)
 ready(e=e.fileno(), number=r, kept=kept, w=w, x=x)
 wait()
 """
-    ) as tree:
-        fds = tree.ready()
-        assert tree.survey() == []
-        image = tree.dump()
+    )
     with opened(image) as woken:
         watches = image.descriptions[woken.index(fds["e"])].epoll.watches
         assert {(w.fd, w.description, w.events & (select.EPOLLIN | select.EPOLLOUT)) for w in watches} == {
