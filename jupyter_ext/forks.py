@@ -82,8 +82,10 @@ def wake(info: SnapshotInfo, store: Store, record: CheckpointRecord, operation: 
     raise AssertionError("the last try raises or returns")
 
 
-async def become(woken: Woken, record: CheckpointRecord, key: str, *, file: str, notebook: str) -> dict[str, Any]:
-    """Give a woken kernel its own ports and key.
+async def become(
+    woken: Woken, record: CheckpointRecord, key: str, *, file: str, notebook: str, logs: list[str], log: str
+) -> dict[str, Any]:
+    """Give a woken kernel its own ports, key and log.
 
     Args:
         woken: the kernel.
@@ -91,6 +93,8 @@ async def become(woken: Woken, record: CheckpointRecord, key: str, *, file: str,
         key: the new one.
         file: the connection file that the server will write for it.
         notebook: the path of its notebook.
+        logs: of these, the one that takes its standard output and error as yet.
+        log: the one that is to take it.
 
     Returns:
         What will be in its connection file.
@@ -101,7 +105,7 @@ async def become(woken: Woken, record: CheckpointRecord, key: str, *, file: str,
     connection = record.connection | {name: woken.ports[record.connection[name]] for name in PORTS}
     told = {
         "ports": {str(old): new for old, new in woken.ports.items()}, "names": list(PORTS), "key": key,
-        "connection_file": file, "notebook": notebook,
+        "connection_file": file, "notebook": notebook, "logs": logs, "log": log,
     }  # fmt: skip
     try:
         kind = await ipython.implementation(connection, seconds=ANSWER_SECONDS)

@@ -131,12 +131,18 @@ if pipe in moved:
     app.iopub_thread._pipe_port = moved[pipe]
 app.connection_file = told["connection_file"]
 os.environ["JPY_SESSION_NAME"] = told["notebook"]
+log = os.open(told["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+logs = {os.path.realpath(path) for path in told["logs"]}
+for fd in os.listdir("/proc/self/fd"):
+    if os.path.realpath(f"/proc/self/fd/{fd}") in logs:
+        os.dup2(log, int(fd), os.get_inheritable(int(fd)))
+os.close(log)
 app.session.session = uuid.uuid4().hex
 app.session.key = told["key"].encode()
 get_ipython().history_manager.new_session()
 answer = json.dumps({name: getattr(app, name) for name in own})
 """
-"""Makes a woken kernel another one than it was: its ports as it knows them, its connection file, its key.
+"""Makes a woken kernel another one than it was: its ports as it knows them, its connection file, its log, its key.
 
 What ipykernel knows of its ports: its own five; the one to which forks of the kernel send what they print
 (ipykernel.iostream); and the connection of its debugger to its own shell channel, which would reconnect to the old one.

@@ -128,7 +128,7 @@ class KernelRecord(Record):
     written_ns: int = 0
     """When this was written, CLOCK_REALTIME."""
     log: str = ""
-    """Of a fork: the kernel whose log it has open."""
+    """Of a fork: the kernel whose log processes may have open that it had started before."""
 
     @property
     def parked(self) -> bool:
@@ -170,7 +170,7 @@ class CheckpointRecord(Record):
     has_notebook: bool = False
     """Its notebook is kept with it."""
     log: str = ""
-    """Of a fork: the kernel whose log it has open."""
+    """Of a fork: the kernel whose log processes may have open that it had started before."""
 
 
 _NESTED: dict[str, type] = {"server": ProcessId, "process": ProcessId, "keeper": ProcessId}

@@ -77,9 +77,13 @@ class Roll:
 
     def log_file(self, kernel_id: str) -> int:
         """A new descriptor of the file that takes what a kernel writes to its standard output and error."""
-        folder = self.records.folder / "logs"
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        return os.open(folder / f"{kernel_id}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        path = self.log_path(kernel_id)
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+
+    def log_path(self, kernel_id: str) -> Path:
+        """Where that file is."""
+        return self.records.folder / "logs" / f"{kernel_id}.log"
 
     def remember(self, provisioner: TorporProvisioner) -> None:
         """Write down a living kernel. Trouble with the store is told in the log: the kernel works without."""
@@ -120,7 +124,7 @@ class Roll:
             if isinstance(record, TorporError) or kernel_id in (record.log, getattr(record, "kernel_id", record.id)):
                 return
         with suppress(FileNotFoundError):
-            (self.records.folder / "logs" / f"{kernel_id}.log").unlink()
+            self.log_path(kernel_id).unlink()
 
     # ------------------------------------------------------------------------------------------ what there is
 

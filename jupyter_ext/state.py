@@ -69,7 +69,7 @@ class State:
     head: str = ""
     """The checkpoint that it was last saved in or taken back to."""
     log: str = ""
-    """Of a fork: the kernel whose log it has open."""
+    """Of a fork: the kernel whose log processes may have open that it had started before."""
     saved_at: float = field(default_factory=time.monotonic)
     """When it was last saved, or first seen; by time.monotonic()."""
     saved_cells: int = 0

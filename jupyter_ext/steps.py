@@ -239,7 +239,11 @@ class Steps(Roll):
         sessions = [SessionRecord(str(uuid4()), notebook, os.path.basename(notebook), "notebook")] if notebook else []
         woken = await self.run(forks.wake, info, self.store, record, operation)
         try:
-            connection = await forks.become(woken, record, uuid4().hex, file=file, notebook=notebook)
+            connection = await forks.become(
+                woken, record, uuid4().hex, file=file, notebook=notebook,
+                logs=[str(self.log_path(id)) for id in (record.kernel_id, record.log) if id],
+                log=str(self.log_path(kernel_id)),
+            )  # fmt: skip
             if path is not None:
                 await self.notebooks.write(path, text)
             fork = KernelRecord(

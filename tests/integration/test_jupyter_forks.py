@@ -19,6 +19,12 @@ print(json.dumps([x, os.getpid(), [app.shell_port, app.iopub_port, app.stdin_por
     app.session.key.decode(), app.session.session, app.connection_file, os.environ["JPY_SESSION_NAME"]]))
 """
 
+LOGS = """
+import os
+found = {os.path.realpath(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")}
+print([path for path in found if path.endswith(".log")])
+"""
+
 
 @pytest.fixture
 def server(ordinary_account: User) -> Iterator[Server]:
@@ -49,6 +55,9 @@ def test_a_fork_runs_beside_the_first(server: Server) -> None:
             assert not set(mine[2]) & set(other[2])
             assert not {*mine[3:7]} & {*other[3:7]}
             assert other[6] == str(server.root / "work-fork1.ipynb")
+            folder = server.store / "jupyter" / "logs"
+            assert notebook.run(LOGS) == f"['{folder / first}.log']\n"
+            assert beside.run(LOGS) == f"['{folder / second}.log']\n"
             # What a forked child prints comes to its own notebook, and only there.
             child = "import os, sys\nif not os.fork():\n    print('child', flush=True); os._exit(0)\n_ = os.wait()"
             id = beside.start(child)
