@@ -58,6 +58,7 @@ class Lab:
 
     def command(self, id: str, **arguments: Any) -> None:
         """Run one of JupyterLab's commands."""
+        self.page.wait_for_function("window.jupyterapp")
         script = "async ([id, args]) => { await jupyterapp.restored; await jupyterapp.commands.execute(id, args); }"
         self.page.evaluate(script, [id, arguments])
 

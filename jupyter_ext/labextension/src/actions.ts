@@ -83,7 +83,7 @@ export class Actions {
   /** Go back to a checkpoint, when the person agrees. */
   async restore(checkpoint: ICheckpoint, discard = false): Promise<void> {
     const { trans } = this.words;
-    const title = this.words.title(checkpoint);
+    const title = this.model.title(checkpoint);
     const answer = await showDialog({
       title: trans.__('Go back to “%1”?', title),
       body: await this.warning(checkpoint, discard),
@@ -147,7 +147,7 @@ export class Actions {
       this.model.api.fork(checkpoint.kernel_id, checkpoint.id),
       trans.__('The kernel could not be forked'),
       fork => ({
-        message: trans.__('A second kernel goes on from “%1”, in %2.', this.words.title(checkpoint), fork.path ?? '')
+        message: trans.__('A second kernel goes on from “%1”, in %2.', this.model.title(checkpoint), fork.path ?? '')
       })
     );
     if (made?.path) {
@@ -194,12 +194,28 @@ export class Actions {
     const answer = await InputDialog.getText({
       title: trans.__('Name of the checkpoint'),
       label: trans.__('Name'),
-      text: checkpoint.name
+      text: checkpoint.reason ? '' : checkpoint.name,
+      placeholder: this.model.title(checkpoint)
     });
     if (answer.button.accept && answer.value !== null) {
       const { kernel_id, id } = checkpoint;
       const changed = this.model.api.change(kernel_id, id, { name: answer.value });
       await this.notices.follow(kernel_id, changed, trans.__('The checkpoint could not be renamed'));
+    }
+  }
+
+  /** Let a person say more of a checkpoint than its name. */
+  async note(checkpoint: ICheckpoint): Promise<void> {
+    const { trans } = this.words;
+    const answer = await InputDialog.getText({
+      title: trans.__('Note on “%1”', this.model.title(checkpoint)),
+      label: trans.__('Note'),
+      text: checkpoint.note.replace(/\s*\n\s*/g, ' ') // JupyterLab's dialogs take Enter for themselves
+    });
+    if (answer.button.accept && answer.value !== null) {
+      const { kernel_id, id } = checkpoint;
+      const changed = this.model.api.change(kernel_id, id, { note: answer.value.trim() });
+      await this.notices.follow(kernel_id, changed, trans.__('The note could not be kept'));
     }
   }
 
@@ -212,7 +228,7 @@ export class Actions {
   async remove(checkpoint: ICheckpoint): Promise<void> {
     const { trans } = this.words;
     const answer = await showDialog({
-      title: trans.__('Delete “%1”?', this.words.title(checkpoint)),
+      title: trans.__('Delete “%1”?', this.model.title(checkpoint)),
       body: trans.__('It cannot be brought back. Other checkpoints are not touched.'),
       buttons: [
         Dialog.cancelButton({ label: trans.__('Cancel') }),

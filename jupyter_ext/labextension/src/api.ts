@@ -61,6 +61,10 @@ export interface ICheckpoint {
   note: string;
   pinned: boolean;
   automatic: boolean;
+  /** Why the server made it, as long as no person has named it; empty when a person wanted it. */
+  reason: '' | 'parked' | 'rule' | 'stopping' | 'preempted' | 'idle' | 'memory' | 'going-back';
+  /** With "going-back": the checkpoint that the kernel went back to. */
+  about: string | null;
   parent: string | null;
   path: string | null;
   cell: string;
@@ -134,7 +138,7 @@ export class TorporAPI {
     return this.request('GET', `kernels/${kernel}/checkpoints/${later}/diff?with=${earlier}`);
   }
 
-  change(kernel: string, checkpoint: string, changes: { name?: string; pinned?: boolean }): Promise<ICheckpoint> {
+  change(kernel: string, checkpoint: string, changes: { name?: string; note?: string; pinned?: boolean }): Promise<ICheckpoint> {
     return this.request('PATCH', `kernels/${kernel}/checkpoints/${checkpoint}`, changes);
   }
 

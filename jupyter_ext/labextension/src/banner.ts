@@ -48,7 +48,7 @@ export class ParkedBanner extends Widget {
       this._words.textContent = kernel.operation
         ? this.words.doing(kernel.operation)
         : this.words.trans.__(
-            'The kernel is parked since %1. Cells you run wait until it is awake.',
+            'The kernel has been parked since %1. Cells you run wait until it is awake.',
             this.words.moment(kernel.parked_ns ?? 0)
           );
       this._button.disabled = !!kernel.operation;

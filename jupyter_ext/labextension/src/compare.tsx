@@ -66,7 +66,7 @@ function Sides(props: IProps): JSX.Element {
 }
 
 function Side(props: IProps & { label: string; value: string; choose: (id: string) => void }): JSX.Element {
-  const { checkpoints, words, label, value, choose } = props;
+  const { model, checkpoints, words, label, value, choose } = props;
   return (
     <label>
       <span>{label}</span>
@@ -75,7 +75,7 @@ function Side(props: IProps & { label: string; value: string; choose: (id: strin
         onChange={event => choose(event.target.value)}
         options={[...checkpoints].reverse().map(checkpoint => ({
           value: checkpoint.id,
-          label: `${words.title(checkpoint)} · ${words.moment(checkpoint.created_ns)}`
+          label: `${model.title(checkpoint)} · ${words.moment(checkpoint.created_ns)}`
         }))}
       />
     </label>

@@ -56,7 +56,7 @@ function activate(
   const words = new Words(translator ?? nullTranslator);
   const { trans } = words;
   const { commands, serviceManager, shell } = app;
-  const model = new TorporModel(new TorporAPI(serviceManager.serverSettings), serviceManager);
+  const model = new TorporModel(new TorporAPI(serviceManager.serverSettings), serviceManager, words);
   let settings: ISettingRegistry.ISettings | undefined;
   if (registry) {
     void registry.load(ID).then(loaded => (settings = loaded));
@@ -73,7 +73,7 @@ function activate(
   const current = (): IKernel | undefined => model.kernel(kernelOf(notebooks.currentWidget));
   addKernelCommands(commands, actions, current, trans);
   addCheckpointCommands(commands, actions, model, trans);
-  commands.addCommand('torpor:show', { label: trans.__('Show Kernel Checkpoints'), icon: torporIcon, execute: show });
+  commands.addCommand('torpor:show', { label: trans.__('Show Kernel Checkpoints'), execute: show });
   if (palette) {
     const category = trans.__('Kernel Operations');
     for (const command of [...KERNEL_COMMANDS, 'torpor:show']) {
@@ -237,6 +237,7 @@ function addCheckpointCommands(
     checkpoint => !checkpoint.damage && model.beside(checkpoint).length > 1
   );
   add('torpor:rename', trans.__('Rename…'), checkpoint => actions.rename(checkpoint));
+  add('torpor:note', trans.__('Edit Note…'), checkpoint => actions.note(checkpoint));
   add(
     'torpor:pin',
     trans.__('Pin'),

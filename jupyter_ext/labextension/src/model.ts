@@ -2,6 +2,7 @@ import { ServiceManager } from '@jupyterlab/services';
 import { IDisposable } from '@lumino/disposable';
 import { ISignal, Signal } from '@lumino/signaling';
 import { ICheckpoint, IKernel, Refusal, TorporAPI } from './api';
+import { Words } from './words';
 
 /** The schema of the server's events. */
 const EVENT = 'https://events.torpor.invalid/kernel/v1';
@@ -12,7 +13,8 @@ const PROGRESS_MS = 400;
 export class TorporModel implements IDisposable {
   constructor(
     readonly api: TorporAPI,
-    services: ServiceManager.IManager
+    services: ServiceManager.IManager,
+    private readonly words: Words
   ) {
     services.events.stream.connect((_, event) => {
       if (event.schema_id === EVENT) {
@@ -81,6 +83,11 @@ export class TorporModel implements IDisposable {
 
   checkpoint(id: string | undefined): ICheckpoint | undefined {
     return [...this._checkpoints, ...this._earlier].find(checkpoint => checkpoint.id === id);
+  }
+
+  /** What a checkpoint is called. */
+  title(checkpoint: ICheckpoint): string {
+    return this.words.title(checkpoint, id => this.checkpoint(id));
   }
 
   /** All checkpoints of the kernel that one belongs to, oldest first. */

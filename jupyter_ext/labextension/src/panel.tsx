@@ -207,13 +207,14 @@ function Item(props: IItemProps): JSX.Element {
   const { row, width, here, active, place, model, words, commands } = props;
   const { checkpoint } = row;
   const { trans } = words;
-  const name = words.title(checkpoint);
+  const name = model.title(checkpoint);
   const when = words.moment(checkpoint.created_ns);
   const added = `+${words.size(checkpoint.written)}`;
   const facts = [
     name,
     when,
     added,
+    checkpoint.note && trans.__('note: %1', checkpoint.note),
     here && trans.__('the kernel is here'),
     checkpoint.pinned && trans.__('pinned'),
     checkpoint.damage && trans.__('damaged: %1', checkpoint.damage)
@@ -261,7 +262,11 @@ function Item(props: IItemProps): JSX.Element {
           <span className="jp-Torpor-fact">{when}</span>
         </div>
         <div className="jp-Torpor-line">
-          <span className="jp-Torpor-cell">{checkpoint.damage || checkpoint.cell.split('\n')[0]}</span>
+          {checkpoint.note && !checkpoint.damage ? (
+            <span className="jp-Torpor-note">{checkpoint.note.split('\n')[0]}</span>
+          ) : (
+            <span className="jp-Torpor-cell">{checkpoint.damage || checkpoint.cell.split('\n')[0]}</span>
+          )}
           <span className="jp-Torpor-fact">{added}</span>
         </div>
       </div>

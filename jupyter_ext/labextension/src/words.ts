@@ -30,9 +30,27 @@ export class Words {
     return today ? when.toLocaleTimeString(this.locale) : when.toLocaleString(this.locale);
   }
 
-  /** What a checkpoint is called. */
-  title(checkpoint: ICheckpoint): string {
-    const { name, execution_count } = checkpoint;
+  /** What a checkpoint is called; `about` finds the one that it is about. */
+  title(checkpoint: ICheckpoint, about?: (id: string) => ICheckpoint | undefined): string {
+    const { name, execution_count, reason } = checkpoint;
+    switch (reason) {
+      case 'parked':
+        return this.trans.__('Parked');
+      case 'stopping':
+        return this.trans.__('At server stop');
+      case 'preempted':
+        return this.trans.__('Before Slurm took the node back');
+      case 'idle':
+        return this.trans.__('Parked when idle');
+      case 'memory':
+        return this.trans.__('Parked when memory was short');
+      case 'going-back': {
+        const goal = about?.(checkpoint.about ?? '');
+        return goal
+          ? this.trans.__('Before going back to “%1”', this.title(goal))
+          : this.trans.__('Before going back');
+      }
+    }
     if (name) {
       return name;
     }

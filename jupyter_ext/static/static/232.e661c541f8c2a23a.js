@@ -144,6 +144,7 @@
 }
 
 .jp-Torpor-name,
+.jp-Torpor-note,
 .jp-Torpor-cell {
   flex: 1;
   min-width: 0;
@@ -159,6 +160,11 @@
 .jp-mod-automatic .jp-Torpor-name {
   color: var(--jp-ui-font-color2);
   font-style: italic;
+}
+
+.jp-Torpor-note {
+  color: var(--jp-ui-font-color2);
+  font-size: var(--jp-ui-font-size0);
 }
 
 .jp-Torpor-cell {
@@ -197,6 +203,15 @@
 .jp-Torpor-item:focus-visible .jp-Torpor-actions,
 .jp-Torpor-actions:focus-within {
   opacity: 1;
+}
+
+/* Beside the buttons a name ends with its dots, too. */
+.jp-Torpor-item:is(:hover, :focus-visible, :has(.jp-Torpor-actions :focus)) .jp-Torpor-line:first-child {
+  padding-right: 112px;
+}
+
+.jp-Torpor-item:is(:hover, :focus-visible, :has(.jp-Torpor-actions :focus)) .jp-Torpor-line:first-child .jp-Torpor-fact {
+  display: none;
 }
 
 .jp-Torpor-actions button {
@@ -399,7 +414,10 @@
 }
 
 .jp-Torpor-banner button {
-  margin: 2px 0;
+  height: 24px;
+  margin: 0;
+  padding: 0 12px;
+  line-height: 24px;
 }
 
 .jp-Torpor-banner > div {
