@@ -11,11 +11,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from logging import Logger
 
+from torpor.errors import TorporError
 from torpor.scheduler_hooks.slurm import controller
 from torpor.scheduler_hooks.slurm.allocation import Allocation
-from torpor.scheduler_hooks.slurm.controller import SlurmError
 from torpor.scheduler_hooks.slurm.sentinel import Sentinel
 from torpor.scheduler_hooks.slurm.why import Cause, why
 
@@ -24,23 +25,29 @@ PULSE = 1.0
 
 
 async def watch(allocation: Allocation, preempted: Callable[[], Awaitable[None]], log: Logger) -> None:
-    """Call `preempted` whenever the job is told to leave for another one. Ends when it is cancelled."""
-    with Sentinel(allocation) as sentinel:
-        while True:
-            await asyncio.sleep(PULSE)
-            # What came before anybody listened, nobody has heard.
-            if (begins := sentinel.listens()) or sentinel.ended():
-                cause = await asyncio.get_running_loop().run_in_executor(None, _cause, allocation, log)
-                if cause in (Cause.PREEMPTED, Cause.REQUEUED) or (cause is None and not begins):
+    """Call `preempted` whenever the job is told to leave for another one. Ends when it is cancelled.
+
+    Where Slurm's programs are missing, as in a container, or do not answer, that is told in the log and no more: what
+    ends the job sends a SIGTERM all the same.
+    """
+    try:
+        with Sentinel(allocation) as sentinel:
+            while True:
+                await asyncio.sleep(PULSE)
+                # What came before anybody listened, nobody has heard.
+                if (sentinel.listens() or sentinel.ended()) and await _is_preempted(allocation, log):
                     log.warning("Slurm takes the node of job %s back: its kernels are parked", allocation.job)
                     await preempted()
+    except OSError as error:
+        log.warning("A preemption of job %s is not heard: %s", allocation.job, error)
 
 
-def _cause(allocation: Allocation, log: Logger) -> Cause | None:
-    """Why the step was told to go; None when the controller does not answer."""
+async def _is_preempted(allocation: Allocation, log: Logger) -> bool:
+    ask = partial(controller.job_record, allocation.job)
     try:
-        record = controller.job_record(allocation.job)
-    except SlurmError as error:
+        record = await asyncio.get_running_loop().run_in_executor(None, ask)
+    except TorporError as error:
         log.warning("Slurm does not say what becomes of job %s: %s", allocation.job, error)
-        return None
-    return why(record, restarts=allocation.restarts, now=time.time(), lead=0, terminated=False).cause
+        return False
+    answer = why(record, restarts=allocation.restarts, now=time.time(), lead=0, terminated=False)
+    return answer.cause in (Cause.PREEMPTED, Cause.REQUEUED)

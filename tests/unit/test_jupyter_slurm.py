@@ -1,0 +1,25 @@
+"""A Jupyter server in a Slurm job, where there is nothing of Slurm."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import pytest
+
+from torpor.jupyter_ext import slurm
+from torpor.scheduler_hooks.slurm.allocation import Allocation
+
+
+async def _park() -> None:
+    raise AssertionError("nothing was preempted")
+
+
+def test_slurms_programs_are_missing(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """As in a container: it is told, and the server goes on."""
+    monkeypatch.setenv("PATH", "/nowhere")
+    job = Allocation.around({"SLURM_JOB_ID": "7", "SLURMD_NODENAME": "n1", "ENVIRONMENT": "BATCH"})
+    assert job
+    asyncio.run(slurm.watch(job, _park, logging.getLogger("server")))
+    assert "A preemption of job 7 is not heard" in caplog.text
+    assert "srun" in caplog.text
