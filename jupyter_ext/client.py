@@ -123,8 +123,30 @@ def server_of(kernel_id: str) -> JupyterServer | None:
     return None
 
 
-def find(name: str) -> tuple[JupyterServer, dict[str, Any]]:
-    """The one kernel that a person means by the beginning of its id or by its notebook, and its server.
+@dataclass(frozen=True)
+class FoundKernel:
+    """A kernel of a running server."""
+
+    server: JupyterServer
+    id: str
+    head: str | None
+    """The checkpoint that it was last saved in or taken back to."""
+
+    def get(self, path: str) -> Any:
+        """Ask for what is below the kernel in the REST API. Raises as `JupyterServer.get`."""
+        return self.server.get(f"kernels/{quote(self.id)}/{path}")
+
+    def post(self, path: str, **body: object) -> Any:
+        """Have something done to it. Raises as `JupyterServer.post`."""
+        return self.server.post(f"kernels/{quote(self.id)}/{path}", body)
+
+    def checkpoint(self, name: str) -> str:
+        """The id of the checkpoint that a person means. Raises NotFound as `checkpoint_named`."""
+        return str(checkpoint_named(self.server, self.id, name)["id"])
+
+
+def find(name: str) -> FoundKernel:
+    """The one kernel that a person means by the beginning of its id or by its notebook.
 
     Raises:
         NotFound: there is none, or more than one.
@@ -133,11 +155,11 @@ def find(name: str) -> tuple[JupyterServer, dict[str, Any]]:
     for server, kernel in kernels():
         paths = {path for session in kernel["sessions"] if (path := session["path"])}
         if name in paths or name in map(os.path.basename, paths) or (name and kernel["id"].startswith(name)):
-            found.append((server, kernel))
+            found.append(FoundKernel(server, kernel["id"], kernel["head"]))
     if len(found) == 1:
         return found[0]
     if found:
-        ids = ", ".join(kernel["id"] for _, kernel in found)
+        ids = ", ".join(kernel.id for kernel in found)
         raise NotFound(f"{name!r} is more than one kernel: {ids}", advice="give more of an id")
     raise NotFound(f"no kernel {name!r}", advice="see `jupyter torpor list`")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
-from urllib.parse import quote
 
 import click
 
@@ -48,14 +47,14 @@ def list_kernels(as_json: bool) -> None:
 @command_options
 def checkpoints(kernel: str, as_json: bool) -> None:
     """List the checkpoints of a kernel, oldest first."""
-    server, found = client.find(kernel)
-    made = server.get(f"kernels/{quote(found['id'])}/checkpoints")
+    found = client.find(kernel)
+    made = found.get("checkpoints")
     if as_json:
         print_json(made)
         return
     for one in made:
         name = one["name"] or one["cell"]
-        here = "*" if one["id"] == found["head"] else " "
+        here = "*" if one["id"] == found.head else " "
         age, size = human_age(one["created_ns"]), human_size(one["written"])
         click.echo(f"{here} {one['id']}  {age:>12}  {size:>10}  {printable(name)}")
 
@@ -66,8 +65,7 @@ def checkpoints(kernel: str, as_json: bool) -> None:
 @command_options
 def checkpoint(kernel: str, name: str, as_json: bool) -> None:
     """Save a kernel; it runs on."""
-    server, found = client.find(kernel)
-    made = server.post(f"kernels/{quote(found['id'])}/checkpoints", {"name": name})
+    made = client.find(kernel).post("checkpoints", name=name)
     _tell(made, as_json, f"saved as {made['id']}: {human_size(made['size'])}, {human_size(made['written'])} of it new")
 
 
@@ -77,8 +75,7 @@ def checkpoint(kernel: str, name: str, as_json: bool) -> None:
 @command_options
 def park(kernel: str, name: str, as_json: bool) -> None:
     """Save a kernel and end its process."""
-    server, found = client.find(kernel)
-    told = server.post(f"kernels/{quote(found['id'])}/park", {"name": name})
+    told = client.find(kernel).post("park", name=name)
     _tell(told, as_json, f"parked in {told['snapshot']}")
 
 
@@ -87,8 +84,7 @@ def park(kernel: str, name: str, as_json: bool) -> None:
 @command_options
 def resume(kernel: str, as_json: bool) -> None:
     """Wake a parked kernel."""
-    server, found = client.find(kernel)
-    told = server.post(f"kernels/{quote(found['id'])}/resume")
+    told = client.find(kernel).post("resume")
     _tell(told, as_json, f"woken as process {told['pid']}")
 
 
@@ -99,12 +95,11 @@ def resume(kernel: str, as_json: bool) -> None:
 @command_options
 def restore(kernel: str, checkpoint: str, notebook: bool, as_json: bool) -> None:
     """Take a kernel back to a checkpoint; what it is now is kept as a checkpoint before."""
-    server, found = client.find(kernel)
-    chosen = client.checkpoint_named(server, found["id"], checkpoint)
-    path = f"kernels/{quote(found['id'])}/checkpoints/{chosen['id']}/restore"
-    told = server.post(path, {"notebook": notebook})
+    found = client.find(kernel)
+    chosen = found.checkpoint(checkpoint)
+    told = found.post(f"checkpoints/{chosen}/restore", notebook=notebook)
     undo = f"; what it was is {told['undo']}" if told["undo"] else ""
-    _tell(told, as_json, f"back at {chosen['id']}{undo}")
+    _tell(told, as_json, f"back at {chosen}{undo}")
 
 
 @cli.command("fork")
@@ -114,10 +109,9 @@ def restore(kernel: str, checkpoint: str, notebook: bool, as_json: bool) -> None
 @command_options
 def fork(kernel: str, checkpoint: str, path: str | None, as_json: bool) -> None:
     """Wake a checkpoint as a second kernel, with a copy of the notebook."""
-    server, found = client.find(kernel)
-    chosen = client.checkpoint_named(server, found["id"], checkpoint)
-    body: dict[str, object] = {"path": path} if path else {}
-    told = server.post(f"kernels/{quote(found['id'])}/checkpoints/{chosen['id']}/fork", body)
+    found = client.find(kernel)
+    chosen = found.checkpoint(checkpoint)
+    told = found.post(f"checkpoints/{chosen}/fork", **({"path": path} if path else {}))
     _tell(told, as_json, f"kernel {told['kernel']['id']}, notebook {told['path']}")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,15 @@ class Reader:
         self.lab.command("docmanager:save")
 
 
+@contextmanager
+def reading(server: Server, notebook: str) -> Iterator[Reader]:
+    """Someone who goes through a notebook in JupyterLab, and leaves it with nothing gone wrong."""
+    with browser.lab(server) as lab:
+        reader = Reader(lab, notebook)
+        yield reader
+        reader.leaves()
+
+
 def _cells(notebook: str) -> list[dict[str, Any]]:
     cells: list[dict[str, Any]] = json.loads((FOLDER / notebook).read_text())["cells"]
     return cells
@@ -102,83 +112,71 @@ def test_no_output_is_kept(notebook: str) -> None:
 
 @needs_chromium
 def test_first_tour(server: Server) -> None:
-    with browser.lab(server) as lab:
-        reader = Reader(lab, "first-tour.ipynb")
+    with reading(server, "first-tour.ipynb") as reader:
         reader.runs("work", "prime number 1000 is 7919")
-        lab.checkpoint()
+        reader.lab.checkpoint()
         reader.runs("undo", "prime number 2000 is 17389")
         reader.runs("back", "the list is gone")
         reader.goes_back()
         reader.runs("back", "the list is back, and the next prime is 7927")
         reader.parks_and_wakes()
         reader.runs("park", "the same process: True")
-        lab.shot("8-tour")
-        reader.leaves()
+        reader.lab.shot("8-tour")
 
 
 @needs_chromium
 def test_undo(server: Server) -> None:
-    with browser.lab(server) as lab:
-        reader = Reader(lab, "undo.ipynb")
+    with reading(server, "undo.ipynb") as reader:
         reader.runs("before", "next reading 2.2")
-        lab.checkpoint()
+        reader.lab.checkpoint()
         reader.runs("mistake", "no such table: stations | next reading none")
         reader.goes_back()
         reader.runs("undo", "levels [2.1 0.9 3.3] | stations ['Husum', 'Emden', 'Cuxhaven'] | next reading 2.5")
-        lab.command("torpor:undo")
-        lab.notice("as it was before going back")
+        reader.lab.command("torpor:undo")
+        reader.lab.notice("as it was before going back")
         reader.runs("undo", "no such table: stations | next reading none")
-        lab.shot("13-undo")
-        reader.leaves()
+        reader.lab.shot("13-undo")
 
 
 @needs_chromium
 def test_training(server: Server) -> None:
-    with browser.lab(server) as lab:
-        reader = Reader(lab, "training.ipynb")
+    with reading(server, "training.ipynb") as reader:
         reader.runs("data", "1797 pictures")
         reader.runs("train", "epoch 2:")
         reader.parks_and_wakes()
         reader.sees("train", "epoch 5:")
-        lab.shot("14-training")
-        reader.leaves()
+        reader.lab.shot("14-training")
     server.kill()
     server.start()
-    with browser.lab(server) as lab:
-        reader = Reader(lab, "training.ipynb")
+    with reading(server, "training.ipynb") as reader:
         reader.runs("after", "50 epochs by the same process: True")
-        reader.leaves()
 
 
 @needs_chromium
 def test_fork(server: Server) -> None:
-    with browser.lab(server) as lab:
-        reader = Reader(lab, "fork.ipynb")
+    with reading(server, "fork.ipynb") as reader:
         reader.runs("common", "200 measurements")
-        lab.command("torpor:fork-now")
-        lab.notice("in fork-fork1.ipynb")
-        lab.page.locator(".jp-mod-current .lm-TabBar-tabLabel", has_text="fork-fork1.ipynb").wait_for()
-        lab.ready()
+        reader.lab.command("torpor:fork-now")
+        reader.lab.notice("in fork-fork1.ipynb")
+        reader.lab.page.locator(".jp-mod-current .lm-TabBar-tabLabel", has_text="fork-fork1.ipynb").wait_for()
+        reader.lab.ready()
         reader.runs("waves", "two waves: 9 cm off")
         reader.runs("apart", "tried here: ['two waves']")
-        lab.shot("15-fork")
+        reader.lab.shot("15-fork")
         reader.leaves()
-        lab.command("docmanager:open", path="fork.ipynb")
+        reader.lab.command("docmanager:open", path="fork.ipynb")
         reader.runs("polynomial", "a polynomial: 52 cm off")
         reader.runs("apart", "tried here: ['a polynomial']")
-        reader.leaves()
 
 
 @needs_chromium
 def test_snapshot(server: Server) -> None:
-    with browser.lab(server) as lab:
-        reader = Reader(lab, "snapshot.ipynb")
+    with reading(server, "snapshot.ipynb") as reader:
         reader.runs("things", "noise 32 MiB, zeros 256 MiB")
-        lab.checkpoint()
+        reader.lab.checkpoint()
         reader.runs("show", "the kernel stood still for")
         reader.runs("process", "is file")
-        lab.checkpoint()
+        reader.lab.checkpoint()
         reader.runs("again", "another snapshot: True")
         reader.runs("needs", "the diary: True")
-        lab.shot("16-snapshot")
-        reader.leaves()
+        reader.lab.shot("16-snapshot")
