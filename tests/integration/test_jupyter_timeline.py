@@ -48,12 +48,18 @@ def names(found: list[dict[str, Any]]) -> list[str]:
 def test_what_has_changed_between_two_checkpoints(server: Server) -> None:
     _, kernel = server.new_session("work.ipynb")
     path = f"api/torpor/kernels/{kernel}/checkpoints"
+
+    def idle() -> bool:
+        return bool(server.get(f"api/kernels/{kernel}")["execution_state"] == "idle")
+
     with Notebook(server, kernel) as notebook:
         notebook.run(VARIABLES)
+        wait_until(idle, "the server has heard that the cell has ended")
         first = server.torpor(kernel, "/checkpoints")["id"]
         with pytest.raises(Answer, match=r"404.*the first one"):
             server.get(f"{path}/{first}/diff")
         notebook.run(CHANGES)
+        wait_until(idle, "the server has heard of this one's end, too")
         second = server.torpor(kernel, "/checkpoints")["id"]
         diff = server.get(f"{path}/{second}/diff")
         assert (diff["with"], diff["why"]) == (first, None)
