@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from torpor.image import image_pb2 as pb
 from torpor.objects.unchanged import Before, Columns
+from torpor.procfs import PAGE
 from torpor.ranges import Range
 from torpor.remote.written import WriteWatch
-from torpor.store import KnownBlocks
+from torpor.store import BlockTable, KnownBlocks
 
 
 class Key(NamedTuple):
@@ -88,6 +89,7 @@ class Series:
         last, self._last = self._last, None
         for key in self._watches.keys() - processes.keys():
             self._watches.pop(key).close()
+        retired = last.known.retire() if last else frozenset()
         found: dict[Key, Before] = {}
         for key, mappings in processes.items():
             if key not in self._watches:
@@ -98,10 +100,19 @@ class Series:
                 self._watches.pop(key).close()
                 continue
             if last and key in last.tables:
-                found[key] = Before(last.tables[key], written)
+                table = last.tables[key]
+                found[key] = Before(table, [*written, *_within(table, last.known.table, retired)])
         return found
 
     def note(self, store: str, known: KnownBlocks, tables: Mapping[Key, pb.PageTable]) -> None:
         """Remember a snapshot that was published, of which `look` was told that another follows."""
         watched = {key: Columns.of(table) for key, table in tables.items() if key in self._watches}
         self._last = _Last(store, known, watched)
+
+
+def _within(table: Columns, blocks: BlockTable, packs: Set[int]) -> Iterator[Range]:
+    """What of a page table lies in some packs."""
+    if packs:
+        for start, count, block in zip(*table, strict=True):
+            if blocks.packs[block] in packs:
+                yield start * PAGE, (start + count) * PAGE

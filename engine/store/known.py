@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Sequence, Set
 from typing import Final
 
 from ..errors import ImageDamaged, NotPermitted
@@ -30,12 +31,17 @@ def snapshot_ids(place: Place) -> list[str]:
 class KnownBlocks:
     """Blocks by their hash, and the packs they lie in."""
 
+    MOST_PACKS = 64
+    """To how many earlier packs a snapshot refers: a restore opens all of them, and a series would come to have a block
+    or two in the pack of each of its snapshots. What lies in others is stored anew."""
+
     def __init__(self, packs: Sequence[Pack], index: Index, snapshot: str = "") -> None:
         """Know the blocks of one snapshot, which was published."""
         self._snapshot = snapshot
         self.packs = list(packs)
         self._index = index
         self._well: dict[int, bool] = {}
+        self._retired: Set[int] = frozenset()
 
     @classmethod
     def newest(cls, place: Place, kind: str) -> KnownBlocks:
@@ -74,6 +80,12 @@ class KnownBlocks:
         self.table.extend(manifest.blocks, 0, len(manifest.blocks), dict(enumerate(own)))
         self._index.extend(start)
 
+    def retire(self) -> Set[int]:
+        """Find blocks in so many packs only from now on, those that have most of them; the numbers of the others."""
+        if len(self.packs) > self.MOST_PACKS:
+            self._retired = {number for number, _ in Counter(self.table.packs).most_common()[self.MOST_PACKS :]}
+        return self._retired
+
     def is_there(self, place: Place) -> bool:
         """Whether the snapshot is in an open store still, and every pack well.
 
@@ -95,7 +107,7 @@ class KnownBlocks:
         if row is None:
             return None
         number = self.table.packs[row]
-        if not self._is_well(number, place):
+        if number in self._retired or not self._is_well(number, place):
             return None
         return self.packs[number], self.table.offsets[row], self.table.lengths[row]
 

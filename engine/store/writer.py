@@ -180,6 +180,8 @@ class SnapshotWriter:
         if found is None or found[2] != size:
             return None
         pack, offset, length = found
+        if pack not in self._reused and len(self._reused) >= KnownBlocks.MOST_PACKS:
+            return None
         return self._own.append(digest, self._reused_number(pack), offset, length)
 
     def _reused_number(self, pack: Pack) -> int:

@@ -326,6 +326,17 @@ def test_an_index_compares_whole_hashes() -> None:
     assert blocks.Index(index.table).find(two) == 1
 
 
+def test_a_snapshot_refers_to_so_many_earlier_packs(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(known.KnownBlocks, "MOST_PACKS", 3)
+    contents = random_blocks(5)
+    for content in contents:
+        save(store, content)
+    info = save(store, *contents)
+    assert len(info.packs) == 4
+    assert os.path.getsize(os.path.join(store.path, "packs", f"{info.id}.pack")) == 4096 + 2 * BLOCK
+    assert load(store) == contents
+
+
 def test_a_writer_that_does_not_reuse_writes_what_is_there_already(store: Store) -> None:
     content = os.urandom(BLOCK)
     first = save(store, content)
