@@ -21,6 +21,7 @@ from typing import Literal, TypeVar
 from torpor import procfs
 from torpor.errors import CheckpointFailed, Reason, Refused, RestoreRefused, StoreError
 from torpor.image import image_pb2 as pb
+from torpor.image import reading
 from torpor.objects import (
     bundle,
     credentials,
@@ -64,8 +65,6 @@ _LOOKS = 3
 that comes or goes at the same time may be false."""
 PAUSES = (0.005, 0.01, 0.02, 0.04, 0.08)
 """Seconds that the tree runs on before it is tried again, when what it was refused for may have passed."""
-KIND = "tree"
-"""The kind of snapshot in the store."""
 _GADGETS = Gadgets()
 
 
@@ -128,7 +127,7 @@ def checkpoint(
             if progress:
                 progress(done, expected)
 
-        with home.writer(KIND, tags or {}, known=series.known(home.path) if series else None) as writer:
+        with home.writer(reading.KIND, tags or {}, known=series.known(home.path) if series else None) as writer:
             try:
                 return _patiently(lambda: _take(root, writer, how, tell))
             except HiddenFromFork:  # such memory has come since the preflight, maybe that of an earlier checkpoint

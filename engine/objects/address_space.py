@@ -36,9 +36,9 @@ _MM_MAP = struct.Struct("<11QQII")  # struct prctl_mm_map (include/uapi/linux/pr
 _AUXV_POINTER = 88  # in it
 IOV_MAX = 1024
 MAX_READ = 32 << 20
+"""Bytes of one read, in round figures: results should come now and then, and several threads share the work."""
 GAP = 16 * PAGE
 """Bytes between two blocks that are read with them: more would take longer than another call."""
-"""Bytes of one read, in round figures: results should come now and then, and several threads share the work."""
 
 
 @dataclass(frozen=True)
