@@ -12,6 +12,7 @@ import fcntl
 import os
 import stat
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from io import FileIO
 from typing import Any
 
@@ -115,13 +116,13 @@ class _Known:
 
 
 def _grab_process(known: _Known, pid: int, pidfd: int) -> None:
-    try:
-        table = os.open(f"/proc/{pid}/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        infos = os.open(f"/proc/{pid}/fdinfo", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return
-    try:
-        for name in os.listdir(table):
+    with ExitStack() as stack:
+        try:
+            table, infos = (_open_folder(f"/proc/{pid}/{name}", stack) for name in ("fd", "fdinfo"))
+            names = os.listdir(table)
+        except FileNotFoundError:
+            return  # it ended
+        for name in names:
             try:
                 _grab_descriptor(known, Holder(pid, int(name)), pidfd, table, infos)
             except (FileNotFoundError, ProcessLookupError):
@@ -132,9 +133,12 @@ def _grab_process(known: _Known, pid: int, pidfd: int) -> None:
                 # Of a tree that runs the number may be something else by now, and is what no call expects.
                 if known.tree.content and error.errno != errno.EBADF:
                     raise
-    finally:
-        os.close(table)
-        os.close(infos)
+
+
+def _open_folder(path: str, stack: ExitStack) -> int:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    stack.callback(os.close, fd)
+    return fd
 
 
 def _grab_descriptor(known: _Known, holder: Holder, pidfd: int, table: int, infos: int) -> None:
@@ -155,14 +159,11 @@ def _grab_descriptor(known: _Known, holder: Holder, pidfd: int, table: int, info
 def _grab_under_way(known: _Known, copy: int, socket: Held[Any]) -> Held[Any]:
     """What a descriptor that lies in a socket's queue leads to, by our copy of it."""
     holder = Holder(os.getpid(), copy)
-    pidfd = os.pidfd_open(holder.pid)
-    table = os.open("/proc/self/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    infos = os.open("/proc/self/fdinfo", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
+    with ExitStack() as stack:
+        pidfd = os.pidfd_open(holder.pid)
+        stack.callback(os.close, pidfd)
+        table, infos = (_open_folder(f"/proc/self/{name}", stack) for name in ("fd", "fdinfo"))
         held, is_new = _description(known, holder, _read(str(copy), infos), pidfd, table, infos)
-    finally:
-        for fd in (pidfd, table, infos):
-            os.close(fd)
     if is_new:
         held.under_way_to = socket
         if known.tree.content and isinstance(held.kind, MemoryDescriptor):

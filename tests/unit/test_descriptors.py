@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -262,6 +264,29 @@ def test_a_target_that_has_ended_has_no_descriptors(acting: Acting) -> None:
         assert descriptors.grab([child.pid]).held == []
 
     acting(body)
+
+
+@pytest.mark.parametrize("fatal", ["open", "listdir"])
+def test_a_process_that_ends_meanwhile_is_left_out(monkeypatch: pytest.MonkeyPatch, fatal: str) -> None:
+    child = subprocess.Popen(["sleep", "100"])
+    calls = {name: getattr(os, name) for name in ("open", "listdir")}
+
+    def ending(name: str, path: object, *flags: int) -> Any:
+        """At the first look into its descriptors it ends: behind it when that opens them, before it when it reads."""
+        result = calls[name](path, *flags) if name == "open" else None
+        if name == fatal and child.returncode is None:
+            child.kill()
+            child.wait()
+        return calls[name](path) if result is None else result
+
+    before = sorted(os.listdir("/proc/self/fd"))
+    for name in calls:
+        monkeypatch.setattr(os, name, partial(ending, name))
+    grabbed = descriptors.grab([child.pid], content=False)
+    monkeypatch.undo()
+    assert child.returncode == -signal.SIGKILL
+    assert not grabbed.held
+    assert sorted(os.listdir("/proc/self/fd")) == before
 
 
 def test_a_target_that_is_not_ours_is_not_permitted(root_account: User, ordinary_account: User) -> None:
