@@ -17,13 +17,16 @@ while (! exist (fullfile (here, "enough"), "file"))
   words = cellfun (@(k) sprintf ("%d", k^2), num2cell (1:2000), "UniformOutput", false);
   fprintf (to, "%s\n", strjoin (words, ","));
   fflush (to);
-  do
-    line = fgetl (from);
-    if (! ischar (line))
+  line = "";
+  do % the pipe does not block: it gives what there is
+    piece = fgets (from);
+    if (ischar (piece))
+      line = [line, piece];
+    else
       pause (0.001);
       fclear (from);
     end
-  until ischar (line)
+  until (! isempty (line) && line(end) == "\n")
   told = numel (strsplit (line, ","));
   lines = fopen (fullfile (here, "lines"), "a");
   fprintf (lines, "%.6f %.6f %.6f %d %s\n", values(end), path(end, 1), max (spectrum), told, hash ("md5", line));
