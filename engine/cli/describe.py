@@ -202,6 +202,8 @@ def _needs(tree: Tree) -> dict[str, Any]:
         "users": sorted({uid for process in tree.processes for uid in process.credentials.uids}),
         "pids": sorted({thread.tid for process in tree.processes for thread in process.threads}),
         "ports": sorted({address(local) for local in listening}),
+        "own_filters": len(tree.filters),
+        "shared_filters": tree.host.filters,
         "mapped_files": [_mapped_file(file) for file in tree.files],
         "open_files": _sorted_names(opened),
         "directories": _sorted_names(process.cwd for process in tree.processes),

@@ -114,6 +114,10 @@ def _print_needs(needs: dict[str, Any], out: Any) -> None:
     out.print(f"  user ids {', '.join(map(str, needs['users']))}")
     if needs["ports"]:
         out.print(f"  free ports: {', '.join(needs['ports'])}")
+    if needs["own_filters"]:
+        out.print("  root, under no system-call filter (seccomp): programs have filters of their own")
+    if needs["shared_filters"]:
+        out.print(f"  system-call filters (seccomp) like those that it was under: {needs['shared_filters']}")
     for title, names in (
         ("the same programs and libraries", [file["path"] for file in needs["mapped_files"]]),
         ("the files that were open", needs["open_files"]),

@@ -44,6 +44,8 @@ def a_tree() -> Tree:
     tree = Tree()
     host = tree.host
     host.architecture, host.hostname, host.page_size, host.xsave_size = "x86_64", "node7", PAGE, 2696
+    host.filters = 2
+    tree.filters.add(code=bytes(8))
     tree.timing.pause_ns = 12_300_000
     program = tree.files.add(path=b"/usr/bin/bash", size=1234)
     program.build_id = bytes.fromhex("c0ffee")
@@ -136,6 +138,8 @@ def test_show(run: Torpor, store: Store) -> None:
         "standard input, was terminal /dev/pts/3",
         "x86_64 processor with an xsave area of 2696 bytes",
         "free ports: 127.0.0.1:8080",
+        "root, under no system-call filter (seccomp): programs have filters of their own",
+        "system-call filters (seccomp) like those that it was under: 2",
         "/usr/bin/bash",
     ):
         assert part in words
