@@ -11,6 +11,7 @@ import struct
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torpor.errors import RestoreFailed
 from torpor.image import image_pb2 as pb
@@ -20,6 +21,8 @@ from torpor.probe import probe
 from torpor.remote import memory, ptrace
 from torpor.remote.batch import Call
 from torpor.remote.blank import TABLE_ROOM, Blanks, Task, Work, killed, table_size
+from torpor.remote.sys import syscall
+from torpor.remote.written import OPEN_FLAGS
 from torpor.remote.x86_64 import (
     NR,
     ORIG_RAX,
@@ -48,6 +51,16 @@ class Built:
     plan: ProcessPlan
     threads: list[Task]
     """The main thread first."""
+
+
+class Filled(NamedTuple):
+    """A process under construction whose memory is there, and nothing else yet."""
+
+    pid: int
+    """As this process sees it."""
+    image: pb.Process
+    userfaultfd: int
+    """Of its memory, the receiver's to close; -1 where the kernel gives none."""
 
 
 class Builder:
@@ -83,8 +96,12 @@ class Builder:
                     below.append(Built(by_pid[child.pid], [task]))
             level = below
 
-    def build(self) -> None:
-        """Build address spaces, threads and descriptors of all processes, side by side."""
+    def build(self, filled: Callable[[Sequence[Filled]], None] | None = None) -> None:
+        """Build address spaces, threads and descriptors of all processes, side by side.
+
+        Args:
+            filled: told of all processes as soon as their memory is what the image says.
+        """
         self._bury()
         built = [process for process in self.processes.values() if process.plan.build]
         works = [self._work(process, process.plan.build) for process in built]
@@ -94,12 +111,29 @@ class Builder:
             for task, thread in zip(process.threads, process.plan.threads, strict=True):
                 task.name = f"{process.plan.name}, thread {thread.image.tid}"
         self._blanks.run([work for process in built for work in self._filling(process)])
+        if filled is not None:
+            filled([Filled(process.threads[0].tid, _image(process), self._userfaultfd(process)) for process in built])
         self._blanks.run([self._work(process, process.plan.furnish) for process in built])
         for process in built:
             for name, text in process.plan.proc:
                 _write_proc(process, name, text)
         for pid in [pid for pid, process in self.processes.items() if process.plan.member.only_group]:
             self._blanks.end(self.processes.pop(pid).threads[0], [], signal.SIGKILL)
+
+    def _userfaultfd(self, process: Built) -> int:
+        """A userfaultfd of its memory, of which it keeps none itself; -1 where the kernel gives none."""
+        words = "watching its memory"
+        open_it = Call(NR.userfaultfd, (OPEN_FLAGS,), lambda _: True, words)
+        (number,) = self._blanks.ask(self._work(process, [open_it]))
+        if number < 0:
+            return -1
+        pidfd = os.pidfd_open(process.threads[0].tid)
+        try:
+            copy = syscall(NR.pidfd_getfd, pidfd, number, 0)
+        finally:
+            os.close(pidfd)
+        self._blanks.ask(self._work(process, [Call(NR.close, (number,), 0, words)]))
+        return copy
 
     def _work(self, process: Built, calls: Sequence[Call]) -> Work:
         return Work(process.threads[0], calls, self._blanks.tables.start)

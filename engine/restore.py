@@ -17,7 +17,7 @@ from typing import Literal
 
 from torpor import capsule, procfs
 from torpor.capsule import Namespaces, Setting
-from torpor.execute import Builder
+from torpor.execute import Builder, Filled
 from torpor.image import image_pb2 as pb
 from torpor.image import reading
 from torpor.job import Job
@@ -42,14 +42,17 @@ from torpor.objects.family import UNKNOWN_PID
 from torpor.objects.threads import Bounds
 from torpor.plan import Held, Here, make
 from torpor.probe import probe
+from torpor.ranges import Range
 from torpor.refusals import living, refuse
 from torpor.remote.blank import PidTaken
-from torpor.store import SnapshotInfo, SnapshotReader, Store
+from torpor.series import Key, Series
+from torpor.store import KnownBlocks, SnapshotInfo, SnapshotReader, Store
 
 Progress = Callable[[int, int], None]
 """Told the bytes of memory done so far and in all."""
 Files = Literal["as-they-were", "as-they-are"]
 CAP_SYS_RESOURCE = 24
+_PRIVATE = (pb.Vma.ANONYMOUS, pb.Vma.FILE_PRIVATE)
 
 
 def restore(
@@ -64,6 +67,7 @@ def restore(
     ports: Mapping[int, int] | None = None,
     terminal: Callable[[pb.Pty], int] | None = None,
     files: Files = "as-they-were",
+    series: Series | None = None,
 ) -> Job:
     """Wake a snapshot: its processes go on where they were, under their old PIDs.
 
@@ -79,6 +83,7 @@ def restore(
         terminal: gives a terminal that no session has, when the job had one outside: told what that was. It
             becomes the controlling one again, and stands in for those of `stdio` that are terminals.
         files: whether the tree's files must be as they were, but for those that grew, or are taken as they are.
+        series: to be begun with this snapshot: the next checkpoint of it reads what the tree has written since now.
 
     Raises:
         RestoreRefused: this host cannot wake it as it is now; nothing was started.
@@ -100,7 +105,10 @@ def restore(
                 setting = _setting(image, detach, own_pids)
                 with _Material(image, reader, stdio, given) as material:
                     try:
-                        return _wake(image, reader, setting, _here(setting), material, progress, first, connected)
+                        with _series(series, reader) as filled:
+                            return _wake(
+                                image, reader, setting, _here(setting), material, progress, first, connected, filled
+                            )
                     except PidTaken:  # by a process that came since they were found to be free
                         if setting.capsule:
                             raise
@@ -270,6 +278,7 @@ def _wake(
     progress: Progress | None,
     first: Callable[[str], bool] | None,
     connected: Callable[[], None] | None,
+    filled: Callable[[Sequence[Filled]], None] | None,
 ) -> Job:
     plan = make(image, here, material.held)
     if setting.namespaces & Namespaces.USER:
@@ -281,7 +290,7 @@ def _wake(
         builder = Builder(plan, init.pid, _progress(image, progress))
         try:
             builder.bear()
-            builder.build()
+            builder.build(filled)
             builder.settle()
             verification.finish()
             tree_pid = builder.processes[image.processes[0].pid].threads[0].tid
@@ -299,6 +308,33 @@ def _wake(
     finally:
         verification.end()
     return Job(init, image.processes[0].pid, tree_pid, tuple(plan.warnings))
+
+
+@contextmanager
+def _series(series: Series | None, reader: SnapshotReader) -> Iterator[Callable[[Sequence[Filled]], None] | None]:
+    """Begin a series with the snapshot that is woken in the block: gives what is to be told of its processes."""
+    if series is None:
+        yield None
+        return
+    series.close()
+    tables: dict[Key, pb.PageTable] = {}
+
+    def watch(processes: Sequence[Filled]) -> None:
+        private: dict[Key, list[Range]] = {}
+        for one in processes:
+            key = Key(one.pid, procfs.stat(one.pid).start_time)
+            if one.userfaultfd >= 0:
+                series.watch(key, one.userfaultfd)
+            private[key] = [(vma.start, vma.end) for vma in one.image.memory.vmas if vma.kind in _PRIVATE]
+            tables[key] = one.image.memory.pages
+        series.look(private, again=True)
+
+    try:
+        yield watch
+    except BaseException:
+        series.close()
+        raise
+    series.note(reader.info.store, KnownBlocks.of(reader), tables)
 
 
 def _progress(image: pb.Tree, progress: Progress | None) -> Callable[[int], None] | None:

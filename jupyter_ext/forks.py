@@ -23,6 +23,7 @@ from torpor.jupyter_ext.records import CheckpointRecord
 from torpor.jupyter_ext.state import Operation, Unsuitable
 from torpor.jupyter_ext.traffic import PORTS
 from torpor.restore import listening_ports
+from torpor.series import Series
 from torpor.store import SnapshotInfo, Store
 
 ANSWER_SECONDS = 20.0
@@ -59,7 +60,7 @@ def refuse(record: CheckpointRecord) -> None:
         raise Unsuitable("only kernels over TCP can be forked", advice="set KernelManager.transport to tcp")
 
 
-def wake(info: SnapshotInfo, store: Store, record: CheckpointRecord, operation: Operation) -> Woken:
+def wake(info: SnapshotInfo, store: Store, record: CheckpointRecord, operation: Operation, series: Series) -> Woken:
     """Wake a checkpoint with all its listeners at new ports. Raises as `torpor.restore`."""
     ports = listening_ports(info, store=store)
     own = {record.connection[name] for name in PORTS}
@@ -69,7 +70,9 @@ def wake(info: SnapshotInfo, store: Store, record: CheckpointRecord, operation: 
     for attempt in range(TRIES):
         moved = dict(zip(sorted(ports), _free_ports(len(ports)), strict=True))
         try:
-            job = torpor.restore(info, store=store, detach=True, progress=operation.progress, ports=moved)
+            job = torpor.restore(
+                info, store=store, detach=True, progress=operation.progress, ports=moved, series=series
+            )
         except RestoreRefused as error:
             taken = any(str(port) in str(reason) for reason in error.reasons for port in moved.values())
             if not taken or attempt + 1 == TRIES:

@@ -27,6 +27,7 @@ from torpor.jupyter_ext.roll import PARKED, TAG, Roll, json_connection, kernel_i
 from torpor.jupyter_ext.state import Operation, Unsuitable
 from torpor.jupyter_ext.traffic import Traffic, is_io_thread, settled
 from torpor.remote.freeze import LastToStop
+from torpor.series import Series
 from torpor.store import SnapshotInfo
 
 T = TypeVar("T")
@@ -208,6 +209,7 @@ class Steps(Roll):
             progress=operation.progress,
             first=is_io_thread,
             connected=connected,
+            series=state.series,
         )
         job = await self.run(wake)
         try:
@@ -237,7 +239,8 @@ class Steps(Roll):
         file = os.path.join(self.manager.connection_dir, f"kernel-{kernel_id}.json")
         notebook = os.path.join(self.manager.root_dir, path) if path is not None else ""
         sessions = [SessionRecord(str(uuid4()), notebook, os.path.basename(notebook), "notebook")] if notebook else []
-        woken = await self.run(forks.wake, info, self.store, record, operation)
+        series = Series()
+        woken = await self.run(forks.wake, info, self.store, record, operation, series)
         try:
             connection = await forks.become(
                 woken, record, uuid4().hex, file=file, notebook=notebook,
@@ -258,9 +261,11 @@ class Steps(Roll):
             )
             await self._register(fork, woken.process)
         except BaseException:
+            series.close()
             await _end(woken.process)
             raise
         state = self.state(kernel_id)
+        state.series = series
         state.head, state.gate.cell, state.gate.execution_count = info.id, record.cell, record.execution_count
         for warning in woken.warnings:
             self.log.warning("Kernel %s, a fork: %s", kernel_id, warning)

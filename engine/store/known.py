@@ -12,7 +12,7 @@ from ..errors import ImageDamaged, NotPermitted
 from .blocks import BlockTable, Index
 from .files import Place
 from .manifest import ID, open_manifest, read_head, read_manifest
-from .reader import open_pack
+from .reader import SnapshotReader, open_pack
 
 MAX_KNOWN_BLOCKS: Final = 1 << 20
 """How many stored blocks a writer knows: about 150 MB of memory."""
@@ -42,6 +42,11 @@ class KnownBlocks:
         self._index = index
         self._well: dict[int, bool] = {}
         self._retired: Set[int] = frozenset()
+
+    @classmethod
+    def of(cls, reader: SnapshotReader) -> KnownBlocks:
+        """Know those of a snapshot that is open."""
+        return cls(list(zip(reader.info.packs, reader.pack_sizes, strict=True)), Index(reader.blocks), reader.info.id)
 
     @classmethod
     def newest(cls, place: Place, kind: str) -> KnownBlocks:

@@ -60,13 +60,15 @@ class SnapshotReader:
     info: SnapshotInfo
     body: bytes
     needs: tuple[str, ...]
+    pack_sizes: tuple[int, ...]
+    """Of `info.packs`, bytes."""
     blocks: BlockTable
     """Where every block lies: its columns can be used as they are."""
 
     def __init__(self, place: Place, manifest: Manifest) -> None:
         """Take over an open store and a manifest in it. Use `Store.open`."""
         self._place = place
-        self._sizes = manifest.pack_sizes
+        self.pack_sizes = manifest.pack_sizes
         self._fds: dict[int, int] = {}
         self._lock = threading.Lock()
         self.info = manifest.info
@@ -108,7 +110,7 @@ class SnapshotReader:
             if fd is None:
                 pack = self.info.packs[number]
                 with told(self._place.path, f"cannot open pack {pack}"):
-                    fd = self._fds[number] = open_pack(self._place, pack, self._sizes[number])
+                    fd = self._fds[number] = open_pack(self._place, pack, self.pack_sizes[number])
             return fd
 
     def read_block(self, index: int) -> bytes:

@@ -256,7 +256,7 @@ class Supervisor:
 
         with self.home.store.open(snapshot) as reader:
             image = pb.Tree.FromString(reader.body)
-        return torpor.restore(snapshot, first=lambda _: False, connected=last_moment)
+        return torpor.restore(snapshot, first=lambda _: False, connected=last_moment, series=self.series)
 
     # ------------------------------------------------------------------------------------------- leaving
 

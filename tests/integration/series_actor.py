@@ -78,11 +78,11 @@ def pages(store: Store, snapshot: torpor.Snapshot) -> list[Table]:
     return tables
 
 
-def stop(process: subprocess.Popen[bytes]) -> None:
+def stop(pid: int) -> None:
     """Stop it, and its child if it has one."""
-    os.killpg(process.pid, signal.SIGSTOP)
+    os.killpg(pid, signal.SIGSTOP)
     deadline = time.monotonic() + 20
-    while not all(map(at_rest, [process.pid, *procfs.children(process.pid, [process.pid])])):
+    while not all(map(at_rest, [pid, *procfs.children(pid, [pid])])):
         assert time.monotonic() < deadline, "it does not stop"
         time.sleep(0.0005)
 
@@ -101,7 +101,7 @@ def same_as_by_itself(program: str, times: int, seed: str) -> None:
     with mutator(program) as (process, rounds), torpor.Series() as series:
         for number in range(times):
             run_on(rounds, chance.choice((1, 3, 10, 100)))
-            stop(process)
+            stop(process.pid)
             one = torpor.checkpoint(process.pid, store=together, series=series)
             other = torpor.checkpoint(process.pid, store=alone)
             kept, wanted = pages(together, one), pages(alone, other)
@@ -123,11 +123,29 @@ def same_as_by_itself(program: str, times: int, seed: str) -> None:
         final = torpor.checkpoint(process.pid, store=together, series=series, then="kill")
     assert spared > times / 2, "nothing was spared"
     assert not together.verify()
-    job = torpor.restore(final, store=together)
-    with open("rounds", "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as rounds:
-        run_on(rounds, 10)
-    os.kill(job.pid, signal.SIGKILL)
-    job.wait()
+    goes_on(final, together, alone)
+
+
+def goes_on(final: torpor.Snapshot, together: Store, alone: Store) -> None:
+    """A series that begins with a restore keeps what a single checkpoint keeps, too."""
+    with torpor.Series() as series:
+        job = torpor.restore(final, store=together, series=series)
+        try:
+            with open("rounds", "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as rounds:
+                spared = 0
+                for number in range(3):
+                    run_on(rounds, 3)
+                    stop(job.tree_pid)
+                    one = torpor.checkpoint(job.pid, store=together, series=series)
+                    other = torpor.checkpoint(job.pid, store=alone)
+                    kept, wanted = pages(together, one), pages(alone, other)
+                    assert kept == wanted, f"woken, snapshot {number} differs: {differences(kept, wanted)}"
+                    os.killpg(job.tree_pid, signal.SIGCONT)
+                    spared += sum(map(len, kept)) * procfs.PAGE > one.written + other.written
+                assert spared, "nothing was spared"
+        finally:
+            os.kill(job.pid, signal.SIGKILL)
+            job.wait()
 
 
 def fail(pid: int, series: torpor.Series) -> None:

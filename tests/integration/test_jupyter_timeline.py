@@ -139,8 +139,9 @@ def test_idle_kernels_are_parked_when_memory_is_short(ordinary_account: User) ->
             wait_until(lambda: server.kernel(kernel)["snapshot"] not in (None, first), "it is parked again")
             wait_until(lambda: len(automatic(server, kernel)) == 1, "the one that is not needed goes")
             assert automatic(server, kernel)[0]["name"] == "memory was short"
-            pruned = ordinary_account.run([BIN / "torpor", "prune", "--keep-last", "0", "--store", str(server.store)])
-            assert pruned.returncode == 0, pruned.stderr
+            prune = [BIN / "torpor", "prune", "--keep-last", "0", "--store", server.store]
+            # The server may still be giving back the space of what went.
+            wait_until(lambda: ordinary_account.run(prune).returncode == 0, "the store is not in use")
             assert notebook_says(server, notebook, kernel, "print(x)") == "word\n"
 
 
