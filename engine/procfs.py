@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from signal import SIGKILL
 from typing import NamedTuple
 
@@ -52,8 +53,9 @@ class Mapping(NamedTuple):
         return self.perms[1:2] == b"w"
 
 
+@lru_cache(1 << 13)
 def parse_mapping(line: bytes) -> Mapping:
-    """Parse one line of maps or one heading of smaps."""
+    """Parse one line of maps or one heading of smaps. Most are as they were at the checkpoint before."""
     fields = line.split(None, 5)
     start, _, end = fields[0].partition(b"-")
     name = fields[5] if len(fields) > 5 else b""

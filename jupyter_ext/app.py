@@ -89,6 +89,10 @@ class TorporApp(ExtensionApp):
             KernelProvisionerFactory.instance(parent=manager).default_provisioner_name = "torpor"
         if self.when_culling == "park":
             park_when_culling(manager, self.keeper)
+        # A kernel that goes back says once more, to the letter, what was on its way then. Jupyter takes a message that
+        # comes twice for a forged one, and its stream is deaf after that.
+        if "digest_history_size" not in server.config.Session:
+            server.config.Session.digest_history_size = 0
         server.io_loop.run_sync(self.keeper.adopt_all)  # before the first request can ask for a session
         wishes = Wishes(self.checkpoint_every, self.checkpoint_after, self.keep_last)
         self._rules = Rules(

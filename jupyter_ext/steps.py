@@ -40,6 +40,8 @@ REPLY_SECONDS = 5.0
 """How long a kernel that was idle may take for its first answer."""
 LATE_SECONDS = 1.0
 """How long after a kernel said that it is done with a request its reply may come: kernels send it before."""
+IDLE_SECONDS = 0.1
+"""How long what a kernel says on its iopub channel may take to the server."""
 TEXT = 1000
 """Characters of a tag's value that are kept; the store takes 1024."""
 
@@ -145,8 +147,14 @@ class Steps(Roll):
         idle = manager.execution_state == "idle" and not self.gate(kernel_id).unanswered
         if not idle or kernel_info_of(manager).get("implementation") != ipython.IMPLEMENTATION:
             return ""
+        asked = manager.last_activity
         try:
-            return await variables.take(json_connection(manager.get_connection_info()))
+            listing = await variables.take(json_connection(manager.get_connection_info()))
+            # That it is idle again is on its way still: it is not to be saved with the kernel.
+            deadline = time.monotonic() + IDLE_SECONDS
+            while (manager.execution_state != "idle" or manager.last_activity == asked) and time.monotonic() < deadline:
+                await asyncio.sleep(0.001)
+            return listing
         except ipython.NoAnswer as error:
             self.log.warning("The variables of kernel %s are not listed: %s", kernel_id, error)
             return ""

@@ -89,6 +89,24 @@ def test_back_to_a_checkpoint_and_forth_again(server: Server) -> None:
         assert notebook.run("print(x)") == "2\n"
 
 
+TWICE = """
+kernel = get_ipython().kernel
+message = kernel.session.msg("status", {"execution_state": "busy"}, parent=kernel.get_parent())
+for _ in range(2):
+    kernel.iopub_socket.send_multipart(kernel.session.serialize(message, ident=b"status"))
+"""
+
+
+def test_a_message_that_comes_twice_leaves_nobody_deaf(server: Server) -> None:
+    """As from a kernel that goes back to a checkpoint which was made while a message was on its way."""
+    _, kernel = server.new_session("work.ipynb")
+    with Notebook(server, kernel) as notebook:
+        notebook.run(TWICE)
+        assert notebook.run("print(1)") == "1\n"
+        wait_until(lambda: server.get(f"api/kernels/{kernel}")["execution_state"] == "idle", "the server hears it")
+    assert "Duplicate Signature" not in server.tail()
+
+
 def test_checkpoints_are_named_pinned_and_deleted(server: Server) -> None:
     _, kernel = server.new_session("work.ipynb")
     with Notebook(server, kernel) as notebook:
