@@ -7,14 +7,12 @@ it does after the snapshot is lost: a failed dump never costs the job.
 
 from __future__ import annotations
 
-import gc
 import os
 import resource
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
@@ -49,7 +47,7 @@ from torpor.objects.unchanged import Before
 from torpor.rehearsal import rehearse
 from torpor.remote.freeze import Frozen, LastToStop, Process
 from torpor.remote.gadgets import Gadgets
-from torpor.remote.tracer import Interruption, in_own_thread
+from torpor.remote.tracer import Interruption, in_own_thread, no_collection
 from torpor.remote.waits import Waits
 from torpor.series import Key, Series
 from torpor.store import SnapshotInfo, SnapshotWriter, Store
@@ -171,7 +169,7 @@ def _take(root: int, writer: SnapshotWriter, how: _How, progress: Progress) -> S
     waits = Waits()
     waits.look(tree.tasks(root))
     with (
-        _no_collection() as calm,
+        no_collection() as calm,
         Frozen(root, FREEZE_SECONDS, how.last) as frozen,
         TakenTree(frozen, waits, how.series, fork=how.fork) as taken,
     ):
@@ -207,19 +205,6 @@ def _take(root: int, writer: SnapshotWriter, how: _How, progress: Progress) -> S
             for process in frozen.processes.values():
                 os.kill(process.pid, signal.SIGSTOP)
     return published
-
-
-@contextmanager
-def _no_collection() -> Iterator[ExitStack]:
-    """Put off the collection of garbage, at most until the stack is closed.
-
-    In a process as large as a Jupyter server one takes longer (130 ms) than all else that is done under the freeze.
-    """
-    with ExitStack() as stack:
-        if gc.isenabled():
-            gc.disable()
-            stack.callback(gc.enable)
-        yield stack
 
 
 def preflight(

@@ -45,6 +45,7 @@ from torpor.probe import probe
 from torpor.ranges import Range
 from torpor.refusals import living, refuse
 from torpor.remote.blank import PidTaken
+from torpor.remote.tracer import no_collection
 from torpor.series import Key, Series
 from torpor.store import KnownBlocks, SnapshotInfo, SnapshotReader, Store
 
@@ -105,7 +106,7 @@ def restore(
                 setting = _setting(image, detach, own_pids)
                 with _Material(image, reader, stdio, given) as material:
                     try:
-                        with _series(series, reader) as filled:
+                        with no_collection(), _series(series, reader) as filled:
                             return _wake(
                                 image, reader, setting, _here(setting), material, progress, first, connected, filled
                             )

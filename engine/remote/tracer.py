@@ -7,9 +7,11 @@ when it leaves that call, for as long as its tracer lives.
 
 from __future__ import annotations
 
+import gc
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import ExitStack, contextmanager
 from typing import TypeVar
 
 from torpor.errors import CheckpointFailed
@@ -57,3 +59,16 @@ def in_own_thread(work: Callable[[Interruption], T]) -> T:
         thread.join()  # nothing of ours is left behind: the work ends in an orderly way
         raise
     return result.result()
+
+
+@contextmanager
+def no_collection() -> Iterator[ExitStack]:
+    """Put off the collection of garbage, at most until the stack is closed.
+
+    In a process as large as a Jupyter server one takes longer (130 ms) than all that is done to a kernel.
+    """
+    with ExitStack() as stack:
+        if gc.isenabled():
+            gc.disable()
+            stack.callback(gc.enable)
+        yield stack
