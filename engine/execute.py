@@ -9,7 +9,7 @@ import os
 import signal
 import struct
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -21,7 +21,7 @@ from torpor.probe import probe
 from torpor.remote import memory, ptrace
 from torpor.remote.batch import Call
 from torpor.remote.blank import TABLE_ROOM, Blanks, Task, Work, killed, table_size
-from torpor.remote.sys import syscall
+from torpor.remote.sys import descriptor_of
 from torpor.remote.written import OPEN_FLAGS
 from torpor.remote.x86_64 import (
     NR,
@@ -96,11 +96,11 @@ class Builder:
                     below.append(Built(by_pid[child.pid], [task]))
             level = below
 
-    def build(self, filled: Callable[[Sequence[Filled]], None] | None = None) -> None:
+    def build(self, filled: Callable[[Iterable[Filled]], None] | None = None) -> None:
         """Build address spaces, threads and descriptors of all processes, side by side.
 
         Args:
-            filled: told of all processes as soon as their memory is what the image says.
+            filled: told of all processes, one after the other, as soon as their memory is what the image says.
         """
         self._bury()
         built = [process for process in self.processes.values() if process.plan.build]
@@ -112,7 +112,7 @@ class Builder:
                 task.name = f"{process.plan.name}, thread {thread.image.tid}"
         self._blanks.run([work for process in built for work in self._filling(process)])
         if filled is not None:
-            filled([Filled(process.threads[0].tid, _image(process), self._userfaultfd(process)) for process in built])
+            filled(Filled(process.threads[0].tid, _image(process), self._userfaultfd(process)) for process in built)
         self._blanks.run([self._work(process, process.plan.furnish) for process in built])
         for process in built:
             for name, text in process.plan.proc:
@@ -127,11 +127,7 @@ class Builder:
         (number,) = self._blanks.ask(self._work(process, [open_it]))
         if number < 0:
             return -1
-        pidfd = os.pidfd_open(process.threads[0].tid)
-        try:
-            copy = syscall(NR.pidfd_getfd, pidfd, number, 0)
-        finally:
-            os.close(pidfd)
+        copy = descriptor_of(process.threads[0].tid, number)
         self._blanks.ask(self._work(process, [Call(NR.close, (number,), 0, words)]))
         return copy
 

@@ -328,7 +328,7 @@ def _vdso_address() -> int:
 _ATTACH, _SETOPTIONS, _GETREGSET, _GET_RSEQ = 16, 0x4200, 0x4204, 0x420F
 _SUSPEND_SECCOMP = 0x200000
 _NT_X86_XSTATE = 0x202
-_XCR0_OFFSET = 464  # bytes into the xsave area: the kernel tells XCR0 in its software bytes (ptrace.c)
+XCR0_OFFSET = 464  # bytes into the xsave area: the kernel tells XCR0 in its software bytes (ptrace.c)
 
 
 def _try_tracing(report: _Report) -> None:
@@ -353,7 +353,7 @@ def _try_tracing(report: _Report) -> None:
         with suppress(OSError):  # a processor without xsave: the fields stay 0
             _syscall(_PTRACE, _GETREGSET, sibling, _NT_X86_XSTATE, _address(vector))
             report.tell("xsave_size", struct.unpack("<2Q", vector)[1])
-            report.tell("xfeatures", int.from_bytes(area[_XCR0_OFFSET : _XCR0_OFFSET + 8], "little"))
+            report.tell("xfeatures", int.from_bytes(area[XCR0_OFFSET : XCR0_OFFSET + 8], "little"))
     os.kill(sibling, signal.SIGKILL)
     os.waitpid(sibling, 0)
 

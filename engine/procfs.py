@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from signal import SIGKILL
@@ -172,6 +173,16 @@ def is_ending(pid: int, tid: int) -> bool:
 def threads(pid: int) -> list[int]:
     """The thread ids of a process, the leader first."""
     return sorted(map(int, os.listdir(f"/proc/{pid}/task")), key=lambda tid: (tid != pid, tid))
+
+
+def ancestry(pid: int) -> Iterator[int]:
+    """A process and those above it, as far as they are seen."""
+    while pid:
+        yield pid
+        try:
+            pid = stat(pid).ppid
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            return  # it has ended, or /proc hides it (hidepid)
 
 
 def children(pid: int, tids: list[int]) -> list[int]:

@@ -11,7 +11,7 @@ import os
 import resource
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Literal
 
@@ -28,6 +28,7 @@ from torpor.objects import (
     family,
     filters,
     mapped_files,
+    memory,
     moved_ports,
     ptys,
     queues,
@@ -53,7 +54,6 @@ Progress = Callable[[int, int], None]
 """Told the bytes of memory done so far and in all."""
 Files = Literal["as-they-were", "as-they-are"]
 CAP_SYS_RESOURCE = 24
-_PRIVATE = (pb.Vma.ANONYMOUS, pb.Vma.FILE_PRIVATE)
 
 
 def restore(
@@ -279,7 +279,7 @@ def _wake(
     progress: Progress | None,
     first: Callable[[str], bool] | None,
     connected: Callable[[], None] | None,
-    filled: Callable[[Sequence[Filled]], None] | None,
+    filled: Callable[[Iterable[Filled]], None] | None,
 ) -> Job:
     plan = make(image, here, material.held)
     if setting.namespaces & Namespaces.USER:
@@ -312,7 +312,7 @@ def _wake(
 
 
 @contextmanager
-def _series(series: Series | None, reader: SnapshotReader) -> Iterator[Callable[[Sequence[Filled]], None] | None]:
+def _series(series: Series | None, reader: SnapshotReader) -> Iterator[Callable[[Iterable[Filled]], None] | None]:
     """Begin a series with the snapshot that is woken in the block: gives what is to be told of its processes."""
     if series is None:
         yield None
@@ -320,13 +320,13 @@ def _series(series: Series | None, reader: SnapshotReader) -> Iterator[Callable[
     series.close()
     tables: dict[Key, pb.PageTable] = {}
 
-    def watch(processes: Sequence[Filled]) -> None:
+    def watch(processes: Iterable[Filled]) -> None:
         private: dict[Key, list[Range]] = {}
         for one in processes:
             key = Key(one.pid, procfs.stat(one.pid).start_time)
             if one.userfaultfd >= 0:
                 series.watch(key, one.userfaultfd)
-            private[key] = [(vma.start, vma.end) for vma in one.image.memory.vmas if vma.kind in _PRIVATE]
+            private[key] = [(vma.start, vma.end) for vma in one.image.memory.vmas if vma.kind in memory.PRIVATE]
             tables[key] = one.image.memory.pages
         series.look(private, again=True)
 

@@ -27,6 +27,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from io import FileIO
+from itertools import islice
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 from torpor import procfs
@@ -178,10 +179,9 @@ class GrabbedDescriptors:
     def inherited(self) -> dict[tuple[int, int], list[int]]:
         """By device and inode: under which of 0, 1 and 2 the processes above the tree have it."""
         found: dict[tuple[int, int], list[int]] = {}
-        pid = self.pids[0]
         # The first one that has ended, or is not this user's, ends the search.
         with suppress(FileNotFoundError, ProcessLookupError, PermissionError):
-            while pid := procfs.stat(pid).ppid:
+            for pid in islice(procfs.ancestry(self.pids[0]), 1, None):
                 for name in os.listdir(f"/proc/{pid}/fd"):
                     if (number := int(name)) <= STDIO:
                         status = os.stat(f"/proc/{pid}/fd/{name}")

@@ -102,7 +102,7 @@ def _filters(count: int) -> str:
 
 def _apart(pids: Sequence[int], count: int) -> tuple[str, str] | None:
     """Why the filters of a tree, as many as ours, may be others, and what to do; None: they are ours."""
-    here, there = list(_ancestry(os.getpid())), list(_ancestry(pids[0]))
+    here, there = list(procfs.ancestry(os.getpid())), list(procfs.ancestry(pids[0]))
     common = next((pid for pid in there if pid in here), 0)
     its = f"it is under {_filters(count)} (seccomp), and so is Torpor"
     if not common:
@@ -112,16 +112,6 @@ def _apart(pids: Sequence[int], count: int) -> tuple[str, str] | None:
             if any(state.filters != count for state in _states(pid)):
                 return f"{its}, but they may be others: {describe_process(pid)} is not under as many", _FROM_JOB
     return None
-
-
-def _ancestry(pid: int) -> Iterator[int]:
-    """A process and those above it, as far as they are seen."""
-    while pid:
-        yield pid
-        try:
-            pid = procfs.stat(pid).ppid
-        except (FileNotFoundError, ProcessLookupError, PermissionError):
-            return  # /proc hides it (hidepid)
 
 
 # Under the freeze

@@ -19,7 +19,7 @@ from torpor import procfs
 from torpor._native import lib
 from torpor.errors import Reason
 from torpor.image import image_pb2 as pb
-from torpor.probe import Probe
+from torpor.probe import XCR0_OFFSET, Probe
 
 CODE_FLAGS = frozenset((
     "sse3", "ssse3", "sse4_1", "sse4_2", "popcnt", "movbe", "aes", "pclmulqdq", "avx", "avx2", "fma", "f16c",
@@ -34,9 +34,6 @@ TILE_FLAGS = frozenset(("amx_tile", "amx_int8", "amx_bf16"))
 """Those that a program must ask for first."""
 _TILES = 0b11 << 17
 """XCR0's bits for AMX."""
-
-_XCR0_OFFSET = 464
-"""Where the xsave area that ptrace gives has the mask of enabled components."""
 
 
 def describe(
@@ -54,7 +51,7 @@ def describe(
     host, uname = image.host, os.uname()
     host.architecture, host.kernel_release, host.hostname = platform.machine(), uname.release, uname.nodename
     host.boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    (host.xfeatures,) = struct.unpack_from("<Q", xstate, _XCR0_OFFSET)
+    (host.xfeatures,) = struct.unpack_from("<Q", xstate, XCR0_OFFSET)
     host.xsave_size = len(xstate)
     host.cpu_flags.extend(_cpu_flags())
     host.page_size = procfs.PAGE

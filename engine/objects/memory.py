@@ -34,6 +34,8 @@ from torpor.ranges import Range, intersection, subtract, union
 from torpor.remote import memory
 from torpor.store import SnapshotWriter
 
+PRIVATE = (pb.Vma.ANONYMOUS, pb.Vma.FILE_PRIVATE)
+"""The kinds of mappings that have pages of the process's own."""
 _CHUNK = 4 << 20
 _WORKERS = 2
 """Each reads, hashes and writes chunks of its own; more find nothing to do that the disk could take."""
@@ -111,7 +113,7 @@ def describe(
         elif not vmas.is_special(vma.mapping):
             kind = _describe_vma(vma, space.vmas.add(), files, shared)
             bounds = (vma.mapping.start, vma.mapping.end)
-            if kind in (pb.Vma.ANONYMOUS, pb.Vma.FILE_PRIVATE) and vmas.DROPPABLE not in vma.flags:
+            if kind in PRIVATE and vmas.DROPPABLE not in vma.flags:
                 pages.private.append(bounds)
             if kind == pb.Vma.ANONYMOUS and vmas.was_file(vma):
                 pages.whole += subtract([bounds], guards)

@@ -20,7 +20,7 @@ from torpor.errors import CheckpointFailed
 from torpor.remote import ptrace
 from torpor.remote.batch import ArgumentOf, Batch, Result
 from torpor.remote.injection import Injection
-from torpor.remote.sys import syscall
+from torpor.remote.sys import descriptor_of
 from torpor.remote.written import OPEN_FLAGS
 from torpor.remote.x86_64 import NR
 
@@ -141,12 +141,9 @@ class Snapshot:
 
 def _only_descriptor(pid: int) -> int:
     """A copy of the descriptor of a process that has at most one; -1 when it has none."""
-    pidfd = os.pidfd_open(pid)
     try:
-        return syscall(NR.pidfd_getfd, pidfd, 0, 0)
+        return descriptor_of(pid, 0)
     except OSError as error:
         if error.errno != errno.EBADF:
             raise
         return -1  # the kernel has no userfaultfd, or not for us
-    finally:
-        os.close(pidfd)

@@ -6,6 +6,7 @@ import os
 from array import array
 
 from torpor._native import ffi, lib
+from torpor.remote.x86_64 import NR
 
 _call = lib.tp_syscall
 
@@ -26,6 +27,19 @@ def try_syscall(nr: int, a: int = 0, b: int = 0, c: int = 0, d: int = 0, e: int 
     """Like `syscall`, but an error is returned as the negated errno: for callers to whom it is an answer."""
     result: int = _call(nr, a, b, c, d, e, f)
     return result
+
+
+def descriptor_of(pid: int, number: int) -> int:
+    """A copy of a process's descriptor, the caller's to close.
+
+    Raises:
+        OSError: EBADF when it has none of that number.
+    """
+    pidfd = os.pidfd_open(pid)
+    try:
+        return syscall(NR.pidfd_getfd, pidfd, number, 0)
+    finally:
+        os.close(pidfd)
 
 
 def address_of(buffer: bytearray | array[int] | memoryview) -> int:

@@ -102,13 +102,10 @@ def same_as_by_itself(program: str, times: int, seed: str) -> None:
         for number in range(times):
             run_on(rounds, chance.choice((1, 3, 10, 100)))
             stop(process.pid)
-            one = torpor.checkpoint(process.pid, store=together, series=series)
-            other = torpor.checkpoint(process.pid, store=alone)
-            kept, wanted = pages(together, one), pages(alone, other)
-            assert kept == wanted, f"{seed}: snapshot {number} differs: {differences(kept, wanted)}"
+            one, _, size = both(process.pid, together, alone, series, f"{seed}: snapshot {number}")
             os.killpg(process.pid, signal.SIGCONT)
             assert len(one.packs) <= MOST_PACKS + 1, f"{seed}: snapshot {number} has {len(one.packs)} packs"
-            spared += sum(map(len, kept)) * procfs.PAGE > one.written
+            spared += size > one.written
             if chance.random() < 0.1:
                 fail(process.pid, series)
             if chance.random() < 0.1:
@@ -126,6 +123,17 @@ def same_as_by_itself(program: str, times: int, seed: str) -> None:
     goes_on(final, together, alone)
 
 
+def both(
+    pid: int, together: Store, alone: Store, series: torpor.Series, name: str
+) -> tuple[torpor.Snapshot, torpor.Snapshot, int]:
+    """Checkpoints of a stopped tree, in the series and by itself, that keep the same; and the bytes of its pages."""
+    one = torpor.checkpoint(pid, store=together, series=series)
+    other = torpor.checkpoint(pid, store=alone)
+    kept, wanted = pages(together, one), pages(alone, other)
+    assert kept == wanted, f"{name} differs: {differences(kept, wanted)}"
+    return one, other, sum(map(len, kept)) * procfs.PAGE
+
+
 def goes_on(final: torpor.Snapshot, together: Store, alone: Store) -> None:
     """A series that begins with a restore keeps what a single checkpoint keeps, too."""
     with torpor.Series() as series:
@@ -136,12 +144,9 @@ def goes_on(final: torpor.Snapshot, together: Store, alone: Store) -> None:
                 for number in range(3):
                     run_on(rounds, 3)
                     stop(job.tree_pid)
-                    one = torpor.checkpoint(job.pid, store=together, series=series)
-                    other = torpor.checkpoint(job.pid, store=alone)
-                    kept, wanted = pages(together, one), pages(alone, other)
-                    assert kept == wanted, f"woken, snapshot {number} differs: {differences(kept, wanted)}"
+                    one, other, size = both(job.pid, together, alone, series, f"woken, snapshot {number}")
                     os.killpg(job.tree_pid, signal.SIGCONT)
-                    spared += sum(map(len, kept)) * procfs.PAGE > one.written + other.written
+                    spared += size > one.written + other.written
                 assert spared, "nothing was spared"
         finally:
             os.kill(job.pid, signal.SIGKILL)
