@@ -186,7 +186,7 @@ def _take(root: int, writer: SnapshotWriter, how: _How, progress: Progress) -> S
             taken.let_snapshots_go()
             image.timing.pause_ns = frozen.pause_ns
             image.timing.total_ns = time.monotonic_ns() - began
-            published = writer.publish(image.SerializeToString(), _summary(image))
+            published = writer.publish(image.SerializeToString(), _summary(image), notices=taken.notices)
             taken.note(image, writer)
         except StoreError:
             raise
@@ -286,6 +286,8 @@ class TakenTree:
         self.shared = SharedMemory()
         self.files: MappedFiles | None = None
         self.descriptors: descriptors.GrabbedDescriptors
+        self.notices: list[str] = []
+        """What whoever wakes it will not find as it was, and what was particular about the save; a sentence each."""
         self._all: list[TakenProcess | TakenZombie] = []
         self._parents: dict[int, int] = {}
         self._waits = waits
@@ -426,6 +428,7 @@ class TakenTree:
         except RestoreRefused as error:
             raise Refused("the tree cannot be kept: there would be no way to build it", error.reasons) from None
         descriptors.describe(self.descriptors, image, self.shared.index)
+        self.notices += descriptors.notices(self.descriptors)
         mounts.describe(image, self._living()[0].memory_pid)  # a snapshot outlives its process
         root = self._living()[0]
         xstate = next(iter(root.injection.xstates.values()))

@@ -8,6 +8,7 @@ import click
 
 from torpor.cli.common import (
     command_options,
+    note,
     parse_tags,
     print_json,
     progress_bar,
@@ -75,4 +76,6 @@ def command(
     if as_json:
         print_json(snapshot_json(info))
     else:
+        for text in info.notices:
+            note(text)
         click.echo(info.id)

@@ -180,6 +180,7 @@ def snapshot_json(info: SnapshotInfo) -> dict[str, Any]:
         "host": info.host,
         "tags": dict(info.tags),
         "summary": info.summary,
+        "notices": list(info.notices),
         "size": info.size,
         "written": info.written,
         "damage": info.damage,

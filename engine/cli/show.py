@@ -64,6 +64,8 @@ def _print(told: dict[str, Any]) -> None:
     out.print(f"  {human_size(told['size'])}, of which {human_size(told['written'])} were new to the store")
     for key, value in sorted(told["tags"].items()):
         out.print(f"  {printable(key)} = {printable(value)}")
+    for text in told["notices"]:
+        out.print(f"  note: {printable(text)}")
     if "processes" not in told:
         out.print(f"  a snapshot of kind {told['kind']}")
         return

@@ -34,6 +34,7 @@ from torpor import procfs
 from torpor.errors import Reason, RestoreFailed
 from torpor.image.image_pb2 import Description, Tree
 from torpor.procfs import Stat
+from torpor.remote.freeze import describe_process
 from torpor.remote.sys import syscall
 from torpor.remote.x86_64 import NR
 
@@ -322,6 +323,10 @@ class Kind(ABC, Generic[S]):
     def describe(self, held: Held[S], out: Description, tree: GrabbedDescriptors, image: Describing) -> None:
         """Put it into the image: everything but the flags, which are in `out` already."""
 
+    def notices(self, mine: Sequence[Held[S]], tree: GrabbedDescriptors) -> Iterator[str]:
+        """Say what of these a restore will not bring back as it was: a sentence each."""
+        return iter(())
+
     def check(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
         """Say why this host cannot make these descriptions again."""
         return iter(())
@@ -397,6 +402,17 @@ def words(description: Description) -> str:
     names = {"device": "device", "outside": "descriptor", "unix": "unix socket", "tcp": "TCP socket"}
     name = "the " + names.get(kind or "", kind or "unknown description")
     return f"{name} {os.fsdecode(path)}" if path else name
+
+
+def name(holder: Holder) -> str:
+    """A descriptor, for people: ``process 4711 (python), fd 5``."""
+    return f"{describe_process(holder.pid)}, fd {holder.fd}"
+
+
+def some(names: Sequence[str], most: int = 3) -> str:
+    """A few of many names, in words: ``a, b, c and 14 more``."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def is_path(held: Held[Any]) -> bool:

@@ -37,6 +37,7 @@ from torpor.objects.description import (
     Kind,
     Opening,
     Problem,
+    name,
 )
 from torpor.objects.devices import CharDevice
 from torpor.objects.epoll import Epoll
@@ -76,6 +77,7 @@ __all__ = [
     "grab",
     "hold_kept",
     "memory_files",
+    "notices",
     "open_all",
     "placement",
     "survey",
@@ -202,6 +204,12 @@ def describe(tree: GrabbedDescriptors, image: Tree, shared: Callable[[int, int],
         raise Refused("the tree holds what cannot be kept", found)
 
 
+def notices(tree: GrabbedDescriptors) -> list[str]:
+    """Say what of the descriptions a restore will not bring back as it was: a sentence each, for people."""
+    by_kind = ((kind, [held for held in tree.held if held.kind is kind]) for kind in KINDS)
+    return [text for kind, mine in by_kind for text in kind.notices(mine, tree)]
+
+
 def _leaseholder(held: Held[Any], tree: GrabbedDescriptors) -> Holder:
     """The descriptor through which a lease is to be taken again: one of the process that took it, if that is there."""
     owner = locks.lease_owner(tree.locked[held.holders[0]])
@@ -215,10 +223,10 @@ def _problems(tree: GrabbedDescriptors) -> Iterator[Reason]:
     if unseen and all(problem.why.startswith(OUTSIDE) for _, problem in found):
         found = []
     for held, problem in found:
-        yield Reason(f"{_name(held.holders[0])} ({held.link})", *problem)
+        yield Reason(f"{name(held.holders[0])} ({held.link})", *problem)
     for holder, lines in sorted(tree.locked.items()):
         for problem in locks.judge(lines):
-            yield Reason(f"{_name(holder)} ({tree.by_holder[holder].link})", *problem)
+            yield Reason(f"{name(holder)} ({tree.by_holder[holder].link})", *problem)
 
 
 def _judge(held: Held[Any], tree: GrabbedDescriptors) -> Iterator[Problem]:
@@ -238,10 +246,6 @@ def _judge(held: Held[Any], tree: GrabbedDescriptors) -> Iterator[Problem]:
             "close it, or checkpoint the whole tree of which both ends are a part",
         )
     yield from held.kind.judge(held, tree)
-
-
-def _name(holder: Holder) -> str:
-    return f"{describe_process(holder.pid)}, fd {holder.fd}"
 
 
 def _shared_tables(pids: Sequence[int]) -> Iterator[Reason]:

@@ -41,6 +41,7 @@ from torpor.objects.description import (
     borrowed,
     naming,
     reopened,
+    some,
 )
 from torpor.objects.outside import TIOCGDEV, Terminal, TerminalState, asked_number
 from torpor.remote.batch import Call
@@ -58,7 +59,7 @@ TIOCGPTN, TIOCSPTLCK, TIOCGPTLCK = 0x80045430, 0x40045431, 0x80045439
 TIOCGSID, TIOCPKT, TIOCGPKT, TIOCGEXCL, TIOCGPTPEER = 0x5429, 0x5420, 0x80045438, 0x80045440, 0x5441
 TERMIOS = struct.Struct("<4IB19B2I")
 """struct termios2: flags of input, output, control and local, line discipline, characters, speeds."""
-_INPUT_FLAGS, _CHARACTERS = 0, 5
+_INPUT_FLAGS, _LOCAL_FLAGS, _CHARACTERS = 0, 3, 5
 WINDOW_SIZE = 8
 """Bytes of struct winsize."""
 SIG_BLOCK = 0
@@ -140,6 +141,18 @@ class PseudoTerminal(Terminal):
         """The side, and with the first the terminal."""
         out.pty.master = is_master(held)
         out.pty.pty = _index(held, image)
+
+    def notices(self, mine: Sequence[Held[TerminalState]], tree: GrabbedDescriptors) -> Iterator[str]:
+        """What nobody can see of a terminal that gives out whole lines."""
+        numbers = sorted(
+            held.state.image.number
+            for held in mine
+            if is_master(held) and held.state.other and not held.state.image.ended
+            if TERMIOS.unpack(held.state.image.termios)[_LOCAL_FLAGS] & termios.ICANON
+        )
+        if numbers:
+            names = some([f"/dev/pts/{number}" for number in numbers])
+            yield f"a line that is typed only in part is not kept: at {names}"
 
     def check(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
         """The image's terminals can be, and here new ones can be made."""

@@ -44,6 +44,8 @@ from torpor.objects.description import (
     Problem,
     Seen,
     borrowed,
+    name,
+    some,
 )
 from torpor.objects.sockets import Address, Key, SocketState
 from torpor.remote.sys import address_of, syscall
@@ -86,6 +88,8 @@ class Info:
     def __init__(self, raw: bytes) -> None:
         raw = raw.ljust(self.SIZE, b"\0")
         self.state = raw[0]
+        self.waiting: int = struct.unpack_from("=I", raw, 24)[0]
+        """tcpi_unacked: of a listener, how many connections wait to be accepted."""
         self.backlog: int = struct.unpack_from("=I", raw, 28)[0]
         """tcpi_sacked: of a listener, the backlog that listen() set."""
         self.acked: int = struct.unpack_from("=Q", raw, 120)[0]
@@ -231,6 +235,20 @@ class Tcp(Kind[TcpState]):
             tcp.shut_write = _ended(state)
         elif tcp.state == TcpSocket.PENDING:
             tcp.shut_write = state.info.state in WE_ENDED
+
+    def notices(self, mine: Sequence[Held[TcpState]], tree: GrabbedDescriptors) -> Iterator[str]:
+        """Connections to others that the woken program sees reset, and those that nobody has accepted."""
+        lost = [
+            f"{name(held.holders[0])}, to {held.state.ends[1]}"
+            for held in mine
+            if held.state.remote and _state(held.state) == TcpSocket.OUTSIDE and not held.state.kept
+            if not self.outside(held, tree)
+        ]
+        if lost:
+            yield f"TCP connections to others will be seen reset by the woken program: {some(lost)}"
+        waiting = sum(held.state.info.waiting for held in mine if held.state.info.state == State.LISTEN)
+        if (others := waiting - sum(held.state.waits for held in mine)) > 0:
+            yield f"TCP connections from others that were not accepted yet are lost: {others}"
 
     def check(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
         """The image makes sense, and the addresses and ports are free here."""

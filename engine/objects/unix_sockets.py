@@ -40,7 +40,9 @@ from torpor.objects.description import (
     Problem,
     Seen,
     borrowed,
+    name,
     naming,
+    some,
 )
 from torpor.objects.pidfd import Pidfd
 from torpor.objects.queues import MessageQueue
@@ -198,6 +200,16 @@ class Unix(Kind[UnixState]):
             out.unix.peer = image.index_of(state.peer, state.peer.holders[0].fd)
         else:
             out.unix.peer_gone = _peer_is_closed(state) or bool(self.outside(held, tree))
+
+    def notices(self, mine: Sequence[Held[UnixState]], tree: GrabbedDescriptors) -> Iterator[str]:
+        """Connections to others that the woken program sees closed."""
+        lost = [
+            f"{name(held.holders[0])}, to {words}"
+            for held in mine
+            if not self.stands_for(held, tree) and (words := self.outside(held, tree))
+        ]
+        if lost:
+            yield f"unix connections to others will be seen closed by the woken program: {some(lost)}"
 
     def check(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
         """What the image says can be, and its names are free."""

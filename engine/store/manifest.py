@@ -32,6 +32,7 @@ MAX_PACKS: Final = 1 << 14
 MAX_TEXT: Final = 1024
 """The most characters of a tag's value, a summary or a host name."""
 MAX_TAGS: Final = 64
+MAX_NOTICES: Final = 64
 
 ID: Final = re.compile(r"[0-9]{8}-[0-9]{9}-[a-z2-7]{6}", re.ASCII)
 KIND: Final = re.compile(r"[a-z][a-z0-9-]{0,31}", re.ASCII)
@@ -54,6 +55,8 @@ class SnapshotInfo:
     tags: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     needs: tuple[str, ...] = ()
     summary: str = ""
+    notices: tuple[str, ...] = ()
+    """What whoever wakes it will not find as it was, and what was particular when it was saved; a sentence each."""
     host: str = ""
     size: int = 0
     """Bytes of the blocks, each counted once, and of the body."""
@@ -214,6 +217,7 @@ def read_head(fd: int, size: int, snapshot: str, store: str) -> Head:
         tags=MappingProxyType(dict(envelope.tags)),
         needs=tuple(envelope.needs),
         summary=envelope.summary,
+        notices=tuple(envelope.notices),
         host=envelope.host,
         size=envelope.size + body,
         written=envelope.written + whole,
@@ -226,7 +230,7 @@ def read_head(fd: int, size: int, snapshot: str, store: str) -> Head:
 def _head_fault(head: Envelope, snapshot: str) -> str:
     """Tell what in a parsed head is not as a writer makes it; "" when all is well."""
     packs = {pack.id for pack in head.packs}
-    texts = [head.summary, head.host, *head.tags.values(), *head.needs]
+    texts = [head.summary, head.host, *head.tags.values(), *head.needs, *head.notices]
     faults = (
         (head.id != snapshot, "it was written under another id"),
         (not KIND.fullmatch(head.kind), "its kind is not a name"),
@@ -235,6 +239,7 @@ def _head_fault(head: Envelope, snapshot: str) -> str:
             len(head.tags) > MAX_TAGS or not all(map(TAG.fullmatch, head.tags)),
             "its tags are not up to 64 names",
         ),
+        (len(head.notices) > MAX_NOTICES, "it has more than 64 notices"),
         (
             any(len(text) > MAX_TEXT or not text.isprintable() for text in texts),
             "a text in its head is too long or not printable",

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18torpor/store/store.proto\x12\x0ctorpor.store\"\x88\x02\n\x08\x45nvelope\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x12\n\ncreated_ns\x18\x03 \x01(\x03\x12.\n\x04tags\x18\x04 \x03(\x0b\x32 .torpor.store.Envelope.TagsEntry\x12\r\n\x05needs\x18\x05 \x03(\t\x12$\n\x05packs\x18\x06 \x03(\x0b\x32\x15.torpor.store.PackRef\x12\x0f\n\x07summary\x18\x07 \x01(\t\x12\x0c\n\x04host\x18\x08 \x01(\t\x12\x0c\n\x04size\x18\t \x01(\x04\x12\x0f\n\x07written\x18\n \x01(\x04\x1a+\n\tTagsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"#\n\x07PackRef\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18torpor/store/store.proto\x12\x0ctorpor.store\"\x99\x02\n\x08\x45nvelope\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x12\n\ncreated_ns\x18\x03 \x01(\x03\x12.\n\x04tags\x18\x04 \x03(\x0b\x32 .torpor.store.Envelope.TagsEntry\x12\r\n\x05needs\x18\x05 \x03(\t\x12$\n\x05packs\x18\x06 \x03(\x0b\x32\x15.torpor.store.PackRef\x12\x0f\n\x07summary\x18\x07 \x01(\t\x12\x0c\n\x04host\x18\x08 \x01(\t\x12\x0c\n\x04size\x18\t \x01(\x04\x12\x0f\n\x07written\x18\n \x01(\x04\x12\x0f\n\x07notices\x18\x0b \x03(\t\x1a+\n\tTagsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"#\n\x07PackRef\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,9 +34,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ENVELOPE_TAGSENTRY']._loaded_options = None
   _globals['_ENVELOPE_TAGSENTRY']._serialized_options = b'8\001'
   _globals['_ENVELOPE']._serialized_start=43
-  _globals['_ENVELOPE']._serialized_end=307
-  _globals['_ENVELOPE_TAGSENTRY']._serialized_start=264
-  _globals['_ENVELOPE_TAGSENTRY']._serialized_end=307
-  _globals['_PACKREF']._serialized_start=309
-  _globals['_PACKREF']._serialized_end=344
+  _globals['_ENVELOPE']._serialized_end=324
+  _globals['_ENVELOPE_TAGSENTRY']._serialized_start=281
+  _globals['_ENVELOPE_TAGSENTRY']._serialized_end=324
+  _globals['_PACKREF']._serialized_start=326
+  _globals['_PACKREF']._serialized_end=361
 # @@protoc_insertion_point(module_scope)

@@ -6,7 +6,7 @@ from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Map
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Envelope(_message.Message):
-    __slots__ = ("id", "kind", "created_ns", "tags", "needs", "packs", "summary", "host", "size", "written")
+    __slots__ = ("id", "kind", "created_ns", "tags", "needs", "packs", "summary", "host", "size", "written", "notices")
     class TagsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -24,6 +24,7 @@ class Envelope(_message.Message):
     HOST_FIELD_NUMBER: _ClassVar[int]
     SIZE_FIELD_NUMBER: _ClassVar[int]
     WRITTEN_FIELD_NUMBER: _ClassVar[int]
+    NOTICES_FIELD_NUMBER: _ClassVar[int]
     id: str
     kind: str
     created_ns: int
@@ -34,7 +35,8 @@ class Envelope(_message.Message):
     host: str
     size: int
     written: int
-    def __init__(self, id: _Optional[str] = ..., kind: _Optional[str] = ..., created_ns: _Optional[int] = ..., tags: _Optional[_Mapping[str, str]] = ..., needs: _Optional[_Iterable[str]] = ..., packs: _Optional[_Iterable[_Union[PackRef, _Mapping]]] = ..., summary: _Optional[str] = ..., host: _Optional[str] = ..., size: _Optional[int] = ..., written: _Optional[int] = ...) -> None: ...
+    notices: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, id: _Optional[str] = ..., kind: _Optional[str] = ..., created_ns: _Optional[int] = ..., tags: _Optional[_Mapping[str, str]] = ..., needs: _Optional[_Iterable[str]] = ..., packs: _Optional[_Iterable[_Union[PackRef, _Mapping]]] = ..., summary: _Optional[str] = ..., host: _Optional[str] = ..., size: _Optional[int] = ..., written: _Optional[int] = ..., notices: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class PackRef(_message.Message):
     __slots__ = ("id", "size")

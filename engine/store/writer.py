@@ -20,6 +20,7 @@ from .files import DIRECTORY, PAGE, Place, create_file, readable, store_error, t
 from .known import KnownBlocks, Pack, snapshot_ids
 from .manifest import (
     KIND,
+    MAX_NOTICES,
     MAX_TAGS,
     MAX_TEXT,
     TAG,
@@ -229,10 +230,13 @@ class SnapshotWriter:
         self._number = len(self._packs)
         self._packs.append((self.id, 0))  # its size is known when it is finished
 
-    def publish(self, body: bytes, summary: str, needs: Iterable[str] = ()) -> SnapshotInfo:
+    def publish(
+        self, body: bytes, summary: str, needs: Iterable[str] = (), notices: Sequence[str] = ()
+    ) -> SnapshotInfo:
         """Make the snapshot exist, with all of it on disk, and give what a listing will say of it.
 
         `body` is of the kind; `summary` is a line for people; `needs` is what readers of the body must know.
+        `notices` are kept for whoever wakes it: see `SnapshotInfo`; at most 64.
         Raises StoreError, and then nothing of the snapshot is left.
         """
         with self._lock:
@@ -246,7 +250,7 @@ class SnapshotWriter:
             with told(self._place.path, f"cannot publish snapshot {self.id}"):
                 if self._fd >= 0:
                     self._finish_pack()
-                return self._finish_manifest(body, summary, tuple(needs))
+                return self._finish_manifest(body, summary, tuple(needs), notices)
         except BaseException:
             self._remove_traces()
             raise
@@ -262,7 +266,9 @@ class SnapshotWriter:
         os.fsync(packs)
         self._packs[self._number] = (self.id, self._end)
 
-    def _finish_manifest(self, body: bytes, summary: str, needs: Collection[str]) -> SnapshotInfo:
+    def _finish_manifest(
+        self, body: bytes, summary: str, needs: Collection[str], notices: Sequence[str]
+    ) -> SnapshotInfo:
         table = self._own.table
         head = Envelope(
             id=self.id,
@@ -272,6 +278,7 @@ class SnapshotWriter:
             needs=needs,
             packs=[PackRef(id=pack, size=size) for pack, size in self._packs],
             summary=printable(summary),
+            notices=map(printable, notices[:MAX_NOTICES]),
             host=printable(socket.gethostname()),
             size=sum(table.lengths),
             written=self._end if self._number >= 0 else 0,

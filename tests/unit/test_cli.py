@@ -146,13 +146,13 @@ def test_checkpoint_prints_the_id_alone(run: Torpor, monkeypatch: pytest.MonkeyP
 
     def checkpoint(pid: int, **options: Any) -> SnapshotInfo:
         seen.update(options, pid=pid)
-        return SnapshotInfo("20260101-000000000-abcdef", "/store")
+        return SnapshotInfo("20260101-000000000-abcdef", "/store", notices=("a connection is lost",))
 
     monkeypatch.setattr(torpor, "checkpoint", checkpoint, raising=False)
     assert run("checkpoint", "12", "--then", "kill", "--tag", "a=b", "--tag", "c=d=e") == (
         0,
         "20260101-000000000-abcdef\n",
-        "",
+        "torpor: note: a connection is lost\n",
     )
     assert seen == {
         "pid": 12,
@@ -164,7 +164,14 @@ def test_checkpoint_prints_the_id_alone(run: Torpor, monkeypatch: pytest.MonkeyP
         "tcp": "reset",
         "bundle_files": False,
     }
-    assert json.loads(run("checkpoint", "12", "--json")[1])["id"] == "20260101-000000000-abcdef"
+    code, out, err = run("checkpoint", "12", "--json")
+    told = json.loads(out)
+    assert (code, err, told["id"], told["notices"]) == (
+        0,
+        "",
+        "20260101-000000000-abcdef",
+        ["a connection is lost"],
+    )
 
 
 def test_a_reader_that_goes_away_is_no_fault() -> None:

@@ -82,7 +82,7 @@ def a_tree() -> Tree:
 def save(store: Store, summary: str = "bash, 2 processes", content: bytes = b"x" * PAGE, **tags: str) -> SnapshotInfo:
     with store.writer("tree", tags) as writer:
         writer.add_blocks(memoryview(content), [len(content)])
-        return writer.publish(a_tree().SerializeToString(), summary)
+        return writer.publish(a_tree().SerializeToString(), summary, notices=["a connection is lost"])
 
 
 def test_an_empty_store(run: Torpor, store: Store) -> None:
@@ -126,6 +126,7 @@ def test_show(run: Torpor, store: Store) -> None:
     for part in (
         "paused for 12.3 ms",
         "owner = ann",
+        "note: a connection is lost",
         r"100 bash\x1b[2J",
         "101 server (stopped)",
         "104 date (ended; its parent has not asked for its status)",

@@ -69,6 +69,40 @@ wait()
     acting(body)
 
 
+def test_what_a_wake_will_not_bring_back_is_told() -> None:
+    with (
+        closing(socket.create_server(("127.0.0.1", 0))) as outside,
+        closing(socket.socket(socket.AF_UNIX)) as door,
+    ):
+        door.bind(b"")
+        door.listen()
+        port, name = outside.getsockname()[1], door.getsockname()
+        with holder(
+            f"""
+l = socket.create_server(("127.0.0.1", 0))
+inside = socket.create_connection(l.getsockname()), l.accept()[0]
+waiting = socket.create_connection(l.getsockname())
+outside = [socket.create_connection(("127.0.0.1", {port})) for _ in range(5)]
+u = socket.socket(socket.AF_UNIX); u.connect({name!r})
+master, slave = os.openpty()
+ready(l=l.fileno(), port=l.getsockname()[1])
+wait()
+"""
+        ) as tree:
+            fds = tree.ready()
+            with socket.create_connection(("127.0.0.1", fds["port"])):
+                tree.stop()
+                grabbed = descriptors.grab(tree.pids, reset_outside=True)
+                terminal, unix, tcp, early = descriptors.notices(grabbed)
+            tree.end()
+    assert f"process {tree.pids[0]} (python" in tcp
+    assert f"to 127.0.0.1:{port}" in tcp
+    assert tcp.endswith(" and 2 more")
+    assert early.endswith("not accepted yet are lost: 1")
+    assert f"to the unix socket @{name[1:].decode()}" in unix
+    assert "/dev/pts/" in terminal
+
+
 def test_a_connection_that_is_being_made_is_reset_too() -> None:
     with holder(
         """

@@ -232,6 +232,14 @@ def test_names_that_are_none_are_refused_by_name(store: Store) -> None:
     assert store.prune(1).snapshots == (), "the refused writers hold no lock"
 
 
+def test_notices_are_kept_with_a_snapshot_and_listed(store: Store) -> None:
+    with store.writer("tree") as saver:
+        info = saver.publish(b"", "a test", notices=["a connection is \x1b[2J lost", "b" * 2000, *map(str, range(70))])
+    assert info.notices[:2] == ("a connection is ?[2J lost", "b" * 1024)
+    assert len(info.notices) == 64
+    assert [listed.notices for listed in store.snapshots()] == [info.notices]
+
+
 def test_resolve(store: Store) -> None:
     with pytest.raises(NotFound, match="no snapshots"):
         store.resolve("latest")
