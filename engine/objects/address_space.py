@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from torpor.errors import ImageDamaged
 from torpor.image import image_pb2 as pb
 from torpor.objects import sysv, vdso
+from torpor.objects.vm_flags import MLOCK_ONFAULT
 from torpor.procfs import PAGE
 from torpor.ranges import subtract
 from torpor.remote.batch import Call, Struct
@@ -28,7 +29,6 @@ MAP_HUGETLB = 0x40000
 MAP_HUGE_SHIFT = 26
 MAP_FIXED_NOREPLACE = 0x100000
 MADV_GUARD_INSTALL = 102
-MLOCK_ONFAULT = 1
 PR_SET_MM, PR_SET_MM_MAP = 35, 14
 PR_SET_VMA, PR_SET_VMA_ANON_NAME = 0x53564D41, 0
 

@@ -25,7 +25,7 @@ from torpor import procfs
 from torpor._native import ffi, lib
 from torpor.errors import CheckpointFailed, Reason
 from torpor.image import image_pb2 as pb
-from torpor.objects import shared_memory, vmas
+from torpor.objects import shared_memory, vm_flags, vmas
 from torpor.objects.mapped_files import MappedFiles
 from torpor.objects.shared_memory import Segment, SharedMemory
 from torpor.objects.unchanged import BLOCK_PAGES, Before, Columns, Cut, cut, join
@@ -113,7 +113,7 @@ def describe(
         elif not vmas.is_special(vma.mapping):
             kind = _describe_vma(vma, space.vmas.add(), files, shared)
             bounds = (vma.mapping.start, vma.mapping.end)
-            if kind in PRIVATE and vmas.DROPPABLE not in vma.flags:
+            if kind in PRIVATE and vm_flags.DROPPABLE not in vma.flags:
                 pages.private.append(bounds)
             if kind == pb.Vma.ANONYMOUS and vmas.was_file(vma):
                 pages.whole += subtract([bounds], guards)
@@ -135,7 +135,7 @@ def future_lock(pid: int, before: Mapping[bytes, bytes], window: int) -> int:
     if status[b"VmLck"] == before[b"VmLck"]:
         return 0
     flags = next(v.flags for v in procfs.flagged_mappings(pid) if v.mapping.start <= window < v.mapping.end)
-    return _MCL_FUTURE | (_MCL_ONFAULT if vmas.LOCKED_ON_FAULT in flags else 0)
+    return _MCL_FUTURE | (_MCL_ONFAULT if vm_flags.is_locked_on_fault(flags) else 0)
 
 
 def _describe_bounds(pid: int, space: pb.AddressSpace) -> None:
@@ -149,27 +149,27 @@ def _describe_bounds(pid: int, space: pb.AddressSpace) -> None:
 def _describe_vma(vma: FlaggedMapping, out: pb.Vma, files: MappedFiles, shared: SharedMemory) -> int:
     mapping = vma.mapping
     out.start, out.end, out.prot = mapping.start, mapping.end, vmas.protection(mapping)
-    out.grows_down = vmas.GROWS_DOWN in vma.flags
-    out.noreserve = vmas.NORESERVE in vma.flags
-    out.locked = vmas.LOCKED in vma.flags
-    out.locked_on_fault = vmas.LOCKED_ON_FAULT in vma.flags
-    out.droppable = vmas.DROPPABLE in vma.flags
-    out.advice.extend(vmas.ADVICE[flag] for flag in vma.flags if flag in vmas.ADVICE)
+    out.grows_down = vm_flags.GROWS_DOWN in vma.flags
+    out.noreserve = vm_flags.NORESERVE in vma.flags
+    out.locked = vm_flags.LOCKED in vma.flags
+    out.locked_on_fault = vm_flags.is_locked_on_fault(vma.flags)
+    out.droppable = vm_flags.DROPPABLE in vma.flags
+    out.advice.extend(vm_flags.ADVICE[flag] for flag in vma.flags if flag in vm_flags.ADVICE)
     out.name = vmas.anonymous_name(mapping)
     if shared_memory.is_memory(mapping):
         out.kind = pb.Vma.SHARED
         out.shared = shared.segments[shared_memory.key_of(mapping)].index
         out.offset = mapping.offset
-        out.may_write = vmas.MAY_WRITE in vma.flags
+        out.may_write = vm_flags.MAY_WRITE in vma.flags
         return out.kind
-    if vmas.HUGETLB in vma.flags:
+    if vm_flags.HUGETLB in vma.flags:
         out.kind, out.huge_page = pb.Vma.ANONYMOUS, vma.page_size
         return out.kind
     index = None if vmas.is_anonymous(mapping) else files.index(mapping.name, mapping.inode)
     if index is not None:
         out.kind = pb.Vma.FILE_SHARED if mapping.shared else pb.Vma.FILE_PRIVATE
         out.file, out.offset = index, mapping.offset
-        out.may_write = mapping.shared and vmas.MAY_WRITE in vma.flags
+        out.may_write = mapping.shared and vm_flags.MAY_WRITE in vma.flags
     elif mapping.shared:
         raise CheckpointFailed(
             f"{os.fsdecode(mapping.name)}, which is mapped shared at {mapping.start:#x}, was replaced by another file"

@@ -4,9 +4,9 @@ Kept: private anonymous memory, heap and stacks, private and shared file mapping
 stacks, MADV flags, guard regions, locks (mlock, MLOCK_ONFAULT, MCL_FUTURE), NORESERVE, names of anonymous areas,
 private huge pages of hugetlbfs, the vDSO. Droppable memory comes back empty, as the kernel may make it at any time.
 
-Refused by name: every VmFlag and every special mapping that is not in the tables below: device memory, shared huge
-pages of hugetlbfs, userfaultfd ranges, shadow stacks, sealed mappings, secret memory, protection keys, guard regions in
-shared memory, io_uring rings.
+Refused by name: every VmFlag that is not in the tables of vm_flags.py and every special mapping that is not in those
+below: device memory, shared huge pages of hugetlbfs, userfaultfd ranges, shadow stacks, sealed mappings, secret memory,
+protection keys, guard regions in shared memory, io_uring rings.
 
 Documented in: Documentation/filesystems/proc.rst (VmFlags), madvise(2), vdso(7).
 """
@@ -18,52 +18,10 @@ import os
 from collections.abc import Sequence
 
 from torpor.errors import Reason
-from torpor.objects import sysv
+from torpor.objects import sysv, vm_flags
+from torpor.objects.vm_flags import DROPPABLE, HIDDEN_FROM_FORK, HUGETLB, WRITE_PROTECTED
 from torpor.procfs import PAGE, FlaggedMapping, Mapping, flagged_mappings
 from torpor.remote.memory import PageMap
-
-# Flags that need nothing: permissions (told by maps), what they may become, and what the kernel sets by itself.
-_PLAIN_FLAGS = frozenset(b"rd wr ex sh mr mw me ms ac gu".split())
-GROWS_DOWN = b"gd"
-NORESERVE = b"nr"
-LOCKED = b"lo"
-LOCKED_ON_FAULT = b"lf"
-DROPPABLE = b"dp"
-HUGETLB = b"ht"
-DONTFORK = b"dc"
-WIPEONFORK = b"wf"
-MAY_WRITE = b"mw"
-WRITE_PROTECTED = b"uw"
-
-ADVICE = {
-    b"sr": 2,  # MADV_SEQUENTIAL
-    b"rr": 1,  # MADV_RANDOM
-    DONTFORK: 10,  # MADV_DONTFORK
-    b"mg": 12,  # MADV_MERGEABLE
-    b"hg": 14,  # MADV_HUGEPAGE
-    b"nh": 15,  # MADV_NOHUGEPAGE
-    b"dd": 16,  # MADV_DONTDUMP
-    WIPEONFORK: 18,  # MADV_WIPEONFORK
-}
-"""VmFlags that madvise gives (include/uapi/asm-generic/mman-common.h)."""
-
-KEPT_FLAGS = _PLAIN_FLAGS | {GROWS_DOWN, NORESERVE, LOCKED, LOCKED_ON_FAULT, DROPPABLE, HUGETLB, *ADVICE}
-_HIDDEN_FROM_FORK = frozenset((DONTFORK, WIPEONFORK, LOCKED, HUGETLB))
-"""Flags whose memory, or which themselves, a forked child does not have (kernel/fork.c, dup_mmap). Huge pages are taken
-from a child when its parent writes to them and the pool is empty (mm/hugetlb.c, unmap_ref_private)."""
-
-REFUSED_FLAGS = {
-    b"io": "memory of a device",
-    b"pf": "memory of a device",
-    b"um": "watched by a userfaultfd",
-    WRITE_PROTECTED: "write-protected by a userfaultfd",
-    b"ui": "watched by a userfaultfd",
-    b"ss": "a shadow stack",
-    b"sl": "sealed by mseal",
-    b"sf": "a synchronous mapping of persistent memory (DAX)",
-    b"mm": "a mapping with pages of a device",
-    b"de": "a mapping that a driver has made",
-}
 
 DELETED = b" (deleted)"
 VDSO = b"[vdso]"
@@ -94,7 +52,7 @@ def was_file(vma: FlaggedMapping) -> bool:
 
 def hides_from_fork(vma: FlaggedMapping) -> bool:
     """Whether a forked child would lack a mapping, its content or one of its flags."""
-    return DROPPABLE not in vma.flags and not _HIDDEN_FROM_FORK.isdisjoint(vma.flags)
+    return DROPPABLE not in vma.flags and not HIDDEN_FROM_FORK.isdisjoint(vma.flags)
 
 
 def is_deleted(mapping: Mapping) -> bool:
@@ -134,8 +92,8 @@ def refuse(name: str, pid: int, vmas: Sequence[FlaggedMapping]) -> list[Reason]:
         mapping = vma.mapping
         if is_special(mapping):
             continue
-        flags = [flag for flag in vma.flags if flag != WRITE_PROTECTED or mapping not in noted]
-        why = _special_reason(mapping) or _flags_reason(flags) or _page_reason(vma)
+        flags = tuple(flag for flag in vma.flags if flag != WRITE_PROTECTED or mapping not in noted)
+        why = _special_reason(mapping) or vm_flags.reason(flags) or _page_reason(vma)
         if why:
             subject = f"{name}, mapping {mapping.start:#x}-{mapping.end:#x} {os.fsdecode(mapping.name)}".rstrip()
             reasons.append(Reason(subject, why))
@@ -153,18 +111,6 @@ def _only_noted(pid: int, watched: Sequence[Mapping]) -> set[Mapping]:
     # The process runs: something else may be mapped there since its flags were read.
     still = {vma.mapping for vma in flagged_mappings(pid) if WRITE_PROTECTED in vma.flags}
     return noted.union(set(watched).difference(still))
-
-
-def _flags_reason(flags: Sequence[bytes]) -> str:
-    for flag in flags:
-        if flag in KEPT_FLAGS or (flag == b"de" and HUGETLB in flags):
-            continue
-        return (
-            f"it is {REFUSED_FLAGS[flag]}, which is not kept"
-            if flag in REFUSED_FLAGS
-            else (f"it has the flag {flag.decode(errors='replace')!r} in smaps, which this version does not know")
-        )
-    return ""
 
 
 def _page_reason(vma: FlaggedMapping) -> str:
