@@ -23,7 +23,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from torpor._native import ffi, lib
+from torpor.remote.sys import Words, syscall, try_syscall
 
 # System call numbers of x86-64, the only processor supported so far.
 _MPROTECT, _BRK, _PTRACE, _PRCTL, _ARCH_PRCTL, _MOUNT, _UNSHARE = 10, 12, 101, 157, 158, 165, 272
@@ -243,17 +243,6 @@ class _Exit:
         os._exit(0 if kind is None else 1)
 
 
-def _syscall(nr: int, *args: int) -> int:
-    result: int = lib.tp_syscall(nr, *args, *[0] * (6 - len(args)))
-    if result < 0:
-        raise OSError(-result, os.strerror(-result))
-    return result
-
-
-def _address(buffer: bytearray) -> int:
-    return int(ffi.cast("uintptr_t", ffi.from_buffer(buffer)))
-
-
 # --- single calls that need nothing -------------------------------------------------------------------------
 
 
@@ -262,32 +251,32 @@ def _try_calls(report: _Report) -> None:
     me = os.getpid()
     vdso = _vdso_address()
     state = bytearray(8)
-    report.attempt("kcmp", lambda: _syscall(_KCMP, me, me, 0, 0, 0), "kcmp")
+    report.attempt("kcmp", lambda: syscall(_KCMP, me, me, 0, 0, 0), "kcmp")
     report.attempt("pidfd_getfd", lambda: _take_own_descriptor(me), "pidfd_getfd")
     report.attempt("pagemap_scan", _scan_a_page, "ioctl PAGEMAP_SCAN")
     report.attempt("uffd_wp_async", _open_userfaultfd, "userfaultfd with WP_ASYNC")
     pr_timer_create_restore_ids, get = 77, 2
     report.attempt(
         "timer_restore_ids",
-        lambda: _syscall(_PRCTL, pr_timer_create_restore_ids, get),
+        lambda: syscall(_PRCTL, pr_timer_create_restore_ids, get),
         "prctl PR_TIMER_CREATE_RESTORE_IDS",
     )
     arch_shstk_status = 0x5005
     report.attempt(
         "shadow_stacks",
-        lambda: _syscall(_ARCH_PRCTL, arch_shstk_status, _address(state)),
+        lambda: syscall(_ARCH_PRCTL, arch_shstk_status, state),
         "arch_prctl ARCH_SHSTK_STATUS",
     )
     report.attempt("map_vdso", _map_vdso_again, "arch_prctl ARCH_MAP_VDSO_64")
     # A sealed mapping refuses even the protection it has (mm/mprotect.c: can_modify_vma() comes first).
     read_and_execute = 5
-    answer = lib.tp_syscall(_MPROTECT, vdso, resource.getpagesize(), read_and_execute, 0, 0, 0)
+    answer = try_syscall(_MPROTECT, vdso, resource.getpagesize(), read_and_execute)
     report.tell("sealed_mappings", answer == -errno.EPERM)
 
 
 def _take_own_descriptor(pid: int) -> None:
     pidfd = os.pidfd_open(pid)
-    os.close(_syscall(_PIDFD_GETFD, pidfd, pidfd, 0))
+    os.close(syscall(_PIDFD_GETFD, pidfd, pidfd, 0))
     os.close(pidfd)
 
 
@@ -302,7 +291,7 @@ def _scan_a_page() -> None:
 def _open_userfaultfd() -> None:
     uffd_user_mode_only, uffdio_api, api = 1, 0xC018AA3F, 0xAA
     wp_unpopulated, wp_async = 1 << 13, 1 << 15
-    fd = _syscall(_USERFAULTFD, os.O_CLOEXEC | uffd_user_mode_only)
+    fd = syscall(_USERFAULTFD, os.O_CLOEXEC | uffd_user_mode_only)
     try:
         fcntl.ioctl(fd, uffdio_api, bytearray(struct.pack("<3Q", api, wp_unpopulated | wp_async, 0)))
     finally:
@@ -313,7 +302,7 @@ def _map_vdso_again() -> None:
     # While a vDSO is mapped the kernel answers EEXIST to what it otherwise would do (map_vdso_once()).
     arch_map_vdso_64 = 0x2003
     try:
-        _syscall(_ARCH_PRCTL, arch_map_vdso_64, 0)
+        syscall(_ARCH_PRCTL, arch_map_vdso_64, 0)
     except FileExistsError:
         return
 
@@ -340,19 +329,19 @@ def _try_tracing(report: _Report) -> None:
         answer = bytearray(24)
         report.attempt(
             "rseq_configuration",
-            lambda: _syscall(_PTRACE, _GET_RSEQ, sibling, len(answer), _address(answer)),
+            lambda: syscall(_PTRACE, _GET_RSEQ, sibling, len(answer), answer),
             "PTRACE_GET_RSEQ_CONFIGURATION",
         )
         report.attempt(
             "read_filters",
-            lambda: _syscall(_PTRACE, _SETOPTIONS, sibling, 0, _SUSPEND_SECCOMP),
+            lambda: syscall(_PTRACE, _SETOPTIONS, sibling, 0, _SUSPEND_SECCOMP),
             "PTRACE_O_SUSPEND_SECCOMP",
         )
         area = bytearray(65536)
-        vector = bytearray(struct.pack("<2Q", _address(area), len(area)))
+        vector = Words(area, len(area))  # struct iovec
         with suppress(OSError):  # a processor without xsave: the fields stay 0
-            _syscall(_PTRACE, _GETREGSET, sibling, _NT_X86_XSTATE, _address(vector))
-            report.tell("xsave_size", struct.unpack("<2Q", vector)[1])
+            syscall(_PTRACE, _GETREGSET, sibling, _NT_X86_XSTATE, vector)
+            report.tell("xsave_size", vector[1])
             report.tell("xfeatures", int.from_bytes(area[XCR0_OFFSET : XCR0_OFFSET + 8], "little"))
     os.kill(sibling, signal.SIGKILL)
     os.waitpid(sibling, 0)
@@ -365,14 +354,14 @@ def _sleeping_child() -> int:
 def sleep_with_parent() -> None:
     """Sleep until a signal ends this process, at the latest when the thread ends that has forked it."""
     die_with_parent = 1
-    _syscall(_PRCTL, die_with_parent, signal.SIGKILL)
+    syscall(_PRCTL, die_with_parent, signal.SIGKILL)
     while True:
         signal.pause()
 
 
 def _attach(pid: int) -> None:
     """Trace `pid`, and return once it is stopped."""
-    _syscall(_PTRACE, _ATTACH, pid)
+    syscall(_PTRACE, _ATTACH, pid)
     wall = 0x40000000
     os.waitpid(pid, wall)
 
@@ -387,10 +376,10 @@ def _try_namespaces(report: _Report) -> None:
     """A capsule in small: a user namespace, in it a PID and a mount namespace, in it a chosen PID."""
     if not report.attempt("user_namespaces", _enter_user_namespace, "unshare CLONE_NEWUSER"):
         return
-    report.attempt("time_namespaces", lambda: _syscall(_UNSHARE, _CLONE_NEWTIME), "unshare CLONE_NEWTIME")
+    report.attempt("time_namespaces", lambda: syscall(_UNSHARE, _CLONE_NEWTIME), "unshare CLONE_NEWTIME")
     if not report.attempt(
         "pid_namespaces",
-        lambda: _syscall(_UNSHARE, _CLONE_NEWPID | _CLONE_NEWNS),
+        lambda: syscall(_UNSHARE, _CLONE_NEWPID | _CLONE_NEWNS),
         "unshare CLONE_NEWPID | CLONE_NEWNS",
     ):
         return
@@ -405,25 +394,22 @@ def _try_namespaces(report: _Report) -> None:
 
 def _enter_user_namespace() -> None:
     uid, gid = os.geteuid(), os.getegid()
-    _syscall(_UNSHARE, _CLONE_NEWUSER)
+    syscall(_UNSHARE, _CLONE_NEWUSER)
     for name, text in ("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1"):
         with open(f"/proc/self/{name}", "w", encoding="ascii") as file:
             file.write(text)
 
 
 def _mount_proc() -> None:
-    none, root, proc = bytearray(b"none\0"), bytearray(b"/\0"), bytearray(b"/proc\0")
-    kind = bytearray(b"proc\0")
     # Private first, so that nothing mounted here reaches another namespace.
-    _syscall(_MOUNT, _address(none), _address(root), 0, _MS_REC | _MS_PRIVATE, 0)
-    _syscall(_MOUNT, _address(kind), _address(proc), _address(kind), 0, 0)
+    syscall(_MOUNT, b"none\0", b"/\0", 0, _MS_REC | _MS_PRIVATE, 0)
+    syscall(_MOUNT, b"proc\0", b"/proc\0", b"proc\0", 0, 0)
 
 
 def _clone_with_pid() -> None:
     # struct clone_args (linux/sched.h): fields 5, 9, 10 are exit_signal, set_tid, set_tid_size.
-    wanted = bytearray(struct.pack("<i", _TRIED_PID))
-    args = bytearray(struct.pack("<11Q", 0, 0, 0, 0, signal.SIGCHLD, 0, 0, 0, _address(wanted), 1, 0))
-    pid = _syscall(_CLONE3, _address(args), len(args))
+    args = Words(0, 0, 0, 0, signal.SIGCHLD, 0, 0, 0, struct.pack("<i", _TRIED_PID), 1, 0)
+    pid = syscall(_CLONE3, args, 88)
     if pid == 0:
         os._exit(0)
     os.waitpid(pid, 0)
@@ -437,13 +423,13 @@ def _set_mm_map() -> None:
     stat = [int(n) for n in text[text.rindex(b")") + 4 :].split()]
     start_code, end_code, start_stack = stat[22:25]
     start_data, end_data, start_brk, arg_start, arg_end, env_start, env_end = stat[41:48]
-    brk = _syscall(_BRK, 0)
+    brk = syscall(_BRK, 0)
     layout = [start_code, end_code, start_data, end_data, start_brk, brk, start_stack]
     layout += [arg_start, arg_end, env_start, env_end]
 
     def set_map(exe: int) -> None:
-        argument = bytearray(struct.pack("<11QQII", *layout, 0, 0, exe))
-        _syscall(_PRCTL, pr_set_mm, pr_set_mm_map, _address(argument), len(argument))
+        argument = struct.pack("<11QQII", *layout, 0, 0, exe)
+        syscall(_PRCTL, pr_set_mm, pr_set_mm_map, argument, len(argument))
 
     set_map(no_exe)
     exe = os.open("/proc/self/exe", os.O_RDONLY)

@@ -40,7 +40,7 @@ from torpor.objects.description import (
     Seen,
     words,
 )
-from torpor.remote.sys import address_of, syscall, try_syscall
+from torpor.remote.sys import syscall, try_syscall
 from torpor.remote.x86_64 import NR
 
 KCMP_EPOLL_TFD = 7
@@ -185,7 +185,7 @@ def _target(epoll: Held[EpollState], number: int, which: int, tree: GrabbedDescr
 def _is_watched(candidate: Holder, epoll: Holder, number: int, which: int) -> bool:
     slot = array("I", (epoll.fd, number, which))  # struct kcmp_epoll_slot
     # Not found (ENOENT, EBADF) is an answer: before the freeze things come and go.
-    return try_syscall(NR.kcmp, candidate.pid, epoll.pid, KCMP_EPOLL_TFD, candidate.fd, address_of(slot)) == 0
+    return try_syscall(NR.kcmp, candidate.pid, epoll.pid, KCMP_EPOLL_TFD, candidate.fd, slot) == 0
 
 
 def _watch_all(mine: dict[int, Description], opening: Opening, failures: list[Exception]) -> None:
@@ -201,10 +201,10 @@ def _watch_all(mine: dict[int, Description], opening: Opening, failures: list[Ex
 
 
 def _watch(opening: Opening, index: int, watch: EpollMessage.Watch) -> None:
-    event = bytearray(EVENT.pack(watch.events, watch.data))
+    event = EVENT.pack(watch.events, watch.data)
     os.dup2(opening.slots[watch.description], watch.fd)
     try:
-        syscall(NR.epoll_ctl, opening.slots[index], EPOLL_CTL_ADD, watch.fd, address_of(event))
+        syscall(NR.epoll_ctl, opening.slots[index], EPOLL_CTL_ADD, watch.fd, event)
     except OSError as error:
         target = words(opening.image.descriptions[watch.description])
         raise RestoreFailed(f"an epoll cannot watch {target} as descriptor {watch.fd}: {error.strerror}") from error

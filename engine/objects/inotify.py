@@ -26,7 +26,7 @@ from torpor.errors import Reason, RestoreFailed
 from torpor.image.image_pb2 import Description, Tree
 from torpor.image.image_pb2 import Inotify as InotifyMessage
 from torpor.objects.description import Describing, GrabbedDescriptors, Held, Kind, Opening, Problem, Seen, borrowed
-from torpor.remote.sys import address_of, syscall
+from torpor.remote.sys import syscall
 from torpor.remote.x86_64 import NR
 
 MOST = 50_000
@@ -170,7 +170,6 @@ def _parse(info: bytes) -> Iterator[Watch]:
 
 def _by_handle(watch: Watch, pid: int) -> str:
     """The name by the file handle; empty where this user may not ask, or it has none that leads there."""
-    handle = bytearray(watch.handle)
     device = f"{os.major(watch.key[0])}:{os.minor(watch.key[0])}"
     with suppress(OSError):
         for line in Path(f"/proc/{pid}/mountinfo").read_text().splitlines():
@@ -179,7 +178,7 @@ def _by_handle(watch: Watch, pid: int) -> str:
                 continue
             mount = os.open(re.sub(r"\\(\d{3})", lambda m: chr(int(m[1], 8)), point), os.O_RDONLY | os.O_CLOEXEC)
             try:
-                fd = syscall(NR.open_by_handle_at, mount, address_of(handle), os.O_PATH | os.O_CLOEXEC)
+                fd = syscall(NR.open_by_handle_at, mount, watch.handle, os.O_PATH | os.O_CLOEXEC)
             finally:
                 os.close(mount)
             try:
@@ -253,10 +252,9 @@ def _search(wanted: set[Key], near: Iterable[str]) -> dict[Key, str]:
 
 
 def _add(fd: int, watch: InotifyMessage.Watch) -> int:
-    path = bytearray(watch.path + b"\0")
     if not watch.path.startswith(b"/") or b"\0" in watch.path:
         raise OSError(errno.EINVAL, "no file has such a name")
-    return syscall(NR.inotify_add_watch, fd, address_of(path), watch.mask | IN_DONT_FOLLOW)
+    return syscall(NR.inotify_add_watch, fd, watch.path + b"\0", watch.mask | IN_DONT_FOLLOW)
 
 
 def _add_as(fd: int, watch: InotifyMessage.Watch) -> None:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from torpor import procfs
 from torpor.errors import Reason
 from torpor.image.image_pb2 import Membership
-from torpor.remote.sys import address_of, syscall
+from torpor.remote.sys import syscall
 from torpor.remote.x86_64 import NR
 
 # include/uapi/linux/in.h
@@ -90,7 +90,7 @@ def _ask(fd: int, group: Group) -> Membership | None:
     value += struct.pack("=II", 0, MOST_SOURCES) + bytes(MOST_SOURCES * STORAGE)  # struct group_filter
     length = array("I", (len(value),))
     try:
-        syscall(NR.getsockopt, fd, _LEVELS[group.family], MCAST_MSFILTER, address_of(value), address_of(length))
+        syscall(NR.getsockopt, fd, _LEVELS[group.family], MCAST_MSFILTER, value, length)
     except OSError as error:
         if error.errno in (errno.EADDRNOTAVAIL, errno.ENODEV, errno.EINVAL, errno.ENOPROTOOPT):
             return None  # it is no member; the device has gone

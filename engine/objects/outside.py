@@ -32,7 +32,7 @@ from torpor.objects.description import (
     Seen,
     borrowed,
 )
-from torpor.remote.sys import address_of, try_syscall
+from torpor.remote.sys import try_syscall
 from torpor.remote.x86_64 import NR
 
 # include/uapi/asm-generic/ioctls.h, where Python's termios has no name for it
@@ -111,6 +111,6 @@ class Terminal(Kind[TerminalState]):
 def asked_number(fd: int, request: int) -> int | None:
     """An int that ioctl() writes; None when the request fails."""
     value = bytearray(4)
-    if try_syscall(NR.ioctl, fd, request, address_of(value)) < 0:
+    if try_syscall(NR.ioctl, fd, request, value) < 0:
         return None
     return int.from_bytes(value, "little")

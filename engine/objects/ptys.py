@@ -45,7 +45,7 @@ from torpor.objects.description import (
 )
 from torpor.objects.outside import TIOCGDEV, Terminal, TerminalState, asked_number
 from torpor.remote.batch import Call
-from torpor.remote.sys import address_of, syscall
+from torpor.remote.sys import syscall
 from torpor.remote.x86_64 import NR
 
 # include/uapi/linux/major.h, Documentation/admin-guide/devices.txt
@@ -189,8 +189,8 @@ def settings(fd: int) -> tuple[bytes, bytes]:
         OSError: it is none.
     """
     modes, window = bytearray(TERMIOS.size), bytearray(WINDOW_SIZE)
-    syscall(NR.ioctl, fd, TCGETS2, address_of(modes))
-    syscall(NR.ioctl, fd, termios.TIOCGWINSZ, address_of(window))
+    syscall(NR.ioctl, fd, TCGETS2, modes)
+    syscall(NR.ioctl, fd, termios.TIOCGWINSZ, window)
     return bytes(modes), bytes(window)
 
 

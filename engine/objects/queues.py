@@ -35,7 +35,7 @@ from torpor.objects.description import (
 from torpor.objects.vmas import DELETED
 from torpor.remote.batch import Call, Result
 from torpor.remote.freeze import describe_process
-from torpor.remote.sys import address_of, syscall
+from torpor.remote.sys import syscall
 from torpor.remote.x86_64 import NR
 
 _SIZE = 80
@@ -84,7 +84,7 @@ class MessageQueue(Kind[QueueState]):
         """Its sizes, and who is to be notified."""
         value = bytearray(_ATTRIBUTES.size)
         with borrowed(pidfd, held.holders[0].fd) as copy:
-            syscall(NR.mq_getsetattr, copy, 0, address_of(value))
+            syscall(NR.mq_getsetattr, copy, 0, value)
             _, most, largest, waiting = _ATTRIBUTES.unpack(value)
             return QueueState(most, largest, waiting, _notifies(copy))
 

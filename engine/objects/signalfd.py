@@ -12,7 +12,7 @@ import os
 
 from torpor.image.image_pb2 import Description
 from torpor.objects.description import Describing, GrabbedDescriptors, Held, Kind, Opening, Seen
-from torpor.remote.sys import address_of, syscall
+from torpor.remote.sys import syscall
 from torpor.remote.x86_64 import NR
 
 
@@ -34,5 +34,5 @@ class Signalfd(Kind[None]):
 
     def make(self, description: Description, opening: Opening) -> int:
         """With its mask; the kernel leaves SIGKILL and SIGSTOP out of any."""
-        mask = bytearray(description.signalfd.mask.to_bytes(8, "little"))
-        return syscall(NR.signalfd4, -1, address_of(mask), len(mask), os.O_CLOEXEC)
+        mask = description.signalfd.mask.to_bytes(8, "little")
+        return syscall(NR.signalfd4, -1, mask, len(mask), os.O_CLOEXEC)

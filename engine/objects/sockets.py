@@ -28,7 +28,7 @@ from typing import NamedTuple
 from torpor.errors import Reason
 from torpor.image.image_pb2 import SockOpt
 from torpor.objects.description import Family, Problem
-from torpor.remote.sys import address_of, syscall
+from torpor.remote.sys import Words, syscall
 from torpor.remote.x86_64 import NR
 
 # include/uapi/asm-generic/socket.h, where Python's socket module has no name for it
@@ -147,7 +147,7 @@ OPTIONS: dict[Key, int] = {**GENERAL, **UNIX, **TCP, **TCP6, **UDP, **UDP6, **di
 def getsockopt(fd: int, level: int, name: int, size: int = 4) -> bytes:
     """An option's value. Raises OSError."""
     value, length = bytearray(size), array("I", (size,))
-    syscall(NR.getsockopt, fd, level, name, address_of(value), address_of(length))
+    syscall(NR.getsockopt, fd, level, name, value, length)
     return bytes(value[: length[0]])
 
 
@@ -182,7 +182,7 @@ def peer_name(fd: int) -> bytes:
 
 def _name(call: int, fd: int) -> bytes:
     value, length = bytearray(LONGEST_NAME), array("I", (LONGEST_NAME,))
-    syscall(call, fd, address_of(value), address_of(length))
+    syscall(call, fd, value, length)
     return bytes(value[: length[0]])
 
 
@@ -213,9 +213,8 @@ def peek(fd: int, size: int, flags: int = 0, control: int = 0) -> Peeked:
         control: room for control messages, in bytes; descriptors in them are ours to close.
     """
     content, name, room = bytearray(max(size, 1)), bytearray(LONGEST_NAME), bytearray(max(control, 1))
-    vector = array("Q", (address_of(content), size))
-    header = array("Q", (address_of(name), LONGEST_NAME, address_of(vector), 1, address_of(room), control, 0))
-    got = syscall(NR.recvmsg, fd, address_of(header), flags | socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    header = Words(name, LONGEST_NAME, Words(content, size), 1, room, control, 0)
+    got = syscall(NR.recvmsg, fd, header, flags | socket.MSG_PEEK | socket.MSG_DONTWAIT)
     named, controlled = header[1] & 0xFFFFFFFF, header[5]  # struct msghdr
     return Peeked(
         bytes(content[: min(got, size)]), header[6] & 0xFFFFFFFF, bytes(name[:named]), bytes(room[:controlled])
@@ -234,8 +233,8 @@ def peeking_on(fd: int) -> Iterator[None]:
 
 def set_peek_offset(fd: int, offset: int) -> None:
     """From where on the next peek at a queue looks; -1: from its beginning, and it stays so."""
-    value = bytearray(struct.pack("i", offset))
-    syscall(NR.setsockopt, fd, _SOL, SO_PEEK_OFF, address_of(value), len(value))
+    value = struct.pack("i", offset)
+    syscall(NR.setsockopt, fd, _SOL, SO_PEEK_OFF, value, len(value))
 
 
 def used_memory(fd: int) -> int:
@@ -245,8 +244,7 @@ def used_memory(fd: int) -> int:
 
 def disconnect(fd: int) -> None:
     """Make a datagram socket's peer anyone again (connect(2), AF_UNSPEC)."""
-    nobody = bytearray(SOCKADDR_IN)
-    syscall(NR.connect, fd, address_of(nobody), len(nobody))
+    syscall(NR.connect, fd, bytes(SOCKADDR_IN), SOCKADDR_IN)
 
 
 def events(fd: int) -> int:
@@ -351,7 +349,7 @@ def judge(state: SocketState, pid: int) -> Iterator[Problem]:
 def _has_filter(fd: int) -> bool:
     value, length = bytearray(4), array("I", (0,))
     try:
-        syscall(NR.getsockopt, fd, _SOL, SO_GET_FILTER, address_of(value), address_of(length))
+        syscall(NR.getsockopt, fd, _SOL, SO_GET_FILTER, value, length)
     except OSError as error:
         # MPTCP has no filters; EACCES: it has one that may not be read (net/core/filter.c, sk_get_filter)
         return error.errno not in NOT_HERE

@@ -48,7 +48,7 @@ from torpor.objects.description import (
     some,
 )
 from torpor.objects.sockets import Address, Key, SocketState
-from torpor.remote.sys import address_of, syscall
+from torpor.remote.sys import syscall
 from torpor.remote.x86_64 import NR
 
 OPTIONS: dict[int, dict[Key, int]] = {
@@ -300,7 +300,7 @@ def arm_reset(tree: GrabbedDescriptors) -> None:
     Only for a tree that is killed next: it sets SO_LINGER. A connection to the outside with bytes that its peer
     has not acknowledged is left as it is: the kernel still delivers them.
     """
-    linger = bytearray(struct.pack("ii", 1, 0))
+    linger = struct.pack("ii", 1, 0)
     for held in tree.of(Tcp):
         if held.under_way_to is not None or held.state.kept:
             continue  # no process has it, or it is to go on
@@ -312,8 +312,7 @@ def arm_reset(tree: GrabbedDescriptors) -> None:
         try:
             with borrowed(pidfd, holder.fd) as copy:
                 if sockets.peer_name(copy) and (held.state.peer or not sockets.queued(copy, termios.TIOCOUTQ)):
-                    value = address_of(linger)
-                    syscall(NR.setsockopt, copy, socket.SOL_SOCKET, socket.SO_LINGER, value, len(linger))
+                    syscall(NR.setsockopt, copy, socket.SOL_SOCKET, socket.SO_LINGER, linger, len(linger))
         finally:
             os.close(pidfd)
 

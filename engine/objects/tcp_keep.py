@@ -32,7 +32,6 @@ import stat
 import struct
 import termios
 import time
-from array import array
 from collections.abc import Collection
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -45,7 +44,7 @@ from torpor.errors import CheckpointFailed, NotPermitted
 from torpor.image.image_pb2 import KeptConnection, TcpSocket
 from torpor.messages import parse
 from torpor.objects import sockets, tcp_end
-from torpor.remote.sys import address_of, syscall
+from torpor.remote.sys import Words, syscall
 from torpor.remote.x86_64 import NR
 
 RUN = Path("/run/torpor/connections")
@@ -307,12 +306,11 @@ def let_go(sock: socket.socket, tcp: TcpSocket, state: KeptConnection) -> None:
 
 
 def _set(fd: int, name: int, value: int) -> None:
-    content = bytearray(struct.pack("=I", value & 0xFFFFFFFF))
-    syscall(NR.setsockopt, fd, _TCP, name, address_of(content), len(content))
+    content = struct.pack("=I", value & 0xFFFFFFFF)
+    syscall(NR.setsockopt, fd, _TCP, name, content, len(content))
 
 
 def _filter(fd: int) -> None:
     """Drop everything that arrives, without an answer."""
-    code = bytearray(DROP)
-    program = array("Q", (1, address_of(code)))  # struct sock_fprog
-    syscall(NR.setsockopt, fd, socket.SOL_SOCKET, SO_ATTACH_FILTER, address_of(program), 16)
+    program = Words(1, DROP)  # struct sock_fprog
+    syscall(NR.setsockopt, fd, socket.SOL_SOCKET, SO_ATTACH_FILTER, program, 16)

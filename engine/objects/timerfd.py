@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from torpor.errors import Reason
 from torpor.image.image_pb2 import Description, Tree
 from torpor.objects.description import Describing, GrabbedDescriptors, Held, Kind, Opening, Problem, Seen, borrowed
-from torpor.remote.sys import address_of, syscall
+from torpor.remote.sys import syscall
 from torpor.remote.x86_64 import NR
 
 CLOCK_REALTIME = 0
@@ -69,7 +69,7 @@ class Timerfd(Kind[TimerState]):
     def grab(self, held: Held[TimerState], pidfd: int, *, content: bool) -> TimerState:
         """An interval that has expired stands still until it is read or asked for: so it is asked for first."""
         with borrowed(pidfd, held.holders[0].fd) as copy:
-            syscall(NR.timerfd_gettime, copy, address_of(bytearray(ITIMERSPEC.size)))
+            syscall(NR.timerfd_gettime, copy, bytearray(ITIMERSPEC.size))
             with open(f"/proc/self/fdinfo/{copy}", encoding="ascii") as file:
                 return _parse(file.read())
 
@@ -108,8 +108,8 @@ class Timerfd(Kind[TimerState]):
         timer = description.timerfd
         fd = syscall(NR.timerfd_create, timer.clock, os.O_CLOEXEC)
         if value := timer.moment_ns or timer.left_ns:
-            times = bytearray(ITIMERSPEC.pack(*divmod(timer.interval_ns, SECOND), *divmod(value, SECOND)))
-            syscall(NR.timerfd_settime, fd, timer.settime_flags if timer.moment_ns else 0, address_of(times))
+            times = ITIMERSPEC.pack(*divmod(timer.interval_ns, SECOND), *divmod(value, SECOND))
+            syscall(NR.timerfd_settime, fd, timer.settime_flags if timer.moment_ns else 0, times)
         if timer.ticks:
             fcntl.ioctl(fd, TFD_IOC_SET_TICKS, struct.pack("=Q", timer.ticks))
         return fd

@@ -17,7 +17,6 @@ import os
 import select
 import socket
 import struct
-from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -27,7 +26,7 @@ from torpor.image.image_pb2 import UnixSocket as UnixMessage
 from torpor.objects import sockets
 from torpor.objects.description import InFlight
 from torpor.objects.sockets import SocketState
-from torpor.remote.sys import address_of, syscall
+from torpor.remote.sys import Words, syscall
 from torpor.remote.x86_64 import NR
 
 LONGEST_MESSAGE = 1 << 20
@@ -127,11 +126,9 @@ def _peek_pieces(copy: int, size: int, message: Message, queue: Queue) -> None:
 def _before_rights(copy: int, at: int, size: int) -> int:
     """How many of the `size` bytes from `at` on were sent before those with which descriptors come, which end there."""
     sockets.set_peek_offset(copy, at)
-    content = bytearray(size)
-    vector = array("Q", (address_of(content), size - 1, _NOWHERE, 1))
-    header = array("Q", (0, 0, address_of(vector), 2, 0, 0, 0))  # struct msghdr
+    header = Words(0, 0, Words(bytearray(size), size - 1, _NOWHERE, 1), 2, 0, 0, 0)  # struct msghdr
     try:
-        return syscall(NR.recvmsg, copy, address_of(header), socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        return syscall(NR.recvmsg, copy, header, socket.MSG_PEEK | socket.MSG_DONTWAIT)
     except OSError as error:
         if error.errno != errno.EFAULT:
             raise

@@ -142,7 +142,7 @@ class Blanks:
         """Make one call in init without a window, by an instruction put at its entry for a moment."""
         entry = task.registers[RIP]
         before = array("q", [0])
-        syscall(NR.ptrace, _PEEKTEXT, task.tid, entry, before.buffer_info()[0])
+        syscall(NR.ptrace, _PEEKTEXT, task.tid, entry, before)
         syscall(NR.ptrace, _POKETEXT, task.tid, entry, _SYSCALL_TRAP)
         registers = array("Q", task.registers)
         registers[RAX], registers[ORIG_RAX] = nr, WORD
@@ -304,7 +304,7 @@ def _parts(work: Work) -> Iterator[Sequence[Call]]:
 
 def _event_message(tid: int) -> int:
     message = array("Q", [0])
-    syscall(NR.ptrace, ptrace.GETEVENTMSG, tid, 0, message.buffer_info()[0])
+    syscall(NR.ptrace, ptrace.GETEVENTMSG, tid, 0, message)
     return message[0]
 
 

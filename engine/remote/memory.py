@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import re
-import struct
 from array import array
 from collections.abc import Iterable, Sequence
 
 from torpor.procfs import PAGE
 from torpor.ranges import intersection
-from torpor.remote.sys import address_of, syscall
+from torpor.remote.sys import Words, syscall
 from torpor.remote.x86_64 import NR, TASK_SIZE
 
 IOV_MAX = 1024
@@ -36,12 +34,12 @@ def read_into(pid: int, address: int, buffer: memoryview) -> None:
 
 def read_ranges(pid: int, ranges: Sequence[tuple[int, int]], buffer: memoryview) -> None:
     """Read (address, size) ranges, one after the other, into `buffer`, with as few calls as can be."""
-    into = address_of(buffer)
+    position = 0
     for begin in range(0, len(ranges), IOV_MAX):
         chunk = ranges[begin : begin + IOV_MAX]
         size = sum(length for _, length in chunk)
-        _transfer(NR.process_vm_readv, pid, into, chunk, size)
-        into += size
+        _transfer(NR.process_vm_readv, pid, buffer[position : position + size], chunk)
+        position += size
 
 
 def read_protected(pid: int, ranges: Sequence[tuple[int, int]], buffer: memoryview) -> None:
@@ -66,8 +64,7 @@ def read_protected(pid: int, ranges: Sequence[tuple[int, int]], buffer: memoryvi
 
 def write(pid: int, address: int, data: bytes | bytearray) -> None:
     """Write memory that is writable to the process itself."""
-    buffer = data if isinstance(data, bytearray) else bytearray(data)
-    _transfer(NR.process_vm_writev, pid, address_of(buffer), [(address, len(buffer))], len(buffer))
+    _transfer(NR.process_vm_writev, pid, memoryview(data), [(address, len(data))])
 
 
 def write_stack(pid: int, address: int, data: bytes) -> None:
@@ -80,15 +77,14 @@ def write_stack(pid: int, address: int, data: bytes) -> None:
         os.close(fd)
 
 
-def _transfer(nr: int, pid: int, local: int, ranges: Sequence[tuple[int, int]], size: int) -> None:
-    done = 0
+def _transfer(nr: int, pid: int, local: memoryview, ranges: Sequence[tuple[int, int]]) -> None:
+    done, size = 0, len(local)
     words = array("Q")
     for address, length in ranges:
         words.append(address)
         words.append(length)
     while True:
-        local_iov = array("Q", [local + done, size - done])
-        done += syscall(nr, pid, local_iov.buffer_info()[0], 1, words.buffer_info()[0], len(words) // 2)
+        done += syscall(nr, pid, Words(local[done:], size - done), 1, words, len(words) // 2)
         if done == size:
             return
         # A short transfer: more than 2 GiB in one call, or the next range cannot be accessed (then EFAULT comes).
@@ -109,7 +105,7 @@ def _skip(ranges: Iterable[tuple[int, int]], done: int) -> array[int]:
 
 # PAGEMAP_SCAN (include/uapi/linux/fs.h, kernel 6.7; carried here because distributions' headers lack it).
 _PAGEMAP_SCAN = 0xC0606610  # _IOWR('f', 16, struct pm_scan_arg)
-_PM_SCAN_ARG = struct.Struct("<12Q")
+_PM_SCAN_ARG_SIZE = 96
 _PM_SCAN_WP_MATCHING = 1 << 0
 _PM_SCAN_CHECK_WPASYNC = 1 << 1
 _PAGE_IS_WRITTEN = 1 << 1
@@ -182,23 +178,21 @@ class PageMap:
         vector = self._vector
         found: list[tuple[int, int]] = []
         while start < end:
-            argument = bytearray(
-                _PM_SCAN_ARG.pack(
-                    _PM_SCAN_ARG.size, flags, start, end, 0, vector.buffer_info()[0], _REGIONS, 0,
-                    without,  # inverted
-                    without | required,
-                    any_of,
-                    _PAGE_IS_PRESENT,
-                )
+            argument = Words(  # struct pm_scan_arg
+                _PM_SCAN_ARG_SIZE, flags, start, end, 0, vector, _REGIONS, 0,
+                without,  # inverted
+                without | required,
+                any_of,
+                _PAGE_IS_PRESENT,
             )  # fmt: skip
-            count = fcntl.ioctl(self._fd, _PAGEMAP_SCAN, argument)
+            count = syscall(NR.ioctl, self._fd, _PAGEMAP_SCAN, argument)
             for k in range(0, 3 * count, 3):
                 begin, stop = vector[k], vector[k + 1]
                 if found and found[-1][1] == begin:
                     found[-1] = (found[-1][0], stop)
                 else:
                     found.append((begin, stop))
-            start = _PM_SCAN_ARG.unpack(argument)[4]  # walk_end
+            start = argument[4]  # walk_end
         return found
 
 

@@ -13,7 +13,7 @@ from array import array
 from collections.abc import Iterable
 
 from torpor import procfs
-from torpor.remote.sys import address_of, syscall, try_syscall
+from torpor.remote.sys import Argument, Words, syscall, try_syscall
 from torpor.remote.x86_64 import NR, REGISTER_COUNT
 
 # Requests (include/uapi/linux/ptrace.h).
@@ -73,11 +73,8 @@ _SPINS = 200
 _SHORT = 50e-6
 _LOOK_EVERY = 100
 
-_status = array("i", [0])
-_status_address = _status.buffer_info()[0]
 
-
-def request(what: int, tid: int, addr: int = 0, data: int = 0) -> int:
+def request(what: int, tid: int, addr: Argument = 0, data: Argument = 0) -> int:
     """Make one ptrace request.
 
     Raises:
@@ -124,51 +121,46 @@ def detach(tasks: Iterable[tuple[int, int]]) -> None:
 def event_message(tid: int) -> int:
     """What belongs to the event a thread is stopped at: for a clone the child's id, in our PID namespace."""
     message = array("Q", [0])
-    syscall(NR.ptrace, GETEVENTMSG, tid, 0, message.buffer_info()[0])
+    syscall(NR.ptrace, GETEVENTMSG, tid, 0, message)
     return message[0]
 
 
 def get_registers(tid: int) -> array[int]:
     """The general registers, indexed by x86_64's register numbers."""
     registers = array("Q", bytes(8 * REGISTER_COUNT))
-    syscall(NR.ptrace, GETREGS, tid, 0, registers.buffer_info()[0])
+    syscall(NR.ptrace, GETREGS, tid, 0, registers)
     return registers
 
 
 def set_registers(tid: int, registers: array[int]) -> None:
     """Set the general registers."""
-    syscall(NR.ptrace, SETREGS, tid, 0, registers.buffer_info()[0])
-
-
-_xstate = bytearray(_MAX_XSAVE)
-_xstate_address = address_of(_xstate)
+    syscall(NR.ptrace, SETREGS, tid, 0, registers)
 
 
 def get_xstate(tid: int) -> bytes:
     """The thread's xsave area: x87, SSE, AVX, AVX-512, PKRU, AMX, whatever XCR0 has on."""
-    iov = array("Q", [_xstate_address, _MAX_XSAVE])
-    syscall(NR.ptrace, GETREGSET, tid, NT_X86_XSTATE, iov.buffer_info()[0])
-    return bytes(_xstate[: iov[1]])
+    xstate = bytearray(_MAX_XSAVE)
+    iov = Words(xstate, len(xstate))
+    syscall(NR.ptrace, GETREGSET, tid, NT_X86_XSTATE, iov)
+    return bytes(memoryview(xstate)[: iov[1]])
 
 
 def set_xstate(tid: int, xstate: bytes) -> None:
     """Set the thread's xsave area."""
-    buffer = bytearray(xstate)
-    iov = array("Q", [address_of(buffer), len(buffer)])
-    syscall(NR.ptrace, SETREGSET, tid, NT_X86_XSTATE, iov.buffer_info()[0])
+    syscall(NR.ptrace, SETREGSET, tid, NT_X86_XSTATE, Words(xstate, len(xstate)))
 
 
 def get_sigmask(tid: int) -> int:
     """The blocked signals, bit 0 for signal 1; the mask to come back to when a call has replaced it for a while."""
     mask = array("Q", [0])
-    syscall(NR.ptrace, GETSIGMASK, tid, 8, mask.buffer_info()[0])
+    syscall(NR.ptrace, GETSIGMASK, tid, 8, mask)
     return mask[0]
 
 
 def set_sigmask(tid: int, mask: int) -> None:
     """Set the blocked signals."""
     word = array("Q", [mask])
-    syscall(NR.ptrace, SETSIGMASK, tid, 8, word.buffer_info()[0])
+    syscall(NR.ptrace, SETSIGMASK, tid, 8, word)
 
 
 def get_rseq(tid: int) -> tuple[int, int, int, int]:
@@ -178,7 +170,7 @@ def get_rseq(tid: int) -> tuple[int, int, int, int]:
         OSError: EIO where the kernel lacks the request (before 5.13, or without CONFIG_RSEQ).
     """
     answer = array("Q", [0, 0, 0])
-    syscall(NR.ptrace, GET_RSEQ_CONFIGURATION, tid, 24, answer.buffer_info()[0])
+    syscall(NR.ptrace, GET_RSEQ_CONFIGURATION, tid, 24, answer)
     return answer[0], answer[1] & 0xFFFFFFFF, answer[1] >> 32, answer[2] & 0xFFFFFFFF
 
 
@@ -186,7 +178,7 @@ def dispatches_calls(tid: int) -> bool:
     """Whether the thread's system calls may come back to it as signals (syscall user dispatch, prctl 59)."""
     # struct ptrace_sud_config { u64 mode, selector, offset, len }
     answer = array("Q", [0, 0, 0, 0])
-    result = try_syscall(NR.ptrace, GET_SYSCALL_USER_DISPATCH_CONFIG, tid, 32, answer.buffer_info()[0])
+    result = try_syscall(NR.ptrace, GET_SYSCALL_USER_DISPATCH_CONFIG, tid, 32, answer)
     if result == -errno.EIO:
         return False  # no such request before 6.4: then nobody can ask, and few programs but Wine use it
     if result < 0:
@@ -201,16 +193,16 @@ def get_seccomp_filter(tid: int, number: int) -> tuple[bytes, int]:
         OSError: EINVAL where the kernel keeps no filter for readers (CONFIG_CHECKPOINT_RESTORE), or EACCES.
     """
     code = bytearray(8 * request(SECCOMP_GET_FILTER, tid, number))
-    request(SECCOMP_GET_FILTER, tid, number, address_of(code))
+    request(SECCOMP_GET_FILTER, tid, number, code)
     metadata = array("Q", [number, 0])  # struct seccomp_metadata
-    request(SECCOMP_GET_METADATA, tid, 16, metadata.buffer_info()[0])
+    request(SECCOMP_GET_METADATA, tid, 16, metadata)
     return bytes(code), metadata[1]
 
 
 def get_siginfo(tid: int) -> bytes:
     """The siginfo_t of the signal-delivery-stop the thread is in."""
     info = bytearray(SIGINFO_SIZE)
-    syscall(NR.ptrace, GETSIGINFO, tid, 0, address_of(info))
+    syscall(NR.ptrace, GETSIGINFO, tid, 0, info)
     return bytes(info)
 
 
@@ -222,7 +214,7 @@ def peek_pending(tid: int, *, shared: bool) -> list[bytes]:
     while True:
         # struct ptrace_peeksiginfo_args { u64 off; u32 flags; s32 nr; }
         arguments = array("Q", [len(found), (PEEKSIGINFO_SHARED if shared else 0) | room << 32])
-        got = syscall(NR.ptrace, PEEKSIGINFO, tid, arguments.buffer_info()[0], address_of(infos))
+        got = syscall(NR.ptrace, PEEKSIGINFO, tid, arguments, infos)
         found += [bytes(infos[k * SIGINFO_SIZE : (k + 1) * SIGINFO_SIZE]) for k in range(got)]
         if got < room:
             return found
@@ -234,9 +226,8 @@ def poll(tid: int) -> int | None:
     Raises:
         ChildProcessError: the thread is gone.
     """
-    if syscall(NR.wait4, tid, _status_address, WALL | os.WNOHANG) == 0:
-        return None
-    return _status[0]
+    found, status = os.waitpid(tid, WALL | os.WNOHANG)
+    return status if found else None
 
 
 def wait(tid: int, deadline: float) -> int:
@@ -301,12 +292,10 @@ def wait_end(tid: int) -> None:
     """
     while True:
         try:
-            syscall(NR.wait4, tid, _status_address, WALL)
-        except InterruptedError:
-            continue  # a signal to us; Python has run its handler
+            _, status = os.waitpid(tid, WALL)
         except ChildProcessError:
             return  # it was not ours any more
-        if not os.WIFSTOPPED(_status[0]):
+        if not os.WIFSTOPPED(status):
             return
 
 

@@ -1,32 +1,68 @@
-"""Raw system calls, for what Python's os module has no function for."""
+"""Raw system calls, for what Python's os module has no function for.
+
+A call is given the buffers themselves and holds them until it is over: the address of a buffer is no number that
+anybody could keep for longer than the buffer (tests/unit/test_sources.py sees that it stays so).
+"""
 
 from __future__ import annotations
 
 import os
 from array import array
+from typing import Any, TypeAlias
 
 from torpor._native import ffi, lib
 from torpor.remote.x86_64 import NR
 
 _call = lib.tp_syscall
+_NOTHING = (0, 0, 0, 0, 0, 0)
+_WORD = (1 << 64) - 1
 
 
-def syscall(nr: int, a: int = 0, b: int = 0, c: int = 0, d: int = 0, e: int = 0, f: int = 0) -> int:
+class Words:
+    """64-bit words in a row, pointers among them: a struct that leads the kernel to other buffers, which it holds.
+
+    By index its words can be read again after a call that has written to it.
+    """
+
+    def __init__(self, *words: Argument) -> None:
+        self._held: list[Any] = []
+        self._words = array("Q", (_word(word, self._held) & _WORD for word in words))
+
+    def __getitem__(self, index: int) -> int:
+        return self._words[index]
+
+
+Argument: TypeAlias = "int | bytes | bytearray | memoryview | array[int] | Words"
+"""Of a buffer the call gets the address of the first byte. Into ``bytes`` the kernel must not write."""
+
+
+def syscall(nr: int, *args: Argument) -> int:
     """Make system call `nr` in this process and return its result.
 
     Raises:
         OSError: with the kernel's errno.
     """
-    result: int = _call(nr, a, b, c, d, e, f)
+    result = try_syscall(nr, *args)
     if -4096 < result < 0:
         raise OSError(-result, os.strerror(-result))
     return result
 
 
-def try_syscall(nr: int, a: int = 0, b: int = 0, c: int = 0, d: int = 0, e: int = 0, f: int = 0) -> int:
+def try_syscall(nr: int, *args: Argument) -> int:
     """Like `syscall`, but an error is returned as the negated errno: for callers to whom it is an answer."""
-    result: int = _call(nr, a, b, c, d, e, f)
+    held: list[Any] = []  # until the call is over
+    words = [arg if isinstance(arg, int) else _word(arg, held) for arg in args]
+    result: int = _call(nr, *words, *_NOTHING[len(words) :])
     return result
+
+
+def _word(arg: Argument, held: list[Any]) -> int:
+    """What the kernel gets for an argument; what must live until it is done with it goes into `held`."""
+    if isinstance(arg, int):
+        return arg
+    view = ffi.from_buffer(arg._words if isinstance(arg, Words) else arg)
+    held += arg, view  # a view also keeps a bytearray from being moved
+    return int(ffi.cast("uintptr_t", view))
 
 
 def descriptor_of(pid: int, number: int) -> int:
@@ -40,8 +76,3 @@ def descriptor_of(pid: int, number: int) -> int:
         return syscall(NR.pidfd_getfd, pidfd, number, 0)
     finally:
         os.close(pidfd)
-
-
-def address_of(buffer: bytearray | array[int] | memoryview) -> int:
-    """The address of a writable buffer's first byte. The caller keeps the buffer alive."""
-    return int(ffi.cast("uintptr_t", ffi.from_buffer(buffer, require_writable=True)))

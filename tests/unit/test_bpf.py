@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import struct
 from collections.abc import Sequence
 
 import pytest
@@ -12,7 +11,7 @@ import pytest
 from torpor.probe import forked
 from torpor.remote import bpf
 from torpor.remote.bpf import ALLOW, ERRNO, INSTRUCTION, KILL_PROCESS, KILL_THREAD, USER_NOTIF, Unreadable, actions
-from torpor.remote.sys import address_of, syscall, try_syscall
+from torpor.remote.sys import Words, syscall, try_syscall
 from torpor.remote.x86_64 import NR
 
 Instruction = tuple[int, int, int, int]
@@ -116,10 +115,8 @@ def asked_of_the_kernel(program: list[Instruction]) -> int:
     """The action that a child under the filter gets for ASKED; ERRNO has the number 7."""
 
     def ask() -> None:
-        content = bytearray(code(program))
-        arguments = bytearray(struct.pack("<H6xQ", len(program), address_of(content)))
         syscall(NR.prctl, PR_SET_NO_NEW_PRIVS, 1)
-        syscall(NR.prctl, PR_SET_SECCOMP, FILTER, address_of(arguments))
+        syscall(NR.prctl, PR_SET_SECCOMP, FILTER, Words(len(program), code(program)))  # struct sock_fprog
         os._exit(7 if try_syscall(ASKED, 0, 0) == -7 else 8)
 
     status = os.waitpid(forked(ask), 0)[1]

@@ -13,8 +13,9 @@ FOLDERS = {"torpor": "engine", "torpor.jupyter_ext": "jupyter_ext", "torpor.sche
 # From the ground up. A name stands for a module or for a package with all that is in it.
 FLOORS = [
     {"_native"},
-    {"errors", "messages", "probe", "ranges"},
+    {"errors", "messages", "ranges"},
     {"procfs", "remote"},
+    {"probe"},
     {"image", "store"},
     {"objects"},
     {"series"},
