@@ -14,7 +14,7 @@ from functools import cache
 from typing import NamedTuple
 
 from torpor import procfs
-from torpor.remote.sys import address_of, try_syscall
+from torpor.remote.sys import syscall, try_syscall
 from torpor.remote.x86_64 import NR
 
 READ, WRITE, EXECUTE, SHARED = b"rd", b"wr", b"ex", b"sh"
@@ -125,10 +125,12 @@ def reason(flags: tuple[bytes, ...]) -> str:
 @cache
 def _on_fault_is_nameless() -> bool:
     """Whether this kernel has no letters for MLOCK_ONFAULT, as before Linux 6.2: tried on a page of our own."""
-    with mmap.mmap(-1, procfs.PAGE) as page, memoryview(page) as view:
-        address = address_of(view)
+    address = syscall(NR.mmap, 0, procfs.PAGE, mmap.PROT_READ, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
+    try:
         if try_syscall(NR.mlock2, address, procfs.PAGE, MLOCK_ONFAULT) != 0:
             return False
         found = procfs.flagged_mappings(os.getpid())
+    finally:
+        syscall(NR.munmap, address, procfs.PAGE)
     flags = next(vma.flags for vma in found if vma.mapping.start <= address < vma.mapping.end)
     return LOCKED in flags and NAMELESS in flags
