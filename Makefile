@@ -82,13 +82,17 @@ build/proto/.stamp: $(foreach p,$(PROTOS),engine/$(p)/$(p).proto) | venv
 lab: venv
 	@$(BIN)/jupyter lab --no-browser --log-level=WARN --ServerApp.root_dir=notebooks $(if $(filter 0,$(shell id -u)),--allow-root)
 
+# Half of what the tests take is waiting. As root each worker has namespaces of its own (tests/apart).
+BESIDE := --dist loadgroup --tx '$(shell nproc)*popen//python=tests/apart $(BIN)/python'
+
 ifneq ($(ELSEWHERE),)
 test demo bench soak:
 	@.ci/elsewhere copy && $(MAKE) --no-print-directory -C '$(ELSEWHERE)' $@
 else
 test: check
 	@.ci/needs tests
-	$(BIN)/pytest -m 'not soak'
+	$(BIN)/pytest -m 'not soak and not alone' $(BESIDE)
+	$(BIN)/pytest -m 'alone and not soak'
 
 demo: venv
 	@$(BIN)/python -m notebooks.demo

@@ -8,10 +8,12 @@ import shutil
 import signal
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.leaks import MARK, Before
 from tests.users import BIN, User, ordinary_user
@@ -19,11 +21,60 @@ from tests.users import BIN, User, ordinary_user
 ROOT = Path(__file__).parents[1]
 
 
-def pytest_configure() -> None:
+settings.register_profile("fixed", derandomize=True, deadline=None, database=None)
+settings.load_profile("fixed")
+"""Properties are tried on the same examples in every run: a test that passed passes again."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
     """Undo what `nohup` and a shell's `&` do: programs under test would inherit that these signals are ignored."""
+    if hasattr(config, "workerinput"):
+        config.option.basetemp = None  # that of the one who started the workers is in another /tmp
     for number, action in ((signal.SIGHUP, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
         if signal.getsignal(number) == signal.SIG_IGN:
             signal.signal(number, action)
+
+
+HUGE_PAGES = Path("/proc/sys/vm/nr_hugepages")
+ENOUGH = 4
+"""Huge pages, of 2 MiB each."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtestloop(session: pytest.Session) -> Generator[None, bool, bool]:
+    """Set a few pages of hugetlbfs aside while tests run, where that may be done; once for all workers."""
+    if hasattr(session.config, "workerinput") or not os.access(HUGE_PAGES, os.W_OK):
+        return (yield)
+    before = HUGE_PAGES.read_text()
+    HUGE_PAGES.write_text(str(max(ENOUGH, int(before))))
+    try:
+        return (yield)
+    finally:
+        HUGE_PAGES.write_text(before)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Say which tests one worker runs, since they use the same server, cluster or compiled program: those of a file,
+    of the conformance programs those of a program. The slow ones come first.
+    """
+    folders = ("integration", "conformance", "unit")
+    items.sort(key=lambda item: folders.index(item.path.parent.name) if item.path.parent.name in folders else -1)
+    for item in items:
+        source = item.callspec.params.get("source") if hasattr(item, "callspec") else None
+        group = f"{item.path.stem}/{source.name}" if isinstance(source, Path) else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say in one place what was skipped, and why."""
+    reasons = Counter(
+        report.longrepr[2].removeprefix("Skipped: ")
+        for report in terminalreporter.getreports("skipped")
+        if isinstance(report.longrepr, (tuple, list))
+    )
+    told = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common())
+    terminalreporter.write_line(f"skipped: {told or 'nothing'}")
 
 
 @pytest.fixture(autouse=True)

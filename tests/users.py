@@ -127,11 +127,13 @@ def ordinary_user() -> Iterator[pwd.struct_passwd]:
     try:
         yield user
     finally:
-        if user.pw_gecos.startswith(MADE_BY_TESTS) and _is_ours_alone(home):
-            # What a test that failed has left running belongs to nobody else, and would keep the user.
-            subprocess.run(["pkill", "-KILL", "-u", ORDINARY], check=False, capture_output=True)
-            subprocess.run(["userdel", "--remove", ORDINARY], check=True, capture_output=True)
-        os.close(home)
+        try:
+            if user.pw_gecos.startswith(MADE_BY_TESTS) and _is_ours_alone(home):
+                # What a test that failed has left running belongs to nobody else, and would keep the user.
+                subprocess.run(["pkill", "-KILL", "-u", ORDINARY], check=False, capture_output=True)
+                subprocess.run(["userdel", "--remove", ORDINARY], check=True, capture_output=True)
+        finally:
+            os.close(home)  # with its lock, for which others wait
 
 
 def _is_ours_alone(lock: int) -> bool:

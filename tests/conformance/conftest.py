@@ -13,16 +13,6 @@ import pytest
 from tests.conformance.harness import Actor, Stage
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run what failed here once more: deadlines pass on a machine that stands still for a while.
-
-    Both results are printed ("rerun"), so one that fails now and then is seen; `make soak` gives no second try.
-    """
-    for item in items:
-        if Path(__file__).parent in item.path.parents and not any(item.iter_markers("soak")):
-            item.add_marker(pytest.mark.flaky(reruns=1))
-
-
 @pytest.fixture(scope="session")
 def user(ordinary: pwd.struct_passwd) -> Actor:
     """The ordinary user."""
@@ -36,26 +26,6 @@ def stage(user: Actor) -> Iterator[Stage]:
     stage = Stage(actors)
     yield stage
     stage.close()
-
-
-ENOUGH = 4
-"""Huge pages, of 2 MiB each."""
-
-
-@pytest.fixture(scope="session", autouse=True)
-def huge_pages() -> Iterator[None]:
-    """A few pages of hugetlbfs, where the tests may set them aside."""
-    pool = Path("/proc/sys/vm/nr_hugepages")
-    if os.geteuid() or not os.access(pool, os.W_OK):
-        yield
-        return
-    before = int(pool.read_text())
-    if before >= ENOUGH:
-        yield
-        return
-    pool.write_text(str(ENOUGH))
-    yield
-    pool.write_text(str(before))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -178,7 +178,6 @@ def disturbed(stage: Stage, actor: Actor, argv: list[str], hows: list[str], chan
         return enough(subject, job)
 
 
-@pytest.mark.flaky(reruns=2)  # moments are random: the hunt for rare ones that fail is the other test's
 @every_program
 def test_a_few_moments(stage: Stage, user: Actor, program: Program) -> None:
     """Three moments: it is woken from a snapshot, runs on from another, and is woken once more."""

@@ -1,9 +1,8 @@
-"""The conformance tests' stage, for tests of whole stories; and one more try for those on real clusters."""
+"""The conformance tests' stage, for tests of whole stories, and a Slurm cluster."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -27,13 +26,3 @@ def work(slurm: Cluster, ordinary_account: User) -> Iterator[Submitted]:
     """A job's place on it."""
     with job(slurm, ordinary_account) as made:
         yield made
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run what failed here up to twice more: schedulers, browsers and kernels have limits of time of their own.
-
-    All results are printed ("rerun"), so one that fails now and then is seen; `make soak` gives no second try.
-    """
-    for item in items:
-        if Path(__file__).parent in item.path.parents and not any(item.iter_markers("soak")):
-            item.add_marker(pytest.mark.flaky(reruns=2))

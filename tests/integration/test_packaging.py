@@ -15,6 +15,7 @@ import pytest
 
 from tests.users import User
 
+pytestmark = pytest.mark.alone  # pip asks a registry
 ROOT = Path(__file__).parents[2]
 # What is no part of the sources: made by make, by tools, or by git.
 MADE = shutil.ignore_patterns(
