@@ -9,12 +9,14 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import select
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from enum import IntFlag
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
 from torpor._native import ffi, lib
 from torpor.errors import NotPermitted, RestoreFailed, TorporError
@@ -33,6 +35,7 @@ TRACE_OPTIONS: Final = (
 """While it is built, all of a tree is traced from birth, and dies with the one who builds it."""
 
 _REPORT = struct.Struct("<ii")  # struct tp_report
+_GO = struct.Struct("<ii")  # struct tp_go
 
 
 class Namespaces(IntFlag):
@@ -77,7 +80,64 @@ class Init:
     """The number that init knows the other end by."""
 
 
-def launch(
+class Waiting:
+    """A process that lives in its namespaces, and becomes init when it is told to go on.
+
+    It shares this process's table of descriptors until then: what is opened meanwhile, init inherits.
+    """
+
+    def __init__(self, pid: int, status_fds: tuple[int, int], gate: int, reports: tuple[int, IO[bytes]]) -> None:
+        self.pid = pid
+        """As this process sees it. What is opened through its /proc/PID/root lies on the mounts of the job."""
+        self.gone = False
+        """Whether it went on, and is somebody else's to end."""
+        self.status_fd, self.own_status_fd = status_fds
+        self._gate = gate
+        self._reports, self._writer = reports
+
+    def go(self, inherit: range | None = None) -> Init:
+        """Let it become init; one that is traced stops before its first instruction (EVENT_EXEC comes).
+
+        Args:
+            inherit: the descriptors that it inherits, close-on-exec or not, besides 0, 1 and 2; None: all from its end
+                of the status pipe on.
+
+        Raises:
+            RestoreFailed: it does not.
+        """
+        if inherit is None:
+            inherit = range(self.own_status_fd, _end_of_descriptors())
+        os.write(self._gate, _GO.pack(inherit.start, inherit.stop))
+        self.hear(lib.TP_STAGE_APART)
+        self._writer.close()
+        if report := os.read(self._reports, _REPORT.size):  # nothing: execve has closed it
+            raise _failure(*_REPORT.unpack(report))
+        self.gone = True
+        return Init(self.pid, self.status_fd, self.own_status_fd)
+
+    def hear(self, stage: int) -> None:
+        """Wait until it reports that it is so far.
+
+        Raises:
+            NotPermitted, RestoreFailed: it failed on the way.
+        """
+        pidfd = os.pidfd_open(self.pid)
+        try:
+            waiting = select.poll()
+            waiting.register(self._reports, select.POLLIN)
+            waiting.register(pidfd, select.POLLIN)
+            ready = dict(waiting.poll())
+        finally:
+            os.close(pidfd)
+        if self._reports not in ready:
+            raise RestoreFailed("the process that was to be init was killed", advice="see the kernel's log: `dmesg`")
+        report = _REPORT.unpack(os.read(self._reports, _REPORT.size))
+        if report[0] != stage:
+            raise _failure(*report)
+
+
+@contextmanager
+def prepare(
     setting: Setting,
     child: int,
     *,
@@ -85,14 +145,13 @@ def launch(
     program: Sequence[str] = (),
     environment: Mapping[str, str] | None = None,
     trace: bool = True,
-) -> Init:
-    """Start init; with `trace` it is seized and stops before its first instruction (EVENT_EXEC comes).
+) -> Iterator[Waiting]:
+    """Make namespaces, with a process in them that becomes init; it is killed if it was not told to.
 
     Args:
-        setting: its namespaces.
+        setting: the namespaces.
         child: the PID of the child it is to stand for, 0 for none.
-        base: the lowest number for its end of the status pipe. It inherits every descriptor from there on,
-            close-on-exec or not, besides 0, 1 and 2.
+        base: the lowest number for its end of the status pipe.
         program: what it is to start as its child: path, argv[0], arguments.
         environment: for the program.
         trace: attach to it, from the calling thread.
@@ -101,21 +160,87 @@ def launch(
         NotPermitted: the host forbids a capsule.
         RestoreFailed: something else failed on the way.
     """
-    status_read, status_write = os.pipe2(os.O_CLOEXEC)
-    try:
-        status_fd = fcntl.fcntl(status_write, fcntl.F_DUPFD_CLOEXEC, base)
-    finally:
-        os.close(status_write)
-    try:
-        arguments = init_arguments(child, status_fd, program)
-        inherit = range(base, _end_of_descriptors()) if trace else range(status_fd, status_fd + 1)
-        pid = _launch(setting, inherit, arguments, environment or {}, trace=trace)
-    except BaseException:
-        os.close(status_read)
-        raise
-    finally:
-        os.close(status_fd)
-    return Init(pid, status_read, status_fd)
+    with ExitStack() as stack:
+        status_fd, status_writer = os.pipe2(os.O_CLOEXEC)
+        unused = stack.enter_context(ExitStack())
+        unused.callback(os.close, status_fd)
+        try:
+            own_status_fd = fcntl.fcntl(status_writer, fcntl.F_DUPFD_CLOEXEC, base)
+        finally:
+            os.close(status_writer)
+        stack.callback(os.close, own_status_fd)
+        gates, reports = (_pipe(stack) for _ in range(2))
+        caller = os.pidfd_open(os.getpid())
+        stack.callback(os.close, caller)
+        argv = _strings(init_arguments(child, own_status_fd, program))
+        envp = _strings([os.fsencode(f"{key}={value}") for key, value in (environment or {}).items()])
+        path = ffi.new("char[]", os.fsencode(INIT))
+        spawn = ffi.new(
+            "struct tp_spawn *",
+            {
+                "namespaces": int(setting.namespaces),
+                "uid": os.geteuid(),
+                "gid": os.getegid(),
+                "monotonic_ns": setting.monotonic_ns,
+                "boottime_ns": setting.boottime_ns,
+                "new_session": setting.new_session,
+                "keep_capabilities": trace and bool(setting.namespaces & Namespaces.USER),
+                "gate": gates[0].fileno(),
+                "caller": caller,
+                "report": reports[1].fileno(),
+                "path": path,
+                "argv": argv[0],
+                "environment": envp[0],
+            },
+        )
+        helper = lib.tp_spawn(spawn)
+        if helper < 0:
+            raise OSError(-helper, os.strerror(-helper))
+        os.waitpid(helper, 0)
+        told = _told(reports[0].fileno())
+        waiting = Waiting(
+            told[lib.TP_STAGE_STARTED],
+            (status_fd, own_status_fd),
+            gates[1].fileno(),
+            (reports[0].fileno(), reports[1]),
+        )
+        try:
+            if trace:
+                held_off = ptrace.O_SUSPEND_SECCOMP if setting.hold_filters_off else 0
+                ptrace.seize(waiting.pid, TRACE_OPTIONS | held_off)
+            if lib.TP_STAGE_READY not in told:
+                waiting.hear(lib.TP_STAGE_READY)
+            yield waiting
+        finally:
+            if waiting.gone:
+                unused.pop_all()
+            else:
+                os.kill(waiting.pid, 9)
+                os.waitpid(waiting.pid, ptrace.WALL)
+
+
+def launch(setting: Setting, program: Sequence[str], environment: Mapping[str, str]) -> Init:
+    """Start init with a program as its child, for which it stands. Both inherit 0, 1 and 2.
+
+    Args:
+        setting: its namespaces.
+        program: path, argv[0], arguments.
+        environment: for the program.
+
+    Raises:
+        As `prepare`.
+    """
+    with prepare(setting, 0, program=program, environment=environment, trace=False) as waiting:
+        return waiting.go(range(waiting.own_status_fd, waiting.own_status_fd + 1))
+
+
+def _pipe(stack: ExitStack) -> tuple[IO[bytes], IO[bytes]]:
+    """A pipe's ends, each closed with the stack if it is open then."""
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    return (
+        stack.enter_context(open(reader, "rb", buffering=0)),
+        stack.enter_context(open(writer, "wb", buffering=0)),
+    )
 
 
 def _end_of_descriptors() -> int:
@@ -127,71 +252,26 @@ def init_arguments(child: int, status_fd: int = 0, program: Sequence[str] = ()) 
     return [b"torpor-init", b"%d" % child, b"%d" % status_fd, *map(os.fsencode, program)]
 
 
-def _launch(
-    setting: Setting, inherit: range, arguments: Sequence[bytes], environment: Mapping[str, str], *, trace: bool
-) -> int:
-    gate_read, gate_write = os.pipe2(os.O_CLOEXEC)
-    report_read, report_write = os.pipe2(os.O_CLOEXEC)
+def _told(reports: int) -> dict[int, int]:
+    """What lies in the pipe of reports once the helper has ended: values by their stage.
+
+    Raises:
+        NotPermitted, RestoreFailed: no process was started.
+    """
+    os.set_blocking(reports, False)
     try:
-        try:
-            argv = _strings(arguments)
-            envp = _strings([os.fsencode(f"{key}={value}") for key, value in environment.items()])
-            path = ffi.new("char[]", os.fsencode(INIT))
-            spawn = ffi.new(
-                "struct tp_spawn *",
-                {
-                    "namespaces": int(setting.namespaces),
-                    "uid": os.geteuid(),
-                    "gid": os.getegid(),
-                    "monotonic_ns": setting.monotonic_ns,
-                    "boottime_ns": setting.boottime_ns,
-                    "new_session": setting.new_session,
-                    "keep_capabilities": trace and bool(setting.namespaces & Namespaces.USER),
-                    "first_fd": inherit.start,
-                    "end_fd": inherit.stop,
-                    "gate": gate_read,
-                    "gate_writer": gate_write,
-                    "report": report_write,
-                    "path": path,
-                    "argv": argv[0],
-                    "environment": envp[0],
-                },
-            )
-            helper = lib.tp_spawn(spawn)
-        finally:
-            os.close(gate_read)
-            os.close(report_write)
-        if helper < 0:
-            raise OSError(-helper, os.strerror(-helper))
-        try:
-            pid = _told_pid(report_read)
-        finally:
-            os.waitpid(helper, 0)
-        try:
-            if trace:
-                held_off = ptrace.O_SUSPEND_SECCOMP if setting.hold_filters_off else 0
-                ptrace.seize(pid, TRACE_OPTIONS | held_off)
-            os.write(gate_write, b"\0")
-            if report := os.read(report_read, _REPORT.size):  # nothing: execve has closed it
-                raise _failure(*_REPORT.unpack(report))
-        except BaseException:
-            os.kill(pid, 9)
-            os.waitpid(pid, ptrace.WALL)
-            raise
-        return pid
+        text = os.read(reports, 64 * _REPORT.size)
+    except BlockingIOError:
+        raise RestoreFailed("the helper that starts init was killed", advice="see the kernel's log: `dmesg`") from None
     finally:
-        os.close(gate_write)
-        os.close(report_read)
-
-
-def _told_pid(report_fd: int) -> int:
-    report = os.read(report_fd, _REPORT.size)
-    if not report:
-        raise RestoreFailed("the helper that starts init was killed", advice="see the kernel's log: `dmesg`")
-    stage, value = _REPORT.unpack(report)
-    if stage != lib.TP_STAGE_STARTED:
-        raise _failure(stage, value)
-    return int(value)
+        os.set_blocking(reports, True)
+    told = dict(_REPORT.iter_unpack(text))
+    failed = [report for report in told.items() if report[0] not in (lib.TP_STAGE_STARTED, lib.TP_STAGE_READY)]
+    if failed:
+        if pid := told.get(lib.TP_STAGE_STARTED):
+            os.waitpid(pid, 0)
+        raise _failure(*failed[0])
+    return told
 
 
 _DOING = {
@@ -199,7 +279,7 @@ _DOING = {
     lib.TP_STAGE_ID_MAPS: "mapping the own user into a user namespace",
     lib.TP_STAGE_CLOCKS: "setting the clocks of a time namespace",
     lib.TP_STAGE_FORK: "starting pid 1",
-    lib.TP_STAGE_PRIVATE_MOUNTS: "making the mounts private",
+    lib.TP_STAGE_SLAVE_MOUNTS: "taking the mounts apart from the host's",
     lib.TP_STAGE_MOUNT_PROC: "mounting a /proc",
     lib.TP_STAGE_SUBREAPER: "becoming the one whom orphans fall to",
     lib.TP_STAGE_SESSION: "starting a session",

@@ -66,8 +66,8 @@ class Held:
 
     opened: Opened
     sources: Sources
-    directories: Mapping[bytes, int]
-    """Current directories, by path."""
+    directories: Mapping[int, int]
+    """Current directories, by the PIDs of the image."""
 
 
 @dataclass
@@ -227,7 +227,7 @@ def _build(plan: ProcessPlan, process: pb.Process, image: pb.Tree, here: Here, h
     plan.fill += address_space.fill(process.memory.pages, held.sources, window.stop - address_space.GAP)
     plan.fill_size = sum(process.memory.pages.counts) * PAGE
     plan.furnish += address_space.last_steps(process.memory, held.sources, written)
-    plan.furnish += tree.steps(process, held.directories[process.cwd])
+    plan.furnish += tree.steps(process, held.directories[process.pid])
     plan.furnish += ptys.steps(process, image, held.opened.terminals)
     plan.furnish += descriptors.placement(process, image, held.opened)
     plan.furnish += descriptors.closing(process)

@@ -26,6 +26,7 @@ from torpor.objects import (
     threads,
     vdso,
 )
+from torpor.objects.opener import Openers
 from torpor.probe import Probe
 
 _IDS = 4
@@ -69,10 +70,11 @@ def refuse(
             reasons += vdso.check(name_of(process), process, vdso.host())
         reasons += filters.check(image)
         reasons += mounts.check(image)
-        reasons += mapped_files.check(image)
-        reasons += shared_memory.check(image)
+        openers = Openers(image)
+        reasons += mapped_files.check(image, openers)
+        reasons += shared_memory.check(image, openers)
         reasons += descriptors.check(image, stdio)
-        reasons += _check_directories(image)
+        reasons += _check_directories(image, openers)
         reasons += check_abilities(host)
         family.arrange(image, family.UNKNOWN_PID)
     if files_as_they_are:
@@ -143,7 +145,10 @@ def _faults(process: pb.Process, image: pb.Tree) -> Iterator[str]:
         yield from threads.faults(thread)
 
 
-def _check_directories(image: pb.Tree) -> Iterator[Reason]:
-    for path in sorted({process.cwd for process in living(image)}):
-        if not os.path.isdir(path):
-            yield Reason(f"the directory {os.fsdecode(path)}", "it is the current one of a process and is not there")
+def _check_directories(image: pb.Tree, openers: Openers) -> Iterator[Reason]:
+    for path, process in sorted({process.cwd: process for process in living(image)}.items()):
+        try:
+            os.close(openers.process(process).enter(path))
+        except OSError as error:
+            why = f"it is the current one of {name_of(process)}, and cannot be entered: {error.strerror}"
+            yield Reason(f"the directory {os.fsdecode(path)}", why, "make it again")

@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Literal
 
 from torpor import capsule, procfs
-from torpor.capsule import Namespaces, Setting
+from torpor.capsule import Namespaces, Setting, Waiting
 from torpor.execute import Builder, Filled
 from torpor.image import image_pb2 as pb
 from torpor.image import reading
@@ -40,6 +40,7 @@ from torpor.objects import (
 from torpor.objects.address_space import Sources
 from torpor.objects.credentials import Rights
 from torpor.objects.family import UNKNOWN_PID
+from torpor.objects.opener import Opener, Openers
 from torpor.objects.threads import Bounds
 from torpor.plan import Held, Here, make
 from torpor.probe import probe
@@ -104,15 +105,22 @@ def restore(
         with _put_back(image, reader):
             for own_pids in (False, True):
                 setting = _setting(image, detach, own_pids)
-                with _Material(image, reader, stdio, given) as material:
-                    try:
-                        with no_collection(), _series(series, reader) as filled:
-                            return _wake(
-                                image, reader, setting, _here(setting), material, progress, first, connected, filled
-                            )
-                    except PidTaken:  # by a process that came since they were found to be free
-                        if setting.capsule:
-                            raise
+                here = _here(setting)
+                child = family.arrange(image, here.init).children[0].pid
+                try:
+                    with (
+                        capsule.prepare(setting, child, base=descriptors.first_slot(image)) as waiting,
+                        _root_of(waiting, setting) as root,
+                        _Material(image, reader, stdio, given, root) as material,
+                        no_collection(),
+                        _series(series, reader) as filled,
+                    ):
+                        return _wake(
+                            image, reader, setting, here, material, waiting, progress, first, connected, filled
+                        )
+                except PidTaken:  # by a process that came since they were found to be free
+                    if setting.capsule:
+                        raise
             raise AssertionError("in a capsule every PID is free")
 
 
@@ -226,23 +234,42 @@ def _put_back(image: pb.Tree, reader: SnapshotReader, *, only_look: bool = False
         bundle.remove(made)
 
 
+@contextmanager
+def _root_of(waiting: Waiting, setting: Setting) -> Iterator[int]:
+    """A descriptor of the root directory of the tree's mount namespace; -1 where that is this process's own."""
+    if not setting.namespaces & Namespaces.MOUNT:
+        yield -1
+        return
+    root = os.open(f"/proc/{waiting.pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield root
+    finally:
+        os.close(root)
+
+
 class _Material:
     """Every descriptor that the tree is built from. A context manager: leaving it closes them."""
 
-    def __init__(self, image: pb.Tree, reader: SnapshotReader, stdio: Sequence[int], terminal: int = -1) -> None:
+    def __init__(
+        self, image: pb.Tree, reader: SnapshotReader, stdio: Sequence[int], terminal: int = -1, root: int = -1
+    ) -> None:
         self._stack = ExitStack()
         self.base = descriptors.first_slot(image)
         with self._stack:
             soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
             if soft != hard:
                 resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-            files = self._keep(mapped_files.open_all(image, reader, self.base))
-            shared = self._keep(shared_memory.open_all(image, reader, self.base))
-            opened = self._stack.enter_context(descriptors.open_all(image, shared.__getitem__, stdio, terminal))
+            openers = Openers(image, root)
+            files = self._keep(mapped_files.open_all(image, reader, self.base, openers))
+            shared = self._keep(shared_memory.open_all(image, reader, self.base, openers))
+            opened = self._stack.enter_context(descriptors.open_all(image, shared.__getitem__, stdio, terminal, root))
             packs = {number: self._high(reader.pack_fd(number), close=False) for number in set(reader.blocks.packs)}
-            paths = {process.cwd for process in living(image)}
-            flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
-            directories = {path: self._high(os.open(path, flags), close=True) for path in paths}
+            entered: dict[tuple[bytes, Opener], int] = {}
+            for process in living(image):
+                key = process.cwd, openers.process(process)
+                if key not in entered:
+                    entered[key] = self._high(key[1].enter(process.cwd), close=True)
+            directories = {one.pid: entered[one.cwd, openers.process(one)] for one in living(image)}
             self.held = Held(opened, Sources(files, shared, packs, reader.blocks), directories)
             self._stack = self._stack.pop_all()
 
@@ -276,6 +303,7 @@ def _wake(
     setting: Setting,
     here: Here,
     material: _Material,
+    waiting: Waiting,
     progress: Progress | None,
     first: Callable[[str], bool] | None,
     connected: Callable[[], None] | None,
@@ -287,7 +315,7 @@ def _wake(
     verification = _Verification(reader)
     verification.start()
     try:
-        init = capsule.launch(setting, plan.processes[0].member.children[0].pid, base=material.base)
+        init = waiting.go()
         builder = Builder(plan, init.pid, _progress(image, progress))
         try:
             builder.bear()

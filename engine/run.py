@@ -11,7 +11,6 @@ import shutil
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from functools import partial
 
 from torpor import capsule, procfs
 from torpor.capsule import Namespaces, Setting
@@ -41,13 +40,13 @@ def start(command: Sequence[str], *, environment: Mapping[str, str] | None = Non
         raise NotFound(f"there is no program {command[0]!r}", advice="give its path, or see $PATH")
     environment = os.environ if environment is None else environment
     setting, warnings = _setting()
-    launch = partial(capsule.launch, child=0, program=[path, *command], environment=environment, trace=False)
+    program = [path, *command]
     try:
-        init = launch(setting)
+        init = capsule.launch(setting, program, environment)
     except NotPermitted as error:
         warnings = (f"it runs outside a capsule: {error}",)
         setting = Setting(Namespaces(0))
-        init = launch(setting)
+        init = capsule.launch(setting, program, environment)
     return Job(init, *_command_pids(init.pid), warnings)
 
 

@@ -8,6 +8,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <linux/capability.h>
 #include <sched.h>
 #include <signal.h>
@@ -98,24 +99,59 @@ static void keep_capabilities(const struct tp_spawn *s)
 			fail(s, TP_STAGE_CAPABILITIES);
 }
 
+/* A tracer would see each one as a stop, and this process waits for its caller, not for a terminal. */
+static void hold_signals(void)
+{
+	sigset_t all;
+
+	sigfillset(&all);
+	sigprocmask(SIG_SETMASK, &all, NULL);
+}
+
 static void reset_signals(void)
 {
-	struct sigaction standard = {.sa_handler = SIG_DFL};
+	struct sigaction ignoring = {.sa_handler = SIG_IGN}, standard = {.sa_handler = SIG_DFL};
 	sigset_t none;
 
-	for (int sig = 1; sig < NSIG; sig++)
+	for (int sig = 1; sig < NSIG; sig++) {
+		sigaction(sig, &ignoring, NULL); /* forgets what came meanwhile */
 		sigaction(sig, &standard, NULL); /* fails for SIGKILL, SIGSTOP and libc's own, which is right */
+	}
 	sigemptyset(&none);
 	sigprocmask(SIG_SETMASK, &none, NULL);
 }
 
+static void tell(const struct tp_spawn *s, enum tp_stage stage)
+{
+	struct tp_report report = {.stage = stage};
+
+	if (write(s->report, &report, sizeof(report)) != sizeof(report))
+		_exit(2);
+}
+
+/* The gate alone would not tell that the caller is gone: its other end is in the table that both have. */
+static struct tp_go wait_for_go(const struct tp_spawn *s)
+{
+	struct pollfd waited[] = {{.fd = s->gate, .events = POLLIN}, {.fd = s->caller, .events = POLLIN}};
+	struct tp_go go;
+
+	while (poll(waited, 2, -1) < 0)
+		if (errno != EINTR)
+			_exit(1);
+	if (waited[1].revents || read(s->gate, &go, sizeof(go)) != sizeof(go))
+		_exit(1);
+	return go;
+}
+
 static _Noreturn void become_init(const struct tp_spawn *s)
 {
-	char go;
+	struct tp_go go;
 
+	hold_signals();
 	if (s->namespaces & CLONE_NEWNS) {
-		if (mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL))
-			fail(s, TP_STAGE_PRIVATE_MOUNTS);
+		/* What the host mounts and unmounts is so here, too; what the job mounts stays its own. */
+		if (mount("none", "/", NULL, MS_REC | MS_SLAVE, NULL))
+			fail(s, TP_STAGE_SLAVE_MOUNTS);
 		/* Over the host's /proc, where the job would find other processes under its PIDs. */
 		if (s->namespaces & CLONE_NEWPID &&
 		    mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL))
@@ -125,15 +161,18 @@ static _Noreturn void become_init(const struct tp_spawn *s)
 		fail(s, TP_STAGE_SUBREAPER);
 	if (s->new_session && setsid() < 0)
 		fail(s, TP_STAGE_SESSION);
-	reset_signals();
 	if (s->keep_capabilities)
 		keep_capabilities(s);
-	for (int fd = s->first_fd; fd < s->end_fd; fd++)
+	/* The caller attaches now, and opens what the job is to have: on the mounts that are the job's. */
+	tell(s, TP_STAGE_READY);
+	go = wait_for_go(s);
+	if (unshare(CLONE_FILES))
+		fail(s, TP_STAGE_DESCRIPTORS);
+	tell(s, TP_STAGE_APART);
+	for (int fd = go.first_fd; fd < go.end_fd; fd++)
 		if (fd != s->report && fcntl(fd, F_SETFD, 0) && errno != EBADF)
 			fail(s, TP_STAGE_DESCRIPTORS);
-	/* The caller attaches now. When it is gone there is nothing to read, and this is the end. */
-	if (read(s->gate, &go, 1) != 1)
-		_exit(1);
+	reset_signals();
 	execve(s->path, s->argv, s->environment);
 	fail(s, TP_STAGE_EXECVE);
 }
@@ -145,13 +184,12 @@ long tp_spawn(const struct tp_spawn *s)
 	ssize_t written;
 
 	/* Not libc's fork: its handlers are of no use to a child that only makes system calls. */
-	helper = syscall(SYS_fork);
+	helper = syscall(SYS_clone, CLONE_FILES | SIGCHLD, 0, 0, 0, 0);
 	if (helper < 0)
 		return -errno;
 	if (helper)
 		return helper;
 
-	close(s->gate_writer);
 	/* A new PID or time namespace is for the children of the one who asks for it, hence this process between. */
 	if (s->namespaces && unshare((int)s->namespaces))
 		fail(s, TP_STAGE_UNSHARE);
@@ -159,7 +197,7 @@ long tp_spawn(const struct tp_spawn *s)
 		map_ids(s);
 	if (s->namespaces & CLONE_NEWTIME)
 		set_clocks(s);
-	pid = syscall(SYS_clone, CLONE_PARENT | SIGCHLD, 0, 0, 0, 0);
+	pid = syscall(SYS_clone, CLONE_PARENT | CLONE_FILES | SIGCHLD, 0, 0, 0, 0);
 	if (pid < 0)
 		fail(s, TP_STAGE_FORK);
 	if (!pid)

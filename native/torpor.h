@@ -14,6 +14,21 @@
 /* One raw system call; the result, or the negated errno (errno itself is not touched). */
 long tp_syscall(long nr, long a, long b, long c, long d, long e, long f);
 
+/* What the kernel asks about when a path is walked: credentials(7). */
+struct tp_rights {
+	uint32_t uid, gid; /* of the file system */
+	const uint32_t *groups;
+	size_t count;
+	uint64_t effective; /* capabilities; of those that it may have. Its own are not asked for */
+};
+
+/*
+ * One raw system call of the calling thread with these rights. Those that it has come back before this returns, and no
+ * other thread's change. -EPERM also when the thread may not take them.
+ */
+long tp_syscall_as(const struct tp_rights *wanted, const struct tp_rights *own, long nr, long a, long b, long c, long d,
+		   long e, long f);
+
 /* The batch interpreter: position-independent code, see batch.c. */
 const void *tp_batch_code(void);
 size_t tp_batch_size(void);
@@ -27,11 +42,13 @@ uint32_t tp_xsave_size(uint64_t features);
 /* What tp_spawn was doing; told by a report. */
 enum tp_stage {
 	TP_STAGE_STARTED, /* value: the PID of init */
+	TP_STAGE_READY,	  /* init lives in its namespaces, and waits for a struct tp_go */
+	TP_STAGE_APART,	  /* init has a descriptor table of its own */
 	TP_STAGE_UNSHARE, /* this one and all that follow: value is an errno */
 	TP_STAGE_ID_MAPS,
 	TP_STAGE_CLOCKS,
 	TP_STAGE_FORK,
-	TP_STAGE_PRIVATE_MOUNTS,
+	TP_STAGE_SLAVE_MOUNTS,
 	TP_STAGE_MOUNT_PROC,
 	TP_STAGE_SUBREAPER,
 	TP_STAGE_SESSION,
@@ -45,6 +62,10 @@ struct tp_report {
 	int32_t value;
 };
 
+struct tp_go {
+	int32_t first_fd, end_fd; /* descriptors of this range are inherited */
+};
+
 struct tp_spawn {
 	uint64_t namespaces;  /* CLONE_NEW*, 0: none */
 	uint32_t uid, gid;    /* to be mapped to themselves in a new user namespace */
@@ -52,9 +73,8 @@ struct tp_spawn {
 	int64_t boottime_ns;
 	int32_t new_session;
 	int32_t keep_capabilities; /* those of the new user namespace, over execve */
-	int32_t first_fd, end_fd;  /* descriptors of this range are inherited */
-	int32_t gate;		   /* execve waits until a byte can be read here; ends when none comes */
-	int32_t gate_writer;	   /* the caller's end of it, closed here: while it is open, the gate does not end */
+	int32_t gate;		   /* init waits until a struct tp_go can be read here */
+	int32_t caller;		   /* a pidfd of the caller: init ends when it does */
 	int32_t report;		   /* struct tp_report is written here; closed by a successful execve */
 	const char *path;
 	char *const *argv;
@@ -63,7 +83,8 @@ struct tp_spawn {
 
 /*
  * Start init as a child of the caller, by way of a helper. The helper's PID, for the caller to reap, or a negated errno;
- * init's PID comes as a report.
+ * init's PID comes as a report. Until it is told to go on, init shares the caller's table of descriptors: what the
+ * caller opens meanwhile, it has.
  */
 long tp_spawn(const struct tp_spawn *s);
 

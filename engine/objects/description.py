@@ -33,6 +33,7 @@ from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 from torpor import procfs
 from torpor.errors import Reason, RestoreFailed
 from torpor.image.image_pb2 import Description, Tree
+from torpor.objects.opener import Opener, Openers
 from torpor.procfs import Stat
 from torpor.remote.freeze import describe_process
 from torpor.remote.sys import syscall
@@ -223,14 +224,28 @@ class Opening:
     """The descriptor that keeps each description of the image."""
     terminals: dict[int, int] = field(default_factory=dict)
     """Descriptors of the terminals that sessions have, by their index in the image."""
+    making: int = 0
+    """The index of the description that is being made."""
     warnings: list[str] = field(default_factory=list)
     """What is not as it was, in words."""
+    root: int = -1
+    """A descriptor of the root directory that paths are opened beneath; -1: this process's own."""
     later: list[Callable[[], None]] = field(default_factory=list)
     """What is to be done when all descriptions are there."""
     stack: ExitStack = field(default_factory=ExitStack)
     """What is needed until then."""
     at_last: list[Callable[[], None]] = field(default_factory=list)
     """What is to be done when the tree is let go."""
+
+    @property
+    def opener(self) -> Opener:
+        """Opens paths for the description that is being made."""
+        return self.openers.description(self.making)
+
+    @cached_property
+    def openers(self) -> Openers:
+        """Who opens paths for each description."""
+        return Openers(self.image, self.root)
 
     def keep_terminal(self, index: int, fd: int) -> None:
         """Keep a copy of `fd` for the sessions whose controlling terminal is `index`."""
@@ -338,6 +353,7 @@ class Kind(ABC, Generic[S]):
             RestoreFailed: it cannot be done, with the reason.
         """
         for index, description in mine.items():
+            opening.making = index
             with naming(description):
                 opening.place(index, self.make(description, opening))
 
@@ -420,15 +436,22 @@ def is_path(held: Held[Any]) -> bool:
     return bool(held.flags & os.O_PATH)
 
 
+def seen_by_holder(held: Held[Any]) -> str:
+    """A name that leads where its path leads for the process that has it: in a capsule /proc is another one."""
+    root = f"/proc/{held.holders[0].pid}/root" if held.holders else ""
+    return root + held.link if root and os.readlink(root) == "/" else held.link
+
+
 def why_not_by_name(held: Held[Any]) -> str:
     """Why this user cannot open the same file again by its name, here and now; empty when that is possible."""
+    name = seen_by_holder(held)
     try:
-        found = os.stat(held.link)
+        found = os.stat(name)
     except OSError as error:
         return error.strerror or str(error)
     if (found.st_dev, found.st_ino) != (held.stat.st_dev, held.stat.st_ino):
         return "another file has the name, or the process sees other file systems"
     mode = (os.R_OK if held.readable else 0) | (os.W_OK if held.writable else 0)
-    if not is_path(held) and not os.access(held.link, mode, effective_ids=True):
+    if not is_path(held) and not os.access(name, mode, effective_ids=True):
         return "this user may not"
     return ""

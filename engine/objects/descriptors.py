@@ -326,7 +326,9 @@ def check(image: Tree, stdio: Sequence[int] = (0, 1, 2)) -> list[Reason]:
     return found or list(locks.check(image))
 
 
-def open_all(image: Tree, shared: Callable[[int], int], stdio: Sequence[int] = (0, 1, 2), terminal: int = -1) -> Opened:
+def open_all(
+    image: Tree, shared: Callable[[int], int], stdio: Sequence[int] = (0, 1, 2), terminal: int = -1, root: int = -1
+) -> Opened:
     """Open every description of an image in this process, at a slot, for its children to inherit.
 
     Raises this process's soft limit of descriptors to the hard one. The slots are not close-on-exec.
@@ -337,6 +339,7 @@ def open_all(image: Tree, shared: Callable[[int], int], stdio: Sequence[int] = (
             stays whose it is.
         stdio: the descriptors that stand in for 0, 1 and 2.
         terminal: the terminal to be the controlling one in the place of that outside, -1: none.
+        root: a descriptor of the root directory that paths are opened beneath; -1: this process's own.
 
     Raises:
         RestoreFailed: a description cannot be opened; none is left.
@@ -344,7 +347,7 @@ def open_all(image: Tree, shared: Callable[[int], int], stdio: Sequence[int] = (
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    opening = Opening(image, stdio, shared, first_slot(image))
+    opening = Opening(image, stdio, shared, first_slot(image), root=root)
     opened = Opened(opening.slots, opening.terminals, opening.warnings, opening.at_last)
     try:
         if terminal >= 0 and (lost := ptys.lost(image)) is not None:

@@ -20,9 +20,9 @@ from torpor.objects.description import (
     Opening,
     Problem,
     Seen,
-    reopened,
     words,
 )
+from torpor.objects.opener import Opener, Openers
 
 MEMORY_DEVICES = 1
 STATELESS = {3: "null", 5: "zero", 7: "full", 8: "random", 9: "urandom"}
@@ -59,9 +59,10 @@ class CharDevice(Kind[None]):
 
     def check(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
         """It is there and may be opened."""
-        for description in mine.values():
+        openers = Openers(image)
+        for index, description in mine.items():
             try:
-                os.close(_open(description))
+                os.close(_open(description, openers.description(index)))
             except OSError as error:
                 yield Reason(words(description), f"it cannot be opened: {error.strerror}")
             except RestoreFailed as error:
@@ -69,19 +70,19 @@ class CharDevice(Kind[None]):
 
     def make(self, description: Description, opening: Opening) -> int:
         """By name, if the numbers are right."""
-        return _open(description)
+        return _open(description, opening.opener)
 
 
 def _stateless(status: os.stat_result) -> bool:
     return os.major(status.st_rdev) == MEMORY_DEVICES and os.minor(status.st_rdev) in STATELESS
 
 
-def _open(description: Description) -> int:
-    fd = os.open(description.device.path, os.O_PATH | os.O_CLOEXEC)
+def _open(description: Description, opener: Opener) -> int:
+    fd = opener.lookup(description.device.path)
     status = os.fstat(fd)
     numbers = (os.major(status.st_rdev), os.minor(status.st_rdev))
     wanted = (description.device.major, description.device.minor)
     if not stat.S_ISCHR(status.st_mode) or numbers != wanted or not _stateless(status):
         os.close(fd)
         raise RestoreFailed(f"{words(description)} is not the character device {wanted[0]}:{wanted[1]} here")
-    return reopened(fd, description.flags & (os.O_ACCMODE | os.O_APPEND | os.O_NONBLOCK | os.O_SYNC))
+    return opener.reopened(fd, description.flags & (os.O_ACCMODE | os.O_APPEND | os.O_NONBLOCK | os.O_SYNC))

@@ -23,10 +23,10 @@ from torpor.objects.description import (
     Seen,
     borrowed,
     naming,
-    reopened,
     why_not_by_name,
     words,
 )
+from torpor.objects.opener import Opener, Openers
 from torpor.objects.pipes import Pipe, PipeState, fill
 from torpor.remote.sys import try_syscall
 from torpor.remote.x86_64 import NR
@@ -72,12 +72,13 @@ class Fifo(Pipe):
 
     def check(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
         """They are there, and nothing lies in them."""
-        for description in mine.values():
+        openers = Openers(image)
+        for index, description in mine.items():
             if description.fifo.pipe >= len(image.pipes):
                 yield Reason("the image", f"it names pipe {description.fifo.pipe}, which is not in it")
                 continue
             try:
-                os.close(_open(description))
+                os.close(_open(description, openers.description(index)))
             except OSError as error:
                 yield Reason(words(description), f"it cannot be opened: {error.strerror}", "make it again (mkfifo)")
             except RestoreFailed as error:
@@ -90,7 +91,7 @@ class Fifo(Pipe):
             by_pipe.setdefault(description.fifo.pipe, []).append(index)
         for number, indexes in by_pipe.items():
             with naming(mine[indexes[0]]):
-                both = _open(mine[indexes[0]])
+                both = _open(mine[indexes[0]], opening.openers.description(indexes[0]))
                 try:
                     fill(opening.image.pipes[number], both)
                     for index in indexes:
@@ -120,18 +121,18 @@ def _has_writer(reader: int) -> bool:
         os.close(other)
 
 
-def _open(description: Description) -> int:
+def _open(description: Description, opener: Opener) -> int:
     """Both ends at once.
 
     Raises:
         OSError: it is not there, or this user may not.
         RestoreFailed: it is no named pipe, or in use.
     """
-    fd = os.open(description.fifo.path, os.O_PATH | os.O_CLOEXEC)
+    fd = opener.lookup(description.fifo.path)
     if not stat.S_ISFIFO(os.fstat(fd).st_mode):
         os.close(fd)
         raise RestoreFailed(f"{words(description)} is no named pipe any more")
-    both = reopened(fd, os.O_RDWR | os.O_NONBLOCK)
+    both = opener.reopened(fd, os.O_RDWR | os.O_NONBLOCK)
     if sockets.queued(both):
         os.close(both)
         raise RestoreFailed(f"{words(description)} is in use: another program has it open, and something lies in it")

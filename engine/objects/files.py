@@ -37,10 +37,10 @@ from torpor.objects.description import (
     Problem,
     Seen,
     is_path,
-    reopened,
     why_not_by_name,
     words,
 )
+from torpor.objects.opener import Opener, Openers
 
 DELETED = " (deleted)"
 """What the kernel puts after the path of a file that has no name any more (fs/d_path.c)."""
@@ -77,11 +77,12 @@ class RegularFile(Kind[None]):
     def check(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
         """It is there, may be opened, and has not lost what the program counts on."""
         bundles = bundle.by_path(image)
+        openers = Openers(image)
         written = {(d.file.dev, d.file.ino) for d in mine.values() if d.flags & os.O_ACCMODE != os.O_RDONLY}
-        for description in mine.values():
+        for index, description in mine.items():
             subject = words(description)
             try:
-                fd = open_described(description)
+                fd = open_described(description, openers.description(index))
             except FileNotFoundError as error:
                 if description.file.path not in bundles:
                     yield _cannot_open(subject, error)
@@ -104,7 +105,7 @@ class RegularFile(Kind[None]):
 
     def make(self, description: Description, opening: Opening) -> int:
         """By name, and never so that it changes."""
-        fd = open_described(description)
+        fd = open_described(description, opening.opener)
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             os.close(fd)
             raise RestoreFailed(f"{words(description)} is no regular file any more")
@@ -135,15 +136,17 @@ class Directory(Kind[None]):
 
     def check(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
         """It is there and may be opened."""
-        for description in mine.values():
+        openers = Openers(image)
+        for index, description in mine.items():
             try:
-                os.close(open_described(description, os.O_DIRECTORY))
+                os.close(open_described(description, openers.description(index), os.O_DIRECTORY))
             except OSError as error:
                 yield _cannot_open(words(description), error)
 
     def make(self, description: Description, opening: Opening) -> int:
         """By name."""
-        return _sought(open_described(description, os.O_DIRECTORY), description.flags, description.directory.position)
+        fd = open_described(description, opening.opener, os.O_DIRECTORY)
+        return _sought(fd, description.flags, description.directory.position)
 
 
 def _changed(description: Description, now: os.stat_result, written: set[tuple[int, int]]) -> str:
@@ -187,23 +190,25 @@ def _judge_name(held: Held[None], tree: GrabbedDescriptors) -> Iterator[Problem]
         yield Problem("it was opened with an access mode that has no name (3)")
 
 
-def open_described(description: Description, extra: int = 0) -> int:
+def open_described(description: Description, opener: Opener, extra: int = 0) -> int:
     """Open what the description names; first as a name only, so that no device or pipe is woken by it."""
     kind = description.WhichOneof("kind")
     path = getattr(description, kind or "").path
     if OF_A_PROCESS.match(path) or not path.startswith(b"/"):
         raise OSError(errno.EINVAL, "no file has such a name")
+    file = description.file
+    known = (file.dev, file.ino) if kind == "file" else None
     wanted = description.flags & (KEPT_AT_OPEN | KEPT_BY_FCNTL) | extra
     if wanted & os.O_PATH:
-        return os.open(path, wanted | os.O_CLOEXEC)
-    fd = os.open(path, os.O_PATH | os.O_CLOEXEC | extra)
+        return opener.open(path, wanted, known=known)
+    fd = opener.open(path, os.O_PATH | extra, known=known)
     if not stat.S_ISDIR(os.fstat(fd).st_mode) and not stat.S_ISREG(os.fstat(fd).st_mode):
         return fd  # the caller looks at what it is
     if not wanted & os.O_NOFOLLOW:
-        return reopened(fd, wanted)
+        return opener.reopened(fd, wanted, known)
     # The flag can only be had by opening the name itself: /proc/self/fd/N is a link.
     try:
-        again = os.open(path, wanted | os.O_CLOEXEC | os.O_NOCTTY)
+        again = opener.open(path, wanted | os.O_NOCTTY, known=known)
         if not os.path.samestat(os.fstat(again), os.fstat(fd)):
             os.close(again)
             raise OSError(errno.EBUSY, "its name was given to another file meanwhile")

@@ -26,6 +26,7 @@ from torpor.errors import Reason, RestoreFailed
 from torpor.image.image_pb2 import Lock, Process, Tree
 from torpor.objects import files
 from torpor.objects.description import Problem, words
+from torpor.objects.opener import Openers
 from torpor.remote.batch import Call
 from torpor.remote.x86_64 import NR
 
@@ -81,13 +82,14 @@ def check(image: Tree) -> Iterator[Reason]:
     for process in image.processes:
         for entry in process.fds:
             of_processes.setdefault(entry.description, []).extend(entry.locks)
+    openers = Openers(image)
     for index, description in enumerate(image.descriptions):
         mine = [*description.locks, *of_processes.get(index, ())]
         if any(lock.start + lock.length > LAST or lock.kind not in KINDS.values() for lock in mine):
             yield Reason("the image", "it holds locks that cannot be")
         elif mine and description.WhichOneof("kind") in ("file", "directory"):
             try:
-                fd = files.open_described(description)
+                fd = files.open_described(description, openers.description(index))
             except OSError:
                 continue  # told by its kind
             try:

@@ -16,6 +16,7 @@ from typing import NamedTuple
 from torpor.errors import CheckpointFailed, Reason, RestoreFailed
 from torpor.image import image_pb2 as pb
 from torpor.objects import bundle
+from torpor.objects.opener import Opener, Openers
 from torpor.store import SnapshotReader
 
 _ELF = b"\x7fELF\x02\x01"  # 64-bit, little endian
@@ -132,7 +133,7 @@ class MappedFiles:
 # Restore
 
 
-def check(image: pb.Tree) -> Iterator[Reason]:
+def check(image: pb.Tree, openers: Openers) -> Iterator[Reason]:
     """Say which mapped or executed files are not what they were. A file that is mapped shared may have changed."""
     data = {vma.file for process in image.processes for vma in process.memory.vmas if vma.kind == pb.Vma.FILE_SHARED}
     bundles = bundle.by_path(image)
@@ -143,7 +144,7 @@ def check(image: pb.Tree) -> Iterator[Reason]:
                 yield Reason(subject, f"it is missing, and the bundled one cannot be put back: {why}")
             continue
         try:
-            fd = _open(file.path, os.O_RDONLY)
+            fd = _open(file, os.O_RDONLY, openers.file(index))
         except OSError as error:
             yield Reason(subject, f"it cannot be opened: {error.strerror}", "put it back where it was")
             continue
@@ -178,7 +179,7 @@ def _check_size(subject: str, image: pb.Tree, index: int, size: int) -> Iterator
         yield Reason(subject, f"it has {size} bytes, and {image.files[index].size} were mapped", "put it back")
 
 
-def open_all(image: pb.Tree, reader: SnapshotReader, base: int) -> dict[int, int]:
+def open_all(image: pb.Tree, reader: SnapshotReader, base: int, openers: Openers) -> dict[int, int]:
     """Open every file, for writing too where a shared mapping may write.
 
     A bundled one that is not there as it was is opened in memory.
@@ -187,6 +188,7 @@ def open_all(image: pb.Tree, reader: SnapshotReader, base: int) -> dict[int, int
         image: the tree, checked.
         reader: of its snapshot.
         base: the lowest number for a descriptor.
+        openers: who opens them.
 
     Returns:
         The descriptors, close-on-exec, by index in the image.
@@ -207,10 +209,11 @@ def open_all(image: pb.Tree, reader: SnapshotReader, base: int) -> dict[int, int
     try:
         for index, file in enumerate(image.files):
             bundled = None if index in shared else bundles.get(file.path)
-            if bundled is not None and not _is_there(file):
+            opener = openers.file(index)
+            if bundled is not None and not _is_there(file, opener):
                 fd = bundle.in_memory(bundled, reader)
             else:
-                fd = _open(file.path, os.O_RDWR if index in writers else os.O_RDONLY)
+                fd = _open(file, os.O_RDWR if index in writers else os.O_RDONLY, opener)
             try:
                 opened[index] = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, base)
             finally:
@@ -223,10 +226,10 @@ def open_all(image: pb.Tree, reader: SnapshotReader, base: int) -> dict[int, int
     return opened
 
 
-def _is_there(file: pb.FileRef) -> bool:
+def _is_there(file: pb.FileRef, opener: Opener) -> bool:
     """Whether the file of this name is the one of the image."""
     try:
-        fd = _open(file.path, os.O_RDONLY)
+        fd = _open(file, os.O_RDONLY, opener)
     except OSError:
         return False
     try:
@@ -238,6 +241,6 @@ def _is_there(file: pb.FileRef) -> bool:
         os.close(fd)
 
 
-def _open(path: bytes, flags: int) -> int:
+def _open(file: pb.FileRef, flags: int, opener: Opener) -> int:
     # O_NONBLOCK: the name may be a FIFO's by now.
-    return os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    return opener.open(file.path, flags | os.O_NONBLOCK | os.O_NOCTTY, known=(file.dev, file.ino))

@@ -43,6 +43,7 @@ from torpor.objects.description import (
     reopened,
     some,
 )
+from torpor.objects.opener import Opener
 from torpor.objects.outside import TIOCGDEV, Terminal, TerminalState, asked_number
 from torpor.remote.batch import Call
 from torpor.remote.sys import syscall
@@ -65,7 +66,7 @@ WINDOW_SIZE = 8
 SIG_BLOCK = 0
 SIGNALS = struct.Struct("<Q")
 SIGTTOU = 22
-PTMX = "/dev/ptmx"
+PTMX = b"/dev/ptmx"
 NO_NODE = (0, 0)
 _MOST_OPENED = 1024
 """How many ptys are opened at the most to have the number that is wanted."""
@@ -165,7 +166,7 @@ class PseudoTerminal(Terminal):
             elif number in masters and (image.ptys[number].hung_up or image.ptys[number].outside):
                 yield Reason("the image", f"it has a master of terminal {number}, which has none")
         if not os.access(PTMX, os.R_OK | os.W_OK):
-            yield Reason("a pseudo terminal of the image", f"{PTMX} cannot be opened here", "mount devpts")
+            yield Reason("a pseudo terminal of the image", f"{PTMX.decode()} cannot be opened here", "mount devpts")
 
     def open(self, mine: dict[int, Description], opening: Opening) -> None:
         """Make each terminal once, and open the sides that the tree had."""
@@ -357,7 +358,7 @@ def _make(opening: Opening, number: int, indexes: Sequence[int]) -> None:
                 ),
             )
         return
-    master = _open_master(pty, opening)
+    master = _open_master(pty, opening, opening.openers.description(indexes[0]))
     try:
         _unlock(master, locked=False)
         give_settings(master, pty)
@@ -386,15 +387,15 @@ def _make(opening: Opening, number: int, indexes: Sequence[int]) -> None:
         os.close(master)  # the only one, where it has hung up
 
 
-def _open_master(pty: Pty, opening: Opening) -> int:
+def _open_master(pty: Pty, opening: Opening, opener: Opener) -> int:
     """The master of a new terminal: the kernel gives the lowest free number, so those below are taken meanwhile."""
     if pty.hung_up or pty.outside:
-        return _new_master()
+        return _new_master(opener)
     opened: list[int] = []
     try:
         while len(opened) < _MOST_OPENED:
             try:
-                opened.append(_new_master())
+                opened.append(_new_master(opener))
             except OSError:
                 if not opened:
                     raise
@@ -412,8 +413,8 @@ def _open_master(pty: Pty, opening: Opening) -> int:
             os.close(fd)
 
 
-def _new_master() -> int:
-    return os.open(PTMX, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+def _new_master(opener: Opener) -> int:
+    return opener.open(PTMX, os.O_RDWR | os.O_NOCTTY)
 
 
 def _unlock(master: int, *, locked: bool) -> None:

@@ -24,6 +24,7 @@ from torpor.errors import ImageDamaged, Reason, Refused, RestoreFailed
 from torpor.image import image_pb2 as pb
 from torpor.objects import sysv, vmas
 from torpor.objects.memory_files import MemoryFile
+from torpor.objects.opener import Opener, Openers
 from torpor.procfs import PAGE, Mapping
 from torpor.remote import memory
 from torpor.store import SnapshotReader
@@ -217,22 +218,22 @@ _MFD_ALLOW_SEALING = 2
 LONGEST_NAME = 249  # memfd_create(2)
 
 
-def check(image: pb.Tree) -> Iterator[Reason]:
+def check(image: pb.Tree, openers: Openers) -> Iterator[Reason]:
     """Say which named memory cannot be given back."""
-    for shared in image.shared:
+    for index, shared in enumerate(image.shared):
         if shared.kind not in pb.SharedMemory.Kind.values()[1:]:
             yield Reason("the image", "it has shared memory of a kind that this version does not know")
         if shared.kind == pb.SharedMemory.TMPFS and not shared.name.startswith(_SHM):
             yield Reason(f"shared memory {os.fsdecode(shared.name)}", "it does not lie in /dev/shm")
         if shared.kind == pb.SharedMemory.TMPFS and os.path.lexists(shared.name):
             try:
-                os.close(_open_named(shared))
+                os.close(_open_named(shared, openers.shared(index)))
             except OSError as error:
                 why = f"the file there cannot be used: {error.strerror}"
                 yield Reason(f"shared memory {os.fsdecode(shared.name)}", why, "remove it if nobody needs it")
 
 
-def open_all(image: pb.Tree, reader: SnapshotReader, base: int) -> dict[int, int]:
+def open_all(image: pb.Tree, reader: SnapshotReader, base: int, openers: Openers) -> dict[int, int]:
     """Make every piece of shared memory, with its content.
 
     A name in /dev/shm that is there already may belong to a running program: it is used if its content is what
@@ -242,6 +243,7 @@ def open_all(image: pb.Tree, reader: SnapshotReader, base: int) -> dict[int, int
         image: the tree, checked.
         reader: of its snapshot.
         base: the lowest number for a descriptor.
+        openers: who opens them.
 
     Returns:
         Descriptors for reading and writing, close-on-exec, by index in the image.
@@ -256,7 +258,7 @@ def open_all(image: pb.Tree, reader: SnapshotReader, base: int) -> dict[int, int
         for index, shared in enumerate(image.shared):
             if shared.kind == pb.SharedMemory.SYSTEM_V:
                 continue  # it has no descriptor
-            fd, new = _make(shared)
+            fd, new = _make(shared, openers.shared(index))
             if new and shared.kind == pb.SharedMemory.TMPFS:
                 made.append(shared.name)
             try:
@@ -281,8 +283,8 @@ def open_all(image: pb.Tree, reader: SnapshotReader, base: int) -> dict[int, int
     return opened
 
 
-def _open_named(shared: pb.SharedMemory) -> int:
-    fd = os.open(shared.name, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+def _open_named(shared: pb.SharedMemory, opener: Opener) -> int:
+    fd = opener.open(shared.name, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
     status = os.fstat(fd)
     if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or status.st_size != shared.size:
         os.close(fd)
@@ -290,28 +292,27 @@ def _open_named(shared: pb.SharedMemory) -> int:
     return fd
 
 
-def _make(shared: pb.SharedMemory) -> tuple[int, bool]:
+def _make(shared: pb.SharedMemory, opener: Opener) -> tuple[int, bool]:
     """A descriptor, and whether the memory is new."""
     if shared.kind == pb.SharedMemory.TMPFS:
         try:
-            return _open_named(shared), False
+            return _open_named(shared, opener), False
         except FileNotFoundError:
-            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-            fd = os.open(shared.name, flags, 0o600)
+            fd = opener.open(shared.name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
             os.fchmod(fd, shared.mode & 0o777)
     else:
-        fd = _make_nameless(shared)
+        fd = _make_nameless(shared, opener)
         os.fchmod(fd, shared.mode & 0o777)
     os.ftruncate(fd, shared.size)
     return fd, True
 
 
-def _make_nameless(shared: pb.SharedMemory) -> int:
+def _make_nameless(shared: pb.SharedMemory, opener: Opener) -> int:
     """In the directory that it was deleted from, so that what is on disk stays there; else in memory."""
     directory = os.path.dirname(shared.name)
     if shared.kind == pb.SharedMemory.UNLINKED and directory.startswith(b"/"):
         with suppress(OSError):  # not there, not writable, or the file system has no such files
-            return os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+            return opener.open(directory, os.O_TMPFILE | os.O_RDWR, 0o600)
     name = os.fsdecode(shared.name[:LONGEST_NAME]) or "shared"
     return os.memfd_create(name, os.MFD_CLOEXEC | _MFD_ALLOW_SEALING)
 

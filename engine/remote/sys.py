@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from array import array
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from torpor._native import ffi, lib
 from torpor.remote.x86_64 import NR
@@ -54,6 +54,39 @@ def try_syscall(nr: int, *args: Argument) -> int:
     words = [arg if isinstance(arg, int) else _word(arg, held) for arg in args]
     result: int = _call(nr, *words, *_NOTHING[len(words) :])
     return result
+
+
+class FileRights(NamedTuple):
+    """What the kernel asks about when a path is walked (credentials(7))."""
+
+    uid: int
+    """Of the file system."""
+    gid: int
+    groups: tuple[int, ...]
+    capabilities: int
+    """The effective ones, a bit mask."""
+
+
+def syscall_as(wanted: FileRights, own: FileRights, nr: int, *args: Argument) -> int:
+    """Make system call `nr` with other rights, this thread's alone; its `own` are back when this returns.
+
+    Raises:
+        OSError: with the kernel's errno; EPERM also when the thread may not take these rights.
+    """
+    held: list[Any] = []  # until the call is over
+    words = [_word(arg, held) for arg in args]
+    result: int = lib.tp_syscall_as(_native(wanted, held), _native(own, held), nr, *words, *_NOTHING[len(words) :])
+    if -4096 < result < 0:
+        raise OSError(-result, os.strerror(-result))
+    return result
+
+
+def _native(rights: FileRights, held: list[Any]) -> Any:
+    """A struct tp_rights."""
+    groups = ffi.new("uint32_t[]", list(rights.groups))
+    told = {"uid": rights.uid, "gid": rights.gid, "groups": groups, "count": len(rights.groups)}
+    held += groups, ffi.new("struct tp_rights *", told | {"effective": rights.capabilities})
+    return held[-1]
 
 
 def _word(arg: Argument, held: list[Any]) -> int:

@@ -65,6 +65,8 @@ class Process:
     environ: bytes
     auxv: bytes
     limits: str
+    elsewhere: tuple[str, ...] = ()
+    """Which of its program, current and root directory lie on no mount that it sees."""
     children: tuple[int, ...] = ()
     mappings: tuple[str, ...] = ()
     descriptors: dict[int, str] = field(default_factory=dict)
@@ -143,6 +145,7 @@ def _joins(before: Mapping, now: Mapping) -> bool:
 def descriptors(pid: int) -> dict[int, str]:
     """Each descriptor: what it leads to (without inode numbers), its position, flags and details."""
     found = {}
+    mounts = own_mounts(pid)
     for entry in Path(f"/proc/{pid}/fd").iterdir():
         # Others may have taken the number of a terminal meanwhile: it is kept where it is free.
         target = re.sub(r":\[\d+\]|(?<=^/dev/pts/)\d+", "", os.readlink(entry))
@@ -161,8 +164,25 @@ def descriptors(pid: int) -> dict[int, str]:
         # A stream has no position; the kernel's number there means nothing.
         if target in ("pipe", "socket"):
             kept = [part for part in kept if not part.startswith("pos=")]
+        if target.startswith("/") and not target.endswith("(deleted)") and not on_own_mount(str(entry), mounts):
+            kept.append("on another mount")
         found[int(entry.name)] = " ".join([target, *sorted(kept)])
     return found
+
+
+def own_mounts(pid: int) -> frozenset[str]:
+    """The numbers of the mounts that a process sees."""
+    return frozenset(line.split()[0] for line in Path(f"/proc/{pid}/mountinfo").read_text().splitlines())
+
+
+def on_own_mount(link: str, mounts: frozenset[str]) -> bool:
+    """Whether what a link of /proc/PID leads to lies on one of these mounts."""
+    fd = os.open(link, os.O_PATH | os.O_CLOEXEC)
+    try:
+        lines = Path(f"/proc/self/fdinfo/{fd}").read_text().splitlines()
+    finally:
+        os.close(fd)
+    return any(line.split()[1] in mounts for line in lines if line.startswith("mnt_id"))
 
 
 def watch(line: str) -> str:
@@ -204,6 +224,9 @@ def observe(top: int) -> dict[int, Process]:
             # A program whose file is gone comes back in memory.
             process.exe = re.sub(r"^.*[/:]([^/:]*) \(deleted\)$", r"\1 (deleted)", os.readlink(base / "exe"))
             process.cwd = os.readlink(base / "cwd")
+            mounts = own_mounts(pid)
+            links = ("cwd", "root") if process.exe.endswith(" (deleted)") else ("exe", "cwd", "root")
+            process.elsewhere = tuple(name for name in links if not on_own_mount(f"{base}/{name}", mounts))
             process.environ = (base / "environ").read_bytes()
             process.auxv = (base / "auxv").read_bytes()
             process.limits = (base / "limits").read_text()
