@@ -72,8 +72,10 @@ class TakenProcess:
         self.injection = Injection(process, gadgets, self._caught)
         self.snapshot: Snapshot | None = None
         self._walk: memory.Walk | None = None
-        self._registers = {t.tid: threads.portable(self.pid, t, waits) for t in process.threads.values()}
         self._rseqs = {tid: ptrace.get_rseq(tid) for tid in process.threads}
+        # First of all: what follows takes the registers as they are to be when the threads run on, here or restored.
+        leave_critical_sections(process, {tid: rseq[0] for tid, rseq in self._rseqs.items()})
+        self._registers = {t.tid: threads.portable(self.pid, t, waits) for t in process.threads.values()}
         for tid in process.threads:
             if ptrace.dispatches_calls(tid):
                 why = "it has system calls dispatched to itself (prctl PR_SET_SYSCALL_USER_DISPATCH), which is not kept"
@@ -104,7 +106,6 @@ class TakenProcess:
         Args:
             stopped_children: the children that are stopped by job control, by their PIDs in the tree's PID namespace.
         """
-        leave_critical_sections(self.process, {tid: rseq[0] for tid, rseq in self._rseqs.items()})
         self.injection.open(_TABLE_ROOM)
         self._lock_future = memory.future_lock(self.pid, self.texts.status, self.injection.window[0])
         common = Batch()

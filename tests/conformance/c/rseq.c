@@ -6,6 +6,7 @@
 static volatile int32_t stop;
 static volatile int32_t inside;
 static volatile int32_t aborts;
+static volatile int32_t unwatched;
 
 static struct rseq *own_rseq(void)
 {
@@ -48,9 +49,14 @@ static void *sequence(void *unused)
 			 "leaq 3b(%%rip), %%rax\n\t"
 			 "movq %%rax, %[pointer]\n" /* whoever is interrupted before it is in has no section */
 			 "1:\n\t"
+			 "cmpq $0, %[pointer]\n\t" /* the kernel forgets a section when it has aborted it */
+			 "je 7f\n\t"
 			 "cmpl $0, stop(%%rip)\n\t"
 			 "je 1b\n"
 			 "2:\n\t"
+			 "jmp 6f\n"
+			 "7:\n\t"
+			 "movl $1, unwatched(%%rip)\n\t"
 			 "jmp 6f\n\t"
 			 ".pushsection __rseq_failure, \"ax\"\n\t"
 			 ".byte 0x0f, 0xb9, 0x3d\n\t" /* ud1, which carries the signature */
@@ -60,7 +66,7 @@ static void *sequence(void *unused)
 			 "jmp 5b\n\t"
 			 ".popsection\n"
 			 "6:\n\t"
-			 : [pointer] "=m"(area->rseq_cs)
+			 : [pointer] "+m"(area->rseq_cs)
 			 :
 			 : "rax", "memory", "cc");
 	check_registration("second thread");
@@ -78,6 +84,7 @@ int main(void)
 	struct word word = ready_and_wait();
 	if (word.frozen)
 		expect(aborts > aborts_before, "a critical section was interrupted and not aborted");
+	expect(!unwatched, "a critical section goes on, and the kernel does not watch it any more");
 	stop = 1;
 	pthread_join(thread, NULL);
 	check_registration("first thread");
