@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from torpor import procfs
 from torpor.errors import RestoreFailed
 from torpor.image import image_pb2 as pb
 from torpor.objects import address_space, signals
@@ -20,8 +21,8 @@ from torpor.plan import Plan, ProcessPlan, ThreadPlan
 from torpor.probe import probe
 from torpor.remote import memory, ptrace
 from torpor.remote.batch import Call
-from torpor.remote.blank import TABLE_ROOM, Blanks, Task, Work, killed, table_size
-from torpor.remote.sys import descriptor_of
+from torpor.remote.blank import TABLE_ROOM, Blanks, Task, Work, failure, killed, table_size
+from torpor.remote.sys import descriptor_of, syscall
 from torpor.remote.written import OPEN_FLAGS
 from torpor.remote.x86_64 import (
     NR,
@@ -40,6 +41,7 @@ from torpor.remote.x86_64 import (
     signed,
 )
 
+_TERMINAL_STOPS = (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
 FILL_TOGETHER = 64 << 20
 """Bytes from which on several threads of a process fill its memory: a single one is bound by page faults."""
 
@@ -201,8 +203,12 @@ class Builder:
         early: list[Task] = []
         late: list[Task] = []
         for process in ours:
+            if signals.stops(_image(process).pending):
+                os.kill(process.threads[0].tid, signal.SIGSTOP)
             for task, thread in zip(process.threads, process.plan.threads, strict=True):
                 _set_state(task, thread)
+                if signals.stops(thread.image.pending):
+                    syscall(NR.tgkill, process.threads[0].tid, task.tid, signal.SIGSTOP)
                 soon = first is not None and first(thread.image.name.decode(errors="replace"))
                 (early if soon else late).append(task)
         ptrace.detach((task.tid, 0) for task in [*(process.threads[0] for process in others), *early])
@@ -216,20 +222,46 @@ class Builder:
         self._blanks.kill()
 
     def _stop(self, process: Built) -> None:
-        """Stop a process as job control does: by a SIGSTOP that it gets while nothing of it can run."""
-        main = process.threads[0]
-        os.kill(main.tid, signal.SIGSTOP)
+        """Stop a process as job control does, by the signal that it was stopped by.
+
+        Each thread gets a SIGSTOP of its own first, so that none of them runs. When all stand before that, it becomes
+        the other signal, which only then nothing blocks.
+        """
+        pid, sig = process.threads[0].tid, self._stop_signal(process)
         for task in process.threads:
+            ptrace.set_sigmask(task.tid, WORD & ~(1 << (sig - 1)))
+            syscall(NR.tgkill, pid, task.tid, signal.SIGSTOP)
             ptrace.resume(task.tid)
-        waiting = list(process.threads)
-        while waiting:
-            task = waiting.pop(0)
+        for task in process.threads:
+            self._wait_stop(task, 0, signal.SIGSTOP)
+        for task in process.threads:
+            ptrace.resume(task.tid, ptrace.CONT, sig)
+        for task in process.threads:
+            self._wait_stop(task, ptrace.EVENT_STOP, sig)
+
+    def _wait_stop(self, task: Task, event: int, sig: int) -> None:
+        while True:
             _, status = os.waitpid(task.tid, ptrace.WALL)
             if not os.WIFSTOPPED(status):
                 raise killed(task.name)
-            if ptrace.event(status) != ptrace.EVENT_STOP or ptrace.stop_signal(status) != signal.SIGSTOP:
-                ptrace.resume(task.tid, ptrace.CONT, signal.SIGSTOP if ptrace.event(status) == 0 else 0)
-                waiting.append(task)
+            if (ptrace.event(status), ptrace.stop_signal(status)) == (event, sig):
+                return
+            ptrace.resume(task.tid)
+
+    def _stop_signal(self, process: Built) -> int:
+        """That by which it can be stopped again: the terminal's signals do not stop an orphaned group, as one has
+        become whose shell is not in the tree.
+        """
+        image = _image(process)
+        if image.stop_signal not in _TERMINAL_STOPS or any(one.signal == image.stop_signal for one in image.actions):
+            return signal.SIGSTOP
+        stats = {tid: procfs.stat(tid) for tid in (built.threads[0].tid for built in self.processes.values())}
+        group = stats[process.threads[0].tid].pgrp
+        for stat in stats.values():
+            above = stats.get(stat.ppid)
+            if stat.pgrp == group and above and above.pgrp != group and above.session == stat.session:
+                return image.stop_signal
+        return signal.SIGSTOP
 
     def _rewind(self, process: Built, arguments: Callable[[int, int], Sequence[bytes]]) -> None:
         """Make init, or a clone of it, begin at its entry, with its own arguments."""
@@ -250,42 +282,67 @@ class Builder:
         """Unmap the windows, by the `syscall` in each vDSO, and bring the threads to a stop from which the kernel
         restarts interrupted calls: one inside its signal handling, which a system-call stop is not.
         """
-        # The int3 of the last batch has taken SIGTRAP's action away where that is to ignore it.
-        ignoring = [process for process in processes if _ignores_traps(_image(process))]
-        for process in ignoring:
-            memory.write(process.threads[0].tid, self._blanks.tables.start, signals.IGNORED)
-        self._by_vdso(ignoring, NR.rt_sigaction, (signal.SIGTRAP, self._blanks.tables.start, 0, 8), "ignoring SIGTRAP")
+        called = self._make_last_calls(processes)
         window = self._blanks.window
-        self._by_vdso(processes, NR.munmap, (window.start, len(window)), "unmapping the window")
-        for process in processes:
-            task = process.threads[0]
-            ptrace.interrupt(task.tid)
-            ptrace.resume(task.tid)
-        for process in processes:
-            _, status = os.waitpid(process.threads[0].tid, ptrace.WALL)
+        unmap = Call(NR.munmap, (window.start, len(window)), 0, "unmapping the window")
+        self._by_vdso([(process, process.threads[0], unmap) for process in processes])
+        called |= {process.threads[0].tid: process.threads[0] for process in processes}
+        for tid in called:
+            ptrace.interrupt(tid)
+            ptrace.resume(tid)
+        for task in called.values():
+            _, status = os.waitpid(task.tid, ptrace.WALL)
             if not os.WIFSTOPPED(status) or ptrace.event(status) != ptrace.EVENT_STOP:
-                raise killed(process.threads[0].name)
+                raise killed(task.name)
 
-    def _by_vdso(self, processes: Sequence[Built], nr: int, args: Sequence[int], words: str) -> None:
-        """Let each main thread make one call, by the `syscall` in its vDSO; it is left in the stop behind that."""
-        for process in processes:
-            task = process.threads[0]
+    def _make_last_calls(self, processes: Sequence[Built]) -> dict[int, Task]:
+        """Let threads make the calls after which no int3 may come, with all signals blocked; those that made some."""
+        left = [
+            (process, task, thread.last)
+            for process in processes
+            for task, thread in zip(process.threads, process.plan.threads, strict=False)
+            if thread.last
+        ]
+        called = {task.tid: task for _, task, _ in left}
+        for tid in called:
+            ptrace.set_sigmask(tid, WORD)
+        for number in range(max((len(calls) for *_, calls in left), default=0)):
+            turn = [(process, task, calls[number]) for process, task, calls in left if number < len(calls)]
+            address = self._blanks.tables.start
+            for k, (process, task, call) in enumerate(turn):
+                args: list[int] = []
+                for arg in call.args:
+                    if isinstance(arg, bytes):
+                        memory.write(task.tid, address, arg)
+                        args.append(address)
+                        address += len(arg)
+                    else:
+                        assert isinstance(arg, int)
+                        args.append(arg)
+                turn[k] = process, task, call._replace(args=args)
+            self._by_vdso(turn)
+        return called
+
+    def _by_vdso(self, works: Sequence[tuple[Built, Task, Call]]) -> None:
+        """Let threads make one call each, by the `syscall` in their vDSO; they are left in the stop behind that."""
+        for process, task, call in works:
             registers = array("Q", task.registers)
             registers[RIP] = _syscall_instruction(task, _image(process).memory)
-            registers[RAX], registers[ORIG_RAX], registers[RSP] = nr, WORD, 0
-            for register, value in zip((RDI, RSI, RDX, R10), args, strict=False):
+            registers[RAX], registers[ORIG_RAX], registers[RSP] = call.nr, WORD, 0
+            for register, value in zip((RDI, RSI, RDX, R10), call.args, strict=False):
+                assert isinstance(value, int)
                 registers[register] = value
             ptrace.set_registers(task.tid, registers)
             ptrace.resume(task.tid, ptrace.SYSCALL)
         for stage in ("entry", "exit"):
-            for process in processes:
-                self._wait_syscall(process.threads[0])
+            for _, task, _ in works:
+                self._wait_syscall(task)
                 if stage == "entry":
-                    ptrace.resume(process.threads[0].tid, ptrace.SYSCALL)
-        for process in processes:
-            result = signed(ptrace.get_registers(process.threads[0].tid)[RAX])
-            if result:
-                raise RestoreFailed(f"{process.threads[0].name}: {words}: {os.strerror(-result)}")
+                    ptrace.resume(task.tid, ptrace.SYSCALL)
+        for _, task, call in works:
+            result = signed(ptrace.get_registers(task.tid)[RAX])
+            if not call.ok(result):
+                raise failure(task, call, result)
 
     def _wait_syscall(self, task: Task) -> None:
         _, status = os.waitpid(task.tid, ptrace.WALL)
@@ -299,10 +356,6 @@ _NOBODY = pb.Process()
 def _image(process: Built) -> pb.Process:
     """The image of a process; of a stand-in, an empty one."""
     return process.plan.member.image or _NOBODY
-
-
-def _ignores_traps(process: pb.Process) -> bool:
-    return any(action.signal == signal.SIGTRAP and action.handler == signal.SIG_IGN for action in process.actions)
 
 
 def _write_proc(process: Built, name: str, text: str) -> None:

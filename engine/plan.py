@@ -76,6 +76,8 @@ class ThreadPlan:
 
     image: pb.Thread
     calls: list[Call]
+    last: list[Call]
+    """When all others are made, and no int3 is to come any more: by the `syscall` in the vDSO."""
 
 
 @dataclass
@@ -130,7 +132,7 @@ class Plan:
             yield from _explain("when born", process.birth)
             yield from _explain("when all are born", [*process.build, *process.fill, *process.furnish])
             for thread in process.threads:
-                yield from _explain(f"thread {thread.image.tid}", thread.calls)
+                yield from _explain(f"thread {thread.image.tid}", [*thread.calls, *thread.last])
 
 
 def _explain(title: str, calls: list[Call]) -> Iterator[str]:
@@ -259,4 +261,4 @@ def _build(plan: ProcessPlan, process: pb.Process, image: pb.Tree, here: Here, h
         if thread.tid == process.pid:
             calls += tree.last_steps(process)
         calls += threads.last_steps(thread)
-        plan.threads.append(ThreadPlan(thread, calls))
+        plan.threads.append(ThreadPlan(thread, calls, list(signals.last_steps(process, thread))))

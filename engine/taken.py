@@ -67,7 +67,8 @@ class TakenProcess:
         self.process = process
         self.pid = process.pid
         self.texts = tree.grab(self.pid)
-        self.pending = signals.pending(self.pid)
+        statuses = {tid: procfs.read(f"/proc/{self.pid}/task/{tid}/status") for tid in process.threads}
+        self.pending = signals.pending(statuses[self.pid], self.pid, shared=True)
         self._ignored, self._caught = (int(self.texts.status[name], 16) for name in (b"SigIgn", b"SigCgt"))
         self.injection = Injection(process, gadgets, self._caught)
         self.snapshot: Snapshot | None = None
@@ -80,10 +81,10 @@ class TakenProcess:
             if ptrace.dispatches_calls(tid):
                 why = "it has system calls dispatched to itself (prctl PR_SET_SYSCALL_USER_DISPATCH), which is not kept"
                 raise Refused(f"{process.name} cannot be kept", [Reason(f"{process.name}, thread {tid}", why)])
-        self._filters, reasons = filters.grab(process)
+        self._filters, reasons = filters.grab(process, statuses)
         if reasons:
             raise Refused(f"{process.name} cannot be kept", reasons)
-        self._thread_pending = {tid: threads.pending(tid) for tid in process.threads}
+        self._thread_pending = {tid: signals.pending(status, tid, shared=False) for tid, status in statuses.items()}
         self._replies: dict[int, Replies] = {}
         self._questions: dict[int, threads.Questions] = {}
         self._host: _HostQuestions
@@ -266,7 +267,7 @@ class TakenProcess:
         host = self._replies[self.injection.host.tid]
         asked = self._host
         tree.describe(asked.tree, host, self.texts, parent, out)
-        out.stopped = self.process.stopped
+        out.stopped, out.stop_signal = self.process.stopped, self.process.stop_signal
         signals.describe(asked.signals, host, self.pending, out)
         own_tids = {tid: self._replies[tid].result(asked.tid) for tid, asked in self._questions.items()}
         timers.describe(asked.timers, host, own_tids, out)

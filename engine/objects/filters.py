@@ -49,7 +49,10 @@ class State(NamedTuple):
 
 def of_thread(pid: int, tid: int) -> State:
     """That of a thread."""
-    text = procfs.read(f"/proc/{pid}/task/{tid}/status")
+    return _state(procfs.read(f"/proc/{pid}/task/{tid}/status"))
+
+
+def _state(text: bytes) -> State:
     if b"\nSeccomp:\t0\n" in text:  # as nearly all of them are, of which there may be hundreds under the freeze
         return State(0, 0)
     status = procfs.status(text)
@@ -125,10 +128,14 @@ class Filter:
     flags: int
 
 
-def grab(process: Process) -> tuple[dict[int, list[Filter]], list[Reason]]:
+def grab(process: Process, statuses: Mapping[int, bytes]) -> tuple[dict[int, list[Filter]], list[Reason]]:
     """Read the filters of a frozen process, before anything is called in it, and hold them off; or why not.
 
     What the preflight has seen may have changed since.
+
+    Args:
+        process: the frozen process.
+        statuses: the text of each thread's status.
 
     Returns:
         The filters of its own that each thread has, by thread id, the oldest first; what cannot be kept.
@@ -137,7 +144,7 @@ def grab(process: Process) -> tuple[dict[int, list[Filter]], list[Reason]]:
     found: dict[int, list[Filter]] = {}
     reasons: list[Reason] = []
     for tid in process.threads:
-        state = of_thread(process.pid, tid)
+        state = _state(statuses[tid])
         if not state.mode or (mine and state.filters == mine):
             continue
         name = f"{process.name}, thread {tid}"

@@ -110,11 +110,6 @@ def portable(pid: int, thread: Thread, waits: Waits) -> Portable:
     )
 
 
-def pending(tid: int) -> list[bytes]:
-    """The signals queued to one thread."""
-    return ptrace.peek_pending(tid, shared=False)
-
-
 def describe(grabbed: GrabbedThread, image: pb.Thread) -> None:
     """Fill a thread's part of the image.
 

@@ -198,7 +198,7 @@ class Blanks:
         results = Replies(running.batch, raw).results()
         for call, result in zip(running.calls, results, strict=False):
             if not call.ok(result):
-                raise _failure(work.task, call, result)
+                raise failure(work.task, call, result)
             if call.nr in (NR.pread64, NR.preadv) and self._progress:
                 self._progress(result)
         return results
@@ -308,7 +308,8 @@ def _event_message(tid: int) -> int:
     return message[0]
 
 
-def _failure(task: Task, call: Call, result: int) -> RestoreFailed:
+def failure(task: Task, call: Call, result: int) -> RestoreFailed:
+    """The error when a call of a plan gave another result than it must."""
     if result == NOT_RUN:
         why = "was not reached"
     elif -4096 < result < 0:

@@ -28,8 +28,8 @@ class Thread:
     stopped_ns: int = 0
     """When it was seen to stand still (CLOCK_MONOTONIC)."""
     sigmask: int = 0
-    group_stopped: bool = False
-    """Stopped by job control: it stays so after the detach, the kernel remembers."""
+    stop_signal: int = 0
+    """Stopped by job control, by this signal: it stays so after the detach, the kernel remembers."""
     deliver: int = 0
     """A signal that came in a stop of ours and is handed on at the detach (SIGSTOP cannot be blocked)."""
 
@@ -50,7 +50,12 @@ class Process:
     @property
     def stopped(self) -> bool:
         """Whether it is stopped by job control."""
-        return any(thread.group_stopped for thread in self.threads.values())
+        return self.stop_signal != 0
+
+    @property
+    def stop_signal(self) -> int:
+        """The signal by which it is stopped by job control; 0: it is not."""
+        return next((thread.stop_signal for thread in self.threads.values() if thread.stop_signal), 0)
 
     @property
     def name(self) -> str:
@@ -221,7 +226,8 @@ class Frozen:
 
     def _note(self, thread: Thread, status: int) -> None:
         """What a thread that has stopped is to come back to."""
-        thread.group_stopped = ptrace.stop_signal(status) != signal.SIGTRAP
+        stopped_by = ptrace.stop_signal(status)
+        thread.stop_signal = stopped_by if stopped_by != signal.SIGTRAP else 0
         thread.registers = ptrace.get_registers(thread.tid)
         if keep_waiting(thread.registers):
             ptrace.set_registers(thread.tid, thread.registers)  # at once: we may die at any instant

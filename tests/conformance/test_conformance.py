@@ -34,7 +34,7 @@ PROGRAMS = sorted(
     for path in (HERE / folder).iterdir()
     if path.suffix in (".c", ".py", ".sh") and path.stem != "ready"
 )
-PASSING = {"timeouts", "threading_py"}
+PASSING = {"faults", "timeouts", "threading_py"}
 """Programs whose threads end while one looks: they are not at rest, and judge for themselves what is right."""
 ONLY_ROOT = {"credentials", "filters"}
 """Programs that begin as root and become somebody else, or that only root keeps."""

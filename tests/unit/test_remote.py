@@ -298,7 +298,7 @@ def test_a_stopped_process_stays_stopped(start: Start) -> None:
     os.kill(target.pid, signal.SIGSTOP)
     os.waitid(os.P_PID, target.pid, os.WSTOPPED)
     with entered(target.pid) as (injection, batch, _):
-        assert injection.host.group_stopped
+        assert injection.host.stop_signal == signal.SIGSTOP
         made = batch.add(NR.getpid)
         assert run(injection, batch, []).result(made) == target.pid
     deadline = time.monotonic() + 5

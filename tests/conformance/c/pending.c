@@ -1,8 +1,11 @@
 /* Signals that wait: standard ones, queued real-time ones with their values and in their order, to the process
- * and to one thread; each with who sent it and how. */
+ * and to one thread, the processor's own, those that came when the queue was full; each with who sent it and how. */
 #include "ready.h"
 
-enum { QUEUED = 40 };
+#include <sys/resource.h>
+
+enum { QUEUED = 40, MAPERR = 1, BRKPT = 1 };
+static const int own[] = {SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGSYS};
 
 static int rt;
 static volatile pid_t thread_tid;
@@ -37,9 +40,28 @@ static void check(int number, int code, pid_t from, int value, const char *what)
 		expect(info.si_int == value, "%s: value is %d, not %d", what, info.si_int, value);
 }
 
+/* As the processor does it: to the thread itself, in the kernel's name. */
+static void fault(int number, int code)
+{
+	siginfo_t info = {.si_signo = number, .si_code = code, .si_addr = &rt};
+	if (syscall(SYS_rt_tgsigqueueinfo, getpid(), own_tid(), number, &info))
+		give_up("rt_tgsigqueueinfo");
+}
+
+static void check_fault(int number, int code)
+{
+	siginfo_t info = take(number);
+	expect(info.si_signo == number && info.si_code == code && info.si_addr == &rt,
+	       "a fault: signal %d, code %d, at %p; not %d, %d", info.si_signo, info.si_code, info.si_addr, number,
+	       code);
+}
+
 static void *thread(void *unused)
 {
 	thread_tid = own_tid();
+	for (unsigned k = 0; k < sizeof own / sizeof *own; k++)
+		fault(own[k], MAPERR);
+	fault(SIGTRAP, BRKPT);
 	pthread_barrier_wait(&done);
 	pthread_barrier_wait(&done);
 	check(SIGTERM, SI_TKILL, getpid(), 0, "SIGTERM to the thread");
@@ -47,6 +69,9 @@ static void *thread(void *unused)
 		check(rt + 1, SI_QUEUE, getpid(), 500 + k, "real-time to the thread");
 	expect(!take(rt + 1).si_signo, "one real-time signal to the thread too many");
 	expect(!take(SIGTERM).si_signo, "one SIGTERM too many");
+	for (unsigned k = 0; k < sizeof own / sizeof *own; k++)
+		check_fault(own[k], MAPERR);
+	check_fault(SIGTRAP, BRKPT);
 	return unused;
 }
 
@@ -76,11 +101,28 @@ int main(void)
 	sigqueue(self, rt + 2, (union sigval){.sival_int = 7});
 	kill(self, rt + 2);
 	kill(self, SIGRTMAX);
+	kill(self, SIGTRAP);
+	syscall(SYS_tgkill, self, self, SIGTRAP);
+	syscall(SYS_tgkill, self, self, SIGSEGV);
+	kill(self, SIGBUS);
 	syscall(SYS_tgkill, self, thread_tid, SIGTERM);
 	for (int k = 0; k < 5; k++)
 		pthread_sigqueue(other, rt + 1, (union sigval){.sival_int = 500 + k});
+	struct rlimit before, full = {0, 0};
+	getrlimit(RLIMIT_SIGPENDING, &before);
+	full.rlim_max = before.rlim_max;
+	setrlimit(RLIMIT_SIGPENDING, &full);
+	sigqueue(self, SIGXCPU, (union sigval){.sival_int = 9});
+	setrlimit(RLIMIT_SIGPENDING, &before);
 	ready_and_wait();
 
+	check(SIGTRAP, SI_TKILL, self, 0, "SIGTRAP to the first thread");
+	check(SIGTRAP, SI_USER, self, 0, "SIGTRAP to the process");
+	check(SIGSEGV, SI_TKILL, self, 0, "SIGSEGV to the first thread");
+	check(SIGBUS, SI_USER, self, 0, "SIGBUS to the process");
+	siginfo_t nobodys = take(SIGXCPU);
+	expect(nobodys.si_signo == SIGXCPU && !nobodys.si_pid, "with a full queue: signal %d, from %d",
+	       nobodys.si_signo, nobodys.si_pid);
 	check(SIGHUP, SI_USER, self, 0, "SIGHUP to the process");
 	check(SIGINT, SI_USER, child, 0, "SIGINT from a child that is gone");
 	siginfo_t ended = take(SIGCHLD);

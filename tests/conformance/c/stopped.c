@@ -1,5 +1,6 @@
 /* A child that is stopped stays stopped, its parent is not told of the stop twice, and SIGCONT wakes it. Another
- * one is stopped while it waits for something. */
+ * one is stopped while it waits for something, a third, with threads and a handler of faults, as by Ctrl-Z, of which
+ * its parent has not been told yet. */
 #include "ready.h"
 
 static bool is_stopped(pid_t pid)
@@ -11,6 +12,32 @@ static bool is_stopped(pid_t pid)
 	if (file)
 		fclose(file);
 	return yes;
+}
+
+static void *spin(void *unused)
+{
+	for (;;)
+		sched_yield();
+	return unused;
+}
+
+static void fault(int number)
+{
+	_exit(number);
+}
+
+/* In a process group of its own: one whose parent is not of its session would not stop. */
+static void be_stopped(void)
+{
+	pthread_t threads[3];
+	signal(SIGSEGV, fault);
+	setpgid(0, 0);
+	for (int k = 0; k < 3; k++)
+		pthread_create(&threads[k], NULL, spin, NULL);
+	raise(SIGTSTP);
+	struct sigaction action;
+	sigaction(SIGSEGV, NULL, &action);
+	_exit(action.sa_handler == fault ? 23 : 3);
 }
 
 int main(void)
@@ -31,14 +58,21 @@ int main(void)
 		ssize_t got = read(to_reader[0], bytes, 4);
 		_exit(got == 4 && !memcmp(bytes, "data", 4) ? 22 : 2);
 	}
+	pid_t threaded = fork();
+	if (!threaded)
+		be_stopped();
+	while (!is_stopped(threaded))
+		sched_yield();
 	waitpid(itself, &status, WUNTRACED);
 	kill(reader, SIGSTOP);
 	waitpid(reader, &status, WUNTRACED);
 	ready_and_wait();
 
 	expect(is_stopped(itself) && is_stopped(reader), "a stopped child runs");
-	expect(waitpid(-1, &status, WNOHANG | WUNTRACED) == 0, "a stop that was collected is told again: %x",
-	       status);
+	expect(waitpid(threaded, &status, WNOHANG | WUNTRACED) == threaded && WIFSTOPPED(status) &&
+		       WSTOPSIG(status) == SIGTSTP,
+	       "the third child, stopped by SIGTSTP: %x", status);
+	expect(waitpid(-1, &status, WNOHANG | WUNTRACED) == 0, "a stop that was collected is told again: %x", status);
 	expect(write(to_reader[1], "data", 4) == 4, "write: %s", strerror(errno));
 	expect(is_stopped(reader), "what it waits for wakes a stopped child");
 	kill(itself, SIGCONT);
@@ -50,5 +84,8 @@ int main(void)
 	expect(WIFEXITED(status) && WEXITSTATUS(status) == 21, "the first child ended with %x", status);
 	waitpid(reader, &status, 0);
 	expect(WIFEXITED(status) && WEXITSTATUS(status) == 22, "the second child ended with %x", status);
+	kill(threaded, SIGCONT);
+	waitpid(threaded, &status, 0);
+	expect(WIFEXITED(status) && WEXITSTATUS(status) == 23, "the third child ended with %x", status);
 	return verdict();
 }
