@@ -343,6 +343,8 @@ class TakenTree:
         for taken in self._living():
             taken.listen()
             self.shared.grab_mapped(taken.pid, taken.injection.maps)
+            if self.descriptors.small:
+                self.descriptors.small.take_mapped(taken.injection.maps)
         self._take_sysv()
         if self.forked:
             self._snapshot()
@@ -460,7 +462,8 @@ def _write(
 ) -> None:
     """Write all pages to the store and list them in the image."""
     with memory.PageWriter(writer, progress) as out:
-        bundle.store(image, taken.files.gone if taken.files else {}, out, everything=bundle_files)
+        gone = taken.files.gone if taken.files else {}
+        bundle.store(image, gone, taken.descriptors.small or (), out, everything=bundle_files)
         cuts = [own.cut(was) for own, was in zip(pages, before, strict=True)]  # first of all: the sum is to be known
         out.expect(sum(end - start for cut in cuts for start, end in cut.dirty))
         for process, own, cut, was in zip(image.processes, pages, cuts, before, strict=True):

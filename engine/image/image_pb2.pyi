@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Map
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Tree(_message.Message):
-    __slots__ = ("host", "processes", "descriptions", "shared", "files", "pipes", "timing", "ptys", "sessions", "semaphores", "queues", "mounts", "bundles", "filters")
+    __slots__ = ("host", "processes", "descriptions", "shared", "files", "pipes", "timing", "ptys", "sessions", "semaphores", "queues", "mounts", "bundles", "filters", "folders")
     HOST_FIELD_NUMBER: _ClassVar[int]
     PROCESSES_FIELD_NUMBER: _ClassVar[int]
     DESCRIPTIONS_FIELD_NUMBER: _ClassVar[int]
@@ -22,6 +22,7 @@ class Tree(_message.Message):
     MOUNTS_FIELD_NUMBER: _ClassVar[int]
     BUNDLES_FIELD_NUMBER: _ClassVar[int]
     FILTERS_FIELD_NUMBER: _ClassVar[int]
+    FOLDERS_FIELD_NUMBER: _ClassVar[int]
     host: Host
     processes: _containers.RepeatedCompositeFieldContainer[Process]
     descriptions: _containers.RepeatedCompositeFieldContainer[Description]
@@ -36,7 +37,8 @@ class Tree(_message.Message):
     mounts: _containers.RepeatedCompositeFieldContainer[Mount]
     bundles: _containers.RepeatedCompositeFieldContainer[Bundle]
     filters: _containers.RepeatedCompositeFieldContainer[Filter]
-    def __init__(self, host: _Optional[_Union[Host, _Mapping]] = ..., processes: _Optional[_Iterable[_Union[Process, _Mapping]]] = ..., descriptions: _Optional[_Iterable[_Union[Description, _Mapping]]] = ..., shared: _Optional[_Iterable[_Union[SharedMemory, _Mapping]]] = ..., files: _Optional[_Iterable[_Union[FileRef, _Mapping]]] = ..., pipes: _Optional[_Iterable[_Union[PipeBuffer, _Mapping]]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., ptys: _Optional[_Iterable[_Union[Pty, _Mapping]]] = ..., sessions: _Optional[_Iterable[_Union[Session, _Mapping]]] = ..., semaphores: _Optional[_Iterable[_Union[SemaphoreSet, _Mapping]]] = ..., queues: _Optional[_Iterable[_Union[MessageQueue, _Mapping]]] = ..., mounts: _Optional[_Iterable[_Union[Mount, _Mapping]]] = ..., bundles: _Optional[_Iterable[_Union[Bundle, _Mapping]]] = ..., filters: _Optional[_Iterable[_Union[Filter, _Mapping]]] = ...) -> None: ...
+    folders: _containers.RepeatedCompositeFieldContainer[Folder]
+    def __init__(self, host: _Optional[_Union[Host, _Mapping]] = ..., processes: _Optional[_Iterable[_Union[Process, _Mapping]]] = ..., descriptions: _Optional[_Iterable[_Union[Description, _Mapping]]] = ..., shared: _Optional[_Iterable[_Union[SharedMemory, _Mapping]]] = ..., files: _Optional[_Iterable[_Union[FileRef, _Mapping]]] = ..., pipes: _Optional[_Iterable[_Union[PipeBuffer, _Mapping]]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., ptys: _Optional[_Iterable[_Union[Pty, _Mapping]]] = ..., sessions: _Optional[_Iterable[_Union[Session, _Mapping]]] = ..., semaphores: _Optional[_Iterable[_Union[SemaphoreSet, _Mapping]]] = ..., queues: _Optional[_Iterable[_Union[MessageQueue, _Mapping]]] = ..., mounts: _Optional[_Iterable[_Union[Mount, _Mapping]]] = ..., bundles: _Optional[_Iterable[_Union[Bundle, _Mapping]]] = ..., filters: _Optional[_Iterable[_Union[Filter, _Mapping]]] = ..., folders: _Optional[_Iterable[_Union[Folder, _Mapping]]] = ...) -> None: ...
 
 class Filter(_message.Message):
     __slots__ = ("code", "flags")
@@ -47,18 +49,42 @@ class Filter(_message.Message):
     def __init__(self, code: _Optional[bytes] = ..., flags: _Optional[int] = ...) -> None: ...
 
 class Bundle(_message.Message):
-    __slots__ = ("path", "size", "mode", "mtime_ns", "pages")
+    __slots__ = ("path", "size", "mode", "mtime_ns", "pages", "uid", "gid")
     PATH_FIELD_NUMBER: _ClassVar[int]
     SIZE_FIELD_NUMBER: _ClassVar[int]
     MODE_FIELD_NUMBER: _ClassVar[int]
     MTIME_NS_FIELD_NUMBER: _ClassVar[int]
     PAGES_FIELD_NUMBER: _ClassVar[int]
+    UID_FIELD_NUMBER: _ClassVar[int]
+    GID_FIELD_NUMBER: _ClassVar[int]
     path: bytes
     size: int
     mode: int
     mtime_ns: int
     pages: PageTable
-    def __init__(self, path: _Optional[bytes] = ..., size: _Optional[int] = ..., mode: _Optional[int] = ..., mtime_ns: _Optional[int] = ..., pages: _Optional[_Union[PageTable, _Mapping]] = ...) -> None: ...
+    uid: int
+    gid: int
+    def __init__(self, path: _Optional[bytes] = ..., size: _Optional[int] = ..., mode: _Optional[int] = ..., mtime_ns: _Optional[int] = ..., pages: _Optional[_Union[PageTable, _Mapping]] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ...) -> None: ...
+
+class Folder(_message.Message):
+    __slots__ = ("path", "mode", "uid", "gid")
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    UID_FIELD_NUMBER: _ClassVar[int]
+    GID_FIELD_NUMBER: _ClassVar[int]
+    path: bytes
+    mode: int
+    uid: int
+    gid: int
+    def __init__(self, path: _Optional[bytes] = ..., mode: _Optional[int] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ...) -> None: ...
+
+class Content(_message.Message):
+    __slots__ = ("digest", "whole")
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    WHOLE_FIELD_NUMBER: _ClassVar[int]
+    digest: bytes
+    whole: bool
+    def __init__(self, digest: _Optional[bytes] = ..., whole: bool = ...) -> None: ...
 
 class Mount(_message.Message):
     __slots__ = ("path", "filesystem", "source")
@@ -199,7 +225,7 @@ class Timing(_message.Message):
     def __init__(self, pause_ns: _Optional[int] = ..., total_ns: _Optional[int] = ...) -> None: ...
 
 class FileRef(_message.Message):
-    __slots__ = ("path", "size", "mtime_ns", "build_id", "dev", "ino", "mode")
+    __slots__ = ("path", "size", "mtime_ns", "build_id", "dev", "ino", "mode", "ctime_ns", "content")
     PATH_FIELD_NUMBER: _ClassVar[int]
     SIZE_FIELD_NUMBER: _ClassVar[int]
     MTIME_NS_FIELD_NUMBER: _ClassVar[int]
@@ -207,6 +233,8 @@ class FileRef(_message.Message):
     DEV_FIELD_NUMBER: _ClassVar[int]
     INO_FIELD_NUMBER: _ClassVar[int]
     MODE_FIELD_NUMBER: _ClassVar[int]
+    CTIME_NS_FIELD_NUMBER: _ClassVar[int]
+    CONTENT_FIELD_NUMBER: _ClassVar[int]
     path: bytes
     size: int
     mtime_ns: int
@@ -214,7 +242,9 @@ class FileRef(_message.Message):
     dev: int
     ino: int
     mode: int
-    def __init__(self, path: _Optional[bytes] = ..., size: _Optional[int] = ..., mtime_ns: _Optional[int] = ..., build_id: _Optional[bytes] = ..., dev: _Optional[int] = ..., ino: _Optional[int] = ..., mode: _Optional[int] = ...) -> None: ...
+    ctime_ns: int
+    content: Content
+    def __init__(self, path: _Optional[bytes] = ..., size: _Optional[int] = ..., mtime_ns: _Optional[int] = ..., build_id: _Optional[bytes] = ..., dev: _Optional[int] = ..., ino: _Optional[int] = ..., mode: _Optional[int] = ..., ctime_ns: _Optional[int] = ..., content: _Optional[_Union[Content, _Mapping]] = ...) -> None: ...
 
 class Process(_message.Message):
     __slots__ = ("pid", "ppid", "pgid", "sid", "stopped", "threads", "memory", "credentials", "umask", "cwd", "limits", "actions", "pending", "interval_timers", "posix_timers", "fds", "child_subreaper", "dumpable", "thp_disable", "oom_score_adj", "zombie", "exit_status", "coredump_filter", "xstate_permitted", "stop_told", "thp_disable_flags", "memory_merge", "membarriers", "no_terminal", "stop_signal")
@@ -717,7 +747,7 @@ class PosixQueue(_message.Message):
     def __init__(self, name: _Optional[bytes] = ..., removed: bool = ..., inode: _Optional[int] = ..., mode: _Optional[int] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., most: _Optional[int] = ..., largest: _Optional[int] = ...) -> None: ...
 
 class RegularFile(_message.Message):
-    __slots__ = ("path", "position", "size", "mtime_ns", "dev", "ino", "mode", "blocks")
+    __slots__ = ("path", "position", "size", "mtime_ns", "dev", "ino", "mode", "blocks", "ctime_ns", "content")
     PATH_FIELD_NUMBER: _ClassVar[int]
     POSITION_FIELD_NUMBER: _ClassVar[int]
     SIZE_FIELD_NUMBER: _ClassVar[int]
@@ -726,6 +756,8 @@ class RegularFile(_message.Message):
     INO_FIELD_NUMBER: _ClassVar[int]
     MODE_FIELD_NUMBER: _ClassVar[int]
     BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    CTIME_NS_FIELD_NUMBER: _ClassVar[int]
+    CONTENT_FIELD_NUMBER: _ClassVar[int]
     path: bytes
     position: int
     size: int
@@ -734,7 +766,9 @@ class RegularFile(_message.Message):
     ino: int
     mode: int
     blocks: int
-    def __init__(self, path: _Optional[bytes] = ..., position: _Optional[int] = ..., size: _Optional[int] = ..., mtime_ns: _Optional[int] = ..., dev: _Optional[int] = ..., ino: _Optional[int] = ..., mode: _Optional[int] = ..., blocks: _Optional[int] = ...) -> None: ...
+    ctime_ns: int
+    content: Content
+    def __init__(self, path: _Optional[bytes] = ..., position: _Optional[int] = ..., size: _Optional[int] = ..., mtime_ns: _Optional[int] = ..., dev: _Optional[int] = ..., ino: _Optional[int] = ..., mode: _Optional[int] = ..., blocks: _Optional[int] = ..., ctime_ns: _Optional[int] = ..., content: _Optional[_Union[Content, _Mapping]] = ...) -> None: ...
 
 class Directory(_message.Message):
     __slots__ = ("path", "position")

@@ -28,16 +28,20 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from io import FileIO
 from itertools import islice
-from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
 
 from torpor import procfs
 from torpor.errors import Reason, RestoreFailed
 from torpor.image.image_pb2 import Description, Tree
+from torpor.objects.contents import mapped_to_write
 from torpor.objects.opener import Opener, Openers
 from torpor.procfs import Stat
 from torpor.remote.freeze import describe_process
 from torpor.remote.sys import syscall
 from torpor.remote.x86_64 import NR
+
+if TYPE_CHECKING:  # it stands on this module
+    from torpor.objects.small_files import SmallFiles
 
 S = TypeVar("S")
 
@@ -54,6 +58,9 @@ KNOWN_FLAGS = KEPT_AT_OPEN | KEPT_BY_FCNTL | O_LARGEFILE
 
 OF_A_PROCESS = re.compile(rb"/proc/(\d+|self|thread-self)(/|$)")
 """Names whose content is a process as it is: never opened for an image, which could name the restorer's own memory."""
+
+OF_KERNEL = re.compile(rb"/(proc|sys)(/|$)")
+"""Names of files whose content the kernel makes up when it is read."""
 
 STDIO = 2
 """The last of the descriptors that a restorer gives: 0, 1 and 2."""
@@ -176,6 +183,8 @@ class GrabbedDescriptors:
     """Whether what lies in pipes and sockets was taken too. Not before the freeze: there one only looks."""
     reset_outside: bool = False
     """Whether sockets whose peer is outside of the tree are kept, as ones whose peer has closed."""
+    small: SmallFiles | None = None
+    """The files whose content was taken with the memory, once that is done."""
 
     @cached_property
     def inherited(self) -> dict[tuple[int, int], list[int]]:
@@ -376,6 +385,11 @@ class Describing:
     """The index in Tree.pipes of a pipe by its link."""
     ptys: dict[int, int] = field(default_factory=dict)
     """The index in Tree.ptys of a terminal by its device number."""
+
+    @cached_property
+    def mapped_to_write(self) -> set[tuple[int, int]]:
+        """See `torpor.objects.contents`."""
+        return mapped_to_write(self.tree)
 
     def index_of(self, held: Held[Any], fd: int = -1) -> int:
         """The index in Tree.descriptions of what a descriptor with the number `fd` leads to."""

@@ -10,9 +10,12 @@ Files without a name are `torpor.objects.unlinked`, locks `torpor.objects.locks`
 A file whose name was taken away is kept by another name of its directory, if it has one there.
 
 Refused: names that lead to another file by now, and files below /proc/PID. At a restore, unless the user takes files as
-they are: files that were cut or replaced, and those that the program only reads and others changed. One that grew is no
-hindrance. The image is not trusted with files: nothing
-is created, cut or written by opening, and what kind of file it is is asked before it is opened.
+they are: files that were cut, replaced or changed (`torpor.objects.contents`). No hindrance are: one that grew; one
+that is only appended to, whatever became of it, as a log that is rotated; and a data base of SQLite on which the tree
+held no lock: between two transactions it is there to be changed by others, and SQLite looks whether it was.
+
+The image is not trusted with files: nothing is created, cut or written by opening, and what kind of file it is is asked
+before it is opened.
 """
 
 from __future__ import annotations
@@ -21,14 +24,18 @@ import errno
 import os
 import stat
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from typing import Any
 
 from torpor.errors import Reason, RestoreFailed
 from torpor.image.image_pb2 import Description, Tree
-from torpor.objects import bundle
+from torpor.objects import bundle, contents
+from torpor.objects.contents import Change
 from torpor.objects.description import (
     KEPT_AT_OPEN,
     KEPT_BY_FCNTL,
     OF_A_PROCESS,
+    OF_KERNEL,
     Describing,
     GrabbedDescriptors,
     Held,
@@ -41,13 +48,16 @@ from torpor.objects.description import (
     words,
 )
 from torpor.objects.opener import Opener, Openers
+from torpor.objects.small_files import SmallFiles
 
+_SQLITE = b"SQLite format 3\0"
+"""How its data bases begin (https://www.sqlite.org/fileformat.html)."""
 DELETED = " (deleted)"
 """What the kernel puts after the path of a file that has no name any more (fs/d_path.c)."""
 
 
-class RegularFile(Kind[None]):
-    """A file with content on a file system."""
+class RegularFile(Kind[list[Held[Any]]]):
+    """A file with content on a file system. The state is all descriptions of the same file."""
 
     field = "file"
     may_be_under_way = True
@@ -56,29 +66,50 @@ class RegularFile(Kind[None]):
         """Anything with a path: also what has lost it."""
         return stat.S_ISREG(seen.stat.st_mode) and seen.link.startswith("/")
 
-    def grab(self, held: Held[None], pidfd: int, *, content: bool) -> None:
+    def grab(self, held: Held[list[Held[Any]]], pidfd: int, *, content: bool) -> list[Held[Any]]:
         """Nothing: link, fdinfo and stat say it all. Closing a copy may write to a network (NFS flushes)."""
+        return []
 
-    def judge(self, held: Held[None], tree: GrabbedDescriptors) -> Iterator[Problem]:
+    def finish(self, mine: list[Held[list[Held[Any]]]], tree: GrabbedDescriptors) -> None:
+        """Take what small ones hold: they may be gone when the tree wakes."""
+        by_file: dict[tuple[int, int], list[Held[Any]]] = {}
+        for held in mine:
+            held.state = by_file.setdefault((held.stat.st_dev, held.stat.st_ino), held.state)
+            held.state.append(held)
+        if tree.content:
+            with suppress(FileNotFoundError, ProcessLookupError):  # its first process has ended
+                tree.small = SmallFiles(tree.pids[0])
+                tree.small.take_open(mine, tree)
+
+    def judge(self, held: Held[list[Held[Any]]], tree: GrabbedDescriptors) -> Iterator[Problem]:
         """Its name must lead to it."""
         yield from _judge_name(held, tree)
 
-    def describe(self, held: Held[None], out: Description, tree: GrabbedDescriptors, image: Describing) -> None:
+    def describe(
+        self, held: Held[list[Held[Any]]], out: Description, tree: GrabbedDescriptors, image: Describing
+    ) -> None:
         """By name, with what tells whether it is still the same."""
         out.file.path = os.fsencode(held.link)
         out.file.position = held.position
-        out.file.size = held.stat.st_size
-        out.file.mtime_ns = held.stat.st_mtime_ns
-        out.file.dev = held.stat.st_dev
-        out.file.ino = held.stat.st_ino
-        out.file.mode = held.stat.st_mode
         out.file.blocks = held.stat.st_blocks
+        contents.note_stat(out.file, held.stat)
+        key = held.stat.st_dev, held.stat.st_ino
+        if OF_KERNEL.match(out.file.path):
+            out.file.ctime_ns = 0
+        elif copy := tree.small and tree.small.find(*key):
+            copy.name = out.file.path
+            copy.note(out.file)
+        elif not any(id(same) in tree.lease_signals for same in held.state):  # which reading would break
+            size = held.stat.st_size
+            anywhere = any(contents.writes_anywhere(same.flags, same.position, size) for same in held.state)
+            contents.note(out.file, held.stat, in_place=anywhere or key in image.mapped_to_write)
 
     def check(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
         """It is there, may be opened, and has not lost what the program counts on."""
         bundles = bundle.by_path(image)
         openers = Openers(image)
-        written = {(d.file.dev, d.file.ino) for d in mine.values() if d.flags & os.O_ACCMODE != os.O_RDONLY}
+        in_place = contents.in_place(image)
+        locked = {id(description) for description in _locked(image)}
         for index, description in mine.items():
             subject = words(description)
             try:
@@ -86,22 +117,21 @@ class RegularFile(Kind[None]):
             except FileNotFoundError as error:
                 if description.file.path not in bundles:
                     yield _cannot_open(subject, error)
-                elif why := bundle.why_not_put_back(description.file.path):
+                elif why := bundle.why_not_put_back(image, description.file.path):
                     yield Reason(subject, f"it is missing, and the bundled one cannot be put back: {why}")
                 continue
             except OSError as error:
                 yield _cannot_open(subject, error)
                 continue
             try:
-                now = os.fstat(fd)
+                if not stat.S_ISREG(os.fstat(fd).st_mode):
+                    yield Reason(subject, "it is no regular file any more", "put the file back")
+                    continue
+                written = (description.file.dev, description.file.ino) in in_place
+                if why := _changed(description, fd, in_place=written, locked=id(description) in locked):
+                    yield Reason(subject, why, "put the old file back", changed=True)
             finally:
                 os.close(fd)
-            if not stat.S_ISREG(now.st_mode):
-                yield Reason(subject, "it is no regular file any more", "put the file back")
-            elif description.flags & os.O_PATH:
-                continue
-            elif why := _changed(description, now, written):
-                yield Reason(subject, why, "put the old file back", changed=True)
 
     def make(self, description: Description, opening: Opening) -> int:
         """By name, and never so that it changes."""
@@ -149,21 +179,41 @@ class Directory(Kind[None]):
         return _sought(fd, description.flags, description.directory.position)
 
 
-def _changed(description: Description, now: os.stat_result, written: set[tuple[int, int]]) -> str:
+def _locked(image: Tree) -> Iterator[Description]:
+    """The descriptions of files on which the tree holds locks."""
+    indexes = {entry.description for process in image.processes for entry in process.fds if entry.locks}
+    files = {(one.file.dev, one.file.ino) for at, one in enumerate(image.descriptions) if one.locks or at in indexes}
+    return (one for one in image.descriptions if (one.file.dev, one.file.ino) in files)
+
+
+def _changed(description: Description, fd: int, *, in_place: bool, locked: bool) -> str:
     """How a file is not as it was, where that matters; empty: it is, or it only grew."""
-    file, flags = description.file, description.flags
-    if now.st_ino != file.ino and now.st_size < file.size:
+    file, flags, now = description.file, description.flags, os.fstat(fd)
+    if flags & os.O_PATH or (flags & os.O_ACCMODE == os.O_WRONLY and flags & os.O_APPEND):
+        return ""
+    became = contents.change(file, fd, in_place=in_place)
+    if became in (Change.NONE, Change.GROWN) or (not locked and _begins(fd, _SQLITE)):
+        return ""
+    if (now.st_dev, now.st_ino) != (file.dev, file.ino) and now.st_size != file.size:
         return f"another file has taken its place: {now.st_size} bytes where there were {file.size}"
-    if now.st_size < min(file.position, file.size) and not flags & os.O_APPEND:
-        return f"it was cut from {file.size} to {now.st_size} bytes, and the program is at byte {file.position}"
-    # What the program writes itself it writes again; what it only reads, others have changed.
-    only_read = flags & os.O_ACCMODE == os.O_RDONLY and (file.dev, file.ino) not in written
-    if only_read and file.blocks and now.st_size <= file.size and now.st_mtime_ns != file.mtime_ns:
-        return "it was changed since: its size or time of change is not what it was"
-    return ""
+    if became is Change.CUT:
+        where = f", and the program is at byte {file.position}" if file.position > now.st_size else ""
+        return f"it was cut from {file.size} to {now.st_size} bytes{where}"
+    return "it was changed since: what it held then is not what it holds now"
 
 
-def _lasting_name(held: Held[None]) -> str:
+def _begins(fd: int, with_: bytes) -> bool:
+    try:
+        reader = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        return os.pread(reader, len(with_), 0) == with_
+    finally:
+        os.close(reader)
+
+
+def _lasting_name(held: Held[Any]) -> str:
     """Its name; where that was taken away or given to another file, another one in the same directory."""
     if not held.link.endswith(DELETED) or not held.stat.st_nlink or os.path.lexists(held.link):
         return held.link
@@ -175,11 +225,13 @@ def _lasting_name(held: Held[None]) -> str:
         return held.link
 
 
-def _judge_name(held: Held[None], tree: GrabbedDescriptors) -> Iterator[Problem]:
+def _judge_name(held: Held[Any], tree: GrabbedDescriptors) -> Iterator[Problem]:
     held.link = _lasting_name(held)
     why = why_not_by_name(held)
     if held.stat.st_nlink == 0 or (why and held.link.endswith(DELETED)):
         yield Problem("it has no name any more, and its content is not kept", "close it, or give it a name")
+    elif tree.small and tree.small.find(held.stat.st_dev, held.stat.st_ino) and not os.path.lexists(held.link):
+        return  # it was removed during the checkpoint, and what it held was taken before
     elif why and tree.content:
         yield Problem(f"it was removed during the checkpoint: {why}", "try again", passing=True)
     elif OF_A_PROCESS.match(os.fsencode(held.link)):

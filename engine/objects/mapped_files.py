@@ -15,7 +15,8 @@ from typing import NamedTuple
 
 from torpor.errors import CheckpointFailed, Reason, RestoreFailed
 from torpor.image import image_pb2 as pb
-from torpor.objects import bundle
+from torpor.objects import bundle, contents
+from torpor.objects.contents import Change
 from torpor.objects.opener import Opener, Openers
 from torpor.store import SnapshotReader
 
@@ -123,10 +124,7 @@ class MappedFiles:
 
     def _put(self, path: bytes, fd: int) -> int:
         status = os.fstat(fd)
-        self._image.files.add(
-            path=path, size=status.st_size, mtime_ns=status.st_mtime_ns, build_id=build_id(fd),
-            dev=status.st_dev, ino=status.st_ino, mode=status.st_mode,
-        )  # fmt: skip
+        contents.note_stat(self._image.files.add(path=path, build_id=build_id(fd)), status)
         return len(self._image.files) - 1
 
 
@@ -136,11 +134,12 @@ class MappedFiles:
 def check(image: pb.Tree, openers: Openers) -> Iterator[Reason]:
     """Say which mapped or executed files are not what they were. A file that is mapped shared may have changed."""
     data = {vma.file for process in image.processes for vma in process.memory.vmas if vma.kind == pb.Vma.FILE_SHARED}
+    written = contents.mapped_to_write(image)
     bundles = bundle.by_path(image)
     for index, file in enumerate(image.files):
         subject = f"the mapped file {os.fsdecode(file.path)}"
         if file.path in bundles and (index not in data or not os.path.lexists(file.path)):
-            if index in data and (why := bundle.why_not_put_back(file.path)):
+            if index in data and (why := bundle.why_not_put_back(image, file.path)):
                 yield Reason(subject, f"it is missing, and the bundled one cannot be put back: {why}")
             continue
         try:
@@ -154,6 +153,9 @@ def check(image: pb.Tree, openers: Openers) -> Iterator[Reason]:
                 yield Reason(subject, "it is no regular file any more", "put it back")
             elif index in data:
                 yield from _check_size(subject, image, index, status.st_size)
+                if (file.dev, file.ino) in written and contents.change(file, fd, in_place=True) is Change.CHANGED:
+                    why = "it was changed since: what it held then is not what it holds now"
+                    yield Reason(subject, why, "put the old file back", changed=True)
             elif file.build_id and build_id(fd) != file.build_id:
                 yield Reason(subject, "it is another build than the one in memory", "install that version again")
             elif not file.build_id and (status.st_size, status.st_mtime_ns) != (file.size, file.mtime_ns):

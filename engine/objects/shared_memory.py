@@ -94,11 +94,11 @@ class SharedMemory:
     def grab_file(self, file: MemoryFile) -> None:
         """Copy a file in memory that is open, mapped or not. Holes are not read: a mapping's would be filled by it."""
         segment = Segment(file.link, file.stat.st_size, whole=True, seals=file.seals, mode=file.stat.st_mode & 0o7777)
-        self._copy(file.open(), segment)
+        self.copy(file.open(), segment)
         self.segments[file.stat.st_dev, file.stat.st_ino] = segment
 
     @staticmethod
-    def _copy(fd: int, segment: Segment) -> None:
+    def copy(fd: int, segment: Segment) -> None:
         """Copy the whole of a file, and close it."""
         try:
             segment.size = os.fstat(fd).st_size
@@ -108,8 +108,9 @@ class SharedMemory:
                 segment.pieces[start] = content = mmap.mmap(-1, end - start)
                 view = memoryview(content)
                 done = 0
-                while done < len(view):
-                    done += os.preadv(fd, [view[done : done + _AT_ONCE]], start + done)
+                # None of it: somebody outside of the tree cut the file meanwhile.
+                while done < len(view) and (read := os.preadv(fd, [view[done : done + _AT_ONCE]], start + done)):
+                    done += read
         finally:
             os.close(fd)
 
@@ -147,7 +148,7 @@ class SharedMemory:
             os.close(fd)
             return None
         segment = Segment(mapping.name, whole=True, mode=status.st_mode & 0o7777)
-        self._copy(fd, segment)
+        self.copy(fd, segment)
         return segment
 
     def note_system_v(self, found: Iterable[sysv.Segment]) -> None:

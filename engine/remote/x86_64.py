@@ -144,6 +144,7 @@ class NR(IntEnum):
     process_vm_readv = 310
     process_vm_writev = 311
     kcmp = 312
+    renameat2 = 316
     seccomp = 317
     memfd_create = 319
     userfaultfd = 323

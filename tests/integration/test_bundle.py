@@ -6,9 +6,12 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from tests.users import BIN, User
 
@@ -37,15 +40,19 @@ def started(user: User) -> subprocess.Popen[Any]:
     job: subprocess.Popen[Any] = user.popen(
         [user.tmp / "shell", user.tmp / "job"], cwd=user.tmp, stdin=nothing, stdout=nothing, stderr=nothing
     )
-    deadline = time.monotonic() + 20
-    while not (user.tmp / "ready").exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    await_file(user.tmp / "ready")
     return job
 
 
-def saved(user: User, job: subprocess.Popen[Any], *options: str) -> None:
-    user.run([BIN / "torpor", "checkpoint", str(job.pid), "--then", "kill", *options], check=True)
+def await_file(path: Path) -> None:
+    deadline = time.monotonic() + 20
+    while not path.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def saved(user: User, job: subprocess.Popen[Any], *options: str, **more: Any) -> None:
+    user.run([BIN / "torpor", "checkpoint", str(job.pid), "--then", "kill", *options], check=True, **more)
     assert job.wait(20) == -signal.SIGKILL
 
 
@@ -80,7 +87,7 @@ def test_what_is_bundled_is_never_put_over_another_file(as_user: User) -> None:
 
 
 def test_without_them_the_files_must_be_there(as_user: User) -> None:
-    saved(as_user, started(as_user))
+    saved(as_user, started(as_user), env={"TORPOR_SMALL_FILES": "0"})
     (as_user.tmp / "shell").rename(as_user.tmp / "elsewhere")
     (as_user.tmp / "log").rename(as_user.tmp / "log.1")
     done = woken(as_user)
@@ -108,3 +115,115 @@ def test_a_failed_restore_leaves_none_of_them(as_user: User) -> None:
     done = woken(as_user)
     assert done.returncode == 31, done.stderr
     assert not (as_user.tmp / "input").exists() and not (as_user.tmp / "job").exists()
+
+
+KILLED = """
+import os, signal, sys, torpor
+from torpor.objects import bundle
+def half(fd, pages, size, reader):
+    os.write(fd, b"x" * (size // 2))
+    os.kill(os.getpid(), signal.SIGKILL)
+bundle.fill = half
+torpor.restore("latest")
+"""
+READER = """
+import os, signal
+signal.signal(10, lambda *_: None)
+file = open("large", "r+b")
+open("ready", "w").close(); signal.pause()
+open("draft", "w").write(str(file.read() == b"x" * (8 << 20))); os.rename("draft", "said")
+"""
+
+
+def test_a_half_filled_file_is_neither_left_nor_taken(as_user: User) -> None:
+    """A restore is killed while it puts a file back: nothing has the file's name, and the next one begins anew."""
+    large = as_user.tmp / "large"
+    large.write_bytes(b"x" * (8 << 20))
+    os.chown(large, as_user.uid, as_user.gid)
+    was = large.stat()
+    job = as_user.popen([sys.executable, "-c", READER], stdin=-3, stdout=-3, stderr=-3)
+    await_file(as_user.tmp / "ready")
+    saved(as_user, job, "--bundle-files")
+    large.unlink()
+    assert as_user.run([sys.executable, "-c", KILLED], cwd=Path("/")).returncode == -signal.SIGKILL
+    assert not large.exists()
+    (left,) = as_user.tmp.glob(".torpor-*")
+    # What an older Torpor left: all that is known of the file is right but for its content.
+    large.write_bytes(b"x" * (4 << 20) + bytes(4 << 20))
+    os.chown(large, as_user.uid, as_user.gid)
+    os.utime(large, ns=(was.st_mtime_ns, was.st_mtime_ns))
+    restore = [BIN / "torpor", "restore", "latest", "--detach"]
+    done = as_user.run(restore, cwd=Path("/"))
+    assert done.returncode == 10 and "large: it was changed since" in done.stderr, done.stderr
+    large.unlink()
+    done = as_user.run(restore, cwd=Path("/"))
+    assert done.returncode == 0, done.stderr
+    assert not left.exists(), "it is removed, and not filled further"
+    assert large.stat().st_mtime_ns == was.st_mtime_ns and large.stat().st_mode == was.st_mode
+    os.kill(int(done.stdout), 10)
+    await_file(as_user.tmp / "said")
+    assert (as_user.tmp / "said").read_text() == "True"
+
+
+def test_small_files_that_the_job_removed_are_made_anew(as_user: User) -> None:
+    code = """
+import mmap, os, signal, sys
+os.makedirs("session/inner", mode=0o750)
+a = open("session/inner/journal", "w+"); a.write("journal"); a.flush(); os.chmod("session/inner/journal", 0o640)
+b = os.open("session/counters", os.O_CREAT | os.O_RDWR); os.ftruncate(b, 32768); m = mmap.mmap(b, 32768); os.close(b)
+m[:4] = b"1234"
+signal.signal(10, lambda *_: None)
+open("ready", "w").close(); signal.pause()
+if not os.path.exists("woken"):
+    for name in ("inner/journal", "counters", "inner", ""):
+        path = "session/" + name
+        os.rmdir(path) if os.path.isdir(path) else os.unlink(path)
+    sys.exit(0)
+a.write(" of two"); a.flush(); m[4:8] = b"5678"
+text = open("session/inner/journal").read(), open("session/counters", "rb").read(10), len(m)
+said = [*text, oct(os.stat("session/inner").st_mode), oct(os.stat("session/inner/journal").st_mode)]
+open("draft", "w").write(repr(said)); os.rename("draft", "said")
+"""
+    job = as_user.popen([sys.executable, "-c", code], stdin=-3, stdout=-3, stderr=-3)
+    await_file(as_user.tmp / "ready")
+    as_user.run([BIN / "torpor", "checkpoint", str(job.pid)], check=True)
+    os.kill(job.pid, 10)
+    assert job.wait(20) == 0 and not (as_user.tmp / "session").exists()
+    (as_user.tmp / "woken").touch()
+    done = as_user.run([BIN / "torpor", "restore", "latest", "--detach"], cwd=Path("/"))
+    assert done.returncode == 0, done.stderr
+    os.kill(int(done.stdout), 10)
+    await_file(as_user.tmp / "said")
+    said = (as_user.tmp / "said").read_text()
+    assert said == repr(["journal of two", b"12345678\0\0", 32768, "0o40750", "0o100640"])
+    assert (as_user.tmp / "session").stat().st_uid == as_user.uid
+
+
+@pytest.mark.parametrize("journal", ["delete", "wal"])
+def test_a_database_that_moved_on_is_not_woken_in_silence(as_user: User, journal: str) -> None:
+    code = f"""
+import os, signal, sqlite3
+signal.signal(10, lambda *_: None)
+base = sqlite3.connect("a.db", isolation_level=None)
+base.execute("pragma journal_mode={journal}")
+base.execute("create table t(a integer primary key, c int)")
+base.executemany("insert into t(c) values(?)", [(0,)] * 100)
+base.execute("begin")
+base.execute("update t set c=c+1")
+open("ready", "w").close(); signal.pause()
+base.execute("commit")
+base.execute("update t set c=c+1 where a % 2")
+open("draft", "w").write(str(base.execute("select sum(c) from t").fetchone())); os.rename("draft", "said")
+signal.pause()
+"""
+    job = as_user.popen([sys.executable, "-c", code], stdin=-3, stdout=-3, stderr=-3)
+    await_file(as_user.tmp / "ready")
+    as_user.run([BIN / "torpor", "checkpoint", str(job.pid)], check=True)
+    os.kill(job.pid, 10)
+    await_file(as_user.tmp / "said")
+    os.kill(job.pid, signal.SIGKILL)
+    job.wait()
+    done = as_user.run([BIN / "torpor", "restore", "latest", "--detach"], cwd=Path("/"))
+    assert done.returncode == 10 and "--files=as-they-are" in done.stderr, done.stderr
+    changed = "a.db" if journal == "delete" else "a.db-shm"
+    assert f"{changed}: " in done.stderr, done.stderr
