@@ -13,6 +13,7 @@ from itertools import chain
 from torpor.errors import ImageDamaged, Reason, RestoreRefused
 from torpor.image import image_pb2 as pb
 from torpor.objects import (
+    address_space,
     credentials,
     descriptors,
     family,
@@ -68,6 +69,7 @@ def refuse(
         for process in living(image):
             reasons += credentials.check(name_of(process), process.credentials)
             reasons += vdso.check(name_of(process), process, vdso.host())
+        reasons += address_space.check_commitment(image)
         reasons += filters.check(image)
         reasons += mounts.check(image)
         openers = Openers(image)

@@ -12,7 +12,8 @@ from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from torpor.errors import ImageDamaged
+from torpor import procfs
+from torpor.errors import ImageDamaged, Reason
 from torpor.image import image_pb2 as pb
 from torpor.objects import sysv, vdso
 from torpor.objects.vm_flags import MLOCK_ONFAULT
@@ -35,8 +36,14 @@ PR_SET_VMA, PR_SET_VMA_ANON_NAME = 0x53564D41, 0
 _MM_MAP = struct.Struct("<11QQII")  # struct prctl_mm_map (include/uapi/linux/prctl.h)
 _AUXV_POINTER = 88  # in it
 IOV_MAX = 1024
+_PRIVATE = (pb.Vma.ANONYMOUS, pb.Vma.FILE_PRIVATE)
 MAX_READ = 32 << 20
 """Bytes of one read, in round figures: results should come now and then, and several threads share the work."""
+AT_ONCE = 256 << 20
+"""Bytes of committed memory in one call: the kernel refuses a call for more than the host has in all, but not several
+(vm.overcommit_memory=0; mm/util.c, __vm_enough_memory). It joins them again to the mapping that they were."""
+MOST_PIECES = 4096
+"""Of one mapping: a terabyte in pieces of `AT_ONCE`."""
 GAP = 16 * PAGE
 """Bytes between two blocks that are read with them: more would take longer than another call."""
 
@@ -69,6 +76,21 @@ def check(name: str, space: pb.AddressSpace) -> None:
         raise ImageDamaged(f"{name}: its page table's columns differ in length")
 
 
+def check_commitment(image: pb.Tree) -> Iterator[Reason]:
+    """Say whether the host, where it commits itself to no more memory than it has (vm.overcommit_memory=2), can take a
+    tree: there it is refused by what it has mapped, touched or not."""
+    if procfs.read("/proc/sys/vm/overcommit_memory").strip() != b"2":
+        return
+    host = procfs.status(procfs.read("/proc/meminfo"))
+    free = (int(host[b"CommitLimit"].split()[0]) - int(host[b"Committed_AS"].split()[0])) << 10
+    private = (vma for process in image.processes for vma in process.memory.vmas if vma.kind in _PRIVATE)
+    promised = (vma for vma in private if vma.prot & mmap.PROT_WRITE and not (vma.droppable or vma.huge_page))
+    needed = sum(vma.end - vma.start for vma in promised)
+    if needed > free:
+        why = f"it forbids overcommitting memory (vm.overcommit_memory=2) and can promise {max(free, 0) >> 20} MiB more"
+        yield Reason("this host", f"{why}; the tree has mapped {needed >> 20} MiB", "wake it where there is more memory")
+
+
 def steps(
     process: pb.Process, image: pb.Tree, sources: Sources, here: vdso.Vdso, window: range, written: Sequence[bool]
 ) -> Iterator[Call]:
@@ -79,7 +101,7 @@ def steps(
     yield from sysv.attach(space, image)
     for vma, has_pages in zip(space.vmas, written, strict=True):
         if not sysv.is_attached(vma, image):
-            yield _map(vma, image, sources, writable=has_pages)
+            yield from _map(vma, image, sources, writable=has_pages)
 
 
 def last_steps(space: pb.AddressSpace, sources: Sources, written: Sequence[bool]) -> Iterator[Call]:
@@ -139,7 +161,7 @@ def _lock(start: int, end: int, flags: int) -> Call:
     return Call(NR.mlock2, (start, end - start, flags), 0, f"locking {start:#x}-{end:#x} in memory")
 
 
-def _map(vma: pb.Vma, image: pb.Tree, sources: Sources, *, writable: bool) -> Call:
+def _map(vma: pb.Vma, image: pb.Tree, sources: Sources, *, writable: bool) -> Iterator[Call]:
     flags = MAP_FIXED_NOREPLACE
     if vma.grows_down:
         flags |= MAP_GROWSDOWN
@@ -163,7 +185,12 @@ def _map(vma: pb.Vma, image: pb.Tree, sources: Sources, *, writable: bool) -> Ca
         raise ImageDamaged(f"the mapping {_where(vma)} is of a kind that this version does not know")
     prot = vma.prot | (mmap.PROT_WRITE if writable else 0)
     words = f"mapping {what} at {_where(vma)}"
-    return Call(NR.mmap, (vma.start, vma.end - vma.start, prot, flags, fd, offset), vma.start, words)
+    step = vma.end - vma.start
+    if not flags & (MAP_NORESERVE | MAP_GROWSDOWN | MAP_HUGETLB | mmap.MAP_SHARED) and prot & mmap.PROT_WRITE:
+        step = max(AT_ONCE, procfs.page_up(step // MOST_PIECES))
+    for start in range(vma.start, vma.end, step):
+        size = min(step, vma.end - start)
+        yield Call(NR.mmap, (start, size, prot, flags, fd, offset + start - vma.start), start, words)
 
 
 def _finish(vma: pb.Vma, has_pages: bool) -> Iterator[Call]:

@@ -182,6 +182,8 @@ def faults(thread: pb.Thread) -> Iterator[str]:
         yield f"thread {thread.tid} has {len(thread.xstate)} bytes of extended registers"
     if any(len(info) != ptrace.SIGINFO_SIZE for info in thread.pending):
         yield f"thread {thread.tid} has pending signals without their information"
+    if any(one.which not in traits.MITIGATIONS for one in thread.speculation):
+        yield f"thread {thread.tid} has a mitigation that this version does not know"
 
 
 def birth(thread: pb.Thread) -> Call:

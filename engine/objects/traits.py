@@ -34,7 +34,7 @@ ARCH_GET_UNTAG_MASK = 0x4001
 
 _PR_TSC_SIGSEGV = 2
 _PR_MCE_KILL_SET, _PR_MCE_KILL_DEFAULT = 1, 2
-_MITIGATIONS = {0: "store bypass", 1: "indirect branches", 2: "flushing of the L1 data cache"}
+MITIGATIONS = {0: "store bypass", 1: "indirect branches", 2: "flushing of the L1 data cache"}
 """PR_SPEC_* by number."""
 _PER_THREAD, _SETTINGS = 1, 0b11110
 """PR_SPEC_PRCTL: a thread may choose; then what it has chosen."""
@@ -73,7 +73,7 @@ def ask(batch: Batch) -> Questions:
         tsc=batch.add(NR.prctl, PR_GET_TSC, Out(4)),
         cpuid=batch.add(NR.arch_prctl, ARCH_GET_CPUID, 0),
         memory_failure=batch.add(NR.prctl, PR_MCE_KILL_GET, 0, 0, 0, 0),
-        speculation=[batch.add(NR.prctl, PR_GET_SPECULATION_CTRL, which, 0, 0, 0) for which in _MITIGATIONS],
+        speculation=[batch.add(NR.prctl, PR_GET_SPECULATION_CTRL, which, 0, 0, 0) for which in MITIGATIONS],
         io_flusher=batch.add(NR.prctl, PR_GET_IO_FLUSHER, 0, 0, 0, 0),
         core=batch.add(NR.prctl, PR_SCHED_CORE, 0, 0, 0, Out(8)),
         untag_mask=batch.add(NR.arch_prctl, ARCH_GET_UNTAG_MASK, Out(8)),
@@ -102,7 +102,7 @@ def describe(asked: Questions, replies: Replies, image: pb.Thread) -> None:
     image.cpuid_faults = replies.result(asked.cpuid) == 0
     policy = replies.result(asked.memory_failure)
     image.memory_failure = policy + 1 if policy in (0, 1) else 0
-    for which, entry in zip(_MITIGATIONS, asked.speculation, strict=True):
+    for which, entry in zip(MITIGATIONS, asked.speculation, strict=True):
         control = replies.result(entry)
         if control > 0 and control & _PER_THREAD:
             image.speculation.add(which=which, control=control & _SETTINGS)
@@ -129,7 +129,7 @@ def allowed() -> Allowed:
         real_time=99 if root else resource.getrlimit(resource.RLIMIT_RTPRIO)[0],
         io_real_time=root,
         speculation=tuple(
-            max(try_syscall(NR.prctl, PR_GET_SPECULATION_CTRL, which, 0, 0, 0), 0) for which in _MITIGATIONS
+            max(try_syscall(NR.prctl, PR_GET_SPECULATION_CTRL, which, 0, 0, 0), 0) for which in MITIGATIONS
         ),
     )
 
@@ -168,7 +168,7 @@ def steps(thread: pb.Thread, inherited_policy: int, here: Allowed) -> Iterator[C
         yield Call(NR.prctl, (PR_MCE_KILL, _PR_MCE_KILL_SET, thread.memory_failure - 1, 0, 0), 0, words)
     for one in thread.speculation:
         if one.control != here.speculation[one.which] & _SETTINGS and _may_choose(one, here):
-            words = f"setting the mitigation of {_MITIGATIONS[one.which]}"
+            words = f"setting the mitigation of {MITIGATIONS[one.which]}"
             yield Call(NR.prctl, (PR_SET_SPECULATION_CTRL, one.which, one.control, 0, 0), 0, words)
 
 
@@ -191,4 +191,4 @@ def warnings(name: str, thread: pb.Thread, here: Allowed) -> Iterator[str]:
         yield f"{name}: its real-time I/O priority needs a privilege: it has the usual one now"
     for one in thread.speculation:
         if one.control != here.speculation[one.which] & _SETTINGS and not _may_choose(one, here):
-            yield f"{name}: this host lets nobody choose the mitigation of {_MITIGATIONS[one.which]}"
+            yield f"{name}: this host lets nobody choose the mitigation of {MITIGATIONS[one.which]}"

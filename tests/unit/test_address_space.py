@@ -119,3 +119,34 @@ def test_the_first_system_v_segment_of_a_host_has_the_number_0() -> None:
     first = procfs.parse_mapping(b"7f0ac0713000-7f0ac0719000 rw-s 00000000 00:01 0      /SYSV54001db7 (deleted)")
     assert vmas.refuse("it", os.getpid(), [procfs.FlaggedMapping(first, (b"rd", b"wr", b"sh"), procfs.PAGE, 0)]) == []
     assert is_memory(first)
+
+
+@given(st.integers(1, 1 << 20), st.booleans(), st.booleans())
+def test_committed_memory_is_mapped_in_pieces(pages: int, writable: bool, noreserve: bool) -> None:
+    vma = pb.Vma(start=1 << 40, end=(1 << 40) + pages * PAGE, kind=pb.Vma.FILE_PRIVATE, offset=3 * PAGE)
+    vma.prot, vma.noreserve = 1 | 2 * writable, noreserve
+    image = pb.Tree(files=[pb.FileRef(path=b"/it")])
+    calls = list(address_space._map(vma, image, sources([]), writable=False))
+    at = vma.start
+    for call in calls:
+        start, size, _, _, _, offset = call.args
+        assert start == at == call.expect
+        assert offset == 3 * PAGE + at - vma.start
+        at += size
+        assert size <= address_space.AT_ONCE or noreserve or not writable
+    assert at == vma.end
+    if noreserve or not writable:
+        assert len(calls) == 1
+
+
+def test_a_host_that_promises_no_more_than_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = {"/proc/meminfo": b"MemTotal: 1 kB\nCommitLimit: 3072 kB\nCommitted_AS: 1024 kB\n"}
+    monkeypatch.setattr(procfs, "read", lambda path: texts[path])
+    image = pb.Tree(processes=[pb.Process(memory=space_of((1 << 20, 3 << 20)))])
+    image.processes[0].memory.vmas[0].prot = 3
+    for mode, size, reasons in ((b"0\n", 9 << 20, 0), (b"2\n", 2 << 20, 0), (b"2\n", 9 << 20, 1)):
+        texts["/proc/sys/vm/overcommit_memory"] = mode
+        image.processes[0].memory.vmas[0].end = (1 << 20) + size
+        found = list(address_space.check_commitment(image))
+        assert len(found) == reasons
+    assert "2 MiB more; the tree has mapped 9 MiB" in str(found[0])
