@@ -5,6 +5,7 @@ Until `Builder.release` a failure kills everything; what is built dies too when 
 
 from __future__ import annotations
 
+import mmap
 import os
 import signal
 import struct
@@ -16,7 +17,7 @@ from typing import NamedTuple
 from torpor import procfs
 from torpor.errors import RestoreFailed
 from torpor.image import image_pb2 as pb
-from torpor.objects import address_space, signals
+from torpor.objects import address_space, signals, vdso
 from torpor.plan import Plan, ProcessPlan, ThreadPlan
 from torpor.probe import probe
 from torpor.remote import memory, ptrace
@@ -279,13 +280,13 @@ class Builder:
         ptrace.set_registers(task.tid, registers)
 
     def _remove_windows(self, processes: Sequence[Built]) -> None:
-        """Unmap the windows, by the `syscall` in each vDSO, and bring the threads to a stop from which the kernel
+        """Unmap the windows, by a `syscall` of each process, and bring the threads to a stop from which the kernel
         restarts interrupted calls: one inside its signal handling, which a system-call stop is not.
         """
         called = self._make_last_calls(processes)
         window = self._blanks.window
         unmap = Call(NR.munmap, (window.start, len(window)), 0, "unmapping the window")
-        self._by_vdso([(process, process.threads[0], unmap) for process in processes])
+        self._by_own_code([(process, process.threads[0], unmap) for process in processes])
         called |= {process.threads[0].tid: process.threads[0] for process in processes}
         for tid in called:
             ptrace.interrupt(tid)
@@ -320,11 +321,11 @@ class Builder:
                         assert isinstance(arg, int)
                         args.append(arg)
                 turn[k] = process, task, call._replace(args=args)
-            self._by_vdso(turn)
+            self._by_own_code(turn)
         return called
 
-    def _by_vdso(self, works: Sequence[tuple[Built, Task, Call]]) -> None:
-        """Let threads make one call each, by the `syscall` in their vDSO; they are left in the stop behind that."""
+    def _by_own_code(self, works: Sequence[tuple[Built, Task, Call]]) -> None:
+        """Let threads make one call each, by a `syscall` of its own; they are left in the stop behind that."""
         for process, task, call in works:
             registers = array("Q", task.registers)
             registers[RIP] = _syscall_instruction(task, _image(process).memory)
@@ -382,8 +383,16 @@ def _close_all(keep: int) -> Iterator[Call]:
 
 
 def _syscall_instruction(task: Task, space: pb.AddressSpace) -> int:
-    code = memory.read(task.tid, space.vdso, space.vdso_end - space.vdso)
-    return space.vdso + code.index(SYSCALL)
+    """The address of one: in the vDSO, or of a process that has none in the program or a library."""
+    if vdso.has_code(space):
+        code = memory.read(task.tid, space.vdso, space.vdso_end - space.vdso)
+        return space.vdso + code.index(SYSCALL)
+    for vma in sorted(space.vmas, key=lambda vma: vma.kind != pb.Vma.FILE_PRIVATE):
+        if vma.prot & mmap.PROT_EXEC:
+            end = memory.readable_end(task.tid, vma.start, vma.end)
+            if (at := memory.read(task.tid, vma.start, end - vma.start).find(SYSCALL)) >= 0:
+                return vma.start + at
+    raise RestoreFailed(f"{task.name} has no code that makes a system call")
 
 
 def _set_state(task: Task, thread: ThreadPlan) -> None:

@@ -32,7 +32,7 @@ from torpor.objects.credentials import Rights
 from torpor.objects.descriptors import Opened
 from torpor.objects.threads import Bounds
 from torpor.objects.vdso import Vdso
-from torpor.procfs import PAGE
+from torpor.procfs import PAGE, page_up
 from torpor.remote.batch import Call
 from torpor.remote.x86_64 import NR
 
@@ -151,7 +151,9 @@ def make(image: pb.Tree, here: Here, held: Held) -> Plan:
         RestoreFailed: the kernel has no way to give something back.
     """
     top = family.arrange(image, here.init)
-    window = address_space.free_range([process.memory for process in image.processes], WINDOW_SIZE)
+    room = WINDOW_SIZE + max((page_up(shared.size) for shared in sysv.segments(image)), default=0)
+    place = address_space.free_range([process.memory for process in image.processes], here.vdso, room)
+    window = place[:WINDOW_SIZE]  # behind it init fills System V segments
     members = list(top.walk())
     sessions = {session.sid: session for session in image.sessions}
     plans = [ProcessPlan(member, list(_birth(member, sessions, held.opened))) for member in members]

@@ -481,7 +481,7 @@ class PosixTimer(_message.Message):
     def __init__(self, id: _Optional[int] = ..., clock: _Optional[int] = ..., notify: _Optional[int] = ..., signal: _Optional[int] = ..., value: _Optional[int] = ..., thread: _Optional[int] = ..., interval_ns: _Optional[int] = ..., value_ns: _Optional[int] = ..., overrun: _Optional[int] = ...) -> None: ...
 
 class AddressSpace(_message.Message):
-    __slots__ = ("start_code", "end_code", "start_data", "end_data", "start_brk", "brk", "start_stack", "arg_start", "arg_end", "env_start", "env_end", "auxv", "exe", "vmas", "pages", "vdso", "vvar", "vdso_end", "vdso_content", "guards", "lock_future")
+    __slots__ = ("start_code", "end_code", "start_data", "end_data", "start_brk", "brk", "start_stack", "arg_start", "arg_end", "env_start", "env_end", "auxv", "exe", "vmas", "pages", "vdso", "vvar", "vdso_end", "vdso_content", "guards", "lock_future", "vdso_holes")
     START_CODE_FIELD_NUMBER: _ClassVar[int]
     END_CODE_FIELD_NUMBER: _ClassVar[int]
     START_DATA_FIELD_NUMBER: _ClassVar[int]
@@ -503,6 +503,7 @@ class AddressSpace(_message.Message):
     VDSO_CONTENT_FIELD_NUMBER: _ClassVar[int]
     GUARDS_FIELD_NUMBER: _ClassVar[int]
     LOCK_FUTURE_FIELD_NUMBER: _ClassVar[int]
+    VDSO_HOLES_FIELD_NUMBER: _ClassVar[int]
     start_code: int
     end_code: int
     start_data: int
@@ -524,7 +525,8 @@ class AddressSpace(_message.Message):
     vdso_content: bytes
     guards: PageRuns
     lock_future: int
-    def __init__(self, start_code: _Optional[int] = ..., end_code: _Optional[int] = ..., start_data: _Optional[int] = ..., end_data: _Optional[int] = ..., start_brk: _Optional[int] = ..., brk: _Optional[int] = ..., start_stack: _Optional[int] = ..., arg_start: _Optional[int] = ..., arg_end: _Optional[int] = ..., env_start: _Optional[int] = ..., env_end: _Optional[int] = ..., auxv: _Optional[bytes] = ..., exe: _Optional[int] = ..., vmas: _Optional[_Iterable[_Union[Vma, _Mapping]]] = ..., pages: _Optional[_Union[PageTable, _Mapping]] = ..., vdso: _Optional[int] = ..., vvar: _Optional[int] = ..., vdso_end: _Optional[int] = ..., vdso_content: _Optional[bytes] = ..., guards: _Optional[_Union[PageRuns, _Mapping]] = ..., lock_future: _Optional[int] = ...) -> None: ...
+    vdso_holes: PageRuns
+    def __init__(self, start_code: _Optional[int] = ..., end_code: _Optional[int] = ..., start_data: _Optional[int] = ..., end_data: _Optional[int] = ..., start_brk: _Optional[int] = ..., brk: _Optional[int] = ..., start_stack: _Optional[int] = ..., arg_start: _Optional[int] = ..., arg_end: _Optional[int] = ..., env_start: _Optional[int] = ..., env_end: _Optional[int] = ..., auxv: _Optional[bytes] = ..., exe: _Optional[int] = ..., vmas: _Optional[_Iterable[_Union[Vma, _Mapping]]] = ..., pages: _Optional[_Union[PageTable, _Mapping]] = ..., vdso: _Optional[int] = ..., vvar: _Optional[int] = ..., vdso_end: _Optional[int] = ..., vdso_content: _Optional[bytes] = ..., guards: _Optional[_Union[PageRuns, _Mapping]] = ..., lock_future: _Optional[int] = ..., vdso_holes: _Optional[_Union[PageRuns, _Mapping]] = ...) -> None: ...
 
 class Vma(_message.Message):
     __slots__ = ("start", "end", "kind", "prot", "file", "shared", "offset", "grows_down", "may_write", "advice", "noreserve", "locked", "name", "locked_on_fault", "droppable", "huge_page")

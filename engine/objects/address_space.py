@@ -13,12 +13,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torpor import procfs
-from torpor.errors import ImageDamaged, Reason
+from torpor.errors import ImageDamaged, Reason, RestoreFailed
 from torpor.image import image_pb2 as pb
 from torpor.objects import sysv, vdso
 from torpor.objects.vm_flags import MLOCK_ONFAULT
 from torpor.procfs import PAGE
-from torpor.ranges import subtract
+from torpor.ranges import subtract, union
 from torpor.remote.batch import Call, Struct
 from torpor.remote.x86_64 import NR, TASK_SIZE
 from torpor.store import BlockTable
@@ -87,8 +87,8 @@ def check_commitment(image: pb.Tree) -> Iterator[Reason]:
     promised = (vma for vma in private if vma.prot & mmap.PROT_WRITE and not (vma.droppable or vma.huge_page))
     needed = sum(vma.end - vma.start for vma in promised)
     if needed > free:
-        why = f"it forbids overcommitting memory (vm.overcommit_memory=2) and can promise {max(free, 0) >> 20} MiB more"
-        yield Reason("this host", f"{why}; the tree has mapped {needed >> 20} MiB", "wake it where there is more memory")
+        why = f"it forbids overcommitting memory (vm.overcommit_memory=2) and can promise {max(free, 0) >> 20} MiB"
+        yield Reason("this host", f"{why}; the tree has mapped {needed >> 20} MiB", "wake it where there is more")
 
 
 def steps(
@@ -270,21 +270,28 @@ def layout(space: pb.AddressSpace, sources: Sources) -> Call:
     )
 
 
-def free_range(spaces: Sequence[pb.AddressSpace], size: int) -> range:
-    """An address range that no mapping of any of these uses, where no kernel puts anything by itself.
+_CALM = [(0x1000_0000_0000, 0x5000_0000_0000)]
+"""Above a program that is linked to a fixed address and its heap, below where the kernel begins at random."""
+_NOT_INIT = [(16 << 20, TASK_SIZE - (64 << 30))]
+"""Where torpor-init has nothing, which is linked to 4 MiB and has its stack and vDSO at the top."""
+
+
+def free_range(spaces: Sequence[pb.AddressSpace], here: vdso.Vdso, size: int) -> range:
+    """An address range that no mapping of any of these will use, and none of torpor-init: where no kernel puts anything
+    by itself, or where programs have taken all of that, amid the widest gap.
 
     Raises:
-        ImageDamaged: there is none.
+        RestoreFailed: there is none.
     """
-    used = sorted(
+    used = union(
         [(vma.start, vma.end) for space in spaces for vma in space.vmas]
-        + [(space.vvar or space.vdso, space.vdso_end) for space in spaces if space.vdso]
+        + [place for space in spaces for place in vdso.places(space, here)]
     )
-    # Above a program that is linked to a fixed address and its heap, below where the kernel begins at random.
-    low, high = 0x1000_0000_0000, 0x5000_0000_0000
-    end = low
-    for start, stop in [*used, (high, high)]:
-        if start >= end + size and end + size <= high:
-            return range(end, end + size)
-        end = max(end, stop)
-    raise ImageDamaged("its mappings leave no room to restore from")
+    for start, end in subtract(_CALM, used):
+        if end - start >= size:
+            return range(start, start + size)
+    start, end = max(subtract(_NOT_INIT, used), key=lambda gap: gap[1] - gap[0], default=(0, 0))
+    if end - start < size:
+        raise RestoreFailed(f"its processes leave no {size >> 20} MiB of their address spaces free to restore from")
+    start += (end - start - size) // 2 // PAGE * PAGE
+    return range(start, start + size)

@@ -25,7 +25,7 @@ from torpor import procfs
 from torpor._native import ffi, lib
 from torpor.errors import CheckpointFailed, Reason
 from torpor.image import image_pb2 as pb
-from torpor.objects import shared_memory, vm_flags, vmas
+from torpor.objects import shared_memory, vdso, vm_flags, vmas
 from torpor.objects.mapped_files import MappedFiles
 from torpor.objects.shared_memory import Segment, SharedMemory
 from torpor.objects.unchanged import BLOCK_PAGES, Before, Columns, Cut, cut, join
@@ -103,14 +103,10 @@ def describe(
     guards = memory.guard_pages(pid, [(vma.mapping.start, vma.mapping.end) for vma in found])
     space.guards.starts.extend(start // PAGE for start, _ in guards)
     space.guards.counts.extend((end - start) // PAGE for start, end in guards)
+    vdso.describe([vma.mapping for vma in found if vma.mapping.name in vdso.NAMES], vdso.host(), space)
     pages = Ranges(pid, [], [], walk)
     for vma in found:
-        if vma.mapping.name in vmas.VVAR:
-            space.vvar = space.vvar or vma.mapping.start
-        elif vma.mapping.name == vmas.VDSO:
-            space.vdso, space.vdso_end = vma.mapping.start, vma.mapping.end
-            space.vdso_content = memory.read(pid, space.vdso, space.vdso_end - space.vdso)
-        elif not vmas.is_special(vma.mapping):
+        if not vmas.is_special(vma.mapping):
             kind = _describe_vma(vma, space.vmas.add(), files, shared)
             bounds = (vma.mapping.start, vma.mapping.end)
             if kind in PRIVATE and vm_flags.DROPPABLE not in vma.flags:

@@ -6,6 +6,9 @@ host has the same vDSO it is mapped where it was. Elsewhere the program keeps th
 memory at the old address, with a jump at the begin of each function to the same function of the host's own, which is
 mapped nearby: a *bridge*. The old code's data pages ([vvar]) are gone, so no thread may be in the midst of old code.
 
+A program may have moved it as a whole, or have unmapped it or parts of it, as valgrind and sandboxes do. One that has
+moved parts of it alone, protected them or written to them is refused.
+
 Documented in: vdso(7), elf(5); ARCH_MAP_VDSO_64 in arch/x86/include/uapi/asm/prctl.h.
 """
 
@@ -15,7 +18,7 @@ import mmap
 import os
 import struct
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
@@ -24,7 +27,8 @@ from torpor import procfs
 from torpor.errors import ImageDamaged, Reason
 from torpor.image import image_pb2 as pb
 from torpor.procfs import PAGE
-from torpor.remote import x86_64
+from torpor.ranges import Range, subtract
+from torpor.remote import memory, x86_64
 from torpor.remote.batch import Call, Struct
 from torpor.remote.x86_64 import NR, TASK_SIZE
 
@@ -32,6 +36,10 @@ ARCH_MAP_VDSO_64 = 0x2003
 MAP_FIXED_NOREPLACE = 0x100000
 MAX_SIZE = 1 << 20
 """Bytes. Real ones have two pages."""
+
+CODE = b"[vdso]"
+NAMES = (CODE, b"[vvar]", b"[vvar_vclock]")
+"""Of its mappings: data and code."""
 
 _SECTION_HEADER = struct.Struct("<IIQQQQIIQQ")  # Elf64_Shdr
 _SYMBOL = struct.Struct("<IBBHQQ")  # Elf64_Sym
@@ -52,18 +60,18 @@ class Vdso:
 
     vvar_size: int
     content: bytes
+    parts: Mapping[bytes, Range]
+    """Where each mapping of it begins and ends, by its name, from the first one's begin."""
 
 
 @cache
 def host() -> Vdso:
     """This host's, from our own memory."""
-    special = {one.name: one for one in reversed(procfs.mappings(os.getpid())) if one.name.startswith(b"[v")}
-    code, data = special[b"[vdso]"], special[b"[vvar]"]
-    fd = os.open("/proc/self/mem", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        return Vdso(code.start - data.start, os.pread(fd, code.end - code.start, code.start))
-    finally:
-        os.close(fd)
+    special = {one.name: one for one in procfs.mappings(os.getpid()) if one.name in NAMES}
+    code = special[CODE]
+    data = min(one.start for one in special.values())
+    parts = {name: (one.start - data, one.end - data) for name, one in special.items()}
+    return Vdso(code.start - data, memory.read(os.getpid(), code.start, code.end - code.start), parts)
 
 
 def functions(content: bytes) -> dict[str, tuple[int, int]]:
@@ -94,16 +102,68 @@ def _functions(content: bytes) -> Iterator[tuple[str, tuple[int, int]]]:
                 yield content[start : content.index(b"\0", start)].decode("ascii"), (value, length)
 
 
+def refuse(pid: int, found: Sequence[procfs.Mapping], here: Vdso) -> str:
+    """Why what a process has of its vDSO cannot be kept; empty where it can.
+
+    Args:
+        pid: the process.
+        found: its mappings of the names in `NAMES`.
+        here: the host's.
+    """
+    names = [one.name for one in found]
+    if len(set(names)) != len(names) or any(one.name not in here.parts for one in found):
+        return "it has parts of its vDSO more than once, or in pieces"
+    parts = [(one, here.parts[one.name]) for one in found]
+    if any(one.end - one.start != end - start for one, (start, end) in parts):
+        return "it has unmapped a part of its vDSO's code or data"
+    if len({one.start - start for one, (start, _) in parts}) > 1:
+        return "it has moved its vDSO's code away from its data"
+    if any(one.perms != (b"r-xp" if one.name == CODE else b"r--p") for one in found):
+        return "it has changed the protection of its vDSO"
+    if any(memory.read(pid, one.start, one.end - one.start) != here.content for one in found if one.name == CODE):
+        return "it has written into its vDSO's code"
+    return ""
+
+
+def describe(found: Sequence[procfs.Mapping], here: Vdso, space: pb.AddressSpace) -> None:
+    """Tell the image where it is, and what of it is not there."""
+    if not found:
+        return
+    space.vvar = found[0].start - here.parts[found[0].name][0]
+    space.vdso = space.vvar + here.vvar_size
+    space.vdso_end = space.vdso + len(here.content)
+    space.vdso_content = here.content
+    for start, end in subtract([(space.vvar, space.vdso_end)], [(one.start, one.end) for one in found]):
+        space.vdso_holes.starts.append(start // PAGE)
+        space.vdso_holes.counts.append((end - start) // PAGE)
+
+
+def _holes(space: pb.AddressSpace) -> list[Range]:
+    runs = zip(space.vdso_holes.starts, space.vdso_holes.counts, strict=True)
+    return [(start * PAGE, (start + count) * PAGE) for start, count in runs]
+
+
+def has_code(space: pb.AddressSpace) -> bool:
+    """Whether the process has the code of a vDSO."""
+    return bool(space.vdso) and not any(start <= space.vdso < end for start, end in _holes(space))
+
+
 def check(name: str, process: pb.Process, here: Vdso) -> Iterator[Reason]:
     """Say why a process's vDSO cannot be given back."""
     space = process.memory
     old = space.vdso_content
     if not space.vdso:
-        yield Reason(name, "it has no vDSO", "this is not restored yet")
         return
     if len(old) != space.vdso_end - space.vdso or len(old) > MAX_SIZE or (space.vdso | space.vdso_end) % PAGE:
         raise ImageDamaged(f"{name}: its vDSO is not as a kernel maps one")
-    if old == here.content:
+    holes = space.vdso_holes
+    whole = [(space.vvar, space.vdso_end)]
+    if len(holes.starts) != len(holes.counts) or subtract(sorted(_holes(space)), whole):
+        raise ImageDamaged(f"{name}: it has unmapped what is not its vDSO")
+    if old == here.content or not has_code(space):
+        return
+    if holes.starts:
+        yield Reason(name, "it has unmapped the data of its vDSO", "restore it on its own kernel")
         return
     try:
         missing = _missing(old, here.content)
@@ -169,14 +229,31 @@ def _place(space: pb.AddressSpace, here: Vdso) -> int | None:
     return nearest if nearest is not None and abs(nearest - space.vdso) < _REACH else None
 
 
+def places(space: pb.AddressSpace, here: Vdso) -> list[Range]:
+    """The address ranges that `steps` uses."""
+    if not _is_mapped(space, here):
+        return []
+    where = address(space, here)
+    return [(where - here.vvar_size, where + len(here.content)), (space.vdso, space.vdso_end)]
+
+
+def _is_mapped(space: pb.AddressSpace, here: Vdso) -> bool:
+    """Whether the process gets one. The data of another kernel's, without code to read it, are nothing to anybody."""
+    return has_code(space) or (bool(space.vdso) and space.vdso_content == here.content)
+
+
 def steps(process: pb.Process, here: Vdso) -> Iterator[Call]:
     """Map the host's vDSO, and where it is another one than the process's own, the bridge to it."""
     space = process.memory
+    if not _is_mapped(space, here):
+        return
     where = address(space, here)
     # The address is a hint, heeded because nothing is there; the result is the size of what was mapped.
     words = f"mapping the vDSO at {where:#x}"
     yield Call(NR.arch_prctl, (ARCH_MAP_VDSO_64, where - here.vvar_size), lambda result: result > 0, words)
     if where == space.vdso:
+        for start, end in _holes(space):
+            yield Call(NR.munmap, (start, end - start), 0, "unmapping what the process had unmapped of its vDSO")
         return
     content = bridge(space.vdso_content, space.vdso, here.content, where)
     size = len(content)

@@ -18,15 +18,13 @@ import os
 from collections.abc import Sequence
 
 from torpor.errors import Reason
-from torpor.objects import sysv, vm_flags
+from torpor.objects import sysv, vdso, vm_flags
 from torpor.objects.vm_flags import DROPPABLE, HIDDEN_FROM_FORK, HUGETLB, WRITE_PROTECTED
 from torpor.procfs import PAGE, FlaggedMapping, Mapping, flagged_mappings
 from torpor.remote.memory import PageMap
 
 DELETED = b" (deleted)"
-VDSO = b"[vdso]"
-VVAR = (b"[vvar]", b"[vvar_vclock]")
-_KERNEL_OWN = frozenset((VDSO, *VVAR, b"[vsyscall]"))
+_KERNEL_OWN = frozenset((*vdso.NAMES, b"[vsyscall]"))
 _ANONYMOUS_NAMES = (b"", b"[heap]", b"[stack]")
 _NAMED_ANONYMOUS = (b"[anon:", b"[anon_shmem:")
 _DEV_ZERO = b"/dev/zero"
@@ -86,7 +84,7 @@ def refuse(name: str, pid: int, vmas: Sequence[FlaggedMapping]) -> list[Reason]:
         pid: the process.
         vmas: its mappings.
     """
-    reasons: list[Reason] = []
+    reasons = [Reason(name, f"{why}, which is not kept")] if (why := _vdso_reason(pid, vmas)) else []
     noted = _only_noted(pid, [vma.mapping for vma in vmas if WRITE_PROTECTED in vma.flags])
     for vma in vmas:
         mapping = vma.mapping
@@ -98,6 +96,10 @@ def refuse(name: str, pid: int, vmas: Sequence[FlaggedMapping]) -> list[Reason]:
             subject = f"{name}, mapping {mapping.start:#x}-{mapping.end:#x} {os.fsdecode(mapping.name)}".rstrip()
             reasons.append(Reason(subject, why))
     return reasons
+
+
+def _vdso_reason(pid: int, found: Sequence[FlaggedMapping]) -> str:
+    return vdso.refuse(pid, [vma.mapping for vma in found if vma.mapping.name in vdso.NAMES], vdso.host())
 
 
 def _only_noted(pid: int, watched: Sequence[Mapping]) -> set[Mapping]:

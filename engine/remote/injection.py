@@ -29,6 +29,7 @@ from dataclasses import dataclass
 
 from torpor import procfs
 from torpor.errors import CheckpointFailed, Reason, Refused
+from torpor.ranges import subtract, union
 from torpor.remote import memory, ptrace, x86_64
 from torpor.remote.batch import CODE, ENTRY_SIZE, Batch, Replies, Result
 from torpor.remote.freeze import Process, Thread
@@ -48,7 +49,11 @@ _QUIET_SIGNALS = (signal.SIGURG, signal.SIGWINCH)
 """Ignored by default (signal(7)): a thread that does not catch them does not notice them."""
 _RFLAGS_TRAP_DIRECTION = 0x100 | 0x400
 _HEADER = CODE.ljust(256, b"\0") + b"torpor's window\0"
-"""How a window begins."""
+"""How a window begins; its size in bytes follows."""
+_SIZE = struct.Struct("<Q")
+_DISTANCE = 1 << 20
+"""Bytes between a window and what the program has mapped: what it maps next may lie there, and a stack may grow into
+what is 256 pages from the next mapping only (Documentation/admin-guide/kernel-parameters.txt, stack_guard_gap)."""
 _PLACES = range(0x1074_7270_0000, 0x1074_7270_0000 + (1 << 41), 1 << 36)
 """Addresses of windows, far enough apart for a hundred thousand threads, where no system puts anything by itself."""
 _RSEQ_CS = struct.Struct("<IIQQQ")
@@ -119,7 +124,7 @@ class Injection:
 
         slot = procfs.page_up(_HANDLER_ROOM + frame_size + room)
         size = procfs.PAGE + slot * len(self.process.threads)
-        place = self._free_place()
+        place = self._free_place(size)
         flags = MAP_PRIVATE_ANONYMOUS | MAP_FIXED_NOREPLACE
         address = self._call_on_stack(NR.mmap, place, size, PROT_READ_WRITE_EXEC, flags, WORD, 0)
         if x86_64.signed(address) == -errno.EACCES:
@@ -134,26 +139,38 @@ class Injection:
             frame = (base + _HANDLER_ROOM + 63) & ~63
             self._slots[thread.tid] = _Slot(frame, frame + frame_size, 0)
             base += slot
-        memory.write(self.process.pid, address, _HEADER)
+        memory.write(self.process.pid, address, _HEADER + _SIZE.pack(size))
         self._stale = list(self._find_stale())
 
-    def _free_place(self) -> int:
-        """Where to put the window: one of a few addresses, so that one that is left behind can be told by its place."""
+    def _free_place(self, size: int) -> int:
+        """Where to put the window: one of a few addresses where no system puts anything, or where a program has taken
+        these (the shadow memory of sanitizers, the heap of a Java virtual machine), amid the widest gap."""
         for place in _PLACES:
             if not any(place < mapping.end and mapping.start < place + _PLACES.step for mapping in self.maps):
                 return place
-        raise CheckpointFailed(f"{self.process.name} has no address range free for a window")
+        lowest = int(procfs.read("/proc/sys/vm/mmap_min_addr"))
+        mapped = union((mapping.start, mapping.end) for mapping in self.maps)
+        gaps = subtract([(procfs.page_up(lowest), x86_64.TASK_SIZE)], mapped)
+        start, end = max(gaps, key=lambda gap: gap[1] - gap[0], default=(0, 0))
+        if end - start < size + 2 * _DISTANCE:
+            raise CheckpointFailed(
+                f"{self.process.name} has no {(size + 2 * _DISTANCE) >> 10} KiB of its address space free in one piece"
+            )
+        return start + (end - start - size) // 2 // procfs.PAGE * procfs.PAGE
 
     def _find_stale(self) -> Iterator[tuple[int, int]]:
         """Windows that dead dumpers left (address, size), except one in which a thread still is."""
         for mapping in self.maps:
-            if mapping.start not in _PLACES or mapping.perms != b"rwxp" or mapping.inode:
+            if mapping.perms != b"rwxp" or mapping.inode:
                 continue
             head = memory.read(self.process.pid, mapping.start, procfs.PAGE)
-            size = mapping.end - mapping.start
-            # Without a mark its dumper died between mapping and marking it.
-            ours = head.startswith(_HEADER) or not any(head)
-            if ours and not self._is_inside(mapping.start, size):
+            if head.startswith(_HEADER):
+                (size,) = _SIZE.unpack_from(head, len(_HEADER))
+            elif mapping.start in _PLACES and not any(head):
+                size = mapping.end - mapping.start  # its dumper died between mapping and marking it
+            else:
+                continue
+            if size <= mapping.end - mapping.start and not self._is_inside(mapping.start, size):
                 yield mapping.start, size
 
     def _is_inside(self, start: int, size: int) -> bool:

@@ -37,6 +37,7 @@ WORDS = {
     "traced.c": ["traced"],
     "typed.py": ["bytes that were typed", "bytes that were written"],
     "userfault.c": ["userfaultfd"],
+    "vdso_changed.c": ["moved its vDSO's code", "written into its vDSO", "the protection of its vDSO"],
 }
 """What the refusal of each program must say; besides, it names the process, and every descriptor that the
 program listed in a file `numbers`."""

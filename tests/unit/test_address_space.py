@@ -5,18 +5,19 @@ from __future__ import annotations
 import os
 import struct
 from array import array
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from torpor import procfs
-from torpor.errors import ImageDamaged
+from torpor.errors import ImageDamaged, RestoreFailed
 from torpor.image import image_pb2 as pb
-from torpor.objects import address_space, vmas
+from torpor.objects import address_space, vdso, vmas
 from torpor.objects.address_space import Sources
 from torpor.objects.shared_memory import is_memory
-from torpor.remote.x86_64 import NR
+from torpor.remote.x86_64 import NR, TASK_SIZE
 from torpor.store import BlockTable
 
 PAGE = 4096
@@ -109,10 +110,26 @@ def test_impossible_mappings_are_damage(vmas: list[tuple[int, int]]) -> None:
 @given(st.lists(st.tuples(st.integers(0, (1 << 35) - 1), st.integers(1, 1 << 20)), max_size=30))
 def test_the_window_is_in_nobodys_way(drawn: list[tuple[int, int]]) -> None:
     spaces = [space_of((page * PAGE, (page + count) * PAGE)) for page, count in drawn]
-    window = address_space.free_range(spaces, 8 << 20)
+    window = address_space.free_range(spaces, vdso.host(), 8 << 20)
     assert len(window) == 8 << 20
     for space in spaces:
         assert all(vma.end <= window.start or window.stop <= vma.start for vma in space.vmas)
+
+
+@given(st.lists(st.integers(2, (1 << 35) - 4096), min_size=1, max_size=30, unique=True), st.integers(1, 4096))
+def test_the_window_is_found_where_a_program_left_room(starts: list[int], pages: int) -> None:
+    borders = [1, *sorted(starts), 1 << 35]
+    wide = max(range(len(borders) - 1), key=lambda k: borders[k + 1] - borders[k])
+    spaces = []  # processes that have mapped all but one gap, and each a part of that
+    for start, end in (*pairwise(borders[: wide + 1]), *pairwise(borders[wide + 1 :])):
+        spaces.append(space_of((start * PAGE, min(end * PAGE, TASK_SIZE))))
+    room = (min(borders[wide + 1] * PAGE, TASK_SIZE - (64 << 30)) - max(borders[wide] * PAGE, 16 << 20)) // PAGE
+    if room < pages:
+        with pytest.raises(RestoreFailed, match="address spaces free"):
+            address_space.free_range(spaces, vdso.host(), pages * PAGE)
+        return
+    window = address_space.free_range(spaces, vdso.host(), pages * PAGE)
+    assert borders[wide] * PAGE <= window.start < window.stop <= borders[wide + 1] * PAGE
 
 
 def test_the_first_system_v_segment_of_a_host_has_the_number_0() -> None:
@@ -149,4 +166,4 @@ def test_a_host_that_promises_no_more_than_it_has(monkeypatch: pytest.MonkeyPatc
         image.processes[0].memory.vmas[0].end = (1 << 20) + size
         found = list(address_space.check_commitment(image))
         assert len(found) == reasons
-    assert "2 MiB more; the tree has mapped 9 MiB" in str(found[0])
+    assert "2 MiB; the tree has mapped 9 MiB" in str(found[0])
