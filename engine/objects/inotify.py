@@ -26,6 +26,7 @@ from torpor.errors import Reason, RestoreFailed
 from torpor.image.image_pb2 import Description, Tree
 from torpor.image.image_pb2 import Inotify as InotifyMessage
 from torpor.objects.description import Describing, GrabbedDescriptors, Held, Kind, Opening, Problem, Seen, borrowed
+from torpor.objects.opener import Opener, Openers
 from torpor.remote.sys import syscall
 from torpor.remote.x86_64 import NR
 
@@ -108,7 +109,8 @@ class Inotify(Kind[InotifyState]):
 
     def check(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
         """What is watched is there, and may be."""
-        for description in mine.values():
+        openers = Openers(image)
+        for index, description in mine.items():
             watches = description.inotify.watches
             numbers = [watch.number for watch in watches]
             sound = all(0 < number <= LAST_WATCH for number in numbers) and len(set(numbers)) == len(numbers)
@@ -119,7 +121,7 @@ class Inotify(Kind[InotifyState]):
             try:
                 for watch in watches:
                     try:
-                        _add(fd, watch)
+                        _add(fd, watch, openers.description(index))
                     except OSError as error:
                         why = f"the program watches it, and here it cannot: {error.strerror}"
                         yield Reason(os.fsdecode(watch.path), why, "put it back, and let this user read it")
@@ -131,7 +133,7 @@ class Inotify(Kind[InotifyState]):
         fd = syscall(NR.inotify_init1, os.O_CLOEXEC)
         try:
             for watch in description.inotify.watches:
-                _add_as(fd, watch)
+                _add_as(fd, watch, opening.opener)
         except BaseException:
             os.close(fd)
             raise
@@ -251,20 +253,23 @@ def _search(wanted: set[Key], near: Iterable[str]) -> dict[Key, str]:
 # -------------------------------------------------------------------------------------------------- restore
 
 
-def _add(fd: int, watch: InotifyMessage.Watch) -> int:
-    if not watch.path.startswith(b"/") or b"\0" in watch.path:
-        raise OSError(errno.EINVAL, "no file has such a name")
-    return syscall(NR.inotify_add_watch, fd, watch.path + b"\0", watch.mask | IN_DONT_FOLLOW)
+def _add(fd: int, watch: InotifyMessage.Watch, opener: Opener) -> int:
+    """Watch what a path leads to, a symbolic link itself."""
+    found = opener.lookup(watch.path, follow=False)
+    try:
+        return opener.call(NR.inotify_add_watch, fd, b"/proc/self/fd/%d\0" % found, watch.mask)
+    finally:
+        os.close(found)
 
 
-def _add_as(fd: int, watch: InotifyMessage.Watch) -> None:
+def _add_as(fd: int, watch: InotifyMessage.Watch, opener: Opener) -> None:
     """Add a watch under its number: the kernel gives numbers in turn, or the one that it was told is the next."""
     try:
         fcntl.ioctl(fd, INOTIFY_IOC_SETNEXTWD, watch.number)
     except OSError as error:
         if error.errno != errno.ENOTTY:
             raise
-    if (got := _add(fd, watch)) != watch.number:
+    if (got := _add(fd, watch, opener)) != watch.number:
         raise RestoreFailed(
             f"the watch on {os.fsdecode(watch.path)} had the number {watch.number} and got {got}",
             advice="use a kernel with CONFIG_CHECKPOINT_RESTORE",

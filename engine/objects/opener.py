@@ -18,7 +18,8 @@ import os
 import stat
 import struct
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeVar
@@ -40,6 +41,7 @@ OF_FILES = 0x800001F | 1 << 9
 """CAP_CHOWN, DAC_OVERRIDE, DAC_READ_SEARCH, FOWNER, FSETID, LINUX_IMMUTABLE, MKNOD."""
 _WITH_O_PATH = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 """openat2 takes no other flag beside O_PATH."""
+AT_EACCESS = 0x200
 _IDS = 4
 """Real, effective, saved, of the file system."""
 _TRIES = 64
@@ -113,6 +115,57 @@ class Opener:
             return syscall(NR.open, name, flags)
         finally:
             os.close(fd)
+
+    @contextmanager
+    def parent(self, path: bytes) -> Iterator[tuple[int, bytes]]:
+        """The directory (O_PATH) that a name lies in, and the name in it, for calls that change a directory."""
+        directory = self.open(os.path.dirname(path), os.O_PATH | os.O_DIRECTORY)
+        try:
+            yield directory, os.path.basename(path) + b"\0"
+        finally:
+            os.close(directory)
+
+    def may_write_in(self, directory: bytes) -> bool:
+        """Whether names can be made in a directory."""
+        try:
+            fd = self.open(directory, os.O_PATH | os.O_DIRECTORY)
+        except OSError:
+            return False
+        try:
+            # With AT_EACCESS the C library asks for the effective ids; the kernel's own asks for the real ones.
+            name = b"/proc/self/fd/%d\0" % fd
+            self.call(NR.faccessat2, -1, name, os.W_OK | os.X_OK, AT_EACCESS)
+        except OSError:
+            return False
+        finally:
+            os.close(fd)
+        return True
+
+    def lstat(self, path: bytes) -> os.stat_result:
+        """What a name is, a symbolic link itself."""
+        fd = self.lookup(path, follow=False)
+        try:
+            return os.fstat(fd)
+        finally:
+            os.close(fd)
+
+    def chmod(self, path: bytes, mode: int) -> None:
+        """Set the mode of what has a name."""
+        fd = self.lookup(path, follow=False)
+        try:
+            self.call(NR.chmod, b"/proc/self/fd/%d\0" % fd, mode)
+        finally:
+            os.close(fd)
+
+    @property
+    def users(self) -> set[int]:
+        """In whose names it opens."""
+        return {rights.uid for rights in self._rights}
+
+    def unlink(self, path: bytes) -> None:
+        """Remove a name."""
+        with self.parent(path) as (directory, name):
+            self.call(NR.unlinkat, directory, name, 0)
 
     def call(self, nr: int, *args: Argument) -> int:
         """Make a system call with the rights. Raises OSError."""

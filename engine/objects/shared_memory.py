@@ -254,14 +254,14 @@ def open_all(image: pb.Tree, reader: SnapshotReader, base: int, openers: Openers
         ImageDamaged: its content is not what was written.
     """
     opened: dict[int, int] = {}
-    made: list[bytes] = []
+    made: list[tuple[Opener, bytes]] = []
     try:
         for index, shared in enumerate(image.shared):
             if shared.kind == pb.SharedMemory.SYSTEM_V:
                 continue  # it has no descriptor
             fd, new = _make(shared, openers.shared(index))
             if new and shared.kind == pb.SharedMemory.TMPFS:
-                made.append(shared.name)
+                made.append((openers.shared(index), shared.name))
             try:
                 opened[index] = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, base)
             finally:
@@ -276,8 +276,8 @@ def open_all(image: pb.Tree, reader: SnapshotReader, base: int, openers: Openers
     except BaseException as error:
         for fd in opened.values():
             os.close(fd)
-        for name in made:
-            os.unlink(name)
+        for opener, name in made:
+            opener.unlink(name)
         if isinstance(error, OSError):
             raise RestoreFailed(f"shared memory cannot be made: {error.strerror}") from error
         raise

@@ -21,6 +21,8 @@ from torpor.image.image_pb2 import Description
 from torpor.image.image_pb2 import UnixSocket as UnixMessage
 from torpor.objects import sockets, unix_queues
 from torpor.objects.description import Opening, Problem, naming
+from torpor.objects.opener import Opener, Openers
+from torpor.remote.x86_64 import NR
 
 OPTIONS = {**sockets.GENERAL, **sockets.UNIX}
 LONGEST = 108
@@ -68,11 +70,11 @@ def owns(unix: UnixMessage) -> bool:
     return bool(unix.name) and not unix.has_peer and not unix.peer_gone
 
 
-def check(mine: dict[int, Description]) -> Iterator[Reason]:
+def check(mine: dict[int, Description], openers: Openers) -> Iterator[Reason]:
     """Say which names cannot be had here."""
     names = {unix.name for unix in (description.unix for description in mine.values()) if owns(unix)}
-    for description in mine.values():
-        unix = description.unix
+    for index, description in mine.items():
+        unix, opener = description.unix, openers.description(index)
         for name in (unix.name, unix.connected_to):
             if (
                 len(name) > LONGEST
@@ -81,13 +83,13 @@ def check(mine: dict[int, Description]) -> Iterator[Reason]:
             ):
                 yield Reason("the image", "it has a unix socket with a name that cannot be")
                 return
-        if owns(unix) and (why := _why_taken(unix)):
+        if owns(unix) and (why := _why_taken(unix, opener)):
             yield Reason(f"the unix socket {printable(unix.name)}", *why)
-        if unix.connected_to and unix.connected_to not in names and (error := _cannot_connect(unix)):
+        if unix.connected_to and unix.connected_to not in names and (error := _cannot_connect(unix, opener)):
             yield Reason(f"the unix socket {printable(unix.connected_to)}", f"the program sends to it, and {error}")
 
 
-def _why_taken(unix: UnixMessage) -> tuple[str, str] | None:
+def _why_taken(unix: UnixMessage, opener: Opener) -> tuple[str, str] | None:
     """Why the name of a socket is not free, and what to do."""
     end = "end who has it: it may be the program itself, which still runs"
     with socket.socket(socket.AF_UNIX, unix.type) as probe:
@@ -98,31 +100,31 @@ def _why_taken(unix: UnixMessage) -> tuple[str, str] | None:
                 return f"the name cannot be had: {error.strerror}", end
             return None
         directory = os.path.dirname(unix.name)
-        if not os.access(directory, os.W_OK | os.X_OK, effective_ids=True):
+        if not opener.may_write_in(directory):
             return "its directory is not there, or this user may not write to it", "make it again"
         try:
-            status = os.lstat(unix.name)
+            status = opener.lstat(unix.name)
         except FileNotFoundError:
             return None
-        if not stat.S_ISSOCK(status.st_mode) or status.st_uid != os.geteuid():
+        if not stat.S_ISSOCK(status.st_mode) or status.st_uid not in opener.users:
             return "something else has its name", "move it away"
-        return ("somebody has the name", end) if _lives(probe, unix.name) else None
+        return ("somebody has the name", end) if _lives(probe, unix.name, opener) else None
 
 
-def _lives(probe: socket.socket, name: bytes) -> bool:
+def _lives(probe: socket.socket, name: bytes, opener: Opener) -> bool:
     """Whether a socket is behind a path."""
     probe.setblocking(False)
     try:
-        probe.connect(name)
+        _connect(probe, name, opener)
     except OSError as error:
         return error.errno != errno.ECONNREFUSED
     return True
 
 
-def _cannot_connect(unix: UnixMessage) -> str:
+def _cannot_connect(unix: UnixMessage, opener: Opener) -> str:
     with socket.socket(socket.AF_UNIX, unix.type) as probe:
         try:
-            probe.connect(unix.connected_to)
+            _connect(probe, unix.connected_to, opener)
         except OSError as error:
             return f"it cannot be reached here: {error.strerror}"
     return ""
@@ -137,7 +139,7 @@ class Named:
 
     opening: Opening
     _listeners: dict[bytes, socket.socket] = field(default_factory=dict)
-    _made: list[bytes] = field(default_factory=list)
+    _made: list[tuple[Opener, bytes]] = field(default_factory=list)
     _stack: ExitStack = field(default_factory=ExitStack)
 
     def __enter__(self) -> Named:
@@ -146,9 +148,9 @@ class Named:
     def __exit__(self, kind: object, *_: object) -> None:
         self._stack.close()
         if kind is not None:
-            for name in self._made:
+            for opener, name in self._made:
                 with suppress(FileNotFoundError):
-                    os.unlink(name)
+                    opener.unlink(name)
 
     def bind_all(self, mine: dict[int, Description]) -> None:
         """Make all that are bound or know another by name; who listens does so from now on.
@@ -160,7 +162,7 @@ class Named:
         made: dict[int, socket.socket] = {}
         for index, description in alone.items():
             with naming(description):
-                made[index] = self._bind(index, description.unix)
+                made[index] = self._bind(index, description.unix, self.opening.openers.description(index))
         self.opening.later.append(partial(self._deliver, alone, made))
 
     def _deliver(self, alone: dict[int, Description], made: dict[int, socket.socket]) -> None:
@@ -175,7 +177,7 @@ class Named:
             with naming(description):
                 sockets.set_options(made[index], description.unix.options, OPTIONS)  # buffers may have grown
                 if description.unix.connected_to:
-                    made[index].connect(description.unix.connected_to)
+                    _connect(made[index], description.unix.connected_to, self.opening.openers.description(index))
 
     @contextmanager
     def _sender(self, owners: dict[bytes, socket.socket], name: bytes) -> Iterator[socket.socket]:
@@ -205,15 +207,15 @@ class Named:
                         client.shutdown(socket.SHUT_WR)
                     self.opening.place(index, client.dup().detach())
 
-    def _bind(self, index: int, unix: UnixMessage) -> socket.socket:
+    def _bind(self, index: int, unix: UnixMessage, opener: Opener) -> socket.socket:
         sock = self._stack.enter_context(socket.socket(socket.AF_UNIX, unix.type))
         if unix.name:
             if not unix.name.startswith(b"\0"):
-                _clear(unix)
-            sock.bind(unix.name)
+                _clear(unix, opener)
+            opener.call(NR.bind, sock.fileno(), *_address(unix.name))
             if not unix.name.startswith(b"\0"):
-                self._made.append(unix.name)
-                os.chmod(unix.name, unix.mode & 0o777)
+                self._made.append((opener, unix.name))
+                opener.chmod(unix.name, unix.mode & 0o777)
         sockets.set_options(sock, unix.options, OPTIONS)
         if unix.listening:
             sock.listen(unix.backlog)
@@ -248,13 +250,23 @@ class Named:
             raise
 
 
-def _clear(unix: UnixMessage) -> None:
+def _address(name: bytes) -> tuple[bytes, int]:
+    """struct sockaddr_un and its length."""
+    address = struct.pack("=H", socket.AF_UNIX) + (name if name.startswith(b"\0") else name + b"\0")
+    return address, len(address)
+
+
+def _connect(sock: socket.socket, name: bytes, opener: Opener) -> None:
+    opener.call(NR.connect, sock.fileno(), *_address(name))
+
+
+def _clear(unix: UnixMessage, opener: Opener) -> None:
     """Remove the file that the program left, if nobody is behind it.
 
     Raises:
         RestoreFailed: somebody is.
     """
-    if (why := _why_taken(unix)) is not None:
+    if (why := _why_taken(unix, opener)) is not None:
         raise RestoreFailed(f"the unix socket {printable(unix.name)} cannot be made again: {why[0]}", advice=why[1])
     with suppress(FileNotFoundError):
-        os.unlink(unix.name)
+        opener.unlink(unix.name)

@@ -44,6 +44,7 @@ from torpor.objects.description import (
     naming,
     some,
 )
+from torpor.objects.opener import Openers
 from torpor.objects.pidfd import Pidfd
 from torpor.objects.queues import MessageQueue
 from torpor.objects.sockets import SocketState
@@ -214,7 +215,7 @@ class Unix(Kind[UnixState]):
     def check(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
         """What the image says can be, and its names are free."""
         found = list(_check_ends(mine, image))
-        yield from found or unix_names.check(mine)
+        yield from found or unix_names.check(mine, Openers(image))
 
     def open(self, mine: dict[int, Description], opening: Opening) -> None:
         """Those with a name first, then pair by pair, then who waits to be accepted. Their queues are filled later."""

@@ -47,6 +47,7 @@ class NR(IntEnum):
     getpid = 39
     socket = 41
     connect = 42
+    bind = 49
     recvmsg = 47
     getsockname = 51
     getpeername = 52
@@ -69,6 +70,7 @@ class NR(IntEnum):
     fcntl = 72
     chdir = 80
     fchdir = 81
+    chmod = 90
     fchmod = 91
     fchown = 93
     umask = 95
@@ -123,6 +125,7 @@ class NR(IntEnum):
     ioprio_set = 251
     ioprio_get = 252
     inotify_add_watch = 254
+    unlinkat = 263
     ppoll = 271
     unshare = 272
     set_robust_list = 273
@@ -155,6 +158,7 @@ class NR(IntEnum):
     clone3 = 435
     close_range = 436
     openat2 = 437
+    faccessat2 = 439
     pidfd_getfd = 438
     epoll_pwait2 = 441
 
