@@ -888,7 +888,7 @@ class SockOpt(_message.Message):
     def __init__(self, level: _Optional[int] = ..., name: _Optional[int] = ..., value: _Optional[bytes] = ...) -> None: ...
 
 class TcpSocket(_message.Message):
-    __slots__ = ("state", "family", "local", "remote", "backlog", "peer", "received", "shut_read", "shut_write", "options", "peer_done", "protocol", "kept")
+    __slots__ = ("state", "family", "local", "remote", "backlog", "peer", "received", "shut_read", "shut_write", "options", "peer_done", "protocol", "kept", "connected")
     class State(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         UNKNOWN: _ClassVar[TcpSocket.State]
@@ -918,6 +918,7 @@ class TcpSocket(_message.Message):
     PEER_DONE_FIELD_NUMBER: _ClassVar[int]
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     KEPT_FIELD_NUMBER: _ClassVar[int]
+    CONNECTED_FIELD_NUMBER: _ClassVar[int]
     state: TcpSocket.State
     family: int
     local: bytes
@@ -931,7 +932,8 @@ class TcpSocket(_message.Message):
     peer_done: bool
     protocol: int
     kept: str
-    def __init__(self, state: _Optional[_Union[TcpSocket.State, str]] = ..., family: _Optional[int] = ..., local: _Optional[bytes] = ..., remote: _Optional[bytes] = ..., backlog: _Optional[int] = ..., peer: _Optional[int] = ..., received: _Optional[bytes] = ..., shut_read: bool = ..., shut_write: bool = ..., options: _Optional[_Iterable[_Union[SockOpt, _Mapping]]] = ..., peer_done: bool = ..., protocol: _Optional[int] = ..., kept: _Optional[str] = ...) -> None: ...
+    connected: bool
+    def __init__(self, state: _Optional[_Union[TcpSocket.State, str]] = ..., family: _Optional[int] = ..., local: _Optional[bytes] = ..., remote: _Optional[bytes] = ..., backlog: _Optional[int] = ..., peer: _Optional[int] = ..., received: _Optional[bytes] = ..., shut_read: bool = ..., shut_write: bool = ..., options: _Optional[_Iterable[_Union[SockOpt, _Mapping]]] = ..., peer_done: bool = ..., protocol: _Optional[int] = ..., kept: _Optional[str] = ..., connected: bool = ...) -> None: ...
 
 class KeptConnection(_message.Message):
     __slots__ = ("local", "remote", "we_ended", "mss", "options", "scales", "timestamp", "window", "received_until", "sent_until", "received", "sent", "peer_ended")

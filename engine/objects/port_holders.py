@@ -4,31 +4,52 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
+from typing import NamedTuple
 
 from torpor.remote.freeze import describe_process
 
-OLD_CONNECTIONS = "old connections"
 TIME_WAIT = "06"
 
 
-def find(port: int) -> str:
-    """Who has this port, in words; OLD_CONNECTIONS when only connections have it that have ended (TIME_WAIT)."""
+class Holder(NamedTuple):
+    """Who has a port."""
+
+    words: str
+    """A process, for people."""
+    seconds: int | None = None
+    """Only connections have it that have ended (TIME_WAIT): after how many seconds they let go of it."""
+
+
+class _Row(NamedTuple):
+    state: str
+    inode: str
+    seconds: int
+    """Until its timer runs out."""
+
+
+def find(port: int) -> Holder:
+    """Who has this port."""
     found = list(_sockets(port))
-    if found and all(state == TIME_WAIT for state, _ in found):
-        return OLD_CONNECTIONS
-    inodes = {inode for state, inode in found if state != TIME_WAIT}
+    if found and all(row.state == TIME_WAIT for row in found):
+        return Holder("connections that have ended", max(row.seconds for row in found) + 1)
+    wanted = {f"socket:[{row.inode}]" for row in found if row.state != TIME_WAIT}
     for pid in filter(str.isdecimal, os.listdir("/proc")):
-        try:
-            links = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
-        except OSError:  # another user's, or gone
-            continue
-        if any(link == f"socket:[{inode}]" for link in links for inode in inodes):
-            return describe_process(int(pid))
-    return "a program of another user, or one that is ending"
+        if not wanted.isdisjoint(_links(f"/proc/{pid}/fd")):
+            return Holder(describe_process(int(pid)))
+    return Holder("a program of another user, or one that is ending")
 
 
-def _sockets(port: int) -> Iterator[tuple[str, str]]:
-    """State and inode of each socket at a local port (Documentation/networking/proc_net_tcp.rst)."""
+def _links(folder: str) -> Iterator[str]:
+    with suppress(OSError):  # another user's, or gone
+        for name in os.listdir(folder):
+            with suppress(FileNotFoundError):  # closed meanwhile
+                yield os.readlink(f"{folder}/{name}")
+
+
+def _sockets(port: int) -> Iterator[_Row]:
+    """Each socket at a local port (Documentation/networking/proc_net_tcp.rst)."""
+    ticks = os.sysconf("SC_CLK_TCK")
     for name in ("tcp", "tcp6"):
         try:
             with open(f"/proc/net/{name}", encoding="ascii") as file:
@@ -38,4 +59,4 @@ def _sockets(port: int) -> Iterator[tuple[str, str]]:
         for line in lines:
             fields = line.split()
             if int(fields[1].rpartition(":")[2], 16) == port:
-                yield fields[3], fields[9]
+                yield _Row(fields[3], fields[9], int(fields[5].rpartition(":")[2], 16) // ticks)

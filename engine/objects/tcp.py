@@ -231,6 +231,7 @@ class Tcp(Kind[TcpState]):
         elif tcp.state == TcpSocket.INSIDE:
             assert state.peer
             tcp.peer = image.index_of(state.peer, state.peer.holders[0].fd)
+            tcp.connected = _missing(state, state.peer.state) == 1 and not state.mptcp
             tcp.shut_read = hung_up and not _ended(state.peer.state)
             tcp.shut_write = _ended(state)
         elif tcp.state == TcpSocket.PENDING:
@@ -388,7 +389,10 @@ def _under_way(sender: TcpState, receiver: TcpState) -> int:
         return sender.sequence[0] - receiver.sequence[1]
     if sender.mptcp:
         return sender.outgoing
-    written = sender.info.acked + sender.outgoing
-    # The end that connected counts its SYN as a byte that was acknowledged.
-    missing = written - receiver.info.received
+    missing = _missing(sender, receiver)
     return max(sender.info.unsent, missing - 1 if missing > 1 else 0)
+
+
+def _missing(sender: TcpState, receiver: TcpState) -> int:
+    """What one end has written and the other not received; the end that connected counts its SYN as one byte."""
+    return sender.info.acked + sender.outgoing - receiver.info.received

@@ -13,49 +13,37 @@ from __future__ import annotations
 import errno
 import os
 import socket
-import struct
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar
 
 from torpor.errors import Reason, RestoreFailed
 from torpor.image.image_pb2 import Description, TcpSocket
-from torpor.objects import port_holders, sockets, tcp_flow, tcp_keep
+from torpor.objects import sockets, tcp_flow, tcp_keep, tcp_ports
 from torpor.objects.description import Opening, naming
 from torpor.objects.sockets import Address, Key
 
 IPPROTO_MPTCP = 262
-SIOCOUTQNSD = 0x894B
-"""An ioctl that tells the bytes that were written and not sent (include/uapi/linux/sockios.h)."""
 IPV6 = 6
 OPTIONS4: dict[Key, int] = {**sockets.GENERAL, **sockets.TCP}
 OPTIONS6: dict[Key, int] = {**OPTIONS4, **sockets.TCP6}
-REUSE: Key = (socket.SOL_SOCKET, socket.SO_REUSEADDR)
-REUSE_PORT: Key = (socket.SOL_SOCKET, socket.SO_REUSEPORT)
-PORT_RANGE: Key = (socket.IPPROTO_IP, 51)
-"""IP_LOCAL_PORT_RANGE (ip(7))."""
-BIND_NO_PORT: Key = (socket.IPPROTO_IP, 24)
-"""IP_BIND_ADDRESS_NO_PORT (ip(7))."""
-BEFORE_BIND: frozenset[Key] = frozenset({(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)})
-"""Options that are fixed once a socket has an address."""
-EARLY = BEFORE_BIND | {(socket.SOL_SOCKET, socket.SO_RCVBUF)}
-"""Set later, a buffer's size does not bound the windows that are promised to the peer, and what comes is dropped."""
 BEFORE_MPTCP_CONNECTS: frozenset[Key] = frozenset(
     {
-        REUSE,
-        REUSE_PORT,
-        (socket.SOL_SOCKET, socket.SO_BINDTODEVICE),
-        BIND_NO_PORT,
-        PORT_RANGE,
-        (socket.IPPROTO_IP, 15),  # IP_FREEBIND
-        (socket.IPPROTO_IP, socket.IP_TRANSPARENT),
+        tcp_ports.REUSE,
+        tcp_ports.REUSE_PORT,
+        tcp_ports.DEVICE,
+        tcp_ports.BIND_NO_PORT,
+        tcp_ports.PORT_RANGE,
+        tcp_ports.FREEBIND,
+        tcp_ports.TRANSPARENT,
     }
 )
 """Options that are fixed once MPTCP is connected (net/mptcp/sockopt.c): they matter no more."""
-RESET = struct.pack("ii", 1, 0)
-"""struct linger: closing with it resets the connection (socket(7))."""
+MANY = 4096
+"""A backlog: more connections than a tree has that nobody has accepted, or than come from outside at a restore."""
 
 T = TypeVar("T")
 
@@ -75,7 +63,7 @@ def check(mine: dict[int, TcpSocket]) -> Iterator[Reason]:
             sound = False
             yield reason
     if sound:
-        yield from _check_ports(mine)
+        yield from tcp_ports.check(mine)
 
 
 def _check_one(index: int, tcp: TcpSocket, mine: dict[int, TcpSocket]) -> Iterator[Reason]:
@@ -101,7 +89,7 @@ def _check_one(index: int, tcp: TcpSocket, mine: dict[int, TcpSocket]) -> Iterat
             if not fits:
                 yield Reason("the image", f"the TCP socket {index} and its other end do not fit together")
         listeners = [other for other in mine.values() if other.state == TcpSocket.LISTEN]
-        if tcp.state == TcpSocket.PENDING and not _listener_for(TcpSocket(local=tcp.remote), listeners):
+        if tcp.state == TcpSocket.PENDING and not tcp_ports.listener_for(TcpSocket(local=tcp.remote), listeners):
             yield Reason("the image", f"the TCP socket {index} waits for nobody to accept it")
     except ValueError as error:
         yield Reason("the image", f"it has a TCP socket with {error}")
@@ -109,46 +97,6 @@ def _check_one(index: int, tcp: TcpSocket, mine: dict[int, TcpSocket]) -> Iterat
         yield Reason("the image", "it has a TCP connection that is kept under a name that cannot be")
     if tcp.state not in TcpSocket.State.values()[1:]:
         yield Reason("the image", "it has a TCP socket in a state that is not known")
-
-
-def _check_ports(mine: dict[int, TcpSocket]) -> Iterator[Reason]:
-    """Bind every address once, as far as can be seen without listening."""
-    listeners = [tcp for tcp in mine.values() if tcp.state == TcpSocket.LISTEN]
-    tried: set[tuple[int, Address]] = set()
-    for tcp in mine.values():
-        where = sockets.address(tcp.local)
-        if tcp.state == TcpSocket.INSIDE and _listener_for(tcp, listeners):
-            continue
-        bound = tcp.state in (TcpSocket.LISTEN, TcpSocket.INSIDE, TcpSocket.PENDING) or (
-            tcp.state == TcpSocket.CLOSED and where.port
-        )
-        if not bound or (tcp.family, where) in tried:
-            continue
-        tried.add((tcp.family, where))
-        with socket.socket(tcp.family, socket.SOCK_STREAM) as probe:
-            try:
-                # Not with SO_REUSEPORT: that would share the port with the program itself, if it still runs.
-                _bind(probe, tcp, where, share=False)
-            except OSError as error:
-                holder = port_holders.find(where.port) if error.errno == errno.EADDRINUSE else None
-                if holder is port_holders.OLD_CONNECTIONS and tcp.state in (TcpSocket.INSIDE, TcpSocket.PENDING):
-                    continue  # these can be waited for: see _bind_by_range
-                yield _cannot_bind(tcp, where, error, holder)
-
-
-def _cannot_bind(tcp: TcpSocket, where: Address, error: OSError, holder: str | None) -> Reason:
-    what = "listens at" if tcp.state == TcpSocket.LISTEN else "has a connection at"
-    if holder == port_holders.OLD_CONNECTIONS:
-        why, advice = "connections that have ended still hold the port", "try again in a minute"
-    elif holder:
-        why, advice = f"the port is taken by {holder}", "end it: it may be the program itself, which still runs"
-    elif error.errno == errno.EADDRNOTAVAIL:
-        why, advice = "this host does not have the address", "restore on the host that has it"
-    elif error.errno in (errno.EACCES, errno.EPERM):
-        why, advice = "this user may not have the port", "see net.ipv4.ip_unprivileged_port_start"
-    else:
-        why, advice = str(error.strerror), ""
-    return Reason(f"the program {what} {where}", why, advice)
 
 
 # ------------------------------------------------------------------------------------------------------ open
@@ -160,8 +108,10 @@ class _Making:
 
     mine: dict[int, Description]
     opening: Opening
-    listening: list[tuple[TcpSocket, socket.socket]] = field(default_factory=list)
+    own: list[tuple[TcpSocket, socket.socket]] = field(default_factory=list)
     """The tree's own listeners."""
+    passing: list[tuple[TcpSocket, socket.socket]] = field(default_factory=list)
+    """Listeners that are there for the moment."""
     moment: ExitStack = field(default_factory=ExitStack)
     """Sockets that are closed when all is made."""
 
@@ -170,10 +120,7 @@ def open_all(mine: dict[int, Description], opening: Opening) -> None:
     """Make all TCP sockets of an image, and leave nothing else."""
     making = _Making(mine, opening)
     with making.moment:
-        for index, description in mine.items():
-            if description.tcp.state in (TcpSocket.LISTEN, TcpSocket.CLOSED):
-                with naming(description):
-                    _open_alone(making, index, description.tcp)
+        _open_bound(making)
         for index, description in mine.items():
             with naming(description):
                 if description.tcp.state == TcpSocket.INSIDE and index < description.tcp.peer:
@@ -186,37 +133,61 @@ def open_all(mine: dict[int, Description], opening: Opening) -> None:
             if description.tcp.state == TcpSocket.PENDING:
                 with naming(description):
                     _open_pending(making, index, description.tcp)
+        for tcp, sock in making.own:
+            sock.listen(tcp.backlog)
 
 
-def _open_alone(making: _Making, index: int, tcp: TcpSocket) -> None:
-    sock = making.moment.enter_context(socket.socket(tcp.family, socket.SOCK_STREAM, tcp.protocol))
-    where = sockets.address(tcp.local)
-    if where.port or tcp.state == TcpSocket.LISTEN:
-        _bind(sock, tcp, where)
-    _set_options(sock, tcp)  # those who connect as soon as it listens get them from it
-    if tcp.state == TcpSocket.LISTEN:
-        sock.setsockopt(*REUSE, 1)  # listen() looks at the port once more
-        sock.listen(tcp.backlog)
-        _set_options(sock, tcp)
-        making.listening.append((tcp, sock))
-    making.opening.place(index, sock.dup().detach())
+def _open_bound(making: _Making) -> None:
+    """Bind all, then listen: one that listens already keeps others from its port."""
+    alone = {index: one for index, one in making.mine.items() if one.tcp.state in tcp_ports.BOUND}
+    shared = tcp_ports.shared(one.tcp for one in alone.values())
+    made: dict[int, socket.socket] = {}
+    for index, description in alone.items():
+        tcp = description.tcp
+        with naming(description):
+            sock = made[index] = making.moment.enter_context(
+                socket.socket(tcp.family, socket.SOCK_STREAM, tcp.protocol)
+            )
+            where = sockets.address(tcp.local)
+            if where.port or tcp.state == TcpSocket.LISTEN:
+                share = where.port in shared or tcp_ports.has_option(tcp, tcp_ports.REUSE_PORT)
+                tcp_ports.bind(sock, tcp, where, share=share)
+    for index, description in alone.items():
+        if description.tcp.state == TcpSocket.LISTEN:
+            with naming(description):
+                # Those who connect as soon as it listens get the options from it; listen() looks at the port once more.
+                _set_options(made[index], description.tcp, tcp_ports.REUSES)
+                made[index].listen(MANY)
+                making.own.append((description.tcp, made[index]))
+    for index, description in alone.items():
+        with naming(description):
+            _set_options(made[index], description.tcp)
+            making.opening.place(index, made[index].dup().detach())
 
 
 def _open_pair(making: _Making, first: int, second: int) -> None:
-    """Connect two ends again. The one at whose address the tree listens was the one that was connected to."""
-    if _listener_for(making.mine[first].tcp, [tcp for tcp, _ in making.listening]):
+    """Connect two ends again."""
+    if _is_server(making, first, second):
         first, second = second, first
     client, server = making.mine[first].tcp, making.mine[second].tcp
     listener = _listener(making, server)
     with _connected(client, server) as near, _accepted(listener, client, server) as far:
-        _fill(far, near, client.received)
-        _fill(near, far, server.received)
+        _fill_inside(far, near, client.received)
+        _fill_inside(near, far, server.received)
         _set_options(near, client)
         _set_options(far, server)
         _shut(near, client)
         _shut(far, server)
         making.opening.place(first, near.detach())
         making.opening.place(second, far.detach())
+
+
+def _is_server(making: _Making, first: int, second: int) -> bool:
+    """Whether the first of two ends is the one that was connected to. Of MPTCP one sees it by who listens there."""
+    one, other = making.mine[first].tcp, making.mine[second].tcp
+    if one.connected != other.connected:
+        return other.connected
+    return tcp_ports.listener_for(one, [tcp for tcp, _ in making.own]) is not None
 
 
 def _open_pending(making: _Making, index: int, tcp: TcpSocket) -> None:
@@ -227,27 +198,21 @@ def _open_pending(making: _Making, index: int, tcp: TcpSocket) -> None:
         making.opening.place(index, sock.detach())
 
 
-def _listener_for(tcp: TcpSocket, listeners: Iterable[TcpSocket]) -> TcpSocket | None:
-    """The listener that an end of a connection was accepted from, if there is one."""
-    here = sockets.address(tcp.local)
-    for listener in listeners:
-        there = sockets.address(listener.local)
-        if there.port == here.port and (there.host == here.host or there.host.is_unspecified):
-            return listener
-    return None
-
-
 def _listener(making: _Making, server: TcpSocket) -> socket.socket:
     """The tree's own listener at this end's address, or one for the moment."""
-    own = _listener_for(server, [tcp for tcp, _ in making.listening])
-    for tcp, sock in making.listening:
-        if tcp is own:
+    there = [*making.own, *making.passing]
+    found = tcp_ports.listener_for(server, [tcp for tcp, _ in there])
+    for tcp, sock in there:
+        if tcp is found:
             return sock
     sock = making.moment.enter_context(socket.socket(server.family, socket.SOCK_STREAM, server.protocol))
     where = sockets.address(server.local)
-    _patiently(lambda: _bind(sock, server, where), f"{where}, where a connection of the tree ends")
+    share = tcp_ports.has_option(server, tcp_ports.REUSE_PORT)
+    _patiently(
+        lambda: tcp_ports.bind(sock, server, where, share=share), f"{where}, where a connection of the tree ends"
+    )
     sock.listen()
-    making.listening.append((TcpSocket(local=server.local), sock))
+    making.passing.append((TcpSocket(local=server.local), sock))
     return sock
 
 
@@ -257,40 +222,26 @@ def _connected(client: TcpSocket, server: TcpSocket) -> socket.socket:
 
     def connect() -> socket.socket:
         try:
-            return _connect(client, here, there, _bind_by_range)
+            return tcp_ports.connect(client, here, there, PATIENCE)
         except OSError as error:
             if error.errno not in (errno.EADDRINUSE, errno.EADDRNOTAVAIL, *sockets.NOT_HERE):
                 raise
-            return _connect(client, here, there, _bind)
+            return _connect_bound(client, here, there)
 
     return _patiently(connect, f"{here}, from where a connection of the tree leads to {there}")
 
 
-def _connect(client: TcpSocket, here: Address, there: Address, bind: Callable[..., None]) -> socket.socket:
+def _connect_bound(client: TcpSocket, here: Address, there: Address) -> socket.socket:
+    """A connection from a port that the kernel does not choose by itself here."""
     sock = socket.socket(client.family, socket.SOCK_STREAM, client.protocol)
     try:
-        bind(sock, client, here)
+        tcp_ports.bind(sock, client, here, share=tcp_ports.has_option(client, tcp_ports.REUSE_PORT))
         sock.settimeout(PATIENCE)
         sock.connect(sockets.for_python(there, client.family))
-        if sockets.address(sockets.local_name(sock.fileno())) != here:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
-            raise OSError(errno.EADDRNOTAVAIL, "the port is not one that programs get by themselves here")
     except BaseException:
         sock.close()
         raise
     return sock
-
-
-def _bind_by_range(sock: socket.socket, tcp: TcpSocket, where: Address) -> None:
-    """Let the kernel choose the port among one: as it chose it for the program.
-
-    Only this way a port can be had again that an old connection still holds (TIME_WAIT): on the loopback after a
-    second (net.ipv4.tcp_tw_reuse). Linux 6.3.
-    """
-    _set_before_bind(sock, tcp)
-    sock.setsockopt(*PORT_RANGE, struct.pack("=HH", where.port, where.port))
-    sock.setsockopt(*BIND_NO_PORT, 1)
-    sock.bind(sockets.for_python(where._replace(port=0), tcp.family))
 
 
 def _accepted(listener: socket.socket, client: TcpSocket, server: TcpSocket) -> socket.socket:
@@ -303,9 +254,10 @@ def _accepted(listener: socket.socket, client: TcpSocket, server: TcpSocket) -> 
         while (left := deadline - time.monotonic()) > 0:
             duplicate.settimeout(left)
             sock, _ = duplicate.accept()
-            if sockets.address(sockets.peer_name(sock.fileno())) == wanted:
+            peer = sockets.peer_name(sock.fileno())  # none: it was reset meanwhile
+            if peer and sockets.address(peer) == wanted:
                 return sock
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, tcp_ports.RESET)
             sock.close()
     except TimeoutError:
         pass
@@ -354,42 +306,36 @@ def _open_end(making: _Making, index: int, tcp: TcpSocket) -> None:
     ):
         listener.bind((host, 0))
         listener.listen(1)
-        _set_before_bind(near, tcp)
+        tcp_ports.set_early(near, tcp)
         near.settimeout(PATIENCE)
         near.connect(listener.getsockname())
         client = TcpSocket(local=sockets.local_name(near.fileno()))
         with _accepted(listener, client, TcpSocket(local=sockets.local_name(listener.fileno()))) as far:
-            _fill(far, near, tcp.received)
+            left = _fill(far, near, tcp.received)
+            unsent = partial(sockets.queued, far.fileno(), tcp_flow.SIOCOUTQNSD)
             _set_options(near, tcp)
-            if tcp.state == TcpSocket.ENDED or tcp.peer_done:
+            if not left and (tcp.state == TcpSocket.ENDED or tcp.peer_done):
                 # What stays of our end in the kernel is to be gone soon (tcp(7)).
                 far.setsockopt(socket.IPPROTO_TCP, socket.TCP_LINGER2, 1)
                 far.shutdown(socket.SHUT_WR)
                 if tcp.state == TcpSocket.ENDED or tcp.shut_write:
                     near.shutdown(socket.SHUT_WR)
             else:
-                far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+                if unsent():
+                    tcp_flow.bring(far, near, unsent)
+                if lost := left + unsent():
+                    there = sockets.address(tcp.remote)
+                    making.opening.warnings.append(
+                        f"the TCP connection to {there} is reset before the last {lost} bytes that it had received and"
+                        " the program had not read: the kernel has no room for them"
+                    )
+                far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, tcp_ports.RESET)
         making.opening.place(index, near.detach())
 
 
-def _bind(sock: socket.socket, tcp: TcpSocket, where: Address, *, share: bool = True) -> None:
-    """Bind, past what old connections left on the port; that option becomes what it was in `_set_options`."""
-    _set_before_bind(sock, tcp)
-    sock.setsockopt(*REUSE, 1)
-    for option in tcp.options:
-        if share and (option.level, option.name) == REUSE_PORT:
-            sockets.set_option(sock, REUSE_PORT, option.value)
-    sock.bind(sockets.for_python(where, tcp.family))
-
-
-def _set_before_bind(sock: socket.socket, tcp: TcpSocket) -> None:
-    for option in tcp.options:
-        if (option.level, option.name) in EARLY:
-            sockets.set_option(sock, (option.level, option.name), option.value)
-
-
-def _set_options(sock: socket.socket, tcp: TcpSocket) -> None:
-    fixed = BEFORE_BIND
+def _set_options(sock: socket.socket, tcp: TcpSocket, but: frozenset[Key] = frozenset()) -> None:
+    """Make its options what they were, `but` for some."""
+    fixed = tcp_ports.FIXED | but
     if tcp.protocol == IPPROTO_MPTCP and tcp.state not in (TcpSocket.LISTEN, TcpSocket.CLOSED):
         fixed |= BEFORE_MPTCP_CONNECTS
     sockets.set_options(sock, tcp.options, OPTIONS6 if tcp.family == socket.AF_INET6 else OPTIONS4, fixed)
@@ -402,13 +348,21 @@ def _shut(sock: socket.socket, tcp: TcpSocket) -> None:
         sock.shutdown(socket.SHUT_RD)
 
 
-def _fill(sender: socket.socket, receiver: socket.socket, content: bytes) -> None:
-    """Send what the other end had received. What has no room there waits at the sender, as it would have."""
+def _fill(sender: socket.socket, receiver: socket.socket, content: bytes) -> int:
+    """Send what the other end had received. What has no room there waits at the sender, as it would have.
+
+    Returns:
+        How many bytes have no room at either end.
+    """
 
     def unsent() -> int:
-        return sockets.queued(sender.fileno(), SIOCOUTQNSD)
+        return sockets.queued(sender.fileno(), tcp_flow.SIOCOUTQNSD)
 
+    if not content:
+        return 0
     sender.setblocking(False)
+    if len(content) > receiver.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF):
+        tcp_flow.make_room(sender, receiver, len(content))
     left = memoryview(content)
     while left:
         try:
@@ -418,12 +372,16 @@ def _fill(sender: socket.socket, receiver: socket.socket, content: bytes) -> Non
             sockets.enlarge(sender, socket.SO_SNDBUF)
             tcp_flow.bring(sender, receiver, unsent)
             if unsent() == waiting:
-                raise RestoreFailed(
-                    f"a TCP connection does not take the {len(content)} bytes that it had received"
-                ) from None
-    if content:
-        sockets.let_go_of_size(sender)
-        sockets.let_go_of_size(receiver)
+                break
+    sockets.let_go_of_size(sender)
+    sockets.let_go_of_size(receiver)
+    return len(left)
+
+
+def _fill_inside(sender: socket.socket, receiver: socket.socket, content: bytes) -> None:
+    """The same within the tree, where nothing may be missing."""
+    if _fill(sender, receiver, content):
+        raise RestoreFailed(f"a TCP connection does not take the {len(content)} bytes that it had received")
 
 
 def _patiently(act: Callable[[], T], where: str) -> T:

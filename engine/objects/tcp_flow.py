@@ -25,6 +25,10 @@ _FALLEN_BACK = 1
 _INFO = struct.Struct("=8xI4xQ8xQ")
 """The flags, mptcpi_write_seq and mptcpi_rcv_nxt of struct mptcp_info."""
 _RCVBUF_LOCK = 2
+SIOCOUTQNSD = 0x894B
+"""An ioctl that tells the bytes that were written and not sent (include/uapi/linux/sockios.h)."""
+_GROWING = 5.0
+"""Seconds in which a buffer must have grown: it takes tenths of one."""
 _STANDSTILL = 0.01
 """Seconds in which at least a byte must arrive: on the loopback it takes microseconds."""
 
@@ -54,6 +58,30 @@ def bring(sender: socket.socket, receiver: socket.socket, under_way: Callable[[]
             return
     _enlarge_further(receiver)
     _all_arrives(receiver, under_way)
+
+
+def make_room(sender: socket.socket, receiver: socket.socket, size: int) -> None:
+    """Have a fresh connection's receive buffer grow to `size` bytes, as far as the kernel lets it.
+
+    Up to half of the largest buffer (net.ipv4.tcp_rmem) it grows when it is told to; beyond, only as it does for a
+    program that reads much at once (tcp_rcv_space_adjust() in net/ipv4/tcp_input.c). So much is sent, and read again.
+    """
+    sockets.enlarge(sender, socket.SO_SNDBUF)
+    _enlarge_further(receiver)
+    until = time.monotonic() + _GROWING
+    while receiver.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) < size and time.monotonic() < until:
+        left = size - _send(sender, memoryview(bytes(size)))
+        _all_arrives(receiver, lambda: sockets.queued(sender.fileno(), SIOCOUTQNSD))
+        while left < size:
+            left += len(receiver.recv(size))
+
+
+def _send(sender: socket.socket, content: memoryview) -> int:
+    """How many bytes a socket takes that does not block."""
+    try:
+        return sender.send(content)
+    except BlockingIOError:
+        return 0
 
 
 def sequence(sock: int) -> tuple[int, int] | None:

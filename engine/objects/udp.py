@@ -19,6 +19,7 @@ import os
 import select
 import socket
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -45,15 +46,15 @@ LONGEST = 1 << 16
 """Bytes; a datagram has less."""
 PATIENCE = 2.0
 """Seconds in which a datagram must arrive on this host."""
-BEFORE_BIND = frozenset(
-    {
-        (socket.SOL_SOCKET, socket.SO_REUSEADDR),
-        (socket.SOL_SOCKET, socket.SO_REUSEPORT),
-        (socket.SOL_SOCKET, socket.SO_BINDTODEVICE),
-        (socket.IPPROTO_IP, 15),  # IP_FREEBIND
-        (socket.IPPROTO_IPV6, socket.IPV6_V6ONLY),
-    }
-)
+FIXED = frozenset({(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)})
+"""Options that cannot be changed once a socket has an address."""
+REUSES = ((socket.SOL_SOCKET, socket.SO_REUSEADDR), (socket.SOL_SOCKET, socket.SO_REUSEPORT))
+BEFORE_BIND = FIXED | {
+    *REUSES,
+    (socket.SOL_SOCKET, socket.SO_BINDTODEVICE),
+    (socket.IPPROTO_IP, 15),  # IP_FREEBIND
+    (socket.IPPROTO_IP, socket.IP_TRANSPARENT),
+}
 OPTIONS4 = {**sockets.GENERAL, **sockets.UDP}
 OPTIONS6 = {**OPTIONS4, **sockets.TCP6, **sockets.UDP6}
 
@@ -182,11 +183,13 @@ class Udp(Kind[UdpState]):
 
     def open(self, mine: dict[int, Description], opening: Opening) -> None:
         """Bind all, send what waited in them, then connect."""
+        ports = Counter(_port(description.udp) for description in mine.values())
         with ExitStack() as stack:
             made: dict[int, socket.socket] = {}
             for index, description in mine.items():
                 with naming(description):
-                    made[index] = stack.enter_context(_bound(description.udp))
+                    share = ports[_port(description.udp)] > 1
+                    made[index] = stack.enter_context(_bound(description.udp, share=share))
             for index, description in mine.items():
                 with naming(description):
                     _fill(made[index], description.udp, list(made.values()))
@@ -195,7 +198,7 @@ class Udp(Kind[UdpState]):
                 with naming(description):
                     if udp.remote:
                         sock.connect(sockets.for_python(sockets.address(udp.remote), udp.family))
-                    sockets.set_options(sock, udp.options, _options(udp.family), BEFORE_BIND)
+                    sockets.set_options(sock, udp.options, _options(udp.family), FIXED)
                     multicast.join(sock, udp.memberships)
                     opening.place(index, sock.dup().detach())
 
@@ -220,12 +223,21 @@ def _make(udp: UdpSocket) -> socket.socket:
     return sock
 
 
-def _bound(udp: UdpSocket) -> socket.socket:
+def _port(udp: UdpSocket) -> int:
+    where = _address(udp.local)
+    return where.port if where else 0
+
+
+def _bound(udp: UdpSocket, *, share: bool = False) -> socket.socket:
+    """Bound as it was; `share` its port with others, though the option that allowed that may be off by now."""
     sock = socket.socket(udp.family, socket.SOCK_DGRAM, socket.IPPROTO_UDP)
     try:
         for option in udp.options:
             if (option.level, option.name) in BEFORE_BIND:
                 sockets.set_option(sock, (option.level, option.name), option.value)
+        if share and not any(sock.getsockopt(*key) for key in REUSES):
+            for key in REUSES:
+                sock.setsockopt(*key, 1)
         if (where := _address(udp.local)) is not None and where.port:
             sock.bind(sockets.for_python(where, udp.family))
     except BaseException:
