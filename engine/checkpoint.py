@@ -47,6 +47,7 @@ from torpor.objects.unchanged import Before
 from torpor.rehearsal import rehearse
 from torpor.remote.freeze import Frozen, LastToStop, Process
 from torpor.remote.gadgets import Gadgets
+from torpor.remote.snapshot import Watch
 from torpor.remote.tracer import Interruption, in_own_thread, no_collection
 from torpor.remote.waits import Waits
 from torpor.series import Key, Series
@@ -171,7 +172,7 @@ def _take(root: int, writer: SnapshotWriter, how: _How, progress: Progress) -> S
     with (
         no_collection() as calm,
         Frozen(root, FREEZE_SECONDS, how.last) as frozen,
-        TakenTree(frozen, waits, how.series, fork=how.fork) as taken,
+        TakenTree(frozen, waits, how.series, fork=how.fork, again=how.then == "run") as taken,
     ):
         try:
             taken.grab(reset_outside=how.reset_outside, stdio=how.stdio)
@@ -277,9 +278,18 @@ def _look(
 class TakenTree:
     """A frozen tree, grabbed and described. A context manager: leaving it ends the snapshots of its memory."""
 
-    def __init__(self, frozen: Frozen, waits: Waits, series: Series | None, *, fork: bool) -> None:
+    def __init__(self, frozen: Frozen, waits: Waits, series: Series | None, *, fork: bool, again: bool) -> None:
+        """
+        Args:
+            frozen: the tree.
+            waits: what its threads wait in.
+            series: its earlier checkpoints.
+            fork: take its memory by forks, so that it may run on at once.
+            again: another checkpoint of the series may follow.
+        """
         self.frozen = frozen
         self._series = series
+        self._again = again
         self._before: dict[Key, Before] = {}
         self.forked = fork
         """Whether every process's memory is in a snapshot, so that the tree may run on."""
@@ -346,10 +356,7 @@ class TakenTree:
             if self.descriptors.small:
                 self.descriptors.small.take_mapped(taken.injection.maps)
         self._take_sysv()
-        if self.forked:
-            self._snapshot()
-        if self._series:
-            self._before = self._series.look({one.key: one.private for one in self._living()}, again=self.forked)
+        self._take_memory()
         for taken in self._living():
             taken.leave()
 
@@ -377,25 +384,36 @@ class TakenTree:
         mine = (child for child in self.frozen.processes.values() if child.stopped and child.parent is process)
         return [tree.own_pid(child.pid) for child in mine]
 
-    def _snapshot(self) -> None:
+    def _take_memory(self) -> None:
+        """Fork it, if it may be forked, and tell what was written since the last checkpoint of the series."""
         living = self._living()
+        if self._series:
+            self._before = self._series.look({one.key: one.watchable for one in living}, again=self._again)
         # A subreaper in the tree would adopt the snapshots of those below it: then everyone stands still until all is
         # written, as when the kernel does not let one of them fork (RLIMIT_NPROC, pids.max, memory), or when memory is
         # locked, which a fork would not show.
         parents = set(self._parents.values())
-        self.forked = not any((taken.adopts_orphans and taken.pid in parents) or taken.locks_memory for taken in living)
-        if self.forked:
-            for taken in living:
-                taken.begin_snapshot(watch=self._series is not None and self._series.lacks(taken.key))
-            made = [taken.finish_snapshot() for taken in living]
-            self.forked = all(made)
+        self.forked = self.forked and not any(
+            (taken.adopts_orphans and taken.pid in parents) or taken.locks_memory for taken in living
+        )
+        watches = {taken.pid: self._watch(taken) for taken in living}
+        asked = living if self.forked else [taken for taken in living if watches[taken.pid]]
+        for taken in asked:
+            taken.begin_snapshot(fork=self.forked, watch=watches[taken.pid])
+        made = [taken.finish_snapshot() for taken in asked]
+        self.forked = self.forked and all(made)
         for taken in living:
-            if not self.forked:
+            if self.forked:
+                taken.walk(self._pool)
+            else:
                 taken.end_snapshot()
-                continue
-            taken.walk(self._pool)
-            if self._series and taken.snapshot and (fd := taken.snapshot.take_userfaultfd()) >= 0:
-                self._series.watch(taken.key, fd)
+
+    def _watch(self, taken: TakenProcess) -> Watch | None:
+        """What is to be done with a userfaultfd of a process; None: no need of one."""
+        series = self._series
+        if series is None or not self._again or not series.lacks(taken.key):
+            return None
+        return lambda fd: series.watch(taken.key, fd, taken.private)
 
     def describe(self) -> tuple[pb.Tree, list[memory.Ranges]]:
         """The image without its pages, and for each process the ranges whose pages are to be stored.
@@ -444,7 +462,7 @@ class TakenTree:
 
     def note(self, image: pb.Tree, writer: SnapshotWriter) -> None:
         """Tell the series of the snapshot that was published."""
-        if self._series and self.forked:
+        if self._series and self._again:
             both = zip(self._all, image.processes, strict=True)
             tables = {taken.key: out.memory.pages for taken, out in both if isinstance(taken, TakenProcess)}
             self._series.note(writer.store, writer.known(), tables)

@@ -108,7 +108,7 @@ def _take(pid: int) -> set[str]:
             taken.listen()
             denied = {NR(nr).name for nr in taken.failed_calls() & _NEVER_FAIL}
             taken.ask(_rare())
-            taken.begin_snapshot(watch=True)
+            taken.begin_snapshot(watch=os.close)
             taken.finish_snapshot()
             taken.leave()
         finally:

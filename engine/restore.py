@@ -44,7 +44,6 @@ from torpor.objects.opener import Opener, Openers
 from torpor.objects.threads import Bounds
 from torpor.plan import Held, Here, make
 from torpor.probe import probe
-from torpor.ranges import Range
 from torpor.refusals import living, refuse
 from torpor.remote.blank import PidTaken
 from torpor.remote.tracer import no_collection
@@ -349,14 +348,12 @@ def _series(series: Series | None, reader: SnapshotReader) -> Iterator[Callable[
     tables: dict[Key, pb.PageTable] = {}
 
     def watch(processes: Iterable[Filled]) -> None:
-        private: dict[Key, list[Range]] = {}
         for one in processes:
             key = Key(one.pid, procfs.stat(one.pid).start_time)
             if one.userfaultfd >= 0:
-                series.watch(key, one.userfaultfd)
-            private[key] = [(vma.start, vma.end) for vma in one.image.memory.vmas if vma.kind in memory.PRIVATE]
+                private = [(vma.start, vma.end) for vma in one.image.memory.vmas if vma.kind in memory.PRIVATE]
+                series.watch(key, one.userfaultfd, private)
             tables[key] = one.image.memory.pages
-        series.look(private, again=True)
 
     try:
         yield watch

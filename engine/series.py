@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ from torpor.image import image_pb2 as pb
 from torpor.objects.unchanged import Before, Columns
 from torpor.procfs import PAGE
 from torpor.ranges import Range
-from torpor.remote.written import WriteWatch
+from torpor.remote.written import Private, WriteWatch
 from torpor.store import BlockTable, KnownBlocks
 
 
@@ -38,7 +38,7 @@ class Series:
     reads, hashes and stores only those. Every snapshot of a series is whole, and stands for itself. Closing it, or the
     end of the process that has it, takes nothing from the job and leaves nothing in it.
 
-    Where Linux is older than 6.7, and for memory that a fork would not show, each checkpoint reads all.
+    Where Linux is older than 6.7, and while another series of the same job is open, each checkpoint reads all.
     """
 
     def __init__(self) -> None:
@@ -72,15 +72,28 @@ class Series:
         """Whether a process is not watched yet."""
         return key not in self._watches
 
-    def watch(self, key: Key, userfaultfd: int) -> None:
-        """Begin to watch a process; the descriptor is the series' own from now on."""
+    def watch(self, key: Key, userfaultfd: int, mappings: Sequence[Range]) -> None:
+        """Begin to watch a frozen process, before its memory is read for the first time.
+
+        Args:
+            key: the process.
+            userfaultfd: of its memory, the series' own from now on.
+            mappings: its private mappings, by address.
+        """
         try:
-            self._watches[key] = WriteWatch(userfaultfd)
+            watch = WriteWatch(userfaultfd)
         except OSError:
             return  # a kernel without asynchronous write protection: everything counts as written
+        if watch.begin(key.pid, mappings):
+            self._watches[key] = watch
+        else:
+            watch.close()
 
-    def look(self, processes: Mapping[Key, Iterable[Range]], *, again: bool) -> dict[Key, Before]:
+    def look(self, processes: Mapping[Key, Sequence[Private]], *, again: bool) -> dict[Key, Before]:
         """What is known of a frozen tree from the last snapshot. It is told once: a checkpoint that fails begins anew.
+
+        To be asked before its memory is read or forked: what somebody else writes into it in between is then in this
+        snapshot perhaps, and counts as written at the next look surely.
 
         Args:
             processes: the private mappings of each.

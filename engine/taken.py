@@ -14,14 +14,16 @@ from torpor.image import image_pb2 as pb
 from torpor.objects import credentials, filters, memory, signals, sysv, threads, timers, tree, vmas
 from torpor.objects.mapped_files import MappedFiles
 from torpor.objects.shared_memory import SharedMemory
+from torpor.ranges import Range
 from torpor.remote import ptrace
 from torpor.remote.batch import Batch, Out, Replies
 from torpor.remote.calls import MADE
 from torpor.remote.freeze import Process
 from torpor.remote.gadgets import Gadgets
 from torpor.remote.injection import Injection, leave_critical_sections
-from torpor.remote.snapshot import Snapshot
+from torpor.remote.snapshot import Snapshot, Watch
 from torpor.remote.waits import Waits
+from torpor.remote.written import Private
 from torpor.remote.x86_64 import NR, ORIG_RAX, RDI, in_system_call
 from torpor.series import Key
 
@@ -188,23 +190,30 @@ class TakenProcess:
         return Key(self.pid, self.texts.stat.start_time)
 
     @property
-    def private(self) -> list[tuple[int, int]]:
+    def watchable(self) -> list[Private]:
         """Its private mappings, by address, without any of ours."""
-        return [(m.start, m.end) for m in self.injection.maps if not m.shared and not vmas.is_special(m)]
+        private = (m for m in self.injection.maps if not m.shared and not vmas.is_special(m))
+        return [Private(m.start, m.end, backed=m.inode != 0) for m in private]
 
-    def begin_snapshot(self, *, watch: bool) -> None:
+    @property
+    def private(self) -> list[Range]:
+        """Where they are."""
+        return [(start, end) for start, end, _ in self.watchable]
+
+    def begin_snapshot(self, *, fork: bool = True, watch: Watch | None = None) -> None:
         """Let the process fork a snapshot of its memory.
 
         Args:
-            watch: have a userfaultfd of its memory made as well.
+            fork: if not, nothing but a userfaultfd is made.
+            watch: what to do with a userfaultfd of its memory, if one is wanted; it is told before the fork.
         """
-        self.snapshot = Snapshot(self.injection, watch=watch)
+        self.snapshot = Snapshot(self.injection, fork=fork, watch=watch)
         batch = Batch()
         self.snapshot.ask(batch)
         self._start({self.injection.host.tid: batch})
 
     def finish_snapshot(self) -> bool:
-        """Wait for the fork; whether the kernel let it happen."""
+        """Wait for the fork; whether it was asked for, and the kernel let it happen."""
         assert self.snapshot
         self.injection.finish()
         self.snapshot.settle()

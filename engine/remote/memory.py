@@ -171,6 +171,20 @@ class PageMap:
                 raise
             return None
 
+    def is_watched(self, address: int) -> bool:
+        """Whether anybody has the writes to a mapping noted."""
+        try:
+            self._scan(0, _PAGE_IS_WRITTEN, 0, address, address + PAGE, _PM_SCAN_CHECK_WPASYNC)
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.EINVAL, errno.ENOTTY):
+                raise
+            return False
+        return True
+
+    def swapped(self, start: int, end: int) -> list[tuple[int, int]]:
+        """What is shown as swapped out in a part of the address space: also where there is nothing but a marker."""
+        return self._scan(_PAGE_IS_FILE, _PAGE_IS_SWAPPED, 0, start, end)
+
     def _scan(
         self, without: int, required: int, any_of: int, start: int = 0, end: int = TASK_SIZE, flags: int = 0
     ) -> list[tuple[int, int]]:

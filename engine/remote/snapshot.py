@@ -14,6 +14,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+from collections.abc import Callable
 from contextlib import suppress
 
 from torpor.errors import CheckpointFailed
@@ -28,22 +29,28 @@ _CLONE_VM = 0x100
 _EVERY_DESCRIPTOR = 0xFFFFFFFF
 _PR_SET_CHILD_SUBREAPER = 36
 _PR_GET_CHILD_SUBREAPER = 37
+_STOPS_BEFORE_FORK = 4
+"""Into and out of close_range(2) and userfaultfd(2)."""
+
+Watch = Callable[[int], None]
+"""Given a userfaultfd of the target's memory, its own to close, before that is forked."""
 
 
 class Snapshot:
     """The snapshot of one process. `ask` before `Injection.start`; then `pid` is known after `finish`."""
 
-    def __init__(self, injection: Injection, *, watch: bool = False) -> None:
+    def __init__(self, injection: Injection, *, fork: bool = True, watch: Watch | None = None) -> None:
         """
         Args:
             injection: into the process.
-            watch: also have a userfaultfd of the target's memory made.
+            fork: if not, nothing but a userfaultfd is made.
+            watch: what to do with a userfaultfd of the target's memory, if one is wanted.
         """
         self.pid = 0
         """Whose memory to read instead of the target's; 0 when the kernel did not let us fork."""
         self.needed = True
         """Its end is no loss once this is false."""
-        self._userfaultfd = -1
+        self._fork = fork
         self._watch = watch
         self._injection = injection
         self._failure = ""
@@ -54,11 +61,12 @@ class Snapshot:
 
         A process that adopts orphans must not adopt this one: it is no subreaper for the moment.
         """
-        end = 3 if self._watch else 2
+        end = 1 + (self._watch is not None) + self._fork
         batch.add(NR.close_range, 0, _EVERY_DESCRIPTOR, 0, on_error=end)
         if self._watch:
             batch.add(NR.userfaultfd, OPEN_FLAGS)
-        batch.add(NR.clone, 0, 0, 0, 0, 0, on_zero=end + 1)
+        if self._fork:
+            batch.add(NR.clone, 0, 0, 0, 0, 0, on_zero=end + 1)
         batch.add(NR.exit, 0)
         batch.add(NR.exit_group, 0)
         batch.first = len(batch)
@@ -92,30 +100,28 @@ class Snapshot:
             ptrace.wait_end(helper)
 
     def _accompany(self, helper: int) -> None:
-        """Keep the snapshot that the helper makes where it is born."""
+        """Keep the snapshot that the helper makes where it is born.
+
+        A userfaultfd is the helper's, which shares the target's memory: the target itself never has it.
+        """
+        stops = 0 if self._watch else _STOPS_BEFORE_FORK
         ptrace.wait_surely(helper)
-        ptrace.resume(helper)
+        ptrace.resume(helper, ptrace.SYSCALL if self._watch else ptrace.CONT)
         while os.WIFSTOPPED(status := ptrace.wait_surely(helper)):
+            deliver = 0
             if ptrace.event(status) == ptrace.EVENT_CLONE:
                 self.pid = ptrace.event_message(helper)
                 ptrace.wait_surely(self.pid)
                 ptrace.request(ptrace.SETOPTIONS, self.pid, 0, ptrace.O_EXITKILL)
-                if self._watch:
-                    self._userfaultfd = _only_descriptor(helper)
+            elif ptrace.stop_signal(status) == ptrace.SYSCALL_STOP:
+                stops += 1
+                if stops == _STOPS_BEFORE_FORK and self._watch and (fd := _only_descriptor(helper)) >= 0:
+                    self._watch(fd)
             elif not ptrace.event(status) and ptrace.stop_signal(status) == signal.SIGSYS:
-                ptrace.resume(helper, ptrace.CONT, signal.SIGSYS)
-                continue
-            ptrace.resume(helper)
+                deliver = signal.SIGSYS
+            ptrace.resume(helper, ptrace.CONT if stops >= _STOPS_BEFORE_FORK else ptrace.SYSCALL, deliver)
         if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGSYS:
             self._failure = "a system-call filter (seccomp) killed who was to make it"
-
-    def take_userfaultfd(self) -> int:
-        """The userfaultfd of the target's memory, the caller's to close; -1: there is none.
-
-        The helper has made it, which shares that memory: the target itself never had it.
-        """
-        fd, self._userfaultfd = self._userfaultfd, -1
-        return fd
 
     def let_go(self) -> None:
         """Let the snapshot die, which takes the kernel a while; `end` waits for that. Its memory is read no more."""
@@ -126,8 +132,6 @@ class Snapshot:
 
     def end(self) -> None:
         """Let the snapshot die, and wait until it has. May be called again."""
-        if (fd := self.take_userfaultfd()) >= 0:
-            os.close(fd)
         if not self.pid:
             return
         self.let_go()

@@ -8,6 +8,11 @@ The descriptor belongs to whoever looks; when it is closed, or its holder dies, 
 that are not there yet are not protected (a reservation of 64 GiB would get page tables for all of it): they count as
 written once they are there.
 
+A protected page that is dropped from a mapping of a file or of huge pages (MADV_DONTNEED, or the file became shorter)
+leaves a marker in the page table (mm/memory.c, zap_install_uffd_wp_if_needed, 5.19). It is shown as a page that is
+swapped out and was not written, which it is not: there is no page. So the protection of all that looks like that is
+taken away, and the markers go with it; what was really swapped out counts as written.
+
 Documented in: Documentation/admin-guide/mm/userfaultfd.rst and pagemap.rst.
 """
 
@@ -17,9 +22,10 @@ import errno
 import fcntl
 import os
 import struct
-from collections.abc import Iterable
+from collections.abc import Sequence
+from typing import NamedTuple
 
-from torpor.ranges import Range
+from torpor.ranges import Range, intersection, union
 from torpor.remote import memory
 
 UFFD_USER_MODE_ONLY = 1
@@ -29,12 +35,23 @@ OPEN_FLAGS = os.O_CLOEXEC | os.O_NONBLOCK | UFFD_USER_MODE_ONLY
 # include/uapi/linux/userfaultfd.h
 _UFFDIO_API = 0xC018AA3F
 _UFFDIO_REGISTER = 0xC020AA00
+_UFFDIO_WRITEPROTECT = 0xC018AA06
 _API = struct.Struct("<3Q")  # api, features, ioctls
 _REGISTER = struct.Struct("<4Q")  # start, length, mode, ioctls
+_WRITEPROTECT = struct.Struct("<3Q")  # start, length, mode
 _UFFD_API = 0xAA
 _WP_UNPOPULATED = 1 << 13
 _WP_ASYNC = 1 << 15
 _MODE_WP = 1 << 1
+
+
+class Private(NamedTuple):
+    """A private mapping of a process, whole."""
+
+    start: int
+    end: int
+    backed: bool
+    """Whether a file or huge pages are behind it, so that a dropped page leaves a marker."""
 
 
 class WriteWatch:
@@ -59,37 +76,65 @@ class WriteWatch:
             fd, self._fd = self._fd, -1
             os.close(fd)
 
-    def look(self, pid: int, mappings: Iterable[Range], *, again: bool) -> list[Range]:
+    def begin(self, pid: int, mappings: Sequence[Range]) -> bool:
+        """Watch a frozen process from now on, unless somebody else does: whom each look of ours would make blind.
+
+        Args:
+            pid: the process.
+            mappings: its private mappings, by address.
+
+        Raises:
+            OSError: ESRCH when the process is gone.
+        """
+        with memory.PageMap(pid) as pages:
+            if any(pages.is_watched(start) for start, _ in mappings):
+                return False
+            for start, end in mappings:
+                self._protect(pages, start, end)
+        return True
+
+    def look(self, pid: int, mappings: Sequence[Private], *, again: bool) -> list[Range]:
         """What may have been written since the last look, of the frozen process's own pages.
 
         A mapping that is new since then counts as written.
 
         Args:
             pid: the process.
-            mappings: its private mappings, each whole, by address.
+            mappings: its private mappings, by address.
             again: forget what was written, and watch what is new.
 
         Raises:
             OSError: ESRCH when the process is gone or has become another program.
         """
         found: list[Range] = []
+        watched: list[Range] = []
         with memory.PageMap(pid) as pages:
-            for start, end in mappings:
+            for start, end, backed in mappings:
                 written = pages.written(start, end, again=again)
                 if written is None:  # new
                     found.append((start, end))
-                    if again and self._register(start, end):
-                        pages.written(start, end, again=True)
-                else:
-                    found += written
+                    if again:
+                        self._protect(pages, start, end)
+                    continue
+                found += written
+                if backed:
+                    watched.append((start, end))
+            for first, last in union(watched):
+                for start, end in intersection(pages.swapped(first, last), watched):
+                    self._forget(start, end)
+                    found.append((start, end))
         return found
 
-    def _register(self, start: int, end: int) -> bool:
-        """Whether the kernel lets a mapping be watched; one that it does not is new at each look."""
+    def _forget(self, start: int, end: int) -> None:
+        """Take the protection from a part of a watched mapping, and with it the markers of pages that were dropped."""
+        fcntl.ioctl(self._fd, _UFFDIO_WRITEPROTECT, bytearray(_WRITEPROTECT.pack(start, end - start, 0)))
+
+    def _protect(self, pages: memory.PageMap, start: int, end: int) -> None:
+        """Watch a mapping; one that the kernel does not let be watched is new at each look."""
         try:
             fcntl.ioctl(self._fd, _UFFDIO_REGISTER, bytearray(_REGISTER.pack(start, end - start, _MODE_WP, 0)))
         except OSError as error:
             if error.errno not in (errno.EINVAL, errno.EBUSY, errno.EPERM):
                 raise
-            return False
-        return True
+            return
+        pages.written(start, end, again=True)
