@@ -485,7 +485,7 @@ def _write(
         cuts = [own.cut(was) for own, was in zip(pages, before, strict=True)]  # first of all: the sum is to be known
         out.expect(sum(end - start for cut in cuts for start, end in cut.dirty))
         for process, own, cut, was in zip(image.processes, pages, cuts, before, strict=True):
-            out.store_private(own.pid, cut, was, process.memory.pages)
+            out.store_private(own, cut, was, process.memory.pages)
         for segment in taken.shared.segments.values():
             out.store_shared(segment, image.shared[segment.index].pages)
 

@@ -2,9 +2,10 @@
 
 Kept: every private page that was written, whatever its protection now (RELRO is read-only, but was written); guard
 regions; the bounds of heap, stack, arguments and environment, the auxiliary vector, the exe link, the vDSO's place and
-bytes. Pages of files that nobody wrote are taken from the file again. A private mapping of a file that is gone or was
-replaced (an upgraded library) is kept whole, and becomes anonymous; behind the file's end it has zeros.
-What is shared copy-on-write since a fork is kept once; each process gets its own.
+bytes. Pages of files that nobody wrote are taken from the file again. Of written pages those that are all zeros are
+left out where zeros would be there without them, which is not so in a mapping of a file. A private mapping of a file
+that is gone or was replaced (an upgraded library) is kept whole, and becomes anonymous; behind the file's end it has
+zeros. What is shared copy-on-write since a fork is kept once; each process gets its own.
 
 Refused: guard regions in shared memory, which is read through its mappings.
 
@@ -16,10 +17,11 @@ from __future__ import annotations
 import errno
 import os
 import threading
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from torpor import procfs
 from torpor._native import ffi, lib
@@ -111,6 +113,8 @@ def describe(
             bounds = (vma.mapping.start, vma.mapping.end)
             if kind in PRIVATE and vm_flags.DROPPABLE not in vma.flags:
                 pages.private.append(bounds)
+            if kind == pb.Vma.FILE_PRIVATE:
+                pages.backed.append(bounds)
             if kind == pb.Vma.ANONYMOUS and vmas.was_file(vma):
                 pages.whole += subtract([bounds], guards)
     return pages
@@ -186,6 +190,8 @@ class Ranges:
     whole: list[tuple[int, int]]
     """Of those of files that are gone what is no guard region: every page that the file had is kept."""
     walk: Walk | None = None
+    backed: list[tuple[int, int]] = field(default_factory=list)
+    """Those of files, by address: there a page of zeros is not the same as none."""
 
     def find(self) -> list[tuple[int, int]]:
         """The ranges of its own pages, by address."""
@@ -229,15 +235,16 @@ class PageWriter:
         """Announce bytes to come, for the progress."""
         self._expected += size
 
-    def store_private(self, pid: int, pages: Cut, before: Before | None, table: pb.PageTable) -> None:
+    def store_private(self, own: Ranges, pages: Cut, before: Before | None, table: pb.PageTable) -> None:
         """Write a process's own pages; the numbers in the table are addresses / page size.
 
         Args:
-            pid: whose memory to read.
+            own: whose memory to read.
             pages: its own.
             before: what it was in the snapshot that the writer has as its base; None: nothing is as it was.
             table: to be filled.
         """
+        pid = own.pid
 
         def read(pieces: Sequence[tuple[int, int]], buffer: memoryview) -> None:
             try:
@@ -248,14 +255,14 @@ class PageWriter:
                 _read_protected(pid, pieces, buffer)  # PROT_NONE or write-only among them
 
         if before is None:
-            self._store(pages.dirty, read, table)
+            self._store(pages.dirty, read, table, own.backed)
             return
         rows: list[int] = []
         for start, end in pages.clean:
             rows += before.table.blocks[before.table.between(start, end)]
         blocks = self._writer.adopt(rows)
         read_now = pb.PageTable()
-        self._store(pages.dirty, read, read_now)
+        self._store(pages.dirty, read, read_now, own.backed)
         join(before.table, pages.clean, blocks, Columns.of(read_now), table)
 
     def store_file(self, fd: int, size: int, table: pb.PageTable) -> None:
@@ -296,22 +303,27 @@ class PageWriter:
 
         self._store(ranges, read, table)
 
-    def _store(self, ranges: Sequence[tuple[int, int]], read: _Read, table: pb.PageTable) -> None:
+    def _store(
+        self, ranges: Sequence[tuple[int, int]], read: _Read, table: pb.PageTable, zeros: Sequence[Range] = ()
+    ) -> None:
+        """Store ranges; those of their pages that are all zeros only where they lie in `zeros`, too."""
         # The pages of a table are listed by address, so the results are taken in the order of the chunks.
         waiting: deque[Future[_Stored]] = deque()
         for chunk in _chunks(ranges):
-            waiting.append(self._pool.submit(self._work, chunk, read))
+            waiting.append(self._pool.submit(self._work, chunk, read, zeros))
             if len(waiting) > 2 * _WORKERS:
                 _list(table, waiting.popleft().result())
         for future in waiting:
             _list(table, future.result())
 
-    def _work(self, chunk: list[tuple[int, int]], read: _Read) -> _Stored:
+    def _work(self, chunk: list[tuple[int, int]], read: _Read, zeros: Sequence[Range]) -> _Stored:
         size = sum(length for _, length in chunk)
         buffer = self._buffer()[:size]
         read(chunk, buffer)
         zero = bytearray(size // PAGE)
         lib.tp_zero_pages(ffi.from_buffer(buffer), len(zero), PAGE, ffi.from_buffer(zero))
+        if zeros:
+            _keep(chunk, zeros, zero)
         starts, counts, positions = _blocks(chunk, zero)
         lengths = [count * PAGE for count in counts]
         if sum(lengths) < size:
@@ -367,6 +379,17 @@ def _list(table: pb.PageTable, result: _Stored) -> None:
     table.starts.extend(starts)
     table.counts.extend(counts)
     table.blocks.extend(blocks)
+
+
+def _keep(chunk: Sequence[tuple[int, int]], kept: Sequence[Range], zero: bytearray) -> None:
+    """Mark the pages of a chunk that lie in `kept` as ones that are not zero."""
+    kept = kept[max(bisect_left(kept, chunk[0]) - 1, 0) : bisect_left(kept, (sum(chunk[-1]), 0))]
+    at = 0  # pages, in the chunk
+    for address, size in chunk if kept else ():
+        for start, end in intersection([(address, address + size)], kept):
+            first, last = at + (start - address) // PAGE, at + (end - address) // PAGE
+            zero[first:last] = bytes(last - first)
+        at += size // PAGE
 
 
 def _blocks(chunk: Sequence[tuple[int, int]], zero: bytearray) -> _Stored:
