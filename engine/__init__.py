@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from torpor.checkpoint import checkpoint
+    from torpor.checkpoint import Stats, checkpoint
     from torpor.job import Job
     from torpor.restore import restore
     from torpor.run import run
@@ -22,12 +22,13 @@ if TYPE_CHECKING:
     from torpor.store import SnapshotInfo as Snapshot
     from torpor.store import Store
 
-__all__ = ["Job", "Series", "Snapshot", "Store", "checkpoint", "restore", "run"]
+__all__ = ["Job", "Series", "Snapshot", "Stats", "Store", "checkpoint", "restore", "run"]
 
 _PLACES = {
     "Job": "torpor.job",
     "Series": "torpor.series",
     "Snapshot": "torpor.store",
+    "Stats": "torpor.checkpoint",
     "Store": "torpor.store",
     "checkpoint": "torpor.checkpoint",
     "load_ipython_extension": "torpor.jupyter_ext.magics",  # for %load_ext torpor

@@ -18,8 +18,8 @@ from functools import partial
 from itertools import chain
 from typing import Literal, TypeVar
 
-from torpor import procfs
-from torpor.errors import CheckpointFailed, Reason, Refused, RestoreRefused, StoreError
+from torpor import procfs, proof
+from torpor.errors import CheckpointFailed, ImageDamaged, Reason, Refused, RestoreRefused, StoreError
 from torpor.image import image_pb2 as pb
 from torpor.image import reading
 from torpor.objects import (
@@ -51,7 +51,7 @@ from torpor.remote.snapshot import Watch
 from torpor.remote.tracer import Interruption, in_own_thread, no_collection
 from torpor.remote.waits import Waits
 from torpor.series import Key, Series
-from torpor.store import SnapshotInfo, SnapshotWriter, Store
+from torpor.store import SnapshotInfo, SnapshotReader, SnapshotWriter, Store
 from torpor.taken import HiddenFromFork, TakenProcess, TakenZombie
 
 Then = Literal["run", "stop", "kill"]
@@ -82,6 +82,7 @@ def checkpoint(
     series: Series | None = None,
     bundle_files: bool = False,
     stdio: Mapping[int, int] | None = None,
+    stats: Stats | None = None,
 ) -> SnapshotInfo:
     """Keep the tree of processes below and including `pid` as a snapshot in a store.
 
@@ -101,13 +102,17 @@ def checkpoint(
         bundle_files: keep the content of mapped and open files too, for a host that lacks them.
         stdio: descriptors of the root that are copies of what its standard input, output or error (0, 1, 2) was before
             it replaced that. Those that the processes above it have as their own are found without being named.
+        stats: filled in with what it cost.
 
     Raises:
-        Refused: the tree holds something that cannot be kept; it was not touched.
+        Refused: the tree holds something that cannot be kept, and it was not touched; or it was to be stopped or
+            killed and could not be woken here: it runs on.
         CheckpointFailed: something went wrong later; the tree runs on as before.
         NotFound, NotPermitted: no such process, or not ours to trace.
         StoreError: the store cannot take it.
     """
+    began = time.monotonic_ns()
+    stats = stats or Stats()
     home = store if isinstance(store, Store) else Store(store)
     _raise_descriptor_limit()
     keep_tcp = tcp == "keep"
@@ -116,11 +121,13 @@ def checkpoint(
             why = "TCP connections go on in one place only: they can be kept when the tree is killed"
             raise Refused(f"process {pid} was not saved", [Reason("the checkpoint", why, "use --then kill as well")])
         tcp_keep.require()
+    if then != "run":
+        proof.foresee()
     root = tree.job_of(pid)
     reset_outside = outside == "reset"
     fork = preflight(root, reset_outside=reset_outside, series=series, stdio=stdio) and then == "run"
     rehearse(root)
-    how = _How(then, fork, last, series, reset_outside, keep_tcp, bundle_files, stdio)
+    how = _How(then, fork, last, series, reset_outside, keep_tcp, bundle_files, stdio, stats)
 
     def work(interruption: Interruption) -> SnapshotInfo:
         def tell(done: int, expected: int) -> None:
@@ -128,13 +135,37 @@ def checkpoint(
             if progress:
                 progress(done, expected)
 
-        with home.writer(reading.KIND, tags or {}, known=series.known(home.path) if series else None) as writer:
-            try:
-                return _patiently(lambda: _take(root, writer, how, tell))
-            except HiddenFromFork:  # such memory has come since the preflight, maybe that of an earlier checkpoint
-                return _patiently(lambda: _take(root, writer, replace(how, fork=False), tell))
+        def write(*, reuse: bool) -> SnapshotInfo:
+            known = series.known(home.path) if series and reuse else None
+            with home.writer(reading.KIND, tags or {}, reuse=reuse, known=known) as writer:
+                try:
+                    return _patiently(lambda: _take(root, writer, how, tell))
+                except HiddenFromFork:  # such memory has come since the preflight, maybe that of an earlier checkpoint
+                    return _patiently(lambda: _take(root, writer, replace(how, fork=False), tell))
 
-    return in_own_thread(work)
+        try:
+            return write(reuse=True)
+        except ImageDamaged:  # what earlier snapshots wrote is not what it was, and this one counts on it
+            return write(reuse=False)
+
+    try:
+        return in_own_thread(work)
+    except ImageDamaged as error:
+        raise CheckpointFailed(f"it was not ended, for what was saved cannot be read back: {error.message}") from error
+    finally:
+        stats.total_ns = time.monotonic_ns() - began
+
+
+@dataclass
+class Stats:
+    """What a checkpoint cost, nanoseconds."""
+
+    pause_ns: int = 0
+    """From the first interrupt to the last detach; 0: it was stopped or killed."""
+    proof_ns: int = 0
+    """In which the image of a tree that was to end was held against this host (`torpor.proof`)."""
+    total_ns: int = 0
+    """In all."""
 
 
 @dataclass(frozen=True)
@@ -150,6 +181,7 @@ class _How:
     keep_tcp: bool
     bundle_files: bool
     stdio: Mapping[int, int] | None
+    stats: Stats
 
 
 def _patiently(act: Callable[[], T]) -> T:
@@ -185,9 +217,11 @@ def _take(root: int, writer: SnapshotWriter, how: _How, progress: Progress) -> S
             before = taken.before if writer.base else [None] * len(pages)
             _write(image, pages, before, taken, writer, progress, bundle_files=how.bundle_files)
             taken.let_snapshots_go()
-            image.timing.pause_ns = frozen.pause_ns
+            image.timing.pause_ns = how.stats.pause_ns = frozen.pause_ns
             image.timing.total_ns = time.monotonic_ns() - began
-            published = writer.publish(image.SerializeToString(), _summary(image), notices=taken.notices)
+            prove = partial(_prove, frozen, how.stats) if how.then != "run" else None
+            body = image.SerializeToString()
+            published = writer.publish(body, _summary(image), notices=taken.notices, prove=prove)
             taken.note(image, writer)
         except StoreError:
             raise
@@ -206,6 +240,16 @@ def _take(root: int, writer: SnapshotWriter, how: _How, progress: Progress) -> S
             for process in frozen.processes.values():
                 os.kill(process.pid, signal.SIGSTOP)
     return published
+
+
+def _prove(frozen: Frozen, stats: Stats, reader: SnapshotReader) -> None:
+    """Hold what was written of a frozen tree against this host."""
+    began = time.monotonic_ns()
+    standing = {tid for process in frozen.processes.values() for tid in (process.pid, *process.threads)}
+    try:
+        proof.prove(reader, standing)
+    finally:
+        stats.proof_ns = time.monotonic_ns() - began
 
 
 def preflight(

@@ -46,7 +46,13 @@ def name_of(process: pb.Process) -> str:
 
 
 def refuse(
-    image: pb.Tree, snapshot: str, host: Probe, stdio: Sequence[int], *, files_as_they_are: bool = False
+    image: pb.Tree,
+    snapshot: str,
+    host: Probe,
+    stdio: Sequence[int],
+    *,
+    files_as_they_are: bool = False,
+    standing: bool = False,
 ) -> None:
     """Find what keeps this host from waking an image.
 
@@ -56,6 +62,7 @@ def refuse(
         host: what this host can do.
         stdio: the descriptors that stand in for 0, 1 and 2.
         files_as_they_are: files that changed since are no hindrance.
+        standing: the tree itself still lives: what only it stands in the way of does not count.
 
     Raises:
         RestoreRefused: with every reason.
@@ -75,7 +82,7 @@ def refuse(
         openers = Openers(image)
         reasons += mapped_files.check(image, openers)
         reasons += shared_memory.check(image, openers)
-        reasons += descriptors.check(image, stdio)
+        reasons += descriptors.check(image, stdio, standing=standing)
         reasons += _check_directories(image, openers)
         reasons += check_abilities(host)
         family.arrange(image, family.UNKNOWN_PID)

@@ -10,12 +10,11 @@ import fcntl
 import os
 import resource
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Literal
 
-from torpor import capsule, procfs
+from torpor import capsule, procfs, surroundings
 from torpor.capsule import Namespaces, Setting, Waiting
 from torpor.execute import Builder, Filled
 from torpor.image import image_pb2 as pb
@@ -26,22 +25,14 @@ from torpor.objects import (
     credentials,
     descriptors,
     family,
-    filters,
     mapped_files,
     memory,
     moved_ports,
     ptys,
-    queues,
     shared_memory,
-    sysv,
-    traits,
-    vdso,
 )
 from torpor.objects.address_space import Sources
-from torpor.objects.credentials import Rights
-from torpor.objects.family import UNKNOWN_PID
 from torpor.objects.opener import Opener, Openers
-from torpor.objects.threads import Bounds
 from torpor.plan import Held, Here, make
 from torpor.probe import probe
 from torpor.refusals import living, refuse
@@ -103,8 +94,8 @@ def restore(
             stdio = [given if os.isatty(number) else number for number in stdio]
         with _put_back(image, reader):
             for own_pids in (False, True):
-                setting = _setting(image, detach, own_pids)
-                here = _here(setting)
+                setting = surroundings.setting(image, detach=detach, own_pids=own_pids)
+                here = surroundings.here(setting)
                 child = family.arrange(image, here.init).children[0].pid
                 try:
                     with (
@@ -138,7 +129,7 @@ def explain(
         image = reading.read(reader)
         refuse(image, reader.info.id, probe(), (0, 1, 2), files_as_they_are=files == "as-they-are")
         with _put_back(image, reader, only_look=True), _Material(image, reader, (0, 1, 2)) as material:
-            return make(image, _here(_setting(image, False, False)), material.held).explain()
+            return make(image, surroundings.here(surroundings.setting(image)), material.held).explain()
 
 
 def listening_ports(snapshot: str | SnapshotInfo, *, store: Store | str | os.PathLike[str] | None = None) -> set[int]:
@@ -152,70 +143,6 @@ def _open(snapshot: str | SnapshotInfo, store: Store | str | os.PathLike[str] | 
         store = snapshot.store
     home = store if isinstance(store, Store) else Store(store)
     return home.open(snapshot)
-
-
-# ----------------------------------------------------------------------------------------------- surroundings
-
-
-def _setting(image: pb.Tree, detach: bool, own_pids: bool) -> Setting:
-    """Where the tree is to live: among the host's processes if its PIDs are free and may be chosen, unless it is to
-    have PIDs of its own in any case."""
-    host = probe()
-    root = image.processes[0]
-    session = detach or 1 in (root.sid, root.pgid)
-    namespaces = Namespaces(0)
-    if own_pids or not host.can_choose_pids or not _pids_are_free(image):
-        namespaces = Namespaces.PID | Namespaces.MOUNT
-        if os.geteuid():
-            namespaces |= Namespaces.USER
-    boot = procfs.read("/proc/sys/kernel/random/boot_id").strip().decode()
-    if os.path.exists("/proc/self/ns/time") and (namespaces or image.host.boot_id != boot):
-        namespaces |= Namespaces.TIME
-    if sysv.segments(image) or image.semaphores or image.queues or queues.of(image):
-        namespaces |= Namespaces.IPC
-    return Setting(
-        namespaces,
-        monotonic_ns=image.host.monotonic_ns - time.clock_gettime_ns(time.CLOCK_MONOTONIC),
-        boottime_ns=image.host.boottime_ns - time.clock_gettime_ns(time.CLOCK_BOOTTIME),
-        new_session=session,
-        hold_filters_off=filters.has_own(image),
-    )
-
-
-def _pids_are_free(image: pb.Tree) -> bool:
-    members = [member.pid for member in family.arrange(image, UNKNOWN_PID).walk() if member.pid != UNKNOWN_PID]
-    tids = [thread.tid for process in image.processes for thread in process.threads]
-    return not any(os.path.exists(f"/proc/{pid}") for pid in (*members, *tids))
-
-
-def _here(setting: Setting) -> Here:
-    status = procfs.status(procfs.read("/proc/self/status"))
-    last = int(procfs.read("/proc/sys/kernel/cap_last_cap"))
-    keep = os.geteuid() == 0
-    return Here(
-        init=1 if setting.capsule else UNKNOWN_PID,
-        rights=Rights(
-            keep=keep,
-            last_capability=last,
-            capabilities=int(status[b"CapPrm"], 16) if keep else (2 << last) - 1,
-            hard_limits=tuple(_hard_limit(number) for number in range(len(credentials.LIMIT_NAMES))),
-        ),
-        bounds=Bounds(
-            processors=frozenset(os.sched_getaffinity(0)),
-            nice=os.getpriority(os.PRIO_PROCESS, 0),
-            may_lower_nice=keep,
-            scheduler=os.sched_getscheduler(0),
-            allowed=traits.allowed(),
-        ),
-        vdso=vdso.host(),
-        timer_restore_ids=probe().timer_restore_ids,
-        oom_score_adj=int(procfs.read("/proc/self/oom_score_adj")),
-        may_lower_oom=bool(int(status[b"CapEff"], 16) >> CAP_SYS_RESOURCE & 1),
-    )
-
-
-def _hard_limit(number: int) -> int:
-    return resource.getrlimit(number)[1] & credentials.UNLIMITED
 
 
 # ----------------------------------------------------------------------------------------------- material

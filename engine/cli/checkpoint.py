@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -15,6 +16,9 @@ from torpor.cli.common import (
     snapshot_json,
     store_option,
 )
+
+if TYPE_CHECKING:
+    from torpor import Stats
 
 
 @click.command("checkpoint", short_help="Save a process and all that it started.")
@@ -44,6 +48,7 @@ from torpor.cli.common import (
 @click.option(
     "--bundle-files", is_flag=True, help="Save programs, libraries and open files too, for a node that lacks them."
 )
+@click.option("--stats", "wanted", is_flag=True, help="Tell what it cost, too.")
 @click.option("--tag", "tags", metavar="K=V", multiple=True, callback=parse_tags, help="A label; may be repeated.")
 @command_options
 def command(
@@ -53,14 +58,17 @@ def command(
     outside: Literal["refuse", "reset"],
     tcp: Literal["reset", "keep"],
     bundle_files: bool,
+    wanted: bool,
     tags: dict[str, str],
     as_json: bool,
 ) -> None:
     """Save process PID and all that it started; print the snapshot's id.
 
-    If it cannot be saved nothing happens to it: it runs on, also with --then kill.
+    If it cannot be saved, or is to be stopped or killed and could not be woken here, nothing happens to it: it runs on.
     """
     import torpor
+
+    stats = torpor.Stats()
 
     with progress_bar(f"saving {pid}") as progress:
         info = torpor.checkpoint(
@@ -72,10 +80,20 @@ def command(
             outside=outside,
             tcp=tcp,
             bundle_files=bundle_files,
+            stats=stats,
         )
     if as_json:
-        print_json(snapshot_json(info))
+        print_json(snapshot_json(info) | ({"stats": asdict(stats)} if wanted else {}))
     else:
         for text in info.notices:
             note(text)
         click.echo(info.id)
+        if wanted:
+            note(_cost(stats))
+
+
+def _cost(stats: Stats) -> str:
+    """What a checkpoint cost, for people."""
+    pause = f"it stood still for {stats.pause_ns / 1e6:.0f} ms; " if stats.pause_ns else ""
+    proof = f"to prove that it can be woken here took {stats.proof_ns / 1e6:.0f} ms; " if stats.proof_ns else ""
+    return f"{pause}{proof}{stats.total_ns / 1e6:.0f} ms in all"

@@ -355,6 +355,13 @@ class Kind(ABC, Generic[S]):
         """Say why this host cannot make these descriptions again."""
         return iter(())
 
+    def check_free(self, mine: dict[int, Description], image: Tree) -> Iterator[Reason]:
+        """Say what of it somebody else has here and now, as a port or a name.
+
+        Asked of what `check` finds nothing against, and not while the tree itself still lives, which has all of it.
+        """
+        return iter(())
+
     def open(self, mine: dict[int, Description], opening: Opening) -> None:
         """Make these descriptions again, each kept by `Opening.place`.
 

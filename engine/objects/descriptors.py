@@ -308,22 +308,27 @@ class Opened:
                 os.close(kept.popitem()[1])
 
 
-def check(image: Tree, stdio: Sequence[int] = (0, 1, 2)) -> list[Reason]:
+def check(image: Tree, stdio: Sequence[int] = (0, 1, 2), *, standing: bool = False) -> list[Reason]:
     """Say everything that keeps the image's descriptions from being opened here and now. Changes nothing.
 
     Args:
         image: the tree; not trusted.
         stdio: the restorer's descriptors that stand in for 0, 1 and 2.
+        standing: the tree itself still lives. What it has (ports, names, locks) is not looked at, and no file that it
+            has a lease on is opened, which would break that.
     """
     found = [*_check_numbers(image), *ptys.check_sessions(image)]
     if found:
         return found
+    leased = locks.leased(image) if standing else set()
     for kind, mine in _by_kind(image):
+        seen = {index: description for index, description in mine.items() if description.file.path not in leased}
         try:
-            found += kind.check(mine, image, stdio)
+            reasons = list(kind.check(seen, image, stdio))
+            found += reasons or ([] if standing else kind.check_free(mine, image))
         except (ValueError, OverflowError) as error:  # a number or a name that no system call takes
             found.append(Reason("the image", f"a description of the kind {kind.field} cannot be: {error}"))
-    return found or list(locks.check(image))
+    return found if standing else found or list(locks.check(image))
 
 
 def open_all(

@@ -33,6 +33,8 @@ from torpor.remote.x86_64 import NR
 
 SPLICE_F_NONBLOCK = 2
 """Of splice(2) and tee(2)."""
+AT_EACCESS, AT_EMPTY_PATH = 0x200, 0x1000
+"""Of faccessat2(2)."""
 
 
 class Fifo(Pipe):
@@ -71,16 +73,33 @@ class Fifo(Pipe):
         out.fifo.unwritten = held.state.unwritten
 
     def check(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
-        """They are there, and nothing lies in them."""
+        """They are there. None is opened: who reads from it would see a writer come and go."""
         openers = Openers(image)
         for index, description in mine.items():
             if description.fifo.pipe >= len(image.pipes):
                 yield Reason("the image", f"it names pipe {description.fifo.pipe}, which is not in it")
                 continue
             try:
+                fd = openers.description(index).lookup(description.fifo.path)
+                try:
+                    if not stat.S_ISFIFO(os.fstat(fd).st_mode):
+                        yield Reason(words(description), "it is no named pipe any more")
+                        continue
+                    how = os.R_OK | os.W_OK
+                    openers.description(index).call(NR.faccessat2, fd, b"\0", how, AT_EMPTY_PATH | AT_EACCESS)
+                finally:
+                    os.close(fd)
+            except OSError as error:
+                yield _cannot_open(description, error.strerror)
+
+    def check_free(self, mine: dict[int, Description], image: Tree) -> Iterator[Reason]:
+        """Nothing lies in them."""
+        openers = Openers(image)
+        for index, description in mine.items():
+            try:
                 os.close(_open(description, openers.description(index)))
             except OSError as error:
-                yield Reason(words(description), f"it cannot be opened: {error.strerror}", "make it again (mkfifo)")
+                yield _cannot_open(description, error.strerror)
             except RestoreFailed as error:
                 yield Reason(words(description), error.message)
 
@@ -105,6 +124,10 @@ class Fifo(Pipe):
                             opening.place(index, _end(reader, os.O_RDONLY))
                         finally:
                             os.close(reader)
+
+
+def _cannot_open(description: Description, why: str | None) -> Reason:
+    return Reason(words(description), f"it cannot be opened: {why}", "make it again (mkfifo)")
 
 
 def _end(fd: int, mode: int) -> int:

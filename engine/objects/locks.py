@@ -76,6 +76,17 @@ def lease_owner(found: Iterable[bytes]) -> int | None:
     return next(owners, None)
 
 
+def leased(image: Tree) -> set[bytes]:
+    """The files on which the tree has leases: whoever opens one breaks it."""
+    held = {
+        entry.description
+        for process in image.processes
+        for entry in process.fds
+        if any(lock.kind == Lock.LEASE for lock in entry.locks)
+    }
+    return {image.descriptions[index].file.path for index in held}
+
+
 def check(image: Tree) -> Iterator[Reason]:
     """Say which cannot be taken here, because somebody else has one."""
     of_processes: dict[int, list[Lock]] = {}

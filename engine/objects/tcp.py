@@ -34,7 +34,7 @@ from enum import IntEnum
 
 from torpor.errors import Reason
 from torpor.image.image_pb2 import Description, TcpSocket, Tree
-from torpor.objects import sockets, tcp_connections, tcp_flow, tcp_keep, tcp_pending
+from torpor.objects import sockets, tcp_connections, tcp_flow, tcp_keep, tcp_pending, tcp_ports
 from torpor.objects.description import (
     Describing,
     GrabbedDescriptors,
@@ -252,8 +252,12 @@ class Tcp(Kind[TcpState]):
             yield f"TCP connections from others that were not accepted yet are lost: {others}"
 
     def check(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
-        """The image makes sense, and the addresses and ports are free here."""
+        """The image makes sense."""
         return tcp_connections.check({index: description.tcp for index, description in mine.items()})
+
+    def check_free(self, mine: dict[int, Description], image: Tree) -> Iterator[Reason]:
+        """The addresses and ports can be had here."""
+        return tcp_ports.check({index: description.tcp for index, description in mine.items()})
 
     def open(self, mine: dict[int, Description], opening: Opening) -> None:
         """Listeners first, then the connections."""

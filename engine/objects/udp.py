@@ -151,9 +151,7 @@ class Udp(Kind[UdpState]):
         out.udp.senders.extend(sender for _, sender in state.messages)
 
     def check(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
-        """The addresses can be had, those of datagrams that wait too."""
-        ours: list[Address | None] = []
-        senders: dict[Address, None] = {}
+        """The addresses can be."""
         for description in mine.values():
             udp = description.udp
             if udp.family not in (socket.AF_INET, socket.AF_INET6):
@@ -164,15 +162,23 @@ class Udp(Kind[UdpState]):
             try:
                 where = _address(udp.local)
                 _address(udp.remote)
-                ours.append(where)
-                senders |= dict.fromkeys(map(sockets.address, udp.senders))
+                for sender in udp.senders:
+                    sockets.address(sender)
                 if len(udp.messages) != len(udp.senders) or (udp.messages and not (where and where.port)):
                     raise ValueError("datagrams that come from nowhere or lead nowhere")
             except ValueError as error:
                 yield Reason("the image", f"it has a UDP socket with {error}")
-                continue
+
+    def check_free(self, mine: dict[int, Description], image: Tree) -> Iterator[Reason]:
+        """The addresses can be had here, those of datagrams that wait too."""
+        ours: list[Address | None] = []
+        senders: dict[Address, None] = {}
+        for description in mine.values():
+            where = _address(description.udp.local)
+            ours.append(where)
+            senders |= dict.fromkeys(map(sockets.address, description.udp.senders))
             try:
-                _make(udp).close()
+                _make(description.udp).close()
             except OSError as error:
                 yield _refused(where, error)
         for sender in senders:

@@ -83,32 +83,55 @@ def check(mine: dict[int, Description], openers: Openers) -> Iterator[Reason]:
             ):
                 yield Reason("the image", "it has a unix socket with a name that cannot be")
                 return
-        if owns(unix) and (why := _why_taken(unix, opener)):
+        if owns(unix) and (why := _why_not_here(unix.name, opener)):
             yield Reason(f"the unix socket {printable(unix.name)}", *why)
         if unix.connected_to and unix.connected_to not in names and (error := _cannot_connect(unix, opener)):
             yield Reason(f"the unix socket {printable(unix.connected_to)}", f"the program sends to it, and {error}")
 
 
+def _why_not_here(name: bytes, opener: Opener) -> tuple[str, str] | None:
+    """Why the name of a socket cannot be had by its user, and what to do."""
+    if name.startswith(b"\0"):
+        return None
+    if not opener.may_write_in(os.path.dirname(name)):
+        return "its directory is not there, or this user may not write to it", "make it again"
+    try:
+        status = opener.lstat(name)
+    except FileNotFoundError:
+        return None
+    if not stat.S_ISSOCK(status.st_mode) or status.st_uid not in opener.users:
+        return "something else has its name", "move it away"
+    return None
+
+
+def check_free(mine: dict[int, Description], openers: Openers) -> Iterator[Reason]:
+    """Say which names somebody has."""
+    for index, description in mine.items():
+        unix = description.unix
+        if owns(unix) and (why := _why_taken(unix, openers.description(index))):
+            yield Reason(f"the unix socket {printable(unix.name)}", *why)
+
+
 def _why_taken(unix: UnixMessage, opener: Opener) -> tuple[str, str] | None:
     """Why the name of a socket is not free, and what to do."""
-    end = "end who has it: it may be the program itself, which still runs"
+    advice = "end who has it: it may be the program itself, which still runs"
     with socket.socket(socket.AF_UNIX, unix.type) as probe:
         if unix.name.startswith(b"\0"):
             try:
                 probe.bind(unix.name)
             except OSError as error:
-                return f"the name cannot be had: {error.strerror}", end
-            return None
-        directory = os.path.dirname(unix.name)
-        if not opener.may_write_in(directory):
-            return "its directory is not there, or this user may not write to it", "make it again"
-        try:
-            status = opener.lstat(unix.name)
-        except FileNotFoundError:
-            return None
-        if not stat.S_ISSOCK(status.st_mode) or status.st_uid not in opener.users:
-            return "something else has its name", "move it away"
-        return ("somebody has the name", end) if _lives(probe, unix.name, opener) else None
+                return f"the name cannot be had: {error.strerror}", advice
+        elif _is_there(unix.name, opener) and _lives(probe, unix.name, opener):
+            return "somebody has the name", advice
+    return None
+
+
+def _is_there(name: bytes, opener: Opener) -> bool:
+    try:
+        opener.lstat(name)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _lives(probe: socket.socket, name: bytes, opener: Opener) -> bool:
@@ -266,7 +289,7 @@ def _clear(unix: UnixMessage, opener: Opener) -> None:
     Raises:
         RestoreFailed: somebody is.
     """
-    if (why := _why_taken(unix, opener)) is not None:
+    if (why := _why_not_here(unix.name, opener) or _why_taken(unix, opener)) is not None:
         raise RestoreFailed(f"the unix socket {printable(unix.name)} cannot be made again: {why[0]}", advice=why[1])
     with suppress(FileNotFoundError):
         opener.unlink(unix.name)

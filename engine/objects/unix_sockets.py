@@ -213,9 +213,13 @@ class Unix(Kind[UnixState]):
             yield f"unix connections to others will be seen closed by the woken program: {some(lost)}"
 
     def check(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
-        """What the image says can be, and its names are free."""
+        """What the image says can be, and its names may be had."""
         found = list(_check_ends(mine, image))
         yield from found or unix_names.check(mine, Openers(image))
+
+    def check_free(self, mine: dict[int, Description], image: Tree) -> Iterator[Reason]:
+        """Nobody has the names."""
+        return unix_names.check_free(mine, Openers(image))
 
     def open(self, mine: dict[int, Description], opening: Opening) -> None:
         """Those with a name first, then pair by pair, then who waits to be accepted. Their queues are filled later."""

@@ -82,7 +82,7 @@ def functions(content: bytes) -> dict[str, tuple[int, int]]:
     """
     try:
         return dict(_functions(content))
-    except (struct.error, IndexError, UnicodeDecodeError) as error:
+    except (struct.error, IndexError, OverflowError, UnicodeDecodeError) as error:
         raise ValueError("it is not an ELF file that this version can read") from error
 
 
@@ -190,6 +190,8 @@ def _missing(old: bytes, new: bytes) -> list[str]:
         if size < _JUMP.size or offset + size > len(old):
             raise ValueError(f"its function {name} is too short")
         by_offset.setdefault(offset, []).append(name)
+    if not by_offset:
+        raise ValueError("it has no functions")
     return sorted(names[0] for names in by_offset.values() if not any(name in known for name in names))
 
 

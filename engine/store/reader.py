@@ -65,9 +65,10 @@ class SnapshotReader:
     blocks: BlockTable
     """Where every block lies: its columns can be used as they are."""
 
-    def __init__(self, place: Place, manifest: Manifest) -> None:
-        """Take over an open store and a manifest in it. Use `Store.open`."""
+    def __init__(self, place: Place, manifest: Manifest, *, borrowed: bool = False) -> None:
+        """Take over an open store, unless it is borrowed, and a manifest in it. Use `Store.open`."""
         self._place = place
+        self._borrowed = borrowed
         self.pack_sizes = manifest.pack_sizes
         self._fds: dict[int, int] = {}
         self._lock = threading.Lock()
@@ -89,7 +90,8 @@ class SnapshotReader:
         with self._lock:
             while self._fds:
                 os.close(self._fds.popitem()[1])
-            self._place.close()
+            if not self._borrowed:
+                self._place.close()
 
     def block(self, index: int) -> tuple[int, int, int]:
         """Give a block's pack number (for `pack_fd`), offset in the pack and length, bytes."""

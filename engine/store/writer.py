@@ -7,7 +7,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from types import TracebackType
 from typing import Final
@@ -30,7 +30,9 @@ from .manifest import (
     pack_header,
     printable,
     read_head,
+    read_manifest,
 )
+from .reader import SnapshotReader
 from .store_pb2 import Envelope, PackRef
 
 _ZEROS: Final = memoryview(bytes(PAGE))
@@ -231,12 +233,18 @@ class SnapshotWriter:
         self._packs.append((self.id, 0))  # its size is known when it is finished
 
     def publish(
-        self, body: bytes, summary: str, needs: Iterable[str] = (), notices: Sequence[str] = ()
+        self,
+        body: bytes,
+        summary: str,
+        needs: Iterable[str] = (),
+        notices: Sequence[str] = (),
+        prove: Callable[[SnapshotReader], None] | None = None,
     ) -> SnapshotInfo:
         """Make the snapshot exist, with all of it on disk, and give what a listing will say of it.
 
         `body` is of the kind; `summary` is a line for people; `needs` is what readers of the body must know.
-        `notices` are kept for whoever wakes it: see `SnapshotInfo`; at most 64.
+        `notices` are kept for whoever wakes it: see `SnapshotInfo`; at most 64. `prove` is given a reader of what is
+        on disk, before it has its name: what it raises keeps the snapshot from existing.
         Raises StoreError, and then nothing of the snapshot is left.
         """
         with self._lock:
@@ -250,7 +258,7 @@ class SnapshotWriter:
             with told(self._place.path, f"cannot publish snapshot {self.id}"):
                 if self._fd >= 0:
                     self._finish_pack()
-                return self._finish_manifest(body, summary, tuple(needs), notices)
+                return self._finish_manifest(body, summary, tuple(needs), notices, prove)
         except BaseException:
             self._remove_traces()
             raise
@@ -267,7 +275,12 @@ class SnapshotWriter:
         self._packs[self._number] = (self.id, self._end)
 
     def _finish_manifest(
-        self, body: bytes, summary: str, needs: Collection[str], notices: Sequence[str]
+        self,
+        body: bytes,
+        summary: str,
+        needs: Collection[str],
+        notices: Sequence[str],
+        prove: Callable[[SnapshotReader], None] | None,
     ) -> SnapshotInfo:
         table = self._own.table
         head = Envelope(
@@ -293,6 +306,10 @@ class SnapshotWriter:
                 os.fsync(fd)
                 size = os.fstat(fd).st_size
                 info = read_head(fd, size, self.id, self._place.path).info
+                if prove:
+                    manifest = read_manifest(fd, size, self.id, self._place.path)
+                    with SnapshotReader(self._place, manifest, borrowed=True) as reader:
+                        prove(reader)
             finally:
                 os.close(fd)
             os.rename("manifest.tmp", "manifest", src_dir_fd=folder, dst_dir_fd=folder)

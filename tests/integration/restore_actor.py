@@ -18,7 +18,7 @@ from typing import Literal
 from unittest import mock
 
 import torpor
-from torpor import plan
+from torpor import plan, surroundings
 from torpor.errors import ImageDamaged, RestoreFailed
 from torpor.execute import Builder
 from torpor.image import image_pb2 as pb
@@ -114,7 +114,7 @@ def pids_taken_meanwhile() -> None:
     """They were free when it was asked, and are not when the processes are made: a capsule has them."""
     snapshot = saved_and_killed("stop")
     (holder,) = (int(line[0]) for line in [counted()])
-    with mock.patch.object(sys.modules["torpor.restore"], "_pids_are_free", lambda _: True):
+    with mock.patch.object(surroundings, "_pids_are_free", lambda *_: True):
         job = torpor.restore(snapshot)
     assert goes_on()[0] == str(job.root_pid) == str(holder)
     assert job.tree_pid != holder

@@ -163,6 +163,7 @@ def test_checkpoint_prints_the_id_alone(run: Torpor, monkeypatch: pytest.MonkeyP
         "outside": "refuse",
         "tcp": "reset",
         "bundle_files": False,
+        "stats": torpor.Stats(),
     }
     code, out, err = run("checkpoint", "12", "--json")
     told = json.loads(out)

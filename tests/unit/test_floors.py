@@ -19,7 +19,7 @@ FLOORS = [
     {"image", "store"},
     {"objects"},
     {"series"},
-    {"plan", "taken", "rehearsal", "capsule", "execute", "job", "refusals", "relay"},
+    {"plan", "taken", "rehearsal", "capsule", "execute", "job", "proof", "refusals", "relay", "surroundings"},
     {"checkpoint", "restore", "run"},
     {"cli", "jupyter_ext", "scheduler_hooks"},
 ]
@@ -55,7 +55,7 @@ def imported(name: str, path: Path) -> set[str]:
             names |= {f"{start}.{alias.name}" for alias in node.names}
     # What the package's own __init__ offers is the engine's interface: made of its upper floors.
     parts = {full.split(".")[1] for full in names if full.startswith("torpor.")}
-    return {"restore" if part in ("Job", "Snapshot", "Store") else part for part in parts}
+    return {"restore" if part in ("Job", "Snapshot", "Stats", "Store") else part for part in parts}
 
 
 def floor(name: str) -> int:

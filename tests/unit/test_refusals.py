@@ -26,9 +26,9 @@ from torpor.objects.address_space import Sources
 from torpor.objects.descriptors import Opened
 from torpor.plan import Held, make
 from torpor.probe import Probe, probe
-from torpor.restore import _here
 from torpor.store import BlockTable
 from torpor.store.store_pb2 import Envelope
+from torpor.surroundings import here
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def planned(image: pb.Tree) -> None:
     some: defaultdict[int, int] = defaultdict(lambda: 1000)
     paths: defaultdict[bytes, int] = defaultdict(lambda: 1001)
     held = Held(Opened(some), Sources(some, some, some, blocks()), paths)
-    make(image, _here(Setting(Namespaces.PID)), held).explain()
+    make(image, here(Setting(Namespaces.PID)), held).explain()
 
 
 def test_a_sound_image_is_planned(image: pb.Tree) -> None:
