@@ -17,8 +17,8 @@ from typing import NamedTuple
 from torpor import procfs
 from torpor.errors import RestoreFailed
 from torpor.image import image_pb2 as pb
-from torpor.objects import address_space, signals, vdso
-from torpor.plan import Plan, ProcessPlan, ThreadPlan
+from torpor.objects import address_space, signals, tree, vdso
+from torpor.plan import WALL, Plan, ProcessPlan, ThreadPlan
 from torpor.probe import probe
 from torpor.remote import memory, ptrace
 from torpor.remote.batch import Call
@@ -98,6 +98,22 @@ class Builder:
                     task.name = by_pid[child.pid].name
                     below.append(Built(by_pid[child.pid], [task]))
             level = below
+        self._orphan()
+
+    def _orphan(self) -> None:
+        """End the stand-ins whose children fall to others above them: they alone adopt meanwhile."""
+        for member in [process.plan.member for process in self.processes.values() if process.plan.member.adopter]:
+            assert member.adopter
+            assert member.parent
+            adopter, parent = self.processes[member.adopter.pid], self.processes[member.parent.pid]
+            adopts = [
+                Call(NR.prctl, (tree.PR_SET_CHILD_SUBREAPER, on, 0, 0, 0), 0, "adopting orphans") for on in (1, 0)
+            ]
+            self._blanks.run([self._work(adopter, adopts[:1])])
+            self._blanks.end(self.processes.pop(member.pid).threads[0], [], signal.SIGKILL)
+            reaping = Call(NR.wait4, (member.pid, 0, WALL, 0), member.pid, f"reaping the stand-in {member.pid}")
+            self._blanks.run([self._work(parent, [reaping])])
+            self._blanks.run([self._work(adopter, adopts[1:])])
 
     def build(self, filled: Callable[[Iterable[Filled]], None] | None = None) -> None:
         """Build address spaces, threads and descriptors of all processes, side by side.
@@ -105,8 +121,9 @@ class Builder:
         Args:
             filled: told of all processes, one after the other, as soon as their memory is what the image says.
         """
-        self._bury()
-        built = [process for process in self.processes.values() if process.plan.build]
+        ended = [process for process in self.processes.values() if _image(process).zombie]
+        self._blanks.run([self._work(process, process.plan.build) for process in ended])
+        built = [process for process in self.processes.values() if process.plan.build and process not in ended]
         works = [self._work(process, process.plan.build) for process in built]
         self._blanks.run(works)
         for process, work in zip(built, works, strict=True):
@@ -122,6 +139,7 @@ class Builder:
                 _write_proc(process, name, text)
         for pid in [pid for pid, process in self.processes.items() if process.plan.member.only_group]:
             self._blanks.end(self.processes.pop(pid).threads[0], [], signal.SIGKILL)
+        self._bury()
 
     def _userfaultfd(self, process: Built) -> int:
         """A userfaultfd of its memory, of which it keeps none itself; -1 where the kernel gives none."""
@@ -149,7 +167,7 @@ class Builder:
         """Let those end that had ended. Their parents' signal actions are not set yet, so they stay unreaped."""
         for pid in [pid for pid, process in self.processes.items() if _image(process).zombie]:
             process = self.processes.pop(pid)
-            self._blanks.end(process.threads[0], process.plan.build, _image(process).exit_status & 0x7F)
+            self._blanks.end(process.threads[0], process.plan.end, _image(process).exit_status & 0x7F)
 
     def settle(self) -> None:
         """Let every thread set what is its own: timers, pending signals, names, credentials."""

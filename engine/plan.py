@@ -97,6 +97,8 @@ class ProcessPlan:
     """By its main thread: all else that the process has as a whole."""
     proc: list[tuple[str, str]] = field(default_factory=list)
     """Files of its /proc/PID that the restorer writes then, with their content."""
+    end: list[Call] = field(default_factory=list)
+    """By one that had ended, when all that is not of the tree has."""
     threads: list[ThreadPlan] = field(default_factory=list)
     """By each thread, the main one first, when all are there."""
 
@@ -130,7 +132,10 @@ class Plan:
         for process in self.processes:
             yield f"{process.name}:"
             yield from _explain("when born", process.birth)
+            if process.member.adopter:
+                yield f"  ends when all are born: its children fall to process {process.member.adopter.pid}"
             yield from _explain("when all are born", [*process.build, *process.fill, *process.furnish])
+            yield from _explain("at its end", process.end)
             for thread in process.threads:
                 yield from _explain(f"thread {thread.image.tid}", [*thread.calls, *thread.last])
 
@@ -160,7 +165,7 @@ def make(image: pb.Tree, here: Here, held: Held) -> Plan:
     warnings = [*held.opened.warnings, *filters.warnings(image)]
     for plan in plans:
         if plan.member.image is not None and plan.member.image.zombie:
-            plan.build += _zombie(plan.member, plan.member.image)
+            _end(plan, plan.member, plan.member.image)
         elif plan.member.image is not None:
             _build(plan, plan.member.image, image, here, held, window)
             warnings += credentials.warnings(plan.name, plan.member.image, here.rights)
@@ -192,9 +197,12 @@ def _birth(member: family.Member, sessions: Mapping[int, pb.Session], opened: Op
         yield Call(NR.setsid, (), member.pid, "starting a session")
         if member.pid in sessions:
             yield from ptys.take(sessions[member.pid], opened.terminals)
-    yield from map(_bear, member.births[len(member.early) :])
+    late = member.births[len(member.early) :]
+    yield from (_bear(child) for child in late if child is not member.holder)
     if member.starts_group and not member.leads_session:
         yield Call(NR.setpgid, (0, 0), 0, "starting a process group")
+    if member.holder:
+        yield _bear(member.holder)
 
 
 def _bear(child: family.Member) -> Call:
@@ -211,20 +219,29 @@ def _know_stop(pid: int) -> Call:
     return Call(NR.wait4, (pid, 0, WUNTRACED | WNOHANG, 0), pid, f"being told of the stop of process {pid}")
 
 
-def _zombie(member: family.Member, process: pb.Process) -> Iterator[Call]:
-    yield from _join(member)
-    yield Call(NR.prctl, (threads.PR_SET_NAME, process.threads[0].name[:15] + b"\0"), 0, "setting its name")
-    yield Call(NR.prlimit64, (0, RLIMIT_CORE, bytes(16), 0), 0, "leaving no core dump")
+def _reap(member: family.Member) -> Iterator[Call]:
+    """Wait for those of its children that only held a group."""
+    for child in member.heirs:
+        if child.only_group:
+            yield Call(NR.wait4, (child.pid, 0, WALL, 0), child.pid, f"reaping the stand-in for {child.pid}")
+
+
+def _end(plan: ProcessPlan, member: family.Member, process: pb.Process) -> None:
+    plan.build += _join(member)
+    plan.end += _reap(member)
+    name = process.threads[0].name[:15] + b"\0"
+    plan.end.append(Call(NR.prctl, (threads.PR_SET_NAME, name), 0, "setting its name"))
+    plan.end.append(Call(NR.prlimit64, (0, RLIMIT_CORE, bytes(16), 0), 0, "leaving no core dump"))
     if (status := process.exit_status) & 0x7F == 0:
-        yield Call(NR.exit_group, (status >> 8,), 0, f"ending with the exit status {status >> 8}")
+        words = f"ending with the exit status {status >> 8}"
+        plan.end.append(Call(NR.exit_group, (status >> 8,), 0, words))
 
 
 def _build(plan: ProcessPlan, process: pb.Process, image: pb.Tree, here: Here, held: Held, window: range) -> None:
     address_space.check(plan.name, process.memory)
     build = plan.build
     member = plan.member
-    if not member.starts_group:
-        build += _join(member)
+    build += _join(member)
     written = address_space.with_pages(process.memory)
     build += address_space.steps(process, image, held.sources, here.vdso, window, written)
     build += map(threads.birth, process.threads[1:])
@@ -242,13 +259,7 @@ def _build(plan: ProcessPlan, process: pb.Process, image: pb.Tree, here: Here, h
     for thread in process.threads:
         calls = list(threads.steps(thread, here.bounds))
         if thread.tid == process.pid:
-            if member.starts_group:  # it leaves only when others are in it, or the group would end
-                calls += _join(member)
-            calls += [
-                Call(NR.wait4, (child.pid, 0, WALL, 0), child.pid, f"reaping the stand-in for {child.pid}")
-                for child in member.heirs
-                if child.only_group
-            ]
+            calls += _reap(member)
             calls += [_know_stop(child.pid) for child in member.heirs if child.image and child.image.stop_told]
             if process.pid == image.processes[0].pid:
                 calls += sysv.remove(image)

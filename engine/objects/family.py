@@ -4,13 +4,18 @@ A process's session is its parent's at the moment of its birth, until it calls s
 session is born after its leader's setsid(), and what is not, before. PIDs that the tree refers to but does not
 contain, as the root's parent or the leader of its session, are taken by *stand-ins*.
 
-Documented in: setsid(2), setpgid(2), credentials(7).
+An orphan may be in a session into which its parent could never have borne it: it was born far below, and fell to its
+parent, a subreaper then, when those between had ended. So it is here: it is the child of a stand-in below its parent,
+which ends when all are born.
+
+Documented in: setsid(2), setpgid(2), credentials(7), prctl(2) on PR_SET_CHILD_SUBREAPER.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 
 from torpor.errors import Reason, RestoreRefused
 from torpor.image import image_pb2 as pb
@@ -43,6 +48,14 @@ class Member:
     """Somebody is in the group with its PID, if not itself: it starts that group, and may leave it later."""
     only_group: bool = False
     """A stand-in that ends when all have joined its group, or been born in its session: these live on without it."""
+    holder: Member | None = None
+    """A stand-in that holds the group with its PID while it goes into another; it is in `children` too."""
+    parent: Member | None = None
+    """By birth."""
+    adopter: Member | None = None
+    """Of a stand-in that ends when all are born: one above it, whom its children fall to."""
+    adopted: list[Member] = field(default_factory=list)
+    """Those that fall to it."""
 
     @property
     def leads_session(self) -> bool:
@@ -51,16 +64,15 @@ class Member:
 
     @property
     def births(self) -> list[Member]:
-        """Its children in the order of their births."""
-        return self.early + [child for child in self.children if child not in self.early]
+        """Its children in the order of their births; the holder of its group is born in that, last of all."""
+        early = {child.pid for child in self.early}
+        late = [child for child in self.children if child.pid not in early and child is not self.holder]
+        return [*self.early, *late, *([self.holder] if self.holder else [])]
 
     @property
-    def heirs(self) -> Iterator[Member]:
-        """Its children when those that end have ended: theirs fall to it."""
-        for child in self.children:
-            yield child
-            if child.only_group:
-                yield from child.heirs
+    def heirs(self) -> list[Member]:
+        """Its children when all are born, and those stand-ins have ended whose children fall to others."""
+        return [child for child in self.children if not child.adopter] + self.adopted
 
     def walk(self) -> Iterator[Member]:
         """It and all below it, parents first."""
@@ -81,17 +93,19 @@ def arrange(image: pb.Tree, init: int) -> Member:
     root = image.processes[0]
     by_pid = {process.pid: _member(process) for process in image.processes}
     _refuse("the tree cannot be built", _check(image, by_pid))
-    gone = _link(image, by_pid)
-    outer = _needed(by_pid[root.pid])
-    _refuse("the tree cannot be built", _check_sessions(by_pid, {*gone, outer}))
-    top = chain = Member(init, INIT_SESSION, INIT_SESSION)
+    for process in image.processes[1:]:
+        _below(by_pid[process.ppid], by_pid[process.pid])
+    free = _free_pids(image)
+    _Orphans(image, by_pid, free).place()
+    outer = _needs(by_pid[root.pid])[root.pid]
+    top = lowest = Member(init, INIT_SESSION, INIT_SESSION)
     if outer:
-        chain = _below(chain, Member(outer, outer, None))
-    if root.ppid not in (*OUTSIDE, chain.pid):
-        chain = _below(chain, Member(root.ppid, None, None))
-    _below(chain, by_pid[root.pid])
-    _add_groups(top)
-    _order(top, INIT_SESSION)
+        lowest = _below(lowest, Member(outer, outer, None))
+    if root.ppid not in (*OUTSIDE, lowest.pid):
+        lowest = _below(lowest, Member(root.ppid, None, None))
+    _below(lowest, by_pid[root.pid])
+    _add_groups(top, free)
+    _order(top)
     return top
 
 
@@ -100,41 +114,135 @@ def _member(process: pb.Process) -> Member:
     return Member(process.pid, sid, pgid, process)
 
 
-def _link(image: pb.Tree, by_pid: dict[int, Member]) -> dict[int, Member]:
-    """Give every process its parent. A daemon that fell to a subreaper is first the child of a stand-in for its
-    session's leader, which is gone; gives these stand-ins.
-    """
-    gone: dict[int, Member] = {}
-    known = {pid for pid, member in by_pid.items() if member.leads_session}
-    known |= {INIT_SESSION, by_pid[image.processes[0].pid].sid or INIT_SESSION}
-    for process in image.processes[1:]:
-        member, parent = by_pid[process.pid], by_pid[process.ppid]
-        sid = member.sid or INIT_SESSION
-        if sid not in known and sid != parent.sid and parent.image and parent.image.child_subreaper:
-            if sid not in gone:
-                gone[sid] = _below(parent, Member(sid, sid, None, only_group=True))
-            if gone[sid] in parent.children:
-                parent = gone[sid]
-        _below(parent, member)
-    return gone
-
-
 def _below(parent: Member, child: Member) -> Member:
     parent.children.append(child)
+    child.parent = parent
     return child
 
 
-def _add_groups(top: Member) -> None:
-    """Mark who starts a group, and add stand-ins where nobody of the tree does."""
+class _Orphans:
+    """Finds those whose parents cannot have borne them, and gives them stand-ins to be born of."""
+
+    def __init__(self, image: pb.Tree, by_pid: dict[int, Member], free: Iterator[int]) -> None:
+        self._by_pid = by_pid
+        self._free = free
+        self._root = by_pid[image.processes[0].pid]
+        self._above_root = image.processes[0].ppid
+        self._tids = {thread.tid for one in image.processes for thread in one.threads}
+        self._entering: dict[int, list[tuple[Member, Member]]] = {}
+        """By session: who is born in it and cannot be by its parent, with the parent."""
+
+    def place(self) -> None:
+        """Move them.
+
+        Raises:
+            RestoreRefused: there is no way.
+        """
+        needs: dict[int, int | None] = {}
+        for member in reversed(list(self._root.walk())):
+            asked = {child.pid: needs[child.pid] for child in member.children}
+            needs[member.pid] = early = self._birth_session(member, list(asked.values()))
+            for child in member.children:
+                session = asked[child.pid]
+                if session not in (None, member.sid, early):
+                    self._entering.setdefault(session or INIT_SESSION, []).append((child, member))
+        for session, entries in self._entering.items():
+            leader = self._by_pid.get(session)
+            if leader and leader.leads_session:
+                self._below_members(session, entries)
+            elif session == INIT_SESSION or session == needs[self._root.pid] or session in self._tids:
+                raise _no_order(entries[0][0])
+            else:
+                self._below_gone_leader(session, entries)
+        if {member.pid for member in self._root.walk()} < self._by_pid.keys():
+            raise _no_order(next(iter(self._entering.values()))[0][0])
+
+    def _birth_session(self, member: Member, asked: Iterable[int | None]) -> int | None:
+        """The session that a member is to be born in; None: any. One that starts a session may have left another."""
+        if not member.leads_session:
+            return member.sid
+        others = [session for session in dict.fromkeys(asked) if session not in (None, member.sid)]
+        above = member.parent.sid if member.parent else self._above_root
+        others.sort(key=lambda session: session != above)
+        return next((session for session in others if self._is_outside(session, member)), None)
+
+    def _is_outside(self, session: int | None, member: Member) -> bool:
+        """Whether a session is also that of somebody who is not below a member."""
+        if session in (INIT_SESSION, self._above_root):
+            return True
+        inside = {one.pid for one in member.walk()}
+        if member is self._root and session not in inside:
+            # It is one that the root has left, or one from below that is gone: then somebody has adopted who was in it.
+            return not (member.image and member.image.child_subreaper)
+        return any(one.sid == session and one.pid not in inside for one in self._by_pid.values())
+
+    def _below_members(self, session: int, entries: list[tuple[Member, Member]]) -> None:
+        """The leader lives, or another of the session, below each of the parents: there a stand-in bears them."""
+        members = [self._by_pid[session], *(one for one in self._by_pid.values() if one.sid == session)]
+        stand_ins: dict[int, Member] = {}
+        for orphan, parent in entries:
+            if parent.pid not in stand_ins:
+                bearers = (one for one in members if _is_below(one, parent) and not _is_below(one, orphan))
+                if (bearer := next(bearers, None)) is None:
+                    raise _no_order(orphan)
+                stand_ins[parent.pid] = self._stand_in(bearer, next(self._free), None, parent)
+            _adopt(parent, orphan, stand_ins[parent.pid])
+
+    def _below_gone_leader(self, session: int, entries: list[tuple[Member, Member]]) -> None:
+        """The leader is gone: a stand-in takes its PID, below the lowest of the parents."""
+        lowest = max((parent for _, parent in entries), key=lambda parent: sum(1 for _ in _ancestry(parent)))
+        if not all(parent is lowest or _is_below(lowest, parent) for _, parent in entries):
+            raise _no_order(entries[0][0])
+        leader = self._stand_in(lowest, session, session, lowest)
+        stand_ins = {lowest.pid: leader}
+        for orphan, parent in entries:
+            if parent.pid not in stand_ins:
+                stand_ins[parent.pid] = self._stand_in(leader, next(self._free), None, parent)
+            _adopt(parent, orphan, stand_ins[parent.pid])
+
+    def _stand_in(self, bearer: Member, pid: int, sid: int | None, adopter: Member) -> Member:
+        return _below(bearer, Member(pid, sid, None, only_group=True, adopter=adopter))
+
+
+def _free_pids(image: pb.Tree) -> Iterator[int]:
+    """PIDs that nothing of the tree has or refers to, those below its own first: a kernel may have few."""
+    taken = {number for one in image.processes for number in (one.pid, one.ppid, one.pgid, one.sid)}
+    taken |= {thread.tid for one in image.processes for thread in one.threads}
+    root = image.processes[0].pid
+    return (pid for pid in chain(range(root, max(OUTSIDE), -1), range(root, MAX_PID)) if pid not in taken)
+
+
+def _adopt(parent: Member, orphan: Member, stand_in: Member) -> None:
+    parent.children.remove(orphan)
+    parent.adopted.append(_below(stand_in, orphan))
+
+
+def _ancestry(member: Member) -> Iterator[Member]:
+    """Those above a member when all are born, the nearest first."""
+    above = member
+    while above.parent:
+        above = above.parent.adopter or above.parent
+        yield above
+
+
+def _is_below(member: Member, other: Member) -> bool:
+    return any(one is other for one in _ancestry(member))
+
+
+def _add_groups(top: Member, free: Iterator[int]) -> None:
+    """Mark who starts a group, and add stand-ins where nobody of the tree does, or who does has gone into another."""
     members = {member.pid: member for member in top.walk()}
     for member in list(members.values()):
         if not member.pgid:
             continue
         if member.pgid not in members:
-            # By the first of its session, who is there before all others of it.
-            oldest = next(one for one in members.values() if one.sid == member.sid)
+            # By the first of its session, who is there before all others of it, and stays.
+            oldest = next(one for one in members.values() if one.sid == member.sid and not one.adopter)
             members[member.pgid] = _below(oldest, Member(member.pgid, None, member.pgid, only_group=True))
         members[member.pgid].starts_group = True
+    for member in members.values():
+        if member.starts_group and not member.leads_session and member.pgid != member.pid:
+            member.holder = _below(member, Member(next(free), None, None, only_group=True))
 
 
 def _refuse(what: str, reasons: Iterator[Reason]) -> None:
@@ -158,38 +266,38 @@ def _check(image: pb.Tree, by_pid: dict[int, Member]) -> Iterator[Reason]:
         known.add(process.pid)
 
 
-def _check_sessions(by_pid: dict[int, Member], others: set[int | None]) -> Iterator[Reason]:
-    sessions = {pid for pid, member in by_pid.items() if member.leads_session} | {INIT_SESSION} | others
-    for member in by_pid.values():
-        if member.sid not in sessions:
-            why = f"it lives in session {member.sid}, whose leader is gone"
-            yield Reason(f"process {member.pid}", why, "this is not restored yet")
+def _needs(top: Member) -> dict[int, int | None]:
+    """For a member and all below it, by PID, the session that it must be born in; None: any.
+
+    Raises:
+        RestoreRefused: its children are of more sessions than it can have been in.
+    """
+    found: dict[int, int | None] = {}
+    for member in reversed(list(top.walk())):
+        needs = {found[child.pid] for child in member.children} - {None, member.pid}
+        if member.leads_session and len(needs) > 1:
+            raise _no_order(member)
+        found[member.pid] = (needs.pop() if needs else None) if member.leads_session else member.sid
+    return found
 
 
-def _needed(member: Member) -> int | None:
-    """The session that a member must be born in; None: any."""
-    if not member.leads_session:
-        return member.sid
-    needs = {_needed(child) for child in member.children} - {None, member.pid}
-    if len(needs) > 1:
-        raise _no_order(member)
-    return needs.pop() if needs else None
-
-
-def _order(member: Member, born_in: int) -> None:
-    after = member.pid if member.leads_session else born_in
-    for child in member.children:
-        need = _needed(child)
-        if need in (None, after):
-            _order(child, after)
-        elif need == born_in:
-            member.early.append(child)
-            _order(child, born_in)
-        else:
-            raise _no_order(child)
+def _order(top: Member) -> None:
+    """Find out who is born before its parent starts a session."""
+    needs = _needs(top)
+    waiting = [(top, INIT_SESSION)]
+    while waiting:
+        member, born_in = waiting.pop()
+        after = member.pid if member.leads_session else born_in
+        for child in member.children:
+            need = needs[child.pid]
+            if need not in (None, after):
+                if need != born_in:
+                    raise _no_order(child)
+                member.early.append(child)
+            waiting.append((child, after if need in (None, after) else born_in))
 
 
 def _no_order(member: Member) -> RestoreRefused:
-    why = f"it lives in session {member.sid}, into which its parent cannot bear it any more"
+    why = f"it lives in session {member.sid}, into which nobody above it can have borne it"
     reason = Reason(f"process {member.pid}", why, "this is not restored yet")
     return RestoreRefused("the tree cannot be built", [reason])

@@ -27,10 +27,34 @@ class Living:
 
 
 class Kernel:
-    """fork, setsid and setpgid as the kernel does them, for processes of a made-up tree."""
+    """fork, setsid, setpgid and exit as the kernel does them, for processes of a made-up tree."""
 
     def __init__(self, sid: int, pgid: int) -> None:
         self.table = {100: Living(100, PARENT, sid, pgid)}
+        self.subreapers: set[int] = set()
+        self.zombies: set[int] = set()
+
+    def exit(self, pid: int, *, reaped: bool) -> None:
+        """Its children fall to the nearest subreaper above it; to one outside of the tree if there is none in it."""
+        above = self.table[pid].parent
+        while above in self.table and above not in self.subreapers:
+            above = self.table[above].parent
+        for child in self.table[pid].children:
+            if above in self.table:
+                self.table[child].parent = above
+                self.table[above].children.append(child)
+            else:
+                self._forget(child)
+        self.table[pid].children = []
+        self.subreapers.discard(pid)
+        self.zombies.add(pid)
+        if reaped:
+            self.table[self.table[pid].parent].children.remove(pid)
+            del self.table[pid]
+
+    def _forget(self, pid: int) -> None:
+        for child in self.table.pop(pid).children:
+            self._forget(child)
 
     def fork(self, pid: int, child: int) -> None:
         parent = self.table[pid]
@@ -49,15 +73,38 @@ class Kernel:
 
 
 actions = st.lists(
-    st.tuples(st.sampled_from(["fork", "fork", "setsid", "setpgid", "join"]), st.integers(0, 30), st.integers(0, 30)),
-    max_size=30,
+    st.tuples(
+        st.sampled_from(
+            [
+                "fork",
+                "fork",
+                "fork",
+                "setsid",
+                "setpgid",
+                "join",
+                "adopt",
+                "adopt",
+                "adopt no more",
+                "exit",
+                "exit",
+                "zombie",
+            ]
+        ),
+        st.integers(0, 30),
+        st.integers(0, 30),
+    ),
+    max_size=40,
 )
 
 
 def image_of(kernel: Kernel) -> pb.Tree:
     image = pb.Tree()
-    for one in kernel.table.values():
-        process = image.processes.add(pid=one.pid, ppid=one.parent, sid=one.sid, pgid=one.pgid)
+    waiting = [100]
+    while waiting:
+        one = kernel.table[waiting.pop(0)]
+        waiting += one.children
+        adopts = one.pid in kernel.subreapers
+        process = image.processes.add(pid=one.pid, ppid=one.parent, sid=one.sid, pgid=one.pgid, child_subreaper=adopts)
         process.threads.add(tid=one.pid)
     return image
 
@@ -73,9 +120,12 @@ def born(top: family.Member) -> dict[int, Living]:
         if member.leads_session:
             me.sid = me.pgid = member.pid
         for child in member.births[len(member.early) :]:
-            live(child, member.pid, me.sid, me.pgid)
+            if child is not member.holder:
+                live(child, member.pid, me.sid, me.pgid)
         if member.starts_group and not member.leads_session:
             me.pgid = member.pid
+        if member.holder:
+            live(member.holder, member.pid, me.sid, me.pgid)
 
     def join(member: family.Member) -> None:
         if member.pgid and member.pgid != member.pid:
@@ -85,13 +135,20 @@ def born(top: family.Member) -> dict[int, Living]:
             found[member.pid].pgid = member.pgid
 
     live(top, 0, 0, 0)
-    for late in (False, True):
-        for member in top.walk():
-            if member.starts_group == late:
-                join(member)
-        if not late:
-            for member in [member for member in top.walk() if member.only_group]:
-                del found[member.pid]
+    for member in [member for member in top.walk() if member.adopter]:
+        assert member.adopter
+        above = found[member.pid].parent
+        while above != member.adopter.pid:
+            above = found[above].parent
+        for one in found.values():
+            if one.parent == member.pid:
+                one.parent = above
+        del found[member.pid]
+    for member in top.walk():
+        if member.pid in found:
+            join(member)
+    for member in [member for member in top.walk() if member.only_group and not member.adopter]:
+        del found[member.pid]
     return found
 
 
@@ -101,8 +158,17 @@ def test_what_processes_can_make_is_made_again(todo: list[tuple[str, int, int]],
     for number, (what, a, b) in enumerate(todo):
         pids = list(kernel.table)
         pid, other = pids[a % len(pids)], pids[b % len(pids)]
+        if pid in kernel.zombies:
+            continue
         if what == "fork":
             kernel.fork(pid, 101 + number)
+        elif what == "adopt":
+            kernel.subreapers.add(pid)
+        elif what == "adopt no more":
+            kernel.subreapers.discard(pid)
+        elif what in ("exit", "zombie"):
+            if pid != 100:
+                kernel.exit(pid, reaped=what == "exit")
         elif what == "setsid":
             kernel.setsid(pid)
         elif what == "setpgid":
@@ -136,8 +202,14 @@ def test_a_group_whose_leader_is_gone_is_held_by_a_stand_in() -> None:
     [
         ("one id", [(100, 1, 100, 100), (100, 100, 100, 100)]),
         ("not in the image", [(100, 1, 100, 100), (102, 101, 100, 100)]),
-        ("leader is gone", [(100, 1, 50, 50), (102, 100, 101, 101)]),
-        ("cannot bear it", [(100, 1, 100, 100), (102, 100, 50, 50), (103, 100, 60, 60)]),
+        (
+            "nobody above it",
+            [(100, 1, 50, 50), (101, 100, 101, 101), (102, 101, 50, 50), (103, 102, 60, 60), (60, 100, 60, 60)],
+        ),
+        (
+            "nobody above it",
+            [(100, 1, 100, 100), (102, 100, 50, 50), (103, 102, 60, 60), (104, 100, 60, 60), (105, 104, 50, 50)],
+        ),
         ("an id that no process", [(1, 0, 1, 1)]),
     ],
 )
