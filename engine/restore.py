@@ -11,11 +11,13 @@ import os
 import resource
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from itertools import takewhile
 from typing import Literal
 
 from torpor import capsule, procfs, surroundings
 from torpor.capsule import Namespaces, Setting, Waiting
+from torpor.errors import RestoreRefused, TorporError
 from torpor.execute import Builder, Filled
 from torpor.image import image_pb2 as pb
 from torpor.image import reading
@@ -45,6 +47,8 @@ Progress = Callable[[int, int], None]
 """Told the bytes of memory done so far and in all."""
 Files = Literal["as-they-were", "as-they-are"]
 CAP_SYS_RESOURCE = 24
+_OLDER = 16
+"""How many earlier snapshots are tried, to name one that can be woken."""
 
 
 def restore(
@@ -87,7 +91,7 @@ def restore(
         image = reading.read(reader)
         if ports:
             moved_ports.move(image, ports)
-        refuse(image, reader.info.id, probe(), stdio, files_as_they_are=files == "as-they-are")
+        _refuse(image, reader, stdio, files, asked=snapshot)
         given = -1
         if terminal is not None and (lost := ptys.lost(image)) is not None:
             given = terminal(image.ptys[lost])
@@ -127,9 +131,29 @@ def explain(
     """
     with _open(snapshot, store) as reader:
         image = reading.read(reader)
-        refuse(image, reader.info.id, probe(), (0, 1, 2), files_as_they_are=files == "as-they-are")
+        _refuse(image, reader, (0, 1, 2), files, asked=snapshot)
         with _put_back(image, reader, only_look=True), _Material(image, reader, (0, 1, 2)) as material:
             return make(image, surroundings.here(surroundings.setting(image)), material.held).explain()
+
+
+def _refuse(
+    image: pb.Tree, reader: SnapshotReader, stdio: Sequence[int], files: Files, *, asked: str | SnapshotInfo
+) -> None:
+    """See `torpor.refusals`. Whoever asked for the latest snapshot is told which one can be woken instead."""
+    as_they_are = files == "as-they-are"
+    try:
+        refuse(image, reader.info.id, probe(), stdio, files_as_they_are=as_they_are)
+    except RestoreRefused as refused:
+        if asked != "latest":
+            raise
+        home = Store(reader.info.store)
+        older = takewhile(lambda info: info.id != reader.info.id, home.snapshots())
+        for info in reversed([*older][-_OLDER:]):
+            with suppress(TorporError), home.open(info) as one:
+                refuse(reading.read(one), info.id, probe(), stdio, files_as_they_are=as_they_are)
+                refused.advice = f"an earlier one can be woken: `torpor restore {info.id}`"
+                break
+        raise
 
 
 def listening_ports(snapshot: str | SnapshotInfo, *, store: Store | str | os.PathLike[str] | None = None) -> set[int]:

@@ -134,6 +134,8 @@ def _tell_people(error: TorporError, session: Session) -> None:
         click.echo(f"torpor: {getattr(error, 'heading', '')}:", err=True)
         for reason in reasons:
             click.echo(f"  {reason}", err=True)
+        if error.advice:
+            click.echo(f"  {error.advice}", err=True)
         return
     click.echo(f"torpor: {error}", err=True)
     if session.verbose and error.details and not reasons:

@@ -227,3 +227,28 @@ signal.pause()
     assert done.returncode == 10 and "--files=as-they-are" in done.stderr, done.stderr
     changed = "a.db" if journal == "delete" else "a.db-shm"
     assert f"{changed}: " in done.stderr, done.stderr
+
+
+def test_the_newest_that_can_be_woken_is_named(as_user: User) -> None:
+    code = """
+import signal, time
+signal.signal(10, lambda *_: None)
+open("ready", "w").close(); signal.pause()
+temporary = open("temporary", "w")
+open("now", "w").close(); signal.pause()
+"""
+    job = as_user.popen([sys.executable, "-c", code], stdin=-3, stdout=-3, stderr=-3)
+    checkpoint = [BIN / "torpor", "checkpoint", str(job.pid)]
+    await_file(as_user.tmp / "ready")
+    saved = [as_user.run(checkpoint, check=True).stdout.strip() for _ in range(2)]
+    os.kill(job.pid, 10)
+    await_file(as_user.tmp / "now")
+    last = as_user.run([*checkpoint, "--then", "kill"], env={"TORPOR_SMALL_FILES": "0"}, check=True).stdout.strip()
+    assert job.wait(20) == -signal.SIGKILL
+    (as_user.tmp / "temporary").unlink()
+    for options in ([], ["--files", "as-they-are"], ["--explain"]):
+        done = as_user.run([BIN / "torpor", "restore", "latest", *options])
+        assert done.returncode == 10 and "temporary: it cannot be opened" in done.stderr
+        assert f"an earlier one can be woken: `torpor restore {saved[1]}`" in done.stderr
+    done = as_user.run([BIN / "torpor", "restore", last])
+    assert done.returncode == 10 and "earlier one" not in done.stderr, "it was asked for by its name"
