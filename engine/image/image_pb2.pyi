@@ -667,11 +667,13 @@ class Lock(_message.Message):
         OFD: _ClassVar[Lock.Kind]
         POSIX: _ClassVar[Lock.Kind]
         LEASE: _ClassVar[Lock.Kind]
+        FLOCK_BY: _ClassVar[Lock.Kind]
     UNKNOWN: Lock.Kind
     FLOCK: Lock.Kind
     OFD: Lock.Kind
     POSIX: Lock.Kind
     LEASE: Lock.Kind
+    FLOCK_BY: Lock.Kind
     KIND_FIELD_NUMBER: _ClassVar[int]
     EXCLUSIVE_FIELD_NUMBER: _ClassVar[int]
     START_FIELD_NUMBER: _ClassVar[int]

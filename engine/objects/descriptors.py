@@ -195,8 +195,11 @@ def describe(tree: GrabbedDescriptors, image: Tree, shared: Callable[[int, int],
         for lock in locks.parse(tree.locked.get(holder, ())):
             if lock.kind == Lock.POSIX:
                 entry.locks.append(lock)
+            elif lock.kind == Lock.FLOCK and (taker := _taker(b"FLOCK", held, tree)):
+                if holder == taker:
+                    entry.locks.add(kind=Lock.FLOCK_BY, exclusive=lock.exclusive)
             elif lock.kind == Lock.LEASE:
-                if holder == _leaseholder(held, tree):
+                if holder == (_taker(b"LEASE", held, tree) or held.holders[0]):
                     entry.locks.add(kind=lock.kind, exclusive=lock.exclusive, signal=tree.lease_signals[id(held)])
             elif lock not in description.locks:
                 description.locks.append(lock)
@@ -210,10 +213,10 @@ def notices(tree: GrabbedDescriptors) -> list[str]:
     return [text for kind, mine in by_kind for text in kind.notices(mine, tree)]
 
 
-def _leaseholder(held: Held[Any], tree: GrabbedDescriptors) -> Holder:
-    """The descriptor through which a lease is to be taken again: one of the process that took it, if that is there."""
-    owner = locks.lease_owner(tree.locked[held.holders[0]])
-    return next((holder for holder in held.holders if holder.pid == owner), held.holders[0])
+def _taker(kind: bytes, held: Held[Any], tree: GrabbedDescriptors) -> Holder | None:
+    """The descriptor through which a lock is to be taken again: one of the process that took it, if that is there."""
+    owner = locks.owner(kind, tree.locked[held.holders[0]])
+    return next((holder for holder in held.holders if holder.pid == owner), None)
 
 
 def _problems(tree: GrabbedDescriptors) -> Iterator[Reason]:

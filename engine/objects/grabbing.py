@@ -151,7 +151,7 @@ def _grab_descriptor(known: _Known, holder: Holder, pidfd: int, table: int, info
         tree.cloexec.add(holder)
     if found := locks.lines(info):
         tree.locked[holder] = found
-        if locks.lease_owner(found) is not None and id(held) not in tree.lease_signals:
+        if locks.owner(b"LEASE", found) is not None and id(held) not in tree.lease_signals:
             with borrowed(pidfd, holder.fd) as copy:
                 tree.lease_signals[id(held)] = fcntl.fcntl(copy, locks.F_GETSIG)
 

@@ -1,9 +1,10 @@
 """Locks on files (flock(2), fcntl_locking(2)).
 
 Kept: flock, open file description locks and POSIX record locks, each with its kind, its range, and whether it is
-shared. The first two belong to a description and are taken by the restorer; the last belong to a process, which takes
-its own when it has its descriptors and none but these: to close one would release them. The restore is refused while
-another process has a lock that is in the way.
+shared. The first two belong to a description, the last to a process, which takes its own when it has its descriptors
+and none but these: to close one would release them. A flock is taken by the process that took it before, which the
+kernel tells as its owner, if it still has the file open; else, as those of a description, by the restorer. The restore
+is refused while another process has a lock that is in the way.
 
 A lease (F_SETLEASE) is taken by the process that had it, with the signal that it asked for; nobody else may have the
 file open in its way. One that is being broken is refused. A process that waits for a lock goes on waiting: its call is
@@ -39,6 +40,7 @@ FLOCK = struct.Struct("=hhxxxxqqixxxx")
 LAST = (1 << 63) - 1
 F_SETSIG, F_GETSIG = 10, 11
 F_SETLEASE = 1024
+OF_FLOCK = (Lock.FLOCK, Lock.FLOCK_BY)
 KINDS = {b"FLOCK": Lock.FLOCK, b"OFDLCK": Lock.OFD, b"POSIX": Lock.POSIX, b"LEASE": Lock.LEASE}
 
 _LINE = re.compile(rb"^lock:\t\d+: (\w+) +(\w+) +(\w+) +(-?\d+) \S+ (\d+) (\d+|EOF)$")
@@ -70,9 +72,9 @@ def parse(found: Iterable[bytes]) -> list[Lock]:
     return made
 
 
-def lease_owner(found: Iterable[bytes]) -> int | None:
-    """The PID of the process that took a lease, as this process sees it; None: there is no lease."""
-    owners = (int(match[4]) for line in found if (match := _LINE.match(line)) and match[1] == b"LEASE")
+def owner(kind: bytes, found: Iterable[bytes]) -> int | None:
+    """The PID of the process that took a lock of a kind, as this process sees it; None: there is none."""
+    owners = (int(match[4]) for line in found if (match := _LINE.match(line)) and match[1] == kind)
     return next(owners, None)
 
 
@@ -96,7 +98,8 @@ def check(image: Tree) -> Iterator[Reason]:
     openers = Openers(image)
     for index, description in enumerate(image.descriptions):
         mine = [*description.locks, *of_processes.get(index, ())]
-        if any(lock.start + lock.length > LAST or lock.kind not in KINDS.values() for lock in mine):
+        known = (*KINDS.values(), Lock.FLOCK_BY)
+        if any(lock.start + lock.length > LAST or lock.kind not in known for lock in mine):
             yield Reason("the image", "it holds locks that cannot be")
         elif mine and description.WhichOneof("kind") in ("file", "directory"):
             try:
@@ -137,6 +140,10 @@ def steps(process: Process) -> Iterator[Call]:
             if lock.kind == Lock.LEASE:
                 yield from _lease(entry.fd, lock)
                 continue
+            if lock.kind == Lock.FLOCK_BY:
+                text = f"locking the file of descriptor {entry.fd}, which nobody else may have locked"
+                yield Call(NR.flock, (entry.fd, _operation(lock)), 0, text)
+                continue
             extent = f"{lock.start}-{lock.start + lock.length - 1}" if lock.length else f"{lock.start}-"
             text = f"locking bytes {extent} of descriptor {entry.fd}"
             yield Call(NR.fcntl, (entry.fd, F_SETLK, _request(lock)), 0, text)
@@ -149,13 +156,17 @@ def _lease(fd: int, lock: Lock) -> Iterator[Call]:
     yield Call(NR.fcntl, (fd, F_SETLEASE, kind), 0, f"taking the lease of descriptor {fd}, which nobody may have open")
 
 
+def _operation(lock: Lock) -> int:
+    return (fcntl.LOCK_EX if lock.exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB
+
+
 def _request(lock: Lock) -> bytes:
     return FLOCK.pack(F_WRLCK if lock.exclusive else F_RDLCK, os.SEEK_SET, lock.start, lock.length, 0)
 
 
 def _take(fd: int, lock: Lock) -> None:
-    if lock.kind == Lock.FLOCK:
-        fcntl.flock(fd, (fcntl.LOCK_EX if lock.exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+    if lock.kind in OF_FLOCK:
+        fcntl.flock(fd, _operation(lock))
     else:
         fcntl.fcntl(fd, F_OFD_SETLK, _request(lock))
 

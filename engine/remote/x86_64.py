@@ -68,6 +68,7 @@ class NR(IntEnum):
     msgctl = 71
     kill = 62
     fcntl = 72
+    flock = 73
     chdir = 80
     fchdir = 81
     chmod = 90

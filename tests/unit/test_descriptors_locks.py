@@ -19,10 +19,15 @@ def test_locks_are_taken_again_by_whom_they_belong_to(acting: Acting) -> None:
     def body(tmp: Path) -> None:
         with holder(
             f"""
-f = os.open({str(tmp / "f")!r}, os.O_CREAT | os.O_RDWR); fcntl.flock(f, fcntl.LOCK_EX)
+f = os.open({str(tmp / "f")!r}, os.O_CREAT | os.O_RDWR)
+if os.fork() == 0:
+    fcntl.flock(f, fcntl.LOCK_EX)
+    os._exit(0)
+os.wait()
+g = os.open({str(tmp / "g")!r}, os.O_CREAT | os.O_RDWR); fcntl.flock(g, fcntl.LOCK_SH)
 p = os.open({str(tmp / "p")!r}, os.O_CREAT | os.O_RDWR)
 fcntl.lockf(p, fcntl.LOCK_EX, 10, 5); fcntl.lockf(p, fcntl.LOCK_SH, 0, 100)
-ready(f=f, p=p)
+ready(f=f, p=p, g=g)
 wait()
 """
         ) as tree:
@@ -38,7 +43,9 @@ wait()
             (Lock.POSIX, True, 5, 10),
             (Lock.POSIX, False, 100, 0),
         ]
-        assert [call.nr for call in own.steps(process, image)] == [NR.fcntl, NR.fcntl]
+        (entry,) = [entry for entry in process.fds if entry.fd == fds["g"]]
+        assert [(k.kind, k.exclusive) for k in entry.locks] == [(Lock.FLOCK_BY, False)], "the kernel names who took it"
+        assert sorted(call.nr for call in own.steps(process, image)) == [NR.fcntl, NR.fcntl, NR.flock]
         with opened(image), (tmp / "f").open() as other, pytest.raises(BlockingIOError):
             fcntl.flock(other, fcntl.LOCK_SH | fcntl.LOCK_NB)
 
@@ -58,7 +65,7 @@ def test_what_proc_says_of_locks() -> None:
     ]
     lease = b"lock:\t1: LEASE  ACTIVE    READ 77 fe:00:12 0 EOF"
     assert list(locks.judge([lease])) == []
-    assert ([lock.kind for lock in locks.parse([lease])], locks.lease_owner([lease])) == ([Lock.LEASE], 77)
+    assert ([lock.kind for lock in locks.parse([lease])], locks.owner(b"LEASE", [lease])) == ([Lock.LEASE], 77)
     (broken,) = locks.judge([lease.replace(b"ACTIVE  ", b"BREAKING")])
     assert broken.passing and "is being broken" in broken.why
     (unknown,) = locks.judge([b"lock:\t1: NEWER  ADVISORY  READ 77 fe:00:12 0 EOF"])

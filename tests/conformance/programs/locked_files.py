@@ -43,6 +43,13 @@ def flocked(name: str) -> tuple[bool, bool]:
     )
 
 
+def owner(name: str) -> int:
+    """Who has locked a file by flock, as the kernel tells it."""
+    inode = os.stat(HERE / name).st_ino
+    lines = (line.split() for line in open("/proc/locks"))  # noqa: SIM115
+    return next((int(line[4]) for line in lines if line[1] == "FLOCK" and line[5].endswith(f":{inode}")), -1)
+
+
 def make(name: str) -> int:
     return os.open(HERE / name, os.O_RDWR | os.O_CREAT)
 
@@ -73,10 +80,12 @@ def main() -> None:
     fcntl.lockf(parts, fcntl.LOCK_EX, 10, 0)
     fcntl.lockf(parts, fcntl.LOCK_SH, 10, 20)
     fcntl.lockf(nameless, fcntl.LOCK_EX)
+    inherited = make("inherited")
     ready, told = os.pipe(), os.pipe()
     child = os.fork()
     if child == 0:
         fcntl.lockf(parts, fcntl.LOCK_EX, 10, 40)
+        fcntl.flock(inherited, fcntl.LOCK_EX)
         os.write(ready[1], b"!")
         os.read(told[0], 1)
         os._exit(0)
@@ -94,6 +103,8 @@ def main() -> None:
     same(os.pread(temporary, 100, 0), b"never had a name", "a file that never had one")
 
     same(flocked("alone"), (True, True), "a lock on a file")
+    same((owner("alone"), owner("inherited")), (os.getpid(), child), "who locked a file")
+    same(flocked("inherited"), (True, True), "a lock that the child took, of a description that its parent has, too")
     same(flocked("together"), (True, False), "a shared lock on a file")
     same((locked("own", 10, 5), locked("own", 15, 80)), ((True, True), (False, False)), "a description's lock")
     same(locked("own", 1000, 1), (True, False), "a description's shared lock")
