@@ -11,14 +11,14 @@ import os
 import resource
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from typing import Literal, TypeVar
 
-from torpor import procfs, proof
+from torpor import cgroups, procfs, proof
 from torpor.errors import CheckpointFailed, ImageDamaged, Reason, Refused, RestoreRefused, StoreError
 from torpor.image import image_pb2 as pb
 from torpor.image import reading
@@ -52,7 +52,7 @@ from torpor.remote.tracer import Interruption, in_own_thread, no_collection
 from torpor.remote.waits import Waits
 from torpor.series import Key, Series
 from torpor.store import SnapshotInfo, SnapshotReader, SnapshotWriter, Store
-from torpor.taken import HiddenFromFork, TakenProcess, TakenZombie
+from torpor.taken import HiddenFromFork, SnapshotLost, TakenProcess, TakenZombie
 
 Then = Literal["run", "stop", "kill"]
 Outside = Literal["refuse", "reset"]
@@ -66,6 +66,7 @@ _LOOKS = 3
 that comes or goes at the same time may be false."""
 PAUSES = (0.005, 0.01, 0.02, 0.04, 0.08)
 """Seconds that the tree runs on before it is tried again, when what it was refused for may have passed."""
+_HIDDEN = "some of its memory is hidden from a fork (MADV_DONTFORK, MADV_WIPEONFORK, huge pages)"
 _GADGETS = Gadgets()
 
 
@@ -125,9 +126,11 @@ def checkpoint(
         proof.foresee()
     root = tree.job_of(pid)
     reset_outside = outside == "reset"
-    fork = preflight(root, reset_outside=reset_outside, series=series, stdio=stdio) and then == "run"
+    still = preflight(root, reset_outside=reset_outside, series=series, stdio=stdio)
+    if then != "run":
+        still = "it is not to run on"
     rehearse(root)
-    how = _How(then, fork, last, series, reset_outside, keep_tcp, bundle_files, stdio, stats)
+    how = _How(then, still, last, series, reset_outside, keep_tcp, bundle_files, stdio, stats)
 
     def work(interruption: Interruption) -> SnapshotInfo:
         def tell(done: int, expected: int) -> None:
@@ -140,8 +143,10 @@ def checkpoint(
             with home.writer(reading.KIND, tags or {}, reuse=reuse, known=known) as writer:
                 try:
                     return _patiently(lambda: _take(root, writer, how, tell))
-                except HiddenFromFork:  # such memory has come since the preflight, maybe that of an earlier checkpoint
-                    return _patiently(lambda: _take(root, writer, replace(how, fork=False), tell))
+                except (HiddenFromFork, SnapshotLost) as error:
+                    # Such memory has come since the preflight, maybe an earlier checkpoint's; or there is too little.
+                    without = replace(how, still=str(error))
+                    return _patiently(lambda: _take(root, writer, without, tell))
 
         try:
             return write(reuse=True)
@@ -173,8 +178,8 @@ class _How:
     """What was asked of a checkpoint; see there."""
 
     then: Then
-    fork: bool
-    """Whether the tree may run on as soon as its memory was forked."""
+    still: str
+    """Why the tree stands still until its image is written; empty: it runs on as soon as its memory was forked."""
     last: LastToStop | None
     series: Series | None
     reset_outside: bool
@@ -204,7 +209,7 @@ def _take(root: int, writer: SnapshotWriter, how: _How, progress: Progress) -> S
     with (
         no_collection() as calm,
         Frozen(root, FREEZE_SECONDS, how.last) as frozen,
-        TakenTree(frozen, waits, how.series, fork=how.fork, again=how.then == "run") as taken,
+        TakenTree(frozen, waits, how.series, how.still, again=how.then == "run") as taken,
     ):
         try:
             taken.grab(reset_outside=how.reset_outside, stdio=how.stdio)
@@ -227,8 +232,7 @@ def _take(root: int, writer: SnapshotWriter, how: _How, progress: Progress) -> S
             raise
         except Exception as error:
             # What is said of a process that was killed depends on how far its end has come, and may be anything.
-            if lost := taken.lost():
-                raise CheckpointFailed(lost) from error
+            taken.check_losses(error)
             raise
         if how.then == "kill":
             with tcp_keep.Hold() as hold:
@@ -258,7 +262,7 @@ def preflight(
     reset_outside: bool = False,
     series: Series | None = None,
     stdio: Mapping[int, int] | None = None,
-) -> bool:
+) -> str:
     """Find what cannot be kept, with nothing frozen yet. What may pass by itself is for the freeze to judge.
 
     Of a process that was kept before in a series the mappings are not looked at again, which for a thousand of them
@@ -271,7 +275,7 @@ def preflight(
         stdio: as for `checkpoint`.
 
     Returns:
-        Whether forks of the processes will show their whole memory. Where not, it is read while they stand still.
+        Why the memory is to be read while the processes stand still, in words; empty: forks of them will do.
 
     Raises:
         Refused: with every reason at once.
@@ -286,8 +290,15 @@ def preflight(
         standing = set(of_descriptors) if standing is None else standing.intersection(of_descriptors)
         reasons += [reason for reason in of_descriptors if reason in standing]
         if all(reason.passing for reason in reasons):
-            return forkable
+            return cgroups.shortage(dict(_private(seen))) if forkable else _HIDDEN
     raise Refused(f"{seen[0].name} cannot be kept", reasons)
+
+
+def _private(seen: Sequence[tree.Seen]) -> Iterator[tuple[int, int]]:
+    """The bytes of private memory of each living process, by PID."""
+    for process in seen:
+        if size := process.status.get(b"RssAnon"):
+            yield process.pid, int(size.split()[0]) << 10
 
 
 def _look(
@@ -322,21 +333,20 @@ def _look(
 class TakenTree:
     """A frozen tree, grabbed and described. A context manager: leaving it ends the snapshots of its memory."""
 
-    def __init__(self, frozen: Frozen, waits: Waits, series: Series | None, *, fork: bool, again: bool) -> None:
+    def __init__(self, frozen: Frozen, waits: Waits, series: Series | None, still: str, *, again: bool) -> None:
         """
         Args:
             frozen: the tree.
             waits: what its threads wait in.
             series: its earlier checkpoints.
-            fork: take its memory by forks, so that it may run on at once.
-            again: another checkpoint of the series may follow.
+            still: why it stands still until its image is written; empty: its memory is forked.
+            again: it will run on, and another checkpoint of the series may follow.
         """
         self.frozen = frozen
         self._series = series
         self._again = again
         self._before: dict[Key, Before] = {}
-        self.forked = fork
-        """Whether every process's memory is in a snapshot, so that the tree may run on."""
+        self._still = still
         self.shared = SharedMemory()
         self.files: MappedFiles | None = None
         self.descriptors: descriptors.GrabbedDescriptors
@@ -366,15 +376,25 @@ class TakenTree:
             if taken.snapshot:
                 taken.snapshot.let_go()
 
-    def lost(self) -> str:
-        """Which process that is still needed has ended, in words; empty: none."""
+    @property
+    def forked(self) -> bool:
+        """Whether every process's memory is in a snapshot, so that the tree may run on."""
+        return not self._still
+
+    def check_losses(self, error: Exception) -> None:
+        """Find out whether what went wrong did so because a process that is still needed has ended.
+
+        Raises:
+            CheckpointFailed: one of the tree.
+            SnapshotLost: a snapshot.
+        """
         for process in self.frozen.processes.values():
             if not process.zombie and procfs.is_ending(process.pid, process.pid):
-                return f"{process.name} ended during the checkpoint"
+                raise CheckpointFailed(f"{process.name} ended during the checkpoint") from error
         for taken in self._living():
             if taken.snapshot and taken.snapshot.needed and procfs.is_ending(taken.memory_pid, taken.memory_pid):
-                return f"the snapshot of {taken.process.name} was killed, perhaps for want of memory"
-        return ""
+                why = f"the snapshot of {taken.process.name} was killed, perhaps for want of memory"
+                raise SnapshotLost(why) from error
 
     def _living(self) -> list[TakenProcess]:
         return [taken for taken in self._all if isinstance(taken, TakenProcess)]
@@ -433,24 +453,31 @@ class TakenTree:
         living = self._living()
         if self._series:
             self._before = self._series.look({one.key: one.watchable for one in living}, again=self._again)
-        # A subreaper in the tree would adopt the snapshots of those below it: then everyone stands still until all is
-        # written, as when the kernel does not let one of them fork (RLIMIT_NPROC, pids.max, memory), or when memory is
-        # locked, which a fork would not show.
-        parents = set(self._parents.values())
-        self.forked = self.forked and not any(
-            (taken.adopts_orphans and taken.pid in parents) or taken.locks_memory for taken in living
-        )
+        self._still = self._still or self._unforkable()
         watches = {taken.pid: self._watch(taken) for taken in living}
         asked = living if self.forked else [taken for taken in living if watches[taken.pid]]
         for taken in asked:
             taken.begin_snapshot(fork=self.forked, watch=watches[taken.pid])
         made = [taken.finish_snapshot() for taken in asked]
-        self.forked = self.forked and all(made)
+        if self.forked and not all(made):
+            self._still = (
+                "the kernel did not let it be forked: the limits are of processes (ulimit -u, pids.max) or memory"
+            )
         for taken in living:
             if self.forked:
                 taken.walk(self._pool)
             else:
                 taken.end_snapshot()
+
+    def _unforkable(self) -> str:
+        """Why the tree cannot be forked, in words."""
+        parents = set(self._parents.values())
+        for taken in self._living():
+            if taken.adopts_orphans and taken.pid in parents:
+                return f"{taken.process.name} adopts orphans, and would a snapshot of a process below it"
+            if taken.locks_memory:
+                return f"{taken.process.name} has locked memory, which a fork would not show"
+        return ""
 
     def _watch(self, taken: TakenProcess) -> Watch | None:
         """What is to be done with a userfaultfd of a process; None: no need of one."""
@@ -493,6 +520,8 @@ class TakenTree:
             raise Refused("the tree cannot be kept: there would be no way to build it", error.reasons) from None
         descriptors.describe(self.descriptors, image, self.shared.index)
         self.notices += descriptors.notices(self.descriptors)
+        if self._still and self._again:
+            self.notices.append(f"it stood still until it was written: {self._still}")
         mounts.describe(image, self._living()[0].memory_pid)  # a snapshot outlives its process
         root = self._living()[0]
         xstate = next(iter(root.injection.xstates.values()))

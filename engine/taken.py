@@ -53,6 +53,10 @@ class HiddenFromFork(CheckpointFailed):
     """A process has memory that a snapshot of it does not show: it must stand still while it is read."""
 
 
+class SnapshotLost(CheckpointFailed):
+    """A snapshot of a process's memory was killed."""
+
+
 class TakenProcess:
     """Grabbed in steps, so that all processes of a tree make their calls at the same time.
 

@@ -5,6 +5,9 @@ all descriptors (else a pipe would stay open for as long as we write), makes the
 ends; the target's thread waits for it in the same batch. The snapshot, an orphan, now belongs to the subreaper or
 pid 1, not to the target. Both have exit signal 0: no SIGCHLD.
 
+When memory runs out the snapshot is what the kernel is to kill, and not the target because of the copies that are made
+for it (oom_score_adj 1000, which takes no privilege).
+
 The snapshot is born stopped, traced by us, and dies with us (PTRACE_O_EXITKILL). If it ever runs, because the dumper
 died before that option was set, it exits.
 """
@@ -52,6 +55,7 @@ class Snapshot:
         """Its end is no loss once this is false."""
         self._fork = fork
         self._watch = watch
+        self._dies_first = False
         self._injection = injection
         self._failure = ""
         injection.on_clone = self._attend
@@ -80,7 +84,7 @@ class Snapshot:
         ptrace.request(ptrace.SETOPTIONS, self._injection.host.tid, 0, options)
 
     def settle(self) -> None:
-        """After `finish`: the host's children are its own affair again.
+        """After `finish`: the host's children are its own affair again. A snapshot that cannot die first is given up.
 
         Raises:
             CheckpointFailed: the snapshot was made, and lost.
@@ -88,6 +92,8 @@ class Snapshot:
         ptrace.request(ptrace.SETOPTIONS, self._injection.host.tid, 0, self._injection.process.options)
         if self._failure:
             raise CheckpointFailed(f"the snapshot of {self._injection.process.name} was lost: {self._failure}")
+        if not self._dies_first:
+            self.end()
 
     def _attend(self, helper: int) -> None:
         """See the helper through its short life, whatever happens: the host waits for its end."""
@@ -113,6 +119,7 @@ class Snapshot:
                 self.pid = ptrace.event_message(helper)
                 ptrace.wait_surely(self.pid)
                 ptrace.request(ptrace.SETOPTIONS, self.pid, 0, ptrace.O_EXITKILL)
+                self._dies_first = _let_die_first(self.pid)
             elif ptrace.stop_signal(status) == ptrace.SYSCALL_STOP:
                 stops += 1
                 if stops == _STOPS_BEFORE_FORK and self._watch and (fd := _only_descriptor(helper)) >= 0:
@@ -141,6 +148,16 @@ class Snapshot:
         except ChildProcessError:
             pass  # somebody else killed and reaped it
         self.pid = 0
+
+
+def _let_die_first(pid: int) -> bool:
+    """Make a process what the kernel kills first when memory runs out; not where /proc is mounted read-only."""
+    try:
+        with open(f"/proc/{pid}/oom_score_adj", "w", encoding="ascii") as file:
+            file.write("1000")
+    except OSError:
+        return False
+    return True
 
 
 def _only_descriptor(pid: int) -> int:

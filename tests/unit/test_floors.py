@@ -14,7 +14,7 @@ FOLDERS = {"torpor": "engine", "torpor.jupyter_ext": "jupyter_ext", "torpor.sche
 FLOORS = [
     {"_native"},
     {"errors", "messages", "ranges"},
-    {"procfs", "remote"},
+    {"procfs", "cgroups", "remote"},
     {"probe"},
     {"image", "store"},
     {"objects"},
@@ -24,7 +24,7 @@ FLOORS = [
     {"cli", "jupyter_ext", "scheduler_hooks"},
 ]
 # What is kept, and where, knows nothing of live processes.
-FORBIDDEN = {"image": {"procfs", "remote"}, "store": {"procfs", "remote"}}
+FORBIDDEN = {"image": {"procfs", "cgroups", "remote"}, "store": {"procfs", "cgroups", "remote"}}
 
 
 def modules() -> dict[str, Path]:
