@@ -13,7 +13,7 @@ SPANK := scheduler_hooks/slurm/admin/torpor.c
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv check proto test demo lab labextension spank bench soak clean
+.PHONY: help venv check proto test demo lab labextension spank bench soak fuzz clean
 
 help:
 	@echo "make demo    a Jupyter kernel frozen, killed and woken, told as it happens"
@@ -22,6 +22,7 @@ help:
 	@echo "make check   format, lint, types, C warnings, generated code"
 	@echo "make bench   pause, dump and restore times beside what the machine can do"
 	@echo "make soak    the tests that take long"
+	@echo "make fuzz    programs that nobody thought of, saved and woken: SEED=... COUNT=..."
 	@echo "make spank   Slurm's plugin for sbatch --torpor: build/torpor.so; SLURM_HEADERS=... chooses the site's headers"
 	@echo "make venv    .venv with torpor, editable; PYTHON=... chooses the interpreter"
 	@echo "make clean   removes what make made"
@@ -49,8 +50,8 @@ check: venv
 	@rm -rf build/types && mkdir -p build/types/torpor
 	@ln -s $(addprefix $(CURDIR)/,$(wildcard engine/* jupyter_ext scheduler_hooks)) build/types/torpor/
 	MYPYPATH=build/types $(BIN)/mypy
-	$(BIN)/mypy --strict --explicit-package-bases setup.py tests/*.py notebooks/*.py
-	$(BIN)/clang-format --dry-run -Werror native/*.[ch] $(SPANK)
+	MYPYPATH=build/types $(BIN)/mypy --strict --explicit-package-bases setup.py tests/*.py tests/fuzz/*.py notebooks/*.py
+	$(BIN)/clang-format --dry-run -Werror native/*.[ch] tests/fuzz/player/*.[ch] $(SPANK)
 	@for cc in gcc clang; do if command -v $$cc >/dev/null; then set -ex; $$cc $(C_FLAGS) -fsyntax-only native/*.c; \
 		if [ -e $(SLURM_HEADERS)/slurm/spank.h ]; then $$cc $(C_FLAGS) -I$(SLURM_HEADERS) -fsyntax-only $(SPANK); fi; \
 		fi; done
@@ -86,7 +87,7 @@ lab: venv
 BESIDE := --dist loadgroup --tx '$(shell nproc)*popen//python=tests/apart $(BIN)/python'
 
 ifneq ($(ELSEWHERE),)
-test demo bench soak:
+test demo bench soak fuzz:
 	@.ci/elsewhere copy && $(MAKE) --no-print-directory -C '$(ELSEWHERE)' $@
 else
 test: check
@@ -102,6 +103,11 @@ bench: venv
 	@$(BIN)/python -m tests.bench.bench_dask
 	@if [ "$$(id -u)" = 0 ] && PATH=$$PATH:/usr/sbin command -v slurmctld >/dev/null; then \
 		$(BIN)/python -m tests.bench.bench_slurm; fi
+
+SEED ?= $(shell date +%s)
+COUNT ?= 1000
+fuzz: venv
+	@$(BIN)/python -m tests.fuzz $(SEED) $(COUNT)
 
 soak: venv build/programs/.stamp
 	@.ci/needs soak

@@ -272,7 +272,9 @@ class Builder:
         become whose shell is not in the tree.
         """
         image = _image(process)
-        if image.stop_signal not in _TERMINAL_STOPS or any(one.signal == image.stop_signal for one in image.actions):
+        if image.stop_signal not in _TERMINAL_STOPS or any(
+            one.signal == image.stop_signal and one.handler for one in image.actions
+        ):
             return signal.SIGSTOP
         stats = {tid: procfs.stat(tid) for tid in (built.threads[0].tid for built in self.processes.values())}
         group = stats[process.threads[0].tid].pgrp

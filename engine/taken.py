@@ -75,8 +75,8 @@ class TakenProcess:
         self.texts = tree.grab(self.pid)
         statuses = {tid: procfs.read(f"/proc/{self.pid}/task/{tid}/status") for tid in process.threads}
         self.pending = signals.pending(statuses[self.pid], self.pid, shared=True)
-        self._ignored, self._caught = (int(self.texts.status[name], 16) for name in (b"SigIgn", b"SigCgt"))
-        self.injection = Injection(process, gadgets, self._caught)
+        noticed = int(self.texts.status[b"SigCgt"], 16) | signals.waiting(statuses.values())
+        self.injection = Injection(process, gadgets, noticed)
         self.snapshot: Snapshot | None = None
         self._walk: memory.Walk | None = None
         self._rseqs = {tid: ptrace.get_rseq(tid) for tid in process.threads}
@@ -122,7 +122,7 @@ class TakenProcess:
         host = batches[self.injection.host.tid]
         self._host = _HostQuestions(
             tree=tree.ask(host),
-            signals=signals.ask(host, self._ignored | self._caught),
+            signals=signals.ask(host),
             timers=timers.ask(host, self.texts.timers),
             securebits=credentials.ask(host),
             brk=host.add(NR.brk, 0),

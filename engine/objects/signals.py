@@ -1,6 +1,6 @@
 """Signals of a process: its actions and what is queued to it as a whole.
 
-Kept: handler, flags, restorer and mask of every action that is not the default; each queued siginfo_t. What belongs to
+Kept: handler, flags, restorer and mask of every action; each queued siginfo_t. What belongs to
 single threads (mask, alternate stack, their queue) is in threads.py.
 
 Documented in: sigaction(2), signal(7), ptrace(2) on PTRACE_PEEKSIGINFO.
@@ -26,14 +26,9 @@ KERNEL_SIGACTION = struct.Struct("<QQQQ")
 """struct kernel_sigaction on x86-64: handler, flags, restorer, mask."""
 
 
-def ask(batch: Batch, not_default: int) -> dict[int, int]:
-    """Ask for the actions of the signals in a mask (SigIgn and SigCgt of a status); the entry of each signal."""
-    return {
-        number: batch.add(NR.rt_sigaction, number, 0, Out(KERNEL_SIGACTION.size), 8)
-        for number in range(1, 65)
-        # SIGCHLD's default action may have flags: SA_NOCLDWAIT, SA_NOCLDSTOP.
-        if not_default >> (number - 1) & 1 or number == signal.SIGCHLD
-    }
+def ask(batch: Batch) -> dict[int, int]:
+    """Ask for the action of every signal; the entry of each. A default one has flags and a mask, too."""
+    return {number: batch.add(NR.rt_sigaction, number, 0, Out(KERNEL_SIGACTION.size), 8) for number in range(1, 65)}
 
 
 _P_PID = 1
@@ -71,6 +66,16 @@ def pending(status: bytes, pid: int, *, shared: bool) -> list[bytes]:
     return queued
 
 
+def waiting(statuses: Iterable[bytes]) -> int:
+    """The signals that wait for a process or any of its threads, by their statuses; bit 0 is number 1."""
+    found = 0
+    for status in statuses:
+        for pattern in _WAITING.values():
+            if of := pattern.search(status):
+                found |= int(of[1], 16)
+    return found
+
+
 def _nobodys(number: int) -> bytes:
     return number.to_bytes(4, "little").ljust(ptrace.SIGINFO_SIZE, b"\0")  # si_code is SI_USER
 
@@ -80,7 +85,8 @@ def describe(asked: dict[int, int], replies: Replies, queued: list[bytes], image
     image.pending.extend(queued)
     for number, entry in asked.items():
         handler, flags, restorer, mask = KERNEL_SIGACTION.unpack(replies.output(entry, 2))
-        image.actions.add(signal=number, handler=handler, flags=flags, restorer=restorer, mask=mask)
+        if handler or flags or mask:
+            image.actions.add(signal=number, handler=handler, flags=flags, restorer=restorer, mask=mask)
 
 
 # Restore
@@ -90,7 +96,7 @@ IGNORED = KERNEL_SIGACTION.pack(1, 0, 0, 0)
 
 
 def steps(process: pb.Process) -> Iterator[Call]:
-    """Set the actions that are not the default, and forget the signals that building the tree has caused."""
+    """Set the actions, and forget the signals that building the tree has caused."""
     default = KERNEL_SIGACTION.pack(0, 0, 0, 0)
     yield Call(NR.rt_sigaction, (signal.SIGCHLD, default, 0, 8), 0, "forgetting what was told of children")
     for action in process.actions:

@@ -8,7 +8,8 @@ the stub and the thread is back where it was, its mask included.
 The mapping made so, the *window*, then takes the batch interpreter, and for each thread a table of calls that ends
 in rt_sigreturn from a frame of its own. Before that entry the table sends the thread a signal that it ignores by
 default: a tracer sees it as a stop, and takes the thread back by setting its registers; without a tracer the kernel
-drops it. Where a program catches every such signal, the thread is stepped from call to call instead.
+drops it. Where a program catches every such signal, or holds it back while one waits, the thread is stepped from call
+to call instead.
 
 The order of setting registers and mask matters at each step: whoever dies between the two leaves either a thread
 with its own registers and mask, or one that runs on its frame, where a handler finds room below rsp.
@@ -46,7 +47,8 @@ _HANDLER_ROOM = 64 << 10
 """Below each frame in the window: where a handler runs if the dumper dies while the thread is in its batch.
 Only address space; no page of it is touched otherwise."""
 _QUIET_SIGNALS = (signal.SIGURG, signal.SIGWINCH)
-"""Ignored by default (signal(7)): a thread that does not catch them does not notice them."""
+"""Ignored by default (signal(7)): a thread that does not catch them does not notice them. One that waits because it is
+blocked would be taken for ours, and be lost."""
 _RFLAGS_TRAP_DIRECTION = 0x100 | 0x400
 _HEADER = CODE.ljust(256, b"\0") + b"torpor's window\0"
 """How a window begins; its size in bytes follows."""
@@ -76,12 +78,12 @@ class Injection:
     its registers and mask back. Between processes, `start` all and then `finish` all: they run at the same time.
     """
 
-    def __init__(self, process: Process, gadgets: Gadgets, caught: int) -> None:
+    def __init__(self, process: Process, gadgets: Gadgets, noticed: int) -> None:
         """
         Args:
             process: the frozen process.
             gadgets: shared by all processes of a checkpoint.
-            caught: its caught signals (SigCgt of its status).
+            noticed: signals (bit 0 is number 1) that it catches, or that wait for it: it would notice one more.
         """
         self.process = process
         self.maps = procfs.mappings(process.pid)
@@ -91,7 +93,7 @@ class Injection:
         """Called with the PID of a child that a thread's batch has made (ptrace.O_TRACECLONE must be set).
         It raises nothing: the thread runs on meanwhile, and is to be waited for whatever becomes of the child."""
         self._gadgets = gadgets
-        self._quiet = next((s for s in _QUIET_SIGNALS if not caught >> (s - 1) & 1), None)
+        self._quiet = next((s for s in _QUIET_SIGNALS if not noticed >> (s - 1) & 1), None)
         self._host: Thread | None = None
         self._host_frame = 0
         self._stale: list[tuple[int, int]] = []

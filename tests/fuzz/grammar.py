@@ -1,0 +1,184 @@
+"""What programs may do: steps of actors (processes and threads), drawn from a seed.
+
+A step is ``ACTOR VERB NUMBER...``; what the numbers mean is said in player/*.c. Only the life of actors is followed
+here, so that nobody is called upon who is dead or stopped; all other errors are as good a result as any.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+ACTORS = 12
+FDS = 24
+PLACES = 8
+SAVE = "save"
+"""The step at which the program waits to be saved."""
+
+KINDS: dict[str, dict[str, int]] = {
+    "memory": {
+        "map": 8, "unmap": 3, "protect": 4, "store": 12, "look": 5, "advise": 8, "move": 4, "heap": 3, "poke": 2,
+        "mlock": 2, "mapped": 1, "memfd": 2, "open": 2, "cut": 3, "hole": 2, "pwrite": 3,
+    },
+    "files": {
+        "open": 12, "nameless": 2, "memfd": 2, "seal": 1, "write": 8, "pwrite": 3, "read": 6, "seek": 4, "cut": 2,
+        "unlink": 4, "rename": 4, "link": 3, "symlink": 1, "directory": 3, "go": 3, "where": 2, "stat": 3, "fstat": 3,
+        "dup": 4, "close": 3, "flags": 3, "flock": 4, "range": 4, "holder": 2, "hole": 1, "chmod": 2, "fifo": 1,
+        "lease": 1, "list": 2,
+    },
+    "channels": {
+        "pipe": 6, "socketpair": 6, "tcp": 4, "accept": 3, "udp": 2, "unix_listen": 3, "unix_connect": 4, "send": 10,
+        "receive": 8, "write": 4, "read": 4, "shut": 3, "set_option": 2, "socket_state": 2, "ready": 4, "capacity": 1,
+        "dup": 2, "close": 3, "flags": 2, "fifo": 1, "open": 1,
+    },
+    "waiting": {
+        "event": 4, "count": 4, "epoll": 4, "watch": 10, "happened": 6, "timer": 3, "timer_state": 2, "signals": 2,
+        "taken": 2, "inotify": 2, "news": 2, "pidfd": 2, "ready": 3, "pipe": 3, "socketpair": 3, "write": 4, "read": 3,
+        "close": 2, "dup": 2, "raise": 2, "open": 1, "unlink": 1,
+    },
+    "signals": {
+        "action": 8, "mask": 8, "raise": 10, "pending": 3, "fetch": 4, "signal_state": 2, "stack": 2, "interval": 3,
+        "posix_timer": 3, "posix_timer_state": 2, "limit": 2, "limits": 1, "control": 6, "controls": 2, "affinity": 1,
+        "policy": 1,
+    },
+    "processes": {
+        "fork": 10, "thread": 5, "end": 6, "exec": 3, "wait": 6, "session": 4, "group": 6, "family": 5, "stop": 3,
+        "go_on": 3, "alive": 2,
+    },
+}  # fmt: skip
+"""Verbs of each kind, with how often they are drawn."""
+
+LAST = ["family", "signal_state", "controls", "limits", "pending", "where", "alive", "policy"]
+"""What every process tells of itself in the end; besides its descriptors and its memory."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One turn."""
+
+    actor: int
+    verb: str
+    numbers: tuple[int, ...] = ()
+
+    def __str__(self) -> str:
+        return " ".join(map(str, (self.actor, self.verb, *self.numbers)))
+
+    @classmethod
+    def read(cls, line: str) -> Step:
+        """A step as `str` writes it."""
+        actor, verb, *numbers = line.split()
+        return cls(int(actor), verb, tuple(map(int, numbers)))
+
+
+@dataclass
+class Actors:
+    """Who lives: the process of each actor, and which processes stand still."""
+
+    process: dict[int, int] = field(default_factory=lambda: {0: 0})
+    stopped: set[int] = field(default_factory=set)
+    used: int = 1
+
+    def able(self) -> list[int]:
+        """Those who can take a turn."""
+        return [actor for actor, process in self.process.items() if process not in self.stopped]
+
+    def allows(self, step: Step) -> bool:
+        """Whether it can be taken, and leaves somebody to go on."""
+        if step.actor not in self.process or self.process[step.actor] in self.stopped:
+            return False
+        own, first = self.process[step.actor], step.numbers[0] if step.numbers else 0
+        if step.verb in ("fork", "thread"):
+            return first not in self.process and self.used <= first < ACTORS
+        if step.verb == "end":
+            return own != 0
+        if step.verb == "exec":
+            return step.actor == own
+        if step.verb in ("stop", "go_on"):
+            return first in self.process and self.process[first] == first != own and first != 0
+        return True
+
+    def take(self, step: Step) -> None:
+        """Follow what a step does to those who live."""
+        own, first = self.process[step.actor], step.numbers[0] if step.numbers else 0
+        if step.verb in ("fork", "thread"):
+            self.process[first] = first if step.verb == "fork" else own
+            self.used = first + 1
+        elif step.verb == "end":
+            self.process = {actor: process for actor, process in self.process.items() if process != own}
+        elif step.verb == "exec":
+            self.process = {a: process for a, process in self.process.items() if process != own or a == own}
+        elif step.verb == "stop":
+            self.stopped.add(first)
+        elif step.verb == "go_on":
+            self.stopped.discard(first)
+
+
+def sensible(steps: Iterable[Step]) -> list[Step]:
+    """The steps that can be taken, in their order, and before the end all that stand still go on."""
+    actors = Actors()
+    kept = []
+    for step in steps:
+        if actors.allows(step):
+            actors.take(step)
+            kept.append(step)
+    return kept + [Step(0, "go_on", (process,)) for process in sorted(actors.stopped)]
+
+
+def generate(seed: int) -> list[Step]:
+    """A program: some of the kinds of verbs, mixed, with one to three saves, and all looked at in the end."""
+    chance = random.Random(seed)
+    kinds = [*chance.sample(sorted(KINDS), chance.randint(1, 3)), "processes"]
+    verbs: dict[str, int] = {}
+    for kind in kinds:
+        for verb, weight in KINDS[kind].items():
+            verbs[verb] = max(verbs.get(verb, 0), weight)
+    if "processes" not in kinds[:-1]:
+        verbs |= {"fork": 2, "thread": 1, "end": 1, "stop": 0, "session": 0, "group": 0}
+    length, saves = chance.randint(10, 90), chance.choice([1, 1, 1, 2, 3])
+    at = set(chance.sample(range(length // 3, length), min(saves, length // 3)))
+    actors = Actors()
+    steps: list[Step] = []
+    for number in range(length):
+        if number in at:
+            steps.append(Step(0, SAVE, (len([s for s in steps if s.verb == SAVE]),)))
+        step = _draw(chance, verbs, actors)
+        if actors.allows(step):
+            actors.take(step)
+            steps.append(step)
+    return sensible([*steps, *_look_round(actors)])
+
+
+def _draw(chance: random.Random, verbs: dict[str, int], actors: Actors) -> Step:
+    verb = chance.choices(list(verbs), list(verbs.values()))[0]
+    # Few descriptors and places, so that steps meet.
+    few = chance.choice([3, 8, FDS])
+    numbers = [chance.randrange(few), chance.randrange(few), *(chance.randrange(1 << 16) for _ in range(3))]
+    if verb in KINDS["memory"] and verb not in KINDS["files"]:
+        numbers = [chance.randrange(3), chance.randrange(64), *(chance.randrange(1 << 10) for _ in range(3))]
+    if verb in ("map", "move"):
+        numbers[1], numbers[2] = chance.randrange(6 if verb == "map" else 3), chance.randrange(few)
+    if verb in ("action", "mask", "raise", "fetch", "control", "limit"):
+        numbers[0], numbers[1] = chance.randrange(12), chance.randrange(12)
+    if verb in ("fork", "thread"):
+        numbers = [actors.used]
+    if verb in ("stop", "go_on", "wait", "group"):
+        numbers[0], numbers[1] = chance.randrange(actors.used), chance.randrange(actors.used)
+    return Step(chance.choice(actors.able()), verb, tuple(numbers))
+
+
+def _look_round(actors: Actors) -> list[Step]:
+    steps = [Step(0, "go_on", (process,)) for process in sorted(actors.stopped)]
+    for actor, process in actors.process.items():
+        steps += [Step(actor, verb) for verb in LAST]
+        if actor != process:
+            continue  # a thread sees the same
+        steps += [Step(actor, "look", (place, 0, 63)) for place in range(3)]
+        for fd in range(FDS if actor == 0 else 6):
+            steps += [Step(actor, verb, (fd, 4000)) for verb in ("fstat", "ready", "socket_state", "read")]
+    return steps
+
+
+def write(steps: Sequence[Step]) -> str:
+    """A script for the player."""
+    return "".join(f"{step}\n" for step in steps)

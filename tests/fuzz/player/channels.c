@@ -1,0 +1,411 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * Pipes, sockets, and what waits for them.
+ */
+#include "player.h"
+
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/inotify.h>
+#include <sys/ioctl.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/timerfd.h>
+#include <sys/un.h>
+
+static long pair(int *fds, const long *a)
+{
+	long first = place_fd(fds[0], a[0]), second = place_fd(fds[1], a[1]);
+
+	return first < 0 || second < 0 ? -1 : 0;
+}
+
+/* two descriptors, flags, capacity */
+static long pipe_(const long *a)
+{
+	static const int flags[] = {0, O_NONBLOCK, O_DIRECT, O_CLOEXEC};
+	int fds[2];
+
+	if (pipe2(fds, flags[a[2] % 4]))
+		return -1;
+	if (a[3] % 3 == 0)
+		fcntl(fds[0], F_SETPIPE_SZ, 4096 << a[3] % 5);
+	return pair(fds, a);
+}
+
+/* two descriptors, type */
+static long socketpair_(const long *a)
+{
+	static const int types[] = {SOCK_STREAM, SOCK_DGRAM, SOCK_SEQPACKET};
+	int fds[2];
+
+	return socketpair(AF_UNIX, types[a[2] % 3], 0, fds) ? -1 : pair(fds, a);
+}
+
+/* two descriptors, a listener's or none, family */
+static long tcp(const long *a)
+{
+	struct sockaddr_in6 six = {.sin6_family = AF_INET6, .sin6_addr = IN6ADDR_LOOPBACK_INIT};
+	struct sockaddr_in four = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+	struct sockaddr *at = a[3] % 2 ? (struct sockaddr *)&six : (struct sockaddr *)&four;
+	socklen_t size = a[3] % 2 ? sizeof(six) : sizeof(four);
+	int listener = socket(at->sa_family, SOCK_STREAM, 0), fds[2];
+
+	fds[0] = socket(at->sa_family, SOCK_STREAM, 0);
+	if (bind(listener, at, size) || listen(listener, 3) || getsockname(listener, at, &size) ||
+	    connect(fds[0], at, size)) {
+		close(listener);
+		close(fds[0]);
+		return -1;
+	}
+	fds[1] = accept(listener, NULL, NULL);
+	if (a[4] % 2)
+		connect(socket(at->sa_family, SOCK_STREAM, 0), at,
+			size); /* one that nobody accepts, at a number of its own */
+	if (a[2] % 2)
+		place_fd(listener, a[2]);
+	else
+		close(listener);
+	return pair(fds, a);
+}
+
+/* listener, descriptor */
+static long accept_(const long *a)
+{
+	struct pollfd one = {.fd = fd_of(a[0]), .events = POLLIN};
+
+	if (poll(&one, 1, 0) != 1 || !(one.revents & POLLIN)) {
+		errno = EAGAIN;
+		return -1;
+	}
+	return place_fd(accept4(fd_of(a[0]), NULL, NULL, SOCK_NONBLOCK), a[1]);
+}
+
+/* two descriptors */
+static long udp(const long *a)
+{
+	struct sockaddr_in at[2];
+	socklen_t size = sizeof(*at);
+	int fds[2];
+
+	for (int i = 0; i < 2; i++) {
+		fds[i] = socket(AF_INET, SOCK_DGRAM, 0);
+		at[i] = (struct sockaddr_in){.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+		if (bind(fds[i], (struct sockaddr *)&at[i], size) ||
+		    getsockname(fds[i], (struct sockaddr *)&at[i], &size))
+			return -1;
+	}
+	if (connect(fds[0], (struct sockaddr *)&at[1], size) ||
+	    (a[2] % 2 && connect(fds[1], (struct sockaddr *)&at[0], size)))
+		return -1;
+	return pair(fds, a);
+}
+
+static struct sockaddr_un unix_name(long index)
+{
+	struct sockaddr_un at = {.sun_family = AF_UNIX};
+
+	snprintf(at.sun_path, sizeof(at.sun_path), index % 2 ? "socket%ld" : "d/socket%ld", index % 4);
+	return at;
+}
+
+/* descriptor, name, type */
+static long unix_listen(const long *a)
+{
+	struct sockaddr_un at = unix_name(a[1]);
+	int fd = socket(AF_UNIX, a[2] % 2 ? SOCK_STREAM : SOCK_SEQPACKET, 0);
+
+	if (bind(fd, (struct sockaddr *)&at, sizeof(at)) || listen(fd, 3)) {
+		int error = errno;
+
+		close(fd);
+		errno = error;
+		return -1;
+	}
+	return place_fd(fd, a[0]);
+}
+
+/* descriptor, name, type */
+static long unix_connect(const long *a)
+{
+	struct sockaddr_un at = unix_name(a[1]);
+	int fd = socket(AF_UNIX, (a[2] % 2 ? SOCK_STREAM : SOCK_SEQPACKET) | SOCK_NONBLOCK, 0);
+
+	if (connect(fd, (struct sockaddr *)&at, sizeof(at))) {
+		int error = errno;
+
+		close(fd);
+		errno = error;
+		return -1;
+	}
+	return place_fd(fd, a[0]);
+}
+
+/* descriptor, bytes, value, descriptor that goes along or none */
+static long send_(const long *a)
+{
+	char text[3000], control[CMSG_SPACE(sizeof(int))] = {0};
+	struct iovec part = {text, a[1] % 3000 + 1};
+	struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1};
+	int passed = fd_of(a[3]);
+
+	memset(text, '0' + (int)(a[2] % 10), sizeof(text));
+	if (a[4] % 3 == 0) {
+		message.msg_control = control;
+		message.msg_controllen = sizeof(control);
+		*CMSG_FIRSTHDR(&message) = (struct cmsghdr){
+			.cmsg_len = CMSG_LEN(sizeof(int)), .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS};
+		memcpy(CMSG_DATA(CMSG_FIRSTHDR(&message)), &passed, sizeof(int));
+	}
+	return sendmsg(fd_of(a[0]), &message, MSG_DONTWAIT | MSG_NOSIGNAL);
+}
+
+/* descriptor, bytes, descriptor for one that comes along */
+static long receive(const long *a)
+{
+	char text[3000], control[CMSG_SPACE(8 * sizeof(int))];
+	struct iovec part = {text, a[1] % 3000 + 1};
+	struct msghdr message = {
+		.msg_iov = &part, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof(control)};
+	long size = recvmsg(fd_of(a[0]), &message, MSG_DONTWAIT | (a[3] % 4 ? 0 : MSG_PEEK)), sum = 0;
+	int fds[8];
+
+	if (size < 0)
+		return -1;
+	for (struct cmsghdr *one = CMSG_FIRSTHDR(&message); one; one = CMSG_NXTHDR(&message, one))
+		if (one->cmsg_level == SOL_SOCKET && one->cmsg_type == SCM_RIGHTS) {
+			size_t count = (one->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+
+			memcpy(fds, CMSG_DATA(one), count * sizeof(int));
+			for (size_t i = 0; i < count; i++)
+				if (i)
+					close(fds[i]);
+				else
+					place_fd(fds[i], a[2]);
+			say(" and %zu", count);
+		}
+	for (long i = 0; i < size; i++)
+		sum = sum * 31 + text[i];
+	say(" sum %lx flags %x", sum & 0xffffff, message.msg_flags & (MSG_TRUNC | MSG_CTRUNC | MSG_EOR));
+	return size;
+}
+
+static long shut(const long *a)
+{
+	static const int how[] = {SHUT_RD, SHUT_WR, SHUT_RDWR};
+
+	return shutdown(fd_of(a[0]), how[a[1] % 3]);
+}
+
+static const struct {
+	int level, name;
+} options[] = {{SOL_SOCKET, SO_KEEPALIVE}, {SOL_SOCKET, SO_REUSEADDR},	{SOL_SOCKET, SO_PASSCRED},
+	       {SOL_SOCKET, SO_OOBINLINE}, {SOL_SOCKET, SO_PRIORITY},	{SOL_SOCKET, SO_BROADCAST},
+	       {IPPROTO_TCP, TCP_NODELAY}, {IPPROTO_TCP, TCP_KEEPIDLE}, {IPPROTO_TCP, TCP_USER_TIMEOUT},
+	       {IPPROTO_IP, IP_TTL},	   {SOL_SOCKET, SO_RCVLOWAT},	{SOL_SOCKET, SO_TIMESTAMP}};
+
+static long set_option(const long *a)
+{
+	int value = (int)(a[2] % 6);
+
+	return setsockopt(fd_of(a[0]), options[a[1] % 12].level, options[a[1] % 12].name, &value, sizeof(value));
+}
+
+/* descriptor: all of its options and whether it is connected */
+static long socket_state(const long *a)
+{
+	struct sockaddr_storage peer;
+	socklen_t size = sizeof(peer);
+	int value, type;
+
+	socklen_t length = sizeof(type);
+	if (getsockopt(fd_of(a[0]), SOL_SOCKET, SO_TYPE, &type, &length))
+		return -1;
+	for (int i = 0; i < 12; i++) {
+		length = sizeof(value);
+		value = -1;
+		say(" %d",
+		    getsockopt(fd_of(a[0]), options[i].level, options[i].name, &value, &length) ? -errno : value);
+	}
+	length = sizeof(value);
+	getsockopt(fd_of(a[0]), SOL_SOCKET, SO_ERROR, &value, &length);
+	say(" error %d peer %d", value,
+	    getpeername(fd_of(a[0]), (struct sockaddr *)&peer, &size) ? -errno : peer.ss_family);
+	return type;
+}
+
+/* descriptor: how much waits there, and what poll says */
+static long ready(const long *a)
+{
+	struct pollfd one = {.fd = fd_of(a[0]), .events = POLLIN | POLLOUT | POLLPRI | POLLRDHUP};
+	struct stat it;
+	int waiting = 0;
+
+	if (fstat(fd_of(a[0]), &it))
+		return -1;
+	if ((S_ISFIFO(it.st_mode) || S_ISSOCK(it.st_mode)) && !ioctl(fd_of(a[0]), FIONREAD, &waiting))
+		say(" %d wait", waiting);
+	poll(&one, 1, 0);
+	return one.revents;
+}
+
+static long capacity(const long *a)
+{
+	return fcntl(fd_of(a[0]), F_GETPIPE_SZ);
+}
+
+static long event(const long *a)
+{
+	return place_fd(eventfd((unsigned int)a[1] % 100, (a[2] % 2 ? EFD_SEMAPHORE : 0) | EFD_NONBLOCK), a[0]);
+}
+
+static long count(const long *a)
+{
+	uint64_t value = (uint64_t)a[2] % 100 + 1;
+	int flags = impatient(fd_of(a[0]));
+	long size = a[1] % 2 ? write(fd_of(a[0]), &value, 8) : read(fd_of(a[0]), &value, 8);
+
+	patient(fd_of(a[0]), flags);
+	return size < 0 ? -1 : (long)value % 100000;
+}
+
+static long epoll(const long *a)
+{
+	return place_fd(epoll_create1(a[1] % 2 ? EPOLL_CLOEXEC : 0), a[0]);
+}
+
+/* epoll, descriptor, events, operation */
+static long watch(const long *a)
+{
+	static const uint32_t events[] = {EPOLLIN, EPOLLOUT, EPOLLIN | EPOLLET, EPOLLIN | EPOLLONESHOT,
+					  EPOLLIN | EPOLLOUT | EPOLLRDHUP};
+	static const int operations[] = {EPOLL_CTL_ADD, EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLL_CTL_DEL};
+	struct epoll_event one = {.events = events[a[2] % 5], .data.u64 = (uint64_t)a[1] % FDS};
+
+	return epoll_ctl(fd_of(a[0]), operations[a[3] % 4], fd_of(a[1]), &one);
+}
+
+static long happened(const long *a)
+{
+	struct epoll_event found[FDS];
+	int number = epoll_wait(fd_of(a[0]), found, FDS, 0);
+	unsigned long sum = 0;
+
+	for (int i = 0; i < number; i++)
+		sum += (found[i].data.u64 + 1) * 1000003 + found[i].events;
+	say(" sum %lu", sum);
+	return number;
+}
+
+/* descriptor, clock, state: far away, off, or expired */
+static long timer(const long *a)
+{
+	static const int clocks[] = {CLOCK_MONOTONIC, CLOCK_REALTIME, CLOCK_BOOTTIME};
+	struct itimerspec spec = {.it_value.tv_sec = a[2] % 3 == 0 ? 5000 : 0,
+				  .it_value.tv_nsec = a[2] % 3 == 1,
+				  .it_interval.tv_sec = 7000};
+	int fd = timerfd_create(clocks[a[1] % 3], TFD_NONBLOCK);
+	struct pollfd one = {.fd = fd, .events = POLLIN};
+
+	timerfd_settime(fd, 0, &spec, NULL);
+	if (a[2] % 3 == 1)
+		poll(&one, 1, 1000);
+	return place_fd(fd, a[0]);
+}
+
+static long timer_state(const long *a)
+{
+	struct itimerspec spec;
+
+	if (timerfd_gettime(fd_of(a[0]), &spec))
+		return -1;
+	return spec.it_interval.tv_sec * 10 + (spec.it_value.tv_sec > 3000);
+}
+
+static long signals(const long *a)
+{
+	sigset_t set;
+
+	sigemptyset(&set);
+	sigaddset(&set, SIGUSR2);
+	sigaddset(&set, SIGRTMIN + (int)(a[1] % 4));
+	return place_fd(signalfd(-1, &set, SFD_NONBLOCK), a[0]);
+}
+
+static long taken(const long *a)
+{
+	struct signalfd_siginfo info;
+	int flags = impatient(fd_of(a[0]));
+	long size = read(fd_of(a[0]), &info, sizeof(info));
+
+	patient(fd_of(a[0]), flags);
+	return size == sizeof(info) ? (long)info.ssi_signo * 100 + info.ssi_int % 100 : -1;
+}
+
+/* descriptor, what: the folder, its subfolder, a file */
+static long inotify(const long *a)
+{
+	int fd = inotify_init1(IN_NONBLOCK);
+
+	say(" watch %d", inotify_add_watch(fd,
+					   a[1] % 3 == 0   ? shared->place
+					   : a[1] % 3 == 1 ? "d"
+							   : "a",
+					   IN_CREATE | IN_DELETE | IN_MODIFY));
+	return place_fd(fd, a[0]);
+}
+
+static long news(const long *a)
+{
+	_Alignas(8) char text[8192];
+	int flags = impatient(fd_of(a[0]));
+	long size = read(fd_of(a[0]), text, sizeof(text)), number = 0;
+
+	patient(fd_of(a[0]), flags);
+	if (size < 0)
+		return -1;
+	for (long at = 0; at + (long)sizeof(struct inotify_event) <= size; number++) {
+		struct inotify_event *one = (void *)(text + at);
+
+		say(" %d:%x:%s", one->wd, one->mask, one->len ? one->name : "");
+		at += (long)sizeof(*one) + one->len;
+	}
+	return number;
+}
+
+static long pidfd(const long *a)
+{
+	return place_fd((int)syscall(SYS_pidfd_open, shared->actors[a[1] % ACTORS].pid, 0), a[0]);
+}
+
+const struct verb channel_verbs[] = {{"pipe", pipe_},
+				     {"socketpair", socketpair_},
+				     {"tcp", tcp},
+				     {"accept", accept_},
+				     {"udp", udp},
+				     {"unix_listen", unix_listen},
+				     {"unix_connect", unix_connect},
+				     {"send", send_},
+				     {"receive", receive},
+				     {"shut", shut},
+				     {"set_option", set_option},
+				     {"socket_state", socket_state},
+				     {"ready", ready},
+				     {"capacity", capacity},
+				     {"event", event},
+				     {"count", count},
+				     {"epoll", epoll},
+				     {"watch", watch},
+				     {"happened", happened},
+				     {"timer", timer},
+				     {"timer_state", timer_state},
+				     {"signals", signals},
+				     {"taken", taken},
+				     {"inotify", inotify},
+				     {"news", news},
+				     {"pidfd", pidfd},
+				     {0}};

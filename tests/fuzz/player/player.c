@@ -1,0 +1,277 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ *     player SCRIPT PLACE     reads the steps, "ACTOR VERB NUMBER..." a line, and plays them in PLACE; the log becomes
+ *                             PLACE.log. "0 save" waits until the file PLACE.go is there, after it has made PLACE.ready.
+ *     player ACTOR            what actor ACTOR becomes by execve; the shared memory is descriptor SHARED_FD.
+ */
+#include "player.h"
+
+#include <stdarg.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/stat.h>
+
+struct shared *shared;
+_Thread_local int me;
+_Thread_local sigjmp_buf *rescue;
+
+void say(const char *format, ...)
+{
+	char text[600];
+	va_list arguments;
+	int size;
+
+	va_start(arguments, format);
+	size = vsnprintf(text, sizeof(text), format, arguments);
+	va_end(arguments);
+	if (size > (int)sizeof(text) - 1)
+		size = sizeof(text) - 1;
+	uint32_t at = atomic_fetch_add(&shared->said, size);
+	if (at + size < sizeof(shared->log))
+		memcpy(shared->log + at, text, size);
+}
+
+const char *whose(int pid)
+{
+	static _Thread_local char text[4][16];
+	static _Thread_local int turn;
+	char *one = text[turn++ % 4];
+
+	snprintf(one, 16, pid <= 0 ? "%d" : "other", pid);
+	for (int i = 0; i < ACTORS; i++)
+		if (pid > 0 && shared->actors[i].pid == pid && !shared->actors[i].thread)
+			snprintf(one, 16, "#%d", i);
+	return one;
+}
+
+long place_fd(int fd, long index)
+{
+	if (fd < 0)
+		return -1;
+	if (dup2(fd, fd_of(index)) < 0)
+		index = -1;
+	if (fd != fd_of(index))
+		close(fd);
+	return index < 0 ? -1 : index % FDS;
+}
+
+int impatient(int fd)
+{
+	int flags = fcntl(fd, F_GETFL);
+
+	if (flags >= 0 && !(flags & (O_NONBLOCK | O_PATH)))
+		fcntl(fd, F_SETFL, flags | O_NONBLOCK);
+	return flags;
+}
+
+void patient(int fd, int flags)
+{
+	int error = errno;
+
+	if (!(flags & (O_NONBLOCK | O_PATH)))
+		fcntl(fd, F_SETFL, flags);
+	errno = error;
+}
+
+static void futex(int operation, uint32_t value)
+{
+	syscall(SYS_futex, &shared->turn, operation, value, NULL, NULL, 0);
+}
+
+void done(void)
+{
+	atomic_fetch_add(&shared->turn, 1);
+	futex(FUTEX_WAKE, INT_MAX);
+}
+
+static void on_fault(int number)
+{
+	if (rescue)
+		siglongjmp(*rescue, number);
+	_exit(100 + number);
+}
+
+static bool exists(const char *suffix)
+{
+	char path[PATH_MAX + 16];
+	struct stat there;
+
+	snprintf(path, sizeof(path), "%s%s", shared->place, suffix);
+	return !stat(path, &there);
+}
+
+static void make(const char *suffix, const char *content, size_t size)
+{
+	char path[PATH_MAX + 16], draft[PATH_MAX + 32];
+	int fd;
+
+	snprintf(path, sizeof(path), "%s%s", shared->place, suffix);
+	snprintf(draft, sizeof(draft), "%s.draft", path);
+	fd = open(draft, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+	if (fd < 0 || write(fd, content, size) != (ssize_t)size || rename(draft, path))
+		_exit(99);
+	close(fd);
+}
+
+static void tell(void)
+{
+	make(".log", shared->log, atomic_load(&shared->said));
+}
+
+static void save(long round)
+{
+	struct timespec moment = {.tv_nsec = 1000000};
+	char suffix[32];
+
+	snprintf(suffix, sizeof(suffix), ".ready%ld", round);
+	make(suffix, "", 0);
+	snprintf(suffix, sizeof(suffix), ".go%ld", round);
+	while (!exists(suffix))
+		nanosleep(&moment, NULL);
+}
+
+static const struct verb *find(const char *name)
+{
+	static const struct verb *const all[] = {memory_verbs, file_verbs, channel_verbs, signal_verbs, process_verbs};
+
+	for (size_t i = 0; i < sizeof(all) / sizeof(*all); i++)
+		for (const struct verb *one = all[i]; one->name; one++)
+			if (!strcmp(one->name, name))
+				return one;
+	fprintf(stderr, "no verb %s\n", name);
+	_exit(98);
+}
+
+static void act(const struct step *step)
+{
+	sigjmp_buf back;
+	long result;
+	int fault;
+
+	if (!strcmp(step->verb, "save")) {
+		save(step->a[0]);
+		return;
+	}
+	say("%u #%d %s:", atomic_load(&shared->turn), me, step->verb);
+	fault = sigsetjmp(back, 1);
+	if (fault) {
+		rescue = NULL;
+		say(" fault %d\n", fault);
+		return;
+	}
+	rescue = &back;
+	errno = 0;
+	result = find(step->verb)->act(step->a);
+	rescue = NULL;
+	if (result < 0)
+		say(" %s\n", strerrorname_np(errno));
+	else
+		say(" %ld\n", result);
+}
+
+/* The first actor sees to it that a process which ends has ended before the next step begins. */
+static void see_the_end(void)
+{
+	struct timespec moment = {.tv_nsec = 200000};
+	int pid = atomic_load(&shared->ending);
+	char path[64], text[512];
+
+	if (!pid || me)
+		return;
+	snprintf(path, sizeof(path), "/proc/%d/stat", pid);
+	for (;;) {
+		int fd = open(path, O_RDONLY | O_CLOEXEC);
+		ssize_t size = fd < 0 ? 0 : read(fd, text, sizeof(text) - 1);
+
+		if (fd >= 0)
+			close(fd);
+		text[size > 0 ? size : 0] = 0;
+		if (size <= 0 || strstr(text, ") Z") || strstr(text, ") X"))
+			break;
+		nanosleep(&moment, NULL);
+	}
+	atomic_store(&shared->ending, 0);
+	done();
+}
+
+void play(int actor)
+{
+	me = actor;
+	shared->actors[me].pid = getpid();
+	shared->actors[me].tid = gettid();
+	for (;;) {
+		uint32_t turn = atomic_load(&shared->turn);
+
+		if (turn >= (uint32_t)shared->steps) {
+			if (!me)
+				return;
+			if (shared->actors[me].thread)
+				syscall(SYS_exit, 0);
+			_exit(0);
+		}
+		if (shared->step[turn].actor == me && !atomic_load(&shared->ending)) {
+			act(&shared->step[turn]);
+			done();
+			continue;
+		}
+		see_the_end();
+		if (atomic_load(&shared->turn) == turn)
+			futex(FUTEX_WAIT, turn);
+	}
+}
+
+static void read_script(const char *path)
+{
+	FILE *script = fopen(path, "re");
+	char line[256];
+
+	if (!script)
+		_exit(97);
+	while (fgets(line, sizeof(line), script) && shared->steps < STEPS) {
+		struct step *step = &shared->step[shared->steps];
+		long *a = step->a;
+
+		if (sscanf(line, "%d %19s %ld %ld %ld %ld %ld", &step->actor, step->verb, a, a + 1, a + 2, a + 3,
+			   a + 4) >= 2)
+			shared->steps++;
+	}
+	fclose(script);
+}
+
+static void attach(void)
+{
+	struct sigaction fault = {.sa_handler = on_fault, .sa_flags = SA_NODEFER};
+
+	shared = mmap((void *)0x200000000000, sizeof(*shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED_NOREPLACE,
+		      SHARED_FD, 0);
+	if (shared == MAP_FAILED)
+		_exit(96);
+	sigaction(SIGSEGV, &fault, NULL);
+	sigaction(SIGBUS, &fault, NULL);
+	signal(SIGPIPE, SIG_IGN);
+	signal(SIGIO, SIG_IGN); /* of a lease that is broken */
+}
+
+int main(int count, char **words)
+{
+	if (count == 2) {
+		attach();
+		done();
+		play(atoi(words[1])); /* which returns for the first one only */
+		tell();
+		return 0;
+	}
+	int memory = memfd_create("shared", 0);
+	if (memory < 0 || ftruncate(memory, sizeof(struct shared)) || dup2(memory, SHARED_FD) < 0)
+		return 95;
+	close(memory);
+	attach();
+	snprintf(shared->place, sizeof(shared->place), "%s", words[2]);
+	read_script(words[1]);
+	prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0);
+	if (chdir(shared->place))
+		return 94;
+	play(0);
+	tell();
+	return 0;
+}

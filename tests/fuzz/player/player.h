@@ -1,0 +1,75 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * A program made of steps. Actors (processes and threads) take turns by a counter in shared memory, so that the same
+ * steps give the same results in every run: what a woken tree sees is compared with what an undisturbed twin saw.
+ */
+#ifndef PLAYER_H
+#define PLAYER_H
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <linux/futex.h>
+#include <sched.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+enum { ACTORS = 12, STEPS = 400, ARGUMENTS = 5, SHARED_FD = 900, FIRST_FD = 20, FDS = 24 };
+
+struct step {
+	int actor;
+	char verb[20];
+	long a[ARGUMENTS];
+};
+
+struct actor {
+	int pid, tid;
+	bool thread;
+};
+
+struct shared {
+	_Atomic uint32_t turn; /* the number of the step that is to be done; a futex */
+	_Atomic int ending;    /* a process that ends in this step */
+	int steps;
+	struct actor actors[ACTORS];
+	struct step step[STEPS];
+	char place[PATH_MAX]; /* the folder that all of it happens in */
+	_Atomic uint32_t caught[65];
+	_Atomic uint32_t said;
+	char log[1 << 20];
+};
+
+extern struct shared *shared;
+extern _Thread_local int me;		 /* this actor's number */
+extern _Thread_local sigjmp_buf *rescue; /* where a fault leads */
+
+typedef long verb_fn(const long *a);
+
+struct verb {
+	const char *name;
+	verb_fn *act;
+};
+
+extern const struct verb memory_verbs[], file_verbs[], channel_verbs[], signal_verbs[], process_verbs[];
+
+void say(const char *format, ...) __attribute__((format(printf, 1, 2)));
+const char *whose(int pid);	   /* a PID as the number of its actor, which is the same in every run */
+long place_fd(int fd, long index); /* move to the number of an index; the index or -1 */
+int impatient(int fd); /* make it one that does not wait, for the others would, too: its flags before, or -1 */
+void patient(int fd, int flags);
+void play(int actor);
+void done(void); /* the step is over: the next one's turn */
+static inline int fd_of(long index)
+{
+	return FIRST_FD + (int)(index % FDS);
+}
+#endif
