@@ -68,6 +68,8 @@ class Held:
     sources: Sources
     directories: Mapping[int, int]
     """Current directories, by the PIDs of the image."""
+    roots: Mapping[int, int]
+    """Root directories of those that have one of their own."""
 
 
 @dataclass
@@ -248,7 +250,7 @@ def _build(plan: ProcessPlan, process: pb.Process, image: pb.Tree, here: Here, h
     plan.fill += address_space.fill(process.memory.pages, held.sources, window.stop - address_space.GAP)
     plan.fill_size = sum(process.memory.pages.counts) * PAGE
     plan.furnish += address_space.last_steps(process.memory, held.sources, written)
-    plan.furnish += tree.steps(process, held.directories[process.pid])
+    plan.furnish += tree.steps(process, held.directories[process.pid], held.roots[process.pid] if process.root else -1)
     plan.furnish += ptys.steps(process, image, held.opened.terminals)
     plan.furnish += descriptors.placement(process, image, held.opened)
     plan.furnish += descriptors.closing(process)

@@ -81,7 +81,7 @@ def _plan(image: pb.Tree, reader: SnapshotReader, standing: Set[int]) -> None:
     """Compile it, with numbers for the descriptors that a restore would open."""
     number = first_slot(image)
     anything: defaultdict[Any, int] = defaultdict(lambda: number)
-    held = Held(Opened(anything, anything), Sources(anything, anything, anything, reader.blocks), anything)
+    held = Held(Opened(anything, anything), Sources(anything, anything, anything, reader.blocks), anything, anything)
     make(image, surroundings.here(surroundings.setting(image, standing=standing)), held)
 
 

@@ -18,6 +18,7 @@ from torpor.objects import (
     descriptors,
     family,
     filters,
+    folders,
     hosts,
     mapped_files,
     mounts,
@@ -146,6 +147,8 @@ def _faults(process: pb.Process, image: pb.Tree) -> Iterator[str]:
         yield "its user and group ids are not complete"
     if any(limit.resource >= len(credentials.LIMIT_NAMES) for limit in process.limits):
         yield "it has a resource limit that this version does not know"
+    if process.root and (not process.root.startswith(b"/") or b"\0" in process.root):
+        yield "its root directory is no path"
     if not process.cwd.startswith(b"/") or b"\0" in process.cwd:
         yield "its current directory is no path"
     for thread in process.threads:
@@ -155,9 +158,18 @@ def _faults(process: pb.Process, image: pb.Tree) -> Iterator[str]:
 
 
 def _check_directories(image: pb.Tree, openers: Openers) -> Iterator[Reason]:
-    for path, process in sorted({process.cwd: process for process in living(image)}.items()):
-        try:
-            os.close(openers.process(process).enter(path))
-        except OSError as error:
-            why = f"it is the current one of {name_of(process)}, and cannot be entered: {error.strerror}"
-            yield Reason(f"the directory {os.fsdecode(path)}", why, "make it again")
+    known = set()
+    for process in living(image):
+        opener = openers.process(process)
+        places = [("current", process.cwd, process.cwd_inode)]
+        if process.root:
+            places.append(("root", process.root, process.root_inode))
+        for what, path, inode in places:
+            if (path, opener) in known:
+                continue
+            known.add((path, opener))
+            try:
+                os.close(folders.enter(path, inode, opener))
+            except OSError as error:
+                why = f"it is the {what} directory of {name_of(process)}, and cannot be entered: {error.strerror}"
+                yield Reason(f"the directory {os.fsdecode(path)}", why, "make it again, and let this user enter it")

@@ -27,6 +27,7 @@ from torpor.objects import (
     credentials,
     descriptors,
     family,
+    folders,
     mapped_files,
     memory,
     moved_ports,
@@ -209,18 +210,24 @@ class _Material:
             soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
             if soft != hard:
                 resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-            openers = Openers(image, root)
+            openers = self._stack.enter_context(Openers(image, root))
             files = self._keep(mapped_files.open_all(image, reader, self.base, openers))
             shared = self._keep(shared_memory.open_all(image, reader, self.base, openers))
-            opened = self._stack.enter_context(descriptors.open_all(image, shared.__getitem__, stdio, terminal, root))
+            opened = self._stack.enter_context(
+                descriptors.open_all(image, shared.__getitem__, stdio, terminal, openers)
+            )
             packs = {number: self._high(reader.pack_fd(number), close=False) for number in set(reader.blocks.packs)}
-            entered: dict[tuple[bytes, Opener], int] = {}
-            for process in living(image):
-                key = process.cwd, openers.process(process)
+            entered: dict[tuple[bytes, bytes, Opener], int] = {}
+
+            def enter(process: pb.Process, path: bytes, inode: pb.Inode) -> int:
+                key = path, inode.SerializeToString(deterministic=True), openers.process(process)
                 if key not in entered:
-                    entered[key] = self._high(key[1].enter(process.cwd), close=True)
-            directories = {one.pid: entered[one.cwd, openers.process(one)] for one in living(image)}
-            self.held = Held(opened, Sources(files, shared, packs, reader.blocks), directories)
+                    entered[key] = self._high(folders.enter(path, inode, key[2], openers.removed), close=True)
+                return entered[key]
+
+            directories = {one.pid: enter(one, one.cwd, one.cwd_inode) for one in living(image)}
+            roots = {one.pid: enter(one, one.root, one.root_inode) for one in living(image) if one.root}
+            self.held = Held(opened, Sources(files, shared, packs, reader.blocks), directories, roots)
             self._stack = self._stack.pop_all()
 
     def __enter__(self) -> _Material:

@@ -20,6 +20,7 @@ from torpor.objects.threads import Bounds
 from torpor.plan import Here
 from torpor.probe import probe
 
+CAP_SYS_CHROOT = 18
 CAP_SYS_RESOURCE = 24
 
 
@@ -38,7 +39,9 @@ def setting(
     root = image.processes[0]
     session = detach or 1 in (root.sid, root.pgid)
     namespaces = Namespaces(0)
-    if own_pids or not host.can_choose_pids or not _pids_are_free(image, standing):
+    may_chroot = int(procfs.status(procfs.read("/proc/self/status"))[b"CapEff"], 16) >> CAP_SYS_CHROOT & 1
+    elsewhere = any(process.root for process in image.processes) and not may_chroot
+    if own_pids or elsewhere or not host.can_choose_pids or not _pids_are_free(image, standing):
         namespaces = Namespaces.PID | Namespaces.MOUNT
         if os.geteuid():
             namespaces |= Namespaces.USER

@@ -247,7 +247,7 @@ class FileRef(_message.Message):
     def __init__(self, path: _Optional[bytes] = ..., size: _Optional[int] = ..., mtime_ns: _Optional[int] = ..., build_id: _Optional[bytes] = ..., dev: _Optional[int] = ..., ino: _Optional[int] = ..., mode: _Optional[int] = ..., ctime_ns: _Optional[int] = ..., content: _Optional[_Union[Content, _Mapping]] = ...) -> None: ...
 
 class Process(_message.Message):
-    __slots__ = ("pid", "ppid", "pgid", "sid", "stopped", "threads", "memory", "credentials", "umask", "cwd", "limits", "actions", "pending", "interval_timers", "posix_timers", "fds", "child_subreaper", "dumpable", "thp_disable", "oom_score_adj", "zombie", "exit_status", "coredump_filter", "xstate_permitted", "stop_told", "thp_disable_flags", "memory_merge", "membarriers", "no_terminal", "stop_signal")
+    __slots__ = ("pid", "ppid", "pgid", "sid", "stopped", "threads", "memory", "credentials", "umask", "cwd", "limits", "actions", "pending", "interval_timers", "posix_timers", "fds", "child_subreaper", "dumpable", "thp_disable", "oom_score_adj", "zombie", "exit_status", "coredump_filter", "xstate_permitted", "stop_told", "thp_disable_flags", "memory_merge", "membarriers", "no_terminal", "stop_signal", "cwd_inode", "root", "root_inode")
     PID_FIELD_NUMBER: _ClassVar[int]
     PPID_FIELD_NUMBER: _ClassVar[int]
     PGID_FIELD_NUMBER: _ClassVar[int]
@@ -278,6 +278,9 @@ class Process(_message.Message):
     MEMBARRIERS_FIELD_NUMBER: _ClassVar[int]
     NO_TERMINAL_FIELD_NUMBER: _ClassVar[int]
     STOP_SIGNAL_FIELD_NUMBER: _ClassVar[int]
+    CWD_INODE_FIELD_NUMBER: _ClassVar[int]
+    ROOT_FIELD_NUMBER: _ClassVar[int]
+    ROOT_INODE_FIELD_NUMBER: _ClassVar[int]
     pid: int
     ppid: int
     pgid: int
@@ -308,7 +311,26 @@ class Process(_message.Message):
     membarriers: int
     no_terminal: bool
     stop_signal: int
-    def __init__(self, pid: _Optional[int] = ..., ppid: _Optional[int] = ..., pgid: _Optional[int] = ..., sid: _Optional[int] = ..., stopped: bool = ..., threads: _Optional[_Iterable[_Union[Thread, _Mapping]]] = ..., memory: _Optional[_Union[AddressSpace, _Mapping]] = ..., credentials: _Optional[_Union[Credentials, _Mapping]] = ..., umask: _Optional[int] = ..., cwd: _Optional[bytes] = ..., limits: _Optional[_Iterable[_Union[Rlimit, _Mapping]]] = ..., actions: _Optional[_Iterable[_Union[SigAction, _Mapping]]] = ..., pending: _Optional[_Iterable[bytes]] = ..., interval_timers: _Optional[_Iterable[_Union[IntervalTimer, _Mapping]]] = ..., posix_timers: _Optional[_Iterable[_Union[PosixTimer, _Mapping]]] = ..., fds: _Optional[_Iterable[_Union[Fd, _Mapping]]] = ..., child_subreaper: bool = ..., dumpable: _Optional[int] = ..., thp_disable: bool = ..., oom_score_adj: _Optional[int] = ..., zombie: bool = ..., exit_status: _Optional[int] = ..., coredump_filter: _Optional[int] = ..., xstate_permitted: _Optional[int] = ..., stop_told: bool = ..., thp_disable_flags: _Optional[int] = ..., memory_merge: bool = ..., membarriers: _Optional[int] = ..., no_terminal: bool = ..., stop_signal: _Optional[int] = ...) -> None: ...
+    cwd_inode: Inode
+    root: bytes
+    root_inode: Inode
+    def __init__(self, pid: _Optional[int] = ..., ppid: _Optional[int] = ..., pgid: _Optional[int] = ..., sid: _Optional[int] = ..., stopped: bool = ..., threads: _Optional[_Iterable[_Union[Thread, _Mapping]]] = ..., memory: _Optional[_Union[AddressSpace, _Mapping]] = ..., credentials: _Optional[_Union[Credentials, _Mapping]] = ..., umask: _Optional[int] = ..., cwd: _Optional[bytes] = ..., limits: _Optional[_Iterable[_Union[Rlimit, _Mapping]]] = ..., actions: _Optional[_Iterable[_Union[SigAction, _Mapping]]] = ..., pending: _Optional[_Iterable[bytes]] = ..., interval_timers: _Optional[_Iterable[_Union[IntervalTimer, _Mapping]]] = ..., posix_timers: _Optional[_Iterable[_Union[PosixTimer, _Mapping]]] = ..., fds: _Optional[_Iterable[_Union[Fd, _Mapping]]] = ..., child_subreaper: bool = ..., dumpable: _Optional[int] = ..., thp_disable: bool = ..., oom_score_adj: _Optional[int] = ..., zombie: bool = ..., exit_status: _Optional[int] = ..., coredump_filter: _Optional[int] = ..., xstate_permitted: _Optional[int] = ..., stop_told: bool = ..., thp_disable_flags: _Optional[int] = ..., memory_merge: bool = ..., membarriers: _Optional[int] = ..., no_terminal: bool = ..., stop_signal: _Optional[int] = ..., cwd_inode: _Optional[_Union[Inode, _Mapping]] = ..., root: _Optional[bytes] = ..., root_inode: _Optional[_Union[Inode, _Mapping]] = ...) -> None: ...
+
+class Inode(_message.Message):
+    __slots__ = ("dev", "ino", "mode", "uid", "gid", "removed")
+    DEV_FIELD_NUMBER: _ClassVar[int]
+    INO_FIELD_NUMBER: _ClassVar[int]
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    UID_FIELD_NUMBER: _ClassVar[int]
+    GID_FIELD_NUMBER: _ClassVar[int]
+    REMOVED_FIELD_NUMBER: _ClassVar[int]
+    dev: int
+    ino: int
+    mode: int
+    uid: int
+    gid: int
+    removed: bool
+    def __init__(self, dev: _Optional[int] = ..., ino: _Optional[int] = ..., mode: _Optional[int] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., removed: bool = ...) -> None: ...
 
 class Thread(_message.Message):
     __slots__ = ("tid", "name", "registers", "xstate", "sigmask", "pending", "robust_list", "robust_list_size", "clear_child_tid", "rseq", "altstack", "pdeath_signal", "no_new_privs", "nice", "affinity", "timer_slack_ns", "scheduler", "below", "below_address", "rt_priority", "io_priority", "personality", "memory_policy", "memory_nodes", "tsc_faults", "cpuid_faults", "memory_failure", "speculation", "filters")
@@ -775,12 +797,14 @@ class RegularFile(_message.Message):
     def __init__(self, path: _Optional[bytes] = ..., position: _Optional[int] = ..., size: _Optional[int] = ..., mtime_ns: _Optional[int] = ..., dev: _Optional[int] = ..., ino: _Optional[int] = ..., mode: _Optional[int] = ..., blocks: _Optional[int] = ..., ctime_ns: _Optional[int] = ..., content: _Optional[_Union[Content, _Mapping]] = ...) -> None: ...
 
 class Directory(_message.Message):
-    __slots__ = ("path", "position")
+    __slots__ = ("path", "position", "inode")
     PATH_FIELD_NUMBER: _ClassVar[int]
     POSITION_FIELD_NUMBER: _ClassVar[int]
+    INODE_FIELD_NUMBER: _ClassVar[int]
     path: bytes
     position: int
-    def __init__(self, path: _Optional[bytes] = ..., position: _Optional[int] = ...) -> None: ...
+    inode: Inode
+    def __init__(self, path: _Optional[bytes] = ..., position: _Optional[int] = ..., inode: _Optional[_Union[Inode, _Mapping]] = ...) -> None: ...
 
 class CharDevice(_message.Message):
     __slots__ = ("path", "major", "minor")
@@ -1059,11 +1083,13 @@ class Membership(_message.Message):
     def __init__(self, family: _Optional[int] = ..., device: _Optional[str] = ..., group: _Optional[bytes] = ..., only: bool = ..., sources: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class Fifo(_message.Message):
-    __slots__ = ("pipe", "path", "unwritten")
+    __slots__ = ("pipe", "path", "unwritten", "inode")
     PIPE_FIELD_NUMBER: _ClassVar[int]
     PATH_FIELD_NUMBER: _ClassVar[int]
     UNWRITTEN_FIELD_NUMBER: _ClassVar[int]
+    INODE_FIELD_NUMBER: _ClassVar[int]
     pipe: int
     path: bytes
     unwritten: bool
-    def __init__(self, pipe: _Optional[int] = ..., path: _Optional[bytes] = ..., unwritten: bool = ...) -> None: ...
+    inode: Inode
+    def __init__(self, pipe: _Optional[int] = ..., path: _Optional[bytes] = ..., unwritten: bool = ..., inode: _Optional[_Union[Inode, _Mapping]] = ...) -> None: ...

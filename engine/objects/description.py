@@ -229,6 +229,8 @@ class Opening:
     """Gives a descriptor of shared memory by its index in the image. It stays whose it is."""
     base: int
     """No descriptor of the image has this number or a higher one."""
+    openers: Openers
+    """Who opens paths for each description."""
     slots: dict[int, int] = field(default_factory=dict)
     """The descriptor that keeps each description of the image."""
     terminals: dict[int, int] = field(default_factory=dict)
@@ -237,8 +239,6 @@ class Opening:
     """The index of the description that is being made."""
     warnings: list[str] = field(default_factory=list)
     """What is not as it was, in words."""
-    root: int = -1
-    """A descriptor of the root directory that paths are opened beneath; -1: this process's own."""
     later: list[Callable[[], None]] = field(default_factory=list)
     """What is to be done when all descriptions are there."""
     stack: ExitStack = field(default_factory=ExitStack)
@@ -250,11 +250,6 @@ class Opening:
     def opener(self) -> Opener:
         """Opens paths for the description that is being made."""
         return self.openers.description(self.making)
-
-    @cached_property
-    def openers(self) -> Openers:
-        """Who opens paths for each description."""
-        return Openers(self.image, self.root)
 
     def keep_terminal(self, index: int, fd: int) -> None:
         """Keep a copy of `fd` for the sessions whose controlling terminal is `index`."""

@@ -46,6 +46,7 @@ from torpor.objects.fifos import Fifo
 from torpor.objects.files import Directory, RegularFile
 from torpor.objects.inotify import Inotify
 from torpor.objects.memory_files import MemoryDescriptor, MemoryFile, memory_files
+from torpor.objects.opener import Openers
 from torpor.objects.outside import Terminal
 from torpor.objects.own import is_own
 from torpor.objects.pidfd import Pidfd
@@ -335,7 +336,11 @@ def check(image: Tree, stdio: Sequence[int] = (0, 1, 2), *, standing: bool = Fal
 
 
 def open_all(
-    image: Tree, shared: Callable[[int], int], stdio: Sequence[int] = (0, 1, 2), terminal: int = -1, root: int = -1
+    image: Tree,
+    shared: Callable[[int], int],
+    stdio: Sequence[int] = (0, 1, 2),
+    terminal: int = -1,
+    openers: Openers | None = None,
 ) -> Opened:
     """Open every description of an image in this process, at a slot, for its children to inherit.
 
@@ -347,7 +352,7 @@ def open_all(
             stays whose it is.
         stdio: the descriptors that stand in for 0, 1 and 2.
         terminal: the terminal to be the controlling one in the place of that outside, -1: none.
-        root: a descriptor of the root directory that paths are opened beneath; -1: this process's own.
+        openers: who opens paths for each of them; None: each process beneath this one's own root directory.
 
     Raises:
         RestoreFailed: a description cannot be opened; none is left.
@@ -355,7 +360,7 @@ def open_all(
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    opening = Opening(image, stdio, shared, first_slot(image), root=root)
+    opening = Opening(image, stdio, shared, first_slot(image), openers or Openers(image))
     opened = Opened(opening.slots, opening.terminals, opening.warnings, opening.at_last)
     try:
         if terminal >= 0 and (lost := ptys.lost(image)) is not None:

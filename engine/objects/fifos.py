@@ -26,7 +26,8 @@ from torpor.objects.description import (
     why_not_by_name,
     words,
 )
-from torpor.objects.opener import Opener, Openers
+from torpor.objects.folders import DELETED, describe, give, may_be_made, somewhere
+from torpor.objects.opener import Identity, Opener, Openers
 from torpor.objects.pipes import Pipe, PipeState, fill
 from torpor.remote.sys import try_syscall
 from torpor.remote.x86_64 import NR
@@ -61,15 +62,18 @@ class Fifo(Pipe):
         return f"named pipe {held.link}" if super().outside(held, tree) else ""
 
     def judge(self, held: Held[PipeState], tree: GrabbedDescriptors) -> Iterator[Problem]:
-        """Its name must lead to it, unless the restorer's takes its place."""
+        """Its name must lead to it, unless it has none any more or the restorer's takes its place."""
         yield from super().judge(held, tree)
-        if not self.outside(held, tree) and (why := why_not_by_name(held)):
+        if held.stat.st_nlink and not self.outside(held, tree) and (why := why_not_by_name(held)):
             yield Problem(f"it cannot be opened again by its name: {why}", "give it a name and rights that last")
 
     def describe(self, held: Held[PipeState], out: Description, tree: GrabbedDescriptors, image: Describing) -> None:
         """The end, and with the first end the pipe."""
         out.fifo.pipe = self.index(held, image)
         out.fifo.path = os.fsencode(held.link)
+        describe(held.stat, out.fifo.inode)
+        if not held.stat.st_nlink:
+            out.fifo.path, out.fifo.inode.removed = out.fifo.path.removesuffix(DELETED.encode()), True
         out.fifo.unwritten = held.state.unwritten
 
     def check(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
@@ -80,7 +84,10 @@ class Fifo(Pipe):
                 yield Reason("the image", f"it names pipe {description.fifo.pipe}, which is not in it")
                 continue
             try:
-                fd = openers.description(index).lookup(description.fifo.path)
+                if description.fifo.inode.removed:
+                    os.close(may_be_made(description.fifo.path, openers.description(index)))
+                    continue
+                fd = openers.description(index).lookup(description.fifo.path, known=_known(description))
                 try:
                     if not stat.S_ISFIFO(os.fstat(fd).st_mode):
                         yield Reason(words(description), "it is no named pipe any more")
@@ -96,6 +103,8 @@ class Fifo(Pipe):
         """Nothing lies in them."""
         openers = Openers(image)
         for index, description in mine.items():
+            if description.fifo.inode.removed:
+                continue
             try:
                 os.close(_open(description, openers.description(index)))
             except OSError as error:
@@ -110,7 +119,8 @@ class Fifo(Pipe):
             by_pipe.setdefault(description.fifo.pipe, []).append(index)
         for number, indexes in by_pipe.items():
             with naming(mine[indexes[0]]):
-                both = _open(mine[indexes[0]], opening.openers.description(indexes[0]))
+                opener = opening.openers.description(indexes[0])
+                both = (_make if mine[indexes[0]].fifo.inode.removed else _open)(mine[indexes[0]], opener)
                 try:
                     fill(opening.image.pipes[number], both)
                     for index in indexes:
@@ -134,6 +144,11 @@ def _end(fd: int, mode: int) -> int:
     return os.open(f"/proc/self/fd/{fd}", mode | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
+def _known(description: Description) -> Identity | None:
+    inode = description.fifo.inode
+    return (inode.dev, inode.ino) if inode.ino else None
+
+
 def _has_writer(reader: int) -> bool:
     """Whether anyone could write, or has written what is still there: else it is at its end."""
     ours, other = os.pipe2(os.O_CLOEXEC)
@@ -151,12 +166,28 @@ def _open(description: Description, opener: Opener) -> int:
         OSError: it is not there, or this user may not.
         RestoreFailed: it is no named pipe, or in use.
     """
-    fd = opener.lookup(description.fifo.path)
+    known = _known(description)
+    fd = opener.lookup(description.fifo.path, known=known)
     if not stat.S_ISFIFO(os.fstat(fd).st_mode):
         os.close(fd)
         raise RestoreFailed(f"{words(description)} is no named pipe any more")
-    both = opener.reopened(fd, os.O_RDWR | os.O_NONBLOCK)
+    both = opener.reopened(fd, os.O_RDWR | os.O_NONBLOCK, known)
     if sockets.queued(both):
         os.close(both)
         raise RestoreFailed(f"{words(description)} is in use: another program has it open, and something lies in it")
     return both
+
+
+def _make(description: Description, opener: Opener) -> int:
+    """Both ends of a new one that has no name any more."""
+
+    def make(path: bytes) -> int:
+        opener.mkfifo(path)
+        try:
+            fd = opener.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW)
+            give(fd, description.fifo.inode, opener)
+        finally:
+            opener.unlink(path)
+        return fd
+
+    return somewhere(description.fifo.path, opener, make)

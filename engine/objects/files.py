@@ -29,7 +29,7 @@ from typing import Any
 
 from torpor.errors import Reason, RestoreFailed
 from torpor.image.image_pb2 import Description, Tree
-from torpor.objects import bundle, contents
+from torpor.objects import bundle, contents, folders
 from torpor.objects.contents import Change
 from torpor.objects.description import (
     KEPT_AT_OPEN,
@@ -47,13 +47,12 @@ from torpor.objects.description import (
     why_not_by_name,
     words,
 )
+from torpor.objects.folders import DELETED, Folder
 from torpor.objects.opener import Opener, Openers
 from torpor.objects.small_files import SmallFiles
 
 _SQLITE = b"SQLite format 3\0"
 """How its data bases begin (https://www.sqlite.org/fileformat.html)."""
-DELETED = " (deleted)"
-"""What the kernel puts after the path of a file that has no name any more (fs/d_path.c)."""
 
 
 class RegularFile(Kind[list[Held[Any]]]):
@@ -156,25 +155,36 @@ class Directory(Kind[None]):
         """Nothing: as for files."""
 
     def judge(self, held: Held[None], tree: GrabbedDescriptors) -> Iterator[Problem]:
-        """Its name must lead to it."""
-        yield from _judge_name(held, tree)
+        """Its name must lead to it, unless it was removed."""
+        if not Folder.seen(held.link, held.stat).removed:
+            yield from _judge_name(held, tree)
 
     def describe(self, held: Held[None], out: Description, tree: GrabbedDescriptors, image: Describing) -> None:
         """By name."""
-        out.directory.path = os.fsencode(held.link)
+        folder = Folder.seen(held.link, held.stat)
+        folder.describe(out.directory.inode)
+        out.directory.path = os.fsencode(folder.path)
         out.directory.position = held.position
 
     def check(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
         """It is there and may be opened."""
         openers = Openers(image)
         for index, description in mine.items():
+            opener, directory = openers.description(index), description.directory
             try:
-                os.close(open_described(description, openers.description(index), os.O_DIRECTORY))
+                if directory.inode.removed:
+                    os.close(folders.enter(directory.path, directory.inode, opener))
+                else:
+                    os.close(open_described(description, opener, os.O_DIRECTORY))
             except OSError as error:
                 yield _cannot_open(words(description), error)
 
     def make(self, description: Description, opening: Opening) -> int:
-        """By name."""
+        """By name; one that was removed anew."""
+        directory, flags = description.directory, description.flags & (KEPT_AT_OPEN | KEPT_BY_FCNTL) | os.O_DIRECTORY
+        if directory.inode.removed:
+            fd = folders.enter(directory.path, directory.inode, opening.opener, opening.openers.removed)
+            return fd if flags & os.O_PATH else opening.opener.reopened(fd, flags & ~os.O_NOFOLLOW)
         fd = open_described(description, opening.opener, os.O_DIRECTORY)
         return _sought(fd, description.flags, description.directory.position)
 
@@ -248,8 +258,8 @@ def open_described(description: Description, opener: Opener, extra: int = 0) -> 
     path = getattr(description, kind or "").path
     if OF_A_PROCESS.match(path) or not path.startswith(b"/"):
         raise OSError(errno.EINVAL, "no file has such a name")
-    file = description.file
-    known = (file.dev, file.ino) if kind == "file" else None
+    inode = description.directory.inode if kind == "directory" else description.file
+    known = (inode.dev, inode.ino) if inode.ino else None
     wanted = description.flags & (KEPT_AT_OPEN | KEPT_BY_FCNTL) | extra
     if wanted & os.O_PATH:
         return opener.open(path, wanted, known=known)

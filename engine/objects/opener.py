@@ -41,7 +41,7 @@ OF_FILES = 0x800001F | 1 << 9
 """CAP_CHOWN, DAC_OVERRIDE, DAC_READ_SEARCH, FOWNER, FSETID, LINUX_IMMUTABLE, MKNOD."""
 _WITH_O_PATH = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 """openat2 takes no other flag beside O_PATH."""
-AT_EACCESS = 0x200
+AT_EACCESS = AT_REMOVEDIR = 0x200
 _IDS = 4
 """Real, effective, saved, of the file system."""
 _TRIES = 64
@@ -162,6 +162,21 @@ class Opener:
         """In whose names it opens."""
         return {rights.uid for rights in self._rights}
 
+    def mkdir(self, path: bytes, mode: int) -> None:
+        """Make a directory."""
+        with self.parent(path) as (directory, name):
+            self.call(NR.mkdirat, directory, name, mode)
+
+    def mkfifo(self, path: bytes) -> None:
+        """Make a named pipe, for its owner alone."""
+        with self.parent(path) as (directory, name):
+            self.call(NR.mknodat, directory, name, stat.S_IFIFO | 0o600, 0)
+
+    def rmdir(self, path: bytes) -> None:
+        """Remove a directory."""
+        with self.parent(path) as (directory, name):
+            self.call(NR.unlinkat, directory, name, AT_REMOVEDIR)
+
     def unlink(self, path: bytes) -> None:
         """Remove a name."""
         with self.parent(path) as (directory, name):
@@ -224,7 +239,7 @@ class Opener:
 
 
 class Openers:
-    """Who opens what, for an image."""
+    """Who opens what, for an image. A context manager: leaving it closes what it keeps."""
 
     def __init__(self, image: Tree, root: int = -1) -> None:
         """Remember where.
@@ -236,6 +251,15 @@ class Openers:
         self._image = image
         self._root = root
         self._own = _own()
+        self.removed: dict[Identity, int] = {}
+        """Directories that had been removed and were made anew, by what they were: several may be in the same."""
+
+    def __enter__(self) -> Openers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        while self.removed:
+            os.close(self.removed.popitem()[1])
 
     def process(self, process: Process) -> Opener:
         """For a process."""

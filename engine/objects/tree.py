@@ -1,10 +1,10 @@
 """The tree itself: which processes, their ids, sessions and groups, and what refuses them.
 
-Kept: PID, parent, group and session in the tree's own PID namespace, job-control stop, current directory, dumpable,
-child subreaper, THP and KSM settings, oom score adjustment; zombies with their exit status.
+Kept: PID, parent, group and session in the tree's own PID namespace, job-control stop, current and root directory,
+dumpable, child subreaper, THP and KSM settings, oom score adjustment; zombies with their exit status.
 
-Refused: 32-bit programs, processes in other namespaces than the root's, another
-root directory, pid 1, kernel threads, a traced process, a process whose first thread has ended before others.
+Refused: 32-bit programs, processes in other namespaces than the root's, pid 1, kernel threads, a traced process, a
+process whose first thread has ended before others.
 
 Documented in: credentials(7), pid_namespaces(7), proc_pid_status(5), prctl(2).
 """
@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from torpor import procfs
 from torpor.errors import NotFound, NotPermitted, Reason
 from torpor.image import image_pb2 as pb
+from torpor.objects import folders
+from torpor.objects.folders import Folder
 from torpor.remote.batch import Batch, Call, Out, Replies
 from torpor.remote.freeze import describe_process, not_permitted
 from torpor.remote.x86_64 import NR
@@ -142,11 +144,8 @@ def refuse(tree: list[Seen]) -> list[Reason]:
         return reasons
     try:
         home = _namespaces(root.pid)
-        root_dir = os.readlink(f"/proc/{root.pid}/root")
     except OSError as error:
         raise permitted(error, root.pid) from None
-    if root_dir != "/":
-        reasons.append(Reason(root.name, f"its root directory is {root_dir}", "containers are not kept"))
     for seen in tree:
         if seen is root or not seen.zombie:
             reasons += _refuse(seen, home)
@@ -179,6 +178,7 @@ def _refuse(seen: Seen, home: Mapping[str, str]) -> list[Reason]:
         reasons.append(Reason(seen.name, f"it uses a shadow stack ({what}), which is not kept"))
     try:
         here = _namespaces(seen.pid)
+        reasons += folders.refuse(seen.name, seen.pid)
     except (PermissionError, FileNotFoundError, ProcessLookupError):
         return reasons  # it ended, or changed into somebody else's: the freeze says so
     for kind, namespace in here.items():
@@ -215,7 +215,8 @@ class Grabbed:
     pid: int
     status: Mapping[bytes, bytes]
     stat: procfs.Stat
-    cwd: bytes = b""
+    cwd: Folder | None = None
+    root: Folder | None = None
     limits: bytes = b""
     timers: bytes = b""
     oom_score_adj: int = 0
@@ -237,7 +238,8 @@ def grab(pid: int, *, zombie: bool = False) -> Grabbed:
         pid,
         status,
         stat,
-        os.fsencode(os.readlink(f"{folder}/cwd")),
+        Folder.of(f"{folder}/cwd"),
+        Folder.of(f"{folder}/root"),
         procfs.read(f"{folder}/limits"),
         procfs.read(f"{folder}/timers"),
         int(procfs.read(f"{folder}/oom_score_adj")),
@@ -285,7 +287,12 @@ def describe(asked: Questions, replies: Replies, grabbed: Grabbed, parent: int, 
         image: the message to fill.
     """
     _describe_ids(grabbed, parent, image)
-    image.cwd = grabbed.cwd
+    if grabbed.cwd:
+        image.cwd = os.fsencode(grabbed.cwd.path)
+        grabbed.cwd.describe(image.cwd_inode)
+    if grabbed.root and (grabbed.root.path != "/" or grabbed.root.removed):
+        image.root = os.fsencode(grabbed.root.path)
+        grabbed.root.describe(image.root_inode)
     image.dumpable = replies.result(asked.dumpable)
     image.child_subreaper = is_subreaper(asked, replies)
     thp = replies.result(asked.thp_disable)
@@ -342,13 +349,17 @@ _XTILE_DATA = 18
 """The only component that a process must ask for (Documentation/arch/x86/xstate.rst)."""
 
 
-def steps(process: pb.Process, cwd: int) -> Iterator[Call]:
+def steps(process: pb.Process, cwd: int, root: int) -> Iterator[Call]:
     """What a process sets for itself.
 
     Args:
         process: of the image.
         cwd: a descriptor of its current directory.
+        root: one of its root directory; -1: that is the tree's.
     """
+    if root >= 0:
+        yield Call(NR.fchdir, (root,), 0, f"changing to the directory {os.fsdecode(process.root)}")
+        yield Call(NR.chroot, (b".\0",), 0, "making it its root directory")
     yield Call(NR.fchdir, (cwd,), 0, f"changing to the directory {os.fsdecode(process.cwd)}")
     yield Call(NR.umask, (process.umask,), None, f"setting the umask {process.umask:03o}")
     if process.child_subreaper:

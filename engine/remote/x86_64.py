@@ -98,6 +98,7 @@ class NR(IntEnum):
     prctl = 157
     arch_prctl = 158
     setrlimit = 160
+    chroot = 161
     mount = 165
     gettid = 186
     futex = 202
@@ -126,6 +127,8 @@ class NR(IntEnum):
     ioprio_set = 251
     ioprio_get = 252
     inotify_add_watch = 254
+    mkdirat = 258
+    mknodat = 259
     unlinkat = 263
     ppoll = 271
     unshare = 272

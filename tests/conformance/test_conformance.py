@@ -36,7 +36,7 @@ PROGRAMS = sorted(
 )
 PASSING = {"faults", "timeouts", "threading_py"}
 """Programs whose threads end while one looks: they are not at rest, and judge for themselves what is right."""
-ONLY_ROOT = {"credentials", "filters"}
+ONLY_ROOT = {"chroots", "credentials", "filters"}
 """Programs that begin as root and become somebody else, or that only root keeps."""
 STOPS_ARE_NEWS = {"interactive"}
 """Programs that act on the stops of their children: a shell takes the terminal back, script(1) stops too."""

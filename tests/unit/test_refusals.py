@@ -63,8 +63,7 @@ def planned(image: pb.Tree) -> None:
     """All that a restore does before it starts anything, but for opening files."""
     refusals.refuse(image, "20261123-000000000-aaaaaa", probe(), (0, 1, 2))
     some: defaultdict[int, int] = defaultdict(lambda: 1000)
-    paths: defaultdict[bytes, int] = defaultdict(lambda: 1001)
-    held = Held(Opened(some), Sources(some, some, some, blocks()), paths)
+    held = Held(Opened(some), Sources(some, some, some, blocks()), some, some)
     make(image, here(Setting(Namespaces.PID)), held).explain()
 
 

@@ -1,0 +1,63 @@
+"""A program in a directory that was removed, with descriptors of that one, of another and of a pipe without a name."""
+
+import errno
+import os
+import stat
+
+from ready import HERE, expect, judge, ready_and_wait, same
+
+
+def nowhere() -> bool:
+    """Whether the current directory is one that was removed: it has no name, and takes nothing."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        pass
+    else:
+        return False
+    try:
+        os.close(os.open("new", os.O_CREAT | os.O_WRONLY))
+    except OSError as error:
+        return error.errno == errno.ENOENT and os.listdir(".") == []
+    return False
+
+
+def main() -> None:
+    (HERE / "gone").mkdir()
+    (HERE / "above" / "below").mkdir(parents=True)
+    (HERE / "above" / "below").chmod(0o751)
+    os.chdir(HERE / "gone")
+    here = os.open(".", os.O_RDONLY | os.O_DIRECTORY)
+    below = os.open(HERE / "above" / "below", os.O_PATH)
+    os.mkfifo(HERE / "fifo", 0o640)
+    reader = os.open(HERE / "fifo", os.O_RDONLY | os.O_NONBLOCK)
+    writer = os.open(HERE / "fifo", os.O_WRONLY)
+    os.write(writer, b"what waits")
+    os.unlink(HERE / "fifo")
+    (HERE / "gone").rmdir()
+    (HERE / "above" / "below").rmdir()
+    (HERE / "above").rmdir()
+    ours, theirs = os.pipe(), os.pipe()
+    child = os.fork()
+    if not child:
+        os.read(ours[0], 1)
+        os.write(theirs[1], b"y" if nowhere() and os.path.samestat(os.stat("."), os.fstat(here)) else b"n")
+        os._exit(0)
+    expect(nowhere(), "the current directory is one that was removed, before")
+    ready_and_wait()
+    expect(nowhere(), "the current directory is one that was removed")
+    same(os.path.samestat(os.stat("."), os.fstat(here)), True, "a descriptor of the current directory leads to it")
+    same(os.listdir(here), [], "what is in it")
+    same(stat.S_IMODE(os.fstat(below).st_mode), 0o751, "the mode of another one")
+    expect(not os.path.samestat(os.fstat(below), os.fstat(here)), "two directories are two")
+    same(os.fstat(reader).st_nlink, 0, "the names of the pipe")
+    same(stat.S_IMODE(os.fstat(reader).st_mode), 0o640, "its mode")
+    same(os.read(reader, 100), b"what waits", "what lay in it")
+    os.write(writer, b"more")
+    same(os.read(reader, 100), b"more", "what is sent through it")
+    os.write(ours[1], b"g")
+    same(os.read(theirs[0], 1), b"y", "a child is in the same directory")
+    os.waitpid(child, 0)
+
+
+judge(main)
