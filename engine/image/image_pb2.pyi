@@ -856,7 +856,14 @@ class Epoll(_message.Message):
     def __init__(self, watches: _Optional[_Iterable[_Union[Epoll.Watch, _Mapping]]] = ...) -> None: ...
 
 class UnixSocket(_message.Message):
-    __slots__ = ("type", "peer", "has_peer", "messages", "shut_read", "shut_write", "options", "peer_gone", "reset", "name", "listening", "backlog", "mode", "connected_to", "under_way", "senders", "pending", "is_pending")
+    __slots__ = ("type", "peer", "has_peer", "messages", "shut_read", "shut_write", "options", "peer_gone", "reset", "name", "listening", "backlog", "mode", "connected_to", "under_way", "senders", "pending", "is_pending", "moved", "path", "directory", "owner", "inode")
+    class Owner(_message.Message):
+        __slots__ = ("uid", "gid")
+        UID_FIELD_NUMBER: _ClassVar[int]
+        GID_FIELD_NUMBER: _ClassVar[int]
+        uid: int
+        gid: int
+        def __init__(self, uid: _Optional[int] = ..., gid: _Optional[int] = ...) -> None: ...
     TYPE_FIELD_NUMBER: _ClassVar[int]
     PEER_FIELD_NUMBER: _ClassVar[int]
     HAS_PEER_FIELD_NUMBER: _ClassVar[int]
@@ -875,6 +882,11 @@ class UnixSocket(_message.Message):
     SENDERS_FIELD_NUMBER: _ClassVar[int]
     PENDING_FIELD_NUMBER: _ClassVar[int]
     IS_PENDING_FIELD_NUMBER: _ClassVar[int]
+    MOVED_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    DIRECTORY_FIELD_NUMBER: _ClassVar[int]
+    OWNER_FIELD_NUMBER: _ClassVar[int]
+    INODE_FIELD_NUMBER: _ClassVar[int]
     type: int
     peer: int
     has_peer: bool
@@ -893,7 +905,12 @@ class UnixSocket(_message.Message):
     senders: _containers.RepeatedScalarFieldContainer[bytes]
     pending: _containers.RepeatedScalarFieldContainer[int]
     is_pending: bool
-    def __init__(self, type: _Optional[int] = ..., peer: _Optional[int] = ..., has_peer: bool = ..., messages: _Optional[_Iterable[bytes]] = ..., shut_read: bool = ..., shut_write: bool = ..., options: _Optional[_Iterable[_Union[SockOpt, _Mapping]]] = ..., peer_gone: bool = ..., reset: bool = ..., name: _Optional[bytes] = ..., listening: bool = ..., backlog: _Optional[int] = ..., mode: _Optional[int] = ..., connected_to: _Optional[bytes] = ..., under_way: _Optional[_Iterable[_Union[UnderWay, _Mapping]]] = ..., senders: _Optional[_Iterable[bytes]] = ..., pending: _Optional[_Iterable[int]] = ..., is_pending: bool = ...) -> None: ...
+    moved: bool
+    path: bytes
+    directory: bytes
+    owner: UnixSocket.Owner
+    inode: int
+    def __init__(self, type: _Optional[int] = ..., peer: _Optional[int] = ..., has_peer: bool = ..., messages: _Optional[_Iterable[bytes]] = ..., shut_read: bool = ..., shut_write: bool = ..., options: _Optional[_Iterable[_Union[SockOpt, _Mapping]]] = ..., peer_gone: bool = ..., reset: bool = ..., name: _Optional[bytes] = ..., listening: bool = ..., backlog: _Optional[int] = ..., mode: _Optional[int] = ..., connected_to: _Optional[bytes] = ..., under_way: _Optional[_Iterable[_Union[UnderWay, _Mapping]]] = ..., senders: _Optional[_Iterable[bytes]] = ..., pending: _Optional[_Iterable[int]] = ..., is_pending: bool = ..., moved: bool = ..., path: _Optional[bytes] = ..., directory: _Optional[bytes] = ..., owner: _Optional[_Union[UnixSocket.Owner, _Mapping]] = ..., inode: _Optional[int] = ...) -> None: ...
 
 class UnderWay(_message.Message):
     __slots__ = ("message", "descriptions")

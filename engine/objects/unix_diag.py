@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from functools import cached_property
 from typing import NamedTuple
 
-from torpor.objects import unix_names
+from torpor.objects import unix_paths
 
 # include/uapi/linux/sock_diag.h, unix_diag.h, netlink.h
 NETLINK_SOCK_DIAG = 4
@@ -89,7 +89,7 @@ class Diagnosis:
                     waiting, backlog = struct.unpack("=II", attributes.get(UNIX_DIAG_RQLEN, bytes(8)))
                     found[inode] = Known(
                         state,
-                        unix_names.of(attributes.get(UNIX_DIAG_NAME, b"")),
+                        unix_paths.of(attributes.get(UNIX_DIAG_NAME, b"")),
                         struct.unpack("=I", peer)[0] if peer else None,
                         attributes.get(UNIX_DIAG_SHUTDOWN, b"\0")[0],
                         struct.unpack_from("=I", file)[0] if file else None,

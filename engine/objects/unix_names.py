@@ -1,7 +1,8 @@
 """Unix sockets with a name: who listens, who is bound, and datagram sockets that know each other by name (unix(7)).
 
-A path must lead to the socket when the snapshot is taken. At the restore its file may be there still, as the program
-left it: it is removed if it is a socket of this user's and nobody is behind it. Abstract names must be free.
+At the restore the file of a socket may be there still, as the program left it: it is removed if it is a socket of this
+user's, or the very file, and nobody is behind it. Abstract names must be free. Where its file is, is known by
+`torpor.objects.unix_paths`.
 """
 
 from __future__ import annotations
@@ -19,50 +20,17 @@ from functools import partial
 from torpor.errors import Reason, RestoreFailed
 from torpor.image.image_pb2 import Description
 from torpor.image.image_pb2 import UnixSocket as UnixMessage
-from torpor.objects import sockets, unix_queues
-from torpor.objects.description import Opening, Problem, naming
+from torpor.objects import sockets, unix_paths, unix_queues
+from torpor.objects.description import Opening, naming
 from torpor.objects.opener import Opener, Openers
+from torpor.objects.unix_diag import Diagnosis
+from torpor.objects.unix_paths import of, printable
 from torpor.remote.x86_64 import NR
 
 OPTIONS = {**sockets.GENERAL, **sockets.UNIX}
-LONGEST = 108
-"""sizeof(sun_path)."""
 PATIENCE = 2.0
 """Seconds in which the tree's own listener must take a connection."""
 UCRED = struct.Struct("=iII")
-
-
-def of(raw: bytes) -> bytes:
-    """A name as bind() takes it: the zero byte that ends a path is no part of it, an abstract one begins with one."""
-    return raw if raw.startswith(b"\0") else raw.rstrip(b"\0")
-
-
-def printable(name: bytes) -> str:
-    """A name as people write it: an abstract one begins with @."""
-    text = os.fsdecode(name.rstrip(b"\0"))
-    return "@" + text[1:] if text.startswith("\0") else text
-
-
-def judge(name: bytes, inode: int | None) -> Iterator[Problem]:
-    """Say why a socket cannot have its name again.
-
-    Args:
-        name: as `of` gives it.
-        inode: the lower half of the number of its file; None for an abstract name.
-    """
-    if name.startswith(b"\0"):
-        return
-    words = printable(name)
-    if not name.startswith(b"/"):
-        yield Problem(f"its name {words} is not a full path, and from which directory is not known", "use a full path")
-        return
-    try:
-        found = os.lstat(name)
-    except OSError as error:
-        yield Problem(f"its name {words} does not lead to it: {error.strerror}", "close it")
-        return
-    if not stat.S_ISSOCK(found.st_mode) or inode is None or found.st_ino & 0xFFFFFFFF != inode:
-        yield Problem(f"its name {words} leads to another file", "close it")
 
 
 def owns(unix: UnixMessage) -> bool:
@@ -75,31 +43,33 @@ def check(mine: dict[int, Description], openers: Openers) -> Iterator[Reason]:
     names = {unix.name for unix in (description.unix for description in mine.values()) if owns(unix)}
     for index, description in mine.items():
         unix, opener = description.unix, openers.description(index)
-        for name in (unix.name, unix.connected_to):
-            if (
-                len(name) > LONGEST
-                or (name and name[:1] not in (b"/", b"\0"))
-                or b"\0" in name[1:-1] * (name[:1] == b"/")
-            ):
-                yield Reason("the image", "it has a unix socket with a name that cannot be")
-                return
-        if owns(unix) and (why := _why_not_here(unix.name, opener)):
-            yield Reason(f"the unix socket {printable(unix.name)}", *why)
+        abstract = [name for name in (unix.name, unix.connected_to) if name.startswith(b"\0")]
+        paths = [name for name in (unix.name, unix.connected_to) if name not in abstract]
+        full = [name for name in (unix.path, unix.directory) if name]
+        if (
+            any(len(name) > unix_paths.LONGEST for name in (*abstract, *paths))
+            or any(b"\0" in name for name in (*paths, *full))
+            or not all(name.startswith(b"/") for name in full)
+            or (unix.moved and (not unix.name or unix.name in abstract))
+        ):
+            yield Reason("the image", "it has a unix socket with a name that cannot be")
+            return
+        if owns(unix) and (why := _why_not_here(unix, opener)):
+            yield Reason(f"the unix socket {printable(unix_paths.path_of(unix) or unix.name)}", *why)
         if unix.connected_to and unix.connected_to not in names and (error := _cannot_connect(unix, opener)):
             yield Reason(f"the unix socket {printable(unix.connected_to)}", f"the program sends to it, and {error}")
 
 
-def _why_not_here(name: bytes, opener: Opener) -> tuple[str, str] | None:
-    """Why the name of a socket cannot be had by its user, and what to do."""
-    if name.startswith(b"\0"):
+def _why_not_here(unix: UnixMessage, opener: Opener) -> tuple[str, str] | None:
+    """Why the file of a socket cannot be made by its user, and what to do."""
+    if not (path := unix_paths.path_of(unix)):
         return None
-    if not opener.may_write_in(os.path.dirname(name)):
+    if not opener.may_write_in(os.path.dirname(path)):
         return "its directory is not there, or this user may not write to it", "make it again"
-    try:
-        status = opener.lstat(name)
-    except FileNotFoundError:
+    if (there := _at(unix, opener)) is None:
         return None
-    if not stat.S_ISSOCK(status.st_mode) or status.st_uid not in opener.users:
+    own = there.st_uid in opener.users or (unix.inode and there.st_ino == unix.inode)
+    if not stat.S_ISSOCK(there.st_mode) or not own:
         return "something else has its name", "move it away"
     return None
 
@@ -121,27 +91,39 @@ def _why_taken(unix: UnixMessage, opener: Opener) -> tuple[str, str] | None:
                 probe.bind(unix.name)
             except OSError as error:
                 return f"the name cannot be had: {error.strerror}", advice
-        elif _is_there(unix.name, opener) and _lives(probe, unix.name, opener):
+        elif (there := _at(unix, opener)) and _lives(probe, unix_paths.path_of(unix), there.st_ino, opener):
             return "somebody has the name", advice
     return None
 
 
-def _is_there(name: bytes, opener: Opener) -> bool:
+def _at(unix: UnixMessage, opener: Opener) -> os.stat_result | None:
+    """What stands where the file of a socket is to be."""
+    path = unix_paths.path_of(unix)
     try:
-        opener.lstat(name)
+        return opener.lstat(path) if path else None
     except FileNotFoundError:
-        return False
-    return True
+        return None
 
 
-def _lives(probe: socket.socket, name: bytes, opener: Opener) -> bool:
+def _lives(probe: socket.socket, name: bytes, inode: int, opener: Opener) -> bool:
     """Whether a socket is behind a path."""
     probe.setblocking(False)
     try:
         _connect(probe, name, opener)
+    except PermissionError:  # its mode forbids it: the kernel knows who is bound to it
+        return any(known.inode == inode & 0xFFFFFFFF for known in Diagnosis().sockets.values())
     except OSError as error:
         return error.errno != errno.ECONNREFUSED
     return True
+
+
+def _connect(sock: socket.socket, name: bytes, opener: Opener) -> None:
+    if len(name) < unix_paths.LONGEST or name.startswith(b"\0"):
+        opener.call(NR.connect, sock.fileno(), *unix_paths.address(name))
+        return
+    with opener.parent(name) as (directory, last):
+        short = b"/proc/self/fd/%d/%s" % (directory, last.rstrip(b"\0"))
+        opener.call(NR.connect, sock.fileno(), *unix_paths.address(short))
 
 
 def _cannot_connect(unix: UnixMessage, opener: Opener) -> str:
@@ -161,9 +143,14 @@ class Named:
     """The named sockets of an image while they are made. A context manager: on an error, no name is left."""
 
     opening: Opening
-    _listeners: dict[bytes, socket.socket] = field(default_factory=dict)
-    _made: list[tuple[Opener, bytes]] = field(default_factory=list)
+    _listeners: dict[bytes, tuple[socket.socket, bytes]] = field(default_factory=dict)
+    """Who listens, by the names they were bound by; with those by which they are reached for now."""
+    _at: dict[int, bytes] = field(default_factory=dict)
+    """By the index of one that is bound, the name by which it is reached for now."""
     _stack: ExitStack = field(default_factory=ExitStack)
+
+    def __post_init__(self) -> None:
+        self._bound = unix_paths.Bound(self.opening.warnings)
 
     def __enter__(self) -> Named:
         return self
@@ -171,9 +158,7 @@ class Named:
     def __exit__(self, kind: object, *_: object) -> None:
         self._stack.close()
         if kind is not None:
-            for opener, name in self._made:
-                with suppress(FileNotFoundError):
-                    opener.unlink(name)
+            self._bound.remove()
 
     def bind_all(self, mine: dict[int, Description]) -> None:
         """Make all that are bound or know another by name; who listens does so from now on.
@@ -183,24 +168,30 @@ class Named:
         """
         alone = {i: d for i, d in mine.items() if owns(d.unix) or d.unix.connected_to}
         made: dict[int, socket.socket] = {}
-        for index, description in alone.items():
+        # Those whose name leads elsewhere by now come first: another one of the tree may have it.
+        for index, description in sorted(alone.items(), key=lambda one: not one[1].unix.moved):
             with naming(description):
                 made[index] = self._bind(index, description.unix, self.opening.openers.description(index))
         self.opening.later.append(partial(self._deliver, alone, made))
 
     def _deliver(self, alone: dict[int, Description], made: dict[int, socket.socket]) -> None:
         owners = {description.unix.name: made[index] for index, description in alone.items() if description.unix.name}
-        for description in alone.values():
+        at = {description.unix.name: self._at[index] for index, description in alone.items() if description.unix.name}
+        for index, description in alone.items():
             unix = description.unix
             with naming(description):
                 for number, sender in enumerate(unix.senders):
                     with self._sender(owners, of(sender)) as sock:
-                        unix_queues.fill(sock, unix, self.opening.slots, [number], unix.name)
+                        unix_queues.fill(sock, unix, self.opening.slots, [number], self._at[index])
         for index, description in alone.items():
             with naming(description):
                 sockets.set_options(made[index], description.unix.options, OPTIONS)  # buffers may have grown
-                if description.unix.connected_to:
-                    _connect(made[index], description.unix.connected_to, self.opening.openers.description(index))
+                if there := description.unix.connected_to:
+                    if there in at:
+                        unix_paths.connect(made[index], at[there])
+                    else:
+                        _connect(made[index], there, self.opening.openers.description(index))
+        self._bound.settle()
 
     @contextmanager
     def _sender(self, owners: dict[bytes, socket.socket], name: bytes) -> Iterator[socket.socket]:
@@ -215,13 +206,13 @@ class Named:
 
     def queue_up(self, mine: dict[int, Description]) -> None:
         """Connect those who wait to be accepted, in their order. Nothing may be accepted from then on."""
-        for listener in mine.values():
+        for number, listener in mine.items():
             for index in listener.unix.pending:
                 unix = mine[index].unix
                 client = socket.socket(socket.AF_UNIX, unix.type)
                 with naming(mine[index]), client:
                     client.settimeout(PATIENCE)
-                    client.connect(listener.unix.name)
+                    unix_paths.connect(client, self._at[number])
                     client.settimeout(None)
                     sockets.set_options(client, unix.options, OPTIONS)
                     if unix.shut_read:
@@ -233,33 +224,51 @@ class Named:
     def _bind(self, index: int, unix: UnixMessage, opener: Opener) -> socket.socket:
         sock = self._stack.enter_context(socket.socket(socket.AF_UNIX, unix.type))
         if unix.name:
-            if not unix.name.startswith(b"\0"):
+            if unix_paths.path_of(unix):
                 _clear(unix, opener)
-            opener.call(NR.bind, sock.fileno(), *_address(unix.name))
-            if not unix.name.startswith(b"\0"):
-                self._made.append((opener, unix.name))
-                opener.chmod(unix.name, unix.mode & 0o777)
+            self._at[index] = self._bound.bind(sock, unix, opener)
         sockets.set_options(sock, unix.options, OPTIONS)
         if unix.listening:
             sock.listen(unix.backlog)
-            self._listeners[unix.name] = sock
+            self._listeners[unix.name] = sock, self._at[index]
         self.opening.place(index, sock.dup().detach())
         return sock
 
-    def pair(self, one: UnixMessage, other: UnixMessage) -> tuple[socket.socket, socket.socket]:
-        """Two ends of a connection, through the tree's own listener where it was made so."""
-        if (listener := self._listeners.get(other.name)) is not None and other.name:
-            return self._connect(listener, one, other.name)
-        if (listener := self._listeners.get(one.name)) is not None and one.name:
-            far, near = self._connect(listener, one, one.name)
+    def pair(self, index: int, one: UnixMessage, other: UnixMessage) -> tuple[socket.socket, socket.socket]:
+        """Two ends of a connection, through the tree's own listener where it was made so.
+
+        Args:
+            index: of a description, in whose holders' name things are done.
+            one: the first end.
+            other: the second.
+        """
+        for name in filter(None, {one.name, other.name} - self._listeners.keys()):
+            if one.type != socket.SOCK_DGRAM:
+                self._listen_for_now(index, name, one.type)
+        if (found := self._listeners.get(other.name)) is not None and other.name:
+            return self._connect(*found, one)
+        if (found := self._listeners.get(one.name)) is not None and one.name:
+            far, near = self._connect(*found, one)
             return near, far
         return socket.socketpair(socket.AF_UNIX, one.type)
 
-    def _connect(self, listener: socket.socket, unix: UnixMessage, name: bytes) -> tuple[socket.socket, socket.socket]:
+    def _listen_for_now(self, index: int, name: bytes, kind: int) -> None:
+        """A listener in the place of one that is closed: an end that was accepted shows its name (getsockname)."""
+        unix = UnixMessage(name=name, type=kind, moved=not name.startswith(b"\0"))
+        sock = socket.socket(socket.AF_UNIX, kind)
+        try:
+            at = self._bound.bind(sock, unix, self.opening.openers.description(index))
+            sock.listen()
+        except OSError:  # an abstract name that somebody has: the end comes back without
+            sock.close()
+            return
+        self._listeners[name] = self._stack.enter_context(sock), at
+
+    def _connect(self, listener: socket.socket, at: bytes, unix: UnixMessage) -> tuple[socket.socket, socket.socket]:
         client = socket.socket(socket.AF_UNIX, unix.type)
         try:
             client.settimeout(PATIENCE)
-            client.connect(name)
+            unix_paths.connect(client, at)
             client.settimeout(None)
             while True:  # whoever came before us from outside is turned away, as when the program was gone
                 server, _ = listener.accept()
@@ -273,23 +282,13 @@ class Named:
             raise
 
 
-def _address(name: bytes) -> tuple[bytes, int]:
-    """struct sockaddr_un and its length."""
-    address = struct.pack("=H", socket.AF_UNIX) + (name if name.startswith(b"\0") else name + b"\0")
-    return address, len(address)
-
-
-def _connect(sock: socket.socket, name: bytes, opener: Opener) -> None:
-    opener.call(NR.connect, sock.fileno(), *_address(name))
-
-
 def _clear(unix: UnixMessage, opener: Opener) -> None:
     """Remove the file that the program left, if nobody is behind it.
 
     Raises:
         RestoreFailed: somebody is.
     """
-    if (why := _why_not_here(unix.name, opener) or _why_taken(unix, opener)) is not None:
+    if (why := _why_not_here(unix, opener) or _why_taken(unix, opener)) is not None:
         raise RestoreFailed(f"the unix socket {printable(unix.name)} cannot be made again: {why[0]}", advice=why[1])
     with suppress(FileNotFoundError):
-        opener.unlink(unix.name)
+        opener.unlink(unix_paths.path_of(unix))

@@ -11,7 +11,7 @@ senders (SO_PASSCRED), which only the senders could send again; datagrams whose 
 descriptors under way of a kind that must be made by a process (pidfd, POSIX message queue), or that no process has else
 (files in memory, inotify, epoll, signalfd).
 
-Not kept: SO_PEERCRED, which names the restoring process, and the name of an accepted end whose listener is closed.
+Not kept: SO_PEERCRED, which names the restoring process, and a name that the connecting end had given itself.
 
 Who is connected to whom is told by sock_diag(7), in one dump for the whole tree (`torpor.objects.unix_diag`).
 """
@@ -21,15 +21,17 @@ from __future__ import annotations
 import os
 import select
 import socket
+import stat
 import termios
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 
 from torpor.errors import Reason
 from torpor.image.image_pb2 import Description, Tree
 from torpor.image.image_pb2 import UnixSocket as UnixMessage
-from torpor.objects import sockets, unix_names, unix_queues
+from torpor.objects import sockets, unix_names, unix_paths, unix_queues
 from torpor.objects.description import (
     Describing,
     GrabbedDescriptors,
@@ -50,6 +52,8 @@ from torpor.objects.queues import MessageQueue
 from torpor.objects.sockets import SocketState
 from torpor.objects.unix_diag import Diagnosis, Known
 from torpor.objects.unix_queues import PATH, Queue
+from torpor.remote.sys import syscall
+from torpor.remote.x86_64 import NR
 
 OPTIONS = unix_names.OPTIONS
 OPENED_BY_PROCESSES = (Pidfd.field, MessageQueue.field)
@@ -76,6 +80,8 @@ class UnixState:
     clients: list[Held[UnixState] | None] = field(default_factory=list)
     """Of a listener: who waits to be accepted, in order; None where that is not in the tree."""
     diagnosis: Diagnosis | None = None
+    place: unix_paths.Place | None = None
+    """Where the file of its name is; None: it is bound to none."""
 
     @property
     def listening(self) -> bool:
@@ -112,7 +118,7 @@ class Unix(Kind[UnixState]):
         """Options and the queue."""
         with borrowed(pidfd, held.holders[0].fd) as copy:
             listening = bool(sockets.number(copy, socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
-            name = unix_names.of(sockets.peer_name(copy)[PATH:])
+            name = unix_paths.of(sockets.peer_name(copy)[PATH:])
             outgoing = 0 if listening else sockets.queued(copy, termios.TIOCOUTQ)
             state = UnixState(sockets.look(copy, OPTIONS, listening=listening), name, outgoing)
             if content and not listening and not state.socket.peek_offset:
@@ -138,7 +144,7 @@ class Unix(Kind[UnixState]):
             return ""
         if held.state.sends_to_name or held.state.waits_at is not None:
             return ""
-        return f"the unix socket {unix_names.printable(held.state.peer_name) or known.peer}"
+        return f"the unix socket {unix_paths.printable(held.state.peer_name) or known.peer}"
 
     def judge(self, held: Held[UnixState], tree: GrabbedDescriptors) -> Iterator[Problem]:
         """Its name leads to it, and all that is on its way could be taken."""
@@ -154,7 +160,6 @@ class Unix(Kind[UnixState]):
             # Before the freeze it may just have been closed.
             yield Problem("the kernel does not know it in this network namespace", passing=not tree.content)
         elif state.bound:
-            yield from unix_names.judge(state.known.name, state.known.inode)
             yield from _judge_clients(state, tree)
             yield from _judge_senders(state, tree)
         elif state.known.name and (state.socket.family.type == socket.SOCK_DGRAM or state.waits_at is not None):
@@ -189,7 +194,8 @@ class Unix(Kind[UnixState]):
         out.unix.name = state.known.name
         if state.bound:
             out.unix.listening, out.unix.backlog = state.listening, state.known.backlog if state.listening else 0
-            out.unix.mode = os.lstat(state.known.name).st_mode & 0o777 if state.known.inode is not None else 0
+            if state.place:
+                _describe_file(state.known.name, state.place, out.unix)
             out.unix.pending.extend(image.index_of(one, one.holders[0].fd) for one in state.clients if one)
             if state.socket.family.type == socket.SOCK_DGRAM:
                 out.unix.senders.extend(message.sender for message in state.queue.messages)
@@ -211,6 +217,14 @@ class Unix(Kind[UnixState]):
         ]
         if lost:
             yield f"unix connections to others will be seen closed by the woken program: {some(lost)}"
+        nowhere = [
+            f"{name(held.holders[0])}, {unix_paths.printable(held.state.known.name)}"
+            for held in mine
+            if held.state.place and held.state.known and not held.state.place.path
+            if not held.state.known.name.startswith(b"/") and os.geteuid()
+        ]
+        if nowhere:
+            yield f"the files of unix sockets are not found, and will not be there: {some(nowhere)}"
 
     def check(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
         """What the image says can be, and its names may be had."""
@@ -273,7 +287,7 @@ def _open(index: int, description: Description, opening: Opening, named: unix_na
         if unix.has_peer:
             _open_pair(opening, index, unix.peer, named)
         elif unix.peer_gone:
-            _open_widow(opening, index)
+            _open_widow(opening, index, named)
         else:
             alone = socket.socket(socket.AF_UNIX, unix.type)
             sockets.set_options(alone, unix.options, OPTIONS)
@@ -301,6 +315,8 @@ def _pair(tree: GrabbedDescriptors) -> None:
             held.state.clients.append(client)
             if client is not None:
                 client.state.waits_at = held
+    for held in mine:
+        held.state.place = _find_file(held, tree)
 
 
 def _judge_clients(state: UnixState, tree: GrabbedDescriptors) -> Iterator[Problem]:
@@ -326,13 +342,41 @@ def _judge_senders(state: UnixState, tree: GrabbedDescriptors) -> Iterator[Probl
     if state.socket.family.type != socket.SOCK_DGRAM:
         return
     ours = {other.state.known.name for other in tree.of(Unix) if other.state.bound and other.state.known}
-    for sender in dict.fromkeys(unix_names.of(message.sender) for message in state.queue.messages):
+    for sender in dict.fromkeys(unix_paths.of(message.sender) for message in state.queue.messages):
         if sender and sender not in ours:
             yield Problem(
-                f"datagrams from {unix_names.printable(sender)} wait in it, and nobody in the tree has that name",
+                f"datagrams from {unix_paths.printable(sender)} wait in it, and nobody in the tree has that name",
                 "try again when they were received",
                 passing=True,
             )
+
+
+def _describe_file(name: bytes, place: unix_paths.Place, out: UnixMessage) -> None:
+    """Where the file of a socket is, and whose."""
+    path = place.path
+    with suppress(FileNotFoundError):  # it is removed at this moment
+        found = os.lstat(path)
+        out.mode, out.inode = stat.S_IMODE(found.st_mode), found.st_ino
+        out.owner.uid, out.owner.gid = found.st_uid, found.st_gid
+    if path != name:
+        out.moved, out.path, out.directory = True, path, place.directory
+
+
+def _find_file(held: Held[UnixState], tree: GrabbedDescriptors) -> unix_paths.Place | None:
+    known = held.state.known
+    if known is None or known.name.startswith(b"\0") or not held.state.bound:
+        return None
+    holder = held.holders[0]
+
+    def ask() -> int:
+        pidfd = os.pidfd_open(holder.pid)
+        try:
+            return syscall(NR.pidfd_getfd, pidfd, holder.fd)
+        finally:
+            os.close(pidfd)
+
+    pids = dict.fromkeys([one.pid for one in held.holders] + tree.pids)
+    return unix_paths.find(known.name, known.inode, unix_paths.directories(pids), ask)
 
 
 def _peer_is_closed(state: UnixState) -> bool:
@@ -345,7 +389,7 @@ def _peer_is_closed(state: UnixState) -> bool:
 
 def _open_pair(opening: Opening, first: int, second: int, named: unix_names.Named) -> None:
     one, other = opening.image.descriptions[first].unix, opening.image.descriptions[second].unix
-    near, far = named.pair(one, other)
+    near, far = named.pair(first, one, other)
     opening.place(first, near.detach())
     opening.place(second, far.detach())
     opening.later.append(partial(_finish_pair, opening, first, second))
@@ -363,10 +407,10 @@ def _finish_pair(opening: Opening, first: int, second: int) -> None:
         _shut(far, other)
 
 
-def _open_widow(opening: Opening, index: int) -> None:
+def _open_widow(opening: Opening, index: int, named: unix_names.Named) -> None:
     """A socket whose other end is closed."""
     unix = opening.image.descriptions[index].unix
-    near, far = socket.socketpair(socket.AF_UNIX, unix.type)
+    near, far = named.pair(index, unix, UnixMessage(type=unix.type))
     opening.stack.enter_context(far)
     opening.place(index, near.detach())
     opening.later.append(partial(_finish_widow, opening, index, far))

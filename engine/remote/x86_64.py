@@ -73,6 +73,7 @@ class NR(IntEnum):
     fchdir = 81
     chmod = 90
     fchmod = 91
+    chown = 92
     fchown = 93
     umask = 95
     ptrace = 101
