@@ -416,9 +416,10 @@ class TakenTree:
             self.shared.grab_file(file)
         for taken in self._living():
             taken.listen()
-            self.shared.grab_mapped(taken.pid, taken.injection.maps)
+            maps = list(map(self.shared.names.lasting, taken.injection.maps))
+            self.shared.grab_mapped(taken.pid, maps)
             if self.descriptors.small:
-                self.descriptors.small.take_mapped(taken.injection.maps)
+                self.descriptors.small.take_mapped(maps)
         self._take_sysv()
         self._take_memory()
         for taken in self._living():

@@ -141,7 +141,7 @@ def _faults(process: pb.Process, image: pb.Tree) -> Iterator[str]:
     for vma in process.memory.vmas:
         if vma.kind in (pb.Vma.FILE_PRIVATE, pb.Vma.FILE_SHARED) and vma.file >= len(image.files):
             yield f"the mapping at {vma.start:#x} is of file {vma.file}: there is none"
-        if vma.kind == pb.Vma.SHARED and vma.shared >= len(image.shared):
+        if vma.kind in (pb.Vma.SHARED, pb.Vma.MEMORY_PRIVATE) and vma.shared >= len(image.shared):
             yield f"the mapping at {vma.start:#x} is of shared memory {vma.shared}: there is none"
     if not len(process.credentials.uids) == len(process.credentials.gids) == _IDS:
         yield "its user and group ids are not complete"

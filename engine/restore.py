@@ -29,10 +29,10 @@ from torpor.objects import (
     family,
     folders,
     mapped_files,
-    memory,
     moved_ports,
     ptys,
     shared_memory,
+    vmas,
 )
 from torpor.objects.address_space import Sources
 from torpor.objects.opener import Opener, Openers
@@ -309,7 +309,7 @@ def _series(series: Series | None, reader: SnapshotReader) -> Iterator[Callable[
         for one in processes:
             key = Key(one.pid, procfs.stat(one.pid).start_time)
             if one.userfaultfd >= 0:
-                private = [(vma.start, vma.end) for vma in one.image.memory.vmas if vma.kind in memory.PRIVATE]
+                private = [(vma.start, vma.end) for vma in one.image.memory.vmas if vma.kind in vmas.PRIVATE]
                 series.watch(key, one.userfaultfd, private)
             tables[key] = one.image.memory.pages
 

@@ -559,11 +559,13 @@ class Vma(_message.Message):
         FILE_PRIVATE: _ClassVar[Vma.Kind]
         FILE_SHARED: _ClassVar[Vma.Kind]
         SHARED: _ClassVar[Vma.Kind]
+        MEMORY_PRIVATE: _ClassVar[Vma.Kind]
     UNKNOWN: Vma.Kind
     ANONYMOUS: Vma.Kind
     FILE_PRIVATE: Vma.Kind
     FILE_SHARED: Vma.Kind
     SHARED: Vma.Kind
+    MEMORY_PRIVATE: Vma.Kind
     START_FIELD_NUMBER: _ClassVar[int]
     END_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
@@ -617,7 +619,7 @@ class PageTable(_message.Message):
     def __init__(self, starts: _Optional[_Iterable[int]] = ..., counts: _Optional[_Iterable[int]] = ..., blocks: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class SharedMemory(_message.Message):
-    __slots__ = ("kind", "name", "size", "seals", "pages", "dev", "ino", "mode", "sysv_id", "sysv_key", "uid", "gid")
+    __slots__ = ("kind", "name", "size", "seals", "pages", "dev", "ino", "mode", "sysv_id", "sysv_key", "uid", "gid", "mtime_ns", "atime_ns")
     class Kind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         UNKNOWN: _ClassVar[SharedMemory.Kind]
@@ -644,6 +646,8 @@ class SharedMemory(_message.Message):
     SYSV_KEY_FIELD_NUMBER: _ClassVar[int]
     UID_FIELD_NUMBER: _ClassVar[int]
     GID_FIELD_NUMBER: _ClassVar[int]
+    MTIME_NS_FIELD_NUMBER: _ClassVar[int]
+    ATIME_NS_FIELD_NUMBER: _ClassVar[int]
     kind: SharedMemory.Kind
     name: bytes
     size: int
@@ -656,7 +660,9 @@ class SharedMemory(_message.Message):
     sysv_key: int
     uid: int
     gid: int
-    def __init__(self, kind: _Optional[_Union[SharedMemory.Kind, str]] = ..., name: _Optional[bytes] = ..., size: _Optional[int] = ..., seals: _Optional[int] = ..., pages: _Optional[_Union[PageTable, _Mapping]] = ..., dev: _Optional[int] = ..., ino: _Optional[int] = ..., mode: _Optional[int] = ..., sysv_id: _Optional[int] = ..., sysv_key: _Optional[int] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ...) -> None: ...
+    mtime_ns: int
+    atime_ns: int
+    def __init__(self, kind: _Optional[_Union[SharedMemory.Kind, str]] = ..., name: _Optional[bytes] = ..., size: _Optional[int] = ..., seals: _Optional[int] = ..., pages: _Optional[_Union[PageTable, _Mapping]] = ..., dev: _Optional[int] = ..., ino: _Optional[int] = ..., mode: _Optional[int] = ..., sysv_id: _Optional[int] = ..., sysv_key: _Optional[int] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., mtime_ns: _Optional[int] = ..., atime_ns: _Optional[int] = ...) -> None: ...
 
 class PipeBuffer(_message.Message):
     __slots__ = ("capacity", "content", "packets")

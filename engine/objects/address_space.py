@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from torpor import procfs
 from torpor.errors import ImageDamaged, Reason, RestoreFailed
 from torpor.image import image_pb2 as pb
-from torpor.objects import sysv, vdso
+from torpor.objects import sysv, vdso, vmas
 from torpor.objects.vm_flags import MLOCK_ONFAULT
 from torpor.procfs import PAGE
 from torpor.ranges import subtract, union
@@ -36,7 +36,6 @@ PR_SET_VMA, PR_SET_VMA_ANON_NAME = 0x53564D41, 0
 _MM_MAP = struct.Struct("<11QQII")  # struct prctl_mm_map (include/uapi/linux/prctl.h)
 _AUXV_POINTER = 88  # in it
 IOV_MAX = 1024
-_PRIVATE = (pb.Vma.ANONYMOUS, pb.Vma.FILE_PRIVATE)
 MAX_READ = 32 << 20
 """Bytes of one read, in round figures: results should come now and then, and several threads share the work."""
 AT_ONCE = 256 << 20
@@ -83,7 +82,7 @@ def check_commitment(image: pb.Tree) -> Iterator[Reason]:
         return
     host = procfs.status(procfs.read("/proc/meminfo"))
     free = (int(host[b"CommitLimit"].split()[0]) - int(host[b"Committed_AS"].split()[0])) << 10
-    private = (vma for process in image.processes for vma in process.memory.vmas if vma.kind in _PRIVATE)
+    private = (vma for process in image.processes for vma in process.memory.vmas if vma.kind in vmas.PRIVATE)
     promised = (vma for vma in private if vma.prot & mmap.PROT_WRITE and not (vma.droppable or vma.huge_page))
     needed = sum(vma.end - vma.start for vma in promised)
     if needed > free:
@@ -177,8 +176,8 @@ def _map(vma: pb.Vma, image: pb.Tree, sources: Sources, *, writable: bool) -> It
         flags |= mmap.MAP_PRIVATE if vma.kind == pb.Vma.FILE_PRIVATE else mmap.MAP_SHARED
         fd = sources.files[vma.file]
         what = image.files[vma.file].path.decode(errors="replace")
-    elif vma.kind == pb.Vma.SHARED:
-        flags |= mmap.MAP_SHARED
+    elif vma.kind in (pb.Vma.SHARED, pb.Vma.MEMORY_PRIVATE):
+        flags |= mmap.MAP_SHARED if vma.kind == pb.Vma.SHARED else mmap.MAP_PRIVATE
         fd = sources.shared[vma.shared]
         what = "shared memory"
     else:

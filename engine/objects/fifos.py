@@ -26,7 +26,8 @@ from torpor.objects.description import (
     why_not_by_name,
     words,
 )
-from torpor.objects.folders import DELETED, describe, give, may_be_made, somewhere
+from torpor.objects.folders import describe, give, may_be_made, somewhere
+from torpor.objects.names import DELETED
 from torpor.objects.opener import Identity, Opener, Openers
 from torpor.objects.pipes import Pipe, PipeState, fill
 from torpor.remote.sys import try_syscall

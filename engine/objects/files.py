@@ -47,7 +47,8 @@ from torpor.objects.description import (
     why_not_by_name,
     words,
 )
-from torpor.objects.folders import DELETED, Folder
+from torpor.objects.folders import Folder
+from torpor.objects.names import DELETED, lasting_name
 from torpor.objects.opener import Opener, Openers
 from torpor.objects.small_files import SmallFiles
 
@@ -223,20 +224,8 @@ def _begins(fd: int, with_: bytes) -> bool:
         os.close(reader)
 
 
-def _lasting_name(held: Held[Any]) -> str:
-    """Its name; where that was taken away or given to another file, another one in the same directory."""
-    if not held.link.endswith(DELETED) or not held.stat.st_nlink or os.path.lexists(held.link):
-        return held.link
-    try:
-        with os.scandir(os.path.dirname(held.link)) as entries:
-            same = (entry.path for entry in entries if entry.inode() == held.stat.st_ino)
-            return next((path for path in same if os.path.samestat(os.lstat(path), held.stat)), held.link)
-    except OSError:
-        return held.link
-
-
 def _judge_name(held: Held[Any], tree: GrabbedDescriptors) -> Iterator[Problem]:
-    held.link = _lasting_name(held)
+    held.link = lasting_name(held.link, held.stat)
     why = why_not_by_name(held)
     if held.stat.st_nlink == 0 or (why and held.link.endswith(DELETED)):
         yield Problem("it has no name any more, and its content is not kept", "close it, or give it a name")

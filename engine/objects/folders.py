@@ -17,11 +17,10 @@ from dataclasses import dataclass
 
 from torpor.errors import Reason
 from torpor.image.image_pb2 import Inode
+from torpor.objects.names import DELETED
 from torpor.objects.opener import Identity, Opener
 from torpor.remote.x86_64 import NR
 
-DELETED = " (deleted)"
-"""What the kernel puts after the path of what has no name any more (fs/d_path.c)."""
 _SPARE = (b"/tmp", b"/dev/shm")
 """Where a removed directory is made when none of those that were above it can take it."""
 

@@ -36,8 +36,6 @@ from torpor.ranges import Range, intersection, subtract, union
 from torpor.remote import memory
 from torpor.store import SnapshotWriter
 
-PRIVATE = (pb.Vma.ANONYMOUS, pb.Vma.FILE_PRIVATE)
-"""The kinds of mappings that have pages of the process's own."""
 _CHUNK = 4 << 20
 _WORKERS = 2
 """Each reads, hashes and writes chunks of its own; more find nothing to do that the disk could take."""
@@ -107,11 +105,11 @@ def describe(
     space.guards.counts.extend((end - start) // PAGE for start, end in guards)
     vdso.describe([vma.mapping for vma in found if vma.mapping.name in vdso.NAMES], vdso.host(), space)
     pages = Ranges(pid, [], [], walk)
-    for vma in found:
+    for vma in (vma._replace(mapping=shared.names.lasting(vma.mapping)) for vma in found):
         if not vmas.is_special(vma.mapping):
             kind = _describe_vma(vma, space.vmas.add(), files, shared)
             bounds = (vma.mapping.start, vma.mapping.end)
-            if kind in PRIVATE and vm_flags.DROPPABLE not in vma.flags:
+            if kind in vmas.PRIVATE and vm_flags.DROPPABLE not in vma.flags:
                 pages.private.append(bounds)
             if kind == pb.Vma.FILE_PRIVATE:
                 pages.backed.append(bounds)
@@ -161,6 +159,9 @@ def _describe_vma(vma: FlaggedMapping, out: pb.Vma, files: MappedFiles, shared: 
         out.shared = shared.segments[shared_memory.key_of(mapping)].index
         out.offset = mapping.offset
         out.may_write = vm_flags.MAY_WRITE in vma.flags
+        return out.kind
+    if (segment := shared.behind(mapping)) is not None:
+        out.kind, out.shared, out.offset = pb.Vma.MEMORY_PRIVATE, segment.index, mapping.offset
         return out.kind
     if vm_flags.HUGETLB in vma.flags:
         out.kind, out.huge_page = pb.Vma.ANONYMOUS, vma.page_size

@@ -16,7 +16,7 @@ from functools import cache
 from io import FileIO
 
 from torpor.errors import Reason
-from torpor.image.image_pb2 import Description, Tree
+from torpor.image.image_pb2 import Description, SharedMemory, Tree
 from torpor.objects.description import (
     KEPT_AT_OPEN,
     KEPT_BY_FCNTL,
@@ -32,6 +32,7 @@ from torpor.objects.description import (
     is_path,
     why_not_by_name,
 )
+from torpor.objects.names import lasting_name
 
 F_GET_SEALS = 1034
 SHM = "/dev/shm/"
@@ -85,7 +86,9 @@ class MemoryDescriptor(Kind[int]):
         """A name must lead to it."""
         if is_path(held):
             yield Problem("a file in memory is open as a name only (O_PATH)", "close it")
-        elif held.stat.st_nlink and (why := why_not_by_name(held)):
+            return
+        held.link = lasting_name(held.link, held.stat)
+        if held.stat.st_nlink and (why := why_not_by_name(held)):
             yield Problem(f"it cannot be opened again by its name: {why}", "give it a name and rights that last")
 
     def describe(self, held: Held[int], out: Description, tree: GrabbedDescriptors, image: Describing) -> None:
@@ -100,19 +103,35 @@ class MemoryDescriptor(Kind[int]):
                 yield Reason("the image", f"it names shared memory {description.memfd.shared}: there is none")
 
     def make(self, description: Description, opening: Opening) -> int:
-        """A new description of the memory, at its position."""
+        """A description of the memory, at its position: of a memfd first the one that it was made with.
+
+        The kernel executes no file that somebody has opened for writing (ETXTBSY), but a memfd that was made so.
+        """
         flags = description.flags & (KEPT_AT_OPEN | KEPT_BY_FCNTL) & ~os.O_NOFOLLOW
         memory = opening.shared(description.memfd.shared)
-        fd = os.open(f"/proc/self/fd/{memory}", flags | os.O_CLOEXEC)
+        if opening.making == _first(description.memfd.shared, opening.image):
+            fd = os.dup(memory)
+        else:
+            fd = os.open(f"/proc/self/fd/{memory}", flags | os.O_CLOEXEC)
         os.lseek(fd, description.memfd.position, os.SEEK_SET)
         return fd
+
+
+def _first(shared: int, image: Tree) -> int:
+    """The index of the first description of a memfd by which it may be read and written; -1: there is none."""
+    if image.shared[shared].kind != SharedMemory.MEMFD:
+        return -1
+    ways = ((k, one) for k, one in enumerate(image.descriptions) if one.WhichOneof("kind") == "memfd")
+    mine = (k for k, one in ways if one.memfd.shared == shared and one.flags & KEPT_AT_OPEN == os.O_RDWR)
+    return next(mine, -1)
 
 
 def memory_files(tree: GrabbedDescriptors) -> list[MemoryFile]:
     """The files in memory that a tree has open, each once."""
     found: dict[tuple[int, int], MemoryFile] = {}
     for held in tree.of(MemoryDescriptor):
-        file = MemoryFile(os.fsencode(held.link), held.stat, held.state, held.holders[0], held.ours)
+        link = os.fsencode(lasting_name(held.link, held.stat))
+        file = MemoryFile(link, held.stat, held.state, held.holders[0], held.ours)
         found.setdefault((held.stat.st_dev, held.stat.st_ino), file)
     return list(found.values())
 

@@ -287,7 +287,7 @@ class Openers:
         found = [
             process
             for process in self._image.processes
-            if any(vma.kind == Vma.SHARED and vma.shared == index for vma in process.memory.vmas)
+            if any(vma.kind in (Vma.SHARED, Vma.MEMORY_PRIVATE) and vma.shared == index for vma in process.memory.vmas)
         ]
         for number, one in enumerate(self._image.descriptions):
             if one.WhichOneof("kind") == "memfd" and one.memfd.shared == index:

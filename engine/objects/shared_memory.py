@@ -20,17 +20,22 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+from torpor import procfs
 from torpor.errors import ImageDamaged, Reason, Refused, RestoreFailed
 from torpor.image import image_pb2 as pb
 from torpor.objects import sysv, vmas
 from torpor.objects.memory_files import MemoryFile
+from torpor.objects.names import Names, device_of, is_used
 from torpor.objects.opener import Opener, Openers
 from torpor.procfs import PAGE, Mapping
 from torpor.remote import memory
+from torpor.remote.x86_64 import NR
 from torpor.store import SnapshotReader
 
 _MEMFD = b"/memfd:"
 _SHM = b"/dev/shm/"
+_ANONYMOUS = b"/dev/zero"
+"""What maps calls MAP_SHARED | MAP_ANONYMOUS, and the name of the memfd as which it comes back."""
 _AT_ONCE = 1 << 30  # a read moves 2 GiB at most
 
 
@@ -46,10 +51,10 @@ def kind_of(name: bytes) -> tuple[int, bytes]:
     if not name.endswith(vmas.DELETED):
         return pb.SharedMemory.TMPFS, name
     name = name[: -len(vmas.DELETED)]
+    if name in (_ANONYMOUS, _MEMFD + _ANONYMOUS):
+        return pb.SharedMemory.ANONYMOUS, b""
     if name.startswith(_MEMFD):
         return pb.SharedMemory.MEMFD, name[len(_MEMFD) :]
-    if name == b"/dev/zero":
-        return pb.SharedMemory.ANONYMOUS, b""
     return pb.SharedMemory.UNLINKED, name
 
 
@@ -65,7 +70,8 @@ class Segment:
     whole: bool = False
     """Whether the pieces are all of it, and not just what is mapped."""
     seals: int = 0
-    mode: int = 0o600
+    status: os.stat_result | None = None
+    """Of its file, where that can be asked."""
     index: int = -1
     """In the image, once it is described."""
     sysv: sysv.Segment | None = None
@@ -77,12 +83,16 @@ Key = tuple[int, int]
 """Device and inode number of the memory."""
 
 
+def is_in_shm(mapping: Mapping) -> bool:
+    """Whether it is a file of /dev/shm that has a name there."""
+    return mapping.name.startswith(_SHM) and not vmas.is_deleted(mapping)
+
+
 def key_of(mapping: Mapping) -> Key:
     """The identity of what is mapped. The number of a System V segment may be an inode's too."""
     if sysv.is_segment(mapping):
         return 0, mapping.inode
-    major, minor = mapping.device.split(b":")
-    return os.makedev(int(major, 16), int(minor, 16)), mapping.inode
+    return device_of(mapping), mapping.inode
 
 
 class SharedMemory:
@@ -90,10 +100,12 @@ class SharedMemory:
 
     def __init__(self) -> None:
         self.segments: dict[Key, Segment] = {}
+        self.names = Names()
+        """Of what is mapped."""
 
     def grab_file(self, file: MemoryFile) -> None:
         """Copy a file in memory that is open, mapped or not. Holes are not read: a mapping's would be filled by it."""
-        segment = Segment(file.link, file.stat.st_size, whole=True, seals=file.seals, mode=file.stat.st_mode & 0o7777)
+        segment = Segment(file.link, whole=True, seals=file.seals, status=file.stat)
         self.copy(file.open(), segment)
         self.segments[file.stat.st_dev, file.stat.st_ino] = segment
 
@@ -115,9 +127,11 @@ class SharedMemory:
             os.close(fd)
 
     def grab_mapped(self, pid: int, maps: Iterable[Mapping]) -> None:
-        """Copy what a process maps, except what was copied already."""
+        """Copy what a process maps, by lasting names, except what was copied already."""
         for mapping in maps:
             if not is_memory(mapping):
+                if is_in_shm(mapping):
+                    self._note_private(mapping)
                 continue
             key = key_of(mapping)
             if key not in self.segments:
@@ -131,6 +145,12 @@ class SharedMemory:
             segment.size = max(segment.size, mapping.offset + size)
             segment.pieces[mapping.offset] = content = mmap.mmap(-1, size)
             _read_mapped(pid, mapping, memoryview(content))
+
+    def _note_private(self, mapping: Mapping) -> None:
+        """Copy a file of /dev/shm that is mapped privately: what is not written there is the file's."""
+        key = key_of(mapping)
+        if key not in self.segments and (found := self._named(mapping, key)):
+            self.segments[key] = found
 
     def _named(self, mapping: Mapping, key: Key) -> Segment | None:
         """A mapped file of /dev/shm as a whole: it need not end where a page does, nor be mapped to its end.
@@ -147,9 +167,20 @@ class SharedMemory:
         if (status.st_dev, status.st_ino) != key:
             os.close(fd)
             return None
-        segment = Segment(mapping.name, whole=True, mode=status.st_mode & 0o7777)
+        segment = Segment(mapping.name, whole=True, status=status)
         self.copy(fd, segment)
         return segment
+
+    def behind(self, mapping: Mapping) -> Segment | None:
+        """The memory that a private mapping shows where it was not written to; None: no such, or it is not known."""
+        if mapping.shared or not mapping.inode:
+            return None
+        segment = self.segments.get(key_of(mapping))
+        if segment is None or segment.whole:
+            return segment
+        end = mapping.offset + mapping.end - mapping.start
+        known = (at <= mapping.offset and end <= at + len(content) for at, content in segment.pieces.items())
+        return segment if any(known) else None
 
     def note_system_v(self, found: Iterable[sysv.Segment]) -> None:
         """Take what a process said of its System V segments."""
@@ -176,15 +207,15 @@ class SharedMemory:
                 sysv.describe(segment.sysv, image.shared.add())
                 continue
             kind, name = kind_of(segment.name)
-            image.shared.add(
-                kind=kind,
-                name=name,
-                size=segment.size,
-                seals=segment.seals,
-                dev=key[0],
-                ino=key[1],
-                mode=segment.mode,
+            if segment.status and kind == pb.SharedMemory.ANONYMOUS:  # who has it open has called it so
+                kind, name = pb.SharedMemory.MEMFD, _ANONYMOUS
+            shared = image.shared.add(
+                kind=kind, name=name, size=segment.size, seals=segment.seals, dev=key[0], ino=key[1], mode=0o600
             )
+            if segment.status:
+                status = segment.status
+                shared.mode, shared.uid, shared.gid = status.st_mode & 0o7777, status.st_uid, status.st_gid
+                shared.mtime_ns, shared.atime_ns = status.st_mtime_ns, status.st_atime_ns
 
     def index(self, device: int, inode: int) -> int:
         """The index in the image of a segment."""
@@ -216,6 +247,8 @@ def _read_mapped(pid: int, mapping: Mapping, view: memoryview) -> None:
 # Restore
 
 _MFD_ALLOW_SEALING = 2
+AT_FDCWD = -100
+_AT_SYMLINK_FOLLOW = 0x400
 LONGEST_NAME = 249  # memfd_create(2)
 
 
@@ -238,7 +271,8 @@ def open_all(image: pb.Tree, reader: SnapshotReader, base: int, openers: Openers
     """Make every piece of shared memory, with its content.
 
     A name in /dev/shm that is there already may belong to a running program: it is used if its content is what
-    the image says, and otherwise refused.
+    the image says, made anew if it is what the tree itself has left behind and nobody has it any more, and otherwise
+    refused.
 
     Args:
         image: the tree, checked.
@@ -259,20 +293,20 @@ def open_all(image: pb.Tree, reader: SnapshotReader, base: int, openers: Openers
         for index, shared in enumerate(image.shared):
             if shared.kind == pb.SharedMemory.SYSTEM_V:
                 continue  # it has no descriptor
-            fd, new = _make(shared, openers.shared(index))
-            if new and shared.kind == pb.SharedMemory.TMPFS:
-                made.append((openers.shared(index), shared.name))
+            opener = openers.shared(index)
+            if shared.kind != pb.SharedMemory.TMPFS:
+                fd = _make_nameless(shared, opener)
+                new = True
+            else:
+                fd, new = _find_named(shared, opener, reader, image.host.boot_id)
+                if new:
+                    made.append((opener, shared.name))
             try:
                 opened[index] = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, base)
             finally:
                 os.close(fd)
-            if new:
+            if new and shared.kind != pb.SharedMemory.TMPFS:
                 _fill(opened[index], shared, reader)
-            elif not _same(opened[index], shared, reader):
-                raise RestoreFailed(
-                    f"shared memory {os.fsdecode(shared.name)} is there with another content",
-                    advice="remove it if no program uses it",
-                )
     except BaseException as error:
         for fd in opened.values():
             os.close(fd)
@@ -284,28 +318,54 @@ def open_all(image: pb.Tree, reader: SnapshotReader, base: int, openers: Openers
     return opened
 
 
+def _find_named(shared: pb.SharedMemory, opener: Opener, reader: SnapshotReader, boot: str) -> tuple[int, bool]:
+    """A descriptor of a file of /dev/shm, and whether it was made."""
+    try:
+        fd = _open_named(shared, opener)
+    except FileNotFoundError:
+        return _make_named(shared, opener, reader), True
+    try:
+        if _same(fd, shared, reader):
+            return os.dup(fd), False
+        left = _is_left_behind(os.fstat(fd), shared, boot)
+    finally:
+        os.close(fd)
+    if not left or is_used(shared.dev, shared.ino):
+        raise RestoreFailed(
+            f"shared memory {os.fsdecode(shared.name)} is there with another content",
+            advice="remove it if no program uses it",
+        )
+    opener.unlink(shared.name)
+    return _make_named(shared, opener, reader), True
+
+
+def _is_left_behind(status: os.stat_result, shared: pb.SharedMemory, boot: str) -> bool:
+    """Whether a file of /dev/shm is the tree's own, and only its user could have it open, too: numbers of inodes of a
+    tmpfs do not come again until the next boot."""
+    same = (status.st_dev, status.st_ino) == (shared.dev, shared.ino)
+    private = not status.st_mode & 0o077 or os.geteuid() == 0
+    return same and private and boot == procfs.read("/proc/sys/kernel/random/boot_id").strip().decode()
+
+
 def _open_named(shared: pb.SharedMemory, opener: Opener) -> int:
     fd = opener.open(shared.name, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
     status = os.fstat(fd)
-    if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or status.st_size != shared.size:
+    if not stat.S_ISREG(status.st_mode) or status.st_uid not in (os.geteuid(), shared.uid):
         os.close(fd)
         raise OSError(errno.EEXIST, "it is another file")
     return fd
 
 
-def _make(shared: pb.SharedMemory, opener: Opener) -> tuple[int, bool]:
-    """A descriptor, and whether the memory is new."""
-    if shared.kind == pb.SharedMemory.TMPFS:
-        try:
-            return _open_named(shared, opener), False
-        except FileNotFoundError:
-            fd = opener.open(shared.name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-            os.fchmod(fd, shared.mode & 0o777)
-    else:
-        fd = _make_nameless(shared, opener)
-        os.fchmod(fd, shared.mode & 0o777)
-    os.ftruncate(fd, shared.size)
-    return fd, True
+def _make_named(shared: pb.SharedMemory, opener: Opener, reader: SnapshotReader) -> int:
+    """A new file of /dev/shm, which has its content before it has its name."""
+    fd = opener.open(os.path.dirname(shared.name), os.O_TMPFILE | os.O_RDWR, 0o600)
+    try:
+        _fill(fd, shared, reader)
+        with opener.parent(shared.name) as (directory, name):
+            opener.call(NR.linkat, AT_FDCWD, b"/proc/self/fd/%d\0" % fd, directory, name, _AT_SYMLINK_FOLLOW)
+    finally:
+        os.close(fd)
+    return opener.open(shared.name, os.O_RDWR | os.O_NOFOLLOW)  # so that it is known by this name
 
 
 def _make_nameless(shared: pb.SharedMemory, opener: Opener) -> int:
@@ -314,8 +374,8 @@ def _make_nameless(shared: pb.SharedMemory, opener: Opener) -> int:
     if shared.kind == pb.SharedMemory.UNLINKED and directory.startswith(b"/"):
         with suppress(OSError):  # not there, not writable, or the file system has no such files
             return opener.open(directory, os.O_TMPFILE | os.O_RDWR, 0o600)
-    name = os.fsdecode(shared.name[:LONGEST_NAME]) or "shared"
-    return os.memfd_create(name, os.MFD_CLOEXEC | _MFD_ALLOW_SEALING)
+    name = _ANONYMOUS if shared.kind == pb.SharedMemory.ANONYMOUS else shared.name[:LONGEST_NAME] or b"shared"
+    return os.memfd_create(os.fsdecode(name), os.MFD_CLOEXEC | _MFD_ALLOW_SEALING)
 
 
 def _pieces(pages: pb.PageTable, total: int, reader: SnapshotReader) -> Iterator[tuple[int, int, int, int]]:
@@ -346,12 +406,20 @@ def fill(fd: int, pages: pb.PageTable, total: int, reader: SnapshotReader) -> No
 
 
 def _fill(fd: int, shared: pb.SharedMemory, reader: SnapshotReader) -> None:
+    os.ftruncate(fd, shared.size)
     fill(fd, shared.pages, shared.size, reader)
+    os.fchmod(fd, shared.mode & 0o777)
+    if shared.mtime_ns:
+        if os.geteuid() == 0:
+            os.fchown(fd, shared.uid, shared.gid)
+        os.utime(fd, ns=(shared.atime_ns, shared.mtime_ns))
     if shared.kind == pb.SharedMemory.MEMFD and shared.seals:  # any other file of tmpfs has F_SEAL_SEAL from the start
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, shared.seals)
 
 
 def _same(fd: int, shared: pb.SharedMemory, reader: SnapshotReader) -> bool:
+    if os.fstat(fd).st_size != shared.size:
+        return False
     at = 0
     for start, size, pack, offset in _pieces(shared.pages, shared.size, reader):
         if any(os.pread(fd, start - at, at)) or os.pread(fd, size, start) != os.pread(pack, size, offset):

@@ -129,7 +129,7 @@ class SmallFiles:
         if _key(now) != _key(status):
             os.close(fd)
             return
-        copy = Copy(os.fsencode(path), mode=stat.S_IMODE(now.st_mode), status=now)
+        copy = Copy(os.fsencode(path), status=now)
         SharedMemory.copy(fd, copy)
         self._copies[_key(now)] = copy
         self._left -= copy.size

@@ -15,19 +15,23 @@ from __future__ import annotations
 
 import mmap
 import os
+import stat
 from collections.abc import Sequence
 
 from torpor.errors import Reason
-from torpor.objects import sysv, vdso, vm_flags
+from torpor.image import image_pb2 as pb
+from torpor.objects import names, sysv, vdso, vm_flags
 from torpor.objects.vm_flags import DROPPABLE, HIDDEN_FROM_FORK, HUGETLB, WRITE_PROTECTED
 from torpor.procfs import PAGE, FlaggedMapping, Mapping, flagged_mappings
 from torpor.remote.memory import PageMap
 
-DELETED = b" (deleted)"
+DELETED = names.DELETED.encode()
+PRIVATE = (pb.Vma.ANONYMOUS, pb.Vma.FILE_PRIVATE, pb.Vma.MEMORY_PRIVATE)
+"""The kinds of mappings that have pages of the process's own."""
 _KERNEL_OWN = frozenset((*vdso.NAMES, b"[vsyscall]"))
-_ANONYMOUS_NAMES = (b"", b"[heap]", b"[stack]")
-_NAMED_ANONYMOUS = (b"[anon:", b"[anon_shmem:")
 _DEV_ZERO = b"/dev/zero"
+_ANONYMOUS_NAMES = (b"", b"[heap]", b"[stack]", _DEV_ZERO)
+_NAMED_ANONYMOUS = (b"[anon:", b"[anon_shmem:")
 _ANONYMOUS_HUGE = b"/anon_hugepage" + DELETED
 
 
@@ -37,8 +41,8 @@ def is_special(mapping: Mapping) -> bool:
 
 
 def is_anonymous(mapping: Mapping) -> bool:
-    """Whether it is private memory without a file."""
-    if mapping.shared or mapping.inode:
+    """Whether it is private memory without a file; that of /dev/zero only has its name (mmap_zero)."""
+    if mapping.shared or (mapping.inode and mapping.name != _DEV_ZERO):
         return False
     return mapping.name in _ANONYMOUS_NAMES or mapping.name.startswith(b"[anon:")
 
@@ -131,8 +135,23 @@ def _special_reason(mapping: Mapping) -> str:
         return f"it belongs to {os.fsdecode(name[11:])}, which is not kept"
     if name == b"/secretmem" + DELETED:
         return "it is secret memory (memfd_secret), which nobody else may read"
-    if name.startswith(b"/dev/") and not name.startswith((b"/dev/shm/", _DEV_ZERO)):
+    if name not in (_DEV_ZERO, _DEV_ZERO + DELETED) and (_lies_in_dev(name) or _is_device(name, mapping.inode)):
         return "it maps a device, which is not kept"
     if mapping.inode and not name.startswith(b"/"):
         return "it maps an object without a path, which this version does not know"
     return ""
+
+
+def _lies_in_dev(name: bytes) -> bool:
+    return name.startswith(b"/dev/") and not name.startswith((b"/dev/shm/", b"/dev/hugepages/"))
+
+
+def _is_device(name: bytes, inode: int) -> bool:
+    """Whether a mapped file is one, which may have any name."""
+    if not inode or not name.startswith(b"/"):
+        return False
+    try:
+        status = os.stat(name)
+    except (OSError, ValueError):  # it has no name, or not here
+        return False
+    return status.st_ino == inode and not stat.S_ISREG(status.st_mode)

@@ -131,6 +131,7 @@ class NR(IntEnum):
     mkdirat = 258
     mknodat = 259
     unlinkat = 263
+    linkat = 265
     ppoll = 271
     unshare = 272
     set_robust_list = 273

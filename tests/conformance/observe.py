@@ -114,15 +114,17 @@ def mappings(pid: int) -> tuple[Mapping, ...]:
     """The address space, with neighbours joined that differ in nothing.
 
     Whether the kernel merges two equal neighbours depends on the order they were made in; no program can
-    tell. Memory that is shared and has no name is shown without one: `/dev/zero (deleted)` or a memfd.
+    tell. Memory that is shared and has no name is shown without one: `/dev/zero (deleted)` or a memfd. A file that
+    has lost the name by which it was mapped is shown by another one that it has.
     """
     found: list[Mapping] = []
-    head = re.compile(r"([0-9a-f]+)-([0-9a-f]+) (\S{4}) ([0-9a-f]+) \S+ \d+\s*(.*)")
+    head = re.compile(r"([0-9a-f]+)-([0-9a-f]+) (\S{4}) ([0-9a-f]+) \S+ (\d+)\s*(.*)")
     for line in Path(f"/proc/{pid}/smaps").read_text(errors="surrogateescape").splitlines():
         if match := head.fullmatch(line):
             start, end, offset = (int(match[k], 16) for k in (1, 2, 4))
-            nameless = match[5].endswith("(deleted)") or not match[5].startswith("/")
-            label = "" if nameless and not match[5].startswith("[") else match[5]
+            name = other_name(match[6], int(match[5])) if match[3].endswith("s") else match[6]
+            nameless = name.endswith("(deleted)") or not name.startswith("/") or name == "/dev/zero"
+            label = "" if nameless and not name.startswith("[") else name
             found.append(Mapping(start, end, match[3], 0 if nameless else offset, label, frozenset()))
         elif line.startswith("VmFlags:"):
             last = found.pop()
@@ -134,6 +136,17 @@ def mappings(pid: int) -> tuple[Mapping, ...]:
             else:
                 found.append(now)
     return tuple(found)
+
+
+def other_name(name: str, inode: int) -> str:
+    """Where a file is that is said to be deleted, if it has another name beside the old one."""
+    folder = Path(name).parent
+    if name.endswith(" (deleted)") and folder != Path("/") and folder.is_dir():
+        for path in folder.iterdir():
+            with suppress(OSError):
+                if path.lstat().st_ino == inode:
+                    return str(path)
+    return name
 
 
 def _joins(before: Mapping, now: Mapping) -> bool:

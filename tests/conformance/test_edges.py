@@ -300,3 +300,26 @@ def test_stopped_by_the_checkpoint(stage: Stage, actor: Actor) -> None:
         subject.go()
         subject.judged()
         assert subject.exited() == 0
+
+
+@pytest.mark.parametrize("left", ["changed", "removed"])
+def test_memory_with_a_name_goes_back_to_what_it_was(stage: Stage, actor: Actor, left: str) -> None:
+    """A file of /dev/shm that the tree has left behind, changed since, is made anew; one that somebody has is not."""
+    with stage.play(EDGES / "counter.py", actor) as subject:
+        subject.wait_ready()
+        path = Path((subject.directory / "path").read_text())
+        snapshot = stage.driver(actor).checkpoint(subject.pid, subject.directory / "store", "run")
+        path.write_bytes(b"\7".ljust(8192, b"\0"))
+        with open(path, "rb") as file, subprocess.Popen(["cat"], stdin=subprocess.PIPE, stderr=file, **actor.popen()):
+            os.kill(subject.pid, signal.SIGKILL)
+            subject.wait_gone([subject.pid])
+            with pytest.raises(EngineError, match="is there with another content"):
+                restored(stage, subject, snapshot)
+            assert path.read_bytes()[0] == 7
+        if left == "removed":
+            path.unlink()
+        job = restored(stage, subject, snapshot)
+        subject.go()
+        subject.judged()
+        assert job.status() == 0
+        assert not path.exists()
