@@ -55,7 +55,7 @@ int main(int count, char **words)
 		: "+m"(broken)
 		: "r"(pattern), "m"(stop)
 		: "rax", "memory", "cc", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9",
-		  "xmm10", "xmm11", "xmm12", "xmm13", "xmm14", "xmm15");
+		"xmm10", "xmm11", "xmm12", "xmm13", "xmm14", "xmm15");
 	return broken ? 1 : 42;
 }
 """
