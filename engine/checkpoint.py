@@ -45,7 +45,7 @@ from torpor.objects.memory import Progress
 from torpor.objects.shared_memory import SharedMemory
 from torpor.objects.unchanged import Before
 from torpor.rehearsal import rehearse
-from torpor.remote.freeze import Frozen, LastToStop, Process
+from torpor.remote.freeze import Frozen, LastToStop, Process, Stuck
 from torpor.remote.gadgets import Gadgets
 from torpor.remote.snapshot import Watch
 from torpor.remote.tracer import Interruption, in_own_thread, no_collection
@@ -154,7 +154,7 @@ def checkpoint(
             return write(reuse=False)
 
     try:
-        return in_own_thread(work)
+        return _unhindered(root, lambda: in_own_thread(work))
     except ImageDamaged as error:
         raise CheckpointFailed(f"it was not ended, for what was saved cannot be read back: {error.message}") from error
     finally:
@@ -187,6 +187,23 @@ class _How:
     bundle_files: bool
     stdio: Mapping[int, int] | None
     stats: Stats
+
+
+def _unhindered(root: int, act: Callable[[], T]) -> T:
+    """Freeze only while no thread stands in an uninterruptible call: it would keep all others waiting, frozen.
+
+    Raises:
+        Refused: one does not leave its call.
+    """
+    for last in (*[False] * _LOOKS, True):
+        if reasons := threads.stuck(lambda: tree.tasks(root), FREEZE_SECONDS):
+            raise Refused(f"process {root} cannot be stopped", reasons)
+        try:
+            return act()
+        except Stuck:
+            if last:
+                raise
+    raise AssertionError
 
 
 def _patiently(act: Callable[[], T]) -> T:

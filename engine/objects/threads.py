@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -25,7 +26,7 @@ from torpor.image import image_pb2 as pb
 from torpor.objects import traits
 from torpor.remote import memory, ptrace, x86_64
 from torpor.remote.batch import Batch, Call, Out, Replies, Struct
-from torpor.remote.freeze import Thread
+from torpor.remote.freeze import SEE_WHY, UNINTERRUPTIBLE, Thread, describe_process
 from torpor.remote.waits import Waits
 from torpor.remote.x86_64 import NR, Portable
 
@@ -51,6 +52,32 @@ def refuse(name: str, pid: int) -> list[Reason]:
         )
         for policy in sorted(found - _KEPT_POLICIES)
     ]
+
+
+def stuck(pids: Callable[[], Iterable[tuple[int, int]]], patience: float) -> list[Reason]:
+    """The threads that nothing can stop, if that lasts: they stand in an uninterruptible call.
+
+    Args:
+        pids: gives the (pid, tid) of every thread, anew at each call.
+        patience: seconds to wait for them, while all run on.
+    """
+    found = {task: waits for task in pids() if (waits := _uninterruptible(*task)) is not None}
+    deadline, pause = time.monotonic() + patience, 1e-3
+    while found and time.monotonic() < deadline:
+        time.sleep(pause)
+        pause = min(2 * pause, 0.05)
+        found = {task: waits for task, waits in found.items() if _uninterruptible(*task) == waits}
+    return [Reason(f"{describe_process(pid)}, thread {tid}", UNINTERRUPTIBLE, SEE_WHY) for pid, tid in sorted(found)]
+
+
+def _uninterruptible(pid: int, tid: int) -> int | None:
+    """How often a thread in an uninterruptible call had begun to wait; None: it is in no such call."""
+    try:
+        if procfs.parse_stat(procfs.read(f"/proc/{pid}/task/{tid}/stat")).state != "D":
+            return None
+        return int(procfs.status(procfs.read(f"/proc/{pid}/task/{tid}/status"))[b"voluntary_ctxt_switches"])
+    except (FileNotFoundError, ProcessLookupError):
+        return None
 
 
 class Questions(NamedTuple):

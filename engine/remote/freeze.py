@@ -15,6 +15,15 @@ from torpor.errors import CheckpointFailed, NotFound, NotPermitted
 from torpor.remote import memory, ptrace
 from torpor.remote.x86_64 import RIP, keep_waiting, recover_call, was_restarted
 
+_HOLD = 0.05
+"""Seconds that the others stand still for a thread in an uninterruptible call."""
+UNINTERRUPTIBLE = "it is in an uninterruptible system call (state D), in which nothing can stop it"
+SEE_WHY = "see what it waits for in /proc/PID/stack or /proc/PID/wchan (a hung file system?), and try again"
+
+
+class Stuck(CheckpointFailed):
+    """A thread does not stop. The others were let go at once; it is traced until the tracing thread ends."""
+
 
 @dataclass
 class Thread:
@@ -203,15 +212,16 @@ class Frozen:
         self._running.clear()
 
     def _wait_stopped(self, thread: Thread) -> None:
+        hold = time.monotonic() + _HOLD
         while True:
             try:
-                status = ptrace.wait(thread.tid, self._deadline)
+                status = ptrace.wait(thread.tid, min(hold, self._deadline))
             except TimeoutError:
-                raise CheckpointFailed(
-                    f"thread {thread.tid} of {describe_process(thread.tid)} does not stop: it is in an"
-                    " uninterruptible system call (state D)",
-                    advice="see what it waits for in /proc/PID/stack or /proc/PID/wchan, and try again",
-                ) from None
+                if _state(thread.tid, thread.tid) == "D" or time.monotonic() >= self._deadline:
+                    name = f"thread {thread.tid} of {describe_process(thread.tid)}"
+                    raise Stuck(f"{name} does not stop: {UNINTERRUPTIBLE}", advice=SEE_WHY) from None
+                hold = time.monotonic() + _HOLD
+                continue
             if not os.WIFSTOPPED(status):
                 self._forget(thread)
                 return
@@ -243,7 +253,11 @@ class Frozen:
     def thaw(self) -> None:
         """Let every thread run on as it was. May be called again: the second call does nothing."""
         threads = [thread for process in self.processes.values() for thread in process.threads.values()]
-        ptrace.detach([(thread.tid, thread.deliver) for thread in threads if _give_back(thread)])
+        stopped = [thread for thread in threads if thread.registers]
+        ptrace.detach([(thread.tid, thread.deliver) for thread in stopped if _give_back(thread)])
+        for thread in threads:
+            if not thread.registers and _stops_late(thread):
+                ptrace.detach([(thread.tid, thread.deliver)])
         if self.processes:
             self.pause_ns = time.monotonic_ns() - self.started
         self.processes.clear()
@@ -270,19 +284,28 @@ def _named(thread: Thread) -> array[int]:
 
 
 def _give_back(thread: Thread) -> bool:
-    """Give a thread its registers; whether it stands still and can be let go.
-
-    One that never stopped, in an uninterruptible call, cannot: the kernel lets go of it when the tracing thread ends.
-    """
+    """Give a stopped thread its registers; whether it is still there."""
     try:
-        if not thread.registers:
-            return os.WIFSTOPPED(ptrace.wait(thread.tid, time.monotonic() + 1))
         ptrace.set_registers(thread.tid, thread.registers)
-    except (ChildProcessError, TimeoutError):
+    except ChildProcessError:
         return False
     except ProcessLookupError:
         pass  # it was killed: to detach is to find out
     return True
+
+
+def _stops_late(thread: Thread) -> bool:
+    """Whether a thread that was not waited for stands still and can be let go.
+
+    One in an uninterruptible call cannot: the kernel lets go of it when the tracing thread ends.
+    """
+    try:
+        status = ptrace.wait(thread.tid, time.monotonic() + (0 if _state(thread.tid, thread.tid) == "D" else 1))
+    except (ChildProcessError, TimeoutError):
+        return False
+    if os.WIFSTOPPED(status) and not ptrace.event(status):
+        thread.deliver = ptrace.stop_signal(status)  # a signal was on its way to it
+    return os.WIFSTOPPED(status)
 
 
 def _wait_for_end(tid: int) -> None:

@@ -36,6 +36,7 @@ WORDS = {
     "system_v_others.c": ["semaphores", "message queue", "segment"],
     "traced.c": ["traced"],
     "typed.py": ["bytes that were typed", "bytes that were written"],
+    "uninterruptible.c": ["thread", "uninterruptible system call"],
     "userfault.c": ["userfaultfd"],
     "vdso_changed.c": ["moved its vDSO's code", "written into its vDSO", "the protection of its vDSO"],
 }

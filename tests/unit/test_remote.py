@@ -12,6 +12,7 @@ import time
 from array import array
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -19,10 +20,11 @@ from torpor import procfs
 from torpor.errors import CheckpointFailed, NotFound, NotPermitted
 from torpor.remote import memory, ptrace, x86_64
 from torpor.remote.batch import ArgumentOf, Batch, Out, Replies, Result
-from torpor.remote.freeze import Frozen
+from torpor.remote.freeze import Frozen, Stuck
 from torpor.remote.gadgets import Gadgets
 from torpor.remote.injection import Injection
 from torpor.remote.snapshot import Snapshot
+from torpor.remote.tracer import in_own_thread
 from torpor.remote.waits import Waits
 from torpor.remote.x86_64 import NR
 
@@ -291,6 +293,41 @@ def test_refusals_name_the_process(start: Start) -> None:
 def test_a_process_without_a_c_library_is_refused() -> None:
     with pytest.raises(CheckpointFailed, match="rt_sigreturn"):
         Gadgets().find(os.getpid(), [])
+
+
+STUCK = """
+#include <linux/sched.h>
+#include <signal.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+int main(void)
+{
+	struct clone_args args = {.flags = CLONE_VFORK, .exit_signal = SIGCHLD};
+	if (!syscall(SYS_clone3, &args, sizeof args))
+		for (;;)
+			pause();
+	return 0;
+}
+"""
+
+
+def test_nobody_waits_frozen_for_a_thread_that_nothing_can_stop(tmp_path: Path) -> None:
+    (tmp_path / "stuck.c").write_text(STUCK)
+    subprocess.run(["gcc", "-o", tmp_path / "stuck", tmp_path / "stuck.c"], check=True)
+    with subprocess.Popen([tmp_path / "stuck"]) as target:
+        while procfs.stat(target.pid).state != "D":
+            assert target.poll() is None
+
+        def freeze(_: object) -> None:
+            with pytest.raises(Stuck, match="uninterruptible"), Frozen(target.pid, 600):
+                pass
+
+        try:
+            in_own_thread(freeze)  # whose end lets go of the thread
+        finally:
+            (child,) = procfs.children(target.pid, [target.pid])
+            os.kill(child, signal.SIGKILL)
+        assert target.wait() == 0
 
 
 def test_a_stopped_process_stays_stopped(start: Start) -> None:
