@@ -9,9 +9,10 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import resource
 import select
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from enum import IntFlag
@@ -20,8 +21,10 @@ from typing import IO, Any, Final
 
 from torpor._native import ffi, lib
 from torpor.errors import NotPermitted, RestoreFailed, TorporError
+from torpor.inherited import Signals, descriptor_limit
 from torpor.remote import ptrace
 
+NO_SIGNALS: Final = Signals(frozenset(), frozenset())
 INIT: Final = Path(__file__).with_name("torpor-init")
 
 TRACE_OPTIONS: Final = (
@@ -144,6 +147,8 @@ def prepare(
     base: int = 3,
     program: Sequence[str] = (),
     environment: Mapping[str, str] | None = None,
+    signals: Signals = NO_SIGNALS,
+    witness: bool = False,
     trace: bool = True,
 ) -> Iterator[Waiting]:
     """Make namespaces, with a process in them that becomes init; it is killed if it was not told to.
@@ -154,6 +159,8 @@ def prepare(
         base: the lowest number for its end of the status pipe.
         program: what it is to start as its child: path, argv[0], arguments.
         environment: for the program.
+        signals: those that the program ignores and blocks.
+        witness: it hands no signals on, but keeps them pending, for one who does (see `Job.foreground`).
         trace: attach to it, from the calling thread.
 
     Raises:
@@ -172,7 +179,7 @@ def prepare(
         gates, reports = (_pipe(stack) for _ in range(2))
         caller = os.pidfd_open(os.getpid())
         stack.callback(os.close, caller)
-        argv = _strings(init_arguments(child, own_status_fd, program))
+        argv = _strings(init_arguments(child, own_status_fd, program, witness=witness))
         envp = _strings([os.fsencode(f"{key}={value}") for key, value in (environment or {}).items()])
         path = ffi.new("char[]", os.fsencode(INIT))
         spawn = ffi.new(
@@ -183,6 +190,10 @@ def prepare(
                 "gid": os.getegid(),
                 "monotonic_ns": setting.monotonic_ns,
                 "boottime_ns": setting.boottime_ns,
+                "ignored": _mask(signals.ignored),
+                "blocked": _mask(signals.blocked),
+                # What is woken sets its own; until then it holds all that is inherited.
+                "descriptors": resource.getrlimit(resource.RLIMIT_NOFILE)[0] if trace else descriptor_limit(),
                 "new_session": setting.new_session,
                 "keep_capabilities": trace and bool(setting.namespaces & Namespaces.USER),
                 "gate": gates[0].fileno(),
@@ -219,18 +230,24 @@ def prepare(
                 os.waitpid(waiting.pid, ptrace.WALL)
 
 
-def launch(setting: Setting, program: Sequence[str], environment: Mapping[str, str]) -> Init:
+def launch(
+    setting: Setting, program: Sequence[str], environment: Mapping[str, str], signals: Signals, *, witness: bool
+) -> Init:
     """Start init with a program as its child, for which it stands. Both inherit 0, 1 and 2.
 
     Args:
         setting: its namespaces.
         program: path, argv[0], arguments.
         environment: for the program.
+        signals: those that the program ignores and blocks.
+        witness: it hands no signals on, but keeps them pending, for one who does (see `Job.foreground`).
 
     Raises:
         As `prepare`.
     """
-    with prepare(setting, 0, program=program, environment=environment, trace=False) as waiting:
+    with prepare(
+        setting, 0, program=program, environment=environment, signals=signals, witness=witness, trace=False
+    ) as waiting:
         return waiting.go(range(waiting.own_status_fd, waiting.own_status_fd + 1))
 
 
@@ -247,9 +264,11 @@ def _end_of_descriptors() -> int:
     return max(map(int, os.listdir("/proc/self/fd"))) + 1
 
 
-def init_arguments(child: int, status_fd: int = 0, program: Sequence[str] = ()) -> list[bytes]:
+def init_arguments(
+    child: int, status_fd: int = 0, program: Sequence[str] = (), *, witness: bool = False
+) -> list[bytes]:
     """The arguments of torpor-init (native/init.c)."""
-    return [b"torpor-init", b"%d" % child, b"%d" % status_fd, *map(os.fsencode, program)]
+    return [b"torpor-init", b"%d" % child, b"%d" % status_fd, b"%d" % witness, *map(os.fsencode, program)]
 
 
 def _told(reports: int) -> dict[int, int]:
@@ -284,6 +303,7 @@ _DOING = {
     lib.TP_STAGE_SUBREAPER: "becoming the one whom orphans fall to",
     lib.TP_STAGE_SESSION: "starting a session",
     lib.TP_STAGE_CAPABILITIES: "keeping capabilities",
+    lib.TP_STAGE_LIMIT: "setting the limit of open files",
     lib.TP_STAGE_DESCRIPTORS: "handing descriptors on",
     lib.TP_STAGE_EXECVE: f"executing {INIT}",
 }
@@ -294,6 +314,10 @@ def _failure(stage: int, error: int) -> TorporError:
     if error in (errno.EPERM, errno.EACCES, errno.ENOSPC, errno.EUSERS):
         return NotPermitted(words, advice="`torpor doctor` says what this host forbids, and who can allow it")
     return RestoreFailed(words, advice="`torpor doctor` says what this host can do")
+
+
+def _mask(signals: Iterable[int]) -> int:
+    return sum(1 << (number - 1) for number in signals)
 
 
 def _strings(texts: Sequence[bytes]) -> tuple[Any, list[Any]]:

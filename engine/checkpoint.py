@@ -8,7 +8,6 @@ it does after the snapshot is lost: a failed dump never costs the job.
 from __future__ import annotations
 
 import os
-import resource
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,7 +17,7 @@ from functools import partial
 from itertools import chain
 from typing import Literal, TypeVar
 
-from torpor import cgroups, procfs, proof
+from torpor import cgroups, inherited, procfs, proof
 from torpor.errors import CheckpointFailed, ImageDamaged, Reason, Refused, RestoreRefused, StoreError
 from torpor.image import image_pb2 as pb
 from torpor.image import reading
@@ -115,7 +114,7 @@ def checkpoint(
     began = time.monotonic_ns()
     stats = stats or Stats()
     home = store if isinstance(store, Store) else Store(store)
-    _raise_descriptor_limit()
+    inherited.raise_descriptor_limit()
     keep_tcp = tcp == "keep"
     if keep_tcp:
         if then != "kill":
@@ -586,10 +585,3 @@ def _summary(image: pb.Tree) -> str:
     name = root.threads[0].name.decode(errors="replace")
     others = len(image.processes) - 1
     return f"{name} (PID {root.pid})" + (f" and {others} more" if others else "")
-
-
-def _raise_descriptor_limit() -> None:
-    """A thousand descriptors are soon used up by the copies of a large tree's."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -203,7 +203,7 @@ class Builder:
         stand_in: Callable[[int, int], Sequence[bytes]],
         status_fd: int,
         first: Callable[[str], bool] | None = None,
-        connected: Callable[[], None] | None = None,
+        connected: Callable[[], object] | None = None,
     ) -> None:
         """Let everything go: init first.
 

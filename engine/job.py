@@ -5,19 +5,28 @@ from __future__ import annotations
 import os
 import signal
 import struct
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from torpor import procfs
+from torpor import inherited, procfs
 from torpor.capsule import Init
+from torpor.inherited import Signals
+from torpor.remote.sys import syscall
+from torpor.remote.x86_64 import NR
 
 _SI_KERNEL = 0x80  # asm-generic/siginfo.h
+_SI_QUEUE = -1
+_WITNESS = 0x746F00  # as in native/init.c
 _FORWARDED = frozenset(signal.valid_signals()) - {
     signal.SIGKILL, signal.SIGSTOP, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP,
     signal.SIGABRT, signal.SIGSYS, signal.SIGPIPE,
 }  # fmt: skip
-"""Signals that a foreground restore hands on; not those that tell of a fault in itself."""
+"""Signals that one who stands for a job hands on; not those that tell of a fault in itself."""
+_STOPS = frozenset({signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU})
+_STOP_SECONDS, _STOP_STEP = 1.0, 0.01
+"""How long after one of these a job may take to stop, and how often one looks."""
 
 
 @dataclass
@@ -69,34 +78,78 @@ class Job:
         return code
 
     @staticmethod
-    def hold_signals() -> None:
+    def hold_signals() -> Signals:
         """Let the signals that `foreground` hands on wait for it, from now on, in the calling thread.
 
         Before the job is let go, for a signal that comes between must not end this process and leave the job alone.
-        """
-        signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED)
+        What this process is to ignore, as below nohup(1), it ignores: it is not for the job either.
 
-    def foreground(self, hear: Callable[[int], bool] = lambda _: False) -> int:
+        Returns:
+            What a program started before would have had.
+        """
+        before = inherited.signals()
+        if signal.SIGCHLD in before.ignored:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # or nobody would tell of the job's end
+        signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED - (before.ignored - {signal.SIGCHLD}))
+        return before
+
+    def foreground(self, hear: Callable[[int], bool] | None = None) -> int:
         """Stand for the job until it ends: hand on every signal that this process is sent, and leave them blocked.
 
+        When the job is stopped by what is typed (Ctrl-Z), this process stops as well, for the shell that waits for it.
         To be called by the main thread of a program that does nothing else. Returns as `wait`.
 
         Args:
-            hear: told of every signal; whether it is not for the job.
+            hear: one that cares for the job's terminal: told of every signal, whether it is not for the job.
         """
-        self.hold_signals()
+        heard = _FORWARDED - (self.hold_signals().ignored - {signal.SIGCHLD})
+        self._bear_witness()
+        stop_until = 0.0
         while (code := self.poll()) is None:
-            told = signal.sigwaitinfo(_FORWARDED)
-            if told.si_signo != signal.SIGCHLD and not hear(told.si_signo) and not self._has_it(told):
-                with suppress(ProcessLookupError):
-                    os.kill(self.pid, told.si_signo)
+            told = signal.sigtimedwait(heard, _STOP_STEP) if stop_until else signal.sigwaitinfo(heard)
+            if told is None:
+                if self._is_stopped():  # and nobody has said since that it is to go on
+                    os.kill(os.getpid(), signal.SIGSTOP)
+                    stop_until = 0.0
+                elif time.monotonic() > stop_until:
+                    stop_until = 0.0
+                continue
+            if told.si_signo == signal.SIGCHLD or (hear is not None and hear(told.si_signo)):
+                continue
+            self._hand_on(told)
+            if told.si_signo in _STOPS and hear is None:
+                stop_until = time.monotonic() + _STOP_SECONDS
         return code
 
-    def _has_it(self, told: signal.struct_siginfo) -> bool:
-        """Whether init was sent it as well: what a terminal sends, Ctrl-C say, it sends to a whole group."""
+    def _bear_witness(self, forget: int = 0) -> None:
+        """Make init keep what it is sent pending, and forget one signal of these, or all until now (native/init.c).
+
+        A signal that was sent to a whole process group has reached the job when it lives in this process's own, which
+        a signal itself does not tell; that init, who lives in the same, was sent it too, does.
+        """
+        told = bytearray(128)  # siginfo_t
+        struct.pack_into(
+            "<iiiiiii", told, 0, signal.SIGURG, 0, _SI_QUEUE, 0, os.getpid(), os.getuid(), _WITNESS + forget
+        )
         with suppress(ProcessLookupError):
-            return told.si_code == _SI_KERNEL and os.getpgid(self.pid) == os.getpgrp()
-        return True
+            syscall(NR.rt_sigqueueinfo, self.pid, signal.SIGURG, told)
+
+    def _hand_on(self, told: signal.struct_siginfo) -> None:
+        """Give the job a signal that this process was sent, unless it has it already."""
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has ended
+            if os.getpgid(self.tree_pid) == os.getpgrp():
+                if told.si_code == _SI_KERNEL:  # from the terminal, which sends to a whole group
+                    return
+                status = procfs.status(procfs.read(f"/proc/{self.pid}/status"))
+                if int(status[b"ShdPnd"], 16) >> (told.si_signo - 1) & 1:
+                    self._bear_witness(told.si_signo)
+                    return
+            os.kill(self.tree_pid, told.si_signo)
+
+    def _is_stopped(self) -> bool:
+        with suppress(FileNotFoundError, ProcessLookupError):
+            return procfs.stat(self.tree_pid).state == "T"
+        return False
 
     def _end(self, options: int) -> int | None:
         if self._code is None:

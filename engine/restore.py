@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import fcntl
 import os
-import resource
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import takewhile
 from typing import Literal
 
-from torpor import capsule, procfs, surroundings
+from torpor import capsule, inherited, procfs, surroundings
 from torpor.capsule import Namespaces, Setting, Waiting
 from torpor.errors import RestoreRefused, TorporError
 from torpor.execute import Builder, Filled
@@ -57,10 +56,11 @@ def restore(
     *,
     store: Store | str | os.PathLike[str] | None = None,
     detach: bool = False,
+    foreground: bool = False,
     stdio: Sequence[int] = (0, 1, 2),
     progress: Progress | None = None,
     first: Callable[[str], bool] | None = None,
-    connected: Callable[[], None] | None = None,
+    connected: Callable[[], object] | None = None,
     ports: Mapping[int, int] | None = None,
     terminal: Callable[[pb.Pty], int] | None = None,
     files: Files = "as-they-were",
@@ -72,6 +72,7 @@ def restore(
         snapshot: what `checkpoint` returned, an id, a beginning of one, or ``latest``.
         store: a store, its directory, or None for the user's own.
         detach: the job is to outlive this process and its terminal.
+        foreground: `Job.foreground` is to hand signals on, and nobody else.
         stdio: descriptors that stand in for what was standard input, output and error.
         progress: told bytes done and bytes in all.
         first: tells by a thread's name whether it is let go before the others.
@@ -98,6 +99,7 @@ def restore(
             given = terminal(image.ptys[lost])
             stdio = [given if os.isatty(number) else number for number in stdio]
         with _put_back(image, reader):
+            inherited.raise_descriptor_limit()  # before init is there, which holds all that is opened
             for own_pids in (False, True):
                 setting = surroundings.setting(image, detach=detach, own_pids=own_pids)
                 here = surroundings.here(setting)
@@ -111,7 +113,17 @@ def restore(
                         _series(series, reader) as filled,
                     ):
                         return _wake(
-                            image, reader, setting, here, material, waiting, progress, first, connected, filled
+                            image,
+                            reader,
+                            setting,
+                            here,
+                            material,
+                            waiting,
+                            progress,
+                            first,
+                            connected,
+                            filled,
+                            foreground,
                         )
                 except PidTaken:  # by a process that came since they were found to be free
                     if setting.capsule:
@@ -207,9 +219,6 @@ class _Material:
         self._stack = ExitStack()
         self.base = descriptors.first_slot(image)
         with self._stack:
-            soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-            if soft != hard:
-                resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
             openers = self._stack.enter_context(Openers(image, root))
             files = self._keep(mapped_files.open_all(image, reader, self.base, openers))
             shared = self._keep(shared_memory.open_all(image, reader, self.base, openers))
@@ -263,8 +272,9 @@ def _wake(
     waiting: Waiting,
     progress: Progress | None,
     first: Callable[[str], bool] | None,
-    connected: Callable[[], None] | None,
+    connected: Callable[[], object] | None,
     filled: Callable[[Iterable[Filled]], None] | None,
+    foreground: bool,
 ) -> Job:
     plan = make(image, here, material.held)
     if setting.namespaces & Namespaces.USER:
@@ -282,7 +292,9 @@ def _wake(
             tree_pid = builder.processes[image.processes[0].pid].threads[0].tid
             material.held.opened.let_go()
             builder.release(
-                lambda pid, child: capsule.init_arguments(child, init.own_status_fd if pid == here.init else 0),
+                lambda pid, child: capsule.init_arguments(
+                    child, init.own_status_fd if pid == here.init else 0, witness=foreground
+                ),
                 init.own_status_fd,
                 first,
                 connected,

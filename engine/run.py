@@ -1,7 +1,8 @@
 """`torpor run`: start a command so that it can be frozen, and save it regularly.
 
-The command lives in a capsule like a woken job: its PIDs can be given again on any host, and its launcher, which is
-this process, may trace it under every setting of Yama but the strictest.
+The command lives as it would without Torpor: in no namespace of its own, with the signals, the limits, the group and
+the terminal of whoever starts it. Between it and its launcher is a torpor-init: orphans fall to it, and so stay below
+the launcher, which may trace what is below it under every setting of Yama but the strictest.
 """
 
 from __future__ import annotations
@@ -12,24 +13,33 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
-from torpor import capsule, procfs
+from torpor import capsule, inherited, procfs
 from torpor.capsule import Namespaces, Setting
 from torpor.checkpoint import checkpoint
-from torpor.errors import NotFound, NotPermitted, TorporError
+from torpor.errors import NotFound, TorporError
+from torpor.inherited import Signals
 from torpor.job import Job
-from torpor.probe import probe
 from torpor.series import Series
 from torpor.store import SnapshotInfo, Store
 
 
-def start(command: Sequence[str], *, environment: Mapping[str, str] | None = None) -> Job:
-    """Start a command in a capsule, or, where the host allows none, without one: then ``Job.warnings`` says so.
+def start(
+    command: Sequence[str],
+    *,
+    environment: Mapping[str, str] | None = None,
+    signals: Signals | None = None,
+    foreground: bool = False,
+) -> Job:
+    """Start a command as a child of a torpor-init.
 
-    It inherits standard input, output and error, the current directory, and nothing else.
+    It has all that a program has which this process executes: the descriptors that are not close-on-exec, the current
+    directory, group, session and limits.
 
     Args:
         command: the program, looked for in PATH, and its arguments.
         environment: of the program; None: as it is here.
+        signals: those that it ignores and blocks; None: as it is here and now.
+        foreground: `Job.foreground` is to hand signals on, and nobody else.
 
     Raises:
         NotFound: there is no such program.
@@ -38,16 +48,14 @@ def start(command: Sequence[str], *, environment: Mapping[str, str] | None = Non
     path = shutil.which(command[0])
     if path is None:
         raise NotFound(f"there is no program {command[0]!r}", advice="give its path, or see $PATH")
-    environment = os.environ if environment is None else environment
-    setting, warnings = _setting()
-    program = [path, *command]
-    try:
-        init = capsule.launch(setting, program, environment)
-    except NotPermitted as error:
-        warnings = (f"it runs outside a capsule: {error}",)
-        setting = Setting(Namespaces(0))
-        init = capsule.launch(setting, program, environment)
-    return Job(init, *_command_pids(init.pid), warnings)
+    init = capsule.launch(
+        Setting(Namespaces(0)),
+        [path, *command],
+        inherited.environment() if environment is None else environment,
+        inherited.signals() if signals is None else signals,
+        witness=foreground,
+    )
+    return Job(init, *_command_pids(init.pid))
 
 
 def run(
@@ -57,7 +65,6 @@ def run(
     every: float | None = None,
     saved: Callable[[SnapshotInfo], None] | None = None,
     failed: Callable[[TorporError], None] | None = None,
-    warned: Callable[[str], None] | None = None,
 ) -> int:
     """Run a command in the foreground: signals are handed on to it, and its end is this function's.
 
@@ -69,16 +76,11 @@ def run(
         every: save it after so many seconds, again and again.
         saved: told of each snapshot, by another thread.
         failed: told of each save that failed; the command runs on.
-        warned: told, before anything else, what is not as it should be: ``Job.warnings``.
 
     Returns:
         Its exit code, or minus the number of the signal that killed it.
     """
-    Job.hold_signals()
-    job = start(command)
-    if warned is not None:
-        for warning in job.warnings:
-            warned(warning)
+    job = start(command, signals=Job.hold_signals(), foreground=True)
     if every is None:
         return job.foreground()
     ended = threading.Event()
@@ -110,17 +112,6 @@ def _save(
             else:
                 if saved is not None:
                     saved(snapshot)
-
-
-def _setting() -> tuple[Setting, tuple[str, ...]]:
-    host = probe()
-    namespaces = Namespaces.PID | Namespaces.MOUNT
-    if os.geteuid():
-        namespaces |= Namespaces.USER
-        if not host.can_restore_rootless:
-            why = "; ".join(host.why.values()) or "no user and PID namespaces"
-            return Setting(Namespaces(0)), (f"it runs outside a capsule, for this host allows none: {why}",)
-    return Setting(namespaces), ()
 
 
 def _command_pids(init: int) -> tuple[int, int]:

@@ -3,22 +3,37 @@
  * torpor-init: pid 1 of a capsule, keeper of a job outside one, and stand-in for a process that a job knows by its
  * PID but does not contain.
  *
- *	torpor-init CHILD STATUS_FD [PROGRAM ARG0 ARGS...]
+ *	torpor-init CHILD STATUS_FD WITNESS [PROGRAM ARG0 ARGS...]
  *
  * It stands for its child CHILD: every signal that it is sent goes to CHILD, every orphan that falls to it is
  * reaped, and when CHILD ends it ends the same way. CHILD 0 is nobody: it then waits until it is killed. With a
- * PROGRAM it starts that first, and stands for it. STATUS_FD, if not 0, is told the child's wait status (an int):
- * pid 1 cannot kill itself, so its own exit code is 128 + signal where the child was killed by one.
+ * PROGRAM it starts that first, with the signals blocked and ignored that init itself was started with, and stands
+ * for it. STATUS_FD, if not 0, is told the child's wait status (an int): pid 1 cannot kill itself, so its own exit
+ * code is 128 + signal where the child was killed by one.
+ *
+ * With WITNESS 1 it hands nothing on and lets what it is sent stay pending: a launcher that stands for the job itself
+ * sees by it what was sent to their whole process group. SIGURG, queued with the value WITNESS_VALUE + n, makes it
+ * such a witness too, and makes it forget a pending signal n, or all for 0.
  *
  * It is freestanding, holds nothing but what is on its stack, and may be entered again at _start with a new stack: a
  * clone of it becomes a stand-in that way.
  */
+#include <asm/errno.h>
 #include <asm/signal.h>
 #include <asm/siginfo.h>
 #include <asm/unistd.h>
 #include <linux/wait.h>
 
-#define MASK_SIZE 8 /* bytes of the kernel's sigset_t */
+#define MASK_SIZE 8	       /* bytes of the kernel's sigset_t */
+#define WITNESS_VALUE 0x746f00 /* as in engine/job.py */
+#define BIT(sig) (1ul << ((sig) - 1))
+
+struct action { /* the kernel's own struct sigaction */
+	void *handler;
+	unsigned long flags;
+	void *restorer;
+	unsigned long mask;
+};
 
 static long call(long nr, long a, long b, long c, long d)
 {
@@ -29,9 +44,12 @@ static long call(long nr, long a, long b, long c, long d)
 	return result;
 }
 
-static void set_mask(unsigned long mask)
+static unsigned long set_mask(unsigned long mask)
 {
-	call(__NR_rt_sigprocmask, SIG_SETMASK, (long)&mask, 0, MASK_SIZE);
+	unsigned long before = 0;
+
+	call(__NR_rt_sigprocmask, SIG_SETMASK, (long)&mask, (long)&before, MASK_SIZE);
+	return before;
 }
 
 static long number(const char *text)
@@ -78,16 +96,38 @@ static void forward(long child, const siginfo_t *info)
 	call(__NR_kill, child, info->si_signo, 0, 0);
 }
 
-static long start(char **argv, char **environment)
+static void forget(unsigned long signals)
 {
-	long child = call(__NR_fork, 0, 0, 0, 0);
+	long at_once[2] = {0, 0};
 
-	if (child)
+	while (call(__NR_rt_sigtimedwait, (long)&signals, 0, (long)at_once, MASK_SIZE) > 0)
+		;
+}
+
+static long start(char **argv, char **environment, unsigned long mask, long status_fd)
+{
+	struct action wait_for_it = {0}, given = {0};
+	long child, failure;
+
+	/* Where SIGCHLD is ignored nobody is told of an end; the program is to have it as it was. */
+	call(__NR_rt_sigaction, SIGCHLD, (long)&wait_for_it, (long)&given, MASK_SIZE);
+	child = call(__NR_fork, 0, 0, 0, 0);
+	if (child) {
+		/* The first three tell a checkpoint what the job's own were; of others the job alone shall decide. */
+		call(__NR_close_range, 3, status_fd - 1, 0, 0);
+		call(__NR_close_range, status_fd + 1, ~0u, 0, 0);
 		return child;
-	set_mask(0);
-	call(__NR_execve, (long)argv[0], (long)(argv + 1), (long)environment, 0);
+	}
+	call(__NR_rt_sigaction, SIGCHLD, (long)&given, 0, MASK_SIZE);
+	set_mask(mask);
+	failure = call(__NR_execve, (long)argv[0], (long)(argv + 1), (long)environment, 0);
+	if (failure == -ENOEXEC) { /* a script without #!: as execvp(3) does */
+		argv[1] = argv[0];
+		argv[0] = "/bin/sh";
+		call(__NR_execve, (long)argv[0], (long)argv, (long)environment, 0);
+	}
 	for (;;)
-		call(__NR_exit_group, 127, 0, 0, 0);
+		call(__NR_exit_group, failure == -ENOENT ? 127 : 126, 0, 0, 0);
 }
 
 /* stack: argc, argv[], NULL, environment[], NULL, as execve leaves it */
@@ -96,13 +136,13 @@ _Noreturn __attribute__((used)) void torpor_init(long *stack)
 	long argc = stack[0];
 	char **argv = (char **)(stack + 1);
 	long child = number(argv[1]), status_fd = number(argv[2]);
-	unsigned long all = ~0ul;
+	unsigned long all = ~0ul, witnessed = BIT(SIGCHLD) | BIT(SIGURG), mask = set_mask(all);
+	unsigned long heard = number(argv[3]) ? witnessed : all;
 
-	set_mask(all);
 	if (status_fd)
 		call(__NR_fcntl, status_fd, 2 /* F_SETFD */, 1 /* FD_CLOEXEC */, 0);
-	if (argc > 3) {
-		child = start(argv + 3, argv + argc + 1);
+	if (argc > 4) {
+		child = start(argv + 4, argv + argc + 1, mask, status_fd);
 		if (child < 0)
 			end_as(SIGKILL, status_fd); /* no memory or no process to be had */
 	}
@@ -110,9 +150,14 @@ _Noreturn __attribute__((used)) void torpor_init(long *stack)
 		siginfo_t info;
 
 		reap(child, status_fd);
-		if (call(__NR_rt_sigtimedwait, (long)&all, (long)&info, 0, MASK_SIZE) > 0 && info.si_signo != SIGCHLD &&
-		    child > 0)
+		if (call(__NR_rt_sigtimedwait, (long)&heard, (long)&info, 0, MASK_SIZE) <= 0)
+			continue;
+		if (info.si_signo == SIGURG && info.si_code == SI_QUEUE && (info.si_int & ~0xff) == WITNESS_VALUE) {
+			heard = witnessed;
+			forget(info.si_int & 0xff ? BIT(info.si_int & 0xff) : all & ~witnessed);
+		} else if (info.si_signo != SIGCHLD && child > 0 && heard == all) {
 			forward(child, &info);
+		}
 	}
 }
 

@@ -17,6 +17,7 @@
 #include <string.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -108,17 +109,33 @@ static void hold_signals(void)
 	sigprocmask(SIG_SETMASK, &all, NULL);
 }
 
-static void reset_signals(void)
+/* What was caught is default after execve; what is ignored and what is blocked stays so. */
+static void set_signals(const struct tp_spawn *s)
 {
-	struct sigaction ignoring = {.sa_handler = SIG_IGN}, standard = {.sa_handler = SIG_DFL};
-	sigset_t none;
+	struct sigaction ignoring = {.sa_handler = SIG_IGN};
+	sigset_t blocked;
 
+	sigemptyset(&blocked);
 	for (int sig = 1; sig < NSIG; sig++) {
+		struct sigaction action = {.sa_handler = s->ignored >> (sig - 1) & 1 ? SIG_IGN : SIG_DFL};
+
 		sigaction(sig, &ignoring, NULL); /* forgets what came meanwhile */
-		sigaction(sig, &standard, NULL); /* fails for SIGKILL, SIGSTOP and libc's own, which is right */
+		sigaction(sig, &action, NULL);	 /* fails for SIGKILL, SIGSTOP and libc's own, which is right */
+		if (s->blocked >> (sig - 1) & 1)
+			sigaddset(&blocked, sig);
 	}
-	sigemptyset(&none);
-	sigprocmask(SIG_SETMASK, &none, NULL);
+	sigprocmask(SIG_SETMASK, &blocked, NULL);
+}
+
+static void set_descriptor_limit(const struct tp_spawn *s)
+{
+	struct rlimit limit;
+
+	if (getrlimit(RLIMIT_NOFILE, &limit))
+		fail(s, TP_STAGE_LIMIT);
+	limit.rlim_cur = s->descriptors;
+	if (setrlimit(RLIMIT_NOFILE, &limit))
+		fail(s, TP_STAGE_LIMIT);
 }
 
 static void tell(const struct tp_spawn *s, enum tp_stage stage)
@@ -161,6 +178,7 @@ static _Noreturn void become_init(const struct tp_spawn *s)
 		fail(s, TP_STAGE_SUBREAPER);
 	if (s->new_session && setsid() < 0)
 		fail(s, TP_STAGE_SESSION);
+	set_descriptor_limit(s);
 	if (s->keep_capabilities)
 		keep_capabilities(s);
 	/* The caller attaches now, and opens what the job is to have: on the mounts that are the job's. */
@@ -172,7 +190,7 @@ static _Noreturn void become_init(const struct tp_spawn *s)
 	for (int fd = go.first_fd; fd < go.end_fd; fd++)
 		if (fd != s->report && fcntl(fd, F_SETFD, 0) && errno != EBADF)
 			fail(s, TP_STAGE_DESCRIPTORS);
-	reset_signals();
+	set_signals(s);
 	execve(s->path, s->argv, s->environment);
 	fail(s, TP_STAGE_EXECVE);
 }

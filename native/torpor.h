@@ -53,6 +53,7 @@ enum tp_stage {
 	TP_STAGE_SUBREAPER,
 	TP_STAGE_SESSION,
 	TP_STAGE_CAPABILITIES,
+	TP_STAGE_LIMIT,
 	TP_STAGE_DESCRIPTORS,
 	TP_STAGE_EXECVE
 };
@@ -71,6 +72,9 @@ struct tp_spawn {
 	uint32_t uid, gid;    /* to be mapped to themselves in a new user namespace */
 	int64_t monotonic_ns; /* offsets of the clocks in a new time namespace */
 	int64_t boottime_ns;
+	uint64_t ignored;     /* signals (bit n - 1 is n) that are ignored; all others have their default action */
+	uint64_t blocked;     /* the signal mask */
+	uint64_t descriptors; /* the soft limit of them */
 	int32_t new_session;
 	int32_t keep_capabilities; /* those of the new user namespace, over execve */
 	int32_t gate;		   /* init waits until a struct tp_go can be read here */

@@ -53,6 +53,7 @@ def command(
             snapshot,
             store=store,
             detach=detach,
+            foreground=not detach,
             progress=progress,
             connected=ready,
             terminal=terminal,

@@ -43,7 +43,7 @@ def command(
     if allocation is None:
         if script is not None:
             raise click.UsageError("--script is for `torpor sbatch`, inside a job.")
-        return exit_as(torpor.run(cmd, store=store, every=every, failed=_not_saved, warned=note))
+        return exit_as(torpor.run(cmd, store=store, every=every, failed=_not_saved))
     if is_supervised(os.environ, allocation):
         os.execvp(cmd[0], cmd)
 

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from torpor import procfs
+from torpor import inherited, procfs
 from torpor.errors import Reason, Refused, RestoreFailed
 from torpor.image.image_pb2 import Description, Lock, Process, Tree
 from torpor.objects import grabbing, locks, ptys, unix_sockets
@@ -357,9 +357,7 @@ def open_all(
     Raises:
         RestoreFailed: a description cannot be opened; none is left.
     """
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    inherited.raise_descriptor_limit()
     opening = Opening(image, stdio, shared, first_slot(image), openers or Openers(image))
     opened = Opened(opening.slots, opening.terminals, opening.warnings, opening.at_last)
     try:

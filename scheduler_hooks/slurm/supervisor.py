@@ -1,4 +1,4 @@
-"""`torpor run` inside a Slurm job: the batch process, with the application's tree as its child in a capsule.
+"""`torpor run` inside a Slurm job: the batch process, with the application's tree as its child.
 
     begin -> wake or start -> wait -> warned: why? -> save and kill -> requeue -> leave
 
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torpor
-from torpor import Job, Snapshot, procfs
+from torpor import Job, Snapshot, inherited, procfs
 from torpor.errors import (
     ImageDamaged,
     NotFound,
@@ -33,6 +33,7 @@ from torpor.errors import (
     TorporError,
 )
 from torpor.image import image_pb2 as pb
+from torpor.inherited import Signals
 from torpor.run import start
 from torpor.scheduler_hooks.slurm import controller, lifeline, rollback, step
 from torpor.scheduler_hooks.slurm.allocation import ENV_FILE, Allocation
@@ -98,11 +99,12 @@ def supervise(command: Sequence[str], allocation: Allocation, home: JobHome, opt
     if finished := home.finished:
         _tell(f"job {home.job} has finished already, with {finished.code}: remove {home.path} to run it again")
         return finished.code
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, HEARD)
+    given = inherited.signals()
+    signal.pthread_sigmask(signal.SIG_BLOCK, HEARD)
     try:
-        return Supervisor(command, allocation, home, options).run()
+        return Supervisor(command, allocation, home, options, given).run()
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, given.blocked)
 
 
 def _tell(words: str) -> None:
@@ -112,8 +114,12 @@ def _tell(words: str) -> None:
 class Supervisor:
     """One run of one job. All of it happens in one thread: a warning waits for a save that is under way."""
 
-    def __init__(self, command: Sequence[str], allocation: Allocation, home: JobHome, options: Options) -> None:
+    def __init__(
+        self, command: Sequence[str], allocation: Allocation, home: JobHome, options: Options, given: Signals
+    ) -> None:
         self.command = command
+        self.given = given
+        """What the application is to ignore and to block by its start; what is ignored is not handed on either."""
         self.allocation = allocation
         self.home = home
         self.options = options
@@ -169,7 +175,8 @@ class Supervisor:
         srun = self.home.keep_script("srun", step.SCRIPT.encode(), "bin")
         command = [str(srun), *self.command[1:]] if self.command[0] == "srun" else self.command
         path = f"{srun.parent}:{os.environ.get('PATH', os.defpath)}"
-        return start(command, environment={**os.environ, "PATH": path, ENV_FILE: str(self.home.environment_file)})
+        environment = {**inherited.environment(), "PATH": path, ENV_FILE: str(self.home.environment_file)}
+        return start(command, environment=environment, signals=self.given)
 
     def _first_record(self) -> JobRecord:
         """Ask for the job, with patience: where many jobs start at once a controller may be slow to answer."""
@@ -460,8 +467,9 @@ class Supervisor:
         return code
 
     def _hand_on(self, number: int) -> None:
-        with suppress(ProcessLookupError):
-            self.job.send_signal(number)
+        if number not in self.given.ignored:
+            with suppress(ProcessLookupError):
+                self.job.send_signal(number)
 
 
 def _tree(pid: int) -> Iterator[Path]:

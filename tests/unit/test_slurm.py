@@ -8,6 +8,7 @@ import pytest
 
 from tests.unit.slurm_job import LINE, environment
 from torpor.errors import NotFound, Refused
+from torpor.inherited import signals
 from torpor.probe import probe
 from torpor.scheduler_hooks.slurm import controller, site
 from torpor.scheduler_hooks.slurm.allocation import Allocation, is_supervised
@@ -146,7 +147,7 @@ def supervisor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scontrol: str) -
     assert allocation is not None
     home = JobHome(tmp_path / "store", "12", "c")
     home.begin(0, "n1", 1.0)
-    return Supervisor(["true"], allocation, home, Options())
+    return Supervisor(["true"], allocation, home, Options(), signals())
 
 
 SILENT_THRICE = "[ $(wc -l <asked) -gt 3 ] || { echo 'Unable to contact slurm controller' >&2; exit 1; }"

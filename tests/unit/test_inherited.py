@@ -1,0 +1,51 @@
+"""What a program started from here gets, less what Python and Torpor changed in this process."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from torpor import inherited
+
+
+def _told(words: str, *, env: dict[str, str] | None = None, shell: str = "") -> str:
+    command = [sys.executable, "-c", f"from torpor import inherited; print({words})"]
+    if shell:
+        command = ["bash", "-c", f'{shell}; "$@"; true', "bash", *command]
+    return subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def test_what_python_ignores_is_not_handed_on() -> None:
+    assert signal.getsignal(signal.SIGPIPE) == signal.SIG_IGN
+    assert not inherited.ignored() & {signal.SIGPIPE, signal.SIGXFSZ}
+
+
+@pytest.mark.parametrize("names", ["", "HUP USR1", "PIPE", "PIPE XFSZ INT"])
+def test_what_a_shell_ignores_is_handed_on(names: str) -> None:
+    told = _told("sorted(map(int, inherited.ignored()))", shell=f"trap '' {names}" if names else "true")
+    assert told == str(sorted(int(signal.Signals[f"SIG{name}"]) for name in names.split()))
+
+
+@pytest.mark.parametrize("given", [{}, {"LC_CTYPE": "C"}, {"LC_CTYPE": "C.UTF-8"}, {"LC_ALL": "C"}, {"LANG": "C"}])
+def test_the_environment_is_what_the_caller_gave(given: dict[str, str]) -> None:
+    env = {"PATH": os.environ["PATH"], **given}
+    assert _told("inherited.environment()", env=env) == str(env)
+
+
+def test_the_limit_of_descriptors_is_not_the_raised_one() -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lower = (min(before[0], 256), before[1])
+    resource.setrlimit(resource.RLIMIT_NOFILE, lower)
+    try:
+        inherited.raise_descriptor_limit()
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (before[1], before[1])
+        assert inherited.descriptor_limit() == lower[0]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (128, before[1]))
+        assert inherited.descriptor_limit() == 128
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
