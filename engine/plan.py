@@ -6,8 +6,10 @@ privilege. `execute` runs it.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from torpor.image import image_pb2 as pb
 from torpor.objects import (
@@ -35,6 +37,7 @@ from torpor.objects.vdso import Vdso
 from torpor.procfs import PAGE, page_up
 from torpor.remote.batch import Call
 from torpor.remote.x86_64 import NR
+from torpor.store import BlockTable
 
 SIGCHLD = 17
 WALL = 0x40000000
@@ -70,6 +73,13 @@ class Held:
     """Current directories, by the PIDs of the image."""
     roots: Mapping[int, int]
     """Root directories of those that have one of their own."""
+
+    @classmethod
+    def imagined(cls, image: pb.Tree, blocks: BlockTable) -> Held:
+        """A number in the place of each that a restore would open: for a plan that nobody runs."""
+        number = descriptors.first_slot(image)
+        anything: defaultdict[Any, int] = defaultdict(lambda: number)
+        return cls(Opened(anything, anything), Sources(anything, anything, anything, blocks), anything, anything)
 
 
 @dataclass

@@ -14,16 +14,12 @@ from __future__ import annotations
 import os
 import random
 import time
-from collections import defaultdict
 from collections.abc import Sequence, Set
-from typing import Any
 
 from torpor import surroundings
 from torpor.errors import ImageDamaged, Reason, Refused, RestoreFailed, RestoreRefused
 from torpor.image import image_pb2 as pb
 from torpor.image import reading
-from torpor.objects.address_space import Sources
-from torpor.objects.descriptors import Opened, first_slot
 from torpor.plan import Held, make
 from torpor.probe import probe
 from torpor.refusals import check_abilities, refuse
@@ -79,9 +75,7 @@ def _refused(reasons: Sequence[Reason]) -> Refused:
 
 def _plan(image: pb.Tree, reader: SnapshotReader, standing: Set[int]) -> None:
     """Compile it, with numbers for the descriptors that a restore would open."""
-    number = first_slot(image)
-    anything: defaultdict[Any, int] = defaultdict(lambda: number)
-    held = Held(Opened(anything, anything), Sources(anything, anything, anything, reader.blocks), anything, anything)
+    held = Held.imagined(image, reader.blocks)
     make(image, surroundings.here(surroundings.setting(image, standing=standing)), held)
 
 

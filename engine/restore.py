@@ -137,7 +137,7 @@ def explain(
     store: Store | str | os.PathLike[str] | None = None,
     files: Files = "as-they-were",
 ) -> str:
-    """Every system call that a restore would make here, in words. Starts nothing.
+    """Every system call that a restore would make here, in words. Starts nothing, makes nothing and removes nothing.
 
     Raises:
         As `restore`.
@@ -145,8 +145,8 @@ def explain(
     with _open(snapshot, store) as reader:
         image = reading.read(reader)
         _refuse(image, reader, (0, 1, 2), files, asked=snapshot)
-        with _put_back(image, reader, only_look=True), _Material(image, reader, (0, 1, 2)) as material:
-            return make(image, surroundings.here(surroundings.setting(image)), material.held).explain()
+        here = surroundings.here(surroundings.setting(image))
+        return make(image, here, Held.imagined(image, reader.blocks)).explain()
 
 
 def _refuse(
@@ -186,13 +186,12 @@ def _open(snapshot: str | SnapshotInfo, store: Store | str | os.PathLike[str] | 
 
 
 @contextmanager
-def _put_back(image: pb.Tree, reader: SnapshotReader, *, only_look: bool = False) -> Iterator[None]:
-    """Put bundled files back under their names; they stay if what follows succeeds, and is more than a look."""
-    made = bundle.put_back(image, reader)
+def _put_back(image: pb.Tree, reader: SnapshotReader) -> Iterator[None]:
+    """Put bundled files back under their names; they stay if what follows succeeds."""
+    made = bundle.put_back(image, reader, Openers(image))
     try:
         yield
-        if not only_look:
-            made.clear()
+        made.clear()
     finally:
         bundle.remove(made)
 

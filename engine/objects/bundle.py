@@ -33,9 +33,9 @@ from torpor.errors import Reason, Refused, RestoreFailed
 from torpor.image import image_pb2 as pb
 from torpor.objects import contents
 from torpor.objects.description import OF_KERNEL
+from torpor.objects.opener import Opener, Openers
 from torpor.objects.shared_memory import LONGEST_NAME, fill
 from torpor.objects.small_files import Copy
-from torpor.remote.sys import try_syscall
 from torpor.remote.x86_64 import NR
 from torpor.store import SnapshotReader
 
@@ -43,7 +43,6 @@ if TYPE_CHECKING:  # memory.py, too, has to do with mapped files, which may be b
     from torpor.objects.memory import PageWriter
 
 _SHM = b"/dev/shm/"
-AT_FDCWD = -100
 RENAME_NOREPLACE = 1
 
 
@@ -188,7 +187,7 @@ def by_path(image: pb.Tree) -> dict[bytes, pb.Bundle]:
     return {bundled.path: bundled for bundled in image.bundles}
 
 
-def why_not_put_back(image: pb.Tree, path: bytes) -> str:
+def why_not_put_back(image: pb.Tree, path: bytes, opener: Opener) -> str:
     """Why a file cannot be put back under its name; empty: it can."""
     if os.path.lexists(path):
         return "something else has its name"
@@ -198,7 +197,7 @@ def why_not_put_back(image: pb.Tree, path: bytes) -> str:
         directory = os.path.dirname(directory)
     if not os.path.isdir(directory):
         return f"there is no directory {os.fsdecode(directory)} to put it into"
-    if not os.access(directory, os.W_OK | os.X_OK, effective_ids=True):
+    if not opener.may_write_in(directory):
         return f"this user may not write in {os.fsdecode(directory)}"
     return ""
 
@@ -207,7 +206,7 @@ Made: TypeAlias = list[Callable[[], None]]
 """What removes again that which was put back, the oldest first."""
 
 
-def put_back(image: pb.Tree, reader: SnapshotReader) -> Made:
+def put_back(image: pb.Tree, reader: SnapshotReader, openers: Openers) -> Made:
     """Put back, under their names, the bundled files that must have one and that are not there.
 
     Returns:
@@ -222,9 +221,10 @@ def put_back(image: pb.Tree, reader: SnapshotReader) -> Made:
     try:
         for path in sorted(_named(image)):
             if path in bundles and not os.path.lexists(path):
-                _make_folders(image, path, made)
-                _put_back(bundles[path], reader, _owner(bundles[path], image))
-                made.append(partial(os.unlink, path))
+                opener = openers.path(path)
+                _make_folders(image, path, made, opener)
+                _put_back(bundles[path], reader, _owner(bundles[path], image), opener)
+                made.append(partial(opener.unlink, path))
     except BaseException as error:
         remove(made)
         if isinstance(error, OSError):
@@ -255,30 +255,32 @@ def _owner(one: pb.Bundle | pb.Folder, image: pb.Tree) -> tuple[int, int]:
     return (one.uid, one.gid) if theirs and os.geteuid() == 0 else (-1, -1)
 
 
-def _make_folders(image: pb.Tree, path: bytes, made: Made) -> None:
+def _make_folders(image: pb.Tree, path: bytes, made: Made, opener: Opener) -> None:
     for folder in image.folders:  # each before those in it
         if path.startswith(folder.path + b"/") and not os.path.lexists(folder.path):
-            os.mkdir(folder.path, 0o700)
-            made.append(partial(_remove_folder, folder.path))
-            fd = os.open(folder.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            opener.mkdir(folder.path, 0o700)
+            made.append(partial(_remove_folder, folder.path, opener))
+            fd = opener.open(folder.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
             try:
+                if os.fstat(fd).st_uid not in opener.users:
+                    raise FileExistsError(errno.EEXIST, "something else took its name", os.fsdecode(folder.path))
                 os.fchown(fd, *_owner(folder, image))
                 os.fchmod(fd, folder.mode & 0o777)
             finally:
                 os.close(fd)
 
 
-def _remove_folder(path: bytes) -> None:
+def _remove_folder(path: bytes, opener: Opener) -> None:
     with suppress(OSError):  # something was put into it meanwhile: then it is somebody's
-        os.rmdir(path)
+        opener.rmdir(path)
 
 
-def _put_back(bundled: pb.Bundle, reader: SnapshotReader, owner: tuple[int, int]) -> None:
+def _put_back(bundled: pb.Bundle, reader: SnapshotReader, owner: tuple[int, int], opener: Opener) -> None:
     """Under another name first: whoever is killed meanwhile leaves nothing that looks like the file."""
     if OF_KERNEL.match(bundled.path) or not bundled.path.startswith(b"/"):
         raise RestoreFailed(f"no file is called {bundled.path!r}")
     draft = os.path.join(os.path.dirname(bundled.path), b".torpor-" + blake3(bundled.path).hexdigest()[:16].encode())
-    fd = _draft(draft)
+    fd = _draft(draft, opener)
     try:
         try:
             os.ftruncate(fd, bundled.size)
@@ -287,52 +289,55 @@ def _put_back(bundled: pb.Bundle, reader: SnapshotReader, owner: tuple[int, int]
             os.fchmod(fd, bundled.mode & 0o777)
             os.utime(fd, ns=(bundled.mtime_ns, bundled.mtime_ns))
             os.fsync(fd)
-            _name(draft, bundled.path)
+            _name(draft, bundled.path, opener)
         except BaseException:
-            os.unlink(draft)
+            opener.unlink(draft)
             raise
     finally:
         os.close(fd)
 
 
-def _draft(path: bytes) -> int:
+def _draft(path: bytes, opener: Opener) -> int:
     """A new file that is locked while it is being filled. One that a restore has left that was killed is removed."""
     while True:
         try:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            fd = opener.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
         except FileExistsError:
             with suppress(FileNotFoundError):
-                _remove_left(path)
+                _remove_left(path, opener)
             continue
         fcntl.flock(fd, fcntl.LOCK_EX)
         with suppress(FileNotFoundError):
-            if os.path.samestat(os.lstat(path), os.fstat(fd)):
+            if os.path.samestat(opener.lstat(path), os.fstat(fd)):
                 return fd
         os.close(fd)  # between the two calls another restore took it for one that was left
 
 
-def _remove_left(path: bytes) -> None:
-    fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+def _remove_left(path: bytes, opener: Opener) -> None:
+    fd = opener.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
-        if os.fstat(fd).st_uid != os.geteuid():
+        if os.fstat(fd).st_uid not in opener.users:
             raise RestoreFailed(f"{os.fsdecode(path)} is in the way, and belongs to another user", advice="remove it")
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.path.samestat(os.lstat(path), os.fstat(fd)):
-            os.unlink(path)
+        if os.path.samestat(opener.lstat(path), os.fstat(fd)):
+            opener.unlink(path)
     except BlockingIOError:
         raise RestoreFailed("another restore is putting the same file back", advice="try again") from None
     finally:
         os.close(fd)
 
 
-def _name(draft: bytes, path: bytes) -> None:
+def _name(draft: bytes, path: bytes, opener: Opener) -> None:
     """Give a file its name, never over another one. NFS cannot do that by renaming."""
-    result = try_syscall(NR.renameat2, AT_FDCWD, draft + b"\0", AT_FDCWD, path + b"\0", RENAME_NOREPLACE)
-    if result in (-errno.EINVAL, -errno.ENOSYS):
-        os.link(draft, path)
-        os.unlink(draft)
-    elif result < 0:
-        raise OSError(-result, os.strerror(-result), os.fsdecode(path))
+    now = os.path.basename(draft) + b"\0"
+    with opener.parent(path) as (folder, name):
+        try:
+            opener.call(NR.renameat2, folder, now, folder, name, RENAME_NOREPLACE)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOSYS):
+                raise
+            opener.call(NR.linkat, folder, now, folder, name, 0)
+            opener.unlink(draft)
 
 
 def in_memory(bundled: pb.Bundle, reader: SnapshotReader) -> int:

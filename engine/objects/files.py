@@ -111,13 +111,13 @@ class RegularFile(Kind[list[Held[Any]]]):
         in_place = contents.in_place(image)
         locked = {id(description) for description in _locked(image)}
         for index, description in mine.items():
-            subject = words(description)
+            subject, opener = words(description), openers.description(index)
             try:
-                fd = open_described(description, openers.description(index))
+                fd = open_described(description, opener)
             except FileNotFoundError as error:
                 if description.file.path not in bundles:
                     yield _cannot_open(subject, error)
-                elif why := bundle.why_not_put_back(image, description.file.path):
+                elif why := bundle.why_not_put_back(image, description.file.path, opener):
                     yield Reason(subject, f"it is missing, and the bundled one cannot be put back: {why}")
                 continue
             except OSError as error:

@@ -139,7 +139,7 @@ def check(image: pb.Tree, openers: Openers) -> Iterator[Reason]:
     for index, file in enumerate(image.files):
         subject = f"the mapped file {os.fsdecode(file.path)}"
         if file.path in bundles and (index not in data or not os.path.lexists(file.path)):
-            if index in data and (why := bundle.why_not_put_back(image, file.path)):
+            if index in data and (why := bundle.why_not_put_back(image, file.path, openers.file(index))):
                 yield Reason(subject, f"it is missing, and the bundled one cannot be put back: {why}")
             continue
         try:

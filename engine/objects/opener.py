@@ -98,9 +98,9 @@ class Opener:
         try:
             return self.open(path.rstrip(b"/") + b"/.", os.O_PATH | os.O_DIRECTORY)
         except PermissionError:
-            if known is None:
+            if known is None or (found := self._known(path, known)) is None:
                 raise
-            return self.open(path, os.O_PATH | os.O_DIRECTORY, known=known)
+            return found
 
     def reopened(self, fd: int, flags: int, known: Identity | None = None) -> int:
         """Another description of an open file; closes `fd`. No name is used again: nothing can be swapped."""

@@ -24,7 +24,7 @@ PR_SET_CHILD_SUBREAPER = 36
 
 def checkpoint(request: dict[str, Any], reply: TextIO) -> None:
     """Take a snapshot and say its id."""
-    options = {name: request[name] for name in ("outside", "tcp") if name in request}
+    options = {name: request[name] for name in ("outside", "tcp", "bundle_files") if name in request}
     snapshot = torpor.checkpoint(request["pid"], store=request["store"], then=request["then"], **options)
     say(reply, snapshot=snapshot.id)
 

@@ -22,7 +22,8 @@ def listing(folder: Path) -> list[tuple[str, int, int, int]]:
 
 @pytest.mark.parametrize("way", ["link", "directory of root's"])
 @pytest.mark.parametrize(
-    "kind", ["file", "mapped file", "directory", "name", "current directory", "named pipe", "socket", "watch"]
+    "kind",
+    ["file", "bundled file", "mapped file", "directory", "name", "current directory", "named pipe", "socket", "watch"],
 )
 def test_no_other_users_files(stage: Stage, user: Actor, root: Actor, kind: str, way: str) -> None:
     """A user's directory became a link to one of root's, or is root's now: what lay in it is not opened there."""
@@ -30,13 +31,14 @@ def test_no_other_users_files(stage: Stage, user: Actor, root: Actor, kind: str,
         subject.wait_ready()
         pids = list(observe.descendants(subject.root()))
         store = stage.driver(root).directory / f"store-{kind}-{way}"
-        snapshot = stage.driver(root).checkpoint(subject.root(), store, "kill")
+        snapshot = stage.driver(root).checkpoint(subject.root(), store, "kill", bundle_files=kind == "bundled file")
         subject.wait_gone(pids)
         place, secret = subject.directory / "d", stage.driver(root).directory / f"secret-{kind}-{way}"
         place.rename(subject.directory / "moved")
         secret.mkdir()
-        (secret / "a").write_text("for root only!")
-        (secret / "a").chmod(0o600)
+        if kind != "bundled file":
+            (secret / "a").write_text("for root only!")
+            (secret / "a").chmod(0o600)
         os.mkfifo(secret / "pipe", 0o600)
         secret.chmod(0o700)
         if way == "link":

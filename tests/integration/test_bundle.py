@@ -73,6 +73,24 @@ def test_a_job_is_woken_without_its_files(as_user: User) -> None:
     assert not (as_user.tmp / "shell").exists(), "a program comes back in memory"
 
 
+def test_an_explanation_makes_and_removes_nothing(as_user: User) -> None:
+    program = (
+        "import os, signal, socket, sys\n"
+        "file = open('data', 'w+'); file.write('content'); file.flush()\n"
+        "listener = socket.socket(socket.AF_UNIX); listener.bind(os.path.abspath('socket')); listener.listen()\n"
+        "open('ready', 'w').close()\n"
+        "signal.pause()\n"
+    )
+    job = as_user.popen([sys.executable, "-c", program], cwd=as_user.tmp, stdin=-3, stdout=-3, stderr=-3)
+    await_file(as_user.tmp / "ready")
+    saved(as_user, job, "--bundle-files")
+    (as_user.tmp / "data").unlink()
+    before = {path: path.lstat().st_ino for path in as_user.tmp.iterdir()}
+    done = as_user.run([BIN / "torpor", "restore", "--explain", "latest"], check=True)
+    assert "mapping the vDSO" in done.stdout
+    assert {path: path.lstat().st_ino for path in as_user.tmp.iterdir()} == before
+
+
 def test_what_is_bundled_is_never_put_over_another_file(as_user: User) -> None:
     saved(as_user, started(as_user), "--bundle-files")
     (as_user.tmp / "shell").write_text("no program")

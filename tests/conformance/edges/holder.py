@@ -19,7 +19,7 @@ def main() -> None:
     place.mkdir(exist_ok=True)
     (place / "a").write_text("the user's own")
     kind = sys.argv[1]
-    if kind == "file":
+    if kind in ("file", "bundled file"):
         kept = os.open(place / "a", os.O_RDWR)
     elif kind == "mapped file":
         file = os.open(place / "a", os.O_RDWR)
