@@ -715,7 +715,7 @@ class Lock(_message.Message):
     def __init__(self, kind: _Optional[_Union[Lock.Kind, str]] = ..., exclusive: bool = ..., start: _Optional[int] = ..., length: _Optional[int] = ..., signal: _Optional[int] = ...) -> None: ...
 
 class Description(_message.Message):
-    __slots__ = ("flags", "locks", "file", "directory", "device", "pipe", "eventfd", "epoll", "unix", "tcp", "memfd", "outside", "timerfd", "signalfd", "pidfd", "inotify", "udp", "fifo", "pty", "queue")
+    __slots__ = ("flags", "locks", "file", "directory", "device", "pipe", "eventfd", "epoll", "unix", "tcp", "memfd", "outside", "timerfd", "signalfd", "pidfd", "inotify", "udp", "fifo", "pty", "queue", "proc")
     FLAGS_FIELD_NUMBER: _ClassVar[int]
     LOCKS_FIELD_NUMBER: _ClassVar[int]
     FILE_FIELD_NUMBER: _ClassVar[int]
@@ -736,6 +736,7 @@ class Description(_message.Message):
     FIFO_FIELD_NUMBER: _ClassVar[int]
     PTY_FIELD_NUMBER: _ClassVar[int]
     QUEUE_FIELD_NUMBER: _ClassVar[int]
+    PROC_FIELD_NUMBER: _ClassVar[int]
     flags: int
     locks: _containers.RepeatedCompositeFieldContainer[Lock]
     file: RegularFile
@@ -756,7 +757,8 @@ class Description(_message.Message):
     fifo: Fifo
     pty: PtyEnd
     queue: PosixQueue
-    def __init__(self, flags: _Optional[int] = ..., locks: _Optional[_Iterable[_Union[Lock, _Mapping]]] = ..., file: _Optional[_Union[RegularFile, _Mapping]] = ..., directory: _Optional[_Union[Directory, _Mapping]] = ..., device: _Optional[_Union[CharDevice, _Mapping]] = ..., pipe: _Optional[_Union[PipeEnd, _Mapping]] = ..., eventfd: _Optional[_Union[Eventfd, _Mapping]] = ..., epoll: _Optional[_Union[Epoll, _Mapping]] = ..., unix: _Optional[_Union[UnixSocket, _Mapping]] = ..., tcp: _Optional[_Union[TcpSocket, _Mapping]] = ..., memfd: _Optional[_Union[Memfd, _Mapping]] = ..., outside: _Optional[_Union[Outside, _Mapping]] = ..., timerfd: _Optional[_Union[Timerfd, _Mapping]] = ..., signalfd: _Optional[_Union[Signalfd, _Mapping]] = ..., pidfd: _Optional[_Union[Pidfd, _Mapping]] = ..., inotify: _Optional[_Union[Inotify, _Mapping]] = ..., udp: _Optional[_Union[UdpSocket, _Mapping]] = ..., fifo: _Optional[_Union[Fifo, _Mapping]] = ..., pty: _Optional[_Union[PtyEnd, _Mapping]] = ..., queue: _Optional[_Union[PosixQueue, _Mapping]] = ...) -> None: ...
+    proc: ProcFile
+    def __init__(self, flags: _Optional[int] = ..., locks: _Optional[_Iterable[_Union[Lock, _Mapping]]] = ..., file: _Optional[_Union[RegularFile, _Mapping]] = ..., directory: _Optional[_Union[Directory, _Mapping]] = ..., device: _Optional[_Union[CharDevice, _Mapping]] = ..., pipe: _Optional[_Union[PipeEnd, _Mapping]] = ..., eventfd: _Optional[_Union[Eventfd, _Mapping]] = ..., epoll: _Optional[_Union[Epoll, _Mapping]] = ..., unix: _Optional[_Union[UnixSocket, _Mapping]] = ..., tcp: _Optional[_Union[TcpSocket, _Mapping]] = ..., memfd: _Optional[_Union[Memfd, _Mapping]] = ..., outside: _Optional[_Union[Outside, _Mapping]] = ..., timerfd: _Optional[_Union[Timerfd, _Mapping]] = ..., signalfd: _Optional[_Union[Signalfd, _Mapping]] = ..., pidfd: _Optional[_Union[Pidfd, _Mapping]] = ..., inotify: _Optional[_Union[Inotify, _Mapping]] = ..., udp: _Optional[_Union[UdpSocket, _Mapping]] = ..., fifo: _Optional[_Union[Fifo, _Mapping]] = ..., pty: _Optional[_Union[PtyEnd, _Mapping]] = ..., queue: _Optional[_Union[PosixQueue, _Mapping]] = ..., proc: _Optional[_Union[ProcFile, _Mapping]] = ...) -> None: ...
 
 class PosixQueue(_message.Message):
     __slots__ = ("name", "removed", "inode", "mode", "uid", "gid", "most", "largest")
@@ -1057,6 +1059,14 @@ class Pidfd(_message.Message):
     PID_FIELD_NUMBER: _ClassVar[int]
     pid: int
     def __init__(self, pid: _Optional[int] = ...) -> None: ...
+
+class ProcFile(_message.Message):
+    __slots__ = ("path", "position")
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    path: bytes
+    position: int
+    def __init__(self, path: _Optional[bytes] = ..., position: _Optional[int] = ...) -> None: ...
 
 class Inotify(_message.Message):
     __slots__ = ("watches",)

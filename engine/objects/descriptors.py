@@ -51,6 +51,7 @@ from torpor.objects.outside import Terminal
 from torpor.objects.own import is_own
 from torpor.objects.pidfd import Pidfd
 from torpor.objects.pipes import Pipe
+from torpor.objects.proc_files import ProcFile
 from torpor.objects.ptys import PseudoTerminal
 from torpor.objects.queues import MessageQueue
 from torpor.objects.signalfd import Signalfd
@@ -86,6 +87,7 @@ __all__ = [
 
 KINDS: tuple[Kind[Any], ...] = (
     MessageQueue(),  # before files: it looks like one
+    ProcFile(),  # before files, too
     MemoryDescriptor(),  # before files: it is one
     Unlinked(),  # before files, too
     RegularFile(),

@@ -233,8 +233,6 @@ def _judge_name(held: Held[Any], tree: GrabbedDescriptors) -> Iterator[Problem]:
         return  # it was removed during the checkpoint, and what it held was taken before
     elif why and tree.content:
         yield Problem(f"it was removed during the checkpoint: {why}", "try again", passing=True)
-    elif OF_A_PROCESS.match(os.fsencode(held.link)):
-        yield Problem("it shows a process as it is now", "close it before the checkpoint")
     elif why:
         yield Problem(f"it cannot be opened again by its name: {why}", "give it a name and rights that last")
     elif held.flags & os.O_ACCMODE == os.O_ACCMODE and not is_path(held):

@@ -1,6 +1,7 @@
 """What a restored process must do with its descriptors itself, when it has its own and no others.
 
-A POSIX lock belongs to the process that takes it. A pidfd can only be opened when its process is there. A watch of an
+A POSIX lock belongs to the process that takes it. A pidfd, or a file of /proc/PID, can only be opened when its
+process is there. A watch of an
 epoll on a signalfd waits for the signals of the process that adds it, and one on a pidfd or a POSIX message queue needs
 what the restorer has not.
 """
@@ -11,9 +12,10 @@ import os
 from collections.abc import Iterator
 
 from torpor.image.image_pb2 import Epoll, Process, Tree
-from torpor.objects import locks
+from torpor.objects import locks, proc_files
 from torpor.objects.epoll import EPOLL_CTL_ADD, EVENT, WATCHED_BY_OWNERS, watcher
 from torpor.objects.pidfd import Pidfd
+from torpor.objects.proc_files import ProcFile
 from torpor.remote.batch import Call
 from torpor.remote.x86_64 import NR
 
@@ -22,7 +24,7 @@ F_SETFD = 2
 
 def steps(process: Process, image: Tree) -> Iterator[Call]:
     """The calls, for a process all of whose descriptors are in place, and only these."""
-    yield from _pidfds(process, image)
+    yield from _opened(process, image)
     for index, description in enumerate(image.descriptions):
         for watch in description.epoll.watches:
             if image.descriptions[watch.description].WhichOneof("kind") in WATCHED_BY_OWNERS:
@@ -32,25 +34,30 @@ def steps(process: Process, image: Tree) -> Iterator[Call]:
 
 def is_own(image: Tree, description: int) -> bool:
     """Whether a description is made by the processes that have it."""
-    return bool(image.descriptions[description].WhichOneof("kind") == Pidfd.field)
+    return image.descriptions[description].WhichOneof("kind") in (Pidfd.field, ProcFile.field)
 
 
-def _pidfds(process: Process, image: Tree) -> Iterator[Call]:
+def _opened(process: Process, image: Tree) -> Iterator[Call]:
     taken = {entry.fd for entry in process.fds if not is_own(image, entry.description)}
     for entry in sorted(process.fds, key=lambda entry: entry.fd):
         if not is_own(image, entry.description):
             continue
         description = image.descriptions[entry.description]
-        pid = description.pidfd.pid
         # The kernel gives the lowest free number, and in the order of the numbers wanted it is never above that.
         got = next(number for number in range(entry.fd + 1) if number not in taken)
-        yield Call(NR.pidfd_open, (pid, description.flags & os.O_NONBLOCK), got, f"opening process {pid}")
+        if description.WhichOneof("kind") == ProcFile.field:
+            number, args, words = proc_files.opening(description)
+            yield Call(number, args, got, words)
+        else:
+            pid = description.pidfd.pid
+            yield Call(NR.pidfd_open, (pid, description.flags & os.O_NONBLOCK), got, f"opening process {pid}")
         words = f"placing descriptor {entry.fd}"
         if got != entry.fd:
             yield Call(NR.dup3, (got, entry.fd, os.O_CLOEXEC if entry.cloexec else 0), entry.fd, words)
             yield Call(NR.close, (got,), 0, f"closing descriptor {got}")
-        elif not entry.cloexec:  # pidfd_open() sets it
+        elif not entry.cloexec:  # both calls set it
             yield Call(NR.fcntl, (got, F_SETFD, 0), 0, words)
+        yield from proc_files.seeking(entry.fd, description)
         taken.add(entry.fd)
 
 
