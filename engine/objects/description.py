@@ -383,8 +383,8 @@ class Describing:
     grabbed: GrabbedDescriptors
     shared: Callable[[int, int], int]
     """The index in Tree.shared of the memory with this device and inode."""
-    pipes: dict[str, int] = field(default_factory=dict)
-    """The index in Tree.pipes of a pipe by its link."""
+    pipes: dict[tuple[int, int], int] = field(default_factory=dict)
+    """The index in Tree.pipes of a pipe by its device and inode."""
     ptys: dict[int, int] = field(default_factory=dict)
     """The index in Tree.ptys of a terminal by its device number."""
 

@@ -46,6 +46,7 @@ from torpor.objects.fifos import Fifo
 from torpor.objects.files import Directory, RegularFile
 from torpor.objects.inotify import Inotify
 from torpor.objects.memory_files import MemoryDescriptor, MemoryFile, memory_files
+from torpor.objects.names_only import NameOnly
 from torpor.objects.opener import Openers
 from torpor.objects.outside import Terminal
 from torpor.objects.own import is_own
@@ -92,6 +93,7 @@ KINDS: tuple[Kind[Any], ...] = (
     Unlinked(),  # before files, too
     RegularFile(),
     Directory(),
+    NameOnly(),
     CharDevice(),
     PseudoTerminal(),
     Terminal(),

@@ -20,6 +20,7 @@ from torpor import procfs
 from torpor.objects import locks
 from torpor.objects.description import GrabbedDescriptors, Held, Holder, Kind, Seen, borrowed
 from torpor.objects.memory_files import MemoryDescriptor
+from torpor.objects.names_only import NameOnly
 from torpor.objects.sockets import family_of
 from torpor.remote.freeze import not_permitted
 from torpor.remote.sys import syscall
@@ -224,5 +225,5 @@ def _look(name: str, table: int, pidfd: int) -> Seen:
 
 def _kind(kinds: Kinds, seen: Seen, flags: int) -> Kind[Any]:
     if flags & os.O_PATH and not (stat.S_ISREG(seen.stat.st_mode) or stat.S_ISDIR(seen.stat.st_mode)):
-        return kinds[-1]
+        return next(kind for kind in kinds if isinstance(kind, NameOnly))
     return next(kind for kind in kinds if kind.matches(seen))

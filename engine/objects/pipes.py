@@ -81,10 +81,10 @@ class Pipe(Kind[PipeState]):
         return state
 
     def finish(self, mine: list[Held[PipeState]], tree: GrabbedDescriptors) -> None:
-        """Find the ends that belong together: their links hold the number of the pipe's inode."""
-        pipes: dict[str, list[Held[PipeState]]] = {}
+        """Find the ends that belong together, by the inode: two FIFOs may have had one name."""
+        pipes: dict[tuple[int, int], list[Held[PipeState]]] = {}
         for held in mine:
-            held.state.ends = pipes.setdefault(held.link, [])
+            held.state.ends = pipes.setdefault((held.stat.st_dev, held.stat.st_ino), [])
             held.state.ends.append(held)
 
     def outside(self, held: Held[PipeState], tree: GrabbedDescriptors) -> str:
@@ -107,14 +107,15 @@ class Pipe(Kind[PipeState]):
 
     def index(self, held: Held[PipeState], image: Describing) -> int:
         """The index of the pipe in the image; with its first end it is put there."""
-        if held.link not in image.pipes:
-            image.pipes[held.link] = len(image.tree.pipes)
+        key = held.stat.st_dev, held.stat.st_ino
+        if key not in image.pipes:
+            image.pipes[key] = len(image.tree.pipes)
             pipe = image.tree.pipes.add(capacity=held.state.capacity)
             pieces = next((end.state.pieces for end in held.state.ends if end.readable), [])
             pipe.content = b"".join(pieces)
             if any(end.flags & os.O_DIRECT for end in held.state.ends):
                 pipe.packets.extend(map(len, pieces))
-        return image.pipes[held.link]
+        return image.pipes[key]
 
     def check(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
         """The pipes exist in the image and may be as large here."""

@@ -20,7 +20,6 @@ from torpor.objects.description import (
     Problem,
     Seen,
     borrowed,
-    is_path,
 )
 from torpor.objects.sockets import family_of
 
@@ -79,7 +78,7 @@ class Unkept(Kind[Family | None]):
 
     def grab(self, held: Held[Family | None], pidfd: int, *, content: bool) -> Family | None:
         """What a socket is."""
-        if not stat.S_ISSOCK(held.stat.st_mode) or is_path(held):
+        if not stat.S_ISSOCK(held.stat.st_mode):
             return None
         with borrowed(pidfd, held.holders[0].fd) as copy:
             return family_of(copy)
@@ -97,8 +96,6 @@ class Unkept(Kind[Family | None]):
 
 def _problem(held: Held[Family | None]) -> Problem:
     mode = held.stat.st_mode
-    if is_path(held):
-        return Problem("it is open as a name only (O_PATH), and is no file or directory", CLOSE)
     if stat.S_ISBLK(mode):
         return Problem("a block device is open", CLOSE)
     if stat.S_ISCHR(mode):

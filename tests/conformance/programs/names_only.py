@@ -1,0 +1,36 @@
+"""Names that are open with O_PATH: of links, devices, a named pipe, a socket and a file."""
+
+import fcntl
+import os
+import socket
+import stat
+
+from ready import HERE, expect, judge, ready_and_wait, same
+
+
+def main() -> None:
+    os.symlink("nowhere", HERE / "broken")
+    os.symlink(".", HERE / "here")
+    os.mkfifo(HERE / "pipe")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(HERE / "socket"))
+    (HERE / "file").write_text("file")
+    held = {name: os.open(HERE / name, os.O_PATH | os.O_NOFOLLOW) for name in ("broken", "here", "pipe", "socket")}
+    held |= {name: os.open(name, os.O_PATH) for name in ("/dev/null", HERE / "file")}
+    flags = {fd: fcntl.fcntl(fd, fcntl.F_GETFL) for fd in held.values()}
+    ready_and_wait()
+
+    same({fd: fcntl.fcntl(fd, fcntl.F_GETFL) for fd in flags}, flags, "the flags")
+    same(os.readlink("", dir_fd=held["broken"]), "nowhere", "a link that leads nowhere")
+    same(os.readlink("", dir_fd=held["here"]), ".", "a link to a directory")
+    expect(stat.S_ISFIFO(os.fstat(held["pipe"]).st_mode), "a named pipe")
+    expect(stat.S_ISSOCK(os.fstat(held["socket"]).st_mode), "a socket")
+    for name, fd in held.items():
+        expect(os.path.samestat(os.lstat(HERE / name), os.fstat(fd)), f"{name} is another one")
+    with open(f"/proc/self/fd/{held['/dev/null']}", "w") as sink:
+        sink.write("nothing")
+    with open(f"/proc/self/fd/{held[HERE / 'file']}") as file:
+        same(file.read(), "file", "a file that is opened by its name")
+
+
+judge(main)
