@@ -433,7 +433,7 @@ class TakenTree:
         for taken in self._living():
             taken.listen()
             maps = list(map(self.shared.names.lasting, taken.injection.maps))
-            self.shared.grab_mapped(taken.pid, maps)
+            self.shared.grab_mapped(taken.pid, maps, taken.ask)
             if self.descriptors.small:
                 self.descriptors.small.take_mapped(maps)
         self._take_sysv()

@@ -119,7 +119,7 @@ def _take(pid: int) -> set[str]:
 def _rare() -> Batch:
     """Calls that are made only in processes that have what they ask for: here there is no such thing."""
     batch = Batch()
-    for nr in (NR.timer_gettime, NR.timer_getoverrun, NR.shmctl, NR.semctl, NR.msgctl, NR.semop, NR.msgrcv):
+    for nr in (NR.timer_gettime, NR.timer_getoverrun, NR.shmctl, NR.semctl, NR.msgctl, NR.semop, NR.msgrcv, NR.mincore):
         batch.add(nr, -1, 0, 0, 0)
     batch.add(NR.kcmp, os.getpid(), os.getpid(), 0, 0, 0)
     batch.add(NR.waitid, _P_PID, os.getpid(), Out(ptrace.SIGINFO_SIZE), _WNOHANG_EXITED, 0)

@@ -17,7 +17,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -268,12 +268,7 @@ class PageWriter:
 
     def store_file(self, fd: int, size: int, table: pb.PageTable) -> None:
         """Write the content of an open file; the numbers in the table count from its start."""
-        ranges: list[tuple[int, int]] = []
-        end = 0
-        while end < size and (start := shared_memory.seek(fd, end, os.SEEK_DATA)) is not None and start < size:
-            end = min(os.lseek(fd, start, os.SEEK_HOLE), size)
-            ranges.append((start // PAGE * PAGE, page_up(end)))
-        ranges = union(ranges)
+        ranges = union((start // PAGE * PAGE, page_up(end)) for start, end in shared_memory.data(fd, 0, size))
         self.expect(sum(end - start for start, end in ranges))
 
         def read(pieces: Sequence[tuple[int, int]], buffer: memoryview) -> None:
@@ -290,16 +285,20 @@ class PageWriter:
     def store_shared(self, segment: Segment, table: pb.PageTable) -> None:
         """Write a segment of shared memory; the numbers in the table count from its start."""
         ranges = union([(at, at + page_up(len(content))) for at, content in segment.pieces.items()])
+        starts = sorted(segment.pieces)
         self.expect(sum(end - start for start, end in ranges))
 
         def read(pieces: Sequence[tuple[int, int]], buffer: memoryview) -> None:
             position = 0
             for start, size in pieces:
-                for at, content in segment.pieces.items():
+                for at in starts[max(bisect_right(starts, start) - 1, 0) : bisect_left(starts, start + size)]:
+                    content = segment.pieces[at]
                     begin, end = max(start, at), min(start + size, at + len(content))
                     if begin < end:
                         into = position + begin - start
-                        buffer[into : into + end - begin] = memoryview(content)[begin - at : end - at]
+                        buffer[into : into + end - begin] = content[begin - at : end - at]
+                        rest = page_up(end) - end
+                        buffer[into + end - begin : into + end - begin + rest] = bytes(rest)
                 position += size
 
         self._store(ranges, read, table)

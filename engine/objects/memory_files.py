@@ -70,7 +70,7 @@ class MemoryDescriptor(Kind[int]):
         """A file of /dev/shm, or a memfd, told by its device: a file on disk may be named like one."""
         if not stat.S_ISREG(seen.stat.st_mode):
             return False
-        return seen.link.startswith(SHM) or (seen.link.startswith(MEMFD) and seen.stat.st_dev == _memfd_device())
+        return seen.link.startswith(SHM) or (seen.link.startswith(MEMFD) and seen.stat.st_dev == memfd_device())
 
     def grab(self, held: Held[int], pidfd: int, *, content: bool) -> int:
         """The seals."""
@@ -137,7 +137,7 @@ def memory_files(tree: GrabbedDescriptors) -> list[MemoryFile]:
 
 
 @cache
-def _memfd_device() -> int:
+def memfd_device() -> int:
     """The device of the kernel's own tmpfs, on which memfds are."""
     fd = os.memfd_create("torpor-probe", os.MFD_CLOEXEC)
     try:

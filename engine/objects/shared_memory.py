@@ -4,9 +4,12 @@ Kept: content, size, name, memfd seals. It is known by the device and inode numb
 processes that map the same memory do so again. Restored as a memfd, except a named file of a tmpfs, which is used
 where it is still there and made anew where it is not.
 
-A snapshot by fork does not cover it, so its content is copied under the freeze.
+A snapshot by fork does not cover it, so its content is copied under the freeze: what is there of it. Reading a page
+that was never written would make the kernel give the tree one, of a reservation of a gigabyte a gigabyte. Where a
+descriptor leads to the memory its holes are skipped (lseek(2), SEEK_DATA); where none does, the process itself is asked
+what is there (mincore(2)).
 
-Documented in: memfd_create(2), shm_overview(7), mmap(2).
+Documented in: memfd_create(2), shm_overview(7), mmap(2), mincore(2).
 """
 
 from __future__ import annotations
@@ -15,8 +18,9 @@ import errno
 import fcntl
 import mmap
 import os
+import re
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -24,11 +28,13 @@ from torpor import procfs
 from torpor.errors import ImageDamaged, Reason, Refused, RestoreFailed
 from torpor.image import image_pb2 as pb
 from torpor.objects import sysv, vmas
-from torpor.objects.memory_files import MemoryFile
+from torpor.objects.memory_files import MemoryFile, memfd_device
 from torpor.objects.names import Names, device_of, is_used
 from torpor.objects.opener import Opener, Openers
 from torpor.procfs import PAGE, Mapping
+from torpor.ranges import Range, intersection, subtract, union
 from torpor.remote import memory
+from torpor.remote.batch import Batch, Out, Replies
 from torpor.remote.x86_64 import NR
 from torpor.store import SnapshotReader
 
@@ -37,6 +43,9 @@ _SHM = b"/dev/shm/"
 _ANONYMOUS = b"/dev/zero"
 """What maps calls MAP_SHARED | MAP_ANONYMOUS, and the name of the memfd as which it comes back."""
 _AT_ONCE = 1 << 30  # a read moves 2 GiB at most
+_ASKED_AT_ONCE = 32 << 10
+"""Pages; the answer has a byte for each."""
+_THERE = re.compile(rb"[^\0]+")
 
 
 def is_memory(mapping: Mapping) -> bool:
@@ -65,8 +74,10 @@ class Segment:
     name: bytes
     """As in maps."""
     size: int = 0
-    pieces: dict[int, mmap.mmap] = field(default_factory=dict)
+    pieces: dict[int, memoryview] = field(default_factory=dict)
     """Content by offset; what is in none is zero."""
+    seen: list[Range] = field(default_factory=list)
+    """The offsets that are in the pieces, as far as there is anything."""
     whole: bool = False
     """Whether the pieces are all of it, and not just what is mapped."""
     seals: int = 0
@@ -77,6 +88,16 @@ class Segment:
     sysv: sysv.Segment | None = None
     mappings: int = 0
     """In the whole tree."""
+
+    def room(self, runs: Sequence[Range]) -> memoryview:
+        """Memory for the content of ranges of offsets, one after the other."""
+        total = sum(end - start for start, end in runs)
+        content = memoryview(mmap.mmap(-1, total) if total else b"")
+        position = 0
+        for start, end in runs:
+            self.pieces[start] = content[position : position + end - start]
+            position += end - start
+        return content
 
 
 Key = tuple[int, int]
@@ -114,20 +135,25 @@ class SharedMemory:
         """Copy the whole of a file, and close it."""
         try:
             segment.size = os.fstat(fd).st_size
-            end = 0
-            while (start := seek(fd, end, os.SEEK_DATA)) is not None:
-                end = os.lseek(fd, start, os.SEEK_HOLE)
-                segment.pieces[start] = content = mmap.mmap(-1, end - start)
-                view = memoryview(content)
-                done = 0
+            runs = list(data(fd, 0, segment.size))
+            segment.room(runs)
+            for start, _ in runs:
+                view, done = segment.pieces[start], 0
                 # None of it: somebody outside of the tree cut the file meanwhile.
                 while done < len(view) and (read := os.preadv(fd, [view[done : done + _AT_ONCE]], start + done)):
                     done += read
         finally:
             os.close(fd)
 
-    def grab_mapped(self, pid: int, maps: Iterable[Mapping]) -> None:
-        """Copy what a process maps, by lasting names, except what was copied already."""
+    def grab_mapped(self, pid: int, maps: Iterable[Mapping], ask: Callable[[Batch], Replies]) -> None:
+        """Copy what a process maps, by lasting names, except what was copied already.
+
+        Args:
+            pid: the process.
+            maps: its mappings.
+            ask: has it make calls.
+        """
+        tmpfs: set[int] | None = None
         for mapping in maps:
             if not is_memory(mapping):
                 if is_in_shm(mapping):
@@ -138,13 +164,16 @@ class SharedMemory:
                 self.segments[key] = self._named(mapping, key) or Segment(mapping.name)
             segment = self.segments[key]
             segment.mappings += 1
-            size = mapping.end - mapping.start
-            known = segment.pieces.get(mapping.offset)
-            if segment.whole or (known is not None and len(known) >= size):
+            end = mapping.offset + mapping.end - mapping.start
+            new = subtract([(mapping.offset, end)], segment.seen)
+            if segment.whole or not new:
                 continue
-            segment.size = max(segment.size, mapping.offset + size)
-            segment.pieces[mapping.offset] = content = mmap.mmap(-1, size)
-            _read_mapped(pid, mapping, memoryview(content))
+            tmpfs = _tmpfs(pid) if tmpfs is None else tmpfs
+            segment.size = max(segment.size, end)
+            segment.seen = union([*segment.seen, *new])
+            if device_of(mapping) in tmpfs and not _is_swapping():
+                new = intersection(list(_there(mapping, ask)), new)
+            _read_mapped(pid, mapping, new, segment.room(new))
 
     def _note_private(self, mapping: Mapping) -> None:
         """Copy a file of /dev/shm that is mapped privately: what is not written there is the file's."""
@@ -196,7 +225,7 @@ class SharedMemory:
         """
         reasons = []
         for segment in self.segments.values():
-            sizes = {at: len(content) for at, content in segment.pieces.items()}
+            sizes = {start: end - start for start, end in segment.seen}
             if segment.sysv and (why := sysv.problem(segment.sysv, segment.mappings, sizes)):
                 reasons.append(Reason("the tree", why))
         if reasons:
@@ -232,16 +261,67 @@ def seek(fd: int, offset: int, whence: int) -> int | None:
         return None
 
 
-def _read_mapped(pid: int, mapping: Mapping, view: memoryview) -> None:
-    """Read a mapping; what lies behind the end of a file mapped larger than it is stays zero (SIGBUS for the tree)."""
-    try:
-        memory.read_into(pid, mapping.start, view)
-    except OSError as error:
-        if error.errno != errno.EFAULT:
-            raise
-        # The end of the file, or a mapping that the process itself may not read.
-        size = memory.readable_end(pid, mapping.start, mapping.end) - mapping.start
-        memory.read_protected(pid, [(mapping.start, size)], view[:size])
+def data(fd: int, start: int, end: int) -> Iterator[Range]:
+    """What is no hole of a part of a file."""
+    while start < end and (found := seek(fd, start, os.SEEK_DATA)) is not None and found < end:
+        start = min(os.lseek(fd, found, os.SEEK_HOLE), end)
+        yield found, start
+
+
+def _tmpfs(pid: int) -> set[int]:
+    """The devices whose files live in memory only, as a process sees them, and the kernel's own."""
+    found = {memfd_device()}
+    for line in procfs.read(f"/proc/{pid}/mountinfo").splitlines():
+        mount, _, source = line.partition(b" - ")
+        if source.startswith(b"tmpfs "):
+            major, minor = mount.split(None, 3)[2].split(b":")
+            found.add(os.makedev(int(major), int(minor)))
+    return found
+
+
+def _is_swapping() -> bool:
+    """Whether anything on this host is swapped out, which mincore(2) does not show of shared memory."""
+    lines = (line.split() for line in procfs.read("/proc/meminfo").splitlines())
+    told = {words[0]: words[1] for words in lines}
+    return told[b"SwapTotal:"] != told[b"SwapFree:"]
+
+
+def _there(mapping: Mapping, ask: Callable[[Batch], Replies]) -> Iterator[Range]:
+    """The offsets of the memory behind a mapping at which there are pages, whoever has made them; all if in doubt."""
+    step = _ASKED_AT_ONCE * PAGE
+    for start in range(mapping.start, mapping.end, step):
+        end = min(start + step, mapping.end)
+        batch = Batch()
+        entry = batch.add(NR.mincore, start, end - start, Out((end - start) // PAGE))
+        replies = ask(batch)
+        offset = mapping.offset + start - mapping.start
+        if replies.result(entry):
+            yield offset, offset + end - start
+            continue
+        for run in _THERE.finditer(replies.output(entry, 2)):
+            yield offset + run.start() * PAGE, offset + run.end() * PAGE
+
+
+def _read_mapped(pid: int, mapping: Mapping, runs: Sequence[Range], view: memoryview) -> None:
+    """Read ranges of offsets of a mapping.
+
+    What lies behind the end of a file that is mapped larger than it is stays zero (SIGBUS for the tree).
+    """
+    places = [(mapping.start + start - mapping.offset, end - start) for start, end in runs]
+    for read in (memory.read_ranges, memory.read_protected):  # the process itself may not be allowed to read it
+        try:
+            return read(pid, places, view)
+        except OSError as error:
+            if error.errno not in (errno.EFAULT, errno.EIO):
+                raise
+    end = memory.readable_end(pid, mapping.start, mapping.end)
+    position = 0
+    for address, size in places:
+        upto = min(address + size, end) - address
+        if upto > 0:
+            memory.read_protected(pid, [(address, upto)], view[position : position + upto])
+        position += size
+    return None
 
 
 # Restore
@@ -250,6 +330,7 @@ _MFD_ALLOW_SEALING = 2
 AT_FDCWD = -100
 _AT_SYMLINK_FOLLOW = 0x400
 LONGEST_NAME = 249  # memfd_create(2)
+_COMPARED_AT_ONCE = 1 << 20
 
 
 def check(image: pb.Tree, openers: Openers) -> Iterator[Reason]:
@@ -422,7 +503,16 @@ def _same(fd: int, shared: pb.SharedMemory, reader: SnapshotReader) -> bool:
         return False
     at = 0
     for start, size, pack, offset in _pieces(shared.pages, shared.size, reader):
-        if any(os.pread(fd, start - at, at)) or os.pread(fd, size, start) != os.pread(pack, size, offset):
+        if not _is_zero(fd, at, start) or os.pread(fd, size, start) != os.pread(pack, size, offset):
             return False
         at = start + size
-    return not any(os.pread(fd, shared.size - at, at))
+    return _is_zero(fd, at, shared.size)
+
+
+def _is_zero(fd: int, start: int, end: int) -> bool:
+    for first, last in data(fd, start, end):
+        for at in range(first, last, _COMPARED_AT_ONCE):
+            content = os.pread(fd, min(_COMPARED_AT_ONCE, last - at), at)
+            if content.count(0) < len(content):
+                return False
+    return True

@@ -36,6 +36,7 @@ class NR(IntEnum):
     pwrite64 = 18
     readv = 19
     mremap = 25
+    mincore = 27
     madvise = 28
     shmget = 29
     shmat = 30
