@@ -31,13 +31,12 @@ def under_filter(answers: Mapping[int, int]) -> str:
         code += struct.pack("HBBI", 0x15, 0, 1, number) + struct.pack("HBBI", 0x06, 0, 0, answer)
     code += struct.pack("HBBI", 0x06, 0, 0, _ALLOW)
     return f"""
-import os, struct
-from torpor.probe import _address, _syscall
+import os
+from torpor.remote.sys import Words, syscall
 PRCTL, PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 157, 38, 22, 2
 code = bytearray.fromhex("{code.hex()}")
-program = bytearray(struct.pack("HxxxxxxQ", len(code) // 8, _address(code)))
-_syscall(PRCTL, PR_SET_NO_NEW_PRIVS, 1)
-_syscall(PRCTL, PR_SET_SECCOMP, SECCOMP_MODE_FILTER, _address(program))
+syscall(PRCTL, PR_SET_NO_NEW_PRIVS, 1)
+syscall(PRCTL, PR_SET_SECCOMP, SECCOMP_MODE_FILTER, Words(len(code) // 8, code))  # struct sock_fprog
 os.execv({{0!r}}, {{1!r}})
 """
 
