@@ -11,7 +11,6 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
@@ -52,6 +51,7 @@ from torpor.remote.waits import Waits
 from torpor.series import Key, Series
 from torpor.store import SnapshotInfo, SnapshotReader, SnapshotWriter, Store
 from torpor.taken import HiddenFromFork, SnapshotLost, TakenProcess, TakenZombie
+from torpor.workers import Workers
 
 Then = Literal["run", "stop", "kill"]
 Outside = Literal["refuse", "reset"]
@@ -374,7 +374,7 @@ class TakenTree:
         self._semaphores: list[sysv_semaphores.Set] = []
         self._queues: list[sysv_messages.Queue] = []
         self._realtime_ns = 0
-        self._pool = ThreadPoolExecutor(1, "torpor-walk")
+        self._pool = Workers(1, "torpor-walk")
 
     def __enter__(self) -> TakenTree:
         return self

@@ -42,6 +42,7 @@ from torpor.remote.blank import PidTaken
 from torpor.remote.tracer import no_collection
 from torpor.series import Key, Series
 from torpor.store import KnownBlocks, SnapshotInfo, SnapshotReader, Store
+from torpor.workers import started
 
 Progress = Callable[[int, int], None]
 """Told the bytes of memory done so far and in all."""
@@ -352,10 +353,14 @@ class _Verification:
     def __init__(self, reader: SnapshotReader) -> None:
         self._reader = reader
         self._thread = threading.Thread(target=self._run, name="torpor-verify")
+        self._running = False
         self._failure: BaseException | None = None
 
     def start(self) -> None:
-        self._thread.start()
+        """Begin; in this thread, and to the end, if there can be no other."""
+        self._running = started(self._thread)
+        if not self._running:
+            self._run()
 
     def _run(self) -> None:
         try:
@@ -370,10 +375,11 @@ class _Verification:
         Raises:
             ImageDamaged, StoreError: a block is not what was written.
         """
-        self._thread.join()
+        self.end()
         if self._failure is not None:
             raise self._failure
 
     def end(self) -> None:
         """Wait until it uses the reader no more."""
-        self._thread.join()
+        if self._running:
+            self._thread.join()

@@ -42,6 +42,7 @@ from torpor.objects.description import (
 )
 from torpor.remote.sys import syscall, try_syscall
 from torpor.remote.x86_64 import NR
+from torpor.workers import started
 
 KCMP_EPOLL_TFD = 7
 CLONE_FILES = 0x400
@@ -151,7 +152,8 @@ class Epoll(Kind[EpollState]):
             opening.place(index, syscall(NR.epoll_create1, os.O_CLOEXEC))
         failures: list[Exception] = []
         thread = threading.Thread(target=_watch_all, args=(mine, opening, failures), name="torpor-epoll")
-        thread.start()
+        if not started(thread):
+            raise RestoreFailed("no thread can be started", advice="raise the limit of processes (ulimit -u, pids.max)")
         thread.join()
         if failures:
             raise failures[0]

@@ -20,7 +20,7 @@ import threading
 from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field, replace
 
 from torpor import procfs
@@ -35,6 +35,7 @@ from torpor.procfs import PAGE, FlaggedMapping, page_up
 from torpor.ranges import Range, intersection, subtract, union
 from torpor.remote import memory
 from torpor.store import SnapshotWriter
+from torpor.workers import Workers
 
 _CHUNK = 4 << 20
 _WORKERS = 2
@@ -221,7 +222,7 @@ class PageWriter:
     def __init__(self, writer: SnapshotWriter, progress: Progress) -> None:
         self._writer = writer
         self._progress = progress
-        self._pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="torpor-pages")
+        self._pool = Workers(_WORKERS, "torpor-pages")
         self._buffers = threading.local()
         self._lock = threading.Lock()
         self._done = self._expected = 0

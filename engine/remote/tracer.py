@@ -8,6 +8,7 @@ when it leaves that call, for as long as its tracer lives.
 from __future__ import annotations
 
 import gc
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -15,6 +16,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TypeVar
 
 from torpor.errors import CheckpointFailed
+from torpor.workers import started
 
 T = TypeVar("T")
 
@@ -40,7 +42,7 @@ class Interruption:
 
 
 def in_own_thread(work: Callable[[Interruption], T]) -> T:
-    """Run `work` in a new thread, wait for its end, and give its result or raise what it raised."""
+    """Run `work` in a new thread if there can be one, wait for its end; give its result or raise what it raised."""
     result: Future[T] = Future()
     interruption = Interruption()
 
@@ -51,7 +53,13 @@ def in_own_thread(work: Callable[[Interruption], T]) -> T:
             result.set_exception(error)
 
     thread = threading.Thread(target=run, name="torpor-tracer")
-    thread.start()
+    if not started(thread):
+        # Then in this one, where a Ctrl-C must wait: it would end the work anywhere.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            return work(interruption)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     try:
         thread.join()
     except BaseException:

@@ -13,7 +13,7 @@ FOLDERS = {"torpor": "engine", "torpor.jupyter_ext": "jupyter_ext", "torpor.sche
 # From the ground up. A name stands for a module or for a package with all that is in it.
 FLOORS = [
     {"_native"},
-    {"errors", "inherited", "messages", "ranges"},
+    {"errors", "inherited", "messages", "ranges", "workers"},
     {"procfs", "cgroups", "remote"},
     {"probe"},
     {"image", "store"},
