@@ -239,8 +239,7 @@ class TakenProcess:
         """Give up what is still held of the process, whatever has failed. It is as it was, and still frozen."""
         with suppress(OSError, CheckpointFailed):  # it was killed, or the failure itself is that it does not answer
             self.injection.recall()
-            if self.injection.window[0]:
-                self.injection.close()
+            self.injection.close()
         self.end_snapshot()
 
     def end_snapshot(self) -> None:

@@ -30,6 +30,8 @@ from torpor.procfs import PAGE
 from torpor.ranges import Range, subtract
 from torpor.remote import memory, x86_64
 from torpor.remote.batch import Call, Struct
+from torpor.remote.gadgets import VDSO as CODE
+from torpor.remote.gadgets import without_lent
 from torpor.remote.x86_64 import NR, TASK_SIZE
 
 ARCH_MAP_VDSO_64 = 0x2003
@@ -37,7 +39,6 @@ MAP_FIXED_NOREPLACE = 0x100000
 MAX_SIZE = 1 << 20
 """Bytes. Real ones have two pages."""
 
-CODE = b"[vdso]"
 NAMES = (CODE, b"[vvar]", b"[vvar_vclock]")
 """Of its mappings: data and code."""
 
@@ -120,7 +121,8 @@ def refuse(pid: int, found: Sequence[procfs.Mapping], here: Vdso) -> str:
         return "it has moved its vDSO's code away from its data"
     if any(one.perms != (b"r-xp" if one.name == CODE else b"r--p") for one in found):
         return "it has changed the protection of its vDSO"
-    if any(memory.read(pid, one.start, one.end - one.start) != here.content for one in found if one.name == CODE):
+    code = (without_lent(memory.read(pid, one.start, one.end - one.start)) for one in found if one.name == CODE)
+    if any(content != here.content for content in code):
         return "it has written into its vDSO's code"
     return ""
 

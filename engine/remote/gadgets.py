@@ -1,16 +1,72 @@
-"""Pieces of a program's own code that the first call in its name runs on: see injection.py."""
+"""Pieces of a program's own code that the first call in its name runs on: see injection.py.
+
+A program without a C library, or with parts of one only (musl, Go, assembly), may have none. It is lent some: in the
+vDSO, behind the end of its code, where there are zeros that nobody runs or reads. They are zeros again when it is let
+go; what a dumper that died has left there does no harm, and the next one finds it and takes it away.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from torpor import procfs
 from torpor.errors import CheckpointFailed
-from torpor.remote import memory, x86_64
+from torpor.remote import memory, ptrace, x86_64
 
 _Key = tuple[bytes, int, int]
 """Device, inode and offset of a mapping."""
+
+
+LENT = x86_64.SYSCALL_RET + b"\xcc\xcc" + x86_64.SIGRETURN_STUBS[0] + b"\xcc\xcc"
+"""What is lent: 16 bytes."""
+VDSO = b"[vdso]"
+
+
+def without_lent(code: bytes) -> bytes:
+    """The code of a vDSO without what a dumper has lent to its process there."""
+    return code[: -len(LENT)] + bytes(len(LENT)) if code.endswith(LENT) else code
+
+
+class Loan:
+    """What is lent to a stopped process. The tracing thread makes all calls."""
+
+    def __init__(self, tid: int, maps: Sequence[procfs.Mapping]) -> None:
+        """
+        Args:
+            tid: a stopped thread of the process.
+            maps: its mappings.
+
+        Raises:
+            CheckpointFailed: it has no vDSO, or one that is full.
+        """
+        code = next((one for one in maps if one.name == VDSO and one.perms[2:3] == b"x"), None)
+        self._tid, self._at = tid, code.end - len(LENT) if code else 0
+        if not code or memory.read(tid, self._at, len(LENT)) not in (bytes(len(LENT)), LENT):
+            raise CheckpointFailed(
+                f"process {tid} has no code to return from a signal with (rt_sigreturn), and no vDSO for it: it cannot"
+                " be entered safely",
+                advice="this is so for programs without a C library that have unmapped their vDSO",
+            )
+        self._write(LENT)
+
+    @property
+    def places(self) -> tuple[int, int]:
+        """As `Gadgets.find`."""
+        return self._at, self._at + LENT.index(x86_64.SIGRETURN_STUBS[0])
+
+    def end(self, standing: Iterable[int]) -> None:
+        """Take it back, unless a thread stands in it: one that a dumper has left there when it died.
+
+        Args:
+            standing: where the process's threads are.
+        """
+        if not any(self._at <= address < self._at + len(LENT) for address in standing):
+            self._write(bytes(len(LENT)))
+
+    def _write(self, code: bytes) -> None:
+        for offset in range(0, len(code), 8):
+            ptrace.poke(self._tid, self._at + offset, int.from_bytes(code[offset : offset + 8], "little", signed=True))
 
 
 class Gadgets:
@@ -21,12 +77,8 @@ class Gadgets:
     def __init__(self) -> None:
         self._found: dict[_Key, _Gadget] = {}
 
-    def find(self, pid: int, maps: Sequence[procfs.Mapping]) -> tuple[int, int]:
-        """Addresses of ``syscall; ret`` and of an rt_sigreturn stub, from the same mapping.
-
-        Raises:
-            CheckpointFailed: there is none, as in a program with no C library.
-        """
+    def find(self, pid: int, maps: Sequence[procfs.Mapping]) -> tuple[int, int] | None:
+        """Addresses of ``syscall; ret`` and of an rt_sigreturn stub, from the same mapping; None: it has none."""
         executable = [m for m in maps if m.perms[2:3] == b"x" and m.inode]
         executable.sort(key=lambda m: (_key(m) not in self._found, b"libc" not in m.name))
         for mapping in executable:
@@ -36,10 +88,7 @@ class Gadgets:
             if gadget:
                 self._found[_key(mapping)] = gadget
                 return mapping.start + gadget.call, mapping.start + gadget.stub
-        raise CheckpointFailed(
-            f"process {pid} has no code to return from a signal with (rt_sigreturn): it cannot be entered safely",
-            advice="this is so for programs without a C library",
-        )
+        return None
 
 
 class _Gadget(NamedTuple):

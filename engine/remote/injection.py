@@ -3,7 +3,7 @@
 The first call, mmap, runs on a stack frame below the red zone of a thread whose stack is known: its registers are
 set to a ``syscall; ret`` of its own libraries, the word under them is the address of their rt_sigreturn stub, and
 above it stands a signal frame with the thread's whole context. If nobody traces it any more, the call returns into
-the stub and the thread is back where it was, its mask included.
+the stub and the thread is back where it was, its mask included. A program that lacks one of them is lent both.
 
 The mapping made so, the *window*, then takes the batch interpreter, and for each thread a table of calls that ends
 in rt_sigreturn from a frame of its own. Before that entry the table sends the thread a signal that it ignores by
@@ -34,7 +34,7 @@ from torpor.ranges import subtract, union
 from torpor.remote import memory, ptrace, x86_64
 from torpor.remote.batch import CODE, ENTRY_SIZE, Batch, Replies, Result
 from torpor.remote.freeze import Process, Thread
-from torpor.remote.gadgets import Gadgets
+from torpor.remote.gadgets import Gadgets, Loan
 from torpor.remote.x86_64 import NR, RED_ZONE, WORD
 
 PROT_READ_WRITE_EXEC = 7
@@ -94,6 +94,7 @@ class Injection:
         It raises nothing: the thread runs on meanwhile, and is to be waited for whatever becomes of the child."""
         self._gadgets = gadgets
         self._quiet = next((s for s in _QUIET_SIGNALS if not noticed >> (s - 1) & 1), None)
+        self._loan: Loan | None = None
         self._host: Thread | None = None
         self._host_frame = 0
         self._stale: list[tuple[int, int]] = []
@@ -114,8 +115,12 @@ class Injection:
             Refused: the process denies itself writable and executable memory.
             CheckpointFailed: no thread's stack can take the frame, or the process may not map memory.
         """
-        call, stub = self._gadgets.find(self.process.pid, self.maps)
         host, top = self._choose_host()
+        found = self._gadgets.find(self.process.pid, self.maps)
+        if not found:
+            self._loan = Loan(host.tid, self.maps)
+            found = self._loan.places
+        call, stub = found
         frame_size = x86_64.signal_frame_size(len(self.xstates[host.tid]))
         frame = (top - frame_size) & ~63
         content = x86_64.signal_frame(frame, host.named, self.xstates[host.tid], host.sigmask)
@@ -319,6 +324,9 @@ class Injection:
             for start, size in (*self._stale, (self.window[0], self.window[1] - self.window[0])):
                 self._call_on_stack(NR.munmap, start, size)
             self.window = (0, 0)
+        if self._loan:
+            self._loan.end(thread.registers[x86_64.RIP] for thread in self.process.threads.values())
+            self._loan = None
 
     def _choose_host(self) -> tuple[Thread, int]:
         """A thread, and an address with room below it that surely belongs to a stack and is not in use."""

@@ -17,6 +17,7 @@ from torpor.remote.sys import Argument, Words, syscall, try_syscall
 from torpor.remote.x86_64 import NR, REGISTER_COUNT
 
 # Requests (include/uapi/linux/ptrace.h).
+POKETEXT = 4
 CONT = 7
 KILL = 8
 DETACH = 17
@@ -116,6 +117,15 @@ def detach(tasks: Iterable[tuple[int, int]]) -> None:
             raise OSError(-result, os.strerror(-result))
     for tid in reversed(gone):
         wait_end(tid)
+
+
+def poke(tid: int, address: int, word: int) -> None:
+    """Write 8 bytes of a stopped thread's memory, writable to it or not: of code of its own it gets a copy.
+
+    Raises:
+        OSError: EIO, nothing is mapped there.
+    """
+    request(POKETEXT, tid, address, word)
 
 
 def event_message(tid: int) -> int:

@@ -21,7 +21,7 @@ from torpor.errors import CheckpointFailed, NotFound, NotPermitted
 from torpor.remote import memory, ptrace, x86_64
 from torpor.remote.batch import ArgumentOf, Batch, Out, Replies, Result
 from torpor.remote.freeze import Frozen, Stuck
-from torpor.remote.gadgets import Gadgets
+from torpor.remote.gadgets import LENT, Gadgets, Loan, without_lent
 from torpor.remote.injection import Injection
 from torpor.remote.snapshot import Snapshot
 from torpor.remote.tracer import in_own_thread
@@ -290,9 +290,16 @@ def test_refusals_name_the_process(start: Start) -> None:
     assert tell(target) == "on"
 
 
-def test_a_process_without_a_c_library_is_refused() -> None:
+def test_a_process_without_code_to_return_with_is_refused() -> None:
+    assert Gadgets().find(os.getpid(), []) is None
     with pytest.raises(CheckpointFailed, match="rt_sigreturn"):
-        Gadgets().find(os.getpid(), [])
+        Loan(os.getpid(), [])
+
+
+def test_what_is_lent_in_the_vdso_is_taken_away() -> None:
+    code = bytes(range(1, 101)).ljust(4096, b"\0")
+    assert without_lent(code) == code
+    assert without_lent(code[: -len(LENT)] + LENT) == code
 
 
 STUCK = """
