@@ -90,15 +90,15 @@ def restore(
         NotFound, NotPermitted: no such snapshot; the host forbids a capsule.
         ImageDamaged, StoreError: it cannot be read.
     """
-    with _open(snapshot, store) as reader:
+    with _stand_ins(stdio) as standard, _open(snapshot, store) as reader:
         image = reading.read(reader)
         if ports:
             moved_ports.move(image, ports)
-        _refuse(image, reader, stdio, files, asked=snapshot)
+        _refuse(image, reader, standard, files, asked=snapshot)
         given = -1
         if terminal is not None and (lost := ptys.lost(image)) is not None:
             given = terminal(image.ptys[lost])
-            stdio = [given if os.isatty(number) else number for number in stdio]
+            standard[:] = [given if os.isatty(number) else number for number in standard]
         with _put_back(image, reader):
             inherited.raise_descriptor_limit()  # before init is there, which holds all that is opened
             for own_pids in (False, True):
@@ -109,7 +109,7 @@ def restore(
                     with (
                         capsule.prepare(setting, child, base=descriptors.first_slot(image)) as waiting,
                         _root_of(waiting, setting) as root,
-                        _Material(image, reader, stdio, given, root) as material,
+                        _Material(image, reader, standard, given, root) as material,
                         no_collection(),
                         _series(series, reader) as filled,
                     ):
@@ -184,6 +184,21 @@ def _open(snapshot: str | SnapshotInfo, store: Store | str | os.PathLike[str] | 
 
 
 # ----------------------------------------------------------------------------------------------- material
+
+
+@contextmanager
+def _stand_ins(stdio: Sequence[int]) -> Iterator[list[int]]:
+    """The descriptors of `stdio`, with /dev/null for those that are closed: what is opened next has their numbers."""
+    with ExitStack() as stack:
+        given = list(stdio)
+        for place, number in enumerate(given):
+            try:
+                os.fstat(number)
+            except OSError:
+                nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+                stack.callback(os.close, nothing)
+                given[place] = nothing
+        yield given
 
 
 @contextmanager

@@ -2,25 +2,56 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
+import io
 import json
+import os
 import signal
 import sys
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 import click
 
 if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
     from torpor.errors import TorporError
 
 COMMANDS = ("doctor", "checkpoint", "restore", "run", "ls", "show", "verify", "rm", "prune", "sbatch", "slurm")
 """In the order in which a person meets them; each is a module of this package with a `command`."""
 
+UNWRITTEN = 1
 FAULT = 70  # EX_SOFTWARE of sysexits.h, as torpor.errors has it
 REPORT = "this is a fault in Torpor: please report it, with what the same command says with -v"
+
+
+class Unwritten(Exception):
+    """Standard output cannot be written."""
+
+    def __init__(self, error: OSError) -> None:
+        self.errno, self.strerror = error.errno, error.strerror
+        super().__init__(self.strerror)
+
+
+class _Output(io.FileIO):
+    """Standard output or error. What the first does not take is told once, and as that."""
+
+    failed = False
+
+    def write(self, data: Buffer, /) -> int:
+        """Write, or raise Unwritten; afterwards forget what is still in the buffers above."""
+        if not self.failed:
+            try:
+                return super().write(data)
+            except OSError as error:
+                self.failed = True
+                if self.fileno() == 1:  # of the other the exit code tells
+                    raise Unwritten(error) from error
+        return len(memoryview(data))
 
 
 @dataclass
@@ -94,16 +125,42 @@ def run_command(command: click.Command, name: str, argv: Sequence[str] | None) -
 
 def _run(command: click.Command, name: str, argv: Sequence[str] | None) -> int:
     session = Session()
+    _fill_standard_descriptors()
+    if (out := sys.__stdout__) and sys.stdout is out:
+        sys.stdout, sys.stderr = _output(out, 1), _output(sys.stderr, 2)
     try:
         status = command.main(argv, prog_name=name, standalone_mode=False, obj=session)
+        sys.stdout.flush()
     except click.ClickException as error:  # the command line is wrong: click's own words and code
         error.show()
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         return 128 + signal.SIGINT
+    except Unwritten as error:
+        if error.errno != errno.EPIPE:  # whoever closed it, as `head` does, wants no more
+            click.echo(f"torpor: standard output cannot be written: {error.strerror}", err=True)
+        return UNWRITTEN
     except Exception as error:
         return _tell(error, session)
     return status if isinstance(status, int) else 0
+
+
+def _output(stream: TextIO, number: int) -> TextIO:
+    """A stream in the place of Python's own, which would not forget what cannot be written."""
+    buffer = io.BufferedWriter(_Output(number, "w", closefd=False))
+    lines = number == 2 or stream.isatty()
+    return io.TextIOWrapper(buffer, stream.encoding, stream.errors, line_buffering=lines)
+
+
+def _fill_standard_descriptors() -> None:
+    """Put /dev/null in the place of 0, 1 and 2 where they are closed: what is opened later would have their numbers,
+    and a job would get it as its own."""
+    for number, stream, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the kernel gives the lowest number that is free
+            setattr(sys, stream, os.fdopen(number, mode, closefd=False))
 
 
 def _tell(error: Exception, session: Session) -> int:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.conformance import observe
 from tests.conformance.harness import wait_until
 from tests.hosts import WITHOUT_USER_NAMESPACES, within
 from tests.users import BIN, User
@@ -128,6 +129,38 @@ def test_a_detached_job_lives_as_long_as_its_pid(counting: Counting) -> None:
     signal.pidfd_send_signal(pidfd, signal.SIGTERM)
     wait_until(lambda: not Path(f"/proc/{pid}").exists(), "the job ends")
     os.close(pidfd)
+
+
+@pytest.mark.parametrize("closed", ["<&-", "2>&-", "<&- 2>&-"])
+def test_closed_standard_descriptors_are_nobodys(counting: Counting, closed: str) -> None:
+    shell = f"exec {BIN}/torpor checkpoint {counting.pid} --then kill {closed}"
+    done = counting.user.run(["/bin/sh", "-c", shell])
+    assert done.returncode == 0, done.stderr
+    assert counting.process.wait(10) == -signal.SIGKILL
+    done = counting.user.run(["/bin/sh", "-c", f"exec {BIN}/torpor restore --detach latest {closed}"])
+    assert done.returncode == 0, done.stderr
+    pid = int(done.stdout)
+    try:
+        counting.goes_on()
+        *_, job = observe.descendants(pid)
+        opened = {os.readlink(f"/proc/{job}/fd/{number}") for number in (0, 1, 2)}
+        assert opened == {"/dev/null"}, opened
+    finally:
+        os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not os.path.exists(f"/proc/{pid}/exe"), "its end")
+
+
+def test_output_that_cannot_be_written_is_an_ordinary_error(counting: Counting) -> None:
+    for command in (f"checkpoint {counting.pid}", "ls", "doctor"):
+        done = counting.user.run(["/bin/sh", "-c", f"exec {BIN}/torpor {command} >/dev/full"])
+        assert (done.returncode, done.stderr) == (
+            1,
+            "torpor: standard output cannot be written: No space left on device\n",
+        ), command
+        done = counting.user.run(["/bin/sh", "-c", f"exec {BIN}/torpor {command} >/dev/null 2>/dev/full"])
+        assert done.returncode == 0, command
+    done = counting.user.run(["/bin/sh", "-c", f"exec {BIN}/torpor show nothing 2>/dev/full"])
+    assert done.returncode == 11
 
 
 def test_explaining_starts_nothing(counting: Counting) -> None:
