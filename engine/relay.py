@@ -37,6 +37,43 @@ _DRAIN_SECONDS = 1.0
 _CHARACTERS = 6  # of tcgetattr()
 
 
+class _Way:
+    """Bytes on their way from one terminal to another."""
+
+    def __init__(self, source: int, target: int) -> None:
+        self._source = source
+        self.target = target
+        self.waiting = bytearray()
+        """What the target has not taken yet."""
+
+    @property
+    def has_room(self) -> bool:
+        """Whether more may be read: else who writes is to wait."""
+        return len(self.waiting) < _PIECE
+
+    def take(self) -> bytes:
+        """Read what is there; empty at the end."""
+        try:
+            got = os.read(self._source, _PIECE)
+        except OSError:  # EIO: nobody has the other side any more
+            return b""
+        self.waiting += got
+        self.give()
+        return got
+
+    def give(self) -> bool:
+        """Write what the target takes at once; whether it took something."""
+        try:
+            written = os.write(self.target, self.waiting[:_PIECE])
+        except BlockingIOError:
+            return False
+        except OSError:  # what cannot be shown or is heard by nobody is lost, as on any terminal
+            self.waiting.clear()
+            return False
+        del self.waiting[:written]
+        return written > 0
+
+
 class Relay:
     """The terminal `outer`, and the one inside that the job gets in its place.
 
@@ -46,6 +83,8 @@ class Relay:
 
     def __init__(self, outer: int) -> None:
         self._outer = outer
+        self._screen = -1
+        """The same terminal, to be read and written without waiting."""
         self._modes = termios.tcgetattr(outer)
         self._master = -1
         self._slave = -1
@@ -79,6 +118,9 @@ class Relay:
         """Stand for the job until it ends, as `Job.foreground`, and be its terminal."""
         self._job = job
         os.close(self._slave)
+        # A description of our own: that of the shell is to stay as it is.
+        self._screen = os.open(f"/proc/self/fd/{self._outer}", os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
+        os.set_blocking(self._master, False)
         self._enter()
         carrier = threading.Thread(target=self._carry, name="torpor-relay")
         carrier.start()
@@ -88,7 +130,7 @@ class Relay:
             os.write(self._end[1], b"!")
             carrier.join()
             self._leave()
-            for fd in (self._master, *self._end):
+            for fd in (self._master, self._screen, *self._end):
                 if fd >= 0:
                     os.close(fd)
 
@@ -128,44 +170,47 @@ class Relay:
             os.killpg(os.tcgetpgrp(self._master), number)
 
     def _carry(self) -> None:
-        """Carry bytes both ways until the job has ended and all that it wrote is shown."""
-        sources = {self._master, self._outer, self._end[0]}
+        """Carry bytes both ways until the job has ended and all that it wrote is shown.
+
+        Neither way waits for the other: a program that writes and does not read must not keep its own output back.
+        """
+        ending = self._end[0]
+        inward, outward = _Way(self._screen, self._master), _Way(self._master, self._screen)
+        sources = {self._master: outward, self._screen: inward}
         deadline = float("inf")
-        while sources - {self._outer} and time.monotonic() < deadline:
-            if self._outer in sources and not self._raw and self._in_foreground():
+        while (ending >= 0 or self._master in sources or outward.waiting) and time.monotonic() < deadline:
+            if self._screen in sources and not self._raw and self._in_foreground():
                 self._enter()
             self._watch()
-            timeout = 0.0 if self._end[0] not in sources else self._patience()
-            ready = select.select(sources if self._raw else sources - {self._outer}, [], [], timeout)[0]
-            if not ready and self._end[0] not in sources:
+            readers = [fd for fd, way in sources.items() if way.has_room and (fd != self._screen or self._raw)]
+            writers = [way.target for way in (inward, outward) if way.waiting]
+            told = [ending] if ending >= 0 else []
+            timeout = self._patience() if told else _DRAIN_SECONDS if outward.waiting else 0.0
+            readable, writable, _ = select.select([*readers, *told], writers, [], timeout)
+            if not (readable or writable or told):
                 return
-            if self._end[0] in ready:
-                sources -= {self._end[0], self._outer}
+            if ending in readable:
+                ending = -1
+                sources.pop(self._screen, None)
+                inward.waiting.clear()
                 deadline = time.monotonic() + _DRAIN_SECONDS
-            if self._master in ready and not self._pass_on(self._master, self._outer):
-                sources.discard(self._master)
-            if self._outer in ready and self._outer in sources and not self._pass_on(self._outer, self._master):
-                sources -= {self._outer, self._master}
-                self._hang_up()
+            for way in (inward, outward):
+                if way.target in writable and way.give() and way is outward and ending < 0:
+                    deadline = time.monotonic() + _DRAIN_SECONDS
+            if self._master in readable and not outward.take():
+                sources.pop(self._master)
+            if self._screen in readable and self._screen in sources:
+                if not (typed := inward.take()):
+                    sources.clear()
+                    inward.waiting.clear()
+                    self._hang_up()
+                elif self._suspends(typed):
+                    self._stop_deadline = time.monotonic() + _STOP_SECONDS
 
     def _patience(self) -> float | None:
         if self._stop_deadline:
             return _STOP_STEP
         return None if self._raw else _BACKGROUND_SECONDS
-
-    def _pass_on(self, source: int, target: int) -> bool:
-        """Carry what is there; False at the end."""
-        try:
-            got = os.read(source, _PIECE)
-        except OSError:  # EIO: nobody has the other side any more
-            return False
-        with suppress(OSError):  # what cannot be shown or is heard by nobody is lost, as on any terminal
-            rest = memoryview(got)
-            while rest:
-                rest = rest[os.write(target, rest) :]
-        if source == self._outer and self._suspends(got):
-            self._stop_deadline = time.monotonic() + _STOP_SECONDS
-        return bool(got)
 
     def _hang_up(self) -> None:
         """The outer terminal is gone: without its master, the one inside hangs up."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import pty
 import select
@@ -98,6 +99,47 @@ def test_a_job_moves_to_another_terminal(as_user: User, terminals: list[Terminal
     second.type("\x03")
     second.shows("interrupted at 42")
     assert second.process.wait(10) == 5
+
+
+def test_a_large_paste_and_much_output_do_not_wait_for_each_other(as_user: User, terminals: list[Terminal]) -> None:
+    program = """
+import hashlib, os, sys, tty
+print("ready", flush=True)
+sys.stdin.readline()
+tty.setraw(0)
+size, heard = 1 << 20, hashlib.sha1()
+print("listening", flush=True)
+while size > 0:
+    os.write(1, b"." * 3000)
+    piece = os.read(0, min(size, 4096))
+    heard.update(piece)
+    size -= len(piece)
+    os.write(1, b"." * 3000)
+print("heard", heard.hexdigest(), flush=True)
+"""
+    first = Terminal(as_user, str(BIN / "python"), "-c", program)
+    terminals.append(first)
+    first.shows("ready")
+    as_user.run([BIN / "torpor", "checkpoint", str(first.process.pid), "--then", "kill"], check=True)
+    assert first.process.wait(10) == -signal.SIGKILL
+    second = Terminal(as_user, str(BIN / "torpor"), "restore", "latest")
+    terminals.append(second)
+    second.type("\n")
+    second.shows("listening")
+    paste = bytes(range(33, 127)) * (1 << 14)
+    paste, left = paste[: 1 << 20], memoryview(paste[: 1 << 20])
+    os.set_blocking(second.master, False)
+    deadline = time.monotonic() + 60
+    while left:
+        assert time.monotonic() < deadline, f"{len(left)} bytes of the paste are not taken"
+        readable, writable, _ = select.select([second.master], [second.master], [], 1)
+        if writable:
+            left = left[os.write(second.master, left[:4096]) :]
+        elif readable:  # only where nothing more can be typed: who pastes does not look before
+            second.shown = (second.shown + os.read(second.master, 65536))[-4096:]
+    os.set_blocking(second.master, True)
+    second.shows(f"heard {hashlib.sha1(paste).hexdigest()}")
+    assert second.process.wait(20) == 0
 
 
 def test_a_job_that_is_run_has_the_terminal(as_user: User, terminals: list[Terminal]) -> None:
