@@ -19,6 +19,7 @@ from torpor.objects import (
     family,
     filters,
     own,
+    owners,
     ptys,
     queues,
     signals,
@@ -265,6 +266,7 @@ def _build(plan: ProcessPlan, process: pb.Process, image: pb.Tree, here: Here, h
     plan.furnish += descriptors.placement(process, image, held.opened)
     plan.furnish += descriptors.closing(process)
     plan.furnish += own.steps(process, image)
+    plan.furnish += owners.steps(process, image)
     plan.proc.append(("coredump_filter", f"{process.coredump_filter:#x}"))
     if process.oom_score_adj > here.oom_score_adj or here.may_lower_oom:
         plan.proc.append(("oom_score_adj", str(process.oom_score_adj)))

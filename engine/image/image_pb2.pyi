@@ -715,9 +715,10 @@ class Lock(_message.Message):
     def __init__(self, kind: _Optional[_Union[Lock.Kind, str]] = ..., exclusive: bool = ..., start: _Optional[int] = ..., length: _Optional[int] = ..., signal: _Optional[int] = ...) -> None: ...
 
 class Description(_message.Message):
-    __slots__ = ("flags", "locks", "file", "directory", "device", "pipe", "eventfd", "epoll", "unix", "tcp", "memfd", "outside", "timerfd", "signalfd", "pidfd", "inotify", "udp", "fifo", "pty", "queue", "proc", "name")
+    __slots__ = ("flags", "locks", "signal_owner", "file", "directory", "device", "pipe", "eventfd", "epoll", "unix", "tcp", "memfd", "outside", "timerfd", "signalfd", "pidfd", "inotify", "udp", "fifo", "pty", "queue", "proc", "name")
     FLAGS_FIELD_NUMBER: _ClassVar[int]
     LOCKS_FIELD_NUMBER: _ClassVar[int]
+    SIGNAL_OWNER_FIELD_NUMBER: _ClassVar[int]
     FILE_FIELD_NUMBER: _ClassVar[int]
     DIRECTORY_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
@@ -740,6 +741,7 @@ class Description(_message.Message):
     NAME_FIELD_NUMBER: _ClassVar[int]
     flags: int
     locks: _containers.RepeatedCompositeFieldContainer[Lock]
+    signal_owner: SignalOwner
     file: RegularFile
     directory: Directory
     device: CharDevice
@@ -760,7 +762,17 @@ class Description(_message.Message):
     queue: PosixQueue
     proc: ProcFile
     name: NameOnly
-    def __init__(self, flags: _Optional[int] = ..., locks: _Optional[_Iterable[_Union[Lock, _Mapping]]] = ..., file: _Optional[_Union[RegularFile, _Mapping]] = ..., directory: _Optional[_Union[Directory, _Mapping]] = ..., device: _Optional[_Union[CharDevice, _Mapping]] = ..., pipe: _Optional[_Union[PipeEnd, _Mapping]] = ..., eventfd: _Optional[_Union[Eventfd, _Mapping]] = ..., epoll: _Optional[_Union[Epoll, _Mapping]] = ..., unix: _Optional[_Union[UnixSocket, _Mapping]] = ..., tcp: _Optional[_Union[TcpSocket, _Mapping]] = ..., memfd: _Optional[_Union[Memfd, _Mapping]] = ..., outside: _Optional[_Union[Outside, _Mapping]] = ..., timerfd: _Optional[_Union[Timerfd, _Mapping]] = ..., signalfd: _Optional[_Union[Signalfd, _Mapping]] = ..., pidfd: _Optional[_Union[Pidfd, _Mapping]] = ..., inotify: _Optional[_Union[Inotify, _Mapping]] = ..., udp: _Optional[_Union[UdpSocket, _Mapping]] = ..., fifo: _Optional[_Union[Fifo, _Mapping]] = ..., pty: _Optional[_Union[PtyEnd, _Mapping]] = ..., queue: _Optional[_Union[PosixQueue, _Mapping]] = ..., proc: _Optional[_Union[ProcFile, _Mapping]] = ..., name: _Optional[_Union[NameOnly, _Mapping]] = ...) -> None: ...
+    def __init__(self, flags: _Optional[int] = ..., locks: _Optional[_Iterable[_Union[Lock, _Mapping]]] = ..., signal_owner: _Optional[_Union[SignalOwner, _Mapping]] = ..., file: _Optional[_Union[RegularFile, _Mapping]] = ..., directory: _Optional[_Union[Directory, _Mapping]] = ..., device: _Optional[_Union[CharDevice, _Mapping]] = ..., pipe: _Optional[_Union[PipeEnd, _Mapping]] = ..., eventfd: _Optional[_Union[Eventfd, _Mapping]] = ..., epoll: _Optional[_Union[Epoll, _Mapping]] = ..., unix: _Optional[_Union[UnixSocket, _Mapping]] = ..., tcp: _Optional[_Union[TcpSocket, _Mapping]] = ..., memfd: _Optional[_Union[Memfd, _Mapping]] = ..., outside: _Optional[_Union[Outside, _Mapping]] = ..., timerfd: _Optional[_Union[Timerfd, _Mapping]] = ..., signalfd: _Optional[_Union[Signalfd, _Mapping]] = ..., pidfd: _Optional[_Union[Pidfd, _Mapping]] = ..., inotify: _Optional[_Union[Inotify, _Mapping]] = ..., udp: _Optional[_Union[UdpSocket, _Mapping]] = ..., fifo: _Optional[_Union[Fifo, _Mapping]] = ..., pty: _Optional[_Union[PtyEnd, _Mapping]] = ..., queue: _Optional[_Union[PosixQueue, _Mapping]] = ..., proc: _Optional[_Union[ProcFile, _Mapping]] = ..., name: _Optional[_Union[NameOnly, _Mapping]] = ...) -> None: ...
+
+class SignalOwner(_message.Message):
+    __slots__ = ("kind", "pid", "signal")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    SIGNAL_FIELD_NUMBER: _ClassVar[int]
+    kind: int
+    pid: int
+    signal: int
+    def __init__(self, kind: _Optional[int] = ..., pid: _Optional[int] = ..., signal: _Optional[int] = ...) -> None: ...
 
 class PosixQueue(_message.Message):
     __slots__ = ("name", "removed", "inode", "mode", "uid", "gid", "most", "largest")
@@ -1098,7 +1110,7 @@ class Inotify(_message.Message):
     def __init__(self, watches: _Optional[_Iterable[_Union[Inotify.Watch, _Mapping]]] = ...) -> None: ...
 
 class UdpSocket(_message.Message):
-    __slots__ = ("family", "local", "remote", "options", "messages", "senders", "memberships")
+    __slots__ = ("family", "local", "remote", "options", "messages", "senders", "memberships", "shut_read", "shut_write")
     FAMILY_FIELD_NUMBER: _ClassVar[int]
     LOCAL_FIELD_NUMBER: _ClassVar[int]
     REMOTE_FIELD_NUMBER: _ClassVar[int]
@@ -1106,6 +1118,8 @@ class UdpSocket(_message.Message):
     MESSAGES_FIELD_NUMBER: _ClassVar[int]
     SENDERS_FIELD_NUMBER: _ClassVar[int]
     MEMBERSHIPS_FIELD_NUMBER: _ClassVar[int]
+    SHUT_READ_FIELD_NUMBER: _ClassVar[int]
+    SHUT_WRITE_FIELD_NUMBER: _ClassVar[int]
     family: int
     local: bytes
     remote: bytes
@@ -1113,7 +1127,9 @@ class UdpSocket(_message.Message):
     messages: _containers.RepeatedScalarFieldContainer[bytes]
     senders: _containers.RepeatedScalarFieldContainer[bytes]
     memberships: _containers.RepeatedCompositeFieldContainer[Membership]
-    def __init__(self, family: _Optional[int] = ..., local: _Optional[bytes] = ..., remote: _Optional[bytes] = ..., options: _Optional[_Iterable[_Union[SockOpt, _Mapping]]] = ..., messages: _Optional[_Iterable[bytes]] = ..., senders: _Optional[_Iterable[bytes]] = ..., memberships: _Optional[_Iterable[_Union[Membership, _Mapping]]] = ...) -> None: ...
+    shut_read: bool
+    shut_write: bool
+    def __init__(self, family: _Optional[int] = ..., local: _Optional[bytes] = ..., remote: _Optional[bytes] = ..., options: _Optional[_Iterable[_Union[SockOpt, _Mapping]]] = ..., messages: _Optional[_Iterable[bytes]] = ..., senders: _Optional[_Iterable[bytes]] = ..., memberships: _Optional[_Iterable[_Union[Membership, _Mapping]]] = ..., shut_read: bool = ..., shut_write: bool = ...) -> None: ...
 
 class Membership(_message.Message):
     __slots__ = ("family", "device", "group", "only", "sources")

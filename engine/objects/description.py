@@ -54,7 +54,9 @@ KEPT_AT_OPEN = os.O_ACCMODE | os.O_SYNC | os.O_DSYNC | os.O_DIRECTORY | os.O_NOF
 """Status flags that only ``open()`` can give."""
 KEPT_BY_FCNTL = os.O_APPEND | os.O_NONBLOCK | os.O_DIRECT | os.O_NOATIME
 """Status flags that F_SETFL can give (fs/fcntl.c: SETFL_MASK, without O_ASYNC)."""
-KNOWN_FLAGS = KEPT_AT_OPEN | KEPT_BY_FCNTL | O_LARGEFILE
+O_ASYNC = 0o20000
+"""Given by F_SETFL, too: see `torpor.objects.owners`."""
+KNOWN_FLAGS = KEPT_AT_OPEN | KEPT_BY_FCNTL | O_LARGEFILE | O_ASYNC
 
 OF_A_PROCESS = re.compile(rb"/proc/(\d+|self|thread-self)(/|$)")
 """Names whose content is a process as it is: never opened for an image, which could name the restorer's own memory."""
@@ -71,6 +73,17 @@ class Holder(NamedTuple):
 
     pid: int
     fd: int
+
+
+class SignalOwner(NamedTuple):
+    """Who is sent a signal when a description is ready; see `torpor.objects.owners`."""
+
+    kind: int
+    """F_OWNER_*."""
+    pid: int
+    """0: it has ended, or there is none."""
+    signal: int
+    """0: SIGIO."""
 
 
 class Family(NamedTuple):
@@ -120,6 +133,8 @@ class Held(Generic[S]):
     """The socket in whose queue it lies, when no process has it."""
     ours: FileIO | None = None
     """A file of our own on memory that lies in a socket's queue: its content is still to be taken."""
+    owner: SignalOwner | None = None
+    """Who gets its signals; not asked of files."""
     _stdio_pid: int = 0
     state: S = field(init=False)
 

@@ -11,7 +11,7 @@
 
 A new kind is a module with a class of `description.Kind`, and one line in KINDS.
 
-Not kept: who owns a descriptor's signals (F_SETOWN, F_SETSIG), but for leases. They are refused.
+Who owns a descriptor's signals is in `torpor.objects.owners`.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ from typing import Any
 from torpor import inherited, procfs
 from torpor.errors import Reason, Refused, RestoreFailed
 from torpor.image.image_pb2 import Description, Lock, Process, Tree
-from torpor.objects import grabbing, locks, ptys, unix_sockets
+from torpor.objects import grabbing, locks, owners, ptys, unix_sockets
 from torpor.objects.description import (
     KNOWN_FLAGS,
+    O_ASYNC,
     O_TMPFILE,
     STDIO,
     Describing,
@@ -113,7 +114,6 @@ KINDS: tuple[Kind[Any], ...] = (
 
 KCMP_FILES = 2
 LAST_FD = (1 << 32) - 1
-O_ASYNC = 0o20000
 OUTSIDE = "its other end is outside of the tree"
 SPARE = 64
 """Descriptors that are open for a moment while others are made."""
@@ -184,8 +184,10 @@ def describe(tree: GrabbedDescriptors, image: Tree, shared: Callable[[int, int],
                 describing.index[key] = len(order)
                 order.append((held, key[1]))
     for held, number in order:
-        description = image.descriptions.add(flags=held.flags & ~O_ASYNC)
+        leased = id(held) in tree.lease_signals  # which sets O_ASYNC, too
+        description = image.descriptions.add(flags=held.flags & ~O_ASYNC if leased else held.flags)
         if number is None:
+            owners.describe(held, tree, processes, description)
             held.kind.describe(held, description, tree, describing)
         else:
             description.outside.stdio = number
@@ -238,9 +240,10 @@ def _problems(tree: GrabbedDescriptors) -> Iterator[Reason]:
 
 
 def _judge(held: Held[Any], tree: GrabbedDescriptors) -> Iterator[Problem]:
-    if held.flags & O_ASYNC and id(held) not in tree.lease_signals:  # a lease sets it, too
-        yield Problem("it sends a signal when it is ready (O_ASYNC)", "clear the flag")
-    elif unknown := held.flags & ~(KNOWN_FLAGS | O_TMPFILE | O_ASYNC):
+    if held.owner and held.kind.outside(held, tree) and held.kind.stands_for(held, tree):
+        yield Problem("it sends signals (F_SETOWN), and another one takes its place", "set the owner to 0")
+    yield from owners.judge(held, tree)
+    if unknown := held.flags & ~(KNOWN_FLAGS | O_TMPFILE):
         yield Problem(f"it has status flags that are not known: {unknown:#o}")
     if held.under_way_to is not None:
         if not held.kind.may_be_under_way:
@@ -325,7 +328,7 @@ def check(image: Tree, stdio: Sequence[int] = (0, 1, 2), *, standing: bool = Fal
         standing: the tree itself still lives. What it has (ports, names, locks) is not looked at, and no file that it
             has a lease on is opened, which would break that.
     """
-    found = [*_check_numbers(image), *ptys.check_sessions(image)]
+    found = [*_check_numbers(image), *ptys.check_sessions(image), *owners.check(image)]
     if found:
         return found
     leased = locks.leased(image) if standing else set()

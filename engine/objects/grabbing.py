@@ -17,7 +17,7 @@ from io import FileIO
 from typing import Any
 
 from torpor import procfs
-from torpor.objects import locks
+from torpor.objects import locks, owners
 from torpor.objects.description import GrabbedDescriptors, Held, Holder, Kind, Seen, borrowed
 from torpor.objects.memory_files import MemoryDescriptor
 from torpor.objects.names_only import NameOnly
@@ -189,6 +189,9 @@ def _description(
     seen = _look(str(holder.fd), table, pidfd)
     held = Held(_kind(known.kinds, seen, flags), seen.link, seen.stat, flags, info)
     held.add(holder)
+    if not (stat.S_ISREG(seen.stat.st_mode) or stat.S_ISDIR(seen.stat.st_mode) or flags & os.O_PATH):
+        with borrowed(pidfd, holder.fd) as copy:
+            held.owner = owners.ask(copy)
     held.state = held.kind.grab(held, pidfd, content=known.tree.content)
     if not known.tree.content:
         name = str(holder.fd)

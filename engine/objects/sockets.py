@@ -308,8 +308,6 @@ class SocketState:
     """It has a packet filter."""
     peek_offset: bool
     """SO_PEEK_OFF is on: to look into its queue would change it."""
-    owner: int
-    """Who gets its signals (F_SETOWN)."""
     events: int
     """What poll() says of it."""
     queued: int
@@ -324,7 +322,6 @@ def look(fd: int, wanted: dict[Key, int], *, listening: bool) -> SocketState:
         options=options(fd, wanted),
         filter=_has_filter(fd),
         peek_offset=peek_offset is not None and struct.unpack("i", peek_offset)[0] >= 0,
-        owner=fcntl.fcntl(fd, fcntl.F_GETOWN),
         events=events(fd),
         queued=0 if listening else queued(fd),
     )
@@ -339,8 +336,6 @@ def judge(state: SocketState, pid: int) -> Iterator[Problem]:
         yield Problem("it has a packet filter (SO_ATTACH_FILTER), which is not kept", "detach the filter")
     if state.peek_offset:
         yield Problem("it is read with an offset (SO_PEEK_OFF), which is not kept", "set the offset to -1")
-    if state.owner:
-        yield Problem(f"it sends signals to {state.owner} (F_SETOWN), which is not kept", "set the owner to 0")
     for key, words in PRIVILEGED.items():
         if any(state.options.get(key, b"")):
             yield Problem(f"its option {words} needs a privilege to be set again", "clear the option")

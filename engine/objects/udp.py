@@ -3,9 +3,10 @@
 Kept: whom it is bound and connected to, options, memberships of multicast groups (see `torpor.objects.multicast`), and
 the datagrams that were not read, each with its sender. At a restore they are sent again, from where they came: from the
 tree's own socket at that address, or from one that has it for the moment. Refused: datagrams from an address that
-another program has, or that is not this host's; from the kernel's own reassembly (UDP_GRO), or behind an error; a
-socket that is shut down. Not kept: what came with a datagram but for its sender (time, TTL, ...), an error that waits
-alone (ICMP), as one that was lost on its way, and a device for what it sends to groups where only its number was given.
+another program has, or that is not this host's; from the kernel's own reassembly (UDP_GRO), or behind an error.
+Not kept: that one is shut for writing alone, which nothing shows; what came with a datagram but for its sender (time,
+TTL, ...); an error that waits alone (ICMP), as one that was lost on its way; and a device for what it sends to groups
+where only its number was given.
 
 Datagrams behind the first are seen with SO_PEEK_OFF (socket(7)), which is set for that moment. An empty one is shown so
 only once (net/core/datagram.c, __skb_try_recv_from_queue): if the program goes on and still has not read it by the next
@@ -76,9 +77,14 @@ class UdpState:
     """Those that wait in it, each with its sender's struct sockaddr."""
 
     @property
-    def shut(self) -> bool:
-        """Whether a side of it is shut."""
-        return bool(self.socket.events & (select.POLLRDHUP | select.POLLHUP))
+    def shut_read(self) -> bool:
+        """Whether it hears nobody any more."""
+        return bool(self.socket.events & select.POLLRDHUP)
+
+    @property
+    def shut_write(self) -> bool:
+        """Whether it sends nothing any more; poll() tells it of one that is shut for both."""
+        return bool(self.socket.events & select.POLLHUP)
 
     @property
     def failed(self) -> bool:
@@ -114,7 +120,7 @@ class Udp(Kind[UdpState]):
                 multicast.memberships(copy, family, multicast.groups()),
             )
             look = content and state.socket.events & select.POLLIN
-            if look and not (state.shut or state.failed or state.socket.peek_offset):
+            if look and not (state.failed or state.socket.peek_offset):
                 state.messages = _peek(copy)
         return state
 
@@ -122,9 +128,7 @@ class Udp(Kind[UdpState]):
         """What waits in it can be sent again."""
         state = held.state
         yield from sockets.judge(state.socket, held.holders[0].pid)
-        if state.shut:
-            yield Problem("it is shut down, which is not kept", "close it")
-        elif state.failed and state.socket.events & select.POLLIN:
+        if state.failed and not state.shut_read and state.socket.events & select.POLLIN:
             why = "datagrams wait in it behind an error (ICMP), which a look at them would take out"
             yield Problem(why, "read the error, or try again", passing=True)
         if state.messages and any(state.socket.options.get(UDP_GRO, b"")):
@@ -146,6 +150,7 @@ class Udp(Kind[UdpState]):
         out.udp.family, out.udp.local, out.udp.remote = state.socket.family.family, state.local, state.remote
         wanted = _options(state.socket.family.family)
         out.udp.options.extend(sockets.kept(state.socket.family, state.socket.options, wanted))
+        out.udp.shut_read, out.udp.shut_write = state.shut_read, state.shut_write
         out.udp.memberships.extend(state.memberships)
         out.udp.messages.extend(message for message, _ in state.messages)
         out.udp.senders.extend(sender for _, sender in state.messages)
@@ -206,6 +211,7 @@ class Udp(Kind[UdpState]):
                         sock.connect(sockets.for_python(sockets.address(udp.remote), udp.family))
                     sockets.set_options(sock, udp.options, _options(udp.family), FIXED)
                     multicast.join(sock, udp.memberships)
+                    _shut(sock, udp)
                     opening.place(index, sock.dup().detach())
 
 
@@ -252,6 +258,16 @@ def _bound(udp: UdpSocket, *, share: bool = False) -> socket.socket:
     return sock
 
 
+def _shut(sock: socket.socket, udp: UdpSocket) -> None:
+    for side, how in ((udp.shut_read, socket.SHUT_RD), (udp.shut_write, socket.SHUT_WR)):
+        if side:
+            try:
+                sock.shutdown(how)
+            except OSError as error:  # of one that is not connected the kernel says so, and shuts it
+                if error.errno != errno.ENOTCONN:
+                    raise
+
+
 def _peek(copy: int) -> list[tuple[bytes, bytes]]:
     """The datagrams that wait, each with its sender."""
     found: list[tuple[bytes, bytes]] = []
@@ -260,6 +276,8 @@ def _peek(copy: int) -> list[tuple[bytes, bytes]]:
             try:
                 message = sockets.peek(copy, LONGEST)
             except BlockingIOError:
+                return found
+            if not message.name:  # the end of one that is shut: a datagram has a sender
                 return found
             found.append((message.content, message.name))
 

@@ -129,7 +129,7 @@ wait()
 o = socket.socket(socket.AF_UNIX); o.connect({path!r})
 a, b = socket.socketpair(); b.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1); a.send(b"x")
 p, q = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM); socket.send_fds(p, [b"x"], [os.pidfd_open(os.getpid())])
-g, h = socket.socketpair(); fcntl.fcntl(g, fcntl.F_SETOWN, os.getpid())
+g, h = socket.socketpair(); fcntl.fcntl(g, fcntl.F_SETOWN, os.getppid())
 ready(**{{n: globals()[n].fileno() for n in "lmobqg"}})
 wait()
 """
@@ -152,7 +152,7 @@ wait()
         "o": f"its other end is outside of the tree (the unix socket {path})",
         "b": "messages with the credentials of their senders wait in it",
         "q": "a pidfd is on its way to it",
-        "g": "it sends signals to",
+        "g": f"it sends signals to process {os.getpid()} (",
     }.items():
         assert why in about[str(fds[name])]
     assert len(about) == 6

@@ -64,7 +64,24 @@ def main() -> None:
     only = struct.pack("=I4x", socket.if_nametoindex("lo")) + storage("239.77.3.2") + storage("127.0.0.1")
     deaf.setsockopt(socket.IPPROTO_IP, 46, only)  # MCAST_JOIN_SOURCE_GROUP
     server.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton("127.0.0.1"))
+    shut, ended = (socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(2))
+    for one in (shut, ended):
+        one.bind(("127.0.0.1", 0))
+        one.connect(one.getsockname())
+        one.send(b"sent before")
+        one.send(b"")
+    shut.shutdown(socket.SHUT_RD)
+    ended.shutdown(socket.SHUT_RDWR)
     word = ready_and_wait()
+
+    for one in (shut, ended):
+        same([one.recv(100) for _ in range(3)], [b"sent before", b"", b""], "one that is shut for reading")
+    shut.send(b"still")
+    try:
+        ended.send(b"never")
+        expect(False, "one that is shut for writing sends")
+    except BrokenPipeError:
+        pass
 
     try:
         failing.send(b"again")

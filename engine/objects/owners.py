@@ -1,0 +1,130 @@
+"""Who is sent a signal when a descriptor is ready, and which (F_SETOWN_EX, F_SETSIG and O_ASYNC of fcntl(2)).
+
+The owner is a thread, a process or a group. It is kept where it is in the tree. One that has ended hears nothing,
+before as after. All is set by a process of the tree, in whose name the signals are sent and whose number of the
+descriptor they tell (si_fd), when all threads and groups are there.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from typing import Any
+
+from torpor import procfs
+from torpor.errors import Reason
+from torpor.image.image_pb2 import Description, Process, Tree
+from torpor.objects.description import KEPT_BY_FCNTL, O_ASYNC, GrabbedDescriptors, Held, Problem, SignalOwner
+from torpor.remote.batch import Call
+from torpor.remote.freeze import describe_process
+from torpor.remote.sys import syscall
+from torpor.remote.x86_64 import NR
+
+F_SETSIG, F_GETSIG = 10, 11
+F_SETOWN_EX, F_GETOWN_EX = 15, 16
+OWNER_EX = struct.Struct("=ii")
+"""struct f_owner_ex: what it is, and its number."""
+THREAD, PROCESS, GROUP = 0, 1, 2
+SIGNALS = 64
+
+
+def ask(fd: int) -> SignalOwner | None:
+    """Who is sent signals; None: nobody, by no signal of its own. Raises OSError."""
+    answer = bytearray(OWNER_EX.size)
+    syscall(NR.fcntl, fd, F_GETOWN_EX, answer)
+    kind, pid = OWNER_EX.unpack(answer)
+    signal = fcntl.fcntl(fd, F_GETSIG)
+    return SignalOwner(kind, pid, signal) if pid or signal or kind else None
+
+
+def judge(held: Held[Any], tree: GrabbedDescriptors) -> Iterator[Problem]:
+    """Say why the owner of a description cannot be kept."""
+    owner = held.owner
+    if owner is None or not owner.pid:
+        return
+    if held.under_way_to is not None:
+        yield Problem("it sends signals (F_SETOWN), and lies in a socket's queue", "try again", passing=True)
+    if _member(owner, tree) is None:
+        who = f"process group {owner.pid}" if owner.kind == GROUP else describe_process(owner.pid)
+        yield Problem(f"it sends signals to {who}, outside of the tree (F_SETOWN)", "set the owner to 0")
+
+
+def describe(held: Held[Any], tree: GrabbedDescriptors, processes: Mapping[int, Process], out: Description) -> None:
+    """Put the owner into the image, by its number there."""
+    owner = held.owner
+    if owner is None:
+        return
+    out.signal_owner.kind, out.signal_owner.signal = owner.kind, owner.signal
+    member = _member(owner, tree)
+    if member is None:  # it has ended
+        return
+    if owner.kind == GROUP:
+        out.signal_owner.pid = processes[member].pgid
+    elif owner.kind == PROCESS:
+        out.signal_owner.pid = processes[member].pid
+    else:
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has ended since
+            status = procfs.status(procfs.read(f"/proc/{member}/task/{owner.pid}/status"))
+            out.signal_owner.pid = int(status[b"NSpid"].split()[-1])
+
+
+def _member(owner: SignalOwner, tree: GrabbedDescriptors) -> int | None:
+    """A process of the tree that is the owner, has it as a thread, or is in it."""
+    if owner.kind == PROCESS:
+        return owner.pid if owner.pid in tree.pids else None
+    if owner.kind == GROUP:
+        return next((pid for pid in tree.pids if _group(pid, tree) == owner.pid), None)
+    return next((pid for pid in tree.pids if os.path.exists(f"/proc/{pid}/task/{owner.pid}")), None)
+
+
+def _group(pid: int, tree: GrabbedDescriptors) -> int:
+    if pid in tree.terminals:
+        return tree.terminals[pid].pgrp
+    with suppress(ProcessLookupError):
+        return os.getpgid(pid)
+    return 0
+
+
+# -------------------------------------------------------------------------------------------- from an image
+
+
+def check(image: Tree) -> Iterator[Reason]:
+    """The owners in an image are of it."""
+    threads = {thread.tid for process in image.processes for thread in process.threads}
+    known = {
+        THREAD: threads,
+        PROCESS: {process.pid for process in image.processes},
+        GROUP: {process.pgid for process in image.processes},
+    }
+    for index, description in enumerate(image.descriptions):
+        owner = description.signal_owner
+        if owner.kind not in known or owner.signal > SIGNALS or (owner.pid and owner.pid not in known[owner.kind]):
+            yield Reason("the image", f"description {index} sends signals to one that is not in it")
+
+
+def steps(process: Process, image: Tree) -> Iterator[Call]:
+    """The calls with which a process sets the owners of what it is the first to have."""
+    before: set[int] = set()
+    for other in image.processes:
+        if other is process or other.pid == process.pid:
+            break
+        before.update(entry.description for entry in other.fds)
+    for entry in process.fds:
+        description = image.descriptions[entry.description]
+        owner = description.signal_owner
+        if entry.description in before or description.WhichOneof("kind") == "outside":
+            continue
+        before.add(entry.description)
+        if owner.signal:
+            words = f"choosing the signal of descriptor {entry.fd}"
+            yield Call(NR.fcntl, (entry.fd, F_SETSIG, owner.signal), 0, words)
+        if owner.pid or owner.kind:
+            words = f"setting who gets the signals of descriptor {entry.fd}"
+            yield Call(NR.fcntl, (entry.fd, F_SETOWN_EX, OWNER_EX.pack(owner.kind, owner.pid)), 0, words)
+        if description.flags & O_ASYNC:
+            flags = description.flags & (KEPT_BY_FCNTL | O_ASYNC)
+            words = f"having descriptor {entry.fd} send signals"
+            yield Call(NR.fcntl, (entry.fd, fcntl.F_SETFL, flags), 0, words)
