@@ -203,6 +203,7 @@ class Ranges:
             found = intersection(self.walk.own_pages(), self.private)
         else:
             found = memory.own_pages(self.pid, self.private)
+            found = subtract(found, memory.dropped_pages(self.pid, self.backed))
         if not self.whole:
             return found
         whole = [(start, memory.readable_end(self.pid, start, end)) for start, end in self.whole]

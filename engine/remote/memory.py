@@ -9,7 +9,7 @@ from array import array
 from collections.abc import Iterable, Sequence
 
 from torpor.procfs import PAGE
-from torpor.ranges import intersection
+from torpor.ranges import intersection, union
 from torpor.remote.sys import Words, syscall
 from torpor.remote.x86_64 import NR, TASK_SIZE
 
@@ -113,6 +113,7 @@ _PAGE_IS_FILE = 1 << 2
 _PAGE_IS_PRESENT = 1 << 3
 _PAGE_IS_SWAPPED = 1 << 4
 _PAGE_IS_PFNZERO = 1 << 5
+_PAGE_IS_HUGE = 1 << 6
 _PAGE_IS_GUARD = 1 << 8  # from 6.15 on
 _REGIONS = 1 << 14
 
@@ -151,25 +152,30 @@ class PageMap:
                 raise
             return []
 
-    def written(self, start: int, end: int, *, again: bool) -> list[tuple[int, int]] | None:
+    def written(self, start: int, end: int, *, again: bool, huge: bool = True) -> list[tuple[int, int]] | None:
         """The process's own pages in a mapping that were written since they were protected (see written.py).
 
         Args:
             start: of the mapping, or of a part of it.
             end: of the same.
             again: protect them again.
+            huge: also those in huge pages.
 
         Returns:
             None where the mapping is not watched.
         """
         flags = _PM_SCAN_CHECK_WPASYNC | (_PM_SCAN_WP_MATCHING if again else 0)
-        without, any_of = _PAGE_IS_FILE | _PAGE_IS_PFNZERO, _PAGE_IS_PRESENT | _PAGE_IS_SWAPPED
+        without = _PAGE_IS_FILE | _PAGE_IS_PFNZERO | (0 if huge else _PAGE_IS_HUGE)
         try:
-            return self._scan(without, _PAGE_IS_WRITTEN, any_of, start, end, flags)
+            return self._scan(without, _PAGE_IS_WRITTEN, _PAGE_IS_PRESENT | _PAGE_IS_SWAPPED, start, end, flags)
         except OSError as error:
             if error.errno not in (errno.EPERM, errno.EINVAL, errno.ENOTTY):
                 raise
             return None
+
+    def huge(self, start: int, end: int) -> list[tuple[int, int]]:
+        """The huge pages in a part of the address space that were written since they were protected."""
+        return self._scan(_PAGE_IS_FILE, _PAGE_IS_WRITTEN | _PAGE_IS_HUGE, 0, start, end)
 
     def is_watched(self, address: int) -> bool:
         """Whether anybody has the writes to a mapping noted."""
@@ -218,6 +224,31 @@ def own_pages(pid: int, ranges: Sequence[tuple[int, int]]) -> list[tuple[int, in
     """
     with PageMap(pid) as pages:
         return pages.own(ranges)
+
+
+def dropped_pages(pid: int, ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The parts of sorted (start, end) `ranges`, mappings of files, that look swapped out and cannot be read.
+
+    A marker is all that is left of them (see written.py), of a watch that is not ours, and the file is shorter now.
+    """
+    found: list[tuple[int, int]] = []
+    with PageMap(pid) as pages:
+        swapped = [piece for start, end in union(ranges) for piece in pages.swapped(start, end)]
+    if not swapped:
+        return found
+    fd = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        for start, end in intersection(swapped, ranges):
+            for page in range(start, end, PAGE):
+                try:
+                    os.pread(fd, 1, page)
+                except OSError as error:
+                    if error.errno not in (errno.EIO, errno.EFAULT):
+                        raise
+                    found.append((page, page + PAGE))
+    finally:
+        os.close(fd)
+    return found
 
 
 def guard_pages(pid: int, ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:

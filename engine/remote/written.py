@@ -13,6 +13,11 @@ leaves a marker in the page table (mm/memory.c, zap_install_uffd_wp_if_needed, 5
 swapped out and was not written, which it is not: there is no page. So the protection of all that looks like that is
 taken away, and the markers go with it; what was really swapped out counts as written.
 
+The first write to a protected huge page makes small pages of it (mm/memory.c, wp_huge_pmd), of which the kernel makes a
+huge one again when it comes round to that (khugepaged). So what is written again and again would have none. A huge page
+that was written is therefore left as it is for the next looks, at which it counts as written, too; then it is protected
+once more, to see whether it still is.
+
 Documented in: Documentation/admin-guide/mm/userfaultfd.rst and pagemap.rst.
 """
 
@@ -22,10 +27,12 @@ import errno
 import fcntl
 import os
 import struct
+from collections import deque
 from collections.abc import Sequence
+from functools import reduce
 from typing import NamedTuple
 
-from torpor.ranges import Range, intersection, union
+from torpor.ranges import Range, intersection, subtract, union
 from torpor.remote import memory
 
 UFFD_USER_MODE_ONLY = 1
@@ -43,6 +50,11 @@ _UFFD_API = 0xAA
 _WP_UNPOPULATED = 1 << 13
 _WP_ASYNC = 1 << 15
 _MODE_WP = 1 << 1
+
+_HUGE = 2 << 20
+"""Bytes of the smallest huge page."""
+SPARED_LOOKS = 4
+"""For how many looks a huge page that was written is not protected."""
 
 
 class Private(NamedTuple):
@@ -64,6 +76,8 @@ class WriteWatch:
             OSError: EINVAL where the kernel has no asynchronous write protection; the descriptor is closed.
         """
         self._fd = fd
+        self._spared: deque[list[Range]] = deque([[]] * SPARED_LOOKS, SPARED_LOOKS)
+        """The huge pages that were not protected again, at each of the last looks."""
         fcntl.ioctl(fd, _UFFDIO_API, bytearray(_API.pack(_UFFD_API, _WP_ASYNC | _WP_UNPOPULATED, 0)))
 
     def __del__(self) -> None:
@@ -108,22 +122,38 @@ class WriteWatch:
         """
         found: list[Range] = []
         watched: list[Range] = []
+        huge: list[Range] = []
         with memory.PageMap(pid) as pages:
             for start, end, backed in mappings:
-                written = pages.written(start, end, again=again)
+                large = end - start >= _HUGE
+                written = pages.written(start, end, again=again and not large)
                 if written is None:  # new
                     found.append((start, end))
                     if again:
                         self._protect(pages, start, end)
                     continue
                 found += written
+                if again and large:
+                    # What becomes huge, small or written in between is in one of the three, or not protected.
+                    huge += (spared := pages.huge(start, end))
+                    found += spared
+                    found += pages.written(start, end, again=True, huge=False) or ()
                 if backed:
                     watched.append((start, end))
             for first, last in union(watched):
                 for start, end in intersection(pages.swapped(first, last), watched):
                     self._forget(start, end)
                     found.append((start, end))
+            if again:
+                self._protect_huge(pages, huge)
         return found
+
+    def _protect_huge(self, pages: memory.PageMap, written: list[Range]) -> None:
+        """Protect those of the written huge pages that were spared for long enough."""
+        due = reduce(intersection, self._spared, written)
+        for start, end in due:
+            pages.written(start, end, again=True)
+        self._spared.append(subtract(written, due))
 
     def _forget(self, start: int, end: int) -> None:
         """Take the protection from a part of a watched mapping, and with it the markers of pages that were dropped."""

@@ -154,7 +154,7 @@ def main(program: str, seed: str, kind: str, rounds: int) -> None:
                 job.stdin.flush()
                 assert job.stdout.readline() == "done\n", f"round {number}: the program ended with {job.wait()}"
                 act = chance.choice(
-                    ("run", "run", "run", "run", "disturbed", "disturbed", "stop", "stop", "other", "fail")
+                    ("run", "run", "run", "run", "disturbed", "disturbed", "stop", "stop", "other", "fail", "single")
                 )
                 until_it_waits(job.pid)
                 name = f"seed {seed}, {kind}, round {number}, {act}"
@@ -180,6 +180,11 @@ def one_round(
         with torpor.Series() as others:
             torpor.checkpoint(pid, store=store, series=others)
             torpor.checkpoint(pid, store=store, series=others)
+        return
+    if act == "single":  # of which the series knows nothing; its watch goes on
+        one = torpor.checkpoint(pid, store=store, then="stop")
+        judge(pid, store, one, name, set())
+        os.killpg(pid, signal.SIGCONT)
         return
     somebody.pages.clear()
     ends = [somebody.at(*chance.choice(MOMENTS))] if act == "disturbed" else []
