@@ -107,7 +107,8 @@ class Timerfd(Kind[TimerState]):
         """Set to the time that was left, or to its moment."""
         timer = description.timerfd
         fd = syscall(NR.timerfd_create, timer.clock, os.O_CLOEXEC)
-        if value := timer.moment_ns or timer.left_ns:
+        value = timer.moment_ns or timer.left_ns
+        if value or timer.interval_ns:  # one that is off keeps its interval
             times = ITIMERSPEC.pack(*divmod(timer.interval_ns, SECOND), *divmod(value, SECOND))
             syscall(NR.timerfd_settime, fd, timer.settime_flags if timer.moment_ns else 0, times)
         if timer.ticks:

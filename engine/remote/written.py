@@ -164,6 +164,8 @@ class WriteWatch:
         try:
             fcntl.ioctl(self._fd, _UFFDIO_REGISTER, bytearray(_REGISTER.pack(start, end - start, _MODE_WP, 0)))
         except OSError as error:
+            if error.errno == errno.ENOMEM:  # the memory is gone that it belongs to (fs/userfaultfd.c, mmget_not_zero)
+                raise ProcessLookupError(errno.ESRCH, "it has become another program") from error
             if error.errno not in (errno.EINVAL, errno.EBUSY, errno.EPERM):
                 raise
             return

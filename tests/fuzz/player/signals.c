@@ -156,25 +156,32 @@ static long interval(const long *a)
 	return before.it_interval.tv_sec * 10 + (before.it_value.tv_sec > 3000);
 }
 
-/* POSIX timers: number, clock, state */
+static int timers[6] = {-1, -1, -1, -1, -1, -1}; /* ids are the kernel's, which counts on where an image does not */
+
+/* which, clock, state */
 static long posix_timer(const long *a)
 {
 	static const clockid_t clocks[] = {CLOCK_MONOTONIC, CLOCK_REALTIME, CLOCK_PROCESS_CPUTIME_ID};
 	struct sigevent event = {.sigev_notify = a[2] % 2 ? SIGEV_NONE : SIGEV_SIGNAL, .sigev_signo = SIGRTMIN + 3};
 	struct itimerspec spec = {.it_value.tv_sec = 3500, .it_interval.tv_sec = a[0] % 50};
-	int timer;
+	int *timer = &timers[a[0] % 6];
 
-	if (syscall(SYS_timer_create, clocks[a[1] % 3], &event, &timer) ||
-	    syscall(SYS_timer_settime, timer, 0, &spec, NULL))
+	if (*timer >= 0 && a[2] % 5 == 0) {
+		long result = syscall(SYS_timer_delete, *timer);
+
+		*timer = -1;
+		return result;
+	}
+	if (syscall(SYS_timer_create, clocks[a[1] % 3], &event, timer))
 		return -1;
-	return timer;
+	return syscall(SYS_timer_settime, *timer, 0, &spec, NULL);
 }
 
 static long posix_timer_state(const long *a)
 {
 	struct itimerspec spec;
 
-	if (syscall(SYS_timer_gettime, a[0] % 6, &spec))
+	if (syscall(SYS_timer_gettime, timers[a[0] % 6], &spec))
 		return -1;
 	return spec.it_interval.tv_sec * 10 + (spec.it_value.tv_sec > 2000);
 }
