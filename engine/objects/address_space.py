@@ -5,6 +5,7 @@ Documented in: mmap(2), prctl(2) on PR_SET_MM_MAP, vdso(7); ARCH_MAP_VDSO_64 is 
 
 from __future__ import annotations
 
+import errno
 import mmap
 import struct
 from array import array
@@ -18,7 +19,7 @@ from torpor.image import image_pb2 as pb
 from torpor.objects import sysv, vdso, vmas
 from torpor.objects.vm_flags import MLOCK_ONFAULT
 from torpor.procfs import PAGE
-from torpor.ranges import subtract, union
+from torpor.ranges import Range, subtract, union
 from torpor.remote.batch import Call, Struct
 from torpor.remote.x86_64 import NR, TASK_SIZE
 from torpor.store import BlockTable
@@ -115,9 +116,9 @@ def last_steps(space: pb.AddressSpace, sources: Sources, written: Sequence[bool]
         # Guards cannot be touched, which locking does at once: they are locked for when they are removed and touched.
         guarded = [guard for guard in guards if vma.start < guard[1] and guard[0] < vma.end]
         if guarded or vma.locked_on_fault:
-            yield _lock(vma.start, vma.end, MLOCK_ONFAULT)
+            yield _lock(vma, (vma.start, vma.end), MLOCK_ONFAULT)
         if not vma.locked_on_fault:
-            yield from (_lock(*piece, 0) for piece in subtract([(vma.start, vma.end)], guarded))
+            yield from (_lock(vma, piece, 0) for piece in subtract([(vma.start, vma.end)], guarded))
     if space.lock_future:
         yield Call(NR.mlockall, (space.lock_future,), 0, "locking what will be mapped in memory")
     yield layout(space, sources)
@@ -156,8 +157,14 @@ def _runs(table: pb.PageRuns) -> Iterator[tuple[int, int]]:
     return zip(table.starts, table.counts, strict=True)
 
 
-def _lock(start: int, end: int, flags: int) -> Call:
-    return Call(NR.mlock2, (start, end - start, flags), 0, f"locking {start:#x}-{end:#x} in memory")
+def _lock(vma: pb.Vma, piece: Range, flags: int) -> Call:
+    """Lock, which touches. What may not be touched, as guard pages after mlockall(2), or lies behind its file's end, is
+    locked all the same, and said to be no memory (mm/mlock.c, do_mlock and __mlock_posix_error_return).
+    """
+    start, end = piece
+    touchable = vma.prot and vma.kind == pb.Vma.ANONYMOUS
+    result = 0 if touchable else (lambda got: got in (0, -errno.ENOMEM))
+    return Call(NR.mlock2, (start, end - start, flags), result, f"locking {start:#x}-{end:#x} in memory")
 
 
 def _map(vma: pb.Vma, image: pb.Tree, sources: Sources, *, writable: bool) -> Iterator[Call]:

@@ -1,4 +1,4 @@
-/* Memory that is locked: at once, when it is touched, and what will be mapped later. */
+/* Memory that is locked: at once, when it is touched, what may not be touched, and what will be mapped later. */
 #include "ready.h"
 
 #ifndef MCL_ONFAULT
@@ -40,6 +40,9 @@ int main(void)
 		unavailable("mlock");
 	strcpy(now, "now");
 	strcpy(touched, "touched");
+	char *barred = map(), *behind = mmap(NULL, 4 * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, memfd_create("short", 0), 0);
+	if (mlock(barred, 4 * PAGE) || mprotect(barred, 4 * PAGE, PROT_NONE) || !mlock(behind, 4 * PAGE))
+		give_up("what may not be touched, and what is not there");
 	if (mlockall(MCL_FUTURE | MCL_ONFAULT))
 		give_up("mlockall");
 	map();
