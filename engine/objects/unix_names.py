@@ -205,7 +205,10 @@ class Named:
             raise RestoreFailed(f"datagrams came from {printable(name)}, which is not in the image")
 
     def queue_up(self, mine: dict[int, Description]) -> None:
-        """Connect those who wait to be accepted, in their order. Nothing may be accepted from then on."""
+        """Connect those who wait to be accepted, in their order, and shut what is shut and no connection's end.
+
+        Nothing may be accepted from then on.
+        """
         for number, listener in mine.items():
             for index in listener.unix.pending:
                 unix = mine[index].unix
@@ -215,11 +218,13 @@ class Named:
                     unix_paths.connect(client, self._at[number])
                     client.settimeout(None)
                     sockets.set_options(client, unix.options, OPTIONS)
-                    if unix.shut_read:
-                        client.shutdown(socket.SHUT_RD)
-                    if unix.shut_write:
-                        client.shutdown(socket.SHUT_WR)
+                    shut(client, unix)
                     self.opening.place(index, client.dup().detach())
+        for index, description in mine.items():
+            unix = description.unix
+            if (unix.shut_read or unix.shut_write) and not (unix.has_peer or unix.peer_gone or unix.is_pending):
+                with self.opening.socket(index) as sock:
+                    shut(sock, unix)
 
     def _bind(self, index: int, unix: UnixMessage, opener: Opener) -> socket.socket:
         sock = self._stack.enter_context(socket.socket(socket.AF_UNIX, unix.type))
@@ -292,3 +297,11 @@ def _clear(unix: UnixMessage, opener: Opener) -> None:
         raise RestoreFailed(f"the unix socket {printable(unix.name)} cannot be made again: {why[0]}", advice=why[1])
     with suppress(FileNotFoundError):
         opener.unlink(unix_paths.path_of(unix))
+
+
+def shut(sock: socket.socket, unix: UnixMessage) -> None:
+    """Shut the ways that were shut."""
+    if unix.shut_read:
+        sock.shutdown(socket.SHUT_RD)
+    if unix.shut_write:
+        sock.shutdown(socket.SHUT_WR)

@@ -403,8 +403,8 @@ def _finish_pair(opening: Opening, first: int, second: int) -> None:
         unix_queues.fill(near, other, opening.slots)
         sockets.set_options(near, one.options, OPTIONS)
         sockets.set_options(far, other.options, OPTIONS)
-        _shut(near, one)
-        _shut(far, other)
+        unix_names.shut(near, one)
+        unix_names.shut(far, other)
 
 
 def _open_widow(opening: Opening, index: int, named: unix_names.Named) -> None:
@@ -424,10 +424,3 @@ def _finish_widow(opening: Opening, index: int, far: socket.socket) -> None:
         sockets.set_options(near, unix.options, OPTIONS)
         if unix.reset:
             near.send(b"x")  # an end that is closed with unread data resets the other (net/unix/af_unix.c)
-
-
-def _shut(sock: socket.socket, unix: UnixMessage) -> None:
-    if unix.shut_read:
-        sock.shutdown(socket.SHUT_RD)
-    if unix.shut_write:
-        sock.shutdown(socket.SHUT_WR)
