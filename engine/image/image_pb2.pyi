@@ -1097,14 +1097,16 @@ class ProcFile(_message.Message):
 class Inotify(_message.Message):
     __slots__ = ("watches",)
     class Watch(_message.Message):
-        __slots__ = ("number", "mask", "path")
+        __slots__ = ("number", "mask", "path", "held")
         NUMBER_FIELD_NUMBER: _ClassVar[int]
         MASK_FIELD_NUMBER: _ClassVar[int]
         PATH_FIELD_NUMBER: _ClassVar[int]
+        HELD_FIELD_NUMBER: _ClassVar[int]
         number: int
         mask: int
         path: bytes
-        def __init__(self, number: _Optional[int] = ..., mask: _Optional[int] = ..., path: _Optional[bytes] = ...) -> None: ...
+        held: int
+        def __init__(self, number: _Optional[int] = ..., mask: _Optional[int] = ..., path: _Optional[bytes] = ..., held: _Optional[int] = ...) -> None: ...
     WATCHES_FIELD_NUMBER: _ClassVar[int]
     watches: _containers.RepeatedCompositeFieldContainer[Inotify.Watch]
     def __init__(self, watches: _Optional[_Iterable[_Union[Inotify.Watch, _Mapping]]] = ...) -> None: ...

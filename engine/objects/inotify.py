@@ -2,8 +2,10 @@
 
 Kept: every watch, under its number, with its mask. The kernel tells the file system and the inode of what is watched
 but no name (Documentation/filesystems/proc.rst, 3.8). A name is found by the file handle that it tells too, which takes
-CAP_DAC_READ_SEARCH, or by looking for the inode: in the directories that the tree's processes are in, have open, or
-were given as arguments, above these and below, `MOST` names at the most.
+CAP_DAC_READ_SEARCH, or by looking for the inode: first what the tree's processes are in, have open or mapped, were
+given as arguments or in their environment, and all directories above; then, on the file systems in question only, what
+lies below these, the nearest first, `MOST` names in each. What has no name any more is known by a descriptor that the
+tree has of it.
 
 Refused: watches for which no name is found, and events that have not been read: nobody can give these back. What
 happens to the files between the snapshot and the restore is not told.
@@ -17,21 +19,26 @@ import os
 import re
 import struct
 import termios
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from torpor import procfs
 from torpor.errors import Reason, RestoreFailed
 from torpor.image.image_pb2 import Description, Tree
 from torpor.image.image_pb2 import Inotify as InotifyMessage
 from torpor.objects.description import Describing, GrabbedDescriptors, Held, Kind, Opening, Problem, Seen, borrowed
+from torpor.objects.files import Directory, RegularFile
+from torpor.objects.memory_files import MemoryDescriptor
 from torpor.objects.opener import Opener, Openers
 from torpor.remote.sys import syscall
 from torpor.remote.x86_64 import NR
 
-MOST = 50_000
-"""Names that are looked at for all watches of a tree together."""
+MOST = 20_000
+"""Names that are looked at below each of the places where a watched one may be."""
+MOST_OF_ALL = 10 * MOST
 INOTIFY_IOC_SETNEXTWD = 0x40044900
 """_IOW('I', 0, __s32) (include/uapi/linux/inotify.h); kernels with CONFIG_CHECKPOINT_RESTORE."""
 IN_DONT_FOLLOW = 0x02000000
@@ -39,8 +46,13 @@ KEPT = 0xFFF | 0x04000000 | 0x80000000
 """IN_ALL_EVENTS, IN_EXCL_UNLINK, IN_ONESHOT: what a watch has of its own."""
 LAST_WATCH = (1 << 31) - 1
 
+_WATCHABLE = (RegularFile, Directory, MemoryDescriptor)
+"""Kinds of descriptions through which a watch can be added, and that are made before it."""
 Key = tuple[int, int]
 """Device and inode number."""
+
+_last: dict[Key, str] = {}
+"""Where what is watched was found last: in a series of saves it stays where it is, and is looked for once."""
 
 _WATCH = re.compile(
     rb"^inotify wd:([0-9a-f]+) ino:([0-9a-f]+) sdev:([0-9a-f]+) mask:([0-9a-f]+) .*?"
@@ -59,6 +71,8 @@ class Watch:
     handle: bytes
     """struct file_handle (name_to_handle_at(2))."""
     path: str = ""
+    held: Held[Any] | None = None
+    """What the tree has open of the same inode, where no name leads to it."""
 
 
 @dataclass
@@ -94,7 +108,7 @@ class Inotify(Kind[InotifyState]):
         if len(held.state.watches) != held.info.count(b"\ninotify wd:"):
             yield Problem("the kernel does not tell what it watches", "see CONFIG_EXPORTFS of this kernel")
         for watch in held.state.watches:
-            if not watch.path:
+            if not watch.path and watch.held is None:
                 yield Problem(
                     f"it watches inode {watch.key[1]} of device {os.major(watch.key[0])}:{os.minor(watch.key[0])}, for"
                     " which no name was found in or near the directories of the tree",
@@ -105,7 +119,9 @@ class Inotify(Kind[InotifyState]):
         """By name."""
         out.inotify.SetInParent()
         for watch in held.state.watches:
-            out.inotify.watches.add(number=watch.number, mask=watch.mask, path=os.fsencode(watch.path))
+            said = out.inotify.watches.add(number=watch.number, mask=watch.mask, path=os.fsencode(watch.path))
+            if watch.held is not None:
+                said.held = 1 + image.index_of(watch.held)
 
     def check(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
         """What is watched is there, and may be."""
@@ -114,12 +130,15 @@ class Inotify(Kind[InotifyState]):
             watches = description.inotify.watches
             numbers = [watch.number for watch in watches]
             sound = all(0 < number <= LAST_WATCH for number in numbers) and len(set(numbers)) == len(numbers)
-            if not sound or any(watch.mask & ~KEPT for watch in watches):
+            count = len(image.descriptions)
+            if not sound or any(watch.mask & ~KEPT or watch.held > count for watch in watches):
                 yield Reason("the image", "it holds watches that cannot be (inotify)")
                 continue
             fd = syscall(NR.inotify_init1, os.O_CLOEXEC)
             try:
                 for watch in watches:
+                    if watch.held:
+                        continue  # its descriptor is judged by its kind
                     try:
                         _add(fd, watch, openers.description(index))
                     except OSError as error:
@@ -133,7 +152,7 @@ class Inotify(Kind[InotifyState]):
         fd = syscall(NR.inotify_init1, os.O_CLOEXEC)
         try:
             for watch in description.inotify.watches:
-                _add_as(fd, watch, opening.opener)
+                _add_as(fd, watch, opening)
         except BaseException:
             os.close(fd)
             raise
@@ -152,13 +171,27 @@ def _look(tree: GrabbedDescriptors) -> None:
         held.state.looked = True
         held.state.watches = list(_parse(held.info))
     watches = [watch for held in mine for watch in held.state.watches]
-    near = _near(tree)
     for watch in watches:
-        watch.path = _by_handle(watch, tree.pids[0])
+        known = _last.get(watch.key, "")
+        watch.path = known if _key(known) == watch.key else ""
     missing = {watch.key for watch in watches if not watch.path}
-    found = _search(missing, near) if missing else {}
+    open_ones = {(held.stat.st_dev, held.stat.st_ino): held for held in tree.held if isinstance(held.kind, _WATCHABLE)}
+    near = _near(tree) if missing else []
+    found = _meet(near, missing)
+    for watch in watches:
+        if watch.key in missing - found.keys() and (path := _by_handle(watch, tree.pids[0], set(near))):
+            found[watch.key] = path
+    # What has lost its name is nowhere to be found.
+    lost = {key for key in missing - found.keys() if key in open_ones and not open_ones[key].stat.st_nlink}
+    found |= _search(missing - found.keys() - lost, near)
     for watch in watches:
         watch.path = watch.path or found.get(watch.key, "")
+        if watch.path:
+            if len(_last) >= MOST:
+                _last.clear()
+            _last[watch.key] = watch.path
+        else:
+            watch.held = open_ones.get(watch.key)
 
 
 def _parse(info: bytes) -> Iterator[Watch]:
@@ -170,26 +203,39 @@ def _parse(info: bytes) -> Iterator[Watch]:
         yield Watch(number, mask, key, struct.pack("=Ii", len(content), kind) + content)
 
 
-def _by_handle(watch: Watch, pid: int) -> str:
-    """The name by the file handle; empty where this user may not ask, or it has none that leads there."""
+def _by_handle(watch: Watch, pid: int, near: Collection[str]) -> str:
+    """The name by the file handle; empty where this user may not ask, or it has none that leads there.
+
+    Of several, as one file system may be mounted in several places, one below where the tree has to do.
+    """
     device = f"{os.major(watch.key[0])}:{os.minor(watch.key[0])}"
+    found: list[str] = []
     with suppress(OSError):
         for line in Path(f"/proc/{pid}/mountinfo").read_text().splitlines():
-            number, _, numbers, _, point, *_ = line.split()
-            if numbers != device or not number:
-                continue
-            mount = os.open(re.sub(r"\\(\d{3})", lambda m: chr(int(m[1], 8)), point), os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                fd = syscall(NR.open_by_handle_at, mount, watch.handle, os.O_PATH | os.O_CLOEXEC)
-            finally:
-                os.close(mount)
-            try:
-                path = os.readlink(f"/proc/self/fd/{fd}")
-            finally:
-                os.close(fd)
-            if _key(path) == watch.key:
-                return path
-    return ""
+            _, _, numbers, _, point, *_ = line.split()
+            if numbers == device:
+                found += _by_mount(watch, re.sub(r"\\(\d{3})", lambda m: chr(int(m[1], 8)), point))
+    nearest = (path for path in found if any(str(parent) in near for parent in Path(path).parents[:-1]))
+    return next(nearest, next(iter(found), ""))
+
+
+def _by_mount(watch: Watch, point: str) -> Iterator[str]:
+    try:
+        mount = os.open(point, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:  # covered by another mount, or not for this user
+        return
+    try:
+        fd = syscall(NR.open_by_handle_at, mount, watch.handle, os.O_PATH | os.O_CLOEXEC)
+    except OSError:
+        return
+    finally:
+        os.close(mount)
+    try:
+        path = os.readlink(f"/proc/self/fd/{fd}")
+    finally:
+        os.close(fd)
+    if _key(path) == watch.key:
+        yield path
 
 
 def _key(path: str) -> Key | None:
@@ -201,50 +247,66 @@ def _key(path: str) -> Key | None:
 
 
 def _near(tree: GrabbedDescriptors) -> list[str]:
-    """Where to look: directories, and files, that the tree has something to do with."""
+    """Where to look: directories, and files, that the tree has something to do with, and those above them."""
     found: dict[str, None] = {}
     for pid in tree.pids:
         with suppress(OSError):
             here = os.readlink(f"/proc/{pid}/cwd")
             found[here] = None
             for word in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[1:]:
-                if word and len(word) < 4096:
-                    found[os.path.normpath(os.path.join(here, os.fsdecode(word)))] = None
+                for part in {word, word.rpartition(b"=")[2]}:  # --directory=PATH
+                    if part and len(part) < 4096:
+                        found[os.path.normpath(os.path.join(here, os.fsdecode(part)))] = None
     for held in tree.held:
         if held.link.startswith("/") and not held.link.startswith(("/dev/", "/proc/")):
             found[held.link] = None
             found[os.path.dirname(held.link)] = None
+    for pid in tree.pids:
+        with suppress(OSError):
+            for mapping in procfs.mappings(pid):
+                if mapping.name.startswith(b"/"):
+                    found[os.path.dirname(os.fsdecode(mapping.name))] = None
+            for setting in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+                for value in setting.partition(b"=")[2].split(b":"):
+                    if value.startswith(b"/") and len(value) < 4096:
+                        found[os.path.normpath(os.fsdecode(value))] = None
     above = (str(parent) for path in list(found) for parent in Path(path).parents)
     return [path for path in found if path != "/"] + sorted(set(above), key=len, reverse=True)
 
 
-def _search(wanted: set[Key], near: Iterable[str]) -> dict[Key, str]:
-    """Names of inodes: first the paths themselves, then what is below them, the nearest first."""
+def _meet(paths: Iterable[str], wanted: Set[Key]) -> dict[Key, str]:
+    """Those of some paths that lead to what is wanted."""
     found: dict[Key, str] = {}
-
-    def meet(path: str) -> None:
+    for path in paths if wanted else ():
         if (key := _key(path)) in wanted and key is not None:
             found.setdefault(key, path)
+    return found
 
-    roots = list(near)
-    for path in roots:
-        meet(path)
+
+def _search(wanted: Set[Key], near: Iterable[str]) -> dict[Key, str]:
+    """Names of inodes below some paths, the nearest first, on the file systems that they lie on."""
+    found: dict[Key, str] = {}
     inodes = {inode for _, inode in wanted}
-    left, seen = MOST, set[str]()
-    for root in roots:
-        level = [root]
-        while level and left > 0 and len(found) < len(wanted):
-            below = []
+    devices = {device for device, _ in wanted}
+    seen = set[str]()
+    left = MOST_OF_ALL
+    for root in near if wanted else ():
+        level, until = [root], left - MOST
+        while level and left > max(until, 0) and len(found) < len(wanted):
+            below: list[str] = []
             for directory in level:
-                if directory in seen or left <= 0:
+                if directory in seen or left <= max(until, 0):
                     continue
                 seen.add(directory)
                 with suppress(OSError), os.scandir(directory) as entries:
                     for entry in entries:
                         left -= 1
-                        if entry.inode() in inodes or entry.is_dir(follow_symlinks=False):
-                            meet(entry.path)
-                        if entry.is_dir(follow_symlinks=False):
+                        is_directory = entry.is_dir(follow_symlinks=False)
+                        key = _key(entry.path) if is_directory or entry.inode() in inodes else None
+                        if key is not None and key in wanted:
+                            found.setdefault(key, entry.path)
+                        # Another file system may be mounted there, and below it this one once more: few do that.
+                        if is_directory and key is not None and key[0] in devices:
                             below.append(entry.path)
             level = below
     return found
@@ -262,15 +324,20 @@ def _add(fd: int, watch: InotifyMessage.Watch, opener: Opener) -> int:
         os.close(found)
 
 
-def _add_as(fd: int, watch: InotifyMessage.Watch, opener: Opener) -> None:
+def _add_as(fd: int, watch: InotifyMessage.Watch, opening: Opening) -> None:
     """Add a watch under its number: the kernel gives numbers in turn, or the one that it was told is the next."""
     try:
         fcntl.ioctl(fd, INOTIFY_IOC_SETNEXTWD, watch.number)
     except OSError as error:
         if error.errno != errno.ENOTTY:
             raise
-    if (got := _add(fd, watch, opener)) != watch.number:
+    if watch.held:
+        name = b"/proc/self/fd/%d\0" % opening.slots[watch.held - 1]
+        got = opening.opener.call(NR.inotify_add_watch, fd, name, watch.mask)
+    else:
+        got = _add(fd, watch, opening.opener)
+    if got != watch.number:
         raise RestoreFailed(
-            f"the watch on {os.fsdecode(watch.path)} had the number {watch.number} and got {got}",
+            f"the watch on {os.fsdecode(watch.path) or 'what has no name'} had the number {watch.number} and got {got}",
             advice="use a kernel with CONFIG_CHECKPOINT_RESTORE",
         )
