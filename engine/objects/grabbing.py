@@ -195,7 +195,7 @@ def _description(
     held.state = held.kind.grab(held, pidfd, content=known.tree.content)
     if not known.tree.content:
         name = str(holder.fd)
-        if _read(name, infos).split(b"\n", 4)[2:4] != identity or os.readlink(name, dir_fd=table) != seen.link:
+        if _read(name, infos).split(b"\n", 4)[2:4] != identity or _link(name, table) != seen.link:
             raise FileNotFoundError(name)
     bucket.insert(place, held)
     known.tree.held.append(held)
@@ -218,12 +218,22 @@ def _read(name: str, directory: int) -> bytes:
 
 
 def _look(name: str, table: int, pidfd: int) -> Seen:
-    link = os.readlink(name, dir_fd=table)
+    link = _link(name, table)
     status = os.stat(name, dir_fd=table)
     if not link.startswith("socket:["):
         return Seen(link, status, None)
     with borrowed(pidfd, int(name)) as copy:
         return Seen(link, status, family_of(copy))
+
+
+def _link(name: str, table: int) -> str:
+    """What a descriptor leads to; empty where that is a path longer than the kernel tells (fs/proc/base.c)."""
+    try:
+        return os.readlink(name, dir_fd=table)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        return ""
 
 
 def _kind(kinds: Kinds, seen: Seen, flags: int) -> Kind[Any]:

@@ -96,6 +96,8 @@ class Unkept(Kind[Family | None]):
 
 def _problem(held: Held[Family | None]) -> Problem:
     mode = held.stat.st_mode
+    if not held.link:
+        return Problem("its path is longer than the kernel tells (4096 bytes)", "move it to a shorter one")
     if stat.S_ISBLK(mode):
         return Problem("a block device is open", CLOSE)
     if stat.S_ISCHR(mode):

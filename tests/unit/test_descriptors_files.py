@@ -237,3 +237,19 @@ def test_a_file_system_that_is_not_mounted_is_named(tmp_path: Path) -> None:
     (tmp_path / "scratch/run").mkdir(parents=True)
     (tmp_path / "scratch/run/output").touch()
     assert list(mounts.check(image)) == []
+
+
+def test_a_path_that_is_too_long_to_be_told_is_refused(acting: Acting) -> None:
+    def body(tmp: Path) -> None:
+        code = """
+here = os.open(".", os.O_RDONLY)
+for _ in range(20):
+    os.mkdir("n" * 250); os.chdir("n" * 250)
+f = os.open("file", os.O_CREAT | os.O_RDWR); os.fchdir(here); ready(); wait()
+"""
+        with holder(code, cwd=tmp) as tree:
+            tree.ready()
+            (reason,) = tree.survey()
+        assert "its path is longer than the kernel tells" in str(reason)
+
+    acting(body)
