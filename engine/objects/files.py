@@ -29,7 +29,7 @@ from typing import Any
 
 from torpor.errors import Reason, RestoreFailed
 from torpor.image.image_pb2 import Description, Tree
-from torpor.objects import bundle, contents, folders
+from torpor.objects import bundle, contents, folders, searching
 from torpor.objects.contents import Change
 from torpor.objects.description import (
     KEPT_AT_OPEN,
@@ -227,8 +227,15 @@ def _begins(fd: int, with_: bytes) -> bool:
 def _judge_name(held: Held[Any], tree: GrabbedDescriptors) -> Iterator[Problem]:
     held.link = lasting_name(held.link, held.stat)
     why = why_not_by_name(held)
-    if held.stat.st_nlink == 0 or (why and held.link.endswith(DELETED)):
+    if why and held.stat.st_nlink and held.link.endswith(DELETED):  # it has another name, in another directory
+        key = held.stat.st_dev, held.stat.st_ino
+        held.link = searching.find([key], tree).get(key, held.link)
+        why = why_not_by_name(held)
+    if held.stat.st_nlink == 0:
         yield Problem("it has no name any more, and its content is not kept", "close it, or give it a name")
+    elif why and held.link.endswith(DELETED):
+        lost = "it has lost this name, and none of its others was found in or near the directories of the tree"
+        yield Problem(lost, "link it into the directory where it was")
     elif tree.small and tree.small.find(held.stat.st_dev, held.stat.st_ino) and not os.path.lexists(held.link):
         return  # it was removed during the checkpoint, and what it held was taken before
     elif why and tree.content:

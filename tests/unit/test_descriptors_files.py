@@ -208,6 +208,23 @@ def test_a_file_that_lost_its_name_is_kept_by_another_one(acting: Acting) -> Non
     acting(body)
 
 
+def test_a_file_that_was_moved_by_a_link_is_found_in_another_directory(acting: Acting) -> None:
+    def body(tmp: Path) -> None:
+        code = """
+os.makedirs("work"); os.makedirs("done/well"); os.chdir("work")
+f = os.open("x", os.O_CREAT | os.O_RDWR); os.link("x", "../done/well/y"); os.unlink("x")
+ready(f=f); wait()
+"""
+        with holder(code, cwd=tmp) as tree:
+            f = tree.ready()["f"]
+            assert tree.survey() == []
+            image = tree.dump()
+        with opened(image) as woken:
+            assert os.path.samestat(os.fstat(woken(f)), os.stat(tmp / "done/well/y"))
+
+    acting(body)
+
+
 def test_what_was_changed_is_refused_but_may_be_taken_as_it_is(acting: Acting) -> None:
     def body(tmp: Path) -> None:
         (tmp / "input").write_bytes(b"0123456789")
