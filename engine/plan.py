@@ -255,6 +255,7 @@ def _build(plan: ProcessPlan, process: pb.Process, image: pb.Tree, here: Here, h
     build = plan.build
     member = plan.member
     build += _join(member)
+    build += credentials.widening(here.rights)
     written = address_space.with_pages(process.memory)
     build += address_space.steps(process, image, held.sources, here.vdso, window, written)
     build += map(threads.birth, process.threads[1:])

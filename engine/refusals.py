@@ -77,6 +77,7 @@ def refuse(
         for process in living(image):
             reasons += credentials.check(name_of(process), process.credentials)
             reasons += vdso.check(name_of(process), process, vdso.host())
+            reasons += address_space.check_limits(name_of(process), process.memory)
         reasons += address_space.check_commitment(image)
         reasons += filters.check(image)
         reasons += mounts.check(image)

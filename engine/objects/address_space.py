@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import errno
 import mmap
+import os
+import resource
 import struct
 from array import array
 from bisect import bisect_right
@@ -74,6 +76,26 @@ def check(name: str, space: pb.AddressSpace) -> None:
         raise ImageDamaged(f"{name}: its list of guard regions has columns that differ in length")
     if not len(table.starts) == len(table.counts) == len(table.blocks):
         raise ImageDamaged(f"{name}: its page table's columns differ in length")
+
+
+def check_limits(name: str, space: pb.AddressSpace) -> Iterator[Reason]:
+    """Say which limits of this process, and of the host, the mappings of another would be over."""
+    data = [v for v in space.vmas if v.kind in vmas.PRIVATE and v.prot & mmap.PROT_WRITE and not v.grows_down]
+    locked = [vma for vma in space.vmas if vma.locked and os.geteuid()]
+    for number, option, what, found in (
+        (resource.RLIMIT_AS, "v", "all of its memory", space.vmas),
+        (resource.RLIMIT_DATA, "d", "its private memory", data),
+        (resource.RLIMIT_MEMLOCK, "l", "its locked memory", locked),
+    ):
+        hard = resource.getrlimit(number)[1]
+        size = sum(vma.end - vma.start for vma in found)
+        if size > hard != resource.RLIM_INFINITY:
+            why = f"{what} is {size >> 10} KiB, and this process may have {hard >> 10} KiB"
+            yield Reason(name, why, f"raise the hard limit (ulimit -H{option})")
+    most = int(procfs.read("/proc/sys/vm/max_map_count"))
+    if len(space.vmas) > most:
+        why = f"it has {len(space.vmas)} mappings, and this host allows {most}"
+        yield Reason(name, why, "raise vm.max_map_count there")
 
 
 def check_commitment(image: pb.Tree) -> Iterator[Reason]:

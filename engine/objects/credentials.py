@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -77,6 +78,9 @@ def refuse(name: str, status: Mapping[bytes, bytes]) -> list[Reason]:
         users = ", ".join(map(str, sorted(uids)))
         reasons.append(Reason(name, f"it runs with the user ids {users}", "only root can keep such a tree"))
     return reasons
+
+
+OF_MEMORY = (resource.RLIMIT_AS, resource.RLIMIT_DATA, resource.RLIMIT_MEMLOCK)
 
 
 def describe(asked: int, replies: Replies, status: Mapping[bytes, bytes], limits: bytes, image: pb.Process) -> None:
@@ -172,6 +176,15 @@ def _set_capabilities(effective: int, permitted: int, inheritable: int, words: s
     header = struct.pack("<Ii", _CAPABILITY_VERSION_3, 0)
     halves = [value >> shift & 0xFFFFFFFF for shift in (0, 32) for value in (effective, permitted, inheritable)]
     return Call(NR.capset, (header, struct.pack("<6I", *halves)), 0, words)
+
+
+def widening(rights: Rights) -> Iterator[Call]:
+    """Raise the limits of memory as far as the restorer may, until `limit_steps` sets the process's own: with the
+    restorer's it might not be built."""
+    for number in OF_MEMORY:
+        content = struct.pack("<QQ", rights.hard_limits[number], rights.hard_limits[number])
+        words = f"widening the limit {LIMIT_NAMES[number].decode()}"
+        yield Call(NR.prlimit64, (0, number, content, 0), 0, words)
 
 
 def limit_steps(process: pb.Process, rights: Rights) -> Iterator[Call]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -323,3 +324,24 @@ def test_memory_with_a_name_goes_back_to_what_it_was(stage: Stage, actor: Actor,
         subject.judged()
         assert job.status() == 0
         assert not path.exists()
+
+
+def test_a_tree_is_not_built_with_the_limits_of_its_restorer(stage: Stage, root: Actor) -> None:
+    """What a process had mapped may be more than the restorer's own limits let it map."""
+    with stage.play(HERE / "c" / "dev_zero.c", root) as subject:
+        subject.wait_ready()
+        snapshot = stage.driver(root).checkpoint(subject.pid, subject.directory / "store", "kill")
+        subject.wait_gone([subject.pid])
+        driver = stage.driver(root).process.pid
+        soft, hard = resource.prlimit(driver, resource.RLIMIT_AS)
+        if hard != resource.RLIM_INFINITY:
+            pytest.skip("the address space is limited here")
+        resource.prlimit(driver, resource.RLIMIT_AS, (32 << 30, hard))
+        try:
+            job = restored(stage, subject, snapshot)
+        finally:
+            resource.prlimit(driver, resource.RLIMIT_AS, (soft, hard))
+        assert resource.prlimit(subject.root(), resource.RLIMIT_AS) == (soft, hard)
+        subject.go()
+        subject.judged()
+        assert job.status() == 0

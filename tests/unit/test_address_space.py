@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import struct
 from array import array
 from itertools import pairwise
@@ -167,3 +168,27 @@ def test_a_host_that_promises_no_more_than_it_has(monkeypatch: pytest.MonkeyPatc
         found = list(address_space.check_commitment(image))
         assert len(found) == reasons
     assert "2 MiB; the tree has mapped 9 MiB" in str(found[0])
+
+
+def test_limits_that_are_too_low_are_told_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = dict.fromkeys((resource.RLIMIT_AS, resource.RLIMIT_DATA, resource.RLIMIT_MEMLOCK), resource.RLIM_INFINITY)
+    monkeypatch.setattr(resource, "getrlimit", lambda number: (0, limits[number]))
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    space = space_of((1 << 20, 9 << 20), (16 << 20, 17 << 20))
+    space.vmas[0].prot = 3
+    space.vmas[1].locked = True
+    assert list(address_space.check_limits("it", space)) == []
+    for number, size, option in (
+        (resource.RLIMIT_AS, 9 << 20, "-Hv"),
+        (resource.RLIMIT_DATA, 8 << 20, "-Hd"),
+        (resource.RLIMIT_MEMLOCK, 1 << 20, "-Hl"),
+    ):
+        limits[number] = size
+        assert list(address_space.check_limits("it", space)) == []
+        limits[number] = size - 1
+        (reason,) = address_space.check_limits("it", space)
+        assert option in reason.advice
+        limits[number] = resource.RLIM_INFINITY
+    monkeypatch.setattr(procfs, "read", lambda path: b"1\n")
+    (reason,) = address_space.check_limits("it", space)
+    assert "2 mappings, and this host allows 1" in reason.why
