@@ -117,6 +117,11 @@ def is_in_shm(mapping: Mapping) -> bool:
     return mapping.name.startswith(_SHM) and not vmas.is_deleted(mapping)
 
 
+def _may_be_cut(mapping: Mapping) -> bool:
+    """Whether it may be mapped beyond its end: what never had a descriptor is as long as it was made."""
+    return not sysv.is_segment(mapping) and kind_of(mapping.name)[0] != pb.SharedMemory.ANONYMOUS
+
+
 def key_of(mapping: Mapping) -> Key:
     """The identity of what is mapped. The number of a System V segment may be an inode's too."""
     if sysv.is_segment(mapping):
@@ -177,11 +182,13 @@ class SharedMemory:
             if segment.whole or not new:
                 continue
             tmpfs = _tmpfs(pid) if tmpfs is None else tmpfs
-            segment.size = max(segment.size, end)
             segment.seen = union([*segment.seen, *new])
             if device_of(mapping) in tmpfs and not _is_swapping():
                 new = intersection(list(_there(mapping, ask)), new)
-            _read_mapped(pid, mapping, new, segment.room(new))
+            complete = _read_mapped(pid, mapping, new, segment.room(new))
+            if _may_be_cut(mapping) and not (complete and new and new[-1][1] == end):
+                end += memory.readable_end(pid, mapping.start, mapping.end) - mapping.end
+            segment.size = max(segment.size, end)
 
     def _note_private(self, mapping: Mapping) -> None:
         """Copy a file of /dev/shm that is mapped privately: what is not written there is the file's."""
@@ -310,15 +317,14 @@ def _there(mapping: Mapping, ask: Callable[[Batch], Replies]) -> Iterator[Range]
             yield offset + run.start() * PAGE, offset + run.end() * PAGE
 
 
-def _read_mapped(pid: int, mapping: Mapping, runs: Sequence[Range], view: memoryview) -> None:
-    """Read ranges of offsets of a mapping.
-
-    What lies behind the end of a file that is mapped larger than it is stays zero (SIGBUS for the tree).
-    """
+def _read_mapped(pid: int, mapping: Mapping, runs: Sequence[Range], view: memoryview) -> bool:
+    """Read ranges of offsets of a mapping; whether they all lie before the end of its file, behind which a touch gives
+    the tree SIGBUS."""
     places = [(mapping.start + start - mapping.offset, end - start) for start, end in runs]
     for read in (memory.read_ranges, memory.read_protected):  # the process itself may not be allowed to read it
         try:
-            return read(pid, places, view)
+            read(pid, places, view)
+            return True
         except OSError as error:
             if error.errno not in (errno.EFAULT, errno.EIO):
                 raise
@@ -329,7 +335,7 @@ def _read_mapped(pid: int, mapping: Mapping, runs: Sequence[Range], view: memory
         if upto > 0:
             memory.read_protected(pid, [(address, upto)], view[position : position + upto])
         position += size
-    return None
+    return False
 
 
 # Restore
