@@ -24,6 +24,8 @@ MAX_WRITE: Final = 0x7FFFF000  # the most that one call transfers, write(2), NOT
 MAX_PIECES: Final = os.sysconf("SC_IOV_MAX")
 LOCK_PATIENCE: Final = 60.0
 """Seconds that a saver or reader waits for a prune to end."""
+GATE_PATIENCE: Final = 5.0
+"""Seconds that a prune waits for savers and readers to end. Those that come meanwhile wait behind it."""
 
 _NO_FLOCK: Final = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL}
 _ADVICE: Final = {
@@ -177,6 +179,7 @@ def mount_locks_locally(line: str) -> bool:
 def lock_shared(root: int, store: str) -> int | None:
     """Take the store's lock with other savers and readers; None where flock does not work.
 
+    On the way it passes through the gate, which a prune that waits for its turn holds shut.
     Raises StoreError when a prune holds the lock for more than `LOCK_PATIENCE` seconds.
     """
     flags = os.O_NOFOLLOW | os.O_CLOEXEC
@@ -193,7 +196,8 @@ def lock_shared(root: int, store: str) -> int | None:
     pause = 0.001
     while True:
         try:
-            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            with _through_gate(root, fcntl.LOCK_SH):
+                fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
             return fd
         except BlockingIOError:
             if time.monotonic() > deadline:
@@ -211,8 +215,29 @@ def lock_shared(root: int, store: str) -> int | None:
             raise
 
 
-def lock_exclusive(root: int, store: str) -> int:
-    """Take the store's lock alone, at once or not at all. Raises StoreError: busy, or locks do not work."""
+@contextlib.contextmanager
+def _through_gate(root: int, how: int) -> Iterator[None]:
+    """Hold the gate in the block. Raises BlockingIOError: it is shut. Where it cannot be had there is none."""
+    try:
+        gate = os.open("gate", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=root)
+    except OSError as error:
+        if error.errno not in (errno.EROFS, errno.EACCES):
+            raise
+        yield  # a store that is only read has no prune
+        return
+    try:
+        fcntl.flock(gate, how | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(gate)
+
+
+def lock_exclusive(root: int, store: str, patience: float) -> int:
+    """Take the store's lock alone. Raises StoreError: busy, or locks do not work.
+
+    Others may hold it without end, each a little later than the one before. With `patience`, in seconds, it waits for
+    those that hold it now, and keeps the gate shut meanwhile; with 0 it takes the lock at once or not at all.
+    """
     fd = os.open("lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=root)
     try:
         if _locks_within_host(fd):
@@ -220,7 +245,7 @@ def lock_exclusive(root: int, store: str) -> int:
                 f"store {store}: its file system is mounted so that locks are not seen by other hosts",
                 advice="no pack is removed there; mount it with the server's locks (local_lock=none, flock)",
             )
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _in_turn(root, fd, patience)
     except BlockingIOError:
         os.close(fd)
         raise StoreError(
@@ -241,11 +266,32 @@ def lock_exclusive(root: int, store: str) -> int:
     return fd
 
 
+def _in_turn(root: int, fd: int, patience: float) -> None:
+    """Take a lock alone. Raises BlockingIOError: others have it still, after `patience` seconds."""
+    deadline = time.monotonic() + patience
+    if not patience:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return
+    while True:
+        with contextlib.suppress(BlockingIOError), _through_gate(root, fcntl.LOCK_EX):
+            while True:
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    return
+                except BlockingIOError:
+                    if time.monotonic() > deadline:
+                        break
+                    time.sleep(0.001)
+        if time.monotonic() > deadline:
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        time.sleep(0.001)
+
+
 class Place:
     """An open store: its folders and its lock, for the life of one reader, writer or prune."""
 
-    def __init__(self, path: str, *, create: bool = False, exclusive: bool = False) -> None:
-        """Open the store at `path`, and make it first when `create` is set.
+    def __init__(self, path: str, *, create: bool = False, exclusive: bool = False, patience: float = 0) -> None:
+        """Open the store at `path`, and make it first when `create` is set; `patience` is for the exclusive lock.
 
         Raises FileNotFoundError when there is no store, NotPermitted when it is not this user's alone, and
         StoreError for everything else.
@@ -260,7 +306,7 @@ class Place:
             check_owner(self.root, path)
             self.snapshots = self._folder("snapshots", create)
             self.packs = self._folder("packs", create)
-            self._lock = lock_exclusive(self.root, path) if exclusive else lock_shared(self.root, path)
+            self._lock = lock_exclusive(self.root, path, patience) if exclusive else lock_shared(self.root, path)
         except OSError as error:
             self.close()
             if error.errno == errno.ENOENT and not create:

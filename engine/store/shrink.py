@@ -74,18 +74,18 @@ class _Named:
                 mine[number].extents.add(start, end)
 
 
-def shrink(path: str, packs: Collection[str], gone: Collection[str], *, dry_run: bool) -> Shrunk:
+def shrink(path: str, packs: Collection[str], gone: Collection[str], *, dry_run: bool, patience: float) -> Shrunk:
     """Punch holes in `packs` of the store at `path` where no snapshot, but for those in `gone`, names a block.
 
     The tables are read with the lock shared, since that may take long where there are many: savers do not wait for
-    it. Those that were published meanwhile are read when the lock is held alone. Raises NotPermitted and StoreError,
-    above all when the store is busy, and OSError.
+    it. Those that were published meanwhile are read when the lock is held alone, for which it waits up to `patience`
+    seconds. Raises NotPermitted and StoreError, above all when the store is busy, and OSError.
     """
     named = _Named(packs, gone)
     try:
         with closing(Place(path)) as place:
             named.read(place)
-        with closing(Place(path, exclusive=True)) as place:
+        with closing(Place(path, exclusive=True, patience=patience)) as place:
             named.read(place)
             if not dry_run:
                 for snapshot in named.unfinished:

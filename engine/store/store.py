@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from ..errors import ImageDamaged, NotFound, NotPermitted, Reason, StoreError
 from .collect import PINNED, PruneReport, collect, look, named_packs, unlink_snapshot
-from .files import DIRECTORY, Place, store_error, told
+from .files import DIRECTORY, GATE_PATIENCE, Place, store_error, told
 from .holes import held
 from .known import KnownBlocks, snapshot_ids
 from .manifest import ID, SnapshotInfo, open_manifest, read_manifest
@@ -227,14 +227,14 @@ class Store:
             self._changed -= changed
         return report
 
-    def _shrink(self, report: PruneReport, packs: Collection[str]) -> PruneReport:
+    def _shrink(self, report: PruneReport, packs: Collection[str], patience: float = 0) -> PruneReport:
         """Free the blocks in `packs` that no snapshot needs besides those that are gone, or are to go."""
         if not packs:
             return report
         try:
             with told(self.path, "cannot free unneeded blocks"):
                 gone = {info.id for info in report.snapshots}
-                shrunk = shrink(self.path, packs, gone, dry_run=report.dry_run)
+                shrunk = shrink(self.path, packs, gone, dry_run=report.dry_run, patience=patience)
         except StoreError as error:
             return replace(report, kept=str(error), in_use=True)
         return replace(report, shrunk=shrunk.packs, freed=report.freed + shrunk.freed, kept=shrunk.kept)
@@ -291,13 +291,14 @@ class Store:
         """Remove all but the newest `keep_last` snapshots and those that are pinned, and what no snapshot needs.
 
         With `kind` or `tags` only the snapshots that have them are counted and removed; one that is damaged or
-        pinned is neither. A manifest that cannot be read keeps every pack. Raises NotPermitted and StoreError, above
-        all when the store is busy.
+        pinned is neither. A manifest that cannot be read keeps every pack. It waits for savers and readers that are at
+        work, and those that come meanwhile wait for it. Raises NotPermitted and StoreError, above all when the store
+        stays busy.
         """
         if keep_last < 0:
             raise ValueError("keep_last is a number of snapshots")
         try:
-            place = Place(self.path, exclusive=True)
+            place = Place(self.path, exclusive=True, patience=GATE_PATIENCE)
         except FileNotFoundError:
             return PruneReport(dry_run=dry_run)
         try:
@@ -312,7 +313,7 @@ class Store:
                 report, packs = collect(place, counted[: max(0, len(counted) - keep_last)], dry_run=dry_run)
         finally:
             place.close()
-        return self._shrink(report, packs)
+        return self._shrink(report, packs, GATE_PATIENCE)
 
 
 def _is_pinned(place: Place, snapshot: str) -> bool:

@@ -50,10 +50,10 @@ def check(store: Store, *expected: str) -> None:
 
 
 def only_what_is_needed(store: Store) -> bool:
-    """Tell whether the store has no file but its lock, manifests and the packs that they name."""
+    """Tell whether the store has no file but its locks, manifests and the packs that they name."""
     infos = store.snapshots()
     needed = {f"packs/{pack}.pack" for info in infos for pack in info.packs}
-    needed |= {f"snapshots/{info.id}/manifest" for info in infos} | {"lock"}
+    needed |= {f"snapshots/{info.id}/manifest" for info in infos} | {"gate", "lock"}
     root = Path(store.path)
     return needed == {str(path.relative_to(root)) for path in root.rglob("*") if not path.is_dir()}
 

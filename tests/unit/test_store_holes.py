@@ -176,14 +176,14 @@ def test_what_is_published_between_the_looks_keeps_its_blocks(store: Store, monk
     save(store, 7)
     savers = []
 
-    def hooked(path: str, *, exclusive: bool = False) -> files.Place:
+    def hooked(path: str, *, exclusive: bool = False, patience: float = 0) -> files.Place:
         if exclusive:
             savers[0].publish(bytes((2, 7)), "a test")
         else:
             savers.append(store.writer("tree", known=before))
             savers[0].adopt(rows)
             assert Store(path).remove(second.id).in_use
-        return files.Place(path, exclusive=exclusive)
+        return files.Place(path, exclusive=exclusive, patience=patience)
 
     monkeypatch.setattr(shrink, "Place", hooked)
     assert store.remove(first.id).shrunk == (first.id,)
@@ -195,10 +195,10 @@ def test_a_reader_between_the_looks_is_not_waited_for(store: Store, monkeypatch:
     first, second = mixed(store)
     readers = []
 
-    def hooked(path: str, *, exclusive: bool = False) -> files.Place:
+    def hooked(path: str, *, exclusive: bool = False, patience: float = 0) -> files.Place:
         if exclusive:
             readers.append(store.open(second))
-        return files.Place(path, exclusive=exclusive)
+        return files.Place(path, exclusive=exclusive, patience=patience)
 
     monkeypatch.setattr(shrink, "Place", hooked)
     report = store.remove(first.id)

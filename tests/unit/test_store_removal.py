@@ -5,8 +5,11 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -38,7 +41,7 @@ def test_removing_any_snapshot_leaves_the_others_whole(store: Store) -> None:
     assert report.packs == ()  # the first pack has block two, which the second snapshot needs
     report = store.remove(second.id)
     assert set(report.packs) == {first.id, second.id}
-    assert files_of(store) == ["lock"]
+    assert files_of(store) == ["gate", "lock"]
 
 
 def test_prune_says_what_it_will_do_and_does_it(store: Store) -> None:
@@ -75,7 +78,7 @@ def test_what_is_pinned_stays(store: Store) -> None:
     assert store.prune(1).snapshots == (first,)
     store.pin(third.id)
     store.remove(third.id)
-    assert files_of(store) == ["lock"]
+    assert files_of(store) == ["gate", "lock"]
     for id in (first.id, "..", ""):
         with pytest.raises(NotFound):
             store.pin(id)
@@ -90,7 +93,7 @@ def test_an_unreadable_manifest_keeps_every_pack(store: Store) -> None:
     assert infos[0].id in report.kept
     assert len(os.listdir(os.path.join(store.path, "packs"))) == 3
     assert store.remove(infos[0].id).packs == tuple(info.id for info in infos)
-    assert files_of(store) == ["lock"]
+    assert files_of(store) == ["gate", "lock"]
 
 
 @pytest.fixture
@@ -100,7 +103,10 @@ def other_open_store(store: Store) -> Iterator[Store]:
     yield Store(store.path)
 
 
-def test_prune_and_removal_of_packs_wait_for_no_one(other_open_store: Store) -> None:
+def test_prune_and_removal_of_packs_take_nothing_that_is_in_use(
+    other_open_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torpor.store.store.GATE_PATIENCE", 0)
     store = other_open_store
     with store.writer("tree") as saver:
         saver.add_blocks(memoryview(b"abc"), [3])
@@ -117,7 +123,7 @@ def test_prune_and_removal_of_packs_wait_for_no_one(other_open_store: Store) -> 
         assert store.snapshots() == []
         assert reader.read_block(0) == b"abc", "an open snapshot stays whole"
     assert len(store.prune(0).packs) == 2
-    assert files_of(store) == ["lock"]
+    assert files_of(store) == ["gate", "lock"]
 
 
 def test_a_saver_waits_for_a_prune_with_bounds(other_open_store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,3 +176,36 @@ def test_many_are_discarded_with_one_look_at_the_packs(store: Store) -> None:
     assert store.discard(infos[:1]).packs == ()  # gone already
     assert store.verify() == []
     assert Store(Path(store.path) / "none").ids() == []
+
+
+WRITES = """
+import sys, time, torpor
+store = torpor.Store(sys.argv[1])
+print("ready", flush=True)
+while True:
+    with store.writer("tree"):
+        time.sleep(0.05)
+"""
+
+
+def test_a_prune_beside_writers_gets_its_turn(store: Store) -> None:
+    """Four of them, so that there is hardly a moment at which nobody has the lock."""
+    save(store, b"one")
+    save(store, b"two")
+    with ExitStack() as stack:
+        for _ in range(4):
+            command = [sys.executable, "-c", WRITES, store.path]
+            writer = stack.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE))
+            stack.callback(writer.kill)
+            assert writer.stdout and writer.stdout.readline() == b"ready\n"
+        assert len(store.prune(1).snapshots) == 1
+
+
+def test_a_prune_does_not_wait_for_ever(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who has the store open all the time is not waited for; who comes meanwhile waits no longer than prune does."""
+    monkeypatch.setattr("torpor.store.store.GATE_PATIENCE", 0.2)
+    save(store, b"one")
+    with store.open("latest"):
+        with pytest.raises(StoreError, match="busy"):
+            store.prune(0)
+        save(store, b"two")
