@@ -21,6 +21,10 @@ from torpor.inherited import Signals
 from torpor.job import Job
 from torpor.series import Series
 from torpor.store import SnapshotInfo, Store
+from torpor.workers import started
+
+LONGEST = 366 * 86400
+"""Seconds between two saves, at most: more than the longest job, and less than what a thread may wait."""
 
 
 def start(
@@ -73,25 +77,49 @@ def run(
     Args:
         command: the program and its arguments.
         store: where `every` saves to, as for `checkpoint`.
-        every: save it after so many seconds, again and again.
+        every: save it after so many seconds, again and again; up to `LONGEST`.
         saved: told of each snapshot, by another thread.
-        failed: told of each save that failed; the command runs on.
+        failed: told of each save that failed; the command runs on. If it is saved no more, told at once and at its end.
 
     Returns:
         Its exit code, or minus the number of the signal that killed it.
+
+    Raises:
+        ValueError: `every` is no time to wait; nothing was started.
     """
+    if every is not None and not 0 < every <= LONGEST:
+        raise ValueError(f"every is {every}: it is a number of seconds, more than 0 and at most {LONGEST}")
     job = start(command, signals=Job.hold_signals(), foreground=True)
     if every is None:
         return job.foreground()
     ended = threading.Event()
     # Each save traces from the one thread that it runs in; this one is for waiting and for signals.
-    saver = threading.Thread(target=_save, args=(job, store, every, ended, saved, failed), name="torpor-every")
-    saver.start()
+    trouble: list[TorporError] = []
+
+    def save() -> None:
+        try:
+            _save(job, store, every, ended, saved, failed)
+        except Exception as error:  # whatever it is: nobody else hears of it
+            tell(f"{type(error).__name__}: {error}")
+
+    def tell(why: str) -> None:
+        trouble.append(TorporError(f"it runs on and is saved no more: {why}"))
+        if failed is not None:
+            with suppress(OSError):  # nobody is there to be told
+                failed(trouble[0])
+
+    saver = threading.Thread(target=save, name="torpor-every")
+    running = started(saver)
+    if not running:
+        tell("no thread can be started (ulimit -u, pids.max)")
     try:
         return job.foreground()
     finally:
         ended.set()
-        saver.join()
+        if running:
+            saver.join()
+        if trouble and failed is not None:
+            failed(trouble[0])
 
 
 def _save(

@@ -98,16 +98,23 @@ class DurationType(ParamType):
 
     name = "duration"
     UNITS: Mapping[str, int] = {"d": 86400, "h": 3600, "m": 60, "s": 1}
+    MOST = 366 * UNITS["d"]
+    LONGEST = 32
+    """Characters."""
     _SPAN = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s?)?", re.ASCII)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """Read the text; zero and anything else that is no span is a usage error."""
         if isinstance(value, (int, float)):
             return float(value)
+        if len(value) > self.LONGEST:
+            self.fail(f"{value[: self.LONGEST]!r}... is no time span that a job lives to see", param, ctx)
         found = self._SPAN.fullmatch(value)
         seconds = found and sum(int(n) * unit for n, unit in zip(found.groups(), self.UNITS.values(), strict=True) if n)
         if not seconds:
             self.fail(f"{value!r} is not a time span like 90s, 10m or 1h30m", param, ctx)
+        if seconds > self.MOST:
+            self.fail(f"{value!r} is longer than a year", param, ctx)
         return float(seconds)
 
 
