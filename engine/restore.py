@@ -47,6 +47,8 @@ from torpor.workers import started
 Progress = Callable[[int, int], None]
 """Told the bytes of memory done so far and in all."""
 Files = Literal["as-they-were", "as-they-are"]
+_VERIFIED_TOGETHER = 1024
+"""Blocks after which a verification may be given up: a restore that failed does not wait for gigabytes."""
 CAP_SYS_RESOURCE = 24
 _OLDER = 16
 """How many earlier snapshots are tried, to name one that can be woken."""
@@ -370,6 +372,7 @@ class _Verification:
         self._thread = threading.Thread(target=self._run, name="torpor-verify")
         self._running = False
         self._failure: BaseException | None = None
+        self._given_up = False
 
     def start(self) -> None:
         """Begin; in this thread, and to the end, if there can be no other."""
@@ -378,9 +381,12 @@ class _Verification:
             self._run()
 
     def _run(self) -> None:
+        total = len(self._reader.blocks)
         try:
-            for bad in self._reader.bad_blocks(range(len(self._reader.blocks))):
-                self._reader.verify_blocks([bad])
+            for at in range(0, total, _VERIFIED_TOGETHER):
+                if self._given_up:
+                    return
+                self._reader.verify_blocks(range(at, min(at + _VERIFIED_TOGETHER, total)))
         except BaseException as error:
             self._failure = error
 
@@ -395,6 +401,7 @@ class _Verification:
             raise self._failure
 
     def end(self) -> None:
-        """Wait until it uses the reader no more."""
+        """Give it up if it goes on still: it uses the reader no more."""
+        self._given_up = True
         if self._running:
             self._thread.join()
