@@ -91,18 +91,18 @@ def describe(asked: dict[int, int], replies: Replies, queued: list[bytes], image
 
 # Restore
 
-IGNORED = KERNEL_SIGACTION.pack(1, 0, 0, 0)
-"""The action of a signal that is ignored."""
-
 
 def steps(process: pb.Process) -> Iterator[Call]:
     """Set the actions, and forget the signals that building the tree has caused."""
     default = KERNEL_SIGACTION.pack(0, 0, 0, 0)
     yield Call(NR.rt_sigaction, (signal.SIGCHLD, default, 0, 8), 0, "forgetting what was told of children")
     for action in process.actions:
-        content = KERNEL_SIGACTION.pack(action.handler, action.flags, action.restorer, action.mask)
         words = f"setting the action of signal {action.signal}"
-        yield Call(NR.rt_sigaction, (action.signal, content, 0, 8), 0, words)
+        yield Call(NR.rt_sigaction, (action.signal, _packed(action), 0, 8), 0, words)
+
+
+def _packed(action: pb.SigAction) -> bytes:
+    return KERNEL_SIGACTION.pack(action.handler, action.flags, action.restorer, action.mask)
 
 
 def queue(process: pb.Process) -> Iterator[Call]:
@@ -122,8 +122,9 @@ def last_steps(process: pb.Process, thread: pb.Thread) -> Iterator[Call]:
     processor's first, whether that is blocked or not (kernel/signal.c, dequeue_synchronous_signal).
     """
     main = thread.tid == process.pid
-    if main and any(action.signal == signal.SIGTRAP and action.handler == signal.SIG_IGN for action in process.actions):
-        yield Call(NR.rt_sigaction, (signal.SIGTRAP, IGNORED, 0, 8), 0, "ignoring SIGTRAP")
+    for action in process.actions if main else ():
+        if action.signal == signal.SIGTRAP and action.handler == signal.SIG_IGN:
+            yield Call(NR.rt_sigaction, (signal.SIGTRAP, _packed(action), 0, 8), 0, "ignoring SIGTRAP")
     if main:
         yield from (_to_process(process, info) for info in process.pending if _number(info) in _SYNCHRONOUS)
     yield from (_to_thread(process, thread, info) for info in thread.pending if _number(info) in _SYNCHRONOUS)

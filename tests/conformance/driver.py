@@ -14,10 +14,13 @@ import resource
 import signal
 import socket
 import sys
+from itertools import pairwise
 from typing import Any, TextIO
 
 import torpor
 from torpor.errors import TorporError
+from torpor.image import reading
+from torpor.round_trip import differences
 
 PR_SET_CHILD_SUBREAPER = 36
 
@@ -50,10 +53,23 @@ def inspect(request: dict[str, Any], reply: TextIO) -> None:
     say(reply, listed=listed, faults=[str(reason) for reason in store.verify()] if listed else [])
 
 
+def compare(request: dict[str, Any], reply: TextIO) -> None:
+    """What differs, and should not, between successive snapshots in a store."""
+    store = torpor.Store(request["store"])
+    images = []
+    for one in store.snapshots():
+        with store.open(one) as reader:
+            images.append(reading.read(reader))
+    say(reply, differences=[words for both in pairwise(images) for words in differences(*both)])
+
+
 def say(reply: TextIO, **words: object) -> None:
     """One line of JSON to the harness."""
     reply.write(json.dumps(words) + "\n")
     reply.flush()
+
+
+ANSWERS = {"checkpoint": checkpoint, "restore": restore, "inspect": inspect, "compare": compare}
 
 
 def handle(connection: socket.socket) -> None:
@@ -64,7 +80,7 @@ def handle(connection: socket.socket) -> None:
         if request.get("file_size"):
             resource.setrlimit(resource.RLIMIT_FSIZE, (request["file_size"], request["file_size"]))
         try:
-            {"checkpoint": checkpoint, "restore": restore, "inspect": inspect}[request["do"]](request, stream)
+            ANSWERS[request["do"]](request, stream)
         except TorporError as error:
             say(stream, error=type(error).__name__, exit_code=error.exit_code, message=str(error))
 

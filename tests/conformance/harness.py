@@ -345,6 +345,12 @@ class Driver:
             told = self.hear(talk, start)
             return set(told["listed"]), told["faults"]
 
+    def differences(self, store: Path) -> list[str]:
+        """What differs, and should not, between successive snapshots in a store."""
+        start = self.log.stat().st_size
+        with closing(self.ask(do="compare", store=str(store))) as talk:
+            return list(self.hear(talk, start)["differences"])
+
     def restore(self, snapshot: str, store: Path, **options: object) -> tuple[Conversation, int]:
         """Restore in the foreground: the conversation that will tell the exit status, and the job's PID."""
         start = self.log.stat().st_size

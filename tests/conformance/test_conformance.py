@@ -117,6 +117,8 @@ def test_killed_and_restored(
         for _ in range(generations):
             job = again(stage, subject, stack if where == "root-capsule" else None)
             assert in_capsule(subject) == where.endswith("capsule")
+        changed = stage.driver(actor).differences(subject.directory / "store")
+        assert not changed or source.stem in PASSING, "woken and saved again it is not the same:\n" + "\n".join(changed)
         subject.go()
         subject.judged()
         assert job.status() == 0, subject.output()

@@ -1,0 +1,74 @@
+"""What two images of one tree may differ in, and that nothing else is passed over."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+
+from torpor.image import image_pb2 as pb
+from torpor.round_trip import ALLOWED, differences
+
+MOST = 6
+"""How deep messages of an image lie in one another."""
+
+
+def fields(kind: Descriptor, path: str = "", depth: int = 0) -> Iterator[tuple[str, list[FieldDescriptor]]]:
+    """Every field of an image that holds a value, by its path, with the fields that lead to it."""
+    for field in kind.fields if depth < MOST else ():
+        if field.message_type is None:
+            yield f"{path}{field.name}", [field]
+        else:
+            for below, way in fields(field.message_type, f"{path}{field.name}.", depth + 1):
+                yield below, [field, *way]
+
+
+EVERY = dict(fields(pb.Tree.DESCRIPTOR))
+FREE = {one.path.removesuffix("[]") for one in ALLOWED}
+
+
+def changed(image: pb.Tree, way: list[FieldDescriptor]) -> None:
+    """Give a field of an empty image a value, and a message to all that lead to it."""
+    message: Any = image
+    for field in way[:-1]:
+        inner = getattr(message, field.name)
+        message = inner.add() if hasattr(inner, "add") else inner
+    last = way[-1]
+    value: Any = 7
+    if last.cpp_type == FieldDescriptor.CPPTYPE_STRING:
+        value = b"seven" if last.type == FieldDescriptor.TYPE_BYTES else "seven"
+    elif last.cpp_type in (FieldDescriptor.CPPTYPE_BOOL, FieldDescriptor.CPPTYPE_ENUM):
+        value = 1
+    if hasattr(getattr(message, last.name), "append"):
+        getattr(message, last.name).append(value)
+    else:
+        setattr(message, last.name, value)
+
+
+def test_what_is_allowed_is_there() -> None:
+    messages = {path.rpartition(".")[0] for path in EVERY} | {path.split(".")[0] for path in EVERY}
+    assert {path for path in FREE if path not in EVERY and path not in messages} == set()
+
+
+@pytest.mark.parametrize("path", sorted(EVERY))
+def test_a_difference_is_told(path: str) -> None:
+    """In each field, but for those that are listed."""
+    image = pb.Tree()
+    changed(image, EVERY[path])
+    assert not differences(image, image)
+    parts = path.split(".")
+    if not FREE.intersection(".".join(parts[:end]) for end in range(1, len(parts) + 1)):
+        assert differences(pb.Tree(), image) or differences(image, pb.Tree())
+
+
+def test_mappings_side_by_side_count_as_one() -> None:
+    whole, parts = pb.Tree(), pb.Tree()
+    whole.processes.add().memory.vmas.add(start=4096, end=12288, kind=pb.Vma.ANONYMOUS, prot=3)
+    space = parts.processes.add().memory
+    space.vmas.add(start=4096, end=8192, kind=pb.Vma.ANONYMOUS, prot=3)
+    space.vmas.add(start=8192, end=12288, kind=pb.Vma.ANONYMOUS, prot=3)
+    assert not differences(whole, parts)
+    space.vmas[1].prot = 1
+    assert differences(whole, parts)
