@@ -7,15 +7,25 @@ Runs as its own process, as the user whose rights are tested. Prints "done".
 from __future__ import annotations
 
 import mmap
+import os
+import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import pytest
 
 import torpor
 from torpor.errors import Refused
 from torpor.image import image_pb2 as pb
 from torpor.procfs import PAGE
+from torpor.remote import memory
+from torpor.series import Series
 from torpor.store import Store
+from torpor.taken import TakenProcess
 
 PROGRAM = """
 import ctypes, mmap, sys
@@ -28,6 +38,9 @@ def area(content, kind=mmap.MAP_PRIVATE):
     at = libc.mmap(None, mmap.PAGESIZE, 3, kind | mmap.MAP_ANONYMOUS, -1, 0)
     ctypes.memmove(at, content * mmap.PAGESIZE, mmap.PAGESIZE)
     return at
+def of_file(name, pages):
+    with open(name, "rb") as file:
+        return libc.mmap(None, pages * mmap.PAGESIZE, 3, mmap.MAP_PRIVATE, file.fileno(), 0)
 def did(result):
     assert result >= 0, ctypes.get_errno()
 for line in sys.stdin:
@@ -66,6 +79,47 @@ def kept(store: Store, snapshot: torpor.Snapshot, address: int) -> tuple[pb.Vma,
         return next(vma for vma in memory.vmas if vma.start <= address < vma.end), bytes(content)
 
 
+def given_back(program: Program, store: Store, series: torpor.Series) -> None:
+    """What was given back since the last checkpoint is the file's again, in the one that is to be the last, too."""
+    with open("file", "wb") as file:
+        file.write(b"f" * 8 * PAGE)
+    at = program.tell("of_file('file', 8)")
+    program.tell(f"ctypes.memset({at}, 111, 8 * mmap.PAGESIZE)")
+    torpor.checkpoint(program.process.pid, store=store, series=series)
+    program.tell(f"did(libc.madvise({at}, 8 * mmap.PAGESIZE, mmap.MADV_DONTNEED))")
+    last = torpor.checkpoint(program.process.pid, store=store, series=series, then="stop")
+    os.kill(program.process.pid, signal.SIGCONT)
+    with store.open(last) as reader:
+        pages = pb.Tree.FromString(reader.body).processes[0].memory.pages
+        own = {start + k for start, count in zip(pages.starts, pages.counts, strict=True) for k in range(count)}
+    assert not own.intersection(range(at // PAGE, at // PAGE + 8)), "a page that was given back is kept"
+    assert program.tell(f"ctypes.string_at({at}, 1)[0]") == ord("f")
+
+
+def written_by_others(program: Program, store: Store, series: torpor.Series) -> None:
+    """What another process writes while the tree is frozen is in this snapshot, or in the next one."""
+    at = program.tell("area(b'o')")
+    for owner, name in ((Series, "look"), (TakenProcess, "begin_snapshot"), (TakenProcess, "finish_snapshot")) * 2:
+        ours = os.urandom(8)
+        with pytest.MonkeyPatch.context() as patch:
+            write = partial(memory.write, program.process.pid, at, ours)
+            patch.setattr(owner, name, followed(getattr(owner, name), write))
+            torpor.checkpoint(program.process.pid, store=store, series=series)
+        _, page = kept(store, torpor.checkpoint(program.process.pid, store=store, series=series), at)
+        assert page.startswith(ours), f"what was written after {name} is lost"
+
+
+def followed(method: Callable[..., Any], act: Callable[[], None]) -> Callable[..., Any]:
+    """A method after which something else is done."""
+
+    def both(*args: Any, **options: Any) -> Any:
+        result = method(*args, **options)
+        act()
+        return result
+
+    return both
+
+
 def main() -> None:
     """Let it come, and look at what is kept."""
     store = Store("store")
@@ -94,6 +148,9 @@ def main() -> None:
             assert page == b"l" * mmap.PAGESIZE
             program.tell(f"did(libc.munlock({at}, mmap.PAGESIZE))")
             torpor.checkpoint(process.pid, store=store, series=series)
+
+            given_back(program, store, series)
+            written_by_others(program, store, series)
 
             for what in (SHARED_GUARD, SEALED):
                 program.tell("(shared := area(b's', mmap.MAP_SHARED))")
