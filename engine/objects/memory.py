@@ -112,7 +112,7 @@ def describe(
             bounds = (vma.mapping.start, vma.mapping.end)
             if kind in vmas.PRIVATE and vm_flags.DROPPABLE not in vma.flags:
                 pages.private.append(bounds)
-            if kind == pb.Vma.FILE_PRIVATE:
+            if kind in (pb.Vma.FILE_PRIVATE, pb.Vma.MEMORY_PRIVATE):
                 pages.backed.append(bounds)
             if kind == pb.Vma.ANONYMOUS and vmas.was_file(vma):
                 pages.whole += subtract([bounds], guards)
@@ -193,7 +193,7 @@ class Ranges:
     """Of those of files that are gone what is no guard region: every page that the file had is kept."""
     walk: Walk | None = None
     backed: list[tuple[int, int]] = field(default_factory=list)
-    """Those of files, by address: there a page of zeros is not the same as none."""
+    """Those of files and shared memory, by address: there a page of zeros is not the same as none."""
 
     def find(self) -> list[tuple[int, int]]:
         """The ranges of its own pages, by address."""
