@@ -228,7 +228,9 @@ class TakenProcess:
     def walk(self, pool: Executor) -> None:
         """Let another thread look into the snapshot, for `describe`."""
         assert self.snapshot
-        self._walk = memory.Walk(pool, self.snapshot.pid, self.private)
+        self._walk = memory.Walk(
+            pool, self.snapshot.pid, self.private, [(start, end) for start, end, backed in self.watchable if backed]
+        )
 
     def leave(self) -> None:
         """Take the window out of the process: it is as it was, and still frozen."""

@@ -66,10 +66,10 @@ def refuse(name: str, pid: int, found: Sequence[FlaggedMapping]) -> list[Reason]
 class Walk:
     """What the kernel walks page tables for, asked of a snapshot by another thread while there is more to do."""
 
-    def __init__(self, pool: Executor, pid: int, private: Sequence[Range]) -> None:
-        """Begin; `private` are its private mappings."""
+    def __init__(self, pool: Executor, pid: int, private: Sequence[Range], backed: Sequence[Range]) -> None:
+        """Begin; `private` are its private mappings, `backed` those of them that have a file behind them."""
         self._smaps = pool.submit(procfs.read, f"/proc/{pid}/smaps")
-        self._own = pool.submit(memory.own_pages, pid, private)
+        self._own = pool.submit(memory.own_pages, pid, private, backed)
 
     def mappings(self) -> list[FlaggedMapping]:
         """See `procfs.flagged_mappings`."""
@@ -202,7 +202,7 @@ class Ranges:
         if self.walk:
             found = intersection(self.walk.own_pages(), self.private)
         else:
-            found = memory.own_pages(self.pid, self.private)
+            found = memory.own_pages(self.pid, self.private, self.backed)
             found = subtract(found, memory.dropped_pages(self.pid, self.backed))
         if not self.whole:
             return found

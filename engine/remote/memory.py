@@ -7,6 +7,7 @@ import os
 import re
 from array import array
 from collections.abc import Iterable, Sequence
+from itertools import chain
 
 from torpor.procfs import PAGE
 from torpor.ranges import intersection, union
@@ -187,9 +188,27 @@ class PageMap:
             return False
         return True
 
+    def zeros(self, start: int, end: int) -> list[tuple[int, int]]:
+        """Where the zero page is mapped; nowhere if the kernel has no PAGEMAP_SCAN.
+
+        In a mapping of a file that was a page of the process's own, merged with others of zeros (KSM, use_zero_pages).
+        """
+        return self._scan_if_can(0, _PAGE_IS_PFNZERO, start, end)
+
     def swapped(self, start: int, end: int) -> list[tuple[int, int]]:
-        """What is shown as swapped out in a part of the address space: also where there is nothing but a marker."""
-        return self._scan(_PAGE_IS_FILE, _PAGE_IS_SWAPPED, 0, start, end)
+        """What is shown as swapped out in a part of the address space: also where there is nothing but a marker.
+
+        Nothing if the kernel has no PAGEMAP_SCAN: nor has it those markers.
+        """
+        return self._scan_if_can(_PAGE_IS_FILE, _PAGE_IS_SWAPPED, start, end)
+
+    def _scan_if_can(self, without: int, required: int, start: int, end: int) -> list[tuple[int, int]]:
+        try:
+            return self._scan(without, required, 0, start, end)
+        except OSError as error:
+            if error.errno not in (errno.ENOTTY, errno.EINVAL):
+                raise
+            return []
 
     def _scan(
         self, without: int, required: int, any_of: int, start: int = 0, end: int = TASK_SIZE, flags: int = 0
@@ -216,14 +235,17 @@ class PageMap:
         return found
 
 
-def own_pages(pid: int, ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+def own_pages(
+    pid: int, ranges: Sequence[tuple[int, int]], backed: Sequence[tuple[int, int]] = ()
+) -> list[tuple[int, int]]:
     """The parts of (start, end) `ranges` that hold pages of the process's own: written, and not part of a file.
 
-    Pages never touched, pages that map the zero page and unwritten pages of files are not among them. Ranges are
-    sorted by address; so is the answer.
+    Pages never touched, pages that map the zero page and unwritten pages of files are not among them; but the zero page
+    is in the ranges that have a file behind them, `backed`. Ranges are sorted by address; so is the answer.
     """
     with PageMap(pid) as pages:
-        return pages.own(ranges)
+        zeros = (zero for start, end in union(backed) for zero in pages.zeros(start, end))
+        return intersection(union(chain(pages.own(ranges), intersection(list(zeros), backed))), ranges)
 
 
 def dropped_pages(pid: int, ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -141,6 +141,7 @@ class WriteWatch:
                 if backed:
                     watched.append((start, end))
             for first, last in union(watched):
+                found += intersection(pages.zeros(first, last), watched)
                 for start, end in intersection(pages.swapped(first, last), watched):
                     self._forget(start, end)
                     found.append((start, end))

@@ -261,6 +261,27 @@ def test_own_pages_are_those_of_pagemap(start: Start) -> None:
         assert any(a <= start_ and end <= b for a, b in plain)
 
 
+def test_a_kernel_without_pagemap_scan_tells_less_and_fails_nothing(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = start(WAITS + "sys.stdin.readline()")
+    private = [m for m in procfs.mappings(target.pid) if not m.shared and not m.name.startswith(b"[v")]
+    wanted, backed = [(m.start, m.end) for m in private], [(m.start, m.end) for m in private if m.inode]
+    scanned = memory.own_pages(target.pid, wanted, backed)
+
+    def lack(*_: object) -> None:
+        raise OSError(errno.ENOTTY, os.strerror(errno.ENOTTY))
+
+    monkeypatch.setattr(memory, "syscall", lack)
+    walked = memory.own_pages(target.pid, wanted, backed)
+    assert all(any(a <= begin and end <= b for a, b in walked) for begin, end in scanned)
+    assert not memory.dropped_pages(target.pid, backed)
+    assert not memory.guard_pages(target.pid, wanted)
+    with memory.PageMap(target.pid) as pages:
+        assert not pages.is_watched(wanted[0][0])
+        assert pages.written(*wanted[0], again=False) is None
+
+
 def test_a_stack_at_its_deepest_is_grown(start: Start) -> None:
     target = start(
         "import sys, threading\nsys.setrecursionlimit(10**6)\n"
