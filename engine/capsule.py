@@ -98,19 +98,17 @@ class Waiting:
         self._gate = gate
         self._reports, self._writer = reports
 
-    def go(self, inherit: range | None = None) -> Init:
+    def go(self, first: int, end: int | None = None) -> Init:
         """Let it become init; one that is traced stops before its first instruction (EVENT_EXEC comes).
 
         Args:
-            inherit: the descriptors that it inherits, close-on-exec or not, besides 0, 1 and 2; None: all from its end
-                of the status pipe on.
+            first: of the descriptors that it inherits, close-on-exec or not, besides 0, 1 and 2.
+            end: the number behind the last one; None: all there are.
 
         Raises:
             RestoreFailed: it does not.
         """
-        if inherit is None:
-            inherit = range(self.own_status_fd, _end_of_descriptors())
-        os.write(self._gate, _GO.pack(inherit.start, inherit.stop))
+        os.write(self._gate, _GO.pack(first, _end_of_descriptors() if end is None else end))
         self.hear(lib.TP_STAGE_APART)
         self._writer.close()
         if report := os.read(self._reports, _REPORT.size):  # nothing: execve has closed it
@@ -248,7 +246,7 @@ def launch(
     with prepare(
         setting, 0, program=program, environment=environment, signals=signals, witness=witness, trace=False
     ) as waiting:
-        return waiting.go(range(waiting.own_status_fd, waiting.own_status_fd + 1))
+        return waiting.go(waiting.own_status_fd, waiting.own_status_fd + 1)
 
 
 def _pipe(stack: ExitStack) -> tuple[IO[bytes], IO[bytes]]:

@@ -69,6 +69,7 @@ _HIDDEN = "some of its memory is hidden from a fork (MADV_DONTFORK, MADV_WIPEONF
 _GADGETS = Gadgets()
 
 
+@inherited.raised_descriptor_limit()
 def checkpoint(
     pid: int,
     *,
@@ -114,7 +115,6 @@ def checkpoint(
     began = time.monotonic_ns()
     stats = stats or Stats()
     home = store if isinstance(store, Store) else Store(store)
-    inherited.raise_descriptor_limit()
     keep_tcp = tcp == "keep"
     if keep_tcp:
         if then != "kill":

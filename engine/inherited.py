@@ -11,6 +11,9 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,8 +24,9 @@ _HAND_ON = frozenset({"sh", "bash", "busybox", "dash", "ksh", "mksh", "systemd",
 _COERCED = ("C.UTF-8", "C.utf8", "UTF-8")
 _C_LOCALE = (None, "", "C", "POSIX")
 
-_raised: dict[int, int] = {}
-"""What the soft limit of descriptors was raised to, and what it was before."""
+_raising = threading.Lock()
+_raised: list[int] = []
+"""The soft limit of descriptors before it was raised; then one entry for each block in which it is."""
 
 
 class Signals(NamedTuple):
@@ -80,15 +84,25 @@ def environment() -> dict[str, str]:
     return given
 
 
-def raise_descriptor_limit() -> None:
-    """Let this process have as many descriptors as it may: all of a tree's are open in it at once."""
+@contextmanager
+def raised_descriptor_limit() -> Iterator[None]:
+    """Let this process have as many descriptors as it may in a block: all of a tree's are open in it at once."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
+    with _raising:
+        if not _raised:
+            _raised.append(soft)
+        _raised.append(soft)
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        _raised[hard] = soft
+    try:
+        yield
+    finally:
+        with _raising:
+            _raised.pop()
+            if len(_raised) == 1:  # the last of those that several threads are in
+                resource.setrlimit(resource.RLIMIT_NOFILE, (_raised.pop(), hard))
 
 
 def descriptor_limit() -> int:
     """The soft limit that a program started from here is to have."""
-    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return _raised.get(soft, soft)
+    with _raising:
+        return _raised[0] if _raised else resource.getrlimit(resource.RLIMIT_NOFILE)[0]

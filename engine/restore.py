@@ -54,6 +54,7 @@ _OLDER = 16
 """How many earlier snapshots are tried, to name one that can be woken."""
 
 
+@inherited.raised_descriptor_limit()
 def restore(
     snapshot: str | SnapshotInfo,
     *,
@@ -102,7 +103,6 @@ def restore(
             given = terminal(image.ptys[lost])
             standard[:] = [given if os.isatty(number) else number for number in standard]
         with _put_back(image, reader):
-            inherited.raise_descriptor_limit()  # before init is there, which holds all that is opened
             for own_pids in (False, True):
                 setting = surroundings.setting(image, detach=detach, own_pids=own_pids)
                 here = surroundings.here(setting)
@@ -299,7 +299,7 @@ def _wake(
     verification = _Verification(reader)
     verification.start()
     try:
-        init = waiting.go()
+        init = waiting.go(material.base)
         builder = Builder(plan, init.pid, _progress(image, progress))
         try:
             builder.bear()

@@ -16,13 +16,16 @@ Who owns a descriptor's signals is in `torpor.objects.owners`.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import resource
+import sys
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from torpor import inherited, procfs
+from torpor import procfs
 from torpor.errors import Reason, Refused, RestoreFailed
 from torpor.image.image_pb2 import Description, Lock, Process, Tree
 from torpor.objects import grabbing, locks, owners, ptys, unix_sockets
@@ -115,6 +118,8 @@ KINDS: tuple[Kind[Any], ...] = (
 KCMP_FILES = 2
 LAST_FD = (1 << 32) - 1
 OUTSIDE = "its other end is outside of the tree"
+_RINGS = 8
+"""Numbers above those of the image, for descriptors that are in each other's way."""
 SPARE = 64
 """Descriptors that are open for a moment while others are made."""
 
@@ -351,7 +356,7 @@ def open_all(
 ) -> Opened:
     """Open every description of an image in this process, at a slot, for its children to inherit.
 
-    Raises this process's soft limit of descriptors to the hard one. The slots are not close-on-exec.
+    The soft limit of descriptors must have been raised. The slots are not close-on-exec.
 
     Args:
         image: the tree, checked.
@@ -364,7 +369,6 @@ def open_all(
     Raises:
         RestoreFailed: a description cannot be opened; none is left.
     """
-    inherited.raise_descriptor_limit()
     opening = Opening(image, stdio, shared, first_slot(image), openers or Openers(image))
     opened = Opened(opening.slots, opening.terminals, opening.warnings, opening.at_last)
     try:
@@ -383,17 +387,42 @@ def open_all(
 
 
 def placement(process: Process, image: Tree, opened: Opened) -> list[Call]:
-    """The calls that give a process its descriptors from the slots."""
-    return [
-        Call(
-            NR.dup3,
-            (opened.slots[entry.description], entry.fd, os.O_CLOEXEC if entry.cloexec else 0),
-            entry.fd,
-            f"placing descriptor {entry.fd}",
-        )
-        for entry in process.fds
-        if not is_own(image, entry.description)
-    ]
+    """The calls that give a process its descriptors from the slots, whose numbers may be those of others."""
+    flags = {entry.fd: os.O_CLOEXEC if entry.cloexec else 0 for entry in process.fds}
+    wanted = {one.fd: opened.slots[one.description] for one in process.fds if not is_own(image, one.description)}
+    calls: list[Call] = []
+
+    def place(slot: int, fd: int, words: str) -> None:
+        calls.append(Call(NR.dup3, (slot, fd, flags.get(fd, 0)), fd, f"{words} descriptor {fd}"))
+
+    for fd in [fd for fd, slot in wanted.items() if fd == slot]:
+        calls.append(Call(NR.fcntl, (fd, fcntl.F_SETFD, int(bool(flags[fd]))), 0, f"leaving descriptor {fd}"))
+        del wanted[fd]
+    readers: dict[int, list[int]] = defaultdict(list)
+    for fd, slot in wanted.items():
+        readers[slot].append(fd)
+    left = {slot: len(fds) for slot, fds in readers.items()}
+    aside = max([*flags, *opened.slots.values()], default=0)
+    free = [fd for fd in wanted if fd not in left]
+    while wanted:
+        if not free:  # those that are left wait for each other in rings: what is in the way of one is put aside
+            fd = next(iter(wanted))
+            aside += 1
+            place(fd, aside, "putting aside, as")
+            readers[aside], left[aside] = readers.pop(fd), left.pop(fd)
+            wanted |= {reader: aside for reader in readers[aside] if reader in wanted}
+            free.append(fd)
+        fd = free.pop()
+        slot = wanted.pop(fd)
+        place(slot, fd, "placing")
+        left[slot] -= 1
+        if not left[slot]:
+            del left[slot]
+            if slot in wanted:
+                free.append(slot)
+            elif slot == aside:
+                aside -= 1
+    return calls
 
 
 def closing(process: Process) -> list[Call]:
@@ -416,10 +445,27 @@ def _by_kind(image: Tree) -> Iterator[tuple[Kind[Any], dict[int, Description]]]:
 
 
 def first_slot(image: Tree) -> int:
-    """A number above that of every descriptor in the image, also of those that an epoll remembers."""
+    """The lowest number for what a restore opens: above those of every descriptor in the image, also of those that an
+    epoll remembers; among them where this process may not have so many."""
+    above = _highest(image) + 1
+    return above if above + _needed(image) <= _most() else STDIO + 1
+
+
+def _most() -> int:
+    """How many descriptors this process may have."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    return sys.maxsize if hard == resource.RLIM_INFINITY else hard
+
+
+def _highest(image: Tree) -> int:
     numbers = [entry.fd for process in image.processes for entry in process.fds]
     numbers += [watch.fd for one in image.descriptions for watch in one.epoll.watches]
-    return max(numbers, default=STDIO) + 1
+    return max(numbers, default=STDIO)
+
+
+def _needed(image: Tree) -> int:
+    """How many descriptors are open at once, at the most."""
+    return len(image.descriptions) + len(image.ptys) + len(image.files) + len(image.shared) + SPARE
 
 
 def _check_numbers(image: Tree) -> Iterator[Reason]:
@@ -439,11 +485,10 @@ def _check_numbers(image: Tree) -> Iterator[Reason]:
                     "the image",
                     f"process {process.pid}, fd {entry.fd} leads to description {entry.description}",
                 )
-    needed = first_slot(image) + len(image.descriptions) + len(image.ptys) + SPARE
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    if hard != resource.RLIM_INFINITY and needed > hard:
+    needed = max(_highest(image) + 1 + _RINGS, len(os.listdir("/proc/self/fd")) + _needed(image))
+    if needed > _most():
         yield Reason(
             "the descriptors of the image",
-            f"{needed} are needed at once to restore them, and this process may have {hard}",
+            f"{needed} are needed at once to restore them, and this process may have {_most()}",
             "raise the hard limit (ulimit -Hn)",
         )

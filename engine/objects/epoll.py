@@ -17,6 +17,7 @@ number is free: the kernel keeps the number, not the process.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import select
@@ -151,12 +152,22 @@ class Epoll(Kind[EpollState]):
         for index in mine:
             opening.place(index, syscall(NR.epoll_create1, os.O_CLOEXEC))
         failures: list[Exception] = []
-        thread = threading.Thread(target=_watch_all, args=(mine, opening, failures), name="torpor-epoll")
-        if not started(thread):
-            raise RestoreFailed("no thread can be started", advice="raise the limit of processes (ulimit -u, pids.max)")
-        thread.join()
-        if failures:
-            raise failures[0]
+        all_watches = [
+            (index, watch)
+            for index, description in mine.items()
+            for watch in description.epoll.watches
+            if not _by_owner(opening.image, watch)
+        ]
+        # Where slots have numbers that are watched, each watch takes others out of their table.
+        crowded = any(watch.fd >= opening.base for _, watch in all_watches)
+        for watches in [[one] for one in all_watches] if crowded else [all_watches]:
+            thread = threading.Thread(target=_watch_all, args=(watches, opening, failures), name="torpor-epoll")
+            if not started(thread):
+                advice = "raise the limit of processes (ulimit -u, pids.max)"
+                raise RestoreFailed("no thread can be started", advice=advice)
+            thread.join()
+            if failures:
+                raise failures[0]
 
 
 def watcher(image: Tree, index: int, watch: EpollMessage.Watch) -> tuple[int, int] | None:
@@ -190,26 +201,27 @@ def _is_watched(candidate: Holder, epoll: Holder, number: int, which: int) -> bo
     return try_syscall(NR.kcmp, candidate.pid, epoll.pid, KCMP_EPOLL_TFD, candidate.fd, slot) == 0
 
 
-def _watch_all(mine: dict[int, Description], opening: Opening, failures: list[Exception]) -> None:
+def _watch_all(watches: Sequence[tuple[int, EpollMessage.Watch]], opening: Opening, failures: list[Exception]) -> None:
     """Runs in a thread of its own, whose descriptors end with it; what is watched stays, by the slots."""
     try:
         syscall(NR.unshare, CLONE_FILES)
-        for index, description in mine.items():
-            for watch in description.epoll.watches:
-                if not _by_owner(opening.image, watch):
-                    _watch(opening, index, watch)
+        for index, watch in watches:
+            _watch(opening, index, watch)
     except Exception as error:  # told by the thread that waits for this one
         failures.append(error)
 
 
 def _watch(opening: Opening, index: int, watch: EpollMessage.Watch) -> None:
     event = EVENT.pack(watch.events, watch.data)
+    epoll = fcntl.fcntl(opening.slots[index], fcntl.F_DUPFD_CLOEXEC, watch.fd + 1)  # its slot may be that number
     os.dup2(opening.slots[watch.description], watch.fd)
     try:
-        syscall(NR.epoll_ctl, opening.slots[index], EPOLL_CTL_ADD, watch.fd, event)
+        syscall(NR.epoll_ctl, epoll, EPOLL_CTL_ADD, watch.fd, event)
     except OSError as error:
         target = words(opening.image.descriptions[watch.description])
         raise RestoreFailed(f"an epoll cannot watch {target} as descriptor {watch.fd}: {error.strerror}") from error
+    finally:
+        os.close(epoll)
 
 
 def _can_be_watched(fd: int) -> bool:

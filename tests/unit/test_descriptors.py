@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import random
 import signal
 import subprocess
 import sys
@@ -17,9 +18,11 @@ import pytest
 from tests.unit.descriptor_tree import Acting, acting_as, dumped, holder, opened
 from tests.users import User
 from torpor.errors import NotPermitted, Refused
-from torpor.image.image_pb2 import Tree
+from torpor.image.image_pb2 import Description, Process, RegularFile, Tree
 from torpor.objects import descriptors
+from torpor.objects.descriptors import Opened
 from torpor.remote.sys import syscall
+from torpor.remote.x86_64 import NR
 
 
 def test_devices(acting: Acting) -> None:
@@ -125,10 +128,6 @@ REFUSED = {
         "it has no name any more",
     ),
     "own proc": ("f = os.open('/proc/self/stat', 0)", "it shows a process as it is now"),
-    "fifo": (
-        "os.mkfifo('p'); f = os.open('p', os.O_RDWR); os.unlink('p')",
-        "it cannot be opened again by its name",
-    ),
     "pipe outside": ("f = os.dup(1); os.close(1); sys.stdout = open(f, 'w')", "its other end is outside"),
     "async": (
         "f, g = os.pipe(); fcntl.fcntl(f, fcntl.F_SETOWN, os.getppid())",
@@ -327,3 +326,26 @@ def test_the_hard_limit_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         image = tree.dump()
     image.processes[0].fds[0].fd = 1 << 30
     assert "this process may have" in str(descriptors.check(image))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_descriptors_that_are_in_each_others_way_are_placed(seed: int) -> None:
+    """Slots may have the numbers of the descriptors themselves, in chains and in rings."""
+    rng = random.Random(seed)
+    slots = dict(enumerate(rng.sample(range(3, 60), 40)))
+    numbers = rng.sample(range(3, 60), 45)
+    process = Process()
+    for fd in numbers:
+        process.fds.add(fd=fd, description=rng.randrange(40), cloexec=rng.random() < 0.5)
+    image = Tree(descriptions=[Description(file=RegularFile()) for _ in slots], processes=[process])
+    table = {slot: (index, False) for index, slot in slots.items()}
+    for call in descriptors.placement(process, image, Opened(slots)):
+        if call.nr == NR.dup3:
+            source, target, flags = call.args
+            assert source != target
+            table[int(target)] = (table[int(source)][0], bool(flags))
+        else:
+            fd, _, flags = call.args
+            table[int(fd)] = (table[int(fd)][0], bool(flags))
+    assert [table[entry.fd] for entry in process.fds] == [(one.description, one.cloexec) for one in process.fds]
+    assert max(table) <= 60 + 8

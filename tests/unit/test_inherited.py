@@ -42,10 +42,12 @@ def test_the_limit_of_descriptors_is_not_the_raised_one() -> None:
     lower = (min(before[0], 256), before[1])
     resource.setrlimit(resource.RLIMIT_NOFILE, lower)
     try:
-        inherited.raise_descriptor_limit()
-        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (before[1], before[1])
+        with inherited.raised_descriptor_limit():
+            with inherited.raised_descriptor_limit():
+                assert resource.getrlimit(resource.RLIMIT_NOFILE) == (before[1], before[1])
+                assert inherited.descriptor_limit() == lower[0]
+            assert resource.getrlimit(resource.RLIMIT_NOFILE) == (before[1], before[1])
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == lower
         assert inherited.descriptor_limit() == lower[0]
-        resource.setrlimit(resource.RLIMIT_NOFILE, (128, before[1]))
-        assert inherited.descriptor_limit() == 128
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
