@@ -71,11 +71,45 @@ GENERAL: dict[Key, int] = {
     (_SOL, SO_ZEROCOPY): 4,
     (_SOL, socket.SO_BINDTODEVICE): 16,
     (_SOL, socket.SO_MARK): 4,
+    (_SOL, 1): 4,  # SO_DEBUG
+    (_SOL, 11): 4,  # SO_NO_CHECK
+    (_SOL, 40): 4,  # SO_RXQ_OVFL
+    (_SOL, 41): 4,  # SO_WIFI_STATUS
+    (_SOL, 43): 4,  # SO_NOFCS
+    (_SOL, 45): 4,  # SO_SELECT_ERR_QUEUE
+    (_SOL, 46): 4,  # SO_BUSY_POLL
+    (_SOL, 47): 8,  # SO_MAX_PACING_RATE
+    (_SOL, 63): 4,  # SO_TIMESTAMP_NEW
+    (_SOL, 64): 4,  # SO_TIMESTAMPNS_NEW
+    (_SOL, 69): 4,  # SO_PREFER_BUSY_POLL
+    (_SOL, 75): 4,  # SO_RCVMARK
+    (_SOL, 82): 4,  # SO_RCVPRIORITY
 }
 UNIX: dict[Key, int] = {
     (_SOL, socket.SO_PASSCRED): 4,
     (_SOL, socket.SO_PASSSEC): 4,
     (_SOL, SO_PASSPIDFD): 4,
+    (_SOL, 83): 4,  # SO_PASSRIGHTS
+}
+RECEIVED: dict[Key, int] = {
+    (socket.IPPROTO_IP, 6): 4,  # IP_RECVOPTS
+    (socket.IPPROTO_IP, 7): 4,  # IP_RETOPTS
+    (socket.IPPROTO_IP, 8): 4,  # IP_PKTINFO
+    (socket.IPPROTO_IP, 12): 4,  # IP_RECVTTL
+    (socket.IPPROTO_IP, 13): 4,  # IP_RECVTOS
+    (socket.IPPROTO_IP, 18): 4,  # IP_PASSSEC
+    (socket.IPPROTO_IP, 20): 4,  # IP_RECVORIGDSTADDR
+    (socket.IPPROTO_IP, 21): 4,  # IP_MINTTL
+    (socket.IPPROTO_IP, 23): 4,  # IP_CHECKSUM
+    (socket.IPPROTO_IP, 26): 4,  # IP_RECVERR_RFC4884
+}
+"""What comes with a packet, and which packets come."""
+RECEIVED6: dict[Key, int] = {
+    (socket.IPPROTO_IPV6, name): 4
+    # IPV6_2292PKTINFO to 2292RTHDR, 2292HOPLIMIT, FLOWINFO, MTU_DISCOVER, RECVERR_RFC4884, FLOWINFO_SEND,
+    # RECVHOPLIMIT, RECVHOPOPTS, RECVRTHDR, RECVDSTOPTS, RECVPATHMTU, DONTFRAG, RECVTCLASS, AUTOFLOWLABEL,
+    # MINHOPCOUNT, RECVORIGDSTADDR, RECVFRAGSIZE
+    for name in (2, 3, 4, 5, 8, 11, 23, 31, 33, 51, 53, 56, 58, 60, 62, 66, 70, 73, 74, 77)
 }
 TCP: dict[Key, int] = {
     (socket.IPPROTO_TCP, socket.TCP_NODELAY): 4,
@@ -98,8 +132,21 @@ TCP: dict[Key, int] = {
     (socket.IPPROTO_IP, socket.IP_TRANSPARENT): 4,
     (socket.IPPROTO_IP, 24): 4,  # IP_BIND_ADDRESS_NO_PORT
     (socket.IPPROTO_IP, 51): 4,  # IP_LOCAL_PORT_RANGE
+    (socket.IPPROTO_TCP, 16): 4,  # TCP_THIN_LINEAR_TIMEOUTS
+    (socket.IPPROTO_TCP, 27): 4,  # TCP_SAVE_SYN
+    (socket.IPPROTO_TCP, 36): 4,  # TCP_INQ
+    (socket.IPPROTO_TCP, 44): 4,  # TCP_RTO_MAX_MS
+    (socket.IPPROTO_IP, socket.IP_MULTICAST_LOOP): 4,
+    (socket.IPPROTO_IP, 49): 4,  # IP_MULTICAST_ALL
+    **RECEIVED,
 }
 TCP6: dict[Key, int] = {
+    **RECEIVED6,
+    (socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_LOOP): 4,
+    (socket.IPPROTO_IPV6, 29): 4,  # IPV6_MULTICAST_ALL
+    (socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO): 4,
+    (socket.IPPROTO_IPV6, 25): 4,  # IPV6_RECVERR
+    (socket.IPPROTO_IPV6, 78): 4,  # IPV6_FREEBIND
     (socket.IPPROTO_IPV6, socket.IPV6_V6ONLY): 4,
     (socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS): 4,
     (socket.IPPROTO_IPV6, socket.IPV6_TCLASS): 4,
@@ -112,11 +159,12 @@ UDP: dict[Key, int] = {
     (socket.IPPROTO_UDP, 104): 4,  # UDP_GRO
     (socket.IPPROTO_IP, socket.IP_TOS): 4,
     (socket.IPPROTO_IP, socket.IP_TTL): 4,
-    (socket.IPPROTO_IP, 8): 4,  # IP_PKTINFO
+    **RECEIVED,
     (socket.IPPROTO_IP, 10): 4,  # IP_MTU_DISCOVER
     (socket.IPPROTO_IP, 11): 4,  # IP_RECVERR
-    (socket.IPPROTO_IP, 12): 4,  # IP_RECVTTL
-    (socket.IPPROTO_IP, 13): 4,  # IP_RECVTOS
+    (socket.IPPROTO_IP, 24): 4,  # IP_BIND_ADDRESS_NO_PORT
+    (socket.IPPROTO_IP, 25): 4,  # IP_RECVFRAGSIZE
+    (socket.IPPROTO_IP, 51): 4,  # IP_LOCAL_PORT_RANGE
     (socket.IPPROTO_IP, 15): 4,  # IP_FREEBIND
     (socket.IPPROTO_IP, socket.IP_TRANSPARENT): 4,
     (socket.IPPROTO_IP, socket.IP_MULTICAST_TTL): 4,
@@ -135,10 +183,12 @@ BUFFERS: dict[Key, int] = {(_SOL, socket.SO_SNDBUF): 1, (_SOL, socket.SO_RCVBUF)
 """With the bit of SO_BUF_LOCK that says that the program chose the size (SOCK_SNDBUF_LOCK, SOCK_RCVBUF_LOCK)."""
 
 PRIVILEGED: dict[Key, str] = {
+    (_SOL, 1): "SO_DEBUG",
     (_SOL, socket.SO_MARK): "SO_MARK",
+    (_SOL, 69): "SO_PREFER_BUSY_POLL",
     (socket.IPPROTO_IP, socket.IP_TRANSPARENT): "IP_TRANSPARENT",
 }
-"""Options that take CAP_NET_ADMIN to be set."""
+"""Options that take CAP_NET_ADMIN to be set: kept for root."""
 
 OPTIONS: dict[Key, int] = {**GENERAL, **UNIX, **TCP, **TCP6, **UDP, **UDP6, **dict.fromkeys(BUFFERS, 4)}
 """Every option that is kept, and the size of its value in bytes."""
@@ -336,7 +386,7 @@ def judge(state: SocketState, pid: int) -> Iterator[Problem]:
         yield Problem("it has a packet filter (SO_ATTACH_FILTER), which is not kept", "detach the filter")
     if state.peek_offset:
         yield Problem("it is read with an offset (SO_PEEK_OFF), which is not kept", "set the offset to -1")
-    for key, words in PRIVILEGED.items():
+    for key, words in PRIVILEGED.items() if os.geteuid() else ():
         if any(state.options.get(key, b"")):
             yield Problem(f"its option {words} needs a privilege to be set again", "clear the option")
 
@@ -357,6 +407,9 @@ def check_options(found: Iterable[SockOpt], subject: str) -> Iterator[Reason]:
         size = OPTIONS.get((option.level, option.name))
         if size is None or len(option.value) > size:
             yield Reason("the image", f"{subject} has option {option.level}/{option.name}, which is never kept")
+        elif os.geteuid() and any(option.value) and (option.level, option.name) in PRIVILEGED:
+            why = f"its option {PRIVILEGED[option.level, option.name]} needs a privilege to be set again"
+            yield Reason(subject, why, "restore it as root")
 
 
 def set_options(

@@ -147,6 +147,8 @@ def _open_bound(making: _Making) -> None:
             if where.port or tcp.state == TcpSocket.LISTEN:
                 share = where.port in shared or tcp_ports.has_option(tcp, tcp_ports.REUSE_PORT)
                 tcp_ports.bind(sock, tcp, where, share=share)
+            else:
+                tcp_ports.set_early(sock, tcp)
     for index, description in alone.items():
         if description.tcp.state == TcpSocket.LISTEN:
             with naming(description):

@@ -30,7 +30,8 @@ BIND_NO_PORT: Key = (socket.IPPROTO_IP, 24)
 FREEBIND: Key = (socket.IPPROTO_IP, 15)
 TRANSPARENT: Key = (socket.IPPROTO_IP, socket.IP_TRANSPARENT)
 DEVICE: Key = (socket.SOL_SOCKET, socket.SO_BINDTODEVICE)
-FIXED: frozenset[Key] = frozenset({(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)})
+V6ONLY: Key = (socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
+FIXED: frozenset[Key] = frozenset({V6ONLY})
 """Options that cannot be changed once a socket has an address."""
 EARLY = FIXED | {FREEBIND, TRANSPARENT, DEVICE, (socket.SOL_SOCKET, socket.SO_RCVBUF)}
 """Options that are set first: which addresses a socket may have depends on them. Set later, a receive buffer's size
@@ -135,7 +136,8 @@ def connect(tcp: TcpSocket, here: Address, there: Address, patience: float = 2.0
         set_early(sock, tcp)
         sock.setsockopt(*PORT_RANGE, struct.pack("=HH", here.port, here.port))
         sock.setsockopt(*BIND_NO_PORT, 1)
-        sock.bind(sockets.for_python(here._replace(port=0), tcp.family))
+        if tcp.family == socket.AF_INET or has_option(tcp, V6ONLY):  # bind() itself sets that option (__inet6_bind())
+            sock.bind(sockets.for_python(here._replace(port=0), tcp.family))
         sock.settimeout(patience)
         sock.connect(sockets.for_python(there, tcp.family))
         if sockets.address(sockets.local_name(sock.fileno())) != here:
