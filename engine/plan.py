@@ -173,6 +173,7 @@ def make(image: pb.Tree, here: Here, held: Held) -> Plan:
     place = address_space.free_range([process.memory for process in image.processes], here.vdso, room)
     window = place[:WINDOW_SIZE]  # behind it init fills System V segments
     members = list(top.walk())
+    nobody = next((member.pid for member in members if member.is_nobody), 0)
     sessions = {session.sid: session for session in image.sessions}
     plans = [ProcessPlan(member, list(_birth(member, sessions, held.opened))) for member in members]
     warnings = [*held.opened.warnings, *filters.warnings(image)]
@@ -180,7 +181,7 @@ def make(image: pb.Tree, here: Here, held: Held) -> Plan:
         if plan.member.image is not None and plan.member.image.zombie:
             _end(plan, plan.member, plan.member.image)
         elif plan.member.image is not None:
-            _build(plan, plan.member.image, image, here, held, window)
+            _build(plan, plan.member.image, image, here, held, window, nobody)
             warnings += credentials.warnings(plan.name, plan.member.image, here.rights)
             if plan.member.image.oom_score_adj < here.oom_score_adj and not here.may_lower_oom:
                 words = f"its oom_score_adj is {here.oom_score_adj}: lowering it needs a privilege"
@@ -250,7 +251,9 @@ def _end(plan: ProcessPlan, member: family.Member, process: pb.Process) -> None:
         plan.end.append(Call(NR.exit_group, (status >> 8,), 0, words))
 
 
-def _build(plan: ProcessPlan, process: pb.Process, image: pb.Tree, here: Here, held: Held, window: range) -> None:
+def _build(
+    plan: ProcessPlan, process: pb.Process, image: pb.Tree, here: Here, held: Held, window: range, nobody: int
+) -> None:
     address_space.check(plan.name, process.memory)
     build = plan.build
     member = plan.member
@@ -266,7 +269,7 @@ def _build(plan: ProcessPlan, process: pb.Process, image: pb.Tree, here: Here, h
     plan.furnish += ptys.steps(process, image, held.opened.terminals)
     plan.furnish += descriptors.placement(process, image, held.opened)
     plan.furnish += descriptors.closing(process)
-    plan.furnish += own.steps(process, image)
+    plan.furnish += own.steps(process, image, nobody)
     plan.furnish += owners.steps(process, image)
     plan.proc.append(("coredump_filter", f"{process.coredump_filter:#x}"))
     if process.oom_score_adj > here.oom_score_adj or here.may_lower_oom:

@@ -19,6 +19,7 @@ from itertools import chain
 
 from torpor.errors import Reason, RestoreRefused
 from torpor.image import image_pb2 as pb
+from torpor.objects.pidfd import NOBODY
 
 OUTSIDE = (0, 1)
 """PIDs that no process of ours has: 0 is what the kernel shows for one of another namespace."""
@@ -50,6 +51,8 @@ class Member:
     """A stand-in that ends when all have joined its group, or been born in its session: these live on without it."""
     holder: Member | None = None
     """A stand-in that holds the group with its PID while it goes into another; it is in `children` too."""
+    is_nobody: bool = False
+    """A stand-in for those that had ended and been waited for, to whom a pidfd still leads."""
     parent: Member | None = None
     """By birth."""
     adopter: Member | None = None
@@ -105,6 +108,8 @@ def arrange(image: pb.Tree, init: int) -> Member:
         lowest = _below(lowest, Member(root.ppid, None, None))
     _below(lowest, by_pid[root.pid])
     _add_groups(top, free)
+    if any(one.HasField("pidfd") and one.pidfd.pid == NOBODY for one in image.descriptions):
+        _below(by_pid[root.pid], Member(next(free), None, None, only_group=True, is_nobody=True))
     _order(top)
     return top
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from torpor.image.image_pb2 import Epoll, Process, Tree
 from torpor.objects import locks, proc_files
 from torpor.objects.epoll import EPOLL_CTL_ADD, EVENT, WATCHED_BY_OWNERS, watcher
-from torpor.objects.pidfd import Pidfd
+from torpor.objects.pidfd import NOBODY, Pidfd
 from torpor.objects.proc_files import ProcFile
 from torpor.remote.batch import Call
 from torpor.remote.x86_64 import NR
@@ -22,9 +22,15 @@ from torpor.remote.x86_64 import NR
 F_SETFD = 2
 
 
-def steps(process: Process, image: Tree) -> Iterator[Call]:
-    """The calls, for a process all of whose descriptors are in place, and only these."""
-    yield from _opened(process, image)
+def steps(process: Process, image: Tree, nobody: int = 0) -> Iterator[Call]:
+    """The calls, for a process all of whose descriptors are in place, and only these.
+
+    Args:
+        process: of the image.
+        image: the tree.
+        nobody: the PID of a process that will have ended and been waited for.
+    """
+    yield from _opened(process, image, nobody)
     for index, description in enumerate(image.descriptions):
         for watch in description.epoll.watches:
             if image.descriptions[watch.description].WhichOneof("kind") in WATCHED_BY_OWNERS:
@@ -37,7 +43,7 @@ def is_own(image: Tree, description: int) -> bool:
     return image.descriptions[description].WhichOneof("kind") in (Pidfd.field, ProcFile.field)
 
 
-def _opened(process: Process, image: Tree) -> Iterator[Call]:
+def _opened(process: Process, image: Tree, nobody: int) -> Iterator[Call]:
     taken = {entry.fd for entry in process.fds if not is_own(image, entry.description)}
     for entry in sorted(process.fds, key=lambda entry: entry.fd):
         if not is_own(image, entry.description):
@@ -49,7 +55,7 @@ def _opened(process: Process, image: Tree) -> Iterator[Call]:
             number, args, words = proc_files.opening(description)
             yield Call(number, args, got, words)
         else:
-            pid = description.pidfd.pid
+            pid = description.pidfd.pid if description.pidfd.pid != NOBODY else nobody
             yield Call(NR.pidfd_open, (pid, description.flags & os.O_NONBLOCK), got, f"opening process {pid}")
         words = f"placing descriptor {entry.fd}"
         if got != entry.fd:

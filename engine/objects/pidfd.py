@@ -2,9 +2,10 @@
 
 Kept: which process of the tree it leads to, one that has ended and was not waited for included. Each process that has
 it opens it anew when the tree is built, for only then is there a process to open. Descriptors that shared one
-description (by fork or dup) therefore have one each afterwards, which matters to nobody but kcmp(2).
+description (by fork or dup) therefore have one each afterwards, which matters to nobody but kcmp(2). One that leads to
+nobody any more, whose process has been waited for, leads to a stand-in, which ends.
 
-Refused: processes outside the tree, threads (PIDFD_THREAD), and a process that has been waited for.
+Refused: processes outside the tree, threads (PIDFD_THREAD).
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from torpor.errors import Reason
 from torpor.image.image_pb2 import Description, Tree
 from torpor.objects.description import Describing, GrabbedDescriptors, Held, Kind, Opening, Problem, Seen
 
+NOBODY = 0
+"""In an image: the process has been waited for."""
 CLOSE = "close it before the checkpoint"
 
 
@@ -32,20 +35,19 @@ class Pidfd(Kind[None]):
         """Nothing: fdinfo has the PID."""
 
     def judge(self, held: Held[None], tree: GrabbedDescriptors) -> Iterator[Problem]:
-        """The process is in the tree."""
+        """The process is in the tree, or nowhere."""
         pid = int(held.fields["Pid"])
-        if pid == -1:
-            yield Problem("the process that it led to has ended and been waited for", CLOSE)
-        elif pid not in tree.pids and not (_is_child(pid, tree) and not tree.content):
+        if pid != -1 and pid not in tree.pids and not (_is_child(pid, tree) and not tree.content):
             yield Problem(f"it leads to process {pid}, which is not in the tree", CLOSE)
 
     def describe(self, held: Held[None], out: Description, tree: GrabbedDescriptors, image: Describing) -> None:
         """By the PID in the tree's PID namespace."""
-        out.pidfd.pid = image.tree.processes[tree.pids.index(int(held.fields["Pid"]))].pid
+        pid = int(held.fields["Pid"])
+        out.pidfd.pid = NOBODY if pid == -1 else image.tree.processes[tree.pids.index(pid)].pid
 
     def check(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
         """The process is in the image."""
-        pids = {process.pid for process in image.processes}
+        pids = {NOBODY, *(process.pid for process in image.processes)}
         for description in mine.values():
             if description.pidfd.pid not in pids:
                 yield Reason("the image", f"a descriptor leads to process {description.pidfd.pid}, which is not in it")

@@ -20,6 +20,7 @@ from torpor.errors import NotFound, NotPermitted, Reason
 from torpor.image import image_pb2 as pb
 from torpor.objects import folders
 from torpor.objects.folders import Folder
+from torpor.objects.names import DELETED
 from torpor.remote.batch import Batch, Call, Out, Replies
 from torpor.remote.freeze import describe_process, not_permitted
 from torpor.remote.x86_64 import NR
@@ -59,9 +60,14 @@ def job_of(pid: int) -> int:
         NotFound: it stands for a job that has ended.
     """
     if not _is_init(pid):
+        if procfs.is_ending(pid, pid) and describe_process(pid).endswith(f"({_INIT})"):
+            raise NotFound(f"the job of {describe_process(pid)} has ended")
         return pid
     # Orphans of the job are children of its init too: its first argument tells them apart.
-    stands_for = int(procfs.read(f"/proc/{pid}/cmdline").split(b"\0")[1])
+    words = procfs.read(f"/proc/{pid}/cmdline").split(b"\0")
+    if len(words) < 2:
+        raise NotFound(f"the job of {describe_process(pid)} has ended")
+    stands_for = int(words[1])
     below = sorted(procfs.children(pid, [pid]), key=lambda child: procfs.stat(child).start_time)
     first = [child for child in below if _own_pid(_status(child)) == stands_for] or below[:1]
     found = next(filter(None, map(_below, first)), 0)
@@ -77,9 +83,13 @@ def _below(pid: int) -> int:
     return next(filter(None, map(_below, procfs.children(pid, [pid]))), 0)
 
 
+_INIT = "torpor-init"
+
+
 def _is_init(pid: int) -> bool:
     try:
-        return os.readlink(f"/proc/{pid}/exe").endswith("/torpor-init")
+        # An upgrade replaces the file, and the link says so; a script's or another program's comm is not enough.
+        return os.path.basename(os.readlink(f"/proc/{pid}/exe").removesuffix(DELETED)) == _INIT
     except OSError:
         return False  # gone, or not ours to look at: the preflight says so
 

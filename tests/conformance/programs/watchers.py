@@ -59,6 +59,11 @@ def main() -> None:
         os._exit(6)
     os.waitid(os.P_PID, ended, os.WEXITED | os.WNOWAIT)
     itself, other, gone = os.pidfd_open(os.getpid()), os.pidfd_open(child), os.pidfd_open(ended)
+    reaped = os.fork()
+    if reaped == 0:
+        os._exit(0)
+    nobody = os.pidfd_open(reaped, os.O_NONBLOCK)
+    os.waitpid(reaped, 0)
     high = os.dup2(other, 90)
     os.close(other)
     other = high
@@ -98,6 +103,13 @@ def main() -> None:
     same(os.read(signals, 128)[0], signal.SIGHUP, "a signal to itself by pidfd")
     same(select.select([gone, other], [], [], 0)[0], [gone], "processes that have ended")
     same(os.waitid(os.P_PIDFD, gone, os.WEXITED).si_status, 6, "the exit status by pidfd")
+    same(select.select([nobody], [], [], 0)[0], [nobody], "a process that was waited for")
+    same(os.get_blocking(nobody), False, "whether it blocks")
+    try:
+        signal.pidfd_send_signal(nobody, 0)
+        expect(False, "a process that was waited for gets signals")
+    except ProcessLookupError:
+        pass
     signal.pidfd_send_signal(other, signal.SIGTERM)
     same([fd for fd, _ in epoll.poll(5)], [other], "what is ready after the child's end")
     same(os.waitid(os.P_PIDFD, other, os.WEXITED).si_status, signal.SIGTERM, "the end of the child")
