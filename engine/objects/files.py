@@ -21,6 +21,7 @@ before it is opened.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import stat
 from collections.abc import Iterator, Sequence
@@ -43,6 +44,7 @@ from torpor.objects.description import (
     Opening,
     Problem,
     Seen,
+    borrowed,
     is_path,
     why_not_by_name,
     words,
@@ -142,8 +144,8 @@ class RegularFile(Kind[list[Held[Any]]]):
         return _sought(fd, description.flags, description.file.position)
 
 
-class Directory(Kind[None]):
-    """A directory."""
+class Directory(Kind[int]):
+    """A directory. Its state is who gets its signals: the kernel sets that when changes are to be told (F_NOTIFY)."""
 
     field = "directory"
     may_be_under_way = True
@@ -152,15 +154,22 @@ class Directory(Kind[None]):
         """Anything that is one."""
         return stat.S_ISDIR(seen.stat.st_mode) and seen.link.startswith("/")
 
-    def grab(self, held: Held[None], pidfd: int, *, content: bool) -> None:
-        """Nothing: as for files."""
+    def grab(self, held: Held[int], pidfd: int, *, content: bool) -> int:
+        """Who gets its signals; nobody of one that was opened by its path alone."""
+        if held.flags & os.O_PATH:
+            return 0
+        with borrowed(pidfd, held.holders[0].fd) as copy:
+            return fcntl.fcntl(copy, fcntl.F_GETOWN)
 
-    def judge(self, held: Held[None], tree: GrabbedDescriptors) -> Iterator[Problem]:
-        """Its name must lead to it, unless it was removed."""
+    def judge(self, held: Held[int], tree: GrabbedDescriptors) -> Iterator[Problem]:
+        """Its name must lead to it, unless it was removed; nobody is told of its changes."""
+        if held.state:
+            why = f"it sends signals to {held.state}, as when changes are told (dnotify: F_NOTIFY), which is not kept"
+            yield Problem(why, "close it, or use inotify")
         if not Folder.seen(held.link, held.stat).removed:
             yield from _judge_name(held, tree)
 
-    def describe(self, held: Held[None], out: Description, tree: GrabbedDescriptors, image: Describing) -> None:
+    def describe(self, held: Held[int], out: Description, tree: GrabbedDescriptors, image: Describing) -> None:
         """By name."""
         folder = Folder.seen(held.link, held.stat)
         folder.describe(out.directory.inode)

@@ -16,6 +16,7 @@ REFUSED, NOT_FOUND, NOT_PERMITTED = 10, 11, 12  # torpor.errors
 WORDS = {
     "aio.c": ["aio"],
     "dispatch.c": ["dispatch"],
+    "dnotify.c": ["dnotify"],
     "in_flight.py": ["pidfd", "credentials", "nobody in the tree has that name"],
     "io_uring.c": ["io_uring", "idle"],
     "message_queue.c": ["1 messages lie in the POSIX message queue", "notifies process"],

@@ -104,6 +104,40 @@ def test_every_request_of_prctl_is_listed() -> None:
     assert known - listed - told == set()
 
 
+@pytest.mark.parametrize(
+    ("header", "pattern", "others"),
+    [
+        ("asm-generic/fcntl.h", r"^#define (F_\w+)\s+[0-9]", "OF_FCNTL"),
+        ("linux/fcntl.h", r"^#define (F_\w+)\s+\(", "OF_FCNTL"),
+        ("linux/keyctl.h", r"^#define (KEYCTL_(?!CAPS|SUPPORTS)\w+)\s+[0-9]", "OF_KEYS"),
+    ],
+)
+def test_every_request_that_sets_a_state_is_listed(header: str, pattern: str, others: str) -> None:
+    path = Path("/usr/include") / header
+    if not path.exists():
+        pytest.skip("the kernel's headers are not installed (linux-libc-dev)")
+    known = set(re.findall(pattern, path.read_text(), re.M))
+    listed = set(re.findall(r"`((?:F|KEYCTL)_[A-Z0-9_]+)`", " ".join(row.what for row in ROWS)))
+    assert known
+    assert known - listed - {name for name in known if "GET" in name} == known & globals()[others]
+
+
+OF_FCNTL = {
+    "F_DUPFD", "F_DUPFD_CLOEXEC", "F_DUPFD_QUERY", "F_CREATED_QUERY", "F_CANCELLK", "F_LINUX_SPECIFIC_BASE",
+    "F_RDLCK", "F_WRLCK", "F_UNLCK", "F_EXLCK", "F_SHLCK", "F_SETLK64", "F_SETLKW64",
+    "F_OWNER_TID", "F_OWNER_PID", "F_OWNER_PGRP",
+    "F_SEAL_SEAL", "F_SEAL_SHRINK", "F_SEAL_GROW", "F_SEAL_WRITE", "F_SEAL_FUTURE_WRITE", "F_SEAL_EXEC",
+}  # fmt: skip
+"""Names of fcntl.h that are no requests, or set no state of their own."""
+OF_KEYS = {
+    "KEYCTL_UPDATE", "KEYCTL_REVOKE", "KEYCTL_CHOWN", "KEYCTL_SETPERM", "KEYCTL_DESCRIBE", "KEYCTL_CLEAR",
+    "KEYCTL_LINK", "KEYCTL_UNLINK", "KEYCTL_SEARCH", "KEYCTL_READ", "KEYCTL_INSTANTIATE", "KEYCTL_NEGATE",
+    "KEYCTL_SET_TIMEOUT", "KEYCTL_REJECT", "KEYCTL_INSTANTIATE_IOV", "KEYCTL_INVALIDATE", "KEYCTL_DH_COMPUTE",
+    "KEYCTL_PKEY_QUERY", "KEYCTL_PKEY_ENCRYPT", "KEYCTL_PKEY_DECRYPT", "KEYCTL_PKEY_SIGN", "KEYCTL_PKEY_VERIFY",
+    "KEYCTL_RESTRICT_KEYRING", "KEYCTL_MOVE", "KEYCTL_MOVE_EXCL", "KEYCTL_CAPABILITIES", "KEYCTL_WATCH_KEY",
+}  # fmt: skip
+"""What is done to keys, which are the user's and the kernel's, and not a process's."""
+
 READ_OR_UNDONE = {
     "PR_CAPBSET_READ", "PR_MCE_KILL_GET", "PR_TASK_PERF_EVENTS_ENABLE", "PR_MPX_DISABLE_MANAGEMENT",
     "PR_PAC_GET_ENABLED_KEYS",
