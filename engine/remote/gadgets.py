@@ -7,7 +7,8 @@ go; what a dumper that died has left there does no harm, and the next one finds 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import struct
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from torpor import procfs
@@ -25,7 +26,17 @@ VDSO = b"[vdso]"
 
 def without_lent(code: bytes) -> bytes:
     """The code of a vDSO without what a dumper has lent to its process there."""
-    return code[: -len(LENT)] + bytes(len(LENT)) if code.endswith(LENT) else code
+    return code[: -len(LENT)] + bytes(len(LENT)) if _is_lent(code[-len(LENT) :]) else code
+
+
+def _is_lent(end: bytes) -> bool:
+    """Whether it is what is lent, or a part of it: it is written and taken away word by word."""
+    words = zip(_words(end), _words(LENT), strict=True)
+    return all(word in (lent, 0) for word, lent in words)
+
+
+def _words(code: bytes) -> Iterator[int]:
+    return (word for (word,) in struct.iter_unpack("<q", code))
 
 
 class Loan:
@@ -42,7 +53,7 @@ class Loan:
         """
         code = next((one for one in maps if one.name == VDSO and one.perms[2:3] == b"x"), None)
         self._tid, self._at = tid, code.end - len(LENT) if code else 0
-        if not code or memory.read(tid, self._at, len(LENT)) not in (bytes(len(LENT)), LENT):
+        if not code or not _is_lent(memory.read(tid, self._at, len(LENT))):
             raise CheckpointFailed(
                 f"process {tid} has no code to return from a signal with (rt_sigreturn), and no vDSO for it: it cannot"
                 " be entered safely",
@@ -65,8 +76,8 @@ class Loan:
             self._write(bytes(len(LENT)))
 
     def _write(self, code: bytes) -> None:
-        for offset in range(0, len(code), 8):
-            ptrace.poke(self._tid, self._at + offset, int.from_bytes(code[offset : offset + 8], "little", signed=True))
+        for number, word in enumerate(_words(code)):
+            ptrace.poke(self._tid, self._at + 8 * number, word)
 
 
 class Gadgets:

@@ -320,7 +320,9 @@ def test_a_process_without_code_to_return_with_is_refused() -> None:
 def test_what_is_lent_in_the_vdso_is_taken_away() -> None:
     code = bytes(range(1, 101)).ljust(4096, b"\0")
     assert without_lent(code) == code
-    assert without_lent(code[: -len(LENT)] + LENT) == code
+    for lent in (LENT, LENT[:8] + bytes(8), bytes(8) + LENT[8:]):
+        assert without_lent(code[: -len(LENT)] + lent) == code
+    assert without_lent(code[:-1] + b"\1") != code
 
 
 STUCK = """
