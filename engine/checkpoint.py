@@ -60,6 +60,8 @@ T = TypeVar("T")
 
 FREEZE_SECONDS = 5.0
 """How long a thread may take to stop: one in an uninterruptible call does not."""
+HOLDS = (0.05, 0.1, 0.25, 1.0)
+"""Seconds that all others stand still for a thread in an uninterruptible call, at each try."""
 _LOOKS = 3
 """How often the preflight looks at a tree before it believes what it saw: the tree runs, and what is said of a thing
 that comes or goes at the same time may be false."""
@@ -152,8 +154,13 @@ def checkpoint(
         except ImageDamaged:  # what earlier snapshots wrote is not what it was, and this one counts on it
             return write(reuse=False)
 
+    def attempt(hold: float) -> SnapshotInfo:
+        nonlocal how
+        how = replace(how, hold=hold)
+        return in_own_thread(work)
+
     try:
-        return _unhindered(root, lambda: in_own_thread(work))
+        return _unhindered(root, attempt)
     except ImageDamaged as error:
         raise CheckpointFailed(f"it was not ended, for what was saved cannot be read back: {error.message}") from error
     finally:
@@ -186,21 +193,27 @@ class _How:
     bundle_files: bool
     stdio: Mapping[int, int] | None
     stats: Stats
+    hold: float = HOLDS[0]
+    """See `Frozen`."""
 
 
-def _unhindered(root: int, act: Callable[[], T]) -> T:
+def _unhindered(root: int, act: Callable[[float], T]) -> T:
     """Freeze only while no thread stands in an uninterruptible call: it would keep all others waiting, frozen.
+
+    Args:
+        root: of the tree.
+        act: is given how many seconds they may wait so, which grow: slow disks are no hung ones.
 
     Raises:
         Refused: one does not leave its call.
     """
-    for last in (*[False] * _LOOKS, True):
+    for hold in HOLDS:
         if reasons := threads.stuck(lambda: tree.tasks(root), FREEZE_SECONDS):
             raise Refused(f"process {root} cannot be stopped", reasons)
         try:
-            return act()
+            return act(hold)
         except Stuck:
-            if last:
+            if hold == HOLDS[-1]:
                 raise
     raise AssertionError
 
@@ -224,7 +237,7 @@ def _take(root: int, writer: SnapshotWriter, how: _How, progress: Progress) -> S
     waits.look(tree.tasks(root))
     with (
         no_collection() as calm,
-        Frozen(root, FREEZE_SECONDS, how.last) as frozen,
+        Frozen(root, FREEZE_SECONDS, how.last, how.hold) as frozen,
         TakenTree(frozen, waits, how.series, how.still, again=how.then == "run") as taken,
     ):
         try:

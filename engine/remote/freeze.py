@@ -15,8 +15,6 @@ from torpor.errors import CheckpointFailed, NotFound, NotPermitted
 from torpor.remote import memory, ptrace
 from torpor.remote.x86_64 import RIP, keep_waiting, recover_call, was_restarted
 
-_HOLD = 0.05
-"""Seconds that the others stand still for a thread in an uninterruptible call."""
 UNINTERRUPTIBLE = "it is in an uninterruptible system call (state D), in which nothing can stop it"
 SEE_WHY = "see what it waits for in /proc/PID/stack or /proc/PID/wchan (a hung file system?), and try again"
 
@@ -98,6 +96,7 @@ class Frozen:
         root: the PID of the root.
         timeout: seconds for all threads to stop.
         last: threads that are stopped after the others.
+        hold: seconds that the others stand still for one in an uninterruptible call.
 
     Raises:
         NotFound: the root is gone.
@@ -105,8 +104,9 @@ class Frozen:
         CheckpointFailed: a thread did not stop within `timeout` seconds; all are let go again.
     """
 
-    def __init__(self, root: int, timeout: float, last: LastToStop | None = None) -> None:
+    def __init__(self, root: int, timeout: float, last: LastToStop | None = None, hold: float = 0.05) -> None:
         self.root = root
+        self._hold = hold
         self.processes: dict[int, Process] = {}
         self.started = time.monotonic_ns()
         self.pause_ns = 0
@@ -212,7 +212,7 @@ class Frozen:
         self._running.clear()
 
     def _wait_stopped(self, thread: Thread) -> None:
-        hold = time.monotonic() + _HOLD
+        hold = time.monotonic() + self._hold
         while True:
             try:
                 status = ptrace.wait(thread.tid, min(hold, self._deadline))
@@ -220,7 +220,7 @@ class Frozen:
                 if _state(thread.tid, thread.tid) == "D" or time.monotonic() >= self._deadline:
                     name = f"thread {thread.tid} of {describe_process(thread.tid)}"
                     raise Stuck(f"{name} does not stop: {UNINTERRUPTIBLE}", advice=SEE_WHY) from None
-                hold = time.monotonic() + _HOLD
+                hold = time.monotonic() + self._hold
                 continue
             if not os.WIFSTOPPED(status):
                 self._forget(thread)
