@@ -102,3 +102,25 @@ def test_a_vdso_of_impossible_size_is_damage() -> None:
     broken.memory.vdso_end += 4096
     with pytest.raises(ImageDamaged):
         list(vdso.check("process 100", broken, vdso.host()))
+
+
+def test_what_the_process_has_unmapped_of_it_is_unmapped_again() -> None:
+    here = vdso.host()
+    one = process(here.content)
+    one.memory.vvar = AT - here.vvar_size
+    one.memory.vdso_holes.starts.append(one.memory.vvar // 4096)
+    one.memory.vdso_holes.counts.append(here.vvar_size // 4096)
+    assert not list(vdso.check("process 100", one, here))
+    assert vdso.has_code(one.memory)
+    assert [call.args for call in vdso.steps(one, here)][1:] == [(one.memory.vvar, here.vvar_size)]
+    other = replace(here, content=another())
+    (reason,) = vdso.check("process 100", one, other)
+    assert "unmapped the data" in reason.why
+    one.memory.vdso_holes.counts[0] += len(here.content) // 4096
+    assert not vdso.has_code(one.memory)
+    assert not list(vdso.check("process 100", one, other))
+    assert not list(vdso.steps(one, other))
+    assert vdso.places(one.memory, other) == []
+    one.memory.vdso_holes.counts[0] += 1
+    with pytest.raises(ImageDamaged, match="not its vDSO"):
+        list(vdso.check("process 100", one, here))
