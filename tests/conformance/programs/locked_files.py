@@ -1,5 +1,6 @@
 """Files without a name, and locks of every kind: whose they are, what they cover, that they are still in the way."""
 
+import ctypes
 import fcntl
 import mmap
 import os
@@ -9,6 +10,8 @@ from collections.abc import Callable
 
 from ready import HERE, expect, judge, ready_and_wait, same
 
+LIBC = ctypes.CDLL(None)
+AT_FDCWD, AT_SYMLINK_FOLLOW = -100, 0x400
 LOCK_EX, LOCK_SH = fcntl.LOCK_EX, fcntl.LOCK_SH
 OFD_SETLK = 37
 FLOCK = struct.Struct("=hhxxxxqqixxxx")
@@ -101,6 +104,9 @@ def main() -> None:
     same(os.pread(reader, 4, 0), b"abcx", "what a mapping of a deleted file writes")
     same(os.pread(gone, 10, 5000), b"more", "what another descriptor of it writes")
     same(os.pread(temporary, 100, 0), b"never had a name", "a file that never had one")
+    linked = LIBC.linkat(AT_FDCWD, b"/proc/self/fd/%d" % temporary, AT_FDCWD, bytes(HERE / "named"), AT_SYMLINK_FOLLOW)
+    same((linked, (HERE / "named").read_bytes()), (0, b"never had a name"), "a name that it gets at last")
+    os.unlink(HERE / "named")
 
     same(flocked("alone"), (True, True), "a lock on a file")
     same((owner("alone"), owner("inherited")), (os.getpid(), child), "who locked a file")
