@@ -345,3 +345,25 @@ def test_a_tree_is_not_built_with_the_limits_of_its_restorer(stage: Stage, root:
         subject.go()
         subject.judged()
         assert job.status() == 0
+
+
+def test_what_the_host_mounts_later_is_seen_in_a_capsule(stage: Stage, user: Actor, root: Actor) -> None:
+    """What is mounted where mounts are shared appears in a capsule, and what is unmounted is gone."""
+    with stage.play(HERE / "programs" / "folder.py", user) as subject, ExitStack() as stack:
+        subject.wait_ready()
+        place = subject.directory / "place"
+        (place / "later").mkdir(parents=True)
+        subprocess.run(["mount", "--bind", place, place], check=True)
+        stack.callback(subprocess.run, ["umount", "--recursive", place], check=True)
+        subprocess.run(["mount", "--make-shared", place], check=True)
+        job = reborn(stage, subject)
+        assert in_capsule(subject)
+        seen = Path(f"/proc/{subject.root()}/root{place}/later")
+        subprocess.run(["mount", "-t", "tmpfs", "tmpfs", place / "later"], check=True)
+        (place / "later" / "sign").touch()
+        assert [path.name for path in seen.iterdir()] == ["sign"]
+        subprocess.run(["umount", place / "later"], check=True)
+        assert list(seen.iterdir()) == []
+        subject.go()
+        subject.judged()
+        assert job.status() == 0
