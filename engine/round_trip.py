@@ -110,6 +110,7 @@ ALLOWED: Final = (
         lambda _, after: after.cap_bounding == 0,
     ),
     Allowed("shared.dev", _NEW),
+    Allowed("shared.atime_ns", "the save itself has read it"),
     Allowed("shared.ino", _NEW),
     Allowed("shared.kind", _AGAIN, _without_name),
     Allowed("shared.name", _AGAIN, _without_name),

@@ -164,12 +164,14 @@ def _fill_standard_descriptors() -> None:
 
 
 def _tell(error: Exception, session: Session) -> int:
+    from torpor.cli.common import tell
     from torpor.errors import TorporError
 
     if not isinstance(error, TorporError):
         error = _fault(error)
     if session.verbose:
-        traceback.print_exception(error)
+        for line in "".join(traceback.format_exception(error)).rstrip("\n").split("\n"):
+            tell(line)
     if session.json:
         click.echo(json.dumps({"error": _as_json(error)}))
     else:
@@ -186,17 +188,20 @@ def _fault(error: Exception) -> TorporError:
 
 
 def _tell_people(error: TorporError, session: Session) -> None:
+    from torpor.cli.common import tell
+
     reasons = getattr(error, "reasons", ())
     if len(reasons) > 1:
-        click.echo(f"torpor: {getattr(error, 'heading', '')}:", err=True)
+        tell(f"torpor: {getattr(error, 'heading', '')}:")
         for reason in reasons:
-            click.echo(f"  {reason}", err=True)
+            tell(f"  {reason}")
         if error.advice:
-            click.echo(f"  {error.advice}", err=True)
+            tell(f"  {error.advice}")
         return
-    click.echo(f"torpor: {error}", err=True)
+    tell(f"torpor: {error}")
     if session.verbose and error.details and not reasons:
-        click.echo(error.details, err=True)
+        for line in error.details.split("\n"):
+            tell(line)
 
 
 def _as_json(error: TorporError) -> dict[str, Any]:

@@ -144,7 +144,12 @@ def print_json(value: object) -> None:
 
 def note(text: str) -> None:
     """Tell people, on standard error, something that is no failure."""
-    click.echo(f"torpor: note: {text}", err=True)
+    tell(f"torpor: note: {text}")
+
+
+def tell(line: str) -> None:
+    """A line for people on standard error: names of processes and files in it are no commands to their terminal."""
+    click.echo(printable(line), err=True)
 
 
 def console() -> Console:

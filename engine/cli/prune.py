@@ -14,6 +14,7 @@ from torpor.cli.common import (
     print_json,
     snapshot_json,
     store_option,
+    tell,
 )
 
 if TYPE_CHECKING:
@@ -58,4 +59,4 @@ def command(keep_last: int, kind: str, dry_run: bool, store: str | None, as_json
         click.echo(f"{done} {name}, left by a saver that died")
     click.echo(f"{human_size(report.freed)} {'would be freed' if dry_run else 'freed'}")
     if report.kept:
-        click.echo(f"some data stays: {report.kept}", err=True)
+        tell(f"some data stays: {report.kept}")

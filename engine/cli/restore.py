@@ -7,7 +7,16 @@ from typing import Literal
 
 import click
 
-from torpor.cli.common import command_options, exit_as, note, print_json, progress_bar, snapshot_argument, store_option
+from torpor.cli.common import (
+    command_options,
+    exit_as,
+    note,
+    print_json,
+    printable,
+    progress_bar,
+    snapshot_argument,
+    store_option,
+)
 
 
 @click.command("restore", short_help="Wake a snapshot.")
@@ -42,7 +51,8 @@ def command(
     if explain:
         from torpor.restore import explain as explain_plan
 
-        click.echo(explain_plan(snapshot, store=store, files=files))
+        for line in explain_plan(snapshot, store=store, files=files).splitlines():
+            click.echo(printable(line))
         return 0
     relay = Relay(0) if not detach and os.isatty(0) else None
     with progress_bar("waking") as progress:

@@ -4,14 +4,7 @@ from __future__ import annotations
 
 import click
 
-from torpor.cli.common import (
-    command_options,
-    human_size,
-    open_store,
-    print_json,
-    snapshot_argument,
-    store_option,
-)
+from torpor.cli.common import command_options, human_size, open_store, print_json, snapshot_argument, store_option, tell
 from torpor.cli.prune import report_json
 
 
@@ -28,4 +21,4 @@ def command(snapshot: str, store: str | None, as_json: bool) -> None:
     for info in report.snapshots:
         click.echo(f"removed {info.id}, {human_size(report.freed)} freed")
     if report.kept:
-        click.echo(f"some of its data stays until `torpor prune` can remove it: {report.kept}", err=True)
+        tell(f"some of its data stays until `torpor prune` can remove it: {report.kept}")

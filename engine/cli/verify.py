@@ -4,14 +4,7 @@ from __future__ import annotations
 
 import click
 
-from torpor.cli.common import (
-    SnapshotType,
-    command_options,
-    open_store,
-    print_json,
-    progress_bar,
-    store_option,
-)
+from torpor.cli.common import SnapshotType, command_options, open_store, print_json, progress_bar, store_option, tell
 
 DAMAGED = 31  # the exit code of torpor.errors.ImageDamaged
 
@@ -36,7 +29,7 @@ def command(snapshot: str | None, everything: bool, store: str | None, as_json: 
         )
     elif problems:
         for problem in problems:
-            click.echo(f"torpor: {problem}", err=True)
+            tell(f"torpor: {problem}")
     else:
         click.echo("sound")
     return DAMAGED if problems else 0

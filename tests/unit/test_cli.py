@@ -236,3 +236,20 @@ def test_a_bar_for_what_takes_long(monkeypatch: pytest.MonkeyPatch, capsys: pyte
         progress(1, 100)
         progress(100, 100)
     assert "saving" in capsys.readouterr().err
+
+
+def test_no_name_is_a_command_to_the_terminal(run: Torpor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a process, of a file, however it is told: as an error with one reason or many, in detail, or as a note."""
+    wild = "process 7 (\x1b]0;mine\x07\x9b31m\udcff)"
+    shown = r"process 7 (\x1b]0;mine\x07\x9b31m\udcff)"
+
+    def noted(*_: object, **__: object) -> torpor.Snapshot:
+        return torpor.Snapshot("20260101-000000000-abcdef", "/store", notices=(wild,))
+
+    for many in (1, 2):
+        refused = errors.Refused("nothing", [Reason(wild, "one")] * many)
+        monkeypatch.setattr(torpor, "checkpoint", raising(refused), raising=False)
+        _, _, err = run("checkpoint", "12", "-v")
+        assert shown in err.splitlines()[-1] and "\x1b" not in err
+    monkeypatch.setattr(torpor, "checkpoint", noted, raising=False)
+    assert run("checkpoint", "12")[2] == f"torpor: note: {shown}\n"
