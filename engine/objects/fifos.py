@@ -123,7 +123,7 @@ class Fifo(Pipe):
                 opener = opening.openers.description(indexes[0])
                 both = (_make if mine[indexes[0]].fifo.inode.removed else _open)(mine[indexes[0]], opener)
                 try:
-                    fill(opening.image.pipes[number], both)
+                    fill(opening.image.pipes[number], both, opening.warnings)
                     for index in indexes:
                         opening.place(index, _end(both, mine[index].flags & os.O_ACCMODE))
                 finally:

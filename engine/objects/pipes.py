@@ -147,7 +147,7 @@ def _make(opening: Opening, number: int, modes: dict[int, int]) -> None:
     reader, writer = os.pipe2(os.O_CLOEXEC)
     unused = {os.O_RDONLY: reader, os.O_WRONLY: writer}
     try:
-        fill(opening.image.pipes[number], writer)
+        fill(opening.image.pipes[number], writer, opening.warnings)
         for index, mode in modes.items():
             if mode in unused:
                 end = os.dup(unused.pop(mode))
@@ -175,14 +175,24 @@ def _tee(reader: int, capacity: int) -> list[bytes]:
         os.close(fill)
 
 
-def fill(pipe: PipeBuffer, writer: int) -> None:
+def fill(pipe: PipeBuffer, writer: int, warnings: list[str]) -> None:
     """Give a pipe its size and its content, packet by packet where it had such.
+
+    Where other pipes of this user have used up what all may have (pipe-user-pages-soft), it stays as it is: said in
+    `warnings`.
 
     Raises:
         RestoreFailed: it does not take the content.
     """
     if fcntl.fcntl(writer, F_GETPIPE_SZ) != pipe.capacity:
-        fcntl.fcntl(writer, F_SETPIPE_SZ, pipe.capacity)
+        try:
+            fcntl.fcntl(writer, F_SETPIPE_SZ, pipe.capacity)
+        except PermissionError:
+            now = fcntl.fcntl(writer, F_GETPIPE_SZ)
+            warnings.append(
+                f"a pipe has room for {now} bytes, and had for {pipe.capacity}: this user's pipes have all they may"
+                " (/proc/sys/fs/pipe-user-pages-soft)"
+            )
     os.set_blocking(writer, False)
     content = memoryview(pipe.content)
     if pipe.packets:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import select
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.descriptor_tree import Acting, dumped, holder, opened
-from torpor.objects import descriptors
+from torpor.objects import descriptors, pipes
 
 
 def test_pipes_keep_content_capacity_and_flags_and_the_target_keeps_them_too(acting: Acting) -> None:
@@ -66,6 +67,25 @@ wait()
         assert os.read(woken(fds["r"]), 1 << 20) == bytes(1 << 16)
         assert [os.read(woken(fds["p"]), 1 << 16) for _ in range(16)] == [bytes([i]) * (i + 1) for i in range(16)]
         assert fcntl.fcntl(woken(fds["q"]), fcntl.F_GETFL) & os.O_DIRECT
+
+
+def test_a_pipe_is_smaller_where_a_user_may_have_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    with holder("r, w = os.pipe(); fcntl.fcntl(w, 1031, 1 << 18); os.write(w, b'x' * 100)\nready(r=r)\nwait()") as tree:
+        fds = tree.ready()
+        image = tree.dump()
+    before = fcntl.fcntl
+
+    def stingy(fd: int, command: int, argument: int = 0) -> int:
+        if command == pipes.F_SETPIPE_SZ:  # as where pipe-user-pages-soft is used up
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+        return before(fd, command, argument)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl, "fcntl", stingy)
+        with opened(image) as woken:
+            assert os.read(woken(fds["r"]), 1000) == b"x" * 100
+            (warning,) = woken.opened.warnings
+    assert "a pipe has room for 65536 bytes, and had for 262144" in warning
 
 
 def test_named_pipes_keep_content_and_are_opened_by_name(acting: Acting) -> None:
