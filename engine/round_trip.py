@@ -114,6 +114,7 @@ ALLOWED: Final = (
     Allowed("shared.ino", _NEW),
     Allowed("shared.kind", _AGAIN, _without_name),
     Allowed("shared.name", _AGAIN, _without_name),
+    Allowed("shared.atime_ns", "reading and mapping it is an access"),
     Allowed("shared.pages", _RAN),
     Allowed("files[]", _AGAIN, _removed),
     Allowed("bundles[]", _AGAIN, _removed),
