@@ -188,12 +188,14 @@ def prepare(
                 "gid": os.getegid(),
                 "monotonic_ns": setting.monotonic_ns,
                 "boottime_ns": setting.boottime_ns,
+                "last_pid": int(Path("/proc/loadavg").read_text().split()[-1]),
                 "ignored": _mask(signals.ignored),
                 "blocked": _mask(signals.blocked),
                 # What is woken sets its own; until then it holds all that is inherited.
                 "descriptors": resource.getrlimit(resource.RLIMIT_NOFILE)[0] if trace else descriptor_limit(),
                 "new_session": setting.new_session,
-                "keep_capabilities": trace and bool(setting.namespaces & Namespaces.USER),
+                # Those of the new user namespace, or CAP_CHECKPOINT_RESTORE; a tree gives up all in the end.
+                "keep_capabilities": trace and os.geteuid() != 0,
                 "gate": gates[0].fileno(),
                 "caller": caller,
                 "report": reports[1].fileno(),

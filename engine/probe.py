@@ -51,6 +51,8 @@ class Probe:
     """The effective user id."""
     capabilities: frozenset[str] = frozenset()
     """Those of CAPABILITIES that are effective here."""
+    groups: tuple[int, ...] = ()
+    """The user's groups besides the first: in a capsule they do not count for changes."""
     nofile: tuple[int, int] = (0, 0)
     """RLIMIT_NOFILE, soft and hard: a tree's descriptors are all open at once while it is saved or woken."""
 
@@ -90,6 +92,9 @@ class Probe:
     """In those prctl(PR_SET_MM_MAP) (3.18, CONFIG_CHECKPOINT_RESTORE) sets memory layout and exe link."""
     time_namespaces: bool = False
     """In those a time namespace can be created (5.6): clocks can be made to go on from where they stopped."""
+    can_choose_pids: bool = False
+    """clone3() accepts a chosen PID among the host's, so that a tree can be woken natively where its PIDs are free: for
+    root, or with CAP_CHECKPOINT_RESTORE (5.9), in the user namespace that owns the PID namespace."""
     apparmor_restricts_userns: bool | None = None
     """kernel.apparmor_restrict_unprivileged_userns, as on Ubuntu 24.04; None: no such switch."""
     userns_limit: int | None = None
@@ -144,11 +149,6 @@ class Probe:
         namespaces = self.user_namespaces and self.pid_namespaces and self.mount_proc
         return namespaces and self.set_tid and self.set_mm_map and self.map_vdso and not self.sealed_mappings
 
-    @property
-    def can_choose_pids(self) -> bool:
-        """A tree can be woken without a capsule where its PIDs are free."""
-        return bool(self.capabilities & {"CAP_CHECKPOINT_RESTORE", "CAP_SYS_ADMIN"})
-
 
 @cache
 def probe() -> Probe:
@@ -159,6 +159,7 @@ def probe() -> Probe:
     facts: dict[str, Any] = {
         "uid": os.geteuid(),
         "capabilities": frozenset(name for name, bit in CAPABILITIES.items() if effective >> bit & 1),
+        "groups": tuple(sorted(set(os.getgroups()) - {os.getegid()})),
         "nofile": resource.getrlimit(resource.RLIMIT_NOFILE),
         "yama_scope": _number("/proc/sys/kernel/yama/ptrace_scope"),
         "proc_children": os.path.exists(f"/proc/self/task/{os.getpid()}/children"),
@@ -253,6 +254,7 @@ def _try_calls(report: _Report) -> None:
     state = bytearray(8)
     report.attempt("kcmp", lambda: syscall(_KCMP, me, me, 0, 0, 0), "kcmp")
     report.attempt("pidfd_getfd", lambda: _take_own_descriptor(me), "pidfd_getfd")
+    report.attempt("can_choose_pids", _choose_a_pid, "clone3 with set_tid")
     report.attempt("pagemap_scan", _scan_a_page, "ioctl PAGEMAP_SCAN")
     report.attempt("uffd_wp_async", _open_userfaultfd, "userfaultfd with WP_ASYNC")
     pr_timer_create_restore_ids, get = 77, 2
@@ -404,6 +406,12 @@ def _mount_proc() -> None:
     # Private first, so that nothing mounted here reaches another namespace.
     syscall(_MOUNT, b"none\0", b"/\0", 0, _MS_REC | _MS_PRIVATE, 0)
     syscall(_MOUNT, b"proc\0", b"/proc\0", b"proc\0", 0, 0)
+
+
+def _choose_a_pid() -> None:
+    # That another has it is found after the question whether one may choose (alloc_pid() in kernel/pid.c).
+    with suppress(FileExistsError):
+        _clone_with_pid()
 
 
 def _clone_with_pid() -> None:

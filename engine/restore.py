@@ -42,6 +42,7 @@ from torpor.remote.blank import PidTaken
 from torpor.remote.tracer import no_collection
 from torpor.series import Key, Series
 from torpor.store import KnownBlocks, SnapshotInfo, SnapshotReader, Store
+from torpor.surroundings import Way
 from torpor.workers import started
 
 Progress = Callable[[int, int], None]
@@ -69,6 +70,7 @@ def restore(
     terminal: Callable[[pb.Pty], int] | None = None,
     files: Files = "as-they-were",
     series: Series | None = None,
+    way: Way = "best",
 ) -> Job:
     """Wake a snapshot: its processes go on where they were, under their old PIDs.
 
@@ -86,6 +88,8 @@ def restore(
             becomes the controlling one again, and stands in for those of `stdio` that are terminals.
         files: whether the tree's files must be as they were, but for those that grew, or are taken as they are.
         series: to be begun with this snapshot: the next checkpoint of it reads what the tree has written since now.
+        way: "native": among the host's processes, with all the rights of the restorer; "capsule": in namespaces of its
+            own; "best": natively where that is possible.
 
     Raises:
         RestoreRefused: this host cannot wake it as it is now; nothing was started.
@@ -103,8 +107,9 @@ def restore(
             given = terminal(image.ptys[lost])
             standard[:] = [given if os.isatty(number) else number for number in standard]
         with _put_back(image, reader):
-            for own_pids in (False, True):
-                setting = surroundings.setting(image, detach=detach, own_pids=own_pids)
+            ways: tuple[Way, ...] = ("best", "capsule") if way == "best" else (way,)
+            for one in ways:
+                setting = surroundings.setting(image, detach=detach, way=one)
                 here = surroundings.here(setting)
                 child = family.arrange(image, here.init).children[0].pid
                 try:
@@ -129,7 +134,7 @@ def restore(
                             foreground,
                         )
                 except PidTaken:  # by a process that came since they were found to be free
-                    if setting.capsule:
+                    if setting.capsule or one == ways[-1]:
                         raise
             raise AssertionError("in a capsule every PID is free")
 
@@ -139,6 +144,7 @@ def explain(
     *,
     store: Store | str | os.PathLike[str] | None = None,
     files: Files = "as-they-were",
+    way: Way = "best",
 ) -> str:
     """Every system call that a restore would make here, in words. Starts nothing, makes nothing and removes nothing.
 
@@ -148,7 +154,7 @@ def explain(
     with _open(snapshot, store) as reader:
         image = reading.read(reader)
         _refuse(image, reader, (0, 1, 2), files, asked=snapshot)
-        here = surroundings.here(surroundings.setting(image))
+        here = surroundings.here(surroundings.setting(image, way=way))
         return make(image, here, Held.imagined(image, reader.blocks)).explain()
 
 
@@ -322,7 +328,7 @@ def _wake(
             raise
     finally:
         verification.end()
-    return Job(init, image.processes[0].pid, tree_pid, tuple(plan.warnings))
+    return Job(init, image.processes[0].pid, tree_pid, (*plan.warnings, *surroundings.warnings(setting)))
 
 
 @contextmanager

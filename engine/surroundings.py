@@ -5,13 +5,16 @@ The restore asks when it wakes a tree, and the proof (`proof`) while the tree st
 
 from __future__ import annotations
 
+import grp
 import os
 import resource
 import time
-from collections.abc import Set
+from collections.abc import Iterator, Set
+from typing import Literal
 
 from torpor import procfs
 from torpor.capsule import Namespaces, Setting
+from torpor.errors import Reason, RestoreRefused
 from torpor.image import image_pb2 as pb
 from torpor.objects import credentials, family, filters, queues, sysv, traits, vdso
 from torpor.objects.credentials import Rights
@@ -20,36 +23,50 @@ from torpor.objects.threads import Bounds
 from torpor.plan import Here
 from torpor.probe import probe
 
+Way = Literal["best", "native", "capsule"]
+"""How a tree is woken: among the host's processes, in namespaces of its own, or as changes least."""
 CAP_SYS_CHROOT = 18
+CAP_SYS_ADMIN = 21
 CAP_SYS_RESOURCE = 24
 
 
 def setting(
-    image: pb.Tree, *, detach: bool = False, own_pids: bool = False, standing: Set[int] = frozenset()
+    image: pb.Tree,
+    *,
+    detach: bool = False,
+    way: Way = "best",
+    standing: Set[int] = frozenset(),
 ) -> Setting:
     """Where the tree is to live: among the host's processes if its PIDs are free and may be chosen.
 
     Args:
         image: the tree.
         detach: the job is to outlive this process and its terminal.
-        own_pids: it is to have PIDs of its own in any case.
+        way: whether it is to live there in any case, or in none.
         standing: processes and threads of the tree itself, which still lives: their PIDs will be free.
+
+    Raises:
+        RestoreRefused: it is to live among the host's processes and cannot.
     """
-    host = probe()
     root = image.processes[0]
     session = detach or 1 in (root.sid, root.pgid)
-    namespaces = Namespaces(0)
-    may_chroot = int(procfs.status(procfs.read("/proc/self/status"))[b"CapEff"], 16) >> CAP_SYS_CHROOT & 1
-    elsewhere = any(process.root for process in image.processes) and not may_chroot
-    if own_pids or elsewhere or not host.can_choose_pids or not _pids_are_free(image, standing):
-        namespaces = Namespaces.PID | Namespaces.MOUNT
-        if os.geteuid():
-            namespaces |= Namespaces.USER
     boot = procfs.read("/proc/sys/kernel/random/boot_id").strip().decode()
-    if os.path.exists("/proc/self/ns/time") and (namespaces or image.host.boot_id != boot):
+    time_namespaces = os.path.exists("/proc/self/ns/time")
+    namespaces = Namespaces(0)
+    if time_namespaces and image.host.boot_id != boot:
         namespaces |= Namespaces.TIME
     if sysv.segments(image) or image.semaphores or image.queues or queues.of(image):
         namespaces |= Namespaces.IPC
+    obstacle = None if way == "capsule" else next(_obstacles(image, namespaces, standing), None)
+    if way == "native" and obstacle:
+        reason = Reason("--as=native", obstacle, "--as=capsule wakes it in namespaces of its own")
+        raise RestoreRefused("it cannot be woken natively", [reason])
+    if way == "capsule" or obstacle:
+        namespaces |= Namespaces.PID | Namespaces.MOUNT
+        if os.geteuid():
+            namespaces |= Namespaces.USER
+        if time_namespaces:
+            namespaces |= Namespaces.TIME
     return Setting(
         namespaces,
         monotonic_ns=image.host.monotonic_ns - time.clock_gettime_ns(time.CLOCK_MONOTONIC),
@@ -59,10 +76,36 @@ def setting(
     )
 
 
-def _pids_are_free(image: pb.Tree, standing: Set[int]) -> bool:
+def _obstacles(image: pb.Tree, namespaces: Namespaces, standing: Set[int]) -> Iterator[str]:
+    """Why it cannot live among the host's processes."""
+    if not probe().can_choose_pids:
+        yield "you may not choose PIDs here: that takes CAP_CHECKPOINT_RESTORE"
+    capabilities = int(procfs.status(procfs.read("/proc/self/status"))[b"CapEff"], 16)
+    if any(process.root for process in image.processes) and not capabilities >> CAP_SYS_CHROOT & 1:
+        yield "a process has a root directory of its own, which takes CAP_SYS_CHROOT"
+    if namespaces and not capabilities >> CAP_SYS_ADMIN & 1:
+        what = "its clocks" if namespaces & Namespaces.TIME else "its System V objects or message queues"
+        yield f"{what} need a namespace, which takes CAP_SYS_ADMIN"
     members = [member.pid for member in family.arrange(image, UNKNOWN_PID).walk() if member.pid != UNKNOWN_PID]
     tids = [thread.tid for process in image.processes for thread in process.threads]
-    return not any(os.path.exists(f"/proc/{pid}") for pid in {*members, *tids} - standing)
+    for pid in sorted({*members, *tids} - standing):
+        if os.path.exists(f"/proc/{pid}"):
+            yield f"another process or thread has the PID {pid}"
+
+
+def warnings(where: Setting) -> Iterator[str]:
+    """What a tree that lives there cannot do any more, in words."""
+    others = sorted(set(os.getgroups()) - {os.getegid()})
+    if where.namespaces & Namespaces.USER and others:
+        names = ", ".join(map(_group_name, others))
+        yield f"it is in a capsule, where it cannot give files to your groups {names}: cp -a and sed -i lose them"
+
+
+def _group_name(gid: int) -> str:
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return str(gid)
 
 
 def here(where: Setting) -> Here:

@@ -83,6 +83,19 @@ static void set_clocks(const struct tp_spawn *s)
 	}
 }
 
+/*
+ * What is born in a new PID namespace counts from where the host is: from 1 on, the children of every job would have
+ * the same few numbers, and with them the same /tmp/x.$$. Only CONFIG_CHECKPOINT_RESTORE has the file, and a kernel
+ * without wakes nobody; a container may have it read-only, which costs no more than this comfort.
+ */
+static void count_from(int32_t last_pid)
+{
+	char text[16];
+
+	snprintf(text, sizeof(text), "%d", last_pid);
+	put("/proc/sys/kernel/ns_last_pid", text);
+}
+
 /* execve by a uid other than 0 keeps only what is ambient (capabilities(7)). */
 static void keep_capabilities(const struct tp_spawn *s)
 {
@@ -173,6 +186,8 @@ static _Noreturn void become_init(const struct tp_spawn *s)
 		if (s->namespaces & CLONE_NEWPID &&
 		    mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL))
 			fail(s, TP_STAGE_MOUNT_PROC);
+		if (s->namespaces & CLONE_NEWPID)
+			count_from(s->last_pid);
 	}
 	if (!(s->namespaces & CLONE_NEWPID) && prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
 		fail(s, TP_STAGE_SUBREAPER);

@@ -72,11 +72,12 @@ struct tp_spawn {
 	uint32_t uid, gid;    /* to be mapped to themselves in a new user namespace */
 	int64_t monotonic_ns; /* offsets of the clocks in a new time namespace */
 	int64_t boottime_ns;
+	int32_t last_pid;     /* what PIDs in a new namespace are counted from */
 	uint64_t ignored;     /* signals (bit n - 1 is n) that are ignored; all others have their default action */
 	uint64_t blocked;     /* the signal mask */
 	uint64_t descriptors; /* the soft limit of them */
 	int32_t new_session;
-	int32_t keep_capabilities; /* those of the new user namespace, over execve */
+	int32_t keep_capabilities; /* over execve: those of the new user namespace, or the own ones */
 	int32_t gate;		   /* init waits until a struct tp_go can be read here */
 	int32_t caller;		   /* a pidfd of the caller: init ends when it does */
 	int32_t report;		   /* struct tp_report is written here; closed by a successful execve */

@@ -47,6 +47,10 @@ _APPARMOR = (
     "`apparmor_parser -r /etc/apparmor.d/torpor`, or for every program: "
     "sysctl kernel.apparmor_restrict_unprivileged_userns=0"
 )
+_RIGHT = (
+    "CAP_CHECKPOINT_RESTORE for the user, by pam_cap or a helper with a file capability (docs/doctor.md): "
+    "then jobs are woken natively"
+)
 _DEBIAN_SWITCH = "sysctl kernel.unprivileged_userns_clone=1"
 _LIMIT = "sysctl user.max_user_namespaces=15000"
 _CONTAINER = "start the container with --security-opt seccomp=unconfined, or a profile that allows {}"
@@ -59,7 +63,7 @@ _MASKED = (
 
 def examine(probe: Probe) -> list[Finding]:
     """Judge a host: pure, so that hosts can be made up for tests."""
-    return [*_tracing(probe), *_capsules(probe), *_comforts(probe), *_facts(probe)]
+    return [_way(probe), *_tracing(probe), *_capsules(probe), *_comforts(probe), *_facts(probe)]
 
 
 def _finding(probe: Probe, name: str, title: str, means: str, otherwise: tuple[str, str, str]) -> Finding:
@@ -72,6 +76,19 @@ def _finding(probe: Probe, name: str, title: str, means: str, otherwise: tuple[s
 
 def _no(trouble: str, allow: str = "") -> tuple[str, str, str]:
     return "no", trouble, allow
+
+
+def _way(probe: Probe) -> Finding:
+    """The way that a wake goes here, and its price."""
+    name, title = "can_choose_pids", "the way of a wake"
+    if probe.can_choose_pids:
+        return Finding(name, title, "ok", "natively where the PIDs are free, else in a capsule")
+    capsule = "in a capsule: without setuid programs"
+    if not probe.groups:
+        return Finding(name, title, "info", capsule)
+    count = len(probe.groups)
+    groups = f"the {count} groups that you are in besides your own" if count > 1 else "the group besides your own"
+    return Finding(name, title, "limited", f"{capsule}, and {groups} count for no change of a file", _RIGHT)
 
 
 def _tracing(probe: Probe) -> Iterator[Finding]:
@@ -205,15 +222,6 @@ def _comforts(probe: Probe) -> Iterator[Finding]:
 
 
 def _facts(probe: Probe) -> Iterator[Finding]:
-    if probe.can_choose_pids:
-        yield Finding("capabilities", "restore without a capsule", "ok", "where the PIDs are free")
-    else:
-        yield Finding(
-            "capabilities",
-            "restore without a capsule",
-            "info",
-            "for root or with CAP_CHECKPOINT_RESTORE only",
-        )
     yield Finding(
         "transparent_hugepages",
         "transparent huge pages",

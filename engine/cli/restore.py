@@ -31,6 +31,14 @@ from torpor.cli.common import (
     show_default=True,
     help="Whether files that changed since are refused, but for those that grew.",
 )
+@click.option(
+    "--as",
+    "way",
+    type=click.Choice(["best", "native", "capsule"]),
+    default="best",
+    show_default=True,
+    help="Among the host's processes, in namespaces of its own, or as changes least.",
+)
 @command_options
 def command(
     snapshot: str,
@@ -38,6 +46,7 @@ def command(
     detach: bool,
     explain: bool,
     files: Literal["as-they-were", "as-they-are"],
+    way: Literal["best", "native", "capsule"],
     as_json: bool,
 ) -> int:
     """Wake a snapshot: its processes go on where they were, with their old PIDs.
@@ -51,7 +60,7 @@ def command(
     if explain:
         from torpor.restore import explain as explain_plan
 
-        for line in explain_plan(snapshot, store=store, files=files).splitlines():
+        for line in explain_plan(snapshot, store=store, files=files, way=way).splitlines():
             click.echo(printable(line))
         return 0
     relay = Relay(0) if not detach and os.isatty(0) else None
@@ -68,6 +77,7 @@ def command(
             connected=ready,
             terminal=terminal,
             files=files,
+            way=way,
         )
     for warning in job.warnings:
         note(warning)

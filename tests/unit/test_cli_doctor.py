@@ -70,6 +70,7 @@ def test_an_able_host_needs_nothing() -> None:
         ({"sealed_mappings": True}, "sealed_mappings", "no", "CONFIG_MSEAL_SYSTEM_MAPPINGS"),
         ({"map_vdso": False}, "map_vdso", "no", "CONFIG_CHECKPOINT_RESTORE"),
         ({"pagemap_scan": False}, "pagemap_scan", "limited", "6.7"),
+        ({"groups": (27, 100)}, "can_choose_pids", "limited", "CAP_CHECKPOINT_RESTORE"),
         ({"nofile": (256, 256)}, "nofile", "limited", "limits.conf"),
     ],
 )
@@ -110,3 +111,9 @@ def test_for_people(
     monkeypatch.setattr(probing, "probe", lambda: host)
     assert doctor.command.main([], standalone_mode=False) == code
     assert words in capsys.readouterr().out
+
+
+def test_the_way_of_a_wake_comes_first() -> None:
+    assert doctor.examine(ABLE)[0].means == "in a capsule: without setuid programs"
+    native = replace(ABLE, can_choose_pids=True, groups=(27,))
+    assert (doctor.examine(native)[0].verdict, doctor.examine(native)[0].allow) == ("ok", "")
