@@ -217,7 +217,7 @@ class Builder:
         ours = [process for process in self.processes.values() if process.plan.member.image is not None]
         for process in others:
             keep = status_fd if process.plan.member is self.plan.processes[0].member else -1
-            self._blanks.run([self._work(process, list(_close_all(keep)))])
+            self._blanks.run([self._work(process, [*self.plan.last, *_close_all(keep)])])
             self._rewind(process, stand_in)
         early: list[Task] = []
         late: list[Task] = []

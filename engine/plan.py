@@ -133,6 +133,8 @@ class Plan:
     warnings: list[str]
     segments: list[list[Call]]
     """By init, before anyone is born, each in a table of its own: what lives in an IPC namespace."""
+    last: list[Call]
+    """By init and the stand-ins, when all is built: they need no right of the restorer's any more."""
 
     def explain(self) -> str:
         """The plan for people, a line for each call."""
@@ -193,7 +195,7 @@ def make(image: pb.Tree, here: Here, held: Held) -> Plan:
     segments += filter(None, [list(sysv_messages.enlarge(image))])
     segments += [list(sysv_messages.make(queue, here.rights.keep)) for queue in image.queues]
     segments += queues.make(image, held.opened.slots, here.rights.keep)
-    return Plan(plans, window, warnings, segments)
+    return Plan(plans, window, warnings, segments, [] if here.rights.keep else list(credentials.give_up()))
 
 
 def _segment(shared: pb.SharedMemory, address: int, here: Here, held: Held) -> Iterator[Call]:

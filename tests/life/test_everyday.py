@@ -1,0 +1,169 @@
+"""Everyday commands give what they give without Torpor: in a job that is run, and in one that was woken on either way.
+
+One job waits, is saved, killed and woken, once or twice, and then does all of them; a twin does them undisturbed.
+"""
+
+from __future__ import annotations
+
+import grp
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.conformance.harness import wait_until
+from tests.users import BIN, User
+
+TORPOR = str(BIN / "torpor")
+AMBIENT = ("--inh-caps=+checkpoint_restore", "--ambient-caps=+checkpoint_restore")
+
+# Each in a new directory, with $group for a second group of the user's. What they print must not depend on the time.
+COMMANDS = {
+    "sed": "echo a >f; chmod 640 f; sed -i s/a/b/ f; stat -c '%a %U %G' f; cat f",
+    "sed on a group's file": "echo a >f; chgrp $group f; sed -i s/a/b/ f; stat -c '%U %G' f; cat f",
+    "chgrp": "touch f; chgrp $group f; stat -c %G f",
+    "cp": "mkdir d; echo a >d/f; ln d/f d/g; ln -s f d/h; chmod 604 d/f; cp -a d e; stat -c '%n %a %U %G %h' e e/*",
+    "cp of a group's file": "echo a >f; chgrp $group f; cp -a f g; stat -c '%U %G' g",
+    "find": "touch f g; chgrp $group g; find . -group $group -printf '%p %g\\n'; find . -user $(id -u) | sort",
+    "tar": "mkdir d; echo a >d/f; tar cf t d; tar tvf t | cut -d' ' -f1-2; mkdir e; tar xpf t -C e; cat e/d/f",
+    "tar of others' files": "tar cf t /etc/hostname 2>/dev/null; tar tvf t | cut -d' ' -f1-2",
+    "install": "echo a >f; install -m 750 f g; stat -c '%a %U %G' g; cat g",
+    "make": "printf 'all: a b\\na:\\n\\t@echo a\\nb: a\\n\\t@echo $(MAKE)\\n' >Makefile; make -j2",
+    "git": "git init -q -b main . && git config user.email a@b && git config user.name a && echo a >f && git add f"
+    " && GIT_AUTHOR_DATE=@0+0000 GIT_COMMITTER_DATE=@0+0000 git commit -q -m a && git gc -q && git log --format='%H %s'"
+    " && git fsck",
+    "rsync": "mkdir d; echo a >d/f; chmod 640 d/f; rsync -a d/ e/; stat -c '%n %a %U %G' e/f; cat e/f",
+    "nohup": "nohup sh -c 'kill -HUP $$; echo alive' </dev/null 2>/dev/null",
+    "groups of processes": "python3 -c 'import os; print(os.getpgrp() > 0, os.getsid(0) > 0, os.getppid() > 0)'",
+    "job control": "set -m; sleep 100 & kill -STOP %1; kill -CONT %1; kill %1; wait %1; echo $?",
+    "PID files": "echo $BASHPID >pid; kill -0 $(cat pid) && echo running; test -d /proc/$(cat pid) && echo there",
+    "locks": "flock f sh -c 'flock -n f true || echo locked'; flock -n f echo free",
+    "lock files": "dotlockfile -l -p f.lock && kill -0 $(cat f.lock) && dotlockfile -u f.lock && echo done",
+    "an agent": "eval $(ssh-agent -s) >/dev/null; ssh-add -l; kill -0 $SSH_AGENT_PID && echo there;"
+    " ssh-agent -k >/dev/null",
+    "pipes": "yes | head -n 100000 | sort | uniq -c; echo ${PIPESTATUS[@]}",
+    "shared memory": "python3 -c 'from multiprocessing import shared_memory as s;"
+    " a = s.SharedMemory(create=True, size=9); b = s.SharedMemory(a.name);"
+    " a.buf[0] = 7; print(b.buf[0]); b.close(); a.close(); a.unlink()'",
+    "many processes": "python3 -c 'from multiprocessing import Pool; print(sum(Pool(4).map(abs, range(99))))'",
+    "limits": "ulimit -a; umask; nice",
+    "signals": "trap 'echo trapped' USR1; kill -USR1 $BASHPID; grep SigIgn /proc/self/status",
+    "who": "id -u; id -g; whoami; cd; pwd; env | grep -c .; hostname",
+    "a setuid program": "passwd -S | cut -d' ' -f1-2; chage -l $(whoami) | head -n 1",
+}
+NEEDED = {"git": "git", "rsync": "rsync", "lock files": "dotlockfile", "an agent": "ssh-agent", "make": "make"}
+IN_A_CAPSULE = {
+    "sed on a group's file",
+    "chgrp",
+    "cp of a group's file",
+    "find",
+    "tar of others' files",
+    "a setuid program",
+}
+"""What differs in a capsule, as docs/woken.md has it."""
+
+JOB = """
+commands=$1 out=$2
+echo $$ >$out/ready.new; mv $out/ready.new $out/ready
+until [ -e $out/go ]; do : >$out/beat; sleep 0.02; done
+for command in $commands/*; do
+    mkdir $out/in; cd $out/in
+    ( . $command; echo "status $?" ) </dev/null >$out/${command##*/}.out 2>&1
+    cd $out; chmod -R u+w in; rm -rf in
+done
+touch $out/done
+"""
+
+
+class Runner:
+    """Runs the commands as a user who is in a second group."""
+
+    def __init__(self, user: User) -> None:
+        self.user = user
+        self.group = grp.getgrnam("games")
+        self.names = [name for name in COMMANDS if name not in NEEDED or shutil.which(NEEDED[name])]
+        self._commands = user.tmp / "commands"
+        self._commands.mkdir()
+        for number, name in enumerate(self.names):
+            (self._commands / str(number)).write_text(f"group={self.group.gr_name}\n{COMMANDS[name]}\n")
+        (user.tmp / "job").write_text(JOB)
+        (user.tmp / "work").mkdir()
+        user.own(user.tmp / "work")
+        self._out = user.tmp / "work/out"
+
+    def outputs(self, ways: Sequence[str]) -> dict[str, str]:
+        """What each command prints.
+
+        Args:
+            ways: none for the undisturbed twin; else "run", and then how it is woken, one after the other.
+        """
+        shutil.rmtree(self._out, ignore_errors=True)
+        self._out.mkdir()
+        self.user.own(self._out)
+        prefix = [TORPOR, "run", "--"] if ways else []
+        process = self._start([*prefix, "bash", self.user.tmp / "job", self._commands, self._out])
+        for way in ways[1:]:
+            wait_until((self._out / "ready").exists, "it runs")
+            root = self._of_the_job(process.pid)
+            saved = self._start([TORPOR, "checkpoint", root, "--then", "kill"])
+            assert saved.wait(60) == 0
+            assert process.wait(20) == -signal.SIGKILL
+            (self._out / "beat").unlink()
+            privileges = AMBIENT if way == "native" else ()
+            process = self._start([TORPOR, "restore", "latest", "--as", way], privileges)
+            wait_until((self._out / "beat").exists, "it is woken")
+        (self._out / "go").touch()
+        assert process.wait(60) == 0
+        return {name: (self._out / f"{number}.out").read_text() for number, name in enumerate(self.names)}
+
+    def _of_the_job(self, launcher: int) -> str:
+        """What is to be saved: the first below a torpor-init below the launcher."""
+        (init,) = _children(launcher)
+        return str(init)
+
+    def _start(self, command: Sequence[str | Path], privileges: Sequence[str] = ()) -> subprocess.Popen[bytes]:
+        ids = [f"--reuid={self.user.uid}", f"--regid={self.user.gid}", f"--groups={self.user.gid},{self.group.gr_gid}"]
+        return subprocess.Popen(
+            ["setpriv", *ids, *privileges, *map(str, command)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd=self.user.tmp,
+            env=self.user.env,
+            start_new_session=True,
+        )
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        return [
+            int(child)
+            for task in Path(f"/proc/{pid}/task").iterdir()
+            for child in (task / "children").read_text().split()
+        ]
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+
+
+@pytest.fixture
+def runner(ordinary_account: User) -> Iterator[Runner]:
+    if os.geteuid():
+        pytest.skip("it takes root to be a user of another group")
+    yield Runner(ordinary_account)
+
+
+@pytest.mark.parametrize(
+    "ways", ["run", "run native", "run native native", "run capsule", "run capsule capsule", "run capsule native"]
+)
+def test_everyday_commands(runner: Runner, ways: str) -> None:
+    alone = runner.outputs([])
+    assert "No such file" not in alone["cp"]
+    told = runner.outputs(ways.split())
+    differing = {name for name in alone if told[name] != alone[name]}
+    allowed = IN_A_CAPSULE & set(alone) if ways.endswith("capsule") else set()
+    assert {name: (alone[name], told[name]) for name in differing - allowed} == {}
+    assert differing == allowed, "docs/woken.md says what differs in a capsule"
