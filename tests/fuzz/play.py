@@ -25,7 +25,7 @@ from tests.fuzz.grammar import SAVE, Step, generate, write
 from tests.leaks import MARK, marked
 from torpor.errors import Refused, TorporError
 
-GOOD = ("same", "refused")
+GOOD = ("same", "refused", "idle")
 """Kinds of outcomes as they should be."""
 PATIENCE = 20.0
 HOWS = ("kill", "kill", "run", "stop")
@@ -45,7 +45,8 @@ class Outcome:
 
     seed: int
     kind: str
-    """"same", "refused" (at all saves; it ran on, and saw the same), or what is wrong."""
+    """"same", "refused" (at all saves; it ran on, and saw the same), "idle" (undisturbed, too, it comes to no end), or
+    what is wrong."""
     words: str = ""
     saves: int = 0
     """How often it was saved, in any way."""
@@ -80,7 +81,10 @@ class Play:
             twin = self._start("twin")
             for number in self._rounds:
                 (self._folder / f"twin.go{number}").touch()
-            self._end(twin, "twin")
+            try:
+                self._end(twin, "twin")
+            except Wrong as wrong:
+                raise Wrong("idle", str(wrong)) from None
             self._disturbed()
             twin_saw, saved_saw = (
                 (self._folder / f"{name}.log").read_text().splitlines() for name in ("twin", "saved")

@@ -171,8 +171,11 @@ static long receive(const long *a)
 	struct iovec part = {text, a[1] % 3000 + 1};
 	struct msghdr message = {
 		.msg_iov = &part, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof(control)};
-	long size = recvmsg(fd_of(a[0]), &message, MSG_DONTWAIT | (a[3] % 4 ? 0 : MSG_PEEK)), sum = 0;
 	int fds[8];
+
+	if (is_reset(fd_of(a[0])))
+		return -2;
+	long size = recvmsg(fd_of(a[0]), &message, MSG_DONTWAIT | (a[3] % 4 ? 0 : MSG_PEEK)), sum = 0;
 
 	if (size < 0)
 		return -1;
@@ -233,7 +236,8 @@ static long socket_state(const long *a)
 	}
 	length = sizeof(value);
 	getsockopt(fd_of(a[0]), SOL_SOCKET, SO_ERROR, &value, &length);
-	say(" error %d peer %d", value,
+	/* That a datagram came to nobody is not kept, like a datagram on its way. */
+	say(" error %d peer %d", value != 0 && type != SOCK_DGRAM,
 	    getpeername(fd_of(a[0]), (struct sockaddr *)&peer, &size) ? -errno : peer.ss_family);
 	return type;
 }
@@ -243,13 +247,18 @@ static long ready(const long *a)
 {
 	struct pollfd one = {.fd = fd_of(a[0]), .events = POLLIN | POLLOUT | POLLPRI | POLLRDHUP};
 	struct stat it;
-	int waiting = 0;
+	int waiting = 0, type;
 
 	if (fstat(fd_of(a[0]), &it))
 		return -1;
-	if ((S_ISFIFO(it.st_mode) || S_ISSOCK(it.st_mode)) && !ioctl(fd_of(a[0]), FIONREAD, &waiting))
-		say(" %d wait", waiting);
 	poll(&one, 1, 0);
+	socklen_t size = sizeof(type);
+	if (S_ISSOCK(it.st_mode) && !getsockopt(one.fd, SOL_SOCKET, SO_TYPE, &type, &size) && type == SOCK_DGRAM)
+		one.revents &= ~POLLERR;
+	/* What lies in a pipe that nobody reads is lost. */
+	if ((S_ISFIFO(it.st_mode) || S_ISSOCK(it.st_mode)) && !(one.revents & POLLERR) &&
+	    !ioctl(fd_of(a[0]), FIONREAD, &waiting))
+		say(" %d wait", waiting);
 	return one.revents;
 }
 

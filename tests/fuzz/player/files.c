@@ -93,6 +93,8 @@ static long read_(const long *a)
 
 	if (flags < 0)
 		return -1;
+	if (is_reset(fd_of(a[0])))
+		return -2;
 	size = read(fd_of(a[0]), text, a[1] % 9000);
 	patient(fd_of(a[0]), flags);
 	for (long i = 0; i < size; i++)
@@ -244,6 +246,10 @@ static long hole(const long *a)
 
 static long chmod_(const long *a)
 {
+	struct stat it;
+
+	if (fstat(fd_of(a[0]), &it) || !(S_ISREG(it.st_mode) || S_ISDIR(it.st_mode)))
+		return -1; /* the mode of a pipe or a socket, which nobody can open again, is not kept */
 	return fchmod(fd_of(a[0]), 0400 | (a[1] % 64) | 0200);
 }
 

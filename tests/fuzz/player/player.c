@@ -6,6 +6,7 @@
  */
 #include "player.h"
 
+#include <poll.h>
 #include <stdarg.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
@@ -62,6 +63,15 @@ int impatient(int fd)
 	if (flags >= 0 && !(flags & (O_NONBLOCK | O_PATH)))
 		fcntl(fd, F_SETFL, flags | O_NONBLOCK);
 	return flags;
+}
+
+/* Whether a connection was reset. What it says of that depends on what came first, and only it can be asked, once. */
+bool is_reset(int fd)
+{
+	struct pollfd one = {.fd = fd};
+	struct stat it;
+
+	return !fstat(fd, &it) && S_ISSOCK(it.st_mode) && poll(&one, 1, 0) == 1 && one.revents & POLLERR;
 }
 
 void patient(int fd, int flags)
@@ -249,7 +259,8 @@ static void attach(void)
 	sigaction(SIGSEGV, &fault, NULL);
 	sigaction(SIGBUS, &fault, NULL);
 	signal(SIGPIPE, SIG_IGN);
-	signal(SIGIO, SIG_IGN); /* of a lease that is broken */
+	signal(SIGIO, SIG_IGN);	 /* of a lease that is broken */
+	signal(SIGHUP, SIG_IGN); /* of a group that was orphaned while it stood still */
 }
 
 int main(int count, char **words)

@@ -66,6 +66,7 @@ const char *whose(int pid);	   /* a PID as the number of its actor, which is the
 long place_fd(int fd, long index); /* move to the number of an index; the index or -1 */
 int impatient(int fd); /* make it one that does not wait, for the others would, too: its flags before, or -1 */
 void patient(int fd, int flags);
+bool is_reset(int fd);
 void play(int actor);
 void done(void); /* the step is over: the next one's turn */
 static inline int fd_of(long index)
