@@ -184,8 +184,10 @@ static long fstat_(const long *a)
 	if (fstat(fd_of(a[0]), &it))
 		return -1;
 	tell(&it);
-	say(" flags %x fdflags %d at %ld", fcntl(fd_of(a[0]), F_GETFL), fcntl(fd_of(a[0]), F_GETFD),
-	    (long)(S_ISREG(it.st_mode) ? lseek(fd_of(a[0]), 0, SEEK_CUR) : 0));
+	/* A file that never had a name comes back as one that has lost it (docs/objects.md). */
+	int shown = fcntl(fd_of(a[0]), F_GETFL);
+	say(" flags %x fdflags %d at %ld", (shown & O_TMPFILE) == O_TMPFILE ? shown & ~O_TMPFILE : shown,
+	    fcntl(fd_of(a[0]), F_GETFD), (long)(S_ISREG(it.st_mode) ? lseek(fd_of(a[0]), 0, SEEK_CUR) : 0));
 	for (long i = 0; i < 8; i++)
 		if (!stat(name(i), &named) && named.st_ino == it.st_ino && named.st_dev == it.st_dev)
 			say(" is %ld", i);
