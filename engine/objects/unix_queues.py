@@ -136,12 +136,10 @@ def _before_rights(copy: int, at: int, size: int) -> int:
 
 
 def _peek_messages(copy: int, state: SocketState, queue: Queue) -> None:
-    sequenced = state.family.type == socket.SOCK_SEQPACKET
-    with suppress(BlockingIOError):  # the end of the queue
-        # At the end a datagram socket says EAGAIN, but one with a connection that has ended says 0 again and again.
-        while not queue.lost and (
-            not sequenced or sum(len(message.content) for message in queue.messages) < state.queued
-        ):
+    # At its end a queue says EAGAIN, but that of a connection that has ended 0 again and again, like empty messages.
+    ended = state.family.type == socket.SOCK_SEQPACKET and state.events & select.POLLRDHUP
+    with suppress(BlockingIOError):
+        while not queue.lost and (not ended or sum(len(message.content) for message in queue.messages) < state.queued):
             queue.messages.append(_next(copy, LONGEST_MESSAGE, queue))
 
 
