@@ -53,6 +53,9 @@ _VERIFIED_TOGETHER = 1024
 CAP_SYS_RESOURCE = 24
 _OLDER = 16
 """How many earlier snapshots are tried, to name one that can be woken."""
+_ALONE = threading.Lock()
+"""A tree that is built has every descriptor of this process from the first slot on, until it has closed what is not its
+own: those of another thread's tree, the ends of its pipes too. So one is built at a time."""
 
 
 @inherited.raised_descriptor_limit()
@@ -114,6 +117,7 @@ def restore(
                 child = family.arrange(image, here.init).children[0].pid
                 try:
                     with (
+                        _ALONE,
                         capsule.prepare(setting, child, base=descriptors.first_slot(image)) as waiting,
                         _root_of(waiting, setting) as root,
                         _Material(image, reader, standard, given, root) as material,

@@ -112,6 +112,8 @@ def _what(description: Description, kind: str, access: str, tree: Tree) -> str:
             return printable(description.directory.path)
         case "device":
             return printable(description.device.path)
+        case "name":
+            return printable(description.name.path)
         case "proc":
             return f"{printable(description.proc.path)} at {description.proc.position}"
         case "pty":

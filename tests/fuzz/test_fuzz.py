@@ -26,7 +26,15 @@ def player() -> Path:
 @pytest.mark.parametrize("seed", range(0, 4 * PART, PART))
 def test_what_is_woken_sees_what_its_twin_sees(as_user: User, player: Path, seed: int) -> None:
     first = seed + (1_000_000 if as_user.is_root else 0)
-    words = [sys.executable, "-m", "tests.fuzz.play", as_user.tmp / "play", player, str(first), str(PART)]
+    words: list[str | Path] = [
+        sys.executable,
+        "-m",
+        "tests.fuzz.play",
+        as_user.tmp / "play",
+        player,
+        str(first),
+        str(PART),
+    ]
     ran = as_user.run(words, timeout=170, cwd=Path(__file__).parents[2])
     outcomes = [Outcome(**json.loads(line)) for line in ran.stdout.splitlines()]
     assert [f"seed {one.seed}: {one.words}" for one in outcomes if one.kind not in GOOD] == []

@@ -125,7 +125,7 @@ REFUSED = {
     ),
     "renamed": (
         "f = os.open('x', os.O_CREAT); os.makedirs('d/e/f'); os.link('x', 'd/e/f/y'); os.unlink('x')",
-        "it has no name any more",
+        "it has lost this name",
     ),
     "pipe outside": ("f = os.dup(1); os.close(1); sys.stdout = open(f, 'w')", "its other end is outside"),
     "async": (
