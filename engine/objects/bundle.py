@@ -36,6 +36,7 @@ from torpor.objects.description import OF_KERNEL
 from torpor.objects.opener import Opener, Openers
 from torpor.objects.shared_memory import LONGEST_NAME, fill
 from torpor.objects.small_files import Copy
+from torpor.remote.sys import closed_on_error
 from torpor.remote.x86_64 import NR
 from torpor.store import SnapshotReader
 
@@ -306,8 +307,8 @@ def _draft(path: bytes, opener: Opener) -> int:
             with suppress(FileNotFoundError):
                 _remove_left(path, opener)
             continue
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        with suppress(FileNotFoundError):
+        with closed_on_error(fd), suppress(FileNotFoundError):
+            fcntl.flock(fd, fcntl.LOCK_EX)
             if os.path.samestat(opener.lstat(path), os.fstat(fd)):
                 return fd
         os.close(fd)  # between the two calls another restore took it for one that was left

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from torpor.errors import Reason
 from torpor.image.image_pb2 import Description, Tree
 from torpor.objects.description import Describing, GrabbedDescriptors, Held, Kind, Opening, Seen
-from torpor.remote.sys import syscall
+from torpor.remote.sys import closed_on_error, syscall
 from torpor.remote.x86_64 import NR
 
 EFD_SEMAPHORE = 1
@@ -49,7 +49,7 @@ class Eventfd(Kind[None]):
     def make(self, description: Description, opening: Opening) -> int:
         """With its count: eventfd2() itself takes 32 bits of it, a write all."""
         flags = os.O_CLOEXEC | (EFD_SEMAPHORE if description.eventfd.semaphore else 0)
-        fd = syscall(NR.eventfd2, 0, flags)
-        if description.eventfd.count:
-            os.write(fd, struct.pack("=Q", description.eventfd.count))
-        return fd
+        with closed_on_error(syscall(NR.eventfd2, 0, flags)) as fd:
+            if description.eventfd.count:
+                os.write(fd, struct.pack("=Q", description.eventfd.count))
+            return fd

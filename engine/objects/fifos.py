@@ -30,7 +30,7 @@ from torpor.objects.folders import describe, give, may_be_made, somewhere
 from torpor.objects.names import DELETED
 from torpor.objects.opener import Identity, Opener, Openers
 from torpor.objects.pipes import Pipe, PipeState, fill
-from torpor.remote.sys import try_syscall
+from torpor.remote.sys import closed_on_error, try_syscall
 from torpor.remote.x86_64 import NR
 
 SPLICE_F_NONBLOCK = 2
@@ -185,10 +185,10 @@ def _make(description: Description, opener: Opener) -> int:
     def make(path: bytes) -> int:
         opener.mkfifo(path)
         try:
-            fd = opener.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW)
-            give(fd, description.fifo.inode, opener)
+            with closed_on_error(opener.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW)) as fd:
+                give(fd, description.fifo.inode, opener)
+                return fd
         finally:
             opener.unlink(path)
-        return fd
 
     return somewhere(description.fifo.path, opener, make)

@@ -53,6 +53,7 @@ from torpor.objects.folders import Folder
 from torpor.objects.names import DELETED, lasting_name
 from torpor.objects.opener import Opener, Openers
 from torpor.objects.small_files import SmallFiles
+from torpor.remote.sys import closed_on_error
 
 _SQLITE = b"SQLite format 3\0"
 """How its data bases begin (https://www.sqlite.org/fileformat.html)."""
@@ -283,9 +284,10 @@ def open_described(description: Description, opener: Opener, extra: int = 0) -> 
 
 
 def _sought(fd: int, flags: int, position: int) -> int:
-    if not flags & os.O_PATH and position:
-        os.lseek(fd, position, os.SEEK_SET)
-    return fd
+    with closed_on_error(fd):
+        if not flags & os.O_PATH and position:
+            os.lseek(fd, position, os.SEEK_SET)
+        return fd
 
 
 def _cannot_open(subject: str, error: OSError) -> Reason:

@@ -19,6 +19,7 @@ from torpor.errors import Reason
 from torpor.image.image_pb2 import Inode
 from torpor.objects.names import DELETED
 from torpor.objects.opener import Identity, Opener
+from torpor.remote.sys import closed_on_error
 from torpor.remote.x86_64 import NR
 
 _SPARE = (b"/tmp", b"/dev/shm")
@@ -171,11 +172,11 @@ def _places(path: bytes) -> Iterator[bytes]:
 def _make(path: bytes, inode: Inode, opener: Opener) -> int:
     opener.mkdir(path, 0o700)
     try:
-        fd = opener.enter(path)
-        give(fd, inode, opener)
+        with closed_on_error(opener.enter(path)) as fd:
+            give(fd, inode, opener)
+            return fd
     finally:
         opener.rmdir(path)
-    return fd
 
 
 def give(fd: int, inode: Inode, opener: Opener) -> None:

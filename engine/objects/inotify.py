@@ -32,7 +32,7 @@ from torpor.objects.files import Directory, RegularFile
 from torpor.objects.memory_files import MemoryDescriptor
 from torpor.objects.opener import Opener, Openers
 from torpor.objects.searching import Key
-from torpor.remote.sys import syscall
+from torpor.remote.sys import closed_on_error, syscall
 from torpor.remote.x86_64 import NR
 
 INOTIFY_IOC_SETNEXTWD = 0x40044900
@@ -139,14 +139,10 @@ class Inotify(Kind[InotifyState]):
 
     def make(self, description: Description, opening: Opening) -> int:
         """With each watch under its number."""
-        fd = syscall(NR.inotify_init1, os.O_CLOEXEC)
-        try:
+        with closed_on_error(syscall(NR.inotify_init1, os.O_CLOEXEC)) as fd:
             for watch in description.inotify.watches:
                 _add_as(fd, watch, opening)
-        except BaseException:
-            os.close(fd)
-            raise
-        return fd
+            return fd
 
 
 # ---------------------------------------------------------------------------------------------------- names

@@ -33,6 +33,7 @@ from torpor.objects.description import (
     why_not_by_name,
 )
 from torpor.objects.names import lasting_name
+from torpor.remote.sys import closed_on_error
 
 F_GET_SEALS = 1034
 SHM = "/dev/shm/"
@@ -113,8 +114,9 @@ class MemoryDescriptor(Kind[int]):
             fd = os.dup(memory)
         else:
             fd = os.open(f"/proc/self/fd/{memory}", flags | os.O_CLOEXEC)
-        os.lseek(fd, description.memfd.position, os.SEEK_SET)
-        return fd
+        with closed_on_error(fd):
+            os.lseek(fd, description.memfd.position, os.SEEK_SET)
+            return fd
 
 
 def _first(shared: int, image: Tree) -> int:

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from torpor.errors import Reason
 from torpor.image.image_pb2 import Description, Tree
 from torpor.objects.description import Describing, GrabbedDescriptors, Held, Kind, Opening, Problem, Seen, borrowed
-from torpor.remote.sys import syscall
+from torpor.remote.sys import closed_on_error, syscall
 from torpor.remote.x86_64 import NR
 
 CLOCK_REALTIME = 0
@@ -106,14 +106,14 @@ class Timerfd(Kind[TimerState]):
     def make(self, description: Description, opening: Opening) -> int:
         """Set to the time that was left, or to its moment."""
         timer = description.timerfd
-        fd = syscall(NR.timerfd_create, timer.clock, os.O_CLOEXEC)
-        value = timer.moment_ns or timer.left_ns
-        if value or timer.interval_ns:  # one that is off keeps its interval
-            times = ITIMERSPEC.pack(*divmod(timer.interval_ns, SECOND), *divmod(value, SECOND))
-            syscall(NR.timerfd_settime, fd, timer.settime_flags if timer.moment_ns else 0, times)
-        if timer.ticks:
-            fcntl.ioctl(fd, TFD_IOC_SET_TICKS, struct.pack("=Q", timer.ticks))
-        return fd
+        with closed_on_error(syscall(NR.timerfd_create, timer.clock, os.O_CLOEXEC)) as fd:
+            value = timer.moment_ns or timer.left_ns
+            if value or timer.interval_ns:  # one that is off keeps its interval
+                times = ITIMERSPEC.pack(*divmod(timer.interval_ns, SECOND), *divmod(value, SECOND))
+                syscall(NR.timerfd_settime, fd, timer.settime_flags if timer.moment_ns else 0, times)
+            if timer.ticks:
+                fcntl.ioctl(fd, TFD_IOC_SET_TICKS, struct.pack("=Q", timer.ticks))
+            return fd
 
 
 def _parse(text: str) -> TimerState:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 from array import array
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeAlias
 
 from torpor._native import ffi, lib
@@ -30,6 +32,16 @@ class Words:
 
     def __getitem__(self, index: int) -> int:
         return self._words[index]
+
+
+@contextmanager
+def closed_on_error(fd: int) -> Iterator[int]:
+    """A descriptor that is closed if an error leaves the block, and else is for who made it to hand on."""
+    try:
+        yield fd
+    except BaseException:
+        os.close(fd)
+        raise
 
 
 Argument: TypeAlias = "int | bytes | bytearray | memoryview | array[int] | Words"

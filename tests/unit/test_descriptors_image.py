@@ -8,6 +8,7 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
+import pytest
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from hypothesis import HealthCheck, given, settings
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from tests.unit.descriptor_tree import holder, no_memory
 from torpor.errors import TorporError
-from torpor.image.image_pb2 import Tree
+from torpor.image.image_pb2 import SharedMemory, Tree
 from torpor.objects import descriptors
 
 NUMBERS = [0, 1, 2, 3, 6, 7, 10, 255, 262, 1 << 16, (1 << 31) - 1, 1 << 31, (1 << 32) - 1, 1 << 62, (1 << 64) - 1]
@@ -112,3 +113,27 @@ def test_ends_that_do_not_fit_together_are_refused() -> None:
         unix = image.descriptions.add(flags=os.O_RDWR).unix
         unix.type, unix.has_peer, unix.peer = socket.SOCK_STREAM, True, peer
     assert len(descriptors.check(image)) == 3
+
+
+def test_what_fails_half_way_leaves_nothing_open() -> None:
+    """A description that is open when its position, count or times are refused; a limit that comes in between."""
+    images = [Tree() for _ in range(6)]
+    file, directory, eventfd, timer, memory, watcher = images
+    file.descriptions.add(flags=os.O_RDONLY).file.path = b"/etc/passwd"
+    file.descriptions[0].file.position = 1 << 63
+    directory.descriptions.add(flags=os.O_RDONLY | os.O_DIRECTORY).directory.path = b"/"
+    directory.descriptions[0].directory.position = (1 << 64) - 1
+    eventfd.descriptions.add(flags=os.O_RDWR).eventfd.count = (1 << 64) - 1
+    timer.descriptions.add(flags=os.O_RDWR).timerfd.left_ns = -1
+    memory.shared.add(kind=SharedMemory.MEMFD, size=1)
+    memory.descriptions.add(flags=os.O_RDWR).memfd.position = 1 << 63
+    watcher.descriptions.add(flags=os.O_RDONLY).inotify.watches.add(number=1, mask=0xFFFF_FFFF, path=b"/")
+    given = os.memfd_create("given")
+    try:
+        before = os.listdir("/proc/self/fd")
+        for image in images:
+            with pytest.raises(TorporError):
+                descriptors.open_all(image, lambda _: given).close()
+            assert os.listdir("/proc/self/fd") == before
+    finally:
+        os.close(given)
