@@ -255,6 +255,8 @@ def _take(root: int, writer: SnapshotWriter, how: _How, progress: Progress) -> S
             image.timing.total_ns = time.monotonic_ns() - began
             prove = partial(_prove, frozen, how.stats) if how.then != "run" else None
             body = image.SerializeToString()
+            if too_much := reading.excess(body) or reading.excess_of_threads(image):
+                raise Refused("the tree cannot be kept", [Reason("the tree", f"it has {too_much}")])
             published = writer.publish(body, _summary(image), notices=taken.notices, prove=prove)
             taken.note(image, writer)
         except StoreError:

@@ -256,7 +256,6 @@ def _end(plan: ProcessPlan, member: family.Member, process: pb.Process) -> None:
 def _build(
     plan: ProcessPlan, process: pb.Process, image: pb.Tree, here: Here, held: Held, window: range, nobody: int
 ) -> None:
-    address_space.check(plan.name, process.memory)
     build = plan.build
     member = plan.member
     build += _join(member)

@@ -26,13 +26,19 @@ from torpor.objects import (
     sysv_messages,
     sysv_semaphores,
     threads,
+    timers,
     vdso,
 )
 from torpor.objects.opener import Openers
 from torpor.probe import Probe
+from torpor.procfs import PAGE
+from torpor.remote import ptrace
 
 _IDS = 4
 """Real, effective, saved, of the file system."""
+_LONGEST_PATH = 4096 + len(" (deleted)")
+"""Bytes (PATH_MAX): the kernel tells no longer one."""
+_LARGEST_FILE = (1 << 63) - 1
 
 
 def living(image: pb.Tree) -> Iterator[pb.Process]:
@@ -70,6 +76,7 @@ def refuse(
         ImageDamaged: it contradicts itself.
     """
     _check_names(image)
+    _check_ended(image)
     for process in living(image):
         _check_form(process, image)
     reasons = list(hosts.check(image, host))
@@ -115,12 +122,14 @@ def check_abilities(host: Probe) -> Iterator[Reason]:
 def _check_names(image: pb.Tree) -> None:
     """Raises ImageDamaged when a name is none that a kernel gives."""
     for file in image.files:
-        if not file.path.startswith(b"/") or b"\0" in file.path:
+        if not _is_path(file.path):
             raise ImageDamaged(f"the image contradicts itself: the mapped file {file.path!r} has no path")
     objects = (
         *map(sysv_semaphores.faults, image.semaphores),
         *map(sysv_messages.faults, image.queues),
         filters.faults(image),
+        hosts.faults(image),
+        _table_faults(image),
     )
     for fault in chain.from_iterable(objects):
         raise ImageDamaged(f"the image contradicts itself: {fault}")
@@ -130,10 +139,39 @@ def _check_names(image: pb.Tree) -> None:
             raise ImageDamaged(f"the image contradicts itself: {shared.name!r} is no name of shared memory")
 
 
+def _is_path(path: bytes) -> bool:
+    return path.startswith(b"/") and b"\0" not in path and len(path) <= _LONGEST_PATH
+
+
+def _table_faults(image: pb.Tree) -> Iterator[str]:
+    """What of the content of shared memory and of bundled files is not as a checkpoint writes it."""
+    found = [(one.name, one.size, one.pages) for one in image.shared]
+    found += [(one.path, one.size, one.pages) for one in image.bundles]
+    for name, size, pages in found:
+        if not len(pages.starts) == len(pages.counts) == len(pages.blocks):
+            yield f"the page table of {os.fsdecode(name)} has columns that differ in length"
+        elif size > _LARGEST_FILE:
+            yield f"{os.fsdecode(name)} has {size} bytes"
+        elif any(start * PAGE >= size for start in pages.starts):
+            yield f"{os.fsdecode(name)} has pages behind its end"
+
+
 def _check_form(process: pb.Process, image: pb.Tree) -> None:
     """Raises ImageDamaged when a process is not as a checkpoint writes one."""
     if fault := next(_faults(process, image), ""):
         raise ImageDamaged(f"the image contradicts itself: {name_of(process)}: {fault}")
+    address_space.check(name_of(process), process.memory)
+
+
+def _check_ended(image: pb.Tree) -> None:
+    """Raises ImageDamaged when one that had ended has what only the living have."""
+    if image.processes[0].zombie:
+        raise ImageDamaged("the image contradicts itself: the first process of the tree had ended")
+    for process in image.processes:
+        if process.zombie and (process.HasField("memory") or process.fds or len(process.threads) != 1):
+            raise ImageDamaged(
+                f"the image contradicts itself: {name_of(process)}: it had ended, and has more than a name"
+            )
 
 
 def _faults(process: pb.Process, image: pb.Tree) -> Iterator[str]:
@@ -148,10 +186,13 @@ def _faults(process: pb.Process, image: pb.Tree) -> Iterator[str]:
         yield "its user and group ids are not complete"
     if any(limit.resource >= len(credentials.LIMIT_NAMES) for limit in process.limits):
         yield "it has a resource limit that this version does not know"
-    if process.root and (not process.root.startswith(b"/") or b"\0" in process.root):
+    if process.root and not _is_path(process.root):
         yield "its root directory is no path"
-    if not process.cwd.startswith(b"/") or b"\0" in process.cwd:
+    if not _is_path(process.cwd):
         yield "its current directory is no path"
+    if any(len(info) != ptrace.SIGINFO_SIZE for info in process.pending):
+        yield "it has pending signals without their information"
+    yield from timers.faults(process)
     for thread in process.threads:
         if not 0 < thread.tid < family.MAX_PID:
             yield f"it has a thread {thread.tid}"

@@ -176,9 +176,15 @@ def human_age(created_ns: int, now_ns: int | None = None) -> str:
     return "just now"
 
 
+_LONGEST_NAME = 4096
+"""Characters (PATH_MAX): no file, process or host has a longer one."""
+
+
 def printable(text: str | bytes) -> str:
     """A name from an image, safe to show: what a terminal would obey or cannot show is escaped."""
     decoded = text.decode("utf-8", "backslashreplace") if isinstance(text, bytes) else text
+    if len(decoded) > _LONGEST_NAME:
+        decoded = decoded[:_LONGEST_NAME] + "..."
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in decoded)
 
 

@@ -40,7 +40,7 @@ STATES = {"running": "", "stopped": "  (stopped)", "ended": "  (ended; its paren
 def command(snapshot: str, store: str | None, as_json: bool) -> None:
     """Tell what a snapshot holds, and what a host needs to wake it."""
     from torpor.cli.describe import describe
-    from torpor.image.image_pb2 import Tree
+    from torpor.image import reading
 
     place = open_store(store)
     info = place.resolve(snapshot)
@@ -48,7 +48,7 @@ def command(snapshot: str, store: str | None, as_json: bool) -> None:
     with place.open(info, knows=info.needs) as reader:
         told = snapshot_json(info)
         if info.kind == "tree":
-            told |= describe(Tree.FromString(reader.body))
+            told |= describe(reading.look(reader))
     if as_json:
         print_json(told)
     else:

@@ -74,8 +74,13 @@ def check(name: str, space: pb.AddressSpace) -> None:
     table = space.pages
     if len(space.guards.starts) != len(space.guards.counts):
         raise ImageDamaged(f"{name}: its list of guard regions has columns that differ in length")
+    if any((start + count) * PAGE > TASK_SIZE for start, count in _runs(space.guards)):
+        raise ImageDamaged(f"{name}: it has a guard region outside of its address space")
     if not len(table.starts) == len(table.counts) == len(table.blocks):
         raise ImageDamaged(f"{name}: its page table's columns differ in length")
+    holes = space.vdso_holes
+    if len(holes.starts) != len(holes.counts):
+        raise ImageDamaged(f"{name}: its list of what it unmapped of its vDSO has columns that differ in length")
 
 
 def check_limits(name: str, space: pb.AddressSpace) -> Iterator[Reason]:

@@ -32,6 +32,8 @@ CODE_FLAGS = frozenset((
 """Features by which programs and libc choose code once, at their start (names of /proc/cpuinfo)."""
 TILE_FLAGS = frozenset(("amx_tile", "amx_int8", "amx_bf16"))
 """Those that a program must ask for first."""
+_LATEST_NS = 1 << 62
+"""The latest that the clocks of a time namespace can be (KTIME_SEC_MAX / 2, kernel/time/namespace.c)."""
 _TILES = 0b11 << 17
 """XCR0's bits for AMX."""
 
@@ -66,6 +68,13 @@ def _cpu_flags() -> list[str]:
         if line.startswith("flags"):
             return line.partition(":")[2].split()
     return []
+
+
+def faults(image: pb.Tree) -> Iterator[str]:
+    """What of the host in an image cannot be."""
+    host = image.host
+    if not all(0 <= clock <= _LATEST_NS for clock in (host.monotonic_ns, host.boottime_ns)):
+        yield "its clocks are at a time that a kernel does not know"
 
 
 def check(image: pb.Tree, host: Probe) -> Iterator[Reason]:

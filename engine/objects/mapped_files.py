@@ -36,10 +36,13 @@ def build_id(fd: int) -> bytes:
     entry_size, count = struct.unpack_from("<HH", head, 54)
     if entry_size != _PROGRAM_HEADER.size:
         return b""
+    end = os.fstat(fd).st_size
+    if table > end:
+        return b""
     headers = os.pread(fd, entry_size * count, table)
     for position in range(0, len(headers) - entry_size + 1, entry_size):
         kind, _, offset, _, _, size, _, align = _PROGRAM_HEADER.unpack_from(headers, position)
-        if kind == _PT_NOTE and size <= _MAX_NOTES:
+        if kind == _PT_NOTE and size <= _MAX_NOTES and offset <= end:
             found = _find_note(os.pread(fd, size, offset), 8 if align == 8 else 4)
             if found:
                 return found
@@ -163,6 +166,8 @@ def check(image: pb.Tree, openers: Openers) -> Iterator[Reason]:
                 changed = status.st_size >= min(needed, file.size)  # else there would be pages without a file
                 why = "its size or time of change is not what it was"
                 yield Reason(subject, why, "put the old file back", changed=changed)
+        except OSError as error:  # a file of the kernel
+            yield Reason(subject, f"it cannot be read: {error.strerror}", "put the file back")
         finally:
             os.close(fd)
 
@@ -220,9 +225,11 @@ def open_all(image: pb.Tree, reader: SnapshotReader, base: int, openers: Openers
                 opened[index] = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, base)
             finally:
                 os.close(fd)
-    except OSError as error:
+    except BaseException as error:
         for fd in opened.values():
             os.close(fd)
+        if not isinstance(error, OSError):
+            raise
         path = os.fsdecode(image.files[len(opened)].path)
         raise RestoreFailed(f"the mapped file {path} cannot be opened: {error.strerror}") from error
     return opened

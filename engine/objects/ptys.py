@@ -333,8 +333,15 @@ def check_sessions(image: Tree) -> Iterator[Reason]:
     for pty in image.ptys:
         if len(pty.termios) not in (0, TERMIOS.size) or len(pty.window) not in (0, WINDOW_SIZE):
             yield Reason("the image", "it has settings that no terminal has")
-    if any(session.terminal >= len(image.ptys) for session in image.sessions):
-        yield Reason("the image", "it has a session with a terminal that is not in it")
+        if pty.stopped and not pty.termios:
+            yield Reason("the image", "the output of a terminal is held back that has no settings")
+    speaking = {one.sid for one in image.processes if not one.zombie and not one.no_terminal}
+    groups = {0, *(one.pgid for one in image.processes)}
+    for session in image.sessions:
+        if session.terminal >= len(image.ptys):
+            yield Reason("the image", "it has a session with a terminal that is not in it")
+        if session.sid not in speaking or session.foreground not in groups:
+            yield Reason("the image", f"its session {session.sid} has a terminal that nobody in it can have taken")
 
 
 def lost(image: Tree) -> int | None:

@@ -90,7 +90,19 @@ def describe(asked: Questions, replies: Replies, own_tids: Mapping[int, int], im
 
 # Restore
 
+
+def faults(process: pb.Process) -> Iterator[str]:
+    """What in the timers of an image's process is not as a checkpoint writes it."""
+    for interval in process.interval_timers:
+        if interval.which > _LAST_INTERVAL or min(interval.interval_us, interval.value_us) < 0:
+            yield f"it has an interval timer {interval.which} that cannot be"
+    for timer in process.posix_timers:
+        if min(timer.id, timer.interval_ns, timer.value_ns) < 0:
+            yield f"it has a timer {timer.id} that cannot be"
+
+
 PR_TIMER_CREATE_RESTORE_IDS = 77
+_LAST_INTERVAL = 2  # ITIMER_PROF
 _SIGEVENT = struct.Struct("<Qiii44x")  # sigev_value, sigev_signo, sigev_notify, sigev_notify_thread_id
 _MAX_COUNT_UP = 10_000
 """Ids to be skipped one by one where the kernel takes no wish."""
@@ -115,7 +127,7 @@ def steps(process: pb.Process, restore_ids: bool) -> Iterator[Call]:
     next_id = 0
     for timer in sorted(process.posix_timers, key=lambda timer: timer.id):
         if not restore_ids:
-            if timer.id - next_id > _MAX_COUNT_UP:
+            if timer.id > _MAX_COUNT_UP + len(process.posix_timers):
                 raise RestoreFailed(
                     f"the kernel cannot give a timer the id {timer.id}", advice="restore on a newer one"
                 )

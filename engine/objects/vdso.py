@@ -38,6 +38,8 @@ ARCH_MAP_VDSO_64 = 0x2003
 MAP_FIXED_NOREPLACE = 0x100000
 MAX_SIZE = 1 << 20
 """Bytes. Real ones have two pages."""
+_LONGEST_NAME = 256
+"""Bytes of a function's name: a longer one would be searched for again and again."""
 
 NAMES = (CODE, b"[vvar]", b"[vvar_vclock]")
 """Of its mappings: data and code."""
@@ -100,7 +102,11 @@ def _functions(content: bytes) -> Iterator[tuple[str, tuple[int, int]]]:
             name, info, _, section, value, length = _SYMBOL.unpack_from(content, at)
             if info & 0xF == _STT_FUNC and section:
                 start = names + name
-                yield content[start : content.index(b"\0", start)].decode("ascii"), (value, length)
+                yield (
+                    content[start : content.index(b"\0", start, start + _LONGEST_NAME)].decode("ascii"),
+                    (value, length),
+                )
+        return  # a file has one such section
 
 
 def refuse(pid: int, found: Sequence[procfs.Mapping], here: Vdso) -> str:
