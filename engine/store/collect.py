@@ -6,7 +6,7 @@ import contextlib
 import errno
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -64,7 +64,10 @@ def named_packs(place: Place, snapshot: str) -> tuple[str, ...]:
 
 
 def unlink_snapshot(place: Place, snapshot: str) -> int:
-    """Remove a snapshot's manifest and directory, whatever stands there; give the bytes freed."""
+    """Remove a snapshot's manifest and directory, whatever stands there; give the bytes freed.
+
+    It is gone for good once the caller has synced ``snapshots/``.
+    """
     freed = 0
     try:
         folder = os.open(snapshot, DIRECTORY, dir_fd=place.snapshots)
@@ -79,16 +82,27 @@ def unlink_snapshot(place: Place, snapshot: str) -> int:
                 size = _held(folder, name)
                 os.unlink(name, dir_fd=folder)
                 freed += size
-        os.fsync(folder)
+        try:
+            os.rmdir(snapshot, dir_fd=place.snapshots)
+        except OSError as error:
+            # NFS keeps a file that somebody has open under another name; without manifest it is no snapshot
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            os.fsync(folder)
     finally:
         os.close(folder)
-    try:
-        os.rmdir(snapshot, dir_fd=place.snapshots)
-    except OSError as error:
-        # NFS keeps a file that somebody has open under another name; without manifest it is no snapshot
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-            raise
     return freed
+
+
+def settle(place: Place, snapshots: Iterable[str]) -> None:
+    """Have snapshots on disk that are listed: their saver may have been killed before it came to that."""
+    for snapshot in snapshots:
+        folder = os.open(snapshot, DIRECTORY, dir_fd=place.snapshots)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    os.fsync(place.snapshots)
 
 
 def collect(place: Place, going: Collection[SnapshotInfo], *, dry_run: bool) -> tuple[PruneReport, set[str]]:
@@ -118,9 +132,7 @@ def collect(place: Place, going: Collection[SnapshotInfo], *, dry_run: bool) -> 
             continue
         freed += _held(place.packs, name)
         if not dry_run:
-            os.unlink(name, dir_fd=place.packs)
-    if not dry_run:
-        os.fsync(place.packs)
+            os.unlink(name, dir_fd=place.packs)  # one that comes back after a loss of power goes with the next prune
     report = PruneReport(
         tuple(going), tuple(packs), leftovers=tuple(leftovers), freed=freed, kept=rest.unreadable, dry_run=dry_run
     )

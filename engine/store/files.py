@@ -110,14 +110,25 @@ def create_file(name: str, folder: int) -> int:
 
 
 def make_directories(path: str) -> None:
-    """Make a private directory with those above it, each on disk before the next."""
-    if os.path.isdir(path):
+    """Make a private directory with those above it, each on disk before the next.
+
+    One of this user that is there already may be another saver's, made a moment ago or before it was killed: it may not
+    be on disk yet.
+    """
+    made = os.path.isdir(path)
+    if made and (os.path.ismount(path) or os.stat(path).st_uid != os.geteuid()):
         return
     above = os.path.dirname(path)
     make_directories(above)
-    with contextlib.suppress(FileExistsError):
-        os.mkdir(path, 0o700)
-    fd = os.open(above, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    if not made:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(path, 0o700)
+    try:
+        fd = os.open(above, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except PermissionError:
+        if made:
+            return  # often /home: whoever may not list it has not made anything there
+        raise
     try:
         os.fsync(fd)
     finally:
@@ -300,12 +311,14 @@ class Place:
         self.root = self.snapshots = self.packs = -1
         self._lock: int | None = None
         try:
-            if create:
+            if create and not os.path.isdir(os.path.join(path, "snapshots")):
                 make_directories(path)
             self.root = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             check_owner(self.root, path)
             self.snapshots = self._folder("snapshots", create)
             self.packs = self._folder("packs", create)
+            if create:
+                os.fsync(self.root)  # another saver may have made the folders, and been killed then
             self._lock = lock_exclusive(self.root, path, patience) if exclusive else lock_shared(self.root, path)
         except OSError as error:
             self.close()
@@ -320,7 +333,6 @@ class Place:
         if create:
             with contextlib.suppress(FileExistsError):
                 os.mkdir(name, 0o700, dir_fd=self.root)
-                os.fsync(self.root)
         fd = os.open(name, DIRECTORY, dir_fd=self.root)
         try:
             check_owner(fd, os.path.join(self.path, name))

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 
 from ..errors import ImageDamaged, NotFound, NotPermitted, Reason, StoreError
-from .collect import PINNED, PruneReport, collect, look, named_packs, unlink_snapshot
+from .collect import PINNED, PruneReport, collect, look, named_packs, settle, unlink_snapshot
 from .files import DIRECTORY, GATE_PATIENCE, Place, store_error, told
 from .holes import held
 from .known import KnownBlocks, snapshot_ids
@@ -310,7 +310,10 @@ class Store:
                     if not info.damage and kind in (None, info.kind) and wanted <= info.tags.items()
                 ]
                 counted = [info for info in counted if not _is_pinned(place, info.id)]
-                report, packs = collect(place, counted[: max(0, len(counted) - keep_last)], dry_run=dry_run)
+                many = max(0, len(counted) - keep_last)
+                if many and not dry_run:
+                    settle(place, (info.id for info in counted[many:]))  # before the others go for their sake
+                report, packs = collect(place, counted[:many], dry_run=dry_run)
         finally:
             place.close()
         return self._shrink(report, packs, GATE_PATIENCE)

@@ -16,6 +16,7 @@ from blake3 import blake3
 
 from ..errors import StoreError
 from .blocks import MAX_BLOCK, MAX_BLOCKS, BlockTable, Index
+from .collect import unlink_snapshot
 from .files import DIRECTORY, PAGE, Place, create_file, readable, store_error, told, write_all
 from .known import KnownBlocks, Pack, snapshot_ids
 from .manifest import (
@@ -334,19 +335,15 @@ class SnapshotWriter:
     def _remove_traces(self) -> None:
         """Remove the files of a snapshot that failed, the manifest first. What cannot go is left to prune."""
         place = self._place
-        snapshots, packs = place.snapshots, place.packs
-        with contextlib.suppress(OSError):
-            folder = os.open(self.id, DIRECTORY, dir_fd=snapshots)
-            try:
-                for name in ("manifest", "manifest.tmp"):
-                    with contextlib.suppress(FileNotFoundError):
-                        os.unlink(name, dir_fd=folder)
-            finally:
-                os.close(folder)
-            os.rmdir(self.id, dir_fd=snapshots)
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                unlink_snapshot(place, self.id)
+                os.fsync(place.snapshots)
+        except OSError:
+            return  # the manifest may be on disk still, and is not to be there without its pack
         for name in (f"{self.id}.tmp", f"{self.id}.pack"):
             with contextlib.suppress(OSError):
-                os.unlink(name, dir_fd=packs)
+                os.unlink(name, dir_fd=place.packs)
 
     def _close_pack(self) -> None:
         if self._fd >= 0:
