@@ -19,6 +19,7 @@ from enum import IntFlag
 from pathlib import Path
 from typing import IO, Any, Final
 
+from torpor import procfs
 from torpor._native import ffi, lib
 from torpor.errors import NotPermitted, RestoreFailed, TorporError
 from torpor.inherited import Signals, descriptor_limit
@@ -195,7 +196,7 @@ def prepare(
                 "descriptors": resource.getrlimit(resource.RLIMIT_NOFILE)[0] if trace else descriptor_limit(),
                 "new_session": setting.new_session,
                 # Those of the new user namespace, or CAP_CHECKPOINT_RESTORE; a tree gives up all in the end.
-                "keep_capabilities": trace and os.geteuid() != 0,
+                "keep_capabilities": trace and not procfs.is_root(),
                 "gate": gates[0].fileno(),
                 "caller": caller,
                 "report": reports[1].fileno(),

@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from signal import SIGKILL
 from typing import NamedTuple
 
@@ -29,6 +29,21 @@ def read(path: str) -> bytes:
         return b"".join(pieces)
     finally:
         os.close(fd)
+
+
+@cache
+def in_initial_user_namespace() -> bool:
+    """Whether this process is in the user namespace that the host began with, where every id is itself."""
+    return read("/proc/self/uid_map").split() == [b"0", b"0", b"4294967295"]
+
+
+def is_root() -> bool:
+    """Whether this process is root of the initial user namespace (user_namespaces(7)).
+
+    In another one, as in a container without root or under ``unshare -Ur``, uid 0 is a user of the host with the rights
+    of one: limits, priorities and other users' files are not its own to give.
+    """
+    return os.geteuid() == 0 and in_initial_user_namespace()
 
 
 class Mapping(NamedTuple):

@@ -63,7 +63,7 @@ def setting(
         raise RestoreRefused("it cannot be woken natively", [reason])
     if way == "capsule" or obstacle:
         namespaces |= Namespaces.PID | Namespaces.MOUNT
-        if os.geteuid():
+        if not procfs.is_root():
             namespaces |= Namespaces.USER
         if time_namespaces:
             namespaces |= Namespaces.TIME
@@ -112,7 +112,7 @@ def here(where: Setting) -> Here:
     """What a plan must know of this host."""
     status = procfs.status(procfs.read("/proc/self/status"))
     last = int(procfs.read("/proc/sys/kernel/cap_last_cap"))
-    keep = os.geteuid() == 0
+    keep = procfs.is_root()
     return Here(
         init=1 if where.capsule else UNKNOWN_PID,
         rights=Rights(
@@ -131,7 +131,7 @@ def here(where: Setting) -> Here:
         vdso=vdso.host(),
         timer_restore_ids=probe().timer_restore_ids,
         oom_score_adj=int(procfs.read("/proc/self/oom_score_adj")),
-        may_lower_oom=bool(int(status[b"CapEff"], 16) >> CAP_SYS_RESOURCE & 1),
+        may_lower_oom=procfs.in_initial_user_namespace() and bool(int(status[b"CapEff"], 16) >> CAP_SYS_RESOURCE & 1),
     )
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import mmap
-import os
 import resource
 import struct
 from array import array
@@ -86,7 +85,7 @@ def check(name: str, space: pb.AddressSpace) -> None:
 def check_limits(name: str, space: pb.AddressSpace) -> Iterator[Reason]:
     """Say which limits of this process, and of the host, the mappings of another would be over."""
     data = [v for v in space.vmas if v.kind in vmas.PRIVATE and v.prot & mmap.PROT_WRITE and not v.grows_down]
-    locked = [vma for vma in space.vmas if vma.locked and os.geteuid()]
+    locked = [vma for vma in space.vmas if vma.locked and not procfs.is_root()]
     for number, option, what, found in (
         (resource.RLIMIT_AS, "v", "all of its memory", space.vmas),
         (resource.RLIMIT_DATA, "d", "its private memory", data),

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from blake3 import blake3
 
+from torpor import procfs
 from torpor.errors import Reason, Refused, RestoreFailed
 from torpor.image import image_pb2 as pb
 from torpor.objects import contents
@@ -253,7 +254,7 @@ def _named(image: pb.Tree) -> Iterator[bytes]:
 def _owner(one: pb.Bundle | pb.Folder, image: pb.Tree) -> tuple[int, int]:
     """The user and group that what is made is to have; -1: as it is made, by whoever is not root."""
     theirs = any(one.uid in process.credentials.uids for process in image.processes)
-    return (one.uid, one.gid) if theirs and os.geteuid() == 0 else (-1, -1)
+    return (one.uid, one.gid) if theirs and procfs.is_root() else (-1, -1)
 
 
 def _make_folders(image: pb.Tree, path: bytes, made: Made, opener: Opener) -> None:

@@ -74,7 +74,7 @@ def refuse(name: str, status: Mapping[bytes, bytes]) -> list[Reason]:
     """
     reasons: list[Reason] = []
     uids = set(map(int, status[b"Uid"].split()))
-    if os.geteuid() and uids != {os.geteuid()}:
+    if not procfs.is_root() and uids != {os.geteuid()}:
         users = ", ".join(map(str, sorted(uids)))
         reasons.append(Reason(name, f"it runs with the user ids {users}", "only root can keep such a tree"))
     return reasons
@@ -206,7 +206,7 @@ def warnings(name: str, process: pb.Process, rights: Rights) -> Iterator[str]:
 
 def check(name: str, image: pb.Credentials) -> Iterator[Reason]:
     """The ids must be the restorer's own, unless root restores."""
-    if os.geteuid() == 0:
+    if procfs.is_root():
         return
     if set(image.uids) != {os.geteuid()}:
         uids = ", ".join(map(str, sorted(set(image.uids))))

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 
+from torpor import procfs
 from torpor.errors import Reason
 from torpor.image.image_pb2 import Inode
 from torpor.objects.names import DELETED
@@ -189,5 +190,5 @@ def give(fd: int, inode: Inode, opener: Opener) -> None:
     if now.st_uid not in opener.users:
         raise FileExistsError(errno.EEXIST, "something else took its name while it was made")
     opener.call(NR.chmod, b"/proc/self/fd/%d\0" % fd, stat.S_IMODE(inode.mode))
-    if os.geteuid() == 0 and (now.st_uid, now.st_gid) != (inode.uid, inode.gid):
+    if procfs.is_root() and (now.st_uid, now.st_gid) != (inode.uid, inode.gid):
         os.chown(f"/proc/self/fd/{fd}", inode.uid, inode.gid)

@@ -295,7 +295,7 @@ class Openers:
         return self._opener(found)
 
     def _opener(self, processes: Sequence[Process]) -> Opener:
-        if os.geteuid():  # the kernel gives one no other rights
+        if not procfs.is_root():  # the kernel gives one no other rights
             return Opener(self._root, self._own, (self._own,))
         mine = [one for one in processes if _is_complete(one)] or [*filter(_is_complete, self._image.processes)][:1]
         rights = dict.fromkeys(_of(process.credentials) for process in mine)

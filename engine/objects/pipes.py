@@ -18,6 +18,7 @@ import termios
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+from torpor import procfs
 from torpor.errors import Reason, RestoreFailed
 from torpor.image.image_pb2 import Description, PipeBuffer, Tree
 from torpor.objects.description import (
@@ -125,7 +126,7 @@ class Pipe(Kind[PipeState]):
             if description.pipe.pipe >= len(image.pipes):
                 yield Reason("the image", f"it names pipe {description.pipe.pipe}, which is not in it")
         for pipe in image.pipes:
-            if pipe.capacity > largest and os.geteuid():
+            if pipe.capacity > largest and not procfs.is_root():
                 yield Reason(
                     "a pipe of the image",
                     f"it has room for {pipe.capacity} bytes, and here a user's pipe has room for {largest}",

@@ -435,7 +435,7 @@ def _peer(master: int, flags: int) -> int:
 def _set_slave(pty: Pty, master: int, slave: int) -> None:
     if pty.mode and not pty.hung_up:
         os.fchmod(slave, pty.mode & 0o777)
-        if os.geteuid() == 0:
+        if procfs.is_root():
             os.fchown(slave, pty.uid, pty.gid)
     if pty.stopped:
         words = TERMIOS.unpack(pty.termios)

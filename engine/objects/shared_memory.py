@@ -438,7 +438,7 @@ def _is_left_behind(status: os.stat_result, shared: pb.SharedMemory, boot: str) 
     """Whether a file of /dev/shm is the tree's own, and only its user could have it open, too: numbers of inodes of a
     tmpfs do not come again until the next boot."""
     same = (status.st_dev, status.st_ino) == (shared.dev, shared.ino)
-    private = not status.st_mode & 0o077 or os.geteuid() == 0
+    private = not status.st_mode & 0o077 or procfs.is_root()
     return same and private and boot == procfs.read("/proc/sys/kernel/random/boot_id").strip().decode()
 
 
@@ -505,7 +505,7 @@ def _fill(fd: int, shared: pb.SharedMemory, reader: SnapshotReader) -> None:
     fill(fd, shared.pages, shared.size, reader)
     os.fchmod(fd, shared.mode & 0o777)
     if shared.mtime_ns:
-        if os.geteuid() == 0:
+        if procfs.is_root():
             os.fchown(fd, shared.uid, shared.gid)
         os.utime(fd, ns=(shared.atime_ns, shared.mtime_ns))
     if shared.kind == pb.SharedMemory.MEMFD and shared.seals:  # any other file of tmpfs has F_SEAL_SEAL from the start

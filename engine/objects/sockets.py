@@ -25,6 +25,7 @@ from functools import cache
 from ipaddress import IPv4Address, IPv6Address
 from typing import NamedTuple
 
+from torpor import procfs
 from torpor.errors import Reason
 from torpor.image.image_pb2 import SockOpt
 from torpor.objects.description import Family, Problem
@@ -386,7 +387,7 @@ def judge(state: SocketState, pid: int) -> Iterator[Problem]:
         yield Problem("it has a packet filter (SO_ATTACH_FILTER), which is not kept", "detach the filter")
     if state.peek_offset:
         yield Problem("it is read with an offset (SO_PEEK_OFF), which is not kept", "set the offset to -1")
-    for key, words in PRIVILEGED.items() if os.geteuid() else ():
+    for key, words in PRIVILEGED.items() if not procfs.is_root() else ():
         if any(state.options.get(key, b"")):
             yield Problem(f"its option {words} needs a privilege to be set again", "clear the option")
 
@@ -407,7 +408,7 @@ def check_options(found: Iterable[SockOpt], subject: str) -> Iterator[Reason]:
         size = OPTIONS.get((option.level, option.name))
         if size is None or len(option.value) > size:
             yield Reason("the image", f"{subject} has option {option.level}/{option.name}, which is never kept")
-        elif os.geteuid() and any(option.value) and (option.level, option.name) in PRIVILEGED:
+        elif not procfs.is_root() and any(option.value) and (option.level, option.name) in PRIVILEGED:
             why = f"its option {PRIVILEGED[option.level, option.name]} needs a privilege to be set again"
             yield Reason(subject, why, "restore it as root")
 

@@ -80,7 +80,7 @@ _TCP = socket.IPPROTO_TCP
 def can_keep() -> bool:
     """Whether this process may put connections into repair mode."""
     status = procfs.status(procfs.read("/proc/self/status"))
-    return os.geteuid() == 0 and bool(int(status[b"CapEff"], 16) >> CAP_NET_ADMIN & 1)
+    return procfs.is_root() and bool(int(status[b"CapEff"], 16) >> CAP_NET_ADMIN & 1)
 
 
 def require() -> None:

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from torpor import procfs
 from torpor.image import image_pb2 as pb
 from torpor.remote.batch import Batch, Call, Out, Replies
 from torpor.remote.sys import try_syscall
@@ -124,7 +125,7 @@ class Allowed:
 
 def allowed() -> Allowed:
     """That of this process."""
-    root = os.geteuid() == 0
+    root = procfs.is_root()
     return Allowed(
         real_time=99 if root else resource.getrlimit(resource.RLIMIT_RTPRIO)[0],
         io_real_time=root,

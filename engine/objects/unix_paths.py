@@ -84,7 +84,7 @@ def find(name: bytes, inode: int | None, directories: Iterable[bytes], ask: Call
                 if entry.inode() & 0xFFFFFFFF == inode and _is_it(entry.path, inode):
                     return Place(entry.path, root)
     # The name by which the kernel knows the file may be gone while another one has it: so this comes last.
-    told = _by_the_kernel(ask) if os.geteuid() == 0 else b""
+    told = _by_the_kernel(ask) if procfs.is_root() else b""
     return Place(told, roots[0] if roots else b"")
 
 

@@ -28,6 +28,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 
+from torpor import procfs
 from torpor.errors import Reason
 from torpor.image.image_pb2 import Description, Tree
 from torpor.image.image_pb2 import UnixSocket as UnixMessage
@@ -221,7 +222,7 @@ class Unix(Kind[UnixState]):
             f"{name(held.holders[0])}, {unix_paths.printable(held.state.known.name)}"
             for held in mine
             if held.state.place and held.state.known and not held.state.place.path
-            if not held.state.known.name.startswith(b"/") and os.geteuid()
+            if not held.state.known.name.startswith(b"/") and not procfs.is_root()
         ]
         if nowhere:
             yield f"the files of unix sockets are not found, and will not be there: {some(nowhere)}"
