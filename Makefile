@@ -83,8 +83,8 @@ build/proto/.stamp: $(foreach p,$(PROTOS),engine/$(p)/$(p).proto) | venv
 lab: venv
 	@$(BIN)/jupyter lab --no-browser --log-level=WARN --ServerApp.root_dir=notebooks $(if $(filter 0,$(shell id -u)),--allow-root)
 
-# Half of what the tests take is waiting: a worker more than there are processors. As root each worker has namespaces of its own (tests/apart).
-BESIDE := --dist loadgroup --tx '$(shell expr $$(nproc) + 1)*popen//python=tests/apart $(BIN)/python'
+# Half of what the tests take is waiting. As root each worker has namespaces of its own (tests/apart).
+BESIDE := --dist loadgroup --tx '$(shell nproc)*popen//python=tests/apart $(BIN)/python'
 
 ifneq ($(ELSEWHERE),)
 test demo bench soak fuzz:

@@ -358,7 +358,13 @@ def _look(
         forkable = forkable and not any(map(vmas.hides_from_fork, found))
     living = [process.pid for process in seen if not process.zombie]
     reasons += [*sharing.refuse(living), *filters.refuse(living), *sysv.refuse(living)]
-    return reasons, survey(living), forkable
+    try:
+        of_descriptors = survey(living)
+    except (FileNotFoundError, ProcessLookupError):
+        if not any(procfs.is_ending(pid, pid) for pid in living):
+            raise
+        of_descriptors = []  # one ended, as above
+    return reasons, of_descriptors, forkable
 
 
 class TakenTree:

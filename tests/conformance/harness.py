@@ -364,7 +364,7 @@ class Driver:
     def hear(self, talk: Conversation, start: int) -> dict[str, Any]:
         """What a handler says; if it breaks off, what it has logged from `start` is told."""
         try:
-            return talk.next(40)
+            return talk.next(100)
         except TimeoutError:
             os.kill(talk.handler, signal.SIGQUIT)
             wait_until(lambda: self.log.stat().st_size > start or None, "the place where the handler hangs")

@@ -27,7 +27,9 @@ def build() -> Path:
     player = HERE.parents[1] / "build" / "player"
     player.parent.mkdir(exist_ok=True)
     flags = ["-std=gnu11", "-O1", "-Wall", "-Wextra", "-Werror", "-pthread"]
-    subprocess.run(["gcc", *flags, *map(str, sorted((HERE / "player").glob("*.c"))), "-o", player], check=True)
+    draft = player.with_suffix(f".{os.getpid()}")
+    subprocess.run(["gcc", *flags, *map(str, sorted((HERE / "player").glob("*.c"))), "-o", draft], check=True)
+    draft.rename(player)
     return player
 
 
