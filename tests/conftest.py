@@ -54,6 +54,7 @@ def pytest_runtestloop(session: pytest.Session) -> Generator[None, bool, bool]:
         HUGE_PAGES.write_text(before)
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Say which tests one worker runs, since they use the same server, cluster or compiled program: those of a file,
     of the conformance programs those of a program. The slow ones come first.
