@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import pwd
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ from typing import Any
 ORDINARY = "torpor-test"
 MADE_BY_TESTS = "made by Torpor's tests"  # the comment in /etc/passwd by which a user of ours is known
 USERADD_EXISTS = 9  # useradd(8): the name is taken
+USERDEL_HOME_IS_THERE = 12  # userdel(8): the home directory could not be removed
 
 BIN = Path(sys.executable).parent
 """Where the `torpor` command of this environment lies."""
@@ -131,7 +133,11 @@ def ordinary_user() -> Iterator[pwd.struct_passwd]:
             if user.pw_gecos.startswith(MADE_BY_TESTS) and _is_ours_alone(home):
                 # What a test that failed has left running belongs to nobody else, and would keep the user.
                 subprocess.run(["pkill", "-KILL", "-u", ORDINARY], check=False, capture_output=True)
-                subprocess.run(["userdel", "--remove", ORDINARY], check=True, capture_output=True)
+                gone = subprocess.run(["userdel", "--remove", ORDINARY], check=False, capture_output=True)
+                if gone.returncode == USERDEL_HOME_IS_THERE:  # somebody who was killed had just written there
+                    shutil.rmtree(user.pw_dir)
+                else:
+                    gone.check_returncode()
         finally:
             os.close(home)  # with its lock, for which others wait
 
