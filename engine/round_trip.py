@@ -35,6 +35,7 @@ class Allowed(NamedTuple):
 _RAN = "it ran in between: a call was taken up again, or the kernel has written what a thread finds there"
 _TIME = "time goes on"
 _NEW = "another inode or number: what has no name that lasts is made anew"
+_PROC = "in a capsule /proc is a mount of its own"
 _AGAIN = "memory without a name comes back as a memfd, and a program that was removed, too"
 _UNSEEN_FLAGS: Final = 0o100000 | os.O_NOFOLLOW | os.O_DIRECTORY
 """O_LARGEFILE, which each open(2) of 64 bit programs sets, and flags that count while a file is opened only."""
@@ -97,7 +98,7 @@ ALLOWED: Final = (
         lambda before, after: before.guards.starts and before.guards == after.guards,
     ),
     Allowed("processes.cwd_inode", _NEW, lambda before, after: before.cwd_inode.removed and after.cwd_inode.removed),
-    Allowed("descriptions.directory.inode.dev", "in a capsule /proc is a mount of its own"),
+    Allowed("descriptions.directory.inode.dev", _PROC),
     Allowed("descriptions.directory.inode", _NEW, lambda before, after: before.inode.removed and after.inode.removed),
     Allowed(
         "descriptions.tcp.options",
@@ -115,7 +116,6 @@ ALLOWED: Final = (
         lambda _, after: after.cap_bounding == 0,
     ),
     Allowed("shared.dev", _NEW),
-    Allowed("shared.atime_ns", "the save itself has read it"),
     Allowed("shared.ino", _NEW),
     Allowed("shared.kind", _AGAIN, _without_name),
     Allowed("shared.name", _AGAIN, _without_name),
@@ -126,10 +126,7 @@ ALLOWED: Final = (
     Allowed("descriptions.queue.inode", _NEW),
     Allowed("descriptions.unix.inode", _NEW),
     Allowed("descriptions.fifo.inode", _NEW, lambda before, after: before.inode.removed and after.inode.removed),
-    Allowed("descriptions.file.dev", "in a capsule /proc is a mount of its own", _in_proc),
-    Allowed("descriptions.file.ino", "in a capsule /proc is a mount of its own", _in_proc),
-    Allowed("descriptions.file.mtime_ns", "in a capsule /proc is a mount of its own", _in_proc),
-    Allowed("descriptions.file.ctime_ns", "in a capsule /proc is a mount of its own", _in_proc),
+    *(Allowed(f"descriptions.file.{field}", _PROC, _in_proc) for field in ("dev", "ino", "mtime_ns", "ctime_ns")),
     Allowed(
         "descriptions.flags",
         "it says nothing of an open file",
