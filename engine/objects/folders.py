@@ -139,7 +139,8 @@ def somewhere(path: bytes, opener: Opener, make: Callable[[bytes], int]) -> int:
         failed = error
     for place in _places(path):
         try:
-            return make(place + b"/.torpor-%d" % os.getpid())
+            # Not by PID: another restore may have the same one, in a capsule or on a node that shares the place.
+            return make(place + b"/.torpor-" + os.urandom(8).hex().encode())
         except OSError as error:
             failed = error
     raise failed

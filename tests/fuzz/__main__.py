@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from tests.fuzz.play import GOOD, Outcome
 from tests.users import ordinary_user
@@ -27,9 +28,11 @@ def build() -> Path:
     player = HERE.parents[1] / "build" / "player"
     player.parent.mkdir(exist_ok=True)
     flags = ["-std=gnu11", "-O1", "-Wall", "-Wextra", "-Werror", "-pthread"]
-    draft = player.with_suffix(f".{os.getpid()}")
-    subprocess.run(["gcc", *flags, *map(str, sorted((HERE / "player").glob("*.c"))), "-o", draft], check=True)
-    draft.rename(player)
+    # Test workers build it at the same time, and in PID namespaces of their own they have the same PIDs.
+    with TemporaryDirectory(prefix="player-", dir=player.parent) as folder:
+        draft = Path(folder, player.name)
+        subprocess.run(["gcc", *flags, *map(str, sorted((HERE / "player").glob("*.c"))), "-o", draft], check=True)
+        draft.rename(player)
     return player
 
 

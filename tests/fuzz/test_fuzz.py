@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from tests.fuzz.shrink import shrink
 from tests.users import User
 
 PART = 25
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -35,11 +38,19 @@ def test_what_is_woken_sees_what_its_twin_sees(as_user: User, player: Path, seed
         str(first),
         str(PART),
     ]
-    ran = as_user.run(words, timeout=170, cwd=Path(__file__).parents[2])
+    ran = as_user.run(words, timeout=170, cwd=ROOT)
     outcomes = [Outcome(**json.loads(line)) for line in ran.stdout.splitlines()]
     assert [f"seed {one.seed}: {one.words}" for one in outcomes if one.kind not in GOOD] == []
     assert len(outcomes) == PART, ran.stderr
     assert sum(one.wakes for one in outcomes) > PART // 3
+
+
+def test_two_pid_namespaces_build_the_player_at_once() -> None:
+    """Test workers do: the two processes have the same PID, and neither may take the other's draft."""
+    words = ["unshare", *([] if os.geteuid() == 0 else ["--user", "--map-current-user"]), "--pid", "--fork"]
+    words += [sys.executable, "-c", "import os; from tests.fuzz.__main__ import build; build(); print(os.getpid())"]
+    both = [subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    assert [(one.communicate()[0], one.returncode) for one in both] == [("1\n", 0)] * 2
 
 
 def test_a_program_is_the_same_for_a_seed_and_calls_upon_nobody_who_is_gone() -> None:

@@ -13,6 +13,8 @@ FOLDERS = ("engine", "jupyter_ext", "scheduler_hooks", "notebooks")
 SOURCES = [
     path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py")) if not path.name.endswith("_pb2.py")
 ]
+TESTS = [path for folder in ("", "fuzz", "bench") for path in sorted((ROOT / "tests" / folder).glob("*.py"))]
+"""What tests make is in a folder of their own but for what they all use."""
 
 ADDRESSES = {"addressof", "buffer_info", "data_as", "ffi.cast"}
 """What makes a number of where a buffer lies. The number holds nothing: the buffer may be gone when it is used."""
@@ -49,6 +51,23 @@ def shared_buffers(source: str) -> list[int]:
     return found
 
 
+def names_from_a_pid(source: str) -> list[int]:
+    """The lines that make a name of this process's own PID. What lies in /proc is named so; a file that other PID
+    namespaces or hosts see is not: its name belongs to another process there."""
+    found = []
+    for one in ast.walk(ast.parse(source)):
+        if isinstance(one, ast.JoinedStr) or (isinstance(one, ast.BinOp) and isinstance(one.op, ast.Mod | ast.Add)):
+            text = ast.unparse(one)
+            if "getpid()" in text and "/proc/" not in text:
+                found.append(one.lineno)
+    return sorted(set(found))
+
+
+@pytest.mark.parametrize("path", [*SOURCES, *TESTS], ids=names)
+def test_no_name_is_made_of_a_pid(path: Path) -> None:
+    assert names_from_a_pid(path.read_text()) == []
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=names)
 def test_no_address_outlives_its_buffer(path: Path) -> None:
     if names(path) not in MAKES_ADDRESSES:
@@ -65,3 +84,6 @@ def test_what_is_looked_for_is_found() -> None:
     assert bare_addresses("def f():\n    return array('Q', [0]).buffer_info()[0]") == [2]
     assert shared_buffers("_status = array('i', [0])\nx: bytearray = bytearray(4)") == [1, 2]
     assert shared_buffers("def f():\n    status = array('i', [0])") == []
+    assert names_from_a_pid("open(f'/tmp/x.{os.getpid()}'); y = b'/.torpor-%d' % os.getpid()") == [1]
+    assert names_from_a_pid("path = 'x' + str(os.getpid())") == [1]
+    assert names_from_a_pid("open(f'/proc/{os.getpid()}/maps'); print(os.getpid())") == []
