@@ -17,7 +17,7 @@ from itertools import chain
 from typing import Literal, TypeVar
 
 from torpor import cgroups, inherited, procfs, proof
-from torpor.errors import CheckpointFailed, ImageDamaged, Reason, Refused, RestoreRefused, StoreError
+from torpor.errors import CheckpointFailed, ImageDamaged, Reason, Refused, RestoreRefused, StoreError, failing
 from torpor.image import image_pb2 as pb
 from torpor.image import reading
 from torpor.objects import (
@@ -125,12 +125,14 @@ def checkpoint(
         tcp_keep.require()
     if then != "run":
         proof.foresee()
-    root = tree.job_of(pid)
+    what = f"process {pid} could not be saved"
     reset_outside = outside == "reset"
-    still = preflight(root, reset_outside=reset_outside, series=series, stdio=stdio)
-    if then != "run":
-        still = "it is not to run on"
-    rehearse(root)
+    with failing(CheckpointFailed, what):
+        root = tree.job_of(pid)
+        still = preflight(root, reset_outside=reset_outside, series=series, stdio=stdio)
+        if then != "run":
+            still = "it is not to run on"
+        rehearse(root)
     how = _How(then, still, last, series, reset_outside, keep_tcp, bundle_files, stdio, stats)
 
     def work(interruption: Interruption) -> SnapshotInfo:
@@ -160,7 +162,8 @@ def checkpoint(
         return in_own_thread(work)
 
     try:
-        return _unhindered(root, attempt)
+        with failing(CheckpointFailed, what):
+            return _unhindered(root, attempt)
     except ImageDamaged as error:
         raise CheckpointFailed(f"it was not ended, for what was saved cannot be read back: {error.message}") from error
     finally:
@@ -425,10 +428,12 @@ class TakenTree:
             CheckpointFailed: one of the tree.
             SnapshotLost: a snapshot.
         """
-        for process in self.frozen.processes.values():
+        living = self._living()
+        # Also of a tree that runs again: of who has a descriptor, say, something is asked when it is described.
+        for process in chain(self.frozen.processes.values(), (taken.process for taken in living)):
             if not process.zombie and procfs.is_ending(process.pid, process.pid):
                 raise CheckpointFailed(f"{process.name} ended during the checkpoint") from error
-        for taken in self._living():
+        for taken in living:
             if taken.snapshot and taken.snapshot.needed and procfs.is_ending(taken.memory_pid, taken.memory_pid):
                 why = f"the snapshot of {taken.process.name} was killed, perhaps for want of memory"
                 raise SnapshotLost(why) from error

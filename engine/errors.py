@@ -19,7 +19,9 @@ Exit codes are in ranges, so that a script can tell a refusal from a fault:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import errno
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 
@@ -115,3 +117,33 @@ class ImageDamaged(TorporError):
     """What was read from the store is cut, changed, or not of a format this version reads."""
 
     exit_code = 31
+
+
+_ADVICE = {
+    errno.EMFILE: "it needs more descriptors: raise the limit (ulimit -n)",
+    errno.ENFILE: "the host has no more open files to give: see fs.file-max, or end something",
+    errno.ENOMEM: "there is no memory left: end something, or raise the limit (ulimit -v, memory.max)",
+    errno.EAGAIN: "the limit of processes may be reached (ulimit -u, pids.max)",
+}
+
+
+@contextmanager
+def failing(kind: type[TorporError], what: str) -> Iterator[None]:
+    """Tell as an error of a kind what the system has refused in the block, where nothing else told it.
+
+    Args:
+        kind: of the error.
+        what: could not be done, in words.
+    """
+    try:
+        yield
+    except MemoryError as error:
+        raise kind(f"{what}: there is no memory left", advice=_ADVICE[errno.ENOMEM]) from error
+    except OSError as error:
+        raise kind(f"{what}: {in_words(error)}", advice=_ADVICE.get(error.errno or 0, "try again")) from error
+
+
+def in_words(error: OSError) -> str:
+    """What the system has refused, and for which file or by which system call where the error says so."""
+    why = error.strerror or str(error)
+    return f"{error.filename}: {why}" if error.filename else why

@@ -18,6 +18,7 @@ from torpor.remote.x86_64 import NR
 _call = lib.tp_syscall
 _NOTHING = (0, 0, 0, 0, 0, 0)
 _WORD = (1 << 64) - 1
+_NAMES = {nr.value: nr.name for nr in NR}
 
 
 class Words:
@@ -52,11 +53,11 @@ def syscall(nr: int, *args: Argument) -> int:
     """Make system call `nr` in this process and return its result.
 
     Raises:
-        OSError: with the kernel's errno.
+        OSError: with the kernel's errno; as its `filename` the name of the call.
     """
     result = try_syscall(nr, *args)
     if -4096 < result < 0:
-        raise OSError(-result, os.strerror(-result))
+        raise OSError(-result, os.strerror(-result), _NAMES.get(nr))
     return result
 
 
