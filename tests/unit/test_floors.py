@@ -22,6 +22,7 @@ FLOORS = [
     {
         "plan",
         "taken",
+        "taken_tree",
         "rehearsal",
         "capsule",
         "execute",
