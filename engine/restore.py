@@ -406,12 +406,15 @@ class _Verification:
         Raises:
             ImageDamaged, StoreError: a block is not what was written.
         """
-        self.end()
+        self._wait()
         if self._failure is not None:
             raise self._failure
 
     def end(self) -> None:
         """Give it up if it goes on still: it uses the reader no more."""
         self._given_up = True
+        self._wait()
+
+    def _wait(self) -> None:
         if self._running:
             self._thread.join()
