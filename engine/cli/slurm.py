@@ -1,6 +1,8 @@
-"""`torpor slurm status [JOBID]`."""
+"""`torpor slurm status [JOBID]`, `requeue JOBID`, `clean`."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 import click
 
@@ -36,6 +38,29 @@ def status(job: str | None, store: str | None, as_json: bool) -> None:
     for row in rows:
         table.add_row(*row.in_words())
     console().print(table)
+
+
+@command.command("requeue")
+@click.argument("job", metavar="JOBID")
+@click.option(
+    "--files",
+    type=click.Choice(["as-they-were", "as-they-are"]),
+    default="as-they-were",
+    show_default=True,
+    help="Whether its next run is refused when files were changed in place since; for that run only.",
+)
+@store_option
+@command_options
+def requeue(job: str, files: Literal["as-they-were", "as-they-are"], store: str | None, as_json: bool) -> None:
+    """Let a job go on that was saved, or whose snapshots could not be woken: put it back into the queue."""
+    from torpor.scheduler_hooks.slurm.home import requeue as again
+    from torpor.store import Store
+
+    home = again(Store(store).path, job, files)
+    if as_json:
+        print_json({"job": home.job, "files": files})
+    else:
+        click.echo(f"job {home.job} is in the queue again")
 
 
 @command.command("clean")

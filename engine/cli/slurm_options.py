@@ -11,8 +11,15 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def slurm_options(function: F) -> F:
-    """Give a command --on-timeout, --on-refused and --rollback-files, named as the supervisor's options are."""
+    """Give a command --on-timeout, --on-refused, --rollback-files and --files, named as in the supervisor's Options."""
     for option in (
+        click.option(
+            "--files",
+            type=click.Choice(["as-they-were", "as-they-are"]),
+            default="as-they-were",
+            show_default=True,
+            help="In a Slurm job: whether a snapshot is refused when files were changed in place since.",
+        ),
         click.option(
             "--rollback-files",
             type=click.Choice(["append-only", "none"]),

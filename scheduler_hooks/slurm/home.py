@@ -8,6 +8,7 @@
       bin/srun                 what stands for srun below the supervisor (step.py)
       cut/                     ends of output files that were cut when an older snapshot was woken
       state                    what `torpor slurm status` shows
+      wanted                   what `torpor slurm requeue` asks of one later run
       finished                 the application's exit code, once it has ended by itself
       log                      what the supervisor did, and why
 
@@ -25,11 +26,15 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from torpor.errors import NotFound, NotPermitted, Reason, Refused, StoreError, TorporError
+from torpor.scheduler_hooks.slurm import controller
 from torpor.store import SnapshotInfo, Store
+
+if TYPE_CHECKING:
+    from torpor.restore import Files
 
 RUN_TAG = "slurm-run"
 """The tag of a snapshot that says by which run it was taken."""
@@ -198,6 +203,20 @@ class JobHome:
         """
         self._write("state", json.dumps({**self.state, **news}))
 
+    def want(self, restarts: int, files: Files) -> None:
+        """Have the run after so many restarts wake the job with its files as they are, or as they were.
+
+        Raises:
+            StoreError: it cannot be written.
+        """
+        self._write("wanted", json.dumps({"restarts": restarts, "files": files}))
+
+    def files_wanted(self, restarts: int) -> Files | None:
+        """What was asked of this run, if anything was."""
+        told = self._read("wanted")
+        mine = told.get("restarts") == restarts and told.get("files") == "as-they-are"
+        return "as-they-are" if mine else None
+
     def log(self, words: str) -> None:
         """Keep what was done and why. A store that takes nothing is told of elsewhere, by what it stops."""
         line = f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {words}\n".encode()
@@ -272,8 +291,33 @@ class JobHome:
                 file.flush()
                 os.fsync(fd)
             beside.rename(path)
+            sync_folder(path.parent)
         except OSError as error:
             beside.unlink(missing_ok=True)
             raise StoreError(
                 f"{path} cannot be written: {error.strerror}", advice="make room, or see its rights"
             ) from error
+
+
+def requeue(base: str | os.PathLike[str], job: str, files: Files) -> JobHome:
+    """Put a job back into the queue; its next run wakes it with its files as they are, or as they were.
+
+    Raises:
+        NotFound: there is no such job in the store.
+        StoreError, NotPermitted, SlurmError: it cannot be written; Slurm does not do it.
+    """
+    home = next((one for one in JobHome.all(base) if one.job == job), None)
+    if home is None:
+        raise NotFound(f"there is no job {job} below {base}", advice="see `torpor slurm status`, and --store")
+    home.want(controller.job_record(job).restarts + 1, files)
+    controller.requeue(job)
+    return home
+
+
+def sync_folder(path: Path) -> None:
+    """Put the names in a directory on disk. Raises OSError."""
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

@@ -11,10 +11,12 @@ import shutil
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
 
 from torpor.errors import RestoreFailed
 from torpor.image import image_pb2 as pb
+from torpor.scheduler_hooks.slurm.home import sync_folder
 
 
 @dataclass(frozen=True)
@@ -62,13 +64,16 @@ def cut(tail: Tail, into: Path, prefix: str) -> Path:
     Raises:
         RestoreFailed: it could not be copied or cut; the file is as it was.
     """
-    copy = into / f"{prefix}-{Path(tail.path).name}.from-{tail.begin}"
+    name = f"{prefix}-{Path(tail.path).name}.from-{tail.begin}"
     try:
-        with open(tail.path, "r+b") as file, open(copy, "wb") as aside:
+        taken = set(os.listdir(into))  # files in two directories may have one name
+        copy = into / next(one for one in chain([name], (f"{name}.{n}" for n in count(2))) if one not in taken)
+        with open(tail.path, "r+b") as file, open(copy, "xb") as aside:
             file.seek(tail.begin)
             shutil.copyfileobj(file, aside)
             aside.flush()
             os.fsync(aside.fileno())
+            sync_folder(into)
             file.truncate(tail.begin)
     except OSError as error:
         raise RestoreFailed(

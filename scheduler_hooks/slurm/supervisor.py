@@ -14,10 +14,9 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torpor
@@ -34,8 +33,9 @@ from torpor.errors import (
 )
 from torpor.image import image_pb2 as pb
 from torpor.inherited import Signals
+from torpor.restore import Files
 from torpor.run import start
-from torpor.scheduler_hooks.slurm import controller, lifeline, rollback, step
+from torpor.scheduler_hooks.slurm import controller, lifeline, processes, rollback, step
 from torpor.scheduler_hooks.slurm.allocation import ENV_FILE, Allocation
 from torpor.scheduler_hooks.slurm.controller import JobRecord, SlurmError
 from torpor.scheduler_hooks.slurm.home import RUN_TAG, JobHome
@@ -81,6 +81,8 @@ class Options:
     on_refused: OnRefused = "older"
     """When the newest snapshot cannot be woken here: an older one, or else anew, or not at all."""
     rollback_files: Rollback = "append-only"
+    files: Files = "as-they-were"
+    """Whether a snapshot is woken though its files were changed in place."""
 
 
 def supervise(command: Sequence[str], allocation: Allocation, home: JobHome, options: Options) -> int:
@@ -235,6 +237,8 @@ class Supervisor:
                 job = self._wake_one(snapshot)
             except (RestoreRefused, RestoreFailed, ImageDamaged, NotFound) as error:
                 self.home.log(f"snapshot {snapshot.id} was not woken: {error}")
+                if isinstance(error, RestoreRefused) and all(reason.changed for reason in error.reasons):
+                    error.advice = f"to do so: `torpor slurm requeue {self.home.job} --files=as-they-are`"
                 refused.append(f"snapshot {snapshot.id} cannot be woken on {self.allocation.node}: {error}")
                 choice = self.options.on_refused
                 if choice == "stop" or (choice == "older" and snapshot is self.found[-1]):
@@ -263,7 +267,13 @@ class Supervisor:
 
         with self.home.store.open(snapshot) as reader:
             image = pb.Tree.FromString(reader.body)
-        return torpor.restore(snapshot, first=lambda _: False, connected=last_moment, series=self.series)
+        return torpor.restore(
+            snapshot,
+            first=lambda _: False,
+            connected=last_moment,
+            files=self.home.files_wanted(self.allocation.restarts) or self.options.files,
+            series=self.series,
+        )
 
     # ------------------------------------------------------------------------------------------- leaving
 
@@ -381,7 +391,7 @@ class Supervisor:
 
     def _lead(self) -> float:
         """How long before its time limit the job leaves: twice what a save takes, at most half of its time."""
-        need = LEAST_LEAD + 2 * _resident(self.job.tree_pid) / self.rate
+        need = LEAST_LEAD + 2 * processes.resident(self.job.tree_pid) / self.rate
         if self.record.start is None or self.record.end is None:
             return need
         return min(need, (self.record.end - self.record.start) / 2)
@@ -400,7 +410,7 @@ class Supervisor:
         """Take a snapshot; False, and said why, when that failed: the application runs on."""
         began = time.monotonic()
         try:
-            _refuse_steps(self.job.tree_pid)
+            processes.refuse_steps(self.job.tree_pid)
             snapshot = torpor.checkpoint(
                 self.job.tree_pid,
                 store=self.home.store,
@@ -470,37 +480,3 @@ class Supervisor:
         if number not in self.given.ignored:
             with suppress(ProcessLookupError):
                 self.job.send_signal(number)
-
-
-def _tree(pid: int) -> Iterator[Path]:
-    """The directories in /proc of a tree's processes; of those that end meanwhile, some."""
-    todo = [pid]
-    while todo:
-        one = Path(f"/proc/{todo.pop()}")
-        yield one
-        with suppress(OSError):
-            for task in (one / "task").iterdir():
-                todo += map(int, (task / "children").read_text().split())
-
-
-def _resident(pid: int) -> int:
-    """Bytes of memory of a tree, pages that are shared counted in each process; 0 when it is gone."""
-    total = 0
-    for one in _tree(pid):
-        with suppress(OSError):
-            total += int((one / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    return total
-
-
-def _refuse_steps(pid: int) -> None:
-    """Slurm's own srun in a tree was called by its path: what it runs is outside of the tree, and would be lost.
-
-    Raises:
-        Refused: there is one.
-    """
-    for one in _tree(pid):
-        with suppress(OSError):
-            if os.path.basename(os.readlink(one / "exe")) == "srun":
-                why_not = "what it runs are Slurm's children, not the job's, and would not be in a snapshot"
-                reason = Reason(f"srun, process {one.name}", why_not, "call it as srun, by name")
-                raise Refused("the job cannot be saved", [reason])
