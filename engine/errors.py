@@ -82,6 +82,11 @@ class RestoreRefused(_ManyReasons):
 
     exit_code = 10
 
+    @property
+    def only_files(self) -> bool:
+        """Whether only files that are not as they were are in the way: one may decide to take them as they are."""
+        return all(reason.changed for reason in self.reasons)
+
 
 class NotFound(TorporError):
     """No such process, snapshot or store."""

@@ -22,7 +22,7 @@ from torpor.jupyter_ext.process import KernelProcess, tree_root
 from torpor.jupyter_ext.records import CheckpointRecord
 from torpor.jupyter_ext.state import Operation, Unsuitable
 from torpor.jupyter_ext.traffic import PORTS
-from torpor.restore import listening_ports
+from torpor.restore import Files, listening_ports
 from torpor.series import Series
 from torpor.store import SnapshotInfo, Store
 
@@ -60,7 +60,9 @@ def refuse(record: CheckpointRecord) -> None:
         raise Unsuitable("only kernels over TCP can be forked", advice="set KernelManager.transport to tcp")
 
 
-def wake(info: SnapshotInfo, store: Store, record: CheckpointRecord, operation: Operation, series: Series) -> Woken:
+def wake(
+    info: SnapshotInfo, store: Store, record: CheckpointRecord, operation: Operation, series: Series, files: Files
+) -> Woken:
     """Wake a checkpoint with all its listeners at new ports. Raises as `torpor.restore`."""
     ports = listening_ports(info, store=store)
     own = {record.connection[name] for name in PORTS}
@@ -71,7 +73,13 @@ def wake(info: SnapshotInfo, store: Store, record: CheckpointRecord, operation: 
         moved = dict(zip(sorted(ports), _free_ports(len(ports)), strict=True))
         try:
             job = torpor.restore(
-                info, store=store, detach=True, progress=operation.progress, ports=moved, series=series
+                info,
+                store=store,
+                detach=True,
+                progress=operation.progress,
+                ports=moved,
+                files=files,
+                series=series,
             )
         except RestoreRefused as error:
             taken = any(str(port) in str(reason) for reason in error.reasons for port in moved.values())

@@ -54,6 +54,7 @@ def told(action: Action) -> Action:
                     "advice": error.advice,
                     "details": [str(reason) for reason in reasons],
                     "kind": type(error).__name__,
+                    "only_files": isinstance(error, errors.RestoreRefused) and error.only_files,
                 }
             )
 
@@ -144,8 +145,7 @@ class Resume(TorporHandler):
     @told
     async def post(self, kernel_id: str) -> None:
         """Wake the parked kernel."""
-        self.body()
-        self.answer(await self.keeper.resume(kernel_id))
+        self.answer(await self.keeper.resume(kernel_id, **self.body(files_as_they_are=bool)))
 
 
 class Cancel(TorporHandler):
@@ -216,7 +216,8 @@ class Restore(TorporHandler):
     @told
     async def post(self, kernel_id: str, checkpoint_id: str) -> None:
         """Take the kernel back to the checkpoint; ``undo`` is the checkpoint of what it was."""
-        self.answer(await self.keeper.restore(kernel_id, checkpoint_id, **self.body(discard=bool, notebook=bool)))
+        wanted = self.body(discard=bool, notebook=bool, files_as_they_are=bool)
+        self.answer(await self.keeper.restore(kernel_id, checkpoint_id, **wanted))
 
 
 class Diff(TorporHandler):
@@ -239,7 +240,8 @@ class Fork(TorporHandler):
     @told
     async def post(self, kernel_id: str, checkpoint_id: str) -> None:
         """Wake the checkpoint as another kernel, beside the first, with a copy of the notebook."""
-        self.answer(await self.keeper.fork(kernel_id, checkpoint_id, **self.body(path=str)), 201)
+        wanted = self.body(path=str, files_as_they_are=bool)
+        self.answer(await self.keeper.fork(kernel_id, checkpoint_id, **wanted), 201)
 
 
 _KERNEL = f"/api/torpor/kernels/(?P<kernel_id>{KERNEL_ID.pattern.replace('(-', '(?:-')})"

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from torpor.errors import CheckpointFailed, TorporError
 
@@ -56,7 +57,12 @@ def checkpoint(name: str) -> str:
         told = json.loads(answer.read_text())
     if "id" not in told:
         raise CheckpointFailed(told["message"])
-    return f"Saved as {told['id']}; `torpor restore {told['short']}` wakes it once this kernel has ended."
+    return "\n".join(
+        [
+            f"Saved as {told['id']}; `torpor restore {told['short']}` wakes it once this kernel has ended.",
+            *(f"A wake will not bring back all: {notice}" for notice in told["notices"]),
+        ]
+    )
 
 
 def _put_aside() -> dict[int, int]:
@@ -99,7 +105,7 @@ def main() -> None:
     _answer(folder, "answer", json.dumps(_save(pid, name, stdio)))
 
 
-def _save(pid: int, name: str, stdio: dict[int, int]) -> dict[str, str]:
+def _save(pid: int, name: str, stdio: dict[int, int]) -> dict[str, Any]:
     """Save the kernel; what is to be told."""
     import torpor  # noqa: PLC0415  only here it is needed
 
@@ -109,7 +115,7 @@ def _save(pid: int, name: str, stdio: dict[int, int]) -> dict[str, str]:
         info = torpor.checkpoint(pid, tags={TAG: str(pid)} | ({"name": name} if name else {}), stdio=stdio)
     except TorporError as error:
         return {"message": str(error)}
-    return {"id": info.id, "short": info.short}
+    return {"id": info.id, "short": info.short, "notices": info.notices}
 
 
 def _answer(folder: Path, name: str, text: str) -> None:

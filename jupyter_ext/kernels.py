@@ -22,6 +22,7 @@ from torpor.jupyter_ext.roll import TAG, can_be_taken_over
 from torpor.jupyter_ext.state import Operation, Unsuitable
 from torpor.jupyter_ext.steps import Steps
 from torpor.jupyter_ext.variables import Listing
+from torpor.restore import Files
 from torpor.store import PruneReport, SnapshotInfo
 
 
@@ -90,6 +91,7 @@ class Keeper(Steps):
             "written": info.written,
             "damage": damage,
             "has_notebook": record.has_notebook,
+            "notices": list(info.notices),
         }
 
     async def diff(self, kernel_id: str, id: str, other: str = "") -> dict[str, Any]:
@@ -150,8 +152,12 @@ class Keeper(Steps):
         self.when_saved(kernel_id)
         return self.describe(kernel_id)
 
-    async def resume(self, kernel_id: str) -> dict[str, Any]:
+    async def resume(self, kernel_id: str, *, files_as_they_are: bool = False) -> dict[str, Any]:
         """Wake a parked kernel: it goes on where it was, and gets the requests that waited for it.
+
+        Args:
+            kernel_id: the kernel.
+            files_as_they_are: also when files that it has open were changed in place since.
 
         Raises:
             NotFound, Unsuitable: no such kernel; it is not parked.
@@ -164,12 +170,18 @@ class Keeper(Steps):
         async with self._operation(kernel_id, "waking") as operation:
             with self._claimed(kernel_id) as snapshot:
                 info, record = await self.checkpoint_of(kernel_id, snapshot)
-                await self._wake(kernel_id, operation, info, record, again=False)
+                await self._wake(kernel_id, operation, info, record, again=False, files=_files(files_as_they_are))
         self._told(kernel_id, "woken")
         return self.describe(kernel_id)
 
     async def restore(
-        self, kernel_id: str, id: str, *, discard: bool = False, notebook: bool = False
+        self,
+        kernel_id: str,
+        id: str,
+        *,
+        discard: bool = False,
+        notebook: bool = False,
+        files_as_they_are: bool = False,
     ) -> dict[str, Any]:
         """Take a kernel back to a checkpoint, in place; what it is now is kept as a checkpoint before.
 
@@ -181,6 +193,7 @@ class Keeper(Steps):
             discard: do not keep what it is now; for a kernel that cannot be kept as it is.
             notebook: bring the notebook's file back, too. What it is now is kept with the checkpoint of what the kernel
                 is now; where there is none, in a file beside it.
+            files_as_they_are: also when files that the kernel had open were changed in place since.
 
         Returns:
             As `describe`, with ``undo``, the checkpoint of what it was; with ``notebook``, the path that was brought
@@ -203,18 +216,19 @@ class Keeper(Steps):
         if kernel_id not in self.manager:
             await self._register(self._as_parked(record))
         before: SnapshotInfo | None = None
+        files = _files(files_as_they_are)
         async with self._operation(kernel_id, "restoring") as operation:
             state, provisioner = self.state(kernel_id), self._suitable(kernel_id)
             if state.parked:
-                await self._wake(kernel_id, operation, info, record, again=True)
+                await self._wake(kernel_id, operation, info, record, again=True, files=files)
             elif discard or provisioner.kernel is None or provisioner.kernel.poll() is not None:
                 await self._discard(kernel_id, provisioner, record)
-                await self._wake(kernel_id, operation, info, record, again=True)
+                await self._wake(kernel_id, operation, info, record, again=True, files=files)
             else:
                 name = f"{NAMES['going-back']} to {record.name or info.short}"
                 before = await self._park(kernel_id, operation, name=name, reason="going-back", about=id)
                 try:
-                    await self._wake(kernel_id, operation, info, record, again=True)
+                    await self._wake(kernel_id, operation, info, record, again=True, files=files)
                 except TorporError:
                     operation.cancelled = False  # what it was comes back, whoever waits
                     _, kept = await self.checkpoint_of(kernel_id, before.id)
@@ -243,13 +257,16 @@ class Keeper(Steps):
         await self.notebooks.write(path, text)
         return {"notebook": path, "notebook_kept": kept}
 
-    async def fork(self, kernel_id: str, id: str, *, path: str | None = None) -> dict[str, Any]:
+    async def fork(
+        self, kernel_id: str, id: str, *, path: str | None = None, files_as_they_are: bool = False
+    ) -> dict[str, Any]:
         """Wake a checkpoint as a second kernel that runs beside the first, with a copy of its notebook.
 
         Args:
             kernel_id: the first kernel, living, parked or gone.
             id: one of its checkpoints.
             path: of the copy, as the contents API has it; by default one beside the notebook.
+            files_as_they_are: also when files that the kernel had open were changed in place since.
 
         Returns:
             The new ``kernel``, the ``path`` of the copy and the id of their ``session``; these two are None for a
@@ -270,7 +287,7 @@ class Keeper(Steps):
         text = self.kept_notebooks.kept(id) or await self.notebooks.read(source) or empty(record.kernel_name)
         known = kernel_id in self.manager
         async with self._operation(kernel_id, "forking") if known else nullcontext(Operation("forking")) as operation:
-            fork = await self._fork(info, record, operation, path, text)
+            fork = await self._fork(info, record, operation, path, text, _files(files_as_they_are))
         self._told(fork.id, "forked")
         session = fork.sessions[0].id if fork.sessions else None
         return {"kernel": self.describe(fork.id), "path": path, "session": session}
@@ -352,3 +369,7 @@ class Keeper(Steps):
         for kernel_id in self.manager.list_kernel_ids():
             if self.state(kernel_id).parked:
                 self._let_go(kernel_id)
+
+
+def _files(as_they_are: bool) -> Files:
+    return "as-they-are" if as_they_are else "as-they-were"

@@ -16,6 +16,7 @@ from IPython.core.magic import Magics, line_magic, magics_class
 from torpor.errors import TorporError
 from torpor.jupyter_ext import client, helper
 
+AS_THEY_ARE = "--files=as-they-are "
 KERNEL_FILE = re.compile(r"kernel-(.+)\.json")
 AGAIN_SECONDS = 30.0
 """How long a server may be busy waking this kernel, when the connection to it is lost."""
@@ -49,6 +50,8 @@ class TorporMagics(Magics):
             print(f"The kernel is back at {self._head(server)}")
             return
         print(f"Saved as {_label(made)}: {_size(made['size'])}, {_size(made['written'])} of it new")
+        for notice in made["notices"]:
+            print(f"A wake will not bring back all: {notice}")
 
     @line_magic
     def checkpoints(self, line: str) -> None:
@@ -74,8 +77,11 @@ class TorporMagics(Magics):
         """Take this kernel back to a checkpoint: ``%rewind ID`` or ``%rewind NAME``.
 
         What the kernel is now is kept as a checkpoint before. Cells that run now are told that they were aborted.
+        Files that were changed in place since are refused by name; ``%rewind --files=as-they-are NAME`` takes them.
         """
         name = line.strip()
+        wanted = {"files_as_they_are": True} if name.startswith(AS_THEY_ARE) else {}
+        name = name.removeprefix(AS_THEY_ARE).strip()
         if not name:
             raise UsageError("%rewind takes the name or the id of a checkpoint: see %checkpoints")
         server = self._server()
@@ -84,7 +90,7 @@ class TorporMagics(Magics):
         found = self._told(client.checkpoint_named, server, self._kernel_id(), name)
         print(f"Going back to {_label(found)}", flush=True)
         try:
-            self._told(server.post, f"kernels/{self._kernel_id()}/checkpoints/{found['id']}/restore")
+            self._told(server.post, f"kernels/{self._kernel_id()}/checkpoints/{found['id']}/restore", wanted)
         except client.Lost:  # this very line was kept, before the going back, and goes on now
             print(f"The kernel is back at {self._head(server)}")
 

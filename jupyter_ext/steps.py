@@ -27,6 +27,7 @@ from torpor.jupyter_ext.roll import PARKED, TAG, Roll, json_connection, kernel_i
 from torpor.jupyter_ext.state import Operation, Unsuitable
 from torpor.jupyter_ext.traffic import Traffic, is_io_thread, settled
 from torpor.remote.freeze import LastToStop
+from torpor.restore import Files
 from torpor.series import Series
 from torpor.store import SnapshotInfo
 
@@ -185,7 +186,14 @@ class Steps(Roll):
         return info
 
     async def _wake(
-        self, kernel_id: str, operation: Operation, info: SnapshotInfo, record: CheckpointRecord, *, again: bool
+        self,
+        kernel_id: str,
+        operation: Operation,
+        info: SnapshotInfo,
+        record: CheckpointRecord,
+        *,
+        again: bool,
+        files: Files = "as-they-were",
     ) -> None:
         """Give a parked kernel a process again, from any of its checkpoints, and open the gate.
 
@@ -195,6 +203,7 @@ class Steps(Roll):
             info: the snapshot.
             record: what is known of it.
             again: it may have gone on from there already.
+            files: as for `torpor.restore`.
         """
         operation.done = operation.total = 0
         provisioner, state = self._suitable(kernel_id), self.state(kernel_id)
@@ -217,6 +226,7 @@ class Steps(Roll):
             progress=operation.progress,
             first=is_io_thread,
             connected=connected,
+            files=files,
             series=state.series,
         )
         job = await self.run(wake)
@@ -240,7 +250,13 @@ class Steps(Roll):
         state.gate.open()
 
     async def _fork(
-        self, info: SnapshotInfo, record: CheckpointRecord, operation: Operation, path: str | None, text: str
+        self,
+        info: SnapshotInfo,
+        record: CheckpointRecord,
+        operation: Operation,
+        path: str | None,
+        text: str,
+        files: Files,
     ) -> KernelRecord:
         """Wake a checkpoint as another kernel, write its notebook, and make both known to the server."""
         kernel_id = str(uuid4())
@@ -248,7 +264,7 @@ class Steps(Roll):
         notebook = os.path.join(self.manager.root_dir, path) if path is not None else ""
         sessions = [SessionRecord(str(uuid4()), notebook, os.path.basename(notebook), "notebook")] if notebook else []
         series = Series()
-        woken = await self.run(forks.wake, info, self.store, record, operation, series)
+        woken = await self.run(forks.wake, info, self.store, record, operation, series, files)
         try:
             connection = await forks.become(
                 woken, record, uuid4().hex, file=file, notebook=notebook,

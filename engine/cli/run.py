@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from torpor.cli.common import DurationType, command_options, exit_as, note, store_option
 from torpor.cli.slurm_options import slurm_options
+
+if TYPE_CHECKING:
+    from torpor.store import SnapshotInfo
 
 
 @click.command("run", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
@@ -43,7 +47,7 @@ def command(
     if allocation is None:
         if script is not None:
             raise click.UsageError("--script is for `torpor sbatch`, inside a job.")
-        return exit_as(torpor.run(cmd, store=store, every=every, failed=_not_saved))
+        return exit_as(torpor.run(cmd, store=store, every=every, saved=_teller(), failed=_not_saved))
     if is_supervised(os.environ, allocation):
         os.execvp(cmd[0], cmd)
 
@@ -56,6 +60,19 @@ def command(
     if script is not None:
         cmd = (str(home.keep_script(*embedded_script(script))), *cmd)
     return exit_as(supervise(cmd, allocation, home, Options(every=every, **chosen)))
+
+
+def _teller() -> Callable[[SnapshotInfo], None]:
+    """One that tells what a wake would not bring back, each thing once however often it is saved."""
+    told: set[str] = set()
+
+    def saved(info: SnapshotInfo) -> None:
+        for text in info.notices:
+            if text not in told:
+                told.add(text)
+                note(f"saved, but {text}")
+
+    return saved
 
 
 def _not_saved(error: Exception) -> None:

@@ -133,6 +133,8 @@ class Supervisor:
         self.series = torpor.Series()
         self.leaving: Answer | None = None
         """Why it is to leave, while saving has failed so far."""
+        self.told: set[str] = set()
+        """What a wake will not bring back: each thing is told once."""
         self.retry_at = 0.0
         """When that is tried again (time.monotonic())."""
         self.warned = False
@@ -237,7 +239,7 @@ class Supervisor:
                 job = self._wake_one(snapshot)
             except (RestoreRefused, RestoreFailed, ImageDamaged, NotFound) as error:
                 self.home.log(f"snapshot {snapshot.id} was not woken: {error}")
-                if isinstance(error, RestoreRefused) and all(reason.changed for reason in error.reasons):
+                if isinstance(error, RestoreRefused) and error.only_files:
                     error.advice = f"to do so: `torpor slurm requeue {self.home.job} --files=as-they-are`"
                 refused.append(f"snapshot {snapshot.id} cannot be woken on {self.allocation.node}: {error}")
                 choice = self.options.on_refused
@@ -439,6 +441,11 @@ class Supervisor:
         except TorporError as error:
             self.home.log(f"saved, but afterwards: {error}")
         self.home.log(f"saved {snapshot.id}, {snapshot.size} bytes in {took:.2f} s")
+        for notice in snapshot.notices:
+            if notice not in self.told:
+                self.told.add(notice)
+                self.home.log(f"a wake will not bring back all: {notice}")
+                _tell(f"saved, but {notice}")
         return True
 
     def _tell_state(self, **news: Any) -> None:

@@ -101,6 +101,7 @@ class Rig:
         self.fail: list[Exception | None] = []
         """What the next saves end in."""
         self.size, self.written = 1 << 20, 1 << 20
+        self.notices: tuple[str, ...] = ()
         self.pruned = 0
         self.requeued: list[str] = []
         self.allocation = allocation
@@ -128,7 +129,8 @@ class Rig:
             raise error
         if then == "kill":
             self.app.code = -signal.SIGKILL
-        return SnapshotInfo("20261123-000000000-aaaaaa", "", "tree", size=self.size, written=self.written)
+        id = "20261123-000000000-aaaaaa"
+        return SnapshotInfo(id, "", "tree", size=self.size, written=self.written, notices=self.notices)
 
     def _job_record(self, job: str) -> JobRecord:
         assert job == "12"
@@ -192,6 +194,16 @@ def test_a_preempted_job_is_saved_ended_and_requeued_once(rig: Rig) -> None:
     assert 0 <= state["save_seconds"] <= state["leave_seconds"] < PATIENCE
     assert rig.pruned == 1
     assert rig.home.finished is None, "it is not done"
+
+
+def test_what_a_wake_will_not_bring_back_is_told_once(rig: Rig, capfd: pytest.CaptureFixture[str]) -> None:
+    rig.notices = ("a connection is lost",)
+    for _ in range(2):
+        assert rig.tried._save("run")
+    rig.notices = ("a connection is lost", "another one is")
+    assert rig.tried._save("run")
+    told = [line for line in capfd.readouterr().err.splitlines() if "saved, but" in line]
+    assert told == ["torpor: saved, but a connection is lost", "torpor: saved, but another one is"]
 
 
 def test_a_job_that_is_in_the_queue_already_is_not_requeued(rig: Rig) -> None:
@@ -387,7 +399,7 @@ def test_a_save_tells_how_fast_a_save_is(rig: Rig) -> None:
     assert rig.tried._save("run")
     fast = rig.tried.rate
     assert fast > supervisor.FIRST_RATE
-    rig.size, rig.written = 10**13, 10**12
+    rig.size, rig.written = 10**20, 10**12
     assert rig.tried._save("run")
     assert rig.tried.rate == fast, "little was written: it does not tell how fast one can be"
     rig.size, rig.written = 1, 0
