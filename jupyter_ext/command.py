@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from torpor.cli import run_command
-from torpor.cli.common import command_options, console, human_age, human_size, print_json, printable
+from torpor.cli.common import command_options, console, human_age, human_size, note, print_json, printable
 from torpor.jupyter_ext import client
 
 EPILOG = "KERNEL: the beginning of an id, or a notebook. CHECKPOINT: a name, the beginning of an id, or latest."
@@ -20,6 +20,13 @@ def cli() -> None:
 
 
 kernel_argument = click.argument("kernel")
+files_option = click.option(
+    "--files",
+    type=click.Choice(["as-they-were", "as-they-are"]),
+    default="as-they-were",
+    show_default=True,
+    help="Whether it is refused when files that it had open were changed in place since.",
+)
 
 
 @cli.command("list")
@@ -67,6 +74,9 @@ def checkpoint(kernel: str, name: str, as_json: bool) -> None:
     """Save a kernel; it runs on."""
     made = client.find(kernel).post("checkpoints", name=name)
     _tell(made, as_json, f"saved as {made['id']}: {human_size(made['size'])}, {human_size(made['written'])} of it new")
+    if not as_json:
+        for notice in made["notices"]:
+            note(notice)
 
 
 @cli.command("park")
@@ -81,10 +91,11 @@ def park(kernel: str, name: str, as_json: bool) -> None:
 
 @cli.command("resume")
 @kernel_argument
+@files_option
 @command_options
-def resume(kernel: str, as_json: bool) -> None:
+def resume(kernel: str, files: str, as_json: bool) -> None:
     """Wake a parked kernel."""
-    told = client.find(kernel).post("resume")
+    told = client.find(kernel).post("resume", files_as_they_are=files == "as-they-are")
     _tell(told, as_json, f"woken as process {told['pid']}")
 
 
@@ -92,12 +103,14 @@ def resume(kernel: str, as_json: bool) -> None:
 @kernel_argument
 @click.argument("checkpoint")
 @click.option("--notebook", is_flag=True, help="Bring the notebook's file back, too.")
+@files_option
 @command_options
-def restore(kernel: str, checkpoint: str, notebook: bool, as_json: bool) -> None:
+def restore(kernel: str, checkpoint: str, notebook: bool, files: str, as_json: bool) -> None:
     """Take a kernel back to a checkpoint; what it is now is kept as a checkpoint before."""
     found = client.find(kernel)
     chosen = found.checkpoint(checkpoint)
-    told = found.post(f"checkpoints/{chosen}/restore", notebook=notebook)
+    as_they_are = files == "as-they-are"
+    told = found.post(f"checkpoints/{chosen}/restore", notebook=notebook, files_as_they_are=as_they_are)
     undo = f"; what it was is {told['undo']}" if told["undo"] else ""
     _tell(told, as_json, f"back at {chosen}{undo}")
 
@@ -106,12 +119,14 @@ def restore(kernel: str, checkpoint: str, notebook: bool, as_json: bool) -> None
 @kernel_argument
 @click.argument("checkpoint", default="latest")
 @click.option("--path", help="The new notebook; by default one beside the kernel's own.")
+@files_option
 @command_options
-def fork(kernel: str, checkpoint: str, path: str | None, as_json: bool) -> None:
+def fork(kernel: str, checkpoint: str, path: str | None, files: str, as_json: bool) -> None:
     """Wake a checkpoint as a second kernel, with a copy of the notebook."""
     found = client.find(kernel)
     chosen = found.checkpoint(checkpoint)
-    told = found.post(f"checkpoints/{chosen}/fork", **({"path": path} if path else {}))
+    chosen_path = {"path": path} if path else {}
+    told = found.post(f"checkpoints/{chosen}/fork", files_as_they_are=files == "as-they-are", **chosen_path)
     _tell(told, as_json, f"kernel {told['kernel']['id']}, notebook {told['path']}")
 
 

@@ -10,9 +10,9 @@ content of a file is in the image that
 * has at most `limit` bytes: $TORPOR_SMALL_FILES, 4 MiB where that is not set; 0 keeps none.
 
 On what file system it lies makes no difference, but that /dev/shm is memory, which is kept always. It is copied while
-the tree stands still, so that it goes with the memory: four such files of the largest size take about 4 ms, and no
-more is taken. A file with a lease on it is left out, as a look would break that. The restore is that of bundled files
-(`torpor.objects.bundle`): what is missing is made anew.
+the tree stands still, so that it goes with the memory: four such files of the largest size lengthen the pause by about
+10 ms, and no more is taken. A file with a lease on it is left out, as a look would break that. The restore is that of
+bundled files (`torpor.objects.bundle`): what is missing is made anew.
 """
 
 from __future__ import annotations

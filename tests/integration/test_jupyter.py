@@ -214,6 +214,31 @@ def test_no_line_of_output_is_lost(server: Server) -> None:
         assert notebook.finish(cell).split() == [str(n) for n in range(lines)]
 
 
+def test_files_that_were_changed_are_taken_as_they_are_when_that_is_asked(server: Server) -> None:
+    """And what a wake will not bring back is told with the checkpoint."""
+    _, kernel = server.new_session("work.ipynb")
+    with Notebook(server, kernel) as notebook:
+        notebook.run("held = open('data', 'w+'); held.write('x' * 100); held.flush()")
+        port = server.url.rpartition(":")[2].strip("/")
+        notebook.run(f"import socket; outside = socket.create_connection(('127.0.0.1', {port}))")
+        made = server.torpor(kernel, "/checkpoints")
+        assert [notice for notice in made["notices"] if f"127.0.0.1:{port}" in notice], made
+        notebook.run("outside.close()")
+        server.torpor(kernel, "/park")
+        with (server.root / "data").open("r+") as data:
+            data.write("y")
+        with pytest.raises(Answer, match="409") as told:
+            server.torpor(kernel, "/resume")
+        assert told.value.body["only_files"], told.value.body
+        assert ["data" in detail for detail in told.value.body["details"]] == [True]
+        woken = server.torpor(kernel, "/resume", files_as_they_are=True)
+        assert woken["state"] == "living"
+        assert notebook.run("held.seek(0); print(held.read(2))") == "yx\n"
+        with pytest.raises(Answer, match="409") as told:
+            server.torpor(kernel, "/resume")
+        assert not told.value.body["only_files"]
+
+
 def test_no_room_for_records_costs_no_kernel(server: Server) -> None:
     _, kernel = server.new_session("work.ipynb")
     with Notebook(server, kernel) as notebook:

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 import torpor
+from torpor.cli.run import _teller
+from torpor.store import SnapshotInfo
 
 TOLD = """
 import sys, threading
@@ -44,3 +46,11 @@ def test_a_time_that_is_none_is_refused(tmp_path: Path, every: float) -> None:
     with pytest.raises(ValueError, match="a number of seconds"):
         torpor.run(["touch", str(tmp_path / "begun")], every=every)
     assert not (tmp_path / "begun").exists()
+
+
+def test_what_a_wake_will_not_bring_back_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
+    tell = _teller()
+    for notices in (("a connection is lost",), (), ("a connection is lost", "a line is \x1b[31mlost")):
+        tell(SnapshotInfo("20261123-000000000-aaaaaa", "", notices=notices))
+    told = capsys.readouterr().err.splitlines()
+    assert told == ["torpor: note: saved, but a connection is lost", "torpor: note: saved, but a line is ?[31mlost"]
