@@ -108,6 +108,7 @@ def main() -> None:
 def _save(pid: int, name: str, stdio: dict[int, int]) -> dict[str, Any]:
     """Save the kernel; what is to be told."""
     import torpor  # noqa: PLC0415  only here it is needed
+    from torpor.objects.tcp import CLIENTS  # noqa: PLC0415
 
     if os.getppid() == pid:
         return {"message": "the kernel adopts orphans (PR_SET_CHILD_SUBREAPER): a helper cannot stand outside of it"}
@@ -115,7 +116,9 @@ def _save(pid: int, name: str, stdio: dict[int, int]) -> dict[str, Any]:
         info = torpor.checkpoint(pid, tags={TAG: str(pid)} | ({"name": name} if name else {}), stdio=stdio)
     except TorporError as error:
         return {"message": str(error)}
-    return {"id": info.id, "short": info.short, "notices": info.notices}
+    # Clients of a kernel connect again by themselves.
+    notices = [notice for notice in info.notices if not notice.startswith(CLIENTS)]
+    return {"id": info.id, "short": info.short, "notices": notices}
 
 
 def _answer(folder: Path, name: str, text: str) -> None:

@@ -21,7 +21,9 @@ from torpor.jupyter_ext.records import NAMES, CheckpointRecord, KernelRecord
 from torpor.jupyter_ext.roll import TAG, can_be_taken_over
 from torpor.jupyter_ext.state import Operation, Unsuitable
 from torpor.jupyter_ext.steps import Steps
+from torpor.jupyter_ext.traffic import PORTS
 from torpor.jupyter_ext.variables import Listing
+from torpor.objects.tcp import clients_of
 from torpor.restore import Files
 from torpor.store import PruneReport, SnapshotInfo
 
@@ -70,6 +72,7 @@ class Keeper(Steps):
             damage = info.damage or str(error)
         else:
             damage = info.damage
+        expected = tuple(clients_of(record.connection[port]) for port in PORTS if port in record.connection)
         return {
             "id": info.id,
             "kernel_id": record.kernel_id,
@@ -91,7 +94,8 @@ class Keeper(Steps):
             "written": info.written,
             "damage": damage,
             "has_notebook": record.has_notebook,
-            "notices": list(info.notices),
+            # Whoever is connected to the kernel as Jupyter has it connects again.
+            "notices": [notice for notice in info.notices if not notice.startswith(expected)],
         }
 
     async def diff(self, kernel_id: str, id: str, other: str = "") -> dict[str, Any]:

@@ -27,6 +27,7 @@ import select
 import socket
 import struct
 import termios
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -239,14 +240,22 @@ class Tcp(Kind[TcpState]):
 
     def notices(self, mine: Sequence[Held[TcpState]], tree: GrabbedDescriptors) -> Iterator[str]:
         """Connections to others that the woken program sees reset, and those that nobody has accepted."""
-        lost = [
-            f"{name(held.holders[0])}, to {held.state.ends[1]}"
-            for held in mine
-            if held.state.remote and _state(held.state) == TcpSocket.OUTSIDE and not held.state.kept
-            if not self.outside(held, tree)
-        ]
+        served = {sockets.address(held.state.local).port for held in mine if held.state.info.state == State.LISTEN}
+        lost, clients = [], Counter[int]()
+        for held in mine:
+            if not held.state.remote or _state(held.state) != TcpSocket.OUTSIDE or held.state.kept:
+                continue
+            if self.outside(held, tree):
+                continue
+            here, there = held.state.ends
+            if here.port in served:
+                clients[here.port] += 1
+            else:
+                lost.append(f"{name(held.holders[0])}, to {there}")
         if lost:
             yield f"TCP connections to others will be seen reset by the woken program: {some(lost)}"
+        for port, count in clients.items():
+            yield f"{clients_of(port)}{count}"
         waiting = sum(held.state.info.waiting for held in mine if held.state.info.state == State.LISTEN)
         if (others := waiting - sum(held.state.waits for held in mine)) > 0:
             yield f"TCP connections from others that were not accepted yet are lost: {others}"
@@ -262,6 +271,14 @@ class Tcp(Kind[TcpState]):
     def open(self, mine: dict[int, Description], opening: Opening) -> None:
         """Listeners first, then the connections."""
         tcp_connections.open_all(mine, opening)
+
+
+CLIENTS = "TCP connections that others made to port"
+
+
+def clients_of(port: int) -> str:
+    """What is told of connections that others have made to a port of the tree, up to their number."""
+    return f"{CLIENTS} {port} will be seen reset: "
 
 
 def _find_waiting(mine: list[Held[TcpState]]) -> None:

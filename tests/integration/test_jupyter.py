@@ -222,7 +222,7 @@ def test_files_that_were_changed_are_taken_as_they_are_when_that_is_asked(server
         port = server.url.rpartition(":")[2].strip("/")
         notebook.run(f"import socket; outside = socket.create_connection(('127.0.0.1', {port}))")
         made = server.torpor(kernel, "/checkpoints")
-        assert [notice for notice in made["notices"] if f"127.0.0.1:{port}" in notice], made
+        assert [notice for notice in made["notices"] if f"127.0.0.1:{port}" in notice], made["notices"]
         notebook.run("outside.close()")
         server.torpor(kernel, "/park")
         with (server.root / "data").open("r+") as data:

@@ -17,6 +17,7 @@ import pytest
 from tests.unit.descriptor_sockets import SERVER, sock, states
 from tests.unit.descriptor_tree import Acting, holder, opened
 from torpor.objects import descriptors, sockets
+from torpor.objects.tcp import clients_of
 
 
 def test_a_socket_is_judged_when_its_process_has_ended_since_the_thaw() -> None:
@@ -85,19 +86,28 @@ waiting = socket.create_connection(l.getsockname())
 outside = [socket.create_connection(("127.0.0.1", {port})) for _ in range(5)]
 u = socket.socket(socket.AF_UNIX); u.connect({name!r})
 master, slave = os.openpty()
-ready(l=l.fileno(), port=l.getsockname()[1])
+m = socket.create_server(("127.0.0.1", 0))
+ready(l=l.fileno(), port=l.getsockname()[1], served=m.getsockname()[1])
+client = m.accept()[0]
+client.send(client.recv(1))
 wait()
 """
         ) as tree:
             fds = tree.ready()
-            with socket.create_connection(("127.0.0.1", fds["port"])):
+            with (
+                socket.create_connection(("127.0.0.1", fds["port"])),
+                socket.create_connection(("127.0.0.1", fds["served"])) as client,
+            ):
+                client.send(b"x")
+                client.recv(1)
                 tree.stop()
                 grabbed = descriptors.grab(tree.pids, reset_outside=True)
-                terminal, unix, tcp, early = descriptors.notices(grabbed)
+                terminal, unix, tcp, served, early = descriptors.notices(grabbed)
             tree.end()
     assert f"process {tree.pids[0]} (python" in tcp
     assert f"to 127.0.0.1:{port}" in tcp
     assert tcp.endswith(" and 2 more")
+    assert served == f"{clients_of(fds['served'])}1"
     assert early.endswith("not accepted yet are lost: 1")
     assert f"to the unix socket @{name[1:].decode()}" in unix
     assert "/dev/pts/" in terminal

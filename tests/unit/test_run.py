@@ -53,4 +53,4 @@ def test_what_a_wake_will_not_bring_back_is_told_once(capsys: pytest.CaptureFixt
     for notices in (("a connection is lost",), (), ("a connection is lost", "a line is \x1b[31mlost")):
         tell(SnapshotInfo("20261123-000000000-aaaaaa", "", notices=notices))
     told = capsys.readouterr().err.splitlines()
-    assert told == ["torpor: note: saved, but a connection is lost", "torpor: note: saved, but a line is ?[31mlost"]
+    assert told == ["torpor: note: saved, but a connection is lost", "torpor: note: saved, but a line is \\x1b[31mlost"]

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -48,9 +48,13 @@ class Application:
         self.end_after: int | None = None
         """Looks after which it has ended with 0 by itself."""
         self.waited = False
+        self.gives_in: Callable[[], None] | None = None
+        """What happens when it is sent SIGTERM."""
 
     def send_signal(self, number: int) -> None:
         self.heard.append(number)
+        if number == signal.SIGTERM and self.gives_in:
+            self.gives_in()
         if number == signal.SIGKILL:
             self.code = -number
 
@@ -259,13 +263,14 @@ def test_while_the_controller_is_silent_a_warned_job_is_saved_and_goes_on(rig: R
 
 
 def test_a_save_that_fails_is_tried_again_and_the_application_is_warned(rig: Rig) -> None:
+    rig.supervise(Options(every=0.01))
     rig.preempt()
     rig.fail = [CheckpointFailed("the disk is full"), CheckpointFailed("still"), None]
     rig.warn()
     began = time.monotonic()
     assert rig.watch() == 0
     assert time.monotonic() - began >= 2 * 0.05, "it waits between two tries"
-    assert (rig.saves, rig.requeued) == (["kill"] * 3, ["12"])
+    assert (rig.saves, rig.requeued) == (["kill"] * 3, ["12"]), "to leave is what counts now"
     assert rig.app.heard == [signal.SIGTERM], "once: it was warned once"
 
 
@@ -320,11 +325,13 @@ def test_a_run_that_is_shut_out_meanwhile_asks_for_nothing(rig: Rig) -> None:
 # ------------------------------------------------------------------------------------------- the sentinel, the clock
 
 
-def test_a_grace_time_that_began_before_anybody_listened(rig: Rig) -> None:
+@pytest.mark.parametrize("requeued", [False, True])
+def test_a_grace_time_that_began_before_anybody_listened(rig: Rig, requeued: bool) -> None:
     rig.preempt()
+    rig.say(restarts=int(requeued))
     rig.sentinel.news = ["listens"]
     assert rig.watch() == 0
-    assert (rig.saves, rig.requeued) == (["kill"], ["12"])
+    assert (rig.saves, rig.requeued) == (["kill"], [] if requeued else ["12"])
 
 
 def test_a_sentinel_that_listens_or_ends_without_a_cause_changes_nothing(rig: Rig) -> None:
@@ -482,6 +489,19 @@ def test_what_slurm_ends_is_not_finished(rig: Rig, code: int, warned: bool, chan
     rig.app.code, rig.tried.warned = code, warned
     assert rig.watch() == code
     assert (rig.home.finished, rig.home.state["phase"], rig.requeued) == (None, "ended", [])
+
+
+def test_what_the_user_cancels_is_not_finished_by_what_it_does_then(rig: Rig) -> None:
+    """It cleans up and ends with an error of its own."""
+
+    def gives_in() -> None:
+        rig.say(state="COMPLETING")
+        rig.app.code = 1
+
+    rig.app.gives_in = gives_in
+    rig.warn()
+    assert rig.watch() == 1
+    assert (rig.home.finished, rig.home.state["phase"]) == (None, "ended")
 
 
 def test_one_that_ends_with_an_error_long_after_a_warning_of_no_meaning(rig: Rig) -> None:
