@@ -315,6 +315,34 @@ def test_a_silent_controller_is_asked_again_for_another_run(rig: Rig) -> None:
     assert (rig.requeued, len(asked)) == (["12"], 4)
 
 
+def test_the_end_of_a_grace_time_that_is_known_is_no_cancel(rig: Rig) -> None:
+    end = time.time()
+    rig.tried.leaving = Answer(Cause.PREEMPTED, end)
+    rig.tried.retry_at = time.monotonic() + PATIENCE
+    rig.say(state="COMPLETING", preempt=end - 60, end=end)
+    rig.warn()
+    assert rig.watch() == 0
+    assert (rig.saves, rig.requeued, rig.app.heard) == (["kill"], ["12"], [])
+
+
+def test_a_requeue_that_is_refused_since_somebody_else_was_first(rig: Rig) -> None:
+    def refuses(job: str) -> None:
+        rig.say(restarts=1)
+        raise SlurmError("Job is pending")
+
+    rig.monkeypatch.setattr(controller, "requeue", refuses)
+    rig.preempt()
+    rig.warn()
+    assert rig.watch() == 0
+    assert rig.saves == ["kill"]
+
+
+def test_one_that_ends_while_it_is_saved_is_no_failed_save(rig: Rig, capfd: pytest.CaptureFixture[str]) -> None:
+    rig.fail = [NotFound("there is no process 9")]
+    assert not rig.tried._save("run")
+    assert "not saved" not in capfd.readouterr().err
+
+
 def test_a_run_that_is_shut_out_meanwhile_asks_for_nothing(rig: Rig) -> None:
     rig.silent = True
     JobHome(rig.home.path.parents[1], "12", "c").begin(1, "n2", 2.0)
@@ -365,6 +393,15 @@ def test_a_job_leaves_before_its_time_limit(rig: Rig) -> None:
     near(rig, supervisor.LEAST_LEAD - 1)
     assert rig.watch() == LEFT_AT_TIME_LIMIT
     assert (rig.saves, rig.home.state["cause"]) == (["kill"], "time limit")
+
+
+def test_at_its_limit_a_save_that_fails_is_tried_again_after_a_while(rig: Rig) -> None:
+    near(rig, 1)
+    rig.fail = [CheckpointFailed("the disk is full"), None]
+    began = time.monotonic()
+    assert rig.watch() == LEFT_AT_TIME_LIMIT
+    assert time.monotonic() - began >= 0.05
+    assert rig.saves == ["kill", "kill"]
 
 
 @pytest.mark.parametrize("case", ["far", "extended", "none", "unknown"])
@@ -466,6 +503,13 @@ def test_what_ends_by_itself_is_finished(rig: Rig, code: int) -> None:
     found = rig.home.finished
     assert found is not None
     assert (found.code, rig.home.state["phase"], rig.home.state["code"]) == (code, "finished", code)
+
+
+def test_what_comes_to_its_end_while_slurm_ends_it_is_finished(rig: Rig) -> None:
+    rig.say(state="COMPLETING")
+    rig.app.code, rig.tried.warned = 0, True
+    assert rig.watch() == 0
+    assert rig.home.finished is not None
 
 
 def test_what_a_signal_of_the_users_ends_is_finished(rig: Rig) -> None:
