@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import stat
 import subprocess
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -207,3 +208,59 @@ def test_only_jobs_that_are_over_are_cleaned(tmp_path: Path, monkeypatch: pytest
     removed = clean(str(tmp_path), 3600)
     assert sorted(path.name.partition(".until")[0] for path in removed) == ["c-2", "c-5", "d-4"]
     assert sorted(path.name for path in tmp_path.glob("slurm/*")) == ["c-1", "c-3", "c-5", "d-2"]
+
+
+def test_what_a_job_says_is_on_disk_before_anything_follows_from_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A loss of power does not take the fence, nor that the job has finished."""
+    home = JobHome(tmp_path, "12", "c")
+    home.begin(0, "n1", 1.0)
+    done: list[str] = []
+    sync, rename = os.fsync, Path.rename
+
+    def synced(fd: int) -> None:
+        done.append("folder" if stat.S_ISDIR(os.fstat(fd).st_mode) else "file")
+        sync(fd)
+
+    def renamed(self: Path, target: Path) -> Path:
+        done.append("rename")
+        return rename(self, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "rename", renamed)
+    home.finish(0, 3)
+    assert done[:3] == ["file", "rename", "folder"]
+
+
+def test_the_ends_of_two_files_with_one_name_are_both_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On disk before the file is cut."""
+    done: list[str] = []
+    sync = os.fsync
+
+    def synced(fd: int) -> None:
+        done.append(f"{stat.S_ISDIR(os.fstat(fd).st_mode)} {path.stat().st_size}")
+        sync(fd)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    (tmp_path / "cut").mkdir()
+    kept = []
+    for folder, words in (("a", b"one and more"), ("b", b"one or less")):
+        path = tmp_path / folder / "out"
+        path.parent.mkdir()
+        path.write_bytes(words)
+        kept.append(rollback.cut(rollback.Tail(str(path), 3, len(words)), tmp_path / "cut", "run1"))
+        assert path.read_bytes() == b"one"
+    assert [copy.read_bytes() for copy in kept] == [b" and more", b" or less"]
+    assert done == ["False 12", "True 12", "False 11", "True 11"]
+
+
+def test_a_file_that_is_open_twice_keeps_all_that_was_in_it(tmp_path: Path) -> None:
+    """Of two lengths that a snapshot tells, as the file grew in between, the longer one counts."""
+    path = tmp_path / "out"
+    path.write_bytes(b"one, two, three")
+    image = pb.Tree()
+    for size in (8, 3):
+        description = image.descriptions.add(flags=os.O_WRONLY | os.O_APPEND)
+        description.file.path, description.file.size, description.file.ino = bytes(path), size, path.stat().st_ino
+    assert list(rollback.tails(image)) == [rollback.Tail(str(path), 8, 15)]
