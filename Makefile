@@ -84,7 +84,7 @@ lab: venv
 	@$(BIN)/jupyter lab --no-browser --log-level=WARN --ServerApp.root_dir=notebooks $(if $(filter 0,$(shell id -u)),--allow-root)
 
 # Half of what the tests take is waiting. As root each worker has namespaces of its own (tests/apart).
-BESIDE := --dist loadgroup --tx '$(shell nproc)*popen//python=tests/apart $(BIN)/python'
+BESIDE := --dist loadscope --tx '$(shell nproc)*popen//python=tests/apart $(BIN)/python'
 
 ifneq ($(ELSEWHERE),)
 test demo bench soak fuzz:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import re
 import shutil
 import signal
 import tempfile
@@ -11,9 +12,11 @@ import uuid
 from collections import Counter
 from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
+from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
 from tests.leaks import MARK, Before
 from tests.users import BIN, User, ordinary_user
@@ -54,17 +57,30 @@ def pytest_runtestloop(session: pytest.Session) -> Generator[None, bool, bool]:
         HUGE_PAGES.write_text(before)
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Say which tests one worker runs, since they use the same server, cluster or compiled program: those of a file,
-    of the conformance programs those of a program. The slow ones come first.
-    """
+    """The slow ones come first."""
     folders = ("integration", "conformance", "unit")
     items.sort(key=lambda item: folders.index(item.path.parent.name) if item.path.parent.name in folders else -1)
-    for item in items:
-        source = item.callspec.params.get("source") if hasattr(item, "callspec") else None
-        group = f"{item.path.stem}/{source.name}" if isinstance(source, Path) else item.path.stem
-        item.add_marker(pytest.mark.xdist_group(group))
+
+
+PROGRAM = re.compile(r"[\[-](\w+\.(?:c|py|sh|S))\]$")
+
+
+class Together(LoadScopeScheduling):  # type: ignore[misc]
+    """One worker runs the tests of a file, which use the same server or cluster, and those of a compiled program.
+
+    xdist 3.8 has marks for that (xdist_group), which it writes into what pytest 9.1 and later does not read any more.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        program = PROGRAM.search(nodeid)
+        return nodeid.partition("::")[0] + (f"/{program[1]}" if program else "")
+
+
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Together:
+    config.option.loadscopereorder = False  # ours has the slow ones first
+    return Together(config, log)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import resource
 import socket
 import subprocess
 import sys
@@ -25,8 +24,12 @@ from torpor import proof, refusals
 from torpor.errors import CheckpointFailed, Refused, TorporError
 from torpor.image import image_pb2 as pb
 from torpor.image import reading
+from torpor.objects import descriptors as kinds
 from torpor.probe import probe
 from torpor.store import SnapshotReader
+
+PAUSE = "34 "
+"""pause() in /proc/PID/syscall: nothing wakes the program any more."""
 
 PROGRAM = """
 import fcntl, mmap, os, signal, socket, sys
@@ -244,8 +247,7 @@ def refused() -> None:
 def descriptors() -> None:
     """A restore holds every description once besides the tree's own: more than this user may have open."""
     with program() as child:
-        needed = 40  # the tree has some twenty, and a restore needs SPARE more
-        with mock.patch.object(resource, "getrlimit", lambda _: (needed, needed)):
+        with mock.patch.object(kinds, "_most", lambda: 40):  # the tree has some twenty, a restore needs SPARE more
             lives_on(child.pid, "are needed at once to restore them")
         wakes(child)
 
@@ -276,6 +278,10 @@ def nowhere_at_all() -> None:
     """A host that can wake nothing is told before anything is frozen."""
     other = dataclasses.replace(probe(), map_vdso=False)
     with program() as child:
+        deadline = time.monotonic() + 20
+        while not Path(f"/proc/{child.pid}/syscall").read_text().startswith(PAUSE):
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
         before = Path(f"/proc/{child.pid}/status").read_text().split("voluntary")[1]
         with mock.patch.object(proof, "probe", lambda: other):
             try:

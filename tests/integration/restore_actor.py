@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from unittest import mock
 
 import torpor
@@ -114,7 +114,12 @@ def pids_taken_meanwhile() -> None:
     """They were free when it was asked, and are not when the processes are made: a capsule has them."""
     snapshot = saved_and_killed("stop")
     (holder,) = (int(line[0]) for line in [counted()])
-    with mock.patch.object(surroundings, "_pids_are_free", lambda *_: True):
+    obstacles = surroundings._obstacles
+
+    def others(*question: Any) -> Iterator[str]:
+        return (one for one in obstacles(*question) if "has the PID" not in one)
+
+    with mock.patch.object(surroundings, "_obstacles", others):
         job = torpor.restore(snapshot)
     assert goes_on()[0] == str(job.root_pid) == str(holder)
     assert job.tree_pid != holder
