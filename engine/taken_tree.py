@@ -61,6 +61,7 @@ class TakenTree:
         """What whoever wakes it will not find as it was, and what was particular about the save; a sentence each."""
         self._all: list[TakenProcess | TakenZombie] = []
         self._parents: dict[int, int] = {}
+        self._outside_parents: dict[int, int] = {}
         self._waits = waits
         self._semaphores: list[sysv_semaphores.Set] = []
         self._queues: list[sysv_messages.Queue] = []
@@ -119,6 +120,8 @@ class TakenTree:
             taken = TakenProcess(process, _GADGETS, self._waits)
             self._all.append(taken)
             taken.begin(self._stopped_children(process))
+            if not process.parent:
+                self._outside_parents[process.pid] = tree.outside_parent(taken.texts)
         stats = {taken.pid: taken.texts.stat for taken in self._all}
         self.descriptors = descriptors.grab(list(stats), reset_outside=reset_outside, stdio=stdio, stats=stats)
         for file in descriptors.memory_files(self.descriptors):
@@ -131,6 +134,8 @@ class TakenTree:
                 self.descriptors.small.take_mapped(maps)
         self._take_sysv()
         self._take_memory()
+        # A snapshot outlives its process, and is where it was.
+        self.descriptors.stand_ins = {taken.pid: taken.memory_pid for taken in self._living()}
         for taken in self._living():
             taken.leave()
 
@@ -215,7 +220,7 @@ class TakenTree:
         pages: list[memory.Ranges] = []
         for taken in self._all:
             above = self._parents[taken.pid]
-            parent = own_pids[above] if above else tree.outside_parent(taken.texts)
+            parent = own_pids[above] if above else self._outside_parents[taken.pid]
             if isinstance(taken, TakenZombie):
                 tree.describe_zombie(taken.texts, parent, image.processes.add())
                 pages.append(memory.Ranges(taken.pid, [], []))

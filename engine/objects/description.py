@@ -84,6 +84,10 @@ class SignalOwner(NamedTuple):
     """0: it has ended, or there is none."""
     signal: int
     """0: SIGIO."""
+    process: int = 0
+    """Of a thread: the PID of its process, as this process sees it."""
+    number: int = 0
+    """Of a thread: its TID in its own PID namespace."""
 
 
 class Family(NamedTuple):
@@ -200,6 +204,12 @@ class GrabbedDescriptors:
     """Whether sockets whose peer is outside of the tree are kept, as ones whose peer has closed."""
     small: SmallFiles | None = None
     """The files whose content was taken with the memory, once that is done."""
+    stand_ins: Mapping[int, int] = field(default_factory=dict)
+    """By PID: who may be asked instead where a tree that runs again has its directories and networks; it may end."""
+
+    def asked(self, pid: int) -> int:
+        """The PID under which /proc tells of a process, also when that has ended since the freeze."""
+        return self.stand_ins.get(pid, pid)
 
     @cached_property
     def inherited(self) -> dict[tuple[int, int], list[int]]:
@@ -467,15 +477,13 @@ def is_path(held: Held[Any]) -> bool:
     return bool(held.flags & os.O_PATH)
 
 
-def seen_by_holder(held: Held[Any]) -> str:
-    """A name that leads where its path leads for the process that has it: in a capsule /proc is another one."""
-    root = f"/proc/{held.holders[0].pid}/root" if held.holders else ""
-    return root + held.link if root and os.readlink(root) == "/" else held.link
+def why_not_by_name(held: Held[Any], tree: GrabbedDescriptors) -> str:
+    """Why this user cannot open the same file again by its name, here and now; empty when that is possible.
 
-
-def why_not_by_name(held: Held[Any]) -> str:
-    """Why this user cannot open the same file again by its name, here and now; empty when that is possible."""
-    name = seen_by_holder(held)
+    The name is looked up as a process sees it that has the file: in a capsule /proc is another one.
+    """
+    root = f"/proc/{tree.asked(held.holders[0].pid)}/root" if held.holders else ""
+    name = root + held.link if root and os.readlink(root) == "/" else held.link
     try:
         found = os.stat(name)
     except OSError as error:

@@ -65,7 +65,7 @@ class Fifo(Pipe):
     def judge(self, held: Held[PipeState], tree: GrabbedDescriptors) -> Iterator[Problem]:
         """Its name must lead to it, unless it has none any more or the restorer's takes its place."""
         yield from super().judge(held, tree)
-        if held.stat.st_nlink and not self.outside(held, tree) and (why := why_not_by_name(held)):
+        if held.stat.st_nlink and not self.outside(held, tree) and (why := why_not_by_name(held, tree)):
             yield Problem(f"it cannot be opened again by its name: {why}", "give it a name and rights that last")
 
     def describe(self, held: Held[PipeState], out: Description, tree: GrabbedDescriptors, image: Describing) -> None:

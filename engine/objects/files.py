@@ -236,11 +236,11 @@ def _begins(fd: int, with_: bytes) -> bool:
 
 def _judge_name(held: Held[Any], tree: GrabbedDescriptors) -> Iterator[Problem]:
     held.link = lasting_name(held.link, held.stat)
-    why = why_not_by_name(held)
+    why = why_not_by_name(held, tree)
     if why and held.stat.st_nlink and held.link.endswith(DELETED):  # it has another name, in another directory
         key = held.stat.st_dev, held.stat.st_ino
         held.link = searching.find([key], tree).get(key, held.link)
-        why = why_not_by_name(held)
+        why = why_not_by_name(held, tree)
     if held.stat.st_nlink == 0:
         yield Problem("it has no name any more, and its content is not kept", "close it, or give it a name")
     elif why and held.link.endswith(DELETED):

@@ -64,6 +64,9 @@ def grab(
     for fd, number in (stdio or {}).items():
         if (copied := tree.by_holder.get(Holder(pids[0], fd))) and not copied.stdio:
             copied.stdio.append(number)
+    # Asked of the processes above while there is one below them. Whom sockets lead to the kernel tells too slowly here.
+    if content and any(held.kind.outside(held, tree) for held in tree.held if not stat.S_ISSOCK(held.stat.st_mode)):
+        _ = tree.inherited
     for held in tree.held:
         if held.under_way_to is not None:  # our copy is no more; who gets it is to be named
             held.holders = held.under_way_to.holders[:1]

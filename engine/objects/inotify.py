@@ -161,7 +161,7 @@ def _look(tree: GrabbedDescriptors) -> None:
     by_key = {watch.key: watch for watch in watches}
     # What has lost its name is nowhere to be found.
     wanted = [key for key in by_key if key not in open_ones or open_ones[key].stat.st_nlink]
-    found = searching.find(wanted, tree, lambda key, near: _by_handle(by_key[key], tree.pids[0], near))
+    found = searching.find(wanted, tree, lambda key, near: _by_handle(by_key[key], tree.asked(tree.pids[0]), near))
     for watch in watches:
         watch.path = found.get(watch.key, "")
         if not watch.path:

@@ -89,7 +89,7 @@ class MemoryDescriptor(Kind[int]):
             yield Problem("a file in memory is open as a name only (O_PATH)", "close it")
             return
         held.link = lasting_name(held.link, held.stat)
-        if held.stat.st_nlink and (why := why_not_by_name(held)):
+        if held.stat.st_nlink and (why := why_not_by_name(held, tree)):
             yield Problem(f"it cannot be opened again by its name: {why}", "give it a name and rights that last")
 
     def describe(self, held: Held[int], out: Description, tree: GrabbedDescriptors, image: Describing) -> None:

@@ -37,6 +37,10 @@ def ask(fd: int) -> SignalOwner | None:
     syscall(NR.fcntl, fd, F_GETOWN_EX, answer)
     kind, pid = OWNER_EX.unpack(answer)
     signal = fcntl.fcntl(fd, F_GETSIG)
+    if kind == THREAD and pid:
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has ended
+            status = procfs.status(procfs.read(f"/proc/{pid}/status"))
+            return SignalOwner(kind, pid, signal, int(status[b"Tgid"]), int(status[b"NSpid"].split()[-1]))
     return SignalOwner(kind, pid, signal) if pid or signal or kind else None
 
 
@@ -66,18 +70,15 @@ def describe(held: Held[Any], tree: GrabbedDescriptors, processes: Mapping[int, 
     elif owner.kind == PROCESS:
         out.signal_owner.pid = processes[member].pid
     else:
-        with suppress(FileNotFoundError, ProcessLookupError):  # it has ended since
-            status = procfs.status(procfs.read(f"/proc/{member}/task/{owner.pid}/status"))
-            out.signal_owner.pid = int(status[b"NSpid"].split()[-1])
+        out.signal_owner.pid = owner.number
 
 
 def _member(owner: SignalOwner, tree: GrabbedDescriptors) -> int | None:
     """A process of the tree that is the owner, has it as a thread, or is in it."""
-    if owner.kind == PROCESS:
-        return owner.pid if owner.pid in tree.pids else None
     if owner.kind == GROUP:
         return next((pid for pid in tree.pids if _group(pid, tree) == owner.pid), None)
-    return next((pid for pid in tree.pids if os.path.exists(f"/proc/{pid}/task/{owner.pid}")), None)
+    pid = owner.pid if owner.kind == PROCESS else owner.process
+    return pid if pid in tree.pids else None
 
 
 def _group(pid: int, tree: GrabbedDescriptors) -> int:

@@ -15,6 +15,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from torpor import procfs
 from torpor.errors import Reason
@@ -37,7 +38,18 @@ CLOSE = "close it before the checkpoint"
 _PATH = re.compile(rb"/proc/(\d+)(?:/task/(\d+))?((?:/[^/]+)*)")
 
 
-class ProcFile(Kind[None]):
+class Shown(NamedTuple):
+    """Whose file it is."""
+
+    path: bytes
+    """Below the directory of the process or thread."""
+    pid: int | None
+    """The process, as this process sees it; None: it is not in the tree."""
+    ended: bool
+    """Whether it is of a thread that has ended."""
+
+
+class ProcFile(Kind[Shown | None]):
     """A file or a directory of a process."""
 
     field = "proc"
@@ -47,21 +59,27 @@ class ProcFile(Kind[None]):
         kind = stat.S_ISREG(seen.stat.st_mode) or stat.S_ISDIR(seen.stat.st_mode)
         return kind and _PATH.fullmatch(os.fsencode(seen.link)) is not None
 
-    def grab(self, held: Held[None], pidfd: int, *, content: bool) -> None:
+    def grab(self, held: Held[Shown | None], pidfd: int, *, content: bool) -> None:
         """Nothing: the kernel makes its content up when it is read."""
 
-    def judge(self, held: Held[None], tree: GrabbedDescriptors) -> Iterator[Problem]:
+    def finish(self, mine: list[Held[Shown | None]], tree: GrabbedDescriptors) -> None:
+        """Find whose they are."""
+        for held in mine:
+            if match := _PATH.fullmatch(os.fsencode(held.link)):
+                pid = _find(int(match[1]), tree)
+                ended = bool(pid and match[2] and not _has_thread(pid, int(match[2])))
+                held.state = Shown(match[3], pid, ended)
+
+    def judge(self, held: Held[Shown | None], tree: GrabbedDescriptors) -> Iterator[Problem]:
         """Its process is in the tree."""
-        match = _PATH.fullmatch(os.fsencode(held.link))
-        found = match and _find(int(match[1]), tree)
-        if not match or found is None:
+        if held.state is None or held.state.pid is None:
             yield Problem("it shows a process that is not in the tree, or has ended", CLOSE)
-        elif match[2] and not _has_thread(found, int(match[2])):
+        elif held.state.ended:
             yield Problem("it shows a thread that has ended", CLOSE)
-        elif match[3] == b"/mem" and {holder.pid for holder in held.holders} != {found}:
+        elif held.state.path == b"/mem" and {holder.pid for holder in held.holders} != {held.state.pid}:
             yield Problem("it shows the memory of another process", CLOSE)
 
-    def describe(self, held: Held[None], out: Description, tree: GrabbedDescriptors, image: Describing) -> None:
+    def describe(self, held: Held[Shown | None], out: Description, tree: GrabbedDescriptors, image: Describing) -> None:
         """By its name, which has the PID in the tree's PID namespace: that is the one of its /proc."""
         out.proc.path = os.fsencode(held.link)
         out.proc.position = held.position

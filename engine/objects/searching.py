@@ -63,7 +63,8 @@ def key_of(path: str) -> Key | None:
 def _near(tree: GrabbedDescriptors) -> list[str]:
     """Where to look: directories, and files, that the tree has something to do with, and those above them."""
     found: dict[str, None] = {}
-    for pid in tree.pids:
+    pids = list(map(tree.asked, tree.pids))
+    for pid in pids:
         with suppress(OSError):
             here = os.readlink(f"/proc/{pid}/cwd")
             found[here] = None
@@ -75,7 +76,7 @@ def _near(tree: GrabbedDescriptors) -> list[str]:
         if held.link.startswith("/") and not held.link.startswith(("/dev/", "/proc/")):
             found[held.link] = None
             found[os.path.dirname(held.link)] = None
-    for pid in tree.pids:
+    for pid in pids:
         with suppress(OSError):
             for mapping in procfs.mappings(pid):
                 if mapping.name.startswith(b"/"):

@@ -190,7 +190,7 @@ class Tcp(Kind[TcpState]):
     def judge(self, held: Held[TcpState], tree: GrabbedDescriptors) -> Iterator[Problem]:
         """Nothing is on its way that neither end has."""
         state = held.state
-        yield from sockets.judge(state.socket, held.holders[0].pid)
+        yield from sockets.judge(state.socket, tree.asked(held.holders[0].pid))
         layer = state.layer.strip(b"\0").decode(errors="replace")
         if layer not in ("", "mptcp"):
             yield Problem(f"the kernel does {layer} for it (TCP_ULP), which is not kept", "do it in the program")

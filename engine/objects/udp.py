@@ -127,7 +127,7 @@ class Udp(Kind[UdpState]):
     def judge(self, held: Held[UdpState], tree: GrabbedDescriptors) -> Iterator[Problem]:
         """What waits in it can be sent again."""
         state = held.state
-        yield from sockets.judge(state.socket, held.holders[0].pid)
+        yield from sockets.judge(state.socket, tree.asked(held.holders[0].pid))
         if state.failed and not state.shut_read and state.socket.events & select.POLLIN:
             why = "datagrams wait in it behind an error (ICMP), which a look at them would take out"
             yield Problem(why, "read the error, or try again", passing=True)

@@ -62,14 +62,14 @@ def printable(name: bytes) -> str:
     return "@" + text[1:] if text.startswith("\0") else text
 
 
-def find(name: bytes, inode: int | None, directories: Iterable[bytes], ask: Callable[[], int]) -> Place:
+def find(name: bytes, inode: int | None, directories: Iterable[bytes], told: bytes) -> Place:
     """Find the file of a socket.
 
     Args:
         name: that it was bound by.
         inode: the lower half of its number.
         directories: where a relative name may begin.
-        ask: gives a descriptor of the socket, for root.
+        told: by which the kernel knows the file: see `told`.
     """
     roots = [b""] if name.startswith(b"/") else list(dict.fromkeys(directories))
     for root in roots:
@@ -84,7 +84,6 @@ def find(name: bytes, inode: int | None, directories: Iterable[bytes], ask: Call
                 if entry.inode() & 0xFFFFFFFF == inode and _is_it(entry.path, inode):
                     return Place(entry.path, root)
     # The name by which the kernel knows the file may be gone while another one has it: so this comes last.
-    told = _by_the_kernel(ask) if procfs.is_root() else b""
     return Place(told, roots[0] if roots else b"")
 
 
@@ -110,18 +109,12 @@ def _is_it(path: bytes, inode: int | None) -> bool:
     return stat.S_ISSOCK(found.st_mode) and inode is not None and found.st_ino & 0xFFFFFFFF == inode
 
 
-def _by_the_kernel(ask: Callable[[], int]) -> bytes:
-    """The name of a socket's file; empty if it has none any more, or the kernel does not tell."""
-    try:
-        sock = ask()
-    except OSError:
-        return b""
+def told(sock: int) -> bytes:
+    """The name of a socket's file; empty if it has none any more, or the kernel does not tell, as only root is told."""
     try:
         fd = fcntl.ioctl(sock, SIOCUNIXFILE)
     except OSError:
         return b""
-    finally:
-        os.close(sock)
     try:
         path = os.readlink(b"/proc/self/fd/%d" % fd)
         return path if path.startswith(b"/") and not path.endswith(DELETED) else b""

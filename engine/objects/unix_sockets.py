@@ -53,8 +53,6 @@ from torpor.objects.queues import MessageQueue
 from torpor.objects.sockets import SocketState
 from torpor.objects.unix_diag import Diagnosis, Known
 from torpor.objects.unix_queues import PATH, Queue
-from torpor.remote.sys import syscall
-from torpor.remote.x86_64 import NR
 
 OPTIONS = unix_names.OPTIONS
 OPENED_BY_PROCESSES = (Pidfd.field, MessageQueue.field)
@@ -81,6 +79,8 @@ class UnixState:
     clients: list[Held[UnixState] | None] = field(default_factory=list)
     """Of a listener: who waits to be accepted, in order; None where that is not in the tree."""
     diagnosis: Diagnosis | None = None
+    told: bytes = b""
+    """The name by which the kernel knows the file that it is bound to, where this user is told."""
     place: unix_paths.Place | None = None
     """Where the file of its name is; None: it is bound to none."""
 
@@ -122,6 +122,8 @@ class Unix(Kind[UnixState]):
             name = unix_paths.of(sockets.peer_name(copy)[PATH:])
             outgoing = 0 if listening else sockets.queued(copy, termios.TIOCOUTQ)
             state = UnixState(sockets.look(copy, OPTIONS, listening=listening), name, outgoing)
+            if content and procfs.is_root():
+                state.told = unix_paths.told(copy)
             if content and not listening and not state.socket.peek_offset:
                 state.queue = unix_queues.peek(copy, state.socket)
         return state
@@ -151,7 +153,7 @@ class Unix(Kind[UnixState]):
         """Its name leads to it, and all that is on its way could be taken."""
         _pair(tree)
         state = held.state
-        yield from sockets.judge(state.socket, held.holders[0].pid)
+        yield from sockets.judge(state.socket, tree.asked(held.holders[0].pid))
         if state.diagnosis and state.diagnosis.unavailable:
             yield Problem(
                 f"the kernel does not tell who it is connected to: {state.diagnosis.unavailable}",
@@ -367,17 +369,8 @@ def _find_file(held: Held[UnixState], tree: GrabbedDescriptors) -> unix_paths.Pl
     known = held.state.known
     if known is None or known.name.startswith(b"\0") or not held.state.bound:
         return None
-    holder = held.holders[0]
-
-    def ask() -> int:
-        pidfd = os.pidfd_open(holder.pid)
-        try:
-            return syscall(NR.pidfd_getfd, pidfd, holder.fd)
-        finally:
-            os.close(pidfd)
-
-    pids = dict.fromkeys([one.pid for one in held.holders] + tree.pids)
-    return unix_paths.find(known.name, known.inode, unix_paths.directories(pids), ask)
+    pids = dict.fromkeys(map(tree.asked, [one.pid for one in held.holders] + tree.pids))
+    return unix_paths.find(known.name, known.inode, unix_paths.directories(pids), held.state.told)
 
 
 def _peer_is_closed(state: UnixState) -> bool:

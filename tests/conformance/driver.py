@@ -1,7 +1,7 @@
 """A process of one user that checkpoints and restores on request, each request in a fresh fork.
 
 It imports torpor once, which is most of what a new interpreter would cost, and then answers on a unix
-socket: one connection, one forked handler, lines of JSON both ways. It uses only the package's public API.
+socket: one connection, one forked handler, lines of JSON both ways.
 """
 
 from __future__ import annotations
@@ -14,22 +14,34 @@ import resource
 import signal
 import socket
 import sys
+from contextlib import nullcontext
 from itertools import pairwise
 from typing import Any, TextIO
+from unittest import mock
 
 import torpor
 from torpor.errors import TorporError
 from torpor.image import reading
+from torpor.remote.freeze import Frozen
 from torpor.round_trip import differences
 
 PR_SET_CHILD_SUBREAPER = 36
 
 
 def checkpoint(request: dict[str, Any], reply: TextIO) -> None:
-    """Take a snapshot and say its id."""
+    """Take a snapshot and say its id. With "gone" as `then` the tree ends in the moment in which it would run on."""
     options = {name: request[name] for name in ("outside", "tcp", "bundle_files") if name in request}
-    snapshot = torpor.checkpoint(request["pid"], store=request["store"], then=request["then"], **options)
+    then = request["then"]
+    with mock.patch.object(Frozen, "thaw", _end) if then == "gone" else nullcontext():
+        snapshot = torpor.checkpoint(
+            request["pid"], store=request["store"], then="run" if then == "gone" else then, **options
+        )
     say(reply, snapshot=snapshot.id)
+
+
+def _end(frozen: Frozen) -> None:
+    frozen.pause_ns = 1
+    frozen.kill()
 
 
 def restore(request: dict[str, Any], reply: TextIO) -> None:

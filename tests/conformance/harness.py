@@ -451,14 +451,17 @@ def occupied(stage: Stage, pid: int) -> Iterator[None]:
         wait_until(lambda: not alive(pid), "the end of the stranger")
 
 
-def reborn(stage: Stage, subject: Subject, occupying: ExitStack | None = None, **options: object) -> Job:
+def reborn(
+    stage: Stage, subject: Subject, occupying: ExitStack | None = None, then: str = "kill", **options: object
+) -> Job:
     """Checkpoint and kill, see that all are dead, restore.
 
-    With `occupying` a stranger takes the root's PID meanwhile, and keeps it until that stack is left.
+    With `occupying` a stranger takes the root's PID meanwhile, and keeps it until that stack is left. With "gone" as
+    `then` the tree was to run on, and ends at once: nothing may be asked of it any more.
     """
     begun = time.monotonic()
     pids = list(observe.descendants(subject.root()))
-    snapshot = stage.driver(subject.actor).checkpoint(subject.root(), subject.directory / "store", "kill")
+    snapshot = stage.driver(subject.actor).checkpoint(subject.root(), subject.directory / "store", then)
     subject.wait_gone(pids)
     if occupying:
         occupying.enter_context(occupied(stage, subject.pid))
@@ -467,10 +470,10 @@ def reborn(stage: Stage, subject: Subject, occupying: ExitStack | None = None, *
     return job
 
 
-def reborn_alike(stage: Stage, subject: Subject, occupying: ExitStack | None = None) -> Job:
+def reborn_alike(stage: Stage, subject: Subject, occupying: ExitStack | None = None, then: str = "kill") -> Job:
     """`reborn`, and a program that is at rest is word for word as it was."""
     before = subject.settled()
-    job = reborn(stage, subject, occupying)
+    job = reborn(stage, subject, occupying, then)
     unchanged(subject, before)
     return job
 
