@@ -9,6 +9,7 @@ import mmap
 import os
 import signal
 import struct
+import time
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -43,6 +44,8 @@ from torpor.remote.x86_64 import (
 )
 
 _TERMINAL_STOPS = (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
+_PATIENCE, _AGAIN = 5.0, 0.02
+"""Seconds that a file of /proc is written again and again, and the pause between."""
 FILL_TOGETHER = 64 << 20
 """Bytes from which on several threads of a process fill its memory: a single one is bound by page faults."""
 
@@ -382,8 +385,16 @@ def _image(process: Built) -> pb.Process:
 def _write_proc(process: Built, name: str, text: str) -> None:
     task = process.threads[0]
     try:
-        with open(f"/proc/{task.tid}/{name}", "w") as file:
-            file.write(text)
+        deadline = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                with open(f"/proc/{task.tid}/{name}", "w") as file:
+                    file.write(text)
+                return
+            except BlockingIOError:  # autogroup, by whom it takes no privilege: one every 100 ms on the whole host
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(_AGAIN)
     except OSError as error:
         raise RestoreFailed(f"{process.plan.name}: writing {text} to its {name}: {error.strerror}") from error
 

@@ -179,11 +179,18 @@ def make(image: pb.Tree, here: Here, held: Held) -> Plan:
     sessions = {session.sid: session for session in image.sessions}
     plans = [ProcessPlan(member, list(_birth(member, sessions, held.opened))) for member in members]
     warnings = [*held.opened.warnings, *filters.warnings(image)]
+    begun = {member.pid for member in members if member.leads_session}
     for plan in plans:
         if plan.member.image is not None and plan.member.image.zombie:
             _end(plan, plan.member, plan.member.image)
         elif plan.member.image is not None:
             _build(plan, plan.member.image, image, here, held, window, nobody)
+            if (nice := plan.member.image.autogroup_nice) and plan.member.image.sid in begun:
+                begun.remove(plan.member.image.sid)
+                if nice > 0 or here.bounds.may_lower_nice:
+                    plan.proc.append(("autogroup", str(nice)))
+                else:
+                    warnings.append(f"{plan.name}: lowering the nice value of its session to {nice} needs a privilege")
             warnings += credentials.warnings(plan.name, plan.member.image, here.rights)
             if plan.member.image.oom_score_adj < here.oom_score_adj and not here.may_lower_oom:
                 words = f"its oom_score_adj is {here.oom_score_adj}: lowering it needs a privilege"

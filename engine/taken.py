@@ -170,6 +170,8 @@ class TakenProcess:
             problems.append(
                 "it may not look at its user's other processes: it is in a Landlock domain, which is not kept"
             )
+        if tree.has_segments(self._host.tree, replies):
+            problems.append("it has segments of its own (modify_ldt), which are not kept")
         if problems:
             raise Refused(f"{self.process.name} cannot be kept", [Reason(self.process.name, why) for why in problems])
         return found

@@ -247,7 +247,7 @@ class FileRef(_message.Message):
     def __init__(self, path: _Optional[bytes] = ..., size: _Optional[int] = ..., mtime_ns: _Optional[int] = ..., build_id: _Optional[bytes] = ..., dev: _Optional[int] = ..., ino: _Optional[int] = ..., mode: _Optional[int] = ..., ctime_ns: _Optional[int] = ..., content: _Optional[_Union[Content, _Mapping]] = ...) -> None: ...
 
 class Process(_message.Message):
-    __slots__ = ("pid", "ppid", "pgid", "sid", "stopped", "threads", "memory", "credentials", "umask", "cwd", "limits", "actions", "pending", "interval_timers", "posix_timers", "fds", "child_subreaper", "dumpable", "thp_disable", "oom_score_adj", "zombie", "exit_status", "coredump_filter", "xstate_permitted", "stop_told", "thp_disable_flags", "memory_merge", "membarriers", "no_terminal", "stop_signal", "cwd_inode", "root", "root_inode")
+    __slots__ = ("pid", "ppid", "pgid", "sid", "stopped", "threads", "memory", "credentials", "umask", "cwd", "limits", "actions", "pending", "interval_timers", "posix_timers", "fds", "child_subreaper", "dumpable", "thp_disable", "oom_score_adj", "zombie", "exit_status", "coredump_filter", "xstate_permitted", "stop_told", "thp_disable_flags", "memory_merge", "membarriers", "no_terminal", "stop_signal", "cwd_inode", "root", "root_inode", "autogroup_nice")
     PID_FIELD_NUMBER: _ClassVar[int]
     PPID_FIELD_NUMBER: _ClassVar[int]
     PGID_FIELD_NUMBER: _ClassVar[int]
@@ -281,6 +281,7 @@ class Process(_message.Message):
     CWD_INODE_FIELD_NUMBER: _ClassVar[int]
     ROOT_FIELD_NUMBER: _ClassVar[int]
     ROOT_INODE_FIELD_NUMBER: _ClassVar[int]
+    AUTOGROUP_NICE_FIELD_NUMBER: _ClassVar[int]
     pid: int
     ppid: int
     pgid: int
@@ -314,7 +315,8 @@ class Process(_message.Message):
     cwd_inode: Inode
     root: bytes
     root_inode: Inode
-    def __init__(self, pid: _Optional[int] = ..., ppid: _Optional[int] = ..., pgid: _Optional[int] = ..., sid: _Optional[int] = ..., stopped: bool = ..., threads: _Optional[_Iterable[_Union[Thread, _Mapping]]] = ..., memory: _Optional[_Union[AddressSpace, _Mapping]] = ..., credentials: _Optional[_Union[Credentials, _Mapping]] = ..., umask: _Optional[int] = ..., cwd: _Optional[bytes] = ..., limits: _Optional[_Iterable[_Union[Rlimit, _Mapping]]] = ..., actions: _Optional[_Iterable[_Union[SigAction, _Mapping]]] = ..., pending: _Optional[_Iterable[bytes]] = ..., interval_timers: _Optional[_Iterable[_Union[IntervalTimer, _Mapping]]] = ..., posix_timers: _Optional[_Iterable[_Union[PosixTimer, _Mapping]]] = ..., fds: _Optional[_Iterable[_Union[Fd, _Mapping]]] = ..., child_subreaper: bool = ..., dumpable: _Optional[int] = ..., thp_disable: bool = ..., oom_score_adj: _Optional[int] = ..., zombie: bool = ..., exit_status: _Optional[int] = ..., coredump_filter: _Optional[int] = ..., xstate_permitted: _Optional[int] = ..., stop_told: bool = ..., thp_disable_flags: _Optional[int] = ..., memory_merge: bool = ..., membarriers: _Optional[int] = ..., no_terminal: bool = ..., stop_signal: _Optional[int] = ..., cwd_inode: _Optional[_Union[Inode, _Mapping]] = ..., root: _Optional[bytes] = ..., root_inode: _Optional[_Union[Inode, _Mapping]] = ...) -> None: ...
+    autogroup_nice: int
+    def __init__(self, pid: _Optional[int] = ..., ppid: _Optional[int] = ..., pgid: _Optional[int] = ..., sid: _Optional[int] = ..., stopped: bool = ..., threads: _Optional[_Iterable[_Union[Thread, _Mapping]]] = ..., memory: _Optional[_Union[AddressSpace, _Mapping]] = ..., credentials: _Optional[_Union[Credentials, _Mapping]] = ..., umask: _Optional[int] = ..., cwd: _Optional[bytes] = ..., limits: _Optional[_Iterable[_Union[Rlimit, _Mapping]]] = ..., actions: _Optional[_Iterable[_Union[SigAction, _Mapping]]] = ..., pending: _Optional[_Iterable[bytes]] = ..., interval_timers: _Optional[_Iterable[_Union[IntervalTimer, _Mapping]]] = ..., posix_timers: _Optional[_Iterable[_Union[PosixTimer, _Mapping]]] = ..., fds: _Optional[_Iterable[_Union[Fd, _Mapping]]] = ..., child_subreaper: bool = ..., dumpable: _Optional[int] = ..., thp_disable: bool = ..., oom_score_adj: _Optional[int] = ..., zombie: bool = ..., exit_status: _Optional[int] = ..., coredump_filter: _Optional[int] = ..., xstate_permitted: _Optional[int] = ..., stop_told: bool = ..., thp_disable_flags: _Optional[int] = ..., memory_merge: bool = ..., membarriers: _Optional[int] = ..., no_terminal: bool = ..., stop_signal: _Optional[int] = ..., cwd_inode: _Optional[_Union[Inode, _Mapping]] = ..., root: _Optional[bytes] = ..., root_inode: _Optional[_Union[Inode, _Mapping]] = ..., autogroup_nice: _Optional[int] = ...) -> None: ...
 
 class Inode(_message.Message):
     __slots__ = ("dev", "ino", "mode", "uid", "gid", "removed")
@@ -333,7 +335,7 @@ class Inode(_message.Message):
     def __init__(self, dev: _Optional[int] = ..., ino: _Optional[int] = ..., mode: _Optional[int] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., removed: bool = ...) -> None: ...
 
 class Thread(_message.Message):
-    __slots__ = ("tid", "name", "registers", "xstate", "sigmask", "pending", "robust_list", "robust_list_size", "clear_child_tid", "rseq", "altstack", "pdeath_signal", "no_new_privs", "nice", "affinity", "timer_slack_ns", "scheduler", "below", "below_address", "rt_priority", "io_priority", "personality", "memory_policy", "memory_nodes", "tsc_faults", "cpuid_faults", "memory_failure", "speculation", "filters")
+    __slots__ = ("tid", "name", "registers", "xstate", "sigmask", "pending", "robust_list", "robust_list_size", "clear_child_tid", "rseq", "altstack", "pdeath_signal", "no_new_privs", "nice", "affinity", "timer_slack_ns", "scheduler", "below", "below_address", "rt_priority", "io_priority", "personality", "memory_policy", "memory_nodes", "tsc_faults", "cpuid_faults", "memory_failure", "speculation", "filters", "slice_ns", "clamp_most", "clamp_least")
     TID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     REGISTERS_FIELD_NUMBER: _ClassVar[int]
@@ -363,6 +365,9 @@ class Thread(_message.Message):
     MEMORY_FAILURE_FIELD_NUMBER: _ClassVar[int]
     SPECULATION_FIELD_NUMBER: _ClassVar[int]
     FILTERS_FIELD_NUMBER: _ClassVar[int]
+    SLICE_NS_FIELD_NUMBER: _ClassVar[int]
+    CLAMP_MOST_FIELD_NUMBER: _ClassVar[int]
+    CLAMP_LEAST_FIELD_NUMBER: _ClassVar[int]
     tid: int
     name: bytes
     registers: bytes
@@ -392,7 +397,10 @@ class Thread(_message.Message):
     memory_failure: int
     speculation: _containers.RepeatedCompositeFieldContainer[Speculation]
     filters: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, tid: _Optional[int] = ..., name: _Optional[bytes] = ..., registers: _Optional[bytes] = ..., xstate: _Optional[bytes] = ..., sigmask: _Optional[int] = ..., pending: _Optional[_Iterable[bytes]] = ..., robust_list: _Optional[int] = ..., robust_list_size: _Optional[int] = ..., clear_child_tid: _Optional[int] = ..., rseq: _Optional[_Union[Rseq, _Mapping]] = ..., altstack: _Optional[_Union[AltStack, _Mapping]] = ..., pdeath_signal: _Optional[int] = ..., no_new_privs: bool = ..., nice: _Optional[int] = ..., affinity: _Optional[_Iterable[int]] = ..., timer_slack_ns: _Optional[int] = ..., scheduler: _Optional[int] = ..., below: _Optional[bytes] = ..., below_address: _Optional[int] = ..., rt_priority: _Optional[int] = ..., io_priority: _Optional[int] = ..., personality: _Optional[int] = ..., memory_policy: _Optional[int] = ..., memory_nodes: _Optional[bytes] = ..., tsc_faults: bool = ..., cpuid_faults: bool = ..., memory_failure: _Optional[int] = ..., speculation: _Optional[_Iterable[_Union[Speculation, _Mapping]]] = ..., filters: _Optional[_Iterable[int]] = ...) -> None: ...
+    slice_ns: int
+    clamp_most: int
+    clamp_least: int
+    def __init__(self, tid: _Optional[int] = ..., name: _Optional[bytes] = ..., registers: _Optional[bytes] = ..., xstate: _Optional[bytes] = ..., sigmask: _Optional[int] = ..., pending: _Optional[_Iterable[bytes]] = ..., robust_list: _Optional[int] = ..., robust_list_size: _Optional[int] = ..., clear_child_tid: _Optional[int] = ..., rseq: _Optional[_Union[Rseq, _Mapping]] = ..., altstack: _Optional[_Union[AltStack, _Mapping]] = ..., pdeath_signal: _Optional[int] = ..., no_new_privs: bool = ..., nice: _Optional[int] = ..., affinity: _Optional[_Iterable[int]] = ..., timer_slack_ns: _Optional[int] = ..., scheduler: _Optional[int] = ..., below: _Optional[bytes] = ..., below_address: _Optional[int] = ..., rt_priority: _Optional[int] = ..., io_priority: _Optional[int] = ..., personality: _Optional[int] = ..., memory_policy: _Optional[int] = ..., memory_nodes: _Optional[bytes] = ..., tsc_faults: bool = ..., cpuid_faults: bool = ..., memory_failure: _Optional[int] = ..., speculation: _Optional[_Iterable[_Union[Speculation, _Mapping]]] = ..., filters: _Optional[_Iterable[int]] = ..., slice_ns: _Optional[int] = ..., clamp_most: _Optional[int] = ..., clamp_least: _Optional[int] = ...) -> None: ...
 
 class Speculation(_message.Message):
     __slots__ = ("which", "control")
@@ -861,7 +869,7 @@ class Eventfd(_message.Message):
     def __init__(self, count: _Optional[int] = ..., semaphore: bool = ...) -> None: ...
 
 class Epoll(_message.Message):
-    __slots__ = ("watches",)
+    __slots__ = ("watches", "busy_poll")
     class Watch(_message.Message):
         __slots__ = ("fd", "events", "data", "description")
         FD_FIELD_NUMBER: _ClassVar[int]
@@ -874,8 +882,10 @@ class Epoll(_message.Message):
         description: int
         def __init__(self, fd: _Optional[int] = ..., events: _Optional[int] = ..., data: _Optional[int] = ..., description: _Optional[int] = ...) -> None: ...
     WATCHES_FIELD_NUMBER: _ClassVar[int]
+    BUSY_POLL_FIELD_NUMBER: _ClassVar[int]
     watches: _containers.RepeatedCompositeFieldContainer[Epoll.Watch]
-    def __init__(self, watches: _Optional[_Iterable[_Union[Epoll.Watch, _Mapping]]] = ...) -> None: ...
+    busy_poll: bytes
+    def __init__(self, watches: _Optional[_Iterable[_Union[Epoll.Watch, _Mapping]]] = ..., busy_poll: _Optional[bytes] = ...) -> None: ...
 
 class UnixSocket(_message.Message):
     __slots__ = ("type", "peer", "has_peer", "messages", "shut_read", "shut_write", "options", "peer_gone", "reset", "name", "listening", "backlog", "mode", "connected_to", "under_way", "senders", "pending", "is_pending", "moved", "path", "directory", "owner", "inode")

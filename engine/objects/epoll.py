@@ -5,10 +5,10 @@ description is open anywhere, even when that number leads elsewhere by now. fdin
 events and the data; kcmp(2) with KCMP_EPOLL_TFD tells which description is meant, so that no watch comes
 back on the wrong one.
 
-Kept: every watch, with its events, flags and data. Not kept: that an edge (EPOLLET) was told already: the
-first wait after the restore may tell it once more, which epoll(7) allows at any time. A one-shot watch that
-has fired cannot be made unarmed for EPOLLERR and EPOLLHUP, which the kernel adds to each: it may tell these
-once more.
+Kept: every watch, with its events, flags and data; how it polls busily. Not kept: that an edge (EPOLLET) was told
+already: the first wait after the restore may tell it once more, which epoll(7) allows at any time. A one-shot watch
+that has fired cannot be made unarmed for EPOLLERR and EPOLLHUP, which the kernel adds to each: it may tell these once
+more.
 
 Watches on signalfds and pidfds are made by a process that has both (`torpor.objects.own`). All others are made in the
 restoring process, in a thread with a descriptor table of its own, in which every
@@ -27,6 +27,7 @@ from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+from torpor import procfs
 from torpor.errors import Reason, RestoreFailed
 from torpor.image.image_pb2 import Description, Tree
 from torpor.image.image_pb2 import Epoll as EpollMessage
@@ -39,6 +40,8 @@ from torpor.objects.description import (
     Opening,
     Problem,
     Seen,
+    borrowed,
+    naming,
     words,
 )
 from torpor.remote.sys import syscall, try_syscall
@@ -48,6 +51,11 @@ from torpor.workers import started
 KCMP_EPOLL_TFD = 7
 CLONE_FILES = 0x400
 EPOLL_CTL_ADD = 1
+EPIOCSPARAMS, EPIOCGPARAMS = 0x40088A01, 0x80088A02
+PARAMETERS = struct.Struct("=IHBx")
+"""struct epoll_params: microseconds, packets at once, whether it is preferred."""
+_USUAL_BUDGET = 64
+"""NAPI_POLL_WEIGHT: more takes CAP_NET_ADMIN."""
 EVENT = struct.Struct("=IQ")
 """struct epoll_event, which is packed on x86-64."""
 
@@ -73,6 +81,8 @@ class EpollState:
     """The watches of one epoll."""
 
     watches: list[Watch] = field(default_factory=list)
+    busy_poll: bytes = b""
+    """struct epoll_params; empty where none are set, or the kernel has none (before 6.9)."""
 
 
 class Epoll(Kind[EpollState]):
@@ -86,7 +96,8 @@ class Epoll(Kind[EpollState]):
 
     def grab(self, held: Held[EpollState], pidfd: int, *, content: bool) -> EpollState:
         """The watches need the whole tree: see `finish`."""
-        return EpollState()
+        with borrowed(pidfd, held.holders[0].fd) as copy:
+            return EpollState(busy_poll=_busy_poll(copy))
 
     def finish(self, mine: list[Held[EpollState]], tree: GrabbedDescriptors) -> None:
         """Find what is watched. Two watches under one number are told apart by their order in fdinfo."""
@@ -104,6 +115,8 @@ class Epoll(Kind[EpollState]):
         While the tree still runs, descriptors and watches are seen one after the other: what was opened or closed in
         between looks the same.
         """
+        if held.state.busy_poll and not _may_poll(held.state.busy_poll):
+            yield Problem("it polls busily in a way that takes a privilege (EPIOCSPARAMS)", "set its budget to 64")
         for watch in held.state.watches:
             if watch.target is None:
                 yield Problem(
@@ -123,6 +136,7 @@ class Epoll(Kind[EpollState]):
     def describe(self, held: Held[EpollState], out: Description, tree: GrabbedDescriptors, image: Describing) -> None:
         """Its watches."""
         out.epoll.SetInParent()
+        out.epoll.busy_poll = held.state.busy_poll
         for watch in held.state.watches:
             if watch.target is not None:
                 index = image.index_of(tree.by_holder[watch.target], watch.target.fd)
@@ -131,6 +145,8 @@ class Epoll(Kind[EpollState]):
     def check(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
         """The watches lead to descriptions of the image, and the restorer's can be waited for."""
         for index, description in mine.items():
+            if (busy := description.epoll.busy_poll) and not (len(busy) == PARAMETERS.size and _may_poll(busy)):
+                yield Reason("an epoll", "it polls busily in a way that takes a privilege", "restore it as root")
             for watch in description.epoll.watches:
                 if _by_owner(image, watch) and watcher(image, index, watch) is None:
                     yield Reason("the image", f"no process has what an epoll watches as descriptor {watch.fd}")
@@ -149,8 +165,11 @@ class Epoll(Kind[EpollState]):
 
     def open(self, mine: dict[int, Description], opening: Opening) -> None:
         """All of them, then their watches: one epoll may watch another."""
-        for index in mine:
+        for index, description in mine.items():
             opening.place(index, syscall(NR.epoll_create1, os.O_CLOEXEC))
+            if parameters := description.epoll.busy_poll:
+                with naming(description):
+                    fcntl.ioctl(opening.slots[index], EPIOCSPARAMS, parameters)
         failures: list[Exception] = []
         all_watches = [
             (index, watch)
@@ -168,6 +187,17 @@ class Epoll(Kind[EpollState]):
             thread.join()
             if failures:
                 raise failures[0]
+
+
+def _busy_poll(fd: int) -> bytes:
+    parameters = bytearray(PARAMETERS.size)
+    known = try_syscall(NR.ioctl, fd, EPIOCGPARAMS, parameters) == 0
+    return bytes(parameters) if known and any(parameters) else b""
+
+
+def _may_poll(parameters: bytes) -> bool:
+    _, budget, prefer = PARAMETERS.unpack(parameters)
+    return procfs.is_root() or (budget <= _USUAL_BUDGET and not prefer)
 
 
 def watcher(image: Tree, index: int, watch: EpollMessage.Watch) -> tuple[int, int] | None:

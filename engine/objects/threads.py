@@ -211,6 +211,8 @@ def faults(thread: pb.Thread) -> Iterator[str]:
         yield f"thread {thread.tid} has pending signals without their information"
     if any(one.which not in traits.MITIGATIONS for one in thread.speculation):
         yield f"thread {thread.tid} has a mitigation that this version does not know"
+    if not thread.clamp_least <= thread.clamp_most <= traits.FULL:
+        yield f"thread {thread.tid} has its utilization clamped to what there is not"
 
 
 def birth(thread: pb.Thread) -> Call:
@@ -253,8 +255,10 @@ def steps(thread: pb.Thread, bounds: Bounds) -> Iterator[Call]:
         mask = sum(1 << cpu for cpu in processors).to_bytes(_AFFINITY_BYTES, "little")
         yield Call(NR.sched_setaffinity, (0, len(mask), mask), 0, "binding it to its processors")
     yield from traits.steps(thread, bounds.scheduler, bounds.allowed)
-    if thread.nice > bounds.nice or (thread.nice < bounds.nice and bounds.may_lower_nice):
+    nice = thread.nice if thread.nice > bounds.nice or bounds.may_lower_nice else bounds.nice
+    if nice != bounds.nice:
         yield Call(NR.setpriority, (0, 0, thread.nice), 0, f"setting its nice value {thread.nice}")
+    yield from traits.attributes(thread, nice, bounds.allowed)
     if thread.no_new_privs:
         yield Call(NR.prctl, (PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0, "giving up new privileges")
 

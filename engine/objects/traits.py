@@ -1,6 +1,7 @@
 """What a thread was told about itself by prctl and its kin, and what only the scheduler knows of it.
 
-Kept: real-time priority (where the restorer may give it: RLIMIT_RTPRIO, or root), I/O priority, personality, memory
+Kept: real-time priority (where the restorer may give it: RLIMIT_RTPRIO, or root), the length of its time slices and the
+clamps of its utilization, I/O priority, personality, memory
 policy (numactl), whether reading the time stamp counter or CPUID faults, what becomes of it when memory fails, the
 mitigations of speculation that it asked for.
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import os
 import resource
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -47,11 +49,36 @@ _NODES = 1024
 _ALL_BITS = b"\xff" * 8
 REAL_TIME = {os.SCHED_FIFO: "SCHED_FIFO", os.SCHED_RR: "SCHED_RR"}
 
+FAIR = (os.SCHED_OTHER, os.SCHED_BATCH)
+ATTRIBUTES = struct.Struct("=IIQiIQQQII")
+"""struct sched_attr."""
+FULL = 1024
+"""Of utilization: SCHED_CAPACITY_SCALE."""
+_KEEP_POLICY, _KEEP_PARAMETERS, _CLAMP_BOTH = 0x08, 0x10, 0x60
+
+
+class Attributes(NamedTuple):
+    """What `ATTRIBUTES` holds."""
+
+    size: int
+    policy: int
+    flags: int
+    nice: int
+    priority: int
+    runtime: int
+    """Of one that is no deadline thread: its slice, nanoseconds."""
+    deadline: int
+    period: int
+    least: int
+    most: int
+    """0: this kernel does not clamp utilization."""
+
 
 class Questions(NamedTuple):
     """The entries of a thread's batch that `describe` reads."""
 
     parameters: int
+    attributes: int
     io_priority: int
     personality: int
     memory_policy: int
@@ -68,6 +95,7 @@ def ask(batch: Batch) -> Questions:
     """What only the thread itself can be asked. A request that this kernel does not have gives an error."""
     return Questions(
         parameters=batch.add(NR.sched_getparam, 0, Out(4)),
+        attributes=batch.add(NR.sched_getattr, 0, Out(ATTRIBUTES.size), ATTRIBUTES.size, 0),
         io_priority=batch.add(NR.ioprio_get, _IOPRIO_WHO_PROCESS, 0),
         personality=batch.add(NR.personality, _QUERY_PERSONALITY),
         memory_policy=batch.add(NR.get_mempolicy, Out(4), Out(_NODES // 8), _NODES, 0, 0),
@@ -94,6 +122,8 @@ def refuse(asked: Questions, replies: Replies) -> Iterator[str]:
 def describe(asked: Questions, replies: Replies, image: pb.Thread) -> None:
     """Fill a thread's part of the image."""
     image.rt_priority = int.from_bytes(replies.output(asked.parameters, 1), "little")
+    if replies.result(asked.attributes) == 0:
+        _describe_attributes(replies.output(asked.attributes, 1), image)
     image.io_priority = max(replies.result(asked.io_priority), 0)
     image.personality = replies.result(asked.personality)
     if replies.result(asked.memory_policy) == 0:  # ENOSYS where there is but one node
@@ -109,6 +139,22 @@ def describe(asked: Questions, replies: Replies, image: pb.Thread) -> None:
             image.speculation.add(which=which, control=control & _SETTINGS)
 
 
+def _describe_attributes(content: bytes, image: pb.Thread) -> None:
+    """What sched_getattr(2) tells of a thread, where it is not as usual."""
+    found = Attributes(*ATTRIBUTES.unpack(content))
+    if found.policy in FAIR and found.runtime != own_attributes().runtime:
+        image.slice_ns = found.runtime  # Linux 6.12 tells it, and lets it be chosen
+    if found.most and (found.most != FULL or found.least not in (0, FULL if found.policy in REAL_TIME else 0)):
+        image.clamp_least, image.clamp_most = found.least, found.most
+
+
+def own_attributes() -> Attributes:
+    """What sched_getattr(2) tells of this thread."""
+    content = bytearray(ATTRIBUTES.size)
+    try_syscall(NR.sched_getattr, 0, content, len(content), 0)
+    return Attributes(*ATTRIBUTES.unpack(content))
+
+
 # Restore
 
 
@@ -121,6 +167,8 @@ class Allowed:
     io_real_time: bool
     speculation: tuple[int, ...]
     """PR_GET_SPECULATION_CTRL of each mitigation."""
+    clamps: bool
+    """Whether the kernel clamps utilization."""
 
 
 def allowed() -> Allowed:
@@ -132,6 +180,7 @@ def allowed() -> Allowed:
         speculation=tuple(
             max(try_syscall(NR.prctl, PR_GET_SPECULATION_CTRL, which, 0, 0, 0), 0) for which in MITIGATIONS
         ),
+        clamps=own_attributes().most > 0,
     )
 
 
@@ -173,6 +222,19 @@ def steps(thread: pb.Thread, inherited_policy: int, here: Allowed) -> Iterator[C
             yield Call(NR.prctl, (PR_SET_SPECULATION_CTRL, one.which, one.control, 0, 0), 0, words)
 
 
+def attributes(thread: pb.Thread, nice: int, here: Allowed) -> Iterator[Call]:
+    """What sched_setattr(2) sets; `nice` is the nice value that it has by now."""
+    if thread.slice_ns:
+        content = ATTRIBUTES.pack(ATTRIBUTES.size, 0, _KEEP_POLICY, nice, 0, thread.slice_ns, 0, 0, 0, 0)
+        # Kernels before 6.12 take it and do nothing.
+        yield Call(NR.sched_setattr, (0, content, 0), 0, f"setting its slice of time to {thread.slice_ns} ns")
+    if thread.clamp_most and here.clamps:
+        flags = _KEEP_POLICY | _KEEP_PARAMETERS | _CLAMP_BOTH
+        least, most = thread.clamp_least, thread.clamp_most
+        content = ATTRIBUTES.pack(ATTRIBUTES.size, 0, flags, 0, 0, 0, 0, 0, least, most)
+        yield Call(NR.sched_setattr, (0, content, 0), 0, f"clamping its utilization to {least} to {most}")
+
+
 def last_steps(thread: pb.Thread) -> Iterator[Call]:
     """What would disturb the rest."""
     if thread.personality:
@@ -190,6 +252,8 @@ def warnings(name: str, thread: pb.Thread, here: Allowed) -> Iterator[str]:
         yield f"{name}: {what} with priority {thread.rt_priority} needs a privilege (RLIMIT_RTPRIO): it has none now"
     if not _may_have_io_priority(thread, here):
         yield f"{name}: its real-time I/O priority needs a privilege: it has the usual one now"
+    if thread.clamp_most and not here.clamps:
+        yield f"{name}: this kernel does not clamp utilization (sched_setattr)"
     for one in thread.speculation:
         if one.control != here.speculation[one.which] & _SETTINGS and not _may_choose(one, here):
             yield f"{name}: this host lets nobody choose the mitigation of {MITIGATIONS[one.which]}"

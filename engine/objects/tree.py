@@ -1,10 +1,11 @@
 """The tree itself: which processes, their ids, sessions and groups, and what refuses them.
 
 Kept: PID, parent, group and session in the tree's own PID namespace, job-control stop, current and root directory,
-dumpable, child subreaper, THP and KSM settings, oom score adjustment; zombies with their exit status.
+dumpable, child subreaper, THP and KSM settings, oom score adjustment, the nice value of a session as a whole; zombies
+with their exit status.
 
-Refused: 32-bit programs, processes in other namespaces than the root's, pid 1, kernel threads, a traced process, a
-process whose first thread has ended before others.
+Refused: 32-bit programs, segments of a process's own, processes in other namespaces than the root's, pid 1, kernel
+threads, a traced process, a process whose first thread has ended before others.
 
 Documented in: credentials(7), pid_namespaces(7), proc_pid_status(5), prctl(2).
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 from torpor import procfs
@@ -32,6 +34,8 @@ PR_GET_MEMORY_MERGE = 68
 MEMBARRIER_CMD_GET_REGISTRATIONS = 512
 ARCH_GET_XCOMP_PERM = 0x1022
 _EXIT_CODE = 52  # field of proc_pid_stat(5)
+_READ_LDT = 0  # of modify_ldt(2)
+_ERRORS = 1 << 31  # its errors are the low half of a word (arch/x86/kernel/ldt.c)
 _KERNEL_THREAD = 0x00200000  # PF_KTHREAD (include/linux/sched.h)
 _NAMESPACES = ("pid", "mnt", "net", "ipc", "uts", "cgroup", "user", "time")
 
@@ -231,6 +235,7 @@ class Grabbed:
     timers: bytes = b""
     oom_score_adj: int = 0
     coredump_filter: int = 0
+    autogroup_nice: int = 0
 
     @property
     def own_pid(self) -> int:
@@ -254,7 +259,16 @@ def grab(pid: int, *, zombie: bool = False) -> Grabbed:
         procfs.read(f"{folder}/timers"),
         int(procfs.read(f"{folder}/oom_score_adj")),
         int(procfs.read(f"{folder}/coredump_filter"), 16),
+        _autogroup_nice(folder),
     )
+
+
+def _autogroup_nice(folder: str) -> int:
+    """The nice value of a session's group of processes (sched(7)); 0 as well where the kernel has no such groups."""
+    with suppress(FileNotFoundError):
+        words = procfs.read(f"{folder}/autogroup").split()  # /autogroup-12 nice 5
+        return int(words[-1]) if words else 0
+    return 0
 
 
 @dataclass
@@ -267,6 +281,7 @@ class Questions:
     memory_merge: int
     membarriers: int
     xstate_permitted: int
+    segments: int
 
 
 def ask(batch: Batch) -> Questions:
@@ -278,12 +293,18 @@ def ask(batch: Batch) -> Questions:
         batch.add(NR.prctl, PR_GET_MEMORY_MERGE, 0, 0, 0, 0),
         batch.add(NR.membarrier, MEMBARRIER_CMD_GET_REGISTRATIONS, 0, 0),
         batch.add(NR.arch_prctl, ARCH_GET_XCOMP_PERM, Out(8)),
+        batch.add(NR.modify_ldt, _READ_LDT, Out(8), 8),
     )
 
 
 def is_subreaper(asked: Questions, replies: Replies) -> bool:
     """Whether the process adopts orphans."""
     return replies.output(asked.subreaper, 1) != bytes(4)
+
+
+def has_segments(asked: Questions, replies: Replies) -> bool:
+    """Whether the process has a local descriptor table: segments of its own (modify_ldt(2))."""
+    return 0 < replies.result(asked.segments) < _ERRORS
 
 
 def describe(asked: Questions, replies: Replies, grabbed: Grabbed, parent: int, image: pb.Process) -> None:
@@ -311,6 +332,7 @@ def describe(asked: Questions, replies: Replies, grabbed: Grabbed, parent: int, 
     image.memory_merge = replies.result(asked.memory_merge) == 1  # an error: the kernel does not have it
     image.oom_score_adj = grabbed.oom_score_adj
     image.coredump_filter = grabbed.coredump_filter
+    image.autogroup_nice = grabbed.autogroup_nice
     if replies.result(asked.xstate_permitted) == 0:  # an older kernel has no such request, and nothing to ask for
         image.xstate_permitted = int.from_bytes(replies.output(asked.xstate_permitted, 1), "little")
 

@@ -97,6 +97,7 @@ class NR(IntEnum):
     sched_setscheduler = 144
     sched_getscheduler = 145
     mlockall = 151
+    modify_ldt = 154
     prctl = 157
     arch_prctl = 158
     setrlimit = 160
@@ -154,6 +155,8 @@ class NR(IntEnum):
     process_vm_readv = 310
     process_vm_writev = 311
     kcmp = 312
+    sched_setattr = 314
+    sched_getattr = 315
     renameat2 = 316
     seccomp = 317
     memfd_create = 319

@@ -1,11 +1,21 @@
 /* An epoll set: level, edge and one-shot watches with their data, a set within a set, a description that is
- * watched under a number that was closed since. */
+ * watched under a number that was closed since. One of them polls busily. */
 #include "ready.h"
 
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/ioctl.h>
 
 enum { QUIET, LEVEL, EDGE, ONESHOT_USED, ONESHOT, OUTPUT, INNER, COUNT };
+
+/* struct epoll_params, EPIOCSPARAMS, EPIOCGPARAMS (Linux 6.9) */
+struct busy {
+	uint32_t microseconds;
+	uint16_t budget;
+	uint8_t prefer, pad;
+};
+#define SET_BUSY _IOW(0x8a, 1, struct busy)
+#define GET_BUSY _IOR(0x8a, 2, struct busy)
 
 static int fds[COUNT];
 
@@ -69,8 +79,13 @@ int main(void)
 	if (write(fds[LEVEL], &one, 8) != 8)
 		give_up("write");
 	int copy = dup(epoll);
+	const struct busy busy = {.microseconds = 50, .budget = 8};
+	bool busily = !ioctl(inner, SET_BUSY, &busy);
 	ready_and_wait();
 
+	struct busy now = {0};
+	expect(!busily || (!ioctl(inner, GET_BUSY, &now) && !memcmp(&busy, &now, sizeof now)),
+	       "it polls for %u us, %u packets", now.microseconds, now.budget);
 	n = collect(epoll, data, seen);
 	expect(has(n, data, mark(LEVEL)), "the level watch with content is silent");
 	expect(has(n, data, mark(OUTPUT)), "the watch for writing is silent");

@@ -1,5 +1,6 @@
 /* What few threads are told: scheduling in real time (as far as the user may), I/O priority, personality, memory policy,
- * faulting counters, mitigations of speculation, merging of pages. Each thread has its own. */
+ * faulting counters, mitigations of speculation, merging of pages, slices of time. Each thread has its own. And the
+ * nice value that a session has as a whole. */
 #include "ready.h"
 
 #include <sys/personality.h>
@@ -12,12 +13,74 @@
 #define PR_THP_DISABLE_EXCEPT_ADVISED 2
 
 struct habits {
-	int policy, priority, io_priority, personality, memory_mode, tsc, cpuid, memory_failure, slack, merge, thp;
+	int policy, priority, io_priority, personality, memory_mode, tsc, cpuid, memory_failure, slack, merge, thp, slice;
 	int speculation[3];
 	unsigned long nodes[16];
 };
 static struct habits before[3], after[3];
 static pthread_barrier_t told, looked;
+
+/* struct sched_attr, which not every C library has */
+struct attributes {
+	uint32_t size, policy;
+	uint64_t flags;
+	int32_t nice;
+	uint32_t priority;
+	uint64_t runtime, deadline, period;
+};
+
+static struct attributes attributes(void)
+{
+	struct attributes found = {0};
+	syscall(SYS_sched_getattr, 0, &found, sizeof found, 0);
+	return found;
+}
+
+/* Linux 6.12 */
+static void choose_slice(uint64_t nanoseconds)
+{
+	struct attributes wanted = attributes();
+	wanted.runtime = nanoseconds;
+	syscall(SYS_sched_setattr, 0, &wanted, 0);
+}
+
+/* The nice value of a process's session, as text; empty where the kernel groups no sessions. */
+static void look_at_session(pid_t pid, char *nice)
+{
+	char path[64];
+	snprintf(path, sizeof path, "/proc/%d/autogroup", (int)pid);
+	FILE *file = fopen(path, "re");
+	if (!file || fscanf(file, "%*s nice %15s", nice) != 1)
+		*nice = 0;
+	if (file)
+		fclose(file);
+}
+
+/* A child with a session that is nicer than others. */
+static pid_t nicer_session(void)
+{
+	int ends[2];
+	char done;
+	if (pipe(ends))
+		give_up("pipe");
+	pid_t child = fork();
+	if (!child) {
+		setsid();
+		int fd = open("/proc/self/autogroup", O_WRONLY);
+		while (fd >= 0 && write(fd, "5", 1) < 0 && errno == EAGAIN) /* one in 100 ms on the whole host */
+			usleep(1000);
+		close(fd);
+		close(ends[0]);
+		close(ends[1]);
+		pause();
+		_exit(1);
+	}
+	close(ends[1]);
+	while (read(ends[0], &done, 1) > 0)
+		continue;
+	close(ends[0]);
+	return child;
+}
 
 static void look(struct habits *at)
 {
@@ -34,6 +97,7 @@ static void look(struct habits *at)
 	at->memory_failure = prctl(PR_MCE_KILL_GET, 0, 0, 0, 0);
 	at->slack = prctl(PR_GET_TIMERSLACK);
 	at->merge = prctl(PR_GET_MEMORY_MERGE, 0, 0, 0, 0);
+	at->slice = at->policy == SCHED_OTHER ? (int)attributes().runtime : 0;
 	at->thp = prctl(PR_GET_THP_DISABLE, 0, 0, 0, 0);
 	for (int k = 0; k < 3; k++)
 		at->speculation[k] = prctl(PR_GET_SPECULATION_CTRL, k, 0, 0, 0);
@@ -57,6 +121,7 @@ static void compare(int n)
 	SAME(slack);
 	SAME(merge);
 	SAME(thp);
+	SAME(slice);
 	for (int k = 0; k < 3; k++)
 		SAME(speculation[k]);
 	expect(!memcmp(before[n].nodes, after[n].nodes, sizeof before[n].nodes), "thread %d: its nodes changed", n);
@@ -94,6 +159,10 @@ int main(void)
 	personality(ADDR_NO_RANDOMIZE);
 	prctl(PR_SET_MEMORY_MERGE, 1, 0, 0, 0);
 	prctl(PR_SET_THP_DISABLE, 1, PR_THP_DISABLE_EXCEPT_ADVISED, 0, 0);
+	char nice[16], nice_now[16];
+	pid_t child = nicer_session();
+	look_at_session(child, nice);
+	choose_slice(5000000);
 	pthread_barrier_init(&told, NULL, 3);
 	pthread_barrier_init(&looked, NULL, 3);
 	pthread_t made[2];
@@ -104,6 +173,10 @@ int main(void)
 	ready_and_wait();
 	pthread_barrier_wait(&looked);
 	compare(0);
+	look_at_session(child, nice_now);
+	expect(!strcmp(nice, nice_now), "the session's nice value: %s became %s", nice, nice_now);
+	kill(child, SIGKILL);
+	waitpid(child, NULL, 0);
 	for (int k = 0; k < 2; k++)
 		pthread_join(made[k], NULL);
 	return verdict();
