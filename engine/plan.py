@@ -18,6 +18,7 @@ from torpor.objects import (
     descriptors,
     family,
     filters,
+    keys,
     own,
     owners,
     ptys,
@@ -59,6 +60,7 @@ class Here:
     bounds: Bounds
     vdso: Vdso
     timer_restore_ids: bool
+    keys: keys.Here
     oom_score_adj: int
     """The restorer's own."""
     may_lower_oom: bool
@@ -178,6 +180,9 @@ def make(image: pb.Tree, here: Here, held: Held) -> Plan:
     nobody = next((member.pid for member in members if member.is_nobody), 0)
     sessions = {session.sid: session for session in image.sessions}
     plans = [ProcessPlan(member, list(_birth(member, sessions, held.opened))) for member in members]
+    for plan in plans:
+        if plan.member.image is not None and not plan.member.image.zombie:
+            plan.birth[:0] = keys.of_process(plan.member.image, image, here.keys, owner=here.rights.keep)
     warnings = [*held.opened.warnings, *filters.warnings(image)]
     begun = {member.pid for member in members if member.leads_session}
     for plan in plans:
@@ -198,6 +203,7 @@ def make(image: pb.Tree, here: Here, held: Held) -> Plan:
             for thread in plan.member.image.threads:
                 warnings += threads.warnings(f"{plan.name}, thread {thread.tid}", thread, here.bounds)
     segments = [list(_segment(shared, window.stop, here, held)) for shared in sysv.segments(image)]
+    segments += filter(None, [keys.for_all(image, here.keys, owner=here.rights.keep)])
     segments += [list(sysv_semaphores.make(one, here.rights.keep)) for one in image.semaphores]
     segments += filter(None, [list(sysv_messages.enlarge(image))])
     segments += [list(sysv_messages.make(queue, here.rights.keep)) for queue in image.queues]

@@ -20,6 +20,7 @@ from torpor.objects import (
     filters,
     folders,
     hosts,
+    keys,
     mapped_files,
     mounts,
     shared_memory,
@@ -129,6 +130,7 @@ def _check_names(image: pb.Tree) -> None:
         *map(sysv_messages.faults, image.queues),
         filters.faults(image),
         hosts.faults(image),
+        keys.faults(image),
         _table_faults(image),
     )
     for fault in chain.from_iterable(objects):

@@ -115,6 +115,8 @@ ALLOWED: Final = (
         "in a capsule of a user none may be won by executing a program",
         lambda _, after: after.cap_bounding == 0,
     ),
+    Allowed("keyrings.serial", _NEW),
+    Allowed("keyrings.keys.seconds", _TIME),
     Allowed("shared.dev", _NEW),
     Allowed("shared.ino", _NEW),
     Allowed("shared.kind", _AGAIN, _without_name),

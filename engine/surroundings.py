@@ -16,7 +16,7 @@ from torpor import procfs
 from torpor.capsule import Namespaces, Setting
 from torpor.errors import Reason, RestoreRefused
 from torpor.image import image_pb2 as pb
-from torpor.objects import credentials, family, filters, queues, sysv, traits, vdso
+from torpor.objects import credentials, family, filters, keys, queues, sysv, traits, vdso
 from torpor.objects.credentials import Rights
 from torpor.objects.family import UNKNOWN_PID
 from torpor.objects.threads import Bounds
@@ -50,10 +50,9 @@ def setting(
     """
     root = image.processes[0]
     session = detach or 1 in (root.sid, root.pgid)
-    boot = procfs.read("/proc/sys/kernel/random/boot_id").strip().decode()
     time_namespaces = os.path.exists("/proc/self/ns/time")
     namespaces = Namespaces(0)
-    if time_namespaces and image.host.boot_id != boot:
+    if time_namespaces and image.host.boot_id != _boot_id():
         namespaces |= Namespaces.TIME
     if sysv.segments(image) or image.semaphores or image.queues or queues.of(image):
         namespaces |= Namespaces.IPC
@@ -99,6 +98,8 @@ def warnings(where: Setting) -> Iterator[str]:
     if where.namespaces & Namespaces.USER and others:
         names = ", ".join(map(_group_name, others))
         yield f"it is in a capsule, where it cannot give files to your groups {names}: cp -a and sed -i lose them"
+    if where.namespaces & Namespaces.USER and (count := keys.keys_of_user()):
+        yield f"it is in a capsule, where your keyring (@u) is an empty one: it does not find the {count} keys in yours"
 
 
 def _group_name(gid: int) -> str:
@@ -130,9 +131,14 @@ def here(where: Setting) -> Here:
         ),
         vdso=vdso.host(),
         timer_restore_ids=probe().timer_restore_ids,
+        keys=keys.Here(keys.own_session(), keys.users_own(), _boot_id()),
         oom_score_adj=int(procfs.read("/proc/self/oom_score_adj")),
         may_lower_oom=procfs.in_initial_user_namespace() and bool(int(status[b"CapEff"], 16) >> CAP_SYS_RESOURCE & 1),
     )
+
+
+def _boot_id() -> str:
+    return procfs.read("/proc/sys/kernel/random/boot_id").strip().decode()
 
 
 def _hard_limit(number: int) -> int:

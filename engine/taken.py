@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from torpor import procfs
 from torpor.errors import CheckpointFailed, Reason, Refused
 from torpor.image import image_pb2 as pb
-from torpor.objects import credentials, filters, memory, signals, sysv, threads, timers, tree, vmas
+from torpor.objects import credentials, filters, keys, memory, signals, sysv, threads, timers, tree, vmas
 from torpor.objects.mapped_files import MappedFiles
 from torpor.objects.shared_memory import SharedMemory
 from torpor.ranges import Range
@@ -93,6 +93,7 @@ class TakenProcess:
         self._thread_pending = {tid: signals.pending(status, tid, shared=False) for tid, status in statuses.items()}
         self._replies: dict[int, Replies] = {}
         self._questions: dict[int, threads.Questions] = {}
+        self._asked_keys: keys.Questions | None = None
         self._host: _HostQuestions
         self._window = (0, 0)
         self._lock_future = 0
@@ -107,16 +108,18 @@ class TakenProcess:
         """The PID in the tree's own PID namespace."""
         return self.texts.own_pid
 
-    def begin(self, stopped_children: Iterable[int]) -> None:
+    def begin(self, stopped_children: Iterable[int], *, keyed: bool = True) -> None:
         """Enter the process and let every thread make its calls.
 
         Args:
             stopped_children: the children that are stopped by job control, by their PIDs in the tree's PID namespace.
+            keyed: its user has keys, so it may have some.
         """
         self.injection.open(_TABLE_ROOM)
         self._lock_future = memory.future_lock(self.pid, self.texts.status, self.injection.window[0])
         common = Batch()
         questions = threads.ask(common)
+        self._asked_keys = keys.ask(common) if keyed else None
         self._questions = dict.fromkeys(self.process.threads, questions)
         batches = {tid: common.copy() for tid in self.process.threads}
         host = batches[self.injection.host.tid]
@@ -176,9 +179,19 @@ class TakenProcess:
             raise Refused(f"{self.process.name} cannot be kept", [Reason(self.process.name, why) for why in problems])
         return found
 
+    def keyrings(self) -> list[keys.Rings]:
+        """Those of its threads, the first one's first."""
+        asked = self._asked_keys
+        return [keys.told(asked, self._replies[tid]) for tid in self.process.threads] if asked else []
+
     def failed_calls(self) -> set[int]:
         """The system calls that gave nothing but errors."""
         return set().union(*(replies.failed_calls() for replies in self._replies.values()))
+
+    @property
+    def uids(self) -> set[int]:
+        """Its user ids."""
+        return {int(word) for word in self.texts.status[b"Uid"].split()}
 
     @property
     def adopts_orphans(self) -> bool:

@@ -13,6 +13,7 @@ from torpor.objects import (
     descriptors,
     family,
     hosts,
+    keys,
     memory,
     mounts,
     sysv,
@@ -65,6 +66,7 @@ class TakenTree:
         self._waits = waits
         self._semaphores: list[sysv_semaphores.Set] = []
         self._queues: list[sysv_messages.Queue] = []
+        self._keys = keys.Keys()
         self._realtime_ns = 0
         self._pool = Workers(1, "torpor-walk")
 
@@ -112,6 +114,7 @@ class TakenTree:
     def grab(self, *, reset_outside: bool, stdio: Mapping[int, int] | None) -> None:
         """Take what changes; every process's calls run at the same time."""
         self._realtime_ns = time.time_ns()
+        keyed = keys.users()
         for process in self._processes.values():
             self._parents[process.pid] = process.parent.pid if process.parent else 0
             if process.zombie:
@@ -119,7 +122,7 @@ class TakenTree:
                 continue
             taken = TakenProcess(process, _GADGETS, self._waits)
             self._all.append(taken)
-            taken.begin(self._stopped_children(process))
+            taken.begin(self._stopped_children(process), keyed=keyed is None or taken.uids & keyed != set())
             if not process.parent:
                 self._outside_parents[process.pid] = tree.outside_parent(taken.texts)
         stats = {taken.pid: taken.texts.stat for taken in self._all}
@@ -133,6 +136,7 @@ class TakenTree:
             if self.descriptors.small:
                 self.descriptors.small.take_mapped(maps)
         self._take_sysv()
+        self._take_keys()
         self._take_memory()
         # A snapshot outlives its process, and is where it was.
         self.descriptors.stand_ins = {taken.pid: taken.memory_pid for taken in self._living()}
@@ -157,6 +161,16 @@ class TakenTree:
             found.reasons += sysv_semaphores.own(process.name, process.pid, list(process.threads))
         if found.reasons:
             raise Refused(f"{name} cannot be kept", found.reasons)
+
+    def _take_keys(self) -> None:
+        """Take the keys of its processes and sessions."""
+        living = self._living()
+        found = {taken.pid: (rings, taken.ask) for taken in living if any(map(any, rings := taken.keyrings()))}
+        self._keys = keys.grab(found, keys.own_session()) if found else keys.Keys()
+        if self._keys.problems:
+            names = {taken.pid: taken.process.name for taken in living}
+            reasons = [Reason(names[pid], why, keys.ADVICE) for pid, why in self._keys.problems]
+            raise Refused(f"{living[0].process.name} cannot be kept", reasons)
 
     def _stopped_children(self, process: Process) -> list[int]:
         """Their PIDs in the tree's PID namespace."""
@@ -226,6 +240,7 @@ class TakenTree:
                 pages.append(memory.Ranges(taken.pid, [], []))
             else:
                 pages.append(taken.describe(parent, image, files, self.shared))
+        keys.describe(self._keys, image, own_pids)
         told = {pid for taken in self._living() for pid in taken.told_stops()}
         for process in image.processes:
             process.stop_told = process.stopped and process.pid in told
@@ -233,6 +248,8 @@ class TakenTree:
             family.arrange(image, family.UNKNOWN_PID)
         except RestoreRefused as error:
             raise Refused("the tree cannot be kept: there would be no way to build it", error.reasons) from None
+        if reasons := [Reason("the tree", why, keys.ADVICE) for why in keys.judge(image)]:
+            raise Refused("the tree cannot be kept", reasons)
         descriptors.describe(self.descriptors, image, self.shared.index)
         self.notices += descriptors.notices(self.descriptors)
         if self._still and self._again:

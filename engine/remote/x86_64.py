@@ -127,6 +127,8 @@ class NR(IntEnum):
     mq_unlink = 241
     mq_getsetattr = 245
     waitid = 247
+    add_key = 248
+    keyctl = 250
     ioprio_set = 251
     ioprio_get = 252
     inotify_add_watch = 254

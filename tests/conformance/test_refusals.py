@@ -30,6 +30,7 @@ WORDS = {
     "own_table.c": ["thread", "descriptors of its own"],
     "perf.c": ["counter"],
     "sealed.c": ["sealed"],
+    "secrets.py": ["'disk:key' of the type logon", "keys of its own (its thread keyring)"],
     "segments.c": ["segments of its own (modify_ldt)"],
     "secret.c": ["secret memory"],
     "shared_memory_process.c": ["share their memory"],

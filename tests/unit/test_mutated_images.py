@@ -342,8 +342,8 @@ def faults(body: bytes, chosen: list[Mutation]) -> Iterator[str]:
             yield f"{where} {mutation.words}: {fault}"
 
 
-RARE = {"Bundle", "Filter", "Folder", "KeptConnection", "Membership", "Mount", "Outside", "PosixQueue", "ProcFile",
-        "NameOnly", "Speculation", "Session", "PageRuns", "Pidfd"}  # fmt: skip
+RARE = {"Bundle", "Filter", "Folder", "KeptConnection", "Keyring", "SecretKey", "Membership", "Mount", "Outside",
+        "PosixQueue", "ProcFile", "NameOnly", "Speculation", "Session", "PageRuns", "Pidfd"}  # fmt: skip
 """Kinds of messages that the image need not have."""
 
 
@@ -371,6 +371,8 @@ def _of_kernel(image: pb.Tree) -> None:
 
 
 KNOWN: dict[str, Callable[[pb.Tree], Any]] = {
+    "a keyring": lambda image: setattr(image.processes[0], "session_keyring", len(image.keyrings) + 1),
+    "a key": lambda image: image.keyrings.add(name=b"mine").keys.add(type=b"logon", description=b"x"),
     "a timer's id": lambda image: setattr(image.processes[0].posix_timers[0], "id", -1),
     "an interval timer": lambda image: setattr(image.processes[0].interval_timers[0], "which", 3),
     "a clock far behind": lambda image: setattr(image.host, "monotonic_ns", -(1 << 63)),
