@@ -275,6 +275,8 @@ def _build(
     build += credentials.widening(here.rights)
     written = address_space.with_pages(process.memory)
     build += address_space.steps(process, image, held.sources, here.vdso, window, written)
+    shared = filters.common(process)
+    build += filters.steps(shared, image.filters)  # which its threads inherit
     build += map(threads.birth, process.threads[1:])
     plan.fill += address_space.fill(process.memory.pages, held.sources, window.stop - address_space.GAP)
     plan.fill_size = sum(process.memory.pages.counts) * PAGE
@@ -301,7 +303,7 @@ def _build(
             calls += signals.queue(process)
             calls += credentials.limit_steps(process, here.rights)
         calls += signals.queue_to_thread(process, thread)
-        calls += filters.steps(thread, image.filters)
+        calls += filters.steps(thread.filters[len(shared) :], image.filters)
         calls += credentials.steps(process.credentials, here.rights)
         if thread.tid == process.pid:
             calls += tree.last_steps(process)

@@ -6,6 +6,7 @@ An image is untrusted input. What the kernel would not refuse by itself in clear
 from __future__ import annotations
 
 import os
+import resource
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
@@ -87,6 +88,7 @@ def refuse(
             reasons += vdso.check(name_of(process), process, vdso.host())
             reasons += address_space.check_limits(name_of(process), process.memory)
         reasons += address_space.check_commitment(image)
+        reasons += _check_file_size(image)
         reasons += filters.check(image)
         reasons += mounts.check(image)
         openers = Openers(image)
@@ -100,6 +102,16 @@ def refuse(
         reasons = [reason for reason in reasons if not reason.changed]
     if reasons:
         raise RestoreRefused(f"snapshot {snapshot} cannot be restored here", map(_with_choice, reasons))
+
+
+def _check_file_size(image: pb.Tree) -> Iterator[Reason]:
+    """The restorer may make files as large as those that it will have to make."""
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    sizes = [one.size for one in image.shared] + [one.size for one in image.bundles]
+    largest = max(sizes, default=0)
+    if limit != resource.RLIM_INFINITY and largest > limit:
+        why = f"no file may be above {limit} bytes, and shared memory or a file of the tree has {largest}"
+        yield Reason("your limits", why, "raise the limit of the size of files (ulimit -f)")
 
 
 def _with_choice(reason: Reason) -> Reason:

@@ -765,7 +765,7 @@ class Lock(_message.Message):
     def __init__(self, kind: _Optional[_Union[Lock.Kind, str]] = ..., exclusive: bool = ..., start: _Optional[int] = ..., length: _Optional[int] = ..., signal: _Optional[int] = ...) -> None: ...
 
 class Description(_message.Message):
-    __slots__ = ("flags", "locks", "signal_owner", "file", "directory", "device", "pipe", "eventfd", "epoll", "unix", "tcp", "memfd", "outside", "timerfd", "signalfd", "pidfd", "inotify", "udp", "fifo", "pty", "queue", "proc", "name")
+    __slots__ = ("flags", "locks", "signal_owner", "file", "directory", "device", "pipe", "eventfd", "epoll", "unix", "tcp", "memfd", "outside", "timerfd", "signalfd", "pidfd", "inotify", "udp", "fifo", "pty", "queue", "proc", "name", "netlink")
     FLAGS_FIELD_NUMBER: _ClassVar[int]
     LOCKS_FIELD_NUMBER: _ClassVar[int]
     SIGNAL_OWNER_FIELD_NUMBER: _ClassVar[int]
@@ -789,6 +789,7 @@ class Description(_message.Message):
     QUEUE_FIELD_NUMBER: _ClassVar[int]
     PROC_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
+    NETLINK_FIELD_NUMBER: _ClassVar[int]
     flags: int
     locks: _containers.RepeatedCompositeFieldContainer[Lock]
     signal_owner: SignalOwner
@@ -812,7 +813,8 @@ class Description(_message.Message):
     queue: PosixQueue
     proc: ProcFile
     name: NameOnly
-    def __init__(self, flags: _Optional[int] = ..., locks: _Optional[_Iterable[_Union[Lock, _Mapping]]] = ..., signal_owner: _Optional[_Union[SignalOwner, _Mapping]] = ..., file: _Optional[_Union[RegularFile, _Mapping]] = ..., directory: _Optional[_Union[Directory, _Mapping]] = ..., device: _Optional[_Union[CharDevice, _Mapping]] = ..., pipe: _Optional[_Union[PipeEnd, _Mapping]] = ..., eventfd: _Optional[_Union[Eventfd, _Mapping]] = ..., epoll: _Optional[_Union[Epoll, _Mapping]] = ..., unix: _Optional[_Union[UnixSocket, _Mapping]] = ..., tcp: _Optional[_Union[TcpSocket, _Mapping]] = ..., memfd: _Optional[_Union[Memfd, _Mapping]] = ..., outside: _Optional[_Union[Outside, _Mapping]] = ..., timerfd: _Optional[_Union[Timerfd, _Mapping]] = ..., signalfd: _Optional[_Union[Signalfd, _Mapping]] = ..., pidfd: _Optional[_Union[Pidfd, _Mapping]] = ..., inotify: _Optional[_Union[Inotify, _Mapping]] = ..., udp: _Optional[_Union[UdpSocket, _Mapping]] = ..., fifo: _Optional[_Union[Fifo, _Mapping]] = ..., pty: _Optional[_Union[PtyEnd, _Mapping]] = ..., queue: _Optional[_Union[PosixQueue, _Mapping]] = ..., proc: _Optional[_Union[ProcFile, _Mapping]] = ..., name: _Optional[_Union[NameOnly, _Mapping]] = ...) -> None: ...
+    netlink: Netlink
+    def __init__(self, flags: _Optional[int] = ..., locks: _Optional[_Iterable[_Union[Lock, _Mapping]]] = ..., signal_owner: _Optional[_Union[SignalOwner, _Mapping]] = ..., file: _Optional[_Union[RegularFile, _Mapping]] = ..., directory: _Optional[_Union[Directory, _Mapping]] = ..., device: _Optional[_Union[CharDevice, _Mapping]] = ..., pipe: _Optional[_Union[PipeEnd, _Mapping]] = ..., eventfd: _Optional[_Union[Eventfd, _Mapping]] = ..., epoll: _Optional[_Union[Epoll, _Mapping]] = ..., unix: _Optional[_Union[UnixSocket, _Mapping]] = ..., tcp: _Optional[_Union[TcpSocket, _Mapping]] = ..., memfd: _Optional[_Union[Memfd, _Mapping]] = ..., outside: _Optional[_Union[Outside, _Mapping]] = ..., timerfd: _Optional[_Union[Timerfd, _Mapping]] = ..., signalfd: _Optional[_Union[Signalfd, _Mapping]] = ..., pidfd: _Optional[_Union[Pidfd, _Mapping]] = ..., inotify: _Optional[_Union[Inotify, _Mapping]] = ..., udp: _Optional[_Union[UdpSocket, _Mapping]] = ..., fifo: _Optional[_Union[Fifo, _Mapping]] = ..., pty: _Optional[_Union[PtyEnd, _Mapping]] = ..., queue: _Optional[_Union[PosixQueue, _Mapping]] = ..., proc: _Optional[_Union[ProcFile, _Mapping]] = ..., name: _Optional[_Union[NameOnly, _Mapping]] = ..., netlink: _Optional[_Union[Netlink, _Mapping]] = ...) -> None: ...
 
 class SignalOwner(_message.Message):
     __slots__ = ("kind", "pid", "signal")
@@ -1162,6 +1164,20 @@ class Inotify(_message.Message):
     WATCHES_FIELD_NUMBER: _ClassVar[int]
     watches: _containers.RepeatedCompositeFieldContainer[Inotify.Watch]
     def __init__(self, watches: _Optional[_Iterable[_Union[Inotify.Watch, _Mapping]]] = ...) -> None: ...
+
+class Netlink(_message.Message):
+    __slots__ = ("type", "protocol", "port", "groups", "options")
+    TYPE_FIELD_NUMBER: _ClassVar[int]
+    PROTOCOL_FIELD_NUMBER: _ClassVar[int]
+    PORT_FIELD_NUMBER: _ClassVar[int]
+    GROUPS_FIELD_NUMBER: _ClassVar[int]
+    OPTIONS_FIELD_NUMBER: _ClassVar[int]
+    type: int
+    protocol: int
+    port: int
+    groups: _containers.RepeatedScalarFieldContainer[int]
+    options: _containers.RepeatedCompositeFieldContainer[SockOpt]
+    def __init__(self, type: _Optional[int] = ..., protocol: _Optional[int] = ..., port: _Optional[int] = ..., groups: _Optional[_Iterable[int]] = ..., options: _Optional[_Iterable[_Union[SockOpt, _Mapping]]] = ...) -> None: ...
 
 class UdpSocket(_message.Message):
     __slots__ = ("family", "local", "remote", "options", "messages", "senders", "memberships", "shut_read", "shut_write")

@@ -51,6 +51,7 @@ from torpor.objects.files import Directory, RegularFile
 from torpor.objects.inotify import Inotify
 from torpor.objects.memory_files import MemoryDescriptor, MemoryFile, memory_files
 from torpor.objects.names_only import NameOnly
+from torpor.objects.netlink import Netlink
 from torpor.objects.opener import Openers
 from torpor.objects.outside import Terminal
 from torpor.objects.own import is_own
@@ -111,6 +112,7 @@ KINDS: tuple[Kind[Any], ...] = (
     Unix(),
     Tcp(),
     Udp(),
+    Netlink(),
     Epoll(),  # after what it may watch
     Unkept(),  # the rest
 )

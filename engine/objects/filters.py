@@ -23,6 +23,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import takewhile
 from typing import NamedTuple
 
 from torpor import procfs
@@ -214,12 +215,19 @@ _MAX_INSTRUCTIONS = 4096  # BPF_MAXINSNS
 _FPROG = struct.Struct("<H6xQ")
 
 
-def steps(thread: pb.Thread, filters: Sequence[pb.Filter]) -> Iterator[Call]:
-    """Install a thread's own filters, while it still has the right to. Its tracer holds them off until it is let go.
+def common(process: pb.Process) -> list[int]:
+    """The filters, the oldest first, that all threads of a process have: they must be the same objects again, or none
+    of them can give the others one more (SECCOMP_FILTER_FLAG_TSYNC)."""
+    chains = zip(*(thread.filters for thread in process.threads), strict=False)
+    return [one[0] for one in takewhile(lambda numbers: len(set(numbers)) == 1, chains)]
+
+
+def steps(numbers: Sequence[int], filters: Sequence[pb.Filter]) -> Iterator[Call]:
+    """Install filters, while the caller still has the right to. Its tracer holds them off until it is let go.
 
     What they once meant for speculation is not asked again: the thread's own choices are restored (traits.py).
     """
-    for number in thread.filters:
+    for number in numbers:
         code = filters[number].code
         content = _FPROG.pack(len(code) // bpf.INSTRUCTION.size, _FPROG.size) + code
         flags = _FLAG_SPEC_ALLOW | filters[number].flags & _FLAG_LOG

@@ -41,6 +41,8 @@ SO_ZEROCOPY = 60
 SO_BUF_LOCK = 72
 SO_PASSPIDFD = 76
 TCP_ULP = 31
+_INSTRUCTION = 8
+"""sizeof(struct sock_filter)."""
 
 NOT_HERE = (errno.ENOPROTOOPT, errno.EOPNOTSUPP)
 """This kernel does not have the option, or not for such a socket."""
@@ -136,7 +138,10 @@ TCP: dict[Key, int] = {
     (socket.IPPROTO_TCP, 16): 4,  # TCP_THIN_LINEAR_TIMEOUTS
     (socket.IPPROTO_TCP, 27): 4,  # TCP_SAVE_SYN
     (socket.IPPROTO_TCP, 36): 4,  # TCP_INQ
+    (socket.IPPROTO_TCP, 34): 4,  # TCP_FASTOPEN_NO_COOKIE
     (socket.IPPROTO_TCP, 44): 4,  # TCP_RTO_MAX_MS
+    (socket.IPPROTO_TCP, 45): 4,  # TCP_RTO_MIN_US
+    (socket.IPPROTO_TCP, 46): 4,  # TCP_DELACK_MAX_US
     (socket.IPPROTO_IP, socket.IP_MULTICAST_LOOP): 4,
     (socket.IPPROTO_IP, 49): 4,  # IP_MULTICAST_ALL
     **RECEIVED,
@@ -147,6 +152,8 @@ TCP6: dict[Key, int] = {
     (socket.IPPROTO_IPV6, 29): 4,  # IPV6_MULTICAST_ALL
     (socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO): 4,
     (socket.IPPROTO_IPV6, 25): 4,  # IPV6_RECVERR
+    (socket.IPPROTO_IPV6, 30): 4,  # IPV6_ROUTER_ALERT_ISOLATE
+    (socket.IPPROTO_IPV6, 72): 4,  # IPV6_ADDR_PREFERENCES
     (socket.IPPROTO_IPV6, 78): 4,  # IPV6_FREEBIND
     (socket.IPPROTO_IPV6, socket.IPV6_V6ONLY): 4,
     (socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS): 4,
@@ -180,6 +187,14 @@ UDP6: dict[Key, int] = {
     (socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_LOOP): 4,
     (socket.IPPROTO_IPV6, 29): 4,  # IPV6_MULTICAST_ALL
 }
+NETLINK: dict[Key, int] = {
+    # PKTINFO, BROADCAST_ERROR, NO_ENOBUFS, LISTEN_ALL_NSID, CAP_ACK, EXT_ACK, GET_STRICT_CHK
+    (270, name): 4
+    for name in (3, 4, 5, 8, 10, 11, 12)
+}
+FILTER: Key = (_SOL, SO_GET_FILTER)
+FILTERS: dict[Key, int] = {FILTER: 4096 * 8, (_SOL, 44): 4}
+"""Of sockets that may have a packet filter (SO_ATTACH_FILTER): struct sock_filter, each; and SO_LOCK_FILTER."""
 BUFFERS: dict[Key, int] = {(_SOL, socket.SO_SNDBUF): 1, (_SOL, socket.SO_RCVBUF): 2}
 """With the bit of SO_BUF_LOCK that says that the program chose the size (SOCK_SNDBUF_LOCK, SOCK_RCVBUF_LOCK)."""
 
@@ -191,7 +206,9 @@ PRIVILEGED: dict[Key, str] = {
 }
 """Options that take CAP_NET_ADMIN to be set: kept for root."""
 
-OPTIONS: dict[Key, int] = {**GENERAL, **UNIX, **TCP, **TCP6, **UDP, **UDP6, **dict.fromkeys(BUFFERS, 4)}
+OPTIONS: dict[Key, int] = {
+    **GENERAL, **UNIX, **TCP, **TCP6, **UDP, **UDP6, **NETLINK, **FILTERS, **dict.fromkeys(BUFFERS, 4)
+}  # fmt: skip
 """Every option that is kept, and the size of its value in bytes."""
 
 
@@ -309,7 +326,7 @@ def options(fd: int, wanted: dict[Key, int]) -> dict[Key, bytes]:
     """The values of options, those that the kernel has for this socket; buffers where the program chose them."""
     found = {}
     for (level, name), size in wanted.items():
-        value = if_known(fd, level, name, size)
+        value = _filter(fd) if (level, name) == FILTER else if_known(fd, level, name, size)
         if value is not None:
             found[level, name] = value
     lock = if_known(fd, _SOL, SO_BUF_LOCK, 4)
@@ -383,13 +400,23 @@ def judge(state: SocketState, pid: int) -> Iterator[Problem]:
     with suppress(FileNotFoundError):  # thawed, and ended since: what was said of it before the freeze holds
         if not os.path.samestat(os.stat(f"/proc/{pid}/ns/net"), os.stat("/proc/self/ns/net")):
             yield Problem("its process has a network of its own", "checkpoint it from within that network namespace")
-    if state.filter:
+    if state.filter and FILTER not in state.options:
         yield Problem("it has a packet filter (SO_ATTACH_FILTER), which is not kept", "detach the filter")
     if state.peek_offset:
         yield Problem("it is read with an offset (SO_PEEK_OFF), which is not kept", "set the offset to -1")
     for key, words in PRIVILEGED.items() if not procfs.is_root() else ():
         if any(state.options.get(key, b"")):
             yield Problem(f"its option {words} needs a privilege to be set again", "clear the option")
+
+
+def _filter(fd: int) -> bytes | None:
+    """A socket's packet filter, empty: it has none; None: it cannot be known, or is an extended BPF program."""
+    value, length = bytearray(FILTERS[FILTER]), array("I", (FILTERS[FILTER] // _INSTRUCTION,))
+    try:
+        syscall(NR.getsockopt, fd, _SOL, SO_GET_FILTER, value, length)  # which counts instructions
+    except OSError:
+        return None
+    return bytes(value[: length[0] * _INSTRUCTION])
 
 
 def _has_filter(fd: int) -> bool:
@@ -406,7 +433,8 @@ def check_options(found: Iterable[SockOpt], subject: str) -> Iterator[Reason]:
     """Say what in an image is no option that is kept."""
     for option in found:
         size = OPTIONS.get((option.level, option.name))
-        if size is None or len(option.value) > size:
+        odd = (option.level, option.name) == FILTER and (not option.value or len(option.value) % _INSTRUCTION)
+        if size is None or len(option.value) > size or odd:
             yield Reason("the image", f"{subject} has option {option.level}/{option.name}, which is never kept")
         elif not procfs.is_root() and any(option.value) and (option.level, option.name) in PRIVILEGED:
             why = f"its option {PRIVILEGED[option.level, option.name]} needs a privilege to be set again"
@@ -443,7 +471,11 @@ def set_option(sock: socket.socket, key: Key, value: bytes) -> None:
         # The kernel doubles what is set, for its own bookkeeping, and tells the doubled value (socket(7)).
         value = struct.pack("i", struct.unpack("i", value)[0] // 2)
     try:
-        sock.setsockopt(*key, value)
+        if key == FILTER:
+            program = Words(len(value) // _INSTRUCTION, value)  # struct sock_fprog
+            syscall(NR.setsockopt, sock.fileno(), *key, program, 2 * 8)
+        else:
+            sock.setsockopt(*key, value)
     except OSError as error:
         text = f"option {key[0]}/{key[1]} cannot be set: {error.strerror}"
         raise OSError(error.errno, text) from error

@@ -56,8 +56,8 @@ BEFORE_BIND = FIXED | {
     (socket.IPPROTO_IP, 15),  # IP_FREEBIND
     (socket.IPPROTO_IP, socket.IP_TRANSPARENT),
 }
-OPTIONS4 = {**sockets.GENERAL, **sockets.UDP}
-OPTIONS6 = {**OPTIONS4, **sockets.TCP6, **sockets.UDP6}
+OPTIONS4 = {**sockets.GENERAL, **sockets.UDP, **sockets.FILTERS}
+OPTIONS6 = {**sockets.TCP6, **sockets.UDP6, **OPTIONS4}
 
 
 @dataclass

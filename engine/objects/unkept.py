@@ -46,7 +46,7 @@ DEVICES = {
 """By major and minor number; -1: any minor (Documentation/admin-guide/devices.txt)."""
 
 
-NETLINK = {0: "routes", 4: "socket diagnosis", 9: "audit", 12: "netfilter", 15: "device events", 16: "generic"}
+NETLINK = {9: "audit", 12: "netfilter", 16: "generic"}
 """Netlink's more common protocols (include/uapi/linux/netlink.h)."""
 _PACKET, _ALG, _VSOCK, _XDP = 17, 38, 40, 44  # include/linux/socket.h
 FAMILIES = {

@@ -24,6 +24,7 @@ from torpor.objects import names, sysv, vdso, vm_flags
 from torpor.objects.vm_flags import DROPPABLE, HIDDEN_FROM_FORK, HUGETLB, WRITE_PROTECTED
 from torpor.procfs import PAGE, FlaggedMapping, Mapping, flagged_mappings
 from torpor.remote.memory import PageMap
+from torpor.remote.x86_64 import TASK_SIZE
 
 DELETED = names.DELETED.encode()
 PRIVATE = (pb.Vma.ANONYMOUS, pb.Vma.FILE_PRIVATE, pb.Vma.MEMORY_PRIVATE)
@@ -120,6 +121,8 @@ def _only_noted(pid: int, watched: Sequence[Mapping]) -> set[Mapping]:
 
 
 def _page_reason(vma: FlaggedMapping) -> str:
+    if vma.mapping.end > TASK_SIZE + PAGE:
+        return "it lies above 47 bits, which not every host has, and is not kept"
     if vma.protection_key:
         return f"it has the protection key {vma.protection_key} (pkey_mprotect, or memory for execution only), not kept"
     if HUGETLB in vma.flags and (vma.mapping.shared or vma.mapping.name != _ANONYMOUS_HUGE):

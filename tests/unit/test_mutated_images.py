@@ -342,8 +342,8 @@ def faults(body: bytes, chosen: list[Mutation]) -> Iterator[str]:
             yield f"{where} {mutation.words}: {fault}"
 
 
-RARE = {"Bundle", "Filter", "Folder", "KeptConnection", "Keyring", "SecretKey", "Membership", "Mount", "Outside",
-        "PosixQueue", "ProcFile", "NameOnly", "Speculation", "Session", "PageRuns", "Pidfd"}  # fmt: skip
+RARE = {"Bundle", "Filter", "Folder", "KeptConnection", "Keyring", "Netlink", "SecretKey", "Membership", "Mount",
+        "Outside", "PosixQueue", "ProcFile", "NameOnly", "Speculation", "Session", "PageRuns", "Pidfd"}  # fmt: skip
 """Kinds of messages that the image need not have."""
 
 

@@ -127,3 +127,10 @@ def test_an_old_kernel_has_no_letters_for_locked_on_fault(monkeypatch: pytest.Mo
     assert not vm_flags.is_locked_on_fault(flags)
     assert "no letters" in vm_flags.reason(flags)
     assert vm_flags.is_locked_on_fault((b"lo", b"lf"))
+
+
+def test_memory_above_47_bits_is_refused() -> None:
+    (vma,) = smaps("rd wr mr mw me")
+    high = vma._replace(mapping=vma.mapping._replace(start=1 << 47, end=(1 << 47) + 4096))
+    (reason,) = vmas.refuse("it", os.getpid(), [high])
+    assert "47 bits" in reason.why

@@ -49,18 +49,13 @@ UNTOUCHED = OF_THE_KERNEL | {
     (0, 50),  # IP_UNICAST_IF
     (6, 19),  # TCP_REPAIR
     (6, 30),  # TCP_FASTOPEN_CONNECT
-    (6, 34),  # TCP_FASTOPEN_NO_COOKIE
     (6, 31),  # TCP_ULP
     (6, 37),  # TCP_TX_DELAY
-    (6, 45),  # TCP_RTO_MIN_US
-    (6, 46),  # TCP_DELACK_MAX_US
     (6, 18),  # TCP_USER_TIMEOUT of a millisecond ends a connection
     (6, 9),  # TCP_DEFER_ACCEPT: connections are not accepted at once
     (17, 1),  # UDP_CORK
     (17, 100),  # UDP_ENCAP is refused
     (17, 103),  # UDP_SEGMENT
-    (41, 30),  # IPV6_ROUTER_ALERT_ISOLATE
-    (41, 72),  # IPV6_ADDR_PREFERENCES
     (41, 75),  # IPV6_TRANSPARENT, as this takes a privilege
     (41, 76),  # IPV6_UNICAST_IF
 }

@@ -2,6 +2,7 @@
 
 import os
 import socket
+import struct
 import sys
 from pathlib import Path
 
@@ -9,10 +10,13 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "programs"))
 
 from ready import HERE, expect, judge, ready_and_wait, same
 
+GET_LINKS = struct.pack("=IHHIIB3x", 20, 18, 0x301, 1, 0, 0)
+
 
 def main() -> None:
-    netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)
+    netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 16)
     packets = socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, 0)
+    packets.send(GET_LINKS)  # whose answer waits
     listener = socket.create_server(("127.0.0.1", 0))
     early = socket.create_connection(listener.getsockname())
     early.sendall(b"nobody has accepted this")
