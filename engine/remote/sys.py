@@ -28,11 +28,17 @@ class Words:
     """
 
     def __init__(self, *words: Argument) -> None:
-        self._held: list[Any] = []
-        self._words = array("Q", (_word(word, self._held) & _WORD for word in words))
+        self._given = words
+        self._words = array("Q", bytes(8 * len(words)))
 
     def __getitem__(self, index: int) -> int:
         return self._words[index]
+
+    def laid_out(self, views: list[Any]) -> array[int]:
+        """The struct, as long as the views that are added live."""
+        for index, word in enumerate(self._given):
+            self._words[index] = _word(word, views) & _WORD
+        return self._words
 
 
 @contextmanager
@@ -63,10 +69,13 @@ def syscall(nr: int, *args: Argument) -> int:
 
 def try_syscall(nr: int, *args: Argument) -> int:
     """Like `syscall`, but an error is returned as the negated errno: for callers to whom it is an answer."""
-    held: list[Any] = []  # until the call is over
-    words = [arg if isinstance(arg, int) else _word(arg, held) for arg in args]
-    result: int = _call(nr, *words, *_NOTHING[len(words) :])
-    return result
+    views: list[Any] = []
+    try:
+        words = [arg if isinstance(arg, int) else _word(arg, views) for arg in args]
+        result: int = _call(nr, *words, *_NOTHING[len(words) :])
+        return result
+    finally:
+        _release(views)
 
 
 class FileRights(NamedTuple):
@@ -86,9 +95,13 @@ def syscall_as(wanted: FileRights, own: FileRights, nr: int, *args: Argument) ->
     Raises:
         OSError: with the kernel's errno; EPERM also when the thread may not take these rights.
     """
+    views: list[Any] = []
     held: list[Any] = []  # until the call is over
-    words = [_word(arg, held) for arg in args]
-    result: int = lib.tp_syscall_as(_native(wanted, held), _native(own, held), nr, *words, *_NOTHING[len(words) :])
+    try:
+        words = [_word(arg, views) for arg in args]
+        result: int = lib.tp_syscall_as(_native(wanted, held), _native(own, held), nr, *words, *_NOTHING[len(words) :])
+    finally:
+        _release(views)
     if -4096 < result < 0:
         raise OSError(-result, os.strerror(-result))
     return result
@@ -102,13 +115,20 @@ def _native(rights: FileRights, held: list[Any]) -> Any:
     return held[-1]
 
 
-def _word(arg: Argument, held: list[Any]) -> int:
-    """What the kernel gets for an argument; what must live until it is done with it goes into `held`."""
+def _word(arg: Argument, views: list[Any]) -> int:
+    """What the kernel gets for an argument, as long as the views that are added live."""
     if isinstance(arg, int):
         return arg
-    view = ffi.from_buffer(arg._words if isinstance(arg, Words) else arg)
-    held += arg, view  # a view also keeps a bytearray from being moved
+    view = ffi.from_buffer(arg.laid_out(views) if isinstance(arg, Words) else arg)
+    views.append(view)  # it holds the buffer, and keeps a bytearray from being moved
     return int(ffi.cast("uintptr_t", view))
+
+
+def _release(views: list[Any]) -> None:
+    """The call is over. None may be left to the collector of garbage, in the traceback of an error: one that clears a
+    memoryview before the view that was taken of it crashes (CPython 3.11, Objects/memoryobject.c, memory_clear)."""
+    for view in views:
+        ffi.release(view)
 
 
 def descriptor_of(pid: int, number: int) -> int:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import weakref
 from array import array
+from sys import executable
 
 import pytest
 
@@ -72,3 +74,23 @@ def test_an_error_is_raised_or_told() -> None:
     with pytest.raises(OSError, match="Bad file descriptor"):
         syscall(NR.close, -1)
     assert try_syscall(NR.close, -1) == -9
+
+
+COLLECTING = """
+import gc, os
+from torpor.remote import memory
+
+def act():
+    try:
+        memory.read(os.getpid(), 4096, 8)
+    except OSError as error:
+        kept = error  # its traceback leads to this frame, which leads to it: garbage, with all buffers of the call
+
+gc.disable()
+act()
+gc.collect()
+"""
+
+
+def test_a_call_that_failed_leaves_nothing_that_crashes_a_collection() -> None:
+    subprocess.run([executable, "-c", COLLECTING], check=True)
