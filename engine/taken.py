@@ -258,6 +258,7 @@ class TakenProcess:
         """Give up what is still held of the process, whatever has failed. It is as it was, and still frozen."""
         with suppress(OSError, CheckpointFailed):  # it was killed, or the failure itself is that it does not answer
             self.injection.recall()
+        with suppress(OSError, CheckpointFailed):
             self.injection.close()
         self.end_snapshot()
 

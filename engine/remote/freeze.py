@@ -8,6 +8,7 @@ import signal
 import time
 from array import array
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from torpor import procfs
@@ -254,10 +255,15 @@ class Frozen:
         """Let every thread run on as it was. May be called again: the second call does nothing."""
         threads = [thread for process in self.processes.values() for thread in process.threads.values()]
         stopped = [thread for thread in threads if thread.registers]
-        ptrace.detach([(thread.tid, thread.deliver) for thread in stopped if _give_back(thread)])
-        for thread in threads:
-            if not thread.registers and _stops_late(thread):
-                ptrace.detach([(thread.tid, thread.deliver)])
+        with ExitStack() as stack:  # what fails with one thread keeps none of the others
+            stack.callback(self._note_pause)
+            for thread in threads:
+                if not thread.registers:
+                    stack.callback(_let_go_late, thread)
+            back = [thread for thread in stopped if _give_back(thread)]
+            ptrace.detach([(thread.tid, thread.deliver) for thread in back])
+
+    def _note_pause(self) -> None:
         if self.processes:
             self.pause_ns = time.monotonic_ns() - self.started
         self.processes.clear()
@@ -284,14 +290,24 @@ def _named(thread: Thread) -> array[int]:
 
 
 def _give_back(thread: Thread) -> bool:
-    """Give a stopped thread its registers; whether it is still there."""
+    """Give a stopped thread its mask and registers, in this order (injection.py); whether it is still there.
+
+    What fails here is left to the thread: where the registers are not its own, they lead to a frame from which it comes
+    back by itself.
+    """
     try:
+        ptrace.set_sigmask(thread.tid, thread.sigmask)
         ptrace.set_registers(thread.tid, thread.registers)
     except ChildProcessError:
         return False
-    except ProcessLookupError:
-        pass  # it was killed: to detach is to find out
+    except OSError:
+        pass  # it was killed, as a rule: to detach is to find out
     return True
+
+
+def _let_go_late(thread: Thread) -> None:
+    if _stops_late(thread):
+        ptrace.detach([(thread.tid, thread.deliver)])
 
 
 def _stops_late(thread: Thread) -> bool:

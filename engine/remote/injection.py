@@ -26,10 +26,11 @@ import signal
 import struct
 from array import array
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 from torpor import procfs
-from torpor.errors import CheckpointFailed, Reason, Refused
+from torpor.errors import CheckpointFailed, Reason, Refused, in_words
 from torpor.ranges import subtract, union
 from torpor.remote import memory, ptrace, x86_64
 from torpor.remote.batch import CODE, ENTRY_SIZE, Batch, Replies, Result
@@ -254,10 +255,13 @@ class Injection:
             try:
                 if not self._is_back(thread, self.wait(thread)):
                     continue
-            except ProcessLookupError:
-                continue  # it was killed: the next wait tells of its end
             except CheckpointFailed as error:
                 failure = failure or error
+            except OSError as error:
+                if isinstance(error, ProcessLookupError) and procfs.is_ending(self.process.pid, thread.tid):
+                    continue  # it was killed: the next wait tells of its end
+                failure = failure or CheckpointFailed(f"thread {thread.tid} of {self.process.name}: {in_words(error)}")
+                self._catch(thread)
             del self._running[thread.tid]
         if failure:
             raise failure
@@ -315,11 +319,8 @@ class Injection:
 
     def close(self) -> None:
         """Give every thread its mask and registers back, and remove the window. The process stays frozen."""
-        for tid in self._entered:
-            thread = self.process.threads[tid]
-            ptrace.set_sigmask(tid, thread.sigmask)
-            ptrace.set_registers(tid, thread.registers)
-        self._entered.clear()
+        for tid in [*self._entered]:
+            self._give_back(self.process.threads[tid])
         if self.window[0]:
             for start, size in (*self._stale, (self.window[0], self.window[1] - self.window[0])):
                 self._call_on_stack(NR.munmap, start, size)
@@ -366,6 +367,18 @@ class Injection:
         order = (x86_64.RDI, x86_64.RSI, x86_64.RDX, x86_64.R10, x86_64.R8, x86_64.R9)
         for index, value in zip(order, args, strict=False):
             registers[index] = value
+        self._entered.add(thread.tid)  # until it has both again
+        try:
+            result = self._call_by(thread, registers)
+            self._to_event_stop(thread)
+        except OSError:
+            self._catch(thread)
+            raise
+        self._give_back(thread)
+        return result
+
+    def _call_by(self, thread: Thread, registers: array[int]) -> int:
+        """Let a thread run from a system call's instruction to the end of the call."""
         ptrace.set_registers(thread.tid, registers)
         ptrace.set_sigmask(thread.tid, WORD)
         for _ in ("entry", "exit"):
@@ -376,11 +389,12 @@ class Injection:
                     break
                 if ptrace.stop_signal(status) == signal.SIGSTOP and not ptrace.event(status):
                     thread.deliver = signal.SIGSTOP
-        result = ptrace.get_registers(thread.tid)[x86_64.RAX]
-        self._to_event_stop(thread)
+        return ptrace.get_registers(thread.tid)[x86_64.RAX]
+
+    def _give_back(self, thread: Thread) -> None:
         ptrace.set_sigmask(thread.tid, thread.sigmask)
         ptrace.set_registers(thread.tid, thread.registers)
-        return result
+        self._entered.discard(thread.tid)
 
     def _to_event_stop(self, thread: Thread) -> None:
         """From a stop in a system call to one where the kernel restarts what it finds in the registers.
@@ -389,13 +403,22 @@ class Injection:
         released from a system-call stop with -ERESTARTSYS in rax would see that number.
         """
         ptrace.interrupt(thread.tid)
-        while True:
-            ptrace.resume(thread.tid)
-            status = self.wait(thread)
-            if ptrace.event(status) == ptrace.EVENT_STOP:
-                return
+        ptrace.resume(thread.tid)
+        self._wait_event_stop(thread)
+
+    def _wait_event_stop(self, thread: Thread) -> None:
+        while ptrace.event(status := self.wait(thread)) != ptrace.EVENT_STOP:
             if ptrace.stop_signal(status) == signal.SIGSTOP:
                 thread.deliver = signal.SIGSTOP
+            ptrace.resume(thread.tid)
+
+    def _catch(self, thread: Thread) -> None:
+        """After an error bring a thread, wherever it is by now, to a stop from which it can be let go."""
+        with suppress(OSError, CheckpointFailed):
+            ptrace.interrupt(thread.tid)
+            with suppress(ProcessLookupError):  # it runs
+                ptrace.resume(thread.tid)
+            self._wait_event_stop(thread)
 
 
 def leave_critical_sections(process: Process, rseqs: dict[int, int]) -> None:

@@ -109,14 +109,17 @@ def detach(tasks: Iterable[tuple[int, int]]) -> None:
         tasks: thread ids and signals; leaders before their threads, since a leader's end is told last.
     """
     gone: list[int] = []
+    failed = 0
     for tid, sig in tasks:
         result = try_syscall(NR.ptrace, DETACH, tid, 0, sig)
-        if result == -errno.ESRCH:
+        if result == -errno.ESRCH and procfs.is_ending(tid, tid):
             gone.append(tid)
         elif result < 0:
-            raise OSError(-result, os.strerror(-result))
+            failed = failed or result  # the others are let go all the same
     for tid in reversed(gone):
         wait_end(tid)
+    if failed:
+        raise OSError(-failed, os.strerror(-failed), "ptrace")
 
 
 def poke(tid: int, address: int, word: int) -> None:
