@@ -23,9 +23,11 @@ import tty
 from contextlib import suppress
 
 from torpor import procfs
+from torpor.errors import RestoreFailed
 from torpor.image.image_pb2 import Pty
 from torpor.job import Job
 from torpor.objects import ptys
+from torpor.workers import started
 
 _PIECE = 1 << 16
 _BACKGROUND_SECONDS = 0.2
@@ -91,6 +93,9 @@ class Relay:
         self._end = os.pipe()
         self._raw = False
         self._stop_deadline = 0.0
+        self._carrier = threading.Thread(target=self._carry, name="torpor-relay", daemon=True)
+        self._ready = threading.Event()
+        """Told when there are bytes to carry: the thread waits for that, so that a job is not woken without it."""
         self._job: Job
 
     def open(self, pty: Pty) -> int:
@@ -101,7 +106,16 @@ class Relay:
 
         Returns:
             A descriptor of its slave side. It stays this object's.
+
+        Raises:
+            RestoreFailed: there can be no thread that carries its bytes.
         """
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # they are the main thread's to hear
+        running = started(self._carrier)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if not running:
+            why = "no thread can be started that carries the bytes of its terminal"
+            raise RestoreFailed(f"it was not woken: {why}", advice="raise the limit of processes (ulimit -u, pids.max)")
         self._master, self._slave = os.openpty()
         if pty.termios:
             ptys.give_settings(self._slave, pty)
@@ -122,13 +136,12 @@ class Relay:
         self._screen = os.open(f"/proc/self/fd/{self._outer}", os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
         os.set_blocking(self._master, False)
         self._enter()
-        carrier = threading.Thread(target=self._carry, name="torpor-relay")
-        carrier.start()
+        self._ready.set()
         try:
             return job.foreground(self._hear)
         finally:
             os.write(self._end[1], b"!")
-            carrier.join()
+            self._carrier.join()
             self._leave()
             for fd in (self._master, self._screen, *self._end):
                 if fd >= 0:
@@ -174,6 +187,7 @@ class Relay:
 
         Neither way waits for the other: a program that writes and does not read must not keep its own output back.
         """
+        self._ready.wait()
         ending = self._end[0]
         inward, outward = _Way(self._screen, self._master), _Way(self._master, self._screen)
         sources = {self._master: outward, self._screen: inward}

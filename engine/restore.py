@@ -16,7 +16,7 @@ from typing import Literal
 
 from torpor import capsule, inherited, procfs, surroundings
 from torpor.capsule import Namespaces, Setting, Waiting
-from torpor.errors import RestoreRefused, TorporError
+from torpor.errors import RestoreFailed, RestoreRefused, TorporError, failing
 from torpor.execute import Builder, Filled
 from torpor.image import image_pb2 as pb
 from torpor.image import reading
@@ -100,7 +100,11 @@ def restore(
         NotFound, NotPermitted: no such snapshot; the host forbids a capsule.
         ImageDamaged, StoreError: it cannot be read.
     """
-    with _stand_ins(stdio) as standard, _open(snapshot, store) as reader:
+    with (
+        failing(RestoreFailed, "the snapshot could not be woken"),
+        _stand_ins(stdio) as standard,
+        _open(snapshot, store) as reader,
+    ):
         image = reading.read(reader)
         if ports:
             moved_ports.move(image, ports)
