@@ -14,7 +14,8 @@ import resource
 import signal
 import socket
 import sys
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from itertools import pairwise
 from typing import Any, TextIO
 from unittest import mock
@@ -26,13 +27,27 @@ from torpor.remote.freeze import Frozen
 from torpor.round_trip import differences
 
 PR_SET_CHILD_SUBREAPER = 36
+PR_SET_PTRACER = 0x59616D61
+MARK = 0x746F7270
+"""For prctl: see tests/inject/inject.c."""
+
+
+@contextmanager
+def marked() -> Iterator[None]:
+    """What tests/inject counts the calls of."""
+    mark = ctypes.CDLL(None).prctl
+    mark(MARK, 1, 0, 0, 0)
+    try:
+        yield
+    finally:
+        mark(MARK, 0, 0, 0, 0)
 
 
 def checkpoint(request: dict[str, Any], reply: TextIO) -> None:
     """Take a snapshot and say its id. With "gone" as `then` the tree ends in the moment in which it would run on."""
     options = {name: request[name] for name in ("outside", "tcp", "bundle_files") if name in request}
     then = request["then"]
-    with mock.patch.object(Frozen, "thaw", _end) if then == "gone" else nullcontext():
+    with marked(), mock.patch.object(Frozen, "thaw", _end) if then == "gone" else nullcontext():
         snapshot = torpor.checkpoint(
             request["pid"], store=request["store"], then="run" if then == "gone" else then, **options
         )
@@ -48,8 +63,12 @@ def restore(request: dict[str, Any], reply: TextIO) -> None:
     """Restore: say the job's PID; unless it is detached stay until it ends, and say how."""
     flags = (os.O_RDONLY, os.O_WRONLY, os.O_WRONLY)
     stdio = [os.open(path, flag) for path, flag in zip(request.get("stdio", ()), flags, strict=False)]
+    options = {name: request[name] for name in ("files",) if name in request}
     detach = bool(request.get("detach"))
-    job = torpor.restore(request["snapshot"], store=request["store"], detach=detach, stdio=stdio or (0, 1, 2))
+    with marked():
+        job = torpor.restore(
+            request["snapshot"], store=request["store"], detach=detach, stdio=stdio or (0, 1, 2), **options
+        )
     for fd in stdio:
         os.close(fd)
     say(reply, pid=job.pid)
@@ -91,6 +110,10 @@ def handle(connection: socket.socket) -> None:
         request = json.loads(stream.readline())
         if request.get("file_size"):
             resource.setrlimit(resource.RLIMIT_FSIZE, (request["file_size"], request["file_size"]))
+        if request.get("attended"):  # by tests/inject, which says when it is there
+            ctypes.CDLL(None).prctl(PR_SET_PTRACER, -1, 0, 0, 0)
+            faulthandler.enable()
+            stream.readline()
         try:
             ANSWERS[request["do"]](request, stream)
         except TorporError as error:

@@ -273,6 +273,9 @@ int main(void)
 #else
 	(void)caught;
 #endif
+#ifdef HOLDS
+	hold();
+#endif
 	pid_t children[CHILDREN + 1];
 	for (int k = 0; k < CHILDREN; k++) {
 		children[k] = fork();
@@ -289,5 +292,8 @@ int main(void)
 		waitpid(children[k], &status, 0);
 		expect(!status, "child %d: %s", k + 1, progress->process[k + 1].fault);
 	}
+#ifdef HOLDS
+	still_held();
+#endif
 	return verdict();
 }

@@ -1,0 +1,215 @@
+"""A checkpoint, or a restore, again and again: with a fault at one of its calls, and what must hold after each."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from tests.conformance import observe
+from tests.conformance.harness import Driver, Failed, Subject, belonging, wait_until
+from tests.conformance.victim import Victim
+from tests.inject.faults import KILLED, MAY_GIVE, Fault, Injector, Outcome
+
+DOCUMENTED = {0, 10, 11, 12, 20, 21, 30, 31}
+"""Exit codes: torpor.errors."""
+RETRIED = 10
+"""After so many faults what must be possible still is done."""
+
+
+def faults(calls: Sequence[str]) -> Iterator[Fault]:
+    """Every fault there is at some calls."""
+    seen: Counter[str] = Counter()
+    for call in calls:
+        seen[call] += 1
+        for error in MAY_GIVE.get(call, ()):
+            yield Fault(call, seen[call], error)
+        for moment in ("before", "after"):
+            yield Fault(call, seen[call], kill=moment)
+
+
+def sample(calls: Sequence[str], most: int, seed: int) -> list[Fault]:
+    """Some of them: each moment of a kill, and each kind of call with each error, before a second of its kind."""
+    chance = random.Random(seed)
+    groups: dict[object, list[Fault]] = {}
+    for fault in faults(calls):
+        groups.setdefault((fault.call if fault.error else "", fault.error, fault.kill), []).append(fault)
+    for group in groups.values():
+        chance.shuffle(group)
+    order = list(groups.values())
+    chance.shuffle(order)
+    order.sort(key=lambda group: not group[0].kill)
+    picked: list[Fault] = []
+    while len(picked) < most and any(order):
+        picked += [group.pop() for group in order if group]
+    return picked[:most]
+
+
+@dataclass
+class Report:
+    """What was done."""
+
+    done: Counter[str] = field(default_factory=Counter)
+    """How many faults of each kind met their call, and how these acts ended."""
+
+    def note(self, fault: Fault, outcome: Outcome) -> None:
+        """Count one."""
+        if not outcome.hit:
+            self.done["met no call"] += 1
+            return
+        self.done["errors" if fault.error else "kills"] += 1
+        self.done[f"exit code {outcome.exit_code}" if outcome.exit_code != KILLED else "was killed"] += 1
+
+    def __str__(self) -> str:
+        return ", ".join(f"{what}: {count}" for what, count in sorted(self.done.items()))
+
+
+class Act(ABC):
+    """What is done again and again."""
+
+    def __init__(self, injector: Injector, subject: Subject, driver: Driver, processes: int) -> None:
+        self.injector = injector
+        self.subject = subject
+        self.driver = driver
+        self.processes = processes
+        self.store = subject.directory / "store"
+        self.victim = Victim(subject, processes)
+
+    @abstractmethod
+    def request(self) -> dict[str, object]:
+        """Of the driver."""
+
+    @abstractmethod
+    def judge(self, fault: Fault, outcome: Outcome) -> None:
+        """See that nothing is lost and nothing is left."""
+
+    @abstractmethod
+    def again(self) -> None:
+        """Do it without a fault."""
+
+    def calls(self) -> list[str]:
+        """The calls of the act."""
+        calls, outcome = self.injector.count(**self.request())
+        self.judge(Fault("none", 0), outcome)
+        return calls
+
+    def strike(self, chosen: Iterable[Fault]) -> Report:
+        """Do it with each fault."""
+        report = Report()
+        for number, fault in enumerate(chosen, 1):
+            outcome = self.injector.act(fault, **self.request())
+            report.note(fault, outcome)
+            try:
+                if fault.kill and outcome.exit_code not in (KILLED, 0):
+                    raise Failed("it was killed, and ended otherwise")
+                if not fault.kill and outcome.exit_code not in DOCUMENTED:
+                    raise Failed("that is no documented exit code")
+                self.judge(fault, outcome)
+                if number % RETRIED == 0:
+                    self.again()
+            except Exception as failure:
+                raise Failed(f"{fault} -> {outcome.exit_code} {outcome.message}\n{failure}") from failure
+        self.again()
+        return report
+
+
+class Saving(Act):
+    """A victim is saved, and runs on."""
+
+    def __init__(self, injector: Injector, subject: Subject, driver: Driver, processes: int) -> None:
+        super().__init__(injector, subject, driver, processes)
+        self.victim.runs_on()
+        driver.checkpoint(subject.root(), self.store, "run")
+        self.before = subject.settled()
+        self._windows = 0
+        """That dead dumpers, or ones that could not clear up, may have left since a checkpoint that went well."""
+
+    def request(self) -> dict[str, object]:
+        """Save it."""
+        return {"do": "checkpoint", "pid": self.subject.root(), "store": str(self.store), "then": "run"}
+
+    def judge(self, fault: Fault, outcome: Outcome) -> None:
+        """It runs on as it was; of a dumper that died, or could not clear up, windows may be left."""
+        left = self.victim.is_clean(self.before)
+        if fault.kill or fault.call in ("ptrace", "wait4"):
+            self._windows += self.processes
+        if left > self._windows:
+            raise Failed(f"{left} windows are left")
+        self.victim.runs_on()
+
+    def again(self) -> None:
+        """What is listed is whole, and it can be saved, which removes what dead dumpers left."""
+        self.driver.checkpoint(self.subject.root(), self.store, "run")
+        if left := self.victim.is_clean(self.before):
+            raise Failed(f"a whole checkpoint leaves {left} windows of dead dumpers behind")
+        self._windows = 0
+        _, wrong = self.driver.inspect(self.store)
+        if wrong:
+            raise Failed(f"the store is damaged: {wrong}")
+
+
+class Waking(Act):
+    """A snapshot is woken; the tree is killed, and woken again."""
+
+    def __init__(self, injector: Injector, subject: Subject, driver: Driver, processes: int) -> None:
+        super().__init__(injector, subject, driver, processes)
+        pids = list(observe.descendants(subject.root()))
+        self.snapshot = driver.checkpoint(subject.root(), self.store, "kill")
+        subject.wait_gone(pids)
+        self.mounts = _mounts()
+
+    def request(self) -> dict[str, object]:
+        """Wake it."""
+        own = {"files": "as-they-are"}  # what it did since the save is in a file that it has mapped
+        return {"do": "restore", "snapshot": self.snapshot, "store": str(self.store), **own}
+
+    def judge(self, fault: Fault, outcome: Outcome) -> None:
+        """The whole tree is there, or none of it, and the host is as it was."""
+        if outcome.exit_code == 0:
+            assert outcome.talk is not None
+            self.victim.runs_on()
+            self._kill()
+            outcome.talk.next(20)
+            outcome.talk.close()
+        wait_until(lambda: self._is_gone(outcome), "a half-built tree to go")
+        if (mounts := _mounts()) != self.mounts:
+            raise Failed(f"mounts are left: {mounts}")
+        if left := [str(path) for path in self.store.rglob("*.draft")]:
+            raise Failed(f"files are left: {left}")
+
+    def _is_gone(self, outcome: Outcome) -> bool:
+        left = self._left()
+        if left and outcome.exit_code == KILLED:
+            with suppress(Failed):
+                self.victim.runs_on(1.0)  # it was killed after the tree was let go: that is whole, and lives
+                self._kill()
+        return not left
+
+    def _left(self) -> list[int]:
+        """What there is of the tree, and of its beginnings, which the driver adopts."""
+        return [*belonging(self.subject.directory), *list(observe.descendants(self.driver.process.pid))[1:]]
+
+    def _kill(self) -> None:
+        for pid in belonging(self.subject.directory):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def again(self) -> None:
+        """The snapshot is listed, whole, and wakes."""
+        listed, wrong = self.driver.inspect(self.store)
+        if self.snapshot not in listed or wrong:
+            raise Failed(f"the snapshot is lost: {wrong}")
+        calls, outcome = self.injector.count(**self.request())
+        if outcome.exit_code or not calls:
+            raise Failed(f"it wakes no more: {outcome.message}")
+        self.judge(Fault("none", 0), outcome)
+
+
+def _mounts() -> str:
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as file:
+        return file.read()

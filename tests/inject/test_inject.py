@@ -1,0 +1,64 @@
+"""The kernel refuses any one call of a checkpoint or a restore, or its process dies there: nothing is lost or left."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.conformance.conftest import root, stage, user
+from tests.conformance.harness import Actor, Stage, Subject, build, restored
+from tests.inject.faults import SOURCE, Injector
+from tests.inject.sweep import Act, Report, Saving, Waking, sample
+
+__all__ = ["root", "stage", "user"]
+
+VICTIM = Path(__file__).parents[1] / "conformance" / "victims" / "victim_holding.c"
+PROCESSES = 2
+
+
+@contextmanager
+def playing(stage: Stage, actor: Actor, act: type[Act]) -> Iterator[Act]:
+    """A victim, to be saved or woken with faults; afterwards it is content to its end."""
+    with stage.play(VICTIM, actor, own_session=False) as subject:
+        subject.wait_ready()
+        driver = stage.driver(actor)
+        injector = Injector(build(SOURCE, stage.programs), driver, subject.directory)
+        doing = act(injector, subject, driver, PROCESSES)
+        yield doing
+        _is_content(stage, subject, doing)
+
+
+def _is_content(stage: Stage, subject: Subject, doing: Act) -> None:
+    job = restored(stage, subject, doing.snapshot, files="as-they-are") if isinstance(doing, Waking) else None
+    doing.victim.runs_on()
+    subject.go()
+    subject.judged()
+    assert (job.status() if job else subject.exited()) == 0, subject.output()
+
+
+def strike(stage: Stage, actor: Actor, act: type[Act], most: int, seed: int) -> Report:
+    """Do an act with some of all faults there are."""
+    with playing(stage, actor, act) as doing:
+        calls = doing.calls()
+        report = doing.strike(sample(calls, most, seed))
+    print(f"{act.__name__}, {len(calls)} calls: {report}")
+    return report
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("act", [Saving, Waking])
+def test_some_faults(stage: Stage, user: Actor, act: type[Act]) -> None:
+    report = strike(stage, user, act, 10, seed=11)
+    assert report.done["errors"] > 4, report
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("act", [Saving, Waking])
+@pytest.mark.parametrize("who", ["user", "root"])
+def test_many_faults(stage: Stage, request: pytest.FixtureRequest, who: str, act: type[Act]) -> None:
+    report = strike(stage, request.getfixturevalue(who), act, 800, seed=1)
+    assert report.done["errors"] > 300, report
