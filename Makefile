@@ -13,7 +13,7 @@ SPANK := scheduler_hooks/slurm/admin/torpor.c
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv check proto test demo lab labextension spank bench soak fuzz clean
+.PHONY: help venv check proto test demo lab labextension spank bench soak fuzz mutants clean
 
 help:
 	@echo "make demo    a Jupyter kernel frozen, killed and woken, told as it happens"
@@ -23,6 +23,7 @@ help:
 	@echo "make bench   pause, dump and restore times beside what the machine can do"
 	@echo "make soak    the tests that take long"
 	@echo "make fuzz    programs that nobody thought of, saved and woken: SEED=... COUNT=..."
+	@echo "make mutants mutants of modules, tried on unit tests: MODULES='ranges.py' TESTS='test_ranges.py'"
 	@echo "make spank   Slurm's plugin for sbatch --torpor: build/torpor.so; SLURM_HEADERS=... chooses the site's headers"
 	@echo "make venv    .venv with torpor, editable; PYTHON=... chooses the interpreter"
 	@echo "make clean   removes what make made"
@@ -108,6 +109,9 @@ SEED ?= $(shell date +%s)
 COUNT ?= 1000
 fuzz: venv
 	@$(BIN)/python -m tests.fuzz $(SEED) $(COUNT)
+
+mutants: venv
+	@MODULES='$(MODULES)' TESTS='$(TESTS)' .ci/mutants
 
 soak: venv build/programs/.stamp
 	@.ci/needs soak

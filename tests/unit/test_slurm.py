@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,14 @@ def test_what_ends_a_job_is_told_from_its_times() -> None:
     assert is_cancelled(in_grace, in_grace.end + 60), "scancel in the grace time"
     assert not is_cancelled(in_grace, in_grace.end), "its end"
     assert not is_cancelled(JobRecord.parse(ending.replace("Reason=None", "Reason=TimeLimit")), None)
+
+
+def test_times_are_whole_seconds_when_a_cancel_is_told_from_them() -> None:
+    record = replace(JobRecord.parse(LINE), state="COMPLETING", preempt=100.0, end=101.0)
+    assert not is_cancelled(record, None), "a preemption without a grace time ends it within the second"
+    assert is_cancelled(replace(record, end=102.0), None)
+    assert not is_cancelled(replace(record, end=159.0), 160.0), "its end, to the second"
+    assert is_cancelled(replace(record, end=158.0), 160.0)
 
 
 @pytest.mark.parametrize("line", ["", "slurm_load_jobs error", LINE.replace("Restarts=0", "Restarts=x")])

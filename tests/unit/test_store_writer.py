@@ -5,13 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.unit.store_content import files_of, load, save
 from torpor.errors import StoreError
-from torpor.store import Store, known, writer
+from torpor.store import Store, files, known, writer
 
 BLOCK = b"x" * 5000
 
@@ -75,3 +76,25 @@ def test_a_block_whose_length_is_not_what_is_known_is_stored_anew(
     info = save(store, BLOCK)
     assert info.packs == (info.id,)
     assert load(store) == [BLOCK]
+
+
+def test_what_stands_under_the_name_of_a_new_file_is_not_written_to(tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.write_text("theirs")
+    (tmp_path / "link").symlink_to(other)
+    folder = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        for name in ("other", "link"):
+            with pytest.raises(FileExistsError):
+                files.create_file(name, folder)
+    finally:
+        os.close(folder)
+    assert other.read_text() == "theirs"
+
+
+def test_a_write_that_writes_nothing_is_a_fault_and_no_endless_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "pwritev", lambda *_: 0)
+    with (tmp_path / "file").open("wb") as file, pytest.raises(OSError, match="wrote nothing"):
+        files.write_all(file.fileno(), [memoryview(BLOCK)], 0)
