@@ -209,3 +209,14 @@ def test_a_prune_does_not_wait_for_ever(store: Store, monkeypatch: pytest.Monkey
         with pytest.raises(StoreError, match="busy"):
             store.prune(0)
         save(store, b"two")
+
+
+def test_nothing_is_freed_where_other_hosts_do_not_see_the_lock(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A saver on another host may need what looks unneeded here."""
+    first, _ = save(store, b"one"), save(store, b"two")
+    monkeypatch.setattr(files, "_locks_within_host", lambda fd: True)
+    with pytest.raises(StoreError, match="not seen by other hosts"):
+        store.prune(1)
+    assert next(iter(store.snapshots())) == first
+    assert "not seen by other hosts" in store.remove(first.id).kept
+    assert f"packs/{first.id}.pack" in files_of(store)
