@@ -23,7 +23,7 @@ from torpor.jupyter_ext.state import Operation, Unsuitable
 from torpor.jupyter_ext.steps import Steps
 from torpor.jupyter_ext.traffic import PORTS
 from torpor.jupyter_ext.variables import Listing
-from torpor.objects.tcp import clients_of
+from torpor.objects.tcp import asked_at
 from torpor.restore import Files
 from torpor.store import PruneReport, SnapshotInfo
 
@@ -72,7 +72,7 @@ class Keeper(Steps):
             damage = info.damage or str(error)
         else:
             damage = info.damage
-        expected = tuple(clients_of(record.connection[port]) for port in PORTS if port in record.connection)
+        own = {record.connection.get(port) for port in PORTS}
         return {
             "id": info.id,
             "kernel_id": record.kernel_id,
@@ -95,7 +95,7 @@ class Keeper(Steps):
             "damage": damage,
             "has_notebook": record.has_notebook,
             # Whoever is connected to the kernel as Jupyter has it connects again.
-            "notices": [notice for notice in info.notices if not notice.startswith(expected)],
+            "notices": [notice for notice in info.notices if not (ports := asked_at(notice)) or not ports <= own],
         }
 
     async def diff(self, kernel_id: str, id: str, other: str = "") -> dict[str, Any]:

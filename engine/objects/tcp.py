@@ -27,7 +27,6 @@ import select
 import socket
 import struct
 import termios
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -241,7 +240,8 @@ class Tcp(Kind[TcpState]):
     def notices(self, mine: Sequence[Held[TcpState]], tree: GrabbedDescriptors) -> Iterator[str]:
         """Connections to others that the woken program sees reset, and those that nobody has accepted."""
         served = {sockets.address(held.state.local).port for held in mine if held.state.info.state == State.LISTEN}
-        lost, clients = [], Counter[int]()
+        lost: list[str] = []
+        asked: set[int] = set()
         for held in mine:
             if not held.state.remote or _state(held.state) != TcpSocket.OUTSIDE or held.state.kept:
                 continue
@@ -249,13 +249,13 @@ class Tcp(Kind[TcpState]):
                 continue
             here, there = held.state.ends
             if here.port in served:
-                clients[here.port] += 1
+                asked.add(here.port)
             else:
                 lost.append(f"{name(held.holders[0])}, to {there}")
         if lost:
             yield f"TCP connections to others will be seen reset by the woken program: {some(lost)}"
-        for port, count in clients.items():
-            yield f"{clients_of(port)}{count}"
+        if asked:
+            yield f"{CLIENTS} {', '.join(map(str, sorted(asked)))}"
         waiting = sum(held.state.info.waiting for held in mine if held.state.info.state == State.LISTEN)
         if (others := waiting - sum(held.state.waits for held in mine)) > 0:
             yield f"TCP connections from others that were not accepted yet are lost: {others}"
@@ -273,12 +273,12 @@ class Tcp(Kind[TcpState]):
         tcp_connections.open_all(mine, opening)
 
 
-CLIENTS = "TCP connections that others made to port"
+CLIENTS = "TCP connections that others made will be seen reset, at port"
 
 
-def clients_of(port: int) -> str:
-    """What is told of connections that others have made to a port of the tree, up to their number."""
-    return f"{CLIENTS} {port} will be seen reset: "
+def asked_at(notice: str) -> set[int]:
+    """The ports of the tree to which others were connected, by what is told of that; of another notice none."""
+    return set(map(int, notice.removeprefix(CLIENTS).split(","))) if notice.startswith(CLIENTS) else set()
 
 
 def _find_waiting(mine: list[Held[TcpState]]) -> None:

@@ -17,7 +17,7 @@ import pytest
 from tests.unit.descriptor_sockets import SERVER, sock, states
 from tests.unit.descriptor_tree import Acting, holder, opened
 from torpor.objects import descriptors, sockets
-from torpor.objects.tcp import clients_of
+from torpor.objects.tcp import asked_at
 
 
 def test_a_socket_is_judged_when_its_process_has_ended_since_the_thaw() -> None:
@@ -107,7 +107,9 @@ wait()
     assert f"process {tree.pids[0]} (python" in tcp
     assert f"to 127.0.0.1:{port}" in tcp
     assert tcp.endswith(" and 2 more")
-    assert served == f"{clients_of(fds['served'])}1"
+    assert served.startswith("TCP connections that others made will be seen reset, at port ")
+    assert asked_at(served) == {fds["served"]}
+    assert not any(map(asked_at, (terminal, unix, tcp, early)))
     assert early.endswith("not accepted yet are lost: 1")
     assert f"to the unix socket @{name[1:].decode()}" in unix
     assert "/dev/pts/" in terminal
