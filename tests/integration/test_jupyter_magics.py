@@ -96,8 +96,10 @@ def test_a_kernel_without_a_server(ordinary_account: User, output: int) -> None:
         assert reply["ename"] == "UsageError"
         assert "cannot go back in place" in reply["evalue"]
         kept = connection.read_text()
-        client.shutdown()
-        process.wait(60)
+        # Not by client.shutdown(): one kernel in ten hangs then, with or without Torpor (ipykernel 7.4: its control
+        # thread flushes what its main thread has closed).
+        process.kill()
+        process.wait()
         connection.write_text(kept)
         user.own(connection)
         with open(user.tmp / "log", "ab") as log:
@@ -107,7 +109,7 @@ def test_a_kernel_without_a_server(ordinary_account: User, output: int) -> None:
         try:
             wait_until(lambda: answers(client), "it answers again")
             assert "5" in printed(client, "print(x)")
-            client.shutdown()
+            woken.terminate()
             woken.wait(60)
         finally:
             if woken.poll() is None:
