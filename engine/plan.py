@@ -7,13 +7,14 @@ privilege. `execute` runs it.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from torpor.image import image_pb2 as pb
 from torpor.objects import (
     address_space,
+    copy_on_write,
     credentials,
     descriptors,
     family,
@@ -32,6 +33,7 @@ from torpor.objects import (
     tree,
 )
 from torpor.objects.address_space import Sources
+from torpor.objects.copy_on_write import Peek, Room, Share
 from torpor.objects.credentials import Rights
 from torpor.objects.descriptors import Opened
 from torpor.objects.threads import Bounds
@@ -64,6 +66,8 @@ class Here:
     oom_score_adj: int
     """The restorer's own."""
     may_lower_oom: bool
+    room: Room
+    """For memory that processes have in common."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,8 @@ class Held:
     """Current directories, by the PIDs of the image."""
     roots: Mapping[int, int]
     """Root directories of those that have one of their own."""
+    peek: Peek | None = None
+    """Looks into blocks, to find more of what processes have in common."""
 
     @classmethod
     def imagined(cls, image: pb.Tree, blocks: BlockTable) -> Held:
@@ -101,13 +107,16 @@ class ProcessPlan:
 
     member: family.Member
     birth: list[Call] = field(default_factory=list)
-    """In the blank process: its session and group, and the births of its children in the order of `births`."""
+    """In the blank process: memory that its children are to inherit, its session and group, and the births of its
+    children in the order of `births`."""
     build: list[Call] = field(default_factory=list)
     """By its main thread: an empty address space of the right shape, then its other threads."""
     fill: list[Call] = field(default_factory=list)
-    """By any of its threads: what lies in its memory."""
+    """By any of its threads: what lies in its memory and did not at its children's births."""
+    given_size: int = 0
+    """Bytes that it fills before those."""
     fill_size: int = 0
-    """Bytes."""
+    """Bytes that it fills after them."""
     furnish: list[Call] = field(default_factory=list)
     """By its main thread: all else that the process has as a whole."""
     proc: list[tuple[str, str]] = field(default_factory=list)
@@ -137,6 +146,11 @@ class Plan:
     """By init, before anyone is born, each in a table of its own: what lives in an IPC namespace."""
     last: list[Call]
     """By init and the stand-ins, when all is built: they need no right of the restorer's any more."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of memory that are filled."""
+        return sum(process.given_size + process.fill_size for process in self.processes)
 
     def explain(self) -> str:
         """The plan for people, a line for each call."""
@@ -179,7 +193,8 @@ def make(image: pb.Tree, here: Here, held: Held) -> Plan:
     members = list(top.walk())
     nobody = next((member.pid for member in members if member.is_nobody), 0)
     sessions = {session.sid: session for session in image.sessions}
-    plans = [ProcessPlan(member, list(_birth(member, sessions, held.opened))) for member in members]
+    shares = copy_on_write.find(top, image, held.sources.blocks, here.vdso, here.room, held.peek)
+    plans = [_born(member, shares.get(member.pid, Share()), sessions, image, held, window) for member in members]
     for plan in plans:
         if plan.member.image is not None and not plan.member.image.zombie:
             plan.birth[:0] = keys.of_process(plan.member.image, image, here.keys, owner=here.rights.keep)
@@ -189,7 +204,8 @@ def make(image: pb.Tree, here: Here, held: Held) -> Plan:
         if plan.member.image is not None and plan.member.image.zombie:
             _end(plan, plan.member, plan.member.image)
         elif plan.member.image is not None:
-            _build(plan, plan.member.image, image, here, held, window, nobody)
+            share = shares.get(plan.member.pid, Share())
+            _build(plan, plan.member.image, image, here, held, window, nobody, share)
             if (nice := plan.member.image.autogroup_nice) and plan.member.image.sid in begun:
                 begun.remove(plan.member.image.sid)
                 if nice > 0 or here.bounds.may_lower_nice:
@@ -215,28 +231,48 @@ def _segment(shared: pb.SharedMemory, address: int, here: Here, held: Held) -> I
     pages = shared.pages
     starts = [start + address // PAGE for start in pages.starts]
     there = pb.PageTable(starts=starts, counts=pages.counts, blocks=pages.blocks)
-    return sysv.make(
-        shared, address, address_space.fill(there, held.sources, address - address_space.GAP), here.rights.keep
-    )
+    filling = address_space.fill(address_space.pieces(there), held.sources, address - address_space.GAP)
+    return sysv.make(shared, address, filling, here.rights.keep)
 
 
-def _birth(member: family.Member, sessions: Mapping[int, pb.Session], opened: Opened) -> Iterator[Call]:
-    yield from map(_bear, member.early)
+def _born(
+    member: family.Member, share: Share, sessions: Mapping[int, pb.Session], image: pb.Tree, held: Held, window: range
+) -> ProcessPlan:
+    """What a process does until all are born."""
+    plan = ProcessPlan(member)
+    if share.first:
+        plan.birth += address_space.hand_on(share.hulls, image, held.sources, window)
+    plan.birth += address_space.fill(share.given, held.sources, window.stop - address_space.GAP)
+    plan.given_size = sum(piece.size for piece in share.given) * PAGE
+    plan.birth += _birth(member, sessions, held.opened, share)
+    return plan
+
+
+def _birth(member: family.Member, sessions: Mapping[int, pb.Session], opened: Opened, share: Share) -> Iterator[Call]:
+    yield from _bear(member.early, share)
     if member.leads_session:
         yield Call(NR.setsid, (), member.pid, "starting a session")
         if member.pid in sessions:
             yield from ptys.take(sessions[member.pid], opened.terminals)
     late = member.births[len(member.early) :]
-    yield from (_bear(child) for child in late if child is not member.holder)
+    yield from _bear([child for child in late if child is not member.holder], share)
     if member.starts_group and not member.leads_session:
         yield Call(NR.setpgid, (0, 0), 0, "starting a process group")
     if member.holder:
-        yield _bear(member.holder)
+        yield from _bear([member.holder], share)
 
 
-def _bear(child: family.Member) -> Call:
-    # Nobody is told of the end of a stand-in that only holds a group for a moment.
-    return threads.clone(0, 0 if child.only_group else SIGCHLD, child.pid, f"starting process {child.pid}")
+def _bear(children: Iterable[family.Member], share: Share) -> Iterator[Call]:
+    """Births, each with what is handed on or, which costs nothing, without."""
+    hidden = False
+    for child in children:
+        if share.heirs and hidden != (hidden := child.pid not in share.heirs):
+            yield from address_space.hide(share.hulls, hidden=hidden)
+        # Nobody is told of the end of a stand-in that only holds a group for a moment.
+        exit_signal = 0 if child.only_group else SIGCHLD
+        yield threads.clone(0, exit_signal, child.pid, f"starting process {child.pid}")
+    if hidden:
+        yield from address_space.hide(share.hulls, hidden=False)
 
 
 def _join(member: family.Member) -> Iterator[Call]:
@@ -267,19 +303,27 @@ def _end(plan: ProcessPlan, member: family.Member, process: pb.Process) -> None:
 
 
 def _build(
-    plan: ProcessPlan, process: pb.Process, image: pb.Tree, here: Here, held: Held, window: range, nobody: int
+    plan: ProcessPlan,
+    process: pb.Process,
+    image: pb.Tree,
+    here: Here,
+    held: Held,
+    window: range,
+    nobody: int,
+    share: Share,
 ) -> None:
     build = plan.build
     member = plan.member
     build += _join(member)
     build += credentials.widening(here.rights)
     written = address_space.with_pages(process.memory)
-    build += address_space.steps(process, image, held.sources, here.vdso, window, written)
+    build += address_space.steps(process, image, held.sources, here.vdso, window, written, share.kept, share.stale)
     shared = filters.common(process)
     build += filters.steps(shared, image.filters)  # which its threads inherit
     build += map(threads.birth, process.threads[1:])
-    plan.fill += address_space.fill(process.memory.pages, held.sources, window.stop - address_space.GAP)
-    plan.fill_size = sum(process.memory.pages.counts) * PAGE
+    pieces = list(copy_on_write.rest(share, process.memory.pages))
+    plan.fill += address_space.fill(pieces, held.sources, window.stop - address_space.GAP)
+    plan.fill_size = sum(piece.size for piece in pieces) * PAGE
     plan.furnish += address_space.last_steps(process.memory, held.sources, written)
     plan.furnish += tree.steps(process, held.directories[process.pid], held.roots[process.pid] if process.root else -1)
     plan.furnish += ptys.steps(process, image, held.opened.terminals)

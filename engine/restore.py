@@ -267,7 +267,7 @@ class _Material:
 
             directories = {one.pid: enter(one, one.cwd, one.cwd_inode) for one in living(image)}
             roots = {one.pid: enter(one, one.root, one.root_inode) for one in living(image) if one.root}
-            self.held = Held(opened, Sources(files, shared, packs, reader.blocks), directories, roots)
+            self.held = Held(opened, Sources(files, shared, packs, reader.blocks), directories, roots, reader.peek)
             self._stack = self._stack.pop_all()
 
     def __enter__(self) -> _Material:
@@ -314,7 +314,7 @@ def _wake(
     verification.start()
     try:
         init = waiting.go(material.base)
-        builder = Builder(plan, init.pid, _progress(image, progress))
+        builder = Builder(plan, init.pid, _progress(plan.size, progress))
         try:
             builder.bear()
             builder.build(filled)
@@ -364,10 +364,9 @@ def _series(series: Series | None, reader: SnapshotReader) -> Iterator[Callable[
     series.note(reader.info.store, KnownBlocks.of(reader), tables)
 
 
-def _progress(image: pb.Tree, progress: Progress | None) -> Callable[[int], None] | None:
+def _progress(total: int, progress: Progress | None) -> Callable[[int], None] | None:
     if progress is None:
         return None
-    total = sum(sum(process.memory.pages.counts) for process in image.processes) * procfs.PAGE
     done = 0
 
     def add(size: int) -> None:

@@ -16,7 +16,7 @@ from torpor import procfs
 from torpor.capsule import Namespaces, Setting
 from torpor.errors import Reason, RestoreRefused
 from torpor.image import image_pb2 as pb
-from torpor.objects import credentials, family, filters, keys, queues, sysv, traits, vdso
+from torpor.objects import copy_on_write, credentials, family, filters, keys, queues, sysv, traits, vdso
 from torpor.objects.credentials import Rights
 from torpor.objects.family import UNKNOWN_PID
 from torpor.objects.threads import Bounds
@@ -133,6 +133,7 @@ def here(where: Setting) -> Here:
         timer_restore_ids=probe().timer_restore_ids,
         keys=keys.Here(keys.own_session(), keys.users_own(), _boot_id()),
         oom_score_adj=int(procfs.read("/proc/self/oom_score_adj")),
+        room=copy_on_write.room(),
         may_lower_oom=procfs.in_initial_user_namespace() and bool(int(status[b"CapEff"], 16) >> CAP_SYS_RESOURCE & 1),
     )
 

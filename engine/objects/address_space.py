@@ -11,8 +11,11 @@ import resource
 import struct
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import repeat
+from operator import itemgetter
+from typing import NamedTuple
 
 from torpor import procfs
 from torpor.errors import ImageDamaged, Reason, RestoreFailed
@@ -31,6 +34,7 @@ MAP_NORESERVE = 0x4000
 MAP_HUGETLB = 0x40000
 MAP_HUGE_SHIFT = 26
 MAP_FIXED_NOREPLACE = 0x100000
+MADV_DONTNEED, MADV_DONTFORK, MADV_DOFORK = 4, 10, 11
 MADV_GUARD_INSTALL = 102
 PR_SET_MM, PR_SET_MM_MAP = 35, 14
 PR_SET_VMA, PR_SET_VMA_ANON_NAME = 0x53564D41, 0
@@ -57,6 +61,22 @@ class Sources:
     shared: Mapping[int, int]
     packs: Mapping[int, int]
     blocks: BlockTable
+
+
+class Piece(NamedTuple):
+    """Pages that lie side by side in memory and in one block; all four in pages."""
+
+    page: int
+    size: int
+    block: int
+    """Its number."""
+    skip: int
+    """Where they begin in it."""
+
+
+def pieces(table: pb.PageTable) -> Iterator[Piece]:
+    """All of a page table."""
+    return map(Piece, table.starts, table.counts, table.blocks, repeat(0))
 
 
 def check(name: str, space: pb.AddressSpace) -> None:
@@ -117,16 +137,57 @@ def check_commitment(image: pb.Tree) -> Iterator[Reason]:
         yield Reason("this host", f"{why}; the tree has mapped {needed >> 20} MiB", "wake it where there is more")
 
 
+def hand_on(hulls: Iterable[pb.Vma], image: pb.Tree, sources: Sources, window: range) -> Iterator[Call]:
+    """Give a blank process mappings that those whom it bears are to inherit, and nothing else."""
+    yield from clear(window, [])
+    for hull in hulls:
+        yield from _map(hull, image, sources, writable=True)
+
+
+def hide(hulls: Iterable[pb.Vma], *, hidden: bool) -> Iterator[Call]:
+    """Have the next children born without these mappings, or with them."""
+    for hull in hulls:
+        words = f"{'leaving' if hidden else 'giving'} {_where(hull)} {'out of' if hidden else 'to'} the next births"
+        advice = MADV_DONTFORK if hidden else MADV_DOFORK
+        yield Call(NR.madvise, (hull.start, hull.end - hull.start, advice), 0, words)
+
+
 def steps(
-    process: pb.Process, image: pb.Tree, sources: Sources, here: vdso.Vdso, window: range, written: Sequence[bool]
+    process: pb.Process,
+    image: pb.Tree,
+    sources: Sources,
+    here: vdso.Vdso,
+    window: range,
+    written: Sequence[bool],
+    kept: Sequence[Range] = (),
+    stale: Iterable[Range] = (),
 ) -> Iterator[Call]:
-    """Give a blank process the image's mappings, empty and writable where pages go into them."""
+    """Give a process that is blank, or has mappings by birth, those of the image, writable where pages go into them.
+
+    Args:
+        process: of the image.
+        image: the tree.
+        sources: of what is mapped.
+        here: this host's vDSO.
+        window: where the blank process has what it runs.
+        written: for each mapping, whether pages go into it.
+        kept: those that it has by birth, readable and writable.
+        stale: what lies in those and is not its own.
+    """
     space = process.memory
-    yield from clear(window)
+    yield from clear(window, kept)
+    for start, end in stale:
+        words = f"dropping what it has by birth at {start:#x}-{end:#x}"
+        yield Call(NR.madvise, (start, end - start, MADV_DONTNEED), 0, words)
     yield from vdso.steps(process, here)
     yield from sysv.attach(space, image)
+    there = set(kept)
     for vma, has_pages in zip(space.vmas, written, strict=True):
-        if not sysv.is_attached(vma, image):
+        if (vma.start, vma.end) in there:
+            prot = vma.prot | mmap.PROT_WRITE
+            if prot != mmap.PROT_READ | mmap.PROT_WRITE:
+                yield Call(NR.mprotect, (vma.start, vma.end - vma.start, prot), 0, f"protecting {_where(vma)}")
+        elif not sysv.is_attached(vma, image):
             yield from _map(vma, image, sources, writable=has_pages)
 
 
@@ -150,10 +211,10 @@ def last_steps(space: pb.AddressSpace, sources: Sources, written: Sequence[bool]
     yield layout(space, sources)
 
 
-def clear(window: range) -> Iterator[Call]:
-    """Unmap everything but the window."""
-    yield Call(NR.munmap, (0, window.start), 0, "unmapping the blank process's own memory")
-    yield Call(NR.munmap, (window.stop, TASK_SIZE - window.stop), 0, "unmapping the blank process's own memory")
+def clear(window: range, kept: Iterable[Range]) -> Iterator[Call]:
+    """Unmap everything but the window and what is kept."""
+    for start, end in subtract([(0, TASK_SIZE)], union([(window.start, window.stop), *kept])):
+        yield Call(NR.munmap, (start, end - start), 0, "unmapping what is not the process's own")
 
 
 def with_pages(space: pb.AddressSpace) -> list[bool]:
@@ -240,42 +301,42 @@ def _finish(vma: pb.Vma, has_pages: bool) -> Iterator[Call]:
         )
 
 
-def fill(table: pb.PageTable, sources: Sources, spare: int) -> Iterator[Call]:
-    """Read the pages of a table from the packs to their addresses, with as few calls as can be.
+def fill(wanted: Iterable[Piece], sources: Sources, spare: int) -> Iterator[Call]:
+    """Read pages from the packs to their addresses, with as few calls as can be.
 
     They are read as they lie in the packs: what was written in one checkpoint of a series is scattered in memory, and
     lies side by side there.
 
     Args:
-        table: where pages belong, and in which blocks they are.
+        wanted: where pages belong, and in which blocks they are.
         sources: the packs.
         spare: address of `GAP` bytes for what lies between blocks and is not wanted.
     """
     blocks = sources.blocks
     packs, offsets, lengths = blocks.packs, blocks.offsets, blocks.lengths
-    rows = list(zip(table.starts, table.counts, table.blocks, strict=True))
-    for start, count, block in rows:
-        if block >= len(offsets) or count * PAGE > lengths[block]:
-            raise ImageDamaged(f"the pages at {start * PAGE:#x} lie in no block of the snapshot")
-    rows.sort(key=lambda row: (packs[row[2]], offsets[row[2]]))
+    rows: list[tuple[int, int, int, int]] = []
+    for page, count, block, skip in wanted:
+        if block >= len(offsets) or (skip + count) * PAGE > lengths[block]:
+            raise ImageDamaged(f"the pages at {page * PAGE:#x} lie in no block of the snapshot")
+        rows.append((packs[block], offsets[block] + skip * PAGE, page * PAGE, count * PAGE))
+    rows.sort(key=itemgetter(0, 1))
     vector = array("Q")  # struct iovec[]
     pack = begin = at = -1
-    for start, count, block in rows:
-        gap = offsets[block] - at
-        too_far = packs[block] != pack or not 0 <= gap <= GAP
+    for in_pack, offset, address, size in rows:
+        gap = offset - at
+        too_far = in_pack != pack or not 0 <= gap <= GAP
         if too_far or at - begin >= MAX_READ or len(vector) >= 2 * IOV_MAX - 2:
             if vector:
                 yield _read(sources.packs[pack], vector, begin, at)
-            pack, begin, gap = packs[block], offsets[block], 0
+            pack, begin, gap = in_pack, offset, 0
             vector = array("Q")
         if gap:
             vector.extend((spare, gap))
-        address, size = start * PAGE, count * PAGE
         if vector and address == vector[-2] + vector[-1]:
             vector[-1] += size
         else:
             vector.extend((address, size))
-        at = offsets[block] + size
+        at = offset + size
     if vector:
         yield _read(sources.packs[pack], vector, begin, at)
 

@@ -28,7 +28,7 @@ from torpor import procfs
 from torpor.errors import Reason
 from torpor.image import image_pb2 as pb
 from torpor.procfs import PAGE
-from torpor.ranges import subtract
+from torpor.ranges import Range, subtract
 from torpor.remote.batch import Batch, Call, Out, Replies, Result
 from torpor.remote.freeze import describe_process
 from torpor.remote.sys import try_syscall
@@ -261,17 +261,30 @@ def make(shared: pb.SharedMemory, address: int, filling: Iterable[Call], owner: 
         yield Call(NR.shmctl, (number, IPC_SET, content), 0, f"setting owner and rights of {name}")
 
 
+def places(space: pb.AddressSpace, image: pb.Tree) -> list[Range]:
+    """The address ranges that `attach` uses."""
+    return [_whole(image.shared[index], base) for (index, base), _ in _attached(space, image)]
+
+
+def _attached(space: pb.AddressSpace, image: pb.Tree) -> Iterator[tuple[tuple[int, int], Iterator[pb.Vma]]]:
+    """A process's mappings of segments, by segment and where that begins."""
+    mine = [vma for vma in space.vmas if is_attached(vma, image)]
+    return groupby(mine, lambda vma: (vma.shared, vma.start - vma.offset))
+
+
+def _whole(shared: pb.SharedMemory, base: int) -> Range:
+    return base, base + -(-shared.size // PAGE) * PAGE
+
+
 def attach(space: pb.AddressSpace, image: pb.Tree) -> Iterator[Call]:
     """Attach a process's segments. Each is attached as a whole; what is not mapped of it now is unmapped again."""
-    mine = [vma for vma in space.vmas if is_attached(vma, image)]
-    for (index, base), parts in groupby(mine, lambda vma: (vma.shared, vma.start - vma.offset)):
+    for (index, base), parts in _attached(space, image):
         shared, vmas = image.shared[index], list(parts)
         writable = any(vma.may_write for vma in vmas)
         flags = (0 if writable else _SHM_RDONLY) | (_SHM_EXEC if any(vma.prot & _EXECUTE for vma in vmas) else 0)
         words = f"attaching System V segment {shared.sysv_id} at {base:#x}"
         yield Call(NR.shmat, (shared.sysv_id, base, flags), base, words)
-        whole = [(base, base + -(-shared.size // PAGE) * PAGE)]
-        for start, end in subtract(whole, [(vma.start, vma.end) for vma in vmas]):
+        for start, end in subtract([_whole(shared, base)], [(vma.start, vma.end) for vma in vmas]):
             yield Call(NR.munmap, (start, end - start), 0, f"unmapping {start:#x}-{end:#x} again")
         for vma in vmas:
             if vma.prot != _READ | (_WRITE if writable else 0):

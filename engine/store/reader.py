@@ -124,6 +124,19 @@ class SnapshotReader:
             raise self._changed(index)
         return bytes(data)
 
+    def peek(self, index: int, skip: int, size: int) -> bytes:
+        """Give a part of a block's content, which is not compared with the hash. Raises ImageDamaged, StoreError.
+
+        Args:
+            index: the block.
+            skip: where in it, bytes.
+            size: bytes.
+        """
+        pack, offset, length = self.block(index)
+        data = bytearray(min(size, length - skip))
+        self._read(pack, memoryview(data), offset + skip)
+        return bytes(data)
+
     def _read(self, pack: int, buffer: memoryview, offset: int) -> None:
         fd = self.pack_fd(pack)
         with told(self._place.path, f"cannot read pack {self.info.packs[pack]}"):
