@@ -61,7 +61,7 @@ def test_every_page_is_read_from_its_own_place(drawn: list[tuple[int, int, int, 
             wanted[page + k] = (PACKS[pack], first + k)
         page += count
     got: dict[int, tuple[int, int]] = {}
-    for call in address_space.fill(pages, sources(blocks), SPARE):
+    for call in address_space.fill(address_space.pieces(pages), sources(blocks), SPARE):
         if call.nr == NR.pread64:
             fd, address, size, offset = call.args
             pieces = [(address, size)]
@@ -89,7 +89,7 @@ def test_every_page_is_read_from_its_own_place(drawn: list[tuple[int, int, int, 
 def test_a_run_longer_than_its_block_is_damage() -> None:
     pages = pb.PageTable(starts=[16], counts=[3], blocks=[0])
     with pytest.raises(ImageDamaged):
-        list(address_space.fill(pages, sources([(0, 1, 2)]), SPARE))
+        list(address_space.fill(address_space.pieces(pages), sources([(0, 1, 2)]), SPARE))
 
 
 def space_of(*vmas: tuple[int, int]) -> pb.AddressSpace:
