@@ -14,7 +14,6 @@ Documented in: proc_pid_stat(5), proc_pid_maps(5), Documentation/admin-guide/mm/
 
 from __future__ import annotations
 
-import errno
 import os
 import threading
 from bisect import bisect_left, bisect_right
@@ -22,6 +21,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from torpor import procfs
 from torpor._native import ffi, lib
@@ -247,15 +247,7 @@ class PageWriter:
             before: what it was in the snapshot that the writer has as its base; None: nothing is as it was.
             table: to be filled.
         """
-        pid = own.pid
-
-        def read(pieces: Sequence[tuple[int, int]], buffer: memoryview) -> None:
-            try:
-                memory.read_ranges(pid, pieces, buffer)
-            except OSError as error:
-                if error.errno != errno.EFAULT:
-                    raise
-                _read_protected(pid, pieces, buffer)  # PROT_NONE or write-only among them
+        read = partial(_read, own.pid)
 
         if before is None:
             self._store(pages.dirty, read, table, own.backed)
@@ -348,9 +340,11 @@ class PageWriter:
             self._progress(self._done, self._expected)
 
 
-def _read_protected(pid: int, pieces: Sequence[tuple[int, int]], buffer: memoryview) -> None:
+def _read(pid: int, pieces: Sequence[tuple[int, int]], buffer: memoryview) -> None:
     try:
-        memory.read_protected(pid, pieces, buffer)
+        memory.read_quietly(pid, pieces, buffer)
+    except ProcessLookupError:
+        raise
     except OSError as error:
         why = f"memory of process {pid} between {pieces[0][0]:#x} and {sum(pieces[-1]):#x} cannot be read"
         hint = "Linux 6.13 and 6.14 do not show guard regions (MADV_GUARD_INSTALL)"

@@ -321,7 +321,7 @@ def _read_mapped(pid: int, mapping: Mapping, runs: Sequence[Range], view: memory
     """Read ranges of offsets of a mapping; whether they all lie before the end of its file, behind which a touch gives
     the tree SIGBUS."""
     places = [(mapping.start + start - mapping.offset, end - start) for start, end in runs]
-    for read in (memory.read_ranges, memory.read_protected):  # the process itself may not be allowed to read it
+    for read in (memory.read_ranges, memory.read_quietly):  # the process itself may not be allowed to read it
         try:
             read(pid, places, view)
             return True
@@ -333,7 +333,7 @@ def _read_mapped(pid: int, mapping: Mapping, runs: Sequence[Range], view: memory
     for address, size in places:
         upto = min(address + size, end) - address
         if upto > 0:
-            memory.read_protected(pid, [(address, upto)], view[position : position + upto])
+            memory.read_quietly(pid, [(address, upto)], view[position : position + upto])
         position += size
     return False
 

@@ -43,21 +43,28 @@ def read_ranges(pid: int, ranges: Sequence[tuple[int, int]], buffer: memoryview)
         position += size
 
 
-def read_protected(pid: int, ranges: Sequence[tuple[int, int]], buffer: memoryview) -> None:
-    """The same for memory that the process itself may not read: more slowly, page by page in the kernel.
+def read_quietly(pid: int, ranges: Sequence[tuple[int, int]], buffer: memoryview) -> None:
+    """The same, whatever the protection, and without effect on the process: for all of a process's own pages.
+
+    What process_vm_readv(2) reads it pins, and of a page that is shared copy-on-write the kernel makes a copy for that
+    (mm/gup.c, gup_must_unshare, 5.19): the memory of forks, and of a snapshot, would become as large as each by itself.
 
     Raises:
-        OSError: EIO where the kernel was told not to override protections (proc_mem.force_override, 6.12).
+        OSError: EIO where a page cannot be read, or where the kernel was told not to override protections
+            (proc_mem.force_override, 6.12); ESRCH when the process is gone.
     """
-    fd = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fd = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH)) from None
     try:
         position = 0
         for address, length in ranges:
             end = position + length
             while position < end:
                 got = os.preadv(fd, [buffer[position:end]], address + length - (end - position))
-                if not got:
-                    raise OSError(errno.EFAULT, os.strerror(errno.EFAULT))
+                if not got:  # it has no memory any more
+                    raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
                 position += got
     finally:
         os.close(fd)

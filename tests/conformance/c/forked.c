@@ -4,7 +4,7 @@
 
 #include <sys/prctl.h>
 
-enum { AREAS = 6, AREA_PAGES = 512, MOST = 16, WAKE = SIGUSR1 };
+enum { AREAS = 6, AREA_PAGES = 512, ROOM = 65, MOST = 16, WAKE = SIGUSR1 };
 enum { PLAIN, DROPPED, MOVED, CUT, WIPED, LONGER };
 
 struct page {
@@ -176,8 +176,8 @@ int main(void)
 	prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0);
 	told = map(1, MAP_SHARED);
 	for (int area = 0; area < AREAS; area++) {
-		areas[area] = map(AREA_PAGES + 1, MAP_PRIVATE); /* the last one holds them apart */
-		munmap(areas[area] + AREA_PAGES, PAGE);
+		areas[area] = map(AREA_PAGES + ROOM, MAP_PRIVATE); /* what holds them apart, too */
+		munmap(areas[area] + AREA_PAGES, ROOM * PAGE);
 		sizes[area] = AREA_PAGES;
 		for (int page = 0; page < AREA_PAGES; page++)
 			put(area, page, ((unsigned long)area << 20 | (unsigned)page) + 1);
@@ -205,7 +205,7 @@ int main(void)
 	munmap(areas[CUT], AREA_PAGES / 2 * PAGE);
 	struct page *rest = areas[CUT] + AREA_PAGES / 2;
 	areas[CUT] = NULL;
-	areas[LONGER] = mremap(areas[LONGER], AREA_PAGES * PAGE, (AREA_PAGES + 64) * PAGE, MREMAP_MAYMOVE);
+	areas[LONGER] = mremap(areas[LONGER], AREA_PAGES * PAGE, (AREA_PAGES + 64) * PAGE, 0);
 	if (areas[LONGER] == MAP_FAILED)
 		give_up("mremap");
 	long before = pss_of_all();
