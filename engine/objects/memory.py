@@ -5,7 +5,7 @@ regions; the bounds of heap, stack, arguments and environment, the auxiliary vec
 bytes. Pages of files that nobody wrote are taken from the file again. Of written pages those that are all zeros are
 left out where zeros would be there without them, which is not so in a mapping of a file. A private mapping of a file
 that is gone or was replaced (an upgraded library) is kept whole, and becomes anonymous; behind the file's end it has
-zeros. What is shared copy-on-write since a fork is kept once; each process gets its own.
+zeros. What is shared copy-on-write since a fork is kept once, and shared again (copy_on_write.py).
 
 Refused: guard regions in shared memory, which is read through its mappings.
 
