@@ -16,11 +16,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from tests.fuzz.play import GOOD, Outcome
+from tests.fuzz.play import BESIDE, GOOD, Outcome
 from tests.users import ordinary_user
 
 HERE = Path(__file__).parent
-PART = 100
+PART = 25 * BESIDE
 
 
 def build() -> Path:
@@ -54,7 +54,7 @@ def part(player: Path, seed: int, count: int, uid: int) -> Iterator[Outcome]:
 def main(seed: int, count: int) -> int:
     """Play `count` programs, every fourth part of them as root; the number of those that failed."""
     kinds: Counter[str] = Counter()
-    saves = wakes = 0
+    saves = wakes = trips = 0
     player = build()
     with ordinary_user() as user:
         starts = range(seed, seed + count, PART)
@@ -66,12 +66,13 @@ def main(seed: int, count: int) -> int:
             ):
                 for outcome in outcomes:
                     kinds[outcome.kind] += 1
-                    saves, wakes = saves + outcome.saves, wakes + outcome.wakes
+                    saves, wakes, trips = saves + outcome.saves, wakes + outcome.wakes, trips + outcome.trips
                     if outcome.kind not in GOOD:
                         who = "root" if uid == 0 else "a user"
                         print(f"seed {outcome.seed}, as {who}: {outcome.words[-2000:]}\n", flush=True)
     told = ", ".join(f"{number} {kind}" for kind, number in kinds.most_common())
-    print(f"{count} programs from seed {seed}: {told}; saved {saves} times, woken {wakes} times")
+    print(f"{count} programs from seed {seed}: {told}; saved {saves} times, woken {wakes} times,", end=" ")
+    print(f"saved again and compared {trips} times")
     return sum(number for kind, number in kinds.items() if kind not in GOOD)
 
 

@@ -1,5 +1,8 @@
 """Plays programs twice, once undisturbed and once saved and woken, and compares what they saw.
 
+Several are played beside each other in one tree: a save and a wake cost little more for them than for one. What is
+refused, or goes wrong with the tree, is then played alone.
+
 python -m tests.fuzz.play FOLDER PLAYER SEED COUNT      as the user that it runs as; a line of JSON for each program
 """
 
@@ -8,13 +11,15 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from difflib import unified_diff
@@ -24,11 +29,19 @@ import torpor
 from tests.fuzz.grammar import SAVE, Step, generate, write
 from tests.leaks import MARK, marked
 from torpor.errors import Refused, TorporError
+from torpor.image import image_pb2 as pb
+from torpor.image import reading
+from torpor.round_trip import differences
+from torpor.store import SnapshotInfo
 
 GOOD = ("same", "refused", "idle")
 """Kinds of outcomes as they should be."""
 PATIENCE = 20.0
 HOWS = ("kill", "kill", "run", "stop")
+BESIDE = 8
+"""Programs in a tree."""
+SHARED_FD = 900
+"""Of all processes of a program: its shared memory, which bears the program's name."""
 
 
 class Wrong(Exception):
@@ -44,13 +57,15 @@ class Outcome:
     """What became of a program."""
 
     seed: int
-    kind: str
-    """"same", "refused" (at all saves; it ran on, and saw the same), "idle" (undisturbed, too, it comes to no end), or
-    what is wrong."""
+    kind: str = "same"
+    """"same", "refused" (at all saves, or it was over by then; it saw the same), "idle" (undisturbed, it comes to no
+    end either), or what is wrong."""
     words: str = ""
     saves: int = 0
     """How often it was saved, in any way."""
     wakes: int = 0
+    trips: int = 0
+    """How often it was saved again as it was woken, and the two images compared."""
 
 
 def await_(look: Callable[[], bool], what: str) -> None:
@@ -59,71 +74,98 @@ def await_(look: Callable[[], bool], what: str) -> None:
     while not look():
         if time.monotonic() > deadline:
             raise Wrong("hangs", what)
-        time.sleep(0.001)
+        time.sleep(0.002)
+
+
+class Program:
+    """One program, in a folder of its own."""
+
+    def __init__(self, folder: Path, steps: Sequence[Step], seed: int) -> None:
+        self.folder, self._steps = folder, steps
+        self._next = 0
+        """The number of its next save."""
+        self.outcome = Outcome(seed)
+
+    def lay_out(self) -> None:
+        """Make what its player reads."""
+        self.folder.mkdir(parents=True)
+        (self.folder / "script").write_text(write(self._steps))
+        for name in ("twin", "saved"):
+            (self.folder / name).mkdir()
+        for step in self._steps:
+            if step.verb == SAVE:
+                (self.folder / f"twin.go{step.numbers[0]}").touch()
+
+    def has_ended(self, name: str) -> bool:
+        """Whether it has written what it saw."""
+        return (self.folder / f"{name}.log").exists()
+
+    def waits(self) -> bool:
+        """Whether it waits to be saved."""
+        return (self.folder / f"saved.ready{self._next}").exists()
+
+    def go_on(self) -> None:
+        """Let it go on from where it waits."""
+        (self.folder / f"saved.go{self._next}").touch()
+        self._next += 1
+
+    def compare(self) -> None:
+        """Whether both saw the same."""
+        twin, saved = ((self.folder / f"{name}.log").read_text().splitlines() for name in ("twin", "saved"))
+        if twin != saved:
+            changes = unified_diff(twin, saved, "twin", "saved", n=0, lineterm="")
+            self.outcome.kind, self.outcome.words = "differs", "\n".join(changes)
+        elif self.outcome.saves == 0:
+            self.outcome.kind = "refused"
 
 
 class Play:
-    """One program, in a folder of its own."""
+    """Programs beside each other in one tree."""
 
-    def __init__(self, player: Path, folder: Path, steps: Sequence[Step], seed: int) -> None:
-        self._player, self._folder, self._steps = player, folder, steps
-        self._rounds = [step.numbers[0] for step in steps if step.verb == SAVE]
+    def __init__(self, player: Path, folder: Path, programs: Mapping[int, Sequence[Step]], seed: int) -> None:
+        self._player, self._folder = player, folder
+        self._programs = [Program(folder / str(number), steps, number) for number, steps in programs.items()]
         self._chance = random.Random(seed)
+        self._in_series = self._chance.random() < 0.5
+        self._store = Path()
+        self._first: subprocess.Popen[bytes]
         self._job: torpor.Job | None = None
-        self.outcome = Outcome(seed, "same")
 
-    def compare(self) -> Outcome:
-        """Play it twice."""
+    def compare(self) -> list[Outcome]:
+        """Play them twice; what became of each."""
         shutil.rmtree(self._folder, ignore_errors=True)
-        (self._folder / "script").parent.mkdir(parents=True)
-        (self._folder / "script").write_text(write(self._steps))
+        # Not on a disk: what it takes to be there after a loss of power is tested elsewhere.
+        self._store = Path(tempfile.mkdtemp(prefix="torpor-fuzz-", dir="/dev/shm"))
         try:
-            twin = self._start("twin")
-            for number in self._rounds:
-                (self._folder / f"twin.go{number}").touch()
-            try:
-                self._end(twin, "twin")
-            except Wrong as wrong:
-                raise Wrong("idle", str(wrong)) from None
+            self._undisturbed()
             self._disturbed()
-            twin_saw, saved_saw = (
-                (self._folder / f"{name}.log").read_text().splitlines() for name in ("twin", "saved")
-            )
-            if twin_saw != saved_saw:
-                changes = unified_diff(twin_saw, saved_saw, "twin", "saved", n=0, lineterm="")
-                raise Wrong("differs", "\n".join(changes))
-            if self.outcome.saves == 0:
-                self.outcome.kind = "refused"
+            for program in self._playing():
+                program.compare()
         except Wrong as wrong:
-            self.outcome.kind, self.outcome.words = wrong.kind, str(wrong)
+            self._all_are(wrong.kind, str(wrong))
         except Exception:
-            self.outcome.kind, self.outcome.words = "breaks", traceback.format_exc()
-        return self.outcome
+            self._all_are("breaks", traceback.format_exc())
+        finally:
+            shutil.rmtree(self._store, ignore_errors=True)
+        return [program.outcome for program in self._programs]
+
+    def _playing(self) -> list[Program]:
+        """Those that are still in the play."""
+        return [program for program in self._programs if program.outcome.kind == "same"]
+
+    def _all_are(self, kind: str, words: str) -> None:
+        for program in self._playing():
+            program.outcome.kind, program.outcome.words = kind, words
 
     def _start(self, name: str) -> subprocess.Popen[bytes]:
-        (self._folder / name).mkdir()
-        with open(self._folder / f"{name}.out", "wb") as out:
-            return subprocess.Popen(
-                [self._player, self._folder / "script", self._folder / name],
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=out,
-                env={MARK: str(self._folder)},
-                start_new_session=True,
-            )
-
-    def _end(self, program: subprocess.Popen[bytes], name: str) -> None:
-        try:
-            status = program.wait(PATIENCE)
-        except subprocess.TimeoutExpired:
-            raise Wrong("hangs", f"the {name}") from None
-        finally:
-            self._clear()
-            if program.poll() is None:
-                program.kill()
-                program.wait()
-        if status:
-            raise Wrong("ends", f"the {name} with {status}")
+        return subprocess.Popen(
+            [self._player, name, *(program.folder for program in self._playing())],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env={MARK: str(self._folder)},
+            start_new_session=True,
+        )
 
     def _clear(self) -> None:
         """End what is left of it."""
@@ -132,82 +174,193 @@ class Play:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
 
+    def _undisturbed(self) -> None:
+        for program in self._programs:
+            program.lay_out()
+        twin = self._start("twin")
+        try:
+            with suppress(subprocess.TimeoutExpired):
+                twin.wait(PATIENCE)
+        finally:
+            self._clear()
+            twin.kill()
+            twin.wait()
+        for program in self._programs:
+            if not program.has_ended("twin"):
+                program.outcome.kind = "idle"
+
     def _disturbed(self) -> None:
-        program = self._start("saved")
-        top = program.pid
+        if not self._playing():
+            return
+        self._first = self._start("saved")
+        top = self._first.pid
         try:
             with torpor.Series() as series:
-                in_series = self._chance.random() < 0.5
-                for number in self._rounds:
-                    ready = self._folder / f"saved.ready{number}"
-                    await_(lambda: ready.exists() or self._over(program), "until it is ready")  # noqa: B023
-                    if not ready.exists():
-                        raise Wrong("ends", f"before its save {number}")
-                    how = self._chance.choice(HOWS)
-                    top = self._save(program, top, how, series if in_series else None)
-                    (self._folder / f"saved.go{number}").touch()
-            if self._job is None:
-                self._end(program, "saved")
-            elif (code := self._wait_job(self._job)) != 0:
-                raise Wrong("ends", f"woken, with {code}")
+                while waiting := self._await_all():
+                    top = self._save(top, waiting, series if self._in_series else None)
+            await_(self._is_over, "the tree, after all programs in it")
         finally:
             if self._job:
-                try:
+                with suppress(ProcessLookupError):
                     self._job.send_signal(signal.SIGKILL)
-                    self._job.wait()
-                except ProcessLookupError:
-                    pass  # it has ended
-            program.kill()
-            program.wait()
+                self._job.wait()
+            self._first.kill()
+            self._first.wait()
             self._clear()
 
-    def _over(self, program: subprocess.Popen[bytes]) -> bool:
-        return (self._job or program).poll() is not None
+    def _is_over(self) -> bool:
+        return (self._job or self._first).poll() is not None
 
-    def _wait_job(self, job: torpor.Job) -> int:
-        await_(lambda: job.poll() is not None, "the woken one")
-        return job.wait()
+    def _await_all(self) -> list[Program]:
+        """Those that wait to be saved, when all others have ended."""
 
-    def _save(self, program: subprocess.Popen[bytes], top: int, how: str, series: torpor.Series | None) -> int:
-        store = self._folder / "store"
+        def settled() -> bool:
+            if all(program.waits() or program.has_ended("saved") for program in self._playing()):
+                return True
+            if self._is_over() and not all(program.has_ended("saved") for program in self._playing()):
+                raise Wrong("ends", f"the tree, with {(self._job or self._first).wait()}")
+            return False
+
+        await_(settled, "until all are ready")
+        return [program for program in self._playing() if not program.has_ended("saved")]
+
+    def _save(self, top: int, waiting: Sequence[Program], series: torpor.Series | None) -> int:
+        """Save the tree, and wake it if it did not run on; the PID of its root."""
+        how = self._chance.choice(HOWS)
+        again = how != "run" and self._chance.random() < 0.12
+        # Some are saved while they do something.
+        early = [one for one in waiting if self._chance.random() < 0.2 and not again]
+        for program in early:
+            program.go_on()
         try:
-            snapshot = torpor.checkpoint(top, store=store, then=how, series=series)  # type: ignore[arg-type]
-        except Refused as refused:
-            self.outcome.words += "".join(f"{reason}\n" for reason in refused.reasons)
-            return top
-        except TorporError as error:
-            raise Wrong("not saved", f"{how}: {error}") from error
-        self.outcome.saves += 1
-        if how == "run":
-            return top
+            snapshot = self._checkpoint(top, how, series)
+        except Wrong:
+            # Those that went on may have come to their end, and the tree with them.
+            if set(early) < set(waiting) or not all(program.has_ended("saved") for program in self._playing()):
+                raise
+            snapshot = None
+        if snapshot is not None:
+            for program in waiting:
+                program.outcome.saves += 1
+            if how != "run":
+                top = self._wake(snapshot, how, series)
+                for program in waiting:
+                    program.outcome.wakes += 1
+            if again:
+                self._compare_images(top, snapshot)
+                for program in waiting:
+                    program.outcome.trips += 1
+        for program in waiting:
+            if program not in early and program.outcome.kind == "same":
+                program.go_on()
+        return top
+
+    def _checkpoint(self, top: int, how: str, series: torpor.Series | None) -> SnapshotInfo | None:
+        """A snapshot, or None: the only program, or all, were refused."""
+        while self._playing():
+            try:
+                return torpor.checkpoint(top, store=self._store, then=how, series=series)  # type: ignore[arg-type]
+            except Refused as refused:
+                words = "".join(f"{reason}\n" for reason in refused.reasons)
+                if len(self._programs) == 1:
+                    self._programs[0].outcome.words += words
+                    return None
+                self._set_apart(words)
+            except TorporError as error:
+                raise Wrong("not saved", f"{how}: {error}") from error
+        return None
+
+    def _set_apart(self, words: str) -> None:
+        """Take those out of the play that were refused: they are to be played alone."""
+        processes = {int(number) for number in re.findall(r"process (\d+)", words)}
+        holders: dict[str, set[int]] = {}
+        for pid in marked(str(self._folder)):
+            with suppress(OSError):
+                holders.setdefault(os.readlink(f"/proc/{pid}/fd/{SHARED_FD}").split()[0], set()).add(pid)
+        named = {name for name, pids in holders.items() if pids & processes}
+        for program in self._playing():
+            name = f"/memfd:{program.folder.name}"
+            if name in named or not named:
+                program.outcome.kind, program.outcome.words = "refused", words
+                for pid in holders.get(name, ()):
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+
+    def _wake(self, snapshot: SnapshotInfo, how: str, series: torpor.Series | None) -> int:
         if how == "stop":
             self._clear()
         if self._job:
-            self._job.send_signal(signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                self._job.send_signal(signal.SIGKILL)
             self._job.wait()
-        program.kill()
-        program.wait()
+        self._first.kill()
+        self._first.wait()
         with open(os.devnull, "r+b") as null:
             try:
                 number = null.fileno()
-                job = torpor.restore(snapshot, store=store, detach=True, stdio=(number, number, number), series=series)
+                self._job = torpor.restore(
+                    snapshot, store=self._store, detach=True, stdio=(number, number, number), series=series
+                )
             except TorporError as error:
                 # Who ends a stopped tree leaves its connections to the kernel, which holds their ports for a minute.
                 if how == "stop" and "hold" in str(error):
                     raise Wrong("refused", str(error)) from error
                 raise Wrong("lost", f"{how}: {error}") from error
-        self._job = job
-        self.outcome.wakes += 1
-        return job.tree_pid
+        return self._job.tree_pid
+
+    def _compare_images(self, top: int, snapshot: SnapshotInfo) -> None:
+        """The woken tree's image is the one that it was woken from."""
+        try:
+            again = torpor.checkpoint(top, store=self._store)
+        except TorporError as error:
+            raise Wrong("not saved again", str(error)) from error
+        before, after = (self._image(one) for one in (snapshot, again))
+        # Who has mapped memory sets its time by the first write to a page, and after a wake each is the first.
+        if told := [one for one in differences(before, after) if not re.match(r"shared\[\d+\]\.mtime_ns", one)]:
+            raise Wrong("round trip", "\n".join(told))
+
+    def _image(self, snapshot: SnapshotInfo) -> pb.Tree:
+        with torpor.Store(self._store).open(snapshot) as reader:
+            return reading.read(reader)
+
+
+def compare(player: Path, folder: Path, programs: Mapping[int, Sequence[Step]]) -> list[Outcome]:
+    """Play programs beside each other, and alone those that were refused, or with which something is wrong.
+
+    Args:
+        player: the program.
+        folder: a place for all that they do.
+        programs: by their seeds.
+    """
+    seed = next(iter(programs))
+    found = Play(player, folder, programs, seed).compare()
+    if len(programs) == 1:
+        return found
+    alone = {
+        one.seed: Play(player, folder, {one.seed: programs[one.seed]}, one.seed).compare()[0]
+        for one in found
+        if one.kind not in ("same", "idle")
+    }
+    # What is wrong with the tree is said of each program in it; only together: of one.
+    rest = {"same", "idle"} | {one.kind for one in alone.values() if one.kind not in GOOD}
+    told = []
+    for one in found:
+        if one.kind not in GOOD and alone[one.seed].kind in GOOD and (one.kind == "differs" or not rest & {one.kind}):
+            rest.add(one.kind)
+            one.words += f"\n(not alone: beside {[seed for seed in programs if seed != one.seed]})"
+            told.append(one)
+        else:
+            told.append(alone.get(one.seed, one))
+    return told
 
 
 def main(folder: str, player: str, seed: int, count: int) -> None:
-    """Play programs, one after the other."""
-    for number in range(seed, seed + count):
-        place = Path(folder) / str(number)
-        outcome = Play(Path(player), place, generate(number), number).compare()
-        print(json.dumps(asdict(outcome)), flush=True)
-        shutil.rmtree(place, ignore_errors=True)
+    """Play programs, some beside each other, one group after the other."""
+    for first in range(seed, seed + count, BESIDE):
+        programs = {number: generate(number) for number in range(first, min(first + BESIDE, seed + count))}
+        for outcome in compare(Path(player), Path(folder) / str(first), programs):
+            print(json.dumps(asdict(outcome)), flush=True)
+        shutil.rmtree(Path(folder) / str(first), ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ def main(folder: str, player: str, what: str, tries: int = 2) -> None:
     place = Path(folder) / "shrink"
 
     def play(some: Sequence[Step], with_seed: int) -> Outcome:
-        return Play(Path(player), place, some, with_seed).compare()
+        return Play(Path(player), place, {0: some}, with_seed).compare()[0]
 
     seeds = [seed] + [chance.randrange(1 << 20) for _ in range(tries - 1)]
     first = next((o for s in seeds if (o := play(steps, s)).kind not in ("same", "refused")), None)

@@ -12,11 +12,11 @@ import pytest
 
 from tests.fuzz.__main__ import build
 from tests.fuzz.grammar import SAVE, Step, generate, sensible
-from tests.fuzz.play import GOOD, Outcome
+from tests.fuzz.play import BESIDE, GOOD, Outcome
 from tests.fuzz.shrink import shrink
 from tests.users import User
 
-PART = 25
+PART = 4 * BESIDE
 ROOT = Path(__file__).parents[2]
 
 

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- *     player SCRIPT PLACE     reads the steps, "ACTOR VERB NUMBER..." a line, and plays them in PLACE; the log becomes
- *                             PLACE.log. "0 save" waits until the file PLACE.go is there, after it has made PLACE.ready.
- *     player ACTOR            what actor ACTOR becomes by execve; the shared memory is descriptor SHARED_FD.
+ *     player NAME FOLDER FOLDER...    plays the program of each folder in FOLDER/NAME, beside each other: the steps of
+ *                                     FOLDER/script, "ACTOR VERB NUMBER..." a line. The log becomes FOLDER/NAME.log.
+ *                                     "0 save N" makes FOLDER/NAME.readyN and waits for FOLDER/NAME.goN.
+ *     player ACTOR                    what actor ACTOR becomes by execve; its shared memory is descriptor SHARED_FD.
  */
 #include "player.h"
 
@@ -11,6 +12,7 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 
 struct shared *shared;
 _Thread_local int me;
@@ -130,7 +132,7 @@ static void tell(void)
 
 static void save(long round)
 {
-	struct timespec moment = {.tv_nsec = 1000000};
+	struct timespec moment = {.tv_nsec = 2000000};
 	char suffix[32];
 
 	snprintf(suffix, sizeof(suffix), ".ready%ld", round);
@@ -263,6 +265,29 @@ static void attach(void)
 	signal(SIGHUP, SIG_IGN); /* of a group that was orphaned while it stood still */
 }
 
+/* Play the program of a folder. */
+static int begin(const char *folder, const char *name)
+{
+	const char *last = strrchr(folder, '/');
+	int memory = memfd_create(last ? last + 1 : folder, 0);
+	char path[PATH_MAX];
+
+	setsid();
+	if (memory < 0 || ftruncate(memory, sizeof(struct shared)) || dup2(memory, SHARED_FD) < 0)
+		return 95;
+	close(memory);
+	attach();
+	snprintf(path, sizeof(path), "%s/script", folder);
+	read_script(path);
+	snprintf(shared->place, sizeof(shared->place), "%s/%s", folder, name);
+	prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0);
+	if (chdir(shared->place))
+		return 94;
+	play(0);
+	tell();
+	return 0;
+}
+
 int main(int count, char **words)
 {
 	if (count == 2) {
@@ -272,17 +297,15 @@ int main(int count, char **words)
 		tell();
 		return 0;
 	}
-	int memory = memfd_create("shared", 0);
-	if (memory < 0 || ftruncate(memory, sizeof(struct shared)) || dup2(memory, SHARED_FD) < 0)
-		return 95;
-	close(memory);
-	attach();
-	snprintf(shared->place, sizeof(shared->place), "%s", words[2]);
-	read_script(words[1]);
-	prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0);
-	if (chdir(shared->place))
-		return 94;
-	play(0);
-	tell();
+	for (int i = 2; i < count; i++) {
+		int pid = fork();
+
+		if (pid < 0)
+			return 93;
+		if (!pid)
+			return begin(words[i], words[1]);
+	}
+	while (wait(NULL) > 0)
+		;
 	return 0;
 }

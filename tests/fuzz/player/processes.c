@@ -116,17 +116,45 @@ static char state_of(int pid)
 	return at ? at[2] : '-';
 }
 
+static bool runs(int pid, int tid)
+{
+	char path[64], text[16] = "";
+	int fd;
+
+	snprintf(path, sizeof(path), "/proc/%d/task/%d/syscall", pid, tid);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd >= 0) {
+		if (read(fd, text, sizeof(text) - 1) < 0)
+			text[0] = 0;
+		close(fd);
+	}
+	return !strncmp(text, "running", 7);
+}
+
+/* Wait until a process has stopped, or has gone on, and all of its threads sleep: its parent is told of it on the way. */
+static void settle(int pid, bool stopped)
+{
+	struct timespec moment = {.tv_nsec = 200000};
+
+	for (int i = 0; i < 2000 && (state_of(pid) == 'T') != stopped; i++)
+		nanosleep(&moment, NULL);
+	for (int i = 0; i < ACTORS; i++)
+		for (int k = 0; k < 2000 && shared->actors[i].pid == pid && shared->actors[i].tid; k++) {
+			if (!runs(pid, shared->actors[i].tid))
+				break;
+			nanosleep(&moment, NULL);
+		}
+}
+
 /* a process, and what it is sent: it stops, or goes on */
 static long stop(const long *a)
 {
 	static const int how[] = {SIGSTOP, SIGTSTP, SIGTTIN};
 	int pid = shared->actors[a[0] % ACTORS].pid;
-	struct timespec moment = {.tv_nsec = 200000};
 
 	if (kill(pid, how[a[1] % 3]))
 		return -1;
-	for (int i = 0; i < 2000 && state_of(pid) != 'T'; i++)
-		nanosleep(&moment, NULL);
+	settle(pid, true);
 	say(" %c", state_of(pid));
 	return 0;
 }
@@ -134,12 +162,10 @@ static long stop(const long *a)
 static long go_on(const long *a)
 {
 	int pid = shared->actors[a[0] % ACTORS].pid;
-	struct timespec moment = {.tv_nsec = 200000};
 
 	if (kill(pid, SIGCONT))
 		return -1;
-	for (int i = 0; i < 2000 && state_of(pid) == 'T'; i++)
-		nanosleep(&moment, NULL);
+	settle(pid, false);
 	return 0;
 }
 
