@@ -37,7 +37,7 @@ _TIME = "time goes on"
 _NEW = "another inode or number: what has no name that lasts is made anew"
 _PROC = "in a capsule /proc is a mount of its own"
 _AGAIN = "memory without a name comes back as a memfd, and a program that was removed, too"
-_UNSEEN_FLAGS: Final = 0o100000 | os.O_NOFOLLOW | os.O_DIRECTORY
+_UNSEEN_FLAGS: Final = 0o100000 | os.O_NOFOLLOW
 """O_LARGEFILE, which each open(2) of 64 bit programs sets, and flags that count while a file is opened only."""
 _SI_TIMER: Final = -2
 _SI_KERNEL: Final = 0x80

@@ -111,6 +111,7 @@ def _limit(word: bytes) -> int:
 PR_SET_SECUREBITS = 28
 PR_CAPBSET_DROP = 24
 PR_SET_KEEPCAPS = 8
+SECBIT_KEEP_CAPS = 1 << 4
 PR_CAP_AMBIENT = 47
 _AMBIENT_RAISE, _AMBIENT_CLEAR_ALL = 2, 4
 _CAPABILITY_VERSION_3 = 0x20080522
@@ -147,6 +148,8 @@ def steps(image: pb.Credentials, rights: Rights) -> Iterator[Call]:
     """Set a thread's credentials: the last thing it does with those of the restorer."""
     if not rights.keep:
         yield from give_up()
+        if image.securebits & SECBIT_KEEP_CAPS:  # which takes no capability to be set
+            yield Call(NR.prctl, (PR_SET_KEEPCAPS, 1, 0, 0, 0), 0, "keeping capabilities when ids change")
         return
     yield from drop_bounding(image.cap_bounding, rights)
     groups = struct.pack(f"<{len(image.groups)}I", *image.groups)

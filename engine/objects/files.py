@@ -192,10 +192,10 @@ class Directory(Kind[int]):
 
     def make(self, description: Description, opening: Opening) -> int:
         """By name; one that was removed anew."""
-        directory, flags = description.directory, description.flags & (KEPT_AT_OPEN | KEPT_BY_FCNTL) | os.O_DIRECTORY
+        directory, flags = description.directory, description.flags & (KEPT_AT_OPEN | KEPT_BY_FCNTL)
         if directory.inode.removed:
             fd = folders.enter(directory.path, directory.inode, opening.opener, opening.openers.removed)
-            return fd if flags & os.O_PATH else opening.opener.reopened(fd, flags & ~os.O_NOFOLLOW)
+            return opening.opener.reopened(fd, flags & ~os.O_NOFOLLOW)
         fd = open_described(description, opening.opener, os.O_DIRECTORY)
         return _sought(fd, description.flags, description.directory.position)
 
@@ -257,15 +257,21 @@ def _judge_name(held: Held[Any], tree: GrabbedDescriptors) -> Iterator[Problem]:
 
 
 def open_described(description: Description, opener: Opener, extra: int = 0) -> int:
-    """Open what the description names; first as a name only, so that no device or pipe is woken by it."""
+    """Open what the description names; first as a name only, so that no device or pipe is woken by it.
+
+    Args:
+        description: of a file or a directory.
+        opener: who opens it.
+        extra: flags for that look only. O_DIRECTORY shows as a flag of what was opened with it (fcntl(2), F_GETFL).
+    """
     kind = description.WhichOneof("kind")
     path = getattr(description, kind or "").path
     if OF_A_PROCESS.match(path) or not path.startswith(b"/"):
         raise OSError(errno.EINVAL, "no file has such a name")
     inode = description.directory.inode if kind == "directory" else description.file
     known = (inode.dev, inode.ino) if inode.ino else None
-    wanted = description.flags & (KEPT_AT_OPEN | KEPT_BY_FCNTL) | extra
-    if wanted & os.O_PATH:
+    wanted = description.flags & (KEPT_AT_OPEN | KEPT_BY_FCNTL)
+    if wanted & os.O_PATH and not extra:
         return opener.open(path, wanted, known=known)
     fd = opener.open(path, os.O_PATH | extra, known=known)
     if not stat.S_ISDIR(os.fstat(fd).st_mode) and not stat.S_ISREG(os.fstat(fd).st_mode):

@@ -58,6 +58,10 @@ OPTIONS: dict[int, dict[Key, int]] = {
 PROTOCOLS = (0, socket.IPPROTO_TCP, tcp_connections.IPPROTO_MPTCP)
 
 
+_SIOCATMARK = 0x8905
+"""An ioctl that tells whether the next byte follows an urgent one (include/uapi/asm-generic/sockios.h)."""
+
+
 class State(IntEnum):
     """States of a connection (include/net/tcp_states.h)."""
 
@@ -112,6 +116,8 @@ class TcpState:
     outgoing: int = 0
     """Bytes that were written and that the other end has not acknowledged."""
     received: bytes = b""
+    urgent: bool = False
+    """A byte that was sent as urgent waits, or what was sent behind it."""
     sequence: tuple[int, int] | None = None
     """Of MPTCP, how far it has written and received."""
     peer: Held[TcpState] | None = None
@@ -204,7 +210,7 @@ class Tcp(Kind[TcpState]):
             return
         # MPTCP counts the end of the peer's side as a byte.
         end = int(state.mptcp and bool(state.socket.events & select.POLLRDHUP))
-        if not 0 <= state.socket.queued - len(state.received) <= end:
+        if state.urgent or not 0 <= state.socket.queued - len(state.received) <= end:
             yield Problem("urgent data is in its queue, which is not kept", "try again when it was read", passing=True)
         if state.peer is not None and (under_way := _under_way(state, state.peer.state)):
             yield Problem(
@@ -370,8 +376,14 @@ def _count(copy: int, state: TcpState) -> None:
 
 def _take(copy: int, state: TcpState) -> None:
     """Take what an end has received."""
-    if state.socket.queued and not state.socket.peek_offset:
+    if state.socket.peek_offset:
+        return
+    if state.socket.queued:
         state.received = sockets.peek(copy, state.socket.queued)[0]
+    state.urgent = bool(state.socket.events & select.POLLPRI)
+    if not state.urgent and not state.mptcp and state.remote and sockets.queued(copy, _SIOCATMARK):
+        # What lies behind the mark is counted only when something is read there (tcp_inq() in net/ipv4/tcp.c).
+        state.urgent = bool(state.socket.events & select.POLLIN and sockets.peek(copy, 1).content)
 
 
 def _bring(sender: Held[TcpState], receiver: Held[TcpState]) -> None:

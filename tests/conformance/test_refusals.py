@@ -41,6 +41,7 @@ WORDS = {
     "traced.c": ["traced"],
     "typed.py": ["bytes that were typed", "bytes that were written"],
     "uninterruptible.c": ["thread", "uninterruptible system call"],
+    "urgent.py": ["urgent data is in its queue"],
     "userfault.c": ["userfaultfd"],
     "vdso_changed.c": ["moved its vDSO's code", "written into its vDSO", "the protection of its vDSO"],
 }

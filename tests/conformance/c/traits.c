@@ -19,6 +19,7 @@ static void look(typeof(before) *at)
 	memset(at, 0, sizeof *at);
 	prctl(PR_GET_PDEATHSIG, &at->death_signal);
 	prctl(PR_GET_TSC, &at->tsc);
+	at->keep_capabilities = prctl(PR_GET_KEEPCAPS, 0, 0, 0, 0);
 	at->no_new_privileges = prctl(PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0);
 	at->dumpable = prctl(PR_GET_DUMPABLE);
 	prctl(PR_GET_CHILD_SUBREAPER, &at->subreaper);
@@ -40,6 +41,7 @@ int main(void)
 {
 	begin();
 	prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+	prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0);
 	prctl(PR_SET_CHILD_SUBREAPER, 1);
 	prctl(PR_SET_TIMERSLACK, 123456);
 	prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);
@@ -58,6 +60,7 @@ int main(void)
 
 	look(&after);
 	SAME(death_signal);
+	SAME(keep_capabilities);
 	SAME(no_new_privileges);
 	SAME(dumpable);
 	SAME(subreaper);

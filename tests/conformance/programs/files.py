@@ -50,6 +50,8 @@ def main() -> None:
     for number in range(20):
         (folder / f"entry {number}").write_text("")
     directory = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    for plainly in (os.O_RDONLY, os.O_PATH):
+        os.open(folder, plainly)
     scan = os.scandir(folder)
     listed = [next(scan).name for _ in range(5)]
 

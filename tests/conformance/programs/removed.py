@@ -1,6 +1,7 @@
 """A program in a directory that was removed, with descriptors of that one, of another and of a pipe without a name."""
 
 import errno
+import fcntl
 import os
 import stat
 
@@ -29,6 +30,7 @@ def main() -> None:
     os.chdir(HERE / "gone")
     here = os.open(".", os.O_RDONLY | os.O_DIRECTORY)
     below = os.open(HERE / "above" / "below", os.O_PATH)
+    plainly = os.open(HERE / "above" / "below", os.O_RDONLY)
     os.mkfifo(HERE / "fifo", 0o640)
     reader = os.open(HERE / "fifo", os.O_RDONLY | os.O_NONBLOCK)
     writer = os.open(HERE / "fifo", os.O_WRONLY)
@@ -37,6 +39,7 @@ def main() -> None:
     (HERE / "gone").rmdir()
     (HERE / "above" / "below").rmdir()
     (HERE / "above").rmdir()
+    was = {fd: fcntl.fcntl(fd, fcntl.F_GETFL) for fd in (here, below, plainly)}
     ours, theirs = os.pipe(), os.pipe()
     child = os.fork()
     if not child:
@@ -49,6 +52,8 @@ def main() -> None:
     same(os.path.samestat(os.stat("."), os.fstat(here)), True, "a descriptor of the current directory leads to it")
     same(os.listdir(here), [], "what is in it")
     same(stat.S_IMODE(os.fstat(below).st_mode), 0o751, "the mode of another one")
+    for fd, flags in was.items():
+        same(fcntl.fcntl(fd, fcntl.F_GETFL), flags, f"flags of descriptor {fd}")
     expect(not os.path.samestat(os.fstat(below), os.fstat(here)), "two directories are two")
     same(os.fstat(reader).st_nlink, 0, "the names of the pipe")
     same(stat.S_IMODE(os.fstat(reader).st_mode), 0o640, "its mode")

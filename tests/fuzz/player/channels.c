@@ -197,6 +197,50 @@ static long receive(const long *a)
 	return size;
 }
 
+/* two descriptors: datagrams between names that the kernel or we have chosen, connected or not */
+static long unix_datagrams(const long *a)
+{
+	struct sockaddr_un at = {.sun_family = AF_UNIX};
+	socklen_t size = sizeof(at.sun_family);
+	int fds[2] = {socket(AF_UNIX, SOCK_DGRAM, 0), socket(AF_UNIX, SOCK_DGRAM, 0)};
+
+	if (bind(fds[0], (struct sockaddr *)&at, size))
+		return -1;
+	size = sizeof(at);
+	getsockname(fds[0], (struct sockaddr *)&at, &size);
+	if (connect(fds[1], (struct sockaddr *)&at, size))
+		return -1;
+	return pair(fds, a);
+}
+
+/* descriptor, bound: a socket that is not connected, and may have a port */
+static long alone(const long *a)
+{
+	struct sockaddr_in at = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+	int fd = socket(AF_INET, (a[2] % 2 ? SOCK_STREAM : SOCK_DGRAM) | (a[3] % 2 ? SOCK_NONBLOCK : 0), 0);
+
+	if (fd < 0 || (a[1] % 3 && bind(fd, (struct sockaddr *)&at, sizeof(at))))
+		return -1;
+	if (a[1] % 3 == 2 && a[2] % 2)
+		listen(fd, (int)(a[3] % 10));
+	return place_fd(fd, a[0]);
+}
+
+/* descriptor, value: a byte that is urgent */
+static long urgent(const long *a)
+{
+	char byte = (char)('a' + a[1] % 26);
+
+	return send(fd_of(a[0]), &byte, 1, MSG_OOB | MSG_DONTWAIT | MSG_NOSIGNAL);
+}
+
+static long linger(const long *a)
+{
+	struct linger what = {.l_onoff = (int)(a[1] % 2), .l_linger = (int)(a[2] % 10)};
+
+	return setsockopt(fd_of(a[0]), SOL_SOCKET, SO_LINGER, &what, sizeof(what));
+}
+
 static long shut(const long *a)
 {
 	static const int how[] = {SHUT_RD, SHUT_WR, SHUT_RDWR};
@@ -400,6 +444,10 @@ const struct verb channel_verbs[] = {{"pipe", pipe_},
 				     {"unix_connect", unix_connect},
 				     {"send", send_},
 				     {"receive", receive},
+				     {"unix_datagrams", unix_datagrams},
+				     {"alone", alone},
+				     {"urgent", urgent},
+				     {"linger", linger},
 				     {"shut", shut},
 				     {"set_option", set_option},
 				     {"socket_state", socket_state},

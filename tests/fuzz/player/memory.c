@@ -4,11 +4,17 @@
  */
 #include "player.h"
 
+#include <sys/ipc.h>
 #include <sys/mman.h>
+#include <sys/shm.h>
 #include <sys/uio.h>
 
 #ifndef MADV_COLLAPSE
 #define MADV_COLLAPSE 25 /* Linux 6.1 */
+#endif
+#ifndef MADV_GUARD_INSTALL
+#define MADV_GUARD_INSTALL 102 /* Linux 6.13 */
+#define MADV_GUARD_REMOVE 103
 #endif
 
 enum { PLACES = 8, PAGES = 64, PAGE = 4096 };
@@ -74,10 +80,13 @@ static long look(const long *a)
 /* place, first page, pages, advice */
 static long advise(const long *a)
 {
-	static const int advices[] = {MADV_DONTNEED, MADV_DONTFORK, MADV_DOFORK,   MADV_WIPEONFORK, MADV_KEEPONFORK,
-				      MADV_DONTDUMP, MADV_DODUMP,   MADV_REMOVE,   MADV_PAGEOUT,    MADV_COLD,
-				      MADV_RANDOM,   MADV_HUGEPAGE, MADV_COLLAPSE, MADV_SEQUENTIAL, MADV_NORMAL};
-	int advice = advices[a[3] % 15];
+	static const int advices[] = {
+		MADV_DONTNEED, MADV_DONTFORK,	   MADV_DOFORK,		MADV_WIPEONFORK,    MADV_KEEPONFORK,
+		MADV_DONTDUMP, MADV_DODUMP,	   MADV_REMOVE,		MADV_PAGEOUT,	    MADV_COLD,
+		MADV_RANDOM,   MADV_HUGEPAGE,	   MADV_COLLAPSE,	MADV_SEQUENTIAL,    MADV_NORMAL,
+		MADV_FREE,     MADV_NOHUGEPAGE,	   MADV_MERGEABLE,	MADV_DONTNEED,	    MADV_UNMERGEABLE,
+		MADV_WILLNEED, MADV_POPULATE_READ, MADV_POPULATE_WRITE, MADV_GUARD_INSTALL, MADV_GUARD_REMOVE};
+	int advice = advices[(size_t)a[3] % (sizeof(advices) / sizeof(*advices))];
 	long result = madvise(place(a[0]) + a[1] % PAGES * PAGE, (a[2] % 16 + 1) * PAGE, advice);
 
 	/* Whether pages can be put together or out is the kernel's own affair at that moment. */
@@ -126,6 +135,75 @@ static long poke(const long *a)
 	return process_vm_writev(shared->actors[a[3] % ACTORS].pid, &here, 1, &there, 1, 0);
 }
 
+/* place, page, value, actor: into its memory as a debugger does, also where it may not write itself */
+static long force(const long *a)
+{
+	char path[64], text[PAGE + 100];
+
+	snprintf(path, sizeof(path), "/proc/%d/mem", shared->actors[a[3] % ACTORS].pid);
+	int fd = open(path, O_RDWR | O_CLOEXEC);
+	if (fd < 0)
+		return -1;
+	memset(text, (int)a[2], sizeof(text));
+	long size = pwrite(fd, text, sizeof(text), (off_t)(place(a[0]) + a[1] % (PAGES - 3) * PAGE + 50));
+	close(fd);
+	return size;
+}
+
+/* place, page, descriptor, offset, size: the kernel writes there */
+static long read_into(const long *a)
+{
+	char *at = place(a[0]) + a[1] % (PAGES - 4) * PAGE + 7;
+	struct iovec parts[] = {{at, 100}, {at + PAGE, (size_t)(a[4] % (2 * PAGE))}};
+
+	return preadv(fd_of(a[2]), parts, 2, a[3] % 9000);
+}
+
+/* place, pages that it is to have: more or fewer than it has, where it is */
+static long resize(const long *a)
+{
+	long before = a[1] % PAGES + 1, after = a[2] % (2 * PAGES) + 1;
+
+	return mremap(place(a[0]), (size_t)(before * PAGE), (size_t)(after * PAGE), 0) == MAP_FAILED ? -1 : 0;
+}
+
+/* from place, to place: the same shared memory once more */
+static long twice(const long *a)
+{
+	if (a[0] % PLACES == a[1] % PLACES)
+		return 0;
+	void *got =
+		mremap(place(a[0]), 0, (size_t)((a[2] % PAGES + 1) * PAGE), MREMAP_MAYMOVE | MREMAP_FIXED, place(a[1]));
+
+	return got == MAP_FAILED ? -1 : 0;
+}
+
+/* place, pages: a segment of System V that is gone with those who have it */
+static long segment(const long *a)
+{
+	int id = shmget(IPC_PRIVATE, (size_t)((a[1] % PAGES + 1) * PAGE), 0600);
+	void *got;
+
+	if (id < 0)
+		return -1;
+	got = shmat(id, place(a[0]), SHM_REMAP | (a[2] % 4 ? 0 : SHM_RDONLY));
+	shmctl(id, IPC_RMID, NULL);
+	return got == (void *)-1 ? -1 : 0;
+}
+
+/* place, first page, pages: written back, or not */
+static long sync_(const long *a)
+{
+	return msync(place(a[0]) + a[1] % PAGES * PAGE, (size_t)((a[2] % 16 + 1) * PAGE),
+		     a[3] % 2 ? MS_ASYNC : MS_SYNC);
+}
+
+/* off, or on: what is mapped from now on is locked when it is touched */
+static long lock_all(const long *a)
+{
+	return a[0] % 2 ? munlockall() : mlockall(MCL_FUTURE | MCL_ONFAULT);
+}
+
 /* place, first page, pages, off */
 static long lock(const long *a)
 {
@@ -146,6 +224,22 @@ static long mapped(const long *a)
 	return count;
 }
 
-const struct verb memory_verbs[] = {{"map", map},   {"unmap", unmap},	{"protect", protect}, {"store", store},
-				    {"look", look}, {"advise", advise}, {"move", move},	      {"heap", heap},
-				    {"poke", poke}, {"mlock", lock},	{"mapped", mapped},   {0}};
+const struct verb memory_verbs[] = {{"map", map},
+				    {"unmap", unmap},
+				    {"protect", protect},
+				    {"store", store},
+				    {"look", look},
+				    {"advise", advise},
+				    {"move", move},
+				    {"heap", heap},
+				    {"poke", poke},
+				    {"mlock", lock},
+				    {"mapped", mapped},
+				    {"force", force},
+				    {"read_into", read_into},
+				    {"resize_map", resize},
+				    {"twice", twice},
+				    {"segment", segment},
+				    {"msync", sync_},
+				    {"lock_all", lock_all},
+				    {0}};

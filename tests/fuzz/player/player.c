@@ -144,7 +144,8 @@ static void save(long round)
 
 static const struct verb *find(const char *name)
 {
-	static const struct verb *const all[] = {memory_verbs, file_verbs, channel_verbs, signal_verbs, process_verbs};
+	static const struct verb *const all[] = {memory_verbs,	file_verbs, channel_verbs, signal_verbs,
+						 process_verbs, wait_verbs, own_verbs,	   terminal_verbs};
 
 	for (size_t i = 0; i < sizeof(all) / sizeof(*all); i++)
 		for (const struct verb *one = all[i]; one->name; one++)
@@ -154,7 +155,8 @@ static const struct verb *find(const char *name)
 	_exit(98);
 }
 
-static void act(const struct step *step)
+/* Whether the step is over when this returns. */
+static bool act(const struct step *step)
 {
 	sigjmp_buf back;
 	long result;
@@ -162,14 +164,19 @@ static void act(const struct step *step)
 
 	if (!strcmp(step->verb, "save")) {
 		save(step->a[0]);
-		return;
+		return true;
 	}
 	say("%u #%d %s:", atomic_load(&shared->turn), me, step->verb);
+	if (!strcmp(step->verb, "wait_for")) {
+		say(" %ld\n", step->a[0]);
+		wait_for(step->a);
+		return false;
+	}
 	fault = sigsetjmp(back, 1);
 	if (fault) {
 		rescue = NULL;
 		say(" fault %d\n", fault);
-		return;
+		return true;
 	}
 	rescue = &back;
 	errno = 0;
@@ -179,6 +186,7 @@ static void act(const struct step *step)
 		say(" %s\n", strerrorname_np(errno));
 	else
 		say(" %ld\n", result);
+	return true;
 }
 
 /* The first actor sees to it that a process which ends has ended before the next step begins. */
@@ -198,7 +206,13 @@ static void see_the_end(void)
 		if (fd >= 0)
 			close(fd);
 		text[size > 0 ? size : 0] = 0;
-		if (size <= 0 || strstr(text, ") Z") || strstr(text, ") X"))
+		/* Its children get another parent when its last thread is gone, which is the 18th word from here. */
+		char *word = size > 0 ? strrchr(text, ')') : NULL;
+		bool ends = word && (word[2] == 'Z' || word[2] == 'X');
+
+		for (int i = 0; word && i < 18; i++)
+			word = strchr(word + 1, ' ');
+		if (!word || (ends && atoi(word) <= 1))
 			break;
 		nanosleep(&moment, NULL);
 	}
@@ -222,8 +236,8 @@ void play(int actor)
 			_exit(0);
 		}
 		if (shared->step[turn].actor == me && !atomic_load(&shared->ending)) {
-			act(&shared->step[turn]);
-			done();
+			if (act(&shared->step[turn]))
+				done();
 			continue;
 		}
 		see_the_end();
@@ -260,6 +274,7 @@ static void attach(void)
 		_exit(96);
 	sigaction(SIGSEGV, &fault, NULL);
 	sigaction(SIGBUS, &fault, NULL);
+	attach_waits();
 	signal(SIGPIPE, SIG_IGN);
 	signal(SIGIO, SIG_IGN);	 /* of a lease that is broken */
 	signal(SIGHUP, SIG_IGN); /* of a group that was orphaned while it stood still */
@@ -281,6 +296,11 @@ static int begin(const char *folder, const char *name)
 	read_script(path);
 	snprintf(shared->place, sizeof(shared->place), "%s/%s", folder, name);
 	prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0);
+	for (int i = 0; i < shared->steps; i++)
+		if (!strcmp(shared->step[i].verb, "wait_for")) {
+			begin_waits();
+			break;
+		}
 	if (chdir(shared->place))
 		return 94;
 	play(0);

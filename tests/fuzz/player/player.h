@@ -23,7 +23,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-enum { ACTORS = 12, STEPS = 400, ARGUMENTS = 5, SHARED_FD = 900, FIRST_FD = 20, FDS = 24 };
+enum { ACTORS = 12, STEPS = 1000, ARGUMENTS = 5, SHARED_FD = 900, FIRST_FD = 20, FDS = 24 };
 
 struct step {
 	int actor;
@@ -34,6 +34,33 @@ struct step {
 struct actor {
 	int pid, tid;
 	bool thread;
+	int kind; /* of the call that it waits in; see waits.c */
+	long result;
+	_Atomic uint32_t word, back; /* futexes: what it waits at, and that its call is over */
+};
+
+enum {
+	WAIT_READ,
+	WAIT_INTERRUPTED,
+	WAIT_POLL,
+	WAIT_PPOLL,
+	WAIT_RECEIVE,
+	WAIT_SELECT,
+	WAIT_EPOLL,
+	WAIT_COUNTER,
+	WAIT_WRITE,
+	WAIT_FLOCK,
+	WAIT_RANGE,
+	WAIT_FUTEX,
+	WAIT_FUTEX_LONG,
+	WAIT_SIGNAL,
+	WAIT_SUSPEND,
+	WAIT_SLEEP,
+	WAIT_UNTIL,
+	WAIT_TIMER,
+	WAIT_POLL_MOMENT,
+	WAIT_FUTEX_MOMENT,
+	WAITS
 };
 
 struct shared {
@@ -59,7 +86,8 @@ struct verb {
 	verb_fn *act;
 };
 
-extern const struct verb memory_verbs[], file_verbs[], channel_verbs[], signal_verbs[], process_verbs[];
+extern const struct verb memory_verbs[], file_verbs[], channel_verbs[], signal_verbs[], process_verbs[], wait_verbs[];
+extern const struct verb own_verbs[], terminal_verbs[];
 
 void say(const char *format, ...) __attribute__((format(printf, 1, 2)));
 const char *whose(int pid);	   /* a PID as the number of its actor, which is the same in every run */
@@ -67,6 +95,9 @@ long place_fd(int fd, long index); /* move to the number of an index; the index 
 int impatient(int fd); /* make it one that does not wait, for the others would, too: its flags before, or -1 */
 void patient(int fd, int flags);
 bool is_reset(int fd);
+void begin_waits(void);	 /* make what is waited at */
+void attach_waits(void); /* for a new program */
+void wait_for(const long *a);
 void play(int actor);
 void done(void); /* the step is over: the next one's turn */
 static inline int fd_of(long index)

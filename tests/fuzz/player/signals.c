@@ -186,6 +186,28 @@ static long posix_timer_state(const long *a)
 	return spec.it_interval.tv_sec * 10 + (spec.it_value.tv_sec > 2000);
 }
 
+/* which timer runs out, while its signal is blocked; it waits then */
+static long expire(const long *a)
+{
+	struct itimerval soon = {.it_value.tv_usec = 1};
+	struct sigevent event = {.sigev_notify = SIGEV_SIGNAL, .sigev_signo = SIGALRM, .sigev_value.sival_int = 7};
+	struct itimerspec once = {.it_value.tv_nsec = 1};
+	struct timespec moment = {.tv_nsec = 200000};
+	sigset_t set;
+	int timer;
+
+	pthread_sigmask(SIG_SETMASK, NULL, &set);
+	if (!sigismember(&set, SIGALRM) || !harmless(SIGALRM))
+		return -2;
+	if (a[0] % 2 ? setitimer(ITIMER_REAL, &soon, NULL)
+		     : (syscall(SYS_timer_create, CLOCK_MONOTONIC, &event, &timer) ||
+			syscall(SYS_timer_settime, timer, 0, &once, NULL)))
+		return -1;
+	nanosleep(&moment, NULL);
+	sigpending(&set);
+	return sigismember(&set, SIGALRM) >= 0 ? 0 : -1;
+}
+
 /* limit, value */
 static long limit(const long *a)
 {
@@ -269,10 +291,11 @@ static long affinity(const long *a)
 
 static long policy(const long *a)
 {
-	static const int policies[] = {SCHED_OTHER, SCHED_BATCH, SCHED_IDLE};
+	/* Not SCHED_IDLE: on a busy machine nobody would get his turn. */
+	static const int policies[] = {SCHED_OTHER, SCHED_BATCH};
 	struct sched_param none = {0};
 
-	if (a[1] % 2 && sched_setscheduler(0, policies[a[0] % 3], &none))
+	if (a[1] % 2 && sched_setscheduler(0, policies[a[0] % 2], &none))
 		return -1;
 	return sched_getscheduler(0);
 }
@@ -287,6 +310,7 @@ const struct verb signal_verbs[] = {{"action", action},
 				    {"interval", interval},
 				    {"posix_timer", posix_timer},
 				    {"posix_timer_state", posix_timer_state},
+				    {"expire", expire},
 				    {"limit", limit},
 				    {"limits", limits},
 				    {"control", control},
