@@ -166,7 +166,7 @@ class Named:
         What waited at a name is sent again later, and only then whom they know by name is made known to them: one that
         is connected hears nobody else.
         """
-        alone = {i: d for i, d in mine.items() if owns(d.unix) or d.unix.connected_to}
+        alone = {i: d for i, d in mine.items() if _stands_alone(d.unix)}
         made: dict[int, socket.socket] = {}
         # Those whose name leads elsewhere by now come first: another one of the tree may have it.
         for index, description in sorted(alone.items(), key=lambda one: not one[1].unix.moved):
@@ -191,6 +191,10 @@ class Named:
                         unix_paths.connect(made[index], at[there])
                     else:
                         _connect(made[index], there, self.opening.openers.description(index))
+        for index, description in alone.items():
+            if _is_shut(description.unix) and _hears_by_name(description.unix):
+                with naming(description):
+                    shut(made[index], description.unix)
         self._bound.settle()
 
     @contextmanager
@@ -205,9 +209,8 @@ class Named:
             raise RestoreFailed(f"datagrams came from {printable(name)}, which is not in the image")
 
     def queue_up(self, mine: dict[int, Description]) -> None:
-        """Connect those who wait to be accepted, in their order, and shut what is shut and no connection's end.
-
-        Nothing may be accepted from then on.
+        """Connect those who wait to be accepted, in their order, and shut what is shut and no connection's end, but for
+        those who are to hear or to send first. Nothing may be accepted from then on.
         """
         for number, listener in mine.items():
             for index in listener.unix.pending:
@@ -221,10 +224,9 @@ class Named:
                     shut(client, unix)
                     self.opening.place(index, client.dup().detach())
         for index, description in mine.items():
-            unix = description.unix
-            if (unix.shut_read or unix.shut_write) and not (unix.has_peer or unix.peer_gone or unix.is_pending):
+            if _is_shut(description.unix) and not _hears_by_name(description.unix):
                 with self.opening.socket(index) as sock:
-                    shut(sock, unix)
+                    shut(sock, description.unix)
 
     def _bind(self, index: int, unix: UnixMessage, opener: Opener) -> socket.socket:
         sock = self._stack.enter_context(socket.socket(socket.AF_UNIX, unix.type))
@@ -297,6 +299,21 @@ def _clear(unix: UnixMessage, opener: Opener) -> None:
         raise RestoreFailed(f"the unix socket {printable(unix.name)} cannot be made again: {why[0]}", advice=why[1])
     with suppress(FileNotFoundError):
         opener.unlink(unix_paths.path_of(unix))
+
+
+def _stands_alone(unix: UnixMessage) -> bool:
+    """Whether it is bound, or knows another by name."""
+    return owns(unix) or bool(unix.connected_to)
+
+
+def _hears_by_name(unix: UnixMessage) -> bool:
+    """Whether what waits at it, or at others from it, is sent again by names: not when it is shut any more."""
+    return unix.type == socket.SOCK_DGRAM and _stands_alone(unix)
+
+
+def _is_shut(unix: UnixMessage) -> bool:
+    """Whether it is shut, and no end of a connection."""
+    return (unix.shut_read or unix.shut_write) and not (unix.has_peer or unix.peer_gone or unix.is_pending)
 
 
 def shut(sock: socket.socket, unix: UnixMessage) -> None:
