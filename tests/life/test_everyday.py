@@ -8,18 +8,13 @@ from __future__ import annotations
 import grp
 import os
 import shutil
-import signal
-import subprocess
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import pytest
 
 from tests.conformance.harness import wait_until
-from tests.users import BIN, User
-
-TORPOR = str(BIN / "torpor")
-AMBIENT = ("--inh-caps=+checkpoint_restore", "--ambient-caps=+checkpoint_restore")
+from tests.life.life import Life
+from tests.users import User
 
 # Each in a new directory, with $group for a second group of the user's. What they print must not depend on the time.
 COMMANDS = {
@@ -68,7 +63,6 @@ IN_A_CAPSULE = {
 
 JOB = """
 commands=$1 out=$2
-echo $$ >$out/ready.new; mv $out/ready.new $out/ready
 until [ -e $out/go ]; do : >$out/beat; sleep 0.02; done
 for command in $commands/*; do
     mkdir $out/in; cd $out/in
@@ -104,49 +98,23 @@ class Runner:
         shutil.rmtree(self._out, ignore_errors=True)
         self._out.mkdir()
         self.user.own(self._out)
-        prefix = [TORPOR, "run", "--"] if ways else []
-        process = self._start([*prefix, "bash", self.user.tmp / "job", self._commands, self._out])
-        for way in ways[1:]:
-            wait_until((self._out / "ready").exists, "it runs")
-            root = self._of_the_job(process.pid)
-            saved = self._start([TORPOR, "checkpoint", root, "--then", "kill"])
-            assert saved.wait(60) == 0
-            assert process.wait(20) == -signal.SIGKILL
-            (self._out / "beat").unlink()
-            privileges = AMBIENT if way == "native" else ()
-            process = self._start([TORPOR, "restore", "latest", "--as", way], privileges)
-            wait_until((self._out / "beat").exists, "it is woken")
-        (self._out / "go").touch()
-        assert process.wait(60) == 0
+        command = ["bash", self.user.tmp / "job", self._commands, self._out]
+        life = Life(self.user, command, self._out, run=bool(ways), groups=[self.group.gr_gid])
+        try:
+            for way in ways[1:]:
+                self._wait_alive()
+                life.wake(way)
+            self._wait_alive()
+            (self._out / "go").touch()
+            assert life.end(60) == 0, life.said
+        finally:
+            life.kill()
         return {name: (self._out / f"{number}.out").read_text() for number, name in enumerate(self.names)}
 
-    def _of_the_job(self, launcher: int) -> str:
-        """What is to be saved: the first below a torpor-init below the launcher."""
-        (init,) = _children(launcher)
-        return str(init)
-
-    def _start(self, command: Sequence[str | Path], privileges: Sequence[str] = ()) -> subprocess.Popen[bytes]:
-        ids = [f"--reuid={self.user.uid}", f"--regid={self.user.gid}", f"--groups={self.user.gid},{self.group.gr_gid}"]
-        return subprocess.Popen(
-            ["setpriv", *ids, *privileges, *map(str, command)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            cwd=self.user.tmp,
-            env=self.user.env,
-            start_new_session=True,
-        )
-
-
-def _children(pid: int) -> list[int]:
-    try:
-        return [
-            int(child)
-            for task in Path(f"/proc/{pid}/task").iterdir()
-            for child in (task / "children").read_text().split()
-        ]
-    except (FileNotFoundError, ProcessLookupError):
-        return []
+    def _wait_alive(self) -> None:
+        beat = self._out / "beat"
+        beat.unlink(missing_ok=True)
+        wait_until(beat.exists, "it runs")
 
 
 @pytest.fixture
