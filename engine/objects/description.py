@@ -206,6 +206,9 @@ class GrabbedDescriptors:
     """The files whose content was taken with the memory, once that is done."""
     stand_ins: Mapping[int, int] = field(default_factory=dict)
     """By PID: who may be asked instead where a tree that runs again has its directories and networks; it may end."""
+    _kinds: dict[type[Kind[Any]], list[Held[Any]]] = field(default_factory=dict)
+    _sorted: int = 0
+    """How many of `held` are in `_kinds`."""
 
     def asked(self, pid: int) -> int:
         """The PID under which /proc tells of a process, also when that has ended since the freeze."""
@@ -226,7 +229,12 @@ class GrabbedDescriptors:
 
     def of(self, kind: type[Kind[S]]) -> list[Held[S]]:
         """The descriptions of one kind."""
-        return [held for held in self.held if isinstance(held.kind, kind)]
+        if self._sorted < len(self.held):  # more were found since
+            self._kinds, self._sorted = {}, len(self.held)
+        # Every socket asks for the others: with thousands a search each time would take minutes.
+        if kind not in self._kinds:
+            self._kinds[kind] = [held for held in self.held if isinstance(held.kind, kind)]
+        return self._kinds[kind]
 
     def stdio(self, held: Held[Any], fd: int) -> int | None:
         """Which of the restorer's 0, 1 and 2 stands in for descriptor `fd`; None when `held` is made anew.

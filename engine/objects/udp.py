@@ -133,7 +133,7 @@ class Udp(Kind[UdpState]):
             yield Problem(why, "read the error, or try again", passing=True)
         if state.messages and any(state.socket.options.get(UDP_GRO, b"")):
             yield Problem("datagrams wait in it that the kernel may have joined (UDP_GRO)", "try again", passing=True)
-        ours = [sockets.address(other.state.local) for other in tree.of(Udp)]
+        ours = [sockets.address(other.state.local) for other in tree.of(Udp)] if state.messages else []
         for sender in dict.fromkeys(sockets.address(name) for _, name in state.messages):
             if not any(_is_at(own, sender) for own in ours) and (why := _why_not_ours(sender)):
                 yield Problem(

@@ -342,7 +342,7 @@ def _judge_clients(state: UnixState, tree: GrabbedDescriptors) -> Iterator[Probl
 
 def _judge_senders(state: UnixState, tree: GrabbedDescriptors) -> Iterator[Problem]:
     """The datagrams that wait at a name can be sent again by who sent them."""
-    if state.socket.family.type != socket.SOCK_DGRAM:
+    if state.socket.family.type != socket.SOCK_DGRAM or not state.queue.messages:
         return
     ours = {other.state.known.name for other in tree.of(Unix) if other.state.bound and other.state.known}
     for sender in dict.fromkeys(unix_paths.of(message.sender) for message in state.queue.messages):

@@ -1,6 +1,6 @@
-"""Runs one file of CPython's own tests, with the interpreter that it belongs to; notes what becomes of each test.
+"""Runs files of CPython's own tests, with the interpreter that they belong to; notes what becomes of each test.
 
-python3 tests/life/cpython.py test_os OUTCOMES: a line for each test, "name<TAB>outcome<TAB>reason".
+python3 tests/life/cpython.py OUTCOMES test_os test_pty: a line for each test, "name<TAB>outcome<TAB>reason".
 """
 
 from __future__ import annotations
@@ -43,12 +43,18 @@ class Noted(unittest.TestResult):
             self.note(test, "failure", f"{subtest} {self._exc_info_to_string(err, test)}")
 
 
-def main(name: str, outcomes: str) -> None:
+def main(outcomes: str, *names: str) -> None:
     from test import support  # noqa: PLC0415 - only the interpreter whose tests they are has it
 
     support.use_resources = []  # what a plain run of the suite does: no network, no hours
     with open(outcomes, "a") as file:
-        unittest.TestLoader().loadTestsFromName(f"test.{name}").run(Noted(file))
+        for name in names:
+            try:
+                tests = unittest.TestLoader().loadTestsFromName(f"test.{name}")
+            except unittest.SkipTest as reason:  # the whole file
+                print(name, "skipped", reason, sep="\t", file=file, flush=True)
+            else:
+                tests.run(Noted(file))
 
 
 if __name__ == "__main__":

@@ -14,8 +14,9 @@ from tests.users import BIN, User
 
 TORPOR = str(BIN / "torpor")
 AMBIENT = ("--inh-caps=+checkpoint_restore", "--ambient-caps=+checkpoint_restore")
-IN_A_SESSION = ["sh", "-c", '"$@"; exit $?', "sh"]
-"""A shell that leads the session and the process group, above the twin and above the job alike."""
+IN_A_SESSION = ["sh", "-c", 'exec 2>/dev/null; "$@" 2>&1; exit $?', "sh"]
+"""A shell that leads the session and the process group, above the twin and above the job alike. What it says itself,
+"Killed", is not the job's."""
 PATIENCE = 20.0
 """Seconds in which a job that is refused at one moment must be savable at another one."""
 PAUSE = 0.1
