@@ -22,6 +22,7 @@ from torpor.image import reading
 from torpor.objects import (
     bundle,
     credentials,
+    daemons,
     descriptors,
     filters,
     memory,
@@ -229,7 +230,7 @@ def _take(root: int, writer: SnapshotWriter, how: _How, progress: Progress) -> S
     waits.look(tree.tasks(root))
     with (
         no_collection() as calm,
-        Frozen(root, FREEZE_SECONDS, how.last, how.hold) as frozen,
+        Frozen(root, FREEZE_SECONDS, how.last, how.hold, partial(daemons.of, root)) as frozen,
         TakenTree(frozen.processes, waits, how.series, how.still, again=how.then == "run") as taken,
     ):
         try:
@@ -240,6 +241,7 @@ def _take(root: int, writer: SnapshotWriter, how: _How, progress: Progress) -> S
                 frozen.thaw()
             calm.close()
             image, pages = taken.describe()
+            taken.notices += daemons.notices(root)
             before = taken.before if writer.base else [None] * len(pages)
             _write(image, pages, before, taken, writer, progress, bundle_files=how.bundle_files)
             taken.let_snapshots_go()

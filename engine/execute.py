@@ -112,6 +112,8 @@ class Builder:
             adopts = [
                 Call(NR.prctl, (tree.PR_SET_CHILD_SUBREAPER, on, 0, 0, 0), 0, "adopting orphans") for on in (1, 0)
             ]
+            if member.adopter.image is None:
+                adopts = []  # init adopts orphans as it is
             self._blanks.run([self._work(adopter, adopts[:1])])
             self._blanks.end(self.processes.pop(member.pid).threads[0], [], signal.SIGKILL)
             reaping = Call(NR.wait4, (member.pid, 0, WALL, 0), member.pid, f"reaping the stand-in {member.pid}")

@@ -164,7 +164,9 @@ class Plan:
             yield f"{process.name}:"
             yield from _explain("when born", process.birth)
             if process.member.adopter:
-                yield f"  ends when all are born: its children fall to process {process.member.adopter.pid}"
+                adopter = process.member.adopter
+                whom = f"process {adopter.pid}" if adopter.image else "torpor-init"
+                yield f"  ends when all are born: its children fall to {whom}"
             yield from _explain("when all are born", [*process.build, *process.fill, *process.furnish])
             yield from _explain("at its end", process.end)
             for thread in process.threads:

@@ -234,7 +234,7 @@ class TakenTree:
         pages: list[memory.Ranges] = []
         for taken in self._all:
             above = self._parents[taken.pid]
-            parent = own_pids[above] if above else self._outside_parents[taken.pid]
+            parent = own_pids[above] if above else self._outside_parents[taken.pid] if taken is self._all[0] else 0
             if isinstance(taken, TakenZombie):
                 tree.describe_zombie(taken.texts, parent, image.processes.add())
                 pages.append(memory.Ranges(taken.pid, [], []))

@@ -6,7 +6,7 @@ contain, as the root's parent or the leader of its session, are taken by *stand-
 
 An orphan may be in a session into which its parent could never have borne it: it was born far below, and fell to its
 parent, a subreaper then, when those between had ended. So it is here: it is the child of a stand-in below its parent,
-which ends when all are born.
+which ends when all are born. A daemon of the job, below nobody of it, falls to init in that way.
 
 Documented in: setsid(2), setpgid(2), credentials(7), prctl(2) on PR_SET_CHILD_SUBREAPER.
 """
@@ -96,12 +96,16 @@ def arrange(image: pb.Tree, init: int) -> Member:
     root = image.processes[0]
     by_pid = {process.pid: _member(process) for process in image.processes}
     _refuse("the tree cannot be built", _check(image, by_pid))
+    daemons = [by_pid[process.pid] for process in image.processes[1:] if not process.ppid]
     for process in image.processes[1:]:
-        _below(by_pid[process.ppid], by_pid[process.pid])
+        _below(by_pid[process.ppid or root.pid], by_pid[process.pid])
     free = _free_pids(image)
     _Orphans(image, by_pid, free).place()
+    top = Member(init, INIT_SESSION, INIT_SESSION)
+    for daemon in daemons:
+        _let_fall(daemon, by_pid[root.pid], top, free)
     outer = _needs(by_pid[root.pid])[root.pid]
-    top = lowest = Member(init, INIT_SESSION, INIT_SESSION)
+    lowest = top
     if outer:
         lowest = _below(lowest, Member(outer, outer, None))
     if root.ppid not in (*OUTSIDE, lowest.pid):
@@ -217,6 +221,19 @@ def _free_pids(image: pb.Tree) -> Iterator[int]:
     return (pid for pid in chain(range(root, max(OUTSIDE), -1), range(root, MAX_PID)) if pid not in taken)
 
 
+def _let_fall(daemon: Member, root: Member, top: Member, free: Iterator[int]) -> None:
+    """Have a daemon, which was placed as a child of the root, fall to init."""
+    if daemon.parent is root:
+        stand_in = _below(root, Member(next(free), _needs(daemon)[daemon.pid], None, only_group=True, adopter=top))
+        root.children.remove(daemon)
+        _below(stand_in, daemon)
+    else:  # of a stand-in that was to give it to the root
+        assert daemon.parent
+        root.adopted.remove(daemon)
+        daemon.parent.adopter = top
+    top.adopted.append(daemon)
+
+
 def _adopt(parent: Member, orphan: Member, stand_in: Member) -> None:
     parent.children.remove(orphan)
     parent.adopted.append(_below(stand_in, orphan))
@@ -266,7 +283,7 @@ def _check(image: pb.Tree, by_pid: dict[int, Member]) -> Iterator[Reason]:
             yield Reason(name, "it has no main thread, or an id that no process of a tree has")
         if max(process.pid, process.ppid, process.pgid, process.sid) >= MAX_PID:
             yield Reason(name, "it has an id that no kernel gives")
-        if known and process.ppid not in known:
+        if known and process.ppid and process.ppid not in known:
             yield Reason(name, f"its parent {process.ppid} is not in the image before it")
         known.add(process.pid)
 

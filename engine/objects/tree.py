@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from torpor import procfs
 from torpor.errors import NotFound, NotPermitted, Reason
 from torpor.image import image_pb2 as pb
-from torpor.objects import folders
+from torpor.objects import daemons, folders
+from torpor.objects.daemons import INIT, is_init
 from torpor.objects.folders import Folder
-from torpor.objects.names import DELETED
 from torpor.probe import probe
 from torpor.remote.batch import Batch, Call, Out, Replies, Result
 from torpor.remote.freeze import describe_process, not_permitted
@@ -65,8 +65,8 @@ def job_of(pid: int) -> int:
     Raises:
         NotFound: it stands for a job that has ended.
     """
-    if not _is_init(pid):
-        if procfs.is_ending(pid, pid) and describe_process(pid).endswith(f"({_INIT})"):
+    if not is_init(pid):
+        if procfs.is_ending(pid, pid) and describe_process(pid).endswith(f"({INIT})"):
             raise NotFound(f"the job of {describe_process(pid)} has ended")
         return pid
     # Orphans of the job are children of its init too: its first argument tells them apart.
@@ -84,20 +84,9 @@ def job_of(pid: int) -> int:
 
 def _below(pid: int) -> int:
     """The first process that is no torpor-init, at or below one; 0: none."""
-    if not _is_init(pid):
+    if not is_init(pid):
         return pid
     return next(filter(None, map(_below, procfs.children(pid, [pid]))), 0)
-
-
-_INIT = "torpor-init"
-
-
-def _is_init(pid: int) -> bool:
-    try:
-        # An upgrade replaces the file, and the link says so; a script's or another program's comm is not enough.
-        return os.path.basename(os.readlink(f"/proc/{pid}/exe").removesuffix(DELETED)) == _INIT
-    except OSError:
-        return False  # gone, or not ours to look at: the preflight says so
 
 
 def _status(pid: int) -> Mapping[bytes, bytes]:
@@ -111,7 +100,7 @@ def walk(root: int) -> list[Seen]:
         NotFound: there is no such process.
     """
     found: list[Seen] = []
-    waiting = [root]
+    waiting = [root, *daemons.of(root)]
     while waiting:
         pid = waiting.pop(0)
         try:
@@ -127,7 +116,7 @@ def walk(root: int) -> list[Seen]:
 
 def tasks(root: int) -> Iterator[tuple[int, int]]:
     """The (pid, tid) of every thread of the tree as it is at this moment."""
-    waiting = [root]
+    waiting = [root, *daemons.of(root)]
     while waiting:
         pid = waiting.pop()
         try:

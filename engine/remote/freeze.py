@@ -7,7 +7,7 @@ import os
 import signal
 import time
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
@@ -98,6 +98,7 @@ class Frozen:
         timeout: seconds for all threads to stop.
         last: threads that are stopped after the others.
         hold: seconds that the others stand still for one in an uninterruptible call.
+        apart: tells, at any moment, of processes that belong to the tree and are below nobody of it.
 
     Raises:
         NotFound: the root is gone.
@@ -105,8 +106,16 @@ class Frozen:
         CheckpointFailed: a thread did not stop within `timeout` seconds; all are let go again.
     """
 
-    def __init__(self, root: int, timeout: float, last: LastToStop | None = None, hold: float = 0.05) -> None:
+    def __init__(
+        self,
+        root: int,
+        timeout: float,
+        last: LastToStop | None = None,
+        hold: float = 0.05,
+        apart: Callable[[], Iterable[int]] = tuple,
+    ) -> None:
         self.root = root
+        self._apart = apart
         self._hold = hold
         self.processes: dict[int, Process] = {}
         self.started = time.monotonic_ns()
@@ -142,6 +151,7 @@ class Frozen:
             self._wait()
             for process in list(self.processes.values()):
                 found |= self._find_children(process)
+            found |= self._find_apart()
             if not found:
                 return
 
@@ -155,6 +165,13 @@ class Frozen:
                 self._add(Process(pid, process))
                 found = True
         return found
+
+    def _find_apart(self) -> bool:
+        """Also those who fell to the tree's keeper while it was being stopped."""
+        new = [pid for pid in self._apart() if pid not in self.processes]
+        for pid in new:
+            self._add(Process(pid, None))
+        return bool(new)
 
     def _seize_threads(self, process: Process, spared: Callable[[str], bool] | None) -> bool:
         try:
@@ -201,6 +218,9 @@ class Frozen:
             return True  # the others are ending too: look again
         if process.pid == self.root:
             raise CheckpointFailed(f"{process.name} has ended")
+        if process.parent is None:  # nobody of the tree will ask for its status
+            del self.processes[process.pid]
+            return True
         process.zombie = True
         return True
 

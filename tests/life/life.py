@@ -126,9 +126,7 @@ class Life:
         self.refusals.append(self._said.read_text()[before:].strip())
         return False
 
-    def _start(
-        self, command: Sequence[str], output: Path, privileges: Sequence[str] = ()
-    ) -> subprocess.Popen[bytes]:
+    def _start(self, command: Sequence[str], output: Path, privileges: Sequence[str] = ()) -> subprocess.Popen[bytes]:
         ids = [f"--reuid={self._user.uid}", f"--regid={self._user.gid}"]
         groups = ",".join(map(str, [self._user.gid, *self._groups]))
         with open(output, "ab") as file:

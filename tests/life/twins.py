@@ -98,7 +98,9 @@ def live(
 def differences(twins: Sequence[Lived], other: Lived) -> dict[str, tuple[str, str]]:
     """What another life gave otherwise than the undisturbed twin, less what two twins did not have alike."""
     first = twins[0].outcomes
-    unsure = {name for twin in twins[1:] for name in twin.outcomes | first if twin.outcomes.get(name) != first.get(name)}
+    unsure = {
+        name for twin in twins[1:] for name in twin.outcomes | first if twin.outcomes.get(name) != first.get(name)
+    }
     return {
         name: (first.get(name, "-"), other.outcomes.get(name, "-"))
         for name in sorted(first.keys() | other.outcomes.keys())

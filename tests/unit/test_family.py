@@ -33,9 +33,11 @@ class Kernel:
         self.table = {100: Living(100, PARENT, sid, pgid)}
         self.subreapers: set[int] = set()
         self.zombies: set[int] = set()
+        self.daemons: list[int] = []
+        """Those that fell to init."""
 
     def exit(self, pid: int, *, reaped: bool) -> None:
-        """Its children fall to the nearest subreaper above it; to one outside of the tree if there is none in it."""
+        """Its children fall to the nearest subreaper above it; to init, who reaps, if there is none in the tree."""
         above = self.table[pid].parent
         while above in self.table and above not in self.subreapers:
             above = self.table[above].parent
@@ -43,18 +45,20 @@ class Kernel:
             if above in self.table:
                 self.table[child].parent = above
                 self.table[above].children.append(child)
+            elif child in self.zombies:
+                del self.table[child]
             else:
-                self._forget(child)
+                self.table[child].parent = INIT
+                self.daemons.append(child)
         self.table[pid].children = []
         self.subreapers.discard(pid)
         self.zombies.add(pid)
-        if reaped:
+        if pid in self.daemons:
+            self.daemons.remove(pid)
+            del self.table[pid]
+        elif reaped:
             self.table[self.table[pid].parent].children.remove(pid)
             del self.table[pid]
-
-    def _forget(self, pid: int) -> None:
-        for child in self.table.pop(pid).children:
-            self._forget(child)
 
     def fork(self, pid: int, child: int) -> None:
         parent = self.table[pid]
@@ -99,12 +103,13 @@ actions = st.lists(
 
 def image_of(kernel: Kernel) -> pb.Tree:
     image = pb.Tree()
-    waiting = [100]
+    waiting = [100, *kernel.daemons]
     while waiting:
         one = kernel.table[waiting.pop(0)]
         waiting += one.children
         adopts = one.pid in kernel.subreapers
-        process = image.processes.add(pid=one.pid, ppid=one.parent, sid=one.sid, pgid=one.pgid, child_subreaper=adopts)
+        parent = 0 if one.parent == INIT else one.parent
+        process = image.processes.add(pid=one.pid, ppid=parent, sid=one.sid, pgid=one.pgid, child_subreaper=adopts)
         process.threads.add(tid=one.pid)
     return image
 

@@ -1,0 +1,116 @@
+"""Daemons of a job, below which nobody of the job is left, are saved, killed and woken with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.conformance.harness import Failed, wait_until
+from tests.life.life import Life, below
+from tests.users import BIN, User
+
+# Leaves a daemon of each kind; each writes again and again what it is.
+JOB = """
+import os, time
+
+def leave(name, *steps):
+    if os.fork():
+        os.wait()
+        return
+    for step in steps:
+        step()
+    if os.fork():
+        os._exit(0)
+    while not os.path.exists("go"):
+        with open(f"{name}.new", "w") as file:
+            print(os.getpid(), os.getsid(0), os.getpgrp(), file=file)
+        os.rename(f"{name}.new", name)
+        time.sleep(0.01)
+    open(f"{name}.over", "w").close()
+    os._exit(0)
+
+leave("of the job's session")
+leave("of a session whose leader is gone", os.setsid)
+leave("of a group whose leader is gone", lambda: os.setpgid(0, 0))
+if os.fork() == 0:
+    leave("of a session whose leader fell, too", os.setsid)
+    if os.fork() == 0:
+        os.setsid()
+        leave("below a daemon")
+        while not os.path.exists("go"):
+            time.sleep(0.01)
+    os._exit(0)
+os.wait()
+while not os.path.exists("go"):
+    open("beat", "w").close()
+    time.sleep(0.01)
+"""
+NAMES = [
+    "of the job's session",
+    "of a session whose leader is gone",
+    "of a group whose leader is gone",
+    "of a session whose leader fell, too",
+    "below a daemon",
+]
+
+
+class Watched:
+    """A job with its daemons."""
+
+    def __init__(self, user: User, *command: str) -> None:
+        self.directory = user.tmp / "in"
+        self.directory.mkdir()
+        user.own(self.directory)
+        self.life = Life(user, [*command, BIN / "python", "-c", JOB], self.directory, run=True)
+
+    def told(self) -> dict[str, str]:
+        """What each daemon says of itself, from now on."""
+        for name in ("beat", *NAMES):
+            (self.directory / name).unlink(missing_ok=True)
+        try:
+            wait_until(lambda: all(map(self._is_there, ("beat", *NAMES))), "all of them to live", 60)
+        except Failed as failure:
+            raise Failed(f"{failure}\n{self.life.said}") from None
+        return {name: (self.directory / name).read_text() for name in NAMES}
+
+    def end(self) -> None:
+        (self.directory / "go").touch()
+        assert self.life.end(60) == 0, self.life.said
+        wait_until(lambda: all(self._is_there(f"{name}.over") for name in NAMES), "their end")
+
+    def _is_there(self, name: str) -> bool:
+        return (self.directory / name).exists()
+
+
+@pytest.mark.parametrize("command", [(), ("setsid",)], ids=["in a session", "leading one"])
+def test_daemons_are_woken_with_their_job(as_user: User, command: tuple[str, ...]) -> None:
+    job = Watched(as_user, *command)
+    try:
+        before = job.told()
+        for _ in range(2):
+            job.life.wake("native" if as_user.is_root else "capsule")
+            assert job.told() == before
+        job.end()
+    finally:
+        job.life.kill()
+
+
+def test_what_cannot_be_saved_is_named(ordinary_account: User) -> None:
+    """A daemon with rights of its own, as ssh-agent has by its setgid bit, may not be traced by its user."""
+    if not Path("/usr/bin/ssh-agent").exists():
+        pytest.skip("needs ssh-agent")
+    directory = ordinary_account.tmp / "in"
+    directory.mkdir()
+    ordinary_account.own(directory)
+    words = "eval $(ssh-agent) >agent; until [ -e go ]; do :>beat; sleep 0.01; done; ssh-agent -k"
+    life = Life(ordinary_account, ["bash", "-c", words], directory, run=True)
+    try:
+        wait_until((directory / "beat").exists, "it runs")
+        (agent,) = [pid for pid in below(life.process.pid) if Path(f"/proc/{pid}/comm").read_text() == "ssh-agent\n"]
+        life.wake("capsule")
+        assert f"process {agent} (ssh-agent), which the job has left in the background, is not kept" in life.said
+        (directory / "go").touch()
+        life.end(60)
+    finally:
+        life.kill()
