@@ -7,7 +7,7 @@ privilege. `execute` runs it.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -68,6 +68,8 @@ class Here:
     may_lower_oom: bool
     room: Room
     """For memory that processes have in common."""
+    is_taken: Callable[[int], bool] = lambda _: False
+    """Whether somebody has a PID among those where the tree is to live."""
 
 
 @dataclass(frozen=True)
@@ -188,7 +190,7 @@ def make(image: pb.Tree, here: Here, held: Held) -> Plan:
         ImageDamaged: the image contradicts itself.
         RestoreFailed: the kernel has no way to give something back.
     """
-    top = family.arrange(image, here.init)
+    top = family.arrange(image, here.init, here.is_taken)
     room = WINDOW_SIZE + max((page_up(shared.size) for shared in sysv.segments(image)), default=0)
     place = address_space.free_range([process.memory for process in image.processes], here.vdso, room)
     window = place[:WINDOW_SIZE]  # behind it init fills System V segments

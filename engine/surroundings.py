@@ -85,11 +85,16 @@ def _obstacles(image: pb.Tree, namespaces: Namespaces, standing: Set[int]) -> It
     if namespaces and not capabilities >> CAP_SYS_ADMIN & 1:
         what = "its clocks" if namespaces & Namespaces.TIME else "its System V objects or message queues"
         yield f"{what} need a namespace, which takes CAP_SYS_ADMIN"
-    members = [member.pid for member in family.arrange(image, UNKNOWN_PID).walk() if member.pid != UNKNOWN_PID]
+    top = family.arrange(image, UNKNOWN_PID, _is_taken)
+    members = [member.pid for member in top.walk() if member.pid != UNKNOWN_PID]
     tids = [thread.tid for process in image.processes for thread in process.threads]
     for pid in sorted({*members, *tids} - standing):
-        if os.path.exists(f"/proc/{pid}"):
+        if _is_taken(pid):
             yield f"another process or thread has the PID {pid}"
+
+
+def _is_taken(pid: int) -> bool:
+    return os.path.exists(f"/proc/{pid}")
 
 
 def warnings(where: Setting) -> Iterator[str]:
@@ -116,6 +121,7 @@ def here(where: Setting) -> Here:
     keep = procfs.is_root()
     return Here(
         init=1 if where.capsule else UNKNOWN_PID,
+        is_taken=(lambda _: False) if where.capsule else _is_taken,
         rights=Rights(
             keep=keep,
             last_capability=last,

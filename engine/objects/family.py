@@ -13,9 +13,9 @@ Documented in: setsid(2), setpgid(2), credentials(7), prctl(2) on PR_SET_CHILD_S
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, filterfalse
 
 from torpor.errors import Reason, RestoreRefused
 from torpor.image import image_pb2 as pb
@@ -86,8 +86,13 @@ class Member:
             waiting += member.children
 
 
-def arrange(image: pb.Tree, init: int) -> Member:
+def arrange(image: pb.Tree, init: int, is_taken: Callable[[int], bool] = lambda _: False) -> Member:
     """All that is to be born, below an init with the PID `init`.
+
+    Args:
+        image: the tree.
+        init: the PID of init.
+        is_taken: whether somebody else has a PID, where the tree is to live: stand-ins with any PID do without it.
 
     Raises:
         RestoreRefused: PIDs are not unique, parents are missing, or sessions and groups lie so that no order of
@@ -99,7 +104,7 @@ def arrange(image: pb.Tree, init: int) -> Member:
     daemons = [by_pid[process.pid] for process in image.processes[1:] if not process.ppid]
     for process in image.processes[1:]:
         _below(by_pid[process.ppid or root.pid], by_pid[process.pid])
-    free = _free_pids(image)
+    free = filterfalse(is_taken, _free_pids(image))
     _Orphans(image, by_pid, free).place()
     top = Member(init, INIT_SESSION, INIT_SESSION)
     for daemon in daemons:

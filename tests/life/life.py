@@ -14,7 +14,7 @@ from tests.users import BIN, User
 
 TORPOR = str(BIN / "torpor")
 AMBIENT = ("--inh-caps=+checkpoint_restore", "--ambient-caps=+checkpoint_restore")
-IN_A_SESSION = ["sh", "-c", 'exec 2>/dev/null; "$@" 2>&1; exit $?', "sh"]
+IN_A_SESSION = ["sh", "-c", 'exec 2>/dev/null; (exec "$@" 2>&1); exit $?', "sh"]
 """A shell that leads the session and the process group, above the twin and above the job alike. What it says itself,
 "Killed", is not the job's."""
 PATIENCE = 20.0
