@@ -1,0 +1,117 @@
+"""Test suites that others wrote give the same in a job that is run, and that is killed and woken on its way.
+
+CPython's own tests, from Debian's package. The Linux Test Project's programs and pjdfstest, which no package has, where
+$LTP_ROOT and $PJDFSTEST_ROOT name the directories in which they were built. What an undisturbed twin does not pass the
+same way twice is no difference.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.life.twins import Outcomes, differences, live
+from tests.users import User
+
+pytestmark = [pytest.mark.soak, pytest.mark.alone]
+SYSTEM_PYTHON = "/usr/bin/python3"
+BETWEEN = 10.0
+"""Seconds that a job lives undisturbed between two wakes, at least."""
+MOST = 8
+"""Wakes."""
+
+CPYTHON = [
+    "test_fcntl test_pty test_resource test_poll test_epoll test_popen test_wait3 test_wait4 test_openpty test_ioctl "
+    "test_tempfile test_file test_fileio test_mmap test_select test_fork1",
+    "test_os test_posix",
+    "test_subprocess",
+    "test_signal",
+    "test_socket",
+    "test_selectors test_socketserver test_asyncore test_ftplib test_smtplib test_timeout",
+    "test_threading test_thread test_threading_local test_queue test_sched test_threadsignals",
+    "test_asyncio",
+    "test_multiprocessing_fork",
+    "test_multiprocessing_forkserver",
+    "test_multiprocessing_spawn",
+    "test_concurrent_futures",
+    "test_pathlib test_shutil test_glob test_stat test_posixpath test_largefile test_fileinput test_filecmp",
+    "test_sqlite3 test_ssl test_dbm_gnu",
+    "test_eintr test_time test_faulthandler",
+    "test_httpservers test_httplib test_urllib2_localnet test_xmlrpc test_wsgiref test_logging",
+    "test_io test_memoryview test_buffer test_ctypes test_gc test_weakref",
+    "test_zlib test_bz2 test_lzma test_gzip test_tarfile test_zipfile test_mailbox",
+    "test_tracemalloc test_sys test_cmd_line test_atexit test_runpy test_import test_importlib",
+    "test_random test_statistics test_hashlib test_array test_pickle test_decimal",
+]
+IN_A_CAPSULE = {
+    # An id that no user of the namespace has: EINVAL where the host says EPERM.
+    "test.test_subprocess.POSIXProcessTestCase.test_user",
+}
+"""What differs in a capsule, as docs/woken.md has it."""
+
+EACH = 'for program in "$@"; do "$program" >/dev/null 2>&1 </dev/null; echo "${program##*/}\t$?" >>outcomes; done'
+TAP = r"""for test in "$@"; do
+    sh "$test" 2>/dev/null </dev/null | sed -nE "s,^(not ok|ok) ([0-9]+).*,${test##*/} \2\t\1,p"
+done >>outcomes"""
+
+
+def _read(directory: Path, output: str, status: int) -> Outcomes:
+    """The outcomes that a suite has noted, a line for each, and its end."""
+    del output
+    found: Outcomes = {"the end": str(status)}
+    for line in (directory / "outcomes").read_text(errors="replace").splitlines():
+        name, outcome, *_ = line.split("\t")
+        found[name] = f"{found[name]}, {outcome}" if name in found else outcome
+    return found
+
+
+def _compare(user: User, command: Sequence[str | Path]) -> None:
+    twin = live(user, command, "", float("inf"), _read)
+    assert len(twin.outcomes) > 1, "no test ran"
+    wakes = min(MOST, max(2, int(twin.seconds / BETWEEN)))
+    found = {}
+    for ways in ("run", " ".join(["run", *["native" if user.is_root else "capsule"] * wakes])):
+        other = live(user, command, ways, twin.seconds, _read)
+        print(
+            f"{user.name}, {ways}: woken {other.woken} times, {len(twin.outcomes)} outcomes", *other.refusals, sep="\n"
+        )
+        assert other.woken or ways == "run", other.said
+        if differences([twin], other):
+            again = live(user, command, "", float("inf"), _read)
+            allowed = IN_A_CAPSULE if other.woken and not user.is_root else set()
+            found |= {
+                (ways, name): what for name, what in differences([twin, again], other).items() if name not in allowed
+            }
+    assert found == {}
+
+
+def _tests_of_cpython() -> bool:
+    return any(Path("/usr/lib").glob("python3.*/test/test_os.py"))
+
+
+@pytest.mark.parametrize("files", CPYTHON, ids=lambda files: files.split()[0])
+def test_cpython(as_user: User, files: str) -> None:
+    if not _tests_of_cpython():
+        pytest.skip("needs CPython's own tests: `make soak` installs them (.ci/soak-packages)")
+    runner = Path(__file__).with_name("cpython.py")
+    _compare(as_user, [SYSTEM_PYTHON, "-B", runner, "outcomes", *files.split()])
+
+
+def _programs(variable: str, pattern: str, wanted: Callable[[Path], bool]) -> list[Path]:
+    if not (root := os.environ.get(variable)):
+        pytest.skip(f"{variable} names no directory with what was built")
+    return sorted(filter(wanted, Path(root).glob(pattern)))
+
+
+def test_linux_test_project(as_user: User) -> None:
+    """Its programs end with a status that says what passed, failed or was not for this machine."""
+    found = _programs("LTP_ROOT", "testcases/bin/*", lambda path: os.access(path, os.X_OK) and path.suffix != ".sh")
+    _compare(as_user, ["sh", "-c", EACH, "sh", *found])
+
+
+def test_pjdfstest(as_user: User) -> None:
+    found = _programs("PJDFSTEST_ROOT", "tests/**/*.t", Path.is_file)
+    _compare(as_user, ["sh", "-c", TAP, "sh", *found])
