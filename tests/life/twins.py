@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -38,6 +39,8 @@ class Lived:
     outcomes: Outcomes
     seconds: float
     woken: int = 0
+    ended: bool = True
+    """By itself."""
     refusals: list[str] = field(default_factory=list)
     said: str = ""
 
@@ -87,7 +90,7 @@ def live(
         try:
             status = life.end(max(LEAST, SLOWER * seconds))
         except subprocess.TimeoutExpired:
-            status = 1000
+            status, lived.ended = -signal.SIGKILL, False
     finally:
         life.kill()
     lived.outcomes = read(directory, life.output, status)
