@@ -67,6 +67,11 @@ class Setting:
     """Seccomp filters that are installed on the way are to have no effect before the tree is let go."""
 
     @property
+    def trace_options(self) -> int:
+        """What all of a tree is traced with (PTRACE_O_*) while it is built."""
+        return TRACE_OPTIONS | (ptrace.O_SUSPEND_SECCOMP if self.hold_filters_off else 0)
+
+    @property
     def capsule(self) -> bool:
         """Whether PIDs are chosen in a namespace of its own."""
         return bool(self.namespaces & Namespaces.PID)
@@ -218,8 +223,7 @@ def prepare(
         )
         try:
             if trace:
-                held_off = ptrace.O_SUSPEND_SECCOMP if setting.hold_filters_off else 0
-                ptrace.seize(waiting.pid, TRACE_OPTIONS | held_off)
+                ptrace.seize(waiting.pid, setting.trace_options)
             if lib.TP_STAGE_READY not in told:
                 waiting.hear(lib.TP_STAGE_READY)
             yield waiting

@@ -24,6 +24,7 @@ from torpor.probe import probe
 from torpor.remote import memory, ptrace
 from torpor.remote.batch import Call
 from torpor.remote.blank import TABLE_ROOM, Blanks, Task, Work, failure, killed, table_size
+from torpor.remote.freeze import Process, Thread, stand
 from torpor.remote.sys import descriptor_of, syscall
 from torpor.remote.written import OPEN_FLAGS
 from torpor.remote.x86_64 import (
@@ -72,16 +73,20 @@ class Filled(NamedTuple):
 class Builder:
     """Builds the tree below a stopped init. All calls are made by the thread that started init."""
 
-    def __init__(self, plan: Plan, init: int, progress: Callable[[int], None] | None = None) -> None:
+    def __init__(self, plan: Plan, init: int, options: int, progress: Callable[[int], None] | None = None) -> None:
         """Take over init, which is on its way to its exec stop.
 
         Args:
             plan: what to build.
             init: its PID as this process sees it.
+            options: those it is traced with (PTRACE_O_*), as will be all others.
             progress: told the bytes of memory that were filled since the last time.
         """
         self.plan = plan
+        self._options = options
         self.processes: dict[int, Built] = {}
+        self._ended: dict[int, int] = {}
+        """The zombies' PIDs as this process sees them, by their own."""
         self._blanks = Blanks(init, plan.window, address_space.GAP, progress)
 
     def bear(self) -> None:
@@ -172,6 +177,7 @@ class Builder:
         """Let those end that had ended. Their parents' signal actions are not set yet, so they stay unreaped."""
         for pid in [pid for pid, process in self.processes.items() if _image(process).zombie]:
             process = self.processes.pop(pid)
+            self._ended[pid] = process.threads[0].tid
             self._blanks.end(process.threads[0], process.plan.end, _image(process).exit_status & 0x7F)
 
     def settle(self) -> None:
@@ -203,30 +209,53 @@ class Builder:
                 if holds_tiles(thread.image.xstate):
                     self._blanks.touch_tiles(task)
 
-    def release(
-        self,
-        stand_in: Callable[[int, int], Sequence[bytes]],
-        status_fd: int,
-        first: Callable[[str], bool] | None = None,
-        connected: Callable[[], object] | None = None,
-    ) -> None:
-        """Let everything go: init first.
+    def settle_others(self, stand_in: Callable[[int, int], Sequence[bytes]], status_fd: int) -> None:
+        """Make init and the stand-ins what they are to be: they have nothing of the tree's any more.
 
         Args:
             stand_in: gives the arguments of torpor-init for a process that stands for another: its PID, the other's.
             status_fd: init's own descriptor, the only one that it keeps.
-            first: tells by a thread's name whether it is let go before the others.
-            connected: called in between. An error from it is a failure like any before.
         """
-        others = [process for process in self.processes.values() if process.plan.member.image is None]
-        ours = [process for process in self.processes.values() if process.plan.member.image is not None]
-        for process in others:
+        for process in self._others():
             keep = status_fd if process.plan.member is self.plan.processes[0].member else -1
             self._blanks.run([self._work(process, [*self.plan.last, *_close_all(keep)])])
             self._rewind(process, stand_in)
+
+    @property
+    def pids(self) -> dict[int, int]:
+        """The PIDs of all processes as this process sees them, by their own."""
+        return {pid: process.threads[0].tid for pid, process in self.processes.items()} | self._ended
+
+    def standing(self, image: pb.Tree) -> dict[int, Process]:
+        """The tree as a freeze has it, by PIDs as this process sees them, in the order of its image.
+
+        What is done to its threads then is undone by `release`, which gives them their states anew.
+        """
+        found: dict[int, Process] = {}
+        for one in image.processes:
+            pid = self.pids[one.pid]
+            process = Process(pid, found.get(procfs.stat(pid).ppid), zombie=one.zombie, options=self._options)
+            if not one.zombie:
+                built = self.processes[one.pid]
+                for task, thread in zip(built.threads, built.plan.threads, strict=True):
+                    _set_state(task, thread)
+                    process.threads[task.tid] = Thread(task.tid)
+            found[pid] = process
+        stand(found.values())
+        return found
+
+    def release(
+        self, first: Callable[[str], bool] | None = None, connected: Callable[[], object] | None = None
+    ) -> None:
+        """Let everything go: init first.
+
+        Args:
+            first: tells by a thread's name whether it is let go before the others.
+            connected: called in between. An error from it is a failure like any before.
+        """
         early: list[Task] = []
         late: list[Task] = []
-        for process in ours:
+        for process in [process for process in self.processes.values() if process.plan.member.image is not None]:
             if signals.stops(_image(process).pending):
                 os.kill(process.threads[0].tid, signal.SIGSTOP)
             for task, thread in zip(process.threads, process.plan.threads, strict=True):
@@ -235,11 +264,15 @@ class Builder:
                     syscall(NR.tgkill, process.threads[0].tid, task.tid, signal.SIGSTOP)
                 soon = first is not None and first(thread.image.name.decode(errors="replace"))
                 (early if soon else late).append(task)
-        ptrace.detach((task.tid, 0) for task in [*(process.threads[0] for process in others), *early])
+        ptrace.detach((task.tid, 0) for task in [*(process.threads[0] for process in self._others()), *early])
         if connected is not None:
             connected()
         ptrace.detach((task.tid, 0) for task in late)
         self._blanks.forget()
+
+    def _others(self) -> list[Built]:
+        """Init and the stand-ins."""
+        return [process for process in self.processes.values() if process.plan.member.image is None]
 
     def kill(self) -> None:
         """Kill everything and wait until nothing of it is left."""

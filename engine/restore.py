@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from itertools import takewhile
 from typing import Literal
 
-from torpor import capsule, inherited, procfs, surroundings
+from torpor import capsule, inherited, procfs, rebuilt, surroundings
 from torpor.capsule import Namespaces, Setting, Waiting
 from torpor.errors import RestoreFailed, RestoreRefused, TorporError, failing
 from torpor.execute import Builder, Filled
@@ -51,6 +51,7 @@ Files = Literal["as-they-were", "as-they-are"]
 _VERIFIED_TOGETHER = 1024
 """Blocks after which a verification may be given up: a restore that failed does not wait for gigabytes."""
 CAP_SYS_RESOURCE = 24
+PROVE = "TORPOR_PROVE"
 _OLDER = 16
 """How many earlier snapshots are tried, to name one that can be woken."""
 _ALONE = threading.Lock()
@@ -74,6 +75,7 @@ def restore(
     files: Files = "as-they-were",
     series: Series | None = None,
     way: Way = "best",
+    prove: bool | None = None,
 ) -> Job:
     """Wake a snapshot: its processes go on where they were, under their old PIDs.
 
@@ -93,6 +95,8 @@ def restore(
         series: to be begun with this snapshot: the next checkpoint of it reads what the tree has written since now.
         way: "native": among the host's processes, with all the rights of the restorer; "capsule": in namespaces of its
             own; "best": natively where that is possible.
+        prove: before anything is let go, all that was built is described as a checkpoint would, and compared with the
+            image; its memory is read and compared, too. None: as `$TORPOR_PROVE` says, where it is set to anything.
 
     Raises:
         RestoreRefused: this host cannot wake it as it is now; nothing was started.
@@ -140,6 +144,7 @@ def restore(
                             connected,
                             filled,
                             foreground,
+                            bool(os.environ.get(PROVE)) if prove is None else prove,
                         )
                 except PidTaken:  # by a process that came since they were found to be free
                     if setting.capsule or one == ways[-1]:
@@ -306,6 +311,7 @@ def _wake(
     connected: Callable[[], object] | None,
     filled: Callable[[Iterable[Filled]], None] | None,
     foreground: bool,
+    prove: bool,
 ) -> Job:
     plan = make(image, here, material.held)
     if setting.namespaces & Namespaces.USER:
@@ -314,22 +320,26 @@ def _wake(
     verification.start()
     try:
         init = waiting.go(material.base)
-        builder = Builder(plan, init.pid, _progress(plan.size, progress))
+        builder = Builder(plan, init.pid, setting.trace_options, _progress(plan.size, progress))
         try:
             builder.bear()
             builder.build(filled)
             builder.settle()
             verification.finish()
+            if prove:
+                rebuilt.contents(image, reader, builder.pids, material.held.sources.shared)
             tree_pid = builder.processes[image.processes[0].pid].threads[0].tid
-            material.held.opened.let_go()
-            builder.release(
+            builder.settle_others(
                 lambda pid, child: capsule.init_arguments(
                     child, init.own_status_fd if pid == here.init else 0, witness=foreground
                 ),
                 init.own_status_fd,
-                first,
-                connected,
             )
+            rebuilt.look(image, builder.pids)
+            if prove:
+                rebuilt.prove(image, builder.standing(image))
+            material.held.opened.let_go()
+            builder.release(first, connected)
         except BaseException:
             builder.kill()
             os.close(init.status_fd)

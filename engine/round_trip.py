@@ -1,199 +1,225 @@
 """dump(restore(image)) = image: what differs between an image of a tree and one of the same tree when it was woken.
 
-Compared message by message and field by field. A difference that is not in `ALLOWED`, each with its reason, is a fault
-of the engine. What the kernel gives in an order of its own is compared in ours, and mappings that lie side by side and
-are alike count as one.
+Compared message by message and field by field. A difference that is not in `torpor.may_differ`, each with its reason,
+is a fault of the engine. What the kernel gives in an order of its own is compared in ours, and mappings that lie side
+by side and are alike count as one.
 """
 
 from __future__ import annotations
 
 import os
-import select
-import signal
-import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import zip_longest
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final
 
 from google.protobuf.message import Message
 
 from torpor.image import image_pb2 as pb
+from torpor.may_differ import ALLOWED, At, Parents
 
-Parents: TypeAlias = Callable[[Any, Any], Any]
-"""Whether a difference is allowed, by the two messages that hold the field."""
-
-
-class Allowed(NamedTuple):
-    """Why a field need not be the same."""
-
-    path: str
-    """Of the field, without indexes; what lies below it is meant as well. With [] it is one of a list that is meant."""
-    why: str
-    when: Parents = lambda *_: True
-
-
-_RAN = "it ran in between: a call was taken up again, or the kernel has written what a thread finds there"
-_TIME = "time goes on"
-_NEW = "another inode or number: what has no name that lasts is made anew"
-_PROC = "in a capsule /proc is a mount of its own"
-_AGAIN = "memory without a name comes back as a memfd, and a program that was removed, too"
-_UNSEEN_FLAGS: Final = 0o100000 | os.O_NOFOLLOW
-"""O_LARGEFILE, which each open(2) of 64 bit programs sets, and flags that count while a file is opened only."""
-_SI_TIMER: Final = -2
-_SI_KERNEL: Final = 0x80
-
-
-def _removed(before: Any, after: Any) -> bool:
-    return bool(before.path.endswith(b" (deleted)") and after.path.endswith(b" (deleted)"))
-
-
-def _without_name(before: Any, after: Any) -> bool:
-    kinds = (pb.SharedMemory.ANONYMOUS, pb.SharedMemory.UNLINKED, pb.SharedMemory.MEMFD)
-    return before.kind in kinds and after.kind in kinds
-
-
-def _is_over(before: Any, after: Any) -> bool:
-    over = (pb.TcpSocket.OUTSIDE, pb.TcpSocket.ENDED)
-    return before.state in over and after.state in over
-
-
-def _but_for_timers(before: Any, after: Any) -> bool:
-    one, other = (sorted(info for info in process.pending if not _is_of_timer(info)) for process in (before, after))
-    return one == other
-
-
-def _is_of_timer(info: bytes) -> bool:
-    number, _, code = struct.unpack_from("<3i", info.ljust(12, b"\0"))
-    alarms = (signal.SIGALRM, signal.SIGVTALRM, signal.SIGPROF)
-    return code == _SI_TIMER or (code == _SI_KERNEL and number in alarms)
-
-
-def _in_proc(before: Any, after: Any) -> bool:
-    return bool(before.path.startswith(b"/proc/") and after.path == before.path)
-
-
-def _only_more(before: Any, after: Any) -> bool:
-    return all(option in after.options for option in before.options)
-
-
-ALLOWED: Final = (
-    Allowed("timing", "each save takes its own time"),
-    Allowed("host.realtime_ns", _TIME),
-    Allowed("host.monotonic_ns", _TIME),
-    Allowed("host.boottime_ns", _TIME),
-    Allowed("processes.threads.registers", _RAN),
-    Allowed("processes.threads.xstate", _RAN),
-    Allowed("processes.threads.below", _RAN),
-    Allowed("processes.threads.below_address", _RAN),
-    Allowed("processes.memory.pages", _RAN),
-    Allowed("processes.memory.vmas.start", "the stack grew: " + _RAN, lambda before, _: before.grows_down),
-    Allowed("processes.posix_timers.value_ns", _TIME),
-    Allowed("processes.posix_timers.overrun", _TIME),
-    Allowed("processes.interval_timers.value_us", _TIME),
-    Allowed("processes.pending", _TIME, _but_for_timers),
-    Allowed("processes.threads.pending", _TIME, _but_for_timers),
-    Allowed(
-        "processes.memory.vmas",
-        "known fault: a locked mapping with guard regions in it is not locked as a whole any more",
-        lambda before, after: before.guards.starts and before.guards == after.guards,
-    ),
-    Allowed("processes.cwd_inode", _NEW, lambda before, after: before.cwd_inode.removed and after.cwd_inode.removed),
-    Allowed("descriptions.directory.inode.dev", _PROC),
-    Allowed("descriptions.directory.inode", _NEW, lambda before, after: before.inode.removed and after.inode.removed),
-    Allowed(
-        "descriptions.tcp.options",
-        "known fault: options that a restore binds with stay set where the program had not set them",
-        _only_more,
-    ),
-    Allowed("descriptions.udp.options", "bind() to an address of IPv6 sets IPV6_V6ONLY (__inet6_bind())", _only_more),
-    Allowed("bundles", "known fault: a woken tree's save has fewer of the small files: they are older than it is"),
-    Allowed("descriptions.timerfd.left_ns", _TIME),
-    Allowed("descriptions.timerfd.moment_ns", _TIME),
-    Allowed("descriptions.timerfd.ticks", _TIME),
-    Allowed(
-        "processes.credentials.cap_bounding",
-        "in a capsule of a user none may be won by executing a program",
-        lambda _, after: after.cap_bounding == 0,
-    ),
-    Allowed("keyrings.serial", _NEW),
-    Allowed("keyrings.keys.seconds", _TIME),
-    Allowed("shared.dev", _NEW),
-    Allowed("shared.ino", _NEW),
-    Allowed("shared.kind", _AGAIN, _without_name),
-    Allowed("shared.name", _AGAIN, _without_name),
-    Allowed("shared.atime_ns", "reading and mapping it is an access"),
-    Allowed("shared.pages", _RAN),
-    Allowed("files[]", _AGAIN, _removed),
-    Allowed("bundles[]", _AGAIN, _removed),
-    Allowed("descriptions.queue.inode", _NEW),
-    Allowed("descriptions.unix.inode", _NEW),
-    Allowed("descriptions.fifo.inode", _NEW, lambda before, after: before.inode.removed and after.inode.removed),
-    *(Allowed(f"descriptions.file.{field}", _PROC, _in_proc) for field in ("dev", "ino", "mtime_ns", "ctime_ns")),
-    Allowed(
-        "descriptions.flags",
-        "it says nothing of an open file",
-        lambda before, after: not (before.flags ^ after.flags) & ~_UNSEEN_FLAGS,
-    ),
-    Allowed(
-        "descriptions.epoll.watches.events",
-        "epoll_ctl(2) adds EPOLLERR and EPOLLHUP, which one that has fired once (EPOLLONESHOT) had not",
-        lambda before, after: before.events ^ after.events == select.EPOLLERR | select.EPOLLHUP,
-    ),
-    Allowed("ptys.number", _NEW),
-    Allowed("descriptions.tcp.local", "a connection that is over comes back between two ends of ours", _is_over),
-    Allowed("descriptions.tcp.remote", "a connection that is over comes back between two ends of ours", _is_over),
-    Allowed(
-        "descriptions.unix.name",
-        "known fault: the accepted end of a connection whose listener was closed shows another name, or none, where the"
-        " listener's file is still there; a warning says so",
-        lambda before, after: before.has_peer and after.has_peer,
-    ),
-)
 _KEYS: Final[dict[str, Callable[[Any], Any]]] = {
     "processes": lambda one: one.pid,
     "processes.fds": lambda one: one.fd,
     "processes.pending": lambda one: one,
     "processes.threads": lambda one: one.tid,
     "processes.threads.pending": lambda one: one,
+    "processes.memory.vmas": lambda one: one.end,
     "descriptions.epoll.watches": lambda one: (one.fd, one.description),
     "descriptions.inotify.watches": lambda one: one.number,
 }
 """By what those are sorted that the kernel gives in an order of its own."""
 _SHOWN: Final = 160
 """Characters of a value that a difference shows."""
+_STATUS: Final = {getattr(os, name): name for name in ("O_APPEND", "O_NONBLOCK", "O_DIRECT", "O_NOATIME", "O_PATH")}
+_STATUS_MASK: Final = sum(_STATUS)
+_LARGE_FILE: Final = 0o100000  # which each open(2) of a 64 bit program sets
+_ACCESS: Final = ("O_RDONLY", "O_WRONLY", "O_RDWR", "access mode 3")
+_GIVEN: Final = (1 << 32) - 1
+"""In the place of a description's index: it is one that the restorer gave, its own standard input, output or error."""
 
 
-def differences(before: pb.Tree, after: pb.Tree) -> list[str]:
-    """Say what is not the same in two images of a tree, and is on no list: each by its path, with both values."""
-    return list(_compare(before, after, "", ""))
+def differences(before: pb.Tree, after: pb.Tree, *, built: bool = False) -> list[str]:
+    """Say what is not the same in two images of a tree, and is on no list.
+
+    Args:
+        before: the tree.
+        after: the same when it was woken.
+        built: it was built a moment ago, and nothing of it has run.
+
+    Returns:
+        A sentence each, with what it is about: ``process 12 (python): descriptor 5: flags are O_RDWR, were ...``
+    """
+    return list(_Comparison(_numbered(before), _numbered(after), built=built).run())
 
 
-def _compare(before: Message, after: Message, where: str, path: str) -> Iterator[str]:
-    for field in before.DESCRIPTOR.fields:
-        plain = f"{path}{field.name}"
-        if any(plain == one.path and one.when(before, after) for one in ALLOWED):
-            continue
-        here, one, other = f"{where}{field.name}", getattr(before, field.name), getattr(after, field.name)
-        if hasattr(one, "append"):
-            yield from _compare_lists(_in_order(plain, one), _in_order(plain, other), here, plain)
-        elif field.message_type is not None:
-            yield from _compare(one, other, f"{here}.", f"{plain}.")
-        elif one != other:
-            yield f"{here}: {_words(one)} became {_words(other)}"
+class _Comparison:
+    """Two images, descriptions numbered alike."""
+
+    def __init__(self, before: pb.Tree, after: pb.Tree, *, built: bool) -> None:
+        self._before = before
+        self._after = after
+        at: tuple[At, ...] = ("both", "building") if built else ("both", "saves")
+        self._allowed: dict[str, list[Parents]] = {}
+        for one in ALLOWED:
+            if one.at in at:
+                self._allowed.setdefault(one.path, []).append(one.when)
+        self._holders: dict[int, str] = {}
+        for process in before.processes:
+            for entry in process.fds:
+                self._holders.setdefault(entry.description, f"{_process(process)}: descriptor {entry.fd}")
+
+    def run(self) -> Iterator[str]:
+        yield from self._messages(self._before, self._after, "", "", "")
+
+    def _free(self, path: str, before: Any, after: Any) -> bool:
+        return any(when(before, after) for when in self._allowed.get(path, ()))
+
+    def _messages(self, before: Message, after: Message, who: str, where: str, path: str) -> Iterator[str]:
+        """Compare two messages.
+
+        Args:
+            before: the one.
+            after: the other.
+            who: what they are about, for people.
+            where: which part of that, and a point if it is one.
+            path: the way to them, without indexes, and a point.
+        """
+        if before == after:
+            return
+        for field in before.DESCRIPTOR.fields:
+            one, other = getattr(before, field.name), getattr(after, field.name)
+            plain = f"{path}{field.name}"
+            if one == other or self._free(plain, before, after):
+                continue
+            if hasattr(one, "append"):
+                yield from self._lists(_in_order(plain, one), _in_order(plain, other), who, where + field.name, plain)
+            elif field.message_type is not None:
+                yield from self._messages(one, other, who, f"{where}{field.name}.", f"{plain}.")
+            else:
+                yield _sentence(who, where + field.name, _value(plain, other), _value(plain, one))
+
+    def _lists(self, before: list[Any], after: list[Any], who: str, where: str, path: str) -> Iterator[str]:
+        if key := _KEYS.get(path):
+            pairs: Iterable[tuple[Any, Any]] = _paired(before, after, key)
+        elif len(before) == len(after):
+            pairs = zip(before, after, strict=True)
+        else:
+            first, second = next((a, b) for a, b in zip_longest(before, after) if a != b)
+            yield (
+                f"{_about(who)}there are {len(after)} {_spoken(where)}, were {len(before)}; "
+                f"first {_value(path, second)}, was {_value(path, first)}"
+            )
+            return
+        for number, (one, other) in enumerate(pairs):
+            if one == other or (one is not None and other is not None and self._free(f"{path}[]", one, other)):
+                continue
+            if one is None or other is None:
+                there = one if other is None else other
+                words = "is not there" if other is None else "was not there"
+                name = self._name(path, number, there, who) or f"{_about(who)}{_spoken(where)} {_value(path, there)}"
+                yield f"{name} {words}"
+            elif isinstance(one, Message):
+                name = self._name(path, number, one, who)
+                yield from self._messages(one, other, name or who, "" if name else f"{where}[{number}].", f"{path}.")
+            else:
+                yield _sentence(who, f"{where}[{number}]", _value(path, other), _value(path, one))
+
+    def _name(self, path: str, number: int, one: Any, who: str) -> str:
+        """What an element of a list is called by people; empty: it has no name of its own."""
+        match path:
+            case "processes":
+                return _process(one)
+            case "processes.threads":
+                return f"{who}: thread {one.tid}"
+            case "processes.fds":
+                return f"{who}: descriptor {one.fd}"
+            case "processes.memory.vmas":
+                return f"{who}: memory {one.start:#x}-{one.end:#x}"
+            case "processes.actions":
+                return f"{who}: action of signal {one.signal}"
+            case "descriptions":
+                return self._holders.get(number, f"description {number}, which lies in a socket's queue")
+            case "shared":
+                return f"shared memory {number} ({os.fsdecode(one.name) or 'without a name'})"
+            case "files":
+                return f"mapped file {os.fsdecode(one.path)}"
+            case "ptys":
+                return f"terminal /dev/pts/{one.number}"
+        return ""
 
 
-def _compare_lists(before: list[Any], after: list[Any], where: str, path: str) -> Iterator[str]:
-    if len(before) != len(after):
-        first = next((one, other) for one, other in zip_longest(before, after) if one != other)
-        yield f"{where}: {len(before)} of them became {len(after)}, first of all {' became '.join(map(_words, first))}"
-        return
-    for number, (one, other) in enumerate(zip(before, after, strict=True)):
-        here = f"{where}[{number}]"
-        if isinstance(one, Message):
-            if not any(f"{path}[]" == known.path and known.when(one, other) for known in ALLOWED):
-                yield from _compare(one, other, f"{here}.", f"{path}.")
-        elif one != other:
-            yield f"{here}: {_words(one)} became {_words(other)}"
+def _numbered(tree: pb.Tree) -> pb.Tree:
+    """A copy in which descriptions are numbered in the order of processes and their descriptors.
+
+    Those that the restorer gives (standard input, output and error) are left out, with the terminal outside that a
+    session may have: who wakes a tree has others, or none.
+    """
+    out = pb.Tree()
+    out.CopyFrom(tree)
+    order: dict[int, int] = {}
+    given = {k for k, one in enumerate(tree.descriptions) if one.WhichOneof("kind") == "outside"}
+    for process in sorted(out.processes, key=lambda one: one.pid):
+        for entry in sorted(process.fds, key=lambda one: one.fd):
+            if entry.description not in given:
+                order.setdefault(entry.description, len(order))
+    for k in range(len(tree.descriptions)):
+        if k not in given:
+            order.setdefault(k, len(order))
+    new = order | dict.fromkeys(given, _GIVEN)
+    ptys = [k for k, pty in enumerate(tree.ptys) if not pty.outside]
+    terminals = {k: number for number, k in enumerate(ptys)}
+    out.ClearField("descriptions")
+    out.descriptions.extend(tree.descriptions[k] for k in sorted(order, key=order.__getitem__))
+    for process in out.processes:
+        for entry in process.fds:
+            entry.description = new[entry.description]
+    for one in out.descriptions:
+        _renumber(one, new, terminals)
+    lost = {session.sid for session in tree.sessions if tree.ptys[session.terminal].outside}
+    for process in out.processes:
+        process.no_terminal = process.no_terminal and process.sid not in lost
+    out.ClearField("ptys")
+    out.ptys.extend(tree.ptys[k] for k in ptys)
+    out.ClearField("sessions")
+    for session in tree.sessions:
+        if session.sid not in lost:
+            kept = out.sessions.add()
+            kept.CopyFrom(session)
+            kept.terminal = terminals[session.terminal]
+    return out
+
+
+def _renumber(one: pb.Description, new: Mapping[int, int], terminals: Mapping[int, int]) -> None:
+    """Give what a description refers to its new numbers."""
+    match one.WhichOneof("kind"):
+        case "epoll":
+            for watch in one.epoll.watches:
+                watch.description = new[watch.description]
+        case "inotify":
+            for place in one.inotify.watches:
+                place.held = new[place.held - 1] + 1 if place.held else 0
+        case "tcp" if one.tcp.state == pb.TcpSocket.INSIDE:
+            one.tcp.peer = new[one.tcp.peer]
+        case "pty":
+            one.pty.pty = terminals.get(one.pty.pty, _GIVEN)
+        case "unix":
+            if one.unix.has_peer:
+                one.unix.peer = new[one.unix.peer]
+            one.unix.pending[:] = [new[k] for k in one.unix.pending]
+            for under_way in one.unix.under_way:
+                under_way.descriptions[:] = [new[k] for k in under_way.descriptions]
+
+
+def _paired(before: list[Any], after: list[Any], key: Callable[[Any], Any]) -> Iterator[tuple[Any, Any]]:
+    """The elements of two sorted lists that have the same key; None in the place of one that is missing."""
+    one, other = iter(before), iter(after)
+    a, b = next(one, None), next(other, None)
+    while a is not None or b is not None:
+        left = a is not None and (b is None or key(a) <= key(b))
+        right = b is not None and (a is None or key(b) <= key(a))
+        yield a if left else None, b if right else None
+        a = next(one, None) if left else a
+        b = next(other, None) if right else b
 
 
 def _in_order(path: str, values: Any) -> list[Any]:
@@ -224,7 +250,36 @@ def _alike(one: pb.Vma, other: pb.Vma) -> bool:
     return both[0] == both[1]
 
 
-def _words(value: object) -> str:
-    text = value.hex() if isinstance(value, bytes) and not value.isascii() else str(value)
-    text = " ".join(text.split())
+def _process(process: pb.Process) -> str:
+    name = process.threads[0].name.decode(errors="replace") if process.threads else ""
+    return f"process {process.pid} ({name})"
+
+
+def _about(who: str) -> str:
+    return f"{who}: " if who else ""
+
+
+def _spoken(where: str) -> str:
+    return where.replace("_", " ").replace(".", " ")
+
+
+def _sentence(who: str, where: str, now: str, was: str) -> str:
+    verbs = ("are", "were") if where.endswith("s") and not where.endswith("ss") else ("is", "was")
+    return f"{_about(who)}{_spoken(where)} {verbs[0]} {now}, {verbs[1]} {was}"
+
+
+def _value(path: str, value: object) -> str:
+    """A value for people."""
+    if path == "descriptions.flags" and isinstance(value, int):
+        rest = value & ~_STATUS_MASK & ~os.O_ACCMODE & ~_LARGE_FILE
+        names = [_ACCESS[value & os.O_ACCMODE], *(name for bit, name in _STATUS.items() if value & bit == bit)]
+        return "|".join([*names, *([f"{rest:#o}"] if rest else [])])
+    if path == "processes.umask":
+        return f"{value:03o}"
+    if path == "processes.memory.vmas.prot" and isinstance(value, int):
+        return "".join(letter if value >> bit & 1 else "-" for bit, letter in enumerate("rwx"))
+    if isinstance(value, bytes):
+        text = repr(value.decode()) if value.isascii() and value.decode().isprintable() else value.hex()
+    else:
+        text = " ".join(str(value).split())
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from itertools import chain
 
 from torpor import procfs
@@ -21,6 +21,7 @@ from torpor.objects import (
     sysv_semaphores,
     tree,
 )
+from torpor.objects.description import Holder
 from torpor.objects.mapped_files import MappedFiles
 from torpor.objects.shared_memory import SharedMemory
 from torpor.objects.unchanged import Before
@@ -40,7 +41,14 @@ class TakenTree:
     """A frozen tree, grabbed and described. A context manager: leaving it ends the snapshots of its memory."""
 
     def __init__(
-        self, processes: Mapping[int, Process], waits: Waits, series: Series | None, still: str, *, again: bool
+        self,
+        processes: Mapping[int, Process],
+        waits: Waits,
+        series: Series | None,
+        still: str,
+        *,
+        again: bool,
+        given: Set[Holder] | None = None,
     ) -> None:
         """
         Args:
@@ -49,13 +57,16 @@ class TakenTree:
             series: its earlier checkpoints.
             still: why it stands still until its image is written; empty: its memory is forked.
             again: it will run on, and another checkpoint of the series may follow.
+            given: of a tree that has just been built, the descriptors that the restorer gave; what its memory and its
+                files hold is not read then. None: it is saved.
         """
         self._processes = processes
         self._series = series
         self._again = again
+        self._given = given
         self._before: dict[Key, Before] = {}
         self._still = still
-        self.shared = SharedMemory()
+        self.shared = SharedMemory(content=given is None)
         self.files: MappedFiles | None = None
         self.descriptors: descriptors.GrabbedDescriptors
         self.notices: list[str] = []
@@ -126,7 +137,9 @@ class TakenTree:
             if not process.parent:
                 self._outside_parents[process.pid] = tree.outside_parent(taken.texts)
         stats = {taken.pid: taken.texts.stat for taken in self._all}
-        self.descriptors = descriptors.grab(list(stats), reset_outside=reset_outside, stdio=stdio, stats=stats)
+        self.descriptors = descriptors.grab(
+            list(stats), reset_outside=reset_outside, stdio=stdio, stats=stats, given=self._given
+        )
         for file in descriptors.memory_files(self.descriptors):
             self.shared.grab_file(file)
         for taken in self._living():

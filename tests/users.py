@@ -21,6 +21,8 @@ USERDEL_HOME_IS_THERE = 12  # userdel(8): the home directory could not be remove
 
 BIN = Path(sys.executable).parent
 """Where the `torpor` command of this environment lies."""
+PROVE = "TORPOR_PROVE"
+"""The environment variable by which every restore compares what it has built with the image."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class User:
             "LOGNAME": self.name,
             "SHELL": "/bin/sh",
             "LANG": "C.UTF-8",
+            **({PROVE: os.environ[PROVE]} if PROVE in os.environ else {}),
             **self.extra_env,
         }
 

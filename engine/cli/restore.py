@@ -39,6 +39,12 @@ from torpor.cli.common import (
     show_default=True,
     help="Among the host's processes, in namespaces of its own, or as changes least.",
 )
+@click.option(
+    "--prove",
+    is_flag=True,
+    default=None,
+    help="Before anything runs, describe what was built as a checkpoint would, and compare it with the snapshot.",
+)
 @command_options
 def command(
     snapshot: str,
@@ -47,6 +53,7 @@ def command(
     explain: bool,
     files: Literal["as-they-were", "as-they-are"],
     way: Literal["best", "native", "capsule"],
+    prove: bool | None,
     as_json: bool,
 ) -> int:
     """Wake a snapshot: its processes go on where they were, with their old PIDs.
@@ -78,6 +85,7 @@ def command(
             terminal=terminal,
             files=files,
             way=way,
+            prove=prove,
         )
     for warning in job.warnings:
         note(warning)

@@ -22,7 +22,7 @@ import os
 import re
 import socket
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -202,6 +202,9 @@ class GrabbedDescriptors:
     """Whether what lies in pipes and sockets was taken too. Not before the freeze: there one only looks."""
     reset_outside: bool = False
     """Whether sockets whose peer is outside of the tree are kept, as ones whose peer has closed."""
+    given: Set[Holder] | None = None
+    """None: the tree is saved. Else it has just been built: which descriptors are the restorer's own standard input,
+    output and error. What files hold is not taken then: it was judged before."""
     small: SmallFiles | None = None
     """The files whose content was taken with the memory, once that is done."""
     stand_ins: Mapping[int, int] = field(default_factory=dict)
@@ -236,6 +239,10 @@ class GrabbedDescriptors:
             self._kinds[kind] = [held for held in self.held if isinstance(held.kind, kind)]
         return self._kinds[kind]
 
+    def is_given(self, held: Held[Any]) -> bool:
+        """Whether it is one of the restorer's own, whatever that is."""
+        return self.given is not None and held.holders[0] in self.given
+
     def stdio(self, held: Held[Any], fd: int) -> int | None:
         """Which of the restorer's 0, 1 and 2 stands in for descriptor `fd`; None when `held` is made anew.
 
@@ -243,6 +250,8 @@ class GrabbedDescriptors:
         different things, so each number gets its own. A copy of one of them (``dup``) goes where output goes
         if it can be written.
         """
+        if self.is_given(held):
+            return 0
         if not held.kind.outside(held, self):
             return None
         numbers = held.kind.stands_for(held, self)

@@ -21,7 +21,7 @@ import os
 import resource
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -147,6 +147,7 @@ def grab(
     reset_outside: bool = False,
     stdio: Mapping[int, int] | None = None,
     stats: Mapping[int, procfs.Stat] | None = None,
+    given: Set[Holder] | None = None,
 ) -> GrabbedDescriptors:
     """Take every description of a tree: see `torpor.objects.grabbing`.
 
@@ -156,11 +157,14 @@ def grab(
         reset_outside: sockets whose peer is outside of the tree are kept, as ones whose peer has closed.
         stdio: for descriptors of the first process, which of standard input, output and error each is a copy of.
         stats: by PID what tells a process's session and controlling terminal; None: asked where there is a terminal.
+        given: of a tree that was built, which descriptors are the restorer's own; None: it is saved.
 
     Raises:
         NotPermitted: a process is not ours.
     """
-    return grabbing.grab(KINDS, pids, content=content, reset_outside=reset_outside, stdio=stdio, stats=stats)
+    return grabbing.grab(
+        KINDS, pids, content=content, reset_outside=reset_outside, stdio=stdio, stats=stats, given=given
+    )
 
 
 def problems(tree: GrabbedDescriptors) -> list[Reason]:
@@ -198,7 +202,7 @@ def describe(tree: GrabbedDescriptors, image: Tree, shared: Callable[[int, int],
             held.kind.describe(held, description, tree, describing)
         else:
             description.outside.stdio = number
-            description.outside.was = held.kind.outside(held, tree)
+            description.outside.was = held.kind.outside(held, tree) if tree.given is None else ""
     for holder, held in tree.by_holder.items():
         entry = processes[holder.pid].fds.add(
             fd=holder.fd,
@@ -234,7 +238,7 @@ def _taker(kind: bytes, held: Held[Any], tree: GrabbedDescriptors) -> Holder | N
 
 
 def _problems(tree: GrabbedDescriptors) -> Iterator[Reason]:
-    found = [(held, problem) for held in tree.held for problem in _judge(held, tree)]
+    found = [(held, problem) for held in tree.held if not tree.is_given(held) for problem in _judge(held, tree)]
     # Before the freeze nobody looks into sockets, and an end that seems to be outside may lie in one.
     unseen = not tree.content and any(map(unix_sockets.may_hold_descriptors, tree.of(Unix)))
     if unseen and all(problem.why.startswith(OUTSIDE) for _, problem in found):

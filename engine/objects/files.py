@@ -79,7 +79,7 @@ class RegularFile(Kind[list[Held[Any]]]):
         for held in mine:
             held.state = by_file.setdefault((held.stat.st_dev, held.stat.st_ino), held.state)
             held.state.append(held)
-        if tree.content:
+        if tree.content and tree.given is None:
             with suppress(FileNotFoundError, ProcessLookupError):  # its first process has ended
                 tree.small = SmallFiles(tree.pids[0])
                 tree.small.take_open(mine, tree)
@@ -102,7 +102,9 @@ class RegularFile(Kind[list[Held[Any]]]):
         elif copy := tree.small and tree.small.find(*key):
             copy.name = out.file.path
             copy.note(out.file)
-        elif not any(id(same) in tree.lease_signals for same in held.state):  # which reading would break
+        elif tree.given is None and not any(
+            id(same) in tree.lease_signals for same in held.state
+        ):  # which reading would break
             size = held.stat.st_size
             anywhere = any(contents.writes_anywhere(same.flags, same.position, size) for same in held.state)
             contents.note(out.file, held.stat, in_place=anywhere or key in image.mapped_to_write)

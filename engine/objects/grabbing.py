@@ -11,7 +11,7 @@ import errno
 import fcntl
 import os
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from contextlib import ExitStack
 from io import FileIO
 from typing import Any
@@ -39,6 +39,7 @@ def grab(
     reset_outside: bool = False,
     stdio: Mapping[int, int] | None = None,
     stats: Mapping[int, procfs.Stat] | None = None,
+    given: Set[Holder] | None = None,
 ) -> GrabbedDescriptors:
     """Take every description of a tree.
 
@@ -49,11 +50,14 @@ def grab(
         reset_outside: sockets whose peer is outside of the tree are kept, as ones whose peer has closed.
         stdio: for descriptors of the first process, which of standard input, output and error each is a copy of.
         stats: by PID what tells a process's session and controlling terminal; None: asked where there is a terminal.
+        given: see `GrabbedDescriptors.given`.
 
     Raises:
         NotPermitted: a process is not ours.
     """
-    tree = GrabbedDescriptors(list(pids), content=content, reset_outside=reset_outside, terminals=stats or {})
+    tree = GrabbedDescriptors(
+        list(pids), content=content, reset_outside=reset_outside, terminals=stats or {}, given=given
+    )
     known = _Known(kinds, tree)
     try:
         _grab(known, pids)

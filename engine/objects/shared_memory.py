@@ -132,7 +132,9 @@ def key_of(mapping: Mapping) -> Key:
 class SharedMemory:
     """The shared memory of a tree: grabbed under the freeze, described afterwards."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, content: bool = True) -> None:
+        """Without content, what they are alone is described."""
+        self._content = content
         self.segments: dict[Key, Segment] = {}
         self.names = Names()
         """Of what is mapped."""
@@ -140,8 +142,15 @@ class SharedMemory:
     def grab_file(self, file: MemoryFile) -> None:
         """Copy a file in memory that is open, mapped or not. Holes are not read: a mapping's would be filled by it."""
         segment = Segment(file.link, whole=True, seals=file.seals, status=file.stat)
-        self.copy(file.open(), segment)
+        self._copy(file.open(), segment)
         self.segments[file.stat.st_dev, file.stat.st_ino] = segment
+
+    def _copy(self, fd: int, segment: Segment) -> None:
+        if self._content:
+            self.copy(fd, segment)
+        else:
+            segment.size = os.fstat(fd).st_size
+            os.close(fd)
 
     @staticmethod
     def copy(fd: int, segment: Segment) -> None:
@@ -181,8 +190,11 @@ class SharedMemory:
             new = subtract([(mapping.offset, end)], segment.seen)
             if segment.whole or not new:
                 continue
-            tmpfs = _tmpfs(pid) if tmpfs is None else tmpfs
             segment.seen = union([*segment.seen, *new])
+            if not self._content:  # nor asked where its end is: a touch would give the tree pages
+                segment.size = max(segment.size, end)
+                continue
+            tmpfs = _tmpfs(pid) if tmpfs is None else tmpfs
             if device_of(mapping) in tmpfs and not _is_swapping():
                 new = intersection(list(_there(mapping, ask)), new)
             complete = _read_mapped(pid, mapping, new, segment.room(new))
@@ -212,7 +224,7 @@ class SharedMemory:
             os.close(fd)
             return None
         segment = Segment(mapping.name, whole=True, status=status)
-        self.copy(fd, segment)
+        self._copy(fd, segment)
         return segment
 
     def behind(self, mapping: Mapping) -> Segment | None:
@@ -223,8 +235,8 @@ class SharedMemory:
         if segment is None or segment.whole:
             return segment
         end = mapping.offset + mapping.end - mapping.start
-        known = (at <= mapping.offset and end <= at + len(content) for at, content in segment.pieces.items())
-        return segment if any(known) else None
+        pieces = [(at, at + len(content)) for at, content in segment.pieces.items()] if self._content else segment.seen
+        return segment if any(start <= mapping.offset and end <= stop for start, stop in pieces) else None
 
     def note_system_v(self, found: Iterable[sysv.Segment]) -> None:
         """Take what a process said of its System V segments."""

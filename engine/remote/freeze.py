@@ -248,23 +248,12 @@ class Frozen:
                 return
             try:
                 if ptrace.event(status) == ptrace.EVENT_STOP:
-                    self._note(thread, status)
+                    _note(thread, status)
                     return
                 # A signal was on its way to the thread: let the kernel set up its handler, then the stop comes.
                 ptrace.resume(thread.tid, ptrace.CONT, ptrace.stop_signal(status))
             except ProcessLookupError:
                 continue  # it was killed: the next status tells
-
-    def _note(self, thread: Thread, status: int) -> None:
-        """What a thread that has stopped is to come back to."""
-        stopped_by = ptrace.stop_signal(status)
-        thread.stop_signal = stopped_by if stopped_by != signal.SIGTRAP else 0
-        thread.registers = ptrace.get_registers(thread.tid)
-        if keep_waiting(thread.registers):
-            ptrace.set_registers(thread.tid, thread.registers)  # at once: we may die at any instant
-        thread.named = _named(thread)
-        thread.stopped_ns = time.monotonic_ns()
-        thread.sigmask = ptrace.get_sigmask(thread.tid)
 
     def _forget(self, thread: Thread) -> None:
         """A thread that ended while it was being stopped."""
@@ -296,6 +285,37 @@ class Frozen:
             for tid in reversed(process.threads):  # the leader's end is told after its threads'
                 _wait_for_end(tid)
         self.processes.clear()
+
+
+def stand(processes: Iterable[Process]) -> None:
+    """Bring threads that the calling thread traces already, and that stand in any stop, to one as of a freeze.
+
+    None of them runs on the way: the kernel looks for an interrupt before it delivers a signal (get_signal()).
+
+    Raises:
+        CheckpointFailed: one has ended.
+    """
+    threads = [thread for process in processes for thread in process.threads.values()]
+    for thread in threads:
+        ptrace.interrupt(thread.tid)
+        ptrace.resume(thread.tid)
+    for thread in threads:
+        status = ptrace.wait_surely(thread.tid)
+        if not os.WIFSTOPPED(status) or ptrace.event(status) != ptrace.EVENT_STOP:
+            raise CheckpointFailed(f"thread {thread.tid} of {describe_process(thread.tid)} did not stop")
+        _note(thread, status)
+
+
+def _note(thread: Thread, status: int) -> None:
+    """What a thread that has stopped is to come back to."""
+    stopped_by = ptrace.stop_signal(status)
+    thread.stop_signal = stopped_by if stopped_by != signal.SIGTRAP else 0
+    thread.registers = ptrace.get_registers(thread.tid)
+    if keep_waiting(thread.registers):
+        ptrace.set_registers(thread.tid, thread.registers)  # at once: we may die at any instant
+    thread.named = _named(thread)
+    thread.stopped_ns = time.monotonic_ns()
+    thread.sigmask = ptrace.get_sigmask(thread.tid)
 
 
 def _named(thread: Thread) -> array[int]:

@@ -6,6 +6,8 @@ ends it with a traceback.
 
 from __future__ import annotations
 
+import fcntl
+import mmap
 import os
 import signal
 import subprocess
@@ -170,6 +172,62 @@ def failing_step() -> None:
                 raise AssertionError("a restore that must fail did not")
         nothing_is_left()
     ended_well(torpor.restore(snapshot))
+
+
+def another_tree_than_saved() -> None:
+    """What was built is not what was saved: it is found before anything runs, and told by object and field."""
+    snapshot = saved_and_killed()
+    with torpor.Store("store").open(snapshot) as reader:
+        image = read(reader)
+    (process,) = image.processes
+    name = f"process {process.pid} (python3)"
+    log = next(entry.fd for entry in process.fds if image.descriptions[entry.description].flags & os.O_APPEND)
+    heap = next(vma for vma in process.memory.vmas if vma.start == process.memory.start_brk)
+    page = next(k for k in process.memory.pages.starts if heap.start <= k * mmap.PAGESIZE < heap.end)
+    quickly = (
+        (NR.fcntl, (log, fcntl.F_SETFL, 0), 0, f"{name}: descriptor {log}: flags are O_WRONLY, were O_WRONLY|O_APPEND"),
+        (NR.fcntl, (log, fcntl.F_DUPFD, 77), 77, f"{name}: descriptor 77 was not there"),
+        (NR.mprotect, (heap.start, heap.end - heap.start, 1), 0, "prot is r--, was rw-"),
+    )
+    only_proven = (
+        (NR.umask, (0o123,), None, f"{name}: umask is 123, was {process.umask:03o}"),
+        (NR.prctl, (36, 1, 0, 0, 0), 0, f"{name}: child subreaper is True, was False"),
+        (NR.clock_gettime, (0, page * mmap.PAGESIZE), 0, f"{name}: memory at {page * mmap.PAGESIZE:#x} is "),
+    )
+    for number, args, result, words in (*quickly, *only_proven):
+        with added(Call(number, args, result, "doing something else")):
+            try:
+                torpor.restore(snapshot, prove=True)
+            except RestoreFailed as error:
+                assert words in str(error), error
+            else:
+                raise AssertionError(f"not found: {words}")
+        nothing_is_left()
+    for number, args, result, words in quickly:
+        with added(Call(number, args, result, "doing something else")):
+            try:
+                torpor.restore(snapshot, prove=False)
+            except RestoreFailed as error:
+                assert words in str(error), error
+            else:
+                raise AssertionError(f"not found at once: {words}")
+        nothing_is_left()
+    ended_well(torpor.restore(snapshot, prove=True))
+
+
+@contextmanager
+def added(call: Call) -> Iterator[None]:
+    """A plan by which the main process does one thing more, at the end."""
+    make = plan.make
+
+    def more(*args: object) -> plan.Plan:
+        made = make(*args)  # type: ignore[arg-type]
+        main = next(process for process in made.processes if process.threads)
+        main.furnish.append(call)
+        return made
+
+    with mock.patch("torpor.restore.make", more):
+        yield
 
 
 def failing_verification() -> None:

@@ -30,6 +30,8 @@ FLOORS = [
         "proof",
         "refusals",
         "round_trip",
+        "may_differ",
+        "rebuilt",
         "relay",
         "surroundings",
     },

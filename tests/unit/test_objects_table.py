@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import pytest
 
+from torpor.may_differ import ALLOWED, Allowed
 from torpor.objects import descriptors, unkept, vm_flags
 
 ROOT = Path(__file__).parents[2]
@@ -48,6 +49,14 @@ def programs(*folders: str) -> set[str]:
     """The conformance programs of some folders."""
     found = {path.name for folder in folders for path in (CONFORMANCE / folder).iterdir()}
     return {name for name in found if name.endswith((".c", ".py", ".sh")) and not name.startswith("ready.")}
+
+
+@pytest.mark.parametrize("allowed", ALLOWED, ids=lambda one: one.path)
+def test_what_a_wake_may_change_has_its_row(allowed: Allowed) -> None:
+    """Each entry of the list names the one row that says so, by how it begins."""
+    assert allowed.why
+    found = [row for row in ROWS if row.what.startswith(allowed.row)]
+    assert found, f"no row of docs/objects.md begins with {allowed.row!r}"
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.what)

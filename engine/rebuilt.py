@@ -1,0 +1,208 @@
+"""dump(restore(image)) = image: a restore describes what it has built, before it lets anything go, and compares.
+
+It is described by the very code that describes a tree at a checkpoint (`torpor.taken_tree`): all threads stand as a
+freeze leaves them, with the registers they are to go on with; the window that built them is gone, init and the
+stand-ins have let go of what they held. What is done to threads by the description, `Builder.release` undoes.
+
+What cannot be seen there is compared when the tree is saved the next time (`torpor.round_trip`, as the tests do): what
+files hold, which are not read again, and a SIGSTOP that waits, which is sent as a thread is let go. A tree with TCP
+connections that go on (`torpor.objects.tcp_keep`) is not described: they are under repair until that moment.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+
+from torpor import procfs
+from torpor.errors import CheckpointFailed, Refused, RestoreFailed
+from torpor.image import image_pb2 as pb
+from torpor.objects import vmas
+from torpor.objects.description import O_ASYNC, Holder
+from torpor.procfs import PAGE
+from torpor.remote import memory
+from torpor.remote.freeze import Process
+from torpor.remote.waits import Waits
+from torpor.round_trip import differences
+from torpor.store import SnapshotReader
+from torpor.taken_tree import TakenTree
+
+_RSEQ = 32
+"""Bytes of a struct rseq, in which the kernel writes as a thread runs (include/uapi/linux/rseq.h)."""
+_IGNORED, _CAUGHT = 1, 2
+"""Handlers in an outline: SIG_IGN, and any of the program's own."""
+_FLAGS = re.compile(rb"^flags:\t(\d+)", re.M)
+_NOTHING = pb.Description()
+_SHOWN = 8
+"""Differences that an error tells one by one."""
+
+
+def prove(image: pb.Tree, standing: Mapping[int, Process]) -> None:
+    """Describe a tree that was built, and compare it with its image.
+
+    Args:
+        image: the tree.
+        standing: it as it was built, by PIDs as this process sees them, in the order of the image. Its threads stand as
+            a freeze leaves them, and are to be given their states anew.
+
+    Raises:
+        RestoreFailed: it is not as it was.
+    """
+    if any(one.tcp.kept for one in image.descriptions):
+        return
+    found = list(differences(image, _describe(image, standing), built=True))
+    if found:
+        raise failed(found)
+
+
+def failed(found: list[str]) -> RestoreFailed:
+    """The error when something is not as it was."""
+    more = f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+    return RestoreFailed(
+        f"what was built is not what was saved: {'; '.join(found[:_SHOWN])}{more}",
+        advice="nothing of it has run and the snapshot is as it was: please report this",
+    )
+
+
+def _describe(image: pb.Tree, standing: Mapping[int, Process]) -> pb.Tree:
+    given = {
+        Holder(pid, entry.fd)
+        for pid, process in zip(standing, image.processes, strict=True)
+        for entry in process.fds
+        if image.descriptions[entry.description].WhichOneof("kind") == "outside"
+    }
+    with TakenTree(standing, _NoWaits(), None, "it is not to run yet", again=False, given=given) as taken:
+        try:
+            taken.grab(reset_outside=False, stdio=None)
+            return taken.describe()[0]
+        except (Refused, CheckpointFailed) as error:
+            raise failed([error.message]) from error
+
+
+class _NoWaits(Waits):
+    """Of threads that were in no call yet: what is left of the time of theirs is in the image as it is."""
+
+    def waited(self, pid: int, tid: int, stopped_ns: int) -> int | None:
+        """Nobody can tell."""
+        return None
+
+
+def contents(image: pb.Tree, reader: SnapshotReader, pids: Mapping[int, int], shared: Mapping[int, int]) -> None:
+    """Read all memory that was built, and compare it with the blocks of the snapshot.
+
+    Not read are memory of System V, to which no descriptor leads, and files of /dev/shm, in which others may write.
+
+    Args:
+        image: the tree.
+        reader: of its snapshot.
+        pids: of its processes as this process sees them, by their own.
+        shared: descriptors of its shared memory, by the index in the image.
+
+    Raises:
+        RestoreFailed: it is not as it was.
+        ImageDamaged, StoreError: the snapshot cannot be read.
+    """
+    found: list[str] = []
+    for process in image.processes:
+        if not process.zombie:
+            name = f"process {process.pid} ({process.threads[0].name.decode(errors='replace')})"
+            found += (f"{name}: {words}" for words in _private(process, reader, pids[process.pid]))
+    for index, one in enumerate(image.shared):
+        if index in shared and one.kind != pb.SharedMemory.TMPFS:
+            if (size := os.fstat(shared[index]).st_size) != one.size:
+                found.append(f"shared memory {index}: size is {size}, was {one.size}")
+            for page, wanted in _runs(one.pages, reader):
+                if os.pread(shared[index], len(wanted), page * PAGE) != wanted[: max(one.size - page * PAGE, 0)]:
+                    found.append(f"shared memory {index} from {page * PAGE:#x} on is not what was saved")
+    if found:
+        raise failed(found)
+
+
+def _private(process: pb.Process, reader: SnapshotReader, pid: int) -> Iterator[str]:
+    for page, wanted in _runs(process.memory.pages, reader):
+        start = page * PAGE
+        there = bytearray(len(wanted))
+        memory.read_protected(pid, [(start, len(there))], memoryview(there))
+        if there == wanted:
+            continue
+        for thread in process.threads:
+            at = thread.rseq.pointer - start
+            if thread.rseq.pointer and 0 <= at < len(there):
+                there[at : at + _RSEQ] = wanted[at : at + _RSEQ]
+        if there != wanted:
+            first = next(k for k, (one, other) in enumerate(zip(there, wanted, strict=True)) if one != other)
+            yield f"memory at {start + first:#x} is {there[first]:#x}, was {wanted[first]:#x}"
+
+
+def _runs(table: pb.PageTable, reader: SnapshotReader) -> Iterator[tuple[int, bytes]]:
+    """Pages of a table with what they hold."""
+    for page, count, block in zip(table.starts, table.counts, table.blocks, strict=True):
+        yield page, reader.read_block(block)[: count * PAGE]
+
+
+# ------------------------------------------------------------------------------------- what is quickly seen
+
+
+def look(image: pb.Tree, pids: Mapping[int, int]) -> None:
+    """Compare what is quickly seen of a tree that was built: mappings, descriptors, threads and signal actions.
+
+    Args:
+        image: the tree.
+        pids: of its processes as this process sees them, by their own.
+
+    Raises:
+        RestoreFailed: it is not as it was.
+    """
+    was, there = pb.Tree(), pb.Tree()
+    for process in image.processes:
+        if not process.zombie:
+            _outline(process, image, was)
+            _outline_built(pids[process.pid], process, image, there)
+    if found := differences(was, there, built=True):
+        raise failed(found)
+
+
+def _outline(process: pb.Process, image: pb.Tree, out: pb.Tree) -> None:
+    """Of a process what can be seen quickly."""
+    told = out.processes.add(pid=process.pid)
+    told.threads.extend(pb.Thread(tid=k, name=process.threads[0].name) for k in range(len(process.threads)))
+    told.actions.extend(
+        pb.SigAction(signal=one.signal, handler=min(one.handler, _CAUGHT)) for one in process.actions if one.handler
+    )
+    told.memory.vmas.extend(
+        pb.Vma(start=vma.start, end=vma.end, prot=vma.prot, kind=pb.Vma.ANONYMOUS) for vma in process.memory.vmas
+    )
+    for entry in process.fds:
+        was = image.descriptions[entry.description]
+        _outline_descriptor(entry.fd, was.flags, was, out, cloexec=entry.cloexec)
+
+
+def _outline_descriptor(fd: int, flags: int, was: pb.Description, out: pb.Tree, *, cloexec: bool) -> None:
+    told = out.descriptions.add(flags=flags & ~os.O_CLOEXEC & ~O_ASYNC)
+    if was.WhichOneof("kind") == "outside":
+        told.outside.stdio = was.outside.stdio
+    out.processes[-1].fds.add(fd=fd, description=len(out.descriptions) - 1, cloexec=cloexec)
+
+
+def _outline_built(pid: int, process: pb.Process, image: pb.Tree, out: pb.Tree) -> None:
+    """The same of one that was built."""
+    told = out.processes.add(pid=process.pid)
+    name = process.threads[0].name
+    told.threads.extend(pb.Thread(tid=k, name=name) for k in range(len(procfs.threads(pid))))
+    status = procfs.status(procfs.read(f"/proc/{pid}/status"))
+    ignored, caught = (int(status[field], 16) for field in (b"SigIgn", b"SigCgt"))
+    told.actions.extend(
+        pb.SigAction(signal=k + 1, handler=_CAUGHT if caught >> k & 1 else _IGNORED)
+        for k in range(64)
+        if (ignored | caught) >> k & 1
+    )
+    told.memory.vmas.extend(
+        pb.Vma(start=m.start, end=m.end, prot=vmas.protection(m), kind=pb.Vma.ANONYMOUS)
+        for m in procfs.mappings(pid)
+        if not vmas.is_special(m)
+    )
+    known = {entry.fd: image.descriptions[entry.description] for entry in process.fds}
+    for fd in sorted(map(int, os.listdir(f"/proc/{pid}/fd"))):
+        flags = int(_FLAGS.findall(procfs.read(f"/proc/{pid}/fdinfo/{fd}"))[0], 8)
+        _outline_descriptor(fd, flags, known.get(fd, _NOTHING), out, cloexec=bool(flags & os.O_CLOEXEC))
