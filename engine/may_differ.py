@@ -164,7 +164,7 @@ ALLOWED: Final = (
     ),
     *(
         Allowed(f"processes.memory.{field}", "another kernel has another one", _VDSO, _other_kernel, at="building")
-        for field in ("vdso_content", "vdso_end", "vvar", "vdso_holes")
+        for field in ("vdso", "vdso_content", "vdso_end", "vvar", "vdso_holes")
     ),
     Allowed(
         "processes.stop_signal",

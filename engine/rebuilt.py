@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+import signal
+from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple
 
 from torpor import procfs
 from torpor.errors import CheckpointFailed, Refused, RestoreFailed
@@ -30,10 +32,10 @@ from torpor.taken_tree import TakenTree
 
 _RSEQ = 32
 """Bytes of a struct rseq, in which the kernel writes as a thread runs (include/uapi/linux/rseq.h)."""
-_IGNORED, _CAUGHT = 1, 2
-"""Handlers in an outline: SIG_IGN, and any of the program's own."""
+_CAUGHT = 2
+"""In the place of any handler of the program's own."""
 _FLAGS = re.compile(rb"^flags:\t(\d+)", re.M)
-_NOTHING = pb.Description()
+_MASKS = re.compile(rb"^(SigIgn|SigCgt):\t(\w+)", re.M)
 _SHOWN = 8
 """Differences that an error tells one by one."""
 
@@ -75,9 +77,19 @@ def _describe(image: pb.Tree, standing: Mapping[int, Process]) -> pb.Tree:
     with TakenTree(standing, _NoWaits(), None, "it is not to run yet", again=False, given=given) as taken:
         try:
             taken.grab(reset_outside=False, stdio=None)
-            return taken.describe()[0]
+            found, _ = taken.describe()
         except (Refused, CheckpointFailed) as error:
             raise failed([error.message]) from error
+    for was, now in zip(image.processes, found.processes, strict=True):
+        kept = [vma for vma in now.memory.vmas if not _is_vdso(was, vma.start)]
+        now.memory.ClearField("vmas")
+        now.memory.vmas.extend(kept)
+    return found
+
+
+def _is_vdso(process: pb.Process, address: int) -> bool:
+    """Whether another kernel's vDSO lies there, which leads to this one's: not a mapping of the program."""
+    return process.memory.vdso <= address < process.memory.vdso_end
 
 
 class _NoWaits(Waits):
@@ -157,52 +169,81 @@ def look(image: pb.Tree, pids: Mapping[int, int]) -> None:
     was, there = pb.Tree(), pb.Tree()
     for process in image.processes:
         if not process.zombie:
-            _outline(process, image, was)
-            _outline_built(pids[process.pid], process, image, there)
+            one, other = _saved(process, image), _built(pids[process.pid], process, image)
+            if one != other:
+                _tell(one, process, was)
+                _tell(other, process, there)
     if found := differences(was, there, built=True):
         raise failed(found)
 
 
-def _outline(process: pb.Process, image: pb.Tree, out: pb.Tree) -> None:
-    """Of a process what can be seen quickly."""
-    told = out.processes.add(pid=process.pid)
-    told.threads.extend(pb.Thread(tid=k, name=process.threads[0].name) for k in range(len(process.threads)))
-    told.actions.extend(
-        pb.SigAction(signal=one.signal, handler=min(one.handler, _CAUGHT)) for one in process.actions if one.handler
-    )
-    told.memory.vmas.extend(
-        pb.Vma(start=vma.start, end=vma.end, prot=vma.prot, kind=pb.Vma.ANONYMOUS) for vma in process.memory.vmas
-    )
+class _Outline(NamedTuple):
+    """Of a process what is quickly seen."""
+
+    threads: int
+    ignored: int
+    """Signals, bit 0 is number 1."""
+    caught: int
+    mappings: list[tuple[int, int, int]]
+    """Start, end and protection; those that lie side by side and have the same one as one."""
+    descriptors: list[tuple[int, int]]
+    """Number and flags; of those that the restorer gave whether they are closed by execve() only."""
+
+
+def _saved(process: pb.Process, image: pb.Tree) -> _Outline:
+    ignored = caught = 0
+    for action in process.actions:
+        if action.handler == signal.SIG_IGN:
+            ignored |= 1 << (action.signal - 1)
+        elif action.handler:
+            caught |= 1 << (action.signal - 1)
+    descriptors = []
     for entry in process.fds:
         was = image.descriptions[entry.description]
-        _outline_descriptor(entry.fd, was.flags, was, out, cloexec=entry.cloexec)
+        flags = 0 if was.HasField("outside") else was.flags & ~O_ASYNC
+        descriptors.append((entry.fd, flags | (os.O_CLOEXEC if entry.cloexec else 0)))
+    mappings = _joined((vma.start, vma.end, vma.prot) for vma in process.memory.vmas)
+    return _Outline(len(process.threads), ignored, caught, mappings, sorted(descriptors))
 
 
-def _outline_descriptor(fd: int, flags: int, was: pb.Description, out: pb.Tree, *, cloexec: bool) -> None:
-    told = out.descriptions.add(flags=flags & ~os.O_CLOEXEC & ~O_ASYNC)
-    if was.WhichOneof("kind") == "outside":
-        told.outside.stdio = was.outside.stdio
-    out.processes[-1].fds.add(fd=fd, description=len(out.descriptions) - 1, cloexec=cloexec)
+def _built(pid: int, process: pb.Process, image: pb.Tree) -> _Outline:
+    folder = f"/proc/{pid}"
+    masks = dict(_MASKS.findall(procfs.read(f"{folder}/status")))
+    given = {entry.fd for entry in process.fds if image.descriptions[entry.description].HasField("outside")}
+    descriptors = []
+    for fd in sorted(map(int, os.listdir(f"{folder}/fd"))):
+        flags = int(_FLAGS.findall(procfs.read(f"{folder}/fdinfo/{fd}"))[0], 8) & ~O_ASYNC
+        descriptors.append((fd, flags & os.O_CLOEXEC if fd in given else flags))
+    mappings = _joined(
+        (one.start, one.end, vmas.protection(one))
+        for one in procfs.mappings(pid)
+        if not vmas.is_special(one) and not _is_vdso(process, one.start)
+    )
+    threads = len(os.listdir(f"{folder}/task"))
+    return _Outline(threads, int(masks[b"SigIgn"], 16), int(masks[b"SigCgt"], 16), mappings, descriptors)
 
 
-def _outline_built(pid: int, process: pb.Process, image: pb.Tree, out: pb.Tree) -> None:
-    """The same of one that was built."""
+def _joined(mappings: Iterable[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
+    found: list[tuple[int, int, int]] = []
+    for start, end, protection in mappings:
+        if found and found[-1][1:] == (start, protection):
+            found[-1] = found[-1][0], end, protection
+        else:
+            found.append((start, end, protection))
+    return found
+
+
+def _tell(outline: _Outline, process: pb.Process, out: pb.Tree) -> None:
+    """Put an outline into an image, to be compared and told as one."""
     told = out.processes.add(pid=process.pid)
     name = process.threads[0].name
-    told.threads.extend(pb.Thread(tid=k, name=name) for k in range(len(procfs.threads(pid))))
-    status = procfs.status(procfs.read(f"/proc/{pid}/status"))
-    ignored, caught = (int(status[field], 16) for field in (b"SigIgn", b"SigCgt"))
-    told.actions.extend(
-        pb.SigAction(signal=k + 1, handler=_CAUGHT if caught >> k & 1 else _IGNORED)
-        for k in range(64)
-        if (ignored | caught) >> k & 1
-    )
-    told.memory.vmas.extend(
-        pb.Vma(start=m.start, end=m.end, prot=vmas.protection(m), kind=pb.Vma.ANONYMOUS)
-        for m in procfs.mappings(pid)
-        if not vmas.is_special(m)
-    )
-    known = {entry.fd: image.descriptions[entry.description] for entry in process.fds}
-    for fd in sorted(map(int, os.listdir(f"/proc/{pid}/fd"))):
-        flags = int(_FLAGS.findall(procfs.read(f"/proc/{pid}/fdinfo/{fd}"))[0], 8)
-        _outline_descriptor(fd, flags, known.get(fd, _NOTHING), out, cloexec=bool(flags & os.O_CLOEXEC))
+    told.threads.extend(pb.Thread(tid=k, name=name) for k in range(outline.threads))
+    for number in range(1, 65):
+        if (outline.ignored | outline.caught) >> (number - 1) & 1:
+            handler = _CAUGHT if outline.caught >> (number - 1) & 1 else int(signal.SIG_IGN)
+            told.actions.add(signal=number, handler=handler)
+    for start, end, protection in outline.mappings:
+        told.memory.vmas.add(start=start, end=end, prot=protection)
+    for fd, flags in outline.descriptors:
+        told.fds.add(fd=fd, description=len(out.descriptions), cloexec=bool(flags & os.O_CLOEXEC))
+        out.descriptions.add(flags=flags & ~os.O_CLOEXEC)
