@@ -56,6 +56,10 @@ def _removed(before: Any, after: Any) -> bool:
     return bool(before.path.endswith(b" (deleted)") and after.path.endswith(b" (deleted)"))
 
 
+def _in_memory(_: Any, after: Any) -> bool:
+    return bool(after.path.startswith(b"/memfd:") and after.path.endswith(b" (deleted)"))
+
+
 def _removed_inode(before: Any, after: Any) -> bool:
     return bool(before.inode.removed and after.inode.removed)
 
@@ -217,6 +221,7 @@ ALLOWED: Final = (
     ),
     Allowed("bundles[]", _AGAIN, _REMOVED_PROGRAM, _removed),
     Allowed("files[]", _AGAIN, _REMOVED_PROGRAM, _removed),
+    Allowed("files[]", "a bundled file that is gone comes back in memory", _MAPPED, _in_memory),
     *(
         Allowed(f"files.{field}", _JUDGED, _MAPPED, at="building")
         for field in ("size", "mtime_ns", "ctime_ns", "dev", "ino", "mode", "content")
