@@ -32,6 +32,13 @@ OF_THE_KERNEL = {
     (41, 17),  # IPV6_MULTICAST_IF: the number of a device of this host
     (41, 26),  # IPV6_V6ONLY, which bind() sets
 }
+OF_THE_ROUTE = {
+    (0, 14),  # IP_MTU
+    (41, 18),  # IPV6_MULTICAST_HOPS, where nobody has set it
+    (41, 24),  # IPV6_MTU
+    (41, 61),  # IPV6_PATHMTU
+}
+"""What a connection says of its route, or of none: it looks for one whenever it sends something, as a timer has it."""
 UNTOUCHED = OF_THE_KERNEL | {
     (1, 42),  # SO_PEEK_OFF is refused
     (1, 36),  # SO_MARK, as this takes a privilege
@@ -85,7 +92,9 @@ def value(sock: socket.socket, level: int, name: int) -> bytes | None:
 
 
 def values(sock: socket.socket) -> dict[tuple[int, int], bytes | None]:
-    keys = ((level, name) for level in LEVELS[sock.family] for name in NAMES)
+    keys = [(level, name) for level in LEVELS[sock.family] for name in NAMES]
+    if sock.type == socket.SOCK_STREAM:
+        keys = [key for key in keys if key not in OF_THE_ROUTE]
     return {key: value(sock, *key) for key in keys if key not in OF_THE_KERNEL}
 
 
