@@ -26,7 +26,7 @@ from torpor.procfs import PAGE
 from torpor.remote import memory
 from torpor.remote.freeze import Process
 from torpor.remote.waits import Waits
-from torpor.round_trip import differences
+from torpor.round_trip import differences, is_given
 from torpor.store import SnapshotReader
 from torpor.taken_tree import TakenTree
 
@@ -72,7 +72,7 @@ def _describe(image: pb.Tree, standing: Mapping[int, Process]) -> pb.Tree:
         Holder(pid, entry.fd)
         for pid, process in zip(standing, image.processes, strict=True)
         for entry in process.fds
-        if image.descriptions[entry.description].WhichOneof("kind") == "outside"
+        if is_given(image.descriptions[entry.description], image)
     }
     with TakenTree(standing, _NoWaits(), None, "it is not to run yet", again=False, given=given) as taken:
         try:

@@ -148,6 +148,11 @@ class _Comparison:
         return ""
 
 
+def is_given(one: pb.Description, tree: pb.Tree) -> bool:
+    """Whether who wakes a tree gives a description of it: standard input, output, error, or a terminal, if any."""
+    return one.HasField("outside") or (one.HasField("pty") and tree.ptys[one.pty.pty].outside)
+
+
 def _numbered(tree: pb.Tree) -> pb.Tree:
     """A copy in which descriptions are numbered in the order of processes and their descriptors.
 
@@ -157,7 +162,7 @@ def _numbered(tree: pb.Tree) -> pb.Tree:
     out = pb.Tree()
     out.CopyFrom(tree)
     order: dict[int, int] = {}
-    given = {k for k, one in enumerate(tree.descriptions) if one.WhichOneof("kind") == "outside"}
+    given = {k for k, one in enumerate(tree.descriptions) if is_given(one, tree)}
     for process in sorted(out.processes, key=lambda one: one.pid):
         for entry in sorted(process.fds, key=lambda one: one.fd):
             if entry.description not in given:
