@@ -135,7 +135,7 @@ def _private(process: pb.Process, reader: SnapshotReader, pid: int) -> Iterator[
     for page, wanted in _runs(process.memory.pages, reader):
         start = page * PAGE
         there = bytearray(len(wanted))
-        memory.read_protected(pid, [(start, len(there))], memoryview(there))
+        memory.read_quietly(pid, [(start, len(there))], memoryview(there))
         if there == wanted:
             continue
         for thread in process.threads:
