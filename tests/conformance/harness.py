@@ -28,6 +28,7 @@ import pytest
 from tests.conformance import observe
 from tests.conformance.observe import Process
 from tests.leaks import MARK
+from tests.users import PROVE
 
 HERE = Path(__file__).parent
 PYTHON = sys.executable
@@ -315,7 +316,8 @@ class Driver:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env={**os.environ, "HOME": str(self.directory)},
+                # What was built is compared with the image, in each restore.
+                env={PROVE: "1", **os.environ, "HOME": str(self.directory)},
                 **actor.popen(),
             )
         try:
