@@ -232,14 +232,14 @@ def test_progress_is_shown_and_saving_cancelled(server: Server) -> None:
 def test_why_a_kernel_is_refused_is_shown(server: Server) -> None:
     with browser.lab(server) as lab:
         lab.open("work.ipynb")
-        lab.run_cell("from socket import *; link = socket(AF_NETLINK, SOCK_RAW, 0); print('open')")
+        lab.run_cell("from socket import *; link = socket(AF_NETLINK, SOCK_RAW, 16); print('open')")
         lab.shows("open")
         lab.page.locator(".jp-NotebookPanel-toolbar").get_by_title("Checkpoint kernel").click()
         notice = lab.notice("The kernel could not be saved, and runs on")
         lab.shot("7-refused")
-        assert "a netlink socket" in notice.inner_text()
+        assert "a netlink socket (generic)" in notice.inner_text()
         notice.get_by_role("button", name="Details…").click()
-        lab.page.locator(".jp-Dialog li", has_text="a netlink socket").wait_for()
+        lab.page.locator(".jp-Dialog li", has_text="a netlink socket (generic)").wait_for()
         lab.check_accessibility(".jp-Dialog")
 
 
