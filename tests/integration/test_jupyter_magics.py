@@ -123,10 +123,16 @@ def test_a_kernel_without_a_server(ordinary_account: User, output: int) -> None:
 
 
 def answers(client: BlockingKernelClient) -> bool:
-    """Whether the kernel answers on both channels: each connects again by itself."""
-    client.kernel_info()
+    """Whether the kernel answers on both channels: each connects again by itself.
+
+    What was not read of the kernel before it ended still waits, and is no answer.
+    """
+    id = client.kernel_info()
     with suppress(Empty):
-        return bool(client.get_shell_msg(timeout=1) and client.get_iopub_msg(timeout=1))
+        for next_message in (client.get_shell_msg, client.get_iopub_msg):
+            while next_message(timeout=1)["parent_header"].get("msg_id") != id:
+                pass
+        return True
     return False
 
 
