@@ -144,6 +144,8 @@ def failing(kind: type[TorporError], what: str) -> Iterator[None]:
         yield
     except MemoryError as error:
         raise kind(f"{what}: there is no memory left", advice=_ADVICE[errno.ENOMEM]) from error
+    except ConnectionError:
+        raise  # of a function that the caller gave: Torpor itself connects to nobody
     except OSError as error:
         raise kind(f"{what}: {in_words(error)}", advice=_ADVICE.get(error.errno or 0, "try again")) from error
 

@@ -175,8 +175,6 @@ class TakenProcess:
             )
         if tree.has_segments(self._host.tree, replies):
             problems.append("it has segments of its own (modify_ldt), which are not kept")
-        if tree.has_protection_keys(self._host.tree, replies):
-            problems.append("it has allocated protection keys (pkey_alloc), which are not kept")
         if problems:
             raise Refused(f"{self.process.name} cannot be kept", [Reason(self.process.name, why) for why in problems])
         return found

@@ -151,6 +151,8 @@ def _what(description: Description, kind: str, access: str, tree: Tree) -> str:
             waiting = len(description.udp.messages)
             ends = " to ".join(filter(None, (local, remote))) or "not bound"
             return ends + (f", {waiting} datagrams in it" if waiting else "")
+        case "netlink":
+            return f"netlink socket of protocol {description.netlink.protocol}"
         case "memfd":
             return f"shared memory {description.memfd.shared}"
         case "outside":

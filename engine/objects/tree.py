@@ -12,7 +12,6 @@ Documented in: credentials(7), pid_namespaces(7), proc_pid_status(5), prctl(2).
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -24,8 +23,7 @@ from torpor.image import image_pb2 as pb
 from torpor.objects import daemons, folders
 from torpor.objects.daemons import INIT, is_init
 from torpor.objects.folders import Folder
-from torpor.probe import probe
-from torpor.remote.batch import Batch, Call, Out, Replies, Result
+from torpor.remote.batch import Batch, Call, Out, Replies
 from torpor.remote.freeze import describe_process, not_permitted
 from torpor.remote.x86_64 import NR
 
@@ -273,13 +271,10 @@ class Questions:
     membarriers: int
     xstate_permitted: int
     segments: int
-    protection_key: int
 
 
 def ask(batch: Batch) -> Questions:
     """What only the process itself can be asked."""
-    key = batch.add(NR.pkey_alloc, 0, 0)  # the rights that it gives the thread go with the call
-    batch.add(NR.pkey_free, Result(key))
     return Questions(
         batch.add(NR.prctl, PR_GET_DUMPABLE),
         batch.add(NR.prctl, PR_GET_CHILD_SUBREAPER, Out(4)),
@@ -288,7 +283,6 @@ def ask(batch: Batch) -> Questions:
         batch.add(NR.membarrier, MEMBARRIER_CMD_GET_REGISTRATIONS, 0, 0),
         batch.add(NR.arch_prctl, ARCH_GET_XCOMP_PERM, Out(8)),
         batch.add(NR.modify_ldt, _READ_LDT, Out(8), 8),
-        key,
     )
 
 
@@ -300,12 +294,6 @@ def is_subreaper(asked: Questions, replies: Replies) -> bool:
 def has_segments(asked: Questions, replies: Replies) -> bool:
     """Whether the process has a local descriptor table: segments of its own (modify_ldt(2))."""
     return 0 < replies.result(asked.segments) < _ERRORS
-
-
-def has_protection_keys(asked: Questions, replies: Replies) -> bool:
-    """Whether the process has allocated some (pkeys(7)): then it did not get the first one now."""
-    got = replies.result(asked.protection_key)
-    return got > 1 or (got == -errno.ENOSPC and "ospke" in probe().cpu_flags)
 
 
 def describe(asked: Questions, replies: Replies, grabbed: Grabbed, parent: int, image: pb.Process) -> None:

@@ -10,7 +10,7 @@ MADE = frozenset({
     # What only a process itself can be asked (objects).
     NR.arch_prctl, NR.brk, NR.clock_gettime, NR.get_mempolicy, NR.get_robust_list, NR.getitimer, NR.getpriority,
     NR.ioprio_get, NR.kcmp, NR.keyctl, NR.membarrier, NR.mincore, NR.modify_ldt, NR.msgctl, NR.msgrcv, NR.personality,
-    NR.pkey_alloc, NR.pkey_free, NR.prctl, NR.rt_sigaction, NR.sched_getaffinity, NR.sched_getattr, NR.sched_getparam,
+    NR.prctl, NR.rt_sigaction, NR.sched_getaffinity, NR.sched_getattr, NR.sched_getparam,
     NR.sched_getscheduler, NR.semctl, NR.semop, NR.shmctl, NR.sigaltstack, NR.timer_getoverrun, NR.timer_gettime,
     NR.waitid,
     # The snapshot of its memory (snapshot.py).

@@ -165,8 +165,6 @@ class NR(IntEnum):
     userfaultfd = 323
     membarrier = 324
     mlock2 = 325
-    pkey_alloc = 330
-    pkey_free = 331
     rseq = 334
     pidfd_open = 434
     clone3 = 435

@@ -30,7 +30,6 @@ WORDS = {
     "own_table.c": ["thread", "descriptors of its own"],
     "perf.c": ["counter"],
     "sealed.c": ["sealed"],
-    "protection_key.c": ["protection keys"],
     "secrets.py": ["'disk:key' of the type logon", "keys of its own (its thread keyring)"],
     "segments.c": ["segments of its own (modify_ldt)"],
     "secret.c": ["secret memory"],

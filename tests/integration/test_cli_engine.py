@@ -255,7 +255,7 @@ def test_a_copy_of_standard_output_that_was_put_aside(as_user: User) -> None:
     shell = as_user.popen(["sh", "-c", 'sh -c "$0"; :', job], stdout=subprocess.PIPE, **quiet)
     try:
         pid = as_user.tmp / "pid"
-        wait_until(lambda: pid.exists() and pid.read_text(), "it runs")
+        wait_until(lambda: (pid.exists() and pid.read_text()) or None, "it runs")
         done = as_user.run([BIN / "torpor", "checkpoint", pid.read_text(), "--then", "kill"])
         assert done.returncode == 0, done.stderr
         shell.wait(10)

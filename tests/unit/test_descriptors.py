@@ -116,8 +116,8 @@ time.sleep(600)
 REFUSED = {
     "userfaultfd": ("f = syscall(NR.userfaultfd, 1)", "what a userfaultfd watches cannot be read"),
     "netlink": (
-        "s = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW); f = s.fileno()",
-        "a netlink socket (routes) is not kept",
+        "s = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 16); f = s.fileno()",
+        "a netlink socket (generic)",
     ),
     "too large": (
         "f = os.open('gone', os.O_CREAT | os.O_RDWR); os.unlink('gone'); os.posix_fallocate(f, 0, (256 << 20) + 4096)",

@@ -61,15 +61,6 @@ def test_what_nobody_else_holds_lives_until_the_call_is_over(monkeypatch: pytest
     assert watch[0]() is None
 
 
-def test_a_buffer_cannot_be_moved_while_it_is_held() -> None:
-    buffer = bytearray(16)
-    words = Words(buffer)
-    with pytest.raises(BufferError):
-        buffer.extend(bytes(1 << 20))
-    del words
-    buffer.extend(bytes(1 << 20))
-
-
 def test_an_error_is_raised_or_told() -> None:
     with pytest.raises(OSError, match="Bad file descriptor"):
         syscall(NR.close, -1)
