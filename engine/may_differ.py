@@ -116,6 +116,10 @@ def _more(name: str) -> Parents:
     return lambda before, after: bool(getattr(after, name) > getattr(before, name))
 
 
+def _closed(name: str) -> Parents:
+    return lambda before, after: bool(before.peer_gone and after.peer_gone and getattr(after, name))
+
+
 _CLOCKS: Final = "CLOCK_MONOTONIC"
 _REGISTERS: Final = "General registers"
 _TIMERS: Final = "Interval timers"
@@ -127,6 +131,7 @@ _MAPPED: Final = "Private mappings of files, written"
 _REMOVED_PROGRAM: Final = "Program that was deleted"
 _TCP: Final = "TCP listeners"
 _UNIX: Final = "Unix sockets"
+_UDP: Final = "UDP's datagrams that were not read"
 _TIMERFD: Final = "eventfd"
 _DIRECTORIES: Final = "Directories"
 _FIFOS: Final = "FIFOs"
@@ -275,6 +280,19 @@ ALLOWED: Final = (
         "bind() to an address of IPv6 sets IPV6_V6ONLY (__inet6_bind())",
         "UDP, bound",
         _only_more,
+    ),
+    *(
+        Allowed(f"descriptions.udp.{field}", "a look would take empty ones from the next save", _UDP, at="building")
+        for field in ("messages", "senders")
+    ),
+    *(
+        Allowed(
+            f"descriptions.unix.{field}",
+            "what led outside of the tree comes back as closed by the peer, which shuts both ways",
+            _UNIX,
+            _closed(field),
+        )
+        for field in ("shut_read", "shut_write")
     ),
     Allowed("descriptions.timerfd.left_ns", _TIME, _TIMERFD),
     Allowed("descriptions.timerfd.moment_ns", _TIME, _TIMERFD),

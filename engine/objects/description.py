@@ -341,6 +341,8 @@ class Kind(ABC, Generic[S]):
     its holders any more."""
     may_be_reset: ClassVar[bool] = False
     """Whether one that leads outside of the tree can come back as one whose peer has closed."""
+    look_takes: ClassVar[bool] = False
+    """Whether a look at what waits in it may take it from the next: not done to a tree that is only compared."""
 
     @abstractmethod
     def matches(self, seen: Seen) -> bool:

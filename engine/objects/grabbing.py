@@ -199,7 +199,8 @@ def _description(
     if not (stat.S_ISREG(seen.stat.st_mode) or stat.S_ISDIR(seen.stat.st_mode) or flags & os.O_PATH):
         with borrowed(pidfd, holder.fd) as copy:
             held.owner = owners.ask(copy)
-    held.state = held.kind.grab(held, pidfd, content=known.tree.content)
+    spared = known.tree.given is not None and held.kind.look_takes
+    held.state = held.kind.grab(held, pidfd, content=known.tree.content and not spared)
     if not known.tree.content:
         name = str(holder.fd)
         if _read(name, infos).split(b"\n", 4)[2:4] != identity or _link(name, table) != seen.link:

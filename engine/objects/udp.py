@@ -96,6 +96,7 @@ class Udp(Kind[UdpState]):
     """A UDP socket."""
 
     field = "udp"
+    look_takes = True  # an empty datagram is shown once (SO_PEEK_OFF): see `_peek`
     may_be_under_way = True
 
     def matches(self, seen: Seen) -> bool:

@@ -66,7 +66,21 @@ def _mpi(source: Path, folder: Path) -> list[str]:
     if not program.exists():
         subprocess.run(["mpicc", "-O2", "-Wall", "-Wextra", "-Werror", source, "-o", program], check=True)
         program.chmod(0o755)
-    return ["mpirun", "--mca", "plm", "isolated", "--bind-to", "none", "--oversubscribe", "-n", "4", str(program)]
+    return [
+        "mpirun",
+        "--mca",
+        "plm",
+        "isolated",
+        "--mca",
+        "oob_tcp_if_include",
+        "lo",
+        "--bind-to",
+        "none",
+        "--oversubscribe",
+        "-n",
+        "4",
+        str(program),
+    ]
 
 
 COMMANDS: dict[str, Callable[[Path, Path], list[str]]] = {
