@@ -231,6 +231,12 @@ ALLOWED: Final = (
         Allowed(f"files.{field}", _JUDGED, _MAPPED, at="building")
         for field in ("size", "mtime_ns", "ctime_ns", "dev", "ino", "mode", "content")
     ),
+    Allowed(
+        "processes.memory.vmas.may_write",
+        "known fault: what was mapped through a descriptor for reading may be made writable, where another maps it so",
+        _SHARED,
+        lambda before, after: after.kind in (pb.Vma.SHARED, pb.Vma.FILE_SHARED) and after.may_write,
+    ),
     Allowed("shared.dev", _NEW, _SHARED),
     Allowed("shared.ino", _NEW, _SHARED),
     Allowed("shared.kind", _AGAIN, _SHARED, _without_name),
