@@ -70,7 +70,7 @@ MAY_GIVE: dict[str, tuple[int, ...]] = {
     "memfd_create": (errno.EMFILE, errno.ENOMEM),
     "mkdir": (errno.ENOSPC, errno.EACCES),
     "mkdirat": (errno.ENOSPC, errno.EACCES),
-    "mmap": _MEMORY,
+    # Not mmap: Python's Thread.start() waits for ever for a thread whose first memory is refused (3.11), and so may we.
     "mount": (errno.EPERM,),
     "mprotect": _MEMORY,
     "mremap": _MEMORY,
