@@ -109,6 +109,7 @@ class Job:
             told = signal.sigtimedwait(heard, _STOP_STEP) if stop_until else signal.sigwaitinfo(heard)
             if told is None:
                 if self._is_stopped():  # and nobody has said since that it is to go on
+                    self._bear_witness()  # of what comes now: a stop that init is sent later is another one
                     os.kill(os.getpid(), signal.SIGSTOP)
                     stop_until = 0.0
                 elif time.monotonic() > stop_until:
@@ -141,7 +142,10 @@ class Job:
                 if told.si_code == _SI_KERNEL:  # from the terminal, which sends to a whole group
                     return
                 status = procfs.status(procfs.read(f"/proc/{self.pid}/status"))
-                if int(status[b"ShdPnd"], 16) >> (told.si_signo - 1) & 1:
+                waiting = int(status[b"ShdPnd"], 16) << 1
+                if waiting & _undone_by(told.si_signo):
+                    return
+                if waiting >> told.si_signo & 1:
                     self._bear_witness(told.si_signo)
                     return
             os.kill(self.tree_pid, told.si_signo)
@@ -165,6 +169,13 @@ class Job:
                 (status,) = struct.unpack("<i", told)
             self._code = os.waitstatus_to_exitcode(status)
         return self._code
+
+
+def _undone_by(number: int) -> int:
+    """The signals, by bits, that take an earlier one of this number away (prepare_signal(), kernel/signal.c)."""
+    if number == signal.SIGCONT:
+        return sum(1 << stop for stop in _STOPS)
+    return 1 << signal.SIGCONT if number in _STOPS else 0
 
 
 def _descendants(pid: int) -> list[int]:
