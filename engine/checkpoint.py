@@ -7,6 +7,7 @@ it does after the snapshot is lost: a failed dump never costs the job.
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import time
@@ -58,6 +59,8 @@ _LOOKS = 3
 that comes or goes at the same time may be false."""
 PAUSES = (0.005, 0.01, 0.02, 0.04, 0.08)
 """Seconds that the tree runs on before it is tried again, when what it was refused for may have passed."""
+_MOVED = (errno.EFAULT, errno.EIO)
+"""What reading memory says that is mapped no longer: process_vm_readv(2), /proc/PID/mem."""
 _HIDDEN = "some of its memory is hidden from a fork (MADV_DONTFORK, MADV_WIPEONFORK, huge pages)"
 
 
@@ -349,15 +352,19 @@ def _look(
             if procfs.is_ending(process.pid, process.pid):
                 continue
             raise tree.permitted(error, process.pid) from None
+        except OSError as error:
+            if error.errno not in _MOVED:
+                raise
+            continue  # as much: it called execve or unmapped what was looked at
         forkable = forkable and not any(map(vmas.hides_from_fork, found))
     living = [process.pid for process in seen if not process.zombie]
-    reasons += [*sharing.refuse(living), *filters.refuse(living), *sysv.refuse(living)]
+    of_descriptors: list[Reason] = []
     try:
+        reasons += [*sharing.refuse(living), *filters.refuse(living), *sysv.refuse(living)]
         of_descriptors = survey(living)
     except (FileNotFoundError, ProcessLookupError):
         if not any(procfs.is_ending(pid, pid) for pid in living):
             raise
-        of_descriptors = []  # one ended, as above
     return reasons, of_descriptors, forkable
 
 

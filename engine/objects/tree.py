@@ -13,7 +13,7 @@ Documented in: credentials(7), pid_namespaces(7), proc_pid_status(5), prctl(2).
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -68,23 +68,32 @@ def job_of(pid: int) -> int:
             raise NotFound(f"the job of {describe_process(pid)} has ended")
         return pid
     # Orphans of the job are children of its init too: its first argument tells them apart.
-    words = procfs.read(f"/proc/{pid}/cmdline").split(b"\0")
-    if len(words) < 2:
-        raise NotFound(f"the job of {describe_process(pid)} has ended")
-    stands_for = int(words[1])
-    below = sorted(procfs.children(pid, [pid]), key=lambda child: procfs.stat(child).start_time)
-    first = [child for child in below if _own_pid(_status(child)) == stands_for] or below[:1]
-    found = next(filter(None, map(_below, first)), 0)
+    found = 0
+    with suppress(FileNotFoundError, ProcessLookupError):  # it has ended
+        words = procfs.read(f"/proc/{pid}/cmdline").split(b"\0")
+        below = sorted(_alive(procfs.children(pid, [pid])))
+        first = [child for child in below if b"%d" % child[1] in words[1:2]] or below[:1]
+        found = next(filter(None, (_below(child) for _, _, child in first)), 0)
     if not found:
         raise NotFound(f"the job of {describe_process(pid)} has ended")
     return found
+
+
+def _alive(pids: Iterable[int]) -> Iterator[tuple[int, int, int]]:
+    """When each process started, its PID in its own namespace, and its PID; without those that have ended meanwhile."""
+    for pid in pids:
+        with suppress(FileNotFoundError, ProcessLookupError):
+            yield procfs.stat(pid).start_time, _own_pid(_status(pid)), pid
 
 
 def _below(pid: int) -> int:
     """The first process that is no torpor-init, at or below one; 0: none."""
     if not is_init(pid):
         return pid
-    return next(filter(None, map(_below, procfs.children(pid, [pid]))), 0)
+    below: list[int] = []
+    with suppress(FileNotFoundError, ProcessLookupError):  # it has ended
+        below = procfs.children(pid, [pid])
+    return next(filter(None, map(_below, below)), 0)
 
 
 def _status(pid: int) -> Mapping[bytes, bytes]:

@@ -6,14 +6,37 @@ import os
 import shutil
 import signal
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from torpor import procfs
 from torpor.capsule import INIT, init_arguments
+from torpor.checkpoint import preflight
 from torpor.errors import NotFound
 from torpor.objects import tree
+
+
+@contextmanager
+def init_of(*command: str) -> Iterator[tuple[int, int]]:
+    """The PIDs of a torpor-init and of the program that it stands for."""
+    reader, writer = os.pipe()
+    arguments = init_arguments(0, writer, (f"/bin/{command[0]}", *command))
+    init = subprocess.Popen(arguments, executable=INIT, pass_fds=[writer])
+    os.close(writer)
+    found: list[int] = []
+    try:
+        while not (found := procfs.children(init.pid, [init.pid])) or procfs.stat(found[0]).comm != command[0].encode():
+            assert init.poll() is None
+        yield init.pid, found[0]
+    finally:
+        os.close(reader)
+        for pid in found:
+            os.kill(pid, signal.SIGKILL)
+        init.kill()
+        init.wait()
 
 
 def test_the_job_of_an_init_that_an_upgrade_has_replaced(tmp_path: Path) -> None:
@@ -35,3 +58,33 @@ def test_the_job_of_an_init_that_an_upgrade_has_replaced(tmp_path: Path) -> None
         os.close(reader)
         init.kill()
         init.wait()
+
+
+def test_a_process_that_calls_execve_while_it_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its mappings lie elsewhere when they are read: no error, for the freeze takes what is there then."""
+    nothing = subprocess.DEVNULL
+    looked_at = procfs.flagged_mappings
+    with subprocess.Popen(["sh", "-c", "read line; exec cat"], stdin=subprocess.PIPE, stdout=nothing) as shell:
+
+        def and_then_execve(pid: int) -> list[procfs.FlaggedMapping]:
+            found = looked_at(pid)
+            if procfs.stat(pid).comm == b"sh":
+                assert shell.stdin
+                shell.stdin.write(b"\n")
+                shell.stdin.flush()
+                while procfs.stat(pid).comm != b"cat":
+                    assert shell.poll() is None
+            return found
+
+        monkeypatch.setattr(procfs, "flagged_mappings", and_then_execve)
+        preflight(shell.pid)
+        assert procfs.stat(shell.pid).comm == b"cat"
+
+
+def test_the_job_of_an_init_whose_child_ends_when_it_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    with subprocess.Popen(["true"]) as gone:
+        pass
+    with init_of("sleep", "1000") as (init, job):
+        children = procfs.children
+        monkeypatch.setattr(procfs, "children", lambda pid, tids: [gone.pid, *children(pid, tids)])
+        assert tree.job_of(init) == job
