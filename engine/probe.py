@@ -350,14 +350,19 @@ def _try_tracing(report: _Report) -> None:
 
 
 def _sleeping_child() -> int:
-    return forked(sleep_with_parent)
+    me = os.getpid()
+    return forked(lambda: sleep_with(me))
 
 
-def sleep_with_parent() -> None:
-    """Sleep until a signal ends this process, at the latest when the thread ends that has forked it."""
-    die_with_parent = 1
-    syscall(_PRCTL, die_with_parent, signal.SIGKILL)
-    while True:
+def sleep_with(parent: int) -> None:
+    """Sleep until a signal ends this process, at the latest when the thread ends that has forked it.
+
+    Args:
+        parent: the PID of its process, which may have ended already: the kernel then sends nothing any more.
+    """
+    set_pdeathsig = 1
+    syscall(_PRCTL, set_pdeathsig, signal.SIGKILL)
+    while os.getppid() == parent:
         signal.pause()
 
 

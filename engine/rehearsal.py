@@ -15,7 +15,7 @@ from functools import cache
 
 from torpor.errors import CheckpointFailed, NotFound, Reason, Refused
 from torpor.objects import filters
-from torpor.probe import forked, sleep_with_parent
+from torpor.probe import forked, sleep_with
 from torpor.remote import ptrace
 from torpor.remote.batch import Batch, Out
 from torpor.remote.calls import MADE
@@ -56,7 +56,8 @@ def _rehearse(count: int) -> None:
     if try_syscall(NR.tgkill, os.getpid(), threading.get_native_id(), 0):
         raise _refused(count, f"does not let {NR.tgkill.name} pass")
     told, telling = os.pipe()
-    pid = forked(lambda: _wait_for_the_end(telling))
+    me = os.getpid()
+    pid = forked(lambda: _wait_for_the_end(me, telling))
     os.close(telling)
     watchdog = threading.Timer(_PATIENCE, _kill, (pid,))
     watchdog.start()
@@ -82,10 +83,10 @@ def _refused(count: int, does: str) -> Refused:
     return Refused("the checkpoint would do harm", [Reason(subject, f"what is there {does}", advice)])
 
 
-def _wait_for_the_end(telling: int) -> None:
+def _wait_for_the_end(parent: int, telling: int) -> None:
     _return_from_a_signal()  # of which nothing is seen while all goes well: whoever may not, dies here
     os.write(telling, b"\0")
-    sleep_with_parent()
+    sleep_with(parent)
 
 
 def _return_from_a_signal() -> None:

@@ -129,3 +129,10 @@ def test_probing_is_quick() -> None:
 def test_masked_proc_is_read_from_the_mounts() -> None:
     points = {line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()}
     assert set(probe().masked_proc) <= points
+
+
+def test_a_child_that_sleeps_with_its_parent_ends_where_that_has_ended_before_it_asked_for_a_signal() -> None:
+    with subprocess.Popen(["true"]) as ended:
+        pass
+    _, status = os.waitpid(probing.forked(lambda: probing.sleep_with(ended.pid)), 0)
+    assert os.waitstatus_to_exitcode(status) == 0
