@@ -165,12 +165,6 @@ ALLOWED: Final = (
         Allowed(f"{path}.pending", "SIGSTOP is sent as it is let go", _QUEUED, _but_for_late, at="building")
         for path in ("processes", "processes.threads")
     ),
-    Allowed(
-        "processes.memory.vmas",
-        "known fault: a locked mapping with guard regions in it is not locked as a whole any more",
-        "mlock",
-        lambda before, after: before.guards.starts and before.guards == after.guards,
-    ),
     *(
         Allowed(f"processes.memory.{field}", "another kernel has another one", _VDSO, _other_kernel, at="building")
         for field in ("vdso", "vdso_content", "vdso_end", "vvar", "vdso_holes")

@@ -200,11 +200,10 @@ def last_steps(space: pb.AddressSpace, sources: Sources, written: Sequence[bool]
         yield Call(NR.madvise, (start * PAGE, count * PAGE, MADV_GUARD_INSTALL), 0, words)
     guards = [(start * PAGE, (start + count) * PAGE) for start, count in _runs(space.guards)]
     for vma in filter(lambda vma: vma.locked, space.vmas):
-        # Guards cannot be touched, which locking does at once: they are locked for when they are removed and touched.
         guarded = [guard for guard in guards if vma.start < guard[1] and guard[0] < vma.end]
-        if guarded or vma.locked_on_fault:
-            yield _lock(vma, (vma.start, vma.end), MLOCK_ONFAULT)
-        if not vma.locked_on_fault:
+        flags = MLOCK_ONFAULT if vma.locked_on_fault else 0
+        yield _lock(vma, (vma.start, vma.end), flags, whole=not guarded)
+        if guarded and not flags:  # what lies behind a guard, at which the kernel has stopped to touch
             yield from (_lock(vma, piece, 0) for piece in subtract([(vma.start, vma.end)], guarded))
     if space.lock_future:
         yield Call(NR.mlockall, (space.lock_future,), 0, "locking what will be mapped in memory")
@@ -244,12 +243,18 @@ def _runs(table: pb.PageRuns) -> Iterator[tuple[int, int]]:
     return zip(table.starts, table.counts, strict=True)
 
 
-def _lock(vma: pb.Vma, piece: Range, flags: int) -> Call:
-    """Lock, which touches. What may not be touched, as guard pages after mlockall(2), or lies behind its file's end, is
-    locked all the same, and said to be no memory (mm/mlock.c, do_mlock and __mlock_posix_error_return).
+def _lock(vma: pb.Vma, piece: Range, flags: int, *, whole: bool = True) -> Call:
+    """Lock, which touches. What may not be touched, as guard pages, or lies behind its file's end, is locked all the
+    same, and said to be no memory (mm/mlock.c, do_mlock and __mlock_posix_error_return).
+
+    Args:
+        vma: the mapping.
+        piece: of it.
+        flags: of mlock2(2).
+        whole: no guard lies in the piece.
     """
     start, end = piece
-    touchable = vma.prot and vma.kind == pb.Vma.ANONYMOUS
+    touchable = whole and vma.prot and vma.kind == pb.Vma.ANONYMOUS
     result = 0 if touchable else (lambda got: got in (0, -errno.ENOMEM))
     return Call(NR.mlock2, (start, end - start, flags), result, f"locking {start:#x}-{end:#x} in memory")
 
