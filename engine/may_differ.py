@@ -10,11 +10,13 @@ from __future__ import annotations
 import os
 import select
 import signal
+import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from torpor.image import image_pb2 as pb
+from torpor.objects.tcp_connections import BEFORE_MPTCP_CONNECTS, IPPROTO_MPTCP
 
 Parents: TypeAlias = Callable[[Any, Any], Any]
 """Whether a difference is allowed, by the two messages that hold the field."""
@@ -48,6 +50,7 @@ _UNSEEN_FLAGS: Final = 0o100000 | os.O_NOFOLLOW
 """O_LARGEFILE, which each open(2) of 64 bit programs sets, and flags that count while a file is opened only."""
 _SI_TIMER: Final = -2
 _SI_KERNEL: Final = 0x80
+_V6ONLY: Final = (socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
 _ALARMS: Final = (signal.SIGALRM, signal.SIGVTALRM, signal.SIGPROF)
 _TERMINAL_STOPS: Final = (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
 
@@ -99,8 +102,19 @@ def _in_proc(before: Any, after: Any) -> bool:
     return bool(before.path.startswith(b"/proc/") and after.path == before.path)
 
 
-def _only_more(before: Any, after: Any) -> bool:
-    return all(option in after.options for option in before.options)
+def _only_v6only_more(before: Any, after: Any) -> bool:
+    return _only_these_more(before, after, {_V6ONLY})
+
+
+def _as_mptcp_connects(before: Any, after: Any) -> bool:
+    connected = before.state not in (pb.TcpSocket.LISTEN, pb.TcpSocket.CLOSED)
+    stays = {_V6ONLY, (socket.SOL_SOCKET, socket.SO_SNDBUF), *BEFORE_MPTCP_CONNECTS}
+    return before.protocol == IPPROTO_MPTCP and connected and _only_these_more(before, after, stays)
+
+
+def _only_these_more(before: Any, after: Any, keys: Collection[tuple[int, int]]) -> bool:
+    kept = [option for option in after.options if (option.level, option.name) not in keys or option in before.options]
+    return kept == list(before.options)
 
 
 def _other_kernel(before: Any, after: Any) -> bool:
@@ -130,6 +144,7 @@ _FILES: Final = "Files: position"
 _MAPPED: Final = "Private mappings of files, written"
 _REMOVED_PROGRAM: Final = "Program that was deleted"
 _TCP: Final = "TCP listeners"
+_OPTIONS: Final = "Options of sockets of MPTCP"
 _UNIX: Final = "Unix sockets"
 _UDP: Final = "UDP's datagrams that were not read"
 _TIMERFD: Final = "eventfd"
@@ -269,9 +284,16 @@ ALLOWED: Final = (
     ),
     Allowed(
         "descriptions.tcp.options",
-        "known fault: options that a restore binds with stay set where the program had not set them",
+        "bind() to an address of IPv6 sets IPV6_V6ONLY (__inet6_bind())",
         _TCP,
-        _only_more,
+        _only_v6only_more,
+    ),
+    Allowed(
+        "descriptions.tcp.options",
+        "known fault: a connection of MPTCP keeps the send buffer that a restore has enlarged. Options that it connects"
+        " with are fixed by then, and matter no more",
+        _OPTIONS,
+        _as_mptcp_connects,
     ),
     Allowed("descriptions.tcp.local", "a connection that is over comes back between two ends of ours", _TCP, _is_over),
     Allowed("descriptions.tcp.remote", "a connection that is over comes back between two ends of ours", _TCP, _is_over),
@@ -279,7 +301,7 @@ ALLOWED: Final = (
         "descriptions.udp.options",
         "bind() to an address of IPv6 sets IPV6_V6ONLY (__inet6_bind())",
         "UDP, bound",
-        _only_more,
+        _only_v6only_more,
     ),
     *(
         Allowed(f"descriptions.udp.{field}", "a look would take empty ones from the next save", _UDP, at="building")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +12,7 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
 from torpor.image import image_pb2 as pb
 from torpor.may_differ import ALLOWED
+from torpor.objects.tcp_connections import IPPROTO_MPTCP
 from torpor.round_trip import differences
 
 MOST = 6
@@ -118,3 +120,41 @@ def test_mappings_side_by_side_count_as_one() -> None:
     assert not differences(whole, parts)
     space.vmas[1].prot = 1
     assert differences(whole, parts)
+
+
+@pytest.mark.parametrize("kind", ["tcp", "udp"])
+def test_of_a_sockets_options_one_may_be_new(kind: str) -> None:
+    """IPV6_V6ONLY, which bind(2) sets; no other, and none may be missing or another."""
+
+    def image(*options: tuple[int, int, bytes]) -> pb.Tree:
+        tree = pb.Tree()
+        for level, name, value in options:
+            getattr(tree.descriptions.add() if not tree.descriptions else tree.descriptions[0], kind).options.add(
+                level=level, name=name, value=value
+            )
+        return tree
+
+    alive, shared = (socket.SOL_SOCKET, socket.SO_KEEPALIVE, b"\1"), (socket.SOL_SOCKET, socket.SO_REUSEADDR, b"\1")
+    v6only = (socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, b"\1")
+    assert not differences(image(alive), image(alive, v6only))
+    assert differences(image(alive, v6only), image(alive))
+    assert differences(image(alive), image(alive, shared))
+    assert differences(image(alive), image(shared, v6only))
+
+
+def test_what_mptcp_connects_with_stays_on() -> None:
+    """Of a connection of MPTCP alone."""
+    for protocol, state, allowed in (
+        (IPPROTO_MPTCP, pb.TcpSocket.INSIDE, True),
+        (IPPROTO_MPTCP, pb.TcpSocket.LISTEN, False),
+        (0, pb.TcpSocket.INSIDE, False),
+    ):
+        before, after = pb.Tree(), pb.Tree()
+        for image in (before, after):
+            image.descriptions.add().tcp.protocol = protocol
+            image.descriptions[0].tcp.state = state
+        options = after.descriptions[0].tcp.options
+        options.add(level=socket.SOL_SOCKET, name=socket.SO_REUSEADDR, value=b"\1")
+        assert bool(differences(before, after)) != allowed
+        options.add(level=socket.SOL_SOCKET, name=socket.SO_KEEPALIVE, value=b"\1")
+        assert differences(before, after)
