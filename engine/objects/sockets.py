@@ -85,6 +85,7 @@ GENERAL: dict[Key, int] = {
     (_SOL, 63): 4,  # SO_TIMESTAMP_NEW
     (_SOL, 64): 4,  # SO_TIMESTAMPNS_NEW
     (_SOL, 69): 4,  # SO_PREFER_BUSY_POLL
+    (_SOL, 74): 4,  # SO_TXREHASH
     (_SOL, 75): 4,  # SO_RCVMARK
     (_SOL, 82): 4,  # SO_RCVPRIORITY
 }
@@ -137,6 +138,7 @@ TCP: dict[Key, int] = {
     (socket.IPPROTO_IP, 51): 4,  # IP_LOCAL_PORT_RANGE
     (socket.IPPROTO_TCP, 16): 4,  # TCP_THIN_LINEAR_TIMEOUTS
     (socket.IPPROTO_TCP, 27): 4,  # TCP_SAVE_SYN
+    (socket.IPPROTO_TCP, 33): 32,  # TCP_FASTOPEN_KEY: one key, or two
     (socket.IPPROTO_TCP, 36): 4,  # TCP_INQ
     (socket.IPPROTO_TCP, 34): 4,  # TCP_FASTOPEN_NO_COOKIE
     (socket.IPPROTO_TCP, 44): 4,  # TCP_RTO_MAX_MS

@@ -2,11 +2,13 @@
 
 import socket
 import struct
+from contextlib import suppress
 
 from ready import judge, ready_and_wait, same
 
 LEVELS = {socket.AF_UNIX: (1,), socket.AF_INET: (1, 0, 6, 17), socket.AF_INET6: (1, 0, 41, 6, 17)}
 NAMES = range(111)
+TCP_FASTOPEN_KEY = 33
 OF_THE_KERNEL = {
     (1, 8),  # SO_RCVBUF: the kernel sizes them where the program did not
     (1, 7),
@@ -46,7 +48,6 @@ UNTOUCHED = OF_THE_KERNEL | {
     (1, 61),  # SO_TXTIME
     (1, 62),  # SO_BINDTOIFINDEX: no packet would come any more
     (1, 65),  # SO_TIMESTAMPING_NEW
-    (1, 74),  # SO_TXREHASH
     (1, 16),  # SO_PASSCRED makes messages
     (1, 76),
     (0, 4),  # IP_OPTIONS
@@ -107,6 +108,9 @@ def main() -> None:
         except OSError:
             continue
         plain, listener = socket.socket(family), socket.socket(family)
+        for sock in (plain, listener):
+            with suppress(OSError):  # a kernel without
+                sock.setsockopt(socket.IPPROTO_TCP, TCP_FASTOPEN_KEY, bytes(range(16)))
         change(plain)
         listener.bind((host, 0))
         listener.listen()
