@@ -28,8 +28,8 @@ from torpor.objects import descriptors as kinds
 from torpor.probe import probe
 from torpor.store import SnapshotReader
 
-PAUSE = "34 "
-"""pause() in /proc/PID/syscall: nothing wakes the program any more."""
+WAITS = "128 "
+"""rt_sigtimedwait() in /proc/PID/syscall: nothing wakes the program any more."""
 
 PROGRAM = """
 import fcntl, mmap, os, signal, socket, sys
@@ -48,17 +48,18 @@ leased = open("leased"); fcntl.fcntl(leased, fcntl.F_SETLEASE, fcntl.F_RDLCK)
 os.mkfifo("fifo"); fifo = os.open("fifo", os.O_RDONLY | os.O_NONBLOCK)
 master, slave = os.openpty()
 log = open("answers", "a", buffering=1)
-def answer(*_):
+def answer():
     try:
         named.accept()
         came = "somebody came"
     except BlockingIOError:
         came = "nobody came"
     print(came, len(broken), file=log)
-signal.signal(signal.SIGUSR1, answer)
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})  # one that comes right before pause() would not end it
 print("ready", file=log)
 while True:
-    signal.pause()
+    signal.sigwaitinfo({signal.SIGUSR1})
+    answer()
 """
 
 
@@ -279,7 +280,7 @@ def nowhere_at_all() -> None:
     other = dataclasses.replace(probe(), map_vdso=False)
     with program() as child:
         deadline = time.monotonic() + 20
-        while not Path(f"/proc/{child.pid}/syscall").read_text().startswith(PAUSE):
+        while not Path(f"/proc/{child.pid}/syscall").read_text().startswith(WAITS):
             assert time.monotonic() < deadline
             time.sleep(0.001)
         before = Path(f"/proc/{child.pid}/status").read_text().split("voluntary")[1]
