@@ -1,7 +1,7 @@
 import { ILayoutRestorer, JupyterFrontEnd, JupyterFrontEndPlugin } from '@jupyterlab/application';
 import { ICommandPalette } from '@jupyterlab/apputils';
 import { INotebookTracker, NotebookPanel } from '@jupyterlab/notebook';
-import { IRunningSessionManagers } from '@jupyterlab/running';
+import { IRunningSessionManagers, IRunningSessions } from '@jupyterlab/running';
 import { ISettingRegistry } from '@jupyterlab/settingregistry';
 import { IStatusBar } from '@jupyterlab/statusbar';
 import { ITranslator, nullTranslator, TranslationBundle } from '@jupyterlab/translation';
@@ -264,19 +264,25 @@ function addParked(
     await app.serviceManager.kernels.shutdown(id);
     await model.refresh();
   };
+  const item = (kernel: IKernel): IRunningSessions.IRunningItem => {
+    const path = kernel.sessions[0]?.path ?? '';
+    return {
+      icon: () => torporIcon,
+      label: () => path || kernel.name,
+      labelTitle: () => trans.__('Parked kernel %1', kernel.id),
+      open: () => void (path && app.commands.execute('docmanager:open', { path })),
+      shutdown: () => void shutDown(kernel.id)
+    };
+  };
+  // One array for good: the panel draws at first what it was given when it was made, and does not hear of changes
+  // before it has drawn.
+  const items: IRunningSessions.IRunningItem[] = [];
   running.add({
     name: trans.__('Parked Kernels'),
-    running: () =>
-      model.parked.map(kernel => {
-        const path = kernel.sessions[0]?.path ?? '';
-        return {
-          icon: () => torporIcon,
-          label: () => path || kernel.name,
-          labelTitle: () => trans.__('Parked kernel %1', kernel.id),
-          open: () => void (path && app.commands.execute('docmanager:open', { path })),
-          shutdown: () => void shutDown(kernel.id)
-        };
-      }),
+    running: () => {
+      items.splice(0, items.length, ...model.parked.map(item));
+      return items;
+    },
     shutdownAll: () => model.parked.forEach(kernel => void shutDown(kernel.id)),
     refreshRunning: () => void model.refresh(),
     runningChanged: model.changed,
