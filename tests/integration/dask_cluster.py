@@ -161,6 +161,8 @@ class Cluster:
             "DASK_DISTRIBUTED__SCHEDULER__VALIDATE": "True",  # Dask checks its invariants after each transition
             "DASK_DISTRIBUTED__WORKER__VALIDATE": "True",
             "DASK_DISTRIBUTED__WORKER__MEMORY__TERMINATE": "False",
+            # How long a worker goes on dialling one that was killed: 30 s by default, for each attempt of a shuffle
+            "DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "10s",
             "DASK_TEMPORARY_DIRECTORY": str(tmp / "scratch"),
             **{f"DASK_{name.upper().replace('.', '__')}": str(value) for name, value in config.items()},
         }
