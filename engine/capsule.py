@@ -24,6 +24,7 @@ from torpor._native import ffi, lib
 from torpor.errors import NotPermitted, RestoreFailed, TorporError
 from torpor.inherited import Signals, descriptor_limit
 from torpor.remote import ptrace
+from torpor.remote.numbers import Walk
 
 NO_SIGNALS: Final = Signals(frozenset(), frozenset())
 INIT: Final = Path(__file__).with_name("torpor-init")
@@ -65,6 +66,10 @@ class Setting:
     """init is to lead a session of its own."""
     hold_filters_off: bool = False
     """Seccomp filters that are installed on the way are to have no effect before the tree is let go."""
+    joined: frozenset[int] = frozenset()
+    """Numbers of a session and of groups that the tree was in and others still have: init's own take their place."""
+    walk: Walk | None = None
+    """How its PIDs are got among the host's, by one who may not choose them; None: they are chosen."""
 
     @property
     def trace_options(self) -> int:

@@ -43,10 +43,12 @@ from torpor.remote.x86_64 import (
     holds_tiles,
     signed,
 )
+from torpor.walk import Walker
 
 _TERMINAL_STOPS = (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
 _PATIENCE, _AGAIN = 5.0, 0.02
 """Seconds that a file of /proc is written again and again, and the pause between."""
+CLONE_VM, CLONE_NEWUSER = 0x100, 0x10000000
 FILL_TOGETHER = 64 << 20
 """Bytes from which on several threads of a process fill its memory: a single one is bound by page faults."""
 
@@ -73,7 +75,14 @@ class Filled(NamedTuple):
 class Builder:
     """Builds the tree below a stopped init. All calls are made by the thread that started init."""
 
-    def __init__(self, plan: Plan, init: int, options: int, progress: Callable[[int], None] | None = None) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        init: int,
+        options: int,
+        progress: Callable[[int], None] | None = None,
+        walker: Walker | None = None,
+    ) -> None:
         """Take over init, which is on its way to its exec stop.
 
         Args:
@@ -81,6 +90,7 @@ class Builder:
             init: its PID as this process sees it.
             options: those it is traced with (PTRACE_O_*), as will be all others.
             progress: told the bytes of memory that were filled since the last time.
+            walker: for a plan whose PIDs come in turn.
         """
         self.plan = plan
         self._options = options
@@ -88,14 +98,23 @@ class Builder:
         self._ended: dict[int, int] = {}
         """The zombies' PIDs as this process sees them, by their own."""
         self._blanks = Blanks(init, plan.window, address_space.GAP, progress)
+        self._walker = walker
 
     def bear(self) -> None:
-        """Give birth to every process, level by level, each by its own parent."""
-        top = self.plan.processes[0]
-        by_pid = {process.member.pid: process for process in self.plan.processes}
-        level = [Built(top, [self._blanks.take_init()])]
+        """Give birth to every process, each by its own parent."""
+        top = Built(self.plan.processes[0], [self._blanks.take_init()])
         for calls in self.plan.segments:
-            self._blanks.run([self._work(level[0], calls)])
+            self._blanks.run([self._work(top, calls)])
+        if self._walker:
+            found = self._walker.bear(self.plan, self._blanks, top.threads[0])
+            self.processes = {plan.member.pid: Built(plan, found[plan.member.pid]) for plan in self.plan.processes}
+        else:
+            self._bear_by_levels(top)
+        self._orphan()
+
+    def _bear_by_levels(self, top: Built) -> None:
+        by_pid = {process.member.pid: process for process in self.plan.processes}
+        level = [top]
         while level:
             works = [self._work(process, process.plan.birth) for process in level]
             self._blanks.run(works)
@@ -106,7 +125,6 @@ class Builder:
                     task.name = by_pid[child.pid].name
                     below.append(Built(by_pid[child.pid], [task]))
             level = below
-        self._orphan()
 
     def _orphan(self) -> None:
         """End the stand-ins whose children fall to others above them: they alone adopt meanwhile."""
@@ -143,6 +161,8 @@ class Builder:
         self._blanks.run([work for process in built for work in self._filling(process)])
         if filled is not None:
             filled(Filled(process.threads[0].tid, _image(process), self._userfaultfd(process)) for process in built)
+        for process in built:
+            self._lay_out(process)
         self._blanks.run([self._work(process, process.plan.furnish) for process in built])
         for process in built:
             for name, text in process.plan.proc:
@@ -150,6 +170,20 @@ class Builder:
         for pid in [pid for pid, process in self.processes.items() if process.plan.member.only_group]:
             self._blanks.end(self.processes.pop(pid).threads[0], [], signal.SIGKILL)
         self._bury()
+
+    def _lay_out(self, process: Built) -> None:
+        """Set what takes a capability in the user namespace of who sets it, and belongs to the memory that they share:
+        by a helper that has its own (kernel/sys.c, prctl_set_mm_map)."""
+        if not process.plan.layout:
+            return
+        words = "starting a helper in a user namespace"
+        work = self._work(process, [Call(NR.clone, (CLONE_VM | CLONE_NEWUSER, 0, 0, 0), lambda pid: pid > 0, words)])
+        self._blanks.run([work])
+        (helper,) = work.newborn
+        self._blanks.run([Work(helper, process.plan.layout, self._blanks.tables.start)])
+        self._blanks.end(helper, [Call(NR.exit_group, (0,), 0, "ending")], 0)
+        reaping = Call(NR.wait4, (helper.tid, 0, WALL, 0), helper.tid, "reaping the helper")
+        self._blanks.run([self._work(process, [reaping])])
 
     def _userfaultfd(self, process: Built) -> int:
         """A userfaultfd of its memory, of which it keeps none itself; -1 where the kernel gives none."""

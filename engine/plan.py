@@ -68,6 +68,10 @@ class Here:
     may_lower_oom: bool
     room: Room
     """For memory that processes have in common."""
+    joined: frozenset[int] = frozenset()
+    """See `capsule.Setting`."""
+    walk: bool = False
+    """PIDs come in turn, and are not chosen."""
     is_taken: Callable[[int], bool] = lambda _: False
     """Whether somebody has a PID among those where the tree is to live."""
 
@@ -111,14 +115,18 @@ class ProcessPlan:
     birth: list[Call] = field(default_factory=list)
     """In the blank process: memory that its children are to inherit, its session and group, and the births of its
     children in the order of `births`."""
+    clones: list[Call] = field(default_factory=list)
+    """On a walk: the births of its other threads, each when its number comes."""
     build: list[Call] = field(default_factory=list)
-    """By its main thread: an empty address space of the right shape, then its other threads."""
+    """By its main thread: an empty address space of the right shape, then its other threads, unless they are there."""
     fill: list[Call] = field(default_factory=list)
     """By any of its threads: what lies in its memory and did not at its children's births."""
     given_size: int = 0
     """Bytes that it fills before those."""
     fill_size: int = 0
     """Bytes that it fills after them."""
+    layout: list[Call] = field(default_factory=list)
+    """By one that shares its memory, and has a right that it has not itself."""
     furnish: list[Call] = field(default_factory=list)
     """By its main thread: all else that the process has as a whole."""
     proc: list[tuple[str, str]] = field(default_factory=list)
@@ -148,6 +156,8 @@ class Plan:
     """By init, before anyone is born, each in a table of its own: what lives in an IPC namespace."""
     last: list[Call]
     """By init and the stand-ins, when all is built: they need no right of the restorer's any more."""
+    walk: bool
+    """Processes and threads are born as their numbers come, and not as they stand here."""
 
     @property
     def size(self) -> int:
@@ -165,11 +175,13 @@ class Plan:
         for process in self.processes:
             yield f"{process.name}:"
             yield from _explain("when born", process.birth)
+            yield from _explain("when their numbers come", process.clones)
             if process.member.adopter:
                 adopter = process.member.adopter
                 whom = f"process {adopter.pid}" if adopter.image else "torpor-init"
                 yield f"  ends when all are born: its children fall to {whom}"
-            yield from _explain("when all are born", [*process.build, *process.fill, *process.furnish])
+            built = [*process.build, *process.fill, *process.layout, *process.furnish]
+            yield from _explain("when all are born", built)
             yield from _explain("at its end", process.end)
             for thread in process.threads:
                 yield from _explain(f"thread {thread.image.tid}", [*thread.calls, *thread.last])
@@ -190,7 +202,7 @@ def make(image: pb.Tree, here: Here, held: Held) -> Plan:
         ImageDamaged: the image contradicts itself.
         RestoreFailed: the kernel has no way to give something back.
     """
-    top = family.arrange(image, here.init, here.is_taken)
+    top = family.arrange(image, here.init, here.joined, here.is_taken)
     room = WINDOW_SIZE + max((page_up(shared.size) for shared in sysv.segments(image)), default=0)
     place = address_space.free_range([process.memory for process in image.processes], here.vdso, room)
     window = place[:WINDOW_SIZE]  # behind it init fills System V segments
@@ -228,7 +240,8 @@ def make(image: pb.Tree, here: Here, held: Held) -> Plan:
     segments += filter(None, [list(sysv_messages.enlarge(image))])
     segments += [list(sysv_messages.make(queue, here.rights.keep)) for queue in image.queues]
     segments += queues.make(image, held.opened.slots, here.rights.keep)
-    return Plan(plans, window, warnings, segments, [] if here.rights.keep else list(credentials.give_up()))
+    last = [] if here.rights.keep else list(credentials.give_up())
+    return Plan(plans, window, warnings, segments, last, here.walk)
 
 
 def _segment(shared: pb.SharedMemory, address: int, here: Here, held: Held) -> Iterator[Call]:
@@ -324,11 +337,12 @@ def _build(
     build += address_space.steps(process, image, held.sources, here.vdso, window, written, share.kept, share.stale)
     shared = filters.common(process)
     build += filters.steps(shared, image.filters)  # which its threads inherit
-    build += map(threads.birth, process.threads[1:])
+    (plan.clones if here.walk else build).extend(map(threads.birth, process.threads[1:]))
     pieces = list(copy_on_write.rest(share, process.memory.pages))
     plan.fill += address_space.fill(pieces, held.sources, window.stop - address_space.GAP)
     plan.fill_size = sum(piece.size for piece in pieces) * PAGE
-    plan.furnish += address_space.last_steps(process.memory, held.sources, written)
+    (plan.layout if here.walk else plan.furnish).append(address_space.layout(process.memory, held.sources))
+    plan.furnish += address_space.last_steps(process.memory, written)
     plan.furnish += tree.steps(process, held.directories[process.pid], held.roots[process.pid] if process.root else -1)
     plan.furnish += ptys.steps(process, image, held.opened.terminals)
     plan.furnish += descriptors.placement(process, image, held.opened)

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import takewhile
+from math import inf
 from typing import Literal
 
 from torpor import capsule, inherited, procfs, rebuilt, surroundings
@@ -39,10 +40,12 @@ from torpor.plan import Held, Here, make
 from torpor.probe import probe
 from torpor.refusals import living, refuse
 from torpor.remote.blank import PidTaken
+from torpor.remote.numbers import Walk
 from torpor.remote.tracer import no_collection
 from torpor.series import Key, Series
 from torpor.store import KnownBlocks, SnapshotInfo, SnapshotReader, Store
-from torpor.surroundings import Way
+from torpor.surroundings import WALK_SECONDS, Way
+from torpor.walk import Walker
 from torpor.workers import started
 
 Progress = Callable[[int, int], None]
@@ -52,6 +55,8 @@ _VERIFIED_TOGETHER = 1024
 """Blocks after which a verification may be given up: a restore that failed does not wait for gigabytes."""
 CAP_SYS_RESOURCE = 24
 PROVE = "TORPOR_PROVE"
+WORTH_A_WORD = 1.0
+"""Seconds of a walk of which one is told before."""
 _OLDER = 16
 """How many earlier snapshots are tried, to name one that can be woken."""
 _ALONE = threading.Lock()
@@ -76,6 +81,7 @@ def restore(
     series: Series | None = None,
     way: Way = "best",
     prove: bool | None = None,
+    tell: Callable[[str], object] | None = None,
 ) -> Job:
     """Wake a snapshot: its processes go on where they were, under their old PIDs.
 
@@ -97,6 +103,7 @@ def restore(
             own; "best": natively where that is possible.
         prove: before anything is let go, all that was built is described as a checkpoint would, and compared with the
             image; its memory is read and compared, too. None: as `$TORPOR_PROVE` says, where it is set to anything.
+        tell: told in words what will take long, before it does.
 
     Raises:
         RestoreRefused: this host cannot wake it as it is now; nothing was started.
@@ -122,7 +129,9 @@ def restore(
             for one in ways:
                 setting = surroundings.setting(image, detach=detach, way=one)
                 here = surroundings.here(setting)
-                child = family.arrange(image, here.init).children[0].pid
+                child = family.arrange(image, here.init, here.joined).children[0].pid
+                if tell is not None and setting.walk and setting.walk.seconds > WORTH_A_WORD:
+                    tell(_of_walk(setting.walk))
                 try:
                     with (
                         _ALONE,
@@ -144,12 +153,18 @@ def restore(
                             connected,
                             filled,
                             foreground,
+                            one,
                             bool(os.environ.get(PROVE)) if prove is None else prove,
                         )
                 except PidTaken:  # by a process that came since they were found to be free
                     if setting.capsule or one == ways[-1]:
                         raise
             raise AssertionError("in a capsule every PID is free")
+
+
+def _of_walk(walk: Walk) -> str:
+    pace = f"{walk.pace.per_second:.0f} a second"
+    return f"it is woken when its PIDs come, in about {walk.seconds:.0f} s ({walk.length} numbers, {pace})"
 
 
 def explain(
@@ -275,6 +290,10 @@ class _Material:
             self.held = Held(opened, Sources(files, shared, packs, reader.blocks), directories, roots, reader.peek)
             self._stack = self._stack.pop_all()
 
+    def open(self, path: str) -> int:
+        """One more, for the blank processes."""
+        return self._high(os.open(path, os.O_RDONLY | os.O_CLOEXEC), close=True)
+
     def __enter__(self) -> _Material:
         return self
 
@@ -311,6 +330,7 @@ def _wake(
     connected: Callable[[], object] | None,
     filled: Callable[[Iterable[Filled]], None] | None,
     foreground: bool,
+    way: Way,
     prove: bool,
 ) -> Job:
     plan = make(image, here, material.held)
@@ -319,8 +339,12 @@ def _wake(
     verification = _Verification(reader)
     verification.start()
     try:
+        walker = None
+        if setting.walk:
+            seconds = inf if way == "native" else 2 * WALK_SECONDS
+            walker = Walker(setting.walk, material.open("/proc/loadavg"), seconds)
         init = waiting.go(material.base)
-        builder = Builder(plan, init.pid, setting.trace_options, _progress(plan.size, progress))
+        builder = Builder(plan, init.pid, setting.trace_options, _progress(plan.size, progress), walker)
         try:
             builder.bear()
             builder.build(filled)

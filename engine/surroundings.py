@@ -22,9 +22,14 @@ from torpor.objects.family import UNKNOWN_PID
 from torpor.objects.threads import Bounds
 from torpor.plan import Here
 from torpor.probe import probe
+from torpor.remote import numbers
+from torpor.remote.numbers import Walk
+from torpor.walk import length
 
 Way = Literal["best", "native", "capsule"]
 """How a tree is woken: among the host's processes, in namespaces of its own, or as changes least."""
+WALK_SECONDS = 20.0
+"""The longest walk that is gone unasked."""
 CAP_SYS_CHROOT = 18
 CAP_SYS_ADMIN = 21
 CAP_SYS_RESOURCE = 24
@@ -56,11 +61,22 @@ def setting(
         namespaces |= Namespaces.TIME
     if sysv.segments(image) or image.semaphores or image.queues or queues.of(image):
         namespaces |= Namespaces.IPC
-    obstacle = None if way == "capsule" else next(_obstacles(image, namespaces, standing), None)
+    walk = None
+    joined = frozenset() if session else _joined(image, way, standing)
+    obstacle = None if way == "capsule" else next(_obstacles(image, namespaces, joined, standing), None)
+    capsule = way == "capsule" or obstacle is not None
+    if not capsule and not probe().can_choose_pids:
+        try:
+            walk = _walk(image, joined)
+        except OSError as error:
+            obstacle = f"no PID can be walked to here: {error.strerror}"
+        # A capsule takes from a job what its user's other groups are for; from one without any, next to nothing.
+        capsule = walk is None or (way == "best" and not (_other_groups() and walk.seconds <= WALK_SECONDS))
     if way == "native" and obstacle:
         reason = Reason("--as=native", obstacle, "--as=capsule wakes it in namespaces of its own")
         raise RestoreRefused("it cannot be woken natively", [reason])
-    if way == "capsule" or obstacle:
+    if capsule:
+        walk, joined = None, frozenset()
         namespaces |= Namespaces.PID | Namespaces.MOUNT
         if not procfs.is_root():
             namespaces |= Namespaces.USER
@@ -72,39 +88,76 @@ def setting(
         boottime_ns=image.host.boottime_ns - time.clock_gettime_ns(time.CLOCK_BOOTTIME),
         new_session=session,
         hold_filters_off=filters.has_own(image),
+        joined=joined,
+        walk=walk,
     )
 
 
-def _obstacles(image: pb.Tree, namespaces: Namespaces, standing: Set[int]) -> Iterator[str]:
+def _joined(image: pb.Tree, way: Way, standing: Set[int]) -> frozenset[int]:
+    """The session that the tree was in, and groups in it, when others have them: it is born in this process's own.
+
+    They are the same, or it was asked for: a shell is rarely there with its old number when its jobs are woken. A tree
+    that had a terminal of that session is not: its terminal needs a session of its own.
+    """
+    root = image.processes[0]
+    own = {process.pid for process in image.processes}
+    outer = {root.sid, *(one.pgid for one in image.processes if one.sid == root.sid)} - own - standing
+    taken = set(filter(numbers.is_taken, outer))
+    if root.sid not in taken or any(session.sid == root.sid for session in image.sessions):
+        return frozenset()
+    if way == "native":
+        return frozenset(taken)
+    return frozenset(taken) if root.sid == os.getsid(0) and taken <= {root.sid, os.getpgrp()} else frozenset()
+
+
+def _walk(image: pb.Tree, joined: frozenset[int]) -> Walk:
+    top = family.arrange(image, UNKNOWN_PID, joined, numbers.is_taken)
+    tids = {process.pid: [thread.tid for thread in process.threads[1:]] for process in image.processes}
+    pace = numbers.pace()
+    return Walk(pace, length(top, tids, numbers.here(), numbers.last()))
+
+
+def _obstacles(image: pb.Tree, namespaces: Namespaces, joined: frozenset[int], standing: Set[int]) -> Iterator[str]:
     """Why it cannot live among the host's processes."""
-    if not probe().can_choose_pids:
-        yield "you may not choose PIDs here: that takes CAP_CHECKPOINT_RESTORE"
+    walking = not probe().can_choose_pids
+    if walking and not probe().set_mm_map:
+        why = probe().why.get("user_namespaces") or probe().why.get("set_mm_map", "")
+        yield f"the link to a program (/proc/PID/exe) takes a user namespace or CAP_CHECKPOINT_RESTORE ({why})"
     capabilities = int(procfs.status(procfs.read("/proc/self/status"))[b"CapEff"], 16)
     if any(process.root for process in image.processes) and not capabilities >> CAP_SYS_CHROOT & 1:
         yield "a process has a root directory of its own, which takes CAP_SYS_CHROOT"
     if namespaces and not capabilities >> CAP_SYS_ADMIN & 1:
         what = "its clocks" if namespaces & Namespaces.TIME else "its System V objects or message queues"
         yield f"{what} need a namespace, which takes CAP_SYS_ADMIN"
-    top = family.arrange(image, UNKNOWN_PID, _is_taken)
+    top = family.arrange(image, UNKNOWN_PID, joined, numbers.is_taken)
     members = [member.pid for member in top.walk() if member.pid != UNKNOWN_PID]
     tids = [thread.tid for process in image.processes for thread in process.threads]
+    given = numbers.here()
     for pid in sorted({*members, *tids} - standing):
-        if _is_taken(pid):
-            yield f"another process or thread has the PID {pid}"
-
-
-def _is_taken(pid: int) -> bool:
-    return os.path.exists(f"/proc/{pid}")
+        if numbers.is_taken(pid):
+            yield f"another process, thread or process group has the PID {pid}"
+        if pid >= given.end:
+            yield f"no process can have the PID {pid} here: kernel.pid_max is {given.end}"
+        if walking and pid < given.first:
+            yield f"the PID {pid} comes never again: those below {given.first} are given once after the boot"
 
 
 def warnings(where: Setting) -> Iterator[str]:
     """What a tree that lives there cannot do any more, in words."""
-    others = sorted(set(os.getgroups()) - {os.getegid()})
+    others = _other_groups()
     if where.namespaces & Namespaces.USER and others:
         names = ", ".join(map(_group_name, others))
         yield f"it is in a capsule, where it cannot give files to your groups {names}: cp -a and sed -i lose them"
     if where.namespaces & Namespaces.USER and (count := keys.keys_of_user()):
         yield f"it is in a capsule, where your keyring (@u) is an empty one: it does not find the {count} keys in yours"
+    foreign = where.joined - {os.getsid(0), os.getpgrp()}
+    if foreign:
+        shown = ", ".join(map(str, sorted(foreign)))
+        yield f"it is in your session now, and in your process group: others have the numbers of its own ({shown})"
+
+
+def _other_groups() -> list[int]:
+    return sorted(set(os.getgroups()) - {os.getegid()})
 
 
 def _group_name(gid: int) -> str:
@@ -121,7 +174,7 @@ def here(where: Setting) -> Here:
     keep = procfs.is_root()
     return Here(
         init=1 if where.capsule else UNKNOWN_PID,
-        is_taken=(lambda _: False) if where.capsule else _is_taken,
+        is_taken=(lambda _: False) if where.capsule else numbers.is_taken,
         rights=Rights(
             keep=keep,
             last_capability=last,
@@ -139,7 +192,9 @@ def here(where: Setting) -> Here:
         timer_restore_ids=probe().timer_restore_ids,
         keys=keys.Here(keys.own_session(), keys.users_own(), _boot_id()),
         oom_score_adj=int(procfs.read("/proc/self/oom_score_adj")),
-        room=copy_on_write.room(),
+        room=copy_on_write.NO_ROOM if where.walk else copy_on_write.room(),
+        joined=where.joined,
+        walk=where.walk is not None,
         may_lower_oom=procfs.in_initial_user_namespace() and bool(int(status[b"CapEff"], 16) >> CAP_SYS_RESOURCE & 1),
     )
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from cffi import FFI
 
 HERE = Path(__file__).parent
-SOURCES = ["torpor.c", "batch.c", "spawn.c", "rights.c"]
+SOURCES = ["torpor.c", "batch.c", "spawn.c", "rights.c", "walk.c"]
 
 declarations = (HERE / "torpor.h").read_text().split("/* cffi: begin */")[1].split("/* cffi: end */")[0]
 

@@ -15,6 +15,9 @@
  * sees by it what was sent to their whole process group. SIGURG, queued with the value WITNESS_VALUE + n, makes it
  * such a witness too, and makes it forget a pending signal n, or all for 0.
  *
+ * A blank process (engine/remote/blank.py) is a clone of it that is traced and runs nothing of all this. It may be
+ * entered at torpor_bear: it then bears a child, or a thread, which has a PID that it may not choose.
+ *
  * It is freestanding, holds nothing but what is on its stack, and may be entered again at _start with a new stack: a
  * clone of it becomes a stand-in that way.
  */
@@ -22,6 +25,7 @@
 #include <asm/signal.h>
 #include <asm/siginfo.h>
 #include <asm/unistd.h>
+#include <linux/sched.h>
 #include <linux/wait.h>
 
 #define MASK_SIZE 8	       /* bytes of the kernel's sigset_t */
@@ -161,7 +165,77 @@ _Noreturn __attribute__((used)) void torpor_init(long *stack)
 	}
 }
 
-__asm__(".globl _start\n"
+/* What torpor_bear is told, and tells. */
+struct birth {
+	long loadavg;	 /* a descriptor of /proc/loadavg */
+	long target;	 /* the PID */
+	long near;	 /* how many may be left before it */
+	long first, end; /* PIDs are given from first to end - 1, again and again */
+	long flags;	 /* clone(2)'s */
+	long result; /* the PID, or another that came in its place, or a negated errno: -ERANGE when it is far away */
+};
+
+/* The last word of /proc/loadavg: the PID that was given last. */
+static long last_pid(long loadavg)
+{
+	char text[128];
+	long size = call(__NR_pread64, loadavg, (long)text, sizeof(text) - 1, 0), at = size - 1;
+
+	if (size <= 0)
+		return -EIO;
+	text[at] = '\0'; /* it ends a line */
+	while (at > 0 && text[at - 1] != ' ')
+		at--;
+	return number(text + at);
+}
+
+static int is_taken(long pid)
+{
+	return call(__NR_kill, pid, 0, 0, 0) != -ESRCH || call(__NR_kill, -pid, 0, 0, 0) != -ESRCH;
+}
+
+/* Whether the kernel would give the target next: those that are taken it passes over. */
+static int is_next(const struct birth *b, long last)
+{
+	for (long pid = b->target - 1; pid != last; pid--) {
+		if (pid < b->first) {
+			if (last < b->first || last >= b->end - 1)
+				return 1;
+			pid = b->end - 1;
+		}
+		if (!is_taken(pid))
+			return 0;
+	}
+	return 1;
+}
+
+_Noreturn __attribute__((used)) void torpor_bear(struct birth *b)
+{
+	/* How native/walk.c lets a PID go by; here it fails because no address is 1. */
+	long pass = CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_PIDFD;
+	long result, last, left;
+
+	do {
+		result = -ERANGE;
+		last = last_pid(b->loadavg);
+		left = b->target - 1 - last;
+		if (left < 0)
+			left += b->end - b->first;
+		if (last < 0 || left > b->near)
+			break;
+		if (is_next(b, last))
+			result = call(__NR_clone, b->flags, 0, 0, 0);
+		else
+			result = call(__NR_clone, pass, 0, 1, 0);
+	} while (result == -EFAULT || result == -EMFILE);
+	b->result = result;
+	for (;;)
+		__asm__ volatile("int3");
+}
+
+__asm__(".balign 8\n"
+	".quad torpor_bear\n" /* who traces it finds it there, before the entry */
+	".globl _start\n"
 	"_start:\n"
 	"	xorl %ebp, %ebp\n"
 	"	movq %rsp, %rdi\n"

@@ -93,6 +93,23 @@ struct tp_spawn {
  */
 long tp_spawn(const struct tp_spawn *s);
 
+/* A way to a PID, past those that the kernel gives before. */
+struct tp_walk {
+	int64_t target;	    /* the PID */
+	int64_t near;	    /* how many may be left before it */
+	int64_t first, end; /* PIDs are given from first to end - 1, again and again */
+	int64_t most_ns;    /* that it may take */
+	int32_t loadavg;    /* a descriptor of /proc/loadavg */
+	int32_t walkers;    /* processes that walk side by side */
+};
+
+/*
+ * Let PIDs go by until no more than w->near are left before the target, or the time is over, in processes of its own
+ * that have ended when it returns. How many are left, or a negated errno: -EAGAIN where the user may have no more
+ * processes.
+ */
+long tp_walk(const struct tp_walk *w);
+
 /* cffi: end */
 
 #endif

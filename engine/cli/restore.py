@@ -86,6 +86,7 @@ def command(
             files=files,
             way=way,
             prove=prove,
+            tell=note,
         )
     for warning in job.warnings:
         note(warning)

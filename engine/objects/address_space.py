@@ -191,8 +191,8 @@ def steps(
             yield from _map(vma, image, sources, writable=has_pages)
 
 
-def last_steps(space: pb.AddressSpace, sources: Sources, written: Sequence[bool]) -> Iterator[Call]:
-    """What comes when all pages are there: protections, advice, guards, locks, layout."""
+def last_steps(space: pb.AddressSpace, written: Sequence[bool]) -> Iterator[Call]:
+    """What comes when all pages are there: protections, advice, guards, locks."""
     for vma, has_pages in zip(space.vmas, written, strict=True):
         yield from _finish(vma, has_pages)
     for start, count in _runs(space.guards):
@@ -207,7 +207,6 @@ def last_steps(space: pb.AddressSpace, sources: Sources, written: Sequence[bool]
             yield from (_lock(vma, piece, 0) for piece in subtract([(vma.start, vma.end)], guarded))
     if space.lock_future:
         yield Call(NR.mlockall, (space.lock_future,), 0, "locking what will be mapped in memory")
-    yield layout(space, sources)
 
 
 def clear(window: range, kept: Iterable[Range]) -> Iterator[Call]:

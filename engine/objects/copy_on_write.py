@@ -63,6 +63,10 @@ class Room(NamedTuple):
     """By all of them together; None: nobody counts."""
 
 
+NO_ROOM = Room(0, 0, None)
+"""For blank processes that must keep what they are made of: on a walk a parent bears with the code of torpor-init."""
+
+
 def room() -> Room:
     """That of this process and host."""
     host = procfs.status(procfs.read("/proc/meminfo"))

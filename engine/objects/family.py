@@ -13,7 +13,7 @@ Documented in: setsid(2), setpgid(2), credentials(7), prctl(2) on PR_SET_CHILD_S
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import dataclass, field
 from itertools import chain, filterfalse
 
@@ -86,12 +86,18 @@ class Member:
             waiting += member.children
 
 
-def arrange(image: pb.Tree, init: int, is_taken: Callable[[int], bool] = lambda _: False) -> Member:
+def arrange(
+    image: pb.Tree,
+    init: int,
+    joined: Set[int] = frozenset(),
+    is_taken: Callable[[int], bool] = lambda _: False,
+) -> Member:
     """All that is to be born, below an init with the PID `init`.
 
     Args:
         image: the tree.
         init: the PID of init.
+        joined: sessions and groups that are as init's own.
         is_taken: whether somebody else has a PID, where the tree is to live: stand-ins with any PID do without it.
 
     Raises:
@@ -99,7 +105,7 @@ def arrange(image: pb.Tree, init: int, is_taken: Callable[[int], bool] = lambda 
             births gives them.
     """
     root = image.processes[0]
-    by_pid = {process.pid: _member(process) for process in image.processes}
+    by_pid = {process.pid: _member(process, {*OUTSIDE, *joined}) for process in image.processes}
     _refuse("the tree cannot be built", _check(image, by_pid))
     daemons = [by_pid[process.pid] for process in image.processes[1:] if not process.ppid]
     for process in image.processes[1:]:
@@ -123,8 +129,8 @@ def arrange(image: pb.Tree, init: int, is_taken: Callable[[int], bool] = lambda 
     return top
 
 
-def _member(process: pb.Process) -> Member:
-    sid, pgid = (INIT_SESSION if number in OUTSIDE else number for number in (process.sid, process.pgid))
+def _member(process: pb.Process, as_init: Set[int]) -> Member:
+    sid, pgid = (INIT_SESSION if number in as_init else number for number in (process.sid, process.pgid))
     return Member(process.pid, sid, pgid, process)
 
 

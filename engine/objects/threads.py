@@ -201,6 +201,14 @@ def clone(flags: int, exit_signal: int, tid: int, words: str) -> Call:
     return Call(NR.clone3, (Struct(content, (_SET_TID,)), _CLONE_ARGS_SIZE), tid, words)
 
 
+def clone_flags(call: Call) -> int:
+    """What such a call asks for, as clone(2) has it: flags with the exit signal."""
+    (wanted, *_) = call.args
+    assert isinstance(wanted, Struct)
+    flags, _, _, _, exit_signal, *_ = _CLONE_ARGS.unpack(wanted.content)
+    return int(flags | exit_signal)
+
+
 def faults(thread: pb.Thread) -> Iterator[str]:
     """What in a thread is not as a checkpoint writes it."""
     if len(thread.registers) != 8 * x86_64.REGISTER_COUNT:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import struct
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -18,6 +19,7 @@ from torpor import procfs
 from torpor.errors import RestoreFailed
 from torpor.remote import memory, ptrace
 from torpor.remote.batch import CODE, ENTRY_SIZE, NOT_RUN, Batch, Call, Out, Replies, Struct
+from torpor.remote.numbers import Numbers
 from torpor.remote.sys import syscall
 from torpor.remote.x86_64 import (
     NR,
@@ -44,6 +46,9 @@ BLOCKED = WORD & ~(1 << (signal.SIGTRAP - 1))
 (kernel/signal.c, force_sig_info_to_task)."""
 _PEEKTEXT, _POKETEXT = 1, 4  # PTRACE_*
 _SYSCALL_TRAP = 0xCC050F  # syscall; int3
+_BIRTH = struct.Struct("<7q")  # struct birth (native/init.c)
+_RED_ZONE = 128
+CLONE_THREAD = 0x10000
 _CODE_SIZE = 4096
 _TOUCH_TILES = 2048  # in it
 _MAP_PRIVATE_ANONYMOUS = 0x22
@@ -58,7 +63,7 @@ _FAULTS = (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGSYS)
 
 
 class PidTaken(RestoreFailed):
-    """Another process has a PID that was to be given."""
+    """Another process has a PID that was to be given, or no way led to it."""
 
 
 @dataclass
@@ -110,6 +115,8 @@ class Blanks:
         self._init = init
         self._tasks: dict[int, Task] = {}
         self._progress = progress
+        self._bearing = 0
+        """The address of torpor_bear."""
 
     def take_init(self) -> Task:
         """Stop init before its first instruction, and make the window in it."""
@@ -119,6 +126,7 @@ class Blanks:
             ptrace.interrupt(self._init)
             ptrace.resume(self._init)
         task = self._add(self._init, "init")
+        (self._bearing,) = struct.unpack("<Q", memory.read(task.tid, task.registers[RIP] - 8, 8))
         flags = _MAP_PRIVATE_ANONYMOUS | _MAP_FIXED_NOREPLACE
         made = self._call(task, NR.mmap, self.window.start, len(self.window), _PROT_RW, flags, WORD, 0)
         if made != self.window.start:
@@ -218,6 +226,53 @@ class Blanks:
             elif event == 0 and sig in _FAULTS:
                 raise RestoreFailed(f"{task.name} was stopped by {signal.Signals(sig).name} while it was built")
             ptrace.resume(task.tid)
+
+    def bear(self, task: Task, flags: int, pid: int, numbers: Numbers, near: int, loadavg: int) -> Task | None:
+        """Let a task bear a child, or another thread, that gets its PID in turn (torpor_bear in native/init.c).
+
+        Args:
+            task: not cleared yet of what torpor-init had in memory.
+            flags: of clone(2).
+            pid: the PID.
+            numbers: how PIDs are given here.
+            near: how many may be left before it.
+            loadavg: a descriptor of /proc/loadavg that the task has.
+
+        Returns:
+            The newborn. None: another program was faster, or the PID is not near; nobody was born.
+
+        Raises:
+            PidTaken: it may bear nobody.
+        """
+        address = self.tables.start
+        memory.write(task.tid, address, _BIRTH.pack(loadavg, pid, near, numbers.first, numbers.end, flags, NOT_RUN))
+        registers = array("Q", task.registers)
+        registers[RIP], registers[RDI] = self._bearing, address
+        # As if called; below what is in use of the stack, which the child gets a copy of.
+        registers[RSP] = ((registers[RSP] - _RED_ZONE) & ~0xF) - 8
+        registers[ORIG_RAX], registers[RAX] = WORD, 0
+        ptrace.set_registers(task.tid, registers)
+        ptrace.resume(task.tid)
+        born: list[Task] = []
+        self._wait_trap(task, lambda tid: born.append(self._add(tid, f"a child of {task.name}")))
+        *_, result = _BIRTH.unpack(memory.read(task.tid, address, _BIRTH.size))
+        if not born:
+            if result != -errno.ERANGE:
+                raise PidTaken(f"{task.name} cannot bear process or thread {pid}: {os.strerror(-result)}")
+            return None
+        if result == pid:
+            return born[0]
+        self._undo(task, born[0], flags)
+        return None
+
+    def _undo(self, parent: Task, newborn: Task, flags: int) -> None:
+        """Let one end that has another PID than it was to have."""
+        if flags & CLONE_THREAD:
+            self.end(newborn, [Call(NR.exit, (0,), None, "ending")], 0)
+            return
+        self.end(newborn, [], signal.SIGKILL)
+        reaping = Call(NR.wait4, (newborn.tid, 0, ptrace.WALL, 0), newborn.tid, "reaping one with another PID")
+        self.run([Work(parent, [reaping], self.tables.start)])
 
     def touch_tiles(self, task: Task) -> None:
         """Let a thread use an AMX tile, so that the kernel has room for those that it is to get."""

@@ -34,6 +34,7 @@ FLOORS = [
         "rebuilt",
         "relay",
         "surroundings",
+        "walk",
     },
     {"checkpoint", "restore", "run"},
     {"cli", "jupyter_ext", "scheduler_hooks"},
