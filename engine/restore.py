@@ -40,11 +40,11 @@ from torpor.plan import Held, Here, make
 from torpor.probe import probe
 from torpor.refusals import living, refuse
 from torpor.remote.blank import PidTaken
-from torpor.remote.numbers import Walk
+from torpor.remote.numbers import WALK_SECONDS, Walk
 from torpor.remote.tracer import no_collection
 from torpor.series import Key, Series
 from torpor.store import KnownBlocks, SnapshotInfo, SnapshotReader, Store
-from torpor.surroundings import WALK_SECONDS, Way
+from torpor.surroundings import Way
 from torpor.walk import Walker
 from torpor.workers import started
 

@@ -23,13 +23,11 @@ from torpor.objects.threads import Bounds
 from torpor.plan import Here
 from torpor.probe import probe
 from torpor.remote import numbers
-from torpor.remote.numbers import Walk
+from torpor.remote.numbers import WALK_SECONDS, Walk
 from torpor.walk import length
 
 Way = Literal["best", "native", "capsule"]
 """How a tree is woken: among the host's processes, in namespaces of its own, or as changes least."""
-WALK_SECONDS = 20.0
-"""The longest walk that is gone unasked."""
 CAP_SYS_CHROOT = 18
 CAP_SYS_ADMIN = 21
 CAP_SYS_RESOURCE = 24

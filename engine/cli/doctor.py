@@ -13,6 +13,7 @@ from torpor.cli.common import command_options, console, print_json, store_option
 
 if TYPE_CHECKING:
     from torpor.probe import Probe
+    from torpor.remote.numbers import Walk
 
 CANNOT_WORK = 1
 """Exit code: checkpoints or restores without root cannot work here."""
@@ -61,9 +62,14 @@ _MASKED = (
 )
 
 
-def examine(probe: Probe) -> list[Finding]:
-    """Judge a host: pure, so that hosts can be made up for tests."""
-    return [_way(probe), *_tracing(probe), *_capsules(probe), *_comforts(probe), *_facts(probe)]
+def examine(probe: Probe, walk: Walk | None = None) -> list[Finding]:
+    """Judge a host: pure, so that hosts can be made up for tests.
+
+    Args:
+        probe: what it can do.
+        walk: one through all its PIDs; None: nobody can go that way.
+    """
+    return [_way(probe, walk), *_tracing(probe), *_capsules(probe), *_comforts(probe), *_facts(probe)]
 
 
 def _finding(probe: Probe, name: str, title: str, means: str, otherwise: tuple[str, str, str]) -> Finding:
@@ -78,14 +84,22 @@ def _no(trouble: str, allow: str = "") -> tuple[str, str, str]:
     return "no", trouble, allow
 
 
-def _way(probe: Probe) -> Finding:
+def _way(probe: Probe, walk: Walk | None) -> Finding:
     """The way that a wake goes here, and its price."""
+    from torpor.remote.numbers import WALK_SECONDS
+
     name, title = "can_choose_pids", "the way of a wake"
     if probe.can_choose_pids:
         return Finding(name, title, "ok", "natively where the PIDs are free, else in a capsule")
-    capsule = "in a capsule: without setuid programs"
+    capsule, most = "in a capsule: without setuid programs", ""
+    if walk and probe.set_mm_map:
+        most = f"up to {max(walk.seconds, 1):.0f} s ({walk.length} PIDs, {walk.pace.per_second:.0f} a second)"
     if not probe.groups:
-        return Finding(name, title, "info", capsule)
+        return Finding(name, title, "info", f"{capsule}; with --as=native after a walk of {most}" if most else capsule)
+    if most and walk and walk.seconds <= WALK_SECONDS:
+        return Finding(name, title, "ok", f"natively where the PIDs are free, after a walk of {most}, for your groups")
+    if most:
+        capsule = f"natively where a walk takes {WALK_SECONDS:.0f} s at most, of {most}; else {capsule}"
     count = len(probe.groups)
     groups = f"the {count} groups that you are in besides your own" if count > 1 else "the group besides your own"
     return Finding(name, title, "limited", f"{capsule}, and {groups} count for no change of a file", _RIGHT)
@@ -232,14 +246,15 @@ def _facts(probe: Probe) -> Iterator[Finding]:
     yield Finding("xfeatures", "processor state", "info", f"{features}: a host that wakes needs the same or more")
 
 
-def report(probe: Probe) -> dict[str, Any]:
-    """All of it for programs: the verdict, the findings, and the probe's own values."""
+def report(probe: Probe, walk: Walk | None = None) -> dict[str, Any]:
+    """All of it for programs: the verdict, the findings, the probe's own values, and a walk through all PIDs."""
     values = {f.name: getattr(probe, f.name) for f in dataclasses.fields(probe)}
     return {
         "checkpoint": probe.can_checkpoint,
         "restore_rootless": probe.can_restore_rootless,
         "restore_in_place": probe.can_choose_pids and probe.map_vdso and not probe.sealed_mappings,
-        "findings": [dataclasses.asdict(finding) for finding in examine(probe)],
+        "findings": [dataclasses.asdict(finding) for finding in examine(probe, walk)],
+        "walk": walk and {"pids": walk.length, "per_second": round(walk.pace.per_second), "seconds": walk.seconds},
         "probe": {name: sorted(v) if isinstance(v, frozenset) else v for name, v in values.items()},
     }
 
@@ -255,11 +270,13 @@ def command(as_json: bool, slurm: bool, store: str | None) -> int:
     written to for a moment, with --slurm only.
     """
     from torpor.probe import probe
+    from torpor.remote.numbers import whole_round
 
     host = probe()
-    findings = _examine_slurm(host, store) if slurm else examine(host)
+    walk = None if slurm else whole_round()
+    findings = _examine_slurm(host, store) if slurm else examine(host, walk)
     if as_json:
-        print_json({"findings": [dataclasses.asdict(finding) for finding in findings]} if slurm else report(host))
+        print_json({"findings": [dataclasses.asdict(finding) for finding in findings]} if slurm else report(host, walk))
     else:
         _print_findings(findings)
         if not slurm:

@@ -18,6 +18,8 @@ from torpor.procfs import read
 
 FIRST = 300
 """RESERVED_PIDS (kernel/pid.c): those below are given once, after the boot."""
+WALK_SECONDS = 20.0
+"""The longest walk that is gone unasked."""
 _MOST_WALKERS = 8
 """More stand in each other's way: one lock guards all PIDs."""
 _NEAR_BY_WALKER = 64
@@ -25,6 +27,8 @@ _NEAR_BY_WALKER = 64
 _AT_ONCE_NS = 100_000_000
 """After which a walk listens to signals again."""
 _TRIED_NS = 30_000_000
+_TRIED, _TRIED_SECONDS = 500, 1.0
+"""So many tell the pace, or what goes by in that time: on a busy host walkers wait for a processor."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +62,13 @@ def is_taken(pid: int) -> bool:
     """Whether a process or thread has a PID, or a process group or session that lives on without its leader."""
     if os.path.exists(f"/proc/{pid}"):
         return True
-    with suppress(ProcessLookupError, PermissionError):
+    try:
         os.killpg(pid, 0)
-        return True
-    return False
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # it is another user's
+        pass
+    return True
 
 
 @dataclass(frozen=True)
@@ -103,12 +110,22 @@ def pace() -> Pace:
     walkers = min(len(os.sched_getaffinity(0)), _MOST_WALKERS)
     before, start = last(), time.monotonic()
     farthest = numbers.first + (before - numbers.first - 1) % (numbers.end - numbers.first)
+    passed, seconds = 0, 0.0
     with _looking() as loadavg:
-        _walk(numbers, farthest, 0, walkers, loadavg, _TRIED_NS)
-    passed = (last() - before) % (numbers.end - numbers.first)
+        while passed < _TRIED and seconds < _TRIED_SECONDS:
+            _walk(numbers, farthest, 0, walkers, loadavg, _TRIED_NS)
+            passed, seconds = (last() - before) % (numbers.end - numbers.first), time.monotonic() - start
     if not passed:
         raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
-    return Pace(passed / (time.monotonic() - start), walkers)
+    return Pace(passed / seconds, walkers)
+
+
+def whole_round() -> Walk | None:
+    """A walk through all PIDs; None: nobody can walk here."""
+    given = here()
+    with suppress(OSError):
+        return Walk(pace(), given.end - given.first)
+    return None
 
 
 def walk(numbers: Numbers, target: int, pace: Pace) -> Iterator[int]:

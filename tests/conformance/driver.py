@@ -63,7 +63,7 @@ def restore(request: dict[str, Any], reply: TextIO) -> None:
     """Restore: say the job's PID; unless it is detached stay until it ends, and say how."""
     flags = (os.O_RDONLY, os.O_WRONLY, os.O_WRONLY)
     stdio = [os.open(path, flag) for path, flag in zip(request.get("stdio", ()), flags, strict=False)]
-    options = {name: request[name] for name in ("files",) if name in request}
+    options = {name: request[name] for name in ("files", "way") if name in request}
     detach = bool(request.get("detach"))
     with marked():
         job = torpor.restore(

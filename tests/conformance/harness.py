@@ -453,6 +453,16 @@ def occupied(stage: Stage, pid: int) -> Iterator[None]:
         wait_until(lambda: not alive(pid), "the end of the stranger")
 
 
+SHORT_WALK = 300
+"""PIDs that go by on the way to a tree's first."""
+
+
+def count_from(pid: int) -> None:
+    """Let the kernel count PIDs on from one, as root may: a walk to those of a tree is short then."""
+    if not os.geteuid():
+        Path("/proc/sys/kernel/ns_last_pid").write_text(str(pid))
+
+
 def reborn(
     stage: Stage, subject: Subject, occupying: ExitStack | None = None, then: str = "kill", **options: object
 ) -> Job:
@@ -465,6 +475,8 @@ def reborn(
     pids = list(observe.descendants(subject.root()))
     snapshot = stage.driver(subject.actor).checkpoint(subject.root(), subject.directory / "store", then)
     subject.wait_gone(pids)
+    if options.get("way") == "native":
+        count_from(min(pids) - SHORT_WALK)
     if occupying:
         occupying.enter_context(occupied(stage, subject.pid))
     job = restored(stage, subject, snapshot, **options)
@@ -472,10 +484,12 @@ def reborn(
     return job
 
 
-def reborn_alike(stage: Stage, subject: Subject, occupying: ExitStack | None = None, then: str = "kill") -> Job:
+def reborn_alike(
+    stage: Stage, subject: Subject, occupying: ExitStack | None = None, then: str = "kill", **options: object
+) -> Job:
     """`reborn`, and a program that is at rest is word for word as it was."""
     before = subject.settled()
-    job = reborn(stage, subject, occupying, then)
+    job = reborn(stage, subject, occupying, then, **options)
     unchanged(subject, before)
     return job
 

@@ -20,12 +20,14 @@ from tests.conformance.harness import (
     Stage,
     Subject,
     alive,
+    count_from,
     in_capsule,
     reborn,
     reborn_alike,
     unchanged,
     wait_until,
 )
+from torpor.remote import numbers
 
 HERE = Path(__file__).parent
 PROGRAMS = sorted(
@@ -38,6 +40,9 @@ PASSING = {"faults", "timeouts", "threading_py"}
 """Programs whose threads end while one looks: they are not at rest, and judge for themselves what is right."""
 ONLY_ROOT = {"chroots", "credentials", "filters"}
 """Programs that begin as root and become somebody else, or that only root keeps."""
+ONLY_CAPSULE: set[str] = set()
+"""Programs with System V objects or message queues, which an ordinary user wakes in a namespace only."""
+LOW = 1000
 STOPS_ARE_NEWS = {"interactive"}
 """Programs that act on the stops of their children: a shell takes the terminal back, script(1) stops too."""
 
@@ -101,23 +106,32 @@ def test_left_running(stage: Stage, source: Path, who: str, request: pytest.Fixt
 
 @behaviour
 @pytest.mark.parametrize("generations", [1, 3])
-@pytest.mark.parametrize("where", ["user-capsule", "root-capsule", "root-in-place"])
+@pytest.mark.parametrize(
+    "where", ["user-capsule", "root-capsule", "root-in-place", pytest.param("user-walk", marks=pytest.mark.soak)]
+)
 def test_killed_and_restored(
     stage: Stage, source: Path, where: str, generations: int, request: pytest.FixtureRequest
 ) -> None:
     """The program is killed, woken from its image with its old PIDs, and content; again and again."""
     if where == "root-capsule" and generations > 1:
         pytest.skip("as for a user, and once is tested")
-    if source.stem in ONLY_ROOT and where == "user-capsule":
+    if source.stem in ONLY_ROOT and not where.startswith("root"):
         pytest.skip("begins as root")
+    if where == "user-walk" and source.stem in ONLY_CAPSULE:
+        pytest.skip("needs a namespace")
     actor = request.getfixturevalue(where.partition("-")[0])
     again = reborn if source.stem in PASSING else reborn_alike
+    options = {}
+    if where == "user-walk":
+        options = {"way": "native"}
+        if numbers.last() < LOW:
+            count_from(LOW)  # PIDs below come never again
     with stage.play(source, actor, own_session=where != "root-in-place") as subject, ExitStack() as stack:
         subject.wait_ready()
         for generation in range(generations):
             # A capsule ends with its job, and takes with it what of the job's memory was to be read.
             then = "gone" if generation == 1 and where == "root-in-place" else "kill"
-            job = again(stage, subject, stack if where == "root-capsule" else None, then)
+            job = again(stage, subject, stack if where == "root-capsule" else None, then, **options)
             assert in_capsule(subject) == where.endswith("capsule")
         changed = stage.driver(actor).differences(subject.directory / "store")
         assert not changed or source.stem in PASSING, "woken and saved again it is not the same:\n" + "\n".join(changed)

@@ -8,19 +8,29 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.conformance.harness import wait_until
 from tests.users import BIN, User
+from torpor.objects.family import MAX_PID
+from torpor.remote import numbers
 
 TORPOR = str(BIN / "torpor")
 
 # When told to, tells what it is, and the PID of a child of its.
 JOB = """
-import os, subprocess, time
+import os, subprocess, threading, time
+for _ in range(3):
+    threading.Thread(target=threading.Event().wait, daemon=True).start()
+below = subprocess.Popen(["sleep", "1000"])
+def who():
+    tids = os.listdir("/proc/self/task")
+    return os.getppid(), os.getsid(0), os.getpgrp(), below.pid, os.readlink("/proc/self/exe"), tids
+ids = who()
 with open("ready.new", "w") as ready:
-    print(os.getpid(), file=ready)
+    print(os.getpid(), ids, None, file=ready, sep="\\n")
 os.rename("ready.new", "ready")
 while not os.path.exists("tell"):
     time.sleep(0.01)
@@ -36,8 +46,11 @@ with open("told.new", "w") as told:
     capabilities = [line for line in open("/proc/self/status") if line.startswith(("CapPrm", "CapEff", "CapAmb"))]
     print(os.getpid(), child, sorted(os.getgroups()), changed, *namespaces, sep="\\n", file=told)
     print(*(line.split()[1] for line in capabilities), file=told)
+    print(who(), below.poll(), file=told, sep="\\n")
+below.kill()
 os.rename("told.new", "told")
 """
+LOW = 1000
 AMBIENT = ("--inh-caps=+checkpoint_restore", "--ambient-caps=+checkpoint_restore")
 
 
@@ -57,7 +70,7 @@ class Sleeper:
         )
         try:
             wait_until((user.tmp / "ready").exists, "it runs")
-            self.pid = (user.tmp / "ready").read_text().strip()
+            self.pid, *self.told_before = (user.tmp / "ready").read_text().splitlines()
             self.torpor("checkpoint", self.pid, "--then", "kill")
             assert process.wait(20) == -signal.SIGKILL
         finally:
@@ -83,13 +96,24 @@ class Sleeper:
         (self.user.tmp / "told").unlink(missing_ok=True)
         (self.user.tmp / "tell").touch()
         said = self.torpor("restore", "latest", *words, privileges=privileges)
-        return (self.user.tmp / "told").read_text().splitlines(), said
+        notes = [line for line in said.splitlines(keepends=True) if "when its PIDs come" not in line]
+        return (self.user.tmp / "told").read_text().splitlines(), "".join(notes)
+
+    def start(self, *words: str) -> subprocess.Popen[bytes]:
+        """A command that is not waited for."""
+        return subprocess.Popen(
+            self._as_user(TORPOR, *words),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            **self._options(),
+        )
 
     def _as_user(self, *command: str, privileges: tuple[str, ...] = ()) -> list[str]:
         ids = [f"--reuid={self.user.uid}", f"--regid={self.user.gid}", f"--groups={self.user.gid},{self.group}"]
         return ["setpriv", *ids, *privileges, *command]
 
-    def _options(self) -> dict[str, object]:
+    def _options(self) -> dict[str, Any]:
         return {"cwd": self.user.tmp, "env": self.user.env, "start_new_session": True}
 
 
@@ -97,6 +121,8 @@ class Sleeper:
 def sleeper(ordinary_account: User) -> Iterator[Sleeper]:
     if os.geteuid():
         pytest.skip("it takes root to be a user of another group")
+    if numbers.last() < LOW:
+        _count_from(LOW)  # PIDs below come never again
     yield Sleeper(ordinary_account, grp.getgrnam("games").gr_gid)
 
 
@@ -105,7 +131,7 @@ def _own_namespaces() -> list[str]:
 
 
 def test_a_capsule_loses_groups_and_says_so(sleeper: Sleeper) -> None:
-    told, said = sleeper.woken()
+    told, said = sleeper.woken("--as", "capsule")
     assert told[0] == sleeper.pid
     assert told[3] == "Invalid argument"  # a group that is not mapped
     assert told[4] != _own_namespaces()[0]
@@ -121,11 +147,98 @@ def test_the_right_to_choose_pids_wakes_natively(sleeper: Sleeper) -> None:
     assert said == ""
 
 
+def _count_from(pid: int) -> None:
+    """Let the kernel count PIDs on from one, so that the walk is short."""
+    Path("/proc/sys/kernel/ns_last_pid").write_text(str(pid))
+
+
+@pytest.mark.parametrize("way", ["best", "native"])
+def test_a_walk_wakes_natively(sleeper: Sleeper, way: str) -> None:
+    """Without any right: its own PIDs, thread ids and program, no namespace, and the user's groups count."""
+    _count_from(int(sleeper.pid) - 500)
+    told, said = sleeper.woken("--as", way)
+    assert (told[0], told[2:4]) == (sleeper.pid, [str(sorted({sleeper.user.gid, sleeper.group})), "True"])
+    assert told[4:7] == _own_namespaces()
+    assert set(told[7]) == {"0", " "}
+    assert told[8:] == sleeper.told_before
+    assert said == ""
+
+
+def test_a_walk_in_the_middle_of_others(sleeper: Sleeper) -> None:
+    """Others take the numbers meanwhile, again and again: then it is met in the next round, or it is said."""
+    others = subprocess.Popen(["sh", "-c", "while :; do /bin/true; done"])
+    try:
+        _count_from(int(sleeper.pid) - 1000)
+        told, said = sleeper.woken("--as", "best")
+    finally:
+        others.kill()
+        others.wait()
+    assert told[0] == sleeper.pid
+    if told[4] == _own_namespaces()[0]:
+        assert told[3] == "True"
+        assert told[8:] == sleeper.told_before
+    else:
+        assert "in a capsule" in said
+
+
+def test_no_walk_leads_to_a_number_that_another_has(sleeper: Sleeper) -> None:
+    _count_from(int(sleeper.pid) - 1)
+    other = subprocess.Popen(["sleep", "1000"])
+    try:
+        while other.pid != int(sleeper.pid):  # somebody was faster
+            other.kill()
+            other.wait()
+            _count_from(int(sleeper.pid) - 1)
+            other = subprocess.Popen(["sleep", "1000"])
+        refused = sleeper.torpor("restore", "latest", "--as", "native", code=10)
+        assert f"another process, thread or process group has the PID {sleeper.pid}" in refused
+        assert "--as=capsule" in refused
+        told, said = sleeper.woken()
+        assert told[0] == sleeper.pid
+        assert "it is in a capsule" in said
+    finally:
+        other.kill()
+        other.wait()
+
+
+def test_a_walk_can_be_given_up(sleeper: Sleeper) -> None:
+    """It says how long it takes before it goes; Ctrl-C on the way leaves nothing."""
+    highest = Path("/proc/sys/kernel/pid_max")
+    most = highest.read_text()
+    highest.write_text(str(MAX_PID))
+    _count_from(int(sleeper.pid) + 100)  # nearly a whole round is before it
+    before = set(_processes_of(sleeper.user))
+    process = sleeper.start("restore", "latest", "--as", "native")
+    try:
+        assert process.stderr
+        assert b"it is woken when its PIDs come, in about" in process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=30)
+        assert process.returncode in (130, -signal.SIGINT)
+    finally:
+        highest.write_text(most)
+        process.kill()
+        process.communicate()
+    wait_until(lambda: set(_processes_of(sleeper.user)) <= before, "the end of all that it started")
+    assert sleeper.torpor("show", "latest")
+
+
+def _processes_of(user: User) -> list[str]:
+    return subprocess.run(["pgrep", "-u", str(user.uid)], capture_output=True, text=True, check=False).stdout.split()
+
+
 def test_native_or_not_at_all(sleeper: Sleeper) -> None:
+    """What a walk cannot give back is refused by name before anything is done."""
     told, _ = sleeper.woken("--as", "native", privileges=AMBIENT)
     assert told[4:7] == _own_namespaces()
-    refused = sleeper.torpor("restore", "latest", "--as", "native", code=10)
-    assert "CAP_CHECKPOINT_RESTORE" in refused
+    most = Path("/proc/sys/user/max_user_namespaces")
+    before = most.read_text()
+    most.write_text("0")
+    try:
+        refused = sleeper.torpor("restore", "latest", "--as", "native", code=10)
+    finally:
+        most.write_text(before)
+    assert "the link to a program (/proc/PID/exe) takes a user namespace or CAP_CHECKPOINT_RESTORE" in refused
     assert "--as=capsule" in refused
 
 

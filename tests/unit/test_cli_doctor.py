@@ -9,6 +9,7 @@ import pytest
 from torpor import probe as probing
 from torpor.cli import doctor
 from torpor.probe import Probe
+from torpor.remote.numbers import Pace, Walk
 
 ABLE = Probe(
     uid=1000,
@@ -111,6 +112,21 @@ def test_for_people(
     monkeypatch.setattr(probing, "probe", lambda: host)
     assert doctor.command.main([], standalone_mode=False) == code
     assert words in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("groups", "pids", "verdict", "words"),
+    [
+        ((), 32768, "info", "in a capsule: without setuid programs; with --as=native after a walk of up to 1 s"),
+        ((27,), 32768, "ok", "natively where the PIDs are free, after a walk of up to 1 s (32768 PIDs, 50000 a second)"),
+        ((27,), 1 << 22, "limited", "natively where a walk takes 20 s at most, of up to 84 s"),
+    ],
+)
+def test_how_far_a_walk_is(groups: tuple[int, ...], pids: int, verdict: str, words: str) -> None:
+    found = doctor.examine(replace(ABLE, groups=groups), Walk(Pace(50_000.0, 2), pids))[0]
+    assert found.verdict == verdict
+    assert found.means.startswith(words)
+    assert ("CAP_CHECKPOINT_RESTORE" in found.allow) == (verdict == "limited")
 
 
 def test_the_way_of_a_wake_comes_first() -> None:
