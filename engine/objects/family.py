@@ -225,11 +225,17 @@ class _Orphans:
 
 
 def _free_pids(image: pb.Tree) -> Iterator[int]:
-    """PIDs that nothing of the tree has or refers to, those below its own first: a kernel may have few."""
+    """PIDs that nothing of the tree has or refers to: those between its own, which a walk passes, then those below: a
+    kernel may have few.
+    """
     taken = {number for one in image.processes for number in (one.pid, one.ppid, one.pgid, one.sid)}
     taken |= {thread.tid for one in image.processes for thread in one.threads}
-    root = image.processes[0].pid
-    return (pid for pid in chain(range(root, max(OUTSIDE), -1), range(root, MAX_PID)) if pid not in taken)
+    root, highest = image.processes[0].pid, max(taken)
+    return (
+        pid
+        for pid in chain(range(root, highest), range(root, max(OUTSIDE), -1), range(highest, MAX_PID))
+        if pid not in taken
+    )
 
 
 def _let_fall(daemon: Member, root: Member, top: Member, free: Iterator[int]) -> None:

@@ -109,11 +109,11 @@ def pace() -> Pace:
     numbers = here()
     walkers = min(len(os.sched_getaffinity(0)), _MOST_WALKERS)
     before, start = last(), time.monotonic()
-    farthest = numbers.first + (before - numbers.first - 1) % (numbers.end - numbers.first)
+    target = numbers.first + (before + _TRIED + 1 - numbers.first) % (numbers.end - numbers.first)
     passed, seconds = 0, 0.0
     with _looking() as loadavg:
         while passed < _TRIED and seconds < _TRIED_SECONDS:
-            _walk(numbers, farthest, 0, walkers, loadavg, _TRIED_NS)
+            _walk(numbers, target, 0, walkers, loadavg, _TRIED_NS)
             passed, seconds = (last() - before) % (numbers.end - numbers.first), time.monotonic() - start
     if not passed:
         raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))

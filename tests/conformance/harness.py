@@ -453,7 +453,7 @@ def occupied(stage: Stage, pid: int) -> Iterator[None]:
         wait_until(lambda: not alive(pid), "the end of the stranger")
 
 
-SHORT_WALK = 300
+SHORT_WALK = 1500
 """PIDs that go by on the way to a tree's first."""
 
 

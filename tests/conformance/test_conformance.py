@@ -42,7 +42,7 @@ ONLY_ROOT = {"chroots", "credentials", "filters"}
 """Programs that begin as root and become somebody else, or that only root keeps."""
 ONLY_CAPSULE: set[str] = set()
 """Programs with System V objects or message queues, which an ordinary user wakes in a namespace only."""
-LOW = 1000
+LOW = 3000
 STOPS_ARE_NEWS = {"interactive"}
 """Programs that act on the stops of their children: a shell takes the terminal back, script(1) stops too."""
 

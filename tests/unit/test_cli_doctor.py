@@ -118,7 +118,12 @@ def test_for_people(
     ("groups", "pids", "verdict", "words"),
     [
         ((), 32768, "info", "in a capsule: without setuid programs; with --as=native after a walk of up to 1 s"),
-        ((27,), 32768, "ok", "natively where the PIDs are free, after a walk of up to 1 s (32768 PIDs, 50000 a second)"),
+        (
+            (27,),
+            32768,
+            "ok",
+            "natively where the PIDs are free, after a walk of up to 1 s (32768 PIDs, 50000 a second)",
+        ),
         ((27,), 1 << 22, "limited", "natively where a walk takes 20 s at most, of up to 84 s"),
     ],
 )

@@ -1,0 +1,139 @@
+"""Which way a wake goes, and why not another one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+
+from torpor import surroundings
+from torpor.capsule import Namespaces
+from torpor.errors import RestoreRefused
+from torpor.image import image_pb2 as pb
+from torpor.probe import forked, probe, sleep_with_parent
+from torpor.procfs import read
+from torpor.remote import numbers
+from torpor.remote.numbers import Numbers, Pace
+
+LOW = next(pid for pid in range(numbers.FIRST - 1, 1, -1) if not numbers.is_taken(pid))
+
+
+def job(pid: int, sid: int = 0, pgid: int = 0) -> pb.Tree:
+    image = pb.Tree()
+    image.host.boot_id = read("/proc/sys/kernel/random/boot_id").strip().decode()
+    image.processes.add(pid=pid, ppid=0, sid=sid or pid, pgid=pgid or sid or pid).threads.add(tid=pid)
+    return image
+
+
+def free_pid() -> int:
+    return next(pid for pid in range(numbers.here().end - 1, numbers.FIRST, -1) if not numbers.is_taken(pid))
+
+
+@pytest.fixture
+def ordinary(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """A user who may not choose PIDs, in another group, on a host where a walk is quick."""
+    host = replace(probe(), can_choose_pids=False, set_mm_map=True)
+    monkeypatch.setattr(surroundings, "probe", lambda: host)
+    monkeypatch.setattr(surroundings, "_other_groups", lambda: [27])
+    monkeypatch.setattr(numbers, "pace", lambda: Pace(1e9, 1))
+    return monkeypatch
+
+
+@pytest.mark.parametrize(
+    ("pid", "words"),
+    [
+        (LOW, f"the PID {LOW} comes never again: those below 300 are given once after the boot"),
+        (30_000, "no process can have the PID 30000 here: kernel.pid_max is 30000"),
+        (os.getpid(), f"another process, thread or process group has the PID {os.getpid()}"),
+    ],
+)
+def test_no_walk_leads_there(ordinary: pytest.MonkeyPatch, pid: int, words: str) -> None:
+    image = job(pid)
+    ordinary.setattr(numbers, "here", lambda: Numbers(300, 30_000))
+    with pytest.raises(RestoreRefused) as refused:
+        surroundings.setting(image, way="native")
+    assert words in str(refused.value)
+    assert "--as=capsule" in str(refused.value)
+    assert surroundings.setting(image).capsule
+
+
+def test_a_walk_takes_a_user_namespace_for_the_programs_link(ordinary: pytest.MonkeyPatch) -> None:
+    host = replace(probe(), can_choose_pids=False, set_mm_map=False, why={"user_namespaces": "No space left on device"})
+    ordinary.setattr(surroundings, "probe", lambda: host)
+    with pytest.raises(RestoreRefused, match=r"/proc/PID/exe.*No space left on device"):
+        surroundings.setting(job(free_pid()), way="native")
+
+
+def test_a_host_where_nobody_can_walk(ordinary: pytest.MonkeyPatch) -> None:
+    def nowhere() -> Pace:
+        raise BlockingIOError(11, os.strerror(11))
+
+    ordinary.setattr(numbers, "pace", nowhere)
+    with pytest.raises(RestoreRefused, match=os.strerror(11)):
+        surroundings.setting(job(free_pid()), way="native")
+    assert surroundings.setting(job(free_pid())).capsule
+
+
+def test_unasked_a_walk_is_short_and_for_the_sake_of_groups(ordinary: pytest.MonkeyPatch) -> None:
+    pid = free_pid()
+    near = surroundings.setting(job(pid))
+    assert near.walk
+    assert not near.capsule
+    assert near.walk.length == numbers.here().left(numbers.last(), pid) + 1 or near.walk.length > 0
+    ordinary.setattr(numbers, "pace", lambda: Pace(0.01, 1))
+    far = surroundings.setting(job(pid))
+    assert far.capsule
+    assert far.walk is None
+    assert surroundings.setting(job(pid), way="native").walk
+    ordinary.setattr(numbers, "pace", lambda: Pace(1e9, 1))
+    ordinary.setattr(surroundings, "_other_groups", lambda: [])
+    assert surroundings.setting(job(pid)).capsule
+
+
+def test_who_may_choose_does_not_walk(ordinary: pytest.MonkeyPatch) -> None:
+    ordinary.setattr(surroundings, "probe", lambda: replace(probe(), can_choose_pids=True))
+    found = surroundings.setting(job(free_pid()))
+    assert (found.walk, found.namespaces) == (None, Namespaces(0))
+
+
+@pytest.fixture
+def leader() -> Iterator[int]:
+    """A process that leads a session."""
+    reader, writer = os.pipe()
+
+    def lead() -> None:
+        os.setsid()
+        os.write(writer, b"1")
+        sleep_with_parent()
+
+    pid = forked(lead)
+    os.read(reader, 1)
+    yield pid
+    os.kill(pid, 9)
+    os.waitpid(pid, 0)
+    os.close(reader)
+    os.close(writer)
+
+
+def test_a_session_that_lives_on_is_joined(ordinary: pytest.MonkeyPatch, leader: int) -> None:
+    """Another's if it is asked for, which is said; one's own in any case."""
+    image = job(free_pid(), leader)
+    assert surroundings.setting(image).capsule
+    asked = surroundings.setting(image, way="native")
+    assert asked.joined == {leader}
+    assert "it is in your session now" in next(surroundings.warnings(asked))
+    ordinary.setattr(os, "getsid", lambda _: leader)
+    ordinary.setattr(os, "getpgrp", lambda: leader)
+    found = surroundings.setting(image)
+    assert found.joined == {leader}
+    assert not found.capsule
+    assert not [*surroundings.warnings(found)]
+
+
+def test_a_session_with_a_terminal_is_not_joined(ordinary: pytest.MonkeyPatch, leader: int) -> None:
+    image = job(free_pid(), leader)
+    image.sessions.add(sid=leader, terminal=0)
+    ordinary.setattr(os, "getsid", lambda _: leader)
+    assert surroundings.setting(image).capsule
