@@ -460,7 +460,7 @@ SHORT_WALK = 1500
 def count_from(pid: int) -> None:
     """Let the kernel count PIDs on from one, as root may: a walk to those of a tree is short then."""
     if not os.geteuid():
-        Path("/proc/sys/kernel/ns_last_pid").write_text(str(pid))
+        Path("/proc/sys/kernel/ns_last_pid").write_text(str(max(pid, 300)))
 
 
 def reborn(
