@@ -122,7 +122,7 @@ def test_for_people(
             (27,),
             32768,
             "ok",
-            "natively where the PIDs are free, after a walk of up to 1 s (32768 PIDs, 50000 a second)",
+            "natively where the PIDs are free, after a walk of up to 1 s (32768 PIDs",
         ),
         ((27,), 1 << 22, "limited", "natively where a walk takes 20 s at most, of up to 84 s"),
     ],
