@@ -73,7 +73,7 @@ class Here:
     walk: bool = False
     """PIDs come in turn, and are not chosen."""
     is_taken: Callable[[int], bool] = lambda _: False
-    """Whether somebody has a PID among those where the tree is to live."""
+    """Whether a PID cannot be had where the tree is to live."""
 
 
 @dataclass(frozen=True)

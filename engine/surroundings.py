@@ -109,7 +109,7 @@ def _joined(image: pb.Tree, way: Way, standing: Set[int]) -> frozenset[int]:
 
 
 def _walk(image: pb.Tree, joined: frozenset[int]) -> Walk:
-    top = family.arrange(image, UNKNOWN_PID, joined, numbers.is_taken)
+    top = family.arrange(image, UNKNOWN_PID, joined, _cannot_be_had)
     tids = {process.pid: [thread.tid for thread in process.threads[1:]] for process in image.processes}
     pace = numbers.pace()
     return Walk(pace, length(top, tids, numbers.here(), numbers.last()))
@@ -127,7 +127,7 @@ def _obstacles(image: pb.Tree, namespaces: Namespaces, joined: frozenset[int], s
     if namespaces and not capabilities >> CAP_SYS_ADMIN & 1:
         what = "its clocks" if namespaces & Namespaces.TIME else "its System V objects or message queues"
         yield f"{what} need a namespace, which takes CAP_SYS_ADMIN"
-    top = family.arrange(image, UNKNOWN_PID, joined, numbers.is_taken)
+    top = family.arrange(image, UNKNOWN_PID, joined, _cannot_be_had)
     members = [member.pid for member in top.walk() if member.pid != UNKNOWN_PID]
     tids = [thread.tid for process in image.processes for thread in process.threads]
     given = numbers.here()
@@ -138,6 +138,10 @@ def _obstacles(image: pb.Tree, namespaces: Namespaces, joined: frozenset[int], s
             yield f"no process can have the PID {pid} here: kernel.pid_max is {given.end}"
         if walking and pid < given.first:
             yield f"the PID {pid} comes never again: those below {given.first} are given once after the boot"
+
+
+def _cannot_be_had(pid: int) -> bool:
+    return pid >= numbers.here().end or numbers.is_taken(pid)
 
 
 def warnings(where: Setting) -> Iterator[str]:
@@ -172,7 +176,7 @@ def here(where: Setting) -> Here:
     keep = procfs.is_root()
     return Here(
         init=1 if where.capsule else UNKNOWN_PID,
-        is_taken=(lambda _: False) if where.capsule else numbers.is_taken,
+        is_taken=(lambda pid: pid >= numbers.here().end) if where.capsule else _cannot_be_had,
         rights=Rights(
             keep=keep,
             last_capability=last,

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import dataclass, field
-from itertools import chain, filterfalse
+from itertools import chain
 
 from torpor.errors import Reason, RestoreRefused
 from torpor.image import image_pb2 as pb
@@ -27,6 +27,9 @@ UNKNOWN_PID = -1
 """init's own outside a capsule: nothing refers to it."""
 MAX_PID = 1 << 22
 """PID_MAX_LIMIT (include/linux/threads.h)."""
+_OF_A_WAKE, _LOOKED_AT = 100, 10_000
+"""PIDs above a tree's: whoever wakes it just after it was saved takes the first of them, and kernels with few end soon.
+"""
 INIT_SESSION = 0
 """The session, or group, that init is in and that is none of the tree's own."""
 
@@ -98,7 +101,7 @@ def arrange(
         image: the tree.
         init: the PID of init.
         joined: sessions and groups that are as init's own.
-        is_taken: whether somebody else has a PID, where the tree is to live: stand-ins with any PID do without it.
+        is_taken: whether a PID cannot be had where the tree is to live: stand-ins with any PID do without it.
 
     Raises:
         RestoreRefused: PIDs are not unique, parents are missing, or sessions and groups lie so that no order of
@@ -110,7 +113,7 @@ def arrange(
     daemons = [by_pid[process.pid] for process in image.processes[1:] if not process.ppid]
     for process in image.processes[1:]:
         _below(by_pid[process.ppid or root.pid], by_pid[process.pid])
-    free = filterfalse(is_taken, _free_pids(image))
+    free = _Free(image, is_taken)
     _Orphans(image, by_pid, free).place()
     top = Member(init, INIT_SESSION, INIT_SESSION)
     for daemon in daemons:
@@ -122,9 +125,9 @@ def arrange(
     if root.ppid not in (*OUTSIDE, lowest.pid):
         lowest = _below(lowest, Member(root.ppid, None, None))
     _below(lowest, by_pid[root.pid])
-    _add_groups(top, free)
     if any(one.HasField("pidfd") and one.pidfd.pid == NOBODY for one in image.descriptions):
-        _below(by_pid[root.pid], Member(next(free), None, None, only_group=True, is_nobody=True))
+        _below(by_pid[root.pid], Member(free.above(root.pid), None, None, only_group=True, is_nobody=True))
+    _add_groups(top, free)
     _order(top)
     return top
 
@@ -143,7 +146,7 @@ def _below(parent: Member, child: Member) -> Member:
 class _Orphans:
     """Finds those whose parents cannot have borne them, and gives them stand-ins to be born of."""
 
-    def __init__(self, image: pb.Tree, by_pid: dict[int, Member], free: Iterator[int]) -> None:
+    def __init__(self, image: pb.Tree, by_pid: dict[int, Member], free: _Free) -> None:
         self._by_pid = by_pid
         self._free = free
         self._root = by_pid[image.processes[0].pid]
@@ -205,7 +208,7 @@ class _Orphans:
                 bearers = (one for one in members if _is_below(one, parent) and not _is_below(one, orphan))
                 if (bearer := next(bearers, None)) is None:
                     raise _no_order(orphan)
-                stand_ins[parent.pid] = self._stand_in(bearer, next(self._free), None, parent)
+                stand_ins[parent.pid] = self._stand_in(bearer, self._free.above(bearer.pid), None, parent)
             _adopt(parent, orphan, stand_ins[parent.pid])
 
     def _below_gone_leader(self, session: int, entries: list[tuple[Member, Member]]) -> None:
@@ -217,31 +220,39 @@ class _Orphans:
         stand_ins = {lowest.pid: leader}
         for orphan, parent in entries:
             if parent.pid not in stand_ins:
-                stand_ins[parent.pid] = self._stand_in(leader, next(self._free), None, parent)
+                stand_ins[parent.pid] = self._stand_in(leader, self._free.above(session), None, parent)
             _adopt(parent, orphan, stand_ins[parent.pid])
 
     def _stand_in(self, bearer: Member, pid: int, sid: int | None, adopter: Member) -> Member:
         return _below(bearer, Member(pid, sid, None, only_group=True, adopter=adopter))
 
 
-def _free_pids(image: pb.Tree) -> Iterator[int]:
-    """PIDs that nothing of the tree has or refers to: those between its own, which a walk passes, then those below: a
-    kernel may have few.
-    """
-    taken = {number for one in image.processes for number in (one.pid, one.ppid, one.pgid, one.sid)}
-    taken |= {thread.tid for one in image.processes for thread in one.threads}
-    root, highest = image.processes[0].pid, max(taken)
-    return (
-        pid
-        for pid in chain(range(root, highest), range(root, max(OUTSIDE), -1), range(highest, MAX_PID))
-        if pid not in taken
-    )
+class _Free:
+    """PIDs that nothing of the tree has or refers to."""
+
+    def __init__(self, image: pb.Tree, is_taken: Callable[[int], bool]) -> None:
+        self._is_taken = is_taken
+        self._taken = {number for one in image.processes for number in (one.pid, one.ppid, one.pgid, one.sid)}
+        self._taken |= {thread.tid for one in image.processes for thread in one.threads}
+        self._root, self._highest = image.processes[0].pid, max(self._taken)
+
+    def above(self, pid: int) -> int:
+        """One that comes, where PIDs come in turn, soon after another and before the next round: between those of the
+        tree, or above them, or else where a kernel with few has any."""
+        higher = range(self._highest + _OF_A_WAKE, min(self._highest + _LOOKED_AT, MAX_PID))
+        above = chain(range(pid + 1, self._highest), higher)
+        for number in chain(above, range(self._root, max(OUTSIDE), -1)):
+            if number not in self._taken and not self._is_taken(number):
+                self._taken.add(number)
+                return number
+        raise RestoreRefused("the tree cannot be built", [Reason("this host", "no PID is free for its stand-ins")])
 
 
-def _let_fall(daemon: Member, root: Member, top: Member, free: Iterator[int]) -> None:
+def _let_fall(daemon: Member, root: Member, top: Member, free: _Free) -> None:
     """Have a daemon, which was placed as a child of the root, fall to init."""
     if daemon.parent is root:
-        stand_in = _below(root, Member(next(free), _needs(daemon)[daemon.pid], None, only_group=True, adopter=top))
+        pid = free.above(root.pid)
+        stand_in = _below(root, Member(pid, _needs(daemon)[daemon.pid], None, only_group=True, adopter=top))
         root.children.remove(daemon)
         _below(stand_in, daemon)
     else:  # of a stand-in that was to give it to the root
@@ -268,7 +279,7 @@ def _is_below(member: Member, other: Member) -> bool:
     return any(one is other for one in _ancestry(member))
 
 
-def _add_groups(top: Member, free: Iterator[int]) -> None:
+def _add_groups(top: Member, free: _Free) -> None:
     """Mark who starts a group, and add stand-ins where nobody of the tree does, or who does has gone into another."""
     members = {member.pid: member for member in top.walk()}
     for member in list(members.values()):
@@ -281,7 +292,8 @@ def _add_groups(top: Member, free: Iterator[int]) -> None:
         members[member.pgid].starts_group = True
     for member in members.values():
         if member.starts_group and not member.leads_session and member.pgid != member.pid:
-            member.holder = _below(member, Member(next(free), None, None, only_group=True))
+            pid = free.above(max([member.pid, *(child.pid for child in member.children)]))
+            member.holder = _below(member, Member(pid, None, None, only_group=True))
 
 
 def _refuse(what: str, reasons: Iterator[Reason]) -> None:

@@ -24,6 +24,7 @@ from tests.conformance.harness import (
     in_capsule,
     reborn,
     reborn_alike,
+    short_rounds,
     unchanged,
     wait_until,
 )
@@ -122,11 +123,13 @@ def test_killed_and_restored(
     actor = request.getfixturevalue(where.partition("-")[0])
     again = reborn if source.stem in PASSING else reborn_alike
     options = {}
-    if where == "user-walk":
-        options = {"way": "native"}
-        if numbers.last() < LOW:
-            count_from(LOW)  # PIDs below come never again
-    with stage.play(source, actor, own_session=where != "root-in-place") as subject, ExitStack() as stack:
+    with ExitStack() as stack:
+        if where == "user-walk":
+            options = {"way": "native"}
+            stack.enter_context(short_rounds())
+            if numbers.last() < LOW:
+                count_from(LOW)  # PIDs below come never again
+        subject = stack.enter_context(stage.play(source, actor, own_session=where != "root-in-place"))
         subject.wait_ready()
         for generation in range(generations):
             # A capsule ends with its job, and takes with it what of the job's memory was to be read.

@@ -14,6 +14,7 @@ from torpor import walk
 from torpor.image import image_pb2 as pb
 from torpor.objects import family
 from torpor.objects.family import Member
+from torpor.objects.pidfd import NOBODY
 from torpor.probe import forked
 from torpor.remote import numbers
 from torpor.remote.numbers import Numbers
@@ -60,6 +61,26 @@ def test_what_must_wait_is_met_in_the_next_round() -> None:
     top = tree(pid=-1, late=[tree(pid=500, sid=500, early=[early], late=[late])])
     assert order(top, {}, 350) == [500, 402, 401]
     assert walk.length(top, {}, GIVEN, 350) == 150 + (700 - 98) + (700 - 1)
+
+
+def test_stand_ins_of_any_number_cost_no_round() -> None:
+    """Those that hold a group for a moment, bear a daemon, or are nobody's PID come after whoever bears them."""
+    image = pb.Tree()
+    for pid, ppid, pgid in ((400, 1, 400), (401, 400, 400), (402, 400, 401), (405, 0, 400)):
+        image.processes.add(pid=pid, ppid=ppid, sid=400, pgid=pgid).threads.add(tid=pid)
+    image.descriptions.add().pidfd.pid = NOBODY
+    top = family.arrange(image, -1, is_taken=lambda pid: pid == 403)
+    tids = {400: [406]}
+    assert not {403, 406} & {member.pid for member in top.walk()}
+    assert walk.length(top, tids, GIVEN, 350) < GIVEN.end - GIVEN.first
+
+
+def test_stand_ins_take_numbers_below_where_there_are_none_above() -> None:
+    image = pb.Tree()
+    for pid, ppid, pgid in ((998, 1, 998), (999, 998, 998), (997, 998, 999)):
+        image.processes.add(pid=pid, ppid=ppid, sid=998, pgid=pgid).threads.add(tid=pid)
+    top = family.arrange(image, -1, is_taken=lambda pid: pid >= GIVEN.end or pid == 996)
+    assert {member.pid for member in top.walk()} == {-1, 995, 997, 998, 999}
 
 
 @given(st.data())
