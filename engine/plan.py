@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torpor.image import image_pb2 as pb
@@ -210,6 +210,9 @@ def make(image: pb.Tree, here: Here, held: Held) -> Plan:
     nobody = next((member.pid for member in members if member.is_nobody), 0)
     sessions = {session.sid: session for session in image.sessions}
     shares = copy_on_write.find(top, image, held.sources.blocks, here.vdso, here.room, held.peek)
+    if here.walk:
+        # Who is born first is not known yet. What is not for a child is unmapped there.
+        shares = {pid: replace(share, heirs=frozenset()) for pid, share in shares.items()}
     plans = [_born(member, shares.get(member.pid, Share()), sessions, image, held, window) for member in members]
     for plan in plans:
         if plan.member.image is not None and not plan.member.image.zombie:

@@ -194,7 +194,7 @@ def here(where: Setting) -> Here:
         timer_restore_ids=probe().timer_restore_ids,
         keys=keys.Here(keys.own_session(), keys.users_own(), _boot_id()),
         oom_score_adj=int(procfs.read("/proc/self/oom_score_adj")),
-        room=copy_on_write.NO_ROOM if where.walk else copy_on_write.room(),
+        room=copy_on_write.room(),
         joined=where.joined,
         walk=where.walk is not None,
         may_lower_oom=procfs.in_initial_user_namespace() and bool(int(status[b"CapEff"], 16) >> CAP_SYS_RESOURCE & 1),

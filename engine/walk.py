@@ -151,9 +151,11 @@ class Walker:
             pid, parent = route.next(now)
             if passed > farthest:
                 raise PidTaken(f"the PID {pid} was not reached: other programs were faster, again and again")
-            self._approach(here, pid, deadline)
             own = births[parent.pid]
-            blanks.run([Work(tasks[parent.pid], own.due(pid), blanks.tables.start)])
+            if due := own.due(pid):  # which may be to fill memory: others are born meanwhile
+                blanks.run([Work(tasks[parent.pid], due, blanks.tables.start)])
+                continue
+            self._approach(here, pid, deadline)
             flags = threads.clone_flags(own.calls[pid])
             task = blanks.bear(tasks[parent.pid], flags, pid, here, self.walk.pace.near, self.loadavg)
             if task is not None:

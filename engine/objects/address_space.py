@@ -138,8 +138,8 @@ def check_commitment(image: pb.Tree) -> Iterator[Reason]:
 
 
 def hand_on(hulls: Iterable[pb.Vma], image: pb.Tree, sources: Sources, window: range) -> Iterator[Call]:
-    """Give a blank process mappings that those whom it bears are to inherit, and nothing else."""
-    yield from clear(window, [])
+    """Give a blank process mappings that those whom it bears are to inherit, and nothing else but torpor-init."""
+    yield from clear(window, [INIT])
     for hull in hulls:
         yield from _map(hull, image, sources, writable=True)
 
@@ -369,6 +369,8 @@ def layout(space: pb.AddressSpace, sources: Sources) -> Call:
 
 _CALM = [(0x1000_0000_0000, 0x5000_0000_0000)]
 """Above a program that is linked to a fixed address and its heap, below where the kernel begins at random."""
+INIT = (4 << 20, (4 << 20) + 16 * PAGE)
+"""The place of torpor-init, as it is linked."""
 _NOT_INIT = [(16 << 20, TASK_SIZE - (64 << 30))]
 """Where torpor-init has nothing, which is linked to 4 MiB and has its stack and vDSO at the top."""
 

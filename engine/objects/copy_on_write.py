@@ -28,7 +28,7 @@ from typing import NamedTuple
 from torpor import procfs
 from torpor.image import image_pb2 as pb
 from torpor.objects import sysv, vdso, vmas
-from torpor.objects.address_space import Piece
+from torpor.objects.address_space import INIT, Piece
 from torpor.objects.family import Member
 from torpor.objects.unchanged import BLOCK_PAGES, Columns
 from torpor.procfs import PAGE
@@ -61,10 +61,6 @@ class Room(NamedTuple):
     """By one process."""
     tree: int | None
     """By all of them together; None: nobody counts."""
-
-
-NO_ROOM = Room(0, 0, None)
-"""For blank processes that must keep what they are made of: on a walk a parent bears with the code of torpor-init."""
 
 
 def room() -> Room:
@@ -193,7 +189,7 @@ def _kind(vma: pb.Vma) -> _Kind:
 
 def _candidates(process: pb.Process, image: pb.Tree, here: vdso.Vdso) -> list[pb.Vma]:
     """The mappings of a process that have pages and may be inherited."""
-    taken = union([*vdso.places(process.memory, here), *sysv.places(process.memory, image)])
+    taken = union([INIT, *vdso.places(process.memory, here), *sysv.places(process.memory, image)])
     starts = Columns.of(process.memory.pages).starts
     found: list[pb.Vma] = []
     for vma in process.memory.vmas:

@@ -47,7 +47,6 @@ BLOCKED = WORD & ~(1 << (signal.SIGTRAP - 1))
 _PEEKTEXT, _POKETEXT = 1, 4  # PTRACE_*
 _SYSCALL_TRAP = 0xCC050F  # syscall; int3
 _BIRTH = struct.Struct("<7q")  # struct birth (native/init.c)
-_RED_ZONE = 128
 CLONE_THREAD = 0x10000
 _CODE_SIZE = 4096
 _TOUCH_TILES = 2048  # in it
@@ -231,7 +230,7 @@ class Blanks:
         """Let a task bear a child, or another thread, that gets its PID in turn (torpor_bear in native/init.c).
 
         Args:
-            task: not cleared yet of what torpor-init had in memory.
+            task: it still has torpor-init in memory.
             flags: of clone(2).
             pid: the PID.
             numbers: how PIDs are given here.
@@ -248,8 +247,7 @@ class Blanks:
         memory.write(task.tid, address, _BIRTH.pack(loadavg, pid, near, numbers.first, numbers.end, flags, NOT_RUN))
         registers = array("Q", task.registers)
         registers[RIP], registers[RDI] = self._bearing, address
-        # As if called; below what is in use of the stack, which the child gets a copy of.
-        registers[RSP] = ((registers[RSP] - _RED_ZONE) & ~0xF) - 8
+        registers[RSP] = self.tables.start + TABLE_ROOM - 8  # as if called
         registers[ORIG_RAX], registers[RAX] = WORD, 0
         ptrace.set_registers(task.tid, registers)
         ptrace.resume(task.tid)
