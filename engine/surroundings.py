@@ -64,12 +64,14 @@ def setting(
     obstacle = None if way == "capsule" else next(_obstacles(image, namespaces, joined, standing), None)
     capsule = way == "capsule" or obstacle is not None
     if not capsule and not probe().can_choose_pids:
-        try:
-            walk = _walk(image, joined)
-        except OSError as error:
-            obstacle = f"no PID can be walked to here: {error.strerror}"
-        # A capsule takes from a job what its user's other groups are for; from one without any, next to nothing.
-        capsule = walk is None or (way == "best" and not (_other_groups() and walk.seconds <= WALK_SECONDS))
+        # A capsule takes from a job what its user's other groups are for; from one without any, next to nothing. And
+        # while a tree still lives, nobody lets it wait for a way that is not gone.
+        if way == "native" or (_other_groups() and not standing):
+            try:
+                walk = _walk(image, joined)
+            except OSError as error:
+                obstacle = f"no PID can be walked to here: {error.strerror}"
+        capsule = walk is None or (way == "best" and walk.seconds > WALK_SECONDS)
     if way == "native" and obstacle:
         reason = Reason("--as=native", obstacle, "--as=capsule wakes it in namespaces of its own")
         raise RestoreRefused("it cannot be woken natively", [reason])

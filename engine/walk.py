@@ -22,6 +22,8 @@ from torpor.remote.x86_64 import NR
 
 SPARE_ROUNDS = 5
 """Rounds through all numbers beyond those that a walk needs, when other programs take a number first."""
+_APART = {NR.clone3, NR.setsid, NR.setpgid}
+"""What children are born before or after; for threads it is the same."""
 
 
 class Route:
@@ -95,7 +97,7 @@ def length(top: Member, threads: Mapping[int, Sequence[int]], numbers: Numbers, 
     return passed
 
 
-class _Births:
+class Births:
     """Those that a process of a plan bears, and what it does between."""
 
     def __init__(self, plan: ProcessPlan) -> None:
@@ -107,10 +109,12 @@ class _Births:
         self._left = list(plan.birth)
 
     def due(self, child: int | None) -> list[Call]:
-        """What is to be done before a child is born, and has not been; None: all that is left."""
-        if child in self.tids:
-            return []
-        end = self._left.index(self.calls[child]) if child is not None else len(self._left)
+        """What is to be done before a child or thread is born, and has not been; None: all that is left."""
+        end = len(self._left)
+        if child in self.tids:  # they inherit its keyrings
+            end = next((at for at, call in enumerate(self._left) if call.nr in _APART), end)
+        elif child is not None:
+            end = self._left.index(self.calls[child])
         due, others = [call for call in self._left[:end] if call.nr != NR.clone3], self._left[end:]
         # Of the same group of births, some may come later that stand before.
         self._left = [call for call in self._left[:end] if call.nr == NR.clone3] + others
@@ -136,7 +140,7 @@ class Walker:
         Raises:
             PidTaken: other programs were faster again and again, or it took too long.
         """
-        births = {one.member.pid: _Births(one) for one in plan.processes}
+        births = {one.member.pid: Births(one) for one in plan.processes}
         names = {one.member.pid: one.name for one in plan.processes}
         top = plan.processes[0].member
         tasks = {top.pid: init}
@@ -151,6 +155,8 @@ class Walker:
             pid, parent = route.next(now)
             if passed > farthest:
                 raise PidTaken(f"the PID {pid} was not reached: other programs were faster, again and again")
+            if time.monotonic() > deadline:
+                raise PidTaken(f"the PID {pid} was not reached: it takes too long to get there")
             own = births[parent.pid]
             if due := own.due(pid):  # which may be to fill memory: others are born meanwhile
                 blanks.run([Work(tasks[parent.pid], due, blanks.tables.start)])

@@ -213,7 +213,7 @@ _Noreturn __attribute__((used)) void torpor_bear(struct birth *b)
 {
 	/* How native/walk.c lets a PID go by; here it fails because no address is 1. */
 	long pass = CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_PIDFD;
-	long result, last, left;
+	long result, last, left, tries = b->near; /* each lets one go by, or the kernel does it in another way */
 
 	do {
 		result = -ERANGE;
@@ -227,7 +227,7 @@ _Noreturn __attribute__((used)) void torpor_bear(struct birth *b)
 			result = call(__NR_clone, b->flags, 0, 0, 0);
 		else
 			result = call(__NR_clone, pass, 0, 1, 0);
-	} while (result == -EFAULT || result == -EMFILE);
+	} while ((result == -EFAULT || result == -EMFILE) && tries-- > 0);
 	b->result = result;
 	for (;;)
 		__asm__ volatile("int3");

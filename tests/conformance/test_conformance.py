@@ -122,7 +122,7 @@ def test_killed_and_restored(
         pytest.skip("needs a namespace")
     actor = request.getfixturevalue(where.partition("-")[0])
     again = reborn if source.stem in PASSING else reborn_alike
-    options = {}
+    options = {"way": "capsule"} if where == "user-capsule" else {}
     with ExitStack() as stack:
         if where == "user-walk":
             options = {"way": "native"}

@@ -92,6 +92,19 @@ def test_unasked_a_walk_is_short_and_for_the_sake_of_groups(ordinary: pytest.Mon
     assert surroundings.setting(job(pid)).capsule
 
 
+def test_nobody_waits_for_a_walk_that_is_not_gone(ordinary: pytest.MonkeyPatch) -> None:
+    """Not while a tree still lives, nor for who has no other groups: the pace is not measured."""
+
+    def measured() -> Pace:
+        raise AssertionError
+
+    ordinary.setattr(numbers, "pace", measured)
+    pid = free_pid()
+    assert surroundings.setting(job(pid), standing={pid}).capsule
+    ordinary.setattr(surroundings, "_other_groups", lambda: [])
+    assert surroundings.setting(job(pid)).capsule
+
+
 def test_who_may_choose_does_not_walk(ordinary: pytest.MonkeyPatch) -> None:
     ordinary.setattr(surroundings, "probe", lambda: replace(probe(), can_choose_pids=True))
     found = surroundings.setting(job(free_pid()))

@@ -12,12 +12,15 @@ from hypothesis import strategies as st
 
 from torpor import walk
 from torpor.image import image_pb2 as pb
-from torpor.objects import family
+from torpor.objects import family, threads
 from torpor.objects.family import Member
 from torpor.objects.pidfd import NOBODY
+from torpor.plan import ProcessPlan
 from torpor.probe import forked
 from torpor.remote import numbers
+from torpor.remote.batch import Call
 from torpor.remote.numbers import Numbers
+from torpor.remote.x86_64 import NR
 
 GIVEN = Numbers(300, 1000)
 
@@ -81,6 +84,25 @@ def test_stand_ins_take_numbers_below_where_there_are_none_above() -> None:
         image.processes.add(pid=pid, ppid=ppid, sid=998, pgid=pgid).threads.add(tid=pid)
     top = family.arrange(image, -1, is_taken=lambda pid: pid >= GIVEN.end or pid == 996)
     assert {member.pid for member in top.walk()} == {-1, 995, 997, 998, 999}
+
+
+def test_a_thread_has_what_its_process_does_first() -> None:
+    """Keyrings are inherited: whichever comes first, and nothing is done twice or before its time."""
+    image = pb.Process(pid=500)
+    for tid in (500, 499, 510):
+        image.threads.add(tid=tid)
+    plan = ProcessPlan(tree(pid=500, sid=500, early=[tree(pid=501)], late=[tree(pid=502)]))
+    plan.member.image = image
+    keys, session = Call(NR.keyctl, (1, 0), None, "keys"), Call(NR.setsid, (), 500, "session")
+    births = [threads.clone(0, 17, pid, f"process {pid}") for pid in (501, 502)]
+    plan.birth = [keys, births[0], session, births[1]]
+    plan.clones = [threads.birth(thread) for thread in image.threads[1:]]
+    births_of = walk.Births(plan)
+    assert births_of.due(499) == [keys]
+    assert births_of.due(510) == []
+    assert births_of.due(501) == []
+    assert births_of.due(502) == [session]
+    assert births_of.due(None) == []
 
 
 @given(st.data())

@@ -1,8 +1,9 @@
-"""Keyrings: of a session, which a child has too, another child's own, of a process; keys with rights and an end."""
+"""Keyrings: of a session, which a child and a thread have, of a process; keys with rights and an end."""
 
 import ctypes
 import os
 import sys
+import threading
 
 from ready import expect, judge, ready_and_wait, same
 
@@ -59,12 +60,23 @@ def main() -> None:
     keyctl(SETPERM, add(SESSION, b"mine alone", b"\0\1\2"), MINE_ALONE)
     keyctl(SET_TIMEOUT, add(SESSION, b"short-lived", b"x"), 86400 * 30)
     add(PROCESS, b"of the process", b"y")
+    go, found = threading.Event(), []
+
+    def look() -> None:
+        go.wait()
+        found.append(seen(SESSION))
+
+    thread = threading.Thread(target=look)
+    thread.start()
     same_ring = a_child(None, b"ticket")
     own_ring = a_child(b"other", b"own", same_ring[1])
     before = seen(SESSION), seen(PROCESS), text_of(DESCRIBE, SESSION)
     ready_and_wait()
 
     same((seen(SESSION), seen(PROCESS), text_of(DESCRIBE, SESSION)), before, "keyrings")
+    go.set()
+    thread.join()
+    same(found, [before[0]], "the keyring that a thread sees")
     expect(keyctl(SEARCH, SESSION, b"user", b"own", 0) < 0, "the child's key is here")
     add(SESSION, b"ticket", b"a new one")
     for pid, end in (same_ring, own_ring):
