@@ -20,7 +20,6 @@ from tests.conformance.harness import (
     Stage,
     Subject,
     alive,
-    count_from,
     in_capsule,
     reborn,
     reborn_alike,
@@ -28,7 +27,6 @@ from tests.conformance.harness import (
     unchanged,
     wait_until,
 )
-from torpor.remote import numbers
 
 HERE = Path(__file__).parent
 PROGRAMS = sorted(
@@ -43,7 +41,6 @@ ONLY_ROOT = {"chroots", "credentials", "filters"}
 """Programs that begin as root and become somebody else, or that only root keeps."""
 ONLY_CAPSULE = {"message_queues", "sparse", "system_v", "system_v_waits"}
 """Programs with System V objects or message queues, which an ordinary user wakes in a namespace only."""
-LOW = 3000
 STOPS_ARE_NEWS = {"interactive"}
 """Programs that act on the stops of their children: a shell takes the terminal back, script(1) stops too."""
 
@@ -127,8 +124,6 @@ def test_killed_and_restored(
         if where == "user-walk":
             options = {"way": "native"}
             stack.enter_context(short_rounds())
-            if numbers.last() < LOW:
-                count_from(LOW)  # PIDs below come never again
         subject = stack.enter_context(stage.play(source, actor, own_session=where != "root-in-place"))
         subject.wait_ready()
         for generation in range(generations):

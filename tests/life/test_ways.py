@@ -12,10 +12,9 @@ from typing import Any
 
 import pytest
 
-from tests.conformance.harness import wait_until
+from tests.conformance.harness import SHORT_WALK, count_from, short_rounds, wait_until
 from tests.users import BIN, User
 from torpor.objects.family import MAX_PID
-from torpor.remote import numbers
 
 TORPOR = str(BIN / "torpor")
 
@@ -50,7 +49,6 @@ with open("told.new", "w") as told:
 below.kill()
 os.rename("told.new", "told")
 """
-LOW, NEAR = 3000, 1500
 AMBIENT = ("--inh-caps=+checkpoint_restore", "--ambient-caps=+checkpoint_restore")
 
 
@@ -119,11 +117,22 @@ class Sleeper:
 
 @pytest.fixture
 def sleeper(ordinary_account: User) -> Iterator[Sleeper]:
+    yield _sleeper(ordinary_account)
+
+
+@pytest.fixture
+def walked_to(ordinary_account: User) -> Iterator[Sleeper]:
+    """A job to whose PIDs a walk is short, also when others take one first."""
+    if not os.access("/proc/sys/kernel/ns_last_pid", os.W_OK):
+        pytest.skip("nobody says here from where PIDs are counted")
+    with short_rounds():
+        yield _sleeper(ordinary_account)
+
+
+def _sleeper(user: User) -> Sleeper:
     if os.geteuid():
         pytest.skip("it takes root to be a user of another group")
-    if numbers.last() < LOW:
-        _count_from(LOW)  # PIDs below come never again
-    yield Sleeper(ordinary_account, grp.getgrnam("games").gr_gid)
+    return Sleeper(user, grp.getgrnam("games").gr_gid)
 
 
 def _own_namespaces() -> list[str]:
@@ -147,68 +156,67 @@ def test_the_right_to_choose_pids_wakes_natively(sleeper: Sleeper) -> None:
     assert said == ""
 
 
-def _count_from(pid: int) -> None:
-    """Let the kernel count PIDs on from one, so that the walk is short."""
-    Path("/proc/sys/kernel/ns_last_pid").write_text(str(pid))
-
-
-def test_a_walk_wakes_natively(sleeper: Sleeper) -> None:
+@pytest.mark.alone
+def test_a_walk_wakes_natively(walked_to: Sleeper) -> None:
     """Without any right: its own PIDs, thread ids and program, no namespace, and the user's groups count."""
-    _count_from(int(sleeper.pid) - NEAR)
-    told, said = sleeper.woken("--as", "native")
-    assert (told[0], told[2:4]) == (sleeper.pid, [str(sorted({sleeper.user.gid, sleeper.group})), "True"])
+    count_from(int(walked_to.pid) - SHORT_WALK)
+    told, said = walked_to.woken("--as", "native")
+    assert (told[0], told[2:4]) == (walked_to.pid, [str(sorted({walked_to.user.gid, walked_to.group})), "True"])
     assert told[4:7] == _own_namespaces()
     assert set(told[7]) == {"0", " "}
-    assert told[8:] == sleeper.told_before
+    assert told[8:] == walked_to.told_before
     assert said == ""
 
 
 @pytest.mark.soak
-def test_a_walk_in_the_middle_of_others(sleeper: Sleeper) -> None:
+@pytest.mark.alone
+def test_a_walk_in_the_middle_of_others(walked_to: Sleeper) -> None:
     """Others take the numbers meanwhile, again and again: then it is met in the next round, or it is said."""
     others = subprocess.Popen(["sh", "-c", "while :; do /bin/true; done"])
     try:
-        _count_from(int(sleeper.pid) - NEAR)
-        told, said = sleeper.woken("--as", "best")
+        count_from(int(walked_to.pid) - SHORT_WALK)
+        told, said = walked_to.woken("--as", "best")
     finally:
         others.kill()
         others.wait()
-    assert told[0] == sleeper.pid
+    assert told[0] == walked_to.pid
     if told[4] == _own_namespaces()[0]:
         assert told[3] == "True"
-        assert told[8:] == sleeper.told_before
+        assert told[8:] == walked_to.told_before
     else:
         assert "in a capsule" in said
 
 
-def test_no_walk_leads_to_a_number_that_another_has(sleeper: Sleeper) -> None:
-    _count_from(int(sleeper.pid) - 1)
+@pytest.mark.alone
+def test_no_walk_leads_to_a_number_that_another_has(walked_to: Sleeper) -> None:
+    count_from(int(walked_to.pid) - 1)
     other = subprocess.Popen(["sleep", "1000"])
     try:
-        while other.pid != int(sleeper.pid):  # somebody was faster
+        while other.pid != int(walked_to.pid):  # somebody was faster
             other.kill()
             other.wait()
-            _count_from(int(sleeper.pid) - 1)
+            count_from(int(walked_to.pid) - 1)
             other = subprocess.Popen(["sleep", "1000"])
-        refused = sleeper.torpor("restore", "latest", "--as", "native", code=10)
-        assert f"another process, thread or process group has the PID {sleeper.pid}" in refused
+        refused = walked_to.torpor("restore", "latest", "--as", "native", code=10)
+        assert f"another process, thread or process group has the PID {walked_to.pid}" in refused
         assert "--as=capsule" in refused
-        told, said = sleeper.woken()
-        assert told[0] == sleeper.pid
+        told, said = walked_to.woken()
+        assert told[0] == walked_to.pid
         assert "it is in a capsule" in said
     finally:
         other.kill()
         other.wait()
 
 
-def test_a_walk_can_be_given_up(sleeper: Sleeper) -> None:
+@pytest.mark.alone
+def test_a_walk_can_be_given_up(walked_to: Sleeper) -> None:
     """It says how long it takes before it goes; Ctrl-C on the way leaves nothing."""
     highest = Path("/proc/sys/kernel/pid_max")
     most = highest.read_text()
     highest.write_text(str(MAX_PID))
-    _count_from(int(sleeper.pid) + 100)  # nearly a whole round is before it
-    before = set(_processes_of(sleeper.user))
-    process = sleeper.start("restore", "latest", "--as", "native")
+    count_from(int(walked_to.pid) + 100)  # nearly a whole round is before it
+    before = set(_processes_of(walked_to.user))
+    process = walked_to.start("restore", "latest", "--as", "native")
     try:
         assert process.stderr
         assert b"it is woken when its PIDs come, in about" in process.stderr.readline()
@@ -219,8 +227,8 @@ def test_a_walk_can_be_given_up(sleeper: Sleeper) -> None:
         highest.write_text(most)
         process.kill()
         process.communicate()
-    wait_until(lambda: set(_processes_of(sleeper.user)) <= before, "the end of all that it started")
-    assert sleeper.torpor("show", "latest")
+    wait_until(lambda: set(_processes_of(walked_to.user)) <= before, "the end of all that it started")
+    assert walked_to.torpor("show", "latest")
 
 
 def _processes_of(user: User) -> list[str]:
