@@ -25,7 +25,7 @@ for _ in range(3):
     threading.Thread(target=threading.Event().wait, daemon=True).start()
 below = subprocess.Popen(["sleep", "1000"])
 def who():
-    tids = os.listdir("/proc/self/task")
+    tids = sorted(os.listdir("/proc/self/task"))  # listed as they were born
     return os.getppid(), os.getsid(0), os.getpgrp(), below.pid, os.readlink("/proc/self/exe"), tids
 ids = who()
 with open("ready.new", "w") as ready:
