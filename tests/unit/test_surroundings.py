@@ -12,7 +12,7 @@ from torpor import surroundings
 from torpor.capsule import Namespaces
 from torpor.errors import RestoreRefused
 from torpor.image import image_pb2 as pb
-from torpor.probe import forked, probe, sleep_with_parent
+from torpor.probe import forked, probe, sleep_with
 from torpor.procfs import read
 from torpor.remote import numbers
 from torpor.remote.numbers import Numbers, Pace
@@ -115,11 +115,12 @@ def test_who_may_choose_does_not_walk(ordinary: pytest.MonkeyPatch) -> None:
 def leader() -> Iterator[int]:
     """A process that leads a session."""
     reader, writer = os.pipe()
+    parent = os.getpid()
 
     def lead() -> None:
         os.setsid()
         os.write(writer, b"1")
-        sleep_with_parent()
+        sleep_with(parent)
 
     pid = forked(lead)
     os.read(reader, 1)
