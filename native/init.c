@@ -213,7 +213,7 @@ _Noreturn __attribute__((used)) void torpor_bear(struct birth *b)
 {
 	/* How native/walk.c lets a PID go by; here it fails because no address is 1. */
 	long pass = CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_PIDFD;
-	long result, last, left, tries = b->near; /* each lets one go by, or the kernel does it in another way */
+	long result, last, left, tries = b->near; /* each lets one go by, or it never ends */
 
 	do {
 		result = -ERANGE;
