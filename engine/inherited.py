@@ -55,8 +55,8 @@ def ignored() -> frozenset[int]:
 
 
 def _ignored_by(pid: str) -> frozenset[int]:
-    for line in Path(f"/proc/{pid}/status").read_text(errors="replace").splitlines():
-        if line.startswith("SigIgn:"):
+    for line in Path(f"/proc/{pid}/status").read_bytes().split(b"\n"):  # a name may hold other ends of lines
+        if line.startswith(b"SigIgn:"):
             mask = int(line.split()[1], 16)
             return frozenset(number for number in range(1, 65) if mask >> (number - 1) & 1)
     return frozenset()

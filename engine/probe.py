@@ -23,6 +23,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from torpor import procfs
 from torpor.remote.sys import Words, syscall, try_syscall
 
 # System call numbers of x86-64, the only processor supported so far.
@@ -460,8 +461,8 @@ def _set_mm_map() -> None:
 
 
 def _status() -> dict[str, str]:
-    lines = Path("/proc/self/status").read_text(errors="replace").splitlines()
-    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    fields = procfs.status(procfs.read("/proc/self/status"))
+    return {name.decode(): value.decode(errors="replace") for name, value in fields.items()}
 
 
 def _number(path: str) -> int | None:
@@ -484,7 +485,8 @@ def _chosen(path: str) -> str:
 
 
 def _masked_proc() -> tuple[str, ...]:
-    points = (line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines())
+    lines = map(os.fsdecode, procfs.lines(procfs.read("/proc/self/mountinfo")))
+    points = (line.split(" ")[4] for line in lines)
     # binfmt_misc is a file system of its own that systemd mounts there, and hides nothing.
     return tuple(sorted({p for p in points if p.startswith("/proc/") and p != "/proc/sys/fs/binfmt_misc"}))
 

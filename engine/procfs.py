@@ -5,12 +5,17 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from itertools import product
 from signal import SIGKILL
 from typing import NamedTuple
 
 _SIGNALS = 31  # field of proc_pid_stat(5): pending signals, of which a thread that is killed has SIGKILL
+_NEWLINE = b"\\012"
+_MOST_NEWLINES = 8
+"""In a name in which each may be four characters instead: more are taken for newlines."""
 PAGE = os.sysconf("SC_PAGESIZE")
 
 
@@ -29,6 +34,11 @@ def read(path: str) -> bytes:
         return b"".join(pieces)
     finally:
         os.close(fd)
+
+
+def lines(text: bytes) -> list[bytes]:
+    """The lines of a /proc file. Names in it may hold a carriage return, at which bytes.splitlines() parts."""
+    return text.removesuffix(b"\n").split(b"\n") if text else []
 
 
 @cache
@@ -74,15 +84,28 @@ def parse_mapping(line: bytes) -> Mapping:
     """Parse one line of maps or one heading of smaps. Most are as they were at the checkpoint before."""
     fields = line.split(None, 5)
     start, _, end = fields[0].partition(b"-")
-    name = fields[5] if len(fields) > 5 else b""
-    if b"\\" in name:
-        name = name.replace(b"\\012", b"\n")  # the only character that the kernel escapes here (seq_file_path)
-    return Mapping(int(start, 16), int(end, 16), fields[1], int(fields[2], 16), fields[3], int(fields[4]), name)
+    inode = int(fields[4])
+    name = _unescaped(fields[5], inode) if len(fields) > 5 else b""
+    return Mapping(int(start, 16), int(end, 16), fields[1], int(fields[2], 16), fields[3], inode, name)
+
+
+def _unescaped(name: bytes, inode: int) -> bytes:
+    """The kernel writes a newline as these four characters, and them as they are, too (fs/seq_file.c, seq_file_path):
+    the file tells which they are.
+    """
+    parts = name.split(_NEWLINE)
+    if 1 < len(parts) <= _MOST_NEWLINES:
+        for between in product((b"\n", _NEWLINE), repeat=len(parts) - 1):
+            candidate = parts[0] + b"".join(map(bytes.__add__, between, parts[1:]))
+            with suppress(OSError):
+                if os.lstat(candidate).st_ino == inode:
+                    return candidate
+    return b"\n".join(parts)
 
 
 def mappings(pid: int) -> list[Mapping]:
     """The address space of a process, by address."""
-    return [parse_mapping(line) for line in read(f"/proc/{pid}/maps").splitlines()]
+    return [parse_mapping(line) for line in lines(read(f"/proc/{pid}/maps"))]
 
 
 class FlaggedMapping(NamedTuple):
@@ -121,7 +144,7 @@ def parse_smaps(text: bytes) -> list[FlaggedMapping]:
 def status(text: bytes) -> dict[bytes, bytes]:
     """The fields of a /proc/PID/status."""
     fields: dict[bytes, bytes] = {}
-    for line in text.splitlines():
+    for line in lines(text):
         key, _, value = line.partition(b":")
         fields[key] = value.strip()
     return fields

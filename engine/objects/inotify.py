@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torpor import procfs
 from torpor.errors import Reason, RestoreFailed
 from torpor.image.image_pb2 import Description, Tree
 from torpor.image.image_pb2 import Inotify as InotifyMessage
@@ -185,8 +186,8 @@ def _by_handle(watch: Watch, pid: int, near: Collection[str]) -> str:
     device = f"{os.major(watch.key[0])}:{os.minor(watch.key[0])}"
     found: list[str] = []
     with suppress(OSError):
-        for line in Path(f"/proc/{pid}/mountinfo").read_text().splitlines():
-            _, _, numbers, _, point, *_ = line.split()
+        for line in map(os.fsdecode, procfs.lines(procfs.read(f"/proc/{pid}/mountinfo"))):
+            _, _, numbers, _, point, *_ = line.split(" ")
             if numbers == device:
                 found += _by_mount(watch, re.sub(r"\\(\d{3})", lambda m: chr(int(m[1], 8)), point))
     nearest = (path for path in found if any(str(parent) in near for parent in Path(path).parents[:-1]))

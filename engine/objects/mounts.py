@@ -54,9 +54,9 @@ def _paths(image: Tree) -> Iterator[bytes]:
 def _mounts(pid: int) -> dict[bytes, tuple[str, str]]:
     """The type and the source of what is mounted, by the mount point."""
     found: dict[bytes, tuple[str, str]] = {}
-    for line in procfs.read(f"/proc/{pid}/mountinfo").splitlines():
+    for line in procfs.lines(procfs.read(f"/proc/{pid}/mountinfo")):
         before, _, after = line.partition(b" - ")
-        point = _ESCAPED.sub(lambda match: bytes([int(match[1], 8)]), before.split()[4])
+        point = _ESCAPED.sub(lambda match: bytes([int(match[1], 8)]), before.split(b" ")[4])
         filesystem, source = after.decode(errors="replace").split(" ")[:2]
         found[point] = (filesystem, source)
     return found

@@ -18,6 +18,15 @@ _OF_KERNEL = (b"/memfd:", b"/dev/zero", b"/SYSV", b"/anon_hugepage")
 """How names of what never had one on a file system begin in maps."""
 
 
+def is_gone(name: bytes, inode: int) -> bool:
+    """Whether a name in maps tells that it is gone; that may be how it ends itself, too."""
+    if not name.endswith(DELETED.encode()):
+        return False
+    with suppress(OSError):
+        return os.lstat(name).st_ino != inode
+    return True
+
+
 def another_name(path: str, device: int, inode: int) -> str | None:
     """A name of a file in the directory where it had one; None where there is none that this user sees."""
     try:
@@ -78,7 +87,7 @@ class Names:
         """
         if not (mapping.shared or mapping.name.startswith(b"/dev/shm/")) or not mapping.inode:
             return mapping
-        if not mapping.name.endswith(DELETED.encode()):
+        if not is_gone(mapping.name, mapping.inode):
             return mapping
         if mapping.name.startswith(_OF_KERNEL):
             return mapping

@@ -29,7 +29,7 @@ from torpor.errors import ImageDamaged, Reason, Refused, RestoreFailed
 from torpor.image import image_pb2 as pb
 from torpor.objects import sysv, vmas
 from torpor.objects.memory_files import MemoryFile, memfd_device
-from torpor.objects.names import Names, device_of, is_used
+from torpor.objects.names import Names, device_of, is_gone, is_used
 from torpor.objects.opener import Opener, Openers
 from torpor.procfs import PAGE, Mapping
 from torpor.ranges import Range, intersection, subtract, union
@@ -55,9 +55,9 @@ def is_memory(mapping: Mapping) -> bool:
     return mapping.inode != 0 or sysv.is_segment(mapping)
 
 
-def kind_of(name: bytes) -> tuple[int, bytes]:
+def kind_of(name: bytes, inode: int) -> tuple[int, bytes]:
     """The kind of shared memory by its name in maps, and the name to keep."""
-    if not name.endswith(vmas.DELETED):
+    if not is_gone(name, inode):
         return pb.SharedMemory.TMPFS, name
     name = name[: -len(vmas.DELETED)]
     if name in (_ANONYMOUS, _MEMFD + _ANONYMOUS):
@@ -119,7 +119,7 @@ def is_in_shm(mapping: Mapping) -> bool:
 
 def _may_be_cut(mapping: Mapping) -> bool:
     """Whether it may be mapped beyond its end: what never had a descriptor is as long as it was made."""
-    return not sysv.is_segment(mapping) and kind_of(mapping.name)[0] != pb.SharedMemory.ANONYMOUS
+    return not sysv.is_segment(mapping) and kind_of(mapping.name, mapping.inode)[0] != pb.SharedMemory.ANONYMOUS
 
 
 def key_of(mapping: Mapping) -> Key:
@@ -213,7 +213,7 @@ class SharedMemory:
 
         None when its name does not lead to it, or not for us: then what is mapped must do.
         """
-        if kind_of(mapping.name)[0] != pb.SharedMemory.TMPFS:
+        if kind_of(mapping.name, mapping.inode)[0] != pb.SharedMemory.TMPFS:
             return None
         try:
             fd = os.open(mapping.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -262,7 +262,7 @@ class SharedMemory:
             if segment.sysv:
                 sysv.describe(segment.sysv, image.shared.add())
                 continue
-            kind, name = kind_of(segment.name)
+            kind, name = kind_of(segment.name, key[1])
             if segment.status and kind == pb.SharedMemory.ANONYMOUS:  # who has it open has called it so
                 kind, name = pb.SharedMemory.MEMFD, _ANONYMOUS
             shared = image.shared.add(
@@ -298,7 +298,7 @@ def data(fd: int, start: int, end: int) -> Iterator[Range]:
 def _tmpfs(pid: int) -> set[int]:
     """The devices whose files live in memory only, as a process sees them, and the kernel's own."""
     found = {memfd_device()}
-    for line in procfs.read(f"/proc/{pid}/mountinfo").splitlines():
+    for line in procfs.lines(procfs.read(f"/proc/{pid}/mountinfo")):
         mount, _, source = line.partition(b" - ")
         if source.startswith(b"tmpfs "):
             major, minor = mount.split(None, 3)[2].split(b":")

@@ -60,7 +60,7 @@ def hides_from_fork(vma: FlaggedMapping) -> bool:
 
 def is_deleted(mapping: Mapping) -> bool:
     """Whether its file has no name any more."""
-    return mapping.name.endswith(DELETED)
+    return names.is_gone(mapping.name, mapping.inode)
 
 
 def anonymous_name(mapping: Mapping) -> bytes:

@@ -171,7 +171,7 @@ def _locks_within_host(fd: int) -> bool:
     """Tell whether flock on `fd`'s mount is seen by this host only, by the mount's options."""
     with open(f"/proc/self/fdinfo/{fd}") as info:
         mount = next(line.split()[1] for line in info if line.startswith("mnt_id:"))
-    with open("/proc/self/mountinfo") as mounts:
+    with open("/proc/self/mountinfo", errors="surrogateescape", newline="\n") as mounts:
         return any(mount_locks_locally(line) for line in mounts if line.split(" ", 1)[0] == mount)
 
 
