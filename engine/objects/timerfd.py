@@ -2,8 +2,9 @@
 
 Kept: the clock, the time left, the interval, and the expirations that were not read yet. A timer of the wall clock
 that was set to a moment (TFD_TIMER_ABSTIME) fires at that moment, or at once if it has passed; all others go on with
-the time that was left, as the clocks of the tree do. Not kept: that a change of the wall clock was to be told
-(TFD_TIMER_CANCEL_ON_SET) and has not been yet.
+the time that was left, as the clocks of the tree do. That changes of the wall clock are to be told
+(TFD_TIMER_CANCEL_ON_SET) is kept, also of one that is over or off. Not kept: a change that was not read yet, or that
+came while the tree slept.
 
 Refused: the alarm clocks, which wake a sleeping machine. Expirations are given back by an ioctl that a kernel has with
 CONFIG_CHECKPOINT_RESTORE (fs/timerfd.c); one without it takes a timer only if all were read.
@@ -32,6 +33,8 @@ TFD_TIMER_ABSTIME, TFD_TIMER_CANCEL_ON_SET = 1, 2
 TFD_IOC_SET_TICKS = 0x40085400
 """_IOW('T', 0, __u64) (include/uapi/linux/timerfd.h)."""
 SECOND = 1_000_000_000
+KTIME_MAX = (1 << 63) - 1
+"""The end of the kernel's time, in ns: timers that are to tell of changes of the wall clock alone are set to it."""
 ITIMERSPEC = struct.Struct("=qqqq")
 """The interval, then the time left; each seconds and nanoseconds."""
 
@@ -84,7 +87,7 @@ class Timerfd(Kind[TimerState]):
         timer.clock, timer.ticks, timer.interval_ns = state.clock, state.ticks, state.interval_ns
         timer.settime_flags = state.flags
         if state.absolute:
-            timer.moment_ns = state.now_ns + state.left_ns
+            timer.moment_ns = min(state.now_ns + state.left_ns, KTIME_MAX)
         else:
             timer.left_ns = state.left_ns
 
@@ -107,10 +110,12 @@ class Timerfd(Kind[TimerState]):
         """Set to the time that was left, or to its moment."""
         timer = description.timerfd
         with closed_on_error(syscall(NR.timerfd_create, timer.clock, os.O_CLOEXEC)) as fd:
-            value = timer.moment_ns or timer.left_ns
-            if value or timer.interval_ns:  # one that is off keeps its interval
+            value, flags = timer.moment_ns or timer.left_ns, timer.settime_flags
+            if timer.left_ns:
+                flags &= ~TFD_TIMER_ABSTIME
+            if value or timer.interval_ns or flags:  # one that is off keeps its interval, and hears of the wall clock
                 times = ITIMERSPEC.pack(*divmod(timer.interval_ns, SECOND), *divmod(value, SECOND))
-                syscall(NR.timerfd_settime, fd, timer.settime_flags if timer.moment_ns else 0, times)
+                syscall(NR.timerfd_settime, fd, flags, times)
             if timer.ticks:
                 fcntl.ioctl(fd, TFD_IOC_SET_TICKS, struct.pack("=Q", timer.ticks))
             return fd

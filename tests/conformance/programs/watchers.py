@@ -7,11 +7,14 @@ import select
 import signal
 import struct
 import time
+from pathlib import Path
 
 from ready import HERE, expect, judge, ready_and_wait, same
 
 LIBC = ctypes.CDLL(None, use_errno=True)
-ABSOLUTE = 1
+ABSOLUTE, CANCEL_ON_SET = 1, 2
+NEVER = 1 << 34
+"""Seconds: beyond the end of the kernel's time. Timers that wait for changes of the wall clock alone are set so."""
 
 
 def timer(clock: int, value: float, interval: float = 0, flags: int = 0) -> int:
@@ -29,6 +32,11 @@ def left(fd: int) -> tuple[float, float]:
     return seconds[2] + seconds[3] / 1e9, seconds[0] + seconds[1] / 1e9
 
 
+def flags(fd: int) -> str:
+    """What it was set with."""
+    return next(line for line in Path(f"/proc/self/fdinfo/{fd}").read_text().splitlines() if "settime" in line)
+
+
 def expirations(fd: int) -> int:
     try:
         return int.from_bytes(os.read(fd, 8), "little")
@@ -40,6 +48,14 @@ def main() -> None:
     begun = time.monotonic()
     at = time.time() + 1000
     once, wall = timer(time.CLOCK_MONOTONIC, 1000), timer(time.CLOCK_REALTIME, at, flags=ABSOLUTE)
+    changes = timer(time.CLOCK_REALTIME, NEVER, flags=ABSOLUTE | CANCEL_ON_SET)
+    began = timer(time.CLOCK_REALTIME, 1, flags=ABSOLUTE | CANCEL_ON_SET)
+    over = timer(time.CLOCK_REALTIME, 1, flags=ABSOLUTE | CANCEL_ON_SET)
+    select.select([began], [], [])
+    select.select([over], [], [])
+    same(expirations(over), 1, "a timer whose moment has passed")
+    off = timer(time.CLOCK_REALTIME, 0, flags=ABSOLUTE | CANCEL_ON_SET)
+    of_the_clock = [flags(fd) for fd in (changes, began, over, off)]
     again = timer(time.CLOCK_BOOTTIME, 0.001, 0.001)
     expired = timer(time.CLOCK_MONOTONIC, 1e-9)
     select.select([again, expired], [], [])
@@ -86,6 +102,10 @@ def main() -> None:
 
     expect(1000 - passed < left(once)[0] <= 1000, f"a timer has {left(once)} left after {passed} s")
     expect(abs(left(wall)[0] - (at - time.time())) < 0.1, f"a moment is {left(wall)} off, not {at - time.time()}")
+    same([flags(fd) for fd in (changes, began, over, off)], of_the_clock, "timers that hear of the wall clock's changes")
+    expect(left(changes)[0] > 1 << 31, f"one that never ends has {left(changes)} left")
+    same((left(began)[0], left(over)[0], left(off)[0]), (0, 0, 0), "what is left of those that are over or off")
+    same((expirations(began), expirations(over), expirations(off)), (1, 0, 0), "what they tell")
     same(left(again)[1], 0.001, "an interval")
     expect(expirations(again) > 1, "an interval that stands still")
     select.select([again], [], [])
