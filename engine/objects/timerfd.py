@@ -111,8 +111,8 @@ class Timerfd(Kind[TimerState]):
         timer = description.timerfd
         with closed_on_error(syscall(NR.timerfd_create, timer.clock, os.O_CLOEXEC)) as fd:
             value, flags = timer.moment_ns or timer.left_ns, timer.settime_flags
-            if timer.left_ns:
-                flags &= ~TFD_TIMER_ABSTIME
+            if timer.left_ns and flags & TFD_TIMER_ABSTIME:
+                value += time.clock_gettime_ns(timer.clock)
             if value or timer.interval_ns or flags:  # one that is off keeps its interval, and hears of the wall clock
                 times = ITIMERSPEC.pack(*divmod(timer.interval_ns, SECOND), *divmod(value, SECOND))
                 syscall(NR.timerfd_settime, fd, flags, times)

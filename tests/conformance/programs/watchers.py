@@ -55,7 +55,9 @@ def main() -> None:
     select.select([over], [], [])
     same(expirations(over), 1, "a timer whose moment has passed")
     off = timer(time.CLOCK_REALTIME, 0, flags=ABSOLUTE | CANCEL_ON_SET)
-    of_the_clock = [flags(fd) for fd in (changes, began, over, off)]
+    monotonic = timer(time.CLOCK_MONOTONIC, begun + 1000, flags=ABSOLUTE)
+    set_so = (changes, began, over, off, monotonic)
+    as_set = [flags(fd) for fd in set_so]
     again = timer(time.CLOCK_BOOTTIME, 0.001, 0.001)
     expired = timer(time.CLOCK_MONOTONIC, 1e-9)
     select.select([again, expired], [], [])
@@ -102,7 +104,10 @@ def main() -> None:
 
     expect(1000 - passed < left(once)[0] <= 1000, f"a timer has {left(once)} left after {passed} s")
     expect(abs(left(wall)[0] - (at - time.time())) < 0.1, f"a moment is {left(wall)} off, not {at - time.time()}")
-    same([flags(fd) for fd in (changes, began, over, off)], of_the_clock, "timers that hear of the wall clock's changes")
+    same([flags(fd) for fd in set_so], as_set, "how timers were set")
+    expect(
+        1000 - passed < left(monotonic)[0] <= 1000, f"a timer to a moment has {left(monotonic)} left after {passed} s"
+    )
     expect(left(changes)[0] > 1 << 31, f"one that never ends has {left(changes)} left")
     same((left(began)[0], left(over)[0], left(off)[0]), (0, 0, 0), "what is left of those that are over or off")
     same((expirations(began), expirations(over), expirations(off)), (1, 0, 0), "what they tell")
