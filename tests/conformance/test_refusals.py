@@ -33,7 +33,11 @@ WORDS = {
     "secrets.py": ["'disk:key' of the type logon", "keys of its own (its thread keyring)"],
     "segments.c": ["segments of its own (modify_ldt)"],
     "secret.c": ["secret memory"],
-    "shared_memory_process.c": ["share their memory"],
+    "shared_memory_process.c": [
+        "share their memory",
+        "share one table of descriptors",
+        "share their current directory",
+    ],
     "shared_guard.c": ["guard region"],
     "seccomp.c": ["a system-call filter (seccomp)", "only root"],
     "system_v_others.c": ["semaphores", "message queue", "segment"],
