@@ -353,7 +353,9 @@ def test_nobody_waits_frozen_for_a_thread_that_nothing_can_stop(tmp_path: Path) 
                 pass
 
         try:
-            in_own_thread(freeze)  # whose end lets go of the thread
+            in_own_thread(freeze)  # whose end lets go of the thread, and comes a moment after it was waited for
+            while procfs.status(procfs.read(f"/proc/{target.pid}/status"))[b"TracerPid"] != b"0":
+                pass
         finally:
             (child,) = procfs.children(target.pid, [target.pid])
             os.kill(child, signal.SIGKILL)
