@@ -57,7 +57,7 @@ HOLDS = (0.05, 0.1, 0.25, 1.0)
 _LOOKS = 3
 """How often the preflight looks at a tree before it believes what it saw: the tree runs, and what is said of a thing
 that comes or goes at the same time may be false."""
-PAUSES = (0.005, 0.01, 0.02, 0.04, 0.08)
+PAUSES = (0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32)
 """Seconds that the tree runs on before it is tried again, when what it was refused for may have passed."""
 _MOVED = (errno.EFAULT, errno.EIO)
 """What reading memory says that is mapped no longer: process_vm_readv(2), /proc/PID/mem."""

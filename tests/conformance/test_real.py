@@ -192,7 +192,12 @@ def disturbed(stage: Stage, actor: Actor, argv: list[str], hows: list[str], chan
         return enough(subject, job)
 
 
-@every_program
+@pytest.mark.parametrize(
+    # Its workers take half a minute to begin, and are a pool of processes as worker_pool.py's.
+    "program",
+    [pytest.param(one, marks=[pytest.mark.soak] if one.file == "sklearn_joblib.py" else []) for one in PROGRAMS],
+    ids=str,
+)
 def test_a_few_moments(stage: Stage, user: Actor, program: Program) -> None:
     """Three moments: it is woken from a snapshot, runs on from another, and is woken once more."""
     argv = program.argv(stage.programs)

@@ -202,7 +202,8 @@ def test_progress_is_shown_and_saving_cancelled(server: Server) -> None:
 
     def be_slow(route: Route) -> None:
         kernels = route.fetch().json()
-        kernels[0]["operation"] = {"doing": "saving", "began_ns": 0, "done": 30, "total": 100}
+        if held:  # not before: the button cannot be pressed while the kernel is saved
+            kernels[0]["operation"] = {"doing": "saving", "began_ns": 0, "done": 30, "total": 100}
         route.fulfill(json=kernels)
 
     def give_up(route: Route) -> None:

@@ -56,9 +56,10 @@ def test_a_requeued_job_goes_on_where_it_was(slurm: Cluster, work: Submitted) ->
     assert "because of requeued" in work.log
 
 
-def test_eight_preemptions(work: Submitted) -> None:
+@pytest.mark.parametrize("times", [3, pytest.param(8, marks=pytest.mark.soak)])
+def test_many_preemptions(work: Submitted, times: int) -> None:
     start(work, script(work, application(work, 2 * STEPS)))
-    for _ in range(8):
+    for _ in range(times):
         work.wait_steps(work.steps + 5)
         work.preempt()
     unharmed(work, 2 * STEPS)

@@ -46,6 +46,14 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def listens(port: int) -> bool:
+    """Whether the server can be reached by both ways."""
+    try:
+        return Client(("127.0.0.1", port)).ask("ping") == Client(UNIX).ask("ping")
+    except (ConnectionError, FileNotFoundError):
+        return False
+
+
 def consume(port: int) -> None:
     """Takes words from one queue and puts their digests into another, until it is told to end."""
     client = Client(("127.0.0.1", port))
@@ -60,7 +68,7 @@ def main() -> None:
     port = free_port()
     options = ["--port", str(port), "--unixsocket", UNIX, "--dir", str(HERE), "--save", "", "--appendonly", "no"]
     server = subprocess.Popen(["redis-server", *options], stdout=subprocess.DEVNULL)
-    while not os.path.exists(UNIX):
+    while not listens(port):
         if server.poll() is not None:
             sys.exit("redis-server ended")
         time.sleep(0.01)
