@@ -82,6 +82,11 @@ def _but_for_timers(before: Any, after: Any) -> bool:
     return one == other
 
 
+def _but_for_fired(before: Any, after: Any) -> bool:
+    were, left = ({(one.which, one.interval_us) for one in process.interval_timers} for process in (before, after))
+    return left <= were and not any(interval for _, interval in were - left)
+
+
 def _is_of_timer(info: bytes) -> bool:
     number, _, code = _signal(info)
     return code == _SI_TIMER or (code == _SI_KERNEL and number in _ALARMS)
@@ -174,6 +179,7 @@ ALLOWED: Final = (
     Allowed("processes.posix_timers.value_ns", _TIME, _TIMERS),
     Allowed("processes.posix_timers.overrun", _TIME, _TIMERS),
     Allowed("processes.interval_timers.value_us", _TIME, _TIMERS),
+    Allowed("processes.interval_timers", "one that fires once has fired", _TIMERS, _but_for_fired),
     Allowed("processes.pending", _TIME, _QUEUED, _but_for_timers),
     Allowed("processes.threads.pending", _TIME, _QUEUED, _but_for_timers),
     *(

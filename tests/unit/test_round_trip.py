@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 from collections.abc import Iterator
 from typing import Any
@@ -158,3 +159,18 @@ def test_what_mptcp_connects_with_stays_on() -> None:
         assert bool(differences(before, after)) != allowed
         options.add(level=socket.SOL_SOCKET, name=socket.SO_KEEPALIVE, value=b"\1")
         assert differences(before, after)
+
+
+def test_of_interval_timers_only_one_that_fires_once_may_be_gone() -> None:
+    def tree(*timers: tuple[int, int]) -> pb.Tree:
+        image = pb.Tree()
+        process = image.processes.add()
+        for which, interval in timers:
+            process.interval_timers.add(which=which, interval_us=interval, value_us=5)
+        return image
+
+    once, again = (signal.ITIMER_REAL, 0), (signal.ITIMER_PROF, 10)
+    assert not differences(tree(once, again), tree(again))
+    assert differences(tree(once, again), tree(once))
+    assert differences(tree(again), tree(once, again))
+    assert differences(tree(again), tree((signal.ITIMER_PROF, 11)))
