@@ -156,8 +156,6 @@ class Plan:
     """By init, before anyone is born, each in a table of its own: what lives in an IPC namespace."""
     last: list[Call]
     """By init and the stand-ins, when all is built: they need no right of the restorer's any more."""
-    walk: bool
-    """Processes and threads are born as their numbers come, and not as they stand here."""
 
     @property
     def size(self) -> int:
@@ -244,7 +242,7 @@ def make(image: pb.Tree, here: Here, held: Held) -> Plan:
     segments += [list(sysv_messages.make(queue, here.rights.keep)) for queue in image.queues]
     segments += queues.make(image, held.opened.slots, here.rights.keep)
     last = [] if here.rights.keep else list(credentials.give_up())
-    return Plan(plans, window, warnings, segments, last, here.walk)
+    return Plan(plans, window, warnings, segments, last)
 
 
 def _segment(shared: pb.SharedMemory, address: int, here: Here, held: Held) -> Iterator[Call]:

@@ -9,7 +9,7 @@ import grp
 import os
 import resource
 import time
-from collections.abc import Iterator, Set
+from collections.abc import Callable, Iterator, Set
 from typing import Literal
 
 from torpor import procfs
@@ -66,7 +66,7 @@ def setting(
     if not capsule and not probe().can_choose_pids:
         # A capsule takes from a job what its user's other groups are for; from one without any, next to nothing. And
         # while a tree still lives, nobody lets it wait for a way that is not gone.
-        if way == "native" or (_other_groups() and not standing):
+        if way == "native" or (probe().groups and not standing):
             try:
                 walk = _walk(image, joined)
             except OSError as error:
@@ -111,7 +111,7 @@ def _joined(image: pb.Tree, way: Way, standing: Set[int]) -> frozenset[int]:
 
 
 def _walk(image: pb.Tree, joined: frozenset[int]) -> Walk:
-    top = family.arrange(image, UNKNOWN_PID, joined, _cannot_be_had)
+    top = family.arrange(image, UNKNOWN_PID, joined, _cannot_be_had())
     tids = {process.pid: [thread.tid for thread in process.threads[1:]] for process in image.processes}
     pace = numbers.pace()
     return Walk(pace, length(top, tids, numbers.here(), numbers.last()))
@@ -129,7 +129,7 @@ def _obstacles(image: pb.Tree, namespaces: Namespaces, joined: frozenset[int], s
     if namespaces and not capabilities >> CAP_SYS_ADMIN & 1:
         what = "its clocks" if namespaces & Namespaces.TIME else "its System V objects or message queues"
         yield f"{what} need a namespace, which takes CAP_SYS_ADMIN"
-    top = family.arrange(image, UNKNOWN_PID, joined, _cannot_be_had)
+    top = family.arrange(image, UNKNOWN_PID, joined, _cannot_be_had())
     members = [member.pid for member in top.walk() if member.pid != UNKNOWN_PID]
     tids = [thread.tid for process in image.processes for thread in process.threads]
     given = numbers.here()
@@ -142,13 +142,14 @@ def _obstacles(image: pb.Tree, namespaces: Namespaces, joined: frozenset[int], s
             yield f"the PID {pid} comes never again: those below {given.first} are given once after the boot"
 
 
-def _cannot_be_had(pid: int) -> bool:
-    return pid >= numbers.here().end or numbers.is_taken(pid)
+def _cannot_be_had() -> Callable[[int], bool]:
+    end = numbers.here().end
+    return lambda pid: pid >= end or numbers.is_taken(pid)
 
 
 def warnings(where: Setting) -> Iterator[str]:
     """What a tree that lives there cannot do any more, in words."""
-    others = _other_groups()
+    others = probe().groups
     if where.namespaces & Namespaces.USER and others:
         names = ", ".join(map(_group_name, others))
         yield f"it is in a capsule, where it cannot give files to your groups {names}: cp -a and sed -i lose them"
@@ -158,10 +159,6 @@ def warnings(where: Setting) -> Iterator[str]:
     if foreign:
         shown = ", ".join(map(str, sorted(foreign)))
         yield f"it is in your session now, and in your process group: others have the numbers of its own ({shown})"
-
-
-def _other_groups() -> list[int]:
-    return sorted(set(os.getgroups()) - {os.getegid()})
 
 
 def _group_name(gid: int) -> str:
@@ -176,9 +173,10 @@ def here(where: Setting) -> Here:
     status = procfs.status(procfs.read("/proc/self/status"))
     last = int(procfs.read("/proc/sys/kernel/cap_last_cap"))
     keep = procfs.is_root()
+    end = numbers.here().end
     return Here(
         init=1 if where.capsule else UNKNOWN_PID,
-        is_taken=(lambda pid: pid >= numbers.here().end) if where.capsule else _cannot_be_had,
+        is_taken=(lambda pid: pid >= end) if where.capsule else _cannot_be_had(),
         rights=Rights(
             keep=keep,
             last_capability=last,

@@ -34,9 +34,8 @@ def free_pid() -> int:
 @pytest.fixture
 def ordinary(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """A user who may not choose PIDs, in another group, on a host where a walk is quick."""
-    host = replace(probe(), can_choose_pids=False, set_mm_map=True)
+    host = replace(probe(), can_choose_pids=False, set_mm_map=True, groups=(27,))
     monkeypatch.setattr(surroundings, "probe", lambda: host)
-    monkeypatch.setattr(surroundings, "_other_groups", lambda: [27])
     monkeypatch.setattr(numbers, "pace", lambda: Pace(1e9, 1))
     return monkeypatch
 
@@ -88,7 +87,8 @@ def test_unasked_a_walk_is_short_and_for_the_sake_of_groups(ordinary: pytest.Mon
     assert far.walk is None
     assert surroundings.setting(job(pid), way="native").walk
     ordinary.setattr(numbers, "pace", lambda: Pace(1e9, 1))
-    ordinary.setattr(surroundings, "_other_groups", lambda: [])
+    alone = replace(surroundings.probe(), groups=())
+    ordinary.setattr(surroundings, "probe", lambda: alone)
     assert surroundings.setting(job(pid)).capsule
 
 
@@ -101,7 +101,8 @@ def test_nobody_waits_for_a_walk_that_is_not_gone(ordinary: pytest.MonkeyPatch) 
     ordinary.setattr(numbers, "pace", measured)
     pid = free_pid()
     assert surroundings.setting(job(pid), standing={pid}).capsule
-    ordinary.setattr(surroundings, "_other_groups", lambda: [])
+    alone = replace(surroundings.probe(), groups=())
+    ordinary.setattr(surroundings, "probe", lambda: alone)
     assert surroundings.setting(job(pid)).capsule
 
 

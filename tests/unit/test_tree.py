@@ -7,7 +7,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -20,11 +20,11 @@ from torpor.objects import tree
 
 
 @contextmanager
-def init_of(*command: str) -> Iterator[tuple[int, int]]:
+def init_of(*command: str, program: Path = INIT) -> Iterator[tuple[int, int]]:
     """The PIDs of a torpor-init and of the program that it stands for."""
     reader, writer = os.pipe()
     arguments = init_arguments(0, writer, (f"/bin/{command[0]}", *command))
-    init = subprocess.Popen(arguments, executable=INIT, pass_fds=[writer])
+    init = subprocess.Popen(arguments, executable=program, pass_fds=[writer])
     os.close(writer)
     found: list[int] = []
     try:
@@ -34,30 +34,21 @@ def init_of(*command: str) -> Iterator[tuple[int, int]]:
     finally:
         os.close(reader)
         for pid in found:
-            os.kill(pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         init.kill()
         init.wait()
 
 
 def test_the_job_of_an_init_that_an_upgrade_has_replaced(tmp_path: Path) -> None:
     program = shutil.copy(INIT, tmp_path / "torpor-init")
-    reader, writer = os.pipe()
-    arguments = init_arguments(0, writer, ("/bin/sleep", "sleep", "1000"))
-    init = subprocess.Popen(arguments, executable=program, pass_fds=[writer])
-    os.close(writer)
-    try:
+    with init_of("sleep", "1000", program=program) as (init, job):
         os.unlink(program)
-        while not (found := procfs.children(init.pid, [init.pid])) or procfs.stat(found[0]).comm != b"sleep":
-            assert init.poll() is None
-        assert tree.job_of(init.pid) == found[0]
-        os.kill(found[0], signal.SIGKILL)
-        os.waitid(os.P_PID, init.pid, os.WEXITED | os.WNOWAIT)
+        assert tree.job_of(init) == job
+        os.kill(job, signal.SIGKILL)
+        os.waitid(os.P_PID, init, os.WEXITED | os.WNOWAIT)
         with pytest.raises(NotFound, match="has ended"):
-            tree.job_of(init.pid)
-    finally:
-        os.close(reader)
-        init.kill()
-        init.wait()
+            tree.job_of(init)
 
 
 def test_a_process_that_calls_execve_while_it_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
