@@ -89,14 +89,12 @@ def _groups(membership: bytes) -> Iterator[_Group]:
 
 def _place(controller: bytes, path: bytes) -> tuple[str, str] | None:
     """The folder of a group, and that of the topmost one that is seen; None: it is not seen."""
-    for line in procfs.lines(procfs.read("/proc/self/mountinfo")):
-        mount, _, source = line.partition(b" - ")
-        kind, _, options = source.split(b" ", 2)
-        root, point = mount.split(b" ")[3:5]
-        if kind == (b"cgroup" if controller else b"cgroup2") and (not controller or controller in options.split(b",")):
-            within = os.path.relpath(path, root)
+    kind = b"cgroup" if controller else b"cgroup2"
+    for mount in procfs.mounts("self"):
+        if mount.filesystem == kind and (not controller or controller in mount.options.split(b",")):
+            within = os.path.relpath(path, mount.root)
             if within.split(b"/")[0] != b"..":
-                return os.fsdecode(os.path.normpath(os.path.join(point, within))), os.fsdecode(point)
+                return os.fsdecode(os.path.normpath(os.path.join(mount.point, within))), os.fsdecode(mount.point)
     return None
 
 

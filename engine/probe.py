@@ -485,8 +485,7 @@ def _chosen(path: str) -> str:
 
 
 def _masked_proc() -> tuple[str, ...]:
-    lines = map(os.fsdecode, procfs.lines(procfs.read("/proc/self/mountinfo")))
-    points = (line.split(" ")[4] for line in lines)
+    points = (os.fsdecode(mount.point) for mount in procfs.mounts("self"))
     # binfmt_misc is a file system of its own that systemd mounts there, and hides nothing.
     return tuple(sorted({p for p in points if p.startswith("/proc/") and p != "/proc/sys/fs/binfmt_misc"}))
 

@@ -16,6 +16,7 @@ _SIGNALS = 31  # field of proc_pid_stat(5): pending signals, of which a thread t
 _NEWLINE = b"\\012"
 _MOST_NEWLINES = 8
 """In a name in which each may be four characters instead: more are taken for newlines."""
+_ESCAPED = re.compile(rb"\\([0-7]{3})")
 PAGE = os.sysconf("SC_PAGESIZE")
 
 
@@ -139,6 +140,30 @@ def parse_smaps(text: bytes) -> list[FlaggedMapping]:
         FlaggedMapping(parse_mapping(heading), tuple(flags.split()), int(size) << 10, int(key or 0))
         for heading, size, key, flags in _SMAPS.findall(text)
     ]
+
+
+class Mount(NamedTuple):
+    """A line of mountinfo (proc_pid_mountinfo(5))."""
+
+    device: int
+    """st_dev of what lies there."""
+    root: bytes
+    point: bytes
+    filesystem: bytes
+    source: bytes
+    """As the kernel writes it, with its escapes."""
+    options: bytes
+    """Those of the file system."""
+
+
+def mounts(pid: int | str) -> Iterator[Mount]:
+    """What a process sees mounted, those mounted later behind those that they may cover."""
+    for line in lines(read(f"/proc/{pid}/mountinfo")):
+        mount, _, of_filesystem = line.partition(b" - ")
+        _, _, device, root, point = mount.split(b" ")[:5]
+        major, minor = map(int, device.split(b":"))
+        path = _ESCAPED.sub(lambda match: bytes([int(match[1], 8)]), point)
+        yield Mount(os.makedev(major, minor), root, path, *of_filesystem.split(b" ", 2))
 
 
 def status(text: bytes) -> dict[bytes, bytes]:

@@ -183,13 +183,11 @@ def _by_handle(watch: Watch, pid: int, near: Collection[str]) -> str:
 
     Of several, as one file system may be mounted in several places, one below where the tree has to do.
     """
-    device = f"{os.major(watch.key[0])}:{os.minor(watch.key[0])}"
     found: list[str] = []
     with suppress(OSError):
-        for line in map(os.fsdecode, procfs.lines(procfs.read(f"/proc/{pid}/mountinfo"))):
-            _, _, numbers, _, point, *_ = line.split(" ")
-            if numbers == device:
-                found += _by_mount(watch, re.sub(r"\\(\d{3})", lambda m: chr(int(m[1], 8)), point))
+        for mount in procfs.mounts(pid):
+            if mount.device == watch.key[0]:
+                found += _by_mount(watch, os.fsdecode(mount.point))
     nearest = (path for path in found if any(str(parent) in near for parent in Path(path).parents[:-1]))
     return next(nearest, next(iter(found), ""))
 

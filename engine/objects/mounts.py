@@ -6,14 +6,11 @@ Documented in: proc_pid_mountinfo(5). Nothing is mounted at a restore: that is t
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
 
 from torpor import procfs
 from torpor.errors import Reason
 from torpor.image.image_pb2 import Tree
-
-_ESCAPED = re.compile(rb"\\([0-7]{3})")
 
 
 def describe(image: Tree, pid: int) -> None:
@@ -53,13 +50,10 @@ def _paths(image: Tree) -> Iterator[bytes]:
 
 def _mounts(pid: int) -> dict[bytes, tuple[str, str]]:
     """The type and the source of what is mounted, by the mount point."""
-    found: dict[bytes, tuple[str, str]] = {}
-    for line in procfs.lines(procfs.read(f"/proc/{pid}/mountinfo")):
-        before, _, after = line.partition(b" - ")
-        point = _ESCAPED.sub(lambda match: bytes([int(match[1], 8)]), before.split(b" ")[4])
-        filesystem, source = after.decode(errors="replace").split(" ")[:2]
-        found[point] = (filesystem, source)
-    return found
+    return {
+        mount.point: (mount.filesystem.decode(errors="replace"), mount.source.decode(errors="replace"))
+        for mount in procfs.mounts(pid)
+    }
 
 
 def _home(path: bytes, mounts: dict[bytes, tuple[str, str]]) -> bytes:

@@ -297,13 +297,7 @@ def data(fd: int, start: int, end: int) -> Iterator[Range]:
 
 def _tmpfs(pid: int) -> set[int]:
     """The devices whose files live in memory only, as a process sees them, and the kernel's own."""
-    found = {memfd_device()}
-    for line in procfs.lines(procfs.read(f"/proc/{pid}/mountinfo")):
-        mount, _, source = line.partition(b" - ")
-        if source.startswith(b"tmpfs "):
-            major, minor = mount.split(None, 3)[2].split(b":")
-            found.add(os.makedev(int(major), int(minor)))
-    return found
+    return {memfd_device(), *(mount.device for mount in procfs.mounts(pid) if mount.filesystem == b"tmpfs")}
 
 
 def _is_swapping() -> bool:
