@@ -11,6 +11,7 @@ import fcntl
 import os
 import resource
 import select
+import signal
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -19,9 +20,10 @@ from enum import IntFlag
 from pathlib import Path
 from typing import IO, Any, Final
 
-from torpor import procfs
+from torpor import id_maps, procfs
 from torpor._native import ffi, lib
 from torpor.errors import NotPermitted, RestoreFailed, TorporError
+from torpor.id_maps import Kind, Mapped
 from torpor.inherited import Signals, descriptor_limit
 from torpor.remote import ptrace
 from torpor.remote.numbers import Walk
@@ -100,9 +102,18 @@ class Waiting:
     It shares this process's table of descriptors until then: what is opened meanwhile, init inherits.
     """
 
-    def __init__(self, pid: int, status_fds: tuple[int, int], gate: int, reports: tuple[int, IO[bytes]]) -> None:
+    def __init__(
+        self,
+        pid: int,
+        status_fds: tuple[int, int],
+        gate: int,
+        reports: tuple[int, IO[bytes]],
+        ids: Mapped | None = None,
+    ) -> None:
         self.pid = pid
         """As this process sees it. What is opened through its /proc/PID/root lies on the mounts of the job."""
+        self.ids = ids
+        """Those that exist in its user namespace; None: it is in that of this process."""
         self.gone = False
         """Whether it went on, and is somebody else's to end."""
         self.status_fd, self.own_status_fd = status_fds
@@ -133,19 +144,7 @@ class Waiting:
         Raises:
             NotPermitted, RestoreFailed: it failed on the way.
         """
-        pidfd = os.pidfd_open(self.pid)
-        try:
-            waiting = select.poll()
-            waiting.register(self._reports, select.POLLIN)
-            waiting.register(pidfd, select.POLLIN)
-            ready = dict(waiting.poll())
-        finally:
-            os.close(pidfd)
-        if self._reports not in ready:
-            raise RestoreFailed("the process that was to be init was killed", advice="see the kernel's log: `dmesg`")
-        report = _REPORT.unpack(os.read(self._reports, _REPORT.size))
-        if report[0] != stage:
-            raise _failure(*report)
+        _hear(self._reports, self.pid, stage)
 
 
 @contextmanager
@@ -215,16 +214,18 @@ def prepare(
                 "environment": envp[0],
             },
         )
-        helper = lib.tp_spawn(spawn)
-        if helper < 0:
-            raise OSError(-helper, os.strerror(-helper))
-        os.waitpid(helper, 0)
+        asked = id_maps.wanted() if setting.namespaces & Namespaces.USER else {}
+        ids = _run_helper(spawn, asked, gates[1].fileno(), reports[0].fileno())
+        if ids is None:
+            _run_helper(spawn, {}, gates[1].fileno(), reports[0].fileno())
+            ids = id_maps.own("what maps ids has mapped others than it was asked for")
         told = _told(reports[0].fileno())
         waiting = Waiting(
             told[lib.TP_STAGE_STARTED],
             (status_fd, own_status_fd),
             gates[1].fileno(),
             (reports[0].fileno(), reports[1]),
+            ids if setting.namespaces & Namespaces.USER else None,
         )
         try:
             if trace:
@@ -279,6 +280,62 @@ def init_arguments(
 ) -> list[bytes]:
     """The arguments of torpor-init (native/init.c)."""
     return [b"torpor-init", b"%d" % child, b"%d" % status_fd, b"%d" % witness, *map(os.fsencode, program)]
+
+
+def _run_helper(spawn: Any, asked: Mapping[Kind, list[range]], gate: int, reports: int) -> Mapped | None:
+    """Run what starts init to its end.
+
+    Args:
+        spawn: struct tp_spawn.
+        asked: ids that others are to map into its user namespace.
+        gate, reports: the ends of this process.
+
+    Returns:
+        The ids that exist in a user namespace of its own; None: others have mapped wrong ones, and it is killed.
+
+    Raises:
+        NotPermitted, RestoreFailed: it failed on the way.
+    """
+    spawn.others_map = bool(asked)
+    helper = lib.tp_spawn(spawn)
+    if helper < 0:
+        raise OSError(-helper, os.strerror(-helper))
+    ids: Mapped | None = id_maps.own()
+    try:
+        if asked:
+            _hear(reports, helper, lib.TP_STAGE_UNMAPPED)
+            ids = id_maps.write(helper, asked)
+            if ids is None:
+                os.kill(helper, signal.SIGKILL)
+            else:
+                os.write(gate, _GO.pack(0, 0))
+    except BaseException:
+        os.kill(helper, signal.SIGKILL)
+        raise
+    finally:
+        os.waitpid(helper, 0)
+    return ids
+
+
+def _hear(reports: int, pid: int, stage: int) -> None:
+    """Wait until a process reports that it is so far.
+
+    Raises:
+        NotPermitted, RestoreFailed: it failed on the way.
+    """
+    pidfd = os.pidfd_open(pid)
+    try:
+        waiting = select.poll()
+        waiting.register(reports, select.POLLIN)
+        waiting.register(pidfd, select.POLLIN)
+        ready = dict(waiting.poll())
+    finally:
+        os.close(pidfd)
+    if reports not in ready:
+        raise RestoreFailed("the process that was to be init was killed", advice="see the kernel's log: `dmesg`")
+    report = _REPORT.unpack(os.read(reports, _REPORT.size))
+    if report[0] != stage:
+        raise _failure(*report)
 
 
 def _told(reports: int) -> dict[int, int]:

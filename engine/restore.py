@@ -370,7 +370,7 @@ def _wake(
             raise
     finally:
         verification.end()
-    return Job(init, image.processes[0].pid, tree_pid, (*plan.warnings, *surroundings.warnings(setting)))
+    return Job(init, image.processes[0].pid, tree_pid, (*plan.warnings, *surroundings.warnings(setting, waiting.ids)))
 
 
 @contextmanager

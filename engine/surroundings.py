@@ -15,6 +15,7 @@ from typing import Literal
 from torpor import procfs
 from torpor.capsule import Namespaces, Setting
 from torpor.errors import Reason, RestoreRefused
+from torpor.id_maps import Mapped
 from torpor.image import image_pb2 as pb
 from torpor.objects import copy_on_write, credentials, family, filters, keys, queues, sysv, traits, vdso
 from torpor.objects.credentials import Rights
@@ -147,13 +148,18 @@ def _cannot_be_had() -> Callable[[int], bool]:
     return lambda pid: pid >= end or numbers.is_taken(pid)
 
 
-def warnings(where: Setting) -> Iterator[str]:
-    """What a tree that lives there cannot do any more, in words."""
-    others = probe().groups
-    if where.namespaces & Namespaces.USER and others:
+def warnings(where: Setting, ids: Mapped | None) -> Iterator[str]:
+    """What a tree that lives there cannot do any more, in words.
+
+    Args:
+        where: where.
+        ids: those that exist in its user namespace; None: it has none of its own.
+    """
+    if ids and (others := ids.without(probe().groups)):
         names = ", ".join(map(_group_name, others))
-        yield f"it is in a capsule, where it cannot give files to your groups {names}: cp -a and sed -i lose them"
-    if where.namespaces & Namespaces.USER and (count := keys.keys_of_user()):
+        why = f" ({ids.why})" if ids.why else ""
+        yield f"it is in a capsule, where it cannot give files to your groups {names}: cp -a and sed -i lose them{why}"
+    if ids and (count := keys.keys_of_user()):
         yield f"it is in a capsule, where your keyring (@u) is an empty one: it does not find the {count} keys in yours"
     foreign = where.joined - {os.getsid(0), os.getpgrp()}
     if foreign:

@@ -49,21 +49,6 @@ static bool put(const char *path, const char *text)
 	return done;
 }
 
-/* One's own uid and gid and no others, which needs no privilege (user_namespaces(7)). */
-static void map_ids(const struct tp_spawn *s)
-{
-	char text[64];
-
-	if (!put("/proc/self/setgroups", "deny"))
-		fail(s, TP_STAGE_ID_MAPS);
-	snprintf(text, sizeof(text), "%u %u 1", s->uid, s->uid);
-	if (!put("/proc/self/uid_map", text))
-		fail(s, TP_STAGE_ID_MAPS);
-	snprintf(text, sizeof(text), "%u %u 1", s->gid, s->gid);
-	if (!put("/proc/self/gid_map", text))
-		fail(s, TP_STAGE_ID_MAPS);
-}
-
 static void set_clocks(const struct tp_spawn *s)
 {
 	const int64_t offsets[] = {s->monotonic_ns, s->boottime_ns};
@@ -171,6 +156,35 @@ static struct tp_go wait_for_go(const struct tp_spawn *s)
 	if (waited[1].revents || read(s->gate, &go, sizeof(go)) != sizeof(go))
 		_exit(1);
 	return go;
+}
+
+/* A map is written once, so what is there already stays. */
+static void map_own(const struct tp_spawn *s, const char *path, uint32_t id)
+{
+	char text[64];
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	ssize_t size = fd < 0 ? -1 : read(fd, text, sizeof(text));
+
+	close(fd);
+	snprintf(text, sizeof(text), "%u %u 1", id, id);
+	if (size < 0 || (!size && !put(path, text)))
+		fail(s, TP_STAGE_ID_MAPS);
+}
+
+/*
+ * One's own uid and gid and no others, which needs no privilege (user_namespaces(7)), unless others do more. setgroups()
+ * is denied in any case: no job can call it, and to leave a group is to gain what is denied to that.
+ */
+static void map_ids(const struct tp_spawn *s)
+{
+	if (!put("/proc/self/setgroups", "deny"))
+		fail(s, TP_STAGE_ID_MAPS);
+	if (s->others_map) {
+		tell(s, TP_STAGE_UNMAPPED);
+		wait_for_go(s);
+	}
+	map_own(s, "/proc/self/uid_map", s->uid);
+	map_own(s, "/proc/self/gid_map", s->gid);
 }
 
 static _Noreturn void become_init(const struct tp_spawn *s)

@@ -41,10 +41,11 @@ uint32_t tp_xsave_size(uint64_t features);
 
 /* What tp_spawn was doing; told by a report. */
 enum tp_stage {
-	TP_STAGE_STARTED, /* value: the PID of init */
-	TP_STAGE_READY,	  /* init lives in its namespaces, and waits for a struct tp_go */
-	TP_STAGE_APART,	  /* init has a descriptor table of its own */
-	TP_STAGE_UNSHARE, /* this one and all that follow: value is an errno */
+	TP_STAGE_STARTED,  /* value: the PID of init */
+	TP_STAGE_READY,	   /* init lives in its namespaces, and waits for a struct tp_go */
+	TP_STAGE_APART,	   /* init has a descriptor table of its own */
+	TP_STAGE_UNMAPPED, /* the helper lives in a new user namespace, and waits for a struct tp_go: others map ids */
+	TP_STAGE_UNSHARE,  /* this one and all that follow: value is an errno */
 	TP_STAGE_ID_MAPS,
 	TP_STAGE_CLOCKS,
 	TP_STAGE_FORK,
@@ -70,6 +71,7 @@ struct tp_go {
 struct tp_spawn {
 	uint64_t namespaces;  /* CLONE_NEW*, 0: none */
 	uint32_t uid, gid;    /* to be mapped to themselves in a new user namespace */
+	int32_t others_map;   /* ids, by writing to the helper's /proc; it then maps what they have not */
 	int64_t monotonic_ns; /* offsets of the clocks in a new time namespace */
 	int64_t boottime_ns;
 	int32_t last_pid;     /* what PIDs in a new namespace are counted from */
@@ -78,7 +80,7 @@ struct tp_spawn {
 	uint64_t descriptors; /* the soft limit of them */
 	int32_t new_session;
 	int32_t keep_capabilities; /* over execve: those of the new user namespace, or the own ones */
-	int32_t gate;		   /* init waits until a struct tp_go can be read here */
+	int32_t gate;		   /* who waits, waits until a struct tp_go can be read here */
 	int32_t caller;		   /* a pidfd of the caller: init ends when it does */
 	int32_t report;		   /* struct tp_report is written here; closed by a successful execve */
 	const char *path;

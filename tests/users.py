@@ -25,6 +25,11 @@ PROVE = "TORPOR_PROVE"
 """The environment variable by which every restore compares what it has built with the image."""
 
 
+def granting(subgid: Path) -> list[str]:
+    """The words before a command of root's that has it find a file as /etc/subgid."""
+    return ["unshare", "--mount", "sh", "-c", 'mount --bind "$0" /etc/subgid && exec "$@"', str(subgid)]
+
+
 @dataclass(frozen=True)
 class User:
     """Someone to act as; everything runs in a private directory and finds this environment's `torpor`."""

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from tests.users import BIN, User
+from tests.users import BIN, User, granting
 
 TORPOR = str(BIN / "torpor")
 AMBIENT = ("--inh-caps=+checkpoint_restore", "--ambient-caps=+checkpoint_restore")
@@ -79,7 +79,7 @@ class Life:
         """Save it, which kills it, and wake it.
 
         Args:
-            way: "native" or "capsule".
+            way: "native", "capsule", or "granted": in a capsule, where an administrator has granted the groups.
 
         Raises:
             Ended: it has come to its end before.
@@ -95,7 +95,13 @@ class Life:
         assert self.end(PATIENCE) == (128 + signal.SIGKILL if self._shell else -signal.SIGKILL)
         self._shell = False
         privileges = AMBIENT if way == "native" and not self._user.is_root else ()
-        self.process = self._start([TORPOR, "restore", "latest", "--as", way], self._said, privileges)
+        before: list[str] = []
+        if way == "granted":
+            lines = self._user.tmp / "subgid"
+            lines.write_text("".join(f"{self._user.name}:{gid}:1\n" for gid in self._groups))
+            way, before = "capsule", granting(lines)
+        command = [TORPOR, "restore", "latest", "--as", way]
+        self.process = self._start(command, self._said, privileges, before)
 
     def end(self, seconds: float) -> int:
         """Wait for its end; the exit status, less than 0 for a signal.
@@ -126,12 +132,16 @@ class Life:
         self.refusals.append(self._said.read_text()[before:].strip())
         return False
 
-    def _start(self, command: Sequence[str], output: Path, privileges: Sequence[str] = ()) -> subprocess.Popen[bytes]:
+    def _start(
+        self, command: Sequence[str], output: Path, privileges: Sequence[str] = (), before: Sequence[str] = ()
+    ) -> subprocess.Popen[bytes]:
         ids = [f"--reuid={self._user.uid}", f"--regid={self._user.gid}"]
         groups = ",".join(map(str, [self._user.gid, *self._groups]))
         with open(output, "ab") as file:
             return subprocess.Popen(
-                ["setpriv", *ids, f"--groups={groups}", *privileges, *command] if os.geteuid() == 0 else command,
+                [*before, "setpriv", *ids, f"--groups={groups}", *privileges, *command]
+                if os.geteuid() == 0
+                else command,
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=file,

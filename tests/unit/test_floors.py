@@ -25,6 +25,7 @@ FLOORS = [
         "taken_tree",
         "rehearsal",
         "capsule",
+        "id_maps",
         "execute",
         "job",
         "proof",

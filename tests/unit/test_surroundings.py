@@ -9,9 +9,11 @@ from dataclasses import replace
 import pytest
 
 from torpor import surroundings
-from torpor.capsule import Namespaces
+from torpor.capsule import Namespaces, Setting
 from torpor.errors import RestoreRefused
+from torpor.id_maps import Mapped
 from torpor.image import image_pb2 as pb
+from torpor.objects import keys
 from torpor.probe import forked, probe, sleep_with
 from torpor.procfs import read
 from torpor.remote import numbers
@@ -138,13 +140,13 @@ def test_a_session_that_lives_on_is_joined(ordinary: pytest.MonkeyPatch, leader:
     assert surroundings.setting(image).capsule
     asked = surroundings.setting(image, way="native")
     assert asked.joined == {leader}
-    assert "it is in your session now" in next(surroundings.warnings(asked))
+    assert "it is in your session now" in next(surroundings.warnings(asked, None))
     ordinary.setattr(os, "getsid", lambda _: leader)
     ordinary.setattr(os, "getpgrp", lambda: leader)
     found = surroundings.setting(image)
     assert found.joined == {leader}
     assert not found.capsule
-    assert not [*surroundings.warnings(found)]
+    assert not [*surroundings.warnings(found, None)]
 
 
 def test_a_session_with_a_terminal_is_not_joined(ordinary: pytest.MonkeyPatch, leader: int) -> None:
@@ -152,3 +154,19 @@ def test_a_session_with_a_terminal_is_not_joined(ordinary: pytest.MonkeyPatch, l
     image.sessions.add(sid=leader, terminal=0)
     ordinary.setattr(os, "getsid", lambda _: leader)
     assert surroundings.setting(image).capsule
+
+
+def test_groups_that_do_not_exist_in_a_capsule_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = os.getegid()
+    monkeypatch.setattr(os, "getgroups", lambda: [own, 99_001, 99_002])
+    monkeypatch.setattr(keys, "keys_of_user", lambda: 0)
+    where = Setting(Namespaces.USER | Namespaces.PID)
+
+    def said(*gids: int, why: str = "") -> list[str]:
+        return [*surroundings.warnings(where, Mapped((), tuple(range(gid, gid + 1) for gid in gids), why))]
+
+    begin = "it is in a capsule, where it cannot give files to your groups"
+    assert said(own) == [f"{begin} 99001, 99002: cp -a and sed -i lose them"]
+    assert said(99_001, own, why="a reason") == [f"{begin} 99002: cp -a and sed -i lose them (a reason)"]
+    assert said(99_001, 99_002, own, why="of other ids") == []
+    assert [*surroundings.warnings(Setting(Namespaces(0)), None)] == []
