@@ -262,6 +262,15 @@ def launch(
         return waiting.go(waiting.own_status_fd, waiting.own_status_fd + 1)
 
 
+def tried_ids() -> Mapped | None:
+    """The ids that a capsule of this user has, found out by making one; None: none can be made."""
+    try:
+        with prepare(Setting(Namespaces.USER | Namespaces.PID | Namespaces.MOUNT), 0, trace=False) as waiting:
+            return waiting.ids
+    except (OSError, TorporError):
+        return None
+
+
 def _pipe(stack: ExitStack) -> tuple[IO[bytes], IO[bytes]]:
     """A pipe's ends, each closed with the stack if it is open then."""
     reader, writer = os.pipe2(os.O_CLOEXEC)

@@ -12,6 +12,7 @@ import click
 from torpor.cli.common import command_options, console, print_json, store_option
 
 if TYPE_CHECKING:
+    from torpor.id_maps import Mapped
     from torpor.probe import Probe
     from torpor.remote.numbers import Walk
 
@@ -62,14 +63,17 @@ _MASKED = (
 )
 
 
-def examine(probe: Probe, walk: Walk | None = None) -> list[Finding]:
+def examine(probe: Probe, walk: Walk | None = None, ids: Mapped | None = None) -> list[Finding]:
     """Judge a host: pure, so that hosts can be made up for tests.
 
     Args:
         probe: what it can do.
         walk: one through all its PIDs; None: nobody can go that way.
+        ids: those that exist in a capsule; None: not known.
     """
-    return [_way(probe, walk), *_tracing(probe), *_capsules(probe), *_comforts(probe), *_facts(probe)]
+    lost = ids.without(probe.groups) if ids else [*probe.groups]
+    way = [_way(probe, walk, len(lost)), *_groups(probe, ids, lost)]
+    return [*way, *_tracing(probe), *_capsules(probe), *_comforts(probe), *_facts(probe)]
 
 
 def _finding(probe: Probe, name: str, title: str, means: str, otherwise: tuple[str, str, str]) -> Finding:
@@ -84,8 +88,8 @@ def _no(trouble: str, allow: str = "") -> tuple[str, str, str]:
     return "no", trouble, allow
 
 
-def _way(probe: Probe, walk: Walk | None) -> Finding:
-    """The way that a wake goes here, and its price."""
+def _way(probe: Probe, walk: Walk | None, lost: int) -> Finding:
+    """The way that a wake goes here, and its price: in a capsule, so many groups."""
     from torpor.remote.numbers import WALK_SECONDS
 
     name, title = "can_choose_pids", "the way of a wake"
@@ -100,9 +104,24 @@ def _way(probe: Probe, walk: Walk | None) -> Finding:
         return Finding(name, title, "ok", f"natively where the PIDs are free, after a walk of {most}, for your groups")
     if most:
         capsule = f"natively where a walk takes {WALK_SECONDS:.0f} s at most, of {most}; else {capsule}"
-    count = len(probe.groups)
-    groups = f"the {count} groups that you are in besides your own" if count > 1 else "the group besides your own"
+    if not lost:
+        return Finding(name, title, "info", capsule)
+    groups = f"{lost} groups that you are in besides your own" if lost > 1 else "a group besides your own"
     return Finding(name, title, "limited", f"{capsule}, and {groups} count for no change of a file", _RIGHT)
+
+
+def _groups(probe: Probe, ids: Mapped | None, lost: Sequence[int]) -> Iterator[Finding]:
+    """Which of a user's groups a capsule has, and the lines by which it would have the others."""
+    if not probe.groups or not ids:
+        return
+    name, title = "mapped_groups", "your groups in a capsule"
+    if not lost:
+        yield Finding(name, title, "ok", "all are there: files can be given to them")
+        return
+    lines = ", ".join(f"{probe.uid}:{gid}:1" for gid in lost)
+    allow = f"newgidmap (Debian: the package uidmap) and in /etc/subgid, a line each: {lines}"
+    means = f"not there: {', '.join(map(str, lost))}; it is the way on another host than the one of the checkpoint"
+    yield Finding(name, title, "limited", means, allow, ids.why)
 
 
 def _tracing(probe: Probe) -> Iterator[Finding]:
@@ -246,14 +265,14 @@ def _facts(probe: Probe) -> Iterator[Finding]:
     yield Finding("xfeatures", "processor state", "info", f"{features}: a host that wakes needs the same or more")
 
 
-def report(probe: Probe, walk: Walk | None = None) -> dict[str, Any]:
+def report(probe: Probe, walk: Walk | None = None, ids: Mapped | None = None) -> dict[str, Any]:
     """All of it for programs: the verdict, the findings, the probe's own values, and a walk through all PIDs."""
     values = {f.name: getattr(probe, f.name) for f in dataclasses.fields(probe)}
     return {
         "checkpoint": probe.can_checkpoint,
         "restore_rootless": probe.can_restore_rootless,
         "restore_in_place": probe.can_choose_pids and probe.map_vdso and not probe.sealed_mappings,
-        "findings": [dataclasses.asdict(finding) for finding in examine(probe, walk)],
+        "findings": [dataclasses.asdict(finding) for finding in examine(probe, walk, ids)],
         "walk": walk and {"pids": walk.length, "per_second": round(walk.pace.per_second), "seconds": walk.seconds},
         "probe": {name: sorted(v) if isinstance(v, frozenset) else v for name, v in values.items()},
     }
@@ -269,14 +288,18 @@ def command(as_json: bool, slurm: bool, store: str | None) -> int:
     Exits with 0 if checkpoints and restores without root can work here, else with 1. The store is looked at, and
     written to for a moment, with --slurm only.
     """
+    from torpor import procfs
+    from torpor.capsule import tried_ids
     from torpor.probe import probe
     from torpor.remote.numbers import whole_round
 
     host = probe()
     walk = None if slurm else whole_round()
-    findings = _examine_slurm(host, store) if slurm else examine(host, walk)
+    ids = None if slurm or procfs.is_root() else tried_ids()
+    findings = _examine_slurm(host, store) if slurm else examine(host, walk, ids)
     if as_json:
-        print_json({"findings": [dataclasses.asdict(finding) for finding in findings]} if slurm else report(host, walk))
+        told = {"findings": [dataclasses.asdict(finding) for finding in findings]}
+        print_json(told if slurm else report(host, walk, ids))
     else:
         _print_findings(findings)
         if not slurm:

@@ -6,8 +6,10 @@ from dataclasses import replace
 
 import pytest
 
+from torpor import capsule
 from torpor import probe as probing
 from torpor.cli import doctor
+from torpor.id_maps import Mapped
 from torpor.probe import Probe
 from torpor.remote.numbers import Pace, Walk
 
@@ -110,6 +112,7 @@ def test_for_people(
 ) -> None:
     host = replace(ABLE, **changes)  # type: ignore[arg-type]
     monkeypatch.setattr(probing, "probe", lambda: host)
+    monkeypatch.setattr(capsule, "tried_ids", lambda: None)
     assert doctor.command.main([], standalone_mode=False) == code
     assert words in capsys.readouterr().out
 
@@ -138,3 +141,30 @@ def test_the_way_of_a_wake_comes_first() -> None:
     assert doctor.examine(ABLE)[0].means == "in a capsule: without setuid programs"
     native = replace(ABLE, can_choose_pids=True, groups=(27,))
     assert (doctor.examine(native)[0].verdict, doctor.examine(native)[0].allow) == ("ok", "")
+
+
+def test_groups_that_a_capsule_has_cost_nothing() -> None:
+    host = replace(ABLE, groups=(27, 100))
+    some = Mapped((range(1000, 1001),), (range(27, 28), range(1000, 1001)), "newgidmap: not allowed")
+    way, groups, *_ = doctor.examine(host, None, some)
+    assert (way.verdict, groups.verdict) == ("limited", "limited")
+    assert "a group besides your own" in way.means
+    assert groups.allow.endswith("/etc/subgid, a line each: 1000:100:1")
+    assert groups.why == "newgidmap: not allowed"
+    # The right to choose PIDs comes first among what can be allowed.
+    assert "CAP_CHECKPOINT_RESTORE" in way.allow
+    all_of_them = Mapped((range(1000, 1001),), (range(20, 101), range(1000, 1001)))
+    way, groups, *_ = doctor.examine(host, None, all_of_them)
+    assert [(one.verdict, one.allow) for one in (way, groups)] == [("info", ""), ("ok", "")]
+
+
+def test_groups_in_a_capsule_matter_on_every_way() -> None:
+    """Clocks of another host take a capsule, also where PIDs may be chosen or walked to."""
+    some = Mapped((range(1000, 1001),), (range(1000, 1001),))
+    for host, walk in (
+        (replace(ABLE, groups=(27,), can_choose_pids=True), None),
+        (replace(ABLE, groups=(27,)), Walk(Pace(50_000.0, 2), 32768)),
+    ):
+        way, groups, *_ = doctor.examine(host, walk, some)
+        assert (way.verdict, groups.verdict) == ("ok", "limited")
+        assert "1000:27:1" in groups.allow
