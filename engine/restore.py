@@ -15,7 +15,7 @@ from itertools import takewhile
 from math import inf
 from typing import Literal
 
-from torpor import capsule, inherited, procfs, rebuilt, surroundings
+from torpor import capsule, inherited, pid_files, procfs, rebuilt, surroundings
 from torpor.capsule import Namespaces, Setting, Waiting
 from torpor.errors import RestoreFailed, RestoreRefused, TorporError, failing
 from torpor.execute import Builder, Filled
@@ -334,6 +334,8 @@ def _wake(
     prove: bool,
 ) -> Job:
     plan = make(image, here, material.held)
+    # Before its own processes could make new ones, or watch who looks.
+    notices = [*pid_files.warnings(image)] if setting.capsule else []
     if setting.namespaces & Namespaces.USER:
         plan.processes[0].birth[:0] = credentials.drop_bounding(0, here.rights)
     verification = _Verification(reader)
@@ -370,7 +372,8 @@ def _wake(
             raise
     finally:
         verification.end()
-    return Job(init, image.processes[0].pid, tree_pid, (*plan.warnings, *surroundings.warnings(setting, waiting.ids)))
+    notices += surroundings.warnings(setting, waiting.ids)
+    return Job(init, image.processes[0].pid, tree_pid, (*plan.warnings, *notices))
 
 
 @contextmanager

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import grp
 import os
+import shutil
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.conformance.harness import SHORT_WALK, count_from, short_rounds, wait_until
-from tests.users import BIN, User
+from tests.users import BIN, User, granting
 from torpor.objects.family import MAX_PID
 
 TORPOR = str(BIN / "torpor")
@@ -28,6 +29,8 @@ def who():
     tids = sorted(os.listdir("/proc/self/task"))  # listed as they were born
     return os.getppid(), os.getsid(0), os.getpgrp(), below.pid, os.readlink("/proc/self/exe"), tids
 ids = who()
+with open("job.pid", "w") as file:
+    print(os.getpid(), file=file)
 with open("ready.new", "w") as ready:
     print(os.getpid(), ids, None, file=ready, sep="\\n")
 os.rename("ready.new", "ready")
@@ -75,10 +78,10 @@ class Sleeper:
             process.kill()
             process.wait()
 
-    def torpor(self, *words: str, privileges: tuple[str, ...] = (), code: int = 0) -> str:
+    def torpor(self, *words: str, before: Sequence[str] = (), privileges: tuple[str, ...] = (), code: int = 0) -> str:
         """What the command says; what it notes on the way comes last."""
         done = subprocess.run(
-            self._as_user(TORPOR, *words, privileges=privileges),
+            [*before, *self._as_user(TORPOR, *words, privileges=privileges)],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -89,11 +92,11 @@ class Sleeper:
         assert done.returncode == code, done.stdout
         return done.stdout
 
-    def woken(self, *words: str, privileges: tuple[str, ...] = ()) -> tuple[list[str], str]:
+    def woken(self, *words: str, before: Sequence[str] = (), privileges: tuple[str, ...] = ()) -> tuple[list[str], str]:
         """What the job tells of itself, and what the command says."""
         (self.user.tmp / "told").unlink(missing_ok=True)
         (self.user.tmp / "tell").touch()
-        said = self.torpor("restore", "latest", *words, privileges=privileges)
+        said = self.torpor("restore", "latest", *words, before=before, privileges=privileges)
         notes = [line for line in said.splitlines(keepends=True) if "when its PIDs come" not in line]
         return (self.user.tmp / "told").read_text().splitlines(), "".join(notes)
 
@@ -145,6 +148,27 @@ def test_a_capsule_loses_groups_and_says_so(sleeper: Sleeper) -> None:
     assert told[3] == "Invalid argument"  # a group that is not mapped
     assert told[4] != _own_namespaces()[0]
     assert "torpor: note: it is in a capsule, where it cannot give files to your groups games" in said
+
+
+def test_a_capsule_has_the_groups_that_are_granted(sleeper: Sleeper, tmp_path: Path) -> None:
+    """By the very line that the doctor names."""
+    if not shutil.which("newgidmap"):
+        pytest.skip("newgidmap (Debian: uidmap) is not installed")
+    line = f"{sleeper.user.uid}:{sleeper.group}:1"
+    assert line in sleeper.torpor("doctor")
+    subgid = tmp_path / "subgid"
+    subgid.write_text(line)
+    told, said = sleeper.woken("--as", "capsule", before=granting(subgid))
+    assert (told[0], told[2:4]) == (sleeper.pid, [str(sorted({sleeper.user.gid, sleeper.group})), "True"])
+    assert told[4] != _own_namespaces()[0]
+    assert set(told[7]) == {"0", " "}
+    assert "groups" not in said
+
+
+def test_a_capsule_says_which_files_name_a_pid(sleeper: Sleeper) -> None:
+    _, said = sleeper.woken("--as", "capsule")
+    where = sleeper.user.tmp / "job.pid"
+    assert f"others, who do not see its PIDs, may take locks for stale: {where} names {sleeper.pid}\n" in said
 
 
 def test_the_right_to_choose_pids_wakes_natively(sleeper: Sleeper) -> None:

@@ -32,6 +32,7 @@ FLOORS = [
         "refusals",
         "round_trip",
         "may_differ",
+        "pid_files",
         "rebuilt",
         "relay",
         "surroundings",
