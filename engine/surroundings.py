@@ -10,6 +10,7 @@ import os
 import resource
 import time
 from collections.abc import Callable, Iterator, Set
+from contextlib import suppress
 from typing import Literal
 
 from torpor import procfs
@@ -60,18 +61,21 @@ def setting(
         namespaces |= Namespaces.TIME
     if sysv.segments(image) or image.semaphores or image.queues or queues.of(image):
         namespaces |= Namespaces.IPC
+    # A capsule takes from a job what its user's other groups are for; from one without any, next to nothing. And while
+    # a tree still lives, nobody lets it wait for a way that is not gone.
+    for_groups = bool(probe().groups) and not standing
+    native = way == "native" or (way == "best" and (probe().can_choose_pids or for_groups))
+    if native and not standing:
+        numbers.wait_for_zombies(_numbers(image))
     walk = None
     joined = frozenset() if session else _joined(image, way, standing)
-    obstacle = None if way == "capsule" else next(_obstacles(image, namespaces, joined, standing), None)
-    capsule = way == "capsule" or obstacle is not None
+    obstacle = next(_obstacles(image, namespaces, joined, standing), None) if native else None
+    capsule = not native or obstacle is not None
     if not capsule and not probe().can_choose_pids:
-        # A capsule takes from a job what its user's other groups are for; from one without any, next to nothing. And
-        # while a tree still lives, nobody lets it wait for a way that is not gone.
-        if way == "native" or (probe().groups and not standing):
-            try:
-                walk = _walk(image, joined)
-            except OSError as error:
-                obstacle = f"no PID can be walked to here: {error.strerror}"
+        try:
+            walk = _walk(image, joined)
+        except OSError as error:
+            obstacle = f"no PID can be walked to here: {error.strerror}"
         capsule = walk is None or (way == "best" and walk.seconds > WALK_SECONDS)
     if way == "native" and obstacle:
         reason = Reason("--as=native", obstacle, "--as=capsule wakes it in namespaces of its own")
@@ -92,6 +96,12 @@ def setting(
         joined=joined,
         walk=walk,
     )
+
+
+def _numbers(image: pb.Tree) -> set[int]:
+    """All that it has as a PID, a thread id, a process group or a session."""
+    threads = {thread.tid for process in image.processes for thread in process.threads}
+    return threads.union(*({process.pid, process.pgid, process.sid} for process in image.processes))
 
 
 def _joined(image: pb.Tree, way: Way, standing: Set[int]) -> frozenset[int]:
@@ -136,11 +146,19 @@ def _obstacles(image: pb.Tree, namespaces: Namespaces, joined: frozenset[int], s
     given = numbers.here()
     for pid in sorted({*members, *tids} - standing):
         if numbers.is_taken(pid):
-            yield f"another process, thread or process group has the PID {pid}"
+            yield _who_has(pid)
         if pid >= given.end:
             yield f"no process can have the PID {pid} here: kernel.pid_max is {given.end}"
         if walking and pid < given.first:
             yield f"the PID {pid} comes never again: those below {given.first} are given once after the boot"
+
+
+def _who_has(pid: int) -> str:
+    with suppress(OSError):
+        holder = procfs.stat(pid)
+        if holder.state in numbers.ZOMBIE:
+            return f"a zombie has the PID {pid} until its parent, process {holder.ppid}, waits for it"
+    return f"another process, thread or process group has the PID {pid}"
 
 
 def _cannot_be_had() -> Callable[[int], bool]:

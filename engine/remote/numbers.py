@@ -9,12 +9,12 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from torpor._native import ffi, lib
-from torpor.procfs import read
+from torpor.procfs import read, stat
 
 FIRST = 300
 """RESERVED_PIDS (kernel/pid.c): those below are given once, after the boot."""
@@ -24,6 +24,10 @@ _MOST_WALKERS = 8
 """More stand in each other's way: one lock guards all PIDs."""
 _NEAR_BY_WALKER = 64
 """Each may be held up with so many still to let go by (native/walk.c)."""
+ZOMBIE = "ZX"
+"""States of what has ended, and has its PID until its parent has waited for it."""
+_REAPED_SECONDS = 3.0
+"""In which init has waited for an orphan that has ended: that of some containers looks every two seconds only."""
 _AT_ONCE_NS = 100_000_000
 """After which a walk listens to signals again."""
 _TRIED_NS = 30_000_000
@@ -69,6 +73,20 @@ def is_taken(pid: int) -> bool:
     except PermissionError:  # it is another user's
         pass
     return True
+
+
+def wait_for_zombies(pids: Iterable[int]) -> None:
+    """Wait a moment until zombies have let some PIDs go: what was killed just now is about to."""
+    end = time.monotonic() + _REAPED_SECONDS
+    while (pids := list(filter(_is_zombie, pids))) and time.monotonic() < end:
+        time.sleep(0.01)
+
+
+def _is_zombie(pid: int) -> bool:
+    try:
+        return stat(pid).state in ZOMBIE
+    except OSError:
+        return False
 
 
 @dataclass(frozen=True)

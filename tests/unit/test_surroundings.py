@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -14,6 +15,7 @@ from torpor.errors import RestoreRefused
 from torpor.id_maps import Mapped
 from torpor.image import image_pb2 as pb
 from torpor.objects import keys
+from torpor.objects.family import MAX_PID
 from torpor.probe import forked, probe, sleep_with
 from torpor.procfs import read
 from torpor.remote import numbers
@@ -58,6 +60,30 @@ def test_no_walk_leads_there(ordinary: pytest.MonkeyPatch, pid: int, words: str)
     assert words in str(refused.value)
     assert "--as=capsule" in str(refused.value)
     assert surroundings.setting(image).capsule
+
+
+@pytest.fixture
+def zombie() -> Iterator[subprocess.Popen[bytes]]:
+    ended = subprocess.Popen(["true"])
+    os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
+    yield ended
+    ended.wait()
+
+
+def test_what_was_killed_just_now_is_waited_for(ordinary: pytest.MonkeyPatch, zombie: subprocess.Popen[bytes]) -> None:
+    """An orphan has its PID until init has waited for it, which that of some containers does every 2 s only."""
+    ordinary.setattr(numbers, "here", lambda: Numbers(1, MAX_PID))  # PIDs of a young namespace do, too
+    ordinary.setattr(numbers.time, "sleep", lambda _: zombie.wait())
+    assert surroundings.setting(job(zombie.pid), way="native").walk
+
+
+def test_a_zombie_is_not_waited_for_without_end(ordinary: pytest.MonkeyPatch, zombie: subprocess.Popen[bytes]) -> None:
+    ordinary.setattr(numbers, "here", lambda: Numbers(1, MAX_PID))
+    ordinary.setattr(numbers, "_REAPED_SECONDS", 0.0)
+    says = f"a zombie has the PID {zombie.pid} until its parent, process {os.getpid()}, waits for it"
+    with pytest.raises(RestoreRefused, match=says):
+        surroundings.setting(job(zombie.pid), way="native")
+    assert surroundings.setting(job(zombie.pid)).capsule
 
 
 def test_a_walk_takes_a_user_namespace_for_the_programs_link(ordinary: pytest.MonkeyPatch) -> None:
@@ -158,7 +184,8 @@ def test_a_session_with_a_terminal_is_not_joined(ordinary: pytest.MonkeyPatch, l
 
 def test_groups_that_do_not_exist_in_a_capsule_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     own = os.getegid()
-    monkeypatch.setattr(os, "getgroups", lambda: [own, 99_001, 99_002])
+    host = replace(probe(), groups=(99_001, 99_002))
+    monkeypatch.setattr(surroundings, "probe", lambda: host)
     monkeypatch.setattr(keys, "keys_of_user", lambda: 0)
     where = Setting(Namespaces.USER | Namespaces.PID)
 
