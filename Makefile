@@ -84,8 +84,9 @@ build/proto/.stamp: $(foreach p,$(PROTOS),engine/$(p)/$(p).proto) | venv
 lab: venv
 	@$(BIN)/jupyter lab --no-browser --log-level=WARN --ServerApp.root_dir=notebooks $(if $(filter 0,$(shell id -u)),--allow-root)
 
-# Half of what the tests take is waiting. As root each worker has namespaces of its own (tests/apart).
-BESIDE := --dist loadscope --tx '$(shell nproc)*popen//python=tests/apart $(BIN)/python'
+# Much of what the tests take is waiting: one worker more than processors. As root each has namespaces of its own (tests/apart).
+WORKERS := $(shell expr $$(nproc) + 1)
+BESIDE := --dist loadscope --tx '$(WORKERS)*popen//python=tests/apart $(BIN)/python'
 
 ifneq ($(ELSEWHERE),)
 test demo bench soak fuzz:
