@@ -38,7 +38,7 @@ from torpor.objects.credentials import Rights
 from torpor.objects.descriptors import Opened
 from torpor.objects.threads import Bounds
 from torpor.objects.vdso import Vdso
-from torpor.procfs import PAGE, page_up
+from torpor.procfs import PAGE
 from torpor.remote.batch import Call
 from torpor.remote.x86_64 import NR
 from torpor.store import BlockTable
@@ -201,9 +201,9 @@ def make(image: pb.Tree, here: Here, held: Held) -> Plan:
         RestoreFailed: the kernel has no way to give something back.
     """
     top = family.arrange(image, here.init, here.joined, here.is_taken)
-    room = WINDOW_SIZE + max((page_up(shared.size) for shared in sysv.segments(image)), default=0)
+    room = WINDOW_SIZE + sysv.room(image)
     place = address_space.free_range([process.memory for process in image.processes], here.vdso, room)
-    window = place[:WINDOW_SIZE]  # behind it init fills System V segments
+    window = place[:WINDOW_SIZE]  # behind it System V segments are filled and attached
     members = list(top.walk())
     nobody = next((member.pid for member in members if member.is_nobody), 0)
     sessions = {session.sid: session for session in image.sessions}

@@ -180,7 +180,7 @@ def steps(
         words = f"dropping what it has by birth at {start:#x}-{end:#x}"
         yield Call(NR.madvise, (start, end - start, MADV_DONTNEED), 0, words)
     yield from vdso.steps(process, here)
-    yield from sysv.attach(space, image)
+    yield from sysv.attach(space, image, window.stop)
     there = set(kept)
     for vma, has_pages in zip(space.vmas, written, strict=True):
         if (vma.start, vma.end) in there:

@@ -27,7 +27,7 @@ from typing import NamedTuple
 
 from torpor import procfs
 from torpor.image import image_pb2 as pb
-from torpor.objects import sysv, vdso, vmas
+from torpor.objects import vdso, vmas
 from torpor.objects.address_space import INIT, Piece
 from torpor.objects.family import Member
 from torpor.objects.unchanged import BLOCK_PAGES, Columns
@@ -187,9 +187,9 @@ def _kind(vma: pb.Vma) -> _Kind:
     return vma.kind, number, 0 if vma.kind == pb.Vma.ANONYMOUS else vma.offset - vma.start, vma.noreserve
 
 
-def _candidates(process: pb.Process, image: pb.Tree, here: vdso.Vdso) -> list[pb.Vma]:
+def _candidates(process: pb.Process, here: vdso.Vdso) -> list[pb.Vma]:
     """The mappings of a process that have pages and may be inherited."""
-    taken = union([INIT, *vdso.places(process.memory, here), *sysv.places(process.memory, image)])
+    taken = union([INIT, *vdso.places(process.memory, here)])
     starts = Columns.of(process.memory.pages).starts
     found: list[pb.Vma] = []
     for vma in process.memory.vmas:
@@ -226,7 +226,7 @@ def _hulls(found: Iterable[pb.Vma], most: int) -> list[pb.Vma]:
 def _hand_on(
     line: _Line, kin: Sequence[pb.Process], image: pb.Tree, here: vdso.Vdso, space: Room, comparison: _Comparison
 ) -> dict[int, Share]:
-    own = {process.pid: _candidates(process, image, here) for process in kin}
+    own = {process.pid: _candidates(process, here) for process in kin}
     hulls = _hulls((vma for candidates in own.values() for vma in candidates), space.mapping)
     starts = [hull.start for hull in hulls]
     inside: list[dict[int, list[Range]]] = [{} for _ in hulls]

@@ -27,8 +27,8 @@ from typing import NamedTuple
 from torpor import procfs
 from torpor.errors import Reason
 from torpor.image import image_pb2 as pb
-from torpor.procfs import PAGE
-from torpor.ranges import Range, subtract
+from torpor.procfs import page_up
+from torpor.ranges import subtract
 from torpor.remote.batch import Batch, Call, Out, Replies, Result
 from torpor.remote.freeze import describe_process
 from torpor.remote.sys import try_syscall
@@ -202,7 +202,7 @@ def problem(segment: Segment, mappings: int, pieces: Mapping[int, int]) -> str:
     name = f"the System V segment {segment.id}"
     if segment.attached != mappings:
         return f"{name} is attached by processes outside of the tree too"
-    whole = [(0, -(-segment.size // PAGE) * PAGE)]
+    whole = [(0, page_up(segment.size))]
     if subtract(whole, sorted((at, at + size) for at, size in pieces.items())):
         return f"{name} is attached in part only, which is not kept"
     if segment.mode & _LOCKED:
@@ -221,6 +221,7 @@ def describe(segment: Segment, out: pb.SharedMemory) -> None:
 
 _SHM_RDONLY, _SHM_EXEC = 0o10000, 0o100000
 _READ, _WRITE, _EXECUTE = 1, 2, 4
+_MREMAP_MAYMOVE, _MREMAP_FIXED = 1, 2
 
 
 def segments(image: pb.Tree) -> list[pb.SharedMemory]:
@@ -261,35 +262,47 @@ def make(shared: pb.SharedMemory, address: int, filling: Iterable[Call], owner: 
         yield Call(NR.shmctl, (number, IPC_SET, content), 0, f"setting owner and rights of {name}")
 
 
-def places(space: pb.AddressSpace, image: pb.Tree) -> list[Range]:
-    """The address ranges that `attach` uses."""
-    return [_whole(image.shared[index], base) for (index, base), _ in _attached(space, image)]
+def room(image: pb.Tree) -> int:
+    """How many bytes of free addresses `make` and `attach` need."""
+    ends = [vma.offset + vma.end - vma.start for process in image.processes for vma in _attached(process.memory, image)]
+    return max([page_up(shared.size) for shared in segments(image)] + ends, default=0)
 
 
-def _attached(space: pb.AddressSpace, image: pb.Tree) -> Iterator[tuple[tuple[int, int], Iterator[pb.Vma]]]:
-    """A process's mappings of segments, by segment and where that begins."""
-    mine = [vma for vma in space.vmas if is_attached(vma, image)]
-    return groupby(mine, lambda vma: (vma.shared, vma.start - vma.offset))
+def _attached(space: pb.AddressSpace, image: pb.Tree) -> list[pb.Vma]:
+    """A process's mappings of segments."""
+    return [vma for vma in space.vmas if is_attached(vma, image)]
 
 
-def _whole(shared: pb.SharedMemory, base: int) -> Range:
-    return base, base + -(-shared.size // PAGE) * PAGE
+def attach(space: pb.AddressSpace, image: pb.Tree, spare: int) -> Iterator[Call]:
+    """Map a process's segments. Each is attached where nothing else is, and its mappings are made of that one: they may
+    be parts of it, have been moved, or be longer than the segment (mremap(2)), beside whatever the process has there.
+
+    Args:
+        space: the process's.
+        image: the tree.
+        spare: the address of so many bytes as `room` says, which nothing uses.
+    """
+    for (index, may_write, may_run), vmas in groupby(sorted(_attached(space, image), key=_rights), _rights):
+        shared, mine = image.shared[index], list(vmas)
+        name = f"System V segment {shared.sysv_id}"
+        flags = (0 if may_write else _SHM_RDONLY) | (_SHM_EXEC if may_run else 0)
+        yield Call(NR.shmat, (shared.sysv_id, spare, flags), spare, f"attaching {name}")
+        size, needed = page_up(shared.size), max(vma.offset + vma.end - vma.start for vma in mine)
+        if needed > size:
+            yield Call(NR.mremap, (spare, size, needed, 0, 0), spare, f"mapping more than there is of {name}")
+        for vma in mine:
+            place = f"{vma.start:#x}-{vma.end:#x}"
+            length, how = vma.end - vma.start, _MREMAP_MAYMOVE | _MREMAP_FIXED
+            words = f"mapping {name} at {place}"
+            yield Call(NR.mremap, (spare + vma.offset, 0, length, how, vma.start), vma.start, words)
+            if vma.prot != _READ | (_WRITE if may_write else 0) | (_EXECUTE if may_run else 0):
+                yield Call(NR.mprotect, (vma.start, length, vma.prot), 0, f"protecting {place}")
+        yield Call(NR.munmap, (spare, max(size, needed)), 0, f"detaching {name}")
 
 
-def attach(space: pb.AddressSpace, image: pb.Tree) -> Iterator[Call]:
-    """Attach a process's segments. Each is attached as a whole; what is not mapped of it now is unmapped again."""
-    for (index, base), parts in _attached(space, image):
-        shared, vmas = image.shared[index], list(parts)
-        writable = any(vma.may_write for vma in vmas)
-        flags = (0 if writable else _SHM_RDONLY) | (_SHM_EXEC if any(vma.prot & _EXECUTE for vma in vmas) else 0)
-        words = f"attaching System V segment {shared.sysv_id} at {base:#x}"
-        yield Call(NR.shmat, (shared.sysv_id, base, flags), base, words)
-        for start, end in subtract([_whole(shared, base)], [(vma.start, vma.end) for vma in vmas]):
-            yield Call(NR.munmap, (start, end - start), 0, f"unmapping {start:#x}-{end:#x} again")
-        for vma in vmas:
-            if vma.prot != _READ | (_WRITE if writable else 0):
-                words = f"protecting {vma.start:#x}-{vma.end:#x}"
-                yield Call(NR.mprotect, (vma.start, vma.end - vma.start, vma.prot), 0, words)
+def _rights(vma: pb.Vma) -> tuple[int, bool, bool]:
+    """Of which segment a mapping is, and what may be done with that there."""
+    return vma.shared, vma.may_write, bool(vma.prot & _EXECUTE)
 
 
 def is_attached(vma: pb.Vma, image: pb.Tree) -> bool:

@@ -1,5 +1,6 @@
 /* System V shared memory: with a key and marked for removal, attached twice and for reading only, by a child as well.
- * Ids and keys are what they were, and attaching by them still works. */
+ * Ids and keys are what they were, and attaching by them still works. And parts of one that lie elsewhere, and more than
+ * there is of it. */
 #include "ready.h"
 
 #include <sys/ipc.h>
@@ -29,6 +30,12 @@ int main(void)
 	strcpy(first + 5 * PAGE, "last page");
 	gone[2 * PAGE] = 7;
 	mprotect(first + PAGE, PAGE, PROT_NONE);
+	char *moved = mmap(NULL, 16 * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	/* Two pages from its middle, beside each other the wrong way round; all of it and more, up to something else. */
+	if (mremap(first + 3 * PAGE, 0, PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, moved) == MAP_FAILED ||
+	    mremap(first + 2 * PAGE, 0, PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, moved + PAGE) == MAP_FAILED ||
+	    mremap(first, 0, 9 * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, moved + 2 * PAGE) == MAP_FAILED)
+		give_up("mremap");
 	pid_t child = fork();
 	if (!child) {
 		while (strcmp(first + 2 * PAGE, "go"))
@@ -52,6 +59,10 @@ int main(void)
 	int ended;
 	expect(waitpid(child, &ended, 0) == child && !ended && !strcmp(second + 3 * PAGE, "seen"),
 	       "it is not shared with the child");
+	expect(!strcmp(moved, "seen") && !strcmp(moved + PAGE, "go") && !strcmp(moved + 2 * PAGE, "first page"),
+	       "parts that lie elsewhere: %.4s, %.4s, %.10s", moved, moved + PAGE, moved + 2 * PAGE);
+	expect(mprotect(moved + 10 * PAGE, PAGE, PROT_READ) == 0 && mprotect(moved + 11 * PAGE, PAGE, PROT_NONE) == 0,
+	       "more than there is of it");
 	char *third = attach(keyed, 0);
 	expect(!strcmp(third, "first page"), "attached again it has another content");
 	expect(gone[2 * PAGE] == 7 && !shmctl(doomed, IPC_STAT, &status) && status.shm_perm.mode & SHM_DEST,
