@@ -367,7 +367,7 @@ def _build(
             calls += credentials.limit_steps(process, here.rights)
         calls += signals.queue_to_thread(process, thread)
         calls += filters.steps(thread.filters[len(shared) :], image.filters)
-        calls += credentials.steps(process.credentials, here.rights)
+        calls += credentials.steps(process.credentials, thread, here.rights)
         if thread.tid == process.pid:
             calls += tree.last_steps(process)
         calls += threads.last_steps(thread)

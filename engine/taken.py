@@ -39,7 +39,6 @@ class _HostQuestions:
     tree: tree.Questions
     signals: dict[int, int]
     timers: timers.Questions
-    securebits: int
     brk: int
     monotonic: int
     boottime: int
@@ -127,7 +126,6 @@ class TakenProcess:
             tree=tree.ask(host),
             signals=signals.ask(host),
             timers=timers.ask(host, self.texts.timers),
-            securebits=credentials.ask(host),
             brk=host.add(NR.brk, 0),
             monotonic=host.add(NR.clock_gettime, _CLOCK_MONOTONIC, Out(16)),
             boottime=host.add(NR.clock_gettime, _CLOCK_BOOTTIME, Out(16)),
@@ -301,7 +299,8 @@ class TakenProcess:
         signals.describe(asked.signals, host, self.pending, out)
         own_tids = {tid: self._replies[tid].result(asked.tid) for tid, asked in self._questions.items()}
         timers.describe(asked.timers, host, own_tids, out)
-        credentials.describe(asked.securebits, host, self.texts.status, self.texts.limits, out)
+        securebits = {tid: self._replies[tid].result(asked.securebits) for tid, asked in self._questions.items()}
+        credentials.describe(securebits[self.pid], self.texts.status, self.texts.limits, out)
         for tid, thread in self.process.threads.items():
             grabbed = threads.GrabbedThread(
                 thread,
@@ -314,6 +313,7 @@ class TakenProcess:
             )
             told = out.threads.add()
             threads.describe(grabbed, told)
+            credentials.describe_thread(securebits[tid], out.credentials, told)
             filters.describe(self._filters, tid, image, told)
         out.memory.brk = host.result(asked.brk)
         out.memory.lock_future = self._lock_future

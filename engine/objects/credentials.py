@@ -83,8 +83,8 @@ def refuse(name: str, status: Mapping[bytes, bytes]) -> list[Reason]:
 OF_MEMORY = (resource.RLIMIT_AS, resource.RLIMIT_DATA, resource.RLIMIT_MEMLOCK)
 
 
-def describe(asked: int, replies: Replies, status: Mapping[bytes, bytes], limits: bytes, image: pb.Process) -> None:
-    """Fill credentials, umask and limits of a process from its status and limits texts."""
+def describe(securebits: int, status: Mapping[bytes, bytes], limits: bytes, image: pb.Process) -> None:
+    """Fill credentials, umask and limits of a process from its first thread's securebits and the texts of /proc."""
     told = image.credentials
     told.uids.extend(map(int, status[b"Uid"].split()))
     told.gids.extend(map(int, status[b"Gid"].split()))
@@ -94,7 +94,7 @@ def describe(asked: int, replies: Replies, status: Mapping[bytes, bytes], limits
     told.cap_effective = int(status[b"CapEff"], 16)
     told.cap_bounding = int(status[b"CapBnd"], 16)
     told.cap_ambient = int(status[b"CapAmb"], 16)
-    told.securebits = replies.result(asked)
+    told.securebits = securebits
     image.umask = int(status[b"Umask"], 8)
     for line in limits.splitlines()[1:]:
         number = next(k for k, name in enumerate(LIMIT_NAMES) if line.startswith(name))
@@ -104,6 +104,12 @@ def describe(asked: int, replies: Replies, status: Mapping[bytes, bytes], limits
 
 def _limit(word: bytes) -> int:
     return UNLIMITED if word == b"unlimited" else int(word)
+
+
+def describe_thread(securebits: int, image: pb.Credentials, thread: pb.Thread) -> None:
+    """Note what a thread has of its own: all else is refused (`torpor.objects.tree`)."""
+    if securebits != image.securebits:
+        thread.securebits = 1 + securebits
 
 
 # Restore
@@ -144,11 +150,12 @@ def give_up() -> Iterator[Call]:
     yield _set_capabilities(0, 0, 0, "giving up every capability")
 
 
-def steps(image: pb.Credentials, rights: Rights) -> Iterator[Call]:
+def steps(image: pb.Credentials, thread: pb.Thread, rights: Rights) -> Iterator[Call]:
     """Set a thread's credentials: the last thing it does with those of the restorer."""
+    securebits = thread.securebits - 1 if thread.securebits else image.securebits
     if not rights.keep:
         yield from give_up()
-        if image.securebits & SECBIT_KEEP_CAPS:  # which takes no capability to be set
+        if securebits & SECBIT_KEEP_CAPS:  # which takes no capability to be set
             yield Call(NR.prctl, (PR_SET_KEEPCAPS, 1, 0, 0, 0), 0, "keeping capabilities when ids change")
         return
     yield from drop_bounding(image.cap_bounding, rights)
@@ -161,10 +168,10 @@ def steps(image: pb.Credentials, rights: Rights) -> Iterator[Call]:
     yield Call(NR.setfsuid, (image.uids[3],), None, "setting the file system's user id")
     permitted = image.cap_permitted & rights.capabilities
     inheritable = image.cap_inheritable & rights.capabilities
-    if image.securebits:
+    if securebits:
         # Needs CAP_SETPCAP, which the image may not have: it is asked for before that goes.
         yield _set_capabilities(rights.capabilities, rights.capabilities, 0, "taking up own capabilities again")
-        yield Call(NR.prctl, (PR_SET_SECUREBITS, image.securebits, 0, 0, 0), 0, "setting securebits")
+        yield Call(NR.prctl, (PR_SET_SECUREBITS, securebits, 0, 0, 0), 0, "setting securebits")
     else:
         yield Call(NR.prctl, (PR_SET_KEEPCAPS, 0, 0, 0, 0), 0, "no longer keeping capabilities")
     effective = image.cap_effective & permitted

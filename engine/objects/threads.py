@@ -23,7 +23,7 @@ from typing import NamedTuple
 from torpor import procfs
 from torpor.errors import Reason, Refused
 from torpor.image import image_pb2 as pb
-from torpor.objects import traits
+from torpor.objects import credentials, traits
 from torpor.remote import memory, ptrace, x86_64
 from torpor.remote.batch import Batch, Call, Out, Replies, Struct
 from torpor.remote.freeze import SEE_WHY, UNINTERRUPTIBLE, Thread, describe_process
@@ -94,6 +94,7 @@ class Questions(NamedTuple):
     nice: int
     scheduler: int
     affinity: int
+    securebits: int
     traits: traits.Questions
 
 
@@ -111,6 +112,7 @@ def ask(batch: Batch) -> Questions:
         nice=batch.add(NR.getpriority, 0, 0),
         scheduler=batch.add(NR.sched_getscheduler, 0),
         affinity=batch.add(NR.sched_getaffinity, 0, _AFFINITY_BYTES, Out(_AFFINITY_BYTES)),
+        securebits=credentials.ask(batch),
         traits=traits.ask(batch),
     )
 

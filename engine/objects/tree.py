@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from torpor import procfs
 from torpor.errors import NotFound, NotPermitted, Reason
 from torpor.image import image_pb2 as pb
-from torpor.objects import daemons, folders
+from torpor.objects import daemons, folders, vmas
 from torpor.objects.daemons import INIT, is_init
 from torpor.objects.folders import Folder
 from torpor.remote.batch import Batch, Call, Out, Replies
@@ -374,6 +374,7 @@ PR_SET_DUMPABLE = 4
 PR_SET_CHILD_SUBREAPER = 36
 PR_SET_THP_DISABLE = 41
 PR_SET_MEMORY_MERGE = 67
+MADV_MERGEABLE, MADV_UNMERGEABLE = 12, 13
 ARCH_REQ_XCOMP_PERM = 0x1023
 _XTILE_DATA = 18
 """The only component that a process must ask for (Documentation/arch/x86/xstate.rst)."""
@@ -402,6 +403,11 @@ def steps(process: pb.Process, cwd: int, root: int) -> Iterator[Call]:
             yield Call(NR.membarrier, (1 << bit, 0, 0), 0, "registering for memory barriers")
     if process.memory_merge:
         yield Call(NR.prctl, (PR_SET_MEMORY_MERGE, 1, 0, 0, 0), 0, "having its equal pages merged")
+        # What was mapped before is told so, too: not what it has taken out again, nor its stack since an execve.
+        for vma in process.memory.vmas:
+            if vma.kind in vmas.PRIVATE and MADV_MERGEABLE not in vma.advice:
+                words = f"but not those at {vma.start:#x}-{vma.end:#x}"
+                yield Call(NR.madvise, (vma.start, vma.end - vma.start, MADV_UNMERGEABLE), 0, words)
     if process.xstate_permitted >> _XTILE_DATA & 1:
         yield Call(NR.arch_prctl, (ARCH_REQ_XCOMP_PERM, _XTILE_DATA), 0, "asking leave to use AMX")
 

@@ -1,6 +1,6 @@
 /* What few threads are told: scheduling in real time (as far as the user may), I/O priority, personality, memory policy,
- * faulting counters, mitigations of speculation, merging of pages, slices of time. Each thread has its own. And the
- * nice value that a session has as a whole. */
+ * faulting counters, mitigations of speculation, merging of pages, slices of time, keeping capabilities. Each thread has
+ * its own. And the nice value that a session has as a whole, and the memory that is left out of the merging. */
 #include "ready.h"
 
 #include <sys/personality.h>
@@ -13,7 +13,7 @@
 #define PR_THP_DISABLE_EXCEPT_ADVISED 2
 
 struct habits {
-	int policy, priority, io_priority, personality, memory_mode, tsc, cpuid, memory_failure, slack, merge, thp, slice;
+	int policy, priority, io_priority, personality, memory_mode, tsc, cpuid, memory_failure, slack, merge, thp, slice, securebits;
 	int speculation[3];
 	unsigned long nodes[16];
 };
@@ -82,6 +82,23 @@ static pid_t nicer_session(void)
 	return child;
 }
 
+/* Whether the kernel may merge the page at an address with others. */
+static bool is_merged(const void *address)
+{
+	unsigned long start, end;
+	bool inside = false, found = false;
+	char line[4096];
+	FILE *file = fopen("/proc/self/smaps", "re");
+	while (file && fgets(line, sizeof line, file)) {
+		if (sscanf(line, "%lx-%lx ", &start, &end) == 2)
+			inside = start <= (uintptr_t)address && (uintptr_t)address < end;
+		else if (inside && !strncmp(line, "VmFlags:", 8))
+			found = strstr(line, " mg");
+	}
+	fclose(file);
+	return found;
+}
+
 static void look(struct habits *at)
 {
 	struct sched_param parameters;
@@ -99,6 +116,7 @@ static void look(struct habits *at)
 	at->merge = prctl(PR_GET_MEMORY_MERGE, 0, 0, 0, 0);
 	at->slice = at->policy == SCHED_OTHER ? (int)attributes().runtime : 0;
 	at->thp = prctl(PR_GET_THP_DISABLE, 0, 0, 0, 0);
+	at->securebits = prctl(PR_GET_SECUREBITS);
 	for (int k = 0; k < 3; k++)
 		at->speculation[k] = prctl(PR_GET_SPECULATION_CTRL, k, 0, 0, 0);
 }
@@ -122,6 +140,7 @@ static void compare(int n)
 	SAME(merge);
 	SAME(thp);
 	SAME(slice);
+	SAME(securebits);
 	for (int k = 0; k < 3; k++)
 		SAME(speculation[k]);
 	expect(!memcmp(before[n].nodes, after[n].nodes, sizeof before[n].nodes), "thread %d: its nodes changed", n);
@@ -137,6 +156,7 @@ static void *thread(void *argument)
 		syscall(SYS_set_mempolicy, 2, &node, 64); /* bind to node 0 */
 		prctl(PR_MCE_KILL, PR_MCE_KILL_SET, PR_MCE_KILL_EARLY, 0, 0);
 		prctl(PR_SET_TIMERSLACK, 1);
+		prctl(PR_SET_KEEPCAPS, 1);
 	} else {
 		sched_setscheduler(0, SCHED_IDLE, &(struct sched_param){0});
 		syscall(SYS_ioprio_set, 1, 0, 2 << 13 | 6);	    /* best effort */
@@ -158,6 +178,9 @@ int main(void)
 	begin();
 	personality(ADDR_NO_RANDOMIZE);
 	prctl(PR_SET_MEMORY_MERGE, 1, 0, 0, 0);
+	char *pages = mmap(NULL, 2 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	madvise(pages, PAGE, MADV_UNMERGEABLE);
+	bool merged[] = {is_merged(pages), is_merged(pages + PAGE)};
 	prctl(PR_SET_THP_DISABLE, 1, PR_THP_DISABLE_EXCEPT_ADVISED, 0, 0);
 	char nice[16], nice_now[16];
 	pid_t child = nicer_session();
@@ -173,6 +196,8 @@ int main(void)
 	ready_and_wait();
 	pthread_barrier_wait(&looked);
 	compare(0);
+	expect(is_merged(pages) == merged[0], "a page that is not to be merged with others");
+	expect(is_merged(pages + PAGE) == merged[1], "a page that may be merged with others");
 	look_at_session(child, nice_now);
 	expect(!strcmp(nice, nice_now), "the session's nice value: %s became %s", nice, nice_now);
 	kill(child, SIGKILL);
