@@ -302,8 +302,9 @@ class Play:
                     snapshot, store=self._store, detach=True, stdio=(number, number, number), series=series
                 )
             except TorporError as error:
-                # Who ends a stopped tree leaves its connections to the kernel, which holds their ports for a minute.
-                if how == "stop" and "hold" in str(error):
+                # Connections that the program has ended itself, or who ends a stopped tree, the kernel remembers for a
+                # minute, and their ports are not free for that long.
+                if "still hold the port" in str(error):
                     raise Wrong("refused", str(error)) from error
                 raise Wrong("lost", f"{how}: {error}") from error
         return self._job.tree_pid

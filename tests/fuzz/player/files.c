@@ -5,7 +5,9 @@
 #include "player.h"
 
 #include <dirent.h>
+#include <poll.h>
 #include <sys/file.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -68,6 +70,22 @@ static long seal(const long *a)
 	return result < 0 ? -1 : fcntl(fd_of(a[0]), F_GET_SEALS);
 }
 
+/* What was written to the master of a pseudo terminal is taken, and echoed, by the kernel's workers some time later,
+ * or by the first who asks the other side. */
+static void arrive(int fd)
+{
+	int number;
+
+	if (ioctl(fd, TIOCGPTN, &number))
+		return;
+	struct pollfd slave = {.fd = ioctl(fd, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_NONBLOCK), .events = POLLIN};
+
+	if (slave.fd < 0)
+		return;
+	poll(&slave, 1, 0);
+	close(slave.fd);
+}
+
 /* descriptor, bytes, value */
 static long write_(const long *a)
 {
@@ -82,8 +100,12 @@ static long write_(const long *a)
 	socklen_t length = sizeof(type);
 	/* An empty datagram that waits through two saves is lost (docs/objects.md). */
 	bool datagrams = !getsockopt(fd_of(a[0]), SOL_SOCKET, SO_TYPE, &type, &length) && type == SOCK_DGRAM;
+	forget_unreached(fd_of(a[0]));
 	size = write(fd_of(a[0]), text, (size_t)(a[1] % 9000 + datagrams));
+	int error = errno;
 	patient(fd_of(a[0]), flags);
+	arrive(fd_of(a[0]));
+	errno = error;
 	return size;
 }
 

@@ -11,6 +11,7 @@
 #include <stdarg.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 
@@ -67,12 +68,23 @@ int impatient(int fd)
 	return flags;
 }
 
+/* That a datagram came to nobody is not kept, like a datagram on its way: it is not told. */
+void forget_unreached(int fd)
+{
+	int value;
+	socklen_t size = sizeof(value);
+
+	if (!getsockopt(fd, SOL_SOCKET, SO_TYPE, &value, &size) && value == SOCK_DGRAM)
+		getsockopt(fd, SOL_SOCKET, SO_ERROR, &value, &size);
+}
+
 /* Whether a connection was reset. What it says of that depends on what came first, and only it can be asked, once. */
 bool is_reset(int fd)
 {
 	struct pollfd one = {.fd = fd};
 	struct stat it;
 
+	forget_unreached(fd);
 	return !fstat(fd, &it) && S_ISSOCK(it.st_mode) && poll(&one, 1, 0) == 1 && one.revents & POLLERR;
 }
 

@@ -95,6 +95,7 @@ long place_fd(int fd, long index); /* move to the number of an index; the index 
 int impatient(int fd); /* make it one that does not wait, for the others would, too: its flags before, or -1 */
 void patient(int fd, int flags);
 bool is_reset(int fd);
+void forget_unreached(int fd);
 void begin_waits(void);	 /* make what is waited at */
 void attach_waits(void); /* for a new program */
 void wait_for(const long *a);

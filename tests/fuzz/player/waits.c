@@ -75,6 +75,23 @@ static long lock_range(int fd, int command, short kind)
 	return fcntl(fd, command, &lock);
 }
 
+/* As a C library waits: the number of the call stands before it, which is how it is known when it was interrupted twice
+ * (docs/architecture.md); syscall(3) takes it from a register. */
+static long futex_wait(_Atomic uint32_t *word, const struct timespec *limit)
+{
+	register const struct timespec *fourth __asm__("r10") = limit;
+	long result;
+
+	__asm__ volatile("mov %1, %%eax; syscall"
+			 : "=a"(result)
+			 : "i"(SYS_futex), "D"(word), "S"(FUTEX_WAIT), "d"(0), "r"(fourth)
+			 : "rcx", "r11", "memory");
+	if (result >= 0)
+		return result;
+	errno = (int)-result;
+	return -1;
+}
+
 /* The call itself, and what follows so that the next one can wait there, too. */
 static long wait_in(long kind)
 {
@@ -123,9 +140,9 @@ static long wait_in(long kind)
 		lock_range(WANTED, F_OFD_SETLK, F_UNLCK);
 		return result;
 	case WAIT_FUTEX:
-		return syscall(SYS_futex, &mine->word, FUTEX_WAIT, 0, NULL, NULL, 0);
+		return futex_wait(&mine->word, NULL);
 	case WAIT_FUTEX_LONG:
-		return syscall(SYS_futex, &mine->word, FUTEX_WAIT, 0, &long_time, NULL, 0);
+		return futex_wait(&mine->word, &long_time);
 	case WAIT_SIGNAL:
 		sigemptyset(&set);
 		sigaddset(&set, SIGRTMIN + WAKES);
@@ -153,7 +170,7 @@ static long wait_in(long kind)
 	case WAIT_POLL_MOMENT:
 		return poll(NULL, 0, MOMENT / 1000000);
 	default:
-		return syscall(SYS_futex, &mine->word, FUTEX_WAIT, 0, &moment, NULL, 0);
+		return futex_wait(&mine->word, &moment);
 	}
 }
 
