@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import struct
 from collections.abc import Iterator
 from typing import Any
 
@@ -174,3 +175,12 @@ def test_of_interval_timers_only_one_that_fires_once_may_be_gone() -> None:
     assert differences(tree(once, again), tree(once))
     assert differences(tree(again), tree(once, again))
     assert differences(tree(again), tree((signal.ITIMER_PROF, 11)))
+
+
+def test_of_a_stop_only_the_sender_may_be_another() -> None:
+    def queued(number: int, sender: int) -> pb.Tree:
+        return pb.Tree(processes=[pb.Process(pid=7, pending=[struct.pack("<5i108x", number, 0, 0, 0, sender)])])
+
+    assert not differences(queued(signal.SIGSTOP, 6), queued(signal.SIGSTOP, 0))
+    assert differences(queued(signal.SIGSTOP, 6), pb.Tree(processes=[pb.Process(pid=7)]))
+    assert differences(queued(signal.SIGTERM, 6), queued(signal.SIGTERM, 0))
