@@ -161,7 +161,8 @@ static long send_(const long *a)
 			.cmsg_len = CMSG_LEN(sizeof(int)), .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS};
 		memcpy(CMSG_DATA(CMSG_FIRSTHDR(&message)), &passed, sizeof(int));
 	}
-	forget_unreached(fd_of(a[0]));
+	if (is_reset(fd_of(a[0])))
+		return -2;
 	return sendmsg(fd_of(a[0]), &message, MSG_DONTWAIT | MSG_NOSIGNAL);
 }
 

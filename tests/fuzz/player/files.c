@@ -89,18 +89,20 @@ static void arrive(int fd)
 /* descriptor, bytes, value */
 static long write_(const long *a)
 {
-	int flags = impatient(fd_of(a[0]));
 	char text[9001];
 	long size;
 	int type;
 
+	if (is_reset(fd_of(a[0])))
+		return -2;
+
+	int flags = impatient(fd_of(a[0]));
 	if (flags < 0)
 		return -1;
 	memset(text, 'a' + (int)(a[2] % 26), sizeof(text));
 	socklen_t length = sizeof(type);
 	/* An empty datagram that waits through two saves is lost (docs/objects.md). */
 	bool datagrams = !getsockopt(fd_of(a[0]), SOL_SOCKET, SO_TYPE, &type, &length) && type == SOCK_DGRAM;
-	forget_unreached(fd_of(a[0]));
 	size = write(fd_of(a[0]), text, (size_t)(a[1] % 9000 + datagrams));
 	int error = errno;
 	patient(fd_of(a[0]), flags);
@@ -121,14 +123,15 @@ static long pwrite_(const long *a)
 /* descriptor, bytes */
 static long read_(const long *a)
 {
-	int flags = impatient(fd_of(a[0]));
 	unsigned char text[9000];
 	long size, sum = 0;
 
-	if (flags < 0)
-		return -1;
 	if (is_reset(fd_of(a[0])))
 		return -2;
+
+	int flags = impatient(fd_of(a[0]));
+	if (flags < 0)
+		return -1;
 	size = read(fd_of(a[0]), text, a[1] % 9000);
 	patient(fd_of(a[0]), flags);
 	for (long i = 0; i < size; i++)

@@ -18,15 +18,6 @@
 #define PR_GET_MEMORY_MERGE 68
 #endif
 
-/* What a thread has of its own is refused. */
-static bool has_threads(void)
-{
-	for (int i = 0; i < ACTORS; i++)
-		if (shared->actors[i].thread && shared->actors[i].pid == getpid())
-			return true;
-	return false;
-}
-
 /* the effective group and supplementary ones, of root only */
 static long ids(const long *a)
 {

@@ -97,6 +97,14 @@ void patient(int fd, int flags)
 	errno = error;
 }
 
+bool has_threads(void)
+{
+	for (int i = 0; i < ACTORS; i++)
+		if (shared->actors[i].thread && shared->actors[i].pid == getpid())
+			return true;
+	return false;
+}
+
 static void futex(int operation, uint32_t value)
 {
 	syscall(SYS_futex, &shared->turn, operation, value, NULL, NULL, 0);

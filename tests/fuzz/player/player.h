@@ -96,6 +96,7 @@ int impatient(int fd); /* make it one that does not wait, for the others would, 
 void patient(int fd, int flags);
 bool is_reset(int fd);
 void forget_unreached(int fd);
+bool has_threads(void);	 /* this process, besides its first one, or had some */
 void begin_waits(void);	 /* make what is waited at */
 void attach_waits(void); /* for a new program */
 void wait_for(const long *a);

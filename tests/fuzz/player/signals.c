@@ -48,17 +48,6 @@ static long action(const long *a)
 	return sigaction(number(a[0]), &what, NULL);
 }
 
-static long mask(const long *a)
-{
-	static const int how[] = {SIG_BLOCK, SIG_UNBLOCK};
-	sigset_t set;
-
-	sigemptyset(&set);
-	sigaddset(&set, number(a[0]));
-	sigaddset(&set, number(a[1]));
-	return pthread_sigmask(how[a[2] % 2], &set, NULL);
-}
-
 /* Only what somebody catches, ignores or holds back: the default action would end the play. */
 static bool harmless(int signal)
 {
@@ -66,6 +55,30 @@ static bool harmless(int signal)
 
 	sigaction(signal, NULL, &what);
 	return what.sa_handler != SIG_DFL || signal == SIGURG || signal == SIGWINCH || signal == SIGCHLD;
+}
+
+/* Whether it waits, and to let it come would end the play: also when several wait and the first takes its handler away. */
+static bool lurks(int signal)
+{
+	struct sigaction what;
+	sigset_t set;
+
+	sigpending(&set);
+	sigaction(signal, NULL, &what);
+	return sigismember(&set, signal) && (!harmless(signal) || what.sa_flags & (int)SA_RESETHAND);
+}
+
+static long mask(const long *a)
+{
+	static const int how[] = {SIG_BLOCK, SIG_UNBLOCK};
+	sigset_t set;
+
+	if (a[2] % 2 && (lurks(number(a[0])) || lurks(number(a[1]))))
+		return -2;
+	sigemptyset(&set);
+	sigaddset(&set, number(a[0]));
+	sigaddset(&set, number(a[1]));
+	return pthread_sigmask(how[a[2] % 2], &set, NULL);
 }
 
 /* signal, to the thread or the process, value: to oneself */
@@ -79,8 +92,8 @@ static long send_(const long *a)
 		return -2;
 	if (a[1] % 3 == 0)
 		return syscall(SYS_tgkill, getpid(), gettid(), signal);
-	if (!harmless(signal))
-		return -2; /* another thread might take it */
+	if (has_threads())
+		return -2; /* which one takes it, and when, would be chance */
 	if (a[1] % 3 == 1)
 		return sigqueue(getpid(), signal, (union sigval){.sival_int = (int)a[2] % 100});
 	return kill(getpid(), signal);
