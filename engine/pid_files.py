@@ -1,8 +1,8 @@
 """Files by which processes tell each other that one of them lives: lock files and PID files that name a PID of a job.
 
 In a PID namespace of its own the job's PIDs are not those that others see: who looks whether the PID in such a file
-lives takes the file for stale. A wake says so. It looks at a bounded number of names and into small files, the user's
-own only, and leaves out what it cannot look at.
+lives takes the file for stale. A wake says so. It looks at a bounded number of names and into small files, those of the
+tree's users only and with their rights, and leaves out what it cannot look at.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ from contextlib import suppress
 from itertools import chain, islice
 from typing import Final
 
+from torpor import procfs
 from torpor.image import image_pb2 as pb
 from torpor.objects import locks
+from torpor.objects.opener import Openers
 
-PLACES: Final = ("/tmp", "/var/lock", "/run/user/{uid}")
+PLACES: Final = ("/tmp", "/run/lock", "/var/lock", "/run/user/{uid}")
 SUFFIXES: Final = (".pid", ".lock", ".lck")
 NAMES: Final = ("lock", "SingletonLock")
 """Symbolic links of Mozilla and Chromium. Emacs' begin with ``.#``."""
@@ -50,47 +52,80 @@ def warnings(image: pb.Tree, places: tuple[str, ...] = PLACES) -> Iterator[str]:
 def named(image: pb.Tree, places: tuple[str, ...] = PLACES) -> Iterator[tuple[str, int]]:
     """The paths of files that name a PID of a tree, and the PID."""
     pids = {b"%d" % process.pid for process in image.processes}
-    leased = {os.fsdecode(path) for path in locks.leased(image)}  # to open one breaks the lease
+    leased = set(locks.leased(image))  # to open one breaks the lease
     seen: set[tuple[int, int]] = set()
-    for path in islice(_candidates(image, places), LOOKED_AT):
-        with suppress(OSError):
-            status = os.lstat(path)
-            key = status.st_dev, status.st_ino
-            if status.st_uid == os.geteuid() and path not in leased and key not in seen:
-                seen.add(key)
-                if found := next((word for word in _NUMBER.findall(_text(path, status)) if word in pids), None):
-                    yield path, int(found)
+    with Openers(image) as openers:
+        owners = [_Owner(image, uid, found, openers, places) for uid, found in _by_user(image).items()]
+        candidates = ((owner, path) for owner in owners for path in owner.candidates())
+        for owner, path in islice(candidates, LOOKED_AT):
+            with suppress(OSError):
+                text = b"" if path in leased else owner.text(path, seen)
+                if found := next((word for word in _NUMBER.findall(text) if word in pids), None):
+                    yield os.fsdecode(path), int(found)
 
 
-def _candidates(image: pb.Tree, places: tuple[str, ...]) -> Iterator[str]:
-    """What may be such a file: what the tree has locked, and what is called like one."""
-    own = [one for one in image.processes if not one.root and [*one.credentials.uids[:1]] == [os.geteuid()]]
-    locked, beside = [], []
-    for entry in chain.from_iterable(process.fds for process in own):
-        description = image.descriptions[entry.description]
-        if description.file.path:
-            path = os.fsdecode(description.file.path)
-            beside.append(os.path.dirname(path))
-            if entry.locks or description.locks:
-                locked.append(path)
-    yield from dict.fromkeys(locked)
-    directories = [os.fsdecode(process.cwd) for process in own]
-    directories += [place.format(uid=os.geteuid()) for place in places]
-    for directory in islice(dict.fromkeys(directories + beside), DIRECTORIES):
-        with suppress(OSError), os.scandir(directory) as entries:
-            for one in islice(entries, ENTRIES):
-                if one.name.endswith(SUFFIXES) or one.name.startswith(".#") or one.name in NAMES:
-                    yield one.path
+def _by_user(image: pb.Tree) -> dict[int, list[pb.Process]]:
+    """The processes whose paths are ours, by the user that they are; root wakes trees of others, too."""
+    found: dict[int, list[pb.Process]] = {}
+    for process in image.processes:
+        uids = process.credentials.uids
+        if uids and not process.root and (procfs.is_root() or uids[0] == os.geteuid()):
+            found.setdefault(uids[-1], []).append(process)
+    return found
 
 
-def _text(path: str, status: os.stat_result) -> bytes:
-    """What a symbolic link or a small file holds; nothing of others. Raises OSError."""
-    if stat.S_ISLNK(status.st_mode):
-        return os.fsencode(os.readlink(path))
-    if not stat.S_ISREG(status.st_mode) or not 0 < status.st_size <= SIZE:
-        return b""
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_NOATIME | os.O_CLOEXEC)
-    try:
-        return os.read(fd, SIZE) if stat.S_ISREG(os.fstat(fd).st_mode) else b""
-    finally:
-        os.close(fd)
+class _Owner:
+    """A user of the tree, whose own files are looked at, with the rights of that user."""
+
+    def __init__(
+        self, image: pb.Tree, uid: int, processes: list[pb.Process], openers: Openers, places: tuple[str, ...]
+    ) -> None:
+        self._image, self._uid, self._processes = image, uid, processes
+        self._opener = openers.process(processes[0])
+        self._places = [os.fsencode(place.format(uid=uid)) for place in places]
+
+    def candidates(self) -> Iterator[bytes]:
+        """What may be such a file: what the processes have locked, and what is called like one."""
+        locked, beside = [], []
+        for entry in chain.from_iterable(process.fds for process in self._processes):
+            description = self._image.descriptions[entry.description]
+            if path := description.file.path:
+                beside.append(os.path.dirname(path))
+                if entry.locks or description.locks:
+                    locked.append(path)
+        yield from dict.fromkeys(locked)
+        directories = [*(process.cwd for process in self._processes), *self._places, *beside]
+        for directory in islice(dict.fromkeys(directories), DIRECTORIES):
+            with suppress(OSError):
+                yield from self._in(directory)
+
+    def text(self, path: bytes, seen: set[tuple[int, int]]) -> bytes:
+        """What a symbolic link or a small file holds; nothing of others, nor of one that was seen. Raises OSError."""
+        fd = self._opener.lookup(path, follow=False)
+        try:
+            status = os.fstat(fd)
+            known = (status.st_dev, status.st_ino)
+            if status.st_uid != self._uid or known in seen:
+                return b""
+            seen.add(known)
+            if stat.S_ISLNK(status.st_mode):
+                return os.readlink(b"", dir_fd=fd)
+            if not stat.S_ISREG(status.st_mode) or not 0 < status.st_size <= SIZE:
+                return b""
+            opened = self._opener.reopened(os.dup(fd), os.O_RDONLY | os.O_NONBLOCK | os.O_NOATIME)
+        finally:
+            os.close(fd)
+        try:
+            return os.read(opened, SIZE)
+        finally:
+            os.close(opened)
+
+    def _in(self, directory: bytes) -> Iterator[bytes]:
+        fd = self._opener.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            with os.scandir(fd) as entries:
+                for one in islice(entries, ENTRIES):
+                    if one.name.endswith(SUFFIXES) or one.name.startswith(".#") or one.name in NAMES:
+                        yield os.path.join(directory, os.fsencode(one.name))
+        finally:
+            os.close(fd)

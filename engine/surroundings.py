@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator, Set
 from contextlib import suppress
 from typing import Literal
 
-from torpor import procfs
-from torpor.capsule import Namespaces, Setting
+from torpor import id_maps, procfs
+from torpor.capsule import Namespaces, Setting, tried_ids
 from torpor.errors import Reason, RestoreRefused
 from torpor.id_maps import Mapped
 from torpor.image import image_pb2 as pb
@@ -61,10 +61,8 @@ def setting(
         namespaces |= Namespaces.TIME
     if sysv.segments(image) or image.semaphores or image.queues or queues.of(image):
         namespaces |= Namespaces.IPC
-    # A capsule takes from a job what its user's other groups are for; from one without any, next to nothing. And while
-    # a tree still lives, nobody lets it wait for a way that is not gone.
-    for_groups = bool(probe().groups) and not standing
-    native = way == "native" or (way == "best" and (probe().can_choose_pids or for_groups))
+    # While a tree still lives, nobody lets it wait for a way that is not gone.
+    native = way == "native" or (way == "best" and (probe().can_choose_pids or (not standing and _takes_groups())))
     if native and not standing:
         numbers.wait_for_zombies(_numbers(image))
     walk = None
@@ -96,6 +94,16 @@ def setting(
         joined=joined,
         walk=walk,
     )
+
+
+def _takes_groups() -> bool:
+    """Whether a capsule takes from a job what its user's other groups are for, which is what a walk is worth. It does
+    not from a user without any, nor where all are granted."""
+    groups = probe().groups
+    if not groups or "gid" not in id_maps.wanted():
+        return bool(groups)
+    ids = tried_ids()
+    return ids is None or bool(ids.without(groups))
 
 
 def _numbers(image: pb.Tree) -> set[int]:

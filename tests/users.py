@@ -27,7 +27,16 @@ PROVE = "TORPOR_PROVE"
 
 def granting(subgid: Path) -> list[str]:
     """The words before a command of root's that has it find a file as /etc/subgid."""
-    return ["unshare", "--mount", "--propagation", "slave", "sh", "-c", 'mount --bind "$0" /etc/subgid && exec "$@"', str(subgid)]
+    return [
+        "unshare",
+        "--mount",
+        "--propagation",
+        "slave",
+        "sh",
+        "-c",
+        'mount --bind "$0" /etc/subgid && exec "$@"',
+        str(subgid),
+    ]
 
 
 @dataclass(frozen=True)

@@ -98,14 +98,12 @@ def _way(probe: Probe, walk: Walk | None, lost: int) -> Finding:
     capsule, most = "in a capsule: without setuid programs", ""
     if walk and probe.set_mm_map:
         most = f"up to {max(walk.seconds, 1):.0f} s ({walk.length} PIDs, {walk.pace.per_second:.0f} a second)"
-    if not probe.groups:
+    if not lost:
         return Finding(name, title, "info", f"{capsule}; with --as=native after a walk of {most}" if most else capsule)
     if most and walk and walk.seconds <= WALK_SECONDS:
         return Finding(name, title, "ok", f"natively where the PIDs are free, after a walk of {most}, for your groups")
     if most:
         capsule = f"natively where a walk takes {WALK_SECONDS:.0f} s at most, of {most}; else {capsule}"
-    if not lost:
-        return Finding(name, title, "info", capsule)
     groups = f"{lost} groups that you are in besides your own" if lost > 1 else "a group besides your own"
     return Finding(name, title, "limited", f"{capsule}, and {groups} count for no change of a file", _RIGHT)
 

@@ -150,15 +150,16 @@ def test_a_capsule_loses_groups_and_says_so(sleeper: Sleeper) -> None:
     assert "torpor: note: it is in a capsule, where it cannot give files to your groups games" in said
 
 
-def test_a_capsule_has_the_groups_that_are_granted(sleeper: Sleeper, tmp_path: Path) -> None:
-    """By the very line that the doctor names."""
+@pytest.mark.parametrize("asked", [("--as", "capsule"), ()])
+def test_a_capsule_has_the_groups_that_are_granted(sleeper: Sleeper, tmp_path: Path, asked: tuple[str, ...]) -> None:
+    """By the very line that the doctor names. Unasked, too: for their sake no walk is gone then."""
     if not shutil.which("newgidmap"):
         pytest.skip("newgidmap (Debian: uidmap) is not installed")
     line = f"{sleeper.user.uid}:{sleeper.group}:1"
     assert line in sleeper.torpor("doctor")
     subgid = tmp_path / "subgid"
     subgid.write_text(line)
-    told, said = sleeper.woken("--as", "capsule", before=granting(subgid))
+    told, said = sleeper.woken(*asked, before=granting(subgid))
     assert (told[0], told[2:4]) == (sleeper.pid, [str(sorted({sleeper.user.gid, sleeper.group})), "True"])
     assert told[4] != _own_namespaces()[0]
     assert set(told[7]) == {"0", " "}
@@ -169,6 +170,16 @@ def test_a_capsule_says_which_files_name_a_pid(sleeper: Sleeper) -> None:
     _, said = sleeper.woken("--as", "capsule")
     where = sleeper.user.tmp / "job.pid"
     assert f"others, who do not see its PIDs, may take locks for stale: {where} names {sleeper.pid}\n" in said
+
+
+def test_root_says_which_files_name_a_pid_of_a_users_job(sleeper: Sleeper) -> None:
+    """Files of the user's, found with the user's rights."""
+    (sleeper.user.tmp / "roots.pid").write_text(sleeper.pid)
+    (sleeper.user.tmp / "tell").touch()
+    done = sleeper.user.run([TORPOR, "restore", "latest", "--as", "capsule"], user=0, group=0)
+    assert done.returncode == 0, done.stderr
+    where = sleeper.user.tmp / "job.pid"
+    assert done.stderr.endswith(f"may take locks for stale: {where} names {sleeper.pid}\n")
 
 
 def test_the_right_to_choose_pids_wakes_natively(sleeper: Sleeper) -> None:

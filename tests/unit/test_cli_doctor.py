@@ -156,6 +156,8 @@ def test_groups_that_a_capsule_has_cost_nothing() -> None:
     all_of_them = Mapped((range(1000, 1001),), (range(20, 101), range(1000, 1001)))
     way, groups, *_ = doctor.examine(host, None, all_of_them)
     assert [(one.verdict, one.allow) for one in (way, groups)] == [("info", ""), ("ok", "")]
+    way, *_ = doctor.examine(host, Walk(Pace(50_000.0, 2), 32768), all_of_them)
+    assert way.means.startswith("in a capsule: without setuid programs; with --as=native after a walk")
 
 
 def test_groups_in_a_capsule_matter_on_every_way() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.users import User
 from torpor import pid_files
 from torpor.image import image_pb2 as pb
 
@@ -115,6 +116,27 @@ def test_nobody_else_is_looked_at(tmp_path: Path) -> None:
     for process in image.processes:
         process.root = b"/srv"
     assert found(image) == {}
+
+
+def test_root_looks_with_the_rights_of_a_trees_user(ordinary_account: User) -> None:
+    """At that user's files, where that user may look."""
+    if os.geteuid():
+        pytest.skip("needs root; the tests run as an ordinary user")
+    theirs, roots = ordinary_account.tmp / "theirs", ordinary_account.tmp / "roots"
+    for directory in (theirs, roots):
+        directory.mkdir()
+        for name in ("a.pid", "b.pid"):
+            (directory / name).write_text("4711")
+        ordinary_account.own(directory / "a.pid")
+        (directory / "lock").symlink_to("host-4712")
+        os.chown(directory / "lock", ordinary_account.uid, ordinary_account.gid, follow_symlinks=False)
+    roots.chmod(0o700)
+    image = tree(theirs, uid=ordinary_account.uid)
+    for process in image.processes:
+        process.credentials.gids[:] = [ordinary_account.gid] * 4
+    assert found(image, roots) == {"a.pid": PID, "lock": CHILD}
+    roots.chmod(0o755)
+    assert len(list(pid_files.named(image, (str(roots),)))) == 4
 
 
 def test_work_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

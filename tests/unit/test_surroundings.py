@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from torpor import surroundings
+from torpor import id_maps, surroundings
 from torpor.capsule import Namespaces, Setting
 from torpor.errors import RestoreRefused
 from torpor.id_maps import Mapped
@@ -41,6 +41,7 @@ def ordinary(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     host = replace(probe(), can_choose_pids=False, set_mm_map=True, groups=(27,))
     monkeypatch.setattr(surroundings, "probe", lambda: host)
     monkeypatch.setattr(numbers, "pace", lambda: Pace(1e9, 1))
+    monkeypatch.setattr(id_maps, "wanted", dict)
     return monkeypatch
 
 
@@ -118,6 +119,17 @@ def test_unasked_a_walk_is_short_and_for_the_sake_of_groups(ordinary: pytest.Mon
     alone = replace(surroundings.probe(), groups=())
     ordinary.setattr(surroundings, "probe", lambda: alone)
     assert surroundings.setting(job(pid)).capsule
+
+
+@pytest.mark.parametrize(("gids", "capsule"), [((range(27, 28),), True), ((range(20, 24),), False), (None, False)])
+def test_for_groups_that_a_capsule_has_no_walk_is_gone(
+    ordinary: pytest.MonkeyPatch, gids: tuple[range, ...] | None, capsule: bool
+) -> None:
+    """Which it has is found out by making one: lines in a file are no promise."""
+    ordinary.setattr(id_maps, "wanted", lambda: {"gid": [range(27, 28)]})
+    ordinary.setattr(surroundings, "tried_ids", lambda: gids and Mapped((range(1),), gids))
+    assert surroundings.setting(job(free_pid())).capsule == capsule
+    assert surroundings.setting(job(free_pid()), way="native").walk
 
 
 def test_nobody_waits_for_a_walk_that_is_not_gone(ordinary: pytest.MonkeyPatch) -> None:
