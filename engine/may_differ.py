@@ -48,6 +48,7 @@ _JUDGED = "another host may have it otherwise, as far as the restore found it go
 _WARNED = "what the restorer may not give is less, and a warning says so"
 _UNSEEN_FLAGS: Final = 0o100000 | os.O_NOFOLLOW
 """O_LARGEFILE, which each open(2) of 64 bit programs sets, and flags that count while a file is opened only."""
+_TEMPORARY: Final = os.O_TMPFILE  # with O_DIRECTORY, by which an older kernel refuses it
 _SI_TIMER: Final = -2
 _SI_KERNEL: Final = 0x80
 _V6ONLY: Final = (socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
@@ -270,6 +271,10 @@ ALLOWED: Final = (
         _more("size"),
         at="building",
     ),
+    *(
+        Allowed(f"shared.{field}", _WARNED, "Attributes of files without a name", at="building")
+        for field in ("uid", "gid", "mode", "inode_flags", "attributes")
+    ),
     Allowed("shared.atime_ns", "reading and mapping it is an access", _SHARED),
     Allowed("shared.pages", _RAN, _SHARED, at="saves"),
     Allowed("shared.pages", "it is read by `rebuilt.contents`", _SHARED, at="building"),
@@ -337,6 +342,12 @@ ALLOWED: Final = (
         "it says nothing of an open file",
         _FILES,
         lambda before, after: not (before.flags ^ after.flags) & ~_UNSEEN_FLAGS,
+    ),
+    Allowed(
+        "descriptions.flags",
+        "in memory no file is made without a name (O_TMPFILE)",
+        "Files without a name",
+        lambda before, after: before.flags & ~after.flags == _TEMPORARY and not after.flags & ~before.flags,
     ),
     Allowed(
         "descriptions.epoll.watches.events",

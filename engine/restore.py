@@ -272,10 +272,12 @@ class _Material:
         with self._stack:
             openers = self._stack.enter_context(Openers(image, root))
             files = self._keep(mapped_files.open_all(image, reader, self.base, openers))
-            shared = self._keep(shared_memory.open_all(image, reader, self.base, openers))
+            warnings: list[str] = []
+            shared = self._keep(shared_memory.open_all(image, reader, self.base, openers, warnings))
             opened = self._stack.enter_context(
                 descriptors.open_all(image, shared.__getitem__, stdio, terminal, openers)
             )
+            opened.warnings += warnings
             packs = {number: self._high(reader.pack_fd(number), close=False) for number in set(reader.blocks.packs)}
             entered: dict[tuple[bytes, bytes, Opener], int] = {}
 

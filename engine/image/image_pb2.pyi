@@ -671,7 +671,7 @@ class PageTable(_message.Message):
     def __init__(self, starts: _Optional[_Iterable[int]] = ..., counts: _Optional[_Iterable[int]] = ..., blocks: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class SharedMemory(_message.Message):
-    __slots__ = ("kind", "name", "size", "seals", "pages", "dev", "ino", "mode", "sysv_id", "sysv_key", "uid", "gid", "mtime_ns", "atime_ns")
+    __slots__ = ("kind", "name", "size", "seals", "pages", "dev", "ino", "mode", "sysv_id", "sysv_key", "uid", "gid", "mtime_ns", "atime_ns", "inode_flags", "attributes")
     class Kind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         UNKNOWN: _ClassVar[SharedMemory.Kind]
@@ -686,6 +686,13 @@ class SharedMemory(_message.Message):
     UNLINKED: SharedMemory.Kind
     TMPFS: SharedMemory.Kind
     SYSTEM_V: SharedMemory.Kind
+    class Attribute(_message.Message):
+        __slots__ = ("name", "value")
+        NAME_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        name: bytes
+        value: bytes
+        def __init__(self, name: _Optional[bytes] = ..., value: _Optional[bytes] = ...) -> None: ...
     KIND_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     SIZE_FIELD_NUMBER: _ClassVar[int]
@@ -700,6 +707,8 @@ class SharedMemory(_message.Message):
     GID_FIELD_NUMBER: _ClassVar[int]
     MTIME_NS_FIELD_NUMBER: _ClassVar[int]
     ATIME_NS_FIELD_NUMBER: _ClassVar[int]
+    INODE_FLAGS_FIELD_NUMBER: _ClassVar[int]
+    ATTRIBUTES_FIELD_NUMBER: _ClassVar[int]
     kind: SharedMemory.Kind
     name: bytes
     size: int
@@ -714,7 +723,9 @@ class SharedMemory(_message.Message):
     gid: int
     mtime_ns: int
     atime_ns: int
-    def __init__(self, kind: _Optional[_Union[SharedMemory.Kind, str]] = ..., name: _Optional[bytes] = ..., size: _Optional[int] = ..., seals: _Optional[int] = ..., pages: _Optional[_Union[PageTable, _Mapping]] = ..., dev: _Optional[int] = ..., ino: _Optional[int] = ..., mode: _Optional[int] = ..., sysv_id: _Optional[int] = ..., sysv_key: _Optional[int] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., mtime_ns: _Optional[int] = ..., atime_ns: _Optional[int] = ...) -> None: ...
+    inode_flags: int
+    attributes: _containers.RepeatedCompositeFieldContainer[SharedMemory.Attribute]
+    def __init__(self, kind: _Optional[_Union[SharedMemory.Kind, str]] = ..., name: _Optional[bytes] = ..., size: _Optional[int] = ..., seals: _Optional[int] = ..., pages: _Optional[_Union[PageTable, _Mapping]] = ..., dev: _Optional[int] = ..., ino: _Optional[int] = ..., mode: _Optional[int] = ..., sysv_id: _Optional[int] = ..., sysv_key: _Optional[int] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., mtime_ns: _Optional[int] = ..., atime_ns: _Optional[int] = ..., inode_flags: _Optional[int] = ..., attributes: _Optional[_Iterable[_Union[SharedMemory.Attribute, _Mapping]]] = ...) -> None: ...
 
 class PipeBuffer(_message.Message):
     __slots__ = ("capacity", "content", "packets")

@@ -34,8 +34,9 @@ from torpor.errors import Reason, Refused, RestoreFailed
 from torpor.image import image_pb2 as pb
 from torpor.objects import contents
 from torpor.objects.description import OF_KERNEL
+from torpor.objects.filling import fill
 from torpor.objects.opener import Opener, Openers
-from torpor.objects.shared_memory import LONGEST_NAME, fill
+from torpor.objects.shared_memory import LONGEST_NAME
 from torpor.objects.small_files import Copy
 from torpor.remote.sys import closed_on_error
 from torpor.remote.x86_64 import NR

@@ -64,6 +64,8 @@ OF_A_PROCESS = re.compile(rb"/proc/(\d+|self|thread-self)(/|$)")
 OF_KERNEL = re.compile(rb"/(proc|sys)(/|$)")
 """Names of files whose content the kernel makes up when it is read."""
 
+_LEASE = re.compile(rb"^lock:\t\d+: LEASE ", re.M)
+
 STDIO = 2
 """The last of the descriptors that a restorer gives: 0, 1 and 2."""
 
@@ -138,7 +140,7 @@ class Held(Generic[S]):
     ours: FileIO | None = None
     """A file of our own on memory that lies in a socket's queue: its content is still to be taken."""
     owner: SignalOwner | None = None
-    """Who gets its signals; not asked of files."""
+    """Who gets its signals; not asked of directories, nor of files on a network."""
     _stdio_pid: int = 0
     state: S = field(init=False)
 
@@ -154,9 +156,20 @@ class Held(Generic[S]):
         return int(self.fields["pos"])
 
     @property
+    def leased(self) -> bool:
+        """Whether somebody is told when its file is opened (F_SETLEASE)."""
+        return _LEASE.search(self.info) is not None
+
+    @property
     def readable(self) -> bool:
         """Whether it was opened for reading."""
         return self.flags & os.O_ACCMODE in (os.O_RDONLY, os.O_RDWR)
+
+    @property
+    def access(self) -> int:
+        """What its file had to allow, in the words of access(2). The mode 3 asks for both, and gives neither."""
+        mode = self.flags & os.O_ACCMODE
+        return (os.R_OK if mode != os.O_WRONLY else 0) | (os.W_OK if mode != os.O_RDONLY else 0)
 
     @property
     def writable(self) -> bool:
@@ -509,7 +522,6 @@ def why_not_by_name(held: Held[Any], tree: GrabbedDescriptors) -> str:
         return error.strerror or str(error)
     if (found.st_dev, found.st_ino) != (held.stat.st_dev, held.stat.st_ino):
         return "another file has the name, or the process sees other file systems"
-    mode = (os.R_OK if held.readable else 0) | (os.W_OK if held.writable else 0)
-    if not is_path(held) and not os.access(name, mode, effective_ids=True):
+    if not is_path(held) and not os.access(name, held.access, effective_ids=True):
         return "this user may not"
     return ""

@@ -479,7 +479,8 @@ def _check_numbers(image: Tree) -> Iterator[Reason]:
     for index, description in enumerate(image.descriptions):
         if description.WhichOneof("kind") not in known:
             yield Reason("the image", f"description {index} is of a kind that this version does not know")
-        if description.flags & ~KNOWN_FLAGS:
+        temporary = O_TMPFILE if description.WhichOneof("kind") == MemoryDescriptor.field else 0
+        if description.flags & ~(KNOWN_FLAGS | temporary):
             yield Reason("the image", f"description {index} has flags that cannot be: {description.flags:#o}")
     for process in image.processes:
         numbers = [entry.fd for entry in process.fds]

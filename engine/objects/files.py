@@ -35,6 +35,7 @@ from torpor.objects.contents import Change
 from torpor.objects.description import (
     KEPT_AT_OPEN,
     KEPT_BY_FCNTL,
+    O_TMPFILE,
     OF_A_PROCESS,
     OF_KERNEL,
     Describing,
@@ -45,7 +46,6 @@ from torpor.objects.description import (
     Problem,
     Seen,
     borrowed,
-    is_path,
     why_not_by_name,
     words,
 )
@@ -92,6 +92,8 @@ class RegularFile(Kind[list[Held[Any]]]):
         self, held: Held[list[Held[Any]]], out: Description, tree: GrabbedDescriptors, image: Describing
     ) -> None:
         """By name, with what tells whether it is still the same."""
+        if out.flags & O_TMPFILE:  # it was given a name since, and is opened by that
+            out.flags &= ~(O_TMPFILE | os.O_DIRECTORY)
         out.file.path = os.fsencode(held.link)
         out.file.position = held.position
         out.file.blocks = held.stat.st_blocks
@@ -254,8 +256,6 @@ def _judge_name(held: Held[Any], tree: GrabbedDescriptors) -> Iterator[Problem]:
         yield Problem(f"it was removed during the checkpoint: {why}", "try again", passing=True)
     elif why:
         yield Problem(f"it cannot be opened again by its name: {why}", "give it a name and rights that last")
-    elif held.flags & os.O_ACCMODE == os.O_ACCMODE and not is_path(held):
-        yield Problem("it was opened with an access mode that has no name (3)")
 
 
 def open_described(description: Description, opener: Opener, extra: int = 0) -> int:

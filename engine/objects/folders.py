@@ -133,7 +133,7 @@ def somewhere(path: bytes, opener: Opener, make: Callable[[bytes], int]) -> int:
         OSError: it can be made nowhere.
     """
     try:
-        with _parents(path, opener):
+        with parents(path, opener):
             return make(path)
     except OSError as error:
         failed = error
@@ -147,7 +147,7 @@ def somewhere(path: bytes, opener: Opener, make: Callable[[bytes], int]) -> int:
 
 
 @contextmanager
-def _parents(path: bytes, opener: Opener) -> Iterator[None]:
+def parents(path: bytes, opener: Opener) -> Iterator[None]:
     """Those directories above a path that are gone, too, are there meanwhile."""
     with ExitStack() as made:
         missing = []

@@ -12,14 +12,15 @@ import fcntl
 import os
 import stat
 from collections.abc import Mapping, Sequence, Set
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from functools import cached_property
 from io import FileIO
 from typing import Any
 
 from torpor import procfs
 from torpor.objects import locks, owners
 from torpor.objects.description import GrabbedDescriptors, Held, Holder, Kind, Seen, borrowed
-from torpor.objects.memory_files import MemoryDescriptor
+from torpor.objects.memory_files import MemoryDescriptor, memfd_device
 from torpor.objects.names_only import NameOnly
 from torpor.objects.sockets import family_of
 from torpor.remote.freeze import not_permitted
@@ -27,6 +28,7 @@ from torpor.remote.sys import syscall
 from torpor.remote.x86_64 import NR
 
 KCMP_FILE = 0
+_LOCAL = (b"bcachefs", b"btrfs", b"ext2", b"ext3", b"ext4", b"f2fs", b"overlay", b"ramfs", b"tmpfs", b"xfs", b"zfs")
 Kinds = Sequence[Kind[Any]]
 """In the order in which they are asked whether a description is theirs; the last takes all."""
 
@@ -108,6 +110,14 @@ class _Known:
         self.kinds = kinds
         self.tree = tree
         self._buckets: dict[object, list[Held[Any]]] = {}
+
+    @cached_property
+    def local(self) -> set[int]:
+        """The devices of file systems that do nothing when a file is closed."""
+        with suppress(OSError):  # it has ended
+            mounts = procfs.mounts(self.tree.pids[0])
+            return {memfd_device(), *(mount.device for mount in mounts if mount.filesystem in _LOCAL)}
+        return {memfd_device()}
 
     def find(self, key: object, pid: int, fd: int) -> tuple[Held[Any] | None, list[Held[Any]], int]:
         """What a descriptor leads to, if it is known; else the list and the place where it belongs."""
@@ -196,7 +206,7 @@ def _description(
     seen = _look(str(holder.fd), table, pidfd)
     held = Held(_kind(known.kinds, seen, flags), seen.link, seen.stat, flags, info)
     held.add(holder)
-    if not (stat.S_ISREG(seen.stat.st_mode) or stat.S_ISDIR(seen.stat.st_mode) or flags & os.O_PATH):
+    if _has_owner(known, seen, flags):
         with borrowed(pidfd, holder.fd) as copy:
             held.owner = owners.ask(copy)
     spared = known.tree.given is not None and held.kind.look_takes
@@ -208,6 +218,13 @@ def _description(
     bucket.insert(place, held)
     known.tree.held.append(held)
     return held, True
+
+
+def _has_owner(known: _Known, seen: Seen, flags: int) -> bool:
+    """Whether to ask who gets its signals: of a file not where to close our copy may write to a network."""
+    if flags & os.O_PATH or stat.S_ISDIR(seen.stat.st_mode):
+        return False
+    return not stat.S_ISREG(seen.stat.st_mode) or seen.stat.st_dev in known.local
 
 
 def _flags(info: bytes) -> int:

@@ -27,7 +27,7 @@ from torpor import procfs
 from torpor._native import ffi, lib
 from torpor.errors import CheckpointFailed, Reason
 from torpor.image import image_pb2 as pb
-from torpor.objects import shared_memory, vdso, vm_flags, vmas
+from torpor.objects import filling, shared_memory, vdso, vm_flags, vmas
 from torpor.objects.mapped_files import MappedFiles
 from torpor.objects.shared_memory import Segment, SharedMemory
 from torpor.objects.unchanged import BLOCK_PAGES, Before, Columns, Cut, cut, join
@@ -262,7 +262,7 @@ class PageWriter:
 
     def store_file(self, fd: int, size: int, table: pb.PageTable) -> None:
         """Write the content of an open file; the numbers in the table count from its start."""
-        ranges = union((start // PAGE * PAGE, page_up(end)) for start, end in shared_memory.data(fd, 0, size))
+        ranges = union((start // PAGE * PAGE, page_up(end)) for start, end in filling.data(fd, 0, size))
         self.expect(sum(end - start for start, end in ranges))
 
         def read(pieces: Sequence[tuple[int, int]], buffer: memoryview) -> None:

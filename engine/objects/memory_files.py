@@ -17,9 +17,12 @@ from io import FileIO
 
 from torpor.errors import Reason
 from torpor.image.image_pb2 import Description, SharedMemory, Tree
+from torpor.objects import attributes
+from torpor.objects.attributes import Attributes
 from torpor.objects.description import (
     KEPT_AT_OPEN,
     KEPT_BY_FCNTL,
+    O_TMPFILE,
     Describing,
     GrabbedDescriptors,
     Held,
@@ -47,8 +50,7 @@ class MemoryFile:
     link: bytes
     """As /proc/PID/fd/N has it and maps would show it."""
     stat: os.stat_result
-    seals: int
-    """F_SEAL_* (fcntl(2))."""
+    attributes: Attributes
     holder: Holder
     """A descriptor that leads to it."""
     ours: FileIO | None
@@ -58,11 +60,15 @@ class MemoryFile:
         """A descriptor of our own description, for reading: seeking in a copy would move the target's."""
         if self.ours is not None:
             return os.dup(self.ours.fileno())
-        return os.open(f"/proc/{self.holder.pid}/fd/{self.holder.fd}", os.O_RDONLY | os.O_CLOEXEC)
+        path = f"/proc/{self.holder.pid}/fd/{self.holder.fd}"
+        try:
+            return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOATIME)
+        except PermissionError:  # it is another user's, who sees when it is read
+            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
 
-class MemoryDescriptor(Kind[int]):
-    """A descriptor of a file in memory. The state is its seals."""
+class MemoryDescriptor(Kind[Attributes]):
+    """A descriptor of a file in memory."""
 
     field = "memfd"
     may_be_under_way = True
@@ -73,17 +79,17 @@ class MemoryDescriptor(Kind[int]):
             return False
         return seen.link.startswith(SHM) or (seen.link.startswith(MEMFD) and seen.stat.st_dev == memfd_device())
 
-    def grab(self, held: Held[int], pidfd: int, *, content: bool) -> int:
-        """The seals."""
+    def grab(self, held: Held[Attributes], pidfd: int, *, content: bool) -> Attributes:
+        """What it tells beside its content."""
         if is_path(held):
-            return 0
+            return Attributes()
         with borrowed(pidfd, held.holders[0].fd) as copy:
             try:
-                return fcntl.fcntl(copy, F_GET_SEALS)
-            except OSError:  # EINVAL: /dev/shm is on a file system that has none
-                return 0
+                return attributes.take(copy, fcntl.fcntl(copy, F_GET_SEALS))
+            except OSError:  # EINVAL: the file system has none
+                return attributes.take(copy)
 
-    def judge(self, held: Held[int], tree: GrabbedDescriptors) -> Iterator[Problem]:
+    def judge(self, held: Held[Attributes], tree: GrabbedDescriptors) -> Iterator[Problem]:
         """A name must lead to it."""
         if is_path(held):
             yield Problem("a file in memory is open as a name only (O_PATH)", "close it")
@@ -91,8 +97,27 @@ class MemoryDescriptor(Kind[int]):
         held.link = lasting_name(held.link, held.stat)
         if held.stat.st_nlink and (why := why_not_by_name(held, tree)):
             yield Problem(f"it cannot be opened again by its name: {why}", "give it a name and rights that last")
+        yield from self.judge_content(held, tree)
 
-    def describe(self, held: Held[int], out: Description, tree: GrabbedDescriptors, image: Describing) -> None:
+    def judge_content(self, held: Held[Attributes], tree: GrabbedDescriptors) -> Iterator[Problem]:
+        """It can be read, without a change of it, and written again."""
+        holder = held.holders[0]
+        if held.state.forbids_writing:
+            yield Problem("it is immutable, or to be appended to only, and has no name", "take the flag away (chattr)")
+        if held.leased:
+            yield Problem("it has a lease (F_SETLEASE), and to read it would break that", "give the lease up")
+        if not tree.content and not os.access(
+            f"/proc/{holder.pid}/fd/{holder.fd}", os.R_OK, effective_ids=True
+        ):  # under the freeze it was read
+            yield Problem("this user may not read it, and its content is in no other place", "let its owner read it")
+
+    def notices(self, mine: Sequence[Held[Attributes]], tree: GrabbedDescriptors) -> Iterator[str]:
+        """Attributes that no restore sets."""
+        for held in mine:
+            if held.state.unkept:
+                yield f"attributes of {held.link} are not kept: {', '.join(held.state.unkept)}"
+
+    def describe(self, held: Held[Attributes], out: Description, tree: GrabbedDescriptors, image: Describing) -> None:
         """By the index of the memory."""
         out.memfd.shared = image.shared(held.stat.st_dev, held.stat.st_ino)
         out.memfd.position = held.position
@@ -104,11 +129,12 @@ class MemoryDescriptor(Kind[int]):
                 yield Reason("the image", f"it names shared memory {description.memfd.shared}: there is none")
 
     def make(self, description: Description, opening: Opening) -> int:
-        """A description of the memory, at its position: of a memfd first the one that it was made with.
+        """A description of the memory, at its position: first the one that it was made with.
 
-        The kernel executes no file that somebody has opened for writing (ETXTBSY), but a memfd that was made so.
+        The kernel executes no file that somebody has opened for writing (ETXTBSY), but a memfd that was made so. Only
+        how a file was made shows as O_TMPFILE.
         """
-        flags = description.flags & (KEPT_AT_OPEN | KEPT_BY_FCNTL) & ~os.O_NOFOLLOW
+        flags = description.flags & (KEPT_AT_OPEN | KEPT_BY_FCNTL) & ~(os.O_NOFOLLOW | os.O_DIRECTORY)
         memory = opening.shared(description.memfd.shared)
         if opening.making == _first(description.memfd.shared, opening.image):
             fd = os.dup(memory)
@@ -120,12 +146,22 @@ class MemoryDescriptor(Kind[int]):
 
 
 def _first(shared: int, image: Tree) -> int:
-    """The index of the first description of a memfd by which it may be read and written; -1: there is none."""
-    if image.shared[shared].kind != SharedMemory.MEMFD:
+    """The index of the first description of a file by which it is as it was when it was made; -1: there is none."""
+    memory = image.shared[shared]
+    if memory.kind == SharedMemory.MEMFD:
+        wanted = os.O_RDWR
+    elif is_temporary(memory):
+        wanted = os.O_RDWR | os.O_DIRECTORY | O_TMPFILE
+    else:
         return -1
     ways = ((k, one) for k, one in enumerate(image.descriptions) if one.WhichOneof("kind") == "memfd")
-    mine = (k for k, one in ways if one.memfd.shared == shared and one.flags & KEPT_AT_OPEN == os.O_RDWR)
-    return next(mine, -1)
+    mask = (KEPT_AT_OPEN | O_TMPFILE) & ~os.O_NOFOLLOW
+    return next((k for k, one in ways if one.memfd.shared == shared and one.flags & mask == wanted), -1)
+
+
+def is_temporary(memory: SharedMemory) -> bool:
+    """Whether a file never had a name, and may still be given one: it is called by its number (O_TMPFILE)."""
+    return memory.kind == SharedMemory.UNLINKED and os.path.basename(memory.name) == b"#%d" % memory.ino
 
 
 def memory_files(tree: GrabbedDescriptors) -> list[MemoryFile]:
@@ -133,6 +169,8 @@ def memory_files(tree: GrabbedDescriptors) -> list[MemoryFile]:
     found: dict[tuple[int, int], MemoryFile] = {}
     for held in tree.of(MemoryDescriptor):
         link = os.fsencode(lasting_name(held.link, held.stat))
+        if held.leased:
+            continue  # it is refused
         file = MemoryFile(link, held.stat, held.state, held.holders[0], held.ours)
         found.setdefault((held.stat.st_dev, held.stat.st_ino), file)
     return list(found.values())

@@ -1,14 +1,15 @@
 """Who is sent a signal when a descriptor is ready, and which (F_SETOWN_EX, F_SETSIG and O_ASYNC of fcntl(2)).
 
 The owner is a thread, a process or a group. It is kept where it is in the tree. One that has ended hears nothing,
-before as after. All is set by a process of the tree, in whose name the signals are sent and whose number of the
-descriptor they tell (si_fd), when all threads and groups are there.
+before as after. Regular files remember an owner, and send nothing. All is set by a process of the tree, in whose name
+the signals are sent and whose number of the descriptor they tell (si_fd), when all threads and groups are there.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
+import stat
 import struct
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -47,7 +48,7 @@ def ask(fd: int) -> SignalOwner | None:
 def judge(held: Held[Any], tree: GrabbedDescriptors) -> Iterator[Problem]:
     """Say why the owner of a description cannot be kept."""
     owner = held.owner
-    if owner is None or not owner.pid:
+    if owner is None or not owner.pid or stat.S_ISREG(held.stat.st_mode):  # a file sends none
         return
     if held.under_way_to is not None:
         yield Problem("it sends signals (F_SETOWN), and lies in a socket's queue", "try again", passing=True)

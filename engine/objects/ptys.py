@@ -365,7 +365,10 @@ def _make(opening: Opening, number: int, indexes: Sequence[int]) -> None:
                 ),
             )
         return
-    master = _open_master(pty, opening, opening.openers.description(indexes[0]))
+    access = next(
+        (one.flags & os.O_ACCMODE for one in map(image.descriptions.__getitem__, indexes) if one.pty.master), 2
+    )
+    master = _open_master(pty, opening, opening.openers.description(indexes[0]), access)
     try:
         _unlock(master, locked=False)
         give_settings(master, pty)
@@ -394,15 +397,15 @@ def _make(opening: Opening, number: int, indexes: Sequence[int]) -> None:
         os.close(master)  # the only one, where it has hung up
 
 
-def _open_master(pty: Pty, opening: Opening, opener: Opener) -> int:
+def _open_master(pty: Pty, opening: Opening, opener: Opener, access: int) -> int:
     """The master of a new terminal: the kernel gives the lowest free number, so those below are taken meanwhile."""
     if pty.hung_up or pty.outside:
-        return _new_master(opener)
+        return _new_master(opener, access)
     opened: list[int] = []
     try:
         while len(opened) < _MOST_OPENED:
             try:
-                opened.append(_new_master(opener))
+                opened.append(_new_master(opener, access))
             except OSError:
                 if not opened:
                     raise
@@ -420,8 +423,8 @@ def _open_master(pty: Pty, opening: Opening, opener: Opener) -> int:
             os.close(fd)
 
 
-def _new_master(opener: Opener) -> int:
-    return opener.open(PTMX, os.O_RDWR | os.O_NOCTTY)
+def _new_master(opener: Opener, access: int) -> int:
+    return opener.open(PTMX, access | os.O_NOCTTY)
 
 
 def _unlock(master: int, *, locked: bool) -> None:
@@ -440,7 +443,8 @@ def _set_slave(pty: Pty, master: int, slave: int) -> None:
     if pty.stopped:
         words = TERMIOS.unpack(pty.termios)
         character = words[_CHARACTERS + termios.VSTOP]
-        if words[_INPUT_FLAGS] & termios.IXON and character:
+        writable = fcntl.fcntl(master, fcntl.F_GETFL) & os.O_ACCMODE in (os.O_WRONLY, os.O_RDWR)
+        if words[_INPUT_FLAGS] & termios.IXON and character and writable:
             os.write(master, bytes([character]))
         else:
             fcntl.ioctl(slave, termios.TCXONC, termios.TCOOFF)

@@ -25,16 +25,18 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from torpor import procfs
-from torpor.errors import ImageDamaged, Reason, Refused, RestoreFailed
+from torpor.errors import Reason, Refused, RestoreFailed
 from torpor.image import image_pb2 as pb
-from torpor.objects import sysv, vmas
-from torpor.objects.memory_files import MemoryFile, memfd_device
+from torpor.objects import attributes, filling, folders, sysv, vmas
+from torpor.objects.attributes import Attributes
+from torpor.objects.memory_files import MemoryFile, is_temporary, memfd_device
 from torpor.objects.names import Names, device_of, is_gone, is_used
 from torpor.objects.opener import Opener, Openers
 from torpor.procfs import PAGE, Mapping
 from torpor.ranges import Range, intersection, subtract, union
 from torpor.remote import memory
 from torpor.remote.batch import Batch, Out, Replies
+from torpor.remote.sys import closed_on_error
 from torpor.remote.x86_64 import NR
 from torpor.store import SnapshotReader
 
@@ -42,7 +44,6 @@ _MEMFD = b"/memfd:"
 _SHM = b"/dev/shm/"
 _ANONYMOUS = b"/dev/zero"
 """What maps calls MAP_SHARED | MAP_ANONYMOUS, and the name of the memfd as which it comes back."""
-_AT_ONCE = 1 << 30  # a read moves 2 GiB at most
 _ASKED_AT_ONCE = 32 << 10
 """Pages; the answer has a byte for each."""
 _THERE = re.compile(rb"[^\0]+")
@@ -80,9 +81,9 @@ class Segment:
     """The offsets that are in the pieces, as far as there is anything."""
     whole: bool = False
     """Whether the pieces are all of it, and not just what is mapped."""
-    seals: int = 0
     status: os.stat_result | None = None
     """Of its file, where that can be asked."""
+    attributes: Attributes = field(default_factory=Attributes)
     index: int = -1
     """In the image, once it is described."""
     sysv: sysv.Segment | None = None
@@ -141,7 +142,7 @@ class SharedMemory:
 
     def grab_file(self, file: MemoryFile) -> None:
         """Copy a file in memory that is open, mapped or not. Holes are not read: a mapping's would be filled by it."""
-        segment = Segment(file.link, whole=True, seals=file.seals, status=file.stat)
+        segment = Segment(file.link, whole=True, status=file.stat, attributes=file.attributes)
         self._copy(file.open(), segment)
         self.segments[file.stat.st_dev, file.stat.st_ino] = segment
 
@@ -157,12 +158,12 @@ class SharedMemory:
         """Copy the whole of a file, and close it."""
         try:
             segment.size = os.fstat(fd).st_size
-            runs = list(data(fd, 0, segment.size))
+            runs = list(filling.data(fd, 0, segment.size))
             segment.room(runs)
             for start, _ in runs:
                 view, done = segment.pieces[start], 0
                 # None of it: somebody outside of the tree cut the file meanwhile.
-                while done < len(view) and (read := os.preadv(fd, [view[done : done + _AT_ONCE]], start + done)):
+                while done < len(view) and (read := os.preadv(fd, [view[done : done + filling.AT_ONCE]], start + done)):
                     done += read
         finally:
             os.close(fd)
@@ -265,34 +266,13 @@ class SharedMemory:
             kind, name = kind_of(segment.name, key[1])
             if segment.status and kind == pb.SharedMemory.ANONYMOUS:  # who has it open has called it so
                 kind, name = pb.SharedMemory.MEMFD, _ANONYMOUS
-            shared = image.shared.add(
-                kind=kind, name=name, size=segment.size, seals=segment.seals, dev=key[0], ino=key[1], mode=0o600
-            )
+            shared = image.shared.add(kind=kind, name=name, size=segment.size, dev=key[0], ino=key[1], mode=0o600)
             if segment.status:
-                status = segment.status
-                shared.mode, shared.uid, shared.gid = status.st_mode & 0o7777, status.st_uid, status.st_gid
-                shared.mtime_ns, shared.atime_ns = status.st_mtime_ns, status.st_atime_ns
+                attributes.describe(segment.status, segment.attributes, shared)
 
     def index(self, device: int, inode: int) -> int:
         """The index in the image of a segment."""
         return self.segments[device, inode].index
-
-
-def seek(fd: int, offset: int, whence: int) -> int | None:
-    """Where data or a hole begins (lseek(2), SEEK_DATA); None: nowhere further on."""
-    try:
-        return os.lseek(fd, offset, whence)
-    except OSError as error:
-        if error.errno != errno.ENXIO:  # nothing further
-            raise
-        return None
-
-
-def data(fd: int, start: int, end: int) -> Iterator[Range]:
-    """What is no hole of a part of a file."""
-    while start < end and (found := seek(fd, start, os.SEEK_DATA)) is not None and found < end:
-        start = min(os.lseek(fd, found, os.SEEK_HOLE), end)
-        yield found, start
 
 
 def _tmpfs(pid: int) -> set[int]:
@@ -350,7 +330,6 @@ _MFD_ALLOW_SEALING = 2
 AT_FDCWD = -100
 _AT_SYMLINK_FOLLOW = 0x400
 LONGEST_NAME = 249  # memfd_create(2)
-_COMPARED_AT_ONCE = 1 << 20
 
 
 def check(image: pb.Tree, openers: Openers) -> Iterator[Reason]:
@@ -368,7 +347,9 @@ def check(image: pb.Tree, openers: Openers) -> Iterator[Reason]:
                 yield Reason(f"shared memory {os.fsdecode(shared.name)}", why, "remove it if nobody needs it")
 
 
-def open_all(image: pb.Tree, reader: SnapshotReader, base: int, openers: Openers) -> dict[int, int]:
+def open_all(
+    image: pb.Tree, reader: SnapshotReader, base: int, openers: Openers, warnings: list[str]
+) -> dict[int, int]:
     """Make every piece of shared memory, with its content.
 
     A name in /dev/shm that is there already may belong to a running program: it is used if its content is what
@@ -380,6 +361,7 @@ def open_all(image: pb.Tree, reader: SnapshotReader, base: int, openers: Openers
         reader: of its snapshot.
         base: the lowest number for a descriptor.
         openers: who opens them.
+        warnings: what could not be given back is added, in words.
 
     Returns:
         Descriptors for reading and writing, close-on-exec, by index in the image.
@@ -399,7 +381,7 @@ def open_all(image: pb.Tree, reader: SnapshotReader, base: int, openers: Openers
                 fd = _make_nameless(shared, opener)
                 new = True
             else:
-                fd, new = _find_named(shared, opener, reader, image.host.boot_id)
+                fd, new = _find_named(shared, opener, reader, image.host.boot_id, warnings)
                 if new:
                     made.append((opener, shared.name))
             try:
@@ -407,7 +389,7 @@ def open_all(image: pb.Tree, reader: SnapshotReader, base: int, openers: Openers
             finally:
                 os.close(fd)
             if new and shared.kind != pb.SharedMemory.TMPFS:
-                _fill(opened[index], shared, reader)
+                warnings += _fill(opened[index], shared, reader, opener)
     except BaseException as error:
         for fd in opened.values():
             os.close(fd)
@@ -419,14 +401,16 @@ def open_all(image: pb.Tree, reader: SnapshotReader, base: int, openers: Openers
     return opened
 
 
-def _find_named(shared: pb.SharedMemory, opener: Opener, reader: SnapshotReader, boot: str) -> tuple[int, bool]:
+def _find_named(
+    shared: pb.SharedMemory, opener: Opener, reader: SnapshotReader, boot: str, warnings: list[str]
+) -> tuple[int, bool]:
     """A descriptor of a file of /dev/shm, and whether it was made."""
     try:
         fd = _open_named(shared, opener)
     except FileNotFoundError:
-        return _make_named(shared, opener, reader), True
+        return _make_named(shared, opener, reader, warnings), True
     try:
-        if _same(fd, shared, reader):
+        if filling.same(fd, shared.pages, shared.size, reader):
             return os.dup(fd), False
         left = _is_left_behind(os.fstat(fd), shared, boot)
     finally:
@@ -437,7 +421,7 @@ def _find_named(shared: pb.SharedMemory, opener: Opener, reader: SnapshotReader,
             advice="remove it if no program uses it",
         )
     opener.unlink(shared.name)
-    return _make_named(shared, opener, reader), True
+    return _make_named(shared, opener, reader, warnings), True
 
 
 def _is_left_behind(status: os.stat_result, shared: pb.SharedMemory, boot: str) -> bool:
@@ -457,11 +441,11 @@ def _open_named(shared: pb.SharedMemory, opener: Opener) -> int:
     return fd
 
 
-def _make_named(shared: pb.SharedMemory, opener: Opener, reader: SnapshotReader) -> int:
+def _make_named(shared: pb.SharedMemory, opener: Opener, reader: SnapshotReader, warnings: list[str]) -> int:
     """A new file of /dev/shm, which has its content before it has its name."""
     fd = opener.open(os.path.dirname(shared.name), os.O_TMPFILE | os.O_RDWR, 0o600)
     try:
-        _fill(fd, shared, reader)
+        warnings += _fill(fd, shared, reader, opener)
         with opener.parent(shared.name) as (directory, name):
             opener.call(NR.linkat, AT_FDCWD, b"/proc/self/fd/%d\0" % fd, directory, name, _AT_SYMLINK_FOLLOW)
     finally:
@@ -473,66 +457,32 @@ def _make_nameless(shared: pb.SharedMemory, opener: Opener) -> int:
     """In the directory that it was deleted from, so that what is on disk stays there; else in memory."""
     directory = os.path.dirname(shared.name)
     if shared.kind == pb.SharedMemory.UNLINKED and directory.startswith(b"/"):
+        if not is_temporary(shared):
+            with suppress(OSError):  # not writable, or the name is another file's by now
+                return _make_and_unlink(shared.name, opener)
         with suppress(OSError):  # not there, not writable, or the file system has no such files
             return opener.open(directory, os.O_TMPFILE | os.O_RDWR, 0o600)
     name = _ANONYMOUS if shared.kind == pb.SharedMemory.ANONYMOUS else shared.name[:LONGEST_NAME] or b"shared"
     return os.memfd_create(os.fsdecode(name), os.MFD_CLOEXEC | _MFD_ALLOW_SEALING)
 
 
-def _pieces(pages: pb.PageTable, total: int, reader: SnapshotReader) -> Iterator[tuple[int, int, int, int]]:
-    """Of each run of pages: where it goes, its size, the pack's descriptor and the place there."""
-    for start, count, block in zip(pages.starts, pages.counts, pages.blocks, strict=True):
-        pack, offset, length = reader.block(block)
-        size = count * PAGE
-        if size > length or start * PAGE >= total:
-            raise ImageDamaged(f"page {start} of shared memory or a file lies in no block of the snapshot")
-        yield start * PAGE, min(size, total - start * PAGE), reader.pack_fd(pack), offset
+def _make_and_unlink(path: bytes, opener: Opener) -> int:
+    """A file that has lost a name, by which /proc knows it."""
+    with folders.parents(path, opener):
+        fd = opener.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOFOLLOW, 0o600)
+        with closed_on_error(fd):
+            opener.unlink(path)
+            if os.fstat(fd).st_nlink:  # NFS gives what is open another name
+                raise OSError(errno.EBUSY, "it has a name still")
+            return fd
 
 
-def fill(fd: int, pages: pb.PageTable, total: int, reader: SnapshotReader) -> None:
-    """Give a file of `total` bytes, all holes, its content.
-
-    Raises:
-        OSError: there is no room.
-        ImageDamaged: the content is not there.
-    """
-    for at, size, pack, offset in _pieces(pages, total, reader):
-        os.lseek(fd, at, os.SEEK_SET)
-        done = 0
-        while done < size:
-            moved = os.sendfile(fd, pack, offset + done, min(size - done, _AT_ONCE))
-            if moved == 0:
-                raise ImageDamaged("a pack became shorter while it was read")
-            done += moved
-
-
-def _fill(fd: int, shared: pb.SharedMemory, reader: SnapshotReader) -> None:
+def _fill(fd: int, shared: pb.SharedMemory, reader: SnapshotReader, opener: Opener) -> list[str]:
+    """Give a new file all that it had; what could not be given, in words."""
+    warnings = list(attributes.give_flags(fd, shared))
     os.ftruncate(fd, shared.size)
-    fill(fd, shared.pages, shared.size, reader)
-    os.fchmod(fd, shared.mode & 0o777)
-    if shared.mtime_ns:
-        if procfs.is_root():
-            os.fchown(fd, shared.uid, shared.gid)
-        os.utime(fd, ns=(shared.atime_ns, shared.mtime_ns))
+    filling.fill(fd, shared.pages, shared.size, reader)
+    warnings += attributes.give(fd, shared, opener)
     if shared.kind == pb.SharedMemory.MEMFD and shared.seals:  # any other file of tmpfs has F_SEAL_SEAL from the start
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, shared.seals)
-
-
-def _same(fd: int, shared: pb.SharedMemory, reader: SnapshotReader) -> bool:
-    if os.fstat(fd).st_size != shared.size:
-        return False
-    at = 0
-    for start, size, pack, offset in _pieces(shared.pages, shared.size, reader):
-        if not _is_zero(fd, at, start) or os.pread(fd, size, start) != os.pread(pack, size, offset):
-            return False
-        at = start + size
-    return _is_zero(fd, at, shared.size)
-
-
-def _is_zero(fd: int, start: int, end: int) -> bool:
-    for first, last in data(fd, start, end):
-        for at in range(first, last, _COMPARED_AT_ONCE):
-            content = os.pread(fd, min(_COMPARED_AT_ONCE, last - at), at)
-            if content.count(0) < len(content):
-                return False
-    return True
+    return warnings

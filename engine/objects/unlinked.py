@@ -14,6 +14,8 @@ import stat
 from collections.abc import Iterator
 
 from torpor.image.image_pb2 import Description
+from torpor.objects import attributes
+from torpor.objects.attributes import Attributes
 from torpor.objects.description import (
     O_TMPFILE,
     Describing,
@@ -21,6 +23,7 @@ from torpor.objects.description import (
     Held,
     Problem,
     Seen,
+    borrowed,
     is_path,
 )
 from torpor.objects.memory_files import MemoryDescriptor
@@ -40,14 +43,16 @@ class Unlinked(MemoryDescriptor):
         """A regular file with no link left."""
         return stat.S_ISREG(seen.stat.st_mode) and seen.stat.st_nlink == 0 and seen.link.startswith("/")
 
-    def grab(self, held: Held[int], pidfd: int, *, content: bool) -> int:
-        """Nothing: files on disk have no seals."""
-        return 0
+    def grab(self, held: Held[Attributes], pidfd: int, *, content: bool) -> Attributes:
+        """What it tells beside its content; files on disk have no seals."""
+        if is_path(held):
+            return Attributes()
+        with borrowed(pidfd, held.holders[0].fd) as copy:
+            return attributes.take(copy)
 
-    def judge(self, held: Held[int], tree: GrabbedDescriptors) -> Iterator[Problem]:
+    def judge(self, held: Held[Attributes], tree: GrabbedDescriptors) -> Iterator[Problem]:
         """It can be read in a moment."""
         size = held.stat.st_blocks * BLOCK
-        holder = held.holders[0]
         if is_path(held):
             yield Problem("it has no name any more and is open as a name only (O_PATH)", "close it")
         elif size > LARGEST:
@@ -58,13 +63,11 @@ class Unlinked(MemoryDescriptor):
             )
         elif held.flags & os.O_DIRECT:
             yield Problem("it has no name any more and is open for direct access (O_DIRECT)", "clear the flag")
-        elif not tree.content and not os.access(
-            f"/proc/{holder.pid}/fd/{holder.fd}", os.R_OK, effective_ids=True
-        ):  # under the freeze it was read
-            yield Problem("it has no name any more, and this user may not read it", "close it, or give it a name")
+        else:
+            yield from self.judge_content(held, tree)
 
-    def describe(self, held: Held[int], out: Description, tree: GrabbedDescriptors, image: Describing) -> None:
-        """As a file in memory; what O_TMPFILE asked for has been done."""
-        if out.flags & O_TMPFILE == O_TMPFILE:
+    def describe(self, held: Held[Attributes], out: Description, tree: GrabbedDescriptors, image: Describing) -> None:
+        """As a file in memory; how it was made only where it can be opened so again."""
+        if out.flags & os.O_ACCMODE != os.O_RDWR:
             out.flags &= ~(O_TMPFILE | os.O_DIRECTORY)
         super().describe(held, out, tree, image)

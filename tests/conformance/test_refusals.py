@@ -19,6 +19,7 @@ WORDS = {
     "dnotify.c": ["dnotify"],
     "in_flight.py": ["pidfd", "credentials", "nobody in the tree has that name"],
     "io_uring.c": ["io_uring", "idle"],
+    "leased.py": ["it has a lease (F_SETLEASE)"],
     "message_queue.c": ["1 messages lie in the POSIX message queue", "notifies process"],
     "namespace.c": ["namespace"],
     "landlock.c": ["Landlock"],

@@ -194,7 +194,7 @@ wait()
             tree.stop()
             grabbed = descriptors.grab(tree.pids)
             (file,) = descriptors.memory_files(grabbed)
-            assert (file.link, file.stat.st_size, file.seals) == (b"/memfd:name (deleted)", 10, 2)
+            assert (file.link, file.stat.st_size, file.attributes.seals) == (b"/memfd:name (deleted)", 10, 2)
             ours = file.open()
             assert os.pread(ours, 100, 0) == b"0123456789"
             os.close(ours)
