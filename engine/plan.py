@@ -20,6 +20,7 @@ from torpor.objects import (
     family,
     filters,
     keys,
+    labels,
     own,
     owners,
     ptys,
@@ -215,7 +216,7 @@ def make(image: pb.Tree, here: Here, held: Held) -> Plan:
     for plan in plans:
         if plan.member.image is not None and not plan.member.image.zombie:
             plan.birth[:0] = keys.of_process(plan.member.image, image, here.keys, owner=here.rights.keep)
-    warnings = [*held.opened.warnings, *filters.warnings(image)]
+    warnings = [*held.opened.warnings, *filters.warnings(image), *labels.warnings(image)]
     begun = {member.pid for member in members if member.leads_session}
     for plan in plans:
         if plan.member.image is not None and plan.member.image.zombie:

@@ -14,6 +14,7 @@ from torpor.objects import (
     family,
     hosts,
     keys,
+    labels,
     memory,
     mounts,
     sysv,
@@ -271,6 +272,8 @@ class TakenTree:
         root = self._living()[0]
         xstate = next(iter(root.injection.xstates.values()))
         hosts.describe(image, root.texts.status, xstate, self._realtime_ns, root.clocks())
+        image.host.label = root.texts.label
+        self.notices += labels.notices(root.texts.label)
         return image, pages
 
     @property

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from torpor import procfs
 from torpor.errors import Reason
+from torpor.objects import labels
 from torpor.remote.freeze import describe_process
 from torpor.remote.sys import try_syscall
 from torpor.remote.x86_64 import NR
@@ -32,7 +33,7 @@ _OWN = {
     b"CapEff": "capabilities", b"CapBnd": "capabilities", b"CapAmb": "capabilities",
 }  # fmt: skip
 """Lines of a status that must be the same for all threads."""
-_NAMESPACES = ("mnt", "net", "ipc", "uts", "cgroup")
+_NAMESPACES = ("mnt", "net", "ipc", "uts", "cgroup", "pid_for_children", "time_for_children")
 """Those that a thread can have for itself."""
 
 
@@ -80,7 +81,7 @@ def _within(pid: int) -> Iterator[Reason]:
     tids = procfs.threads(pid)
     if len(tids) == 1:
         return
-    leader = _status(pid, pid)
+    leader, label = _status(pid, pid), labels.of(pid)
     # Without a capability no thread can enter or make a namespace for itself alone.
     home = _namespaces(pid, pid) if int(leader[b"CapPrm"], 16) else ()
     for tid in tids[1:]:
@@ -89,6 +90,8 @@ def _within(pid: int) -> Iterator[Reason]:
             what = {words for line, words in _OWN.items() if mine.get(line) != leader.get(line)}
             if home and _namespaces(pid, tid) != home:
                 what.add("namespaces")
+            if labels.of(pid, tid) != label:
+                what.add("a security label")
         except (FileNotFoundError, ProcessLookupError):
             continue  # it ended
         if try_syscall(NR.kcmp, pid, tid, KCMP_FS) in (1, 2):

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from torpor import procfs
 from torpor.errors import NotFound, NotPermitted, Reason
 from torpor.image import image_pb2 as pb
-from torpor.objects import daemons, folders, vmas
+from torpor.objects import daemons, folders, labels, vmas
 from torpor.objects.daemons import INIT, is_init
 from torpor.objects.folders import Folder
 from torpor.remote.batch import Batch, Call, Out, Replies
@@ -38,6 +38,8 @@ _READ_LDT = 0  # of modify_ldt(2)
 _ERRORS = 1 << 31  # its errors are the low half of a word (arch/x86/kernel/ldt.c)
 _KERNEL_THREAD = 0x00200000  # PF_KTHREAD (include/linux/sched.h)
 _NAMESPACES = ("pid", "mnt", "net", "ipc", "uts", "cgroup", "user", "time")
+_FOR_CHILDREN = ("pid", "time")
+"""Those that a process stays out of: its children are born into them."""
 
 
 @dataclass(frozen=True)
@@ -155,12 +157,12 @@ def refuse(tree: list[Seen]) -> list[Reason]:
     if reasons:
         return reasons
     try:
-        home = _namespaces(root.pid)
+        home, label = _namespaces(root.pid), labels.of(root.pid)
     except OSError as error:
         raise permitted(error, root.pid) from None
     for seen in tree:
         if seen is root or not seen.zombie:
-            reasons += _refuse(seen, home)
+            reasons += _refuse(seen, home, label)
     return reasons
 
 
@@ -171,7 +173,7 @@ def _is_leaderless(pid: int) -> bool:
         return False
 
 
-def _refuse(seen: Seen, home: Mapping[str, str]) -> list[Reason]:
+def _refuse(seen: Seen, home: Mapping[str, str], label: str) -> list[Reason]:
     reasons: list[Reason] = []
     if seen.stat.state in ("Z", "X"):
         return [
@@ -191,13 +193,30 @@ def _refuse(seen: Seen, home: Mapping[str, str]) -> list[Reason]:
     try:
         here = _namespaces(seen.pid)
         reasons += folders.refuse(seen.name, seen.pid)
+        reasons += labels.refuse(seen.name, labels.of(seen.pid), label)
     except (PermissionError, FileNotFoundError, ProcessLookupError):
         return reasons  # it ended, or changed into somebody else's: the freeze says so
     for kind, namespace in here.items():
         if namespace != home[kind]:
             why = f"it lives in another {kind} namespace than the root of the tree"
             reasons.append(Reason(seen.name, why, "containers inside a tree are not kept"))
+    for kind in _FOR_CHILDREN:
+        if kind in here and (pending := _for_children(seen.pid, kind)) != here[kind]:
+            which = "a new" if pending is None else "another"
+            why = f"its next children are to live in {which} {kind} namespace (unshare(2), setns(2)), which is not kept"
+            reasons.append(Reason(seen.name, why, "checkpoint it before that, or what lives there by itself"))
     return reasons
+
+
+def _for_children(pid: int, kind: str) -> str | None:
+    """The namespace that children of a process are born into; None: one that has no process yet, whose init the first
+    will be (pidns_for_children_get(), kernel/pid_namespace.c)."""
+    try:
+        return os.readlink(f"/proc/{pid}/ns/{kind}_for_children")
+    except FileNotFoundError:
+        if os.path.lexists(f"/proc/{pid}/ns/{kind}"):
+            return None
+        raise
 
 
 def _namespaces(pid: int) -> dict[str, str]:
@@ -234,6 +253,7 @@ class Grabbed:
     oom_score_adj: int = 0
     coredump_filter: int = 0
     autogroup_nice: int = 0
+    label: str = ""
 
     @property
     def own_pid(self) -> int:
@@ -258,6 +278,7 @@ def grab(pid: int, *, zombie: bool = False) -> Grabbed:
         int(procfs.read(f"{folder}/oom_score_adj")),
         int(procfs.read(f"{folder}/coredump_filter"), 16),
         _autogroup_nice(folder),
+        labels.of(pid),
     )
 
 

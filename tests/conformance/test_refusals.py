@@ -17,6 +17,7 @@ WORDS = {
     "aio.c": ["aio"],
     "dispatch.c": ["dispatch"],
     "dnotify.c": ["dnotify"],
+    "for_children.c": ["a new pid namespace", "another time namespace"],
     "in_flight.py": ["pidfd", "credentials", "nobody in the tree has that name"],
     "io_uring.c": ["io_uring", "idle"],
     "leased.py": ["it has a lease (F_SETLEASE)"],
