@@ -8,6 +8,7 @@ python -m tests.fuzz.play FOLDER PLAYER SEED COUNT      as the user that it runs
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import random
@@ -40,6 +41,9 @@ PATIENCE = 20.0
 HOWS = ("kill", "kill", "run", "stop")
 BESIDE = 8
 """Programs in a tree."""
+PAUSES = (0.02, 0.1)
+"""Seconds that a tree runs on before it is tried again: what waits in these programs seldom passes by itself, and each
+try takes as long as the save of all of them."""
 SHARED_FD = 900
 """Of all processes of a program: its shared memory, which bears the program's name."""
 
@@ -357,6 +361,7 @@ def compare(player: Path, folder: Path, programs: Mapping[int, Sequence[Step]]) 
 
 def main(folder: str, player: str, seed: int, count: int) -> None:
     """Play programs, some beside each other, one group after the other."""
+    importlib.import_module("torpor.checkpoint").PAUSES = PAUSES  # type: ignore[attr-defined]
     for first in range(seed, seed + count, BESIDE):
         programs = {number: generate(number) for number in range(first, min(first + BESIDE, seed + count))}
         for outcome in compare(Path(player), Path(folder) / str(first), programs):

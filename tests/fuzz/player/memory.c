@@ -159,12 +159,16 @@ static long read_into(const long *a)
 	return preadv(fd_of(a[2]), parts, 2, a[3] % 9000);
 }
 
-/* place, pages that it is to have: more or fewer than it has, where it is */
+/* place, pages that it is to have: more or fewer than it has, where it is. Of mappings that lie side by side and are
+ * alike the kernel may have made one, so that the reason why they do not grow is no promise. */
 static long resize(const long *a)
 {
 	long before = a[1] % PAGES + 1, after = a[2] % (2 * PAGES) + 1;
 
-	return mremap(place(a[0]), (size_t)(before * PAGE), (size_t)(after * PAGE), 0) == MAP_FAILED ? -1 : 0;
+	if (mremap(place(a[0]), (size_t)(before * PAGE), (size_t)(after * PAGE), 0) != MAP_FAILED)
+		return 0;
+	errno = ENOMEM;
+	return -1;
 }
 
 /* from place, to place: the same shared memory once more */
