@@ -215,13 +215,17 @@ class Play:
     def _is_over(self) -> bool:
         return (self._job or self._first).poll() is not None
 
+    def _goes_on(self) -> bool:
+        """Whether a program in the play has not come to its end."""
+        return not all(program.has_ended("saved") for program in self._playing())
+
     def _await_all(self) -> list[Program]:
         """Those that wait to be saved, when all others have ended."""
 
         def settled() -> bool:
             if all(program.waits() or program.has_ended("saved") for program in self._playing()):
                 return True
-            if self._is_over() and not all(program.has_ended("saved") for program in self._playing()):
+            if self._is_over() and self._goes_on():
                 raise Wrong("ends", f"the tree, with {(self._job or self._first).wait()}")
             return False
 
@@ -240,7 +244,7 @@ class Play:
             snapshot = self._checkpoint(top, how, series)
         except Wrong:
             # Those that went on may have come to their end, and the tree with them.
-            if set(early) < set(waiting) or not all(program.has_ended("saved") for program in self._playing()):
+            if self._goes_on():
                 raise
             snapshot = None
         if snapshot is not None:
@@ -261,7 +265,7 @@ class Play:
 
     def _checkpoint(self, top: int, how: str, series: torpor.Series | None) -> SnapshotInfo | None:
         """A snapshot, or None: the only program, or all, were refused."""
-        while self._playing():
+        while self._goes_on():
             try:
                 return torpor.checkpoint(top, store=self._store, then=how, series=series)  # type: ignore[arg-type]
             except Refused as refused:
