@@ -27,6 +27,7 @@ from torpor.id_maps import Kind, Mapped
 from torpor.inherited import Signals, descriptor_limit
 from torpor.remote import ptrace
 from torpor.remote.numbers import Walk
+from torpor.remote.sys import pidfd_open
 
 NO_SIGNALS: Final = Signals(frozenset(), frozenset())
 INIT: Final = Path(__file__).with_name("torpor-init")
@@ -185,7 +186,7 @@ def prepare(
             os.close(status_writer)
         stack.callback(os.close, own_status_fd)
         gates, reports = (_pipe(stack) for _ in range(2))
-        caller = os.pidfd_open(os.getpid())
+        caller = pidfd_open(os.getpid())
         stack.callback(os.close, caller)
         argv = _strings(init_arguments(child, own_status_fd, program, witness=witness))
         envp = _strings([os.fsencode(f"{key}={value}") for key, value in (environment or {}).items()])
@@ -332,7 +333,7 @@ def _hear(reports: int, pid: int, stage: int) -> None:
     Raises:
         NotPermitted, RestoreFailed: it failed on the way.
     """
-    pidfd = os.pidfd_open(pid)
+    pidfd = pidfd_open(pid)
     try:
         waiting = select.poll()
         waiting.register(reports, select.POLLIN)

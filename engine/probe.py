@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from torpor import procfs
-from torpor.remote.sys import Words, syscall, try_syscall
+from torpor.remote.sys import Words, pidfd_open, syscall, try_syscall
 
 # System call numbers of x86-64, the only processor supported so far.
 _MPROTECT, _BRK, _PTRACE, _PRCTL, _ARCH_PRCTL, _MOUNT, _UNSHARE = 10, 12, 101, 157, 158, 165, 272
@@ -278,7 +278,7 @@ def _try_calls(report: _Report) -> None:
 
 
 def _take_own_descriptor(pid: int) -> None:
-    pidfd = os.pidfd_open(pid)
+    pidfd = pidfd_open(pid)
     os.close(syscall(_PIDFD_GETFD, pidfd, pidfd, 0))
     os.close(pidfd)
 

@@ -11,6 +11,7 @@ from contextlib import suppress
 from torpor import procfs
 from torpor.job import Job
 from torpor.jupyter_ext.records import ProcessId
+from torpor.remote.sys import pidfd_open, pidfd_send_signal
 
 
 class KernelProcess:
@@ -34,7 +35,7 @@ class KernelProcess:
         self._job = job
         self.keeper: ProcessId | None = ProcessId.of(job.pid) if job else None
         """The init of its capsule."""
-        self._pidfd = os.pidfd_open(pid)
+        self._pidfd = pidfd_open(pid)
         self._code: int | None = None
 
     @classmethod
@@ -60,7 +61,7 @@ class KernelProcess:
         try:
             os.killpg(os.getpgid(self.pid), number)
         except PermissionError:  # one of the group is not ours (sudo): the kernel itself is
-            signal.pidfd_send_signal(self._pidfd, number)
+            pidfd_send_signal(self._pidfd, number)
 
     def kill(self) -> None:
         """End it, what it started in its process group, and its capsule."""

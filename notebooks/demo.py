@@ -27,6 +27,7 @@ from jupyter_client.manager import KernelManager
 
 from tests.leaks import MARK
 from tests.users import BIN, User, ordinary_user
+from torpor.remote.sys import pidfd_open
 
 ROOT = Path(__file__).parents[1]
 PATIENCE = 60.0  # seconds for anything that the kernel is asked
@@ -116,7 +117,7 @@ def listens(port: int) -> bool:
 def ended(pid: int, patience: float = PATIENCE) -> bool:
     """Wait for a process, which need not be a child, to end; whether it did."""
     try:
-        pidfd = os.pidfd_open(pid)
+        pidfd = pidfd_open(pid)
     except ProcessLookupError:
         return True
     readable, _, _ = select.select([pidfd], [], [], patience)

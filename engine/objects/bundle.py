@@ -38,7 +38,7 @@ from torpor.objects.filling import fill
 from torpor.objects.opener import Opener, Openers
 from torpor.objects.shared_memory import LONGEST_NAME
 from torpor.objects.small_files import Copy
-from torpor.remote.sys import closed_on_error
+from torpor.remote.sys import closed_on_error, memfd_create
 from torpor.remote.x86_64 import NR
 from torpor.store import SnapshotReader
 
@@ -351,7 +351,7 @@ def in_memory(bundled: pb.Bundle, reader: SnapshotReader) -> int:
         ImageDamaged: the content is not there.
     """
     name = os.path.basename(bundled.path).removesuffix(b" (deleted)").removeprefix(b"memfd:")
-    fd = os.memfd_create(os.fsdecode(name[:LONGEST_NAME]), os.MFD_CLOEXEC)
+    fd = memfd_create(name[:LONGEST_NAME])
     try:
         os.ftruncate(fd, bundled.size)
         fill(fd, bundled.pages, bundled.size, reader)

@@ -24,7 +24,7 @@ from torpor.objects.memory_files import MemoryDescriptor, memfd_device
 from torpor.objects.names_only import NameOnly
 from torpor.objects.sockets import family_of
 from torpor.remote.freeze import not_permitted
-from torpor.remote.sys import syscall
+from torpor.remote.sys import pidfd_open, syscall
 from torpor.remote.x86_64 import NR
 
 KCMP_FILE = 0
@@ -84,7 +84,7 @@ def _grab(known: _Known, pids: Sequence[int]) -> None:
     tree = known.tree
     for pid in pids:
         try:
-            pidfd = os.pidfd_open(pid)
+            pidfd = pidfd_open(pid)
         except ProcessLookupError:
             continue
         try:
@@ -178,7 +178,7 @@ def _grab_under_way(known: _Known, copy: int, socket: Held[Any]) -> Held[Any]:
     """What a descriptor that lies in a socket's queue leads to, by our copy of it."""
     holder = Holder(os.getpid(), copy)
     with ExitStack() as stack:
-        pidfd = os.pidfd_open(holder.pid)
+        pidfd = pidfd_open(holder.pid)
         stack.callback(os.close, pidfd)
         table, infos = (_open_folder(f"/proc/self/{name}", stack) for name in ("fd", "fdinfo"))
         held, is_new = _description(known, holder, _read(str(copy), infos), pidfd, table, infos)

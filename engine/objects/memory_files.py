@@ -36,7 +36,7 @@ from torpor.objects.description import (
     why_not_by_name,
 )
 from torpor.objects.names import lasting_name
-from torpor.remote.sys import closed_on_error
+from torpor.remote.sys import closed_on_error, memfd_create
 
 F_GET_SEALS = 1034
 SHM = "/dev/shm/"
@@ -179,7 +179,7 @@ def memory_files(tree: GrabbedDescriptors) -> list[MemoryFile]:
 @cache
 def memfd_device() -> int:
     """The device of the kernel's own tmpfs, on which memfds are."""
-    fd = os.memfd_create("torpor-probe", os.MFD_CLOEXEC)
+    fd = memfd_create(b"torpor-probe")
     try:
         return os.fstat(fd).st_dev
     finally:

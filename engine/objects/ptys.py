@@ -46,7 +46,7 @@ from torpor.objects.description import (
 from torpor.objects.opener import Opener
 from torpor.objects.outside import TIOCGDEV, Terminal, TerminalState, asked_number
 from torpor.remote.batch import Call
-from torpor.remote.sys import syscall
+from torpor.remote.sys import pidfd_open, syscall
 from torpor.remote.x86_64 import NR
 
 # include/uapi/linux/major.h, Documentation/admin-guide/devices.txt
@@ -250,7 +250,7 @@ def _problems_of_master(
         yield Problem("another one in the tree has the same number", CLOSE)
     holder = held.holders[0]
     with suppress(ProcessLookupError, OSError):  # gone, before the freeze: nothing to be said of it
-        pidfd = os.pidfd_open(holder.pid)
+        pidfd = pidfd_open(holder.pid)
         try:
             with borrowed(pidfd, holder.fd) as copy:
                 leader = asked_number(copy, TIOCGSID)

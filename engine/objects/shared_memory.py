@@ -36,7 +36,7 @@ from torpor.procfs import PAGE, Mapping
 from torpor.ranges import Range, intersection, subtract, union
 from torpor.remote import memory
 from torpor.remote.batch import Batch, Out, Replies
-from torpor.remote.sys import closed_on_error
+from torpor.remote.sys import closed_on_error, memfd_create
 from torpor.remote.x86_64 import NR
 from torpor.store import SnapshotReader
 
@@ -326,7 +326,8 @@ def _read_mapped(pid: int, mapping: Mapping, runs: Sequence[Range], view: memory
 
 # Restore
 
-_MFD_ALLOW_SEALING = 2
+# Not in Pythons that were built against older headers.
+_MFD_ALLOW_SEALING, _F_ADD_SEALS, _O_TMPFILE = 2, 1033, 0o20000000 | os.O_DIRECTORY
 AT_FDCWD = -100
 _AT_SYMLINK_FOLLOW = 0x400
 LONGEST_NAME = 249  # memfd_create(2)
@@ -443,7 +444,7 @@ def _open_named(shared: pb.SharedMemory, opener: Opener) -> int:
 
 def _make_named(shared: pb.SharedMemory, opener: Opener, reader: SnapshotReader, warnings: list[str]) -> int:
     """A new file of /dev/shm, which has its content before it has its name."""
-    fd = opener.open(os.path.dirname(shared.name), os.O_TMPFILE | os.O_RDWR, 0o600)
+    fd = opener.open(os.path.dirname(shared.name), _O_TMPFILE | os.O_RDWR, 0o600)
     try:
         warnings += _fill(fd, shared, reader, opener)
         with opener.parent(shared.name) as (directory, name):
@@ -461,9 +462,9 @@ def _make_nameless(shared: pb.SharedMemory, opener: Opener) -> int:
             with suppress(OSError):  # not writable, or the name is another file's by now
                 return _make_and_unlink(shared.name, opener)
         with suppress(OSError):  # not there, not writable, or the file system has no such files
-            return opener.open(directory, os.O_TMPFILE | os.O_RDWR, 0o600)
+            return opener.open(directory, _O_TMPFILE | os.O_RDWR, 0o600)
     name = _ANONYMOUS if shared.kind == pb.SharedMemory.ANONYMOUS else shared.name[:LONGEST_NAME] or b"shared"
-    return os.memfd_create(os.fsdecode(name), os.MFD_CLOEXEC | _MFD_ALLOW_SEALING)
+    return memfd_create(name, _MFD_ALLOW_SEALING)
 
 
 def _make_and_unlink(path: bytes, opener: Opener) -> int:
@@ -484,5 +485,5 @@ def _fill(fd: int, shared: pb.SharedMemory, reader: SnapshotReader, opener: Open
     filling.fill(fd, shared.pages, shared.size, reader)
     warnings += attributes.give(fd, shared, opener)
     if shared.kind == pb.SharedMemory.MEMFD and shared.seals:  # any other file of tmpfs has F_SEAL_SEAL from the start
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, shared.seals)
+        fcntl.fcntl(fd, _F_ADD_SEALS, shared.seals)
     return warnings

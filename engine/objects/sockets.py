@@ -125,9 +125,9 @@ TCP: dict[Key, int] = {
     (socket.IPPROTO_TCP, socket.TCP_LINGER2): 4,
     (socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT): 4,
     (socket.IPPROTO_TCP, socket.TCP_CONGESTION): 16,
-    (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT): 4,
-    (socket.IPPROTO_TCP, socket.TCP_FASTOPEN): 4,
-    (socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT): 4,
+    (socket.IPPROTO_TCP, 18): 4,  # TCP_USER_TIMEOUT
+    (socket.IPPROTO_TCP, 23): 4,  # TCP_FASTOPEN
+    (socket.IPPROTO_TCP, 25): 4,  # TCP_NOTSENT_LOWAT
     (socket.IPPROTO_IP, socket.IP_TOS): 4,
     (socket.IPPROTO_IP, socket.IP_TTL): 4,
     (socket.IPPROTO_IP, 10): 4,  # IP_MTU_DISCOVER

@@ -48,7 +48,7 @@ from torpor.objects.description import (
     some,
 )
 from torpor.objects.sockets import Address, Key, SocketState
-from torpor.remote.sys import syscall
+from torpor.remote.sys import pidfd_open, syscall
 from torpor.remote.x86_64 import NR
 
 OPTIONS: dict[int, dict[Key, int]] = {
@@ -334,7 +334,7 @@ def arm_reset(tree: GrabbedDescriptors) -> None:
             continue  # no process has it, or it is to go on
         holder = held.holders[0]
         try:
-            pidfd = os.pidfd_open(holder.pid)
+            pidfd = pidfd_open(holder.pid)
         except ProcessLookupError:  # it was killed by someone else
             continue
         try:
@@ -404,7 +404,7 @@ def _bring(sender: Held[TcpState], receiver: Held[TcpState]) -> None:
 @contextmanager
 def _ours(held: Held[TcpState]) -> Iterator[socket.socket]:
     """A copy of a socket for us to use."""
-    pidfd = os.pidfd_open(held.holders[0].pid)
+    pidfd = pidfd_open(held.holders[0].pid)
     try:
         with borrowed(pidfd, held.holders[0].fd) as copy:
             sock = socket.socket(fileno=copy)

@@ -44,7 +44,7 @@ from torpor.errors import CheckpointFailed, NotPermitted
 from torpor.image.image_pb2 import KeptConnection, TcpSocket
 from torpor.messages import parse
 from torpor.objects import sockets, tcp_end
-from torpor.remote.sys import Words, syscall
+from torpor.remote.sys import Words, pidfd_open, syscall
 from torpor.remote.x86_64 import NR
 
 RUN = Path("/run/torpor/connections")
@@ -124,7 +124,7 @@ class Hold:
             fd: its descriptor.
         """
         try:
-            pidfd = os.pidfd_open(pid)
+            pidfd = pidfd_open(pid)
         except ProcessLookupError:  # it was killed by someone else
             return
         try:

@@ -48,21 +48,23 @@ DEVICES = {
 
 NETLINK = {9: "audit", 12: "netfilter", 16: "generic"}
 """Netlink's more common protocols (include/uapi/linux/netlink.h)."""
-_PACKET, _ALG, _VSOCK, _XDP = 17, 38, 40, 44  # include/linux/socket.h
+# Python has these where the headers had them that it was built against.
+_PACKET, _CAN, _TIPC, _BLUETOOTH, _ALG, _VSOCK, _XDP = 17, 29, 30, 31, 38, 40, 44  # include/linux/socket.h
+_SCTP, _UDPLITE = 132, 136  # include/uapi/linux/in.h
 FAMILIES = {
     _PACKET: "a packet socket, which reads from this host's network devices,",
     _ALG: "a socket of the kernel's cryptography (AF_ALG)",
-    socket.AF_CAN: "a CAN bus socket",
-    socket.AF_BLUETOOTH: "a Bluetooth socket",
-    socket.AF_TIPC: "a TIPC socket",
+    _CAN: "a CAN bus socket",
+    _BLUETOOTH: "a Bluetooth socket",
+    _TIPC: "a TIPC socket",
     _VSOCK: "a connection between this virtual machine and its host (AF_VSOCK)",
     _XDP: "an AF_XDP socket, which owns a queue of a network device,",
 }
 PROTOCOLS = {
     socket.IPPROTO_ICMP: "a ping socket",
     socket.IPPROTO_ICMPV6: "a ping socket",
-    socket.IPPROTO_SCTP: "an SCTP socket",
-    socket.IPPROTO_UDPLITE: "a UDP-Lite socket",
+    _SCTP: "an SCTP socket",
+    _UDPLITE: "a UDP-Lite socket",
 }
 """Of internet sockets."""
 

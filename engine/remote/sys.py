@@ -18,6 +18,7 @@ from torpor.remote.x86_64 import NR
 _call = lib.tp_syscall
 _NOTHING = (0, 0, 0, 0, 0, 0)
 _WORD = (1 << 64) - 1
+_MFD_CLOEXEC = 1
 _NAMES = {nr.value: nr.name for nr in NR}
 
 
@@ -131,13 +132,47 @@ def _release(views: list[Any]) -> None:
         ffi.release(view)
 
 
+# Python's own are missing in builds against the headers of older systems, as conda and uv bring them.
+
+
+def pidfd_open(pid: int) -> int:
+    """A descriptor of a process, closed by execve, the caller's to close.
+
+    Raises:
+        OSError: ESRCH when there is no such process.
+    """
+    return syscall(NR.pidfd_open, pid, 0)
+
+
+def pidfd_send_signal(pidfd: int, number: int) -> None:
+    """Send a signal to the very process.
+
+    Raises:
+        OSError: ESRCH when it has ended and was waited for.
+    """
+    syscall(NR.pidfd_send_signal, pidfd, number, 0, 0)
+
+
+def memfd_create(name: bytes, flags: int = 0) -> int:
+    """A file in memory, closed by execve.
+
+    Args:
+        name: as /proc shows it.
+        flags: MFD_* besides MFD_CLOEXEC (include/uapi/linux/memfd.h).
+
+    Raises:
+        OSError: with the kernel's errno.
+    """
+    return syscall(NR.memfd_create, name + b"\0", flags | _MFD_CLOEXEC)
+
+
 def descriptor_of(pid: int, number: int) -> int:
     """A copy of a process's descriptor, the caller's to close.
 
     Raises:
         OSError: EBADF when it has none of that number.
     """
-    pidfd = os.pidfd_open(pid)
+    pidfd = pidfd_open(pid)
     try:
         return syscall(NR.pidfd_getfd, pidfd, number, 0)
     finally:

@@ -166,6 +166,7 @@ class NR(IntEnum):
     membarrier = 324
     mlock2 = 325
     rseq = 334
+    pidfd_send_signal = 424
     pidfd_open = 434
     clone3 = 435
     close_range = 436

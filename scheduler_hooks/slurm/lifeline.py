@@ -12,6 +12,7 @@ import signal
 from contextlib import suppress
 
 from torpor import Job
+from torpor.remote.sys import pidfd_open, pidfd_send_signal
 
 
 def tie(job: Job) -> None:
@@ -19,7 +20,7 @@ def tie(job: Job) -> None:
 
     It holds nothing but the end of a pipe, of which the other end is open in this process for as long as it lives.
     """
-    alive = os.pidfd_open(job.pid)
+    alive = pidfd_open(job.pid)
     reader, _ = os.pipe2(os.O_CLOEXEC)  # the other end is closed by the end of this process
     if os.fork() == 0:
         try:
@@ -39,5 +40,5 @@ def _wait_and_kill(job: Job, alive: int, reader: int) -> None:
                 os.close(fd)
     os.read(reader, 1)
     with suppress(ProcessLookupError):
-        signal.pidfd_send_signal(alive, 0)  # the PID is still the job's
+        pidfd_send_signal(alive, 0)  # the PID is still the job's
         job.send_signal(signal.SIGKILL)

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.lean import MODULES, NEWER
+
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("engine", "jupyter_ext", "scheduler_hooks", "notebooks")
 SOURCES = [
@@ -23,6 +25,18 @@ MAKES_ADDRESSES = {"engine/remote/sys.py"}
 CHANGING = {"Words", "array", "bytearray", "ffi.new"}
 """What makes a buffer. One that a whole module shares is written to by several threads at once: cffi lets go of the
 interpreter's lock."""
+
+
+def newer_names(source: str) -> set[str]:
+    """What a piece of source takes from Python's modules that not every build of Python has."""
+    tree = ast.parse(source)
+    used = set()
+    for one in ast.walk(tree):
+        if isinstance(one, ast.Attribute) and isinstance(one.value, ast.Name):
+            used.add(f"{one.value.id}.{one.attr}")
+        if isinstance(one, ast.ImportFrom) and one.module in MODULES:
+            used |= {f"{one.module}.{alias.name}" for alias in one.names}
+    return set(filter(NEWER.fullmatch, used))
 
 
 def names(path: Path) -> str:
@@ -63,6 +77,11 @@ def names_from_a_pid(source: str) -> list[int]:
     return sorted(set(found))
 
 
+@pytest.mark.parametrize("path", SOURCES, ids=names)
+def test_every_build_of_python_has_what_is_used(path: Path) -> None:
+    assert newer_names(path.read_text()) == set()
+
+
 @pytest.mark.parametrize("path", [*SOURCES, *TESTS], ids=names)
 def test_no_name_is_made_of_a_pid(path: Path) -> None:
     assert names_from_a_pid(path.read_text()) == []
@@ -80,6 +99,8 @@ def test_no_buffer_is_shared_by_threads(path: Path) -> None:
 
 
 def test_what_is_looked_for_is_found() -> None:
+    assert newer_names("import os; os.pidfd_open(1); socket.AF_CAN; os.open") == {"os.pidfd_open", "socket.AF_CAN"}
+    assert newer_names("from fcntl import F_ADD_SEALS, F_GETFL") == {"fcntl.F_ADD_SEALS"}
     assert bare_addresses("x = int(ffi.cast('uintptr_t', ffi.from_buffer(bytearray(8))))") == [1]
     assert bare_addresses("def f():\n    return array('Q', [0]).buffer_info()[0]") == [2]
     assert shared_buffers("_status = array('i', [0])\nx: bytearray = bytearray(4)") == [1, 2]
