@@ -1,8 +1,8 @@
 """Test suites that others wrote give the same in a job that is run, and that is killed and woken on its way.
 
-CPython's own tests, from Debian's package. The Linux Test Project's programs and pjdfstest, which no package has, where
-$LTP_ROOT and $PJDFSTEST_ROOT name the directories in which they were built. What an undisturbed twin does not pass the
-same way twice is no difference.
+CPython's own tests, from Debian's package. What no package has, where a variable names the directory in which it was
+built: $LTP_ROOT (the Linux Test Project), $PJDFSTEST_ROOT, $SELFTESTS_ROOT (the kernel's tools/testing/selftests) and
+$BUSYBOX_ROOT. What an undisturbed twin does not pass the same way twice is no difference.
 """
 
 from __future__ import annotations
@@ -70,6 +70,16 @@ IN_A_CAPSULE = {
 """What differs in a capsule, as docs/woken.md has it."""
 
 EACH = 'for program in "$@"; do "$program" >/dev/null 2>&1 </dev/null; echo "${program##*/}\t$?" >>outcomes; done'
+SELFTESTS = r"""for program in "$@"; do
+    name=${program##*/}; cd "${program%/*}"
+    timeout 30 "$program" 2>/dev/null </dev/null >"$OLDPWD/out"; status=$?
+    cd "$OLDPWD"
+    echo "$name\t$status" >>outcomes
+    sed -nE "s,^(not ok|ok) ([0-9]+).*,$name \2\t\1,p" out >>outcomes
+done"""
+BUSYBOX = r"""mkdir built; for name in busybox .config scripts testsuite; do cp -r "$1/$name" built; done
+cd built/testsuite; sh ./runtest 2>&1 </dev/null |
+    sed -nE 's,^(PASS|FAIL|SKIPPED|UNTESTED): (.*),\2\t\1,p' >../../outcomes"""
 TAP = r"""for test in "$@"; do
     sh "$test" 2>/dev/null </dev/null | sed -nE "s,^(not ok|ok) ([0-9]+).*,${test##*/} \2\t\1,p"
 done >>outcomes"""
@@ -121,12 +131,26 @@ def _programs(variable: str, pattern: str, wanted: Callable[[Path], bool]) -> li
     return sorted(filter(wanted, Path(root).glob(pattern)))
 
 
+def _is_program(path: Path) -> bool:
+    return path.is_file() and os.access(path, os.X_OK) and path.suffix != ".sh"
+
+
 def test_linux_test_project(as_user: User) -> None:
     """Its programs end with a status that says what passed, failed or was not for this machine."""
-    found = _programs("LTP_ROOT", "testcases/bin/*", lambda path: os.access(path, os.X_OK) and path.suffix != ".sh")
+    found = _programs("LTP_ROOT", "testcases/bin/*", _is_program)
     _compare(as_user, ["sh", "-c", EACH, "sh", *found])
 
 
 def test_pjdfstest(as_user: User) -> None:
     found = _programs("PJDFSTEST_ROOT", "tests/**/*.t", Path.is_file)
     _compare(as_user, ["sh", "-c", TAP, "sh", *found])
+
+
+def test_selftests_of_the_kernel(as_user: User) -> None:
+    found = _programs("SELFTESTS_ROOT", "*/*", _is_program)
+    _compare(as_user, ["sh", "-c", SELFTESTS, "sh", *found])
+
+
+def test_busybox(as_user: User) -> None:
+    (built,) = _programs("BUSYBOX_ROOT", "busybox", Path.is_file)
+    _compare(as_user, ["sh", "-c", BUSYBOX, "sh", built.parent])
