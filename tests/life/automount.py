@@ -39,6 +39,10 @@ class Host:
         subprocess.run(["umount", self.place / "early"], check=True)
         self._bind("late")
 
+    def expire(self) -> None:
+        """Unmount what was mounted on demand. Its directory stays to be seen, so that a look at it mounts nothing."""
+        subprocess.run(["umount", self.place / "auto/data"], check=True)
+
     def _bind(self, name: str) -> None:
         subprocess.run(["mount", "--bind", self.place / "data", self.place / name], check=True)
 
@@ -87,7 +91,7 @@ def serve(place: str, source: str) -> None:
         name = packet[PACKET.size :][:length]
         wanted = kind == MISSING_INDIRECT and name == b"data"
         if wanted:
-            os.mkdir(f"{place}/data")
+            os.makedirs(f"{place}/data", exist_ok=True)
             subprocess.run(["mount", "--bind", source, f"{place}/data"], check=True)
         fcntl.ioctl(top, READY if wanted else FAIL, token)
 

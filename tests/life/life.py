@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -75,11 +75,12 @@ class Life:
         """What Torpor's commands have said."""
         return self._said.read_text(errors="replace")
 
-    def wake(self, way: str) -> None:
+    def wake(self, way: str, meanwhile: Callable[[], object] | None = None) -> None:
         """Save it, which kills it, and wake it.
 
         Args:
             way: "native", "capsule", or "granted": in a capsule, where an administrator has granted the groups.
+            meanwhile: what happens while it is away.
 
         Raises:
             Ended: it has come to its end before.
@@ -94,6 +95,8 @@ class Life:
         # The shell says what ended torpor run, which is ended as its job.
         assert self.end(PATIENCE) == (128 + signal.SIGKILL if self._shell else -signal.SIGKILL)
         self._shell = False
+        if meanwhile:
+            meanwhile()
         privileges = AMBIENT if way == "native" and not self._user.is_root else ()
         before: list[str] = []
         if way == "granted":
