@@ -150,6 +150,17 @@ def failing(kind: type[TorporError], what: str) -> Iterator[None]:
         raise kind(f"{what}: {in_words(error)}", advice=_ADVICE.get(error.errno or 0, "try again")) from error
 
 
+@contextmanager
+def about(file: str) -> Iterator[None]:
+    """Let the system's errors in the block, of calls on a descriptor, say which file it was, as those on a path do."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = file
+        raise
+
+
 def in_words(error: OSError) -> str:
     """What the system has refused, and for which file or by which system call where the error says so."""
     why = error.strerror or str(error)

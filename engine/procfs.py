@@ -12,6 +12,8 @@ from itertools import product
 from signal import SIGKILL
 from typing import NamedTuple
 
+from torpor.errors import about
+
 _SIGNALS = 31  # field of proc_pid_stat(5): pending signals, of which a thread that is killed has SIGKILL
 _NEWLINE = b"\\012"
 _MOST_NEWLINES = 8
@@ -30,8 +32,9 @@ def read(path: str) -> bytes:
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         pieces = []
-        while piece := os.read(fd, 1 << 20):
-            pieces.append(piece)
+        with about(path):
+            while piece := os.read(fd, 1 << 20):
+                pieces.append(piece)
         return b"".join(pieces)
     finally:
         os.close(fd)

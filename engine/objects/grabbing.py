@@ -18,6 +18,7 @@ from io import FileIO
 from typing import Any
 
 from torpor import procfs
+from torpor.errors import about
 from torpor.objects import locks, owners
 from torpor.objects.description import GrabbedDescriptors, Held, Holder, Kind, Seen, borrowed
 from torpor.objects.memory_files import MemoryDescriptor, memfd_device
@@ -234,9 +235,10 @@ def _flags(info: bytes) -> int:
 def _read(name: str, directory: int) -> bytes:
     fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
     try:
-        text = os.read(fd, 1 << 12)
-        while more := os.read(fd, 1 << 16):
-            text += more
+        with about(f"fdinfo/{name}"):
+            text = os.read(fd, 1 << 12)
+            while more := os.read(fd, 1 << 16):
+                text += more
         return text
     finally:
         os.close(fd)

@@ -9,6 +9,7 @@ from array import array
 from collections.abc import Iterable, Sequence
 from itertools import chain
 
+from torpor.errors import about
 from torpor.procfs import PAGE
 from torpor.ranges import intersection, union
 from torpor.remote.sys import Words, syscall
@@ -59,13 +60,14 @@ def read_quietly(pid: int, ranges: Sequence[tuple[int, int]], buffer: memoryview
         raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH)) from None
     try:
         position = 0
-        for address, length in ranges:
-            end = position + length
-            while position < end:
-                got = os.preadv(fd, [buffer[position:end]], address + length - (end - position))
-                if not got:  # it has no memory any more
-                    raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
-                position += got
+        with about(f"/proc/{pid}/mem"):
+            for address, length in ranges:
+                end = position + length
+                while position < end:
+                    got = os.preadv(fd, [buffer[position:end]], address + length - (end - position))
+                    if not got:  # it has no memory any more
+                        raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
+                    position += got
     finally:
         os.close(fd)
 
