@@ -26,6 +26,7 @@ from torpor.remote.tracer import in_own_thread
 from torpor.remote.waits import Waits
 from torpor.remote.x86_64 import NR
 from torpor.taken import TakenProcess
+from torpor.workers import NO_THREAD, RAISE_LIMIT, Thread
 
 _PATIENCE = 10.0
 """Seconds."""
@@ -59,20 +60,29 @@ def _rehearse(count: int) -> None:
     me = os.getpid()
     pid = forked(lambda: _wait_for_the_end(me, telling))
     os.close(telling)
-    watchdog = threading.Timer(_PATIENCE, _kill, (pid,))
-    watchdog.start()
+    over = threading.Event()
+
+    def watch() -> None:
+        if not over.wait(_PATIENCE):
+            _kill(pid)
+
+    watchdog = Thread(watch)
+    watched = watchdog.start()
     try:
         select.select([told], [], [], _PATIENCE)  # it is ready, or has died
-        denied = in_own_thread(lambda _: _take(pid))
+        denied = in_own_thread(lambda _: _take(pid)) if watched else set()
     except (CheckpointFailed, NotFound, ProcessLookupError) as failure:
         killers = [nr.name for nr in sorted(MADE) if _is_killed(nr)]
         does = f"does not let {', '.join(killers)} pass" if killers else f"does not let it be called in: {failure}"
         raise _refused(count, does) from failure
     finally:
         os.close(told)
-        watchdog.cancel()
+        over.set()
+        watchdog.join()
         _kill(pid)
         ptrace.wait_end(pid)
+    if not watched:
+        raise CheckpointFailed(NO_THREAD, advice=RAISE_LIMIT)
     if denied:
         raise _refused(count, f"keeps from it what {', '.join(sorted(denied))} would tell")
 

@@ -27,7 +27,7 @@ from torpor.errors import RestoreFailed
 from torpor.image.image_pb2 import Pty
 from torpor.job import Job
 from torpor.objects import ptys
-from torpor.workers import started
+from torpor.workers import RAISE_LIMIT, Thread
 
 _PIECE = 1 << 16
 _BACKGROUND_SECONDS = 0.2
@@ -93,7 +93,7 @@ class Relay:
         self._end = os.pipe()
         self._raw = False
         self._stop_deadline = 0.0
-        self._carrier = threading.Thread(target=self._carry, name="torpor-relay", daemon=True)
+        self._carrier = Thread(self._carry)
         self._ready = threading.Event()
         """Told when there are bytes to carry: the thread waits for that, so that a job is not woken without it."""
         self._job: Job
@@ -111,11 +111,11 @@ class Relay:
             RestoreFailed: there can be no thread that carries its bytes.
         """
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # they are the main thread's to hear
-        running = started(self._carrier)
+        running = self._carrier.start()
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         if not running:
             why = "no thread can be started that carries the bytes of its terminal"
-            raise RestoreFailed(f"it was not woken: {why}", advice="raise the limit of processes (ulimit -u, pids.max)")
+            raise RestoreFailed(f"it was not woken: {why}", advice=RAISE_LIMIT)
         self._master, self._slave = os.openpty()
         if pty.termios:
             ptys.give_settings(self._slave, pty)

@@ -46,7 +46,7 @@ from torpor.series import Key, Series
 from torpor.store import KnownBlocks, SnapshotInfo, SnapshotReader, Store
 from torpor.surroundings import Way
 from torpor.walk import Walker
-from torpor.workers import started
+from torpor.workers import Thread
 
 Progress = Callable[[int, int], None]
 """Told the bytes of memory done so far and in all."""
@@ -421,15 +421,13 @@ class _Verification:
 
     def __init__(self, reader: SnapshotReader) -> None:
         self._reader = reader
-        self._thread = threading.Thread(target=self._run, name="torpor-verify")
-        self._running = False
+        self._thread = Thread(self._run)
         self._failure: BaseException | None = None
         self._given_up = False
 
     def start(self) -> None:
         """Begin; in this thread, and to the end, if there can be no other."""
-        self._running = started(self._thread)
-        if not self._running:
+        if not self._thread.start():
             self._run()
 
     def _run(self) -> None:
@@ -448,15 +446,11 @@ class _Verification:
         Raises:
             ImageDamaged, StoreError: a block is not what was written.
         """
-        self._wait()
+        self._thread.join()
         if self._failure is not None:
             raise self._failure
 
     def end(self) -> None:
         """Give it up if it goes on still: it uses the reader no more."""
         self._given_up = True
-        self._wait()
-
-    def _wait(self) -> None:
-        if self._running:
-            self._thread.join()
+        self._thread.join()

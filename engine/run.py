@@ -21,7 +21,7 @@ from torpor.inherited import Signals
 from torpor.job import Job
 from torpor.series import Series
 from torpor.store import SnapshotInfo, Store
-from torpor.workers import started
+from torpor.workers import NO_THREAD, Thread
 
 LONGEST = 366 * 86400
 """Seconds between two saves, at most: more than the longest job, and less than what a thread may wait."""
@@ -108,10 +108,10 @@ def run(
             with suppress(OSError):  # nobody is there to be told
                 failed(trouble[0])
 
-    saver = threading.Thread(target=save, name="torpor-every")
-    running = started(saver)
+    saver = Thread(save)
+    running = saver.start()
     if not running:
-        tell("no thread can be started (ulimit -u, pids.max)")
+        tell(f"{NO_THREAD} (ulimit -u, pids.max)")
     try:
         return job.foreground()
     finally:

@@ -80,7 +80,7 @@ class TakenTree:
         self._queues: list[sysv_messages.Queue] = []
         self._keys = keys.Keys()
         self._realtime_ns = 0
-        self._pool = Workers(1, "torpor-walk")
+        self._pool = Workers(1)
 
     def __enter__(self) -> TakenTree:
         return self

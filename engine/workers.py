@@ -1,34 +1,77 @@
-"""Threads, and what becomes of their work where no more can be had: at a limit of processes (ulimit -u, pids.max)."""
+"""Threads, and what becomes of their work where no more can be had: at a limit of processes (ulimit -u, pids.max), or
+of memory."""
 
 from __future__ import annotations
 
-import threading
+import _thread
+import os
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
+from io import FileIO
 from queue import Empty, SimpleQueue
 from typing import ParamSpec, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
+NO_THREAD = "no thread can be started"
+RAISE_LIMIT = "raise the limit of processes (ulimit -u, pids.max), or free memory"
 
-def started(thread: threading.Thread) -> bool:
-    """Start a thread; whether the system gives us one."""
-    try:
-        thread.start()
-    except RuntimeError:  # "can't start new thread": pthread_create(3) failed
-        return False
-    return True
+
+class Thread:
+    """A function in a thread of its own, which raises nothing.
+
+    threading.Thread.start() waits until the new thread says that it runs, and one that has no memory for its first
+    frame ends without a word (CPython's gh-140746). This one is given the end of a pipe, which is closed as it ends.
+    """
+
+    def __init__(self, work: Callable[[], object]) -> None:
+        """Remember the function."""
+        self._work = work
+        self._over = _thread.allocate_lock()
+        """Free when it has ended."""
+        self._began = False
+
+    def start(self) -> bool:
+        """Start it; whether the system gives us a thread, and memory for it."""
+        try:
+            told, telling = os.pipe2(os.O_CLOEXEC)
+        except OSError:  # at the limit of descriptors
+            return False
+        self._over.acquire()
+        self._began = True  # also when a Ctrl-C ends the wait below
+        try:
+            _thread.start_new_thread(self._run, (FileIO(telling, "w"),))
+            self._began = os.read(told, 1) != b""
+        except (RuntimeError, MemoryError):  # pthread_create(3) failed
+            self._began = False
+        finally:
+            os.close(told)
+        return self._began
+
+    def _run(self, telling: FileIO) -> None:
+        try:
+            with telling:  # not open while it works, which may be in a table of descriptors of its own
+                telling.write(b"!")
+            self._work()
+        finally:
+            self._over.release()
+
+    def join(self) -> None:
+        """Wait until it has ended, if it was started."""
+        if self._began:
+            with self._over:
+                pass
 
 
 class Workers(Executor):
     """Threads that do what is handed in, in that order; where there are none, whoever hands it in does it at once."""
 
-    def __init__(self, count: int, name: str) -> None:
+    def __init__(self, count: int) -> None:
         """Start up to `count` threads."""
         self._queue: SimpleQueue[tuple[Future[object], Callable[[], None]] | None] = SimpleQueue()
-        made = [threading.Thread(target=self._serve, name=f"{name}-{k}") for k in range(count)]
-        self._threads = [thread for thread in made if started(thread)]
+        made = [Thread(self._serve) for _ in range(count)]
+        self._threads = [thread for thread in made if thread.start()]
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Hand in a call; gives its result to come."""

@@ -22,10 +22,10 @@ import os
 import re
 import select
 import struct
-import threading
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from torpor import procfs
 from torpor.errors import Reason, RestoreFailed
@@ -46,7 +46,7 @@ from torpor.objects.description import (
 )
 from torpor.remote.sys import syscall, try_syscall
 from torpor.remote.x86_64 import NR
-from torpor.workers import started
+from torpor.workers import NO_THREAD, RAISE_LIMIT, Thread
 
 KCMP_EPOLL_TFD = 7
 CLONE_FILES = 0x400
@@ -180,10 +180,9 @@ class Epoll(Kind[EpollState]):
         # Where slots have numbers that are watched, each watch takes others out of their table.
         crowded = any(watch.fd >= opening.base for _, watch in all_watches)
         for watches in [[one] for one in all_watches] if crowded else [all_watches]:
-            thread = threading.Thread(target=_watch_all, args=(watches, opening, failures), name="torpor-epoll")
-            if not started(thread):
-                advice = "raise the limit of processes (ulimit -u, pids.max)"
-                raise RestoreFailed("no thread can be started", advice=advice)
+            thread = Thread(partial(_watch_all, watches, opening, failures))
+            if not thread.start():
+                raise RestoreFailed(NO_THREAD, advice=RAISE_LIMIT)
             thread.join()
             if failures:
                 raise failures[0]

@@ -223,7 +223,7 @@ class PageWriter:
     def __init__(self, writer: SnapshotWriter, progress: Progress) -> None:
         self._writer = writer
         self._progress = progress
-        self._pool = Workers(_WORKERS, "torpor-pages")
+        self._pool = Workers(_WORKERS)
         self._buffers = threading.local()
         self._lock = threading.Lock()
         self._done = self._expected = 0

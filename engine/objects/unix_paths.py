@@ -18,7 +18,6 @@ import socket
 import stat
 import struct
 import tempfile
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -26,11 +25,13 @@ from itertools import islice
 from typing import NamedTuple
 
 from torpor import procfs
+from torpor.errors import RestoreFailed
 from torpor.image.image_pb2 import UnixSocket as UnixMessage
 from torpor.objects.opener import Opener
 from torpor.objects.vmas import DELETED
 from torpor.remote.sys import syscall
 from torpor.remote.x86_64 import NR
+from torpor.workers import NO_THREAD, RAISE_LIMIT, Thread
 
 LONGEST = 108
 """sizeof(sun_path)."""
@@ -292,9 +293,12 @@ def _within(directory: int, act: Callable[[], object]) -> None:
         except BaseException as error:
             raised.append(error)
 
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    os.close(directory)
+    thread = Thread(work)
+    try:
+        if not thread.start():
+            raise RestoreFailed(NO_THREAD, advice=RAISE_LIMIT)
+        thread.join()
+    finally:
+        os.close(directory)
     if raised:
         raise raised[0]

@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TypeVar
 
 from torpor.errors import CheckpointFailed
-from torpor.workers import started
+from torpor.workers import Thread
 
 T = TypeVar("T")
 
@@ -52,8 +52,8 @@ def in_own_thread(work: Callable[[Interruption], T]) -> T:
         except BaseException as error:
             result.set_exception(error)
 
-    thread = threading.Thread(target=run, name="torpor-tracer")
-    if not started(thread):
+    thread = Thread(run)
+    if not thread.start():
         # Then in this one, where a Ctrl-C must wait: it would end the work anywhere.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:

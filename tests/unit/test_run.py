@@ -13,7 +13,7 @@ from torpor.cli.run import _teller
 from torpor.store import SnapshotInfo
 
 TOLD = """
-import sys, threading
+import _thread, sys
 from pathlib import Path
 from unittest import mock
 import torpor, torpor.run
@@ -31,7 +31,7 @@ assert len(told) == 2 and told[0] == told[1] and told[0].startswith("it runs on 
 """
 
 
-@pytest.mark.parametrize("patch", ['(module, "checkpoint")', '(threading.Thread, "start")'])
+@pytest.mark.parametrize("patch", ['(module, "checkpoint")', '(_thread, "start_new_thread")'])
 def test_a_saver_that_dies_is_heard(tmp_path: Path, patch: str) -> None:
     """At once, as the command waits for it, and once more at its end; the command's exit code stands."""
     words = TOLD.replace("{patch}", patch)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import _thread
+import os
+import subprocess
+import sys
 import threading
 
 import pytest
 
-from torpor.workers import Workers, started
+from torpor.workers import Thread, Workers
 
 
 @pytest.fixture(params=["threads", "none"])
@@ -14,11 +18,11 @@ def workers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     """Two threads, or a system that gives none."""
     if request.param == "none":
 
-        def refuse(_: threading.Thread) -> None:
+        def refuse(*_: object) -> None:
             raise RuntimeError("can't start new thread")
 
-        monkeypatch.setattr(threading.Thread, "start", refuse)
-    return Workers(2, "test")
+        monkeypatch.setattr(_thread, "start_new_thread", refuse)
+    return Workers(2)
 
 
 def test_results_come_in_whatever_does_the_work(workers: Workers) -> None:
@@ -35,7 +39,7 @@ def test_what_is_raised_is_the_results(workers: Workers) -> None:
 
 
 def test_what_was_not_begun_can_be_cancelled() -> None:
-    workers = Workers(1, "test")
+    workers = Workers(1)
     begun, go = threading.Event(), threading.Event()
     first = workers.submit(lambda: (begun.set(), go.wait()))
     begun.wait()
@@ -47,10 +51,42 @@ def test_what_was_not_begun_can_be_cancelled() -> None:
     assert first.done()
 
 
-def test_a_thread_that_cannot_be_started_is_told(workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
-    thread = threading.Thread(target=int)
+def test_a_thread_that_cannot_be_started_is_told(workers: Workers) -> None:
+    done: list[int] = []
+    thread = Thread(lambda: done.append(1))
     there = bool(workers._threads)
-    assert started(thread) == there
-    if there:
-        thread.join()
+    assert thread.start() == there
+    thread.join()
+    assert bool(done) == there
     workers.shutdown()
+
+
+def test_a_thread_is_waited_for_and_leaves_nothing_open() -> None:
+    before, go, done = os.listdir("/proc/self/fd"), threading.Event(), [0]
+    thread = Thread(lambda: (go.wait(), done.append(1)))
+    assert thread.start()
+    assert os.listdir("/proc/self/fd") == before
+    go.set()
+    thread.join()
+    thread.join()
+    assert done == [0, 1]
+
+
+WITHOUT_MEMORY = """
+import re, resource, threading
+from torpor.workers import Thread
+STACK = 8 << 20
+threading.stack_size(STACK)
+size = int(re.search(r"VmSize:\\s+(\\d+)", open("/proc/self/status").read())[1]) << 10
+resource.setrlimit(resource.RLIMIT_AS, (size + STACK + 4096, -1))
+thread = Thread(int)
+print(thread.start())
+thread.join()
+"""
+"""There is room for the stack of a thread, and for nothing else that it needs: CPython's own start() hangs."""
+
+
+def test_a_thread_without_memory_for_its_first_frame_is_none() -> None:
+    command = [sys.executable, "-c", WITHOUT_MEMORY]
+    ran = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
+    assert ran.stdout == "False\n", ran.stderr
