@@ -32,7 +32,7 @@ from torpor.objects.description import (
     Seen,
     borrowed,
 )
-from torpor.objects.vmas import DELETED
+from torpor.objects.names import DELETED
 from torpor.remote.batch import Call, Result
 from torpor.remote.freeze import describe_process
 from torpor.remote.sys import syscall
@@ -75,7 +75,7 @@ class MessageQueue(Kind[QueueState]):
         if os.major(status.st_dev) or seen.link.rfind("/") != 0:
             return False
         try:
-            there = os.stat(seen.link.removesuffix(DELETED.decode()))
+            there = os.stat(seen.link.removesuffix(DELETED))
         except OSError:
             return True
         return (there.st_dev, there.st_ino) != (status.st_dev, status.st_ino)
@@ -98,15 +98,16 @@ class MessageQueue(Kind[QueueState]):
             yield Problem(
                 f"the POSIX message queue notifies {state.notifies}, which is not kept", "end that (mq_notify)"
             )
-        if not held.link.endswith(DELETED.decode()) and (other := _outsider(held, tree.pids)):
+        if held.stat.st_nlink and (other := _outsider(held, tree.pids)):
             yield Problem(
                 f"{describe_process(other)}, outside of the tree, has the POSIX message queue open", "close it"
             )
 
     def describe(self, held: Held[QueueState], out: Description, tree: GrabbedDescriptors, image: Describing) -> None:
         """Its name, with what tells it from others that had the same."""
-        out.queue.name = os.fsencode(held.link.removeprefix("/").removesuffix(DELETED.decode()))
-        out.queue.removed = held.link.endswith(DELETED.decode())
+        out.queue.removed = not held.stat.st_nlink
+        name = held.link.removesuffix(DELETED) if out.queue.removed else held.link
+        out.queue.name = os.fsencode(name.removeprefix("/"))
         out.queue.inode = held.stat.st_ino
         out.queue.mode = held.stat.st_mode & 0o777
         out.queue.uid, out.queue.gid = held.stat.st_uid, held.stat.st_gid

@@ -27,8 +27,8 @@ from typing import NamedTuple
 from torpor import procfs
 from torpor.errors import RestoreFailed
 from torpor.image.image_pb2 import UnixSocket as UnixMessage
+from torpor.objects.names import is_gone
 from torpor.objects.opener import Opener
-from torpor.objects.vmas import DELETED
 from torpor.remote.sys import syscall
 from torpor.remote.x86_64 import NR
 from torpor.workers import NO_THREAD, RAISE_LIMIT, Thread
@@ -92,8 +92,8 @@ def directories(pids: Iterable[int]) -> Iterator[bytes]:
     """Where a relative name of processes may begin: in their current directories, and in those that they began in."""
     for pid in pids:
         with suppress(OSError):
-            found = os.readlink(b"/proc/%d/cwd" % pid)
-            if not found.endswith(DELETED):
+            link = b"/proc/%d/cwd" % pid
+            if not is_gone(found := os.readlink(link), os.stat(link).st_ino):
                 yield found
         with suppress(OSError):
             for word in procfs.read(f"/proc/{pid}/environ").split(b"\0"):
@@ -118,7 +118,7 @@ def told(sock: int) -> bytes:
         return b""
     try:
         path = os.readlink(b"/proc/self/fd/%d" % fd)
-        return path if path.startswith(b"/") and not path.endswith(DELETED) else b""
+        return path if path.startswith(b"/") and not is_gone(path, os.fstat(fd).st_ino) else b""
     finally:
         os.close(fd)
 

@@ -18,7 +18,7 @@ int main(void)
 {
 	begin();
 	char name[64], message[8192];
-	sprintf(name, "/torpor-conformance-%d", getpid());
+	sprintf(name, "/torpor-conformance-%d (deleted)", getpid()); /* as the kernel writes of one that is gone */
 	umask(0);
 	struct mq_attr size = {.mq_maxmsg = 3, .mq_msgsize = 100};
 	mqd_t nameless = make(name, O_RDWR, 0600, NULL), nameless_too;
