@@ -220,12 +220,17 @@ def _for_children(pid: int, kind: str) -> str | None:
 
 
 def _namespaces(pid: int) -> dict[str, str]:
+    """Those of a process, of the kinds that the kernel has.
+
+    Raises:
+        FileNotFoundError: it has none any more: it ends (kernel/exit.c, do_exit) or has ended.
+    """
     found: dict[str, str] = {}
     for kind in _NAMESPACES:
         try:
             found[kind] = os.readlink(f"/proc/{pid}/ns/{kind}")
         except FileNotFoundError:
-            if not os.path.exists(f"/proc/{pid}"):
+            if os.path.lexists(f"/proc/self/ns/{kind}"):
                 raise
     return found
 

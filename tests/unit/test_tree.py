@@ -79,3 +79,18 @@ def test_the_job_of_an_init_whose_child_ends_when_it_is_looked_at(monkeypatch: p
         children = procfs.children
         monkeypatch.setattr(procfs, "children", lambda pid, tids: [gone.pid, *children(pid, tids)])
         assert tree.job_of(init) == job
+
+
+def test_a_root_that_ends_when_it_was_seen_is_told() -> None:
+    """It has no namespaces any more, while its child has some."""
+    with subprocess.Popen(["sh", "-c", "sleep 1000 & echo $!; wait"], stdout=subprocess.PIPE) as root:
+        assert root.stdout
+        child = int(root.stdout.readline())
+        try:
+            seen = tree.walk(root.pid)
+            root.kill()
+            os.waitid(os.P_PID, root.pid, os.WEXITED | os.WNOWAIT)
+            with pytest.raises(NotFound, match=f"process {root.pid} has ended"):
+                tree.refuse(seen)
+        finally:
+            os.kill(child, signal.SIGKILL)
