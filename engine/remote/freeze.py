@@ -396,7 +396,7 @@ def not_permitted(pid: int) -> NotPermitted:
     except OSError:
         return NotPermitted(f"{name} cannot be traced")
     tracer = int(fields[b"TracerPid"])
-    if tracer:
+    if tracer and not os.path.exists(f"/proc/self/task/{tracer}"):  # it may be one of our own threads
         return NotPermitted(f"{name} is already traced by {describe_process(tracer)}", advice="end that one first")
     uid = int(fields[b"Uid"].split()[0])
     if os.geteuid() not in (0, uid):

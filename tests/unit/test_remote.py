@@ -20,7 +20,7 @@ from torpor import procfs
 from torpor.errors import CheckpointFailed, NotFound, NotPermitted
 from torpor.remote import memory, ptrace, x86_64
 from torpor.remote.batch import ArgumentOf, Batch, Out, Replies, Result
-from torpor.remote.freeze import Frozen, Stuck
+from torpor.remote.freeze import Frozen, Stuck, not_permitted
 from torpor.remote.gadgets import LENT, Gadgets, Loan, without_lent
 from torpor.remote.injection import Injection
 from torpor.remote.snapshot import Snapshot
@@ -306,6 +306,7 @@ def test_refusals_name_the_process(start: Start) -> None:
             [sys.executable, "-c", f"from torpor.remote.freeze import Frozen; Frozen({target.pid}, 1)"],
             capture_output=True, text=True, check=False,
         )  # fmt: skip
+        assert "already traced" not in str(not_permitted(target.pid))  # nobody is to end ourselves
     assert "already traced by" in inner.stderr
     assert NotPermitted.__name__ in inner.stderr
     assert tell(target) == "on"
