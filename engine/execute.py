@@ -263,16 +263,19 @@ class Builder:
     def standing(self, image: pb.Tree) -> dict[int, Process]:
         """The tree as a freeze has it, by PIDs as this process sees them, in the order of its image.
 
-        What is done to its threads then is undone by `release`, which gives them their states anew.
+        What is done to its threads then is undone by `release`, which gives them their states anew. A child that they
+        make meanwhile is not stopped.
         """
         found: dict[int, Process] = {}
+        options = self._options & ~ptrace.O_TRACECLONE
         for one in image.processes:
             pid = self.pids[one.pid]
-            process = Process(pid, found.get(procfs.stat(pid).ppid), zombie=one.zombie, options=self._options)
+            process = Process(pid, found.get(procfs.stat(pid).ppid), zombie=one.zombie, options=options)
             if not one.zombie:
                 built = self.processes[one.pid]
                 for task, thread in zip(built.threads, built.plan.threads, strict=True):
                     _set_state(task, thread)
+                    ptrace.request(ptrace.SETOPTIONS, task.tid, 0, options)
                     process.threads[task.tid] = Thread(task.tid)
             found[pid] = process
         stand(found.values())

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 from torpor import procfs
 from torpor.errors import CheckpointFailed, Reason, Refused
@@ -117,8 +118,8 @@ class TakenProcess:
         self.injection.open(_TABLE_ROOM)
         self._lock_future = memory.future_lock(self.pid, self.texts.status, self.injection.window[0])
         common = Batch()
-        questions = threads.ask(common)
         self._asked_keys = keys.ask(common) if keyed else None
+        questions = threads.ask(common)
         self._questions = dict.fromkeys(self.process.threads, questions)
         batches = {tid: common.copy() for tid in self.process.threads}
         host = batches[self.injection.host.tid]
@@ -146,12 +147,11 @@ class TakenProcess:
 
     def ask(self, batch: Batch) -> Replies:
         """Have it make calls, and wait for what they give."""
-        self._asked = True
-        tid = self.injection.host.tid
+        return self._ask(self.injection.host.tid, batch)
+
+    def _ask(self, tid: int, batch: Batch) -> Replies:
         self._start({tid: batch})
-        replies = self.injection.finish()[tid]
-        self._asked = False
-        return replies
+        return self.injection.finish()[tid]
 
     def calls(self) -> Iterator[tuple[int, int]]:
         """The system calls in which its threads were stopped, each with its first argument."""
@@ -180,7 +180,9 @@ class TakenProcess:
     def keyrings(self) -> list[keys.Rings]:
         """Those of its threads, the first one's first."""
         asked = self._asked_keys
-        return [keys.told(asked, self._replies[tid]) for tid in self.process.threads] if asked else []
+        if asked is None:
+            return []
+        return [keys.told(asked, self._replies[tid], partial(self._ask, tid)) for tid in self.process.threads]
 
     def failed_calls(self) -> set[int]:
         """The system calls that gave nothing but errors."""

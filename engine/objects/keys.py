@@ -25,9 +25,11 @@ from typing import NamedTuple
 
 from torpor import procfs
 from torpor.image import image_pb2 as pb
+from torpor.remote import ptrace
 from torpor.remote.batch import Batch, Call, Out, Replies, Result
 from torpor.remote.sys import try_syscall
 from torpor.remote.x86_64 import NR
+from torpor.workers import Thread
 
 _GET_KEYRING_ID, _JOIN_SESSION_KEYRING, _CHOWN, _SETPERM = 0, 1, 4, 5
 _DESCRIBE, _LINK, _READ, _SET_TIMEOUT = 6, 8, 11, 15
@@ -35,12 +37,16 @@ _THREAD, _PROCESS, _SESSION, _USER = -1, -2, -3, -4
 """KEY_SPEC_*_KEYRING."""
 _RING = b"keyring"
 _READABLE = (b"user", b"big_key")
+_SHARING_ALL = 0xF00
+"""CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND: a child that costs little, and holds nothing of its parent's."""
 _ANONYMOUS = (b"_ses", b"_pid", b"_tid")
 """What the kernel names those that nobody has named."""
 _OF_USER = (b"_uid.", b"_uid_ses.", b"_persistent.")
 """How the names of keyrings begin that belong to a user."""
 _DEAD = (errno.ENOKEY, errno.EKEYEXPIRED, errno.EKEYREVOKED, errno.EKEYREJECTED)
 _MOST_KEYS = 512
+Ask = Callable[[Batch], Replies]
+"""Has a process or thread make calls."""
 ADVICE = "have it leave the keyring (keyctl new_session), or remove the key (keyctl unlink)"
 _LONGEST_NAME = 4096
 _LARGEST = 32 << 10
@@ -52,9 +58,9 @@ _MOST_SECONDS = 1 << 31
 class Questions(NamedTuple):
     """The entries of a thread's batch that tell its keyrings."""
 
+    session: int
     thread: int
     process: int
-    session: int
 
 
 class Rings(NamedTuple):
@@ -66,14 +72,33 @@ class Rings(NamedTuple):
 
 
 def ask(batch: Batch) -> Questions:
-    """Which keyrings a thread has. Asked for that of its session, one that has none gets its user's, which is what it
-    uses anyway."""
-    return Questions(*(batch.add(NR.keyctl, _GET_KEYRING_ID, ring, 0) for ring in (_THREAD, _PROCESS, _SESSION)))
+    """Add to a batch, which must be empty, the question which keyrings a thread has.
+
+    One that has none of a session gets its user's by being asked (security/keys/process_keys.c, lookup_user_key()), and
+    keeps it, also when it becomes another user. So a child is asked, which has its session's and ends.
+    """
+    session = batch.add(NR.keyctl, _GET_KEYRING_ID, _SESSION, 0)
+    batch.add(NR.exit, 0)
+    batch.first = len(batch)
+    child = batch.add(NR.clone, _SHARING_ALL, 0, 0, 0, 0, on_zero=session, on_error=batch.first + 2)
+    batch.add(NR.wait4, Result(child), 0, ptrace.WALL, 0)
+    return Questions(session, *(batch.add(NR.keyctl, _GET_KEYRING_ID, ring, 0) for ring in (_THREAD, _PROCESS)))
 
 
-def told(asked: Questions, replies: Replies) -> Rings:
-    """The answer. Where a filter or the kernel has no keys, there are none."""
-    return Rings(*(max(replies.result(entry), 0) for entry in asked))
+def told(asked: Questions, replies: Replies, ask_again: Ask) -> Rings:
+    """The answer. Where a filter or the kernel has no keys, there are none.
+
+    Args:
+        asked: by `ask`.
+        replies: of the thread.
+        ask_again: has it make calls: where it could have no child, or that might not ask.
+    """
+    session = replies.result(asked.session)
+    if session < 0:
+        batch = Batch()
+        entry = batch.add(NR.keyctl, _GET_KEYRING_ID, _SESSION, 0)
+        session = ask_again(batch).result(entry)
+    return Rings(*(max(found, 0) for found in (replies.result(asked.thread), replies.result(asked.process), session)))
 
 
 def users() -> set[int] | None:
@@ -85,8 +110,21 @@ def users() -> set[int] | None:
 
 
 def own_session() -> int:
-    """The session keyring of whoever saves or wakes a tree; 0: none."""
-    return max(try_syscall(NR.keyctl, _GET_KEYRING_ID, _SESSION, 0), 0)
+    """The session keyring of whoever saves or wakes a tree; 0: none.
+
+    A thread is asked, as it would be changed by that (see `ask`), and what it bears; where there can be none, this one.
+    """
+    found: list[int] = []
+
+    def look() -> None:
+        found.append(max(try_syscall(NR.keyctl, _GET_KEYRING_ID, _SESSION, 0), 0))
+
+    thread = Thread(look)
+    if thread.start():
+        thread.join()
+    else:
+        look()
+    return found[0]
 
 
 def users_own() -> int:
@@ -132,9 +170,6 @@ class Keys:
     process: dict[int, int] = field(default_factory=dict)
     problems: list[tuple[int, str]] = field(default_factory=list)
     """By PID."""
-
-
-Ask = Callable[[Batch], Replies]
 
 
 def grab(found: Mapping[int, tuple[Collection[Rings], Ask]], own: int) -> Keys:

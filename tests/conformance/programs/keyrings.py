@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import resource
 import sys
 import threading
 
@@ -37,7 +38,10 @@ def seen(ring: int) -> dict[bytes, bytes]:
 
 
 def a_child(ring: bytes | None, name: bytes, *others: int) -> tuple[int, int]:
-    """A child with a session keyring of its own, or its parent's; it looks for a key when its input ends."""
+    """A child with a session keyring of its own, or its parent's; it looks for a key when its input ends.
+
+    The one with its own can have no child, who would be asked for it.
+    """
     theirs, mine = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -46,6 +50,7 @@ def a_child(ring: bytes | None, name: bytes, *others: int) -> tuple[int, int]:
         if ring is not None:
             keyctl(JOIN, ring)
             add(SESSION, name, b"of the child")
+            resource.setrlimit(resource.RLIMIT_NPROC, (1, 1))
         os.read(theirs, 1)
         os._exit(0 if keyctl(SEARCH, SESSION, b"user", name, 0) > 0 else 1)
     os.close(theirs)
