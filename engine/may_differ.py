@@ -233,9 +233,9 @@ ALLOWED: Final = (
     ),
     Allowed(
         "processes.credentials.cap_bounding",
-        "in a capsule of a user none may be won by executing a program",
+        "an ordinary user's tree has that of who wakes it, and in a capsule none may be won by executing a program",
         _CAPABILITIES,
-        lambda _, after: after.cap_bounding == 0,
+        lambda _, after: not after.cap_permitted and 0 not in after.uids,
     ),
     Allowed("keyrings.serial", _NEW, "Keyrings of a session or process"),
     Allowed("keyrings.keys.seconds", _TIME, "Keyrings of a session or process"),
@@ -253,12 +253,6 @@ ALLOWED: Final = (
     *(
         Allowed(f"files.{field}", _JUDGED, _MAPPED, at="building")
         for field in ("size", "mtime_ns", "ctime_ns", "dev", "ino", "mode", "content")
-    ),
-    Allowed(
-        "processes.memory.vmas.may_write",
-        "known fault: what was mapped through a descriptor for reading may be made writable, where another maps it so",
-        _SHARED,
-        lambda before, after: after.kind in (pb.Vma.SHARED, pb.Vma.FILE_SHARED) and after.may_write,
     ),
     Allowed("shared.dev", _NEW, _SHARED),
     Allowed("shared.ino", _NEW, _SHARED),

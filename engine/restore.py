@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import takewhile
 from math import inf
-from typing import Literal
+from typing import Literal, TypeVar
 
 from torpor import capsule, inherited, pid_files, procfs, rebuilt, surroundings
 from torpor.capsule import Namespaces, Setting, Waiting
@@ -48,6 +48,7 @@ from torpor.surroundings import Way
 from torpor.walk import Walker
 from torpor.workers import Thread
 
+K = TypeVar("K")
 Progress = Callable[[int, int], None]
 """Told the bytes of memory done so far and in all."""
 Files = Literal["as-they-were", "as-they-are"]
@@ -274,6 +275,8 @@ class _Material:
             files = self._keep(mapped_files.open_all(image, reader, self.base, openers))
             warnings: list[str] = []
             shared = self._keep(shared_memory.open_all(image, reader, self.base, openers, warnings))
+            for_writing: dict[int, dict[int, int]] = {pb.Vma.FILE_SHARED: files, pb.Vma.SHARED: shared}
+            for_reading = self._keep(mapped_files.open_for_reading(image, for_writing, self.base))
             opened = self._stack.enter_context(
                 descriptors.open_all(image, shared.__getitem__, stdio, terminal, openers)
             )
@@ -289,7 +292,8 @@ class _Material:
 
             directories = {one.pid: enter(one, one.cwd, one.cwd_inode) for one in living(image)}
             roots = {one.pid: enter(one, one.root, one.root_inode) for one in living(image) if one.root}
-            self.held = Held(opened, Sources(files, shared, packs, reader.blocks), directories, roots, reader.peek)
+            sources = Sources(files, shared, packs, reader.blocks, for_reading)
+            self.held = Held(opened, sources, directories, roots, reader.peek)
             self._stack = self._stack.pop_all()
 
     def open(self, path: str) -> int:
@@ -302,7 +306,7 @@ class _Material:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def _keep(self, fds: dict[int, int]) -> dict[int, int]:
+    def _keep(self, fds: dict[K, int]) -> dict[K, int]:
         for fd in fds.values():
             self._stack.callback(os.close, fd)
         return fds

@@ -12,7 +12,7 @@ import struct
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import repeat
 from operator import itemgetter
 from typing import NamedTuple
@@ -21,6 +21,7 @@ from torpor import procfs
 from torpor.errors import ImageDamaged, Reason, RestoreFailed
 from torpor.image import image_pb2 as pb
 from torpor.objects import sysv, vdso, vmas
+from torpor.objects.mapped_files import Mapped
 from torpor.objects.vm_flags import MLOCK_ONFAULT
 from torpor.procfs import PAGE
 from torpor.ranges import Range, subtract, union
@@ -61,6 +62,8 @@ class Sources:
     shared: Mapping[int, int]
     packs: Mapping[int, int]
     blocks: BlockTable
+    for_reading: Mapping[Mapped, int] = field(default_factory=dict)
+    """Those for reading alone, of what others may write."""
 
 
 class Piece(NamedTuple):
@@ -273,10 +276,14 @@ def _map(vma: pb.Vma, image: pb.Tree, sources: Sources, *, writable: bool) -> It
     elif vma.kind in (pb.Vma.FILE_PRIVATE, pb.Vma.FILE_SHARED):
         flags |= mmap.MAP_PRIVATE if vma.kind == pb.Vma.FILE_PRIVATE else mmap.MAP_SHARED
         fd = sources.files[vma.file]
+        if not vma.may_write:
+            fd = sources.for_reading.get((vma.kind, vma.file), fd)
         what = image.files[vma.file].path.decode(errors="replace")
     elif vma.kind in (pb.Vma.SHARED, pb.Vma.MEMORY_PRIVATE):
         flags |= mmap.MAP_SHARED if vma.kind == pb.Vma.SHARED else mmap.MAP_PRIVATE
         fd = sources.shared[vma.shared]
+        if not vma.may_write:
+            fd = sources.for_reading.get((vma.kind, vma.shared), fd)
         what = "shared memory"
     else:
         raise ImageDamaged(f"the mapping {_where(vma)} is of a kind that this version does not know")

@@ -49,6 +49,7 @@ from torpor.objects.eventfd import Eventfd
 from torpor.objects.fifos import Fifo
 from torpor.objects.files import Directory, RegularFile
 from torpor.objects.inotify import Inotify
+from torpor.objects.mapped_files import mapped_both_ways
 from torpor.objects.memory_files import MemoryDescriptor, MemoryFile, memory_files
 from torpor.objects.names_only import NameOnly
 from torpor.objects.netlink import Netlink
@@ -471,7 +472,8 @@ def _highest(image: Tree) -> int:
 
 def _needed(image: Tree) -> int:
     """How many descriptors are open at once, at the most."""
-    return len(image.descriptions) + len(image.ptys) + len(image.files) + len(image.shared) + SPARE
+    mapped = len(image.files) + len(image.shared) + len(mapped_both_ways(image))
+    return len(image.descriptions) + len(image.ptys) + mapped + SPARE
 
 
 def _check_numbers(image: Tree) -> Iterator[Reason]:

@@ -10,8 +10,9 @@ import fcntl
 import os
 import stat
 import struct
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from typing import NamedTuple, TypeAlias
 
 from torpor.errors import CheckpointFailed, Reason, RestoreFailed
 from torpor.image import image_pb2 as pb
@@ -233,6 +234,55 @@ def open_all(image: pb.Tree, reader: SnapshotReader, base: int, openers: Openers
         path = os.fsdecode(image.files[len(opened)].path)
         raise RestoreFailed(f"the mapped file {path} cannot be opened: {error.strerror}") from error
     return opened
+
+
+Mapped: TypeAlias = tuple[int, int]
+"""A kind of mapping, and the index of what is mapped: of a file, or of shared memory."""
+
+
+def mapped_both_ways(image: pb.Tree) -> set[Mapped]:
+    """What is opened for writing, and is mapped by some through a descriptor for reading alone, too.
+
+    Nobody may make such a mapping writable (mm/mmap.c: no VM_MAYWRITE).
+    """
+    apart = {index for index, one in enumerate(image.shared) if one.kind == pb.SharedMemory.SYSTEM_V}  # not by mmap(2)
+    may_write: dict[bool, set[Mapped]] = {True: set(), False: set()}
+    for vma in (vma for process in image.processes for vma in process.memory.vmas):
+        if vma.kind == pb.Vma.FILE_SHARED:
+            may_write[vma.may_write].add((vma.kind, vma.file))
+        elif vma.kind == pb.Vma.SHARED and vma.shared not in apart:
+            may_write[True].add((vma.kind, vma.shared))  # as it is opened
+            may_write[vma.may_write].add((vma.kind, vma.shared))
+    return may_write[True] & may_write[False]
+
+
+def open_for_reading(image: pb.Tree, opened: Mapping[int, Mapping[int, int]], base: int) -> dict[Mapped, int]:
+    """Open what is mapped both ways once more, for reading alone.
+
+    What its owner may not read any more, as of now, is left out.
+
+    Args:
+        image: the tree.
+        opened: by kinds of mappings, the descriptors for writing by index.
+        base: the lowest number for a descriptor.
+
+    Raises:
+        RestoreFailed: it cannot be opened; none is left open.
+    """
+    found: dict[Mapped, int] = {}
+    try:
+        for kind, index in sorted(mapped_both_ways(image)):
+            with suppress(PermissionError):
+                fd = os.open(f"/proc/self/fd/{opened[kind][index]}", os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    found[kind, index] = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, base)
+                finally:
+                    os.close(fd)
+    except OSError as error:
+        for fd in found.values():
+            os.close(fd)
+        raise RestoreFailed(f"what is mapped cannot be opened for reading alone: {error.strerror}") from error
+    return found
 
 
 def _is_there(file: pb.FileRef, opener: Opener) -> bool:

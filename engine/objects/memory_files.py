@@ -165,9 +165,11 @@ def is_temporary(memory: SharedMemory) -> bool:
 
 
 def memory_files(tree: GrabbedDescriptors) -> list[MemoryFile]:
-    """The files in memory that a tree has open, each once."""
+    """The files in memory that a tree has open, each once; none that who wakes it has given it."""
     found: dict[tuple[int, int], MemoryFile] = {}
     for held in tree.of(MemoryDescriptor):
+        if tree.is_given(held):
+            continue
         link = os.fsencode(lasting_name(held.link, held.stat))
         if held.leased:
             continue  # it is refused

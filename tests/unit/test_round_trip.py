@@ -184,3 +184,17 @@ def test_of_a_stop_only_the_sender_may_be_another() -> None:
     assert not differences(queued(signal.SIGSTOP, 6), queued(signal.SIGSTOP, 0))
     assert differences(queued(signal.SIGSTOP, 6), pb.Tree(processes=[pb.Process(pid=7)]))
     assert differences(queued(signal.SIGTERM, 6), queued(signal.SIGTERM, 0))
+
+
+def test_only_an_ordinary_users_bounding_set_is_that_of_who_wakes_it() -> None:
+    def tree(uid: int, bounding: int, permitted: int = 0) -> pb.Tree:
+        image = pb.Tree()
+        told = image.processes.add().credentials
+        told.uids.extend([uid] * 4)
+        told.cap_bounding, told.cap_permitted = bounding, permitted
+        return image
+
+    assert not differences(tree(1000, 0), tree(1000, 7))
+    assert not differences(tree(1000, 7), tree(1000, 0))
+    assert differences(tree(0, 3), tree(0, 7))
+    assert differences(tree(1000, 3, 1), tree(1000, 7, 1))
