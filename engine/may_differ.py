@@ -302,8 +302,8 @@ ALLOWED: Final = (
     ),
     Allowed(
         "descriptions.tcp.options",
-        "known fault: a connection of MPTCP keeps the send buffer that a restore has enlarged. Options that it connects"
-        " with are fixed by then, and matter no more",
+        "a connection of MPTCP keeps the send buffer that had to be enlarged, as nobody can set SO_BUF_LOCK for it"
+        " (net/mptcp/sockopt.c). Options that it connects with are fixed by then, and matter no more",
         _OPTIONS,
         _as_mptcp_connects,
     ),
