@@ -6,9 +6,11 @@ ends it with a traceback.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import mmap
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -21,13 +23,18 @@ from unittest import mock
 
 import torpor
 from torpor import plan, surroundings
-from torpor.errors import ImageDamaged, RestoreFailed
+from torpor.errors import ImageDamaged, RestoreFailed, TorporError
 from torpor.execute import Builder
 from torpor.image import image_pb2 as pb
+from torpor.image import reading
 from torpor.image.reading import read
+from torpor.objects.memory import PageWriter
 from torpor.plan import Call
 from torpor.remote.x86_64 import NR
 from torpor.restore import explain
+from torpor.store import SnapshotWriter
+from torpor.taken import TakenProcess
+from torpor.taken_tree import TakenTree
 
 PROGRAM = """
 import os, signal, sys, threading, time
@@ -46,6 +53,15 @@ while True:
 """
 
 
+def opened() -> set[str]:
+    """What descriptors of this process lead to, by their numbers."""
+    table = "/proc/self/fd"
+    return {f"{fd} {os.readlink(f'{table}/{fd}')}" for fd in os.listdir(table) if os.path.lexists(f"{table}/{fd}")}
+
+
+OPENED = opened()
+
+
 def counted() -> list[str]:
     """The last whole line that the program wrote."""
     lines = Path("count").read_text().split("\n") if Path("count").exists() else []
@@ -61,16 +77,18 @@ def goes_on() -> list[str]:
     return now
 
 
+def started() -> subprocess.Popen[bytes]:
+    """The program, which counts."""
+    null = subprocess.DEVNULL
+    command = ["/usr/bin/python3", "-c", PROGRAM]
+    program = subprocess.Popen(command, stdin=null, stdout=null, stderr=null, start_new_session=True)
+    goes_on()
+    return program
+
+
 def saved_and_killed(then: Literal["kill", "stop"] = "kill") -> torpor.Snapshot:
     """A snapshot of a program that is dead, or only stopped."""
-    program = subprocess.Popen(
-        ["/usr/bin/python3", "-c", PROGRAM],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    goes_on()
+    program = started()
     snapshot = torpor.checkpoint(program.pid, store="store", then=then)
     if then == "kill":
         program.wait()  # the tracer, which is its parent, has waited for it
@@ -85,7 +103,8 @@ def ended_well(job: torpor.Job) -> None:
 
 
 def nothing_is_left() -> None:
-    """No child of ours, and nobody else who writes."""
+    """No child of ours, no descriptor that was not there, and nobody else who writes."""
+    assert opened() == OPENED, "a descriptor is left open"
     try:
         os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG)
         raise AssertionError("a child is left")
@@ -172,6 +191,50 @@ def failing_step() -> None:
                 raise AssertionError("a restore that must fail did not")
         nothing_is_left()
     ended_well(torpor.restore(snapshot))
+
+
+def failing_checkpoint() -> None:
+    """A checkpoint that fails in any of its steps leaves no descriptor and no thread, and the program runs on."""
+    program = started()
+    torpor.checkpoint(program.pid, store="store")
+    before = opened()
+    steps = (
+        (TakenTree, "grab"), (TakenProcess, "listen"), (TakenProcess, "leave"),
+        (TakenTree, "describe"), (PageWriter, "store_private"), (SnapshotWriter, "publish"), (reading, "read"),
+    )  # fmt: skip
+    ways: tuple[Literal["run", "kill"], ...] = ("run", "kill")
+    for place, name in steps:
+        step = getattr(place, name)
+        for then in ways:
+            for late in (False, True):
+                if (place, late) == (SnapshotWriter, True) or (place, then) == (reading, "run"):
+                    continue  # it is saved by then, or not proven
+                with mock.patch.object(place, name, broken(step, late=late)):
+                    try:
+                        torpor.checkpoint(program.pid, store="store", then=then)
+                    except TorporError as error:
+                        assert re.search("of the test|Input/output error", str(error)), error
+                    else:
+                        raise AssertionError(f"{name} was not called")
+                goes_on()
+                assert opened() == before, f"{name}: a descriptor is left open"
+                deadline = time.monotonic() + 20
+                while len(os.listdir("/proc/self/task")) > 1:
+                    assert time.monotonic() < deadline, f"{name}: a thread is left"
+                    time.sleep(0.001)
+    program.kill()
+    program.wait()
+
+
+def broken(step: Callable[..., object], *, late: bool) -> Callable[..., object]:
+    """What fails in the place of a step, or after it."""
+
+    def fail(*args: Any, **options: Any) -> None:
+        if late:
+            step(*args, **options)
+        raise OSError(errno.EIO, "of the test")
+
+    return fail
 
 
 def another_tree_than_saved() -> None:

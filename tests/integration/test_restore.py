@@ -18,6 +18,7 @@ ACTOR = Path(__file__).with_name("restore_actor.py")
         "pids_taken_meanwhile",
         "again_and_again",
         "failing_step",
+        "failing_checkpoint",
         "another_tree_than_saved",
         "failing_verification",
         "killed_at_every_stage",
