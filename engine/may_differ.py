@@ -289,8 +289,8 @@ ALLOWED: Final = (
     Allowed("descriptions.unix.inode", _NEW, _UNIX),
     Allowed(
         "descriptions.unix.name",
-        "known fault: the accepted end of a connection whose listener was closed shows another name, or none, where the"
-        " listener's file is still there; a warning says so",
+        "where there are no user namespaces, the accepted end of a connection whose listener was closed shows another"
+        " name if somebody has that one by now; a warning says so",
         _UNIX,
         lambda before, after: before.has_peer and after.has_peer,
     ),

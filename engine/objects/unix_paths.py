@@ -27,8 +27,10 @@ from typing import NamedTuple
 from torpor import procfs
 from torpor.errors import RestoreFailed
 from torpor.image.image_pb2 import UnixSocket as UnixMessage
+from torpor.objects import sockets
 from torpor.objects.names import is_gone
 from torpor.objects.opener import Opener
+from torpor.probe import forked
 from torpor.remote.sys import syscall
 from torpor.remote.x86_64 import NR
 from torpor.workers import NO_THREAD, RAISE_LIMIT, Thread
@@ -37,7 +39,7 @@ LONGEST = 108
 """sizeof(sun_path)."""
 SIOCUNIXFILE = 0x89E0
 """An ioctl that opens the file that a socket is bound to, with O_PATH (include/uapi/linux/un.h; CAP_NET_ADMIN)."""
-CLONE_FS = 0x200
+CLONE_FS, CLONE_NEWUSER = 0x200, 0x10000000
 RENAME_NOREPLACE = 1
 _MANY = 4096
 """Names of a directory that are looked at."""
@@ -187,19 +189,16 @@ class Bound:
         """One whose file is to have no name: a relative one is had in any directory."""
         name = unix.name
         if name.startswith(b"/"):
-            try:
+            with suppress(OSError):  # another one's file has it
                 return self._hide(opener, self._bind_at(sock, name, b"", opener), unix)
-            except OSError:
-                name = b""
         folder = os.fsencode(tempfile.mkdtemp(prefix="torpor-"))
         self._folders.append(folder)
-        at = os.path.normpath(os.path.join(folder, name))
-        if not name or not at.startswith(folder + b"/"):
+        at = os.path.normpath(os.path.join(folder, name.lstrip(b"/")))
+        if not name or not at.startswith(folder + b"/") or not _bound_below(folder, at, sock, name):
             self._warn(unix.name)
             name = _new_name()
             at = os.path.join(folder, name)
-        os.makedirs(os.path.dirname(at), exist_ok=True)
-        _within(os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC), lambda: sock.bind(name))
+            _within(_opened(folder), lambda: sock.bind(name))
         return at
 
     def _hide(self, opener: Opener, at: bytes, unix: UnixMessage) -> bytes:
@@ -241,6 +240,28 @@ class Bound:
     def _remove_folders(self) -> None:
         while self._folders:
             shutil.rmtree(self._folders.pop())
+
+
+def _bound_below(folder: bytes, at: bytes, sock: socket.socket, name: bytes) -> bool:
+    """Bind a socket by a name that begins in a directory of our own; one that begins with a slash, by a child whose
+    root directory that is. Whether it could be done: to change its root, a user's child needs a user namespace."""
+    os.makedirs(os.path.dirname(at), exist_ok=True)
+    if not name.startswith(b"/"):
+        _within(_opened(folder), lambda: sock.bind(name))
+        return True
+
+    def work() -> None:
+        if not procfs.is_root():
+            syscall(NR.unshare, CLONE_NEWUSER)
+        os.chroot(folder)
+        sock.bind(name)
+
+    os.waitpid(forked(work), 0)
+    return of(sockets.local_name(sock.fileno())[2:]) == name
+
+
+def _opened(folder: bytes) -> int:
+    return os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
 def connect(sock: socket.socket, name: bytes) -> None:

@@ -93,6 +93,8 @@ def main() -> None:
     same(another.recv(100), b"new", "a new connection by an abstract name")
     left.sendall(b"still")
     same(right.recv(100), b"still", "a connection whose listener is closed")
+    closed = str(HERE / "closed")
+    same((right.getsockname(), left.getpeername()), (closed, closed), "its names, of a file that is still there")
 
     writer.send(b"letter")
     same(mailbox.recvfrom(100), (b"letter", (ABSTRACT + "-writer").encode()), "a datagram with its sender")
