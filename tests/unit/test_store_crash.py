@@ -266,8 +266,9 @@ def test_savers_readers_and_prunes_at_once(tmp_path: Path) -> None:
     check(store)
 
 
-def test_a_killed_saver_holds_no_lock(tmp_path: Path) -> None:
-    store = Store(tmp_path / "store")
+@contextmanager
+def saving(store: Store) -> Iterator[Callable[[], None]]:
+    """A child that is in the midst of saving; gives what kills it."""
     reading, writing = os.pipe()
 
     def hold() -> None:
@@ -278,15 +279,43 @@ def test_a_killed_saver_holds_no_lock(tmp_path: Path) -> None:
 
     with in_child(hold) as child:
         assert os.read(reading, 1) == b"x"
-        with pytest.raises(StoreError, match="busy"):
-            store.prune(0)
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+
+        def kill() -> None:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+
+        yield kill
     os.close(reading)
     os.close(writing)
+
+
+def test_a_killed_saver_holds_no_lock(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    with saving(store) as kill:
+        with pytest.raises(StoreError, match="busy"):
+            store.prune(0)
+        kill()
     report = store.prune(0)
     assert len(report.leftovers) == 1 and report.freed > 4096
     assert only_what_is_needed(store)
+
+
+def test_a_removal_beside_a_saver_that_is_killed(tmp_path: Path) -> None:
+    """While it saves, what the removed one had stays on the disk; when it is dead, nothing waits for it."""
+    store = Store(tmp_path / "store")
+    one, other, third = (save(store, seed) for seed in (1, 2, 3))
+    with saving(store) as kill:
+        report = store.remove(one.id)
+        assert report.in_use and report.kept
+        check(store, other.id, third.id)
+        kill()
+        report = store.remove(other.id)
+        assert not report.in_use and not report.kept
+    assert store.ids() == [third.id]
+    check(store, third.id)
+    store.prune(keep_last=1)
+    assert only_what_is_needed(store)
+    check(store, third.id)
 
 
 def test_an_interrupted_write_cannot_be_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
