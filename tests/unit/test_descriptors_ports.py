@@ -13,7 +13,7 @@ import pytest
 
 from tests.unit.descriptor_sockets import SERVER, sock
 from tests.unit.descriptor_tree import holder, opened
-from torpor.objects import descriptors, tcp_flow
+from torpor.objects import descriptors, port_holders, tcp_flow
 
 PLAIN = SERVER.format(family="AF_INET", host="127.0.0.1", protocol=0)
 RESET = struct.pack("ii", 1, 0)
@@ -79,6 +79,37 @@ def test_how_long_connections_that_have_ended_hold_a_port_is_said() -> None:
     assert "connections that have ended still hold the port" in reason.why
     (seconds,) = re.findall(r"try again in (\d+) s", reason.advice)
     assert 0 < int(seconds) <= 61
+
+
+@pytest.mark.parametrize("first", ["s", "c"])
+def test_a_port_that_old_connections_hold_can_be_had_again(first: str) -> None:
+    """As after a kill -9, of a program that lets its port be used again (SO_REUSEADDR), as servers do."""
+    second = {"s": "c", "c": "s"}[first]
+    with holder(
+        f"""
+l = socket.create_server(("127.0.0.1", 0))
+c = socket.create_connection(l.getsockname())
+s = l.accept()[0]
+ready(l=l.fileno(), c=c.fileno(), s=s.fileno(), port=l.getsockname()[1])
+wait()
+{first}.close()
+{second}.close()
+ready()
+wait()
+"""
+    ) as tree:
+        fds = tree.ready()
+        image = tree.dump()
+        assert descriptors.check(image), "the program itself still listens"
+        assert tree.go_on("on")
+    if first == "s":
+        assert port_holders.find(fds["port"]).seconds
+    assert descriptors.check(image) == []
+    with opened(image) as woken, sock(woken, fds["l"]) as listener:
+        assert listener.getsockname()[1] == fds["port"]
+        with sock(woken, fds["c"]) as client, sock(woken, fds["s"]) as server:
+            client.send(b"again")
+            assert server.recv(10) == b"again"
 
 
 def test_as_much_as_a_connection_can_have_received_comes_back() -> None:
