@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import resource
@@ -242,6 +243,33 @@ def test_connections_that_go_on(stage: Stage, root: Actor, host: str, capsule: b
             assert everything(client, b"welcome") == b"welcome"
         subject.judged()
         assert job.status() == 0
+
+
+def test_connections_with_megabytes_unread_go_on(stage: Stage, root: Actor) -> None:
+    """As much as a receive buffer holds comes back, in each of several connections, and they go on."""
+    may_keep("127.0.0.1")
+    size, count = 1 << 20, 3
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        listener.settimeout(20)
+        environment = {"OUTSIDE": json.dumps(listener.getsockname()), "UNREAD": str(size), "CONNECTIONS": str(count)}
+        with stage.play(EDGES / "unread.py", root, environment=environment) as subject:
+            peers = [stack.enter_context(listener.accept()[0]) for _ in range(count)]
+            contents = [os.urandom(size) for _ in peers]
+            for peer, content in zip(peers, contents, strict=True):
+                peer.settimeout(20)
+                assert peer.recv(2) == b"go"
+                peer.sendall(content)
+            subject.wait_ready()
+            snapshot = stage.driver(root).checkpoint(subject.pid, subject.directory / "store", "kill", tcp="keep")
+            subject.wait_gone([subject.pid])
+            job = restored(stage, subject, snapshot)
+            subject.go()
+            for peer, content in zip(peers, contents, strict=True):
+                assert everything(peer, hashlib.sha256(content).digest()) == hashlib.sha256(content).digest()
+                peer.sendall(b"right")
+            subject.judged()
+            assert job.status() == 0
 
 
 def test_connections_go_on_once(stage: Stage, root: Actor, user: Actor) -> None:
