@@ -272,6 +272,8 @@ def _stats(pids: Sequence[int]) -> Iterator[tuple[int, procfs.Stat]]:
 
 
 def _waiting(how: str, count: int) -> Problem:
+    if not count:
+        return Problem(f"an end of file (Ctrl-D) that was {how} was not read", "let it be read", passing=True)
     return Problem(f"{count} bytes that were {how} were not read", "let them be read", passing=True)
 
 

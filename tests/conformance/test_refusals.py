@@ -44,7 +44,7 @@ WORDS = {
     "seccomp.c": ["a system-call filter (seccomp)", "only root"],
     "system_v_others.c": ["semaphores", "message queue", "segment"],
     "traced.c": ["traced"],
-    "typed.py": ["bytes that were typed", "bytes that were written"],
+    "typed.py": ["bytes that were typed", "bytes that were written", "an end of file"],
     "uninterruptible.c": ["thread", "uninterruptible system call"],
     "urgent.py": ["urgent data is in its queue"],
     "userfault.c": ["userfaultfd"],

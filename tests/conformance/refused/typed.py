@@ -18,9 +18,12 @@ def main() -> None:
     os.write(typing, b"typed\n")
     screen, writer = os.openpty()
     os.write(writer, b"written")
-    (HERE / "numbers").write_text(f"{reader} {screen}")
+    ending, ended = os.openpty()
+    os.write(ending, b"\x04")
+    (HERE / "numbers").write_text(f"{reader} {screen} {ended}")
     ready_and_wait()
-    same((os.read(reader, 100), os.read(screen, 100)), (b"typed\n", b"written"), "what waited")
+    waited = [os.read(fd, 100) for fd in (reader, screen, ended)]
+    same(waited, [b"typed\n", b"written", b""], "what waited")
 
 
 judge(main)
