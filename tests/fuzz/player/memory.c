@@ -98,10 +98,17 @@ static long move(const long *a)
 {
 	if (a[0] % PLACES == a[1] % PLACES)
 		return 0;
-	void *got = mremap(place(a[0]), (a[2] % PAGES + 1) * PAGE, (a[2] % PAGES + 1) * PAGE,
-			   MREMAP_MAYMOVE | MREMAP_FIXED | (a[3] % 4 ? 0 : MREMAP_DONTUNMAP), place(a[1]));
+	int flags = MREMAP_MAYMOVE | MREMAP_FIXED | (a[3] % 4 ? 0 : MREMAP_DONTUNMAP);
+	size_t size = (size_t)((a[2] % PAGES + 1) * PAGE);
 
-	return got == MAP_FAILED ? -1 : 0;
+	if (mremap(place(a[0]), size, size, flags, place(a[1])) != MAP_FAILED)
+		return 0;
+	if (errno != EFAULT)
+		return -1;
+	/* There are several mappings: since Linux 6.17 they are moved all the same, but not while a series watches them. */
+	for (size_t at = 0; at < size; at += PAGE)
+		mremap(place(a[0]) + at, PAGE, PAGE, flags, place(a[1]) + at);
+	return 0;
 }
 
 /* pages to grow by, or to shrink by, as long as nobody else has moved the end: malloc does, too */
