@@ -245,7 +245,8 @@ def test_connections_that_go_on(stage: Stage, root: Actor, host: str, capsule: b
         assert job.status() == 0
 
 
-def test_connections_with_megabytes_unread_go_on(stage: Stage, root: Actor) -> None:
+@pytest.mark.parametrize("before", [0, 64 << 20], ids=["in a buffer that was asked for", "in one that has grown"])
+def test_connections_with_megabytes_unread_go_on(stage: Stage, root: Actor, before: int) -> None:
     """As much as a receive buffer holds comes back, in each of several connections, and they go on."""
     may_keep("127.0.0.1")
     size, count = 1 << 20, 3
@@ -253,12 +254,14 @@ def test_connections_with_megabytes_unread_go_on(stage: Stage, root: Actor) -> N
         listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         listener.settimeout(20)
         environment = {"OUTSIDE": json.dumps(listener.getsockname()), "UNREAD": str(size), "CONNECTIONS": str(count)}
+        environment["READ_BEFORE"] = str(before)
         with stage.play(EDGES / "unread.py", root, environment=environment) as subject:
             peers = [stack.enter_context(listener.accept()[0]) for _ in range(count)]
             contents = [os.urandom(size) for _ in peers]
             for peer, content in zip(peers, contents, strict=True):
                 peer.settimeout(20)
                 assert peer.recv(2) == b"go"
+                peer.sendall(bytes(before))
                 peer.sendall(content)
             subject.wait_ready()
             snapshot = stage.driver(root).checkpoint(subject.pid, subject.directory / "store", "kill", tcp="keep")

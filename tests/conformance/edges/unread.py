@@ -25,12 +25,17 @@ def waiting(connection: socket.socket) -> int:
 def main() -> None:
     host, port = json.loads(os.environ["OUTSIDE"])
     size, count = int(os.environ["UNREAD"]), int(os.environ["CONNECTIONS"])
+    read_before = int(os.environ["READ_BEFORE"])  # fast, so that the kernel gives it larger buffers
     connections = [socket.socket() for _ in range(count)]
     for one in connections:
-        one.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 4 * size)
+        if not read_before:
+            one.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 4 * size)
         one.connect((host, port))
     for one in connections:
         one.sendall(b"go")
+        left = read_before
+        while left:
+            left -= len(one.recv(min(left, size)))
         while waiting(one) < size:
             time.sleep(0.001)
     ready_and_wait()
