@@ -19,7 +19,7 @@ from hypothesis import settings
 from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
 from tests.leaks import MARK, Before
-from tests.users import BIN, User, ordinary_user
+from tests.users import BIN, PROVE, User, ordinary_user
 
 ROOT = Path(__file__).parents[1]
 
@@ -31,7 +31,11 @@ settings.load_profile("fixed")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """Undo what `nohup` and a shell's `&` do: programs under test would inherit that these signals are ignored."""
+    """Have every restore proven, by whomever it is done.
+
+    Undo what `nohup` and a shell's `&` do: programs under test would inherit that these signals are ignored.
+    """
+    os.environ[PROVE] = "1"
     if hasattr(config, "workerinput"):
         config.option.basetemp = None  # that of the one who started the workers is in another /tmp
     for number, action in ((signal.SIGHUP, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):

@@ -306,8 +306,9 @@ class Play:
         with open(os.devnull, "r+b") as null:
             try:
                 number = null.fileno()
+                stdio = (number, number, number)
                 self._job = torpor.restore(
-                    snapshot, store=self._store, detach=True, stdio=(number, number, number), series=series
+                    snapshot, store=self._store, detach=True, stdio=stdio, series=series, prove=True
                 )
             except TorporError as error:
                 # Connections that the program has ended itself, or who ends a stopped tree, the kernel remembers for a

@@ -21,7 +21,12 @@ print(json.dumps([x, os.getpid(), [app.shell_port, app.iopub_port, app.stdin_por
 
 LOGS = """
 import os
-found = {os.path.realpath(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")}
+found = set()
+for fd in os.listdir("/proc/self/fd"):
+    try:
+        found.add(os.readlink(f"/proc/self/fd/{fd}"))
+    except FileNotFoundError:
+        pass  # the look's own, or one that another thread has closed by now
 print([path for path in found if path.endswith(".log")])
 """
 

@@ -45,7 +45,7 @@ c.Spawner.port = {port}
 c.Spawner.cmd = [sys.executable, "-m", "jupyterhub.singleuser"]
 # As docs/jupyter.md has it.
 c.Spawner.environment = {{"TORPOR_STORE": lambda spawner: f"{{os.environ['HOME']}}/{{spawner.user.name}}-store"}}
-c.Spawner.env_keep = ["PATH", "PYTHONPATH", "LANG", "TORPOR_TEST_MARK"]
+c.Spawner.env_keep = ["PATH", "PYTHONPATH", "LANG", "TORPOR_TEST_MARK", "TORPOR_PROVE"]
 c.LocalProcessSpawner.interrupt_timeout = 120
 """
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests.life.twins import Lived, differences, live
-from tests.users import User, ordinary_user
+from tests.users import PROVE, User, ordinary_user
 
 
 def compare(user: User, command: Sequence[str], wakes: int) -> bool:
@@ -47,6 +47,7 @@ def main() -> int:
     parser.add_argument("--wakes", type=int, default=2, help="how often it is woken at most")
     parser.add_argument("command", nargs="+")
     words = parser.parse_args()
+    os.environ[PROVE] = "1"
     with ordinary_user() as account:
         tmp = Path(tempfile.mkdtemp(prefix="torpor-life-", dir="/tmp"))
         ids = (os.geteuid(), os.getegid()) if words.root else (account.pw_uid, account.pw_gid)

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 from tests.leaks import MARK, Before
-from tests.users import User
+from tests.users import PROVE, User
 
 
 def test_acts_as_whom_it_says(as_user: User) -> None:
@@ -18,6 +18,12 @@ def test_acts_as_whom_it_says(as_user: User) -> None:
     assert cwd == str(as_user.tmp)
     assert home == str(as_user.home)
     assert torpor == f"{sys.prefix}/bin/torpor"
+
+
+def test_every_restore_is_proven(as_user: User) -> None:
+    """In tests and in what they start, whoever does it."""
+    done = as_user.run(["sh", "-c", f"echo ${PROVE}"], check=True)
+    assert (os.environ[PROVE], done.stdout) == ("1", "1\n")
 
 
 def test_an_ordinary_user_has_no_capabilities(ordinary_account: User) -> None:
