@@ -42,7 +42,7 @@ def test_a_damaged_block_is_found_when_the_filling_is_quicker(reader: Reader) ->
 
     def join() -> None:
         reader.awaited.set()
-        threading.Thread.join(found._thread)
+        type(found._thread).join(found._thread)
 
     with mock.patch.object(found._thread, "join", join), pytest.raises(ImageDamaged):
         found.finish()
@@ -54,7 +54,7 @@ def test_a_restore_that_failed_does_not_wait_for_all_blocks(reader: Reader) -> N
 
     def join() -> None:
         reader.awaited.set()
-        threading.Thread.join(found._thread)
+        type(found._thread).join(found._thread)
 
     with mock.patch.object(found._thread, "join", join):
         found.end()
