@@ -9,7 +9,7 @@ PROTOS := image store
 PROTOC := grpcio-tools==1.71.2
 C_FLAGS := -std=gnu11 -O2 -Wall -Wextra -Werror
 SLURM_HEADERS ?= /usr/include
-SPANK := scheduler_hooks/slurm/admin/torpor.c
+SPANK := scheduler_hooks/torpor_slurm/admin/torpor.c
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
@@ -34,13 +34,13 @@ ELSEWHERE := $(shell .ci/elsewhere)
 
 venv: $(VENV)/.stamp
 
-$(VENV)/.stamp: pyproject.toml setup.py $(wildcard native/*)
+$(VENV)/.stamp: pyproject.toml $(wildcard native/*)
 	@PYTHON='$(PYTHON)' .ci/needs
 	@echo "installing torpor and its tools into $(VENV) ..."
 	@umask 022; test -x $(BIN)/python || '$(PYTHON)' -m venv $(VENV)
 	@umask 022; $(BIN)/python -m pip install -qq --editable '.[test,check]'
-	@# What pip leaves out of an editable install: data files.
-	@mkdir -p $(VENV)/etc/jupyter/jupyter_server_config.d $(VENV)/share/jupyter/labextensions
+	@# Data files of an editable install are copies: these follow what is edited.
+	@rm -rf $(VENV)/share/jupyter/labextensions/torpor
 	@ln -sfn ../../../../jupyter_ext/config/torpor.json $(VENV)/etc/jupyter/jupyter_server_config.d/torpor.json
 	@ln -sfn ../../../../jupyter_ext/static $(VENV)/share/jupyter/labextensions/torpor
 	@touch $@
@@ -48,18 +48,16 @@ $(VENV)/.stamp: pyproject.toml setup.py $(wildcard native/*)
 check: venv
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	@rm -rf build/types && mkdir -p build/types/torpor
-	@ln -s $(addprefix $(CURDIR)/,$(wildcard engine/* jupyter_ext scheduler_hooks)) build/types/torpor/
-	MYPYPATH=build/types $(BIN)/mypy
-	MYPYPATH=build/types $(BIN)/mypy --strict --explicit-package-bases setup.py tests/*.py tests/fuzz/*.py notebooks/*.py
+	$(BIN)/mypy
+	$(BIN)/mypy --strict --explicit-package-bases native/*.py tests/*.py tests/fuzz/*.py notebooks/*.py
 	$(BIN)/clang-format --dry-run -Werror native/*.[ch] tests/fuzz/player/*.[ch] $(SPANK)
 	@for cc in gcc clang; do if command -v $$cc >/dev/null; then set -ex; $$cc $(C_FLAGS) -fsyntax-only native/*.c; \
 		if [ -e $(SLURM_HEADERS)/slurm/spank.h ]; then $$cc $(C_FLAGS) -I$(SLURM_HEADERS) -fsyntax-only $(SPANK); fi; \
 		fi; done
 	@$(MAKE) --no-print-directory build/proto/.stamp
 	@for p in $(PROTOS); do for f in $${p}_pb2.py $${p}_pb2.pyi; do \
-		cmp -s build/proto/torpor/$$p/$$f engine/$$p/$$f \
-		|| { echo "engine/$$p/$$f is not what $$p.proto says: run 'make proto'"; exit 1; }; done; done
+		cmp -s build/proto/torpor/$$p/$$f engine/torpor/$$p/$$f \
+		|| { echo "engine/torpor/$$p/$$f is not what $$p.proto says: run 'make proto'"; exit 1; }; done; done
 
 spank: build/torpor.so
 
@@ -71,12 +69,12 @@ labextension: venv
 	.ci/labextension
 
 proto: build/proto/.stamp
-	@for p in $(PROTOS); do cp build/proto/torpor/$$p/$${p}_pb2.py* engine/$$p/; done
+	@for p in $(PROTOS); do cp build/proto/torpor/$$p/$${p}_pb2.py* engine/torpor/$$p/; done
 
-build/proto/.stamp: $(foreach p,$(PROTOS),engine/$(p)/$(p).proto) | venv
+build/proto/.stamp: $(foreach p,$(PROTOS),engine/torpor/$(p)/$(p).proto) | venv
 	@mkdir -p build/proto
 	@test -d build/protoc || $(BIN)/python -m pip install --quiet --target build/protoc '$(PROTOC)'
-	@PYTHONPATH=build/protoc $(BIN)/python -m grpc_tools.protoc -Itorpor=engine \
+	@PYTHONPATH=build/protoc $(BIN)/python -m grpc_tools.protoc -Iengine \
 		--python_out=build/proto --pyi_out=build/proto $(foreach p,$(PROTOS),torpor/$(p)/$(p).proto)
 	@touch $@
 
@@ -126,6 +124,6 @@ build/programs/.stamp: .ci/soak-requirements.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info engine/torpor-init engine/_native* .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist engine/torpor/torpor-init engine/torpor/_native.abi3.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	$(if $(ELSEWHERE),rm -rf '$(ELSEWHERE)')

@@ -15,7 +15,7 @@
  * sees by it what was sent to their whole process group. SIGURG, queued with the value WITNESS_VALUE + n, makes it
  * such a witness too, and makes it forget a pending signal n, or all for 0.
  *
- * A blank process (engine/remote/blank.py) is a clone of it that is traced and runs nothing of all this. It may be
+ * A blank process (engine/torpor/remote/blank.py) is a clone of it that is traced and runs nothing of all this. It may be
  * entered at torpor_bear: it then bears a child, or a thread, which has a PID that it may not choose.
  *
  * It is freestanding, holds nothing but what is on its stack, and may be entered again at _start with a new stack: a
@@ -29,7 +29,7 @@
 #include <linux/wait.h>
 
 #define MASK_SIZE 8	       /* bytes of the kernel's sigset_t */
-#define WITNESS_VALUE 0x746f00 /* as in engine/job.py */
+#define WITNESS_VALUE 0x746f00 /* as in engine/torpor/job.py */
 #define BIT(sig) (1ul << ((sig) - 1))
 
 struct action { /* the kernel's own struct sigaction */

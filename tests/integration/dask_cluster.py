@@ -19,8 +19,8 @@ import dask.array as da
 import numpy as np
 from distributed import Client, Future, LocalCluster, Scheduler, get_worker, worker_client
 
-from torpor.scheduler_hooks.dask.results import KIND, Kept, look
 from torpor.store import Store
+from torpor_dask.results import KIND, Kept, look
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 60.0  # seconds until a test says that something does not happen
@@ -157,7 +157,7 @@ class Cluster:
             "PYTHONPATH": os.pathsep.join([str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]),
             "DASK_TORPOR__STORE": self.store.path,
             "DASK_TORPOR__MIN_DURATION": "10ms",
-            "DASK_DISTRIBUTED__SCHEDULER__PRELOAD": '["torpor.scheduler_hooks.dask"]',
+            "DASK_DISTRIBUTED__SCHEDULER__PRELOAD": '["torpor_dask"]',
             "DASK_DISTRIBUTED__SCHEDULER__VALIDATE": "True",  # Dask checks its invariants after each transition
             "DASK_DISTRIBUTED__WORKER__VALIDATE": "True",
             "DASK_DISTRIBUTED__WORKER__MEMORY__TERMINATE": "False",

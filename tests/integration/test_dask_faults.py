@@ -30,7 +30,7 @@ def gated(tmp: Path, **config: object) -> AbstractContextManager[Cluster]:
     gate = "tests.integration.dask_gate"
     return cluster(
         tmp,
-        distributed__scheduler__preload=json.dumps(["torpor.scheduler_hooks.dask", gate]),
+        distributed__scheduler__preload=json.dumps(["torpor_dask", gate]),
         distributed__worker__preload=json.dumps([gate]),
         **config,
     )

@@ -42,7 +42,7 @@ def workers(
         memory="1GB",
         nanny=False,  # one that Slurm has to kill leaves its semaphores behind
         python=f"exec {launcher} {sys.executable}",
-        worker_extra_args=["--preload", "torpor.scheduler_hooks.dask", "--host", "127.0.0.1"],
+        worker_extra_args=["--preload", "torpor_dask", "--host", "127.0.0.1"],
         job_script_prologue=[f"export DASK_TORPOR__STORE={tmp / 'store'} DASK_TORPOR__MIN_DURATION=10ms {settings}"],
         job_extra_directives=["--exclusive", *directives],  # a node each
         local_directory=str(tmp / "scratch"),

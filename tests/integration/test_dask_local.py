@@ -17,7 +17,7 @@ from distributed import Client, Scheduler, wait
 from distributed.shuffle._exceptions import P2PConsistencyError
 
 from tests.integration.dask_cluster import PATIENCE, cluster, lazy_tree, leaf, local_cluster, runs, until, workload
-from torpor.scheduler_hooks.dask import Resume
+from torpor_dask import Resume
 
 pytestmark = pytest.mark.timeout(180)
 

@@ -1,6 +1,6 @@
 """What Torpor relies on inside distributed, and no document promises: pinned here, by release.
 
-A release that is not in RELEASES was not tried. When one of these tests fails there, scheduler_hooks/dask has to
+A release that is not in RELEASES was not tried. When one of these tests fails there, scheduler_hooks/torpor_dask has to
 follow; when all pass, add it to RELEASES. The last test runs the others with the oldest release.
 """
 
@@ -29,7 +29,7 @@ from distributed.worker_state_machine import (
 )
 
 from tests.integration.dask_cluster import local_cluster, until
-from torpor.scheduler_hooks.dask.shuffle import BARRIER
+from torpor_dask.shuffle import BARRIER
 
 RELEASES = ("2026.8.0", "2026.1.2")
 

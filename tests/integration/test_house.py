@@ -41,8 +41,8 @@ def test_a_checkout_that_others_cannot_read_is_copied(root_account: User) -> Non
     checkout.mkdir(mode=0o700)
     for name in ("README.md", "pyproject.toml"):
         shutil.copy(ROOT / name, checkout)
-    (checkout / "engine").mkdir()
-    (checkout / "engine/__init__.py").touch(mode=0o600)
+    (checkout / "engine/torpor").mkdir(parents=True)
+    (checkout / "engine/torpor/__init__.py").touch(mode=0o600)
     (checkout / "gone").touch()
 
     def elsewhere(*arguments: str) -> str:
@@ -52,7 +52,7 @@ def test_a_checkout_that_others_cannot_read_is_copied(root_account: User) -> Non
     try:
         assert copy.parent == Path("/var/cache/torpor-checkout")
         assert str(copy) in elsewhere("copy")
-        assert (copy / "engine/__init__.py").stat().st_mode & 0o777 == 0o644
+        assert (copy / "engine/torpor/__init__.py").stat().st_mode & 0o777 == 0o644
         (copy / ".venv").mkdir()
         (checkout / "gone").unlink()
         elsewhere("copy")

@@ -17,9 +17,10 @@ from tests.users import User
 
 pytestmark = pytest.mark.alone  # pip asks a registry
 ROOT = Path(__file__).parents[2]
+PACKAGES = ("torpor", "torpor_jupyter", "torpor_slurm", "torpor_dask")
 # What is no part of the sources: made by make, by tools, or by git.
 MADE = shutil.ignore_patterns(
-    ".*cache*", ".git", ".venv", "build", "*.egg-info", "__pycache__", "*.so", "torpor-init", "node_modules"
+    ".*cache*", ".git", ".venv", "build", "__pycache__", "*.so", "torpor-init", "node_modules"
 )
 
 
@@ -46,13 +47,13 @@ def test_the_sdist_holds_all_sources(packages: tuple[Path, Path]) -> None:
         names = {name.partition("/")[2] for name in sdist.getnames()}
     wanted = {
         str(path.relative_to(ROOT))
-        for folder, pattern in (("native", "*.*"), ("engine", "**/*.py*"), ("engine", "**/*.proto"))
-        for path in (ROOT / folder).glob(pattern)
-        if "__pycache__" not in path.parts
+        for folder in ("native", *(f"*/{package}" for package in PACKAGES))
+        for path in ROOT.glob(f"{folder}/**/*.*")
+        if path.is_file() and "__pycache__" not in path.parts and path.name != "_native.abi3.so"
     }
     assert len(wanted) > 10
     assert wanted - names == set()
-    assert {"LICENSE", "README.md", "CHANGELOG.md", "Makefile", "setup.py"} <= names
+    assert {"LICENSE", "README.md", "CHANGELOG.md", "Makefile", "pyproject.toml", ".ci/run"} <= names
 
 
 def test_the_wheel_fits_any_python(packages: tuple[Path, Path]) -> None:
@@ -62,8 +63,12 @@ def test_the_wheel_fits_any_python(packages: tuple[Path, Path]) -> None:
         modes = {info.filename: info.external_attr >> 16 for info in archive.infolist()}
     assert modes["torpor/torpor-init"] & 0o777 == 0o755
     assert {"torpor/_native.abi3.so", "torpor/py.typed", "torpor/image/image.proto"} <= modes.keys()
-    assert {"torpor/jupyter_ext/__init__.py", "torpor/scheduler_hooks/slurm/__init__.py"} <= modes.keys()
-    assert not any(name.startswith(("tests", "native", "engine")) for name in modes)
+    assert {"torpor_jupyter/api.yaml", "torpor_slurm/admin/torpor.c", "torpor_dask/torpor.yaml"} <= modes.keys()
+    data = "torpor-0.1.0.data/data"
+    assert f"{data}/etc/jupyter/jupyter_server_config.d/torpor.json" in modes
+    assert f"{data}/share/jupyter/labextensions/torpor/package.json" in modes
+    folders = {name.partition("/")[0] for name in modes}
+    assert folders == {*PACKAGES, "torpor-0.1.0.data", "torpor-0.1.0.dist-info"}
 
 
 def test_an_ordinary_user_installs_and_uses_the_wheel(packages: tuple[Path, Path], ordinary_account: User) -> None:

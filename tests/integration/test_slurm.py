@@ -15,7 +15,7 @@ import pytest
 from tests.integration.slurm_cluster import PACKAGES, Cluster, cluster, missing
 from tests.integration.slurm_jobs import APP, CODE, Submitted, application, job, script, start, undisturbed, unharmed
 from tests.users import BIN, User
-from torpor.scheduler_hooks.slurm.home import JobHome
+from torpor_slurm.home import JobHome
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=f"Slurm is missing here: install {PACKAGES}")
 STEPS = 60

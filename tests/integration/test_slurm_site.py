@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-import torpor.scheduler_hooks.slurm
+import torpor_slurm
 from tests.integration.slurm_cluster import PACKAGES, Cluster, cluster, missing
 from tests.integration.slurm_jobs import Submitted, application, job, script, unharmed
 from tests.users import BIN, User
 
-ADMIN = Path(torpor.scheduler_hooks.slurm.__path__[0], "admin")
+ADMIN = Path(torpor_slurm.__path__[0], "admin")
 HEADER = Path("/usr/include/slurm/spank.h")
 FLAGS = ("-O2", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared")
 STEPS = 60

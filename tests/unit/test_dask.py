@@ -25,12 +25,12 @@ from hypothesis import strategies as st
 from jsonschema import Draft7Validator
 
 from torpor.errors import ImageDamaged, NotFound
-from torpor.scheduler_hooks.dask import Resume, Settings, loading, results
-from torpor.scheduler_hooks.dask.fingerprint import fingerprint, means_its_content
-from torpor.scheduler_hooks.dask.results import BoundToCluster, NoAnswer, Result, freeze, in_time, look, read, write
-from torpor.scheduler_hooks.dask.shuffle import BARRIER, of_shuffle
-from torpor.scheduler_hooks.dask.worker import Keep
 from torpor.store import Store
+from torpor_dask import Resume, Settings, loading, results
+from torpor_dask.fingerprint import fingerprint, means_its_content
+from torpor_dask.results import BoundToCluster, NoAnswer, Result, freeze, in_time, look, read, write
+from torpor_dask.shuffle import BARRIER, of_shuffle
+from torpor_dask.worker import Keep
 
 HOOK = Path(results.__file__).parent
 
@@ -150,7 +150,7 @@ def test_fingerprints_tell_tasks_apart() -> None:
 def test_fingerprints_agree_between_processes() -> None:
     script = (
         "from dask._task_spec import Task\n"
-        "from torpor.scheduler_hooks.dask.fingerprint import fingerprint\n"
+        "from torpor_dask.fingerprint import fingerprint\n"
         "def f(x, names={'a', 'b', 'c'}): return x in {'p', 'q', 'r'} and names\n"
         "print(fingerprint(Task('k', f, {'x', 'y', 'z'}, lambda: f)))\n"
     )

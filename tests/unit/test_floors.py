@@ -8,9 +8,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-FOLDERS = {"torpor": "engine", "torpor.jupyter_ext": "jupyter_ext", "torpor.scheduler_hooks": "scheduler_hooks"}
+PACKAGES = {
+    "torpor": "engine",
+    "torpor_jupyter": "jupyter_ext",
+    "torpor_slurm": "scheduler_hooks",
+    "torpor_dask": "scheduler_hooks",
+}
 
-# From the ground up. A name stands for a module or for a package with all that is in it.
+# From the ground up. A name stands for a module of `torpor` or for a package with all that is in it.
 FLOORS = [
     {"_native"},
     {"errors", "inherited", "messages", "ranges", "workers"},
@@ -39,28 +44,32 @@ FLOORS = [
         "walk",
     },
     {"checkpoint", "restore", "run"},
-    {"cli", "jupyter_ext", "scheduler_hooks"},
+    {"cli", "torpor_jupyter", "torpor_slurm", "torpor_dask"},
 ]
 # What is kept, and where, knows nothing of live processes.
 FORBIDDEN = {"image": {"procfs", "cgroups", "remote"}, "store": {"procfs", "cgroups", "remote"}}
 
 
 def modules() -> dict[str, Path]:
-    """Every module of the package by its name within it; the package's own __init__ is a door, not a floor."""
+    """Every module by its name; the __init__ of `torpor` is a door, not a floor."""
     found = {}
-    for package, folder in FOLDERS.items():
-        for path in (ROOT / folder).rglob("*.py"):
-            parts = [*package.split(".")[1:], *path.relative_to(ROOT / folder).with_suffix("").parts]
-            if parts[-1] == "__init__":
-                parts.pop()
-            if parts and not path.name.endswith("_pb2.py"):
-                found[".".join(parts)] = path
+    for package, folder in PACKAGES.items():
+        for path in (ROOT / folder / package).rglob("*.py"):
+            name = ".".join(path.relative_to(ROOT / folder).with_suffix("").parts).removesuffix(".__init__")
+            if name != "torpor" and not path.name.endswith("_pb2.py"):
+                found[name] = path
     return found
 
 
+def own_part(name: str) -> str:
+    """The name that FLOORS has."""
+    first, _, rest = name.partition(".")
+    return rest.partition(".")[0] if first == "torpor" else first
+
+
 def imported(name: str, path: Path) -> set[str]:
-    """The first part of every name below `torpor` that a module imports, wherever in it."""
-    package = ["torpor", *name.split(".")]
+    """What FLOORS has of every name that a module imports, wherever in it."""
+    package = name.split(".")
     if path.name != "__init__.py":
         package.pop()
     names = set()
@@ -72,12 +81,11 @@ def imported(name: str, path: Path) -> set[str]:
             start = ".".join([*base, *([node.module] if node.module else [])])
             names |= {f"{start}.{alias.name}" for alias in node.names}
     # What the package's own __init__ offers is the engine's interface: made of its upper floors.
-    parts = {full.split(".")[1] for full in names if full.startswith("torpor.")}
+    parts = {own_part(full) for full in names if full.partition(".")[0] in PACKAGES and full != "torpor"}
     return {"restore" if part in ("Job", "Snapshot", "Stats", "Store") else part for part in parts}
 
 
-def floor(name: str) -> int:
-    own = name.partition(".")[0]
+def floor(own: str) -> int:
     found = [level for level, names in enumerate(FLOORS) if own in names]
     assert found, f"{own} stands on no floor yet: give it one in FLOORS"
     return found[0]
@@ -88,7 +96,7 @@ MODULES = modules()
 
 @pytest.mark.parametrize("name", sorted(MODULES))
 def test_imports_come_from_below(name: str) -> None:
-    own = name.partition(".")[0]
+    own = own_part(name)
     used = imported(name, MODULES[name])
     assert {other for other in used if floor(other) > floor(own)} == set()
     assert used & FORBIDDEN.get(own, set()) == set()

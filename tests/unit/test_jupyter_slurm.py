@@ -7,8 +7,8 @@ import logging
 
 import pytest
 
-from torpor.jupyter_ext import slurm
-from torpor.scheduler_hooks.slurm.allocation import Allocation
+from torpor_jupyter import slurm
+from torpor_slurm.allocation import Allocation
 
 
 async def _park() -> None:

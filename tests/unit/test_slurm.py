@@ -11,12 +11,12 @@ from tests.unit.slurm_job import LINE, environment
 from torpor.errors import NotFound, Refused
 from torpor.inherited import signals
 from torpor.probe import probe
-from torpor.scheduler_hooks.slurm import controller, site
-from torpor.scheduler_hooks.slurm.allocation import Allocation, is_supervised
-from torpor.scheduler_hooks.slurm.controller import JobRecord, SlurmError
-from torpor.scheduler_hooks.slurm.home import JobHome
-from torpor.scheduler_hooks.slurm.supervisor import Options, Supervisor
-from torpor.scheduler_hooks.slurm.why import Answer, Cause, is_cancelled, why
+from torpor_slurm import controller, site
+from torpor_slurm.allocation import Allocation, is_supervised
+from torpor_slurm.controller import JobRecord, SlurmError
+from torpor_slurm.home import JobHome
+from torpor_slurm.supervisor import Options, Supervisor
+from torpor_slurm.why import Answer, Cause, is_cancelled, why
 
 
 def judge(line: str, *, left: float = 3600, lead: float = 20, terminated: bool = True) -> Answer:
@@ -151,7 +151,7 @@ def supervisor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scontrol: str) -
     path.write_text(f"#!/bin/sh\ncd {tmp_path}\necho $1 >>asked\n{scontrol}\n")
     path.chmod(0o755)
     monkeypatch.setenv("PATH", str(path.parent), prepend=":")
-    monkeypatch.setattr("torpor.scheduler_hooks.slurm.supervisor.RETRY", 0.01)
+    monkeypatch.setattr("torpor_slurm.supervisor.RETRY", 0.01)
     allocation = Allocation.here(environment())
     assert allocation is not None
     home = JobHome(tmp_path / "store", "12", "c")

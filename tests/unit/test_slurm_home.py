@@ -16,10 +16,10 @@ import pytest
 from tests.unit.slurm_job import LINE
 from torpor.errors import NotFound, Refused, RestoreFailed
 from torpor.image import image_pb2 as pb
-from torpor.scheduler_hooks.slurm import rollback
-from torpor.scheduler_hooks.slurm.clean import clean
-from torpor.scheduler_hooks.slurm.home import KEEP, RUN_TAG, JobHome
 from torpor.store import SnapshotInfo
+from torpor_slurm import rollback
+from torpor_slurm.clean import clean
+from torpor_slurm.home import KEEP, RUN_TAG, JobHome
 
 
 def publish(home: JobHome, run: int) -> SnapshotInfo:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from torpor.errors import NotFound, Refused
-from torpor.scheduler_hooks.slurm import step, submit
+from torpor_slurm import step, submit
 
 
 @pytest.fixture

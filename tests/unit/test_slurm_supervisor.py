@@ -25,14 +25,14 @@ from tests.unit.slurm_job import LINE, environment
 from torpor import inherited
 from torpor.errors import CheckpointFailed, NotFound, Reason, Refused, RestoreFailed, RestoreRefused, StoreError
 from torpor.image import image_pb2 as pb
-from torpor.scheduler_hooks.slurm import controller, processes, supervisor
-from torpor.scheduler_hooks.slurm import home as homes
-from torpor.scheduler_hooks.slurm.allocation import Allocation
-from torpor.scheduler_hooks.slurm.controller import JobRecord, SlurmError
-from torpor.scheduler_hooks.slurm.home import RUN_TAG, JobHome
-from torpor.scheduler_hooks.slurm.supervisor import FENCED, LEFT_AT_TIME_LIMIT, Options, Supervisor
-from torpor.scheduler_hooks.slurm.why import Answer, Cause
 from torpor.store import SnapshotInfo
+from torpor_slurm import controller, processes, supervisor
+from torpor_slurm import home as homes
+from torpor_slurm.allocation import Allocation
+from torpor_slurm.controller import JobRecord, SlurmError
+from torpor_slurm.home import RUN_TAG, JobHome
+from torpor_slurm.supervisor import FENCED, LEFT_AT_TIME_LIMIT, Options, Supervisor
+from torpor_slurm.why import Answer, Cause
 
 PATIENCE = 20.0
 

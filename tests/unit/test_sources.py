@@ -20,7 +20,7 @@ TESTS = [path for folder in ("", "fuzz", "bench") for path in sorted((ROOT / "te
 
 ADDRESSES = {"addressof", "buffer_info", "data_as", "ffi.cast"}
 """What makes a number of where a buffer lies. The number holds nothing: the buffer may be gone when it is used."""
-MAKES_ADDRESSES = {"engine/remote/sys.py"}
+MAKES_ADDRESSES = {"engine/torpor/remote/sys.py"}
 """The wrapper of a system call, which holds what it is given until the call is over."""
 CHANGING = {"Words", "array", "bytearray", "ffi.new"}
 """What makes a buffer. One that a whole module shares is written to by several threads at once: cffi lets go of the

@@ -1,0 +1,79 @@
+"""`torpor run -- CMD...`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from torpor.cli.common import DurationType, command_options, exit_as, note, store_option
+from torpor.cli.slurm_options import slurm_options
+
+if TYPE_CHECKING:
+    from torpor.store import SnapshotInfo
+
+
+@click.command("run", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@store_option
+@click.option("--every", type=DurationType(), metavar="TIME", help="Save it this often, as in 90s, 10m, 1h30m.")
+@slurm_options
+@click.option("--script", type=click.Path(dir_okay=False), hidden=True, help="The batch script of `torpor sbatch`.")
+@click.argument("cmd", metavar="CMD...", nargs=-1, type=click.UNPROCESSED)
+@command_options
+def command(
+    cmd: tuple[str, ...],
+    store: str | None,
+    every: float | None,
+    script: str | None,
+    as_json: bool,
+    **chosen: Any,
+) -> int:
+    """Run a command so that it can be frozen, and save it regularly.
+
+    Where Yama lets only the launcher of a process trace it, this is the launcher. It passes signals on and
+    exits as the command exits.
+
+    In a Slurm job it hears the warning of a preemption, saves the command, requeues the job, and in its next run,
+    on whichever node, lets the command go on where it was.
+    """
+    import torpor
+    from torpor_slurm.allocation import Allocation, is_supervised
+
+    if not cmd and script is None:
+        raise click.UsageError("Missing argument 'CMD...'.")
+    allocation = Allocation.here()
+    if allocation is None:
+        if script is not None:
+            raise click.UsageError("--script is for `torpor sbatch`, inside a job.")
+        return exit_as(torpor.run(cmd, store=store, every=every, saved=_teller(), failed=_not_saved))
+    if is_supervised(os.environ, allocation):
+        os.execvp(cmd[0], cmd)
+
+    from torpor.store import Store
+    from torpor_slurm.home import JobHome
+    from torpor_slurm.submit import embedded_script
+    from torpor_slurm.supervisor import Options, supervise
+
+    home = JobHome(Store(store).path, allocation.job, allocation.cluster)
+    if script is not None:
+        cmd = (str(home.keep_script(*embedded_script(script))), *cmd)
+    return exit_as(supervise(cmd, allocation, home, Options(every=every, **chosen)))
+
+
+def _teller() -> Callable[[SnapshotInfo], None]:
+    """One that tells what a wake would not bring back, each thing once however often it is saved."""
+    told: set[str] = set()
+
+    def saved(info: SnapshotInfo) -> None:
+        for text in info.notices:
+            if text not in told:
+                told.add(text)
+                note(f"saved, but {text}")
+
+    return saved
+
+
+def _not_saved(error: Exception) -> None:
+    note(f"not saved this time: {error}")

@@ -1,0 +1,44 @@
+"""`torpor sbatch -- <sbatch arguments> job.sh`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import click
+
+from torpor.cli.common import DurationType, command_options, print_json, store_option
+from torpor.cli.slurm_options import slurm_options
+
+
+@click.command(
+    "sbatch",
+    short_help="Submit a Slurm job that loses nothing when it is preempted.",
+    context_settings={"ignore_unknown_options": False, "allow_interspersed_args": False},
+)
+@store_option
+@click.option("--every", type=DurationType(), metavar="TIME", help="Save it this often too, as in 90s, 10m, 1h30m.")
+@slurm_options
+@click.argument("arguments", metavar="-- [SBATCH ARGUMENTS] SCRIPT [ARGUMENTS]", nargs=-1, type=click.UNPROCESSED)
+@command_options
+def command(arguments: tuple[str, ...], store: str | None, every: float | None, as_json: bool, **chosen: Any) -> int:
+    """Submit a batch script so that it is saved when Slurm preempts it, and goes on when it is requeued.
+
+    The script itself need not be changed. Snapshots lie in the store, which must be a directory that all nodes
+    share. Jobs on several nodes and jobs with GPUs are refused.
+    """
+    from torpor.store import Store
+    from torpor_slurm import submit
+
+    submission = submit.parse(arguments)
+    if every is None and submission.every is not None:
+        every = DurationType().convert(submission.every, None, None)
+    # Numbers and words are read again by `torpor run`: 90.0 is no time span there, 90 is.
+    options = submit.as_options({"store": Store(store).path, "every": None if every is None else int(every), **chosen})
+    told, code = submit.submit(submission, [os.path.abspath(sys.argv[0]), "run", *options])
+    if as_json:
+        print_json({"job": told.split()[-1].partition(";")[0]})
+    else:
+        click.echo(told, nl=False)
+    return code

@@ -1,0 +1,79 @@
+"""`torpor slurm status [JOBID]`, `requeue JOBID`, `clean`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import click
+
+from torpor.cli.common import DurationType, command_options, console, print_json, store_option
+
+
+@click.group("slurm", short_help="Look after jobs in Slurm.")
+def command() -> None:
+    """Look after jobs that run under Torpor in Slurm."""
+
+
+@command.command("status")
+@click.argument("job", metavar="[JOBID]", required=False)
+@store_option
+@command_options
+def status(job: str | None, store: str | None, as_json: bool) -> None:
+    """Show jobs under Torpor: their snapshots, the last pause, and whether the site's warning is long enough."""
+    from torpor.store import Store
+    from torpor_slurm import report
+
+    rows = report.status(Store(store).path, job)
+    if as_json:
+        print_json([row.as_json() for row in rows])
+        return
+    if not rows:
+        click.echo("no jobs")
+        return
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for heading in report.HEADINGS:
+        table.add_column(heading, overflow="fold")
+    for row in rows:
+        table.add_row(*row.in_words())
+    console().print(table)
+
+
+@command.command("requeue")
+@click.argument("job", metavar="JOBID")
+@click.option(
+    "--files",
+    type=click.Choice(["as-they-were", "as-they-are"]),
+    default="as-they-were",
+    show_default=True,
+    help="Whether its next run is refused when files were changed in place since; for that run only.",
+)
+@store_option
+@command_options
+def requeue(job: str, files: Literal["as-they-were", "as-they-are"], store: str | None, as_json: bool) -> None:
+    """Let a job go on that was saved, or whose snapshots could not be woken: put it back into the queue."""
+    from torpor.store import Store
+    from torpor_slurm.home import requeue as again
+
+    home = again(Store(store).path, job, files)
+    if as_json:
+        print_json({"job": home.job, "files": files})
+    else:
+        click.echo(f"job {home.job} is in the queue again")
+
+
+@command.command("clean")
+@click.option("--older", type=DurationType(), default="7d", show_default=True, help="Leave what is younger.")
+@store_option
+@command_options
+def clean(older: float, store: str | None, as_json: bool) -> None:
+    """Remove the directories and snapshots of jobs that are over: finished, or not known to Slurm any more."""
+    from torpor.store import Store
+    from torpor_slurm.clean import clean as remove
+
+    removed = remove(str(Store(store).path), older)
+    if as_json:
+        print_json([str(path) for path in removed])
+    else:
+        click.echo("".join(f"removed {path}\n" for path in removed) or "nothing to remove\n", nl=False)

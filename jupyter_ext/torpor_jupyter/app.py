@@ -1,0 +1,139 @@
+"""The server extension: makes Torpor start the kernels, and offers what it can do to them at ``/api/torpor``."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from jupyter_client.provisioning.factory import KernelProvisionerFactory
+from jupyter_server.extension.application import ExtensionApp
+from jupyter_server.services.kernels.kernelmanager import AsyncMappingKernelManager
+from tornado.ioloop import PeriodicCallback
+from traitlets import Bool, Enum, Float, Int, Unicode
+
+from torpor.store import Store
+from torpor_jupyter import slurm
+from torpor_jupyter.channels import TorporWebsocketConnection
+from torpor_jupyter.culling import park_when_culling
+from torpor_jupyter.handlers import HANDLERS
+from torpor_jupyter.kernels import Keeper
+from torpor_jupyter.rules import Rules, Wishes
+from torpor_slurm.allocation import Allocation
+
+NOTE_SECONDS = 5.0
+"""How often the notebooks of kernels are written down: a crash forgets a renaming that is younger."""
+EVENT = "https://events.torpor.invalid/kernel/v1"
+"""The schema of what is told on the server's event bus when something becomes of a kernel."""
+
+
+class TorporApp(ExtensionApp):
+    """Torpor's server extension. Every setting can stand in jupyter_server_config.py as ``c.TorporApp.NAME``."""
+
+    name = "torpor"
+    extension_url = "/lab"
+    load_other_extensions = True
+
+    store = Unicode(
+        "", config=True, help="Directory of the snapshots; by default $TORPOR_STORE, else ~/.local/share/torpor."
+    )
+    start_kernels = Bool(
+        True, config=True, help="Start all kernels by Torpor, unless their kernelspec names a provisioner."
+    )
+    when_stopping = Enum(
+        ["park", "shutdown"], "park", config=True, help="What becomes of living kernels when the server stops."
+    )
+    when_culling = Enum(
+        ["park", "shutdown"], "park", config=True, help="What becomes of a kernel that is idle for cull_idle_timeout."
+    )
+
+    checkpoint_every = Float(
+        0, min=0, config=True, help="Minutes after which a kernel that has run something is saved; 0: never."
+    )
+    checkpoint_after = Float(
+        0, min=0, config=True, help="A kernel is saved after a cell that took so many seconds or longer; 0: never."
+    )
+    keep_last = Int(30, min=0, config=True, help="How many automatic checkpoints of a kernel are kept; 0: all of them.")
+    quota = Int(
+        0, min=0, config=True,
+        help="Bytes of the disk for the store's packs, above which the oldest automatic checkpoints go; 0: no limit.",
+    )  # fmt: skip
+    park_below = Float(
+        0, min=0, max=100, config=True,
+        help="Percent of memory left, of the host or the cgroup, below which the largest idle kernels are parked.",
+    )  # fmt: skip
+
+    keeper: Keeper | None = None
+    _rules: Rules | None = None
+    _leaving: asyncio.Future[None] | None = None
+    _notes: PeriodicCallback | None = None
+    _slurm: asyncio.Task[None] | None = None
+
+    def initialize_settings(self) -> None:
+        """Take over the kernels of the server, and bring back those that earlier servers left."""
+        server: Any = self.serverapp
+        manager = server.kernel_manager
+        if not isinstance(manager, AsyncMappingKernelManager):
+            self.log.warning("Torpor cannot look after kernels of a %s", type(manager).__name__)
+            return
+        server.event_logger.register_event_schema(Path(__file__).parent / "events" / "kernel.yaml")
+        self.keeper = Keeper(
+            manager, server.session_manager, server.contents_manager, Store(self.store or None), self.log, self._tell
+        )
+        self.settings["torpor_keeper"] = self.keeper
+        self.settings["kernel_websocket_connection_class"] = TorporWebsocketConnection
+        if self.start_kernels:
+            KernelProvisionerFactory.instance(parent=manager).default_provisioner_name = "torpor"
+        if self.when_culling == "park":
+            park_when_culling(manager, self.keeper)
+        # A kernel that goes back says once more, to the letter, what was on its way then. Jupyter takes a message that
+        # comes twice for a forged one, and its stream is deaf after that.
+        if "digest_history_size" not in server.config.Session:
+            server.config.Session.digest_history_size = 0
+        server.io_loop.run_sync(self.keeper.adopt_all)  # before the first request can ask for a session
+        wishes = Wishes(self.checkpoint_every, self.checkpoint_after, self.keep_last)
+        self._rules = Rules(
+            self.keeper, server.io_loop.asyncio_loop, wishes, quota=self.quota, park_below=self.park_below
+        )
+        self._notes = PeriodicCallback(self.keeper.note_sessions, NOTE_SECONDS * 1000)
+        self._notes.start()
+        if allocation := Allocation.around(os.environ):
+            watching = slurm.watch(allocation, partial(self.keeper.park_all, "preempted"), self.log)
+            self._slurm = server.io_loop.asyncio_loop.create_task(watching)
+        # Without a terminal jupyter_server ends at SIGINT, which JupyterHub sends first, as Python does: at once.
+        # Kernels would be left to live on, or to end with their container.
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, server._signal_stop)
+
+    def initialize_handlers(self) -> None:
+        """Offer the REST API."""
+        if self.keeper:
+            self.handlers.extend(HANDLERS)
+
+    async def stop_extension(self) -> None:
+        """Before the server shuts kernels down: keep them. A second signal meanwhile asks for it again."""
+        if self._leaving is None:
+            self._leaving = asyncio.ensure_future(self._leave())
+        await self._leaving
+
+    async def _leave(self) -> None:
+        if not self.keeper:
+            return
+        if self._notes and self._rules:
+            self._notes.stop()
+            self._rules.stop()
+        if self._slurm:
+            self._slurm.cancel()
+        if self.when_stopping == "park":
+            await self.keeper.leave()
+        else:
+            self.keeper.leave_parked()
+        self.keeper.close()
+
+    def _tell(self, kernel_id: str, what: str) -> None:
+        data: dict[str, Any] = {"kernel_id": kernel_id, "what": what}
+        server: Any = self.serverapp
+        server.event_logger.emit(schema_id=EVENT, data=data)

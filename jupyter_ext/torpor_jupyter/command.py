@@ -1,0 +1,142 @@
+"""``jupyter torpor``: the kernels of this user's running Jupyter servers, from a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from torpor.cli import run_command
+from torpor.cli.common import command_options, console, human_age, human_size, note, print_json, printable
+from torpor_jupyter import client
+
+EPILOG = "KERNEL: the beginning of an id, or a notebook. CHECKPOINT: a name, the beginning of an id, or latest."
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}, epilog=EPILOG)
+def cli() -> None:
+    """Save, park, wake and fork the kernels of running Jupyter servers."""
+
+
+kernel_argument = click.argument("kernel")
+files_option = click.option(
+    "--files",
+    type=click.Choice(["as-they-were", "as-they-are"]),
+    default="as-they-were",
+    show_default=True,
+    help="Whether it is refused when files that it had open were changed in place since.",
+)
+
+
+@cli.command("list")
+@command_options
+def list_kernels(as_json: bool) -> None:
+    """List the kernels, living and parked."""
+    from rich.table import Table  # noqa: PLC0415  as the commands of `torpor`
+
+    found = client.kernels()
+    if as_json:
+        print_json([kernel | {"server": server.url} for server, kernel in found])
+        return
+    table = Table(box=None, pad_edge=False)
+    for title in ("kernel", "state", "notebook", "server"):
+        table.add_column(title)
+    for server, kernel in found:
+        paths = ", ".join(session["path"] or "" for session in kernel["sessions"])
+        state = kernel["state"] if kernel["state"] == "parked" else kernel["execution_state"]
+        table.add_row(kernel["id"], state, printable(paths), server.url)
+    console().print(table)
+
+
+@cli.command("checkpoints")
+@kernel_argument
+@command_options
+def checkpoints(kernel: str, as_json: bool) -> None:
+    """List the checkpoints of a kernel, oldest first."""
+    found = client.find(kernel)
+    made = found.get("checkpoints")
+    if as_json:
+        print_json(made)
+        return
+    for one in made:
+        name = one["name"] or one["cell"]
+        here = "*" if one["id"] == found.head else " "
+        age, size = human_age(one["created_ns"]), human_size(one["written"])
+        click.echo(f"{here} {one['id']}  {age:>12}  {size:>10}  {printable(name)}")
+
+
+@cli.command("checkpoint")
+@kernel_argument
+@click.option("--name", default="", help="What it is called.")
+@command_options
+def checkpoint(kernel: str, name: str, as_json: bool) -> None:
+    """Save a kernel; it runs on."""
+    made = client.find(kernel).post("checkpoints", name=name)
+    _tell(made, as_json, f"saved as {made['id']}: {human_size(made['size'])}, {human_size(made['written'])} of it new")
+    if not as_json:
+        for notice in made["notices"]:
+            note(notice)
+
+
+@cli.command("park")
+@kernel_argument
+@click.option("--name", default="", help="What its checkpoint is called.")
+@command_options
+def park(kernel: str, name: str, as_json: bool) -> None:
+    """Save a kernel and end its process."""
+    told = client.find(kernel).post("park", name=name)
+    _tell(told, as_json, f"parked in {told['snapshot']}")
+
+
+@cli.command("resume")
+@kernel_argument
+@files_option
+@command_options
+def resume(kernel: str, files: str, as_json: bool) -> None:
+    """Wake a parked kernel."""
+    told = client.find(kernel).post("resume", files_as_they_are=files == "as-they-are")
+    _tell(told, as_json, f"woken as process {told['pid']}")
+
+
+@cli.command("restore")
+@kernel_argument
+@click.argument("checkpoint")
+@click.option("--notebook", is_flag=True, help="Bring the notebook's file back, too.")
+@files_option
+@command_options
+def restore(kernel: str, checkpoint: str, notebook: bool, files: str, as_json: bool) -> None:
+    """Take a kernel back to a checkpoint; what it is now is kept as a checkpoint before."""
+    found = client.find(kernel)
+    chosen = found.checkpoint(checkpoint)
+    as_they_are = files == "as-they-are"
+    told = found.post(f"checkpoints/{chosen}/restore", notebook=notebook, files_as_they_are=as_they_are)
+    undo = f"; what it was is {told['undo']}" if told["undo"] else ""
+    _tell(told, as_json, f"back at {chosen}{undo}")
+
+
+@cli.command("fork")
+@kernel_argument
+@click.argument("checkpoint", default="latest")
+@click.option("--path", help="The new notebook; by default one beside the kernel's own.")
+@files_option
+@command_options
+def fork(kernel: str, checkpoint: str, path: str | None, files: str, as_json: bool) -> None:
+    """Wake a checkpoint as a second kernel, with a copy of the notebook."""
+    found = client.find(kernel)
+    chosen = found.checkpoint(checkpoint)
+    chosen_path = {"path": path} if path else {}
+    told = found.post(f"checkpoints/{chosen}/fork", files_as_they_are=files == "as-they-are", **chosen_path)
+    _tell(told, as_json, f"kernel {told['kernel']['id']}, notebook {told['path']}")
+
+
+def _tell(told: dict[str, Any], as_json: bool, words: str) -> None:
+    if as_json:
+        print_json(told)
+    else:
+        click.echo(words)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run ``jupyter torpor`` and exit; `argv` is sys.argv[1:] unless given."""
+    run_command(cli, "jupyter torpor", argv)

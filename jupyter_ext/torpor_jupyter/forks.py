@@ -1,0 +1,142 @@
+"""Forks: a second kernel from a checkpoint, beside the first, with ports and a key of its own.
+
+The image is woken with every listener at a new port, which no one knows yet. Then, by a request signed with the old
+key, ipykernel is told its new ports and its new key; that it took them is seen by the signature of its answer. Only
+then the server, and with it everyone else, hears of the new kernel. If a step fails, the new process is ended.
+
+Only an idle kernel of IPython can be told: of another one it is not known where it keeps its ports, and what a cell
+prints that runs at that moment would belong to the notebook of the first.
+"""
+
+from __future__ import annotations
+
+import socket
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torpor
+from torpor.errors import Reason, RestoreFailed, RestoreRefused
+from torpor.restore import Files, listening_ports
+from torpor.series import Series
+from torpor.store import SnapshotInfo, Store
+from torpor_jupyter import ipython
+from torpor_jupyter.process import KernelProcess, tree_root
+from torpor_jupyter.records import CheckpointRecord
+from torpor_jupyter.state import Operation, Unsuitable
+from torpor_jupyter.traffic import PORTS
+
+ANSWER_SECONDS = 20.0
+TRIES = 3
+"""A port that is free at one moment may be taken at the next."""
+MORE_PORTS = 1
+"""Listeners of ipykernel besides the five of its connection file: what its forks print goes there."""
+
+
+@dataclass(frozen=True)
+class Woken:
+    """A process from a checkpoint that does not know yet that it is another kernel now."""
+
+    process: KernelProcess
+    ports: dict[int, int]
+    """New ports by old ones."""
+    warnings: tuple[str, ...]
+
+
+def refuse(record: CheckpointRecord) -> None:
+    """Say by what is known of a checkpoint that it cannot be forked. Raises Unsuitable."""
+    kind = record.kernel_info.get("implementation", ipython.IMPLEMENTATION)
+    if kind != ipython.IMPLEMENTATION:
+        raise Unsuitable(
+            f"a kernel of {kind} cannot be forked: it cannot be told its new ports and its new key",
+            advice="go back to the checkpoint instead; only kernels of IPython (ipykernel) can be forked",
+        )
+    if record.execution_state != "idle" or record.outstanding:
+        raise Unsuitable(
+            "a cell ran when the checkpoint was made: what it prints belongs to the first notebook",
+            advice="fork a checkpoint that was made while the kernel was idle",
+        )
+    if record.connection.get("transport", "tcp") != "tcp":
+        raise Unsuitable("only kernels over TCP can be forked", advice="set KernelManager.transport to tcp")
+
+
+def wake(
+    info: SnapshotInfo, store: Store, record: CheckpointRecord, operation: Operation, series: Series, files: Files
+) -> Woken:
+    """Wake a checkpoint with all its listeners at new ports. Raises as `torpor.restore`."""
+    ports = listening_ports(info, store=store)
+    own = {record.connection[name] for name in PORTS}
+    if len(more := sorted(ports - own)) > MORE_PORTS:
+        why = "the kernel listens there, too, and the fork would have to have another port than its programs know"
+        raise RestoreRefused("the checkpoint cannot be forked", [Reason(f"port {port}", why) for port in more])
+    for attempt in range(TRIES):
+        moved = dict(zip(sorted(ports), _free_ports(len(ports)), strict=True))
+        try:
+            job = torpor.restore(
+                info,
+                store=store,
+                detach=True,
+                progress=operation.progress,
+                ports=moved,
+                files=files,
+                series=series,
+            )
+        except RestoreRefused as error:
+            taken = any(str(port) in str(reason) for reason in error.reasons for port in moved.values())
+            if not taken or attempt + 1 == TRIES:
+                raise
+            continue
+        try:
+            return Woken(KernelProcess(tree_root(job), job=job), moved, job.warnings)
+        except ProcessLookupError:
+            raise RestoreFailed("the kernel ended as soon as it was woken", advice="see its log") from None
+    raise AssertionError("the last try raises or returns")
+
+
+async def become(
+    woken: Woken, record: CheckpointRecord, key: str, *, file: str, notebook: str, logs: list[str], log: str
+) -> dict[str, Any]:
+    """Give a woken kernel its own ports, key and log.
+
+    Args:
+        woken: the kernel.
+        record: of the checkpoint.
+        key: the new one.
+        file: the connection file that the server will write for it.
+        notebook: the path of its notebook.
+        logs: of these, the one that takes its standard output and error as yet.
+        log: the one that is to take it.
+
+    Returns:
+        What will be in its connection file.
+
+    Raises:
+        Unsuitable: it is a kernel that cannot be forked; it must be ended.
+    """
+    connection = record.connection | {name: woken.ports[record.connection[name]] for name in PORTS}
+    told = {
+        "ports": {str(old): new for old, new in woken.ports.items()}, "names": list(PORTS), "key": key,
+        "connection_file": file, "notebook": notebook, "logs": logs, "log": log,
+    }  # fmt: skip
+    try:
+        kind = await ipython.implementation(connection, seconds=ANSWER_SECONDS)
+        if kind != ipython.IMPLEMENTATION:
+            raise ipython.NoAnswer(f"it is a kernel of {kind}")
+        taken = await ipython.ask(connection, ipython.BECOME, told, seconds=ANSWER_SECONDS, reply_key=key.encode())
+    except ipython.NoAnswer as error:
+        raise Unsuitable(
+            f"the checkpoint cannot be forked: {error.message}",
+            advice="only idle kernels of IPython (ipykernel) that listen nowhere else can be forked",
+        ) from error
+    if taken != {name: connection[name] for name in PORTS}:
+        raise Unsuitable(f"the checkpoint cannot be forked: the kernel has taken other ports, {taken}")
+    return connection | {"key": key}
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports that nobody has."""
+    with ExitStack() as stack:
+        found = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for sock in found:
+            sock.bind(("127.0.0.1", 0))
+        return [sock.getsockname()[1] for sock in found]

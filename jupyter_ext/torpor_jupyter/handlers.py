@@ -1,0 +1,262 @@
+"""The REST API at ``/api/torpor``; docs/jupyter.md has it for users, api.yaml as OpenAPI.
+
+Every request needs Jupyter's own authentication (token or cookie with XSRF header) and the permission of its authorizer
+for the resource ``torpor``: ``read`` to look, ``execute`` for everything that touches a kernel or a checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any, TypeVar
+
+from jupyter_server.auth.decorator import authorized
+from jupyter_server.base.handlers import APIHandler
+from tornado import web
+
+from torpor import errors
+from torpor_jupyter.kernels import Keeper
+from torpor_jupyter.records import KERNEL_ID, SNAPSHOT_ID
+
+DESCRIPTION = Path(__file__).with_name("api.yaml").read_bytes()
+MAX_NAME, MAX_NOTE = 200, 4000
+"""Characters."""
+
+_STATUS: dict[type[errors.TorporError], int] = {
+    errors.NotFound: 404,
+    errors.NotPermitted: 403,
+    errors.StoreError: 507,
+    errors.CheckpointFailed: 500,
+    errors.RestoreFailed: 500,
+    errors.ImageDamaged: 500,
+}
+
+H = TypeVar("H", bound="TorporHandler")
+Action = Callable[..., Awaitable[None]]
+
+
+def told(action: Action) -> Action:
+    """Turn Torpor's errors into answers: the reason as the message, what to do next beside it."""
+
+    @wraps(action)
+    async def wrapped(self: TorporHandler, *arguments: str, **named: str) -> None:
+        try:
+            await action(self, *arguments, **named)
+        except errors.TorporError as error:
+            self.set_status(next((status for kind, status in _STATUS.items() if isinstance(error, kind)), 409))
+            reasons = error.reasons if isinstance(error, (errors.Refused, errors.RestoreRefused)) else ()
+            self.finish(
+                {
+                    "message": str(error),
+                    "reason": error.message,
+                    "advice": error.advice,
+                    "details": [str(reason) for reason in reasons],
+                    "kind": type(error).__name__,
+                    "only_files": isinstance(error, errors.RestoreRefused) and error.only_files,
+                }
+            )
+
+    return wrapped
+
+
+class TorporHandler(APIHandler):
+    """What the handlers share."""
+
+    auth_resource = "torpor"
+
+    @property
+    def keeper(self) -> Keeper:
+        """The server's."""
+        keeper: Keeper = self.settings["torpor_keeper"]
+        return keeper
+
+    def body(self, **wanted: type) -> dict[str, Any]:
+        """The fields of the request's JSON body; one that is unknown, or of another type, is a bad request."""
+        body = self.get_json_body() or {}
+        if not isinstance(body, dict):
+            raise web.HTTPError(400, "the body is no JSON object")
+        for name, value in body.items():
+            if name not in wanted:
+                raise web.HTTPError(400, f"unknown field {name!r}")
+            if type(value) is not wanted[name]:
+                raise web.HTTPError(400, f"{name} is no {wanted[name].__name__}")
+            limit = MAX_NOTE if name in ("note", "path") else MAX_NAME
+            if isinstance(value, str) and len(value) > limit:
+                raise web.HTTPError(400, f"{name} is longer than {limit} characters")
+        return body
+
+    def answer(self, value: object, status: int = 200) -> None:
+        """Send JSON."""
+        self.set_status(status)
+        self.finish(json.dumps(value))
+
+
+class Description(TorporHandler):
+    """The API itself."""
+
+    @web.authenticated
+    @authorized
+    async def get(self) -> None:
+        """Send its description (OpenAPI)."""
+        self.set_header("Content-Type", "application/yaml")
+        self.finish(DESCRIPTION)
+
+
+class Kernels(TorporHandler):
+    """All kernels."""
+
+    @web.authenticated
+    @authorized
+    @told
+    async def get(self) -> None:
+        """List the kernels of this server, living and parked."""
+        self.answer(self.keeper.kernels())
+
+
+class Kernel(TorporHandler):
+    """One kernel."""
+
+    @web.authenticated
+    @authorized
+    @told
+    async def get(self, kernel_id: str) -> None:
+        """Describe it, with the progress of what is being done to it."""
+        self.answer(self.keeper.describe(kernel_id))
+
+
+class Park(TorporHandler):
+    """Parking."""
+
+    @web.authenticated
+    @authorized("execute")
+    @told
+    async def post(self, kernel_id: str) -> None:
+        """Keep the kernel and end its process."""
+        self.answer(await self.keeper.park(kernel_id, **self.body(name=str)))
+
+
+class Resume(TorporHandler):
+    """Waking."""
+
+    @web.authenticated
+    @authorized("execute")
+    @told
+    async def post(self, kernel_id: str) -> None:
+        """Wake the parked kernel."""
+        self.answer(await self.keeper.resume(kernel_id, **self.body(files_as_they_are=bool)))
+
+
+class Cancel(TorporHandler):
+    """Giving up."""
+
+    @web.authenticated
+    @authorized("execute")
+    @told
+    async def post(self, kernel_id: str) -> None:
+        """Give up what is being done to the kernel."""
+        self.body()
+        self.answer(self.keeper.cancel(kernel_id))
+
+
+class Checkpoints(TorporHandler):
+    """A kernel's checkpoints."""
+
+    @web.authenticated
+    @authorized
+    @told
+    async def get(self, kernel_id: str) -> None:
+        """List them, oldest first; also of a kernel that is gone."""
+        self.answer(await self.keeper.checkpoints(kernel_id))
+
+    @web.authenticated
+    @authorized("execute")
+    @told
+    async def post(self, kernel_id: str) -> None:
+        """Make one; the kernel runs on."""
+        self.answer(await self.keeper.save(kernel_id, **self.body(name=str, note=str)), 201)
+
+
+class AllCheckpoints(TorporHandler):
+    """The checkpoints of all kernels."""
+
+    @web.authenticated
+    @authorized
+    @told
+    async def get(self) -> None:
+        """List them, oldest first."""
+        self.answer(await self.keeper.checkpoints())
+
+
+class Checkpoint(TorporHandler):
+    """One checkpoint."""
+
+    @web.authenticated
+    @authorized("execute")
+    @told
+    async def patch(self, kernel_id: str, checkpoint_id: str) -> None:
+        """Change its name, note or pin."""
+        self.answer(await self.keeper.change(kernel_id, checkpoint_id, **self.body(name=str, note=str, pinned=bool)))
+
+    @web.authenticated
+    @authorized("execute")
+    @told
+    async def delete(self, kernel_id: str, checkpoint_id: str) -> None:
+        """Delete it, and tell the bytes that it held alone."""
+        report = await self.keeper.delete(kernel_id, checkpoint_id)
+        self.answer({"freed": report.freed})
+
+
+class Restore(TorporHandler):
+    """Going back."""
+
+    @web.authenticated
+    @authorized("execute")
+    @told
+    async def post(self, kernel_id: str, checkpoint_id: str) -> None:
+        """Take the kernel back to the checkpoint; ``undo`` is the checkpoint of what it was."""
+        wanted = self.body(discard=bool, notebook=bool, files_as_they_are=bool)
+        self.answer(await self.keeper.restore(kernel_id, checkpoint_id, **wanted))
+
+
+class Diff(TorporHandler):
+    """Comparing."""
+
+    @web.authenticated
+    @authorized
+    @told
+    async def get(self, kernel_id: str, checkpoint_id: str) -> None:
+        """What the checkpoint has that the one named by ``with`` has not; by default its parent."""
+        other = self.get_query_argument("with", "")
+        self.answer(await self.keeper.diff(kernel_id, checkpoint_id, other))
+
+
+class Fork(TorporHandler):
+    """A second kernel."""
+
+    @web.authenticated
+    @authorized("execute")
+    @told
+    async def post(self, kernel_id: str, checkpoint_id: str) -> None:
+        """Wake the checkpoint as another kernel, beside the first, with a copy of the notebook."""
+        wanted = self.body(path=str, files_as_they_are=bool)
+        self.answer(await self.keeper.fork(kernel_id, checkpoint_id, **wanted), 201)
+
+
+_KERNEL = f"/api/torpor/kernels/(?P<kernel_id>{KERNEL_ID.pattern.replace('(-', '(?:-')})"
+_CHECKPOINT = f"{_KERNEL}/checkpoints/(?P<checkpoint_id>{SNAPSHOT_ID.pattern})"
+HANDLERS = [
+    (r"/api/torpor/api\.yaml", Description),
+    (r"/api/torpor/kernels", Kernels),
+    (r"/api/torpor/checkpoints", AllCheckpoints),
+    (_KERNEL, Kernel),
+    (f"{_KERNEL}/park", Park),
+    (f"{_KERNEL}/resume", Resume),
+    (f"{_KERNEL}/cancel", Cancel),
+    (f"{_KERNEL}/checkpoints", Checkpoints),
+    (_CHECKPOINT, Checkpoint),
+    (f"{_CHECKPOINT}/restore", Restore),
+    (f"{_CHECKPOINT}/fork", Fork),
+    (f"{_CHECKPOINT}/diff", Diff),
+]

@@ -1,0 +1,147 @@
+"""``%load_ext torpor``: ``%checkpoint [name]``, ``%checkpoints``, ``%rewind NAME`` in any notebook or console.
+
+Below a Jupyter server with Torpor they ask that server, and the checkpoints are those of JupyterLab's panel. Without
+one (a console, VS Code) a helper process outside of the kernel saves it: see `torpor_jupyter.helper`.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from typing import Any
+
+from IPython.core.error import UsageError
+from IPython.core.magic import Magics, line_magic, magics_class
+
+from torpor.errors import TorporError
+from torpor_jupyter import client, helper
+
+AS_THEY_ARE = "--files=as-they-are "
+KERNEL_FILE = re.compile(r"kernel-(.+)\.json")
+AGAIN_SECONDS = 30.0
+"""How long a server may be busy waking this kernel, when the connection to it is lost."""
+
+
+def load_ipython_extension(shell: Any) -> None:
+    """Give a shell the magics; `shell` is IPython's InteractiveShell."""
+    shell.register_magics(TorporMagics)
+
+
+@magics_class
+class TorporMagics(Magics):
+    """Torpor's magics."""
+
+    @line_magic
+    def checkpoint(self, line: str) -> None:
+        """Save this kernel; it runs on.
+
+        ``%checkpoint [name]``. Everything is kept as it is in the middle of this cell: a kernel that goes back there
+        goes on with the line after this one.
+        """
+        name = line.strip()
+        server = self._server()
+        if server is None:
+            print(self._told(helper.checkpoint, name))
+            return
+        path = f"kernels/{self._kernel_id()}/checkpoints"
+        try:
+            made = self._told(server.post, path, {"name": name})
+        except client.Lost:
+            print(f"The kernel is back at {self._head(server)}")
+            return
+        print(f"Saved as {_label(made)}: {_size(made['size'])}, {_size(made['written'])} of it new")
+        for notice in made["notices"]:
+            print(f"A wake will not bring back all: {notice}")
+
+    @line_magic
+    def checkpoints(self, line: str) -> None:
+        """List the checkpoints of this kernel, oldest first."""
+        if line.strip():
+            raise UsageError("%checkpoints takes no arguments")
+        server = self._server()
+        if server is None:
+            print(self._told(helper.listed) or "There are none.")
+            return
+        kernel = self._told(server.get, f"kernels/{self._kernel_id()}")
+        made = self._told(server.get, f"kernels/{self._kernel_id()}/checkpoints")
+        for one in made:
+            here = "*" if one["id"] == kernel["head"] else " "
+            when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(one["created_ns"] / 10**9))
+            pinned = "  (pinned)" if one["pinned"] else ""
+            print(f"{here} {one['id']}  {when}  {_size(one['written']):>10}  {_title(one)}{pinned}")
+        if not made:
+            print("There are none.")
+
+    @line_magic
+    def rewind(self, line: str) -> None:
+        """Take this kernel back to a checkpoint: ``%rewind ID`` or ``%rewind NAME``.
+
+        What the kernel is now is kept as a checkpoint before. Cells that run now are told that they were aborted.
+        Files that were changed in place since are refused by name; ``%rewind --files=as-they-are NAME`` takes them.
+        """
+        name = line.strip()
+        wanted = {"files_as_they_are": True} if name.startswith(AS_THEY_ARE) else {}
+        name = name.removeprefix(AS_THEY_ARE).strip()
+        if not name:
+            raise UsageError("%rewind takes the name or the id of a checkpoint: see %checkpoints")
+        server = self._server()
+        if server is None:
+            raise UsageError(helper.NO_REWIND)
+        found = self._told(client.checkpoint_named, server, self._kernel_id(), name)
+        print(f"Going back to {_label(found)}", flush=True)
+        try:
+            self._told(server.post, f"kernels/{self._kernel_id()}/checkpoints/{found['id']}/restore", wanted)
+        except client.Lost:  # this very line was kept, before the going back, and goes on now
+            print(f"The kernel is back at {self._head(server)}")
+
+    def _kernel_id(self) -> str:
+        """This kernel's id, by the name of its connection file; empty in a shell that is no kernel's."""
+        try:
+            from ipykernel.connect import get_connection_file  # noqa: PLC0415  not in a plain `ipython`
+
+            file = get_connection_file()
+        except (ImportError, RuntimeError):
+            return ""
+        found = KERNEL_FILE.fullmatch(file.rpartition("/")[2])
+        return found[1] if found else ""
+
+    def _server(self) -> client.JupyterServer | None:
+        return client.server_of(self._kernel_id()) if self._kernel_id() else None
+
+    def _head(self, server: client.JupyterServer) -> str:
+        """The checkpoint at which this kernel is, once its server is done with waking it."""
+        deadline = time.monotonic() + AGAIN_SECONDS
+        while True:
+            kernel = self._told(server.get, f"kernels/{self._kernel_id()}")
+            if kernel["operation"] is None and kernel["head"]:
+                made = self._told(server.get, f"kernels/{self._kernel_id()}/checkpoints")
+                return next((_label(one) for one in made if one["id"] == kernel["head"]), kernel["head"])
+            if time.monotonic() > deadline:
+                return "a checkpoint"
+            time.sleep(0.05)
+
+    def _told(self, call: Any, *arguments: Any) -> Any:
+        """Call, with Torpor's errors told in a line as those of other magics; a lost connection is the caller's."""
+        try:
+            return call(*arguments)
+        except client.Lost:
+            raise
+        except TorporError as error:
+            details = f"\n{error.details}" if error.details else ""
+            raise UsageError(f"{error}{details}") from None
+
+
+def _title(checkpoint: dict[str, Any]) -> str:
+    return checkpoint["name"] or checkpoint["cell"] or f"after cell [{checkpoint['execution_count']}]"
+
+
+def _label(checkpoint: dict[str, Any]) -> str:
+    return f"“{checkpoint['name']}”, {checkpoint['id']}" if checkpoint["name"] else str(checkpoint["id"])
+
+
+def _size(size: float) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} GiB"

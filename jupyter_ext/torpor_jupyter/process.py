@@ -1,0 +1,107 @@
+"""The process of a kernel, held by a pidfd: a child of this server, woken by it, or left by one that is gone."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+from contextlib import suppress
+
+from torpor import procfs
+from torpor.job import Job
+from torpor.remote.sys import pidfd_open, pidfd_send_signal
+from torpor_jupyter.records import ProcessId
+
+
+class KernelProcess:
+    """A living kernel.
+
+    Whether it lives is asked of a pidfd and never of waitpid(2): while the engine traces a child of ours, any waitpid
+    of ours would take the stops that the engine waits for.
+    """
+
+    def __init__(self, pid: int, *, child: subprocess.Popen[bytes] | None = None, job: Job | None = None) -> None:
+        """Hold a process; raises ProcessLookupError when it has ended and been reaped.
+
+        Args:
+            pid: the kernel's own, as this process sees it.
+            child: if this process started it.
+            job: if this process woke it.
+        """
+        self.pid = pid
+        self.id = ProcessId.of(pid)
+        self._child = child
+        self._job = job
+        self.keeper: ProcessId | None = ProcessId.of(job.pid) if job else None
+        """The init of its capsule."""
+        self._pidfd = pidfd_open(pid)
+        self._code: int | None = None
+
+    @classmethod
+    def left(cls, process: ProcessId, keeper: ProcessId | None) -> KernelProcess:
+        """Adopt one that a server which is gone has left. Raises ProcessLookupError."""
+        if not process.exists():
+            raise ProcessLookupError(f"process {process.pid} is not that kernel any more")
+        found = cls(process.pid)
+        found.keeper = keeper if keeper and keeper.exists() else None
+        return found
+
+    def poll(self) -> int | None:
+        """Its exit code when it has ended (0 when only its parent was told), None while it lives."""
+        if self._code is None and _ended(self._pidfd):
+            self._code = self._reap()
+            os.close(self._pidfd)
+        return self._code
+
+    def signal_group(self, number: int) -> None:
+        """Send a signal to the kernel and what it started. Raises ProcessLookupError."""
+        if self.poll() is not None:
+            raise ProcessLookupError(f"process {self.pid} has ended")
+        try:
+            os.killpg(os.getpgid(self.pid), number)
+        except PermissionError:  # one of the group is not ours (sudo): the kernel itself is
+            pidfd_send_signal(self._pidfd, number)
+
+    def kill(self) -> None:
+        """End it, what it started in its process group, and its capsule."""
+        with suppress(ProcessLookupError):
+            self.signal_group(signal.SIGKILL)
+        if self.keeper and self.keeper.exists():
+            with suppress(ProcessLookupError):
+                os.kill(self.keeper.pid, signal.SIGKILL)
+
+    def _reap(self) -> int:
+        if self._child:
+            return self._child.wait()
+        if self._job:
+            return self._job.wait()  # init ends when its child has
+        return 0
+
+
+def _ended(pidfd: int) -> bool:
+    poller = select.poll()  # select() cannot take descriptors from 1024 on
+    poller.register(pidfd, select.POLLIN)
+    return bool(poller.poll(0))
+
+
+def tree_root(job: Job) -> int:
+    """The PID, as this process sees it, of the root of a woken tree.
+
+    Below init there may be stand-ins; the root is the one whose PID in its own namespace is the image's (NSpid,
+    proc(5)). Raises ProcessLookupError when it has ended already.
+    """
+    layer = [job.pid]
+    while layer:
+        below: list[int] = []
+        for pid in layer:
+            try:
+                below += procfs.children(pid, procfs.threads(pid))
+            except FileNotFoundError:
+                continue  # it ended
+        for pid in below:
+            with suppress(FileNotFoundError, ProcessLookupError):
+                if int(procfs.status(procfs.read(f"/proc/{pid}/status"))[b"NSpid"].split()[-1]) == job.root_pid:
+                    return pid
+        layer = below
+    raise ProcessLookupError(f"job {job.pid} has ended")

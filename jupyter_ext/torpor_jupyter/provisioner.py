@@ -1,0 +1,189 @@
+"""The kernel provisioner ``torpor``: starts kernels so that they can be frozen, and adopts those that come back.
+
+jupyter_client's seam is KernelProvisionerBase: a kernel manager asks it to start, poll, signal and end its kernel, and
+takes the ports and the key that it returns as the truth. Without Torpor's server extension (in nbclient, say) it does
+what LocalProvisioner does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jupyter_client.connect import KernelConnectionInfo, LocalPortCache, port_names
+from jupyter_client.launcher import launch_kernel
+from jupyter_client.provisioning.local_provisioner import LocalProvisioner
+
+from torpor_jupyter.process import KernelProcess
+
+if TYPE_CHECKING:
+    from torpor_jupyter.kernels import Keeper
+    from torpor_jupyter.state import Returning
+
+KEEPER = "torpor_keeper"
+"""The attribute by which a server's kernel manager leads to Torpor's Keeper."""
+
+
+class TorporProvisioner(LocalProvisioner):
+    """Holds a kernel's process, or the knowledge that it is parked."""
+
+    kernel: KernelProcess | None = None
+    """None before the start, after the end, and while it is parked."""
+    parked = False
+    """In a snapshot: for its manager it is alive."""
+    returned = False
+    """It was not started by this server, or has been woken since."""
+    _returning: Returning | None = None
+
+    @classmethod
+    def instead_of(cls, local: LocalProvisioner) -> TorporProvisioner:
+        """Take over a kernel that Jupyter has started without Torpor. It ends with its server, unless it is parked."""
+        manager: Any = local.parent
+        child: Any = local.process
+        found = cls(kernel_id=local.kernel_id, kernel_spec=local.kernel_spec, parent=manager)
+        found.connection_info, found.ports_cached = local.connection_info, local.ports_cached
+        found.cwd = local.cwd or Path(os.readlink(f"/proc/{child.pid}/cwd"))
+        found._take(KernelProcess(child.pid, child=child))
+        manager.provisioner = found
+        return found
+
+    @property
+    def keeper(self) -> Keeper | None:
+        """The server extension, where there is one."""
+        keeper: Keeper | None = getattr(getattr(self.parent, "parent", None), KEEPER, None)
+        return keeper
+
+    @property
+    def has_process(self) -> bool:
+        """Whether there is a kernel to care for."""
+        return self.kernel is not None or self.parked
+
+    # ------------------------------------------------------------------------------------------ coming and going
+
+    def park(self) -> None:
+        """Its process was killed by a checkpoint: from now on it counts as alive without one."""
+        if self.kernel:
+            self.kernel.poll()  # reaps it
+        self.kernel, self.pid, self.pgid = None, None, None
+        self.parked = True
+
+    def adopt(self, kernel: KernelProcess) -> None:
+        """It has a process again."""
+        self._take(kernel)
+        self.parked, self.returned = False, True
+
+    async def pre_launch(self, **kwargs: Any) -> dict[str, Any]:
+        """As LocalProvisioner; a kernel that comes back keeps its ports and key."""
+        self._returning = self.keeper.returning(self.kernel_id) if self.keeper else None
+        if self._returning:
+            self.take_connection(self._returning.connection)
+        return await super().pre_launch(**kwargs)
+
+    async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> KernelConnectionInfo:
+        """Start the kernel, or adopt the one that comes back."""
+        returning, self._returning = self._returning, None
+        self.cwd = kwargs.get("cwd", Path.cwd())
+        self.returned = returning is not None
+        if returning:
+            if returning.process:
+                self._take(returning.process)
+            else:
+                self.parked = True
+            return self.connection_info
+        options = LocalProvisioner._scrub_kwargs(kwargs)
+        if self.keeper:
+            # ipykernel ends itself when its parent changes; this one is to outlive the server.
+            options["independent"] = True
+            log = self.keeper.log_file(self.kernel_id)
+            try:
+                # Not the server's own: a pipe to a server that is gone would end the kernel at its next word.
+                options = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log} | options
+                child = launch_kernel(cmd, **options)
+            finally:
+                os.close(log)
+        else:
+            child = launch_kernel(cmd, **options)
+        self._take(KernelProcess(child.pid, child=child))
+        return self.connection_info
+
+    async def post_launch(self, **kwargs: Any) -> None:
+        """Write it down, so that it is found again after a crash of the server."""
+        await super().post_launch(**kwargs)
+        if self.keeper and self.kernel:
+            self.keeper.remember(self)
+
+    def take_connection(self, connection: dict[str, Any]) -> None:
+        """Make the manager use the ports and the key that the kernel has already."""
+        manager: Any = self.parent
+        ports = LocalPortCache.instance()
+        manager.cleanup_connection_file()
+        with suppress(FileNotFoundError):
+            Path(manager.connection_file).unlink()  # of an earlier server: it would be taken as it is
+        for name in port_names:
+            setattr(manager, name, 0)
+            ports.currently_used_ports.add(connection[name])  # find_available_port gives it to no other kernel
+        manager.load_connection_info(connection)
+        self.ports_cached = True  # else new ports are chosen
+        manager.write_connection_file()
+        self.connection_info = manager.get_connection_info()
+
+    def _take(self, kernel: KernelProcess) -> None:
+        self.kernel, self.pid = kernel, kernel.pid
+        try:
+            self.pgid = os.getpgid(kernel.pid)
+        except ProcessLookupError:
+            self.pgid = None
+
+    # --------------------------------------------------------------------------------------- as KernelProvisionerBase
+
+    async def poll(self) -> int | None:
+        """None while it lives or is parked, else its exit code."""
+        if self.parked:
+            return None
+        return self.kernel.poll() if self.kernel else 0
+
+    async def wait(self) -> int | None:
+        """Wait for its end."""
+        while (code := await self.poll()) is None:
+            await asyncio.sleep(0.05)
+        self.kernel = None
+        return code
+
+    async def send_signal(self, signum: int) -> None:
+        """Signal the kernel and what it started; a parked one hears nothing."""
+        if self.kernel:
+            with suppress(ProcessLookupError):
+                self.kernel.signal_group(signum)
+
+    async def kill(self, restart: bool = False) -> None:
+        """End it. A parked one is given up: what it was stays in its checkpoints."""
+        if self.kernel:
+            self.kernel.kill()
+        self._give_up()
+
+    async def terminate(self, restart: bool = False) -> None:
+        """Ask it to end; a parked one is given up."""
+        await self.send_signal(signal.SIGTERM)
+        self._give_up()
+
+    async def shutdown_requested(self, restart: bool = False) -> None:
+        """A parked one cannot answer: it is given up at once."""
+        self._give_up()
+
+    def _give_up(self) -> None:
+        self.parked = False
+
+    async def cleanup(self, restart: bool = False) -> None:
+        """After its end: nothing is to be found again."""
+        await super().cleanup(restart=restart)
+        if self.keeper and not restart:
+            self.keeper.forget(self.kernel_id)
+
+    def get_stable_start_time(self, recommended: float = 10.0) -> float:
+        """A kernel that came back has started long ago: an early death must not change its ports."""
+        return -1.0 if self.returned else super().get_stable_start_time(recommended)

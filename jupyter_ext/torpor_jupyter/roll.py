@@ -1,0 +1,377 @@
+"""Which kernels a server has: remembered, written down, and found again by the next server."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from logging import Logger
+from pathlib import Path
+from typing import Any
+
+from jupyter_client.provisioning.local_provisioner import LocalProvisioner
+from jupyter_server.services.kernels.kernelmanager import AsyncMappingKernelManager
+from jupyter_server.services.sessions.sessionmanager import SessionManager
+
+from torpor.errors import NotFound, TorporError
+from torpor.store import Store
+from torpor_jupyter.channels import Gate
+from torpor_jupyter.kept import Kept
+from torpor_jupyter.notebooks import SUFFIX, Notebooks
+from torpor_jupyter.process import KernelProcess
+from torpor_jupyter.provisioner import KEEPER, TorporProvisioner
+from torpor_jupyter.records import NAMES, CheckpointRecord, KernelRecord, ProcessId, Records, SessionRecord
+from torpor_jupyter.state import Returning, State, Unsuitable
+from torpor_jupyter.traffic import holder
+
+TAG = "jupyter-kernel"
+"""The tag of a snapshot that says whose checkpoint it is."""
+PARKED = "jupyter-parked"
+"""The tag of a snapshot with which its kernel's process was ended."""
+
+
+class Roll:
+    """The kernels of one server. All methods belong to the server's event loop."""
+
+    def __init__(
+        self,
+        manager: AsyncMappingKernelManager,
+        sessions: SessionManager,
+        contents: Any,
+        store: Store,
+        log: Logger,
+        told: Callable[[str, str], None] = lambda kernel_id, what: None,
+    ) -> None:
+        """Become the keeper of a kernel manager.
+
+        Args:
+            manager: the server's.
+            sessions: the server's.
+            contents: the server's contents manager.
+            store: where snapshots go; the records lie beside them.
+            log: the server's.
+            told: called with a kernel's id and what became of it.
+        """
+        self.manager, self.sessions, self.store, self.log = manager, sessions, store, log
+        self.records = Records(Path(store.path) / "jupyter")
+        self.notebooks = Notebooks(contents)
+        self.kept_notebooks = Kept(self.records.folder / "notebooks", SUFFIX, "the notebook")
+        self.kept_variables = Kept(self.records.folder / "variables", ".json", "the list of variables")
+        self._told = told
+        self.when_saved: Callable[[str], None] = lambda kernel_id: None
+        """Called with a kernel's id when it was saved."""
+        self.when_cell_ended: Callable[[str, float], None] = lambda kernel_id, seconds: None
+        """Called with a kernel's id and how long the cell took."""
+        self._states: dict[str, State] = {}
+        self._returning: dict[str, Returning] = {}
+        self._server = ProcessId.of(os.getpid())
+        setattr(manager, KEEPER, self)
+
+    # ------------------------------------------------------------------------------------ for the provisioner
+
+    def returning(self, kernel_id: str) -> Returning | None:
+        """Whether the kernel that is about to be started comes back instead."""
+        return self._returning.pop(kernel_id, None)
+
+    def log_file(self, kernel_id: str) -> int:
+        """A new descriptor of the file that takes what a kernel writes to its standard output and error."""
+        path = self.log_path(kernel_id)
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+
+    def log_path(self, kernel_id: str) -> Path:
+        """Where that file is."""
+        return self.records.folder / "logs" / f"{kernel_id}.log"
+
+    def remember(self, provisioner: TorporProvisioner) -> None:
+        """Write down a living kernel. Trouble with the store is told in the log: the kernel works without."""
+        try:
+            self.records.write(self._record(provisioner))
+        except TorporError as error:
+            self.log.warning(
+                "Kernel %s would not be found again after a crash of the server: %s", provisioner.kernel_id, error
+            )
+
+    def forget(self, kernel_id: str) -> None:
+        """A kernel has ended for good; its checkpoints stay."""
+        state = self._states.pop(kernel_id, None)
+        if state and state.parked:
+            self._unpin(state.parked)
+        self.records.remove(KernelRecord, kernel_id)
+        self._tidy(kernel_id)
+
+    def _pin(self, id: str, pinned: bool) -> None:
+        """Keep the snapshot of a parked kernel from `torpor prune`. Trouble with the store is told in the log."""
+        try:
+            self.store.pin(id, pinned)
+        except TorporError as error:
+            self.log.warning("%s", error)
+
+    def _unpin(self, id: str) -> None:
+        """No kernel is parked in a checkpoint any more: it stays pinned if a person has pinned it."""
+        try:
+            pinned = self.records.read(CheckpointRecord, id).pinned
+        except TorporError:
+            pinned = False
+        if not pinned:
+            self._pin(id, False)
+
+    def _tidy(self, kernel_id: str) -> None:
+        """Remove the log of a kernel that is gone, once no checkpoint has it open any more."""
+        for record in (*self.records.all(CheckpointRecord), *self.records.all(KernelRecord)):
+            if isinstance(record, TorporError) or kernel_id in (record.log, getattr(record, "kernel_id", record.id)):
+                return
+        with suppress(FileNotFoundError):
+            self.log_path(kernel_id).unlink()
+
+    # ------------------------------------------------------------------------------------------ what there is
+
+    def gate(self, kernel_id: str) -> Gate:
+        """A kernel's gate."""
+        return self.state(kernel_id).gate
+
+    def state(self, kernel_id: str) -> State:
+        """What is remembered of a kernel."""
+        return self._states.setdefault(kernel_id, State())
+
+    # ------------------------------------------------------------------------------------------ over a restart
+
+    async def adopt_all(self) -> None:
+        """Find the kernels that earlier servers have left, living or parked, and register them with their sessions."""
+        for found in list(self.records.all(KernelRecord)):
+            if isinstance(found, TorporError):
+                self.log.warning("%s", found)
+                continue
+            try:
+                record = self._as_it_is(found)
+            except TorporError as error:
+                self.log.warning("Kernel %s: %s", found.id, error)
+                continue
+            if record.id not in self.manager and self._is_ours(record):
+                try:
+                    await self._register(record)
+                except Exception as error:  # a kernelspec that is gone, ports in use: the others still come back
+                    self.log.warning("Kernel %s cannot come back: %s", record.id, error)
+
+    def _as_it_is(self, record: KernelRecord) -> KernelRecord:
+        """What is true of a kernel whose server may have been killed after a deed and before it was written down."""
+        gone = not (record.server and record.server.exists())
+        if record.parked and gone and (pid := holder(record.connection)) is not None:
+            self.log.info("Kernel %s was woken, and lives as process %d", record.id, pid)
+            self._unpin(record.snapshot)
+            living = replace(record, snapshot="", head=record.snapshot, process=ProcessId.of(pid), keeper=None)
+            self.records.write(living)
+            return living
+        if record.parked or not gone or not record.process or not record.process.is_here() or record.process.exists():
+            return record
+        for info in reversed(self.store.snapshots()):
+            mine = info.tags.get(TAG) == record.id and PARKED in info.tags and not info.damage
+            if mine and info.created_ns > record.written_ns:
+                self.log.info("Kernel %s was parked in %s", record.id, info.id)
+                notebook = record.sessions[0].path if record.sessions else ""
+                told = CheckpointRecord(
+                    info.id, record.id, record.kernel_name, record.connection, record.cwd,
+                    name=NAMES["parked"], reason="parked", parent=record.head, notebook=notebook,
+                    execution_state=record.execution_state, kernel_info=record.kernel_info, log=record.log,
+                )  # fmt: skip
+                with suppress(NotFound):
+                    told = self.records.read(CheckpointRecord, info.id)
+                self.records.write(told)
+                self._pin(info.id, True)
+                parked = replace(record, snapshot=info.id, process=None, keeper=None, parked_ns=info.created_ns)
+                self.records.write(parked)
+                return parked
+        return record
+
+    def _is_ours(self, record: KernelRecord) -> bool:
+        if record.server and record.server != self._server and record.server.exists():
+            return False
+        if not record.parked and not (record.process and record.process.exists()):
+            if not record.process or record.process.is_here():
+                self.records.remove(KernelRecord, record.id)  # it ended after its server did
+            return False
+        places = [session.path for session in record.sessions]
+        if not places:
+            return record.root_dir == self.manager.root_dir
+        return any(_below(path, self.manager.root_dir) for path in places)
+
+    async def _register(self, record: KernelRecord, process: KernelProcess | None = None) -> None:
+        """Make a kernel that comes back one of the server's; `process` is what it lives in, if that is known."""
+        if process is None and record.process and not record.parked:
+            process = KernelProcess.left(record.process, record.keeper)
+        state = self.state(record.id)
+        state.log = record.log
+        state.head = record.snapshot or record.head
+        if record.parked:
+            state.parked, state.parked_ns = record.snapshot, record.parked_ns
+            state.execution_state = record.execution_state
+            state.gate.shut, state.gate.kernel_info = 1, record.kernel_info
+        self._returning[record.id] = Returning(record.connection, process)
+        paths = [self._relative(session.path) for session in record.sessions]
+        try:
+            await self.manager.start_kernel(
+                kernel_id=record.id,
+                kernel_name=record.kernel_name,
+                cwd=record.cwd,
+                env={**os.environ, **({"JPY_SESSION_NAME": record.sessions[0].path} if record.sessions else {})},
+            )
+        except BaseException:
+            self._returning.pop(record.id, None)
+            self._states.pop(record.id, None)
+            raise
+        kernel = self._manager(record.id)
+        kernel.execution_state = "busy" if record.parked else record.execution_state
+        for session, path in zip(record.sessions, paths, strict=True):
+            if path is not None:
+                await self.sessions.save_session(
+                    session.id, path=path, name=session.name, type=session.type, kernel_id=record.id
+                )
+        if process:
+            self.remember(self._suitable(record.id))
+        self.log.info("Kernel %s is back, %s", record.id, "parked" if record.parked else "alive")
+
+    def _as_parked(self, record: CheckpointRecord) -> KernelRecord:
+        """A kernel that is gone, as if it had been parked in a checkpoint of its own."""
+        return KernelRecord(
+            record.kernel_id,
+            record.kernel_name,
+            record.connection,
+            record.cwd,
+            self.manager.root_dir,
+            snapshot=record.id,
+            execution_state=record.execution_state,
+            kernel_info=record.kernel_info,
+            parked_ns=time.time_ns(),
+            log=record.log,
+        )
+
+    @contextmanager
+    def _claimed(self, kernel_id: str) -> Iterator[str]:
+        """Hold a parked kernel against other servers; its snapshot. Raises NotFound: another one was quicker."""
+        try:
+            record = self.records.read(KernelRecord, kernel_id)
+            unwritten = record.server == self._server and not record.parked
+        except NotFound:
+            unwritten = True
+        if unwritten:  # there was no room to write down that it is parked: no other server can know
+            yield self.state(kernel_id).parked
+            return
+        with self.records.claimed(kernel_id) as claimed:
+            yield claimed.snapshot
+
+    def _let_go(self, kernel_id: str) -> None:
+        """Forget a kernel without shutting it down: it is parked, or another server's now."""
+        kernel = self._manager(kernel_id)
+        kernel.stop_restarter()
+        self.manager.stop_watching_activity(kernel_id)
+        kernel.cleanup_connection_file()
+        self.manager.remove_kernel(kernel_id)
+        self._states.pop(kernel_id, None)
+
+    def note_sessions(self) -> None:
+        """Write down which notebooks use which kernels, where that has changed; let go what another server woke."""
+        for kernel_id in self.manager.list_kernel_ids():
+            provisioner, state = self._provisioner(kernel_id), self.state(kernel_id)
+            if not isinstance(provisioner, TorporProvisioner) or state.operation:
+                continue
+            try:
+                record = self.records.read(KernelRecord, kernel_id)
+            except TorporError:
+                continue
+            if state.parked and not record.parked and record.server == self._server:
+                self.remember(provisioner)  # there was no room when it was parked
+            elif state.parked and not record.parked:
+                self.log.info("Kernel %s was woken by another server", kernel_id)
+                self._let_go(kernel_id)
+            elif record.sessions != (found := self._sessions(kernel_id)) and (found or not state.parked):
+                record.sessions = found
+                try:
+                    self.records.write(record)
+                except TorporError as error:
+                    self.log.warning("%s", error)
+
+    # ------------------------------------------------------------------------------------------ small things
+
+    def _provisioner(self, kernel_id: str) -> Any:
+        if kernel_id not in self.manager:
+            raise NotFound(f"there is no kernel {kernel_id}")
+        return self._manager(kernel_id).provisioner
+
+    def _manager(self, kernel_id: str) -> Any:
+        """A kernel's own manager, with the attributes that jupyter_server adds (execution_state, _activity_stream)."""
+        return self.manager.get_kernel(kernel_id)
+
+    def _suitable(self, kernel_id: str) -> TorporProvisioner:
+        provisioner = self._provisioner(kernel_id)
+        if can_be_taken_over(provisioner):
+            provisioner = TorporProvisioner.instead_of(provisioner)
+            self.remember(provisioner)
+        if not isinstance(provisioner, TorporProvisioner):
+            raise Unsuitable(
+                "the kernel was not started by Torpor", advice="its kernelspec names a provisioner of its own"
+            )
+        return provisioner
+
+    def is_ours(self, kernel_id: str) -> bool:
+        """Whether Torpor started the kernel, or was asked by a person to do something with it."""
+        return isinstance(self._provisioner(kernel_id), TorporProvisioner)
+
+    def _sessions(self, kernel_id: str) -> list[SessionRecord]:
+        rows = self.sessions.cursor.execute("SELECT * FROM session WHERE kernel_id=?", (kernel_id,)).fetchall()
+        root = self.manager.root_dir
+        return [
+            SessionRecord(row["session_id"], os.path.join(root, row["path"]), row["name"] or "", row["type"])
+            for row in rows
+        ]
+
+    def _relative(self, path: str) -> str | None:
+        """A path as the contents API has it; None when it is not below this server's root."""
+        return os.path.relpath(path, self.manager.root_dir) if _below(path, self.manager.root_dir) else None
+
+    def _record(self, provisioner: TorporProvisioner) -> KernelRecord:
+        kernel_id, process = provisioner.kernel_id, provisioner.kernel
+        manager: Any = provisioner.parent
+        state = self.state(kernel_id)
+        return KernelRecord(
+            kernel_id,
+            manager.kernel_name,
+            json_connection(manager.get_connection_info()),
+            str(provisioner.cwd),
+            self.manager.root_dir,
+            sessions=self._sessions(kernel_id),
+            server=self._server,
+            process=process.id if process else None,
+            keeper=process.keeper if process else None,
+            snapshot=state.parked,
+            execution_state=state.execution_state
+            if state.parked
+            else getattr(manager, "execution_state", None) or "idle",
+            kernel_info=kernel_info_of(manager),
+            parked_ns=state.parked_ns,
+            log=state.log,
+            head=state.head,
+            written_ns=time.time_ns(),
+        )
+
+
+def can_be_taken_over(provisioner: Any) -> bool:
+    """Whether Jupyter itself has started a kernel, as a child of this process."""
+    return type(provisioner) is LocalProvisioner and provisioner.has_process
+
+
+def kernel_info_of(manager: Any) -> dict[str, Any]:
+    """What a kernel said of itself when the first browser connected; empty when none has."""
+    known = getattr(manager, "_kernel_info_future", None)
+    info: dict[str, Any] = known.result() if known and known.done() else {}
+    return info
+
+
+def json_connection(info: Any) -> dict[str, Any]:
+    """The content of a connection file."""
+    return {key: value.decode() if isinstance(value, bytes) else value for key, value in info.items()}
+
+
+def _below(path: str, root: str) -> bool:
+    return bool(path) and os.path.commonpath([os.path.abspath(path), os.path.abspath(root)]) == os.path.abspath(root)

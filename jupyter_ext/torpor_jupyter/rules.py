@@ -1,0 +1,206 @@
+"""Checkpoints without a person: every so often, after long cells, when memory gets short; and what goes to make room.
+
+A notebook can have its own wishes in its metadata: ``{"torpor": {"checkpoint_every": 5, "keep_last": 3}}``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Coroutine
+from contextlib import suppress
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from torpor.errors import NotFound, TorporError
+from torpor_jupyter import pressure
+from torpor_jupyter.kernels import Keeper
+from torpor_jupyter.provisioner import TorporProvisioner
+from torpor_jupyter.records import CheckpointRecord, KernelRecord
+
+TICK_SECONDS = 2.0
+"""How often the rules are looked at."""
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What a notebook, or the server, wants. 0: not at all."""
+
+    checkpoint_every: float
+    """Minutes."""
+    checkpoint_after: float
+    """Seconds that a cell must have taken."""
+    keep_last: float
+    """How many automatic checkpoints of a kernel are kept."""
+
+
+class Rules:
+    """Looks after the rules of one server. All methods belong to its event loop."""
+
+    def __init__(
+        self, keeper: Keeper, loop: asyncio.AbstractEventLoop, wishes: Wishes, *, quota: int, park_below: float
+    ) -> None:
+        """Begin.
+
+        Args:
+            keeper: the server's.
+            loop: the server's, which may not run yet.
+            wishes: of notebooks that have none of their own.
+            quota: bytes of the disk that the store's packs may take; 0: as much as there is.
+            park_below: percent of memory left below which idle kernels are parked; 0: never.
+        """
+        self._keeper, self._wishes, self._quota, self._park_below = keeper, wishes, quota, park_below
+        self._loop = loop
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._failures: dict[str, str] = {}
+        """By kernel: why its last automatic checkpoint failed, which is told once."""
+        keeper.when_saved = lambda kernel_id: self._begin(self._make_room(kernel_id))
+        keeper.when_cell_ended = lambda kernel_id, seconds: self._begin(self._cell_ended(kernel_id, seconds))
+        self._begin(self._tick())
+
+    def stop(self) -> None:
+        """No rule does anything any more."""
+        for task in self._tasks:
+            task.cancel()
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            self._keeper.log.error("A rule of Torpor's failed", exc_info=error)
+
+    # ------------------------------------------------------------------------------------------ when
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_SECONDS)
+            try:
+                for kernel_id in self._keeper.manager.list_kernel_ids():
+                    with suppress(NotFound):  # it has ended meanwhile
+                        await self._look(kernel_id)
+                if self._park_below:
+                    await self._relieve()
+            except Exception:  # of a contents manager, say: the rules go on
+                self._keeper.log.exception("Torpor's rules could not be looked at")
+
+    async def _look(self, kernel_id: str) -> None:
+        every = (await self._wished(kernel_id)).checkpoint_every * 60
+        if every and self._may_be_saved(kernel_id) and self._has_run(kernel_id) and self._age(kernel_id) >= every:
+            await self._save(kernel_id)
+
+    async def _cell_ended(self, kernel_id: str, seconds: float) -> None:
+        with suppress(NotFound):  # it has ended meanwhile
+            after = (await self._wished(kernel_id)).checkpoint_after
+            if after and seconds >= after and self._may_be_saved(kernel_id):
+                await self._save(kernel_id)
+
+    def _may_be_saved(self, kernel_id: str) -> bool:
+        state = self._keeper.state(kernel_id)
+        kernel: Any = self._keeper.manager.get_kernel(kernel_id)
+        return not (state.parked or state.operation) and isinstance(kernel.provisioner, TorporProvisioner)
+
+    def _has_run(self, kernel_id: str) -> bool:
+        """Whether a cell was sent or has run since the last checkpoint."""
+        state = self._keeper.state(kernel_id)
+        gate = state.gate
+        return gate.cells > state.saved_cells or bool(gate.began) or gate.ended > state.saved_at
+
+    def _age(self, kernel_id: str) -> float:
+        return time.monotonic() - self._keeper.state(kernel_id).saved_at
+
+    async def _wished(self, kernel_id: str) -> Wishes:
+        """The server's wishes, with those of the kernel's notebook in their places."""
+        path = next((session["path"] for session in self._keeper.describe(kernel_id)["sessions"]), None)
+        found = await self._keeper.notebooks.wishes(path) if path else {}
+        names = [field.name for field in fields(Wishes)]
+        own = {n: found[n] for n in names if type(found.get(n)) in (int, float) and found[n] >= 0}
+        return replace(self._wishes, **own)
+
+    async def _save(self, kernel_id: str) -> None:
+        state = self._keeper.state(kernel_id)
+        try:
+            await self._keeper.save(kernel_id, reason="rule")
+            self._failures.pop(kernel_id, None)
+        except TorporError as error:
+            state.saved_at = time.monotonic()  # it is tried again when the time has passed once more
+            if self._failures.get(kernel_id) != str(error):
+                self._failures[kernel_id] = str(error)
+                self._keeper.log.warning("Kernel %s could not be saved by a rule: %s", kernel_id, error)
+
+    # ------------------------------------------------------------------------------------------ memory
+
+    async def _relieve(self) -> None:
+        """Park idle kernels, the largest first, until there is memory again."""
+        for kernel_id in self._idle():
+            left = pressure.available() * 100
+            if left >= self._park_below:
+                return
+            self._keeper.log.warning("%.1f %% of memory is left: kernel %s is parked", left, kernel_id)
+            try:
+                await self._keeper.park(kernel_id, reason="memory")
+            except TorporError as error:
+                self._keeper.log.warning("Kernel %s cannot be parked: %s", kernel_id, error)
+
+    def _idle(self) -> list[str]:
+        sizes = {}
+        for kernel_id in self._keeper.manager.list_kernel_ids():
+            kernel: Any = self._keeper.manager.get_kernel(kernel_id)
+            idle = kernel.execution_state == "idle" and not self._keeper.gate(kernel_id).unanswered
+            if idle and self._may_be_saved(kernel_id):
+                sizes[kernel_id] = pressure.resident(kernel.provisioner.pid or 0)
+        return sorted(sizes, key=lambda kernel_id: -sizes[kernel_id])
+
+    # ------------------------------------------------------------------------------------------ room
+
+    async def _make_room(self, kernel_id: str) -> None:
+        """Delete automatic checkpoints that are too many of a kernel, and the oldest of all while the store is full.
+
+        What is pinned, what a kernel is parked in, and the last checkpoint of each kernel of this server stay.
+        """
+        keep = int((await self._wished(kernel_id)).keep_last) if kernel_id in self._keeper.manager else 0
+        if keep:
+            many = sum(record.kernel_id == kernel_id for record in self._automatic()) - keep
+            mine = [record for record in self._old() if record.kernel_id == kernel_id]
+            for record in mine[: max(many, 0)]:
+                await self._delete(record)
+        if not self._quota:
+            return
+        going = self._old()
+        while (size := await self._keeper.run(self._keeper.store.used)) > self._quota:
+            if not going:
+                self._keeper.log.warning(
+                    "The store has %d bytes, and its quota is %d: no automatic checkpoint is left that could go",
+                    size,
+                    self._quota,
+                )
+                return
+            if not await self._delete(going.pop(0)):
+                return  # to delete more would free nothing now; the next one that goes takes the data of this one along
+
+    def _old(self) -> list[CheckpointRecord]:
+        """The automatic checkpoints that may go, oldest first."""
+        needed = {self._keeper.state(kernel_id).head for kernel_id in self._keeper.manager.list_kernel_ids()}
+        for kernel in self._keeper.records.all(KernelRecord):
+            needed |= {kernel.snapshot} if isinstance(kernel, KernelRecord) else set()
+        return [record for record in self._automatic() if record.id not in needed]
+
+    def _automatic(self) -> list[CheckpointRecord]:
+        """The automatic checkpoints that are not pinned, oldest first."""
+        return [
+            record
+            for record in self._keeper.records.all(CheckpointRecord)
+            if isinstance(record, CheckpointRecord) and record.automatic and not record.pinned
+        ]
+
+    async def _delete(self, record: CheckpointRecord) -> bool:
+        """Delete a checkpoint; whether the next one could make room, which none can while the store is in use."""
+        try:
+            report = await self._keeper.delete(record.kernel_id, record.id)
+        except TorporError as error:
+            self._keeper.log.warning("Checkpoint %s could not make room: %s", record.id, error)
+            return True
+        return not report.in_use

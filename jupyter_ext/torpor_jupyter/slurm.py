@@ -1,0 +1,53 @@
+"""A server in a Slurm job: when the job is preempted, its kernels are parked while there is time.
+
+Slurm tells the start of a grace time to steps alone: a step beside the server hears it. The server itself goes on, with
+its kernels parked, until Slurm ends the batch script: one that ended by itself would end the job, and Slurm before
+24.05 would not requeue it. What Slurm sends to the server itself, at the end of the grace time or by
+``--signal=B:TERM@120``, is SIGTERM, at which every server parks its kernels.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from functools import partial
+from logging import Logger
+
+from torpor.errors import TorporError
+from torpor_slurm import controller
+from torpor_slurm.allocation import Allocation
+from torpor_slurm.sentinel import Sentinel
+from torpor_slurm.why import Cause, why
+
+PULSE = 1.0
+"""How often the step is looked at, seconds."""
+
+
+async def watch(allocation: Allocation, preempted: Callable[[], Awaitable[None]], log: Logger) -> None:
+    """Call `preempted` whenever the job is told to leave for another one. Ends when it is cancelled.
+
+    Where Slurm's programs are missing, as in a container, or do not answer, that is told in the log and no more: what
+    ends the job sends a SIGTERM all the same.
+    """
+    try:
+        with Sentinel(allocation) as sentinel:
+            while True:
+                await asyncio.sleep(PULSE)
+                # What came before anybody listened, nobody has heard.
+                if (sentinel.listens() or sentinel.ended()) and await _is_preempted(allocation, log):
+                    log.warning("Slurm takes the node of job %s back: its kernels are parked", allocation.job)
+                    await preempted()
+    except OSError as error:
+        log.warning("A preemption of job %s is not heard: %s", allocation.job, error)
+
+
+async def _is_preempted(allocation: Allocation, log: Logger) -> bool:
+    ask = partial(controller.job_record, allocation.job)
+    try:
+        record = await asyncio.get_running_loop().run_in_executor(None, ask)
+    except TorporError as error:
+        log.warning("Slurm does not say what becomes of job %s: %s", allocation.job, error)
+        return False
+    answer = why(record, restarts=allocation.restarts, now=time.time(), lead=0, terminated=False)
+    return answer.cause in (Cause.PREEMPTED, Cause.REQUEUED)

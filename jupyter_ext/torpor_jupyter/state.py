@@ -1,0 +1,76 @@
+"""What a server remembers of a kernel that Torpor looks after."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from torpor.errors import TorporError
+from torpor.series import Series
+from torpor_jupyter.channels import Gate
+from torpor_jupyter.process import KernelProcess
+
+
+class Unsuitable(TorporError):
+    """What was asked does not fit the state that the kernel is in. It was not touched."""
+
+    exit_code = 10
+
+
+class Cancelled(TorporError):
+    """Somebody did not want to wait for it. The kernel is as it was before."""
+
+    exit_code = 10
+
+
+@dataclass(frozen=True)
+class Returning:
+    """A kernel that this server did not start and is about to register."""
+
+    connection: dict[str, Any]
+    process: KernelProcess | None
+    """None: it is parked."""
+
+
+@dataclass
+class Operation:
+    """What is being done to a kernel."""
+
+    doing: str
+    """``saving``, ``parking``, ``waking``, ``restoring``, ``forking``."""
+    began_ns: int = field(default_factory=time.time_ns)
+    done: int = 0
+    total: int = 0
+    """Bytes of memory done, and in all; 0 while unknown."""
+
+    cancelled: bool = False
+
+    def progress(self, done: int, total: int) -> None:
+        """For the engine; called from its threads. Raises Cancelled to stop it."""
+        self.done, self.total = done, total
+        if self.cancelled:
+            raise Cancelled(f"{self.doing} was cancelled")
+
+
+@dataclass
+class State:
+    """What the server remembers of one kernel."""
+
+    gate: Gate = field(default_factory=Gate)
+    series: Series = field(default_factory=Series)
+    """Its checkpoints since this server knows it: the next one reads what was written since the last."""
+    operation: Operation | None = None
+    parked: str = ""
+    """The snapshot that it is parked in."""
+    parked_ns: int = 0
+    execution_state: str = "idle"
+    """While parked: what it did."""
+    head: str = ""
+    """The checkpoint that it was last saved in or taken back to."""
+    log: str = ""
+    """Of a fork: the kernel whose log processes may have open that it had started before."""
+    saved_at: float = field(default_factory=time.monotonic)
+    """When it was last saved, or first seen; by time.monotonic()."""
+    saved_cells: int = 0
+    """How many cells had been sent to it then."""

@@ -1,0 +1,232 @@
+"""Experimental, on the scheduler: what a lost worker held and ran waits a while for its process to be woken.
+
+A held key gets a task that only the lost worker's address may run. When the worker is back under its name, Dask gives
+it that task as it gives any other, and the worker answers at once with what is in its memory, or goes on with what it
+was running (rejoin.py). If it has neither, the task hands the key back; so it is when the time is over. The key is
+then loaded or computed like that of any lost worker. No state of the scheduler is made by other hands than Dask's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from dask._task_spec import GraphNode, Task
+from dask.typing import Key
+from distributed import Reschedule
+from distributed.scheduler import TaskState
+
+from torpor_dask.fingerprint import means_its_content
+
+if TYPE_CHECKING:
+    from torpor_dask.scheduler import Resume
+
+ON_ITS_WAY: Final = 60.0
+"""Seconds that a worker has between asking to come back and having registered."""
+
+logger = logging.getLogger("torpor.dask")
+
+
+def hand_back(key: Key) -> None:
+    """Run on a worker that does not have a held key: it is to be loaded or computed. Raises Reschedule, always."""
+    raise Reschedule(f"{key!r} was held for a worker that does not have it any more")
+
+
+def held_task(key: Key) -> Task:
+    """Give the task that stands in for a held key's own."""
+    return Task(key, hand_back, key)
+
+
+def is_held(spec: GraphNode | None) -> bool:
+    """Tell whether a task stands in for a held key's own."""
+    return isinstance(spec, Task) and spec.func is hand_back
+
+
+@dataclass(eq=False)
+class Hold:
+    """What waits for one lost worker."""
+
+    worker: str
+    """The address under which it may be back."""
+    until: asyncio.TimerHandle | None = None
+    over: bool = False
+    promised: tuple[Key, ...] = ()
+    """What its worker was told to keep when it asked to come back."""
+
+
+@dataclass
+class Held:
+    """What a held key needs beside what every replaced task keeps."""
+
+    hold: Hold
+    run_id: int | None
+    """Dask's number of the execution that the worker has, or had begun."""
+    running: bool
+    """It was under way, not in memory."""
+    restrictions: tuple[set[str] | None, set[str] | None, bool]
+    """Its own: of workers, of hosts, and whether they are loose."""
+
+
+class Holding:
+    """Holds of all lost workers."""
+
+    def __init__(self, plugin: Resume, seconds: float) -> None:
+        """Begin to hold, each time for so long."""
+        self.plugin = plugin
+        self.scheduler = plugin.scheduler
+        self.seconds = seconds
+        self._holds: dict[str, Hold] = {}
+        self._returns: dict[str, int] = {}
+        """How often each worker process was back, by Dask's id of it."""
+        self.scheduler.handlers["torpor_rejoin"] = self.rejoin
+
+    # a worker is lost
+
+    def begin(self, msg: dict[str, Any], lost: Iterable[TaskState]) -> list[TaskState]:
+        """Hold what a lost worker held and ran; give those keys that it need not: they are loaded on others.
+
+        What is in the store is held only while there is nobody else to load it.
+        """
+        hold = self._holds.get(msg["worker"]) or Hold(msg["worker"])
+        if msg["expected"]:
+            self._end(hold)
+            return list(lost)
+        rest, others = [], bool(self.scheduler.running)
+        trusted: set[Key] = set()
+        for task in lost:
+            loadable = others and self.plugin.usable(task, trusted) is not None
+            if loadable or not self._may_be_held(task):
+                rest.append(task)
+            else:
+                self._hold(task, hold, running=False)
+        for key in msg["processing-tasks"]:
+            task = self.scheduler.tasks[key]
+            if (loading := self.plugin.loading.get(key)) and loading.held:
+                loading.held.hold = hold  # it was back, and is lost again
+                task.worker_restrictions = {hold.worker}
+            elif not loading and task.state == "processing" and self._ran(task) and self._may_be_held(task):
+                self._hold(task, hold, running=True)
+        if held := self._of(hold):
+            self._holds[hold.worker] = hold
+            self._wait(hold, self.seconds)
+            logger.info("%d keys wait %g s for %s to be woken", len(held), self.seconds, hold.worker)
+        return rest
+
+    def _may_be_held(self, task: TaskState) -> bool:
+        if task.actor or task.key in self.plugin.loading or self.plugin.of_shuffle(task):
+            return False
+        return task.run_spec is not None or means_its_content(task.key)
+
+    def _ran(self, task: TaskState) -> bool:
+        """Tell whether a worker had begun a task: as of its last heartbeat, or since it had all inputs and threads."""
+        worker = task.processing_on
+        if worker is None or not worker.needs_what.keys().isdisjoint(task.dependencies):
+            return False
+        return task in worker.executing or len(worker.processing) <= worker.nthreads
+
+    def _hold(self, task: TaskState, hold: Hold, *, running: bool) -> None:
+        restrictions = (task.worker_restrictions, task.host_restrictions, task.loose_restrictions)
+        run_id = -1 if task.run_spec is None else task.run_id
+        if running:
+            task.suspicious -= 1  # Dask holds a task for suspicious that was under way on a worker that died
+        self.plugin.replace(task, held_task(task.key), held=Held(hold, run_id, running, restrictions))
+        task.worker_restrictions, task.host_restrictions, task.loose_restrictions = {hold.worker}, None, False
+
+    def _of(self, hold: Hold) -> list[Key]:
+        return [key for key, loading in self.plugin.loading.items() if loading.held and loading.held.hold is hold]
+
+    # its time is over
+
+    def _wait(self, hold: Hold, seconds: float) -> None:
+        if hold.until:
+            hold.until.cancel()
+        hold.until = asyncio.get_running_loop().call_later(seconds, self._end, hold)
+
+    def _end(self, hold: Hold) -> None:
+        """Let the default path have what still waits."""
+        self._holds.pop(hold.worker, None)
+        if hold.until:
+            hold.until.cancel()
+        hold.over = True
+        stimulus = f"torpor-hold-over-{time.time()}"
+        tasks = [self.scheduler.tasks[key] for key in self._of(hold)]
+        waiting = [task.key for task in tasks if task.state == "no-worker"]
+        if waiting:
+            logger.info("%s was not woken in time: %d keys are loaded or computed", hold.worker, len(waiting))
+        self.scheduler.transitions(dict.fromkeys(waiting, "released"), stimulus)
+        for task in tasks:
+            self._give_back_unwanted(task, stimulus)
+
+    def _give_back_unwanted(self, task: TaskState, stimulus: str) -> None:
+        """Undo the hold of a key for which nobody waits at present."""
+        if task.key in self.plugin.loading and task.state == "released":
+            self.plugin.give_back(task.key, stimulus)
+            if task.run_spec is None or is_held(task.run_spec):  # scattered: lost, as without us
+                self.scheduler.transitions({task.key: "forgotten"}, stimulus)
+
+    def close(self) -> None:
+        """End all holds without a word."""
+        for hold in self._holds.values():
+            if hold.until:
+                hold.until.cancel()
+
+    # it is back
+
+    async def rejoin(
+        self, cluster: str, process: str, returns: int, old: str, new: str, has: list[tuple[Key, int]]
+    ) -> dict[str, Any]:
+        """Answer a worker that was woken and asks to be back: which keys are held for it.
+
+        `process` is Dask's id of the worker process and `returns` how often it was back: of two copies woken from one
+        image the second is refused. `has` are the keys it has or runs, with Dask's number of the execution.
+        """
+        if cluster != self.plugin.cluster or returns != self._returns.get(process, 0):
+            return {"answer": "refused"}
+        if old in self.scheduler.workers:
+            # the connection to a node that is gone is not closed yet; or it is alive, and this is a copy of it
+            return {"answer": "later"}
+        self._returns[process] = returns + 1
+        keep: list[Key] = []
+        if hold := self._holds.pop(old, None):
+            hold.worker = new
+            self._holds[new] = hold
+            self._wait(hold, ON_ITS_WAY)
+            numbers = dict(has)
+            for key in self._of(hold):
+                loading = self.plugin.loading[key]
+                assert loading.held
+                loading.task.worker_restrictions = {new}
+                # another number: the name was used again for something else since the process was frozen
+                number = numbers.get(key)
+                same = number == loading.held.run_id or (number == -1 and means_its_content(key))
+                if loading.task.state == "no-worker" and same:
+                    keep.append(key)
+            hold.promised = tuple(keep)
+        logger.info("%s is back as %s, with %d held keys", old, new, len(keep))
+        return {"answer": "welcome", "keep": keep}
+
+    def on_registered(self, worker: str) -> None:
+        """Have a worker that is back drop what was given up since it asked."""
+        if not (hold := self._holds.get(worker)):
+            return
+        stimulus = f"torpor-rejoin-{time.time()}"
+        for key in self._of(hold):
+            self._give_back_unwanted(self.scheduler.tasks[key], stimulus)
+        held = {key for key in self._of(hold) if self.scheduler.tasks[key].state == "no-worker"}
+        if gone := [key for key in hold.promised if key not in held]:
+            self.scheduler.worker_send(worker, {"op": "free-keys", "keys": gone, "stimulus_id": stimulus})
+        hold.promised = ()
+
+    def on_returned(self, task: TaskState) -> None:
+        """Release the inputs that were kept for a task whose result is there now."""
+        self.plugin.counters.returned += 1
+        inputs = list(task.dependencies)
+        asyncio.get_running_loop().call_soon(self._release, inputs)
+
+    def _release(self, inputs: list[TaskState]) -> None:
+        unneeded = [task for task in inputs if task.state == "memory" and not task.waiters and not task.who_wants]
+        self.scheduler.transitions({task.key: "released" for task in unneeded}, f"torpor-returned-{time.time()}")

@@ -1,0 +1,227 @@
+"""Experimental, on a worker: a process that was frozen and woken comes back with its data and what it runs.
+
+Dask's worker ends when its connection to the scheduler does, and a new one must be empty. A woken process finds all its
+connections reset. Instead of ending, it asks the scheduler which of its keys are held for it (holding.py), drops all
+others, and registers as Dask's own worker does, under its name. Asked by the scheduler for what it has, it answers;
+asked for what it is running, it runs on, under the number of the execution that the scheduler now knows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+
+from dask.typing import Key
+from distributed import Worker
+from distributed.batched import BatchedSend
+from distributed.comm.addressing import get_address_host, get_address_host_port
+from distributed.core import Status
+from distributed.diskutils import DIR_LOCK_EXT
+from distributed.worker_state_machine import FreeKeysEvent, StateMachineEvent, TaskState
+
+from torpor_dask.fingerprint import means_its_content
+
+BROKEN: Final = "worker-handle-scheduler-connection-broken"
+"""Why Dask closes a worker whose connection is gone."""
+UNKNOWN: Final = "worker-heartbeat-missing"
+"""Why it closes one that the scheduler does not know."""
+SETTLED: Final = 5.0
+"""Seconds after which no heartbeat from before a return is under way any more."""
+UNREACHABLE: Final = 10.0
+"""Seconds after which a scheduler that cannot be reached is given up."""
+LATER: Final = 120.0
+"""Seconds for which the scheduler is asked again while it has not seen yet that the old connection is gone."""
+PAUSE: Final = 0.2
+"""Seconds between two tries."""
+logger = logging.getLogger("torpor.dask")
+
+
+class _AsNew:
+    """A worker as Dask's registration wants to see it: without data, tasks and plugins; all else is the worker's."""
+
+    class _State:
+        def __init__(self, state: Any) -> None:
+            self._of = state
+            self.tasks: dict[Key, Any] = {}
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._of, name)
+
+    def __init__(self, worker: Worker) -> None:
+        vars(self).update(_of=worker, data={}, state=self._State(worker.state))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._of, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._of, name, value)
+
+    async def plugin_add(self, **_: Any) -> None:
+        """Do nothing: they are there."""
+
+    async def get_metrics(self) -> dict[str, Any]:
+        """Give the worker's metrics, without statistics of spans: Dask insists that heartbeats alone carry those."""
+        self._drop_spans()
+        metrics: dict[str, Any] = await self._of.get_metrics()
+        self._drop_spans()
+        return metrics
+
+    def _drop_spans(self) -> None:
+        if spans := self._of.extensions.get("spans"):
+            spans.heartbeat()
+
+
+class Rejoin:
+    """Keeps a worker from ending when it can come back."""
+
+    def __init__(self, worker: Worker, cluster: str, moved: Callable[[str], None]) -> None:
+        """Begin. Instance attributes go over the worker's methods. `moved` is told the address after a return."""
+        self.worker, self.cluster, self._moved = worker, cluster, moved
+        self._returns = 0
+        self._under_way: asyncio.Future[bool] | None = None
+        self._back_since = -SETTLED
+        self._running: dict[Key, asyncio.Event] = {}
+        """What ran when the worker came back, and whether the scheduler has asked for it since."""
+        # By the lock beside it other workers know that a local directory is in use. A frozen process holds no lock: its
+        # directory would be purged. Where there is no lock, nobody purges; the worker removes the directory itself.
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(worker.local_directory + DIR_LOCK_EXT)
+        self._close, worker.close = worker.close, self.close  # type: ignore[method-assign]
+        self._execute, worker.execute = worker.execute, self.execute  # type: ignore[method-assign]
+
+    async def close(
+        self, timeout: float = 30, executor_wait: bool = True, nanny: bool = True, reason: str = "worker-close"
+    ) -> str | None:
+        """Close the worker, unless it is back."""
+        if reason in (BROKEN, UNKNOWN) and self.worker.status in (Status.running, Status.paused):
+            if reason == UNKNOWN and time.monotonic() - self._back_since < SETTLED:
+                return None  # the answer to a heartbeat from before
+            if self._under_way is None:
+                self._under_way = asyncio.ensure_future(self._come_back())
+            if await asyncio.shield(self._under_way):
+                return None
+        if self._under_way:
+            self._under_way.cancel()  # someone has it closed
+        return await self._close(timeout, executor_wait, nanny, reason)
+
+    def on_compute_task(self, key: Key) -> None:
+        """Hear that the scheduler asks for a key."""
+        if event := self._running.get(key):
+            event.set()
+
+    async def execute(self, key: Key, *, stimulus_id: str) -> StateMachineEvent:
+        """Execute a task; if the worker was frozen meanwhile, its result bears the number that the scheduler knows."""
+        event = await self._execute(key, stimulus_id=stimulus_id)
+        if asked := self._running.get(key):
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(asked.wait(), UNREACHABLE)
+            del self._running[key]
+            task = self.worker.state.tasks[key]
+            if hasattr(event, "run_id"):
+                event.run_id = task.run_id
+            # Nothing runs any more that needs its inputs: the scheduler may say what becomes of those.
+            asyncio.get_running_loop().call_soon(self._announce, [needed.key for needed in task.dependencies])
+        return event
+
+    async def _come_back(self) -> bool:
+        try:
+            await self._rejoin()
+        except (Exception, asyncio.CancelledError) as error:  # whatever is wrong, it ends as a worker without us does
+            logger.warning("%s cannot come back to its scheduler: %s", self.worker.address, error)
+            return False
+        finally:
+            self._under_way = None
+        return True
+
+    async def _rejoin(self) -> None:
+        worker = self.worker
+        worker.periodic_callbacks["heartbeat"].stop()
+        os.makedirs(worker.local_directory, exist_ok=True)  # to spill to; on another node it may not be there
+        old = worker.contact_address or worker.address
+        new = self._look_at_address(old)
+        kept = await self._ask(old, new)
+        tasks = worker.state.tasks
+        self._running = {key: asyncio.Event() for key in kept if tasks[key].state != "memory"}
+        needed = {other.key for key in self._running for other in tasks[key].dependencies}
+        known = {key for key, task in tasks.items() if self._at_hand(task) and means_its_content(key)}
+        freed = [key for key in tasks if key not in kept | needed | known]
+        worker.handle_stimulus(FreeKeysEvent(keys=freed, stimulus_id=f"torpor-rejoin-{time.time()}"))
+        worker.batched_stream.abort()
+        worker.batched_stream = BatchedSend(interval="2ms", loop=worker.loop)
+        worker.contact_address = new
+        register: Any = Worker._register_with_scheduler
+        await asyncio.wait_for(register(_AsNew(worker)), UNREACHABLE)
+        self._announce(known - kept - needed)
+        self._back_since = time.monotonic()
+        self._moved(worker.address)
+        logger.info("%s is back at its scheduler with %d keys", new, len(kept))
+
+    def _at_hand(self, task: TaskState) -> bool:
+        """Tell whether a result is in memory: what was spilled lies on the node where the process was frozen."""
+        data = self.worker.data
+        return task.state == "memory" and task.key in getattr(data, "fast", data)
+
+    def _has(self) -> list[tuple[Key, int]]:
+        """List what needs nothing from elsewhere: keys, with Dask's number of each execution."""
+        return [
+            (key, task.run_id)
+            for key, task in self.worker.state.tasks.items()
+            if task.state == "executing"
+            or self._at_hand(task)
+            or (task.state in ("ready", "constrained") and all(map(self._at_hand, task.dependencies)))
+        ]
+
+    async def _ask(self, old: str, new: str) -> set[Key]:
+        """Ask the scheduler to be taken back; give the keys that are held. Raises OSError, PermissionError."""
+        until = time.monotonic() + UNREACHABLE
+        longest = time.monotonic() + LATER
+        while True:
+            try:
+                told = await self.worker.scheduler.torpor_rejoin(
+                    cluster=self.cluster,
+                    process=self.worker.id,
+                    returns=self._returns,
+                    old=old,
+                    new=new,
+                    has=self._has(),
+                )
+            except OSError:
+                if time.monotonic() > until:
+                    raise
+            else:
+                until = time.monotonic() + UNREACHABLE
+                if told["answer"] == "welcome":
+                    self._returns += 1
+                    return {key for key, _ in self._has()} & set(told["keep"])  # something may have failed since
+                if told["answer"] != "later" or time.monotonic() > longest:
+                    raise PermissionError(f"the scheduler's answer is: {told['answer']}")
+            await asyncio.sleep(PAUSE)
+
+    def _look_at_address(self, old: str) -> str:
+        """Give the address on this host, which may not be the one where the process was frozen."""
+        worker = self.worker
+        if old != worker.address:
+            return old  # the user's own (--contact-address)
+        family = socket.AF_INET6 if ":" in get_address_host(worker.scheduler.address) else socket.AF_INET
+        with socket.socket(family, socket.SOCK_DGRAM) as way:
+            way.connect(get_address_host_port(worker.scheduler.address))  # sends nothing
+            host = way.getsockname()[0]
+        listener: Any = worker.listener
+        listener.default_host = host  # counts when it listens on all interfaces
+        worker._address = None
+        worker.ip = get_address_host(worker.address)
+        worker.state.address = worker.address
+        return worker.address
+
+    def _announce(self, keys: Iterable[Key]) -> None:
+        """Tell the scheduler of replicas; it says which it does not want."""
+        state = self.worker.state
+        there = [key for key in keys if key in state.tasks and state.tasks[key].state == "memory"]
+        if there:
+            self.worker.batched_send({"op": "add-keys", "keys": there, "stimulus_id": f"torpor-rejoin-{time.time()}"})

@@ -1,0 +1,323 @@
+"""A job's own directory on shared storage: a store of its snapshots, and beside them what the next run must know.
+
+    STORE/slurm/CLUSTER-JOBID/
+      lock snapshots/ packs/   a store like any other: `torpor ls --store` lists it
+      runs/N                   the run that began after N restarts, and the snapshots it found
+      env                      the allocation's SLURM_* as a shell reads them ($TORPOR_ENV_FILE)
+      script/NAME              the job's script, under one path on every node
+      bin/srun                 what stands for srun below the supervisor (step.py)
+      cut/                     ends of output files that were cut when an older snapshot was woken
+      state                    what `torpor slurm status` shows
+      wanted                   what `torpor slurm requeue` asks of one later run
+      finished                 the application's exit code, once it has ended by itself
+      log                      what the supervisor did, and why
+
+**The fence.** Run N writes ``runs/N`` before it wakes anything, with the snapshots that it may choose from. A run
+that was thought dead, on a node that was lost, may go on writing: what it publishes then is in no later run's list,
+and nobody wakes it. When it can read the directory again it sees a later run and ends.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+from torpor.errors import NotFound, NotPermitted, Reason, Refused, StoreError, TorporError
+from torpor.store import SnapshotInfo, Store
+from torpor_slurm import controller
+
+if TYPE_CHECKING:
+    from torpor.restore import Files
+
+RUN_TAG = "slurm-run"
+"""The tag of a snapshot that says by which run it was taken."""
+_FORMER = ".until"
+"""What the name of a directory ends in, before the time, when the job's id has been used again."""
+KEEP = 2
+"""Snapshots that are kept of a job that runs: the newest, and one in case that one is refused."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """How a job's application ended: as `Job.wait` gives it."""
+
+    code: int
+    when: float
+
+
+class JobHome:
+    """The directory of one job."""
+
+    def __init__(self, base: str | os.PathLike[str], job: str, cluster: str) -> None:
+        """Name it; nothing is made yet.
+
+        Args:
+            base: the user's store.
+            job: the job's id.
+            cluster: the cluster's name.
+        """
+        self.job = job
+        self.cluster = cluster
+        self.path = Path(base).absolute() / "slurm" / f"{cluster}-{job}"
+        self.store = Store(self.path)
+
+    @classmethod
+    def all(cls, base: str | os.PathLike[str], *, former: bool = False) -> list[JobHome]:
+        """Every job under `base`, by name; with `former`, also those whose ids have been used again."""
+        places = sorted(Path(base).absolute().glob("slurm/*-*/state"))
+        names = [place.parent.name.rpartition("-") for place in places]
+        found = [cls(base, job, cluster) for cluster, _, job in names if job.isdecimal()]
+        return [home for home in found if former or not home.former]
+
+    @property
+    def former(self) -> bool:
+        """Whether this was a job whose id another one has by now."""
+        return self.cluster.endswith(_FORMER)
+
+    # ------------------------------------------------------------------------------------------- runs
+
+    def begin(self, restarts: int, node: str, start: float | None) -> list[SnapshotInfo]:
+        """Begin a run, and shut out every earlier one.
+
+        Args:
+            restarts: how often Slurm has restarted the job.
+            node: the host's name.
+            start: when Slurm started this run (seconds of the epoch): tells another job that had the same id.
+
+        Returns:
+            The snapshots to choose from, the newest first.
+
+        Raises:
+            Refused: this run has begun already, or a later one has.
+            NotFound: the job has run before, and there is no store.
+            StoreError: the directory cannot be made or written.
+        """
+        if restarts > 0 and not self.path.parent.parent.exists():  # it is not made anew: what it held would be lost
+            raise NotFound(
+                f"job {self.job} has run before, but on {node} there is no store {self.path.parent.parent}",
+                advice=f"is it mounted there? then `scontrol requeue {self.job}`; to begin anew, make the directory",
+            )
+        runs = self._runs()
+        if restarts == 0 and runs and self._read(f"runs/{runs[-1]}").get("began_by_slurm") != start:
+            self.path.rename(self.path.with_name(f"{self.path.name}{_FORMER}-{time.time_ns()}"))  # the id is used again
+            runs = []
+        if runs and runs[-1] >= restarts:
+            raise self._supervised_already()
+        self._make(self.path / "runs")
+        candidates = list(self._candidates(runs[-1])) if runs else []
+        run = {"node": node, "began": time.time(), "began_by_slurm": start, "snapshots": [one.id for one in candidates]}
+        self._claim(restarts)
+        self._write(f"runs/{restarts}", json.dumps(run))
+        return candidates
+
+    def _claim(self, restarts: int) -> None:
+        """Of two supervisors of a run one gets it, on a network file system too."""
+        path = self.path / "runs" / f".{restarts}"
+        try:
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        except FileExistsError:
+            raise self._supervised_already() from None
+        except OSError as error:
+            raise StoreError(
+                f"{path} cannot be made: {error.strerror}", advice="make room, or see its rights"
+            ) from error
+
+    def _supervised_already(self) -> Refused:
+        reason = Reason(f"job {self.job}", "it has a supervisor already", "one `torpor run` per job: give it a script")
+        return Refused("this run of the job cannot be supervised", [reason])
+
+    def is_fenced(self, restarts: int) -> bool:
+        """Whether a later run has begun. A directory that cannot be read just now tells nothing."""
+        try:
+            return self._runs()[-1] > restarts
+        except (OSError, IndexError):
+            return False
+
+    def _runs(self) -> list[int]:
+        try:
+            return sorted(int(name) for name in os.listdir(self.path / "runs") if name.isdecimal())
+        except FileNotFoundError:
+            return []
+
+    def _candidates(self, last: int) -> Iterator[SnapshotInfo]:
+        """What the last run found or took itself; not what an earlier one published after its end."""
+        known = set(self._read(f"runs/{last}").get("snapshots", []))
+        for info in reversed(self.store.snapshots()):
+            if info.id in known or info.tags.get(RUN_TAG) == str(last):
+                yield info
+
+    def prune(self, restarts: int, found: list[SnapshotInfo]) -> None:
+        """Remove all but the newest KEEP of the snapshots that count, and what runs that were shut out published.
+
+        A later run's are not touched: this run may be one that is shut out and does not know it yet.
+
+        Raises:
+            StoreError, NotPermitted: they cannot be removed.
+        """
+        known = {one.id for one in found}
+        everything = self._of_runs(restarts)
+        counted = [one for one in everything if one.id in known or one.tags.get(RUN_TAG) == str(restarts)]
+        kept = {one.id for one in counted[-KEEP:]}
+        going = [one for one in everything if one.id not in kept]
+        if going:
+            self.store.discard(going)
+
+    def _of_runs(self, last: int) -> list[SnapshotInfo]:
+        return [one for one in self.store.snapshots() if int(one.tags.get(RUN_TAG, 0)) <= last]
+
+    # ------------------------------------------------------------------------------------------- files
+
+    @property
+    def finished(self) -> Finished | None:
+        """How the application ended, if it has."""
+        told = self._read("finished")
+        return Finished(int(told["code"]), float(told["when"])) if told else None
+
+    def finish(self, restarts: int, code: int) -> None:
+        """Mark the job as done in this run, and remove its snapshots: nobody will wake them.
+
+        Raises:
+            StoreError, NotPermitted: it cannot be written.
+        """
+        self._write("finished", json.dumps({"code": code, "when": time.time()}))
+        if snapshots := self._of_runs(restarts):
+            self.store.discard(snapshots)
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """What `torpor slurm status` shows."""
+        return self._read("state")
+
+    def tell(self, **news: Any) -> None:
+        """Bring the state up to date.
+
+        Raises:
+            StoreError: it cannot be written.
+        """
+        self._write("state", json.dumps({**self.state, **news}))
+
+    def want(self, restarts: int, files: Files) -> None:
+        """Have the run after so many restarts wake the job with its files as they are, or as they were.
+
+        Raises:
+            StoreError: it cannot be written.
+        """
+        self._write("wanted", json.dumps({"restarts": restarts, "files": files}))
+
+    def files_wanted(self, restarts: int) -> Files | None:
+        """What was asked of this run, if anything was."""
+        told = self._read("wanted")
+        mine = told.get("restarts") == restarts and told.get("files") == "as-they-are"
+        return "as-they-are" if mine else None
+
+    def log(self, words: str) -> None:
+        """Keep what was done and why. A store that takes nothing is told of elsewhere, by what it stops."""
+        line = f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {words}\n".encode()
+        try:
+            fd = os.open(self.path / "log", os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                os.write(fd, line)
+            finally:
+                os.close(fd)
+        except OSError:
+            return
+
+    @property
+    def environment_file(self) -> Path:
+        """Where $TORPOR_ENV_FILE points to."""
+        return self.path / "env"
+
+    def write_environment(self, environment: Mapping[str, str]) -> None:
+        """Offer the allocation's variables.
+
+        Raises:
+            StoreError: it cannot be written.
+        """
+        lines = [f"export {name}={shlex.quote(value)}\n" for name, value in sorted(environment.items())]
+        self._write("env", "".join(lines))
+
+    def keep_script(self, name: str, text: bytes, folder: str = "script") -> Path:
+        """Keep a script of the job where every node finds it under the same name; the first one counts.
+
+        Raises:
+            StoreError: it cannot be written.
+        """
+        path = self.path / folder / name
+        if not path.exists():
+            self._make(path.parent)
+            self._write(f"{folder}/{name}", text, 0o700)
+        return path
+
+    @property
+    def cut(self) -> Path:
+        """Where the ends of output files are kept. Made when it is first wanted."""
+        self._make(self.path / "cut")
+        return self.path / "cut"
+
+    def _make(self, path: Path) -> None:
+        try:
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except PermissionError as error:
+            raise NotPermitted(f"{path} cannot be made", advice="name another store with --store") from error
+        except OSError as error:
+            raise StoreError(f"{path} cannot be made: {error.strerror}", advice="name another store") from error
+
+    def _read(self, name: str) -> dict[str, Any]:
+        try:
+            told = json.loads((self.path / name).read_bytes())
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as error:
+            raise TorporError(f"{self.path / name} cannot be read: {error}") from error
+        if not isinstance(told, dict):
+            raise TorporError(f"{self.path / name} is not what this program writes")
+        return told
+
+    def _write(self, name: str, text: str | bytes, mode: int = 0o600) -> None:
+        """Put a file in place whole, and on disk."""
+        path = self.path / name
+        beside = path.with_name(f".{path.name}.{uuid4().hex}")  # PIDs are the same on two nodes
+        try:
+            fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+            with open(fd, "wb") as file:
+                file.write(text.encode() if isinstance(text, str) else text)
+                file.flush()
+                os.fsync(fd)
+            beside.rename(path)
+            sync_folder(path.parent)
+        except OSError as error:
+            beside.unlink(missing_ok=True)
+            raise StoreError(
+                f"{path} cannot be written: {error.strerror}", advice="make room, or see its rights"
+            ) from error
+
+
+def requeue(base: str | os.PathLike[str], job: str, files: Files) -> JobHome:
+    """Put a job back into the queue; its next run wakes it with its files as they are, or as they were.
+
+    Raises:
+        NotFound: there is no such job in the store.
+        StoreError, NotPermitted, SlurmError: it cannot be written; Slurm does not do it.
+    """
+    home = next((one for one in JobHome.all(base) if one.job == job), None)
+    if home is None:
+        raise NotFound(f"there is no job {job} below {base}", advice="see `torpor slurm status`, and --store")
+    home.want(controller.job_record(job).restarts + 1, files)
+    controller.requeue(job)
+    return home
+
+
+def sync_folder(path: Path) -> None:
+    """Put the names in a directory on disk. Raises OSError."""
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

@@ -1,0 +1,122 @@
+"""What people ask about their jobs under Torpor: `torpor slurm status`."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from torpor.errors import NotFound
+from torpor.store.files import readable
+from torpor_slurm import controller
+from torpor_slurm.controller import SlurmError
+from torpor_slurm.home import JobHome
+
+HEADINGS = ("job", "name", "Slurm", "under Torpor", "snapshots", "last pause", "warning enough?")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One job. Times are seconds; None where it is not known."""
+
+    job: str
+    name: str
+    slurm: str
+    """Its state for the controller; empty when that does not know it (any more)."""
+    phase: str
+    """running, left (saved and gone), ended (by Slurm or the user) or finished."""
+    cause: str
+    """Why it left or ended."""
+    node: str
+    runs: int
+    snapshots: tuple[str, ...]
+    saved: float | None
+    """When it was last saved, seconds of the epoch."""
+    size: int
+    pause: float | None
+    """How long the last save that let it run on held it up."""
+    save_seconds: float | None
+    window: int | None
+    """What the site gives it between the first warning and the end."""
+    directory: str
+
+    @property
+    def enough(self) -> bool | None:
+        """Whether the last save fits into the window."""
+        if self.save_seconds is None or self.window is None:
+            return None
+        return self.save_seconds < self.window
+
+    def as_json(self) -> dict[str, Any]:
+        """The row for programs."""
+        return {**dataclasses.asdict(self), "enough": self.enough}
+
+    def in_words(self) -> tuple[str, ...]:
+        """The row for people: one text for each of HEADINGS."""
+        phase = f"{self.phase}: {self.cause}" if self.cause and self.phase in ("left", "ended") else self.phase
+        count = str(len(self.snapshots))
+        if self.snapshots and self.saved is not None:
+            count += f", {readable(self.size)}, {time.time() - self.saved:.0f} s ago"
+        pause = "" if not self.pause else f"{self.pause * 1000:.0f} ms"
+        return (
+            self.job,
+            self.name,
+            self.slurm or "not known any more",
+            f"{phase}, run {self.runs + 1} on {self.node}",
+            count,
+            pause,
+            self._judgement(),
+        )
+
+    def _judgement(self) -> str:
+        if self.save_seconds is None:
+            return "not saved yet"
+        if self.window is None:
+            return f"a save took {self.save_seconds:.1f} s"
+        return f"{'yes' if self.enough else 'NO'}: a save took {self.save_seconds:.1f} s of {self.window} s"
+
+
+def status(base: str, job: str | None = None) -> list[Row]:
+    """The jobs that have a directory in a store, or one of them.
+
+    Raises:
+        NotFound: there is no such job.
+    """
+    homes = [home for home in JobHome.all(base) if job in (None, home.job)]
+    if job is not None and not homes:
+        raise NotFound(f"store {base} has no job {job}", advice="name the job's store with --store")
+    window = cache(_window)
+    try:
+        states = controller.states([home.job for home in homes])
+    except (SlurmError, NotFound):
+        states = {}
+    return [_row(home, home.state, states.get(home.job, ""), window) for home in homes]
+
+
+def _row(home: JobHome, state: dict[str, Any], slurm: str, window: Callable[[str], int | None]) -> Row:
+    return Row(
+        job=home.job,
+        name=state.get("name", ""),
+        slurm=slurm,
+        phase=state.get("phase", ""),
+        cause=state.get("cause", ""),
+        node=state.get("node", ""),
+        runs=state.get("run", 0),
+        snapshots=tuple(info.id for info in home.store.snapshots()),
+        saved=state.get("saved"),
+        size=state.get("bytes", 0),
+        pause=state.get("pause_seconds"),
+        save_seconds=state.get("save_seconds"),
+        window=window(state.get("partition", "")),
+        directory=str(home.path),
+    )
+
+
+def _window(partition: str) -> int | None:
+    try:
+        return controller.notice(partition).window
+    except (SlurmError, NotFound):
+        return None

@@ -1,0 +1,83 @@
+"""Output files are brought back to their length at the snapshot that is woken, so that no line comes twice.
+
+Only files that were written at their end: opened with O_APPEND, or with the position at the end. What is cut is
+copied aside first. A file that is another one by now, or shorter, is left alone.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain, count
+from pathlib import Path
+
+from torpor.errors import RestoreFailed
+from torpor.image import image_pb2 as pb
+from torpor_slurm.home import sync_folder
+
+
+@dataclass(frozen=True)
+class Tail:
+    """The end of a file that was written after a snapshot."""
+
+    path: str
+    begin: int
+    """Bytes: the file's length at the snapshot."""
+    end: int
+
+
+def tails(image: pb.Tree) -> Iterator[Tail]:
+    """What an image's output files have grown by since."""
+    lengths: dict[str, int] = {}
+    for description in image.descriptions:
+        file = description.file
+        writes = description.flags & os.O_ACCMODE in (os.O_WRONLY, os.O_RDWR) and not description.flags & os.O_PATH
+        if description.WhichOneof("kind") != "file" or not writes:
+            continue
+        path = os.fsdecode(file.path)
+        at_end = description.flags & os.O_APPEND or file.position == file.size
+        try:
+            now = os.stat(path, follow_symlinks=False)
+        except OSError:
+            continue  # the restore says what it thinks of a file that is gone
+        # Device numbers of a shared file system differ between hosts; inode numbers do not.
+        if at_end and stat.S_ISREG(now.st_mode) and now.st_ino == file.ino and now.st_size > file.size:
+            lengths[path] = max(lengths.get(path, 0), file.size)
+    for path, length in lengths.items():
+        yield Tail(path, length, os.stat(path).st_size)
+
+
+def cut(tail: Tail, into: Path, prefix: str) -> Path:
+    """Copy the end of a file aside, and cut it off.
+
+    Args:
+        tail: which.
+        into: a directory for the copy.
+        prefix: how the copy's name begins.
+
+    Returns:
+        The copy.
+
+    Raises:
+        RestoreFailed: it could not be copied or cut; the file is as it was.
+    """
+    name = f"{prefix}-{Path(tail.path).name}.from-{tail.begin}"
+    try:
+        taken = set(os.listdir(into))  # files in two directories may have one name
+        copy = into / next(one for one in chain([name], (f"{name}.{n}" for n in count(2))) if one not in taken)
+        with open(tail.path, "r+b") as file, open(copy, "xb") as aside:
+            file.seek(tail.begin)
+            shutil.copyfileobj(file, aside)
+            aside.flush()
+            os.fsync(aside.fileno())
+            sync_folder(into)
+            file.truncate(tail.begin)
+    except OSError as error:
+        raise RestoreFailed(
+            f"{tail.path} cannot be brought back to its {tail.begin} bytes at the snapshot: {error.strerror}",
+            advice="--rollback-files=none leaves output files as they are",
+        ) from error
+    return copy

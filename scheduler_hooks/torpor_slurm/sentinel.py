@@ -1,0 +1,105 @@
+"""A step that does nothing but hear the start of a grace time.
+
+When a job is preempted Slurm sends SIGTERM to its steps at once, and to the batch process only when the grace time is
+over. A step beside the application hears it on any site, whatever its administrator has configured; that it ends is
+the message.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import time
+from types import TracebackType
+
+from torpor_slurm.allocation import Allocation
+
+AGAIN = 60.0
+"""Seconds before a sentinel that ended without a reason is started again."""
+LAST_WORDS = 0.5
+"""Seconds in which srun may end its step."""
+_NEEDED = ("PATH", "HOME", "LANG", "SLURM_CONF")
+"""What srun needs of the environment; the job's other SLURM_* would be taken for options."""
+
+
+class Sentinel:
+    """The sentinel of a job. A context manager: leaving it ends the step."""
+
+    def __init__(self, allocation: Allocation) -> None:
+        self._allocation = allocation
+        self._srun: subprocess.Popen[bytes] | None = None
+        self._listens = False
+        self._start_at = 0.0
+        """When it was last started, or is to be started again (time.monotonic())."""
+
+    def __enter__(self) -> Sentinel:
+        self._start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._srun is not None:
+            assert self._srun.stdout
+            self._srun.stdout.close()
+            self._srun.terminate()  # srun ends its step; what it does not end goes with the job, which is about to
+            try:
+                self._srun.wait(LAST_WORDS)
+            except subprocess.TimeoutExpired:
+                self._srun.kill()
+                self._srun.wait()
+
+    def listens(self) -> bool:
+        """Whether it listens since the last question: what came before then, nobody has heard."""
+        if self._listens:
+            return False
+        if self._allocation.in_step:
+            self._listens = True  # this process does so itself
+            return True
+        if self._srun is None:
+            return False
+        assert self._srun.stdout
+        self._listens = bool(select.select([self._srun.stdout], [], [], 0)[0])
+        return self._listens
+
+    @property
+    def starting(self) -> bool:
+        """Whether it may begin to listen at any moment. A step that has to wait for something may take for ever."""
+        waited = time.monotonic() - self._start_at
+        return self._srun is not None and not self._listens and waited < AGAIN
+
+    def ended(self) -> bool:
+        """Whether the step has ended since the last question: Slurm told it to go, or something befell it."""
+        if self._srun is None:
+            if not self._allocation.in_step and time.monotonic() >= self._start_at:
+                self._start()
+            return False
+        if self._srun.poll() is None:
+            return False
+        assert self._srun.stdout
+        self._srun.stdout.close()
+        self._srun = None
+        self._start_at = time.monotonic() + AGAIN
+        return True
+
+    def _start(self) -> None:
+        if self._allocation.in_step:
+            return  # a step hears by itself
+        command = ["srun", f"--jobid={self._allocation.job}", f"--nodelist={self._allocation.node}"]
+        command += ["--overlap", "--nodes=1", "--ntasks=1", "--cpus-per-task=1", "--mem=0", "--mpi=none", "--quiet"]
+        command += ["--job-name=torpor-sentinel", "--chdir=/", "--input=none", "--error=none"]
+        self._listens = False
+        self._start_at = time.monotonic()
+        self._srun = subprocess.Popen(
+            [*command, "sh", "-c", "echo; exec sleep infinity"],
+            env={name: os.environ[name] for name in _NEEDED if name in os.environ},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            # The supervisor blocks signals, and has one thread.
+            preexec_fn=_unblock if signal.pthread_sigmask(signal.SIG_BLOCK, ()) else None,  # noqa: PLW1509
+        )
+
+
+def _unblock() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())

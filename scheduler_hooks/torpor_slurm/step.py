@@ -1,0 +1,110 @@
+"""srun below a supervisor: a step of one task is run where it was called, as a part of the job's tree.
+
+The tasks of a real step are Slurm's children, not srun's: they would not be in a snapshot, and srun itself would wake
+to a connection that is gone, and end with 0. So the supervisor puts a script of the name srun first on the
+application's PATH, which comes here. What one task on this node does not need (binding, sharing) is left out; what
+would make a difference (several tasks, another node, GPUs) is refused.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+
+from torpor.errors import NotFound, Reason, Refused, TorporError
+from torpor_slurm.options import Grammar
+
+GRAMMAR = Grammar(
+    without_value=frozenset({
+        "contiguous", "disable-status", "exact", "exclusive", "help", "hold", "interactive", "kill-on-bad-exit",
+        "label", "multi-prog", "nice", "no-allocate", "no-kill", "overcommit", "overlap", "oversubscribe",
+        "preserve-env",
+        "propagate", "pty", "quiet", "quit-on-interrupt", "resv-ports", "spread-job", "test-only", "unbuffered",
+        "usage", "use-min-nodes", "verbose", "version", "whole",
+    }),
+    short_without_value=frozenset("EHKOQVXZhklqsuv"),
+    long={
+        "D": "chdir", "E": "preserve-env", "G": "gpus", "J": "job-name", "K": "kill-on-bad-exit", "N": "nodes",
+        "O": "overcommit", "Q": "quiet", "W": "wait", "X": "disable-status", "c": "cpus-per-task", "e": "error",
+        "i": "input", "k": "no-kill", "l": "label", "m": "distribution", "n": "ntasks", "o": "output",
+        "q": "quit-on-interrupt", "s": "oversubscribe", "u": "unbuffered", "v": "verbose", "w": "nodelist",
+    },
+)  # fmt: skip
+"""srun(1)."""
+_NEEDLESS = frozenset({
+    "--", "acctg-freq", "comment", "cpu-bind", "cpu-freq", "cpus-per-task", "disable-status", "distribution", "exact",
+    "exclusive", "hint", "job-name", "kill-on-bad-exit", "mem", "mem-bind", "mem-per-cpu", "no-kill", "overcommit",
+    "overlap", "oversubscribe", "preserve-env", "quiet", "quit-on-interrupt", "slurmd-debug", "threads-per-core",
+    "unbuffered", "verbose", "wait", "whole",
+})  # fmt: skip
+"""Options without a meaning for one task that has this node's part of the job to itself."""
+_ONE = ("nodes", "ntasks", "ntasks-per-node")
+"""Options that may say 1."""
+_FILES = {"input": (0, os.O_RDONLY), "output": (1, os.O_WRONLY | os.O_CREAT), "error": (2, os.O_WRONLY | os.O_CREAT)}
+
+
+SCRIPT = f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -E -m torpor_slurm.step "$@"\n'
+"""What stands for srun in a job."""
+
+
+def refusals(values: Mapping[str, str], environment: Mapping[str, str]) -> Iterator[Reason]:
+    """What a step asks for that cannot be kept."""
+    tasks = values.get("ntasks", environment.get("SLURM_NTASKS", "1"))
+    if tasks != "1":
+        why = f"{tasks} tasks: only a step of one task can be a part of the snapshot"
+        yield Reason("srun", why, "use srun --ntasks=1, or let the application start its processes itself")
+    for name, value in values.items():
+        if name in _NEEDLESS or name in _FILES or name in ("chdir", "ntasks", "open-mode"):
+            if name in _FILES and "%" in value:
+                yield Reason(f"srun --{name}={value}", "patterns are not filled in here", "write the name out")
+        elif name in _ONE:
+            if value not in ("1", "1-1"):
+                yield Reason(f"srun --{name}={value}", "a snapshot is of one node's processes", f"use --{name}=1")
+        elif (name, value) not in (("mpi", "none"), ("export", "ALL")):
+            why = "it would make this step another than the part of the snapshot that it becomes"
+            yield Reason(f"srun --{name}", why, "leave it out, or run the command without srun")
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Become the command of a step; `arguments` are srun's.
+
+    Raises:
+        Refused: it cannot be a part of the job's tree.
+        NotFound: there is no such program.
+    """
+    values, command = GRAMMAR.read(arguments)
+    if reasons := list(refusals(values, os.environ)):
+        raise Refused("this step cannot be kept", reasons)
+    os.chdir(values.get("chdir", "."))
+    for name, (number, flags) in _FILES.items():
+        if name in values:
+            _redirect(number, values[name], flags, values.get("open-mode", "truncate"))
+    if "output" in values and "error" not in values:
+        os.dup2(1, 2)
+    path = shutil.which(command[0]) if command else None
+    if path is None:
+        raise NotFound(f"there is no program {command[0]!r}" if command else "srun: no command to run")
+    os.execv(path, command)
+
+
+def _redirect(number: int, path: str, flags: int, mode: str) -> None:
+    if path in ("all", ""):
+        return
+    if path == "none":
+        path = os.devnull
+    if flags & os.O_CREAT:
+        flags |= os.O_APPEND if mode.startswith("a") else os.O_TRUNC
+    fd = os.open(path, flags, 0o666)
+    os.dup2(fd, number)
+    if fd != number:
+        os.close(fd)
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except (TorporError, OSError) as error:
+        sys.exit(f"srun, in a job under torpor: {error}")

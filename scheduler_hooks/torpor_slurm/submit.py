@@ -1,0 +1,204 @@
+"""`torpor sbatch`: the user's own script and options, submitted so that the script runs under a supervisor.
+
+What is submitted is a short script with the user's #SBATCH lines that executes `torpor run`, and behind it the user's
+script as it is. The supervisor puts that where every node finds it under one path: a shell holds its script open, and
+the copy in a node's spool directory is another file on the next node.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torpor.errors import NotFound, Reason, Refused
+from torpor_slurm.allocation import gpus_held, several_nodes
+from torpor_slurm.controller import SlurmError
+from torpor_slurm.options import Grammar
+
+_MARK = "#TORPOR the job's own script: {}\n"
+_MARKED = re.compile(rb"^#TORPOR the job's own script: ([^\n/]+)\n", re.MULTILINE)
+
+_GRAMMAR = Grammar(
+    without_value=frozenset({
+        "contiguous", "exclusive", "get-user-env", "help", "hold", "ignore-pbs", "kill-on-invalid-dep", "nice",
+        "no-kill", "no-requeue", "overcommit", "oversubscribe", "parsable", "propagate", "quiet", "reboot", "requeue",
+        "spread-job", "stepmgr", "test-only", "torpor", "usage", "use-min-nodes", "verbose", "version", "wait",
+    }),
+    short_without_value=frozenset("hHIkOQsvVW"),
+    long={"N": "nodes", "G": "gpus", "J": "job-name", "n": "ntasks"},
+    in_full={"torpor"[:letters]: "torpor" for letters in range(2, 6)},
+)  # fmt: skip
+"""sbatch(1)."""
+_GPU_OPTIONS = ("gpus", "gpus-per-node", "gpus-per-socket", "gpus-per-task")
+OWN = "torpor"
+"""The option --torpor[=EVERY] that the SPANK plugin gives sbatch, which becomes `torpor sbatch`: taken out here."""
+_TRES_OPTIONS = ("gres", "tres-per-job", "tres-per-node", "tres-per-socket", "tres-per-task")
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A call of sbatch, taken apart."""
+
+    options: tuple[str, ...]
+    """As they were given, without --wrap and --torpor."""
+    name: str
+    """The script's."""
+    script: bytes
+    arguments: tuple[str, ...]
+    """The script's."""
+    every: str | None = None
+    """The value of --torpor[=EVERY]; None: not given, or without one."""
+
+    @property
+    def values(self) -> dict[str, str]:
+        """Every option by its long name, of the script's #SBATCH lines and of the command line, which counts more."""
+        found: dict[str, str] = {}
+        for words in (*map(_words, directives(self.script)), list(self.options)):
+            found.update(_GRAMMAR.read(words)[0])
+        return found
+
+
+def parse(arguments: Sequence[str]) -> Submission:
+    """Take apart what was meant for sbatch, and read the script.
+
+    Raises:
+        NotFound: there is no such script.
+        Refused: there is no script among the arguments, or an #SBATCH line that cannot be read.
+    """
+    values, rest = _GRAMMAR.read(arguments)
+    options = tuple(_GRAMMAR.without(arguments[: len(arguments) - len(rest)], OWN, "wrap"))
+    every = values.get(OWN) or None
+    if "wrap" in values:
+        if rest:
+            raise _no_script(f"--wrap and the script {rest[0]}", "give one of both")
+        return Submission(options, "wrap", f"#!/bin/sh\n{values['wrap']}\n".encode(), (), every)
+    if not rest:
+        raise _no_script("the command line", "name the script, or use --wrap; standard input is not read")
+    try:
+        script = Path(rest[0]).read_bytes()
+    except OSError as error:
+        raise NotFound(f"script {rest[0]} cannot be read: {error.strerror}") from error
+    if not script.startswith(b"#!"):
+        raise _no_script(f"script {rest[0]}", "its first line must name its interpreter, as in #!/bin/sh")
+    for line in directives(script):
+        every = every or _GRAMMAR.read(_words(line))[0].get(OWN) or None
+    return Submission(options, os.path.basename(rest[0]), script, tuple(rest[1:]), every)
+
+
+def _no_script(what: str, advice: str) -> Refused:
+    return Refused("nothing was submitted", [Reason(what, "there must be one batch script", advice)])
+
+
+def refuse(submission: Submission) -> list[Reason]:
+    """What the job asks for that cannot be kept."""
+    values = submission.values
+    reasons = []
+    if ":" in submission.options:
+        reasons.append(Reason("a heterogeneous job (:)", "a snapshot is of one node's processes", "submit them singly"))
+    nodes = values.get("nodes", "1").rpartition("-")[2]
+    if nodes != "1":
+        reasons.append(several_nodes(nodes))
+    gpus = [f"--{name}={values[name]}" for name in _GPU_OPTIONS if values.get(name, "0") != "0"]
+    gpus += [f"--{name}={values[name]}" for name in _TRES_OPTIONS if "gpu" in values.get(name, "")]
+    if gpus:
+        reasons.append(gpus_held(", ".join(gpus)))
+    if "no-requeue" in values:
+        reasons.append(Reason("--no-requeue", "a preempted job goes on by being requeued", "leave it out"))
+    if values.get("open-mode", "append") != "append":
+        reasons.append(
+            Reason(
+                "--open-mode=truncate", "each requeue would empty the job's output", "leave it out: append is chosen"
+            )
+        )
+    return reasons
+
+
+def submit(submission: Submission, run: Sequence[str]) -> tuple[str, int]:
+    """Submit it; what sbatch said, and its exit code: with --wait, the job's.
+
+    What sbatch says on standard error goes there.
+
+    Args:
+        submission: the user's.
+        run: `torpor run` with its options: what the job executes.
+
+    Raises:
+        Refused: it asks for what cannot be kept.
+        SlurmError, NotFound: sbatch did not take it.
+    """
+    if reasons := refuse(submission):
+        raise Refused("nothing was submitted", reasons)
+    with tempfile.TemporaryDirectory(prefix="torpor-sbatch-") as folder:
+        path = Path(folder, submission.name)  # its name becomes the job's
+        path.write_bytes(wrapped(submission, run))
+        ours = ["--requeue", "--open-mode=append", "--nodes=1"]
+        command = ["sbatch", *ours, *submission.options, str(path), *submission.arguments]
+        try:
+            told = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, check=False)
+        except FileNotFoundError:
+            raise NotFound("there is no sbatch here", advice="is this a host of a Slurm cluster?") from None
+    if told.returncode and not told.stdout:
+        raise SlurmError(f"sbatch ended with {told.returncode}", advice="see what it says above")
+    return told.stdout, told.returncode
+
+
+def wrapped(submission: Submission, run: Sequence[str]) -> bytes:
+    """The script that is submitted in the place of the user's."""
+    head = [b"#!/bin/sh\n", *filter(None, map(_without_own, directives(submission.script)))]
+    head.append(os.fsencode(f'exec {shlex.join(run)} --script "$0" -- "$@"\n' + _MARK.format(submission.name)))
+    return b"".join([*head, submission.script])
+
+
+def embedded_script(path: str) -> tuple[str, bytes]:
+    """The user's script within a submitted one: its name and its text.
+
+    Raises:
+        NotFound: it cannot be read, or is no such script.
+    """
+    try:
+        text = Path(path).read_bytes()
+    except OSError as error:
+        raise NotFound(f"the batch script {path} cannot be read: {error.strerror}") from error
+    found = _MARKED.search(text)
+    if found is None:
+        raise NotFound(f"{path} is no script that `torpor sbatch` submitted")
+    return os.fsdecode(found[1]), text[found.end() :]
+
+
+def directives(script: bytes) -> list[bytes]:
+    """The #SBATCH lines of a script: sbatch reads them up to the first line that is no comment."""
+    found = []
+    for line in script.splitlines(keepends=True):
+        if line.startswith(b"#SBATCH"):
+            found.append(line.rstrip(b"\r\n") + b"\n")
+        elif line.strip() and not line.lstrip().startswith(b"#"):
+            break
+    return found
+
+
+def _words(directive: bytes) -> list[str]:
+    text = directive.decode(errors="surrogateescape")
+    try:
+        return shlex.split(text.removeprefix("#SBATCH"), comments=True)
+    except ValueError as error:
+        raise Refused("nothing was submitted", [Reason(text.strip(), str(error), "mend this line")]) from error
+
+
+def _without_own(directive: bytes) -> bytes | None:
+    """A line without --torpor; None when nothing else was in it."""
+    words = _words(directive)
+    if OWN not in _GRAMMAR.read(words)[0]:
+        return directive
+    kept = _GRAMMAR.without(words, OWN)
+    return os.fsencode(f"#SBATCH {shlex.join(kept)}\n") if kept else None
+
+
+def as_options(values: Mapping[str, str | float | None]) -> list[str]:
+    """Options for `torpor run`, from what `torpor sbatch` was given."""
+    return [f"--{name.replace('_', '-')}={value}" for name, value in values.items() if value is not None]
