@@ -10,7 +10,7 @@ import pytest
 from torpor import cli, errors
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 LINK = re.compile(r"\]\(([^)#]+)(#[^)]*)?\)")
 
 
@@ -18,6 +18,20 @@ LINK = re.compile(r"\]\(([^)#]+)(#[^)]*)?\)")
 def test_links_lead_somewhere(page: Path) -> None:
     links = [target for target, _ in LINK.findall(page.read_text()) if "://" not in target]
     assert [target for target in links if not (page.parent / target).exists()] == []
+
+
+def test_what_contributing_names_is_there() -> None:
+    page = (ROOT / "CONTRIBUTING.md").read_text()
+    folders = re.findall(r"^    ([\w/]+/)", page, re.M)
+    targets = re.findall(r"make (\w+)", page)
+    assert len(folders) > 10
+    assert [folder for folder in folders if not (ROOT / folder).is_dir()] == []
+    makefile = (ROOT / "Makefile").read_text()
+    assert {target for target in targets if not re.search(rf"^{target}( \w+)*:", makefile, re.M)} <= {
+        "test",
+        "bench",
+        "soak",
+    }
 
 
 def test_every_command_is_documented() -> None:
