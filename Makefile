@@ -13,7 +13,7 @@ SPANK := scheduler_hooks/torpor_slurm/admin/torpor.c
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv check proto test demo lab labextension spank bench soak fuzz mutants clean
+.PHONY: help venv check proto test demo lab docs labextension spank bench soak fuzz mutants clean
 
 help:
 	@echo "make demo    a Jupyter kernel frozen, killed and woken, told as it happens"
@@ -21,6 +21,7 @@ help:
 	@echo "make test    every check and every test"
 	@echo "make check   format, lint, types, C warnings, generated code"
 	@echo "make bench   pause, dump and restore times beside what the machine can do"
+	@echo "make docs    the documents as a site: build/site/index.html"
 	@echo "make soak    the tests that take long"
 	@echo "make fuzz    programs that nobody thought of, saved and woken: SEED=... COUNT=..."
 	@echo "make mutants mutants of modules, tried on unit tests: MODULES='ranges.py' TESTS='test_ranges.py'"
@@ -77,6 +78,12 @@ build/proto/.stamp: $(foreach p,$(PROTOS),engine/torpor/$(p)/$(p).proto) | venv
 	@PYTHONPATH=build/protoc $(BIN)/python -m grpc_tools.protoc -Iengine \
 		--python_out=build/proto --pyi_out=build/proto $(foreach p,$(PROTOS),torpor/$(p)/$(p).proto)
 	@touch $@
+
+# Sphinx and its extensions are apart: the tests do not need them.
+docs: venv
+	@test -x build/sphinx/bin/sphinx-build || '$(PYTHON)' -m venv build/sphinx
+	@build/sphinx/bin/python -m pip install -qq --editable '.[docs]'
+	build/sphinx/bin/sphinx-build -q -W --keep-going -b html docs build/site
 
 # In place, also where the others run in a copy: the notebooks are the person's own.
 lab: venv
