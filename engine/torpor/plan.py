@@ -369,7 +369,6 @@ def _build(
         calls += signals.queue_to_thread(process, thread)
         calls += filters.steps(thread.filters[len(shared) :], image.filters)
         calls += credentials.steps(process.credentials, thread, here.rights)
-        if thread.tid == process.pid:
-            calls += tree.last_steps(process)
+        calls += tree.last_steps(process)  # each thread undoes it once more
         calls += threads.last_steps(thread)
         plan.threads.append(ThreadPlan(thread, calls, list(signals.last_steps(process, thread))))

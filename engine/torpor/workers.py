@@ -43,6 +43,7 @@ class Thread:
         try:
             _thread.start_new_thread(self._run, (FileIO(telling, "w"),))
             self._began = os.read(told, 1) != b""
+            os.read(told, 1)  # the end of the file: it has closed the pipe
         except (RuntimeError, MemoryError):  # pthread_create(3) failed
             self._began = False
         finally:

@@ -6,6 +6,8 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -94,3 +96,52 @@ def test_a_root_that_ends_when_it_was_seen_is_told() -> None:
                 tree.refuse(seen)
         finally:
             os.kill(child, signal.SIGKILL)
+
+
+class Ending:
+    """Ends a process when a path of it in /proc is looked at for the nth time."""
+
+    def __init__(self) -> None:
+        self.pid, self.left = 0, 0
+        sys.addaudithook(self._hear)
+
+    def _hear(self, event: str, arguments: tuple[object, ...]) -> None:
+        if self.pid and event in ("open", "os.listdir", "os.scandir"):
+            self.look(arguments[0])
+
+    def look(self, path: object) -> None:
+        if self.pid and isinstance(path, str) and path.startswith(f"/proc/{self.pid}/"):
+            self.left -= 1
+            if self.left < 0:
+                pid, self.pid = self.pid, 0
+                os.kill(pid, signal.SIGKILL)
+                while os.path.exists(f"/proc/{pid}"):  # its parent waits for it
+                    time.sleep(0.001)
+
+
+def test_a_process_that_ends_at_any_moment_of_the_look_before_the_freeze(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is asked of it next: it is no part of the tree any more, and no error."""
+    ending, readlink, moment = Ending(), os.readlink, 0
+
+    def looked_at(path: str, *rest: object, **more: object) -> str:
+        ending.look(path)
+        return readlink(path, *rest, **more)  # type: ignore[call-overload,no-any-return]
+
+    monkeypatch.setattr(os, "readlink", looked_at)
+    while not ending.pid:
+        script = "sleep 1000 & echo $!; wait; read line"
+        with subprocess.Popen(["sh", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as shell:
+            assert shell.stdout
+            child = int(shell.stdout.readline())
+            while procfs.stat(child).comm != b"sleep":
+                assert shell.poll() is None
+            ending.pid, ending.left = child, moment
+            try:
+                preflight(shell.pid)
+            finally:
+                with suppress(ProcessLookupError):
+                    os.kill(child, signal.SIGKILL)
+                shell.kill()
+        moment += 1
+    ending.pid = 0
+    assert moment > 20

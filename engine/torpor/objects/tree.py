@@ -192,6 +192,7 @@ def _refuse(seen: Seen, home: Mapping[str, str], label: str) -> list[Reason]:
         reasons.append(Reason(seen.name, f"it uses a shadow stack ({what}), which is not kept"))
     try:
         here = _namespaces(seen.pid)
+        of_children = {kind: _for_children(seen.pid, kind) for kind in _FOR_CHILDREN if kind in here}
         reasons += folders.refuse(seen.name, seen.pid)
         reasons += labels.refuse(seen.name, labels.of(seen.pid), label)
     except (PermissionError, FileNotFoundError, ProcessLookupError):
@@ -200,8 +201,8 @@ def _refuse(seen: Seen, home: Mapping[str, str], label: str) -> list[Reason]:
         if namespace != home[kind]:
             why = f"it lives in another {kind} namespace than the root of the tree"
             reasons.append(Reason(seen.name, why, "containers inside a tree are not kept"))
-    for kind in _FOR_CHILDREN:
-        if kind in here and (pending := _for_children(seen.pid, kind)) != here[kind]:
+    for kind, pending in of_children.items():
+        if pending != here[kind]:
             which = "a new" if pending is None else "another"
             why = f"its next children are to live in {which} {kind} namespace (unshare(2), setns(2)), which is not kept"
             reasons.append(Reason(seen.name, why, "checkpoint it before that, or what lives there by itself"))
@@ -439,7 +440,7 @@ def steps(process: pb.Process, cwd: int, root: int) -> Iterator[Call]:
 
 
 def last_steps(process: pb.Process) -> Iterator[Call]:
-    """What a change of credentials would undo."""
+    """What each change of a thread's credentials undoes for the whole process (commit_creds(), kernel/cred.c)."""
     # 2 (root may read it) is what the kernel sets after a change of ids; it cannot be asked for.
     dumpable = int(process.dumpable == 1)
     yield Call(NR.prctl, (PR_SET_DUMPABLE, dumpable, 0, 0, 0), 0, "setting who may read it")
