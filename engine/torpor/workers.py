@@ -7,9 +7,16 @@ import _thread
 import os
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
+from contextlib import suppress
 from io import FileIO
 from queue import Empty, SimpleQueue
 from typing import ParamSpec, TypeVar
+
+from torpor._native import ffi
+
+# glibc loads it for the first thread that ends by pthread_exit(3), as CPython's do, and aborts if it has no memory.
+with suppress(OSError):  # another C library
+    _UNWINDER = ffi.dlopen("libgcc_s.so.1")
 
 P = ParamSpec("P")
 T = TypeVar("T")
