@@ -11,7 +11,8 @@ from tests.conformance import observe
 from tests.conformance.harness import Actor, Job, Stage, Subject, restored, wait_until
 
 STORM = Path(__file__).parent / "storms" / "storm.c"
-TIMES = {"run": 50, "kill": 10}
+OFTEN = [1, pytest.param(20, marks=pytest.mark.soak)]
+TIMES = {"run": 25, "kill": 5}
 
 
 def gone(pids: set[int]) -> bool:
@@ -23,26 +24,28 @@ def gone(pids: set[int]) -> bool:
     return True
 
 
+@pytest.mark.parametrize("rounds", OFTEN)
 @pytest.mark.parametrize("who", ["user", "root"])
-def test_left_running(stage: Stage, who: str, request: pytest.FixtureRequest) -> None:
-    """Fifty checkpoints, whatever the tree is at: each is taken, and the tree runs on."""
+def test_left_running(stage: Stage, who: str, rounds: int, request: pytest.FixtureRequest) -> None:
+    """Many checkpoints, whatever the tree is at: each is taken, and the tree runs on."""
     actor: Actor = request.getfixturevalue(who)
     with stage.play(STORM, actor) as subject:
         subject.wait_ready()
-        for _ in range(TIMES["run"]):
+        for _ in range(TIMES["run"] * rounds):
             stage.driver(actor).checkpoint(subject.pid, subject.directory / "store", "run")
         subject.go()
         subject.judged()
         assert subject.exited() == 0, subject.output()
 
 
+@pytest.mark.parametrize("rounds", OFTEN)
 @pytest.mark.parametrize("who", ["user", "root"])
-def test_killed_and_restored(stage: Stage, who: str, request: pytest.FixtureRequest) -> None:
-    """Ten times killed and woken, whatever it was at."""
+def test_killed_and_restored(stage: Stage, who: str, rounds: int, request: pytest.FixtureRequest) -> None:
+    """Some times killed and woken, whatever it was at."""
     actor: Actor = request.getfixturevalue(who)
     with stage.play(STORM, actor) as subject:
         subject.wait_ready()
-        for _ in range(TIMES["kill"]):
+        for _ in range(TIMES["kill"] * rounds):
             job = again(stage, subject)
         subject.go()
         subject.judged()

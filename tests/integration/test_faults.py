@@ -131,10 +131,13 @@ def hunt(stage: Stage, actor: Actor, source: str, processes: int, then: str, kil
 @pytest.mark.parametrize(
     ("source", "processes", "then", "kills"),
     [
-        pytest.param("victim.c", 1, "run", 80, id="threads"),
-        pytest.param("victim_catching.c", 1, "run", 40, id="all-signals-caught"),
-        pytest.param("victim_tree.c", 4, "run", 40, id="tree"),
-        pytest.param("victim.c", 1, "kill", 40, id="then-kill"),
+        pytest.param("victim.c", 1, "run", 40, id="threads"),
+        pytest.param("victim_catching.c", 1, "run", 20, id="all-signals-caught"),
+        pytest.param("victim_tree.c", 4, "run", 20, id="tree"),
+        pytest.param("victim.c", 1, "kill", 20, id="then-kill"),
+        pytest.param("victim.c", 1, "run", 400, id="threads-often", marks=pytest.mark.soak),
+        pytest.param("victim_tree.c", 4, "run", 200, id="tree-often", marks=pytest.mark.soak),
+        pytest.param("victim.c", 1, "kill", 200, id="then-kill-often", marks=pytest.mark.soak),
     ],
 )
 @pytest.mark.timeout(300)
@@ -382,7 +385,8 @@ def test_folder_missing(stage: Stage, user: Actor) -> None:
         wakes(stage, subject, snapshot)
 
 
-def test_restorer_killed(stage: Stage, user: Actor) -> None:
+@pytest.mark.parametrize("times", [15, pytest.param(150, marks=pytest.mark.soak)])
+def test_restorer_killed(stage: Stage, user: Actor, times: int) -> None:
     """kill -9 of the restore at random instants: the whole tree lives or none of it, and the image still wakes."""
     chance = random.Random(3)
     with frozen(stage, user, VICTIMS / "victim_tree.c") as (subject, snapshot):
@@ -399,7 +403,7 @@ def test_restorer_killed(stage: Stage, user: Actor) -> None:
                             os.kill(pid, signal.SIGKILL)
             return not left
 
-        for _ in range(30):
+        for _ in range(times):
             with closing(driver.ask(do="restore", snapshot=snapshot, store=str(store), files="as-they-are")) as talk:
                 after(chance.uniform(0, 0.12))
                 os.kill(talk.handler, signal.SIGKILL)
