@@ -133,6 +133,11 @@ static long read_(const long *a)
 	if (flags < 0)
 		return -1;
 	size = read(fd_of(a[0]), text, a[1] % 9000);
+	/* What was written to the slave comes to the master by the kernel's workers, and at once to who finds nothing. */
+	int number;
+	long more = size > 0 && !ioctl(fd_of(a[0]), TIOCGPTN, &number);
+	while (more > 0 && (more = read(fd_of(a[0]), text + size, a[1] % 9000 - size)) > 0)
+		size += more;
 	patient(fd_of(a[0]), flags);
 	for (long i = 0; i < size; i++)
 		sum = sum * 31 + text[i];
