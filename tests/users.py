@@ -125,7 +125,7 @@ def ordinary_user() -> Iterator[pwd.struct_passwd]:
     if os.geteuid():
         yield pwd.getpwuid(os.geteuid())
         return
-    while True:
+    with _accounts():
         made = subprocess.run(
             ["useradd", "--create-home", "--shell", "/bin/sh", "--comment", MADE_BY_TESTS, ORDINARY],
             check=False,
@@ -134,29 +134,39 @@ def ordinary_user() -> Iterator[pwd.struct_passwd]:
         )
         if made.returncode not in (0, USERADD_EXISTS):
             raise RuntimeError(f"cannot make the user {ORDINARY}: {made.stderr.strip()}")
-        try:
-            user = pwd.getpwnam(ORDINARY)
-            home = os.open(user.pw_dir, os.O_RDONLY | os.O_DIRECTORY)
-        except (KeyError, FileNotFoundError):
-            continue  # another run removed it between our two looks
+        user = pwd.getpwnam(ORDINARY)
+        home = os.open(user.pw_dir, os.O_RDONLY | os.O_DIRECTORY)
         fcntl.flock(home, fcntl.LOCK_SH)
-        if os.fstat(home).st_nlink:
-            break
-        os.close(home)
     try:
         yield user
     finally:
         try:
-            if user.pw_gecos.startswith(MADE_BY_TESTS) and _is_ours_alone(home):
-                # What a test that failed has left running belongs to nobody else, and would keep the user.
-                subprocess.run(["pkill", "-KILL", "-u", ORDINARY], check=False, capture_output=True)
-                gone = subprocess.run(["userdel", "--remove", ORDINARY], check=False, capture_output=True)
-                if gone.returncode == USERDEL_HOME_IS_THERE:  # somebody who was killed had just written there
-                    shutil.rmtree(user.pw_dir)
-                else:
-                    gone.check_returncode()
+            with _accounts():
+                if user.pw_gecos.startswith(MADE_BY_TESTS) and _is_ours_alone(home):
+                    # What a test that failed has left running belongs to nobody else, and would keep the user.
+                    subprocess.run(["pkill", "-KILL", "-u", ORDINARY], check=False, capture_output=True)
+                    gone = subprocess.run(["userdel", "--remove", ORDINARY], check=False, capture_output=True)
+                    if gone.returncode == USERDEL_HOME_IS_THERE:  # somebody who was killed had just written there
+                        shutil.rmtree(user.pw_dir)
+                    else:
+                        gone.check_returncode()
         finally:
-            os.close(home)  # with its lock, for which others wait
+            os.close(home)
+
+
+@contextmanager
+def _accounts() -> Iterator[None]:
+    """Nobody else of the tests adds or removes users meanwhile.
+
+    useradd(8) has locks of its own, files that name a PID: in the PID namespaces of two workers each takes the other's
+    for stale, and the user then has another number than those who act as it believe.
+    """
+    folder = os.open("/etc", os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
 
 
 def _is_ours_alone(lock: int) -> bool:
