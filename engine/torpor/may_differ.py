@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from torpor.image import image_pb2 as pb
+from torpor.objects.opener import O_TMPFILE
 from torpor.objects.tcp_connections import BEFORE_MPTCP_CONNECTS, IPPROTO_MPTCP
 
 Parents: TypeAlias = Callable[[Any, Any], Any]
@@ -48,7 +49,7 @@ _JUDGED = "another host may have it otherwise, as far as the restore found it go
 _WARNED = "what the restorer may not give is less, and a warning says so"
 _UNSEEN_FLAGS: Final = 0o100000 | os.O_NOFOLLOW
 """O_LARGEFILE, which each open(2) of 64 bit programs sets, and flags that count while a file is opened only."""
-_TEMPORARY: Final = 0o20000000 | os.O_DIRECTORY  # O_TMPFILE, in which an older kernel sees the second and refuses
+_TEMPORARY: Final = O_TMPFILE | os.O_DIRECTORY  # an older kernel sees the second alone, and refuses
 _SI_TIMER: Final = -2
 _SI_KERNEL: Final = 0x80
 _V6ONLY: Final = (socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)

@@ -13,6 +13,7 @@ from queue import Empty, SimpleQueue
 from typing import ParamSpec, TypeVar
 
 from torpor._native import ffi
+from torpor.errors import RestoreFailed
 
 # glibc loads it for the first thread that ends by pthread_exit(3), as CPython's do, and aborts if it has no memory.
 with suppress(OSError):  # another C library
@@ -70,6 +71,27 @@ class Thread:
         if self._began:
             with self._over:
                 pass
+
+
+def apart(work: Callable[[], T]) -> T:
+    """What a function gives in a thread of its own, which may leave what the others share (unshare(2)).
+
+    Raises:
+        RestoreFailed: there can be no thread.
+        BaseException: what the function raises.
+    """
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    if not (thread := Thread(run)).start():
+        raise RestoreFailed(NO_THREAD, advice=RAISE_LIMIT)
+    thread.join()
+    return future.result()
 
 
 class Workers(Executor):

@@ -10,7 +10,8 @@ import threading
 
 import pytest
 
-from torpor.workers import Thread, Workers
+from torpor.errors import RestoreFailed
+from torpor.workers import NO_THREAD, Thread, Workers, apart
 
 
 @pytest.fixture(params=["threads", "none"])
@@ -70,6 +71,15 @@ def test_a_thread_is_waited_for_and_leaves_nothing_open() -> None:
     thread.join()
     thread.join()
     assert done == [0, 1]
+
+
+def test_what_is_done_apart_gives_and_raises_what_it_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert apart(threading.get_ident) != threading.get_ident()
+    with pytest.raises(ValueError, match="invalid literal"):
+        apart(lambda: int("x"))
+    monkeypatch.setattr(Thread, "start", lambda _: False)
+    with pytest.raises(RestoreFailed, match=NO_THREAD):
+        apart(threading.get_ident)
 
 
 WITHOUT_MEMORY = """

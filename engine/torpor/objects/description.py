@@ -47,7 +47,6 @@ S = TypeVar("S")
 
 # include/uapi/asm-generic/fcntl.h, where Python's os module has no name for it
 O_LARGEFILE = 0o100000
-O_TMPFILE = 0o20000000
 """Its file never had a name."""
 
 KEPT_AT_OPEN = os.O_ACCMODE | os.O_SYNC | os.O_DSYNC | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_PATH

@@ -32,7 +32,6 @@ from torpor.objects import grabbing, locks, owners, ptys, unix_sockets
 from torpor.objects.description import (
     KNOWN_FLAGS,
     O_ASYNC,
-    O_TMPFILE,
     STDIO,
     Describing,
     GrabbedDescriptors,
@@ -53,7 +52,7 @@ from torpor.objects.mapped_files import mapped_both_ways
 from torpor.objects.memory_files import MemoryDescriptor, MemoryFile, memory_files
 from torpor.objects.names_only import NameOnly
 from torpor.objects.netlink import Netlink
-from torpor.objects.opener import Openers
+from torpor.objects.opener import O_TMPFILE, Openers
 from torpor.objects.outside import Terminal
 from torpor.objects.own import is_own
 from torpor.objects.pidfd import Pidfd

@@ -46,7 +46,7 @@ from torpor.objects.description import (
 )
 from torpor.remote.sys import syscall, try_syscall
 from torpor.remote.x86_64 import NR
-from torpor.workers import NO_THREAD, RAISE_LIMIT, Thread
+from torpor.workers import apart
 
 KCMP_EPOLL_TFD = 7
 CLONE_FILES = 0x400
@@ -170,7 +170,6 @@ class Epoll(Kind[EpollState]):
             if parameters := description.epoll.busy_poll:
                 with naming(description):
                     fcntl.ioctl(opening.slots[index], EPIOCSPARAMS, parameters)
-        failures: list[Exception] = []
         all_watches = [
             (index, watch)
             for index, description in mine.items()
@@ -180,12 +179,7 @@ class Epoll(Kind[EpollState]):
         # Where slots have numbers that are watched, each watch takes others out of their table.
         crowded = any(watch.fd >= opening.base for _, watch in all_watches)
         for watches in [[one] for one in all_watches] if crowded else [all_watches]:
-            thread = Thread(partial(_watch_all, watches, opening, failures))
-            if not thread.start():
-                raise RestoreFailed(NO_THREAD, advice=RAISE_LIMIT)
-            thread.join()
-            if failures:
-                raise failures[0]
+            apart(partial(_watch_all, watches, opening))
 
 
 def _busy_poll(fd: int) -> bytes:
@@ -230,14 +224,11 @@ def _is_watched(candidate: Holder, epoll: Holder, number: int, which: int) -> bo
     return try_syscall(NR.kcmp, candidate.pid, epoll.pid, KCMP_EPOLL_TFD, candidate.fd, slot) == 0
 
 
-def _watch_all(watches: Sequence[tuple[int, EpollMessage.Watch]], opening: Opening, failures: list[Exception]) -> None:
+def _watch_all(watches: Sequence[tuple[int, EpollMessage.Watch]], opening: Opening) -> None:
     """Runs in a thread of its own, whose descriptors end with it; what is watched stays, by the slots."""
-    try:
-        syscall(NR.unshare, CLONE_FILES)
-        for index, watch in watches:
-            _watch(opening, index, watch)
-    except Exception as error:  # told by the thread that waits for this one
-        failures.append(error)
+    syscall(NR.unshare, CLONE_FILES)
+    for index, watch in watches:
+        _watch(opening, index, watch)
 
 
 def _watch(opening: Opening, index: int, watch: EpollMessage.Watch) -> None:

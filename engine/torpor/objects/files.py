@@ -35,7 +35,6 @@ from torpor.objects.contents import Change
 from torpor.objects.description import (
     KEPT_AT_OPEN,
     KEPT_BY_FCNTL,
-    O_TMPFILE,
     OF_A_PROCESS,
     OF_KERNEL,
     Describing,
@@ -51,7 +50,7 @@ from torpor.objects.description import (
 )
 from torpor.objects.folders import Folder
 from torpor.objects.names import DELETED, lasting_name
-from torpor.objects.opener import Opener, Openers
+from torpor.objects.opener import O_TMPFILE, Opener, Openers
 from torpor.objects.small_files import SmallFiles
 from torpor.remote.sys import closed_on_error
 

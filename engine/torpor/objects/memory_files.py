@@ -22,7 +22,6 @@ from torpor.objects.attributes import Attributes
 from torpor.objects.description import (
     KEPT_AT_OPEN,
     KEPT_BY_FCNTL,
-    O_TMPFILE,
     Describing,
     GrabbedDescriptors,
     Held,
@@ -36,6 +35,7 @@ from torpor.objects.description import (
     why_not_by_name,
 )
 from torpor.objects.names import lasting_name
+from torpor.objects.opener import O_TMPFILE
 from torpor.remote.sys import closed_on_error, memfd_create
 
 F_GET_SEALS = 1034

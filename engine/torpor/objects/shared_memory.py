@@ -31,7 +31,7 @@ from torpor.objects import attributes, filling, folders, sysv, vmas
 from torpor.objects.attributes import Attributes
 from torpor.objects.memory_files import MemoryFile, is_temporary, memfd_device
 from torpor.objects.names import Names, device_of, is_gone, is_used
-from torpor.objects.opener import Opener, Openers
+from torpor.objects.opener import O_TMPFILE, Opener, Openers
 from torpor.procfs import PAGE, Mapping
 from torpor.ranges import Range, intersection, subtract, union
 from torpor.remote import memory
@@ -327,7 +327,7 @@ def _read_mapped(pid: int, mapping: Mapping, runs: Sequence[Range], view: memory
 # Restore
 
 # Not in Pythons that were built against older headers.
-_MFD_ALLOW_SEALING, _F_ADD_SEALS, _O_TMPFILE = 2, 1033, 0o20000000 | os.O_DIRECTORY
+_MFD_ALLOW_SEALING, _F_ADD_SEALS, _O_TMPFILE = 2, 1033, O_TMPFILE | os.O_DIRECTORY
 AT_FDCWD = -100
 _AT_SYMLINK_FOLLOW = 0x400
 LONGEST_NAME = 249  # memfd_create(2)

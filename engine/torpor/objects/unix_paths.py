@@ -25,7 +25,6 @@ from itertools import islice
 from typing import NamedTuple
 
 from torpor import procfs
-from torpor.errors import RestoreFailed
 from torpor.image.image_pb2 import UnixSocket as UnixMessage
 from torpor.objects import sockets
 from torpor.objects.names import is_gone
@@ -33,7 +32,7 @@ from torpor.objects.opener import Opener
 from torpor.probe import forked
 from torpor.remote.sys import syscall
 from torpor.remote.x86_64 import NR
-from torpor.workers import NO_THREAD, RAISE_LIMIT, Thread
+from torpor.workers import apart
 
 LONGEST = 108
 """sizeof(sun_path)."""
@@ -304,22 +303,13 @@ def _give(path: bytes, unix: UnixMessage, opener: Opener, warnings: list[str]) -
 
 def _within(directory: int, act: Callable[[], object]) -> None:
     """Do something in a current directory of its own; closes `directory`. Raises what it raises."""
-    raised: list[BaseException] = []
 
     def work() -> None:
-        try:
-            syscall(NR.unshare, CLONE_FS)  # of this thread alone
-            syscall(NR.fchdir, directory)
-            act()
-        except BaseException as error:
-            raised.append(error)
+        syscall(NR.unshare, CLONE_FS)  # of this thread alone
+        syscall(NR.fchdir, directory)
+        act()
 
-    thread = Thread(work)
     try:
-        if not thread.start():
-            raise RestoreFailed(NO_THREAD, advice=RAISE_LIMIT)
-        thread.join()
+        apart(work)
     finally:
         os.close(directory)
-    if raised:
-        raise raised[0]

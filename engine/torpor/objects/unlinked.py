@@ -17,7 +17,6 @@ from torpor.image.image_pb2 import Description
 from torpor.objects import attributes
 from torpor.objects.attributes import Attributes
 from torpor.objects.description import (
-    O_TMPFILE,
     Describing,
     GrabbedDescriptors,
     Held,
@@ -27,6 +26,7 @@ from torpor.objects.description import (
     is_path,
 )
 from torpor.objects.memory_files import MemoryDescriptor
+from torpor.objects.opener import O_TMPFILE
 
 LARGEST = 256 << 20
 """Bytes; read from the page cache they take a tenth of a second."""
