@@ -115,6 +115,7 @@ SEED ?= $(shell date +%s)
 COUNT ?= 1000
 fuzz: venv
 	@$(BIN)/python -m tests.fuzz $(SEED) $(COUNT)
+	$(BIN)/pytest -m 'hypothesis and not soak' --hypothesis-profile new --hypothesis-seed $(SEED)
 
 mutants: venv
 	@MODULES='$(MODULES)' TESTS='$(TESTS)' .ci/mutants

@@ -1,11 +1,12 @@
-"""What a test left behind: processes, mounts, files. Used by the fixture `no_leaks` around every test."""
+"""What a test left behind: processes, mounts, files (for the fixture `no_leaks` around every test), descriptors."""
 
 from __future__ import annotations
 
 import os
 import signal
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -102,3 +103,24 @@ class Before:
     def _left(self, mark: str) -> tuple[set[int], set[str], set[str]]:
         pids = (descendants(os.getpid()) | marked(mark)) - self.children
         return pids, _mounts() - self.mounts, _files() - self.files
+
+
+def descriptors() -> dict[str, str]:
+    """What each descriptor of this process leads to."""
+    found = {}
+    for fd in os.listdir("/proc/self/fd"):
+        with suppress(FileNotFoundError):  # the one of the listing
+            found[fd] = os.readlink(f"/proc/self/fd/{fd}")
+    return found
+
+
+@contextmanager
+def no_more_descriptors() -> Iterator[None]:
+    """Raise AssertionError if this process has one afterwards that it did not have before.
+
+    There may be fewer: what an earlier test dropped is closed when the garbage collector comes to it.
+    """
+    before = descriptors()
+    yield
+    left = {fd: what for fd, what in descriptors().items() if before.get(fd) != what}
+    assert not left, f"left open: {left}"

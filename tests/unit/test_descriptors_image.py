@@ -14,6 +14,7 @@ from google.protobuf.message import Message
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.leaks import no_more_descriptors
 from tests.unit.descriptor_tree import holder, no_memory
 from torpor.errors import TorporError
 from torpor.image.image_pb2 import SharedMemory, Tree
@@ -86,11 +87,10 @@ def test_an_image_that_was_tampered_with_is_refused_in_words(data: st.DataObject
                 setattr(message, field.name, value)
         except (ValueError, TypeError, OverflowError):
             continue  # not a value that the wire could hold
-    before = len(os.listdir("/proc/self/fd"))
-    if descriptors.check(image) == []:
-        with suppress(TorporError):
-            descriptors.open_all(image, no_memory).close()
-    assert len(os.listdir("/proc/self/fd")) == before
+    with no_more_descriptors():
+        if descriptors.check(image) == []:
+            with suppress(TorporError):
+                descriptors.open_all(image, no_memory).close()
 
 
 def test_a_description_of_an_unknown_kind_is_refused() -> None:
@@ -115,6 +115,17 @@ def test_ends_that_do_not_fit_together_are_refused() -> None:
     assert len(descriptors.check(image)) == 3
 
 
+def test_one_who_listens_without_a_name_is_refused() -> None:
+    """One waits at it: found by a new seed of the property above."""
+    image = Tree()
+    listener, client = (image.descriptions.add(flags=os.O_RDWR).unix for _ in range(2))
+    listener.type = client.type = socket.SOCK_STREAM
+    listener.listening, client.is_pending = True, True
+    listener.pending.append(1)
+    (reason,) = descriptors.check(image)
+    assert "does not fit together" in reason.why
+
+
 def test_what_fails_half_way_leaves_nothing_open() -> None:
     """A description that is open when its position, count or times are refused; a limit that comes in between."""
     images = [Tree() for _ in range(6)]
@@ -130,10 +141,8 @@ def test_what_fails_half_way_leaves_nothing_open() -> None:
     watcher.descriptions.add(flags=os.O_RDONLY).inotify.watches.add(number=1, mask=0xFFFF_FFFF, path=b"/")
     given = os.memfd_create("given")
     try:
-        before = os.listdir("/proc/self/fd")
         for image in images:
-            with pytest.raises(TorporError):
+            with no_more_descriptors(), pytest.raises(TorporError):
                 descriptors.open_all(image, lambda _: given).close()
-            assert os.listdir("/proc/self/fd") == before
     finally:
         os.close(given)

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.hosts import UNDER_SECCOMP, WITHOUT_USER_NAMESPACES, within
+from tests.leaks import no_more_descriptors
 from tests.users import BIN, User
 from torpor import probe as probing
 from torpor.probe import Probe, probe
@@ -47,15 +48,15 @@ def test_probe_as_each_user(as_user: User) -> None:
 
 
 def test_probe_leaves_nothing_and_changes_nothing() -> None:
-    def state() -> tuple[list[str], list[str]]:
-        spaces = [os.readlink(f"/proc/self/ns/{name}") for name in sorted(os.listdir("/proc/self/ns"))]
-        return spaces, sorted(os.listdir("/proc/self/fd"))
+    def spaces() -> list[str]:
+        return [os.readlink(f"/proc/self/ns/{name}") for name in sorted(os.listdir("/proc/self/ns"))]
 
     probe()
-    before = state()
+    before = spaces()
     probe.cache_clear()
-    probe()
-    assert state() == before
+    with no_more_descriptors():
+        probe()
+    assert spaces() == before
 
 
 def test_probe_in_a_process_with_threads_warns_of_nothing() -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import _thread
-import os
 import subprocess
 import sys
 import threading
 
 import pytest
 
+from tests.leaks import no_more_descriptors
 from torpor.errors import RestoreFailed
 from torpor.workers import NO_THREAD, Thread, Workers, apart
 
@@ -63,10 +63,10 @@ def test_a_thread_that_cannot_be_started_is_told(workers: Workers) -> None:
 
 
 def test_a_thread_is_waited_for_and_leaves_nothing_open() -> None:
-    before, go, done = os.listdir("/proc/self/fd"), threading.Event(), [0]
+    go, done = threading.Event(), [0]
     thread = Thread(lambda: (go.wait(), done.append(1)))
-    assert thread.start()
-    assert os.listdir("/proc/self/fd") == before
+    with no_more_descriptors():
+        assert thread.start()
     go.set()
     thread.join()
     thread.join()

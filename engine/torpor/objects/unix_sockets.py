@@ -265,13 +265,14 @@ def _check_queue(index: int, unix: UnixMessage, mine: dict[int, Description], im
     clients = [mine[client].unix for client in unix.pending if client in mine]
     fits = all(client.is_pending and client.type == unix.type for client in clients)
     waiting = len(set(unix.pending)) == len(unix.pending) == len(clients) and (unix.listening or not clients)
+    bound = unix_names.owns(unix) or not unix.listening  # listen(2) on a unix socket without a name: EINVAL
     senders = not unix.senders or (len(unix.senders) == len(unix.messages) and unix_names.owns(unix))
     known = [one.WhichOneof("kind") not in OPENED_BY_PROCESSES for one in image.descriptions]
     rights = all(
         one.message < len(unix.messages) and all(index < len(known) and known[index] for index in one.descriptions)
         for one in unix.under_way
     )
-    if not (fits and waiting and senders and rights):
+    if not (fits and waiting and bound and senders and rights):
         yield Reason("the image", f"what waits in the unix socket {index} does not fit together")
     if unix.is_pending and (
         sum(index in other.unix.pending for other in mine.values()) != 1
