@@ -27,7 +27,10 @@ ROOT = Path(__file__).parents[1]
 settings.register_profile("fixed", derandomize=True, deadline=None, database=None)
 settings.register_profile("new", deadline=None, database=None, print_blob=True)
 settings.load_profile("fixed")
-"""Properties are tried on the same examples in every run: a test that passed passes again. `make fuzz` draws new ones."""
+"""Properties are tried on the same examples in every run, so that what passed passes again.
+
+New ones are drawn by `make fuzz`.
+"""
 
 
 @pytest.hookimpl(tryfirst=True)
