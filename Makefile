@@ -24,7 +24,7 @@ help:
 	@echo "make docs    the documents as a site: build/site/index.html"
 	@echo "make soak    the tests that take long"
 	@echo "make fuzz    programs that nobody thought of, saved and woken: SEED=... COUNT=..."
-	@echo "make mutants mutants of modules, tried on unit tests: MODULES='ranges.py' TESTS='test_ranges.py'"
+	@echo "make mutants mutants of modules, tried on unit tests: MODULES='util/ranges.py' TESTS='test_ranges.py'"
 	@echo "make spank   Slurm's plugin for sbatch --torpor: build/torpor.so; SLURM_HEADERS=... chooses the site's headers"
 	@echo "make venv    .venv with torpor, editable; PYTHON=... chooses the interpreter"
 	@echo "make clean   removes what make made"

@@ -29,7 +29,7 @@
 #include <linux/wait.h>
 
 #define MASK_SIZE 8	       /* bytes of the kernel's sigset_t */
-#define WITNESS_VALUE 0x746f00 /* as in engine/torpor/job.py */
+#define WITNESS_VALUE 0x746f00 /* as in engine/torpor/restorer/job.py */
 #define BIT(sig) (1ul << ((sig) - 1))
 
 struct action { /* the kernel's own struct sigaction */

@@ -8,32 +8,30 @@ Names are loaded when they are first used, so that ``import torpor`` costs nothi
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from torpor.checkpoint import Stats, checkpoint
-    from torpor.job import Job
-    from torpor.restore import restore
-    from torpor.run import run
-    from torpor.series import Series
+    from torpor.dump.checkpoint import Stats, checkpoint
+    from torpor.dump.series import Series
+    from torpor.restorer.job import Job
+    from torpor.restorer.restore import restore
+    from torpor.restorer.run import run
     from torpor.store import SnapshotInfo as Snapshot
     from torpor.store import Store
 
 __all__ = ["Job", "Series", "Snapshot", "Stats", "Store", "checkpoint", "restore", "run"]
 
 _PLACES = {
-    "Job": "torpor.job",
-    "Series": "torpor.series",
+    "Job": "torpor.restorer.job",
+    "Series": "torpor.dump.series",
     "Snapshot": "torpor.store",
-    "Stats": "torpor.checkpoint",
+    "Stats": "torpor.dump.checkpoint",
     "Store": "torpor.store",
-    "checkpoint": "torpor.checkpoint",
+    "checkpoint": "torpor.dump.checkpoint",
     "load_ipython_extension": "torpor_jupyter.magics",  # for %load_ext torpor
-    "restore": "torpor.restore",
-    "run": "torpor.run",
+    "restore": "torpor.restorer.restore",
+    "run": "torpor.restorer.run",
 }
 
 
@@ -43,18 +41,3 @@ def __getattr__(name: str) -> Any:
     value = getattr(import_module(_PLACES[name]), "SnapshotInfo" if name == "Snapshot" else name)
     globals()[name] = value
     return value
-
-
-class _Package(ModuleType):
-    """This package: its names stay the functions although modules have the same ones.
-
-    Importing a submodule, from wherever, binds it to its name in the package; `torpor.checkpoint` would be a module
-    for everyone once anyone had imported something from `torpor.checkpoint`.
-    """
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if not (name in _PLACES and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

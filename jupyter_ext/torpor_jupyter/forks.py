@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torpor
+from torpor.dump.series import Series
 from torpor.errors import Reason, RestoreFailed, RestoreRefused
-from torpor.restore import Files, listening_ports
-from torpor.series import Series
+from torpor.restorer.restore import Files, listening_ports
 from torpor.store import SnapshotInfo, Store
 from torpor_jupyter import ipython
 from torpor_jupyter.process import KernelProcess, tree_root

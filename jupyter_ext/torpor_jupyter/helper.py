@@ -108,7 +108,7 @@ def main() -> None:
 def _save(pid: int, name: str, stdio: dict[int, int]) -> dict[str, Any]:
     """Save the kernel; what is to be told."""
     import torpor  # noqa: PLC0415  only here it is needed
-    from torpor.objects.tcp import asked_at  # noqa: PLC0415
+    from torpor.objects.sockets.tcp import asked_at  # noqa: PLC0415
 
     if os.getppid() == pid:
         return {"message": "the kernel adopts orphans (PR_SET_CHILD_SUBREAPER): a helper cannot stand outside of it"}

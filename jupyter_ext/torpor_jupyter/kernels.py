@@ -13,8 +13,8 @@ from functools import partial
 from typing import Any
 
 from torpor.errors import NotFound, TorporError
-from torpor.objects.tcp import asked_at
-from torpor.restore import Files
+from torpor.objects.sockets.tcp import asked_at
+from torpor.restorer.restore import Files
 from torpor.store import PruneReport, SnapshotInfo
 from torpor_jupyter import forks
 from torpor_jupyter.memory_diff import Memory, changed, shared

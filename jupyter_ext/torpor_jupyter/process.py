@@ -9,8 +9,8 @@ import subprocess
 from contextlib import suppress
 
 from torpor import procfs
-from torpor.job import Job
 from torpor.remote.sys import pidfd_open, pidfd_send_signal
+from torpor.restorer.job import Job
 from torpor_jupyter.records import ProcessId
 
 

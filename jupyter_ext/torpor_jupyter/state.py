@@ -6,8 +6,8 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from torpor.dump.series import Series
 from torpor.errors import TorporError
-from torpor.series import Series
 from torpor_jupyter.channels import Gate
 from torpor_jupyter.process import KernelProcess
 

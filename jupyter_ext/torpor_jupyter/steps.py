@@ -17,10 +17,10 @@ from uuid import uuid4
 from jupyter_server.services.kernels.connection.channels import ZMQChannelsWebsocketConnection
 
 import torpor
+from torpor.dump.series import Series
 from torpor.errors import NotFound, Refused, RestoreFailed, TorporError
 from torpor.remote.freeze import LastToStop
-from torpor.restore import Files
-from torpor.series import Series
+from torpor.restorer.restore import Files
 from torpor.store import SnapshotInfo
 from torpor_jupyter import forks, ipython, variables
 from torpor_jupyter.channels import reconnect

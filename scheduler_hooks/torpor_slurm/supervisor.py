@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torpor
-from torpor import Job, Snapshot, inherited, procfs
+from torpor import Job, Snapshot, procfs
 from torpor.errors import (
     ImageDamaged,
     NotFound,
@@ -32,9 +32,10 @@ from torpor.errors import (
     TorporError,
 )
 from torpor.image import image_pb2 as pb
-from torpor.inherited import Signals
-from torpor.restore import Files
-from torpor.run import start
+from torpor.restorer.restore import Files
+from torpor.restorer.run import start
+from torpor.util import inherited
+from torpor.util.inherited import Signals
 from torpor_slurm import controller, lifeline, processes, rollback, step
 from torpor_slurm.allocation import ENV_FILE, Allocation
 from torpor_slurm.controller import JobRecord, SlurmError

@@ -24,7 +24,7 @@ import torpor
 from torpor.errors import TorporError
 from torpor.image import reading
 from torpor.remote.freeze import Frozen
-from torpor.round_trip import differences
+from torpor.restorer.round_trip import differences
 
 PR_SET_CHILD_SUBREAPER = 36
 PR_SET_PTRACER = 0x59616D61

@@ -28,7 +28,7 @@ import pytest
 from tests.conformance import observe
 from tests.conformance.observe import Process
 from tests.leaks import MARK
-from torpor.remote import numbers
+from torpor.remote import pid_allocation
 
 HERE = Path(__file__).parent
 PYTHON = sys.executable
@@ -474,7 +474,7 @@ def short_rounds() -> Iterator[None]:
     most = min(int(before), 32768)
     end.write_text(str(most))
     try:
-        if not LOW <= numbers.last() < most:
+        if not LOW <= pid_allocation.last() < most:
             count_from(LOW)  # PIDs below come never again, or soon
         yield
     finally:

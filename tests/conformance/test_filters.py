@@ -13,7 +13,7 @@ from tests.conformance.harness import PYTHON, Actor, Stage, build
 from tests.conformance.test_refusals import REFUSED, refused
 from tests.hosts import ERRNO, KILL, TRAP, under_filter, within
 from tests.users import BIN
-from torpor.remote.x86_64 import NR
+from torpor.arch.x86_64 import NR
 
 HERE = Path(__file__).parent
 CONFINED = HERE / "confined.py"

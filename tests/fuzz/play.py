@@ -32,7 +32,7 @@ from tests.leaks import MARK, marked
 from torpor.errors import Refused, TorporError
 from torpor.image import image_pb2 as pb
 from torpor.image import reading
-from torpor.round_trip import differences
+from torpor.restorer.round_trip import differences
 from torpor.store import SnapshotInfo
 
 GOOD = ("same", "refused", "idle")
@@ -366,7 +366,7 @@ def compare(player: Path, folder: Path, programs: Mapping[int, Sequence[Step]]) 
 
 def main(folder: str, player: str, seed: int, count: int) -> None:
     """Play programs, some beside each other, one group after the other."""
-    importlib.import_module("torpor.checkpoint").PAUSES = PAUSES  # type: ignore[attr-defined]
+    importlib.import_module("torpor.dump.checkpoint").PAUSES = PAUSES  # type: ignore[attr-defined]
     for first in range(seed, seed + count, BESIDE):
         programs = {number: generate(number) for number in range(first, min(first + BESIDE, seed + count))}
         for outcome in compare(Path(player), Path(folder) / str(first), programs):

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.conformance.harness import Conversation, Driver, EngineError, Failed, alive, wait_until
-from torpor.remote.x86_64 import NR
+from torpor.arch.x86_64 import NR
 
 SOURCE = Path(__file__).with_name("inject.c")
 

@@ -21,21 +21,21 @@ from typing import Any
 
 import torpor
 from torpor import procfs
+from torpor.dump.process_dump import ProcessDump
+from torpor.dump.series import Series
 from torpor.image import image_pb2 as pb
 from torpor.procfs import PAGE
 from torpor.remote import memory
-from torpor.series import Series
 from torpor.store import SnapshotReader, Store
-from torpor.taken import TakenProcess
 
 NOTHING = bytes(PAGE)
 AREAS = range(0x200000000000, 0x300000000000)
 """Where the program has nothing that it would fall over."""
 MOMENTS = (
     (Series, "look"),
-    (TakenProcess, "begin_snapshot"),
-    (TakenProcess, "finish_snapshot"),
-    (TakenProcess, "leave"),
+    (ProcessDump, "begin_snapshot"),
+    (ProcessDump, "finish_snapshot"),
+    (ProcessDump, "leave"),
 )
 """Before and after each of these somebody else writes into the frozen tree."""
 

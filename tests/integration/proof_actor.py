@@ -20,12 +20,13 @@ from typing import Any
 from unittest import mock
 
 import torpor
-from torpor import proof, refusals
+from torpor.dump import proof
 from torpor.errors import CheckpointFailed, Refused, TorporError
 from torpor.image import image_pb2 as pb
 from torpor.image import reading
-from torpor.objects import descriptors as kinds
+from torpor.objects.fds import descriptors as kinds
 from torpor.probe import probe
+from torpor.restorer import validation
 from torpor.store import SnapshotReader
 
 WAITS = "128 "
@@ -238,7 +239,7 @@ def refused() -> None:
         for name, case in CASES.items():
             print(name, file=sys.stderr)
             case(child.pid)
-        with mock.patch.object(refusals.filters, "probe", lambda: dataclasses.replace(probe(), read_filters=False)):
+        with mock.patch.object(validation.filters, "probe", lambda: dataclasses.replace(probe(), read_filters=False)):
             changed(_filtered, "which only root gives back", child.pid)
         if os.geteuid():  # root gives any
             changed(_user_id, "it ran with the user ids", child.pid)

@@ -22,19 +22,19 @@ from typing import Any, Literal
 from unittest import mock
 
 import torpor
-from torpor import plan, surroundings
+from torpor.arch.x86_64 import NR
+from torpor.dump.process_dump import ProcessDump
+from torpor.dump.tree_dump import TreeDump
 from torpor.errors import ImageDamaged, RestoreFailed, TorporError
-from torpor.execute import Builder
 from torpor.image import image_pb2 as pb
 from torpor.image import reading
 from torpor.image.reading import read
-from torpor.objects.memory import PageWriter
-from torpor.plan import Call
-from torpor.remote.x86_64 import NR
-from torpor.restore import explain
+from torpor.objects.memory.process_memory import PageWriter
+from torpor.restorer import plan, surroundings
+from torpor.restorer.execution import Builder
+from torpor.restorer.plan import Call
+from torpor.restorer.restore import explain
 from torpor.store import SnapshotWriter
-from torpor.taken import TakenProcess
-from torpor.taken_tree import TakenTree
 
 PROGRAM = """
 import os, signal, sys, threading, time
@@ -173,7 +173,7 @@ def spoiled(stage: str) -> Iterator[None]:
         calls.insert(len(calls) // 2, call)
         return made
 
-    with mock.patch("torpor.restore.make", spoil):
+    with mock.patch("torpor.restorer.restore.make", spoil):
         yield
 
 
@@ -199,8 +199,8 @@ def failing_checkpoint() -> None:
     torpor.checkpoint(program.pid, store="store")
     before = opened()
     steps = (
-        (TakenTree, "grab"), (TakenProcess, "listen"), (TakenProcess, "leave"),
-        (TakenTree, "describe"), (PageWriter, "store_private"), (SnapshotWriter, "publish"), (reading, "read"),
+        (TreeDump, "grab"), (ProcessDump, "listen"), (ProcessDump, "leave"),
+        (TreeDump, "describe"), (PageWriter, "store_private"), (SnapshotWriter, "publish"), (reading, "read"),
     )  # fmt: skip
     ways: tuple[Literal["run", "kill"], ...] = ("run", "kill")
     for place, name in steps:
@@ -289,7 +289,7 @@ def added(call: Call) -> Iterator[None]:
         main.furnish.append(call)
         return made
 
-    with mock.patch("torpor.restore.make", more):
+    with mock.patch("torpor.restorer.restore.make", more):
         yield
 
 

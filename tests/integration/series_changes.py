@@ -19,13 +19,13 @@ from typing import Any
 import pytest
 
 import torpor
+from torpor.dump.process_dump import ProcessDump
+from torpor.dump.series import Series
 from torpor.errors import Refused
 from torpor.image import image_pb2 as pb
 from torpor.procfs import PAGE
 from torpor.remote import memory
-from torpor.series import Series
 from torpor.store import Store
-from torpor.taken import TakenProcess
 
 PROGRAM = """
 import ctypes, mmap, sys
@@ -99,7 +99,7 @@ def given_back(program: Program, store: Store, series: torpor.Series) -> None:
 def written_by_others(program: Program, store: Store, series: torpor.Series) -> None:
     """What another process writes while the tree is frozen is in this snapshot, or in the next one."""
     at = program.tell("area(b'o')")
-    for owner, name in ((Series, "look"), (TakenProcess, "begin_snapshot"), (TakenProcess, "finish_snapshot")) * 2:
+    for owner, name in ((Series, "look"), (ProcessDump, "begin_snapshot"), (ProcessDump, "finish_snapshot")) * 2:
         ours = os.urandom(8)
         with pytest.MonkeyPatch.context() as patch:
             write = partial(memory.write, program.process.pid, at, ours)

@@ -137,7 +137,7 @@ def test_a_failed_restore_leaves_none_of_them(as_user: User) -> None:
 
 KILLED = """
 import os, signal, sys, torpor
-from torpor.objects import bundle
+from torpor.objects.paths import bundle
 def half(fd, pages, size, reader):
     os.write(fd, b"x" * (size // 2))
     os.kill(os.getpid(), signal.SIGKILL)

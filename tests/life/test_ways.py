@@ -15,7 +15,7 @@ import pytest
 
 from tests.conformance.harness import SHORT_WALK, count_from, short_rounds, wait_until
 from tests.users import BIN, User, granting
-from torpor.objects.family import MAX_PID
+from torpor.objects.process.birth_order import MAX_PID
 
 TORPOR = str(BIN / "torpor")
 

@@ -16,8 +16,8 @@ from typing import Any
 from tests.users import User
 from torpor.errors import Reason
 from torpor.image.image_pb2 import Tree
-from torpor.objects import descriptors
-from torpor.objects.descriptors import Opened
+from torpor.objects.fds import descriptors
+from torpor.objects.fds.descriptors import Opened
 
 Acting = Callable[[Callable[[Path], None]], None]
 """Runs the body of a test as some user: the fixture `acting`."""
@@ -25,7 +25,7 @@ Acting = Callable[[Callable[[Path], None]], None]
 PRELUDE = r"""
 import ctypes, fcntl, json, os, select, signal, socket, struct, sys, time
 from torpor.remote.sys import syscall
-from torpor.remote.x86_64 import NR
+from torpor.arch.x86_64 import NR
 def ready(**fds):
     os.write(sys.stdout.fileno(), json.dumps({"pid": os.getpid(), **fds}).encode() + b"\n")
 def wait():
@@ -34,14 +34,14 @@ def wait():
 
 
 @contextmanager
-def holder(code: str, **options: Any) -> Iterator[Holder]:
+def holder(code: str, **options: Any) -> Iterator[FdReference]:
     """A process that runs `code`, which calls ``ready(name=fd, ...)`` and ``wait()``, and is then stopped."""
     options.setdefault("stdin", subprocess.PIPE)
     options.setdefault("stdout", subprocess.PIPE)
     options.setdefault("stderr", subprocess.DEVNULL)  # pytest gives a file without a name
     process = subprocess.Popen([sys.executable, "-c", PRELUDE + code], start_new_session=True, **options)
     try:
-        yield Holder(process)
+        yield FdReference(process)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
@@ -56,7 +56,7 @@ def dumped(code: str, **options: Any) -> tuple[dict[str, Any], Tree]:
         return said, tree.dump()
 
 
-class Holder:
+class FdReference:
     """A process, or a tree of them, with descriptors known by name."""
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:

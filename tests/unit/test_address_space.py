@@ -13,12 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from torpor import procfs
+from torpor.arch.x86_64 import NR, TASK_SIZE
 from torpor.errors import ImageDamaged, RestoreFailed
 from torpor.image import image_pb2 as pb
-from torpor.objects import address_space, vdso, vmas
-from torpor.objects.address_space import Sources
-from torpor.objects.shared_memory import is_memory
-from torpor.remote.x86_64 import NR, TASK_SIZE
+from torpor.objects.memory import address_space, vdso, vmas
+from torpor.objects.memory.address_space import Sources
+from torpor.objects.memory.shared_memory import is_memory
 from torpor.store import BlockTable
 
 PAGE = 4096

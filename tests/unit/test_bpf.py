@@ -8,11 +8,11 @@ from collections.abc import Sequence
 
 import pytest
 
+from torpor.arch.x86_64 import NR
 from torpor.probe import forked
 from torpor.remote import bpf
 from torpor.remote.bpf import ALLOW, ERRNO, INSTRUCTION, KILL_PROCESS, KILL_THREAD, USER_NOTIF, Unreadable, actions
 from torpor.remote.sys import Words, syscall, try_syscall
-from torpor.remote.x86_64 import NR
 
 Instruction = tuple[int, int, int, int]
 NUMBER, ARCHITECTURE, FIRST_ARGUMENT = (0x20, 0, 0, 0), (0x20, 0, 0, 4), (0x20, 0, 0, 16)

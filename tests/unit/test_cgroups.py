@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from torpor import cgroups, procfs
+from torpor import procfs
+from torpor.dump import cgroups
 
 MIB = 1 << 20
 ENDLESS = "max"

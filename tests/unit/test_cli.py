@@ -65,8 +65,8 @@ def test_help_loads_nothing_that_it_does_not_need() -> None:
     assert "click" in loaded
     # The engine, and what is slow to load.
     slow = {
-        "torpor.checkpoint",
-        "torpor.restore",
+        "torpor.dump.checkpoint",
+        "torpor.restorer.restore",
         "torpor.store",
         "rich",
         "google.protobuf",

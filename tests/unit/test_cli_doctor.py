@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from torpor import capsule
 from torpor import probe as probing
 from torpor.cli import doctor
-from torpor.id_maps import Mapped
 from torpor.probe import Probe
-from torpor.remote.numbers import Pace, Walk
+from torpor.remote.pid_allocation import Pace, Walk
+from torpor.restorer import capsule
+from torpor.restorer.id_maps import Mapped
 
 ABLE = Probe(
     uid=1000,

@@ -11,8 +11,9 @@ import pytest
 
 from tests.unit.descriptor_tree import holder
 from torpor.image.image_pb2 import RegularFile, Tree
-from torpor.objects import contents, descriptors
-from torpor.objects.contents import WHOLE, WHOLE_IN_PLACE, Change
+from torpor.objects.fds import descriptors
+from torpor.objects.paths import fingerprints
+from torpor.objects.paths.fingerprints import WHOLE, WHOLE_IN_PLACE, Change
 
 LARGE = WHOLE * 4
 
@@ -29,15 +30,15 @@ def file(tmp_path: Path) -> Iterator[Path]:
 def noted(path: Path, *, in_place: bool = False) -> RegularFile:
     said = RegularFile(path=os.fsencode(path))
     was = path.stat()
-    contents.note_stat(said, was)
-    contents.note(said, was, in_place=in_place)
+    fingerprints.note_stat(said, was)
+    fingerprints.note(said, was, in_place=in_place)
     return said
 
 
 def became(said: RegularFile, *, in_place: bool = False) -> Change:
     fd = os.open(said.path, os.O_WRONLY)
     try:
-        return contents.change(said, fd, in_place=in_place)
+        return fingerprints.change(said, fd, in_place=in_place)
     finally:
         os.close(fd)
 
@@ -98,14 +99,14 @@ def test_the_same_content_is_the_same_file(file: Path, tmp_path: Path) -> None:
 def test_what_changed_while_it_was_looked_at_is_not_known(file: Path) -> None:
     was = file.stat()
     said = RegularFile(path=os.fsencode(file))
-    contents.note_stat(said, was)
+    fingerprints.note_stat(said, was)
     put(file, 5, b"x")
-    contents.note(said, was, in_place=False)
+    fingerprints.note(said, was, in_place=False)
     assert not said.content.digest and became(said) is Change.CHANGED
     was = file.stat()
-    contents.note_stat(said, was)
+    fingerprints.note_stat(said, was)
     put(file, LARGE, b"more")
-    contents.note(said, was, in_place=False)
+    fingerprints.note(said, was, in_place=False)
     assert said.content.digest and became(said) is Change.GROWN
 
 
@@ -121,11 +122,11 @@ def test_what_is_written_through_a_mapping_has_no_time(file: Path) -> None:
 
 def test_in_a_series_a_file_that_stays_is_read_once(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     os.utime(file, ns=(1, 1))
-    monkeypatch.setattr(contents, "_SETTLED_NS", -(10**12))
-    monkeypatch.setattr(contents, "_known", {})
+    monkeypatch.setattr(fingerprints, "_SETTLED_NS", -(10**12))
+    monkeypatch.setattr(fingerprints, "_known", {})
     first = noted(file)
     reads: list[int] = []
-    monkeypatch.setattr(contents, "digest", lambda *_args, **_named: reads.append(1) or b"read")
+    monkeypatch.setattr(fingerprints, "digest", lambda *_args, **_named: reads.append(1) or b"read")
     assert noted(file) == first and not reads
     put(file, 0, b"x")
     assert noted(file).content.digest == b"read"

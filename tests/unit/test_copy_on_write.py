@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from torpor.image import image_pb2 as pb
-from torpor.objects import copy_on_write, family, vdso
-from torpor.objects.copy_on_write import Room, Share
+from torpor.objects.memory import copy_on_write, vdso
+from torpor.objects.memory.copy_on_write import Room, Share
+from torpor.objects.process import birth_order
 from torpor.procfs import PAGE
 from torpor.store import BlockTable
 
@@ -104,7 +105,7 @@ def _less(maps: list[tuple[int, int, int]], start: int, end: int) -> list[tuple[
     return [one for one in left + right if one[0] < one[1]]
 
 
-def played(top: family.Member, shares: dict[int, Share], image: pb.Tree, store: Store) -> dict[int, Memory]:
+def played(top: birth_order.Member, shares: dict[int, Share], image: pb.Tree, store: Store) -> dict[int, Memory]:
     """What lies in each process's memory when a restore has done as planned."""
     found: dict[int, Memory] = {}
     by_pid = {process.pid: process for process in image.processes}
@@ -114,7 +115,7 @@ def played(top: family.Member, shares: dict[int, Share], image: pb.Tree, store: 
             for k in range(size):
                 memory[page + k - BASE] = store.blocks[block][skip + k]
 
-    def run(member: family.Member, inherited: Memory | None) -> None:
+    def run(member: birth_order.Member, inherited: Memory | None) -> None:
         share = shares.get(member.pid, Share())
         assert (inherited is None) == (share.first or not share.hulls)
         memory = dict(inherited or {})
@@ -151,7 +152,7 @@ def played(top: family.Member, shares: dict[int, Share], image: pb.Tree, store: 
 @given(trees(), st.booleans())
 def test_each_has_its_own(drawn: tuple[pb.Tree, dict[int, Memory], Store], peek: bool) -> None:
     image, memories, store = drawn
-    top = family.arrange(image, 1)
+    top = birth_order.arrange(image, 1)
     space = store.peek if peek else None
     shares = copy_on_write.find(top, image, store.table(), vdso.host(), PLENTY, space)
     assert played(top, shares, image, store) == memories
@@ -176,7 +177,7 @@ def forked(pages: int, children: int) -> tuple[pb.Tree, Store]:
 
 def filled(image: pb.Tree, store: Store, space: Room = PLENTY) -> int:
     """The pages that a restore fills."""
-    shares = copy_on_write.find(family.arrange(image, 1), image, store.table(), vdso.host(), space, store.peek)
+    shares = copy_on_write.find(birth_order.arrange(image, 1), image, store.table(), vdso.host(), space, store.peek)
     given = sum(piece.size for share in shares.values() for piece in share.given)
     tables = {process.pid: process.memory.pages for process in image.processes}
     pieces = (piece for pid, table in tables.items() for piece in copy_on_write.rest(shares.get(pid, Share()), table))
@@ -210,5 +211,5 @@ def test_much_that_is_not_the_same_is_not_filled_before_the_births() -> None:
             process.memory.pages.starts.append(BASE + start)
             process.memory.pages.counts.append(16)
             process.memory.pages.blocks.append(store.put(tuple(pid * 1000 + start + k for k in range(16))))
-    shares = copy_on_write.find(family.arrange(image, 1), image, store.table(), vdso.host(), PLENTY, store.peek)
+    shares = copy_on_write.find(birth_order.arrange(image, 1), image, store.table(), vdso.host(), PLENTY, store.peek)
     assert not shares

@@ -18,12 +18,13 @@ import pytest
 from tests.leaks import no_more_descriptors
 from tests.unit.descriptor_tree import Acting, acting_as, dumped, holder, opened
 from tests.users import User
+from torpor.arch.x86_64 import NR
 from torpor.errors import NotPermitted, Refused
 from torpor.image.image_pb2 import Description, Process, RegularFile, Tree
-from torpor.objects import descriptors, searching
-from torpor.objects.descriptors import Opened
+from torpor.objects.fds import descriptors
+from torpor.objects.fds.descriptors import Opened
+from torpor.objects.paths import inode_search
 from torpor.remote.sys import syscall
-from torpor.remote.x86_64 import NR
 
 
 def test_devices(acting: Acting) -> None:
@@ -139,7 +140,7 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_cannot_be_kept_is_refused_by_name(acting: Acting, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     code, why = REFUSED[name]
-    monkeypatch.setattr(searching, "MOST_OF_ALL", 0)  # another name of a file is too far away
+    monkeypatch.setattr(inode_search, "MOST_OF_ALL", 0)  # another name of a file is too far away
 
     def body(tmp: Path) -> None:
         with holder(code + "\nready(f=f)\nwait()", cwd=tmp) as tree:

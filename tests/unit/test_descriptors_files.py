@@ -11,7 +11,8 @@ import pytest
 from tests.unit.descriptor_tree import Acting, acting_as, dumped, holder, opened
 from tests.users import User
 from torpor.image.image_pb2 import Tree
-from torpor.objects import descriptors, mounts
+from torpor.objects.fds import descriptors
+from torpor.objects.process import mounts
 
 
 def position(fd: int) -> int:

@@ -18,7 +18,7 @@ from tests.leaks import no_more_descriptors
 from tests.unit.descriptor_tree import holder, no_memory
 from torpor.errors import TorporError
 from torpor.image.image_pb2 import SharedMemory, Tree
-from torpor.objects import descriptors
+from torpor.objects.fds import descriptors
 
 NUMBERS = [0, 1, 2, 3, 6, 7, 10, 255, 262, 1 << 16, (1 << 31) - 1, 1 << 31, (1 << 32) - 1, 1 << 62, (1 << 64) - 1]
 BYTES = [b"", b"\0", b"/", b"relative", b"/proc/self/mem", b"/dev/null", b"\2\0" + bytes(14), bytes(28), b"x" * 300]

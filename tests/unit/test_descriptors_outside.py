@@ -16,16 +16,17 @@ import pytest
 
 from tests.unit.descriptor_sockets import SERVER, sock, states
 from tests.unit.descriptor_tree import Acting, holder, opened
-from torpor.objects import descriptors, sockets
-from torpor.objects.tcp import asked_at
+from torpor.objects.fds import descriptors
+from torpor.objects.sockets import common
+from torpor.objects.sockets.tcp import asked_at
 
 
 def test_a_socket_is_judged_when_its_process_has_ended_since_the_thaw() -> None:
     ended = subprocess.Popen(["true"])
     ended.wait()
     with closing(socket.socket()) as one:
-        state = sockets.look(one.fileno(), {}, listening=False)
-    assert list(sockets.judge(state, ended.pid)) == []
+        state = common.look(one.fileno(), {}, listening=False)
+    assert list(common.judge(state, ended.pid)) == []
 
 
 def test_tcp_to_the_outside_is_reset_as_by_the_peer(acting: Acting) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torpor
 from tests.users import User
 from torpor.errors import Refused
-from torpor.objects import descriptors
+from torpor.objects.fds import descriptors
 
 COMES_AND_GOES = """
 import socket, sys, time

@@ -13,7 +13,8 @@ import pytest
 
 from tests.unit.descriptor_sockets import SERVER, sock
 from tests.unit.descriptor_tree import holder, opened
-from torpor.objects import descriptors, port_holders, tcp_flow
+from torpor.objects.fds import descriptors
+from torpor.objects.sockets import port_holders, tcp_flow
 
 PLAIN = SERVER.format(family="AF_INET", host="127.0.0.1", protocol=0)
 RESET = struct.pack("ii", 1, 0)

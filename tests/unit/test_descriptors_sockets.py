@@ -13,8 +13,9 @@ import pytest
 
 from tests.unit.descriptor_sockets import FAMILIES, SERVER, sock, states
 from tests.unit.descriptor_tree import Acting, holder, opened
-from torpor.objects import descriptors, tcp_flow
-from torpor.objects.tcp import Tcp
+from torpor.objects.fds import descriptors
+from torpor.objects.sockets import tcp_flow
+from torpor.objects.sockets.tcp import Tcp
 
 
 @pytest.fixture(params=FAMILIES)

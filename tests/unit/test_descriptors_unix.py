@@ -13,7 +13,7 @@ import pytest
 from tests.unit.descriptor_sockets import sock
 from tests.unit.descriptor_tree import Acting, dumped, holder, no_memory, opened
 from torpor.errors import RestoreFailed
-from torpor.objects import descriptors
+from torpor.objects.fds import descriptors
 
 
 def test_unix_pairs_keep_what_is_on_its_way(acting: Acting) -> None:

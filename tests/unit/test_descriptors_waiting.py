@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.descriptor_tree import Acting, dumped, holder, opened
-from torpor.objects import descriptors, pipes
+from torpor.objects.fds import descriptors, pipes
 
 
 def test_pipes_keep_content_capacity_and_flags_and_the_target_keeps_them_too(acting: Acting) -> None:

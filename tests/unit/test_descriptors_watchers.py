@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests.unit.descriptor_tree import Acting, holder, opened
+from torpor.arch.x86_64 import NR
 from torpor.image.image_pb2 import Tree
-from torpor.objects import descriptors, own
-from torpor.remote.x86_64 import NR
+from torpor.objects.fds import descriptors, made_in_process
 
 
 def test_timers_keep_what_has_expired(acting: Acting) -> None:
@@ -91,7 +91,7 @@ def test_a_process_opens_its_pidfds_at_their_numbers() -> None:
     process = image.processes.add(pid=7)
     for fd, description, cloexec in ((0, 1, False), (1, 0, False), (2, 0, True), (9, 0, False)):
         process.fds.add(fd=fd, description=description, cloexec=cloexec)
-    calls = [(call.nr, call.expect) for call in own.steps(process, image)]
+    calls = [(call.nr, call.expect) for call in made_in_process.steps(process, image)]
     assert calls == [
         (NR.pidfd_open, 1),
         (NR.fcntl, 0),
@@ -111,7 +111,7 @@ def test_what_only_a_process_can_watch_must_be_in_one() -> None:
     assert "no process has what an epoll watches" in str(descriptors.check(image))
     process.fds.add(fd=4, description=1)
     assert descriptors.check(image) == []
-    assert [call.nr for call in own.steps(process, image)][-1] == NR.epoll_ctl
+    assert [call.nr for call in made_in_process.steps(process, image)][-1] == NR.epoll_ctl
 
 
 def test_watches_keep_their_numbers(acting: Acting) -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from torpor.errors import RestoreRefused
 from torpor.image import image_pb2 as pb
-from torpor.objects import family
+from torpor.objects.process import birth_order
 
 OUTER_SESSION, PARENT, INIT = 50, 60, 1
 
@@ -114,11 +114,11 @@ def image_of(kernel: Kernel) -> pb.Tree:
     return image
 
 
-def born(top: family.Member) -> dict[int, Living]:
+def born(top: birth_order.Member) -> dict[int, Living]:
     """What becomes of a family whose members do as they are planned to."""
     found: dict[int, Living] = {}
 
-    def live(member: family.Member, parent: int, sid: int, pgid: int) -> None:
+    def live(member: birth_order.Member, parent: int, sid: int, pgid: int) -> None:
         me = found[member.pid] = Living(member.pid, parent, sid, pgid)
         for child in member.early:
             live(child, member.pid, me.sid, me.pgid)
@@ -132,7 +132,7 @@ def born(top: family.Member) -> dict[int, Living]:
         if member.holder:
             live(member.holder, member.pid, me.sid, me.pgid)
 
-    def join(member: family.Member) -> None:
+    def join(member: birth_order.Member) -> None:
         if member.pgid and member.pgid != member.pid:
             there = [one for one in found.values() if one.pgid == member.pgid]
             assert there, f"{member.pid} joins the group {member.pgid}, which is not there"
@@ -180,7 +180,7 @@ def test_what_processes_can_make_is_made_again(todo: list[tuple[str, int, int]],
             kernel.setpgid(pid, pid)
         else:
             kernel.setpgid(pid, kernel.table[other].pgid)
-    made = born(family.arrange(image_of(kernel), INIT))
+    made = born(birth_order.arrange(image_of(kernel), INIT))
     for pid, one in kernel.table.items():
         assert (made[pid].sid, made[pid].pgid) == (one.sid, one.pgid)
         if pid != 100:
@@ -196,7 +196,7 @@ def test_a_group_whose_leader_is_gone_is_held_by_a_stand_in() -> None:
     image = pb.Tree()
     process(image, 100, 1, 100, 100)
     process(image, 102, 100, 100, 101)
-    top = family.arrange(image, INIT)
+    top = birth_order.arrange(image, INIT)
     stand_in = next(member for member in top.walk() if member.pid == 101)
     assert stand_in.only_group
     assert stand_in in next(member for member in top.walk() if member.pid == 100).children
@@ -223,4 +223,4 @@ def test_an_impossible_tree_is_refused_by_name(told: str, processes: list[tuple[
     for one in processes:
         process(image, *one)
     with pytest.raises(RestoreRefused, match=told):
-        family.arrange(image, INIT)
+        birth_order.arrange(image, INIT)

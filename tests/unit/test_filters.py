@@ -6,11 +6,11 @@ import struct
 
 import pytest
 
+from torpor.arch.x86_64 import NR
 from torpor.image import image_pb2 as pb
-from torpor.objects import filters
+from torpor.objects.process import seccomp
 from torpor.probe import Probe
 from torpor.remote.batch import Struct
-from torpor.remote.x86_64 import NR
 
 ALLOW_ALL = struct.pack("<HBBI", 0x06, 0, 0, 0x7FFF0000)
 LOG, SPEC_ALLOW = 2, 4
@@ -30,8 +30,8 @@ def image(*codes: bytes, uses: tuple[int, ...] = (), flags: int = 0) -> pb.Tree:
 def test_other_surroundings_are_told(
     monkeypatch: pytest.MonkeyPatch, before: int, here: int, words: str | None
 ) -> None:
-    monkeypatch.setattr(filters, "own", lambda: here)
-    said = list(filters.warnings(pb.Tree(host=pb.Host(filters=before))))
+    monkeypatch.setattr(seccomp, "own", lambda: here)
+    said = list(seccomp.warnings(pb.Tree(host=pb.Host(filters=before))))
     assert bool(said) == bool(words)
     assert not words or words in said[0]
 
@@ -39,7 +39,7 @@ def test_other_surroundings_are_told(
 def test_filters_are_installed_in_their_order() -> None:
     other = ALLOW_ALL + ALLOW_ALL
     tree = image(ALLOW_ALL, other, uses=(1, 0), flags=LOG)
-    calls = list(filters.steps(tree.processes[0].threads[0].filters, tree.filters))
+    calls = list(seccomp.steps(tree.processes[0].threads[0].filters, tree.filters))
     assert [(call.nr, call.args[:2], call.expect) for call in calls] == [(NR.seccomp, (1, LOG | SPEC_ALLOW), 0)] * 2
     contents = [call.args[2] for call in calls]
     assert contents == [
@@ -58,7 +58,7 @@ def test_filters_are_installed_in_their_order() -> None:
     ],
 )
 def test_what_no_checkpoint_writes_is_found(tree: pb.Tree, words: str) -> None:
-    found = list(filters.faults(tree))
+    found = list(seccomp.faults(tree))
     assert bool(found) == bool(words)
     assert not words or words in found[0]
 
@@ -67,6 +67,6 @@ def test_what_no_checkpoint_writes_is_found(tree: pb.Tree, words: str) -> None:
 def test_who_cannot_give_filters_back_does_not_wake_it(
     monkeypatch: pytest.MonkeyPatch, able: bool, own: bool, refused: int
 ) -> None:
-    monkeypatch.setattr(filters, "probe", lambda: Probe(read_filters=able))
+    monkeypatch.setattr(seccomp, "probe", lambda: Probe(read_filters=able))
     tree = image(ALLOW_ALL, uses=(0,)) if own else image()
-    assert len(list(filters.check(tree))) == refused
+    assert len(list(seccomp.check(tree))) == refused

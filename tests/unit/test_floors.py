@@ -18,36 +18,17 @@ PACKAGES = {
 # From the ground up. A name stands for a module of `torpor` or for a package with all that is in it.
 FLOORS = [
     {"_native"},
-    {"errors", "inherited", "messages", "ranges", "workers"},
-    {"procfs", "cgroups", "remote"},
+    {"arch", "errors", "util"},
+    {"procfs"},
+    {"remote"},
     {"probe"},
     {"image", "store"},
     {"objects"},
-    {"series"},
-    {
-        "plan",
-        "taken",
-        "taken_tree",
-        "rehearsal",
-        "capsule",
-        "id_maps",
-        "execute",
-        "job",
-        "proof",
-        "refusals",
-        "round_trip",
-        "may_differ",
-        "pid_files",
-        "rebuilt",
-        "relay",
-        "surroundings",
-        "walk",
-    },
-    {"checkpoint", "restore", "run"},
+    {"dump", "restorer"},
     {"cli", "torpor_jupyter", "torpor_slurm", "torpor_dask"},
 ]
 # What is kept, and where, knows nothing of live processes.
-FORBIDDEN = {"image": {"procfs", "cgroups", "remote"}, "store": {"procfs", "cgroups", "remote"}}
+FORBIDDEN = {"image": {"procfs", "remote"}, "store": {"procfs", "remote"}}
 
 
 def modules() -> dict[str, Path]:
@@ -82,7 +63,7 @@ def imported(name: str, path: Path) -> set[str]:
             names |= {f"{start}.{alias.name}" for alias in node.names}
     # What the package's own __init__ offers is the engine's interface: made of its upper floors.
     parts = {own_part(full) for full in names if full.partition(".")[0] in PACKAGES and full != "torpor"}
-    return {"restore" if part in ("Job", "Snapshot", "Stats", "Store") else part for part in parts}
+    return {"restorer" if part in ("Job", "Snapshot", "Stats", "Store") else part for part in parts}
 
 
 def floor(own: str) -> int:

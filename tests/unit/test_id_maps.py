@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.users import User, granting
-from torpor import id_maps
+from torpor.restorer import id_maps
 
 LINES = """
 alice:100000:65536
@@ -65,7 +65,7 @@ ACTOR = """
 import json, sys
 from pathlib import Path
 from torpor import capsule, id_maps
-from torpor.capsule import Namespaces, Setting
+from torpor.restorer.capsule import Namespaces, Setting
 id_maps.SECONDS = float(sys.argv[1])
 id_maps.GRANTS = {"uid": Path("/nowhere"), "gid": Path(sys.argv[2])}
 with capsule.prepare(Setting(Namespaces.USER | Namespaces.MOUNT | Namespaces.PID), 0, trace=False) as waiting:

@@ -10,11 +10,11 @@ import sys
 
 import pytest
 
-from torpor import inherited
+from torpor.util import inherited
 
 
 def _told(words: str, *, env: dict[str, str] | None = None, shell: str = "") -> str:
-    command = [sys.executable, "-c", f"from torpor import inherited; print({words})"]
+    command = [sys.executable, "-c", f"from torpor.util import inherited; print({words})"]
     if shell:
         command = ["bash", "-c", f'{shell}; "$@"; true', "bash", *command]
     return subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout.strip()

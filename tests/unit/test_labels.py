@@ -9,7 +9,7 @@ import pytest
 
 from torpor import procfs
 from torpor.image.image_pb2 import Tree
-from torpor.objects import labels
+from torpor.objects.process import security_labels
 
 SELINUX = b"unconfined_u:unconfined_r:unconfined_t:s0-s0:c0.c1023\0"
 
@@ -27,7 +27,7 @@ SELINUX = b"unconfined_u:unconfined_r:unconfined_t:s0-s0:c0.c1023\0"
     ],
 )
 def test_what_confines_is_a_label(text: bytes, label: str) -> None:
-    assert labels.shown(text) == label
+    assert security_labels.shown(text) == label
 
 
 def told(monkeypatch: pytest.MonkeyPatch, by_path: dict[str, bytes | OSError]) -> None:
@@ -43,13 +43,13 @@ def told(monkeypatch: pytest.MonkeyPatch, by_path: dict[str, bytes | OSError]) -
 def test_a_process_or_thread_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     paths: dict[str, bytes | OSError] = {"/proc/7/attr/current": b"one\n", "/proc/7/task/8/attr/current": b"two\n"}
     told(monkeypatch, paths)
-    assert (labels.of(7), labels.of(7, 8)) == ("one", "two")
+    assert (security_labels.of(7), security_labels.of(7, 8)) == ("one", "two")
 
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.EACCES])
 def test_where_no_module_has_labels_there_is_none(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     told(monkeypatch, {"/proc/self/attr/current": OSError(number, "")})
-    assert labels.of("self") == ""
+    assert security_labels.of("self") == ""
 
 
 def test_who_has_ended_has_no_label(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,15 +58,15 @@ def test_who_has_ended_has_no_label(monkeypatch: pytest.MonkeyPatch) -> None:
         os._exit(0)
     os.waitpid(gone, 0)
     with pytest.raises((FileNotFoundError, ProcessLookupError)):
-        labels.of(gone)
+        security_labels.of(gone)
     # A kernel without security modules has no such file of a process that lives.
     told(monkeypatch, {"/proc/self/attr/current": FileNotFoundError(errno.ENOENT, "")})
-    assert labels.of("self") == ""
+    assert security_labels.of("self") == ""
 
 
 def test_another_label_within_a_tree_is_refused() -> None:
-    assert not list(labels.refuse("process 7 (man)", "x_t", "x_t"))
-    (reason,) = labels.refuse("process 7 (man)", "/usr/bin/man (enforce)", "")
+    assert not list(security_labels.refuse("process 7 (man)", "x_t", "x_t"))
+    (reason,) = security_labels.refuse("process 7 (man)", "/usr/bin/man (enforce)", "")
     assert str(reason).startswith("process 7 (man): its security label is '/usr/bin/man (enforce)'")
     assert "that of the tree's root none" in reason.why
 
@@ -75,9 +75,9 @@ def test_another_label_of_who_saves_or_wakes_is_told(monkeypatch: pytest.MonkeyP
     image = Tree()
     image.host.label = "batch_t"
     told(monkeypatch, {"/proc/self/attr/current": b"batch_t"})
-    assert not list(labels.notices("batch_t")) and not list(labels.warnings(image))
+    assert not list(security_labels.notices("batch_t")) and not list(security_labels.warnings(image))
     told(monkeypatch, {"/proc/self/attr/current": b"user_t"})
-    assert "woken from here it has 'user_t'" in next(labels.notices("batch_t"))
-    assert "what it does may be denied now" in next(labels.warnings(image))
+    assert "woken from here it has 'user_t'" in next(security_labels.notices("batch_t"))
+    assert "what it does may be denied now" in next(security_labels.warnings(image))
     told(monkeypatch, {"/proc/self/attr/current": b"unconfined"})
-    assert "it may do what it might not" in next(labels.warnings(image))
+    assert "it may do what it might not" in next(security_labels.warnings(image))

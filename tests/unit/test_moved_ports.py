@@ -8,7 +8,7 @@ import pytest
 
 from torpor.errors import RestoreRefused
 from torpor.image.image_pb2 import TcpSocket, Tree
-from torpor.objects import moved_ports, sockets
+from torpor.objects.sockets import common, port_remapping
 
 
 def name(port: int, family: int = socket.AF_INET) -> bytes:
@@ -31,7 +31,7 @@ def ports(image: Tree) -> list[tuple[int, int]]:
     numbers = []
     for description in image.descriptions:
         tcp = description.tcp
-        numbers.append(tuple(sockets.address(end).port if end else 0 for end in (tcp.local, tcp.remote)))
+        numbers.append(tuple(common.address(end).port if end else 0 for end in (tcp.local, tcp.remote)))
     return numbers
 
 
@@ -43,11 +43,11 @@ def test_connections_follow_their_listener(family: int) -> None:
     near = TcpSocket(family=family, state=TcpSocket.INSIDE, local=name(40000, family), remote=name(5000, family))
     outside = TcpSocket(family=family, state=TcpSocket.OUTSIDE, local=name(5000, family), remote=name(443, family))
     image = tree(listener, other, far, near, outside)
-    moved_ports.move(image, {5000: 6000})
+    port_remapping.move(image, {5000: 6000})
     client = ports(image)[3][0]
     assert client not in (40000, 5000, 5001, 6000)
     assert ports(image) == [(6000, 0), (5001, 0), (6000, client), (client, 6000), (5000, 443)]
-    assert moved_ports.listening(image) == {6000, 5001}
+    assert port_remapping.listening(image) == {6000, 5001}
     assert image.descriptions[0].tcp.local == name(6000, family)
 
 
@@ -55,14 +55,14 @@ def test_what_is_not_there_cannot_move() -> None:
     image = tree(TcpSocket(family=socket.AF_INET, state=TcpSocket.LISTEN, local=name(5000)))
     before = Tree.FromString(image.SerializeToString())
     with pytest.raises(RestoreRefused, match=r"port 5002: nothing in the image listens there"):
-        moved_ports.move(image, {5000: 6000, 5002: 6001})
+        port_remapping.move(image, {5000: 6000, 5002: 6001})
     for ports in ({5000: 0}, {5000: 1 << 16}, {5000: 6000, 5001: 6000}):
         with pytest.raises(ValueError, match="another"):
-            moved_ports.move(image, ports)
+            port_remapping.move(image, ports)
     assert image == before
 
 
 def test_a_name_that_is_no_address_is_left_to_the_check() -> None:
     bad = TcpSocket(family=socket.AF_INET, state=TcpSocket.INSIDE, local=b"x", remote=b"")
     image = tree(TcpSocket(family=socket.AF_INET, state=TcpSocket.LISTEN, local=name(5000)), bad)
-    moved_ports.move(image, {5000: 6000})
+    port_remapping.move(image, {5000: 6000})

@@ -25,22 +25,22 @@ from google.protobuf.message import Message
 
 import torpor
 from tests.leaks import no_more_descriptors
-from torpor import surroundings
 from torpor.cli import show
 from torpor.cli.describe import describe
 from torpor.errors import ImageDamaged, RestoreRefused, TorporError
 from torpor.image import counting, reading
 from torpor.image import image_pb2 as pb
-from torpor.objects import mapped_files
-from torpor.plan import Held, make
+from torpor.objects.memory import mapped_files
 from torpor.probe import probe
-from torpor.refusals import refuse
+from torpor.restorer import surroundings
+from torpor.restorer.plan import RestorerFds, make
+from torpor.restorer.validation import refuse
 from torpor.store import BlockTable, SnapshotInfo
 
 PROGRAM = r"""
 import ctypes, fcntl, mmap, os, select, signal, socket, threading
 from torpor.remote.sys import syscall
-from torpor.remote.x86_64 import NR
+from torpor.arch.x86_64 import NR
 libc = ctypes.CDLL(None)
 shared = mmap.mmap(-1, 8192); shared[0] = 1
 private = mmap.mmap(-1, 16384, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS); private[0] = 1
@@ -281,7 +281,7 @@ def read_and_plan(body: bytes) -> None:
         setting = surroundings.setting(image, way=way)  # type: ignore[arg-type]
         assert max(abs(setting.monotonic_ns), abs(setting.boottime_ns)) < 1 << 63  # what torpor-init is told
         here = surroundings.here(setting)
-        make(image, here, Held.imagined(image, _blocks())).explain()
+        make(image, here, RestorerFds.imagined(image, _blocks())).explain()
 
 
 def shown(body: bytes) -> None:

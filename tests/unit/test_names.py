@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 from torpor import procfs
-from torpor.objects.names import Names, another_name, is_used, lasting_name
+from torpor.objects.paths.file_names import Names, another_name, is_used, lasting_name
 
 
 def test_another_name_is_found_by_its_inode(tmp_path: Path) -> None:

@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 import pytest
 
-from torpor.may_differ import ALLOWED, Allowed
-from torpor.objects import descriptors, unkept, vm_flags
+from torpor.objects.fds import descriptors, unsupported
+from torpor.objects.memory import vm_flags
+from torpor.restorer.expected_differences import ALLOWED, Allowed
 
 ROOT = Path(__file__).parents[2]
 CONFORMANCE = ROOT / "tests/conformance"
@@ -88,7 +89,7 @@ def test_every_flag_of_a_mapping_is_listed() -> None:
 
 
 def test_every_kind_of_descriptor_is_listed() -> None:
-    names = {type(kind).__name__ for kind in descriptors.KINDS if not isinstance(kind, unkept.Unkept)}
+    names = {type(kind).__name__ for kind in descriptors.KINDS if not isinstance(kind, unsupported.Unkept)}
     listed = {name for row in ROWS for name in re.findall(r"\(`([A-Z][A-Za-z]+)`\)", row.what)}
     assert listed == names
     for name in names:
@@ -96,11 +97,11 @@ def test_every_kind_of_descriptor_is_listed() -> None:
 
 
 def test_every_refused_descriptor_is_listed() -> None:
-    words = [f"`{link}`" for link in unkept.ANONYMOUS]
-    words += [f" {major}" if minor < 0 else f" {major}:{minor}" for major, minor in unkept.DEVICES]
+    words = [f"`{link}`" for link in unsupported.ANONYMOUS]
+    words += [f" {major}" if minor < 0 else f" {major}:{minor}" for major, minor in unsupported.DEVICES]
     assert {word: verdicts(word) for word in words} == {word: ["refused"] for word in words}
     listed = re.findall(r"`(anon_inode:[^`]+)`", "".join(row.what for row in ROWS))
-    assert set(listed) == set(unkept.ANONYMOUS)
+    assert set(listed) == set(unsupported.ANONYMOUS)
 
 
 def test_every_request_of_prctl_is_listed() -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.users import User
-from torpor import pid_files
 from torpor.image import image_pb2 as pb
+from torpor.restorer import pid_files
 
 PID, CHILD = 4711, 4712
 

@@ -8,7 +8,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torpor.ranges import Range, intersection, split, subtract, union
+from torpor.util.ranges import Range, intersection, split, subtract, union
 
 ANY = st.lists(st.tuples(st.integers(0, 24), st.integers(0, 6)).map(lambda pair: (pair[0], sum(pair))), max_size=8)
 

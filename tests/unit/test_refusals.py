@@ -17,18 +17,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import torpor
-from torpor import refusals
-from torpor.capsule import Namespaces, Setting
 from torpor.errors import ImageDamaged, Reason, RestoreRefused, TorporError
 from torpor.image import image_pb2 as pb
-from torpor.messages import UnknownField, parse
-from torpor.objects.address_space import Sources
-from torpor.objects.descriptors import Opened
-from torpor.plan import Held, make
+from torpor.objects.fds.descriptors import Opened
+from torpor.objects.memory.address_space import Sources
 from torpor.probe import Probe, probe
+from torpor.restorer import validation
+from torpor.restorer.capsule import Namespaces, Setting
+from torpor.restorer.plan import RestorerFds, make
+from torpor.restorer.surroundings import here
 from torpor.store import BlockTable
 from torpor.store.store_pb2 import Envelope
-from torpor.surroundings import here
+from torpor.util.strict_protobuf import UnknownField, parse
 
 
 @pytest.fixture(scope="module")
@@ -61,9 +61,9 @@ def blocks() -> BlockTable:
 
 def planned(image: pb.Tree) -> None:
     """All that a restore does before it starts anything, but for opening files."""
-    refusals.refuse(image, "20261123-000000000-aaaaaa", probe(), (0, 1, 2))
+    validation.refuse(image, "20261123-000000000-aaaaaa", probe(), (0, 1, 2))
     some: defaultdict[int, int] = defaultdict(lambda: 1000)
-    held = Held(Opened(some), Sources(some, some, some, blocks()), some, some)
+    held = RestorerFds(Opened(some), Sources(some, some, some, blocks()), some, some)
     make(image, here(Setting(Namespaces.PID)), held).explain()
 
 
@@ -199,7 +199,7 @@ def test_a_kind_that_is_not_known_is_refused(
 
 def reasons(image: pb.Tree, host: Probe) -> Iterator[Reason]:
     with pytest.raises(RestoreRefused) as told:
-        refusals.refuse(image, "20261123-000000000-aaaaaa", host, (0, 1, 2))
+        validation.refuse(image, "20261123-000000000-aaaaaa", host, (0, 1, 2))
     yield from told.value.reasons
 
 

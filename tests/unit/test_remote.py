@@ -17,16 +17,17 @@ from pathlib import Path
 import pytest
 
 from torpor import procfs
+from torpor.arch import x86_64
+from torpor.arch.x86_64 import NR
 from torpor.errors import CheckpointFailed, NotFound, NotPermitted
-from torpor.remote import memory, ptrace, x86_64
+from torpor.remote import memory, ptrace
 from torpor.remote.batch import ArgumentOf, Batch, Out, Replies, Result
+from torpor.remote.code_stubs import LENT, CodeStubs, Loan, without_lent
 from torpor.remote.freeze import Frozen, Stuck, not_permitted
-from torpor.remote.gadgets import LENT, Gadgets, Loan, without_lent
 from torpor.remote.injection import Injection
 from torpor.remote.snapshot import Snapshot
 from torpor.remote.tracer import in_own_thread
 from torpor.remote.waits import Waits
-from torpor.remote.x86_64 import NR
 
 Start = Callable[[str], "subprocess.Popen[str]"]
 
@@ -79,7 +80,7 @@ def entered(pid: int, *, snapshot: bool = False) -> Iterator[tuple[Injection, Ba
     """A frozen process, a batch for its host thread to be filled, and the snapshot that is asked for in it."""
     with Frozen(pid, 5) as frozen:
         process = frozen.processes[pid]
-        injection = Injection(process, Gadgets(), caught(pid))
+        injection = Injection(process, CodeStubs(), caught(pid))
         injection.open(1 << 16)
         batch = Batch()
         snapshots = [Snapshot(injection)] if snapshot else []
@@ -165,7 +166,7 @@ def test_a_snapshot_shows_the_memory_of_its_moment(start: Start) -> None:
     assert target.stdout is not None
     address = int(target.stdout.readline())
     with Frozen(target.pid, 5) as frozen:
-        injection = Injection(frozen.processes[target.pid], Gadgets(), caught(target.pid))
+        injection = Injection(frozen.processes[target.pid], CodeStubs(), caught(target.pid))
         injection.open(1 << 16)
         snapshot = Snapshot(injection)
         batch = Batch()
@@ -196,7 +197,7 @@ def test_a_snapshot_that_is_lost_harms_nobody(start: Start, monkeypatch: pytest.
     kernels_own = ptrace.request
     monkeypatch.setattr(ptrace, "request", request)
     with Frozen(target.pid, 5) as frozen:
-        injection = Injection(frozen.processes[target.pid], Gadgets(), caught(target.pid))
+        injection = Injection(frozen.processes[target.pid], CodeStubs(), caught(target.pid))
         injection.open(1 << 16)
         snapshot = Snapshot(injection)
         batch = Batch()
@@ -313,7 +314,7 @@ def test_refusals_name_the_process(start: Start) -> None:
 
 
 def test_a_process_without_code_to_return_with_is_refused() -> None:
-    assert Gadgets().find(os.getpid(), []) is None
+    assert CodeStubs().find(os.getpid(), []) is None
     with pytest.raises(CheckpointFailed, match="rt_sigreturn"):
         Loan(os.getpid(), [])
 

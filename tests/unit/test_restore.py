@@ -10,7 +10,7 @@ from unittest import mock
 import pytest
 
 from torpor.errors import ImageDamaged
-from torpor.restore import _Verification
+from torpor.restorer.restore import _Verification
 
 
 class Reader:

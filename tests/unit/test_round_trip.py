@@ -13,9 +13,9 @@ import pytest
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
 from torpor.image import image_pb2 as pb
-from torpor.may_differ import ALLOWED
-from torpor.objects.tcp_connections import IPPROTO_MPTCP
-from torpor.round_trip import differences
+from torpor.objects.sockets.tcp_connections import IPPROTO_MPTCP
+from torpor.restorer.expected_differences import ALLOWED
+from torpor.restorer.round_trip import differences
 
 MOST = 6
 """How deep messages of an image lie in one another."""

@@ -17,7 +17,7 @@ import _thread, sys
 from pathlib import Path
 from unittest import mock
 import torpor, torpor.run
-module = sys.modules["torpor.run"]
+module = sys.modules["torpor.restorer.run"]
 told = []
 def failed(error):
     told.append(str(error))

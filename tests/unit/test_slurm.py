@@ -9,8 +9,8 @@ import pytest
 
 from tests.unit.slurm_job import LINE, environment
 from torpor.errors import NotFound, Refused
-from torpor.inherited import signals
 from torpor.probe import probe
+from torpor.util.inherited import signals
 from torpor_slurm import controller, site
 from torpor_slurm.allocation import Allocation, is_supervised
 from torpor_slurm.controller import JobRecord, SlurmError

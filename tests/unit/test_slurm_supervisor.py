@@ -22,10 +22,10 @@ import pytest
 
 import torpor
 from tests.unit.slurm_job import LINE, environment
-from torpor import inherited
 from torpor.errors import CheckpointFailed, NotFound, Reason, Refused, RestoreFailed, RestoreRefused, StoreError
 from torpor.image import image_pb2 as pb
 from torpor.store import SnapshotInfo
+from torpor.util import inherited
 from torpor_slurm import controller, processes, supervisor
 from torpor_slurm import home as homes
 from torpor_slurm.allocation import Allocation

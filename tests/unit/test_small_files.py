@@ -10,8 +10,9 @@ import pytest
 
 from tests.unit.descriptor_tree import Acting, dumped, holder
 from torpor.errors import Refused
-from torpor.objects import descriptors, small_files
-from torpor.objects.small_files import SETTING, SmallFiles
+from torpor.objects.fds import descriptors
+from torpor.objects.paths import small_files
+from torpor.objects.paths.small_files import SETTING, SmallFiles
 
 MAKE = """
 def make(name, size=3, flags=os.O_RDWR):

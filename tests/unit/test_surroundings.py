@@ -9,19 +9,19 @@ from dataclasses import replace
 
 import pytest
 
-from torpor import id_maps, surroundings
-from torpor.capsule import Namespaces, Setting
 from torpor.errors import RestoreRefused
-from torpor.id_maps import Mapped
 from torpor.image import image_pb2 as pb
-from torpor.objects import keys
-from torpor.objects.family import MAX_PID
+from torpor.objects.process import keyrings
+from torpor.objects.process.birth_order import MAX_PID
 from torpor.probe import forked, probe, sleep_with
 from torpor.procfs import read
-from torpor.remote import numbers
-from torpor.remote.numbers import Numbers, Pace
+from torpor.remote import pid_allocation
+from torpor.remote.pid_allocation import Numbers, Pace
+from torpor.restorer import id_maps, surroundings
+from torpor.restorer.capsule import Namespaces, Setting
+from torpor.restorer.id_maps import Mapped
 
-LOW = next(pid for pid in range(numbers.FIRST - 1, 1, -1) if not numbers.is_taken(pid))
+LOW = next(pid for pid in range(pid_allocation.FIRST - 1, 1, -1) if not pid_allocation.is_taken(pid))
 
 
 def job(pid: int, sid: int = 0, pgid: int = 0) -> pb.Tree:
@@ -32,7 +32,11 @@ def job(pid: int, sid: int = 0, pgid: int = 0) -> pb.Tree:
 
 
 def free_pid() -> int:
-    return next(pid for pid in range(numbers.here().end - 1, numbers.FIRST, -1) if not numbers.is_taken(pid))
+    return next(
+        pid
+        for pid in range(pid_allocation.here().end - 1, pid_allocation.FIRST, -1)
+        if not pid_allocation.is_taken(pid)
+    )
 
 
 @pytest.fixture
@@ -40,7 +44,7 @@ def ordinary(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """A user who may not choose PIDs, in another group, on a host where a walk is quick."""
     host = replace(probe(), can_choose_pids=False, set_mm_map=True, groups=(27,))
     monkeypatch.setattr(surroundings, "probe", lambda: host)
-    monkeypatch.setattr(numbers, "pace", lambda: Pace(1e9, 1))
+    monkeypatch.setattr(pid_allocation, "pace", lambda: Pace(1e9, 1))
     monkeypatch.setattr(id_maps, "wanted", dict)
     return monkeypatch
 
@@ -55,7 +59,7 @@ def ordinary(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 )
 def test_no_walk_leads_there(ordinary: pytest.MonkeyPatch, pid: int, words: str) -> None:
     image = job(pid)
-    ordinary.setattr(numbers, "here", lambda: Numbers(300, 30_000))
+    ordinary.setattr(pid_allocation, "here", lambda: Numbers(300, 30_000))
     with pytest.raises(RestoreRefused) as refused:
         surroundings.setting(image, way="native")
     assert words in str(refused.value)
@@ -73,14 +77,14 @@ def zombie() -> Iterator[subprocess.Popen[bytes]]:
 
 def test_what_was_killed_just_now_is_waited_for(ordinary: pytest.MonkeyPatch, zombie: subprocess.Popen[bytes]) -> None:
     """An orphan has its PID until init has waited for it, which that of some containers does every 2 s only."""
-    ordinary.setattr(numbers, "here", lambda: Numbers(1, MAX_PID))  # PIDs of a young namespace do, too
-    ordinary.setattr(numbers.time, "sleep", lambda _: zombie.wait())
+    ordinary.setattr(pid_allocation, "here", lambda: Numbers(1, MAX_PID))  # PIDs of a young namespace do, too
+    ordinary.setattr(pid_allocation.time, "sleep", lambda _: zombie.wait())
     assert surroundings.setting(job(zombie.pid), way="native").walk
 
 
 def test_a_zombie_is_not_waited_for_without_end(ordinary: pytest.MonkeyPatch, zombie: subprocess.Popen[bytes]) -> None:
-    ordinary.setattr(numbers, "here", lambda: Numbers(1, MAX_PID))
-    ordinary.setattr(numbers, "_REAPED_SECONDS", 0.0)
+    ordinary.setattr(pid_allocation, "here", lambda: Numbers(1, MAX_PID))
+    ordinary.setattr(pid_allocation, "_REAPED_SECONDS", 0.0)
     says = f"a zombie has the PID {zombie.pid} until its parent, process {os.getpid()}, waits for it"
     with pytest.raises(RestoreRefused, match=says):
         surroundings.setting(job(zombie.pid), way="native")
@@ -98,7 +102,7 @@ def test_a_host_where_nobody_can_walk(ordinary: pytest.MonkeyPatch) -> None:
     def nowhere() -> Pace:
         raise BlockingIOError(11, os.strerror(11))
 
-    ordinary.setattr(numbers, "pace", nowhere)
+    ordinary.setattr(pid_allocation, "pace", nowhere)
     with pytest.raises(RestoreRefused, match=os.strerror(11)):
         surroundings.setting(job(free_pid()), way="native")
     assert surroundings.setting(job(free_pid())).capsule
@@ -109,13 +113,13 @@ def test_unasked_a_walk_is_short_and_for_the_sake_of_groups(ordinary: pytest.Mon
     near = surroundings.setting(job(pid))
     assert near.walk
     assert not near.capsule
-    assert 0 < near.walk.length <= numbers.here().end
-    ordinary.setattr(numbers, "pace", lambda: Pace(0.01, 1))
+    assert 0 < near.walk.length <= pid_allocation.here().end
+    ordinary.setattr(pid_allocation, "pace", lambda: Pace(0.01, 1))
     far = surroundings.setting(job(pid))
     assert far.capsule
     assert far.walk is None
     assert surroundings.setting(job(pid), way="native").walk
-    ordinary.setattr(numbers, "pace", lambda: Pace(1e9, 1))
+    ordinary.setattr(pid_allocation, "pace", lambda: Pace(1e9, 1))
     alone = replace(surroundings.probe(), groups=())
     ordinary.setattr(surroundings, "probe", lambda: alone)
     assert surroundings.setting(job(pid)).capsule
@@ -138,7 +142,7 @@ def test_nobody_waits_for_a_walk_that_is_not_gone(ordinary: pytest.MonkeyPatch) 
     def measured() -> Pace:
         raise AssertionError
 
-    ordinary.setattr(numbers, "pace", measured)
+    ordinary.setattr(pid_allocation, "pace", measured)
     pid = free_pid()
     assert surroundings.setting(job(pid), standing={pid}).capsule
     alone = replace(surroundings.probe(), groups=())
@@ -198,7 +202,7 @@ def test_groups_that_do_not_exist_in_a_capsule_are_named(monkeypatch: pytest.Mon
     own = os.getegid()
     host = replace(probe(), groups=(99_001, 99_002))
     monkeypatch.setattr(surroundings, "probe", lambda: host)
-    monkeypatch.setattr(keys, "keys_of_user", lambda: 0)
+    monkeypatch.setattr(keyrings, "keys_of_user", lambda: 0)
     where = Setting(Namespaces.USER | Namespaces.PID)
 
     def said(*gids: int, why: str = "") -> list[str]:

@@ -10,9 +10,9 @@ from sys import executable
 
 import pytest
 
+from torpor.arch.x86_64 import NR
 from torpor.remote import sys
 from torpor.remote.sys import Words, syscall, try_syscall
-from torpor.remote.x86_64 import NR
 
 WRITEV = 20
 

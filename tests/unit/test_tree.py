@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 
 from torpor import procfs
-from torpor.capsule import INIT, init_arguments
-from torpor.checkpoint import preflight
+from torpor.dump.checkpoint import preflight
 from torpor.errors import NotFound
-from torpor.objects import tree
+from torpor.objects.process import tree
+from torpor.restorer.capsule import INIT, init_arguments
 
 
 @contextmanager

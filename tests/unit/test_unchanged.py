@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from torpor.image import image_pb2 as pb
-from torpor.objects.unchanged import BLOCK_PAGES, Before, Columns, cut, join
+from torpor.objects.memory.incremental import BLOCK_PAGES, Before, Columns, cut, join
 from torpor.procfs import PAGE
-from torpor.ranges import Range
+from torpor.util.ranges import Range
 
 SPACE = 8 * BLOCK_PAGES
 """Pages."""

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from torpor.arch.x86_64 import ORIG_RAX, RAX, REGISTER_COUNT, RIP, WORD
 from torpor.errors import ImageDamaged
 from torpor.image import image_pb2 as pb
-from torpor.objects import vdso
-from torpor.remote.x86_64 import ORIG_RAX, RAX, REGISTER_COUNT, RIP, WORD
+from torpor.objects.memory import vdso
 
 AT = 0x7FFF_F7FC_1000
 

@@ -8,7 +8,7 @@ import re
 import pytest
 
 from torpor import procfs
-from torpor.objects import memory, vdso, vm_flags, vmas
+from torpor.objects.memory import process_memory, vdso, vm_flags, vmas
 
 LETTERS = {
     "5.10": "rd wr ex sh mr mw me ms gd pf dw lo io sr rr dc de ac nr ht sf ar wf dd bt sd mm hg nh mg um uw mt",
@@ -74,7 +74,7 @@ def test_a_process_of_a_stock_kernel_is_kept() -> None:
     assert [" ".join(map(bytes.decode, vma.flags)) for vma in found] == FLAGS
     apart = [vma for vma in found if vma.mapping.name not in vdso.NAMES]  # which is held against this kernel's
     assert vmas.refuse("it", os.getpid(), apart) == []
-    assert memory.refuse("it", os.getpid(), found[:4]) == []
+    assert process_memory.refuse("it", os.getpid(), found[:4]) == []
     assert not any(map(vmas.hides_from_fork, found))
     assert sum(map(vmas.is_special, (vma.mapping for vma in found))) == 2
 

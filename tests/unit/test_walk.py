@@ -11,17 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.leaks import descendants
-from torpor import walk
+from torpor.arch.x86_64 import NR
 from torpor.image import image_pb2 as pb
-from torpor.objects import family, threads
-from torpor.objects.family import Member
-from torpor.objects.pidfd import NOBODY
-from torpor.plan import ProcessPlan
+from torpor.objects.fds.pidfd import NOBODY
+from torpor.objects.process import birth_order, threads
+from torpor.objects.process.birth_order import Member
 from torpor.probe import forked
-from torpor.remote import numbers
+from torpor.remote import pid_allocation
 from torpor.remote.batch import Call
-from torpor.remote.numbers import Numbers
-from torpor.remote.x86_64 import NR
+from torpor.remote.pid_allocation import Numbers
+from torpor.restorer import walk
+from torpor.restorer.plan import ProcessPlan
 
 GIVEN = Numbers(300, 1000)
 
@@ -73,7 +73,7 @@ def test_stand_ins_of_any_number_cost_no_round() -> None:
     for pid, ppid, pgid in ((400, 1, 400), (401, 400, 400), (402, 400, 401), (405, 0, 400)):
         image.processes.add(pid=pid, ppid=ppid, sid=400, pgid=pgid).threads.add(tid=pid)
     image.descriptions.add().pidfd.pid = NOBODY
-    top = family.arrange(image, -1, is_taken=lambda pid: pid == 403)
+    top = birth_order.arrange(image, -1, is_taken=lambda pid: pid == 403)
     tids = {400: [406]}
     assert not {403, 406} & {member.pid for member in top.walk()}
     assert walk.length(top, tids, GIVEN, 350) < GIVEN.end - GIVEN.first
@@ -83,7 +83,7 @@ def test_stand_ins_take_numbers_below_where_there_are_none_above() -> None:
     image = pb.Tree()
     for pid, ppid, pgid in ((998, 1, 998), (999, 998, 998), (997, 998, 999)):
         image.processes.add(pid=pid, ppid=ppid, sid=998, pgid=pgid).threads.add(tid=pid)
-    top = family.arrange(image, -1, is_taken=lambda pid: pid >= GIVEN.end or pid == 996)
+    top = birth_order.arrange(image, -1, is_taken=lambda pid: pid >= GIVEN.end or pid == 996)
     assert {member.pid for member in top.walk()} == {-1, 995, 997, 998, 999}
 
 
@@ -133,21 +133,21 @@ def test_every_order_is_one_of_births(data: st.DataObject) -> None:
 def test_groups_of_another_are_as_inits_own() -> None:
     image = pb.Tree()
     image.processes.add(pid=500, ppid=400, pgid=450, sid=350).threads.add(tid=500)
-    assert [member.pid for member in family.arrange(image, -1).walk()] == [-1, 350, 400, 450, 500]
-    assert [member.pid for member in family.arrange(image, -1, frozenset({350, 450})).walk()] == [-1, 400, 500]
+    assert [member.pid for member in birth_order.arrange(image, -1).walk()] == [-1, 350, 400, 450, 500]
+    assert [member.pid for member in birth_order.arrange(image, -1, frozenset({350, 450})).walk()] == [-1, 400, 500]
 
 
 def test_numbers_go_by() -> None:
     """What walks is gone when it is told, and no more is left before the target than was asked."""
     children = descendants(os.getpid())  # the test run's own
-    here, pace = numbers.here(), numbers.pace()
+    here, pace = pid_allocation.here(), pid_allocation.pace()
     assert pace.per_second > 0
-    begin = numbers.last()
+    begin = pid_allocation.last()
     target = here.first + (begin + 2000 - here.first) % (here.end - here.first)
-    told = list(numbers.walk(here, target, pace))
+    told = list(pid_allocation.walk(here, target, pace))
     assert told
     assert told[0] <= 2000
-    left = here.left(numbers.last(), target)
+    left = here.left(pid_allocation.last(), target)
     assert left <= pace.near or left > here.end - here.first - 2000, "it is near, or others have gone beyond"
     assert descendants(os.getpid()) == children
 
@@ -168,7 +168,7 @@ def test_who_may_have_no_more_processes_is_told() -> None:
 def _no_more_processes() -> None:
     resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
     with pytest.raises(BlockingIOError):
-        numbers.pace()
+        pid_allocation.pace()
 
 
 def test_a_group_without_its_leader_has_its_number() -> None:
@@ -183,7 +183,7 @@ def test_a_group_without_its_leader_has_its_number() -> None:
     os.waitpid(leader, 0)
     try:
         assert not os.path.exists(f"/proc/{leader}")
-        assert numbers.is_taken(leader)
+        assert pid_allocation.is_taken(leader)
     finally:
         os.close(writer)
         os.close(reader)

@@ -11,7 +11,7 @@ import pytest
 
 from tests.leaks import no_more_descriptors
 from torpor.errors import RestoreFailed
-from torpor.workers import NO_THREAD, Thread, Workers, apart
+from torpor.util.workers import NO_THREAD, Thread, Workers, apart
 
 
 @pytest.fixture(params=["threads", "none"])
@@ -84,7 +84,7 @@ def test_what_is_done_apart_gives_and_raises_what_it_does(monkeypatch: pytest.Mo
 
 WITHOUT_MEMORY = """
 import re, resource, threading
-from torpor.workers import Thread
+from torpor.util.workers import Thread
 STACK = 8 << 20
 threading.stack_size(STACK)
 size = int(re.search(r"VmSize:\\s+(\\d+)", open("/proc/self/status").read())[1]) << 10

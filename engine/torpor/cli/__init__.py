@@ -11,10 +11,11 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 import click
+
+from torpor.cli.session import Session, verbose_option
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -54,14 +55,6 @@ class _Output(io.FileIO):
         return len(memoryview(data))
 
 
-@dataclass
-class Session:
-    """What holds for one call of the command line, whichever command it runs."""
-
-    json: bool = False
-    verbose: bool = False
-
-
 class Commands(click.Group):
     """Loads a command when it is wanted, so that completion and --help do not wait for the others."""
 
@@ -83,16 +76,6 @@ def _print_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None
 
         click.echo(f"torpor {version('torpor')}")
         ctx.exit()
-
-
-def _set_verbose(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
-    if wanted:
-        ctx.ensure_object(Session).verbose = True
-
-
-verbose_option = click.option(
-    "-v", "--verbose", is_flag=True, expose_value=False, callback=_set_verbose, help="Tell errors in full."
-)
 
 
 @click.command(

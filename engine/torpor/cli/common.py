@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from torpor.cli import Session, verbose_option
+from torpor.cli.session import Session, verbose_option
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem

@@ -12,9 +12,9 @@ import click
 from torpor.cli.common import command_options, console, print_json, store_option
 
 if TYPE_CHECKING:
-    from torpor.id_maps import Mapped
     from torpor.probe import Probe
-    from torpor.remote.numbers import Walk
+    from torpor.remote.pid_allocation import Walk
+    from torpor.restorer.id_maps import Mapped
 
 CANNOT_WORK = 1
 """Exit code: checkpoints or restores without root cannot work here."""
@@ -90,7 +90,7 @@ def _no(trouble: str, allow: str = "") -> tuple[str, str, str]:
 
 def _way(probe: Probe, walk: Walk | None, lost: int) -> Finding:
     """The way that a wake goes here, and its price: in a capsule, so many groups."""
-    from torpor.remote.numbers import WALK_SECONDS
+    from torpor.remote.pid_allocation import WALK_SECONDS
 
     name, title = "can_choose_pids", "the way of a wake"
     if probe.can_choose_pids:
@@ -287,9 +287,9 @@ def command(as_json: bool, slurm: bool, store: str | None) -> int:
     written to for a moment, with --slurm only.
     """
     from torpor import procfs
-    from torpor.capsule import tried_ids
     from torpor.probe import probe
-    from torpor.remote.numbers import whole_round
+    from torpor.remote.pid_allocation import whole_round
+    from torpor.restorer.capsule import tried_ids
 
     host = probe()
     walk = None if slurm else whole_round()

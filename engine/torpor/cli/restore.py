@@ -62,10 +62,10 @@ def command(
     as the job exits. The snapshot stays; it may be woken again.
     """
     import torpor
-    from torpor.relay import Relay
+    from torpor.restorer.terminal_relay import Relay
 
     if explain:
-        from torpor.restore import explain as explain_plan
+        from torpor.restorer.restore import explain as explain_plan
 
         for line in explain_plan(snapshot, store=store, files=files, way=way).splitlines():
             click.echo(printable(line))

@@ -10,11 +10,11 @@ from functools import partial
 
 from google.protobuf.message import DecodeError
 
-from torpor import messages
 from torpor.errors import ImageDamaged
 from torpor.image import counting
 from torpor.image.image_pb2 import Tree
 from torpor.store import SnapshotReader
+from torpor.util import strict_protobuf
 
 KIND = "tree"
 """Of snapshots of process trees."""
@@ -29,7 +29,7 @@ def read(reader: SnapshotReader) -> Tree:
     """Give the image that an open snapshot holds. Raises ImageDamaged."""
     if reader.info.kind != KIND:
         raise ImageDamaged(f"snapshot {reader.info.id} is of the kind {reader.info.kind}, not a process tree")
-    return _parsed(reader, partial(messages.parse, Tree))
+    return _parsed(reader, partial(strict_protobuf.parse, Tree))
 
 
 def look(reader: SnapshotReader) -> Tree:
@@ -57,7 +57,7 @@ def _parsed(reader: SnapshotReader, parse: Callable[[bytes], Tree]) -> Tree:
         if too_much := excess(reader.body):
             raise ImageDamaged(f"{name} has {too_much}, which none may have")
         image = parse(reader.body)
-    except messages.UnknownField as error:
+    except strict_protobuf.UnknownField as error:
         raise ImageDamaged(
             f"{name} says what this Torpor does not know: {error}",
             advice="use the version of Torpor that wrote it, or a newer one",

@@ -16,12 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from torpor import procfs
-from torpor.errors import RestoreFailed
-from torpor.remote import memory, ptrace
-from torpor.remote.batch import CODE, ENTRY_SIZE, NOT_RUN, Batch, Call, Out, Replies, Struct
-from torpor.remote.numbers import Numbers
-from torpor.remote.sys import syscall
-from torpor.remote.x86_64 import (
+from torpor.arch.x86_64 import (
     NR,
     ORIG_RAX,
     R8,
@@ -40,6 +35,11 @@ from torpor.remote.x86_64 import (
     WORD,
     signed,
 )
+from torpor.errors import RestoreFailed
+from torpor.remote import memory, ptrace
+from torpor.remote.batch import CODE, ENTRY_SIZE, NOT_RUN, Batch, Call, Out, Replies, Struct
+from torpor.remote.pid_allocation import Numbers
+from torpor.remote.sys import syscall
 
 BLOCKED = WORD & ~(1 << (signal.SIGTRAP - 1))
 """All signals but the one that int3 raises: where it is blocked the kernel takes away the program's action for it

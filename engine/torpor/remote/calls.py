@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torpor.remote.x86_64 import NR
+from torpor.arch.x86_64 import NR
 
 MADE = frozenset({
     # The window, and the way back out of it (injection.py).
@@ -16,7 +16,7 @@ MADE = frozenset({
     # The snapshot of its memory (snapshot.py).
     NR.clone, NR.close_range, NR.exit, NR.exit_group, NR.userfaultfd, NR.wait4,
 })  # fmt: skip
-"""All of them; taken.py sees to it."""
+"""All of them; process_dump.py sees to it."""
 
 VITAL = frozenset({NR.rt_sigreturn, NR.prctl, NR.exit, NR.exit_group, NR.wait4})
 """Those that must not even fail when the dumper is gone: the way back; a subreaper that is to be one again; the ends

@@ -12,9 +12,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from torpor import procfs
+from torpor.arch.x86_64 import RIP, keep_waiting, recover_call, was_restarted
 from torpor.errors import CheckpointFailed, NotFound, NotPermitted
 from torpor.remote import memory, ptrace
-from torpor.remote.x86_64 import RIP, keep_waiting, recover_call, was_restarted
 
 UNINTERRUPTIBLE = "it is in an uninterruptible system call (state D), in which nothing can stop it"
 SEE_WHY = "see what it waits for in /proc/PID/stack or /proc/PID/wchan (a hung file system?), and try again"

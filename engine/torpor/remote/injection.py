@@ -30,13 +30,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from torpor import procfs
+from torpor.arch import x86_64
+from torpor.arch.x86_64 import NR, RED_ZONE, WORD
 from torpor.errors import CheckpointFailed, Reason, Refused, in_words
-from torpor.ranges import subtract, union
-from torpor.remote import memory, ptrace, x86_64
+from torpor.remote import memory, ptrace
 from torpor.remote.batch import CODE, ENTRY_SIZE, Batch, Replies, Result
+from torpor.remote.code_stubs import CodeStubs, Loan
 from torpor.remote.freeze import Process, Thread
-from torpor.remote.gadgets import Gadgets, Loan
-from torpor.remote.x86_64 import NR, RED_ZONE, WORD
+from torpor.util.ranges import subtract, union
 
 PROT_READ_WRITE_EXEC = 7
 MAP_PRIVATE_ANONYMOUS = 0x22
@@ -79,11 +80,11 @@ class Injection:
     its registers and mask back. Between processes, `start` all and then `finish` all: they run at the same time.
     """
 
-    def __init__(self, process: Process, gadgets: Gadgets, noticed: int) -> None:
+    def __init__(self, process: Process, stubs: CodeStubs, noticed: int) -> None:
         """
         Args:
             process: the frozen process.
-            gadgets: shared by all processes of a checkpoint.
+            stubs: shared by all processes of a checkpoint.
             noticed: signals (bit 0 is number 1) that it catches, or that wait for it: it would notice one more.
         """
         self.process = process
@@ -93,7 +94,7 @@ class Injection:
         self.on_clone: Callable[[int], None] | None = None
         """Called with the PID of a child that a thread's batch has made (ptrace.O_TRACECLONE must be set).
         It raises nothing: the thread runs on meanwhile, and is to be waited for whatever becomes of the child."""
-        self._gadgets = gadgets
+        self._stubs = stubs
         self._quiet = next((s for s in _QUIET_SIGNALS if not noticed >> (s - 1) & 1), None)
         self._loan: Loan | None = None
         self._host: Thread | None = None
@@ -117,7 +118,7 @@ class Injection:
             CheckpointFailed: no thread's stack can take the frame, or the process may not map memory.
         """
         host, top = self._choose_host()
-        found = self._gadgets.find(self.process.pid, self.maps)
+        found = self._stubs.find(self.process.pid, self.maps)
         if not found:
             self._loan = Loan(host.tid, self.maps)
             found = self._loan.places

@@ -9,11 +9,11 @@ from array import array
 from collections.abc import Iterable, Sequence
 from itertools import chain
 
+from torpor.arch.x86_64 import NR, TASK_SIZE
 from torpor.errors import about
 from torpor.procfs import PAGE
-from torpor.ranges import intersection, union
 from torpor.remote.sys import Words, syscall
-from torpor.remote.x86_64 import NR, TASK_SIZE
+from torpor.util.ranges import intersection, union
 
 IOV_MAX = 1024
 

@@ -13,8 +13,8 @@ from array import array
 from collections.abc import Iterable
 
 from torpor import procfs
+from torpor.arch.x86_64 import NR, REGISTER_COUNT
 from torpor.remote.sys import Argument, Words, syscall, try_syscall
-from torpor.remote.x86_64 import NR, REGISTER_COUNT
 
 # Requests (include/uapi/linux/ptrace.h).
 POKETEXT = 4

@@ -20,13 +20,13 @@ import signal
 from collections.abc import Callable
 from contextlib import suppress
 
+from torpor.arch.x86_64 import NR
 from torpor.errors import CheckpointFailed
 from torpor.remote import ptrace
 from torpor.remote.batch import ArgumentOf, Batch, Result
 from torpor.remote.injection import Injection
 from torpor.remote.sys import descriptor_of
 from torpor.remote.written import OPEN_FLAGS
-from torpor.remote.x86_64 import NR
 
 _CLONE_VM = 0x100
 _EVERY_DESCRIPTOR = 0xFFFFFFFF

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeAlias
 
 from torpor._native import ffi, lib
-from torpor.remote.x86_64 import NR
+from torpor.arch.x86_64 import NR
 
 _call = lib.tp_syscall
 _NOTHING = (0, 0, 0, 0, 0, 0)

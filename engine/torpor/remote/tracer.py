@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TypeVar
 
 from torpor.errors import CheckpointFailed
-from torpor.workers import Thread
+from torpor.util.workers import Thread
 
 T = TypeVar("T")
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from torpor import procfs
-from torpor.remote.x86_64 import TIMED_CALLS
+from torpor.arch.x86_64 import TIMED_CALLS
 
 _PROCESSOR = 39  # field of proc_pid_stat(5)
 

@@ -32,8 +32,8 @@ from collections.abc import Sequence
 from functools import reduce
 from typing import NamedTuple
 
-from torpor.ranges import Range, intersection, subtract, union
 from torpor.remote import memory
+from torpor.util.ranges import Range, intersection, subtract, union
 
 UFFD_USER_MODE_ONLY = 1
 """What an ordinary user may ask for (vm.unprivileged_userfaultfd is 0 by default)."""

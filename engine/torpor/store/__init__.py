@@ -1,12 +1,12 @@
 """Where snapshots are kept: a directory on any shared file system. docs/format.md has its bytes and rules."""
 
-from .blocks import MAX_BLOCK, BlockTable
-from .collect import PruneReport
-from .known import KnownBlocks
-from .manifest import SnapshotInfo
-from .reader import SnapshotReader
-from .store import Progress, Store, default_path
-from .writer import SnapshotWriter
+from torpor.store.blocks import MAX_BLOCK, BlockTable
+from torpor.store.collect import PruneReport
+from torpor.store.known import KnownBlocks
+from torpor.store.manifest import SnapshotInfo
+from torpor.store.reader import SnapshotReader
+from torpor.store.store import Progress, Store, default_path
+from torpor.store.writer import SnapshotWriter
 
 __all__ = [
     "MAX_BLOCK",

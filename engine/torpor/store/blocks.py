@@ -9,7 +9,7 @@ from itertools import pairwise
 from operator import add, gt
 from typing import Final
 
-from .files import PAGE
+from torpor.store.files import PAGE
 
 HASH: Final = 32
 """Length of a BLAKE3 hash, bytes."""

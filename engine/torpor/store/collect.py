@@ -10,11 +10,11 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
-from ..errors import ImageDamaged
-from .files import DIRECTORY, Place
-from .holes import held
-from .known import snapshot_ids
-from .manifest import ID, SnapshotInfo, open_manifest, read_head
+from torpor.errors import ImageDamaged
+from torpor.store.files import DIRECTORY, Place
+from torpor.store.holes import held
+from torpor.store.known import snapshot_ids
+from torpor.store.manifest import ID, SnapshotInfo, open_manifest, read_head
 
 PINNED: Final = "pinned"
 """An empty file in a snapshot's directory: it is to stay."""

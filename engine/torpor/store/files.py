@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from ..errors import NotPermitted, StoreError
+from torpor.errors import NotPermitted, StoreError
 
 PAGE: Final = 4096
 """Alignment of blocks in packs, bytes: a constant of the format, not the host's page size."""

@@ -8,11 +8,11 @@ from collections import Counter
 from collections.abc import Sequence, Set
 from typing import Final
 
-from ..errors import ImageDamaged, NotPermitted
-from .blocks import BlockTable, Index
-from .files import Place
-from .manifest import ID, open_manifest, read_head, read_manifest
-from .reader import SnapshotReader, open_pack
+from torpor.errors import ImageDamaged, NotPermitted
+from torpor.store.blocks import BlockTable, Index
+from torpor.store.files import Place
+from torpor.store.manifest import ID, open_manifest, read_head, read_manifest
+from torpor.store.reader import SnapshotReader, open_pack
 
 MAX_KNOWN_BLOCKS: Final = 1 << 20
 """How many stored blocks a writer knows: about 150 MB of memory."""

@@ -16,11 +16,11 @@ from typing import Final
 from blake3 import blake3
 from google.protobuf.message import DecodeError
 
-from ..errors import ImageDamaged, NotPermitted, StoreError
-from ..messages import UnknownField, parse
-from .blocks import END_OF_OFFSETS, HASH, MAX_BLOCKS, ROW, BlockTable
-from .files import DIRECTORY, PAGE, check_owner, open_file, read_exactly
-from .store_pb2 import Envelope
+from torpor.errors import ImageDamaged, NotPermitted, StoreError
+from torpor.store.blocks import END_OF_OFFSETS, HASH, MAX_BLOCKS, ROW, BlockTable
+from torpor.store.files import DIRECTORY, PAGE, check_owner, open_file, read_exactly
+from torpor.store.store_pb2 import Envelope
+from torpor.util.strict_protobuf import UnknownField, parse
 
 VERSION: Final = 1
 MAGIC: Final = b"\x89TORPOR\n"

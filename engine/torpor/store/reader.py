@@ -11,11 +11,11 @@ from typing import Final
 
 from blake3 import blake3
 
-from ..errors import ImageDamaged
-from .blocks import BlockTable
-from .files import PAGE, Place, open_file, readable, told
-from .files import read_exactly as _read
-from .manifest import Manifest, SnapshotInfo, pack_header
+from torpor.errors import ImageDamaged
+from torpor.store.blocks import BlockTable
+from torpor.store.files import PAGE, Place, open_file, readable, told
+from torpor.store.files import read_exactly as _read
+from torpor.store.manifest import Manifest, SnapshotInfo, pack_header
 
 READ_SIZE: Final = 4 << 20
 """How much a check reads at once, bytes; a longer block is read alone."""

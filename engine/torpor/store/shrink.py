@@ -7,13 +7,13 @@ from collections.abc import Collection
 from contextlib import closing
 from dataclasses import dataclass, field
 
-from ..errors import ImageDamaged, NotPermitted
-from .collect import unlink_snapshot
-from .files import PAGE, Place
-from .holes import NO_HOLES, Extents, data, held, punch
-from .known import snapshot_ids
-from .manifest import Manifest, open_manifest, read_head, read_manifest
-from .reader import open_pack
+from torpor.errors import ImageDamaged, NotPermitted
+from torpor.store.collect import unlink_snapshot
+from torpor.store.files import PAGE, Place
+from torpor.store.holes import NO_HOLES, Extents, data, held, punch
+from torpor.store.known import snapshot_ids
+from torpor.store.manifest import Manifest, open_manifest, read_head, read_manifest
+from torpor.store.reader import open_pack
 
 
 @dataclass(frozen=True)

@@ -9,15 +9,15 @@ import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 
-from ..errors import ImageDamaged, NotFound, NotPermitted, Reason, StoreError
-from .collect import PINNED, PruneReport, collect, look, named_packs, settle, unlink_snapshot
-from .files import DIRECTORY, GATE_PATIENCE, Place, store_error, told
-from .holes import held
-from .known import KnownBlocks, snapshot_ids
-from .manifest import ID, SnapshotInfo, open_manifest, read_manifest
-from .reader import SnapshotReader
-from .shrink import shrink
-from .writer import SnapshotWriter
+from torpor.errors import ImageDamaged, NotFound, NotPermitted, Reason, StoreError
+from torpor.store.collect import PINNED, PruneReport, collect, look, named_packs, settle, unlink_snapshot
+from torpor.store.files import DIRECTORY, GATE_PATIENCE, Place, store_error, told
+from torpor.store.holes import held
+from torpor.store.known import KnownBlocks, snapshot_ids
+from torpor.store.manifest import ID, SnapshotInfo, open_manifest, read_manifest
+from torpor.store.reader import SnapshotReader
+from torpor.store.shrink import shrink
+from torpor.store.writer import SnapshotWriter
 
 Progress = Callable[[int, int], None]
 """Called with the bytes done and the bytes in all."""

@@ -14,12 +14,12 @@ from typing import Final
 
 from blake3 import blake3
 
-from ..errors import StoreError
-from .blocks import MAX_BLOCK, MAX_BLOCKS, BlockTable, Index
-from .collect import unlink_snapshot
-from .files import DIRECTORY, PAGE, Place, create_file, readable, store_error, told, write_all
-from .known import KnownBlocks, Pack, snapshot_ids
-from .manifest import (
+from torpor.errors import StoreError
+from torpor.store.blocks import MAX_BLOCK, MAX_BLOCKS, BlockTable, Index
+from torpor.store.collect import unlink_snapshot
+from torpor.store.files import DIRECTORY, PAGE, Place, create_file, readable, store_error, told, write_all
+from torpor.store.known import KnownBlocks, Pack, snapshot_ids
+from torpor.store.manifest import (
     KIND,
     MAX_NOTICES,
     MAX_TAGS,
@@ -33,8 +33,8 @@ from .manifest import (
     read_head,
     read_manifest,
 )
-from .reader import SnapshotReader
-from .store_pb2 import Envelope, PackRef
+from torpor.store.reader import SnapshotReader
+from torpor.store.store_pb2 import Envelope, PackRef
 
 _ZEROS: Final = memoryview(bytes(PAGE))
 

@@ -1,0 +1,25 @@
+"""What holds for one call of the command line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import click
+
+
+@dataclass
+class Session:
+    """The options that every command has."""
+
+    json: bool = False
+    verbose: bool = False
+
+
+def _set_verbose(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        ctx.ensure_object(Session).verbose = True
+
+
+verbose_option = click.option(
+    "-v", "--verbose", is_flag=True, expose_value=False, callback=_set_verbose, help="Tell errors in full."
+)

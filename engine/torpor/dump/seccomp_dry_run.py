@@ -1,0 +1,153 @@
+"""A checkpoint tried out on a child of our own, where a system-call filter (seccomp) is over both us and the target.
+
+Nobody inside can read such a filter. It may let a call fail, which is an answer, or kill who makes it: so all that a
+checkpoint calls in its target is called in a child first, which has the very same filters.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import threading
+from contextlib import suppress
+from functools import cache
+
+from torpor.arch.x86_64 import NR
+from torpor.dump.process_dump import ProcessDump
+from torpor.errors import CheckpointFailed, NotFound, Reason, Refused
+from torpor.objects.process import seccomp
+from torpor.probe import forked, sleep_with
+from torpor.remote import ptrace
+from torpor.remote.batch import Batch, Out
+from torpor.remote.calls import MADE
+from torpor.remote.code_stubs import CodeStubs
+from torpor.remote.freeze import Frozen
+from torpor.remote.sys import try_syscall
+from torpor.remote.tracer import in_own_thread
+from torpor.remote.waits import Waits
+from torpor.util.workers import NO_THREAD, RAISE_LIMIT, Thread
+
+_PATIENCE = 10.0
+"""Seconds."""
+_P_PID, _WNOHANG_EXITED = 1, 5
+_NOWHERE = -4096
+"""No descriptor, no process, no address, no flag that there is."""
+_NEVER_FAIL = frozenset({
+    NR.getpid, NR.gettid, NR.sigaltstack, NR.get_robust_list, NR.getpriority, NR.sched_getscheduler,
+    NR.sched_getaffinity, NR.sched_getparam, NR.ioprio_get, NR.personality, NR.rt_sigaction, NR.getitimer, NR.brk,
+    NR.clock_gettime, NR.prctl,
+})  # fmt: skip
+"""Calls whose answers are needed, and that only a filter makes fail."""
+
+
+def rehearse(root: int) -> None:
+    """Try it out if we and a tree are under filters, which the preflight has found to be the same; once for all trees.
+
+    Raises:
+        Refused: the filters would harm a target, or keep what must be known of it.
+    """
+    with suppress(FileNotFoundError, ProcessLookupError):  # the root has ended: the freeze says so
+        if (count := seccomp.own()) and seccomp.of_thread(root, root).filters:
+            _rehearse(count)
+
+
+@cache
+def _rehearse(count: int) -> None:
+    if try_syscall(NR.tgkill, os.getpid(), threading.get_native_id(), 0):
+        raise _refused(count, f"does not let {NR.tgkill.name} pass")
+    told, telling = os.pipe()
+    me = os.getpid()
+    pid = forked(lambda: _wait_for_the_end(me, telling))
+    os.close(telling)
+    over = threading.Event()
+
+    def watch() -> None:
+        if not over.wait(_PATIENCE):
+            _kill(pid)
+
+    watchdog = Thread(watch)
+    watched = watchdog.start()
+    try:
+        select.select([told], [], [], _PATIENCE)  # it is ready, or has died
+        denied = in_own_thread(lambda _: _take(pid)) if watched else set()
+    except (CheckpointFailed, NotFound, ProcessLookupError) as failure:
+        killers = [nr.name for nr in sorted(MADE) if _is_killed(nr)]
+        does = f"does not let {', '.join(killers)} pass" if killers else f"does not let it be called in: {failure}"
+        raise _refused(count, does) from failure
+    finally:
+        os.close(told)
+        over.set()
+        watchdog.join()
+        _kill(pid)
+        ptrace.wait_end(pid)
+    if not watched:
+        raise CheckpointFailed(NO_THREAD, advice=RAISE_LIMIT)
+    if denied:
+        raise _refused(count, f"keeps from it what {', '.join(sorted(denied))} would tell")
+
+
+def _refused(count: int, does: str) -> Refused:
+    subject = f"the system-call filters (seccomp) that Torpor and the job are under ({count})"
+    advice = "see the kernel's log (audit), and `torpor doctor` for what to allow"
+    return Refused("the checkpoint would do harm", [Reason(subject, f"what is there {does}", advice)])
+
+
+def _wait_for_the_end(parent: int, telling: int) -> None:
+    _return_from_a_signal()  # of which nothing is seen while all goes well: whoever may not, dies here
+    os.write(telling, b"\0")
+    sleep_with(parent)
+
+
+def _return_from_a_signal() -> None:
+    signal.set_wakeup_fd(-1)  # its other end is our parent's
+    signal.signal(signal.SIGUSR1, lambda *_: None)
+    os.kill(os.getpid(), signal.SIGUSR1)
+
+
+def _kill(pid: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def _take(pid: int) -> set[str]:
+    """Do with a process what a checkpoint does; the calls that failed and should not have."""
+    with Frozen(pid, _PATIENCE) as frozen:
+        taken = ProcessDump(frozen.processes[pid], CodeStubs(), Waits())
+        try:
+            taken.begin(())
+            taken.listen()
+            denied = {NR(nr).name for nr in taken.failed_calls() & _NEVER_FAIL}
+            taken.ask(_rare())
+            taken.begin_snapshot(watch=os.close)
+            taken.finish_snapshot()
+            taken.leave()
+        finally:
+            taken.abandon()
+    return denied
+
+
+def _rare() -> Batch:
+    """Calls that are made only in processes that have what they ask for: here there is no such thing."""
+    batch = Batch()
+    for nr in (NR.timer_gettime, NR.timer_getoverrun, NR.shmctl, NR.semctl, NR.msgctl, NR.semop, NR.msgrcv, NR.mincore):
+        batch.add(nr, -1, 0, 0, 0)
+    batch.add(NR.kcmp, os.getpid(), os.getpid(), 0, 0, 0)
+    batch.add(NR.waitid, _P_PID, os.getpid(), Out(ptrace.SIGINFO_SIZE), _WNOHANG_EXITED, 0)
+    return batch
+
+
+def _is_killed(nr: NR) -> bool:
+    """Whether a filter answers a call with SIGSYS, whatever its arguments are."""
+    pid = forked(lambda: _call(nr))
+    status = os.waitpid(pid, 0)[1]
+    return os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGSYS
+
+
+def _call(nr: NR) -> None:
+    signal.signal(signal.SIGSYS, signal.SIG_DFL)
+    signal.alarm(int(_PATIENCE))
+    if nr == NR.rt_sigreturn:
+        _return_from_a_signal()
+    else:
+        try_syscall(nr, *[_NOWHERE] * 6)

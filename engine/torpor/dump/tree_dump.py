@@ -1,0 +1,281 @@
+"""A whole tree as it is taken under the freeze, and told to the image when it runs again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Set
+from itertools import chain
+
+from torpor import procfs
+from torpor.dump.process_dump import ProcessDump, SnapshotLost, ZombieDump
+from torpor.dump.series import Key, Series
+from torpor.errors import CheckpointFailed, Reason, Refused, RestoreRefused
+from torpor.image import image_pb2 as pb
+from torpor.objects.fds import descriptors
+from torpor.objects.kind import FdReference
+from torpor.objects.memory import shared_memory
+from torpor.objects.memory.incremental import Before
+from torpor.objects.memory.mapped_files import MappedFiles
+from torpor.objects.memory.own_pages import Ranges
+from torpor.objects.memory.shared_memory import SharedMemory
+from torpor.objects.process import birth_order, host_requirements, keyrings, mounts, security_labels, tree
+from torpor.objects.sysv import message_queues, segments, semaphore_sets
+from torpor.remote.code_stubs import CodeStubs
+from torpor.remote.freeze import Process
+from torpor.remote.snapshot import Watch
+from torpor.remote.waits import Waits
+from torpor.store import SnapshotWriter
+from torpor.util.workers import Workers
+
+_STUBS = CodeStubs()
+
+
+class TreeDump:
+    """A frozen tree, grabbed and described. A context manager: leaving it ends the snapshots of its memory."""
+
+    def __init__(
+        self,
+        processes: Mapping[int, Process],
+        waits: Waits,
+        series: Series | None,
+        still: str,
+        *,
+        again: bool,
+        given: Set[FdReference] | None = None,
+    ) -> None:
+        """
+        Args:
+            processes: the tree, frozen, parents before their children; empty once it was let go.
+            waits: what its threads wait in.
+            series: its earlier checkpoints.
+            still: why it stands still until its image is written; empty: its memory is forked.
+            again: it will run on, and another checkpoint of the series may follow.
+            given: of a tree that has just been built, the descriptors that the restorer gave; what its memory and its
+                files hold is not read then. None: it is saved.
+        """
+        self._processes = processes
+        self._series = series
+        self._again = again
+        self._given = given
+        self._before: dict[Key, Before] = {}
+        self._still = still
+        self.shared = SharedMemory(content=given is None)
+        self.files: MappedFiles | None = None
+        self.descriptors: descriptors.GrabbedDescriptors
+        self.notices: list[str] = []
+        """What whoever wakes it will not find as it was, and what was particular about the save; a sentence each."""
+        self._all: list[ProcessDump | ZombieDump] = []
+        self._parents: dict[int, int] = {}
+        self._outside_parents: dict[int, int] = {}
+        self._waits = waits
+        self._semaphores: list[semaphore_sets.Set] = []
+        self._queues: list[message_queues.Queue] = []
+        self._keys = keyrings.Keys()
+        self._realtime_ns = 0
+        self._pool = Workers(1)
+
+    def __enter__(self) -> TreeDump:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+        for process in self._living():
+            process.abandon()
+        if self.files:
+            self.files.close()
+
+    def let_snapshots_go(self) -> None:
+        """All memory is read: let its snapshots die while the image is published."""
+        for taken in self._living():
+            if taken.snapshot:
+                taken.snapshot.let_go()
+
+    @property
+    def forked(self) -> bool:
+        """Whether every process's memory is in a snapshot, so that the tree may run on."""
+        return not self._still
+
+    def check_losses(self, error: Exception) -> None:
+        """Find out whether what went wrong did so because a process that is still needed has ended.
+
+        Raises:
+            CheckpointFailed: one of the tree.
+            SnapshotLost: a snapshot.
+        """
+        living = self._living()
+        # Also of a tree that runs again: of who has a descriptor, say, something is asked when it is described.
+        for process in chain(self._processes.values(), (taken.process for taken in living)):
+            if not process.zombie and procfs.is_ending(process.pid, process.pid):
+                raise CheckpointFailed(f"{process.name} ended during the checkpoint") from error
+        for taken in living:
+            if taken.snapshot and taken.snapshot.needed and procfs.is_ending(taken.memory_pid, taken.memory_pid):
+                why = f"the snapshot of {taken.process.name} was killed, perhaps for want of memory"
+                raise SnapshotLost(why) from error
+
+    def _living(self) -> list[ProcessDump]:
+        return [taken for taken in self._all if isinstance(taken, ProcessDump)]
+
+    def grab(self, *, reset_outside: bool, stdio: Mapping[int, int] | None) -> None:
+        """Take what changes; every process's calls run at the same time."""
+        self._realtime_ns = time.time_ns()
+        keyed = keyrings.users()
+        for process in self._processes.values():
+            self._parents[process.pid] = process.parent.pid if process.parent else 0
+            if process.zombie:
+                self._all.append(ZombieDump(process))
+                continue
+            taken = ProcessDump(process, _STUBS, self._waits)
+            self._all.append(taken)
+            taken.begin(self._stopped_children(process), keyed=keyed is None or taken.uids & keyed != set())
+            if not process.parent:
+                self._outside_parents[process.pid] = tree.outside_parent(taken.texts)
+        stats = {taken.pid: taken.texts.stat for taken in self._all}
+        self.descriptors = descriptors.grab(
+            list(stats), reset_outside=reset_outside, stdio=stdio, stats=stats, given=self._given
+        )
+        for file in descriptors.memory_files(self.descriptors):
+            self.shared.grab_file(file)
+        for taken in self._living():
+            taken.listen()
+            maps = list(map(self.shared.names.lasting, taken.injection.maps))
+            self.shared.grab_mapped(taken.pid, maps, taken.ask)
+            if self.descriptors.small:
+                self.descriptors.small.take_mapped(one for one in maps if not shared_memory.is_memory(one))
+        self._take_sysv()
+        self._take_keys()
+        self._take_memory()
+        # A snapshot outlives its process, and is where it was.
+        self.descriptors.stand_ins = {taken.pid: taken.memory_pid for taken in self._living()}
+        for taken in self._living():
+            taken.leave()
+
+    def _take_sysv(self) -> None:
+        """Take the semaphores and message queues of System V that are the tree's."""
+        living = self._living()
+        root = living[0]
+        if segments.is_apart(root.pid):
+            found = segments.find_all(root.ask)
+        else:
+            waits = chain.from_iterable(taken.calls() for taken in living)
+            found = segments.find([taken.pid for taken in living], waits)
+        askers = {taken.own_pid: taken.ask for taken in living}
+        self._semaphores, problems = semaphore_sets.grab(found.sets, askers)
+        self._queues, more = message_queues.grab(found.queues, root.ask)
+        name = root.process.name
+        found.reasons += [Reason(name, why) for why in (*problems, *more)]
+        for process in [taken.process for taken in living] if found.sets else []:
+            found.reasons += semaphore_sets.own(process.name, process.pid, list(process.threads))
+        if found.reasons:
+            raise Refused(f"{name} cannot be kept", found.reasons)
+
+    def _take_keys(self) -> None:
+        """Take the keys of its processes and sessions."""
+        living = self._living()
+        found = {taken.pid: (rings, taken.ask) for taken in living if any(map(any, rings := taken.keyrings()))}
+        self._keys = keyrings.grab(found, keyrings.own_session()) if found else keyrings.Keys()
+        if self._keys.problems:
+            names = {taken.pid: taken.process.name for taken in living}
+            reasons = [Reason(names[pid], why, keyrings.ADVICE) for pid, why in self._keys.problems]
+            raise Refused(f"{living[0].process.name} cannot be kept", reasons)
+
+    def _stopped_children(self, process: Process) -> list[int]:
+        """Their PIDs in the tree's PID namespace."""
+        mine = (child for child in self._processes.values() if child.stopped and child.parent is process)
+        return [tree.own_pid(child.pid) for child in mine]
+
+    def _take_memory(self) -> None:
+        """Fork it, if it may be forked, and tell what was written since the last checkpoint of the series."""
+        living = self._living()
+        if self._series:
+            self._before = self._series.look({one.key: one.watchable for one in living}, again=self._again)
+        self._still = self._still or self._unforkable()
+        watches = {taken.pid: self._watch(taken) for taken in living}
+        asked = living if self.forked else [taken for taken in living if watches[taken.pid]]
+        for taken in asked:
+            taken.begin_snapshot(fork=self.forked, watch=watches[taken.pid])
+        made = [taken.finish_snapshot() for taken in asked]
+        if self.forked and not all(made):
+            self._still = (
+                "the kernel did not let it be forked: the limits are of processes (ulimit -u, pids.max) or memory"
+            )
+        for taken in living:
+            if self.forked:
+                taken.walk(self._pool)
+            else:
+                taken.end_snapshot()
+
+    def _unforkable(self) -> str:
+        """Why the tree cannot be forked, in words."""
+        parents = set(self._parents.values())
+        for taken in self._living():
+            if taken.adopts_orphans and taken.pid in parents:
+                return f"{taken.process.name} adopts orphans, and would a snapshot of a process below it"
+            if taken.locks_memory:
+                return f"{taken.process.name} has locked memory, which a fork would not show"
+        return ""
+
+    def _watch(self, taken: ProcessDump) -> Watch | None:
+        """What is to be done with a userfaultfd of a process; None: no need of one."""
+        series = self._series
+        if series is None or not self._again or not series.lacks(taken.key):
+            return None
+        return lambda fd: series.watch(taken.key, fd, taken.private)
+
+    def describe(self) -> tuple[pb.Tree, list[Ranges]]:
+        """The image without its pages, and for each process the ranges whose pages are to be stored.
+
+        Raises:
+            Refused: something that cannot be kept came up after the preflight.
+        """
+        image = pb.Tree()
+        files = self.files = MappedFiles(image)
+        for living in self._living():
+            self.shared.note_system_v(living.told())
+        self.shared.describe(image)
+        for semaphores in self._semaphores:
+            semaphore_sets.describe(semaphores, image.semaphores.add())
+        for queue in self._queues:
+            message_queues.describe(queue, image.queues.add())
+        own_pids = {taken.pid: taken.own_pid for taken in self._all}
+        pages: list[Ranges] = []
+        for taken in self._all:
+            above = self._parents[taken.pid]
+            parent = own_pids[above] if above else self._outside_parents[taken.pid] if taken is self._all[0] else 0
+            if isinstance(taken, ZombieDump):
+                tree.describe_zombie(taken.texts, parent, image.processes.add())
+                pages.append(Ranges(taken.pid, [], []))
+            else:
+                pages.append(taken.describe(parent, image, files, self.shared))
+        keyrings.describe(self._keys, image, own_pids)
+        told = {pid for taken in self._living() for pid in taken.told_stops()}
+        for process in image.processes:
+            process.stop_told = process.stopped and process.pid in told
+        try:
+            birth_order.arrange(image, birth_order.UNKNOWN_PID)
+        except RestoreRefused as error:
+            raise Refused("the tree cannot be kept: there would be no way to build it", error.reasons) from None
+        if reasons := [Reason("the tree", why, keyrings.ADVICE) for why in keyrings.judge(image)]:
+            raise Refused("the tree cannot be kept", reasons)
+        descriptors.describe(self.descriptors, image, self.shared.index)
+        self.notices += descriptors.notices(self.descriptors)
+        if self._still and self._again:
+            self.notices.append(f"it stood still until it was written: {self._still}")
+        mounts.describe(image, self._living()[0].memory_pid)  # a snapshot outlives its process
+        root = self._living()[0]
+        xstate = next(iter(root.injection.xstates.values()))
+        host_requirements.describe(image, root.texts.status, xstate, self._realtime_ns, root.clocks())
+        image.host.label = root.texts.label
+        self.notices += security_labels.notices(root.texts.label)
+        return image, pages
+
+    @property
+    def before(self) -> list[Before | None]:
+        """What is known of each process from the last snapshot of the series, in the order of the image."""
+        return [self._before.get(one.key) if isinstance(one, ProcessDump) else None for one in self._all]
+
+    def note(self, image: pb.Tree, writer: SnapshotWriter) -> None:
+        """Tell the series of the snapshot that was published."""
+        if self._series and self._again:
+            both = zip(self._all, image.processes, strict=True)
+            tables = {taken.key: out.memory.pages for taken, out in both if isinstance(taken, ProcessDump)}
+            self._series.note(writer.store, writer.known(), tables)

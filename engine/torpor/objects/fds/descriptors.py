@@ -1,0 +1,503 @@
+"""Every open file description of a tree: from the running processes into an image, and back.
+
+    survey     nothing is frozen: what could not be kept?
+    grab       frozen: take what changes. Copies are closed again at once.
+    arm_reset  just before a tree is killed for good: let go of its ports at once
+    describe   the tree runs again: fill Tree.descriptions, Tree.pipes and each Process.fds
+    check      before a restore touches anything: what could not be given back here?
+    open_all   each description once, in the restoring process, at a *slot*: a number above all of the tree's
+    placement  for one process: dup3() from the slots to its own numbers
+    closing    for one process: close everything else, slots included
+
+A new kind is a module with a class of `description.Kind`, and one line in KINDS.
+
+Who owns a descriptor's signals is in `torpor.objects.fds.signal_owners`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import resource
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field
+from typing import Any
+
+from torpor import procfs
+from torpor.arch.x86_64 import NR
+from torpor.errors import Reason, Refused, RestoreFailed
+from torpor.image.image_pb2 import Description, Lock, Process, Tree
+from torpor.objects.fds import grabbing, locks, ptys, signal_owners
+from torpor.objects.fds.devices import CharDevice
+from torpor.objects.fds.epoll import Epoll
+from torpor.objects.fds.eventfd import Eventfd
+from torpor.objects.fds.fifos import Fifo
+from torpor.objects.fds.files import Directory, RegularFile
+from torpor.objects.fds.inotify import Inotify
+from torpor.objects.fds.made_in_process import is_own
+from torpor.objects.fds.memfd import MemoryDescriptor, MemoryFile, memory_files
+from torpor.objects.fds.path_only import NameOnly
+from torpor.objects.fds.pidfd import Pidfd
+from torpor.objects.fds.pipes import Pipe
+from torpor.objects.fds.posix_queues import MessageQueue
+from torpor.objects.fds.proc_files import ProcFile
+from torpor.objects.fds.ptys import PseudoTerminal
+from torpor.objects.fds.signalfd import Signalfd
+from torpor.objects.fds.stdio import Terminal
+from torpor.objects.fds.timerfd import Timerfd
+from torpor.objects.fds.unlinked import Unlinked
+from torpor.objects.fds.unsupported import Unkept
+from torpor.objects.kind import (
+    KNOWN_FLAGS,
+    O_ASYNC,
+    STDIO,
+    Describing,
+    FdReference,
+    GrabbedDescriptors,
+    Kind,
+    OpenFile,
+    Opening,
+    Problem,
+    name,
+)
+from torpor.objects.memory.mapped_files import mapped_both_ways
+from torpor.objects.paths.opener import O_TMPFILE, Openers
+from torpor.objects.sockets import unix_sockets
+from torpor.objects.sockets.netlink import Netlink
+from torpor.objects.sockets.tcp import Tcp, arm_reset, choose_kept, hold_kept
+from torpor.objects.sockets.udp import Udp
+from torpor.objects.sockets.unix_sockets import Unix
+from torpor.remote.batch import Call
+from torpor.remote.freeze import describe_process
+from torpor.remote.sys import try_syscall
+
+__all__ = [
+    "GrabbedDescriptors",
+    "MemoryFile",
+    "Opened",
+    "arm_reset",
+    "check",
+    "choose_kept",
+    "closing",
+    "describe",
+    "first_slot",
+    "grab",
+    "hold_kept",
+    "memory_files",
+    "notices",
+    "open_all",
+    "placement",
+    "survey",
+]
+
+KINDS: tuple[Kind[Any], ...] = (
+    MessageQueue(),  # before files: it looks like one
+    ProcFile(),  # before files, too
+    MemoryDescriptor(),  # before files: it is one
+    Unlinked(),  # before files, too
+    RegularFile(),
+    Directory(),
+    NameOnly(),
+    CharDevice(),
+    PseudoTerminal(),
+    Terminal(),
+    Pipe(),
+    Fifo(),
+    Eventfd(),
+    Timerfd(),
+    Signalfd(),
+    Pidfd(),
+    Inotify(),
+    Unix(),
+    Tcp(),
+    Udp(),
+    Netlink(),
+    Epoll(),  # after what it may watch
+    Unkept(),  # the rest
+)
+
+KCMP_FILES = 2
+LAST_FD = (1 << 32) - 1
+OUTSIDE = "its other end is outside of the tree"
+_RINGS = 8
+"""Numbers above those of the image, for descriptors that are in each other's way."""
+SPARE = 64
+"""Descriptors that are open for a moment while others are made."""
+
+
+# ------------------------------------------------------------------------------------------ from a live tree
+
+
+def survey(pids: Sequence[int], *, reset_outside: bool = False, stdio: Mapping[int, int] | None = None) -> list[Reason]:
+    """Say everything that cannot be kept, while the tree runs.
+
+    Args:
+        pids: the tree, parents before their children.
+        reset_outside: as for `grab`.
+        stdio: as for `grab`.
+    """
+    return [*_shared_tables(pids), *problems(grab(pids, content=False, reset_outside=reset_outside, stdio=stdio))]
+
+
+def grab(
+    pids: Sequence[int],
+    *,
+    content: bool = True,
+    reset_outside: bool = False,
+    stdio: Mapping[int, int] | None = None,
+    stats: Mapping[int, procfs.Stat] | None = None,
+    given: Set[FdReference] | None = None,
+) -> GrabbedDescriptors:
+    """Take every description of a tree: see `torpor.objects.fds.grabbing`.
+
+    Args:
+        pids: the tree, parents before their children. What ends meanwhile has no descriptors.
+        content: also take what lies in pipes and sockets; the tree is frozen.
+        reset_outside: sockets whose peer is outside of the tree are kept, as ones whose peer has closed.
+        stdio: for descriptors of the first process, which of standard input, output and error each is a copy of.
+        stats: by PID what tells a process's session and controlling terminal; None: asked where there is a terminal.
+        given: of a tree that was built, which descriptors are the restorer's own; None: it is saved.
+
+    Raises:
+        NotPermitted: a process is not ours.
+    """
+    return grabbing.grab(
+        KINDS, pids, content=content, reset_outside=reset_outside, stdio=stdio, stats=stats, given=given
+    )
+
+
+def problems(tree: GrabbedDescriptors) -> list[Reason]:
+    """Say everything of what was grabbed that cannot be kept."""
+    return list(_problems(tree))
+
+
+def describe(tree: GrabbedDescriptors, image: Tree, shared: Callable[[int, int], int]) -> None:
+    """Fill in `image`: descriptions, pipes, and the descriptors of each process.
+
+    Args:
+        tree: what was grabbed.
+        image: has a process for each of the tree, in the same order.
+        shared: the index in Tree.shared of the memory with this device and inode: see `memory_files`.
+
+    Raises:
+        Refused: something came up since the survey that cannot be kept.
+    """
+    if found := problems(tree):
+        raise Refused("the tree holds what cannot be kept", found)
+    describing = Describing(image, {}, tree, shared)
+    processes = dict(zip(tree.pids, image.processes, strict=True))
+    order: list[tuple[OpenFile[Any], int | None]] = []
+    for held in tree.held:
+        for holder in held.holders:
+            key = (id(held), tree.stdio(held, holder.fd))
+            if key not in describing.index:
+                describing.index[key] = len(order)
+                order.append((held, key[1]))
+    for held, number in order:
+        leased = id(held) in tree.lease_signals  # which sets O_ASYNC, too
+        description = image.descriptions.add(flags=held.flags & ~O_ASYNC if leased else held.flags)
+        if number is None:
+            signal_owners.describe(held, tree, processes, description)
+            held.kind.describe(held, description, tree, describing)
+        else:
+            description.outside.stdio = number
+            description.outside.was = held.kind.outside(held, tree) if tree.given is None else ""
+    for holder, held in tree.by_holder.items():
+        entry = processes[holder.pid].fds.add(
+            fd=holder.fd,
+            description=describing.index_of(held, holder.fd),
+            cloexec=holder in tree.cloexec,
+        )
+        description = image.descriptions[entry.description]
+        for lock in locks.parse(tree.locked.get(holder, ())):
+            if lock.kind == Lock.POSIX:
+                entry.locks.append(lock)
+            elif lock.kind == Lock.FLOCK and (taker := _taker(b"FLOCK", held, tree)):
+                if holder == taker:
+                    entry.locks.add(kind=Lock.FLOCK_BY, exclusive=lock.exclusive)
+            elif lock.kind == Lock.LEASE:
+                if holder == (_taker(b"LEASE", held, tree) or held.holders[0]):
+                    entry.locks.add(kind=lock.kind, exclusive=lock.exclusive, signal=tree.lease_signals[id(held)])
+            elif lock not in description.locks:
+                description.locks.append(lock)
+    if found := ptys.describe_sessions(describing):
+        raise Refused("the tree holds what cannot be kept", found)
+
+
+def notices(tree: GrabbedDescriptors) -> list[str]:
+    """Say what of the descriptions a restore will not bring back as it was: a sentence each, for people."""
+    by_kind = ((kind, [held for held in tree.held if held.kind is kind]) for kind in KINDS)
+    return [text for kind, mine in by_kind for text in kind.notices(mine, tree)]
+
+
+def _taker(kind: bytes, held: OpenFile[Any], tree: GrabbedDescriptors) -> FdReference | None:
+    """The descriptor through which a lock is to be taken again: one of the process that took it, if that is there."""
+    owner = locks.owner(kind, tree.locked[held.holders[0]])
+    return next((holder for holder in held.holders if holder.pid == owner), None)
+
+
+def _problems(tree: GrabbedDescriptors) -> Iterator[Reason]:
+    found = [(held, problem) for held in tree.held if not tree.is_given(held) for problem in _judge(held, tree)]
+    # Before the freeze nobody looks into sockets, and an end that seems to be outside may lie in one.
+    unseen = not tree.content and any(map(unix_sockets.may_hold_descriptors, tree.of(Unix)))
+    if unseen and all(problem.why.startswith(OUTSIDE) for _, problem in found):
+        found = []
+    for held, problem in found:
+        yield Reason(f"{name(held.holders[0])} ({held.link})", *problem)
+    for holder, lines in sorted(tree.locked.items()):
+        for problem in locks.judge(lines):
+            yield Reason(f"{name(holder)} ({tree.by_holder[holder].link})", *problem)
+
+
+def _judge(held: OpenFile[Any], tree: GrabbedDescriptors) -> Iterator[Problem]:
+    if held.owner and held.kind.outside(held, tree) and held.kind.stands_for(held, tree):
+        yield Problem("it sends signals (F_SETOWN), and another one takes its place", "set the owner to 0")
+    yield from signal_owners.judge(held, tree)
+    if unknown := held.flags & ~(KNOWN_FLAGS | O_TMPFILE):
+        yield Problem(f"it has status flags that are not known: {unknown:#o}")
+    if held.under_way_to is not None:
+        if not held.kind.may_be_under_way:
+            yield Problem("it lies in a socket's queue, and no process has it yet", "try again", passing=True)
+        elif locks.lines(held.info):
+            yield Problem("it is locked, and lies in a socket's queue", "try again", passing=True)
+    accepted = tree.reset_outside and held.kind.may_be_reset
+    if (outside := held.kind.outside(held, tree)) and not held.kind.stands_for(held, tree) and not accepted:
+        yield Problem(
+            f"{OUTSIDE} ({outside})",
+            "close it, or checkpoint the whole tree of which both ends are a part",
+        )
+    yield from held.kind.judge(held, tree)
+
+
+def _shared_tables(pids: Sequence[int]) -> Iterator[Reason]:
+    """Descriptor tables that a thread has for itself (unshare(2), CLONE_FILES); sharing.py looks for shared ones."""
+    for pid in pids:
+        for tid in _threads(pid):
+            if try_syscall(NR.kcmp, pid, tid, KCMP_FILES) in (1, 2) and not procfs.is_ending(pid, tid):
+                yield Reason(
+                    f"{describe_process(pid)}, thread {tid}",
+                    "it has descriptors of its own (unshare(CLONE_FILES)), which is not kept yet",
+                    "end the thread",
+                )
+
+
+def _threads(pid: int) -> list[int]:
+    try:
+        return [tid for tid in procfs.threads(pid) if tid != pid]
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+
+
+# -------------------------------------------------------------------------------------------- from an image
+
+
+@dataclass
+class Opened:
+    """The descriptions of an image in the restoring process. A context manager: leaving it closes them."""
+
+    slots: dict[int, int]
+    """For each description, by its index in the image, the descriptor that keeps it here: its slot."""
+    terminals: dict[int, int] = field(default_factory=dict)
+    """The same for the terminals that sessions have, by their index."""
+    warnings: list[str] = field(default_factory=list)
+    """What is not as it was, in words."""
+    at_last: list[Callable[[], None]] = field(default_factory=list)
+    """What is to be done when the tree is let go."""
+
+    def __enter__(self) -> Opened:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def let_go(self) -> None:
+        """Let those connections go on that do.
+
+        Raises:
+            RestoreFailed: the kernel refuses.
+        """
+        try:
+            for act in self.at_last:
+                act()
+        except OSError as error:
+            raise RestoreFailed(f"a TCP connection cannot go on: {error.strerror}") from error
+
+    def close(self) -> None:
+        """Close the slots. What processes hold by now stays open."""
+        for kept in (self.slots, self.terminals):
+            while kept:
+                os.close(kept.popitem()[1])
+
+
+def check(image: Tree, stdio: Sequence[int] = (0, 1, 2), *, standing: bool = False) -> list[Reason]:
+    """Say everything that keeps the image's descriptions from being opened here and now. Changes nothing.
+
+    Args:
+        image: the tree; not trusted.
+        stdio: the restorer's descriptors that stand in for 0, 1 and 2.
+        standing: the tree itself still lives. What it has (ports, names, locks) is not looked at, and no file that it
+            has a lease on is opened, which would break that.
+    """
+    found = [*_check_numbers(image), *ptys.check_sessions(image), *signal_owners.check(image)]
+    if found:
+        return found
+    leased = locks.leased(image) if standing else set()
+    for kind, mine in _by_kind(image):
+        seen = {index: description for index, description in mine.items() if description.file.path not in leased}
+        try:
+            reasons = list(kind.check(seen, image, stdio))
+            found += reasons or ([] if standing else kind.check_free(mine, image))
+        except (ValueError, OverflowError) as error:  # a number or a name that no system call takes
+            found.append(Reason("the image", f"a description of the kind {kind.field} cannot be: {error}"))
+    return found if standing else found or list(locks.check(image))
+
+
+def open_all(
+    image: Tree,
+    shared: Callable[[int], int],
+    stdio: Sequence[int] = (0, 1, 2),
+    terminal: int = -1,
+    openers: Openers | None = None,
+) -> Opened:
+    """Open every description of an image in this process, at a slot, for its children to inherit.
+
+    The soft limit of descriptors must have been raised. The slots are not close-on-exec.
+
+    Args:
+        image: the tree, checked.
+        shared: gives a descriptor for reading and writing of shared memory, by its index in the image. It
+            stays whose it is.
+        stdio: the descriptors that stand in for 0, 1 and 2.
+        terminal: the terminal to be the controlling one in the place of that outside, -1: none.
+        openers: who opens paths for each of them; None: each process beneath this one's own root directory.
+
+    Raises:
+        RestoreFailed: a description cannot be opened; none is left.
+    """
+    opening = Opening(image, stdio, shared, first_slot(image), openers or Openers(image))
+    opened = Opened(opening.slots, opening.terminals, opening.warnings, opening.at_last)
+    try:
+        if terminal >= 0 and (lost := ptys.lost(image)) is not None:
+            opening.keep_terminal(lost, terminal)
+        with opening.stack:
+            for kind, mine in _by_kind(image):
+                kind.open(mine, opening)
+            for act in opening.later:
+                act()
+        locks.take(image, opening.slots)
+    except BaseException:
+        opened.close()
+        raise
+    return opened
+
+
+def placement(process: Process, image: Tree, opened: Opened) -> list[Call]:
+    """The calls that give a process its descriptors from the slots, whose numbers may be those of others."""
+    flags = {entry.fd: os.O_CLOEXEC if entry.cloexec else 0 for entry in process.fds}
+    wanted = {one.fd: opened.slots[one.description] for one in process.fds if not is_own(image, one.description)}
+    calls: list[Call] = []
+
+    def place(slot: int, fd: int, words: str) -> None:
+        calls.append(Call(NR.dup3, (slot, fd, flags.get(fd, 0)), fd, f"{words} descriptor {fd}"))
+
+    for fd in [fd for fd, slot in wanted.items() if fd == slot]:
+        calls.append(Call(NR.fcntl, (fd, fcntl.F_SETFD, int(bool(flags[fd]))), 0, f"leaving descriptor {fd}"))
+        del wanted[fd]
+    readers: dict[int, list[int]] = defaultdict(list)
+    for fd, slot in wanted.items():
+        readers[slot].append(fd)
+    left = {slot: len(fds) for slot, fds in readers.items()}
+    aside = max([*flags, *opened.slots.values()], default=0)
+    free = [fd for fd in wanted if fd not in left]
+    while wanted:
+        if not free:  # those that are left wait for each other in rings: what is in the way of one is put aside
+            fd = next(iter(wanted))
+            aside += 1
+            place(fd, aside, "putting aside, as")
+            readers[aside], left[aside] = readers.pop(fd), left.pop(fd)
+            wanted |= {reader: aside for reader in readers[aside] if reader in wanted}
+            free.append(fd)
+        fd = free.pop()
+        slot = wanted.pop(fd)
+        place(slot, fd, "placing")
+        left[slot] -= 1
+        if not left[slot]:
+            del left[slot]
+            if slot in wanted:
+                free.append(slot)
+            elif slot == aside:
+                aside -= 1
+    return calls
+
+
+def closing(process: Process) -> list[Call]:
+    """The calls that close every descriptor that is not the process's own: slots, and all it inherited."""
+    calls = []
+    begin = 0
+    for fd in [*sorted(entry.fd for entry in process.fds), LAST_FD + 1]:
+        if begin < fd:
+            calls.append(Call(NR.close_range, (begin, fd - 1, 0), 0, f"closing the descriptors {begin} to {fd - 1}"))
+        begin = fd + 1
+    return calls
+
+
+def _by_kind(image: Tree) -> Iterator[tuple[Kind[Any], dict[int, Description]]]:
+    """The kinds in the order in which they are to be made, each with its descriptions by their index."""
+    for kind in KINDS:
+        mine = {i: d for i, d in enumerate(image.descriptions) if d.WhichOneof("kind") == kind.field}
+        if mine:
+            yield kind, mine
+
+
+def first_slot(image: Tree) -> int:
+    """The lowest number for what a restore opens: above those of every descriptor in the image, also of those that an
+    epoll remembers; among them where this process may not have so many."""
+    above = _highest(image) + 1
+    return above if above + _needed(image) <= _most() else STDIO + 1
+
+
+def _most() -> int:
+    """How many descriptors this process may have."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    return sys.maxsize if hard == resource.RLIM_INFINITY else hard
+
+
+def _highest(image: Tree) -> int:
+    numbers = [entry.fd for process in image.processes for entry in process.fds]
+    numbers += [watch.fd for one in image.descriptions for watch in one.epoll.watches]
+    return max(numbers, default=STDIO)
+
+
+def _needed(image: Tree) -> int:
+    """How many descriptors are open at once, at the most."""
+    mapped = len(image.files) + len(image.shared) + len(mapped_both_ways(image))
+    return len(image.descriptions) + len(image.ptys) + mapped + SPARE
+
+
+def _check_numbers(image: Tree) -> Iterator[Reason]:
+    known = {kind.field for kind in KINDS if kind.field}
+    for index, description in enumerate(image.descriptions):
+        if description.WhichOneof("kind") not in known:
+            yield Reason("the image", f"description {index} is of a kind that this version does not know")
+        temporary = O_TMPFILE if description.WhichOneof("kind") == MemoryDescriptor.field else 0
+        if description.flags & ~(KNOWN_FLAGS | temporary):
+            yield Reason("the image", f"description {index} has flags that cannot be: {description.flags:#o}")
+    for process in image.processes:
+        numbers = [entry.fd for entry in process.fds]
+        if len(set(numbers)) != len(numbers):
+            yield Reason("the image", f"process {process.pid} has two descriptors with one number")
+        for entry in process.fds:
+            if entry.description >= len(image.descriptions):
+                yield Reason(
+                    "the image",
+                    f"process {process.pid}, fd {entry.fd} leads to description {entry.description}",
+                )
+    needed = max(_highest(image) + 1 + _RINGS, len(os.listdir("/proc/self/fd")) + _needed(image))
+    if needed > _most():
+        yield Reason(
+            "the descriptors of the image",
+            f"{needed} are needed at once to restore them, and this process may have {_most()}",
+            "raise the hard limit (ulimit -Hn)",
+        )

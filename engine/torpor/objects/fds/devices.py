@@ -1,0 +1,79 @@
+"""Character devices that hold no state of their own: opened again by name.
+
+These are /dev/null, zero, full, random and urandom (Documentation/admin-guide/devices.txt: major 1). Any
+other device may hold state that only its driver knows, and is refused.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator, Sequence
+
+from torpor.errors import Reason, RestoreFailed
+from torpor.image.image_pb2 import Description, Tree
+from torpor.objects.kind import Describing, GrabbedDescriptors, Kind, OpenFile, Opening, Problem, Seen, words
+from torpor.objects.paths.opener import Opener, Openers
+
+MEMORY_DEVICES = 1
+STATELESS = {3: "null", 5: "zero", 7: "full", 8: "random", 9: "urandom"}
+
+
+class CharDevice(Kind[None]):
+    """A device without state."""
+
+    field = "device"
+    may_be_under_way = True
+
+    def matches(self, seen: Seen) -> bool:
+        """Told by the numbers; the name is only where it is opened again."""
+        return stat.S_ISCHR(seen.stat.st_mode) and _stateless(seen.stat)
+
+    def grab(self, held: OpenFile[None], pidfd: int, *, content: bool) -> None:
+        """Nothing: it has no state."""
+
+    def judge(self, held: OpenFile[None], tree: GrabbedDescriptors) -> Iterator[Problem]:
+        """The name must lead to such a device."""
+        try:
+            now = os.stat(held.link)
+        except OSError as error:
+            yield Problem(f"its name does not lead to it here: {error.strerror}")
+            return
+        if now.st_rdev != held.stat.st_rdev or not stat.S_ISCHR(now.st_mode):
+            yield Problem("its name does not lead to it here")
+
+    def describe(self, held: OpenFile[None], out: Description, tree: GrabbedDescriptors, image: Describing) -> None:
+        """By name and numbers."""
+        out.device.path = os.fsencode(held.link)
+        out.device.major = os.major(held.stat.st_rdev)
+        out.device.minor = os.minor(held.stat.st_rdev)
+
+    def check(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
+        """It is there and may be opened."""
+        openers = Openers(image)
+        for index, description in mine.items():
+            try:
+                os.close(_open(description, openers.description(index)))
+            except OSError as error:
+                yield Reason(words(description), f"it cannot be opened: {error.strerror}")
+            except RestoreFailed as error:
+                yield Reason(words(description), error.message)
+
+    def make(self, description: Description, opening: Opening) -> int:
+        """By name, if the numbers are right."""
+        return _open(description, opening.opener)
+
+
+def _stateless(status: os.stat_result) -> bool:
+    return os.major(status.st_rdev) == MEMORY_DEVICES and os.minor(status.st_rdev) in STATELESS
+
+
+def _open(description: Description, opener: Opener) -> int:
+    fd = opener.lookup(description.device.path)
+    status = os.fstat(fd)
+    numbers = (os.major(status.st_rdev), os.minor(status.st_rdev))
+    wanted = (description.device.major, description.device.minor)
+    if not stat.S_ISCHR(status.st_mode) or numbers != wanted or not _stateless(status):
+        os.close(fd)
+        raise RestoreFailed(f"{words(description)} is not the character device {wanted[0]}:{wanted[1]} here")
+    return opener.reopened(fd, description.flags & (os.O_ACCMODE | os.O_APPEND | os.O_NONBLOCK | os.O_SYNC))

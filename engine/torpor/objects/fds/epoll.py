@@ -1,0 +1,255 @@
+"""epoll: what a program waits for (epoll(7)).
+
+A watch belongs to a description and to the number under which it was added; it lives on while the
+description is open anywhere, even when that number leads elsewhere by now. fdinfo gives the number, the
+events and the data; kcmp(2) with KCMP_EPOLL_TFD tells which description is meant, so that no watch comes
+back on the wrong one.
+
+Kept: every watch, with its events, flags and data; how it polls busily. Not kept: that an edge (EPOLLET) was told
+already: the first wait after the restore may tell it once more, which epoll(7) allows at any time. A one-shot watch
+that has fired cannot be made unarmed for EPOLLERR and EPOLLHUP, which the kernel adds to each: it may tell these once
+more.
+
+Watches on signalfds and pidfds are made by a process that has both (`torpor.objects.fds.made_in_process`). All others
+are made in the restoring process, in a thread with a descriptor table of its own, in which every
+number is free: the kernel keeps the number, not the process.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import select
+import struct
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+from torpor import procfs
+from torpor.arch.x86_64 import NR
+from torpor.errors import Reason, RestoreFailed
+from torpor.image.image_pb2 import Description, Tree
+from torpor.image.image_pb2 import Epoll as EpollMessage
+from torpor.objects.kind import (
+    Describing,
+    FdReference,
+    GrabbedDescriptors,
+    Kind,
+    OpenFile,
+    Opening,
+    Problem,
+    Seen,
+    borrowed,
+    naming,
+    words,
+)
+from torpor.remote.sys import syscall, try_syscall
+from torpor.util.workers import apart
+
+KCMP_EPOLL_TFD = 7
+CLONE_FILES = 0x400
+EPOLL_CTL_ADD = 1
+EPIOCSPARAMS, EPIOCGPARAMS = 0x40088A01, 0x80088A02
+PARAMETERS = struct.Struct("=IHBx")
+"""struct epoll_params: microseconds, packets at once, whether it is preferred."""
+_USUAL_BUDGET = 64
+"""NAPI_POLL_WEIGHT: more takes CAP_NET_ADMIN."""
+EVENT = struct.Struct("=IQ")
+"""struct epoll_event, which is packed on x86-64."""
+
+WATCHED_BY_OWNERS = frozenset(("signalfd", "pidfd", "queue"))
+"""What only a process of the tree itself can wait for."""
+
+_WATCH = re.compile(rb"^tfd:\s*(\d+) events:\s*([0-9a-f]+) data:\s*([0-9a-f]+)", re.MULTILINE)
+
+
+@dataclass
+class Watch:
+    """What is watched, under which number, for what."""
+
+    fd: int
+    events: int
+    data: int
+    target: FdReference | None
+    """A descriptor that leads to it; None when nobody in the tree has one."""
+
+
+@dataclass
+class EpollState:
+    """The watches of one epoll."""
+
+    watches: list[Watch] = field(default_factory=list)
+    busy_poll: bytes = b""
+    """struct epoll_params; empty where none are set, or the kernel has none (before 6.9)."""
+
+
+class Epoll(Kind[EpollState]):
+    """An epoll instance."""
+
+    field = "epoll"
+
+    def matches(self, seen: Seen) -> bool:
+        """Told by the link."""
+        return seen.link == "anon_inode:[eventpoll]"
+
+    def grab(self, held: OpenFile[EpollState], pidfd: int, *, content: bool) -> EpollState:
+        """The watches need the whole tree: see `finish`."""
+        with borrowed(pidfd, held.holders[0].fd) as copy:
+            return EpollState(busy_poll=_busy_poll(copy))
+
+    def finish(self, mine: list[OpenFile[EpollState]], tree: GrabbedDescriptors) -> None:
+        """Find what is watched. Two watches under one number are told apart by their order in fdinfo."""
+        for held in mine:
+            seen: dict[int, int] = {}
+            for match in _WATCH.finditer(held.info):
+                fd = int(match[1])
+                target = _target(held, fd, seen.get(fd, 0), tree)
+                seen[fd] = seen.get(fd, 0) + 1
+                held.state.watches.append(Watch(fd, int(match[2], 16), int(match[3], 16), target))
+
+    def judge(self, held: OpenFile[EpollState], tree: GrabbedDescriptors) -> Iterator[Problem]:
+        """Everything that is watched is in the tree.
+
+        While the tree still runs, descriptors and watches are seen one after the other: what was opened or closed in
+        between looks the same.
+        """
+        if held.state.busy_poll and not _may_poll(held.state.busy_poll):
+            yield Problem("it polls busily in a way that takes a privilege (EPIOCSPARAMS)", "set its budget to 64")
+        for watch in held.state.watches:
+            if watch.target is None:
+                yield Problem(
+                    f"it watches what was descriptor {watch.fd} and is open only outside the tree",
+                    "remove it from the epoll, or close it everywhere",
+                    passing=True,
+                )
+            elif tree.by_holder[watch.target].kind.field in WATCHED_BY_OWNERS and (
+                watch.target.fd != watch.fd or watch.target.pid not in {holder.pid for holder in held.holders}
+            ):
+                yield Problem(
+                    f"it watches what was descriptor {watch.fd} and has another number by now",
+                    "remove it from the epoll",
+                    passing=True,
+                )
+
+    def describe(
+        self, held: OpenFile[EpollState], out: Description, tree: GrabbedDescriptors, image: Describing
+    ) -> None:
+        """Its watches."""
+        out.epoll.SetInParent()
+        out.epoll.busy_poll = held.state.busy_poll
+        for watch in held.state.watches:
+            if watch.target is not None:
+                index = image.index_of(tree.by_holder[watch.target], watch.target.fd)
+                out.epoll.watches.add(fd=watch.fd, events=watch.events, data=watch.data, description=index)
+
+    def check(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
+        """The watches lead to descriptions of the image, and the restorer's can be waited for."""
+        for index, description in mine.items():
+            if (busy := description.epoll.busy_poll) and not (len(busy) == PARAMETERS.size and _may_poll(busy)):
+                yield Reason("an epoll", "it polls busily in a way that takes a privilege", "restore it as root")
+            for watch in description.epoll.watches:
+                if _by_owner(image, watch) and watcher(image, index, watch) is None:
+                    yield Reason("the image", f"no process has what an epoll watches as descriptor {watch.fd}")
+        watched = {watch.description for description in mine.values() for watch in description.epoll.watches}
+        for index in sorted(watched):
+            if index >= len(image.descriptions):
+                yield Reason("the image", f"an epoll watches description {index}: there is none")
+            elif image.descriptions[index].WhichOneof("kind") == "outside":
+                number = image.descriptions[index].outside.stdio
+                if number < len(stdio) and not _can_be_watched(stdio[number]):
+                    yield Reason(
+                        f"descriptor {number}",
+                        "the program waits for it with epoll, which what is given here does not know",
+                        "give it a pipe or a terminal",
+                    )
+
+    def open(self, mine: dict[int, Description], opening: Opening) -> None:
+        """All of them, then their watches: one epoll may watch another."""
+        for index, description in mine.items():
+            opening.place(index, syscall(NR.epoll_create1, os.O_CLOEXEC))
+            if parameters := description.epoll.busy_poll:
+                with naming(description):
+                    fcntl.ioctl(opening.slots[index], EPIOCSPARAMS, parameters)
+        all_watches = [
+            (index, watch)
+            for index, description in mine.items()
+            for watch in description.epoll.watches
+            if not _by_owner(opening.image, watch)
+        ]
+        # Where slots have numbers that are watched, each watch takes others out of their table.
+        crowded = any(watch.fd >= opening.base for _, watch in all_watches)
+        for watches in [[one] for one in all_watches] if crowded else [all_watches]:
+            apart(partial(_watch_all, watches, opening))
+
+
+def _busy_poll(fd: int) -> bytes:
+    parameters = bytearray(PARAMETERS.size)
+    known = try_syscall(NR.ioctl, fd, EPIOCGPARAMS, parameters) == 0
+    return bytes(parameters) if known and any(parameters) else b""
+
+
+def _may_poll(parameters: bytes) -> bool:
+    _, budget, prefer = PARAMETERS.unpack(parameters)
+    return procfs.is_root() or (budget <= _USUAL_BUDGET and not prefer)
+
+
+def watcher(image: Tree, index: int, watch: EpollMessage.Watch) -> tuple[int, int] | None:
+    """The process that has an epoll and what it watches: its PID, and the epoll's number there."""
+    for process in image.processes:
+        epoll = next((entry.fd for entry in process.fds if entry.description == index), None)
+        if epoll is not None and any((e.fd, e.description) == (watch.fd, watch.description) for e in process.fds):
+            return process.pid, epoll
+    return None
+
+
+def _by_owner(image: Tree, watch: EpollMessage.Watch) -> bool:
+    known = watch.description < len(image.descriptions)
+    return known and image.descriptions[watch.description].WhichOneof("kind") in WATCHED_BY_OWNERS
+
+
+def _target(epoll: OpenFile[EpollState], number: int, which: int, tree: GrabbedDescriptors) -> FdReference | None:
+    """A descriptor of what the epoll watches as its `which`-th under `number`."""
+    for holder in epoll.holders:
+        candidate = FdReference(holder.pid, number)
+        if (holder.pid, number) in tree.by_holder and _is_watched(candidate, holder, number, which):
+            return candidate
+    # Rare: the number was closed or used again, and the description is open under another one.
+    first_of_each = (held.holders[0] for held in tree.held if held.under_way_to is None)
+    return next((h for h in first_of_each if _is_watched(h, epoll.holders[0], number, which)), None)
+
+
+def _is_watched(candidate: FdReference, epoll: FdReference, number: int, which: int) -> bool:
+    slot = array("I", (epoll.fd, number, which))  # struct kcmp_epoll_slot
+    # Not found (ENOENT, EBADF) is an answer: before the freeze things come and go.
+    return try_syscall(NR.kcmp, candidate.pid, epoll.pid, KCMP_EPOLL_TFD, candidate.fd, slot) == 0
+
+
+def _watch_all(watches: Sequence[tuple[int, EpollMessage.Watch]], opening: Opening) -> None:
+    """Runs in a thread of its own, whose descriptors end with it; what is watched stays, by the slots."""
+    syscall(NR.unshare, CLONE_FILES)
+    for index, watch in watches:
+        _watch(opening, index, watch)
+
+
+def _watch(opening: Opening, index: int, watch: EpollMessage.Watch) -> None:
+    event = EVENT.pack(watch.events, watch.data)
+    epoll = fcntl.fcntl(opening.slots[index], fcntl.F_DUPFD_CLOEXEC, watch.fd + 1)  # its slot may be that number
+    os.dup2(opening.slots[watch.description], watch.fd)
+    try:
+        syscall(NR.epoll_ctl, epoll, EPOLL_CTL_ADD, watch.fd, event)
+    except OSError as error:
+        target = words(opening.image.descriptions[watch.description])
+        raise RestoreFailed(f"an epoll cannot watch {target} as descriptor {watch.fd}: {error.strerror}") from error
+    finally:
+        os.close(epoll)
+
+
+def _can_be_watched(fd: int) -> bool:
+    with select.epoll() as probe:
+        try:
+            probe.register(fd, 0)
+        except PermissionError:  # epoll_ctl(2): EPERM, the file has no poll
+            return False
+        return True

@@ -1,0 +1,196 @@
+"""Named pipes (fifo(7)): as pipes, and opened again by name.
+
+Kept: what pipes keep, when both ends are in the tree or the other end is open nowhere. As standard input, output or
+error, one whose other end is outside is the restorer's. Whoever has it open when it is restored keeps the tree out, if
+anything lies in it.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator, Sequence
+
+from torpor.arch.x86_64 import NR
+from torpor.errors import Reason, RestoreFailed
+from torpor.image.image_pb2 import Description, Tree
+from torpor.objects.fds.pipes import Pipe, PipeState, fill
+from torpor.objects.kind import (
+    Describing,
+    GrabbedDescriptors,
+    OpenFile,
+    Opening,
+    Problem,
+    Seen,
+    borrowed,
+    naming,
+    why_not_by_name,
+    words,
+)
+from torpor.objects.paths.directories import describe, give, may_be_made, somewhere
+from torpor.objects.paths.file_names import DELETED
+from torpor.objects.paths.opener import Identity, Opener, Openers
+from torpor.objects.sockets import common
+from torpor.remote.sys import closed_on_error, try_syscall
+
+SPLICE_F_NONBLOCK = 2
+"""Of splice(2) and tee(2)."""
+AT_EACCESS, AT_EMPTY_PATH = 0x200, 0x1000
+"""Of faccessat2(2)."""
+
+
+class Fifo(Pipe):
+    """An end of a named pipe."""
+
+    field = "fifo"
+    may_be_under_way = True
+
+    def matches(self, seen: Seen) -> bool:
+        """A pipe with a path."""
+        return stat.S_ISFIFO(seen.stat.st_mode) and seen.link.startswith("/")
+
+    def grab(self, held: OpenFile[PipeState], pidfd: int, *, content: bool) -> PipeState:
+        """As of a pipe; but poll() tells of no writers only when there was one (fs/pipe.c, pipe_poll)."""
+        state = super().grab(held, pidfd, content=content)
+        if held.flags & os.O_ACCMODE == os.O_RDONLY and state.other_end_open:
+            with borrowed(pidfd, held.holders[0].fd) as copy:
+                state.unwritten = not _has_writer(copy)
+                state.other_end_open = not state.unwritten
+        return state
+
+    def outside(self, held: OpenFile[PipeState], tree: GrabbedDescriptors) -> str:
+        """As of a pipe."""
+        return f"named pipe {held.link}" if super().outside(held, tree) else ""
+
+    def judge(self, held: OpenFile[PipeState], tree: GrabbedDescriptors) -> Iterator[Problem]:
+        """Its name must lead to it, unless it has none any more or the restorer's takes its place."""
+        yield from super().judge(held, tree)
+        if held.stat.st_nlink and not self.outside(held, tree) and (why := why_not_by_name(held, tree)):
+            yield Problem(f"it cannot be opened again by its name: {why}", "give it a name and rights that last")
+
+    def describe(
+        self, held: OpenFile[PipeState], out: Description, tree: GrabbedDescriptors, image: Describing
+    ) -> None:
+        """The end, and with the first end the pipe."""
+        out.fifo.pipe = self.index(held, image)
+        out.fifo.path = os.fsencode(held.link)
+        describe(held.stat, out.fifo.inode)
+        if not held.stat.st_nlink:
+            out.fifo.path, out.fifo.inode.removed = out.fifo.path.removesuffix(DELETED.encode()), True
+        out.fifo.unwritten = held.state.unwritten
+
+    def check(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
+        """They are there. None is opened: who reads from it would see a writer come and go."""
+        openers = Openers(image)
+        for index, description in mine.items():
+            if description.fifo.pipe >= len(image.pipes):
+                yield Reason("the image", f"it names pipe {description.fifo.pipe}, which is not in it")
+                continue
+            try:
+                if description.fifo.inode.removed:
+                    os.close(may_be_made(description.fifo.path, openers.description(index)))
+                    continue
+                fd = openers.description(index).lookup(description.fifo.path, known=_known(description))
+                try:
+                    if not stat.S_ISFIFO(os.fstat(fd).st_mode):
+                        yield Reason(words(description), "it is no named pipe any more")
+                        continue
+                    how = os.R_OK | os.W_OK
+                    openers.description(index).call(NR.faccessat2, fd, b"\0", how, AT_EMPTY_PATH | AT_EACCESS)
+                finally:
+                    os.close(fd)
+            except OSError as error:
+                yield _cannot_open(description, error.strerror)
+
+    def check_free(self, mine: dict[int, Description], image: Tree) -> Iterator[Reason]:
+        """Nothing lies in them."""
+        openers = Openers(image)
+        for index, description in mine.items():
+            if description.fifo.inode.removed:
+                continue
+            try:
+                os.close(_open(description, openers.description(index)))
+            except OSError as error:
+                yield _cannot_open(description, error.strerror)
+            except RestoreFailed as error:
+                yield Reason(words(description), error.message)
+
+    def open(self, mine: dict[int, Description], opening: Opening) -> None:
+        """Open each once with both ends, so that nothing waits for another; fill it, and keep what the tree had."""
+        by_pipe: dict[int, list[int]] = {}
+        for index, description in mine.items():
+            by_pipe.setdefault(description.fifo.pipe, []).append(index)
+        for number, indexes in by_pipe.items():
+            with naming(mine[indexes[0]]):
+                opener = opening.openers.description(indexes[0])
+                both = (_make if mine[indexes[0]].fifo.inode.removed else _open)(mine[indexes[0]], opener)
+                try:
+                    fill(opening.image.pipes[number], both, opening.warnings)
+                    for index in indexes:
+                        opening.place(index, _end(both, mine[index].flags & os.O_ACCMODE))
+                finally:
+                    os.close(both)
+                for index in indexes:
+                    if mine[index].fifo.unwritten:  # one that was opened when no writer was there
+                        reader = opening.slots.pop(index)
+                        try:
+                            opening.place(index, _end(reader, os.O_RDONLY))
+                        finally:
+                            os.close(reader)
+
+
+def _cannot_open(description: Description, why: str | None) -> Reason:
+    return Reason(words(description), f"it cannot be opened: {why}", "make it again (mkfifo)")
+
+
+def _end(fd: int, mode: int) -> int:
+    return os.open(f"/proc/self/fd/{fd}", mode | os.O_NONBLOCK | os.O_CLOEXEC)
+
+
+def _known(description: Description) -> Identity | None:
+    inode = description.fifo.inode
+    return (inode.dev, inode.ino) if inode.ino else None
+
+
+def _has_writer(reader: int) -> bool:
+    """Whether anyone could write, or has written what is still there: else it is at its end."""
+    ours, other = os.pipe2(os.O_CLOEXEC)
+    try:
+        return try_syscall(NR.tee, reader, other, 1, SPLICE_F_NONBLOCK) != 0
+    finally:
+        os.close(ours)
+        os.close(other)
+
+
+def _open(description: Description, opener: Opener) -> int:
+    """Both ends at once.
+
+    Raises:
+        OSError: it is not there, or this user may not.
+        RestoreFailed: it is no named pipe, or in use.
+    """
+    known = _known(description)
+    fd = opener.lookup(description.fifo.path, known=known)
+    if not stat.S_ISFIFO(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise RestoreFailed(f"{words(description)} is no named pipe any more")
+    both = opener.reopened(fd, os.O_RDWR | os.O_NONBLOCK, known)
+    if common.queued(both):
+        os.close(both)
+        raise RestoreFailed(f"{words(description)} is in use: another program has it open, and something lies in it")
+    return both
+
+
+def _make(description: Description, opener: Opener) -> int:
+    """Both ends of a new one that has no name any more."""
+
+    def make(path: bytes) -> int:
+        opener.mkfifo(path)
+        try:
+            with closed_on_error(opener.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW)) as fd:
+                give(fd, description.fifo.inode, opener)
+                return fd
+        finally:
+            opener.unlink(path)
+
+    return somewhere(description.fifo.path, opener, make)

@@ -1,0 +1,319 @@
+"""Regular files and directories: opened again by name, at their position, with their flags.
+
+Kept: the name, access mode, O_APPEND, O_NONBLOCK, O_SYNC, O_DSYNC, O_DIRECT, O_NOATIME, O_PATH, and the
+position (of a directory: where getdents() goes on). Not kept: content. What the program wrote after the
+snapshot is still in the file, and a program that goes on from the snapshot writes over it; with O_APPEND it
+writes after it.
+
+Files without a name are `torpor.objects.fds.unlinked`, locks `torpor.objects.fds.locks`.
+
+A file whose name was taken away is kept by another name of its directory, if it has one there.
+
+Refused: names that lead to another file by now, and files below /proc/PID. At a restore, unless the user takes files as
+they are: files that were cut, replaced or changed (`torpor.objects.paths.fingerprints`). No hindrance are: one that
+grew; one that is only appended to, whatever became of it, as a log that is rotated; and a data base of SQLite on which
+the tree held no lock: between two transactions it is there to be changed by others, and SQLite looks whether it was.
+
+The image is not trusted with files: nothing is created, cut or written by opening, and what kind of file it is is asked
+before it is opened.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from typing import Any
+
+from torpor.errors import Reason, RestoreFailed
+from torpor.image.image_pb2 import Description, Tree
+from torpor.objects.kind import (
+    KEPT_AT_OPEN,
+    KEPT_BY_FCNTL,
+    OF_A_PROCESS,
+    Describing,
+    GrabbedDescriptors,
+    Kind,
+    OpenFile,
+    Opening,
+    Problem,
+    Seen,
+    borrowed,
+    is_path,
+    why_not_by_name,
+    words,
+)
+from torpor.objects.paths import bundle, directories, fingerprints, inode_search
+from torpor.objects.paths.directories import Folder
+from torpor.objects.paths.file_names import DELETED, OF_KERNEL, lasting_name
+from torpor.objects.paths.fingerprints import Change
+from torpor.objects.paths.opener import O_TMPFILE, Opener, Openers
+from torpor.objects.paths.small_files import SmallFiles, key_of
+from torpor.remote.sys import closed_on_error
+
+_SQLITE = b"SQLite format 3\0"
+"""How its data bases begin (https://www.sqlite.org/fileformat.html)."""
+
+
+class RegularFile(Kind[list[OpenFile[Any]]]):
+    """A file with content on a file system. The state is all descriptions of the same file."""
+
+    field = "file"
+    may_be_under_way = True
+
+    def matches(self, seen: Seen) -> bool:
+        """Anything with a path: also what has lost it."""
+        return stat.S_ISREG(seen.stat.st_mode) and seen.link.startswith("/")
+
+    def grab(self, held: OpenFile[list[OpenFile[Any]]], pidfd: int, *, content: bool) -> list[OpenFile[Any]]:
+        """Nothing: link, fdinfo and stat say it all. Closing a copy may write to a network (NFS flushes)."""
+        return []
+
+    def finish(self, mine: list[OpenFile[list[OpenFile[Any]]]], tree: GrabbedDescriptors) -> None:
+        """Take what small ones hold: they may be gone when the tree wakes."""
+        by_file: dict[tuple[int, int], list[OpenFile[Any]]] = {}
+        for held in mine:
+            held.state = by_file.setdefault((held.stat.st_dev, held.stat.st_ino), held.state)
+            held.state.append(held)
+        if tree.content and tree.given is None:
+            with suppress(FileNotFoundError, ProcessLookupError):  # its first process has ended
+                tree.small = SmallFiles(tree.pids[0])
+                _keep_small(mine, tree, tree.small)
+
+    def judge(self, held: OpenFile[list[OpenFile[Any]]], tree: GrabbedDescriptors) -> Iterator[Problem]:
+        """Its name must lead to it."""
+        yield from _judge_name(held, tree)
+
+    def describe(
+        self,
+        held: OpenFile[list[OpenFile[Any]]],
+        out: Description,
+        tree: GrabbedDescriptors,
+        image: Describing,
+    ) -> None:
+        """By name, with what tells whether it is still the same."""
+        if out.flags & O_TMPFILE:  # it was given a name since, and is opened by that
+            out.flags &= ~(O_TMPFILE | os.O_DIRECTORY)
+        out.file.path = os.fsencode(held.link)
+        out.file.position = held.position
+        out.file.blocks = held.stat.st_blocks
+        fingerprints.note_stat(out.file, held.stat)
+        key = held.stat.st_dev, held.stat.st_ino
+        if OF_KERNEL.match(out.file.path):
+            out.file.ctime_ns = 0
+        elif copy := tree.small and tree.small.find(*key):
+            copy.name = out.file.path
+            copy.note(out.file)
+        elif tree.given is None and not any(
+            id(same) in tree.lease_signals for same in held.state
+        ):  # which reading would break
+            size = held.stat.st_size
+            anywhere = any(fingerprints.writes_anywhere(same.flags, same.position, size) for same in held.state)
+            fingerprints.note(out.file, held.stat, in_place=anywhere or key in image.mapped_to_write)
+
+    def check(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
+        """It is there, may be opened, and has not lost what the program counts on."""
+        bundles = bundle.by_path(image)
+        openers = Openers(image)
+        in_place = fingerprints.in_place(image)
+        locked = {id(description) for description in _locked(image)}
+        for index, description in mine.items():
+            subject, opener = words(description), openers.description(index)
+            try:
+                fd = open_described(description, opener)
+            except FileNotFoundError as error:
+                if description.file.path not in bundles:
+                    yield _cannot_open(subject, error)
+                elif why := bundle.why_not_put_back(image, description.file.path, opener):
+                    yield Reason(subject, f"it is missing, and the bundled one cannot be put back: {why}")
+                continue
+            except OSError as error:
+                yield _cannot_open(subject, error)
+                continue
+            try:
+                if not stat.S_ISREG(os.fstat(fd).st_mode):
+                    yield Reason(subject, "it is no regular file any more", "put the file back")
+                    continue
+                written = (description.file.dev, description.file.ino) in in_place
+                if why := _changed(description, fd, in_place=written, locked=id(description) in locked):
+                    yield Reason(subject, why, "put the old file back", changed=True)
+            finally:
+                os.close(fd)
+
+    def make(self, description: Description, opening: Opening) -> int:
+        """By name, and never so that it changes."""
+        fd = open_described(description, opening.opener)
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise RestoreFailed(f"{words(description)} is no regular file any more")
+        return _sought(fd, description.flags, description.file.position)
+
+
+class Directory(Kind[int]):
+    """A directory. Its state is who gets its signals: the kernel sets that when changes are to be told (F_NOTIFY)."""
+
+    field = "directory"
+    may_be_under_way = True
+
+    def matches(self, seen: Seen) -> bool:
+        """Anything that is one."""
+        return stat.S_ISDIR(seen.stat.st_mode) and seen.link.startswith("/")
+
+    def grab(self, held: OpenFile[int], pidfd: int, *, content: bool) -> int:
+        """Who gets its signals; nobody of one that was opened by its path alone."""
+        if held.flags & os.O_PATH:
+            return 0
+        with borrowed(pidfd, held.holders[0].fd) as copy:
+            return fcntl.fcntl(copy, fcntl.F_GETOWN)
+
+    def judge(self, held: OpenFile[int], tree: GrabbedDescriptors) -> Iterator[Problem]:
+        """Its name must lead to it, unless it was removed; nobody is told of its changes."""
+        if held.state:
+            why = f"it sends signals to {held.state}, as when changes are told (dnotify: F_NOTIFY), which is not kept"
+            yield Problem(why, "close it, or use inotify")
+        if not Folder.seen(held.link, held.stat).removed:
+            yield from _judge_name(held, tree)
+
+    def describe(self, held: OpenFile[int], out: Description, tree: GrabbedDescriptors, image: Describing) -> None:
+        """By name."""
+        folder = Folder.seen(held.link, held.stat)
+        folder.describe(out.directory.inode)
+        out.directory.path = os.fsencode(folder.path)
+        out.directory.position = held.position
+
+    def check(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
+        """It is there and may be opened."""
+        openers = Openers(image)
+        for index, description in mine.items():
+            opener, directory = openers.description(index), description.directory
+            try:
+                if directory.inode.removed:
+                    os.close(directories.enter(directory.path, directory.inode, opener))
+                else:
+                    os.close(open_described(description, opener, os.O_DIRECTORY))
+            except OSError as error:
+                yield _cannot_open(words(description), error)
+
+    def make(self, description: Description, opening: Opening) -> int:
+        """By name; one that was removed anew."""
+        directory, flags = description.directory, description.flags & (KEPT_AT_OPEN | KEPT_BY_FCNTL)
+        if directory.inode.removed:
+            fd = directories.enter(directory.path, directory.inode, opening.opener, opening.openers.removed)
+            return opening.opener.reopened(fd, flags & ~os.O_NOFOLLOW)
+        fd = open_described(description, opening.opener, os.O_DIRECTORY)
+        return _sought(fd, description.flags, description.directory.position)
+
+
+def _locked(image: Tree) -> Iterator[Description]:
+    """The descriptions of files on which the tree holds locks."""
+    indexes = {entry.description for process in image.processes for entry in process.fds if entry.locks}
+    files = {(one.file.dev, one.file.ino) for at, one in enumerate(image.descriptions) if one.locks or at in indexes}
+    return (one for one in image.descriptions if (one.file.dev, one.file.ino) in files)
+
+
+def _changed(description: Description, fd: int, *, in_place: bool, locked: bool) -> str:
+    """How a file is not as it was, where that matters; empty: it is, or it only grew."""
+    file, flags, now = description.file, description.flags, os.fstat(fd)
+    if flags & os.O_PATH or (flags & os.O_ACCMODE == os.O_WRONLY and flags & os.O_APPEND):
+        return ""
+    became = fingerprints.change(file, fd, in_place=in_place)
+    if became in (Change.NONE, Change.GROWN) or (not locked and _begins(fd, _SQLITE)):
+        return ""
+    if (now.st_dev, now.st_ino) != (file.dev, file.ino) and now.st_size != file.size:
+        return f"another file has taken its place: {now.st_size} bytes where there were {file.size}"
+    if became is Change.CUT:
+        where = f", and the program is at byte {file.position}" if file.position > now.st_size else ""
+        return f"it was cut from {file.size} to {now.st_size} bytes{where}"
+    return "it was changed since: what it held then is not what it holds now"
+
+
+def _begins(fd: int, with_: bytes) -> bool:
+    try:
+        reader = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        return os.pread(reader, len(with_), 0) == with_
+    finally:
+        os.close(reader)
+
+
+def _keep_small(files: list[OpenFile[list[OpenFile[Any]]]], tree: GrabbedDescriptors, small: SmallFiles) -> None:
+    """Copy those that are to be kept, the smallest first."""
+    left_out = {key_of(held.stat) for held in files if id(held) in tree.lease_signals}
+    written = {key_of(held.stat) for held in files if held.writable and not is_path(held)}
+    for held in sorted(files, key=lambda held: held.stat.st_size):
+        key = key_of(held.stat)
+        if held.under_way_to is None and key not in left_out and not is_path(held):
+            holder = held.holders[0]
+            small.take(held.link, f"/proc/{holder.pid}/fd/{holder.fd}", held.stat, written=key in written)
+
+
+def _judge_name(held: OpenFile[Any], tree: GrabbedDescriptors) -> Iterator[Problem]:
+    held.link = lasting_name(held.link, held.stat)
+    why = why_not_by_name(held, tree)
+    if why and held.stat.st_nlink and held.link.endswith(DELETED):  # it has another name, in another directory
+        key = held.stat.st_dev, held.stat.st_ino
+        held.link = inode_search.find([key], tree).get(key, held.link)
+        why = why_not_by_name(held, tree)
+    if held.stat.st_nlink == 0:
+        yield Problem("it has no name any more, and its content is not kept", "close it, or give it a name")
+    elif why and held.link.endswith(DELETED):
+        lost = "it has lost this name, and none of its others was found in or near the directories of the tree"
+        yield Problem(lost, "link it into the directory where it was")
+    elif tree.small and tree.small.find(held.stat.st_dev, held.stat.st_ino) and not os.path.lexists(held.link):
+        return  # it was removed during the checkpoint, and what it held was taken before
+    elif why and tree.content:
+        yield Problem(f"it was removed during the checkpoint: {why}", "try again", passing=True)
+    elif why:
+        yield Problem(f"it cannot be opened again by its name: {why}", "give it a name and rights that last")
+
+
+def open_described(description: Description, opener: Opener, extra: int = 0) -> int:
+    """Open what the description names; first as a name only, so that no device or pipe is woken by it.
+
+    Args:
+        description: of a file or a directory.
+        opener: who opens it.
+        extra: flags for that look only. O_DIRECTORY shows as a flag of what was opened with it (fcntl(2), F_GETFL).
+    """
+    kind = description.WhichOneof("kind")
+    path = getattr(description, kind or "").path
+    if OF_A_PROCESS.match(path) or not path.startswith(b"/"):
+        raise OSError(errno.EINVAL, "no file has such a name")
+    inode = description.directory.inode if kind == "directory" else description.file
+    known = (inode.dev, inode.ino) if inode.ino else None
+    wanted = description.flags & (KEPT_AT_OPEN | KEPT_BY_FCNTL)
+    if wanted & os.O_PATH and not extra:
+        return opener.open(path, wanted, known=known)
+    fd = opener.open(path, os.O_PATH | extra, known=known)
+    if not stat.S_ISDIR(os.fstat(fd).st_mode) and not stat.S_ISREG(os.fstat(fd).st_mode):
+        return fd  # the caller looks at what it is
+    if not wanted & os.O_NOFOLLOW:
+        return opener.reopened(fd, wanted, known)
+    # The flag can only be had by opening the name itself: /proc/self/fd/N is a link.
+    try:
+        again = opener.open(path, wanted | os.O_NOCTTY, known=known)
+        if not os.path.samestat(os.fstat(again), os.fstat(fd)):
+            os.close(again)
+            raise OSError(errno.EBUSY, "its name was given to another file meanwhile")
+        return again
+    finally:
+        os.close(fd)
+
+
+def _sought(fd: int, flags: int, position: int) -> int:
+    with closed_on_error(fd):
+        if not flags & os.O_PATH and position:
+            os.lseek(fd, position, os.SEEK_SET)
+        return fd
+
+
+def _cannot_open(subject: str, error: OSError) -> Reason:
+    advice = "let this user open it as the program had it open"
+    if isinstance(error, FileNotFoundError):
+        advice = "put it back, or mount the file system that has it"
+    return Reason(subject, f"it cannot be opened: {error.strerror}", advice)

@@ -1,0 +1,269 @@
+"""Taking every open file description of a tree, each once: through copies of descriptors that are closed again at once.
+
+Descriptors of any number of processes may lead to one description; kcmp(2) tells, and orders them. What lies in the
+queue of a socket (SCM_RIGHTS) is in the tree too: our copies of it came with the look into the queue, and are looked at
+in turn.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+from collections.abc import Mapping, Sequence, Set
+from contextlib import ExitStack, suppress
+from functools import cached_property
+from io import FileIO
+from typing import Any
+
+from torpor import procfs
+from torpor.arch.x86_64 import NR
+from torpor.errors import about
+from torpor.objects.fds import locks, signal_owners
+from torpor.objects.fds.memfd import MemoryDescriptor, memfd_device
+from torpor.objects.fds.path_only import NameOnly
+from torpor.objects.kind import FdReference, GrabbedDescriptors, Kind, OpenFile, Seen, borrowed
+from torpor.objects.sockets.common import family_of
+from torpor.remote.freeze import not_permitted
+from torpor.remote.sys import pidfd_open, syscall
+
+KCMP_FILE = 0
+_LOCAL = (b"bcachefs", b"btrfs", b"ext2", b"ext3", b"ext4", b"f2fs", b"overlay", b"ramfs", b"tmpfs", b"xfs", b"zfs")
+Kinds = Sequence[Kind[Any]]
+"""In the order in which they are asked whether a description is theirs; the last takes all."""
+
+
+def grab(
+    kinds: Kinds,
+    pids: Sequence[int],
+    *,
+    content: bool = True,
+    reset_outside: bool = False,
+    stdio: Mapping[int, int] | None = None,
+    stats: Mapping[int, procfs.Stat] | None = None,
+    given: Set[FdReference] | None = None,
+) -> GrabbedDescriptors:
+    """Take every description of a tree.
+
+    Args:
+        kinds: of descriptions.
+        pids: the tree, parents before their children. What ends meanwhile has no descriptors.
+        content: also take what lies in pipes and sockets; the tree is frozen.
+        reset_outside: sockets whose peer is outside of the tree are kept, as ones whose peer has closed.
+        stdio: for descriptors of the first process, which of standard input, output and error each is a copy of.
+        stats: by PID what tells a process's session and controlling terminal; None: asked where there is a terminal.
+        given: see `GrabbedDescriptors.given`.
+
+    Raises:
+        NotPermitted: a process is not ours.
+    """
+    tree = GrabbedDescriptors(
+        list(pids), content=content, reset_outside=reset_outside, terminals=stats or {}, given=given
+    )
+    known = _Known(kinds, tree)
+    try:
+        _grab(known, pids)
+    finally:
+        for held in tree.held:
+            for copy in held.kind.under_way(held):
+                os.close(copy.fd)
+    for fd, number in (stdio or {}).items():
+        if (copied := tree.by_holder.get(FdReference(pids[0], fd))) and not copied.stdio:
+            copied.stdio.append(number)
+    # Asked of the processes above while there is one below them. Whom sockets lead to the kernel tells too slowly here.
+    if content and any(held.kind.outside(held, tree) for held in tree.held if not stat.S_ISSOCK(held.stat.st_mode)):
+        _ = tree.inherited
+    for held in tree.held:
+        if held.under_way_to is not None:  # our copy is no more; who gets it is to be named
+            held.holders = held.under_way_to.holders[:1]
+    return tree
+
+
+def _grab(known: _Known, pids: Sequence[int]) -> None:
+    """Fill what is known of a tree."""
+    tree = known.tree
+    for pid in pids:
+        try:
+            pidfd = pidfd_open(pid)
+        except ProcessLookupError:
+            continue
+        try:
+            _grab_process(known, pid, pidfd)
+        except PermissionError:
+            # Of a process that ends the kernel gives /proc/PID to root as soon as its memory is gone, a moment before
+            # it is a zombie (task_dump_owner, fs/proc/base.c).
+            if not procfs.is_ending(pid, pid):
+                raise not_permitted(pid) from None
+        finally:
+            os.close(pidfd)
+    for held in tree.held:  # what lies in it is added at the end, and looked into in its turn
+        for one in held.kind.under_way(held):
+            one.held = _grab_under_way(known, one.fd, held)
+    for kind in known.kinds:
+        kind.finish([held for held in tree.held if held.kind is kind], tree)
+
+
+class _Known:
+    """The descriptions found so far, in an order in which one can be looked up with few comparisons."""
+
+    def __init__(self, kinds: Kinds, tree: GrabbedDescriptors) -> None:
+        self.kinds = kinds
+        self.tree = tree
+        self._buckets: dict[object, list[OpenFile[Any]]] = {}
+
+    @cached_property
+    def local(self) -> set[int]:
+        """The devices of file systems that do nothing when a file is closed."""
+        with suppress(OSError):  # it has ended
+            mounts = procfs.mounts(self.tree.pids[0])
+            return {memfd_device(), *(mount.device for mount in mounts if mount.filesystem in _LOCAL)}
+        return {memfd_device()}
+
+    def find(self, key: object, pid: int, fd: int) -> tuple[OpenFile[Any] | None, list[OpenFile[Any]], int]:
+        """What a descriptor leads to, if it is known; else the list and the place where it belongs."""
+        bucket = self._buckets.setdefault(key, [])
+        low, high = 0, len(bucket)
+        while low < high:
+            middle = (low + high) // 2
+            other = bucket[middle].holders[0]
+            order = syscall(NR.kcmp, pid, other.pid, KCMP_FILE, fd, other.fd)
+            if order == 0:
+                return bucket[middle], bucket, middle
+            low, high = (low, middle) if order == 1 else (middle + 1, high)
+        return None, bucket, low
+
+
+def _grab_process(known: _Known, pid: int, pidfd: int) -> None:
+    with ExitStack() as stack:
+        try:
+            table, infos = (_open_folder(f"/proc/{pid}/{name}", stack) for name in ("fd", "fdinfo"))
+            names = os.listdir(table)
+        except FileNotFoundError:
+            return  # it ended
+        for name in names:
+            try:
+                _grab_descriptor(known, FdReference(pid, int(name)), pidfd, table, infos)
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            except PermissionError:
+                raise
+            except OSError as error:
+                # Of a tree that runs the number may be something else by now, and is what no call expects.
+                if known.tree.content and error.errno != errno.EBADF:
+                    raise
+
+
+def _open_folder(path: str, stack: ExitStack) -> int:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    stack.callback(os.close, fd)
+    return fd
+
+
+def _grab_descriptor(known: _Known, holder: FdReference, pidfd: int, table: int, infos: int) -> None:
+    tree, info = known.tree, _read(str(holder.fd), infos)
+    held, is_new = _description(known, holder, info, pidfd, table, infos)
+    if not is_new:
+        held.add(holder)
+    tree.by_holder[holder] = held
+    if _flags(info) & os.O_CLOEXEC:
+        tree.cloexec.add(holder)
+    if found := locks.lines(info):
+        tree.locked[holder] = found
+        if locks.owner(b"LEASE", found) is not None and id(held) not in tree.lease_signals:
+            with borrowed(pidfd, holder.fd) as copy:
+                tree.lease_signals[id(held)] = fcntl.fcntl(copy, locks.F_GETSIG)
+
+
+def _grab_under_way(known: _Known, copy: int, socket: OpenFile[Any]) -> OpenFile[Any]:
+    """What a descriptor that lies in a socket's queue leads to, by our copy of it."""
+    holder = FdReference(os.getpid(), copy)
+    with ExitStack() as stack:
+        pidfd = pidfd_open(holder.pid)
+        stack.callback(os.close, pidfd)
+        table, infos = (_open_folder(f"/proc/self/{name}", stack) for name in ("fd", "fdinfo"))
+        held, is_new = _description(known, holder, _read(str(copy), infos), pidfd, table, infos)
+    if is_new:
+        held.under_way_to = socket
+        if known.tree.content and isinstance(held.kind, MemoryDescriptor):
+            held.ours = FileIO(f"/proc/self/fd/{copy}")
+    return held
+
+
+def _description(
+    known: _Known, holder: FdReference, info: bytes, pidfd: int, table: int, infos: int
+) -> tuple[OpenFile[Any], bool]:
+    """What a descriptor leads to, and whether it was not known before: then it is taken.
+
+    Raises:
+        FileNotFoundError: of a tree that runs: it led to something else before all was taken.
+    """
+    position, _, *identity = info.split(b"\n", 4)[:4]
+    flags = _flags(info) & ~os.O_CLOEXEC
+    key = (position, flags, *identity)
+    held, bucket, place = known.find(key, holder.pid, holder.fd)
+    if held is not None:
+        return held, False
+    seen = _look(str(holder.fd), table, pidfd)
+    held = OpenFile(_kind(known.kinds, seen, flags), seen.link, seen.stat, flags, info)
+    held.add(holder)
+    if _has_owner(known, seen, flags):
+        with borrowed(pidfd, holder.fd) as copy:
+            held.owner = signal_owners.ask(copy)
+    spared = known.tree.given is not None and held.kind.look_takes
+    held.state = held.kind.grab(held, pidfd, content=known.tree.content and not spared)
+    if not known.tree.content:
+        name = str(holder.fd)
+        if _read(name, infos).split(b"\n", 4)[2:4] != identity or _link(name, table) != seen.link:
+            raise FileNotFoundError(name)
+    bucket.insert(place, held)
+    known.tree.held.append(held)
+    return held, True
+
+
+def _has_owner(known: _Known, seen: Seen, flags: int) -> bool:
+    """Whether to ask who gets its signals: of a file not where to close our copy may write to a network."""
+    if flags & os.O_PATH or stat.S_ISDIR(seen.stat.st_mode):
+        return False
+    return not stat.S_ISREG(seen.stat.st_mode) or seen.stat.st_dev in known.local
+
+
+def _flags(info: bytes) -> int:
+    return int(info.split(b"\n", 2)[1].split()[1], 8)
+
+
+def _read(name: str, directory: int) -> bytes:
+    fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
+    try:
+        with about(f"fdinfo/{name}"):
+            text = os.read(fd, 1 << 12)
+            while more := os.read(fd, 1 << 16):
+                text += more
+        return text
+    finally:
+        os.close(fd)
+
+
+def _look(name: str, table: int, pidfd: int) -> Seen:
+    link = _link(name, table)
+    status = os.stat(name, dir_fd=table)
+    if not link.startswith("socket:["):
+        return Seen(link, status, None)
+    with borrowed(pidfd, int(name)) as copy:
+        return Seen(link, status, family_of(copy))
+
+
+def _link(name: str, table: int) -> str:
+    """What a descriptor leads to; empty where that is a path longer than the kernel tells (fs/proc/base.c)."""
+    try:
+        return os.readlink(name, dir_fd=table)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        return ""
+
+
+def _kind(kinds: Kinds, seen: Seen, flags: int) -> Kind[Any]:
+    if flags & os.O_PATH and not (stat.S_ISREG(seen.stat.st_mode) or stat.S_ISDIR(seen.stat.st_mode)):
+        return next(kind for kind in kinds if isinstance(kind, NameOnly))
+    return next(kind for kind in kinds if kind.matches(seen))

@@ -1,0 +1,253 @@
+"""inotify: files and directories that are watched (inotify(7)).
+
+Kept: every watch, under its number, with its mask. The kernel tells the file system and the inode of what is watched
+but no name (Documentation/filesystems/proc.rst, 3.8). A name is found by the file handle that it tells too, which takes
+CAP_DAC_READ_SEARCH, or by looking for the inode (`torpor.objects.paths.inode_search`). What has no name any more is
+known by a descriptor that the tree has of it.
+
+Refused: watches for which no name is found, and events that have not been read: nobody can give these back. What
+happens to the files between the snapshot and the restore is not told.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import re
+import struct
+import termios
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torpor import procfs
+from torpor.arch.x86_64 import NR
+from torpor.errors import Reason, RestoreFailed
+from torpor.image.image_pb2 import Description, Tree
+from torpor.image.image_pb2 import Inotify as InotifyMessage
+from torpor.objects.fds.files import Directory, RegularFile
+from torpor.objects.fds.memfd import MemoryDescriptor
+from torpor.objects.kind import (
+    Describing,
+    GrabbedDescriptors,
+    Kind,
+    OpenFile,
+    Opening,
+    Problem,
+    Seen,
+    borrowed,
+)
+from torpor.objects.paths import inode_search
+from torpor.objects.paths.inode_search import Key
+from torpor.objects.paths.opener import Opener, Openers
+from torpor.remote.sys import closed_on_error, syscall
+
+INOTIFY_IOC_SETNEXTWD = 0x40044900
+"""_IOW('I', 0, __s32) (include/uapi/linux/inotify.h); kernels with CONFIG_CHECKPOINT_RESTORE."""
+IN_DONT_FOLLOW = 0x02000000
+KEPT = 0xFFF | 0x04000000 | 0x80000000
+"""IN_ALL_EVENTS, IN_EXCL_UNLINK, IN_ONESHOT: what a watch has of its own."""
+LAST_WATCH = (1 << 31) - 1
+
+_WATCHABLE = (RegularFile, Directory, MemoryDescriptor)
+"""Kinds of descriptions through which a watch can be added, and that are made before it."""
+_WATCH = re.compile(
+    rb"^inotify wd:([0-9a-f]+) ino:([0-9a-f]+) sdev:([0-9a-f]+) mask:([0-9a-f]+) .*?"
+    rb"fhandle-bytes:([0-9a-f]+) fhandle-type:([0-9a-f]+) f_handle:([0-9a-f]+)",
+    re.MULTILINE,
+)
+
+
+@dataclass
+class Watch:
+    """One watch."""
+
+    number: int
+    mask: int
+    key: Key
+    handle: bytes
+    """struct file_handle (name_to_handle_at(2))."""
+    path: str = ""
+    held: OpenFile[Any] | None = None
+    """What the tree has open of the same inode, where no name leads to it."""
+
+
+@dataclass
+class InotifyState:
+    """The watches, once they are asked for, and what waits to be read."""
+
+    queued: int
+    """Bytes."""
+    watches: list[Watch] = field(default_factory=list)
+    looked: bool = False
+    """Whether names were looked for."""
+
+
+class Inotify(Kind[InotifyState]):
+    """A set of watches."""
+
+    field = "inotify"
+
+    def matches(self, seen: Seen) -> bool:
+        """Told by the link; it has had no brackets since it was made (fs/notify/inotify)."""
+        return seen.link in ("anon_inode:inotify", "anon_inode:[inotify]")
+
+    def grab(self, held: OpenFile[InotifyState], pidfd: int, *, content: bool) -> InotifyState:
+        """How much waits to be read; fdinfo has the rest."""
+        with borrowed(pidfd, held.holders[0].fd) as copy:
+            return InotifyState(struct.unpack("i", fcntl.ioctl(copy, termios.FIONREAD, bytes(4)))[0])
+
+    def judge(self, held: OpenFile[InotifyState], tree: GrabbedDescriptors) -> Iterator[Problem]:
+        """Nothing waits, and each watch has a name."""
+        if held.state.queued:
+            yield Problem("events wait that were not read, and cannot be kept", "read them, or try again", passing=True)
+        _look(tree)
+        if len(held.state.watches) != held.info.count(b"\ninotify wd:"):
+            yield Problem("the kernel does not tell what it watches", "see CONFIG_EXPORTFS of this kernel")
+        for watch in held.state.watches:
+            if not watch.path and watch.held is None:
+                yield Problem(
+                    f"it watches inode {watch.key[1]} of device {os.major(watch.key[0])}:{os.minor(watch.key[0])}, for"
+                    " which no name was found in or near the directories of the tree",
+                    "remove the watch, or let a process stand in a directory above it",
+                )
+
+    def describe(
+        self, held: OpenFile[InotifyState], out: Description, tree: GrabbedDescriptors, image: Describing
+    ) -> None:
+        """By name."""
+        out.inotify.SetInParent()
+        for watch in held.state.watches:
+            said = out.inotify.watches.add(number=watch.number, mask=watch.mask, path=os.fsencode(watch.path))
+            if watch.held is not None:
+                said.held = 1 + image.index_of(watch.held)
+
+    def check(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
+        """What is watched is there, and may be."""
+        openers = Openers(image)
+        for index, description in mine.items():
+            watches = description.inotify.watches
+            numbers = [watch.number for watch in watches]
+            sound = all(0 < number <= LAST_WATCH for number in numbers) and len(set(numbers)) == len(numbers)
+            count = len(image.descriptions)
+            if not sound or any(watch.mask & ~KEPT or watch.held > count for watch in watches):
+                yield Reason("the image", "it holds watches that cannot be (inotify)")
+                continue
+            fd = syscall(NR.inotify_init1, os.O_CLOEXEC)
+            try:
+                for watch in watches:
+                    if watch.held:
+                        continue  # its descriptor is judged by its kind
+                    try:
+                        _add(fd, watch, openers.description(index))
+                    except OSError as error:
+                        why = f"the program watches it, and here it cannot: {error.strerror}"
+                        yield Reason(os.fsdecode(watch.path), why, "put it back, and let this user read it")
+            finally:
+                os.close(fd)
+
+    def make(self, description: Description, opening: Opening) -> int:
+        """With each watch under its number."""
+        with closed_on_error(syscall(NR.inotify_init1, os.O_CLOEXEC)) as fd:
+            for watch in description.inotify.watches:
+                _add_as(fd, watch, opening)
+            return fd
+
+
+# ---------------------------------------------------------------------------------------------------- names
+
+
+def _look(tree: GrabbedDescriptors) -> None:
+    """Find the names of all that is watched in a tree, once; not done under the freeze."""
+    mine = [held for held in tree.of(Inotify) if not held.state.looked]
+    if not mine:
+        return
+    for held in mine:
+        held.state.looked = True
+        held.state.watches = list(_parse(held.info))
+    watches = [watch for held in mine for watch in held.state.watches]
+    open_ones = {(held.stat.st_dev, held.stat.st_ino): held for held in tree.held if isinstance(held.kind, _WATCHABLE)}
+    by_key = {watch.key: watch for watch in watches}
+    # What has lost its name is nowhere to be found.
+    wanted = [key for key in by_key if key not in open_ones or open_ones[key].stat.st_nlink]
+    found = inode_search.find(wanted, tree, lambda key, near: _by_handle(by_key[key], tree.asked(tree.pids[0]), near))
+    for watch in watches:
+        watch.path = found.get(watch.key, "")
+        if not watch.path:
+            watch.held = open_ones.get(watch.key)
+
+
+def _parse(info: bytes) -> Iterator[Watch]:
+    for match in _WATCH.finditer(info):
+        number, inode, device, mask, size, kind = (int(match[group], 16) for group in range(1, 7))
+        content = bytes.fromhex(match[7].decode())[:size]
+        # fdinfo has the kernel's own dev_t: twelve bits of major, twenty of minor (include/linux/kdev_t.h)
+        key = os.makedev(device >> 20, device & 0xFFFFF), inode
+        yield Watch(number, mask, key, struct.pack("=Ii", len(content), kind) + content)
+
+
+def _by_handle(watch: Watch, pid: int, near: Collection[str]) -> str:
+    """The name by the file handle; empty where this user may not ask, or it has none that leads there.
+
+    Of several, as one file system may be mounted in several places, one below where the tree has to do.
+    """
+    found: list[str] = []
+    with suppress(OSError):
+        for mount in procfs.mounts(pid):
+            if mount.device == watch.key[0]:
+                found += _by_mount(watch, os.fsdecode(mount.point))
+    nearest = (path for path in found if any(str(parent) in near for parent in Path(path).parents[:-1]))
+    return next(nearest, next(iter(found), ""))
+
+
+def _by_mount(watch: Watch, point: str) -> Iterator[str]:
+    try:
+        mount = os.open(point, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:  # covered by another mount, or not for this user
+        return
+    try:
+        fd = syscall(NR.open_by_handle_at, mount, watch.handle, os.O_PATH | os.O_CLOEXEC)
+    except OSError:
+        return
+    finally:
+        os.close(mount)
+    try:
+        path = os.readlink(f"/proc/self/fd/{fd}")
+    finally:
+        os.close(fd)
+    if inode_search.key_of(path) == watch.key:
+        yield path
+
+
+# -------------------------------------------------------------------------------------------------- restore
+
+
+def _add(fd: int, watch: InotifyMessage.Watch, opener: Opener) -> int:
+    """Watch what a path leads to, a symbolic link itself."""
+    found = opener.lookup(watch.path, follow=False)
+    try:
+        return opener.call(NR.inotify_add_watch, fd, b"/proc/self/fd/%d\0" % found, watch.mask)
+    finally:
+        os.close(found)
+
+
+def _add_as(fd: int, watch: InotifyMessage.Watch, opening: Opening) -> None:
+    """Add a watch under its number: the kernel gives numbers in turn, or the one that it was told is the next."""
+    try:
+        fcntl.ioctl(fd, INOTIFY_IOC_SETNEXTWD, watch.number)
+    except OSError as error:
+        if error.errno != errno.ENOTTY:
+            raise
+    if watch.held:
+        name = b"/proc/self/fd/%d\0" % opening.slots[watch.held - 1]
+        got = opening.opener.call(NR.inotify_add_watch, fd, name, watch.mask)
+    else:
+        got = _add(fd, watch, opening.opener)
+    if got != watch.number:
+        raise RestoreFailed(
+            f"the watch on {os.fsdecode(watch.path) or 'what has no name'} had the number {watch.number} and got {got}",
+            advice="use a kernel with CONFIG_CHECKPOINT_RESTORE",
+        )

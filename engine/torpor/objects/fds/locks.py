@@ -1,0 +1,177 @@
+"""Locks on files (flock(2), fcntl_locking(2)).
+
+Kept: flock, open file description locks and POSIX record locks, each with its kind, its range, and whether it is
+shared. The first two belong to a description, the last to a process, which takes its own when it has its descriptors
+and none but these: to close one would release them. A flock is taken by the process that took it before, which the
+kernel tells as its owner, if it still has the file open; else, as those of a description, by the restorer. The restore
+is refused while another process has a lock that is in the way.
+
+A lease (F_SETLEASE) is taken by the process that had it, with the signal that it asked for; nobody else may have the
+file open in its way. One that is being broken is refused. A process that waits for a lock goes on waiting: its call is
+made again.
+
+fdinfo has a line for each lock that was taken through a descriptor (Documentation/filesystems/proc.rst, 3.8; the
+line's format is that of /proc/locks).
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import re
+import struct
+from collections.abc import Iterable, Iterator
+
+from torpor.arch.x86_64 import NR
+from torpor.errors import Reason, RestoreFailed
+from torpor.image.image_pb2 import Lock, Process, Tree
+from torpor.objects.fds import files
+from torpor.objects.kind import Problem, words
+from torpor.objects.paths.opener import Openers
+from torpor.remote.batch import Call
+
+# include/uapi/asm-generic/fcntl.h
+F_RDLCK, F_WRLCK = 0, 1
+F_SETLK = 6
+F_OFD_SETLK = 37
+FLOCK = struct.Struct("=hhxxxxqqixxxx")
+"""struct flock: type, whence, start, length (0: to the end), PID."""
+LAST = (1 << 63) - 1
+F_SETSIG, F_GETSIG = 10, 11
+F_SETLEASE = 1024
+OF_FLOCK = (Lock.FLOCK, Lock.FLOCK_BY)
+KINDS = {b"FLOCK": Lock.FLOCK, b"OFDLCK": Lock.OFD, b"POSIX": Lock.POSIX, b"LEASE": Lock.LEASE}
+
+_LINE = re.compile(rb"^lock:\t\d+: (\w+) +(\w+) +(\w+) +(-?\d+) \S+ (\d+) (\d+|EOF)$")
+
+
+def lines(info: bytes) -> list[bytes]:
+    """The lines of fdinfo that tell of locks."""
+    return [line for line in info.split(b"\n") if line.startswith(b"lock:")]
+
+
+def judge(found: Iterable[bytes]) -> Iterator[Problem]:
+    """Say which of them cannot be kept."""
+    for line in found:
+        match = _LINE.match(line)
+        if match and match[1] == b"LEASE" and match[2] != b"ACTIVE":
+            yield Problem("its lease (F_SETLEASE) is being broken", "let the program give it up", passing=True)
+        elif match is None or match[1] not in KINDS or match[3] not in (b"READ", b"WRITE"):
+            yield Problem(f"it has a lock of a kind that is not known: {line.decode(errors='replace')}", "unlock it")
+
+
+def parse(found: Iterable[bytes]) -> list[Lock]:
+    """Those that can be kept, for an image."""
+    made = []
+    for line in found:
+        if (match := _LINE.match(line)) and match[1] in KINDS:
+            start = int(match[5])
+            length = 0 if match[6] == b"EOF" else int(match[6]) - start + 1
+            made.append(Lock(kind=KINDS[match[1]], exclusive=match[3] == b"WRITE", start=start, length=length))
+    return made
+
+
+def owner(kind: bytes, found: Iterable[bytes]) -> int | None:
+    """The PID of the process that took a lock of a kind, as this process sees it; None: there is none."""
+    owners = (int(match[4]) for line in found if (match := _LINE.match(line)) and match[1] == kind)
+    return next(owners, None)
+
+
+def leased(image: Tree) -> set[bytes]:
+    """The files on which the tree has leases: whoever opens one breaks it."""
+    held = {
+        entry.description
+        for process in image.processes
+        for entry in process.fds
+        if any(lock.kind == Lock.LEASE for lock in entry.locks)
+    }
+    return {image.descriptions[index].file.path for index in held}
+
+
+def check(image: Tree) -> Iterator[Reason]:
+    """Say which cannot be taken here, because somebody else has one."""
+    of_processes: dict[int, list[Lock]] = {}
+    for process in image.processes:
+        for entry in process.fds:
+            of_processes.setdefault(entry.description, []).extend(entry.locks)
+    openers = Openers(image)
+    for index, description in enumerate(image.descriptions):
+        mine = [*description.locks, *of_processes.get(index, ())]
+        known = (*KINDS.values(), Lock.FLOCK_BY)
+        if any(lock.start + lock.length > LAST or lock.kind not in known for lock in mine):
+            yield Reason("the image", "it holds locks that cannot be")
+        elif mine and description.WhichOneof("kind") in ("file", "directory"):
+            try:
+                fd = files.open_described(description, openers.description(index))
+            except OSError:
+                continue  # told by its kind
+            try:
+                for lock in mine:
+                    if lock.kind == Lock.LEASE:
+                        continue  # this very descriptor would be in its way
+                    # Nothing of the image is locked yet, so that what is in the way is somebody else's.
+                    _take(fd, lock)
+            except OSError as error:
+                yield Reason(words(description), f"the program had it locked, and {_why(error)}", "end who has it")
+            finally:
+                os.close(fd)
+
+
+def take(image: Tree, slots: dict[int, int]) -> None:
+    """Take the locks that belong to descriptions.
+
+    Raises:
+        RestoreFailed: somebody else has one.
+    """
+    for index, description in enumerate(image.descriptions):
+        for lock in description.locks:
+            try:
+                _take(slots[index], lock)
+            except (OSError, KeyError) as error:
+                why = _why(error) if isinstance(error, OSError) else "it is no file"
+                raise RestoreFailed(f"{words(description)} cannot be locked again: {why}") from error
+
+
+def steps(process: Process) -> Iterator[Call]:
+    """The calls with which a process takes its own, when it closes no descriptor any more."""
+    for entry in process.fds:
+        for lock in entry.locks:
+            if lock.kind == Lock.LEASE:
+                yield from _lease(entry.fd, lock)
+                continue
+            if lock.kind == Lock.FLOCK_BY:
+                text = f"locking the file of descriptor {entry.fd}, which nobody else may have locked"
+                yield Call(NR.flock, (entry.fd, _operation(lock)), 0, text)
+                continue
+            extent = f"{lock.start}-{lock.start + lock.length - 1}" if lock.length else f"{lock.start}-"
+            text = f"locking bytes {extent} of descriptor {entry.fd}"
+            yield Call(NR.fcntl, (entry.fd, F_SETLK, _request(lock)), 0, text)
+
+
+def _lease(fd: int, lock: Lock) -> Iterator[Call]:
+    if lock.signal:
+        yield Call(NR.fcntl, (fd, F_SETSIG, lock.signal), 0, f"choosing the signal of descriptor {fd}")
+    kind = F_WRLCK if lock.exclusive else F_RDLCK
+    yield Call(NR.fcntl, (fd, F_SETLEASE, kind), 0, f"taking the lease of descriptor {fd}, which nobody may have open")
+
+
+def _operation(lock: Lock) -> int:
+    return (fcntl.LOCK_EX if lock.exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB
+
+
+def _request(lock: Lock) -> bytes:
+    return FLOCK.pack(F_WRLCK if lock.exclusive else F_RDLCK, os.SEEK_SET, lock.start, lock.length, 0)
+
+
+def _take(fd: int, lock: Lock) -> None:
+    if lock.kind in OF_FLOCK:
+        fcntl.flock(fd, _operation(lock))
+    else:
+        fcntl.fcntl(fd, F_OFD_SETLK, _request(lock))
+
+
+def _why(error: OSError) -> str:
+    if error.errno in (errno.EAGAIN, errno.EACCES):
+        return "another process has it locked"
+    return str(error.strerror)

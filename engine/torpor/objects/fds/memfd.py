@@ -1,0 +1,190 @@
+"""Files in memory: memfd_create(2) and /dev/shm, named or not. Their content is in the image.
+
+They are memory that processes share, so their content is kept by `torpor.objects.memory.shared_memory`, whether
+they are mapped or not; here is what leads to them. A descriptor that was opened once more (/proc/PID/fd)
+comes back as a description of its own.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from io import FileIO
+
+from torpor.errors import Reason
+from torpor.image.image_pb2 import Description, SharedMemory, Tree
+from torpor.objects.kind import (
+    KEPT_AT_OPEN,
+    KEPT_BY_FCNTL,
+    Describing,
+    FdReference,
+    GrabbedDescriptors,
+    Kind,
+    OpenFile,
+    Opening,
+    Problem,
+    Seen,
+    borrowed,
+    is_path,
+    why_not_by_name,
+)
+from torpor.objects.paths import file_attributes
+from torpor.objects.paths.file_attributes import Attributes
+from torpor.objects.paths.file_names import lasting_name
+from torpor.objects.paths.opener import O_TMPFILE
+from torpor.remote.sys import closed_on_error, memfd_create
+
+F_GET_SEALS = 1034
+SHM = "/dev/shm/"
+MEMFD = "/memfd:"
+
+
+@dataclass(frozen=True)
+class MemoryFile:
+    """A file in memory that a tree has open."""
+
+    link: bytes
+    """As /proc/PID/fd/N has it and maps would show it."""
+    stat: os.stat_result
+    attributes: Attributes
+    holder: FdReference
+    """A descriptor that leads to it."""
+    ours: FileIO | None
+    """Our own file on it, if no process has it."""
+
+    def open(self) -> int:
+        """A descriptor of our own description, for reading: seeking in a copy would move the target's."""
+        if self.ours is not None:
+            return os.dup(self.ours.fileno())
+        path = f"/proc/{self.holder.pid}/fd/{self.holder.fd}"
+        try:
+            return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOATIME)
+        except PermissionError:  # it is another user's, who sees when it is read
+            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+
+class MemoryDescriptor(Kind[Attributes]):
+    """A descriptor of a file in memory."""
+
+    field = "memfd"
+    may_be_under_way = True
+
+    def matches(self, seen: Seen) -> bool:
+        """A file of /dev/shm, or a memfd, told by its device: a file on disk may be named like one."""
+        if not stat.S_ISREG(seen.stat.st_mode):
+            return False
+        return seen.link.startswith(SHM) or (seen.link.startswith(MEMFD) and seen.stat.st_dev == memfd_device())
+
+    def grab(self, held: OpenFile[Attributes], pidfd: int, *, content: bool) -> Attributes:
+        """What it tells beside its content."""
+        if is_path(held):
+            return Attributes()
+        with borrowed(pidfd, held.holders[0].fd) as copy:
+            try:
+                return file_attributes.take(copy, fcntl.fcntl(copy, F_GET_SEALS))
+            except OSError:  # EINVAL: the file system has none
+                return file_attributes.take(copy)
+
+    def judge(self, held: OpenFile[Attributes], tree: GrabbedDescriptors) -> Iterator[Problem]:
+        """A name must lead to it."""
+        if is_path(held):
+            yield Problem("a file in memory is open as a name only (O_PATH)", "close it")
+            return
+        held.link = lasting_name(held.link, held.stat)
+        if held.stat.st_nlink and (why := why_not_by_name(held, tree)):
+            yield Problem(f"it cannot be opened again by its name: {why}", "give it a name and rights that last")
+        yield from self.judge_content(held, tree)
+
+    def judge_content(self, held: OpenFile[Attributes], tree: GrabbedDescriptors) -> Iterator[Problem]:
+        """It can be read, without a change of it, and written again."""
+        holder = held.holders[0]
+        if held.state.forbids_writing:
+            yield Problem("it is immutable, or to be appended to only, and has no name", "take the flag away (chattr)")
+        if held.leased:
+            yield Problem("it has a lease (F_SETLEASE), and to read it would break that", "give the lease up")
+        if not tree.content and not os.access(
+            f"/proc/{holder.pid}/fd/{holder.fd}", os.R_OK, effective_ids=True
+        ):  # under the freeze it was read
+            yield Problem("this user may not read it, and its content is in no other place", "let its owner read it")
+
+    def notices(self, mine: Sequence[OpenFile[Attributes]], tree: GrabbedDescriptors) -> Iterator[str]:
+        """Attributes that no restore sets."""
+        for held in mine:
+            if held.state.unkept:
+                yield f"attributes of {held.link} are not kept: {', '.join(held.state.unkept)}"
+
+    def describe(
+        self, held: OpenFile[Attributes], out: Description, tree: GrabbedDescriptors, image: Describing
+    ) -> None:
+        """By the index of the memory."""
+        out.memfd.shared = image.shared(held.stat.st_dev, held.stat.st_ino)
+        out.memfd.position = held.position
+
+    def check(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
+        """The memory is in the image."""
+        for description in mine.values():
+            if description.memfd.shared >= len(image.shared):
+                yield Reason("the image", f"it names shared memory {description.memfd.shared}: there is none")
+
+    def make(self, description: Description, opening: Opening) -> int:
+        """A description of the memory, at its position: first the one that it was made with.
+
+        The kernel executes no file that somebody has opened for writing (ETXTBSY), but a memfd that was made so. Only
+        how a file was made shows as O_TMPFILE.
+        """
+        flags = description.flags & (KEPT_AT_OPEN | KEPT_BY_FCNTL) & ~(os.O_NOFOLLOW | os.O_DIRECTORY)
+        memory = opening.shared(description.memfd.shared)
+        if opening.making == _first(description.memfd.shared, opening.image):
+            fd = os.dup(memory)
+        else:
+            fd = os.open(f"/proc/self/fd/{memory}", flags | os.O_CLOEXEC)
+        with closed_on_error(fd):
+            os.lseek(fd, description.memfd.position, os.SEEK_SET)
+            return fd
+
+
+def _first(shared: int, image: Tree) -> int:
+    """The index of the first description of a file by which it is as it was when it was made; -1: there is none."""
+    memory = image.shared[shared]
+    if memory.kind == SharedMemory.MEMFD:
+        wanted = os.O_RDWR
+    elif is_temporary(memory):
+        wanted = os.O_RDWR | os.O_DIRECTORY | O_TMPFILE
+    else:
+        return -1
+    ways = ((k, one) for k, one in enumerate(image.descriptions) if one.WhichOneof("kind") == "memfd")
+    mask = (KEPT_AT_OPEN | O_TMPFILE) & ~os.O_NOFOLLOW
+    return next((k for k, one in ways if one.memfd.shared == shared and one.flags & mask == wanted), -1)
+
+
+def is_temporary(memory: SharedMemory) -> bool:
+    """Whether a file never had a name, and may still be given one: it is called by its number (O_TMPFILE)."""
+    return memory.kind == SharedMemory.UNLINKED and os.path.basename(memory.name) == b"#%d" % memory.ino
+
+
+def memory_files(tree: GrabbedDescriptors) -> list[MemoryFile]:
+    """The files in memory that a tree has open, each once; none that who wakes it has given it."""
+    found: dict[tuple[int, int], MemoryFile] = {}
+    for held in tree.of(MemoryDescriptor):
+        if tree.is_given(held):
+            continue
+        link = os.fsencode(lasting_name(held.link, held.stat))
+        if held.leased:
+            continue  # it is refused
+        file = MemoryFile(link, held.stat, held.state, held.holders[0], held.ours)
+        found.setdefault((held.stat.st_dev, held.stat.st_ino), file)
+    return list(found.values())
+
+
+@cache
+def memfd_device() -> int:
+    """The device of the kernel's own tmpfs, on which memfds are."""
+    fd = memfd_create(b"torpor-probe")
+    try:
+        return os.fstat(fd).st_dev
+    finally:
+        os.close(fd)

@@ -1,0 +1,89 @@
+"""What is open as a name only (O_PATH), and is no file or directory: symbolic links, devices, named pipes, sockets.
+
+Kept: where it is, what kind of thing it is, and the numbers of a device. It is looked up again and not opened: no
+device is woken, no pipe gets a reader. A symbolic link must lead where it led.
+
+Refused: one that has no name any more.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator, Sequence
+
+from torpor.errors import Reason, RestoreFailed
+from torpor.image.image_pb2 import Description, Tree
+from torpor.objects.kind import Describing, GrabbedDescriptors, Kind, OpenFile, Opening, Problem, Seen, words
+from torpor.objects.paths.opener import Opener, Openers
+
+_KINDS = {
+    stat.S_IFLNK: "symbolic link",
+    stat.S_IFCHR: "character device",
+    stat.S_IFBLK: "block device",
+    stat.S_IFIFO: "named pipe",
+    stat.S_IFSOCK: "socket",
+}
+
+
+class NameOnly(Kind[bytes]):
+    """A name. The state is where a symbolic link leads."""
+
+    field = "name"
+    may_be_under_way = True
+
+    def matches(self, seen: Seen) -> bool:
+        """Never by what it leads to alone: see `torpor.objects.fds.grabbing`."""
+        return False
+
+    def grab(self, held: OpenFile[bytes], pidfd: int, *, content: bool) -> bytes:
+        """Where a link leads."""
+        if not stat.S_ISLNK(held.stat.st_mode):
+            return b""
+        try:
+            return os.fsencode(os.readlink(held.link))
+        except OSError:  # it was removed: `judge` says so
+            return b""
+
+    def judge(self, held: OpenFile[bytes], tree: GrabbedDescriptors) -> Iterator[Problem]:
+        """The name still leads to it."""
+        try:
+            found = held.link.startswith("/") and os.path.samestat(os.lstat(held.link), held.stat)
+        except OSError:
+            found = False
+        if not found:
+            yield Problem("it is open as a name only (O_PATH), which it has lost", "close it before the checkpoint")
+
+    def describe(self, held: OpenFile[bytes], out: Description, tree: GrabbedDescriptors, image: Describing) -> None:
+        """By name, and what it is."""
+        out.name.path = os.fsencode(held.link)
+        out.name.mode = held.stat.st_mode
+        out.name.device = held.stat.st_rdev
+        out.name.target = held.state
+
+    def check(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
+        """It is there and the same kind of thing."""
+        openers = Openers(image)
+        for index, description in mine.items():
+            try:
+                os.close(_find(description, openers.description(index)))
+            except OSError as error:
+                yield Reason(words(description), f"it cannot be found: {error.strerror}", "put it back")
+            except RestoreFailed as error:
+                yield Reason(words(description), error.message, "put it back")
+
+    def make(self, description: Description, opening: Opening) -> int:
+        """Looked up again."""
+        return _find(description, opening.opener)
+
+
+def _find(description: Description, opener: Opener) -> int:
+    said = description.name
+    kind = stat.S_IFMT(said.mode)
+    fd = opener.lookup(said.path, follow=not description.flags & os.O_NOFOLLOW)
+    found = os.fstat(fd)
+    target = os.fsencode(os.readlink("", dir_fd=fd)) if stat.S_ISLNK(found.st_mode) else b""
+    if (stat.S_IFMT(found.st_mode), found.st_rdev, target) != (kind, said.device, said.target):
+        os.close(fd)
+        raise RestoreFailed(f"it is not the {_KINDS.get(kind, 'thing')} that it was")
+    return fd

@@ -1,0 +1,210 @@
+"""Pipes: both ends in the tree, with what lies in them.
+
+Kept: capacity, content, the borders between packets (O_DIRECT, pipe(2)), and an end that nobody holds any
+more: its reader sees the end of the file, its writer EPIPE. A pipe whose other end is held outside the tree
+is refused, but for standard input, output and error: these are the restorer's.
+
+Content is taken with tee(2), which duplicates without consuming, into a pipe of ours.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import select
+import stat
+import struct
+import termios
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from torpor import procfs
+from torpor.arch.x86_64 import NR
+from torpor.errors import Reason, RestoreFailed
+from torpor.image.image_pb2 import Description, PipeBuffer, Tree
+from torpor.objects.kind import (
+    Describing,
+    GrabbedDescriptors,
+    Kind,
+    OpenFile,
+    Opening,
+    Problem,
+    Seen,
+    borrowed,
+    naming,
+)
+from torpor.remote.sys import syscall
+
+# include/uapi/linux/fcntl.h; Python 3.10 has them in fcntl, older headers did not
+F_SETPIPE_SZ = 1031
+F_GETPIPE_SZ = 1032
+
+
+@dataclass
+class PipeState:
+    """An end of a pipe as it was."""
+
+    capacity: int
+    other_end_open: bool
+    """Whether anyone at all holds the other end."""
+    queued: int
+    """Bytes in the pipe."""
+    pieces: list[bytes] = field(default_factory=list)
+    """The content, as it came read by read: with O_DIRECT, packet by packet. Of a read end only."""
+    unwritten: bool = False
+    """A named pipe's reader that has never had a writer."""
+    ends: list[OpenFile[PipeState]] = field(default_factory=list)
+    """All that the tree has of this pipe, itself included."""
+
+
+class Pipe(Kind[PipeState]):
+    """An end of a pipe."""
+
+    field = "pipe"
+    may_be_under_way = True
+
+    def matches(self, seen: Seen) -> bool:
+        """A pipe without a path."""
+        return stat.S_ISFIFO(seen.stat.st_mode) and seen.link.startswith("pipe:[")
+
+    def grab(self, held: OpenFile[PipeState], pidfd: int, *, content: bool) -> PipeState:
+        """Capacity, whether the other end is held, and at a read end the content."""
+        with borrowed(pidfd, held.holders[0].fd) as copy:
+            capacity = fcntl.fcntl(copy, F_GETPIPE_SZ)
+            queued = struct.unpack("i", fcntl.ioctl(copy, termios.FIONREAD, bytes(4)))[0]
+            poll = select.poll()
+            poll.register(copy, 0)
+            # fs/pipe.c, pipe_poll(): a reader without writers has POLLHUP, a writer without readers POLLERR
+            alone = any(event & (select.POLLHUP | select.POLLERR) for _, event in poll.poll(0))
+            state = PipeState(capacity, held.flags & os.O_ACCMODE == os.O_RDWR or not alone, queued)
+            if content and queued and held.readable:
+                state.pieces = _tee(copy, capacity)
+        return state
+
+    def finish(self, mine: list[OpenFile[PipeState]], tree: GrabbedDescriptors) -> None:
+        """Find the ends that belong together, by the inode: two FIFOs may have had one name."""
+        pipes: dict[tuple[int, int], list[OpenFile[PipeState]]] = {}
+        for held in mine:
+            held.state.ends = pipes.setdefault((held.stat.st_dev, held.stat.st_ino), [])
+            held.state.ends.append(held)
+
+    def outside(self, held: OpenFile[PipeState], tree: GrabbedDescriptors) -> str:
+        """The pipe, when its other end is held, and not in the tree."""
+        ends = held.state.ends
+        both = any(end.readable for end in ends) and any(end.writable for end in ends)
+        return "" if both or not held.state.other_end_open else held.link
+
+    def judge(self, held: OpenFile[PipeState], tree: GrabbedDescriptors) -> Iterator[Problem]:
+        """All of the content was there to be taken."""
+        if tree.content and held.readable and sum(map(len, held.state.pieces)) != held.state.queued:
+            yield Problem(
+                f"only {sum(map(len, held.state.pieces))} of its {held.state.queued} bytes could be read",
+                "see /proc/sys/fs/pipe-max-size, or try again",
+            )
+
+    def describe(
+        self, held: OpenFile[PipeState], out: Description, tree: GrabbedDescriptors, image: Describing
+    ) -> None:
+        """The end, and with the first end the pipe."""
+        out.pipe.pipe = self.index(held, image)
+
+    def index(self, held: OpenFile[PipeState], image: Describing) -> int:
+        """The index of the pipe in the image; with its first end it is put there."""
+        key = held.stat.st_dev, held.stat.st_ino
+        if key not in image.pipes:
+            image.pipes[key] = len(image.tree.pipes)
+            pipe = image.tree.pipes.add(capacity=held.state.capacity)
+            pieces = next((end.state.pieces for end in held.state.ends if end.readable), [])
+            pipe.content = b"".join(pieces)
+            if any(end.flags & os.O_DIRECT for end in held.state.ends):
+                pipe.packets.extend(map(len, pieces))
+        return image.pipes[key]
+
+    def check(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
+        """The pipes exist in the image and may be as large here."""
+        with open("/proc/sys/fs/pipe-max-size", encoding="ascii") as file:
+            largest = int(file.read())
+        for description in mine.values():
+            if description.pipe.pipe >= len(image.pipes):
+                yield Reason("the image", f"it names pipe {description.pipe.pipe}, which is not in it")
+        for pipe in image.pipes:
+            if pipe.capacity > largest and not procfs.is_root():
+                yield Reason(
+                    "a pipe of the image",
+                    f"it has room for {pipe.capacity} bytes, and here a user's pipe has room for {largest}",
+                    "have the administrator raise /proc/sys/fs/pipe-max-size",
+                )
+
+    def open(self, mine: dict[int, Description], opening: Opening) -> None:
+        """Make each pipe once, fill it, and keep the ends that the tree had."""
+        by_pipe: dict[int, list[int]] = {}
+        for index, description in mine.items():
+            by_pipe.setdefault(description.pipe.pipe, []).append(index)
+        for number, indexes in by_pipe.items():
+            with naming(mine[indexes[0]]):
+                _make(opening, number, {index: mine[index].flags & os.O_ACCMODE for index in indexes})
+
+
+def _make(opening: Opening, number: int, modes: dict[int, int]) -> None:
+    """Make a pipe and keep the ends that `modes` names: by the index of the description, its access mode."""
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    unused = {os.O_RDONLY: reader, os.O_WRONLY: writer}
+    try:
+        fill(opening.image.pipes[number], writer, opening.warnings)
+        for index, mode in modes.items():
+            if mode in unused:
+                end = os.dup(unused.pop(mode))
+            else:  # opened once more (/proc/PID/fd): a description of its own
+                end = os.open(f"/proc/self/fd/{reader}", mode | os.O_NONBLOCK | os.O_CLOEXEC)
+            opening.place(index, end)
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
+def _tee(reader: int, capacity: int) -> list[bytes]:
+    """The content of a pipe, left in it; in the pieces in which it would be read."""
+    ours, fill = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        fcntl.fcntl(fill, F_SETPIPE_SZ, capacity)
+        got = syscall(NR.tee, reader, fill, capacity)
+        pieces = []
+        while got > 0:
+            pieces.append(os.read(ours, capacity))
+            got -= len(pieces[-1])
+        return pieces
+    finally:
+        os.close(ours)
+        os.close(fill)
+
+
+def fill(pipe: PipeBuffer, writer: int, warnings: list[str]) -> None:
+    """Give a pipe its size and its content, packet by packet where it had such.
+
+    Where other pipes of this user have used up what all may have (pipe-user-pages-soft), it stays as it is: said in
+    `warnings`.
+
+    Raises:
+        RestoreFailed: it does not take the content.
+    """
+    if fcntl.fcntl(writer, F_GETPIPE_SZ) != pipe.capacity:
+        try:
+            fcntl.fcntl(writer, F_SETPIPE_SZ, pipe.capacity)
+        except PermissionError:
+            now = fcntl.fcntl(writer, F_GETPIPE_SZ)
+            warnings.append(
+                f"a pipe has room for {now} bytes, and had for {pipe.capacity}: this user's pipes have all they may"
+                " (/proc/sys/fs/pipe-user-pages-soft)"
+            )
+    os.set_blocking(writer, False)
+    content = memoryview(pipe.content)
+    if pipe.packets:
+        fcntl.fcntl(writer, fcntl.F_SETFL, os.O_NONBLOCK | os.O_DIRECT)
+    for size in pipe.packets or ([len(content)] if content else []):
+        try:
+            written = os.write(writer, content[:size])
+        except BlockingIOError:
+            written = 0
+        if written != size:
+            raise RestoreFailed(f"a pipe of {pipe.capacity} bytes does not take the {len(pipe.content)} bytes it held")
+        content = content[size:]

@@ -1,0 +1,224 @@
+"""POSIX message queues (mq_overview(7)): those without messages.
+
+Kept: name, or that it has none any more, size, rights, and who has it open. Queues live in an IPC namespace: a tree
+that has one is restored into one of its own, where init makes them anew; the old ones stay in the host until somebody
+removes them. Refused: a queue with messages, which can be read only by taking them out, in front of its readers; one of
+which a process is to be notified (mq_notify(3)); one that a process outside of the tree has open, as far as this user
+sees it.
+
+The kernel shows a queue as a file of 80 bytes without blocks in the root of a file system that need not be mounted
+anywhere (ipc/mqueue.c, FILENT_SIZE); its content says whether somebody is to be notified.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from torpor.arch.x86_64 import NR
+from torpor.errors import Reason
+from torpor.image.image_pb2 import Description, PosixQueue, Tree
+from torpor.objects.kind import (
+    KEPT_AT_OPEN,
+    Describing,
+    GrabbedDescriptors,
+    Kind,
+    OpenFile,
+    Opening,
+    Problem,
+    Seen,
+    borrowed,
+)
+from torpor.objects.paths.file_names import DELETED
+from torpor.remote.batch import Call, Result
+from torpor.remote.freeze import describe_process
+from torpor.remote.sys import syscall
+
+_SIZE = 80
+_ATTRIBUTES = struct.Struct("=4q32x")  # struct mq_attr: flags, messages at most, bytes in each at most, messages now
+DEFAULT_MESSAGES, DEFAULT_BYTES = 10, 8192
+"""What queues may have at most in a fresh namespace (include/linux/ipc_namespace.h)."""
+_LONGEST = 255
+"""NAME_MAX."""
+_LIMITS = "/proc/sys/fs/mqueue/{}"
+_OPEN_FLAGS = KEPT_AT_OPEN | os.O_NONBLOCK
+
+
+@dataclass
+class QueueState:
+    """A queue as it was."""
+
+    most: int
+    """Messages."""
+    largest: int
+    """Bytes of a message."""
+    waiting: int
+    """Messages."""
+    notifies: str = ""
+    """Who is to be notified, or why that is not known."""
+
+
+class MessageQueue(Kind[QueueState]):
+    """A descriptor of a queue, with a name or without."""
+
+    field = "queue"
+
+    def matches(self, seen: Seen) -> bool:
+        """A file of the right shape that no path leads to, as every other file's would."""
+        status = seen.stat
+        if not stat.S_ISREG(status.st_mode) or (status.st_size, status.st_blocks) != (_SIZE, 0):
+            return False
+        if os.major(status.st_dev) or seen.link.rfind("/") != 0:
+            return False
+        try:
+            there = os.stat(seen.link.removesuffix(DELETED))
+        except OSError:
+            return True
+        return (there.st_dev, there.st_ino) != (status.st_dev, status.st_ino)
+
+    def grab(self, held: OpenFile[QueueState], pidfd: int, *, content: bool) -> QueueState:
+        """Its sizes, and who is to be notified."""
+        value = bytearray(_ATTRIBUTES.size)
+        with borrowed(pidfd, held.holders[0].fd) as copy:
+            syscall(NR.mq_getsetattr, copy, 0, value)
+            _, most, largest, waiting = _ATTRIBUTES.unpack(value)
+            return QueueState(most, largest, waiting, _notifies(copy))
+
+    def judge(self, held: OpenFile[QueueState], tree: GrabbedDescriptors) -> Iterator[Problem]:
+        """It is empty, and the tree's alone."""
+        state = held.state
+        if state.waiting:
+            why = f"{state.waiting} messages lie in the POSIX message queue, which can be read only by taking them out"
+            yield Problem(why, "try again when they were received", passing=True)
+        if state.notifies:
+            yield Problem(
+                f"the POSIX message queue notifies {state.notifies}, which is not kept", "end that (mq_notify)"
+            )
+        if held.stat.st_nlink and (other := _outsider(held, tree.pids)):
+            yield Problem(
+                f"{describe_process(other)}, outside of the tree, has the POSIX message queue open", "close it"
+            )
+
+    def describe(
+        self, held: OpenFile[QueueState], out: Description, tree: GrabbedDescriptors, image: Describing
+    ) -> None:
+        """Its name, with what tells it from others that had the same."""
+        out.queue.removed = not held.stat.st_nlink
+        name = held.link.removesuffix(DELETED) if out.queue.removed else held.link
+        out.queue.name = os.fsencode(name.removeprefix("/"))
+        out.queue.inode = held.stat.st_ino
+        out.queue.mode = held.stat.st_mode & 0o777
+        out.queue.uid, out.queue.gid = held.stat.st_uid, held.stat.st_gid
+        out.queue.most, out.queue.largest = held.state.most, held.state.largest
+
+    def check(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
+        """Names and sizes that can be."""
+        for description in mine.values():
+            queue = description.queue
+            named = 0 < len(queue.name) <= _LONGEST and b"/" not in queue.name and b"\0" not in queue.name
+            if not named or not 0 < queue.most <= 1 << 16 or not 0 < queue.largest <= 1 << 24:
+                yield Reason("the image", "it has a POSIX message queue that cannot be")
+
+    def open(self, mine: dict[int, Description], opening: Opening) -> None:
+        """Keep a number for each, with nothing behind it: init opens it there, in its own namespace."""
+        nothing = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+        try:
+            for index in mine:
+                opening.slots[index] = fcntl.fcntl(nothing, fcntl.F_DUPFD, opening.base)
+        finally:
+            os.close(nothing)
+
+
+def _notifies(copy: int) -> str:
+    """Who is to be notified of a message."""
+    try:
+        fd = os.open(f"/proc/self/fd/{copy}", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        return f"one whom this user may not know ({error.strerror})"
+    try:
+        words = dict(word.split(b":", 1) for word in os.read(fd, 256).split())
+    finally:
+        os.close(fd)
+    pid = int(words[b"NOTIFY_PID"])
+    return f"process {pid}" if pid else ""
+
+
+def _outsider(held: OpenFile[QueueState], pids: Sequence[int]) -> int:
+    """A process that has a queue open and is not of the tree; 0 if there is none that this user may look at."""
+    for pid in set(map(int, filter(str.isdecimal, os.listdir("/proc")))) - {*pids, os.getpid()}:
+        try:
+            for name in os.listdir(f"/proc/{pid}/fd"):
+                path = f"/proc/{pid}/fd/{name}"
+                if os.readlink(path) == held.link:
+                    status = os.stat(path)
+                    if (status.st_dev, status.st_ino) == (held.stat.st_dev, held.stat.st_ino):
+                        return pid
+        except OSError:  # it ended, closed one, or is another user's
+            continue
+    return 0
+
+
+# By init
+
+
+def of(image: Tree) -> list[tuple[int, Description]]:
+    """The descriptions of an image that are queues, by their index."""
+    return [
+        (index, one) for index, one in enumerate(image.descriptions) if one.WhichOneof("kind") == MessageQueue.field
+    ]
+
+
+def make(image: Tree, slots: dict[int, int], owner: bool) -> Iterator[list[Call]]:
+    """Make the queues and open them at their slots: tables of init, before anyone is born.
+
+    Args:
+        image: the tree.
+        slots: where each description is kept.
+        owner: whether the image's user ids are set.
+    """
+    mine = of(image)
+    yield from _limits([one.queue for _, one in mine])
+    groups: dict[int, list[tuple[int, Description]]] = {}
+    for index, description in mine:
+        groups.setdefault(description.queue.inode, []).append((index, description))
+    # Those whose names were removed first: others may have the names by now.
+    for group in sorted(groups.values(), key=lambda group: not group[0][1].queue.removed):
+        for index, description in group:
+            yield list(_open(description, slots[index], owner=owner, again=index != group[0][0]))
+        queue = group[0][1].queue
+        if queue.removed:
+            yield [Call(NR.mq_unlink, (queue.name + b"\0",), 0, f"removing the name /{os.fsdecode(queue.name)}")]
+
+
+def _open(description: Description, slot: int, *, owner: bool, again: bool) -> Iterator[Call]:
+    queue, flags = description.queue, description.flags & _OPEN_FLAGS | os.O_CLOEXEC
+    words = f"opening the message queue /{os.fsdecode(queue.name)}"
+    if again:
+        yield Call(NR.mq_open, (queue.name + b"\0", flags, 0, 0), None, words)
+    else:
+        attributes = _ATTRIBUTES.pack(0, queue.most, queue.largest, 0)
+        create = flags | os.O_CREAT | os.O_EXCL
+        yield Call(NR.mq_open, (queue.name + b"\0", create, 0o600, attributes), None, words)
+        if owner:
+            yield Call(NR.fchown, (Result(0), queue.uid, queue.gid), 0, "giving it to its owner")
+        yield Call(NR.fchmod, (Result(0), queue.mode), 0, "setting its rights")
+    yield Call(NR.dup3, (Result(0), slot, 0), slot, "keeping it")
+    yield Call(NR.close, (Result(0),), 0, "closing its first descriptor")
+
+
+def _limits(queues: Iterable[PosixQueue]) -> Iterator[list[Call]]:
+    """Let queues of the namespace be as large as the image's, where that is more than in a fresh one."""
+    most = max((queue.most for queue in queues), default=0)
+    largest = max((queue.largest for queue in queues), default=0)
+    for name, value, usual in (("msg_max", most, DEFAULT_MESSAGES), ("msgsize_max", largest, DEFAULT_BYTES)):
+        if value > usual:
+            path, text = _LIMITS.format(name), b"%d" % value
+            yield [
+                Call(NR.open, (path.encode() + b"\0", os.O_WRONLY | os.O_CLOEXEC), None, f"opening {path}"),
+                Call(NR.write, (Result(0), text, len(text)), len(text), f"letting it be {value}"),
+                Call(NR.close, (Result(0),), 0, f"closing {path}"),
+            ]

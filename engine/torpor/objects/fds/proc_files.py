@@ -1,0 +1,136 @@
+"""Files of /proc/PID: what the kernel tells of a process of the tree, as monitors and psutil hold it open (proc(5)).
+
+Kept: which process or thread it is, also one that has ended and was not waited for, the flags, and the position. Each
+process that has it opens it anew when the tree is built, in its own /proc: only then there is a process to look at.
+Descriptors that shared one description (by fork or dup) therefore have one each afterwards, and no common position.
+
+Refused: processes outside of the tree, those that have ended for good, and the memory of another process
+(/proc/PID/mem), which Yama may keep from who opens it. All other files of /proc, which are of no process, are opened by
+their names (`torpor.objects.fds.files`).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from torpor import procfs
+from torpor.arch.x86_64 import NR
+from torpor.errors import Reason
+from torpor.image.image_pb2 import Description, Tree
+from torpor.objects.kind import (
+    KEPT_AT_OPEN,
+    KEPT_BY_FCNTL,
+    Describing,
+    GrabbedDescriptors,
+    Kind,
+    OpenFile,
+    Opening,
+    Problem,
+    Seen,
+)
+from torpor.remote.batch import Call
+
+CLOSE = "close it before the checkpoint"
+_PATH = re.compile(rb"/proc/(\d+)(?:/task/(\d+))?((?:/[^/]+)*)")
+
+
+class Shown(NamedTuple):
+    """Whose file it is."""
+
+    path: bytes
+    """Below the directory of the process or thread."""
+    pid: int | None
+    """The process, as this process sees it; None: it is not in the tree."""
+    ended: bool
+    """Whether it is of a thread that has ended."""
+
+
+class ProcFile(Kind[Shown | None]):
+    """A file or a directory of a process."""
+
+    field = "proc"
+
+    def matches(self, seen: Seen) -> bool:
+        """Told by the name: the kernel resolves /proc/self."""
+        kind = stat.S_ISREG(seen.stat.st_mode) or stat.S_ISDIR(seen.stat.st_mode)
+        return kind and _PATH.fullmatch(os.fsencode(seen.link)) is not None
+
+    def grab(self, held: OpenFile[Shown | None], pidfd: int, *, content: bool) -> None:
+        """Nothing: the kernel makes its content up when it is read."""
+
+    def finish(self, mine: list[OpenFile[Shown | None]], tree: GrabbedDescriptors) -> None:
+        """Find whose they are."""
+        for held in mine:
+            if match := _PATH.fullmatch(os.fsencode(held.link)):
+                pid = _find(int(match[1]), tree)
+                ended = bool(pid and match[2] and not _has_thread(pid, int(match[2])))
+                held.state = Shown(match[3], pid, ended)
+
+    def judge(self, held: OpenFile[Shown | None], tree: GrabbedDescriptors) -> Iterator[Problem]:
+        """Its process is in the tree."""
+        if held.state is None or held.state.pid is None:
+            yield Problem("it shows a process that is not in the tree, or has ended", CLOSE)
+        elif held.state.ended:
+            yield Problem("it shows a thread that has ended", CLOSE)
+        elif held.state.path == b"/mem" and {holder.pid for holder in held.holders} != {held.state.pid}:
+            yield Problem("it shows the memory of another process", CLOSE)
+
+    def describe(
+        self, held: OpenFile[Shown | None], out: Description, tree: GrabbedDescriptors, image: Describing
+    ) -> None:
+        """By its name, which has the PID in the tree's PID namespace: that is the one of its /proc."""
+        out.proc.path = os.fsencode(held.link)
+        out.proc.position = held.position
+
+    def check(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
+        """The process is in the image."""
+        pids = {process.pid: {thread.tid for thread in process.threads} for process in image.processes}
+        for description in mine.values():
+            match = _PATH.fullmatch(description.proc.path)
+            known = match and pids.get(int(match[1]))
+            if not match or not known or (match[2] and int(match[2]) not in known) or b"/.." in match[3]:
+                name = os.fsdecode(description.proc.path)
+                yield Reason("the image", f"a descriptor leads to {name}, which is of no process in it")
+
+    def open(self, mine: dict[int, Description], opening: Opening) -> None:
+        """Not here: see `torpor.objects.fds.made_in_process`."""
+
+
+def opening(description: Description) -> tuple[int, tuple[int | bytes, ...], str]:
+    """The call by which a process opens one, and its words."""
+    flags = description.flags & (KEPT_AT_OPEN | KEPT_BY_FCNTL) | os.O_CLOEXEC
+    path = description.proc.path
+    return NR.open, (path + b"\0", flags, 0), f"opening {os.fsdecode(path)}"
+
+
+def seeking(fd: int, description: Description) -> Iterator[Call]:
+    """The calls that put it where it was. What is there now may be shorter: then it is at its end."""
+    if description.proc.position and not description.flags & os.O_PATH:
+        args = (fd, description.proc.position, os.SEEK_SET)
+        yield Call(NR.lseek, args, None, f"going on with descriptor {fd} where it was")
+
+
+def _find(number: int, tree: GrabbedDescriptors) -> int | None:
+    """The PID, as this process sees it, of the one that has a number in the tree's PID namespace."""
+    for pid in tree.pids:
+        try:
+            if int(procfs.status(procfs.read(f"/proc/{pid}/status"))[b"NSpid"].split()[-1]) == number:
+                return pid
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return None
+
+
+def _has_thread(pid: int, number: int) -> bool:
+    try:
+        for tid in procfs.threads(pid):
+            status = procfs.status(procfs.read(f"/proc/{pid}/task/{tid}/status"))
+            if int(status[b"NSpid"].split()[-1]) == number:
+                return True
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return False

@@ -1,0 +1,485 @@
+"""Pseudo terminals, and the controlling terminals of sessions (pty(7), ioctl_tty(2), credentials(7)).
+
+A pseudo terminal has a master and a slave side. Of one whose master is in the tree these are kept: the number of
+/dev/pts/N, where it is free (else another one, with a warning), settings (termios), window size, lock, packet mode,
+exclusive mode, output that is held back by Ctrl-S, the end of the slave side, and the mode of its name. A slave
+side whose master was closed has hung up, and comes back so. A descriptor of /dev/tty comes back as one of /dev/pts/N.
+
+A session keeps its controlling terminal and the foreground group of it. Where the terminal is outside of the tree,
+the restorer may give another one in its place; where it gives none the session has none, as under nohup(1), and what
+was opened as /dev/tty has hung up.
+
+Bytes that wait on either side cannot be looked at without being taken: while there are some, the checkpoint is refused
+and tried again in a moment. A line that is typed only in part, into a terminal that gives out whole lines, is shown by
+nothing, and lost.
+
+The driver is drivers/tty/pty.c, the line discipline drivers/tty/n_tty.c; poll() there waits for bytes that are on
+their way between the two sides.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import select
+import stat
+import struct
+import termios
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+
+from torpor import procfs
+from torpor.arch.x86_64 import NR
+from torpor.errors import Reason
+from torpor.image.image_pb2 import Description, Process, Pty, Session, Tree
+from torpor.objects.fds.stdio import TIOCGDEV, Terminal, TerminalState, asked_number
+from torpor.objects.kind import (
+    Describing,
+    GrabbedDescriptors,
+    OpenFile,
+    Opening,
+    Problem,
+    Seen,
+    borrowed,
+    naming,
+    reopened,
+    some,
+)
+from torpor.objects.paths.opener import Opener
+from torpor.remote.batch import Call
+from torpor.remote.sys import pidfd_open, syscall
+
+# include/uapi/linux/major.h, Documentation/admin-guide/devices.txt
+SLAVE_MAJOR = 136
+MULTIPLEXER = os.makedev(5, 2)
+CONTROLLING_TERMINAL = os.makedev(5, 0)
+
+# include/uapi/asm-generic/ioctls.h
+TCGETS2, TCSETS2 = 0x802C542A, 0x402C542B
+TIOCGPTN, TIOCSPTLCK, TIOCGPTLCK = 0x80045430, 0x40045431, 0x80045439
+TIOCGSID, TIOCPKT, TIOCGPKT, TIOCGEXCL, TIOCGPTPEER = 0x5429, 0x5420, 0x80045438, 0x80045440, 0x5441
+TERMIOS = struct.Struct("<4IB19B2I")
+"""struct termios2: flags of input, output, control and local, line discipline, characters, speeds."""
+_INPUT_FLAGS, _LOCAL_FLAGS, _CHARACTERS = 0, 3, 5
+WINDOW_SIZE = 8
+"""Bytes of struct winsize."""
+SIG_BLOCK = 0
+SIGNALS = struct.Struct("<Q")
+SIGTTOU = 22
+PTMX = b"/dev/ptmx"
+NO_NODE = (0, 0)
+_MOST_OPENED = 1024
+"""How many ptys are opened at the most to have the number that is wanted."""
+_FOREGROUND = 8  # field of proc_pid_stat(5)
+
+CLOSE = "close it before the checkpoint"
+
+
+class PseudoTerminal(Terminal):
+    """Either side of a pseudo terminal, and /dev/tty."""
+
+    field = "pty"
+
+    def matches(self, seen: Seen) -> bool:
+        """Told by the numbers of the device."""
+        number = seen.stat.st_rdev
+        return stat.S_ISCHR(seen.stat.st_mode) and (
+            number in (MULTIPLEXER, CONTROLLING_TERMINAL) or os.major(number) == SLAVE_MAJOR
+        )
+
+    def grab(self, held: OpenFile[TerminalState], pidfd: int, *, content: bool) -> TerminalState:
+        """All but whether something waits at a master: slave sides are asked first, see `finish`."""
+        with borrowed(pidfd, held.holders[0].fd) as copy:
+            state = TerminalState(asked_number(copy, TIOCGDEV) or 0)
+            if is_master(held):
+                _grab_master(held, copy, state)
+            elif state.device:
+                _grab_slave(held, copy, state)
+            else:
+                state.image.hung_up = bool(_events(copy) & select.POLLHUP)
+        return state
+
+    def finish(self, mine: list[OpenFile[TerminalState]], tree: GrabbedDescriptors) -> None:
+        """Find the sides that belong together, and who has which controlling terminal."""
+        if mine and not tree.terminals:
+            tree.terminals = dict(_stats(tree.pids))
+        masters = {held.state.device: held for held in mine if is_master(held)}
+        for held in mine:
+            master = masters.get(held.state.device)
+            if is_master(held):
+                held.state.problems += _problems_of_master(held, masters, tree)
+            elif master and held.state.node in (master.state.node, NO_NODE):
+                held.state.other, master.state.other = master, held
+                master.state.image.exclusive |= held.state.image.exclusive
+                master.state.image.stopped |= held.state.image.stopped
+
+    def outside(self, held: OpenFile[TerminalState], tree: GrabbedDescriptors) -> str:
+        """A slave side whose master is outside of the tree, unless it is known as a session's terminal only."""
+        if is_master(held) or held.state.other or not held.state.device:
+            return ""
+        if not self.stands_for(held, tree) and held.state.device in {one.tty for one in tree.terminals.values()}:
+            return ""
+        return super().outside(held, tree)
+
+    def judge(self, held: OpenFile[TerminalState], tree: GrabbedDescriptors) -> Iterator[Problem]:
+        """It can be asked, both sides are in the tree, and nothing is on its way."""
+        state = held.state
+        if not state.device and not state.image.hung_up:
+            yield Problem("it is a device whose state is unknown")
+        if is_master(held) or state.other:
+            # Before the freeze what is on its way may arrive any moment: that is for the freeze to tell.
+            yield from (problem for problem in state.problems if tree.content or not problem.passing)
+        if is_master(held) and not (state.image.ended or state.image.locked or state.other):
+            yield Problem(
+                "its other side is open outside of the tree, or nobody has opened it yet",
+                "checkpoint the whole tree of which both sides are a part",
+                passing=True,
+            )
+
+    def describe(
+        self, held: OpenFile[TerminalState], out: Description, tree: GrabbedDescriptors, image: Describing
+    ) -> None:
+        """The side, and with the first the terminal."""
+        out.pty.master = is_master(held)
+        out.pty.pty = _index(held, image)
+
+    def notices(self, mine: Sequence[OpenFile[TerminalState]], tree: GrabbedDescriptors) -> Iterator[str]:
+        """What nobody can see of a terminal that gives out whole lines."""
+        numbers = sorted(
+            held.state.image.number
+            for held in mine
+            if is_master(held) and held.state.other and not held.state.image.ended
+            if TERMIOS.unpack(held.state.image.termios)[_LOCAL_FLAGS] & termios.ICANON
+        )
+        if numbers:
+            names = some([f"/dev/pts/{number}" for number in numbers])
+            yield f"a line that is typed only in part is not kept: at {names}"
+
+    def check(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
+        """The image's terminals can be, and here new ones can be made."""
+        masters = [description.pty.pty for description in mine.values() if description.pty.master]
+        if len(set(masters)) != len(masters):
+            yield Reason("the image", "it has two masters of one terminal")
+        for number in sorted({description.pty.pty for description in mine.values()}):
+            if number >= len(image.ptys):
+                yield Reason("the image", f"it names terminal {number}, which is not in it")
+            elif number in masters and (image.ptys[number].hung_up or image.ptys[number].outside):
+                yield Reason("the image", f"it has a master of terminal {number}, which has none")
+        if not os.access(PTMX, os.R_OK | os.W_OK):
+            yield Reason("a pseudo terminal of the image", f"{PTMX.decode()} cannot be opened here", "mount devpts")
+
+    def open(self, mine: dict[int, Description], opening: Opening) -> None:
+        """Make each terminal once, and open the sides that the tree had."""
+        by_pty: dict[int, list[int]] = {}
+        for index, description in mine.items():
+            by_pty.setdefault(description.pty.pty, []).append(index)
+        for number, indexes in by_pty.items():
+            with naming(mine[indexes[0]]):
+                _make(opening, number, indexes)
+
+
+def is_master(held: OpenFile[TerminalState]) -> bool:
+    """Whether it is a master side."""
+    return held.stat.st_rdev == MULTIPLEXER
+
+
+def settings(fd: int) -> tuple[bytes, bytes]:
+    """struct termios2 and struct winsize of a terminal; asked at a master, those of its slave side.
+
+    Raises:
+        OSError: it is none.
+    """
+    modes, window = bytearray(TERMIOS.size), bytearray(WINDOW_SIZE)
+    syscall(NR.ioctl, fd, TCGETS2, modes)
+    syscall(NR.ioctl, fd, termios.TIOCGWINSZ, window)
+    return bytes(modes), bytes(window)
+
+
+def give_settings(fd: int, pty: Pty) -> None:
+    """Give a terminal the settings and the window size of one of an image.
+
+    Raises:
+        OSError: the kernel does not take them.
+    """
+    if pty.termios:
+        fcntl.ioctl(fd, TCSETS2, pty.termios)
+    if pty.window:
+        fcntl.ioctl(fd, termios.TIOCSWINSZ, pty.window)
+
+
+# ------------------------------------------------------------------------------------------ from a live tree
+
+
+def _grab_master(held: OpenFile[TerminalState], copy: int, state: TerminalState) -> None:
+    image = state.image
+    image.number = os.minor(state.device)
+    image.termios, image.window = settings(copy)
+    image.locked = bool(asked_number(copy, TIOCGPTLCK))
+    image.packet = bool(asked_number(copy, TIOCGPKT))
+    image.ended = bool(_events(copy) & select.POLLHUP)
+    folder = os.path.dirname(held.link)
+    name = f"{folder}/{image.number}" if os.path.basename(folder) == "pts" else f"{folder}/pts/{image.number}"
+    try:
+        node = os.stat(f"/proc/{held.holders[0].pid}/root{name}")
+    except OSError as error:
+        state.problems.append(Problem(f"{name} cannot be looked at: {error.strerror}", CLOSE))
+        return
+    state.node = (node.st_dev, node.st_ino)
+    image.mode, image.uid, image.gid = stat.S_IMODE(node.st_mode), node.st_uid, node.st_gid
+
+
+def _grab_slave(held: OpenFile[TerminalState], copy: int, state: TerminalState) -> None:
+    image = state.image
+    if held.stat.st_rdev != CONTROLLING_TERMINAL:
+        state.node = (held.stat.st_dev, held.stat.st_ino)
+    image.number, image.outside = os.minor(state.device), True
+    image.termios, image.window = settings(copy)
+    image.exclusive = bool(asked_number(copy, TIOCGEXCL))
+    if asked_number(copy, termios.TIOCGETD):
+        state.problems.append(Problem("it has a line discipline of its own (TIOCSETD)", CLOSE))
+    events = _events(copy)  # it waits for what is on its way from the master
+    if events & select.POLLIN:
+        state.problems.append(_waiting("typed", asked_number(copy, termios.FIONREAD) or 0))
+    image.stopped = not events & select.POLLOUT
+
+
+def _problems_of_master(
+    held: OpenFile[TerminalState],
+    masters: Mapping[int, OpenFile[TerminalState]],
+    tree: GrabbedDescriptors,
+) -> Iterator[Problem]:
+    if masters[held.state.device] is not held:
+        yield Problem("another one in the tree has the same number", CLOSE)
+    holder = held.holders[0]
+    with suppress(ProcessLookupError, OSError):  # gone, before the freeze: nothing to be said of it
+        pidfd = pidfd_open(holder.pid)
+        try:
+            with borrowed(pidfd, holder.fd) as copy:
+                leader = asked_number(copy, TIOCGSID)
+                events, waiting = _events(copy), asked_number(copy, termios.FIONREAD) or 0
+        finally:
+            os.close(pidfd)
+        if leader is not None and leader not in tree.pids:
+            yield Problem("it is the controlling terminal of a session whose leader is outside of the tree", CLOSE)
+        if waiting:
+            yield _waiting("written", waiting)
+        elif events & (select.POLLIN | select.POLLPRI) and not events & select.POLLHUP:
+            yield Problem("a status of its packet mode was not read", "let it be read", passing=True)
+
+
+def _stats(pids: Sequence[int]) -> Iterator[tuple[int, procfs.Stat]]:
+    for pid in pids:
+        with suppress(FileNotFoundError, ProcessLookupError):  # before the freeze processes may end
+            yield pid, procfs.stat(pid)
+
+
+def _waiting(how: str, count: int) -> Problem:
+    if not count:
+        return Problem(f"an end of file (Ctrl-D) that was {how} was not read", "let it be read", passing=True)
+    return Problem(f"{count} bytes that were {how} were not read", "let them be read", passing=True)
+
+
+def _events(fd: int) -> int:
+    poll = select.poll()
+    poll.register(fd, select.POLLIN | select.POLLOUT | select.POLLPRI)
+    return next((event for _, event in poll.poll(0)), 0)
+
+
+def _index(held: OpenFile[TerminalState], image: Describing) -> int:
+    """The index of a terminal in the image; with its first side it is put there."""
+    state = held.state
+    key = state.device or -len(image.tree.ptys)  # each that has hung up is one of its own
+    if key not in image.ptys:
+        image.ptys[key] = len(image.tree.ptys)
+        image.tree.ptys.append((state.other.state if state.other and not is_master(held) else state).image)
+    return image.ptys[key]
+
+
+def describe_sessions(image: Describing) -> list[Reason]:
+    """Tell who has which controlling terminal, once all descriptions are in the image.
+
+    Returns:
+        Why a session cannot be kept.
+    """
+    stats = {pid: image.grabbed.terminals[pid] for pid in image.grabbed.pids if pid in image.grabbed.terminals}
+    processes = dict(zip(image.grabbed.pids, image.tree.processes, strict=True))
+    groups = {one.pgrp: processes[pid].pgid for pid, one in stats.items() if not processes[pid].zombie}
+    by_session: dict[int, int] = {}
+    reasons = []
+    for pid, one in stats.items():
+        if one.tty and not processes[pid].zombie and one.session not in by_session:
+            by_session[one.session] = one.tty
+            session = image.tree.sessions.add(sid=processes[pid].sid, terminal=_terminal(one.tty, image))
+            foreground = int(one.fields[_FOREGROUND - 1])
+            session.foreground = groups.get(foreground, 0)
+            if not session.foreground and not image.tree.ptys[session.terminal].outside:
+                words = "the foreground process group of its terminal has ended"
+                reasons.append(Reason(f"session {session.sid}", words, "try again", passing=True))
+    for pid, one in stats.items():
+        processes[pid].no_terminal = not one.tty and one.session in by_session and not processes[pid].zombie
+    return reasons
+
+
+def _terminal(device: int, image: Describing) -> int:
+    if device not in image.ptys:
+        held = next((held for held in image.grabbed.of(Terminal) if held.state.device == device), None)
+        image.ptys[device] = len(image.tree.ptys)
+        image.tree.ptys.append(held.state.image if held else Pty())
+        image.tree.ptys[-1].outside = True
+    return image.ptys[device]
+
+
+# -------------------------------------------------------------------------------------------- from an image
+
+
+def check_sessions(image: Tree) -> Iterator[Reason]:
+    """The image's sessions and settings are such as a kernel gives."""
+    for pty in image.ptys:
+        if len(pty.termios) not in (0, TERMIOS.size) or len(pty.window) not in (0, WINDOW_SIZE):
+            yield Reason("the image", "it has settings that no terminal has")
+        if pty.stopped and not pty.termios:
+            yield Reason("the image", "the output of a terminal is held back that has no settings")
+    speaking = {one.sid for one in image.processes if not one.zombie and not one.no_terminal}
+    groups = {0, *(one.pgid for one in image.processes)}
+    for session in image.sessions:
+        if session.terminal >= len(image.ptys):
+            yield Reason("the image", "it has a session with a terminal that is not in it")
+        if session.sid not in speaking or session.foreground not in groups:
+            yield Reason("the image", f"its session {session.sid} has a terminal that nobody in it can have taken")
+
+
+def lost(image: Tree) -> int | None:
+    """The index of the terminal that was outside of the tree and that sessions of it had; None: there is none."""
+    mine = [session for session in image.sessions if image.ptys[session.terminal].outside]
+    # A session without a number is that of the restorer, and its terminal there as well.
+    mine = [session for session in mine if session.sid > 1]
+    mine.sort(key=lambda session: session.sid != image.processes[0].sid)
+    return mine[0].terminal if mine else None
+
+
+def _make(opening: Opening, number: int, indexes: Sequence[int]) -> None:
+    """Make a terminal, or take the restorer's, and open the sides that `indexes` name."""
+    pty, image = opening.image.ptys[number], opening.image
+    if pty.outside and number in opening.terminals:
+        for index in indexes:
+            opening.place(
+                index,
+                reopened(
+                    os.dup(opening.terminals[number]), image.descriptions[index].flags & os.O_ACCMODE | os.O_NONBLOCK
+                ),
+            )
+        return
+    access = next(
+        (one.flags & os.O_ACCMODE for one in map(image.descriptions.__getitem__, indexes) if one.pty.master), 2
+    )
+    master = _open_master(pty, opening, opening.openers.description(indexes[0]), access)
+    try:
+        _unlock(master, locked=False)
+        give_settings(master, pty)
+        slaves = [index for index in indexes if not image.descriptions[index].pty.master]
+        controlling = not (pty.hung_up or pty.outside) and number in {session.terminal for session in image.sessions}
+        if slaves or pty.ended or controlling:
+            slave = _peer(master, os.O_RDWR)
+            try:
+                _set_slave(pty, master, slave)
+                for index in slaves:
+                    flags = image.descriptions[index].flags
+                    opening.place(index, _peer(master, flags & os.O_ACCMODE | os.O_NONBLOCK))
+                if controlling:
+                    opening.keep_terminal(number, slave)
+                if pty.exclusive:
+                    fcntl.ioctl(slave, termios.TIOCEXCL)
+            finally:
+                os.close(slave)
+        if pty.packet:
+            fcntl.ioctl(master, TIOCPKT, struct.pack("i", 1))
+        _unlock(master, locked=pty.locked)
+        for index in indexes:
+            if image.descriptions[index].pty.master:
+                opening.place(index, os.dup(master))
+    finally:
+        os.close(master)  # the only one, where it has hung up
+
+
+def _open_master(pty: Pty, opening: Opening, opener: Opener, access: int) -> int:
+    """The master of a new terminal: the kernel gives the lowest free number, so those below are taken meanwhile."""
+    if pty.hung_up or pty.outside:
+        return _new_master(opener, access)
+    opened: list[int] = []
+    try:
+        while len(opened) < _MOST_OPENED:
+            try:
+                opened.append(_new_master(opener, access))
+            except OSError:
+                if not opened:
+                    raise
+                break
+            got = asked_number(opened[-1], TIOCGPTN) or 0
+            if got == pty.number:
+                return opened.pop()
+            if got > pty.number:
+                break
+        got = asked_number(opened[0], TIOCGPTN) or 0
+        opening.warnings.append(f"the terminal /dev/pts/{pty.number} is /dev/pts/{got} now: its number was taken")
+        return opened.pop(0)
+    finally:
+        for fd in opened:
+            os.close(fd)
+
+
+def _new_master(opener: Opener, access: int) -> int:
+    return opener.open(PTMX, access | os.O_NOCTTY)
+
+
+def _unlock(master: int, *, locked: bool) -> None:
+    fcntl.ioctl(master, TIOCSPTLCK, struct.pack("i", locked))
+
+
+def _peer(master: int, flags: int) -> int:
+    return syscall(NR.ioctl, master, TIOCGPTPEER, flags | os.O_NOCTTY)  # O_CLOEXEC would be kept as a status flag
+
+
+def _set_slave(pty: Pty, master: int, slave: int) -> None:
+    if pty.mode and not pty.hung_up:
+        os.fchmod(slave, pty.mode & 0o777)
+        if procfs.is_root():
+            os.fchown(slave, pty.uid, pty.gid)
+    if pty.stopped:
+        words = TERMIOS.unpack(pty.termios)
+        character = words[_CHARACTERS + termios.VSTOP]
+        writable = fcntl.fcntl(master, fcntl.F_GETFL) & os.O_ACCMODE in (os.O_WRONLY, os.O_RDWR)
+        if words[_INPUT_FLAGS] & termios.IXON and character and writable:
+            os.write(master, bytes([character]))
+        else:
+            fcntl.ioctl(slave, termios.TCXONC, termios.TCOOFF)
+        _events(slave)  # the character has arrived
+
+
+def take(session: Session, opened: Mapping[int, int]) -> Iterator[Call]:
+    """How the leader of a session takes its controlling terminal, before it has children.
+
+    Args:
+        session: of the image.
+        opened: descriptors of terminals, by their index in the image.
+    """
+    if session.terminal in opened:
+        words = f"taking the controlling terminal of session {session.sid}"
+        yield Call(NR.ioctl, (opened[session.terminal], termios.TIOCSCTTY, 0), 0, words)
+
+
+def steps(process: Process, image: Tree, opened: Mapping[int, int]) -> Iterator[Call]:
+    """What a process does about its controlling terminal when all groups are there and its slots are open."""
+    session = next((session for session in image.sessions if session.sid == process.sid), None)
+    if session is None or session.terminal not in opened:
+        return
+    fd = opened[session.terminal]
+    speaker = next(one for one in image.processes if one.sid == session.sid and not one.zombie and not one.no_terminal)
+    if process.pid == speaker.pid:
+        group = session.foreground or image.processes[0].pgid
+        # From the background it would be stopped; its mask is set when it is let go.
+        mask = SIGNALS.pack(1 << (SIGTTOU - 1))
+        yield Call(NR.rt_sigprocmask, (SIG_BLOCK, mask, 0, SIGNALS.size), 0, "blocking SIGTTOU")
+        words = f"bringing process group {group} to the foreground"
+        yield Call(NR.ioctl, (fd, termios.TIOCSPGRP, struct.pack("i", group)), 0, words)
+    if process.no_terminal:
+        yield Call(NR.ioctl, (fd, termios.TIOCNOTTY, 0), 0, "giving up the controlling terminal")

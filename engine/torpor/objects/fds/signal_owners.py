@@ -1,0 +1,132 @@
+"""Who is sent a signal when a descriptor is ready, and which (F_SETOWN_EX, F_SETSIG and O_ASYNC of fcntl(2)).
+
+The owner is a thread, a process or a group. It is kept where it is in the tree. One that has ended hears nothing,
+before as after. Regular files remember an owner, and send nothing. All is set by a process of the tree, in whose name
+the signals are sent and whose number of the descriptor they tell (si_fd), when all threads and groups are there.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+import struct
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from typing import Any
+
+from torpor import procfs
+from torpor.arch.x86_64 import NR
+from torpor.errors import Reason
+from torpor.image.image_pb2 import Description, Process, Tree
+from torpor.objects.kind import KEPT_BY_FCNTL, O_ASYNC, GrabbedDescriptors, OpenFile, Problem, SignalOwner
+from torpor.remote.batch import Call
+from torpor.remote.freeze import describe_process
+from torpor.remote.sys import syscall
+
+F_SETSIG, F_GETSIG = 10, 11
+F_SETOWN_EX, F_GETOWN_EX = 15, 16
+OWNER_EX = struct.Struct("=ii")
+"""struct f_owner_ex: what it is, and its number."""
+THREAD, PROCESS, GROUP = 0, 1, 2
+SIGNALS = 64
+
+
+def ask(fd: int) -> SignalOwner | None:
+    """Who is sent signals; None: nobody, by no signal of its own. Raises OSError."""
+    answer = bytearray(OWNER_EX.size)
+    syscall(NR.fcntl, fd, F_GETOWN_EX, answer)
+    kind, pid = OWNER_EX.unpack(answer)
+    signal = fcntl.fcntl(fd, F_GETSIG)
+    if kind == THREAD and pid:
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has ended
+            status = procfs.status(procfs.read(f"/proc/{pid}/status"))
+            return SignalOwner(kind, pid, signal, int(status[b"Tgid"]), int(status[b"NSpid"].split()[-1]))
+    return SignalOwner(kind, pid, signal) if pid or signal or kind else None
+
+
+def judge(held: OpenFile[Any], tree: GrabbedDescriptors) -> Iterator[Problem]:
+    """Say why the owner of a description cannot be kept."""
+    owner = held.owner
+    if owner is None or not owner.pid or stat.S_ISREG(held.stat.st_mode):  # a file sends none
+        return
+    if held.under_way_to is not None:
+        yield Problem("it sends signals (F_SETOWN), and lies in a socket's queue", "try again", passing=True)
+    if _member(owner, tree) is None:
+        who = f"process group {owner.pid}" if owner.kind == GROUP else describe_process(owner.pid)
+        yield Problem(f"it sends signals to {who}, outside of the tree (F_SETOWN)", "set the owner to 0")
+
+
+def describe(held: OpenFile[Any], tree: GrabbedDescriptors, processes: Mapping[int, Process], out: Description) -> None:
+    """Put the owner into the image, by its number there."""
+    owner = held.owner
+    if owner is None:
+        return
+    out.signal_owner.kind, out.signal_owner.signal = owner.kind, owner.signal
+    member = _member(owner, tree)
+    if member is None:  # it has ended
+        return
+    if owner.kind == GROUP:
+        out.signal_owner.pid = processes[member].pgid
+    elif owner.kind == PROCESS:
+        out.signal_owner.pid = processes[member].pid
+    else:
+        out.signal_owner.pid = owner.number
+
+
+def _member(owner: SignalOwner, tree: GrabbedDescriptors) -> int | None:
+    """A process of the tree that is the owner, has it as a thread, or is in it."""
+    if owner.kind == GROUP:
+        return next((pid for pid in tree.pids if _group(pid, tree) == owner.pid), None)
+    pid = owner.pid if owner.kind == PROCESS else owner.process
+    return pid if pid in tree.pids else None
+
+
+def _group(pid: int, tree: GrabbedDescriptors) -> int:
+    if pid in tree.terminals:
+        return tree.terminals[pid].pgrp
+    with suppress(ProcessLookupError):
+        return os.getpgid(pid)
+    return 0
+
+
+# -------------------------------------------------------------------------------------------- from an image
+
+
+def check(image: Tree) -> Iterator[Reason]:
+    """The owners in an image are of it."""
+    threads = {thread.tid for process in image.processes for thread in process.threads}
+    known = {
+        THREAD: threads,
+        PROCESS: {process.pid for process in image.processes},
+        GROUP: {process.pgid for process in image.processes},
+    }
+    for index, description in enumerate(image.descriptions):
+        owner = description.signal_owner
+        if owner.kind not in known or owner.signal > SIGNALS or (owner.pid and owner.pid not in known[owner.kind]):
+            yield Reason("the image", f"description {index} sends signals to one that is not in it")
+
+
+def steps(process: Process, image: Tree) -> Iterator[Call]:
+    """The calls with which a process sets the owners of what it is the first to have."""
+    before: set[int] = set()
+    for other in image.processes:
+        if other is process or other.pid == process.pid:
+            break
+        before.update(entry.description for entry in other.fds)
+    for entry in process.fds:
+        description = image.descriptions[entry.description]
+        owner = description.signal_owner
+        if entry.description in before or description.WhichOneof("kind") == "outside":
+            continue
+        before.add(entry.description)
+        if owner.signal:
+            words = f"choosing the signal of descriptor {entry.fd}"
+            yield Call(NR.fcntl, (entry.fd, F_SETSIG, owner.signal), 0, words)
+        if owner.pid or owner.kind:
+            words = f"setting who gets the signals of descriptor {entry.fd}"
+            yield Call(NR.fcntl, (entry.fd, F_SETOWN_EX, OWNER_EX.pack(owner.kind, owner.pid)), 0, words)
+        if description.flags & O_ASYNC:
+            flags = description.flags & (KEPT_BY_FCNTL | O_ASYNC)
+            words = f"having descriptor {entry.fd} send signals"
+            yield Call(NR.fcntl, (entry.fd, fcntl.F_SETFL, flags), 0, words)

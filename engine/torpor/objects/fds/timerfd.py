@@ -1,0 +1,163 @@
+"""timerfd: a timer that is read (timerfd_create(2)).
+
+Kept: the clock, the time left, the interval, and the expirations that were not read yet. A timer of the wall clock
+that was set to a moment (TFD_TIMER_ABSTIME) fires at that moment, or at once if it has passed; all others go on with
+the time that was left, as the clocks of the tree do. That changes of the wall clock are to be told
+(TFD_TIMER_CANCEL_ON_SET) is kept, also of one that is over or off. Not kept: a change that was not read yet, or that
+came while the tree slept.
+
+Refused: the alarm clocks, which wake a sleeping machine. Expirations are given back by an ioctl that a kernel has with
+CONFIG_CHECKPOINT_RESTORE (fs/timerfd.c); one without it takes a timer only if all were read.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import re
+import struct
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from torpor.arch.x86_64 import NR
+from torpor.errors import Reason
+from torpor.image.image_pb2 import Description, Tree
+from torpor.objects.kind import (
+    Describing,
+    GrabbedDescriptors,
+    Kind,
+    OpenFile,
+    Opening,
+    Problem,
+    Seen,
+    borrowed,
+)
+from torpor.remote.sys import closed_on_error, syscall
+
+CLOCK_REALTIME = 0
+CLOCKS = {CLOCK_REALTIME: "the wall clock", 1: "CLOCK_MONOTONIC", 7: "CLOCK_BOOTTIME"}
+TFD_TIMER_ABSTIME, TFD_TIMER_CANCEL_ON_SET = 1, 2
+TFD_IOC_SET_TICKS = 0x40085400
+"""_IOW('T', 0, __u64) (include/uapi/linux/timerfd.h)."""
+SECOND = 1_000_000_000
+KTIME_MAX = (1 << 63) - 1
+"""The end of the kernel's time, in ns: timers that are to tell of changes of the wall clock alone are set to it."""
+ITIMERSPEC = struct.Struct("=qqqq")
+"""The interval, then the time left; each seconds and nanoseconds."""
+
+_PAIR = re.compile(r"\((\d+), (\d+)\)")
+
+
+@dataclass
+class TimerState:
+    """fdinfo as it is when the kernel has counted what has expired."""
+
+    clock: int
+    ticks: int
+    flags: int
+    left_ns: int
+    interval_ns: int
+    now_ns: int
+    """The wall clock then."""
+
+    @property
+    def absolute(self) -> bool:
+        """Whether it is set to a moment of the wall clock."""
+        return self.clock == CLOCK_REALTIME and bool(self.flags & TFD_TIMER_ABSTIME) and self.left_ns > 0
+
+
+class Timerfd(Kind[TimerState]):
+    """A timer."""
+
+    field = "timerfd"
+    may_be_under_way = True
+
+    def matches(self, seen: Seen) -> bool:
+        """Told by the link."""
+        return seen.link == "anon_inode:[timerfd]"
+
+    def grab(self, held: OpenFile[TimerState], pidfd: int, *, content: bool) -> TimerState:
+        """An interval that has expired stands still until it is read or asked for: so it is asked for first."""
+        with borrowed(pidfd, held.holders[0].fd) as copy:
+            syscall(NR.timerfd_gettime, copy, bytearray(ITIMERSPEC.size))
+            with open(f"/proc/self/fdinfo/{copy}", encoding="ascii") as file:
+                return _parse(file.read())
+
+    def judge(self, held: OpenFile[TimerState], tree: GrabbedDescriptors) -> Iterator[Problem]:
+        """A clock that does not wake the machine."""
+        if held.state.clock not in CLOCKS:
+            yield Problem(f"its clock {held.state.clock} is not kept: it wakes a sleeping machine", "close it")
+
+    def describe(
+        self, held: OpenFile[TimerState], out: Description, tree: GrabbedDescriptors, image: Describing
+    ) -> None:
+        """All that fdinfo says."""
+        state, timer = held.state, out.timerfd
+        timer.clock, timer.ticks, timer.interval_ns = state.clock, state.ticks, state.interval_ns
+        timer.settime_flags = state.flags
+        if state.absolute:
+            timer.moment_ns = min(state.now_ns + state.left_ns, KTIME_MAX)
+        else:
+            timer.left_ns = state.left_ns
+
+    def check(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
+        """Clocks and times that can be; a kernel that takes expirations, where there are any."""
+        for description in mine.values():
+            timer = description.timerfd
+            if timer.clock not in CLOCKS or timer.settime_flags & ~(TFD_TIMER_ABSTIME | TFD_TIMER_CANCEL_ON_SET):
+                yield Reason("the image", f"it holds a timer of clock {timer.clock}, which is never kept")
+            if min(timer.left_ns, timer.interval_ns, timer.moment_ns) < 0:
+                yield Reason("the image", "it holds a timer whose times cannot be")
+        if any(description.timerfd.ticks for description in mine.values()) and not _takes_ticks():
+            yield Reason(
+                "a timer of the image",
+                "it has expired and was not read, which this kernel cannot give back",
+                "use a kernel with CONFIG_CHECKPOINT_RESTORE",
+            )
+
+    def make(self, description: Description, opening: Opening) -> int:
+        """Set to the time that was left, or to its moment."""
+        timer = description.timerfd
+        with closed_on_error(syscall(NR.timerfd_create, timer.clock, os.O_CLOEXEC)) as fd:
+            value, flags = timer.moment_ns or timer.left_ns, timer.settime_flags
+            if timer.left_ns and flags & TFD_TIMER_ABSTIME:
+                value += time.clock_gettime_ns(timer.clock)
+            if value or timer.interval_ns or flags:  # one that is off keeps its interval, and hears of the wall clock
+                times = ITIMERSPEC.pack(*divmod(timer.interval_ns, SECOND), *divmod(value, SECOND))
+                syscall(NR.timerfd_settime, fd, flags, times)
+            if timer.ticks:
+                fcntl.ioctl(fd, TFD_IOC_SET_TICKS, struct.pack("=Q", timer.ticks))
+            return fd
+
+
+def _parse(text: str) -> TimerState:
+    fields = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+    left, interval = (_PAIR.search(fields[name]) for name in ("it_value", "it_interval"))
+    assert left
+    assert interval
+    ticks = int(fields["ticks"])
+    left_ns, interval_ns = (int(pair[1]) * SECOND + int(pair[2]) for pair in (left, interval))
+    return TimerState(
+        clock=int(fields["clockid"]),
+        ticks=ticks,
+        flags=int(fields["settime flags"], 8),
+        # Nothing left, and something to be read: an interval has ended since it was asked for, and the next begins.
+        left_ns=left_ns or (interval_ns if ticks else 0),
+        interval_ns=interval_ns,
+        now_ns=time.time_ns(),
+    )
+
+
+def _takes_ticks() -> bool:
+    fd = syscall(NR.timerfd_create, 1, os.O_CLOEXEC)
+    try:
+        fcntl.ioctl(fd, TFD_IOC_SET_TICKS, struct.pack("=Q", 1))
+    except OSError as error:
+        if error.errno != errno.ENOTTY:
+            raise
+        return False
+    finally:
+        os.close(fd)
+    return True

@@ -1,0 +1,67 @@
+"""Regular files without a name: deleted while they are open, or made with O_TMPFILE. Their content is in the image.
+
+They are kept as shared memory is (`torpor.objects.memory.shared_memory`): holes stay holes, and mappings of the file
+lead to it again. They come back in the directory where they were, where this user may write there, else in memory.
+
+The content can change at any moment, so it is copied while the tree stands still; a file with more than `LARGEST` bytes
+on disk is refused. Refused too: files that this user may not read, and that were opened for direct access (O_DIRECT).
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+
+from torpor.image.image_pb2 import Description
+from torpor.objects.fds.memfd import MemoryDescriptor
+from torpor.objects.kind import Describing, GrabbedDescriptors, OpenFile, Problem, Seen, borrowed, is_path
+from torpor.objects.paths import file_attributes
+from torpor.objects.paths.file_attributes import Attributes
+from torpor.objects.paths.opener import O_TMPFILE
+
+LARGEST = 256 << 20
+"""Bytes; read from the page cache they take a tenth of a second."""
+BLOCK = 512
+"""The unit of st_blocks (stat(2))."""
+
+
+class Unlinked(MemoryDescriptor):
+    """A file without a name. The restore is that of `MemoryDescriptor`."""
+
+    field = ""
+
+    def matches(self, seen: Seen) -> bool:
+        """A regular file with no link left."""
+        return stat.S_ISREG(seen.stat.st_mode) and seen.stat.st_nlink == 0 and seen.link.startswith("/")
+
+    def grab(self, held: OpenFile[Attributes], pidfd: int, *, content: bool) -> Attributes:
+        """What it tells beside its content; files on disk have no seals."""
+        if is_path(held):
+            return Attributes()
+        with borrowed(pidfd, held.holders[0].fd) as copy:
+            return file_attributes.take(copy)
+
+    def judge(self, held: OpenFile[Attributes], tree: GrabbedDescriptors) -> Iterator[Problem]:
+        """It can be read in a moment."""
+        size = held.stat.st_blocks * BLOCK
+        if is_path(held):
+            yield Problem("it has no name any more and is open as a name only (O_PATH)", "close it")
+        elif size > LARGEST:
+            yield Problem(
+                f"it has no name any more, and its {size >> 20} MiB are more than the {LARGEST >> 20} MiB"
+                " that are copied while the program stands still",
+                "give it a name",
+            )
+        elif held.flags & os.O_DIRECT:
+            yield Problem("it has no name any more and is open for direct access (O_DIRECT)", "clear the flag")
+        else:
+            yield from self.judge_content(held, tree)
+
+    def describe(
+        self, held: OpenFile[Attributes], out: Description, tree: GrabbedDescriptors, image: Describing
+    ) -> None:
+        """As a file in memory; how it was made only where it can be opened so again."""
+        if out.flags & os.O_ACCMODE != os.O_RDWR:
+            out.flags &= ~(O_TMPFILE | os.O_DIRECTORY)
+        super().describe(held, out, tree, image)

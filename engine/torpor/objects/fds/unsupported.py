@@ -1,0 +1,135 @@
+"""Descriptions that cannot be kept yet, by name: what they are, and what to do about them.
+
+This is the last of all kinds: what no other kind knows is here, and so nothing is passed over.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+from collections.abc import Iterator
+
+from torpor.image.image_pb2 import Description
+from torpor.objects.kind import (
+    Describing,
+    Family,
+    GrabbedDescriptors,
+    Kind,
+    OpenFile,
+    Problem,
+    Seen,
+    borrowed,
+)
+from torpor.objects.sockets.common import family_of
+
+CLOSE = "close it before the checkpoint"
+
+IO_URING = "anon_inode:[io_uring]"
+NO_IO_URING = "have the program do without: uvloop before 0.22 and Node do with UV_USE_IO_URING=0 in their environment"
+ANONYMOUS = {
+    IO_URING: Problem("the state of an io_uring cannot be read", NO_IO_URING),
+    "anon_inode:[userfaultfd]": Problem("what a userfaultfd watches cannot be read", CLOSE),
+    "anon_inode:[perf_event]": Problem("counters of the processor cannot be kept", "stop the profiler"),
+    "anon_inode:[fanotify]": Problem("what fanotify watches cannot be kept", CLOSE),
+    "anon_inode:seccomp notify": Problem("a seccomp listener cannot be kept", "run it without its supervisor"),
+}
+"""By link, as of Linux 6.18."""
+
+DEVICES = {
+    (10, 200): Problem("a network tunnel belongs to this host", CLOSE),
+    (10, 229): Problem("a FUSE file system is served by this process", "unmount it"),
+    (10, 232): Problem("a virtual machine (KVM) cannot be kept", CLOSE),
+    (195, -1): Problem("the state of an NVIDIA GPU cannot be read", "run it without the GPU, or free the GPU"),
+    (226, -1): Problem("the state of a GPU cannot be read", "run it without the GPU, or free the GPU"),
+}
+"""By major and minor number; -1: any minor (Documentation/admin-guide/devices.txt)."""
+
+
+NETLINK = {9: "audit", 12: "netfilter", 16: "generic"}
+"""Netlink's more common protocols (include/uapi/linux/netlink.h)."""
+# Python has these where the headers had them that it was built against.
+_PACKET, _CAN, _TIPC, _BLUETOOTH, _ALG, _VSOCK, _XDP = 17, 29, 30, 31, 38, 40, 44  # include/linux/socket.h
+_SCTP, _UDPLITE = 132, 136  # include/uapi/linux/in.h
+FAMILIES = {
+    _PACKET: "a packet socket, which reads from this host's network devices,",
+    _ALG: "a socket of the kernel's cryptography (AF_ALG)",
+    _CAN: "a CAN bus socket",
+    _BLUETOOTH: "a Bluetooth socket",
+    _TIPC: "a TIPC socket",
+    _VSOCK: "a connection between this virtual machine and its host (AF_VSOCK)",
+    _XDP: "an AF_XDP socket, which owns a queue of a network device,",
+}
+PROTOCOLS = {
+    socket.IPPROTO_ICMP: "a ping socket",
+    socket.IPPROTO_ICMPV6: "a ping socket",
+    _SCTP: "an SCTP socket",
+    _UDPLITE: "a UDP-Lite socket",
+}
+"""Of internet sockets."""
+
+
+class Unkept(Kind[Family | None]):
+    """Anything else."""
+
+    field = ""
+
+    def matches(self, seen: Seen) -> bool:
+        """Everything."""
+        return True
+
+    def grab(self, held: OpenFile[Family | None], pidfd: int, *, content: bool) -> Family | None:
+        """What a socket is."""
+        if not stat.S_ISSOCK(held.stat.st_mode):
+            return None
+        with borrowed(pidfd, held.holders[0].fd) as copy:
+            return family_of(copy)
+
+    def judge(self, held: OpenFile[Family | None], tree: GrabbedDescriptors) -> Iterator[Problem]:
+        """Always refused."""
+        yield _problem(held)
+
+    def describe(
+        self, held: OpenFile[Family | None], out: Description, tree: GrabbedDescriptors, image: Describing
+    ) -> None:
+        """Never."""
+        raise AssertionError(f"{held.link} is not kept")
+
+
+def _problem(held: OpenFile[Family | None]) -> Problem:
+    mode = held.stat.st_mode
+    if not held.link:
+        return Problem("its path is longer than the kernel tells (4096 bytes)", "move it to a shorter one")
+    if stat.S_ISBLK(mode):
+        return Problem("a block device is open", CLOSE)
+    if stat.S_ISCHR(mode):
+        major, minor = os.major(held.stat.st_rdev), os.minor(held.stat.st_rdev)
+        other = Problem(f"the state of the device {major}:{minor} is not known", CLOSE)
+        return DEVICES.get((major, minor)) or DEVICES.get((major, -1)) or other
+    if held.link.startswith("anon_inode:bpf") or held.link.startswith("anon_inode:[bpf"):
+        return Problem("a BPF program or map belongs to this kernel", CLOSE)
+    if held.state is not None:
+        return Problem(f"{_socket(held.state)} is not kept: what it hears and says is of this host", CLOSE)
+    if held.link == IO_URING and _is_idle(held.fields):
+        return Problem(
+            f"{ANONYMOUS[IO_URING].why}, although it is idle: all that was submitted has completed and was read",
+            NO_IO_URING,
+        )
+    return ANONYMOUS.get(held.link, Problem("it is of a kind that is not known", CLOSE))
+
+
+def _socket(family: Family) -> str:
+    """A socket in words."""
+    if family.family == socket.AF_NETLINK:
+        return f"a netlink socket ({NETLINK.get(family.protocol, f'protocol {family.protocol}')})"
+    if family.family in (socket.AF_INET, socket.AF_INET6):
+        if family.type == socket.SOCK_RAW:
+            return f"a raw socket of IP protocol {family.protocol}"
+        return PROTOCOLS.get(family.protocol, f"a socket of IP protocol {family.protocol}")
+    return FAMILIES.get(family.family, f"a socket of address family {family.family}")
+
+
+def _is_idle(fields: dict[str, str]) -> bool:
+    """Whether all that was submitted to an io_uring has completed and was read (io_uring/fdinfo.c, Linux 6.1)."""
+    pairs = (("SqHead", "SqTail"), ("CqHead", "CqTail"), ("CachedSqHead", "CachedCqTail"))
+    return all(one in fields and fields[one] == fields.get(other) for one, other in pairs)

@@ -1,0 +1,465 @@
+"""Private memory that processes have in common since a fork: filled once, in the one that bears the others.
+
+A child has its parent's memory copy-on-write. So a process that is to bear others gets, before, what most of those
+below it have at each place, in mappings that are wide enough for all of them. They are born with that; each keeps those
+of its own mappings in which something is right, drops and writes what is not, and maps the others anew.
+
+What is in common is known by the image: a page of one block at one address in two processes that are the same program
+since the same execve. Blocks that differ are compared page by page, as what is written is mostly small and scattered.
+
+Left private: stacks that grow, huge pages of hugetlbfs, what mremap(2) has moved in one of them, and what would need
+more room than this host gives before the births.
+
+Documented in: fork(2), Documentation/mm/process_addrs.rst (copying of VMAs), madvise(2) on MADV_DONTFORK.
+"""
+
+from __future__ import annotations
+
+import mmap
+import resource
+from bisect import bisect_left, bisect_right
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from operator import add, le
+from typing import NamedTuple
+
+from torpor import procfs
+from torpor.image import image_pb2 as pb
+from torpor.objects.memory import vdso, vmas
+from torpor.objects.memory.address_space import INIT, Piece
+from torpor.objects.memory.incremental import BLOCK_PAGES, Columns
+from torpor.objects.process.birth_order import Member
+from torpor.procfs import PAGE
+from torpor.store import BlockTable
+from torpor.util.ranges import Range, intersection, subtract, union
+
+Peek = Callable[[int, int, int], bytes]
+"""Gives a part of a block as it is stored, not verified: block, offset and size in bytes."""
+MOST_HULLS = 4096
+"""Mappings that are handed on: a process may not have many more than 65530 in all (vm.max_map_count)."""
+WORTH = 8
+"""One page at least must be saved for as many that are filled before the births, which one thread does."""
+_TRIES, _SAMPLE = 64, 16
+"""Blocks that are compared with no page found equal before only every so-manieth is."""
+_COMPARED = 256
+"""Pieces of blocks that are remembered while one compares."""
+
+_Pages = tuple[Piece, ...]
+"""What lies in one place of the size of a block."""
+_Content = dict[int, _Pages]
+"""What lies in a mapping: by page number / BLOCK_PAGES."""
+
+
+class Room(NamedTuple):
+    """What may be mapped before the births, bytes."""
+
+    mapping: int
+    """At once: a kernel that counts refuses a fork for a mapping that is larger than all memory (dup_mmap)."""
+    process: int
+    """By one process."""
+    tree: int | None
+    """By all of them together; None: nobody counts."""
+
+
+def room() -> Room:
+    """That of this process and host."""
+    host = procfs.status(procfs.read("/proc/meminfo"))
+    limits = (resource.getrlimit(number)[0] for number in (resource.RLIMIT_AS, resource.RLIMIT_DATA))
+    given = min((limit // 2 for limit in limits if limit != resource.RLIM_INFINITY), default=1 << 62)
+    tree = None
+    if procfs.read("/proc/sys/vm/overcommit_memory").strip() == b"2":
+        tree = int(host[b"CommitLimit"].split()[0]) - int(host[b"Committed_AS"].split()[0]) << 10
+    return Room(int(host[b"MemTotal"].split()[0]) << 10, given, tree)
+
+
+@dataclass
+class Share:
+    """What one process has of memory that is handed on."""
+
+    hulls: list[pb.Vma] = field(default_factory=list)
+    """What is handed on from process to process: mappings, each around those that processes have in it."""
+    first: bool = False
+    """Whether it makes them."""
+    heirs: frozenset[int] = frozenset()
+    """Those of its children, by birth, that are to have them."""
+    given: list[Piece] = field(default_factory=list)
+    """What it fills before it bears children."""
+    kept: list[Range] = field(default_factory=list)
+    """Those of its own mappings that it has so, by address. All else it unmaps when its children are born."""
+    stale: list[Range] = field(default_factory=list)
+    """What lies in those and is not its own, where it has nothing."""
+    left: list[Piece] = field(default_factory=list)
+    """What is still to be written into those."""
+
+
+def find(
+    top: Member, image: pb.Tree, blocks: BlockTable, here: vdso.Vdso, space: Room, peek: Peek | None
+) -> dict[int, Share]:
+    """Find what processes have in common; those that have, or hand on, something of it by PID.
+
+    Args:
+        top: the tree as it will be born.
+        image: the tree.
+        blocks: where blocks lie.
+        here: this host's vDSO.
+        space: what may be mapped.
+        peek: to compare pages of blocks that differ; None: they are different.
+    """
+    members = {member.pid: member for member in top.walk()}
+    shares: dict[int, Share] = {}
+    for kin in _kin(image, blocks):
+        line = _Line.of([members[process.pid] for process in kin])
+        if shares.keys().isdisjoint(line.order):
+            shares |= _hand_on(line, kin, image, here, space, _Comparison(peek))
+    return shares
+
+
+def rest(share: Share, table: pb.PageTable) -> Iterator[Piece]:
+    """What of a process's pages is to be filled when all are born."""
+    columns = Columns.of(table)
+    at = 0
+    for start, end in share.kept:
+        yield from _between(columns, at, start // PAGE)
+        at = end // PAGE
+    yield from _between(columns, at, 1 << 64) if share.kept else map(Piece, *columns, [0] * len(columns.starts))
+    yield from share.left
+
+
+def _kin(image: pb.Tree, blocks: BlockTable) -> list[list[pb.Process]]:
+    """Processes that are one program since one execve, which alone sets these; those with most pages first."""
+    kin: dict[tuple[bytes, int], list[pb.Process]] = defaultdict(list)
+    for process in image.processes:
+        if not process.zombie and _is_sound(process.memory.pages, blocks):
+            kin[process.memory.auxv, process.memory.start_stack].append(process)
+    found = [alike for alike in kin.values() if len(alike) > 1]
+    return sorted(found, key=lambda alike: -sum(sum(one.memory.pages.counts) for one in alike))
+
+
+def _is_sound(table: pb.PageTable, blocks: BlockTable) -> bool:
+    """Whether a table is as a checkpoint writes one; if not, filling from it is what fails."""
+    starts, counts, numbers = Columns.of(table)
+    return (
+        bool(starts)
+        and max(numbers) < len(blocks)
+        and min(counts) > 0
+        and all(map(le, map(add, starts, counts), starts[1:]))
+        and all(map(le, map(PAGE.__mul__, counts), map(blocks.lengths.__getitem__, numbers)))
+    )
+
+
+@dataclass
+class _Line:
+    """A part of the births: from one process to all that are to inherit from it."""
+
+    order: dict[int, Member]
+    """Parents first."""
+    heirs: dict[int, list[int]]
+    """Of each: the children that inherit, or hand on."""
+
+    @classmethod
+    def of(cls, members: Sequence[Member]) -> _Line:
+        """The smallest with these in it."""
+        below: dict[int, int] = defaultdict(int)
+        top = members[0]
+        for member in members:
+            above: Member | None = member
+            while above is not None:
+                below[above.pid] += 1
+                above = above.parent
+        while below[top.pid] < len(members):
+            assert top.parent
+            top = top.parent
+        order = {member.pid: member for member in top.walk() if member.pid in below}
+        heirs = {pid: [child.pid for child in one.children if child.pid in below] for pid, one in order.items()}
+        return cls(order, heirs)
+
+
+# ------------------------------------------------------------------------------------------- mappings
+
+_Kind = tuple[pb.Vma.Kind, int, int, bool]
+"""What must be the same of two mappings that are to be one: kind, object, offset at address 0, MAP_NORESERVE."""
+
+
+def _kind(vma: pb.Vma) -> _Kind:
+    number = {pb.Vma.FILE_PRIVATE: vma.file, pb.Vma.MEMORY_PRIVATE: vma.shared}.get(vma.kind, 0)
+    return vma.kind, number, 0 if vma.kind == pb.Vma.ANONYMOUS else vma.offset - vma.start, vma.noreserve
+
+
+def _candidates(process: pb.Process, here: vdso.Vdso) -> list[pb.Vma]:
+    """The mappings of a process that have pages and may be inherited."""
+    taken = union([INIT, *vdso.places(process.memory, here)])
+    starts = Columns.of(process.memory.pages).starts
+    found: list[pb.Vma] = []
+    for vma in process.memory.vmas:
+        if vma.kind in vmas.PRIVATE and not (vma.grows_down or vma.huge_page or vma.droppable):
+            filled = bisect_left(starts, vma.end // PAGE) - bisect_left(starts, vma.start // PAGE)
+            if filled and not intersection([(vma.start, vma.end)], taken):
+                found.append(vma)
+    return found
+
+
+def _hulls(found: Iterable[pb.Vma], most: int) -> list[pb.Vma]:
+    """Mappings around those of several processes, by address; of kinds that lie in each other's way the larger."""
+    kinds: dict[_Kind, list[Range]] = defaultdict(list)
+    for vma in found:
+        kinds[_kind(vma)].append((vma.start, vma.end))
+    wide = [(start, end, kind) for kind, ranges in kinds.items() for start, end in union(ranges) if end - start <= most]
+    starts: list[int] = []
+    ends: list[int] = []
+    hulls: list[pb.Vma] = []
+    for start, end, (kind, number, offset, noreserve) in sorted(wide, key=lambda one: one[0] - one[1]):
+        at = bisect_left(ends, start + 1)
+        if at < len(starts) and starts[at] < end:
+            continue
+        starts.insert(at, start)
+        ends.insert(at, end)
+        hull = pb.Vma(start=start, end=end, kind=kind, prot=mmap.PROT_READ | mmap.PROT_WRITE, noreserve=noreserve)
+        if kind != pb.Vma.ANONYMOUS:
+            hull.offset = offset + start
+            hull.file, hull.shared = (number, 0) if kind == pb.Vma.FILE_PRIVATE else (0, number)
+        hulls.insert(at, hull)
+    return hulls
+
+
+def _hand_on(
+    line: _Line, kin: Sequence[pb.Process], image: pb.Tree, here: vdso.Vdso, space: Room, comparison: _Comparison
+) -> dict[int, Share]:
+    own = {process.pid: _candidates(process, here) for process in kin}
+    hulls = _hulls((vma for candidates in own.values() for vma in candidates), space.mapping)
+    starts = [hull.start for hull in hulls]
+    inside: list[dict[int, list[Range]]] = [{} for _ in hulls]
+    for pid, candidates in own.items():
+        for vma in candidates:
+            at = bisect_right(starts, vma.start) - 1
+            if at >= 0 and vma.end <= hulls[at].end and _kind(vma) == _kind(hulls[at]):
+                inside[at].setdefault(pid, []).append((vma.start // PAGE, vma.end // PAGE))
+    tables = {process.pid: Columns.of(process.memory.pages) for process in kin}
+    settled = [_Settled(line, tables, parts, comparison) for parts in inside]
+    chosen: list[int] = []
+    size = 0
+    for at in sorted((at for at, one in enumerate(settled) if one.is_worth_it), key=lambda at: -settled[at].saved):
+        more = size + hulls[at].end - hulls[at].start
+        if more <= space.process and (space.tree is None or more * len(line.order) <= space.tree):
+            chosen.append(at)
+            size = more
+    chosen = sorted(chosen[:MOST_HULLS])
+    if not chosen:
+        return {}
+    handed = [hulls[at] for at in chosen]
+    shares = {pid: Share(handed, heirs=frozenset(line.heirs[pid])) for pid in line.order}
+    shares[next(iter(line.order))].first = True
+    for at in chosen:
+        for pid, share in shares.items():
+            settled[at].add_to(pid, share)
+    return shares
+
+
+# -------------------------------------------------------------------------------------------- content
+
+
+class _Comparison:
+    """Tells in which pages two contents of one place differ. Comparing bytes is given up where it finds nothing."""
+
+    def __init__(self, peek: Peek | None) -> None:
+        self._bytes = lru_cache(_COMPARED)(self._read)
+        self._peek = peek
+        self._credit = 0
+        self._asked = 0
+
+    def begin(self) -> None:
+        """What is compared now is another mapping of another process."""
+        self._credit = _TRIES
+
+    def missing(self, wanted: _Pages, there: _Pages) -> list[Piece]:
+        """What of some pages is not there."""
+        self._asked += 1
+        peek = self._peek is not None and (self._credit > 0 or self._asked % _SAMPLE == 0)
+        at = {piece.page + k: (piece, k) for piece in there for k in range(piece.size)}
+        found: list[Piece] = []
+        equal = 0
+        for piece in wanted:
+            for k in range(piece.size):
+                other = at.get(piece.page + k)
+                if other is not None:
+                    if (other[0].block, other[0].skip + other[1]) == (piece.block, piece.skip + k):
+                        continue
+                    if peek and self._page(piece, k) == self._page(*other):
+                        equal += 1
+                        continue
+                last = found[-1] if found else None
+                one = Piece(piece.page + k, 1, piece.block, piece.skip + k)
+                if last and one == (last.page + last.size, 1, last.block, last.skip + last.size):
+                    found[-1] = last._replace(size=last.size + 1)
+                else:
+                    found.append(one)
+        if peek:
+            self._credit += 1 if equal else -1
+        return found
+
+    def _page(self, piece: Piece, number: int) -> bytes:
+        return self._bytes(piece)[number * PAGE : (number + 1) * PAGE]
+
+    def _read(self, piece: Piece) -> bytes:
+        assert self._peek
+        return self._peek(piece.block, piece.skip * PAGE, piece.size * PAGE)
+
+
+class _Settled:
+    """What is in one hull, in each process, before and after its children are born."""
+
+    def __init__(
+        self,
+        line: _Line,
+        tables: Mapping[int, Columns],
+        parts: Mapping[int, Sequence[Range]],
+        comparison: _Comparison,
+    ) -> None:
+        """Find it out.
+
+        Args:
+            line: who inherits from whom.
+            tables: the pages of each.
+            parts: the mappings in this hull that each has, in pages.
+            comparison: of what differs.
+        """
+        self._parts = parts
+        self._line = line
+        self._comparison = comparison
+        self._own = {pid: _content(tables[pid], mine) for pid, mine in parts.items()}
+        self._given: dict[int, list[Piece]] = {}
+        self._kept: dict[int, list[Range]] = {}
+        self._stale: dict[int, list[Range]] = {}
+        self._left: dict[int, list[Piece]] = {}
+        self.saved = 0
+        """Pages less in all than if each had its own."""
+        if len(parts) > 1:
+            self._settle()
+
+    @property
+    def is_worth_it(self) -> bool:
+        """Whether enough is saved."""
+        given = sum(piece.size for pieces in self._given.values() for piece in pieces)
+        return self.saved > 0 and self.saved * WORTH >= given
+
+    def add_to(self, pid: int, share: Share) -> None:
+        """Add this hull to all that a process has; hulls come by address."""
+        share.given += self._given.get(pid, ())
+        share.kept += self._kept.get(pid, ())
+        share.stale += self._stale.get(pid, ())
+        share.left += self._left.get(pid, ())
+
+    def _settle(self) -> None:
+        wanted = self._wanted()
+        there: dict[int, _Content] = {}
+        handed: dict[int, int] = {heir: pid for pid, heirs in self._line.heirs.items() for heir in heirs}
+        for pid in self._line.order:
+            have = there[handed[pid]] if pid in handed else {}
+            if pid in wanted:
+                have = there[pid] = self._give(pid, wanted.pop(pid), have)
+            if pid in self._own:
+                self._keep(pid, self._own[pid], have)
+
+    def _wanted(self) -> dict[int, _Content]:
+        """For each that bears heirs: what most of them and itself have where at least two of them have something."""
+        tallies: dict[int, dict[int, dict[_Pages, int]]] = {}
+        found: dict[int, _Content] = {}
+        for pid in reversed(self._line.order):
+            if not (heirs := self._line.heirs[pid]):
+                continue
+            tally: dict[int, dict[_Pages, int]] = defaultdict(dict)
+            # Its own first: of those that as many have, the first is taken.
+            for leaf in (pid, *(heir for heir in heirs if heir not in tallies)):
+                for place, pages in self._own.get(leaf, {}).items():
+                    votes = tally[place]
+                    votes[pages] = votes.get(pages, 0) + 1
+            for heir in heirs:
+                for place, more in tallies.pop(heir, {}).items():
+                    votes = tally[place]
+                    for pages, count in more.items():
+                        votes[pages] = votes.get(pages, 0) + count
+            tallies[pid] = tally
+            most = ((place, max(votes, key=votes.__getitem__), sum(votes.values())) for place, votes in tally.items())
+            found[pid] = {place: pages for place, pages, count in most if count > 1}
+        return found
+
+    def _give(self, pid: int, wanted: _Content, have: _Content) -> _Content:
+        """What is there when a process has got all that it hands on."""
+        given: list[Piece] = []
+        after = dict(have)
+        self._comparison.begin()
+        for place, pages in wanted.items():
+            there = have.get(place, ())
+            if there != pages:
+                given += self._comparison.missing(pages, there)
+                after[place] = (*pages, *_without(there, pages))
+        self._given[pid] = given
+        self.saved -= sum(piece.size for piece in given)
+        return after
+
+    def _keep(self, pid: int, own: _Content, have: _Content) -> None:
+        parts = self._parts[pid]
+        starts = [start for start, _ in parts]
+        right = [0] * len(parts)
+        """Pages, in each mapping."""
+        left: list[Piece] = []
+        stale: list[Piece] = []
+        self._comparison.begin()
+        for place, pages in own.items():
+            there = have.get(place)
+            for piece in pages if there else ():
+                right[bisect_right(starts, piece.page) - 1] += piece.size
+            if there != pages:
+                missing = self._comparison.missing(pages, there) if there else pages
+                for piece in missing if there else ():
+                    right[bisect_right(starts, piece.page) - 1] -= piece.size
+                left += missing
+                stale += _without(there or (), pages)
+        for place in have.keys() - own.keys():
+            stale += have[place]
+        kept = [part for part, count in zip(parts, right, strict=True) if count]
+        self._kept[pid] = [(start * PAGE, end * PAGE) for start, end in kept]
+        self._left[pid] = [piece for piece in left if right[bisect_right(starts, piece.page) - 1]]
+        old = union((piece.page * PAGE, (piece.page + piece.size) * PAGE) for piece in stale)
+        self._stale[pid] = intersection(old, self._kept[pid])
+        self.saved += sum(right)
+
+
+def _content(table: Columns, parts: Iterable[Range]) -> _Content:
+    """What lies in mappings, which are in pages and by address."""
+    found: dict[int, list[Piece]] = {}
+    for start, end in parts:
+        for piece in _between(table, start, end):
+            page, count, block, skip = piece
+            place = page // BLOCK_PAGES
+            if (page + count - 1) // BLOCK_PAGES == place:
+                found.setdefault(place, []).append(piece)
+                continue
+            while count:
+                some = min(count, BLOCK_PAGES - page % BLOCK_PAGES)
+                found.setdefault(page // BLOCK_PAGES, []).append(Piece(page, some, block, skip))
+                page, count, skip = page + some, count - some, skip + some
+    return {place: tuple(pieces) for place, pieces in found.items()}
+
+
+def _between(table: Columns, start: int, end: int) -> Iterator[Piece]:
+    """What of a page table lies between two pages."""
+    starts, counts, blocks = table
+    first, last = bisect_left(starts, start), bisect_left(starts, end)
+    if first and starts[first - 1] + counts[first - 1] > start:
+        first -= 1
+    for row in range(first, last):
+        page, count = starts[row], counts[row]
+        skip = max(start - page, 0)
+        yield Piece(page + skip, min(page + count, end) - page - skip, blocks[row], skip)
+
+
+def _without(pages: Iterable[Piece], others: Iterable[Piece]) -> list[Piece]:
+    """Pages but for those at which others lie, too."""
+    holes = union((piece.page, piece.page + piece.size) for piece in others)
+    return [
+        Piece(start, end - start, piece.block, piece.skip + start - piece.page)
+        for piece in pages
+        for start, end in subtract([(piece.page, piece.page + piece.size)], holes)
+    ]

@@ -1,0 +1,305 @@
+"""Files that are mapped or executed: kept by reference, and recognised again by what they are.
+
+A mapped file must be the same when the tree wakes: its GNU build id, or where it has none its size and modification
+time. Documented in: elf(5) on notes; the build id is an NT_GNU_BUILD_ID note with the name "GNU".
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+import struct
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from typing import NamedTuple, TypeAlias
+
+from torpor.errors import CheckpointFailed, Reason, RestoreFailed
+from torpor.image import image_pb2 as pb
+from torpor.objects.paths import bundle, fingerprints
+from torpor.objects.paths.fingerprints import Change
+from torpor.objects.paths.opener import Opener, Openers
+from torpor.store import SnapshotReader
+
+_ELF = b"\x7fELF\x02\x01"  # 64-bit, little endian
+_PT_NOTE = 4
+_NT_GNU_BUILD_ID = 3
+_MAX_NOTES = 1 << 16
+_PROGRAM_HEADER = struct.Struct("<IIQQQQQQ")
+
+
+def build_id(fd: int) -> bytes:
+    """The GNU build id of an open ELF file; empty when it has none or is something else."""
+    head = os.pread(fd, 64, 0)
+    if not head.startswith(_ELF) or len(head) < 64:
+        return b""
+    (table,) = struct.unpack_from("<Q", head, 32)
+    entry_size, count = struct.unpack_from("<HH", head, 54)
+    if entry_size != _PROGRAM_HEADER.size:
+        return b""
+    end = os.fstat(fd).st_size
+    if table > end:
+        return b""
+    headers = os.pread(fd, entry_size * count, table)
+    for position in range(0, len(headers) - entry_size + 1, entry_size):
+        kind, _, offset, _, _, size, _, align = _PROGRAM_HEADER.unpack_from(headers, position)
+        if kind == _PT_NOTE and size <= _MAX_NOTES and offset <= end:
+            found = _find_note(os.pread(fd, size, offset), 8 if align == 8 else 4)
+            if found:
+                return found
+    return b""
+
+
+def _find_note(notes: bytes, align: int) -> bytes:
+    position = 0
+    while position + 12 <= len(notes):
+        name_size, size, kind = struct.unpack_from("<III", notes, position)
+        name = position + 12
+        start = name + _up(name_size, align)
+        if kind == _NT_GNU_BUILD_ID and notes[name : name + name_size] == b"GNU\0":
+            return notes[start : start + size]
+        position = start + _up(size, align)
+    return b""
+
+
+def _up(value: int, align: int) -> int:
+    return (value + align - 1) & -align
+
+
+class _Known(NamedTuple):
+    path: bytes
+    inode: int
+
+
+class MappedFiles:
+    """The files of a tree, each once, with its index in the image."""
+
+    def __init__(self, image: pb.Tree) -> None:
+        self._image = image
+        self._indexes: dict[_Known, int] = {}
+        self.gone: dict[bytes, int] = {}
+        """Descriptors of programs whose files have no name any more, by their paths in the image."""
+
+    def index(self, path: bytes, inode: int) -> int | None:
+        """The index of a file in Tree.files; None when the path leads to another file by now, or to none."""
+        key = _Known(path, inode)
+        if key not in self._indexes:
+            found = self._add(path, inode)
+            if found is None:
+                return None
+            self._indexes[key] = found
+        return self._indexes[key]
+
+    def program(self, pid: int) -> int:
+        """The index of the program of a process; one that is gone is to be bundled.
+
+        Raises:
+            CheckpointFailed: it cannot be read, or its name is that of another one that is gone.
+        """
+        link = f"/proc/{pid}/exe"
+        path, inode = os.fsencode(os.readlink(link)), os.stat(link).st_ino
+        found = self.index(path, inode)
+        if found is not None:
+            return found
+        if path in self.gone:
+            raise CheckpointFailed(f"two programs of the tree were called {os.fsdecode(path)}, and are gone")
+        self.gone[path] = fd = os.open(link, os.O_RDONLY | os.O_CLOEXEC)
+        self._indexes[_Known(path, inode)] = found = self._put(path, fd)
+        return found
+
+    def close(self) -> None:
+        """Close the programs that are gone."""
+        while self.gone:
+            os.close(self.gone.popitem()[1])
+
+    def _add(self, path: bytes, inode: int) -> int | None:
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except FileNotFoundError:
+            return None
+        except PermissionError:
+            raise CheckpointFailed(
+                f"the mapped file {os.fsdecode(path)} cannot be read by you, so nobody could check it at the restore"
+            ) from None
+        try:
+            return self._put(path, fd) if os.fstat(fd).st_ino == inode else None
+        finally:
+            os.close(fd)
+
+    def _put(self, path: bytes, fd: int) -> int:
+        status = os.fstat(fd)
+        fingerprints.note_stat(self._image.files.add(path=path, build_id=build_id(fd)), status)
+        return len(self._image.files) - 1
+
+
+# Restore
+
+
+def check(image: pb.Tree, openers: Openers) -> Iterator[Reason]:
+    """Say which mapped or executed files are not what they were. A file that is mapped shared may have changed."""
+    data = {vma.file for process in image.processes for vma in process.memory.vmas if vma.kind == pb.Vma.FILE_SHARED}
+    written = fingerprints.mapped_to_write(image)
+    bundles = bundle.by_path(image)
+    for index, file in enumerate(image.files):
+        subject = f"the mapped file {os.fsdecode(file.path)}"
+        if file.path in bundles and (index not in data or not os.path.lexists(file.path)):
+            if index in data and (why := bundle.why_not_put_back(image, file.path, openers.file(index))):
+                yield Reason(subject, f"it is missing, and the bundled one cannot be put back: {why}")
+            continue
+        try:
+            fd = _open(file, os.O_RDONLY, openers.file(index))
+        except OSError as error:
+            yield Reason(subject, f"it cannot be opened: {error.strerror}", "put it back where it was")
+            continue
+        try:
+            status = os.fstat(fd)
+            if not stat.S_ISREG(status.st_mode):
+                yield Reason(subject, "it is no regular file any more", "put it back")
+            elif index in data:
+                yield from _check_size(subject, image, index, status.st_size)
+                if (file.dev, file.ino) in written and fingerprints.change(file, fd, in_place=True) is Change.CHANGED:
+                    why = "it was changed since: what it held then is not what it holds now"
+                    yield Reason(subject, why, "put the old file back", changed=True)
+            elif file.build_id and build_id(fd) != file.build_id:
+                yield Reason(subject, "it is another build than the one in memory", "install that version again")
+            elif not file.build_id and (status.st_size, status.st_mtime_ns) != (file.size, file.mtime_ns):
+                needed = max((vma.offset + vma.end - vma.start for vma in _of(image, index)), default=0)
+                changed = status.st_size >= min(needed, file.size)  # else there would be pages without a file
+                why = "its size or time of change is not what it was"
+                yield Reason(subject, why, "put the old file back", changed=changed)
+        except OSError as error:  # a file of the kernel
+            yield Reason(subject, f"it cannot be read: {error.strerror}", "put the file back")
+        finally:
+            os.close(fd)
+
+
+def _of(image: pb.Tree, index: int) -> Iterator[pb.Vma]:
+    """The mappings of a file."""
+    kinds = (pb.Vma.FILE_PRIVATE, pb.Vma.FILE_SHARED)
+    found = (vma for process in image.processes for vma in process.memory.vmas)
+    return (vma for vma in found if vma.kind in kinds and vma.file == index)
+
+
+def _check_size(subject: str, image: pb.Tree, index: int, size: int) -> Iterator[Reason]:
+    mapped = [vma for process in image.processes for vma in process.memory.vmas if vma.file == index]
+    needed = max(vma.offset + vma.end - vma.start for vma in mapped if vma.kind == pb.Vma.FILE_SHARED)
+    if size < image.files[index].size and size < needed:
+        yield Reason(subject, f"it has {size} bytes, and {image.files[index].size} were mapped", "put it back")
+
+
+def open_all(image: pb.Tree, reader: SnapshotReader, base: int, openers: Openers) -> dict[int, int]:
+    """Open every file, for writing too where a shared mapping may write.
+
+    A bundled one that is not there as it was is opened in memory.
+
+    Args:
+        image: the tree, checked.
+        reader: of its snapshot.
+        base: the lowest number for a descriptor.
+        openers: who opens them.
+
+    Returns:
+        The descriptors, close-on-exec, by index in the image.
+
+    Raises:
+        RestoreFailed: a file cannot be opened; none is left open.
+    """
+    writers = {
+        vma.file
+        for process in image.processes
+        for vma in process.memory.vmas
+        if vma.kind == pb.Vma.FILE_SHARED and vma.may_write
+    }
+    mappings = (vma for process in image.processes for vma in process.memory.vmas)
+    shared = {vma.file for vma in mappings if vma.kind == pb.Vma.FILE_SHARED}
+    bundles = bundle.by_path(image)
+    opened: dict[int, int] = {}
+    try:
+        for index, file in enumerate(image.files):
+            bundled = None if index in shared else bundles.get(file.path)
+            opener = openers.file(index)
+            if bundled is not None and not _is_there(file, opener):
+                fd = bundle.in_memory(bundled, reader)
+            else:
+                fd = _open(file, os.O_RDWR if index in writers else os.O_RDONLY, opener)
+            try:
+                opened[index] = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, base)
+            finally:
+                os.close(fd)
+    except BaseException as error:
+        for fd in opened.values():
+            os.close(fd)
+        if not isinstance(error, OSError):
+            raise
+        path = os.fsdecode(image.files[len(opened)].path)
+        raise RestoreFailed(f"the mapped file {path} cannot be opened: {error.strerror}") from error
+    return opened
+
+
+Mapped: TypeAlias = tuple[int, int]
+"""A kind of mapping, and the index of what is mapped: of a file, or of shared memory."""
+
+
+def mapped_both_ways(image: pb.Tree) -> set[Mapped]:
+    """What is opened for writing, and is mapped by some through a descriptor for reading alone, too.
+
+    Nobody may make such a mapping writable (mm/mmap.c: no VM_MAYWRITE).
+    """
+    apart = {index for index, one in enumerate(image.shared) if one.kind == pb.SharedMemory.SYSTEM_V}  # not by mmap(2)
+    may_write: dict[bool, set[Mapped]] = {True: set(), False: set()}
+    for vma in (vma for process in image.processes for vma in process.memory.vmas):
+        if vma.kind == pb.Vma.FILE_SHARED:
+            may_write[vma.may_write].add((vma.kind, vma.file))
+        elif vma.kind == pb.Vma.SHARED and vma.shared not in apart:
+            may_write[True].add((vma.kind, vma.shared))  # as it is opened
+            may_write[vma.may_write].add((vma.kind, vma.shared))
+    return may_write[True] & may_write[False]
+
+
+def open_for_reading(image: pb.Tree, opened: Mapping[int, Mapping[int, int]], base: int) -> dict[Mapped, int]:
+    """Open what is mapped both ways once more, for reading alone.
+
+    What its owner may not read any more, as of now, is left out.
+
+    Args:
+        image: the tree.
+        opened: by kinds of mappings, the descriptors for writing by index.
+        base: the lowest number for a descriptor.
+
+    Raises:
+        RestoreFailed: it cannot be opened; none is left open.
+    """
+    found: dict[Mapped, int] = {}
+    try:
+        for kind, index in sorted(mapped_both_ways(image)):
+            with suppress(PermissionError):
+                fd = os.open(f"/proc/self/fd/{opened[kind][index]}", os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    found[kind, index] = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, base)
+                finally:
+                    os.close(fd)
+    except OSError as error:
+        for fd in found.values():
+            os.close(fd)
+        raise RestoreFailed(f"what is mapped cannot be opened for reading alone: {error.strerror}") from error
+    return found
+
+
+def _is_there(file: pb.FileRef, opener: Opener) -> bool:
+    """Whether the file of this name is the one of the image."""
+    try:
+        fd = _open(file, os.O_RDONLY, opener)
+    except OSError:
+        return False
+    try:
+        status = os.fstat(fd)
+        if file.build_id:
+            return stat.S_ISREG(status.st_mode) and build_id(fd) == file.build_id
+        return stat.S_ISREG(status.st_mode) and (status.st_size, status.st_mtime_ns) == (file.size, file.mtime_ns)
+    finally:
+        os.close(fd)
+
+
+def _open(file: pb.FileRef, flags: int, opener: Opener) -> int:
+    # O_NONBLOCK: the name may be a FIFO's by now.
+    return opener.open(file.path, flags | os.O_NONBLOCK | os.O_NOCTTY, known=(file.dev, file.ino))

@@ -1,0 +1,455 @@
+"""Memory that several mappings or processes may share: MAP_SHARED without a file on disk, memfd, /dev/shm.
+
+Kept: content, size, name, memfd seals. It is known by the device and inode numbers that maps and fstat show, so two
+processes that map the same memory do so again. Restored as a memfd, except a named file of a tmpfs, which is used
+where it is still there and made anew where it is not.
+
+A snapshot by fork does not cover it, so its content is copied under the freeze: what is there of it. Reading a page
+that was never written would make the kernel give the tree one, of a reservation of a gigabyte a gigabyte. Where a
+descriptor leads to the memory its holes are skipped (lseek(2), SEEK_DATA); where none does, the process itself is asked
+what is there (mincore(2)).
+
+Documented in: memfd_create(2), shm_overview(7), mmap(2), mincore(2).
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import re
+import stat
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from torpor import procfs
+from torpor.arch.x86_64 import NR
+from torpor.errors import Reason, Refused, RestoreFailed
+from torpor.image import image_pb2 as pb
+from torpor.objects.fds.memfd import MemoryFile, is_temporary, memfd_device
+from torpor.objects.memory import vmas
+from torpor.objects.paths import directories, file_attributes, file_content
+from torpor.objects.paths.file_attributes import Attributes
+from torpor.objects.paths.file_content import Content
+from torpor.objects.paths.file_names import Names, device_of, is_gone, is_used
+from torpor.objects.paths.opener import O_TMPFILE, Opener, Openers
+from torpor.objects.sysv import segments
+from torpor.procfs import PAGE, Mapping
+from torpor.remote import memory
+from torpor.remote.batch import Batch, Out, Replies
+from torpor.remote.sys import closed_on_error, memfd_create
+from torpor.store import SnapshotReader
+from torpor.util.ranges import Range, intersection, subtract, union
+
+_MEMFD = b"/memfd:"
+_SHM = b"/dev/shm/"
+_ANONYMOUS = b"/dev/zero"
+"""What maps calls MAP_SHARED | MAP_ANONYMOUS, and the name of the memfd as which it comes back."""
+_ASKED_AT_ONCE = 32 << 10
+"""Pages; the answer has a byte for each."""
+_THERE = re.compile(rb"[^\0]+")
+
+
+def is_memory(mapping: Mapping) -> bool:
+    """Whether a shared mapping's content lives in memory only, and so must be in the image."""
+    if not mapping.shared or not (vmas.is_deleted(mapping) or mapping.name.startswith(_SHM)):
+        return False
+    return mapping.inode != 0 or segments.is_segment(mapping)
+
+
+def kind_of(name: bytes, inode: int) -> tuple[int, bytes]:
+    """The kind of shared memory by its name in maps, and the name to keep."""
+    if not is_gone(name, inode):
+        return pb.SharedMemory.TMPFS, name
+    name = name[: -len(vmas.DELETED)]
+    if name in (_ANONYMOUS, _MEMFD + _ANONYMOUS):
+        return pb.SharedMemory.ANONYMOUS, b""
+    if name.startswith(_MEMFD):
+        return pb.SharedMemory.MEMFD, name[len(_MEMFD) :]
+    return pb.SharedMemory.UNLINKED, name
+
+
+@dataclass
+class Segment(Content):
+    """One piece of shared memory of the tree."""
+
+    name: bytes = b""
+    """As in maps."""
+    seen: list[Range] = field(default_factory=list)
+    """The offsets that are in the pieces, as far as there is anything."""
+    whole: bool = False
+    """Whether the pieces are all of it, and not just what is mapped."""
+    status: os.stat_result | None = None
+    """Of its file, where that can be asked."""
+    attributes: Attributes = field(default_factory=Attributes)
+    index: int = -1
+    """In the image, once it is described."""
+    sysv: segments.Segment | None = None
+    mappings: int = 0
+    """In the whole tree."""
+
+
+Key = tuple[int, int]
+"""Device and inode number of the memory."""
+
+
+def is_in_shm(mapping: Mapping) -> bool:
+    """Whether it is a file of /dev/shm that has a name there."""
+    return mapping.name.startswith(_SHM) and not vmas.is_deleted(mapping)
+
+
+def _may_be_cut(mapping: Mapping) -> bool:
+    """Whether it may be mapped beyond its end: what never had a descriptor is as long as it was made."""
+    return not segments.is_segment(mapping) and kind_of(mapping.name, mapping.inode)[0] != pb.SharedMemory.ANONYMOUS
+
+
+def key_of(mapping: Mapping) -> Key:
+    """The identity of what is mapped. The number of a System V segment may be an inode's too."""
+    if segments.is_segment(mapping):
+        return 0, mapping.inode
+    return device_of(mapping), mapping.inode
+
+
+class SharedMemory:
+    """The shared memory of a tree: grabbed under the freeze, described afterwards."""
+
+    def __init__(self, *, content: bool = True) -> None:
+        """Without content, what they are alone is described."""
+        self._content = content
+        self.segments: dict[Key, Segment] = {}
+        self.names = Names()
+        """Of what is mapped."""
+
+    def grab_file(self, file: MemoryFile) -> None:
+        """Copy a file in memory that is open, mapped or not. Holes are not read: a mapping's would be filled by it."""
+        segment = Segment(name=file.link, whole=True, status=file.stat, attributes=file.attributes)
+        self._copy(file.open(), segment)
+        self.segments[file.stat.st_dev, file.stat.st_ino] = segment
+
+    def _copy(self, fd: int, segment: Segment) -> None:
+        if self._content:
+            file_content.copy(fd, segment)
+        else:
+            segment.size = os.fstat(fd).st_size
+            os.close(fd)
+
+    def grab_mapped(self, pid: int, maps: Iterable[Mapping], ask: Callable[[Batch], Replies]) -> None:
+        """Copy what a process maps, by lasting names, except what was copied already.
+
+        Args:
+            pid: the process.
+            maps: its mappings.
+            ask: has it make calls.
+        """
+        tmpfs: set[int] | None = None
+        for mapping in maps:
+            if not is_memory(mapping):
+                if is_in_shm(mapping):
+                    self._note_private(mapping)
+                continue
+            key = key_of(mapping)
+            if key not in self.segments:
+                self.segments[key] = self._named(mapping, key) or Segment(name=mapping.name)
+            segment = self.segments[key]
+            segment.mappings += 1
+            end = mapping.offset + mapping.end - mapping.start
+            new = subtract([(mapping.offset, end)], segment.seen)
+            if segment.whole or not new:
+                continue
+            segment.seen = union([*segment.seen, *new])
+            if not self._content:  # nor asked where its end is: a touch would give the tree pages
+                segment.size = max(segment.size, end)
+                continue
+            tmpfs = _tmpfs(pid) if tmpfs is None else tmpfs
+            if device_of(mapping) in tmpfs and not _is_swapping():
+                new = intersection(list(_there(mapping, ask)), new)
+            complete = _read_mapped(pid, mapping, new, segment.room(new))
+            if _may_be_cut(mapping) and not (complete and new and new[-1][1] == end):
+                end += memory.readable_end(pid, mapping.start, mapping.end) - mapping.end
+            segment.size = max(segment.size, end)
+
+    def _note_private(self, mapping: Mapping) -> None:
+        """Copy a file of /dev/shm that is mapped privately: what is not written there is the file's."""
+        key = key_of(mapping)
+        if key not in self.segments and (found := self._named(mapping, key)):
+            self.segments[key] = found
+
+    def _named(self, mapping: Mapping, key: Key) -> Segment | None:
+        """A mapped file of /dev/shm as a whole: it need not end where a page does, nor be mapped to its end.
+
+        None when its name does not lead to it, or not for us: then what is mapped must do.
+        """
+        if kind_of(mapping.name, mapping.inode)[0] != pb.SharedMemory.TMPFS:
+            return None
+        try:
+            fd = os.open(mapping.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError:
+            return None
+        status = os.fstat(fd)
+        if (status.st_dev, status.st_ino) != key:
+            os.close(fd)
+            return None
+        segment = Segment(name=mapping.name, whole=True, status=status)
+        self._copy(fd, segment)
+        return segment
+
+    def behind(self, mapping: Mapping) -> Segment | None:
+        """The memory that a private mapping shows where it was not written to; None: no such, or it is not known."""
+        if mapping.shared or not mapping.inode:
+            return None
+        segment = self.segments.get(key_of(mapping))
+        if segment is None or segment.whole:
+            return segment
+        end = mapping.offset + mapping.end - mapping.start
+        pieces = [(at, at + len(content)) for at, content in segment.pieces.items()] if self._content else segment.seen
+        return segment if any(start <= mapping.offset and end <= stop for start, stop in pieces) else None
+
+    def note_system_v(self, found: Iterable[segments.Segment]) -> None:
+        """Take what a process said of its System V segments."""
+        for one in found:
+            segment = self.segments[0, one.id]
+            segment.sysv, segment.size = one, one.size
+
+    def describe(self, image: pb.Tree) -> None:
+        """Give each segment its place in the image; its pages follow.
+
+        Raises:
+            Refused: a System V segment cannot be kept.
+        """
+        reasons = []
+        for segment in self.segments.values():
+            sizes = {start: end - start for start, end in segment.seen}
+            if segment.sysv and (why := segments.problem(segment.sysv, segment.mappings, sizes)):
+                reasons.append(Reason("the tree", why))
+        if reasons:
+            raise Refused("the tree cannot be kept", reasons)
+        for key, segment in self.segments.items():
+            segment.index = len(image.shared)
+            if segment.sysv:
+                segments.describe(segment.sysv, image.shared.add())
+                continue
+            kind, name = kind_of(segment.name, key[1])
+            if segment.status and kind == pb.SharedMemory.ANONYMOUS:  # who has it open has called it so
+                kind, name = pb.SharedMemory.MEMFD, _ANONYMOUS
+            shared = image.shared.add(kind=kind, name=name, size=segment.size, dev=key[0], ino=key[1], mode=0o600)
+            if segment.status:
+                file_attributes.describe(segment.status, segment.attributes, shared)
+
+    def index(self, device: int, inode: int) -> int:
+        """The index in the image of a segment."""
+        return self.segments[device, inode].index
+
+
+def _tmpfs(pid: int) -> set[int]:
+    """The devices whose files live in memory only, as a process sees them, and the kernel's own."""
+    return {memfd_device(), *(mount.device for mount in procfs.mounts(pid) if mount.filesystem == b"tmpfs")}
+
+
+def _is_swapping() -> bool:
+    """Whether anything on this host is swapped out, which mincore(2) does not show of shared memory."""
+    lines = (line.split() for line in procfs.read("/proc/meminfo").splitlines())
+    told = {words[0]: words[1] for words in lines}
+    return told[b"SwapTotal:"] != told[b"SwapFree:"]
+
+
+def _there(mapping: Mapping, ask: Callable[[Batch], Replies]) -> Iterator[Range]:
+    """The offsets of the memory behind a mapping at which there are pages, whoever has made them; all if in doubt."""
+    step = _ASKED_AT_ONCE * PAGE
+    for start in range(mapping.start, mapping.end, step):
+        end = min(start + step, mapping.end)
+        batch = Batch()
+        entry = batch.add(NR.mincore, start, end - start, Out((end - start) // PAGE))
+        replies = ask(batch)
+        offset = mapping.offset + start - mapping.start
+        if replies.result(entry):
+            yield offset, offset + end - start
+            continue
+        for run in _THERE.finditer(replies.output(entry, 2)):
+            yield offset + run.start() * PAGE, offset + run.end() * PAGE
+
+
+def _read_mapped(pid: int, mapping: Mapping, runs: Sequence[Range], view: memoryview) -> bool:
+    """Read ranges of offsets of a mapping; whether they all lie before the end of its file, behind which a touch gives
+    the tree SIGBUS."""
+    places = [(mapping.start + start - mapping.offset, end - start) for start, end in runs]
+    for read in (memory.read_ranges, memory.read_quietly):  # the process itself may not be allowed to read it
+        try:
+            read(pid, places, view)
+            return True
+        except OSError as error:
+            if error.errno not in (errno.EFAULT, errno.EIO):
+                raise
+    end = memory.readable_end(pid, mapping.start, mapping.end)
+    position = 0
+    for address, size in places:
+        upto = min(address + size, end) - address
+        if upto > 0:
+            memory.read_quietly(pid, [(address, upto)], view[position : position + upto])
+        position += size
+    return False
+
+
+# Restore
+
+# Not in Pythons that were built against older headers.
+_MFD_ALLOW_SEALING, _F_ADD_SEALS, _O_TMPFILE = 2, 1033, O_TMPFILE | os.O_DIRECTORY
+AT_FDCWD = -100
+_AT_SYMLINK_FOLLOW = 0x400
+LONGEST_NAME = 249  # memfd_create(2)
+
+
+def check(image: pb.Tree, openers: Openers) -> Iterator[Reason]:
+    """Say which named memory cannot be given back."""
+    for index, shared in enumerate(image.shared):
+        if shared.kind not in pb.SharedMemory.Kind.values()[1:]:
+            yield Reason("the image", "it has shared memory of a kind that this version does not know")
+        if shared.kind == pb.SharedMemory.TMPFS and not shared.name.startswith(_SHM):
+            yield Reason(f"shared memory {os.fsdecode(shared.name)}", "it does not lie in /dev/shm")
+        if shared.kind == pb.SharedMemory.TMPFS and os.path.lexists(shared.name):
+            try:
+                os.close(_open_named(shared, openers.shared(index)))
+            except OSError as error:
+                why = f"the file there cannot be used: {error.strerror}"
+                yield Reason(f"shared memory {os.fsdecode(shared.name)}", why, "remove it if nobody needs it")
+
+
+def open_all(
+    image: pb.Tree, reader: SnapshotReader, base: int, openers: Openers, warnings: list[str]
+) -> dict[int, int]:
+    """Make every piece of shared memory, with its content.
+
+    A name in /dev/shm that is there already may belong to a running program: it is used if its content is what
+    the image says, made anew if it is what the tree itself has left behind and nobody has it any more, and otherwise
+    refused.
+
+    Args:
+        image: the tree, checked.
+        reader: of its snapshot.
+        base: the lowest number for a descriptor.
+        openers: who opens them.
+        warnings: what could not be given back is added, in words.
+
+    Returns:
+        Descriptors for reading and writing, close-on-exec, by index in the image.
+
+    Raises:
+        RestoreFailed: it cannot be made, or a name is in use; no descriptor is left open.
+        ImageDamaged: its content is not what was written.
+    """
+    opened: dict[int, int] = {}
+    made: list[tuple[Opener, bytes]] = []
+    try:
+        for index, shared in enumerate(image.shared):
+            if shared.kind == pb.SharedMemory.SYSTEM_V:
+                continue  # it has no descriptor
+            opener = openers.shared(index)
+            if shared.kind != pb.SharedMemory.TMPFS:
+                fd = _make_nameless(shared, opener)
+                new = True
+            else:
+                fd, new = _find_named(shared, opener, reader, image.host.boot_id, warnings)
+                if new:
+                    made.append((opener, shared.name))
+            try:
+                opened[index] = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, base)
+            finally:
+                os.close(fd)
+            if new and shared.kind != pb.SharedMemory.TMPFS:
+                warnings += _fill(opened[index], shared, reader, opener)
+    except BaseException as error:
+        for fd in opened.values():
+            os.close(fd)
+        for opener, name in made:
+            opener.unlink(name)
+        if isinstance(error, OSError):
+            raise RestoreFailed(f"shared memory cannot be made: {error.strerror}") from error
+        raise
+    return opened
+
+
+def _find_named(
+    shared: pb.SharedMemory, opener: Opener, reader: SnapshotReader, boot: str, warnings: list[str]
+) -> tuple[int, bool]:
+    """A descriptor of a file of /dev/shm, and whether it was made."""
+    try:
+        fd = _open_named(shared, opener)
+    except FileNotFoundError:
+        return _make_named(shared, opener, reader, warnings), True
+    try:
+        if file_content.same(fd, shared.pages, shared.size, reader):
+            return os.dup(fd), False
+        left = _is_left_behind(os.fstat(fd), shared, boot)
+    finally:
+        os.close(fd)
+    if not left or is_used(shared.dev, shared.ino):
+        raise RestoreFailed(
+            f"shared memory {os.fsdecode(shared.name)} is there with another content",
+            advice="remove it if no program uses it",
+        )
+    opener.unlink(shared.name)
+    return _make_named(shared, opener, reader, warnings), True
+
+
+def _is_left_behind(status: os.stat_result, shared: pb.SharedMemory, boot: str) -> bool:
+    """Whether a file of /dev/shm is the tree's own, and only its user could have it open, too: numbers of inodes of a
+    tmpfs do not come again until the next boot."""
+    same = (status.st_dev, status.st_ino) == (shared.dev, shared.ino)
+    private = not status.st_mode & 0o077 or procfs.is_root()
+    return same and private and boot == procfs.read("/proc/sys/kernel/random/boot_id").strip().decode()
+
+
+def _open_named(shared: pb.SharedMemory, opener: Opener) -> int:
+    fd = opener.open(shared.name, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode) or status.st_uid not in (os.geteuid(), shared.uid):
+        os.close(fd)
+        raise OSError(errno.EEXIST, "it is another file")
+    return fd
+
+
+def _make_named(shared: pb.SharedMemory, opener: Opener, reader: SnapshotReader, warnings: list[str]) -> int:
+    """A new file of /dev/shm, which has its content before it has its name."""
+    fd = opener.open(os.path.dirname(shared.name), _O_TMPFILE | os.O_RDWR, 0o600)
+    try:
+        warnings += _fill(fd, shared, reader, opener)
+        with opener.parent(shared.name) as (directory, name):
+            opener.call(NR.linkat, AT_FDCWD, b"/proc/self/fd/%d\0" % fd, directory, name, _AT_SYMLINK_FOLLOW)
+    finally:
+        os.close(fd)
+    return opener.open(shared.name, os.O_RDWR | os.O_NOFOLLOW)  # so that it is known by this name
+
+
+def _make_nameless(shared: pb.SharedMemory, opener: Opener) -> int:
+    """In the directory that it was deleted from, so that what is on disk stays there; else in memory."""
+    directory = os.path.dirname(shared.name)
+    if shared.kind == pb.SharedMemory.UNLINKED and directory.startswith(b"/"):
+        if not is_temporary(shared):
+            with suppress(OSError):  # not writable, or the name is another file's by now
+                return _make_and_unlink(shared.name, opener)
+        with suppress(OSError):  # not there, not writable, or the file system has no such files
+            return opener.open(directory, _O_TMPFILE | os.O_RDWR, 0o600)
+    name = _ANONYMOUS if shared.kind == pb.SharedMemory.ANONYMOUS else shared.name[:LONGEST_NAME] or b"shared"
+    return memfd_create(name, _MFD_ALLOW_SEALING)
+
+
+def _make_and_unlink(path: bytes, opener: Opener) -> int:
+    """A file that has lost a name, by which /proc knows it."""
+    with directories.parents(path, opener):
+        fd = opener.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOFOLLOW, 0o600)
+        with closed_on_error(fd):
+            opener.unlink(path)
+            if os.fstat(fd).st_nlink:  # NFS gives what is open another name
+                raise OSError(errno.EBUSY, "it has a name still")
+            return fd
+
+
+def _fill(fd: int, shared: pb.SharedMemory, reader: SnapshotReader, opener: Opener) -> list[str]:
+    """Give a new file all that it had; what could not be given, in words."""
+    warnings = list(file_attributes.give_flags(fd, shared))
+    os.ftruncate(fd, shared.size)
+    file_content.fill(fd, shared.pages, shared.size, reader)
+    warnings += file_attributes.give(fd, shared, opener)
+    if shared.kind == pb.SharedMemory.MEMFD and shared.seals:  # any other file of tmpfs has F_SEAL_SEAL from the start
+        fcntl.fcntl(fd, _F_ADD_SEALS, shared.seals)
+    return warnings

@@ -1,0 +1,360 @@
+"""Files whose content is in the image: for a host that lacks them (`torpor checkpoint --bundle-files`).
+
+Bundled are the files that are mapped, executed or open, but for those of /dev/shm (which are in every image), of the
+kernel (/proc, /sys), and names without content (O_PATH). Two kinds are bundled always, as nothing else may have them
+when the tree wakes: programs whose own file is gone, and small files that the job has made
+(`torpor.objects.paths.small_files`).
+
+They are read when the tree runs again, if it is to run on, up to the size that they had: what was appended meanwhile is
+left out. One that is changed otherwise is refused. Opening a file would break another's lease for writing, so one that
+the tree has such a lease on is refused too.
+
+At a restore a file that is there and as it was is used, not the bundled one. Programs, libraries and data that are
+mapped privately come back in memory (memfd_create(2)): nothing has their names, but what is mapped is. What is open, or
+mapped so that writes reach the file, is put back under its name if nothing is there: whole or not at all, with its mode
+and time, never over another file, and with those directories on the way that are gone and were the job's user's own.
+If the restore fails it is removed again.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from functools import partial
+from typing import TypeAlias
+
+from blake3 import blake3
+
+from torpor import procfs
+from torpor.arch.x86_64 import NR
+from torpor.errors import Reason, Refused, RestoreFailed
+from torpor.image import image_pb2 as pb
+from torpor.objects.memory.own_pages import PageWriter
+from torpor.objects.memory.shared_memory import LONGEST_NAME
+from torpor.objects.paths import fingerprints
+from torpor.objects.paths.file_content import fill
+from torpor.objects.paths.file_names import OF_KERNEL
+from torpor.objects.paths.opener import Opener, Openers
+from torpor.objects.paths.small_files import Copy
+from torpor.remote.sys import closed_on_error, memfd_create
+from torpor.store import SnapshotReader
+
+_SHM = b"/dev/shm/"
+RENAME_NOREPLACE = 1
+
+
+# ------------------------------------------------------------------------------------------ from a live tree
+
+
+def store(
+    image: pb.Tree, gone: Mapping[bytes, int], small: Iterable[Copy], out: PageWriter, *, everything: bool
+) -> None:
+    """Put files into the image.
+
+    Args:
+        image: described.
+        gone: descriptors of programs whose files are gone, by their names in the image.
+        small: copies of small files.
+        out: where their pages go.
+        everything: not just those.
+
+    Raises:
+        Refused: a file cannot be read, or changed since the freeze.
+    """
+    for file in image.files:
+        if file.path in gone:
+            _store(file.path, gone[file.path], file.size, image, out)
+    named = set(_named(image))
+    for copy in small:
+        if copy.name in named:
+            for described in _files(image, copy.name):
+                copy.note(described)
+            out.store_shared(copy, _add(copy.name, copy.status, image).pages)
+    reasons = list(_store_all(image, out)) if everything else []
+    if reasons:
+        raise Refused("the tree's files cannot be bundled", reasons)
+    image.folders.extend(_folders(image))
+
+
+def _store_all(image: pb.Tree, out: PageWriter) -> Iterator[Reason]:
+    leased = _leased(image)
+    known = {bundled.path for bundled in image.bundles}
+    for path, (size, mtime_ns, may_grow) in _wanted(image).items():
+        if path in known:
+            continue
+        subject = f"the file {os.fsdecode(path)}"
+        if path in leased:
+            yield Reason(subject, "the program has a lease for writing on it (F_SETLEASE)", "give it up")
+            continue
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+        except OSError as error:
+            yield Reason(subject, f"it cannot be read, to be bundled: {error.strerror}", "let this user read it")
+            continue
+        try:
+            digest = _store(path, fd, size, image, out)
+            now = os.fstat(fd)
+        finally:
+            os.close(fd)
+        for described in _files(image, path):
+            described.content.digest, described.content.whole = digest, True
+        if (now.st_size, now.st_mtime_ns) != (size, mtime_ns) and not (may_grow and now.st_size > size):
+            why = "it changed while the tree was saved, and would be bundled as it is not"
+            yield Reason(subject, why, "save it when nothing changes what it holds", passing=True)
+
+
+def _wanted(image: pb.Tree) -> dict[bytes, tuple[int, int, bool]]:
+    """Size and time of every file that is to be bundled, and whether it may grow meanwhile, by its path."""
+    found = {file.path: (file.size, file.mtime_ns, False) for file in image.files}
+    in_place = fingerprints.in_place(image)
+    for description in image.descriptions:
+        file = description.file
+        of_kernel = OF_KERNEL.match(file.path) or (file.size and not file.blocks)
+        if description.WhichOneof("kind") == "file" and not of_kernel and not description.flags & os.O_PATH:
+            found[file.path] = (file.size, file.mtime_ns, (file.dev, file.ino) not in in_place)
+    return {path: what for path, what in found.items() if not path.startswith(_SHM)}
+
+
+def _files(image: pb.Tree, path: bytes) -> Iterator[fingerprints.File]:
+    """What the image says of a file that is open, or mapped so that writes reach it."""
+    yield from (one.file for one in image.descriptions if one.WhichOneof("kind") == "file" and one.file.path == path)
+    mapped = _mapped_shared(image)
+    yield from (file for index, file in enumerate(image.files) if index in mapped and file.path == path)
+
+
+def _mapped_shared(image: pb.Tree) -> set[int]:
+    mappings = (vma for process in image.processes for vma in process.memory.vmas)
+    return {vma.file for vma in mappings if vma.kind == pb.Vma.FILE_SHARED}
+
+
+def _leased(image: pb.Tree) -> set[bytes]:
+    entries = (entry for process in image.processes for entry in process.fds)
+    held = {
+        entry.description
+        for entry in entries
+        if any(lock.kind == pb.Lock.LEASE and lock.exclusive for lock in entry.locks)
+    }
+    return {image.descriptions[index].file.path for index in held}
+
+
+def _store(path: bytes, fd: int, size: int, image: pb.Tree, out: PageWriter) -> bytes:
+    """Put one file into the image, up to a size; gives the hash of that."""
+    bundled = _add(path, os.fstat(fd), image)
+    bundled.size = min(bundled.size, size)
+    out.store_file(fd, bundled.size, bundled.pages)
+    return fingerprints.digest(fd, bundled.size, whole=True)
+
+
+def _add(path: bytes, status: os.stat_result, image: pb.Tree) -> pb.Bundle:
+    return image.bundles.add(
+        path=path,
+        size=status.st_size,
+        mode=stat.S_IMODE(status.st_mode),
+        mtime_ns=status.st_mtime_ns,
+        uid=status.st_uid,
+        gid=status.st_gid,
+    )
+
+
+def _folders(image: pb.Tree) -> Iterator[pb.Folder]:
+    """The directories of those files that are put back under their names, as far up as they are of the same user."""
+    named = set(_named(image))
+    found: dict[bytes, os.stat_result] = {}
+    for bundled in image.bundles:
+        folder = os.path.dirname(bundled.path)
+        while bundled.path in named and folder not in found:
+            try:
+                status = os.lstat(folder)
+            except OSError:
+                break  # it is gone already
+            if status.st_uid != bundled.uid or not stat.S_ISDIR(status.st_mode):
+                break
+            found[folder] = status
+            folder = os.path.dirname(folder)
+    for path in sorted(found, key=len):
+        one = found[path]
+        yield pb.Folder(path=path, mode=stat.S_IMODE(one.st_mode), uid=one.st_uid, gid=one.st_gid)
+
+
+# -------------------------------------------------------------------------------------------- from an image
+
+
+def by_path(image: pb.Tree) -> dict[bytes, pb.Bundle]:
+    """The bundled files of an image."""
+    return {bundled.path: bundled for bundled in image.bundles}
+
+
+def why_not_put_back(image: pb.Tree, path: bytes, opener: Opener) -> str:
+    """Why a file cannot be put back under its name; empty: it can."""
+    if os.path.lexists(path):
+        return "something else has its name"
+    known = {folder.path for folder in image.folders}
+    directory = os.path.dirname(path)
+    while directory in known and not os.path.lexists(directory):
+        directory = os.path.dirname(directory)
+    if not os.path.isdir(directory):
+        return f"there is no directory {os.fsdecode(directory)} to put it into"
+    if not opener.may_write_in(directory):
+        return f"this user may not write in {os.fsdecode(directory)}"
+    return ""
+
+
+Made: TypeAlias = list[Callable[[], None]]
+"""What removes again that which was put back, the oldest first."""
+
+
+def put_back(image: pb.Tree, reader: SnapshotReader, openers: Openers) -> Made:
+    """Put back, under their names, the bundled files that must have one and that are not there.
+
+    Returns:
+        What removes them again.
+
+    Raises:
+        RestoreFailed: one cannot be made; none is left.
+        ImageDamaged: the content is not there.
+    """
+    bundles = by_path(image)
+    made: Made = []
+    try:
+        for path in sorted(_named(image)):
+            if path in bundles and not os.path.lexists(path):
+                opener = openers.path(path)
+                _make_folders(image, path, made, opener)
+                _put_back(bundles[path], reader, _owner(bundles[path], image), opener)
+                made.append(partial(opener.unlink, path))
+    except BaseException as error:
+        remove(made)
+        if isinstance(error, OSError):
+            raise RestoreFailed(f"a bundled file cannot be put back: {error}") from error
+        raise
+    return made
+
+
+def remove(made: Made) -> None:
+    """Remove what was put back, after a failure."""
+    while made:
+        with suppress(FileNotFoundError):  # somebody else was first
+            made.pop()()
+
+
+def _named(image: pb.Tree) -> Iterator[bytes]:
+    """The paths of files that programs have open, or mapped so that what they write is in the file."""
+    for description in image.descriptions:
+        if description.WhichOneof("kind") == "file":
+            yield description.file.path
+    for index in _mapped_shared(image):
+        yield image.files[index].path
+
+
+def _owner(one: pb.Bundle | pb.Folder, image: pb.Tree) -> tuple[int, int]:
+    """The user and group that what is made is to have; -1: as it is made, by whoever is not root."""
+    theirs = any(one.uid in process.credentials.uids for process in image.processes)
+    return (one.uid, one.gid) if theirs and procfs.is_root() else (-1, -1)
+
+
+def _make_folders(image: pb.Tree, path: bytes, made: Made, opener: Opener) -> None:
+    for folder in image.folders:  # each before those in it
+        if path.startswith(folder.path + b"/") and not os.path.lexists(folder.path):
+            opener.mkdir(folder.path, 0o700)
+            made.append(partial(_remove_folder, folder.path, opener))
+            fd = opener.open(folder.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                if os.fstat(fd).st_uid not in opener.users:
+                    raise FileExistsError(errno.EEXIST, "something else took its name", os.fsdecode(folder.path))
+                os.fchown(fd, *_owner(folder, image))
+                os.fchmod(fd, folder.mode & 0o777)
+            finally:
+                os.close(fd)
+
+
+def _remove_folder(path: bytes, opener: Opener) -> None:
+    with suppress(OSError):  # something was put into it meanwhile: then it is somebody's
+        opener.rmdir(path)
+
+
+def _put_back(bundled: pb.Bundle, reader: SnapshotReader, owner: tuple[int, int], opener: Opener) -> None:
+    """Under another name first: whoever is killed meanwhile leaves nothing that looks like the file."""
+    if OF_KERNEL.match(bundled.path) or not bundled.path.startswith(b"/"):
+        raise RestoreFailed(f"no file is called {bundled.path!r}")
+    draft = os.path.join(os.path.dirname(bundled.path), b".torpor-" + blake3(bundled.path).hexdigest()[:16].encode())
+    fd = _draft(draft, opener)
+    try:
+        try:
+            os.ftruncate(fd, bundled.size)
+            fill(fd, bundled.pages, bundled.size, reader)
+            os.fchown(fd, *owner)
+            os.fchmod(fd, bundled.mode & 0o777)
+            os.utime(fd, ns=(bundled.mtime_ns, bundled.mtime_ns))
+            os.fsync(fd)
+            _name(draft, bundled.path, opener)
+        except BaseException:
+            opener.unlink(draft)
+            raise
+    finally:
+        os.close(fd)
+
+
+def _draft(path: bytes, opener: Opener) -> int:
+    """A new file that is locked while it is being filled. One that a restore has left that was killed is removed."""
+    while True:
+        try:
+            fd = opener.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        except FileExistsError:
+            with suppress(FileNotFoundError):
+                _remove_left(path, opener)
+            continue
+        with closed_on_error(fd), suppress(FileNotFoundError):
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            if os.path.samestat(opener.lstat(path), os.fstat(fd)):
+                return fd
+        os.close(fd)  # between the two calls another restore took it for one that was left
+
+
+def _remove_left(path: bytes, opener: Opener) -> None:
+    fd = opener.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        if os.fstat(fd).st_uid not in opener.users:
+            raise RestoreFailed(f"{os.fsdecode(path)} is in the way, and belongs to another user", advice="remove it")
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(opener.lstat(path), os.fstat(fd)):
+            opener.unlink(path)
+    except BlockingIOError:
+        raise RestoreFailed("another restore is putting the same file back", advice="try again") from None
+    finally:
+        os.close(fd)
+
+
+def _name(draft: bytes, path: bytes, opener: Opener) -> None:
+    """Give a file its name, never over another one. NFS cannot do that by renaming."""
+    now = os.path.basename(draft) + b"\0"
+    with opener.parent(path) as (folder, name):
+        try:
+            opener.call(NR.renameat2, folder, now, folder, name, RENAME_NOREPLACE)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOSYS):
+                raise
+            opener.call(NR.linkat, folder, now, folder, name, 0)
+            opener.unlink(draft)
+
+
+def in_memory(bundled: pb.Bundle, reader: SnapshotReader) -> int:
+    """A descriptor, for reading, of a bundled file in memory.
+
+    Raises:
+        OSError: there is no room.
+        ImageDamaged: the content is not there.
+    """
+    name = os.path.basename(bundled.path).removesuffix(b" (deleted)").removeprefix(b"memfd:")
+    fd = memfd_create(name[:LONGEST_NAME])
+    try:
+        os.ftruncate(fd, bundled.size)
+        fill(fd, bundled.pages, bundled.size, reader)
+        os.fchmod(fd, bundled.mode & 0o777)
+        # The kernel takes no program that is open for writing (ETXTBSY).
+        return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        os.close(fd)

@@ -1,0 +1,195 @@
+"""Directories that a process is in, has as its root, or has open: by their names, and what was removed made anew.
+
+A directory that was removed while somebody is in it is empty, and nothing can be made in it. It comes back as such a
+one: made under its old name where that is free, entered, and removed.
+
+Documented in: chdir(2), chroot(2), rmdir(2), getcwd(2).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+
+from torpor import procfs
+from torpor.arch.x86_64 import NR
+from torpor.errors import Reason
+from torpor.image.image_pb2 import Inode
+from torpor.objects.paths.file_names import DELETED
+from torpor.objects.paths.opener import Identity, Opener
+from torpor.remote.sys import closed_on_error
+
+_SPARE = (b"/tmp", b"/dev/shm")
+"""Where a removed directory is made when none of those that were above it can take it."""
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A directory as it was found."""
+
+    path: str
+    """Of a removed one, that which it had."""
+    status: os.stat_result
+    removed: bool
+
+    @classmethod
+    def of(cls, link: str) -> Folder:
+        """What a link of /proc/PID leads to."""
+        return cls.seen(os.readlink(link), os.stat(link))
+
+    @classmethod
+    def seen(cls, path: str, status: os.stat_result) -> Folder:
+        """What has this path in /proc, and this status."""
+        removed = path.endswith(DELETED) and not _leads(path, status)
+        return cls(path.removesuffix(DELETED) if removed else path, status, removed)
+
+    def describe(self, out: Inode) -> None:
+        """Put all but the path into the image."""
+        describe(self.status, out)
+        out.removed = self.removed
+
+
+def describe(status: os.stat_result, out: Inode) -> None:
+    """Put into the image what something is."""
+    out.dev, out.ino, out.mode = status.st_dev, status.st_ino, status.st_mode
+    out.uid, out.gid = status.st_uid, status.st_gid
+
+
+def refuse(name: str, pid: int) -> Iterator[Reason]:
+    """Say why a process cannot be brought back to where it is.
+
+    Args:
+        name: the process, for people.
+        pid: the process.
+
+    Raises:
+        OSError: it has ended, or is not ours.
+    """
+    outer = f"/proc/{pid}/root" if os.readlink(f"/proc/{pid}/root") == "/" else ""
+    for link, what in (("root", "root"), ("cwd", "current")):
+        here = Folder.of(f"/proc/{pid}/{link}")
+        if not here.removed and not _leads(outer + here.path, here.status):
+            why = f"its {what} directory is {here.path}, and that name leads to another one by now"
+            yield Reason(name, why, "have it change to a directory that has a name")
+
+
+def _leads(path: str, status: os.stat_result) -> bool:
+    with suppress(OSError):
+        return os.path.samestat(os.stat(path), status)
+    return False
+
+
+# Restore
+
+
+def enter(path: bytes, inode: Inode, opener: Opener, made: dict[Identity, int] | None = None) -> int:
+    """A descriptor (O_PATH) of a directory of an image.
+
+    Args:
+        path: its name.
+        inode: what it was.
+        opener: who enters it.
+        made: those that had been removed and were made anew, by what they were. None: only look, and give a directory
+            in which one can be made.
+
+    Raises:
+        OSError: it cannot be entered, or made.
+    """
+    if not inode.removed:
+        return opener.enter(path, (inode.dev, inode.ino) if inode.ino else None)
+    key = inode.dev, inode.ino
+    if made is None:
+        return may_be_made(path, opener)
+    if key not in made:
+        made[key] = somewhere(path, opener, lambda name: _make(name, inode, opener))
+    return os.dup(made[key])
+
+
+def may_be_made(path: bytes, opener: Opener) -> int:
+    """A descriptor (O_PATH) of a directory in which what was removed can be made.
+
+    Raises:
+        OSError: there is none.
+    """
+    for place in _places(path):
+        if opener.may_write_in(place):
+            return opener.enter(place)
+    raise PermissionError(errno.EACCES, "it was removed, and here it can be made again nowhere")
+
+
+def somewhere(path: bytes, opener: Opener, make: Callable[[bytes], int]) -> int:
+    """Make what was removed: under its old name, if that is free, else near it.
+
+    Args:
+        path: its old name.
+        opener: who makes it.
+        make: makes it under a name, and removes that again; gives a descriptor.
+
+    Raises:
+        OSError: it can be made nowhere.
+    """
+    try:
+        with parents(path, opener):
+            return make(path)
+    except OSError as error:
+        failed = error
+    for place in _places(path):
+        try:
+            # Not by PID: another restore may have the same one, in a capsule or on a node that shares the place.
+            return make(place + b"/.torpor-" + os.urandom(8).hex().encode())
+        except OSError as error:
+            failed = error
+    raise failed
+
+
+@contextmanager
+def parents(path: bytes, opener: Opener) -> Iterator[None]:
+    """Those directories above a path that are gone, too, are there meanwhile."""
+    with ExitStack() as made:
+        missing = []
+        while (path := os.path.dirname(path)).strip(b"/"):
+            try:
+                opener.lstat(path)
+                break
+            except FileNotFoundError:
+                missing.append(path)
+        for one in reversed(missing):
+            opener.mkdir(one, 0o700)
+            made.callback(opener.rmdir, one)
+        yield
+
+
+def _places(path: bytes) -> Iterator[bytes]:
+    """Where a directory may be made: in those that were above it, the nearest first."""
+    while path.strip(b"/"):
+        path = os.path.dirname(path)
+        yield path
+    yield from _SPARE
+
+
+def _make(path: bytes, inode: Inode, opener: Opener) -> int:
+    opener.mkdir(path, 0o700)
+    try:
+        with closed_on_error(opener.enter(path)) as fd:
+            give(fd, inode, opener)
+            return fd
+    finally:
+        opener.rmdir(path)
+
+
+def give(fd: int, inode: Inode, opener: Opener) -> None:
+    """Give what was made anew its mode, and as root its owner.
+
+    Raises:
+        OSError: the kernel's reason, or something else has taken its name since it was made.
+    """
+    now = os.fstat(fd)
+    if now.st_uid not in opener.users:
+        raise FileExistsError(errno.EEXIST, "something else took its name while it was made")
+    opener.call(NR.chmod, b"/proc/self/fd/%d\0" % fd, stat.S_IMODE(inode.mode))
+    if procfs.is_root() and (now.st_uid, now.st_gid) != (inode.uid, inode.gid):
+        os.chown(f"/proc/self/fd/{fd}", inode.uid, inode.gid)

@@ -1,0 +1,148 @@
+"""What a file that only the tree has tells beside its content: owner, mode, times, attributes, flags of chattr(1).
+
+Such a file, in memory or without a name, is made anew by a restore; what has a name keeps all of its own. Kept are
+extended attributes of users and access lists (xattr(7)), and those flags (ioctl_iflags(2)) that any owner may set.
+A file that lets nobody write in it (immutable, or to be appended to only) is refused: it could not be filled, and of
+root's alone. Labels of security modules are those of who makes it; other attributes take root's rights, and a restore
+sets nothing with these that a user's image asks for: they are told at the save.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+from torpor import procfs
+from torpor.image import image_pb2 as pb
+from torpor.objects.paths.opener import Opener
+
+T = TypeVar("T")
+
+FS_IOC_GETFLAGS, FS_IOC_SETFLAGS = 0x80086601, 0x40086602
+_FLAGS = struct.Struct("=I4x")
+"""The number says a long; the kernel reads and writes an int (fs/ioctl.c, ioctl_getflags)."""
+_KEPT_FLAGS = 0x1 | 0x2 | 0x4 | 0x8 | 0x40 | 0x80 | 0x8000 | 0x800000
+"""FS_SECRM_FL, UNRM, COMPR, SYNC, NODUMP, NOATIME, NOTAIL, NOCOW."""
+_FORBIDDING = 0x10 | 0x20
+"""FS_IMMUTABLE_FL, FS_APPEND_FL."""
+_USERS = "user."
+_ACCESS_LIST = "system.posix_acl_access"
+_OF_MODULES = ("security.selinux", "security.apparmor", "security.SMACK64", "security.ima", "security.evm")
+_HAS_NONE = (errno.ENOTSUP, errno.ENOTTY, errno.EINVAL, errno.ENOSYS)
+"""What a file system says that has no attributes, or no flags."""
+_MODE, _SPECIAL = 0o7777, 0o7000
+
+
+@dataclass(frozen=True)
+class Attributes:
+    """Those of an open file."""
+
+    seals: int = 0
+    """F_SEAL_* (fcntl(2))."""
+    extended: tuple[tuple[str, bytes], ...] = ()
+    flags: int = 0
+    """FS_*_FL that are kept."""
+    unkept: tuple[str, ...] = ()
+    """The names of those that are not."""
+    forbids_writing: bool = False
+
+
+def take(fd: int, seals: int = 0) -> Attributes:
+    """Those of an open file, in whatever way that was opened. Raises OSError."""
+    flags = _asked(lambda: fcntl.ioctl(fd, FS_IOC_GETFLAGS, bytes(_FLAGS.size)), bytes(_FLAGS.size))
+    names: list[str] = _asked(lambda: sorted(os.listxattr(fd)), [])
+    kept = [name for name in names if name.startswith(_USERS) or name == _ACCESS_LIST]
+    found = _FLAGS.unpack(flags)[0]
+    return Attributes(
+        seals,
+        tuple((name, os.getxattr(fd, name)) for name in kept),
+        found & _KEPT_FLAGS,
+        tuple(name for name in names if name not in kept and name not in _OF_MODULES),
+        bool(found & _FORBIDDING),
+    )
+
+
+def _asked(ask: Callable[[], T], otherwise: T) -> T:
+    """What a file system answers; something else if it has no such thing."""
+    try:
+        return ask()
+    except OSError as error:
+        if error.errno not in _HAS_NONE:
+            raise
+        return otherwise
+
+
+def describe(status: os.stat_result, attributes: Attributes, out: pb.SharedMemory) -> None:
+    """Put them into the image."""
+    out.mode, out.uid, out.gid = status.st_mode & _MODE, status.st_uid, status.st_gid
+    out.mtime_ns, out.atime_ns = status.st_mtime_ns, status.st_atime_ns
+    out.seals, out.inode_flags = attributes.seals, attributes.flags
+    for name, value in attributes.extended:
+        out.attributes.add(name=os.fsencode(name), value=value)
+
+
+# Restore
+
+
+def give_flags(fd: int, shared: pb.SharedMemory) -> Iterator[str]:
+    """Give a new file its flags: some count for what is written afterwards. Gives warnings."""
+    wanted, now = shared.inode_flags & _KEPT_FLAGS, bytearray(_FLAGS.size)
+    try:
+        fcntl.ioctl(fd, FS_IOC_GETFLAGS, now)
+        found = _FLAGS.unpack(now)[0]
+        if found & _KEPT_FLAGS != wanted:
+            fcntl.ioctl(fd, FS_IOC_SETFLAGS, _FLAGS.pack(found & ~_KEPT_FLAGS | wanted))
+    except OSError as error:
+        if wanted:
+            yield f"{_name(shared)} has no flags of chattr any more ({wanted:#x}): {error.strerror}"
+
+
+def give(fd: int, shared: pb.SharedMemory, opener: Opener) -> Iterator[str]:
+    """Give a file all the rest, when it has its content. Gives warnings.
+
+    Raises:
+        OSError: its mode or times cannot be set.
+    """
+    for one in shared.attributes:
+        name = os.fsdecode(one.name)
+        if not name.startswith(_USERS) and name != _ACCESS_LIST:
+            continue  # no save writes another
+        try:
+            os.setxattr(fd, name, one.value)
+        except OSError as error:
+            yield f"{_name(shared)} has no attribute {name} any more: {error.strerror}"
+    if shared.mtime_ns:
+        yield from _give_owner(fd, shared)
+    mode = shared.mode & _MODE
+    # What root makes for a user's tree is no program that would run with another's rights.
+    if mode & _SPECIAL and procfs.is_root() and not opener.users & {0, shared.uid}:
+        yield f"{_name(shared)} has the mode {mode & ~_SPECIAL:o} now, not {mode:o}: it is another user's"
+        mode &= ~_SPECIAL
+    os.fchmod(fd, mode)
+    if shared.mtime_ns:
+        os.utime(fd, ns=(shared.atime_ns, shared.mtime_ns))
+
+
+def _give_owner(fd: int, shared: pb.SharedMemory) -> Iterator[str]:
+    now = os.fstat(fd)
+    if procfs.is_root():
+        os.fchown(fd, shared.uid, shared.gid)
+    elif (now.st_uid, now.st_gid) != (shared.uid, shared.gid):
+        try:
+            os.fchown(fd, -1, shared.gid)  # a group of the user's
+            refused = now.st_uid != shared.uid
+        except OSError:
+            refused = True
+        if refused:
+            yield f"{_name(shared)} is yours now: it belonged to user {shared.uid} and group {shared.gid}"
+
+
+def _name(shared: pb.SharedMemory) -> str:
+    if shared.kind == pb.SharedMemory.MEMFD:
+        return f"the file in memory {os.fsdecode(shared.name)}"
+    return f"the file without a name {os.fsdecode(shared.name)}"

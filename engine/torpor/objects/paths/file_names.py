@@ -1,0 +1,102 @@
+"""The names that a file has: "(deleted)" in /proc means that one of them is gone, the inode may have others.
+
+The C library's sem_open(3) makes a semaphore under a temporary name, links it to its own, and removes the temporary
+one, by which it is mapped. An editor or a package manager does the like with hard links.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from contextlib import suppress
+
+from torpor import procfs
+from torpor.procfs import Mapping
+
+DELETED = " (deleted)"
+"""What the kernel puts after the path of a file that has lost this name (fs/d_path.c)."""
+OF_KERNEL = re.compile(rb"/(proc|sys)(/|$)")
+"""Names of files that the kernel makes up."""
+_MADE_UP = (b"/memfd:", b"/dev/zero", b"/SYSV", b"/anon_hugepage")
+"""How names of what never had one on a file system begin in maps."""
+
+
+def is_gone(name: bytes, inode: int) -> bool:
+    """Whether a name in maps tells that it is gone; that may be how it ends itself, too."""
+    if not name.endswith(DELETED.encode()):
+        return False
+    with suppress(OSError):
+        return os.lstat(name).st_ino != inode
+    return True
+
+
+def another_name(path: str, device: int, inode: int) -> str | None:
+    """A name of a file in the directory where it had one; None where there is none that this user sees."""
+    try:
+        with os.scandir(os.path.dirname(path)) as entries:
+            for entry in entries:
+                if entry.inode() == inode:
+                    status = os.lstat(entry.path)
+                    if (status.st_dev, status.st_ino) == (device, inode):
+                        return entry.path
+    except OSError:  # the directory is gone, or not for this user
+        pass
+    return None
+
+
+def lasting_name(path: str, status: os.stat_result) -> str:
+    """The name of an open file, as /proc/PID/fd has it; where that was taken away or given to another file, another."""
+    if not path.endswith(DELETED) or not status.st_nlink or os.path.lexists(path):
+        return path
+    return another_name(path, status.st_dev, status.st_ino) or path
+
+
+def device_of(mapping: Mapping) -> int:
+    """The device number of a mapped file."""
+    major, minor = mapping.device.split(b":")
+    return os.makedev(int(major, 16), int(minor, 16))
+
+
+def is_used(device: int, inode: int) -> bool:
+    """Whether a process that this one may look at, but for itself, has a file open or mapped."""
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        if int(pid) == os.getpid():
+            continue
+        try:
+            maps = procfs.mappings(int(pid))
+            links = os.listdir(f"/proc/{pid}/fd")
+        except OSError:  # it has ended, or is another user's
+            continue
+        if any(mapping.inode == inode and device_of(mapping) == device for mapping in maps):
+            return True
+        for link in links:
+            with suppress(OSError):
+                status = os.stat(f"/proc/{pid}/fd/{link}")
+                if (status.st_dev, status.st_ino) == (device, inode):
+                    return True
+    return False
+
+
+class Names:
+    """The names of the files that a tree has mapped, each looked for once."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[int, int], bytes | None] = {}
+
+    def lasting(self, mapping: Mapping) -> Mapping:
+        """A shared mapping of a file that has lost its name, by another name that the file has; else as it is.
+
+        Of private mappings only those of /dev/shm: others are kept without a name.
+        """
+        if not (mapping.shared or mapping.name.startswith(b"/dev/shm/")) or not mapping.inode:
+            return mapping
+        if not is_gone(mapping.name, mapping.inode):
+            return mapping
+        if mapping.name.startswith(_MADE_UP):
+            return mapping
+        key = device_of(mapping), mapping.inode
+        if key not in self._found:
+            name = another_name(os.fsdecode(mapping.name), *key)
+            self._found[key] = None if name is None else os.fsencode(name)
+        name_now = self._found[key]
+        return mapping if name_now is None else mapping._replace(name=name_now)

@@ -1,0 +1,340 @@
+"""Opens the paths of an image: on the mounts that the tree is to have, and with the rights of those who get them.
+
+*The mounts.* rename(2) and link(2) compare mounts, and getcwd(2) says "(unreachable)" for what lies outside of one's
+root. What is opened for a tree in a mount namespace of its own is therefore opened beneath its init's /proc/PID/root
+(openat2(2), RESOLVE_IN_ROOT), never by the same name out here.
+
+*The rights.* Root opens for a user's tree only what that user may open now: with the process's user and group of the
+file system, its supplementary groups and its capabilities (credentials(7)), and without following a symbolic link, as
+the paths that the kernel tells at a checkpoint have none. What was opened before a program gave up root's rights (a
+daemon's log) the process may not open itself: root opens it in its stead if it is the very file, by device and inode,
+that the image says, which root itself has written.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import struct
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TypeVar
+
+from torpor import procfs
+from torpor.arch.x86_64 import NR
+from torpor.image.image_pb2 import Credentials, Process, Tree, Vma
+from torpor.remote.sys import Argument, FileRights, syscall, syscall_as
+
+T = TypeVar("T")
+Identity = tuple[int, int]
+"""Device and inode number of a file."""
+
+HOW = struct.Struct("<3Q")
+"""struct open_how (openat2(2))."""
+RESOLVE_NO_SYMLINKS, RESOLVE_IN_ROOT = 0x04, 0x10
+O_TMPFILE = 0o20000000
+OF_FILES = 0x800001F | 1 << 9
+"""CAP_CHOWN, DAC_OVERRIDE, DAC_READ_SEARCH, FOWNER, FSETID, LINUX_IMMUTABLE, MKNOD."""
+_WITH_O_PATH = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+"""openat2 takes no other flag beside O_PATH."""
+AT_EACCESS = AT_REMOVEDIR = 0x200
+_IDS = 4
+"""Real, effective, saved, of the file system."""
+_TRIES = 64
+"""A rename somewhere while ".." is resolved ends an openat2 with EAGAIN."""
+
+
+@dataclass(frozen=True)
+class Opener:
+    """Opens paths in the name of one process, or of any of those that get what is opened."""
+
+    _root: int
+    """A descriptor of the root directory to open beneath; -1: this process's own."""
+    _own: FileRights
+    """This thread's."""
+    _rights: tuple[FileRights, ...]
+    """Those to try, one after the other."""
+
+    def open(self, path: bytes, flags: int, mode: int = 0, *, known: Identity | None = None) -> int:
+        """Open a path; the descriptor is close-on-exec.
+
+        Args:
+            path: a full one.
+            flags: as of open(2).
+            mode: of a new file.
+            known: the file that the image means. If it still is the one, the restorer's own rights do, too.
+
+        Raises:
+            OSError: the kernel's reason.
+        """
+        if not path.startswith(b"/") or b"\0" in path:
+            raise OSError(errno.EINVAL, "no file has such a name")
+        try:
+            return self._as_any(lambda rights: self._open(path, flags, mode, rights))
+        except PermissionError:
+            if known is None or self._rights == (self._own,) or flags & os.O_CREAT:
+                raise
+            found = self._known(path, known)
+            if found is None:
+                raise
+        try:
+            if flags & os.O_PATH:
+                return os.dup(found)
+            return os.open(f"/proc/self/fd/{found}", flags & ~os.O_NOFOLLOW | os.O_CLOEXEC)
+        finally:
+            os.close(found)
+
+    def lookup(self, path: bytes, *, follow: bool = True, known: Identity | None = None) -> int:
+        """A descriptor of what a path leads to, opened as a name only (O_PATH)."""
+        return self.open(path, os.O_PATH | (0 if follow else os.O_NOFOLLOW), known=known)
+
+    def enter(self, path: bytes, known: Identity | None = None) -> int:
+        """A descriptor (O_PATH) of a directory that may be entered, too: chdir(2) and chroot(2) ask for more than a
+        look."""
+        try:
+            return self.open(path.rstrip(b"/") + b"/.", os.O_PATH | os.O_DIRECTORY)
+        except PermissionError:
+            if known is None or (found := self._known(path, known)) is None:
+                raise
+            return found
+
+    def reopened(self, fd: int, flags: int, known: Identity | None = None) -> int:
+        """Another description of an open file; closes `fd`. No name is used again: nothing can be swapped."""
+        name = b"/proc/self/fd/%d\0" % fd
+        flags |= os.O_CLOEXEC | os.O_NOCTTY
+        try:
+            return self._as_any(lambda rights: self._call(rights, NR.open, name, flags))
+        except PermissionError:
+            found = os.fstat(fd)
+            if known != (found.st_dev, found.st_ino):
+                raise
+            return syscall(NR.open, name, flags)
+        finally:
+            os.close(fd)
+
+    @contextmanager
+    def parent(self, path: bytes) -> Iterator[tuple[int, bytes]]:
+        """The directory (O_PATH) that a name lies in, and the name in it, for calls that change a directory."""
+        directory = self.open(os.path.dirname(path), os.O_PATH | os.O_DIRECTORY)
+        try:
+            yield directory, os.path.basename(path) + b"\0"
+        finally:
+            os.close(directory)
+
+    def may_write_in(self, directory: bytes) -> bool:
+        """Whether names can be made in a directory."""
+        try:
+            fd = self.open(directory, os.O_PATH | os.O_DIRECTORY)
+        except OSError:
+            return False
+        try:
+            # With AT_EACCESS the C library asks for the effective ids; the kernel's own asks for the real ones.
+            name = b"/proc/self/fd/%d\0" % fd
+            self.call(NR.faccessat2, -1, name, os.W_OK | os.X_OK, AT_EACCESS)
+        except OSError:
+            return False
+        finally:
+            os.close(fd)
+        return True
+
+    def lstat(self, path: bytes) -> os.stat_result:
+        """What a name is, a symbolic link itself."""
+        fd = self.lookup(path, follow=False)
+        try:
+            return os.fstat(fd)
+        finally:
+            os.close(fd)
+
+    def chmod(self, path: bytes, mode: int) -> None:
+        """Set the mode of what has a name."""
+        fd = self.lookup(path, follow=False)
+        try:
+            self.call(NR.chmod, b"/proc/self/fd/%d\0" % fd, mode)
+        finally:
+            os.close(fd)
+
+    @property
+    def users(self) -> set[int]:
+        """In whose names it opens."""
+        return {rights.uid for rights in self._rights}
+
+    def mkdir(self, path: bytes, mode: int) -> None:
+        """Make a directory."""
+        with self.parent(path) as (directory, name):
+            self.call(NR.mkdirat, directory, name, mode)
+
+    def mkfifo(self, path: bytes) -> None:
+        """Make a named pipe, for its owner alone."""
+        with self.parent(path) as (directory, name):
+            self.call(NR.mknodat, directory, name, stat.S_IFIFO | 0o600, 0)
+
+    def rmdir(self, path: bytes) -> None:
+        """Remove a directory."""
+        with self.parent(path) as (directory, name):
+            self.call(NR.unlinkat, directory, name, AT_REMOVEDIR)
+
+    def unlink(self, path: bytes) -> None:
+        """Remove a name."""
+        with self.parent(path) as (directory, name):
+            self.call(NR.unlinkat, directory, name, 0)
+
+    def call(self, nr: int, *args: Argument) -> int:
+        """Make a system call with the rights. Raises OSError."""
+        return self._as_any(lambda rights: self._call(rights, nr, *args))
+
+    def _as_any(self, act: Callable[[FileRights], T]) -> T:
+        for rights in self._rights[:-1]:
+            try:
+                return act(rights)
+            except PermissionError:
+                continue
+        return act(self._rights[-1])
+
+    def _open(self, path: bytes, flags: int, mode: int, rights: FileRights) -> int:
+        flags |= os.O_CLOEXEC
+        resolve = RESOLVE_IN_ROOT if self._root >= 0 else 0
+        if rights.uid != self._own.uid:
+            resolve |= RESOLVE_NO_SYMLINKS
+        if not resolve:
+            return os.open(path, flags, mode)
+        if flags & os.O_PATH:
+            flags &= _WITH_O_PATH
+        new = flags & os.O_CREAT or flags & O_TMPFILE == O_TMPFILE
+        name, how = path + b"\0", HOW.pack(flags, mode if new else 0, resolve)
+        for _ in range(_TRIES):
+            try:
+                return self._call(rights, NR.openat2, self._root, name, how, HOW.size)
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                if error.errno == errno.ELOOP and resolve & RESOLVE_NO_SYMLINKS and not flags & os.O_NOFOLLOW:
+                    why = "a symbolic link stands in its path, and for another user none is followed"
+                    raise OSError(errno.ELOOP, why) from None
+                raise
+        raise OSError(errno.EAGAIN, "something is renamed above it again and again")
+
+    def _call(self, rights: FileRights, nr: int, *args: Argument) -> int:
+        if rights == self._own:
+            return syscall(nr, *args)
+        return syscall_as(rights, self._own, nr, *args)
+
+    def _known(self, path: bytes, known: Identity) -> int | None:
+        """The file of the image, found with the own rights and by no link; None: it is another one."""
+        name = path + b"\0"
+        resolve = RESOLVE_NO_SYMLINKS | (RESOLVE_IN_ROOT if self._root >= 0 else 0)
+        how = HOW.pack(os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, 0, resolve)
+        try:
+            fd = syscall(NR.openat2, self._root, name, how, HOW.size)
+        except OSError:
+            return None
+        found = os.fstat(fd)
+        if (found.st_dev, found.st_ino) == known and not stat.S_ISLNK(found.st_mode):
+            return fd
+        os.close(fd)
+        return None
+
+
+class Openers:
+    """Who opens what, for an image. A context manager: leaving it closes what it keeps."""
+
+    def __init__(self, image: Tree, root: int = -1) -> None:
+        """Remember where.
+
+        Args:
+            image: the tree.
+            root: a descriptor of the root directory to open beneath; -1: this process's own.
+        """
+        self._image = image
+        self._root = root
+        self._own = _own()
+        self.removed: dict[Identity, int] = {}
+        """Directories that had been removed and were made anew, by what they were: several may be in the same."""
+
+    def __enter__(self) -> Openers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        while self.removed:
+            os.close(self.removed.popitem()[1])
+
+    def process(self, process: Process) -> Opener:
+        """For a process."""
+        return self._opener([process])
+
+    def description(self, index: int) -> Opener:
+        """For those who have a description. One that lies in a queue is the root's."""
+        return self._opener(self._holders[index])
+
+    def file(self, index: int) -> Opener:
+        """For those who have mapped a file, or execute it."""
+        return self._opener(self._mappers[index])
+
+    def path(self, path: bytes) -> Opener:
+        """For those who have a file open or mapped."""
+        files = (k for k, file in enumerate(self._image.files) if file.path == path)
+        opened = (k for k, one in enumerate(self._image.descriptions) if one.file.path == path)
+        return self._opener(
+            [process for k in files for process in self._mappers[k]]
+            + [process for k in opened for process in self._holders[k]]
+        )
+
+    def shared(self, index: int) -> Opener:
+        """For those who have shared memory mapped or open."""
+        found = [
+            process
+            for process in self._image.processes
+            if any(vma.kind in (Vma.SHARED, Vma.MEMORY_PRIVATE) and vma.shared == index for vma in process.memory.vmas)
+        ]
+        for number, one in enumerate(self._image.descriptions):
+            if one.WhichOneof("kind") == "memfd" and one.memfd.shared == index:
+                found += self._holders[number]
+        return self._opener(found)
+
+    def _opener(self, processes: Sequence[Process]) -> Opener:
+        if not procfs.is_root():  # the kernel gives one no other rights
+            return Opener(self._root, self._own, (self._own,))
+        mine = [one for one in processes if _is_complete(one)] or [*filter(_is_complete, self._image.processes)][:1]
+        rights = dict.fromkeys(_of(process.credentials) for process in mine)
+        return Opener(self._root, self._own, tuple(rights) or (self._own,))
+
+    @cached_property
+    def _holders(self) -> Mapping[int, Sequence[Process]]:
+        """By the index of a description, the processes that have it; parents come first."""
+        found: dict[int, list[Process]] = defaultdict(list)
+        for process in self._image.processes:
+            for entry in process.fds:
+                found[entry.description].append(process)
+        return found
+
+    @cached_property
+    def _mappers(self) -> Mapping[int, Sequence[Process]]:
+        """By the index of a file, the processes that have it mapped."""
+        found: dict[int, list[Process]] = defaultdict(list)
+        for process in self._image.processes:
+            if not process.zombie:
+                mine = {vma.file for vma in process.memory.vmas if vma.kind in (Vma.FILE_PRIVATE, Vma.FILE_SHARED)}
+                for index in mine | {process.memory.exe}:
+                    found[index].append(process)
+        return found
+
+
+def _own() -> FileRights:
+    """Those of the calling thread."""
+    status = procfs.status(procfs.read("/proc/thread-self/status"))
+    uid, gid = (int(status[name].split()[3]) for name in (b"Uid", b"Gid"))
+    groups = tuple(sorted(map(int, status[b"Groups"].split())))
+    return FileRights(uid, gid, groups, int(status[b"CapEff"], 16) & OF_FILES)
+
+
+def _of(image: Credentials) -> FileRights:
+    """Those of a process of an image."""
+    return FileRights(image.uids[3], image.gids[3], tuple(sorted(image.groups)), image.cap_effective & OF_FILES)
+
+
+def _is_complete(process: Process) -> bool:
+    """Whether it had not ended, and the image has its ids."""
+    return not process.zombie and len(process.credentials.uids) == len(process.credentials.gids) == _IDS

@@ -1,0 +1,139 @@
+"""Small files that the job itself has made: kept in every image, for they may be gone when it is woken.
+
+A compiler's temporary file, a data base's journal, a result that is renamed when it is whole, the counters of a Java
+machine: who is saved while it has one could not be woken from that snapshot any more once the file is removed. So the
+content of a file is in the image that
+
+* is open, or mapped so that writes reach it, and has a name;
+* belongs to the user whose job it is;
+* is open for writing, mapped for writing, or was changed since the first process of the tree began;
+* has at most `limit` bytes: $TORPOR_SMALL_FILES, 4 MiB where that is not set; 0 keeps none.
+
+On what file system it lies makes no difference, but that /dev/shm is memory, which is kept always. It is copied while
+the tree stands still, so that it goes with the memory: four such files of the largest size lengthen the pause by about
+10 ms, and no more is taken. A file with a lease on it is left out, as a look would break that. The restore is that of
+bundled files (`torpor.objects.paths.bundle`): what is missing is made anew.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from blake3 import blake3
+
+from torpor import procfs
+from torpor.errors import Reason, Refused
+from torpor.objects.paths import file_content
+from torpor.objects.paths.file_content import Content
+from torpor.objects.paths.file_names import OF_KERNEL
+from torpor.objects.paths.fingerprints import File, note_stat
+from torpor.procfs import Mapping
+
+SETTING = "TORPOR_SMALL_FILES"
+LIMIT = 4 << 20
+"""Bytes of the largest that is kept."""
+_AT_ONCE = 4
+"""How many of the largest size."""
+_TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+
+
+def limit() -> int:
+    """Bytes of the largest file that is kept: what the environment says, or `LIMIT`.
+
+    Raises:
+        Refused: it says what is no size.
+    """
+    said = os.environ.get(SETTING, "").strip()
+    if not said:
+        return LIMIT
+    match = re.fullmatch(r"(\d{1,15})([KMG]?)", said.upper())
+    if not match:
+        raise Refused("nothing was saved", [Reason(f"${SETTING}", f"{said!r} is no size", "say 4M, 512K, or 0: none")])
+    return int(match[1]) * _UNITS[match[2]]
+
+
+@dataclass
+class Copy(Content):
+    """The content of a file, as of the freeze."""
+
+    name: bytes = field(kw_only=True)
+    """Its path in the image."""
+    status: os.stat_result = field(kw_only=True)
+
+    def note(self, file: File) -> None:
+        """Put into the image what the file holds."""
+        note_stat(file, self.status)
+        content = bytearray(self.size)
+        for at, piece in self.pieces.items():
+            content[at : at + len(piece)] = piece
+        file.content.digest, file.content.whole = blake3(content).digest(), True
+
+
+class SmallFiles:
+    """The small files of a tree, each once."""
+
+    def __init__(self, root: int) -> None:
+        """Of the tree below the process `root`."""
+        self._limit = limit()
+        self._left = self._limit * _AT_ONCE
+        self._uid = int(procfs.status(procfs.read(f"/proc/{root}/status"))[b"Uid"].split()[1])
+        age_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - procfs.stat(root).start_time * _TICK_NS
+        self._began_ns = time.time_ns() - age_ns
+        self._copies: dict[tuple[int, int], Copy] = {}
+
+    def __iter__(self) -> Iterator[Copy]:
+        return iter(self._copies.values())
+
+    def find(self, device: int, inode: int) -> Copy | None:
+        """The copy of a file, if it is kept."""
+        return self._copies.get((device, inode))
+
+    def take_mapped(self, maps: Iterable[Mapping]) -> None:
+        """Copy those files on disk of a process's mappings that are to be kept."""
+        for mapping in maps:
+            if mapping.shared and mapping.name.startswith(b"/"):
+                path = os.fsdecode(mapping.name)
+                try:
+                    status = os.stat(path)
+                except OSError:
+                    continue
+                if status.st_ino == mapping.inode:
+                    self.take(path, path, status, written=mapping.writable)
+
+    def take(self, path: str, reached: str, status: os.stat_result, *, written: bool) -> None:
+        """Copy a file if it is to be kept.
+
+        Args:
+            path: its name.
+            reached: a name that leads to it, whatever has its own name by now.
+            status: of it.
+            written: whether the tree may write to it.
+        """
+        wanted = stat.S_ISREG(status.st_mode) and status.st_nlink and status.st_uid == self._uid
+        if not wanted or not (written or status.st_mtime_ns >= self._began_ns) or OF_KERNEL.match(os.fsencode(path)):
+            return
+        if status.st_size > min(self._limit, self._left) or not self._limit or key_of(status) in self._copies:
+            return
+        try:
+            fd = os.open(reached, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+        except OSError:
+            return  # not readable: it must be there at the restore, as any other
+        now = os.fstat(fd)
+        if key_of(now) != key_of(status):
+            os.close(fd)
+            return
+        copy = Copy(name=os.fsencode(path), status=now)
+        file_content.copy(fd, copy)
+        self._copies[key_of(now)] = copy
+        self._left -= copy.size
+
+
+def key_of(status: os.stat_result) -> tuple[int, int]:
+    """By which a file is known."""
+    return status.st_dev, status.st_ino

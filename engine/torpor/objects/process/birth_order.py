@@ -1,0 +1,354 @@
+"""Who is born of whom: an order of births that gives every process its parent, its session and its group.
+
+A process's session is its parent's at the moment of its birth, until it calls setsid(). So what is to live in a
+session is born after its leader's setsid(), and what is not, before. PIDs that the tree refers to but does not
+contain, as the root's parent or the leader of its session, are taken by *stand-ins*.
+
+An orphan may be in a session into which its parent could never have borne it: it was born far below, and fell to its
+parent, a subreaper then, when those between had ended. So it is here: it is the child of a stand-in below its parent,
+which ends when all are born. A daemon of the job, below nobody of it, falls to init in that way.
+
+Documented in: setsid(2), setpgid(2), credentials(7), prctl(2) on PR_SET_CHILD_SUBREAPER.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Set
+from dataclasses import dataclass, field
+from itertools import chain
+
+from torpor.errors import Reason, RestoreRefused
+from torpor.image import image_pb2 as pb
+from torpor.objects.fds.pidfd import NOBODY
+
+OUTSIDE = (0, 1)
+"""PIDs that no process of ours has: 0 is what the kernel shows for one of another namespace."""
+UNKNOWN_PID = -1
+"""init's own outside a capsule: nothing refers to it."""
+MAX_PID = 1 << 22
+"""PID_MAX_LIMIT (include/linux/threads.h)."""
+_OF_A_WAKE, _LOOKED_AT = 100, 10_000
+"""PIDs above a tree's: whoever wakes it just after it was saved takes the first of them, and kernels with few end soon.
+"""
+INIT_SESSION = 0
+"""The session, or group, that init is in and that is none of the tree's own."""
+
+
+@dataclass(eq=False)
+class Member:
+    """A process to be born: one of the image, or a stand-in."""
+
+    pid: int
+    sid: int | None
+    """None: its parent's."""
+    pgid: int | None
+    """None: its parent's."""
+    image: pb.Process | None = None
+    """None: a stand-in."""
+    children: list[Member] = field(default_factory=list)
+    early: list[Member] = field(default_factory=list)
+    """Children that are born before it leaves its parent's session; they are in `children` too."""
+    starts_group: bool = False
+    """Somebody is in the group with its PID, if not itself: it starts that group, and may leave it later."""
+    only_group: bool = False
+    """A stand-in that ends when all have joined its group, or been born in its session: these live on without it."""
+    holder: Member | None = None
+    """A stand-in that holds the group with its PID while it goes into another; it is in `children` too."""
+    is_nobody: bool = False
+    """A stand-in for those that had ended and been waited for, to whom a pidfd still leads."""
+    parent: Member | None = None
+    """By birth."""
+    adopter: Member | None = None
+    """Of a stand-in that ends when all are born: one above it, whom its children fall to."""
+    adopted: list[Member] = field(default_factory=list)
+    """Those that fall to it."""
+
+    @property
+    def leads_session(self) -> bool:
+        """Whether it calls setsid()."""
+        return self.sid == self.pid
+
+    @property
+    def births(self) -> list[Member]:
+        """Its children in the order of their births; the holder of its group is born in that, last of all."""
+        early = {child.pid for child in self.early}
+        late = [child for child in self.children if child.pid not in early and child is not self.holder]
+        return [*self.early, *late, *([self.holder] if self.holder else [])]
+
+    @property
+    def heirs(self) -> list[Member]:
+        """Its children when all are born, and those stand-ins have ended whose children fall to others."""
+        return [child for child in self.children if not child.adopter] + self.adopted
+
+    def walk(self) -> Iterator[Member]:
+        """It and all below it, parents first."""
+        waiting = [self]
+        while waiting:
+            member = waiting.pop(0)
+            yield member
+            waiting += member.children
+
+
+def arrange(
+    image: pb.Tree,
+    init: int,
+    joined: Set[int] = frozenset(),
+    is_taken: Callable[[int], bool] = lambda _: False,
+) -> Member:
+    """All that is to be born, below an init with the PID `init`.
+
+    Args:
+        image: the tree.
+        init: the PID of init.
+        joined: sessions and groups that are as init's own.
+        is_taken: whether a PID cannot be had where the tree is to live: stand-ins with any PID do without it.
+
+    Raises:
+        RestoreRefused: PIDs are not unique, parents are missing, or sessions and groups lie so that no order of
+            births gives them.
+    """
+    root = image.processes[0]
+    by_pid = {process.pid: _member(process, {*OUTSIDE, *joined}) for process in image.processes}
+    _refuse("the tree cannot be built", _check(image, by_pid))
+    daemons = [by_pid[process.pid] for process in image.processes[1:] if not process.ppid]
+    for process in image.processes[1:]:
+        _below(by_pid[process.ppid or root.pid], by_pid[process.pid])
+    free = _Free(image, is_taken)
+    _Orphans(image, by_pid, free).place()
+    top = Member(init, INIT_SESSION, INIT_SESSION)
+    for daemon in daemons:
+        _let_fall(daemon, by_pid[root.pid], top, free)
+    outer = _needs(by_pid[root.pid])[root.pid]
+    lowest = top
+    if outer:
+        lowest = _below(lowest, Member(outer, outer, None))
+    if root.ppid not in (*OUTSIDE, lowest.pid):
+        lowest = _below(lowest, Member(root.ppid, None, None))
+    _below(lowest, by_pid[root.pid])
+    if any(one.HasField("pidfd") and one.pidfd.pid == NOBODY for one in image.descriptions):
+        _below(by_pid[root.pid], Member(free.above(root.pid), None, None, only_group=True, is_nobody=True))
+    _add_groups(top, free)
+    _order(top)
+    return top
+
+
+def _member(process: pb.Process, as_init: Set[int]) -> Member:
+    sid, pgid = (INIT_SESSION if number in as_init else number for number in (process.sid, process.pgid))
+    return Member(process.pid, sid, pgid, process)
+
+
+def _below(parent: Member, child: Member) -> Member:
+    parent.children.append(child)
+    child.parent = parent
+    return child
+
+
+class _Orphans:
+    """Finds those whose parents cannot have borne them, and gives them stand-ins to be born of."""
+
+    def __init__(self, image: pb.Tree, by_pid: dict[int, Member], free: _Free) -> None:
+        self._by_pid = by_pid
+        self._free = free
+        self._root = by_pid[image.processes[0].pid]
+        self._above_root = image.processes[0].ppid
+        self._tids = {thread.tid for one in image.processes for thread in one.threads}
+        self._entering: dict[int, list[tuple[Member, Member]]] = {}
+        """By session: who is born in it and cannot be by its parent, with the parent."""
+
+    def place(self) -> None:
+        """Move them.
+
+        Raises:
+            RestoreRefused: there is no way.
+        """
+        needs: dict[int, int | None] = {}
+        for member in reversed(list(self._root.walk())):
+            asked = {child.pid: needs[child.pid] for child in member.children}
+            needs[member.pid] = early = self._birth_session(member, list(asked.values()))
+            for child in member.children:
+                session = asked[child.pid]
+                if session not in (None, member.sid, early):
+                    self._entering.setdefault(session or INIT_SESSION, []).append((child, member))
+        for session, entries in self._entering.items():
+            leader = self._by_pid.get(session)
+            if leader and leader.leads_session:
+                self._below_members(session, entries)
+            elif session == INIT_SESSION or session == needs[self._root.pid] or session in self._tids:
+                raise _no_order(entries[0][0])
+            else:
+                self._below_gone_leader(session, entries)
+        if {member.pid for member in self._root.walk()} < self._by_pid.keys():
+            raise _no_order(next(iter(self._entering.values()))[0][0])
+
+    def _birth_session(self, member: Member, asked: Iterable[int | None]) -> int | None:
+        """The session that a member is to be born in; None: any. One that starts a session may have left another."""
+        if not member.leads_session:
+            return member.sid
+        others = [session for session in dict.fromkeys(asked) if session not in (None, member.sid)]
+        above = member.parent.sid if member.parent else self._above_root
+        others.sort(key=lambda session: session != above)
+        return next((session for session in others if self._is_outside(session, member)), None)
+
+    def _is_outside(self, session: int | None, member: Member) -> bool:
+        """Whether a session is also that of somebody who is not below a member."""
+        if session in (INIT_SESSION, self._above_root):
+            return True
+        inside = {one.pid for one in member.walk()}
+        if member is self._root and session not in inside:
+            # It is one that the root has left, or one from below that is gone: then somebody has adopted who was in it.
+            return not (member.image and member.image.child_subreaper)
+        return any(one.sid == session and one.pid not in inside for one in self._by_pid.values())
+
+    def _below_members(self, session: int, entries: list[tuple[Member, Member]]) -> None:
+        """The leader lives, or another of the session, below each of the parents: there a stand-in bears them."""
+        members = [self._by_pid[session], *(one for one in self._by_pid.values() if one.sid == session)]
+        stand_ins: dict[int, Member] = {}
+        for orphan, parent in entries:
+            if parent.pid not in stand_ins:
+                bearers = (one for one in members if _is_below(one, parent) and not _is_below(one, orphan))
+                if (bearer := next(bearers, None)) is None:
+                    raise _no_order(orphan)
+                stand_ins[parent.pid] = self._stand_in(bearer, self._free.above(bearer.pid), None, parent)
+            _adopt(parent, orphan, stand_ins[parent.pid])
+
+    def _below_gone_leader(self, session: int, entries: list[tuple[Member, Member]]) -> None:
+        """The leader is gone: a stand-in takes its PID, below the lowest of the parents."""
+        lowest = max((parent for _, parent in entries), key=lambda parent: sum(1 for _ in _ancestry(parent)))
+        if not all(parent is lowest or _is_below(lowest, parent) for _, parent in entries):
+            raise _no_order(entries[0][0])
+        leader = self._stand_in(lowest, session, session, lowest)
+        stand_ins = {lowest.pid: leader}
+        for orphan, parent in entries:
+            if parent.pid not in stand_ins:
+                stand_ins[parent.pid] = self._stand_in(leader, self._free.above(session), None, parent)
+            _adopt(parent, orphan, stand_ins[parent.pid])
+
+    def _stand_in(self, bearer: Member, pid: int, sid: int | None, adopter: Member) -> Member:
+        return _below(bearer, Member(pid, sid, None, only_group=True, adopter=adopter))
+
+
+class _Free:
+    """PIDs that nothing of the tree has or refers to."""
+
+    def __init__(self, image: pb.Tree, is_taken: Callable[[int], bool]) -> None:
+        self._is_taken = is_taken
+        self._taken = {number for one in image.processes for number in (one.pid, one.ppid, one.pgid, one.sid)}
+        self._taken |= {thread.tid for one in image.processes for thread in one.threads}
+        self._root, self._highest = image.processes[0].pid, max(self._taken)
+
+    def above(self, pid: int) -> int:
+        """One that comes, where PIDs come in turn, soon after another and before the next round: between those of the
+        tree, or above them, or else where a kernel with few has any."""
+        higher = range(self._highest + _OF_A_WAKE, min(self._highest + _LOOKED_AT, MAX_PID))
+        above = chain(range(pid + 1, self._highest), higher)
+        for number in chain(above, range(self._root, max(OUTSIDE), -1)):
+            if number not in self._taken and not self._is_taken(number):
+                self._taken.add(number)
+                return number
+        raise RestoreRefused("the tree cannot be built", [Reason("this host", "no PID is free for its stand-ins")])
+
+
+def _let_fall(daemon: Member, root: Member, top: Member, free: _Free) -> None:
+    """Have a daemon, which was placed as a child of the root, fall to init."""
+    if daemon.parent is root:
+        pid = free.above(root.pid)
+        stand_in = _below(root, Member(pid, _needs(daemon)[daemon.pid], None, only_group=True, adopter=top))
+        root.children.remove(daemon)
+        _below(stand_in, daemon)
+    else:  # of a stand-in that was to give it to the root
+        assert daemon.parent
+        root.adopted.remove(daemon)
+        daemon.parent.adopter = top
+    top.adopted.append(daemon)
+
+
+def _adopt(parent: Member, orphan: Member, stand_in: Member) -> None:
+    parent.children.remove(orphan)
+    parent.adopted.append(_below(stand_in, orphan))
+
+
+def _ancestry(member: Member) -> Iterator[Member]:
+    """Those above a member when all are born, the nearest first."""
+    above = member
+    while above.parent:
+        above = above.parent.adopter or above.parent
+        yield above
+
+
+def _is_below(member: Member, other: Member) -> bool:
+    return any(one is other for one in _ancestry(member))
+
+
+def _add_groups(top: Member, free: _Free) -> None:
+    """Mark who starts a group, and add stand-ins where nobody of the tree does, or who does has gone into another."""
+    members = {member.pid: member for member in top.walk()}
+    for member in list(members.values()):
+        if not member.pgid:
+            continue
+        if member.pgid not in members:
+            # By the first of its session, who is there before all others of it, and stays.
+            oldest = next(one for one in members.values() if one.sid == member.sid and not one.adopter)
+            members[member.pgid] = _below(oldest, Member(member.pgid, None, member.pgid, only_group=True))
+        members[member.pgid].starts_group = True
+    for member in members.values():
+        if member.starts_group and not member.leads_session and member.pgid != member.pid:
+            pid = free.above(max([member.pid, *(child.pid for child in member.children)]))
+            member.holder = _below(member, Member(pid, None, None, only_group=True))
+
+
+def _refuse(what: str, reasons: Iterator[Reason]) -> None:
+    if found := list(reasons):
+        raise RestoreRefused(what, found)
+
+
+def _check(image: pb.Tree, by_pid: dict[int, Member]) -> Iterator[Reason]:
+    tids = [thread.tid for process in image.processes for thread in process.threads]
+    if len(set(tids)) != len(tids) or len(by_pid) != len(image.processes):
+        yield Reason("the image", "it has two processes or threads with one id")
+    known: set[int] = set()
+    for process in image.processes:
+        name = f"process {process.pid}"
+        if process.pid in OUTSIDE or not process.threads or process.threads[0].tid != process.pid:
+            yield Reason(name, "it has no main thread, or an id that no process of a tree has")
+        if max(process.pid, process.ppid, process.pgid, process.sid) >= MAX_PID:
+            yield Reason(name, "it has an id that no kernel gives")
+        if known and process.ppid and process.ppid not in known:
+            yield Reason(name, f"its parent {process.ppid} is not in the image before it")
+        known.add(process.pid)
+
+
+def _needs(top: Member) -> dict[int, int | None]:
+    """For a member and all below it, by PID, the session that it must be born in; None: any.
+
+    Raises:
+        RestoreRefused: its children are of more sessions than it can have been in.
+    """
+    found: dict[int, int | None] = {}
+    for member in reversed(list(top.walk())):
+        needs = {found[child.pid] for child in member.children} - {None, member.pid}
+        if member.leads_session and len(needs) > 1:
+            raise _no_order(member)
+        found[member.pid] = (needs.pop() if needs else None) if member.leads_session else member.sid
+    return found
+
+
+def _order(top: Member) -> None:
+    """Find out who is born before its parent starts a session."""
+    needs = _needs(top)
+    waiting = [(top, INIT_SESSION)]
+    while waiting:
+        member, born_in = waiting.pop()
+        after = member.pid if member.leads_session else born_in
+        for child in member.children:
+            need = needs[child.pid]
+            if need not in (None, after):
+                if need != born_in:
+                    raise _no_order(child)
+                member.early.append(child)
+            waiting.append((child, after if need in (None, after) else born_in))
+
+
+def _no_order(member: Member) -> RestoreRefused:
+    why = f"it lives in session {member.sid}, into which nobody above it can have borne it"
+    reason = Reason(f"process {member.pid}", why, "this is not restored yet")
+    return RestoreRefused("the tree cannot be built", [reason])

@@ -1,0 +1,110 @@
+"""What tasks share, and what a thread has of its own: a process here is one address space whose threads share all else.
+
+Refused: processes that share memory, descriptors or the current directory without being threads (clone(2) with
+CLONE_VM, CLONE_FILES or CLONE_FS), and threads with a current directory, namespaces, ids or capabilities of their own
+(unshare(2), setns(2), capset(2), raw setuid calls); descriptors.py looks for theirs.
+
+Documented in: clone(2), unshare(2), kcmp(2), capabilities(7).
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+
+from torpor import procfs
+from torpor.arch.x86_64 import NR
+from torpor.errors import Reason
+from torpor.objects.process import security_labels
+from torpor.remote.freeze import describe_process
+from torpor.remote.sys import try_syscall
+
+KCMP_VM, KCMP_FILES, KCMP_FS = 1, 2, 3
+_SHARED = {
+    KCMP_VM: "they share their memory (clone(CLONE_VM)) without being threads of one process",
+    KCMP_FILES: "they share one table of descriptors (clone(CLONE_FILES)) without being threads of one process",
+    KCMP_FS: "they share their current directory and umask (clone(CLONE_FS)) without being threads of one process",
+}
+_PATIENCE = 0.5
+"""Seconds."""
+_OWN = {
+    b"Uid": "user ids", b"Gid": "group ids", b"Groups": "groups", b"CapInh": "capabilities", b"CapPrm": "capabilities",
+    b"CapEff": "capabilities", b"CapBnd": "capabilities", b"CapAmb": "capabilities",
+}  # fmt: skip
+"""Lines of a status that must be the same for all threads."""
+_NAMESPACES = ("mnt", "net", "ipc", "uts", "cgroup", "pid_for_children", "time_for_children")
+"""Those that a thread can have for itself."""
+
+
+def refuse(pids: Sequence[int]) -> list[Reason]:
+    """What of a tree's sharing cannot be kept; `pids` are its living processes."""
+    reasons = _lasting(pids)
+    for pid in pids:
+        try:
+            reasons += _within(pid)
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it ended
+    return reasons
+
+
+def _lasting(pids: Sequence[int]) -> list[Reason]:
+    """What processes share for longer than vfork and posix_spawn let a child share before it is another program."""
+    found = [reason for kind in _SHARED for reason in _between(pids, kind)]
+    deadline = time.monotonic() + _PATIENCE
+    while found and time.monotonic() < deadline:
+        time.sleep(_PATIENCE / 50)
+        now = {reason for kind in _SHARED for reason in _between(pids, kind)}
+        found = [reason for reason in found if reason in now]
+    return found
+
+
+def _between(pids: Sequence[int], kind: int) -> Iterator[Reason]:
+    """kcmp orders the objects, so that each process is compared with few others."""
+    ordered: list[int] = []
+    for pid in pids:
+        low, high = 0, len(ordered)
+        while low < high:
+            middle = (low + high) // 2
+            order = try_syscall(NR.kcmp, pid, ordered[middle], kind)
+            if order == 0:
+                if procfs.is_ending(pid, pid) or procfs.is_ending(ordered[middle], ordered[middle]):
+                    break  # both have nothing any more
+                yield Reason(f"{describe_process(pid)} and {describe_process(ordered[middle])}", _SHARED[kind])
+                break
+            low, high = (low, middle) if order == 1 else (middle + 1, high)
+        else:
+            ordered.insert(low, pid)
+
+
+def _within(pid: int) -> Iterator[Reason]:
+    tids = procfs.threads(pid)
+    if len(tids) == 1:
+        return
+    leader, label = _status(pid, pid), security_labels.of(pid)
+    # Without a capability no thread can enter or make a namespace for itself alone.
+    home = _namespaces(pid, pid) if int(leader[b"CapPrm"], 16) else ()
+    for tid in tids[1:]:
+        try:
+            mine = _status(pid, tid)
+            what = {words for line, words in _OWN.items() if mine.get(line) != leader.get(line)}
+            if home and _namespaces(pid, tid) != home:
+                what.add("namespaces")
+            if security_labels.of(pid, tid) != label:
+                what.add("a security label")
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it ended
+        if try_syscall(NR.kcmp, pid, tid, KCMP_FS) in (1, 2):
+            what.add("a current directory")
+        if what and not procfs.is_ending(pid, tid):  # one that ends has lost what it shared
+            owned = ", ".join(sorted(what))
+            yield Reason(f"{describe_process(pid)}, thread {tid}", f"it has {owned} of its own, which is not kept")
+
+
+def _status(pid: int, tid: int) -> Mapping[bytes, bytes]:
+    return procfs.status(procfs.read(f"/proc/{pid}/task/{tid}/status"))
+
+
+def _namespaces(pid: int, tid: int) -> tuple[str, ...]:
+    folder = f"/proc/{pid}/task/{tid}/ns"
+    return tuple(os.readlink(f"{folder}/{name}") for name in _NAMESPACES if os.path.lexists(f"{folder}/{name}"))

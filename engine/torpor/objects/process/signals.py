@@ -1,0 +1,153 @@
+"""Signals of a process: its actions and what is queued to it as a whole.
+
+Kept: handler, flags, restorer and mask of every action; each queued siginfo_t. What belongs to
+single threads (mask, alternate stack, their queue) is in threads.py.
+
+Documented in: sigaction(2), signal(7), ptrace(2) on PTRACE_PEEKSIGINFO.
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+import struct
+from collections.abc import Iterable, Iterator
+
+from torpor.arch.x86_64 import NR
+from torpor.image import image_pb2 as pb
+from torpor.remote import ptrace
+from torpor.remote.batch import Batch, Call, Out, Replies
+
+_SYNCHRONOUS = frozenset({signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGTRAP, signal.SIGFPE, signal.SIGSYS})
+"""The processor's own (kernel/signal.c, SYNCHRONOUS_MASK)."""
+_WAITING = {True: re.compile(rb"^ShdPnd:\t(\w+)", re.M), False: re.compile(rb"^SigPnd:\t(\w+)", re.M)}
+
+KERNEL_SIGACTION = struct.Struct("<QQQQ")
+"""struct kernel_sigaction on x86-64: handler, flags, restorer, mask."""
+
+
+def ask(batch: Batch) -> dict[int, int]:
+    """Ask for the action of every signal; the entry of each. A default one has flags and a mask, too."""
+    return {number: batch.add(NR.rt_sigaction, number, 0, Out(KERNEL_SIGACTION.size), 8) for number in range(1, 65)}
+
+
+_P_PID = 1
+_WNOHANG, _WSTOPPED, _WNOWAIT = 0x1, 0x2, 0x01000000
+
+
+def ask_stop(batch: Batch, pid: int) -> int:
+    """Ask a parent whether it is still to be told that its child `pid` was stopped; changes nothing of that."""
+    return batch.add(NR.waitid, _P_PID, pid, Out(ptrace.SIGINFO_SIZE), _WNOHANG | _WSTOPPED | _WNOWAIT, 0)
+
+
+def stop_was_told(replies: Replies, entry: int) -> bool:
+    """The answer to `ask_stop`."""
+    return replies.result(entry) == 0 and not any(replies.output(entry, 2)[:4])  # si_signo
+
+
+def pending(status: bytes, pid: int, *, shared: bool) -> list[bytes]:
+    """The siginfo_t of each signal that waits: for one thread, or with `shared` for the whole process.
+
+    Of a standard signal that came when the user's queue was full (RLIMIT_SIGPENDING) the kernel keeps no more than
+    that it came, and tells so: by a siginfo_t of nobody (kernel/signal.c, collect_signal).
+
+    Args:
+        status: the text of its /proc/PID/status, or of the thread's.
+        pid: of the frozen process or thread.
+        shared: see above.
+    """
+    queued = ptrace.peek_pending(pid, shared=shared)
+    found = _WAITING[shared].search(status)
+    assert found
+    if mask := int(found[1], 16):
+        known = {_number(info) for info in queued}
+        nameless = (number for number in range(1, mask.bit_length() + 1) if mask >> (number - 1) & 1)
+        queued += [_nobodys(number) for number in nameless if number not in known and number != signal.SIGKILL]
+    return queued
+
+
+def waiting(statuses: Iterable[bytes]) -> int:
+    """The signals that wait for a process or any of its threads, by their statuses; bit 0 is number 1."""
+    found = 0
+    for status in statuses:
+        for pattern in _WAITING.values():
+            if of := pattern.search(status):
+                found |= int(of[1], 16)
+    return found
+
+
+def _nobodys(number: int) -> bytes:
+    return number.to_bytes(4, "little").ljust(ptrace.SIGINFO_SIZE, b"\0")  # si_code is SI_USER
+
+
+def describe(asked: dict[int, int], replies: Replies, queued: list[bytes], image: pb.Process) -> None:
+    """Fill the signal actions and the queue of a process."""
+    image.pending.extend(queued)
+    for number, entry in asked.items():
+        handler, flags, restorer, mask = KERNEL_SIGACTION.unpack(replies.output(entry, 2))
+        if handler or flags or mask:
+            image.actions.add(signal=number, handler=handler, flags=flags, restorer=restorer, mask=mask)
+
+
+# Restore
+
+
+def steps(process: pb.Process) -> Iterator[Call]:
+    """Set the actions, and forget the signals that building the tree has caused."""
+    default = KERNEL_SIGACTION.pack(0, 0, 0, 0)
+    yield Call(NR.rt_sigaction, (signal.SIGCHLD, default, 0, 8), 0, "forgetting what was told of children")
+    for action in process.actions:
+        words = f"setting the action of signal {action.signal}"
+        yield Call(NR.rt_sigaction, (action.signal, _packed(action), 0, 8), 0, words)
+
+
+def _packed(action: pb.SigAction) -> bytes:
+    return KERNEL_SIGACTION.pack(action.handler, action.flags, action.restorer, action.mask)
+
+
+def queue(process: pb.Process) -> Iterator[Call]:
+    """Queue the signals of the whole process again, by itself: only to itself may it send in the kernel's name."""
+    return (_to_process(process, info) for info in process.pending if not _is_late(info))
+
+
+def queue_to_thread(process: pb.Process, thread: pb.Thread) -> Iterator[Call]:
+    """Queue the signals of one thread again, by itself."""
+    return (_to_thread(process, thread, info) for info in thread.pending if not _is_late(info))
+
+
+def last_steps(process: pb.Process, thread: pb.Thread) -> Iterator[Call]:
+    """What would disturb an int3, by which a builder sees that a thread has made its calls.
+
+    Where SIGTRAP is blocked or ignored the kernel takes its action away; and it delivers a queued signal of the
+    processor's first, whether that is blocked or not (kernel/signal.c, dequeue_synchronous_signal).
+    """
+    main = thread.tid == process.pid
+    for action in process.actions if main else ():
+        if action.signal == signal.SIGTRAP and action.handler == signal.SIG_IGN:
+            yield Call(NR.rt_sigaction, (signal.SIGTRAP, _packed(action), 0, 8), 0, "ignoring SIGTRAP")
+    if main:
+        yield from (_to_process(process, info) for info in process.pending if _number(info) in _SYNCHRONOUS)
+    yield from (_to_thread(process, thread, info) for info in thread.pending if _number(info) in _SYNCHRONOUS)
+
+
+def stops(pending: Iterable[bytes]) -> bool:
+    """Whether a SIGSTOP is among signals that wait. Nobody can block it: it comes when its receiver is let go."""
+    return any(_number(info) == signal.SIGSTOP for info in pending)
+
+
+def _is_late(info: bytes) -> bool:
+    return _number(info) in _SYNCHRONOUS or _number(info) == signal.SIGSTOP
+
+
+def _to_process(process: pb.Process, info: bytes) -> Call:
+    words = f"queueing signal {_number(info)} to the process"
+    return Call(NR.rt_sigqueueinfo, (process.pid, _number(info), info), 0, words)
+
+
+def _to_thread(process: pb.Process, thread: pb.Thread, info: bytes) -> Call:
+    words = f"queueing signal {_number(info)} to the thread"
+    return Call(NR.rt_tgsigqueueinfo, (process.pid, thread.tid, _number(info), info), 0, words)
+
+
+def _number(info: bytes) -> int:
+    return int.from_bytes(info[:4], "little")  # si_signo

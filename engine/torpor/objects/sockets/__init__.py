@@ -1,0 +1,1 @@
+"""Sockets: unix, TCP, UDP, netlink, and what waits in their queues."""

@@ -1,0 +1,539 @@
+"""What unix, TCP and UDP sockets have in common: options, queues, names, and who is connected to whom.
+
+Copies of a target's sockets are read with raw system calls. Python's ``socket`` class would make a copy
+non-blocking, and with it the target's own descriptor, where ``socket.setdefaulttimeout()`` was called.
+
+Options are kept where they differ from those of a fresh socket, and are given back only if they are in OPTIONS:
+an image is not trusted to set others. An option that this kernel does not have (ENOPROTOOPT) was never set.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import select
+import socket
+import struct
+import sys
+import termios
+from array import array
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cache
+from ipaddress import IPv4Address, IPv6Address
+from typing import NamedTuple
+
+from torpor import procfs
+from torpor.arch.x86_64 import NR
+from torpor.errors import Reason
+from torpor.image.image_pb2 import SockOpt
+from torpor.objects.kind import Family, Problem
+from torpor.remote.sys import Words, syscall
+
+# include/uapi/asm-generic/socket.h, where Python's socket module has no name for it
+SO_GET_FILTER = 26
+SO_TIMESTAMP, SO_TIMESTAMPNS, SO_TIMESTAMPING = 29, 35, 37
+SO_PEEK_OFF = 42
+SO_MEMINFO = 55
+SO_ZEROCOPY = 60
+SO_BUF_LOCK = 72
+SO_PASSPIDFD = 76
+TCP_ULP = 31
+_INSTRUCTION = 8
+"""sizeof(struct sock_filter)."""
+
+NOT_HERE = (errno.ENOPROTOOPT, errno.EOPNOTSUPP)
+"""This kernel does not have the option, or not for such a socket."""
+LARGEST_BUFFER = 1 << 30
+"""Asked for, it gives net.core.wmem_max or rmem_max."""
+LONGEST_NAME = 128
+"""sizeof(struct sockaddr_storage)."""
+SOCKADDR_IN, SOCKADDR_IN6 = 16, 28
+
+Key = tuple[int, int]
+"""Level and name of an option."""
+
+_SOL = socket.SOL_SOCKET
+GENERAL: dict[Key, int] = {
+    (_SOL, socket.SO_REUSEADDR): 4,
+    (_SOL, socket.SO_REUSEPORT): 4,
+    (_SOL, socket.SO_DONTROUTE): 4,
+    (_SOL, socket.SO_BROADCAST): 4,
+    (_SOL, socket.SO_KEEPALIVE): 4,
+    (_SOL, socket.SO_OOBINLINE): 4,
+    (_SOL, socket.SO_PRIORITY): 4,
+    (_SOL, socket.SO_LINGER): 8,
+    (_SOL, socket.SO_RCVLOWAT): 4,
+    (_SOL, socket.SO_RCVTIMEO): 16,
+    (_SOL, socket.SO_SNDTIMEO): 16,
+    (_SOL, SO_TIMESTAMP): 4,
+    (_SOL, SO_TIMESTAMPNS): 4,
+    (_SOL, SO_TIMESTAMPING): 4,
+    (_SOL, SO_ZEROCOPY): 4,
+    (_SOL, socket.SO_BINDTODEVICE): 16,
+    (_SOL, socket.SO_MARK): 4,
+    (_SOL, 1): 4,  # SO_DEBUG
+    (_SOL, 11): 4,  # SO_NO_CHECK
+    (_SOL, 40): 4,  # SO_RXQ_OVFL
+    (_SOL, 41): 4,  # SO_WIFI_STATUS
+    (_SOL, 43): 4,  # SO_NOFCS
+    (_SOL, 45): 4,  # SO_SELECT_ERR_QUEUE
+    (_SOL, 46): 4,  # SO_BUSY_POLL
+    (_SOL, 47): 8,  # SO_MAX_PACING_RATE
+    (_SOL, 63): 4,  # SO_TIMESTAMP_NEW
+    (_SOL, 64): 4,  # SO_TIMESTAMPNS_NEW
+    (_SOL, 69): 4,  # SO_PREFER_BUSY_POLL
+    (_SOL, 74): 4,  # SO_TXREHASH
+    (_SOL, 75): 4,  # SO_RCVMARK
+    (_SOL, 82): 4,  # SO_RCVPRIORITY
+}
+UNIX: dict[Key, int] = {
+    (_SOL, socket.SO_PASSCRED): 4,
+    (_SOL, socket.SO_PASSSEC): 4,
+    (_SOL, SO_PASSPIDFD): 4,
+    (_SOL, 83): 4,  # SO_PASSRIGHTS
+}
+RECEIVED: dict[Key, int] = {
+    (socket.IPPROTO_IP, 6): 4,  # IP_RECVOPTS
+    (socket.IPPROTO_IP, 7): 4,  # IP_RETOPTS
+    (socket.IPPROTO_IP, 8): 4,  # IP_PKTINFO
+    (socket.IPPROTO_IP, 12): 4,  # IP_RECVTTL
+    (socket.IPPROTO_IP, 13): 4,  # IP_RECVTOS
+    (socket.IPPROTO_IP, 18): 4,  # IP_PASSSEC
+    (socket.IPPROTO_IP, 20): 4,  # IP_RECVORIGDSTADDR
+    (socket.IPPROTO_IP, 21): 4,  # IP_MINTTL
+    (socket.IPPROTO_IP, 23): 4,  # IP_CHECKSUM
+    (socket.IPPROTO_IP, 26): 4,  # IP_RECVERR_RFC4884
+}
+"""What comes with a packet, and which packets come."""
+RECEIVED6: dict[Key, int] = {
+    (socket.IPPROTO_IPV6, name): 4
+    # IPV6_2292PKTINFO to 2292RTHDR, 2292HOPLIMIT, FLOWINFO, MTU_DISCOVER, RECVERR_RFC4884, FLOWINFO_SEND,
+    # RECVHOPLIMIT, RECVHOPOPTS, RECVRTHDR, RECVDSTOPTS, RECVPATHMTU, DONTFRAG, RECVTCLASS, AUTOFLOWLABEL,
+    # MINHOPCOUNT, RECVORIGDSTADDR, RECVFRAGSIZE
+    for name in (2, 3, 4, 5, 8, 11, 23, 31, 33, 51, 53, 56, 58, 60, 62, 66, 70, 73, 74, 77)
+}
+TCP: dict[Key, int] = {
+    (socket.IPPROTO_TCP, socket.TCP_NODELAY): 4,
+    (socket.IPPROTO_TCP, socket.TCP_CORK): 4,
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE): 4,
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL): 4,
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT): 4,
+    (socket.IPPROTO_TCP, socket.TCP_SYNCNT): 4,
+    (socket.IPPROTO_TCP, socket.TCP_LINGER2): 4,
+    (socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT): 4,
+    (socket.IPPROTO_TCP, socket.TCP_CONGESTION): 16,
+    (socket.IPPROTO_TCP, 18): 4,  # TCP_USER_TIMEOUT
+    (socket.IPPROTO_TCP, 23): 4,  # TCP_FASTOPEN
+    (socket.IPPROTO_TCP, 25): 4,  # TCP_NOTSENT_LOWAT
+    (socket.IPPROTO_IP, socket.IP_TOS): 4,
+    (socket.IPPROTO_IP, socket.IP_TTL): 4,
+    (socket.IPPROTO_IP, 10): 4,  # IP_MTU_DISCOVER
+    (socket.IPPROTO_IP, 11): 4,  # IP_RECVERR
+    (socket.IPPROTO_IP, 15): 4,  # IP_FREEBIND
+    (socket.IPPROTO_IP, socket.IP_TRANSPARENT): 4,
+    (socket.IPPROTO_IP, 24): 4,  # IP_BIND_ADDRESS_NO_PORT
+    (socket.IPPROTO_IP, 51): 4,  # IP_LOCAL_PORT_RANGE
+    (socket.IPPROTO_TCP, 16): 4,  # TCP_THIN_LINEAR_TIMEOUTS
+    (socket.IPPROTO_TCP, 27): 4,  # TCP_SAVE_SYN
+    (socket.IPPROTO_TCP, 33): 32,  # TCP_FASTOPEN_KEY: one key, or two
+    (socket.IPPROTO_TCP, 36): 4,  # TCP_INQ
+    (socket.IPPROTO_TCP, 34): 4,  # TCP_FASTOPEN_NO_COOKIE
+    (socket.IPPROTO_TCP, 44): 4,  # TCP_RTO_MAX_MS
+    (socket.IPPROTO_TCP, 45): 4,  # TCP_RTO_MIN_US
+    (socket.IPPROTO_TCP, 46): 4,  # TCP_DELACK_MAX_US
+    (socket.IPPROTO_IP, socket.IP_MULTICAST_LOOP): 4,
+    (socket.IPPROTO_IP, 49): 4,  # IP_MULTICAST_ALL
+    **RECEIVED,
+}
+TCP6: dict[Key, int] = {
+    **RECEIVED6,
+    (socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_LOOP): 4,
+    (socket.IPPROTO_IPV6, 29): 4,  # IPV6_MULTICAST_ALL
+    (socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO): 4,
+    (socket.IPPROTO_IPV6, 25): 4,  # IPV6_RECVERR
+    (socket.IPPROTO_IPV6, 30): 4,  # IPV6_ROUTER_ALERT_ISOLATE
+    (socket.IPPROTO_IPV6, 72): 4,  # IPV6_ADDR_PREFERENCES
+    (socket.IPPROTO_IPV6, 78): 4,  # IPV6_FREEBIND
+    (socket.IPPROTO_IPV6, socket.IPV6_V6ONLY): 4,
+    (socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS): 4,
+    (socket.IPPROTO_IPV6, socket.IPV6_TCLASS): 4,
+}
+UDP: dict[Key, int] = {
+    (socket.IPPROTO_UDP, 1): 4,  # UDP_CORK
+    (socket.IPPROTO_UDP, 101): 4,  # UDP_NO_CHECK6_TX
+    (socket.IPPROTO_UDP, 102): 4,  # UDP_NO_CHECK6_RX
+    (socket.IPPROTO_UDP, 103): 4,  # UDP_SEGMENT
+    (socket.IPPROTO_UDP, 104): 4,  # UDP_GRO
+    (socket.IPPROTO_IP, socket.IP_TOS): 4,
+    (socket.IPPROTO_IP, socket.IP_TTL): 4,
+    **RECEIVED,
+    (socket.IPPROTO_IP, 10): 4,  # IP_MTU_DISCOVER
+    (socket.IPPROTO_IP, 11): 4,  # IP_RECVERR
+    (socket.IPPROTO_IP, 24): 4,  # IP_BIND_ADDRESS_NO_PORT
+    (socket.IPPROTO_IP, 25): 4,  # IP_RECVFRAGSIZE
+    (socket.IPPROTO_IP, 51): 4,  # IP_LOCAL_PORT_RANGE
+    (socket.IPPROTO_IP, 15): 4,  # IP_FREEBIND
+    (socket.IPPROTO_IP, socket.IP_TRANSPARENT): 4,
+    (socket.IPPROTO_IP, socket.IP_MULTICAST_TTL): 4,
+    (socket.IPPROTO_IP, socket.IP_MULTICAST_LOOP): 4,
+    (socket.IPPROTO_IP, socket.IP_MULTICAST_IF): 4,
+    (socket.IPPROTO_IP, 49): 4,  # IP_MULTICAST_ALL
+}
+UDP6: dict[Key, int] = {
+    (socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO): 4,
+    (socket.IPPROTO_IPV6, 25): 4,  # IPV6_RECVERR
+    (socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS): 4,
+    (socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_LOOP): 4,
+    (socket.IPPROTO_IPV6, 29): 4,  # IPV6_MULTICAST_ALL
+}
+NETLINK: dict[Key, int] = {
+    # PKTINFO, BROADCAST_ERROR, NO_ENOBUFS, LISTEN_ALL_NSID, CAP_ACK, EXT_ACK, GET_STRICT_CHK
+    (270, name): 4
+    for name in (3, 4, 5, 8, 10, 11, 12)
+}
+FILTER: Key = (_SOL, SO_GET_FILTER)
+FILTERS: dict[Key, int] = {FILTER: 4096 * 8, (_SOL, 44): 4}
+"""Of sockets that may have a packet filter (SO_ATTACH_FILTER): struct sock_filter, each; and SO_LOCK_FILTER."""
+BUFFERS: dict[Key, int] = {(_SOL, socket.SO_SNDBUF): 1, (_SOL, socket.SO_RCVBUF): 2}
+"""With the bit of SO_BUF_LOCK that says that the program chose the size (SOCK_SNDBUF_LOCK, SOCK_RCVBUF_LOCK)."""
+
+PRIVILEGED: dict[Key, str] = {
+    (_SOL, 1): "SO_DEBUG",
+    (_SOL, socket.SO_MARK): "SO_MARK",
+    (_SOL, 69): "SO_PREFER_BUSY_POLL",
+    (socket.IPPROTO_IP, socket.IP_TRANSPARENT): "IP_TRANSPARENT",
+}
+"""Options that take CAP_NET_ADMIN to be set: kept for root."""
+
+OPTIONS: dict[Key, int] = {
+    **GENERAL, **UNIX, **TCP, **TCP6, **UDP, **UDP6, **NETLINK, **FILTERS, **dict.fromkeys(BUFFERS, 4)
+}  # fmt: skip
+"""Every option that is kept, and the size of its value in bytes."""
+
+
+def getsockopt(fd: int, level: int, name: int, size: int = 4) -> bytes:
+    """An option's value. Raises OSError."""
+    value, length = bytearray(size), array("I", (size,))
+    syscall(NR.getsockopt, fd, level, name, value, length)
+    return bytes(value[: length[0]])
+
+
+def number(fd: int, level: int, name: int) -> int:
+    """An option whose value is an int. Raises OSError."""
+    return int(struct.unpack("i", getsockopt(fd, level, name))[0])
+
+
+def family_of(fd: int) -> Family:
+    """What a socket is."""
+    return Family(
+        number(fd, _SOL, socket.SO_DOMAIN),
+        number(fd, _SOL, socket.SO_TYPE),
+        number(fd, _SOL, socket.SO_PROTOCOL),
+    )
+
+
+def local_name(fd: int) -> bytes:
+    """The struct sockaddr of this end."""
+    return _name(NR.getsockname, fd)
+
+
+def peer_name(fd: int) -> bytes:
+    """The struct sockaddr of the other end; empty when it is not connected."""
+    try:
+        return _name(NR.getpeername, fd)
+    except OSError as error:
+        if error.errno != errno.ENOTCONN:
+            raise
+        return b""
+
+
+def _name(call: int, fd: int) -> bytes:
+    value, length = bytearray(LONGEST_NAME), array("I", (LONGEST_NAME,))
+    syscall(call, fd, value, length)
+    return bytes(value[: length[0]])
+
+
+def queued(fd: int, request: int = termios.FIONREAD) -> int:
+    """The bytes in the receive queue, or another count that an ioctl tells."""
+    return int(struct.unpack("i", fcntl.ioctl(fd, request, bytes(4)))[0])
+
+
+class Peeked(NamedTuple):
+    """What the next recvmsg() would give."""
+
+    content: bytes
+    flags: int
+    """msg_flags."""
+    name: bytes
+    """Of the sender: a struct sockaddr."""
+    control: bytes
+    """Control messages."""
+
+
+def peek(fd: int, size: int, flags: int = 0, control: int = 0) -> Peeked:
+    """What the next recvmsg() of up to `size` bytes would give; it stays in the queue.
+
+    Args:
+        fd: the socket.
+        size: room for content, in bytes.
+        flags: besides MSG_PEEK and MSG_DONTWAIT.
+        control: room for control messages, in bytes; descriptors in them are ours to close.
+    """
+    content, name, room = bytearray(max(size, 1)), bytearray(LONGEST_NAME), bytearray(max(control, 1))
+    header = Words(name, LONGEST_NAME, Words(content, size), 1, room, control, 0)
+    got = syscall(NR.recvmsg, fd, header, flags | socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    named, controlled = header[1] & 0xFFFFFFFF, header[5]  # struct msghdr
+    return Peeked(
+        bytes(content[: min(got, size)]), header[6] & 0xFFFFFFFF, bytes(name[:named]), bytes(room[:controlled])
+    )
+
+
+@contextmanager
+def peeking_on(fd: int) -> Iterator[None]:
+    """A while in which each peek at a queue looks behind what the one before has seen (SO_PEEK_OFF)."""
+    set_peek_offset(fd, 0)
+    try:
+        yield
+    finally:
+        set_peek_offset(fd, -1)
+
+
+def set_peek_offset(fd: int, offset: int) -> None:
+    """From where on the next peek at a queue looks; -1: from its beginning, and it stays so."""
+    value = struct.pack("i", offset)
+    syscall(NR.setsockopt, fd, _SOL, SO_PEEK_OFF, value, len(value))
+
+
+def used_memory(fd: int) -> int:
+    """Bytes that a socket's receive queue takes, bookkeeping included (SK_MEMINFO_RMEM_ALLOC)."""
+    return int(struct.unpack_from("=I", getsockopt(fd, _SOL, SO_MEMINFO, 36))[0])
+
+
+def disconnect(fd: int) -> None:
+    """Make a datagram socket's peer anyone again (connect(2), AF_UNSPEC)."""
+    syscall(NR.connect, fd, bytes(SOCKADDR_IN), SOCKADDR_IN)
+
+
+def events(fd: int) -> int:
+    """What poll() says of it."""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN | select.POLLPRI | select.POLLOUT | select.POLLRDHUP)
+    return next((found for _, found in poll.poll(0)), 0)
+
+
+def options(fd: int, wanted: dict[Key, int]) -> dict[Key, bytes]:
+    """The values of options, those that the kernel has for this socket; buffers where the program chose them."""
+    found = {}
+    for (level, name), size in wanted.items():
+        value = _filter(fd) if (level, name) == FILTER else if_known(fd, level, name, size)
+        if value is not None:
+            found[level, name] = value
+    lock = if_known(fd, _SOL, SO_BUF_LOCK, 4)
+    # A kernel older than 5.14 does not tell who chose the size: there, what it is stays as it is.
+    locked = struct.unpack("i", lock)[0] if lock else 0
+    for (level, name), bit in BUFFERS.items():
+        if locked & bit:
+            found[level, name] = getsockopt(fd, level, name)
+    return found
+
+
+def if_known(fd: int, level: int, name: int, size: int) -> bytes | None:
+    """An option's value; None where the kernel does not have it for this socket."""
+    try:
+        return getsockopt(fd, level, name, size)
+    except OSError as error:
+        if error.errno in NOT_HERE:
+            return None
+        raise
+
+
+@cache
+def defaults(family: Family, wanted: tuple[Key, ...]) -> dict[Key, bytes]:
+    """The options of a fresh socket."""
+    fd = syscall(NR.socket, family.family, family.type | socket.SOCK_CLOEXEC, family.protocol)
+    try:
+        return options(fd, {key: OPTIONS[key] for key in wanted})
+    finally:
+        os.close(fd)
+
+
+def kept(family: Family, found: dict[Key, bytes], wanted: dict[Key, int]) -> Iterator[SockOpt]:
+    """What of the options is not as in a fresh socket."""
+    fresh = defaults(family, tuple(wanted))
+    for (level, name), value in found.items():
+        if fresh.get((level, name)) != value:
+            yield SockOpt(level=level, name=name, value=value)
+
+
+@dataclass(kw_only=True)
+class SocketState:
+    """What is taken of every socket."""
+
+    family: Family
+    options: dict[Key, bytes]
+    filter: bool
+    """It has a packet filter."""
+    peek_offset: bool
+    """SO_PEEK_OFF is on: to look into its queue would change it."""
+    events: int
+    """What poll() says of it."""
+    queued: int
+    """Bytes in the receive queue."""
+
+
+def look(fd: int, wanted: dict[Key, int], *, listening: bool) -> SocketState:
+    """Take what is taken of every socket."""
+    peek_offset = if_known(fd, _SOL, SO_PEEK_OFF, 4)
+    return SocketState(
+        family=family_of(fd),
+        options=options(fd, wanted),
+        filter=_has_filter(fd),
+        peek_offset=peek_offset is not None and struct.unpack("i", peek_offset)[0] >= 0,
+        events=events(fd),
+        queued=0 if listening else queued(fd),
+    )
+
+
+def judge(state: SocketState, pid: int) -> Iterator[Problem]:
+    """Say what cannot be kept of any socket; `pid` is a process that has it."""
+    with suppress(FileNotFoundError):  # thawed, and ended since: what was said of it before the freeze holds
+        if not os.path.samestat(os.stat(f"/proc/{pid}/ns/net"), os.stat("/proc/self/ns/net")):
+            yield Problem("its process has a network of its own", "checkpoint it from within that network namespace")
+    if state.filter and FILTER not in state.options:
+        yield Problem("it has a packet filter (SO_ATTACH_FILTER), which is not kept", "detach the filter")
+    if state.peek_offset:
+        yield Problem("it is read with an offset (SO_PEEK_OFF), which is not kept", "set the offset to -1")
+    for key, words in PRIVILEGED.items() if not procfs.is_root() else ():
+        if any(state.options.get(key, b"")):
+            yield Problem(f"its option {words} needs a privilege to be set again", "clear the option")
+
+
+def _filter(fd: int) -> bytes | None:
+    """A socket's packet filter, empty: it has none; None: it cannot be known, or is an extended BPF program."""
+    value, length = bytearray(FILTERS[FILTER]), array("I", (FILTERS[FILTER] // _INSTRUCTION,))
+    try:
+        syscall(NR.getsockopt, fd, _SOL, SO_GET_FILTER, value, length)  # which counts instructions
+    except OSError:
+        return None
+    return bytes(value[: length[0] * _INSTRUCTION])
+
+
+def _has_filter(fd: int) -> bool:
+    value, length = bytearray(4), array("I", (0,))
+    try:
+        syscall(NR.getsockopt, fd, _SOL, SO_GET_FILTER, value, length)
+    except OSError as error:
+        # MPTCP has no filters; EACCES: it has one that may not be read (net/core/filter.c, sk_get_filter)
+        return error.errno not in NOT_HERE
+    return length[0] > 0
+
+
+def check_options(found: Iterable[SockOpt], subject: str) -> Iterator[Reason]:
+    """Say what in an image is no option that is kept."""
+    for option in found:
+        size = OPTIONS.get((option.level, option.name))
+        odd = (option.level, option.name) == FILTER and (not option.value or len(option.value) % _INSTRUCTION)
+        if size is None or len(option.value) > size or odd:
+            yield Reason("the image", f"{subject} has option {option.level}/{option.name}, which is never kept")
+        elif not procfs.is_root() and any(option.value) and (option.level, option.name) in PRIVILEGED:
+            why = f"its option {PRIVILEGED[option.level, option.name]} needs a privilege to be set again"
+            yield Reason(subject, why, "restore it as root")
+
+
+def set_options(
+    sock: socket.socket, found: Iterable[SockOpt], wanted: dict[Key, int], fixed: frozenset[Key] = frozenset()
+) -> None:
+    """Make a socket's options what they were: those in `found`, the others as in a fresh one.
+
+    A socket that was accepted has some from its listener.
+
+    Args:
+        sock: the socket.
+        found: from the image.
+        wanted: which options such a socket has.
+        fixed: what cannot be changed any more.
+
+    Raises:
+        OSError: with the option in its text.
+    """
+    family = family_of(sock.fileno())
+    target = defaults(family, tuple(wanted)) | {(option.level, option.name): option.value for option in found}
+    now = options(sock.fileno(), wanted)
+    for key, value in target.items():
+        if now.get(key) != value and key not in fixed:
+            set_option(sock, key, value)
+
+
+def set_option(sock: socket.socket, key: Key, value: bytes) -> None:
+    """Set one option to what `options` said of it. Raises OSError with the option in its text."""
+    if key in BUFFERS:
+        # The kernel doubles what is set, for its own bookkeeping, and tells the doubled value (socket(7)).
+        value = struct.pack("i", struct.unpack("i", value)[0] // 2)
+    try:
+        if key == FILTER:
+            program = Words(len(value) // _INSTRUCTION, value)  # struct sock_fprog
+            syscall(NR.setsockopt, sock.fileno(), *key, program, 2 * 8)
+        else:
+            sock.setsockopt(*key, value)
+    except OSError as error:
+        text = f"option {key[0]}/{key[1]} cannot be set: {error.strerror}"
+        raise OSError(error.errno, text) from error
+
+
+def enlarge(sock: socket.socket, name: int) -> bool:
+    """Make a socket's buffer as large as this user may have it. False: it is already."""
+    before = sock.getsockopt(_SOL, name)
+    sock.setsockopt(_SOL, name, LARGEST_BUFFER)
+    return sock.getsockopt(_SOL, name) > before
+
+
+def let_go_of_size(sock: socket.socket) -> None:
+    """Let the kernel choose the sizes of a socket's buffers again, if it can be told to (Linux 5.14)."""
+    try:
+        sock.setsockopt(_SOL, SO_BUF_LOCK, 0)
+    except OSError as error:
+        if error.errno not in NOT_HERE:
+            raise
+
+
+# ------------------------------------------------------------------------------------------------- addresses
+
+
+class Address(NamedTuple):
+    """An internet address and a port."""
+
+    host: IPv4Address | IPv6Address
+    port: int
+    scope: int
+
+    def __str__(self) -> str:
+        scope = f"%{self.scope}" if self.scope else ""
+        return f"{self.host}:{self.port}" if self.host.version == 4 else f"[{self.host}{scope}]:{self.port}"
+
+
+def address(name: bytes) -> Address:
+    """What a struct sockaddr says; an IPv4 address in IPv6's clothes (``::ffff:1.2.3.4``) is an IPv4 address.
+
+    Raises:
+        ValueError: it is no internet address.
+    """
+    family = int.from_bytes(name[:2], sys.byteorder)
+    port = int.from_bytes(name[2:4], "big")
+    if family == socket.AF_INET and len(name) >= SOCKADDR_IN:
+        return Address(IPv4Address(name[4:8]), port, 0)
+    if family == socket.AF_INET6 and len(name) >= SOCKADDR_IN6:
+        host = IPv6Address(name[8:24])
+        scope = int.from_bytes(name[24:28], sys.byteorder)
+        return Address(host.ipv4_mapped or host, port, scope)
+    raise ValueError(f"no internet address: {name.hex()}")
+
+
+def for_python(where: Address, family: int) -> tuple[str, int] | tuple[str, int, int, int]:
+    """An address as Python's sockets of this family take it."""
+    if family == socket.AF_INET:
+        return str(where.host), where.port
+    host = str(where.host) if isinstance(where.host, IPv6Address) else f"::ffff:{where.host}"
+    return host, where.port, 0, where.scope

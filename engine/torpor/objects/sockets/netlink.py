@@ -1,0 +1,142 @@
+"""Netlink sockets (netlink(7)): who listens for routes, addresses and devices that come and go.
+
+Kept: those of routes, of the diagnosis of sockets and of devices' events: port, groups, options, packet filter.
+Refused: with messages that were not read; connected to another program; of other protocols, whose numbers are this
+boot's.
+Not kept: what they would have heard while the tree slept.
+"""
+
+from __future__ import annotations
+
+import errno
+import select
+import socket
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from torpor.errors import Reason
+from torpor.image.image_pb2 import Description, Tree
+from torpor.image.image_pb2 import Netlink as NetlinkMessage
+from torpor.objects.kind import (
+    Describing,
+    GrabbedDescriptors,
+    Kind,
+    OpenFile,
+    Opening,
+    Problem,
+    Seen,
+    borrowed,
+)
+from torpor.objects.sockets import common
+from torpor.objects.sockets.common import SocketState
+
+ROUTE, DIAGNOSIS, EVENTS = 0, 4, 15
+PROTOCOLS: Final = {ROUTE: "routes", DIAGNOSIS: "socket diagnosis", EVENTS: "device events"}
+SOL_NETLINK = 270
+_ADD_MEMBERSHIP, _LIST_MEMBERSHIPS = 1, 9
+_MOST_GROUPS = 1024
+_NAME = struct.Struct("=HxxII")
+"""struct sockaddr_nl: family, port, groups."""
+OPTIONS = {
+    **common.GENERAL,
+    (socket.SOL_SOCKET, socket.SO_PASSCRED): 4,
+    **dict.fromkeys(common.NETLINK, 4),
+    **common.FILTERS,
+}
+
+
+@dataclass
+class NetlinkState:
+    """A netlink socket as it was."""
+
+    socket: SocketState
+    port: int
+    """0: it is not bound."""
+    peer: int
+    """The port that it sends to: 0 is the kernel's."""
+    groups: list[int]
+
+
+class Netlink(Kind[NetlinkState]):
+    """A netlink socket."""
+
+    field = "netlink"
+
+    def matches(self, seen: Seen) -> bool:
+        """By its family and protocol."""
+        return seen.family is not None and seen.family.family == socket.AF_NETLINK and seen.family.protocol in PROTOCOLS
+
+    def grab(self, held: OpenFile[NetlinkState], pidfd: int, *, content: bool) -> NetlinkState:
+        """Addresses, options and groups."""
+        with borrowed(pidfd, held.holders[0].fd) as copy:
+            _, port, _ = _NAME.unpack(common.local_name(copy))
+            _, peer, groups = _NAME.unpack(common.peer_name(copy))
+            state = common.look(copy, OPTIONS, listening=True)
+            return NetlinkState(state, port, peer or groups, _groups(copy))
+
+    def judge(self, held: OpenFile[NetlinkState], tree: GrabbedDescriptors) -> Iterator[Problem]:
+        """It is idle, and speaks with the kernel."""
+        state = held.state
+        yield from common.judge(state.socket, held.holders[0].pid)
+        if state.socket.events & (select.POLLIN | select.POLLERR):
+            yield Problem(
+                "messages of the kernel wait in it that were not read", "read them, or try again", passing=True
+            )
+        if state.peer:
+            yield Problem("it is connected to a group or another program", "close it before the checkpoint")
+
+    def describe(
+        self, held: OpenFile[NetlinkState], out: Description, tree: GrabbedDescriptors, image: Describing
+    ) -> None:
+        """All of it."""
+        state = held.state
+        out.netlink.type, out.netlink.protocol = state.socket.family.type, state.socket.family.protocol
+        out.netlink.port = state.port
+        out.netlink.groups.extend(state.groups)
+        out.netlink.options.extend(common.kept(state.socket.family, state.socket.options, OPTIONS))
+
+    def check(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
+        """They are such as a kernel gives."""
+        for description in mine.values():
+            netlink = description.netlink
+            known = netlink.protocol in PROTOCOLS and netlink.type in (socket.SOCK_RAW, socket.SOCK_DGRAM)
+            if not known or any(not 0 < group <= _MOST_GROUPS for group in netlink.groups):
+                yield Reason("the image", "it has a netlink socket that cannot be")
+            yield from common.check_options(netlink.options, "a netlink socket")
+
+    def check_free(self, mine: dict[int, Description], image: Tree) -> Iterator[Reason]:
+        """Nobody has their ports."""
+        for description in mine.values():
+            netlink = description.netlink
+            try:
+                _bound(netlink).close()
+            except OSError as error:
+                why = f"it cannot have its port {netlink.port} again: {error.strerror}"
+                advice = "end who has it" if error.errno == errno.EADDRINUSE else ""
+                yield Reason(f"a netlink socket ({PROTOCOLS[netlink.protocol]})", why, advice)
+
+    def make(self, description: Description, opening: Opening) -> int:
+        """A new one."""
+        with _bound(description.netlink) as sock:
+            for group in description.netlink.groups:
+                sock.setsockopt(SOL_NETLINK, _ADD_MEMBERSHIP, group)
+            common.set_options(sock, description.netlink.options, OPTIONS)
+            return sock.detach()
+
+
+def _bound(netlink: NetlinkMessage) -> socket.socket:
+    sock = socket.socket(socket.AF_NETLINK, netlink.type, netlink.protocol)
+    try:
+        if netlink.port:
+            sock.bind((netlink.port, 0))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _groups(fd: int) -> list[int]:
+    mask = int.from_bytes(common.getsockopt(fd, SOL_NETLINK, _LIST_MEMBERSHIPS, _MOST_GROUPS // 8), "little")
+    return [bit + 1 for bit in range(mask.bit_length()) if mask >> bit & 1]

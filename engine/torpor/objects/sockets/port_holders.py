@@ -1,0 +1,62 @@
+"""Who has a TCP port, for people: /proc/net/tcp and tcp6 name the socket, /proc/PID/fd the process."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import NamedTuple
+
+from torpor.remote.freeze import describe_process
+
+TIME_WAIT = "06"
+
+
+class PortHolder(NamedTuple):
+    """Who has a port."""
+
+    words: str
+    """A process, for people."""
+    seconds: int | None = None
+    """Only connections have it that have ended (TIME_WAIT): after how many seconds they let go of it."""
+
+
+class _Row(NamedTuple):
+    state: str
+    inode: str
+    seconds: int
+    """Until its timer runs out."""
+
+
+def find(port: int) -> PortHolder:
+    """Who has this port."""
+    found = list(_sockets(port))
+    if found and all(row.state == TIME_WAIT for row in found):
+        return PortHolder("connections that have ended", max(row.seconds for row in found) + 1)
+    wanted = {f"socket:[{row.inode}]" for row in found if row.state != TIME_WAIT}
+    for pid in filter(str.isdecimal, os.listdir("/proc")):
+        if not wanted.isdisjoint(_links(f"/proc/{pid}/fd")):
+            return PortHolder(describe_process(int(pid)))
+    return PortHolder("a program of another user, or one that is ending")
+
+
+def _links(folder: str) -> Iterator[str]:
+    with suppress(OSError):  # another user's, or gone
+        for name in os.listdir(folder):
+            with suppress(FileNotFoundError):  # closed meanwhile
+                yield os.readlink(f"{folder}/{name}")
+
+
+def _sockets(port: int) -> Iterator[_Row]:
+    """Each socket at a local port (Documentation/networking/proc_net_tcp.rst)."""
+    ticks = os.sysconf("SC_CLK_TCK")
+    for name in ("tcp", "tcp6"):
+        try:
+            with open(f"/proc/net/{name}", encoding="ascii") as file:
+                lines = file.read().splitlines()[1:]
+        except FileNotFoundError:  # IPv6 is off
+            continue
+        for line in lines:
+            fields = line.split()
+            if int(fields[1].rpartition(":")[2], 16) == port:
+                yield _Row(fields[3], fields[9], int(fields[5].rpartition(":")[2], 16) // ticks)

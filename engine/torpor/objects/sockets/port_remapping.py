@@ -1,0 +1,79 @@
+"""Other TCP ports than a tree had: for a second tree from one image, beside the first.
+
+The image is changed before it is looked at. Who listens at a port that is to move listens at the new one, connections
+within the tree follow, and the ends of these that the kernel once gave a port by itself get a free one. What the
+programs know of their ports (in variables, in files) is theirs to change.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator, Mapping
+
+from torpor.errors import Reason, RestoreRefused
+from torpor.image.image_pb2 import TcpSocket, Tree
+from torpor.objects.sockets import common
+
+CONNECTED = (TcpSocket.INSIDE, TcpSocket.PENDING)
+"""States of an end whose other end is in the tree."""
+PORTS = range(1, 1 << 16)
+
+
+def move(image: Tree, ports: Mapping[int, int]) -> None:
+    """Change the ports in an image.
+
+    Args:
+        image: not trusted.
+        ports: the new port of each listener that is to move, by the old one.
+
+    Raises:
+        ValueError: a new port is none, or is given twice.
+        RestoreRefused: nothing in the image listens at one of the old ports.
+    """
+    if len(set(ports.values())) < len(ports) or not all(port in PORTS for port in ports.values()):
+        raise ValueError(f"{dict(ports)} does not give each port another one")
+    found, there = list(_sockets(image)), listening(image)
+    if missing := ports.keys() - there:
+        why = "nothing in the image listens there, so that it cannot be moved"
+        raise RestoreRefused("ports cannot be changed", [Reason(f"port {port}", why) for port in sorted(missing)])
+    moved = dict(ports)
+    for tcp in found:
+        if tcp.state in CONNECTED and (port := _port(tcp.local)) not in there and port not in moved:
+            moved[port] = _free(tcp, {*there, *moved.values()})
+    for tcp in found:
+        if tcp.state in (TcpSocket.LISTEN, TcpSocket.CLOSED, *CONNECTED):
+            tcp.local = _with_port(tcp.local, moved)
+        if tcp.state in CONNECTED:
+            tcp.remote = _with_port(tcp.remote, moved)
+
+
+def listening(image: Tree) -> set[int]:
+    """The ports that an image's processes listen at."""
+    return {_port(tcp.local) for tcp in _sockets(image) if tcp.state == TcpSocket.LISTEN}
+
+
+def _sockets(image: Tree) -> Iterator[TcpSocket]:
+    return (description.tcp for description in image.descriptions if description.WhichOneof("kind") == "tcp")
+
+
+def _port(name: bytes) -> int:
+    return int.from_bytes(name[2:4], "big")  # struct sockaddr_in and sockaddr_in6 alike
+
+
+def _with_port(name: bytes, moved: Mapping[int, int]) -> bytes:
+    port = _port(name)
+    return name[:2] + moved.get(port, port).to_bytes(2, "big") + name[4:]
+
+
+def _free(tcp: TcpSocket, taken: set[int]) -> int:
+    """A port that nobody has at the moment, and that is none of `taken`."""
+    try:
+        host, _, *rest = common.for_python(common.address(tcp.local), tcp.family)
+        while True:
+            with socket.socket(tcp.family, socket.SOCK_STREAM) as probe:
+                probe.bind((host, 0, *rest))
+                port = int(probe.getsockname()[1])
+            if port not in taken:
+                return port
+    except (OSError, ValueError):  # not an address of this host, or none at all: refused where images are looked at
+        return _port(tcp.local)

@@ -1,0 +1,431 @@
+"""TCP sockets, MPTCP's included: listeners, connections within the tree, and connections to the outside.
+
+==========  ==============================================================================================
+listener    bound and listening again, with its options; connections from outside that nobody has accepted
+            yet are lost
+inside      both ends in the tree: connected again between the same addresses, with what was received and
+            not yet read, and with shutdowns. What is under way is brought to its end first
+            (`torpor.objects.sockets.tcp_flow`); refused if there is no room for it.
+pending     one end in the tree, which has sent nothing, and a listener of the tree that has not accepted it:
+            connected again, in no certain order. Refused if it has sent something: nobody can read that.
+outside     its peer cannot be stopped and does not know of the restore: what was received can still be
+            read, then the program sees what it sees when a peer resets (ECONNRESET); if the peer had ended
+            its side before, the end. getsockname() then gives an address of the loopback. With --tcp=keep
+            it may go on: `torpor.objects.sockets.tcp_repair`.
+ended       both sides were shut: reads give the rest and the end, writes EPIPE
+closed      neither connected nor listening
+==========  ==============================================================================================
+
+States and counters are those of tcp(7), TCP_INFO; include/uapi/linux/tcp.h has the layout. Restoring the
+connections is in `torpor.objects.sockets.tcp_connections`.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import struct
+import termios
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import IntEnum
+
+from torpor.arch.x86_64 import NR
+from torpor.errors import Reason
+from torpor.image.image_pb2 import Description, TcpSocket, Tree
+from torpor.objects.kind import (
+    Describing,
+    GrabbedDescriptors,
+    Kind,
+    OpenFile,
+    Opening,
+    Problem,
+    Seen,
+    borrowed,
+    name,
+    some,
+)
+from torpor.objects.sockets import common, tcp_backlog, tcp_connections, tcp_flow, tcp_ports, tcp_repair
+from torpor.objects.sockets.common import Address, Key, SocketState
+from torpor.remote.sys import pidfd_open, syscall
+
+OPTIONS: dict[int, dict[Key, int]] = {
+    socket.AF_INET: tcp_connections.OPTIONS4,
+    socket.AF_INET6: tcp_connections.OPTIONS6,
+}
+PROTOCOLS = (0, socket.IPPROTO_TCP, tcp_connections.IPPROTO_MPTCP)
+
+
+_SIOCATMARK = 0x8905
+"""An ioctl that tells whether the next byte follows an urgent one (include/uapi/asm-generic/sockios.h)."""
+
+
+class State(IntEnum):
+    """States of a connection (include/net/tcp_states.h)."""
+
+    ESTABLISHED = 1
+    SYN_SENT = 2
+    SYN_RECV = 3
+    FIN_WAIT1 = 4
+    FIN_WAIT2 = 5
+    TIME_WAIT = 6
+    CLOSE = 7
+    CLOSE_WAIT = 8
+    LAST_ACK = 9
+    LISTEN = 10
+    CLOSING = 11
+
+
+WE_ENDED = frozenset({State.FIN_WAIT1, State.FIN_WAIT2, State.CLOSING, State.LAST_ACK})
+WAITING = frozenset({State.ESTABLISHED, State.FIN_WAIT1, State.FIN_WAIT2})
+"""Of an end whose peer has not been accepted."""
+PEER_ENDED = frozenset({State.CLOSE_WAIT, State.LAST_ACK, State.CLOSING})
+
+
+class Info:
+    """struct tcp_info."""
+
+    SIZE = 192
+
+    def __init__(self, raw: bytes) -> None:
+        raw = raw.ljust(self.SIZE, b"\0")
+        self.state = raw[0]
+        self.waiting: int = struct.unpack_from("=I", raw, 24)[0]
+        """tcpi_unacked: of a listener, how many connections wait to be accepted."""
+        self.backlog: int = struct.unpack_from("=I", raw, 28)[0]
+        """tcpi_sacked: of a listener, the backlog that listen() set."""
+        self.acked: int = struct.unpack_from("=Q", raw, 120)[0]
+        self.received: int = struct.unpack_from("=Q", raw, 128)[0]
+        self.unsent: int = struct.unpack_from("=I", raw, 144)[0]
+
+
+@dataclass
+class TcpState:
+    """A TCP socket as it was."""
+
+    socket: SocketState
+    info: Info
+    local: bytes
+    """struct sockaddr."""
+    remote: bytes
+    """Empty when it is not connected."""
+    layer: bytes
+    """An upper layer protocol in the kernel (TCP_ULP), as ``tls``."""
+    outgoing: int = 0
+    """Bytes that were written and that the other end has not acknowledged."""
+    received: bytes = b""
+    urgent: bool = False
+    """A byte that was sent as urgent waits, or what was sent behind it."""
+    sequence: tuple[int, int] | None = None
+    """Of MPTCP, how far it has written and received."""
+    peer: OpenFile[TcpState] | None = None
+    """The other end, if it is in the tree."""
+    waits: bool = False
+    """A listener of the tree has not accepted it yet."""
+    unread: int = 0
+    """Bytes that came to that listener's end."""
+    kept: str = ""
+    """The name under which its connection to the outside is kept."""
+
+    @property
+    def mptcp(self) -> bool:
+        """Whether it is MPTCP: TCP_INFO then tells of its first subflow only."""
+        return self.socket.family.protocol == tcp_connections.IPPROTO_MPTCP
+
+    @property
+    def ends(self) -> tuple[Address, Address]:
+        """This end and the other one."""
+        return common.address(self.local), common.address(self.remote)
+
+
+class Tcp(Kind[TcpState]):
+    """A TCP socket."""
+
+    field = "tcp"
+    may_be_under_way = True
+
+    def matches(self, seen: Seen) -> bool:
+        """By its family."""
+        family = seen.family
+        return (
+            family is not None
+            and family.family in OPTIONS
+            and family.type == socket.SOCK_STREAM
+            and family.protocol in PROTOCOLS
+        )
+
+    def grab(self, held: OpenFile[TcpState], pidfd: int, *, content: bool) -> TcpState:
+        """Names, options, counters and the receive queue."""
+        with borrowed(pidfd, held.holders[0].fd) as copy:
+            info = Info(common.getsockopt(copy, socket.IPPROTO_TCP, socket.TCP_INFO, Info.SIZE))
+            listening = info.state == State.LISTEN
+            family = common.number(copy, socket.SOL_SOCKET, socket.SO_DOMAIN)
+            state = TcpState(
+                common.look(copy, OPTIONS[family], listening=listening),
+                info,
+                common.local_name(copy),
+                common.peer_name(copy),
+                common.if_known(copy, socket.IPPROTO_TCP, common.TCP_ULP, 16) or b"",
+            )
+            if not listening:
+                _count(copy, state)
+            if content:
+                _take(copy, state)
+        return state
+
+    def finish(self, mine: list[OpenFile[TcpState]], tree: GrabbedDescriptors) -> None:
+        """Find the other end of each connection."""
+        connected = {held.state.ends: held for held in mine if held.state.remote}
+        for (local, remote), held in connected.items():
+            held.state.peer = connected.get((remote, local)) if local != remote else None
+        _find_waiting(mine)
+        if tree.content:
+            for held in mine:
+                if held.state.peer and _under_way(held.state, held.state.peer.state):
+                    _bring(held, held.state.peer)
+
+    def outside(self, held: OpenFile[TcpState], tree: GrabbedDescriptors) -> str:
+        """Only of standard input, output and error: elsewhere a connection to the outside is reset."""
+        if not held.stdio or not held.state.remote or held.state.peer is not None:
+            return ""
+        return f"a connection to {held.state.ends[1]}"
+
+    def judge(self, held: OpenFile[TcpState], tree: GrabbedDescriptors) -> Iterator[Problem]:
+        """Nothing is on its way that neither end has."""
+        state = held.state
+        yield from common.judge(state.socket, tree.asked(held.holders[0].pid))
+        layer = state.layer.strip(b"\0").decode(errors="replace")
+        if layer not in ("", "mptcp"):
+            yield Problem(f"the kernel does {layer} for it (TCP_ULP), which is not kept", "do it in the program")
+        if state.waits and (sent := state.unread + state.outgoing):
+            yield Problem(
+                f"{sent} bytes were sent on its connection, which {state.ends[1]} in this tree has not accepted yet:"
+                " nobody can read them before",
+                "try again when it was accepted",
+                passing=True,
+            )
+        if not tree.content:
+            return
+        # MPTCP counts the end of the peer's side as a byte.
+        end = int(state.mptcp and bool(state.socket.events & select.POLLRDHUP))
+        if state.urgent or not 0 <= state.socket.queued - len(state.received) <= end:
+            yield Problem("urgent data is in its queue, which is not kept", "try again when it was read", passing=True)
+        if state.peer is not None and (under_way := _under_way(state, state.peer.state)):
+            yield Problem(
+                f"{under_way} bytes are on their way to its other end in this tree, which has no room for them",
+                "try again when the program has read more",
+                passing=True,
+            )
+
+    def describe(self, held: OpenFile[TcpState], out: Description, tree: GrabbedDescriptors, image: Describing) -> None:
+        """What it was, and what it had received."""
+        state, tcp = held.state, out.tcp
+        tcp.family, tcp.protocol = state.socket.family.family, state.socket.family.protocol
+        tcp.local, tcp.remote = state.local, state.remote
+        tcp.received = state.received
+        tcp.options.extend(common.kept(state.socket.family, state.socket.options, OPTIONS[tcp.family]))
+        tcp.state = _state(state)
+        hung_up = bool(state.socket.events & select.POLLRDHUP)
+        if tcp.state == TcpSocket.LISTEN:
+            tcp.backlog = state.info.backlog
+        elif tcp.state == TcpSocket.OUTSIDE:
+            tcp.peer_done = bool(state.remote) and state.info.state in PEER_ENDED
+            tcp.shut_write = state.info.state in WE_ENDED
+            tcp.kept = state.kept
+        elif tcp.state == TcpSocket.INSIDE:
+            assert state.peer
+            tcp.peer = image.index_of(state.peer, state.peer.holders[0].fd)
+            tcp.connected = _missing(state, state.peer.state) == 1 and not state.mptcp
+            tcp.shut_read = hung_up and not _ended(state.peer.state)
+            tcp.shut_write = _ended(state)
+        elif tcp.state == TcpSocket.PENDING:
+            tcp.shut_write = state.info.state in WE_ENDED
+
+    def notices(self, mine: Sequence[OpenFile[TcpState]], tree: GrabbedDescriptors) -> Iterator[str]:
+        """Connections to others that the woken program sees reset, and those that nobody has accepted."""
+        served = {common.address(held.state.local).port for held in mine if held.state.info.state == State.LISTEN}
+        lost: list[str] = []
+        asked: set[int] = set()
+        for held in mine:
+            if not held.state.remote or _state(held.state) != TcpSocket.OUTSIDE or held.state.kept:
+                continue
+            if self.outside(held, tree):
+                continue
+            here, there = held.state.ends
+            if here.port in served:
+                asked.add(here.port)
+            else:
+                lost.append(f"{name(held.holders[0])}, to {there}")
+        if lost:
+            yield f"TCP connections to others will be seen reset by the woken program: {some(lost)}"
+        if asked:
+            yield f"{CLIENTS} {', '.join(map(str, sorted(asked)))}"
+        waiting = sum(held.state.info.waiting for held in mine if held.state.info.state == State.LISTEN)
+        if (others := waiting - sum(held.state.waits for held in mine)) > 0:
+            yield f"TCP connections from others that were not accepted yet are lost: {others}"
+
+    def check(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
+        """The image makes sense."""
+        return tcp_connections.check({index: description.tcp for index, description in mine.items()})
+
+    def check_free(self, mine: dict[int, Description], image: Tree) -> Iterator[Reason]:
+        """The addresses and ports can be had here."""
+        return tcp_ports.check({index: description.tcp for index, description in mine.items()})
+
+    def open(self, mine: dict[int, Description], opening: Opening) -> None:
+        """Listeners first, then the connections."""
+        tcp_connections.open_all(mine, opening)
+
+
+CLIENTS = "TCP connections that others made will be seen reset, at port"
+
+
+def asked_at(notice: str) -> set[int]:
+    """The ports of the tree to which others were connected, by what is told of that; of another notice none."""
+    return set(map(int, notice.removeprefix(CLIENTS).split(","))) if notice.startswith(CLIENTS) else set()
+
+
+def _find_waiting(mine: list[OpenFile[TcpState]]) -> None:
+    """Find the ends whose connections a listener of the tree has not accepted yet."""
+    listeners = [common.address(held.state.local) for held in mine if held.state.info.state == State.LISTEN]
+    alone = []
+    for held in mine:
+        state = held.state
+        if state.remote and state.peer is None and not state.mptcp and state.info.state in WAITING:
+            there = state.ends[1]
+            if any(one.port == there.port and (one.host == there.host or one.host.is_unspecified) for one in listeners):
+                alone.append(state)
+    found = tcp_backlog.waiting() if alone else {}
+    for state in alone:
+        here, there = state.ends
+        unread = found.get((there[:2], here[:2]))
+        state.waits, state.unread = unread is not None, unread or 0
+
+
+def choose_kept(tree: GrabbedDescriptors) -> None:
+    """Choose the connections to the outside that can go on; see `torpor.objects.sockets.tcp_repair`."""
+    for held in tree.of(Tcp):
+        state = held.state
+        outside = _state(state) == TcpSocket.OUTSIDE and bool(state.remote)
+        ours = not held.stdio and held.under_way_to is None
+        plain = not state.mptcp and not state.layer.strip(b"\0")
+        if outside and ours and plain and state.info.state in tcp_repair.GO_ON:
+            state.kept = tcp_repair.new_name()
+
+
+def hold_kept(tree: GrabbedDescriptors, hold: tcp_repair.Hold) -> None:
+    """Take copies of those connections, while the tree still stands."""
+    for held in tree.of(Tcp):
+        if held.state.kept:
+            hold.take(held.state.kept, *held.holders[0])
+
+
+def arm_reset(tree: GrabbedDescriptors) -> None:
+    """Make the tree's connections end at once when it is killed, and not wait on their ports (TIME_WAIT).
+
+    Only for a tree that is killed next: it sets SO_LINGER. A connection to the outside with bytes that its peer
+    has not acknowledged is left as it is: the kernel still delivers them.
+    """
+    linger = struct.pack("ii", 1, 0)
+    for held in tree.of(Tcp):
+        if held.under_way_to is not None or held.state.kept:
+            continue  # no process has it, or it is to go on
+        holder = held.holders[0]
+        try:
+            pidfd = pidfd_open(holder.pid)
+        except ProcessLookupError:  # it was killed by someone else
+            continue
+        try:
+            with borrowed(pidfd, holder.fd) as copy:
+                if common.peer_name(copy) and (held.state.peer or not common.queued(copy, termios.TIOCOUTQ)):
+                    syscall(NR.setsockopt, copy, socket.SOL_SOCKET, socket.SO_LINGER, linger, len(linger))
+        finally:
+            os.close(pidfd)
+
+
+def _state(state: TcpState) -> TcpSocket.State:
+    if state.info.state == State.LISTEN:
+        return TcpSocket.LISTEN
+    if state.waits:
+        return TcpSocket.PENDING
+    if state.remote:
+        return TcpSocket.INSIDE if state.peer is not None else TcpSocket.OUTSIDE
+    if state.info.state == State.SYN_SENT:
+        return TcpSocket.OUTSIDE
+    # A fresh socket hangs up too (POLLHUP), but only one that was connected has come to its end (tcp_poll()).
+    if state.socket.events & select.POLLRDHUP:
+        return TcpSocket.OUTSIDE if state.socket.events & select.POLLERR else TcpSocket.ENDED
+    return TcpSocket.CLOSED
+
+
+def _ended(state: TcpState) -> bool:
+    """Whether an end of a connection in the tree has shut its side for writing."""
+    if state.mptcp and state.peer is not None:
+        return bool(state.peer.state.socket.events & select.POLLRDHUP)
+    return state.info.state in WE_ENDED
+
+
+def _count(copy: int, state: TcpState) -> None:
+    """Take the counters of an end of a connection."""
+    state.info = Info(common.getsockopt(copy, socket.IPPROTO_TCP, socket.TCP_INFO, Info.SIZE))
+    state.outgoing = common.queued(copy, termios.TIOCOUTQ)
+    state.sequence = tcp_flow.sequence(copy) if state.mptcp else None
+
+
+def _take(copy: int, state: TcpState) -> None:
+    """Take what an end has received."""
+    if state.socket.peek_offset:
+        return
+    if state.socket.queued:
+        state.received = common.peek(copy, state.socket.queued)[0]
+    state.urgent = bool(state.socket.events & select.POLLPRI)
+    if not state.urgent and not state.mptcp and state.remote and common.queued(copy, _SIOCATMARK):
+        # What lies behind the mark is counted only when something is read there (tcp_inq() in net/ipv4/tcp.c).
+        state.urgent = bool(state.socket.events & select.POLLIN and common.peek(copy, 1).content)
+
+
+def _bring(sender: OpenFile[TcpState], receiver: OpenFile[TcpState]) -> None:
+    """Have all that one end has sent be received by the other, and take it there."""
+    with _ours(sender) as near, _ours(receiver) as far:
+
+        def under_way() -> int:
+            _count(near.fileno(), sender.state)
+            _count(far.fileno(), receiver.state)
+            return _under_way(sender.state, receiver.state)
+
+        tcp_flow.bring(near, far, under_way)
+        receiver.state.socket.queued = common.queued(far.fileno())
+        receiver.state.socket.events = common.events(far.fileno())
+        _take(far.fileno(), receiver.state)
+
+
+@contextmanager
+def _ours(held: OpenFile[TcpState]) -> Iterator[socket.socket]:
+    """A copy of a socket for us to use."""
+    pidfd = pidfd_open(held.holders[0].pid)
+    try:
+        with borrowed(pidfd, held.holders[0].fd) as copy:
+            sock = socket.socket(fileno=copy)
+            try:
+                yield sock
+            finally:
+                sock.detach()
+    finally:
+        os.close(pidfd)
+
+
+def _under_way(sender: TcpState, receiver: TcpState) -> int:
+    """Bytes that were written and are not in the receiver's queue yet."""
+    if sender.sequence and receiver.sequence:
+        return sender.sequence[0] - receiver.sequence[1]
+    if sender.mptcp:
+        return sender.outgoing
+    missing = _missing(sender, receiver)
+    return max(sender.info.unsent, missing - 1 if missing > 1 else 0)
+
+
+def _missing(sender: TcpState, receiver: TcpState) -> int:
+    """What one end has written and the other not received; the end that connected counts its SYN as one byte."""
+    return sender.info.acked + sender.outgoing - receiver.info.received

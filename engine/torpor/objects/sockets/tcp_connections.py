@@ -1,0 +1,402 @@
+"""Making TCP sockets again: listeners on their ports, connections within the tree, ends of what led outside.
+
+A connection within the tree is made as it was: one end listens, the other connects from its old port. Where the
+tree itself listens at that address its listener takes the connection, else a listener that is there for the
+moment. Someone else who connects meanwhile is told by the address and turned away.
+
+An end of a connection to the outside is connected to a socket of ours that sends what had been received, and
+then resets or ends.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TypeVar
+
+from torpor.errors import Reason, RestoreFailed
+from torpor.image.image_pb2 import Description, TcpSocket
+from torpor.objects.kind import Opening, naming
+from torpor.objects.sockets import common, tcp_flow, tcp_ports, tcp_repair
+from torpor.objects.sockets.common import Address, Key
+
+IPPROTO_MPTCP = 262
+IPV6 = 6
+OPTIONS4: dict[Key, int] = {**common.GENERAL, **common.TCP}
+OPTIONS6: dict[Key, int] = {**OPTIONS4, **common.TCP6}
+BEFORE_MPTCP_CONNECTS: frozenset[Key] = frozenset(
+    {
+        tcp_ports.REUSE,
+        tcp_ports.REUSE_PORT,
+        tcp_ports.DEVICE,
+        tcp_ports.BIND_NO_PORT,
+        tcp_ports.PORT_RANGE,
+        tcp_ports.FREEBIND,
+        tcp_ports.TRANSPARENT,
+    }
+)
+"""Options that are fixed once MPTCP is connected (net/mptcp/sockopt.c): they matter no more."""
+MANY = 4096
+"""A backlog: more connections than a tree has that nobody has accepted, or than come from outside at a restore."""
+
+T = TypeVar("T")
+
+PATIENCE = 2.0
+"""Seconds in which a port that an old connection still holds (TIME_WAIT on the loopback: 1 s) must become free."""
+PAUSE = 0.02
+
+
+# ----------------------------------------------------------------------------------------------------- check
+
+
+def check(mine: dict[int, TcpSocket]) -> Iterator[Reason]:
+    """Say what of these cannot be."""
+    for index, tcp in mine.items():
+        yield from _check_one(index, tcp, mine)
+
+
+def _check_one(index: int, tcp: TcpSocket, mine: dict[int, TcpSocket]) -> Iterator[Reason]:
+    try:
+        socket.socket(tcp.family, socket.SOCK_STREAM, tcp.protocol).close()
+    except OSError as error:
+        what = "MPTCP" if tcp.protocol == IPPROTO_MPTCP else f"address family {tcp.family}"
+        yield Reason("a TCP socket of the image", f"{what} is not available here: {error.strerror}")
+        return
+    if tcp.family not in (socket.AF_INET, socket.AF_INET6):
+        yield Reason("the image", f"it has a TCP socket of family {tcp.family}")
+    yield from common.check_options(tcp.options, "a TCP socket")
+    try:
+        common.address(tcp.local)
+        if tcp.state == TcpSocket.INSIDE:
+            peer = mine.get(tcp.peer)
+            fits = (
+                peer is not None
+                and peer.state == TcpSocket.INSIDE
+                and peer.peer == index != tcp.peer
+                and common.address(peer.local) == common.address(tcp.remote)
+            )
+            if not fits:
+                yield Reason("the image", f"the TCP socket {index} and its other end do not fit together")
+        listeners = [other for other in mine.values() if other.state == TcpSocket.LISTEN]
+        if tcp.state == TcpSocket.PENDING and not tcp_ports.listener_for(TcpSocket(local=tcp.remote), listeners):
+            yield Reason("the image", f"the TCP socket {index} waits for nobody to accept it")
+    except ValueError as error:
+        yield Reason("the image", f"it has a TCP socket with {error}")
+    if tcp.kept and not (tcp_repair.is_name(tcp.kept) and tcp.state == TcpSocket.OUTSIDE):
+        yield Reason("the image", "it has a TCP connection that is kept under a name that cannot be")
+    if tcp.state not in TcpSocket.State.values()[1:]:
+        yield Reason("the image", "it has a TCP socket in a state that is not known")
+
+
+# ------------------------------------------------------------------------------------------------------ open
+
+
+@dataclass
+class _Making:
+    """What is made so far."""
+
+    mine: dict[int, Description]
+    opening: Opening
+    own: list[tuple[TcpSocket, socket.socket]] = field(default_factory=list)
+    """The tree's own listeners."""
+    passing: list[tuple[TcpSocket, socket.socket]] = field(default_factory=list)
+    """Listeners that are there for the moment."""
+    moment: ExitStack = field(default_factory=ExitStack)
+    """Sockets that are closed when all is made."""
+
+
+def open_all(mine: dict[int, Description], opening: Opening) -> None:
+    """Make all TCP sockets of an image, and leave nothing else."""
+    making = _Making(mine, opening)
+    with making.moment:
+        _open_bound(making)
+        for index, description in mine.items():
+            with naming(description):
+                if description.tcp.state == TcpSocket.INSIDE and index < description.tcp.peer:
+                    _open_pair(making, index, description.tcp.peer)
+                elif description.tcp.kept and _open_kept(making, index, description.tcp):
+                    continue
+                elif description.tcp.state in (TcpSocket.OUTSIDE, TcpSocket.ENDED):
+                    _open_end(making, index, description.tcp)
+        for index, description in mine.items():  # nothing may be accepted from now on
+            if description.tcp.state == TcpSocket.PENDING:
+                with naming(description):
+                    _open_pending(making, index, description.tcp)
+        for tcp, sock in making.own:
+            sock.listen(tcp.backlog)
+
+
+def _open_bound(making: _Making) -> None:
+    """Bind all, then listen: one that listens already keeps others from its port."""
+    alone = {index: one for index, one in making.mine.items() if one.tcp.state in tcp_ports.BOUND}
+    shared = tcp_ports.shared(one.tcp for one in alone.values())
+    made: dict[int, socket.socket] = {}
+    for index, description in alone.items():
+        tcp = description.tcp
+        with naming(description):
+            sock = made[index] = making.moment.enter_context(
+                socket.socket(tcp.family, socket.SOCK_STREAM, tcp.protocol)
+            )
+            where = common.address(tcp.local)
+            if where.port or tcp.state == TcpSocket.LISTEN:
+                share = where.port in shared or tcp_ports.has_option(tcp, tcp_ports.REUSE_PORT)
+                tcp_ports.bind(sock, tcp, where, share=share)
+            else:
+                tcp_ports.set_early(sock, tcp)
+    for index, description in alone.items():
+        if description.tcp.state == TcpSocket.LISTEN:
+            with naming(description):
+                # Those who connect as soon as it listens get the options from it; listen() looks at the port once more.
+                _set_options(made[index], description.tcp, tcp_ports.REUSES)
+                made[index].listen(MANY)
+                making.own.append((description.tcp, made[index]))
+    for index, description in alone.items():
+        with naming(description):
+            _set_options(made[index], description.tcp)
+            making.opening.place(index, made[index].dup().detach())
+
+
+def _open_pair(making: _Making, first: int, second: int) -> None:
+    """Connect two ends again."""
+    if _is_server(making, first, second):
+        first, second = second, first
+    client, server = making.mine[first].tcp, making.mine[second].tcp
+    listener = _listener(making, server)
+    with _connected(client, server) as near, _accepted(listener, client, server) as far:
+        _fill_inside(far, near, client.received)
+        _fill_inside(near, far, server.received)
+        _set_options(near, client)
+        _set_options(far, server)
+        _shut(near, client)
+        _shut(far, server)
+        making.opening.place(first, near.detach())
+        making.opening.place(second, far.detach())
+
+
+def _is_server(making: _Making, first: int, second: int) -> bool:
+    """Whether the first of two ends is the one that was connected to. Of MPTCP one sees it by who listens there."""
+    one, other = making.mine[first].tcp, making.mine[second].tcp
+    if one.connected != other.connected:
+        return other.connected
+    return tcp_ports.listener_for(one, [tcp for tcp, _ in making.own]) is not None
+
+
+def _open_pending(making: _Making, index: int, tcp: TcpSocket) -> None:
+    """Connect an end again that its listener has not accepted yet."""
+    with _connected(tcp, TcpSocket(local=tcp.remote, family=tcp.family)) as sock:
+        _set_options(sock, tcp)
+        _shut(sock, tcp)
+        making.opening.place(index, sock.detach())
+
+
+def _listener(making: _Making, server: TcpSocket) -> socket.socket:
+    """The tree's own listener at this end's address, or one for the moment."""
+    there = [*making.own, *making.passing]
+    found = tcp_ports.listener_for(server, [tcp for tcp, _ in there])
+    for tcp, sock in there:
+        if tcp is found:
+            return sock
+    sock = making.moment.enter_context(socket.socket(server.family, socket.SOCK_STREAM, server.protocol))
+    where = common.address(server.local)
+    share = tcp_ports.has_option(server, tcp_ports.REUSE_PORT)
+    _patiently(
+        lambda: tcp_ports.bind(sock, server, where, share=share), f"{where}, where a connection of the tree ends"
+    )
+    sock.listen()
+    making.passing.append((TcpSocket(local=server.local), sock))
+    return sock
+
+
+def _connected(client: TcpSocket, server: TcpSocket) -> socket.socket:
+    """The end that connects, from its old port."""
+    here, there = common.address(client.local), common.address(server.local)
+
+    def connect() -> socket.socket:
+        try:
+            return tcp_ports.connect(client, here, there, PATIENCE)
+        except OSError as error:
+            if error.errno not in (errno.EADDRINUSE, errno.EADDRNOTAVAIL, *common.NOT_HERE):
+                raise
+            return _connect_bound(client, here, there)
+
+    return _patiently(connect, f"{here}, from where a connection of the tree leads to {there}")
+
+
+def _connect_bound(client: TcpSocket, here: Address, there: Address) -> socket.socket:
+    """A connection from a port that the kernel does not choose by itself here."""
+    sock = socket.socket(client.family, socket.SOCK_STREAM, client.protocol)
+    try:
+        tcp_ports.bind(sock, client, here, share=tcp_ports.has_option(client, tcp_ports.REUSE_PORT))
+        sock.settimeout(PATIENCE)
+        sock.connect(common.for_python(there, client.family))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _accepted(listener: socket.socket, client: TcpSocket, server: TcpSocket) -> socket.socket:
+    """The end that was connected to. Anyone else in the queue is turned away."""
+    wanted = common.address(client.local)
+    blocking = os.get_blocking(listener.fileno())  # of the description, which the slot shares
+    duplicate = listener.dup()
+    deadline = time.monotonic() + PATIENCE
+    try:
+        while (left := deadline - time.monotonic()) > 0:
+            duplicate.settimeout(left)
+            sock, _ = duplicate.accept()
+            peer = common.peer_name(sock.fileno())  # none: it was reset meanwhile
+            if peer and common.address(peer) == wanted:
+                return sock
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, tcp_ports.RESET)
+            sock.close()
+    except TimeoutError:
+        pass
+    finally:
+        duplicate.close()
+        os.set_blocking(listener.fileno(), blocking)
+    where = common.address(server.local)
+    raise RestoreFailed(f"the connection from {wanted} to {where} in the tree did not come about in {PATIENCE:g} s")
+
+
+def _open_kept(making: _Making, index: int, tcp: TcpSocket) -> bool:
+    """An end whose connection goes on, if it may: it does so when the tree is let go."""
+    opening, where = making.opening, common.address(tcp.remote)
+    state = tcp_repair.find(tcp)
+    if state is None:
+        opening.warnings.append(
+            f"the TCP connection to {where} was kept for one restore on its host, by root: it is reset"
+        )
+        return False
+    try:
+        sock = tcp_repair.make(tcp, state)
+        _set_options(sock, tcp)
+    except (OSError, RestoreFailed) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        opening.warnings.append(f"the TCP connection to {where} is reset, as it cannot go on: {why}")
+        return False
+    opening.place(index, sock.detach())
+
+    def let_go() -> None:
+        with opening.socket(index) as kept:
+            tcp_repair.let_go(kept, tcp, state)
+
+    opening.at_last.append(let_go)
+    return True
+
+
+def _open_end(making: _Making, index: int, tcp: TcpSocket) -> None:
+    """An end whose peer is gone: reset by it, or ended."""
+    if common.address(tcp.local).host.version == IPV6:
+        host = "::1"
+    else:  # IPv6 may be off: a socket of it that spoke IPv4 goes on to
+        host = "::ffff:127.0.0.1" if tcp.family == socket.AF_INET6 else "127.0.0.1"
+    with (
+        socket.socket(tcp.family, socket.SOCK_STREAM) as listener,
+        socket.socket(tcp.family, socket.SOCK_STREAM, tcp.protocol) as near,
+    ):
+        listener.bind((host, 0))
+        listener.listen(1)
+        tcp_ports.set_early(near, tcp)
+        near.settimeout(PATIENCE)
+        near.connect(listener.getsockname())
+        client = TcpSocket(local=common.local_name(near.fileno()))
+        with _accepted(listener, client, TcpSocket(local=common.local_name(listener.fileno()))) as far:
+            left = _fill(far, near, tcp.received)
+            unsent = partial(common.queued, far.fileno(), tcp_flow.SIOCOUTQNSD)
+            _set_options(near, tcp)
+            if not left and (tcp.state == TcpSocket.ENDED or tcp.peer_done):
+                # What stays of our end in the kernel is to be gone soon (tcp(7)).
+                far.setsockopt(socket.IPPROTO_TCP, socket.TCP_LINGER2, 1)
+                far.shutdown(socket.SHUT_WR)
+                if tcp.state == TcpSocket.ENDED or tcp.shut_write:
+                    near.shutdown(socket.SHUT_WR)
+            else:
+                if unsent():
+                    tcp_flow.bring(far, near, unsent)
+                if lost := left + unsent():
+                    there = common.address(tcp.remote)
+                    making.opening.warnings.append(
+                        f"the TCP connection to {there} is reset before the last {lost} bytes that it had received and"
+                        " the program had not read: the kernel has no room for them"
+                    )
+                far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, tcp_ports.RESET)
+        making.opening.place(index, near.detach())
+
+
+def _set_options(sock: socket.socket, tcp: TcpSocket, but: frozenset[Key] = frozenset()) -> None:
+    """Make its options what they were, `but` for some."""
+    fixed = tcp_ports.FIXED | but
+    if tcp.protocol == IPPROTO_MPTCP and tcp.state not in (TcpSocket.LISTEN, TcpSocket.CLOSED):
+        fixed |= BEFORE_MPTCP_CONNECTS
+    common.set_options(sock, tcp.options, OPTIONS6 if tcp.family == socket.AF_INET6 else OPTIONS4, fixed)
+
+
+def _shut(sock: socket.socket, tcp: TcpSocket) -> None:
+    if tcp.shut_write:
+        sock.shutdown(socket.SHUT_WR)
+    if tcp.shut_read:
+        sock.shutdown(socket.SHUT_RD)
+
+
+def _fill(sender: socket.socket, receiver: socket.socket, content: bytes) -> int:
+    """Send what the other end had received. What has no room there waits at the sender, as it would have.
+
+    Returns:
+        How many bytes have no room at either end.
+    """
+
+    def unsent() -> int:
+        return common.queued(sender.fileno(), tcp_flow.SIOCOUTQNSD)
+
+    if not content:
+        return 0
+    sender.setblocking(False)
+    if len(content) > receiver.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF):
+        tcp_flow.make_room(sender, receiver, len(content))
+    left = memoryview(content)
+    while left:
+        try:
+            left = left[sender.send(left) :]
+        except BlockingIOError:
+            waiting = unsent()
+            common.enlarge(sender, socket.SO_SNDBUF)
+            tcp_flow.bring(sender, receiver, unsent)
+            if unsent() == waiting:
+                break
+    common.let_go_of_size(sender)
+    common.let_go_of_size(receiver)
+    return len(left)
+
+
+def _fill_inside(sender: socket.socket, receiver: socket.socket, content: bytes) -> None:
+    """The same within the tree, where nothing may be missing."""
+    if _fill(sender, receiver, content):
+        raise RestoreFailed(f"a TCP connection does not take the {len(content)} bytes that it had received")
+
+
+def _patiently(act: Callable[[], T], where: str) -> T:
+    """Try again while an old connection still holds the port.
+
+    Raises:
+        RestoreFailed: it still does after PATIENCE.
+    """
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return act()
+        except OSError as error:
+            if error.errno not in (errno.EADDRINUSE, errno.EADDRNOTAVAIL):
+                raise
+            if time.monotonic() > deadline:
+                raise RestoreFailed(
+                    f"another program or an old connection holds {where}",
+                    advice="connections that have ended hold a port for a minute: try again then",
+                ) from error
+        time.sleep(PAUSE)

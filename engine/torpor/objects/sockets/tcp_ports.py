@@ -1,0 +1,174 @@
+"""TCP ports: whether those of an image can be had here, and having them again.
+
+Who listens, and who was bound by the program, binds its port again. An end that connected had its port from the kernel,
+which may give one port to any number of connections that lead to different places: its port is free if the connection
+can be made, though bind(2) may refuse it. So the kernel is asked to choose again, among one port
+(IP_LOCAL_PORT_RANGE, Linux 6.3). It does so within net.ipv4.ip_local_port_range only; elsewhere bind() must do.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+
+from torpor.errors import Reason
+from torpor.image.image_pb2 import TcpSocket
+from torpor.objects.sockets import common, port_holders
+from torpor.objects.sockets.common import Address, Key
+
+REUSE: Key = (socket.SOL_SOCKET, socket.SO_REUSEADDR)
+REUSE_PORT: Key = (socket.SOL_SOCKET, socket.SO_REUSEPORT)
+REUSES = frozenset({REUSE, REUSE_PORT})
+PORT_RANGE: Key = (socket.IPPROTO_IP, 51)
+"""IP_LOCAL_PORT_RANGE (ip(7))."""
+BIND_NO_PORT: Key = (socket.IPPROTO_IP, 24)
+"""IP_BIND_ADDRESS_NO_PORT (ip(7))."""
+FREEBIND: Key = (socket.IPPROTO_IP, 15)
+TRANSPARENT: Key = (socket.IPPROTO_IP, socket.IP_TRANSPARENT)
+DEVICE: Key = (socket.SOL_SOCKET, socket.SO_BINDTODEVICE)
+V6ONLY: Key = (socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
+FIXED: frozenset[Key] = frozenset({V6ONLY})
+"""Options that cannot be changed once a socket has an address."""
+EARLY = FIXED | {FREEBIND, TRANSPARENT, DEVICE, (socket.SOL_SOCKET, socket.SO_RCVBUF)}
+"""Options that are set first: which addresses a socket may have depends on them. Set later, a receive buffer's size
+does not bound the windows that are promised to the peer, and what comes is dropped."""
+RESET = struct.pack("ii", 1, 0)
+"""struct linger: closing with it resets the connection (socket(7))."""
+BOUND = (TcpSocket.LISTEN, TcpSocket.CLOSED)
+CONNECTING = (TcpSocket.INSIDE, TcpSocket.PENDING)
+
+
+def listener_for(tcp: TcpSocket, listeners: Iterable[TcpSocket]) -> TcpSocket | None:
+    """The listener that an end of a connection was accepted from, if there is one."""
+    here = common.address(tcp.local)
+    for listener in listeners:
+        there = common.address(listener.local)
+        if there.port == here.port and (there.host == here.host or there.host.is_unspecified):
+            return listener
+    return None
+
+
+def shared(mine: Iterable[TcpSocket]) -> set[int]:
+    """The ports that several sockets of an image are bound to: SO_REUSEPORT may be off by now."""
+    count = Counter(common.address(tcp.local).port for tcp in mine if tcp.state in BOUND)
+    return {port for port, sockets_at in count.items() if port and sockets_at > 1}
+
+
+def check(mine: dict[int, TcpSocket]) -> Iterator[Reason]:
+    """Try every address once, as far as can be seen without listening at it."""
+    listeners = [tcp for tcp in mine.values() if tcp.state == TcpSocket.LISTEN]
+    tried: set[tuple[int, Address]] = set()
+    for tcp in mine.values():
+        where = common.address(tcp.local)
+        if tcp.state == TcpSocket.INSIDE and not tcp.connected and listener_for(tcp, listeners):
+            continue
+        bound = tcp.state in (TcpSocket.LISTEN, *CONNECTING) or (tcp.state == TcpSocket.CLOSED and where.port)
+        if not bound or (tcp.family, where) in tried:
+            continue
+        tried.add((tcp.family, where))
+        with socket.socket(tcp.family, socket.SOCK_STREAM) as probe:
+            try:
+                # Not with SO_REUSEPORT: that would share the port with the program itself, if it still runs.
+                bind(probe, tcp, where, share=False)
+            except OSError as error:
+                holder = port_holders.find(where.port) if error.errno == errno.EADDRINUSE else None
+                connects = tcp.state == TcpSocket.PENDING or (
+                    tcp.state == TcpSocket.INSIDE and (tcp.connected or not mine[tcp.peer].connected)
+                )
+                # What has ended can be waited for: see connect().
+                if holder and connects and (holder.seconds is not None or _can_connect(tcp, where)):
+                    continue
+                yield _cannot_bind(tcp, where, error, holder)
+
+
+def _can_connect(tcp: TcpSocket, here: Address) -> bool:
+    """Whether a connection can be made from a port at which bind() fails: it is tried, to a port of ours."""
+    there = common.address(tcp.remote)
+    family = socket.AF_INET if there.host.version == 4 else socket.AF_INET6
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as listener:
+            listener.bind(common.for_python(there._replace(port=0), family))
+            listener.listen(1)
+            port = int(listener.getsockname()[1])
+            with closing(connect(tcp, here, there._replace(port=port))) as sock:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+    except OSError:
+        return False
+    return True
+
+
+def _cannot_bind(tcp: TcpSocket, where: Address, error: OSError, holder: port_holders.PortHolder | None) -> Reason:
+    what = "listens at" if tcp.state == TcpSocket.LISTEN else "has a connection at"
+    if holder and holder.seconds is not None:
+        why, advice = "connections that have ended still hold the port", f"try again in {holder.seconds} s"
+    elif holder:
+        why, advice = f"the port is taken by {holder.words}", "end it: it may be the program itself, which still runs"
+    elif error.errno == errno.EADDRNOTAVAIL:
+        why, advice = "this host does not have the address", "restore on the host that has it"
+    elif error.errno in (errno.EACCES, errno.EPERM):
+        why, advice = "this user may not have the port", "see net.ipv4.ip_unprivileged_port_start"
+    else:
+        why, advice = str(error.strerror), ""
+    return Reason(f"the program {what} {where}", why, advice)
+
+
+def connect(tcp: TcpSocket, here: Address, there: Address, patience: float = 2.0) -> socket.socket:
+    """A connection from a port that the kernel chooses: see above.
+
+    Only this way a port can be had again that an old connection still holds (TIME_WAIT): on the loopback after a
+    second (net.ipv4.tcp_tw_reuse).
+
+    Args:
+        tcp: what is to be connected.
+        here: its address.
+        there: where it leads to.
+        patience: seconds that the other end has to take it.
+
+    Raises:
+        OSError: EADDRNOTAVAIL: the port is taken, or none that the kernel chooses.
+    """
+    sock = socket.socket(tcp.family, socket.SOCK_STREAM, tcp.protocol)
+    try:
+        set_early(sock, tcp)
+        sock.setsockopt(*PORT_RANGE, struct.pack("=HH", here.port, here.port))
+        sock.setsockopt(*BIND_NO_PORT, 1)
+        if tcp.family == socket.AF_INET or has_option(tcp, V6ONLY):  # bind() itself sets that option (__inet6_bind())
+            sock.bind(common.for_python(here._replace(port=0), tcp.family))
+        sock.settimeout(patience)
+        sock.connect(common.for_python(there, tcp.family))
+        if common.address(common.local_name(sock.fileno())) != here:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+            raise OSError(errno.EADDRNOTAVAIL, "the port is not one that programs get by themselves here")
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def bind(sock: socket.socket, tcp: TcpSocket, where: Address, *, share: bool) -> None:
+    """Bind, past what old connections left on the port; the options that it takes are for the caller to set back.
+
+    Raises:
+        OSError: the kernel refuses.
+    """
+    set_early(sock, tcp)
+    sock.setsockopt(*REUSE, 1)
+    if share:
+        sock.setsockopt(*REUSE_PORT, 1)
+    sock.bind(common.for_python(where, tcp.family))
+
+
+def set_early(sock: socket.socket, tcp: TcpSocket) -> None:
+    """Set what must be set before a socket has an address."""
+    for option in tcp.options:
+        if (option.level, option.name) in EARLY:
+            common.set_option(sock, (option.level, option.name), option.value)
+
+
+def has_option(tcp: TcpSocket, key: Key) -> bool:
+    """Whether an option of the image is on."""
+    return any((option.level, option.name) == key and any(option.value) for option in tcp.options)

@@ -1,0 +1,351 @@
+"""UDP sockets (udp(7)): their addresses, their options, and datagrams that wait in them.
+
+Kept: whom it is bound and connected to, options, memberships of multicast groups (see
+`torpor.objects.sockets.multicast`), and the datagrams that were not read, each with its sender. At a restore they are
+sent again, from where they came: from the tree's own socket at that address, or from one that has it for the moment.
+Refused: datagrams from an address that another program has, or that is not this host's; from the kernel's own
+reassembly (UDP_GRO), or behind an error. Not kept: that one is shut for writing alone, which nothing shows; what came
+with a datagram but for its sender (time, TTL, ...); an error that waits alone (ICMP), as one that was lost on its way;
+and a device for what it sends to groups where only its number was given.
+
+Datagrams behind the first are seen with SO_PEEK_OFF (socket(7)), which is set for that moment. An empty one is shown so
+only once (net/core/datagram.c, __skb_try_recv_from_queue): if the program goes on and still has not read it by the next
+checkpoint, that one loses it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import socket
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+
+from torpor.errors import Reason, RestoreFailed
+from torpor.image.image_pb2 import Description, Membership, Tree, UdpSocket
+from torpor.objects.kind import (
+    Describing,
+    GrabbedDescriptors,
+    Kind,
+    OpenFile,
+    Opening,
+    Problem,
+    Seen,
+    borrowed,
+    naming,
+)
+from torpor.objects.sockets import common, multicast
+from torpor.objects.sockets.common import Address, SocketState
+
+UDP_ENCAP = 100
+UDP_GRO = (socket.IPPROTO_UDP, 104)
+LONGEST = 1 << 16
+"""Bytes; a datagram has less."""
+PATIENCE = 2.0
+"""Seconds in which a datagram must arrive on this host."""
+FIXED = frozenset({(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)})
+"""Options that cannot be changed once a socket has an address."""
+REUSES = ((socket.SOL_SOCKET, socket.SO_REUSEADDR), (socket.SOL_SOCKET, socket.SO_REUSEPORT))
+BEFORE_BIND = FIXED | {
+    *REUSES,
+    (socket.SOL_SOCKET, socket.SO_BINDTODEVICE),
+    (socket.IPPROTO_IP, 15),  # IP_FREEBIND
+    (socket.IPPROTO_IP, socket.IP_TRANSPARENT),
+}
+OPTIONS4 = {**common.GENERAL, **common.UDP, **common.FILTERS}
+OPTIONS6 = {**common.TCP6, **common.UDP6, **OPTIONS4}
+
+
+@dataclass
+class UdpState:
+    """A UDP socket as it was."""
+
+    socket: SocketState
+    local: bytes
+    """struct sockaddr."""
+    remote: bytes
+    """Empty when it is not connected."""
+    encapsulates: bool
+    """It carries IPsec or tunnels for the kernel."""
+    memberships: list[Membership]
+    """Of multicast groups."""
+    messages: list[tuple[bytes, bytes]] = field(default_factory=list)
+    """Those that wait in it, each with its sender's struct sockaddr."""
+
+    @property
+    def shut_read(self) -> bool:
+        """Whether it hears nobody any more."""
+        return bool(self.socket.events & select.POLLRDHUP)
+
+    @property
+    def shut_write(self) -> bool:
+        """Whether it sends nothing any more; poll() tells it of one that is shut for both."""
+        return bool(self.socket.events & select.POLLHUP)
+
+    @property
+    def failed(self) -> bool:
+        """Whether an error waits in it, which a look into its queue would take out."""
+        return bool(self.socket.events & select.POLLERR)
+
+
+class Udp(Kind[UdpState]):
+    """A UDP socket."""
+
+    field = "udp"
+    look_takes = True  # an empty datagram is shown once (SO_PEEK_OFF): see `_peek`
+    may_be_under_way = True
+
+    def matches(self, seen: Seen) -> bool:
+        """By its family and protocol."""
+        family = seen.family
+        return (
+            family is not None
+            and family.family in (socket.AF_INET, socket.AF_INET6)
+            and (family.type, family.protocol) == (socket.SOCK_DGRAM, socket.IPPROTO_UDP)
+        )
+
+    def grab(self, held: OpenFile[UdpState], pidfd: int, *, content: bool) -> UdpState:
+        """Addresses, options and the queue."""
+        with borrowed(pidfd, held.holders[0].fd) as copy:
+            family = common.number(copy, socket.SOL_SOCKET, socket.SO_DOMAIN)
+            encapsulation = common.if_known(copy, socket.IPPROTO_UDP, UDP_ENCAP, 4)
+            state = UdpState(
+                common.look(copy, _options(family), listening=False),
+                common.local_name(copy),
+                common.peer_name(copy),
+                any(encapsulation or b""),
+                multicast.memberships(copy, family, multicast.groups()),
+            )
+            look = content and state.socket.events & select.POLLIN
+            if look and not (state.failed or state.socket.peek_offset):
+                state.messages = _peek(copy)
+        return state
+
+    def judge(self, held: OpenFile[UdpState], tree: GrabbedDescriptors) -> Iterator[Problem]:
+        """What waits in it can be sent again."""
+        state = held.state
+        yield from common.judge(state.socket, tree.asked(held.holders[0].pid))
+        if state.failed and not state.shut_read and state.socket.events & select.POLLIN:
+            why = "datagrams wait in it behind an error (ICMP), which a look at them would take out"
+            yield Problem(why, "read the error, or try again", passing=True)
+        if state.messages and any(state.socket.options.get(UDP_GRO, b"")):
+            yield Problem("datagrams wait in it that the kernel may have joined (UDP_GRO)", "try again", passing=True)
+        ours = [common.address(other.state.local) for other in tree.of(Udp)] if state.messages else []
+        for sender in dict.fromkeys(common.address(name) for _, name in state.messages):
+            if not any(_is_at(own, sender) for own in ours) and (why := _why_not_ours(sender)):
+                yield Problem(
+                    f"datagrams from {sender} wait in it, and only who has that address could send them again: {why}",
+                    "read them, or try again",
+                    passing=True,
+                )
+        if state.encapsulates:
+            yield Problem("it carries packets for the kernel (UDP_ENCAP)", "close it")
+
+    def describe(self, held: OpenFile[UdpState], out: Description, tree: GrabbedDescriptors, image: Describing) -> None:
+        """Addresses and options."""
+        state = held.state
+        out.udp.family, out.udp.local, out.udp.remote = state.socket.family.family, state.local, state.remote
+        wanted = _options(state.socket.family.family)
+        out.udp.options.extend(common.kept(state.socket.family, state.socket.options, wanted))
+        out.udp.shut_read, out.udp.shut_write = state.shut_read, state.shut_write
+        out.udp.memberships.extend(state.memberships)
+        out.udp.messages.extend(message for message, _ in state.messages)
+        out.udp.senders.extend(sender for _, sender in state.messages)
+
+    def check(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
+        """The addresses can be."""
+        for description in mine.values():
+            udp = description.udp
+            if udp.family not in (socket.AF_INET, socket.AF_INET6):
+                yield Reason("the image", f"it has a UDP socket of family {udp.family}")
+                continue
+            yield from common.check_options(udp.options, "a UDP socket")
+            yield from multicast.check(udp.memberships)
+            try:
+                where = _address(udp.local)
+                _address(udp.remote)
+                for sender in udp.senders:
+                    common.address(sender)
+                if len(udp.messages) != len(udp.senders) or (udp.messages and not (where and where.port)):
+                    raise ValueError("datagrams that come from nowhere or lead nowhere")
+            except ValueError as error:
+                yield Reason("the image", f"it has a UDP socket with {error}")
+
+    def check_free(self, mine: dict[int, Description], image: Tree) -> Iterator[Reason]:
+        """The addresses can be had here, those of datagrams that wait too."""
+        ours: list[Address | None] = []
+        senders: dict[Address, None] = {}
+        for description in mine.values():
+            where = _address(description.udp.local)
+            ours.append(where)
+            senders |= dict.fromkeys(map(common.address, description.udp.senders))
+            try:
+                _make(description.udp).close()
+            except OSError as error:
+                yield _refused(where, error)
+        for sender in senders:
+            if not any(own and _is_at(own, sender) for own in ours) and (why := _why_not_ours(sender)):
+                yield Reason(
+                    f"the address {sender}", f"datagrams that were not read came from it, and {why}", "end who has it"
+                )
+
+    def open(self, mine: dict[int, Description], opening: Opening) -> None:
+        """Bind all, send what waited in them, then connect."""
+        ports = Counter(_port(description.udp) for description in mine.values())
+        with ExitStack() as stack:
+            made: dict[int, socket.socket] = {}
+            for index, description in mine.items():
+                with naming(description):
+                    share = ports[_port(description.udp)] > 1
+                    made[index] = stack.enter_context(_bound(description.udp, share=share))
+            for index, description in mine.items():
+                with naming(description):
+                    _fill(made[index], description.udp, list(made.values()))
+            for index, description in mine.items():
+                udp, sock = description.udp, made[index]
+                with naming(description):
+                    if udp.remote:
+                        sock.connect(common.for_python(common.address(udp.remote), udp.family))
+                    common.set_options(sock, udp.options, _options(udp.family), FIXED)
+                    multicast.join(sock, udp.memberships)
+                    _shut(sock, udp)
+                    opening.place(index, sock.dup().detach())
+
+
+def _options(family: int) -> dict[common.Key, int]:
+    return OPTIONS6 if family == socket.AF_INET6 else OPTIONS4
+
+
+def _address(name: bytes) -> Address | None:
+    """What a struct sockaddr of a UDP socket says; None for nothing at all."""
+    return common.address(name) if name else None
+
+
+def _make(udp: UdpSocket) -> socket.socket:
+    sock = _bound(udp)
+    try:
+        if (there := _address(udp.remote)) is not None:
+            sock.connect(common.for_python(there, udp.family))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _port(udp: UdpSocket) -> int:
+    where = _address(udp.local)
+    return where.port if where else 0
+
+
+def _bound(udp: UdpSocket, *, share: bool = False) -> socket.socket:
+    """Bound as it was; `share` its port with others, though the option that allowed that may be off by now."""
+    sock = socket.socket(udp.family, socket.SOCK_DGRAM, socket.IPPROTO_UDP)
+    try:
+        for option in udp.options:
+            if (option.level, option.name) in BEFORE_BIND:
+                common.set_option(sock, (option.level, option.name), option.value)
+        if share and not any(sock.getsockopt(*key) for key in REUSES):
+            for key in REUSES:
+                sock.setsockopt(*key, 1)
+        if (where := _address(udp.local)) is not None and where.port:
+            sock.bind(common.for_python(where, udp.family))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _shut(sock: socket.socket, udp: UdpSocket) -> None:
+    for side, how in ((udp.shut_read, socket.SHUT_RD), (udp.shut_write, socket.SHUT_WR)):
+        if side:
+            try:
+                sock.shutdown(how)
+            except OSError as error:  # of one that is not connected the kernel says so, and shuts it
+                if error.errno != errno.ENOTCONN:
+                    raise
+
+
+def _peek(copy: int) -> list[tuple[bytes, bytes]]:
+    """The datagrams that wait, each with its sender."""
+    found: list[tuple[bytes, bytes]] = []
+    with common.peeking_on(copy):
+        while True:
+            try:
+                message = common.peek(copy, LONGEST)
+            except BlockingIOError:
+                return found
+            if not message.name:  # the end of one that is shut: a datagram has a sender
+                return found
+            found.append((message.content, message.name))
+
+
+def _is_at(own: Address, sender: Address) -> bool:
+    """Whether what a socket sends can come from an address."""
+    return own.port == sender.port and (own.host == sender.host or own.host.is_unspecified)
+
+
+def _why_not_ours(sender: Address) -> str:
+    """Why a socket of ours cannot have an address for a moment."""
+    try:
+        _at(sender).close()
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
+
+
+def _at(where: Address) -> socket.socket:
+    sock = socket.socket(socket.AF_INET if where.host.version == 4 else socket.AF_INET6, socket.SOCK_DGRAM)
+    try:
+        sock.bind(common.for_python(where, sock.family))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _fill(receiver: socket.socket, udp: UdpSocket, made: Sequence[socket.socket]) -> None:
+    """Send again what waited in a socket. It hears only the one who sends, so that nobody else comes in between."""
+    if not udp.messages:
+        return
+    size = receiver.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+    common.enlarge(receiver, socket.SO_RCVBUF)
+    for message, name in zip(udp.messages, udp.senders, strict=True):
+        there = common.address(name)
+        receiver.connect(common.for_python(there, receiver.family))
+        with _sender(there, made) as sender:
+            here = common.address(common.local_name(receiver.fileno()))
+            before = common.used_memory(receiver.fileno())
+            sender.sendto(message, common.for_python(here, sender.family))
+            deadline = time.monotonic() + PATIENCE
+            while common.used_memory(receiver.fileno()) <= before:
+                if time.monotonic() > deadline:
+                    raise RestoreFailed(f"a datagram from {there} to {here} that was not read does not arrive again")
+                os.sched_yield()
+    common.disconnect(receiver.fileno())
+    receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size // 2)  # the kernel doubles it
+    common.let_go_of_size(receiver)
+
+
+@contextmanager
+def _sender(there: Address, made: Sequence[socket.socket]) -> Iterator[socket.socket]:
+    """A socket at an address: the tree's own, else one for the moment."""
+    for sock in made:
+        where = common.address(common.local_name(sock.fileno()))
+        if _is_at(where, there) and (sock.family == socket.AF_INET6 or there.host.version == 4):
+            yield sock
+            return
+    with _at(there) as sock:
+        yield sock
+
+
+def _refused(where: Address | None, error: OSError) -> Reason:
+    subject = f"the UDP socket at {where}"
+    if error.errno == errno.EADDRINUSE:
+        return Reason(subject, "the port is taken", "end who has it: it may be the program itself, which still runs")
+    if error.errno == errno.EADDRNOTAVAIL:
+        return Reason(subject, "this host does not have the address", "restore on the host that has it")
+    return Reason(subject, f"it cannot be made here: {error.strerror}")

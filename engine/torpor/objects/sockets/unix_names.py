@@ -1,0 +1,324 @@
+"""Unix sockets with a name: who listens, who is bound, and datagram sockets that know each other by name (unix(7)).
+
+At the restore the file of a socket may be there still, as the program left it: it is removed if it is a socket of this
+user's, or the very file, and nobody is behind it. Abstract names must be free. Where its file is, is known by
+`torpor.objects.sockets.unix_paths`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+import struct
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
+
+from torpor.arch.x86_64 import NR
+from torpor.errors import Reason, RestoreFailed
+from torpor.image.image_pb2 import Description
+from torpor.image.image_pb2 import UnixSocket as UnixMessage
+from torpor.objects.kind import Opening, naming
+from torpor.objects.paths.opener import Opener, Openers
+from torpor.objects.sockets import common, unix_paths, unix_queues
+from torpor.objects.sockets.unix_diag import Diagnosis
+from torpor.objects.sockets.unix_paths import of, printable
+
+OPTIONS = {**common.GENERAL, **common.UNIX}
+PATIENCE = 2.0
+"""Seconds in which the tree's own listener must take a connection."""
+UCRED = struct.Struct("=iII")
+
+
+def owns(unix: UnixMessage) -> bool:
+    """Whether a socket is bound itself: an accepted one only shows its listener's name."""
+    return bool(unix.name) and not unix.has_peer and not unix.peer_gone
+
+
+def check(mine: dict[int, Description], openers: Openers) -> Iterator[Reason]:
+    """Say which names cannot be had here."""
+    names = {unix.name for unix in (description.unix for description in mine.values()) if owns(unix)}
+    for index, description in mine.items():
+        unix, opener = description.unix, openers.description(index)
+        abstract = [name for name in (unix.name, unix.connected_to) if name.startswith(b"\0")]
+        paths = [name for name in (unix.name, unix.connected_to) if name not in abstract]
+        full = [name for name in (unix.path, unix.directory) if name]
+        if (
+            any(len(name) > unix_paths.LONGEST for name in (*abstract, *paths))
+            or any(b"\0" in name for name in (*paths, *full))
+            or not all(name.startswith(b"/") for name in full)
+            or (unix.moved and (not unix.name or unix.name in abstract))
+        ):
+            yield Reason("the image", "it has a unix socket with a name that cannot be")
+            return
+        if owns(unix) and (why := _why_not_here(unix, opener)):
+            yield Reason(f"the unix socket {printable(unix_paths.path_of(unix) or unix.name)}", *why)
+        if unix.connected_to and unix.connected_to not in names and (error := _cannot_connect(unix, opener)):
+            yield Reason(f"the unix socket {printable(unix.connected_to)}", f"the program sends to it, and {error}")
+
+
+def _why_not_here(unix: UnixMessage, opener: Opener) -> tuple[str, str] | None:
+    """Why the file of a socket cannot be made by its user, and what to do."""
+    if not (path := unix_paths.path_of(unix)):
+        return None
+    if not opener.may_write_in(os.path.dirname(path)):
+        return "its directory is not there, or this user may not write to it", "make it again"
+    if (there := _at(unix, opener)) is None:
+        return None
+    own = there.st_uid in opener.users or (unix.inode and there.st_ino == unix.inode)
+    if not stat.S_ISSOCK(there.st_mode) or not own:
+        return "something else has its name", "move it away"
+    return None
+
+
+def check_free(mine: dict[int, Description], openers: Openers) -> Iterator[Reason]:
+    """Say which names somebody has."""
+    for index, description in mine.items():
+        unix = description.unix
+        if owns(unix) and (why := _why_taken(unix, openers.description(index))):
+            yield Reason(f"the unix socket {printable(unix.name)}", *why)
+
+
+def _why_taken(unix: UnixMessage, opener: Opener) -> tuple[str, str] | None:
+    """Why the name of a socket is not free, and what to do."""
+    advice = "end who has it: it may be the program itself, which still runs"
+    with socket.socket(socket.AF_UNIX, unix.type) as probe:
+        if unix.name.startswith(b"\0"):
+            try:
+                probe.bind(unix.name)
+            except OSError as error:
+                return f"the name cannot be had: {error.strerror}", advice
+        elif (there := _at(unix, opener)) and _lives(probe, unix_paths.path_of(unix), there.st_ino, opener):
+            return "somebody has the name", advice
+    return None
+
+
+def _at(unix: UnixMessage, opener: Opener) -> os.stat_result | None:
+    """What stands where the file of a socket is to be."""
+    path = unix_paths.path_of(unix)
+    try:
+        return opener.lstat(path) if path else None
+    except FileNotFoundError:
+        return None
+
+
+def _lives(probe: socket.socket, name: bytes, inode: int, opener: Opener) -> bool:
+    """Whether a socket is behind a path."""
+    probe.setblocking(False)
+    try:
+        _connect(probe, name, opener)
+    except PermissionError:  # its mode forbids it: the kernel knows who is bound to it
+        return any(known.inode == inode & 0xFFFFFFFF for known in Diagnosis().sockets.values())
+    except OSError as error:
+        return error.errno != errno.ECONNREFUSED
+    return True
+
+
+def _connect(sock: socket.socket, name: bytes, opener: Opener) -> None:
+    if len(name) < unix_paths.LONGEST or name.startswith(b"\0"):
+        opener.call(NR.connect, sock.fileno(), *unix_paths.address(name))
+        return
+    with opener.parent(name) as (directory, last):
+        short = b"/proc/self/fd/%d/%s" % (directory, last.rstrip(b"\0"))
+        opener.call(NR.connect, sock.fileno(), *unix_paths.address(short))
+
+
+def _cannot_connect(unix: UnixMessage, opener: Opener) -> str:
+    with socket.socket(socket.AF_UNIX, unix.type) as probe:
+        try:
+            _connect(probe, unix.connected_to, opener)
+        except OSError as error:
+            return f"it cannot be reached here: {error.strerror}"
+    return ""
+
+
+# --------------------------------------------------------------------------------------------------- restore
+
+
+@dataclass
+class Named:
+    """The named sockets of an image while they are made. A context manager: on an error, no name is left."""
+
+    opening: Opening
+    _listeners: dict[bytes, tuple[socket.socket, bytes]] = field(default_factory=dict)
+    """Who listens, by the names they were bound by; with those by which they are reached for now."""
+    _at: dict[int, bytes] = field(default_factory=dict)
+    """By the index of one that is bound, the name by which it is reached for now."""
+    _stack: ExitStack = field(default_factory=ExitStack)
+
+    def __post_init__(self) -> None:
+        self._bound = unix_paths.Bound(self.opening.warnings)
+
+    def __enter__(self) -> Named:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        self._stack.close()
+        if kind is not None:
+            self._bound.remove()
+
+    def bind_all(self, mine: dict[int, Description]) -> None:
+        """Make all that are bound or know another by name; who listens does so from now on.
+
+        What waited at a name is sent again later, and only then whom they know by name is made known to them: one that
+        is connected hears nobody else.
+        """
+        alone = {i: d for i, d in mine.items() if _stands_alone(d.unix)}
+        made: dict[int, socket.socket] = {}
+        # Those whose name leads elsewhere by now come first: another one of the tree may have it.
+        for index, description in sorted(alone.items(), key=lambda one: not one[1].unix.moved):
+            with naming(description):
+                made[index] = self._bind(index, description.unix, self.opening.openers.description(index))
+        self.opening.later.append(partial(self._deliver, alone, made))
+
+    def _deliver(self, alone: dict[int, Description], made: dict[int, socket.socket]) -> None:
+        owners = {description.unix.name: made[index] for index, description in alone.items() if description.unix.name}
+        at = {description.unix.name: self._at[index] for index, description in alone.items() if description.unix.name}
+        for index, description in alone.items():
+            unix = description.unix
+            with naming(description):
+                for number, sender in enumerate(unix.senders):
+                    with self._sender(owners, of(sender)) as sock:
+                        unix_queues.fill(sock, unix, self.opening.slots, [number], self._at[index])
+        for index, description in alone.items():
+            with naming(description):
+                common.set_options(made[index], description.unix.options, OPTIONS)  # buffers may have grown
+                if there := description.unix.connected_to:
+                    if there in at:
+                        unix_paths.connect(made[index], at[there])
+                    else:
+                        _connect(made[index], there, self.opening.openers.description(index))
+        for index, description in alone.items():
+            if _is_shut(description.unix) and _hears_by_name(description.unix):
+                with naming(description):
+                    shut(made[index], description.unix)
+        self._bound.settle()
+
+    @contextmanager
+    def _sender(self, owners: dict[bytes, socket.socket], name: bytes) -> Iterator[socket.socket]:
+        """A datagram socket with this name: the tree's own; without one, any."""
+        if not name:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as nobody:
+                yield nobody
+        elif name in owners:
+            yield owners[name]
+        else:
+            raise RestoreFailed(f"datagrams came from {printable(name)}, which is not in the image")
+
+    def queue_up(self, mine: dict[int, Description]) -> None:
+        """Connect those who wait to be accepted, in their order, and shut what is shut and no connection's end, but for
+        those who are to hear or to send first. Nothing may be accepted from then on.
+        """
+        for number, listener in mine.items():
+            for index in listener.unix.pending:
+                unix = mine[index].unix
+                client = socket.socket(socket.AF_UNIX, unix.type)
+                with naming(mine[index]), client:
+                    client.settimeout(PATIENCE)
+                    unix_paths.connect(client, self._at[number])
+                    client.settimeout(None)
+                    common.set_options(client, unix.options, OPTIONS)
+                    shut(client, unix)
+                    self.opening.place(index, client.dup().detach())
+        for index, description in mine.items():
+            if _is_shut(description.unix) and not _hears_by_name(description.unix):
+                with self.opening.socket(index) as sock:
+                    shut(sock, description.unix)
+
+    def _bind(self, index: int, unix: UnixMessage, opener: Opener) -> socket.socket:
+        sock = self._stack.enter_context(socket.socket(socket.AF_UNIX, unix.type))
+        if unix.name:
+            if unix_paths.path_of(unix):
+                _clear(unix, opener)
+            self._at[index] = self._bound.bind(sock, unix, opener)
+        common.set_options(sock, unix.options, OPTIONS)
+        if unix.listening:
+            sock.listen(unix.backlog)
+            self._listeners[unix.name] = sock, self._at[index]
+        self.opening.place(index, sock.dup().detach())
+        return sock
+
+    def pair(self, index: int, one: UnixMessage, other: UnixMessage) -> tuple[socket.socket, socket.socket]:
+        """Two ends of a connection, through the tree's own listener where it was made so.
+
+        Args:
+            index: of a description, in whose holders' name things are done.
+            one: the first end.
+            other: the second.
+        """
+        for name in filter(None, {one.name, other.name} - self._listeners.keys()):
+            if one.type != socket.SOCK_DGRAM:
+                self._listen_for_now(index, name, one.type)
+        if (found := self._listeners.get(other.name)) is not None and other.name:
+            return self._connect(*found, one)
+        if (found := self._listeners.get(one.name)) is not None and one.name:
+            far, near = self._connect(*found, one)
+            return near, far
+        return socket.socketpair(socket.AF_UNIX, one.type)
+
+    def _listen_for_now(self, index: int, name: bytes, kind: int) -> None:
+        """A listener in the place of one that is closed: an end that was accepted shows its name (getsockname)."""
+        unix = UnixMessage(name=name, type=kind, moved=not name.startswith(b"\0"))
+        sock = socket.socket(socket.AF_UNIX, kind)
+        try:
+            at = self._bound.bind(sock, unix, self.opening.openers.description(index))
+            sock.listen()
+        except OSError:  # an abstract name that somebody has: the end comes back without
+            sock.close()
+            return
+        self._listeners[name] = self._stack.enter_context(sock), at
+
+    def _connect(self, listener: socket.socket, at: bytes, unix: UnixMessage) -> tuple[socket.socket, socket.socket]:
+        client = socket.socket(socket.AF_UNIX, unix.type)
+        try:
+            client.settimeout(PATIENCE)
+            unix_paths.connect(client, at)
+            client.settimeout(None)
+            while True:  # whoever came before us from outside is turned away, as when the program was gone
+                server, _ = listener.accept()
+                pid, _, _ = UCRED.unpack(server.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size))
+                if pid == os.getpid():
+                    server.setblocking(True)
+                    return client, server
+                server.close()
+        except BaseException:
+            client.close()
+            raise
+
+
+def _clear(unix: UnixMessage, opener: Opener) -> None:
+    """Remove the file that the program left, if nobody is behind it.
+
+    Raises:
+        RestoreFailed: somebody is.
+    """
+    if (why := _why_not_here(unix, opener) or _why_taken(unix, opener)) is not None:
+        raise RestoreFailed(f"the unix socket {printable(unix.name)} cannot be made again: {why[0]}", advice=why[1])
+    with suppress(FileNotFoundError):
+        opener.unlink(unix_paths.path_of(unix))
+
+
+def _stands_alone(unix: UnixMessage) -> bool:
+    """Whether it is bound, or knows another by name."""
+    return owns(unix) or bool(unix.connected_to)
+
+
+def _hears_by_name(unix: UnixMessage) -> bool:
+    """Whether what waits at it, or at others from it, is sent again by names: not when it is shut any more."""
+    return unix.type == socket.SOCK_DGRAM and _stands_alone(unix)
+
+
+def _is_shut(unix: UnixMessage) -> bool:
+    """Whether it is shut, and no end of a connection."""
+    return (unix.shut_read or unix.shut_write) and not (unix.has_peer or unix.peer_gone or unix.is_pending)
+
+
+def shut(sock: socket.socket, unix: UnixMessage) -> None:
+    """Shut the ways that were shut."""
+    if unix.shut_read:
+        sock.shutdown(socket.SHUT_RD)
+    if unix.shut_write:
+        sock.shutdown(socket.SHUT_WR)

@@ -1,0 +1,424 @@
+"""Unix sockets: pairs, connections, listeners, and what is on its way between them.
+
+Kept: type, receive queues with the borders between messages and the descriptors that come with them (SCM_RIGHTS; see
+`torpor.objects.sockets.unix_queues`), shutdown of either side, options, names (see
+`torpor.objects.sockets.unix_names`), connections that a listener has not accepted yet, datagrams that wait at a name,
+and an end whose other end is closed already.
+
+Refused: connections to sockets outside the tree (but for standard input, output and error, and for datagrams to a
+name), unless they are to come back as closed by the peer (`torpor checkpoint --outside=reset`); data on a connection
+that was not accepted, which nobody can read without accepting it; messages that come with the credentials of their
+senders (SO_PASSCRED), which only the senders could send again; datagrams whose sender's name nobody in the tree has;
+descriptors under way of a kind that must be made by a process (pidfd, POSIX message queue), or that no process has else
+(files in memory, inotify, epoll, signalfd).
+
+Not kept: SO_PEERCRED, which names the restoring process, and a name that the connecting end had given itself.
+
+Who is connected to whom is told by sock_diag(7), in one dump for the whole tree (`torpor.objects.sockets.unix_diag`).
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import stat
+import termios
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+
+from torpor import procfs
+from torpor.errors import Reason
+from torpor.image.image_pb2 import Description, Tree
+from torpor.image.image_pb2 import UnixSocket as UnixMessage
+from torpor.objects.fds.pidfd import Pidfd
+from torpor.objects.fds.posix_queues import MessageQueue
+from torpor.objects.kind import (
+    Describing,
+    GrabbedDescriptors,
+    InFlight,
+    Kind,
+    OpenFile,
+    Opening,
+    Problem,
+    Seen,
+    borrowed,
+    name,
+    naming,
+    some,
+)
+from torpor.objects.paths.opener import Openers
+from torpor.objects.sockets import common, unix_names, unix_paths, unix_queues
+from torpor.objects.sockets.common import SocketState
+from torpor.objects.sockets.unix_diag import Diagnosis, Known
+from torpor.objects.sockets.unix_queues import PATH, Queue
+
+OPTIONS = unix_names.OPTIONS
+OPENED_BY_PROCESSES = (Pidfd.field, MessageQueue.field)
+"""Kinds of which a restorer has none that it could send."""
+RCV_SHUTDOWN, SEND_SHUTDOWN = 1, 2
+TCP_LISTEN = 10
+"""Unix sockets use TCP's numbers for their states."""
+
+
+@dataclass
+class UnixState:
+    """A unix socket as it was."""
+
+    socket: SocketState
+    peer_name: bytes
+    outgoing: int
+    """Bytes that were sent and not received, bookkeeping included."""
+    queue: Queue = field(default_factory=Queue)
+    known: Known | None = None
+    peer: OpenFile[UnixState] | None = None
+    """The other end, if it is in the tree."""
+    waits_at: OpenFile[UnixState] | None = None
+    """The listener of the tree that has not accepted its connection yet."""
+    clients: list[OpenFile[UnixState] | None] = field(default_factory=list)
+    """Of a listener: who waits to be accepted, in order; None where that is not in the tree."""
+    diagnosis: Diagnosis | None = None
+    told: bytes = b""
+    """The name by which the kernel knows the file that it is bound to, where this user is told."""
+    place: unix_paths.Place | None = None
+    """Where the file of its name is; None: it is bound to none."""
+
+    @property
+    def listening(self) -> bool:
+        """Whether it listens."""
+        return self.known is not None and self.known.state == TCP_LISTEN
+
+    @property
+    def sends_to_name(self) -> bool:
+        """Whether it is a datagram socket that is connected to another by name, and not one of a pair."""
+        mutual = self.peer is not None and self.peer.state.peer is not None and self.peer.state.peer.state is self
+        by_names = bool(self.peer_name) and (not mutual or (self.known is not None and bool(self.known.name)))
+        return self.socket.family.type == socket.SOCK_DGRAM and by_names
+
+    @property
+    def bound(self) -> bool:
+        """Whether its name is its own; an accepted end shows its listener's."""
+        known = self.known
+        alone = self.sends_to_name or (known is not None and known.peer is None)
+        return known is not None and bool(known.name) and (alone or self.listening)
+
+
+class Unix(Kind[UnixState]):
+    """A unix socket."""
+
+    field = "unix"
+    may_be_under_way = True
+    may_be_reset = True
+
+    def matches(self, seen: Seen) -> bool:
+        """By its family."""
+        return seen.family is not None and seen.family.family == socket.AF_UNIX
+
+    def grab(self, held: OpenFile[UnixState], pidfd: int, *, content: bool) -> UnixState:
+        """Options and the queue."""
+        with borrowed(pidfd, held.holders[0].fd) as copy:
+            listening = bool(common.number(copy, socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+            name = unix_paths.of(common.peer_name(copy)[PATH:])
+            outgoing = 0 if listening else common.queued(copy, termios.TIOCOUTQ)
+            state = UnixState(common.look(copy, OPTIONS, listening=listening), name, outgoing)
+            if content and procfs.is_root():
+                state.told = unix_paths.told(copy)
+            if content and not listening and not state.socket.peek_offset:
+                state.queue = unix_queues.peek(copy, state.socket)
+        return state
+
+    def under_way(self, held: OpenFile[UnixState]) -> list[InFlight]:
+        """The descriptors that come with what lies in it."""
+        return [one for message in held.state.queue.messages for one in message.rights]
+
+    def finish(self, mine: list[OpenFile[UnixState]], tree: GrabbedDescriptors) -> None:
+        """Ask who is connected to whom."""
+        if mine:
+            diagnosis = Diagnosis()
+            for held in mine:
+                held.state.diagnosis = diagnosis
+
+    def outside(self, held: OpenFile[UnixState], tree: GrabbedDescriptors) -> str:
+        """The other end, when it is open and not in the tree."""
+        _pair(tree)
+        known = held.state.known
+        if known is None or known.peer is None or held.state.peer is not None or _peer_is_closed(held.state):
+            return ""
+        if held.state.sends_to_name or held.state.waits_at is not None:
+            return ""
+        return f"the unix socket {unix_paths.printable(held.state.peer_name) or known.peer}"
+
+    def judge(self, held: OpenFile[UnixState], tree: GrabbedDescriptors) -> Iterator[Problem]:
+        """Its name leads to it, and all that is on its way could be taken."""
+        _pair(tree)
+        state = held.state
+        yield from common.judge(state.socket, tree.asked(held.holders[0].pid))
+        if state.diagnosis and state.diagnosis.unavailable:
+            yield Problem(
+                f"the kernel does not tell who it is connected to: {state.diagnosis.unavailable}",
+                "have the kernel module unix_diag loaded",
+            )
+        elif state.known is None:
+            # Before the freeze it may just have been closed.
+            yield Problem("the kernel does not know it in this network namespace", passing=not tree.content)
+        elif state.bound:
+            yield from _judge_clients(state, tree)
+            yield from _judge_senders(state, tree)
+        elif state.known.name and (state.socket.family.type == socket.SOCK_DGRAM or state.waits_at is not None):
+            yield Problem(
+                "it has a name, and its other end is closed, has none, or has not accepted it yet", "close it"
+            )
+        elif state.peer is not None and state.peer.state.peer is not held and not state.sends_to_name:
+            yield Problem("its other end is connected to another socket, which is not kept")
+        elif state.queue.messages and (state.sends_to_name or (state.known.peer is None and not state.bound)):
+            yield Problem("messages wait in it that nobody could send again", "receive them", passing=True)
+        if state.queue.lost:
+            yield Problem(state.queue.lost, "try again when the program has received what was sent", passing=True)
+        for one in self.under_way(held):
+            if one.held is not None and isinstance(one.held.kind, (Pidfd, MessageQueue)):
+                what = "a pidfd" if isinstance(one.held.kind, Pidfd) else "a POSIX message queue"
+                yield Problem(f"{what} is on its way to it, which only a process can open", "try again", passing=True)
+
+    def describe(
+        self, held: OpenFile[UnixState], out: Description, tree: GrabbedDescriptors, image: Describing
+    ) -> None:
+        """Its type, its other end, and what is on its way to it."""
+        state = held.state
+        assert state.known
+        out.unix.type = state.socket.family.type
+        out.unix.messages.extend(message.content for message in state.queue.messages)
+        for number, message in enumerate(state.queue.messages):
+            if message.rights:
+                rights = [image.index_of(one.held, one.held.holders[0].fd) for one in message.rights if one.held]
+                out.unix.under_way.add(message=number, descriptions=rights)
+        out.unix.shut_read = bool(state.known.shutdown & RCV_SHUTDOWN)
+        out.unix.shut_write = bool(state.known.shutdown & SEND_SHUTDOWN)
+        out.unix.options.extend(common.kept(state.socket.family, state.socket.options, OPTIONS))
+        out.unix.reset = bool(state.socket.events & select.POLLERR)
+        out.unix.name = state.known.name
+        if state.bound:
+            out.unix.listening, out.unix.backlog = state.listening, state.known.backlog if state.listening else 0
+            if state.place:
+                _describe_file(state.known.name, state.place, out.unix)
+            out.unix.pending.extend(image.index_of(one, one.holders[0].fd) for one in state.clients if one)
+            if state.socket.family.type == socket.SOCK_DGRAM:
+                out.unix.senders.extend(message.sender for message in state.queue.messages)
+        out.unix.is_pending = state.waits_at is not None
+        if state.sends_to_name:
+            out.unix.connected_to = state.peer_name
+        elif state.peer is not None:
+            out.unix.has_peer = True
+            out.unix.peer = image.index_of(state.peer, state.peer.holders[0].fd)
+        else:
+            out.unix.peer_gone = _peer_is_closed(state) or bool(self.outside(held, tree))
+
+    def notices(self, mine: Sequence[OpenFile[UnixState]], tree: GrabbedDescriptors) -> Iterator[str]:
+        """Connections to others that the woken program sees closed."""
+        lost = [
+            f"{name(held.holders[0])}, to {words}"
+            for held in mine
+            if not self.stands_for(held, tree) and (words := self.outside(held, tree))
+        ]
+        if lost:
+            yield f"unix connections to others will be seen closed by the woken program: {some(lost)}"
+        nowhere = [
+            f"{name(held.holders[0])}, {unix_paths.printable(held.state.known.name)}"
+            for held in mine
+            if held.state.place and held.state.known and not held.state.place.path
+            if not held.state.known.name.startswith(b"/") and not procfs.is_root()
+        ]
+        if nowhere:
+            yield f"the files of unix sockets are not found, and will not be there: {some(nowhere)}"
+
+    def check(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
+        """What the image says can be, and its names may be had."""
+        found = list(_check_ends(mine, image))
+        yield from found or unix_names.check(mine, Openers(image))
+
+    def check_free(self, mine: dict[int, Description], image: Tree) -> Iterator[Reason]:
+        """Nobody has the names."""
+        return unix_names.check_free(mine, Openers(image))
+
+    def open(self, mine: dict[int, Description], opening: Opening) -> None:
+        """Those with a name first, then pair by pair, then who waits to be accepted. Their queues are filled later."""
+        named = opening.stack.enter_context(unix_names.Named(opening))
+        named.bind_all(mine)
+        for index, description in mine.items():
+            if index not in opening.slots and not description.unix.is_pending:
+                _open(index, description, opening, named)
+        named.queue_up(mine)
+
+
+def _check_ends(mine: dict[int, Description], image: Tree) -> Iterator[Reason]:
+    for index, description in mine.items():
+        unix = description.unix
+        if unix.type not in (socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_SEQPACKET):
+            yield Reason("the image", f"it has a unix socket of type {unix.type}, which there is not")
+        if unix.has_peer:
+            other = mine.get(unix.peer)
+            if other is None or not other.unix.has_peer or other.unix.peer != index or unix.peer == index:
+                yield Reason("the image", f"the unix socket {index} and its other end do not fit together")
+        yield from _check_queue(index, unix, mine, image)
+        yield from common.check_options(unix.options, "a unix socket")
+
+
+def _check_queue(index: int, unix: UnixMessage, mine: dict[int, Description], image: Tree) -> Iterator[Reason]:
+    clients = [mine[client].unix for client in unix.pending if client in mine]
+    fits = all(client.is_pending and client.type == unix.type for client in clients)
+    waiting = len(set(unix.pending)) == len(unix.pending) == len(clients) and (unix.listening or not clients)
+    bound = unix_names.owns(unix) or not unix.listening  # listen(2) on a unix socket without a name: EINVAL
+    senders = not unix.senders or (len(unix.senders) == len(unix.messages) and unix_names.owns(unix))
+    known = [one.WhichOneof("kind") not in OPENED_BY_PROCESSES for one in image.descriptions]
+    rights = all(
+        one.message < len(unix.messages) and all(index < len(known) and known[index] for index in one.descriptions)
+        for one in unix.under_way
+    )
+    if not (fits and waiting and bound and senders and rights):
+        yield Reason("the image", f"what waits in the unix socket {index} does not fit together")
+    if unix.is_pending and (
+        sum(index in other.unix.pending for other in mine.values()) != 1
+        or unix.name
+        or unix.has_peer
+        or unix.peer_gone
+        or unix.messages
+        or unix.connected_to
+    ):
+        yield Reason("the image", f"the unix socket {index} does not wait to be accepted as it says")
+
+
+def _open(index: int, description: Description, opening: Opening, named: unix_names.Named) -> None:
+    unix = description.unix
+    with naming(description):
+        if unix.has_peer:
+            _open_pair(opening, index, unix.peer, named)
+        elif unix.peer_gone:
+            _open_widow(opening, index, named)
+        else:
+            alone = socket.socket(socket.AF_UNIX, unix.type)
+            common.set_options(alone, unix.options, OPTIONS)
+            opening.place(index, alone.detach())
+
+
+def may_hold_descriptors(held: OpenFile[UnixState]) -> bool:
+    """Whether something lies in its queue, and so perhaps descriptors."""
+    return bool(held.state.socket.events & select.POLLIN)
+
+
+def _pair(tree: GrabbedDescriptors) -> None:
+    """Say of every socket what the kernel knows of it, once; not done under the freeze."""
+    mine = tree.of(Unix)
+    if not mine or mine[0].state.known is not None:
+        return
+    by_inode = {held.stat.st_ino: held for held in mine}
+    for held in mine:
+        assert held.state.diagnosis
+        known = held.state.known = held.state.diagnosis.sockets.get(held.stat.st_ino)
+        if known and known.peer:
+            held.state.peer = by_inode.get(known.peer)
+        for inode in known.clients if known else ():
+            client = by_inode.get(inode)
+            held.state.clients.append(client)
+            if client is not None:
+                client.state.waits_at = held
+    for held in mine:
+        held.state.place = _find_file(held, tree)
+
+
+def _judge_clients(state: UnixState, tree: GrabbedDescriptors) -> Iterator[Problem]:
+    """The connections that a listener has not accepted yet can be made again."""
+    for client in state.clients:
+        if client is None:
+            if not tree.reset_outside:
+                yield Problem(
+                    "a connection to it was not accepted yet whose other end is closed or outside of the tree",
+                    "try again when it was accepted",
+                    passing=True,
+                )
+        elif client.state.outgoing:
+            yield Problem(
+                "data was sent on a connection to it that was not accepted yet, and cannot be read before",
+                "try again when it was accepted",
+                passing=True,
+            )
+
+
+def _judge_senders(state: UnixState, tree: GrabbedDescriptors) -> Iterator[Problem]:
+    """The datagrams that wait at a name can be sent again by who sent them."""
+    if state.socket.family.type != socket.SOCK_DGRAM or not state.queue.messages:
+        return
+    ours = {other.state.known.name for other in tree.of(Unix) if other.state.bound and other.state.known}
+    for sender in dict.fromkeys(unix_paths.of(message.sender) for message in state.queue.messages):
+        if sender and sender not in ours:
+            yield Problem(
+                f"datagrams from {unix_paths.printable(sender)} wait in it, and nobody in the tree has that name",
+                "try again when they were received",
+                passing=True,
+            )
+
+
+def _describe_file(name: bytes, place: unix_paths.Place, out: UnixMessage) -> None:
+    """Where the file of a socket is, and whose."""
+    path = place.path
+    with suppress(FileNotFoundError):  # it is removed at this moment
+        found = os.lstat(path)
+        out.mode, out.inode = stat.S_IMODE(found.st_mode), found.st_ino
+        out.owner.uid, out.owner.gid = found.st_uid, found.st_gid
+    if path != name:
+        out.moved, out.path, out.directory = True, path, place.directory
+
+
+def _find_file(held: OpenFile[UnixState], tree: GrabbedDescriptors) -> unix_paths.Place | None:
+    known = held.state.known
+    if known is None or known.name.startswith(b"\0") or not held.state.bound:
+        return None
+    pids = dict.fromkeys(map(tree.asked, [one.pid for one in held.holders] + tree.pids))
+    return unix_paths.find(known.name, known.inode, unix_paths.directories(pids), held.state.told)
+
+
+def _peer_is_closed(state: UnixState) -> bool:
+    """Whether the other end is closed. One that nobody has accepted yet has no inode either."""
+    if state.known is None or state.known.peer != 0:
+        return False
+    datagrams = state.socket.family.type == socket.SOCK_DGRAM
+    return datagrams or state.known.shutdown == RCV_SHUTDOWN | SEND_SHUTDOWN
+
+
+def _open_pair(opening: Opening, first: int, second: int, named: unix_names.Named) -> None:
+    one, other = opening.image.descriptions[first].unix, opening.image.descriptions[second].unix
+    near, far = named.pair(first, one, other)
+    opening.place(first, near.detach())
+    opening.place(second, far.detach())
+    opening.later.append(partial(_finish_pair, opening, first, second))
+
+
+def _finish_pair(opening: Opening, first: int, second: int) -> None:
+    """Fill both queues, then shut what was shut."""
+    one, other = opening.image.descriptions[first].unix, opening.image.descriptions[second].unix
+    with opening.socket(first) as near, opening.socket(second) as far:
+        unix_queues.fill(far, one, opening.slots)
+        unix_queues.fill(near, other, opening.slots)
+        common.set_options(near, one.options, OPTIONS)
+        common.set_options(far, other.options, OPTIONS)
+        unix_names.shut(near, one)
+        unix_names.shut(far, other)
+
+
+def _open_widow(opening: Opening, index: int, named: unix_names.Named) -> None:
+    """A socket whose other end is closed."""
+    unix = opening.image.descriptions[index].unix
+    near, far = named.pair(index, unix, UnixMessage(type=unix.type))
+    opening.stack.enter_context(far)
+    opening.place(index, near.detach())
+    opening.later.append(partial(_finish_widow, opening, index, far))
+
+
+def _finish_widow(opening: Opening, index: int, far: socket.socket) -> None:
+    """Fill its queue, then close the other end."""
+    unix = opening.image.descriptions[index].unix
+    with far, opening.socket(index) as near:
+        unix_queues.fill(far, unix, opening.slots)
+        common.set_options(near, unix.options, OPTIONS)
+        if unix.reset:
+            near.send(b"x")  # an end that is closed with unread data resets the other (net/unix/af_unix.c)

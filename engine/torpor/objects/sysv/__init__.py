@@ -1,0 +1,1 @@
+"""System V objects: shared memory segments, semaphore sets and message queues."""

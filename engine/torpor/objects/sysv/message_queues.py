@@ -1,0 +1,149 @@
+"""System V message queues.
+
+Kept: id, key, rights, size, and the messages in their order. They are read with MSG_COPY (msgrcv(2); Linux 3.8 with
+CONFIG_CHECKPOINT_RESTORE), which leaves them where they are. A tree with queues is restored into an IPC namespace of
+its own. Not kept: times, and who sent and received last. The old queues stay in the host until somebody removes them.
+
+Documented in: msgop(2), msgctl(2), sysvipc(7).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from torpor.arch.x86_64 import NR
+from torpor.image import image_pb2 as pb
+from torpor.objects.sysv.segments import IPC_CREAT, IPC_EXCL, IPC_SET, IPC_STAT, RIGHTS, choose_id
+from torpor.remote.batch import Batch, Call, Out, Replies, Result
+
+_STAT = struct.Struct("<iIIIII24x6QII16x")  # struct msqid64_ds (include/uapi/asm-generic/msgbuf.h)
+_TYPE = struct.Struct("<q")
+IPC_NOWAIT, MSG_COPY = 0o4000, 0o40000
+DEFAULT_SIZE = 16384
+"""MSGMNB: bytes that a queue may hold in a fresh namespace."""
+_ROOM = 40 << 10
+"""Bytes of messages that one batch may ask for."""
+_MSGMNB = b"/proc/sys/kernel/msgmnb\0"
+
+
+class Status(NamedTuple):
+    """What IPC_STAT says of a queue."""
+
+    key: int
+    uid: int
+    gid: int
+    mode: int
+    bytes: int
+    """Of all messages."""
+    messages: int
+    size: int
+    """Bytes that it may hold (msg_qbytes)."""
+
+
+@dataclass
+class Queue:
+    """A queue as it was."""
+
+    id: int
+    status: Status
+    messages: list[tuple[int, bytes]] = field(default_factory=list)
+    """Type and content of each."""
+
+
+def grab(ids: Sequence[int], ask: Callable[[Batch], Replies]) -> tuple[list[Queue], list[str]]:
+    """Take queues, and say what of them cannot be kept.
+
+    Args:
+        ids: the queues.
+        ask: has a process of the tree make calls.
+    """
+    found: list[Queue] = []
+    problems: list[str] = []
+    for number in ids:
+        batch = Batch()
+        status = batch.add(NR.msgctl, number, IPC_STAT, Out(_STAT.size))
+        replies = ask(batch)
+        if (result := replies.result(status)) < 0:
+            problems.append(f"the System V message queue {number} tells it nothing of itself: {os.strerror(-result)}")
+            continue
+        key, uid, gid, _, _, mode, _, _, _, used, count, size, _, _ = _STAT.unpack(replies.output(status, 2))
+        queue = Queue(number, Status(key, uid, gid, mode, used, count, size))
+        found.append(queue)
+        if why := _copy(queue, ask):
+            problems.append(f"the messages of the System V queue {number} cannot be read: {why}")
+    return found, problems
+
+
+def _copy(queue: Queue, ask: Callable[[Batch], Replies]) -> str:
+    """Take the messages; why not, if they cannot be taken."""
+    room = _TYPE.size + queue.status.bytes
+    if room > _ROOM:
+        return f"they are {queue.status.bytes} bytes, more than can be copied while the program stands still"
+    while len(queue.messages) < queue.status.messages:
+        batch = Batch()
+        first = len(queue.messages)
+        entries = [
+            batch.add(NR.msgrcv, queue.id, Out(room), room - _TYPE.size, index, MSG_COPY | IPC_NOWAIT)
+            for index in range(first, min(first + max(1, _ROOM // room), queue.status.messages))
+        ]
+        replies = ask(batch)
+        for entry in entries:
+            if (result := replies.result(entry)) < 0:
+                return "the kernel has no MSG_COPY" if -result == errno.ENOSYS else os.strerror(-result)
+            content = replies.output(entry, 1)
+            queue.messages.append((_TYPE.unpack_from(content)[0], content[_TYPE.size : _TYPE.size + result]))
+    return ""
+
+
+def describe(queue: Queue, out: pb.MessageQueue) -> None:
+    """Fill a queue's place in the image."""
+    out.id, out.size = queue.id, queue.status.size
+    out.key, out.uid, out.gid, out.mode = queue.status[:4]
+    for kind, content in queue.messages:
+        out.messages.add(type=kind, content=content)
+
+
+# Restore
+
+
+def faults(queue: pb.MessageQueue) -> Iterator[str]:
+    """What of an image's queue cannot be."""
+    if any(message.type < 1 for message in queue.messages) or queue.size > 1 << 31:
+        yield f"it has a System V message queue {queue.id} that cannot be"
+
+
+def make(queue: pb.MessageQueue, owner: bool) -> Iterator[Call]:
+    """Make a queue, by init, in a table of its own.
+
+    Args:
+        queue: the queue.
+        owner: whether the image's user ids are set.
+    """
+    name = f"System V message queue {queue.id}"
+    yield from choose_id("msg", queue.id, name)
+    rights = queue.mode & RIGHTS
+    yield Call(NR.msgget, (queue.key, IPC_CREAT | IPC_EXCL | rights | 0o600), queue.id, f"making {name}")
+    uid, gid = (queue.uid, queue.gid) if owner else (os.geteuid(), os.getegid())
+    content = _STAT.pack(queue.key, uid, gid, 0, 0, rights | 0o600, 0, 0, 0, 0, 0, queue.size, 0, 0)
+    yield Call(NR.msgctl, (queue.id, IPC_SET, content), 0, f"letting {name} hold {queue.size} bytes")
+    for message in queue.messages:
+        text = _TYPE.pack(message.type) + message.content
+        words = f"putting a message of {len(message.content)} bytes into {name}"
+        yield Call(NR.msgsnd, (queue.id, text, len(message.content), IPC_NOWAIT), 0, words)
+    content = _STAT.pack(queue.key, uid, gid, 0, 0, rights, 0, 0, 0, 0, 0, queue.size, 0, 0)
+    yield Call(NR.msgctl, (queue.id, IPC_SET, content), 0, f"setting owner and rights of {name}")
+
+
+def enlarge(image: pb.Tree) -> Iterator[Call]:
+    """Let queues of the namespace be as large as the image's, where that is more than in a fresh one."""
+    largest = max((queue.size for queue in image.queues), default=0)
+    if largest > DEFAULT_SIZE:
+        text = b"%d" % largest
+        yield Call(NR.open, (_MSGMNB, os.O_WRONLY | os.O_CLOEXEC), None, "opening msgmnb")
+        yield Call(NR.write, (Result(0), text, len(text)), len(text), f"letting queues hold {largest} bytes")
+        yield Call(NR.close, (Result(0),), 0, "closing msgmnb")

@@ -1,0 +1,260 @@
+"""System V semaphores: sets of them, and what each process of a tree has to undo in them (SEM_UNDO).
+
+Kept: id, key, size, rights, values, and for every process the adjustments that the kernel makes when it ends. A tree
+with sets is restored into an IPC namespace of its own. Not kept: times, and who used a semaphore last (GETPID), which
+is init or who had something to undo. The old sets stay in the host until somebody removes them.
+
+Adjustments are shown to nobody. But an operation with SEM_UNDO fails with ERANGE where it would bring an adjustment out
+of its range, before anything else is looked at (ipc/sem.c, perform_atomic_semop). So each process tries operations that
+would bring it just to the border, together with a last one that cannot be done: that one ends all with EAGAIN, and
+nothing has changed. Each is what lies between the borders that are crossed and those that are not.
+
+Documented in: semop(2), semctl(2), sysvipc(7).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from torpor.arch.x86_64 import NR
+from torpor.errors import Reason
+from torpor.image import image_pb2 as pb
+from torpor.objects.sysv.segments import IPC_CREAT, IPC_EXCL, IPC_SET, IPC_STAT, RIGHTS, choose_id
+from torpor.remote.batch import Batch, Call, Out, Replies
+from torpor.remote.sys import try_syscall
+
+Ask = Callable[[Batch], Replies]
+"""Has a process make calls."""
+
+GETALL, SETALL = 13, 17
+KCMP_SYSVSEM = 6
+_STAT = struct.Struct("<iIIIII24x4qQ16x")  # struct semid64_ds (arch/x86/include/uapi/asm/sembuf.h)
+_OPERATION = struct.Struct("<Hhh")  # struct sembuf
+SEM_UNDO, IPC_NOWAIT = 0x1000, 0o4000
+LARGEST = 32767
+"""SEMVMX and SEMAEM: the largest value, and the largest adjustment."""
+LARGEST_SET = 32000
+"""SEMMSL, as the kernel has it by default."""
+TOGETHER = 100
+"""Semaphores that one call tries, each with up to four of the 500 operations that a call may have (SEMOPM)."""
+CALLS = 15
+"""Calls of one batch: with their operations they must fit in a thread's table."""
+_VALUES_ROOM = 32 << 10
+"""Bytes of values that one batch may ask for."""
+
+
+class Status(NamedTuple):
+    """What IPC_STAT says of a set."""
+
+    key: int
+    uid: int
+    gid: int
+    mode: int
+    size: int
+
+
+@dataclass
+class Set:
+    """A set as it was."""
+
+    id: int
+    status: Status
+    values: list[int]
+    undo: dict[int, dict[int, int]] = field(default_factory=dict)
+    """By the process's own PID, by the semaphore's number: what is added when the process ends."""
+
+    def why_not(self) -> str:
+        """Why its adjustments cannot be made again, or nothing."""
+        for number, value in enumerate(self.values):
+            mine = [adjustments[number] for adjustments in self.undo.values() if number in adjustments]
+            begin = value + sum(mine)
+            if begin < sum(one for one in mine if one > 0) or begin - sum(one for one in mine if one < 0) > LARGEST:
+                return f"semaphore {number} of the System V set {self.id} is to be undone in ways that cannot be redone"
+        return ""
+
+
+def grab(ids: Sequence[int], askers: Mapping[int, Ask]) -> tuple[list[Set], list[str]]:
+    """Take sets, and say what of them cannot be kept.
+
+    Args:
+        ids: the sets.
+        askers: the tree's living processes, by their own PIDs.
+    """
+    root = next(iter(askers.values()))
+    found: list[Set] = []
+    problems: list[str] = []
+    for number in ids:
+        batch = Batch()
+        status = batch.add(NR.semctl, number, 0, IPC_STAT, Out(_STAT.size))
+        replies = root(batch)
+        if (result := replies.result(status)) < 0:
+            problems.append(f"the System V semaphores {number} tell it nothing of themselves: {os.strerror(-result)}")
+            continue
+        key, uid, gid, _, _, mode, *_, count = _STAT.unpack(replies.output(status, 3))
+        if count * 2 > _VALUES_ROOM:
+            problems.append(f"the System V set {number} has {count} semaphores, more than can be asked for")
+            continue
+        batch = Batch()
+        values = batch.add(NR.semctl, number, 0, GETALL, Out(count * 2))
+        replies = root(batch)
+        if (result := replies.result(values)) < 0:
+            problems.append(f"the System V semaphores {number} cannot be read: {os.strerror(-result)}")
+            continue
+        content = list(struct.unpack(f"<{count}H", replies.output(values, 3)))
+        one = Set(number, Status(key, uid, gid, mode, count), content)
+        for pid, ask in askers.items():
+            undo, why = _adjustments(one, ask)
+            if why:
+                problems.append(
+                    f"what process {pid} has to undo in the System V semaphores {number} cannot be told: {why}"
+                )
+            elif undo:
+                one.undo[pid] = undo
+        if why := one.why_not():
+            problems.append(why)
+        found.append(one)
+    return found, problems
+
+
+def own(name: str, pid: int, tids: Sequence[int]) -> Iterator[Reason]:
+    """Say which threads have adjustments of their own (clone(2) without CLONE_SYSVSEM); only the first one is asked."""
+    for tid in tids:
+        if tid != pid and try_syscall(NR.kcmp, pid, tid, KCMP_SYSVSEM) in (1, 2):
+            yield Reason(f"{name}, thread {tid}", "it has System V semaphores to undo for itself, which is not kept")
+
+
+def _adjustments(one: Set, ask: Ask) -> tuple[dict[int, int], str]:
+    """What a process has to undo in a set, by number; or why that cannot be told."""
+    every = [_Trial(number, value, 0) for number, value in enumerate(one.values)]
+    together = [every[at : at + TOGETHER] for at in range(0, len(every), TOGETHER)]
+    crossed, why = _try(one.id, ask, [*map(_above, together), *map(_below, together)])
+    if why or not any(crossed):
+        return {}, why
+    crossed, why = _try(one.id, ask, [*(_above([trial]) for trial in every), *(_below([trial]) for trial in every)])
+    above, below = crossed[: len(every)], crossed[len(every) :]
+    ranges = {number: (1, LARGEST + 1) for number in range(len(every)) if not why and (above[number] or below[number])}
+    # For all at the same time: the border between what is crossed and what is not.
+    while not why and (open_ := {number: pair for number, pair in ranges.items() if pair[0] < pair[1]}):
+        trials = [_Trial(number, one.values[number], sum(pair) // 2) for number, pair in open_.items()]
+        crossed, why = _try(one.id, ask, [(_above if above[trial.number] else _below)([trial]) for trial in trials])
+        for trial, beyond in zip(trials, crossed, strict=False):
+            low, high = ranges[trial.number]
+            ranges[trial.number] = (trial.bound + 1, high) if beyond else (low, trial.bound)
+    return {number: low if above[number] else -low for number, (low, _) in ranges.items()}, why
+
+
+class _Trial(NamedTuple):
+    """A semaphore, what it is now, and a border that its adjustment may have crossed."""
+
+    number: int
+    value: int
+    bound: int
+
+
+def _above(trials: Sequence[_Trial]) -> list[bytes]:
+    """Operations of which one fails with ERANGE if an adjustment is above its bound, and else the last with EAGAIN."""
+    found = []
+    for number, value, bound in trials:
+        found += _operations(number, (LARGEST - value, False), (bound - LARGEST, True))
+    return [*found, *_operations(trials[-1].number, (-trials[-1].bound - 1, False))]
+
+
+def _below(trials: Sequence[_Trial]) -> list[bytes]:
+    """The same, if an adjustment is below its negated bound."""
+    found, left = [], 0
+    for number, value, bound in trials:
+        found += _operations(number, (-value, False))
+        left = LARGEST + 1 - bound
+        if bound:
+            found += _operations(number, (left, True))
+        else:  # one more than an operation can do
+            found += _operations(number, (LARGEST, True), (-LARGEST, False), (1, True))
+            left = 1
+    return [*found, *_operations(trials[-1].number, (-left - 1, False))]
+
+
+def _operations(number: int, *changes: tuple[int, bool]) -> list[bytes]:
+    return [
+        _OPERATION.pack(number, change, IPC_NOWAIT | (SEM_UNDO if undo else 0)) for change, undo in changes if change
+    ]
+
+
+def _try(number: int, ask: Ask, attempts: Sequence[list[bytes]]) -> tuple[list[bool], str]:
+    """Whether each attempt crossed a border; or why that cannot be told. None of them changes anything."""
+    crossed: list[bool] = []
+    for at in range(0, len(attempts), CALLS):
+        batch = Batch()
+        entries = [
+            batch.add(NR.semop, number, b"".join(operations), len(operations))
+            for operations in attempts[at : at + CALLS]
+        ]
+        replies = ask(batch)
+        for entry in entries:
+            result = -replies.result(entry)
+            if result not in (errno.EAGAIN, errno.ERANGE):
+                return crossed, os.strerror(result)
+            crossed.append(result == errno.ERANGE)
+    return crossed, ""
+
+
+def describe(one: Set, out: pb.SemaphoreSet) -> None:
+    """Fill a set's place in the image."""
+    out.id, out.key, out.uid, out.gid, out.mode = one.id, *one.status[:4]
+    out.values.extend(one.values)
+    for pid, adjustments in one.undo.items():
+        for number, value in adjustments.items():
+            out.undo.add(pid=pid, number=number, value=value)
+
+
+# Restore
+
+
+def faults(one: pb.SemaphoreSet) -> Iterator[str]:
+    """What of an image's set cannot be."""
+    if not 0 < len(one.values) <= LARGEST_SET or any(value > LARGEST for value in one.values):
+        yield f"it has a System V set {one.id} of semaphores that cannot be"
+    elif any(undo.number >= len(one.values) or not -LARGEST <= undo.value <= LARGEST for undo in one.undo):
+        yield f"it has something to undo in the System V set {one.id} that cannot be"
+    elif not all(0 <= value <= LARGEST for value in _before(one)):
+        yield f"it has more to undo in the System V set {one.id} than there can be"
+
+
+def _before(one: pb.SemaphoreSet) -> list[int]:
+    """The values before those who have something to undo did it."""
+    values = list(one.values)
+    for undo in one.undo:
+        values[undo.number] += undo.value
+    return values
+
+
+def make(one: pb.SemaphoreSet, owner: bool) -> Iterator[Call]:
+    """Make a set, by init, in a table of its own. What will be taken off by those who have to undo it is in it yet.
+
+    Args:
+        one: the set.
+        owner: whether the image's user ids are set.
+    """
+    name, count = f"System V semaphores {one.id}", len(one.values)
+    values = _before(one)
+    yield from choose_id("sem", one.id, name)
+    rights = one.mode & RIGHTS
+    yield Call(NR.semget, (one.key, count, IPC_CREAT | IPC_EXCL | rights | 0o600), one.id, f"making {name}")
+    yield Call(NR.semctl, (one.id, 0, SETALL, struct.pack(f"<{count}H", *values)), 0, f"setting {name}")
+    uid, gid = (one.uid, one.gid) if owner else (os.geteuid(), os.getegid())
+    content = _STAT.pack(one.key, uid, gid, 0, 0, rights, 0, 0, 0, 0, 0)
+    yield Call(NR.semctl, (one.id, 0, IPC_SET, content), 0, f"setting owner and rights of {name}")
+
+
+def undo(pid: int, image: pb.Tree) -> Iterator[Call]:
+    """What a process does so that it has to undo it at its end."""
+    for one in image.semaphores:
+        for mine in one.undo:
+            if mine.pid == pid:
+                operation = _OPERATION.pack(mine.number, -mine.value, SEM_UNDO | IPC_NOWAIT)
+                words = f"taking {mine.value} off semaphore {mine.number} of System V set {one.id}, to be undone"
+                yield Call(NR.semop, (one.id, operation, 1), 0, words)

@@ -1,0 +1,1 @@
+"""The story of a restore: validate an image, plan, build the tree, verify it, let it go; and how a job begins."""

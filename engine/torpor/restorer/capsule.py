@@ -1,0 +1,404 @@
+"""Starting torpor-init: in a capsule (user, PID, mount and time namespaces of its own) or as a plain keeper.
+
+Inside a capsule an ordinary user may choose PIDs, set the exe link and mount a /proc (clone3(2), user_namespaces(7)).
+init is its pid 1; outside it is one stable PID that lives as long as the job.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import resource
+import select
+import signal
+import struct
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from enum import IntFlag
+from pathlib import Path
+from typing import IO, Any, Final
+
+from torpor import procfs
+from torpor._native import ffi, lib
+from torpor.errors import NotPermitted, RestoreFailed, TorporError
+from torpor.remote import ptrace
+from torpor.remote.pid_allocation import Walk
+from torpor.remote.sys import pidfd_open
+from torpor.restorer import id_maps
+from torpor.restorer.id_maps import Kind, Mapped
+from torpor.util.inherited import Signals, descriptor_limit
+
+NO_SIGNALS: Final = Signals(frozenset(), frozenset())
+INIT: Final = Path(__file__).parents[1] / "torpor-init"
+
+TRACE_OPTIONS: Final = (
+    ptrace.O_EXITKILL
+    | ptrace.O_TRACESYSGOOD
+    | ptrace.O_TRACECLONE
+    | ptrace.O_TRACEFORK
+    | ptrace.O_TRACEVFORK
+    | ptrace.O_TRACEEXEC
+)
+"""While it is built, all of a tree is traced from birth, and dies with the one who builds it."""
+
+_REPORT = struct.Struct("<ii")  # struct tp_report
+_GO = struct.Struct("<ii")  # struct tp_go
+
+
+class Namespaces(IntFlag):
+    """CLONE_NEW* (include/uapi/linux/sched.h)."""
+
+    TIME = 0x00000080
+    MOUNT = 0x00020000
+    IPC = 0x08000000
+    USER = 0x10000000
+    PID = 0x20000000
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where a job is to live."""
+
+    namespaces: Namespaces
+    """None at all: among the host's processes."""
+    monotonic_ns: int = 0
+    """What CLOCK_MONOTONIC is ahead by, in a time namespace."""
+    boottime_ns: int = 0
+    new_session: bool = False
+    """init is to lead a session of its own."""
+    hold_filters_off: bool = False
+    """Seccomp filters that are installed on the way are to have no effect before the tree is let go."""
+    joined: frozenset[int] = frozenset()
+    """Numbers of a session and of groups that the tree was in and others still have: init's own take their place."""
+    walk: Walk | None = None
+    """How its PIDs are got among the host's, by one who may not choose them; None: they are chosen."""
+
+    @property
+    def trace_options(self) -> int:
+        """What all of a tree is traced with (PTRACE_O_*) while it is built."""
+        return TRACE_OPTIONS | (ptrace.O_SUSPEND_SECCOMP if self.hold_filters_off else 0)
+
+    @property
+    def capsule(self) -> bool:
+        """Whether PIDs are chosen in a namespace of its own."""
+        return bool(self.namespaces & Namespaces.PID)
+
+
+@dataclass(frozen=True)
+class Init:
+    """A started torpor-init."""
+
+    pid: int
+    """As this process sees it."""
+    status_fd: int
+    """Readable: the wait status (an int) of the child that init stands for, when that has ended."""
+    own_status_fd: int
+    """The number that init knows the other end by."""
+
+
+class Waiting:
+    """A process that lives in its namespaces, and becomes init when it is told to go on.
+
+    It shares this process's table of descriptors until then: what is opened meanwhile, init inherits.
+    """
+
+    def __init__(
+        self,
+        pid: int,
+        status_fds: tuple[int, int],
+        gate: int,
+        reports: tuple[int, IO[bytes]],
+        ids: Mapped | None = None,
+    ) -> None:
+        self.pid = pid
+        """As this process sees it. What is opened through its /proc/PID/root lies on the mounts of the job."""
+        self.ids = ids
+        """Those that exist in its user namespace; None: it is in that of this process."""
+        self.gone = False
+        """Whether it went on, and is somebody else's to end."""
+        self.status_fd, self.own_status_fd = status_fds
+        self._gate = gate
+        self._reports, self._writer = reports
+
+    def go(self, first: int, end: int | None = None) -> Init:
+        """Let it become init; one that is traced stops before its first instruction (EVENT_EXEC comes).
+
+        Args:
+            first: of the descriptors that it inherits, close-on-exec or not, besides 0, 1 and 2.
+            end: the number behind the last one; None: all there are.
+
+        Raises:
+            RestoreFailed: it does not.
+        """
+        os.write(self._gate, _GO.pack(first, _end_of_descriptors() if end is None else end))
+        self.hear(lib.TP_STAGE_APART)
+        self._writer.close()
+        if report := os.read(self._reports, _REPORT.size):  # nothing: execve has closed it
+            raise _failure(*_REPORT.unpack(report))
+        self.gone = True
+        return Init(self.pid, self.status_fd, self.own_status_fd)
+
+    def hear(self, stage: int) -> None:
+        """Wait until it reports that it is so far.
+
+        Raises:
+            NotPermitted, RestoreFailed: it failed on the way.
+        """
+        _hear(self._reports, self.pid, stage)
+
+
+@contextmanager
+def prepare(
+    setting: Setting,
+    child: int,
+    *,
+    base: int = 3,
+    program: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
+    signals: Signals = NO_SIGNALS,
+    witness: bool = False,
+    trace: bool = True,
+) -> Iterator[Waiting]:
+    """Make namespaces, with a process in them that becomes init; it is killed if it was not told to.
+
+    Args:
+        setting: the namespaces.
+        child: the PID of the child it is to stand for, 0 for none.
+        base: the lowest number for its end of the status pipe.
+        program: what it is to start as its child: path, argv[0], arguments.
+        environment: for the program.
+        signals: those that the program ignores and blocks.
+        witness: it hands no signals on, but keeps them pending, for one who does (see `Job.foreground`).
+        trace: attach to it, from the calling thread.
+
+    Raises:
+        NotPermitted: the host forbids a capsule.
+        RestoreFailed: something else failed on the way.
+    """
+    with ExitStack() as stack:
+        status_fd, status_writer = os.pipe2(os.O_CLOEXEC)
+        unused = stack.enter_context(ExitStack())
+        unused.callback(os.close, status_fd)
+        try:
+            own_status_fd = fcntl.fcntl(status_writer, fcntl.F_DUPFD_CLOEXEC, base)
+        finally:
+            os.close(status_writer)
+        stack.callback(os.close, own_status_fd)
+        gates, reports = (_pipe(stack) for _ in range(2))
+        caller = pidfd_open(os.getpid())
+        stack.callback(os.close, caller)
+        argv = _strings(init_arguments(child, own_status_fd, program, witness=witness))
+        envp = _strings([os.fsencode(f"{key}={value}") for key, value in (environment or {}).items()])
+        path = ffi.new("char[]", os.fsencode(INIT))
+        spawn = ffi.new(
+            "struct tp_spawn *",
+            {
+                "namespaces": int(setting.namespaces),
+                "uid": os.geteuid(),
+                "gid": os.getegid(),
+                "monotonic_ns": setting.monotonic_ns,
+                "boottime_ns": setting.boottime_ns,
+                "last_pid": int(Path("/proc/loadavg").read_text().split()[-1]),
+                "ignored": _mask(signals.ignored),
+                "blocked": _mask(signals.blocked),
+                # What is woken sets its own; until then it holds all that is inherited.
+                "descriptors": resource.getrlimit(resource.RLIMIT_NOFILE)[0] if trace else descriptor_limit(),
+                "new_session": setting.new_session,
+                # Those of the new user namespace, or CAP_CHECKPOINT_RESTORE; a tree gives up all in the end.
+                "keep_capabilities": trace and not procfs.is_root(),
+                "gate": gates[0].fileno(),
+                "caller": caller,
+                "report": reports[1].fileno(),
+                "path": path,
+                "argv": argv[0],
+                "environment": envp[0],
+            },
+        )
+        asked = id_maps.wanted() if setting.namespaces & Namespaces.USER else {}
+        ids = _run_helper(spawn, asked, gates[1].fileno(), reports[0].fileno())
+        if ids is None:
+            _run_helper(spawn, {}, gates[1].fileno(), reports[0].fileno())
+            ids = id_maps.own("what maps ids has mapped others than it was asked for")
+        told = _told(reports[0].fileno())
+        waiting = Waiting(
+            told[lib.TP_STAGE_STARTED],
+            (status_fd, own_status_fd),
+            gates[1].fileno(),
+            (reports[0].fileno(), reports[1]),
+            ids if setting.namespaces & Namespaces.USER else None,
+        )
+        try:
+            if trace:
+                ptrace.seize(waiting.pid, setting.trace_options)
+            if lib.TP_STAGE_READY not in told:
+                waiting.hear(lib.TP_STAGE_READY)
+            yield waiting
+        finally:
+            if waiting.gone:
+                unused.pop_all()
+            else:
+                os.kill(waiting.pid, 9)
+                os.waitpid(waiting.pid, ptrace.WALL)
+
+
+def launch(
+    setting: Setting, program: Sequence[str], environment: Mapping[str, str], signals: Signals, *, witness: bool
+) -> Init:
+    """Start init with a program as its child, for which it stands. Both inherit 0, 1 and 2.
+
+    Args:
+        setting: its namespaces.
+        program: path, argv[0], arguments.
+        environment: for the program.
+        signals: those that the program ignores and blocks.
+        witness: it hands no signals on, but keeps them pending, for one who does (see `Job.foreground`).
+
+    Raises:
+        As `prepare`.
+    """
+    with prepare(
+        setting, 0, program=program, environment=environment, signals=signals, witness=witness, trace=False
+    ) as waiting:
+        return waiting.go(waiting.own_status_fd, waiting.own_status_fd + 1)
+
+
+def tried_ids() -> Mapped | None:
+    """The ids that a capsule of this user has, found out by making one; None: none can be made."""
+    try:
+        with prepare(Setting(Namespaces.USER | Namespaces.PID | Namespaces.MOUNT), 0, trace=False) as waiting:
+            return waiting.ids
+    except (OSError, TorporError):
+        return None
+
+
+def _pipe(stack: ExitStack) -> tuple[IO[bytes], IO[bytes]]:
+    """A pipe's ends, each closed with the stack if it is open then."""
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    return (
+        stack.enter_context(open(reader, "rb", buffering=0)),
+        stack.enter_context(open(writer, "wb", buffering=0)),
+    )
+
+
+def _end_of_descriptors() -> int:
+    return max(map(int, os.listdir("/proc/self/fd"))) + 1
+
+
+def init_arguments(
+    child: int, status_fd: int = 0, program: Sequence[str] = (), *, witness: bool = False
+) -> list[bytes]:
+    """The arguments of torpor-init (native/init.c)."""
+    return [b"torpor-init", b"%d" % child, b"%d" % status_fd, b"%d" % witness, *map(os.fsencode, program)]
+
+
+def _run_helper(spawn: Any, asked: Mapping[Kind, list[range]], gate: int, reports: int) -> Mapped | None:
+    """Run what starts init to its end.
+
+    Args:
+        spawn: struct tp_spawn.
+        asked: ids that others are to map into its user namespace.
+        gate, reports: the ends of this process.
+
+    Returns:
+        The ids that exist in a user namespace of its own; None: others have mapped wrong ones, and it is killed.
+
+    Raises:
+        NotPermitted, RestoreFailed: it failed on the way.
+    """
+    spawn.others_map = bool(asked)
+    helper = lib.tp_spawn(spawn)
+    if helper < 0:
+        raise OSError(-helper, os.strerror(-helper))
+    ids: Mapped | None = id_maps.own()
+    try:
+        if asked:
+            _hear(reports, helper, lib.TP_STAGE_UNMAPPED)
+            ids = id_maps.write(helper, asked)
+            if ids is None:
+                os.kill(helper, signal.SIGKILL)
+            else:
+                os.write(gate, _GO.pack(0, 0))
+    except BaseException:
+        os.kill(helper, signal.SIGKILL)
+        raise
+    finally:
+        os.waitpid(helper, 0)
+    return ids
+
+
+def _hear(reports: int, pid: int, stage: int) -> None:
+    """Wait until a process reports that it is so far.
+
+    Raises:
+        NotPermitted, RestoreFailed: it failed on the way.
+    """
+    pidfd = pidfd_open(pid)
+    try:
+        waiting = select.poll()
+        waiting.register(reports, select.POLLIN)
+        waiting.register(pidfd, select.POLLIN)
+        ready = dict(waiting.poll())
+    finally:
+        os.close(pidfd)
+    if reports not in ready:
+        raise RestoreFailed("the process that was to be init was killed", advice="see the kernel's log: `dmesg`")
+    report = _REPORT.unpack(os.read(reports, _REPORT.size))
+    if report[0] != stage:
+        raise _failure(*report)
+
+
+def _told(reports: int) -> dict[int, int]:
+    """What lies in the pipe of reports once the helper has ended: values by their stage.
+
+    Raises:
+        NotPermitted, RestoreFailed: no process was started.
+    """
+    os.set_blocking(reports, False)
+    try:
+        text = os.read(reports, 64 * _REPORT.size)
+    except BlockingIOError:
+        raise RestoreFailed("the helper that starts init was killed", advice="see the kernel's log: `dmesg`") from None
+    finally:
+        os.set_blocking(reports, True)
+    told = dict(_REPORT.iter_unpack(text))
+    failed = [report for report in told.items() if report[0] not in (lib.TP_STAGE_STARTED, lib.TP_STAGE_READY)]
+    if failed:
+        if pid := told.get(lib.TP_STAGE_STARTED):
+            os.waitpid(pid, 0)
+        raise _failure(*failed[0])
+    return told
+
+
+_DOING = {
+    lib.TP_STAGE_UNSHARE: "making namespaces",
+    lib.TP_STAGE_ID_MAPS: "mapping the own user into a user namespace",
+    lib.TP_STAGE_CLOCKS: "setting the clocks of a time namespace",
+    lib.TP_STAGE_FORK: "starting pid 1",
+    lib.TP_STAGE_SLAVE_MOUNTS: "taking the mounts apart from the host's",
+    lib.TP_STAGE_MOUNT_PROC: "mounting a /proc",
+    lib.TP_STAGE_SUBREAPER: "becoming the one whom orphans fall to",
+    lib.TP_STAGE_SESSION: "starting a session",
+    lib.TP_STAGE_CAPABILITIES: "keeping capabilities",
+    lib.TP_STAGE_LIMIT: "setting the limit of open files",
+    lib.TP_STAGE_DESCRIPTORS: "handing descriptors on",
+    lib.TP_STAGE_EXECVE: f"executing {INIT}",
+}
+
+
+def _failure(stage: int, error: int) -> TorporError:
+    words = f"a capsule cannot be made: {_DOING[stage]}: {os.strerror(error)}"
+    if error in (errno.EPERM, errno.EACCES, errno.ENOSPC, errno.EUSERS):
+        return NotPermitted(words, advice="`torpor doctor` says what this host forbids, and who can allow it")
+    return RestoreFailed(words, advice="`torpor doctor` says what this host can do")
+
+
+def _mask(signals: Iterable[int]) -> int:
+    return sum(1 << (number - 1) for number in signals)
+
+
+def _strings(texts: Sequence[bytes]) -> tuple[Any, list[Any]]:
+    """A ``char *[]`` that ends with NULL, and what must be kept alive with it."""
+    kept = [ffi.new("char[]", text) for text in texts]
+    return ffi.new("char *[]", [*kept, ffi.NULL]), kept

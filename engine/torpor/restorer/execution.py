@@ -1,0 +1,513 @@
+"""Runs a plan in blank processes: births, address spaces, threads, registers, and at last letting all of them go.
+
+Until `Builder.release` a failure kills everything; what is built dies too when this process does (EXITKILL).
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import signal
+import struct
+import time
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torpor import procfs
+from torpor.arch.x86_64 import (
+    NR,
+    ORIG_RAX,
+    R10,
+    RAX,
+    RDI,
+    RDX,
+    RIP,
+    RSI,
+    RSP,
+    SYSCALL,
+    WORD,
+    fitted,
+    holds_tiles,
+    signed,
+)
+from torpor.errors import RestoreFailed
+from torpor.image import image_pb2 as pb
+from torpor.objects.memory import address_space, vdso
+from torpor.objects.process import signals, tree
+from torpor.probe import probe
+from torpor.remote import memory, ptrace
+from torpor.remote.batch import Call
+from torpor.remote.blank import TABLE_ROOM, Blanks, Task, Work, failure, killed, table_size
+from torpor.remote.freeze import Process, Thread, stand
+from torpor.remote.sys import descriptor_of, syscall
+from torpor.remote.written import OPEN_FLAGS
+from torpor.restorer.plan import WALL, Plan, ProcessPlan, ThreadPlan
+from torpor.restorer.walk import Walker
+
+_TERMINAL_STOPS = (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
+_PATIENCE, _AGAIN = 5.0, 0.02
+"""Seconds that a file of /proc is written again and again, and the pause between."""
+CLONE_VM, CLONE_NEWUSER = 0x100, 0x10000000
+FILL_TOGETHER = 64 << 20
+"""Bytes from which on several threads of a process fill its memory: a single one is bound by page faults."""
+
+
+@dataclass
+class Built:
+    """A process of the tree under construction."""
+
+    plan: ProcessPlan
+    threads: list[Task]
+    """The main thread first."""
+
+
+class Filled(NamedTuple):
+    """A process under construction whose memory is there, and nothing else yet."""
+
+    pid: int
+    """As this process sees it."""
+    image: pb.Process
+    userfaultfd: int
+    """Of its memory, the receiver's to close; -1 where the kernel gives none."""
+
+
+class Builder:
+    """Builds the tree below a stopped init. All calls are made by the thread that started init."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        init: int,
+        options: int,
+        progress: Callable[[int], None] | None = None,
+        walker: Walker | None = None,
+    ) -> None:
+        """Take over init, which is on its way to its exec stop.
+
+        Args:
+            plan: what to build.
+            init: its PID as this process sees it.
+            options: those it is traced with (PTRACE_O_*), as will be all others.
+            progress: told the bytes of memory that were filled since the last time.
+            walker: for a plan whose PIDs come in turn.
+        """
+        self.plan = plan
+        self._options = options
+        self.processes: dict[int, Built] = {}
+        self._ended: dict[int, int] = {}
+        """The zombies' PIDs as this process sees them, by their own."""
+        self._blanks = Blanks(init, plan.window, address_space.GAP, progress)
+        self._walker = walker
+
+    def bear(self) -> None:
+        """Give birth to every process, each by its own parent."""
+        top = Built(self.plan.processes[0], [self._blanks.take_init()])
+        for calls in self.plan.by_init:
+            self._blanks.run([self._work(top, calls)])
+        if self._walker:
+            found = self._walker.bear(self.plan, self._blanks, top.threads[0])
+            self.processes = {plan.member.pid: Built(plan, found[plan.member.pid]) for plan in self.plan.processes}
+        else:
+            self._bear_by_levels(top)
+        self._orphan()
+
+    def _bear_by_levels(self, top: Built) -> None:
+        by_pid = {process.member.pid: process for process in self.plan.processes}
+        level = [top]
+        while level:
+            works = [self._work(process, process.plan.birth) for process in level]
+            self._blanks.run(works)
+            self.processes |= {process.plan.member.pid: process for process in level}
+            below = []
+            for process, work in zip(level, works, strict=True):
+                for child, task in zip(process.plan.member.births, work.newborn, strict=True):
+                    task.name = by_pid[child.pid].name
+                    below.append(Built(by_pid[child.pid], [task]))
+            level = below
+
+    def _orphan(self) -> None:
+        """End the stand-ins whose children fall to others above them: they alone adopt meanwhile."""
+        for member in [process.plan.member for process in self.processes.values() if process.plan.member.adopter]:
+            assert member.adopter
+            assert member.parent
+            adopter, parent = self.processes[member.adopter.pid], self.processes[member.parent.pid]
+            adopts = [
+                Call(NR.prctl, (tree.PR_SET_CHILD_SUBREAPER, on, 0, 0, 0), 0, "adopting orphans") for on in (1, 0)
+            ]
+            if member.adopter.image is None:
+                adopts = []  # init adopts orphans as it is
+            self._blanks.run([self._work(adopter, adopts[:1])])
+            self._blanks.end(self.processes.pop(member.pid).threads[0], [], signal.SIGKILL)
+            reaping = Call(NR.wait4, (member.pid, 0, WALL, 0), member.pid, f"reaping the stand-in {member.pid}")
+            self._blanks.run([self._work(parent, [reaping])])
+            self._blanks.run([self._work(adopter, adopts[1:])])
+
+    def build(self, filled: Callable[[Iterable[Filled]], None] | None = None) -> None:
+        """Build address spaces, threads and descriptors of all processes, side by side.
+
+        Args:
+            filled: told of all processes, one after the other, as soon as their memory is what the image says.
+        """
+        ended = [process for process in self.processes.values() if _image(process).zombie]
+        self._blanks.run([self._work(process, process.plan.build) for process in ended])
+        built = [process for process in self.processes.values() if process.plan.build and process not in ended]
+        works = [self._work(process, process.plan.build) for process in built]
+        self._blanks.run(works)
+        for process, work in zip(built, works, strict=True):
+            process.threads += work.newborn
+            for task, thread in zip(process.threads, process.plan.threads, strict=True):
+                task.name = f"{process.plan.name}, thread {thread.image.tid}"
+        self._blanks.run([work for process in built for work in self._filling(process)])
+        if filled is not None:
+            filled(Filled(process.threads[0].tid, _image(process), self._userfaultfd(process)) for process in built)
+        for process in built:
+            self._lay_out(process)
+        self._blanks.run([self._work(process, process.plan.furnish) for process in built])
+        for process in built:
+            for name, text in process.plan.proc:
+                _write_proc(process, name, text)
+        for pid in [pid for pid, process in self.processes.items() if process.plan.member.only_group]:
+            self._blanks.end(self.processes.pop(pid).threads[0], [], signal.SIGKILL)
+        self._bury()
+
+    def _lay_out(self, process: Built) -> None:
+        """Set what takes a capability in the user namespace of who sets it, and belongs to the memory that they share:
+        by a helper that has its own (kernel/sys.c, prctl_set_mm_map)."""
+        if not process.plan.layout:
+            return
+        words = "starting a helper in a user namespace"
+        work = self._work(process, [Call(NR.clone, (CLONE_VM | CLONE_NEWUSER, 0, 0, 0), lambda pid: pid > 0, words)])
+        self._blanks.run([work])
+        (helper,) = work.newborn
+        self._blanks.run([Work(helper, process.plan.layout, self._blanks.tables.start)])
+        self._blanks.end(helper, [Call(NR.exit_group, (0,), 0, "ending")], 0)
+        reaping = Call(NR.wait4, (helper.tid, 0, WALL, 0), helper.tid, "reaping the helper")
+        self._blanks.run([self._work(process, [reaping])])
+
+    def _userfaultfd(self, process: Built) -> int:
+        """A userfaultfd of its memory, of which it keeps none itself; -1 where the kernel gives none."""
+        words = "watching its memory"
+        open_it = Call(NR.userfaultfd, (OPEN_FLAGS,), lambda _: True, words)
+        (number,) = self._blanks.ask(self._work(process, [open_it]))
+        if number < 0:
+            return -1
+        copy = descriptor_of(process.threads[0].tid, number)
+        self._blanks.ask(self._work(process, [Call(NR.close, (number,), 0, words)]))
+        return copy
+
+    def _work(self, process: Built, calls: Sequence[Call]) -> Work:
+        return Work(process.threads[0], calls, self._blanks.tables.start)
+
+    def _filling(self, process: Built) -> Iterator[Work]:
+        calls = process.plan.fill
+        together = process.plan.fill_size > FILL_TOGETHER
+        workers = process.threads[: len(os.sched_getaffinity(0))] if together else process.threads[:1]
+        room = min(len(self._blanks.tables) // len(workers) & ~0xF, TABLE_ROOM)
+        for number, task in enumerate(workers):
+            yield Work(task, calls[number :: len(workers)], self._blanks.tables.start + number * room, room)
+
+    def _bury(self) -> None:
+        """Let those end that had ended. Their parents' signal actions are not set yet, so they stay unreaped."""
+        for pid in [pid for pid, process in self.processes.items() if _image(process).zombie]:
+            process = self.processes.pop(pid)
+            self._ended[pid] = process.threads[0].tid
+            self._blanks.end(process.threads[0], process.plan.end, _image(process).exit_status & 0x7F)
+
+    def settle(self) -> None:
+        """Let every thread set what is its own: timers, pending signals, names, credentials."""
+        stopped = [process for process in self.processes.values() if _image(process).stopped]
+        # Children first: a parent is told of a stop before it takes up its own state.
+        for process in reversed(stopped):
+            self._settle([process])
+            self._remove_windows([process])
+            self._stop(process)
+        rest = [process for process in self.processes.values() if not _image(process).stopped]
+        self._settle(rest)
+        self._remove_windows([process for process in rest if process.plan.threads])
+
+    def _settle(self, processes: Sequence[Built]) -> None:
+        works: list[Work] = []
+        for process in processes:
+            address = self._blanks.tables.start
+            for task, thread in zip(process.threads, process.plan.threads, strict=False):
+                room = table_size(thread.calls)
+                if address + room > self._blanks.tables.stop:
+                    self._blanks.run(works)
+                    works, address = [], self._blanks.tables.start
+                works.append(Work(task, thread.calls, address, room))
+                address += room + -room % 16
+        self._blanks.run(works)
+        for process in processes:
+            for task, thread in zip(process.threads, process.plan.threads, strict=False):
+                if holds_tiles(thread.image.xstate):
+                    self._blanks.touch_tiles(task)
+
+    def settle_others(self, stand_in: Callable[[int, int], Sequence[bytes]], status_fd: int) -> None:
+        """Make init and the stand-ins what they are to be: they have nothing of the tree's any more.
+
+        Args:
+            stand_in: gives the arguments of torpor-init for a process that stands for another: its PID, the other's.
+            status_fd: init's own descriptor, the only one that it keeps.
+        """
+        for process in self._others():
+            keep = status_fd if process.plan.member is self.plan.processes[0].member else -1
+            self._blanks.run([self._work(process, [*self.plan.last, *_close_all(keep)])])
+            self._rewind(process, stand_in)
+
+    @property
+    def pids(self) -> dict[int, int]:
+        """The PIDs of all processes as this process sees them, by their own."""
+        return {pid: process.threads[0].tid for pid, process in self.processes.items()} | self._ended
+
+    def standing(self, image: pb.Tree) -> dict[int, Process]:
+        """The tree as a freeze has it, by PIDs as this process sees them, in the order of its image.
+
+        What is done to its threads then is undone by `release`, which gives them their states anew. A child that they
+        make meanwhile is not stopped.
+        """
+        found: dict[int, Process] = {}
+        options = self._options & ~ptrace.O_TRACECLONE
+        for one in image.processes:
+            pid = self.pids[one.pid]
+            process = Process(pid, found.get(procfs.stat(pid).ppid), zombie=one.zombie, options=options)
+            if not one.zombie:
+                built = self.processes[one.pid]
+                for task, thread in zip(built.threads, built.plan.threads, strict=True):
+                    _set_state(task, thread)
+                    ptrace.request(ptrace.SETOPTIONS, task.tid, 0, options)
+                    process.threads[task.tid] = Thread(task.tid)
+            found[pid] = process
+        stand(found.values())
+        return found
+
+    def release(
+        self, first: Callable[[str], bool] | None = None, connected: Callable[[], object] | None = None
+    ) -> None:
+        """Let everything go: init first.
+
+        Args:
+            first: tells by a thread's name whether it is let go before the others.
+            connected: called in between. An error from it is a failure like any before.
+        """
+        early: list[Task] = []
+        late: list[Task] = []
+        for process in [process for process in self.processes.values() if process.plan.member.image is not None]:
+            if signals.stops(_image(process).pending):
+                os.kill(process.threads[0].tid, signal.SIGSTOP)
+            for task, thread in zip(process.threads, process.plan.threads, strict=True):
+                _set_state(task, thread)
+                if signals.stops(thread.image.pending):
+                    syscall(NR.tgkill, process.threads[0].tid, task.tid, signal.SIGSTOP)
+                soon = first is not None and first(thread.image.name.decode(errors="replace"))
+                (early if soon else late).append(task)
+        ptrace.detach((task.tid, 0) for task in [*(process.threads[0] for process in self._others()), *early])
+        if connected is not None:
+            connected()
+        ptrace.detach((task.tid, 0) for task in late)
+        self._blanks.forget()
+
+    def _others(self) -> list[Built]:
+        """Init and the stand-ins."""
+        return [process for process in self.processes.values() if process.plan.member.image is None]
+
+    def kill(self) -> None:
+        """Kill everything and wait until nothing of it is left."""
+        self._blanks.kill()
+
+    def _stop(self, process: Built) -> None:
+        """Stop a process as job control does, by the signal that it was stopped by.
+
+        Each thread gets a SIGSTOP of its own first, so that none of them runs. When all stand before that, it becomes
+        the other signal, which only then nothing blocks.
+        """
+        pid, sig = process.threads[0].tid, self._stop_signal(process)
+        for task in process.threads:
+            ptrace.set_sigmask(task.tid, WORD & ~(1 << (sig - 1)))
+            syscall(NR.tgkill, pid, task.tid, signal.SIGSTOP)
+            ptrace.resume(task.tid)
+        for task in process.threads:
+            self._wait_stop(task, 0, signal.SIGSTOP)
+        for task in process.threads:
+            ptrace.resume(task.tid, ptrace.CONT, sig)
+        for task in process.threads:
+            self._wait_stop(task, ptrace.EVENT_STOP, sig)
+
+    def _wait_stop(self, task: Task, event: int, sig: int) -> None:
+        while True:
+            _, status = os.waitpid(task.tid, ptrace.WALL)
+            if not os.WIFSTOPPED(status):
+                raise killed(task.name)
+            if (ptrace.event(status), ptrace.stop_signal(status)) == (event, sig):
+                return
+            ptrace.resume(task.tid)
+
+    def _stop_signal(self, process: Built) -> int:
+        """That by which it can be stopped again: the terminal's signals do not stop an orphaned group, as one has
+        become whose shell is not in the tree.
+        """
+        image = _image(process)
+        if image.stop_signal not in _TERMINAL_STOPS or any(
+            one.signal == image.stop_signal and one.handler for one in image.actions
+        ):
+            return signal.SIGSTOP
+        stats = {tid: procfs.stat(tid) for tid in (built.threads[0].tid for built in self.processes.values())}
+        group = stats[process.threads[0].tid].pgrp
+        for stat in stats.values():
+            above = stats.get(stat.ppid)
+            if stat.pgrp == group and above and above.pgrp != group and above.session == stat.session:
+                return image.stop_signal
+        return signal.SIGSTOP
+
+    def _rewind(self, process: Built, arguments: Callable[[int, int], Sequence[bytes]]) -> None:
+        """Make init, or a clone of it, begin at its entry, with its own arguments."""
+        task, member = process.threads[0], process.plan.member
+        words = [word + b"\0" for word in arguments(member.pid, _stands_for(process))]
+        # Not the stack that execve made: clones of init have the same, and arguments of another length.
+        first = self.processes[self.plan.processes[0].member.pid].threads[0].registers
+        stack = (first[RSP] - 4096) & ~0xF
+        strings = stack + 8 * (len(words) + 3)
+        pointers = [strings + sum(map(len, words[:k])) for k in range(len(words))]
+        content = struct.pack(f"<{len(words) + 3}Q", len(words), *pointers, 0, 0) + b"".join(words)
+        memory.write(task.tid, stack, content)
+        registers = array("Q", first)
+        registers[RSP], registers[ORIG_RAX] = stack, WORD
+        ptrace.set_registers(task.tid, registers)
+
+    def _remove_windows(self, processes: Sequence[Built]) -> None:
+        """Unmap the windows, by a `syscall` of each process, and bring the threads to a stop from which the kernel
+        restarts interrupted calls: one inside its signal handling, which a system-call stop is not.
+        """
+        called = self._make_last_calls(processes)
+        window = self._blanks.window
+        unmap = Call(NR.munmap, (window.start, len(window)), 0, "unmapping the window")
+        self._by_own_code([(process, process.threads[0], unmap) for process in processes])
+        called |= {process.threads[0].tid: process.threads[0] for process in processes}
+        for tid in called:
+            ptrace.interrupt(tid)
+            ptrace.resume(tid)
+        for task in called.values():
+            _, status = os.waitpid(task.tid, ptrace.WALL)
+            if not os.WIFSTOPPED(status) or ptrace.event(status) != ptrace.EVENT_STOP:
+                raise killed(task.name)
+
+    def _make_last_calls(self, processes: Sequence[Built]) -> dict[int, Task]:
+        """Let threads make the calls after which no int3 may come, with all signals blocked; those that made some."""
+        left = [
+            (process, task, thread.last)
+            for process in processes
+            for task, thread in zip(process.threads, process.plan.threads, strict=False)
+            if thread.last
+        ]
+        called = {task.tid: task for _, task, _ in left}
+        for tid in called:
+            ptrace.set_sigmask(tid, WORD)
+        for number in range(max((len(calls) for *_, calls in left), default=0)):
+            turn = [(process, task, calls[number]) for process, task, calls in left if number < len(calls)]
+            address = self._blanks.tables.start
+            for k, (process, task, call) in enumerate(turn):
+                args: list[int] = []
+                for arg in call.args:
+                    if isinstance(arg, bytes):
+                        memory.write(task.tid, address, arg)
+                        args.append(address)
+                        address += len(arg)
+                    else:
+                        assert isinstance(arg, int)
+                        args.append(arg)
+                turn[k] = process, task, call._replace(args=args)
+            self._by_own_code(turn)
+        return called
+
+    def _by_own_code(self, works: Sequence[tuple[Built, Task, Call]]) -> None:
+        """Let threads make one call each, by a `syscall` of its own; they are left in the stop behind that."""
+        for process, task, call in works:
+            registers = array("Q", task.registers)
+            registers[RIP] = _syscall_instruction(task, _image(process).memory)
+            registers[RAX], registers[ORIG_RAX], registers[RSP] = call.nr, WORD, 0
+            for register, value in zip((RDI, RSI, RDX, R10), call.args, strict=False):
+                assert isinstance(value, int)
+                registers[register] = value
+            ptrace.set_registers(task.tid, registers)
+            ptrace.resume(task.tid, ptrace.SYSCALL)
+        for stage in ("entry", "exit"):
+            for _, task, _ in works:
+                self._wait_syscall(task)
+                if stage == "entry":
+                    ptrace.resume(task.tid, ptrace.SYSCALL)
+        for _, task, call in works:
+            result = signed(ptrace.get_registers(task.tid)[RAX])
+            if not call.ok(result):
+                raise failure(task, call, result)
+
+    def _wait_syscall(self, task: Task) -> None:
+        _, status = os.waitpid(task.tid, ptrace.WALL)
+        if not os.WIFSTOPPED(status) or ptrace.stop_signal(status) != ptrace.SYSCALL_STOP:
+            raise RestoreFailed(f"{task.name} did not come to its last system call (status {status:#x})")
+
+
+_NOBODY = pb.Process()
+
+
+def _image(process: Built) -> pb.Process:
+    """The image of a process; of a stand-in, an empty one."""
+    return process.plan.member.image or _NOBODY
+
+
+def _write_proc(process: Built, name: str, text: str) -> None:
+    task = process.threads[0]
+    try:
+        deadline = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                with open(f"/proc/{task.tid}/{name}", "w") as file:
+                    file.write(text)
+                return
+            except BlockingIOError:  # autogroup, by whom it takes no privilege: one every 100 ms on the whole host
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(_AGAIN)
+    except OSError as error:
+        raise RestoreFailed(f"{process.plan.name}: writing {text} to its {name}: {error.strerror}") from error
+
+
+def _stands_for(process: Built) -> int:
+    children = [child for child in process.plan.member.children if not child.only_group]
+    return children[0].pid if children else 0
+
+
+def _close_all(keep: int) -> Iterator[Call]:
+    last = (1 << 32) - 1
+    if keep < 0:
+        yield Call(NR.close_range, (0, last, 0), 0, "closing all descriptors")
+        return
+    yield Call(NR.close_range, (0, keep - 1, 0), 0, f"closing the descriptors below {keep}")
+    yield Call(NR.close_range, (keep + 1, last, 0), 0, f"closing the descriptors above {keep}")
+
+
+def _syscall_instruction(task: Task, space: pb.AddressSpace) -> int:
+    """The address of one: in the vDSO, or of a process that has none in the program or a library."""
+    if vdso.has_code(space):
+        code = memory.read(task.tid, space.vdso, space.vdso_end - space.vdso)
+        return space.vdso + code.index(SYSCALL)
+    for vma in sorted(space.vmas, key=lambda vma: vma.kind != pb.Vma.FILE_PRIVATE):
+        if vma.prot & mmap.PROT_EXEC:
+            end = memory.readable_end(task.tid, vma.start, vma.end)
+            if (at := memory.read(task.tid, vma.start, end - vma.start).find(SYSCALL)) >= 0:
+                return vma.start + at
+    raise RestoreFailed(f"{task.name} has no code that makes a system call")
+
+
+def _set_state(task: Task, thread: ThreadPlan) -> None:
+    registers = array("Q")
+    registers.frombytes(thread.image.registers)
+    try:
+        if thread.image.below:
+            memory.write_stack(task.tid, thread.image.below_address, thread.image.below)
+        ptrace.set_xstate(task.tid, fitted(thread.image.xstate, probe().xsave_size))
+        ptrace.set_registers(task.tid, registers)
+        ptrace.set_sigmask(task.tid, thread.image.sigmask)
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise RestoreFailed(f"{task.name}: setting its registers: {why}") from error

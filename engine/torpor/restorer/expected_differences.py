@@ -1,0 +1,354 @@
+"""What an image of a tree and one of the same tree when it was woken may differ in: one list.
+
+Each entry has its reason, and the row of docs/objects.md that says so to users.
+
+An entry whose reason begins with "known fault" is a fault of the engine, to be mended.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import struct
+from collections.abc import Callable, Collection
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
+
+from torpor.image import image_pb2 as pb
+from torpor.objects.paths.opener import O_TMPFILE
+from torpor.objects.sockets.tcp_connections import BEFORE_MPTCP_CONNECTS, IPPROTO_MPTCP
+
+Parents: TypeAlias = Callable[[Any, Any], Any]
+"""Whether a difference is allowed, by the two messages that hold the field."""
+
+
+At: TypeAlias = Literal["both", "saves", "building"]
+"""When a difference is allowed: between two saves, around a wake; within a restore, before anything runs; both."""
+
+
+class Allowed(NamedTuple):
+    """Why a field need not be the same."""
+
+    path: str
+    """Of the field, without indexes; what lies below it is meant as well. With [] it is one of a list that is meant."""
+    why: str
+    row: str
+    """How the row of docs/objects.md begins that says so."""
+    when: Parents = lambda *_: True
+    at: At = "both"
+
+
+_RAN = "it ran in between: a call was taken up again, or the kernel has written what a thread finds there"
+_TIME = "time goes on"
+_NEW = "another inode or number: what has no name that lasts is made anew"
+_PROC = "in a capsule /proc is a mount of its own"
+_AGAIN = "memory without a name comes back as a memfd, and a program that was removed, too"
+_LATER = "it is read when the tree is saved, and not by who builds it"
+_JUDGED = "another host may have it otherwise, as far as the restore found it good before it began"
+_WARNED = "what the restorer may not give is less, and a warning says so"
+_UNSEEN_FLAGS: Final = 0o100000 | os.O_NOFOLLOW
+"""O_LARGEFILE, which each open(2) of 64 bit programs sets, and flags that count while a file is opened only."""
+_TEMPORARY: Final = O_TMPFILE | os.O_DIRECTORY  # an older kernel sees the second alone, and refuses
+_SI_TIMER: Final = -2
+_SI_KERNEL: Final = 0x80
+_V6ONLY: Final = (socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
+_ALARMS: Final = (signal.SIGALRM, signal.SIGVTALRM, signal.SIGPROF)
+_TERMINAL_STOPS: Final = (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
+
+
+def _removed(before: Any, after: Any) -> bool:
+    return bool(before.path.endswith(b" (deleted)") and after.path.endswith(b" (deleted)"))
+
+
+def _in_memory(_: Any, after: Any) -> bool:
+    return bool(after.path.startswith(b"/memfd:") and after.path.endswith(b" (deleted)"))
+
+
+def _removed_inode(before: Any, after: Any) -> bool:
+    return bool(before.inode.removed and after.inode.removed)
+
+
+def _without_name(before: Any, after: Any) -> bool:
+    kinds = (pb.SharedMemory.ANONYMOUS, pb.SharedMemory.UNLINKED, pb.SharedMemory.MEMFD)
+    return before.kind in kinds and after.kind in kinds
+
+
+def _is_over(before: Any, after: Any) -> bool:
+    over = (pb.TcpSocket.OUTSIDE, pb.TcpSocket.ENDED)
+    return before.state in over and after.state in over
+
+
+def _but_for_timers(before: Any, after: Any) -> bool:
+    one, other = (
+        sorted(_shown(info) for info in process.pending if not _is_of_timer(info)) for process in (before, after)
+    )
+    return one == other
+
+
+def _shown(info: bytes) -> bytes:
+    """What its receiver may see of a signal: of a SIGSTOP nothing but that it stands still."""
+    return info[:4] if _signal(info)[0] == signal.SIGSTOP else info
+
+
+def _but_for_fired(before: Any, after: Any) -> bool:
+    were, left = ({(one.which, one.interval_us) for one in process.interval_timers} for process in (before, after))
+    return left <= were and not any(interval for _, interval in were - left)
+
+
+def _is_of_timer(info: bytes) -> bool:
+    number, _, code = _signal(info)
+    return code == _SI_TIMER or (code == _SI_KERNEL and number in _ALARMS)
+
+
+def _but_for_late(before: Any, after: Any) -> bool:
+    kept = (info for info in before.pending if _signal(info)[0] != signal.SIGSTOP)
+    return sorted(info for info in kept if not _is_of_timer(info)) == sorted(
+        info for info in after.pending if not _is_of_timer(info)
+    )
+
+
+def _signal(info: bytes) -> tuple[int, int, int]:
+    return struct.unpack_from("<3i", info.ljust(12, b"\0"))
+
+
+def _in_proc(before: Any, after: Any) -> bool:
+    return bool(before.path.startswith(b"/proc/") and after.path == before.path)
+
+
+def _only_v6only_more(before: Any, after: Any) -> bool:
+    return _only_these_more(before, after, {_V6ONLY})
+
+
+def _as_mptcp_connects(before: Any, after: Any) -> bool:
+    connected = before.state not in (pb.TcpSocket.LISTEN, pb.TcpSocket.CLOSED)
+    stays = {_V6ONLY, (socket.SOL_SOCKET, socket.SO_SNDBUF), *BEFORE_MPTCP_CONNECTS}
+    return before.protocol == IPPROTO_MPTCP and connected and _only_these_more(before, after, stays)
+
+
+def _only_these_more(before: Any, after: Any, keys: Collection[tuple[int, int]]) -> bool:
+    kept = [option for option in after.options if (option.level, option.name) not in keys or option in before.options]
+    return kept == list(before.options)
+
+
+def _other_kernel(before: Any, after: Any) -> bool:
+    return bool(before.vdso_content != after.vdso_content)
+
+
+def _fewer(name: str) -> Parents:
+    """Bits of a mask that are all there were or fewer."""
+    return lambda before, after: not getattr(after, name) & ~getattr(before, name)
+
+
+def _more(name: str) -> Parents:
+    return lambda before, after: bool(getattr(after, name) > getattr(before, name))
+
+
+def _closed(name: str) -> Parents:
+    return lambda before, after: bool(before.peer_gone and after.peer_gone and getattr(after, name))
+
+
+_CLOCKS: Final = "CLOCK_MONOTONIC"
+_REGISTERS: Final = "General registers"
+_TIMERS: Final = "Interval timers"
+_QUEUED: Final = "Queued signals"
+_CAPABILITIES: Final = "Capabilities"
+_SHARED: Final = "Shared anonymous memory"
+_FILES: Final = "Files: position"
+_MAPPED: Final = "Private mappings of files, written"
+_REMOVED_PROGRAM: Final = "Program that was deleted"
+_TCP: Final = "TCP listeners"
+_OPTIONS: Final = "Options of sockets of MPTCP"
+_UNIX: Final = "Unix sockets"
+_UDP: Final = "UDP's datagrams that were not read"
+_TIMERFD: Final = "eventfd"
+_DIRECTORIES: Final = "Directories"
+_FIFOS: Final = "FIFOs"
+_VDSO: Final = "vDSO, also moved"
+
+ALLOWED: Final = (
+    Allowed("timing", "each save takes its own time", _CLOCKS),
+    Allowed("host.realtime_ns", _TIME, _CLOCKS),
+    Allowed("host.monotonic_ns", _TIME, _CLOCKS),
+    Allowed("host.boottime_ns", _TIME, _CLOCKS),
+    Allowed("host", _JUDGED, _REGISTERS, at="building"),
+    Allowed("mounts", "it is told to people only", "The mount that a path lies on", at="building"),
+    Allowed("processes.threads.registers", _RAN, _REGISTERS, at="saves"),
+    Allowed("processes.threads.xstate", _RAN, _REGISTERS, at="saves"),
+    Allowed("processes.threads.below", _RAN, "Interrupted system calls"),
+    Allowed("processes.threads.below_address", _RAN, "Interrupted system calls"),
+    Allowed("processes.memory.pages", _RAN, "Private anonymous memory", at="saves"),
+    Allowed("processes.memory.pages", "it is read by `rebuilt.contents`", "Private anonymous memory", at="building"),
+    Allowed(
+        "processes.memory.vmas.start",
+        "the stack grew: it ran in between, or what a description has a thread do needed room there",
+        "Stacks that grow",
+        lambda before, _: before.grows_down,
+    ),
+    Allowed("processes.posix_timers.value_ns", _TIME, _TIMERS),
+    Allowed("processes.posix_timers.overrun", _TIME, _TIMERS),
+    Allowed("processes.interval_timers.value_us", _TIME, _TIMERS),
+    Allowed("processes.interval_timers", "one that fires once has fired", _TIMERS, _but_for_fired),
+    Allowed("processes.pending", f"{_TIME}; nobody sees who sent a SIGSTOP", _QUEUED, _but_for_timers),
+    Allowed("processes.threads.pending", _TIME, _QUEUED, _but_for_timers),
+    *(
+        Allowed(f"{path}.pending", "SIGSTOP is sent as it is let go", _QUEUED, _but_for_late, at="building")
+        for path in ("processes", "processes.threads")
+    ),
+    *(
+        Allowed(f"processes.memory.{field}", "another kernel has another one", _VDSO, _other_kernel, at="building")
+        for field in ("vdso", "vdso_content", "vdso_end", "vvar", "vdso_holes")
+    ),
+    Allowed(
+        "processes.stop_signal",
+        "a process group that is orphaned now cannot be stopped by the terminal",
+        "Stopped by job control",
+        lambda before, after: before.stop_signal in _TERMINAL_STOPS and after.stop_signal == signal.SIGSTOP,
+    ),
+    Allowed("processes.dumpable", "2 cannot be asked for", "Dumpable", lambda a, b: (a.dumpable, b.dumpable) == (2, 0)),
+    Allowed("processes.oom_score_adj", _WARNED, "OOM score adjustment", _more("oom_score_adj"), at="building"),
+    Allowed("processes.threads.nice", _WARNED, "Nice value", _more("nice"), at="building"),
+    Allowed("processes.threads.affinity", _WARNED, "Affinity", at="building"),
+    *(
+        Allowed(f"processes.threads.{field}", _WARNED, row, at="building")
+        for field, row in (
+            ("scheduler", "`SCHED_FIFO`"),
+            ("rt_priority", "`SCHED_FIFO`"),
+            ("io_priority", "I/O priority"),
+            ("memory_policy", "Memory policy"),
+            ("memory_nodes", "Memory policy"),
+            ("speculation", "Mitigations of speculation"),
+        )
+    ),
+    *(Allowed(f"processes.{field}", _JUDGED, "Current directory", at="building") for field in ("cwd_inode",)),
+    Allowed("processes.root_inode", _JUDGED, "Root directory other", at="building"),
+    Allowed(
+        "processes.cwd_inode",
+        _NEW,
+        "Current directory",
+        lambda before, after: before.cwd_inode.removed and after.cwd_inode.removed,
+    ),
+    *(
+        Allowed(f"processes.credentials.cap_{field}", _WARNED, _CAPABILITIES, _fewer(f"cap_{field}"), at="building")
+        for field in ("inheritable", "permitted", "effective", "bounding", "ambient")
+    ),
+    Allowed(
+        "processes.credentials.cap_bounding",
+        "an ordinary user's tree has that of who wakes it, and in a capsule none may be won by executing a program",
+        _CAPABILITIES,
+        lambda _, after: not after.cap_permitted and 0 not in after.uids,
+    ),
+    Allowed("keyrings.serial", _NEW, "Keyrings of a session or process"),
+    Allowed("keyrings.keys.seconds", _TIME, "Keyrings of a session or process"),
+    Allowed("bundles", _LATER, "Small files that the job made", at="building"),
+    Allowed("folders", _LATER, "Small files that the job made", at="building"),
+    Allowed(
+        "bundles",
+        "known fault: a woken tree's save has fewer of the small files: they are older than it is",
+        "Small files that the job made",
+        at="saves",
+    ),
+    Allowed("bundles[]", _AGAIN, _REMOVED_PROGRAM, _removed),
+    Allowed("files[]", _AGAIN, _REMOVED_PROGRAM, _removed),
+    Allowed("files[]", "a bundled file that is gone comes back in memory", _MAPPED, _in_memory),
+    *(
+        Allowed(f"files.{field}", _JUDGED, _MAPPED, at="building")
+        for field in ("size", "mtime_ns", "ctime_ns", "dev", "ino", "mode", "content")
+    ),
+    Allowed("shared.dev", _NEW, _SHARED),
+    Allowed("shared.ino", _NEW, _SHARED),
+    Allowed("shared.kind", _AGAIN, _SHARED, _without_name),
+    Allowed("shared.name", _AGAIN, _SHARED, _without_name),
+    Allowed(
+        "shared.size",
+        "it is mapped beyond its end, which is found by touching it: `rebuilt.contents` asks its descriptor",
+        _SHARED,
+        _more("size"),
+        at="building",
+    ),
+    *(
+        Allowed(f"shared.{field}", _WARNED, "Attributes of files without a name", at="building")
+        for field in ("uid", "gid", "mode", "inode_flags", "attributes")
+    ),
+    Allowed("shared.atime_ns", "reading and mapping it is an access", _SHARED),
+    Allowed("shared.pages", _RAN, _SHARED, at="saves"),
+    Allowed("shared.pages", "it is read by `rebuilt.contents`", _SHARED, at="building"),
+    *(
+        Allowed(f"descriptions.file.{field}", _JUDGED, _FILES, at="building")
+        for field in ("size", "mtime_ns", "ctime_ns", "dev", "ino", "mode", "blocks", "content")
+    ),
+    *(
+        Allowed(f"descriptions.file.{field}", _PROC, "Files and directories of /proc/PID", _in_proc)
+        for field in ("dev", "ino", "mtime_ns", "ctime_ns")
+    ),
+    Allowed("descriptions.directory.inode", _JUDGED, _DIRECTORIES, at="building"),
+    Allowed("descriptions.directory.inode.dev", _PROC, _DIRECTORIES),
+    Allowed("descriptions.directory.inode", _NEW, _DIRECTORIES, _removed_inode),
+    Allowed("descriptions.fifo.inode", _JUDGED, _FIFOS, at="building"),
+    Allowed("descriptions.fifo.inode", _NEW, _FIFOS, _removed_inode),
+    Allowed("descriptions.queue.inode", _NEW, "POSIX message queues (`"),
+    Allowed("descriptions.unix.inode", _NEW, _UNIX),
+    Allowed(
+        "descriptions.unix.name",
+        "where there are no user namespaces, the accepted end of a connection whose listener was closed shows another"
+        " name if somebody has that one by now; a warning says so",
+        _UNIX,
+        lambda before, after: before.has_peer and after.has_peer,
+    ),
+    Allowed(
+        "descriptions.tcp.options",
+        "bind() to an address of IPv6 sets IPV6_V6ONLY (__inet6_bind())",
+        _TCP,
+        _only_v6only_more,
+    ),
+    Allowed(
+        "descriptions.tcp.options",
+        "a connection of MPTCP keeps the send buffer that had to be enlarged, as nobody can set SO_BUF_LOCK for it"
+        " (net/mptcp/sockopt.c). Options that it connects with are fixed by then, and matter no more",
+        _OPTIONS,
+        _as_mptcp_connects,
+    ),
+    Allowed("descriptions.tcp.local", "a connection that is over comes back between two ends of ours", _TCP, _is_over),
+    Allowed("descriptions.tcp.remote", "a connection that is over comes back between two ends of ours", _TCP, _is_over),
+    Allowed(
+        "descriptions.udp.options",
+        "bind() to an address of IPv6 sets IPV6_V6ONLY (__inet6_bind())",
+        "UDP, bound",
+        _only_v6only_more,
+    ),
+    *(
+        Allowed(f"descriptions.udp.{field}", "a look would take empty ones from the next save", _UDP, at="building")
+        for field in ("messages", "senders")
+    ),
+    *(
+        Allowed(
+            f"descriptions.unix.{field}",
+            "what led outside of the tree comes back as closed by the peer, which shuts both ways",
+            _UNIX,
+            _closed(field),
+        )
+        for field in ("shut_read", "shut_write")
+    ),
+    Allowed("descriptions.timerfd.left_ns", _TIME, _TIMERFD),
+    Allowed("descriptions.timerfd.moment_ns", _TIME, _TIMERFD),
+    Allowed("descriptions.timerfd.ticks", _TIME, _TIMERFD),
+    Allowed(
+        "descriptions.flags",
+        "it says nothing of an open file",
+        _FILES,
+        lambda before, after: not (before.flags ^ after.flags) & ~_UNSEEN_FLAGS,
+    ),
+    Allowed(
+        "descriptions.flags",
+        "in memory no file is made without a name (O_TMPFILE)",
+        "Files without a name",
+        lambda before, after: before.flags & ~after.flags == _TEMPORARY and not after.flags & ~before.flags,
+    ),
+    Allowed(
+        "descriptions.epoll.watches.events",
+        "epoll_ctl(2) adds EPOLLERR and EPOLLHUP, which one that has fired once (EPOLLONESHOT) had not",
+        "epoll",
+        lambda before, after: before.events ^ after.events == select.EPOLLERR | select.EPOLLHUP,
+    ),
+    Allowed("ptys.number", _NEW, "Pseudo terminals"),
+)

@@ -1,0 +1,187 @@
+"""A job that was woken or started: one PID that lives as long as it, signals, its end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import struct
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from torpor import procfs
+from torpor.arch.x86_64 import NR
+from torpor.remote.sys import syscall
+from torpor.restorer.capsule import Init
+from torpor.util import inherited
+from torpor.util.inherited import Signals
+
+_SI_KERNEL = 0x80  # asm-generic/siginfo.h
+_SI_QUEUE = -1
+_WITNESS = 0x746F00  # as in native/init.c
+_FORWARDED = frozenset(signal.valid_signals()) - {
+    signal.SIGKILL, signal.SIGSTOP, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP,
+    signal.SIGABRT, signal.SIGSYS, signal.SIGPIPE,
+}  # fmt: skip
+"""Signals that one who stands for a job hands on; not those that tell of a fault in itself."""
+_STOPS = frozenset({signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU})
+_STOP_SECONDS, _STOP_STEP = 1.0, 0.01
+"""How long after one of these a job may take to stop, and how often one looks."""
+
+
+@dataclass
+class Job:
+    """A process tree that lives on its own. Closing or forgetting this object does nothing to it."""
+
+    init: Init
+    root_pid: int
+    """The PID of the tree's root, in the tree's PID namespace."""
+    tree_pid: int
+    """The PID of the tree's root as this process sees it: what `torpor.checkpoint` wants. 0 when it ended at once."""
+    warnings: tuple[str, ...] = ()
+    """What is not as it was, in words."""
+    _code: int | None = field(default=None, init=False)
+
+    @property
+    def pid(self) -> int:
+        """A PID that lives as long as the job: a signal sent to it reaches the tree's root."""
+        return self.init.pid
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal to the tree's root; SIGKILL ends the whole job.
+
+        Raises:
+            ProcessLookupError: it has ended.
+        """
+        if self._code is not None:
+            raise ProcessLookupError(f"job {self.pid} has ended")
+        if number == signal.SIGKILL:
+            # Outside a capsule the end of init is not that of the others.
+            for pid in _descendants(self.pid):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, number)
+        os.kill(self.pid, number)
+
+    def poll(self) -> int | None:
+        """Its exit code if it has ended: as `wait`."""
+        return self._end(os.WNOHANG)
+
+    def wait(self) -> int:
+        """Wait for its end.
+
+        Returns:
+            What the root ended with: its exit code, or minus the number of the signal that killed it.
+        """
+        code = None
+        while code is None:
+            code = self._end(0)
+        return code
+
+    @staticmethod
+    def hold_signals() -> Signals:
+        """Let the signals that `foreground` hands on wait for it, from now on, in the calling thread.
+
+        Before the job is let go, for a signal that comes between must not end this process and leave the job alone.
+        What this process is to ignore, as below nohup(1), it ignores: it is not for the job either.
+
+        Returns:
+            What a program started before would have had.
+        """
+        before = inherited.signals()
+        if signal.SIGCHLD in before.ignored:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # or nobody would tell of the job's end
+        signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED - (before.ignored - {signal.SIGCHLD}))
+        return before
+
+    def foreground(self, hear: Callable[[int], bool] | None = None) -> int:
+        """Stand for the job until it ends: hand on every signal that this process is sent, and leave them blocked.
+
+        When the job is stopped by what is typed (Ctrl-Z), this process stops as well, for the shell that waits for it.
+        To be called by the main thread of a program that does nothing else. Returns as `wait`.
+
+        Args:
+            hear: one that cares for the job's terminal: told of every signal, whether it is not for the job.
+        """
+        heard = _FORWARDED - (self.hold_signals().ignored - {signal.SIGCHLD})
+        self._bear_witness()
+        stop_until = 0.0
+        while (code := self.poll()) is None:
+            told = signal.sigtimedwait(heard, _STOP_STEP) if stop_until else signal.sigwaitinfo(heard)
+            if told is None:
+                if self._is_stopped():  # and nobody has said since that it is to go on
+                    self._bear_witness()  # of what comes now: a stop that init is sent later is another one
+                    os.kill(os.getpid(), signal.SIGSTOP)
+                    stop_until = 0.0
+                elif time.monotonic() > stop_until:
+                    stop_until = 0.0
+                continue
+            if told.si_signo == signal.SIGCHLD or (hear is not None and hear(told.si_signo)):
+                continue
+            self._hand_on(told)
+            if told.si_signo in _STOPS and hear is None:
+                stop_until = time.monotonic() + _STOP_SECONDS
+        return code
+
+    def _bear_witness(self, forget: int = 0) -> None:
+        """Make init keep what it is sent pending, and forget one signal of these, or all until now (native/init.c).
+
+        A signal that was sent to a whole process group has reached the job when it lives in this process's own, which
+        a signal itself does not tell; that init, who lives in the same, was sent it too, does.
+        """
+        told = bytearray(128)  # siginfo_t
+        struct.pack_into(
+            "<iiiiiii", told, 0, signal.SIGURG, 0, _SI_QUEUE, 0, os.getpid(), os.getuid(), _WITNESS + forget
+        )
+        with suppress(ProcessLookupError):
+            syscall(NR.rt_sigqueueinfo, self.pid, signal.SIGURG, told)
+
+    def _hand_on(self, told: signal.struct_siginfo) -> None:
+        """Give the job a signal that this process was sent, unless it has it already."""
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has ended
+            if os.getpgid(self.tree_pid) == os.getpgrp():
+                if told.si_code == _SI_KERNEL:  # from the terminal, which sends to a whole group
+                    return
+                status = procfs.status(procfs.read(f"/proc/{self.pid}/status"))
+                waiting = int(status[b"ShdPnd"], 16) << 1
+                if waiting & _undone_by(told.si_signo):
+                    return
+                if waiting >> told.si_signo & 1:
+                    self._bear_witness(told.si_signo)
+                    return
+            os.kill(self.tree_pid, told.si_signo)
+
+    def _is_stopped(self) -> bool:
+        with suppress(FileNotFoundError, ProcessLookupError):
+            return procfs.stat(self.tree_pid).state == "T"
+        return False
+
+    def _end(self, options: int) -> int | None:
+        if self._code is None:
+            try:
+                pid, status = os.waitpid(self.pid, options)
+            except ChildProcessError:  # somebody else has waited for it; what it told is still to be read
+                pid, status = self.pid, 0
+            if pid == 0:
+                return None
+            told = os.read(self.init.status_fd, 4)
+            os.close(self.init.status_fd)
+            if len(told) == 4:
+                (status,) = struct.unpack("<i", told)
+            self._code = os.waitstatus_to_exitcode(status)
+        return self._code
+
+
+def _undone_by(number: int) -> int:
+    """The signals, by bits, that take an earlier one of this number away (prepare_signal(), kernel/signal.c)."""
+    if number == signal.SIGCONT:
+        return sum(1 << stop for stop in _STOPS)
+    return 1 << signal.SIGCONT if number in _STOPS else 0
+
+
+def _descendants(pid: int) -> list[int]:
+    found: list[int] = []
+    with suppress(FileNotFoundError, ProcessLookupError):
+        for child in procfs.children(pid, procfs.threads(pid)):
+            found += [child, *_descendants(child)]
+    return found

@@ -1,0 +1,374 @@
+"""What a restore does, as data: for every process the system calls, the result each must give, and words for it.
+
+Making a plan is pure: it touches nothing, so it can be printed (`torpor restore --explain`) and tested without any
+privilege. `execute` runs it.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torpor.arch.x86_64 import NR
+from torpor.image import image_pb2 as pb
+from torpor.objects.fds import descriptors, made_in_process, posix_queues, ptys, signal_owners
+from torpor.objects.fds.descriptors import Opened
+from torpor.objects.memory import address_space, copy_on_write
+from torpor.objects.memory.address_space import Sources
+from torpor.objects.memory.copy_on_write import Peek, Room, Share
+from torpor.objects.memory.vdso import Vdso
+from torpor.objects.process import (
+    birth_order,
+    credentials,
+    keyrings,
+    seccomp,
+    security_labels,
+    signals,
+    threads,
+    timers,
+    tree,
+)
+from torpor.objects.process.credentials import Rights
+from torpor.objects.process.threads import Bounds
+from torpor.objects.sysv import message_queues, segments, semaphore_sets
+from torpor.procfs import PAGE
+from torpor.remote.batch import Call
+from torpor.store import BlockTable
+
+SIGCHLD = 17
+WALL = 0x40000000
+WNOHANG, WUNTRACED = 1, 2
+RLIMIT_CORE = 4
+WINDOW_SIZE = 8 << 20
+"""Bytes of the window: the interpreter, room for tables, and at its end what filling needs. Pages of it that are not
+used cost nothing."""
+
+
+@dataclass(frozen=True)
+class Here:
+    """What the plan must know of the place where the tree is to live."""
+
+    init: int
+    """The PID of init where the tree lives: 1 in a capsule."""
+    rights: Rights
+    bounds: Bounds
+    vdso: Vdso
+    timer_restore_ids: bool
+    keys: keyrings.Here
+    oom_score_adj: int
+    """The restorer's own."""
+    may_lower_oom: bool
+    room: Room
+    """For memory that processes have in common."""
+    joined: frozenset[int] = frozenset()
+    """See `capsule.Setting`."""
+    walk: bool = False
+    """PIDs come in turn, and are not chosen."""
+    is_taken: Callable[[int], bool] = lambda _: False
+    """Whether a PID cannot be had where the tree is to live."""
+
+
+@dataclass(frozen=True)
+class RestorerFds:
+    """The descriptors that the restoring process holds for the tree, by number; they are inherited."""
+
+    opened: Opened
+    sources: Sources
+    directories: Mapping[int, int]
+    """Current directories, by the PIDs of the image."""
+    roots: Mapping[int, int]
+    """Root directories of those that have one of their own."""
+    peek: Peek | None = None
+    """Looks into blocks, to find more of what processes have in common."""
+
+    @classmethod
+    def imagined(cls, image: pb.Tree, blocks: BlockTable) -> RestorerFds:
+        """A number in the place of each that a restore would open: for a plan that nobody runs."""
+        number = descriptors.first_slot(image)
+        anything: defaultdict[Any, int] = defaultdict(lambda: number)
+        return cls(Opened(anything, anything), Sources(anything, anything, anything, blocks), anything, anything)
+
+
+@dataclass
+class ThreadPlan:
+    """What a thread does, and what it is to be when it is let go."""
+
+    image: pb.Thread
+    calls: list[Call]
+    last: list[Call]
+    """When all others are made, and no int3 is to come any more: by the `syscall` in the vDSO."""
+
+
+@dataclass
+class ProcessPlan:
+    """What a process does."""
+
+    member: birth_order.Member
+    birth: list[Call] = field(default_factory=list)
+    """In the blank process: memory that its children are to inherit, its session and group, and the births of its
+    children in the order of `births`."""
+    clones: list[Call] = field(default_factory=list)
+    """On a walk: the births of its other threads, each when its number comes."""
+    build: list[Call] = field(default_factory=list)
+    """By its main thread: an empty address space of the right shape, then its other threads, unless they are there."""
+    fill: list[Call] = field(default_factory=list)
+    """By any of its threads: what lies in its memory and did not at its children's births."""
+    given_size: int = 0
+    """Bytes that it fills before those."""
+    fill_size: int = 0
+    """Bytes that it fills after them."""
+    layout: list[Call] = field(default_factory=list)
+    """By one that shares its memory, and has a right that it has not itself."""
+    furnish: list[Call] = field(default_factory=list)
+    """By its main thread: all else that the process has as a whole."""
+    proc: list[tuple[str, str]] = field(default_factory=list)
+    """Files of its /proc/PID that the restorer writes then, with their content."""
+    end: list[Call] = field(default_factory=list)
+    """By one that had ended, when all that is not of the tree has."""
+    threads: list[ThreadPlan] = field(default_factory=list)
+    """By each thread, the main one first, when all are there."""
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        image = self.member.image
+        if image is None:
+            return f"the stand-in for process {self.member.pid}"
+        return f"process {self.member.pid} ({image.threads[0].name.decode(errors='replace')})"
+
+
+@dataclass
+class Plan:
+    """All of it. Parents come before their children, init is the first."""
+
+    processes: list[ProcessPlan]
+    window: range
+    warnings: list[str]
+    by_init: list[list[Call]]
+    """By init, before anyone is born, each in a table of its own: what lives in an IPC namespace."""
+    last: list[Call]
+    """By init and the stand-ins, when all is built: they need no right of the restorer's any more."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of memory that are filled."""
+        return sum(process.given_size + process.fill_size for process in self.processes)
+
+    def explain(self) -> str:
+        """The plan for people, a line for each call."""
+        return "\n".join(self._lines())
+
+    def _lines(self) -> Iterator[str]:
+        yield from (f"warning: {warning}" for warning in self.warnings)
+        for calls in self.by_init:
+            yield from _explain("init, before all", calls)
+        for process in self.processes:
+            yield f"{process.name}:"
+            yield from _explain("when born", process.birth)
+            yield from _explain("when their numbers come", process.clones)
+            if process.member.adopter:
+                adopter = process.member.adopter
+                whom = f"process {adopter.pid}" if adopter.image else "torpor-init"
+                yield f"  ends when all are born: its children fall to {whom}"
+            built = [*process.build, *process.fill, *process.layout, *process.furnish]
+            yield from _explain("when all are born", built)
+            yield from _explain("at its end", process.end)
+            for thread in process.threads:
+                yield from _explain(f"thread {thread.image.tid}", [*thread.calls, *thread.last])
+
+
+def _explain(title: str, calls: list[Call]) -> Iterator[str]:
+    if calls:
+        yield f"  {title}:"
+    for call in calls:
+        yield f"    {NR(call.nr).name:<18} {call.words}"
+
+
+def make(image: pb.Tree, here: Here, held: RestorerFds) -> Plan:
+    """Plan a restore.
+
+    Raises:
+        RestoreRefused: processes cannot be born as they were.
+        ImageDamaged: the image contradicts itself.
+        RestoreFailed: the kernel has no way to give something back.
+    """
+    top = birth_order.arrange(image, here.init, here.joined, here.is_taken)
+    room = WINDOW_SIZE + segments.room(image)
+    place = address_space.free_range([process.memory for process in image.processes], here.vdso, room)
+    window = place[:WINDOW_SIZE]  # behind it System V segments are filled and attached
+    members = list(top.walk())
+    nobody = next((member.pid for member in members if member.is_nobody), 0)
+    sessions = {session.sid: session for session in image.sessions}
+    shares = copy_on_write.find(top, image, held.sources.blocks, here.vdso, here.room, held.peek)
+    if here.walk:
+        # Who is born first is not known yet. What is not for a child is unmapped there.
+        shares = {pid: replace(share, heirs=frozenset()) for pid, share in shares.items()}
+    plans = [_born(member, shares.get(member.pid, Share()), sessions, image, held, window) for member in members]
+    for plan in plans:
+        if plan.member.image is not None and not plan.member.image.zombie:
+            plan.birth[:0] = keyrings.of_process(plan.member.image, image, here.keys, owner=here.rights.keep)
+    warnings = [*held.opened.warnings, *seccomp.warnings(image), *security_labels.warnings(image)]
+    begun = {member.pid for member in members if member.leads_session}
+    for plan in plans:
+        if plan.member.image is not None and plan.member.image.zombie:
+            _end(plan, plan.member, plan.member.image)
+        elif plan.member.image is not None:
+            share = shares.get(plan.member.pid, Share())
+            _build(plan, plan.member.image, image, here, held, window, nobody, share)
+            if (nice := plan.member.image.autogroup_nice) and plan.member.image.sid in begun:
+                begun.remove(plan.member.image.sid)
+                if nice > 0 or here.bounds.may_lower_nice:
+                    plan.proc.append(("autogroup", str(nice)))
+                else:
+                    warnings.append(f"{plan.name}: lowering the nice value of its session to {nice} needs a privilege")
+            warnings += credentials.warnings(plan.name, plan.member.image, here.rights)
+            if plan.member.image.oom_score_adj < here.oom_score_adj and not here.may_lower_oom:
+                words = f"its oom_score_adj is {here.oom_score_adj}: lowering it needs a privilege"
+                warnings.append(f"{plan.name}: {words}")
+            for thread in plan.member.image.threads:
+                warnings += threads.warnings(f"{plan.name}, thread {thread.tid}", thread, here.bounds)
+    by_init = [list(_segment(shared, window.stop, here, held)) for shared in segments.segments(image)]
+    by_init += filter(None, [keyrings.for_all(image, here.keys, owner=here.rights.keep)])
+    by_init += [list(semaphore_sets.make(one, here.rights.keep)) for one in image.semaphores]
+    by_init += filter(None, [list(message_queues.enlarge(image))])
+    by_init += [list(message_queues.make(queue, here.rights.keep)) for queue in image.queues]
+    by_init += posix_queues.make(image, held.opened.slots, here.rights.keep)
+    last = [] if here.rights.keep else list(credentials.give_up())
+    return Plan(plans, window, warnings, by_init, last)
+
+
+def _segment(shared: pb.SharedMemory, address: int, here: Here, held: RestorerFds) -> Iterator[Call]:
+    pages = shared.pages
+    starts = [start + address // PAGE for start in pages.starts]
+    there = pb.PageTable(starts=starts, counts=pages.counts, blocks=pages.blocks)
+    filling = address_space.fill(address_space.pieces(there), held.sources, address - address_space.GAP)
+    return segments.make(shared, address, filling, here.rights.keep)
+
+
+def _born(
+    member: birth_order.Member,
+    share: Share,
+    sessions: Mapping[int, pb.Session],
+    image: pb.Tree,
+    held: RestorerFds,
+    window: range,
+) -> ProcessPlan:
+    """What a process does until all are born."""
+    plan = ProcessPlan(member)
+    if share.first:
+        plan.birth += address_space.hand_on(share.hulls, image, held.sources, window)
+    plan.birth += address_space.fill(share.given, held.sources, window.stop - address_space.GAP)
+    plan.given_size = sum(piece.size for piece in share.given) * PAGE
+    plan.birth += _birth(member, sessions, held.opened, share)
+    return plan
+
+
+def _birth(
+    member: birth_order.Member, sessions: Mapping[int, pb.Session], opened: Opened, share: Share
+) -> Iterator[Call]:
+    yield from _bear(member.early, share)
+    if member.leads_session:
+        yield Call(NR.setsid, (), member.pid, "starting a session")
+        if member.pid in sessions:
+            yield from ptys.take(sessions[member.pid], opened.terminals)
+    late = member.births[len(member.early) :]
+    yield from _bear([child for child in late if child is not member.holder], share)
+    if member.starts_group and not member.leads_session:
+        yield Call(NR.setpgid, (0, 0), 0, "starting a process group")
+    if member.holder:
+        yield from _bear([member.holder], share)
+
+
+def _bear(children: Iterable[birth_order.Member], share: Share) -> Iterator[Call]:
+    """Births, each with what is handed on or, which costs nothing, without."""
+    hidden = False
+    for child in children:
+        if share.heirs and hidden != (hidden := child.pid not in share.heirs):
+            yield from address_space.hide(share.hulls, hidden=hidden)
+        # Nobody is told of the end of a stand-in that only holds a group for a moment.
+        exit_signal = 0 if child.only_group else SIGCHLD
+        yield threads.clone(0, exit_signal, child.pid, f"starting process {child.pid}")
+    if hidden:
+        yield from address_space.hide(share.hulls, hidden=False)
+
+
+def _join(member: birth_order.Member) -> Iterator[Call]:
+    if member.pgid and member.pgid != member.pid:
+        yield Call(NR.setpgid, (0, member.pgid), 0, f"joining process group {member.pgid}")
+
+
+def _know_stop(pid: int) -> Call:
+    return Call(NR.wait4, (pid, 0, WUNTRACED | WNOHANG, 0), pid, f"being told of the stop of process {pid}")
+
+
+def _reap(member: birth_order.Member) -> Iterator[Call]:
+    """Wait for those of its children that only held a group."""
+    for child in member.heirs:
+        if child.only_group:
+            yield Call(NR.wait4, (child.pid, 0, WALL, 0), child.pid, f"reaping the stand-in for {child.pid}")
+
+
+def _end(plan: ProcessPlan, member: birth_order.Member, process: pb.Process) -> None:
+    plan.build += _join(member)
+    plan.end += _reap(member)
+    name = process.threads[0].name[:15] + b"\0"
+    plan.end.append(Call(NR.prctl, (threads.PR_SET_NAME, name), 0, "setting its name"))
+    plan.end.append(Call(NR.prlimit64, (0, RLIMIT_CORE, bytes(16), 0), 0, "leaving no core dump"))
+    if (status := process.exit_status) & 0x7F == 0:
+        words = f"ending with the exit status {status >> 8}"
+        plan.end.append(Call(NR.exit_group, (status >> 8,), 0, words))
+
+
+def _build(
+    plan: ProcessPlan,
+    process: pb.Process,
+    image: pb.Tree,
+    here: Here,
+    held: RestorerFds,
+    window: range,
+    nobody: int,
+    share: Share,
+) -> None:
+    build = plan.build
+    member = plan.member
+    build += _join(member)
+    build += credentials.widening(here.rights)
+    written = address_space.with_pages(process.memory)
+    build += address_space.steps(process, image, held.sources, here.vdso, window, written, share.kept, share.stale)
+    shared = seccomp.common(process)
+    build += seccomp.steps(shared, image.filters)  # which its threads inherit
+    (plan.clones if here.walk else build).extend(map(threads.birth, process.threads[1:]))
+    pieces = list(copy_on_write.rest(share, process.memory.pages))
+    plan.fill += address_space.fill(pieces, held.sources, window.stop - address_space.GAP)
+    plan.fill_size = sum(piece.size for piece in pieces) * PAGE
+    (plan.layout if here.walk else plan.furnish).append(address_space.layout(process.memory, held.sources))
+    plan.furnish += address_space.last_steps(process.memory, written)
+    plan.furnish += tree.steps(process, held.directories[process.pid], held.roots[process.pid] if process.root else -1)
+    plan.furnish += ptys.steps(process, image, held.opened.terminals)
+    plan.furnish += descriptors.placement(process, image, held.opened)
+    plan.furnish += descriptors.closing(process)
+    plan.furnish += made_in_process.steps(process, image, nobody)
+    plan.furnish += signal_owners.steps(process, image)
+    plan.proc.append(("coredump_filter", f"{process.coredump_filter:#x}"))
+    if process.oom_score_adj > here.oom_score_adj or here.may_lower_oom:
+        plan.proc.append(("oom_score_adj", str(process.oom_score_adj)))
+    for thread in process.threads:
+        calls = list(threads.steps(thread, here.bounds))
+        if thread.tid == process.pid:
+            calls += _reap(member)
+            calls += [_know_stop(child.pid) for child in member.heirs if child.image and child.image.stop_told]
+            if process.pid == image.processes[0].pid:
+                calls += segments.remove(image)
+            calls += semaphore_sets.undo(process.pid, image)
+            calls += signals.steps(process)
+            calls += timers.steps(process, here.timer_restore_ids)
+            calls += signals.queue(process)
+            calls += credentials.limit_steps(process, here.rights)
+        calls += signals.queue_to_thread(process, thread)
+        calls += seccomp.steps(thread.filters[len(shared) :], image.filters)
+        calls += credentials.steps(process.credentials, thread, here.rights)
+        calls += tree.last_steps(process)  # each thread undoes it once more
+        calls += threads.last_steps(thread)
+        plan.threads.append(ThreadPlan(thread, calls, list(signals.last_steps(process, thread))))

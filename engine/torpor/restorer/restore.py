@@ -1,0 +1,455 @@
+"""How a restore is done: check, open, plan, launch, build, verify, let go.
+
+An image is compiled to a plan (`plan`), which is run inside blank processes (`execute`) below a torpor-init
+(`capsule`). If a step fails, everything half-built is killed, the image is untouched, and it can be tried again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from itertools import takewhile
+from math import inf
+from typing import Literal, TypeVar
+
+from torpor import procfs
+from torpor.dump.series import Key, Series
+from torpor.errors import RestoreFailed, RestoreRefused, TorporError, failing
+from torpor.image import image_pb2 as pb
+from torpor.image import reading
+from torpor.objects.fds import descriptors, ptys
+from torpor.objects.memory import mapped_files, shared_memory, vmas
+from torpor.objects.memory.address_space import Sources
+from torpor.objects.paths import bundle, directories
+from torpor.objects.paths.opener import Opener, Openers
+from torpor.objects.process import birth_order, credentials
+from torpor.objects.sockets import port_remapping
+from torpor.probe import probe
+from torpor.remote.blank import PidTaken
+from torpor.remote.pid_allocation import WALK_SECONDS, Walk
+from torpor.remote.tracer import no_collection
+from torpor.restorer import capsule, pid_files, surroundings, verification
+from torpor.restorer.capsule import Namespaces, Setting, Waiting
+from torpor.restorer.execution import Builder, Filled
+from torpor.restorer.job import Job
+from torpor.restorer.plan import Here, RestorerFds, make
+from torpor.restorer.surroundings import Way
+from torpor.restorer.validation import living, refuse
+from torpor.restorer.walk import Walker
+from torpor.store import KnownBlocks, SnapshotInfo, SnapshotReader, Store
+from torpor.util import inherited
+from torpor.util.workers import Thread
+
+K = TypeVar("K")
+Progress = Callable[[int, int], None]
+"""Told the bytes of memory done so far and in all."""
+Files = Literal["as-they-were", "as-they-are"]
+_VERIFIED_TOGETHER = 1024
+"""Blocks after which a verification may be given up: a restore that failed does not wait for gigabytes."""
+CAP_SYS_RESOURCE = 24
+PROVE = "TORPOR_PROVE"
+WORTH_A_WORD = 1.0
+"""Seconds of a walk of which one is told before."""
+_OLDER = 16
+"""How many earlier snapshots are tried, to name one that can be woken."""
+_ALONE = threading.Lock()
+"""A tree that is built has every descriptor of this process from the first slot on, until it has closed what is not its
+own: those of another thread's tree, the ends of its pipes too. So one is built at a time."""
+
+
+@inherited.raised_descriptor_limit()
+def restore(
+    snapshot: str | SnapshotInfo,
+    *,
+    store: Store | str | os.PathLike[str] | None = None,
+    detach: bool = False,
+    foreground: bool = False,
+    stdio: Sequence[int] = (0, 1, 2),
+    progress: Progress | None = None,
+    first: Callable[[str], bool] | None = None,
+    connected: Callable[[], object] | None = None,
+    ports: Mapping[int, int] | None = None,
+    terminal: Callable[[pb.Pty], int] | None = None,
+    files: Files = "as-they-were",
+    series: Series | None = None,
+    way: Way = "best",
+    prove: bool | None = None,
+    tell: Callable[[str], object] | None = None,
+) -> Job:
+    """Wake a snapshot: its processes go on where they were, under their old PIDs.
+
+    Args:
+        snapshot: what `checkpoint` returned, an id, a beginning of one, or ``latest``.
+        store: a store, its directory, or None for the user's own.
+        detach: the job is to outlive this process and its terminal.
+        foreground: `Job.foreground` is to hand signals on, and nobody else.
+        stdio: descriptors that stand in for what was standard input, output and error.
+        progress: told bytes done and bytes in all.
+        first: tells by a thread's name whether it is let go before the others.
+        connected: called, by the thread that restores, between those and the others. An error ends the tree.
+        ports: TCP ports that listeners are to have, by those that they had: for a second tree beside the first.
+        terminal: gives a terminal that no session has, when the job had one outside: told what that was. It
+            becomes the controlling one again, and stands in for those of `stdio` that are terminals.
+        files: whether the tree's files must be as they were, but for those that grew, or are taken as they are.
+        series: to be begun with this snapshot: the next checkpoint of it reads what the tree has written since now.
+        way: "native": among the host's processes, with all the rights of the restorer; "capsule": in namespaces of its
+            own; "best": natively where that is possible.
+        prove: before anything is let go, all that was built is described as a checkpoint would, and compared with the
+            image; its memory is read and compared, too. None: as `$TORPOR_PROVE` says, where it is set to anything.
+        tell: told in words what will take long, before it does.
+
+    Raises:
+        RestoreRefused: this host cannot wake it as it is now; nothing was started.
+        RestoreFailed: a step failed; nothing of the tree is left, and it can be tried again.
+        NotFound, NotPermitted: no such snapshot; the host forbids a capsule.
+        ImageDamaged, StoreError: it cannot be read.
+    """
+    with (
+        failing(RestoreFailed, "the snapshot could not be woken"),
+        _stand_ins(stdio) as standard,
+        _open(snapshot, store) as reader,
+    ):
+        image = reading.read(reader)
+        if ports:
+            port_remapping.move(image, ports)
+        _refuse(image, reader, standard, files, asked=snapshot)
+        given = -1
+        if terminal is not None and (lost := ptys.lost(image)) is not None:
+            given = terminal(image.ptys[lost])
+            standard[:] = [given if os.isatty(number) else number for number in standard]
+        with _put_back(image, reader):
+            ways: tuple[Way, ...] = ("best", "capsule") if way == "best" else (way,)
+            for one in ways:
+                setting = surroundings.setting(image, detach=detach, way=one)
+                here = surroundings.here(setting)
+                child = birth_order.arrange(image, here.init, here.joined).children[0].pid
+                if tell is not None and setting.walk and setting.walk.seconds > WORTH_A_WORD:
+                    tell(_of_walk(setting.walk))
+                try:
+                    with (
+                        _ALONE,
+                        capsule.prepare(setting, child, base=descriptors.first_slot(image)) as waiting,
+                        _root_of(waiting, setting) as root,
+                        _Material(image, reader, standard, given, root) as material,
+                        no_collection(),
+                        _series(series, reader) as filled,
+                    ):
+                        return _wake(
+                            image,
+                            reader,
+                            setting,
+                            here,
+                            material,
+                            waiting,
+                            progress,
+                            first,
+                            connected,
+                            filled,
+                            foreground,
+                            one,
+                            bool(os.environ.get(PROVE)) if prove is None else prove,
+                        )
+                except PidTaken:  # by a process that came since they were found to be free
+                    if setting.capsule or one == ways[-1]:
+                        raise
+            raise AssertionError("in a capsule every PID is free")
+
+
+def _of_walk(walk: Walk) -> str:
+    pace = f"{walk.pace.per_second:.0f} a second"
+    return f"it is woken when its PIDs come, in about {walk.seconds:.0f} s ({walk.length} numbers, {pace})"
+
+
+def explain(
+    snapshot: str | SnapshotInfo,
+    *,
+    store: Store | str | os.PathLike[str] | None = None,
+    files: Files = "as-they-were",
+    way: Way = "best",
+) -> str:
+    """Every system call that a restore would make here, in words. Starts nothing, makes nothing and removes nothing.
+
+    Raises:
+        As `restore`.
+    """
+    with _open(snapshot, store) as reader:
+        image = reading.read(reader)
+        _refuse(image, reader, (0, 1, 2), files, asked=snapshot)
+        here = surroundings.here(surroundings.setting(image, way=way))
+        return make(image, here, RestorerFds.imagined(image, reader.blocks)).explain()
+
+
+def _refuse(
+    image: pb.Tree, reader: SnapshotReader, stdio: Sequence[int], files: Files, *, asked: str | SnapshotInfo
+) -> None:
+    """See `torpor.restorer.validation`. Who asked for the latest snapshot is told which one can be woken instead."""
+    as_they_are = files == "as-they-are"
+    try:
+        refuse(image, reader.info.id, probe(), stdio, files_as_they_are=as_they_are)
+    except RestoreRefused as refused:
+        if asked != "latest":
+            raise
+        home = Store(reader.info.store)
+        older = takewhile(lambda info: info.id != reader.info.id, home.snapshots())
+        for info in reversed([*older][-_OLDER:]):
+            with suppress(TorporError), home.open(info) as one:
+                refuse(reading.read(one), info.id, probe(), stdio, files_as_they_are=as_they_are)
+                refused.advice = f"an earlier one can be woken: `torpor restore {info.id}`"
+                break
+        raise
+
+
+def listening_ports(snapshot: str | SnapshotInfo, *, store: Store | str | os.PathLike[str] | None = None) -> set[int]:
+    """The TCP ports at which the processes of a snapshot listen. Raises NotFound, ImageDamaged, StoreError."""
+    with _open(snapshot, store) as reader:
+        return port_remapping.listening(reading.read(reader))
+
+
+def _open(snapshot: str | SnapshotInfo, store: Store | str | os.PathLike[str] | None) -> SnapshotReader:
+    if store is None and isinstance(snapshot, SnapshotInfo):
+        store = snapshot.store
+    home = store if isinstance(store, Store) else Store(store)
+    return home.open(snapshot)
+
+
+# ----------------------------------------------------------------------------------------------- material
+
+
+@contextmanager
+def _stand_ins(stdio: Sequence[int]) -> Iterator[list[int]]:
+    """The descriptors of `stdio`, with /dev/null for those that are closed: what is opened next has their numbers."""
+    with ExitStack() as stack:
+        given = list(stdio)
+        for place, number in enumerate(given):
+            try:
+                os.fstat(number)
+            except OSError:
+                nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+                stack.callback(os.close, nothing)
+                given[place] = nothing
+        yield given
+
+
+@contextmanager
+def _put_back(image: pb.Tree, reader: SnapshotReader) -> Iterator[None]:
+    """Put bundled files back under their names; they stay if what follows succeeds."""
+    made = bundle.put_back(image, reader, Openers(image))
+    try:
+        yield
+        made.clear()
+    finally:
+        bundle.remove(made)
+
+
+@contextmanager
+def _root_of(waiting: Waiting, setting: Setting) -> Iterator[int]:
+    """A descriptor of the root directory of the tree's mount namespace; -1 where that is this process's own."""
+    if not setting.namespaces & Namespaces.MOUNT:
+        yield -1
+        return
+    root = os.open(f"/proc/{waiting.pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield root
+    finally:
+        os.close(root)
+
+
+class _Material:
+    """Every descriptor that the tree is built from. A context manager: leaving it closes them."""
+
+    def __init__(
+        self, image: pb.Tree, reader: SnapshotReader, stdio: Sequence[int], terminal: int = -1, root: int = -1
+    ) -> None:
+        self._stack = ExitStack()
+        self.base = descriptors.first_slot(image)
+        with self._stack:
+            openers = self._stack.enter_context(Openers(image, root))
+            files = self._keep(mapped_files.open_all(image, reader, self.base, openers))
+            warnings: list[str] = []
+            shared = self._keep(shared_memory.open_all(image, reader, self.base, openers, warnings))
+            for_writing: dict[int, dict[int, int]] = {pb.Vma.FILE_SHARED: files, pb.Vma.SHARED: shared}
+            for_reading = self._keep(mapped_files.open_for_reading(image, for_writing, self.base))
+            opened = self._stack.enter_context(
+                descriptors.open_all(image, shared.__getitem__, stdio, terminal, openers)
+            )
+            opened.warnings += warnings
+            packs = {number: self._high(reader.pack_fd(number), close=False) for number in set(reader.blocks.packs)}
+            entered: dict[tuple[bytes, bytes, Opener], int] = {}
+
+            def enter(process: pb.Process, path: bytes, inode: pb.Inode) -> int:
+                key = path, inode.SerializeToString(deterministic=True), openers.process(process)
+                if key not in entered:
+                    entered[key] = self._high(directories.enter(path, inode, key[2], openers.removed), close=True)
+                return entered[key]
+
+            working = {one.pid: enter(one, one.cwd, one.cwd_inode) for one in living(image)}
+            roots = {one.pid: enter(one, one.root, one.root_inode) for one in living(image) if one.root}
+            sources = Sources(files, shared, packs, reader.blocks, for_reading)
+            self.held = RestorerFds(opened, sources, working, roots, reader.peek)
+            self._stack = self._stack.pop_all()
+
+    def open(self, path: str) -> int:
+        """One more, for the blank processes."""
+        return self._high(os.open(path, os.O_RDONLY | os.O_CLOEXEC), close=True)
+
+    def __enter__(self) -> _Material:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def _keep(self, fds: dict[K, int]) -> dict[K, int]:
+        for fd in fds.values():
+            self._stack.callback(os.close, fd)
+        return fds
+
+    def _high(self, fd: int, *, close: bool) -> int:
+        try:
+            copy = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, self.base)
+        finally:
+            if close:
+                os.close(fd)
+        self._stack.callback(os.close, copy)
+        return copy
+
+
+# ----------------------------------------------------------------------------------------------- waking
+
+
+def _wake(
+    image: pb.Tree,
+    reader: SnapshotReader,
+    setting: Setting,
+    here: Here,
+    material: _Material,
+    waiting: Waiting,
+    progress: Progress | None,
+    first: Callable[[str], bool] | None,
+    connected: Callable[[], object] | None,
+    filled: Callable[[Iterable[Filled]], None] | None,
+    foreground: bool,
+    way: Way,
+    prove: bool,
+) -> Job:
+    plan = make(image, here, material.held)
+    # Before its own processes could make new ones, or watch who looks.
+    notices = [*pid_files.warnings(image)] if setting.capsule else []
+    if setting.namespaces & Namespaces.USER:
+        plan.processes[0].birth[:0] = credentials.drop_bounding(0, here.rights)
+    integrity = _Verification(reader)
+    integrity.start()
+    try:
+        walker = None
+        if setting.walk:
+            seconds = inf if way == "native" else 2 * WALK_SECONDS
+            walker = Walker(setting.walk, material.open("/proc/loadavg"), seconds)
+        init = waiting.go(material.base)
+        builder = Builder(plan, init.pid, setting.trace_options, _progress(plan.size, progress), walker)
+        try:
+            builder.bear()
+            builder.build(filled)
+            builder.settle()
+            integrity.finish()
+            if prove:
+                verification.contents(image, reader, builder.pids, material.held.sources.shared)
+            tree_pid = builder.processes[image.processes[0].pid].threads[0].tid
+            builder.settle_others(
+                lambda pid, child: capsule.init_arguments(
+                    child, init.own_status_fd if pid == here.init else 0, witness=foreground
+                ),
+                init.own_status_fd,
+            )
+            verification.look(image, builder.pids)
+            if prove:
+                verification.prove(image, builder.standing(image))
+            material.held.opened.let_go()
+            builder.release(first, connected)
+        except BaseException:
+            builder.kill()
+            os.close(init.status_fd)
+            raise
+    finally:
+        integrity.end()
+    notices += surroundings.warnings(setting, waiting.ids)
+    return Job(init, image.processes[0].pid, tree_pid, (*plan.warnings, *notices))
+
+
+@contextmanager
+def _series(series: Series | None, reader: SnapshotReader) -> Iterator[Callable[[Iterable[Filled]], None] | None]:
+    """Begin a series with the snapshot that is woken in the block: gives what is to be told of its processes."""
+    if series is None:
+        yield None
+        return
+    series.close()
+    tables: dict[Key, pb.PageTable] = {}
+
+    def watch(processes: Iterable[Filled]) -> None:
+        for one in processes:
+            key = Key(one.pid, procfs.stat(one.pid).start_time)
+            if one.userfaultfd >= 0:
+                private = [(vma.start, vma.end) for vma in one.image.memory.vmas if vma.kind in vmas.PRIVATE]
+                series.watch(key, one.userfaultfd, private)
+            tables[key] = one.image.memory.pages
+
+    try:
+        yield watch
+    except BaseException:
+        series.close()
+        raise
+    series.note(reader.info.store, KnownBlocks.of(reader), tables)
+
+
+def _progress(total: int, progress: Progress | None) -> Callable[[int], None] | None:
+    if progress is None:
+        return None
+    done = 0
+
+    def add(size: int) -> None:
+        nonlocal done
+        done = min(done + size, total)  # of packs more is read than is needed
+        progress(done, total)
+
+    return add
+
+
+class _Verification:
+    """Compares all blocks with their hashes, in a thread of its own, while the tree is built."""
+
+    def __init__(self, reader: SnapshotReader) -> None:
+        self._reader = reader
+        self._thread = Thread(self._run)
+        self._failure: BaseException | None = None
+        self._given_up = False
+
+    def start(self) -> None:
+        """Begin; in this thread, and to the end, if there can be no other."""
+        if not self._thread.start():
+            self._run()
+
+    def _run(self) -> None:
+        total = len(self._reader.blocks)
+        try:
+            for at in range(0, total, _VERIFIED_TOGETHER):
+                if self._given_up:
+                    return
+                self._reader.verify_blocks(range(at, min(at + _VERIFIED_TOGETHER, total)))
+        except BaseException as error:
+            self._failure = error
+
+    def finish(self) -> None:
+        """Wait for it.
+
+        Raises:
+            ImageDamaged, StoreError: a block is not what was written.
+        """
+        self._thread.join()
+        if self._failure is not None:
+            raise self._failure
+
+    def end(self) -> None:
+        """Give it up if it goes on still: it uses the reader no more."""
+        self._given_up = True
+        self._thread.join()

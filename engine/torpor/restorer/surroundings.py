@@ -1,0 +1,245 @@
+"""Where a tree is to live, as this host and this user have it: namespaces, and what a plan must know.
+
+The restore asks when it wakes a tree, and the proof (`proof`) while the tree still stands.
+"""
+
+from __future__ import annotations
+
+import grp
+import os
+import resource
+import time
+from collections.abc import Callable, Iterator, Set
+from contextlib import suppress
+from typing import Literal
+
+from torpor import procfs
+from torpor.errors import Reason, RestoreRefused
+from torpor.image import image_pb2 as pb
+from torpor.objects.fds import posix_queues
+from torpor.objects.memory import copy_on_write, vdso
+from torpor.objects.process import birth_order, credentials, keyrings, seccomp, thread_attributes
+from torpor.objects.process.birth_order import UNKNOWN_PID
+from torpor.objects.process.credentials import Rights
+from torpor.objects.process.threads import Bounds
+from torpor.objects.sysv import segments
+from torpor.probe import probe
+from torpor.remote import pid_allocation
+from torpor.remote.pid_allocation import WALK_SECONDS, Walk
+from torpor.restorer import id_maps
+from torpor.restorer.capsule import Namespaces, Setting, tried_ids
+from torpor.restorer.id_maps import Mapped
+from torpor.restorer.plan import Here
+from torpor.restorer.walk import length
+
+Way = Literal["best", "native", "capsule"]
+"""How a tree is woken: among the host's processes, in namespaces of its own, or as changes least."""
+CAP_SYS_CHROOT = 18
+CAP_SYS_ADMIN = 21
+CAP_SYS_RESOURCE = 24
+
+
+def setting(
+    image: pb.Tree,
+    *,
+    detach: bool = False,
+    way: Way = "best",
+    standing: Set[int] = frozenset(),
+) -> Setting:
+    """Where the tree is to live: among the host's processes if its PIDs are free and may be chosen.
+
+    Args:
+        image: the tree.
+        detach: the job is to outlive this process and its terminal.
+        way: whether it is to live there in any case, or in none.
+        standing: processes and threads of the tree itself, which still lives: their PIDs will be free.
+
+    Raises:
+        RestoreRefused: it is to live among the host's processes and cannot.
+    """
+    root = image.processes[0]
+    session = detach or 1 in (root.sid, root.pgid)
+    time_namespaces = os.path.exists("/proc/self/ns/time")
+    namespaces = Namespaces(0)
+    if time_namespaces and image.host.boot_id != _boot_id():
+        namespaces |= Namespaces.TIME
+    if segments.segments(image) or image.semaphores or image.queues or posix_queues.of(image):
+        namespaces |= Namespaces.IPC
+    # While a tree still lives, nobody lets it wait for a way that is not gone.
+    native = way == "native" or (way == "best" and (probe().can_choose_pids or (not standing and _takes_groups())))
+    if native and not standing:
+        pid_allocation.wait_for_zombies(_numbers(image))
+    walk = None
+    joined = frozenset() if session else _joined(image, way, standing)
+    obstacle = next(_obstacles(image, namespaces, joined, standing), None) if native else None
+    capsule = not native or obstacle is not None
+    if not capsule and not probe().can_choose_pids:
+        try:
+            walk = _walk(image, joined)
+        except OSError as error:
+            obstacle = f"no PID can be walked to here: {error.strerror}"
+        capsule = walk is None or (way == "best" and walk.seconds > WALK_SECONDS)
+    if way == "native" and obstacle:
+        reason = Reason("--as=native", obstacle, "--as=capsule wakes it in namespaces of its own")
+        raise RestoreRefused("it cannot be woken natively", [reason])
+    if capsule:
+        walk, joined = None, frozenset()
+        namespaces |= Namespaces.PID | Namespaces.MOUNT
+        if not procfs.is_root():
+            namespaces |= Namespaces.USER
+        if time_namespaces:
+            namespaces |= Namespaces.TIME
+    return Setting(
+        namespaces,
+        monotonic_ns=image.host.monotonic_ns - time.clock_gettime_ns(time.CLOCK_MONOTONIC),
+        boottime_ns=image.host.boottime_ns - time.clock_gettime_ns(time.CLOCK_BOOTTIME),
+        new_session=session,
+        hold_filters_off=seccomp.has_own(image),
+        joined=joined,
+        walk=walk,
+    )
+
+
+def _takes_groups() -> bool:
+    """Whether a capsule takes from a job what its user's other groups are for, which is what a walk is worth. It does
+    not from a user without any, nor where all are granted."""
+    groups = probe().groups
+    if not groups or "gid" not in id_maps.wanted():
+        return bool(groups)
+    ids = tried_ids()
+    return ids is None or bool(ids.without(groups))
+
+
+def _numbers(image: pb.Tree) -> set[int]:
+    """All that it has as a PID, a thread id, a process group or a session."""
+    threads = {thread.tid for process in image.processes for thread in process.threads}
+    return threads.union(*({process.pid, process.pgid, process.sid} for process in image.processes))
+
+
+def _joined(image: pb.Tree, way: Way, standing: Set[int]) -> frozenset[int]:
+    """The session that the tree was in, and groups in it, when others have them: it is born in this process's own.
+
+    They are the same, or it was asked for: a shell is rarely there with its old number when its jobs are woken. A tree
+    that had a terminal of that session is not: its terminal needs a session of its own.
+    """
+    root = image.processes[0]
+    own = {process.pid for process in image.processes}
+    outer = {root.sid, *(one.pgid for one in image.processes if one.sid == root.sid)} - own - standing
+    taken = set(filter(pid_allocation.is_taken, outer))
+    if root.sid not in taken or any(session.sid == root.sid for session in image.sessions):
+        return frozenset()
+    if way == "native":
+        return frozenset(taken)
+    return frozenset(taken) if root.sid == os.getsid(0) and taken <= {root.sid, os.getpgrp()} else frozenset()
+
+
+def _walk(image: pb.Tree, joined: frozenset[int]) -> Walk:
+    top = birth_order.arrange(image, UNKNOWN_PID, joined, _cannot_be_had())
+    tids = {process.pid: [thread.tid for thread in process.threads[1:]] for process in image.processes}
+    pace = pid_allocation.pace()
+    return Walk(pace, length(top, tids, pid_allocation.here(), pid_allocation.last()))
+
+
+def _obstacles(image: pb.Tree, namespaces: Namespaces, joined: frozenset[int], standing: Set[int]) -> Iterator[str]:
+    """Why it cannot live among the host's processes."""
+    walking = not probe().can_choose_pids
+    if walking and not probe().set_mm_map:
+        why = probe().why.get("user_namespaces") or probe().why.get("set_mm_map", "")
+        yield f"the link to a program (/proc/PID/exe) takes a user namespace or CAP_CHECKPOINT_RESTORE ({why})"
+    capabilities = int(procfs.status(procfs.read("/proc/self/status"))[b"CapEff"], 16)
+    if any(process.root for process in image.processes) and not capabilities >> CAP_SYS_CHROOT & 1:
+        yield "a process has a root directory of its own, which takes CAP_SYS_CHROOT"
+    if namespaces and not capabilities >> CAP_SYS_ADMIN & 1:
+        what = "its clocks" if namespaces & Namespaces.TIME else "its System V objects or message queues"
+        yield f"{what} need a namespace, which takes CAP_SYS_ADMIN"
+    top = birth_order.arrange(image, UNKNOWN_PID, joined, _cannot_be_had())
+    members = [member.pid for member in top.walk() if member.pid != UNKNOWN_PID]
+    tids = [thread.tid for process in image.processes for thread in process.threads]
+    given = pid_allocation.here()
+    for pid in sorted({*members, *tids} - standing):
+        if pid_allocation.is_taken(pid):
+            yield _who_has(pid)
+        if pid >= given.end:
+            yield f"no process can have the PID {pid} here: kernel.pid_max is {given.end}"
+        if walking and pid < given.first:
+            yield f"the PID {pid} comes never again: those below {given.first} are given once after the boot"
+
+
+def _who_has(pid: int) -> str:
+    with suppress(OSError):
+        holder = procfs.stat(pid)
+        if holder.state in pid_allocation.ZOMBIE:
+            return f"a zombie has the PID {pid} until its parent, process {holder.ppid}, waits for it"
+    return f"another process, thread or process group has the PID {pid}"
+
+
+def _cannot_be_had() -> Callable[[int], bool]:
+    end = pid_allocation.here().end
+    return lambda pid: pid >= end or pid_allocation.is_taken(pid)
+
+
+def warnings(where: Setting, ids: Mapped | None) -> Iterator[str]:
+    """What a tree that lives there cannot do any more, in words.
+
+    Args:
+        where: where.
+        ids: those that exist in its user namespace; None: it has none of its own.
+    """
+    if ids and (others := ids.without(probe().groups)):
+        names = ", ".join(map(_group_name, others))
+        why = f" ({ids.why})" if ids.why else ""
+        yield f"it is in a capsule, where it cannot give files to your groups {names}: cp -a and sed -i lose them{why}"
+    if ids and (count := keyrings.keys_of_user()):
+        yield f"it is in a capsule, where your keyring (@u) is an empty one: it does not find the {count} keys in yours"
+    foreign = where.joined - {os.getsid(0), os.getpgrp()}
+    if foreign:
+        shown = ", ".join(map(str, sorted(foreign)))
+        yield f"it is in your session now, and in your process group: others have the numbers of its own ({shown})"
+
+
+def _group_name(gid: int) -> str:
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return str(gid)
+
+
+def here(where: Setting) -> Here:
+    """What a plan must know of this host."""
+    status = procfs.status(procfs.read("/proc/self/status"))
+    last = int(procfs.read("/proc/sys/kernel/cap_last_cap"))
+    keep = procfs.is_root()
+    end = pid_allocation.here().end
+    return Here(
+        init=1 if where.capsule else UNKNOWN_PID,
+        is_taken=(lambda pid: pid >= end) if where.capsule else _cannot_be_had(),
+        rights=Rights(
+            keep=keep,
+            last_capability=last,
+            capabilities=int(status[b"CapPrm"], 16) if keep else (2 << last) - 1,
+            hard_limits=tuple(_hard_limit(number) for number in range(len(credentials.LIMIT_NAMES))),
+        ),
+        bounds=Bounds(
+            processors=frozenset(os.sched_getaffinity(0)),
+            nice=os.getpriority(os.PRIO_PROCESS, 0),
+            may_lower_nice=keep,
+            scheduler=os.sched_getscheduler(0),
+            allowed=thread_attributes.allowed(),
+        ),
+        vdso=vdso.host(),
+        timer_restore_ids=probe().timer_restore_ids,
+        keys=keyrings.Here(keyrings.own_session(), keyrings.users_own(), _boot_id()),
+        oom_score_adj=int(procfs.read("/proc/self/oom_score_adj")),
+        room=copy_on_write.room(),
+        joined=where.joined,
+        walk=where.walk is not None,
+        may_lower_oom=procfs.in_initial_user_namespace() and bool(int(status[b"CapEff"], 16) >> CAP_SYS_RESOURCE & 1),
+    )
+
+
+def _boot_id() -> str:
+    return procfs.read("/proc/sys/kernel/random/boot_id").strip().decode()
+
+
+def _hard_limit(number: int) -> int:
+    return resource.getrlimit(number)[1] & credentials.UNLIMITED

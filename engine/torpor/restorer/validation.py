@@ -1,0 +1,227 @@
+"""What keeps this host from waking an image: looked for before anything is touched, and told all at once.
+
+An image is untrusted input. What the kernel would not refuse by itself in clear words is looked at here.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import chain
+
+from torpor.errors import ImageDamaged, Reason, RestoreRefused
+from torpor.image import image_pb2 as pb
+from torpor.objects.fds import descriptors
+from torpor.objects.memory import address_space, mapped_files, shared_memory, vdso
+from torpor.objects.paths import directories
+from torpor.objects.paths.opener import Openers
+from torpor.objects.process import (
+    birth_order,
+    credentials,
+    host_requirements,
+    keyrings,
+    mounts,
+    seccomp,
+    threads,
+    timers,
+)
+from torpor.objects.sysv import message_queues, semaphore_sets
+from torpor.probe import Probe
+from torpor.procfs import PAGE
+from torpor.remote import ptrace
+
+_IDS = 4
+"""Real, effective, saved, of the file system."""
+_LONGEST_PATH = 4096 + len(" (deleted)")
+"""Bytes (PATH_MAX): the kernel tells no longer one."""
+_LARGEST_FILE = (1 << 63) - 1
+
+
+def living(image: pb.Tree) -> Iterator[pb.Process]:
+    """The processes that had not ended."""
+    return (process for process in image.processes if not process.zombie)
+
+
+def name_of(process: pb.Process) -> str:
+    """A process of an image, for people."""
+    comm = process.threads[0].name.decode(errors="replace") if process.threads else "?"
+    return f"process {process.pid} ({comm})"
+
+
+def refuse(
+    image: pb.Tree,
+    snapshot: str,
+    host: Probe,
+    stdio: Sequence[int],
+    *,
+    files_as_they_are: bool = False,
+    standing: bool = False,
+) -> None:
+    """Find what keeps this host from waking an image.
+
+    Args:
+        image: not trusted.
+        snapshot: its id.
+        host: what this host can do.
+        stdio: the descriptors that stand in for 0, 1 and 2.
+        files_as_they_are: files that changed since are no hindrance.
+        standing: the tree itself still lives: what only it stands in the way of does not count.
+
+    Raises:
+        RestoreRefused: with every reason.
+        ImageDamaged: it contradicts itself.
+    """
+    _check_names(image)
+    _check_ended(image)
+    for process in living(image):
+        _check_form(process, image)
+    reasons = list(host_requirements.check(image, host))
+    if not reasons:
+        for process in living(image):
+            reasons += credentials.check(name_of(process), process.credentials)
+            reasons += vdso.check(name_of(process), process, vdso.host())
+            reasons += address_space.check_limits(name_of(process), process.memory)
+        reasons += address_space.check_commitment(image)
+        reasons += _check_file_size(image)
+        reasons += seccomp.check(image)
+        reasons += mounts.check(image)
+        openers = Openers(image)
+        reasons += mapped_files.check(image, openers)
+        reasons += shared_memory.check(image, openers)
+        reasons += descriptors.check(image, stdio, standing=standing)
+        reasons += _check_directories(image, openers)
+        reasons += check_abilities(host)
+        birth_order.arrange(image, birth_order.UNKNOWN_PID)
+    if files_as_they_are:
+        reasons = [reason for reason in reasons if not reason.changed]
+    if reasons:
+        raise RestoreRefused(f"snapshot {snapshot} cannot be restored here", map(_with_choice, reasons))
+
+
+def _check_file_size(image: pb.Tree) -> Iterator[Reason]:
+    """The restorer may make files as large as those that it will have to make."""
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    sizes = [one.size for one in image.shared] + [one.size for one in image.bundles]
+    largest = max(sizes, default=0)
+    if limit != resource.RLIM_INFINITY and largest > limit:
+        why = f"no file may be above {limit} bytes, and shared memory or a file of the tree has {largest}"
+        yield Reason("your limits", why, "raise the limit of the size of files (ulimit -f)")
+
+
+def _with_choice(reason: Reason) -> Reason:
+    """A reason that is only a changed file, with the option that takes it as it is."""
+    if not reason.changed:
+        return reason
+    return replace(reason, advice=f"{reason.advice}, or take it as it is with --files=as-they-are")
+
+
+def check_abilities(host: Probe) -> Iterator[Reason]:
+    """What the kernel and its administrator must allow."""
+    if host.sealed_mappings:
+        yield Reason("this kernel", "it seals the vDSO, which then cannot be put where it was", "see `torpor doctor`")
+    elif not host.map_vdso:
+        yield Reason("this kernel", "it cannot map a vDSO at a chosen address", "see `torpor doctor`")
+    if not (host.can_choose_pids or host.can_restore_rootless):
+        why = "; ".join(host.why.values()) or "it allows no user and PID namespaces"
+        yield Reason("this host", why, "see `torpor doctor`")
+
+
+def _check_names(image: pb.Tree) -> None:
+    """Raises ImageDamaged when a name is none that a kernel gives."""
+    for file in image.files:
+        if not _is_path(file.path):
+            raise ImageDamaged(f"the image contradicts itself: the mapped file {file.path!r} has no path")
+    objects = (
+        *map(semaphore_sets.faults, image.semaphores),
+        *map(message_queues.faults, image.queues),
+        seccomp.faults(image),
+        host_requirements.faults(image),
+        keyrings.faults(image),
+        _table_faults(image),
+    )
+    for fault in chain.from_iterable(objects):
+        raise ImageDamaged(f"the image contradicts itself: {fault}")
+    for shared in image.shared:
+        outside = shared.kind == pb.SharedMemory.TMPFS and os.path.normpath(shared.name) != shared.name
+        if b"\0" in shared.name or outside:
+            raise ImageDamaged(f"the image contradicts itself: {shared.name!r} is no name of shared memory")
+
+
+def _is_path(path: bytes) -> bool:
+    return path.startswith(b"/") and b"\0" not in path and len(path) <= _LONGEST_PATH
+
+
+def _table_faults(image: pb.Tree) -> Iterator[str]:
+    """What of the content of shared memory and of bundled files is not as a checkpoint writes it."""
+    found = [(one.name, one.size, one.pages) for one in image.shared]
+    found += [(one.path, one.size, one.pages) for one in image.bundles]
+    for name, size, pages in found:
+        if not len(pages.starts) == len(pages.counts) == len(pages.blocks):
+            yield f"the page table of {os.fsdecode(name)} has columns that differ in length"
+        elif size > _LARGEST_FILE:
+            yield f"{os.fsdecode(name)} has {size} bytes"
+        elif any(start * PAGE >= size for start in pages.starts):
+            yield f"{os.fsdecode(name)} has pages behind its end"
+
+
+def _check_form(process: pb.Process, image: pb.Tree) -> None:
+    """Raises ImageDamaged when a process is not as a checkpoint writes one."""
+    if fault := next(_faults(process, image), ""):
+        raise ImageDamaged(f"the image contradicts itself: {name_of(process)}: {fault}")
+    address_space.check(name_of(process), process.memory)
+
+
+def _check_ended(image: pb.Tree) -> None:
+    """Raises ImageDamaged when one that had ended has what only the living have."""
+    if image.processes[0].zombie:
+        raise ImageDamaged("the image contradicts itself: the first process of the tree had ended")
+    for process in image.processes:
+        if process.zombie and (process.HasField("memory") or process.fds or len(process.threads) != 1):
+            raise ImageDamaged(
+                f"the image contradicts itself: {name_of(process)}: it had ended, and has more than a name"
+            )
+
+
+def _faults(process: pb.Process, image: pb.Tree) -> Iterator[str]:
+    if process.memory.exe >= len(image.files):
+        yield f"its program is file {process.memory.exe}: there is none"
+    for vma in process.memory.vmas:
+        if vma.kind in (pb.Vma.FILE_PRIVATE, pb.Vma.FILE_SHARED) and vma.file >= len(image.files):
+            yield f"the mapping at {vma.start:#x} is of file {vma.file}: there is none"
+        if vma.kind in (pb.Vma.SHARED, pb.Vma.MEMORY_PRIVATE) and vma.shared >= len(image.shared):
+            yield f"the mapping at {vma.start:#x} is of shared memory {vma.shared}: there is none"
+    if not len(process.credentials.uids) == len(process.credentials.gids) == _IDS:
+        yield "its user and group ids are not complete"
+    if any(limit.resource >= len(credentials.LIMIT_NAMES) for limit in process.limits):
+        yield "it has a resource limit that this version does not know"
+    if process.root and not _is_path(process.root):
+        yield "its root directory is no path"
+    if not _is_path(process.cwd):
+        yield "its current directory is no path"
+    if any(len(info) != ptrace.SIGINFO_SIZE for info in process.pending):
+        yield "it has pending signals without their information"
+    yield from timers.faults(process)
+    for thread in process.threads:
+        if not 0 < thread.tid < birth_order.MAX_PID:
+            yield f"it has a thread {thread.tid}"
+        yield from threads.faults(thread)
+
+
+def _check_directories(image: pb.Tree, openers: Openers) -> Iterator[Reason]:
+    known = set()
+    for process in living(image):
+        opener = openers.process(process)
+        places = [("current", process.cwd, process.cwd_inode)]
+        if process.root:
+            places.append(("root", process.root, process.root_inode))
+        for what, path, inode in places:
+            if (path, opener) in known:
+                continue
+            known.add((path, opener))
+            try:
+                os.close(directories.enter(path, inode, opener))
+            except OSError as error:
+                why = f"it is the {what} directory of {name_of(process)}, and cannot be entered: {error.strerror}"
+                yield Reason(f"the directory {os.fsdecode(path)}", why, "make it again, and let this user enter it")

@@ -1,0 +1,181 @@
+"""The walk to the PIDs of a tree, for those who may not choose them: who is born next, and how far that is.
+
+Births of processes and threads go in the order in which their numbers come. A child is born of its own parent, and on
+its side of the parent's setsid(), so some have to wait for others; whoever was missed is met in the next round.
+"""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_right, insort
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torpor.arch.x86_64 import NR
+from torpor.objects.process import threads
+from torpor.objects.process.birth_order import Member
+from torpor.remote import pid_allocation
+from torpor.remote.batch import Call
+from torpor.remote.blank import Blanks, PidTaken, Task, Work
+from torpor.remote.pid_allocation import Numbers, Walk
+from torpor.restorer.plan import Plan, ProcessPlan
+
+SPARE_ROUNDS = 5
+"""Rounds through all numbers beyond those that a walk needs, when other programs take a number first."""
+_APART = {NR.clone3, NR.setsid, NR.setpgid}
+"""What children are born before or after; for threads it is the same."""
+
+
+class Route:
+    """The births that are left of a tree."""
+
+    def __init__(self, top: Member, threads: Mapping[int, Sequence[int]]) -> None:
+        """Begin.
+
+        Args:
+            top: who is there already, with those that are to be born below.
+            threads: the other threads of processes, by PID.
+        """
+        self._threads = threads
+        self._members = {member.pid: member for member in top.walk()}
+        self._ready: list[int] = []
+        """Sorted: who may be born now."""
+        self._parents: dict[int, Member] = {}
+        self._groups: dict[int, list[list[int]]] = {}
+        """By parent: those that must wait until the children before them are there."""
+        self._waited_for: dict[int, int] = {}
+        """By parent: how many of those are not there yet."""
+        self._arrive(top)
+
+    def __bool__(self) -> bool:
+        return bool(self._ready)
+
+    def next(self, last: int) -> tuple[int, Member]:
+        """Whose number comes first when `last` has been given, and of whom they are born."""
+        at = bisect_right(self._ready, last)
+        pid = self._ready[at if at < len(self._ready) else 0]
+        return pid, self._parents[pid]
+
+    def born(self, pid: int) -> None:
+        """One that was next is there."""
+        self._ready.remove(pid)
+        parent = self._parents.pop(pid)
+        if (member := self._members.get(pid)) is None:  # a thread
+            return
+        self._waited_for[parent.pid] -= 1
+        if not self._waited_for[parent.pid]:
+            self._go_on(parent)
+        self._arrive(member)
+
+    def _arrive(self, member: Member) -> None:
+        self._add(self._threads.get(member.pid, ()), member)
+        early, holder = [child.pid for child in member.early], [member.holder.pid] if member.holder else []
+        late = [child.pid for child in member.births if child.pid not in {*early, *holder}]
+        self._groups[member.pid] = [group for group in (early, late, holder) if group]
+        self._go_on(member)
+
+    def _go_on(self, parent: Member) -> None:
+        if groups := self._groups[parent.pid]:
+            group = groups.pop(0)
+            self._waited_for[parent.pid] = len(group)
+            self._add(group, parent)
+
+    def _add(self, pids: Sequence[int], parent: Member) -> None:
+        for pid in pids:
+            insort(self._ready, pid)
+            self._parents[pid] = parent
+
+
+def length(top: Member, threads: Mapping[int, Sequence[int]], numbers: Numbers, last: int) -> int:
+    """How many numbers go by on a walk that begins when `last` has been given."""
+    route, passed = Route(top, threads), 0
+    while route:
+        pid, _ = route.next(last)
+        passed += numbers.left(last, pid) + 1
+        route.born(pid)
+        last = pid
+    return passed
+
+
+class Births:
+    """Those that a process of a plan bears, and what it does between."""
+
+    def __init__(self, plan: ProcessPlan) -> None:
+        image = plan.member.image
+        self.tids = [thread.tid for thread in image.threads[1:]] if image else []
+        children = [call for call in plan.birth if call.nr == NR.clone3]
+        pids = [child.pid for child in plan.member.births]
+        self.calls = dict(zip([*pids, *self.tids], [*children, *plan.clones], strict=True))
+        self._left = list(plan.birth)
+
+    def due(self, child: int | None) -> list[Call]:
+        """What is to be done before a child or thread is born, and has not been; None: all that is left."""
+        end = len(self._left)
+        if child in self.tids:  # they inherit its keyrings
+            end = next((at for at, call in enumerate(self._left) if call.nr in _APART), end)
+        elif child is not None:
+            end = self._left.index(self.calls[child])
+        due, others = [call for call in self._left[:end] if call.nr != NR.clone3], self._left[end:]
+        # Of the same group of births, some may come later that stand before.
+        self._left = [call for call in self._left[:end] if call.nr == NR.clone3] + others
+        return due
+
+
+@dataclass(frozen=True)
+class Walker:
+    """Goes the way."""
+
+    walk: Walk
+    loadavg: int
+    """A descriptor of /proc/loadavg that all blank processes have."""
+    seconds: float
+    """That it may take."""
+
+    def bear(self, plan: Plan, blanks: Blanks, init: Task) -> dict[int, list[Task]]:
+        """Bear all processes and threads of a plan below an init.
+
+        Returns:
+            The tasks of each process, the main thread first, by PID.
+
+        Raises:
+            PidTaken: other programs were faster again and again, or it took too long.
+        """
+        births = {one.member.pid: Births(one) for one in plan.processes}
+        names = {one.member.pid: one.name for one in plan.processes}
+        top = plan.processes[0].member
+        tasks = {top.pid: init}
+        route = Route(top, {pid: one.tids for pid, one in births.items()})
+        here = pid_allocation.here()
+        passed, before = 0, pid_allocation.last()
+        farthest = self.walk.length + SPARE_ROUNDS * (here.end - here.first)
+        deadline = time.monotonic() + self.seconds
+        while route:
+            now = pid_allocation.last()
+            passed, before = passed + (now - before) % (here.end - here.first), now
+            pid, parent = route.next(now)
+            if passed > farthest:
+                raise PidTaken(f"the PID {pid} was not reached: other programs were faster, again and again")
+            if time.monotonic() > deadline:
+                raise PidTaken(f"the PID {pid} was not reached: it takes too long to get there")
+            own = births[parent.pid]
+            if due := own.due(pid):  # which may be to fill memory: others are born meanwhile
+                blanks.run([Work(tasks[parent.pid], due, blanks.tables.start)])
+                continue
+            self._approach(here, pid, deadline)
+            flags = threads.clone_flags(own.calls[pid])
+            task = blanks.bear(tasks[parent.pid], flags, pid, here, self.walk.pace.near, self.loadavg)
+            if task is not None:
+                task.name = names.get(pid, f"thread {pid} of {names[parent.pid]}")
+                tasks[pid] = task
+                route.born(pid)
+        for pid, one in births.items():
+            blanks.run([Work(tasks[pid], one.due(None), blanks.tables.start)])
+        return {pid: [tasks[pid], *(tasks[tid] for tid in one.tids)] for pid, one in births.items()}
+
+    def _approach(self, here: Numbers, pid: int, deadline: float) -> None:
+        try:
+            for left in pid_allocation.walk(here, pid, self.walk.pace):
+                if time.monotonic() > deadline:
+                    raise PidTaken(f"the PID {pid} is {left} numbers away, and it takes too long to get there")
+        except OSError as error:
+            raise PidTaken(f"no way leads to the PID {pid}: {error.strerror}") from error

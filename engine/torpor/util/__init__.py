@@ -1,0 +1,1 @@
+"""What all floors use, and what knows nothing of processes."""
