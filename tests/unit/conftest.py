@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.descriptor_tree import Acting, acting_as
+from tests.unit.objects.fds.descriptor_tree import Acting, acting_as
 from tests.users import User
 from torpor.store import Store
 

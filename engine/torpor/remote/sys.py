@@ -1,7 +1,7 @@
 """Raw system calls, for what Python's os module has no function for.
 
 A call is given the buffers themselves and holds them until it is over: the address of a buffer is no number that
-anybody could keep for longer than the buffer (tests/unit/test_sources.py sees that it stays so).
+anybody could keep for longer than the buffer (tests/unit/house/test_sources.py sees that it stays so).
 """
 
 from __future__ import annotations

@@ -1,0 +1,83 @@
+"""The house has floors: a module imports only from its own floor or from below (docs/architecture.md)."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+PACKAGES = {
+    "torpor": "engine",
+    "torpor_jupyter": "jupyter_ext",
+    "torpor_slurm": "scheduler_hooks",
+    "torpor_dask": "scheduler_hooks",
+}
+
+# From the ground up. A name stands for a module of `torpor` or for a package with all that is in it.
+FLOORS = [
+    {"_native"},
+    {"arch", "errors", "util"},
+    {"procfs"},
+    {"remote"},
+    {"probe"},
+    {"image", "store"},
+    {"objects"},
+    {"dump", "restorer"},
+    {"cli", "torpor_jupyter", "torpor_slurm", "torpor_dask"},
+]
+# What is kept, and where, knows nothing of live processes.
+FORBIDDEN = {"image": {"procfs", "remote"}, "store": {"procfs", "remote"}}
+
+
+def modules() -> dict[str, Path]:
+    """Every module by its name; the __init__ of `torpor` is a door, not a floor."""
+    found = {}
+    for package, folder in PACKAGES.items():
+        for path in (ROOT / folder / package).rglob("*.py"):
+            name = ".".join(path.relative_to(ROOT / folder).with_suffix("").parts).removesuffix(".__init__")
+            if name != "torpor" and not path.name.endswith("_pb2.py"):
+                found[name] = path
+    return found
+
+
+def own_part(name: str) -> str:
+    """The name that FLOORS has."""
+    first, _, rest = name.partition(".")
+    return rest.partition(".")[0] if first == "torpor" else first
+
+
+def imported(name: str, path: Path) -> set[str]:
+    """What FLOORS has of every name that a module imports, wherever in it."""
+    package = name.split(".")
+    if path.name != "__init__.py":
+        package.pop()
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            start = ".".join([*base, *([node.module] if node.module else [])])
+            names |= {f"{start}.{alias.name}" for alias in node.names}
+    # What the package's own __init__ offers is the engine's interface: made of its upper floors.
+    parts = {own_part(full) for full in names if full.partition(".")[0] in PACKAGES and full != "torpor"}
+    return {"restorer" if part in ("Job", "Snapshot", "Stats", "Store") else part for part in parts}
+
+
+def floor(own: str) -> int:
+    found = [level for level, names in enumerate(FLOORS) if own in names]
+    assert found, f"{own} stands on no floor yet: give it one in FLOORS"
+    return found[0]
+
+
+MODULES = modules()
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_imports_come_from_below(name: str) -> None:
+    own = own_part(name)
+    used = imported(name, MODULES[name])
+    assert {other for other in used if floor(other) > floor(own)} == set()
+    assert used & FORBIDDEN.get(own, set()) == set()

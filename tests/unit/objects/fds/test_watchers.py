@@ -1,0 +1,149 @@
+"""Timers, signals, processes and files that are waited for by descriptor."""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.unit.objects.fds.descriptor_tree import Acting, holder, opened
+from torpor.arch.x86_64 import NR
+from torpor.image.image_pb2 import Tree
+from torpor.objects.fds import descriptors, made_in_process
+
+
+def test_timers_keep_what_has_expired(acting: Acting) -> None:
+    def body(_: Path) -> None:
+        with holder(
+            """
+def timer(clock, value, interval):
+    fd = syscall(NR.timerfd_create, clock, os.O_NONBLOCK)
+    times = ctypes.create_string_buffer(struct.pack("=qqqq", *divmod(interval, 10**9), *divmod(value, 10**9)))
+    syscall(NR.timerfd_settime, fd, 0, ctypes.addressof(times))
+    return fd
+a = timer(1, 1, 10**6); select.select([a], [], []); time.sleep(0.01)
+b = timer(0, 1, 0); select.select([b], [], [])
+c = timer(7, 10**12, 0)
+ready(a=a, b=b, c=c)
+wait()
+"""
+        ) as tree:
+            fds = tree.ready()
+            assert tree.survey() == []
+            image = tree.dump()
+        with opened(image) as woken:
+            assert int.from_bytes(os.read(woken(fds["a"]), 8), sys.byteorder) >= 10
+            assert select.select([woken(fds["a"])], [], [], 5)[0], "the interval goes on"
+            assert int.from_bytes(os.read(woken(fds["b"]), 8), sys.byteorder) == 1
+            for name in "bc":
+                with pytest.raises(BlockingIOError):
+                    os.read(woken(fds[name]), 8)
+
+    acting(body)
+
+
+def test_a_moment_of_the_wall_clock_that_has_passed_fires_at_once() -> None:
+    image = Tree()
+    timer = image.descriptions.add(flags=os.O_RDWR).timerfd
+    timer.settime_flags, timer.moment_ns = 1, time.time_ns() - 3600 * 10**9
+    image.processes.add(pid=1).fds.add(fd=3)
+    with opened(image) as woken:
+        assert select.select([woken(3)], [], [], 5)[0]
+
+
+def test_timers_that_cannot_be_are_refused() -> None:
+    image = Tree()
+    image.descriptions.add(flags=os.O_RDWR).timerfd.clock = 8
+    image.descriptions.add(flags=os.O_RDWR).timerfd.left_ns = -1
+    assert len(descriptors.check(image)) == 2
+
+
+def test_a_process_that_is_outside_or_gone_is_refused(acting: Acting) -> None:
+    def body(_: Path) -> None:
+        with holder(
+            f"""
+a = os.pidfd_open({os.getpid()})
+child = os.fork()
+if child == 0: os._exit(0)
+b = os.pidfd_open(child); os.waitpid(child, 0)
+child = os.fork()
+if child == 0: os._exit(0)
+c = os.pidfd_open(child); os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+ready(a=a, b=b, c=c)
+wait()
+"""
+        ) as tree:
+            tree.ready()
+            (outside,) = tree.survey()
+            assert f"it leads to process {os.getpid()}, which is not in the tree" in outside.why
+
+    acting(body)
+
+
+def test_a_process_opens_its_pidfds_at_their_numbers() -> None:
+    image = Tree()
+    image.descriptions.add(flags=os.O_RDWR).pidfd.pid = 7
+    image.descriptions.add(flags=os.O_RDWR).directory.path = b"/"
+    process = image.processes.add(pid=7)
+    for fd, description, cloexec in ((0, 1, False), (1, 0, False), (2, 0, True), (9, 0, False)):
+        process.fds.add(fd=fd, description=description, cloexec=cloexec)
+    calls = [(call.nr, call.expect) for call in made_in_process.steps(process, image)]
+    assert calls == [
+        (NR.pidfd_open, 1),
+        (NR.fcntl, 0),
+        (NR.pidfd_open, 2),
+        (NR.pidfd_open, 3),
+        (NR.dup3, 9),
+        (NR.close, 0),
+    ]
+
+
+def test_what_only_a_process_can_watch_must_be_in_one() -> None:
+    image = Tree()
+    image.descriptions.add(flags=os.O_RDWR).pidfd.pid = 7
+    image.descriptions.add(flags=os.O_RDWR).epoll.watches.add(fd=3, description=0)
+    process = image.processes.add(pid=7)
+    process.fds.add(fd=3, description=0)
+    assert "no process has what an epoll watches" in str(descriptors.check(image))
+    process.fds.add(fd=4, description=1)
+    assert descriptors.check(image) == []
+    assert [call.nr for call in made_in_process.steps(process, image)][-1] == NR.epoll_ctl
+
+
+def test_watches_keep_their_numbers(acting: Acting) -> None:
+    def body(tmp: Path) -> None:
+        (tmp / "deep" / "er").mkdir(parents=True, exist_ok=True)
+        with holder(
+            """
+libc = ctypes.CDLL(None)
+n = libc.inotify_init1(os.O_NONBLOCK)
+libc.inotify_rm_watch(n, libc.inotify_add_watch(n, b"deep", 0x100)); os.read(n, 100)
+number = libc.inotify_add_watch(n, b"deep/er", 0x80000100)
+ready(n=n, number=number)
+print(wait(), flush=True)
+open("deep/er/new", "w").close()
+ready()
+wait()
+""",
+            cwd=tmp,
+        ) as tree:
+            fds = tree.ready()
+            assert tree.survey() == []
+            image = tree.dump()
+            assert tree.go_on("on") == "on"
+            tree.ready()
+            assert "events wait that were not read" in str(tree.survey())
+        with opened(image) as woken:
+            (watch,) = image.descriptions[woken.index(fds["n"])].inotify.watches
+            assert watch.number == fds["number"]
+            assert os.path.samefile(watch.path, tmp / "deep" / "er")  # root finds it by its handle, on any mount
+            (tmp / "deep" / "er" / "newer").write_text("")
+            assert int.from_bytes(os.read(woken(fds["n"]), 100)[:4], sys.byteorder) == fds["number"]
+        (tmp / "deep" / "er").rename(tmp / "moved")
+        assert "the program watches it, and here it cannot" in str(descriptors.check(image))
+
+    acting(body)

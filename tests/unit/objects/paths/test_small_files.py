@@ -1,0 +1,97 @@
+"""Which small files of a job are kept in its images."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.unit.objects.fds.descriptor_tree import Acting, dumped, holder
+from torpor.errors import Refused
+from torpor.objects.fds import descriptors
+from torpor.objects.paths import small_files
+from torpor.objects.paths.small_files import SETTING, SmallFiles
+
+MAKE = """
+def make(name, size=3, flags=os.O_RDWR):
+    fd = os.open(name, flags | os.O_CREAT)
+    os.pwrite(fd, b"x" * size, 0)
+    return fd
+"""
+
+
+def kept(code: str, cwd: Path) -> set[str]:
+    """The names of the files that are kept of a program."""
+    with holder(MAKE + code + "\nready(); wait()", cwd=cwd) as tree:
+        tree.ready()
+        tree.stop()
+        small = descriptors.grab(tree.pids).small
+        assert small is not None
+        return {os.path.basename(os.fsdecode(copy.name)) for copy in small}
+
+
+def test_what_the_job_made_is_kept(acting: Acting) -> None:
+    def body(tmp: Path) -> None:
+        (tmp / "old").write_text("old")
+        (tmp / "old-but-written").write_text("old")
+        os.utime(tmp / "old", (1, 1))
+        os.utime(tmp / "old-but-written", (1, 1))
+        code = """
+a = make("made"); b = os.open("old", os.O_RDONLY); c = os.open("old-but-written", os.O_RDWR)
+d = make("closed"); os.close(d); e = os.open("closed", os.O_RDONLY); f = os.open("made", os.O_RDONLY)
+g = make("name"); os.close(g); g = os.open("name", os.O_PATH)
+h = open("/proc/self/status"); i = os.open("/dev/shm", os.O_RDONLY)
+"""
+        assert kept(code, tmp) == {"made", "old-but-written", "closed"}
+
+    acting(body)
+
+
+def test_the_smallest_are_kept_first_and_none_above_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(SETTING, "1K")
+    code = "x = [make(str(size), size) for size in (1000, 1025, 1024, 900, 900 + 1, 850)]"
+    assert kept(code, tmp_path) == {"850", "900", "901", "1000"}
+    monkeypatch.setenv(SETTING, "0")
+    assert kept(code, tmp_path) == set()
+    monkeypatch.setenv(SETTING, "much")
+    with pytest.raises(Refused, match=r"\$TORPOR_SMALL_FILES: 'much' is no size; say 4M, 512K"):
+        SmallFiles(os.getpid())
+    monkeypatch.setenv(SETTING, " 2m ")
+    assert small_files.limit() == 2 << 20
+
+
+def test_files_of_others_are_not_kept(tmp_path: Path) -> None:
+    if os.geteuid():
+        pytest.skip("needs root")
+    (tmp_path / "theirs").write_text("theirs")
+    os.chown(tmp_path / "theirs", 1, 1)
+    assert kept("a = make('own'); b = os.open('theirs', os.O_RDWR)", tmp_path) == {"own"}
+
+
+def test_a_lease_is_not_broken_by_the_look(acting: Acting) -> None:
+    def body(tmp: Path) -> None:
+        code = "a = make('leased', 3); fcntl.fcntl(a, fcntl.F_SETLEASE, fcntl.F_WRLCK)"
+        assert kept(code, tmp) == set()
+
+    acting(body)
+
+
+def test_one_that_was_removed_since_the_freeze_is_no_reason_to_refuse(tmp_path: Path) -> None:
+    fds, image = dumped(MAKE + "f = make('gone', 5); os.lseek(f, 2, 0); ready(f=f); wait()", cwd=tmp_path)
+    (one,) = (one for one in image.descriptions if one.WhichOneof("kind") == "file")
+    assert one.file.content.whole and one.file.size == 5 and fds
+    with holder(MAKE + "f = make('brief'); ready(f=f); wait()", cwd=tmp_path) as tree:
+        tree.ready()
+        tree.stop()
+        found = descriptors.grab(tree.pids)
+        (tmp_path / "brief").unlink()
+        assert descriptors.problems(found) == []
+
+
+def test_times_of_the_tree_are_told_from_older_ones(tmp_path: Path) -> None:
+    before = time.time()
+    (tmp_path / "old").write_text("old")
+    os.utime(tmp_path / "old", (before - 5, before - 5))
+    assert kept("a = os.open('old', os.O_RDONLY)", tmp_path) == set()

@@ -1,0 +1,443 @@
+"""Acting inside other processes: freeze, calls in their name, snapshots of their memory, and no trace of any of it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import struct
+import subprocess
+import sys
+import time
+from array import array
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from torpor import procfs
+from torpor.arch import x86_64
+from torpor.arch.x86_64 import NR
+from torpor.errors import CheckpointFailed, NotFound, NotPermitted
+from torpor.remote import memory, ptrace
+from torpor.remote.batch import ArgumentOf, Batch, Out, Replies, Result
+from torpor.remote.code_stubs import LENT, CodeStubs, Loan, without_lent
+from torpor.remote.freeze import Frozen, Stuck, not_permitted
+from torpor.remote.injection import Injection
+from torpor.remote.snapshot import Snapshot
+from torpor.remote.tracer import in_own_thread
+from torpor.remote.waits import Waits
+
+Start = Callable[[str], "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Starts Python programs that print a line when they are ready; ends them after the test."""
+    running: list[subprocess.Popen[str]] = []
+
+    def run(program: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        running.append(process)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        return process
+
+    yield run
+    for process in running:
+        process.kill()
+        process.communicate()
+
+
+def tell(process: subprocess.Popen[str]) -> str:
+    """Wake a program that waits for a line, and give its answer."""
+    assert process.stdin is not None and process.stdout is not None
+    process.stdin.write("\n")
+    process.stdin.flush()
+    return process.stdout.readline().strip()
+
+
+def caught(pid: int) -> int:
+    return int(procfs.status(procfs.read(f"/proc/{pid}/status"))[b"SigCgt"], 16)
+
+
+def appearance(pid: int) -> tuple[object, ...]:
+    """What others see of a process that a checkpoint must not change."""
+    status = procfs.status(procfs.read(f"/proc/{pid}/status"))
+    return (
+        procfs.read(f"/proc/{pid}/maps"),
+        sorted(os.listdir(f"/proc/{pid}/fd")),
+        procfs.children(pid, procfs.threads(pid)),
+        *(status[name] for name in (b"SigPnd", b"ShdPnd", b"SigBlk", b"SigCgt", b"TracerPid")),
+    )
+
+
+@contextmanager
+def entered(pid: int, *, snapshot: bool = False) -> Iterator[tuple[Injection, Batch, list[Snapshot]]]:
+    """A frozen process, a batch for its host thread to be filled, and the snapshot that is asked for in it."""
+    with Frozen(pid, 5) as frozen:
+        process = frozen.processes[pid]
+        injection = Injection(process, CodeStubs(), caught(pid))
+        injection.open(1 << 16)
+        batch = Batch()
+        snapshots = [Snapshot(injection)] if snapshot else []
+        for taken in snapshots:
+            taken.ask(batch)
+        try:
+            yield injection, batch, snapshots
+        finally:
+            for taken in snapshots:
+                taken.end()
+
+
+def run(injection: Injection, batch: Batch, snapshots: list[Snapshot]) -> Replies:
+    injection.start({injection.host.tid: batch})
+    replies = injection.finish()[injection.host.tid]
+    for taken in snapshots:
+        taken.settle()
+    injection.close()
+    return replies
+
+
+WAITS = "import sys\nprint('ready', flush=True)\n"
+
+
+def test_calls_run_in_the_name_of_the_process(start: Start) -> None:
+    target = start(WAITS + "sys.stdin.readline(); print('on')")
+    before = appearance(target.pid)
+    with entered(target.pid) as (injection, batch, _):
+        pid = batch.add(NR.getpid)
+        action = batch.add(NR.rt_sigaction, signal.SIGINT, 0, Out(32), 8)
+        bad = batch.add(NR.close, 12345)
+        replies = run(injection, batch, [])
+        assert replies.result(pid) == target.pid
+        assert struct.unpack("<4Q", replies.output(action, 2))[0] != 0  # Python catches SIGINT
+        assert replies.result(bad) == -9  # EBADF
+    assert appearance(target.pid) == before
+    assert tell(target) == "on"
+
+
+def test_results_become_arguments(start: Start) -> None:
+    target = start(WAITS + "sys.stdin.readline(); print(len(__import__('os').listdir('/proc/self/fd')))")
+    with entered(target.pid) as (injection, batch, _):
+        made = batch.add(NR.eventfd2, 7, 0)
+        content = batch.add(NR.read, Result(made), Out(8), 8)
+        batch.add(NR.close, Result(made))
+        failing = batch.add(NR.close, 999, on_error=len(batch) + 2)
+        skipped = batch.add(NR.getpid)
+        set_by = batch.add(NR.prctl, 37, ArgumentOf(len(batch) + 1, 1))  # PR_GET_CHILD_SUBREAPER
+        batch.add(NR.prctl, 36, 1)  # PR_SET_CHILD_SUBREAPER: the 1 is replaced by what was got
+        now = batch.add(NR.prctl, 37, Out(4))
+        replies = run(injection, batch, [])
+        assert replies.output(content, 1) == struct.pack("<Q", 7)
+        assert replies.result(failing) == -9
+        assert replies.result(skipped) < -4096  # was not reached
+        assert replies.result(set_by) == 0
+        assert replies.output(now, 1) == bytes(4)
+    assert tell(target) == "4"  # the three, and the listing's own
+
+
+@pytest.mark.parametrize("caught_signals", [(), (signal.SIGURG,), (signal.SIGURG, signal.SIGWINCH)])
+def test_no_handler_runs(start: Start, caught_signals: tuple[int, ...]) -> None:
+    target = start(
+        "import signal, sys\nseen = []\n"
+        f"for s in {list(map(int, caught_signals))}: signal.signal(s, lambda *a: seen.append(a))\n"
+        "print('ready', flush=True)\nsys.stdin.readline(); print(seen)"
+    )
+    before = appearance(target.pid)
+    for _ in range(3):
+        with entered(target.pid, snapshot=True) as (injection, batch, snapshots):
+            made = batch.add(NR.getpid)
+            assert run(injection, batch, snapshots).result(made) == target.pid
+            assert snapshots[0].pid
+    assert appearance(target.pid) == before
+    assert tell(target) == "[]"
+
+
+def test_a_snapshot_shows_the_memory_of_its_moment(start: Start) -> None:
+    target = start(
+        "import ctypes, sys\nbuffer = ctypes.create_string_buffer(b'then', 8192)\n"
+        "print('ready', flush=True)\nprint(ctypes.addressof(buffer), flush=True)\n"
+        "sys.stdin.readline(); buffer.value = b'now!'; print('written', flush=True)\nsys.stdin.readline()"
+    )
+    assert target.stdout is not None
+    address = int(target.stdout.readline())
+    with Frozen(target.pid, 5) as frozen:
+        injection = Injection(frozen.processes[target.pid], CodeStubs(), caught(target.pid))
+        injection.open(1 << 16)
+        snapshot = Snapshot(injection)
+        batch = Batch()
+        snapshot.ask(batch)
+        run(injection, batch, [snapshot])
+        frozen.thaw()
+        try:
+            assert tell(target) == "written"
+            assert memory.read(snapshot.pid, address, 4) == b"then"
+            assert memory.read(target.pid, address, 4) == b"now!"
+            ranges = memory.own_pages(snapshot.pid, [(0, x86_64.TASK_SIZE)])
+            assert any(start <= address < end for start, end in ranges)
+            assert procfs.children(target.pid, [target.pid]) == []
+        finally:
+            snapshot.end()
+            assert snapshot.pid == 0
+
+
+def test_a_snapshot_that_is_lost_harms_nobody(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = start(WAITS + "sys.stdin.readline(); print('on')")
+    before = appearance(target.pid)
+
+    def request(what: int, tid: int, addr: int = 0, data: int = 0) -> int:
+        if data == ptrace.O_EXITKILL:
+            raise ProcessLookupError(errno.ESRCH, "killed by somebody")
+        return kernels_own(what, tid, addr, data)
+
+    kernels_own = ptrace.request
+    monkeypatch.setattr(ptrace, "request", request)
+    with Frozen(target.pid, 5) as frozen:
+        injection = Injection(frozen.processes[target.pid], CodeStubs(), caught(target.pid))
+        injection.open(1 << 16)
+        snapshot = Snapshot(injection)
+        batch = Batch()
+        snapshot.ask(batch)
+        injection.start({injection.host.tid: batch})
+        injection.finish()
+        with pytest.raises(CheckpointFailed, match="killed by somebody"):
+            snapshot.settle()
+        snapshot.end()
+        injection.close()
+    assert appearance(target.pid) == before
+    assert tell(target) == "on"
+
+
+def test_a_batch_that_fails_can_be_given_up(start: Start) -> None:
+    target = start(WAITS + "sys.stdin.readline(); print('on')")
+    before = appearance(target.pid)
+    with entered(target.pid) as (injection, batch, _):
+        batch.add(NR.getpid, stop=True)  # SIGTRAP, as if something unheard of came
+        injection.start({injection.host.tid: batch})
+        with pytest.raises(CheckpointFailed, match="SIGTRAP"):
+            injection.finish()
+        injection.recall()
+        injection.close()
+    assert appearance(target.pid) == before
+    assert tell(target) == "on"
+
+
+def test_an_end_between_two_looks_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    child = subprocess.Popen(["true"])
+    looks = []
+
+    def poll(tid: int) -> int | None:
+        looks.append(tid)
+        if len(looks) < ptrace._LOOK_EVERY * 4:
+            return None
+        return kernels_own(tid)
+
+    def has_ended(tid: int) -> bool:
+        os.waitid(os.P_PID, tid, os.WEXITED | os.WNOWAIT)
+        looks.extend([tid] * ptrace._LOOK_EVERY * 4)
+        return True
+
+    kernels_own = ptrace.poll
+    monkeypatch.setattr(ptrace, "poll", poll)
+    monkeypatch.setattr(ptrace, "has_ended", has_ended)
+    assert ptrace.wait_surely(child.pid) == 0
+    child.returncode = 0  # it was reaped here
+
+
+def test_own_pages_are_those_of_pagemap(start: Start) -> None:
+    target = start(WAITS + "sys.stdin.readline()")
+    wanted = [(m.start, m.end) for m in procfs.mappings(target.pid) if not m.shared and not m.name.startswith(b"[v")]
+    scanned = memory.own_pages(target.pid, wanted)
+    assert scanned
+    fd = os.open(f"/proc/{target.pid}/pagemap", os.O_RDONLY)
+    try:
+        plain = memory._walk_pagemap(fd, wanted)  # last: until it waits, the program touches more and more
+    finally:
+        os.close(fd)
+    for start_, end in scanned:  # the walk also gives zero pages, which nobody wrote
+        assert any(a <= start_ and end <= b for a, b in plain)
+
+
+def test_a_kernel_without_pagemap_scan_tells_less_and_fails_nothing(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = start(WAITS + "sys.stdin.readline()")
+    private = [m for m in procfs.mappings(target.pid) if not m.shared and not m.name.startswith(b"[v")]
+    wanted, backed = [(m.start, m.end) for m in private], [(m.start, m.end) for m in private if m.inode]
+    scanned = memory.own_pages(target.pid, wanted, backed)
+
+    def lack(*_: object) -> None:
+        raise OSError(errno.ENOTTY, os.strerror(errno.ENOTTY))
+
+    monkeypatch.setattr(memory, "syscall", lack)
+    walked = memory.own_pages(target.pid, wanted, backed)
+    assert all(any(a <= begin and end <= b for a, b in walked) for begin, end in scanned)
+    assert not memory.dropped_pages(target.pid, backed)
+    assert not memory.guard_pages(target.pid, wanted)
+    with memory.PageMap(target.pid) as pages:
+        assert not pages.is_watched(wanted[0][0])
+        assert pages.written(*wanted[0], again=False) is None
+
+
+def test_a_stack_at_its_deepest_is_grown(start: Start) -> None:
+    target = start(
+        "import sys, threading\nsys.setrecursionlimit(10**6)\n"
+        "def down(n):\n"
+        "    if n: return sorted([0], key=lambda _: down(n - 1))\n"
+        "    print('ready', flush=True); sys.stdin.readline(); print('back')\n"
+        "down(1500)"
+    )
+    for _ in range(2):
+        with entered(target.pid) as (injection, batch, _):
+            made = batch.add(NR.getpid)
+            assert run(injection, batch, []).result(made) == target.pid
+    assert tell(target) == "back"
+
+
+def test_refusals_name_the_process(start: Start) -> None:
+    with pytest.raises(NotFound, match="no process 4194303"), Frozen(4194303, 1):
+        pass
+    target = start(WAITS + "sys.stdin.readline(); print('on')")
+    with Frozen(target.pid, 5):
+        inner = subprocess.run(
+            [sys.executable, "-c", f"from torpor.remote.freeze import Frozen; Frozen({target.pid}, 1)"],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert "already traced" not in str(not_permitted(target.pid))  # nobody is to end ourselves
+    assert "already traced by" in inner.stderr
+    assert NotPermitted.__name__ in inner.stderr
+    assert tell(target) == "on"
+
+
+def test_a_process_without_code_to_return_with_is_refused() -> None:
+    assert CodeStubs().find(os.getpid(), []) is None
+    with pytest.raises(CheckpointFailed, match="rt_sigreturn"):
+        Loan(os.getpid(), [])
+
+
+def test_what_is_lent_in_the_vdso_is_taken_away() -> None:
+    code = bytes(range(1, 101)).ljust(4096, b"\0")
+    assert without_lent(code) == code
+    for lent in (LENT, LENT[:8] + bytes(8), bytes(8) + LENT[8:]):
+        assert without_lent(code[: -len(LENT)] + lent) == code
+    assert without_lent(code[:-1] + b"\1") != code
+
+
+STUCK = """
+#include <linux/sched.h>
+#include <signal.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+int main(void)
+{
+	struct clone_args args = {.flags = CLONE_VFORK, .exit_signal = SIGCHLD};
+	if (!syscall(SYS_clone3, &args, sizeof args))
+		for (;;)
+			pause();
+	return 0;
+}
+"""
+
+
+def test_nobody_waits_frozen_for_a_thread_that_nothing_can_stop(tmp_path: Path) -> None:
+    (tmp_path / "stuck.c").write_text(STUCK)
+    subprocess.run(["gcc", "-o", tmp_path / "stuck", tmp_path / "stuck.c"], check=True)
+    with subprocess.Popen([tmp_path / "stuck"]) as target:
+        while procfs.stat(target.pid).state != "D":
+            assert target.poll() is None
+
+        def freeze(_: object) -> None:
+            with pytest.raises(Stuck, match="uninterruptible"), Frozen(target.pid, 600):
+                pass
+
+        try:
+            in_own_thread(freeze)  # whose end lets go of the thread, and comes a moment after it was waited for
+            while procfs.status(procfs.read(f"/proc/{target.pid}/status"))[b"TracerPid"] != b"0":
+                pass
+        finally:
+            (child,) = procfs.children(target.pid, [target.pid])
+            os.kill(child, signal.SIGKILL)
+        assert target.wait() == 0
+
+
+def test_a_stopped_process_stays_stopped(start: Start) -> None:
+    target = start(WAITS + "sys.stdin.readline(); print('on')")
+    os.kill(target.pid, signal.SIGSTOP)
+    os.waitid(os.P_PID, target.pid, os.WSTOPPED)
+    with entered(target.pid) as (injection, batch, _):
+        assert injection.host.stop_signal == signal.SIGSTOP
+        made = batch.add(NR.getpid)
+        assert run(injection, batch, []).result(made) == target.pid
+    deadline = time.monotonic() + 5
+    while procfs.stat(target.pid).state != "T":  # let go, it takes a moment to stop again
+        assert time.monotonic() < deadline
+    os.kill(target.pid, signal.SIGCONT)
+    assert tell(target) == "on"
+
+
+def interrupted(call: int, rax: int) -> array[int]:
+    words = array("Q", bytes(8 * x86_64.REGISTER_COUNT))
+    words[x86_64.ORIG_RAX] = call
+    words[x86_64.RAX] = rax & x86_64.WORD
+    words[x86_64.RSP] = 0x7000
+    return words
+
+
+def test_registers_in_a_restarted_sleep_name_the_sleep() -> None:
+    words = interrupted(NR.restart_syscall, -516)
+    assert x86_64.was_restarted(words)
+    x86_64.recover_call(words, b"\xb8\xe6\x00\x00\x00\x0f\x05")
+    assert words[x86_64.ORIG_RAX] == NR.clock_nanosleep
+    x86_64.recover_call(words, b"\xb8\x01\x00\x00\x00\x0f\x05")  # write() has no restart block
+    assert words[x86_64.ORIG_RAX] == NR.clock_nanosleep
+
+
+def test_what_is_left_of_a_limit_goes_along() -> None:
+    def limit(address: int, size: int) -> bytes:
+        assert (address, size) == (0x1000, 16)
+        return struct.pack("<qq", 2, 500_000_000)
+
+    sleep = interrupted(NR.nanosleep, -516)
+    sleep[x86_64.RDI] = 0x1000
+    moved = x86_64.portable(sleep, lambda: 700_000_000, limit)
+    assert x86_64.signed(moved.registers[x86_64.RAX]) == -514
+    assert moved.registers[x86_64.RDI] == moved.below_address == 0x7000 - 128 - 16
+    assert moved.below == struct.pack("<qq", 1, 800_000_000)
+    assert sleep[x86_64.RDI] == 0x1000
+
+    poll = interrupted(NR.poll, -516)
+    poll[x86_64.RDX] = 1500
+    assert x86_64.portable(poll, lambda: 700_000_000, limit).registers[x86_64.RDX] == 800
+    poll[x86_64.RDX] = 0xFFFFFFFF
+    assert x86_64.portable(poll, lambda: 700_000_000, limit).registers[x86_64.RDX] == 0xFFFFFFFF
+
+    watch = interrupted(NR.epoll_wait, -4)
+    watch[x86_64.R10] = 1000
+    assert x86_64.portable(watch, lambda: 10**10, limit).registers[x86_64.R10] == 0
+    unknown = x86_64.portable(watch, lambda: None, limit)
+    assert x86_64.signed(unknown.registers[x86_64.RAX]) == -4
+
+    absolute = interrupted(NR.clock_nanosleep, -516)
+    absolute[x86_64.RSI] = x86_64.TIMER_ABSTIME
+    absolute[x86_64.RDX] = 0x1000
+    assert x86_64.portable(absolute, lambda: 1, limit).registers[x86_64.RDX] == 0x1000
+
+
+def test_how_long_a_thread_has_waited(start: Start) -> None:
+    began = time.monotonic_ns()
+    target = start(WAITS + "import select; select.poll().poll(60_000)")
+    while procfs.read(f"/proc/{target.pid}/syscall").split()[0] != str(int(NR.poll)).encode():
+        assert time.monotonic_ns() < began + 5 * 10**9
+    asleep = time.monotonic_ns()
+    time.sleep(0.3)  # what is measured
+    waits = Waits()
+    waits.look([(target.pid, target.pid)])
+    with Frozen(target.pid, 5) as frozen:
+        stopped = frozen.processes[target.pid].threads[target.pid].stopped_ns
+        waited = waits.waited(target.pid, target.pid, stopped)
+    assert waited is not None
+    assert stopped - asleep - 50_000_000 < waited < stopped - began + 50_000_000
