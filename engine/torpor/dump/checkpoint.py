@@ -19,7 +19,7 @@ from typing import Literal, TypeVar
 from torpor import procfs
 from torpor.dump import cgroups, proof
 from torpor.dump.process_dump import HiddenFromFork, SnapshotLost
-from torpor.dump.seccomp_dry_run import rehearse
+from torpor.dump.seccomp_dry_run import dry_run
 from torpor.dump.series import Key, Series
 from torpor.dump.tree_dump import TreeDump
 from torpor.errors import CheckpointFailed, ImageDamaged, Reason, Refused, StoreError, failing
@@ -120,7 +120,7 @@ def checkpoint(
         still = preflight(root, reset_outside=reset_outside, series=series, stdio=stdio)
         if then != "run":
             still = "it is not to run on"
-        rehearse(root)
+        dry_run(root)
     how = _How(then, still, last, series, reset_outside, keep_tcp, bundle_files, stdio, stats)
 
     def work(interruption: Interruption) -> SnapshotInfo:

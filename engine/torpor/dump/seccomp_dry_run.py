@@ -41,7 +41,7 @@ _NEVER_FAIL = frozenset({
 """Calls whose answers are needed, and that only a filter makes fail."""
 
 
-def rehearse(root: int) -> None:
+def dry_run(root: int) -> None:
     """Try it out if we and a tree are under filters, which the preflight has found to be the same; once for all trees.
 
     Raises:
@@ -49,11 +49,11 @@ def rehearse(root: int) -> None:
     """
     with suppress(FileNotFoundError, ProcessLookupError):  # the root has ended: the freeze says so
         if (count := seccomp.own()) and seccomp.of_thread(root, root).filters:
-            _rehearse(count)
+            _dry_run(count)
 
 
 @cache
-def _rehearse(count: int) -> None:
+def _dry_run(count: int) -> None:
     if try_syscall(NR.tgkill, os.getpid(), threading.get_native_id(), 0):
         raise _refused(count, f"does not let {NR.tgkill.name} pass")
     told, telling = os.pipe()

@@ -178,7 +178,9 @@ ALLOWED: Final = (
     Allowed("processes.threads.below", _RAN, "Interrupted system calls"),
     Allowed("processes.threads.below_address", _RAN, "Interrupted system calls"),
     Allowed("processes.memory.pages", _RAN, "Private anonymous memory", at="saves"),
-    Allowed("processes.memory.pages", "it is read by `rebuilt.contents`", "Private anonymous memory", at="building"),
+    Allowed(
+        "processes.memory.pages", "it is read by `verification.contents`", "Private anonymous memory", at="building"
+    ),
     Allowed(
         "processes.memory.vmas.start",
         "the stack grew: it ran in between, or what a description has a thread do needed room there",
@@ -261,7 +263,7 @@ ALLOWED: Final = (
     Allowed("shared.name", _AGAIN, _SHARED, _without_name),
     Allowed(
         "shared.size",
-        "it is mapped beyond its end, which is found by touching it: `rebuilt.contents` asks its descriptor",
+        "it is mapped beyond its end, which is found by touching it: `verification.contents` asks its descriptor",
         _SHARED,
         _more("size"),
         at="building",
@@ -272,7 +274,7 @@ ALLOWED: Final = (
     ),
     Allowed("shared.atime_ns", "reading and mapping it is an access", _SHARED),
     Allowed("shared.pages", _RAN, _SHARED, at="saves"),
-    Allowed("shared.pages", "it is read by `rebuilt.contents`", _SHARED, at="building"),
+    Allowed("shared.pages", "it is read by `verification.contents`", _SHARED, at="building"),
     *(
         Allowed(f"descriptions.file.{field}", _JUDGED, _FILES, at="building")
         for field in ("size", "mtime_ns", "ctime_ns", "dev", "ino", "mode", "blocks", "content")

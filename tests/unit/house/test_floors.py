@@ -48,8 +48,8 @@ def own_part(name: str) -> str:
     return rest.partition(".")[0] if first == "torpor" else first
 
 
-def imported(name: str, path: Path) -> set[str]:
-    """What FLOORS has of every name that a module imports, wherever in it."""
+def names_imported(name: str, path: Path) -> set[str]:
+    """The full name of everything that a module imports, wherever in it, also for types only."""
     package = name.split(".")
     if path.name != "__init__.py":
         package.pop()
@@ -61,6 +61,12 @@ def imported(name: str, path: Path) -> set[str]:
             base = package[: len(package) - node.level + 1] if node.level else []
             start = ".".join([*base, *([node.module] if node.module else [])])
             names |= {f"{start}.{alias.name}" for alias in node.names}
+    return names
+
+
+def imported(name: str, path: Path) -> set[str]:
+    """What FLOORS has of every name that a module imports."""
+    names = names_imported(name, path)
     # What the package's own __init__ offers is the engine's interface: made of its upper floors.
     parts = {own_part(full) for full in names if full.partition(".")[0] in PACKAGES and full != "torpor"}
     return {"restorer" if part in ("Job", "Snapshot", "Stats", "Store") else part for part in parts}
@@ -81,3 +87,22 @@ def test_imports_come_from_below(name: str) -> None:
     used = imported(name, MODULES[name])
     assert {other for other in used if floor(other) > floor(own)} == set()
     assert used & FORBIDDEN.get(own, set()) == set()
+
+
+def needed(name: str) -> set[str]:
+    """The modules that a module imports."""
+    return {
+        module
+        for full in names_imported(name, MODULES[name])
+        for module in (full, full.rpartition(".")[0])
+        if module in MODULES and module != name
+    }
+
+
+def test_no_imports_go_in_a_circle() -> None:
+    """Take away, again and again, the modules that need none of those that are left."""
+    left = {name: needed(name) for name in MODULES if name.startswith("torpor.")}
+    while free := {name for name, needs in left.items() if not needs & left.keys()}:
+        for name in free:
+            del left[name]
+    assert not left, "in a circle, or standing on one"

@@ -64,7 +64,7 @@ GROUP = 60
 ACTOR = """
 import json, sys
 from pathlib import Path
-from torpor import capsule, id_maps
+from torpor.restorer import capsule, id_maps
 from torpor.restorer.capsule import Namespaces, Setting
 id_maps.SECONDS = float(sys.argv[1])
 id_maps.GRANTS = {"uid": Path("/nowhere"), "gid": Path(sys.argv[2])}

@@ -16,7 +16,7 @@ TOLD = """
 import _thread, sys
 from pathlib import Path
 from unittest import mock
-import torpor, torpor.run
+import torpor, torpor.restorer.run
 module = sys.modules["torpor.restorer.run"]
 told = []
 def failed(error):
