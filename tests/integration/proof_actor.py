@@ -239,7 +239,7 @@ def refused() -> None:
         for name, case in CASES.items():
             print(name, file=sys.stderr)
             case(child.pid)
-        with mock.patch.object(validation.filters, "probe", lambda: dataclasses.replace(probe(), read_filters=False)):
+        with mock.patch.object(validation.seccomp, "probe", lambda: dataclasses.replace(probe(), read_filters=False)):
             changed(_filtered, "which only root gives back", child.pid)
         if os.geteuid():  # root gives any
             changed(_user_id, "it ran with the user ids", child.pid)

@@ -29,7 +29,7 @@ from torpor.errors import ImageDamaged, RestoreFailed, TorporError
 from torpor.image import image_pb2 as pb
 from torpor.image import reading
 from torpor.image.reading import read
-from torpor.objects.memory.process_memory import PageWriter
+from torpor.objects.memory.own_pages import PageWriter
 from torpor.restorer import plan, surroundings
 from torpor.restorer.execution import Builder
 from torpor.restorer.plan import Call
