@@ -49,6 +49,8 @@ O_LARGEFILE = 0o100000
 
 KEPT_AT_OPEN = os.O_ACCMODE | os.O_SYNC | os.O_DSYNC | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_PATH
 """Status flags that only ``open()`` can give."""
+KEPT_BY_LINK = os.O_ACCMODE | os.O_SYNC | os.O_DSYNC
+"""Those of them that count where what is open is opened once more, by its link in /proc/self/fd."""
 KEPT_BY_FCNTL = os.O_APPEND | os.O_NONBLOCK | os.O_DIRECT | os.O_NOATIME
 """Status flags that F_SETFL can give (fs/fcntl.c: SETFL_MASK, without O_ASYNC)."""
 O_ASYNC = 0o20000
@@ -323,10 +325,8 @@ class Opening:
         return socket.socket(fileno=os.dup(self.slots[index]))
 
     def _set_flags(self, description: Description, slot: int) -> None:
-        if description.WhichOneof("kind") == "outside":
-            mask = os.O_NONBLOCK  # the rest is for those to choose who gave it
-        else:
-            mask = KEPT_BY_FCNTL | os.O_ACCMODE | os.O_SYNC | os.O_DSYNC
+        # Of what was given the rest is for those to choose who gave it.
+        mask = os.O_NONBLOCK if description.HasField("outside") else KEPT_BY_FCNTL | KEPT_BY_LINK
         if description.flags & os.O_PATH:
             return
         now = fcntl.fcntl(slot, fcntl.F_GETFL)
@@ -350,6 +350,8 @@ class Kind(ABC, Generic[S]):
     its holders any more."""
     may_be_reset: ClassVar[bool] = False
     """Whether one that leads outside of the tree can come back as one whose peer has closed."""
+    is_opened: ClassVar[bool] = False
+    """Whether it is made by a call that takes status flags which fcntl(2) does not (O_SYNC, O_DSYNC)."""
     look_takes: ClassVar[bool] = False
     """Whether a look at what waits in it may take it from the next: not done to a tree that is only compared."""
 

@@ -13,8 +13,9 @@ from typing import Any
 
 from torpor.arch.x86_64 import NR
 from torpor.image import image_pb2 as pb
-from torpor.objects.fds import descriptors, made_in_process, posix_queues, ptys, signal_owners
+from torpor.objects.fds import descriptors, posix_queues, ptys, signal_owners
 from torpor.objects.fds.descriptors import Opened
+from torpor.objects.fds.made_in_process import MadeInProcess
 from torpor.objects.memory import address_space, copy_on_write
 from torpor.objects.memory.address_space import Sources
 from torpor.objects.memory.copy_on_write import Peek, Room, Share
@@ -123,6 +124,8 @@ class ProcessPlan:
     """By one that shares its memory, and has a right that it has not itself."""
     furnish: list[Call] = field(default_factory=list)
     """By its main thread: all else that the process has as a whole."""
+    share: list[Call] = field(default_factory=list)
+    """By its main thread, when all are furnished: what another has opened, and what is done with descriptors."""
     proc: list[tuple[str, str]] = field(default_factory=list)
     """Files of its /proc/PID that the restorer writes then, with their content."""
     end: list[Call] = field(default_factory=list)
@@ -172,7 +175,7 @@ class Plan:
                 adopter = process.member.adopter
                 whom = f"process {adopter.pid}" if adopter.image else "torpor-init"
                 yield f"  ends when all are born: its children fall to {whom}"
-            built = [*process.build, *process.fill, *process.layout, *process.furnish]
+            built = [*process.build, *process.fill, *process.layout, *process.furnish, *process.share]
             yield from _explain("when all are born", built)
             yield from _explain("at its end", process.end)
             for thread in process.threads:
@@ -199,7 +202,7 @@ def make(image: pb.Tree, here: Here, held: RestorerFds) -> Plan:
     place = address_space.free_range([process.memory for process in image.processes], here.vdso, room)
     window = place[:WINDOW_SIZE]  # behind it System V segments are filled and attached
     members = list(top.walk())
-    nobody = next((member.pid for member in members if member.is_nobody), 0)
+    own = MadeInProcess(image, next((member.pid for member in members if member.is_nobody), 0))
     sessions = {session.sid: session for session in image.sessions}
     shares = copy_on_write.find(top, image, held.sources.blocks, here.vdso, here.room, held.peek)
     if here.walk:
@@ -216,7 +219,7 @@ def make(image: pb.Tree, here: Here, held: RestorerFds) -> Plan:
             _end(plan, plan.member, plan.member.image)
         elif plan.member.image is not None:
             share = shares.get(plan.member.pid, Share())
-            _build(plan, plan.member.image, image, here, held, window, nobody, share)
+            _build(plan, plan.member.image, image, here, held, window, own, share)
             if (nice := plan.member.image.autogroup_nice) and plan.member.image.sid in begun:
                 begun.remove(plan.member.image.sid)
                 if nice > 0 or here.bounds.may_lower_nice:
@@ -328,7 +331,7 @@ def _build(
     here: Here,
     held: RestorerFds,
     window: range,
-    nobody: int,
+    own: MadeInProcess,
     share: Share,
 ) -> None:
     build = plan.build
@@ -347,10 +350,11 @@ def _build(
     plan.furnish += address_space.last_steps(process.memory, written)
     plan.furnish += tree.steps(process, held.directories[process.pid], held.roots[process.pid] if process.root else -1)
     plan.furnish += ptys.steps(process, image, held.opened.terminals)
-    plan.furnish += descriptors.placement(process, image, held.opened)
-    plan.furnish += descriptors.closing(process)
-    plan.furnish += made_in_process.steps(process, image, nobody)
-    plan.furnish += signal_owners.steps(process, image)
+    plan.furnish += descriptors.placement(process, own, held.opened)
+    plan.furnish += descriptors.closing(process, own)
+    plan.furnish += own.opening(process)
+    plan.share += own.steps(process)
+    plan.share += signal_owners.steps(process, image)
     plan.proc.append(("coredump_filter", f"{process.coredump_filter:#x}"))
     if process.oom_score_adj > here.oom_score_adj or here.may_lower_oom:
         plan.proc.append(("oom_score_adj", str(process.oom_score_adj)))

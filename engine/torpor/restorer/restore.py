@@ -362,6 +362,7 @@ def _wake(
                 ),
                 init.own_status_fd,
             )
+            material.held.opened.close_terminals()
             verification.look(image, builder.pids)
             if prove:
                 verification.prove(image, builder.standing(image))

@@ -17,9 +17,11 @@ def tell(child: int, tid: int) -> dict[str, int]:
 
 def main() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+    own_status = os.open("/proc/self/status", os.O_RDONLY)
     child = os.fork()
     if child == 0:
         signal.sigwait({signal.SIGUSR1})
+        os.lseek(own_status, 7, os.SEEK_SET)  # which its parent has, too
         os._exit(0)
     over = threading.Event()
     thread = threading.Thread(target=over.wait, daemon=True)
@@ -56,6 +58,7 @@ def main() -> None:
     same(kept.value, b"after!", "its own memory")
     os.kill(child, signal.SIGUSR1)
     same(os.waitpid(child, 0), (child, 0), "the child")
+    same(os.lseek(own_status, 0, os.SEEK_CUR), 7, "where the child was in what both have open")
     try:
         os.pread(held[f"{child}/stat"], 30, 0)
         expect(False, "it still shows a process that was waited for")

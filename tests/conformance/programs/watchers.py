@@ -2,6 +2,7 @@
 
 import asyncio
 import ctypes
+import fcntl
 import os
 import select
 import signal
@@ -12,6 +13,7 @@ from pathlib import Path
 from ready import HERE, expect, judge, ready_and_wait, same
 
 LIBC = ctypes.CDLL(None, use_errno=True)
+KCMP, KCMP_FILE = 312, 0
 ABSOLUTE, CANCEL_ON_SET = 1, 2
 NEVER = 1 << 34
 """Seconds: beyond the end of the kernel's time. Timers that wait for changes of the wall clock alone are set so."""
@@ -85,6 +87,12 @@ def main() -> None:
     high = os.dup2(other, 90)
     os.close(other)
     other = high
+    fcntl.fcntl(itself, fcntl.F_SETFL, os.O_APPEND)
+    once_more = os.dup(itself)
+    shared = os.fork()  # who has them all, too
+    if shared == 0:
+        signal.pause()
+    kept = {fd: fcntl.fcntl(fd, fcntl.F_GETFL) for fd in (itself, other, gone, nobody)}
 
     (HERE / "watched").mkdir()
     (HERE / "watched" / "file").write_text("")
@@ -124,6 +132,12 @@ def main() -> None:
     same([fd for fd, _ in epoll.poll(5)], [signals], "what is ready after a signal")
     os.read(signals, 128)
 
+    same({fd: fcntl.fcntl(fd, fcntl.F_GETFL) for fd in kept}, kept, "the flags of pidfds")
+    for fd in kept:
+        same(LIBC.syscall(KCMP, os.getpid(), shared, KCMP_FILE, fd, fd), 0, f"whether a child shares pidfd {fd}")
+    same(LIBC.syscall(KCMP, os.getpid(), shared, KCMP_FILE, itself, once_more), 0, "whether a copy shares it")
+    os.kill(shared, signal.SIGKILL)
+    os.waitpid(shared, 0)
     signal.pidfd_send_signal(itself, signal.SIGHUP)
     same(os.read(signals, 128)[0], signal.SIGHUP, "a signal to itself by pidfd")
     same(select.select([gone, other], [], [], 0)[0], [gone], "processes that have ended")

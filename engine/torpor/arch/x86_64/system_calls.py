@@ -39,6 +39,7 @@ class NR(IntEnum):
     socket = 41
     connect = 42
     bind = 49
+    sendmsg = 46
     recvmsg = 47
     getsockname = 51
     getpeername = 52

@@ -36,7 +36,7 @@ from torpor.objects.fds.eventfd import Eventfd
 from torpor.objects.fds.fifos import Fifo
 from torpor.objects.fds.files import Directory, RegularFile
 from torpor.objects.fds.inotify import Inotify
-from torpor.objects.fds.made_in_process import is_own
+from torpor.objects.fds.made_in_process import MadeInProcess
 from torpor.objects.fds.memfd import MemoryDescriptor, MemoryFile, memory_files
 from torpor.objects.fds.path_only import NameOnly
 from torpor.objects.fds.pidfd import Pidfd
@@ -257,6 +257,8 @@ def _judge(held: OpenFile[Any], tree: GrabbedDescriptors) -> Iterator[Problem]:
     yield from signal_owners.judge(held, tree)
     if unknown := held.flags & ~(KNOWN_FLAGS | O_TMPFILE):
         yield Problem(f"it has status flags that are not known: {unknown:#o}")
+    if held.flags & os.O_SYNC and not held.kind.is_opened:
+        yield Problem(f"it has status flags that it cannot be given again: {held.flags & os.O_SYNC:#o}")
     if held.under_way_to is not None:
         if not held.kind.may_be_under_way:
             yield Problem("it lies in a socket's queue, and no process has it yet", "try again", passing=True)
@@ -326,9 +328,14 @@ class Opened:
 
     def close(self) -> None:
         """Close the slots. What processes hold by now stays open."""
-        for kept in (self.slots, self.terminals):
-            while kept:
-                os.close(kept.popitem()[1])
+        self.close_terminals()
+        while self.slots:
+            os.close(self.slots.popitem()[1])
+
+    def close_terminals(self) -> None:
+        """Close those of the sessions, which have them by now: one that nobody else has open hangs up."""
+        while self.terminals:
+            os.close(self.terminals.popitem()[1])
 
 
 def check(image: Tree, stdio: Sequence[int] = (0, 1, 2), *, standing: bool = False) -> list[Reason]:
@@ -393,10 +400,18 @@ def open_all(
     return opened
 
 
-def placement(process: Process, image: Tree, opened: Opened) -> list[Call]:
-    """The calls that give a process its descriptors from the slots, whose numbers may be those of others."""
+def placement(process: Process, own: MadeInProcess, opened: Opened) -> list[Call]:
+    """The calls that give a process its descriptors from the slots, whose numbers may be those of others.
+
+    Args:
+        process: of the image.
+        own: what processes open themselves: of that, the mailboxes are placed.
+        opened: the slots.
+    """
     flags = {entry.fd: os.O_CLOEXEC if entry.cloexec else 0 for entry in process.fds}
-    wanted = {one.fd: opened.slots[one.description] for one in process.fds if not is_own(image, one.description)}
+    wanted = {one.fd: opened.slots[one.description] for one in process.fds if one.description not in own}
+    wanted |= {number: opened.slots[index] for index, number in own.mailboxes(process).items()}
+    flags |= dict.fromkeys(wanted.keys() - flags.keys(), 0)
     calls: list[Call] = []
 
     def place(slot: int, fd: int, words: str) -> None:
@@ -432,11 +447,12 @@ def placement(process: Process, image: Tree, opened: Opened) -> list[Call]:
     return calls
 
 
-def closing(process: Process) -> list[Call]:
-    """The calls that close every descriptor that is not the process's own: slots, and all it inherited."""
+def closing(process: Process, own: MadeInProcess) -> list[Call]:
+    """The calls that close every descriptor that is not the process's own, nor a mailbox: slots, and all it
+    inherited."""
     calls = []
     begin = 0
-    for fd in [*sorted(entry.fd for entry in process.fds), LAST_FD + 1]:
+    for fd in [*sorted([*(entry.fd for entry in process.fds), *own.mailboxes(process).values()]), LAST_FD + 1]:
         if begin < fd:
             calls.append(Call(NR.close_range, (begin, fd - 1, 0), 0, f"closing the descriptors {begin} to {fd - 1}"))
         begin = fd + 1
@@ -477,12 +493,16 @@ def _needed(image: Tree) -> int:
 
 
 def _check_numbers(image: Tree) -> Iterator[Reason]:
-    known = {kind.field for kind in KINDS if kind.field}
+    known = {kind.field: kind for kind in KINDS if kind.field}
     for index, description in enumerate(image.descriptions):
-        if description.WhichOneof("kind") not in known:
+        kind = known.get(description.WhichOneof("kind") or "")
+        if kind is None:
             yield Reason("the image", f"description {index} is of a kind that this version does not know")
-        temporary = O_TMPFILE if description.WhichOneof("kind") == MemoryDescriptor.field else 0
-        if description.flags & ~(KNOWN_FLAGS | temporary):
+            continue
+        cannot_be = ~(KNOWN_FLAGS | (O_TMPFILE if kind.field == MemoryDescriptor.field else 0))
+        if not kind.is_opened and not description.HasField("outside"):
+            cannot_be |= os.O_SYNC
+        if description.flags & cannot_be:
             yield Reason("the image", f"description {index} has flags that cannot be: {description.flags:#o}")
     for process in image.processes:
         numbers = [entry.fd for entry in process.fds]

@@ -12,7 +12,18 @@ from collections.abc import Iterator, Sequence
 
 from torpor.errors import Reason, RestoreFailed
 from torpor.image.image_pb2 import Description, Tree
-from torpor.objects.kind import Describing, GrabbedDescriptors, Kind, OpenFile, Opening, Problem, Seen, words
+from torpor.objects.kind import (
+    KEPT_AT_OPEN,
+    KEPT_BY_FCNTL,
+    Describing,
+    GrabbedDescriptors,
+    Kind,
+    OpenFile,
+    Opening,
+    Problem,
+    Seen,
+    words,
+)
 from torpor.objects.paths.opener import Opener, Openers
 
 MEMORY_DEVICES = 1
@@ -24,6 +35,7 @@ class CharDevice(Kind[None]):
 
     field = "device"
     may_be_under_way = True
+    is_opened = True
 
     def matches(self, seen: Seen) -> bool:
         """Told by the numbers; the name is only where it is opened again."""
@@ -76,4 +88,4 @@ def _open(description: Description, opener: Opener) -> int:
     if not stat.S_ISCHR(status.st_mode) or numbers != wanted or not _stateless(status):
         os.close(fd)
         raise RestoreFailed(f"{words(description)} is not the character device {wanted[0]}:{wanted[1]} here")
-    return opener.reopened(fd, description.flags & (os.O_ACCMODE | os.O_APPEND | os.O_NONBLOCK | os.O_SYNC))
+    return opener.opened(description.device.path, fd, description.flags & (KEPT_AT_OPEN | KEPT_BY_FCNTL))

@@ -16,6 +16,7 @@ from torpor.errors import Reason, RestoreFailed
 from torpor.image.image_pb2 import Description, Tree
 from torpor.objects.fds.pipes import Pipe, PipeState, fill
 from torpor.objects.kind import (
+    KEPT_BY_LINK,
     Describing,
     GrabbedDescriptors,
     OpenFile,
@@ -44,6 +45,7 @@ class Fifo(Pipe):
 
     field = "fifo"
     may_be_under_way = True
+    is_opened = True
 
     def matches(self, seen: Seen) -> bool:
         """A pipe with a path."""
@@ -127,14 +129,14 @@ class Fifo(Pipe):
                 try:
                     fill(opening.image.pipes[number], both, opening.warnings)
                     for index in indexes:
-                        opening.place(index, _end(both, mine[index].flags & os.O_ACCMODE))
+                        opening.place(index, _end(mine[index], both, opening.openers.description(index)))
                 finally:
                     os.close(both)
                 for index in indexes:
                     if mine[index].fifo.unwritten:  # one that was opened when no writer was there
                         reader = opening.slots.pop(index)
                         try:
-                            opening.place(index, _end(reader, os.O_RDONLY))
+                            opening.place(index, _end(mine[index], reader, opening.openers.description(index)))
                         finally:
                             os.close(reader)
 
@@ -143,8 +145,12 @@ def _cannot_open(description: Description, why: str | None) -> Reason:
     return Reason(words(description), f"it cannot be opened: {why}", "make it again (mkfifo)")
 
 
-def _end(fd: int, mode: int) -> int:
-    return os.open(f"/proc/self/fd/{fd}", mode | os.O_NONBLOCK | os.O_CLOEXEC)
+def _end(description: Description, fd: int, opener: Opener) -> int:
+    """A description as it is to be, of a named pipe that is open as `fd`."""
+    flags = description.flags & KEPT_BY_LINK | os.O_NONBLOCK
+    if description.flags & os.O_NOFOLLOW and not description.fifo.inode.removed:
+        return opener.opened(description.fifo.path, os.dup(fd), flags | os.O_NOFOLLOW, _known(description))
+    return os.open(f"/proc/self/fd/{fd}", flags | os.O_CLOEXEC)
 
 
 def _known(description: Description) -> Identity | None:

@@ -63,6 +63,7 @@ class RegularFile(Kind[list[OpenFile[Any]]]):
 
     field = "file"
     may_be_under_way = True
+    is_opened = True
 
     def matches(self, seen: Seen) -> bool:
         """Anything with a path: also what has lost it."""
@@ -157,6 +158,7 @@ class Directory(Kind[int]):
 
     field = "directory"
     may_be_under_way = True
+    is_opened = True
 
     def matches(self, seen: Seen) -> bool:
         """Anything that is one."""
@@ -292,17 +294,7 @@ def open_described(description: Description, opener: Opener, extra: int = 0) -> 
     fd = opener.open(path, os.O_PATH | extra, known=known)
     if not stat.S_ISDIR(os.fstat(fd).st_mode) and not stat.S_ISREG(os.fstat(fd).st_mode):
         return fd  # the caller looks at what it is
-    if not wanted & os.O_NOFOLLOW:
-        return opener.reopened(fd, wanted, known)
-    # The flag can only be had by opening the name itself: /proc/self/fd/N is a link.
-    try:
-        again = opener.open(path, wanted | os.O_NOCTTY, known=known)
-        if not os.path.samestat(os.fstat(again), os.fstat(fd)):
-            os.close(again)
-            raise OSError(errno.EBUSY, "its name was given to another file meanwhile")
-        return again
-    finally:
-        os.close(fd)
+    return opener.opened(path, fd, wanted, known)
 
 
 def _sought(fd: int, flags: int, position: int) -> int:

@@ -1,70 +1,117 @@
 """What a restored process must do with its descriptors itself, when it has its own and no others.
 
 A POSIX lock belongs to the process that takes it. A pidfd, or a file of /proc/PID, can only be opened when its
-process is there. A watch of an
-epoll on a signalfd waits for the signals of the process that adds it, and one on a pidfd or a POSIX message queue needs
-what the restorer has not.
+process is there: the first process that has it does so, and leaves it to the others that have the same description
+(`torpor.objects.fds.mailboxes`). A watch of an epoll on a signalfd waits for the signals of the process that adds it, and
+one on a pidfd or a POSIX message queue needs what the restorer has not.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from itertools import count
 
 from torpor.arch.x86_64 import NR
-from torpor.image.image_pb2 import Epoll, Process, Tree
-from torpor.objects.fds import locks, proc_files
+from torpor.image.image_pb2 import Epoll, Fd, Process, Tree
+from torpor.objects.fds import locks, mailboxes, pidfd, proc_files
 from torpor.objects.fds.epoll import EPOLL_CTL_ADD, EVENT, WATCHED_BY_OWNERS, watcher
-from torpor.objects.fds.pidfd import NOBODY, Pidfd
+from torpor.objects.fds.pidfd import Pidfd
 from torpor.objects.fds.proc_files import ProcFile
 from torpor.remote.batch import Call
 
 F_SETFD = 2
+_FIELDS = (Pidfd.field, ProcFile.field)
 
 
-def steps(process: Process, image: Tree, nobody: int = 0) -> Iterator[Call]:
-    """The calls, for a process all of whose descriptors are in place, and only these.
+class MadeInProcess:
+    """The descriptions of an image that its processes open themselves."""
 
-    Args:
-        process: of the image.
-        image: the tree.
-        nobody: the PID of a process that will have ended and been waited for.
-    """
-    yield from _opened(process, image, nobody)
-    for index, description in enumerate(image.descriptions):
-        for watch in description.epoll.watches:
-            if image.descriptions[watch.description].WhichOneof("kind") in WATCHED_BY_OWNERS:
-                yield from _watch(process, image, index, watch)
-    yield from locks.steps(process)
+    def __init__(self, image: Tree, nobody: int = 0) -> None:
+        """Find them.
+
+        Args:
+            image: the tree.
+            nobody: the PID of a process that will have ended and been waited for.
+        """
+        self._image = image
+        self._nobody = nobody
+        mine = [index for index, one in enumerate(image.descriptions) if one.WhichOneof("kind") in _FIELDS]
+        self._holders = mailboxes.holders(image, mine)
+
+    def __contains__(self, index: int) -> bool:
+        return index in self._holders
+
+    def mailboxes(self, process: Process) -> dict[int, int]:
+        """By the indexes of those descriptions of a process that others have, too, the numbers at which it has their
+        mailboxes meanwhile: none of its own descriptors' numbers."""
+        indexes = dict.fromkeys(entry.description for entry in process.fds if entry.description in self)
+        free = _free({entry.fd for entry in process.fds})
+        return {index: next(free) for index in indexes if len(self._holders[index]) > 1}
+
+    def opening(self, process: Process) -> Iterator[Call]:
+        """The calls by which a process opens what it is the first to have, and leaves it to the others.
+
+        All of its other descriptors are in place, its mailboxes, and nothing else.
+        """
+        left = self.mailboxes(process)
+        taken = {entry.fd for entry in process.fds if entry.description not in self} | set(left.values())
+        for index, entries in self._opened_by(process, first=True):
+            free = _free(taken)
+            got, spare = next(free), next(free)
+            description = self._image.descriptions[index]
+            if description.WhichOneof("kind") == Pidfd.field:
+                yield from pidfd.opening(description, got, spare, self._nobody)
+            else:
+                yield from proc_files.opening(description, got)
+            if index in left:
+                yield mailboxes.leave(left[index], got)
+            yield from _placed(got, entries)
+            taken |= {entry.fd for entry in entries}
+
+    def steps(self, process: Process) -> Iterator[Call]:
+        """The calls by which a process takes what others have left to it, waits for what it alone can wait for, and
+        locks files."""
+        left = self.mailboxes(process)
+        others = dict(self._opened_by(process, first=False))
+        taken = {entry.fd for entry in process.fds if entry.description not in others} | set(left.values())
+        for index, entries in others.items():
+            got = next(_free(taken))
+            yield mailboxes.take(left[index], f"taking what process {self._holders[index][0]} has opened")
+            yield from _placed(got, entries)
+            taken |= {entry.fd for entry in entries}
+        for number in left.values():
+            yield Call(NR.close, (number,), 0, f"closing mailbox {number}")
+        for index, description in enumerate(self._image.descriptions):
+            for watch in description.epoll.watches:
+                if self._image.descriptions[watch.description].WhichOneof("kind") in WATCHED_BY_OWNERS:
+                    yield from _watch(process, self._image, index, watch)
+        yield from locks.steps(process)
+
+    def _opened_by(self, process: Process, *, first: bool) -> Iterator[tuple[int, list[Fd]]]:
+        """Its descriptions with the descriptors that lead to them: those that it opens, or all others."""
+        found: dict[int, list[Fd]] = {}
+        for entry in sorted(process.fds, key=lambda entry: entry.fd):
+            if entry.description in self and (self._holders[entry.description][0] == process.pid) == first:
+                found.setdefault(entry.description, []).append(entry)
+        yield from found.items()
 
 
-def is_own(image: Tree, description: int) -> bool:
-    """Whether a description is made by the processes that have it."""
-    return image.descriptions[description].WhichOneof("kind") in (Pidfd.field, ProcFile.field)
+def _free(taken: Collection[int]) -> Iterator[int]:
+    """Numbers that are free, the lowest first, as the kernel gives them."""
+    return (number for number in count() if number not in taken)
 
 
-def _opened(process: Process, image: Tree, nobody: int) -> Iterator[Call]:
-    taken = {entry.fd for entry in process.fds if not is_own(image, entry.description)}
-    for entry in sorted(process.fds, key=lambda entry: entry.fd):
-        if not is_own(image, entry.description):
-            continue
-        description = image.descriptions[entry.description]
-        # The kernel gives the lowest free number, and in the order of the numbers wanted it is never above that.
-        got = next(number for number in range(entry.fd + 1) if number not in taken)
-        if description.WhichOneof("kind") == ProcFile.field:
-            number, args, words = proc_files.opening(description)
-            yield Call(number, args, got, words)
-        else:
-            pid = description.pidfd.pid if description.pidfd.pid != NOBODY else nobody
-            yield Call(NR.pidfd_open, (pid, description.flags & os.O_NONBLOCK), got, f"opening process {pid}")
+def _placed(got: int, entries: list[Fd]) -> Iterator[Call]:
+    """The calls that put what was opened where it is to be; it is to be closed by execve(2) as yet."""
+    for entry in entries:
         words = f"placing descriptor {entry.fd}"
-        if got != entry.fd:
+        if entry.fd != got:
             yield Call(NR.dup3, (got, entry.fd, os.O_CLOEXEC if entry.cloexec else 0), entry.fd, words)
-            yield Call(NR.close, (got,), 0, f"closing descriptor {got}")
-        elif not entry.cloexec:  # both calls set it
+        elif not entry.cloexec:
             yield Call(NR.fcntl, (got, F_SETFD, 0), 0, words)
-        yield from proc_files.seeking(entry.fd, description)
-        taken.add(entry.fd)
+    if got not in {entry.fd for entry in entries}:
+        yield Call(NR.close, (got,), 0, f"closing descriptor {got}")
 
 
 def _watch(process: Process, image: Tree, index: int, watch: Epoll.Watch) -> Iterator[Call]:

@@ -72,6 +72,7 @@ class MemoryDescriptor(Kind[Attributes]):
 
     field = "memfd"
     may_be_under_way = True
+    is_opened = True
 
     def matches(self, seen: Seen) -> bool:
         """A file of /dev/shm, or a memfd, told by its device: a file on disk may be named like one."""

@@ -31,6 +31,7 @@ class NameOnly(Kind[bytes]):
 
     field = "name"
     may_be_under_way = True
+    is_opened = True
 
     def matches(self, seen: Seen) -> bool:
         """Never by what it leads to alone: see `torpor.objects.fds.grabbing`."""

@@ -1,31 +1,48 @@
 """pidfd: a process, held by a descriptor (pidfd_open(2)).
 
-Kept: which process of the tree it leads to, one that has ended and was not waited for included. Each process that has
-it opens it anew when the tree is built, for only then is there a process to open. Descriptors that shared one
-description (by fork or dup) therefore have one each afterwards, which matters to nobody but kcmp(2). One that leads to
-nobody any more, whose process has been waited for, leads to a stand-in, which ends.
+Kept: which process of the tree it leads to, one that has ended and was not waited for included, and the flags. A
+process that has it opens it anew when the tree is built, for only then is there a process to open
+(`torpor.objects.fds.made_in_process`). One that leads to nobody any more, whose process has been waited for, leads to a stand-in, which
+ends.
 
 Refused: processes outside the tree, threads (PIDFD_THREAD).
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 
 from torpor import procfs
+from torpor.arch.x86_64 import NR
 from torpor.errors import Reason
 from torpor.image.image_pb2 import Description, Tree
-from torpor.objects.kind import Describing, GrabbedDescriptors, Kind, OpenFile, Opening, Problem, Seen
+from torpor.objects.fds import mailboxes
+from torpor.objects.kind import (
+    KEPT_BY_FCNTL,
+    KEPT_BY_LINK,
+    O_LARGEFILE,
+    Describing,
+    GrabbedDescriptors,
+    Kind,
+    OpenFile,
+    Opening,
+    Problem,
+    Seen,
+)
+from torpor.remote.batch import Call
 
 NOBODY = 0
 """In an image: the process has been waited for."""
 CLOSE = "close it before the checkpoint"
+F_SETFL = 4
 
 
 class Pidfd(Kind[None]):
     """A process."""
 
     field = "pidfd"
+    is_opened = True
 
     def matches(self, seen: Seen) -> bool:
         """Told by the link."""
@@ -54,6 +71,28 @@ class Pidfd(Kind[None]):
 
     def open(self, mine: dict[int, Description], opening: Opening) -> None:
         """Not here: see `torpor.objects.fds.made_in_process`."""
+        mailboxes.make(mine, opening)
+
+
+def opening(description: Description, got: int, spare: int, nobody: int) -> Iterator[Call]:
+    """The calls by which a process opens one.
+
+    Args:
+        description: of the image.
+        got: the lowest number that is free there: it is to have this.
+        spare: the next.
+        nobody: the PID of a process that will have ended and been waited for.
+    """
+    pid = description.pidfd.pid if description.pidfd.pid != NOBODY else nobody
+    words, flags = f"opening process {pid}", description.flags & (KEPT_BY_LINK | KEPT_BY_FCNTL)
+    yield Call(NR.pidfd_open, (pid, flags & os.O_NONBLOCK), got, words)
+    if description.flags & O_LARGEFILE:  # by open(), which is how its link can be opened, too (since 6.9)
+        path = b"/proc/self/fd/%d\0" % got
+        yield Call(NR.open, (path, flags | os.O_CLOEXEC, 0), spare, f"{words} once more")
+        yield Call(NR.dup3, (spare, got, os.O_CLOEXEC), got, words)
+        yield Call(NR.close, (spare,), 0, words)
+    elif flags & KEPT_BY_FCNTL & ~os.O_NONBLOCK:
+        yield Call(NR.fcntl, (got, F_SETFL, flags), 0, f"{words}: setting its flags")
 
 
 def _is_child(pid: int, tree: GrabbedDescriptors) -> bool:

@@ -23,6 +23,8 @@ from torpor.arch.x86_64 import NR
 from torpor.errors import Reason, RestoreFailed
 from torpor.image.image_pb2 import Description, PipeBuffer, Tree
 from torpor.objects.kind import (
+    KEPT_BY_LINK,
+    O_LARGEFILE,
     Describing,
     GrabbedDescriptors,
     Kind,
@@ -62,6 +64,7 @@ class Pipe(Kind[PipeState]):
 
     field = "pipe"
     may_be_under_way = True
+    is_opened = True
 
     def matches(self, seen: Seen) -> bool:
         """A pipe without a path."""
@@ -142,20 +145,20 @@ class Pipe(Kind[PipeState]):
             by_pipe.setdefault(description.pipe.pipe, []).append(index)
         for number, indexes in by_pipe.items():
             with naming(mine[indexes[0]]):
-                _make(opening, number, {index: mine[index].flags & os.O_ACCMODE for index in indexes})
+                _make(opening, number, {index: mine[index].flags for index in indexes})
 
 
-def _make(opening: Opening, number: int, modes: dict[int, int]) -> None:
-    """Make a pipe and keep the ends that `modes` names: by the index of the description, its access mode."""
+def _make(opening: Opening, number: int, flags: dict[int, int]) -> None:
+    """Make a pipe and keep the ends that `flags` names: by the index of the description, its status flags."""
     reader, writer = os.pipe2(os.O_CLOEXEC)
     unused = {os.O_RDONLY: reader, os.O_WRONLY: writer}
     try:
         fill(opening.image.pipes[number], writer, opening.warnings)
-        for index, mode in modes.items():
-            if mode in unused:
+        for index, wanted in flags.items():
+            if (mode := wanted & os.O_ACCMODE) in unused and not wanted & O_LARGEFILE:
                 end = os.dup(unused.pop(mode))
-            else:  # opened once more (/proc/PID/fd): a description of its own
-                end = os.open(f"/proc/self/fd/{reader}", mode | os.O_NONBLOCK | os.O_CLOEXEC)
+            else:  # opened once more (/proc/PID/fd): a description of its own, and open() sets O_LARGEFILE
+                end = os.open(f"/proc/self/fd/{reader}", wanted & KEPT_BY_LINK | os.O_NONBLOCK | os.O_CLOEXEC)
             opening.place(index, end)
     finally:
         os.close(reader)

@@ -24,6 +24,8 @@ from torpor.errors import Reason
 from torpor.image.image_pb2 import Description, PosixQueue, Tree
 from torpor.objects.kind import (
     KEPT_AT_OPEN,
+    KEPT_BY_FCNTL,
+    O_LARGEFILE,
     Describing,
     GrabbedDescriptors,
     Kind,
@@ -45,7 +47,7 @@ DEFAULT_MESSAGES, DEFAULT_BYTES = 10, 8192
 _LONGEST = 255
 """NAME_MAX."""
 _LIMITS = "/proc/sys/fs/mqueue/{}"
-_OPEN_FLAGS = KEPT_AT_OPEN | os.O_NONBLOCK
+_OPEN_FLAGS = KEPT_AT_OPEN | KEPT_BY_FCNTL | O_LARGEFILE  # which mq_open() does not set, and open() does
 
 
 @dataclass
@@ -66,6 +68,7 @@ class MessageQueue(Kind[QueueState]):
     """A descriptor of a queue, with a name or without."""
 
     field = "queue"
+    is_opened = True
 
     def matches(self, seen: Seen) -> bool:
         """A file of the right shape that no path leads to, as every other file's would."""

@@ -1,8 +1,8 @@
 """Files of /proc/PID: what the kernel tells of a process of the tree, as monitors and psutil hold it open (proc(5)).
 
-Kept: which process or thread it is, also one that has ended and was not waited for, the flags, and the position. Each
-process that has it opens it anew when the tree is built, in its own /proc: only then there is a process to look at.
-Descriptors that shared one description (by fork or dup) therefore have one each afterwards, and no common position.
+Kept: which process or thread it is, also one that has ended and was not waited for, the flags, and the position. A
+process that has it opens it anew when the tree is built, in its own /proc: only then there is a process to look at
+(`torpor.objects.fds.made_in_process`).
 
 Refused: processes outside of the tree, those that have ended for good, and the memory of another process
 (/proc/PID/mem), which Yama may keep from who opens it. All other files of /proc, which are of no process, are opened by
@@ -21,6 +21,7 @@ from torpor import procfs
 from torpor.arch.x86_64 import NR
 from torpor.errors import Reason
 from torpor.image.image_pb2 import Description, Tree
+from torpor.objects.fds import mailboxes
 from torpor.objects.kind import (
     KEPT_AT_OPEN,
     KEPT_BY_FCNTL,
@@ -53,6 +54,7 @@ class ProcFile(Kind[Shown | None]):
     """A file or a directory of a process."""
 
     field = "proc"
+    is_opened = True
 
     def matches(self, seen: Seen) -> bool:
         """Told by the name: the kernel resolves /proc/self."""
@@ -98,20 +100,19 @@ class ProcFile(Kind[Shown | None]):
 
     def open(self, mine: dict[int, Description], opening: Opening) -> None:
         """Not here: see `torpor.objects.fds.made_in_process`."""
+        mailboxes.make(mine, opening)
 
 
-def opening(description: Description) -> tuple[int, tuple[int | bytes, ...], str]:
-    """The call by which a process opens one, and its words."""
+def opening(description: Description, got: int) -> Iterator[Call]:
+    """The calls by which a process opens one, at the lowest number that is free there, and goes on where it was.
+
+    What is there now may be shorter: then it is at its end.
+    """
     flags = description.flags & (KEPT_AT_OPEN | KEPT_BY_FCNTL) | os.O_CLOEXEC
-    path = description.proc.path
-    return NR.open, (path + b"\0", flags, 0), f"opening {os.fsdecode(path)}"
-
-
-def seeking(fd: int, description: Description) -> Iterator[Call]:
-    """The calls that put it where it was. What is there now may be shorter: then it is at its end."""
+    name = os.fsdecode(description.proc.path)
+    yield Call(NR.open, (description.proc.path + b"\0", flags, 0), got, f"opening {name}")
     if description.proc.position and not description.flags & os.O_PATH:
-        args = (fd, description.proc.position, os.SEEK_SET)
-        yield Call(NR.lseek, args, None, f"going on with descriptor {fd} where it was")
+        yield Call(NR.lseek, (got, description.proc.position, os.SEEK_SET), None, f"going on in {name} where it was")
 
 
 def _find(number: int, tree: GrabbedDescriptors) -> int | None:

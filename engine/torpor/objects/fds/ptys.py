@@ -34,6 +34,9 @@ from torpor.errors import Reason
 from torpor.image.image_pb2 import Description, Process, Pty, Session, Tree
 from torpor.objects.fds.stdio import TIOCGDEV, Terminal, TerminalState, asked_number
 from torpor.objects.kind import (
+    KEPT_AT_OPEN,
+    KEPT_BY_LINK,
+    O_LARGEFILE,
     Describing,
     GrabbedDescriptors,
     OpenFile,
@@ -70,6 +73,8 @@ PTMX = b"/dev/ptmx"
 NO_NODE = (0, 0)
 _MOST_OPENED = 1024
 """How many ptys are opened at the most to have the number that is wanted."""
+_OF_SLAVES = KEPT_AT_OPEN & ~os.O_PATH | O_LARGEFILE
+"""Status flags that TIOCGPTPEER gives. It does not set O_LARGEFILE itself, as open() by a name does."""
 _FOREGROUND = 8  # field of proc_pid_stat(5)
 
 CLOSE = "close it before the checkpoint"
@@ -79,6 +84,7 @@ class PseudoTerminal(Terminal):
     """Either side of a pseudo terminal, and /dev/tty."""
 
     field = "pty"
+    is_opened = True
 
     def matches(self, seen: Seen) -> bool:
         """Told by the numbers of the device."""
@@ -365,14 +371,13 @@ def _make(opening: Opening, number: int, indexes: Sequence[int]) -> None:
             opening.place(
                 index,
                 reopened(
-                    os.dup(opening.terminals[number]), image.descriptions[index].flags & os.O_ACCMODE | os.O_NONBLOCK
+                    os.dup(opening.terminals[number]), image.descriptions[index].flags & KEPT_BY_LINK | os.O_NONBLOCK
                 ),
             )
         return
-    access = next(
-        (one.flags & os.O_ACCMODE for one in map(image.descriptions.__getitem__, indexes) if one.pty.master), 2
-    )
-    master = _open_master(pty, opening, opening.openers.description(indexes[0]), access)
+    mine = map(image.descriptions.__getitem__, indexes)
+    flags = next((one.flags & KEPT_BY_LINK for one in mine if one.pty.master), os.O_RDWR)
+    master = _open_master(pty, opening, opening.openers.description(indexes[0]), flags)
     try:
         _unlock(master, locked=False)
         give_settings(master, pty)
@@ -383,8 +388,7 @@ def _make(opening: Opening, number: int, indexes: Sequence[int]) -> None:
             try:
                 _set_slave(pty, master, slave)
                 for index in slaves:
-                    flags = image.descriptions[index].flags
-                    opening.place(index, _peer(master, flags & os.O_ACCMODE | os.O_NONBLOCK))
+                    opening.place(index, _peer(master, image.descriptions[index].flags & _OF_SLAVES | os.O_NONBLOCK))
                 if controlling:
                     opening.keep_terminal(number, slave)
                 if pty.exclusive:
@@ -401,15 +405,15 @@ def _make(opening: Opening, number: int, indexes: Sequence[int]) -> None:
         os.close(master)  # the only one, where it has hung up
 
 
-def _open_master(pty: Pty, opening: Opening, opener: Opener, access: int) -> int:
+def _open_master(pty: Pty, opening: Opening, opener: Opener, flags: int) -> int:
     """The master of a new terminal: the kernel gives the lowest free number, so those below are taken meanwhile."""
     if pty.hung_up or pty.outside:
-        return _new_master(opener, access)
+        return _new_master(opener, flags)
     opened: list[int] = []
     try:
         while len(opened) < _MOST_OPENED:
             try:
-                opened.append(_new_master(opener, access))
+                opened.append(_new_master(opener, flags))
             except OSError:
                 if not opened:
                     raise
@@ -427,8 +431,8 @@ def _open_master(pty: Pty, opening: Opening, opener: Opener, access: int) -> int
             os.close(fd)
 
 
-def _new_master(opener: Opener, access: int) -> int:
-    return opener.open(PTMX, access | os.O_NOCTTY)
+def _new_master(opener: Opener, flags: int) -> int:
+    return opener.open(PTMX, flags | os.O_NOCTTY)
 
 
 def _unlock(master: int, *, locked: bool) -> None:

@@ -116,6 +116,24 @@ class Opener:
         finally:
             os.close(fd)
 
+    def opened(self, path: bytes, fd: int, flags: int, known: Identity | None = None) -> int:
+        """Another description of what was found by a path; closes `fd`.
+
+        Raises:
+            OSError: as `open`; EBUSY: by now the path leads to something else.
+        """
+        if not flags & os.O_NOFOLLOW:
+            return self.reopened(fd, flags, known)
+        # The flag can only be had by opening the name itself: /proc/self/fd/N is a link.
+        try:
+            again = self.open(path, flags | os.O_NOCTTY, known=known)
+            if not os.path.samestat(os.fstat(again), os.fstat(fd)):
+                os.close(again)
+                raise OSError(errno.EBUSY, "its name was given to another file meanwhile")
+            return again
+        finally:
+            os.close(fd)
+
     @contextmanager
     def parent(self, path: bytes) -> Iterator[tuple[int, bytes]]:
         """The directory (O_PATH) that a name lies in, and the name in it, for calls that change a directory."""

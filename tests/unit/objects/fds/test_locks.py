@@ -12,7 +12,8 @@ from tests.unit.objects.fds.descriptor_tree import Acting, holder, opened
 from torpor.arch.x86_64 import NR
 from torpor.errors import RestoreFailed
 from torpor.image.image_pb2 import Lock, Tree
-from torpor.objects.fds import descriptors, locks, made_in_process
+from torpor.objects.fds import descriptors, locks
+from torpor.objects.fds.made_in_process import MadeInProcess
 
 
 def test_locks_are_taken_again_by_whom_they_belong_to(acting: Acting) -> None:
@@ -45,7 +46,7 @@ wait()
         ]
         (entry,) = [entry for entry in process.fds if entry.fd == fds["g"]]
         assert [(k.kind, k.exclusive) for k in entry.locks] == [(Lock.FLOCK_BY, False)], "the kernel names who took it"
-        assert sorted(call.nr for call in made_in_process.steps(process, image)) == [NR.fcntl, NR.fcntl, NR.flock]
+        assert sorted(call.nr for call in MadeInProcess(image).steps(process)) == [NR.fcntl, NR.fcntl, NR.flock]
         with opened(image), (tmp / "f").open() as other, pytest.raises(BlockingIOError):
             fcntl.flock(other, fcntl.LOCK_SH | fcntl.LOCK_NB)
 

@@ -13,7 +13,8 @@ import pytest
 from tests.unit.objects.fds.descriptor_tree import Acting, holder, opened
 from torpor.arch.x86_64 import NR
 from torpor.image.image_pb2 import Tree
-from torpor.objects.fds import descriptors, made_in_process
+from torpor.objects.fds import descriptors
+from torpor.objects.fds.made_in_process import MadeInProcess
 
 
 def test_timers_keep_what_has_expired(acting: Acting) -> None:
@@ -91,15 +92,27 @@ def test_a_process_opens_its_pidfds_at_their_numbers() -> None:
     process = image.processes.add(pid=7)
     for fd, description, cloexec in ((0, 1, False), (1, 0, False), (2, 0, True), (9, 0, False)):
         process.fds.add(fd=fd, description=description, cloexec=cloexec)
-    calls = [(call.nr, call.expect) for call in made_in_process.steps(process, image)]
-    assert calls == [
-        (NR.pidfd_open, 1),
-        (NR.fcntl, 0),
-        (NR.pidfd_open, 2),
-        (NR.pidfd_open, 3),
-        (NR.dup3, 9),
-        (NR.close, 0),
-    ]
+    calls = [(call.nr, call.expect) for call in MadeInProcess(image).opening(process)]
+    assert calls == [(NR.pidfd_open, 1), (NR.fcntl, 0), (NR.dup3, 2), (NR.dup3, 9)]
+    assert not list(MadeInProcess(image).steps(process))
+
+
+def test_the_first_process_that_has_a_pidfd_opens_it_and_leaves_it_to_the_others() -> None:
+    image = Tree()
+    image.descriptions.add(flags=os.O_RDWR | os.O_APPEND).pidfd.pid = 7
+    image.descriptions.add(flags=os.O_RDWR).pidfd.pid = 8
+    first, second = image.processes.add(pid=7), image.processes.add(pid=8)
+    first.fds.add(fd=0, description=0)
+    second.fds.add(fd=1, description=1, cloexec=True)
+    second.fds.add(fd=5, description=0, cloexec=True)
+    own = MadeInProcess(image, 9)
+    assert [own.mailboxes(one) for one in (first, second)] == [{0: 1}, {0: 0}], "no number of their own"
+    opening = [(call.nr, call.expect) for call in own.opening(first)]
+    assert opening == [(NR.pidfd_open, 0), (NR.fcntl, 0), (NR.sendmsg, 1), (NR.fcntl, 0)]
+    assert [(call.nr, call.expect) for call in own.opening(second)] == [(NR.pidfd_open, 1)]
+    assert [(call.nr, call.args[0]) for call in own.steps(first)] == [(NR.close, 1)]
+    taking = [(call.nr, *call.args[:2]) for call in own.steps(second) if call.nr != NR.recvmsg]
+    assert taking == [(NR.dup3, 2, 5), (NR.close, 2), (NR.close, 0)]
 
 
 def test_what_only_a_process_can_watch_must_be_in_one() -> None:
@@ -111,7 +124,7 @@ def test_what_only_a_process_can_watch_must_be_in_one() -> None:
     assert "no process has what an epoll watches" in str(descriptors.check(image))
     process.fds.add(fd=4, description=1)
     assert descriptors.check(image) == []
-    assert [call.nr for call in made_in_process.steps(process, image)][-1] == NR.epoll_ctl
+    assert [call.nr for call in MadeInProcess(image).steps(process)][-1] == NR.epoll_ctl
 
 
 def test_watches_keep_their_numbers(acting: Acting) -> None:
