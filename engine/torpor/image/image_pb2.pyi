@@ -187,7 +187,7 @@ class MessageQueue(_message.Message):
     def __init__(self, id: _Optional[int] = ..., key: _Optional[int] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., mode: _Optional[int] = ..., size: _Optional[int] = ..., messages: _Optional[_Iterable[_Union[MessageQueue.Message, _Mapping]]] = ...) -> None: ...
 
 class Pty(_message.Message):
-    __slots__ = ("number", "termios", "window", "locked", "packet", "exclusive", "stopped", "ended", "hung_up", "outside", "mode", "uid", "gid")
+    __slots__ = ("number", "termios", "window", "locked", "packet", "exclusive", "stopped", "ended", "hung_up", "outside", "mode", "uid", "gid", "master_exclusive")
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     TERMIOS_FIELD_NUMBER: _ClassVar[int]
     WINDOW_FIELD_NUMBER: _ClassVar[int]
@@ -201,6 +201,7 @@ class Pty(_message.Message):
     MODE_FIELD_NUMBER: _ClassVar[int]
     UID_FIELD_NUMBER: _ClassVar[int]
     GID_FIELD_NUMBER: _ClassVar[int]
+    MASTER_EXCLUSIVE_FIELD_NUMBER: _ClassVar[int]
     number: int
     termios: bytes
     window: bytes
@@ -214,7 +215,8 @@ class Pty(_message.Message):
     mode: int
     uid: int
     gid: int
-    def __init__(self, number: _Optional[int] = ..., termios: _Optional[bytes] = ..., window: _Optional[bytes] = ..., locked: bool = ..., packet: bool = ..., exclusive: bool = ..., stopped: bool = ..., ended: bool = ..., hung_up: bool = ..., outside: bool = ..., mode: _Optional[int] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ...) -> None: ...
+    master_exclusive: bool
+    def __init__(self, number: _Optional[int] = ..., termios: _Optional[bytes] = ..., window: _Optional[bytes] = ..., locked: bool = ..., packet: bool = ..., exclusive: bool = ..., stopped: bool = ..., ended: bool = ..., hung_up: bool = ..., outside: bool = ..., mode: _Optional[int] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., master_exclusive: bool = ...) -> None: ...
 
 class Session(_message.Message):
     __slots__ = ("sid", "terminal", "foreground")

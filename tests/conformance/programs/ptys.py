@@ -88,6 +88,18 @@ def shell(terminal: str, told: int) -> None:
     os._exit(9)
 
 
+def leave(terminal: int) -> None:
+    """A session leader that has closed its controlling terminal, and opens it again when it is told."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGHUP})
+    os.setsid()
+    fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
+    os.close(terminal)
+    signal.sigwait({signal.SIGUSR1})
+    os.write(os.open("/dev/tty", os.O_RDWR), b"back")
+    signal.sigwait({signal.SIGHUP})
+    os._exit(0)
+
+
 def states() -> dict[str, Any]:
     plain, slave = pair()
     modes = termios.tcgetattr(slave)
@@ -102,8 +114,18 @@ def states() -> dict[str, Any]:
     raw(answer)
     fcntl.ioctl(packets, TIOCPKT, struct.pack("i", 1))
     locked = os.open("/dev/ptmx", os.O_RDWR | os.O_NOCTTY)
+    fcntl.ioctl(locked, termios.TIOCEXCL)
     ended, last = pair()
     os.close(last)
+    left, last = pair()
+    raw(last)
+    leader = os.fork()
+    if leader == 0:
+        os.close(left)
+        leave(last)
+    os.close(last)
+    while not events(left) & select.POLLHUP:
+        pass
     gone, hung = pair()
     os.close(gone)
     alone, exclusive = pair()
@@ -120,6 +142,7 @@ def states() -> dict[str, Any]:
     return {
         "plain": plain, "slave": slave, "reader": reader, "packets": packets, "answer": answer, "locked": locked,
         "ended": ended, "hung": hung, "alone": alone, "exclusive": exclusive, "stopped": stopped, "waiting": waiting,
+        "left": left, "leader": leader,
     }  # fmt: skip
 
 
@@ -170,6 +193,14 @@ def check(at: dict[str, Any], word: Word) -> None:
     os.close(again)
     same((os.read(at["hung"], 10), os.isatty(at["hung"])), (b"", False), "a terminal that hung up")
     same(number(at["exclusive"], TIOCGEXCL), 1, "exclusive mode")
+    same([number(at[one], TIOCGEXCL) for one in ("locked", "alone", "slave")], [1, 0, 0], "that of masters")
+    expect(events(at["left"]) & select.POLLHUP, "a controlling terminal that nobody has open is open")
+    os.kill(at["leader"], signal.SIGUSR1)
+    while events(at["left"]) & select.POLLHUP:
+        pass
+    same(os.read(at["left"], 10), b"back", "a controlling terminal that was opened again")
+    os.close(at["left"])
+    same(os.waitpid(at["leader"], 0), (at["leader"], 0), "the end of a session")
 
     same(events(at["waiting"]) & select.POLLOUT, 0, "output that is held back")
     os.write(at["stopped"], termios.tcgetattr(at["waiting"])[6][VSTART])
@@ -183,7 +214,7 @@ def names(at: dict[str, Any]) -> list[int]:
 
 def main() -> None:
     at = states()
-    held = list(at.values())
+    held = [fd for name, fd in at.items() if name != "leader"]
     at["names"] = names(at)
     screen, terminal = pair()
     name = os.ttyname(terminal)

@@ -2,8 +2,8 @@
 
 A POSIX lock belongs to the process that takes it. A pidfd, or a file of /proc/PID, can only be opened when its
 process is there: the first process that has it does so, and leaves it to the others that have the same description
-(`torpor.objects.fds.mailboxes`). A watch of an epoll on a signalfd waits for the signals of the process that adds it, and
-one on a pidfd or a POSIX message queue needs what the restorer has not.
+(`torpor.objects.fds.mailboxes`). A watch of an epoll on a signalfd waits for the signals of the process that adds it,
+and one on a pidfd or a POSIX message queue needs what the restorer has not.
 """
 
 from __future__ import annotations

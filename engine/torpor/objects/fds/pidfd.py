@@ -2,8 +2,8 @@
 
 Kept: which process of the tree it leads to, one that has ended and was not waited for included, and the flags. A
 process that has it opens it anew when the tree is built, for only then is there a process to open
-(`torpor.objects.fds.made_in_process`). One that leads to nobody any more, whose process has been waited for, leads to a stand-in, which
-ends.
+(`torpor.objects.fds.made_in_process`). One that leads to nobody any more, whose process has been waited for, leads to a
+stand-in, which ends.
 
 Refused: processes outside the tree, threads (PIDFD_THREAD).
 """

@@ -222,6 +222,7 @@ def _grab_master(held: OpenFile[TerminalState], copy: int, state: TerminalState)
     image.termios, image.window = settings(copy)
     image.locked = bool(asked_number(copy, TIOCGPTLCK))
     image.packet = bool(asked_number(copy, TIOCGPKT))
+    image.master_exclusive = bool(asked_number(copy, TIOCGEXCL))
     image.ended = bool(_events(copy) & select.POLLHUP)
     folder = os.path.dirname(held.link)
     name = f"{folder}/{image.number}" if os.path.basename(folder) == "pts" else f"{folder}/pts/{image.number}"
@@ -397,6 +398,8 @@ def _make(opening: Opening, number: int, indexes: Sequence[int]) -> None:
                 os.close(slave)
         if pty.packet:
             fcntl.ioctl(master, TIOCPKT, struct.pack("i", 1))
+        if pty.master_exclusive:
+            fcntl.ioctl(master, termios.TIOCEXCL)
         _unlock(master, locked=pty.locked)
         for index in indexes:
             if image.descriptions[index].pty.master:
