@@ -30,7 +30,8 @@ from torpor.objects.memory import process_memory, vmas
 from torpor.objects.memory.incremental import Before
 from torpor.objects.memory.own_pages import PageWriter, Progress, Ranges
 from torpor.objects.paths import bundle
-from torpor.objects.process import credentials, daemons, seccomp, sharing, threads, tree
+from torpor.objects.process import daemons, seccomp, sharing, threads, tree
+from torpor.objects.registry import PROCESS_PARTS, THREAD_PARTS
 from torpor.objects.sockets import tcp_repair
 from torpor.objects.sysv import segments
 from torpor.remote.freeze import Frozen, LastToStop, Stuck
@@ -317,6 +318,15 @@ def preflight(
     raise Refused(f"{seen[0].name} cannot be kept", reasons)
 
 
+def _preflight_parts(process: tree.Seen) -> Iterator[Reason]:
+    """What of the parts of a process and of its threads cannot be kept."""
+    for part in PROCESS_PARTS:
+        for why, advice in part.preflight(process.pid, process.status):
+            yield Reason(process.name, why, advice)
+    of_threads = {why for tid in procfs.threads(process.pid) for part in THREAD_PARTS for why in part.preflight(tid)}
+    yield from (Reason(f"{process.name}, a thread", why) for why in sorted(of_threads))
+
+
 def _private(seen: Sequence[tree.Seen]) -> Iterator[tuple[int, int]]:
     """The bytes of private memory of each living process, by PID."""
     for process in seen:
@@ -334,8 +344,7 @@ def _look(
     forkable = True
     for process in seen:
         try:
-            reasons += credentials.refuse(process.name, process.status)
-            reasons += threads.refuse(process.name, process.pid)
+            reasons += _preflight_parts(process)
             if series and series.has(Key(process.pid, process.stat.start_time)):
                 continue
             found = procfs.flagged_mappings(process.pid)

@@ -8,6 +8,7 @@ from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from torpor import procfs
 from torpor.arch.x86_64 import NR, ORIG_RAX, RDI, in_system_call
@@ -18,7 +19,9 @@ from torpor.objects.memory import process_memory, vmas
 from torpor.objects.memory.mapped_files import MappedFiles
 from torpor.objects.memory.own_pages import Ranges, Walk
 from torpor.objects.memory.shared_memory import SharedMemory
-from torpor.objects.process import credentials, keyrings, seccomp, signals, threads, timers, tree
+from torpor.objects.part import Answers, ProcessPart, ThreadAnswers, ThreadPart
+from torpor.objects.process import keyrings, seccomp, signals, texts, threads, tree
+from torpor.objects.registry import ATTRIBUTES, PROCESS_PARTS, THREAD_PARTS
 from torpor.objects.sysv import segments
 from torpor.remote import ptrace
 from torpor.remote.batch import Batch, Out, Replies
@@ -40,13 +43,10 @@ _CLOCK_MONOTONIC, _CLOCK_BOOTTIME = 1, 7
 class _HostQuestions:
     """The entries in the batch of the thread that speaks for its process."""
 
-    tree: tree.Questions
-    signals: dict[int, int]
-    timers: timers.Questions
+    parts: dict[ProcessPart[Any, Any], Any]
     brk: int
     monotonic: int
     boottime: int
-    sandbox: int | None
     sysv: dict[int, int]
     stops: dict[int, int]
     """For each child that is stopped by job control, by its own PID: whether wait() has told of that."""
@@ -75,7 +75,7 @@ class ProcessDump:
         """
         self.process = process
         self.pid = process.pid
-        self.texts = tree.grab(self.pid)
+        self.texts = texts.grab(self.pid)
         statuses = {tid: procfs.read(f"/proc/{self.pid}/task/{tid}/status") for tid in process.threads}
         self.pending = signals.pending(statuses[self.pid], self.pid, shared=True)
         noticed = int(self.texts.status[b"SigCgt"], 16) | signals.waiting(statuses.values())
@@ -95,7 +95,7 @@ class ProcessDump:
             raise Refused(f"{process.name} cannot be kept", reasons)
         self._thread_pending = {tid: signals.pending(status, tid, shared=False) for tid, status in statuses.items()}
         self._replies: dict[int, Replies] = {}
-        self._questions: dict[int, threads.Questions] = {}
+        self._asked_threads: dict[ThreadPart[Any, Any], Any] = {}
         self._asked_keys: keyrings.Questions | None = None
         self._host: _HostQuestions
         self._window = (0, 0)
@@ -122,18 +122,15 @@ class ProcessDump:
         self._lock_future = process_memory.future_lock(self.pid, self.texts.status, self.injection.window[0])
         common = Batch()
         self._asked_keys = keyrings.ask(common) if keyed else None
-        questions = threads.ask(common)
-        self._questions = dict.fromkeys(self.process.threads, questions)
+        self._asked_threads = {part: part.ask(common) for part in THREAD_PARTS}
+        self._asked_tid = common.add(NR.gettid)
         batches = {tid: common.copy() for tid in self.process.threads}
         host = batches[self.injection.host.tid]
         self._host = _HostQuestions(
-            tree=tree.ask(host),
-            signals=signals.ask(host),
-            timers=timers.ask(host, self.texts.timers),
+            parts={part: part.ask(host, self.texts) for part in PROCESS_PARTS},
             brk=host.add(NR.brk, 0),
             monotonic=host.add(NR.clock_gettime, _CLOCK_MONOTONIC, Out(16)),
             boottime=host.add(NR.clock_gettime, _CLOCK_BOOTTIME, Out(16)),
-            sandbox=credentials.ask_sandbox(host, self.pid, self.texts.status),
             sysv=segments.ask(host, self.injection.maps),
             stops={pid: signals.ask_stop(host, pid) for pid in stopped_children},
         )
@@ -162,22 +159,28 @@ class ProcessDump:
             if in_system_call(portable.registers):
                 yield portable.registers[ORIG_RAX], portable.registers[RDI]
 
+    @property
+    def _answers(self) -> Answers:
+        own_tids = {tid: replies.result(self._asked_tid) for tid, replies in self._replies.items()}
+        return Answers(self.texts, self._replies[self.injection.host.tid], self.pending, own_tids)
+
     def told(self) -> list[segments.Segment]:
         """Its System V segments, of which only itself can tell.
 
         Raises:
-            Refused: it has others of their kind, or is in a sandbox that only itself knows of.
+            Refused: it has what cannot be kept, of which only itself or its threads can tell.
         """
-        replies = self._replies[self.injection.host.tid]
-        found, problems = segments.answer(self._host.sysv, replies)
-        if credentials.is_sandboxed(self._host.sandbox, replies):
-            problems.append(
-                "it may not look at its user's other processes: it is in a Landlock domain, which is not kept"
-            )
-        if tree.has_segments(self._host.tree, replies):
-            problems.append("it has segments of its own (modify_ldt), which are not kept")
-        if problems:
-            raise Refused(f"{self.process.name} cannot be kept", [Reason(self.process.name, why) for why in problems])
+        name, answers = self.process.name, self._answers
+        found, problems = segments.answer(self._host.sysv, answers.replies)
+        for part, asked in self._host.parts.items():
+            problems += part.unsupported(asked, answers)
+        reasons = [Reason(name, why) for why in problems]
+        for thread_part, asked in self._asked_threads.items():
+            for tid, replies in self._replies.items():
+                whys = thread_part.unsupported(asked, replies)
+                reasons += (Reason(f"{name}, thread {tid}", why) for why in whys)
+        if reasons:
+            raise Refused(f"{name} cannot be kept", reasons)
         return found
 
     def keyrings(self) -> list[keyrings.Rings]:
@@ -199,7 +202,7 @@ class ProcessDump:
     @property
     def adopts_orphans(self) -> bool:
         """Whether the process is a child subreaper."""
-        return tree.is_subreaper(self._host.tree, self._replies[self.injection.host.tid])
+        return ATTRIBUTES.adopts_orphans(self._host.parts[ATTRIBUTES], self._answers)
 
     @property
     def locks_memory(self) -> bool:
@@ -297,30 +300,25 @@ class ProcessDump:
             Refused: it has a mapping that cannot be kept.
         """
         out = image.processes.add()
-        host = self._replies[self.injection.host.tid]
-        asked = self._host
-        tree.describe(asked.tree, host, self.texts, parent, out)
+        tree.describe(self.texts, parent, out)
         out.stopped, out.stop_signal = self.process.stopped, self.process.stop_signal
-        signals.describe(asked.signals, host, self.pending, out)
-        own_tids = {tid: self._replies[tid].result(asked.tid) for tid, asked in self._questions.items()}
-        timers.describe(asked.timers, host, own_tids, out)
-        securebits = {tid: self._replies[tid].result(asked.securebits) for tid, asked in self._questions.items()}
-        credentials.describe(securebits[self.pid], self.texts.status, self.texts.limits, out)
+        answers = self._answers
+        for part, asked in self._host.parts.items():
+            part.describe(asked, answers, out)
         for tid, thread in self.process.threads.items():
-            grabbed = threads.GrabbedThread(
+            of_thread = ThreadAnswers(
                 thread,
                 self._registers[tid],
                 self.injection.xstates[tid],
                 self._rseqs[tid],
                 self._thread_pending[tid],
-                self._questions[tid],
+                self._filters.get(tid, []),
                 self._replies[tid],
             )
-            told = out.threads.add()
-            threads.describe(grabbed, told)
-            credentials.describe_thread(securebits[tid], out.credentials, told)
-            seccomp.describe(self._filters, tid, image, told)
-        out.memory.brk = host.result(asked.brk)
+            described = out.threads.add()
+            for thread_part, asked in self._asked_threads.items():
+                thread_part.describe(asked, of_thread, described, out, image)
+        out.memory.brk = answers.replies.result(self._host.brk)
         out.memory.lock_future = self._lock_future
         mappings = self._mappings()
         name, pid = self.process.name, self.memory_pid
@@ -347,7 +345,7 @@ class ZombieDump:
 
     def __init__(self, process: Process) -> None:
         self.pid = process.pid
-        self.texts = tree.grab(self.pid, zombie=True)
+        self.texts = texts.grab(self.pid, zombie=True)
         self.own_pid = self.texts.own_pid
 
 

@@ -35,7 +35,8 @@ from torpor.arch.x86_64 import (
 from torpor.errors import RestoreFailed
 from torpor.image import image_pb2 as pb
 from torpor.objects.memory import address_space, vdso
-from torpor.objects.process import signals, tree
+from torpor.objects.process import signals
+from torpor.objects.process.process_attributes import PR_SET_CHILD_SUBREAPER
 from torpor.probe import probe
 from torpor.remote import memory, ptrace
 from torpor.remote.batch import Call
@@ -133,9 +134,7 @@ class Builder:
             assert member.adopter
             assert member.parent
             adopter, parent = self.processes[member.adopter.pid], self.processes[member.parent.pid]
-            adopts = [
-                Call(NR.prctl, (tree.PR_SET_CHILD_SUBREAPER, on, 0, 0, 0), 0, "adopting orphans") for on in (1, 0)
-            ]
+            adopts = [Call(NR.prctl, (PR_SET_CHILD_SUBREAPER, on, 0, 0, 0), 0, "adopting orphans") for on in (1, 0)]
             if member.adopter.image is None:
                 adopts = []  # init adopts orphans as it is
             self._blanks.run([self._work(adopter, adopts[:1])])

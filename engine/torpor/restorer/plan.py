@@ -20,19 +20,19 @@ from torpor.objects.memory import address_space, copy_on_write
 from torpor.objects.memory.address_space import Sources
 from torpor.objects.memory.copy_on_write import Peek, Room, Share
 from torpor.objects.memory.vdso import Vdso
+from torpor.objects.part import Stage, Step
 from torpor.objects.process import (
     birth_order,
     credentials,
     keyrings,
+    limits,
     seccomp,
     security_labels,
-    signals,
     threads,
-    timers,
     tree,
 )
 from torpor.objects.process.credentials import Rights
-from torpor.objects.process.threads import Bounds
+from torpor.objects.registry import FILES, LIMITS, PROCESS_PARTS, THREAD_PARTS, Part
 from torpor.objects.sysv import message_queues, segments, semaphore_sets
 from torpor.procfs import PAGE
 from torpor.remote.batch import Call
@@ -54,13 +54,10 @@ class Here:
     init: int
     """The PID of init where the tree lives: 1 in a capsule."""
     rights: Rights
-    bounds: Bounds
     vdso: Vdso
-    timer_restore_ids: bool
+    hosts: Mapping[Part, Any]
+    """What each part of processes and threads must know: its `host`."""
     keys: keyrings.Here
-    oom_score_adj: int
-    """The restorer's own."""
-    may_lower_oom: bool
     room: Room
     """For memory that processes have in common."""
     joined: frozenset[int] = frozenset()
@@ -222,16 +219,11 @@ def make(image: pb.Tree, here: Here, held: RestorerFds) -> Plan:
             _build(plan, plan.member.image, image, here, held, window, own, share)
             if (nice := plan.member.image.autogroup_nice) and plan.member.image.sid in begun:
                 begun.remove(plan.member.image.sid)
-                if nice > 0 or here.bounds.may_lower_nice:
+                if nice > 0 or here.rights.keep:
                     plan.proc.append(("autogroup", str(nice)))
                 else:
                     warnings.append(f"{plan.name}: lowering the nice value of its session to {nice} needs a privilege")
-            warnings += credentials.warnings(plan.name, plan.member.image, here.rights)
-            if plan.member.image.oom_score_adj < here.oom_score_adj and not here.may_lower_oom:
-                words = f"its oom_score_adj is {here.oom_score_adj}: lowering it needs a privilege"
-                warnings.append(f"{plan.name}: {words}")
-            for thread in plan.member.image.threads:
-                warnings += threads.warnings(f"{plan.name}, thread {thread.tid}", thread, here.bounds)
+            warnings += _warnings(plan.name, plan.member.image, here)
     by_init = [list(_segment(shared, window.stop, here, held)) for shared in segments.segments(image)]
     by_init += filter(None, [keyrings.for_all(image, here.keys, owner=here.rights.keep)])
     by_init += [list(semaphore_sets.make(one, here.rights.keep)) for one in image.semaphores]
@@ -337,42 +329,56 @@ def _build(
     build = plan.build
     member = plan.member
     build += _join(member)
-    build += credentials.widening(here.rights)
+    build += limits.widening(here.hosts[LIMITS])
     written = address_space.with_pages(process.memory)
     build += address_space.steps(process, image, held.sources, here.vdso, window, written, share.kept, share.stale)
     shared = seccomp.common(process)
-    build += seccomp.steps(shared, image.filters)  # which its threads inherit
+    build += seccomp.install(shared, image.filters)  # which its threads inherit
     (plan.clones if here.walk else build).extend(map(threads.birth, process.threads[1:]))
     pieces = list(copy_on_write.rest(share, process.memory.pages))
     plan.fill += address_space.fill(pieces, held.sources, window.stop - address_space.GAP)
     plan.fill_size = sum(piece.size for piece in pieces) * PAGE
     (plan.layout if here.walk else plan.furnish).append(address_space.layout(process.memory, held.sources))
     plan.furnish += address_space.last_steps(process.memory, written)
+    parts = _by_stage(step for part in PROCESS_PARTS for step in part.calls(process, here.hosts[part]))
     plan.furnish += tree.steps(process, held.directories[process.pid], held.roots[process.pid] if process.root else -1)
+    plan.furnish += parts[Stage.PROCESS]
     plan.furnish += ptys.steps(process, image, held.opened.terminals)
     plan.furnish += descriptors.placement(process, own, held.opened)
     plan.furnish += descriptors.closing(process, own)
     plan.furnish += own.opening(process)
     plan.share += own.steps(process)
     plan.share += signal_owners.steps(process, image)
-    plan.proc.append(("coredump_filter", f"{process.coredump_filter:#x}"))
-    if process.oom_score_adj > here.oom_score_adj or here.may_lower_oom:
-        plan.proc.append(("oom_score_adj", str(process.oom_score_adj)))
+    plan.proc += FILES.files(process, here.hosts[FILES])
     for thread in process.threads:
-        calls = list(threads.steps(thread, here.bounds))
+        each = _by_stage(step for part in THREAD_PARTS for step in part.calls(thread, process, image, here.hosts[part]))
+        calls = each[Stage.THREAD]
+        last = each[Stage.RELEASE]
         if thread.tid == process.pid:
             calls += _reap(member)
             calls += [_know_stop(child.pid) for child in member.heirs if child.image and child.image.stop_told]
             if process.pid == image.processes[0].pid:
                 calls += segments.remove(image)
             calls += semaphore_sets.undo(process.pid, image)
-            calls += signals.steps(process)
-            calls += timers.steps(process, here.timer_restore_ids)
-            calls += signals.queue(process)
-            calls += credentials.limit_steps(process, here.rights)
-        calls += signals.queue_to_thread(process, thread)
-        calls += seccomp.steps(thread.filters[len(shared) :], image.filters)
-        calls += credentials.steps(process.credentials, thread, here.rights)
-        calls += tree.last_steps(process)  # each thread undoes it once more
-        calls += threads.last_steps(thread)
-        plan.threads.append(ThreadPlan(thread, calls, list(signals.last_steps(process, thread))))
+            calls += parts[Stage.ALL_THREADS]
+            last = parts[Stage.RELEASE] + last
+        calls += each[Stage.BEFORE_CREDENTIALS] + each[Stage.CREDENTIALS]
+        calls += parts[Stage.AFTER_CREDENTIALS] + each[Stage.AFTER_CREDENTIALS]
+        plan.threads.append(ThreadPlan(thread, calls, last))
+
+
+def _by_stage(steps: Iterable[Step]) -> Mapping[Stage, list[Call]]:
+    found: defaultdict[Stage, list[Call]] = defaultdict(list)
+    for stage, call in steps:
+        found[stage].append(call)
+    return found
+
+
+def _warnings(name: str, process: pb.Process, here: Here) -> Iterator[str]:
+    """What of a process and its threads will not be as it was."""
+    for part in PROCESS_PARTS:
+        yield from (f"{name}: {words}" for words in part.warnings(process, here.hosts[part]))
+    for thread in process.threads:
+        for thread_part in THREAD_PARTS:
+            words_of_thread = thread_part.warnings(thread, here.hosts[thread_part])
+            yield from (f"{name}, thread {thread.tid}: {words}" for words in words_of_thread)

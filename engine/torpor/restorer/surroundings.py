@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import grp
 import os
-import resource
 import time
 from collections.abc import Callable, Iterator, Set
 from contextlib import suppress
@@ -16,12 +15,11 @@ from typing import Literal
 from torpor import procfs
 from torpor.errors import Reason, RestoreRefused
 from torpor.image import image_pb2 as pb
+from torpor.objects import registry
 from torpor.objects.fds import posix_queues
 from torpor.objects.memory import copy_on_write, vdso
-from torpor.objects.process import birth_order, credentials, keyrings, seccomp, thread_attributes
+from torpor.objects.process import birth_order, credentials, keyrings, seccomp
 from torpor.objects.process.birth_order import UNKNOWN_PID
-from torpor.objects.process.credentials import Rights
-from torpor.objects.process.threads import Bounds
 from torpor.objects.sysv import segments
 from torpor.probe import probe
 from torpor.remote import pid_allocation
@@ -206,40 +204,19 @@ def _group_name(gid: int) -> str:
 
 def here(where: Setting) -> Here:
     """What a plan must know of this host."""
-    status = procfs.status(procfs.read("/proc/self/status"))
-    last = int(procfs.read("/proc/sys/kernel/cap_last_cap"))
-    keep = procfs.is_root()
     end = pid_allocation.here().end
     return Here(
         init=1 if where.capsule else UNKNOWN_PID,
         is_taken=(lambda pid: pid >= end) if where.capsule else _cannot_be_had(),
-        rights=Rights(
-            keep=keep,
-            last_capability=last,
-            capabilities=int(status[b"CapPrm"], 16) if keep else (2 << last) - 1,
-            hard_limits=tuple(_hard_limit(number) for number in range(len(credentials.LIMIT_NAMES))),
-        ),
-        bounds=Bounds(
-            processors=frozenset(os.sched_getaffinity(0)),
-            nice=os.getpriority(os.PRIO_PROCESS, 0),
-            may_lower_nice=keep,
-            scheduler=os.sched_getscheduler(0),
-            allowed=thread_attributes.allowed(),
-        ),
+        rights=credentials.rights(),
         vdso=vdso.host(),
-        timer_restore_ids=probe().timer_restore_ids,
+        hosts=registry.hosts(),
         keys=keyrings.Here(keyrings.own_session(), keyrings.users_own(), _boot_id()),
-        oom_score_adj=int(procfs.read("/proc/self/oom_score_adj")),
         room=copy_on_write.room(),
         joined=where.joined,
         walk=where.walk is not None,
-        may_lower_oom=procfs.in_initial_user_namespace() and bool(int(status[b"CapEff"], 16) >> CAP_SYS_RESOURCE & 1),
     )
 
 
 def _boot_id() -> str:
     return procfs.read("/proc/sys/kernel/random/boot_id").strip().decode()
-
-
-def _hard_limit(number: int) -> int:
-    return resource.getrlimit(number)[1] & credentials.UNLIMITED

@@ -19,21 +19,16 @@ from torpor.objects.paths import directories
 from torpor.objects.paths.opener import Openers
 from torpor.objects.process import (
     birth_order,
-    credentials,
     host_requirements,
     keyrings,
     mounts,
     seccomp,
-    threads,
-    timers,
 )
+from torpor.objects.registry import PROCESS_PARTS, THREAD_PARTS
 from torpor.objects.sysv import message_queues, semaphore_sets
 from torpor.probe import Probe
 from torpor.procfs import PAGE
-from torpor.remote import ptrace
 
-_IDS = 4
-"""Real, effective, saved, of the file system."""
 _LONGEST_PATH = 4096 + len(" (deleted)")
 """Bytes (PATH_MAX): the kernel tells no longer one."""
 _LARGEST_FILE = (1 << 63) - 1
@@ -80,7 +75,8 @@ def refuse(
     reasons = list(host_requirements.check(image, host))
     if not reasons:
         for process in living(image):
-            reasons += credentials.check(name_of(process), process.credentials)
+            for part in PROCESS_PARTS:
+                reasons += part.check(name_of(process), process)
             reasons += vdso.check(name_of(process), process, vdso.host())
             reasons += address_space.check_limits(name_of(process), process.memory)
         reasons += address_space.check_commitment(image)
@@ -192,21 +188,17 @@ def _faults(process: pb.Process, image: pb.Tree) -> Iterator[str]:
             yield f"the mapping at {vma.start:#x} is of file {vma.file}: there is none"
         if vma.kind in (pb.Vma.SHARED, pb.Vma.MEMORY_PRIVATE) and vma.shared >= len(image.shared):
             yield f"the mapping at {vma.start:#x} is of shared memory {vma.shared}: there is none"
-    if not len(process.credentials.uids) == len(process.credentials.gids) == _IDS:
-        yield "its user and group ids are not complete"
-    if any(limit.resource >= len(credentials.LIMIT_NAMES) for limit in process.limits):
-        yield "it has a resource limit that this version does not know"
     if process.root and not _is_path(process.root):
         yield "its root directory is no path"
     if not _is_path(process.cwd):
         yield "its current directory is no path"
-    if any(len(info) != ptrace.SIGINFO_SIZE for info in process.pending):
-        yield "it has pending signals without their information"
-    yield from timers.faults(process)
+    for part in PROCESS_PARTS:
+        yield from part.faults(process)
     for thread in process.threads:
         if not 0 < thread.tid < birth_order.MAX_PID:
             yield f"it has a thread {thread.tid}"
-        yield from threads.faults(thread)
+        for thread_part in THREAD_PARTS:
+            yield from (f"thread {thread.tid}: {fault}" for fault in thread_part.faults(thread))
 
 
 def _check_directories(image: pb.Tree, openers: Openers) -> Iterator[Reason]:

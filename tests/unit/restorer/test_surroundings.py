@@ -56,6 +56,7 @@ def ordinary(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
         (30_000, "no process can have the PID 30000 here: kernel.pid_max is 30000"),
         (os.getpid(), f"another process, thread or process group has the PID {os.getpid()}"),
     ],
+    ids=["given once", "above pid_max", "taken"],
 )
 def test_no_walk_leads_there(ordinary: pytest.MonkeyPatch, pid: int, words: str) -> None:
     image = job(pid)

@@ -1,127 +1,37 @@
-"""Credentials and limits of a process.
+"""Credentials of processes and threads.
 
-Kept: the four user and group ids, supplementary groups, capability sets, securebits, resource limits. An image grants
-nothing: ids must be the restoring user's own, capabilities and limits are kept as far as the restorer has them.
+Kept: the four user and group ids, supplementary groups, capability sets, securebits. An image grants nothing: ids must
+be the restoring user's own, capabilities are kept as far as the restorer has them.
 
-Refused: processes of several users in one tree, unless root restores them; a Landlock domain, where it can be told.
+Refused: processes of several users in one tree, unless root restores them.
 
-Documented in: credentials(7), capabilities(7), proc_pid_status(5), getrlimit(2).
+Documented in: credentials(7), capabilities(7), proc_pid_status(5).
 """
 
 from __future__ import annotations
 
-import errno
 import os
-import resource
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 
 from torpor import procfs
 from torpor.arch.x86_64 import NR
 from torpor.errors import Reason
 from torpor.image import image_pb2 as pb
-from torpor.remote.batch import Batch, Call, Replies, Result
+from torpor.objects.part import Answers, ProcessPart, Stage, Step, ThreadAnswers, ThreadPart
+from torpor.objects.process.texts import Texts
+from torpor.remote.batch import Batch, Call
 
-PR_GET_SECUREBITS = 27
-
-# Names in /proc/PID/limits, in the order of the RLIMIT_ numbers (fs/proc/base.c, lnames).
-LIMIT_NAMES = (
-    b"Max cpu time", b"Max file size", b"Max data size", b"Max stack size", b"Max core file size",
-    b"Max resident set", b"Max processes", b"Max open files", b"Max locked memory", b"Max address space",
-    b"Max file locks", b"Max pending signals", b"Max msgqueue size", b"Max nice priority",
-    b"Max realtime priority", b"Max realtime timeout",
-)  # fmt: skip
-UNLIMITED = (1 << 64) - 1
-
-
-def ask(batch: Batch) -> int:
-    """The entry that asks for the securebits, which /proc does not show."""
-    return batch.add(NR.prctl, PR_GET_SECUREBITS)
-
-
-KCMP_VM = 1
-
-
-@lru_cache(maxsize=1)
-def _own_status(_: int) -> Mapping[bytes, bytes]:
-    return procfs.status(procfs.read("/proc/self/status"))
-
-
-def ask_sandbox(batch: Batch, pid: int, status: Mapping[bytes, bytes]) -> int | None:
-    """The entry by which a process tries to look at us, which Landlock forbids to those inside of a domain: there is
-    no other sign of it. None where it might not look for other reasons: another user, another PID namespace.
-    """
-    mine = _own_status(os.getpid())
-    alike = all(status[name].split() == mine[name].split() for name in (b"Uid", b"Gid"))
-    if not alike or int(mine[b"CapPrm"], 16) or os.readlink(f"/proc/{pid}/ns/pid") != os.readlink("/proc/self/ns/pid"):
-        return None
-    return batch.add(NR.kcmp, Result(batch.add(NR.getpid)), os.getpid(), KCMP_VM, 0, 0)
-
-
-def is_sandboxed(entry: int | None, replies: Replies) -> bool:
-    """The answer to `ask_sandbox`."""
-    return entry is not None and replies.result(entry) in (-errno.EPERM, -errno.EACCES)
-
-
-def refuse(name: str, status: Mapping[bytes, bytes]) -> list[Reason]:
-    """What of a process's credentials cannot be kept.
-
-    Args:
-        name: the process, for people.
-        status: its /proc/PID/status.
-    """
-    reasons: list[Reason] = []
-    uids = set(map(int, status[b"Uid"].split()))
-    if not procfs.is_root() and uids != {os.geteuid()}:
-        users = ", ".join(map(str, sorted(uids)))
-        reasons.append(Reason(name, f"it runs with the user ids {users}", "only root can keep such a tree"))
-    return reasons
-
-
-OF_MEMORY = (resource.RLIMIT_AS, resource.RLIMIT_DATA, resource.RLIMIT_MEMLOCK)
-
-
-def describe(securebits: int, status: Mapping[bytes, bytes], limits: bytes, image: pb.Process) -> None:
-    """Fill credentials, umask and limits of a process from its first thread's securebits and the texts of /proc."""
-    told = image.credentials
-    told.uids.extend(map(int, status[b"Uid"].split()))
-    told.gids.extend(map(int, status[b"Gid"].split()))
-    told.groups.extend(map(int, status[b"Groups"].split()))
-    told.cap_inheritable = int(status[b"CapInh"], 16)
-    told.cap_permitted = int(status[b"CapPrm"], 16)
-    told.cap_effective = int(status[b"CapEff"], 16)
-    told.cap_bounding = int(status[b"CapBnd"], 16)
-    told.cap_ambient = int(status[b"CapAmb"], 16)
-    told.securebits = securebits
-    image.umask = int(status[b"Umask"], 8)
-    for line in limits.splitlines()[1:]:
-        number = next(k for k, name in enumerate(LIMIT_NAMES) if line.startswith(name))
-        soft, hard = (_limit(word) for word in line[len(LIMIT_NAMES[number]) :].split()[:2])
-        image.limits.add(resource=number, soft=soft, hard=hard)
-
-
-def _limit(word: bytes) -> int:
-    return UNLIMITED if word == b"unlimited" else int(word)
-
-
-def describe_thread(securebits: int, image: pb.Credentials, thread: pb.Thread) -> None:
-    """Note what a thread has of its own: all else is refused (`torpor.objects.process.tree`)."""
-    if securebits != image.securebits:
-        thread.securebits = 1 + securebits
-
-
-# Restore
-
-PR_SET_SECUREBITS = 28
+PR_GET_SECUREBITS, PR_SET_SECUREBITS = 27, 28
 PR_CAPBSET_DROP = 24
 PR_SET_KEEPCAPS = 8
 SECBIT_KEEP_CAPS = 1 << 4
 PR_CAP_AMBIENT = 47
 _AMBIENT_RAISE, _AMBIENT_CLEAR_ALL = 2, 4
 _CAPABILITY_VERSION_3 = 0x20080522
-RLIMIT_NOFILE = 7
+_IDS = 4
+"""Real, effective, saved, of the file system."""
 
 
 @dataclass(frozen=True)
@@ -133,8 +43,89 @@ class Rights:
     last_capability: int
     capabilities: int
     """The restorer's own permitted ones, a bit mask."""
-    hard_limits: tuple[int, ...]
-    """The restorer's own, by number."""
+
+
+def rights() -> Rights:
+    """Those of this process."""
+    last = int(procfs.read("/proc/sys/kernel/cap_last_cap"))
+    keep = procfs.is_root()
+    status = procfs.status(procfs.read("/proc/self/status"))
+    return Rights(keep, last, int(status[b"CapPrm"], 16) if keep else (2 << last) - 1)
+
+
+class Ids(ProcessPart[None, None]):
+    """User and group ids, supplementary groups, capability sets, as all threads of a process have them."""
+
+    def preflight(self, pid: int, status: Mapping[bytes, bytes]) -> Iterator[tuple[str, str]]:
+        """Those of another user."""
+        uids = set(map(int, status[b"Uid"].split()))
+        if not procfs.is_root() and uids != {os.geteuid()}:
+            users = ", ".join(map(str, sorted(uids)))
+            yield f"it runs with the user ids {users}", "only root can keep such a tree"
+
+    def ask(self, batch: Batch, texts: Texts) -> None:
+        """Nothing: its status has them."""
+
+    def describe(self, asked: None, answers: Answers, out: pb.Process) -> None:
+        """As its status says it."""
+        told, status = out.credentials, answers.texts.status
+        told.uids.extend(map(int, status[b"Uid"].split()))
+        told.gids.extend(map(int, status[b"Gid"].split()))
+        told.groups.extend(map(int, status[b"Groups"].split()))
+        told.cap_inheritable = int(status[b"CapInh"], 16)
+        told.cap_permitted = int(status[b"CapPrm"], 16)
+        told.cap_effective = int(status[b"CapEff"], 16)
+        told.cap_bounding = int(status[b"CapBnd"], 16)
+        told.cap_ambient = int(status[b"CapAmb"], 16)
+
+    def faults(self, process: pb.Process) -> Iterator[str]:
+        """Too few."""
+        if not len(process.credentials.uids) == len(process.credentials.gids) == _IDS:
+            yield "its user and group ids are not complete"
+
+    def check(self, name: str, process: pb.Process) -> Iterator[Reason]:
+        """They must be the restorer's own, unless root restores."""
+        if procfs.is_root():
+            return
+        if set(process.credentials.uids) != {os.geteuid()}:
+            uids = ", ".join(map(str, sorted(set(process.credentials.uids))))
+            yield Reason(
+                name, f"it ran with the user ids {uids}, and you are {os.geteuid()}", "restore it as that user"
+            )
+        if set(process.credentials.gids) != {os.getegid()}:
+            gids = ", ".join(map(str, sorted(set(process.credentials.gids))))
+            yield Reason(name, f"it ran with the group ids {gids}, and yours is {os.getegid()}", "see newgrp(1)")
+
+    def host(self) -> None:
+        """Nothing: each thread sets them (`ThreadCredentials`)."""
+
+    def calls(self, process: pb.Process, host: None) -> Iterator[Step]:
+        """None."""
+        return iter(())
+
+
+class ThreadCredentials(ThreadPart[int, Rights]):
+    """Securebits, which each thread has of its own; and setting all credentials, which each thread must do itself."""
+
+    def ask(self, batch: Batch) -> int:
+        """The securebits, which /proc does not show."""
+        return batch.add(NR.prctl, PR_GET_SECUREBITS)
+
+    def describe(self, asked: int, answers: ThreadAnswers, out: pb.Thread, process: pb.Process, image: pb.Tree) -> None:
+        """Those of the first thread are the process's; another's are noted where they differ."""
+        securebits = answers.replies.result(asked)
+        if out.tid == process.pid:
+            process.credentials.securebits = securebits
+        elif securebits != process.credentials.securebits:
+            out.securebits = 1 + securebits
+
+    def host(self) -> Rights:
+        """What may be given."""
+        return rights()
+
+    def calls(self, thread: pb.Thread, process: pb.Process, image: pb.Tree, host: Rights) -> Iterator[Step]:
+        """The last thing that it does with the credentials of the restorer."""
+        return (Step(Stage.CREDENTIALS, call) for call in set_credentials(process.credentials, thread, host))
 
 
 def drop_bounding(keep: int, rights: Rights) -> Iterator[Call]:
@@ -150,8 +141,8 @@ def give_up() -> Iterator[Call]:
     yield _set_capabilities(0, 0, 0, "giving up every capability")
 
 
-def steps(image: pb.Credentials, thread: pb.Thread, rights: Rights) -> Iterator[Call]:
-    """Set a thread's credentials: the last thing it does with those of the restorer."""
+def set_credentials(image: pb.Credentials, thread: pb.Thread, rights: Rights) -> Iterator[Call]:
+    """The calls that set a thread's credentials."""
     securebits = thread.securebits - 1 if thread.securebits else image.securebits
     if not rights.keep:
         yield from give_up()
@@ -186,41 +177,3 @@ def _set_capabilities(effective: int, permitted: int, inheritable: int, words: s
     header = struct.pack("<Ii", _CAPABILITY_VERSION_3, 0)
     halves = [value >> shift & 0xFFFFFFFF for shift in (0, 32) for value in (effective, permitted, inheritable)]
     return Call(NR.capset, (header, struct.pack("<6I", *halves)), 0, words)
-
-
-def widening(rights: Rights) -> Iterator[Call]:
-    """Raise the limits of memory as far as the restorer may, until `limit_steps` sets the process's own: with the
-    restorer's it might not be built."""
-    for number in OF_MEMORY:
-        content = struct.pack("<QQ", rights.hard_limits[number], rights.hard_limits[number])
-        words = f"widening the limit {LIMIT_NAMES[number].decode()}"
-        yield Call(NR.prlimit64, (0, number, content, 0), 0, words)
-
-
-def limit_steps(process: pb.Process, rights: Rights) -> Iterator[Call]:
-    """Set resource limits, none above the restorer's own."""
-    for limit in process.limits:
-        hard = min(limit.hard, rights.hard_limits[limit.resource])
-        content = struct.pack("<QQ", min(limit.soft, hard), hard)
-        words = f"setting the limit {LIMIT_NAMES[limit.resource].decode()}"
-        yield Call(NR.prlimit64, (0, limit.resource, content, 0), 0, words)
-
-
-def warnings(name: str, process: pb.Process, rights: Rights) -> Iterator[str]:
-    """What is not as before, in words."""
-    for limit in process.limits:
-        if limit.soft > rights.hard_limits[limit.resource]:
-            what = LIMIT_NAMES[limit.resource].decode().removeprefix("Max ")
-            yield f"{name}: its limit of {what} is lower than it was: yours is {rights.hard_limits[limit.resource]}"
-
-
-def check(name: str, image: pb.Credentials) -> Iterator[Reason]:
-    """The ids must be the restorer's own, unless root restores."""
-    if procfs.is_root():
-        return
-    if set(image.uids) != {os.geteuid()}:
-        uids = ", ".join(map(str, sorted(set(image.uids))))
-        yield Reason(name, f"it ran with the user ids {uids}, and you are {os.geteuid()}", "restore it as that user")
-    if set(image.gids) != {os.getegid()}:
-        gids = ", ".join(map(str, sorted(set(image.gids))))
-        yield Reason(name, f"it ran with the group ids {gids}, and yours is {os.getegid()}", "see newgrp(1)")

@@ -21,7 +21,6 @@ import os
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import lru_cache
 from itertools import takewhile
 from typing import NamedTuple
@@ -30,9 +29,10 @@ from torpor import procfs
 from torpor.arch.x86_64 import NR
 from torpor.errors import Reason
 from torpor.image import image_pb2 as pb
+from torpor.objects.part import Filter, Stage, Step, ThreadAnswers, ThreadPart
 from torpor.probe import probe
 from torpor.remote import bpf, ptrace
-from torpor.remote.batch import Call, Struct
+from torpor.remote.batch import Batch, Call, Struct
 from torpor.remote.calls import MADE, VITAL
 from torpor.remote.freeze import Process, describe_process
 
@@ -121,14 +121,6 @@ def _apart(pids: Sequence[int], count: int) -> tuple[str, str] | None:
 # Under the freeze
 
 
-@dataclass(frozen=True)
-class Filter:
-    """A filter as it was installed."""
-
-    code: bytes
-    flags: int
-
-
 def grab(process: Process, statuses: Mapping[int, bytes]) -> tuple[dict[int, list[Filter]], list[Reason]]:
     """Read the filters of a frozen process, before anything is called in it, and hold them off; or why not.
 
@@ -196,17 +188,6 @@ def _harm(code: bytes) -> str:
     return ""
 
 
-def describe(found: Mapping[int, Sequence[Filter]], tid: int, image: pb.Tree, thread: pb.Thread) -> None:
-    """Note a thread's own filters."""
-    for one in found.get(tid, ()):
-        message = pb.Filter(code=one.code, flags=one.flags)
-        known = list(image.filters)
-        if message not in known:
-            image.filters.append(message)
-            known.append(message)
-        thread.filters.append(known.index(message))
-
-
 # Restore
 
 _SET_MODE_FILTER = 1
@@ -222,10 +203,10 @@ def common(process: pb.Process) -> list[int]:
     return [one[0] for one in takewhile(lambda numbers: len(set(numbers)) == 1, chains)]
 
 
-def steps(numbers: Sequence[int], filters: Sequence[pb.Filter]) -> Iterator[Call]:
+def install(numbers: Sequence[int], filters: Sequence[pb.Filter]) -> Iterator[Call]:
     """Install filters, while the caller still has the right to. Its tracer holds them off until it is let go.
 
-    What they once meant for speculation is not asked again: the thread's own choices are restored (traits.py).
+    What they once meant for speculation is not asked again: a thread's own choices are restored (thread_attributes.py).
     """
     for number in numbers:
         code = filters[number].code
@@ -233,6 +214,33 @@ def steps(numbers: Sequence[int], filters: Sequence[pb.Filter]) -> Iterator[Call
         flags = _FLAG_SPEC_ALLOW | filters[number].flags & _FLAG_LOG
         words = f"installing a system-call filter of {len(code) // bpf.INSTRUCTION.size} instructions"
         yield Call(NR.seccomp, (_SET_MODE_FILTER, flags, Struct(content, (8,))), 0, words)
+
+
+class Filters(ThreadPart[None, None]):
+    """A thread's own filters."""
+
+    def ask(self, batch: Batch) -> None:
+        """Nothing: a tracer reads them (see `grab`)."""
+
+    def describe(
+        self, asked: None, answers: ThreadAnswers, out: pb.Thread, process: pb.Process, image: pb.Tree
+    ) -> None:
+        """By their index among those of the tree."""
+        for one in answers.filters:
+            message = pb.Filter(code=one.code, flags=one.flags)
+            known = list(image.filters)
+            if message not in known:
+                image.filters.append(message)
+                known.append(message)
+            out.filters.append(known.index(message))
+
+    def host(self) -> None:
+        """Nothing."""
+
+    def calls(self, thread: pb.Thread, process: pb.Process, image: pb.Tree, host: None) -> Iterator[Step]:
+        """Those that it does not have in common with the other threads, while it still has the right to."""
+        mine = thread.filters[len(common(process)) :]
+        return (Step(Stage.BEFORE_CREDENTIALS, call) for call in install(mine, image.filters))
 
 
 def has_own(image: pb.Tree) -> bool:

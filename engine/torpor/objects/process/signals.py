@@ -1,7 +1,7 @@
-"""Signals of a process: its actions and what is queued to it as a whole.
+"""Signals: the actions of a process, and what is queued to it and to its threads.
 
-Kept: handler, flags, restorer and mask of every action; each queued siginfo_t. What belongs to
-single threads (mask, alternate stack, their queue) is in threads.py.
+Kept: handler, flags, restorer and mask of every action; each queued siginfo_t, of the process and of its threads. Mask
+and alternate stack of a thread are in threads.py.
 
 Documented in: sigaction(2), signal(7), ptrace(2) on PTRACE_PEEKSIGINFO.
 """
@@ -15,6 +15,8 @@ from collections.abc import Iterable, Iterator
 
 from torpor.arch.x86_64 import NR
 from torpor.image import image_pb2 as pb
+from torpor.objects.part import Answers, ProcessPart, Stage, Step, ThreadAnswers, ThreadPart
+from torpor.objects.process.texts import Texts
 from torpor.remote import ptrace
 from torpor.remote.batch import Batch, Call, Out, Replies
 
@@ -24,11 +26,6 @@ _WAITING = {True: re.compile(rb"^ShdPnd:\t(\w+)", re.M), False: re.compile(rb"^S
 
 KERNEL_SIGACTION = struct.Struct("<QQQQ")
 """struct kernel_sigaction on x86-64: handler, flags, restorer, mask."""
-
-
-def ask(batch: Batch) -> dict[int, int]:
-    """Ask for the action of every signal; the entry of each. A default one has flags and a mask, too."""
-    return {number: batch.add(NR.rt_sigaction, number, 0, Out(KERNEL_SIGACTION.size), 8) for number in range(1, 65)}
 
 
 _P_PID = 1
@@ -80,63 +77,110 @@ def _nobodys(number: int) -> bytes:
     return number.to_bytes(4, "little").ljust(ptrace.SIGINFO_SIZE, b"\0")  # si_code is SI_USER
 
 
-def describe(asked: dict[int, int], replies: Replies, queued: list[bytes], image: pb.Process) -> None:
-    """Fill the signal actions and the queue of a process."""
-    image.pending.extend(queued)
-    for number, entry in asked.items():
-        handler, flags, restorer, mask = KERNEL_SIGACTION.unpack(replies.output(entry, 2))
-        if handler or flags or mask:
-            image.actions.add(signal=number, handler=handler, flags=flags, restorer=restorer, mask=mask)
+class Actions(ProcessPart[dict[int, int], None]):
+    """What the process does at each signal."""
+
+    def ask(self, batch: Batch, texts: Texts) -> dict[int, int]:
+        """The entry of each signal. A default action has flags and a mask, too."""
+        return {number: batch.add(NR.rt_sigaction, number, 0, Out(KERNEL_SIGACTION.size), 8) for number in range(1, 65)}
+
+    def describe(self, asked: dict[int, int], answers: Answers, out: pb.Process) -> None:
+        """Those that are not as at the start."""
+        for number, entry in asked.items():
+            handler, flags, restorer, mask = KERNEL_SIGACTION.unpack(answers.replies.output(entry, 2))
+            if handler or flags or mask:
+                out.actions.add(signal=number, handler=handler, flags=flags, restorer=restorer, mask=mask)
+
+    def host(self) -> None:
+        """Nothing."""
+
+    def calls(self, process: pb.Process, host: None) -> Iterator[Step]:
+        """Set them, and forget the signals that building the tree has caused.
+
+        Where SIGTRAP is blocked or ignored the kernel takes its action away at an int3, by which a builder sees that a
+        thread has made its calls: so it is ignored at the very end.
+        """
+        default = KERNEL_SIGACTION.pack(0, 0, 0, 0)
+        forget = Call(NR.rt_sigaction, (signal.SIGCHLD, default, 0, 8), 0, "forgetting what was told of children")
+        yield Step(Stage.ALL_THREADS, forget)
+        for action in process.actions:
+            words = f"setting the action of signal {action.signal}"
+            yield Step(Stage.ALL_THREADS, Call(NR.rt_sigaction, (action.signal, _packed(action), 0, 8), 0, words))
+            if action.signal == signal.SIGTRAP and action.handler == signal.SIG_IGN:
+                again = Call(NR.rt_sigaction, (signal.SIGTRAP, _packed(action), 0, 8), 0, "ignoring SIGTRAP")
+                yield Step(Stage.RELEASE, again)
 
 
-# Restore
+class Queue(ProcessPart[None, None]):
+    """Signals that wait for the process as a whole."""
+
+    def ask(self, batch: Batch, texts: Texts) -> None:
+        """Nothing: a tracer sees them (see `pending`)."""
+
+    def describe(self, asked: None, answers: Answers, out: pb.Process) -> None:
+        """All."""
+        out.pending.extend(answers.pending)
+
+    def faults(self, process: pb.Process) -> Iterator[str]:
+        """Some that are no siginfo_t."""
+        if any(len(info) != ptrace.SIGINFO_SIZE for info in process.pending):
+            yield "it has pending signals without their information"
+
+    def host(self) -> None:
+        """Nothing."""
+
+    def calls(self, process: pb.Process, host: None) -> Iterator[Step]:
+        """By the process itself: only to itself may it send in the kernel's name."""
+        for info in process.pending:
+            if stage := _when(info, Stage.ALL_THREADS):
+                yield Step(stage, _to_process(process, info))
 
 
-def steps(process: pb.Process) -> Iterator[Call]:
-    """Set the actions, and forget the signals that building the tree has caused."""
-    default = KERNEL_SIGACTION.pack(0, 0, 0, 0)
-    yield Call(NR.rt_sigaction, (signal.SIGCHLD, default, 0, 8), 0, "forgetting what was told of children")
-    for action in process.actions:
-        words = f"setting the action of signal {action.signal}"
-        yield Call(NR.rt_sigaction, (action.signal, _packed(action), 0, 8), 0, words)
+class ThreadQueue(ThreadPart[None, None]):
+    """Signals that wait for one thread."""
+
+    def ask(self, batch: Batch) -> None:
+        """Nothing: a tracer sees them (see `pending`)."""
+
+    def describe(
+        self, asked: None, answers: ThreadAnswers, out: pb.Thread, process: pb.Process, image: pb.Tree
+    ) -> None:
+        """All."""
+        out.pending.extend(answers.pending)
+
+    def faults(self, thread: pb.Thread) -> Iterator[str]:
+        """Some that are no siginfo_t."""
+        if any(len(info) != ptrace.SIGINFO_SIZE for info in thread.pending):
+            yield "it has pending signals without their information"
+
+    def host(self) -> None:
+        """Nothing."""
+
+    def calls(self, thread: pb.Thread, process: pb.Process, image: pb.Tree, host: None) -> Iterator[Step]:
+        """By the thread itself."""
+        for info in thread.pending:
+            if stage := _when(info, Stage.BEFORE_CREDENTIALS):
+                yield Step(stage, _to_thread(process, thread, info))
+
+
+def _when(info: bytes, usual: Stage) -> Stage | None:
+    """When a signal is queued again.
+
+    The kernel delivers a queued one of the processor's first, whether that is blocked or not (kernel/signal.c,
+    dequeue_synchronous_signal): it would come at the builder's int3. A SIGSTOP is sent as its receiver is let go.
+    """
+    if _number(info) in _SYNCHRONOUS:
+        return Stage.RELEASE
+    return None if _number(info) == signal.SIGSTOP else usual
 
 
 def _packed(action: pb.SigAction) -> bytes:
     return KERNEL_SIGACTION.pack(action.handler, action.flags, action.restorer, action.mask)
 
 
-def queue(process: pb.Process) -> Iterator[Call]:
-    """Queue the signals of the whole process again, by itself: only to itself may it send in the kernel's name."""
-    return (_to_process(process, info) for info in process.pending if not _is_late(info))
-
-
-def queue_to_thread(process: pb.Process, thread: pb.Thread) -> Iterator[Call]:
-    """Queue the signals of one thread again, by itself."""
-    return (_to_thread(process, thread, info) for info in thread.pending if not _is_late(info))
-
-
-def last_steps(process: pb.Process, thread: pb.Thread) -> Iterator[Call]:
-    """What would disturb an int3, by which a builder sees that a thread has made its calls.
-
-    Where SIGTRAP is blocked or ignored the kernel takes its action away; and it delivers a queued signal of the
-    processor's first, whether that is blocked or not (kernel/signal.c, dequeue_synchronous_signal).
-    """
-    main = thread.tid == process.pid
-    for action in process.actions if main else ():
-        if action.signal == signal.SIGTRAP and action.handler == signal.SIG_IGN:
-            yield Call(NR.rt_sigaction, (signal.SIGTRAP, _packed(action), 0, 8), 0, "ignoring SIGTRAP")
-    if main:
-        yield from (_to_process(process, info) for info in process.pending if _number(info) in _SYNCHRONOUS)
-    yield from (_to_thread(process, thread, info) for info in thread.pending if _number(info) in _SYNCHRONOUS)
-
-
 def stops(pending: Iterable[bytes]) -> bool:
     """Whether a SIGSTOP is among signals that wait. Nobody can block it: it comes when its receiver is let go."""
     return any(_number(info) == signal.SIGSTOP for info in pending)
-
-
-def _is_late(info: bytes) -> bool:
-    return _number(info) in _SYNCHRONOUS or _number(info) == signal.SIGSTOP
 
 
 def _to_process(process: pb.Process, info: bytes) -> Call:

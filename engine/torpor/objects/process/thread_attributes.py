@@ -1,12 +1,12 @@
 """What a thread was told about itself by prctl and its kin, and what only the scheduler knows of it.
 
-Kept: real-time priority (where the restorer may give it: RLIMIT_RTPRIO, or root), the length of its time slices and the
-clamps of its utilization, I/O priority, personality, memory
-policy (numactl), whether reading the time stamp counter or CPUID faults, what becomes of it when memory fails, the
-mitigations of speculation that it asked for.
+Kept: nice value, scheduling policy and processors (affinity), real-time priority (where the restorer may give it:
+RLIMIT_RTPRIO, or root), the length of its time slices and the clamps of its utilization, I/O priority, personality,
+memory policy (numactl), whether reading the time stamp counter or CPUID faults, what becomes of it when memory fails,
+the mitigations of speculation that it asked for.
 
-Refused: linear address masking, a core-scheduling cookie, the exemption of those that serve file systems
-(PR_SET_IO_FLUSHER). They are known to the thread only, so they are refused under the freeze.
+Refused: deadline and BPF policies; and under the freeze, since only the thread knows of them, linear address masking, a
+core-scheduling cookie, the exemption of those that serve file systems (PR_SET_IO_FLUSHER).
 
 Documented in: prctl(2), sched(7), ioprio_set(2), personality(2), set_mempolicy(2), arch_prctl(2), and
 Documentation/userspace-api/spec_ctrl.rst.
@@ -24,6 +24,7 @@ from typing import NamedTuple
 from torpor import procfs
 from torpor.arch.x86_64 import NR
 from torpor.image import image_pb2 as pb
+from torpor.objects.part import Stage, Step, ThreadAnswers, ThreadPart
 from torpor.remote.batch import Batch, Call, Out, Replies
 from torpor.remote.sys import try_syscall
 
@@ -44,6 +45,10 @@ _PER_THREAD, _SETTINGS = 1, 0b11110
 _QUERY_PERSONALITY = 0xFFFFFFFF
 _IOPRIO_WHO_PROCESS = 1
 _IO_CLASS_SHIFT, _IO_REAL_TIME = 13, 1
+_KEPT_POLICIES = {os.SCHED_OTHER, os.SCHED_BATCH, os.SCHED_IDLE, os.SCHED_FIFO, os.SCHED_RR}
+_OTHER_POLICIES = {6: "SCHED_DEADLINE", 7: "SCHED_EXT, of a BPF program"}
+_AFFINITY_BYTES = 1024
+"""Room for 8192 processors, the most that a distribution's kernel is built for."""
 _NODES = 1024
 """The most that a distribution's kernel is built for."""
 _ALL_BITS = b"\xff" * 8
@@ -74,9 +79,12 @@ class Attributes(NamedTuple):
     """0: this kernel does not clamp utilization."""
 
 
-class Questions(NamedTuple):
-    """The entries of a thread's batch that `describe` reads."""
+class Asked(NamedTuple):
+    """The entries of a thread's batch."""
 
+    nice: int
+    scheduler: int
+    affinity: int
     parameters: int
     attributes: int
     io_priority: int
@@ -91,52 +99,195 @@ class Questions(NamedTuple):
     untag_mask: int
 
 
-def ask(batch: Batch) -> Questions:
-    """What only the thread itself can be asked. A request that this kernel does not have gives an error."""
-    return Questions(
-        parameters=batch.add(NR.sched_getparam, 0, Out(4)),
-        attributes=batch.add(NR.sched_getattr, 0, Out(ATTRIBUTES.size), ATTRIBUTES.size, 0),
-        io_priority=batch.add(NR.ioprio_get, _IOPRIO_WHO_PROCESS, 0),
-        personality=batch.add(NR.personality, _QUERY_PERSONALITY),
-        memory_policy=batch.add(NR.get_mempolicy, Out(4), Out(_NODES // 8), _NODES, 0, 0),
-        tsc=batch.add(NR.prctl, PR_GET_TSC, Out(4)),
-        cpuid=batch.add(NR.arch_prctl, ARCH_GET_CPUID, 0),
-        memory_failure=batch.add(NR.prctl, PR_MCE_KILL_GET, 0, 0, 0, 0),
-        speculation=[batch.add(NR.prctl, PR_GET_SPECULATION_CTRL, which, 0, 0, 0) for which in MITIGATIONS],
-        io_flusher=batch.add(NR.prctl, PR_GET_IO_FLUSHER, 0, 0, 0, 0),
-        core=batch.add(NR.prctl, PR_SCHED_CORE, 0, 0, 0, Out(8)),
-        untag_mask=batch.add(NR.arch_prctl, ARCH_GET_UNTAG_MASK, Out(8)),
+@dataclass(frozen=True)
+class Allowed:
+    """What this host lets the restorer give to threads."""
+
+    real_time: int
+    """The highest real-time priority."""
+    io_real_time: bool
+    speculation: tuple[int, ...]
+    """PR_GET_SPECULATION_CTRL of each mitigation."""
+    clamps: bool
+    """Whether the kernel clamps utilization."""
+    processors: frozenset[int]
+    """The restorer may run on."""
+    nice: int
+    """The restorer's own nice value."""
+    may_lower_nice: bool
+    scheduler: int
+    """The restorer's own policy, which threads inherit."""
+
+
+def allowed() -> Allowed:
+    """That of this process."""
+    root = procfs.is_root()
+    return Allowed(
+        real_time=99 if root else resource.getrlimit(resource.RLIMIT_RTPRIO)[0],
+        io_real_time=root,
+        speculation=tuple(
+            max(try_syscall(NR.prctl, PR_GET_SPECULATION_CTRL, which, 0, 0, 0), 0) for which in MITIGATIONS
+        ),
+        clamps=own_attributes().most > 0,
+        processors=frozenset(os.sched_getaffinity(0)),
+        nice=os.getpriority(os.PRIO_PROCESS, 0),
+        may_lower_nice=root,
+        scheduler=os.sched_getscheduler(0),
     )
 
 
-def refuse(asked: Questions, replies: Replies) -> Iterator[str]:
-    """What of it cannot be kept."""
-    if replies.result(asked.io_flusher) == 1:
-        yield "it serves a file system or a block device (prctl PR_SET_IO_FLUSHER), which is not kept"
-    if replies.result(asked.core) == 0 and any(replies.output(asked.core, 4)):
-        yield "it has a core-scheduling cookie (prctl PR_SCHED_CORE), which is not kept"
-    if replies.result(asked.untag_mask) == 0 and replies.output(asked.untag_mask, 1) != _ALL_BITS:
-        yield "it uses linear address masking (arch_prctl ARCH_ENABLE_TAGGED_ADDR), which is not kept"
+class ThreadAttributes(ThreadPart[Asked, Allowed]):
+    """All of them."""
+
+    def preflight(self, tid: int) -> Iterator[str]:
+        """A scheduling policy with state of its own."""
+        policy = os.sched_getscheduler(tid) & ~os.SCHED_RESET_ON_FORK
+        if policy not in _KEPT_POLICIES:
+            yield f"it has {_OTHER_POLICIES.get(policy, f'scheduling policy {policy}')}, which is not kept"
+
+    def ask(self, batch: Batch) -> Asked:
+        """What only the thread itself can be asked. A request that this kernel does not have gives an error."""
+        return Asked(
+            nice=batch.add(NR.getpriority, 0, 0),
+            scheduler=batch.add(NR.sched_getscheduler, 0),
+            affinity=batch.add(NR.sched_getaffinity, 0, _AFFINITY_BYTES, Out(_AFFINITY_BYTES)),
+            parameters=batch.add(NR.sched_getparam, 0, Out(4)),
+            attributes=batch.add(NR.sched_getattr, 0, Out(ATTRIBUTES.size), ATTRIBUTES.size, 0),
+            io_priority=batch.add(NR.ioprio_get, _IOPRIO_WHO_PROCESS, 0),
+            personality=batch.add(NR.personality, _QUERY_PERSONALITY),
+            memory_policy=batch.add(NR.get_mempolicy, Out(4), Out(_NODES // 8), _NODES, 0, 0),
+            tsc=batch.add(NR.prctl, PR_GET_TSC, Out(4)),
+            cpuid=batch.add(NR.arch_prctl, ARCH_GET_CPUID, 0),
+            memory_failure=batch.add(NR.prctl, PR_MCE_KILL_GET, 0, 0, 0, 0),
+            speculation=[batch.add(NR.prctl, PR_GET_SPECULATION_CTRL, which, 0, 0, 0) for which in MITIGATIONS],
+            io_flusher=batch.add(NR.prctl, PR_GET_IO_FLUSHER, 0, 0, 0, 0),
+            core=batch.add(NR.prctl, PR_SCHED_CORE, 0, 0, 0, Out(8)),
+            untag_mask=batch.add(NR.arch_prctl, ARCH_GET_UNTAG_MASK, Out(8)),
+        )
+
+    def unsupported(self, asked: Asked, replies: Replies) -> Iterator[str]:
+        """What of it cannot be kept."""
+        if replies.result(asked.io_flusher) == 1:
+            yield "it serves a file system or a block device (prctl PR_SET_IO_FLUSHER), which is not kept"
+        if replies.result(asked.core) == 0 and any(replies.output(asked.core, 4)):
+            yield "it has a core-scheduling cookie (prctl PR_SCHED_CORE), which is not kept"
+        if replies.result(asked.untag_mask) == 0 and replies.output(asked.untag_mask, 1) != _ALL_BITS:
+            yield "it uses linear address masking (arch_prctl ARCH_ENABLE_TAGGED_ADDR), which is not kept"
+
+    def describe(
+        self, asked: Asked, answers: ThreadAnswers, out: pb.Thread, process: pb.Process, image: pb.Tree
+    ) -> None:
+        """As the kernel says it; what it does not have gives an error."""
+        replies = answers.replies
+        out.nice = 20 - replies.result(asked.nice)  # the raw call gives 20 - nice
+        out.scheduler = replies.result(asked.scheduler)
+        mask = int.from_bytes(replies.output(asked.affinity, 2), "little")
+        out.affinity.extend(cpu for cpu in range(mask.bit_length()) if mask >> cpu & 1)
+        out.rt_priority = int.from_bytes(replies.output(asked.parameters, 1), "little")
+        if replies.result(asked.attributes) == 0:
+            _describe_attributes(replies.output(asked.attributes, 1), out)
+        out.io_priority = max(replies.result(asked.io_priority), 0)
+        out.personality = replies.result(asked.personality)
+        if replies.result(asked.memory_policy) == 0:  # ENOSYS where there is but one node
+            out.memory_policy = int.from_bytes(replies.output(asked.memory_policy, 0), "little")
+            out.memory_nodes = replies.output(asked.memory_policy, 1).rstrip(b"\0")
+        out.tsc_faults = int.from_bytes(replies.output(asked.tsc, 1), "little") == _PR_TSC_SIGSEGV
+        out.cpuid_faults = replies.result(asked.cpuid) == 0
+        policy = replies.result(asked.memory_failure)
+        out.memory_failure = policy + 1 if policy in (0, 1) else 0
+        for which, entry in zip(MITIGATIONS, asked.speculation, strict=True):
+            control = replies.result(entry)
+            if control > 0 and control & _PER_THREAD:
+                out.speculation.add(which=which, control=control & _SETTINGS)
+
+    def faults(self, thread: pb.Thread) -> Iterator[str]:
+        """Numbers that this version does not know."""
+        if any(one.which not in MITIGATIONS for one in thread.speculation):
+            yield "it has a mitigation that this version does not know"
+        if not thread.clamp_least <= thread.clamp_most <= FULL:
+            yield "it has its utilization clamped to what there is not"
+
+    def host(self) -> Allowed:
+        """What it may be given."""
+        return allowed()
+
+    def calls(self, thread: pb.Thread, process: pb.Process, image: pb.Tree, host: Allowed) -> Iterator[Step]:
+        """What needs the restorer's rights; and in the end what would disturb the rest."""
+        yield from (Step(Stage.THREAD, call) for call in _settings(thread, host))
+        yield from (Step(Stage.AFTER_CREDENTIALS, call) for call in _last(thread))
+
+    def warnings(self, thread: pb.Thread, host: Allowed) -> Iterator[str]:
+        """What needs a privilege, or another kernel or machine."""
+        if thread.nice < host.nice and not host.may_lower_nice:
+            yield f"its nice value is {host.nice}, was {thread.nice}: lowering it needs a privilege"
+        if not host.processors.intersection(thread.affinity):
+            yield "none of the processors that it was bound to is allowed here"
+        if not _may_schedule(thread, host):
+            what = REAL_TIME.get(thread.scheduler, "its scheduling policy")
+            yield f"{what} with priority {thread.rt_priority} needs a privilege (RLIMIT_RTPRIO): it has none now"
+        if not _may_have_io_priority(thread, host):
+            yield "its real-time I/O priority needs a privilege: it has the usual one now"
+        if thread.clamp_most and not host.clamps:
+            yield "this kernel does not clamp utilization (sched_setattr)"
+        for one in thread.speculation:
+            if one.control != host.speculation[one.which] & _SETTINGS and not _may_choose(one, host):
+                yield f"this host lets nobody choose the mitigation of {MITIGATIONS[one.which]}"
 
 
-def describe(asked: Questions, replies: Replies, image: pb.Thread) -> None:
-    """Fill a thread's part of the image."""
-    image.rt_priority = int.from_bytes(replies.output(asked.parameters, 1), "little")
-    if replies.result(asked.attributes) == 0:
-        _describe_attributes(replies.output(asked.attributes, 1), image)
-    image.io_priority = max(replies.result(asked.io_priority), 0)
-    image.personality = replies.result(asked.personality)
-    if replies.result(asked.memory_policy) == 0:  # ENOSYS where there is but one node
-        image.memory_policy = int.from_bytes(replies.output(asked.memory_policy, 0), "little")
-        image.memory_nodes = replies.output(asked.memory_policy, 1).rstrip(b"\0")
-    image.tsc_faults = int.from_bytes(replies.output(asked.tsc, 1), "little") == _PR_TSC_SIGSEGV
-    image.cpuid_faults = replies.result(asked.cpuid) == 0
-    policy = replies.result(asked.memory_failure)
-    image.memory_failure = policy + 1 if policy in (0, 1) else 0
-    for which, entry in zip(MITIGATIONS, asked.speculation, strict=True):
-        control = replies.result(entry)
-        if control > 0 and control & _PER_THREAD:
-            image.speculation.add(which=which, control=control & _SETTINGS)
+def _settings(thread: pb.Thread, host: Allowed) -> Iterator[Call]:
+    processors = host.processors.intersection(thread.affinity)
+    if processors and processors != host.processors:
+        mask = sum(1 << cpu for cpu in processors).to_bytes(_AFFINITY_BYTES, "little")
+        yield Call(NR.sched_setaffinity, (0, len(mask), mask), 0, "binding it to its processors")
+    if thread.scheduler != host.scheduler and _may_schedule(thread, host):
+        parameters = thread.rt_priority.to_bytes(4, "little")
+        yield Call(NR.sched_setscheduler, (0, thread.scheduler, parameters), 0, "setting its scheduling policy")
+    if thread.io_priority >> _IO_CLASS_SHIFT and _may_have_io_priority(thread, host):
+        words = f"setting its I/O priority {thread.io_priority:#x}"
+        yield Call(NR.ioprio_set, (_IOPRIO_WHO_PROCESS, 0, thread.io_priority), 0, words)
+    if thread.memory_policy:
+        nodes = thread.memory_nodes.ljust(_NODES // 8, b"\0")
+        yield Call(NR.set_mempolicy, (thread.memory_policy, nodes, _NODES), 0, "setting its memory policy")
+    if thread.memory_failure:
+        words = "setting what becomes of it when memory fails"
+        yield Call(NR.prctl, (PR_MCE_KILL, _PR_MCE_KILL_SET, thread.memory_failure - 1, 0, 0), 0, words)
+    for one in thread.speculation:
+        if one.control != host.speculation[one.which] & _SETTINGS and _may_choose(one, host):
+            words = f"setting the mitigation of {MITIGATIONS[one.which]}"
+            yield Call(NR.prctl, (PR_SET_SPECULATION_CTRL, one.which, one.control, 0, 0), 0, words)
+    nice = thread.nice if thread.nice > host.nice or host.may_lower_nice else host.nice
+    if nice != host.nice:
+        yield Call(NR.setpriority, (0, 0, thread.nice), 0, f"setting its nice value {thread.nice}")
+    if thread.slice_ns:
+        content = ATTRIBUTES.pack(ATTRIBUTES.size, 0, _KEEP_POLICY, nice, 0, thread.slice_ns, 0, 0, 0, 0)
+        # Kernels before 6.12 take it and do nothing.
+        yield Call(NR.sched_setattr, (0, content, 0), 0, f"setting its slice of time to {thread.slice_ns} ns")
+    if thread.clamp_most and host.clamps:
+        flags = _KEEP_POLICY | _KEEP_PARAMETERS | _CLAMP_BOTH
+        least, most = thread.clamp_least, thread.clamp_most
+        content = ATTRIBUTES.pack(ATTRIBUTES.size, 0, flags, 0, 0, 0, 0, 0, least, most)
+        yield Call(NR.sched_setattr, (0, content, 0), 0, f"clamping its utilization to {least} to {most}")
+
+
+def _last(thread: pb.Thread) -> Iterator[Call]:
+    if thread.personality:
+        yield Call(NR.personality, (thread.personality,), None, f"setting its personality {thread.personality:#x}")
+    if thread.tsc_faults:
+        yield Call(NR.prctl, (PR_SET_TSC, _PR_TSC_SIGSEGV), 0, "making the time stamp counter fault")
+    if thread.cpuid_faults:
+        yield Call(NR.arch_prctl, (ARCH_SET_CPUID, 0), 0, "making CPUID fault")
+
+
+def _may_schedule(thread: pb.Thread, host: Allowed) -> bool:
+    return thread.rt_priority <= host.real_time
+
+
+def _may_have_io_priority(thread: pb.Thread, host: Allowed) -> bool:
+    return thread.io_priority >> _IO_CLASS_SHIFT != _IO_REAL_TIME or host.io_real_time
+
+
+def _may_choose(speculation: pb.Speculation, host: Allowed) -> bool:
+    return bool(host.speculation[speculation.which] & _PER_THREAD)
 
 
 def _describe_attributes(content: bytes, image: pb.Thread) -> None:
@@ -153,107 +304,3 @@ def own_attributes() -> Attributes:
     content = bytearray(ATTRIBUTES.size)
     try_syscall(NR.sched_getattr, 0, content, len(content), 0)
     return Attributes(*ATTRIBUTES.unpack(content))
-
-
-# Restore
-
-
-@dataclass(frozen=True)
-class Allowed:
-    """What this host lets the restorer give to threads."""
-
-    real_time: int
-    """The highest real-time priority."""
-    io_real_time: bool
-    speculation: tuple[int, ...]
-    """PR_GET_SPECULATION_CTRL of each mitigation."""
-    clamps: bool
-    """Whether the kernel clamps utilization."""
-
-
-def allowed() -> Allowed:
-    """That of this process."""
-    root = procfs.is_root()
-    return Allowed(
-        real_time=99 if root else resource.getrlimit(resource.RLIMIT_RTPRIO)[0],
-        io_real_time=root,
-        speculation=tuple(
-            max(try_syscall(NR.prctl, PR_GET_SPECULATION_CTRL, which, 0, 0, 0), 0) for which in MITIGATIONS
-        ),
-        clamps=own_attributes().most > 0,
-    )
-
-
-def _may_schedule(thread: pb.Thread, here: Allowed) -> bool:
-    return thread.rt_priority <= here.real_time
-
-
-def _may_have_io_priority(thread: pb.Thread, here: Allowed) -> bool:
-    return thread.io_priority >> _IO_CLASS_SHIFT != _IO_REAL_TIME or here.io_real_time
-
-
-def _may_choose(speculation: pb.Speculation, here: Allowed) -> bool:
-    return bool(here.speculation[speculation.which] & _PER_THREAD)
-
-
-def steps(thread: pb.Thread, inherited_policy: int, here: Allowed) -> Iterator[Call]:
-    """What needs the restorer's rights.
-
-    Args:
-        thread: of the image.
-        inherited_policy: the scheduling policy that it has from the restorer.
-        here: what it may be given.
-    """
-    if thread.scheduler != inherited_policy and _may_schedule(thread, here):
-        parameters = thread.rt_priority.to_bytes(4, "little")
-        yield Call(NR.sched_setscheduler, (0, thread.scheduler, parameters), 0, "setting its scheduling policy")
-    if thread.io_priority >> _IO_CLASS_SHIFT and _may_have_io_priority(thread, here):
-        words = f"setting its I/O priority {thread.io_priority:#x}"
-        yield Call(NR.ioprio_set, (_IOPRIO_WHO_PROCESS, 0, thread.io_priority), 0, words)
-    if thread.memory_policy:
-        nodes = thread.memory_nodes.ljust(_NODES // 8, b"\0")
-        yield Call(NR.set_mempolicy, (thread.memory_policy, nodes, _NODES), 0, "setting its memory policy")
-    if thread.memory_failure:
-        words = "setting what becomes of it when memory fails"
-        yield Call(NR.prctl, (PR_MCE_KILL, _PR_MCE_KILL_SET, thread.memory_failure - 1, 0, 0), 0, words)
-    for one in thread.speculation:
-        if one.control != here.speculation[one.which] & _SETTINGS and _may_choose(one, here):
-            words = f"setting the mitigation of {MITIGATIONS[one.which]}"
-            yield Call(NR.prctl, (PR_SET_SPECULATION_CTRL, one.which, one.control, 0, 0), 0, words)
-
-
-def attributes(thread: pb.Thread, nice: int, here: Allowed) -> Iterator[Call]:
-    """What sched_setattr(2) sets; `nice` is the nice value that it has by now."""
-    if thread.slice_ns:
-        content = ATTRIBUTES.pack(ATTRIBUTES.size, 0, _KEEP_POLICY, nice, 0, thread.slice_ns, 0, 0, 0, 0)
-        # Kernels before 6.12 take it and do nothing.
-        yield Call(NR.sched_setattr, (0, content, 0), 0, f"setting its slice of time to {thread.slice_ns} ns")
-    if thread.clamp_most and here.clamps:
-        flags = _KEEP_POLICY | _KEEP_PARAMETERS | _CLAMP_BOTH
-        least, most = thread.clamp_least, thread.clamp_most
-        content = ATTRIBUTES.pack(ATTRIBUTES.size, 0, flags, 0, 0, 0, 0, 0, least, most)
-        yield Call(NR.sched_setattr, (0, content, 0), 0, f"clamping its utilization to {least} to {most}")
-
-
-def last_steps(thread: pb.Thread) -> Iterator[Call]:
-    """What would disturb the rest."""
-    if thread.personality:
-        yield Call(NR.personality, (thread.personality,), None, f"setting its personality {thread.personality:#x}")
-    if thread.tsc_faults:
-        yield Call(NR.prctl, (PR_SET_TSC, _PR_TSC_SIGSEGV), 0, "making the time stamp counter fault")
-    if thread.cpuid_faults:
-        yield Call(NR.arch_prctl, (ARCH_SET_CPUID, 0), 0, "making CPUID fault")
-
-
-def warnings(name: str, thread: pb.Thread, here: Allowed) -> Iterator[str]:
-    """What is not as before, in words."""
-    if not _may_schedule(thread, here):
-        what = REAL_TIME.get(thread.scheduler, "its scheduling policy")
-        yield f"{name}: {what} with priority {thread.rt_priority} needs a privilege (RLIMIT_RTPRIO): it has none now"
-    if not _may_have_io_priority(thread, here):
-        yield f"{name}: its real-time I/O priority needs a privilege: it has the usual one now"
-    if thread.clamp_most and not here.clamps:
-        yield f"{name}: this kernel does not clamp utilization (sched_setattr)"
-    for one in thread.speculation:
-        if one.control != here.speculation[one.which] & _SETTINGS and not _may_choose(one, here):
-            yield f"{name}: this host lets nobody choose the mitigation of {MITIGATIONS[one.which]}"

@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
+from typing import NamedTuple
 
 from torpor.arch.x86_64 import NR
 from torpor.errors import RestoreFailed
 from torpor.image import image_pb2 as pb
-from torpor.remote.batch import Batch, Call, Out, Replies
+from torpor.objects.part import Answers, ProcessPart, Stage, Step
+from torpor.objects.process.texts import Texts
+from torpor.probe import probe
+from torpor.remote.batch import Batch, Call, Out
 
 _ITIMERVAL = struct.Struct("<4q")  # struct itimerval / itimerspec: interval, value
 _ENTRY = re.compile(
@@ -25,95 +28,86 @@ _ENTRY = re.compile(
 )
 CLOCK_MONOTONIC = 1
 SIGEV_SIGNAL, SIGEV_NONE, SIGEV_THREAD, SIGEV_THREAD_ID = 0, 1, 2, 4
+PR_TIMER_CREATE_RESTORE_IDS = 77
+_LAST_INTERVAL = 2  # ITIMER_PROF
+_SIGEVENT = struct.Struct("<Qiii44x")  # sigev_value, sigev_signo, sigev_notify, sigev_notify_thread_id
+_MAX_COUNT_UP = 10_000
+"""Ids to be skipped one by one where the kernel takes no wish."""
 _NOTIFY = {b"signal": SIGEV_SIGNAL, b"none": SIGEV_NONE, b"thread": SIGEV_THREAD}
 
 
-@dataclass
-class Questions:
-    """The entries of a process's batch that `describe` reads."""
+class Asked(NamedTuple):
+    """The entries of a process's batch."""
 
     intervals: list[int]
     posix: list[tuple[re.Match[bytes], int, int]]
     """The description in /proc/PID/timers, and the entries of timer_gettime and timer_getoverrun."""
 
 
-def ask(batch: Batch, timers: bytes) -> Questions:
-    """Ask for the times that are left.
+class Timers(ProcessPart[Asked, bool]):
+    """Both kinds."""
 
-    Args:
-        batch: of the thread that speaks for the process.
-        timers: the text of /proc/PID/timers.
-    """
-    return Questions(
-        intervals=[batch.add(NR.getitimer, which, Out(_ITIMERVAL.size)) for which in range(3)],
-        posix=[
-            (
-                found,
-                batch.add(NR.timer_gettime, int(found["id"]), Out(_ITIMERVAL.size)),
-                batch.add(NR.timer_getoverrun, int(found["id"])),
-            )
-            for found in _ENTRY.finditer(timers)
-        ],
-    )
-
-
-def describe(asked: Questions, replies: Replies, own_tids: Mapping[int, int], image: pb.Process) -> None:
-    """Fill the timers of a process.
-
-    Args:
-        asked: from `ask`.
-        replies: of the thread that was asked.
-        own_tids: for the process's threads as this process sees them, their ids in their own PID namespace.
-        image: the message to fill.
-    """
-    for which, entry in enumerate(asked.intervals):
-        times = _ITIMERVAL.unpack(replies.output(entry, 1))
-        interval, value = (times[k] * 1_000_000 + times[k + 1] for k in (0, 2))
-        if interval or value:
-            image.interval_timers.add(which=which, interval_us=interval, value_us=value)
-    for found, gettime, overrun in asked.posix:
-        times = _ITIMERVAL.unpack(replies.output(gettime, 1))
-        interval, value = (times[k] * 1_000_000_000 + times[k + 1] for k in (0, 2))
-        to_thread = found["target"] == b"tid"
-        image.posix_timers.add(
-            id=int(found["id"]),
-            clock=int(found["clock"]),
-            notify=_NOTIFY[found["how"]] | (SIGEV_THREAD_ID if to_thread else 0),
-            signal=int(found["signal"]),
-            value=0 if found["value"] == b"(null)" else int(found["value"], 16),
-            thread=own_tids.get(int(found["who"]), 0) if to_thread else 0,
-            interval_ns=interval,
-            value_ns=value,
-            overrun=max(replies.result(overrun), 0),
+    def ask(self, batch: Batch, texts: Texts) -> Asked:
+        """The times that are left."""
+        return Asked(
+            intervals=[batch.add(NR.getitimer, which, Out(_ITIMERVAL.size)) for which in range(3)],
+            posix=[
+                (
+                    found,
+                    batch.add(NR.timer_gettime, int(found["id"]), Out(_ITIMERVAL.size)),
+                    batch.add(NR.timer_getoverrun, int(found["id"])),
+                )
+                for found in _ENTRY.finditer(texts.timers)
+            ],
         )
 
+    def describe(self, asked: Asked, answers: Answers, out: pb.Process) -> None:
+        """Those that run, and all POSIX timers."""
+        replies = answers.replies
+        for which, entry in enumerate(asked.intervals):
+            times = _ITIMERVAL.unpack(replies.output(entry, 1))
+            interval, value = (times[k] * 1_000_000 + times[k + 1] for k in (0, 2))
+            if interval or value:
+                out.interval_timers.add(which=which, interval_us=interval, value_us=value)
+        for found, gettime, overrun in asked.posix:
+            times = _ITIMERVAL.unpack(replies.output(gettime, 1))
+            interval, value = (times[k] * 1_000_000_000 + times[k + 1] for k in (0, 2))
+            to_thread = found["target"] == b"tid"
+            out.posix_timers.add(
+                id=int(found["id"]),
+                clock=int(found["clock"]),
+                notify=_NOTIFY[found["how"]] | (SIGEV_THREAD_ID if to_thread else 0),
+                signal=int(found["signal"]),
+                value=0 if found["value"] == b"(null)" else int(found["value"], 16),
+                thread=answers.own_tids.get(int(found["who"]), 0) if to_thread else 0,
+                interval_ns=interval,
+                value_ns=value,
+                overrun=max(replies.result(overrun), 0),
+            )
 
-# Restore
+    def faults(self, process: pb.Process) -> Iterator[str]:
+        """Numbers that cannot be."""
+        for interval in process.interval_timers:
+            if interval.which > _LAST_INTERVAL or min(interval.interval_us, interval.value_us) < 0:
+                yield f"it has an interval timer {interval.which} that cannot be"
+        for timer in process.posix_timers:
+            if min(timer.id, timer.interval_ns, timer.value_ns) < 0:
+                yield f"it has a timer {timer.id} that cannot be"
+
+    def host(self) -> bool:
+        """Whether the kernel has PR_TIMER_CREATE_RESTORE_IDS."""
+        return probe().timer_restore_ids
+
+    def calls(self, process: pb.Process, host: bool) -> Iterator[Step]:
+        """Start them with the time that was left, when the threads that they notify are there."""
+        return (Step(Stage.ALL_THREADS, call) for call in start(process, restore_ids=host))
 
 
-def faults(process: pb.Process) -> Iterator[str]:
-    """What in the timers of an image's process is not as a checkpoint writes it."""
-    for interval in process.interval_timers:
-        if interval.which > _LAST_INTERVAL or min(interval.interval_us, interval.value_us) < 0:
-            yield f"it has an interval timer {interval.which} that cannot be"
-    for timer in process.posix_timers:
-        if min(timer.id, timer.interval_ns, timer.value_ns) < 0:
-            yield f"it has a timer {timer.id} that cannot be"
+def start(process: pb.Process, *, restore_ids: bool) -> Iterator[Call]:
+    """The calls that make the timers of a process and start them.
 
-
-PR_TIMER_CREATE_RESTORE_IDS = 77
-_LAST_INTERVAL = 2  # ITIMER_PROF
-_SIGEVENT = struct.Struct("<Qiii44x")  # sigev_value, sigev_signo, sigev_notify, sigev_notify_thread_id
-_MAX_COUNT_UP = 10_000
-"""Ids to be skipped one by one where the kernel takes no wish."""
-
-
-def steps(process: pb.Process, restore_ids: bool) -> Iterator[Call]:
-    """Start the timers with the time that was left. The threads that they notify must be there.
-
-    Args:
-        process: of the image.
-        restore_ids: whether the kernel has PR_TIMER_CREATE_RESTORE_IDS.
+    Raises:
+        RestoreFailed: an id is too high for this kernel.
     """
     for interval in process.interval_timers:
         # One that has run out starts anew when its signal is taken (kernel/time/itimer.c): it must run out again.

@@ -1,11 +1,10 @@
 """The tree itself: which processes, their ids, sessions and groups, and what refuses them.
 
 Kept: PID, parent, group and session in the tree's own PID namespace, job-control stop, current and root directory,
-dumpable, child subreaper, THP and KSM settings, oom score adjustment, the nice value of a session as a whole; zombies
-with their exit status.
+umask, the nice value of a session as a whole; zombies with their exit status.
 
-Refused: 32-bit programs, segments and protection keys of a process's own, processes in other namespaces than the
-root's, pid 1, kernel threads, a traced process, a process whose first thread has ended before others.
+Refused: processes in other namespaces than the root's, pid 1, kernel threads, a traced process, a process whose first
+thread has ended before others.
 
 Documented in: credentials(7), pid_namespaces(7), proc_pid_status(5), prctl(2).
 """
@@ -21,23 +20,14 @@ from torpor import procfs
 from torpor.arch.x86_64 import NR
 from torpor.errors import NotFound, NotPermitted, Reason
 from torpor.image import image_pb2 as pb
-from torpor.objects.memory import vmas
 from torpor.objects.paths import directories
-from torpor.objects.paths.directories import Folder
 from torpor.objects.process import daemons, security_labels
 from torpor.objects.process.daemons import INIT, is_init
-from torpor.remote.batch import Batch, Call, Out, Replies
+from torpor.objects.process.texts import Texts, own_pid_of
+from torpor.remote.batch import Call
 from torpor.remote.freeze import describe_process, not_permitted
 
-PR_GET_DUMPABLE = 3
-PR_GET_CHILD_SUBREAPER = 37
-PR_GET_THP_DISABLE = 42
-PR_GET_MEMORY_MERGE = 68
-MEMBARRIER_CMD_GET_REGISTRATIONS = 512
-ARCH_GET_XCOMP_PERM = 0x1022
 _EXIT_CODE = 52  # field of proc_pid_stat(5)
-_READ_LDT = 0  # of modify_ldt(2)
-_ERRORS = 1 << 31  # its errors are the low half of a word (arch/x86/kernel/ldt.c)
 _KERNEL_THREAD = 0x00200000  # PF_KTHREAD (include/linux/sched.h)
 _NAMESPACES = ("pid", "mnt", "net", "ipc", "uts", "cgroup", "user", "time")
 _FOR_CHILDREN = ("pid", "time")
@@ -87,7 +77,7 @@ def _alive(pids: Iterable[int]) -> Iterator[tuple[int, int, int]]:
     """When each process started, its PID in its own namespace, and its PID; without those that have ended meanwhile."""
     for pid in pids:
         with suppress(FileNotFoundError, ProcessLookupError):
-            yield procfs.stat(pid).start_time, _own_pid(_status(pid)), pid
+            yield procfs.stat(pid).start_time, own_pid_of(_status(pid)), pid
 
 
 def _below(pid: int) -> int:
@@ -150,7 +140,7 @@ def refuse(tree: list[Seen]) -> list[Reason]:
         return [Reason(root.name, "it is a thread of the kernel")]
     if os.geteuid() not in (0, int(root.status[b"Uid"].split()[0])):
         raise not_permitted(root.pid)
-    if _own_pid(root.status) == 1:
+    if own_pid_of(root.status) == 1:
         reasons.append(Reason(root.name, "it is the init of its PID namespace", "checkpoint the job below it"))
     for seen in tree:
         if seen.zombie and _is_leaderless(seen.pid):
@@ -240,106 +230,13 @@ def _namespaces(pid: int) -> dict[str, str]:
 
 def own_pid(pid: int) -> int:
     """The PID of a process in its own PID namespace."""
-    return _own_pid(_status(pid))
+    return own_pid_of(_status(pid))
 
 
-def _own_pid(status: Mapping[bytes, bytes]) -> int:
-    return int(status[b"NSpid"].split()[-1])
-
-
-@dataclass
-class Grabbed:
-    """A process's texts as they were under the freeze."""
-
-    pid: int
-    status: Mapping[bytes, bytes]
-    stat: procfs.Stat
-    cwd: Folder | None = None
-    root: Folder | None = None
-    limits: bytes = b""
-    timers: bytes = b""
-    oom_score_adj: int = 0
-    coredump_filter: int = 0
-    autogroup_nice: int = 0
-    label: str = ""
-
-    @property
-    def own_pid(self) -> int:
-        """The PID in its own PID namespace."""
-        return _own_pid(self.status)
-
-
-def grab(pid: int, *, zombie: bool = False) -> Grabbed:
-    """Take the texts that change while a process runs; a zombie has few of them."""
-    folder = f"/proc/{pid}"
-    status, stat = procfs.status(procfs.read(f"{folder}/status")), procfs.stat(pid)
-    if zombie:
-        return Grabbed(pid, status, stat)
-    return Grabbed(
-        pid,
-        status,
-        stat,
-        Folder.of(f"{folder}/cwd"),
-        Folder.of(f"{folder}/root"),
-        procfs.read(f"{folder}/limits"),
-        procfs.read(f"{folder}/timers"),
-        int(procfs.read(f"{folder}/oom_score_adj")),
-        int(procfs.read(f"{folder}/coredump_filter"), 16),
-        _autogroup_nice(folder),
-        security_labels.of(pid),
-    )
-
-
-def _autogroup_nice(folder: str) -> int:
-    """The nice value of a session's group of processes (sched(7)); 0 as well where the kernel has no such groups."""
-    with suppress(FileNotFoundError):
-        words = procfs.read(f"{folder}/autogroup").split()  # /autogroup-12 nice 5
-        return int(words[-1]) if words else 0
-    return 0
-
-
-@dataclass
-class Questions:
-    """The entries of a process's batch that `describe` reads."""
-
-    dumpable: int
-    subreaper: int
-    thp_disable: int
-    memory_merge: int
-    membarriers: int
-    xstate_permitted: int
-    segments: int
-
-
-def ask(batch: Batch) -> Questions:
-    """What only the process itself can be asked."""
-    return Questions(
-        batch.add(NR.prctl, PR_GET_DUMPABLE),
-        batch.add(NR.prctl, PR_GET_CHILD_SUBREAPER, Out(4)),
-        batch.add(NR.prctl, PR_GET_THP_DISABLE, 0, 0, 0, 0),
-        batch.add(NR.prctl, PR_GET_MEMORY_MERGE, 0, 0, 0, 0),
-        batch.add(NR.membarrier, MEMBARRIER_CMD_GET_REGISTRATIONS, 0, 0),
-        batch.add(NR.arch_prctl, ARCH_GET_XCOMP_PERM, Out(8)),
-        batch.add(NR.modify_ldt, _READ_LDT, Out(8), 8),
-    )
-
-
-def is_subreaper(asked: Questions, replies: Replies) -> bool:
-    """Whether the process adopts orphans."""
-    return replies.output(asked.subreaper, 1) != bytes(4)
-
-
-def has_segments(asked: Questions, replies: Replies) -> bool:
-    """Whether the process has a local descriptor table: segments of its own (modify_ldt(2))."""
-    return 0 < replies.result(asked.segments) < _ERRORS
-
-
-def describe(asked: Questions, replies: Replies, grabbed: Grabbed, parent: int, image: pb.Process) -> None:
+def describe(grabbed: Texts, parent: int, image: pb.Process) -> None:
     """Fill a process's place in the tree.
 
     Args:
-        asked: from `ask`.
-        replies: of the host thread.
         grabbed: its texts.
         parent: the parent's PID in the tree's PID namespace, 0 when the parent is outside of it.
         image: the message to fill.
@@ -351,27 +248,18 @@ def describe(asked: Questions, replies: Replies, grabbed: Grabbed, parent: int, 
     if grabbed.root and (grabbed.root.path != "/" or grabbed.root.removed):
         image.root = os.fsencode(grabbed.root.path)
         grabbed.root.describe(image.root_inode)
-    image.dumpable = replies.result(asked.dumpable)
-    image.child_subreaper = is_subreaper(asked, replies)
-    thp = replies.result(asked.thp_disable)
-    image.thp_disable, image.thp_disable_flags = bool(thp & 1), thp & ~1
-    image.membarriers = max(replies.result(asked.membarriers), 0)  # an error: the kernel cannot tell (before 6.3)
-    image.memory_merge = replies.result(asked.memory_merge) == 1  # an error: the kernel does not have it
-    image.oom_score_adj = grabbed.oom_score_adj
-    image.coredump_filter = grabbed.coredump_filter
+    image.umask = int(grabbed.status[b"Umask"], 8)
     image.autogroup_nice = grabbed.autogroup_nice
-    if replies.result(asked.xstate_permitted) == 0:  # an older kernel has no such request, and nothing to ask for
-        image.xstate_permitted = int.from_bytes(replies.output(asked.xstate_permitted, 1), "little")
 
 
-def _describe_ids(grabbed: Grabbed, parent: int, image: pb.Process) -> None:
+def _describe_ids(grabbed: Texts, parent: int, image: pb.Process) -> None:
     image.pid = grabbed.own_pid
     image.ppid = parent
     image.pgid = int(grabbed.status[b"NSpgid"].split()[-1])
     image.sid = int(grabbed.status[b"NSsid"].split()[-1])
 
 
-def describe_zombie(grabbed: Grabbed, parent: int, image: pb.Process) -> None:
+def describe_zombie(grabbed: Texts, parent: int, image: pb.Process) -> None:
     """Fill what is left of a process that has ended: its ids, its name and how it ended."""
     _describe_ids(grabbed, parent, image)
     image.zombie = True
@@ -380,7 +268,7 @@ def describe_zombie(grabbed: Grabbed, parent: int, image: pb.Process) -> None:
     image.credentials.uids.extend(map(int, grabbed.status[b"Uid"].split()))
 
 
-def outside_parent(root: Grabbed) -> int:
+def outside_parent(root: Texts) -> int:
     """The PID of the root's parent as the root sees it: 0 when it is in another PID namespace."""
     try:
         parent = procfs.status(procfs.read(f"/proc/{root.stat.ppid}/status"))
@@ -399,15 +287,6 @@ def permitted(error: OSError, pid: int) -> NotPermitted | NotFound:
 
 # Restore
 
-PR_SET_DUMPABLE = 4
-PR_SET_CHILD_SUBREAPER = 36
-PR_SET_THP_DISABLE = 41
-PR_SET_MEMORY_MERGE = 67
-MADV_MERGEABLE, MADV_UNMERGEABLE = 12, 13
-ARCH_REQ_XCOMP_PERM = 0x1023
-_XTILE_DATA = 18
-"""The only component that a process must ask for (Documentation/arch/x86/xstate.rst)."""
-
 
 def steps(process: pb.Process, cwd: int, root: int) -> Iterator[Call]:
     """What a process sets for itself.
@@ -422,27 +301,3 @@ def steps(process: pb.Process, cwd: int, root: int) -> Iterator[Call]:
         yield Call(NR.chroot, (b".\0",), 0, "making it its root directory")
     yield Call(NR.fchdir, (cwd,), 0, f"changing to the directory {os.fsdecode(process.cwd)}")
     yield Call(NR.umask, (process.umask,), None, f"setting the umask {process.umask:03o}")
-    if process.child_subreaper:
-        yield Call(NR.prctl, (PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0), 0, "becoming the one whom orphans fall to")
-    if process.thp_disable:
-        args = (PR_SET_THP_DISABLE, 1, process.thp_disable_flags, 0, 0)
-        yield Call(NR.prctl, args, 0, "turning huge pages off")
-    for bit in range(process.membarriers.bit_length()):
-        if process.membarriers >> bit & 1:
-            yield Call(NR.membarrier, (1 << bit, 0, 0), 0, "registering for memory barriers")
-    if process.memory_merge:
-        yield Call(NR.prctl, (PR_SET_MEMORY_MERGE, 1, 0, 0, 0), 0, "having its equal pages merged")
-        # What was mapped before is told so, too: not what it has taken out again, nor its stack since an execve.
-        for vma in process.memory.vmas:
-            if vma.kind in vmas.PRIVATE and MADV_MERGEABLE not in vma.advice:
-                words = f"but not those at {vma.start:#x}-{vma.end:#x}"
-                yield Call(NR.madvise, (vma.start, vma.end - vma.start, MADV_UNMERGEABLE), 0, words)
-    if process.xstate_permitted >> _XTILE_DATA & 1:
-        yield Call(NR.arch_prctl, (ARCH_REQ_XCOMP_PERM, _XTILE_DATA), 0, "asking leave to use AMX")
-
-
-def last_steps(process: pb.Process) -> Iterator[Call]:
-    """What each change of a thread's credentials undoes for the whole process (commit_creds(), kernel/cred.c)."""
-    # 2 (root may read it) is what the kernel sets after a change of ids; it cannot be asked for.
-    dumpable = int(process.dumpable == 1)
-    yield Call(NR.prctl, (PR_SET_DUMPABLE, dumpable, 0, 0, 0), 0, "setting who may read it")

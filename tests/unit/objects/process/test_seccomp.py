@@ -39,7 +39,7 @@ def test_other_surroundings_are_told(
 def test_filters_are_installed_in_their_order() -> None:
     other = ALLOW_ALL + ALLOW_ALL
     tree = image(ALLOW_ALL, other, uses=(1, 0), flags=LOG)
-    calls = list(seccomp.steps(tree.processes[0].threads[0].filters, tree.filters))
+    calls = list(seccomp.install(tree.processes[0].threads[0].filters, tree.filters))
     assert [(call.nr, call.args[:2], call.expect) for call in calls] == [(NR.seccomp, (1, LOG | SPEC_ALLOW), 0)] * 2
     contents = [call.args[2] for call in calls]
     assert contents == [

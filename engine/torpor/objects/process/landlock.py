@@ -1,0 +1,58 @@
+"""Landlock domains: what a process may do with files and other processes, of which only itself knows.
+
+Refused: a process in a domain that we are not in, where that can be told.
+
+Documented in: landlock(7).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+
+from torpor import procfs
+from torpor.arch.x86_64 import NR
+from torpor.image import image_pb2 as pb
+from torpor.objects.part import Answers, ProcessPart, Step
+from torpor.objects.process.texts import Texts
+from torpor.remote.batch import Batch, Result
+
+KCMP_VM = 1
+
+
+@lru_cache(maxsize=1)
+def _own_status(_: int) -> Mapping[bytes, bytes]:
+    return procfs.status(procfs.read("/proc/self/status"))
+
+
+class Landlock(ProcessPart[int | None, None]):
+    """Whether there is such a domain."""
+
+    def ask(self, batch: Batch, texts: Texts) -> int | None:
+        """Have it look at us, which Landlock forbids to those inside of a domain: there is no other sign of it.
+
+        None where it might not look for other reasons: another user, another PID namespace.
+        """
+        mine, status = _own_status(os.getpid()), texts.status
+        alike = all(status[name].split() == mine[name].split() for name in (b"Uid", b"Gid"))
+        namespaces = [os.readlink(f"/proc/{pid}/ns/pid") for pid in (texts.pid, "self")]
+        if not alike or int(mine[b"CapPrm"], 16) or namespaces[0] != namespaces[1]:
+            return None
+        return batch.add(NR.kcmp, Result(batch.add(NR.getpid)), os.getpid(), KCMP_VM, 0, 0)
+
+    def unsupported(self, asked: int | None, answers: Answers) -> Iterator[str]:
+        """It may not look."""
+        if asked is not None and answers.replies.result(asked) in (-errno.EPERM, -errno.EACCES):
+            yield "it may not look at its user's other processes: it is in a Landlock domain, which is not kept"
+
+    def describe(self, asked: int | None, answers: Answers, out: pb.Process) -> None:
+        """Nothing."""
+
+    def host(self) -> None:
+        """Nothing."""
+
+    def calls(self, process: pb.Process, host: None) -> Iterator[Step]:
+        """None."""
+        return iter(())

@@ -1,0 +1,158 @@
+"""What a process was told about itself as a whole by prctl(2) and its kin, and by files of /proc/PID.
+
+Kept: dumpable, child subreaper, the settings of huge pages and of merging (KSM), memory barriers that it registered
+for, the permission to use AMX, oom score adjustment, core dump filter.
+
+Refused: segments of its own (modify_ldt(2)).
+
+Documented in: prctl(2), membarrier(2), arch_prctl(2), proc_pid_oom_score_adj(5), core(5).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torpor import procfs
+from torpor.arch.x86_64 import NR
+from torpor.image import image_pb2 as pb
+from torpor.objects.memory import vmas
+from torpor.objects.part import Answers, ProcessPart, Stage, Step
+from torpor.objects.process.texts import Texts
+from torpor.remote.batch import Batch, Call, Out
+
+PR_GET_DUMPABLE, PR_SET_DUMPABLE = 3, 4
+PR_GET_CHILD_SUBREAPER, PR_SET_CHILD_SUBREAPER = 37, 36
+PR_GET_THP_DISABLE, PR_SET_THP_DISABLE = 42, 41
+PR_GET_MEMORY_MERGE, PR_SET_MEMORY_MERGE = 68, 67
+MADV_MERGEABLE, MADV_UNMERGEABLE = 12, 13
+MEMBARRIER_CMD_GET_REGISTRATIONS = 512
+ARCH_GET_XCOMP_PERM, ARCH_REQ_XCOMP_PERM = 0x1022, 0x1023
+_XTILE_DATA = 18
+"""The only component that a process must ask for (Documentation/arch/x86/xstate.rst)."""
+_READ_LDT = 0  # of modify_ldt(2)
+_ERRORS = 1 << 31  # its errors are the low half of a word (arch/x86/kernel/ldt.c)
+CAP_SYS_RESOURCE = 24
+
+
+class Asked(NamedTuple):
+    """The entries of a process's batch."""
+
+    dumpable: int
+    subreaper: int
+    thp_disable: int
+    memory_merge: int
+    membarriers: int
+    xstate_permitted: int
+    segments: int
+
+
+class ProcessAttributes(ProcessPart[Asked, None]):
+    """What prctl(2), membarrier(2) and arch_prctl(2) set."""
+
+    def ask(self, batch: Batch, texts: Texts) -> Asked:
+        """All of it: /proc shows none."""
+        return Asked(
+            batch.add(NR.prctl, PR_GET_DUMPABLE),
+            batch.add(NR.prctl, PR_GET_CHILD_SUBREAPER, Out(4)),
+            batch.add(NR.prctl, PR_GET_THP_DISABLE, 0, 0, 0, 0),
+            batch.add(NR.prctl, PR_GET_MEMORY_MERGE, 0, 0, 0, 0),
+            batch.add(NR.membarrier, MEMBARRIER_CMD_GET_REGISTRATIONS, 0, 0),
+            batch.add(NR.arch_prctl, ARCH_GET_XCOMP_PERM, Out(8)),
+            batch.add(NR.modify_ldt, _READ_LDT, Out(8), 8),
+        )
+
+    def unsupported(self, asked: Asked, answers: Answers) -> Iterator[str]:
+        """A local descriptor table."""
+        if 0 < answers.replies.result(asked.segments) < _ERRORS:
+            yield "it has segments of its own (modify_ldt), which are not kept"
+
+    def adopts_orphans(self, asked: Asked, answers: Answers) -> bool:
+        """Whether the process is a child subreaper."""
+        return answers.replies.output(asked.subreaper, 1) != bytes(4)
+
+    def describe(self, asked: Asked, answers: Answers, out: pb.Process) -> None:
+        """As the kernel says it; what it does not have gives an error."""
+        replies = answers.replies
+        out.dumpable = replies.result(asked.dumpable)
+        out.child_subreaper = self.adopts_orphans(asked, answers)
+        thp = replies.result(asked.thp_disable)
+        out.thp_disable, out.thp_disable_flags = bool(thp & 1), thp & ~1
+        out.membarriers = max(replies.result(asked.membarriers), 0)  # an error: the kernel cannot tell (before 6.3)
+        out.memory_merge = replies.result(asked.memory_merge) == 1  # an error: the kernel does not have it
+        if replies.result(asked.xstate_permitted) == 0:  # an older kernel has no such request, and nothing to ask for
+            out.xstate_permitted = int.from_bytes(replies.output(asked.xstate_permitted, 1), "little")
+
+    def host(self) -> None:
+        """Nothing."""
+
+    def calls(self, process: pb.Process, host: None) -> Iterator[Step]:
+        """By the process itself; dumpable by each thread, since each one's change of credentials undoes it."""
+        yield from (Step(Stage.PROCESS, call) for call in self._settings(process))
+        # 2 (root may read it) is what the kernel sets after a change of ids; it cannot be asked for. Each change of a
+        # thread's credentials sets it for the whole process (commit_creds(), kernel/cred.c).
+        dumpable = int(process.dumpable == 1)
+        words = "setting who may read it"
+        yield Step(Stage.AFTER_CREDENTIALS, Call(NR.prctl, (PR_SET_DUMPABLE, dumpable, 0, 0, 0), 0, words))
+
+    def _settings(self, process: pb.Process) -> Iterator[Call]:
+        if process.child_subreaper:
+            yield Call(NR.prctl, (PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0), 0, "becoming a child subreaper")
+        if process.thp_disable:
+            args = (PR_SET_THP_DISABLE, 1, process.thp_disable_flags, 0, 0)
+            yield Call(NR.prctl, args, 0, "turning huge pages off")
+        for bit in range(process.membarriers.bit_length()):
+            if process.membarriers >> bit & 1:
+                yield Call(NR.membarrier, (1 << bit, 0, 0), 0, "registering for memory barriers")
+        if process.memory_merge:
+            yield Call(NR.prctl, (PR_SET_MEMORY_MERGE, 1, 0, 0, 0), 0, "having its equal pages merged")
+            # What was mapped before is told so, too: not what it has taken out again, nor its stack since an execve.
+            for vma in process.memory.vmas:
+                if vma.kind in vmas.PRIVATE and MADV_MERGEABLE not in vma.advice:
+                    words = f"but not those at {vma.start:#x}-{vma.end:#x}"
+                    yield Call(NR.madvise, (vma.start, vma.end - vma.start, MADV_UNMERGEABLE), 0, words)
+        if process.xstate_permitted >> _XTILE_DATA & 1:
+            yield Call(NR.arch_prctl, (ARCH_REQ_XCOMP_PERM, _XTILE_DATA), 0, "asking leave to use AMX")
+
+
+@dataclass(frozen=True)
+class OomScores:
+    """What the restorer may give."""
+
+    own: int
+    """Its own adjustment, which the processes inherit."""
+    may_lower: bool
+
+
+class ProcFiles(ProcessPart[None, OomScores]):
+    """What the restorer itself writes to files of /proc/PID."""
+
+    def ask(self, batch: Batch, texts: Texts) -> None:
+        """Nothing: the texts have it."""
+
+    def describe(self, asked: None, answers: Answers, out: pb.Process) -> None:
+        """As the texts say it."""
+        out.oom_score_adj = answers.texts.oom_score_adj
+        out.coredump_filter = answers.texts.coredump_filter
+
+    def host(self) -> OomScores:
+        """Lowering it takes CAP_SYS_RESOURCE in the initial user namespace (fs/proc/base.c, __set_oom_adj)."""
+        capabilities = int(procfs.status(procfs.read("/proc/self/status"))[b"CapEff"], 16)
+        may_lower = procfs.in_initial_user_namespace() and bool(capabilities >> CAP_SYS_RESOURCE & 1)
+        return OomScores(int(procfs.read("/proc/self/oom_score_adj")), may_lower)
+
+    def calls(self, process: pb.Process, host: OomScores) -> Iterator[Step]:
+        """None: see `files`."""
+        return iter(())
+
+    def files(self, process: pb.Process, host: OomScores) -> Iterator[tuple[str, str]]:
+        """The names of the files, with what is to be written to them."""
+        yield "coredump_filter", f"{process.coredump_filter:#x}"
+        if process.oom_score_adj > host.own or host.may_lower:
+            yield "oom_score_adj", str(process.oom_score_adj)
+
+    def warnings(self, process: pb.Process, host: OomScores) -> Iterator[str]:
+        """One that cannot be as low as it was."""
+        if process.oom_score_adj < host.own and not host.may_lower:
+            yield f"its oom_score_adj is {host.own}: lowering it needs a privilege"

@@ -1,0 +1,67 @@
+"""The texts of /proc that tell of a process, as they were under the freeze."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+
+from torpor import procfs
+from torpor.objects.paths.directories import Folder
+from torpor.objects.process import security_labels
+
+
+def own_pid_of(status: Mapping[bytes, bytes]) -> int:
+    """The PID in its own PID namespace, by a process's /proc/PID/status."""
+    return int(status[b"NSpid"].split()[-1])
+
+
+@dataclass
+class Texts:
+    """A process's texts as they were under the freeze."""
+
+    pid: int
+    status: Mapping[bytes, bytes]
+    stat: procfs.Stat
+    cwd: Folder | None = None
+    root: Folder | None = None
+    limits: bytes = b""
+    timers: bytes = b""
+    oom_score_adj: int = 0
+    coredump_filter: int = 0
+    autogroup_nice: int = 0
+    label: str = ""
+
+    @property
+    def own_pid(self) -> int:
+        """The PID in its own PID namespace."""
+        return own_pid_of(self.status)
+
+
+def grab(pid: int, *, zombie: bool = False) -> Texts:
+    """Take the texts that change while a process runs; a zombie has few of them."""
+    folder = f"/proc/{pid}"
+    status, stat = procfs.status(procfs.read(f"{folder}/status")), procfs.stat(pid)
+    if zombie:
+        return Texts(pid, status, stat)
+    return Texts(
+        pid,
+        status,
+        stat,
+        Folder.of(f"{folder}/cwd"),
+        Folder.of(f"{folder}/root"),
+        procfs.read(f"{folder}/limits"),
+        procfs.read(f"{folder}/timers"),
+        int(procfs.read(f"{folder}/oom_score_adj")),
+        int(procfs.read(f"{folder}/coredump_filter"), 16),
+        _autogroup_nice(folder),
+        security_labels.of(pid),
+    )
+
+
+def _autogroup_nice(folder: str) -> int:
+    """The nice value of a session's group of processes (sched(7)); 0 as well where the kernel has no such groups."""
+    with suppress(FileNotFoundError):
+        words = procfs.read(f"{folder}/autogroup").split()  # /autogroup-12 nice 5
+        return int(words[-1]) if words else 0
+    return 0

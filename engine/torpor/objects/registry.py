@@ -1,0 +1,52 @@
+"""The parts of processes and threads, in the order in which a restore gives them back within a stage.
+
+Open file descriptions have a registry of their own: `torpor.objects.fds.descriptors.KINDS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final, TypeAlias
+
+from torpor.objects.part import ProcessPart, ThreadPart
+from torpor.objects.process.credentials import Ids, ThreadCredentials
+from torpor.objects.process.landlock import Landlock
+from torpor.objects.process.limits import Limits
+from torpor.objects.process.process_attributes import ProcessAttributes, ProcFiles
+from torpor.objects.process.seccomp import Filters
+from torpor.objects.process.signals import Actions, Queue, ThreadQueue
+from torpor.objects.process.thread_attributes import ThreadAttributes
+from torpor.objects.process.threads import ThreadState
+from torpor.objects.process.timers import Timers
+
+ATTRIBUTES: Final = ProcessAttributes()
+FILES: Final = ProcFiles()
+LIMITS: Final = Limits()
+
+PROCESS_PARTS: Final[tuple[ProcessPart[Any, Any], ...]] = (
+    Landlock(),
+    Ids(),
+    ATTRIBUTES,
+    FILES,
+    Actions(),
+    Timers(),
+    Queue(),
+    LIMITS,
+)
+THREAD_PARTS: Final[tuple[ThreadPart[Any, Any], ...]] = (
+    ThreadState(),
+    ThreadAttributes(),
+    ThreadQueue(),
+    Filters(),
+    ThreadCredentials(),
+)
+
+
+Part: TypeAlias = ProcessPart[Any, Any] | ThreadPart[Any, Any]
+
+
+def hosts() -> Mapping[Part, Any]:
+    """What each part must know of this process and its host."""
+    found: dict[Part, Any] = {part: part.host() for part in PROCESS_PARTS}
+    found.update((part, part.host()) for part in THREAD_PARTS)
+    return found
