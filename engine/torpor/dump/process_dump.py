@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from enum import Enum, auto
+from functools import partial, wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from torpor import procfs
 from torpor.arch.x86_64 import NR, ORIG_RAX, RDI, in_system_call
@@ -33,6 +34,9 @@ from torpor.remote.snapshot import Snapshot, Watch
 from torpor.remote.waits import Waits
 from torpor.remote.written import Private
 from torpor.util.ranges import Range
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _TABLE_ROOM = 64 << 10
 """Bytes in the window for one thread's table: a process with every signal caught needs 20 KiB for its host."""
@@ -60,11 +64,47 @@ class SnapshotLost(CheckpointFailed):
     """A snapshot of a process's memory was killed."""
 
 
-class ProcessDump:
-    """Grabbed in steps, so that all processes of a tree make their calls at the same time.
+class _State(Enum):
+    """How far a process dump has come."""
 
-    `begin` sets its threads going and `listen` collects what they say; the same for a snapshot of its memory; `leave`
-    takes the window out of it again.
+    GRABBED = auto()
+    """It has the texts, registers and queued signals; nothing is injected."""
+    CALLING = auto()
+    """Its threads make the calls that tell of them."""
+    ENTERED = auto()
+    """They have told; more may be asked."""
+    FORKING = auto()
+    """It forks its snapshot, or makes a userfaultfd."""
+    LEFT = auto()
+    """The window is out of the process again."""
+
+
+def _step(
+    before: _State, after: _State
+) -> Callable[[Callable[Concatenate[ProcessDump, P], T]], Callable[Concatenate[ProcessDump, P], T]]:
+    """A step that leads from one state to another, and cannot be taken in any other."""
+
+    def guarded(step: Callable[Concatenate[ProcessDump, P], T]) -> Callable[Concatenate[ProcessDump, P], T]:
+        @wraps(step)
+        def take(dump: ProcessDump, /, *args: P.args, **kwargs: P.kwargs) -> T:
+            if dump.state is not before:
+                raise RuntimeError(f"{step.__name__}() of a process dump that is {dump.state.name}, not {before.name}")
+            result = step(dump, *args, **kwargs)
+            dump.state = after
+            return result
+
+        return take
+
+    return guarded
+
+
+class ProcessDump:
+    """Grabbed in steps, so that all processes of a tree make their calls at the same time:
+
+    GRABBED - begin -> CALLING - listen -> ENTERED - leave -> LEFT
+
+    Between `listen` and `leave` it can be asked more, and `begin_snapshot` and `finish_snapshot` fork its memory. In
+    any state it can be abandoned.
     """
 
     def __init__(self, process: Process, stubs: CodeStubs, waits: Waits) -> None:
@@ -73,6 +113,7 @@ class ProcessDump:
         Raises:
             Refused: a thread has a state that is not kept, and that cannot be asked for before the freeze.
         """
+        self.state = _State.GRABBED
         self.process = process
         self.pid = process.pid
         self.texts = texts.grab(self.pid)
@@ -111,6 +152,7 @@ class ProcessDump:
         """The PID in the tree's own PID namespace."""
         return self.texts.own_pid
 
+    @_step(_State.GRABBED, _State.CALLING)
     def begin(self, stopped_children: Iterable[int], *, keyed: bool = True) -> None:
         """Enter the process and let every thread make its calls.
 
@@ -141,10 +183,12 @@ class ProcessDump:
             assert MADE.issuperset(batch.numbers()), "a call by which filters are not judged"
         self.injection.start(batches)
 
+    @_step(_State.CALLING, _State.ENTERED)
     def listen(self) -> None:
         """Collect the answers."""
         self._replies = self.injection.finish()
 
+    @_step(_State.ENTERED, _State.ENTERED)
     def ask(self, batch: Batch) -> Replies:
         """Have it make calls, and wait for what they give."""
         return self._ask(self.injection.host.tid, batch)
@@ -183,6 +227,7 @@ class ProcessDump:
             raise Refused(f"{name} cannot be kept", reasons)
         return found
 
+    @_step(_State.ENTERED, _State.ENTERED)
     def keyrings(self) -> list[keyrings.Rings]:
         """Those of its threads, the first one's first."""
         asked = self._asked_keys
@@ -225,6 +270,7 @@ class ProcessDump:
         """Where they are."""
         return [(start, end) for start, end, _ in self.watchable]
 
+    @_step(_State.ENTERED, _State.FORKING)
     def begin_snapshot(self, *, fork: bool = True, watch: Watch | None = None) -> None:
         """Let the process fork a snapshot of its memory.
 
@@ -237,6 +283,7 @@ class ProcessDump:
         self.snapshot.ask(batch)
         self._start({self.injection.host.tid: batch})
 
+    @_step(_State.FORKING, _State.ENTERED)
     def finish_snapshot(self) -> bool:
         """Wait for the fork; whether it was asked for, and the kernel let it happen."""
         assert self.snapshot
@@ -253,6 +300,7 @@ class ProcessDump:
             pool, self.snapshot.pid, self.private, [(start, end) for start, end, backed in self.watchable if backed]
         )
 
+    @_step(_State.ENTERED, _State.LEFT)
     def leave(self) -> None:
         """Take the window out of the process: it is as it was, and still frozen."""
         self._window = self.injection.window
@@ -287,6 +335,7 @@ class ProcessDump:
             times.append(seconds * 1_000_000_000 + nanoseconds)
         return times[0], times[1]
 
+    @_step(_State.LEFT, _State.LEFT)
     def describe(self, parent: int, image: pb.Tree, files: MappedFiles, shared: SharedMemory) -> Ranges:
         """Add the process to the image, but for its descriptors; the ranges whose pages are to be stored.
 
