@@ -4,6 +4,9 @@
     job = torpor.restore(snapshot)
 
 Names are loaded when they are first used, so that ``import torpor`` costs nothing.
+
+The public interface is `torpor.__all__`, and that of the modules `torpor.errors`, `torpor.store`, `torpor.image`,
+`torpor.processes` and `torpor.cli`. All else may change without notice.
 """
 
 from __future__ import annotations
@@ -14,24 +17,45 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torpor.dump.checkpoint import Stats, checkpoint
     from torpor.dump.series import Series
+    from torpor.objects.sockets.tcp import client_ports
+    from torpor.remote.freeze import LastToStop
     from torpor.restorer.job import Job
-    from torpor.restorer.restore import restore
-    from torpor.restorer.run import run
+    from torpor.restorer.restore import Files, listening_ports, restore
+    from torpor.restorer.run import run, start
     from torpor.store import SnapshotInfo as Snapshot
     from torpor.store import Store
 
-__all__ = ["Job", "Series", "Snapshot", "Stats", "Store", "checkpoint", "restore", "run"]
+__all__ = [
+    "Files",
+    "Job",
+    "LastToStop",
+    "Series",
+    "Snapshot",
+    "Stats",
+    "Store",
+    "checkpoint",
+    "client_ports",
+    "listening_ports",
+    "restore",
+    "run",
+    "start",
+]
 
 _PLACES = {
+    "Files": "torpor.restorer.restore",
     "Job": "torpor.restorer.job",
+    "LastToStop": "torpor.remote.freeze",
     "Series": "torpor.dump.series",
     "Snapshot": "torpor.store",
     "Stats": "torpor.dump.checkpoint",
     "Store": "torpor.store",
     "checkpoint": "torpor.dump.checkpoint",
+    "client_ports": "torpor.objects.sockets.tcp",
+    "listening_ports": "torpor.restorer.restore",
     "load_ipython_extension": "torpor_jupyter.magics",  # for %load_ext torpor
     "restore": "torpor.restorer.restore",
     "run": "torpor.restorer.run",
+    "start": "torpor.restorer.run",
 }
 
 

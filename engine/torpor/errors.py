@@ -24,6 +24,19 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+__all__ = [
+    "CheckpointFailed",
+    "ImageDamaged",
+    "NotFound",
+    "NotPermitted",
+    "Reason",
+    "Refused",
+    "RestoreFailed",
+    "RestoreRefused",
+    "StoreError",
+    "TorporError",
+]
+
 
 @dataclass(frozen=True)
 class Reason:

@@ -7,8 +7,16 @@ from typing import Any
 
 import click
 
-from torpor.cli import run_command
-from torpor.cli.common import command_options, console, human_age, human_size, note, print_json, printable
+from torpor.cli import (
+    command_options,
+    console,
+    human_age,
+    human_size,
+    note,
+    print_json,
+    printable,
+    run_command,
+)
 from torpor_jupyter import client
 
 EPILOG = "KERNEL: the beginning of an id, or a notebook. CHECKPOINT: a name, the beginning of an id, or latest."

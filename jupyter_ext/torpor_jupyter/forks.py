@@ -16,12 +16,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torpor
-from torpor.dump.series import Series
+from torpor import Files, Series, listening_ports
 from torpor.errors import Reason, RestoreFailed, RestoreRefused
-from torpor.restorer.restore import Files, listening_ports
 from torpor.store import SnapshotInfo, Store
 from torpor_jupyter import ipython
-from torpor_jupyter.process import KernelProcess, tree_root
+from torpor_jupyter.process import KernelProcess
 from torpor_jupyter.records import CheckpointRecord
 from torpor_jupyter.state import Operation, Unsuitable
 from torpor_jupyter.traffic import PORTS
@@ -87,7 +86,7 @@ def wake(
                 raise
             continue
         try:
-            return Woken(KernelProcess(tree_root(job), job=job), moved, job.warnings)
+            return Woken(KernelProcess(job.tree_pid, job=job), moved, job.warnings)
         except ProcessLookupError:
             raise RestoreFailed("the kernel ended as soon as it was woken", advice="see its log") from None
     raise AssertionError("the last try raises or returns")

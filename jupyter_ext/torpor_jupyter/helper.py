@@ -108,7 +108,6 @@ def main() -> None:
 def _save(pid: int, name: str, stdio: dict[int, int]) -> dict[str, Any]:
     """Save the kernel; what is to be told."""
     import torpor  # noqa: PLC0415  only here it is needed
-    from torpor.objects.sockets.tcp import asked_at  # noqa: PLC0415
 
     if os.getppid() == pid:
         return {"message": "the kernel adopts orphans (PR_SET_CHILD_SUBREAPER): a helper cannot stand outside of it"}
@@ -117,7 +116,7 @@ def _save(pid: int, name: str, stdio: dict[int, int]) -> dict[str, Any]:
     except TorporError as error:
         return {"message": str(error)}
     # Clients of a kernel connect again by themselves.
-    notices = [notice for notice in info.notices if not asked_at(notice)]
+    notices = [notice for notice in info.notices if not torpor.client_ports(notice)]
     return {"id": info.id, "short": info.short, "notices": notices}
 
 

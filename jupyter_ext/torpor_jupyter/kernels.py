@@ -12,9 +12,8 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
+from torpor import Files, client_ports
 from torpor.errors import NotFound, TorporError
-from torpor.objects.sockets.tcp import asked_at
-from torpor.restorer.restore import Files
 from torpor.store import PruneReport, SnapshotInfo
 from torpor_jupyter import forks
 from torpor_jupyter.memory_diff import Memory, changed, shared
@@ -95,7 +94,7 @@ class Keeper(Steps):
             "damage": damage,
             "has_notebook": record.has_notebook,
             # Whoever is connected to the kernel as Jupyter has it connects again.
-            "notices": [notice for notice in info.notices if not (ports := asked_at(notice)) or not ports <= own],
+            "notices": [notice for notice in info.notices if not (ports := client_ports(notice)) or not ports <= own],
         }
 
     async def diff(self, kernel_id: str, id: str, other: str = "") -> dict[str, Any]:

@@ -8,12 +8,11 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
+from mmap import PAGESIZE as PAGE
 
 from blake3 import blake3
 
-from torpor.image import image_pb2 as pb
-from torpor.image import reading
-from torpor.procfs import PAGE
+from torpor.image import Vma, read
 from torpor.store import SnapshotReader
 
 
@@ -26,12 +25,12 @@ class Memory:
         blocks = reader.blocks
         self.blocks = {blocks.hash(row): row for row in range(len(blocks))}
         """Blocks by hash."""
-        process = reading.read(reader).processes[0]
+        process = read(reader).processes[0]
         pages = process.memory.pages
         runs = sorted(zip(pages.starts, pages.counts, pages.blocks, strict=True))
         self._starts = [start for start, _, _ in runs]
         self._runs = runs
-        kinds = (pb.Vma.ANONYMOUS, pb.Vma.FILE_PRIVATE)
+        kinds = (Vma.ANONYMOUS, Vma.FILE_PRIVATE)
         self._private = [range(vma.start, vma.end) for vma in process.memory.vmas if vma.kind in kinds]
         self._last: tuple[int, bytes] = (-1, b"")
 

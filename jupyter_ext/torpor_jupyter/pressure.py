@@ -1,13 +1,10 @@
-"""How much memory is left before the kernel's OOM killer comes, and how much a process tree would give back."""
+"""How much memory is left before the kernel's OOM killer comes."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-
-from torpor import procfs
 
 CGROUPS = Path("/sys/fs/cgroup")
 
@@ -22,10 +19,10 @@ def available() -> float:
 
 
 def _shares() -> Iterator[float]:
-    lines = procfs.read("/proc/meminfo").decode().splitlines()
+    lines = Path("/proc/meminfo").read_text().splitlines()
     numbers = {name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines)}
     yield numbers["MemAvailable"] / numbers["MemTotal"]
-    for line in procfs.read("/proc/self/cgroup").decode().splitlines():
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
         number, _, path = line.split(":", 2)
         if number == "0":
             folder = CGROUPS / path.lstrip("/")
@@ -41,14 +38,3 @@ def _share(cgroup: Path) -> float:
     stat = dict(line.split() for line in (cgroup / "memory.stat").read_text().splitlines())
     used = int((cgroup / "memory.current").read_text()) - int(stat["inactive_file"])
     return max(limit - used, 0) / limit
-
-
-def resident(pid: int) -> int:
-    """Bytes of memory that a process and those below it have; pages that they share count for each."""
-    size, waiting = 0, [pid]
-    while waiting:
-        pid = waiting.pop()
-        with suppress(FileNotFoundError, ProcessLookupError):
-            size += int(procfs.read(f"/proc/{pid}/statm").split()[1]) * os.sysconf("SC_PAGE_SIZE")
-            waiting += procfs.children(pid, procfs.threads(pid))
-    return size

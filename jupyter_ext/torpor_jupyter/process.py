@@ -8,9 +8,8 @@ import signal
 import subprocess
 from contextlib import suppress
 
-from torpor import procfs
-from torpor.remote.sys import pidfd_open, pidfd_send_signal
-from torpor.restorer.job import Job
+from torpor import Job
+from torpor.processes import pidfd_open, pidfd_send_signal
 from torpor_jupyter.records import ProcessId
 
 
@@ -83,25 +82,3 @@ def _ended(pidfd: int) -> bool:
     poller = select.poll()  # select() cannot take descriptors from 1024 on
     poller.register(pidfd, select.POLLIN)
     return bool(poller.poll(0))
-
-
-def tree_root(job: Job) -> int:
-    """The PID, as this process sees it, of the root of a woken tree.
-
-    Below init there may be stand-ins; the root is the one whose PID in its own namespace is the image's (NSpid,
-    proc(5)). Raises ProcessLookupError when it has ended already.
-    """
-    layer = [job.pid]
-    while layer:
-        below: list[int] = []
-        for pid in layer:
-            try:
-                below += procfs.children(pid, procfs.threads(pid))
-            except FileNotFoundError:
-                continue  # it ended
-        for pid in below:
-            with suppress(FileNotFoundError, ProcessLookupError):
-                if int(procfs.status(procfs.read(f"/proc/{pid}/status"))[b"NSpid"].split()[-1]) == job.root_pid:
-                    return pid
-        layer = below
-    raise ProcessLookupError(f"job {job.pid} has ended")

@@ -23,8 +23,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from torpor import procfs
 from torpor.errors import NotFound, StoreError
+from torpor.processes import start_time
 
 KERNEL_ID = re.compile(r"[0-9A-Za-z]+(-[0-9A-Za-z]+){4}", re.ASCII)
 """As the routes of jupyter_server have it; Jupyter itself makes UUIDs."""
@@ -63,7 +63,7 @@ class ProcessId:
     @classmethod
     def of(cls, pid: int) -> ProcessId:
         """The process that has this PID now. Raises ProcessLookupError."""
-        return cls(pid, start_ticks(pid), boot_id(), pid_namespace())
+        return cls(pid, start_time(pid), boot_id(), pid_namespace())
 
     def is_here(self) -> bool:
         """Whether its PID means something to this process: it is of the same boot and namespace."""
@@ -72,7 +72,7 @@ class ProcessId:
     def exists(self) -> bool:
         """Whether it still lives on this host."""
         try:
-            return self.is_here() and self.started == start_ticks(self.pid)
+            return self.is_here() and self.started == start_time(self.pid)
         except ProcessLookupError:
             return False
 
@@ -307,12 +307,3 @@ def boot_id() -> str:
 def pid_namespace() -> str:
     """The PID namespace that this process sees."""
     return os.readlink("/proc/self/ns/pid")
-
-
-def start_ticks(pid: int) -> int:
-    """When a process started. Raises ProcessLookupError."""
-    try:
-        text = procfs.read(f"/proc/{pid}/stat")
-    except (FileNotFoundError, ProcessLookupError):
-        raise ProcessLookupError(f"there is no process {pid}") from None
-    return int(text[text.rindex(b")") + 2 :].split()[19])

@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from torpor import processes
 from torpor.errors import NotFound, TorporError
 from torpor_jupyter import pressure
 from torpor_jupyter.kernels import Keeper
@@ -151,7 +152,7 @@ class Rules:
             kernel: Any = self._keeper.manager.get_kernel(kernel_id)
             idle = kernel.execution_state == "idle" and not self._keeper.gate(kernel_id).unanswered
             if idle and self._may_be_saved(kernel_id):
-                sizes[kernel_id] = pressure.resident(kernel.provisioner.pid or 0)
+                sizes[kernel_id] = processes.resident(kernel.provisioner.pid or 0)
         return sorted(sizes, key=lambda kernel_id: -sizes[kernel_id])
 
     # ------------------------------------------------------------------------------------------ room

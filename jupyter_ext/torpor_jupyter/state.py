@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from torpor.dump.series import Series
+from torpor import Series
 from torpor.errors import TorporError
 from torpor_jupyter.channels import Gate
 from torpor_jupyter.process import KernelProcess

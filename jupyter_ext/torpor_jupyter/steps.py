@@ -17,14 +17,12 @@ from uuid import uuid4
 from jupyter_server.services.kernels.connection.channels import ZMQChannelsWebsocketConnection
 
 import torpor
-from torpor.dump.series import Series
+from torpor import Files, LastToStop, Series
 from torpor.errors import NotFound, Refused, RestoreFailed, TorporError
-from torpor.remote.freeze import LastToStop
-from torpor.restorer.restore import Files
 from torpor.store import SnapshotInfo
 from torpor_jupyter import forks, ipython, variables
 from torpor_jupyter.channels import reconnect
-from torpor_jupyter.process import KernelProcess, tree_root
+from torpor_jupyter.process import KernelProcess
 from torpor_jupyter.provisioner import TorporProvisioner
 from torpor_jupyter.records import BY_A_PERSON, NAMES, CheckpointRecord, KernelRecord, SessionRecord
 from torpor_jupyter.roll import PARKED, TAG, Roll, json_connection, kernel_info_of
@@ -231,7 +229,7 @@ class Steps(Roll):
         )
         job = await self.run(wake)
         try:
-            provisioner.adopt(KernelProcess(tree_root(job), job=job))
+            provisioner.adopt(KernelProcess(job.tree_pid, job=job))
         except ProcessLookupError:
             raise RestoreFailed("the kernel ended as soon as it was woken", advice="see its log") from None
         if state.parked:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from torpor import procfs
+from torpor import processes
 from torpor.errors import CheckpointFailed
 
 QUIET = 0.02
@@ -93,7 +93,7 @@ def holder(connection: Mapping[str, object]) -> int | None:
             if inodes <= {os.readlink(fd) for fd in Path(f"/proc/{pid}/fd").iterdir()}:
                 holders.add(pid)
     # Its forks have the listeners, too.
-    return next((pid for pid in sorted(holders) if procfs.stat(pid).ppid not in holders), None)
+    return next((pid for pid in sorted(holders) if processes.parent(pid) not in holders), None)
 
 
 def _listeners(ports: Collection[int]) -> list[tuple[int, int]]:

@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 
 from torpor.errors import NotFound
-from torpor.store.files import told
+from torpor.store import as_store_errors
 from torpor_slurm import controller
 from torpor_slurm.controller import SlurmError
 from torpor_slurm.home import JobHome
@@ -38,7 +38,7 @@ def clean(base: str, older: float) -> list[Path]:
         if time.time() - _last_change(home) >= older and (home.finished or home.former or _is_forgotten(home, cluster)):
             if (snapshots := home.store.snapshots()) and home.store.discard(snapshots).kept:
                 continue  # someone is reading them
-            with told(str(home.path), "it cannot be removed"):
+            with as_store_errors(str(home.path), "it cannot be removed"):
                 shutil.rmtree(home.path)
             removed.append(home.path)
     return removed

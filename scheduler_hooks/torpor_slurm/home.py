@@ -34,7 +34,7 @@ from torpor.store import SnapshotInfo, Store
 from torpor_slurm import controller
 
 if TYPE_CHECKING:
-    from torpor.restorer.restore import Files
+    from torpor import Files
 
 RUN_TAG = "slurm-run"
 """The tag of a snapshot that says by which run it was taken."""

@@ -12,7 +12,7 @@ import signal
 from contextlib import suppress
 
 from torpor import Job
-from torpor.remote.sys import pidfd_open, pidfd_send_signal
+from torpor.processes import pidfd_open, pidfd_send_signal
 
 
 def tie(job: Job) -> None:

@@ -10,7 +10,7 @@ from functools import cache
 from typing import Any
 
 from torpor.errors import NotFound
-from torpor.store.files import readable
+from torpor.store import readable
 from torpor_slurm import controller
 from torpor_slurm.controller import SlurmError
 from torpor_slurm.home import JobHome

@@ -15,7 +15,7 @@ from itertools import chain, count
 from pathlib import Path
 
 from torpor.errors import RestoreFailed
-from torpor.image import image_pb2 as pb
+from torpor.image import Tree
 from torpor_slurm.home import sync_folder
 
 
@@ -29,7 +29,7 @@ class Tail:
     end: int
 
 
-def tails(image: pb.Tree) -> Iterator[Tail]:
+def tails(image: Tree) -> Iterator[Tail]:
     """What an image's output files have grown by since."""
     lengths: dict[str, int] = {}
     for description in image.descriptions:

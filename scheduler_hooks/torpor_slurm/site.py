@@ -8,8 +8,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from torpor.probe import Probe
-from torpor.store.files import readable, told
+from torpor.store import as_store_errors, readable
 from torpor_slurm import controller
 
 SAMPLE = 256 << 20
@@ -33,18 +32,18 @@ class Advice:
 
 
 def examine(
-    config: Mapping[str, str], partitions: Mapping[str, Mapping[str, str]], host: Probe, rate: float
+    config: Mapping[str, str], partitions: Mapping[str, Mapping[str, str]], can_wake: bool, rate: float
 ) -> list[Advice]:
     """Judge a site: pure, so that sites can be made up for tests.
 
     Args:
         config: `scontrol show config`.
         partitions: by name, `scontrol show partition`.
-        host: what this host can do.
+        can_wake: whether a user may make a capsule on this host.
         rate: bytes a second that the store takes.
     """
     return [
-        *_capsules(host),
+        *_capsules(can_wake),
         *_tracking(config),
         *_requeue(config),
         *_signals(config),
@@ -55,8 +54,8 @@ def examine(
     ]
 
 
-def _capsules(host: Probe) -> Iterator[Advice]:
-    if host.can_restore_rootless:
+def _capsules(can_wake: bool) -> Iterator[Advice]:
+    if can_wake:
         yield Advice("capsules", "user namespaces", "ok", "jobs can be woken on a host like this one")
     else:
         yield Advice("capsules", "user namespaces", "no", "jobs cannot be woken here; `torpor doctor` says why")
@@ -134,7 +133,7 @@ def measure(store: str, size: int = SAMPLE) -> float:
         StoreError: it cannot be written.
     """
     piece = os.urandom(PIECE)
-    with told(store, "cannot measure it"):
+    with as_store_errors(store, "cannot measure it"):
         os.makedirs(store, mode=0o700, exist_ok=True)
         with tempfile.TemporaryFile(dir=store) as file:
             began = time.monotonic()

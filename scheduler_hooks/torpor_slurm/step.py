@@ -13,7 +13,9 @@ import shlex
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 
+from torpor import processes
 from torpor.errors import NotFound, Reason, Refused, TorporError
 from torpor_slurm.options import Grammar
 
@@ -88,6 +90,20 @@ def main(arguments: Sequence[str]) -> None:
     if path is None:
         raise NotFound(f"there is no program {command[0]!r}" if command else "srun: no command to run")
     os.execv(path, command)
+
+
+def refuse_real_srun(pid: int) -> None:
+    """Slurm's own srun in a tree was called by its path: what it runs is outside of the tree, and would be lost.
+
+    Raises:
+        Refused: there is one.
+    """
+    for one in processes.tree(pid):
+        with suppress(OSError):
+            if os.path.basename(os.readlink(f"/proc/{one}/exe")) == "srun":
+                why_not = "what it runs are Slurm's children, not the job's, and would not be in a snapshot"
+                reason = Reason(f"srun, process {one}", why_not, "call it as srun, by name")
+                raise Refused("the job cannot be saved", [reason])
 
 
 def _redirect(number: int, path: str, flags: int, mode: str) -> None:

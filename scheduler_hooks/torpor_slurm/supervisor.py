@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torpor
-from torpor import Job, Snapshot, procfs
+from torpor import Files, Job, Snapshot, image, processes, start
 from torpor.errors import (
     ImageDamaged,
     NotFound,
@@ -31,12 +31,8 @@ from torpor.errors import (
     StoreError,
     TorporError,
 )
-from torpor.image import image_pb2 as pb
-from torpor.restorer.restore import Files
-from torpor.restorer.run import start
-from torpor.util import inherited
-from torpor.util.inherited import Signals
-from torpor_slurm import controller, lifeline, processes, rollback, step
+from torpor.processes import Signals, inherited_environment, inherited_signals
+from torpor_slurm import controller, lifeline, rollback, step
 from torpor_slurm.allocation import ENV_FILE, Allocation
 from torpor_slurm.controller import JobRecord, SlurmError
 from torpor_slurm.home import RUN_TAG, JobHome
@@ -102,7 +98,7 @@ def supervise(command: Sequence[str], allocation: Allocation, home: JobHome, opt
     if finished := home.finished:
         _tell(f"job {home.job} has finished already, with {finished.code}: remove {home.path} to run it again")
         return finished.code
-    given = inherited.signals()
+    given = inherited_signals()
     signal.pthread_sigmask(signal.SIG_BLOCK, HEARD)
     try:
         return Supervisor(command, allocation, home, options, given).run()
@@ -180,7 +176,7 @@ class Supervisor:
         srun = self.home.keep_script("srun", step.SCRIPT.encode(), "bin")
         command = [str(srun), *self.command[1:]] if self.command[0] == "srun" else self.command
         path = f"{srun.parent}:{os.environ.get('PATH', os.defpath)}"
-        environment = {**inherited.environment(), "PATH": path, ENV_FILE: str(self.home.environment_file)}
+        environment = {**inherited_environment(), "PATH": path, ENV_FILE: str(self.home.environment_file)}
         return start(command, environment=environment, signals=self.given)
 
     def _first_record(self) -> JobRecord:
@@ -264,12 +260,12 @@ class Supervisor:
                 later = Reason(f"job {self.home.job}", "a later run of it has begun", "that one goes on")
                 raise Refused("this run is not woken", [later])
             if self.options.rollback_files == "append-only":
-                for tail in rollback.tails(image):
+                for tail in rollback.tails(tree):
                     aside = rollback.cut(tail, self.home.cut, f"run{self.allocation.restarts}")
                     self.home.log(f"cut {tail.path} from {tail.end} to {tail.begin} bytes; the rest is in {aside}")
 
         with self.home.store.open(snapshot) as reader:
-            image = pb.Tree.FromString(reader.body)
+            tree = image.read(reader)
         return torpor.restore(
             snapshot,
             first=lambda _: False,
@@ -412,14 +408,16 @@ class Supervisor:
     def _save(self, then: Literal["run", "kill"]) -> bool:
         """Take a snapshot; False, and said why, when that failed: the application runs on."""
         began = time.monotonic()
+        stats = torpor.Stats()
         try:
-            processes.refuse_steps(self.job.tree_pid)
+            step.refuse_real_srun(self.job.tree_pid)
             snapshot = torpor.checkpoint(
                 self.job.tree_pid,
                 store=self.home.store,
                 then=then,
                 tags={RUN_TAG: str(self.allocation.restarts), "slurm-job": self.home.job},
                 series=self.series,
+                stats=stats,
             )
         except NotFound:
             return False  # the application has just ended: the next look at it says how
@@ -427,7 +425,7 @@ class Supervisor:
             words = str(error) if isinstance(error, TorporError) else "".join(traceback.format_exception(error))
             self.home.log(f"not saved: {words}")
             # Of one that has ended meanwhile, or is about to, anything may be said.
-            if not procfs.is_ending(self.job.tree_pid, self.job.tree_pid):
+            if not processes.is_ending(self.job.tree_pid):
                 _tell(f"not saved: {words}")
             return False
         took = time.monotonic() - began
@@ -435,10 +433,9 @@ class Supervisor:
         # A save that found little written tells how slow one is, but not how fast.
         self.rate = rate if snapshot.written > snapshot.size / 2 else min(rate, self.rate)
         try:
-            with self.home.store.open(snapshot) as reader:
-                pause = pb.Tree.FromString(reader.body).timing.pause_ns
             self.home.prune(self.allocation.restarts, self.found)
-            self._tell_state(saved=time.time(), save_seconds=took, bytes=snapshot.size, pause_seconds=pause / 1e9)
+            pause = stats.pause_ns / 1e9
+            self._tell_state(saved=time.time(), save_seconds=took, bytes=snapshot.size, pause_seconds=pause)
         except TorporError as error:
             self.home.log(f"saved, but afterwards: {error}")
         self.home.log(f"saved {snapshot.id}, {snapshot.size} bytes in {took:.2f} s")

@@ -1,4 +1,7 @@
-"""The command line: `torpor`. Errors are a line for people or JSON for programs, and an exit code by kind."""
+"""The command line: `torpor`. Errors are a line for people or JSON for programs, and an exit code by kind.
+
+What `__all__` names is for commands of other packages that are to look and fail as those of `torpor` do.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +18,25 @@ from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 import click
 
+from torpor.cli.common import command_options, console, human_age, human_size, note, print_json, printable, tell
 from torpor.cli.session import Session, verbose_option
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from torpor.errors import TorporError
+
+__all__ = [
+    "command_options",
+    "console",
+    "human_age",
+    "human_size",
+    "main",
+    "note",
+    "print_json",
+    "printable",
+    "run_command",
+]
 
 COMMANDS = ("doctor", "checkpoint", "restore", "run", "ls", "show", "verify", "rm", "prune", "sbatch", "slurm")
 """In the order in which a person meets them; each is a module of this package with a `command`."""
@@ -102,7 +118,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def run_command(command: click.Command, name: str, argv: Sequence[str] | None) -> NoReturn:
-    """Run a command line under a name and exit: with a code by the kind of error, which is told."""
+    """Run a command, tell its error if it has one, and exit: with its status, or a code by the kind of the error.
+
+    Args:
+        command: what click made of a function; what it returns is the exit code.
+        name: how the program is called, for help and errors.
+        argv: the command line without the program's name; None: sys.argv[1:].
+    """
     sys.exit(_run(command, name, argv))
 
 
@@ -147,7 +169,6 @@ def _fill_standard_descriptors() -> None:
 
 
 def _tell(error: Exception, session: Session) -> int:
-    from torpor.cli.common import tell
     from torpor.errors import TorporError
 
     if not isinstance(error, TorporError):
@@ -171,8 +192,6 @@ def _fault(error: Exception) -> TorporError:
 
 
 def _tell_people(error: TorporError, session: Session) -> None:
-    from torpor.cli.common import tell
-
     reasons = getattr(error, "reasons", ())
     if len(reasons) > 1:
         tell(f"torpor: {getattr(error, 'heading', '')}:")

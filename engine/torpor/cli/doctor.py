@@ -310,7 +310,7 @@ def _examine_slurm(host: Probe, store: str | None) -> list[Finding]:
     from torpor_slurm import controller, site
 
     config, partitions = controller.configuration(), site.partitions()
-    found = site.examine(config, partitions, host, site.measure(Store(store).path))
+    found = site.examine(config, partitions, host.can_restore_rootless, site.measure(Store(store).path))
     return [Finding(one.name, one.title, one.verdict, one.means, one.allow) for one in found]
 
 

@@ -11,7 +11,7 @@ from functools import partial
 from google.protobuf.message import DecodeError
 
 from torpor.errors import ImageDamaged
-from torpor.image import counting
+from torpor.image.counting import count
 from torpor.image.image_pb2 import Tree
 from torpor.store import SnapshotReader
 from torpor.util import strict_protobuf
@@ -26,20 +26,28 @@ MOST_THREADS = 1 << 15
 
 
 def read(reader: SnapshotReader) -> Tree:
-    """Give the image that an open snapshot holds. Raises ImageDamaged."""
+    """Give the image that an open snapshot holds.
+
+    Raises:
+        ImageDamaged: it is none of a process tree, is damaged, or says what this version does not know.
+    """
     if reader.info.kind != KIND:
         raise ImageDamaged(f"snapshot {reader.info.id} is of the kind {reader.info.kind}, not a process tree")
     return _parsed(reader, partial(strict_protobuf.parse, Tree))
 
 
 def look(reader: SnapshotReader) -> Tree:
-    """The same for people to look at, who may know of an image that this version does not understand all of it."""
+    """Give the image for people to look at: what this version does not know in it is passed over.
+
+    Raises:
+        ImageDamaged: it is damaged.
+    """
     return _parsed(reader, Tree.FromString)
 
 
 def excess(body: bytes) -> str:
     """What an encoded image has more of than one may have; empty: nothing. Raises DecodeError."""
-    if counting.count(body, Tree, MOST_MESSAGES) > MOST_MESSAGES:
+    if count(body, Tree, MOST_MESSAGES) > MOST_MESSAGES:
         return f"more than {MOST_MESSAGES} mappings, descriptors and the like"
     return ""
 

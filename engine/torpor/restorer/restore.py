@@ -47,6 +47,7 @@ K = TypeVar("K")
 Progress = Callable[[int, int], None]
 """Told the bytes of memory done so far and in all."""
 Files = Literal["as-they-were", "as-they-are"]
+"""What a restore wants of the tree's files: as they were at the checkpoint (or longer), or as they are."""
 _VERIFIED_TOGETHER = 1024
 """Blocks after which a verification may be given up: a restore that failed does not wait for gigabytes."""
 CAP_SYS_RESOURCE = 24

@@ -2,6 +2,7 @@
 
 from torpor.store.blocks import MAX_BLOCK, BlockTable
 from torpor.store.collect import PruneReport
+from torpor.store.files import as_store_errors, readable
 from torpor.store.known import KnownBlocks
 from torpor.store.manifest import SnapshotInfo
 from torpor.store.reader import SnapshotReader
@@ -18,5 +19,7 @@ __all__ = [
     "SnapshotReader",
     "SnapshotWriter",
     "Store",
+    "as_store_errors",
     "default_path",
+    "readable",
 ]

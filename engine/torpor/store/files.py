@@ -43,8 +43,16 @@ _ADVICE: Final = {
 
 
 @contextlib.contextmanager
-def told(store: str, doing: str) -> Iterator[None]:
-    """Turn an OSError from the block into a StoreError; `doing` is what failed: "cannot write the pack X"."""
+def as_store_errors(store: str, doing: str) -> Iterator[None]:
+    """Turn an OSError from the block into a StoreError with advice.
+
+    Args:
+        store: the directory of the store, or a path in it.
+        doing: what failed, as in "cannot write the pack X".
+
+    Raises:
+        StoreError: for every OSError.
+    """
     try:
         yield
     except OSError as error:

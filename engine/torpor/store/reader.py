@@ -13,7 +13,7 @@ from blake3 import blake3
 
 from torpor.errors import ImageDamaged
 from torpor.store.blocks import BlockTable
-from torpor.store.files import PAGE, Place, open_file, readable, told
+from torpor.store.files import PAGE, Place, as_store_errors, open_file, readable
 from torpor.store.files import read_exactly as _read
 from torpor.store.manifest import Manifest, SnapshotInfo, pack_header
 
@@ -111,7 +111,7 @@ class SnapshotReader:
             fd = self._fds.get(number)
             if fd is None:
                 pack = self.info.packs[number]
-                with told(self._place.path, f"cannot open pack {pack}"):
+                with as_store_errors(self._place.path, f"cannot open pack {pack}"):
                     fd = self._fds[number] = open_pack(self._place, pack, self.pack_sizes[number])
             return fd
 
@@ -139,7 +139,7 @@ class SnapshotReader:
 
     def _read(self, pack: int, buffer: memoryview, offset: int) -> None:
         fd = self.pack_fd(pack)
-        with told(self._place.path, f"cannot read pack {self.info.packs[pack]}"):
+        with as_store_errors(self._place.path, f"cannot read pack {self.info.packs[pack]}"):
             got = _read(fd, buffer, offset)
         if got < buffer.nbytes:
             raise ImageDamaged(

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from torpor.errors import ImageDamaged, NotFound, NotPermitted, Reason, StoreError
 from torpor.store.collect import PINNED, PruneReport, collect, look, named_packs, settle, unlink_snapshot
-from torpor.store.files import DIRECTORY, GATE_PATIENCE, Place, store_error, told
+from torpor.store.files import DIRECTORY, GATE_PATIENCE, Place, as_store_errors, store_error
 from torpor.store.holes import held
 from torpor.store.known import KnownBlocks, snapshot_ids
 from torpor.store.manifest import ID, SnapshotInfo, open_manifest, read_manifest
@@ -89,7 +89,7 @@ class Store:
         except FileNotFoundError:
             return []
         try:
-            with told(self.path, "cannot list its snapshots"):
+            with as_store_errors(self.path, "cannot list its snapshots"):
                 return snapshot_ids(place)
         finally:
             place.close()
@@ -146,7 +146,7 @@ class Store:
         snapshot = (self.resolve(text) if isinstance(text, str) else text).id
         place = self._place()
         try:
-            with told(self.path, f"cannot read snapshot {snapshot}"):
+            with as_store_errors(self.path, f"cannot read snapshot {snapshot}"):
                 opened = open_manifest(place.snapshots, snapshot, self.path)
                 if opened is None:
                     raise NotFound(f"snapshot {snapshot} was removed just now", advice="see `torpor ls`")
@@ -204,10 +204,11 @@ class Store:
         place = self._place()
         try:
             for info in infos:
-                with told(self.path, f"cannot remove snapshot {info.id}"), contextlib.suppress(FileNotFoundError):
+                doing = f"cannot remove snapshot {info.id}"
+                with as_store_errors(self.path, doing), contextlib.suppress(FileNotFoundError):
                     self._changed.update(named_packs(place, info.id))
                     freed += unlink_snapshot(place, info.id)
-            with told(self.path, "cannot remove snapshots"):
+            with as_store_errors(self.path, "cannot remove snapshots"):
                 os.fsync(place.snapshots)
         finally:
             place.close()
@@ -217,7 +218,7 @@ class Store:
         except StoreError as error:
             return replace(report, kept=str(error), in_use=True)
         try:
-            with told(self.path, "cannot remove unneeded packs"):
+            with as_store_errors(self.path, "cannot remove unneeded packs"):
                 rest, packs = collect(place, [], dry_run=False)
         finally:
             place.close()
@@ -232,7 +233,7 @@ class Store:
         if not packs:
             return report
         try:
-            with told(self.path, "cannot free unneeded blocks"):
+            with as_store_errors(self.path, "cannot free unneeded blocks"):
                 gone = {info.id for info in report.snapshots}
                 shrunk = shrink(self.path, packs, gone, dry_run=report.dry_run, patience=patience)
         except StoreError as error:
@@ -246,7 +247,7 @@ class Store:
         except FileNotFoundError:
             return 0
         try:
-            with told(self.path, "its size cannot be seen"):
+            with as_store_errors(self.path, "its size cannot be seen"):
                 total = 0
                 for name in os.listdir(place.packs):
                     with contextlib.suppress(FileNotFoundError):  # a writer has just given it its name, or let it go
@@ -262,7 +263,7 @@ class Store:
         """
         place = self._place()
         try:
-            with told(self.path, f"cannot pin snapshot {id}"):
+            with as_store_errors(self.path, f"cannot pin snapshot {id}"):
                 try:
                     folder = os.open(id if ID.fullmatch(id) else "", DIRECTORY, dir_fd=place.snapshots)
                 except FileNotFoundError:
@@ -302,7 +303,7 @@ class Store:
         except FileNotFoundError:
             return PruneReport(dry_run=dry_run)
         try:
-            with told(self.path, "cannot prune"):
+            with as_store_errors(self.path, "cannot prune"):
                 wanted = (tags or {}).items()
                 counted = [
                     info
@@ -329,7 +330,7 @@ def _is_pinned(place: Place, snapshot: str) -> bool:
 
 def _list(place: Place, only: Collection[str] | None = None) -> list[SnapshotInfo]:
     infos = []
-    with told(place.path, "cannot list its snapshots"):
+    with as_store_errors(place.path, "cannot list its snapshots"):
         for snapshot in snapshot_ids(place) if only is None else sorted(filter(ID.fullmatch, only)):
             try:
                 info = look(place, snapshot)

@@ -17,7 +17,7 @@ from blake3 import blake3
 from torpor.errors import StoreError
 from torpor.store.blocks import MAX_BLOCK, MAX_BLOCKS, BlockTable, Index
 from torpor.store.collect import unlink_snapshot
-from torpor.store.files import DIRECTORY, PAGE, Place, create_file, readable, store_error, told, write_all
+from torpor.store.files import DIRECTORY, PAGE, Place, as_store_errors, create_file, readable, store_error, write_all
 from torpor.store.known import KnownBlocks, Pack, snapshot_ids
 from torpor.store.manifest import (
     KIND,
@@ -91,7 +91,7 @@ class SnapshotWriter:
         self._writing = 0
         self._failure: StoreError | None = None
         self._open = True
-        with told(place.path, "cannot list it"):
+        with as_store_errors(place.path, "cannot list it"):
             ids = snapshot_ids(place)
         self.id = new_id(ids[-1] if ids else None)
 
@@ -256,7 +256,7 @@ class SnapshotWriter:
         try:
             if self._failure:
                 raise self._failure
-            with told(self._place.path, f"cannot publish snapshot {self.id}"):
+            with as_store_errors(self._place.path, f"cannot publish snapshot {self.id}"):
                 if self._fd >= 0:
                     self._finish_pack()
                 return self._finish_manifest(body, summary, tuple(needs), notices, prove)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+import torpor
+
 ROOT = Path(__file__).parents[3]
 PACKAGES = {
     "torpor": "engine",
@@ -21,7 +23,7 @@ FLOORS = [
     {"arch", "errors", "util"},
     {"procfs"},
     {"remote"},
-    {"probe"},
+    {"probe", "processes"},
     {"image", "store"},
     {"objects"},
     {"dump", "restorer"},
@@ -69,7 +71,7 @@ def imported(name: str, path: Path) -> set[str]:
     names = names_imported(name, path)
     # What the package's own __init__ offers is the engine's interface: made of its upper floors.
     parts = {own_part(full) for full in names if full.partition(".")[0] in PACKAGES and full != "torpor"}
-    return {"restorer" if part in ("Job", "Snapshot", "Stats", "Store") else part for part in parts}
+    return {"restorer" if part in torpor.__all__ else part for part in parts}
 
 
 def floor(own: str) -> int:

@@ -9,7 +9,6 @@ import pytest
 
 from tests.unit.slurm.slurm_job import LINE, environment
 from torpor.errors import NotFound, Refused
-from torpor.probe import probe
 from torpor.util.inherited import signals
 from torpor_slurm import controller, site
 from torpor_slurm.allocation import Allocation, is_supervised
@@ -131,11 +130,11 @@ def test_what_cannot_be_kept_is_refused(more: dict[str, str], words: str) -> Non
 def test_a_site_is_judged_in_words() -> None:
     config = {"ProctrackType": "proctrack/linuxproc", "PreemptMode": "REQUEUE", "KillWait": "30", "JobRequeue": "0"}
     partitions = {"low": {"GraceTime": "120", "PreemptMode": "REQUEUE"}, "top": {"PreemptMode": "OFF"}}
-    found = {one.title: one for one in site.examine(config, partitions, probe(), 100 * 2**20)}
+    found = {one.title: one for one in site.examine(config, partitions, True, 100 * 2**20)}
     assert found["ProctrackType"].verdict == "limited"
     assert found["JobRequeue"].verdict == "limited"
     assert "jobs of up to 7.3 GiB of memory" in found["partition low"].means
-    suspending = site.examine({**config, "PreemptMode": "GANG,SUSPEND"}, {}, probe(), 1.0)
+    suspending = site.examine({**config, "PreemptMode": "GANG,SUSPEND"}, {}, True, 1.0)
     assert [one.verdict for one in suspending if one.name == "preempt_mode"] == ["no"]
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from tests.unit.slurm.slurm_job import LINE
 from torpor.errors import NotFound, Refused, RestoreFailed
-from torpor.image import image_pb2 as pb
+from torpor.image import Tree
 from torpor.store import SnapshotInfo
 from torpor_slurm import rollback
 from torpor_slurm.clean import clean
@@ -127,8 +127,8 @@ def test_the_environment_file_is_what_a_shell_reads(tmp_path: Path) -> None:
     assert told.stdout == b"it's\n$HOME2"
 
 
-def image_of(path: Path, flags: int, position: int, size: int, ino: int | None = None) -> pb.Tree:
-    image = pb.Tree()
+def image_of(path: Path, flags: int, position: int, size: int, ino: int | None = None) -> Tree:
+    image = Tree()
     description = image.descriptions.add(flags=flags)
     description.file.path = os.fsencode(path)
     description.file.position, description.file.size = position, size
@@ -259,7 +259,7 @@ def test_a_file_that_is_open_twice_keeps_all_that_was_in_it(tmp_path: Path) -> N
     """Of two lengths that a snapshot tells, as the file grew in between, the longer one counts."""
     path = tmp_path / "out"
     path.write_bytes(b"one, two, three")
-    image = pb.Tree()
+    image = Tree()
     for size in (8, 3):
         description = image.descriptions.add(flags=os.O_WRONLY | os.O_APPEND)
         description.file.path, description.file.size, description.file.ino = bytes(path), size, path.stat().st_ino

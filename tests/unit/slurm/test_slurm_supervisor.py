@@ -22,11 +22,11 @@ import pytest
 
 import torpor
 from tests.unit.slurm.slurm_job import LINE, environment
+from torpor import Stats, processes
 from torpor.errors import CheckpointFailed, NotFound, Reason, Refused, RestoreFailed, RestoreRefused, StoreError
-from torpor.image import image_pb2 as pb
+from torpor.image import Tree
 from torpor.store import SnapshotInfo
-from torpor.util import inherited
-from torpor_slurm import controller, processes, supervisor
+from torpor_slurm import controller, step, supervisor
 from torpor_slurm import home as homes
 from torpor_slurm.allocation import Allocation
 from torpor_slurm.controller import JobRecord, SlurmError
@@ -89,6 +89,13 @@ class Listener:
         return self._take("ended")
 
 
+def opened(image: Tree) -> Any:
+    """A snapshot of one process, open."""
+    image.processes.add()
+    info = SnapshotInfo("20261123-000000000-aaaaaa", "", "tree")
+    return nullcontext(SimpleNamespace(info=info, body=image.SerializeToString()))
+
+
 class Rig:
     """A supervisor in the middle of a run, and all that it touches."""
 
@@ -120,13 +127,14 @@ class Rig:
         monkeypatch.setattr(self.home, "prune", self._prune)
 
     def supervise(self, options: Options, ignored: frozenset[int] = frozenset()) -> Supervisor:
-        given = inherited.signals()._replace(ignored=ignored)
+        given = processes.inherited_signals()._replace(ignored=ignored)
         self.tried = Supervisor(["true"], self.allocation, self.home, options, given)
         self.tried.job, self.tried.record = self.app, self.record  # type: ignore[assignment]
         return self.tried
 
-    def _checkpoint(self, pid: int, *, then: str, tags: dict[str, str], **_: object) -> SnapshotInfo:
+    def _checkpoint(self, pid: int, *, then: str, tags: dict[str, str], stats: Stats, **_: object) -> SnapshotInfo:
         assert pid == self.app.tree_pid
+        stats.pause_ns = 5_000_000
         self.saves.append(then)
         self.tags.append(tags)
         if self.fail and (error := self.fail.pop(0)) is not None:
@@ -146,9 +154,7 @@ class Rig:
         self.requeued.append(job)
 
     def _open(self, _: object) -> Any:
-        image = pb.Tree()
-        image.timing.pause_ns = 5_000_000
-        return nullcontext(SimpleNamespace(body=image.SerializeToString()))
+        return opened(Tree())
 
     def _prune(self, restarts: int, found: object) -> None:
         assert restarts == 0
@@ -658,11 +664,10 @@ def grown(rig: Rig, tmp_path: Path) -> Path:
     """An output file that has grown since."""
     output = tmp_path / "output"
     output.write_bytes(b"onetwo")
-    image = pb.Tree()
+    image = Tree()
     kept = image.descriptions.add(flags=os.O_WRONLY | os.O_APPEND)
     kept.file.path, kept.file.size, kept.file.ino = bytes(output), 3, output.stat().st_ino
-    body = SimpleNamespace(body=image.SerializeToString())
-    rig.monkeypatch.setattr(rig.home.store, "open", lambda _: nullcontext(body))
+    rig.monkeypatch.setattr(rig.home.store, "open", lambda _: opened(image))
     return output
 
 
@@ -724,26 +729,15 @@ def test_only_a_changed_file_is_said_to_be_taken_as_it_is(rig: Rig) -> None:
 # ------------------------------------------------------------------------------------------- processes
 
 
-def test_the_memory_of_a_tree() -> None:
-    own = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    with subprocess.Popen(["sleep", "60"], stdout=subprocess.DEVNULL) as child:
-        try:
-            assert 0 < processes.resident(child.pid) < own < processes.resident(os.getpid()) + (1 << 20)
-            assert {f"/proc/{os.getpid()}", f"/proc/{child.pid}"} <= set(map(str, processes.processes(os.getpid())))
-        finally:
-            child.kill()
-    assert processes.resident(child.pid) == 0
-
-
 def test_a_srun_of_slurms_own_is_not_saved(rig: Rig, tmp_path: Path) -> None:
     """What it runs are Slurm's children."""
     srun = tmp_path / "srun"
     shutil.copy(shutil.which("sleep") or "", srun)
-    processes.refuse_steps(os.getpid())
+    step.refuse_real_srun(os.getpid())
     with subprocess.Popen([srun, "60"]) as child:
         try:
             with pytest.raises(Refused, match=f"srun, process {child.pid}"):
-                processes.refuse_steps(os.getpid())
+                step.refuse_real_srun(os.getpid())
             assert not rig.tried._save("kill")
             assert rig.saves == []
         finally:

@@ -282,8 +282,12 @@ class Tcp(Kind[TcpState]):
 CLIENTS = "TCP connections that others made will be seen reset, at port"
 
 
-def asked_at(notice: str) -> set[int]:
-    """The ports of the tree to which others were connected, by what is told of that; of another notice none."""
+def client_ports(notice: str) -> set[int]:
+    """The TCP ports at which a tree had clients from outside, by the notice of a snapshot that tells of them.
+
+    Args:
+        notice: one of `Snapshot.notices`; one about something else gives no ports.
+    """
     return set(map(int, notice.removeprefix(CLIENTS).split(","))) if notice.startswith(CLIENTS) else set()
 
 

@@ -18,7 +18,7 @@ from tests.unit.objects.fds.descriptor_tree import Acting, holder, opened
 from tests.unit.objects.sockets.descriptor_sockets import SERVER, sock, states
 from torpor.objects.fds import descriptors
 from torpor.objects.sockets import common
-from torpor.objects.sockets.tcp import asked_at
+from torpor.objects.sockets.tcp import client_ports
 
 
 def test_a_socket_is_judged_when_its_process_has_ended_since_the_thaw() -> None:
@@ -109,8 +109,8 @@ wait()
     assert f"to 127.0.0.1:{port}" in tcp
     assert tcp.endswith(" and 2 more")
     assert served.startswith("TCP connections that others made will be seen reset, at port ")
-    assert asked_at(served) == {fds["served"]}
-    assert not any(map(asked_at, (terminal, unix, tcp, early)))
+    assert client_ports(served) == {fds["served"]}
+    assert not any(map(client_ports, (terminal, unix, tcp, early)))
     assert early.endswith("not accepted yet are lost: 1")
     assert f"to the unix socket @{name[1:].decode()}" in unix
     assert "/dev/pts/" in terminal
