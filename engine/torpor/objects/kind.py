@@ -296,6 +296,10 @@ class Opening:
     """What is to be done when all descriptions are there."""
     stack: ExitStack = field(default_factory=ExitStack)
     """What is needed until then."""
+    to_watch: list[Callable[[], None]] = field(default_factory=list)
+    """What is to be done when all names are as they are to be."""
+    when_built: list[Callable[[], None]] = field(default_factory=list)
+    """What is to be done when the tree stands, once or more often."""
     at_last: list[Callable[[], None]] = field(default_factory=list)
     """What is to be done when the tree is let go."""
 

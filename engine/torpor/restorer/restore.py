@@ -273,10 +273,6 @@ class _Material:
             shared = self._keep(shared_memory.open_all(image, reader, self.base, openers, warnings))
             for_writing: dict[int, dict[int, int]] = {pb.Vma.FILE_SHARED: files, pb.Vma.SHARED: shared}
             for_reading = self._keep(mapped_files.open_for_reading(image, for_writing, self.base))
-            opened = self._stack.enter_context(
-                descriptors.open_all(image, shared.__getitem__, stdio, terminal, openers)
-            )
-            opened.warnings += warnings
             packs = {number: self._high(reader.pack_fd(number), close=False) for number in set(reader.blocks.packs)}
             entered: dict[tuple[bytes, bytes, Opener], int] = {}
 
@@ -286,8 +282,13 @@ class _Material:
                     entered[key] = self._high(directories.enter(path, inode, key[2], openers.removed), close=True)
                 return entered[key]
 
+            # Before there is anybody who watches: those that were removed are made anew.
             working = {one.pid: enter(one, one.cwd, one.cwd_inode) for one in living(image)}
             roots = {one.pid: enter(one, one.root, one.root_inode) for one in living(image) if one.root}
+            opened = self._stack.enter_context(
+                descriptors.open_all(image, shared.__getitem__, stdio, terminal, openers)
+            )
+            opened.warnings += warnings
             sources = Sources(files, shared, packs, reader.blocks, for_reading)
             self.held = RestorerFds(opened, sources, working, roots, reader.peek)
             self._stack = self._stack.pop_all()
@@ -363,7 +364,7 @@ def _wake(
                 ),
                 init.own_status_fd,
             )
-            material.held.opened.close_terminals()
+            material.held.opened.built()
             verification.look(image, builder.pids)
             if prove:
                 verification.prove(image, builder.standing(image))

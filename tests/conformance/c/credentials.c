@@ -40,6 +40,15 @@ int main(void)
 	chmod(in_dir("."), 0777); /* who we become must still be able to speak */
 	const gid_t groups[] = {1234, 5678, 9999};
 	prctl(PR_CAPBSET_DROP, CAP_SYS_MODULE);
+	/* One that its programs may have if the file says so, and no other program any more. */
+	struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
+	struct __user_cap_data_struct data[2];
+	if (syscall(SYS_capget, &header, data))
+		give_up("capget");
+	data[0].inheritable |= 1 << CAP_NET_RAW;
+	if (syscall(SYS_capset, &header, data))
+		give_up("capset");
+	prctl(PR_CAPBSET_DROP, CAP_NET_RAW);
 	pid_t child = fork(); /* one keeps some capabilities, the other gives up everything */
 	if (setgroups(3, groups) || setresgid(2001, 2002, 2003))
 		give_up("groups");
@@ -47,12 +56,11 @@ int main(void)
 		prctl(PR_SET_KEEPCAPS, 1);
 		if (setresuid(1001, 1001, 1001))
 			give_up("setresuid");
-		struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
-		struct __user_cap_data_struct data[2] = {
+		struct __user_cap_data_struct kept[2] = {
 			{.permitted = 1 << CAP_KILL | 1 << CAP_NET_BIND_SERVICE,
 			 .effective = 1 << CAP_KILL,
-			 .inheritable = 1 << CAP_NET_BIND_SERVICE}};
-		if (syscall(SYS_capset, &header, data) ||
+			 .inheritable = 1 << CAP_NET_BIND_SERVICE | 1 << CAP_NET_RAW}};
+		if (syscall(SYS_capset, &header, kept) ||
 		    prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, CAP_NET_BIND_SERVICE, 0, 0))
 			give_up("capset");
 	} else if (setresuid(1001, 1002, 1003)) {

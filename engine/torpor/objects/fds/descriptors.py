@@ -305,6 +305,8 @@ class Opened:
     """The same for the terminals that sessions have, by their index."""
     warnings: list[str] = field(default_factory=list)
     """What is not as it was, in words."""
+    when_built: list[Callable[[], None]] = field(default_factory=list)
+    """What is to be done when the tree stands."""
     at_last: list[Callable[[], None]] = field(default_factory=list)
     """What is to be done when the tree is let go."""
 
@@ -320,6 +322,7 @@ class Opened:
         Raises:
             RestoreFailed: the kernel refuses.
         """
+        self.built()
         try:
             for act in self.at_last:
                 act()
@@ -328,11 +331,17 @@ class Opened:
 
     def close(self) -> None:
         """Close the slots. What processes hold by now stays open."""
-        self.close_terminals()
+        self._close_terminals()
         while self.slots:
             os.close(self.slots.popitem()[1])
 
-    def close_terminals(self) -> None:
+    def built(self) -> None:
+        """The tree stands: from now on nothing but itself is to be seen in its descriptors."""
+        self._close_terminals()
+        for act in self.when_built:
+            act()
+
+    def _close_terminals(self) -> None:
         """Close those of the sessions, which have them by now: one that nobody else has open hangs up."""
         while self.terminals:
             os.close(self.terminals.popitem()[1])
@@ -384,7 +393,7 @@ def open_all(
         RestoreFailed: a description cannot be opened; none is left.
     """
     opening = Opening(image, stdio, shared, first_slot(image), openers or Openers(image))
-    opened = Opened(opening.slots, opening.terminals, opening.warnings, opening.at_last)
+    opened = Opened(opening.slots, opening.terminals, opening.warnings, opening.when_built, opening.at_last)
     try:
         if terminal >= 0 and (lost := ptys.lost(image)) is not None:
             opening.keep_terminal(lost, terminal)
@@ -393,6 +402,8 @@ def open_all(
                 kind.open(mine, opening)
             for act in opening.later:
                 act()
+        for act in opening.to_watch:
+            act()
         locks.take(image, opening.slots)
     except BaseException:
         opened.close()

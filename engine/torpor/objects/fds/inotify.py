@@ -20,6 +20,7 @@ import termios
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +40,13 @@ from torpor.objects.kind import (
     Problem,
     Seen,
     borrowed,
+    naming,
 )
 from torpor.objects.paths import inode_search
 from torpor.objects.paths.inode_search import Key
 from torpor.objects.paths.opener import Opener, Openers
-from torpor.remote.sys import closed_on_error, syscall
+from torpor.objects.sockets import common
+from torpor.remote.sys import syscall
 
 INOTIFY_IOC_SETNEXTWD = 0x40044900
 """_IOW('I', 0, __s32) (include/uapi/linux/inotify.h); kernels with CONFIG_CHECKPOINT_RESTORE."""
@@ -150,11 +153,11 @@ class Inotify(Kind[InotifyState]):
                 os.close(fd)
 
     def make(self, description: Description, opening: Opening) -> int:
-        """With each watch under its number."""
-        with closed_on_error(syscall(NR.inotify_init1, os.O_CLOEXEC)) as fd:
-            for watch in description.inotify.watches:
-                _add_as(fd, watch, opening)
-            return fd
+        """Watches come when all else is made, of which they would tell; what is done then they forget."""
+        index = opening.making
+        opening.to_watch.append(partial(_watch, index, description, opening))
+        opening.when_built.append(partial(_forget, index, opening))
+        return syscall(NR.inotify_init1, os.O_CLOEXEC)
 
 
 # ---------------------------------------------------------------------------------------------------- names
@@ -232,6 +235,21 @@ def _add(fd: int, watch: InotifyMessage.Watch, opener: Opener) -> int:
         return opener.call(NR.inotify_add_watch, fd, b"/proc/self/fd/%d\0" % found, watch.mask)
     finally:
         os.close(found)
+
+
+def _watch(index: int, description: Description, opening: Opening) -> None:
+    """Add each watch under its number."""
+    opening.making = index
+    with naming(description):
+        for watch in description.inotify.watches:
+            _add_as(opening.slots[index], watch, opening)
+
+
+def _forget(index: int, opening: Opening) -> None:
+    """Take out what waits to be read: nothing did."""
+    fd = opening.slots[index]
+    while size := common.queued(fd):
+        os.read(fd, size)
 
 
 def _add_as(fd: int, watch: InotifyMessage.Watch, opening: Opening) -> None:

@@ -245,8 +245,9 @@ def _grab_slave(held: OpenFile[TerminalState], copy: int, state: TerminalState) 
     if asked_number(copy, termios.TIOCGETD):
         state.problems.append(Problem("it has a line discipline of its own (TIOCSETD)", CLOSE))
     events = _events(copy)  # it waits for what is on its way from the master
-    if events & select.POLLIN:
-        state.problems.append(_waiting("typed", asked_number(copy, termios.FIONREAD) or 0))
+    # Fewer bytes than a read waits for (VMIN) are no event, and are there all the same.
+    if (count := asked_number(copy, termios.FIONREAD) or 0) or events & select.POLLIN:
+        state.problems.append(_waiting("typed", count))
     image.stopped = not events & select.POLLOUT
 
 

@@ -149,6 +149,10 @@ def set_credentials(image: pb.Credentials, thread: pb.Thread, rights: Rights) ->
         if securebits & SECBIT_KEEP_CAPS:  # which takes no capability to be set
             yield Call(NR.prctl, (PR_SET_KEEPCAPS, 1, 0, 0, 0), 0, "keeping capabilities when ids change")
         return
+    inheritable = image.cap_inheritable & rights.capabilities
+    own = rights.capabilities
+    if inheritable & ~image.cap_bounding:  # it was made inheritable before it was dropped (cap_capset())
+        yield _set_capabilities(own, own, inheritable, "making capabilities inheritable")
     yield from drop_bounding(image.cap_bounding, rights)
     groups = struct.pack(f"<{len(image.groups)}I", *image.groups)
     yield Call(NR.prctl, (PR_SET_KEEPCAPS, 1, 0, 0, 0), 0, "keeping capabilities while ids change")
@@ -158,10 +162,9 @@ def set_credentials(image: pb.Credentials, thread: pb.Thread, rights: Rights) ->
     yield Call(NR.setresuid, tuple(image.uids[:3]), 0, "setting user ids")
     yield Call(NR.setfsuid, (image.uids[3],), None, "setting the file system's user id")
     permitted = image.cap_permitted & rights.capabilities
-    inheritable = image.cap_inheritable & rights.capabilities
     if securebits:
         # Needs CAP_SETPCAP, which the image may not have: it is asked for before that goes.
-        yield _set_capabilities(rights.capabilities, rights.capabilities, 0, "taking up own capabilities again")
+        yield _set_capabilities(own, own, inheritable, "taking up own capabilities again")
         yield Call(NR.prctl, (PR_SET_SECUREBITS, securebits, 0, 0, 0), 0, "setting securebits")
     else:
         yield Call(NR.prctl, (PR_SET_KEEPCAPS, 0, 0, 0, 0), 0, "no longer keeping capabilities")

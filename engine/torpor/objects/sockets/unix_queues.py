@@ -86,23 +86,26 @@ def _peek(copy: int, state: SocketState, queue: Queue) -> None:
     elif state.family.type == socket.SOCK_STREAM:
         if state.queued:
             _peek_stream(copy, state.queued, queue)
-    elif state.events & select.POLLERR and state.family.type == socket.SOCK_DGRAM:
+    elif state.events & select.POLLERR and (state.queued or state.family.type == socket.SOCK_DGRAM):
+        # Of packets, too (net/core/datagram.c, __skb_try_recv_datagram()); one that was reset has it as it was.
         queue.lost = "an error waits in it, which a look into its queue would take out"
+    elif state.events & select.POLLERR:
+        return
     elif state.events & select.POLLIN:
         with common.peeking_on(copy):
             _peek_messages(copy, state, queue)
 
 
 def _peek_stream(copy: int, size: int, queue: Queue) -> None:
-    whole = _next(copy, size, queue)
-    queue.messages.append(whole)
-    if len(whole.content) == size and not whole.rights:
-        return
-    if whole.rights:
-        with suppress(BlockingIOError), common.peeking_on(copy):  # it ends before its size says
-            _peek_pieces(copy, size, whole, queue)
-    if sum(len(message.content) for message in queue.messages) != size:
-        queue.lost = "not all that is in its queue can be seen"
+    # It may end before its size says: the kernel goes on to count an urgent byte that was passed over.
+    with suppress(BlockingIOError):
+        whole = _next(copy, size, queue)
+        queue.messages.append(whole)
+        if len(whole.content) < size or whole.rights:
+            with common.peeking_on(copy):
+                _peek_pieces(copy, size, whole, queue)
+        if sum(len(message.content) for message in queue.messages) != size:
+            queue.lost = "not all that is in its queue can be seen"
 
 
 def _peek_pieces(copy: int, size: int, message: Message, queue: Queue) -> None:

@@ -422,3 +422,5 @@ def _finish_widow(opening: Opening, index: int, far: socket.socket) -> None:
         common.set_options(near, unix.options, OPTIONS)
         if unix.reset:
             near.send(b"x")  # an end that is closed with unread data resets the other (net/unix/af_unix.c)
+        if unix.type == socket.SOCK_DGRAM:  # others are shut by that
+            unix_names.shut(near, unix)
