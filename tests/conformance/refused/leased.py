@@ -1,6 +1,8 @@
-"""A lease on a file without a name: to read what it holds would break that."""
+"""Leases on a file without a name and on one that is mapped: to look at what they hold would break them."""
 
+import ctypes
 import fcntl
+import mmap
 import os
 import signal
 import sys
@@ -11,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "programs"))
 from ready import HERE, judge, ready_and_wait, same
 
 F_SETLEASE, F_GETLEASE = 1024, 1025
+LIBC = ctypes.CDLL(None)  # the module mmap duplicates the descriptor
 
 
 def main() -> None:
@@ -19,9 +22,13 @@ def main() -> None:
     os.unlink(HERE / "gone")
     os.write(gone, b"content")
     fcntl.fcntl(gone, F_SETLEASE, fcntl.F_WRLCK)
-    (HERE / "numbers").write_text(f"{gone}")
+    there = os.open(HERE / "mapped", os.O_RDWR | os.O_CREAT)
+    os.write(there, b"content")
+    LIBC.mmap(None, 7, mmap.PROT_READ, mmap.MAP_PRIVATE, there, ctypes.c_long(0))
+    fcntl.fcntl(there, F_SETLEASE, fcntl.F_WRLCK)
+    (HERE / "numbers").write_text(f"{gone} {there}")
     ready_and_wait()
-    same(fcntl.fcntl(gone, F_GETLEASE), fcntl.F_WRLCK, "the lease")
+    same([fcntl.fcntl(fd, F_GETLEASE) for fd in (gone, there)], [fcntl.F_WRLCK] * 2, "the leases")
     same(signal.sigpending() & {signal.SIGIO}, set(), "whoever has a lease was told of a breach")
 
 

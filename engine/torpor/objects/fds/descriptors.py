@@ -22,6 +22,7 @@ import resource
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -270,7 +271,18 @@ def _judge(held: OpenFile[Any], tree: GrabbedDescriptors) -> Iterator[Problem]:
             f"{OUTSIDE} ({outside})",
             "close it, or checkpoint the whole tree of which both ends are a part",
         )
+    if id(held) in tree.lease_signals and _is_mapped(held, tree):
+        yield Problem("it has a lease (F_SETLEASE) and is mapped, and to open it would break that", "give the lease up")
     yield from held.kind.judge(held, tree)
+
+
+def _is_mapped(held: OpenFile[Any], tree: GrabbedDescriptors) -> bool:
+    """Whether a process of the tree has a file in its memory, which is opened to be looked at."""
+    for pid in tree.pids:
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has ended
+            if any(one.inode == held.stat.st_ino and one.name[:1] == b"/" for one in procfs.mappings(pid)):
+                return True
+    return False
 
 
 def _shared_tables(pids: Sequence[int]) -> Iterator[Reason]:
