@@ -63,6 +63,8 @@ KINDS: dict[str, dict[str, int]] = {
 PIPE, PAIR, COUNTER, FULL, LOCK = range(5)
 WAITS = [PIPE] * 4 + [PAIR] * 2 + [COUNTER] * 2 + [FULL] + [LOCK] * 2 + [None] * 9
 """By what an actor waits for (player.h): at what, which one alone may."""
+FIRST_MOMENT = 15
+"""From which on a wait ends by itself."""
 
 MAKES = {
     "open": (0,), "nameless": (0,), "memfd": (0,), "device": (0,), "pipe": (0, 1), "socketpair": (0, 1), "tcp": (0, 1),

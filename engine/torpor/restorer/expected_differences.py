@@ -250,6 +250,7 @@ ALLOWED: Final = (
         "Small files that the job made",
         at="saves",
     ),
+    Allowed("folders", "those on the way to small files: see there", "Small files that the job made", at="saves"),
     Allowed("bundles[]", _AGAIN, _REMOVED_PROGRAM, _removed),
     Allowed("files[]", _AGAIN, _REMOVED_PROGRAM, _removed),
     Allowed("files[]", "a bundled file that is gone comes back in memory", _MAPPED, _in_memory),

@@ -117,6 +117,8 @@ def main() -> None:
         change(listener)
         client = socket.create_connection(listener.getsockname()[:2])
         server = listener.accept()[0]
+        for lingers in (1, 0):  # of one that lingers no more the time is still told
+            server.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("2i", lingers, 7))
         change(client)
         datagrams, connected = (socket.socket(family, socket.SOCK_DGRAM) for _ in range(2))
         datagrams.bind((host, 0))

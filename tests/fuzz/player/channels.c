@@ -163,7 +163,9 @@ static long send_(const long *a)
 	}
 	if (is_reset(fd_of(a[0])))
 		return -2;
-	return sendmsg(fd_of(a[0]), &message, MSG_DONTWAIT | MSG_NOSIGNAL);
+	long size = sendmsg(fd_of(a[0]), &message, MSG_DONTWAIT | MSG_NOSIGNAL);
+	arrive(fd_of(a[0]));
+	return size;
 }
 
 /* descriptor, bytes, descriptor for one that comes along */
@@ -232,8 +234,17 @@ static long alone(const long *a)
 static long urgent(const long *a)
 {
 	char byte = (char)('a' + a[1] % 26);
+	int domain;
+	socklen_t length = sizeof(domain);
 
-	return send(fd_of(a[0]), &byte, 1, MSG_OOB | MSG_DONTWAIT | MSG_NOSIGNAL);
+	/* Of a unix socket that has gone by one the kernel still counts it (FIONREAD), which nothing can bring about. */
+	if (getsockopt(fd_of(a[0]), SOL_SOCKET, SO_DOMAIN, &domain, &length) || domain == AF_UNIX)
+		return -2;
+	if (is_reset(fd_of(a[0])))
+		return -2;
+	long size = send(fd_of(a[0]), &byte, 1, MSG_OOB | MSG_DONTWAIT | MSG_NOSIGNAL);
+	arrive(fd_of(a[0]));
+	return size;
 }
 
 static long linger(const long *a)
@@ -246,8 +257,14 @@ static long linger(const long *a)
 static long shut(const long *a)
 {
 	static const int how[] = {SHUT_RD, SHUT_WR, SHUT_RDWR};
+	int protocol, one = how[a[1] % 3];
+	socklen_t length = sizeof(protocol);
 
-	return shutdown(fd_of(a[0]), how[a[1] % 3]);
+	/* UDP that is shut for writing alone is not kept (docs/objects.md). */
+	if (!getsockopt(fd_of(a[0]), SOL_SOCKET, SO_PROTOCOL, &protocol, &length) && protocol == IPPROTO_UDP &&
+	    one == SHUT_WR)
+		one = SHUT_RDWR;
+	return shutdown(fd_of(a[0]), one);
 }
 
 static const struct {
@@ -301,7 +318,9 @@ static long ready(const long *a)
 	socklen_t size = sizeof(type);
 	if (S_ISSOCK(it.st_mode) && !getsockopt(one.fd, SOL_SOCKET, SO_TYPE, &type, &size) && type == SOCK_DGRAM)
 		one.revents &= ~POLLERR;
-	/* What lies in a pipe that nobody reads is lost. */
+	/* What lies in a pipe that nobody reads is lost, and with it that it is full. */
+	if (S_ISFIFO(it.st_mode) && one.revents & POLLERR)
+		one.revents &= ~POLLOUT;
 	if ((S_ISFIFO(it.st_mode) || S_ISSOCK(it.st_mode)) && !(one.revents & POLLERR) &&
 	    !ioctl(fd_of(a[0]), FIONREAD, &waiting))
 		say(" %d wait", waiting);
@@ -321,10 +340,14 @@ static long event(const long *a)
 static long count(const long *a)
 {
 	uint64_t value = (uint64_t)a[2] % 100 + 1;
+
+	if (is_terminal(fd_of(a[0])) || is_reset(fd_of(a[0])))
+		return -2;
 	int flags = impatient(fd_of(a[0]));
 	long size = a[1] % 2 ? write(fd_of(a[0]), &value, 8) : read(fd_of(a[0]), &value, 8);
 
 	patient(fd_of(a[0]), flags);
+	arrive(fd_of(a[0]));
 	return size < 0 ? -1 : (long)value % 100000;
 }
 
@@ -394,6 +417,9 @@ static long signals(const long *a)
 static long taken(const long *a)
 {
 	struct signalfd_siginfo info;
+
+	if (is_terminal(fd_of(a[0])) || is_reset(fd_of(a[0])))
+		return -2;
 	int flags = impatient(fd_of(a[0]));
 	long size = read(fd_of(a[0]), &info, sizeof(info));
 
@@ -417,6 +443,9 @@ static long inotify(const long *a)
 static long news(const long *a)
 {
 	_Alignas(8) char text[8192];
+
+	if (is_terminal(fd_of(a[0])) || is_reset(fd_of(a[0])))
+		return -2;
 	int flags = impatient(fd_of(a[0]));
 	long size = read(fd_of(a[0]), text, sizeof(text)), number = 0;
 

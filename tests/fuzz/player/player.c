@@ -7,8 +7,10 @@
  */
 #include "player.h"
 
+#include <linux/sockios.h>
 #include <poll.h>
 #include <stdarg.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
@@ -86,6 +88,44 @@ bool is_reset(int fd)
 
 	forget_unreached(fd);
 	return !fstat(fd, &it) && S_ISSOCK(it.st_mode) && poll(&one, 1, 0) == 1 && one.revents & POLLERR;
+}
+
+bool leads_to(int fd, const char *link)
+{
+	char path[64], text[64] = "";
+
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+	return readlink(path, text, sizeof(text) - 1) > 0 && !strcmp(text, link);
+}
+
+bool is_terminal(int fd)
+{
+	int error = errno;
+	bool found = isatty(fd);
+
+	errno = error;
+	return found;
+}
+
+/* What was written to the master of a pseudo terminal is taken, and echoed, by the kernel's workers some time later,
+ * or by the first who asks the other side. Of TCP little data waits until what came before was acknowledged (Nagle),
+ * which takes up to 40 ms. */
+void arrive(int fd)
+{
+	struct timespec moment = {.tv_nsec = 1000000};
+	int number, left, error = errno;
+
+	for (int i = 0; i < 60 && !ioctl(fd, SIOCOUTQNSD, &left) && left > 0; i++)
+		nanosleep(&moment, NULL);
+	if (!ioctl(fd, TIOCGPTN, &number)) {
+		struct pollfd slave = {.fd = ioctl(fd, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_NONBLOCK), .events = POLLIN};
+
+		if (slave.fd >= 0) {
+			poll(&slave, 1, 0);
+			close(slave.fd);
+		}
+	}
+	errno = error;
 }
 
 void patient(int fd, int flags)

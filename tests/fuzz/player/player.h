@@ -33,7 +33,7 @@ struct step {
 
 struct actor {
 	int pid, tid;
-	bool thread;
+	bool thread, executed;
 	int kind; /* of the call that it waits in; see waits.c */
 	long result;
 	_Atomic uint32_t word, back; /* futexes: what it waits at, and that its call is over */
@@ -95,6 +95,9 @@ long place_fd(int fd, long index); /* move to the number of an index; the index 
 int impatient(int fd); /* make it one that does not wait, for the others would, too: its flags before, or -1 */
 void patient(int fd, int flags);
 bool is_reset(int fd);
+bool is_terminal(int fd); /* or the other side of one: what was written there arrives some time later */
+bool leads_to(int fd, const char *link);
+void arrive(int fd); /* see to it that what was written is where others look for it */
 void forget_unreached(int fd);
 bool has_threads(void);	 /* this process, besides its first one, or had some */
 void begin_waits(void);	 /* make what is waited at */

@@ -66,6 +66,7 @@ static long exec(const long *a)
 	(void)a;
 	snprintf(number, sizeof(number), "%d", me);
 	say(" goes\n");
+	shared->actors[me].executed = true;
 	execl("/proc/self/exe", "player", number, (char *)NULL);
 	return -1;
 }
@@ -91,6 +92,11 @@ static long session(const long *a)
 /* whom, to whose group */
 static long group(const long *a)
 {
+	struct actor *whom = &shared->actors[a[0] % ACTORS];
+
+	/* Whether a woken child has called execve(2) is not kept, after which it may not be moved (docs/objects.md). */
+	if (whom->executed && whom->pid != getpid())
+		return -2;
 	return setpgid(shared->actors[a[0] % ACTORS].pid, shared->actors[a[1] % ACTORS].pid);
 }
 

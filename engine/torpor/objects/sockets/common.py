@@ -194,6 +194,9 @@ NETLINK: dict[Key, int] = {
     (270, name): 4
     for name in (3, 4, 5, 8, 10, 11, 12)
 }
+_LINGER: Key = (_SOL, socket.SO_LINGER)
+_LINGERS = struct.Struct("=2i")
+"""struct linger."""
 FILTER: Key = (_SOL, SO_GET_FILTER)
 FILTERS: dict[Key, int] = {FILTER: 4096 * 8, (_SOL, 44): 4}
 """Of sockets that may have a packet filter (SO_ATTACH_FILTER): struct sock_filter, each; and SO_LOCK_FILTER."""
@@ -477,6 +480,9 @@ def set_option(sock: socket.socket, key: Key, value: bytes) -> None:
             program = Words(len(value) // _INSTRUCTION, value)  # struct sock_fprog
             syscall(NR.setsockopt, sock.fileno(), *key, program, 2 * 8)
         else:
+            if key == _LINGER and not _LINGERS.unpack(value)[0]:
+                # The time is taken only while it lingers, and told later, too (net/core/sock.c, sk_setsockopt).
+                sock.setsockopt(*key, _LINGERS.pack(1, _LINGERS.unpack(value)[1]))
             sock.setsockopt(*key, value)
     except OSError as error:
         text = f"option {key[0]}/{key[1]} cannot be set: {error.strerror}"
