@@ -18,7 +18,7 @@ WORDS = {
     "dispatch.c": ["dispatch"],
     "dnotify.c": ["dnotify"],
     "for_children.c": ["a new pid namespace", "another time namespace"],
-    "in_flight.py": ["pidfd", "credentials", "nobody in the tree has that name"],
+    "in_flight.py": ["pidfd", "/status is on its way", "credentials", "nobody in the tree has that name"],
     "io_uring.c": ["io_uring", "idle"],
     "leased.py": ["it has a lease (F_SETLEASE), and to read", "it has a lease (F_SETLEASE) and is mapped"],
     "message_queue.c": ["1 messages lie in the POSIX message queue", "notifies process"],

@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from torpor.image import image_pb2 as pb
+from torpor.objects.paths.directories import is_makeshift
 from torpor.objects.paths.opener import O_TMPFILE
 from torpor.objects.sockets.tcp_connections import BEFORE_MPTCP_CONNECTS, IPPROTO_MPTCP
 
@@ -47,6 +48,7 @@ _AGAIN = "memory without a name comes back as a memfd, and a program that was re
 _LATER = "it is read when the tree is saved, and not by who builds it"
 _JUDGED = "another host may have it otherwise, as far as the restore found it good before it began"
 _WARNED = "what the restorer may not give is less, and a warning says so"
+_SHOWN = "it was removed, and something else has its name by now; a warning says so"
 _UNSEEN_FLAGS: Final = 0o100000 | os.O_NOFOLLOW
 """O_LARGEFILE, which each open(2) of 64 bit programs sets, and flags that count while a file is opened only."""
 _TEMPORARY: Final = O_TMPFILE | os.O_DIRECTORY  # an older kernel sees the second alone, and refuses
@@ -55,6 +57,14 @@ _SI_KERNEL: Final = 0x80
 _V6ONLY: Final = (socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
 _ALARMS: Final = (signal.SIGALRM, signal.SIGVTALRM, signal.SIGPROF)
 _TERMINAL_STOPS: Final = (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
+
+
+def _cwd_elsewhere(before: Any, after: Any) -> bool:
+    return bool(before.cwd_inode.removed and after.cwd_inode.removed and is_makeshift(after.cwd))
+
+
+def _elsewhere(before: Any, after: Any) -> bool:
+    return bool(before.inode.removed and after.inode.removed and is_makeshift(after.path))
 
 
 def _removed(before: Any, after: Any) -> bool:
@@ -230,6 +240,7 @@ ALLOWED: Final = (
         "Current directory",
         lambda before, after: before.cwd_inode.removed and after.cwd_inode.removed,
     ),
+    Allowed("processes.cwd", _SHOWN, "Current directory", _cwd_elsewhere),
     *(
         Allowed(f"processes.credentials.cap_{field}", _WARNED, _CAPABILITIES, _fewer(f"cap_{field}"), at="building")
         for field in ("inheritable", "permitted", "effective", "bounding", "ambient")
@@ -287,6 +298,8 @@ ALLOWED: Final = (
     Allowed("descriptions.directory.inode", _JUDGED, _DIRECTORIES, at="building"),
     Allowed("descriptions.directory.inode.dev", _PROC, _DIRECTORIES),
     Allowed("descriptions.directory.inode", _NEW, _DIRECTORIES, _removed_inode),
+    Allowed("descriptions.directory.path", _SHOWN, _DIRECTORIES, _elsewhere),
+    Allowed("descriptions.fifo.path", _SHOWN, _FIFOS, _elsewhere),
     Allowed("descriptions.fifo.inode", _JUDGED, _FIFOS, at="building"),
     Allowed("descriptions.fifo.inode", _NEW, _FIFOS, _removed_inode),
     Allowed("descriptions.queue.inode", _NEW, "POSIX message queues (`"),

@@ -280,6 +280,8 @@ class _Material:
                 key = path, inode.SerializeToString(deterministic=True), openers.process(process)
                 if key not in entered:
                     entered[key] = self._high(directories.enter(path, inode, key[2], openers.removed), close=True)
+                    if inode.removed:
+                        warnings.extend(directories.shown_otherwise(path, entered[key]))
                 return entered[key]
 
             # Before there is anybody who watches: those that were removed are made anew.

@@ -36,9 +36,11 @@ def main() -> None:
     writer = os.open(HERE / "fifo", os.O_WRONLY)
     os.write(writer, b"what waits")
     os.unlink(HERE / "fifo")
+    os.mkfifo(HERE / "fifo")  # another one has its name
     (HERE / "gone").rmdir()
     (HERE / "above" / "below").rmdir()
     (HERE / "above").rmdir()
+    (HERE / "above" / "below" / "kept").mkdir(parents=True)  # whose names are had, too
     was = {fd: fcntl.fcntl(fd, fcntl.F_GETFL) for fd in (here, below, plainly)}
     ours, theirs = os.pipe(), os.pipe()
     child = os.fork()
@@ -50,7 +52,8 @@ def main() -> None:
     ready_and_wait()
     expect(nowhere(), "the current directory is one that was removed")
     same(os.path.samestat(os.stat("."), os.fstat(here)), True, "a descriptor of the current directory leads to it")
-    same(os.listdir(here), [], "what is in it")
+    same((os.listdir(here), os.listdir(plainly)), ([], []), "what is in those that were removed")
+    same(os.listdir(HERE / "above" / "below"), ["kept"], "what is in the directory that has such a name")
     same(stat.S_IMODE(os.fstat(below).st_mode), 0o751, "the mode of another one")
     for fd, flags in was.items():
         same(fcntl.fcntl(fd, fcntl.F_GETFL), flags, f"flags of descriptor {fd}")

@@ -28,7 +28,7 @@ from torpor.objects.kind import (
     why_not_by_name,
     words,
 )
-from torpor.objects.paths.directories import describe, give, may_be_made, somewhere
+from torpor.objects.paths.directories import describe, give, may_be_made, shown_otherwise, somewhere
 from torpor.objects.paths.file_names import DELETED
 from torpor.objects.paths.opener import Identity, Opener, Openers
 from torpor.objects.sockets import common
@@ -126,6 +126,8 @@ class Fifo(Pipe):
             with naming(mine[indexes[0]]):
                 opener = opening.openers.description(indexes[0])
                 both = (_make if mine[indexes[0]].fifo.inode.removed else _open)(mine[indexes[0]], opener)
+                if mine[indexes[0]].fifo.inode.removed:
+                    opening.warnings += shown_otherwise(mine[indexes[0]].fifo.path, both)
                 try:
                     fill(opening.image.pipes[number], both, opening.warnings)
                     for index in indexes:

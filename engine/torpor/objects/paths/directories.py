@@ -23,6 +23,7 @@ from torpor.objects.paths.file_names import DELETED
 from torpor.objects.paths.opener import Identity, Opener
 from torpor.remote.sys import closed_on_error
 
+_MAKESHIFT = b".torpor-"
 _SPARE = (b"/tmp", b"/dev/shm")
 """Where a removed directory is made when none of those that were above it can take it."""
 
@@ -140,10 +141,23 @@ def somewhere(path: bytes, opener: Opener, make: Callable[[bytes], int]) -> int:
     for place in _places(path):
         try:
             # Not by PID: another restore may have the same one, in a capsule or on a node that shares the place.
-            return make(place + b"/.torpor-" + os.urandom(8).hex().encode())
+            return make(place + b"/" + _MAKESHIFT + os.urandom(8).hex().encode())
         except OSError as error:
             failed = error
     raise failed
+
+
+def shown_otherwise(path: bytes, fd: int) -> list[str]:
+    """Say that what was removed and made anew bears another name than before, in words for people; else nothing."""
+    name = os.fsencode(os.readlink(f"/proc/self/fd/{fd}")).removesuffix(os.fsencode(DELETED))
+    if not is_makeshift(name):
+        return []
+    return [f"{os.fsdecode(path)}, which was removed, is shown as {os.fsdecode(name)}: its name was taken"]
+
+
+def is_makeshift(path: bytes) -> bool:
+    """Whether it is the name of what was made near its old one by `somewhere`."""
+    return os.path.basename(path).startswith(_MAKESHIFT)
 
 
 @contextmanager

@@ -9,8 +9,8 @@ Refused: connections to sockets outside the tree (but for standard input, output
 name), unless they are to come back as closed by the peer (`torpor checkpoint --outside=reset`); data on a connection
 that was not accepted, which nobody can read without accepting it; messages that come with the credentials of their
 senders (SO_PASSCRED), which only the senders could send again; datagrams whose sender's name nobody in the tree has;
-descriptors under way of a kind that must be made by a process (pidfd, POSIX message queue), or that no process has else
-(files in memory, inotify, epoll, signalfd).
+descriptors under way of a kind that must be made by a process (pidfd, file of /proc/PID, POSIX message queue), or that
+no process has else (files in memory, inotify, epoll, signalfd).
 
 Not kept: SO_PEERCRED, which names the restoring process, and a name that the connecting end had given itself.
 
@@ -35,6 +35,7 @@ from torpor.image.image_pb2 import Description, Tree
 from torpor.image.image_pb2 import UnixSocket as UnixMessage
 from torpor.objects.fds.pidfd import Pidfd
 from torpor.objects.fds.posix_queues import MessageQueue
+from torpor.objects.fds.proc_files import ProcFile
 from torpor.objects.kind import (
     Describing,
     GrabbedDescriptors,
@@ -56,7 +57,7 @@ from torpor.objects.sockets.unix_diag import Diagnosis, Known
 from torpor.objects.sockets.unix_queues import PATH, Queue
 
 OPTIONS = unix_names.OPTIONS
-OPENED_BY_PROCESSES = (Pidfd.field, MessageQueue.field)
+OPENED_BY_PROCESSES = (Pidfd.field, ProcFile.field, MessageQueue.field)
 """Kinds of which a restorer has none that it could send."""
 RCV_SHUTDOWN, SEND_SHUTDOWN = 1, 2
 TCP_LISTEN = 10
@@ -177,8 +178,9 @@ class Unix(Kind[UnixState]):
         if state.queue.lost:
             yield Problem(state.queue.lost, "try again when the program has received what was sent", passing=True)
         for one in self.under_way(held):
-            if one.held is not None and isinstance(one.held.kind, (Pidfd, MessageQueue)):
-                what = "a pidfd" if isinstance(one.held.kind, Pidfd) else "a POSIX message queue"
+            if one.held is not None and one.held.kind.field in OPENED_BY_PROCESSES:
+                names = {Pidfd.field: "a pidfd", MessageQueue.field: "a POSIX message queue"}
+                what = names.get(one.held.kind.field, one.held.link)
                 yield Problem(f"{what} is on its way to it, which only a process can open", "try again", passing=True)
 
     def describe(
