@@ -10,11 +10,11 @@ from typing import NamedTuple
 from torpor._native import ffi, lib
 
 CODE = bytes(ffi.buffer(lib.tp_batch_code(), lib.tp_batch_size()))
-"""The interpreter: position-independent, entered with r14 = table and r12 = first entry."""
+"""The interpreter's position-independent code. On entry r14 is the address of the table, r12 that of an entry."""
 
 ENTRY_SIZE = 64
 NOT_RUN = -(1 << 63)
-"""The result of an entry that was not reached."""
+"""The result of an entry that was not run."""
 
 _ON_ERROR = 1 << 6
 _ON_ZERO = 1 << 7
@@ -26,34 +26,34 @@ _WORD = (1 << 64) - 1
 
 
 class Result(NamedTuple):
-    """An argument: the result of an earlier entry."""
+    """An argument: use the result of an earlier entry."""
 
     entry: int
 
 
 class Out(NamedTuple):
-    """An argument: the address of `size` zero bytes for the call to write to; `Batch.output` reads them."""
+    """An argument: the address of `size` zero bytes that the call writes to. `Replies.output` returns them."""
 
     size: int
 
 
 class Struct(NamedTuple):
-    """An argument: like ``bytes``, with pointers into itself."""
+    """An argument: like ``bytes``, but it holds pointers into itself."""
 
     content: bytes
     pointers: tuple[int, ...]
-    """Offsets of 8-byte words that hold an offset from the start, to be made addresses."""
+    """Offsets of 8-byte words. Each holds an offset from the start of the struct, which becomes an address."""
 
 
 class ArgumentOf(NamedTuple):
-    """An argument: the address of another entry's argument, for a call that writes what that one is to get."""
+    """An argument: the address of an argument of another entry. A call that writes there sets that argument."""
 
     entry: int
     position: int
 
 
 Argument = int | bytes | Result | Out | Struct | ArgumentOf
-"""``bytes`` are placed beside the table and replaced by their address (16-byte aligned)."""
+"""``bytes`` are placed behind the table (16-byte aligned) and replaced by their address."""
 
 
 class Call(NamedTuple):
@@ -62,12 +62,12 @@ class Call(NamedTuple):
     nr: int
     args: Sequence[Argument]
     expect: int | Callable[[int], bool] | None
-    """The result it must give; a predicate; or None for any result that is not an error."""
+    """The required result, or a predicate for it. None accepts any result that is not an error."""
     words: str
-    """What it does, for people: "mapping /usr/lib/libc.so.6 at 0x7f00"."""
+    """What the call does, for error messages: "mapping /usr/lib/libc.so.6 at 0x7f00"."""
 
     def ok(self, result: int) -> bool:
-        """Whether `result` is what the plan needs."""
+        """Whether the plan accepts `result`."""
         if self.expect is None:
             return not -4096 < result < 0
         if callable(self.expect):
@@ -77,12 +77,12 @@ class Call(NamedTuple):
 
 @dataclass
 class Batch:
-    """A table under construction, and the reader of its results."""
+    """A table of system calls, as it is built."""
 
     _entries: list[tuple[int, int, int, int, tuple[Argument, ...]]] = field(default_factory=list)
     _places: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict)
     first: int = 0
-    """The entry to begin with; those before it are for the children that `on_zero` branches to."""
+    """The entry to begin with. Entries before it are for the children that `on_zero` branches to."""
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -100,9 +100,10 @@ class Batch:
         Args:
             nr: the system call.
             args: up to six arguments.
-            on_error: the entry to go on with when the call fails; None goes on with the next.
-            on_zero: the entry to go on with when the result is 0 (the child's side of a clone).
-            stop: raise SIGTRAP after the call. Only for processes of our own making: without a tracer it kills.
+            on_error: the entry that follows if the call fails; None: the next one.
+            on_zero: the entry that follows if the result is 0 (in the child after a clone).
+            stop: raise SIGTRAP after the call. Only for processes that Torpor created: the signal kills a process
+                without a tracer.
         """
         flags = (_ON_ERROR if on_error is not None else 0) | (_ON_ZERO if on_zero is not None else 0)
         flags |= _STOP if stop else 0
@@ -113,15 +114,15 @@ class Batch:
         return len(self._entries) - 1
 
     def numbers(self) -> list[int]:
-        """The system call of every entry."""
+        """The system call number of every entry."""
         return [nr for nr, *_ in self._entries]
 
     def copy(self) -> Batch:
-        """Another table with the same calls, before either was encoded."""
+        """Copy the table. Neither copy may have been encoded yet."""
         return Batch(list(self._entries), first=self.first)
 
     def encode(self, address: int) -> bytearray:
-        """The table and its data, to be put at `address` (16-byte aligned)."""
+        """Encode the table and its data for `address` (16-byte aligned)."""
         data = bytearray()
         start = len(self._entries) * ENTRY_SIZE
         table = bytearray(start)
@@ -145,7 +146,7 @@ class Batch:
         return table + data
 
     def output_place(self, entry: int, position: int) -> tuple[int, int]:
-        """Offset from the table and size of an `Out` argument."""
+        """The offset (from the start of the table) and the size of an `Out` argument."""
         return self._places[entry, position]
 
 
@@ -160,14 +161,14 @@ def _content(arg: bytes | Out | Struct, address: int) -> bytes | bytearray:
 
 
 class Replies:
-    """What a batch's calls gave: the table's bytes as the interpreter left them."""
+    """The results of a batch: the bytes of the table after the interpreter has run it."""
 
     def __init__(self, batch: Batch, raw: bytes) -> None:
         self._batch = batch
         self._raw = raw
 
     def result(self, entry: int) -> int:
-        """The result of a call: negated errno on failure, NOT_RUN when it was not reached."""
+        """The result of a call: a negative errno on failure, NOT_RUN if the call was not made."""
         value: int = _RESULT.unpack_from(self._raw, entry * ENTRY_SIZE + 56)[0]
         return value
 
@@ -176,13 +177,13 @@ class Replies:
         return [self.result(entry) for entry in range(len(self._batch))]
 
     def failed_calls(self) -> set[int]:
-        """The system calls of which every entry gave an error."""
+        """The system calls that failed in every entry that makes them."""
         errors: dict[int, bool] = {}
         for nr, result in zip(self._batch.numbers(), self.results(), strict=True):
             errors[nr] = errors.get(nr, True) and NOT_RUN != result < 0
         return {nr for nr, failed in errors.items() if failed}
 
     def output(self, entry: int, position: int) -> bytes:
-        """What a call wrote to its `Out` argument."""
+        """What the call wrote to its `Out` argument."""
         offset, size = self._batch.output_place(entry, position)
         return self._raw[offset : offset + size]

@@ -1,7 +1,7 @@
-"""Blank processes: clones of torpor-init that are traced from birth and have run nothing of their own.
+"""Blank processes: clones of torpor-init, traced from birth, that run none of their own code.
 
-All they ever run are tables of system calls, by the interpreter in their window (native/batch.c). The window is a
-mapping that init makes and every clone inherits: the interpreter's page, then room for tables.
+They only run tables of system calls, with the interpreter in their window (native/batch.c). Init maps the window and
+every clone inherits it: one page holds the interpreter, the rest is for tables.
 """
 
 from __future__ import annotations
@@ -42,51 +42,52 @@ from torpor.remote.pid_allocation import Numbers
 from torpor.remote.sys import syscall
 
 BLOCKED = WORD & ~(1 << (signal.SIGTRAP - 1))
-"""All signals but the one that int3 raises: where it is blocked the kernel takes away the program's action for it
-(kernel/signal.c, force_sig_info_to_task)."""
+"""All signals but SIGTRAP, which int3 raises: if SIGTRAP were blocked, the kernel would reset the program's action for
+it (kernel/signal.c, force_sig_info_to_task).
+"""
 _PEEKTEXT, _POKETEXT = 1, 4  # PTRACE_*
 _SYSCALL_TRAP = 0xCC050F  # syscall; int3
 _BIRTH = struct.Struct("<7q")  # struct birth (native/init.c)
 CLONE_THREAD = 0x10000
 _CODE_SIZE = 4096
-_TOUCH_TILES = 2048  # in it
+_TOUCH_TILES = 2048  # offset in the first page of the window
 _MAP_PRIVATE_ANONYMOUS = 0x22
 _MAP_FIXED_NOREPLACE = 0x100000
 _PROT_RW, _PROT_RX = 3, 5
 TABLE_ROOM = 4 << 20
-"""Bytes of one table with its data; a longer list of calls is run in parts."""
+"""The maximal size of a table with its data, in bytes. A longer list of calls is run in parts."""
 _MAX_ENTRIES = 60_000
-"""Entries are numbered by 16 bits."""
+"""Entry numbers have 16 bits."""
 _BIRTHS = (ptrace.EVENT_FORK, ptrace.EVENT_VFORK, ptrace.EVENT_CLONE)
 _FAULTS = (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGSYS)
 
 
 class PidTaken(RestoreFailed):
-    """Another process has a PID that was to be given, or no way led to it."""
+    """Another process has the required PID, or the kernel could not be made to assign it."""
 
 
 @dataclass
 class Task:
-    """A thread of the tree under construction, stopped."""
+    """A stopped thread of the tree that is being built."""
 
     tid: int
-    """As this process sees it."""
+    """Its id in the PID namespace of this process."""
     name: str
-    """For people."""
+    """How messages name it."""
     registers: array[int]
-    """Those it was found with."""
+    """The registers at its first stop."""
 
 
 @dataclass
 class Work:
-    """A list of calls for one task, and where in the window its tables are put."""
+    """A list of calls for one task, and where its tables are placed in the window."""
 
     task: Task
     calls: Sequence[Call]
     address: int
     room: int = TABLE_ROOM
     newborn: list[Task] = field(default_factory=list)
-    """The tasks that its calls gave birth to, in their order."""
+    """The tasks that its calls created, in order."""
 
 
 @dataclass
@@ -97,31 +98,31 @@ class _Running:
 
 
 class Blanks:
-    """All tasks of a tree under construction. Every call is made by the thread that started init."""
+    """All tasks of a tree that is being built. The thread that started init must make every call."""
 
     def __init__(self, init: int, window: range, spare: int, progress: Callable[[int], None] | None = None) -> None:
-        """Know of an init that is on its way to its exec stop.
+        """Note an init that is about to reach its exec stop.
 
         Args:
-            init: its PID as this process sees it.
-            window: the addresses of the window, in it and all that come after it.
-            spare: bytes at the end of the window that are for other things than tables.
-            progress: told the bytes of memory that were filled since the last time.
+            init: its PID in the namespace of this process.
+            window: the addresses of the window, the same in init and in every clone.
+            spare: bytes at the end of the window that are not for tables.
+            progress: called with the number of bytes of memory that were filled since its last call.
         """
         self.window = window
         self.tables = range(window.start + _CODE_SIZE, window.stop - spare)
-        """Where tables may be."""
+        """The addresses where tables may be placed."""
         self._init = init
         self._tasks: dict[int, Task] = {}
         self._progress = progress
         self._bearing = 0
-        """The address of torpor_bear."""
+        """The address of torpor_bear (native/init.c)."""
 
     def take_init(self) -> Task:
-        """Stop init before its first instruction, and make the window in it."""
+        """Stop init before its first instruction, and map the window in it."""
         _, status = os.waitpid(self._init, ptrace.WALL)
         if os.WIFSTOPPED(status):
-            # The exec stop lies within execve, whose result would still be put into rax: go on to its end.
+            # The exec stop is inside of execve, whose result is stored in rax when it returns: let it return first.
             ptrace.interrupt(self._init)
             ptrace.resume(self._init)
         task = self._add(self._init, "init")
@@ -135,7 +136,7 @@ class Blanks:
         return task
 
     def _add(self, tid: int, name: str) -> Task:
-        """Wait for the first stop of a task that was born, and block its signals."""
+        """Wait for the first stop of a new task, and block its signals."""
         task = Task(tid, name, array("Q"))
         self._tasks[tid] = task
         _, status = os.waitpid(tid, ptrace.WALL)
@@ -146,7 +147,7 @@ class Blanks:
         return task
 
     def _call(self, task: Task, nr: int, *args: int) -> int:
-        """Make one call in init without a window, by an instruction put at its entry for a moment."""
+        """Make one call in init, which has no window yet: put a syscall instruction at its entry for a moment."""
         entry = task.registers[RIP]
         before = array("q", [0])
         syscall(NR.ptrace, _PEEKTEXT, task.tid, entry, before)
@@ -162,10 +163,10 @@ class Blanks:
         return signed(ptrace.get_registers(task.tid)[RAX])
 
     def run(self, works: Sequence[Work]) -> None:
-        """Run lists of calls in several tasks side by side, in as many parts as they need.
+        """Run lists of calls in several tasks at the same time, each in as many parts as it needs.
 
         Raises:
-            RestoreFailed: a call gave another result than it must, by name of process and step.
+            RestoreFailed: a call did not give the required result; the error names the process and the step.
         """
         rest = [(work, _parts(work)) for work in works]
         while rest:
@@ -178,17 +179,17 @@ class Blanks:
             rest = [one for one, _ in started]
 
     def ask(self, work: Work) -> list[int]:
-        """Run a few calls in a task, and give their results.
+        """Run a few calls in a task and return their results.
 
         Raises:
-            RestoreFailed: as `run`.
+            RestoreFailed: as in `run`.
         """
         return self._finish(self._start(work, work.calls))[: len(work.calls)]
 
     def _start(self, work: Work, calls: Sequence[Call]) -> _Running:
         batch = Batch()
         for call in calls:
-            # After an error that may be right, the next is made, too.
+            # A failed call stops the table, unless its predicate may accept the error.
             batch.add(call.nr, *call.args, on_error=None if callable(call.expect) else len(calls))
         batch.add(NR.getpid, stop=True)
         memory.write(work.task.tid, work.address, batch.encode(work.address))
@@ -212,7 +213,7 @@ class Blanks:
         return results
 
     def _wait_trap(self, task: Task, born: Callable[[int], object]) -> None:
-        """Wait until a task comes to the int3 at the end of what it runs."""
+        """Wait until a task reaches the int3 at the end of what it runs."""
         while True:
             _, status = os.waitpid(task.tid, ptrace.WALL)
             if not os.WIFSTOPPED(status):
@@ -227,27 +228,27 @@ class Blanks:
             ptrace.resume(task.tid)
 
     def bear(self, task: Task, flags: int, pid: int, numbers: Numbers, near: int, loadavg: int) -> Task | None:
-        """Let a task bear a child, or another thread, that gets its PID in turn (torpor_bear in native/init.c).
+        """Let a task create a child or a thread, with a PID that the kernel assigns (torpor_bear in native/init.c).
 
         Args:
-            task: it still has torpor-init in memory.
+            task: the parent. It still has torpor-init in memory.
             flags: of clone(2).
-            pid: the PID.
-            numbers: how PIDs are given here.
-            near: how many may be left before it.
-            loadavg: a descriptor of /proc/loadavg that the task has.
+            pid: the required PID.
+            numbers: the range of PIDs that the kernel assigns here.
+            near: how many PIDs may still come before `pid`.
+            loadavg: a descriptor of /proc/loadavg in the task.
 
         Returns:
-            The newborn. None: another program was faster, or the PID is not near; nobody was born.
+            The new task. None if another program was faster or `pid` is not near: then there is no new task.
 
         Raises:
-            PidTaken: it may bear nobody.
+            PidTaken: the task may not create others.
         """
         address = self.tables.start
         memory.write(task.tid, address, _BIRTH.pack(loadavg, pid, near, numbers.first, numbers.end, flags, NOT_RUN))
         registers = array("Q", task.registers)
         registers[RIP], registers[RDI] = self._bearing, address
-        registers[RSP] = self.tables.start + TABLE_ROOM - 8  # as if called
+        registers[RSP] = self.tables.start + TABLE_ROOM - 8  # as after a call instruction
         registers[ORIG_RAX], registers[RAX] = WORD, 0
         ptrace.set_registers(task.tid, registers)
         ptrace.resume(task.tid)
@@ -264,7 +265,7 @@ class Blanks:
         return None
 
     def _undo(self, parent: Task, newborn: Task, flags: int) -> None:
-        """Let one end that has another PID than it was to have."""
+        """End a new task that did not get the required PID."""
         if flags & CLONE_THREAD:
             self.end(newborn, [Call(NR.exit, (0,), None, "ending")], 0)
             return
@@ -273,7 +274,7 @@ class Blanks:
         self.run([Work(parent, [reaping], self.tables.start)])
 
     def touch_tiles(self, task: Task) -> None:
-        """Let a thread use an AMX tile, so that the kernel has room for those that it is to get."""
+        """Let a thread use an AMX tile, so that the kernel allocates room for the tile data that it will get."""
         memory.write(task.tid, self.tables.start, TILE_CONFIGURATION)
         registers = array("Q", task.registers)
         registers[RIP], registers[R14] = self.window.start + _TOUCH_TILES, self.tables.start
@@ -283,7 +284,7 @@ class Blanks:
         self._wait_trap(task, lambda _: None)
 
     def end(self, task: Task, calls: Sequence[Call], sig: int) -> None:
-        """Let a blank end: by a signal, or with 0 by the last of `calls`."""
+        """End a blank: by the signal `sig`, or if that is 0 by the last of `calls`."""
         if sig:
             self.run([Work(task, calls, self.tables.start)])
             ptrace.set_sigmask(task.tid, 0)
@@ -297,21 +298,21 @@ class Blanks:
         del self._tasks[task.tid]
 
     def forget(self) -> None:
-        """All of them have been let go."""
+        """Forget all tasks: they have been detached."""
         self._tasks.clear()
 
     def kill(self) -> None:
-        """Kill everything and wait until nothing of it is left."""
+        """Kill all tasks and wait until they are gone."""
         tids = dict.fromkeys([self._init, *self._tasks])
         for tid in list(tids):
             with suppress(FileNotFoundError, ProcessLookupError):
-                # Also those that were born, but of whose birth we had not heard when something failed.
+                # Include tasks that were created, but not yet reported, when something failed.
                 there = procfs.threads(tid)
                 tids |= dict.fromkeys([*there, *procfs.children(tid, there)])
         for tid in tids:
             with suppress(ProcessLookupError):
                 os.kill(tid, signal.SIGKILL)
-        # A namespace's init ends when all in it have, and a main thread after its others: youngest first.
+        # The init of a PID namespace ends after all its processes, and a main thread after the others: youngest first.
         for tid in reversed(tids):
             with suppress(ChildProcessError):
                 while os.WIFSTOPPED(os.waitpid(tid, ptrace.WALL)[1]):
@@ -320,12 +321,12 @@ class Blanks:
 
 
 def killed(name: str) -> RestoreFailed:
-    """The error when a task ended that should not have."""
+    """The error for a task that ended unexpectedly."""
     return RestoreFailed(f"{name} was killed while it was built", advice="see the kernel's log: `dmesg`")
 
 
 def table_size(calls: Iterable[Call]) -> int:
-    """The bytes of a table with its data, at most."""
+    """An upper bound for the size of a table with its data, in bytes."""
     return 2 * ENTRY_SIZE + sum(map(_call_size, calls))
 
 
@@ -342,7 +343,7 @@ def _call_size(call: Call) -> int:
 
 
 def _parts(work: Work) -> Iterator[Sequence[Call]]:
-    """The calls in parts that fit into the window."""
+    """Split the calls into parts that fit into the window."""
     part: list[Call] = []
     size = 2 * ENTRY_SIZE
     for call in work.calls:
@@ -363,7 +364,7 @@ def _event_message(tid: int) -> int:
 
 
 def failure(task: Task, call: Call, result: int) -> RestoreFailed:
-    """The error when a call of a plan gave another result than it must."""
+    """The error for a call of a plan that did not give the required result."""
     if result == NOT_RUN:
         why = "was not reached"
     elif -4096 < result < 0:

@@ -1,7 +1,7 @@
-"""What a seccomp filter may answer to a system call, whatever its arguments are.
+"""Which actions a seccomp filter may return for a system call, whatever its arguments.
 
-A filter is a classic BPF program over struct seccomp_data, whose jumps only lead forward. Number and architecture
-are known here, and all else is not: where a jump depends on something unknown both ways are followed.
+A filter is a classic BPF program over struct seccomp_data; it only jumps forward. Here the call's number and the
+architecture are known, everything else is unknown. A jump that depends on something unknown is followed both ways.
 
 Documented in: Documentation/userspace-api/seccomp_filter.rst, and Documentation/networking/filter.rst for the code.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
-# Actions (include/uapi/linux/seccomp.h), the upper half of an answer.
+# Actions (include/uapi/linux/seccomp.h): the upper half of the returned value.
 KILL_PROCESS, KILL_THREAD, TRAP, ERRNO = 0x80000000, 0x00000000, 0x00030000, 0x00050000
 USER_NOTIF, TRACE, LOG, ALLOW = 0x7FC00000, 0x7FF00000, 0x7FFC0000, 0x7FFF0000
 _ACTION = 0xFFFF0000
@@ -23,7 +23,7 @@ _AUDIT_ARCH_X86_64 = 0xC000003E
 _MASK = 0xFFFFFFFF
 _MOST_STATES = 200_000
 
-# Codes that seccomp_check_filter lets pass (kernel/seccomp.c).
+# Instructions that seccomp_check_filter allows (kernel/seccomp.c).
 _LD_ABS, _LD_LEN, _LDX_LEN, _LD_IMM, _LDX_IMM, _LD_MEM, _LDX_MEM = 0x20, 0x80, 0x81, 0x00, 0x01, 0x60, 0x61
 _ST, _STX, _TAX, _TXA, _RET_K, _RET_A, _NEG, _JA = 0x02, 0x03, 0x07, 0x87, 0x06, 0x16, 0x84, 0x05
 _ALU, _JMP, _CLASS, _OPERATION, _BY_X = 0x04, 0x05, 0x07, 0xF0, 0x08
@@ -31,11 +31,11 @@ _ADD, _SUB, _MUL, _DIV, _OR, _AND, _LSH, _RSH, _XOR = 0x00, 0x10, 0x20, 0x30, 0x
 _JEQ, _JGT, _JGE, _JSET = 0x10, 0x20, 0x30, 0x40
 
 Word = int | None
-"""A value of 32 bits; None: it may be any."""
+"""A 32-bit value; None if it is unknown."""
 
 
 class Unreadable(Exception):
-    """The program has an instruction that is not known here, or too many ways through it."""
+    """The program has an unknown instruction, or too many paths."""
 
 
 class _State(NamedTuple):
@@ -46,10 +46,10 @@ class _State(NamedTuple):
 
 
 def actions(code: bytes, nr: int) -> frozenset[int]:
-    """Every action that a filter may answer system call `nr` with.
+    """All actions that a filter may return for the system call `nr`.
 
     Raises:
-        Unreadable: it cannot be told.
+        Unreadable: the actions cannot be determined.
     """
     program = list(INSTRUCTION.iter_unpack(code))
     found: set[int] = set()
@@ -66,13 +66,13 @@ def actions(code: bytes, nr: int) -> frozenset[int]:
 
 
 def may_notify(code: bytes) -> bool:
-    """Whether a filter may have a supervisor asked, for any call."""
+    """Whether a filter may return SECCOMP_RET_USER_NOTIF for any call."""
     returns = [(op, k) for op, _, _, k in INSTRUCTION.iter_unpack(code) if op in (_RET_K, _RET_A)]
     return any(op == _RET_A or k & _ACTION == USER_NOTIF for op, k in returns)
 
 
 def _step(state: _State, program: list[tuple[int, int, int, int]], nr: int, found: set[int]) -> list[_State]:
-    """The states after one instruction; what it returns goes to `found`."""
+    """The states after one instruction. The action of a return is added to `found`."""
     if state.at >= len(program):
         raise Unreadable("it runs past its end")
     op, jt, jf, k = program[state.at]
@@ -122,7 +122,7 @@ def _move(on: _State, op: int, k: int, nr: int) -> _State:
 
 
 def _compare(operation: int, left: Word, right: Word) -> tuple[bool, ...]:
-    """The outcomes that a jump may have."""
+    """The possible outcomes of a jump's condition."""
     if operation not in (_JEQ, _JGT, _JGE, _JSET):
         raise Unreadable(f"it has the jump {operation:#x}, which is not known")
     if left is None or right is None:

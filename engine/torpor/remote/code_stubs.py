@@ -1,8 +1,8 @@
-"""Pieces of a program's own code that the first call in its name runs on: see injection.py.
+"""The instructions in a program's own code that the first injected call uses: see injection.py.
 
-A program without a C library, or with parts of one only (musl, Go, assembly), may have none. It is lent some: in the
-vDSO, behind the end of its code, where there are zeros that nobody runs or reads. They are zeros again when it is let
-go; what a dumper that died has left there does no harm, and the next one finds it and takes it away.
+A program without a C library, or with a part of one only (musl, Go, assembly), may lack them. Then they are written to
+the end of the vDSO's mapping, behind its code, where there are zeros that nobody runs or reads. The zeros are restored
+when the process is detached. If a dumper dies before that, its stubs do no harm, and the next dumper removes them.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ _Key = tuple[bytes, int, int]
 
 
 LENT = x86_64.SYSCALL_RET + b"\xcc\xcc" + x86_64.SIGRETURN_STUBS[0] + b"\xcc\xcc"
-"""What is lent: 16 bytes."""
+"""The 16 bytes that are written to the vDSO."""
 VDSO = b"[vdso]"
 
 
 def without_lent(code: bytes) -> bytes:
-    """The code of a vDSO without what a dumper has lent to its process there."""
+    """The code of a vDSO without the stubs that a dumper wrote to it."""
     return code[: -len(LENT)] + bytes(len(LENT)) if _is_lent(code[-len(LENT) :]) else code
 
 
 def _is_lent(end: bytes) -> bool:
-    """Whether it is what is lent, or a part of it: it is written and taken away word by word."""
+    """Whether `end` is the stubs or a part of them: they are written and removed word by word."""
     words = zip(_words(end), _words(LENT), strict=True)
     return all(word in (lent, 0) for word, lent in words)
 
@@ -41,7 +41,7 @@ def _words(code: bytes) -> Iterator[int]:
 
 
 class Loan:
-    """What is lent to a stopped process. The tracing thread makes all calls."""
+    """The stubs in the vDSO of a stopped process. The tracing thread must make all calls."""
 
     def __init__(self, tid: int, maps: Sequence[procfs.Mapping]) -> None:
         """
@@ -50,7 +50,7 @@ class Loan:
             maps: its mappings.
 
         Raises:
-            CheckpointFailed: it has no vDSO, or one that is full.
+            CheckpointFailed: it has no vDSO, or one without room.
         """
         code = next((one for one in maps if one.name == VDSO and one.perms[2:3] == b"x"), None)
         self._tid, self._at = tid, code.end - len(LENT) if code else 0
@@ -68,10 +68,10 @@ class Loan:
         return self._at, self._at + LENT.index(x86_64.SIGRETURN_STUBS[0])
 
     def end(self, standing: Iterable[int]) -> None:
-        """Take it back, unless a thread stands in it: one that a dumper has left there when it died.
+        """Remove the stubs, unless a thread is in them: a dumper that died may have left it there.
 
         Args:
-            standing: where the process's threads are.
+            standing: the instruction pointers of the process's threads.
         """
         if not any(self._at <= address < self._at + len(LENT) for address in standing):
             self._write(bytes(len(LENT)))
@@ -82,15 +82,16 @@ class Loan:
 
 
 class CodeStubs:
-    """Where programs' own code has what the first call needs. It is searched for once in each file of code, and what
-    was found is looked at again before each use: the file may be another one by now.
+    """Finds the instructions that the first call needs in programs' own code.
+
+    Each file is searched once. The result is compared with memory before each use: the file may have changed.
     """
 
     def __init__(self) -> None:
         self._found: dict[_Key, _Gadget] = {}
 
     def find(self, pid: int, maps: Sequence[procfs.Mapping]) -> tuple[int, int] | None:
-        """Addresses of ``syscall; ret`` and of an rt_sigreturn stub, from the same mapping; None: it has none."""
+        """The addresses of ``syscall; ret`` and of an rt_sigreturn stub in the same mapping; None if there is none."""
         executable = [m for m in maps if m.perms[2:3] == b"x" and m.inode]
         executable.sort(key=lambda m: (_key(m) not in self._found, b"libc" not in m.name))
         for mapping in executable:
@@ -104,15 +105,15 @@ class CodeStubs:
 
 
 class _Gadget(NamedTuple):
-    """What there is in a mapping, by its distance from the beginning."""
+    """The instructions that a mapping holds, as offsets from its start."""
 
     call: int
     stub: int
     code: bytes
-    """Of the stub."""
+    """The bytes of the rt_sigreturn stub."""
 
     def is_in(self, pid: int, mapping: procfs.Mapping) -> bool:
-        """Whether a mapping has it."""
+        """Whether a mapping holds these instructions."""
         if max(self.call + len(x86_64.SYSCALL_RET), self.stub + len(self.code)) > mapping.end - mapping.start:
             return False
         call = memory.read(pid, mapping.start + self.call, len(x86_64.SYSCALL_RET))

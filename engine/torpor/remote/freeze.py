@@ -1,4 +1,4 @@
-"""Stopping a whole tree of processes, thread by thread, until nothing of it moves."""
+"""Freezing a process tree: every thread of every process is stopped with ptrace."""
 
 from __future__ import annotations
 
@@ -21,25 +21,26 @@ SEE_WHY = "see what it waits for in /proc/PID/stack or /proc/PID/wchan (a hung f
 
 
 class Stuck(CheckpointFailed):
-    """A thread does not stop. The others were let go at once; it is traced until the tracing thread ends."""
+    """A thread does not stop. The others have been detached; this one stays traced until the tracing thread ends."""
 
 
 @dataclass
 class Thread:
-    """A stopped thread and what it is to come back to."""
+    """A stopped thread, and the state that it is to continue with."""
 
     tid: int
     registers: array[int] = field(default_factory=lambda: array("Q"))
-    """As ptrace shows them: the kernel itself restarts an interrupted call from these."""
+    """As read with ptrace. From these the kernel itself restarts an interrupted call."""
     named: array[int] = field(default_factory=lambda: array("Q"))
-    """The same with the number of a call that was restarted once already, where it can be told."""
+    """The same, but a call that was already restarted (restart_syscall) has its original number, if that can be found.
+    """
     stopped_ns: int = 0
-    """When it was seen to stand still (CLOCK_MONOTONIC)."""
+    """When its stop was seen (CLOCK_MONOTONIC)."""
     sigmask: int = 0
     stop_signal: int = 0
-    """Stopped by job control, by this signal: it stays so after the detach, the kernel remembers."""
+    """The signal of its job-control stop, or 0. The kernel keeps the thread stopped after the detach."""
     deliver: int = 0
-    """A signal that came in a stop of ours and is handed on at the detach (SIGSTOP cannot be blocked)."""
+    """A signal that arrived while the thread was stopped; it is delivered at the detach (SIGSTOP cannot be blocked)."""
 
 
 @dataclass
@@ -49,30 +50,30 @@ class Process:
     pid: int
     parent: Process | None
     threads: dict[int, Thread] = field(default_factory=dict)
-    """By thread id, the leader first; of a zombie none."""
+    """By thread id, the leader first; empty for a zombie."""
     zombie: bool = False
     """It has ended, and its parent has not waited for it yet."""
     options: int = ptrace.O_TRACESYSGOOD
-    """What its threads are traced with."""
+    """The ptrace options of its threads."""
 
     @property
     def stopped(self) -> bool:
-        """Whether it is stopped by job control."""
+        """Whether it is in a job-control stop."""
         return self.stop_signal != 0
 
     @property
     def stop_signal(self) -> int:
-        """The signal by which it is stopped by job control; 0: it is not."""
+        """The signal of its job-control stop; 0 if it is not stopped."""
         return next((thread.stop_signal for thread in self.threads.values() if thread.stop_signal), 0)
 
     @property
     def name(self) -> str:
-        """For people: ``process 4711 (python3)``."""
+        """Its PID and name for messages: ``process 4711 (python3)``."""
         return describe_process(self.pid)
 
 
 def describe_process(pid: int) -> str:
-    """A process for people: ``process 4711 (python3)``."""
+    """A process for messages: ``process 4711 (python3)``."""
     try:
         comm = procfs.read(f"/proc/{pid}/comm").strip().decode(errors="replace")
     except OSError:
@@ -82,28 +83,28 @@ def describe_process(pid: int) -> str:
 
 @dataclass(frozen=True)
 class LastToStop:
-    """Threads that run on for a moment when the others have stopped, to get out what is in their buffers."""
+    """Threads that run on for a moment after the others have stopped, to flush their buffers."""
 
     matches: Callable[[str], bool]
-    """Told a thread's name: whether it is one of them."""
+    """Called with a thread's name: whether it is one of these threads."""
     drained: Callable[[], None]
-    """Called when the others stand still; returns when these have nothing left to do."""
+    """Called when the others have stopped; returns when these threads have nothing left to do."""
 
 
 class Frozen:
-    """A frozen tree; parents come before their children. A context manager: leaving it lets everything go.
+    """A frozen tree; parents come before their children. A context manager: its exit lets all threads run.
 
     Args:
         root: the PID of the root.
-        timeout: seconds for all threads to stop.
+        timeout: seconds until all threads must have stopped.
         last: threads that are stopped after the others.
-        hold: seconds that the others stand still for one in an uninterruptible call.
-        apart: tells, at any moment, of processes that belong to the tree and are below nobody of it.
+        hold: seconds that stopped threads wait for one in an uninterruptible call.
+        apart: returns the PIDs of processes that belong to the tree without a parent in it; called repeatedly.
 
     Raises:
         NotFound: the root is gone.
-        NotPermitted: the kernel forbids to trace one of them.
-        CheckpointFailed: a thread did not stop within `timeout` seconds; all are let go again.
+        NotPermitted: the kernel does not permit tracing one of the processes.
+        CheckpointFailed: a thread did not stop within `timeout` seconds; all others run again.
     """
 
     def __init__(
@@ -120,7 +121,7 @@ class Frozen:
         self.processes: dict[int, Process] = {}
         self.started = time.monotonic_ns()
         self.pause_ns = 0
-        """How long the tree stood still; known once it runs again."""
+        """How long the tree was frozen, in ns; known once it runs again."""
         self._timeout = timeout
         self._running: list[Thread] = []
         self._denied: set[int] = set()
@@ -144,7 +145,7 @@ class Frozen:
     def _stop_all(self, spared: Callable[[str], bool] | None = None) -> None:
         self._deadline = time.monotonic() + self._timeout
         while True:
-            # A thread that was not yet stopped may have made others: look again until a round finds none.
+            # A thread may have created others before it stopped: repeat until a round finds none.
             found = False
             for process in list(self.processes.values()):
                 found |= self._seize_threads(process, spared)
@@ -167,7 +168,7 @@ class Frozen:
         return found
 
     def _find_apart(self) -> bool:
-        """Also those who fell to the tree's keeper while it was being stopped."""
+        """Also find orphans that were reparented to the tree's torpor-init while the tree was being stopped."""
         new = [pid for pid in self._apart() if pid not in self.processes]
         for pid in new:
             self._add(Process(pid, None))
@@ -193,8 +194,8 @@ class Frozen:
                 if _state(process.pid, tid) in ("Z", "X", None):
                     found |= self._has_ended(process, tid, tids)
                     continue
-                # A thread that execs takes the leader's id, and the one we asked for is dead (de_thread, fs/exec.c):
-                # what is true is said again in the next round.
+                # A thread that calls execve takes the leader's id, and the id that we used is dead (de_thread,
+                # fs/exec.c). If it is a real refusal, the next round meets it again.
                 if tid in self._denied:
                     raise not_permitted(process.pid) from None
                 self._denied.add(tid)
@@ -208,17 +209,17 @@ class Frozen:
         return found
 
     def _has_ended(self, process: Process, tid: int, tids: list[int]) -> bool:
-        """Note a thread that has ended; whether that makes the process a zombie."""
+        """Handle a thread that has ended. The result says whether the tree has changed and must be searched again."""
         if tid != process.pid:
             return False
         if len(tids) > 1:
             if procfs.is_leaderless(process.pid) or time.monotonic() > self._deadline:
                 why = "the first thread of {} has ended while others run, which is not kept"
                 raise CheckpointFailed(why.format(process.name))
-            return True  # the others are ending too: look again
+            return True  # the others are ending too: search again
         if process.pid == self.root:
             raise CheckpointFailed(f"{process.name} has ended")
-        if process.parent is None:  # nobody of the tree will ask for its status
+        if process.parent is None:  # no process of the tree will wait for it
             del self.processes[process.pid]
             return True
         process.zombie = True
@@ -250,21 +251,21 @@ class Frozen:
                 if ptrace.event(status) == ptrace.EVENT_STOP:
                     _note(thread, status)
                     return
-                # A signal was on its way to the thread: let the kernel set up its handler, then the stop comes.
+                # A signal came first. Let the kernel set up its handler; then the stop follows.
                 ptrace.resume(thread.tid, ptrace.CONT, ptrace.stop_signal(status))
             except ProcessLookupError:
-                continue  # it was killed: the next status tells
+                continue  # it was killed: the next wait returns its status
 
     def _forget(self, thread: Thread) -> None:
-        """A thread that ended while it was being stopped."""
+        """Remove a thread that ended while it was being stopped."""
         for process in self.processes.values():
             process.threads.pop(thread.tid, None)
 
     def thaw(self) -> None:
-        """Let every thread run on as it was. May be called again: the second call does nothing."""
+        """Let every thread continue as it was. A second call does nothing."""
         threads = [thread for process in self.processes.values() for thread in process.threads.values()]
         stopped = [thread for thread in threads if thread.registers]
-        with ExitStack() as stack:  # what fails with one thread keeps none of the others
+        with ExitStack() as stack:  # an error with one thread must not keep the others frozen
             stack.callback(self._note_pause)
             for thread in threads:
                 if not thread.registers:
@@ -278,19 +279,19 @@ class Frozen:
         self.processes.clear()
 
     def kill(self) -> None:
-        """Kill the whole tree, children first, while it is still frozen, and wait until each has ended."""
+        """Kill the whole tree while it is frozen, children first, and wait until each process has ended."""
         for process in reversed(list(self.processes.values())):
             os.kill(process.pid, signal.SIGKILL)
         for process in reversed(list(self.processes.values())):
-            for tid in reversed(process.threads):  # the leader's end is told after its threads'
+            for tid in reversed(process.threads):  # a leader's exit is reported after its threads'
                 _wait_for_end(tid)
         self.processes.clear()
 
 
 def stand(processes: Iterable[Process]) -> None:
-    """Bring threads that the calling thread traces already, and that stand in any stop, to one as of a freeze.
+    """Bring threads that the calling thread already traces, in whatever stop they are, to the stop of a freeze.
 
-    None of them runs on the way: the kernel looks for an interrupt before it delivers a signal (get_signal()).
+    None of them runs meanwhile: the kernel checks for an interrupt before it delivers a signal (get_signal()).
 
     Raises:
         CheckpointFailed: one has ended.
@@ -307,12 +308,12 @@ def stand(processes: Iterable[Process]) -> None:
 
 
 def _note(thread: Thread, status: int) -> None:
-    """What a thread that has stopped is to come back to."""
+    """Note the state with which a stopped thread is to continue."""
     stopped_by = ptrace.stop_signal(status)
     thread.stop_signal = stopped_by if stopped_by != signal.SIGTRAP else 0
     thread.registers = ptrace.get_registers(thread.tid)
     if keep_waiting(thread.registers):
-        ptrace.set_registers(thread.tid, thread.registers)  # at once: we may die at any instant
+        ptrace.set_registers(thread.tid, thread.registers)  # at once: the dumper may die at any instant
     thread.named = _named(thread)
     thread.stopped_ns = time.monotonic_ns()
     thread.sigmask = ptrace.get_sigmask(thread.tid)
@@ -324,16 +325,18 @@ def _named(thread: Thread) -> array[int]:
         try:
             recover_call(registers, memory.read(thread.tid, registers[RIP] - 7, 7))
         except OSError as error:
-            if error.errno != errno.EFAULT:  # code that cannot be read tells nothing
+            if error.errno != errno.EFAULT:  # code that cannot be read: the number stays unknown
                 raise
     return registers
 
 
 def _give_back(thread: Thread) -> bool:
-    """Give a stopped thread its mask and registers, in this order (injection.py); whether it is still there.
+    """Restore the mask and then the registers of a stopped thread (for the order see injection.py).
 
-    What fails here is left to the thread: where the registers are not its own, they lead to a frame from which it comes
-    back by itself.
+    If this fails the thread recovers by itself: registers that are not its own lead to a frame from which it returns.
+
+    Returns:
+        Whether the thread still exists.
     """
     try:
         ptrace.set_sigmask(thread.tid, thread.sigmask)
@@ -341,7 +344,7 @@ def _give_back(thread: Thread) -> bool:
     except ChildProcessError:
         return False
     except OSError:
-        pass  # it was killed, as a rule: to detach is to find out
+        pass  # usually it was killed: the detach will tell
     return True
 
 
@@ -351,16 +354,16 @@ def _let_go_late(thread: Thread) -> None:
 
 
 def _stops_late(thread: Thread) -> bool:
-    """Whether a thread that was not waited for stands still and can be let go.
+    """Whether a thread whose stop was not awaited has stopped and can be detached.
 
-    One in an uninterruptible call cannot: the kernel lets go of it when the tracing thread ends.
+    A thread in an uninterruptible call has not: the kernel detaches it when the tracing thread ends.
     """
     try:
         status = ptrace.wait(thread.tid, time.monotonic() + (0 if _state(thread.tid, thread.tid) == "D" else 1))
     except (ChildProcessError, TimeoutError):
         return False
     if os.WIFSTOPPED(status) and not ptrace.event(status):
-        thread.deliver = ptrace.stop_signal(status)  # a signal was on its way to it
+        thread.deliver = ptrace.stop_signal(status)  # a signal came first
     return os.WIFSTOPPED(status)
 
 
@@ -389,14 +392,14 @@ def _state(pid: int, tid: int) -> str | None:
 
 
 def not_permitted(pid: int) -> NotPermitted:
-    """Why the kernel does not let us trace `pid`, in words."""
+    """An error that says why the kernel does not let us trace `pid`."""
     name = describe_process(pid)
     try:
         fields = procfs.status(procfs.read(f"/proc/{pid}/status"))
     except OSError:
         return NotPermitted(f"{name} cannot be traced")
     tracer = int(fields[b"TracerPid"])
-    if tracer and not os.path.exists(f"/proc/self/task/{tracer}"):  # it may be one of our own threads
+    if tracer and not os.path.exists(f"/proc/self/task/{tracer}"):  # the tracer may be one of our own threads
         return NotPermitted(f"{name} is already traced by {describe_process(tracer)}", advice="end that one first")
     uid = int(fields[b"Uid"].split()[0])
     if os.geteuid() not in (0, uid):

@@ -1,21 +1,19 @@
-"""System calls in the name of a frozen process, such that a dumper that dies at any instant does no harm.
+"""System calls inside of a frozen process, made so that the process survives the death of the dumper at any instant.
 
-The first call, mmap, runs on a stack frame below the red zone of a thread whose stack is known: its registers are
-set to a ``syscall; ret`` of its own libraries, the word under them is the address of their rt_sigreturn stub, and
-above it stands a signal frame with the thread's whole context. If nobody traces it any more, the call returns into
-the stub and the thread is back where it was, its mask included. A program that lacks one of them is lent both.
+The first call, mmap, runs on the stack of a thread, below the red zone. The thread's registers are set to a ``syscall;
+ret`` in its own libraries. The word at rsp is the address of their rt_sigreturn stub, and above it lies a signal frame
+with the thread's whole context. If the tracer is gone, the call returns into the stub, and the thread is back where it
+was, with its signal mask. If a program lacks these instructions, code_stubs.py adds them.
 
-The mapping made so, the *window*, then takes the batch interpreter, and for each thread a table of calls that ends
-in rt_sigreturn from a frame of its own. Before that entry the table sends the thread a signal that it ignores by
-default: a tracer sees it as a stop, and takes the thread back by setting its registers; without a tracer the kernel
-drops it. Where a program catches every such signal, or holds it back while one waits, the thread is stepped from call
-to call instead.
+This mapping, the *window*, then holds the batch interpreter and a table of calls for each thread, which ends with
+rt_sigreturn from a frame of its own. The entry before that sends the thread a signal that is ignored by default. A
+tracer sees a stop, and takes the thread back by setting its registers; without a tracer the kernel drops the signal. If
+a program catches all such signals, or has one blocked and pending, the thread is stepped from call to call instead.
 
-The order of setting registers and mask matters at each step: whoever dies between the two leaves either a thread
-with its own registers and mask, or one that runs on its frame, where a handler finds room below rsp.
+The order in which registers and mask are set matters at each step. If the dumper dies between the two, the thread has
+either its own registers and mask, or it runs on its frame, where a handler finds room below rsp.
 
-The window may stay behind when a dumper dies: anonymous memory that nobody uses, and that the next checkpoint removes.
-Nothing else does.
+If a dumper dies, only the window may stay behind: anonymous memory that is unused, which the next checkpoint removes.
 """
 
 from __future__ import annotations
@@ -41,59 +39,65 @@ from torpor.util.ranges import subtract, union
 
 PROT_READ_WRITE_EXEC = 7
 MAP_PRIVATE_ANONYMOUS = 0x22
-MAP_FIXED_NOREPLACE = 0x100000  # 4.17; an older kernel takes the address as a hint, which is as good
+MAP_FIXED_NOREPLACE = 0x100000  # 4.17; an older kernel takes the address as a hint, which is good enough
 USER_CS = 0x33
 """The code segment of 64-bit programs."""
 
 _HANDLER_ROOM = 64 << 10
-"""Below each frame in the window: where a handler runs if the dumper dies while the thread is in its batch.
-Only address space; no page of it is touched otherwise."""
+"""Bytes below each frame in the window. A signal handler runs there if the dumper dies while the thread is in its
+batch. Otherwise its pages are never touched: it takes address space only.
+"""
 _QUIET_SIGNALS = (signal.SIGURG, signal.SIGWINCH)
-"""Ignored by default (signal(7)): a thread that does not catch them does not notice them. One that waits because it is
-blocked would be taken for ours, and be lost."""
+"""Signals that are ignored by default (signal(7)): a thread that does not catch them does not notice them. If one is
+already blocked and pending, it cannot be used: it would be taken for ours, and be lost.
+"""
 _RFLAGS_TRAP_DIRECTION = 0x100 | 0x400
 _HEADER = CODE.ljust(256, b"\0") + b"torpor's window\0"
-"""How a window begins; its size in bytes follows."""
+"""A window begins with these bytes; its size in bytes follows."""
 _SIZE = struct.Struct("<Q")
 _DISTANCE = 1 << 20
-"""Bytes between a window and what the program has mapped: what it maps next may lie there, and a stack may grow into
-what is 256 pages from the next mapping only (Documentation/admin-guide/kernel-parameters.txt, stack_guard_gap)."""
+"""Minimal distance in bytes between a window and the program's mappings. The program may place its next mapping there,
+and a stack stops growing 256 pages below the next mapping (Documentation/admin-guide/kernel-parameters.txt,
+stack_guard_gap).
+"""
 _PLACES = range(0x1074_7270_0000, 0x1074_7270_0000 + (1 << 41), 1 << 36)
-"""Addresses of windows, far enough apart for a hundred thousand threads, where no system puts anything by itself."""
+"""Addresses for windows, where no system maps anything by itself. There is room for a hundred thousand threads in each.
+"""
 _RSEQ_CS = struct.Struct("<IIQQQ")
 
 
 @dataclass
 class _Slot:
-    """A thread's part of the window."""
+    """The part of the window that belongs to one thread."""
 
     frame: int
     table: int
     size: int
-    """Bytes of the table, its data included."""
+    """The size of the table with its data, in bytes."""
 
 
 class Injection:
     """The window into one frozen process.
 
-    `open` maps it, `start` and `finish` run one batch a thread, `close` removes it and gives every thread
-    its registers and mask back. Between processes, `start` all and then `finish` all: they run at the same time.
+    `open` maps it. `start` and `finish` run one batch in each thread. `close` removes it and restores every thread's
+    registers and mask. With several processes, `start` all and then `finish` all: they run at the same time.
     """
 
     def __init__(self, process: Process, stubs: CodeStubs, noticed: int) -> None:
         """
         Args:
             process: the frozen process.
-            stubs: shared by all processes of a checkpoint.
-            noticed: signals (bit 0 is number 1) that it catches, or that wait for it: it would notice one more.
+            stubs: one object for all processes of a checkpoint.
+            noticed: signals (bit 0 is number 1) that it catches or has pending: it would notice another one.
         """
         self.process = process
         self.maps = procfs.mappings(process.pid)
         self.xstates: dict[int, bytes] = {}
         self.window = (0, 0)
         self.on_clone: Callable[[int], None] | None = None
-        """Called with the PID of a child that a thread's batch has made (ptrace.O_TRACECLONE must be set).
-        It raises nothing: the thread runs on meanwhile, and is to be waited for whatever becomes of the child."""
+        """Called with the PID of a child that a thread's batch has created (needs ptrace.O_TRACECLONE). It must not
+        raise: the thread runs on and must be waited for, whatever becomes of the child.
+        """
         self._stubs = stubs
         self._quiet = next((s for s in _QUIET_SIGNALS if not noticed >> (s - 1) & 1), None)
         self._loan: Loan | None = None
@@ -104,7 +108,7 @@ class Injection:
         self._batches: dict[int, Batch] = {}
         self._entered: set[int] = set()
         self._running: dict[int, None] = {}
-        """The threads that are in their batches, in the order in which they were set going."""
+        """The threads that are in their batches, in the order in which they were started."""
         for thread in process.threads.values():
             self.xstates[thread.tid] = ptrace.get_xstate(thread.tid)
             if thread.registers[x86_64.CS] != USER_CS:
@@ -114,8 +118,8 @@ class Injection:
         """Map the window, with `room` bytes for each thread's table.
 
         Raises:
-            Refused: the process denies itself writable and executable memory.
-            CheckpointFailed: no thread's stack can take the frame, or the process may not map memory.
+            Refused: the process has forbidden itself writable and executable memory.
+            CheckpointFailed: no thread's stack has room for the frame, or the process may not map memory.
         """
         host, top = self._choose_host()
         found = self._stubs.find(self.process.pid, self.maps)
@@ -152,8 +156,11 @@ class Injection:
         self._stale = list(self._find_stale())
 
     def _free_place(self, size: int) -> int:
-        """Where to put the window: one of a few addresses where no system puts anything, or where a program has taken
-        these (the shadow memory of sanitizers, the heap of a Java virtual machine), amid the widest gap."""
+        """Choose the address of the window: one where no system maps anything, else the middle of the largest gap.
+
+        The second is for programs that use those addresses (the shadow memory of sanitizers, the heap of a Java virtual
+        machine).
+        """
         for place in _PLACES:
             if not any(place < mapping.end and mapping.start < place + _PLACES.step for mapping in self.maps):
                 return place
@@ -168,7 +175,7 @@ class Injection:
         return start + (end - start - size) // 2 // procfs.PAGE * procfs.PAGE
 
     def _find_stale(self) -> Iterator[tuple[int, int]]:
-        """Windows that dead dumpers left (address, size), except one in which a thread still is."""
+        """Find windows that dead dumpers left (address, size), without those that a thread is still in."""
         for mapping in self.maps:
             if mapping.perms != b"rwxp" or mapping.inode:
                 continue
@@ -183,7 +190,7 @@ class Injection:
                 yield mapping.start, size
 
     def _is_inside(self, start: int, size: int) -> bool:
-        """Whether a thread runs there or has its stack there."""
+        """Whether a thread has its instruction pointer or its stack pointer there."""
         return any(
             start <= thread.registers[register] < start + size
             for thread in self.process.threads.values()
@@ -192,20 +199,20 @@ class Injection:
 
     @property
     def host(self) -> Thread:
-        """The thread that makes the calls of the whole process."""
+        """The thread that makes the calls for the whole process."""
         assert self._host is not None
         return self._host
 
     def start(self, batches: dict[int, Batch]) -> None:
-        """Set threads going, each with its batch; the entry that brings the thread back is added here."""
+        """Start threads, each with its batch. The entries that bring the thread back are appended here."""
         self._batches = batches
         pid = self.process.pid
         for tid, batch in batches.items():
             if self._quiet is not None:
-                # The ids are those of the thread's own PID namespace, which it knows best itself.
+                # The signal needs the ids in the thread's own PID namespace: let the thread ask for them.
                 batch.add(NR.tgkill, Result(batch.add(NR.getpid)), Result(batch.add(NR.gettid)), self._quiet)
             batch.add(NR.rt_sigreturn)
-            batch.add(NR.rt_sigreturn)  # when a step ends on the first (see _step), this one is there for the thread
+            batch.add(NR.rt_sigreturn)  # if a step ends at the first one (see _step), the thread continues at this one
             slot = self._slots[tid]
             thread = self.process.threads[tid]
             table = batch.encode(slot.table)
@@ -232,10 +239,10 @@ class Injection:
         self._running[tid] = None
 
     def finish(self) -> dict[int, Replies]:
-        """Wait until every thread that was started is back in a stop, and fetch what its calls gave.
+        """Wait until every started thread has stopped again, and read the results of its calls.
 
         Raises:
-            CheckpointFailed: one was lost, or got a signal.
+            CheckpointFailed: a thread was lost, or got a signal.
         """
         self.recall()
         replies: dict[int, Replies] = {}
@@ -245,10 +252,10 @@ class Injection:
         return replies
 
     def recall(self) -> None:
-        """Wait until no thread is in its batch any more; at once when none is. Afterwards each stands still or is gone.
+        """Wait until no thread is in its batch any more. Then each has stopped or is gone.
 
         Raises:
-            CheckpointFailed: one was lost, or got a signal. The others are waited for all the same.
+            CheckpointFailed: a thread was lost, or got a signal. The others have been waited for.
         """
         failure: CheckpointFailed | None = None
         while self._running:
@@ -260,7 +267,7 @@ class Injection:
                 failure = failure or error
             except OSError as error:
                 if isinstance(error, ProcessLookupError) and procfs.is_ending(self.process.pid, thread.tid):
-                    continue  # it was killed: the next wait tells of its end
+                    continue  # it was killed: the next wait reports its exit
                 failure = failure or CheckpointFailed(f"thread {thread.tid} of {self.process.name}: {in_words(error)}")
                 self._catch(thread)
             del self._running[thread.tid]
@@ -268,9 +275,9 @@ class Injection:
             raise failure
 
     def _is_back(self, thread: Thread, status: int) -> bool:
-        """Whether this stop is the end of the thread's batch; if not, the thread is sent on."""
+        """Whether this stop is the end of the thread's batch. If not, the thread is resumed."""
         sig = ptrace.stop_signal(status)
-        if ptrace.event(status) == ptrace.EVENT_STOP:  # group stop: it must not keep us
+        if ptrace.event(status) == ptrace.EVENT_STOP:  # a group stop: the batch must go on
             ptrace.resume(thread.tid, self._how)
         elif sig == ptrace.SYSCALL_STOP:
             return self._step(thread)
@@ -299,16 +306,16 @@ class Injection:
         if not entering_return:
             ptrace.resume(thread.tid, ptrace.SYSCALL)
             return False
-        registers[x86_64.ORIG_RAX] = WORD  # no call at all; the second rt_sigreturn follows
+        registers[x86_64.ORIG_RAX] = WORD  # skip this call; the second rt_sigreturn follows
         ptrace.set_registers(thread.tid, registers)
         self._to_event_stop(thread)
         return True
 
     def wait(self, thread: Thread) -> int:
-        """The next stop of a thread of this process.
+        """Wait for the next stop of a thread of this process.
 
         Raises:
-            CheckpointFailed: it ended instead.
+            CheckpointFailed: the process ended.
         """
         try:
             status = ptrace.wait_surely(thread.tid)
@@ -319,7 +326,7 @@ class Injection:
         return status
 
     def close(self) -> None:
-        """Give every thread its mask and registers back, and remove the window. The process stays frozen."""
+        """Restore every thread's mask and registers, and remove the window. The process stays frozen."""
         for tid in [*self._entered]:
             self._give_back(self.process.threads[tid])
         if self.window[0]:
@@ -331,7 +338,7 @@ class Injection:
             self._loan = None
 
     def _choose_host(self) -> tuple[Thread, int]:
-        """A thread, and an address with room below it that surely belongs to a stack and is not in use."""
+        """Choose a thread, and an address with enough unused room below it that certainly belongs to a stack."""
         need = RED_ZONE + 256 + max(map(len, self.xstates.values())) + 1024
         guarded = {
             after.start
@@ -343,11 +350,11 @@ class Injection:
             for mapping in self.maps:
                 if not mapping.start < rsp <= mapping.end:
                     continue
-                # The main stack grows when it is written to; a thread's has a guard below it (pthread_attr(3)).
-                # Anything else may be a small stack on the heap with other data right below.
+                # The main stack grows when it is written to; a thread's stack has a guard below it (pthread_attr(3)).
+                # Anything else may be a small stack on the heap with other data right below it.
                 if mapping.name == b"[stack]" or (mapping.start in guarded and rsp - mapping.start > need):
                     return thread, rsp - RED_ZONE
-        # All run handlers on alternate stacks, or coroutines. The main stack was never deeper than it reaches now.
+        # All threads run handlers on alternate stacks, or coroutines. The main stack is unused below its mapping.
         for mapping in self.maps:
             if mapping.name == b"[stack]":
                 return next(iter(self.process.threads.values())), mapping.start
@@ -357,7 +364,7 @@ class Injection:
         )
 
     def _call_on_stack(self, nr: int, *args: int) -> int:
-        """One call on the host's own stack; afterwards the host is as it was."""
+        """Make one call on the stack of the host thread, and restore the thread."""
         thread = self.host
         registers = array("Q", thread.registers)
         registers[x86_64.RAX] = nr
@@ -368,7 +375,7 @@ class Injection:
         order = (x86_64.RDI, x86_64.RSI, x86_64.RDX, x86_64.R10, x86_64.R8, x86_64.R9)
         for index, value in zip(order, args, strict=False):
             registers[index] = value
-        self._entered.add(thread.tid)  # until it has both again
+        self._entered.add(thread.tid)  # until its mask and registers are restored
         try:
             result = self._call_by(thread, registers)
             self._to_event_stop(thread)
@@ -379,7 +386,7 @@ class Injection:
         return result
 
     def _call_by(self, thread: Thread, registers: array[int]) -> int:
-        """Let a thread run from a system call's instruction to the end of the call."""
+        """Let a thread run one system call, from the syscall instruction to the exit stop."""
         ptrace.set_registers(thread.tid, registers)
         ptrace.set_sigmask(thread.tid, WORD)
         for _ in ("entry", "exit"):
@@ -398,10 +405,10 @@ class Injection:
         self._entered.discard(thread.tid)
 
     def _to_event_stop(self, thread: Thread) -> None:
-        """From a stop in a system call to one where the kernel restarts what it finds in the registers.
+        """Move a thread from a system-call stop to one after which the kernel restarts the call in the registers.
 
-        It looks for calls to restart only on its way out of get_signal (arch_do_signal_or_restart); a thread
-        released from a system-call stop with -ERESTARTSYS in rax would see that number.
+        The kernel checks for calls to restart only on its way out of get_signal (arch_do_signal_or_restart). A thread
+        that is released from a system-call stop with -ERESTARTSYS in rax would see that number.
         """
         ptrace.interrupt(thread.tid)
         ptrace.resume(thread.tid)
@@ -414,7 +421,7 @@ class Injection:
             ptrace.resume(thread.tid)
 
     def _catch(self, thread: Thread) -> None:
-        """After an error bring a thread, wherever it is by now, to a stop from which it can be let go."""
+        """After an error, bring a thread in any state to a stop from which it can be detached."""
         with suppress(OSError, CheckpointFailed):
             ptrace.interrupt(thread.tid)
             with suppress(ProcessLookupError):  # it runs
@@ -423,9 +430,10 @@ class Injection:
 
 
 def leave_critical_sections(process: Process, rseqs: dict[int, int]) -> None:
-    """Send threads that stand in a restartable sequence to its abort handler, as a preemption would.
+    """Move threads that are in a restartable sequence (rseq) to its abort handler, as a preemption would.
 
-    A thread that comes back from our calls into the middle of one would go on without the kernel watching it.
+    A thread that returned from our calls into the middle of a sequence would finish it, and the kernel would not abort
+    it.
 
     Args:
         process: the frozen process.

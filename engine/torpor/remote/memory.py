@@ -1,4 +1,4 @@
-"""Another process's memory: reading, writing, and which of its pages are its own."""
+"""Reading and writing another process's memory, and finding its private pages."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def read(pid: int, address: int, size: int) -> bytes:
     """Read memory.
 
     Raises:
-        OSError: EFAULT when a part of it is not readable, ESRCH when the process is gone.
+        OSError: EFAULT if a part is not readable, ESRCH if the process is gone.
     """
     buffer = bytearray(size)
     read_into(pid, address, memoryview(buffer))
@@ -30,12 +30,12 @@ def read(pid: int, address: int, size: int) -> bytes:
 
 
 def read_into(pid: int, address: int, buffer: memoryview) -> None:
-    """Read memory into `buffer`, all of it."""
+    """Read memory into `buffer` until it is full."""
     read_ranges(pid, [(address, len(buffer))], buffer)
 
 
 def read_ranges(pid: int, ranges: Sequence[tuple[int, int]], buffer: memoryview) -> None:
-    """Read (address, size) ranges, one after the other, into `buffer`, with as few calls as can be."""
+    """Read (address, size) ranges into `buffer`, one after the other, with as few system calls as possible."""
     position = 0
     for begin in range(0, len(ranges), IOV_MAX):
         chunk = ranges[begin : begin + IOV_MAX]
@@ -45,14 +45,14 @@ def read_ranges(pid: int, ranges: Sequence[tuple[int, int]], buffer: memoryview)
 
 
 def read_quietly(pid: int, ranges: Sequence[tuple[int, int]], buffer: memoryview) -> None:
-    """The same, whatever the protection, and without effect on the process: for all of a process's own pages.
+    """Like `read_ranges`, but whatever the protection, and without an effect on the process: for bulk reads.
 
-    What process_vm_readv(2) reads it pins, and of a page that is shared copy-on-write the kernel makes a copy for that
-    (mm/gup.c, gup_must_unshare, 5.19): the memory of forks, and of a snapshot, would become as large as each by itself.
+    process_vm_readv(2) pins pages, and to pin a page that is shared copy-on-write the kernel copies it (mm/gup.c,
+    gup_must_unshare, 5.19): the memory of forks and of a snapshot would become as large as if nothing were shared.
 
     Raises:
-        OSError: EIO where a page cannot be read, or where the kernel was told not to override protections
-            (proc_mem.force_override, 6.12); ESRCH when the process is gone.
+        OSError: EIO if a page cannot be read, or if the kernel is configured not to override protections
+            (proc_mem.force_override, 6.12); ESRCH if the process is gone.
     """
     try:
         fd = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
@@ -65,7 +65,7 @@ def read_quietly(pid: int, ranges: Sequence[tuple[int, int]], buffer: memoryview
                 end = position + length
                 while position < end:
                     got = os.preadv(fd, [buffer[position:end]], address + length - (end - position))
-                    if not got:  # it has no memory any more
+                    if not got:  # the process has no memory any more
                         raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
                     position += got
     finally:
@@ -73,12 +73,12 @@ def read_quietly(pid: int, ranges: Sequence[tuple[int, int]], buffer: memoryview
 
 
 def write(pid: int, address: int, data: bytes | bytearray) -> None:
-    """Write memory that is writable to the process itself."""
+    """Write memory that the process itself may write."""
     _transfer(NR.process_vm_writev, pid, memoryview(data), [(address, len(data))])
 
 
 def write_stack(pid: int, address: int, data: bytes) -> None:
-    """Write below a stack pointer: where the stack was never that deep, this makes the kernel grow it."""
+    """Write below a stack pointer. The kernel grows the stack if it was never that deep."""
     fd = os.open(f"/proc/{pid}/mem", os.O_WRONLY | os.O_CLOEXEC)
     try:
         if os.pwrite(fd, data, address) != len(data):
@@ -97,7 +97,8 @@ def _transfer(nr: int, pid: int, local: memoryview, ranges: Sequence[tuple[int, 
         done += syscall(nr, pid, Words(local[done:], size - done), 1, words, len(words) // 2)
         if done == size:
             return
-        # A short transfer: more than 2 GiB in one call, or the next range cannot be accessed (then EFAULT comes).
+        # A short transfer: more than 2 GiB in one call, or the next range is inaccessible (then the next call gives
+        # EFAULT).
         words = _skip(ranges, done)
 
 
@@ -129,7 +130,7 @@ _REGIONS = 1 << 14
 
 
 class PageMap:
-    """What the kernel tells of a process's pages, by PAGEMAP_SCAN. A context manager."""
+    """The kernel's view of a process's pages, by PAGEMAP_SCAN. A context manager."""
 
     def __init__(self, pid: int) -> None:
         self._fd = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
@@ -143,7 +144,7 @@ class PageMap:
 
     def own(self, ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
         """See `own_pages`."""
-        # Guard pages count as swapped out where the kernel has no category for them.
+        # If the kernel has no category for guard pages, it reports them as swapped out.
         for guards in (_PAGE_IS_GUARD, 0):
             try:
                 found = self._scan(_PAGE_IS_FILE | _PAGE_IS_PFNZERO | guards, 0, _PAGE_IS_PRESENT | _PAGE_IS_SWAPPED)
@@ -163,16 +164,16 @@ class PageMap:
             return []
 
     def written(self, start: int, end: int, *, again: bool, huge: bool = True) -> list[tuple[int, int]] | None:
-        """The process's own pages in a mapping that were written since they were protected (see written.py).
+        """The process's own pages in a mapping that were written since they were last protected (see written.py).
 
         Args:
-            start: of the mapping, or of a part of it.
-            end: of the same.
-            again: protect them again.
-            huge: also those in huge pages.
+            start: the start of the mapping or of a part of it.
+            end: its end.
+            again: protect the pages again.
+            huge: include huge pages.
 
         Returns:
-            None where the mapping is not watched.
+            None if the mapping is not watched.
         """
         flags = _PM_SCAN_CHECK_WPASYNC | (_PM_SCAN_WP_MATCHING if again else 0)
         without = _PAGE_IS_FILE | _PAGE_IS_PFNZERO | (0 if huge else _PAGE_IS_HUGE)
@@ -184,11 +185,11 @@ class PageMap:
             return None
 
     def huge(self, start: int, end: int) -> list[tuple[int, int]]:
-        """The huge pages in a part of the address space that were written since they were protected."""
+        """The huge pages in an address range that were written since they were last protected."""
         return self._scan(_PAGE_IS_FILE, _PAGE_IS_WRITTEN | _PAGE_IS_HUGE, 0, start, end)
 
     def is_watched(self, address: int) -> bool:
-        """Whether anybody has the writes to a mapping noted."""
+        """Whether the mapping at `address` is write-protected by a userfaultfd, ours or another."""
         try:
             self._scan(0, _PAGE_IS_WRITTEN, 0, address, address + PAGE, _PM_SCAN_CHECK_WPASYNC)
         except OSError as error:
@@ -198,16 +199,16 @@ class PageMap:
         return True
 
     def zeros(self, start: int, end: int) -> list[tuple[int, int]]:
-        """Where the zero page is mapped; nowhere if the kernel has no PAGEMAP_SCAN.
+        """Where the zero page is mapped; empty if the kernel has no PAGEMAP_SCAN.
 
-        In a mapping of a file that was a page of the process's own, merged with others of zeros (KSM, use_zero_pages).
+        In a mapping of a file, such a page was private and full of zeros, and was merged (KSM, use_zero_pages).
         """
         return self._scan_if_can(0, _PAGE_IS_PFNZERO, start, end)
 
     def swapped(self, start: int, end: int) -> list[tuple[int, int]]:
-        """What is shown as swapped out in a part of the address space: also where there is nothing but a marker.
+        """What the kernel reports as swapped out in an address range, including pages of which only a marker is left.
 
-        Nothing if the kernel has no PAGEMAP_SCAN: nor has it those markers.
+        Empty if the kernel has no PAGEMAP_SCAN: it has no such markers then either.
         """
         return self._scan_if_can(_PAGE_IS_FILE, _PAGE_IS_SWAPPED, start, end)
 
@@ -222,7 +223,7 @@ class PageMap:
     def _scan(
         self, without: int, required: int, any_of: int, start: int = 0, end: int = TASK_SIZE, flags: int = 0
     ) -> list[tuple[int, int]]:
-        """The ranges whose pages have none of some categories, all of others, and any of a third kind."""
+        """The ranges whose pages are in no category of `without`, in all of `required`, and in one of `any_of`."""
         vector = self._vector
         found: list[tuple[int, int]] = []
         while start < end:
@@ -247,10 +248,10 @@ class PageMap:
 def own_pages(
     pid: int, ranges: Sequence[tuple[int, int]], backed: Sequence[tuple[int, int]] = ()
 ) -> list[tuple[int, int]]:
-    """The parts of (start, end) `ranges` that hold pages of the process's own: written, and not part of a file.
+    """The parts of (start, end) `ranges` that hold the process's own pages: written, and not part of a file.
 
-    Pages never touched, pages that map the zero page and unwritten pages of files are not among them; but the zero page
-    is in the ranges that have a file behind them, `backed`. Ranges are sorted by address; so is the answer.
+    Pages never touched, mappings of the zero page and unwritten pages of files are not among them. But in ranges that
+    have a file behind them (`backed`) the zero page counts. Ranges are sorted by address; so is the result.
     """
     with PageMap(pid) as pages:
         zeros = (zero for start, end in union(backed) for zero in pages.zeros(start, end))
@@ -258,9 +259,9 @@ def own_pages(
 
 
 def dropped_pages(pid: int, ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The parts of sorted (start, end) `ranges`, mappings of files, that look swapped out and cannot be read.
+    """The parts of sorted (start, end) `ranges`, mappings of files, that look swapped out but cannot be read.
 
-    A marker is all that is left of them (see written.py), of a watch that is not ours, and the file is shorter now.
+    Only a marker of another program's userfaultfd is left of these pages (see written.py), and the file is shorter now.
     """
     found: list[tuple[int, int]] = []
     with PageMap(pid) as pages:
@@ -283,15 +284,16 @@ def dropped_pages(pid: int, ranges: Sequence[tuple[int, int]]) -> list[tuple[int
 
 
 def guard_pages(pid: int, ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The parts of sorted (start, end) `ranges` that are guard regions (MADV_GUARD_INSTALL); none where the kernel does
-    not show them: then they look like pages that cannot be read.
+    """The parts of sorted (start, end) `ranges` that are guard regions (MADV_GUARD_INSTALL).
+
+    Empty if the kernel does not report them: then they look like pages that cannot be read.
     """
     with PageMap(pid) as pages:
         return pages.guards(ranges)
 
 
 def readable_end(pid: int, start: int, end: int) -> int:
-    """Where a mapping has no more pages: its file ends there. Protections do not count."""
+    """The address behind the last page of a mapping whose file may be shorter. Protections do not matter."""
     fd = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
     try:
         while start < end:
@@ -313,7 +315,7 @@ _OWN = re.compile(rb"[\x40-\x5f\x80-\x9f\xc0-\xdf]+")
 
 
 def _walk_pagemap(fd: int, ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The same from the words of pagemap, for kernels without PAGEMAP_SCAN; zero pages count as the process's own."""
+    """`own_pages` by the words of pagemap, for kernels without PAGEMAP_SCAN. Zero pages count as own pages."""
     found: list[tuple[int, int]] = []
     step = PAGE << 17  # 1 MiB of words
     for start, end in ranges:

@@ -1,7 +1,7 @@
-"""PIDs as the kernel counts them: which comes next, and how to let those go by that come before one.
+"""How the kernel assigns PIDs, and how to use up those that come before a wanted one.
 
-A PID, or the id of a thread, is given in turn: the lowest free one above the last, and from the highest on again from
-`FIRST` (idr_alloc_cyclic in kernel/pid.c). So whoever may not choose one can walk to it (native/walk.c).
+PIDs and thread ids are assigned in turn: the lowest free one above the last, and after the highest again from `FIRST`
+(idr_alloc_cyclic in kernel/pid.c). So a process that may not choose a PID can walk to it (native/walk.c).
 """
 
 from __future__ import annotations
@@ -17,66 +17,66 @@ from torpor._native import ffi, lib
 from torpor.procfs import read, stat
 
 FIRST = 300
-"""RESERVED_PIDS (kernel/pid.c): those below are given once, after the boot."""
+"""RESERVED_PIDS (kernel/pid.c): lower PIDs are assigned only once, after the boot."""
 WALK_SECONDS = 20.0
-"""The longest walk that is gone unasked."""
+"""The longest walk that needs no consent of the user, in seconds."""
 _MOST_WALKERS = 8
-"""More stand in each other's way: one lock guards all PIDs."""
+"""More would hinder each other: one lock guards all PIDs."""
 _NEAR_BY_WALKER = 64
-"""Each may be held up with so many still to let go by (native/walk.c)."""
+"""A walker may be preempted when this many PIDs are left to pass (native/walk.c)."""
 ZOMBIE = "ZX"
-"""States of what has ended, and has its PID until its parent has waited for it."""
+"""States of a process that has ended. It keeps its PID until its parent waits for it."""
 _REAPED_SECONDS = 3.0
-"""In which init has waited for an orphan that has ended: that of some containers looks every two seconds only."""
+"""How long we wait for init to reap an orphan. The init of some containers looks only every two seconds."""
 _AT_ONCE_NS = 100_000_000
-"""After which a walk listens to signals again."""
+"""After this time a walk returns to handle signals."""
 _TRIED_NS = 30_000_000
 _TRIED, _TRIED_SECONDS = 500, 1.0
-"""So many tell the pace, or what goes by in that time: on a busy host walkers wait for a processor."""
+"""The pace is measured over this many PIDs or this time: on a busy host walkers wait for a processor."""
 
 
 @dataclass(frozen=True)
 class Numbers:
-    """PIDs of a namespace, which are given from `first` to `end` - 1, again and again."""
+    """The PIDs of a namespace, which are assigned from `first` to `end` - 1, again and again."""
 
     first: int
     end: int
 
     def left(self, last: int, target: int) -> int:
-        """How many come before the target when `last` has been given."""
+        """How many PIDs come before `target` when `last` was assigned last."""
         distance = target - 1 - last
         return distance if distance >= 0 else distance + self.end - self.first
 
     def holds(self, pid: int) -> bool:
-        """Whether a PID comes in turn."""
+        """Whether the kernel assigns this PID in turn."""
         return self.first <= pid < self.end
 
 
 def here() -> Numbers:
-    """Those of this process's own namespace."""
+    """The PIDs of this process's own namespace."""
     return Numbers(FIRST, int(read("/proc/sys/kernel/pid_max")))
 
 
 def last() -> int:
-    """The PID that was given last."""
+    """The PID that was assigned last."""
     return int(read("/proc/loadavg").split()[-1])
 
 
 def is_taken(pid: int) -> bool:
-    """Whether a process or thread has a PID, or a process group or session that lives on without its leader."""
+    """Whether a PID is in use by a process or thread, or by a process group or session that has outlived its leader."""
     if os.path.exists(f"/proc/{pid}"):
         return True
     try:
         os.killpg(pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # it is another user's
+    except PermissionError:  # it belongs to another user
         pass
     return True
 
 
 def wait_for_zombies(pids: Iterable[int]) -> None:
-    """Wait a moment until zombies have let some PIDs go: what was killed just now is about to."""
+    """Wait up to 3 s until zombies with these PIDs are reaped: processes that were just killed soon will be."""
     end = time.monotonic() + _REAPED_SECONDS
     while (pids := list(filter(_is_zombie, pids))) and time.monotonic() < end:
         time.sleep(0.01)
@@ -91,38 +91,38 @@ def _is_zombie(pid: int) -> bool:
 
 @dataclass(frozen=True)
 class Pace:
-    """How a walk goes here."""
+    """How fast a walk goes on this host."""
 
     per_second: float
-    """PIDs."""
+    """PIDs per second."""
     walkers: int
-    """Processes that let them go by, side by side."""
+    """Processes that pass PIDs at the same time."""
 
     @property
     def near(self) -> int:
-        """To how many before a PID they go: the rest is for the one that is to bear it."""
+        """How many PIDs before the target the walkers stop. The task that is to create the process passes the rest."""
         return 2 * self.walkers * _NEAR_BY_WALKER
 
 
 @dataclass(frozen=True)
 class Walk:
-    """A walk that is to be gone."""
+    """A planned walk."""
 
     pace: Pace
     length: int
-    """How many numbers go by at least."""
+    """How many PIDs have to pass at least."""
 
     @property
     def seconds(self) -> float:
-        """How long that takes."""
+        """How long the walk takes."""
         return self.length / self.pace.per_second
 
 
 def pace() -> Pace:
-    """Walk for a moment, to know it.
+    """Walk for a moment to measure the pace.
 
     Raises:
-        OSError: nobody can walk here, as the kernel has it: EAGAIN where the user may have no more processes.
+        OSError: with the kernel's reason why no walk is possible: EAGAIN if the user may have no more processes.
     """
     numbers = here()
     walkers = min(len(os.sched_getaffinity(0)), _MOST_WALKERS)
@@ -139,7 +139,7 @@ def pace() -> Pace:
 
 
 def whole_round() -> Walk | None:
-    """A walk through all PIDs; None: nobody can walk here."""
+    """A walk through all PIDs; None if no walk is possible here."""
     given = here()
     with suppress(OSError):
         return Walk(pace(), given.end - given.first)
@@ -147,10 +147,10 @@ def whole_round() -> Walk | None:
 
 
 def walk(numbers: Numbers, target: int, pace: Pace) -> Iterator[int]:
-    """Let PIDs go by until a target is near. Tells again and again how many are left; a generator that may be given up.
+    """Use up PIDs until the target is near, and yield now and then how many are left. The caller may stop at any time.
 
     Raises:
-        OSError: as `pace`.
+        OSError: as for `pace`.
     """
     with _looking() as loadavg:
         while (left := numbers.left(last(), target)) > pace.near:

@@ -51,7 +51,7 @@ O_TRACEEXEC = 0x10
 O_TRACEEXIT = 0x40
 O_EXITKILL = 0x100000
 O_SUSPEND_SECCOMP = 0x200000
-"""For as long as the tracer lives and holds on (4.3; CAP_SYS_ADMIN in the first user namespace)."""
+"""In effect as long as the tracer lives and stays attached (4.3; needs CAP_SYS_ADMIN in the initial user namespace)."""
 
 # Events, in bits 16 and up of a wait status.
 EVENT_FORK = 1
@@ -70,7 +70,7 @@ SYSCALL_STOP = signal.SIGTRAP | 0x80
 WALL = 0x40000000
 _MAX_XSAVE = 1 << 16
 _SPINS = 200
-"""Looks before a wait begins to sleep: a stop normally takes tens of microseconds."""
+"""How often a wait polls before it sleeps: a stop normally takes tens of microseconds."""
 _SHORT = 50e-6
 _LOOK_EVERY = 100
 
@@ -95,18 +95,18 @@ def interrupt(tid: int) -> None:
 
 
 def resume(tid: int, how: int = CONT, sig: int = 0) -> None:
-    """Let a stopped thread run: CONT, or SYSCALL to stop at the next system call's entry or exit."""
+    """Resume a stopped thread: CONT, or SYSCALL to stop at the next entry to or exit from a system call."""
     request(how, tid, 0, sig)
 
 
 def detach(tasks: Iterable[tuple[int, int]]) -> None:
-    """Let go of stopped threads, each with a signal to be delivered to it (0: none).
+    """Detach from stopped threads, each with a signal that is delivered to it (0: none).
 
-    One that was killed meanwhile is waited for: a zombie that nobody has waited for as its tracer is kept from its
-    parent.
+    A thread that was killed meanwhile is waited for: its parent cannot reap a zombie before its tracer has waited for
+    it.
 
     Args:
-        tasks: thread ids and signals; leaders before their threads, since a leader's end is told last.
+        tasks: thread ids and signals; leaders before their threads, since a leader's exit is reported last.
     """
     gone: list[int] = []
     failed = 0
@@ -115,7 +115,7 @@ def detach(tasks: Iterable[tuple[int, int]]) -> None:
         if result == -errno.ESRCH and procfs.is_ending(tid, tid):
             gone.append(tid)
         elif result < 0:
-            failed = failed or result  # the others are let go all the same
+            failed = failed or result  # detach the others all the same
     for tid in reversed(gone):
         wait_end(tid)
     if failed:
@@ -123,16 +123,16 @@ def detach(tasks: Iterable[tuple[int, int]]) -> None:
 
 
 def poke(tid: int, address: int, word: int) -> None:
-    """Write 8 bytes of a stopped thread's memory, writable to it or not: of code of its own it gets a copy.
+    """Write 8 bytes of a stopped thread's memory, even if it is read-only: the process gets a private copy of the page.
 
     Raises:
-        OSError: EIO, nothing is mapped there.
+        OSError: EIO if nothing is mapped there.
     """
     request(POKETEXT, tid, address, word)
 
 
 def event_message(tid: int) -> int:
-    """What belongs to the event a thread is stopped at: for a clone the child's id, in our PID namespace."""
+    """The message of the event that a thread is stopped at: for a clone the child's id, in our PID namespace."""
     message = array("Q", [0])
     syscall(NR.ptrace, GETEVENTMSG, tid, 0, message)
     return message[0]
@@ -151,7 +151,7 @@ def set_registers(tid: int, registers: array[int]) -> None:
 
 
 def get_xstate(tid: int) -> bytes:
-    """The thread's xsave area: x87, SSE, AVX, AVX-512, PKRU, AMX, whatever XCR0 has on."""
+    """The thread's xsave area: x87, SSE, AVX, AVX-512, PKRU, AMX, all that is enabled in XCR0."""
     xstate = bytearray(_MAX_XSAVE)
     iov = Words(xstate, len(xstate))
     syscall(NR.ptrace, GETREGSET, tid, NT_X86_XSTATE, iov)
@@ -164,7 +164,7 @@ def set_xstate(tid: int, xstate: bytes) -> None:
 
 
 def get_sigmask(tid: int) -> int:
-    """The blocked signals, bit 0 for signal 1; the mask to come back to when a call has replaced it for a while."""
+    """The blocked signals, bit 0 for signal 1; the saved mask if a call has replaced the mask for a while."""
     mask = array("Q", [0])
     syscall(NR.ptrace, GETSIGMASK, tid, 8, mask)
     return mask[0]
@@ -188,22 +188,22 @@ def get_rseq(tid: int) -> tuple[int, int, int, int]:
 
 
 def dispatches_calls(tid: int) -> bool:
-    """Whether the thread's system calls may come back to it as signals (syscall user dispatch, prctl 59)."""
+    """Whether the thread uses syscall user dispatch (prctl 59), which turns its system calls into signals."""
     # struct ptrace_sud_config { u64 mode, selector, offset, len }
     answer = array("Q", [0, 0, 0, 0])
     result = try_syscall(NR.ptrace, GET_SYSCALL_USER_DISPATCH_CONFIG, tid, 32, answer)
     if result == -errno.EIO:
-        return False  # no such request before 6.4: then nobody can ask, and few programs but Wine use it
+        return False  # no such request before 6.4: the state cannot be read, and few programs but Wine use it
     if result < 0:
         raise OSError(-result, os.strerror(-result))
     return answer[0] != 0
 
 
 def get_seccomp_filter(tid: int, number: int) -> tuple[bytes, int]:
-    """One of the thread's seccomp filters, the oldest is 0: its struct sock_filters, and SECCOMP_FILTER_FLAG_*.
+    """One of the thread's seccomp filters (0 is the oldest): its struct sock_filters, and SECCOMP_FILTER_FLAG_*.
 
     Raises:
-        OSError: EINVAL where the kernel keeps no filter for readers (CONFIG_CHECKPOINT_RESTORE), or EACCES.
+        OSError: EINVAL if the kernel keeps no readable copy (CONFIG_CHECKPOINT_RESTORE), or EACCES.
     """
     code = bytearray(8 * request(SECCOMP_GET_FILTER, tid, number))
     request(SECCOMP_GET_FILTER, tid, number, code)
@@ -220,7 +220,7 @@ def get_siginfo(tid: int) -> bytes:
 
 
 def peek_pending(tid: int, *, shared: bool) -> list[bytes]:
-    """The siginfo_t of each queued signal: the thread's own, or with `shared` the whole process's."""
+    """The siginfo_t of each pending signal: the thread's own, or with `shared` the whole process's."""
     found: list[bytes] = []
     room = 32
     infos = bytearray(SIGINFO_SIZE * room)
@@ -234,7 +234,7 @@ def peek_pending(tid: int, *, shared: bool) -> list[bytes]:
 
 
 def poll(tid: int) -> int | None:
-    """The wait status of a thread if it has one to tell, without waiting.
+    """The wait status of a thread, if one is available; does not wait.
 
     Raises:
         ChildProcessError: the thread is gone.
@@ -244,10 +244,10 @@ def poll(tid: int) -> int | None:
 
 
 def wait(tid: int, deadline: float) -> int:
-    """Wait for the next wait status of `tid` until time.monotonic() is `deadline`.
+    """Wait for the next wait status of `tid` until time.monotonic() reaches `deadline`.
 
-    There is no wait with a time limit that leaves the tracer's other children alone, so this one spins for as
-    long as a stop normally takes (tens of microseconds) and then looks in lengthening steps.
+    No wait with a time limit leaves the tracer's other children alone. So this polls for as long as a stop normally
+    takes (tens of microseconds), and then sleeps between polls, longer and longer.
 
     Raises:
         TimeoutError: it did not stop in time.
@@ -270,10 +270,10 @@ def wait(tid: int, deadline: float) -> int:
 
 
 def wait_surely(tid: int) -> int:
-    """Wait for the next wait status of a thread that is about to stop or to end: one that runs calls of ours.
+    """Wait for the next wait status of a thread that runs our calls, and so must stop or end soon.
 
     Raises:
-        ChildProcessError: the thread is gone, or has ended: a leader's end is told only after its threads' ends.
+        ChildProcessError: the thread is gone, or it has ended: a leader's exit is reported only after its threads'.
     """
     spins = 0
     while (status := poll(tid)) is None:
@@ -283,7 +283,7 @@ def wait_surely(tid: int) -> int:
             continue
         time.sleep(_SHORT)
         if spins % _LOOK_EVERY == 0 and has_ended(tid):
-            # It may have ended since we asked: then it tells now.
+            # It may have ended after the last poll: then its status is available now.
             if (status := poll(tid)) is not None:
                 return status
             raise ChildProcessError(errno.ECHILD, f"thread {tid} has ended")
@@ -299,15 +299,15 @@ def has_ended(tid: int) -> bool:
 
 
 def wait_end(tid: int) -> None:
-    """Wait for the end of a thread that is ending, through any stop that was not yet told.
+    """Wait for the exit of a thread that is ending, and skip stops that were not yet reported.
 
-    A leader's comes after its threads' ends, so theirs are waited for before.
+    A leader's exit is reported after its threads': wait for those first.
     """
     while True:
         try:
             _, status = os.waitpid(tid, WALL)
         except ChildProcessError:
-            return  # it was not ours any more
+            return  # we do not trace it any more
         if not os.WIFSTOPPED(status):
             return
 

@@ -1,12 +1,12 @@
-"""A copy-on-write snapshot of a frozen process's memory: a child of its own that never runs.
+"""A copy-on-write snapshot of a frozen process's memory: a forked process that never runs.
 
-The target must not notice a child. So a first child, which shares the target's memory, closes its copies of
-all descriptors (else a pipe would stay open for as long as we write), makes the second one, the snapshot, and
-ends; the target's thread waits for it in the same batch. The snapshot, an orphan, now belongs to the subreaper or
-pid 1, not to the target. Both have exit signal 0: no SIGCHLD.
+The target must not notice a child. So a helper, which shares the target's memory, closes its copies of all descriptors
+(else a pipe would stay open for as long as we write), forks the snapshot, and exits; the target's thread waits for the
+helper in the same batch. The snapshot is now an orphan and belongs to the subreaper or to PID 1, not to the target.
+Both have exit signal 0: no SIGCHLD.
 
-When memory runs out the snapshot is what the kernel is to kill, and not the target because of the copies that are made
-for it (oom_score_adj 1000, which takes no privilege).
+The copies that are made for the snapshot may exhaust memory. Then the kernel is to kill the snapshot, not the target
+(oom_score_adj 1000, which takes no privilege).
 
 The snapshot is born stopped, traced by us, and dies with us (PTRACE_O_EXITKILL). If it ever runs, because the dumper
 died before that option was set, it exits.
@@ -33,26 +33,26 @@ _EVERY_DESCRIPTOR = 0xFFFFFFFF
 _PR_SET_CHILD_SUBREAPER = 36
 _PR_GET_CHILD_SUBREAPER = 37
 _STOPS_BEFORE_FORK = 4
-"""Into and out of close_range(2) and userfaultfd(2)."""
+"""Entry to and exit from close_range(2) and userfaultfd(2)."""
 
 Watch = Callable[[int], None]
-"""Given a userfaultfd of the target's memory, its own to close, before that is forked."""
+"""Called with a userfaultfd of the target's memory, before the fork. The callee must close it."""
 
 
 class Snapshot:
-    """The snapshot of one process. `ask` before `Injection.start`; then `pid` is known after `finish`."""
+    """The snapshot of one process. Call `ask` before `Injection.start`; `pid` is known after `finish`."""
 
     def __init__(self, injection: Injection, *, fork: bool = True, watch: Watch | None = None) -> None:
         """
         Args:
             injection: into the process.
-            fork: if not, nothing but a userfaultfd is made.
-            watch: what to do with a userfaultfd of the target's memory, if one is wanted.
+            fork: False: make only a userfaultfd.
+            watch: what to do with a userfaultfd of the target's memory; None: make none.
         """
         self.pid = 0
-        """Whose memory to read instead of the target's; 0 when the kernel did not let us fork."""
+        """The process to read memory from instead of the target; 0 if the kernel did not allow the fork."""
         self.needed = True
-        """Its end is no loss once this is false."""
+        """False once nobody reads the snapshot any more: then it may die."""
         self._fork = fork
         self._watch = watch
         self._dies_first = False
@@ -61,9 +61,9 @@ class Snapshot:
         injection.on_clone = self._attend
 
     def ask(self, batch: Batch) -> None:
-        """Add the fork to the host's batch, which must be empty.
+        """Add the fork to the host thread's batch, which must be empty.
 
-        A process that adopts orphans must not adopt this one: it is no subreaper for the moment.
+        A target that is a child subreaper would adopt the snapshot; the batch switches that off for the moment.
         """
         end = 1 + (self._watch is not None) + self._fork
         batch.add(NR.close_range, 0, _EVERY_DESCRIPTOR, 0, on_error=end)
@@ -79,15 +79,15 @@ class Snapshot:
         batch.add(NR.prctl, _PR_SET_CHILD_SUBREAPER, 0)
         child = batch.add(NR.clone, _CLONE_VM, 0, 0, 0, 0, on_zero=0, on_error=last)
         batch.add(NR.wait4, Result(child), 0, ptrace.WALL, 0)
-        batch.add(NR.prctl, _PR_SET_CHILD_SUBREAPER, 0)  # what PR_GET_CHILD_SUBREAPER has written here
+        batch.add(NR.prctl, _PR_SET_CHILD_SUBREAPER, 0)  # the value that PR_GET_CHILD_SUBREAPER has written here
         options = self._injection.process.options | ptrace.O_TRACECLONE
         ptrace.request(ptrace.SETOPTIONS, self._injection.host.tid, 0, options)
 
     def settle(self) -> None:
-        """After `finish`: the host's children are its own affair again. A snapshot that cannot die first is given up.
+        """After `finish`: stop tracing the host's clones. End the snapshot if the kernel might kill the target first.
 
         Raises:
-            CheckpointFailed: the snapshot was made, and lost.
+            CheckpointFailed: the snapshot was made, and then lost.
         """
         ptrace.request(ptrace.SETOPTIONS, self._injection.host.tid, 0, self._injection.process.options)
         if self._failure:
@@ -96,7 +96,7 @@ class Snapshot:
             self.end()
 
     def _attend(self, helper: int) -> None:
-        """See the helper through its short life, whatever happens: the host waits for its end."""
+        """Trace the helper until it exits, whatever happens: the host thread waits for its exit."""
         try:
             self._accompany(helper)
         except OSError as error:
@@ -106,9 +106,9 @@ class Snapshot:
             ptrace.wait_end(helper)
 
     def _accompany(self, helper: int) -> None:
-        """Keep the snapshot that the helper makes where it is born.
+        """Trace the helper; keep the snapshot stopped that it forks.
 
-        A userfaultfd is the helper's, which shares the target's memory: the target itself never has it.
+        The helper makes the userfaultfd. It shares the target's memory, but the target itself never has the descriptor.
         """
         stops = 0 if self._watch else _STOPS_BEFORE_FORK
         ptrace.wait_surely(helper)
@@ -131,14 +131,14 @@ class Snapshot:
             self._failure = "a system-call filter (seccomp) killed who was to make it"
 
     def let_go(self) -> None:
-        """Let the snapshot die, which takes the kernel a while; `end` waits for that. Its memory is read no more."""
+        """Kill the snapshot, whose memory is not needed any more. Its exit takes a while: `end` waits for it."""
         if self.pid:
             self.needed = False
-            with suppress(ProcessLookupError):  # somebody else killed it
+            with suppress(ProcessLookupError):  # another process killed it
                 os.kill(self.pid, signal.SIGKILL)
 
     def end(self) -> None:
-        """Let the snapshot die, and wait until it has. May be called again."""
+        """Kill the snapshot and wait until it is gone. May be called again."""
         if not self.pid:
             return
         self.let_go()
@@ -146,12 +146,12 @@ class Snapshot:
             while os.WIFSTOPPED(ptrace.wait_surely(self.pid)):
                 pass
         except ChildProcessError:
-            pass  # somebody else killed and reaped it
+            pass  # another process killed and reaped it
         self.pid = 0
 
 
 def _let_die_first(pid: int) -> bool:
-    """Make a process what the kernel kills first when memory runs out; not where /proc is mounted read-only."""
+    """Let the kernel kill this process first when memory runs out. Returns False if /proc is mounted read-only."""
     try:
         with open(f"/proc/{pid}/oom_score_adj", "w", encoding="ascii") as file:
             file.write("1000")
@@ -161,10 +161,10 @@ def _let_die_first(pid: int) -> bool:
 
 
 def _only_descriptor(pid: int) -> int:
-    """A copy of the descriptor of a process that has at most one; -1 when it has none."""
+    """A copy of the only descriptor of a process; -1 if it has none."""
     try:
         return descriptor_of(pid, 0)
     except OSError as error:
         if error.errno != errno.EBADF:
             raise
-        return -1  # the kernel has no userfaultfd, or not for us
+        return -1  # the kernel has no userfaultfd, or does not permit it

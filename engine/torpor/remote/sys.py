@@ -1,7 +1,7 @@
-"""Raw system calls, for what Python's os module has no function for.
+"""Raw system calls that Python's os module has no function for.
 
-A call is given the buffers themselves and holds them until it is over: the address of a buffer is no number that
-anybody could keep for longer than the buffer (tests/unit/house/test_sources.py sees that it stays so).
+A call takes the buffers themselves and holds them until it returns. No caller handles the address of a buffer, so none
+can keep it for longer than the buffer lives (tests/unit/house/test_sources.py enforces this).
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ _NAMES = {nr.value: nr.name for nr in NR}
 
 
 class Words:
-    """64-bit words in a row, pointers among them: a struct that leads the kernel to other buffers, which it holds.
+    """A struct of 64-bit words, some of which may be pointers to other buffers. It keeps those buffers alive.
 
-    By index its words can be read again after a call that has written to it.
+    An index reads a word, also after a call has written to the struct.
     """
 
     def __init__(self, *words: Argument) -> None:
@@ -36,7 +36,7 @@ class Words:
         return self._words[index]
 
     def laid_out(self, views: list[Any]) -> array[int]:
-        """The struct, as long as the views that are added live."""
+        """The struct in memory. It is valid as long as the views that are appended to `views`."""
         for index, word in enumerate(self._given):
             self._words[index] = _word(word, views) & _WORD
         return self._words
@@ -44,7 +44,7 @@ class Words:
 
 @contextmanager
 def closed_on_error(fd: int) -> Iterator[int]:
-    """A descriptor that is closed if an error leaves the block, and else is for who made it to hand on."""
+    """Close the descriptor if the block raises; else the caller keeps it."""
     try:
         yield fd
     except BaseException:
@@ -53,14 +53,14 @@ def closed_on_error(fd: int) -> Iterator[int]:
 
 
 Argument: TypeAlias = "int | bytes | bytearray | memoryview | array[int] | Words"
-"""Of a buffer the call gets the address of the first byte. Into ``bytes`` the kernel must not write."""
+"""For a buffer the call gets the address of the first byte. The kernel must not write to ``bytes``."""
 
 
 def syscall(nr: int, *args: Argument) -> int:
     """Make system call `nr` in this process and return its result.
 
     Raises:
-        OSError: with the kernel's errno; as its `filename` the name of the call.
+        OSError: with the kernel's errno, and the name of the call as its `filename`.
     """
     result = try_syscall(nr, *args)
     if -4096 < result < 0:
@@ -69,7 +69,7 @@ def syscall(nr: int, *args: Argument) -> int:
 
 
 def try_syscall(nr: int, *args: Argument) -> int:
-    """Like `syscall`, but an error is returned as the negated errno: for callers to whom it is an answer."""
+    """Like `syscall`, but an error is returned as a negative errno: for callers that expect errors."""
     views: list[Any] = []
     try:
         words = [arg if isinstance(arg, int) else _word(arg, views) for arg in args]
@@ -80,24 +80,24 @@ def try_syscall(nr: int, *args: Argument) -> int:
 
 
 class FileRights(NamedTuple):
-    """What the kernel asks about when a path is walked (credentials(7))."""
+    """The credentials that the kernel checks when it resolves a path (credentials(7))."""
 
     uid: int
-    """Of the file system."""
+    """The file system uid (fsuid)."""
     gid: int
     groups: tuple[int, ...]
     capabilities: int
-    """The effective ones, a bit mask."""
+    """The effective capabilities, a bit mask."""
 
 
 def syscall_as(wanted: FileRights, own: FileRights, nr: int, *args: Argument) -> int:
-    """Make system call `nr` with other rights, this thread's alone; its `own` are back when this returns.
+    """Make system call `nr` with other credentials, in this thread only; then set its `own` again.
 
     Raises:
-        OSError: with the kernel's errno; EPERM also when the thread may not take these rights.
+        OSError: with the kernel's errno; EPERM also if the thread may not take these credentials.
     """
     views: list[Any] = []
-    held: list[Any] = []  # until the call is over
+    held: list[Any] = []  # keeps them alive until the call is over
     try:
         words = [_word(arg, views) for arg in args]
         result: int = lib.tp_syscall_as(_native(wanted, held), _native(own, held), nr, *words, *_NOTHING[len(words) :])
@@ -109,7 +109,7 @@ def syscall_as(wanted: FileRights, own: FileRights, nr: int, *args: Argument) ->
 
 
 def _native(rights: FileRights, held: list[Any]) -> Any:
-    """A struct tp_rights."""
+    """Make a struct tp_rights."""
     groups = ffi.new("uint32_t[]", list(rights.groups))
     told = {"uid": rights.uid, "gid": rights.gid, "groups": groups, "count": len(rights.groups)}
     held += groups, ffi.new("struct tp_rights *", told | {"effective": rights.capabilities})
@@ -117,7 +117,7 @@ def _native(rights: FileRights, held: list[Any]) -> Any:
 
 
 def _word(arg: Argument, views: list[Any]) -> int:
-    """What the kernel gets for an argument, as long as the views that are added live."""
+    """The word that the kernel gets for an argument. It is valid as long as the views that are appended to `views`."""
     if isinstance(arg, int):
         return arg
     view = ffi.from_buffer(arg.laid_out(views) if isinstance(arg, Words) else arg)
@@ -126,35 +126,37 @@ def _word(arg: Argument, views: list[Any]) -> int:
 
 
 def _release(views: list[Any]) -> None:
-    """The call is over. None may be left to the collector of garbage, in the traceback of an error: one that clears a
-    memoryview before the view that was taken of it crashes (CPython 3.11, Objects/memoryobject.c, memory_clear)."""
+    """Release the views after the call. The garbage collector must not find one, in the traceback of an error: if it
+    clears a memoryview before the view that was taken of it, CPython crashes (3.11, Objects/memoryobject.c,
+    memory_clear).
+    """
     for view in views:
         ffi.release(view)
 
 
-# Python's own are missing in builds against the headers of older systems, as conda and uv bring them.
+# os has these functions too, but not in builds against the headers of older systems, such as those of conda and uv.
 
 
 def pidfd_open(pid: int) -> int:
-    """A descriptor of a process, closed by execve, the caller's to close.
+    """Open a close-on-exec pidfd; the caller must close it.
 
     Raises:
-        OSError: ESRCH when there is no such process.
+        OSError: ESRCH if there is no such process.
     """
     return syscall(NR.pidfd_open, pid, 0)
 
 
 def pidfd_send_signal(pidfd: int, number: int) -> None:
-    """Send a signal to the very process.
+    """Send a signal to exactly this process.
 
     Raises:
-        OSError: ESRCH when it has ended and was waited for.
+        OSError: ESRCH if it has ended and was reaped.
     """
     syscall(NR.pidfd_send_signal, pidfd, number, 0, 0)
 
 
 def memfd_create(name: bytes, flags: int = 0) -> int:
-    """A file in memory, closed by execve.
+    """Create a close-on-exec file in memory.
 
     Args:
         name: as /proc shows it.
@@ -167,10 +169,10 @@ def memfd_create(name: bytes, flags: int = 0) -> int:
 
 
 def descriptor_of(pid: int, number: int) -> int:
-    """A copy of a process's descriptor, the caller's to close.
+    """Copy a descriptor of another process; the caller must close the copy.
 
     Raises:
-        OSError: EBADF when it has none of that number.
+        OSError: EBADF if the process has no descriptor with this number.
     """
     pidfd = pidfd_open(pid)
     try:

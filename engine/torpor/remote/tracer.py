@@ -1,8 +1,8 @@
-"""A thread of its own for what traces other processes.
+"""A separate thread that traces other processes.
 
-ptrace belongs to a thread, and when that thread ends the kernel lets go of all that it traced. Only so is a thread
-freed that could not be stopped because it stands in an uninterruptible call: it cannot be detached, and would stop
-when it leaves that call, for as long as its tracer lives.
+ptrace is bound to a thread: when that thread ends, the kernel detaches all that it traces. This is the only way to
+release a thread that could not be stopped because it is in an uninterruptible call. It cannot be detached, and as long
+as its tracer lives it would stop when it leaves that call.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ T = TypeVar("T")
 
 
 class Interruption:
-    """Tells the tracing thread that its caller has been interrupted (Ctrl-C)."""
+    """Tells the tracing thread that its caller was interrupted (Ctrl-C)."""
 
     def __init__(self) -> None:
         self._event = threading.Event()
 
     def set(self) -> None:
-        """Say so."""
+        """Note that the caller was interrupted."""
         self._event.set()
 
     def check(self) -> None:
-        """Stop here if it was said.
+        """Raise if the caller was interrupted.
 
         Raises:
             CheckpointFailed: the caller was interrupted.
@@ -42,7 +42,7 @@ class Interruption:
 
 
 def in_own_thread(work: Callable[[Interruption], T]) -> T:
-    """Run `work` in a new thread if there can be one, wait for its end; give its result or raise what it raised."""
+    """Run `work` in a new thread and return its result or raise its error. Without new threads, run it in this one."""
     result: Future[T] = Future()
     interruption = Interruption()
 
@@ -54,7 +54,7 @@ def in_own_thread(work: Callable[[Interruption], T]) -> T:
 
     thread = Thread(run)
     if not thread.start():
-        # Then in this one, where a Ctrl-C must wait: it would end the work anywhere.
+        # Run it in this thread, with Ctrl-C blocked: it could end the work at any point.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             return work(interruption)
@@ -64,16 +64,17 @@ def in_own_thread(work: Callable[[Interruption], T]) -> T:
         thread.join()
     except BaseException:
         interruption.set()
-        thread.join()  # nothing of ours is left behind: the work ends in an orderly way
+        thread.join()  # let the work end in an orderly way, so that nothing of ours stays behind
         raise
     return result.result()
 
 
 @contextmanager
 def no_collection() -> Iterator[ExitStack]:
-    """Put off the collection of garbage, at most until the stack is closed.
+    """Disable garbage collection until the stack is closed, or earlier.
 
-    In a process as large as a Jupyter server one takes longer (130 ms) than all that is done to a kernel.
+    In a process as large as a Jupyter server a collection takes longer (130 ms) than all that a checkpoint does to a
+    kernel.
     """
     with ExitStack() as stack:
         if gc.isenabled():

@@ -1,11 +1,11 @@
-"""How long a thread has been waiting in a system call, from what the scheduler notes of it.
+"""How long a thread has been waiting in a system call, from the scheduler's statistics.
 
-A call that is interrupted leaves its deadline in the kernel, where nobody can read it. But the scheduler shows when a
-thread last ran (se.exec_start in /proc/PID/task/TID/sched, kernel/sched/debug.c), and a thread that waits last ran when
-its wait began. So one looks before the freeze: stopping a thread makes it run for a moment.
+The kernel keeps the deadline of an interrupted call where nobody can read it. But the scheduler shows when a thread
+last ran (se.exec_start in /proc/PID/task/TID/sched, kernel/sched/debug.c), and a waiting thread last ran when its wait
+began. This must be read before the freeze, because a thread runs for a moment when it is stopped.
 
-The scheduler's clock is one for each processor, since time stolen by a hypervisor or taken by interrupts does not
-count in it: the time now is read on the processor on which the thread went to sleep.
+Each processor has its own scheduler clock, which leaves out time stolen by a hypervisor or spent in interrupts. So the
+current time is read on the processor on which the thread went to sleep.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ class _Moment(NamedTuple):
     """When a thread last ran."""
 
     clock_ns: int
-    """On the scheduler's clock of its processor."""
+    """By the scheduler clock of its processor."""
     switches: int
-    """Voluntary context switches until then: one that was forced on a thread ends no wait."""
+    """Voluntary context switches until then. Involuntary ones do not end a wait."""
 
 
 @dataclass(frozen=True)
@@ -40,13 +40,13 @@ class _Wait:
 
 
 class Waits:
-    """The waits of a tree's threads: `look` while it runs, `waited` when it stands still."""
+    """The waits of a tree's threads: call `look` while it runs, `waited` when it is frozen."""
 
     def __init__(self) -> None:
         self._waits: dict[int, _Wait] = {}
 
     def look(self, tids: Iterable[tuple[int, int]]) -> None:
-        """Note since when those of the (pid, tid) that are in a call with a time limit have been waiting."""
+        """Note when the current wait began, for each (pid, tid) that is in a call with a time limit."""
         found: dict[int, list[tuple[int, _Moment]]] = {}
         for pid, tid in tids:
             folder = f"/proc/{pid}/task/{tid}"
@@ -57,14 +57,14 @@ class Waits:
                 moment = _last_run(folder)
                 processor = int(procfs.parse_stat(procfs.read(f"{folder}/stat")).fields[_PROCESSOR - 1])
             except (FileNotFoundError, ProcessLookupError, PermissionError):
-                continue  # it ended, the kernel has no such file, or the freeze will say that it is not ours
+                continue  # it ended, the kernel has no such file, or it is not ours (the freeze will report that)
             found.setdefault(processor, []).append((tid, moment))
         allowed = os.sched_getaffinity(0)
         try:
             for processor, moments in found.items():
                 if processor in allowed:
                     os.sched_setaffinity(0, {processor})
-                os.sched_yield()  # has the scheduler note the time
+                os.sched_yield()  # makes the scheduler update the time
                 clock, now = _last_run(f"/proc/self/task/{threading.get_native_id()}").clock_ns, time.monotonic_ns()
                 for tid, moment in moments:
                     self._waits[tid] = _Wait(moment.switches, now - max(clock - moment.clock_ns, 0))
@@ -72,11 +72,11 @@ class Waits:
             os.sched_setaffinity(0, allowed)
 
     def waited(self, pid: int, tid: int, stopped_ns: int) -> int | None:
-        """For how many nanoseconds a thread had been waiting when it was stopped; None where nobody can tell.
+        """How long a thread had been waiting when it was stopped, in nanoseconds; None if that is unknown.
 
         Args:
             pid: its process.
-            tid: the thread, which stands still.
+            tid: the thread, which is stopped.
             stopped_ns: when it was stopped (CLOCK_MONOTONIC).
         """
         try:
@@ -84,7 +84,7 @@ class Waits:
         except FileNotFoundError:
             return None
         seen = self._waits.get(tid)
-        # Our stop is one more switch. With more of them the wait began after the look, a moment before the stop.
+        # Our stop adds one switch. If there are more, the wait began after the look, a moment before the stop.
         if seen is None or moment.switches > seen.switches + 1:
             return 0
         return max(stopped_ns - seen.began_ns, 0)
