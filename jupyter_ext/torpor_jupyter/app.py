@@ -20,8 +20,8 @@ from torpor_jupyter import slurm
 from torpor_jupyter.channels import TorporWebsocketConnection
 from torpor_jupyter.culling import park_when_culling
 from torpor_jupyter.handlers import HANDLERS
-from torpor_jupyter.kernels import Keeper
 from torpor_jupyter.rules import Rules, Wishes
+from torpor_jupyter.service import Service
 from torpor_slurm.allocation import Allocation
 
 NOTE_SECONDS = 5.0
@@ -66,7 +66,7 @@ class TorporApp(ExtensionApp):
         help="Percent of memory left, of the host or the cgroup, below which the largest idle kernels are parked.",
     )  # fmt: skip
 
-    keeper: Keeper | None = None
+    service: Service | None = None
     _rules: Rules | None = None
     _leaving: asyncio.Future[None] | None = None
     _notes: PeriodicCallback | None = None
@@ -80,28 +80,28 @@ class TorporApp(ExtensionApp):
             self.log.warning("Torpor cannot look after kernels of a %s", type(manager).__name__)
             return
         server.event_logger.register_event_schema(Path(__file__).parent / "events" / "kernel.yaml")
-        self.keeper = Keeper(
+        self.service = Service(
             manager, server.session_manager, server.contents_manager, Store(self.store or None), self.log, self._tell
         )
-        self.settings["torpor_keeper"] = self.keeper
+        self.settings["torpor_service"] = self.service
         self.settings["kernel_websocket_connection_class"] = TorporWebsocketConnection
         if self.start_kernels:
             KernelProvisionerFactory.instance(parent=manager).default_provisioner_name = "torpor"
         if self.when_culling == "park":
-            park_when_culling(manager, self.keeper)
+            park_when_culling(manager, self.service)
         # A kernel that goes back says once more, to the letter, what was on its way then. Jupyter takes a message that
         # comes twice for a forged one, and its stream is deaf after that.
         if "digest_history_size" not in server.config.Session:
             server.config.Session.digest_history_size = 0
-        server.io_loop.run_sync(self.keeper.adopt_all)  # before the first request can ask for a session
+        server.io_loop.run_sync(self.service.registry.adopt_all)  # before the first request can ask for a session
         wishes = Wishes(self.checkpoint_every, self.checkpoint_after, self.keep_last)
         self._rules = Rules(
-            self.keeper, server.io_loop.asyncio_loop, wishes, quota=self.quota, park_below=self.park_below
+            self.service, server.io_loop.asyncio_loop, wishes, quota=self.quota, park_below=self.park_below
         )
-        self._notes = PeriodicCallback(self.keeper.note_sessions, NOTE_SECONDS * 1000)
+        self._notes = PeriodicCallback(self.service.registry.note_sessions, NOTE_SECONDS * 1000)
         self._notes.start()
         if allocation := Allocation.around(os.environ):
-            watching = slurm.watch(allocation, partial(self.keeper.park_all, "preempted"), self.log)
+            watching = slurm.watch(allocation, partial(self.service.park_all, "preempted"), self.log)
             self._slurm = server.io_loop.asyncio_loop.create_task(watching)
         # Without a terminal jupyter_server ends at SIGINT, which JupyterHub sends first, as Python does: at once.
         # Kernels would be left to live on, or to end with their container.
@@ -110,7 +110,7 @@ class TorporApp(ExtensionApp):
 
     def initialize_handlers(self) -> None:
         """Offer the REST API."""
-        if self.keeper:
+        if self.service:
             self.handlers.extend(HANDLERS)
 
     async def stop_extension(self) -> None:
@@ -120,7 +120,7 @@ class TorporApp(ExtensionApp):
         await self._leaving
 
     async def _leave(self) -> None:
-        if not self.keeper:
+        if not self.service:
             return
         if self._notes and self._rules:
             self._notes.stop()
@@ -128,10 +128,10 @@ class TorporApp(ExtensionApp):
         if self._slurm:
             self._slurm.cancel()
         if self.when_stopping == "park":
-            await self.keeper.leave()
+            await self.service.leave()
         else:
-            self.keeper.leave_parked()
-        self.keeper.close()
+            self.service.leave_parked()
+        self.service.close()
 
     def _tell(self, kernel_id: str, what: str) -> None:
         data: dict[str, Any] = {"kernel_id": kernel_id, "what": what}

@@ -1,13 +1,6 @@
-"""The websocket between a browser and a kernel, with a gate in it: while the gate is shut, requests wait at the server.
+"""The websocket between a browser and a kernel, with a gate in it (see `torpor_jupyter.gate`).
 
-jupyter_server makes one of these for each websocket (ServerApp.kernel_websocket_connection_class). It also knows which
-requests the kernel has not answered: after a rewind their cells would wait for ever, so they are told that they were
-aborted.
-
-A kernel's ROUTER sockets that do not hand over (ZMQ_ROUTER_HANDOVER, which ipykernel sets, and xeus and IRkernel do
-not) ignore whoever returns under the name of a connection before they have seen that it is dead, as everybody does at
-a wake; and they drop a reply to it. So the clients of such a kernel connect once more under new names, and a reply
-that was dropped is made good.
+jupyter_server makes one of these for each websocket (ServerApp.kernel_websocket_connection_class).
 """
 
 from __future__ import annotations
@@ -15,15 +8,15 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
-import zmq
 from jupyter_server.services.kernels.connection.base import deserialize_msg_from_ws_v1, serialize_msg_to_ws_v1
 from jupyter_server.services.kernels.connection.channels import ZMQChannelsWebsocketConnection
+
+from torpor_jupyter.gate import Gate
+from torpor_jupyter.provisioner import SERVICE
+from torpor_jupyter.service import Service
 
 V1 = "v1.kernel.websocket.jupyter.org"
 """The subprotocol with binary framing; without it messages are JSON."""
@@ -31,86 +24,18 @@ MAX_LINE = 120
 """Characters kept of a cell's first line."""
 
 
-@dataclass
-class Gate:
-    """One kernel's requests and replies at the server."""
-
-    shut: int = 0
-    """How many hold it shut; requests wait while there is one."""
-    waiting: list[tuple[TorporWebsocketConnection, Any]] = field(default_factory=list)
-    unanswered: dict[str, tuple[TorporWebsocketConnection, dict[str, Any]]] = field(default_factory=dict)
-    """Requests on the shell channel by their message id: who sent each, and its header."""
-    cell: str = ""
-    """The first line of the cell that was sent last."""
-    execution_count: int = 0
-    cells: int = 0
-    """How many cells were sent."""
-    began: dict[str, float] = field(default_factory=dict)
-    """When each cell that is unanswered was sent, by time.monotonic()."""
-    ended: float = 0.0
-    """When the last cell ended."""
-    kernel_info: dict[str, Any] | None = None
-    """Set while there is no kernel to ask for it: what it last said of itself."""
-    asking: bool = False
-    """Whether the kernel waits for a line from a person (``input()``)."""
-    doubtful: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Replies that a kernel may drop, because it was woken before it sends them: what they will say, by message id."""
-
-    @contextmanager
-    def hold(self) -> Iterator[None]:
-        """Let requests wait; afterwards they go on in their order."""
-        self.shut += 1
-        try:
-            yield
-        finally:
-            self.open()
-
-    def open(self) -> None:
-        """Give up one hold."""
-        self.shut -= 1
-        while not self.shut and self.waiting:
-            connection, message = self.waiting.pop(0)
-            connection.handle_incoming_message(message)
-
-    def make_good(self, id: str) -> None:
-        """Give the reply to a request that the kernel has answered to nobody, and abort what it has not heard since."""
-        reply = self.doubtful.pop(id)
-        connection, header = self.unanswered.pop(id, (None, {}))
-        self.began.pop(id, None)
-        if connection and header["msg_type"] == "execute_request":
-            self.execution_count += 1
-            connection.tell_reply(header, {"execution_count": self.execution_count} | reply)
-        elif connection:
-            connection.abort(header)
-        self.abort_unanswered(set(self.doubtful))
-
-    def abort_unanswered(self, still_running: set[str]) -> None:
-        """Tell the senders of requests that the kernel, as it is now, never got: all but those in `still_running`."""
-        for id in [id for id in self.unanswered if id not in still_running]:
-            connection, header = self.unanswered.pop(id)
-            self.began.pop(id, None)
-            connection.abort(header)
-
-
-def reconnect(sockets: Iterable[Any], name: bytes | None = None) -> None:
-    """Connect the sockets of one client to their kernel anew, under another name than before, if one is given."""
-    for socket in sockets:
-        address = socket.getsockopt(zmq.LAST_ENDPOINT).rstrip(b"\0").decode()
-        socket.disconnect(address)
-        if name:
-            socket.setsockopt(zmq.IDENTITY, name)
-        socket.connect(address)
-
-
 class TorporWebsocketConnection(ZMQChannelsWebsocketConnection):
     """Jupyter's own connection behind a Gate."""
 
     @property
+    def service(self) -> Service | None:
+        """The server extension, where it looks after the server's kernels."""
+        return getattr(self.multi_kernel_manager, SERVICE, None)
+
+    @property
     def gate(self) -> Gate | None:
         """The gate of the kernel; None for a kernel that Torpor does not look after."""
-        keeper = getattr(self.multi_kernel_manager, "torpor_keeper", None)
-        gate: Gate | None = keeper.gate(self.kernel_id) if keeper else None
-        return gate
+        return self.service.registry.gate(self.kernel_id) if self.service else None
 
     async def prepare(self) -> None:
         """As Jupyter does; a parked kernel cannot be asked for its kernel_info."""
@@ -134,14 +59,15 @@ class TorporWebsocketConnection(ZMQChannelsWebsocketConnection):
         super().handle_incoming_message(incoming_msg)
 
     def _on_zmq_reply(self, stream: Any, msg_list: Any) -> None:
-        gate = self.gate
         channel = getattr(stream, "channel", "")
-        if gate and channel == "shell":
-            self._note_reply(gate, msg_list)
-        elif gate and channel == "iopub" and gate.doubtful:
-            self._note_end(gate, msg_list)
-        elif gate and channel == "stdin":
-            gate.asking = True
+        if service := self.service:
+            gate = service.registry.gate(self.kernel_id)
+            if channel == "shell":
+                self._note_reply(service, gate, msg_list)
+            elif channel == "iopub" and gate.doubtful:
+                self._note_end(service, gate, msg_list)
+            elif channel == "stdin":
+                gate.asking = True
         super()._on_zmq_reply(stream, msg_list)
 
     def abort(self, header: dict[str, Any]) -> None:
@@ -163,7 +89,7 @@ class TorporWebsocketConnection(ZMQChannelsWebsocketConnection):
             message["channel"] = channel
             self.write_message(json.dumps(message, default=str))
 
-    def _note_end(self, gate: Gate, message: Any) -> None:
+    def _note_end(self, service: Service, gate: Gate, message: Any) -> None:
         """From a kernel that was woken in the middle of requests: whether one failed, and that it is done with it."""
         kind, id = self._kind_and_parent(message)
         if id not in gate.doubtful:
@@ -173,7 +99,7 @@ class TorporWebsocketConnection(ZMQChannelsWebsocketConnection):
         if kind == "error":
             gate.doubtful[id] = self._content(message) | {"status": "error"}
         if kind == "status" and self._content(message)["execution_state"] == "idle":
-            self.multi_kernel_manager.torpor_keeper.when_reply_is_due(self.kernel_id, id)
+            service.connections.when_reply_is_due(self.kernel_id, id)
 
     def _note_request(self, gate: Gate, message: Any) -> None:
         if self.subprotocol == V1:
@@ -199,7 +125,7 @@ class TorporWebsocketConnection(ZMQChannelsWebsocketConnection):
             gate.cells += 1
             gate.began[header["msg_id"]] = time.monotonic()
 
-    def _note_reply(self, gate: Gate, message: Any) -> None:
+    def _note_reply(self, service: Service, gate: Gate, message: Any) -> None:
         kind, id = self._kind_and_parent(message)
         gate.unanswered.pop(id, None)
         gate.doubtful.pop(id, None)
@@ -208,7 +134,7 @@ class TorporWebsocketConnection(ZMQChannelsWebsocketConnection):
             if (began := gate.began.pop(id, None)) is not None:
                 now = time.monotonic()
                 seconds, gate.ended = now - max(began, gate.ended), now  # it began when the one before it had ended
-                self.multi_kernel_manager.torpor_keeper.when_cell_ended(self.kernel_id, seconds)
+                service.when_cell_ended(self.kernel_id, seconds)
 
     def _kind_and_parent(self, message: Any) -> tuple[str, str]:
         """Of a message to the browser, which is unpacked already or not: its type, and the id of the request."""

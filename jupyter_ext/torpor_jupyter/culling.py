@@ -8,12 +8,12 @@ from typing import Any
 from jupyter_core.utils import ensure_async
 
 from torpor.errors import TorporError
-from torpor_jupyter.kernels import Keeper
+from torpor_jupyter.service import Service
 
 _culling: ContextVar[str] = ContextVar("torpor_culling", default="")
 
 
-def park_when_culling(manager: Any, keeper: Keeper) -> None:
+def park_when_culling(manager: Any, service: Service) -> None:
     """Make a kernel manager park what it would cull; what cannot be parked stays alive, and the log says why.
 
     Whether a kernel is idle is jupyter_server's own decision (cull_kernel_if_idle); only the shutdown in it is ours.
@@ -21,7 +21,7 @@ def park_when_culling(manager: Any, keeper: Keeper) -> None:
     decide, shut_down = manager.cull_kernel_if_idle, manager.shutdown_kernel
 
     async def cull_kernel_if_idle(kernel_id: str) -> None:
-        if keeper.state(kernel_id).parked:
+        if service.registry.state(kernel_id).parked:
             return
         token = _culling.set(kernel_id)
         try:
@@ -32,15 +32,15 @@ def park_when_culling(manager: Any, keeper: Keeper) -> None:
     async def shutdown_kernel(kernel_id: str, *arguments: Any, **options: Any) -> None:
         if (
             _culling.get() != kernel_id
-            or not keeper.is_ours(kernel_id)
+            or not service.registry.is_ours(kernel_id)
             or manager.get_kernel(kernel_id).execution_state == "dead"
         ):
             await ensure_async(shut_down(kernel_id, *arguments, **options))
             return
         try:
-            await keeper.park(kernel_id, reason="idle")
+            await service.park(kernel_id, reason="idle")
         except TorporError as error:
-            keeper.log.warning("Kernel %s is idle, and cannot be parked: %s", kernel_id, error)
+            service.log.warning("Kernel %s is idle, and cannot be parked: %s", kernel_id, error)
 
     manager.cull_kernel_if_idle = cull_kernel_if_idle
     manager.shutdown_kernel = shutdown_kernel

@@ -17,8 +17,8 @@ from jupyter_server.base.handlers import APIHandler
 from tornado import web
 
 from torpor import errors
-from torpor_jupyter.kernels import Keeper
 from torpor_jupyter.records import KERNEL_ID, SNAPSHOT_ID
+from torpor_jupyter.service import Service
 
 DESCRIPTION = Path(__file__).with_name("api.yaml").read_bytes()
 MAX_NAME, MAX_NOTE = 200, 4000
@@ -67,10 +67,10 @@ class TorporHandler(APIHandler):
     auth_resource = "torpor"
 
     @property
-    def keeper(self) -> Keeper:
+    def service(self) -> Service:
         """The server's."""
-        keeper: Keeper = self.settings["torpor_keeper"]
-        return keeper
+        service: Service = self.settings["torpor_service"]
+        return service
 
     def body(self, **wanted: type) -> dict[str, Any]:
         """The fields of the request's JSON body; one that is unknown, or of another type, is a bad request."""
@@ -112,7 +112,7 @@ class Kernels(TorporHandler):
     @told
     async def get(self) -> None:
         """List the kernels of this server, living and parked."""
-        self.answer(self.keeper.kernels())
+        self.answer(self.service.registry.kernels())
 
 
 class Kernel(TorporHandler):
@@ -123,7 +123,7 @@ class Kernel(TorporHandler):
     @told
     async def get(self, kernel_id: str) -> None:
         """Describe it, with the progress of what is being done to it."""
-        self.answer(self.keeper.describe(kernel_id))
+        self.answer(self.service.registry.describe(kernel_id))
 
 
 class Park(TorporHandler):
@@ -134,7 +134,7 @@ class Park(TorporHandler):
     @told
     async def post(self, kernel_id: str) -> None:
         """Keep the kernel and end its process."""
-        self.answer(await self.keeper.park(kernel_id, **self.body(name=str)))
+        self.answer(await self.service.park(kernel_id, **self.body(name=str)))
 
 
 class Resume(TorporHandler):
@@ -145,7 +145,7 @@ class Resume(TorporHandler):
     @told
     async def post(self, kernel_id: str) -> None:
         """Wake the parked kernel."""
-        self.answer(await self.keeper.resume(kernel_id, **self.body(files_as_they_are=bool)))
+        self.answer(await self.service.resume(kernel_id, **self.body(files_as_they_are=bool)))
 
 
 class Cancel(TorporHandler):
@@ -157,7 +157,7 @@ class Cancel(TorporHandler):
     async def post(self, kernel_id: str) -> None:
         """Give up what is being done to the kernel."""
         self.body()
-        self.answer(self.keeper.cancel(kernel_id))
+        self.answer(self.service.operations.cancel(kernel_id))
 
 
 class Checkpoints(TorporHandler):
@@ -168,14 +168,14 @@ class Checkpoints(TorporHandler):
     @told
     async def get(self, kernel_id: str) -> None:
         """List them, oldest first; also of a kernel that is gone."""
-        self.answer(await self.keeper.checkpoints(kernel_id))
+        self.answer(await self.service.checkpoints.list(kernel_id))
 
     @web.authenticated
     @authorized("execute")
     @told
     async def post(self, kernel_id: str) -> None:
         """Make one; the kernel runs on."""
-        self.answer(await self.keeper.save(kernel_id, **self.body(name=str, note=str)), 201)
+        self.answer(await self.service.save(kernel_id, **self.body(name=str, note=str)), 201)
 
 
 class AllCheckpoints(TorporHandler):
@@ -186,7 +186,7 @@ class AllCheckpoints(TorporHandler):
     @told
     async def get(self) -> None:
         """List them, oldest first."""
-        self.answer(await self.keeper.checkpoints())
+        self.answer(await self.service.checkpoints.list())
 
 
 class Checkpoint(TorporHandler):
@@ -197,14 +197,18 @@ class Checkpoint(TorporHandler):
     @told
     async def patch(self, kernel_id: str, checkpoint_id: str) -> None:
         """Change its name, note or pin."""
-        self.answer(await self.keeper.change(kernel_id, checkpoint_id, **self.body(name=str, note=str, pinned=bool)))
+        self.answer(
+            await self.service.checkpoints.change(
+                kernel_id, checkpoint_id, **self.body(name=str, note=str, pinned=bool)
+            )
+        )
 
     @web.authenticated
     @authorized("execute")
     @told
     async def delete(self, kernel_id: str, checkpoint_id: str) -> None:
         """Delete it, and tell the bytes that it held alone."""
-        report = await self.keeper.delete(kernel_id, checkpoint_id)
+        report = await self.service.checkpoints.delete(kernel_id, checkpoint_id)
         self.answer({"freed": report.freed})
 
 
@@ -217,7 +221,7 @@ class Restore(TorporHandler):
     async def post(self, kernel_id: str, checkpoint_id: str) -> None:
         """Take the kernel back to the checkpoint; ``undo`` is the checkpoint of what it was."""
         wanted = self.body(discard=bool, notebook=bool, files_as_they_are=bool)
-        self.answer(await self.keeper.restore(kernel_id, checkpoint_id, **wanted))
+        self.answer(await self.service.restore(kernel_id, checkpoint_id, **wanted))
 
 
 class Diff(TorporHandler):
@@ -229,7 +233,7 @@ class Diff(TorporHandler):
     async def get(self, kernel_id: str, checkpoint_id: str) -> None:
         """What the checkpoint has that the one named by ``with`` has not; by default its parent."""
         other = self.get_query_argument("with", "")
-        self.answer(await self.keeper.diff(kernel_id, checkpoint_id, other))
+        self.answer(await self.service.checkpoints.diff(kernel_id, checkpoint_id, other))
 
 
 class Fork(TorporHandler):
@@ -241,7 +245,7 @@ class Fork(TorporHandler):
     async def post(self, kernel_id: str, checkpoint_id: str) -> None:
         """Wake the checkpoint as another kernel, beside the first, with a copy of the notebook."""
         wanted = self.body(path=str, files_as_they_are=bool)
-        self.answer(await self.keeper.fork(kernel_id, checkpoint_id, **wanted), 201)
+        self.answer(await self.service.fork(kernel_id, checkpoint_id, **wanted), 201)
 
 
 _KERNEL = f"/api/torpor/kernels/(?P<kernel_id>{KERNEL_ID.pattern.replace('(-', '(?:-')})"

@@ -12,8 +12,9 @@ import os
 import signal
 import subprocess
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from jupyter_client.connect import KernelConnectionInfo, LocalPortCache, port_names
 from jupyter_client.launcher import launch_kernel
@@ -21,12 +22,33 @@ from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 
 from torpor_jupyter.process import KernelProcess
 
-if TYPE_CHECKING:
-    from torpor_jupyter.kernels import Keeper
-    from torpor_jupyter.state import Returning
+SERVICE = "torpor_service"
+"""The attribute by which a server's kernel manager leads to Torpor's service."""
 
-KEEPER = "torpor_keeper"
-"""The attribute by which a server's kernel manager leads to Torpor's Keeper."""
+
+@dataclass(frozen=True)
+class Returning:
+    """A kernel that this server did not start and is about to register."""
+
+    connection: dict[str, Any]
+    process: KernelProcess | None
+    """None: it is parked."""
+
+
+class Registry(Protocol):
+    """What a provisioner asks the server extension, where there is one: see `torpor_jupyter.registry`."""
+
+    def returning(self, kernel_id: str) -> Returning | None:
+        """Whether the kernel that is about to be started comes back instead."""
+
+    def log_file(self, kernel_id: str) -> int:
+        """A new descriptor of the file that takes what a kernel writes to its standard output and error."""
+
+    def remember(self, provisioner: TorporProvisioner) -> None:
+        """Write down a living kernel."""
+
+    def forget(self, kernel_id: str) -> None:
+        """A kernel has ended for good."""
 
 
 class TorporProvisioner(LocalProvisioner):
@@ -53,10 +75,10 @@ class TorporProvisioner(LocalProvisioner):
         return found
 
     @property
-    def keeper(self) -> Keeper | None:
-        """The server extension, where there is one."""
-        keeper: Keeper | None = getattr(getattr(self.parent, "parent", None), KEEPER, None)
-        return keeper
+    def registry(self) -> Registry | None:
+        """The server extension's registry of kernels, where there is one."""
+        service = getattr(getattr(self.parent, "parent", None), SERVICE, None)
+        return service.registry if service else None
 
     @property
     def has_process(self) -> bool:
@@ -79,7 +101,7 @@ class TorporProvisioner(LocalProvisioner):
 
     async def pre_launch(self, **kwargs: Any) -> dict[str, Any]:
         """As LocalProvisioner; a kernel that comes back keeps its ports and key."""
-        self._returning = self.keeper.returning(self.kernel_id) if self.keeper else None
+        self._returning = self.registry.returning(self.kernel_id) if self.registry else None
         if self._returning:
             self.take_connection(self._returning.connection)
         return await super().pre_launch(**kwargs)
@@ -96,10 +118,10 @@ class TorporProvisioner(LocalProvisioner):
                 self.parked = True
             return self.connection_info
         options = LocalProvisioner._scrub_kwargs(kwargs)
-        if self.keeper:
+        if self.registry:
             # ipykernel ends itself when its parent changes; this one is to outlive the server.
             options["independent"] = True
-            log = self.keeper.log_file(self.kernel_id)
+            log = self.registry.log_file(self.kernel_id)
             try:
                 # Not the server's own: a pipe to a server that is gone would end the kernel at its next word.
                 options = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log} | options
@@ -114,8 +136,8 @@ class TorporProvisioner(LocalProvisioner):
     async def post_launch(self, **kwargs: Any) -> None:
         """Write it down, so that it is found again after a crash of the server."""
         await super().post_launch(**kwargs)
-        if self.keeper and self.kernel:
-            self.keeper.remember(self)
+        if self.registry and self.kernel:
+            self.registry.remember(self)
 
     def take_connection(self, connection: dict[str, Any]) -> None:
         """Make the manager use the ports and the key that the kernel has already."""
@@ -181,8 +203,8 @@ class TorporProvisioner(LocalProvisioner):
     async def cleanup(self, restart: bool = False) -> None:
         """After its end: nothing is to be found again."""
         await super().cleanup(restart=restart)
-        if self.keeper and not restart:
-            self.keeper.forget(self.kernel_id)
+        if self.registry and not restart:
+            self.registry.forget(self.kernel_id)
 
     def get_stable_start_time(self, recommended: float = 10.0) -> float:
         """A kernel that came back has started long ago: an early death must not change its ports."""

@@ -15,9 +15,9 @@ from typing import Any
 from torpor import processes
 from torpor.errors import NotFound, TorporError
 from torpor_jupyter import pressure
-from torpor_jupyter.kernels import Keeper
 from torpor_jupyter.provisioner import TorporProvisioner
 from torpor_jupyter.records import CheckpointRecord, KernelRecord
+from torpor_jupyter.service import Service
 
 TICK_SECONDS = 2.0
 """How often the rules are looked at."""
@@ -39,24 +39,24 @@ class Rules:
     """Looks after the rules of one server. All methods belong to its event loop."""
 
     def __init__(
-        self, keeper: Keeper, loop: asyncio.AbstractEventLoop, wishes: Wishes, *, quota: int, park_below: float
+        self, service: Service, loop: asyncio.AbstractEventLoop, wishes: Wishes, *, quota: int, park_below: float
     ) -> None:
         """Begin.
 
         Args:
-            keeper: the server's.
+            service: the server's.
             loop: the server's, which may not run yet.
             wishes: of notebooks that have none of their own.
             quota: bytes of the disk that the store's packs may take; 0: as much as there is.
             park_below: percent of memory left below which idle kernels are parked; 0: never.
         """
-        self._keeper, self._wishes, self._quota, self._park_below = keeper, wishes, quota, park_below
-        self._loop = loop
+        self._service, self._wishes, self._quota, self._park_below = service, wishes, quota, park_below
+        self._registry, self._loop = service.registry, loop
         self._tasks: set[asyncio.Task[None]] = set()
         self._failures: dict[str, str] = {}
         """By kernel: why its last automatic checkpoint failed, which is told once."""
-        keeper.when_saved = lambda kernel_id: self._begin(self._make_room(kernel_id))
-        keeper.when_cell_ended = lambda kernel_id, seconds: self._begin(self._cell_ended(kernel_id, seconds))
+        service.when_saved = lambda kernel_id: self._begin(self._make_room(kernel_id))
+        service.when_cell_ended = lambda kernel_id, seconds: self._begin(self._cell_ended(kernel_id, seconds))
         self._begin(self._tick())
 
     def stop(self) -> None:
@@ -72,7 +72,7 @@ class Rules:
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()):
-            self._keeper.log.error("A rule of Torpor's failed", exc_info=error)
+            self._service.log.error("A rule of Torpor's failed", exc_info=error)
 
     # ------------------------------------------------------------------------------------------ when
 
@@ -80,13 +80,13 @@ class Rules:
         while True:
             await asyncio.sleep(TICK_SECONDS)
             try:
-                for kernel_id in self._keeper.manager.list_kernel_ids():
+                for kernel_id in self._registry.manager.list_kernel_ids():
                     with suppress(NotFound):  # it has ended meanwhile
                         await self._look(kernel_id)
                 if self._park_below:
                     await self._relieve()
             except Exception:  # of a contents manager, say: the rules go on
-                self._keeper.log.exception("Torpor's rules could not be looked at")
+                self._service.log.exception("Torpor's rules could not be looked at")
 
     async def _look(self, kernel_id: str) -> None:
         every = (await self._wished(kernel_id)).checkpoint_every * 60
@@ -100,37 +100,37 @@ class Rules:
                 await self._save(kernel_id)
 
     def _may_be_saved(self, kernel_id: str) -> bool:
-        state = self._keeper.state(kernel_id)
-        kernel: Any = self._keeper.manager.get_kernel(kernel_id)
+        state = self._registry.state(kernel_id)
+        kernel: Any = self._registry.manager.get_kernel(kernel_id)
         return not (state.parked or state.operation) and isinstance(kernel.provisioner, TorporProvisioner)
 
     def _has_run(self, kernel_id: str) -> bool:
         """Whether a cell was sent or has run since the last checkpoint."""
-        state = self._keeper.state(kernel_id)
+        state = self._registry.state(kernel_id)
         gate = state.gate
         return gate.cells > state.saved_cells or bool(gate.began) or gate.ended > state.saved_at
 
     def _age(self, kernel_id: str) -> float:
-        return time.monotonic() - self._keeper.state(kernel_id).saved_at
+        return time.monotonic() - self._registry.state(kernel_id).saved_at
 
     async def _wished(self, kernel_id: str) -> Wishes:
         """The server's wishes, with those of the kernel's notebook in their places."""
-        path = next((session["path"] for session in self._keeper.describe(kernel_id)["sessions"]), None)
-        found = await self._keeper.notebooks.wishes(path) if path else {}
+        path = next((session["path"] for session in self._registry.describe(kernel_id)["sessions"]), None)
+        found = await self._service.notebooks.wishes(path) if path else {}
         names = [field.name for field in fields(Wishes)]
         own = {n: found[n] for n in names if type(found.get(n)) in (int, float) and found[n] >= 0}
         return replace(self._wishes, **own)
 
     async def _save(self, kernel_id: str) -> None:
-        state = self._keeper.state(kernel_id)
+        state = self._registry.state(kernel_id)
         try:
-            await self._keeper.save(kernel_id, reason="rule")
+            await self._service.save(kernel_id, reason="rule")
             self._failures.pop(kernel_id, None)
         except TorporError as error:
             state.saved_at = time.monotonic()  # it is tried again when the time has passed once more
             if self._failures.get(kernel_id) != str(error):
                 self._failures[kernel_id] = str(error)
-                self._keeper.log.warning("Kernel %s could not be saved by a rule: %s", kernel_id, error)
+                self._service.log.warning("Kernel %s could not be saved by a rule: %s", kernel_id, error)
 
     # ------------------------------------------------------------------------------------------ memory
 
@@ -140,17 +140,17 @@ class Rules:
             left = pressure.available() * 100
             if left >= self._park_below:
                 return
-            self._keeper.log.warning("%.1f %% of memory is left: kernel %s is parked", left, kernel_id)
+            self._service.log.warning("%.1f %% of memory is left: kernel %s is parked", left, kernel_id)
             try:
-                await self._keeper.park(kernel_id, reason="memory")
+                await self._service.park(kernel_id, reason="memory")
             except TorporError as error:
-                self._keeper.log.warning("Kernel %s cannot be parked: %s", kernel_id, error)
+                self._service.log.warning("Kernel %s cannot be parked: %s", kernel_id, error)
 
     def _idle(self) -> list[str]:
         sizes = {}
-        for kernel_id in self._keeper.manager.list_kernel_ids():
-            kernel: Any = self._keeper.manager.get_kernel(kernel_id)
-            idle = kernel.execution_state == "idle" and not self._keeper.gate(kernel_id).unanswered
+        for kernel_id in self._registry.manager.list_kernel_ids():
+            kernel: Any = self._registry.manager.get_kernel(kernel_id)
+            idle = kernel.execution_state == "idle" and not self._registry.gate(kernel_id).unanswered
             if idle and self._may_be_saved(kernel_id):
                 sizes[kernel_id] = processes.resident(kernel.provisioner.pid or 0)
         return sorted(sizes, key=lambda kernel_id: -sizes[kernel_id])
@@ -162,7 +162,7 @@ class Rules:
 
         What is pinned, what a kernel is parked in, and the last checkpoint of each kernel of this server stay.
         """
-        keep = int((await self._wished(kernel_id)).keep_last) if kernel_id in self._keeper.manager else 0
+        keep = int((await self._wished(kernel_id)).keep_last) if kernel_id in self._registry.manager else 0
         if keep:
             many = sum(record.kernel_id == kernel_id for record in self._automatic()) - keep
             mine = [record for record in self._old() if record.kernel_id == kernel_id]
@@ -171,9 +171,9 @@ class Rules:
         if not self._quota:
             return
         going = self._old()
-        while (size := await self._keeper.run(self._keeper.store.used)) > self._quota:
+        while (size := await self._service.workers.run(self._registry.store.used)) > self._quota:
             if not going:
-                self._keeper.log.warning(
+                self._service.log.warning(
                     "The store has %d bytes, and its quota is %d: no automatic checkpoint is left that could go",
                     size,
                     self._quota,
@@ -184,8 +184,8 @@ class Rules:
 
     def _old(self) -> list[CheckpointRecord]:
         """The automatic checkpoints that may go, oldest first."""
-        needed = {self._keeper.state(kernel_id).head for kernel_id in self._keeper.manager.list_kernel_ids()}
-        for kernel in self._keeper.records.all(KernelRecord):
+        needed = {self._registry.state(kernel_id).head for kernel_id in self._registry.manager.list_kernel_ids()}
+        for kernel in self._registry.records.all(KernelRecord):
             needed |= {kernel.snapshot} if isinstance(kernel, KernelRecord) else set()
         return [record for record in self._automatic() if record.id not in needed]
 
@@ -193,15 +193,15 @@ class Rules:
         """The automatic checkpoints that are not pinned, oldest first."""
         return [
             record
-            for record in self._keeper.records.all(CheckpointRecord)
+            for record in self._registry.records.all(CheckpointRecord)
             if isinstance(record, CheckpointRecord) and record.automatic and not record.pinned
         ]
 
     async def _delete(self, record: CheckpointRecord) -> bool:
         """Delete a checkpoint; whether the next one could make room, which none can while the store is in use."""
         try:
-            report = await self._keeper.delete(record.kernel_id, record.id)
+            report = await self._service.checkpoints.delete(record.kernel_id, record.id)
         except TorporError as error:
-            self._keeper.log.warning("Checkpoint %s could not make room: %s", record.id, error)
+            self._service.log.warning("Checkpoint %s could not make room: %s", record.id, error)
             return True
         return not report.in_use

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import Any
 
 from torpor import Series
 from torpor.errors import TorporError
-from torpor_jupyter.channels import Gate
-from torpor_jupyter.process import KernelProcess
+from torpor_jupyter.gate import Gate
 
 
 class Unsuitable(TorporError):
@@ -22,15 +20,6 @@ class Cancelled(TorporError):
     """Somebody did not want to wait for it. The kernel is as it was before."""
 
     exit_code = 10
-
-
-@dataclass(frozen=True)
-class Returning:
-    """A kernel that this server did not start and is about to register."""
-
-    connection: dict[str, Any]
-    process: KernelProcess | None
-    """None: it is parked."""
 
 
 @dataclass

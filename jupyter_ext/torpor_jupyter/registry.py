@@ -1,12 +1,12 @@
-"""Which kernels a server has: remembered, written down, and found again by the next server."""
+"""Which kernels a server has and their state: remembered, written down, and found again by the next server."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from logging import Logger
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,11 @@ from jupyter_server.services.sessions.sessionmanager import SessionManager
 
 from torpor.errors import NotFound, TorporError
 from torpor.store import Store
-from torpor_jupyter.channels import Gate
-from torpor_jupyter.kept import Kept
-from torpor_jupyter.notebooks import SUFFIX, Notebooks
+from torpor_jupyter.gate import Gate
 from torpor_jupyter.process import KernelProcess
-from torpor_jupyter.provisioner import KEEPER, TorporProvisioner
+from torpor_jupyter.provisioner import Returning, TorporProvisioner
 from torpor_jupyter.records import NAMES, CheckpointRecord, KernelRecord, ProcessId, Records, SessionRecord
-from torpor_jupyter.state import Returning, State, Unsuitable
+from torpor_jupyter.state import State, Unsuitable
 from torpor_jupyter.traffic import holder
 
 TAG = "jupyter-kernel"
@@ -32,42 +30,23 @@ PARKED = "jupyter-parked"
 """The tag of a snapshot with which its kernel's process was ended."""
 
 
-class Roll:
+class Registry:
     """The kernels of one server. All methods belong to the server's event loop."""
 
-    def __init__(
-        self,
-        manager: AsyncMappingKernelManager,
-        sessions: SessionManager,
-        contents: Any,
-        store: Store,
-        log: Logger,
-        told: Callable[[str, str], None] = lambda kernel_id, what: None,
-    ) -> None:
-        """Become the keeper of a kernel manager.
+    def __init__(self, manager: AsyncMappingKernelManager, sessions: SessionManager, store: Store, log: Logger) -> None:
+        """Know no kernel yet.
 
         Args:
             manager: the server's.
             sessions: the server's.
-            contents: the server's contents manager.
             store: where snapshots go; the records lie beside them.
             log: the server's.
-            told: called with a kernel's id and what became of it.
         """
         self.manager, self.sessions, self.store, self.log = manager, sessions, store, log
         self.records = Records(Path(store.path) / "jupyter")
-        self.notebooks = Notebooks(contents)
-        self.kept_notebooks = Kept(self.records.folder / "notebooks", SUFFIX, "the notebook")
-        self.kept_variables = Kept(self.records.folder / "variables", ".json", "the list of variables")
-        self._told = told
-        self.when_saved: Callable[[str], None] = lambda kernel_id: None
-        """Called with a kernel's id when it was saved."""
-        self.when_cell_ended: Callable[[str, float], None] = lambda kernel_id, seconds: None
-        """Called with a kernel's id and how long the cell took."""
         self._states: dict[str, State] = {}
         self._returning: dict[str, Returning] = {}
         self._server = ProcessId.of(os.getpid())
-        setattr(manager, KEEPER, self)
 
     # ------------------------------------------------------------------------------------ for the provisioner
 
@@ -98,27 +77,27 @@ class Roll:
         """A kernel has ended for good; its checkpoints stay."""
         state = self._states.pop(kernel_id, None)
         if state and state.parked:
-            self._unpin(state.parked)
+            self.unpin(state.parked)
         self.records.remove(KernelRecord, kernel_id)
-        self._tidy(kernel_id)
+        self.tidy(kernel_id)
 
-    def _pin(self, id: str, pinned: bool) -> None:
+    def pin(self, id: str, pinned: bool) -> None:
         """Keep the snapshot of a parked kernel from `torpor prune`. Trouble with the store is told in the log."""
         try:
             self.store.pin(id, pinned)
         except TorporError as error:
             self.log.warning("%s", error)
 
-    def _unpin(self, id: str) -> None:
+    def unpin(self, id: str) -> None:
         """No kernel is parked in a checkpoint any more: it stays pinned if a person has pinned it."""
         try:
             pinned = self.records.read(CheckpointRecord, id).pinned
         except TorporError:
             pinned = False
         if not pinned:
-            self._pin(id, False)
+            self.pin(id, False)
 
-    def _tidy(self, kernel_id: str) -> None:
+    def tidy(self, kernel_id: str) -> None:
         """Remove the log of a kernel that is gone, once no checkpoint has it open any more."""
         for record in (*self.records.all(CheckpointRecord), *self.records.all(KernelRecord)):
             if isinstance(record, TorporError) or kernel_id in (record.log, getattr(record, "kernel_id", record.id)):
@@ -127,6 +106,33 @@ class Roll:
             self.log_path(kernel_id).unlink()
 
     # ------------------------------------------------------------------------------------------ what there is
+
+    def describe(self, kernel_id: str) -> dict[str, Any]:
+        """A kernel for the REST API. Raises NotFound."""
+        provisioner = self.provisioner(kernel_id)
+        state = self.state(kernel_id)
+        operation = state.operation
+        kernel = self.kernel_manager(kernel_id)
+        return {
+            "id": kernel_id,
+            "name": kernel.kernel_name,
+            "state": "parked" if state.parked else "living",
+            "execution_state": state.execution_state if state.parked else kernel.execution_state,
+            "snapshot": state.parked or None,
+            "parked_ns": state.parked_ns or None,
+            "head": state.head or None,
+            "execution_count": state.gate.execution_count,
+            "pid": provisioner.pid if isinstance(provisioner, TorporProvisioner) else None,
+            "suitable": isinstance(provisioner, TorporProvisioner) or can_be_taken_over(provisioner),
+            "sessions": [
+                {"id": s.id, "path": self.relative(s.path), "type": s.type} for s in self.sessions_of(kernel_id)
+            ],
+            "operation": asdict(operation) if operation else None,
+        }
+
+    def kernels(self) -> list[dict[str, Any]]:
+        """All kernels of the server."""
+        return [self.describe(kernel_id) for kernel_id in self.manager.list_kernel_ids()]
 
     def gate(self, kernel_id: str) -> Gate:
         """A kernel's gate."""
@@ -151,7 +157,7 @@ class Roll:
                 continue
             if record.id not in self.manager and self._is_ours(record):
                 try:
-                    await self._register(record)
+                    await self.register(record)
                 except Exception as error:  # a kernelspec that is gone, ports in use: the others still come back
                     self.log.warning("Kernel %s cannot come back: %s", record.id, error)
 
@@ -160,7 +166,7 @@ class Roll:
         gone = not (record.server and record.server.exists())
         if record.parked and gone and (pid := holder(record.connection)) is not None:
             self.log.info("Kernel %s was woken, and lives as process %d", record.id, pid)
-            self._unpin(record.snapshot)
+            self.unpin(record.snapshot)
             living = replace(record, snapshot="", head=record.snapshot, process=ProcessId.of(pid), keeper=None)
             self.records.write(living)
             return living
@@ -179,7 +185,7 @@ class Roll:
                 with suppress(NotFound):
                     told = self.records.read(CheckpointRecord, info.id)
                 self.records.write(told)
-                self._pin(info.id, True)
+                self.pin(info.id, True)
                 parked = replace(record, snapshot=info.id, process=None, keeper=None, parked_ns=info.created_ns)
                 self.records.write(parked)
                 return parked
@@ -197,7 +203,7 @@ class Roll:
             return record.root_dir == self.manager.root_dir
         return any(_below(path, self.manager.root_dir) for path in places)
 
-    async def _register(self, record: KernelRecord, process: KernelProcess | None = None) -> None:
+    async def register(self, record: KernelRecord, process: KernelProcess | None = None) -> None:
         """Make a kernel that comes back one of the server's; `process` is what it lives in, if that is known."""
         if process is None and record.process and not record.parked:
             process = KernelProcess.left(record.process, record.keeper)
@@ -209,7 +215,7 @@ class Roll:
             state.execution_state = record.execution_state
             state.gate.shut, state.gate.kernel_info = 1, record.kernel_info
         self._returning[record.id] = Returning(record.connection, process)
-        paths = [self._relative(session.path) for session in record.sessions]
+        paths = [self.relative(session.path) for session in record.sessions]
         try:
             await self.manager.start_kernel(
                 kernel_id=record.id,
@@ -221,7 +227,7 @@ class Roll:
             self._returning.pop(record.id, None)
             self._states.pop(record.id, None)
             raise
-        kernel = self._manager(record.id)
+        kernel = self.kernel_manager(record.id)
         kernel.execution_state = "busy" if record.parked else record.execution_state
         for session, path in zip(record.sessions, paths, strict=True):
             if path is not None:
@@ -229,10 +235,10 @@ class Roll:
                     session.id, path=path, name=session.name, type=session.type, kernel_id=record.id
                 )
         if process:
-            self.remember(self._suitable(record.id))
+            self.remember(self.suitable(record.id))
         self.log.info("Kernel %s is back, %s", record.id, "parked" if record.parked else "alive")
 
-    def _as_parked(self, record: CheckpointRecord) -> KernelRecord:
+    def as_parked(self, record: CheckpointRecord) -> KernelRecord:
         """A kernel that is gone, as if it had been parked in a checkpoint of its own."""
         return KernelRecord(
             record.kernel_id,
@@ -248,7 +254,7 @@ class Roll:
         )
 
     @contextmanager
-    def _claimed(self, kernel_id: str) -> Iterator[str]:
+    def claimed(self, kernel_id: str) -> Iterator[str]:
         """Hold a parked kernel against other servers; its snapshot. Raises NotFound: another one was quicker."""
         try:
             record = self.records.read(KernelRecord, kernel_id)
@@ -261,9 +267,9 @@ class Roll:
         with self.records.claimed(kernel_id) as claimed:
             yield claimed.snapshot
 
-    def _let_go(self, kernel_id: str) -> None:
+    def let_go(self, kernel_id: str) -> None:
         """Forget a kernel without shutting it down: it is parked, or another server's now."""
-        kernel = self._manager(kernel_id)
+        kernel = self.kernel_manager(kernel_id)
         kernel.stop_restarter()
         self.manager.stop_watching_activity(kernel_id)
         kernel.cleanup_connection_file()
@@ -273,7 +279,7 @@ class Roll:
     def note_sessions(self) -> None:
         """Write down which notebooks use which kernels, where that has changed; let go what another server woke."""
         for kernel_id in self.manager.list_kernel_ids():
-            provisioner, state = self._provisioner(kernel_id), self.state(kernel_id)
+            provisioner, state = self.provisioner(kernel_id), self.state(kernel_id)
             if not isinstance(provisioner, TorporProvisioner) or state.operation:
                 continue
             try:
@@ -284,8 +290,8 @@ class Roll:
                 self.remember(provisioner)  # there was no room when it was parked
             elif state.parked and not record.parked:
                 self.log.info("Kernel %s was woken by another server", kernel_id)
-                self._let_go(kernel_id)
-            elif record.sessions != (found := self._sessions(kernel_id)) and (found or not state.parked):
+                self.let_go(kernel_id)
+            elif record.sessions != (found := self.sessions_of(kernel_id)) and (found or not state.parked):
                 record.sessions = found
                 try:
                     self.records.write(record)
@@ -294,17 +300,22 @@ class Roll:
 
     # ------------------------------------------------------------------------------------------ small things
 
-    def _provisioner(self, kernel_id: str) -> Any:
+    def provisioner(self, kernel_id: str) -> Any:
+        """What starts and ends a kernel. Raises NotFound."""
         if kernel_id not in self.manager:
             raise NotFound(f"there is no kernel {kernel_id}")
-        return self._manager(kernel_id).provisioner
+        return self.kernel_manager(kernel_id).provisioner
 
-    def _manager(self, kernel_id: str) -> Any:
+    def kernel_manager(self, kernel_id: str) -> Any:
         """A kernel's own manager, with the attributes that jupyter_server adds (execution_state, _activity_stream)."""
         return self.manager.get_kernel(kernel_id)
 
-    def _suitable(self, kernel_id: str) -> TorporProvisioner:
-        provisioner = self._provisioner(kernel_id)
+    def suitable(self, kernel_id: str) -> TorporProvisioner:
+        """The provisioner of a kernel that Torpor can save; it takes over one that Jupyter has started by itself.
+
+        Raises NotFound, and Unsuitable for a kernel of another provisioner.
+        """
+        provisioner = self.provisioner(kernel_id)
         if can_be_taken_over(provisioner):
             provisioner = TorporProvisioner.instead_of(provisioner)
             self.remember(provisioner)
@@ -316,9 +327,10 @@ class Roll:
 
     def is_ours(self, kernel_id: str) -> bool:
         """Whether Torpor started the kernel, or was asked by a person to do something with it."""
-        return isinstance(self._provisioner(kernel_id), TorporProvisioner)
+        return isinstance(self.provisioner(kernel_id), TorporProvisioner)
 
-    def _sessions(self, kernel_id: str) -> list[SessionRecord]:
+    def sessions_of(self, kernel_id: str) -> list[SessionRecord]:
+        """The notebooks and consoles that use a kernel."""
         rows = self.sessions.cursor.execute("SELECT * FROM session WHERE kernel_id=?", (kernel_id,)).fetchall()
         root = self.manager.root_dir
         return [
@@ -326,7 +338,7 @@ class Roll:
             for row in rows
         ]
 
-    def _relative(self, path: str) -> str | None:
+    def relative(self, path: str) -> str | None:
         """A path as the contents API has it; None when it is not below this server's root."""
         return os.path.relpath(path, self.manager.root_dir) if _below(path, self.manager.root_dir) else None
 
@@ -340,7 +352,7 @@ class Roll:
             json_connection(manager.get_connection_info()),
             str(provisioner.cwd),
             self.manager.root_dir,
-            sessions=self._sessions(kernel_id),
+            sessions=self.sessions_of(kernel_id),
             server=self._server,
             process=process.id if process else None,
             keeper=process.keeper if process else None,

@@ -1,0 +1,175 @@
+"""The checkpoints of kernels: what is known of each, and what is kept with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from torpor import client_ports
+from torpor.errors import NotFound, TorporError
+from torpor.store import PruneReport, SnapshotInfo
+from torpor_jupyter.kept import Kept
+from torpor_jupyter.memory_diff import Memory, changed, shared
+from torpor_jupyter.notebooks import SUFFIX
+from torpor_jupyter.records import CheckpointRecord, KernelRecord
+from torpor_jupyter.registry import TAG, Registry
+from torpor_jupyter.state import Unsuitable
+from torpor_jupyter.traffic import PORTS
+from torpor_jupyter.variables import Listing
+from torpor_jupyter.workers import Workers
+
+
+class Checkpoints:
+    """The checkpoints of one server's kernels. All methods belong to the server's event loop."""
+
+    def __init__(self, registry: Registry, workers: Workers, tell: Callable[[str, str], None]) -> None:
+        """Read nothing yet; `tell` is called with a kernel's id and what became of its checkpoints."""
+        self._registry, self._workers, self._tell = registry, workers, tell
+        self._records, self._store = registry.records, registry.store
+        self.notebooks = Kept(self._records.folder / "notebooks", SUFFIX, "the notebook")
+        self.variables = Kept(self._records.folder / "variables", ".json", "the list of variables")
+        self._unwritten: dict[str, CheckpointRecord] = {}
+        """Of checkpoints that are in the store, but there was no room to write down what is known of them."""
+
+    def add(self, record: CheckpointRecord, notebook: str, variables: str) -> None:
+        """Write down what is known of a new checkpoint. Trouble with the store is told in the log.
+
+        The kernel is safe, and may have ended: that is no reason to fail.
+        """
+        try:
+            if variables:
+                self.variables.keep(record.id, variables, like=record.parent)
+            if notebook:
+                self.notebooks.keep(record.id, notebook, like=record.parent)
+                record.has_notebook = True
+        except TorporError as error:
+            self._registry.log.error("Checkpoint %s is incomplete: %s", record.id, error)
+        try:
+            self._records.write(record)
+        except TorporError as error:
+            self._unwritten[record.id] = record
+            self._registry.log.error("Checkpoint %s has no name until there is room: %s", record.id, error)
+
+    async def find(self, kernel_id: str, id: str) -> tuple[SnapshotInfo, CheckpointRecord]:
+        """One checkpoint of a kernel. Raises NotFound, StoreError."""
+        record = self._unwritten.get(id) or self._records.read(CheckpointRecord, id)
+        info = await self._workers.read(self._store.resolve, id)
+        if info.id != id or info.tags.get(TAG) != kernel_id or record.kernel_id != kernel_id:
+            raise NotFound(f"kernel {kernel_id} has no checkpoint {id}")
+        return info, record
+
+    async def list(self, kernel_id: str | None = None) -> list[dict[str, Any]]:
+        """The checkpoints of one kernel, living or gone, or of all; oldest first. Raises StoreError."""
+        infos = await self._workers.read(self._store.snapshots)
+        return [self.describe(info) for info in infos if TAG in info.tags and kernel_id in (None, info.tags[TAG])]
+
+    def describe(self, info: SnapshotInfo) -> dict[str, Any]:
+        """A checkpoint for the REST API."""
+        try:
+            record = self._unwritten.get(info.id) or self._records.read(CheckpointRecord, info.id)
+        except TorporError as error:
+            record = CheckpointRecord(info.id, info.tags[TAG], "", {}, "", name=info.tags.get("name", ""))
+            damage = info.damage or str(error)
+        else:
+            damage = info.damage
+        own = {record.connection.get(port) for port in PORTS}
+        return {
+            "id": info.id,
+            "kernel_id": record.kernel_id,
+            "kernel_name": record.kernel_name,
+            "name": record.name,
+            "note": record.note,
+            "pinned": record.pinned,
+            "automatic": record.automatic,
+            "reason": record.reason,
+            "about": record.about or None,
+            "parent": record.parent or None,
+            "path": self._registry.relative(record.notebook),
+            "cell": record.cell,
+            "execution_count": record.execution_count,
+            "execution_state": record.execution_state,
+            "created_ns": info.created_ns,
+            "host": info.host,
+            "size": info.size,
+            "written": info.written,
+            "damage": damage,
+            "has_notebook": record.has_notebook,
+            # Whoever is connected to the kernel as Jupyter has it connects again.
+            "notices": [notice for notice in info.notices if not (ports := client_ports(notice)) or not ports <= own],
+        }
+
+    async def diff(self, kernel_id: str, id: str, other: str = "") -> dict[str, Any]:
+        """What a checkpoint has that another one has not.
+
+        Args:
+            kernel_id: the kernel.
+            id: one of its checkpoints.
+            other: another checkpoint of any kernel; by default the one from which it went on to this one.
+
+        Returns:
+            ``with``, the other one; ``memory`` in bytes; ``variables``, or None and ``why`` they are not known.
+
+        Raises:
+            NotFound: there is no such checkpoint, or it is the first.
+            ImageDamaged, StoreError: one of them cannot be read.
+        """
+        info, record = await self.find(kernel_id, id)
+        if not (other := other or record.parent):
+            raise NotFound("the checkpoint is the first one", advice="name another one to compare it with")
+        before = self._records.read(CheckpointRecord, other)
+        earlier, _ = await self.find(before.kernel_id, other)
+        here, there = self.variables.kept(id), self.variables.kept(other)
+        why = "" if here and there else f"the variables of checkpoint {id if not here else other} were not listed:"
+        if why:
+            why += " lists are made of idle kernels of IPython only"
+        return {"with": other, "why": why or None} | await self._workers.read(self._compare, info, earlier, here, there)
+
+    def _compare(self, info: SnapshotInfo, earlier: SnapshotInfo, here: str, there: str) -> dict[str, Any]:
+        with self._store.open(info) as mine, self._store.open(earlier) as theirs:
+            now, before = Memory(mine), Memory(theirs)
+            variables = None
+            if here and there:
+                variables = Listing(here).since(Listing(there), partial(changed, now, before))
+            return {"memory": shared(now, before), "variables": variables}
+
+    async def change(self, kernel_id: str, id: str, **changes: Any) -> dict[str, Any]:
+        """Change the name, note or pin of a checkpoint. Raises NotFound, StoreError."""
+        info, record = await self.find(kernel_id, id)
+        for what, value in changes.items():
+            setattr(record, what, value)
+        if "name" in changes:
+            record.reason = ""
+        if "pinned" in changes:
+            await self._workers.run(self._store.pin, id, changes["pinned"] or self._holds(record))
+        self._records.write(record)
+        self._unwritten.pop(id, None)
+        self._tell(kernel_id, "changed")
+        return self.describe(info)
+
+    async def delete(self, kernel_id: str, id: str) -> PruneReport:
+        """Delete a checkpoint. Raises NotFound, Unsuitable, StoreError."""
+        _, record = await self.find(kernel_id, id)
+        if self._holds(record):
+            raise Unsuitable("the kernel is parked in this checkpoint", advice="wake it, or shut it down, first")
+        if record.pinned:
+            raise Unsuitable("the checkpoint is pinned", advice="unpin it first")
+        report = await self._workers.run(self._store.remove, id)
+        self._records.remove(CheckpointRecord, id)
+        self.notebooks.remove(id)
+        self.variables.remove(id)
+        for later in self._records.all(CheckpointRecord):
+            if isinstance(later, CheckpointRecord) and later.parent == id:  # the tree stays one
+                later.parent = record.parent
+                self._records.write(later)
+        if kernel_id not in self._registry.manager:
+            self._registry.tidy(kernel_id)
+        self._tell(kernel_id, "deleted")
+        return report
+
+    def _holds(self, record: CheckpointRecord) -> bool:
+        """Whether the kernel is parked in this checkpoint."""
+        try:
+            return self._records.read(KernelRecord, record.kernel_id).snapshot == record.id
+        except NotFound:
+            return False

@@ -1,0 +1,103 @@
+"""This server's own connections to a kernel: websockets' channels, and those by which it watches the kernel.
+
+A kernel that was woken may hand over to none of them: see `torpor_jupyter.channels`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from typing import Any
+from uuid import uuid4
+
+from jupyter_server.services.kernels.connection.channels import ZMQChannelsWebsocketConnection
+
+from torpor_jupyter.gate import reconnect
+from torpor_jupyter.process import KernelProcess
+from torpor_jupyter.provisioner import TorporProvisioner
+from torpor_jupyter.records import CheckpointRecord
+from torpor_jupyter.registry import Registry
+from torpor_jupyter.traffic import Traffic, settled
+from torpor_jupyter.workers import Workers
+
+LATE_SECONDS = 1.0
+"""How long after a kernel said that it is done with a request its reply may come: kernels send it before."""
+
+
+class Connections:
+    """The connections of one server to its kernels. All methods belong to its event loop."""
+
+    def __init__(self, registry: Registry, workers: Workers) -> None:
+        """Look at none yet."""
+        self._registry, self._workers = registry, workers
+        self._waiting: set[asyncio.Task[None]] = set()
+
+    def move(self, kernel_id: str, provisioner: TorporProvisioner, connection: dict[str, Any]) -> None:
+        """The kernel had other ports at that time: everyone must connect anew."""
+        self._registry.manager.stop_watching_activity(kernel_id)
+        provisioner.take_connection(connection)
+        self._registry.manager._kernel_ports[kernel_id] = self._registry.kernel_manager(kernel_id).ports
+        for connected in self._websockets(kernel_id):
+            connected.websocket_handler.close()
+        self._registry.manager.start_watching_activity(kernel_id)
+
+    def clients(self, kernel_id: str) -> Counter[int]:
+        """How many connections of this server's own each port of a kernel has."""
+        manager = self._registry.kernel_manager(kernel_id)
+        channels = [channel for channels in self._channels(kernel_id) for channel in channels]
+        channels += ["iopub"] if getattr(manager, "_activity_stream", None) else []
+        channels += ["control"] if manager._control_socket else []
+        return Counter(getattr(manager, f"{channel}_port") for channel in channels)
+
+    async def come_back(self, kernel_id: str, record: CheckpointRecord, process: KernelProcess | None) -> None:
+        """Let clients be heard by a kernel that was woken and may hand over to nobody: see torpor_jupyter.channels.
+
+        One in the middle of a cell learns that the old connections are dead when the cell is done, or when it waits for
+        a person's line.
+        """
+        gate = self._registry.gate(kernel_id)
+        gate.doubtful = {id: {"status": "ok"} for id in record.outstanding}
+        if not record.outstanding:
+            await self._rename_clients(kernel_id)
+        elif gate.asking and process:
+            await self._workers.read(settled, process.pid)
+            for channels in self._channels(kernel_id):
+                reconnect(stream.socket for name, stream in channels.items() if name == "stdin")
+
+    async def _rename_clients(self, kernel_id: str) -> None:
+        """Let this server's sockets to a kernel connect anew under other names, while requests wait."""
+        manager = self._registry.kernel_manager(kernel_id)
+        with self._registry.gate(kernel_id).hold():
+            for channels in self._channels(kernel_id):
+                # One name for all: the kernel asks that client on stdin which has sent the cell on shell.
+                reconnect((stream.socket for name, stream in channels.items() if name != "iopub"), uuid4().hex.encode())
+            if manager._control_socket:
+                reconnect([manager._control_socket], uuid4().hex.encode())
+            traffic = Traffic(manager.get_connection_info())
+            await self._workers.read(traffic.connected, self.clients(kernel_id))
+
+    def when_reply_is_due(self, kernel_id: str, id: str) -> None:
+        """A kernel is done with a request in whose middle it was woken: see whether its reply arrives."""
+        task = asyncio.ensure_future(self._make_good(kernel_id, id))
+        self._waiting.add(task)
+        task.add_done_callback(self._waiting.discard)
+
+    async def _make_good(self, kernel_id: str, id: str) -> None:
+        await asyncio.sleep(LATE_SECONDS)
+        gate = self._registry.gate(kernel_id)
+        if id in gate.doubtful and kernel_id in self._registry.manager:
+            gate.make_good(id)
+            await self._rename_clients(kernel_id)
+
+    def _channels(self, kernel_id: str) -> list[dict[str, Any]]:
+        """The streams to a kernel of each websocket, and those that wait for a browser to come back."""
+        buffer = self._registry.manager._kernel_buffers.get(kernel_id)
+        kept = [buffer["channels"]] if buffer else []
+        return [*(connection.channels for connection in self._websockets(kernel_id)), *kept]
+
+    def _websockets(self, kernel_id: str) -> list[ZMQChannelsWebsocketConnection]:
+        return [
+            connection
+            for connection in ZMQChannelsWebsocketConnection._open_sockets
+            if connection.kernel_id == kernel_id
+        ]

@@ -1,0 +1,270 @@
+"""The kernels of a server that Torpor looks after: saved, parked, woken, taken back to a checkpoint.
+
+A kernel is *living* (it has a process) or *parked* (it is in a snapshot, and its manager thinks it alive). While
+something is done to it, requests wait at its Gate. The engine works in a thread of its own, one kernel at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import nullcontext
+from logging import Logger
+from typing import Any
+
+from jupyter_server.services.kernels.kernelmanager import AsyncMappingKernelManager
+from jupyter_server.services.sessions.sessionmanager import SessionManager
+
+from torpor import Files
+from torpor.errors import TorporError
+from torpor.store import SnapshotInfo, Store
+from torpor_jupyter import forks
+from torpor_jupyter.checkpoints import Checkpoints
+from torpor_jupyter.connections import Connections
+from torpor_jupyter.notebooks import SUFFIX, Notebooks, empty
+from torpor_jupyter.operations import Operations
+from torpor_jupyter.provisioner import SERVICE
+from torpor_jupyter.records import NAMES, CheckpointRecord
+from torpor_jupyter.registry import Registry
+from torpor_jupyter.state import Operation, Unsuitable
+from torpor_jupyter.workers import Workers
+
+
+class Service:
+    """Looks after the kernels of one server. All methods belong to the server's event loop."""
+
+    def __init__(
+        self,
+        manager: AsyncMappingKernelManager,
+        sessions: SessionManager,
+        contents: Any,
+        store: Store,
+        log: Logger,
+        tell: Callable[[str, str], None] = lambda kernel_id, what: None,
+    ) -> None:
+        """Look after the kernels of a kernel manager.
+
+        Args:
+            manager: the server's.
+            sessions: the server's.
+            contents: the server's contents manager.
+            store: where snapshots go; the records lie beside them.
+            log: the server's.
+            tell: called with a kernel's id and what became of it.
+        """
+        self.log, self._tell = log, tell
+        self.workers = Workers()
+        self.notebooks = Notebooks(contents)
+        self.registry = Registry(manager, sessions, store, log)
+        self.checkpoints = Checkpoints(self.registry, self.workers, tell)
+        self.connections = Connections(self.registry, self.workers)
+        self.operations = Operations(
+            self.registry, self.checkpoints, self.connections, self.notebooks, self.workers, tell
+        )
+        self.when_saved: Callable[[str], None] = lambda kernel_id: None
+        """Called with a kernel's id when it was saved."""
+        self.when_cell_ended: Callable[[str, float], None] = lambda kernel_id, seconds: None
+        """Called with a kernel's id and how long the cell took."""
+        setattr(manager, SERVICE, self)
+
+    async def save(self, kernel_id: str, *, name: str = "", note: str = "", reason: str = "") -> dict[str, Any]:
+        """Keep a living kernel as a checkpoint; it runs on.
+
+        Raises:
+            NotFound, Unsuitable: no such kernel; it is parked, or was not started by Torpor.
+            TorporError: as `torpor.checkpoint`; the kernel runs on.
+        """
+        async with self.operations.begin(kernel_id, "saving") as operation:
+            with self.registry.gate(kernel_id).hold():
+                info = await self.operations.save(kernel_id, operation, "run", name=name, reason=reason, note=note)
+        self._tell(kernel_id, "saved")
+        self.when_saved(kernel_id)
+        return self.checkpoints.describe(info)
+
+    async def park(self, kernel_id: str, *, name: str = "", reason: str = "parked") -> dict[str, Any]:
+        """Keep a living kernel as a checkpoint and end its process; for its notebook it waits. Raises as `save`."""
+        async with self.operations.begin(kernel_id, "parking") as operation:
+            await self.operations.park(kernel_id, operation, name=name, reason="" if name else reason)
+        self._tell(kernel_id, "parked")
+        self.when_saved(kernel_id)
+        return self.registry.describe(kernel_id)
+
+    async def resume(self, kernel_id: str, *, files_as_they_are: bool = False) -> dict[str, Any]:
+        """Wake a parked kernel: it goes on where it was, and gets the requests that waited for it.
+
+        Args:
+            kernel_id: the kernel.
+            files_as_they_are: also when files that it has open were changed in place since.
+
+        Raises:
+            NotFound, Unsuitable: no such kernel; it is not parked.
+            TorporError: as `torpor.restore`; it stays parked.
+        """
+        state = self.registry.state(kernel_id)
+        self.registry.provisioner(kernel_id)
+        if not state.parked:
+            raise Unsuitable(f"kernel {kernel_id} is not parked")
+        async with self.operations.begin(kernel_id, "waking") as operation:
+            with self.registry.claimed(kernel_id) as snapshot:
+                info, record = await self.checkpoints.find(kernel_id, snapshot)
+                await self.operations.wake(
+                    kernel_id, operation, info, record, again=False, files=_files(files_as_they_are)
+                )
+        self._tell(kernel_id, "woken")
+        return self.registry.describe(kernel_id)
+
+    async def restore(
+        self,
+        kernel_id: str,
+        id: str,
+        *,
+        discard: bool = False,
+        notebook: bool = False,
+        files_as_they_are: bool = False,
+    ) -> dict[str, Any]:
+        """Take a kernel back to a checkpoint, in place; what it is now is kept as a checkpoint before.
+
+        A kernel that is no longer there comes back under its id.
+
+        Args:
+            kernel_id: the kernel.
+            id: one of its checkpoints.
+            discard: do not keep what it is now; for a kernel that cannot be kept as it is.
+            notebook: bring the notebook's file back, too. What it is now is kept with the checkpoint of what the kernel
+                is now; where there is none, in a file beside it.
+            files_as_they_are: also when files that the kernel had open were changed in place since.
+
+        Returns:
+            As `describe`, with ``undo``, the checkpoint of what it was; with ``notebook``, the path that was brought
+            back, and ``notebook_kept``, the path of the file beside it.
+
+        Raises:
+            NotFound: no such checkpoint.
+            Unsuitable: it has no notebook that could be brought back.
+            TorporError: as `torpor.checkpoint` and `torpor.restore`; the kernel is as before, or parked.
+        """
+        info, record = await self.checkpoints.find(kernel_id, id)
+        text, path = self.checkpoints.notebooks.kept(id), self._notebook_of(record)
+        if notebook and (not text or path is None):
+            raise Unsuitable(
+                "no notebook is kept with the checkpoint"
+                if not text
+                else f"the notebook {record.notebook} is not below this server's folder",
+                advice="go back without the notebook",
+            )
+        if kernel_id not in self.registry.manager:
+            await self.registry.register(self.registry.as_parked(record))
+        before: SnapshotInfo | None = None
+        files = _files(files_as_they_are)
+        async with self.operations.begin(kernel_id, "restoring") as operation:
+            state, provisioner = self.registry.state(kernel_id), self.registry.suitable(kernel_id)
+            if state.parked:
+                await self.operations.wake(kernel_id, operation, info, record, again=True, files=files)
+            elif discard or provisioner.kernel is None or provisioner.kernel.poll() is not None:
+                await self.operations.discard(kernel_id, provisioner, record)
+                await self.operations.wake(kernel_id, operation, info, record, again=True, files=files)
+            else:
+                name = f"{NAMES['going-back']} to {record.name or info.short}"
+                before = await self.operations.park(kernel_id, operation, name=name, reason="going-back", about=id)
+                try:
+                    await self.operations.wake(kernel_id, operation, info, record, again=True, files=files)
+                except TorporError:
+                    operation.cancelled = False  # what it was comes back, whoever waits
+                    _, kept = await self.checkpoints.find(kernel_id, before.id)
+                    await self.operations.wake(kernel_id, operation, before, kept, again=False)
+                    raise
+            gate = self.registry.gate(kernel_id)
+            gate.cell, gate.execution_count = record.cell, record.execution_count
+        self._tell(kernel_id, "restored")
+        answer = self.registry.describe(kernel_id) | {"undo": before.id if before else None}
+        if notebook and path is not None:
+            answer |= await self._bring_back(path, text, before)
+        return answer
+
+    def _notebook_of(self, record: CheckpointRecord) -> str | None:
+        """Where the notebook of a checkpoint's kernel is now: it may have been renamed since."""
+        sessions = self.registry.sessions_of(record.kernel_id)
+        return self.registry.relative(sessions[0].path if sessions else record.notebook)
+
+    async def _bring_back(self, path: str, text: str, before: SnapshotInfo | None) -> dict[str, Any]:
+        """Write a notebook, with what is there now kept somewhere."""
+        now = await self.notebooks.read(path)
+        kept = None
+        if now and now != text and not (before and self.checkpoints.notebooks.kept(before.id) == now):
+            kept = await self.notebooks.beside(path, "before")
+            await self.notebooks.write(kept, now)
+        await self.notebooks.write(path, text)
+        return {"notebook": path, "notebook_kept": kept}
+
+    async def fork(
+        self, kernel_id: str, id: str, *, path: str | None = None, files_as_they_are: bool = False
+    ) -> dict[str, Any]:
+        """Wake a checkpoint as a second kernel that runs beside the first, with a copy of its notebook.
+
+        Args:
+            kernel_id: the first kernel, living, parked or gone.
+            id: one of its checkpoints.
+            path: of the copy, as the contents API has it; by default one beside the notebook.
+            files_as_they_are: also when files that the kernel had open were changed in place since.
+
+        Returns:
+            The new ``kernel``, the ``path`` of the copy and the id of their ``session``; these two are None for a
+            kernel without a notebook below this server's folder.
+
+        Raises:
+            NotFound: no such checkpoint.
+            Unsuitable: its kernel cannot be forked, or something is at the path already.
+            TorporError: as `torpor.restore`. The first kernel is not touched.
+        """
+        info, record = await self.checkpoints.find(kernel_id, id)
+        forks.refuse(record)
+        source = self._notebook_of(record)
+        if path is None:
+            path = await self.notebooks.beside(source, "fork") if source else None
+        elif not path.endswith(SUFFIX) or await self.notebooks.exists(path):
+            raise Unsuitable(f"{path} is no new notebook", advice=f"name a new file that ends in {SUFFIX}")
+        text = self.checkpoints.notebooks.kept(id) or await self.notebooks.read(source) or empty(record.kernel_name)
+        known = kernel_id in self.registry.manager
+        async with (
+            self.operations.begin(kernel_id, "forking") if known else nullcontext(Operation("forking")) as operation
+        ):
+            fork = await self.operations.fork(info, record, operation, path, text, _files(files_as_they_are))
+        self._tell(fork.id, "forked")
+        session = fork.sessions[0].id if fork.sessions else None
+        return {"kernel": self.registry.describe(fork.id), "path": path, "session": session}
+
+    # ------------------------------------------------------------------------------------------ the server's end
+
+    async def park_all(self, reason: str) -> None:
+        """Park what lives, one after the other; why one cannot be kept is told in the log."""
+        for kernel_id in self.registry.manager.list_kernel_ids():
+            while self.registry.state(kernel_id).operation:
+                await asyncio.sleep(0.02)
+            if (
+                kernel_id in self.registry.manager
+                and self.registry.is_ours(kernel_id)
+                and not self.registry.state(kernel_id).parked
+            ):
+                try:
+                    await self.park(kernel_id, reason=reason)
+                except TorporError as error:
+                    self.log.warning("Kernel %s cannot be kept, and ends with the server: %s", kernel_id, error)
+
+    async def leave(self) -> None:
+        """The server stops: park what lives; what cannot be parked is left to Jupyter, which ends it."""
+        await self.park_all("stopping")
+        self.leave_parked()
+
+    def leave_parked(self) -> None:
+        """The server stops, and Jupyter ends what lives: only what is parked stays."""
+        for kernel_id in self.registry.manager.list_kernel_ids():
+            if self.registry.state(kernel_id).parked:
+                self.registry.let_go(kernel_id)
+
+    def close(self) -> None:
+        """Give up the threads."""
+        self.workers.close()
+
+
+def _files(as_they_are: bool) -> Files:
+    return "as-they-are" if as_they_are else "as-they-were"

@@ -1,0 +1,35 @@
+"""The threads in which the engine works and the store is read, so that the server's event loop goes on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class Workers:
+    """One thread for all kernels: two checkpoints at once would only compete for the disk.
+
+    Another one looks things up in the store, so that nobody who only asks waits for a checkpoint.
+    """
+
+    def __init__(self) -> None:
+        """No thread is started before it is needed."""
+        self._engine = ThreadPoolExecutor(1, "torpor-engine")
+        self._reader = ThreadPoolExecutor(1, "torpor-reader")
+
+    async def run(self, call: Callable[..., T], *arguments: Any) -> T:
+        """Let the engine's thread do something, when it is done with what it does."""
+        return await asyncio.get_running_loop().run_in_executor(self._engine, call, *arguments)
+
+    async def read(self, call: Callable[..., T], *arguments: Any) -> T:
+        """Look something up in the store, also while the engine is at work."""
+        return await asyncio.get_running_loop().run_in_executor(self._reader, call, *arguments)
+
+    def close(self) -> None:
+        """Wait for what the threads still do, and end them."""
+        self._engine.shutdown()
+        self._reader.shutdown()
