@@ -41,7 +41,7 @@ def _make(app: Any) -> None:
     for page in OUTSIDE:
         text = (ROOT / f"{page}.md").read_text()
         (made / f"{page}.md").write_text(text.replace("](docs/", "](../"))
-    description = yaml.safe_load((ROOT / "jupyter_ext/torpor_jupyter/api.yaml").read_text())
+    description = yaml.safe_load((ROOT / "jupyter_ext/torpor_jupyter/server/api.yaml").read_text())
     for path in description["paths"].values():
         for method in (one for one in path.values() if "responses" in one):
             method["responses"].pop(

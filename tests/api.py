@@ -12,7 +12,7 @@ from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 from referencing import Registry
 from referencing.jsonschema import DRAFT202012
 
-DESCRIPTION = Path(__file__).parents[1] / "jupyter_ext" / "torpor_jupyter" / "api.yaml"
+DESCRIPTION = Path(__file__).parents[1] / "jupyter_ext" / "torpor_jupyter" / "server" / "api.yaml"
 
 
 @cache

@@ -52,7 +52,7 @@ _PLACES = {
     "checkpoint": "torpor.dump.checkpoint",
     "client_ports": "torpor.objects.sockets.tcp",
     "listening_ports": "torpor.restorer.restore",
-    "load_ipython_extension": "torpor_jupyter.magics",  # for %load_ext torpor
+    "load_ipython_extension": "torpor_jupyter.client.magics",  # for %load_ext torpor
     "restore": "torpor.restorer.restore",
     "run": "torpor.restorer.run",
     "start": "torpor.restorer.run",

@@ -7,7 +7,7 @@ from typing import Any
 
 def _jupyter_server_extension_points() -> list[dict[str, Any]]:
     """Tell jupyter_server which class to load (jupyter_server.extension)."""
-    from torpor_jupyter.app import TorporApp  # noqa: PLC0415  only a server needs it
+    from torpor_jupyter.server.app import TorporApp  # noqa: PLC0415  only a server needs it
 
     return [{"module": "torpor_jupyter", "app": TorporApp}]
 

@@ -29,6 +29,8 @@ FLOORS = [
     {"dump", "restorer"},
     {"cli", "torpor_jupyter", "torpor_slurm", "torpor_dask"},
 ]
+# The same within Jupyter's part. `client` stands beside: it asks a server over HTTP.
+ROOMS = ["data", "kernels", "server"]
 # What is kept, and where, knows nothing of live processes.
 FORBIDDEN = {"image": {"procfs", "remote"}, "store": {"procfs", "remote"}}
 
@@ -89,6 +91,13 @@ def test_imports_come_from_below(name: str) -> None:
     used = imported(name, MODULES[name])
     assert {other for other in used if floor(other) > floor(own)} == set()
     assert used & FORBIDDEN.get(own, set()) == set()
+
+
+@pytest.mark.parametrize("name", sorted(name for name in MODULES if name.startswith("torpor_jupyter.")))
+def test_rooms_of_jupyter_import_from_below(name: str) -> None:
+    own = name.split(".")[1]
+    used = {full.split(".")[1] for full in names_imported(name, MODULES[name]) if full.startswith("torpor_jupyter.")}
+    assert used <= {own, *(ROOMS[: ROOMS.index(own)] if own in ROOMS else ())}
 
 
 def needed(name: str) -> set[str]:

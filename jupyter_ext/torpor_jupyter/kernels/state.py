@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torpor import Series
 from torpor.errors import TorporError
-from torpor_jupyter.gate import Gate
+from torpor_jupyter.kernels.gate import Gate
 
 
 class Unsuitable(TorporError):

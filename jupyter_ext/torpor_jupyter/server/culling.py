@@ -8,7 +8,7 @@ from typing import Any
 from jupyter_core.utils import ensure_async
 
 from torpor.errors import TorporError
-from torpor_jupyter.service import Service
+from torpor_jupyter.kernels.service import Service
 
 _culling: ContextVar[str] = ContextVar("torpor_culling", default="")
 

@@ -9,15 +9,15 @@ from typing import Any
 from torpor import client_ports
 from torpor.errors import NotFound, TorporError
 from torpor.store import PruneReport, SnapshotInfo
-from torpor_jupyter.kept import Kept
-from torpor_jupyter.memory_diff import Memory, changed, shared
-from torpor_jupyter.notebooks import SUFFIX
-from torpor_jupyter.records import CheckpointRecord, KernelRecord
-from torpor_jupyter.registry import TAG, Registry
-from torpor_jupyter.state import Unsuitable
-from torpor_jupyter.traffic import PORTS
-from torpor_jupyter.variables import Listing
-from torpor_jupyter.workers import Workers
+from torpor_jupyter.data.attachments import Kept
+from torpor_jupyter.data.memory_diff import Memory, changed, shared
+from torpor_jupyter.data.notebooks import SUFFIX
+from torpor_jupyter.data.records import CheckpointRecord, KernelRecord
+from torpor_jupyter.data.variables import Listing
+from torpor_jupyter.kernels.quiescing import PORTS
+from torpor_jupyter.kernels.registry import TAG, Registry
+from torpor_jupyter.kernels.state import Unsuitable
+from torpor_jupyter.kernels.workers import Workers
 
 
 class Checkpoints:

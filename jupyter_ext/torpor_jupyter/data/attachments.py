@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from torpor.errors import NotFound, StoreError
-from torpor_jupyter.records import SNAPSHOT_ID, write_whole
+from torpor_jupyter.data.records import SNAPSHOT_ID, write_whole
 
 
 class Kept:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from tests.api import description
-from torpor_jupyter.handlers import HANDLERS
+from torpor_jupyter.server.handlers import HANDLERS
 
 METHODS = ("get", "post", "put", "patch", "delete")
 

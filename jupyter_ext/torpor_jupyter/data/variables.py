@@ -3,17 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from torpor.errors import StoreError
-from torpor_jupyter import ipython
-
-LISTING = Path(__file__).with_name("listing.py").read_text(encoding="utf-8")
-SECONDS = 2.0
-"""How long an idle kernel may take; without an answer the checkpoint is made without a listing."""
 
 Changed = Callable[[int, int], bool]
 """Whether the bytes at an address, so many, are others in the two snapshots that are compared."""
@@ -36,16 +29,11 @@ class Variable:
         return {"name": self.name, "type": self.type, "summary": self.summary}
 
 
-async def take(connection: Mapping[str, Any]) -> str:
-    """Let an idle kernel list its variables: text that `Listing` reads. Raises NoAnswer."""
-    return json.dumps(await ipython.ask(connection, LISTING, seconds=SECONDS))
-
-
 class Listing:
     """The variables of a kernel at a checkpoint."""
 
     def __init__(self, text: str) -> None:
-        """Read what `take` gave. Raises StoreError when it is something else."""
+        """Read what `kernels.ipython.list_variables` gave. Raises StoreError when it is something else."""
         try:
             self.process, found = json.loads(text)
             self.variables = {

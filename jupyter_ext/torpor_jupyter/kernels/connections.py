@@ -1,6 +1,6 @@
 """This server's own connections to a kernel: websockets' channels, and those by which it watches the kernel.
 
-A kernel that was woken may hand over to none of them: see `torpor_jupyter.channels`.
+A kernel that was woken may hand over to none of them: see `torpor_jupyter.kernels.gate`.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from uuid import uuid4
 
 from jupyter_server.services.kernels.connection.channels import ZMQChannelsWebsocketConnection
 
-from torpor_jupyter.gate import reconnect
-from torpor_jupyter.process import KernelProcess
-from torpor_jupyter.provisioner import TorporProvisioner
-from torpor_jupyter.records import CheckpointRecord
-from torpor_jupyter.registry import Registry
-from torpor_jupyter.traffic import Traffic, settled
-from torpor_jupyter.workers import Workers
+from torpor_jupyter.data.records import CheckpointRecord
+from torpor_jupyter.kernels.gate import reconnect
+from torpor_jupyter.kernels.process import KernelProcess
+from torpor_jupyter.kernels.provisioner import TorporProvisioner
+from torpor_jupyter.kernels.quiescing import Traffic, settled
+from torpor_jupyter.kernels.registry import Registry
+from torpor_jupyter.kernels.workers import Workers
 
 LATE_SECONDS = 1.0
 """How long after a kernel said that it is done with a request its reply may come: kernels send it before."""
@@ -50,7 +50,7 @@ class Connections:
         return Counter(getattr(manager, f"{channel}_port") for channel in channels)
 
     async def come_back(self, kernel_id: str, record: CheckpointRecord, process: KernelProcess | None) -> None:
-        """Let clients be heard by a kernel that was woken and may hand over to nobody: see torpor_jupyter.channels.
+        """Let clients be heard by a kernel that was woken and may hand over to nobody: see torpor_jupyter.kernels.gate.
 
         One in the middle of a cell learns that the old connections are dead when the cell is done, or when it waits for
         a person's line.

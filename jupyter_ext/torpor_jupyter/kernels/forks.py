@@ -19,11 +19,11 @@ import torpor
 from torpor import Files, Series, listening_ports
 from torpor.errors import Reason, RestoreFailed, RestoreRefused
 from torpor.store import SnapshotInfo, Store
-from torpor_jupyter import ipython
-from torpor_jupyter.process import KernelProcess
-from torpor_jupyter.records import CheckpointRecord
-from torpor_jupyter.state import Operation, Unsuitable
-from torpor_jupyter.traffic import PORTS
+from torpor_jupyter.data.records import CheckpointRecord
+from torpor_jupyter.kernels import ipython
+from torpor_jupyter.kernels.process import KernelProcess
+from torpor_jupyter.kernels.quiescing import PORTS
+from torpor_jupyter.kernels.state import Operation, Unsuitable
 
 ANSWER_SECONDS = 20.0
 TRIES = 3

@@ -41,7 +41,7 @@ def checkpoint(name: str) -> str:
         # The first process ends at once: the helper is then no child of this one.
         arguments = [str(os.getpid()), folder, name, json.dumps(_put_aside())]
         starter = subprocess.run(
-            [sys.executable, "-m", "torpor_jupyter.helper", *arguments],
+            [sys.executable, "-m", "torpor_jupyter.client.helper", *arguments],
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False,
         )  # fmt: skip
         if starter.returncode:

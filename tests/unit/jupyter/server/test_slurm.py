@@ -7,7 +7,7 @@ import logging
 
 import pytest
 
-from torpor_jupyter import slurm
+from torpor_jupyter.server import slurm
 from torpor_slurm.allocation import Allocation
 
 

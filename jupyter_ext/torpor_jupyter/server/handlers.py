@@ -17,8 +17,8 @@ from jupyter_server.base.handlers import APIHandler
 from tornado import web
 
 from torpor import errors
-from torpor_jupyter.records import KERNEL_ID, SNAPSHOT_ID
-from torpor_jupyter.service import Service
+from torpor_jupyter.data.records import KERNEL_ID, SNAPSHOT_ID
+from torpor_jupyter.kernels.service import Service
 
 DESCRIPTION = Path(__file__).with_name("api.yaml").read_bytes()
 MAX_NAME, MAX_NOTE = 200, 4000

@@ -1,7 +1,7 @@
 """``%load_ext torpor``: ``%checkpoint [name]``, ``%checkpoints``, ``%rewind NAME`` in any notebook or console.
 
 Below a Jupyter server with Torpor they ask that server, and the checkpoints are those of JupyterLab's panel. Without
-one (a console, VS Code) a helper process outside of the kernel saves it: see `torpor_jupyter.helper`.
+one (a console, VS Code) a helper process outside of the kernel saves it: see `torpor_jupyter.client.helper`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from IPython.core.error import UsageError
 from IPython.core.magic import Magics, line_magic, magics_class
 
 from torpor.errors import TorporError
-from torpor_jupyter import client, helper
+from torpor_jupyter.client import helper, rest
 
 AS_THEY_ARE = "--files=as-they-are "
 KERNEL_FILE = re.compile(r"kernel-(.+)\.json")
@@ -46,7 +46,7 @@ class TorporMagics(Magics):
         path = f"kernels/{self._kernel_id()}/checkpoints"
         try:
             made = self._told(server.post, path, {"name": name})
-        except client.Lost:
+        except rest.Lost:
             print(f"The kernel is back at {self._head(server)}")
             return
         print(f"Saved as {_label(made)}: {_size(made['size'])}, {_size(made['written'])} of it new")
@@ -87,11 +87,11 @@ class TorporMagics(Magics):
         server = self._server()
         if server is None:
             raise UsageError(helper.NO_REWIND)
-        found = self._told(client.checkpoint_named, server, self._kernel_id(), name)
+        found = self._told(rest.checkpoint_named, server, self._kernel_id(), name)
         print(f"Going back to {_label(found)}", flush=True)
         try:
             self._told(server.post, f"kernels/{self._kernel_id()}/checkpoints/{found['id']}/restore", wanted)
-        except client.Lost:  # this very line was kept, before the going back, and goes on now
+        except rest.Lost:  # this very line was kept, before the going back, and goes on now
             print(f"The kernel is back at {self._head(server)}")
 
     def _kernel_id(self) -> str:
@@ -105,10 +105,10 @@ class TorporMagics(Magics):
         found = KERNEL_FILE.fullmatch(file.rpartition("/")[2])
         return found[1] if found else ""
 
-    def _server(self) -> client.JupyterServer | None:
-        return client.server_of(self._kernel_id()) if self._kernel_id() else None
+    def _server(self) -> rest.JupyterServer | None:
+        return rest.server_of(self._kernel_id()) if self._kernel_id() else None
 
-    def _head(self, server: client.JupyterServer) -> str:
+    def _head(self, server: rest.JupyterServer) -> str:
         """The checkpoint at which this kernel is, once its server is done with waking it."""
         deadline = time.monotonic() + AGAIN_SECONDS
         while True:
@@ -124,7 +124,7 @@ class TorporMagics(Magics):
         """Call, with Torpor's errors told in a line as those of other magics; a lost connection is the caller's."""
         try:
             return call(*arguments)
-        except client.Lost:
+        except rest.Lost:
             raise
         except TorporError as error:
             details = f"\n{error.details}" if error.details else ""

@@ -16,12 +16,12 @@ from tornado.ioloop import PeriodicCallback
 from traitlets import Bool, Enum, Float, Int, Unicode
 
 from torpor.store import Store
-from torpor_jupyter import slurm
-from torpor_jupyter.channels import TorporWebsocketConnection
-from torpor_jupyter.culling import park_when_culling
-from torpor_jupyter.handlers import HANDLERS
-from torpor_jupyter.rules import Rules, Wishes
-from torpor_jupyter.service import Service
+from torpor_jupyter.kernels.service import Service
+from torpor_jupyter.server import slurm
+from torpor_jupyter.server.channels import TorporWebsocketConnection
+from torpor_jupyter.server.culling import park_when_culling
+from torpor_jupyter.server.handlers import HANDLERS
+from torpor_jupyter.server.policies import Rules, Wishes
 from torpor_slurm.allocation import Allocation
 
 NOTE_SECONDS = 5.0

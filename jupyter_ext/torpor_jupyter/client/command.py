@@ -17,7 +17,7 @@ from torpor.cli import (
     printable,
     run_command,
 )
-from torpor_jupyter import client
+from torpor_jupyter.client import rest
 
 EPILOG = "KERNEL: the beginning of an id, or a notebook. CHECKPOINT: a name, the beginning of an id, or latest."
 
@@ -43,7 +43,7 @@ def list_kernels(as_json: bool) -> None:
     """List the kernels, living and parked."""
     from rich.table import Table  # noqa: PLC0415  as the commands of `torpor`
 
-    found = client.kernels()
+    found = rest.kernels()
     if as_json:
         print_json([kernel | {"server": server.url} for server, kernel in found])
         return
@@ -62,7 +62,7 @@ def list_kernels(as_json: bool) -> None:
 @command_options
 def checkpoints(kernel: str, as_json: bool) -> None:
     """List the checkpoints of a kernel, oldest first."""
-    found = client.find(kernel)
+    found = rest.find(kernel)
     made = found.get("checkpoints")
     if as_json:
         print_json(made)
@@ -80,7 +80,7 @@ def checkpoints(kernel: str, as_json: bool) -> None:
 @command_options
 def checkpoint(kernel: str, name: str, as_json: bool) -> None:
     """Save a kernel; it runs on."""
-    made = client.find(kernel).post("checkpoints", name=name)
+    made = rest.find(kernel).post("checkpoints", name=name)
     _tell(made, as_json, f"saved as {made['id']}: {human_size(made['size'])}, {human_size(made['written'])} of it new")
     if not as_json:
         for notice in made["notices"]:
@@ -93,7 +93,7 @@ def checkpoint(kernel: str, name: str, as_json: bool) -> None:
 @command_options
 def park(kernel: str, name: str, as_json: bool) -> None:
     """Save a kernel and end its process."""
-    told = client.find(kernel).post("park", name=name)
+    told = rest.find(kernel).post("park", name=name)
     _tell(told, as_json, f"parked in {told['snapshot']}")
 
 
@@ -103,7 +103,7 @@ def park(kernel: str, name: str, as_json: bool) -> None:
 @command_options
 def resume(kernel: str, files: str, as_json: bool) -> None:
     """Wake a parked kernel."""
-    told = client.find(kernel).post("resume", files_as_they_are=files == "as-they-are")
+    told = rest.find(kernel).post("resume", files_as_they_are=files == "as-they-are")
     _tell(told, as_json, f"woken as process {told['pid']}")
 
 
@@ -115,7 +115,7 @@ def resume(kernel: str, files: str, as_json: bool) -> None:
 @command_options
 def restore(kernel: str, checkpoint: str, notebook: bool, files: str, as_json: bool) -> None:
     """Take a kernel back to a checkpoint; what it is now is kept as a checkpoint before."""
-    found = client.find(kernel)
+    found = rest.find(kernel)
     chosen = found.checkpoint(checkpoint)
     as_they_are = files == "as-they-are"
     told = found.post(f"checkpoints/{chosen}/restore", notebook=notebook, files_as_they_are=as_they_are)
@@ -131,7 +131,7 @@ def restore(kernel: str, checkpoint: str, notebook: bool, files: str, as_json: b
 @command_options
 def fork(kernel: str, checkpoint: str, path: str | None, files: str, as_json: bool) -> None:
     """Wake a checkpoint as a second kernel, with a copy of the notebook."""
-    found = client.find(kernel)
+    found = rest.find(kernel)
     chosen = found.checkpoint(checkpoint)
     chosen_path = {"path": path} if path else {}
     told = found.post(f"checkpoints/{chosen}/fork", files_as_they_are=files == "as-they-are", **chosen_path)

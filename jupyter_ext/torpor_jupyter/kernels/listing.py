@@ -1,4 +1,4 @@
-"""What an ipykernel runs to list its variables: sent as text by `torpor_jupyter.variables`, never imported.
+"""What an ipykernel runs to list its variables: sent as text by `torpor_jupyter.kernels.ipython`, never imported.
 
 It calls nothing that a user wrote: no __repr__, no __len__, no property. Of types that it knows it says what they
 hold, of others the type. A fingerprint shows whether a variable has changed: it is made of what the variable refers to,

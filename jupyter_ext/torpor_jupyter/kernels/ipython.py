@@ -10,6 +10,7 @@ import ast
 import asyncio
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import zmq.asyncio
@@ -22,6 +23,9 @@ EXPRESSION = "(lambda told: __import__('builtins').exec({code!r}, told) or told[
 """Runs code in a namespace of its own, as `exec` does, and gives the string that it has called `answer`."""
 IMPLEMENTATION = "ipython"
 """What ipykernel says of itself in its kernel_info_reply."""
+LISTING = Path(__file__).with_name("listing.py").read_text(encoding="utf-8")
+LISTING_SECONDS = 2.0
+"""How long an idle kernel may take to list its variables; without an answer the checkpoint is made without a list."""
 
 
 class NoAnswer(TorporError):
@@ -64,6 +68,11 @@ async def ask(
         return json.loads(ast.literal_eval(answer["data"]["text/plain"]))
     except (KeyError, SyntaxError, TypeError, ValueError) as error:  # strings are shown otherwise by the user's wish
         raise NoAnswer(f"the kernel's answer is not understood: {error}") from None
+
+
+async def list_variables(connection: Mapping[str, Any]) -> str:
+    """Let an idle kernel list its variables: text that `torpor_jupyter.data.variables` reads. Raises NoAnswer."""
+    return json.dumps(await ask(connection, LISTING, seconds=LISTING_SECONDS))
 
 
 async def implementation(connection: Mapping[str, Any], *, seconds: float) -> str:

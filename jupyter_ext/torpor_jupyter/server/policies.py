@@ -14,10 +14,10 @@ from typing import Any
 
 from torpor import processes
 from torpor.errors import NotFound, TorporError
-from torpor_jupyter import pressure
-from torpor_jupyter.provisioner import TorporProvisioner
-from torpor_jupyter.records import CheckpointRecord, KernelRecord
-from torpor_jupyter.service import Service
+from torpor_jupyter.data.records import CheckpointRecord, KernelRecord
+from torpor_jupyter.kernels.provisioner import TorporProvisioner
+from torpor_jupyter.kernels.service import Service
+from torpor_jupyter.server import memory_pressure
 
 TICK_SECONDS = 2.0
 """How often the rules are looked at."""
@@ -137,7 +137,7 @@ class Rules:
     async def _relieve(self) -> None:
         """Park idle kernels, the largest first, until there is memory again."""
         for kernel_id in self._idle():
-            left = pressure.available() * 100
+            left = memory_pressure.available() * 100
             if left >= self._park_below:
                 return
             self._service.log.warning("%.1f %% of memory is left: kernel %s is parked", left, kernel_id)

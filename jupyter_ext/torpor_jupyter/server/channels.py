@@ -1,4 +1,4 @@
-"""The websocket between a browser and a kernel, with a gate in it (see `torpor_jupyter.gate`).
+"""The websocket between a browser and a kernel, with a gate in it (see `torpor_jupyter.kernels.gate`).
 
 jupyter_server makes one of these for each websocket (ServerApp.kernel_websocket_connection_class).
 """
@@ -14,9 +14,9 @@ from typing import Any
 from jupyter_server.services.kernels.connection.base import deserialize_msg_from_ws_v1, serialize_msg_to_ws_v1
 from jupyter_server.services.kernels.connection.channels import ZMQChannelsWebsocketConnection
 
-from torpor_jupyter.gate import Gate
-from torpor_jupyter.provisioner import SERVICE
-from torpor_jupyter.service import Service
+from torpor_jupyter.kernels.gate import Gate
+from torpor_jupyter.kernels.provisioner import SERVICE
+from torpor_jupyter.kernels.service import Service
 
 V1 = "v1.kernel.websocket.jupyter.org"
 """The subprotocol with binary framing; without it messages are JSON."""

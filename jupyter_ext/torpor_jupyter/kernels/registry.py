@@ -17,12 +17,12 @@ from jupyter_server.services.sessions.sessionmanager import SessionManager
 
 from torpor.errors import NotFound, TorporError
 from torpor.store import Store
-from torpor_jupyter.gate import Gate
-from torpor_jupyter.process import KernelProcess
-from torpor_jupyter.provisioner import Returning, TorporProvisioner
-from torpor_jupyter.records import NAMES, CheckpointRecord, KernelRecord, ProcessId, Records, SessionRecord
-from torpor_jupyter.state import State, Unsuitable
-from torpor_jupyter.traffic import holder
+from torpor_jupyter.data.records import NAMES, CheckpointRecord, KernelRecord, ProcessId, Records, SessionRecord
+from torpor_jupyter.kernels.gate import Gate
+from torpor_jupyter.kernels.process import KernelProcess
+from torpor_jupyter.kernels.provisioner import Returning, TorporProvisioner
+from torpor_jupyter.kernels.quiescing import holder
+from torpor_jupyter.kernels.state import State, Unsuitable
 
 TAG = "jupyter-kernel"
 """The tag of a snapshot that says whose checkpoint it is."""

@@ -10,7 +10,7 @@ from contextlib import suppress
 
 from torpor import Job
 from torpor.processes import pidfd_open, pidfd_send_signal
-from torpor_jupyter.records import ProcessId
+from torpor_jupyter.data.records import ProcessId
 
 
 class KernelProcess:

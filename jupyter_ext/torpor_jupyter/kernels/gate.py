@@ -20,7 +20,7 @@ import zmq
 
 
 class Client(Protocol):
-    """Who sends requests: a browser's websocket (`torpor_jupyter.channels`)."""
+    """Who sends requests: a browser's websocket (`torpor_jupyter.server.channels`)."""
 
     def handle_incoming_message(self, incoming_msg: Any) -> None:
         """Send a request that has waited on to the kernel."""

@@ -18,16 +18,16 @@ from jupyter_server.services.sessions.sessionmanager import SessionManager
 from torpor import Files
 from torpor.errors import TorporError
 from torpor.store import SnapshotInfo, Store
-from torpor_jupyter import forks
-from torpor_jupyter.checkpoints import Checkpoints
-from torpor_jupyter.connections import Connections
-from torpor_jupyter.notebooks import SUFFIX, Notebooks, empty
-from torpor_jupyter.operations import Operations
-from torpor_jupyter.provisioner import SERVICE
-from torpor_jupyter.records import NAMES, CheckpointRecord
-from torpor_jupyter.registry import Registry
-from torpor_jupyter.state import Operation, Unsuitable
-from torpor_jupyter.workers import Workers
+from torpor_jupyter.data.notebooks import SUFFIX, Notebooks, empty
+from torpor_jupyter.data.records import NAMES, CheckpointRecord
+from torpor_jupyter.kernels import forks
+from torpor_jupyter.kernels.checkpoints import Checkpoints
+from torpor_jupyter.kernels.connections import Connections
+from torpor_jupyter.kernels.operations import Operations
+from torpor_jupyter.kernels.provisioner import SERVICE
+from torpor_jupyter.kernels.registry import Registry
+from torpor_jupyter.kernels.state import Operation, Unsuitable
+from torpor_jupyter.kernels.workers import Workers
 
 
 class Service:

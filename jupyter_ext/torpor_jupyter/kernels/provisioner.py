@@ -20,7 +20,7 @@ from jupyter_client.connect import KernelConnectionInfo, LocalPortCache, port_na
 from jupyter_client.launcher import launch_kernel
 from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 
-from torpor_jupyter.process import KernelProcess
+from torpor_jupyter.kernels.process import KernelProcess
 
 SERVICE = "torpor_service"
 """The attribute by which a server's kernel manager leads to Torpor's service."""
@@ -36,7 +36,7 @@ class Returning:
 
 
 class Registry(Protocol):
-    """What a provisioner asks the server extension, where there is one: see `torpor_jupyter.registry`."""
+    """What a provisioner asks the server extension, where there is one: see `torpor_jupyter.kernels.registry`."""
 
     def returning(self, kernel_id: str) -> Returning | None:
         """Whether the kernel that is about to be started comes back instead."""

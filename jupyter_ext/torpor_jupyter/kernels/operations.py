@@ -16,17 +16,17 @@ import torpor
 from torpor import Files, LastToStop, Series
 from torpor.errors import Refused, RestoreFailed
 from torpor.store import SnapshotInfo
-from torpor_jupyter import forks, ipython, variables
-from torpor_jupyter.checkpoints import Checkpoints
-from torpor_jupyter.connections import Connections
-from torpor_jupyter.notebooks import Notebooks
-from torpor_jupyter.process import KernelProcess
-from torpor_jupyter.provisioner import TorporProvisioner
-from torpor_jupyter.records import BY_A_PERSON, NAMES, CheckpointRecord, KernelRecord, SessionRecord
-from torpor_jupyter.registry import PARKED, TAG, Registry, json_connection, kernel_info_of
-from torpor_jupyter.state import Operation, Unsuitable
-from torpor_jupyter.traffic import Traffic, is_io_thread
-from torpor_jupyter.workers import Workers
+from torpor_jupyter.data.notebooks import Notebooks
+from torpor_jupyter.data.records import BY_A_PERSON, NAMES, CheckpointRecord, KernelRecord, SessionRecord
+from torpor_jupyter.kernels import forks, ipython
+from torpor_jupyter.kernels.checkpoints import Checkpoints
+from torpor_jupyter.kernels.connections import Connections
+from torpor_jupyter.kernels.process import KernelProcess
+from torpor_jupyter.kernels.provisioner import TorporProvisioner
+from torpor_jupyter.kernels.quiescing import Traffic, is_io_thread
+from torpor_jupyter.kernels.registry import PARKED, TAG, Registry, json_connection, kernel_info_of
+from torpor_jupyter.kernels.state import Operation, Unsuitable
+from torpor_jupyter.kernels.workers import Workers
 
 JOURNAL = "-journal"
 """In the name of SQLite's rollback journals."""
@@ -155,7 +155,7 @@ class Operations:
             return ""
         asked = manager.last_activity
         try:
-            listing = await variables.take(json_connection(manager.get_connection_info()))
+            listing = await ipython.list_variables(json_connection(manager.get_connection_info()))
             # That it is idle again is on its way still: it is not to be saved with the kernel.
             deadline = time.monotonic() + IDLE_SECONDS
             while (manager.execution_state != "idle" or manager.last_activity == asked) and time.monotonic() < deadline:
