@@ -39,7 +39,7 @@ def checkpoint(name: str) -> str:
     with tempfile.TemporaryDirectory(prefix="torpor-") as folder:
         answer, ready = Path(folder, "answer"), Path(folder, "pid")
         # The first process ends at once: the helper is then no child of this one.
-        arguments = [str(os.getpid()), folder, name, json.dumps(_put_aside())]
+        arguments = [str(os.getpid()), folder, name, json.dumps(_original_stdio())]
         starter = subprocess.run(
             [sys.executable, "-m", "torpor_jupyter.client.helper", *arguments],
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False,
@@ -65,7 +65,7 @@ def checkpoint(name: str) -> str:
     )
 
 
-def _put_aside() -> dict[int, int]:
+def _original_stdio() -> dict[int, int]:
     """The descriptors at which ipykernel keeps what was its standard output and error (ipykernel.iostream)."""
     found = {}
     for number, stream in ((1, sys.stdout), (2, sys.stderr)):
@@ -96,13 +96,13 @@ def main() -> None:
         return
     os.setsid()
     os.dup2(0, 2)  # the kernel waits for the end of the starter's standard error
-    _answer(folder, "pid", str(os.getpid()))
+    _write_whole(folder, "pid", str(os.getpid()))
     deadline = time.monotonic() + BEGIN_SECONDS
     while not (folder / "go").exists():
         if time.monotonic() > deadline:
             sys.exit("nobody says go")
         time.sleep(0.01)
-    _answer(folder, "answer", json.dumps(_save(pid, name, stdio)))
+    _write_whole(folder, "answer", json.dumps(_save(pid, name, stdio)))
 
 
 def _save(pid: int, name: str, stdio: dict[int, int]) -> dict[str, Any]:
@@ -120,7 +120,7 @@ def _save(pid: int, name: str, stdio: dict[int, int]) -> dict[str, Any]:
     return {"id": info.id, "short": info.short, "notices": notices}
 
 
-def _answer(folder: Path, name: str, text: str) -> None:
+def _write_whole(folder: Path, name: str, text: str) -> None:
     temporary = folder / f"{name}.new"
     temporary.write_text(text)
     temporary.rename(folder / name)

@@ -41,12 +41,12 @@ class TorporMagics(Magics):
         name = line.strip()
         server = self._server()
         if server is None:
-            print(self._told(helper.checkpoint, name))
+            print(self._call(helper.checkpoint, name))
             return
         path = f"kernels/{self._kernel_id()}/checkpoints"
         try:
-            made = self._told(server.post, path, {"name": name})
-        except rest.Lost:
+            made = self._call(server.post, path, {"name": name})
+        except rest.ConnectionLost:
             print(f"The kernel is back at {self._head(server)}")
             return
         print(f"Saved as {_label(made)}: {_size(made['size'])}, {_size(made['written'])} of it new")
@@ -60,10 +60,10 @@ class TorporMagics(Magics):
             raise UsageError("%checkpoints takes no arguments")
         server = self._server()
         if server is None:
-            print(self._told(helper.listed) or "There are none.")
+            print(self._call(helper.listed) or "There are none.")
             return
-        kernel = self._told(server.get, f"kernels/{self._kernel_id()}")
-        made = self._told(server.get, f"kernels/{self._kernel_id()}/checkpoints")
+        kernel = self._call(server.get, f"kernels/{self._kernel_id()}")
+        made = self._call(server.get, f"kernels/{self._kernel_id()}/checkpoints")
         for one in made:
             here = "*" if one["id"] == kernel["head"] else " "
             when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(one["created_ns"] / 10**9))
@@ -87,11 +87,11 @@ class TorporMagics(Magics):
         server = self._server()
         if server is None:
             raise UsageError(helper.NO_REWIND)
-        found = self._told(rest.checkpoint_named, server, self._kernel_id(), name)
+        found = self._call(rest.checkpoint_named, server, self._kernel_id(), name)
         print(f"Going back to {_label(found)}", flush=True)
         try:
-            self._told(server.post, f"kernels/{self._kernel_id()}/checkpoints/{found['id']}/restore", wanted)
-        except rest.Lost:  # this very line was kept, before the going back, and goes on now
+            self._call(server.post, f"kernels/{self._kernel_id()}/checkpoints/{found['id']}/restore", wanted)
+        except rest.ConnectionLost:  # this very line was kept, before the going back, and goes on now
             print(f"The kernel is back at {self._head(server)}")
 
     def _kernel_id(self) -> str:
@@ -112,19 +112,19 @@ class TorporMagics(Magics):
         """The checkpoint at which this kernel is, once its server is done with waking it."""
         deadline = time.monotonic() + AGAIN_SECONDS
         while True:
-            kernel = self._told(server.get, f"kernels/{self._kernel_id()}")
+            kernel = self._call(server.get, f"kernels/{self._kernel_id()}")
             if kernel["operation"] is None and kernel["head"]:
-                made = self._told(server.get, f"kernels/{self._kernel_id()}/checkpoints")
+                made = self._call(server.get, f"kernels/{self._kernel_id()}/checkpoints")
                 return next((_label(one) for one in made if one["id"] == kernel["head"]), kernel["head"])
             if time.monotonic() > deadline:
                 return "a checkpoint"
             time.sleep(0.05)
 
-    def _told(self, call: Any, *arguments: Any) -> Any:
+    def _call(self, call: Any, *arguments: Any) -> Any:
         """Call, with Torpor's errors told in a line as those of other magics; a lost connection is the caller's."""
         try:
             return call(*arguments)
-        except rest.Lost:
+        except rest.ConnectionLost:
             raise
         except TorporError as error:
             details = f"\n{error.details}" if error.details else ""

@@ -26,13 +26,13 @@ WORK_SECONDS = 3600.0
 FOUND_NOTHING = "start one with `jupyter lab`, in an environment in which torpor[jupyter] is installed"
 
 
-class Answered(TorporError):
+class ServerRefused(TorporError):
     """A server refused, or failed, for the reason that it gave."""
 
     exit_code = 10
 
 
-class Lost(TorporError):
+class ConnectionLost(TorporError):
     """The connection to a server ended before there was an answer."""
 
 
@@ -57,9 +57,9 @@ class JupyterServer:
         """Send a request; what the JSON of the answer says.
 
         Raises:
-            Answered: the server said no, and why.
+            ServerRefused: the server said no, and why.
             NotFound: it has no such kernel or checkpoint, or no Torpor.
-            Lost: there was no answer.
+            ConnectionLost: there was no answer.
         """
         parts = urlsplit(self.url)
         host = parts.hostname or ""
@@ -79,7 +79,7 @@ class JupyterServer:
             answer = connection.getresponse()
             status, text = answer.status, answer.read()
         except (OSError, http.client.HTTPException) as error:
-            raise Lost(f"{self.url} does not answer: {error}", advice="see `jupyter server list`") from error
+            raise ConnectionLost(f"{self.url} does not answer: {error}", advice="see `jupyter server list`") from error
         finally:
             connection.close()
         try:
@@ -89,7 +89,7 @@ class JupyterServer:
         if status < http.client.BAD_REQUEST:
             return found
         message = found.get("reason") or found.get("message") or f"{self.url} answered {status}"
-        kind = NotFound if status == http.client.NOT_FOUND else Answered
+        kind = NotFound if status == http.client.NOT_FOUND else ServerRefused
         details = "\n".join(found.get("details") or ())
         raise kind(message, advice=found.get("advice") or "", details=details)
 
@@ -124,7 +124,7 @@ def server_of(kernel_id: str) -> JupyterServer | None:
 
 
 @dataclass(frozen=True)
-class FoundKernel:
+class KernelHandle:
     """A kernel of a running server."""
 
     server: JupyterServer
@@ -145,7 +145,7 @@ class FoundKernel:
         return str(checkpoint_named(self.server, self.id, name)["id"])
 
 
-def find(name: str) -> FoundKernel:
+def find(name: str) -> KernelHandle:
     """The one kernel that a person means by the beginning of its id or by its notebook.
 
     Raises:
@@ -155,7 +155,7 @@ def find(name: str) -> FoundKernel:
     for server, kernel in kernels():
         paths = {path for session in kernel["sessions"] if (path := session["path"])}
         if name in paths or name in map(os.path.basename, paths) or (name and kernel["id"].startswith(name)):
-            found.append(FoundKernel(server, kernel["id"], kernel["head"]))
+            found.append(KernelHandle(server, kernel["id"], kernel["head"]))
     if len(found) == 1:
         return found[0]
     if found:

@@ -11,10 +11,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from torpor.errors import NotFound, StoreError
-from torpor_jupyter.data.records import SNAPSHOT_ID, write_whole
+from torpor_jupyter.data.records import SNAPSHOT_ID, write_atomically
 
 
-class Kept:
+class Attachments:
     """One folder of such files."""
 
     def __init__(self, folder: Path, suffix: str, what: str) -> None:
@@ -29,7 +29,7 @@ class Kept:
                 with suppress(OSError):  # a file system without hard links
                     os.link(self._path(like), path)
                     return
-            write_whole(path, text)
+            write_atomically(path, text)
         except OSError as error:
             raise StoreError(
                 f"cannot keep {self.what} in {path}: {error.strerror}",

@@ -21,8 +21,8 @@ class Notebooks:
     def __init__(self, contents: Any) -> None:
         """Name the server's contents manager."""
         self.contents = contents
-        self._wishes: dict[str, tuple[Any, dict[str, Any]]] = {}
-        """By path: when the notebook was changed last, and what it wishes."""
+        self._settings: dict[str, tuple[Any, dict[str, Any]]] = {}
+        """By path: when the notebook was changed last, and what its settings are."""
 
     async def read(self, path: str | None) -> str:
         """The notebook at a path of the contents API, as JSON; empty when there is none, or none that can be read."""
@@ -34,17 +34,17 @@ class Notebooks:
             return ""
         return json.dumps(model["content"])
 
-    async def wishes(self, path: str) -> dict[str, Any]:
+    async def settings(self, path: str) -> dict[str, Any]:
         """What a notebook's metadata says under ``torpor``; nothing when there is no such notebook."""
         try:
             model = await ensure_async(self.contents.get(path, content=False))
-            if self._wishes.get(path, (None, {}))[0] != model["last_modified"]:
+            if self._settings.get(path, (None, {}))[0] != model["last_modified"]:
                 whole = await ensure_async(self.contents.get(path, content=True, type="notebook"))
                 found = whole["content"]["metadata"].get("torpor", {})
-                self._wishes[path] = whole["last_modified"], dict(found) if isinstance(found, dict) else {}
+                self._settings[path] = whole["last_modified"], dict(found) if isinstance(found, dict) else {}
         except HTTPError:
             return {}
-        return self._wishes[path][1]
+        return self._settings[path][1]
 
     async def write(self, path: str, text: str) -> None:
         """Write a notebook, with the trust that its cells had. Raises HTTPError as the contents manager does."""

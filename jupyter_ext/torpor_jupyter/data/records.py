@@ -35,7 +35,7 @@ MAX_RECORD = 1 << 20
 R = TypeVar("R", bound="Record")
 
 
-NAMES = {
+TITLES = {
     "": "",
     "parked": "parked",
     "rule": "",
@@ -46,7 +46,7 @@ NAMES = {
     "going-back": "before going back",
 }
 """Why a checkpoint was made, and what it is called in English; empty: a person wanted it."""
-BY_A_PERSON = ("", "parked")
+MANUAL = ("", "parked")
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ class CheckpointRecord(Record):
     automatic: bool = False
     """Made by a rule and not by a person: the oldest of these go first."""
     reason: str = ""
-    """Why it was made, of NAMES, while no person has named it: the panel says it in the person's language."""
+    """Why it was made, of TITLES, while no person has named it: the panel says it in the person's language."""
     about: str = ""
     """With "going-back": the checkpoint that the kernel went back to."""
     parent: str = ""
@@ -176,7 +176,7 @@ class CheckpointRecord(Record):
 _NESTED: dict[str, type] = {"server": ProcessId, "process": ProcessId, "keeper": ProcessId}
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_atomically(path: Path, text: str) -> None:
     """Write a private file, or replace it: what has the name is on disk, and whole, at any moment. Raises OSError."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -204,7 +204,7 @@ class Records:
         """Write a record down, or replace it. Raises StoreError."""
         path = self._path(type(record), record.id)
         try:
-            write_whole(path, json.dumps(asdict(record)))
+            write_atomically(path, json.dumps(asdict(record)))
         except OSError as error:
             raise StoreError(
                 f"cannot write down {path}: {error.strerror}", advice="make room, or make the folder writable"

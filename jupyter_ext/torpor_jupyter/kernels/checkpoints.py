@@ -9,7 +9,7 @@ from typing import Any
 from torpor import client_ports
 from torpor.errors import NotFound, TorporError
 from torpor.store import PruneReport, SnapshotInfo
-from torpor_jupyter.data.attachments import Kept
+from torpor_jupyter.data.attachments import Attachments
 from torpor_jupyter.data.memory_diff import Memory, changed, shared
 from torpor_jupyter.data.notebooks import SUFFIX
 from torpor_jupyter.data.records import CheckpointRecord, KernelRecord
@@ -23,12 +23,12 @@ from torpor_jupyter.kernels.workers import Workers
 class Checkpoints:
     """The checkpoints of one server's kernels. All methods belong to the server's event loop."""
 
-    def __init__(self, registry: Registry, workers: Workers, tell: Callable[[str, str], None]) -> None:
-        """Read nothing yet; `tell` is called with a kernel's id and what became of its checkpoints."""
-        self._registry, self._workers, self._tell = registry, workers, tell
+    def __init__(self, registry: Registry, workers: Workers, emit: Callable[[str, str], None]) -> None:
+        """Read nothing yet; `emit` is called with a kernel's id and what became of its checkpoints."""
+        self._registry, self._workers, self._emit = registry, workers, emit
         self._records, self._store = registry.records, registry.store
-        self.notebooks = Kept(self._records.folder / "notebooks", SUFFIX, "the notebook")
-        self.variables = Kept(self._records.folder / "variables", ".json", "the list of variables")
+        self.notebooks = Attachments(self._records.folder / "notebooks", SUFFIX, "the notebook")
+        self.variables = Attachments(self._records.folder / "variables", ".json", "the list of variables")
         self._unwritten: dict[str, CheckpointRecord] = {}
         """Of checkpoints that are in the store, but there was no room to write down what is known of them."""
 
@@ -85,7 +85,7 @@ class Checkpoints:
             "reason": record.reason,
             "about": record.about or None,
             "parent": record.parent or None,
-            "path": self._registry.relative(record.notebook),
+            "path": self._registry.contents_path(record.notebook),
             "cell": record.cell,
             "execution_count": record.execution_count,
             "execution_state": record.execution_state,
@@ -144,7 +144,7 @@ class Checkpoints:
             await self._workers.run(self._store.pin, id, changes["pinned"] or self._holds(record))
         self._records.write(record)
         self._unwritten.pop(id, None)
-        self._tell(kernel_id, "changed")
+        self._emit(kernel_id, "changed")
         return self.describe(info)
 
     async def delete(self, kernel_id: str, id: str) -> PruneReport:
@@ -163,8 +163,8 @@ class Checkpoints:
                 later.parent = record.parent
                 self._records.write(later)
         if kernel_id not in self._registry.manager:
-            self._registry.tidy(kernel_id)
-        self._tell(kernel_id, "deleted")
+            self._registry.remove_unused_log(kernel_id)
+        self._emit(kernel_id, "deleted")
         return report
 
     def _holds(self, record: CheckpointRecord) -> bool:

@@ -16,7 +16,7 @@ from torpor_jupyter.data.records import CheckpointRecord
 from torpor_jupyter.kernels.gate import reconnect
 from torpor_jupyter.kernels.process import KernelProcess
 from torpor_jupyter.kernels.provisioner import TorporProvisioner
-from torpor_jupyter.kernels.quiescing import Traffic, settled
+from torpor_jupyter.kernels.quiescing import KernelSockets, wait_settled
 from torpor_jupyter.kernels.registry import Registry
 from torpor_jupyter.kernels.workers import Workers
 
@@ -37,11 +37,11 @@ class Connections:
         self._registry.manager.stop_watching_activity(kernel_id)
         provisioner.take_connection(connection)
         self._registry.manager._kernel_ports[kernel_id] = self._registry.kernel_manager(kernel_id).ports
-        for connected in self._websockets(kernel_id):
-            connected.websocket_handler.close()
+        for websocket in self._websockets(kernel_id):
+            websocket.websocket_handler.close()
         self._registry.manager.start_watching_activity(kernel_id)
 
-    def clients(self, kernel_id: str) -> Counter[int]:
+    def counts(self, kernel_id: str) -> Counter[int]:
         """How many connections of this server's own each port of a kernel has."""
         manager = self._registry.kernel_manager(kernel_id)
         channels = [channel for channels in self._channels(kernel_id) for channel in channels]
@@ -49,18 +49,18 @@ class Connections:
         channels += ["control"] if manager._control_socket else []
         return Counter(getattr(manager, f"{channel}_port") for channel in channels)
 
-    async def come_back(self, kernel_id: str, record: CheckpointRecord, process: KernelProcess | None) -> None:
+    async def reconnect_clients(self, kernel_id: str, record: CheckpointRecord, process: KernelProcess | None) -> None:
         """Let clients be heard by a kernel that was woken and may hand over to nobody: see torpor_jupyter.kernels.gate.
 
         One in the middle of a cell learns that the old connections are dead when the cell is done, or when it waits for
         a person's line.
         """
         gate = self._registry.gate(kernel_id)
-        gate.doubtful = {id: {"status": "ok"} for id in record.outstanding}
+        gate.uncertain = {id: {"status": "ok"} for id in record.outstanding}
         if not record.outstanding:
             await self._rename_clients(kernel_id)
-        elif gate.asking and process:
-            await self._workers.read(settled, process.pid)
+        elif gate.awaits_input and process:
+            await self._workers.read(wait_settled, process.pid)
             for channels in self._channels(kernel_id):
                 reconnect(stream.socket for name, stream in channels.items() if name == "stdin")
 
@@ -73,20 +73,20 @@ class Connections:
                 reconnect((stream.socket for name, stream in channels.items() if name != "iopub"), uuid4().hex.encode())
             if manager._control_socket:
                 reconnect([manager._control_socket], uuid4().hex.encode())
-            traffic = Traffic(manager.get_connection_info())
-            await self._workers.read(traffic.connected, self.clients(kernel_id))
+            sockets = KernelSockets(manager.get_connection_info())
+            await self._workers.read(sockets.wait_connected, self.counts(kernel_id))
 
-    def when_reply_is_due(self, kernel_id: str, id: str) -> None:
+    def expect_reply(self, kernel_id: str, id: str) -> None:
         """A kernel is done with a request in whose middle it was woken: see whether its reply arrives."""
-        task = asyncio.ensure_future(self._make_good(kernel_id, id))
+        task = asyncio.ensure_future(self._answer_if_late(kernel_id, id))
         self._waiting.add(task)
         task.add_done_callback(self._waiting.discard)
 
-    async def _make_good(self, kernel_id: str, id: str) -> None:
+    async def _answer_if_late(self, kernel_id: str, id: str) -> None:
         await asyncio.sleep(LATE_SECONDS)
         gate = self._registry.gate(kernel_id)
-        if id in gate.doubtful and kernel_id in self._registry.manager:
-            gate.make_good(id)
+        if id in gate.uncertain and kernel_id in self._registry.manager:
+            gate.answer_for_kernel(id)
             await self._rename_clients(kernel_id)
 
     def _channels(self, kernel_id: str) -> list[dict[str, Any]]:

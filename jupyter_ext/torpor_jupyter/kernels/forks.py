@@ -33,7 +33,7 @@ MORE_PORTS = 1
 
 
 @dataclass(frozen=True)
-class Woken:
+class WokenProcess:
     """A process from a checkpoint that does not know yet that it is another kernel now."""
 
     process: KernelProcess
@@ -42,7 +42,7 @@ class Woken:
     warnings: tuple[str, ...]
 
 
-def refuse(record: CheckpointRecord) -> None:
+def check(record: CheckpointRecord) -> None:
     """Say by what is known of a checkpoint that it cannot be forked. Raises Unsuitable."""
     kind = record.kernel_info.get("implementation", ipython.IMPLEMENTATION)
     if kind != ipython.IMPLEMENTATION:
@@ -61,7 +61,7 @@ def refuse(record: CheckpointRecord) -> None:
 
 def wake(
     info: SnapshotInfo, store: Store, record: CheckpointRecord, operation: Operation, series: Series, files: Files
-) -> Woken:
+) -> WokenProcess:
     """Wake a checkpoint with all its listeners at new ports. Raises as `torpor.restore`."""
     ports = listening_ports(info, store=store)
     own = {record.connection[name] for name in PORTS}
@@ -86,14 +86,14 @@ def wake(
                 raise
             continue
         try:
-            return Woken(KernelProcess(job.tree_pid, job=job), moved, job.warnings)
+            return WokenProcess(KernelProcess(job.tree_pid, job=job), moved, job.warnings)
         except ProcessLookupError:
             raise RestoreFailed("the kernel ended as soon as it was woken", advice="see its log") from None
     raise AssertionError("the last try raises or returns")
 
 
-async def become(
-    woken: Woken, record: CheckpointRecord, key: str, *, file: str, notebook: str, logs: list[str], log: str
+async def give_identity(
+    woken: WokenProcess, record: CheckpointRecord, key: str, *, file: str, notebook: str, logs: list[str], log: str
 ) -> dict[str, Any]:
     """Give a woken kernel its own ports, key and log.
 
@@ -121,7 +121,9 @@ async def become(
         kind = await ipython.implementation(connection, seconds=ANSWER_SECONDS)
         if kind != ipython.IMPLEMENTATION:
             raise ipython.NoAnswer(f"it is a kernel of {kind}")
-        taken = await ipython.ask(connection, ipython.BECOME, told, seconds=ANSWER_SECONDS, reply_key=key.encode())
+        taken = await ipython.run_code(
+            connection, ipython.NEW_IDENTITY, told, seconds=ANSWER_SECONDS, reply_key=key.encode()
+        )
     except ipython.NoAnswer as error:
         raise Unsuitable(
             f"the checkpoint cannot be forked: {error.message}",

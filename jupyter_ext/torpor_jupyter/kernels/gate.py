@@ -25,7 +25,7 @@ class Client(Protocol):
     def handle_incoming_message(self, incoming_msg: Any) -> None:
         """Send a request that has waited on to the kernel."""
 
-    def tell_reply(self, header: dict[str, Any], content: dict[str, Any]) -> None:
+    def send_reply(self, header: dict[str, Any], content: dict[str, Any]) -> None:
         """Give a reply to the request with this header."""
 
     def abort(self, header: dict[str, Any]) -> None:
@@ -44,17 +44,17 @@ class Gate:
     cell: str = ""
     """The first line of the cell that was sent last."""
     execution_count: int = 0
-    cells: int = 0
+    cells_sent: int = 0
     """How many cells were sent."""
-    began: dict[str, float] = field(default_factory=dict)
+    started: dict[str, float] = field(default_factory=dict)
     """When each cell that is unanswered was sent, by time.monotonic()."""
-    ended: float = 0.0
+    last_ended: float = 0.0
     """When the last cell ended."""
     kernel_info: dict[str, Any] | None = None
     """Set while there is no kernel to ask for it: what it last said of itself."""
-    asking: bool = False
+    awaits_input: bool = False
     """Whether the kernel waits for a line from a person (``input()``)."""
-    doubtful: dict[str, dict[str, Any]] = field(default_factory=dict)
+    uncertain: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Replies that a kernel may drop, because it was woken before it sends them: what they will say, by message id."""
 
     @contextmanager
@@ -73,23 +73,23 @@ class Gate:
             connection, message = self.waiting.pop(0)
             connection.handle_incoming_message(message)
 
-    def make_good(self, id: str) -> None:
+    def answer_for_kernel(self, id: str) -> None:
         """Give the reply to a request that the kernel has answered to nobody, and abort what it has not heard since."""
-        reply = self.doubtful.pop(id)
+        reply = self.uncertain.pop(id)
         connection, header = self.unanswered.pop(id, (None, {}))
-        self.began.pop(id, None)
+        self.started.pop(id, None)
         if connection and header["msg_type"] == "execute_request":
             self.execution_count += 1
-            connection.tell_reply(header, {"execution_count": self.execution_count} | reply)
+            connection.send_reply(header, {"execution_count": self.execution_count} | reply)
         elif connection:
             connection.abort(header)
-        self.abort_unanswered(set(self.doubtful))
+        self.abort_unanswered(set(self.uncertain))
 
     def abort_unanswered(self, still_running: set[str]) -> None:
         """Tell the senders of requests that the kernel, as it is now, never got: all but those in `still_running`."""
         for id in [id for id in self.unanswered if id not in still_running]:
             connection, header = self.unanswered.pop(id)
-            self.began.pop(id, None)
+            self.started.pop(id, None)
             connection.abort(header)
 
 

@@ -32,7 +32,7 @@ class NoAnswer(TorporError):
     """The kernel does not answer, or with an error."""
 
 
-async def ask(
+async def run_code(
     connection: Mapping[str, Any],
     code: str,
     told: Mapping[str, Any] | None = None,
@@ -72,7 +72,7 @@ async def ask(
 
 async def list_variables(connection: Mapping[str, Any]) -> str:
     """Let an idle kernel list its variables: text that `torpor_jupyter.data.variables` reads. Raises NoAnswer."""
-    return json.dumps(await ask(connection, LISTING, seconds=LISTING_SECONDS))
+    return json.dumps(await run_code(connection, LISTING, seconds=LISTING_SECONDS))
 
 
 async def implementation(connection: Mapping[str, Any], *, seconds: float) -> str:
@@ -117,7 +117,7 @@ async def _request(
 NEW_HISTORY = "from IPython import get_ipython\nget_ipython().history_manager.new_session()\nanswer = 'null'"
 """Begins a new session in IPython's database of cells."""
 
-BECOME = """
+NEW_IDENTITY = """
 import json, os, uuid
 from IPython import get_ipython
 from ipykernel.kernelapp import IPKernelApp

@@ -17,13 +17,13 @@ from torpor import Files, LastToStop, Series
 from torpor.errors import Refused, RestoreFailed
 from torpor.store import SnapshotInfo
 from torpor_jupyter.data.notebooks import Notebooks
-from torpor_jupyter.data.records import BY_A_PERSON, NAMES, CheckpointRecord, KernelRecord, SessionRecord
+from torpor_jupyter.data.records import MANUAL, TITLES, CheckpointRecord, KernelRecord, SessionRecord
 from torpor_jupyter.kernels import forks, ipython
 from torpor_jupyter.kernels.checkpoints import Checkpoints
 from torpor_jupyter.kernels.connections import Connections
 from torpor_jupyter.kernels.process import KernelProcess
 from torpor_jupyter.kernels.provisioner import TorporProvisioner
-from torpor_jupyter.kernels.quiescing import Traffic, is_io_thread
+from torpor_jupyter.kernels.quiescing import KernelSockets, is_io_thread
 from torpor_jupyter.kernels.registry import PARKED, TAG, Registry, json_connection, kernel_info_of
 from torpor_jupyter.kernels.state import Operation, Unsuitable
 from torpor_jupyter.kernels.workers import Workers
@@ -51,11 +51,11 @@ class Operations:
         connections: Connections,
         notebooks: Notebooks,
         workers: Workers,
-        tell: Callable[[str, str], None],
+        emit: Callable[[str, str], None],
     ) -> None:
-        """Do nothing yet; `tell` is called with a kernel's id and what becomes of it."""
+        """Do nothing yet; `emit` is called with a kernel's id and what becomes of it."""
         self._registry, self._checkpoints, self._connections = registry, checkpoints, connections
-        self._notebooks, self._workers, self._tell, self._log = notebooks, workers, tell, registry.log
+        self._notebooks, self._workers, self._emit, self._log = notebooks, workers, emit, registry.log
 
     @asynccontextmanager
     async def begin(self, kernel_id: str, doing: str) -> AsyncIterator[Operation]:
@@ -65,12 +65,12 @@ class Operations:
             raise Unsuitable(f"the kernel is {state.operation.doing} already", advice="try again when that is done")
         self._registry.suitable(kernel_id)
         state.operation = Operation(doing)
-        self._tell(kernel_id, doing)
+        self._emit(kernel_id, doing)
         try:
             yield state.operation
         except BaseException:
             state.operation = None
-            self._tell(kernel_id, "failed")
+            self._emit(kernel_id, "failed")
             raise
         state.operation = None
 
@@ -99,7 +99,7 @@ class Operations:
         note: str = "",
     ) -> SnapshotInfo:
         """Make a checkpoint, the gate being shut. Without a name it is called after its reason."""
-        name = name or NAMES[reason]
+        name = name or TITLES[reason]
         provisioner, state = self._registry.suitable(kernel_id), self._registry.state(kernel_id)
         process = provisioner.kernel
         if process is None or process.poll() is not None:
@@ -107,10 +107,13 @@ class Operations:
         manager = self._registry.kernel_manager(kernel_id)
         sessions = self._registry.sessions_of(kernel_id)
         notebook = sessions[0].path if sessions else ""
-        text, listing = await self._notebooks.read(self._registry.relative(notebook)), await self._listing(kernel_id)
+        text, listing = (
+            await self._notebooks.read(self._registry.contents_path(notebook)),
+            await self._listing(kernel_id),
+        )
         tags = {TAG: kernel_id, "notebook": notebook[-TEXT:], "name": name[:TEXT], PARKED: "yes" * (then == "kill")}
-        traffic = Traffic(manager.get_connection_info())
-        last = LastToStop(is_io_thread, partial(traffic.drained, process.pid)) if then == "kill" else None
+        sockets = KernelSockets(manager.get_connection_info())
+        last = LastToStop(is_io_thread, partial(sockets.wait_drained, process.pid)) if then == "kill" else None
         save = partial(
             torpor.checkpoint,
             process.pid,
@@ -121,7 +124,7 @@ class Operations:
             last=last,
             series=state.series,
         )
-        cells = state.gate.cells
+        cells = state.gate.cells_sent
         info: SnapshotInfo = await self._workers.run(_between_transactions, process.pid, save)
         record = CheckpointRecord(
             info.id,
@@ -131,7 +134,7 @@ class Operations:
             str(provisioner.cwd),
             name=name,
             note=note,
-            automatic=reason not in BY_A_PERSON,
+            automatic=reason not in MANUAL,
             reason=reason,
             about=about,
             parent=state.head,
@@ -216,11 +219,11 @@ class Operations:
         moved = json_connection(manager.get_connection_info()) != record.connection
         if moved:
             self._connections.move(kernel_id, provisioner, record.connection)
-        traffic = Traffic(record.connection)
-        clients = self._connections.clients(kernel_id)
+        sockets = KernelSockets(record.connection)
+        counts = self._connections.counts(kernel_id)
 
         def connected() -> None:
-            if not traffic.connected(clients):
+            if not sockets.wait_connected(counts):
                 self._log.warning("Kernel %s: not every client was back in time; output may be lost", kernel_id)
 
         wake = partial(
@@ -246,7 +249,7 @@ class Operations:
         state.parked, state.parked_ns, state.head = "", 0, info.id
         state.gate.kernel_info = None
         if record.kernel_info.get("implementation") != ipython.IMPLEMENTATION:
-            await self._connections.come_back(kernel_id, record, provisioner.kernel)
+            await self._connections.reconnect_clients(kernel_id, record, provisioner.kernel)
         if again:
             await self._new_history(manager, record)
         self._registry.remember(provisioner)
@@ -271,7 +274,7 @@ class Operations:
         series = Series()
         woken = await self._workers.run(forks.wake, info, self._registry.store, record, operation, series, files)
         try:
-            connection = await forks.become(
+            connection = await forks.give_identity(
                 woken, record, uuid4().hex, file=file, notebook=notebook,
                 logs=[str(self._registry.log_path(id)) for id in (record.kernel_id, record.log) if id],
                 log=str(self._registry.log_path(kernel_id)),
@@ -310,7 +313,7 @@ class Operations:
             return
         try:  # a busy one takes it up when its cell is done
             seconds = REPLY_SECONDS if record.execution_state == "idle" else 0.0
-            await ipython.ask(json_connection(manager.get_connection_info()), ipython.NEW_HISTORY, seconds=seconds)
+            await ipython.run_code(json_connection(manager.get_connection_info()), ipython.NEW_HISTORY, seconds=seconds)
         except ipython.NoAnswer as error:
             if record.execution_state == "idle":
                 self._log.warning("Kernel %s: %s", record.kernel_id, error)

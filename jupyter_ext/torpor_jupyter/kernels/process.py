@@ -32,18 +32,18 @@ class KernelProcess:
         self.id = ProcessId.of(pid)
         self._child = child
         self._job = job
-        self.keeper: ProcessId | None = ProcessId.of(job.pid) if job else None
+        self.init: ProcessId | None = ProcessId.of(job.pid) if job else None
         """The init of its capsule."""
         self._pidfd = pidfd_open(pid)
         self._code: int | None = None
 
     @classmethod
-    def left(cls, process: ProcessId, keeper: ProcessId | None) -> KernelProcess:
+    def adopt(cls, process: ProcessId, init: ProcessId | None) -> KernelProcess:
         """Adopt one that a server which is gone has left. Raises ProcessLookupError."""
         if not process.exists():
             raise ProcessLookupError(f"process {process.pid} is not that kernel any more")
         found = cls(process.pid)
-        found.keeper = keeper if keeper and keeper.exists() else None
+        found.init = init if init and init.exists() else None
         return found
 
     def poll(self) -> int | None:
@@ -66,9 +66,9 @@ class KernelProcess:
         """End it, what it started in its process group, and its capsule."""
         with suppress(ProcessLookupError):
             self.signal_group(signal.SIGKILL)
-        if self.keeper and self.keeper.exists():
+        if self.init and self.init.exists():
             with suppress(ProcessLookupError):
-                os.kill(self.keeper.pid, signal.SIGKILL)
+                os.kill(self.init.pid, signal.SIGKILL)
 
     def _reap(self) -> int:
         if self._child:

@@ -1,4 +1,4 @@
-"""The TCP traffic of a kernel: when nothing is on its way any more, and when everyone is connected again.
+"""The TCP sockets of a kernel: when nothing is on its way any more, and when everyone is connected again.
 
 ZeroMQ drops what is queued for a connection that dies. So at a freeze the kernel's own threads stand still first, and
 ZeroMQ's I/O threads run on until the sockets are empty; at a wake they run first, until every client is back.
@@ -35,7 +35,7 @@ def is_io_thread(name: str) -> bool:
     return name.startswith("ZMQbg/")
 
 
-class Traffic:
+class KernelSockets:
     """What goes to and from the ports of one kernel. Only TCP is seen: of other transports it knows nothing."""
 
     def __init__(self, connection: Mapping[str, object]) -> None:
@@ -43,7 +43,7 @@ class Traffic:
         tcp = connection.get("transport", "tcp") == "tcp"
         self.ports = {port for name in PORTS if tcp and isinstance(port := connection.get(name), int)}
 
-    def drained(self, pid: int) -> None:
+    def wait_drained(self, pid: int) -> None:
         """Wait until the I/O threads of a process sleep and nothing is on its way. For `LastToStop.drained`.
 
         Raises CheckpointFailed when it does not become quiet.
@@ -54,7 +54,7 @@ class Traffic:
                 advice="try again when it prints less",
             )
 
-    def connected(self, expected: Mapping[int, int]) -> bool:
+    def wait_connected(self, expected: Mapping[int, int]) -> bool:
         """Wait until each port has as many connections as expected, and their greetings are read; whether it is so."""
         return self._quiet(lambda: not Counter(expected) - self._connections(), RECONNECT_PATIENCE)
 
@@ -78,9 +78,9 @@ class Traffic:
         return Counter(local for local, _, state, _, _ in _sockets(self.ports) if state == _ESTABLISHED)
 
 
-def holder(connection: Mapping[str, object]) -> int | None:
+def listening_process(connection: Mapping[str, object]) -> int | None:
     """The process of this user that listens at all ports of a kernel's connection file, if there is one."""
-    wanted = Traffic(connection).ports
+    wanted = KernelSockets(connection).ports
     if not wanted:
         return None
     there = _listeners(wanted)
@@ -124,7 +124,7 @@ def _sockets(ports: Collection[int]) -> list[tuple[int, int, int, int, int]]:
     return found
 
 
-def settled(pid: int) -> None:
+def wait_settled(pid: int) -> None:
     """Wait until all threads of a process sleep, and have done so for a moment; for one that works, not for long."""
     deadline = time.monotonic() + SETTLE_PATIENCE
     since = time.monotonic()

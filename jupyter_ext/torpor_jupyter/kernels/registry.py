@@ -17,11 +17,11 @@ from jupyter_server.services.sessions.sessionmanager import SessionManager
 
 from torpor.errors import NotFound, TorporError
 from torpor.store import Store
-from torpor_jupyter.data.records import NAMES, CheckpointRecord, KernelRecord, ProcessId, Records, SessionRecord
+from torpor_jupyter.data.records import TITLES, CheckpointRecord, KernelRecord, ProcessId, Records, SessionRecord
 from torpor_jupyter.kernels.gate import Gate
 from torpor_jupyter.kernels.process import KernelProcess
 from torpor_jupyter.kernels.provisioner import Returning, TorporProvisioner
-from torpor_jupyter.kernels.quiescing import holder
+from torpor_jupyter.kernels.quiescing import listening_process
 from torpor_jupyter.kernels.state import State, Unsuitable
 
 TAG = "jupyter-kernel"
@@ -79,7 +79,7 @@ class Registry:
         if state and state.parked:
             self.unpin(state.parked)
         self.records.remove(KernelRecord, kernel_id)
-        self.tidy(kernel_id)
+        self.remove_unused_log(kernel_id)
 
     def pin(self, id: str, pinned: bool) -> None:
         """Keep the snapshot of a parked kernel from `torpor prune`. Trouble with the store is told in the log."""
@@ -97,7 +97,7 @@ class Registry:
         if not pinned:
             self.pin(id, False)
 
-    def tidy(self, kernel_id: str) -> None:
+    def remove_unused_log(self, kernel_id: str) -> None:
         """Remove the log of a kernel that is gone, once no checkpoint has it open any more."""
         for record in (*self.records.all(CheckpointRecord), *self.records.all(KernelRecord)):
             if isinstance(record, TorporError) or kernel_id in (record.log, getattr(record, "kernel_id", record.id)):
@@ -125,7 +125,7 @@ class Registry:
             "pid": provisioner.pid if isinstance(provisioner, TorporProvisioner) else None,
             "suitable": isinstance(provisioner, TorporProvisioner) or can_be_taken_over(provisioner),
             "sessions": [
-                {"id": s.id, "path": self.relative(s.path), "type": s.type} for s in self.sessions_of(kernel_id)
+                {"id": s.id, "path": self.contents_path(s.path), "type": s.type} for s in self.sessions_of(kernel_id)
             ],
             "operation": asdict(operation) if operation else None,
         }
@@ -151,20 +151,20 @@ class Registry:
                 self.log.warning("%s", found)
                 continue
             try:
-                record = self._as_it_is(found)
+                record = self._reconciled(found)
             except TorporError as error:
                 self.log.warning("Kernel %s: %s", found.id, error)
                 continue
-            if record.id not in self.manager and self._is_ours(record):
+            if record.id not in self.manager and self._belongs_here(record):
                 try:
                     await self.register(record)
                 except Exception as error:  # a kernelspec that is gone, ports in use: the others still come back
                     self.log.warning("Kernel %s cannot come back: %s", record.id, error)
 
-    def _as_it_is(self, record: KernelRecord) -> KernelRecord:
+    def _reconciled(self, record: KernelRecord) -> KernelRecord:
         """What is true of a kernel whose server may have been killed after a deed and before it was written down."""
         gone = not (record.server and record.server.exists())
-        if record.parked and gone and (pid := holder(record.connection)) is not None:
+        if record.parked and gone and (pid := listening_process(record.connection)) is not None:
             self.log.info("Kernel %s was woken, and lives as process %d", record.id, pid)
             self.unpin(record.snapshot)
             living = replace(record, snapshot="", head=record.snapshot, process=ProcessId.of(pid), keeper=None)
@@ -177,21 +177,21 @@ class Registry:
             if mine and info.created_ns > record.written_ns:
                 self.log.info("Kernel %s was parked in %s", record.id, info.id)
                 notebook = record.sessions[0].path if record.sessions else ""
-                told = CheckpointRecord(
+                checkpoint = CheckpointRecord(
                     info.id, record.id, record.kernel_name, record.connection, record.cwd,
-                    name=NAMES["parked"], reason="parked", parent=record.head, notebook=notebook,
+                    name=TITLES["parked"], reason="parked", parent=record.head, notebook=notebook,
                     execution_state=record.execution_state, kernel_info=record.kernel_info, log=record.log,
                 )  # fmt: skip
                 with suppress(NotFound):
-                    told = self.records.read(CheckpointRecord, info.id)
-                self.records.write(told)
+                    checkpoint = self.records.read(CheckpointRecord, info.id)
+                self.records.write(checkpoint)
                 self.pin(info.id, True)
                 parked = replace(record, snapshot=info.id, process=None, keeper=None, parked_ns=info.created_ns)
                 self.records.write(parked)
                 return parked
         return record
 
-    def _is_ours(self, record: KernelRecord) -> bool:
+    def _belongs_here(self, record: KernelRecord) -> bool:
         if record.server and record.server != self._server and record.server.exists():
             return False
         if not record.parked and not (record.process and record.process.exists()):
@@ -206,7 +206,7 @@ class Registry:
     async def register(self, record: KernelRecord, process: KernelProcess | None = None) -> None:
         """Make a kernel that comes back one of the server's; `process` is what it lives in, if that is known."""
         if process is None and record.process and not record.parked:
-            process = KernelProcess.left(record.process, record.keeper)
+            process = KernelProcess.adopt(record.process, record.keeper)
         state = self.state(record.id)
         state.log = record.log
         state.head = record.snapshot or record.head
@@ -215,7 +215,7 @@ class Registry:
             state.execution_state = record.execution_state
             state.gate.shut, state.gate.kernel_info = 1, record.kernel_info
         self._returning[record.id] = Returning(record.connection, process)
-        paths = [self.relative(session.path) for session in record.sessions]
+        paths = [self.contents_path(session.path) for session in record.sessions]
         try:
             await self.manager.start_kernel(
                 kernel_id=record.id,
@@ -267,7 +267,7 @@ class Registry:
         with self.records.claimed(kernel_id) as claimed:
             yield claimed.snapshot
 
-    def let_go(self, kernel_id: str) -> None:
+    def release(self, kernel_id: str) -> None:
         """Forget a kernel without shutting it down: it is parked, or another server's now."""
         kernel = self.kernel_manager(kernel_id)
         kernel.stop_restarter()
@@ -276,7 +276,7 @@ class Registry:
         self.manager.remove_kernel(kernel_id)
         self._states.pop(kernel_id, None)
 
-    def note_sessions(self) -> None:
+    def update_sessions(self) -> None:
         """Write down which notebooks use which kernels, where that has changed; let go what another server woke."""
         for kernel_id in self.manager.list_kernel_ids():
             provisioner, state = self.provisioner(kernel_id), self.state(kernel_id)
@@ -290,7 +290,7 @@ class Registry:
                 self.remember(provisioner)  # there was no room when it was parked
             elif state.parked and not record.parked:
                 self.log.info("Kernel %s was woken by another server", kernel_id)
-                self.let_go(kernel_id)
+                self.release(kernel_id)
             elif record.sessions != (found := self.sessions_of(kernel_id)) and (found or not state.parked):
                 record.sessions = found
                 try:
@@ -325,7 +325,7 @@ class Registry:
             )
         return provisioner
 
-    def is_ours(self, kernel_id: str) -> bool:
+    def is_managed(self, kernel_id: str) -> bool:
         """Whether Torpor started the kernel, or was asked by a person to do something with it."""
         return isinstance(self.provisioner(kernel_id), TorporProvisioner)
 
@@ -338,7 +338,7 @@ class Registry:
             for row in rows
         ]
 
-    def relative(self, path: str) -> str | None:
+    def contents_path(self, path: str) -> str | None:
         """A path as the contents API has it; None when it is not below this server's root."""
         return os.path.relpath(path, self.manager.root_dir) if _below(path, self.manager.root_dir) else None
 
@@ -355,7 +355,7 @@ class Registry:
             sessions=self.sessions_of(kernel_id),
             server=self._server,
             process=process.id if process else None,
-            keeper=process.keeper if process else None,
+            keeper=process.init if process else None,
             snapshot=state.parked,
             execution_state=state.execution_state
             if state.parked

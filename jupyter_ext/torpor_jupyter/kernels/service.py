@@ -19,7 +19,7 @@ from torpor import Files
 from torpor.errors import TorporError
 from torpor.store import SnapshotInfo, Store
 from torpor_jupyter.data.notebooks import SUFFIX, Notebooks, empty
-from torpor_jupyter.data.records import NAMES, CheckpointRecord
+from torpor_jupyter.data.records import TITLES, CheckpointRecord
 from torpor_jupyter.kernels import forks
 from torpor_jupyter.kernels.checkpoints import Checkpoints
 from torpor_jupyter.kernels.connections import Connections
@@ -40,7 +40,7 @@ class Service:
         contents: Any,
         store: Store,
         log: Logger,
-        tell: Callable[[str, str], None] = lambda kernel_id, what: None,
+        emit: Callable[[str, str], None] = lambda kernel_id, what: None,
     ) -> None:
         """Look after the kernels of a kernel manager.
 
@@ -50,16 +50,16 @@ class Service:
             contents: the server's contents manager.
             store: where snapshots go; the records lie beside them.
             log: the server's.
-            tell: called with a kernel's id and what became of it.
+            emit: called with a kernel's id and what became of it.
         """
-        self.log, self._tell = log, tell
+        self.log, self._emit = log, emit
         self.workers = Workers()
         self.notebooks = Notebooks(contents)
         self.registry = Registry(manager, sessions, store, log)
-        self.checkpoints = Checkpoints(self.registry, self.workers, tell)
+        self.checkpoints = Checkpoints(self.registry, self.workers, emit)
         self.connections = Connections(self.registry, self.workers)
         self.operations = Operations(
-            self.registry, self.checkpoints, self.connections, self.notebooks, self.workers, tell
+            self.registry, self.checkpoints, self.connections, self.notebooks, self.workers, emit
         )
         self.when_saved: Callable[[str], None] = lambda kernel_id: None
         """Called with a kernel's id when it was saved."""
@@ -77,7 +77,7 @@ class Service:
         async with self.operations.begin(kernel_id, "saving") as operation:
             with self.registry.gate(kernel_id).hold():
                 info = await self.operations.save(kernel_id, operation, "run", name=name, reason=reason, note=note)
-        self._tell(kernel_id, "saved")
+        self._emit(kernel_id, "saved")
         self.when_saved(kernel_id)
         return self.checkpoints.describe(info)
 
@@ -85,7 +85,7 @@ class Service:
         """Keep a living kernel as a checkpoint and end its process; for its notebook it waits. Raises as `save`."""
         async with self.operations.begin(kernel_id, "parking") as operation:
             await self.operations.park(kernel_id, operation, name=name, reason="" if name else reason)
-        self._tell(kernel_id, "parked")
+        self._emit(kernel_id, "parked")
         self.when_saved(kernel_id)
         return self.registry.describe(kernel_id)
 
@@ -110,7 +110,7 @@ class Service:
                 await self.operations.wake(
                     kernel_id, operation, info, record, again=False, files=_files(files_as_they_are)
                 )
-        self._tell(kernel_id, "woken")
+        self._emit(kernel_id, "woken")
         return self.registry.describe(kernel_id)
 
     async def restore(
@@ -164,7 +164,7 @@ class Service:
                 await self.operations.discard(kernel_id, provisioner, record)
                 await self.operations.wake(kernel_id, operation, info, record, again=True, files=files)
             else:
-                name = f"{NAMES['going-back']} to {record.name or info.short}"
+                name = f"{TITLES['going-back']} to {record.name or info.short}"
                 before = await self.operations.park(kernel_id, operation, name=name, reason="going-back", about=id)
                 try:
                     await self.operations.wake(kernel_id, operation, info, record, again=True, files=files)
@@ -175,7 +175,7 @@ class Service:
                     raise
             gate = self.registry.gate(kernel_id)
             gate.cell, gate.execution_count = record.cell, record.execution_count
-        self._tell(kernel_id, "restored")
+        self._emit(kernel_id, "restored")
         answer = self.registry.describe(kernel_id) | {"undo": before.id if before else None}
         if notebook and path is not None:
             answer |= await self._bring_back(path, text, before)
@@ -184,7 +184,7 @@ class Service:
     def _notebook_of(self, record: CheckpointRecord) -> str | None:
         """Where the notebook of a checkpoint's kernel is now: it may have been renamed since."""
         sessions = self.registry.sessions_of(record.kernel_id)
-        return self.registry.relative(sessions[0].path if sessions else record.notebook)
+        return self.registry.contents_path(sessions[0].path if sessions else record.notebook)
 
     async def _bring_back(self, path: str, text: str, before: SnapshotInfo | None) -> dict[str, Any]:
         """Write a notebook, with what is there now kept somewhere."""
@@ -217,7 +217,7 @@ class Service:
             TorporError: as `torpor.restore`. The first kernel is not touched.
         """
         info, record = await self.checkpoints.find(kernel_id, id)
-        forks.refuse(record)
+        forks.check(record)
         source = self._notebook_of(record)
         if path is None:
             path = await self.notebooks.beside(source, "fork") if source else None
@@ -229,7 +229,7 @@ class Service:
             self.operations.begin(kernel_id, "forking") if known else nullcontext(Operation("forking")) as operation
         ):
             fork = await self.operations.fork(info, record, operation, path, text, _files(files_as_they_are))
-        self._tell(fork.id, "forked")
+        self._emit(fork.id, "forked")
         session = fork.sessions[0].id if fork.sessions else None
         return {"kernel": self.registry.describe(fork.id), "path": path, "session": session}
 
@@ -242,7 +242,7 @@ class Service:
                 await asyncio.sleep(0.02)
             if (
                 kernel_id in self.registry.manager
-                and self.registry.is_ours(kernel_id)
+                and self.registry.is_managed(kernel_id)
                 and not self.registry.state(kernel_id).parked
             ):
                 try:
@@ -259,7 +259,7 @@ class Service:
         """The server stops, and Jupyter ends what lives: only what is parked stays."""
         for kernel_id in self.registry.manager.list_kernel_ids():
             if self.registry.state(kernel_id).parked:
-                self.registry.let_go(kernel_id)
+                self.registry.release(kernel_id)
 
     def close(self) -> None:
         """Give up the threads."""

@@ -21,7 +21,7 @@ from torpor_jupyter.server import slurm
 from torpor_jupyter.server.channels import TorporWebsocketConnection
 from torpor_jupyter.server.culling import park_when_culling
 from torpor_jupyter.server.handlers import HANDLERS
-from torpor_jupyter.server.policies import Rules, Wishes
+from torpor_jupyter.server.policies import Policies, Policy
 from torpor_slurm.allocation import Allocation
 
 NOTE_SECONDS = 5.0
@@ -67,7 +67,7 @@ class TorporApp(ExtensionApp):
     )  # fmt: skip
 
     service: Service | None = None
-    _rules: Rules | None = None
+    _policies: Policies | None = None
     _leaving: asyncio.Future[None] | None = None
     _notes: PeriodicCallback | None = None
     _slurm: asyncio.Task[None] | None = None
@@ -81,7 +81,7 @@ class TorporApp(ExtensionApp):
             return
         server.event_logger.register_event_schema(Path(__file__).parent / "events" / "kernel.yaml")
         self.service = Service(
-            manager, server.session_manager, server.contents_manager, Store(self.store or None), self.log, self._tell
+            manager, server.session_manager, server.contents_manager, Store(self.store or None), self.log, self._emit
         )
         self.settings["torpor_service"] = self.service
         self.settings["kernel_websocket_connection_class"] = TorporWebsocketConnection
@@ -94,11 +94,11 @@ class TorporApp(ExtensionApp):
         if "digest_history_size" not in server.config.Session:
             server.config.Session.digest_history_size = 0
         server.io_loop.run_sync(self.service.registry.adopt_all)  # before the first request can ask for a session
-        wishes = Wishes(self.checkpoint_every, self.checkpoint_after, self.keep_last)
-        self._rules = Rules(
-            self.service, server.io_loop.asyncio_loop, wishes, quota=self.quota, park_below=self.park_below
+        policy = Policy(self.checkpoint_every, self.checkpoint_after, self.keep_last)
+        self._policies = Policies(
+            self.service, server.io_loop.asyncio_loop, policy, quota=self.quota, park_below=self.park_below
         )
-        self._notes = PeriodicCallback(self.service.registry.note_sessions, NOTE_SECONDS * 1000)
+        self._notes = PeriodicCallback(self.service.registry.update_sessions, NOTE_SECONDS * 1000)
         self._notes.start()
         if allocation := Allocation.around(os.environ):
             watching = slurm.watch(allocation, partial(self.service.park_all, "preempted"), self.log)
@@ -122,9 +122,9 @@ class TorporApp(ExtensionApp):
     async def _leave(self) -> None:
         if not self.service:
             return
-        if self._notes and self._rules:
+        if self._notes and self._policies:
             self._notes.stop()
-            self._rules.stop()
+            self._policies.stop()
         if self._slurm:
             self._slurm.cancel()
         if self.when_stopping == "park":
@@ -133,7 +133,7 @@ class TorporApp(ExtensionApp):
             self.service.leave_parked()
         self.service.close()
 
-    def _tell(self, kernel_id: str, what: str) -> None:
+    def _emit(self, kernel_id: str, what: str) -> None:
         data: dict[str, Any] = {"kernel_id": kernel_id, "what": what}
         server: Any = self.serverapp
         server.event_logger.emit(schema_id=EVENT, data=data)

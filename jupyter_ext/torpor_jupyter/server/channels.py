@@ -64,24 +64,24 @@ class TorporWebsocketConnection(ZMQChannelsWebsocketConnection):
             gate = service.registry.gate(self.kernel_id)
             if channel == "shell":
                 self._note_reply(service, gate, msg_list)
-            elif channel == "iopub" and gate.doubtful:
-                self._note_end(service, gate, msg_list)
+            elif channel == "iopub" and gate.uncertain:
+                self._note_progress(service, gate, msg_list)
             elif channel == "stdin":
-                gate.asking = True
+                gate.awaits_input = True
         super()._on_zmq_reply(stream, msg_list)
 
     def abort(self, header: dict[str, Any]) -> None:
         """Tell the browser that a request of its own was aborted (execute_reply with this status) and is done."""
         if self.channels:  # else the browser has gone
-            self.tell_reply(header, {"status": "aborted"})
-            self._tell("iopub", "status", {"execution_state": "idle"}, header)
+            self.send_reply(header, {"status": "aborted"})
+            self._send("iopub", "status", {"execution_state": "idle"}, header)
 
-    def tell_reply(self, header: dict[str, Any], content: dict[str, Any]) -> None:
+    def send_reply(self, header: dict[str, Any], content: dict[str, Any]) -> None:
         """Give the browser a reply to a request of its own."""
         if self.channels:
-            self._tell("shell", header["msg_type"].replace("_request", "_reply"), content, header)
+            self._send("shell", header["msg_type"].replace("_request", "_reply"), content, header)
 
-    def _tell(self, channel: str, kind: str, content: dict[str, Any], parent: dict[str, Any]) -> None:
+    def _send(self, channel: str, kind: str, content: dict[str, Any], parent: dict[str, Any]) -> None:
         message = self.session.msg(kind, content, parent={"header": parent})
         if self.subprotocol == V1:
             self.write_message(serialize_msg_to_ws_v1(message, channel, self.session.pack), binary=True)
@@ -89,23 +89,23 @@ class TorporWebsocketConnection(ZMQChannelsWebsocketConnection):
             message["channel"] = channel
             self.write_message(json.dumps(message, default=str))
 
-    def _note_end(self, service: Service, gate: Gate, message: Any) -> None:
+    def _note_progress(self, service: Service, gate: Gate, message: Any) -> None:
         """From a kernel that was woken in the middle of requests: whether one failed, and that it is done with it."""
         kind, id = self._kind_and_parent(message)
-        if id not in gate.doubtful:
+        if id not in gate.uncertain:
             if id in gate.unanswered:
-                gate.doubtful.clear()  # it was asked since, and heard it: it hands over
+                gate.uncertain.clear()  # it was asked since, and heard it: it hands over
             return
         if kind == "error":
-            gate.doubtful[id] = self._content(message) | {"status": "error"}
+            gate.uncertain[id] = self._content(message) | {"status": "error"}
         if kind == "status" and self._content(message)["execution_state"] == "idle":
-            service.connections.when_reply_is_due(self.kernel_id, id)
+            service.connections.expect_reply(self.kernel_id, id)
 
     def _note_request(self, gate: Gate, message: Any) -> None:
         if self.subprotocol == V1:
             channel, parts = deserialize_msg_from_ws_v1(message)
             if channel != "shell":
-                gate.asking = gate.asking and channel != "stdin"
+                gate.awaits_input = gate.awaits_input and channel != "stdin"
                 return
             header = self.session.unpack(parts[0])
             content = self.session.unpack(parts[3]) if header["msg_type"] == "execute_request" else {}
@@ -114,7 +114,7 @@ class TorporWebsocketConnection(ZMQChannelsWebsocketConnection):
                 return  # with buffers: a comm message, which nobody waits for
             whole = json.loads(message)
             if (channel := whole.get("channel", "shell")) != "shell":
-                gate.asking = gate.asking and channel != "stdin"
+                gate.awaits_input = gate.awaits_input and channel != "stdin"
                 return
             header, content = whole["header"], whole.get("content", {})
         if not header["msg_type"].endswith("_request"):
@@ -122,18 +122,19 @@ class TorporWebsocketConnection(ZMQChannelsWebsocketConnection):
         gate.unanswered[header["msg_id"]] = (self, header)
         if header["msg_type"] == "execute_request" and not content.get("silent"):
             gate.cell = str(content.get("code", "")).strip().partition("\n")[0][:MAX_LINE]
-            gate.cells += 1
-            gate.began[header["msg_id"]] = time.monotonic()
+            gate.cells_sent += 1
+            gate.started[header["msg_id"]] = time.monotonic()
 
     def _note_reply(self, service: Service, gate: Gate, message: Any) -> None:
         kind, id = self._kind_and_parent(message)
         gate.unanswered.pop(id, None)
-        gate.doubtful.pop(id, None)
+        gate.uncertain.pop(id, None)
         if kind == "execute_reply":
             gate.execution_count = self._content(message).get("execution_count") or gate.execution_count
-            if (began := gate.began.pop(id, None)) is not None:
+            if (began := gate.started.pop(id, None)) is not None:
                 now = time.monotonic()
-                seconds, gate.ended = now - max(began, gate.ended), now  # it began when the one before it had ended
+                seconds = now - max(began, gate.last_ended)  # it began when the one before it had ended
+                gate.last_ended = now
                 service.when_cell_ended(self.kernel_id, seconds)
 
     def _kind_and_parent(self, message: Any) -> tuple[str, str]:

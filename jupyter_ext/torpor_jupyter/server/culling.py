@@ -32,7 +32,7 @@ def park_when_culling(manager: Any, service: Service) -> None:
     async def shutdown_kernel(kernel_id: str, *arguments: Any, **options: Any) -> None:
         if (
             _culling.get() != kernel_id
-            or not service.registry.is_ours(kernel_id)
+            or not service.registry.is_managed(kernel_id)
             or manager.get_kernel(kernel_id).execution_state == "dead"
         ):
             await ensure_async(shut_down(kernel_id, *arguments, **options))

@@ -37,7 +37,7 @@ H = TypeVar("H", bound="TorporHandler")
 Action = Callable[..., Awaitable[None]]
 
 
-def told(action: Action) -> Action:
+def errors_as_answers(action: Action) -> Action:
     """Turn Torpor's errors into answers: the reason as the message, what to do next beside it."""
 
     @wraps(action)
@@ -109,7 +109,7 @@ class Kernels(TorporHandler):
 
     @web.authenticated
     @authorized
-    @told
+    @errors_as_answers
     async def get(self) -> None:
         """List the kernels of this server, living and parked."""
         self.answer(self.service.registry.kernels())
@@ -120,7 +120,7 @@ class Kernel(TorporHandler):
 
     @web.authenticated
     @authorized
-    @told
+    @errors_as_answers
     async def get(self, kernel_id: str) -> None:
         """Describe it, with the progress of what is being done to it."""
         self.answer(self.service.registry.describe(kernel_id))
@@ -131,7 +131,7 @@ class Park(TorporHandler):
 
     @web.authenticated
     @authorized("execute")
-    @told
+    @errors_as_answers
     async def post(self, kernel_id: str) -> None:
         """Keep the kernel and end its process."""
         self.answer(await self.service.park(kernel_id, **self.body(name=str)))
@@ -142,7 +142,7 @@ class Resume(TorporHandler):
 
     @web.authenticated
     @authorized("execute")
-    @told
+    @errors_as_answers
     async def post(self, kernel_id: str) -> None:
         """Wake the parked kernel."""
         self.answer(await self.service.resume(kernel_id, **self.body(files_as_they_are=bool)))
@@ -153,7 +153,7 @@ class Cancel(TorporHandler):
 
     @web.authenticated
     @authorized("execute")
-    @told
+    @errors_as_answers
     async def post(self, kernel_id: str) -> None:
         """Give up what is being done to the kernel."""
         self.body()
@@ -165,14 +165,14 @@ class Checkpoints(TorporHandler):
 
     @web.authenticated
     @authorized
-    @told
+    @errors_as_answers
     async def get(self, kernel_id: str) -> None:
         """List them, oldest first; also of a kernel that is gone."""
         self.answer(await self.service.checkpoints.list(kernel_id))
 
     @web.authenticated
     @authorized("execute")
-    @told
+    @errors_as_answers
     async def post(self, kernel_id: str) -> None:
         """Make one; the kernel runs on."""
         self.answer(await self.service.save(kernel_id, **self.body(name=str, note=str)), 201)
@@ -183,7 +183,7 @@ class AllCheckpoints(TorporHandler):
 
     @web.authenticated
     @authorized
-    @told
+    @errors_as_answers
     async def get(self) -> None:
         """List them, oldest first."""
         self.answer(await self.service.checkpoints.list())
@@ -194,7 +194,7 @@ class Checkpoint(TorporHandler):
 
     @web.authenticated
     @authorized("execute")
-    @told
+    @errors_as_answers
     async def patch(self, kernel_id: str, checkpoint_id: str) -> None:
         """Change its name, note or pin."""
         self.answer(
@@ -205,7 +205,7 @@ class Checkpoint(TorporHandler):
 
     @web.authenticated
     @authorized("execute")
-    @told
+    @errors_as_answers
     async def delete(self, kernel_id: str, checkpoint_id: str) -> None:
         """Delete it, and tell the bytes that it held alone."""
         report = await self.service.checkpoints.delete(kernel_id, checkpoint_id)
@@ -217,7 +217,7 @@ class Restore(TorporHandler):
 
     @web.authenticated
     @authorized("execute")
-    @told
+    @errors_as_answers
     async def post(self, kernel_id: str, checkpoint_id: str) -> None:
         """Take the kernel back to the checkpoint; ``undo`` is the checkpoint of what it was."""
         wanted = self.body(discard=bool, notebook=bool, files_as_they_are=bool)
@@ -229,7 +229,7 @@ class Diff(TorporHandler):
 
     @web.authenticated
     @authorized
-    @told
+    @errors_as_answers
     async def get(self, kernel_id: str, checkpoint_id: str) -> None:
         """What the checkpoint has that the one named by ``with`` has not; by default its parent."""
         other = self.get_query_argument("with", "")
@@ -241,7 +241,7 @@ class Fork(TorporHandler):
 
     @web.authenticated
     @authorized("execute")
-    @told
+    @errors_as_answers
     async def post(self, kernel_id: str, checkpoint_id: str) -> None:
         """Wake the checkpoint as another kernel, beside the first, with a copy of the notebook."""
         wanted = self.body(path=str, files_as_they_are=bool)

@@ -1,6 +1,6 @@
 """Checkpoints without a person: every so often, after long cells, when memory gets short; and what goes to make room.
 
-A notebook can have its own wishes in its metadata: ``{"torpor": {"checkpoint_every": 5, "keep_last": 3}}``.
+A notebook can have its own policy in its metadata: ``{"torpor": {"checkpoint_every": 5, "keep_last": 3}}``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ TICK_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
-class Wishes:
+class Policy:
     """What a notebook, or the server, wants. 0: not at all."""
 
     checkpoint_every: float
@@ -35,27 +35,27 @@ class Wishes:
     """How many automatic checkpoints of a kernel are kept."""
 
 
-class Rules:
+class Policies:
     """Looks after the rules of one server. All methods belong to its event loop."""
 
     def __init__(
-        self, service: Service, loop: asyncio.AbstractEventLoop, wishes: Wishes, *, quota: int, park_below: float
+        self, service: Service, loop: asyncio.AbstractEventLoop, policy: Policy, *, quota: int, park_below: float
     ) -> None:
         """Begin.
 
         Args:
             service: the server's.
             loop: the server's, which may not run yet.
-            wishes: of notebooks that have none of their own.
+            policy: of notebooks that have none of their own.
             quota: bytes of the disk that the store's packs may take; 0: as much as there is.
             park_below: percent of memory left below which idle kernels are parked; 0: never.
         """
-        self._service, self._wishes, self._quota, self._park_below = service, wishes, quota, park_below
+        self._service, self._default, self._quota, self._park_below = service, policy, quota, park_below
         self._registry, self._loop = service.registry, loop
         self._tasks: set[asyncio.Task[None]] = set()
         self._failures: dict[str, str] = {}
         """By kernel: why its last automatic checkpoint failed, which is told once."""
-        service.when_saved = lambda kernel_id: self._begin(self._make_room(kernel_id))
+        service.when_saved = lambda kernel_id: self._begin(self._free_disk(kernel_id))
         service.when_cell_ended = lambda kernel_id, seconds: self._begin(self._cell_ended(kernel_id, seconds))
         self._begin(self._tick())
 
@@ -82,24 +82,24 @@ class Rules:
             try:
                 for kernel_id in self._registry.manager.list_kernel_ids():
                     with suppress(NotFound):  # it has ended meanwhile
-                        await self._look(kernel_id)
+                        await self._apply(kernel_id)
                 if self._park_below:
-                    await self._relieve()
+                    await self._free_memory()
             except Exception:  # of a contents manager, say: the rules go on
                 self._service.log.exception("Torpor's rules could not be looked at")
 
-    async def _look(self, kernel_id: str) -> None:
-        every = (await self._wished(kernel_id)).checkpoint_every * 60
-        if every and self._may_be_saved(kernel_id) and self._has_run(kernel_id) and self._age(kernel_id) >= every:
+    async def _apply(self, kernel_id: str) -> None:
+        every = (await self._policy_of(kernel_id)).checkpoint_every * 60
+        if every and self._can_be_saved(kernel_id) and self._has_run(kernel_id) and self._age(kernel_id) >= every:
             await self._save(kernel_id)
 
     async def _cell_ended(self, kernel_id: str, seconds: float) -> None:
         with suppress(NotFound):  # it has ended meanwhile
-            after = (await self._wished(kernel_id)).checkpoint_after
-            if after and seconds >= after and self._may_be_saved(kernel_id):
+            after = (await self._policy_of(kernel_id)).checkpoint_after
+            if after and seconds >= after and self._can_be_saved(kernel_id):
                 await self._save(kernel_id)
 
-    def _may_be_saved(self, kernel_id: str) -> bool:
+    def _can_be_saved(self, kernel_id: str) -> bool:
         state = self._registry.state(kernel_id)
         kernel: Any = self._registry.manager.get_kernel(kernel_id)
         return not (state.parked or state.operation) and isinstance(kernel.provisioner, TorporProvisioner)
@@ -108,18 +108,18 @@ class Rules:
         """Whether a cell was sent or has run since the last checkpoint."""
         state = self._registry.state(kernel_id)
         gate = state.gate
-        return gate.cells > state.saved_cells or bool(gate.began) or gate.ended > state.saved_at
+        return gate.cells_sent > state.saved_cells or bool(gate.started) or gate.last_ended > state.saved_at
 
     def _age(self, kernel_id: str) -> float:
         return time.monotonic() - self._registry.state(kernel_id).saved_at
 
-    async def _wished(self, kernel_id: str) -> Wishes:
-        """The server's wishes, with those of the kernel's notebook in their places."""
+    async def _policy_of(self, kernel_id: str) -> Policy:
+        """The server's policy, with those of the kernel's notebook in their places."""
         path = next((session["path"] for session in self._registry.describe(kernel_id)["sessions"]), None)
-        found = await self._service.notebooks.wishes(path) if path else {}
-        names = [field.name for field in fields(Wishes)]
+        found = await self._service.notebooks.settings(path) if path else {}
+        names = [field.name for field in fields(Policy)]
         own = {n: found[n] for n in names if type(found.get(n)) in (int, float) and found[n] >= 0}
-        return replace(self._wishes, **own)
+        return replace(self._default, **own)
 
     async def _save(self, kernel_id: str) -> None:
         state = self._registry.state(kernel_id)
@@ -134,7 +134,7 @@ class Rules:
 
     # ------------------------------------------------------------------------------------------ memory
 
-    async def _relieve(self) -> None:
+    async def _free_memory(self) -> None:
         """Park idle kernels, the largest first, until there is memory again."""
         for kernel_id in self._idle():
             left = memory_pressure.available() * 100
@@ -151,26 +151,26 @@ class Rules:
         for kernel_id in self._registry.manager.list_kernel_ids():
             kernel: Any = self._registry.manager.get_kernel(kernel_id)
             idle = kernel.execution_state == "idle" and not self._registry.gate(kernel_id).unanswered
-            if idle and self._may_be_saved(kernel_id):
+            if idle and self._can_be_saved(kernel_id):
                 sizes[kernel_id] = processes.resident(kernel.provisioner.pid or 0)
         return sorted(sizes, key=lambda kernel_id: -sizes[kernel_id])
 
     # ------------------------------------------------------------------------------------------ room
 
-    async def _make_room(self, kernel_id: str) -> None:
+    async def _free_disk(self, kernel_id: str) -> None:
         """Delete automatic checkpoints that are too many of a kernel, and the oldest of all while the store is full.
 
         What is pinned, what a kernel is parked in, and the last checkpoint of each kernel of this server stay.
         """
-        keep = int((await self._wished(kernel_id)).keep_last) if kernel_id in self._registry.manager else 0
+        keep = int((await self._policy_of(kernel_id)).keep_last) if kernel_id in self._registry.manager else 0
         if keep:
             many = sum(record.kernel_id == kernel_id for record in self._automatic()) - keep
-            mine = [record for record in self._old() if record.kernel_id == kernel_id]
+            mine = [record for record in self._deletable() if record.kernel_id == kernel_id]
             for record in mine[: max(many, 0)]:
                 await self._delete(record)
         if not self._quota:
             return
-        going = self._old()
+        going = self._deletable()
         while (size := await self._service.workers.run(self._registry.store.used)) > self._quota:
             if not going:
                 self._service.log.warning(
@@ -182,7 +182,7 @@ class Rules:
             if not await self._delete(going.pop(0)):
                 return  # to delete more would free nothing now; the next one that goes takes the data of this one along
 
-    def _old(self) -> list[CheckpointRecord]:
+    def _deletable(self) -> list[CheckpointRecord]:
         """The automatic checkpoints that may go, oldest first."""
         needed = {self._registry.state(kernel_id).head for kernel_id in self._registry.manager.list_kernel_ids()}
         for kernel in self._registry.records.all(KernelRecord):
