@@ -1,0 +1,59 @@
+"""Jobs: how they end, what is passed on to them, and what is left of them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.leaks import descendants, no_more_descriptors
+from torpor.restorer.run import start
+
+
+@pytest.mark.parametrize(("command", "code"), [("exit 0", 0), ("exit 3", 3), ("kill -TERM $$", -signal.SIGTERM)])
+def test_it_ends_as_its_root_does(command: str, code: int) -> None:
+    with no_more_descriptors():
+        job = start(["sh", "-c", command])
+        assert job.wait() == code
+        assert job.wait() == job.poll() == code
+
+
+def test_a_signal_reaches_the_root() -> None:
+    job = start(["sleep", "1000"])
+    assert job.poll() is None
+    job.send_signal(signal.SIGTERM)
+    assert job.wait() == -signal.SIGTERM
+    with pytest.raises(ProcessLookupError):
+        job.send_signal(signal.SIGTERM)
+
+
+def test_sigkill_leaves_nobody(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "ready")
+    job = start(["sh", "-c", f"setsid sleep 1000 & echo > {tmp_path}/ready; sleep 1000"])
+    (tmp_path / "ready").read_bytes()
+    below = descendants(job.pid)
+    job.send_signal(signal.SIGKILL)
+    assert job.wait() == -signal.SIGKILL
+    assert below
+    assert not [pid for pid in below if (Path("/proc") / str(pid) / "exe").exists()]
+
+
+def test_orphans_fall_to_its_init(tmp_path: Path) -> None:
+    """The root waits until its child has a new parent, and tells by its end whether that is its own parent."""
+    program = """
+import os
+told, telling = os.pipe()
+if not os.fork():
+    middle = os.getpid()
+    if not os.fork():
+        while os.getppid() == middle:
+            os.sched_yield()
+        os.write(telling, b"%d" % os.getppid())
+    os._exit(0)
+os.wait()
+os._exit(int(os.read(told, 16)) != os.getppid())
+"""
+    assert start([sys.executable, "-c", program]).wait() == 0
