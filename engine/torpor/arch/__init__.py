@@ -1,1 +1,1 @@
-"""What each processor has of its own: today x86-64. Another one is a second package with the same names."""
+"""Code for each processor architecture: today x86-64. Another one would be a second package with the same names."""

@@ -1,16 +1,16 @@
-"""What all kinds of open file descriptions have in common, when they are dumped and when they are restored.
+"""What all kinds of open file descriptions have in common, at a dump and at a restore.
 
-An *open file description* is what ``open()`` makes in the kernel (open(2)): flags and a position.
-Descriptors of any number of processes may lead to one, by ``dup`` and by ``fork``, and share its position.
-The image therefore holds each description once, and for every process the descriptors that lead to it.
+``open()`` makes an *open file description* in the kernel (open(2)): flags and a file position. Descriptors in several
+processes may refer to one, by ``dup`` and by ``fork``, and share its position. So the image holds each description
+once, and for every process the descriptors that refer to it.
 
-Each kind is one class with its dump beside its restore:
+Each kind is one class, with its dump beside its restore:
 
 ==========  ========================================================================================
-`grab`      under the freeze: take a state that can change, no more
-`judge`     say why it cannot be kept; before the freeze, and once more after it on what was grabbed
-`describe`  put it into the image, while the tree runs again
-`check`     before a restore touches anything: say why this host cannot give it back
+`grab`      under the freeze: copy only the state that can change
+`judge`     say why it cannot be kept: before the freeze, and again for what was grabbed
+`describe`  write it to the image, while the tree runs again
+`check`     before a restore changes anything: say why this host cannot restore it
 `open`      make it again in the restoring process
 ==========  ========================================================================================
 """
@@ -45,53 +45,51 @@ S = TypeVar("S")
 
 # include/uapi/asm-generic/fcntl.h, where Python's os module has no name for it
 O_LARGEFILE = 0o100000
-"""Its file never had a name."""
+"""The file never had a name."""
 
 KEPT_AT_OPEN = os.O_ACCMODE | os.O_SYNC | os.O_DSYNC | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_PATH
-"""Status flags that only ``open()`` can give."""
+"""Status flags that only ``open()`` can set."""
 KEPT_BY_LINK = os.O_ACCMODE | os.O_SYNC | os.O_DSYNC
-"""Those of them that count where what is open is opened once more, by its link in /proc/self/fd."""
+"""Those of them that a second open by the link in /proc/self/fd can set."""
 KEPT_BY_FCNTL = os.O_APPEND | os.O_NONBLOCK | os.O_DIRECT | os.O_NOATIME
-"""Status flags that F_SETFL can give (fs/fcntl.c: SETFL_MASK, without O_ASYNC)."""
+"""Status flags that F_SETFL can set (fs/fcntl.c: SETFL_MASK, without O_ASYNC)."""
 O_ASYNC = 0o20000
-"""Given by F_SETFL, too: see `torpor.objects.fds.signal_owners`."""
+"""F_SETFL sets it too: see `torpor.objects.fds.signal_owners`."""
 KNOWN_FLAGS = KEPT_AT_OPEN | KEPT_BY_FCNTL | O_LARGEFILE | O_ASYNC
 
 OF_A_PROCESS = re.compile(rb"/proc/(\d+|self|thread-self)(/|$)")
-"""Names whose content is a process as it is: never opened for an image, which could name the restorer's own memory."""
-
-"""Names of files whose content the kernel makes up when it is read."""
+"""Names of files that show a process. They are never opened for an image: it could name the restorer's own memory."""
 
 _LEASE = re.compile(rb"^lock:\t\d+: LEASE ", re.M)
 
 STDIO = 2
-"""The last of the descriptors that a restorer gives: 0, 1 and 2."""
+"""The last of the descriptors 0, 1 and 2, which the restorer provides."""
 
 
 class FdReference(NamedTuple):
-    """A descriptor: where a description is reached."""
+    """A descriptor of a process, which refers to an open file description."""
 
     pid: int
     fd: int
 
 
 class SignalOwner(NamedTuple):
-    """Who is sent a signal when a description is ready; see `torpor.objects.fds.signal_owners`."""
+    """Who gets a signal when a description is ready; see `torpor.objects.fds.signal_owners`."""
 
     kind: int
     """F_OWNER_*."""
     pid: int
-    """0: it has ended, or there is none."""
+    """0 if the owner has ended, or there is none."""
     signal: int
-    """0: SIGIO."""
+    """0 means SIGIO."""
     process: int = 0
-    """Of a thread: the PID of its process, as this process sees it."""
+    """If the owner is a thread: the PID of its process in our PID namespace."""
     number: int = 0
-    """Of a thread: its TID in its own PID namespace."""
+    """If the owner is a thread: its TID in its own PID namespace."""
 
 
 class Family(NamedTuple):
-    """What a socket is: sockets of one family have the same options, with the same defaults."""
+    """The type of a socket: sockets of one type have the same options with the same defaults."""
 
     family: int
     type: int
@@ -99,22 +97,22 @@ class Family(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """What tells a description's kind."""
+    """What identifies the kind of a description."""
 
     link: str
-    """What /proc/PID/fd/N leads to: a path, or ``pipe:[4711]``."""
+    """The target of the link /proc/PID/fd/N: a path, or ``pipe:[4711]``."""
     stat: os.stat_result
     family: Family | None
-    """Of a socket."""
+    """Only for sockets."""
 
 
 class Problem(NamedTuple):
-    """Why a description cannot be kept, and what to do about it."""
+    """Why a description cannot be kept, and what the user can do."""
 
     why: str
     advice: str = ""
     passing: bool = False
-    """Whether it may be over in a moment by itself: a message that is to be read, say."""
+    """Whether it may resolve itself in a moment, such as a message that will be read."""
 
 
 @dataclass(eq=False)
@@ -123,28 +121,28 @@ class OpenFile(Generic[S]):
 
     kind: Kind[S]
     link: str
-    """What /proc/PID/fd/N leads to: a path, or ``pipe:[4711]``."""
+    """The target of the link /proc/PID/fd/N: a path, or ``pipe:[4711]``."""
     stat: os.stat_result
     flags: int
-    """As by F_GETFL."""
+    """As returned by F_GETFL."""
     info: bytes
     """/proc/PID/fdinfo/N (Documentation/filesystems/proc.rst, 3.8)."""
     holders: list[FdReference] = field(default_factory=list)
-    """Every descriptor of the tree that leads to it; those of parents before those of their children."""
+    """Every descriptor of the tree that refers to it; those of parents come first."""
     stdio: list[int] = field(default_factory=list)
-    """Under which of 0, 1 and 2 the first process that has it there has it."""
+    """Which of 0, 1 and 2 refer to it in the first process that has it there."""
     under_way_to: OpenFile[Any] | None = None
-    """The socket in whose queue it lies, when no process has it."""
+    """If no process has it: the socket in whose queue it is."""
     ours: FileIO | None = None
-    """A file of our own on memory that lies in a socket's queue: its content is still to be taken."""
+    """For a file in memory that is in a socket's queue: our descriptor of it, by which its content is read later."""
     owner: SignalOwner | None = None
-    """Who gets its signals; not asked of directories, nor of files on a network."""
+    """Who gets its signals; not read for directories and for files on a network."""
     _stdio_pid: int = 0
     state: S = field(init=False)
 
     @cached_property
     def fields(self) -> dict[str, str]:
-        """The lines of fdinfo; of a name that comes more than once, the last."""
+        """The fields of fdinfo; for a repeated field the last one."""
         pairs = (line.partition(":") for line in self.info.decode().splitlines())
         return {name: value.strip() for name, _, value in pairs}
 
@@ -155,7 +153,7 @@ class OpenFile(Generic[S]):
 
     @property
     def leased(self) -> bool:
-        """Whether somebody is told when its file is opened (F_SETLEASE)."""
+        """Whether its file has a lease (F_SETLEASE)."""
         return _LEASE.search(self.info) is not None
 
     @property
@@ -165,7 +163,7 @@ class OpenFile(Generic[S]):
 
     @property
     def access(self) -> int:
-        """What its file had to allow, in the words of access(2). The mode 3 asks for both, and gives neither."""
+        """The rights that it needed on the file, as in access(2). Access mode 3 asks for both and allows neither."""
         mode = self.flags & os.O_ACCMODE
         return (os.R_OK if mode != os.O_WRONLY else 0) | (os.W_OK if mode != os.O_RDONLY else 0)
 
@@ -175,7 +173,7 @@ class OpenFile(Generic[S]):
         return self.flags & os.O_ACCMODE in (os.O_WRONLY, os.O_RDWR)
 
     def add(self, holder: FdReference) -> None:
-        """Note one more descriptor that leads to it."""
+        """Add a descriptor that refers to it."""
         if holder.fd <= STDIO and (not self.stdio or holder.pid == self._stdio_pid):
             self._stdio_pid = holder.pid
             self.stdio.append(holder.fd)
@@ -184,55 +182,58 @@ class OpenFile(Generic[S]):
 
 @dataclass
 class InFlight:
-    """A descriptor that lies in a socket's queue (SCM_RIGHTS)."""
+    """A descriptor in a socket's queue (SCM_RIGHTS)."""
 
     fd: int
-    """Our copy of it, while the tree is grabbed."""
+    """Our copy of it, during the grab."""
     held: OpenFile[Any] | None = None
-    """What it leads to."""
+    """The description that it refers to."""
 
 
 @dataclass
 class GrabbedDescriptors:
-    """All descriptors of a tree, as they were at one moment."""
+    """All descriptors of a tree at one moment."""
 
     pids: list[int]
     """Parents before their children."""
     held: list[OpenFile[Any]] = field(default_factory=list)
     by_holder: dict[FdReference, OpenFile[Any]] = field(default_factory=dict)
-    """The description behind each descriptor."""
+    """The description of each descriptor."""
     cloexec: set[FdReference] = field(default_factory=set)
-    """The descriptors that an execve() closes."""
+    """The close-on-exec descriptors."""
     locked: dict[FdReference, list[bytes]] = field(default_factory=dict)
-    """What fdinfo says of locks and leases. POSIX locks are a process's own."""
+    """The lines on locks and leases in fdinfo. POSIX locks belong to a process."""
     lease_signals: dict[int, int] = field(default_factory=dict)
-    """By id() of a `OpenFile` with a lease, the signal that tells of its breaking (F_GETSIG)."""
+    """For each `OpenFile` with a lease, by its id(): the signal that reports a lease break (F_GETSIG)."""
     terminals: Mapping[int, Stat] = field(default_factory=dict)
-    """By PID what tells a process's session, controlling terminal and groups."""
+    """The stat of each PID, which has its session, controlling terminal and process group."""
     content: bool = True
-    """Whether what lies in pipes and sockets was taken too. Not before the freeze: there one only looks."""
+    """Whether the content of pipes and sockets was taken too. A look before the freeze does not take it."""
     reset_outside: bool = False
-    """Whether sockets whose peer is outside of the tree are kept, as ones whose peer has closed."""
+    """Whether sockets with a peer outside of the tree are kept, as sockets whose peer has closed."""
     given: Set[FdReference] | None = None
-    """None: the tree is saved. Else it has just been built: which descriptors are the restorer's own standard input,
-    output and error. What files hold is not taken then: it was judged before."""
+    """None if the tree is being saved. If it was just restored: the descriptors that are the restorer's own standard
+    input, output and error. Then the content of files is not taken: it was checked before.
+    """
     small: SmallFiles | None = None
-    """The files whose content was taken with the memory, once that is done."""
+    """Files whose content was taken with the memory, once that is done."""
     stand_ins: Mapping[int, int] = field(default_factory=dict)
-    """By PID: who may be asked instead where a tree that runs again has its directories and networks; it may end."""
+    """For a PID, another process with the same directories and networks, which /proc can show once the tree runs again
+    and the first may have ended.
+    """
     _kinds: dict[type[Kind[Any]], list[OpenFile[Any]]] = field(default_factory=dict)
     _sorted: int = 0
     """How many of `held` are in `_kinds`."""
 
     def asked(self, pid: int) -> int:
-        """The PID under which /proc tells of a process, also when that has ended since the freeze."""
+        """The PID to use in /proc for a process, which may have ended since the freeze."""
         return self.stand_ins.get(pid, pid)
 
     @cached_property
     def inherited(self) -> dict[tuple[int, int], list[int]]:
-        """By device and inode: under which of 0, 1 and 2 the processes above the tree have it."""
+        """For each device and inode: as which of 0, 1 and 2 the ancestors of the tree have it."""
         found: dict[tuple[int, int], list[int]] = {}
-        # The first one that has ended, or is not this user's, ends the search.
+        # Stop at the first ancestor that has ended or belongs to another user.
         with suppress(FileNotFoundError, ProcessLookupError, PermissionError):
             for pid in islice(procfs.ancestry(self.pids[0]), 1, None):
                 for name in os.listdir(f"/proc/{pid}/fd"):
@@ -243,23 +244,22 @@ class GrabbedDescriptors:
 
     def of(self, kind: type[Kind[S]]) -> list[OpenFile[S]]:
         """The descriptions of one kind."""
-        if self._sorted < len(self.held):  # more were found since
+        if self._sorted < len(self.held):  # more were found since the last call
             self._kinds, self._sorted = {}, len(self.held)
-        # Every socket asks for the others: with thousands a search each time would take minutes.
+        # Every socket asks for the others: with thousands of them, searching each time would take minutes.
         if kind not in self._kinds:
             self._kinds[kind] = [held for held in self.held if isinstance(held.kind, kind)]
         return self._kinds[kind]
 
     def is_given(self, held: OpenFile[Any]) -> bool:
-        """Whether it is one of the restorer's own, whatever that is."""
+        """Whether it is one of the restorer's own descriptions, of whatever kind."""
         return self.given is not None and held.holders[0] in self.given
 
     def stdio(self, held: OpenFile[Any], fd: int) -> int | None:
-        """Which of the restorer's 0, 1 and 2 stands in for descriptor `fd`; None when `held` is made anew.
+        """Which of the restorer's 0, 1 and 2 replaces descriptor `fd`; None if `held` is made again.
 
-        A terminal is often one description behind 0, 1 and 2. Where the tree is woken these may be three
-        different things, so each number gets its own. A copy of one of them (``dup``) goes where output goes
-        if it can be written.
+        A terminal is often one description behind 0, 1 and 2. After the wake these may be three different descriptions,
+        so each number gets its own. A copy of one of them (``dup``) goes where output goes, if it is writable.
         """
         if self.is_given(held):
             return 0
@@ -273,35 +273,35 @@ class GrabbedDescriptors:
 
 @dataclass
 class Opening:
-    """A restore's descriptions while they are being made."""
+    """The descriptions of a restore while they are being made."""
 
     image: Tree
     stdio: Sequence[int]
-    """The restorer's descriptors that stand in for 0, 1 and 2."""
+    """The restorer's descriptors that replace 0, 1 and 2."""
     shared: Callable[[int], int]
-    """Gives a descriptor of shared memory by its index in the image. It stays whose it is."""
+    """Returns a descriptor of shared memory by its index in the image. The callee keeps it."""
     base: int
-    """No descriptor of the image has this number or a higher one."""
+    """Above all descriptor numbers of the image."""
     openers: Openers
-    """Who opens paths for each description."""
+    """Opens the paths of each description."""
     slots: dict[int, int] = field(default_factory=dict)
-    """The descriptor that keeps each description of the image."""
+    """The descriptor of each description of the image."""
     terminals: dict[int, int] = field(default_factory=dict)
-    """Descriptors of the terminals that sessions have, by their index in the image."""
+    """Descriptors of the sessions' controlling terminals, by their index in the image."""
     making: int = 0
     """The index of the description that is being made."""
     warnings: list[str] = field(default_factory=list)
-    """What is not as it was, in words."""
+    """What is not as before, for the user."""
     later: list[Callable[[], None]] = field(default_factory=list)
-    """What is to be done when all descriptions are there."""
+    """To call when all descriptions are made."""
     stack: ExitStack = field(default_factory=ExitStack)
-    """What is needed until then."""
+    """Resources that are needed until then."""
     to_watch: list[Callable[[], None]] = field(default_factory=list)
-    """What is to be done when all names are as they are to be."""
+    """To call when all file names are as they should be."""
     when_built: list[Callable[[], None]] = field(default_factory=list)
-    """What is to be done when the tree stands, once or more often."""
+    """To call when the tree is built; may be called more than once."""
     at_last: list[Callable[[], None]] = field(default_factory=list)
-    """What is to be done when the tree is let go."""
+    """To call when the tree is released."""
 
     @property
     def opener(self) -> Opener:
@@ -313,10 +313,10 @@ class Opening:
         self.terminals[index] = fcntl.fcntl(fd, fcntl.F_DUPFD, self.base)
 
     def place(self, index: int, fd: int) -> None:
-        """Keep `fd` as description `index`, give it its flags, and take it over.
+        """Store `fd` as description `index`, set its flags, and close `fd`.
 
         Raises:
-            RestoreFailed: the kernel did not take the flags.
+            RestoreFailed: the kernel did not accept the flags.
         """
         try:
             self.slots[index] = fcntl.fcntl(fd, fcntl.F_DUPFD, self.base)
@@ -325,11 +325,11 @@ class Opening:
         self._set_flags(self.image.descriptions[index], self.slots[index])
 
     def socket(self, index: int) -> socket.socket:
-        """Another descriptor of a socket that was placed; whoever asks closes it."""
+        """Another descriptor of a socket that was placed; the caller closes it."""
         return socket.socket(fileno=os.dup(self.slots[index]))
 
     def _set_flags(self, description: Description, slot: int) -> None:
-        # Of what was given the rest is for those to choose who gave it.
+        # For a description from the restorer, its owner chooses the other flags.
         mask = os.O_NONBLOCK if description.HasField("outside") else KEPT_BY_FCNTL | KEPT_BY_LINK
         if description.flags & os.O_PATH:
             return
@@ -348,16 +348,17 @@ class Kind(ABC, Generic[S]):
     """A kind of open file description."""
 
     field: ClassVar[str]
-    """Its name in the image: a field of Description's oneof."""
+    """Its name in the image: a field of the oneof in Description."""
     may_be_under_way: ClassVar[bool] = False
-    """Whether one that no process has, as it lies in a socket's queue, can be kept: after `finish` nothing is asked of
-    its holders any more."""
+    """Whether it can be kept if no process has it and it is in a socket's queue: then after `finish` nothing may need
+    its holders.
+    """
     may_be_reset: ClassVar[bool] = False
-    """Whether one that leads outside of the tree can come back as one whose peer has closed."""
+    """Whether one that is connected to outside of the tree can come back as one whose peer has closed."""
     is_opened: ClassVar[bool] = False
-    """Whether it is made by a call that takes status flags which fcntl(2) does not (O_SYNC, O_DSYNC)."""
+    """Whether a call makes it that takes status flags which fcntl(2) does not (O_SYNC, O_DSYNC)."""
     look_takes: ClassVar[bool] = False
-    """Whether a look at what waits in it may take it from the next: not done to a tree that is only compared."""
+    """Whether looking at its content may consume it. Then `content` is not taken when a tree is only compared."""
 
     @abstractmethod
     def matches(self, seen: Seen) -> bool:
@@ -365,30 +366,30 @@ class Kind(ABC, Generic[S]):
 
     @abstractmethod
     def grab(self, held: OpenFile[S], pidfd: int, *, content: bool) -> S:
-        """Take what may change once the tree runs again. Time is short: no parsing, no disk.
+        """Copy the state that can change once the tree runs again. Time is short: no parsing, no disk.
 
         Args:
-            held: the description, with its first holder.
-            pidfd: that holder's process.
-            content: also take what lies in it.
+            held: the description, with its first descriptor.
+            pidfd: the process of that descriptor.
+            content: also copy its content.
         """
 
     def under_way(self, held: OpenFile[S]) -> Sequence[InFlight]:
-        """The descriptors that lie in it; who asks closes the copies."""
+        """The descriptors in its queue; the caller closes the copies."""
         return ()
 
     def finish(self, mine: list[OpenFile[S]], tree: GrabbedDescriptors) -> None:
-        """Take, still under the freeze, what needs to know the whole tree."""
+        """Copy, still under the freeze, state that depends on the whole tree."""
 
     def outside(self, held: OpenFile[S], tree: GrabbedDescriptors) -> str:
-        """What it is connected to outside the tree, in words; empty when it stands by itself."""
+        """What outside of the tree it is connected to, for messages; empty if nothing."""
         return ""
 
     def stands_for(self, held: OpenFile[S], tree: GrabbedDescriptors) -> list[int]:
-        """The numbers of standard input, output and error that a description to the outside is one of.
+        """The numbers of standard input, output and error that a description to the outside may be.
 
-        A program may have put a copy aside when it replaced the original (``exec 3>&1 >log``; ipykernel). It is known
-        by the processes above the tree, from which the program has it.
+        A program may have kept a copy when it replaced the original (``exec 3>&1 >log``; ipykernel). The copy is
+        recognized by the ancestors of the tree, which passed the original on.
         """
         numbers = tree.inherited.get((held.stat.st_dev, held.stat.st_ino), [])
         return held.stdio or sorted({n for n in numbers if (held.writable if n else held.readable)})
@@ -399,10 +400,10 @@ class Kind(ABC, Generic[S]):
 
     @abstractmethod
     def describe(self, held: OpenFile[S], out: Description, tree: GrabbedDescriptors, image: Describing) -> None:
-        """Put it into the image: everything but the flags, which are in `out` already."""
+        """Write it to the image: everything but the flags, which are in `out` already."""
 
     def notices(self, mine: Sequence[OpenFile[S]], tree: GrabbedDescriptors) -> Iterator[str]:
-        """Say what of these a restore will not bring back as it was: a sentence each."""
+        """Say what a restore will not bring back as it was: one sentence each."""
         return iter(())
 
     def check(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
@@ -410,17 +411,17 @@ class Kind(ABC, Generic[S]):
         return iter(())
 
     def check_free(self, mine: dict[int, Description], image: Tree) -> Iterator[Reason]:
-        """Say what of it somebody else has here and now, as a port or a name.
+        """Say which resources of it, such as a port or a name, another process has on this host.
 
-        Asked of what `check` finds nothing against, and not while the tree itself still lives, which has all of it.
+        Called if `check` finds nothing. Not called while the tree itself still lives, since it has all of them.
         """
         return iter(())
 
     def open(self, mine: dict[int, Description], opening: Opening) -> None:
-        """Make these descriptions again, each kept by `Opening.place`.
+        """Make these descriptions again, and store each with `Opening.place`.
 
         Raises:
-            RestoreFailed: it cannot be done, with the reason.
+            RestoreFailed: with the reason.
         """
         for index, description in mine.items():
             opening.making = index
@@ -428,7 +429,7 @@ class Kind(ABC, Generic[S]):
                 opening.place(index, self.make(description, opening))
 
     def make(self, description: Description, opening: Opening) -> int:
-        """Make one description again: a descriptor. Kinds that make several at once have `open` instead."""
+        """Make one description again; returns a descriptor. Kinds that make several at once override `open` instead."""
         raise NotImplementedError
 
 
@@ -438,7 +439,7 @@ class Describing:
 
     tree: Tree
     index: dict[tuple[int, int | None], int]
-    """By id() of a `OpenFile` and the number in stdio that it stands for."""
+    """By the id() of an `OpenFile` and the standard descriptor that it stands for."""
     grabbed: GrabbedDescriptors
     shared: Callable[[int, int], int]
     """The index in Tree.shared of the memory with this device and inode."""
@@ -453,24 +454,24 @@ class Describing:
         return mapped_to_write(self.tree)
 
     def index_of(self, held: OpenFile[Any], fd: int = -1) -> int:
-        """The index in Tree.descriptions of what a descriptor with the number `fd` leads to."""
+        """The index in Tree.descriptions of the description that a descriptor with the number `fd` refers to."""
         return self.index[id(held), self.grabbed.stdio(held, fd)]
 
 
 @contextmanager
 def naming(description: Description) -> Iterator[None]:
-    """Turn what the kernel refused into an error that says for which description."""
+    """Turn an error of the kernel into one that names the description."""
     try:
         yield
     except OSError as error:
         raise RestoreFailed(f"{words(description)} cannot be made again: {error.strerror}") from error
-    except (ValueError, OverflowError) as error:  # a number or a name that no system call takes
+    except (ValueError, OverflowError) as error:  # a number or a name that no system call accepts
         raise RestoreFailed(f"{words(description)} cannot be made again: {error}") from error
 
 
 @contextmanager
 def borrowed(pidfd: int, fd: int) -> Iterator[int]:
-    """A copy of a process's descriptor, closed again at the end: a pipe's end that is kept delays its EOF."""
+    """A copy of a process's descriptor, closed again at the end: a kept copy of a pipe's end would delay its EOF."""
     copy = syscall(NR.pidfd_getfd, pidfd, fd)
     try:
         yield copy
@@ -479,7 +480,7 @@ def borrowed(pidfd: int, fd: int) -> Iterator[int]:
 
 
 def reopened(fd: int, flags: int) -> int:
-    """Another description of an open file; closes `fd`. No name is used again: nothing can be swapped."""
+    """Open a new description of an open file and close `fd`. No path is resolved, so the file cannot be swapped."""
     try:
         return os.open(f"/proc/self/fd/{fd}", flags | os.O_CLOEXEC | os.O_NOCTTY)
     finally:
@@ -487,7 +488,7 @@ def reopened(fd: int, flags: int) -> int:
 
 
 def words(description: Description) -> str:
-    """A description of an image, for people: ``the file /home/me/log``."""
+    """A description of an image for messages: ``the file /home/me/log``."""
     kind = description.WhichOneof("kind")
     path = getattr(getattr(description, kind or "", None), "path", None)
     names = {"device": "device", "outside": "descriptor", "unix": "unix socket", "tcp": "TCP socket"}
@@ -496,25 +497,25 @@ def words(description: Description) -> str:
 
 
 def name(holder: FdReference) -> str:
-    """A descriptor, for people: ``process 4711 (python), fd 5``."""
+    """A descriptor for messages: ``process 4711 (python), fd 5``."""
     return f"{describe_process(holder.pid)}, fd {holder.fd}"
 
 
 def some(names: Sequence[str], most: int = 3) -> str:
-    """A few of many names, in words: ``a, b, c and 14 more``."""
+    """A few of many names for messages: ``a, b, c and 14 more``."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
 
 
 def is_path(held: OpenFile[Any]) -> bool:
-    """Whether it was opened with O_PATH: a name for a file, nothing that can be read."""
+    """Whether it was opened with O_PATH: it only locates a file and cannot be read."""
     return bool(held.flags & os.O_PATH)
 
 
 def why_not_by_name(held: OpenFile[Any], tree: GrabbedDescriptors) -> str:
-    """Why this user cannot open the same file again by its name, here and now; empty when that is possible.
+    """Why this user cannot open the same file by its name again, here and now; empty if that is possible.
 
-    The name is looked up as a process sees it that has the file: in a capsule /proc is another one.
+    The name is resolved as a process of the tree sees it: in a capsule, /proc is another one.
     """
     root = f"/proc/{tree.asked(held.holders[0].pid)}/root" if held.holders else ""
     name = root + held.link if root and os.readlink(root) == "/" else held.link

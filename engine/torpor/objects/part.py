@@ -1,18 +1,18 @@
-"""A part of the state of a process or of a thread: its dump and its restore side by side, in one protocol.
+"""The protocol for a part of the state of a process or thread, with its dump beside its restore.
 
-A part is a class in the module of its kind of object, and a line in `torpor.objects.registry`, through which both
-stories walk:
+A part is a class in the module of its kind of object, and a line in `torpor.objects.registry`. The dump and the restore
+both walk through the registry:
 
 =============  =====================================================================================
-`preflight`    nothing is frozen yet: say what of it cannot be kept
+`preflight`    before the freeze: say what of it cannot be kept
 `ask`          under the freeze: add the calls that only the process or the thread itself can make
-`unsupported`  say what cannot be kept of what only the answers tell
-`describe`     put it into the image, while the tree runs again
-`faults`       before a restore: say what is not as a checkpoint writes it
-`check`        say why this host, or this user, cannot give it back
-`host`         look once at what its calls depend on here
-`calls`        the system calls that give it back, each with the stage at which it comes
-`warnings`     say what will not be as it was
+`unsupported`  say what cannot be kept that only these calls have shown
+`describe`     write it to the image, while the tree runs again
+`faults`       before a restore: say what a checkpoint would not have written so
+`check`        say why this host or this user cannot restore it
+`host`         query once what its calls depend on here
+`calls`        the system calls that restore it, each with the stage in which it is made
+`warnings`     say what will not be as before
 =============  =====================================================================================
 
 `torpor.objects.process.timers` is a short example.
@@ -34,28 +34,28 @@ from torpor.remote.batch import Batch, Call, Replies
 from torpor.remote.freeze import Thread
 
 A = TypeVar("A")
-"""What `ask` gives: the entries of the batch."""
+"""The result of `ask`: the entries of the batch."""
 H = TypeVar("H")
-"""What `host` gives."""
+"""The result of `host`."""
 
 
 class Stage(Enum):
-    """When a call of a restore comes, and who makes it."""
+    """When a call of a restore is made, and by which thread."""
 
     PROCESS = auto()
-    """The first thread, when its memory is there."""
+    """The first thread, when its memory is restored."""
     THREAD = auto()
-    """Each thread, with the restorer's rights."""
+    """Each thread, with the restorer's credentials."""
     ALL_THREADS = auto()
-    """The first thread, when all threads are there."""
+    """The first thread, when all threads exist."""
     BEFORE_CREDENTIALS = auto()
-    """Each thread: the last with the restorer's rights."""
+    """Each thread: its last calls with the restorer's credentials."""
     CREDENTIALS = auto()
-    """Each thread: what takes these rights away."""
+    """Each thread: sets its credentials."""
     AFTER_CREDENTIALS = auto()
-    """Each thread: what a change of credentials would undo."""
+    """Each thread: settings that a change of credentials would reset."""
     RELEASE = auto()
-    """Each thread, by the `syscall` in its vDSO: what would disturb the builder's int3."""
+    """Each thread, by the `syscall` in its vDSO: settings that would disturb the int3 of the restorer's tables."""
 
 
 class Step(NamedTuple):
@@ -66,20 +66,20 @@ class Step(NamedTuple):
 
 
 class Answers(NamedTuple):
-    """What was taken of a process under the freeze."""
+    """What was read of a process under the freeze."""
 
     texts: Texts
     replies: Replies
-    """Of the thread that speaks for the process."""
+    """Of the thread that makes the process's calls."""
     pending: Sequence[bytes]
-    """The siginfo_t of each signal that waits for the process as a whole."""
+    """The siginfo_t of each signal that is pending for the whole process."""
     own_tids: Mapping[int, int]
-    """Its threads as this process sees them, with their ids in their own PID namespace."""
+    """Its threads' ids in our PID namespace, mapped to those in their own."""
 
 
 @dataclass(frozen=True)
 class Filter:
-    """A system-call filter (seccomp) as it was installed."""
+    """A seccomp filter as it was installed."""
 
     code: bytes
     flags: int
@@ -87,7 +87,7 @@ class Filter:
 
 @dataclass
 class ThreadAnswers:
-    """What was taken of a thread under the freeze."""
+    """What was read of a thread under the freeze."""
 
     thread: Thread
     registers: Portable
@@ -95,83 +95,83 @@ class ThreadAnswers:
     rseq: tuple[int, int, int, int]
     """Pointer, size, signature, flags."""
     pending: Sequence[bytes]
-    """The siginfo_t of each signal that waits for this thread."""
+    """The siginfo_t of each signal that is pending for this thread."""
     filters: Sequence[Filter]
-    """Those that it does not share with Torpor."""
+    """The filters that it does not share with Torpor."""
     replies: Replies
 
 
 class ProcessPart(ABC, Generic[A, H]):
-    """A part of the state that all threads of a process have in common."""
+    """A part of the state that all threads of a process share."""
 
     def preflight(self, pid: int, status: Mapping[bytes, bytes]) -> Iterator[tuple[str, str]]:
-        """Why it cannot be kept, and what to do; nothing is frozen. `status` is /proc/PID/status."""
+        """Before the freeze: say why it cannot be kept, and what to do. `status` is /proc/PID/status."""
         return iter(())
 
     @abstractmethod
     def ask(self, batch: Batch, texts: Texts) -> A:
-        """Add what only the process itself can be asked to the batch of its first thread."""
+        """Add calls to the batch of the first thread, for what only the process itself can query."""
 
     def unsupported(self, asked: A, answers: Answers) -> Iterator[str]:
-        """Why it cannot be kept, as far as only the process could tell."""
+        """Say why it cannot be kept, as far as only these calls have shown."""
         return iter(())
 
     @abstractmethod
     def describe(self, asked: A, answers: Answers, out: pb.Process) -> None:
-        """Put it into the image."""
+        """Write it to the image."""
 
     def faults(self, process: pb.Process) -> Iterator[str]:
-        """What of an image is not as a checkpoint writes it."""
+        """Say what in an image a checkpoint would not have written so."""
         return iter(())
 
     def check(self, name: str, process: pb.Process) -> Iterator[Reason]:
-        """Why this host, or this user, cannot give it back. `name` is the process, for people."""
+        """Say why this host or this user cannot restore it. `name` is the process, for messages."""
         return iter(())
 
     @abstractmethod
     def host(self) -> H:
-        """What `calls` and `warnings` depend on, of this process and its host."""
+        """Query what `calls` and `warnings` depend on: properties of this process and its host."""
 
     @abstractmethod
     def calls(self, process: pb.Process, host: H) -> Iterator[Step]:
-        """What gives it back."""
+        """The calls that restore it."""
 
     def warnings(self, process: pb.Process, host: H) -> Iterator[str]:
-        """What will not be as it was, in words."""
+        """What will not be as before, for the user."""
         return iter(())
 
 
 class ThreadPart(ABC, Generic[A, H]):
-    """A part of the state that each thread has of its own."""
+    """A part of the state that each thread has for itself."""
 
     def preflight(self, tid: int) -> Iterator[str]:
-        """Why it cannot be kept; nothing is frozen."""
+        """Before the freeze: say why it cannot be kept."""
         return iter(())
 
     @abstractmethod
     def ask(self, batch: Batch) -> A:
-        """Add what only the thread itself can be asked to the batch of each thread."""
+        """Add calls to the batch of each thread, for what only the thread itself can query."""
 
     def unsupported(self, asked: A, replies: Replies) -> Iterator[str]:
-        """Why it cannot be kept, as far as only the thread could tell."""
+        """Say why it cannot be kept, as far as only these calls have shown."""
         return iter(())
 
     @abstractmethod
     def describe(self, asked: A, answers: ThreadAnswers, out: pb.Thread, process: pb.Process, image: pb.Tree) -> None:
-        """Put it into the image; the process's first thread comes first."""
+        """Write it to the image; the first thread of a process comes first."""
 
     def faults(self, thread: pb.Thread) -> Iterator[str]:
-        """What of an image is not as a checkpoint writes it."""
+        """Say what in an image a checkpoint would not have written so."""
         return iter(())
 
     @abstractmethod
     def host(self) -> H:
-        """What `calls` and `warnings` depend on, of this process and its host."""
+        """Query what `calls` and `warnings` depend on: properties of this process and its host."""
 
     @abstractmethod
     def calls(self, thread: pb.Thread, process: pb.Process, image: pb.Tree, host: H) -> Iterator[Step]:
-        """What gives it back."""
+        """The calls that restore it."""
 
     def warnings(self, thread: pb.Thread, host: H) -> Iterator[str]:
-        """What will not be as it was, in words."""
+        """What will not be as before, for the user."""
         return iter(())

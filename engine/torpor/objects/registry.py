@@ -1,4 +1,4 @@
-"""The parts of processes and threads, in the order in which a restore gives them back within a stage.
+"""The parts of processes and threads, in the order in which a restore sets them within a stage.
 
 Open file descriptions have a registry of their own: `torpor.objects.fds.descriptors.KINDS`.
 """

@@ -1,4 +1,4 @@
-"""Where snapshots are kept: a directory on any shared file system. docs/format.md has its bytes and rules."""
+"""Storage of snapshots: a directory on any shared file system. docs/format.md specifies its bytes and rules."""
 
 from torpor.store.blocks import MAX_BLOCK, BlockTable
 from torpor.store.collect import PruneReport

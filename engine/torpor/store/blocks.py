@@ -1,4 +1,4 @@
-"""Block tables: where each block of a snapshot lies, column-wise, and how one is found by its hash."""
+"""Block tables: the location of each block of a snapshot, stored by columns, and the search of a block by its hash."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from typing import Final
 from torpor.store.files import PAGE
 
 HASH: Final = 32
-"""Length of a BLAKE3 hash, bytes."""
+"""Size of a BLAKE3 hash in bytes."""
 ROW: Final = 8 + 4 + 4 + HASH
-"""Bytes of one block in a manifest."""
+"""Size of one block's entry in a manifest, in bytes."""
 MAX_BLOCK: Final = 16 << 20
-"""The longest block, bytes."""
+"""The maximal size of a block in bytes."""
 MAX_BLOCKS: Final = 1 << 25
-"""The most blocks of one snapshot: 2 TiB in blocks of 64 KiB."""
+"""The maximal number of blocks in one snapshot: 2 TiB in blocks of 64 KiB."""
 END_OF_OFFSETS: Final = 1 << 62
-"""No pack is as long, so that no sum of an offset and a length overflows anywhere."""
+"""Packs are shorter than this, so that the sum of an offset and a length cannot overflow."""
 
 
 @dataclass
 class BlockTable:
-    """The blocks of a snapshot. Row k is one block; packs are numbers into the snapshot's list of packs."""
+    """The blocks of a snapshot. Row k is block k; a pack is an index into the snapshot's list of packs."""
 
     offsets: array[int] = field(default_factory=lambda: array("Q"))
     lengths: array[int] = field(default_factory=lambda: array("I"))
@@ -33,22 +33,21 @@ class BlockTable:
     hashes: bytearray = field(default_factory=bytearray)
 
     def __len__(self) -> int:
-        """Give the number of blocks."""
         return len(self.offsets)
 
     def hash(self, row: int) -> bytes:
-        """Give the BLAKE3 of a block's content."""
+        """The BLAKE3 hash of a block's content."""
         return bytes(self.hashes[HASH * row : HASH * (row + 1)])
 
     def extend(self, other: BlockTable, begin: int, end: int, packs: Mapping[int, int]) -> None:
-        """Take in rows of another table; `packs` gives the number here of each of its packs."""
+        """Append rows of another table; `packs` maps its pack numbers to ours."""
         self.offsets += other.offsets[begin:end]
         self.lengths += other.lengths[begin:end]
         self.packs.extend(map(packs.__getitem__, other.packs[begin:end]))
         self.hashes += other.hashes[HASH * begin : HASH * end]
 
     def runs(self) -> Iterator[tuple[int, int, int]]:
-        """Give the ranges of packs that the blocks take, in whole pages: pack, start and end, neighbours as one."""
+        """The ranges of packs that the blocks take, in whole pages, as (pack, start, end). Adjacent blocks are one."""
         ends = [at + (length + PAGE - 1 & -PAGE) for at, length in zip(self.offsets, self.lengths, strict=True)]
         places = zip(self.offsets[1:], ends, self.packs[1:], self.packs, strict=False)
         cuts = [row for row, (at, end, pack, before) in enumerate(places, 1) if at != end or pack != before]
@@ -56,12 +55,12 @@ class BlockTable:
             yield self.packs[begin], self.offsets[begin], ends[stop - 1]
 
     def columns(self) -> list[bytes | bytearray]:
-        """Give the bytes for a manifest, in order."""
+        """The table's bytes for a manifest, in order."""
         return [self.offsets.tobytes(), self.lengths.tobytes(), self.packs.tobytes(), self.hashes]
 
     @classmethod
     def parse(cls, data: memoryview, count: int) -> BlockTable:
-        """Take a table of `count` blocks from a manifest; `data` is `count` * `ROW` bytes."""
+        """Read a table of `count` blocks from a manifest; `data` has `count` * `ROW` bytes."""
         table = cls()
         table.offsets.frombytes(data[: 8 * count])
         table.lengths.frombytes(data[8 * count : 12 * count])
@@ -70,7 +69,7 @@ class BlockTable:
         return table
 
     def fault(self, pack_sizes: Sequence[int]) -> str:
-        """Tell what is wrong with a table that was read, a block outside its pack say; "": nothing."""
+        """What is wrong with a table that was read, such as a block outside of its pack; "" if nothing is."""
         if not self.offsets:
             return ""
         if max(self.packs) >= len(pack_sizes):
@@ -87,32 +86,32 @@ class BlockTable:
 class Index:
     """Finds rows of a block table by hash.
 
-    Keyed by the first 8 bytes of the hash as a number, which takes about 100 bytes per block, less than whole
-    hashes would; the whole hash is compared before a row is given.
+    The key is the first 8 bytes of the hash as a number. This takes about 100 bytes per block, less than whole hashes
+    would. The whole hash is compared before a row is returned.
     """
 
     def __init__(self, table: BlockTable) -> None:
-        """Take in the rows that the table has."""
+        """Index all rows of the table."""
         self.table = table
         self._rows: dict[int, int] = {}
         self.extend(0)
 
     def extend(self, start: int) -> None:
-        """Take in the rows from `start` to the end of the table."""
+        """Index the rows from `start` to the end of the table."""
         if start < len(self.table):
-            # a number per 8 bytes, every fourth is the beginning of a hash
+            # one number per 8 bytes; every fourth is the start of a hash
             keys = memoryview(bytes(self.table.hashes[HASH * start :])).cast("Q")[::4]
             self._rows.update(zip(keys, range(start, len(self.table)), strict=True))
 
     def find(self, digest: bytes) -> int | None:
-        """Give the row of the block with this hash, if there is one."""
+        """The row of the block with this hash, or None."""
         row = self._rows.get(int.from_bytes(digest[:8], "little"))
         if row is None or self.table.hashes[HASH * row : HASH * row + HASH] != digest:
             return None
         return row
 
     def append(self, digest: bytes, pack: int, offset: int, length: int) -> int:
-        """Add a block to the table and give its row."""
+        """Append a block to the table and return its row."""
         table = self.table
         row = len(table.offsets)
         table.offsets.append(offset)

@@ -1,4 +1,4 @@
-"""Files that no snapshot needs any more are removed: packs, and what dead writers left."""
+"""Removal of files that no snapshot needs any more: packs, and temporary files of dead writers."""
 
 from __future__ import annotations
 
@@ -17,34 +17,34 @@ from torpor.store.known import snapshot_ids
 from torpor.store.manifest import ID, SnapshotInfo, open_manifest, read_head
 
 PINNED: Final = "pinned"
-"""An empty file in a snapshot's directory: it is to stay."""
+"""The name of an empty file in a snapshot's directory: prune keeps that snapshot."""
 _LEFTOVER: Final = re.compile(f"({ID.pattern})\\.tmp", re.ASCII)
 _PACK: Final = re.compile(f"({ID.pattern})\\.pack", re.ASCII)
 
 
 @dataclass(frozen=True)
 class PruneReport:
-    """What a prune or a removal took away, or would take away."""
+    """What a prune or a removal has removed, or would remove."""
 
     snapshots: tuple[SnapshotInfo, ...] = ()
     packs: tuple[str, ...] = ()
-    """Ids of packs that went as a whole."""
+    """Ids of packs that were removed."""
     shrunk: tuple[str, ...] = ()
-    """Ids of packs that stay, and gave back the space of blocks that no snapshot needs."""
+    """Ids of packs that stay; the space of blocks that no snapshot needs was freed."""
     leftovers: tuple[str, ...] = ()
-    """Files that dead writers left, by their path in the store."""
+    """Files that dead writers left, as paths in the store."""
     freed: int = 0
-    """Bytes of the disk that all this took."""
+    """The disk space that was freed, in bytes."""
     kept: str = ""
-    """Why data that may be unneeded was not removed; empty when none was held back."""
+    """Why data that may be unneeded was not removed; empty if all was."""
     in_use: bool = False
-    """A saver or reader was at work, or locks do not work: of the data of removed snapshots not all was looked at."""
+    """A saver or reader was at work, or locks do not work: some data of removed snapshots was not examined."""
     dry_run: bool = False
-    """Nothing was removed: this is what would go."""
+    """Nothing was removed; this is what would be."""
 
 
 def look(place: Place, snapshot: str) -> SnapshotInfo | None:
-    """Give what the head of a snapshot's manifest says; None when there is none. Raises ImageDamaged, OSError."""
+    """Read the head of a snapshot's manifest; None if there is no manifest. Raises ImageDamaged, OSError."""
     opened = open_manifest(place.snapshots, snapshot, place.path)
     if opened is None:
         return None
@@ -55,18 +55,18 @@ def look(place: Place, snapshot: str) -> SnapshotInfo | None:
 
 
 def named_packs(place: Place, snapshot: str) -> tuple[str, ...]:
-    """Give the packs that a snapshot names; none where it is gone or damaged."""
+    """The packs that a snapshot refers to; none if it is gone or damaged."""
     try:
         info = look(place, snapshot)
     except (ImageDamaged, OSError):
-        return ()  # it is to go in any case; what it named is found by the next prune
+        return ()  # the snapshot is removed in any case; the next prune finds its packs
     return info.packs if info else ()
 
 
 def unlink_snapshot(place: Place, snapshot: str) -> int:
-    """Remove a snapshot's manifest and directory, whatever stands there; give the bytes freed.
+    """Remove a snapshot's manifest and directory, or whatever has its name. Returns the bytes freed.
 
-    It is gone for good once the caller has synced ``snapshots/``.
+    The removal is durable once the caller has synced ``snapshots/``.
     """
     freed = 0
     try:
@@ -74,7 +74,7 @@ def unlink_snapshot(place: Place, snapshot: str) -> int:
     except OSError as error:
         if error.errno not in (errno.ELOOP, errno.ENOTDIR):
             raise
-        os.unlink(snapshot, dir_fd=place.snapshots)  # a link or a file that stands in its place
+        os.unlink(snapshot, dir_fd=place.snapshots)  # a symbolic link or a file in place of the directory
         return 0
     try:
         for name in ("manifest", "manifest.tmp", PINNED):
@@ -85,7 +85,7 @@ def unlink_snapshot(place: Place, snapshot: str) -> int:
         try:
             os.rmdir(snapshot, dir_fd=place.snapshots)
         except OSError as error:
-            # NFS keeps a file that somebody has open under another name; without manifest it is no snapshot
+            # NFS keeps an open file under another name; without a manifest the directory is no snapshot
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
             os.fsync(folder)
@@ -95,7 +95,7 @@ def unlink_snapshot(place: Place, snapshot: str) -> int:
 
 
 def settle(place: Place, snapshots: Iterable[str]) -> None:
-    """Have snapshots on disk that are listed: their saver may have been killed before it came to that."""
+    """Sync listed snapshots to disk: a saver may have been killed between publishing and syncing."""
     for snapshot in snapshots:
         folder = os.open(snapshot, DIRECTORY, dir_fd=place.snapshots)
         try:
@@ -106,10 +106,10 @@ def settle(place: Place, snapshots: Iterable[str]) -> None:
 
 
 def collect(place: Place, going: Collection[SnapshotInfo], *, dry_run: bool) -> tuple[PruneReport, set[str]]:
-    """Remove the snapshots in `going`, what dead writers left, and the packs that no other snapshot names.
+    """Remove the snapshots in `going`, files that dead writers left, and packs that no other snapshot refers to.
 
-    The lock must be held alone: then every temporary file is a dead writer's, and no new manifest can appear.
-    Gives the packs as well that stay and may hold blocks that no snapshot names, for `shrink`.
+    The caller must hold the lock exclusively: then every temporary file belongs to a dead writer, and no manifest can
+    be added. Also returns the packs that stay and may hold blocks that no snapshot refers to, for `shrink`.
     """
     rest = _survey(place, {info.id for info in going})
     leftovers = [f"snapshots/{snapshot}" for snapshot in rest.unfinished]
@@ -120,7 +120,7 @@ def collect(place: Place, going: Collection[SnapshotInfo], *, dry_run: bool) -> 
         elif snapshot not in rest.unfinished:
             freed += _held(place.snapshots, f"{snapshot}/manifest")
     if not dry_run:
-        os.fsync(place.snapshots)  # the manifests are gone for good before what they name goes
+        os.fsync(place.snapshots)  # the manifests must be gone for good before their packs are removed
     packs: list[str] = []
     for name in sorted(os.listdir(place.packs)):
         pack = _PACK.fullmatch(name)
@@ -132,11 +132,11 @@ def collect(place: Place, going: Collection[SnapshotInfo], *, dry_run: bool) -> 
             continue
         freed += _held(place.packs, name)
         if not dry_run:
-            os.unlink(name, dir_fd=place.packs)  # one that comes back after a loss of power goes with the next prune
+            os.unlink(name, dir_fd=place.packs)  # if it comes back after a power loss, the next prune removes it
     report = PruneReport(
         tuple(going), tuple(packs), leftovers=tuple(leftovers), freed=freed, kept=rest.unreadable, dry_run=dry_run
     )
-    # A writer names all that it writes: as long as its own snapshot is there, nothing in a pack is unneeded.
+    # A writer refers to all blocks that it writes: as long as its own snapshot exists, its pack has no unneeded blocks.
     return report, set() if rest.unreadable else rest.needed.difference(rest.snapshots)
 
 
@@ -146,11 +146,11 @@ class _Survey:
 
     snapshots: list[str] = field(default_factory=list)
     needed: set[str] = field(default_factory=set)
-    """The packs that they name."""
+    """The packs that they refer to."""
     unfinished: list[str] = field(default_factory=list)
     """Directories without a manifest."""
     unreadable: str = ""
-    """Why no pack may go."""
+    """Why no pack may be removed."""
 
 
 def _survey(place: Place, gone: set[str]) -> _Survey:

@@ -1,6 +1,6 @@
-"""Files beneath a store: opened step by step without following links, checked, written whole, synced, locked.
+"""Files in a store: opened step by step without following links, checked, fully written, synced, locked.
 
-Every OSError that leaves this package is a StoreError that names the store, the cause and the next step.
+Every OSError that leaves this package becomes a StoreError that names the store, the cause and the next step.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from typing import Final
 from torpor.errors import NotPermitted, StoreError
 
 PAGE: Final = 4096
-"""Alignment of blocks in packs, bytes: a constant of the format, not the host's page size."""
+"""Alignment of blocks in packs, in bytes: a constant of the format, not the host's page size."""
 
 DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-MAX_WRITE: Final = 0x7FFFF000  # the most that one call transfers, write(2), NOTES
+MAX_WRITE: Final = 0x7FFFF000  # the most that one call transfers: write(2), NOTES
 MAX_PIECES: Final = os.sysconf("SC_IOV_MAX")
 LOCK_PATIENCE: Final = 60.0
-"""Seconds that a saver or reader waits for a prune to end."""
+"""How long a saver or reader waits for a prune to end, in seconds."""
 GATE_PATIENCE: Final = 5.0
-"""Seconds that a prune waits for savers and readers to end. Those that come meanwhile wait behind it."""
+"""How long a prune waits for savers and readers to end, in seconds. New ones wait until the prune is done."""
 
 _NO_FLOCK: Final = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL}
 _ADVICE: Final = {
@@ -60,7 +60,7 @@ def as_store_errors(store: str, doing: str) -> Iterator[None]:
 
 
 def store_error(store: str, doing: str, error: OSError) -> StoreError:
-    """Give the words for `error`; when the disk is full, with how much is free."""
+    """The StoreError for an OSError; if the disk is full, it says how much space is free."""
     why = os.strerror(error.errno) if error.errno else str(error)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         with contextlib.suppress(OSError):
@@ -70,7 +70,7 @@ def store_error(store: str, doing: str, error: OSError) -> StoreError:
 
 
 def readable(size: int) -> str:
-    """Give a number of bytes for people: ``4.0 GiB``."""
+    """A number of bytes for messages: ``4.0 GiB``."""
     value = float(size)
     for unit in ("B", "KiB", "MiB", "GiB"):
         if value < 1024:
@@ -80,7 +80,7 @@ def readable(size: int) -> str:
 
 
 def check_owner(fd: int, name: str) -> os.stat_result:
-    """Refuse what belongs to another user, root included, or what others may write: raise NotPermitted."""
+    """Raise NotPermitted if a file belongs to another user (root included) or if others may write it."""
     status = os.fstat(fd)
     if status.st_uid != os.geteuid():
         raise NotPermitted(
@@ -96,11 +96,11 @@ def check_owner(fd: int, name: str) -> os.stat_result:
 
 
 def open_file(name: str, folder: int, shown: str, mode: int = os.O_RDONLY) -> tuple[int, os.stat_result]:
-    """Open a regular file of this user, by one plain name in an open folder.
+    """Open a regular file of this user, by its plain name in an open folder.
 
-    Raises OSError (ELOOP for a link) and NotPermitted. Whether it is a regular file is told by EINVAL.
+    Raises OSError (ELOOP for a symbolic link, EINVAL if it is not a regular file) and NotPermitted.
     """
-    # O_NONBLOCK: opening a FIFO that somebody planted must not hang
+    # O_NONBLOCK: opening must not hang on a FIFO that somebody planted
     fd = os.open(name, mode | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
     try:
         status = check_owner(fd, shown)
@@ -118,10 +118,10 @@ def create_file(name: str, folder: int) -> int:
 
 
 def make_directories(path: str) -> None:
-    """Make a private directory with those above it, each on disk before the next.
+    """Create a private directory and its parents, each synced to disk before the next.
 
-    One of this user that is there already may be another saver's, made a moment ago or before it was killed: it may not
-    be on disk yet.
+    An existing directory of this user is synced too: another saver may have created it a moment ago, or have been
+    killed before it could sync.
     """
     made = os.path.isdir(path)
     if made and (os.path.ismount(path) or os.stat(path).st_uid != os.geteuid()):
@@ -135,7 +135,7 @@ def make_directories(path: str) -> None:
         fd = os.open(above, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except PermissionError:
         if made:
-            return  # often /home: whoever may not list it has not made anything there
+            return  # often /home: a user who may not list a directory has not created anything in it
         raise
     try:
         os.fsync(fd)
@@ -144,7 +144,7 @@ def make_directories(path: str) -> None:
 
 
 def write_all(fd: int, pieces: Sequence[memoryview], offset: int) -> None:
-    """Write all pieces, one after the other, at `offset`; short writes are continued."""
+    """Write all pieces, one after the other, from `offset` on. Continues after short writes."""
     rest = [piece for piece in pieces if piece.nbytes]
     while rest:
         batch, size = [], 0
@@ -165,7 +165,7 @@ def write_all(fd: int, pieces: Sequence[memoryview], offset: int) -> None:
 
 
 def read_exactly(fd: int, buffer: memoryview, offset: int) -> int:
-    """Read until the buffer is full or the file ends; return the bytes read."""
+    """Read until the buffer is full or the file ends. Returns the number of bytes read."""
     done = 0
     while done < buffer.nbytes:
         got = os.preadv(fd, [buffer[done : done + MAX_WRITE]], offset + done)
@@ -176,7 +176,7 @@ def read_exactly(fd: int, buffer: memoryview, offset: int) -> int:
 
 
 def _locks_within_host(fd: int) -> bool:
-    """Tell whether flock on `fd`'s mount is seen by this host only, by the mount's options."""
+    """Whether the mount options of `fd` make flock work within this host only."""
     with open(f"/proc/self/fdinfo/{fd}") as info:
         mount = next(line.split()[1] for line in info if line.startswith("mnt_id:"))
     with open("/proc/self/mountinfo", errors="surrogateescape", newline="\n") as mounts:
@@ -184,7 +184,7 @@ def _locks_within_host(fd: int) -> bool:
 
 
 def mount_locks_locally(line: str) -> bool:
-    """Tell from a line of /proc/PID/mountinfo whether flock there works within one host only.
+    """Whether flock works within one host only, by a line of /proc/PID/mountinfo.
 
     The options are those of nfs(5) and of Lustre's client mount.
     """
@@ -196,10 +196,10 @@ def mount_locks_locally(line: str) -> bool:
 
 
 def lock_shared(root: int, store: str) -> int | None:
-    """Take the store's lock with other savers and readers; None where flock does not work.
+    """Lock the store shared, with other savers and readers. Returns None if flock does not work there.
 
-    On the way it passes through the gate, which a prune that waits for its turn holds shut.
-    Raises StoreError when a prune holds the lock for more than `LOCK_PATIENCE` seconds.
+    It first takes the gate's lock, which a waiting prune holds exclusively. Raises StoreError if a prune holds the
+    store's lock for more than `LOCK_PATIENCE` seconds.
     """
     flags = os.O_NOFOLLOW | os.O_CLOEXEC
     try:
@@ -236,13 +236,13 @@ def lock_shared(root: int, store: str) -> int | None:
 
 @contextlib.contextmanager
 def _through_gate(root: int, how: int) -> Iterator[None]:
-    """Hold the gate in the block. Raises BlockingIOError: it is shut. Where it cannot be had there is none."""
+    """Hold the gate's lock in the block, if the file can be opened. Raises BlockingIOError if a prune holds it."""
     try:
         gate = os.open("gate", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=root)
     except OSError as error:
         if error.errno not in (errno.EROFS, errno.EACCES):
             raise
-        yield  # a store that is only read has no prune
+        yield  # a read-only store is never pruned
         return
     try:
         fcntl.flock(gate, how | fcntl.LOCK_NB)
@@ -252,10 +252,10 @@ def _through_gate(root: int, how: int) -> Iterator[None]:
 
 
 def lock_exclusive(root: int, store: str, patience: float) -> int:
-    """Take the store's lock alone. Raises StoreError: busy, or locks do not work.
+    """Lock the store exclusively. Raises StoreError if it is busy or locks do not work.
 
-    Others may hold it without end, each a little later than the one before. With `patience`, in seconds, it waits for
-    those that hold it now, and keeps the gate shut meanwhile; with 0 it takes the lock at once or not at all.
+    Overlapping savers and readers may hold the lock without end. With `patience`, in seconds, this waits for those that
+    hold it and keeps new ones out by the gate; with 0 it takes the lock at once or fails.
     """
     fd = os.open("lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=root)
     try:
@@ -286,7 +286,7 @@ def lock_exclusive(root: int, store: str, patience: float) -> int:
 
 
 def _in_turn(root: int, fd: int, patience: float) -> None:
-    """Take a lock alone. Raises BlockingIOError: others have it still, after `patience` seconds."""
+    """Lock `fd` exclusively. Raises BlockingIOError if others still hold it after `patience` seconds."""
     deadline = time.monotonic() + patience
     if not patience:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -307,13 +307,13 @@ def _in_turn(root: int, fd: int, patience: float) -> None:
 
 
 class Place:
-    """An open store: its folders and its lock, for the life of one reader, writer or prune."""
+    """An open store: its folders and its lock, for one reader, writer or prune."""
 
     def __init__(self, path: str, *, create: bool = False, exclusive: bool = False, patience: float = 0) -> None:
-        """Open the store at `path`, and make it first when `create` is set; `patience` is for the exclusive lock.
+        """Open the store at `path`; with `create` make it first. `patience` is for the exclusive lock, in seconds.
 
-        Raises FileNotFoundError when there is no store, NotPermitted when it is not this user's alone, and
-        StoreError for everything else.
+        Raises FileNotFoundError if there is no store, NotPermitted if other users can write it, and StoreError for
+        everything else.
         """
         self.path = path
         self.root = self.snapshots = self.packs = -1
@@ -326,7 +326,7 @@ class Place:
             self.snapshots = self._folder("snapshots", create)
             self.packs = self._folder("packs", create)
             if create:
-                os.fsync(self.root)  # another saver may have made the folders, and been killed then
+                os.fsync(self.root)  # another saver may have created the folders and been killed before it could sync
             self._lock = lock_exclusive(self.root, path, patience) if exclusive else lock_shared(self.root, path)
         except OSError as error:
             self.close()
@@ -350,9 +350,9 @@ class Place:
         return fd
 
     def close(self) -> None:
-        """Let the lock and the folders go. Nothing was written through them, so that no error can matter."""
+        """Release the lock and close the folders. Errors do not matter, since nothing was written through these."""
         if self._lock is not None:
-            # a forked child may hold the same open file, so that closing alone would not unlock
+            # a forked child may share the open file description: closing alone might not unlock
             with contextlib.suppress(OSError):
                 fcntl.flock(self._lock, fcntl.LOCK_UN)
         for fd in (self._lock, self.packs, self.snapshots, self.root):

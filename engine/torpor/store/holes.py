@@ -1,6 +1,6 @@
-"""Space within packs: which of it manifests name, and how the rest is given back to the file system.
+"""Space in packs: which ranges manifests refer to, and how to give the rest back to the file system.
 
-A hole keeps the size of a file and all offsets in it; what is read there is zero (fallocate(2), FALLOC_FL_PUNCH_HOLE).
+A hole keeps the size of a file and all offsets in it; it reads as zeros (fallocate(2), FALLOC_FL_PUNCH_HOLE).
 """
 
 from __future__ import annotations
@@ -16,25 +16,24 @@ from typing import Final
 
 KEEP_SIZE, PUNCH_HOLE = 1, 2  # linux/falloc.h
 SECTOR: Final = 512
-"""The unit of st_blocks (stat(2)), bytes."""
+"""The unit of st_blocks (stat(2)), in bytes."""
 NO_HOLES: Final = {errno.EOPNOTSUPP, errno.ENOSYS}
-"""What a file system says that cannot punch holes: NFS below 4.2, for one."""
+"""Errors of file systems that cannot punch holes, such as NFS below 4.2."""
 
 _fallocate = ctypes.CDLL(None, use_errno=True).fallocate
 _fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 
 
 class Extents:
-    """Ranges of a file that may overlap, in memory no more than twice what their union needs."""
+    """Ranges of a file, which may overlap. They take at most twice the memory that their union needs."""
 
     def __init__(self) -> None:
-        """Have none."""
         self._starts = array("Q")
         self._ends = array("Q")
         self._patience = 1024
 
     def add(self, start: int, end: int) -> None:
-        """Take in a range, which is not empty."""
+        """Add a range, which must not be empty."""
         self._starts.append(start)
         self._ends.append(end)
         if len(self._starts) > self._patience:
@@ -42,10 +41,10 @@ class Extents:
             self._patience = max(1024, 2 * len(self._starts))
 
     def _join(self) -> None:
-        """Sort them, and make one of those that overlap or touch.
+        """Sort the ranges and merge those that overlap or touch.
 
-        All starts and all ends are sorted each by itself: behind the k-th end is a gap when no more than k ranges
-        have started there.
+        Starts and ends are sorted separately. There is a gap behind the k-th end if no more than k ranges have started
+        there.
         """
         starts, ends = sorted(self._starts), sorted(self._ends)
         apart = list(map(gt, starts[1:], ends))
@@ -53,7 +52,7 @@ class Extents:
         self._ends = array("Q", [*compress(ends, apart), *ends[-1:]])
 
     def gaps(self, begin: int, end: int) -> Iterator[tuple[int, int]]:
-        """What lies between `begin` and `end` and in none of them."""
+        """The ranges between `begin` and `end` that are in none of these."""
         self._join()
         for start, stop in zip([begin, *self._ends], [*self._starts, end], strict=True):
             if start < stop:
@@ -61,14 +60,14 @@ class Extents:
 
 
 def data(fd: int, start: int, end: int) -> Iterator[tuple[int, int]]:
-    """The parts of a range of a file that are no holes. Moves the position of the descriptor."""
+    """The parts of a range of a file that are not holes. Moves the descriptor's file position."""
     while start < end:
         try:
             start = os.lseek(fd, start, os.SEEK_DATA)
         except OSError as error:
             if error.errno != errno.ENXIO:
                 raise
-            return  # there is none up to the end of the file
+            return  # no data up to the end of the file
         if start < end:
             stop = min(os.lseek(fd, start, os.SEEK_HOLE), end)
             yield start, stop
@@ -76,12 +75,12 @@ def data(fd: int, start: int, end: int) -> Iterator[tuple[int, int]]:
 
 
 def punch(fd: int, start: int, end: int) -> None:
-    """Make a hole of a range of a file. Raises OSError."""
+    """Punch a hole in a file. Raises OSError."""
     if _fallocate(fd, KEEP_SIZE | PUNCH_HOLE, start, end - start):
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
 
 
 def held(status: os.stat_result) -> int:
-    """Bytes of the disk that a file takes: its holes take none."""
+    """The disk space that a file takes, in bytes: holes take none."""
     return status.st_blocks * SECTOR

@@ -1,4 +1,4 @@
-"""Blocks that earlier snapshots have stored, so that no writer stores them again."""
+"""Blocks that earlier snapshots have stored: a writer does not store them again."""
 
 from __future__ import annotations
 
@@ -15,28 +15,29 @@ from torpor.store.manifest import ID, open_manifest, read_head, read_manifest
 from torpor.store.reader import SnapshotReader, open_pack
 
 MAX_KNOWN_BLOCKS: Final = 1 << 20
-"""How many stored blocks a writer knows: about 150 MB of memory."""
+"""The most stored blocks that a writer keeps in mind: about 150 MB of memory."""
 MAX_KNOWN_SNAPSHOTS: Final = 256
-"""In how many of the newest snapshots it looks for them."""
+"""The number of newest snapshots whose blocks are read."""
 
 Pack = tuple[str, int]
-"""Id and size of a pack."""
+"""The id and the size of a pack."""
 
 
 def snapshot_ids(place: Place) -> list[str]:
-    """Give the names in ``snapshots/`` that are ids, oldest first; some may have no manifest (yet)."""
+    """The entries of ``snapshots/`` that are ids, oldest first. Some may have no manifest (yet)."""
     return sorted(name for name in os.listdir(place.snapshots) if ID.fullmatch(name))
 
 
 class KnownBlocks:
-    """Blocks by their hash, and the packs they lie in."""
+    """Stored blocks by their hash, and their packs."""
 
     MOST_PACKS = 64
-    """To how many earlier packs a snapshot refers: a restore opens all of them, and a series would come to have a block
-    or two in the pack of each of its snapshots. What lies in others is stored anew."""
+    """The most earlier packs that a snapshot refers to. A restore opens all of them, and without a limit a snapshot of
+    a series would need a block or two from each earlier pack. Blocks in other packs are stored again.
+    """
 
     def __init__(self, packs: Sequence[Pack], index: Index, snapshot: str = "") -> None:
-        """Know the blocks of one snapshot, which was published."""
+        """Know the blocks of one published snapshot."""
         self._snapshot = snapshot
         self.packs = list(packs)
         self._index = index
@@ -45,16 +46,16 @@ class KnownBlocks:
 
     @classmethod
     def of(cls, reader: SnapshotReader) -> KnownBlocks:
-        """Know those of a snapshot that is open."""
+        """Know the blocks of an open snapshot."""
         return cls(list(zip(reader.info.packs, reader.pack_sizes, strict=True)), Index(reader.blocks), reader.info.id)
 
     @classmethod
     def newest(cls, place: Place, kind: str) -> KnownBlocks:
-        """Know those of the newest snapshots of a kind, newest first up to a bound."""
+        """Know the blocks of the newest snapshots of a kind, up to a limit."""
         known = cls([], Index(BlockTable()))
         numbers: dict[Pack, int] = {}
         for snapshot in reversed(snapshot_ids(place)[-MAX_KNOWN_SNAPSHOTS:]):
-            # what cannot be read is not used: its blocks are written again
+            # skip what cannot be read: its blocks are written again
             with contextlib.suppress(ImageDamaged, NotPermitted, OSError):
                 opened = open_manifest(place.snapshots, snapshot, place.path)
                 if opened is None:
@@ -67,7 +68,7 @@ class KnownBlocks:
 
     @property
     def table(self) -> BlockTable:
-        """The blocks."""
+        """The table of these blocks."""
         return self._index.table
 
     def _take(self, fd: int, size: int, place: Place, snapshot: str, kind: str, numbers: dict[Pack, int]) -> None:
@@ -86,15 +87,15 @@ class KnownBlocks:
         self._index.extend(start)
 
     def retire(self) -> Set[int]:
-        """Find blocks in so many packs only from now on, those that have most of them; the numbers of the others."""
+        """Use only the `MOST_PACKS` packs with the most blocks from now on. Returns the numbers of the others."""
         if len(self.packs) > self.MOST_PACKS:
             self._retired = {number for number, _ in Counter(self.table.packs).most_common()[self.MOST_PACKS :]}
         return self._retired
 
     def is_there(self, place: Place) -> bool:
-        """Whether the snapshot is in an open store still, and every pack well.
+        """Whether an open store still has the snapshot, and all its packs are intact.
 
-        Where it was removed, prune may have freed its blocks since the store was last open, in packs that stay.
+        If the snapshot was removed, a prune may have freed its blocks in packs that stay.
         """
         self._well.clear()
         try:
@@ -107,7 +108,7 @@ class KnownBlocks:
         return all(self._is_well(number, place) for number in range(len(self.packs)))
 
     def find(self, digest: bytes, place: Place) -> tuple[Pack, int, int] | None:
-        """Give a block's pack, its offset and its length, if the pack is well."""
+        """The pack, offset and length of a block; None if it is not known or its pack is not intact."""
         row = self._index.find(digest)
         if row is None:
             return None

@@ -1,4 +1,4 @@
-"""The bytes of manifests and of pack headers (docs/format.md), and what a listing says of a snapshot."""
+"""The bytes of manifests and of pack headers (docs/format.md), and what a listing shows of a snapshot."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MAX_HEAD: Final = 1 << 20
 MAX_BODY: Final = 1 << 30
 MAX_PACKS: Final = 1 << 14
 MAX_TEXT: Final = 1024
-"""The most characters of a tag's value, a summary or a host name."""
+"""The maximal length of a tag's value, a summary or a host name, in characters."""
 MAX_TAGS: Final = 64
 MAX_NOTICES: Final = 64
 
@@ -44,38 +44,38 @@ _DAMAGED: Final = "it cannot be used; `torpor ls` shows others, `torpor rm` remo
 
 @dataclass(frozen=True)
 class SnapshotInfo:
-    """What a listing knows of a snapshot."""
+    """What a listing shows of a snapshot."""
 
     id: str
     store: str
-    """Path of the store."""
+    """The path of the store."""
     kind: str = ""
     created_ns: int = 0
-    """The writing host's CLOCK_REALTIME."""
+    """By CLOCK_REALTIME of the host that wrote it, in ns."""
     tags: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     needs: tuple[str, ...] = ()
     summary: str = ""
     notices: tuple[str, ...] = ()
-    """What whoever wakes it will not find as it was, and what was particular when it was saved; a sentence each."""
+    """What a restore does not bring back as it was, and what was unusual at the checkpoint: a sentence each."""
     host: str = ""
     size: int = 0
-    """Bytes of the blocks, each counted once, and of the body."""
+    """The size of the blocks, each counted once, and of the body, in bytes."""
     written: int = 0
-    """Bytes that this snapshot added to the store when it was written."""
+    """The bytes that this snapshot added to the store when it was written."""
     packs: tuple[str, ...] = ()
-    """Ids of the packs it needs."""
+    """Ids of the packs that it needs."""
     damage: str = ""
-    """Why it cannot be used; empty for a sound one. A damaged one may have no more than its id and store."""
+    """Why it cannot be used; empty if it can. A damaged snapshot may have only an id and a store."""
 
     @property
     def short(self) -> str:
-        """The random part of the id: enough for people."""
+        """The random part of the id, which is unique enough for people."""
         return self.id.rpartition("-")[2]
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """A whole manifest, checked."""
+    """A complete manifest that was checked."""
 
     info: SnapshotInfo
     pack_sizes: tuple[int, ...]
@@ -84,14 +84,14 @@ class Manifest:
 
 
 def new_id(newest: str | None) -> str:
-    """Make an id that is unique and sorts after `newest`, whatever the clock says."""
+    """Make a unique id that sorts after `newest`, even if the clock was set back."""
     stamp = _stamp(datetime.now(timezone.utc))
     if newest is not None and stamp <= newest[:18]:
         try:
             before = datetime.strptime(newest[:18] + "000", "%Y%m%d-%H%M%S%f")
             stamp = _stamp(before + timedelta(milliseconds=1))
         except (ValueError, OverflowError):
-            pass  # a name that somebody made up, and that is no time: it cannot be followed
+            pass  # a made-up name that is no time: nothing can sort after it
     return stamp + "-" + "".join(secrets.choice("abcdefghijklmnopqrstuvwxyz234567") for _ in range(6))
 
 
@@ -100,17 +100,17 @@ def _stamp(moment: datetime) -> str:
 
 
 def printable(text: str, limit: int = MAX_TEXT) -> str:
-    """Make a text fit for a head: every character that is not printable becomes ``?``."""
+    """Make a text fit for a head: replace every character that is not printable by ``?``."""
     return "".join(c if c.isprintable() else "?" for c in text[:limit])
 
 
 def pack_header(pack: str) -> bytes:
-    """Give the first page of a pack."""
+    """The first page of a pack."""
     return (struct.pack("<8sII", PACK_MAGIC, VERSION, 0) + pack.encode()).ljust(PAGE, b"\0")
 
 
 def encode(head: Envelope, blocks: BlockTable, body: bytes) -> list[bytes | bytearray]:
-    """Give the bytes of a manifest in pieces. Raises StoreError when a bound of the format is exceeded."""
+    """The bytes of a manifest, in pieces. Raises StoreError if it exceeds a limit of the format."""
     packed = head.SerializeToString()
     if len(packed) > MAX_HEAD or len(body) > MAX_BODY or len(blocks) > MAX_BLOCKS or len(head.packs) > MAX_PACKS:
         raise StoreError(
@@ -132,9 +132,9 @@ def encode(head: Envelope, blocks: BlockTable, body: bytes) -> list[bytes | byte
 
 
 def open_manifest(snapshots: int, snapshot: str, store: str) -> tuple[int, int] | None:
-    """Open the manifest of a snapshot: its descriptor and size; None when there is none.
+    """Open the manifest of a snapshot. Returns its descriptor and size, or None if there is no manifest.
 
-    Raises ImageDamaged when what stands in its place is no private regular file.
+    Raises ImageDamaged if it is not a private regular file.
     """
     shown = os.path.join(store, "snapshots", snapshot)
     try:
@@ -161,12 +161,12 @@ def _damaged(snapshot: str, why: str, advice: str = _DAMAGED) -> ImageDamaged:
 
 @dataclass(frozen=True)
 class Head:
-    """The first part of a manifest, checked by itself."""
+    """The first part of a manifest, which has a checksum of its own."""
 
     info: SnapshotInfo
     pack_sizes: tuple[int, ...]
     end: int
-    """Where the block table starts."""
+    """The offset of the block table."""
     blocks: int
     body: int
     raw: bytes
@@ -176,7 +176,7 @@ class Head:
 def read_head(fd: int, size: int, snapshot: str, store: str) -> Head:
     """Read the head of an open manifest of `size` bytes.
 
-    Raises ImageDamaged. A size that does not fit is told in ``info.damage`` only: the head can be believed.
+    Raises ImageDamaged. If only the size is wrong, the head can be trusted: then ``info.damage`` says so.
     """
     start = bytearray(FIXED.size)
     if read_exactly(fd, memoryview(start), 0) < FIXED.size:
@@ -228,7 +228,7 @@ def read_head(fd: int, size: int, snapshot: str, store: str) -> Head:
 
 
 def _head_fault(head: Envelope, snapshot: str) -> str:
-    """Tell what in a parsed head is not as a writer makes it; "" when all is well."""
+    """What is wrong with a parsed head; "" if nothing is."""
     packs = {pack.id for pack in head.packs}
     texts = [head.summary, head.host, *head.tags.values(), *head.needs, *head.notices]
     faults = (
@@ -257,7 +257,7 @@ def _head_fault(head: Envelope, snapshot: str) -> str:
 
 
 def read_manifest(fd: int, size: int, snapshot: str, store: str) -> Manifest:
-    """Read and check a whole manifest. Raises ImageDamaged."""
+    """Read and check a complete manifest. Raises ImageDamaged."""
     head = read_head(fd, size, snapshot, store)
     if head.info.damage:
         raise _damaged(snapshot, head.info.damage)

@@ -1,4 +1,4 @@
-"""Reading a snapshot: its body, where its blocks lie, and their content once its hash was compared."""
+"""Reading a snapshot: its body, the locations of its blocks, and their content after a check of the hash."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from torpor.store.files import read_exactly as _read
 from torpor.store.manifest import Manifest, SnapshotInfo, pack_header
 
 READ_SIZE: Final = 4 << 20
-"""How much a check reads at once, bytes; a longer block is read alone."""
+"""How much a check reads at once, in bytes; a longer block is read by itself."""
 
 
 def open_pack(place: Place, pack: str, size: int, mode: int = os.O_RDONLY) -> int:
-    """Open a pack and compare owner, size and header. Raises ImageDamaged, NotPermitted and OSError."""
+    """Open a pack and check its owner, size and header. Raises ImageDamaged, NotPermitted and OSError."""
     name = f"{pack}.pack"
     shown = os.path.join(place.path, "packs", name)
     try:
@@ -52,7 +52,7 @@ def open_pack(place: Place, pack: str, size: int, mode: int = os.O_RDONLY) -> in
 
 
 class SnapshotReader:
-    """An open snapshot. While it is open nothing that it needs is removed.
+    """An open snapshot. While it is open, no prune removes what it needs.
 
     All methods may be called from several threads.
     """
@@ -61,12 +61,12 @@ class SnapshotReader:
     body: bytes
     needs: tuple[str, ...]
     pack_sizes: tuple[int, ...]
-    """Of `info.packs`, bytes."""
+    """The sizes of `info.packs`, in bytes."""
     blocks: BlockTable
-    """Where every block lies: its columns can be used as they are."""
+    """The location of every block. Callers may use its columns."""
 
     def __init__(self, place: Place, manifest: Manifest, *, borrowed: bool = False) -> None:
-        """Take over an open store, unless it is borrowed, and a manifest in it. Use `Store.open`."""
+        """Read a snapshot by its manifest. Takes ownership of the open store, unless `borrowed`. Use `Store.open`."""
         self._place = place
         self._borrowed = borrowed
         self.pack_sizes = manifest.pack_sizes
@@ -78,15 +78,13 @@ class SnapshotReader:
         self.blocks = manifest.blocks
 
     def __enter__(self) -> SnapshotReader:
-        """Give itself."""
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        """Close."""
         self.close()
 
     def close(self) -> None:
-        """Close the packs and let the store's lock go. Nothing may be mapped still: the packs may get holes now."""
+        """Close the packs and unlock the store. No pack may be mapped any longer: a prune may punch holes in it."""
         with self._lock:
             while self._fds:
                 os.close(self._fds.popitem()[1])
@@ -94,7 +92,7 @@ class SnapshotReader:
                 self._place.close()
 
     def block(self, index: int) -> tuple[int, int, int]:
-        """Give a block's pack number (for `pack_fd`), offset in the pack and length, bytes."""
+        """The number of a block's pack (for `pack_fd`), its offset in the pack and its length, in bytes."""
         if not 0 <= index < len(self.blocks):
             raise ImageDamaged(
                 f"snapshot {self.info.id} is damaged: it has no block {index}",
@@ -103,9 +101,9 @@ class SnapshotReader:
         return self.blocks.packs[index], self.blocks.offsets[index], self.blocks.lengths[index]
 
     def pack_fd(self, number: int) -> int:
-        """Give a descriptor of a pack, open for reading; it belongs to the reader and is closed with it.
+        """A read-only descriptor of a pack. The reader owns it and closes it.
 
-        Raises ImageDamaged when the pack is missing, cut or exchanged, StoreError when it cannot be opened.
+        Raises ImageDamaged if the pack is missing, cut or exchanged, StoreError if it cannot be opened.
         """
         with self._lock:
             fd = self._fds.get(number)
@@ -116,7 +114,7 @@ class SnapshotReader:
             return fd
 
     def read_block(self, index: int) -> bytes:
-        """Give the content of a block. Raises ImageDamaged when it is not what was written."""
+        """Read a block. Raises ImageDamaged if its content has changed."""
         pack, offset, length = self.block(index)
         data = bytearray(length)
         self._read(pack, memoryview(data), offset)
@@ -125,12 +123,12 @@ class SnapshotReader:
         return bytes(data)
 
     def peek(self, index: int, skip: int, size: int) -> bytes:
-        """Give a part of a block's content, which is not compared with the hash. Raises ImageDamaged, StoreError.
+        """Read a part of a block without a check of the hash. Raises ImageDamaged, StoreError.
 
         Args:
             index: the block.
-            skip: where in it, bytes.
-            size: bytes.
+            skip: the offset in the block, in bytes.
+            size: the number of bytes.
         """
         pack, offset, length = self.block(index)
         data = bytearray(min(size, length - skip))
@@ -155,20 +153,20 @@ class SnapshotReader:
         )
 
     def verify_blocks(self, indexes: Iterable[int]) -> None:
-        """Read blocks and compare their hashes. Raises ImageDamaged at the first bad one, StoreError.
+        """Read blocks and check their hashes. Raises ImageDamaged at the first bad one, StoreError.
 
-        It uses pread and no mapping, for a file that another host cuts would end the process by SIGBUS.
+        It uses pread, not a mapping: if another host truncated a mapped file, SIGBUS would end this process.
         """
         for bad in self.bad_blocks(indexes):
             raise self._changed(bad)
 
     def bad_blocks(self, indexes: Iterable[int]) -> Iterator[int]:
-        """Read blocks in the order they have on disk, and give those that are not what was written."""
+        """Read blocks in the order of their location, and yield those whose content has changed."""
         blocks = self.blocks
         wanted = set(indexes)
         for extreme in (min(wanted, default=None), max(wanted, default=None)):
             if extreme is not None:
-                self.block(extreme)  # refuses what is no block
+                self.block(extreme)  # raises if there is no such block
         rows = sorted(wanted, key=lambda row: (blocks.packs[row], blocks.offsets[row]))
         buffer = memoryview(bytearray(READ_SIZE))
         first = 0

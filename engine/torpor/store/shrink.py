@@ -1,4 +1,4 @@
-"""Packs that stay give back the space of blocks that no snapshot names, by holes: nothing else in them changes."""
+"""Freeing the space of unneeded blocks in packs that stay, by punching holes. Nothing else in the packs changes."""
 
 from __future__ import annotations
 
@@ -18,35 +18,35 @@ from torpor.store.reader import open_pack
 
 @dataclass(frozen=True)
 class Shrunk:
-    """What became of it."""
+    """The result of `shrink`."""
 
     packs: tuple[str, ...] = ()
-    """Ids of those that gave space back."""
+    """Ids of the packs in which space was freed."""
     freed: int = 0
-    """Bytes of the disk."""
+    """The disk space that was freed, in bytes."""
     kept: str = ""
-    """Why more may be unneeded."""
+    """Why unneeded blocks may be left."""
 
 
 @dataclass
 class _Part:
-    """What is named of a pack."""
+    """The ranges of a pack that snapshots refer to."""
 
     size: int = 0
     extents: Extents = field(default_factory=Extents)
 
 
 class _Named:
-    """What snapshots name of some packs."""
+    """The ranges of some packs that snapshots refer to."""
 
     def __init__(self, packs: Collection[str], gone: Collection[str]) -> None:
         self.parts = {pack: _Part() for pack in packs}
         self.unfinished: list[str] = []
-        """Directories without a manifest, when it was read last."""
+        """Directories without a manifest, at the last `read`."""
         self._read = set(gone)
 
     def read(self, place: Place) -> None:
-        """Read the tables of all snapshots that were not read yet. Raises ImageDamaged, OSError: they may name any."""
+        """Read the block tables of the other snapshots. Raises ImageDamaged, OSError: then no hole is safe."""
         self.unfinished = []
         for snapshot in snapshot_ids(place):
             if snapshot in self._read:
@@ -56,7 +56,7 @@ class _Named:
                 self.unfinished.append(snapshot)
                 continue
             try:
-                # the head has a hash of its own, which vouches for its list of packs
+                # the head has its own checksum, so its list of packs can be trusted
                 if not self.parts.keys().isdisjoint(read_head(*opened, snapshot, place.path).info.packs):
                     self._take(read_manifest(*opened, snapshot, place.path))
             finally:
@@ -75,11 +75,11 @@ class _Named:
 
 
 def shrink(path: str, packs: Collection[str], gone: Collection[str], *, dry_run: bool, patience: float) -> Shrunk:
-    """Punch holes in `packs` of the store at `path` where no snapshot, but for those in `gone`, names a block.
+    """Punch holes in `packs` where no snapshot of the store at `path`, except those in `gone`, refers to a block.
 
-    The tables are read with the lock shared, since that may take long where there are many: savers do not wait for
-    it. Those that were published meanwhile are read when the lock is held alone, for which it waits up to `patience`
-    seconds. Raises NotPermitted and StoreError, above all when the store is busy, and OSError.
+    The block tables are first read under the shared lock: this may take long, and savers need not wait. Then the lock
+    is taken exclusively, for which this waits up to `patience` seconds, and tables published meanwhile are read. Raises
+    NotPermitted and StoreError, above all if the store is busy, and OSError.
     """
     named = _Named(packs, gone)
     try:
@@ -90,7 +90,7 @@ def shrink(path: str, packs: Collection[str], gone: Collection[str], *, dry_run:
             if not dry_run:
                 for snapshot in named.unfinished:
                     unlink_snapshot(place, snapshot)
-                os.fsync(place.snapshots)  # the manifests are gone for good before what they named goes
+                os.fsync(place.snapshots)  # the manifests must be gone for good before their blocks are freed
             return _punch_all(place, named, dry_run=dry_run)
     except ImageDamaged as error:
         return Shrunk(kept=f"unneeded blocks stay in their packs: a manifest cannot be read and may name any ({error})")
@@ -103,7 +103,7 @@ def _punch_all(place: Place, named: _Named, *, dry_run: bool) -> Shrunk:
         try:
             fd = open_pack(place, pack, part.size, os.O_RDWR)
         except (ImageDamaged, NotPermitted):
-            continue  # gone, or not what was written: `torpor verify` tells, and nothing is written there
+            continue  # the pack is gone or damaged, which `torpor verify` reports: do not write to it
         try:
             less = _punch(fd, part, dry_run=dry_run)
         except OSError as error:
@@ -119,12 +119,12 @@ def _punch_all(place: Place, named: _Named, *, dry_run: bool) -> Shrunk:
 
 
 def _punch(fd: int, part: _Part, *, dry_run: bool) -> int:
-    """Punch what is not named; the bytes freed."""
+    """Punch holes where no snapshot refers to a block. Returns the bytes freed."""
     before = held(os.fstat(fd))
     found = 0
     for gap in part.extents.gaps(PAGE, part.size):
         for start, end in data(fd, *gap):
             found += end - start
-            # behind the end nothing is: it tells a dry run whether there can be holes
+            # a dry run punches behind the end of the file, where nothing is, to see whether holes are possible
             punch(fd, *((part.size, part.size + PAGE) if dry_run else (start, end)))
     return found if dry_run else max(0, before - held(os.fstat(fd)))  # a hole may cost the file system a block

@@ -20,36 +20,35 @@ from torpor.store.shrink import shrink
 from torpor.store.writer import SnapshotWriter
 
 Progress = Callable[[int, int], None]
-"""Called with the bytes done and the bytes in all."""
+"""Called with the bytes done so far and the total bytes."""
 
 
 def default_path() -> str:
-    """Give the store's path when none is named: $TORPOR_STORE, else ``torpor`` in the user's data folder."""
+    """The store's path if the user names none: $TORPOR_STORE, else ``torpor`` in the user's data folder."""
     named = os.environ.get("TORPOR_STORE")
     if named:
         return named
     data = os.environ.get("XDG_DATA_HOME", "")
-    # the XDG base directory specification: a path that is not absolute is to be ignored
+    # XDG base directory specification: a relative path must be ignored
     return os.path.join(data if os.path.isabs(data) else os.path.expanduser("~/.local/share"), "torpor")
 
 
 class Store:
-    """A directory that holds snapshots. It is made when the first one is written."""
+    """A directory that holds snapshots. The first writer creates it."""
 
     path: str
-    """Absolute."""
+    """The absolute path."""
 
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
-        """Name a store; nothing is opened or made yet."""
+        """Name a store. This opens and creates nothing."""
         self.path = os.path.abspath(default_path() if path is None else os.fspath(path))
-        self._changed: set[str] = set()  # packs that removed snapshots named, and that were not looked at since
+        self._changed: set[str] = set()  # packs of removed snapshots, not examined for unneeded blocks yet
 
     def __repr__(self) -> str:
-        """Show the path."""
         return f"Store({self.path!r})"
 
     def _place(self) -> Place:
-        """Open the store with its lock shared. Raises NotFound when there is none."""
+        """Open the store with a shared lock. Raises NotFound if it does not exist."""
         try:
             return Place(self.path)
         except FileNotFoundError:
@@ -66,11 +65,11 @@ class Store:
         reuse: bool = True,
         known: KnownBlocks | None = None,
     ) -> SnapshotWriter:
-        """Begin a snapshot. Raises ValueError for a kind or tag that is no name, NotPermitted, StoreError.
+        """Begin a snapshot. Raises ValueError for an invalid kind or tag, NotPermitted, StoreError.
 
-        Without `reuse` no block is looked up in earlier snapshots, whose tables are then not read: for
-        snapshots that are small, many, and have nothing in common. Nor are they read with `known`, the blocks of
-        the snapshot of this store that comes before (`SnapshotWriter.known`), as long as those are there.
+        Without `reuse` no earlier snapshot's block table is read and no block is shared with one: for snapshots that
+        are small, many, and have nothing in common. With `known`, the blocks of the previous snapshot in this store
+        (`SnapshotWriter.known`), no table is read either, as long as those blocks still exist.
         """
         place = Place(self.path, create=True)
         try:
@@ -80,7 +79,7 @@ class Store:
             raise
 
     def ids(self) -> list[str]:
-        """Give the names that snapshots have, oldest first, without a look at what they hold.
+        """The ids of the snapshots, oldest first, without reading manifests.
 
         One of them may not be published yet. A store that does not exist has none. Raises NotPermitted, StoreError.
         """
@@ -95,7 +94,7 @@ class Store:
             place.close()
 
     def snapshots(self, only: Collection[str] | None = None) -> list[SnapshotInfo]:
-        """List all snapshots, or those whose ids are given, oldest first; a damaged one has `SnapshotInfo.damage` set.
+        """List all snapshots, or those in `only`, oldest first. A damaged one has `SnapshotInfo.damage` set.
 
         A store that does not exist has none. Raises NotPermitted, StoreError.
         """
@@ -109,9 +108,9 @@ class Store:
             place.close()
 
     def resolve(self, text: str) -> SnapshotInfo:
-        """Find a snapshot by its id, a unique beginning of the id or of its random part, or ``latest``.
+        """Find a snapshot by its id, by a unique prefix of the id or of its random part, or by ``latest``.
 
-        A damaged one is found as well: ``latest`` never means an older one in silence. Raises NotFound.
+        Damaged snapshots are found as well: ``latest`` never silently means an older one. Raises NotFound.
         """
         infos = self.snapshots()
         if not infos:
@@ -138,10 +137,10 @@ class Store:
         )
 
     def open(self, text: str | SnapshotInfo, *, knows: Collection[str] = ()) -> SnapshotReader:
-        """Open a snapshot for reading; `knows` are the needs of its body that the caller understands.
+        """Open a snapshot for reading. `knows` are the needs of its body that the caller supports.
 
-        Raises NotFound, NotPermitted, StoreError, and ImageDamaged when its manifest is not as it was
-        written, is of another format version, or needs something that is not in `knows`.
+        Raises NotFound, NotPermitted, StoreError, and ImageDamaged if the manifest has changed, has another format
+        version, or needs something that is not in `knows`.
         """
         snapshot = (self.resolve(text) if isinstance(text, str) else text).id
         place = self._place()
@@ -166,14 +165,14 @@ class Store:
             raise
 
     def verify(self, text: str | None = None, progress: Progress | None = None) -> list[Reason]:
-        """Read one snapshot, or all, to the last byte and list what is wrong; an empty list is good news.
+        """Read all of one snapshot, or of every snapshot, and list what is damaged. An empty list means no damage.
 
         A block that several snapshots share is read once. Raises NotFound, NotPermitted, StoreError.
         """
         infos = self.snapshots() if text is None else [self.resolve(text)]
         total = sum(info.size for info in infos)
         problems: list[Reason] = []
-        sound: set[bytes] = set()  # blocks by place and hash
+        sound: set[bytes] = set()  # blocks by location and hash
         done = 0
         for info in infos:
             try:
@@ -183,22 +182,22 @@ class Store:
                         if progress:
                             progress(done, total)
             except NotFound:
-                done += info.size  # removed meanwhile
+                done += info.size  # it was removed meanwhile
             except (ImageDamaged, NotPermitted, StoreError) as error:
                 problems.append(Reason(f"snapshot {info.id}", error.message, error.advice))
         return problems
 
     def remove(self, text: str) -> PruneReport:
-        """Remove one snapshot, and the packs and blocks that no other needs, unless a saver or reader is at work.
+        """Remove one snapshot, and if no saver or reader is at work also the packs and blocks that no other one needs.
 
-        What could not be removed goes with the next prune. Raises NotFound, NotPermitted, StoreError.
+        The next prune removes what is left. Raises NotFound, NotPermitted, StoreError.
         """
         return self.discard([self.resolve(text)])
 
     def discard(self, infos: Collection[SnapshotInfo]) -> PruneReport:
-        """Remove these snapshots like `remove`, with one look at the packs for all; one that is gone is no error.
+        """Remove snapshots like `remove`, but examine the packs only once. It is no error if one is gone already.
 
-        Raises NotFound when there is no store, NotPermitted, StoreError.
+        Raises NotFound if there is no store, NotPermitted, StoreError.
         """
         freed = 0
         place = self._place()
@@ -229,7 +228,7 @@ class Store:
         return report
 
     def _shrink(self, report: PruneReport, packs: Collection[str], patience: float = 0) -> PruneReport:
-        """Free the blocks in `packs` that no snapshot needs besides those that are gone, or are to go."""
+        """Free the blocks in `packs` that no snapshot needs. Snapshots that `report` removes do not count."""
         if not packs:
             return report
         try:
@@ -241,7 +240,7 @@ class Store:
         return replace(report, shrunk=shrunk.packs, freed=report.freed + shrunk.freed, kept=shrunk.kept)
 
     def used(self) -> int:
-        """Give the bytes of the disk that the packs take, whose holes take none. Raises NotPermitted, StoreError."""
+        """The disk space that the packs take, in bytes, without their holes. Raises NotPermitted, StoreError."""
         try:
             place = Place(self.path)
         except FileNotFoundError:
@@ -250,16 +249,16 @@ class Store:
             with as_store_errors(self.path, "its size cannot be seen"):
                 total = 0
                 for name in os.listdir(place.packs):
-                    with contextlib.suppress(FileNotFoundError):  # a writer has just given it its name, or let it go
+                    with contextlib.suppress(FileNotFoundError):  # a writer has just renamed or removed it
                         total += held(os.stat(name, dir_fd=place.packs, follow_symlinks=False))
                 return total
         finally:
             place.close()
 
     def pin(self, id: str, pinned: bool = True) -> None:
-        """Keep a snapshot from `prune`, or no longer; `remove` still takes it.
+        """Protect a snapshot from `prune`, or end that. `remove` removes it nevertheless.
 
-        Raises NotFound when there is no such snapshot, NotPermitted, StoreError.
+        Raises NotFound if there is no such snapshot, NotPermitted, StoreError.
         """
         place = self._place()
         try:
@@ -289,12 +288,11 @@ class Store:
         kind: str | None = None,
         tags: Mapping[str, str] | None = None,
     ) -> PruneReport:
-        """Remove all but the newest `keep_last` snapshots and those that are pinned, and what no snapshot needs.
+        """Remove all but the newest `keep_last` snapshots and those that are pinned, and data that no snapshot needs.
 
-        With `kind` or `tags` only the snapshots that have them are counted and removed; one that is damaged or
-        pinned is neither. A manifest that cannot be read keeps every pack. It waits for savers and readers that are at
-        work, and those that come meanwhile wait for it. Raises NotPermitted and StoreError, above all when the store
-        stays busy.
+        With `kind` or `tags` only matching snapshots are counted and removed. Damaged and pinned ones are neither
+        counted nor removed. If a manifest cannot be read, every pack stays. Prune waits for savers and readers that are
+        at work, and new ones wait for it. Raises NotPermitted and StoreError, above all if the store stays busy.
         """
         if keep_last < 0:
             raise ValueError("keep_last is a number of snapshots")
@@ -313,7 +311,7 @@ class Store:
                 counted = [info for info in counted if not _is_pinned(place, info.id)]
                 many = max(0, len(counted) - keep_last)
                 if many and not dry_run:
-                    settle(place, (info.id for info in counted[many:]))  # before the others go for their sake
+                    settle(place, (info.id for info in counted[many:]))  # before older ones are removed
                 report, packs = collect(place, counted[:many], dry_run=dry_run)
         finally:
             place.close()
@@ -348,7 +346,7 @@ def _list(place: Place, only: Collection[str] | None = None) -> list[SnapshotInf
 
 
 def _verify(reader: SnapshotReader, sound: set[bytes], problems: list[Reason]) -> Iterator[int]:
-    """Check the blocks of a snapshot that are not in `sound` yet; give the bytes done, step by step."""
+    """Check the blocks of a snapshot that are not in `sound` yet. Yields the bytes done in each step."""
     info, blocks = reader.info, reader.blocks
     yield len(reader.body)
     by_pack: dict[int, list[int]] = {}

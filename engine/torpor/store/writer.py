@@ -1,4 +1,4 @@
-"""Writing a snapshot: blocks into a pack as they come, from any thread; then the manifest makes it exist."""
+"""Writing a snapshot: threads add blocks to a pack; finally the manifest publishes the snapshot."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _ZEROS: Final = memoryview(bytes(PAGE))
 
 
 def check_tags(tags: Mapping[str, str]) -> dict[str, str]:
-    """Give a copy of tags that fit a head. Raises ValueError by name."""
+    """Copy tags that are valid in a head. Raises ValueError that names an invalid one."""
     if len(tags) > MAX_TAGS:
         raise ValueError(f"{len(tags)} tags are more than {MAX_TAGS}")
     for key, value in tags.items():
@@ -52,9 +52,9 @@ def check_tags(tags: Mapping[str, str]) -> dict[str, str]:
 
 
 class SnapshotWriter:
-    """One snapshot in the making. Leaving its ``with`` block before `publish` removes all that was written.
+    """A snapshot that is being written. If the ``with`` block ends before `publish`, all that was written is removed.
 
-    `add_blocks` may be called from several threads at a time; the other methods belong to one.
+    Several threads may call `add_blocks` at a time; the other methods belong to one thread.
     """
 
     id: str
@@ -68,7 +68,7 @@ class SnapshotWriter:
         reuse: bool = True,
         known: KnownBlocks | None = None,
     ) -> None:
-        """Begin a snapshot in an open store, which the writer closes when it ends. Use `Store.writer`."""
+        """Begin a snapshot in an open store, which the writer closes at its end. Use `Store.writer`."""
         if not KIND.fullmatch(kind):
             raise ValueError(f"kind {kind!r} is not a lower-case name")
         self._tags = check_tags(tags)
@@ -79,12 +79,12 @@ class SnapshotWriter:
         self._reused: dict[Pack, int] = {}
         self._own = Index(BlockTable())
         self.base = known if known and known.is_there(place) else None
-        """The snapshot whose blocks are known beforehand, if they are still there: see `adopt`."""
+        """The blocks of the previous snapshot, if it still exists: see `adopt`."""
         self._known = self.base
         self._reuse_earlier = reuse
         self._adopted: dict[int, int] = {}
         self._fd = -1
-        self._number = -1  # of the own pack
+        self._number = -1  # of this snapshot's own pack
         self._end = PAGE
         self._lock = threading.Lock()
         self._idle = threading.Condition(self._lock)
@@ -96,19 +96,17 @@ class SnapshotWriter:
         self.id = new_id(ids[-1] if ids else None)
 
     def __enter__(self) -> SnapshotWriter:
-        """Give itself."""
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        """Abandon, unless published."""
         self.abandon()
 
     def add_blocks(self, data: memoryview, lengths: Sequence[int]) -> list[int]:
-        """Store consecutive pieces of `data` with the given lengths, and give the index of each one's block.
+        """Store consecutive pieces of `data` with the given lengths. Returns the index of each piece's block.
 
-        Equal blocks get one index and are stored once; what an earlier snapshot holds is not stored again.
-        All lengths together are the length of `data`, which may be used anew when the call returns.
-        Raises StoreError when the store is full or broken; the snapshot cannot be published then.
+        Equal blocks get one index and are stored once; blocks that an earlier snapshot holds are not stored again. The
+        sum of `lengths` must be the length of `data`, which may be reused when the call returns. Raises StoreError if
+        the store is full or broken; then the snapshot cannot be published.
         """
         data = data.cast("B")
         starts = list(accumulate(lengths, initial=0))
@@ -127,7 +125,7 @@ class SnapshotWriter:
 
     @contextlib.contextmanager
     def _at_work(self) -> Iterator[None]:
-        """Count a thread that writes; if it does not come to its end, the snapshot must not be published."""
+        """Count a thread that writes. If it fails, the snapshot cannot be published."""
         with self._lock:
             if self._failure:
                 raise self._failure
@@ -151,14 +149,14 @@ class SnapshotWriter:
     def _reserve(
         self, data: memoryview, starts: list[int], ends: list[int], digests: list[bytes]
     ) -> tuple[list[int], list[memoryview]]:
-        """Give every block its index, and the pieces of `data` that are new, in their order in the pack."""
+        """Assign an index to every block. Also returns the new pieces of `data`, in their order in the pack."""
         if len(self._own.table) + len(digests) > MAX_BLOCKS:
             raise self._too_many()
         if self._known is None and self._reuse_earlier:
             self._known = KnownBlocks.newest(self._place, self._kind)
         indexes: list[int] = []
         pieces: list[memoryview] = []
-        run_start = run_end = 0  # new bytes that follow each other in data and in the pack
+        run_start = run_end = 0  # new bytes that are adjacent in data and in the pack
         for start, end, digest in zip(starts, ends, digests, strict=True):
             row = self._own.find(digest)
             if row is None:
@@ -179,7 +177,7 @@ class SnapshotWriter:
         return indexes, pieces
 
     def _reuse(self, digest: bytes, size: int) -> int | None:
-        """Take over a block that an earlier snapshot stored in a sound pack, if there is one."""
+        """Refer to a block that an earlier snapshot stored in an intact pack. Returns its index or None."""
         found = self._known.find(digest, self._place) if self._known else None
         if found is None or found[2] != size:
             return None
@@ -196,9 +194,9 @@ class SnapshotWriter:
         return number
 
     def adopt(self, rows: Sequence[int]) -> list[int]:
-        """Take over blocks of `base`, by their indexes there, and give the index of each one's block here.
+        """Refer to blocks of `base`, given by their indexes there. Returns the index of each block here.
 
-        Raises StoreError when there are more than the format allows.
+        Raises StoreError if the snapshot gets more blocks than the format allows.
         """
         assert self.base is not None
         theirs, table = self.base.table, self._own.table
@@ -220,18 +218,18 @@ class SnapshotWriter:
 
     @property
     def store(self) -> str:
-        """Path of the store."""
+        """The path of the store."""
         return self._place.path
 
     def known(self) -> KnownBlocks:
-        """What a writer of the next snapshot may have as its `base`, once this one is published."""
+        """The `base` for a writer of the next snapshot, once this one is published."""
         return KnownBlocks(self._packs, self._own, self.id)
 
     def _begin_pack(self) -> None:
         self._fd = create_file(f"{self.id}.tmp", self._place.packs)
         write_all(self._fd, [memoryview(pack_header(self.id))], 0)
         self._number = len(self._packs)
-        self._packs.append((self.id, 0))  # its size is known when it is finished
+        self._packs.append((self.id, 0))  # its size is known when it is complete
 
     def publish(
         self,
@@ -241,12 +239,12 @@ class SnapshotWriter:
         notices: Sequence[str] = (),
         prove: Callable[[SnapshotReader], None] | None = None,
     ) -> SnapshotInfo:
-        """Make the snapshot exist, with all of it on disk, and give what a listing will say of it.
+        """Sync everything to disk and make the snapshot visible. Returns what a listing will show of it.
 
-        `body` is of the kind; `summary` is a line for people; `needs` is what readers of the body must know.
-        `notices` are kept for whoever wakes it: see `SnapshotInfo`; at most 64. `prove` is given a reader of what is
-        on disk, before it has its name: what it raises keeps the snapshot from existing.
-        Raises StoreError, and then nothing of the snapshot is left.
+        The caller's kind defines `body`. `summary` is a line for people. `needs` is what readers of the body must
+        support. `notices` are for the user who wakes it, at most 64: see `SnapshotInfo`. `prove` gets a reader of the
+        data on disk before the manifest is renamed into place: if it raises, the snapshot is not published. Raises
+        StoreError, and then nothing of the snapshot is left.
         """
         with self._lock:
             if not self._open:
@@ -269,7 +267,7 @@ class SnapshotWriter:
     def _finish_pack(self) -> None:
         os.ftruncate(self._fd, self._end)
         os.fsync(self._fd)
-        self._close_pack()  # a network file system may tell of a failed write only now
+        self._close_pack()  # a network file system may report a failed write only at the close
         packs = self._place.packs
         os.rename(f"{self.id}.tmp", f"{self.id}.pack", src_dir_fd=packs, dst_dir_fd=packs)
         os.fsync(packs)
@@ -333,14 +331,14 @@ class SnapshotWriter:
             self._close()
 
     def _remove_traces(self) -> None:
-        """Remove the files of a snapshot that failed, the manifest first. What cannot go is left to prune."""
+        """Remove the files of a failed snapshot, the manifest first. The next prune removes what is left."""
         place = self._place
         try:
             with contextlib.suppress(FileNotFoundError):
                 unlink_snapshot(place, self.id)
                 os.fsync(place.snapshots)
         except OSError:
-            return  # the manifest may be on disk still, and is not to be there without its pack
+            return  # the manifest may still be on disk, and must not be there without its pack
         for name in (f"{self.id}.tmp", f"{self.id}.pack"):
             with contextlib.suppress(OSError):
                 os.unlink(name, dir_fd=place.packs)
@@ -352,12 +350,12 @@ class SnapshotWriter:
 
     def _close(self) -> None:
         with contextlib.suppress(OSError):
-            self._close_pack()  # after a failure, which was told already
+            self._close_pack()  # after a failure that was reported already
         self._place.close()
 
 
 def _runs(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """The runs of successive numbers, from the first to behind the last, of a sorted sequence."""
+    """The runs of consecutive numbers in a sorted sequence, as (first, last + 1)."""
     begin = 0
     for at in range(1, len(numbers) + 1):
         if at == len(numbers) or numbers[at] != numbers[at - 1] + 1:

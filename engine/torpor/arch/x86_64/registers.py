@@ -1,4 +1,4 @@
-"""General registers, and system calls that were interrupted: restarted here or in another task."""
+"""General registers, and interrupted system calls: how they are restarted here or in another task."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ REGISTER_COUNT = 27
 
 WORD = (1 << 64) - 1
 TASK_SIZE = (1 << 47) - 4096
-"""The end of the address space without five-level page tables; with them, only by request of the program."""
+"""The end of the address space without five-level page tables. With them a program must ask for higher addresses."""
 RED_ZONE = 128
 """Bytes below rsp that belong to the running function (System V ABI)."""
 
-# Results that the kernel keeps for itself (include/linux/errno.h).
+# Results that never leave the kernel (include/linux/errno.h).
 ERESTARTSYS = 512
 ERESTARTNOINTR = 513
 ERESTARTNOHAND = 514
@@ -28,23 +28,24 @@ ERESTART_RESTARTBLOCK = 516
 EINTR = 4
 TIMER_ABSTIME = 1
 
-# Calls that end with EINTR although no handler runs when a thread is stopped in them (signal(7)), and the register
-# with their time limit. Those without a limit are issued again, as a program that knows nothing of the stop expects;
-# the others end as the kernel has it, since what is left of their time is not known.
+# Calls that a stop ends with EINTR although no handler runs (signal(7)), and the register with their time limit. A call
+# without a limit is issued again, as a program that knows nothing of the stop expects. The others end with EINTR, as
+# the kernel has it, if the rest of their time is unknown.
 _NEVER_RESTARTED: dict[int, tuple[int, tuple[int, ...]]] = {
     NR.epoll_wait: (R10, (0xFFFFFFFF, WORD)),  # an int of -1
     NR.epoll_pwait: (R10, (0xFFFFFFFF, WORD)),
     NR.epoll_pwait2: (R10, (0,)),  # a null pointer
     NR.rt_sigtimedwait: (RDX, (0,)),
-    NR.semop: (ORIG_RAX, (NR.semop,)),  # it has none
+    NR.semop: (ORIG_RAX, (NR.semop,)),  # it has no limit
     NR.semtimedop: (R10, (0,)),
 }
-"""By call: the register with its limit, and what there means none."""
+"""For each call the register with its limit, and the values that mean no limit."""
 
 # Calls whose interruption leaves a restart block (kernel: set_restart_fn).
 _WITH_RESTART_BLOCK = frozenset({NR.poll, NR.nanosleep, NR.futex, NR.clock_nanosleep})
 
-# Where calls with a relative limit have it: a number of milliseconds, or the address of a struct timespec.
+# Calls with a relative limit and the register that has it: a number of milliseconds, or the address of a struct
+# timespec.
 _MILLISECONDS: dict[int, int] = {NR.poll: RDX, NR.epoll_wait: R10, NR.epoll_pwait: R10}
 _TIMESPEC: dict[int, int] = {
     NR.nanosleep: RDI,
@@ -55,7 +56,7 @@ _TIMESPEC: dict[int, int] = {
     NR.semtimedop: R10,
 }
 TIMED_CALLS = frozenset({*_MILLISECONDS, *_TIMESPEC, NR.restart_syscall})
-"""Calls of which it matters for how long they had been waiting."""
+"""Calls for which the time that they have waited must be known."""
 _FUTEX_WAIT = 0
 _FUTEX_COMMAND = 0x7F
 _TIMESPEC_LAYOUT = struct.Struct("<qq")
@@ -68,7 +69,7 @@ SYSCALL = b"\x0f\x05"
 
 
 def signed(value: int) -> int:
-    """A register's word as a signed number."""
+    """A register's value as a signed number."""
     return value - (1 << 64) if value >> 63 else value
 
 
@@ -78,9 +79,9 @@ def in_system_call(registers: array[int]) -> bool:
 
 
 def keep_waiting(registers: array[int]) -> bool:
-    """Turn an EINTR that our stop has caused into a restart of a call that waits without a limit; whether it was one.
+    """If our stop ended a call without a time limit with EINTR, turn that into a restart. Returns whether it did.
 
-    Done to the target as well: epoll_wait would otherwise end early at each checkpoint. If a signal with a
+    This is done to the target as well: otherwise epoll_wait would end early at each checkpoint. If a signal with a
     handler is pending, the kernel turns the restart into EINTR again (arch/x86/kernel/signal.c, handle_signal).
     """
     if signed(registers[RAX]) == -EINTR and registers[ORIG_RAX] in _NEVER_RESTARTED:
@@ -92,16 +93,16 @@ def keep_waiting(registers: array[int]) -> bool:
 
 
 def was_restarted(registers: array[int]) -> bool:
-    """Whether the interrupted call had been interrupted before: then only the kernel knows which one it is."""
+    """Whether the interrupted call had been interrupted before: then only the kernel knows which call it is."""
     return registers[ORIG_RAX] == NR.restart_syscall and signed(registers[RAX]) == -ERESTART_RESTARTBLOCK
 
 
 def recover_call(registers: array[int], code: bytes) -> None:
-    """Put the number of a call that was restarted once already into orig_rax again.
+    """Write the number of a call that was restarted before into orig_rax again.
 
-    After one restart the kernel shows restart_syscall there. The arguments are untouched, and C libraries load the
-    number right before the call: ``mov $nr, %eax; syscall``. Where it is not so, restart_syscall stays, which ends
-    the call with EINTR in a task without the restart block.
+    After a restart, orig_rax is the number of restart_syscall. The arguments are unchanged, and C libraries load the
+    call's number right before the call: ``mov $nr, %eax; syscall``. If other code did, restart_syscall stays, which
+    ends the call with EINTR in a task without the restart block.
 
     Args:
         registers: changed in place.
@@ -114,30 +115,30 @@ def recover_call(registers: array[int], code: bytes) -> None:
 
 
 class Portable(NamedTuple):
-    """A thread's registers as another task can take them up."""
+    """A thread's registers in a form that another task can load."""
 
     registers: array[int]
     below: bytes = b""
-    """To be put below the red zone, at `below_address`: the limit of its call, which the registers point to."""
+    """Data for `below_address`, below the red zone: the time limit of the call, to which the registers point."""
 
     @property
     def below_address(self) -> int:
-        """Where `below` belongs."""
+        """The address for `below`."""
         return (self.registers[RSP] - RED_ZONE - len(self.below)) & ~15
 
 
 def portable(registers: array[int], waited: Callable[[], int | None], read: Callable[[int, int], bytes]) -> Portable:
-    """Make registers that need nothing which only the kernel has: restart blocks are not carried over.
+    """Convert registers so that they need no state that only the kernel has: restart blocks are lost.
 
-    -ERESTARTNOHAND with the original call makes the kernel issue the call again, or end it with EINTR if a
-    handler is to run: what -ERESTART_RESTARTBLOCK means. Its limit becomes what is left of it; where nobody can tell,
-    it begins anew, or ends with EINTR if that is what the kernel gave. The changed argument registers are dead to a
-    C library once its call has returned.
+    With -ERESTARTNOHAND and the original number the kernel issues the call again, or ends it with EINTR if a handler
+    must run; that is what -ERESTART_RESTARTBLOCK means. The call's time limit becomes the rest of it. If the rest is
+    unknown, the limit starts anew, or the call ends with EINTR if that is what the kernel returned. A C library does
+    not use the changed argument registers after its call has returned.
 
     Args:
-        registers: as ptrace shows them; not changed.
-        waited: tells for how many nanoseconds the thread had been in its call, None if not known.
-        read: gives memory of the thread: address, size.
+        registers: as read with ptrace; not changed.
+        waited: returns for how many nanoseconds the thread had been in its call, None if unknown.
+        read: reads memory of the thread, given an address and a size.
     """
     result = array("Q", registers)
     call = result[ORIG_RAX]
@@ -163,16 +164,16 @@ def portable(registers: array[int], waited: Callable[[], int | None], read: Call
 
 
 def _is_absolute(registers: array[int]) -> bool:
-    """Whether the limit of the call is a point in time: it stays what it is."""
+    """Whether the time limit of the call is a point in time, which needs no change."""
     if registers[ORIG_RAX] == NR.clock_nanosleep:
         return bool(registers[RSI] & TIMER_ABSTIME)
     return registers[ORIG_RAX] == NR.futex and registers[RSI] & _FUTEX_COMMAND != _FUTEX_WAIT
 
 
 def restarted(registers: array[int]) -> array[int]:
-    """The registers for a return through a signal frame, where the kernel does no restart: it is done in them.
+    """The registers for a return through a signal frame. The kernel does not restart calls there, so these do.
 
-    rt_sigreturn voids the restart block (restore_sigcontext), so a call that has one is issued anew.
+    rt_sigreturn cancels the restart block (restore_sigcontext), so a call that has one is issued anew.
     """
     result = array("Q", registers)
     if in_system_call(registers):

@@ -1,4 +1,4 @@
-"""The xsave area, and the frame from which rt_sigreturn(2) takes a thread's whole context."""
+"""The xsave area, and the frame from which rt_sigreturn(2) restores a thread's whole context."""
 
 from __future__ import annotations
 
@@ -38,22 +38,23 @@ _SW_RESERVED = 464  # offset of struct _fpx_sw_bytes in the xsave area
 _XFEATURES = 512  # offset of xstate_bv in the xsave header
 _XTILE_DATA = 1 << 18
 MIN_XSAVE = 576
-"""Bytes of the smallest xsave area: x87, SSE and the header."""
+"""Size of the smallest xsave area in bytes: x87, SSE and the header."""
 _UC_FLAGS = 0x1 | 0x2 | 0x4  # UC_FP_XSTATE | UC_SIGCONTEXT_SS | UC_STRICT_RESTORE_SS
 _UCONTEXT = struct.Struct("<QQ QiiQ 18Q 4H 4Q Q64x Q")
 _NO_ALTSTACK = 7
-"""Not a mode of sigaltstack: rt_sigreturn ignores it and leaves the thread's alternate stack as it is."""
+"""Not a valid mode of sigaltstack: rt_sigreturn ignores it and leaves the thread's alternate stack as it is."""
 
 
 TOUCH_TILES = b"\xc4\xc2\x78\x49\x06\xc4\xe2\x7b\x49\xc0\xcc"
-"""``ldtilecfg (%r14); tilezero %tmm0; int3``: the kernel makes room for AMX tiles when a thread first uses one, and
-without that room takes none from a tracer (arch/x86/kernel/fpu/xstate.c, xfd_enable_feature)."""
+"""``ldtilecfg (%r14); tilezero %tmm0; int3``. The kernel allocates room for AMX tiles when a thread first uses one;
+before that it accepts no tiles from a tracer (arch/x86/kernel/fpu/xstate.c, xfd_enable_feature).
+"""
 TILE_CONFIGURATION = struct.pack("<BB14x H30x B15x", 1, 0, 64, 16)
 """For TOUCH_TILES: palette 1, tile 0 with 16 rows of 64 bytes."""
 
 
 def fitted(xstate: bytes, size: int) -> bytes:
-    """An xsave area in the size that this host's kernel takes: components that are not in use may be missing.
+    """Resize an xsave area to what this host's kernel accepts. Components that are not in use may be cut off.
 
     Raises:
         ValueError: a component that is in use does not fit.
@@ -69,9 +70,9 @@ def holds_tiles(xstate: bytes) -> bool:
 
 
 def signal_frame(address: int, registers: array[int], xstate: bytes, sigmask: int) -> bytes:
-    """The frame that rt_sigreturn, called with rsp = `address`, makes these registers, xsave area and mask from.
+    """The frame from which rt_sigreturn, called with rsp = `address`, restores these registers, xsave area and mask.
 
-    `address` must be 64-byte aligned. The alternate stack is left alone.
+    `address` must be 64-byte aligned. The alternate stack does not change.
     """
     r = restarted(registers)
     size = len(xstate)
@@ -94,11 +95,11 @@ def signal_frame(address: int, registers: array[int], xstate: bytes, sigmask: in
 def _features_in_use(xstate: bytes) -> tuple[int, int]:
     """The components to restore from an xsave area, and the bytes that they take.
 
-    ptrace gives the area in its largest size, AMX tiles included. The kernel takes only x87 and SSE from a
-    signal frame larger than the task may use (fpu/signal.c, check_xstate_in_sigframe), and a task that never asked
+    ptrace returns the area in its largest size, AMX tiles included. If a signal frame is larger than the task may use,
+    the kernel restores only x87 and SSE from it (fpu/signal.c, check_xstate_in_sigframe), and a task that never asked
     for AMX may not use tiles.
     """
-    features: int = struct.unpack_from("<Q", xstate, _SW_RESERVED)[0]  # XCR0, where ptrace puts it
+    features: int = struct.unpack_from("<Q", xstate, _SW_RESERVED)[0]  # XCR0, where ptrace stores it
     in_use: int = struct.unpack_from("<Q", xstate, _XFEATURES)[0]
     if not in_use & _XTILE_DATA:
         features &= ~_XTILE_DATA
@@ -107,12 +108,12 @@ def _features_in_use(xstate: bytes) -> tuple[int, int]:
 
 @cache
 def xsave_size(features: int) -> int:
-    """Bytes of a standard-format xsave area with these components, on this processor."""
+    """Size of a standard-format xsave area with these components on this processor, in bytes."""
     return int(lib.tp_xsave_size(features))
 
 
 def signal_frame_size(xstate_size: int) -> int:
-    """Bytes of a `signal_frame`, rounded up to 64."""
+    """Size of a `signal_frame` in bytes, rounded up to 64."""
     return _aligned(_aligned(_UCONTEXT.size) + xstate_size + 4)
 
 
