@@ -1,1 +1,1 @@
-"""The story of a checkpoint: freeze a tree, grab it, describe it, write its image."""
+"""Checkpoints: freeze a tree, grab its state, describe it, write its image."""

@@ -1,10 +1,10 @@
-"""How much memory the control groups of a process leave it, and the host.
+"""How much memory is left in the control groups of a process and on the host.
 
-A page that is copied on write counts for the group of the process that writes. Where a limit is reached the kernel
-takes back what it can, and then kills (memory.oom.group: everyone in the group). What a group has of files can be taken
-back; what could be swapped out is not counted on.
+The kernel charges a page that is copied on write to the group of the process that writes. At a limit it first reclaims
+what it can, then kills (with memory.oom.group: every process of the group). A group's page cache can be reclaimed, so
+it counts as room; memory that could be swapped out does not.
 
-A limit of a group that is not seen from here (above a container) is not known.
+Limits of groups that are not visible from here (above a container) are unknown.
 
 Documented in: Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/memory.rst.
 """
@@ -19,25 +19,25 @@ from typing import NamedTuple
 from torpor import procfs
 
 _SPARE = 32 << 20
-"""Bytes for page tables and for ourselves, who may be in the same group."""
+"""Bytes for page tables and for this process, which may be in the same group."""
 
 
 class _Group(NamedTuple):
     """A control group, or the host as a whole."""
 
     name: str
-    """For people."""
+    """For messages."""
     room: int
-    """Bytes that it may still get."""
+    """Bytes that it can still be charged."""
     private: int
-    """Bytes that are no file's and nobody else's, of all its processes; there cannot be more to copy."""
+    """Bytes of anonymous memory of all its processes: an upper bound of what can be copied."""
 
 
 def shortage(private: Mapping[int, int]) -> str:
-    """Why there may be no room for copies of all of some processes' private memory, in words; empty: there is.
+    """Say why there may be no room to copy all private memory of some processes; empty if there is room.
 
     Args:
-        private: bytes by PID.
+        private: bytes of private memory by PID.
     """
     needs: dict[_Group, int] = {}
     seen: dict[bytes, list[_Group]] = {}
@@ -45,7 +45,7 @@ def shortage(private: Mapping[int, int]) -> str:
         try:
             membership = procfs.read(f"/proc/{pid}/cgroup")
         except (FileNotFoundError, ProcessLookupError):
-            continue  # it has ended
+            continue  # the process has ended
         if membership not in seen:
             seen[membership] = [*_groups(membership), _host()]
         for group in seen[membership]:
@@ -69,7 +69,7 @@ def _host() -> _Group:
 
 
 def _groups(membership: bytes) -> Iterator[_Group]:
-    """The groups that a process is in, from its /proc/PID/cgroup, as far up as they are seen."""
+    """Parse /proc/PID/cgroup; yield the process's group and its ancestors, as far up as they are visible here."""
     for line in membership.splitlines():
         _, controllers, path = line.split(b":", 2)
         if controllers and b"memory" not in controllers.split(b","):
@@ -80,7 +80,7 @@ def _groups(membership: bytes) -> Iterator[_Group]:
         folder, top = place
         while True:
             name = f"the memory cgroup {os.path.relpath(folder, top) if folder != top else '/'}"
-            with suppress(FileNotFoundError):  # the root has no limits, nor has a group without the controller
+            with suppress(FileNotFoundError):  # the root group and groups without the controller have no limit files
                 yield from _unified(name, folder) if not controllers else _version_1(name, folder)
             if folder == top:
                 break
@@ -88,7 +88,7 @@ def _groups(membership: bytes) -> Iterator[_Group]:
 
 
 def _place(controller: bytes, path: bytes) -> tuple[str, str] | None:
-    """The folder of a group, and that of the topmost one that is seen; None: it is not seen."""
+    """Return the directory of a group and that of its topmost visible ancestor; None if the group is not visible."""
     kind = b"cgroup" if controller else b"cgroup2"
     for mount in procfs.mounts("self"):
         if mount.filesystem == kind and (not controller or controller in mount.options.split(b",")):
@@ -99,7 +99,7 @@ def _place(controller: bytes, path: bytes) -> tuple[str, str] | None:
 
 
 def _number(folder: str, name: str) -> int:
-    """What a file of a group says; "max" is more than there can be."""
+    """Read a number from a file of a group; "max" becomes 1 << 63."""
     text = procfs.read(f"{folder}/{name}").strip()
     return 1 << 63 if text == b"max" else int(text)
 
@@ -118,7 +118,7 @@ def _unified(name: str, folder: str) -> Iterator[_Group]:
 
 
 def _version_1(name: str, folder: str) -> Iterator[_Group]:
-    for which in ("memory", "memory.memsw"):  # the second, with what is swapped out, only where swap is accounted
+    for which in ("memory", "memory.memsw"):  # memsw includes swap; it exists only if swap is accounted
         if not os.path.exists(f"{folder}/{which}.limit_in_bytes"):
             continue
         limit = _number(folder, f"{which}.limit_in_bytes")

@@ -1,8 +1,8 @@
 """How a checkpoint is taken: preflight, freeze, grab, thaw, describe, write, publish.
 
-Under the freeze only what changes is taken, and memory as a copy-on-write snapshot; parsing, hashing and writing come
-after the thaw. When the tree is to stop or to die it stays frozen instead until its image is published, so that nothing
-it does after the snapshot is lost: a failed dump never costs the job.
+Under the freeze only changing state is read, and memory is forked as a copy-on-write snapshot. Parsing, hashing and
+writing come after the thaw. A tree that is to stop or end stays frozen until its image is published, so that it does
+nothing that the image lacks. A failed dump never costs the job.
 """
 
 from __future__ import annotations
@@ -46,16 +46,16 @@ Tcp = Literal["reset", "keep"]
 T = TypeVar("T")
 
 FREEZE_SECONDS = 5.0
-"""How long a thread may take to stop: one in an uninterruptible call does not."""
+"""How long a thread may take to stop. A thread in an uninterruptible call does not stop."""
 HOLDS = (0.05, 0.1, 0.25, 1.0)
-"""Seconds that all others stand still for a thread in an uninterruptible call, at each try."""
+"""Seconds, one entry per try, that all other threads stay frozen to wait for one in an uninterruptible call."""
 _LOOKS = 3
-"""How often the preflight looks at a tree before it believes what it saw: the tree runs, and what is said of a thing
-that comes or goes at the same time may be false."""
+"""How often the preflight looks at a tree before it refuses it. The tree runs meanwhile, so a single look may misjudge
+an object that appears or disappears at that moment."""
 PAUSES = (0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32)
-"""Seconds that the tree runs on before it is tried again, when what it was refused for may have passed."""
+"""Seconds that the tree runs before each new try, if the reasons for the refusal may pass by themselves."""
 _MOVED = (errno.EFAULT, errno.EIO)
-"""What reading memory says that is mapped no longer: process_vm_readv(2), /proc/PID/mem."""
+"""Errors of process_vm_readv(2) and /proc/PID/mem for memory that is no longer mapped."""
 _HIDDEN = "some of its memory is hidden from a fork (MADV_DONTFORK, MADV_WIPEONFORK, huge pages)"
 
 
@@ -75,33 +75,34 @@ def checkpoint(
     stdio: Mapping[int, int] | None = None,
     stats: Stats | None = None,
 ) -> SnapshotInfo:
-    """Keep the tree of processes below and including `pid` as a snapshot in a store.
+    """Save a process and all its descendants as a snapshot in a store.
 
     Args:
         pid: the root of the tree, in the caller's PID namespace; the PID of a `Job` means the job.
         store: a store, its directory, or None for the user's own (see `torpor.store.default_path`).
-        then: what becomes of the tree when the snapshot is published: it runs on, is stopped (SIGSTOP), or is killed.
-        tags: kept with the snapshot, shown by `torpor ls`.
-        progress: told bytes done and bytes in all, from the threads that write.
-        last: threads that are stopped after the others, so that they can get out what they hold.
-        outside: what becomes of unix sockets that lead outside of the tree: the tree is refused, or they are kept as
-            ones whose peer has closed. It is said here and not at the restore, as a snapshot that is listed can be
-            restored.
-        tcp: what becomes of TCP connections that lead outside of the tree: the restored program sees them reset, or
-            they go on, once, if the tree is killed and restored as root on this host (see
+        then: what happens to the tree once the snapshot is published: it runs on, is stopped (SIGSTOP), or is killed.
+        tags: stored with the snapshot and shown by `torpor ls`.
+        progress: called with the bytes done and the bytes in total, from the threads that write.
+        last: threads to stop after all others, so that they can send what they still hold.
+        outside: how to treat unix sockets that are connected to processes outside of the tree: refuse the checkpoint,
+            or save them as if the peer had closed. It is chosen here and not at the restore, since every listed
+            snapshot can be restored.
+        tcp: how to treat TCP connections that lead outside of the tree: the restored program sees them reset, or they
+            continue, once, if the tree is killed and then restored as root on this host (see
             `torpor.objects.sockets.tcp_repair`).
-        series: the earlier checkpoints of the same job: what it has not written since the last one is not read again.
-        bundle_files: keep the content of mapped and open files too, for a host that lacks them.
-        stdio: descriptors of the root that are copies of what its standard input, output or error (0, 1, 2) was before
-            it replaced that. Those that the processes above it have as their own are found without being named.
-        stats: filled in with what it cost.
+        series: the earlier checkpoints of the same job; memory that was not written since the last one is not read
+            again.
+        bundle_files: save the content of mapped and open files too, for a host that lacks them.
+        stdio: descriptors of the root process that are copies of its original standard input, output or error (0, 1,
+            2), if it has replaced those. Originals that are the ancestors' own standard streams are found without this.
+        stats: filled in with the costs.
 
     Raises:
-        Refused: the tree holds something that cannot be kept, and it was not touched; or it was to be stopped or
-            killed and could not be woken here: it runs on.
-        CheckpointFailed: something went wrong later; the tree runs on as before.
-        NotFound, NotPermitted: no such process, or not ours to trace.
-        StoreError: the store cannot take it.
+        Refused: the tree has something that cannot be kept, and was not touched; or it was to stop or end but could
+            not be woken here, and runs on.
+        CheckpointFailed: something failed later; the tree runs on as before.
+        NotFound, NotPermitted: the process does not exist, or this user may not trace it.
+        StoreError: the snapshot cannot be written to the store.
     """
     began = time.monotonic_ns()
     stats = stats or Stats()
@@ -136,13 +137,13 @@ def checkpoint(
                 try:
                     return _patiently(lambda: _take(root, writer, how, tell))
                 except (HiddenFromFork, SnapshotLost) as error:
-                    # Such memory has come since the preflight, maybe an earlier checkpoint's; or there is too little.
+                    # Unforkable memory came after the preflight (or an earlier checkpoint), or there is too little.
                     without = replace(how, still=str(error))
                     return _patiently(lambda: _take(root, writer, without, tell))
 
         try:
             return write(reuse=True)
-        except ImageDamaged:  # what earlier snapshots wrote is not what it was, and this one counts on it
+        except ImageDamaged:  # blocks of earlier snapshots that this one reuses are damaged
             return write(reuse=False)
 
     def attempt(hold: float) -> SnapshotInfo:
@@ -161,23 +162,23 @@ def checkpoint(
 
 @dataclass
 class Stats:
-    """What a checkpoint cost, nanoseconds."""
+    """What a checkpoint cost, in nanoseconds."""
 
     pause_ns: int = 0
-    """From the first interrupt to the last detach; 0: it was stopped or killed."""
+    """From the first interrupt to the last detach; 0 if the tree was stopped or killed."""
     proof_ns: int = 0
-    """In which the image of a tree that was to end was held against this host (`torpor.dump.proof`)."""
+    """Time to check that a tree that was to end can be restored on this host (`torpor.dump.proof`)."""
     total_ns: int = 0
-    """In all."""
+    """The whole checkpoint."""
 
 
 @dataclass(frozen=True)
 class _How:
-    """What was asked of a checkpoint; see there."""
+    """The options of a checkpoint, as `checkpoint` documents them."""
 
     then: Then
     still: str
-    """Why the tree stands still until its image is written; empty: it runs on as soon as its memory was forked."""
+    """Why the tree stays frozen until its image is written; empty if it runs on once its memory is forked."""
     last: LastToStop | None
     series: Series | None
     reset_outside: bool
@@ -190,14 +191,15 @@ class _How:
 
 
 def _unhindered(root: int, act: Callable[[float], T]) -> T:
-    """Freeze only while no thread stands in an uninterruptible call: it would keep all others waiting, frozen.
+    """Freeze only while no thread is in an uninterruptible call: all others would wait for it, frozen.
 
     Args:
-        root: of the tree.
-        act: is given how many seconds they may wait so, which grow: slow disks are no hung ones.
+        root: the PID of the tree's root.
+        act: called with the seconds that the others may wait frozen. They grow with each try, because a slow disk is
+            not a hung one.
 
     Raises:
-        Refused: one does not leave its call.
+        Refused: a thread does not leave its uninterruptible call.
     """
     for hold in HOLDS:
         if reasons := threads.stuck(lambda: tree.tasks(root), FREEZE_SECONDS):
@@ -211,7 +213,7 @@ def _unhindered(root: int, act: Callable[[float], T]) -> T:
 
 
 def _patiently(act: Callable[[], T]) -> T:
-    """Try again while all that is refused may be over in a moment: what is under way between processes arrives."""
+    """Retry while all reasons for a refusal may pass by themselves, such as data in flight between processes."""
     for pause in PAUSES:
         try:
             return act()
@@ -223,7 +225,7 @@ def _patiently(act: Callable[[], T]) -> T:
 
 
 def _take(root: int, writer: SnapshotWriter, how: _How, progress: Progress) -> SnapshotInfo:
-    """From the freeze to what becomes of the tree, in the thread that traces."""
+    """Do everything from the freeze to the stop or kill, in the tracing thread."""
     began = time.monotonic_ns()
     waits = Waits()
     waits.look(tree.tasks(root))
@@ -255,7 +257,7 @@ def _take(root: int, writer: SnapshotWriter, how: _How, progress: Progress) -> S
         except StoreError:
             raise
         except Exception as error:
-            # What is said of a process that was killed depends on how far its end has come, and may be anything.
+            # If a process was killed meanwhile, any error may result, depending on how far its exit has come.
             taken.check_losses(error)
             raise
         if how.then == "kill":
@@ -271,7 +273,7 @@ def _take(root: int, writer: SnapshotWriter, how: _How, progress: Progress) -> S
 
 
 def _prove(frozen: Frozen, stats: Stats, reader: SnapshotReader) -> None:
-    """Hold what was written of a frozen tree against this host."""
+    """Check that the snapshot of a frozen tree could be restored on this host."""
     began = time.monotonic_ns()
     standing = {tid for process in frozen.processes.values() for tid in (process.pid, *process.threads)}
     try:
@@ -287,30 +289,30 @@ def preflight(
     series: Series | None = None,
     stdio: Mapping[int, int] | None = None,
 ) -> str:
-    """Find what cannot be kept, with nothing frozen yet. What may pass by itself is for the freeze to judge.
+    """Find what cannot be kept, before anything is frozen. Conditions that may pass are left to the freeze.
 
-    Of a process that was kept before in a series the mappings are not looked at again, which for a thousand of them
-    takes longer than all the rest: they are judged when it has been frozen.
+    If a process was saved before in a series, its mappings are checked under the freeze instead: for a thousand
+    mappings that takes longer than all other checks.
 
     Args:
         pid: the root of the tree.
-        reset_outside: unix sockets that lead outside of the tree are kept, as ones whose peer has closed.
+        reset_outside: save unix sockets that are connected to processes outside as if the peer had closed.
         series: the earlier checkpoints of the tree.
         stdio: as for `checkpoint`.
 
     Returns:
-        Why the memory is to be read while the processes stand still, in words; empty: forks of them will do.
+        Why the memory must be read while the processes are frozen; empty if they can be forked.
 
     Raises:
-        Refused: with every reason at once.
-        NotFound, NotPermitted: no such process, or not ours to trace.
+        Refused: something cannot be kept; the error lists every reason.
+        NotFound, NotPermitted: the process does not exist, or this user may not trace it.
     """
     survey = partial(descriptors.survey, reset_outside=reset_outside, stdio=stdio)
     standing: set[Reason] | None = None
     for _ in range(_LOOKS):
         seen = tree.walk(pid)
         reasons, of_descriptors, forkable = _look(seen, series, survey)
-        # Of descriptors only what every look shows counts: under the freeze each is judged once more.
+        # Only reasons that every look shows count: descriptors are checked again under the freeze.
         standing = set(of_descriptors) if standing is None else standing.intersection(of_descriptors)
         reasons += [reason for reason in of_descriptors if reason in standing]
         if all(reason.passing for reason in reasons):
@@ -319,7 +321,7 @@ def preflight(
 
 
 def _preflight_parts(process: tree.Seen) -> Iterator[Reason]:
-    """What of the parts of a process and of its threads cannot be kept."""
+    """Yield what cannot be kept of the parts of a process and its threads."""
     for part in PROCESS_PARTS:
         for why, advice in part.preflight(process.pid, process.status):
             yield Reason(process.name, why, advice)
@@ -328,7 +330,7 @@ def _preflight_parts(process: tree.Seen) -> Iterator[Reason]:
 
 
 def _private(seen: Sequence[tree.Seen]) -> Iterator[tuple[int, int]]:
-    """The bytes of private memory of each living process, by PID."""
+    """Yield the PID and the bytes of private memory of each living process."""
     for process in seen:
         if size := process.status.get(b"RssAnon"):
             yield process.pid, int(size.split()[0]) << 10
@@ -337,7 +339,7 @@ def _private(seen: Sequence[tree.Seen]) -> Iterator[tuple[int, int]]:
 def _look(
     seen: list[tree.Seen], series: Series | None, survey: Callable[[Sequence[int]], list[Reason]]
 ) -> tuple[list[Reason], list[Reason], bool]:
-    """Why processes and their memory cannot be kept, and why descriptors; whether forks will show the memory."""
+    """Return the reasons against processes and memory, those against descriptors, and whether forks show all memory."""
     reasons = tree.refuse(seen)
     if reasons:
         return reasons, [], False
@@ -351,7 +353,7 @@ def _look(
             reasons += process_memory.refuse(process.name, process.pid, found)
             reasons += vmas.refuse(process.name, process.pid, found)
         except (FileNotFoundError, ProcessLookupError):
-            continue  # it ended: no matter, the freeze takes what is there then
+            continue  # it ended: the freeze finds what is left then
         except PermissionError as error:
             if procfs.is_ending(process.pid, process.pid):
                 continue
@@ -359,7 +361,7 @@ def _look(
         except OSError as error:
             if error.errno not in _MOVED:
                 raise
-            continue  # as much: it called execve or unmapped what was looked at
+            continue  # no matter either: it called execve, or unmapped the memory that was read
         forkable = forkable and not any(map(vmas.hides_from_fork, found))
     living = [process.pid for process in seen if not process.zombie]
     of_descriptors: list[Reason] = []
@@ -386,7 +388,7 @@ def _write(
     with PageWriter(writer, progress) as out:
         gone = taken.files.gone if taken.files else {}
         bundle.store(image, gone, taken.descriptors.small or (), out, everything=bundle_files)
-        cuts = [own.cut(was) for own, was in zip(pages, before, strict=True)]  # first of all: the sum is to be known
+        cuts = [own.cut(was) for own, was in zip(pages, before, strict=True)]  # all first: the total must be known
         out.expect(sum(end - start for cut in cuts for start, end in cut.dirty))
         for process, own, cut, was in zip(image.processes, pages, cuts, before, strict=True):
             out.store_private(own, cut, was, process.memory.pages)

@@ -1,4 +1,4 @@
-"""One process as it is taken under the freeze, and told to the image when the tree runs again."""
+"""Dump one process: grab its state under the freeze, describe it in the image once the tree runs again."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _TABLE_ROOM = 64 << 10
-"""Bytes in the window for one thread's table: a process with every signal caught needs 20 KiB for its host."""
+"""Bytes in the window for one thread's table; the host of a process with all signals caught needs 20 KiB."""
 _CLOCK_MONOTONIC, _CLOCK_BOOTTIME = 1, 7
 
 
 @dataclass
 class _HostQuestions:
-    """The entries in the batch of the thread that speaks for its process."""
+    """Positions of the process-wide calls in the host's batch; the host is the thread that asks for its process."""
 
     parts: dict[ProcessPart[Any, Any], Any]
     brk: int
@@ -53,11 +53,11 @@ class _HostQuestions:
     boottime: int
     sysv: dict[int, int]
     stops: dict[int, int]
-    """For each child that is stopped by job control, by its own PID: whether wait() has told of that."""
+    """For each child that job control has stopped, by PID in the tree's namespace: whether wait() has reported it."""
 
 
 class HiddenFromFork(CheckpointFailed):
-    """A process has memory that a snapshot of it does not show: it must stand still while it is read."""
+    """A process has memory that its fork would not show: it must stay frozen while its memory is read."""
 
 
 class SnapshotLost(CheckpointFailed):
@@ -68,21 +68,21 @@ class _State(Enum):
     """How far a process dump has come."""
 
     GRABBED = auto()
-    """It has the texts, registers and queued signals; nothing is injected."""
+    """The texts of /proc, registers and queued signals are read; nothing is injected."""
     CALLING = auto()
-    """Its threads make the calls that tell of them."""
+    """Its threads are making the system calls whose results describe them."""
     ENTERED = auto()
-    """They have told; more may be asked."""
+    """The results are there; more calls may be made."""
     FORKING = auto()
-    """It forks its snapshot, or makes a userfaultfd."""
+    """It is forking its snapshot, or making a userfaultfd."""
     LEFT = auto()
-    """The window is out of the process again."""
+    """The window is unmapped from the process again."""
 
 
 def _step(
     before: _State, after: _State
 ) -> Callable[[Callable[Concatenate[ProcessDump, P], T]], Callable[Concatenate[ProcessDump, P], T]]:
-    """A step that leads from one state to another, and cannot be taken in any other."""
+    """Decorate a method that leads from one state to another: it raises in any other state."""
 
     def guarded(step: Callable[Concatenate[ProcessDump, P], T]) -> Callable[Concatenate[ProcessDump, P], T]:
         @wraps(step)
@@ -99,19 +99,19 @@ def _step(
 
 
 class ProcessDump:
-    """Grabbed in steps, so that all processes of a tree make their calls at the same time:
+    """The dump of a process, in steps, so that all processes of a tree make their system calls at the same time:
 
     GRABBED - begin -> CALLING - listen -> ENTERED - leave -> LEFT
 
-    Between `listen` and `leave` it can be asked more, and `begin_snapshot` and `finish_snapshot` fork its memory. In
-    any state it can be abandoned.
+    Between `listen` and `leave` it can make more calls, and `begin_snapshot` and `finish_snapshot` fork its memory. It
+    can be abandoned in any state.
     """
 
     def __init__(self, process: Process, stubs: CodeStubs, waits: Waits) -> None:
-        """Take the texts of /proc, registers and queued signals; nothing is injected yet.
+        """Read the texts of /proc, the registers and the queued signals; inject nothing yet.
 
         Raises:
-            Refused: a thread has a state that is not kept, and that cannot be asked for before the freeze.
+            Refused: a thread has state that cannot be kept, and that cannot be seen before the freeze.
         """
         self.state = _State.GRABBED
         self.process = process
@@ -124,7 +124,7 @@ class ProcessDump:
         self.snapshot: Snapshot | None = None
         self._walk: Walk | None = None
         self._rseqs = {tid: ptrace.get_rseq(tid) for tid in process.threads}
-        # First of all: what follows takes the registers as they are to be when the threads run on, here or restored.
+        # First, since it changes registers: the code below reads them as the threads will resume with them.
         leave_critical_sections(process, {tid: rseq[0] for tid, rseq in self._rseqs.items()})
         self._registers = {t.tid: threads.portable(self.pid, t, waits) for t in process.threads.values()}
         for tid in process.threads:
@@ -144,21 +144,21 @@ class ProcessDump:
 
     @property
     def memory_pid(self) -> int:
-        """Whose memory to read: the snapshot's, or the frozen process's own."""
+        """The PID whose memory to read: the snapshot, or the frozen process itself."""
         return self.snapshot.pid if self.snapshot else self.pid
 
     @property
     def own_pid(self) -> int:
-        """The PID in the tree's own PID namespace."""
+        """The PID in the tree's PID namespace."""
         return self.texts.own_pid
 
     @_step(_State.GRABBED, _State.CALLING)
     def begin(self, stopped_children: Iterable[int], *, keyed: bool = True) -> None:
-        """Enter the process and let every thread make its calls.
+        """Map the window into the process and let every thread start its calls.
 
         Args:
             stopped_children: the children that are stopped by job control, by their PIDs in the tree's PID namespace.
-            keyed: its user has keys, so it may have some.
+            keyed: whether its user has keys (keyrings(7)); if not, the process is not asked for any.
         """
         self.injection.open(_TABLE_ROOM)
         self._lock_future = process_memory.future_lock(self.pid, self.texts.status, self.injection.window[0])
@@ -185,12 +185,12 @@ class ProcessDump:
 
     @_step(_State.CALLING, _State.ENTERED)
     def listen(self) -> None:
-        """Collect the answers."""
+        """Wait for the calls and collect their results."""
         self._replies = self.injection.finish()
 
     @_step(_State.ENTERED, _State.ENTERED)
     def ask(self, batch: Batch) -> Replies:
-        """Have it make calls, and wait for what they give."""
+        """Let the process make calls; return their results."""
         return self._ask(self.injection.host.tid, batch)
 
     def _ask(self, tid: int, batch: Batch) -> Replies:
@@ -198,7 +198,7 @@ class ProcessDump:
         return self.injection.finish()[tid]
 
     def calls(self) -> Iterator[tuple[int, int]]:
-        """The system calls in which its threads were stopped, each with its first argument."""
+        """Yield the system call in which each thread was stopped, with its first argument."""
         for portable in self._registers.values():
             if in_system_call(portable.registers):
                 yield portable.registers[ORIG_RAX], portable.registers[RDI]
@@ -209,10 +209,10 @@ class ProcessDump:
         return Answers(self.texts, self._replies[self.injection.host.tid], self.pending, own_tids)
 
     def told(self) -> list[segments.Segment]:
-        """Its System V segments, of which only itself can tell.
+        """Return its System V segments, which only the process itself can list.
 
         Raises:
-            Refused: it has what cannot be kept, of which only itself or its threads can tell.
+            Refused: the answers of the process or its threads show something that cannot be kept.
         """
         name, answers = self.process.name, self._answers
         found, problems = segments.answer(self._host.sysv, answers.replies)
@@ -229,19 +229,19 @@ class ProcessDump:
 
     @_step(_State.ENTERED, _State.ENTERED)
     def keyrings(self) -> list[keyrings.Rings]:
-        """Those of its threads, the first one's first."""
+        """Return the keyrings of its threads, those of the main thread first."""
         asked = self._asked_keys
         if asked is None:
             return []
         return [keyrings.told(asked, self._replies[tid], partial(self._ask, tid)) for tid in self.process.threads]
 
     def failed_calls(self) -> set[int]:
-        """The system calls that gave nothing but errors."""
+        """Return the system calls that never succeeded."""
         return set().union(*(replies.failed_calls() for replies in self._replies.values()))
 
     @property
     def uids(self) -> set[int]:
-        """Its user ids."""
+        """Its real, effective, saved and filesystem user ids."""
         return {int(word) for word in self.texts.status[b"Uid"].split()}
 
     @property
@@ -251,23 +251,23 @@ class ProcessDump:
 
     @property
     def locks_memory(self) -> bool:
-        """Whether some of its memory is locked, of which a forked child does not know (kernel/fork.c, dup_mmap)."""
+        """Whether some of its memory is locked; a forked child does not inherit locks (kernel/fork.c, dup_mmap)."""
         return self.texts.status[b"VmLck"] != b"0 kB"
 
     @property
     def key(self) -> Key:
-        """Which process it is, in a series of checkpoints."""
+        """The identity of the process in a series of checkpoints."""
         return Key(self.pid, self.texts.stat.start_time)
 
     @property
     def watchable(self) -> list[Private]:
-        """Its private mappings, by address, without any of ours."""
+        """Its private mappings by address, without Torpor's window."""
         private = (m for m in self.injection.maps if not m.shared and not vmas.is_special(m))
         return [Private(m.start, m.end, backed=m.inode != 0) for m in private]
 
     @property
     def private(self) -> list[Range]:
-        """Where they are."""
+        """The ranges of its private mappings."""
         return [(start, end) for start, end, _ in self.watchable]
 
     @_step(_State.ENTERED, _State.FORKING)
@@ -275,8 +275,8 @@ class ProcessDump:
         """Let the process fork a snapshot of its memory.
 
         Args:
-            fork: if not, nothing but a userfaultfd is made.
-            watch: what to do with a userfaultfd of its memory, if one is wanted; it is told before the fork.
+            fork: if false, only make a userfaultfd.
+            watch: called with a userfaultfd of its memory before the fork; None if no userfaultfd is wanted.
         """
         self.snapshot = Snapshot(self.injection, fork=fork, watch=watch)
         batch = Batch()
@@ -285,7 +285,7 @@ class ProcessDump:
 
     @_step(_State.FORKING, _State.ENTERED)
     def finish_snapshot(self) -> bool:
-        """Wait for the fork; whether it was asked for, and the kernel let it happen."""
+        """Wait for the fork; return whether a snapshot was wanted and the kernel made it."""
         assert self.snapshot
         self.injection.finish()
         self.snapshot.settle()
@@ -294,7 +294,7 @@ class ProcessDump:
         return self.snapshot is not None
 
     def walk(self, pool: Executor) -> None:
-        """Let another thread look into the snapshot, for `describe`."""
+        """Scan the snapshot in another thread; `describe` uses the result."""
         assert self.snapshot
         self._walk = Walk(
             pool, self.snapshot.pid, self.private, [(start, end) for start, end, backed in self.watchable if backed]
@@ -302,32 +302,32 @@ class ProcessDump:
 
     @_step(_State.ENTERED, _State.LEFT)
     def leave(self) -> None:
-        """Take the window out of the process: it is as it was, and still frozen."""
+        """Unmap the window: the process is as it was, and still frozen."""
         self._window = self.injection.window
         self.injection.close()
 
     def abandon(self) -> None:
-        """Give up what is still held of the process, whatever has failed. It is as it was, and still frozen."""
-        with suppress(OSError, CheckpointFailed):  # it was killed, or the failure itself is that it does not answer
+        """Undo everything in the process, after any failure. The process is as it was, and still frozen."""
+        with suppress(OSError, CheckpointFailed):  # the process was killed, or does not answer, which was the failure
             self.injection.recall()
         with suppress(OSError, CheckpointFailed):
             self.injection.close()
         self.end_snapshot()
 
     def end_snapshot(self) -> None:
-        """Give the snapshot up. May be called again."""
+        """Kill the snapshot. May be called again."""
         self._walk = None
         if self.snapshot:
             self.snapshot.end()
             self.snapshot = None
 
     def told_stops(self) -> Iterator[int]:
-        """The stopped children whose stop it has been told of, by their PIDs in the tree's PID namespace."""
+        """Return the stopped children whose stop wait() has reported, by PID in the tree's PID namespace."""
         host = self._replies[self.injection.host.tid]
         return (pid for pid, entry in self._host.stops.items() if signals.stop_was_told(host, entry))
 
     def clocks(self) -> tuple[int, int]:
-        """CLOCK_MONOTONIC and CLOCK_BOOTTIME as the process saw them, in nanoseconds."""
+        """Return CLOCK_MONOTONIC and CLOCK_BOOTTIME as the process saw them, in nanoseconds."""
         host = self._replies[self.injection.host.tid]
         times = []
         for entry in (self._host.monotonic, self._host.boottime):
@@ -337,13 +337,13 @@ class ProcessDump:
 
     @_step(_State.LEFT, _State.LEFT)
     def describe(self, parent: int, image: pb.Tree, files: MappedFiles, shared: SharedMemory) -> Ranges:
-        """Add the process to the image, but for its descriptors; the ranges whose pages are to be stored.
+        """Add the process, without its descriptors, to the image; return the ranges whose pages must be stored.
 
         Args:
-            parent: the parent's PID in the tree's PID namespace; 0 when it is outside of it.
+            parent: the parent's PID in the tree's PID namespace; 0 if the parent is outside of that namespace.
             image: the tree.
-            files: its mapped files.
-            shared: its shared memory, described already.
+            files: the mapped files of the tree.
+            shared: the shared memory of the tree, already described.
 
         Raises:
             Refused: it has a mapping that cannot be kept.
@@ -379,7 +379,7 @@ class ProcessDump:
         return process_memory.describe(self.memory_pid, mappings, out, files, shared, self._walk)
 
     def _mappings(self) -> list[procfs.FlaggedMapping]:
-        """The address space with its flags, from the snapshot where there is one, without our window."""
+        """Return the mappings with their flags, from the snapshot if there is one, without Torpor's window."""
         if not self._walk:
             return procfs.flagged_mappings(self.pid)
         found = without(self._walk.mappings(), *self._window)
@@ -390,7 +390,7 @@ class ProcessDump:
 
 
 class ZombieDump:
-    """A process of the tree that has ended."""
+    """The dump of a process of the tree that is a zombie."""
 
     def __init__(self, process: Process) -> None:
         self.pid = process.pid
@@ -399,7 +399,7 @@ class ZombieDump:
 
 
 def without(found: list[procfs.FlaggedMapping], start: int, end: int) -> list[procfs.FlaggedMapping]:
-    """The mappings less a range: the kernel may have merged it with a neighbour of the same kind."""
+    """Cut a range out of the mappings; the kernel may have merged it with a neighbour of the same kind."""
     kept: list[procfs.FlaggedMapping] = []
     for vma in found:
         mapping = vma.mapping

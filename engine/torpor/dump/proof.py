@@ -1,12 +1,12 @@
-"""What cannot be woken is not killed: the image of a tree that is to end is held against this host, as a restore would.
+"""Prove, before a tree is killed, that this host could restore it: validate its image as a restore would.
 
-The manifest is read back from the store with all its checks, every pack that it names is opened, and the image is
-checked and compiled to a plan, all before the snapshot has its name. What only the living tree stands in the way of
-(its PIDs, ports, names and locks) does not count.
+Before the snapshot gets its name, the manifest is read back from the store with all its checks, every pack that it
+names is opened, and the image is validated and compiled to a plan. Conflicts with the tree that still lives (its PIDs,
+ports, names and locks) do not count.
 
-Its blocks were hashed as they were written, a moment ago. Of them, and of those that lie in earlier packs, as many are
-read back as can be in `SECONDS`: all of them up to some hundreds of MiB, and of more a sample. A grace time that is
-nearly over is not spent on reading gigabytes twice.
+The snapshot's own blocks were hashed as they were written. Of these and of the blocks in earlier packs, as many are
+read back as `SECONDS` allow: all of them up to some hundreds of MiB, a sample of more. A grace time that is nearly over
+is not spent on reading gigabytes twice.
 """
 
 from __future__ import annotations
@@ -26,34 +26,34 @@ from torpor.restorer.validation import check_abilities, refuse
 from torpor.store import SnapshotReader
 
 SECONDS = 0.2
-"""For reading blocks back; the first of them are read in any case."""
+"""Time to read blocks back; the first batch of them is always read."""
 _TOGETHER = 256
-"""Blocks that are read back one after the other."""
+"""Blocks in a batch that is read back in order."""
 
 
 def foresee() -> None:
-    """Look at what no image is needed for: whether this host can wake anything.
+    """Check what needs no image: whether this host can restore anything.
 
     Raises:
-        Refused: it cannot.
+        Refused: this host cannot restore any tree.
     """
     if reasons := list(check_abilities(probe())):
         raise _refused(reasons)
 
 
 def prove(reader: SnapshotReader, standing: Set[int]) -> None:
-    """Hold a snapshot against this host.
+    """Check that this host could restore a snapshot.
 
     Args:
-        reader: of what is on disk.
-        standing: the processes and threads of the tree, which still lives, as this process sees them.
+        reader: reads the snapshot from disk.
+        standing: PIDs and thread ids of the tree, which still lives, in this process's PID namespace.
 
     Raises:
-        Refused: a restore here would be refused, for these reasons.
-        ImageDamaged, StoreError: it cannot be read back.
+        Refused: a restore here would be refused, for the same reasons.
+        ImageDamaged, StoreError: the snapshot cannot be read back.
     """
     image = reading.read(reader)
-    given = os.pipe2(os.O_CLOEXEC)  # whoever restores gives something for 0, 1 and 2
+    given = os.pipe2(os.O_CLOEXEC)  # stands for what a restoring user gives as 0, 1 and 2
     try:
         refuse(image, reader.info.id, probe(), (given[0], given[1], given[1]), standing=True)
         _plan(image, reader, standing)
@@ -74,13 +74,13 @@ def _refused(reasons: Sequence[Reason]) -> Refused:
 
 
 def _plan(image: pb.Tree, reader: SnapshotReader, standing: Set[int]) -> None:
-    """Compile it, with numbers for the descriptors that a restore would open."""
+    """Compile the plan, with made-up numbers for the descriptors that a restore would open."""
     held = RestorerFds.imagined(image, reader.blocks)
     make(image, surroundings.here(surroundings.setting(image, standing=standing)), held)
 
 
 def _read_back(reader: SnapshotReader) -> None:
-    """Compare blocks with their hashes, those that earlier snapshots wrote first."""
+    """Compare blocks with their hashes, beginning with those that earlier snapshots wrote."""
     own = next((number for number, pack in enumerate(reader.info.packs) if pack == reader.info.id), -1)
     total = len(reader.blocks)
     pieces = [range(at, min(at + _TOGETHER, total)) for at in range(0, total, _TOGETHER)]

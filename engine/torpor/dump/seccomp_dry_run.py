@@ -1,7 +1,7 @@
-"""A checkpoint tried out on a child of our own, where a system-call filter (seccomp) is over both us and the target.
+"""Try a checkpoint on a child of this process, if seccomp filters bind both this process and the target.
 
-Nobody inside can read such a filter. It may let a call fail, which is an answer, or kill who makes it: so all that a
-checkpoint calls in its target is called in a child first, which has the very same filters.
+A process under such a filter cannot read it. The filter may make a call fail, which is an answer, or kill the caller.
+So a child, which inherits the same filters, first makes all calls that a checkpoint makes in its target.
 """
 
 from __future__ import annotations
@@ -32,22 +32,24 @@ _PATIENCE = 10.0
 """Seconds."""
 _P_PID, _WNOHANG_EXITED = 1, 5
 _NOWHERE = -4096
-"""No descriptor, no process, no address, no flag that there is."""
+"""A value that is no valid descriptor, process, address or flag."""
 _NEVER_FAIL = frozenset({
     NR.getpid, NR.gettid, NR.sigaltstack, NR.get_robust_list, NR.getpriority, NR.sched_getscheduler,
     NR.sched_getaffinity, NR.sched_getparam, NR.ioprio_get, NR.personality, NR.rt_sigaction, NR.getitimer, NR.brk,
     NR.clock_gettime, NR.prctl,
 })  # fmt: skip
-"""Calls whose answers are needed, and that only a filter makes fail."""
+"""Calls whose results a checkpoint needs, and that fail only because of a filter."""
 
 
 def dry_run(root: int) -> None:
-    """Try it out if we and a tree are under filters, which the preflight has found to be the same; once for all trees.
+    """Try a checkpoint if this process and the tree are under filters; once for all trees.
+
+    The preflight has found that both are under the same filters.
 
     Raises:
-        Refused: the filters would harm a target, or keep what must be known of it.
+        Refused: the filters would harm a target, or hide what must be known about it.
     """
-    with suppress(FileNotFoundError, ProcessLookupError):  # the root has ended: the freeze says so
+    with suppress(FileNotFoundError, ProcessLookupError):  # the root has ended: the freeze reports that
         if (count := seccomp.own()) and seccomp.of_thread(root, root).filters:
             _dry_run(count)
 
@@ -69,7 +71,7 @@ def _dry_run(count: int) -> None:
     watchdog = Thread(watch)
     watched = watchdog.start()
     try:
-        select.select([told], [], [], _PATIENCE)  # it is ready, or has died
+        select.select([told], [], [], _PATIENCE)  # the child is ready, or has died
         denied = in_own_thread(lambda _: _take(pid)) if watched else set()
     except (CheckpointFailed, NotFound, ProcessLookupError) as failure:
         killers = [nr.name for nr in sorted(MADE) if _is_killed(nr)]
@@ -94,13 +96,13 @@ def _refused(count: int, does: str) -> Refused:
 
 
 def _wait_for_the_end(parent: int, telling: int) -> None:
-    _return_from_a_signal()  # of which nothing is seen while all goes well: whoever may not, dies here
+    _return_from_a_signal()  # a checkpoint calls rt_sigreturn too: if a filter kills for it, the child dies here
     os.write(telling, b"\0")
     sleep_with(parent)
 
 
 def _return_from_a_signal() -> None:
-    signal.set_wakeup_fd(-1)  # its other end is our parent's
+    signal.set_wakeup_fd(-1)  # the other end belongs to the parent
     signal.signal(signal.SIGUSR1, lambda *_: None)
     os.kill(os.getpid(), signal.SIGUSR1)
 
@@ -111,7 +113,7 @@ def _kill(pid: int) -> None:
 
 
 def _take(pid: int) -> set[str]:
-    """Do with a process what a checkpoint does; the calls that failed and should not have."""
+    """Do with a process what a checkpoint does; return the calls that failed but should not have."""
     with Frozen(pid, _PATIENCE) as frozen:
         taken = ProcessDump(frozen.processes[pid], CodeStubs(), Waits())
         try:
@@ -128,7 +130,7 @@ def _take(pid: int) -> set[str]:
 
 
 def _rare() -> Batch:
-    """Calls that are made only in processes that have what they ask for: here there is no such thing."""
+    """Calls that a checkpoint makes only if a process has such an object; here they name none."""
     batch = Batch()
     for nr in (NR.timer_gettime, NR.timer_getoverrun, NR.shmctl, NR.semctl, NR.msgctl, NR.semop, NR.msgrcv, NR.mincore):
         batch.add(nr, -1, 0, 0, 0)
@@ -138,7 +140,7 @@ def _rare() -> Batch:
 
 
 def _is_killed(nr: NR) -> bool:
-    """Whether a filter answers a call with SIGSYS, whatever its arguments are."""
+    """Return whether a filter answers a call with SIGSYS, with any arguments."""
     pid = forked(lambda: _call(nr))
     status = os.waitpid(pid, 0)[1]
     return os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGSYS

@@ -1,4 +1,4 @@
-"""Checkpoints of one job, one after the other: what was not written since the last one is not read again."""
+"""Successive checkpoints of one job: memory that was not written since the last one is not read again."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torpor.util.ranges import Range
 
 
 class Key(NamedTuple):
-    """Which process: PIDs are used again."""
+    """The identity of a process; a PID alone may be reused."""
 
     pid: int
     start_time: int
@@ -32,13 +32,13 @@ class _Last:
 
 
 class Series:
-    """To be given to each `checkpoint` of one job; a context manager, to be closed when no more will follow.
+    """Pass the same Series to each `checkpoint` of one job. A context manager; close it after the last checkpoint.
 
-    Between two checkpoints the kernel notes which pages the job writes (see remote/written.py), so that the next one
-    reads, hashes and stores only those. Every snapshot of a series is whole, and stands for itself. Closing it, or the
-    end of the process that has it, takes nothing from the job and leaves nothing in it.
+    Between two checkpoints the kernel notes which pages the job writes (see remote/written.py), and the next checkpoint
+    reads, hashes and stores only those. Every snapshot of a series is whole and does not depend on the others. Closing
+    the series, or the end of the process that holds it, does not affect the job.
 
-    Where Linux is older than 6.7, and while another series of the same job is open, each checkpoint reads all.
+    Before Linux 6.7, and while another series of the same job is open, each checkpoint reads all memory.
     """
 
     def __init__(self) -> None:
@@ -46,30 +46,28 @@ class Series:
         self._last: _Last | None = None
 
     def __enter__(self) -> Series:
-        """Give itself."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Close."""
         self.close()
 
     def close(self) -> None:
-        """Stop watching. May be called again; the series can be used as a new one."""
+        """Stop watching the job. May be called again; afterwards the series can be used like a new one."""
         self._last = None
         for watch in self._watches.values():
             watch.close()
         self._watches.clear()
 
     def known(self, store: str) -> KnownBlocks | None:
-        """The blocks of the last snapshot, if it lies in that store."""
+        """Return the blocks of the last snapshot if it is in this store, else None."""
         return self._last.known if self._last and self._last.store == store else None
 
     def has(self, key: Key) -> bool:
-        """Whether a process is in the last snapshot."""
+        """Return whether a process is in the last snapshot."""
         return self._last is not None and key in self._last.tables
 
     def lacks(self, key: Key) -> bool:
-        """Whether a process is not watched yet."""
+        """Return whether a process is not watched yet."""
         return key not in self._watches
 
     def watch(self, key: Key, userfaultfd: int, mappings: Sequence[Range]) -> None:
@@ -77,7 +75,7 @@ class Series:
 
         Args:
             key: the process.
-            userfaultfd: of its memory, the series' own from now on.
+            userfaultfd: one for its memory; the series owns it from now on.
             mappings: its private mappings, by address.
         """
         try:
@@ -90,14 +88,16 @@ class Series:
             watch.close()
 
     def look(self, processes: Mapping[Key, Sequence[Private]], *, again: bool) -> dict[Key, Before]:
-        """What is known of a frozen tree from the last snapshot. It is told once: a checkpoint that fails begins anew.
+        """Return what the last snapshot has of a frozen tree and what was written since.
 
-        To be asked before its memory is read or forked: what somebody else writes into it in between is then in this
-        snapshot perhaps, and counts as written at the next look surely.
+        The last snapshot is forgotten with that: if this checkpoint fails, the next one reads everything.
+
+        Call it before the memory is read or forked. If another process writes to the memory in between, this snapshot
+        may have the write or not, but the next `look` reports it in any case.
 
         Args:
-            processes: the private mappings of each.
-            again: another checkpoint will follow, which is to know what was written from now on.
+            processes: the private mappings of each process.
+            again: note writes from now on, since another checkpoint will follow.
         """
         last, self._last = self._last, None
         for key in self._watches.keys() - processes.keys():
@@ -109,7 +109,7 @@ class Series:
                 continue
             try:
                 written = self._watches[key].look(key.pid, mappings, again=again)
-            except ProcessLookupError:  # another program now
+            except ProcessLookupError:  # it has called execve
                 self._watches.pop(key).close()
                 continue
             if last and key in last.tables:
@@ -118,13 +118,13 @@ class Series:
         return found
 
     def note(self, store: str, known: KnownBlocks, tables: Mapping[Key, pb.PageTable]) -> None:
-        """Remember a snapshot that was published, of which `look` was told that another follows."""
+        """Remember a published snapshot, if `look` was called with `again` for it."""
         watched = {key: Columns.of(table) for key, table in tables.items() if key in self._watches}
         self._last = _Last(store, known, watched)
 
 
 def _within(table: Columns, blocks: BlockTable, packs: Set[int]) -> Iterator[Range]:
-    """What of a page table lies in some packs."""
+    """Yield the ranges of a page table whose blocks are in some packs."""
     if packs:
         for start, count, block in zip(*table, strict=True):
             if blocks.packs[block] in packs:

@@ -1,4 +1,4 @@
-"""A whole tree as it is taken under the freeze, and told to the image when it runs again."""
+"""Dump a whole tree: grab its state under the freeze, describe it in an image once the tree runs again."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _STUBS = CodeStubs()
 
 
 class TreeDump:
-    """A frozen tree, grabbed and described. A context manager: leaving it ends the snapshots of its memory."""
+    """The dump of a frozen tree. A context manager: leaving it ends the snapshots of its memory."""
 
     def __init__(
         self,
@@ -45,13 +45,13 @@ class TreeDump:
     ) -> None:
         """
         Args:
-            processes: the tree, frozen, parents before their children; empty once it was let go.
-            waits: what its threads wait in.
+            processes: the frozen tree, parents before their children; becomes empty when the tree is thawed.
+            waits: the system calls that its threads wait in.
             series: its earlier checkpoints.
-            still: why it stands still until its image is written; empty: its memory is forked.
-            again: it will run on, and another checkpoint of the series may follow.
-            given: of a tree that has just been built, the descriptors that the restorer gave; what its memory and its
-                files hold is not read then. None: it is saved.
+            still: why the tree stays frozen until its image is written; empty if its memory is to be forked.
+            again: whether the tree will run on, so that another checkpoint of the series may follow.
+            given: for a tree that a restore has just built: the descriptors that the restorer gave it. The contents of
+                memory and files are not read then. None for a tree that is saved.
         """
         self._processes = processes
         self._series = series
@@ -63,7 +63,7 @@ class TreeDump:
         self.files: MappedFiles | None = None
         self.descriptors: descriptors.GrabbedDescriptors
         self.notices: list[str] = []
-        """What whoever wakes it will not find as it was, and what was particular about the save; a sentence each."""
+        """What will differ after a restore, and what was special about this save; a sentence each."""
         self._all: list[ProcessDump | ZombieDump] = []
         self._parents: dict[int, int] = {}
         self._outside_parents: dict[int, int] = {}
@@ -85,25 +85,25 @@ class TreeDump:
             self.files.close()
 
     def let_snapshots_go(self) -> None:
-        """All memory is read: let its snapshots die while the image is published."""
+        """Let the snapshots exit while the image is published; all memory was read."""
         for taken in self._living():
             if taken.snapshot:
                 taken.snapshot.let_go()
 
     @property
     def forked(self) -> bool:
-        """Whether every process's memory is in a snapshot, so that the tree may run on."""
+        """Whether the memory of every process is in a snapshot, so that the tree may run on."""
         return not self._still
 
     def check_losses(self, error: Exception) -> None:
-        """Find out whether what went wrong did so because a process that is still needed has ended.
+        """Find out whether an error occurred because a process that is still needed has ended.
 
         Raises:
-            CheckpointFailed: one of the tree.
-            SnapshotLost: a snapshot.
+            CheckpointFailed: a process of the tree has ended.
+            SnapshotLost: a snapshot has ended.
         """
         living = self._living()
-        # Also of a tree that runs again: of who has a descriptor, say, something is asked when it is described.
+        # A tree that runs again matters too: the description still asks its processes, for example about descriptors.
         for process in chain(self._processes.values(), (taken.process for taken in living)):
             if not process.zombie and procfs.is_ending(process.pid, process.pid):
                 raise CheckpointFailed(f"{process.name} ended during the checkpoint") from error
@@ -116,7 +116,7 @@ class TreeDump:
         return [taken for taken in self._all if isinstance(taken, ProcessDump)]
 
     def grab(self, *, reset_outside: bool, stdio: Mapping[int, int] | None) -> None:
-        """Take what changes; every process's calls run at the same time."""
+        """Read the state that changes; all processes make their calls at the same time."""
         self._realtime_ns = time.time_ns()
         keyed = keyrings.users()
         for process in self._processes.values():
@@ -144,13 +144,13 @@ class TreeDump:
         self._take_sysv()
         self._take_keys()
         self._take_memory()
-        # A snapshot outlives its process, and is where it was.
+        # A snapshot outlives its process, and has the same root and current directory.
         self.descriptors.stand_ins = {taken.pid: taken.memory_pid for taken in self._living()}
         for taken in self._living():
             taken.leave()
 
     def _take_sysv(self) -> None:
-        """Take the semaphores and message queues of System V that are the tree's."""
+        """Grab the System V semaphores and message queues that belong to the tree."""
         living = self._living()
         root = living[0]
         if segments.is_apart(root.pid):
@@ -169,7 +169,7 @@ class TreeDump:
             raise Refused(f"{name} cannot be kept", found.reasons)
 
     def _take_keys(self) -> None:
-        """Take the keys of its processes and sessions."""
+        """Grab the keys of its processes and sessions."""
         living = self._living()
         found = {taken.pid: (rings, taken.ask) for taken in living if any(map(any, rings := taken.keyrings()))}
         self._keys = keyrings.grab(found, keyrings.own_session()) if found else keyrings.Keys()
@@ -179,12 +179,12 @@ class TreeDump:
             raise Refused(f"{living[0].process.name} cannot be kept", reasons)
 
     def _stopped_children(self, process: Process) -> list[int]:
-        """Their PIDs in the tree's PID namespace."""
+        """Return the PIDs, in the tree's PID namespace, of the children that job control has stopped."""
         mine = (child for child in self._processes.values() if child.stopped and child.parent is process)
         return [tree.own_pid(child.pid) for child in mine]
 
     def _take_memory(self) -> None:
-        """Fork it, if it may be forked, and tell what was written since the last checkpoint of the series."""
+        """Fork the memory if possible, and find out what was written since the last checkpoint of the series."""
         living = self._living()
         if self._series:
             self._before = self._series.look({one.key: one.watchable for one in living}, again=self._again)
@@ -205,7 +205,7 @@ class TreeDump:
                 taken.end_snapshot()
 
     def _unforkable(self) -> str:
-        """Why the tree cannot be forked, in words."""
+        """Say why the tree's memory cannot be forked; empty if it can."""
         parents = set(self._parents.values())
         for taken in self._living():
             if taken.adopts_orphans and taken.pid in parents:
@@ -215,14 +215,14 @@ class TreeDump:
         return ""
 
     def _watch(self, taken: ProcessDump) -> Watch | None:
-        """What is to be done with a userfaultfd of a process; None: no need of one."""
+        """Return what to do with a userfaultfd of a process; None if the series needs none."""
         series = self._series
         if series is None or not self._again or not series.lacks(taken.key):
             return None
         return lambda fd: series.watch(taken.key, fd, taken.private)
 
     def describe(self) -> tuple[pb.Tree, list[Ranges]]:
-        """The image without its pages, and for each process the ranges whose pages are to be stored.
+        """Return the image without its pages, and the ranges of each process whose pages must be stored.
 
         Raises:
             Refused: something that cannot be kept came up after the preflight.
@@ -260,7 +260,7 @@ class TreeDump:
         self.notices += descriptors.notices(self.descriptors)
         if self._still and self._again:
             self.notices.append(f"it stood still until it was written: {self._still}")
-        mounts.describe(image, self._living()[0].memory_pid)  # a snapshot outlives its process
+        mounts.describe(image, self._living()[0].memory_pid)  # which outlives its process, if it is a snapshot
         root = self._living()[0]
         xstate = next(iter(root.injection.xstates.values()))
         host_requirements.describe(image, root.texts.status, xstate, self._realtime_ns, root.clocks())
@@ -270,11 +270,11 @@ class TreeDump:
 
     @property
     def before(self) -> list[Before | None]:
-        """What is known of each process from the last snapshot of the series, in the order of the image."""
+        """For each process, in the order of the image: what the last snapshot of the series has of it, or None."""
         return [self._before.get(one.key) if isinstance(one, ProcessDump) else None for one in self._all]
 
     def note(self, image: pb.Tree, writer: SnapshotWriter) -> None:
-        """Tell the series of the snapshot that was published."""
+        """Tell the series about the published snapshot."""
         if self._series and self._again:
             both = zip(self._all, image.processes, strict=True)
             tables = {taken.key: out.memory.pages for taken, out in both if isinstance(taken, ProcessDump)}

@@ -1,4 +1,4 @@
-"""The image of a process tree: what a snapshot holds beside pages. Its schema is image.proto, field by field.
+"""The image of a process tree: everything in a snapshot but the pages. image.proto documents each field.
 
 with store.open(snapshot) as reader:
     tree = torpor.image.read(reader)

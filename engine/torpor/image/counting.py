@@ -1,6 +1,6 @@
-"""How many messages an encoded image has: told before it is parsed, as one of two bytes becomes an object of hundreds.
+"""Count the messages of an encoded image before it is parsed: a message of two bytes becomes an object of hundreds.
 
-Only messages that have messages are walked through; all else is passed over by its length. The wire format is
+Only messages that can contain messages are walked; other fields are skipped by their length. The wire format is
 protobuf's (https://protobuf.dev/programming-guides/encoding/).
 """
 
@@ -16,15 +16,15 @@ _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
 
 
 def count(data: bytes, kind: type[Message], most: int) -> int:
-    """Count the messages within an encoded message; more than `most` are not counted.
+    """Count the messages within an encoded message, but stop after `most`.
 
     Args:
         data: the encoded message.
-        kind: what it is one of.
-        most: where to stop.
+        kind: its type.
+        most: the result is larger than this if there are more.
 
     Raises:
-        DecodeError: it is no encoded message.
+        DecodeError: the data is no encoded message.
     """
     total = 0
     waiting = [(0, len(data), kind.DESCRIPTOR)]
@@ -59,12 +59,12 @@ def count(data: bytes, kind: type[Message], most: int) -> int:
 
 @cache
 def _inner(kind: Any) -> Mapping[int, Any]:
-    """The descriptors of what the fields of a message hold that hold messages, by their number."""
+    """Return the message types of the fields that hold messages, by field number."""
     return {field.number: field.message_type for field in kind.fields if field.message_type is not None}
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """A number, and what comes after it."""
+    """Decode a number; return it and the offset behind it."""
     value = data[at]
     at += 1
     if value < 0x80:

@@ -1,6 +1,6 @@
-"""Reading an image from a snapshot: it is refused when it says what this version does not know.
+"""Read an image from a snapshot; refuse it if it has a field that this version does not know.
 
-What is not trusted is bounded before it is built: an image of a few bytes for each message would be gigabytes of them.
+An image is not trusted, so its messages are counted before they are parsed: those of a small file could fill gigabytes.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from torpor.store import SnapshotReader
 from torpor.util import strict_protobuf
 
 KIND = "tree"
-"""Of snapshots of process trees."""
+"""The kind of a snapshot of a process tree."""
 MOST_MESSAGES = 1 << 20
-"""Protobuf messages in an image, each mapping, descriptor and thread being one or a few; also what a checkpoint writes
-(docs/format.md)."""
+"""The most protobuf messages in an image, also in one that a checkpoint writes (docs/format.md). Each mapping,
+descriptor and thread takes one or a few."""
 MOST_THREADS = 1 << 15
-"""Threads of all processes of a tree together."""
+"""The most threads of all processes of a tree together."""
 
 
 def read(reader: SnapshotReader) -> Tree:
-    """Give the image that an open snapshot holds.
+    """Return the image of an open snapshot.
 
     Raises:
-        ImageDamaged: it is none of a process tree, is damaged, or says what this version does not know.
+        ImageDamaged: the snapshot is not of a process tree, is damaged, or has a field that this version does not know.
     """
     if reader.info.kind != KIND:
         raise ImageDamaged(f"snapshot {reader.info.id} is of the kind {reader.info.kind}, not a process tree")
@@ -37,23 +37,23 @@ def read(reader: SnapshotReader) -> Tree:
 
 
 def look(reader: SnapshotReader) -> Tree:
-    """Give the image for people to look at: what this version does not know in it is passed over.
+    """Return the image for people to look at; fields that this version does not know are ignored.
 
     Raises:
-        ImageDamaged: it is damaged.
+        ImageDamaged: the image is damaged.
     """
     return _parsed(reader, Tree.FromString)
 
 
 def excess(body: bytes) -> str:
-    """What an encoded image has more of than one may have; empty: nothing. Raises DecodeError."""
+    """Say what an encoded image has too much of; empty if nothing. Raises DecodeError."""
     if count(body, Tree, MOST_MESSAGES) > MOST_MESSAGES:
         return f"more than {MOST_MESSAGES} mappings, descriptors and the like"
     return ""
 
 
 def excess_of_threads(image: Tree) -> str:
-    """The same of one that is parsed."""
+    """Say whether a parsed image has too many threads; empty if not."""
     if sum(max(len(process.threads), 1) for process in image.processes) > MOST_THREADS:
         return f"more than {MOST_THREADS} threads"
     return ""

@@ -1,7 +1,7 @@
-"""What a program is to get from its parent, in a parent that Python and Torpor have changed.
+"""The inherited attributes of a program that this process starts: ignored signals, limits, environment.
 
-A program is started as if this process had executed it: with the signals ignored, the limit and the environment that
-this process was given, and not with those that the interpreter or Torpor has set since.
+A program starts as if this process's caller had executed it: with the ignored signals, the descriptor limit and the
+environment that this process was given, without the changes that Python and Torpor have made since.
 
 Documented in: execve(2), signal(7), nohup(1), PEP 538.
 """
@@ -18,34 +18,34 @@ from pathlib import Path
 from typing import NamedTuple
 
 _PYTHONS_OWN = (signal.SIGPIPE, signal.SIGXFSZ)
-"""Python ignores these for itself, before any code of a program runs (signal_install_handlers in CPython)."""
+"""Python ignores these at startup, before it runs any code of a program (signal_install_handlers in CPython)."""
 _HAND_ON = frozenset({"sh", "bash", "busybox", "dash", "ksh", "mksh", "systemd", "zsh"})
-"""Programs that start others with the dispositions that they have themselves."""
+"""Programs that start others with their own signal dispositions."""
 _COERCED = ("C.UTF-8", "C.utf8", "UTF-8")
 _C_LOCALE = (None, "", "C", "POSIX")
 
 _raising = threading.Lock()
 _raised: list[int] = []
-"""The soft limit of descriptors before it was raised; then one entry for each block in which it is."""
+"""First the soft RLIMIT_NOFILE before it was raised, then one entry for each active `raised_descriptor_limit`."""
 
 
 class Signals(NamedTuple):
-    """What a program has by its start."""
+    """The signal dispositions and mask that a program inherits."""
 
     ignored: frozenset[int]
     blocked: frozenset[int]
 
 
 def signals() -> Signals:
-    """What a program started from here, by the calling thread, is to have."""
+    """Return what a program that the calling thread starts must inherit."""
     return Signals(ignored(), frozenset(signal.pthread_sigmask(signal.SIG_BLOCK, ())))
 
 
 def ignored() -> frozenset[int]:
-    """The signals that this process is to ignore, and a program started from here: those that its caller had ignored.
+    """Return the signals that this process's caller had ignored, which this process and its programs must ignore too.
 
-    Which Python ignores for itself, only the parent can tell; where it is no shell, they are taken to have their
-    default action, as `subprocess` has it.
+    For the signals that Python itself ignores, the dispositions of the parent tell, if it is a shell. Otherwise they
+    are assumed to have the default action, as in `subprocess`.
     """
     found = _ignored_by("self")
     parent = os.getppid()
@@ -55,7 +55,7 @@ def ignored() -> frozenset[int]:
 
 
 def _ignored_by(pid: str) -> frozenset[int]:
-    for line in Path(f"/proc/{pid}/status").read_bytes().split(b"\n"):  # a name may hold other ends of lines
+    for line in Path(f"/proc/{pid}/status").read_bytes().split(b"\n"):  # a name may contain other line separators
         if line.startswith(b"SigIgn:"):
             mask = int(line.split()[1], 16)
             return frozenset(number for number in range(1, 65) if mask >> (number - 1) & 1)
@@ -65,15 +65,15 @@ def _ignored_by(pid: str) -> frozenset[int]:
 def _name(pid: int) -> str:
     try:
         return os.path.basename(os.readlink(f"/proc/{pid}/exe"))
-    except OSError:  # another user's, as the system's pid 1 is
+    except OSError:  # another user's process, for example the system's PID 1
         try:
             return Path(f"/proc/{pid}/comm").read_text().strip()
-        except OSError:  # it has ended
+        except OSError:  # the process has ended
             return ""
 
 
 def environment() -> dict[str, str]:
-    """`os.environ`, without what Python sets itself: LC_CTYPE, where the locale is C (PEP 538)."""
+    """Return `os.environ` without the LC_CTYPE that Python sets itself if the locale is C (PEP 538)."""
     given = dict(os.environ)
     if given.get("LC_CTYPE") in _COERCED:
         words = Path("/proc/self/environ").read_bytes().split(b"\0")
@@ -86,7 +86,7 @@ def environment() -> dict[str, str]:
 
 @contextmanager
 def raised_descriptor_limit() -> Iterator[None]:
-    """Let this process have as many descriptors as it may in a block: all of a tree's are open in it at once."""
+    """Raise the soft RLIMIT_NOFILE to the hard limit in a block: all descriptors of a tree are open here at once."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with _raising:
         if not _raised:
@@ -98,11 +98,11 @@ def raised_descriptor_limit() -> Iterator[None]:
     finally:
         with _raising:
             _raised.pop()
-            if len(_raised) == 1:  # the last of those that several threads are in
+            if len(_raised) == 1:  # the last of the blocks that threads have entered
                 resource.setrlimit(resource.RLIMIT_NOFILE, (_raised.pop(), hard))
 
 
 def descriptor_limit() -> int:
-    """The soft limit that a program started from here is to have."""
+    """Return the soft RLIMIT_NOFILE that a program started from here must inherit."""
     with _raising:
         return _raised[0] if _raised else resource.getrlimit(resource.RLIMIT_NOFILE)[0]

@@ -1,4 +1,4 @@
-"""Ranges of addresses: sorted lists of them, joined, intersected and cut."""
+"""Union, intersection, difference and splitting of sorted lists of address ranges."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Range = tuple[int, int]
 
 
 def union(ranges: Iterable[Range]) -> list[Range]:
-    """Ranges in any order as sorted ones that do not touch each other."""
+    """Sort ranges and merge those that overlap or touch."""
     found: list[Range] = []
     for start, end in sorted(ranges):
         if found and start <= found[-1][1]:
@@ -22,7 +22,7 @@ def union(ranges: Iterable[Range]) -> list[Range]:
 
 
 def intersection(left: Sequence[Range], right: Sequence[Range]) -> list[Range]:
-    """What is in both, both sorted."""
+    """Return the intersection of two sorted lists."""
     found: list[Range] = []
     i = j = 0
     while i < len(left) and j < len(right):
@@ -38,7 +38,7 @@ def intersection(left: Sequence[Range], right: Sequence[Range]) -> list[Range]:
 
 
 def subtract(ranges: Iterable[Range], holes: Sequence[Range]) -> list[Range]:
-    """Ranges less others, both sorted."""
+    """Return the ranges without the holes; both lists are sorted."""
     found: list[Range] = []
     first = 0
     for start, end in ranges:
@@ -58,7 +58,7 @@ def subtract(ranges: Iterable[Range], holes: Sequence[Range]) -> list[Range]:
 
 
 def split(ranges: Iterable[Range], at: Iterable[Range]) -> list[Range]:
-    """Ranges, cut at the borders of others, which are sorted and do not touch each other."""
+    """Split ranges at the borders of other ranges, which are sorted and do not touch each other."""
     borders = list(chain.from_iterable(at))
     found: list[Range] = []
     for start, end in ranges:

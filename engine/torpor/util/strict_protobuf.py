@@ -1,6 +1,6 @@
-"""Protobuf messages are read strictly: what a newer version wrote, and this one does not know, is refused by name.
+"""Strict reading of protobuf messages: a field that this version does not know is an error that names the field.
 
-Protobuf itself keeps unknown fields aside in silence, and a restore would go on as if they had not been there.
+Protobuf itself ignores unknown fields silently, and a restore would go on as if they did not exist.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ M = TypeVar("M", bound=Message)
 
 
 class UnknownField(DecodeError):
-    """A message says something that this version does not know; the text tells which field of what it is."""
+    """A message has a field that this version does not know; the text names the field and its message."""
 
 
 def parse(kind: type[M], data: bytes) -> M:
-    """Parse a message. Raises DecodeError, and UnknownField when it or one within it has a field that is not known.
+    """Parse a message. Raises DecodeError, or UnknownField if the message or one within it has an unknown field.
 
-    An entry of a map that is not as this version writes them is, to protobuf, an unknown field of what has the map.
+    Protobuf treats a map entry of an unexpected form as an unknown field of the message that has the map.
     """
     message = kind.FromString(data)
     size = message.ByteSize()
     message.DiscardUnknownFields()
-    # Two passes in C: where unknown fields are is looked for only when there are some.
+    # This takes two passes in C. The search for the unknown field, in Python, happens only if there is one.
     if message.ByteSize() != size:
         raise UnknownField(next(_unknown(kind.FromString(data), "")))
     return message

@@ -1,5 +1,4 @@
-"""Threads, and what becomes of their work where no more can be had: at a limit of processes (ulimit -u, pids.max), or
-of memory."""
+"""Threads that cope if the system can start no more: at a limit of processes (ulimit -u, pids.max), or of memory."""
 
 from __future__ import annotations
 
@@ -15,8 +14,8 @@ from typing import ParamSpec, TypeVar
 from torpor._native import ffi
 from torpor.errors import RestoreFailed
 
-# glibc loads it for the first thread that ends by pthread_exit(3), as CPython's do, and aborts if it has no memory.
-with suppress(OSError):  # another C library
+# glibc loads this library when the first thread calls pthread_exit(3), as CPython's do, and aborts if memory is short.
+with suppress(OSError):  # not glibc
     _UNWINDER = ffi.dlopen("libgcc_s.so.1")
 
 P = ParamSpec("P")
@@ -27,31 +26,30 @@ RAISE_LIMIT = "raise the limit of processes (ulimit -u, pids.max), or free memor
 
 
 class Thread:
-    """A function in a thread of its own, which raises nothing.
+    """Run a function that raises nothing in its own thread.
 
-    threading.Thread.start() waits until the new thread says that it runs, and one that has no memory for its first
-    frame ends without a word (CPython's gh-140746). This one is given the end of a pipe, which is closed as it ends.
+    threading.Thread.start() waits until the new thread reports that it runs, but a thread without memory for its first
+    frame ends silently (CPython's gh-140746). This one holds the end of a pipe, which is closed when the thread ends.
     """
 
     def __init__(self, work: Callable[[], object]) -> None:
-        """Remember the function."""
         self._work = work
         self._over = _thread.allocate_lock()
-        """Free when it has ended."""
+        """Held while the thread runs."""
         self._began = False
 
     def start(self) -> bool:
-        """Start it; whether the system gives us a thread, and memory for it."""
+        """Start the thread; return whether the system had a thread and memory for it."""
         try:
             told, telling = os.pipe2(os.O_CLOEXEC)
         except OSError:  # at the limit of descriptors
             return False
         self._over.acquire()
-        self._began = True  # also when a Ctrl-C ends the wait below
+        self._began = True  # also if a Ctrl-C interrupts the wait below
         try:
             _thread.start_new_thread(self._run, (FileIO(telling, "w"),))
             self._began = os.read(told, 1) != b""
-            os.read(told, 1)  # the end of the file: it has closed the pipe
+            os.read(told, 1)  # end of file: the thread has closed the pipe
         except (RuntimeError, MemoryError):  # pthread_create(3) failed
             self._began = False
         finally:
@@ -60,25 +58,25 @@ class Thread:
 
     def _run(self, telling: FileIO) -> None:
         try:
-            with telling:  # not open while it works, which may be in a table of descriptors of its own
+            with telling:  # closed before the work begins, which may unshare the descriptor table
                 telling.write(b"!")
             self._work()
         finally:
             self._over.release()
 
     def join(self) -> None:
-        """Wait until it has ended, if it was started."""
+        """Wait until the thread has ended, if it was started."""
         if self._began:
             with self._over:
                 pass
 
 
 def apart(work: Callable[[], T]) -> T:
-    """What a function gives in a thread of its own, which may leave what the others share (unshare(2)).
+    """Run a function in its own thread, where it may call unshare(2), and return its result.
 
     Raises:
-        RestoreFailed: there can be no thread.
-        BaseException: what the function raises.
+        RestoreFailed: no thread can be started.
+        BaseException: whatever the function raises.
     """
     future: Future[T] = Future()
 
@@ -95,7 +93,7 @@ def apart(work: Callable[[], T]) -> T:
 
 
 class Workers(Executor):
-    """Threads that do what is handed in, in that order; where there are none, whoever hands it in does it at once."""
+    """Threads that run submitted calls in order. If none could be started, `submit` runs the call itself."""
 
     def __init__(self, count: int) -> None:
         """Start up to `count` threads."""
@@ -104,7 +102,7 @@ class Workers(Executor):
         self._threads = [thread for thread in made if thread.start()]
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """Hand in a call; gives its result to come."""
+        """Submit a call; return the future of its result."""
         future: Future[T] = Future()
 
         def work() -> None:
@@ -126,7 +124,7 @@ class Workers(Executor):
             item[1]()
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """End the threads, when all is done that was handed in and, if so asked, was not cancelled."""
+        """End the threads after all submitted calls, or after the current ones if `cancel_futures`."""
         try:
             while cancel_futures and (item := self._queue.get_nowait()) is not None:
                 item[0].cancel()
