@@ -1,1 +1,1 @@
-"""The story of a restore: validate an image, plan, build the tree, verify it, let it go; and how a job begins."""
+"""Restores: validate an image, plan, build the tree, verify it, let it run. Also how a job is first started."""

@@ -1,7 +1,7 @@
-"""Starting torpor-init: in a capsule (user, PID, mount and time namespaces of its own) or as a plain keeper.
+"""Start torpor-init: in a capsule (its own user, PID, mount and time namespaces), or without namespaces.
 
 Inside a capsule an ordinary user may choose PIDs, set the exe link and mount a /proc (clone3(2), user_namespaces(7)).
-init is its pid 1; outside it is one stable PID that lives as long as the job.
+There init is PID 1. Outside, init is one stable PID that lives as long as the job.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ TRACE_OPTIONS: Final = (
     | ptrace.O_TRACEVFORK
     | ptrace.O_TRACEEXEC
 )
-"""While it is built, all of a tree is traced from birth, and dies with the one who builds it."""
+"""While a tree is built, all its threads are traced from their creation, and die with the process that builds it."""
 
 _REPORT = struct.Struct("<ii")  # struct tp_report
 _GO = struct.Struct("<ii")  # struct tp_go
@@ -59,30 +59,30 @@ class Namespaces(IntFlag):
 
 @dataclass(frozen=True)
 class Setting:
-    """Where a job is to live."""
+    """Where a job will live: its namespaces, and how it gets its PIDs."""
 
     namespaces: Namespaces
-    """None at all: among the host's processes."""
+    """Empty if the job will live among the host's processes."""
     monotonic_ns: int = 0
-    """What CLOCK_MONOTONIC is ahead by, in a time namespace."""
+    """Offset of CLOCK_MONOTONIC in the time namespace."""
     boottime_ns: int = 0
     new_session: bool = False
-    """init is to lead a session of its own."""
+    """Whether init calls setsid()."""
     hold_filters_off: bool = False
-    """Seccomp filters that are installed on the way are to have no effect before the tree is let go."""
+    """Whether to suspend the seccomp filters that are installed during the build until the tree runs."""
     joined: frozenset[int] = frozenset()
-    """Numbers of a session and of groups that the tree was in and others still have: init's own take their place."""
+    """The ids of the tree's former session and process groups that others still have; init's own replace them."""
     walk: Walk | None = None
-    """How its PIDs are got among the host's, by one who may not choose them; None: they are chosen."""
+    """How the tree gets its PIDs from a user who may not choose them; None if they are chosen."""
 
     @property
     def trace_options(self) -> int:
-        """What all of a tree is traced with (PTRACE_O_*) while it is built."""
+        """The PTRACE_O_* options for all threads of a tree while it is built."""
         return TRACE_OPTIONS | (ptrace.O_SUSPEND_SECCOMP if self.hold_filters_off else 0)
 
     @property
     def capsule(self) -> bool:
-        """Whether PIDs are chosen in a namespace of its own."""
+        """Whether the job has its own PID namespace."""
         return bool(self.namespaces & Namespaces.PID)
 
 
@@ -91,17 +91,17 @@ class Init:
     """A started torpor-init."""
 
     pid: int
-    """As this process sees it."""
+    """In this process's PID namespace."""
     status_fd: int
-    """Readable: the wait status (an int) of the child that init stands for, when that has ended."""
+    """The read end of a pipe: init writes the wait status (an int) of its main child when that ends."""
     own_status_fd: int
-    """The number that init knows the other end by."""
+    """The number of the write end in init."""
 
 
 class Waiting:
-    """A process that lives in its namespaces, and becomes init when it is told to go on.
+    """A process in its namespaces that waits; `go` lets it become init.
 
-    It shares this process's table of descriptors until then: what is opened meanwhile, init inherits.
+    Until then it shares this process's descriptor table, so init inherits what is opened meanwhile.
     """
 
     def __init__(
@@ -113,35 +113,35 @@ class Waiting:
         ids: Mapped | None = None,
     ) -> None:
         self.pid = pid
-        """As this process sees it. What is opened through its /proc/PID/root lies on the mounts of the job."""
+        """In this process's PID namespace. Paths below its /proc/PID/root are on the mounts of the job."""
         self.ids = ids
-        """Those that exist in its user namespace; None: it is in that of this process."""
+        """The ids that exist in its user namespace; None if it is in this process's user namespace."""
         self.gone = False
-        """Whether it went on, and is somebody else's to end."""
+        """Whether it has become init; from then on `prepare` does not kill it."""
         self.status_fd, self.own_status_fd = status_fds
         self._gate = gate
         self._reports, self._writer = reports
 
     def go(self, first: int, end: int | None = None) -> Init:
-        """Let it become init; one that is traced stops before its first instruction (EVENT_EXEC comes).
+        """Let it become init; if it is traced, it stops before init's first instruction (EVENT_EXEC).
 
         Args:
-            first: of the descriptors that it inherits, close-on-exec or not, besides 0, 1 and 2.
-            end: the number behind the last one; None: all there are.
+            first: the first descriptor that it inherits besides 0, 1 and 2, whether close-on-exec or not.
+            end: one more than the last inherited descriptor; None for all open ones.
 
         Raises:
-            RestoreFailed: it does not.
+            RestoreFailed: it failed to become init.
         """
         os.write(self._gate, _GO.pack(first, _end_of_descriptors() if end is None else end))
         self.hear(lib.TP_STAGE_APART)
         self._writer.close()
-        if report := os.read(self._reports, _REPORT.size):  # nothing: execve has closed it
+        if report := os.read(self._reports, _REPORT.size):  # empty after a successful execve, which closes the pipe
             raise _failure(*_REPORT.unpack(report))
         self.gone = True
         return Init(self.pid, self.status_fd, self.own_status_fd)
 
     def hear(self, stage: int) -> None:
-        """Wait until it reports that it is so far.
+        """Wait until it reports that it has reached a stage.
 
         Raises:
             NotPermitted, RestoreFailed: it failed on the way.
@@ -161,17 +161,17 @@ def prepare(
     witness: bool = False,
     trace: bool = True,
 ) -> Iterator[Waiting]:
-    """Make namespaces, with a process in them that becomes init; it is killed if it was not told to.
+    """Make namespaces with a process in them that can become init; kill it at exit if it did not.
 
     Args:
         setting: the namespaces.
-        child: the PID of the child it is to stand for, 0 for none.
+        child: the PID of init's main child, whose signals and end init passes on; 0 for none.
         base: the lowest number for its end of the status pipe.
-        program: what it is to start as its child: path, argv[0], arguments.
-        environment: for the program.
-        signals: those that the program ignores and blocks.
-        witness: it hands no signals on, but keeps them pending, for one who does (see `Job.foreground`).
-        trace: attach to it, from the calling thread.
+        program: a program for init to start as its child: path, argv[0], arguments.
+        environment: the environment of the program.
+        signals: the signals that the program ignores and blocks.
+        witness: init keeps signals pending instead of passing them on, since `Job.foreground` does that.
+        trace: attach to the process with ptrace, from the calling thread.
 
     Raises:
         NotPermitted: the host forbids a capsule.
@@ -203,10 +203,10 @@ def prepare(
                 "last_pid": int(Path("/proc/loadavg").read_text().split()[-1]),
                 "ignored": _mask(signals.ignored),
                 "blocked": _mask(signals.blocked),
-                # What is woken sets its own; until then it holds all that is inherited.
+                # A woken process sets its own limit later; until then it needs room for all inherited descriptors.
                 "descriptors": resource.getrlimit(resource.RLIMIT_NOFILE)[0] if trace else descriptor_limit(),
                 "new_session": setting.new_session,
-                # Those of the new user namespace, or CAP_CHECKPOINT_RESTORE; a tree gives up all in the end.
+                # Those of the new user namespace, or CAP_CHECKPOINT_RESTORE; the tree drops them all in the end.
                 "keep_capabilities": trace and not procfs.is_root(),
                 "gate": gates[0].fileno(),
                 "caller": caller,
@@ -246,14 +246,14 @@ def prepare(
 def launch(
     setting: Setting, program: Sequence[str], environment: Mapping[str, str], signals: Signals, *, witness: bool
 ) -> Init:
-    """Start init with a program as its child, for which it stands. Both inherit 0, 1 and 2.
+    """Start init with a program as its main child. Both inherit 0, 1 and 2.
 
     Args:
-        setting: its namespaces.
+        setting: the namespaces.
         program: path, argv[0], arguments.
-        environment: for the program.
-        signals: those that the program ignores and blocks.
-        witness: it hands no signals on, but keeps them pending, for one who does (see `Job.foreground`).
+        environment: the environment of the program.
+        signals: the signals that the program ignores and blocks.
+        witness: init keeps signals pending instead of passing them on, since `Job.foreground` does that.
 
     Raises:
         As `prepare`.
@@ -265,7 +265,7 @@ def launch(
 
 
 def tried_ids() -> Mapped | None:
-    """The ids that a capsule of this user has, found out by making one; None: none can be made."""
+    """Make a capsule to find out which ids it has; return None if none can be made."""
     try:
         with prepare(Setting(Namespaces.USER | Namespaces.PID | Namespaces.MOUNT), 0, trace=False) as waiting:
             return waiting.ids
@@ -274,7 +274,7 @@ def tried_ids() -> Mapped | None:
 
 
 def _pipe(stack: ExitStack) -> tuple[IO[bytes], IO[bytes]]:
-    """A pipe's ends, each closed with the stack if it is open then."""
+    """Make a pipe; the stack closes the ends that are still open."""
     reader, writer = os.pipe2(os.O_CLOEXEC)
     return (
         stack.enter_context(open(reader, "rb", buffering=0)),
@@ -294,15 +294,15 @@ def init_arguments(
 
 
 def _run_helper(spawn: Any, asked: Mapping[Kind, list[range]], gate: int, reports: int) -> Mapped | None:
-    """Run what starts init to its end.
+    """Run the helper that starts init, and wait for its end.
 
     Args:
         spawn: struct tp_spawn.
-        asked: ids that others are to map into its user namespace.
-        gate, reports: the ends of this process.
+        asked: ids that newuidmap(1) and newgidmap(1) must map into its user namespace.
+        gate, reports: this process's ends of the pipes.
 
     Returns:
-        The ids that exist in a user namespace of its own; None: others have mapped wrong ones, and it is killed.
+        The ids that exist in its user namespace; None if they were mapped wrongly, and the helper was killed.
 
     Raises:
         NotPermitted, RestoreFailed: it failed on the way.
@@ -329,7 +329,7 @@ def _run_helper(spawn: Any, asked: Mapping[Kind, list[range]], gate: int, report
 
 
 def _hear(reports: int, pid: int, stage: int) -> None:
-    """Wait until a process reports that it is so far.
+    """Wait until a process reports that it has reached a stage.
 
     Raises:
         NotPermitted, RestoreFailed: it failed on the way.
@@ -350,7 +350,7 @@ def _hear(reports: int, pid: int, stage: int) -> None:
 
 
 def _told(reports: int) -> dict[int, int]:
-    """What lies in the pipe of reports once the helper has ended: values by their stage.
+    """Read all reports from the pipe once the helper has ended; return the values by stage.
 
     Raises:
         NotPermitted, RestoreFailed: no process was started.
@@ -399,6 +399,6 @@ def _mask(signals: Iterable[int]) -> int:
 
 
 def _strings(texts: Sequence[bytes]) -> tuple[Any, list[Any]]:
-    """A ``char *[]`` that ends with NULL, and what must be kept alive with it."""
+    """Make a ``char *[]`` that ends with NULL; return it with the objects that must be kept alive with it."""
     kept = [ffi.new("char[]", text) for text in texts]
     return ffi.new("char *[]", [*kept, ffi.NULL]), kept

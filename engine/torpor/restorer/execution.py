@@ -1,6 +1,6 @@
-"""Runs a plan in blank processes: births, address spaces, threads, registers, and at last letting all of them go.
+"""Run a plan in blank processes: create processes, address spaces, threads, set registers, and let all of them run.
 
-Until `Builder.release` a failure kills everything; what is built dies too when this process does (EXITKILL).
+Until `Builder.release` a failure kills everything. If this process dies, so does the tree (PTRACE_O_EXITKILL).
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ from torpor.restorer.walk import Walker
 
 _TERMINAL_STOPS = (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
 _PATIENCE, _AGAIN = 5.0, 0.02
-"""Seconds that a file of /proc is written again and again, and the pause between."""
+"""Seconds for which to retry a write to a file of /proc, and the pause between two tries."""
 CLONE_VM, CLONE_NEWUSER = 0x100, 0x10000000
 FILL_TOGETHER = 64 << 20
-"""Bytes from which on several threads of a process fill its memory: a single one is bound by page faults."""
+"""Above this many bytes several threads of a process fill its memory, since page faults limit a single one."""
 
 
 @dataclass
@@ -61,21 +61,21 @@ class Built:
 
     plan: ProcessPlan
     threads: list[Task]
-    """The main thread first."""
+    """Main thread first."""
 
 
 class Filled(NamedTuple):
-    """A process under construction whose memory is there, and nothing else yet."""
+    """A process under construction: its memory is filled, its other state is still to be restored."""
 
     pid: int
-    """As this process sees it."""
+    """In this process's PID namespace."""
     image: pb.Process
     userfaultfd: int
-    """Of its memory, the receiver's to close; -1 where the kernel gives none."""
+    """A userfaultfd of its memory, which the receiver must close; -1 if the kernel gives none."""
 
 
 class Builder:
-    """Builds the tree below a stopped init. All calls are made by the thread that started init."""
+    """Builds the tree below a stopped init. Call it from the thread that started init."""
 
     def __init__(
         self,
@@ -85,25 +85,25 @@ class Builder:
         progress: Callable[[int], None] | None = None,
         walker: Walker | None = None,
     ) -> None:
-        """Take over init, which is on its way to its exec stop.
+        """Take over init, which is about to reach its exec stop.
 
         Args:
             plan: what to build.
-            init: its PID as this process sees it.
-            options: those it is traced with (PTRACE_O_*), as will be all others.
-            progress: told the bytes of memory that were filled since the last time.
-            walker: for a plan whose PIDs come in turn.
+            init: init's PID in this process's PID namespace.
+            options: the PTRACE_O_* options of init, used for all other threads too.
+            progress: called with the bytes of memory filled since the last call.
+            walker: creates the processes of a plan whose PIDs cannot be chosen.
         """
         self.plan = plan
         self._options = options
         self.processes: dict[int, Built] = {}
         self._ended: dict[int, int] = {}
-        """The zombies' PIDs as this process sees them, by their own."""
+        """The PIDs of the zombies in this process's PID namespace, by their PID in the image."""
         self._blanks = Blanks(init, plan.window, address_space.GAP, progress)
         self._walker = walker
 
     def bear(self) -> None:
-        """Give birth to every process, each by its own parent."""
+        """Create every process, each by its own parent."""
         top = Built(self.plan.processes[0], [self._blanks.take_init()])
         for calls in self.plan.by_init:
             self._blanks.run([self._work(top, calls)])
@@ -129,14 +129,14 @@ class Builder:
             level = below
 
     def _orphan(self) -> None:
-        """End the stand-ins whose children fall to others above them: they alone adopt meanwhile."""
+        """Kill the stand-ins whose children must be reparented to an ancestor, the only subreaper meanwhile."""
         for member in [process.plan.member for process in self.processes.values() if process.plan.member.adopter]:
             assert member.adopter
             assert member.parent
             adopter, parent = self.processes[member.adopter.pid], self.processes[member.parent.pid]
             adopts = [Call(NR.prctl, (PR_SET_CHILD_SUBREAPER, on, 0, 0, 0), 0, "adopting orphans") for on in (1, 0)]
             if member.adopter.image is None:
-                adopts = []  # init adopts orphans as it is
+                adopts = []  # init is a subreaper already
             self._blanks.run([self._work(adopter, adopts[:1])])
             self._blanks.end(self.processes.pop(member.pid).threads[0], [], signal.SIGKILL)
             reaping = Call(NR.wait4, (member.pid, 0, WALL, 0), member.pid, f"reaping the stand-in {member.pid}")
@@ -144,10 +144,10 @@ class Builder:
             self._blanks.run([self._work(adopter, adopts[1:])])
 
     def build(self, filled: Callable[[Iterable[Filled]], None] | None = None) -> None:
-        """Build address spaces, threads and descriptors of all processes, side by side.
+        """Build the address spaces, threads and descriptors of all processes in parallel.
 
         Args:
-            filled: told of all processes, one after the other, as soon as their memory is what the image says.
+            filled: called with all processes, one after the other, once their memory has the content of the image.
         """
         ended = [process for process in self.processes.values() if _image(process).zombie]
         self._blanks.run([self._work(process, process.plan.build) for process in ended])
@@ -173,8 +173,10 @@ class Builder:
         self._bury()
 
     def _lay_out(self, process: Built) -> None:
-        """Set what takes a capability in the user namespace of who sets it, and belongs to the memory that they share:
-        by a helper that has its own (kernel/sys.c, prctl_set_mm_map)."""
+        """Set the memory layout by a helper that shares the memory (CLONE_VM) but has its own user namespace.
+
+        The kernel requires a capability in the caller's user namespace (kernel/sys.c, prctl_set_mm_map).
+        """
         if not process.plan.layout:
             return
         words = "starting a helper in a user namespace"
@@ -187,7 +189,7 @@ class Builder:
         self._blanks.run([self._work(process, [reaping])])
 
     def _userfaultfd(self, process: Built) -> int:
-        """A userfaultfd of its memory, of which it keeps none itself; -1 where the kernel gives none."""
+        """Make a userfaultfd of a process's memory and close it in that process; -1 if the kernel gives none."""
         words = "watching its memory"
         open_it = Call(NR.userfaultfd, (OPEN_FLAGS,), lambda _: True, words)
         (number,) = self._blanks.ask(self._work(process, [open_it]))
@@ -209,16 +211,16 @@ class Builder:
             yield Work(task, calls[number :: len(workers)], self._blanks.tables.start + number * room, room)
 
     def _bury(self) -> None:
-        """Let those end that had ended. Their parents' signal actions are not set yet, so they stay unreaped."""
+        """Let the processes exit that were zombies. Their parents have no signal actions yet, so nothing reaps them."""
         for pid in [pid for pid, process in self.processes.items() if _image(process).zombie]:
             process = self.processes.pop(pid)
             self._ended[pid] = process.threads[0].tid
             self._blanks.end(process.threads[0], process.plan.end, _image(process).exit_status & 0x7F)
 
     def settle(self) -> None:
-        """Let every thread set what is its own: timers, pending signals, names, credentials."""
+        """Let every thread set its own state: timers, pending signals, names, credentials."""
         stopped = [process for process in self.processes.values() if _image(process).stopped]
-        # Children first: a parent is told of a stop before it takes up its own state.
+        # Children first: a parent waits for the stop of a child before it sets its own state.
         for process in reversed(stopped):
             self._settle([process])
             self._remove_windows([process])
@@ -245,11 +247,11 @@ class Builder:
                     self._blanks.touch_tiles(task)
 
     def settle_others(self, stand_in: Callable[[int, int], Sequence[bytes]], status_fd: int) -> None:
-        """Make init and the stand-ins what they are to be: they have nothing of the tree's any more.
+        """Let init and the stand-ins drop everything of the tree and begin their own work.
 
         Args:
-            stand_in: gives the arguments of torpor-init for a process that stands for another: its PID, the other's.
-            status_fd: init's own descriptor, the only one that it keeps.
+            stand_in: returns the arguments of torpor-init for such a process, given its PID and that of its main child.
+            status_fd: the only descriptor that init keeps: its end of the status pipe.
         """
         for process in self._others():
             keep = status_fd if process.plan.member is self.plan.processes[0].member else -1
@@ -258,14 +260,14 @@ class Builder:
 
     @property
     def pids(self) -> dict[int, int]:
-        """The PIDs of all processes as this process sees them, by their own."""
+        """The PIDs of all processes in this process's PID namespace, by their PID in the image."""
         return {pid: process.threads[0].tid for pid, process in self.processes.items()} | self._ended
 
     def standing(self, image: pb.Tree) -> dict[int, Process]:
-        """The tree as a freeze has it, by PIDs as this process sees them, in the order of its image.
+        """Return the tree as a freeze would, by PID in this process's PID namespace, in the order of its image.
 
-        What is done to its threads then is undone by `release`, which gives them their states anew. A child that they
-        make meanwhile is not stopped.
+        The caller may change the threads' registers: `release` sets them again. New children of the threads are not
+        stopped.
         """
         found: dict[int, Process] = {}
         options = self._options & ~ptrace.O_TRACECLONE
@@ -285,11 +287,11 @@ class Builder:
     def release(
         self, first: Callable[[str], bool] | None = None, connected: Callable[[], object] | None = None
     ) -> None:
-        """Let everything go: init first.
+        """Detach from everything, from init first.
 
         Args:
-            first: tells by a thread's name whether it is let go before the others.
-            connected: called in between. An error from it is a failure like any before.
+            first: given a thread's name, says whether that thread runs before the others.
+            connected: called between those threads and the others. If it raises, the restore fails.
         """
         early: list[Task] = []
         late: list[Task] = []
@@ -309,18 +311,18 @@ class Builder:
         self._blanks.forget()
 
     def _others(self) -> list[Built]:
-        """Init and the stand-ins."""
+        """Return init and the stand-ins."""
         return [process for process in self.processes.values() if process.plan.member.image is None]
 
     def kill(self) -> None:
-        """Kill everything and wait until nothing of it is left."""
+        """Kill everything and wait until it has ended."""
         self._blanks.kill()
 
     def _stop(self, process: Built) -> None:
-        """Stop a process as job control does, by the signal that it was stopped by.
+        """Stop a process as job control does, by the signal that had stopped it.
 
-        Each thread gets a SIGSTOP of its own first, so that none of them runs. When all stand before that, it becomes
-        the other signal, which only then nothing blocks.
+        Each thread first gets its own SIGSTOP, so that none of them runs. When all have stopped to deliver it, the
+        tracer replaces it with the real signal, so that no signal mask can block that.
         """
         pid, sig = process.threads[0].tid, self._stop_signal(process)
         for task in process.threads:
@@ -344,8 +346,10 @@ class Builder:
             ptrace.resume(task.tid)
 
     def _stop_signal(self, process: Built) -> int:
-        """That by which it can be stopped again: the terminal's signals do not stop an orphaned group, as one has
-        become whose shell is not in the tree.
+        """Return the signal that can stop a process again.
+
+        The terminal's signals do not stop an orphaned process group, and a group whose shell is not in the tree is
+        orphaned now.
         """
         image = _image(process)
         if image.stop_signal not in _TERMINAL_STOPS or any(
@@ -361,10 +365,10 @@ class Builder:
         return signal.SIGSTOP
 
     def _rewind(self, process: Built, arguments: Callable[[int, int], Sequence[bytes]]) -> None:
-        """Make init, or a clone of it, begin at its entry, with its own arguments."""
+        """Restart init, or a clone of it, at its entry point with its own arguments."""
         task, member = process.threads[0], process.plan.member
         words = [word + b"\0" for word in arguments(member.pid, _stands_for(process))]
-        # Not the stack that execve made: clones of init have the same, and arguments of another length.
+        # Below the stack that execve made, which clones of init share: their arguments differ in length.
         first = self.processes[self.plan.processes[0].member.pid].threads[0].registers
         stack = (first[RSP] - 4096) & ~0xF
         strings = stack + 8 * (len(words) + 3)
@@ -376,8 +380,10 @@ class Builder:
         ptrace.set_registers(task.tid, registers)
 
     def _remove_windows(self, processes: Sequence[Built]) -> None:
-        """Unmap the windows, by a `syscall` of each process, and bring the threads to a stop from which the kernel
-        restarts interrupted calls: one inside its signal handling, which a system-call stop is not.
+        """Unmap the windows, by a `syscall` instruction of each process's own code.
+
+        Then bring the threads to a stop inside the kernel's signal handling, from which it restarts interrupted calls;
+        a system-call stop is not one.
         """
         called = self._make_last_calls(processes)
         window = self._blanks.window
@@ -393,7 +399,7 @@ class Builder:
                 raise killed(task.name)
 
     def _make_last_calls(self, processes: Sequence[Built]) -> dict[int, Task]:
-        """Let threads make the calls after which no int3 may come, with all signals blocked; those that made some."""
+        """Let threads make the calls after which no int3 may follow, all signals blocked; return those that had any."""
         left = [
             (process, task, thread.last)
             for process in processes
@@ -421,7 +427,7 @@ class Builder:
         return called
 
     def _by_own_code(self, works: Sequence[tuple[Built, Task, Call]]) -> None:
-        """Let threads make one call each, by a `syscall` of its own; they are left in the stop behind that."""
+        """Let threads make one call each, by a `syscall` of the process's own code; leave them in the exit stop."""
         for process, task, call in works:
             registers = array("Q", task.registers)
             registers[RIP] = _syscall_instruction(task, _image(process).memory)
@@ -451,7 +457,7 @@ _NOBODY = pb.Process()
 
 
 def _image(process: Built) -> pb.Process:
-    """The image of a process; of a stand-in, an empty one."""
+    """Return the image of a process; an empty one for a stand-in."""
     return process.plan.member.image or _NOBODY
 
 
@@ -464,7 +470,7 @@ def _write_proc(process: Built, name: str, text: str) -> None:
                 with open(f"/proc/{task.tid}/{name}", "w") as file:
                     file.write(text)
                 return
-            except BlockingIOError:  # autogroup, by whom it takes no privilege: one every 100 ms on the whole host
+            except BlockingIOError:  # autogroup: without privilege the whole host allows one write every 100 ms
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(_AGAIN)
@@ -487,7 +493,7 @@ def _close_all(keep: int) -> Iterator[Call]:
 
 
 def _syscall_instruction(task: Task, space: pb.AddressSpace) -> int:
-    """The address of one: in the vDSO, or of a process that has none in the program or a library."""
+    """Find a `syscall` instruction: in the vDSO, or without one in the program or a library."""
     if vdso.has_code(space):
         code = memory.read(task.tid, space.vdso, space.vdso_end - space.vdso)
         return space.vdso + code.index(SYSCALL)

@@ -1,8 +1,8 @@
-"""What an image of a tree and one of the same tree when it was woken may differ in: one list.
+"""The list of allowed differences between the image of a tree and a later image of the same tree after a restore.
 
-Each entry has its reason, and the row of docs/objects.md that says so to users.
+Each entry has its reason, and names the row of docs/objects.md that documents it for users.
 
-An entry whose reason begins with "known fault" is a fault of the engine, to be mended.
+An entry whose reason begins with "known fault" is a bug in the engine that must be fixed.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from torpor.objects.paths.opener import O_TMPFILE
 from torpor.objects.sockets.tcp_connections import BEFORE_MPTCP_CONNECTS, IPPROTO_MPTCP
 
 Parents: TypeAlias = Callable[[Any, Any], Any]
-"""Whether a difference is allowed, by the two messages that hold the field."""
+"""Says whether a difference is allowed, given the two messages that hold the field."""
 
 
 At: TypeAlias = Literal["both", "saves", "building"]
-"""When a difference is allowed: between two saves, around a wake; within a restore, before anything runs; both."""
+"""When a difference is allowed: between two saves with a wake in between; in a restore before anything runs; both."""
 
 
 class Allowed(NamedTuple):
-    """Why a field need not be the same."""
+    """A field that may differ, and why."""
 
     path: str
-    """Of the field, without indexes; what lies below it is meant as well. With [] it is one of a list that is meant."""
+    """The path of the field without indexes; it covers all fields below. With [] it covers an element of a list."""
     why: str
     row: str
-    """How the row of docs/objects.md begins that says so."""
+    """The beginning of the row of docs/objects.md that documents it."""
     when: Parents = lambda *_: True
     at: At = "both"
 
@@ -50,8 +50,8 @@ _JUDGED = "another host may have it otherwise, as far as the restore found it go
 _WARNED = "what the restorer may not give is less, and a warning says so"
 _SHOWN = "it was removed, and something else has its name by now; a warning says so"
 _UNSEEN_FLAGS: Final = 0o100000 | os.O_NOFOLLOW
-"""O_LARGEFILE, which each open(2) of 64 bit programs sets, and flags that count while a file is opened only."""
-_TEMPORARY: Final = O_TMPFILE | os.O_DIRECTORY  # an older kernel sees the second alone, and refuses
+"""O_LARGEFILE, which every open(2) of a 64-bit program sets, and flags that matter only during open(2)."""
+_TEMPORARY: Final = O_TMPFILE | os.O_DIRECTORY  # older kernels see O_DIRECTORY only, and fail
 _SI_TIMER: Final = -2
 _SI_KERNEL: Final = 0x80
 _V6ONLY: Final = (socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
@@ -97,7 +97,7 @@ def _but_for_timers(before: Any, after: Any) -> bool:
 
 
 def _shown(info: bytes) -> bytes:
-    """What its receiver may see of a signal: of a SIGSTOP nothing but that it stands still."""
+    """Return what the receiver can see of a signal: of a SIGSTOP only the stop itself."""
     return info[:4] if _signal(info)[0] == signal.SIGSTOP else info
 
 
@@ -146,7 +146,7 @@ def _other_kernel(before: Any, after: Any) -> bool:
 
 
 def _fewer(name: str) -> Parents:
-    """Bits of a mask that are all there were or fewer."""
+    """Return a check that a mask has no bits that it did not have before."""
     return lambda before, after: not getattr(after, name) & ~getattr(before, name)
 
 

@@ -1,8 +1,8 @@
-"""Which ids a user namespace has: those of /etc/subuid and /etc/subgid besides one's own, each as itself.
+"""The id maps of a user namespace: the user's own ids and those of /etc/subuid and /etc/subgid, mapped one to one.
 
-The kernel lets a user map no id but the own one. newuidmap(1) and newgidmap(1) map what an administrator has granted:
-ranges of numbers that nobody has, and, with a line ``user:GID:1`` in /etc/subgid, the groups that a user is in.
-Whatever comes of them, the own ids can be mapped without.
+The kernel lets a user map only the own ids. newuidmap(1) and newgidmap(1) map what an administrator has granted:
+ranges of unused ids and, with a line ``user:GID:1`` in /etc/subgid, the groups that a user is in. If they fail, the own
+ids can still be mapped without them.
 """
 
 from __future__ import annotations
@@ -25,31 +25,31 @@ KINDS: Final[tuple[Kind, Kind]] = ("uid", "gid")
 GRANTS: Final[dict[Kind, Path]] = {"uid": Path("/etc/subuid"), "gid": Path("/etc/subgid")}
 HELPERS: Final[dict[Kind, str]] = {"uid": "newuidmap", "gid": "newgidmap"}
 SECONDS: Final = 3.0
-"""How long both helpers may take. They take milliseconds, unless the directory of users does not answer."""
+"""How long both helpers together may take. They take milliseconds, unless the user database does not answer."""
 MOST: Final = 120
-"""Ranges of a map: its text is less than a page (map_write() in kernel/user_namespace.c), and a line up to 33 bytes."""
+"""Most ranges in a map: its text must be below a page (map_write(), kernel/user_namespace.c), a line has 33 bytes."""
 _SAID: Final = 400
-"""Bytes that are repeated of what a helper says."""
+"""The most bytes of a helper's output that a message repeats."""
 END: Final = 2**32 - 1
-"""No id: (uid_t) -1."""
+"""(uid_t) -1, which is no valid id."""
 
 
 @dataclass(frozen=True)
 class Mapped:
-    """The ids of a user namespace, each as itself."""
+    """The ids that exist in a user namespace, mapped one to one."""
 
     uids: tuple[range, ...]
     gids: tuple[range, ...]
     why: str = ""
-    """Why groups that are granted are not among them."""
+    """Why granted groups are missing."""
 
     def without(self, groups: Iterable[int]) -> list[int]:
-        """Those of some groups that do not exist in it."""
+        """Return those of the given groups that do not exist in the namespace."""
         return [gid for gid in groups if not any(gid in one for one in self.gids)]
 
 
 def wanted() -> dict[Kind, list[range]]:
-    """What this user is granted, with the own id. A kind of which nothing but that is granted is not among them."""
+    """Return the granted ids and the own one, by kind; a kind is left out if nothing is granted."""
     needed: dict[Kind, Collection[int]] = {"uid": (), "gid": os.getgroups()}
     asked = {kind: (_own(kind), _granted(kind)) for kind in KINDS}
     return {kind: arrange(own, granted, needed[kind]) for kind, (own, granted) in asked.items() if granted}
@@ -63,19 +63,19 @@ def _granted(kind: Kind) -> list[range]:
     try:
         text = GRANTS[kind].read_text(errors="replace")
         owners = {str(os.geteuid()), pwd.getpwuid(os.geteuid()).pw_name}
-    except (OSError, KeyError):  # no such file; a user without an account, for whom the helpers do nothing
+    except (OSError, KeyError):  # the file is missing, or the user has no account, for whom the helpers do nothing
         return []
-    # To be root's is nothing that a job needs, and a setuid program that is half of root does harm.
+    # Not uid 0: no job needs it, and a setuid program that is root only in part does harm.
     return list(parse(text, owners, 1 if kind == "uid" else 0))
 
 
 def parse(text: str, owners: Collection[str], first: int = 0) -> Iterator[range]:
-    """The ranges of some owners in the text of such a file (subuid(5)); lines that are no such are not.
+    """Parse subuid(5) or subgid(5); yield the ranges of some owners and skip malformed lines.
 
     Args:
         text: lines ``owner:first id:count``.
-        owners: names, and numbers as text.
-        first: the lowest id that is given.
+        owners: user names, and uids as text.
+        first: the lowest id to yield.
     """
     for line in text.splitlines():
         owner, *numbers = line.strip().split(":")
@@ -86,7 +86,7 @@ def parse(text: str, owners: Collection[str], first: int = 0) -> Iterator[range]
 
 
 def arrange(own: int, granted: Iterable[range], needed: Collection[int] = ()) -> list[range]:
-    """The ranges of a map: none twice, and where they are too many, the own id and those that are needed."""
+    """Merge ranges for a map. If there are too many, keep the own id and those that are needed first."""
     ranges: list[range] = []
     for one in sorted(granted, key=lambda one: one.start):
         if ranges and one.start <= ranges[-1].stop:
@@ -94,28 +94,28 @@ def arrange(own: int, granted: Iterable[range], needed: Collection[int] = ()) ->
         else:
             ranges.append(one)
     if not any(own in one for one in ranges):
-        # Alone, even where a range begins right after it: the helpers know it as the user's own by that.
+        # As its own range, even next to another: the helpers recognize the user's own id only so.
         ranges.append(range(own, own + 1))
     ranges.sort(key=lambda one: (own not in one, not any(id in one for id in needed)))
     return sorted(ranges[:MOST], key=lambda one: one.start)
 
 
 def own(why: str = "") -> Mapped:
-    """Nothing but this user's own ids, which take no helper."""
+    """Return only this user's own ids, which need no helper."""
     uid, gid = map(_own, KINDS)
     return Mapped((range(uid, uid + 1),), (range(gid, gid + 1),), why)
 
 
 def write(pid: int, asked: Mapping[Kind, list[range]]) -> Mapped | None:
-    """Have the helpers write the maps of a process that has made a user namespace, and has none yet.
+    """Let the helpers write the id maps of a process that has just made a user namespace.
 
     Args:
-        pid: it, a child of this process. It maps its own id where no helper has mapped any.
-        asked: as `wanted` has it.
+        pid: the process, a child of this one. If no helper has written a map, it maps its own id itself.
+        asked: what `wanted` returned.
 
     Returns:
-        The ids that exist in it then. None: a helper has mapped others than as themselves, or not the own one, and no
-        map can be written twice.
+        The ids that then exist in the namespace. None if a map is not one to one or lacks the own id; the kernel does
+        not allow to write a map twice.
     """
     until = time.monotonic() + SECONDS
     with ExitStack() as stack:
@@ -126,7 +126,7 @@ def write(pid: int, asked: Mapping[Kind, list[range]]) -> Mapped | None:
 
 
 def _read(pid: int, kind: Kind) -> tuple[range, ...]:
-    """The ranges of a map, the own id for an empty one; none where ids are not themselves."""
+    """Read a map's ranges: the own id if the map is empty; none if it is not one to one or lacks the own id."""
     lines = [tuple(map(int, line.split())) for line in procfs.read(f"/proc/{pid}/{kind}_map").splitlines()]
     ranges = tuple(range(inside, inside + count) for inside, _, count in lines)
     own = _own(kind)
@@ -137,14 +137,14 @@ def _read(pid: int, kind: Kind) -> tuple[range, ...]:
 
 
 class _Helper:
-    """One that runs. A context manager: leaving it ends it."""
+    """A running helper. A context manager: leaving it kills the helper."""
 
     def __init__(self, name: str, pid: int, ranges: Iterable[range]) -> None:
         words = [str(number) for one in ranges for number in (one.start, one.start, len(one))]
         self._name = name
         self._failure = ""
         self._process: subprocess.Popen[bytes] | None = None
-        # Nobody waits at it: not a helper that says much, and not we for what a helper leaves running.
+        # A pipe that never blocks: neither a talkative helper, nor us if a helper leaves a process behind.
         self._said, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             self._process = subprocess.Popen(
@@ -160,10 +160,10 @@ class _Helper:
             os.close(writer)
 
     def wait(self, until: float) -> str:
-        """Wait for its end; what went wrong, in words.
+        """Wait for its end; return what went wrong, empty if nothing.
 
         Args:
-            until: a time of the monotonic clock.
+            until: the deadline, in seconds of time.monotonic().
         """
         if self._process is None:
             return self._failure
@@ -186,5 +186,5 @@ class _Helper:
         os.close(self._said)
         if self._process and self._process.returncode is None:
             with suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)  # setuid or not, it is this user's (kill(2))
+                os.killpg(self._process.pid, signal.SIGKILL)  # kill(2) allows it for setuid programs of this user too
             self._process.wait()

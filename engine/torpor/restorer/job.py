@@ -1,4 +1,4 @@
-"""A job that was woken or started: one PID that lives as long as it, signals, its end."""
+"""A job that was woken or started: its PID, its signals, its exit status."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _FORWARDED = frozenset(signal.valid_signals()) - {
     signal.SIGKILL, signal.SIGSTOP, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP,
     signal.SIGABRT, signal.SIGSYS, signal.SIGPIPE,
 }  # fmt: skip
-"""Signals that one who stands for a job hands on; not those that tell of a fault in itself."""
+"""Signals that a foreground process passes on to its job; not those that report a fault of itself."""
 _STOPS = frozenset({signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU})
 _STOP_SECONDS, _STOP_STEP = 1.0, 0.01
-"""How long after one of these a job may take to stop, and how often one looks."""
+"""Seconds that a job may take to stop after one of these, and between two looks at it."""
 
 
 @dataclass
@@ -38,9 +38,9 @@ class Job:
     root_pid: int
     """The PID of the tree's root, in the tree's PID namespace."""
     tree_pid: int
-    """The PID of the tree's root as this process sees it: what `torpor.checkpoint` wants. 0 when it ended at once."""
+    """The PID of the root in this process's PID namespace, for `torpor.checkpoint`; 0 if it ended at once."""
     warnings: tuple[str, ...] = ()
-    """What is not as it was, in words."""
+    """What differs from before the checkpoint."""
     _code: int | None = field(default=None, init=False)
 
     @property
@@ -52,26 +52,26 @@ class Job:
         """Send a signal to the tree's root; SIGKILL ends the whole job.
 
         Raises:
-            ProcessLookupError: it has ended.
+            ProcessLookupError: the job has ended.
         """
         if self._code is not None:
             raise ProcessLookupError(f"job {self.pid} has ended")
         if number == signal.SIGKILL:
-            # Outside a capsule the end of init is not that of the others.
+            # Outside a capsule the others do not die with init.
             for pid in _descendants(self.pid):
                 with suppress(ProcessLookupError):
                     os.kill(pid, number)
         os.kill(self.pid, number)
 
     def poll(self) -> int | None:
-        """Its exit code if it has ended: as `wait`."""
+        """Return what `wait` returns if the job has ended, else None."""
         return self._end(os.WNOHANG)
 
     def wait(self) -> int:
-        """Wait for its end.
+        """Wait for the end of the job.
 
         Returns:
-            What the root ended with: its exit code, or minus the number of the signal that killed it.
+            The root's exit code, or minus the number of the signal that killed it.
         """
         code = None
         while code is None:
@@ -80,28 +80,28 @@ class Job:
 
     @staticmethod
     def hold_signals() -> Signals:
-        """Let the signals that `foreground` hands on wait for it, from now on, in the calling thread.
+        """Block the signals that `foreground` passes on, in the calling thread, so that they wait for it.
 
-        Before the job is let go, for a signal that comes between must not end this process and leave the job alone.
-        What this process is to ignore, as below nohup(1), it ignores: it is not for the job either.
+        Call it before the job runs: a signal in between must not end this process and leave the job alone. Signals that
+        this process was started to ignore, as under nohup(1), stay ignored and do not reach the job either.
 
         Returns:
-            What a program started before would have had.
+            The signals that a program started before this call would ignore and block.
         """
         before = inherited.signals()
         if signal.SIGCHLD in before.ignored:
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # or nobody would tell of the job's end
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # if it were ignored, the job's end would not be reported
         signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED - (before.ignored - {signal.SIGCHLD}))
         return before
 
     def foreground(self, hear: Callable[[int], bool] | None = None) -> int:
-        """Stand for the job until it ends: hand on every signal that this process is sent, and leave them blocked.
+        """Act for the job until it ends: pass on every signal that this process gets. They stay blocked.
 
-        When the job is stopped by what is typed (Ctrl-Z), this process stops as well, for the shell that waits for it.
-        To be called by the main thread of a program that does nothing else. Returns as `wait`.
+        If Ctrl-Z stops the job, this process stops as well, for the shell that waits for it. Call this from the main
+        thread of a program that does nothing else. Returns what `wait` returns.
 
         Args:
-            hear: one that cares for the job's terminal: told of every signal, whether it is not for the job.
+            hear: called with every signal by who manages the job's terminal; returns whether to keep it from the job.
         """
         heard = _FORWARDED - (self.hold_signals().ignored - {signal.SIGCHLD})
         self._bear_witness()
@@ -109,8 +109,8 @@ class Job:
         while (code := self.poll()) is None:
             told = signal.sigtimedwait(heard, _STOP_STEP) if stop_until else signal.sigwaitinfo(heard)
             if told is None:
-                if self._is_stopped():  # and nobody has said since that it is to go on
-                    self._bear_witness()  # of what comes now: a stop that init is sent later is another one
+                if self._is_stopped():  # and no SIGCONT has come since
+                    self._bear_witness()  # start anew: a stop signal that init gets later is another one
                     os.kill(os.getpid(), signal.SIGSTOP)
                     stop_until = 0.0
                 elif time.monotonic() > stop_until:
@@ -124,10 +124,10 @@ class Job:
         return code
 
     def _bear_witness(self, forget: int = 0) -> None:
-        """Make init keep what it is sent pending, and forget one signal of these, or all until now (native/init.c).
+        """Let init keep its signals pending, and forget the pending one of this number, or all (native/init.c).
 
-        A signal that was sent to a whole process group has reached the job when it lives in this process's own, which
-        a signal itself does not tell; that init, who lives in the same, was sent it too, does.
+        If the job is in this process's group, a signal to the whole group has reached it already. The signal itself
+        does not show that; but init is in the same group, and has then got it too.
         """
         told = bytearray(128)  # siginfo_t
         struct.pack_into(
@@ -137,10 +137,10 @@ class Job:
             syscall(NR.rt_sigqueueinfo, self.pid, signal.SIGURG, told)
 
     def _hand_on(self, told: signal.struct_siginfo) -> None:
-        """Give the job a signal that this process was sent, unless it has it already."""
-        with suppress(FileNotFoundError, ProcessLookupError):  # it has ended
+        """Pass a signal on to the job, unless the job has got it already."""
+        with suppress(FileNotFoundError, ProcessLookupError):  # the job has ended
             if os.getpgid(self.tree_pid) == os.getpgrp():
-                if told.si_code == _SI_KERNEL:  # from the terminal, which sends to a whole group
+                if told.si_code == _SI_KERNEL:  # from the terminal, which signals the whole group
                     return
                 status = procfs.status(procfs.read(f"/proc/{self.pid}/status"))
                 waiting = int(status[b"ShdPnd"], 16) << 1
@@ -160,7 +160,7 @@ class Job:
         if self._code is None:
             try:
                 pid, status = os.waitpid(self.pid, options)
-            except ChildProcessError:  # somebody else has waited for it; what it told is still to be read
+            except ChildProcessError:  # something else has reaped it; its status is still in the pipe
                 pid, status = self.pid, 0
             if pid == 0:
                 return None
@@ -173,7 +173,7 @@ class Job:
 
 
 def _undone_by(number: int) -> int:
-    """The signals, by bits, that take an earlier one of this number away (prepare_signal(), kernel/signal.c)."""
+    """Return the mask of signals that discard a pending one of this number (prepare_signal(), kernel/signal.c)."""
     if number == signal.SIGCONT:
         return sum(1 << stop for stop in _STOPS)
     return 1 << signal.SIGCONT if number in _STOPS else 0

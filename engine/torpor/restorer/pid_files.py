@@ -1,8 +1,8 @@
-"""Files by which processes tell each other that one of them lives: lock files and PID files that name a PID of a job.
+"""Find lock files and PID files that name a PID of a job.
 
-In a PID namespace of its own the job's PIDs are not those that others see: who looks whether the PID in such a file
-lives takes the file for stale. A wake says so. It looks at a bounded number of names and into small files, those of the
-tree's users only and with their rights, and leaves out what it cannot look at.
+Outside of the job's PID namespace its PIDs mean nothing: a process that checks whether the PID in such a file is alive
+takes the file for stale. A restore warns of that. It reads a bounded number of small files, only those of the tree's
+users and with their rights, and skips what it cannot read.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ NAMES: Final = ("lock", "SingletonLock")
 """Symbolic links of Mozilla and Chromium. Emacs' begin with ``.#``."""
 DIRECTORIES: Final = 32
 ENTRIES: Final = 2000
-"""Of a directory."""
+"""The most entries to look at in a directory."""
 LOOKED_AT: Final = 200
-"""Files, all in all."""
+"""The most files to look at in all."""
 SIZE: Final = 512
-"""Bytes: what holds more is something else."""
+"""Bytes: a larger file is no lock or PID file."""
 SHOWN: Final = 4
 
 _NUMBER = re.compile(rb"(?<![0-9A-Za-z_])[1-9][0-9]*(?![0-9A-Za-z_])")
 
 
 def warnings(image: pb.Tree, places: tuple[str, ...] = PLACES) -> Iterator[str]:
-    """Say which files name a PID of a tree that is to live in a PID namespace of its own.
+    """Warn of files that name a PID of a tree that will live in its own PID namespace.
 
     Args:
-        image: the tree, before it is woken.
-        places: directories that are looked into, besides those that it is in and has files open in.
+        image: the tree, before it runs.
+        places: directories to search besides the tree's current directories and those of its open files.
     """
     if found := list(named(image, places)):
         shown = ", ".join(f"{path} names {pid}" for path, pid in found[:SHOWN])
@@ -50,9 +50,9 @@ def warnings(image: pb.Tree, places: tuple[str, ...] = PLACES) -> Iterator[str]:
 
 
 def named(image: pb.Tree, places: tuple[str, ...] = PLACES) -> Iterator[tuple[str, int]]:
-    """The paths of files that name a PID of a tree, and the PID."""
+    """Yield the paths of files that name a PID of a tree, with the PID."""
     pids = {b"%d" % process.pid for process in image.processes}
-    leased = set(locks.leased(image))  # to open one breaks the lease
+    leased = set(locks.leased(image))  # opening a leased file breaks the lease
     seen: set[tuple[int, int]] = set()
     with Openers(image) as openers:
         owners = [_Owner(image, uid, found, openers, places) for uid, found in _by_user(image).items()]
@@ -65,7 +65,7 @@ def named(image: pb.Tree, places: tuple[str, ...] = PLACES) -> Iterator[tuple[st
 
 
 def _by_user(image: pb.Tree) -> dict[int, list[pb.Process]]:
-    """The processes whose paths are ours, by the user that they are; root wakes trees of others, too."""
+    """Return the processes without a root directory of their own, by filesystem uid; root sees those of all users."""
     found: dict[int, list[pb.Process]] = {}
     for process in image.processes:
         uids = process.credentials.uids
@@ -75,7 +75,7 @@ def _by_user(image: pb.Tree) -> dict[int, list[pb.Process]]:
 
 
 class _Owner:
-    """A user of the tree, whose own files are looked at, with the rights of that user."""
+    """A user of the tree. Only that user's files are read, with that user's rights."""
 
     def __init__(
         self, image: pb.Tree, uid: int, processes: list[pb.Process], openers: Openers, places: tuple[str, ...]
@@ -85,7 +85,7 @@ class _Owner:
         self._places = [os.fsencode(place.format(uid=uid)) for place in places]
 
     def candidates(self) -> Iterator[bytes]:
-        """What may be such a file: what the processes have locked, and what is called like one."""
+        """Yield paths that may be such files: files that the processes have locked, and files with such names."""
         locked, beside = [], []
         for entry in chain.from_iterable(process.fds for process in self._processes):
             description = self._image.descriptions[entry.description]
@@ -100,7 +100,7 @@ class _Owner:
                 yield from self._in(directory)
 
     def text(self, path: bytes, seen: set[tuple[int, int]]) -> bytes:
-        """What a symbolic link or a small file holds; nothing of others, nor of one that was seen. Raises OSError."""
+        """Read a symbolic link or a small file; empty if it belongs to others or was seen before. Raises OSError."""
         fd = self._opener.lookup(path, follow=False)
         try:
             status = os.fstat(fd)

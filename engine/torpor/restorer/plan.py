@@ -1,7 +1,7 @@
-"""What a restore does, as data: for every process the system calls, the result each must give, and words for it.
+"""The plan of a restore, as data: the system calls of every process, each with its required result and a description.
 
-Making a plan is pure: it touches nothing, so it can be printed (`torpor restore --explain`) and tested without any
-privilege. `execute` runs it.
+Making a plan has no side effects, so a plan can be printed (`torpor restore --explain`) and tested without any
+privilege. `torpor.restorer.execution` runs it.
 """
 
 from __future__ import annotations
@@ -43,47 +43,47 @@ WALL = 0x40000000
 WNOHANG, WUNTRACED = 1, 2
 RLIMIT_CORE = 4
 WINDOW_SIZE = 8 << 20
-"""Bytes of the window: the interpreter, room for tables, and at its end what filling needs. Pages of it that are not
-used cost nothing."""
+"""Bytes of the window: the interpreter, room for tables, and at its end what filling memory needs. Unused pages cost
+nothing."""
 
 
 @dataclass(frozen=True)
 class Here:
-    """What the plan must know of the place where the tree is to live."""
+    """What the plan must know of the host and namespaces where the tree will live."""
 
     init: int
-    """The PID of init where the tree lives: 1 in a capsule."""
+    """The PID of init in the tree's PID namespace: 1 in a capsule."""
     rights: Rights
     vdso: Vdso
     hosts: Mapping[Part, Any]
-    """What each part of processes and threads must know: its `host`."""
+    """For each part of processes and threads, what its `host` returned."""
     keys: keyrings.Here
     room: Room
-    """For memory that processes have in common."""
+    """The room for memory that processes share copy-on-write."""
     joined: frozenset[int] = frozenset()
     """See `capsule.Setting`."""
     walk: bool = False
-    """PIDs come in turn, and are not chosen."""
+    """Whether PIDs come in turn, since they cannot be chosen."""
     is_taken: Callable[[int], bool] = lambda _: False
-    """Whether a PID cannot be had where the tree is to live."""
+    """Says whether a PID is not available where the tree will live."""
 
 
 @dataclass(frozen=True)
 class RestorerFds:
-    """The descriptors that the restoring process holds for the tree, by number; they are inherited."""
+    """The numbers of the descriptors that the restoring process has opened for the tree, which inherits them."""
 
     opened: Opened
     sources: Sources
     directories: Mapping[int, int]
-    """Current directories, by the PIDs of the image."""
+    """Current directories, by PID in the image."""
     roots: Mapping[int, int]
-    """Root directories of those that have one of their own."""
+    """Root directories, by PID in the image, of processes that have changed theirs."""
     peek: Peek | None = None
-    """Looks into blocks, to find more of what processes have in common."""
+    """Reads blocks, to find more memory that processes share."""
 
     @classmethod
     def imagined(cls, image: pb.Tree, blocks: BlockTable) -> RestorerFds:
-        """A number in the place of each that a restore would open: for a plan that nobody runs."""
+        """Return a placeholder for each descriptor that a restore would open, for a plan that is not run."""
         number = descriptors.first_slot(image)
         anything: defaultdict[Any, int] = defaultdict(lambda: number)
         return cls(Opened(anything, anything), Sources(anything, anything, anything, blocks), anything, anything)
@@ -91,48 +91,48 @@ class RestorerFds:
 
 @dataclass
 class ThreadPlan:
-    """What a thread does, and what it is to be when it is let go."""
+    """The calls of a thread, and its state when it begins to run."""
 
     image: pb.Thread
     calls: list[Call]
     last: list[Call]
-    """When all others are made, and no int3 is to come any more: by the `syscall` in the vDSO."""
+    """Calls made after all others, by the `syscall` instruction in the vDSO, since no int3 may follow them."""
 
 
 @dataclass
 class ProcessPlan:
-    """What a process does."""
+    """The calls of a process, in the order of the fields."""
 
     member: birth_order.Member
     birth: list[Call] = field(default_factory=list)
-    """In the blank process: memory that its children are to inherit, its session and group, and the births of its
+    """In the blank process: the memory that its children inherit, its session and group, and the creation of its
     children in the order of `births`."""
     clones: list[Call] = field(default_factory=list)
-    """On a walk: the births of its other threads, each when its number comes."""
+    """On a walk: the creation of its other threads, each when its number comes."""
     build: list[Call] = field(default_factory=list)
-    """By its main thread: an empty address space of the right shape, then its other threads, unless they are there."""
+    """The main thread makes the mappings, still empty, then the other threads unless a walk has made them."""
     fill: list[Call] = field(default_factory=list)
-    """By any of its threads: what lies in its memory and did not at its children's births."""
+    """Any of its threads fills memory, except for what was filled before the children were created."""
     given_size: int = 0
-    """Bytes that it fills before those."""
+    """Bytes that it fills before it creates its children."""
     fill_size: int = 0
-    """Bytes that it fills after them."""
+    """Bytes that it fills after that."""
     layout: list[Call] = field(default_factory=list)
-    """By one that shares its memory, and has a right that it has not itself."""
+    """A helper that shares its memory, and has a capability that the process lacks, sets the memory layout."""
     furnish: list[Call] = field(default_factory=list)
-    """By its main thread: all else that the process has as a whole."""
+    """The main thread restores all other process-wide state."""
     share: list[Call] = field(default_factory=list)
-    """By its main thread, when all are furnished: what another has opened, and what is done with descriptors."""
+    """After `furnish` in all processes, the main thread gets what others have opened, and sets up descriptors."""
     proc: list[tuple[str, str]] = field(default_factory=list)
-    """Files of its /proc/PID that the restorer writes then, with their content."""
+    """Files of its /proc/PID that the restorer then writes, with their content."""
     end: list[Call] = field(default_factory=list)
-    """By one that had ended, when all that is not of the tree has."""
+    """A zombie makes these calls at its end, after the processes that are not of the tree have ended."""
     threads: list[ThreadPlan] = field(default_factory=list)
-    """By each thread, the main one first, when all are there."""
+    """Each thread makes its own calls once all threads exist; main thread first."""
 
     @property
     def name(self) -> str:
-        """For people."""
+        """The process's name in messages."""
         image = self.member.image
         if image is None:
             return f"the stand-in for process {self.member.pid}"
@@ -141,23 +141,23 @@ class ProcessPlan:
 
 @dataclass
 class Plan:
-    """All of it. Parents come before their children, init is the first."""
+    """The plan of a whole tree. Init is the first process, parents come before their children."""
 
     processes: list[ProcessPlan]
     window: range
     warnings: list[str]
     by_init: list[list[Call]]
-    """By init, before anyone is born, each in a table of its own: what lives in an IPC namespace."""
+    """Init makes these calls before it creates any process, each list in its own table: objects of IPC namespaces."""
     last: list[Call]
-    """By init and the stand-ins, when all is built: they need no right of the restorer's any more."""
+    """Init and the stand-ins make these calls when all is built, to drop the restorer's privileges."""
 
     @property
     def size(self) -> int:
-        """Bytes of memory that are filled."""
+        """Bytes of memory that the plan fills."""
         return sum(process.given_size + process.fill_size for process in self.processes)
 
     def explain(self) -> str:
-        """The plan for people, a line for each call."""
+        """Return the plan as text, a line for each call."""
         return "\n".join(self._lines())
 
     def _lines(self) -> Iterator[str]:
@@ -190,20 +190,20 @@ def make(image: pb.Tree, here: Here, held: RestorerFds) -> Plan:
     """Plan a restore.
 
     Raises:
-        RestoreRefused: processes cannot be born as they were.
+        RestoreRefused: the processes cannot be created with their old relations.
         ImageDamaged: the image contradicts itself.
-        RestoreFailed: the kernel has no way to give something back.
+        RestoreFailed: the kernel has no way to restore something.
     """
     top = birth_order.arrange(image, here.init, here.joined, here.is_taken)
     room = WINDOW_SIZE + segments.room(image)
     place = address_space.free_range([process.memory for process in image.processes], here.vdso, room)
-    window = place[:WINDOW_SIZE]  # behind it System V segments are filled and attached
+    window = place[:WINDOW_SIZE]  # System V segments are filled and attached behind it
     members = list(top.walk())
     own = MadeInProcess(image, next((member.pid for member in members if member.is_nobody), 0))
     sessions = {session.sid: session for session in image.sessions}
     shares = copy_on_write.find(top, image, held.sources.blocks, here.vdso, here.room, held.peek)
     if here.walk:
-        # Who is born first is not known yet. What is not for a child is unmapped there.
+        # The order of creation is not known yet. A child unmaps what is not for it.
         shares = {pid: replace(share, heirs=frozenset()) for pid, share in shares.items()}
     plans = [_born(member, shares.get(member.pid, Share()), sessions, image, held, window) for member in members]
     for plan in plans:
@@ -250,7 +250,7 @@ def _born(
     held: RestorerFds,
     window: range,
 ) -> ProcessPlan:
-    """What a process does until all are born."""
+    """Plan what a process does until all processes exist."""
     plan = ProcessPlan(member)
     if share.first:
         plan.birth += address_space.hand_on(share.hulls, image, held.sources, window)
@@ -277,12 +277,12 @@ def _birth(
 
 
 def _bear(children: Iterable[birth_order.Member], share: Share) -> Iterator[Call]:
-    """Births, each with what is handed on or, which costs nothing, without."""
+    """Create children, each with or without the shared memory; leaving it out costs nothing."""
     hidden = False
     for child in children:
         if share.heirs and hidden != (hidden := child.pid not in share.heirs):
             yield from address_space.hide(share.hulls, hidden=hidden)
-        # Nobody is told of the end of a stand-in that only holds a group for a moment.
+        # A stand-in that only holds a process group for a moment ends without a signal to its parent.
         exit_signal = 0 if child.only_group else SIGCHLD
         yield threads.clone(0, exit_signal, child.pid, f"starting process {child.pid}")
     if hidden:
@@ -299,7 +299,7 @@ def _know_stop(pid: int) -> Call:
 
 
 def _reap(member: birth_order.Member) -> Iterator[Call]:
-    """Wait for those of its children that only held a group."""
+    """Reap those of its children that only held a process group."""
     for child in member.heirs:
         if child.only_group:
             yield Call(NR.wait4, (child.pid, 0, WALL, 0), child.pid, f"reaping the stand-in for {child.pid}")
@@ -333,7 +333,7 @@ def _build(
     written = address_space.with_pages(process.memory)
     build += address_space.steps(process, image, held.sources, here.vdso, window, written, share.kept, share.stale)
     shared = seccomp.common(process)
-    build += seccomp.install(shared, image.filters)  # which its threads inherit
+    build += seccomp.install(shared, image.filters)  # its threads inherit them
     (plan.clones if here.walk else build).extend(map(threads.birth, process.threads[1:]))
     pieces = list(copy_on_write.rest(share, process.memory.pages))
     plan.fill += address_space.fill(pieces, held.sources, window.stop - address_space.GAP)
@@ -375,7 +375,7 @@ def _by_stage(steps: Iterable[Step]) -> Mapping[Stage, list[Call]]:
 
 
 def _warnings(name: str, process: pb.Process, here: Here) -> Iterator[str]:
-    """What of a process and its threads will not be as it was."""
+    """Yield what will differ in a process and its threads."""
     for part in PROCESS_PARTS:
         yield from (f"{name}: {words}" for words in part.warnings(process, here.hosts[part]))
     for thread in process.threads:

@@ -1,7 +1,7 @@
-"""How a restore is done: check, open, plan, launch, build, verify, let go.
+"""How a restore is done: validate, open, plan, launch, build, verify, release.
 
-An image is compiled to a plan (`plan`), which is run inside blank processes (`execute`) below a torpor-init
-(`capsule`). If a step fails, everything half-built is killed, the image is untouched, and it can be tried again.
+An image is compiled to a plan (`plan`), which runs inside blank processes (`execution`) below a torpor-init
+(`capsule`). If a step fails, the half-built tree is killed, the image is untouched, and the restore can be tried again.
 """
 
 from __future__ import annotations
@@ -45,20 +45,20 @@ from torpor.util.workers import Thread
 
 K = TypeVar("K")
 Progress = Callable[[int, int], None]
-"""Told the bytes of memory done so far and in all."""
+"""Called with the bytes of memory done so far and in total."""
 Files = Literal["as-they-were", "as-they-are"]
-"""What a restore wants of the tree's files: as they were at the checkpoint (or longer), or as they are."""
+"""Whether the tree's files must be as they were at the checkpoint (or longer), or are taken as they are."""
 _VERIFIED_TOGETHER = 1024
-"""Blocks after which a verification may be given up: a restore that failed does not wait for gigabytes."""
+"""Blocks between two chances to cancel a verification, so that a failed restore does not wait for gigabytes."""
 CAP_SYS_RESOURCE = 24
 PROVE = "TORPOR_PROVE"
 WORTH_A_WORD = 1.0
-"""Seconds of a walk of which one is told before."""
+"""Seconds: a longer walk is announced."""
 _OLDER = 16
-"""How many earlier snapshots are tried, to name one that can be woken."""
+"""How many earlier snapshots to try, to suggest one that can be woken."""
 _ALONE = threading.Lock()
-"""A tree that is built has every descriptor of this process from the first slot on, until it has closed what is not its
-own: those of another thread's tree, the ends of its pipes too. So one is built at a time."""
+"""Held while a tree is built. Its processes inherit all descriptors of this process from the first slot on and close
+the foreign ones late; these could be pipe ends of another thread's tree. So only one tree is built at a time."""
 
 
 @inherited.raised_descriptor_limit()
@@ -80,33 +80,34 @@ def restore(
     prove: bool | None = None,
     tell: Callable[[str], object] | None = None,
 ) -> Job:
-    """Wake a snapshot: its processes go on where they were, under their old PIDs.
+    """Wake a snapshot: its processes continue where they were, with their old PIDs.
 
     Args:
-        snapshot: what `checkpoint` returned, an id, a beginning of one, or ``latest``.
+        snapshot: what `checkpoint` returned, an id, the beginning of one, or ``latest``.
         store: a store, its directory, or None for the user's own.
-        detach: the job is to outlive this process and its terminal.
-        foreground: `Job.foreground` is to hand signals on, and nobody else.
-        stdio: descriptors that stand in for what was standard input, output and error.
-        progress: told bytes done and bytes in all.
-        first: tells by a thread's name whether it is let go before the others.
-        connected: called, by the thread that restores, between those and the others. An error ends the tree.
-        ports: TCP ports that listeners are to have, by those that they had: for a second tree beside the first.
-        terminal: gives a terminal that no session has, when the job had one outside: told what that was. It
-            becomes the controlling one again, and stands in for those of `stdio` that are terminals.
-        files: whether the tree's files must be as they were, but for those that grew, or are taken as they are.
-        series: to be begun with this snapshot: the next checkpoint of it reads what the tree has written since now.
-        way: "native": among the host's processes, with all the rights of the restorer; "capsule": in namespaces of its
-            own; "best": natively where that is possible.
-        prove: before anything is let go, all that was built is described as a checkpoint would, and compared with the
-            image; its memory is read and compared, too. None: as `$TORPOR_PROVE` says, where it is set to anything.
-        tell: told in words what will take long, before it does.
+        detach: whether the job must outlive this process and its terminal.
+        foreground: whether `Job.foreground` alone will pass signals on to the job.
+        stdio: descriptors that replace the former standard input, output and error.
+        progress: called with the bytes done and the bytes in total.
+        first: given a thread's name, says whether that thread runs before the others.
+        connected: called by the restoring thread between those threads and the others. If it raises, the tree is
+            killed.
+        ports: new TCP ports of listeners by their old ones, for a second tree beside the first.
+        terminal: called if the job's controlling terminal was outside of the tree, with a description of it. Returns a
+            terminal that controls no session; it becomes the controlling one, and replaces the terminals in `stdio`.
+        files: whether the tree's files must be as they were (they may have grown), or are taken as they are.
+        series: begin this series with the snapshot: its next checkpoint reads only what the tree writes from now on.
+        way: "native": among the host's processes, with all rights of the restorer; "capsule": in its own namespaces;
+            "best": natively if possible, else in a capsule.
+        prove: before anything runs, describe the built tree as a checkpoint would and compare it, and its memory, with
+            the image. None: if the environment variable TORPOR_PROVE is not empty.
+        tell: called with a message before anything that takes long.
 
     Raises:
-        RestoreRefused: this host cannot wake it as it is now; nothing was started.
-        RestoreFailed: a step failed; nothing of the tree is left, and it can be tried again.
-        NotFound, NotPermitted: no such snapshot; the host forbids a capsule.
-        ImageDamaged, StoreError: it cannot be read.
+        RestoreRefused: this host cannot wake the snapshot now; nothing was started.
+        RestoreFailed: a step failed; nothing of the tree is left, and the restore can be tried again.
+        NotFound, NotPermitted: there is no such snapshot; the host forbids a capsule.
+        ImageDamaged, StoreError: the snapshot cannot be read.
     """
     with (
         failing(RestoreFailed, "the snapshot could not be woken"),
@@ -153,7 +154,7 @@ def restore(
                             one,
                             bool(os.environ.get(PROVE)) if prove is None else prove,
                         )
-                except PidTaken:  # by a process that came since they were found to be free
+                except PidTaken:  # by a process that started after the PIDs were found to be free
                     if setting.capsule or one == ways[-1]:
                         raise
             raise AssertionError("in a capsule every PID is free")
@@ -171,7 +172,7 @@ def explain(
     files: Files = "as-they-were",
     way: Way = "best",
 ) -> str:
-    """Every system call that a restore would make here, in words. Starts nothing, makes nothing and removes nothing.
+    """Describe every system call that a restore would make here. Starts, makes and removes nothing.
 
     Raises:
         As `restore`.
@@ -186,7 +187,7 @@ def explain(
 def _refuse(
     image: pb.Tree, reader: SnapshotReader, stdio: Sequence[int], files: Files, *, asked: str | SnapshotInfo
 ) -> None:
-    """See `torpor.restorer.validation`. Who asked for the latest snapshot is told which one can be woken instead."""
+    """Validate the image. If ``latest`` was asked for, suggest an earlier snapshot that can be woken."""
     as_they_are = files == "as-they-are"
     try:
         refuse(image, reader.info.id, probe(), stdio, files_as_they_are=as_they_are)
@@ -204,7 +205,7 @@ def _refuse(
 
 
 def listening_ports(snapshot: str | SnapshotInfo, *, store: Store | str | os.PathLike[str] | None = None) -> set[int]:
-    """The TCP ports at which the processes of a snapshot listen. Raises NotFound, ImageDamaged, StoreError."""
+    """Return the TCP ports on which the processes of a snapshot listen. Raises NotFound, ImageDamaged, StoreError."""
     with _open(snapshot, store) as reader:
         return port_remapping.listening(reading.read(reader))
 
@@ -221,7 +222,7 @@ def _open(snapshot: str | SnapshotInfo, store: Store | str | os.PathLike[str] | 
 
 @contextmanager
 def _stand_ins(stdio: Sequence[int]) -> Iterator[list[int]]:
-    """The descriptors of `stdio`, with /dev/null for those that are closed: what is opened next has their numbers."""
+    """Yield `stdio` with /dev/null for closed descriptors, whose numbers the next open(2) would reuse."""
     with ExitStack() as stack:
         given = list(stdio)
         for place, number in enumerate(given):
@@ -236,7 +237,7 @@ def _stand_ins(stdio: Sequence[int]) -> Iterator[list[int]]:
 
 @contextmanager
 def _put_back(image: pb.Tree, reader: SnapshotReader) -> Iterator[None]:
-    """Put bundled files back under their names; they stay if what follows succeeds."""
+    """Put bundled files back under their names; remove them again if the block fails."""
     made = bundle.put_back(image, reader, Openers(image))
     try:
         yield
@@ -247,7 +248,7 @@ def _put_back(image: pb.Tree, reader: SnapshotReader) -> Iterator[None]:
 
 @contextmanager
 def _root_of(waiting: Waiting, setting: Setting) -> Iterator[int]:
-    """A descriptor of the root directory of the tree's mount namespace; -1 where that is this process's own."""
+    """Open the root directory of the tree's mount namespace; -1 if it is this process's own namespace."""
     if not setting.namespaces & Namespaces.MOUNT:
         yield -1
         return
@@ -259,7 +260,7 @@ def _root_of(waiting: Waiting, setting: Setting) -> Iterator[int]:
 
 
 class _Material:
-    """Every descriptor that the tree is built from. A context manager: leaving it closes them."""
+    """All descriptors that the tree is built from. A context manager: leaving it closes them."""
 
     def __init__(
         self, image: pb.Tree, reader: SnapshotReader, stdio: Sequence[int], terminal: int = -1, root: int = -1
@@ -284,7 +285,7 @@ class _Material:
                         warnings.extend(directories.shown_otherwise(path, entered[key]))
                 return entered[key]
 
-            # Before there is anybody who watches: those that were removed are made anew.
+            # Before the tree's inotify watches exist: this makes removed directories anew.
             working = {one.pid: enter(one, one.cwd, one.cwd_inode) for one in living(image)}
             roots = {one.pid: enter(one, one.root, one.root_inode) for one in living(image) if one.root}
             opened = self._stack.enter_context(
@@ -296,7 +297,7 @@ class _Material:
             self._stack = self._stack.pop_all()
 
     def open(self, path: str) -> int:
-        """One more, for the blank processes."""
+        """Open another file for the blank processes."""
         return self._high(os.open(path, os.O_RDONLY | os.O_CLOEXEC), close=True)
 
     def __enter__(self) -> _Material:
@@ -339,7 +340,7 @@ def _wake(
     prove: bool,
 ) -> Job:
     plan = make(image, here, material.held)
-    # Before its own processes could make new ones, or watch who looks.
+    # Before the tree's processes can make new files, or watch this search.
     notices = [*pid_files.warnings(image)] if setting.capsule else []
     if setting.namespaces & Namespaces.USER:
         plan.processes[0].birth[:0] = credentials.drop_bounding(0, here.rights)
@@ -384,7 +385,7 @@ def _wake(
 
 @contextmanager
 def _series(series: Series | None, reader: SnapshotReader) -> Iterator[Callable[[Iterable[Filled]], None] | None]:
-    """Begin a series with the snapshot that is woken in the block: gives what is to be told of its processes."""
+    """Begin a series with the snapshot that the block wakes; yield a function to call with its processes."""
     if series is None:
         yield None
         return
@@ -414,14 +415,14 @@ def _progress(total: int, progress: Progress | None) -> Callable[[int], None] | 
 
     def add(size: int) -> None:
         nonlocal done
-        done = min(done + size, total)  # of packs more is read than is needed
+        done = min(done + size, total)  # more is read from packs than is needed
         progress(done, total)
 
     return add
 
 
 class _Verification:
-    """Compares all blocks with their hashes, in a thread of its own, while the tree is built."""
+    """Compares all blocks with their hashes in another thread while the tree is built."""
 
     def __init__(self, reader: SnapshotReader) -> None:
         self._reader = reader
@@ -430,7 +431,7 @@ class _Verification:
         self._given_up = False
 
     def start(self) -> None:
-        """Begin; in this thread, and to the end, if there can be no other."""
+        """Begin. If no thread can be started, do all of it now."""
         if not self._thread.start():
             self._run()
 
@@ -445,7 +446,7 @@ class _Verification:
             self._failure = error
 
     def finish(self) -> None:
-        """Wait for it.
+        """Wait for the end of the comparison.
 
         Raises:
             ImageDamaged, StoreError: a block is not what was written.
@@ -455,6 +456,6 @@ class _Verification:
             raise self._failure
 
     def end(self) -> None:
-        """Give it up if it goes on still: it uses the reader no more."""
+        """Cancel the comparison if it still runs; afterwards it does not use the reader."""
         self._given_up = True
         self._thread.join()

@@ -1,8 +1,8 @@
-"""dump(restore(image)) = image: what differs between an image of a tree and one of the same tree when it was woken.
+"""dump(restore(image)) = image: compare the image of a tree with an image of the same tree after a restore.
 
-Compared message by message and field by field. A difference that is not in `torpor.restorer.expected_differences`, each
-with its reason, is a fault of the engine. What the kernel gives in an order of its own is compared in ours, and
-mappings that lie side by side and are alike count as one.
+Messages are compared field by field. A difference that is not listed in `torpor.restorer.expected_differences`, with
+its reason, is a bug in the engine. Lists without a defined order are sorted first, and adjacent mappings with equal
+attributes are merged.
 """
 
 from __future__ import annotations
@@ -27,33 +27,33 @@ _KEYS: Final[dict[str, Callable[[Any], Any]]] = {
     "descriptions.epoll.watches": lambda one: (one.fd, one.description),
     "descriptions.inotify.watches": lambda one: one.number,
 }
-"""By what those are sorted that the kernel gives in an order of its own."""
+"""The sort keys of lists whose order is up to the kernel."""
 _SHOWN: Final = 160
-"""Characters of a value that a difference shows."""
+"""The most characters of a value that a message shows."""
 _STATUS: Final = {getattr(os, name): name for name in ("O_APPEND", "O_NONBLOCK", "O_DIRECT", "O_NOATIME", "O_PATH")}
 _STATUS_MASK: Final = sum(_STATUS)
-_LARGE_FILE: Final = 0o100000  # which each open(2) of a 64 bit program sets
+_LARGE_FILE: Final = 0o100000  # every open(2) of a 64-bit program sets it
 _ACCESS: Final = ("O_RDONLY", "O_WRONLY", "O_RDWR", "access mode 3")
 _GIVEN: Final = (1 << 32) - 1
-"""In the place of a description's index: it is one that the restorer gave, its own standard input, output or error."""
+"""Replaces the index of a description that the restorer gave: its own standard input, output or error."""
 
 
 def differences(before: pb.Tree, after: pb.Tree, *, built: bool = False) -> list[str]:
-    """Say what is not the same in two images of a tree, and is on no list.
+    """Find the differences between two images of a tree that are not allowed.
 
     Args:
-        before: the tree.
-        after: the same when it was woken.
-        built: it was built a moment ago, and nothing of it has run.
+        before: the tree before the restore.
+        after: the same tree after it.
+        built: whether the tree was only built, and has not run.
 
     Returns:
-        A sentence each, with what it is about: ``process 12 (python): descriptor 5: flags are O_RDWR, were ...``
+        A sentence for each difference: ``process 12 (python): descriptor 5: flags are O_RDWR, were ...``
     """
     return list(_Comparison(_numbered(before), _numbered(after), built=built).run())
 
 
 class _Comparison:
-    """Two images, descriptions numbered alike."""
+    """Compares two images with equally numbered descriptions."""
 
     def __init__(self, before: pb.Tree, after: pb.Tree, *, built: bool) -> None:
         self._before = before
@@ -78,11 +78,11 @@ class _Comparison:
         """Compare two messages.
 
         Args:
-            before: the one.
-            after: the other.
-            who: what they are about, for people.
-            where: which part of that, and a point if it is one.
-            path: the way to them, without indexes, and a point.
+            before: the message before the restore.
+            after: the same message after it.
+            who: the object that they describe, for the sentence.
+            where: the part of that object, followed by a dot unless empty.
+            path: the path of the messages without indexes, followed by a dot unless empty.
         """
         if before == after:
             return
@@ -125,7 +125,7 @@ class _Comparison:
                 yield _sentence(who, f"{where}[{number}]", _value(path, other), _value(path, one))
 
     def _name(self, path: str, number: int, one: Any, who: str) -> str:
-        """What an element of a list is called by people; empty: it has no name of its own."""
+        """Name an element of a list for the sentence; empty if it has no name of its own."""
         match path:
             case "processes":
                 return _process(one)
@@ -149,15 +149,15 @@ class _Comparison:
 
 
 def is_given(one: pb.Description, tree: pb.Tree) -> bool:
-    """Whether who wakes a tree gives a description of it: standard input, output, error, or a terminal, if any."""
+    """Return whether the restorer provides a description: standard input, output, error, or the terminal, if any."""
     return one.HasField("outside") or (one.HasField("pty") and tree.ptys[one.pty.pty].outside)
 
 
 def _numbered(tree: pb.Tree) -> pb.Tree:
-    """A copy in which descriptions are numbered in the order of processes and their descriptors.
+    """Return a copy in which descriptions are numbered in the order of processes and their descriptors.
 
-    Those that the restorer gives (standard input, output and error) are left out, with the terminal outside that a
-    session may have: who wakes a tree has others, or none.
+    Descriptions that the restorer provides (standard input, output and error) are left out, and so is a session's
+    terminal outside of the tree: the restorer has others, or none.
     """
     out = pb.Tree()
     out.CopyFrom(tree)
@@ -195,7 +195,7 @@ def _numbered(tree: pb.Tree) -> pb.Tree:
 
 
 def _renumber(one: pb.Description, new: Mapping[int, int], terminals: Mapping[int, int]) -> None:
-    """Give what a description refers to its new numbers."""
+    """Renumber what a description refers to."""
     match one.WhichOneof("kind"):
         case "epoll":
             for watch in one.epoll.watches:
@@ -216,7 +216,7 @@ def _renumber(one: pb.Description, new: Mapping[int, int], terminals: Mapping[in
 
 
 def _paired(before: list[Any], after: list[Any], key: Callable[[Any], Any]) -> Iterator[tuple[Any, Any]]:
-    """The elements of two sorted lists that have the same key; None in the place of one that is missing."""
+    """Pair the elements of two sorted lists by key; None stands for a missing one."""
     one, other = iter(before), iter(after)
     a, b = next(one, None), next(other, None)
     while a is not None or b is not None:
@@ -234,7 +234,7 @@ def _in_order(path: str, values: Any) -> list[Any]:
 
 
 def _joined(vmas: Any) -> list[pb.Vma]:
-    """Mappings, those that lie side by side and are alike as one: the kernel joins and splits as it likes."""
+    """Merge adjacent mappings with equal attributes, since the kernel may merge and split them."""
     joined: list[pb.Vma] = []
     for vma in vmas:
         last = joined[-1] if joined else None
@@ -274,7 +274,7 @@ def _sentence(who: str, where: str, now: str, was: str) -> str:
 
 
 def _value(path: str, value: object) -> str:
-    """A value for people."""
+    """Format a value for the sentence."""
     if path == "descriptions.flags" and isinstance(value, int):
         rest = value & ~_STATUS_MASK & ~os.O_ACCMODE & ~_LARGE_FILE
         names = [_ACCESS[value & os.O_ACCMODE], *(name for bit, name in _STATUS.items() if value & bit == bit)]

@@ -1,8 +1,8 @@
 """`torpor run`: start a command so that it can be frozen, and save it regularly.
 
-The command lives as it would without Torpor: in no namespace of its own, with the signals, the limits, the group and
-the terminal of whoever starts it. Between it and its launcher is a torpor-init: orphans fall to it, and so stay below
-the launcher, which may trace what is below it under every setting of Yama but the strictest.
+The command lives as it would without Torpor: without its own namespaces, with the signals, limits, process group and
+terminal of its launcher. A torpor-init is between the two: it is a child subreaper, so orphans stay descendants of the
+launcher, which may trace its descendants under every setting of Yama but the strictest.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from torpor.util.inherited import Signals
 from torpor.util.workers import NO_THREAD, Thread
 
 LONGEST = 366 * 86400
-"""Seconds between two saves, at most: more than the longest job, and less than what a thread may wait."""
+"""The most seconds between two saves: longer than any job, and less than the longest wait of a thread."""
 
 
 def start(
@@ -38,18 +38,18 @@ def start(
 ) -> Job:
     """Start a command as a child of a torpor-init.
 
-    It has all that a program has which this process executes: the descriptors that are not close-on-exec, the current
-    directory, group, session and limits.
+    It inherits what any program inherits that this process executes: descriptors that are not close-on-exec, current
+    directory, process group, session and limits.
 
     Args:
-        command: the program, looked for in PATH, and its arguments.
-        environment: of the program; None: as it is here.
-        signals: those that it ignores and blocks; None: as it is here and now.
-        foreground: `Job.foreground` is to hand signals on, and nobody else.
+        command: the program, searched in PATH, and its arguments.
+        environment: the environment of the program; None for that of this process.
+        signals: the signals that it ignores and blocks; None for those of this process and thread.
+        foreground: whether `Job.foreground` alone will pass signals on to it.
 
     Raises:
         NotFound: there is no such program.
-        RestoreFailed: it could not be started.
+        RestoreFailed: the program could not be started.
     """
     path = shutil.which(command[0])
     if path is None:
@@ -72,22 +72,23 @@ def run(
     saved: Callable[[SnapshotInfo], None] | None = None,
     failed: Callable[[TorporError], None] | None = None,
 ) -> int:
-    """Run a command in the foreground: signals are handed on to it, and its end is this function's.
+    """Run a command in the foreground: pass signals on to it and return when it ends.
 
-    To be called by the main thread of a program that does nothing else.
+    Call it from the main thread of a program that does nothing else.
 
     Args:
         command: the program and its arguments.
-        store: where `every` saves to, as for `checkpoint`.
-        every: save it after so many seconds, again and again; up to `LONGEST`.
-        saved: told of each snapshot, by another thread.
-        failed: told of each save that failed; the command runs on. If it is saved no more, told at once and at its end.
+        store: the store for `every`, as for `checkpoint`.
+        every: seconds between two saves, up to `LONGEST`; None for no saves.
+        saved: called with each snapshot, by another thread.
+        failed: called with the error of each failed save; the command runs on. If saving stops for good, it is called
+            at once and again when the command ends.
 
     Returns:
-        Its exit code, or minus the number of the signal that killed it.
+        The command's exit code, or minus the number of the signal that killed it.
 
     Raises:
-        ValueError: `every` is no time to wait; nothing was started.
+        ValueError: `every` is out of range; nothing was started.
     """
     if every is not None and not 0 < every <= LONGEST:
         raise ValueError(f"every is {every}: it is a number of seconds, more than 0 and at most {LONGEST}")
@@ -95,19 +96,19 @@ def run(
     if every is None:
         return job.foreground()
     ended = threading.Event()
-    # Each save traces from the one thread that it runs in; this one is for waiting and for signals.
+    # Saves run, and trace, in another thread; this one waits and handles signals.
     trouble: list[TorporError] = []
 
     def save() -> None:
         try:
             _save(job, store, every, ended, saved, failed)
-        except Exception as error:  # whatever it is: nobody else hears of it
+        except Exception as error:  # any error: nothing else would report it
             tell(f"{type(error).__name__}: {error}")
 
     def tell(why: str) -> None:
         trouble.append(TorporError(f"it runs on and is saved no more: {why}"))
         if failed is not None:
-            with suppress(OSError):  # nobody is there to be told
+            with suppress(OSError):  # standard error is closed
                 failed(trouble[0])
 
     saver = Thread(save)
@@ -145,10 +146,10 @@ def _save(
 
 
 def _command_pids(init: int) -> tuple[int, int]:
-    """The command's PID in its own PID namespace and as this process sees it; zeros when it has ended already."""
+    """Return the command's PID in its own PID namespace and in this process's; zeros if it has ended already."""
     while not os.waitid(os.P_PID, init, os.WEXITED | os.WNOHANG | os.WNOWAIT):
-        with suppress(FileNotFoundError, ProcessLookupError):  # ended between two looks
-            if found := procfs.children(init, [init]):  # init starts it before all else
+        with suppress(FileNotFoundError, ProcessLookupError):  # it ended between two reads
+            if found := procfs.children(init, [init]):  # the command is init's first child
                 status = procfs.status(procfs.read(f"/proc/{found[0]}/status"))
                 return int(status[b"NSpid"].split()[-1]), found[0]
         os.sched_yield()
