@@ -1,6 +1,6 @@
-"""Where a tree is to live, as this host and this user have it: namespaces, and what a plan must know.
+"""Decide where a tree will live on this host: its namespaces, and what a plan must know of the host.
 
-The restore asks when it wakes a tree, and the proof (`proof`) while the tree still stands.
+Used by a restore, and by the proof before a kill (`torpor.dump.proof`), when the tree still lives.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from torpor.restorer.plan import Here
 from torpor.restorer.walk import length
 
 Way = Literal["best", "native", "capsule"]
-"""How a tree is woken: among the host's processes, in namespaces of its own, or as changes least."""
+"""How a tree is woken: among the host's processes, in its own namespaces, or whichever changes least."""
 CAP_SYS_CHROOT = 18
 CAP_SYS_ADMIN = 21
 CAP_SYS_RESOURCE = 24
@@ -44,16 +44,16 @@ def setting(
     way: Way = "best",
     standing: Set[int] = frozenset(),
 ) -> Setting:
-    """Where the tree is to live: among the host's processes if its PIDs are free and may be chosen.
+    """Decide where the tree will live: among the host's processes if its PIDs are free and can be had.
 
     Args:
         image: the tree.
-        detach: the job is to outlive this process and its terminal.
-        way: whether it is to live there in any case, or in none.
-        standing: processes and threads of the tree itself, which still lives: their PIDs will be free.
+        detach: whether the job must outlive this process and its terminal.
+        way: "native" and "capsule" leave no choice.
+        standing: PIDs and thread ids of the tree itself if it still lives; they will be free.
 
     Raises:
-        RestoreRefused: it is to live among the host's processes and cannot.
+        RestoreRefused: the way is "native", and the tree cannot live among the host's processes.
     """
     root = image.processes[0]
     session = detach or 1 in (root.sid, root.pgid)
@@ -63,7 +63,7 @@ def setting(
         namespaces |= Namespaces.TIME
     if segments.segments(image) or image.semaphores or image.queues or posix_queues.of(image):
         namespaces |= Namespaces.IPC
-    # While a tree still lives, nobody lets it wait for a way that is not gone.
+    # For a tree that still lives only the proof asks, which considers no walk.
     native = way == "native" or (way == "best" and (probe().can_choose_pids or (not standing and _takes_groups())))
     if native and not standing:
         pid_allocation.wait_for_zombies(_numbers(image))
@@ -99,8 +99,10 @@ def setting(
 
 
 def _takes_groups() -> bool:
-    """Whether a capsule takes from a job what its user's other groups are for, which is what a walk is worth. It does
-    not from a user without any, nor where all are granted."""
+    """Return whether a job loses supplementary groups in a capsule, which makes a walk worth its time.
+
+    It does not if the user has none, or if all are granted in /etc/subgid.
+    """
     groups = probe().groups
     if not groups or "gid" not in id_maps.wanted():
         return bool(groups)
@@ -109,16 +111,16 @@ def _takes_groups() -> bool:
 
 
 def _numbers(image: pb.Tree) -> set[int]:
-    """All that it has as a PID, a thread id, a process group or a session."""
+    """Return all PIDs, thread ids, process groups and sessions of the tree."""
     threads = {thread.tid for process in image.processes for thread in process.threads}
     return threads.union(*({process.pid, process.pgid, process.sid} for process in image.processes))
 
 
 def _joined(image: pb.Tree, way: Way, standing: Set[int]) -> frozenset[int]:
-    """The session that the tree was in, and groups in it, when others have them: it is born in this process's own.
+    """Return the ids of the tree's session and of process groups in it that others have: the tree joins this process's.
 
-    They are the same, or it was asked for: a shell is rarely there with its old number when its jobs are woken. A tree
-    that had a terminal of that session is not: its terminal needs a session of its own.
+    That happens if these are the same, or if the user asked for a native wake: a shell rarely has its old PID when its
+    jobs are woken. It does not happen if the tree had the session's terminal, which needs its own session.
     """
     root = image.processes[0]
     own = {process.pid for process in image.processes}
@@ -139,7 +141,7 @@ def _walk(image: pb.Tree, joined: frozenset[int]) -> Walk:
 
 
 def _obstacles(image: pb.Tree, namespaces: Namespaces, joined: frozenset[int], standing: Set[int]) -> Iterator[str]:
-    """Why it cannot live among the host's processes."""
+    """Yield the reasons why the tree cannot live among the host's processes."""
     walking = not probe().can_choose_pids
     if walking and not probe().set_mm_map:
         why = probe().why.get("user_namespaces") or probe().why.get("set_mm_map", "")
@@ -177,11 +179,11 @@ def _cannot_be_had() -> Callable[[int], bool]:
 
 
 def warnings(where: Setting, ids: Mapped | None) -> Iterator[str]:
-    """What a tree that lives there cannot do any more, in words.
+    """Yield warnings of what a tree cannot do any more where it lives.
 
     Args:
-        where: where.
-        ids: those that exist in its user namespace; None: it has none of its own.
+        where: the place where the tree lives.
+        ids: the ids that exist in its user namespace; None if it has no user namespace of its own.
     """
     if ids and (others := ids.without(probe().groups)):
         names = ", ".join(map(_group_name, others))
@@ -203,7 +205,7 @@ def _group_name(gid: int) -> str:
 
 
 def here(where: Setting) -> Here:
-    """What a plan must know of this host."""
+    """Collect what a plan must know of this host."""
     end = pid_allocation.here().end
     return Here(
         init=1 if where.capsule else UNKNOWN_PID,

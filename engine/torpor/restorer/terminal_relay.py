@@ -1,13 +1,13 @@
-"""A terminal of its own for a job that is woken on one, as script(1) and ssh(1) give it.
+"""Give a job that is woken on a terminal its own pseudo terminal, as script(1) and ssh(1) do.
 
-The kernel lets a terminal control one session only, and that of the restorer's terminal is the shell's. A job that had
-a controlling terminal therefore gets a pseudo terminal in the session where it was, with the settings and the
-foreground group that it had; this process carries the bytes between that and its own terminal, which it sets to raw
-mode for the time. Ctrl-C, Ctrl-Z and the like are the inner terminal's to understand, so that job control works in the
-job as it did. When the outer terminal hangs up, so does the inner one.
+A terminal can control one session only, and the restorer's terminal controls the shell's session. So a job that had a
+controlling terminal gets a pseudo terminal for its own session, with its former settings and foreground group. This
+process copies bytes between that and its own terminal, which it puts into raw mode. The inner terminal interprets
+Ctrl-C, Ctrl-Z and the like, so that job control works in the job as before. When the outer terminal hangs up, the inner
+one does too.
 
-Where the job's shell was outside of it, nobody in it would take note when Ctrl-Z stops it: then this process stops
-too, for its own shell, and with it the job is continued.
+If the job's shell was not part of the job, nothing in it notices when Ctrl-Z stops it. Then this process stops too, for
+its own shell, and when the shell continues it, it continues the job.
 """
 
 from __future__ import annotations
@@ -31,45 +31,45 @@ from torpor.util.workers import RAISE_LIMIT, Thread
 
 _PIECE = 1 << 16
 _BACKGROUND_SECONDS = 0.2
-"""How often one in the background looks whether it was brought to the foreground."""
+"""Seconds between two looks, in the background, whether this process is in the foreground again."""
 _STOP_SECONDS, _STOP_STEP = 1.0, 0.01
-"""How long after Ctrl-Z a job may take to stop, and how often one looks."""
+"""Seconds that a job may take to stop after Ctrl-Z, and between two looks at it."""
 _DRAIN_SECONDS = 1.0
-"""How long what is left of a job may go on writing."""
-_CHARACTERS = 6  # of tcgetattr()
+"""Seconds that remaining processes of an ended job may go on writing."""
+_CHARACTERS = 6  # index in the result of tcgetattr()
 
 
 class _Way:
-    """Bytes on their way from one terminal to another."""
+    """Copies bytes from one terminal to another."""
 
     def __init__(self, source: int, target: int) -> None:
         self._source = source
         self.target = target
         self.waiting = bytearray()
-        """What the target has not taken yet."""
+        """Bytes that the target has not accepted yet."""
 
     @property
     def has_room(self) -> bool:
-        """Whether more may be read: else who writes is to wait."""
+        """Whether to read more; if not, the writer must wait."""
         return len(self.waiting) < _PIECE
 
     def take(self) -> bytes:
-        """Read what is there; empty at the end."""
+        """Read what is available and pass it on; return it, empty at the end."""
         try:
             got = os.read(self._source, _PIECE)
-        except OSError:  # EIO: nobody has the other side any more
+        except OSError:  # EIO: no process has the other side open any more
             return b""
         self.waiting += got
         self.give()
         return got
 
     def give(self) -> bool:
-        """Write what the target takes at once; whether it took something."""
+        """Write what the target accepts at once; return whether it accepted any bytes."""
         try:
             written = os.write(self.target, self.waiting[:_PIECE])
         except BlockingIOError:
             return False
-        except OSError:  # what cannot be shown or is heard by nobody is lost, as on any terminal
+        except OSError:  # the target is gone, so the bytes are lost, as on any terminal
             self.waiting.clear()
             return False
         del self.waiting[:written]
@@ -77,7 +77,7 @@ class _Way:
 
 
 class Relay:
-    """The terminal `outer`, and the one inside that the job gets in its place.
+    """Connects the terminal `outer` with the pseudo terminal that the job gets instead.
 
     Args:
         outer: a descriptor of a terminal, open for reading and writing.
@@ -86,7 +86,7 @@ class Relay:
     def __init__(self, outer: int) -> None:
         self._outer = outer
         self._screen = -1
-        """The same terminal, to be read and written without waiting."""
+        """A non-blocking descriptor of the outer terminal."""
         self._modes = termios.tcgetattr(outer)
         self._master = -1
         self._slave = -1
@@ -95,22 +95,22 @@ class Relay:
         self._stop_deadline = 0.0
         self._carrier = Thread(self._carry)
         self._ready = threading.Event()
-        """Told when there are bytes to carry: the thread waits for that, so that a job is not woken without it."""
+        """Set when copying can begin. The thread is started earlier, so that no job is woken without it."""
         self._job: Job
 
     def open(self, pty: Pty) -> int:
-        """Make the terminal inside.
+        """Make the inner terminal.
 
         Args:
-            pty: what the job's terminal was.
+            pty: the job's former terminal.
 
         Returns:
-            A descriptor of its slave side. It stays this object's.
+            A descriptor of the slave side, which this object owns.
 
         Raises:
-            RestoreFailed: there can be no thread that carries its bytes.
+            RestoreFailed: the thread that copies bytes cannot be started.
         """
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # they are the main thread's to hear
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # the main thread handles signals
         running = self._carrier.start()
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         if not running:
@@ -125,14 +125,14 @@ class Relay:
 
     @property
     def opened(self) -> bool:
-        """Whether the job has a terminal of this object's."""
+        """Whether `open` was called, so that the job has the inner terminal."""
         return self._master >= 0
 
     def foreground(self, job: Job) -> int:
-        """Stand for the job until it ends, as `Job.foreground`, and be its terminal."""
+        """Do what `Job.foreground` does, and copy the bytes of the job's terminal meanwhile."""
         self._job = job
         os.close(self._slave)
-        # A description of our own: that of the shell is to stay as it is.
+        # A new open file description, since O_NONBLOCK must not change the shell's.
         self._screen = os.open(f"/proc/self/fd/{self._outer}", os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
         os.set_blocking(self._master, False)
         self._enter()
@@ -148,7 +148,7 @@ class Relay:
                     os.close(fd)
 
     def _hear(self, number: int) -> bool:
-        """Whether a signal to this process is for the terminal and not for the job."""
+        """Handle a signal to this process; return whether it is for the terminal and not for the job."""
         if number == signal.SIGWINCH:
             self._resize()
         return number in (signal.SIGWINCH, signal.SIGCONT)
@@ -159,7 +159,7 @@ class Relay:
             fcntl.ioctl(self._master, termios.TIOCSWINSZ, size)
 
     def _enter(self) -> None:
-        """Raw mode, the size as it is now, and a screen that is drawn again."""
+        """Set raw mode and the current size, and let the job redraw its screen."""
         if self._in_foreground():
             tty.setraw(self._outer, termios.TCSADRAIN)
             self._raw = True
@@ -178,14 +178,14 @@ class Relay:
         return False
 
     def _signal(self, number: int) -> None:
-        """Send a signal to the foreground group of the terminal inside."""
+        """Send a signal to the foreground process group of the inner terminal."""
         with suppress(OSError):
             os.killpg(os.tcgetpgrp(self._master), number)
 
     def _carry(self) -> None:
-        """Carry bytes both ways until the job has ended and all that it wrote is shown.
+        """Copy bytes in both directions until the job has ended and all its output is written.
 
-        Neither way waits for the other: a program that writes and does not read must not keep its own output back.
+        No direction blocks the other: the output of a program that does not read its input must still appear.
         """
         self._ready.wait()
         ending = self._end[0]
@@ -227,19 +227,19 @@ class Relay:
         return None if self._raw else _BACKGROUND_SECONDS
 
     def _hang_up(self) -> None:
-        """The outer terminal is gone: without its master, the one inside hangs up."""
+        """Close the master, since the outer terminal is gone: that hangs up the inner one."""
         os.close(self._master)
         self._master = -1
 
     def _suspends(self, typed: bytes) -> bool:
-        """Whether Ctrl-Z is among what was typed, and nobody in the job takes note when it stops."""
+        """Return whether Ctrl-Z was typed, and the job has no shell of its own that notices the stop."""
         with suppress(OSError, termios.error):
             character = termios.tcgetattr(self._master)[_CHARACTERS][termios.VSUSP]
             return character in typed and os.getsid(self._job.tree_pid) != self._job.tree_pid
         return False
 
     def _watch(self) -> None:
-        """Stop with the job, if it does so soon after Ctrl-Z."""
+        """Stop this process if the job stops soon after Ctrl-Z."""
         if not self._stop_deadline:
             return
         with suppress(FileNotFoundError, ProcessLookupError):
@@ -251,8 +251,8 @@ class Relay:
 
     def _suspend(self) -> None:
         self._leave()
-        if os.getsid(0) != os.getpid():  # else it has no shell that would continue it
-            signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)  # by this thread: at once
+        if os.getsid(0) != os.getpid():  # a session leader has no shell that would continue it
+            signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)  # to this thread: acts at once
         if self._in_foreground():
             self._enter()
         self._signal(signal.SIGCONT)

@@ -1,6 +1,6 @@
-"""What keeps this host from waking an image: looked for before anything is touched, and told all at once.
+"""Validate an image for this host: find all reasons against a restore before anything is touched.
 
-An image is untrusted input. What the kernel would not refuse by itself in clear words is looked at here.
+An image is untrusted input. Checked here is whatever the kernel would not refuse with a clear error.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ from torpor.probe import Probe
 from torpor.procfs import PAGE
 
 _LONGEST_PATH = 4096 + len(" (deleted)")
-"""Bytes (PATH_MAX): the kernel tells no longer one."""
+"""Bytes: PATH_MAX; the kernel reports no longer path."""
 _LARGEST_FILE = (1 << 63) - 1
 
 
 def living(image: pb.Tree) -> Iterator[pb.Process]:
-    """The processes that had not ended."""
+    """Return the processes that were not zombies."""
     return (process for process in image.processes if not process.zombie)
 
 
 def name_of(process: pb.Process) -> str:
-    """A process of an image, for people."""
+    """Name a process of an image in messages."""
     comm = process.threads[0].name.decode(errors="replace") if process.threads else "?"
     return f"process {process.pid} ({comm})"
 
@@ -54,19 +54,19 @@ def refuse(
     files_as_they_are: bool = False,
     standing: bool = False,
 ) -> None:
-    """Find what keeps this host from waking an image.
+    """Find what prevents a restore of an image on this host.
 
     Args:
-        image: not trusted.
-        snapshot: its id.
+        image: the image, which is not trusted.
+        snapshot: the id of its snapshot.
         host: what this host can do.
-        stdio: the descriptors that stand in for 0, 1 and 2.
-        files_as_they_are: files that changed since are no hindrance.
-        standing: the tree itself still lives: what only it stands in the way of does not count.
+        stdio: the descriptors that replace 0, 1 and 2.
+        files_as_they_are: accept files that have changed since the checkpoint.
+        standing: the tree itself still lives; conflicts with it do not count.
 
     Raises:
-        RestoreRefused: with every reason.
-        ImageDamaged: it contradicts itself.
+        RestoreRefused: this host cannot restore the image; the error lists every reason.
+        ImageDamaged: the image contradicts itself.
     """
     _check_names(image)
     _check_ended(image)
@@ -97,7 +97,7 @@ def refuse(
 
 
 def _check_file_size(image: pb.Tree) -> Iterator[Reason]:
-    """The restorer may make files as large as those that it will have to make."""
+    """Check that RLIMIT_FSIZE allows the largest file that the restore has to make."""
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
     sizes = [one.size for one in image.shared] + [one.size for one in image.bundles]
     largest = max(sizes, default=0)
@@ -107,14 +107,14 @@ def _check_file_size(image: pb.Tree) -> Iterator[Reason]:
 
 
 def _with_choice(reason: Reason) -> Reason:
-    """A reason that is only a changed file, with the option that takes it as it is."""
+    """Add the option --files=as-they-are to the advice of a reason that is only a changed file."""
     if not reason.changed:
         return reason
     return replace(reason, advice=f"{reason.advice}, or take it as it is with --files=as-they-are")
 
 
 def check_abilities(host: Probe) -> Iterator[Reason]:
-    """What the kernel and its administrator must allow."""
+    """Yield what the kernel or its administrator does not allow, but any restore needs."""
     if host.sealed_mappings:
         yield Reason("this kernel", "it seals the vDSO, which then cannot be put where it was", "see `torpor doctor`")
     elif not host.map_vdso:
@@ -125,7 +125,7 @@ def check_abilities(host: Probe) -> Iterator[Reason]:
 
 
 def _check_names(image: pb.Tree) -> None:
-    """Raises ImageDamaged when a name is none that a kernel gives."""
+    """Raise ImageDamaged if names, System V objects, filters, keys or page tables are not as in any checkpoint."""
     for file in image.files:
         if not _is_path(file.path):
             raise ImageDamaged(f"the image contradicts itself: the mapped file {file.path!r} has no path")
@@ -150,7 +150,7 @@ def _is_path(path: bytes) -> bool:
 
 
 def _table_faults(image: pb.Tree) -> Iterator[str]:
-    """What of the content of shared memory and of bundled files is not as a checkpoint writes it."""
+    """Yield what is wrong in the page tables of shared memory and bundled files."""
     found = [(one.name, one.size, one.pages) for one in image.shared]
     found += [(one.path, one.size, one.pages) for one in image.bundles]
     for name, size, pages in found:
@@ -163,14 +163,14 @@ def _table_faults(image: pb.Tree) -> Iterator[str]:
 
 
 def _check_form(process: pb.Process, image: pb.Tree) -> None:
-    """Raises ImageDamaged when a process is not as a checkpoint writes one."""
+    """Raise ImageDamaged if a process is not as a checkpoint writes it."""
     if fault := next(_faults(process, image), ""):
         raise ImageDamaged(f"the image contradicts itself: {name_of(process)}: {fault}")
     address_space.check(name_of(process), process.memory)
 
 
 def _check_ended(image: pb.Tree) -> None:
-    """Raises ImageDamaged when one that had ended has what only the living have."""
+    """Raise ImageDamaged if a zombie has what only a living process can have."""
     if image.processes[0].zombie:
         raise ImageDamaged("the image contradicts itself: the first process of the tree had ended")
     for process in image.processes:

@@ -1,13 +1,13 @@
-"""dump(restore(image)) = image: a restore describes what it has built, before it lets anything go, and compares.
+"""dump(restore(image)) = image: a restore describes the tree that it has built and compares it, before anything runs.
 
-It is described by the very code that describes a tree at a checkpoint (`torpor.dump.tree_dump`): all threads stand as a
-freeze leaves them, with the registers they are to go on with; the window that built them is gone, init and the
-stand-ins have let go of what they held. What is done to threads by the description, `Builder.release` undoes.
+The same code describes a tree at a checkpoint (`torpor.dump.tree_dump`). All threads are stopped as after a freeze,
+with their final registers; the window is unmapped, and init and the stand-ins have dropped everything of the tree. The
+description changes threads; `Builder.release` sets their state again.
 
-What cannot be seen there is compared when the tree is saved the next time (`torpor.restorer.round_trip`, as the tests
-do): what files hold, which are not read again, and a SIGSTOP that waits, which is sent as a thread is let go. A tree
-with TCP connections that go on (`torpor.objects.sockets.tcp_repair`) is not described: they are under repair until that
-moment.
+Some things can be compared only when the tree is saved again (`torpor.restorer.round_trip`, as the tests do): the
+content of files, which is not read here, and a pending SIGSTOP, which is sent as a thread is released. A tree with TCP
+connections that continue (`torpor.objects.sockets.tcp_repair`) is not described, since they are in repair mode until
+the release.
 """
 
 from __future__ import annotations
@@ -32,25 +32,25 @@ from torpor.restorer.round_trip import differences, is_given
 from torpor.store import SnapshotReader
 
 _RSEQ = 32
-"""Bytes of a struct rseq, in which the kernel writes as a thread runs (include/uapi/linux/rseq.h)."""
+"""Bytes of a struct rseq, which the kernel writes as a thread runs (include/uapi/linux/rseq.h)."""
 _CAUGHT = 2
-"""In the place of any handler of the program's own."""
+"""Stands for any handler of the program."""
 _FLAGS = re.compile(rb"^flags:\t(\d+)", re.M)
 _MASKS = re.compile(rb"^(SigIgn|SigCgt):\t(\w+)", re.M)
 _SHOWN = 8
-"""Differences that an error tells one by one."""
+"""The most differences that an error lists."""
 
 
 def prove(image: pb.Tree, standing: Mapping[int, Process]) -> None:
     """Describe a tree that was built, and compare it with its image.
 
     Args:
-        image: the tree.
-        standing: it as it was built, by PIDs as this process sees them, in the order of the image. Its threads stand as
-            a freeze leaves them, and are to be given their states anew.
+        image: the image of the tree.
+        standing: the built tree by PID in this process's PID namespace, in the order of the image. Its threads are
+            stopped as after a freeze, and need their state set again afterwards.
 
     Raises:
-        RestoreFailed: it is not as it was.
+        RestoreFailed: the tree differs from the image.
     """
     if any(one.tcp.kept for one in image.descriptions):
         return
@@ -60,7 +60,7 @@ def prove(image: pb.Tree, standing: Mapping[int, Process]) -> None:
 
 
 def failed(found: list[str]) -> RestoreFailed:
-    """The error when something is not as it was."""
+    """Make the error that lists differences."""
     more = f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
     return RestoreFailed(
         f"what was built is not what was saved: {'; '.join(found[:_SHOWN])}{more}",
@@ -89,31 +89,31 @@ def _describe(image: pb.Tree, standing: Mapping[int, Process]) -> pb.Tree:
 
 
 def _is_vdso(process: pb.Process, address: int) -> bool:
-    """Whether another kernel's vDSO lies there, which leads to this one's: not a mapping of the program."""
+    """Return whether the address is in the old kernel's vDSO, which forwards to this kernel's: no program mapping."""
     return process.memory.vdso <= address < process.memory.vdso_end
 
 
 class _NoWaits(Waits):
-    """Of threads that were in no call yet: what is left of the time of theirs is in the image as it is."""
+    """Waits of threads that have not run yet: the remaining time of their calls is in the image unchanged."""
 
     def waited(self, pid: int, tid: int, stopped_ns: int) -> int | None:
-        """Nobody can tell."""
+        """Return None: unknown."""
         return None
 
 
 def contents(image: pb.Tree, reader: SnapshotReader, pids: Mapping[int, int], shared: Mapping[int, int]) -> None:
     """Read all memory that was built, and compare it with the blocks of the snapshot.
 
-    Not read are memory of System V, to which no descriptor leads, and files of /dev/shm, in which others may write.
+    System V segments, which have no descriptor, and files of /dev/shm, which others may write, are not read.
 
     Args:
-        image: the tree.
-        reader: of its snapshot.
-        pids: of its processes as this process sees them, by their own.
-        shared: descriptors of its shared memory, by the index in the image.
+        image: the image of the tree.
+        reader: reads its snapshot.
+        pids: the PIDs in this process's PID namespace, by PID in the image.
+        shared: descriptors of the shared memory, by index in the image.
 
     Raises:
-        RestoreFailed: it is not as it was.
+        RestoreFailed: memory differs from the snapshot.
         ImageDamaged, StoreError: the snapshot cannot be read.
     """
     found: list[str] = []
@@ -149,7 +149,7 @@ def _private(process: pb.Process, reader: SnapshotReader, pid: int) -> Iterator[
 
 
 def _runs(table: pb.PageTable, reader: SnapshotReader) -> Iterator[tuple[int, bytes]]:
-    """Pages of a table with what they hold."""
+    """Yield the runs of pages of a table: the first page's number, and their content."""
     for page, count, block in zip(table.starts, table.counts, table.blocks, strict=True):
         yield page, reader.read_block(block)[: count * PAGE]
 
@@ -158,14 +158,14 @@ def _runs(table: pb.PageTable, reader: SnapshotReader) -> Iterator[tuple[int, by
 
 
 def look(image: pb.Tree, pids: Mapping[int, int]) -> None:
-    """Compare what is quickly seen of a tree that was built: mappings, descriptors, threads and signal actions.
+    """Compare what is quick to read of a built tree: mappings, descriptors, threads and signal actions.
 
     Args:
-        image: the tree.
-        pids: of its processes as this process sees them, by their own.
+        image: the image of the tree.
+        pids: the PIDs in this process's PID namespace, by PID in the image.
 
     Raises:
-        RestoreFailed: it is not as it was.
+        RestoreFailed: the tree differs from the image.
     """
     was, there = pb.Tree(), pb.Tree()
     for process in image.processes:
@@ -179,16 +179,16 @@ def look(image: pb.Tree, pids: Mapping[int, int]) -> None:
 
 
 class _Outline(NamedTuple):
-    """Of a process what is quickly seen."""
+    """The state of a process that is quick to read."""
 
     threads: int
     ignored: int
-    """Signals, bit 0 is number 1."""
+    """A mask of signals; bit 0 is signal 1."""
     caught: int
     mappings: list[tuple[int, int, int]]
-    """Start, end and protection; those that lie side by side and have the same one as one."""
+    """Start, end and protection; adjacent mappings with equal protection are merged."""
     descriptors: list[tuple[int, int]]
-    """Number and flags; of those that the restorer gave whether they are closed by execve() only."""
+    """Number and flags; for descriptors that the restorer gave, only O_CLOEXEC."""
 
 
 def _saved(process: pb.Process, image: pb.Tree) -> _Outline:
@@ -235,7 +235,7 @@ def _joined(mappings: Iterable[tuple[int, int, int]]) -> list[tuple[int, int, in
 
 
 def _tell(outline: _Outline, process: pb.Process, out: pb.Tree) -> None:
-    """Put an outline into an image, to be compared and told as one."""
+    """Put an outline into an image, so that it can be compared like one."""
     told = out.processes.add(pid=process.pid)
     name = process.threads[0].name
     told.threads.extend(pb.Thread(tid=k, name=name) for k in range(outline.threads))

@@ -1,7 +1,8 @@
-"""The walk to the PIDs of a tree, for those who may not choose them: who is born next, and how far that is.
+"""The walk: give a tree its PIDs where the user may not choose them, by cloning when the kernel's next PID is right.
 
-Births of processes and threads go in the order in which their numbers come. A child is born of its own parent, and on
-its side of the parent's setsid(), so some have to wait for others; whoever was missed is met in the next round.
+Processes and threads are created in the order in which their PIDs come. A child must be created by its own parent,
+before or after the parent's setsid() as it was, so some wait for others. A PID that was missed comes again in the next
+round through all PIDs.
 """
 
 from __future__ import annotations
@@ -21,43 +22,42 @@ from torpor.remote.pid_allocation import Numbers, Walk
 from torpor.restorer.plan import Plan, ProcessPlan
 
 SPARE_ROUNDS = 5
-"""Rounds through all numbers beyond those that a walk needs, when other programs take a number first."""
+"""Additional rounds through all PIDs that a walk may take if other programs get a PID first."""
 _APART = {NR.clone3, NR.setsid, NR.setpgid}
-"""What children are born before or after; for threads it is the same."""
+"""Calls before or after which children must be created; for threads that does not matter."""
 
 
 class Route:
-    """The births that are left of a tree."""
+    """The processes and threads of a tree that are still to be created, in the order in which that is possible."""
 
     def __init__(self, top: Member, threads: Mapping[int, Sequence[int]]) -> None:
-        """Begin.
-
+        """
         Args:
-            top: who is there already, with those that are to be born below.
-            threads: the other threads of processes, by PID.
+            top: the process that exists already, with its descendants to create.
+            threads: the ids of threads other than the main one, by PID.
         """
         self._threads = threads
         self._members = {member.pid: member for member in top.walk()}
         self._ready: list[int] = []
-        """Sorted: who may be born now."""
+        """The PIDs and thread ids that may be created now, sorted."""
         self._parents: dict[int, Member] = {}
         self._groups: dict[int, list[list[int]]] = {}
-        """By parent: those that must wait until the children before them are there."""
+        """By parent: groups of children that must wait until the children before them exist."""
         self._waited_for: dict[int, int] = {}
-        """By parent: how many of those are not there yet."""
+        """By parent: how many children of its current group do not exist yet."""
         self._arrive(top)
 
     def __bool__(self) -> bool:
         return bool(self._ready)
 
     def next(self, last: int) -> tuple[int, Member]:
-        """Whose number comes first when `last` has been given, and of whom they are born."""
+        """Return the PID or thread id that comes first after `last`, and its parent."""
         at = bisect_right(self._ready, last)
         pid = self._ready[at if at < len(self._ready) else 0]
         return pid, self._parents[pid]
 
     def born(self, pid: int) -> None:
-        """One that was next is there."""
+        """Note that a process or thread was created."""
         self._ready.remove(pid)
         parent = self._parents.pop(pid)
         if (member := self._members.get(pid)) is None:  # a thread
@@ -87,7 +87,7 @@ class Route:
 
 
 def length(top: Member, threads: Mapping[int, Sequence[int]], numbers: Numbers, last: int) -> int:
-    """How many numbers go by on a walk that begins when `last` has been given."""
+    """Return how many PIDs a walk passes if `last` was the last PID that the kernel gave."""
     route, passed = Route(top, threads), 0
     while route:
         pid, _ = route.next(last)
@@ -98,7 +98,7 @@ def length(top: Member, threads: Mapping[int, Sequence[int]], numbers: Numbers, 
 
 
 class Births:
-    """Those that a process of a plan bears, and what it does between."""
+    """The children and threads that a process of a plan creates, and its calls in between."""
 
     def __init__(self, plan: ProcessPlan) -> None:
         image = plan.member.image
@@ -109,36 +109,36 @@ class Births:
         self._left = list(plan.birth)
 
     def due(self, child: int | None) -> list[Call]:
-        """What is to be done before a child or thread is born, and has not been; None: all that is left."""
+        """Return the remaining calls that come before the creation of a child or thread; None for all of them."""
         end = len(self._left)
-        if child in self.tids:  # they inherit its keyrings
+        if child in self.tids:  # threads inherit the keyrings
             end = next((at for at, call in enumerate(self._left) if call.nr in _APART), end)
         elif child is not None:
             end = self._left.index(self.calls[child])
         due, others = [call for call in self._left[:end] if call.nr != NR.clone3], self._left[end:]
-        # Of the same group of births, some may come later that stand before.
+        # Earlier entries of the same group of children may still be created later.
         self._left = [call for call in self._left[:end] if call.nr == NR.clone3] + others
         return due
 
 
 @dataclass(frozen=True)
 class Walker:
-    """Goes the way."""
+    """Performs a walk."""
 
     walk: Walk
     loadavg: int
-    """A descriptor of /proc/loadavg that all blank processes have."""
+    """A descriptor of /proc/loadavg in all blank processes."""
     seconds: float
-    """That it may take."""
+    """The most time that it may take."""
 
     def bear(self, plan: Plan, blanks: Blanks, init: Task) -> dict[int, list[Task]]:
-        """Bear all processes and threads of a plan below an init.
+        """Create all processes and threads of a plan below an init.
 
         Returns:
-            The tasks of each process, the main thread first, by PID.
+            The tasks of each process by PID, main thread first.
 
         Raises:
-            PidTaken: other programs were faster again and again, or it took too long.
+            PidTaken: other programs took a PID first again and again, or the walk took too long.
         """
         births = {one.member.pid: Births(one) for one in plan.processes}
         names = {one.member.pid: one.name for one in plan.processes}
@@ -158,7 +158,7 @@ class Walker:
             if time.monotonic() > deadline:
                 raise PidTaken(f"the PID {pid} was not reached: it takes too long to get there")
             own = births[parent.pid]
-            if due := own.due(pid):  # which may be to fill memory: others are born meanwhile
+            if due := own.due(pid):  # these may fill memory, which takes time: other programs get PIDs meanwhile
                 blanks.run([Work(tasks[parent.pid], due, blanks.tables.start)])
                 continue
             self._approach(here, pid, deadline)
