@@ -3,10 +3,10 @@
     snapshot = torpor.checkpoint(pid, then="kill")
     job = torpor.restore(snapshot)
 
-Names are loaded when they are first used, so that ``import torpor`` costs nothing.
+Names are imported on first use, so that ``import torpor`` is fast.
 
-The public interface is `torpor.__all__`, and that of the modules `torpor.errors`, `torpor.store`, `torpor.image`,
-`torpor.processes` and `torpor.cli`. All else may change without notice.
+The public interface is `__all__` of `torpor`, `torpor.errors`, `torpor.store`, `torpor.image`, `torpor.processes` and
+`torpor.cli`. Everything else may change without notice.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Every error Torpor raises: what happened to which object, why, and what to do next.
+"""All errors that Torpor raises. Each says what happened to which object, why, and what to do next.
 
-Exit codes are in ranges, so that a script can tell a refusal from a fault:
+The exit codes are in ranges, so that a script can distinguish a refusal from a failure:
 
 ====  =======================================================================
 0     done
@@ -47,18 +47,18 @@ class Reason:
     why: str
     """Why it cannot be kept or restored, without a full stop."""
     advice: str = ""
-    """What the person can do next, without a full stop; empty when nothing can be done."""
+    """What the user can do next, without a full stop; empty if nothing can be done."""
     passing: bool = False
-    """Whether it may be over in a moment by itself."""
+    """Whether the cause may pass by itself in a moment."""
     changed: bool = False
-    """Whether it is no more than a file that is not as it was: one may decide to take it as it is."""
+    """Whether the cause is only a file that has changed, which the user may accept as it is."""
 
     def __str__(self) -> str:
         return f"{self.subject}: {self.why}" + (f"; {self.advice}" if self.advice else "")
 
 
 class TorporError(Exception):
-    """The base of all errors that are told to people. One line by ``str()``; the rest in `details`."""
+    """The base of all errors that users see. ``str()`` gives one line; `details` has the rest."""
 
     exit_code = 70
 
@@ -73,7 +73,7 @@ class TorporError(Exception):
 
 
 class _ManyReasons(TorporError):
-    """An error that says every cause at once."""
+    """An error that lists all causes at once."""
 
     def __init__(self, heading: str, reasons: Iterable[Reason]) -> None:
         self.heading = heading
@@ -85,7 +85,7 @@ class _ManyReasons(TorporError):
 
 
 class Refused(_ManyReasons):
-    """The target holds something that cannot be kept. It was not touched and runs on."""
+    """The target has something that cannot be kept. It was not touched and runs on."""
 
     exit_code = 10
 
@@ -97,12 +97,12 @@ class RestoreRefused(_ManyReasons):
 
     @property
     def only_files(self) -> bool:
-        """Whether only files that are not as they were are in the way: one may decide to take them as they are."""
+        """Whether all causes are files that have changed, which the user may accept as they are."""
         return all(reason.changed for reason in self.reasons)
 
 
 class NotFound(TorporError):
-    """No such process, snapshot or store."""
+    """There is no such process, snapshot or store."""
 
     exit_code = 11
 
@@ -114,7 +114,7 @@ class NotPermitted(TorporError):
 
 
 class CheckpointFailed(TorporError):
-    """The checkpoint did not come about; the target runs on as before."""
+    """The checkpoint failed; the target runs on as before."""
 
     exit_code = 20
 
@@ -132,7 +132,7 @@ class StoreError(TorporError):
 
 
 class ImageDamaged(TorporError):
-    """What was read from the store is cut, changed, or not of a format this version reads."""
+    """Data in the store is truncated, changed, or in a format that this version does not read."""
 
     exit_code = 31
 
@@ -147,25 +147,25 @@ _ADVICE = {
 
 @contextmanager
 def failing(kind: type[TorporError], what: str) -> Iterator[None]:
-    """Tell as an error of a kind what the system has refused in the block, where nothing else told it.
+    """Turn OSError and MemoryError in the block into an error of the given kind.
 
     Args:
-        kind: of the error.
-        what: could not be done, in words.
+        kind: the class of the error.
+        what: what could not be done; the message begins with it.
     """
     try:
         yield
     except MemoryError as error:
         raise kind(f"{what}: there is no memory left", advice=_ADVICE[errno.ENOMEM]) from error
     except ConnectionError:
-        raise  # of a function that the caller gave: Torpor itself connects to nobody
+        raise  # from a callback of the caller: Torpor itself makes no connections
     except OSError as error:
         raise kind(f"{what}: {in_words(error)}", advice=_ADVICE.get(error.errno or 0, "try again")) from error
 
 
 @contextmanager
 def about(file: str) -> Iterator[None]:
-    """Let the system's errors in the block, of calls on a descriptor, say which file it was, as those on a path do."""
+    """Add a file name to any OSError in the block, since a call on a descriptor, unlike one on a path, names none."""
     try:
         yield
     except OSError as error:
@@ -175,6 +175,6 @@ def about(file: str) -> Iterator[None]:
 
 
 def in_words(error: OSError) -> str:
-    """What the system has refused, and for which file or by which system call where the error says so."""
+    """Format an OSError: its reason, and the file or system call if the error names one."""
     why = error.strerror or str(error)
     return f"{error.filename}: {why}" if error.filename else why

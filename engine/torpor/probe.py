@@ -1,8 +1,8 @@
-"""What this host can do for this user, found out by trying and never by comparing versions.
+"""Find out what this host can do for this user: by trying, never by comparing versions.
 
-Everything is tried once per process, most of it in forked children that may be killed for it (a seccomp
-filter does that) or that leave this process's namespaces. The kernel versions named below say since when a
-feature exists in the mainline kernel; distributions differ, which is why they are not looked at.
+Everything is tried once per process, mostly in forked children, since a seccomp filter may kill the process that tries,
+or since the trial changes namespaces. The kernel versions below say when the mainline kernel got a feature;
+distributions differ, so no code uses them.
 """
 
 from __future__ import annotations
@@ -45,115 +45,115 @@ CAPABILITIES = {
 
 @dataclass(frozen=True)
 class Probe:
-    """What this host can do for this user. All fields are plain values, so that tests can make hosts up."""
+    """What this host can do for this user. All fields are plain values, so that tests can invent hosts."""
 
     # Who asks
     uid: int = 0
     """The effective user id."""
     capabilities: frozenset[str] = frozenset()
-    """Those of CAPABILITIES that are effective here."""
+    """The effective capabilities of this process among CAPABILITIES."""
     groups: tuple[int, ...] = ()
-    """The user's groups besides the first: in a capsule they do not count for changes."""
+    """The user's supplementary groups. In a capsule files cannot be given to them, unless /etc/subgid grants them."""
     nofile: tuple[int, int] = (0, 0)
-    """RLIMIT_NOFILE, soft and hard: a tree's descriptors are all open at once while it is saved or woken."""
+    """RLIMIT_NOFILE, soft and hard. All descriptors of a tree are open at once while it is saved or woken."""
 
     # Tracing, for checkpoints
     trace_descendants: bool = False
-    """A process may trace one that it started (Yama allows it up to ptrace_scope 1)."""
+    """A process may trace its descendants (Yama allows that up to ptrace_scope 1)."""
     trace_siblings: bool = False
     """A process may trace any other of the same user (needs ptrace_scope 0, or CAP_SYS_PTRACE)."""
     yama_scope: int | None = None
-    """kernel.yama.ptrace_scope; None: this kernel has no Yama."""
+    """kernel.yama.ptrace_scope; None if this kernel has no Yama."""
     read_filters: bool = False
-    """Seccomp filters of others can be read, and held off from what one traces (PTRACE_O_SUSPEND_SECCOMP, 4.3,
-    CONFIG_CHECKPOINT_RESTORE): by root of the host, or with CAP_SYS_ADMIN there, when under no filter itself."""
+    """A tracer can read the seccomp filters of others, and suspend them (PTRACE_O_SUSPEND_SECCOMP, 4.3,
+    CONFIG_CHECKPOINT_RESTORE). That needs CAP_SYS_ADMIN in the initial user namespace, and no filter on the tracer."""
     rseq_configuration: bool = False
-    """PTRACE_GET_RSEQ_CONFIGURATION (5.13): tells where a thread registered its restartable sequences."""
+    """PTRACE_GET_RSEQ_CONFIGURATION (5.13): shows where a thread has registered its rseq area."""
     kcmp: bool = False
-    """kcmp() (3.5): tells which descriptors share one open file description."""
+    """kcmp(2) (3.5): shows which descriptors share one open file description."""
     pidfd_getfd: bool = False
-    """pidfd_getfd() (5.6): takes a copy of another process's descriptor."""
+    """pidfd_getfd(2) (5.6): copies a descriptor of another process."""
     proc_children: bool = False
-    """/proc/PID/task/TID/children (CONFIG_PROC_CHILDREN): the tree without a walk over all of /proc."""
+    """/proc/PID/task/TID/children (CONFIG_PROC_CHILDREN): lists the tree without a search through all of /proc."""
     pagemap_scan: bool = False
-    """The ioctl PAGEMAP_SCAN (6.7): finds the pages that are there, are zero, or were written."""
+    """The ioctl PAGEMAP_SCAN (6.7): finds pages that are present, zero, or written."""
     uffd_wp_async: bool = False
     """userfaultfd with WP_ASYNC and WP_UNPOPULATED (6.7), for user-mode faults only: tracks written pages."""
 
     # Namespaces, for restores without root
     user_namespaces: bool = False
-    """This user may create a user namespace and is mapped in it."""
+    """This user can create a user namespace and map the own id in it."""
     pid_namespaces: bool = False
-    """In it a PID and a mount namespace can be created."""
+    """A PID and a mount namespace can be created in that user namespace."""
     mount_proc: bool = False
-    """In those a /proc of the new PID namespace can be mounted (containers with a masked /proc forbid it)."""
+    """A /proc of the new PID namespace can be mounted there (containers with a masked /proc forbid it)."""
     set_tid: bool = False
-    """In those clone3() accepts a chosen PID (set_tid, 5.5)."""
+    """clone3(2) accepts a chosen PID there (set_tid, 5.5)."""
     set_mm_map: bool = False
-    """In those prctl(PR_SET_MM_MAP) (3.18, CONFIG_CHECKPOINT_RESTORE) sets memory layout and exe link."""
+    """prctl(PR_SET_MM_MAP) (3.18, CONFIG_CHECKPOINT_RESTORE) sets the memory layout and exe link there."""
     time_namespaces: bool = False
-    """In those a time namespace can be created (5.6): clocks can be made to go on from where they stopped."""
+    """A time namespace can be created there (5.6), so that clocks continue from where they stopped."""
     can_choose_pids: bool = False
-    """clone3() accepts a chosen PID among the host's, so that a tree can be woken natively where its PIDs are free: for
-    root, or with CAP_CHECKPOINT_RESTORE (5.9), in the user namespace that owns the PID namespace."""
+    """clone3(2) accepts a chosen PID in this PID namespace, so that a tree can be woken natively if its PIDs are free.
+    That needs root, or CAP_CHECKPOINT_RESTORE (5.9), in the user namespace that owns the PID namespace."""
     apparmor_restricts_userns: bool | None = None
-    """kernel.apparmor_restrict_unprivileged_userns, as on Ubuntu 24.04; None: no such switch."""
+    """kernel.apparmor_restrict_unprivileged_userns, as on Ubuntu 24.04; None if it does not exist."""
     userns_limit: int | None = None
-    """user.max_user_namespaces; None: not to be read."""
+    """user.max_user_namespaces; None if it cannot be read."""
     unprivileged_userns_clone: bool | None = None
-    """kernel.unprivileged_userns_clone, a switch of Debian's older kernels; None: not there."""
+    """kernel.unprivileged_userns_clone, a switch of Debian's older kernels; None if it does not exist."""
 
     # Building a process
     map_vdso: bool = False
     """arch_prctl(ARCH_MAP_VDSO_64) (4.9, CONFIG_CHECKPOINT_RESTORE) maps the vDSO at a chosen address."""
     sealed_mappings: bool = False
-    """System mappings are sealed (6.15, CONFIG_MSEAL_SYSTEM_MAPPINGS): the vDSO stays where it is."""
+    """System mappings are sealed (6.15, CONFIG_MSEAL_SYSTEM_MAPPINGS), so the vDSO cannot be moved."""
     timer_restore_ids: bool = False
-    """prctl(PR_TIMER_CREATE_RESTORE_IDS) (6.16): POSIX timers get their old ids without counting up."""
+    """prctl(PR_TIMER_CREATE_RESTORE_IDS) (6.16): timer_create(2) accepts the old id, without counting up to it."""
     shadow_stacks: bool = False
-    """The kernel and the processor have user shadow stacks (6.6)."""
+    """The kernel and the processor support user shadow stacks (6.6)."""
 
     # Containers
     seccomp: int = 0
-    """The seccomp mode of this process: 0 none, 1 strict, 2 a filter, as container runtimes set one."""
+    """The seccomp mode of this process: 0 none, 1 strict, 2 filter, as container runtimes set it."""
     masked_proc: tuple[str, ...] = ()
     """Mount points that hide parts of /proc."""
 
     # The machine
     architecture: str = ""
-    """As uname(2) has it."""
+    """The machine field of uname(2)."""
     kernel_release: str = ""
-    """For people only."""
+    """Shown to users only."""
     page_size: int = 4096
     """Bytes."""
     transparent_hugepages: str = ""
-    """always, madvise or never; empty: not in this kernel."""
+    """always, madvise or never; empty if this kernel has none."""
     cpu_flags: frozenset[str] = frozenset()
     """The processor's features as /proc/cpuinfo names them."""
     xfeatures: int = 0
-    """XCR0: the state components that a thread's xsave area may hold here."""
+    """XCR0: the state components that a thread's xsave area may contain here."""
     xsave_size: int = 0
-    """Bytes of a thread's whole xsave area here."""
+    """The size of a thread's xsave area here, bytes."""
 
     why: dict[str, str] = field(default_factory=dict, compare=False)
-    """For a field that is False: what failed, and the kernel's answer."""
+    """For fields that are False: what failed, and the kernel's error."""
 
     @property
     def can_checkpoint(self) -> bool:
-        """At least a process that was started from here can be frozen and looked at in full."""
+        """Whether at least descendants of this process can be frozen and saved."""
         looks = self.kcmp and self.pidfd_getfd and self.rseq_configuration and self.proc_children
         return self.trace_descendants and looks
 
     @property
     def can_restore_rootless(self) -> bool:
-        """A tree can be woken in a capsule: with its old PIDs, without any privilege."""
+        """Whether a tree can be woken in a capsule, with its old PIDs and without any privilege."""
         namespaces = self.user_namespaces and self.pid_namespaces and self.mount_proc
         return namespaces and self.set_tid and self.set_mm_map and self.map_vdso and not self.sealed_mappings
 
 
 @cache
 def probe() -> Probe:
-    """This host and this user, probed once per process."""
+    """Probe this host for this user; done once per process."""
     why: dict[str, str] = {}
     status = _status()
     effective = int(status["CapEff"], 16)
@@ -175,14 +175,14 @@ def probe() -> Probe:
         "transparent_hugepages": _chosen("/sys/kernel/mm/transparent_hugepage/enabled"),
         "cpu_flags": _cpu_flags(),
     }
-    # Each child may be killed for what it tries: then only what it had not yet told counts as impossible.
+    # A child may be killed for what it tries; then everything that it has not reported counts as impossible.
     for trial in (_try_calls, _try_tracing, _try_namespaces):
         facts |= _in_child(trial, why)
     return Probe(**facts, why=why)
 
 
 class _Report:
-    """What a trial in a child finds, told line by line, so that a child that is killed has told the rest."""
+    """Reports what a trial in a child finds, line by line, so that the lines before a kill are not lost."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
@@ -191,7 +191,7 @@ class _Report:
         os.write(self._fd, json.dumps([name, value, why]).encode() + b"\n")
 
     def attempt(self, name: str, call: Callable[[], object], what: str) -> bool:
-        """Report `name` as possible unless `call` raises OSError, with the kernel's answer to `what`."""
+        """Report `name` as possible unless `call` raises OSError; then report `what` with the kernel's error."""
         try:
             call()
         except OSError as error:
@@ -219,15 +219,15 @@ def _in_child(trial: Callable[[_Report], None], why: dict[str, str]) -> dict[str
 
 
 def _fork() -> int:
-    # Python warns of fork() in a process with threads, whose locks the child may find taken. These children
-    # use none: they make system calls and leave by _exit().
+    # Python warns about fork() in a process with threads, since locks may be held in the child. These children
+    # use no locks: they make system calls and leave by _exit().
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         return os.fork()
 
 
 def forked(work: Callable[[], object]) -> int:
-    """The PID of a child that does no more than `work`, and ends. The caller waits for it."""
+    """Fork a child that does `work` and exits; return its PID. The caller must wait for it."""
     pid = _fork()
     if pid == 0:
         with _Exit():
@@ -236,7 +236,7 @@ def forked(work: Callable[[], object]) -> int:
 
 
 class _Exit:
-    """Ends a forked child at the end of the block, whatever happens: it must not run on as a second one."""
+    """Ends a forked child at the end of the block in any case: it must not run on as a copy of its parent."""
 
     def __enter__(self) -> None:
         pass
@@ -249,7 +249,7 @@ class _Exit:
 
 
 def _try_calls(report: _Report) -> None:
-    """What one call in a process of one's own shows."""
+    """Try what single calls in a child can show."""
     me = os.getpid()
     vdso = _vdso_address()
     state = bytearray(8)
@@ -271,7 +271,7 @@ def _try_calls(report: _Report) -> None:
         "arch_prctl ARCH_SHSTK_STATUS",
     )
     report.attempt("map_vdso", _map_vdso_again, "arch_prctl ARCH_MAP_VDSO_64")
-    # A sealed mapping refuses even the protection it has (mm/mprotect.c: can_modify_vma() comes first).
+    # mprotect() of a sealed mapping fails even without a change (mm/mprotect.c: can_modify_vma() comes first).
     read_and_execute = 5
     answer = try_syscall(_MPROTECT, vdso, resource.getpagesize(), read_and_execute)
     report.tell("sealed_mappings", answer == -errno.EPERM)
@@ -284,7 +284,7 @@ def _take_own_descriptor(pid: int) -> None:
 
 
 def _scan_a_page() -> None:
-    # struct pm_scan_arg (linux/fs.h); older headers lack it. Asks for the written pages of the first page.
+    # struct pm_scan_arg (linux/fs.h); older headers lack it. Scans the first page for a present page.
     pagemap_scan, page_is_present = 0xC0606610, 1 << 3
     argument = struct.pack("<12Q", 96, 0, 0, 4096, 0, 0, 0, 0, 0, page_is_present, 0, page_is_present)
     with open("/proc/self/pagemap", "rb") as pagemap:
@@ -302,7 +302,7 @@ def _open_userfaultfd() -> None:
 
 
 def _map_vdso_again() -> None:
-    # While a vDSO is mapped the kernel answers EEXIST to what it otherwise would do (map_vdso_once()).
+    # While a vDSO is mapped, the kernel answers EEXIST instead of mapping another (map_vdso_once()).
     arch_map_vdso_64 = 0x2003
     try:
         syscall(_ARCH_PRCTL, arch_map_vdso_64, 0)
@@ -320,11 +320,11 @@ def _vdso_address() -> int:
 _ATTACH, _SETOPTIONS, _GETREGSET, _GET_RSEQ = 16, 0x4200, 0x4204, 0x420F
 _SUSPEND_SECCOMP = 0x200000
 _NT_X86_XSTATE = 0x202
-XCR0_OFFSET = 464  # bytes into the xsave area: the kernel tells XCR0 in its software bytes (ptrace.c)
+XCR0_OFFSET = 464  # offset in the xsave area: the kernel puts XCR0 into the software-reserved bytes (ptrace.c)
 
 
 def _try_tracing(report: _Report) -> None:
-    """Whom this user may trace, and what the tracer is told."""
+    """Try which processes this user may trace, and what a tracer can find out."""
     sibling = _sleeping_child()
     tracer = forked(lambda: report.attempt("trace_siblings", lambda: _attach(sibling), "ptrace of a sibling"))
     os.waitpid(tracer, 0)
@@ -342,7 +342,7 @@ def _try_tracing(report: _Report) -> None:
         )
         area = bytearray(65536)
         vector = Words(area, len(area))  # struct iovec
-        with suppress(OSError):  # a processor without xsave: the fields stay 0
+        with suppress(OSError):  # no xsave in this processor: the fields stay 0
             syscall(_PTRACE, _GETREGSET, sibling, _NT_X86_XSTATE, vector)
             report.tell("xsave_size", vector[1])
             report.tell("xfeatures", int.from_bytes(area[XCR0_OFFSET : XCR0_OFFSET + 8], "little"))
@@ -356,10 +356,10 @@ def _sleeping_child() -> int:
 
 
 def sleep_with(parent: int) -> None:
-    """Sleep until a signal ends this process, at the latest when the thread ends that has forked it.
+    """Sleep until a signal ends this process, at the latest when the thread that forked it ends.
 
     Args:
-        parent: the PID of its process, which may have ended already: the kernel then sends nothing any more.
+        parent: the PID of the parent process. If that has ended already, the kernel sends no signal; so it is checked.
     """
     set_pdeathsig = 1
     syscall(_PRCTL, set_pdeathsig, signal.SIGKILL)
@@ -368,7 +368,7 @@ def sleep_with(parent: int) -> None:
 
 
 def _attach(pid: int) -> None:
-    """Trace `pid`, and return once it is stopped."""
+    """Attach to `pid`, and wait until it has stopped."""
     syscall(_PTRACE, _ATTACH, pid)
     wall = 0x40000000
     os.waitpid(pid, wall)
@@ -377,11 +377,11 @@ def _attach(pid: int) -> None:
 # --- namespaces ---------------------------------------------------------------------------------------------
 
 _TRIED_PID = 300
-"""Any PID but 1 and 2, which a new namespace would give by itself."""
+"""Any PID but 1 and 2, which a new namespace would give anyway."""
 
 
 def _try_namespaces(report: _Report) -> None:
-    """A capsule in small: a user namespace, in it a PID and a mount namespace, in it a chosen PID."""
+    """Try a small capsule: a user namespace, in it a PID and a mount namespace, in these a chosen PID."""
     if not report.attempt("user_namespaces", _enter_user_namespace, "unshare CLONE_NEWUSER"):
         return
     report.attempt("time_namespaces", lambda: syscall(_UNSHARE, _CLONE_NEWTIME), "unshare CLONE_NEWTIME")
@@ -409,13 +409,13 @@ def _enter_user_namespace() -> None:
 
 
 def _mount_proc() -> None:
-    # Private first, so that nothing mounted here reaches another namespace.
+    # Make mounts private first, so that nothing mounted here propagates to another namespace.
     syscall(_MOUNT, b"none\0", b"/\0", 0, _MS_REC | _MS_PRIVATE, 0)
     syscall(_MOUNT, b"proc\0", b"/proc\0", b"proc\0", 0, 0)
 
 
 def _choose_a_pid() -> None:
-    # That another has it is found after the question whether one may choose (alloc_pid() in kernel/pid.c).
+    # The kernel checks for permission before it reports EEXIST for a PID in use (alloc_pid() in kernel/pid.c).
     with suppress(FileExistsError):
         _clone_with_pid()
 
@@ -430,7 +430,7 @@ def _clone_with_pid() -> None:
 
 
 def _set_mm_map() -> None:
-    """Set this process's memory layout to what it is, and try the exe link, which stays as it is."""
+    """Set this process's memory layout to its current values, and try to set the exe link, which stays the same."""
     pr_set_mm, pr_set_mm_map, no_exe = 35, 14, 2**32 - 1
     text = Path("/proc/self/stat").read_bytes()
     # Counted from the state, which follows the name: proc_pid_stat(5), fields 26-28 and 45-51.
@@ -450,14 +450,14 @@ def _set_mm_map() -> None:
     try:
         set_map(exe)
     except OSError as error:
-        # The old file is still mapped, which is asked only of those who may set the link at all.
+        # EBUSY, since the old file is still mapped: the kernel checks that only after the permission.
         if error.errno != errno.EBUSY:
             raise
     finally:
         os.close(exe)
 
 
-# --- what is only to be read --------------------------------------------------------------------------------
+# --- values that are only read ------------------------------------------------------------------------------
 
 
 def _status() -> dict[str, str]:
@@ -478,7 +478,7 @@ def _switch(path: str) -> bool | None:
 
 
 def _chosen(path: str) -> str:
-    """The word in brackets, as in "always [madvise] never"."""
+    """Return the word in brackets, as in "always [madvise] never"."""
     with suppress(OSError):
         return Path(path).read_text().partition("[")[2].partition("]")[0]
     return ""
@@ -486,13 +486,13 @@ def _chosen(path: str) -> str:
 
 def _masked_proc() -> tuple[str, ...]:
     points = (os.fsdecode(mount.point) for mount in procfs.mounts("self"))
-    # binfmt_misc is a file system of its own that systemd mounts there, and hides nothing.
+    # systemd mounts the file system binfmt_misc there, which hides nothing.
     return tuple(sorted({p for p in points if p.startswith("/proc/") and p != "/proc/sys/fs/binfmt_misc"}))
 
 
 def _cpu_flags() -> frozenset[str]:
     with open("/proc/cpuinfo", encoding="ascii", errors="replace") as lines:
-        for line in lines:  # the first processor's; the kernel offers what all of them have
+        for line in lines:  # those of the first processor: the kernel uses only what all processors have
             if line.startswith("flags"):
                 return frozenset(line.partition(":")[2].split())
     return frozenset()

@@ -1,4 +1,4 @@
-"""Reading /proc: raw text while a tree is frozen, parsed after it runs again."""
+"""Read /proc: raw text while a tree is frozen, to be parsed once it runs again."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from typing import NamedTuple
 
 from torpor.errors import about
 
-_SIGNALS = 31  # field of proc_pid_stat(5): pending signals, of which a thread that is killed has SIGKILL
+_SIGNALS = 31  # field of proc_pid_stat(5): pending signals; SIGKILL is among them if the thread is being killed
 _NEWLINE = b"\\012"
 _MOST_NEWLINES = 8
-"""In a name in which each may be four characters instead: more are taken for newlines."""
+"""The most occurrences of this escape in a name that are disambiguated; with more, all count as newlines."""
 _ESCAPED = re.compile(rb"\\([0-7]{3})")
 PAGE = os.sysconf("SC_PAGESIZE")
 
 
 def page_up(size: int) -> int:
-    """A size or an address, up to whole pages."""
+    """Round a size or an address up to whole pages."""
     return (size + PAGE - 1) & -PAGE
 
 
 def read(path: str) -> bytes:
-    """A whole /proc file. One read is not enough for files over a page."""
+    """Read a whole /proc file. One read(2) is not enough for files over a page."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         pieces = []
@@ -41,21 +41,21 @@ def read(path: str) -> bytes:
 
 
 def lines(text: bytes) -> list[bytes]:
-    """The lines of a /proc file. Names in it may hold a carriage return, at which bytes.splitlines() parts."""
+    """Split a /proc file into lines; bytes.splitlines() would also split at carriage returns within names."""
     return text.removesuffix(b"\n").split(b"\n") if text else []
 
 
 @cache
 def in_initial_user_namespace() -> bool:
-    """Whether this process is in the user namespace that the host began with, where every id is itself."""
+    """Return whether this process is in the initial user namespace, where every id maps to itself."""
     return read("/proc/self/uid_map").split() == [b"0", b"0", b"4294967295"]
 
 
 def is_root() -> bool:
-    """Whether this process is root of the initial user namespace (user_namespaces(7)).
+    """Return whether this process is root in the initial user namespace (user_namespaces(7)).
 
-    In another one, as in a container without root or under ``unshare -Ur``, uid 0 is a user of the host with the rights
-    of one: limits, priorities and other users' files are not its own to give.
+    In another one, as in a rootless container or under ``unshare -Ur``, uid 0 has only the rights of an ordinary user
+    of the host: it cannot raise limits and priorities, or change other users' files.
     """
     return os.geteuid() == 0 and in_initial_user_namespace()
 
@@ -70,22 +70,22 @@ class Mapping(NamedTuple):
     device: bytes
     inode: int
     name: bytes
-    """Path, ``[name]`` or empty; a path that is gone ends in `` (deleted)``."""
+    """Path, ``[name]`` or empty; the path of a removed file ends in `` (deleted)``."""
 
     @property
     def shared(self) -> bool:
-        """Whether writes reach other processes."""
+        """Whether the mapping is MAP_SHARED."""
         return self.perms[3:4] == b"s"
 
     @property
     def writable(self) -> bool:
-        """Whether the mapping may be written now."""
+        """Whether the mapping has PROT_WRITE now."""
         return self.perms[1:2] == b"w"
 
 
 @lru_cache(1 << 13)
 def parse_mapping(line: bytes) -> Mapping:
-    """Parse one line of maps or one heading of smaps. Most are as they were at the checkpoint before."""
+    """Parse one line of maps or one heading of smaps. Cached, since most lines do not change between checkpoints."""
     fields = line.split(None, 5)
     start, _, end = fields[0].partition(b"-")
     inode = int(fields[4])
@@ -94,8 +94,10 @@ def parse_mapping(line: bytes) -> Mapping:
 
 
 def _unescaped(name: bytes, inode: int) -> bytes:
-    """The kernel writes a newline as these four characters, and them as they are, too (fs/seq_file.c, seq_file_path):
-    the file tells which they are.
+    """Undo the escaping of newlines in a name.
+
+    The kernel writes a newline as the four characters ``\\012``, but does not escape these four characters themselves
+    (fs/seq_file.c, seq_file_path). The inode of the file shows which of the possible names is right.
     """
     parts = name.split(_NEWLINE)
     if 1 < len(parts) <= _MOST_NEWLINES:
@@ -108,20 +110,20 @@ def _unescaped(name: bytes, inode: int) -> bytes:
 
 
 def mappings(pid: int) -> list[Mapping]:
-    """The address space of a process, by address."""
+    """Return the mappings of a process, sorted by address."""
     return [parse_mapping(line) for line in lines(read(f"/proc/{pid}/maps"))]
 
 
 class FlaggedMapping(NamedTuple):
-    """A mapping with what smaps adds to it."""
+    """A mapping with additional fields from smaps."""
 
     mapping: Mapping
     flags: tuple[bytes, ...]
     """Two-letter VmFlags (Documentation/filesystems/proc.rst)."""
     page_size: int
-    """Bytes of the pages that the kernel uses for it: larger than usual in hugetlbfs."""
+    """The size of its pages, bytes; larger than PAGE in hugetlbfs."""
     protection_key: int
-    """0 where the processor has none."""
+    """0 if the processor has no protection keys."""
 
 
 _SMAPS = re.compile(
@@ -129,16 +131,16 @@ _SMAPS = re.compile(
     rb"(?:[A-Z].*\n)*?(?:ProtectionKey: *(\d+)\n)?VmFlags:(.*)$",
     re.MULTILINE,
 )
-"""A mapping in smaps: its heading, which alone begins with a hexadecimal number, and what is taken of its fields."""
+"""A mapping in smaps: the heading, the only line that begins with a hexadecimal number, and the fields used."""
 
 
 def flagged_mappings(pid: int) -> list[FlaggedMapping]:
-    """The address space with the flags of each mapping, from smaps: the kernel walks page tables for it."""
+    """Read the mappings of a process with their flags from smaps, for which the kernel walks the page tables."""
     return parse_smaps(read(f"/proc/{pid}/smaps"))
 
 
 def parse_smaps(text: bytes) -> list[FlaggedMapping]:
-    """The mappings in a smaps."""
+    """Parse the text of an smaps file."""
     return [
         FlaggedMapping(parse_mapping(heading), tuple(flags.split()), int(size) << 10, int(key or 0))
         for heading, size, key, flags in _SMAPS.findall(text)
@@ -149,18 +151,18 @@ class Mount(NamedTuple):
     """A line of mountinfo (proc_pid_mountinfo(5))."""
 
     device: int
-    """st_dev of what lies there."""
+    """st_dev of the file system."""
     root: bytes
     point: bytes
     filesystem: bytes
     source: bytes
-    """As the kernel writes it, with its escapes."""
+    """As the kernel writes it, still escaped."""
     options: bytes
-    """Those of the file system."""
+    """The options of the file system, not of the mount."""
 
 
 def mounts(pid: int | str) -> Iterator[Mount]:
-    """What a process sees mounted, those mounted later behind those that they may cover."""
+    """Yield the mounts that a process sees; a mount comes after those that it may cover."""
     for line in lines(read(f"/proc/{pid}/mountinfo")):
         mount, _, of_filesystem = line.partition(b" - ")
         _, _, device, root, point = mount.split(b" ")[:5]
@@ -170,7 +172,7 @@ def mounts(pid: int | str) -> Iterator[Mount]:
 
 
 def status(text: bytes) -> dict[bytes, bytes]:
-    """The fields of a /proc/PID/status."""
+    """Parse the fields of /proc/PID/status."""
     fields: dict[bytes, bytes] = {}
     for line in lines(text):
         key, _, value = line.partition(b":")
@@ -180,7 +182,7 @@ def status(text: bytes) -> dict[bytes, bytes]:
 
 @dataclass(frozen=True)
 class Stat:
-    """The fields of /proc/PID/stat that are used (proc_pid_stat(5)); numbering as there, from 1."""
+    """The fields of /proc/PID/stat that Torpor uses; proc_pid_stat(5) numbers them from 1."""
 
     comm: bytes
     state: str
@@ -190,13 +192,13 @@ class Stat:
     tty: int
     flags: int
     start_time: int
-    """Clock ticks after boot: with the PID, the identity of a process."""
+    """Clock ticks after boot. Together with the PID it identifies a process."""
     fields: tuple[bytes, ...]
     """All fields; ``fields[n - 1]`` is field n."""
 
 
 def parse_stat(text: bytes) -> Stat:
-    """Parse /proc/PID/stat; a name may hold blanks and parentheses."""
+    """Parse /proc/PID/stat; the name may contain blanks and parentheses."""
     opening, closing = text.index(b"("), text.rindex(b")")
     rest = text[closing + 2 :].split()
     fields = (text[: opening - 1], text[opening + 1 : closing], *rest)
@@ -214,21 +216,21 @@ def parse_stat(text: bytes) -> Stat:
 
 
 def stat(pid: int) -> Stat:
-    """The stat of a process as it is now."""
+    """Read and parse /proc/PID/stat."""
     return parse_stat(read(f"/proc/{pid}/stat"))
 
 
 PF_EXITING = 0x4
-"""A flag of a task that is on its way out (include/linux/sched.h)."""
+"""A flag of a task that is exiting (include/linux/sched.h)."""
 
 
 def is_leaderless(pid: int) -> bool:
-    """Whether a process's first thread has ended while others run, and not just before them."""
+    """Return whether the main thread of a process has ended while others run that are not about to end too."""
     return any(not is_ending(pid, tid) for tid in threads(pid)[1:]) and is_ending(pid, pid)
 
 
 def is_ending(pid: int, tid: int) -> bool:
-    """Whether a thread has ended, or is about to."""
+    """Return whether a thread has ended, or is about to end."""
     try:
         stat = parse_stat(read(f"/proc/{pid}/task/{tid}/stat"))
         return bool(stat.flags & PF_EXITING or int(stat.fields[_SIGNALS - 1]) >> (SIGKILL - 1) & 1)
@@ -237,22 +239,22 @@ def is_ending(pid: int, tid: int) -> bool:
 
 
 def threads(pid: int) -> list[int]:
-    """The thread ids of a process, the leader first."""
+    """Return the thread ids of a process, main thread first."""
     return sorted(map(int, os.listdir(f"/proc/{pid}/task")), key=lambda tid: (tid != pid, tid))
 
 
 def ancestry(pid: int) -> Iterator[int]:
-    """A process and those above it, as far as they are seen."""
+    """Yield a process and its ancestors, as far as they are visible."""
     while pid:
         yield pid
         try:
             pid = stat(pid).ppid
         except (FileNotFoundError, ProcessLookupError, PermissionError):
-            return  # it has ended, or /proc hides it (hidepid)
+            return  # the process has ended, or /proc hides it (hidepid)
 
 
 def children(pid: int, tids: list[int]) -> list[int]:
-    """The children of all threads of a process (CONFIG_PROC_CHILDREN)."""
+    """Return the children of all threads of a process (needs CONFIG_PROC_CHILDREN)."""
     found: list[int] = []
     for tid in tids:
         try:

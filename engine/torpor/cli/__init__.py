@@ -1,6 +1,6 @@
-"""The command line: `torpor`. Errors are a line for people or JSON for programs, and an exit code by kind.
+"""The command line: `torpor`. An error is printed as a line or as JSON; its kind gives the exit code.
 
-What `__all__` names is for commands of other packages that are to look and fail as those of `torpor` do.
+The names in `__all__` are for commands of other packages that must look and fail like those of `torpor`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ __all__ = [
 ]
 
 COMMANDS = ("doctor", "checkpoint", "restore", "run", "ls", "show", "verify", "rm", "prune", "sbatch", "slurm")
-"""In the order in which a person meets them; each is a module of this package with a `command`."""
+"""In the order in which a user needs them; each is a module of this package with a `command`."""
 
 UNWRITTEN = 1
 FAULT = 70  # EX_SOFTWARE of sysexits.h, as torpor.errors has it
@@ -47,7 +47,7 @@ REPORT = "this is a fault in Torpor: please report it, with what the same comman
 
 
 class Unwritten(Exception):
-    """Standard output cannot be written."""
+    """Writing to standard output failed."""
 
     def __init__(self, error: OSError) -> None:
         self.errno, self.strerror = error.errno, error.strerror
@@ -55,27 +55,27 @@ class Unwritten(Exception):
 
 
 class _Output(io.FileIO):
-    """Standard output or error. What the first does not take is told once, and as that."""
+    """Standard output or error. A failed write to standard output is reported once."""
 
     failed = False
 
     def write(self, data: Buffer, /) -> int:
-        """Write, or raise Unwritten; afterwards forget what is still in the buffers above."""
+        """Write, or raise Unwritten; after a failure discard everything, since buffers above still flush."""
         if not self.failed:
             try:
                 return super().write(data)
             except OSError as error:
                 self.failed = True
-                if self.fileno() == 1:  # of the other the exit code tells
+                if self.fileno() == 1:  # if standard error fails, only the exit code reports anything
                     raise Unwritten(error) from error
         return len(memoryview(data))
 
 
 class Commands(click.Group):
-    """Loads a command when it is wanted, so that completion and --help do not wait for the others."""
+    """Loads each command only on use, so that completion and --help do not wait for the others."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Name the commands in our own order."""
+        """Return the commands in the order of COMMANDS."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
@@ -118,12 +118,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def run_command(command: click.Command, name: str, argv: Sequence[str] | None) -> NoReturn:
-    """Run a command, tell its error if it has one, and exit: with its status, or a code by the kind of the error.
+    """Run a command, print its error if it fails, and exit with its status or the exit code of the error.
 
     Args:
-        command: what click made of a function; what it returns is the exit code.
-        name: how the program is called, for help and errors.
-        argv: the command line without the program's name; None: sys.argv[1:].
+        command: the click command; its return value is the exit code.
+        name: the name of the program in help and errors.
+        argv: the command line without the program's name; None for sys.argv[1:].
     """
     sys.exit(_run(command, name, argv))
 
@@ -136,13 +136,13 @@ def _run(command: click.Command, name: str, argv: Sequence[str] | None) -> int:
     try:
         status = command.main(argv, prog_name=name, standalone_mode=False, obj=session)
         sys.stdout.flush()
-    except click.ClickException as error:  # the command line is wrong: click's own words and code
+    except click.ClickException as error:  # the command line is wrong: click's own message and exit code
         error.show()
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         return 128 + signal.SIGINT
     except Unwritten as error:
-        if error.errno != errno.EPIPE:  # whoever closed it, as `head` does, wants no more
+        if error.errno != errno.EPIPE:  # the reader has closed the pipe, as `head` does
             click.echo(f"torpor: standard output cannot be written: {error.strerror}", err=True)
         return UNWRITTEN
     except Exception as error:
@@ -151,20 +151,22 @@ def _run(command: click.Command, name: str, argv: Sequence[str] | None) -> int:
 
 
 def _output(stream: TextIO, number: int) -> TextIO:
-    """A stream in the place of Python's own, which would not forget what cannot be written."""
+    """Make a stream that replaces Python's own, which would keep what cannot be written."""
     buffer = io.BufferedWriter(_Output(number, "w", closefd=False))
     lines = number == 2 or stream.isatty()
     return io.TextIOWrapper(buffer, stream.encoding, stream.errors, line_buffering=lines)
 
 
 def _fill_standard_descriptors() -> None:
-    """Put /dev/null in the place of 0, 1 and 2 where they are closed: what is opened later would have their numbers,
-    and a job would get it as its own."""
+    """Open /dev/null for those of 0, 1 and 2 that are closed.
+
+    Files opened later would get these numbers, and a job would inherit them as its standard streams.
+    """
     for number, stream, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the kernel gives the lowest number that is free
+            os.open(os.devnull, os.O_RDWR)  # the kernel uses the lowest free number
             setattr(sys, stream, os.fdopen(number, mode, closefd=False))
 
 

@@ -93,7 +93,7 @@ def command(
 
 
 def _cost(stats: Stats) -> str:
-    """What a checkpoint cost, for people."""
+    """Format the costs of a checkpoint."""
     pause = f"it stood still for {stats.pause_ns / 1e6:.0f} ms; " if stats.pause_ns else ""
     proof = f"to prove that it can be woken here took {stats.proof_ns / 1e6:.0f} ms; " if stats.proof_ns else ""
     return f"{pause}{proof}{stats.total_ns / 1e6:.0f} ms in all"

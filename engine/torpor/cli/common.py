@@ -1,4 +1,4 @@
-"""What several commands share: options, the progress bar, and how sizes, ages and names are shown."""
+"""Code that commands share: options, the progress bar, the format of sizes, ages and names."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _set_json(ctx: click.Context, _: click.Parameter, wanted: bool) -> bool:
 
 
 def command_options(function: F) -> F:
-    """Give a command what every command has: --json, for programs, and -v."""
+    """Add the options that every command has: --json and -v."""
     wanted = click.option(
         "--json",
         "as_json",
@@ -53,7 +53,7 @@ def command_options(function: F) -> F:
 
 
 def store_option(function: F) -> F:
-    """Give a command --store; it receives a path or None."""
+    """Add the option --store; the command receives a path or None."""
     return click.option(
         "--store",
         type=click.Path(file_okay=False),
@@ -62,19 +62,19 @@ def store_option(function: F) -> F:
 
 
 def open_store(path: str | None) -> Store:
-    """The store at `path`, or the default one."""
+    """Open the store at `path`, or the default one."""
     from torpor.store import Store
 
     return Store(path)
 
 
 class SnapshotType(ParamType):
-    """A snapshot by id, by a beginning of it that is unique, or ``latest``; it completes in the shell."""
+    """A snapshot: its id, a unique beginning of it, or ``latest``. Supports shell completion."""
 
     name = "snapshot"
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        """Offer the ids in the store that the command line names so far."""
+        """Offer the ids in the store that the command line names."""
         from click.shell_completion import CompletionItem
 
         from torpor.errors import TorporError
@@ -82,19 +82,19 @@ class SnapshotType(ParamType):
         try:
             infos = open_store(ctx.params.get("store")).snapshots()
         except TorporError:
-            return []  # completion has nowhere to complain; the command itself will
+            return []  # completion cannot show errors; the command itself will
         offers = [(info.id, info.summary) for info in reversed(infos)]
         offers += [(info.short, info.summary) for info in reversed(infos)] if incomplete else [("latest", "")]
         return [CompletionItem(text, help=summary) for text, summary in offers if text.startswith(incomplete)]
 
 
 def snapshot_argument(function: F) -> F:
-    """Give a command the argument ID."""
+    """Add the argument ID."""
     return click.argument("snapshot", metavar="ID", type=SnapshotType())(function)
 
 
 class DurationType(ParamType):
-    """A time span such as 90, 90s, 10m, 1h30m; it gives seconds."""
+    """A time span such as 90, 90s, 10m, 1h30m, converted to seconds."""
 
     name = "duration"
     UNITS: Mapping[str, int] = {"d": 86400, "h": 3600, "m": 60, "s": 1}
@@ -104,7 +104,7 @@ class DurationType(ParamType):
     _SPAN = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s?)?", re.ASCII)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Read the text; zero and anything else that is no span is a usage error."""
+        """Parse the text; zero and anything that is no time span is a usage error."""
         if isinstance(value, (int, float)):
             return float(value)
         if len(value) > self.LONGEST:
@@ -143,17 +143,17 @@ def print_json(value: object) -> None:
 
 
 def note(text: str) -> None:
-    """Tell people, on standard error, something that is no failure."""
+    """Print a note, which is no error, on standard error."""
     tell(f"torpor: note: {text}")
 
 
 def tell(line: str) -> None:
-    """A line for people on standard error: names of processes and files in it are no commands to their terminal."""
+    """Print a line on standard error; escape control characters, since names in it are untrusted."""
     click.echo(printable(line), err=True)
 
 
 def console() -> Console:
-    """Where tables go: the terminal at its width, or a pipe or file with nothing cut off."""
+    """Return the console for tables: as wide as the terminal, or unlimited for a pipe or file."""
     from rich.console import Console
 
     unbounded = 1 << 16  # columns; a table takes only what it needs
@@ -161,14 +161,14 @@ def console() -> Console:
 
 
 def human_size(size: int) -> str:
-    """Bytes for people, in the store's own words: 4.0 GiB."""
+    """Format a size in bytes as the store does: 4.0 GiB."""
     from torpor.store.files import readable
 
     return readable(size)
 
 
 def human_age(created_ns: int, now_ns: int | None = None) -> str:
-    """How long ago, in the largest unit that fits; a clock that ran backwards gives "just now"."""
+    """Format an age in the largest unit that fits; "just now" for a time in the future."""
     seconds = ((time.time_ns() if now_ns is None else now_ns) - created_ns) // 10**9
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
         if seconds >= length:
@@ -177,11 +177,11 @@ def human_age(created_ns: int, now_ns: int | None = None) -> str:
 
 
 _LONGEST_NAME = 4096
-"""Characters (PATH_MAX): no file, process or host has a longer one."""
+"""Characters (PATH_MAX): no file, process or host has a longer name."""
 
 
 def printable(text: str | bytes) -> str:
-    """A name from an image, safe to show: what a terminal would obey or cannot show is escaped."""
+    """Make a name from an image safe to print: escape control and unprintable characters."""
     decoded = text.decode("utf-8", "backslashreplace") if isinstance(text, bytes) else text
     if len(decoded) > _LONGEST_NAME:
         decoded = decoded[:_LONGEST_NAME] + "..."
@@ -189,7 +189,7 @@ def printable(text: str | bytes) -> str:
 
 
 def snapshot_json(info: SnapshotInfo) -> dict[str, Any]:
-    """A snapshot as programs get it; `created_ns` counts from the epoch."""
+    """Return a snapshot as JSON values; `created_ns` is nanoseconds since the epoch."""
     return {
         "id": info.id,
         "store": info.store,
@@ -206,15 +206,15 @@ def snapshot_json(info: SnapshotInfo) -> dict[str, Any]:
 
 
 def exit_as(code: int) -> int:
-    """End this command as a job ended: with its exit code, or by the signal -`code`, for whoever waits for it."""
+    """End as the job ended: return its exit code, or kill this process by the signal -`code`."""
     if code >= 0:
         return code
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # the job has left its core already, if it was to
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # the job has already dumped its core, if any
     if -code not in (signal.SIGKILL, signal.SIGSTOP):
         signal.signal(-code, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {-code})
     os.kill(os.getpid(), -code)
-    return 128 - code  # a signal that does not end a process by default ended this one: say so as a shell does
+    return 128 - code  # the signal does not end a process by default: exit with the code that a shell gives
 
 
 # --- progress -----------------------------------------------------------------------------------------------
@@ -225,9 +225,9 @@ PATIENCE = 1.0
 
 @contextmanager
 def progress_bar(what: str) -> Iterator[Progress | None]:
-    """A callback for bytes done and in all that draws a bar on a terminal's stderr once PATIENCE is over.
+    """Yield a callback for the bytes done and in total; it draws a bar on stderr after PATIENCE.
 
-    None where stderr is no terminal: then nothing is to be told.
+    Yields None if stderr is no terminal.
     """
     if not sys.stderr.isatty():
         yield None

@@ -1,4 +1,4 @@
-"""What a snapshot of a process tree holds, as plain values: the content of `torpor show`."""
+"""Describe the content of a snapshot of a process tree as plain values, for `torpor show`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ACCESS = {os.O_RDONLY: "read", os.O_WRONLY: "write", os.O_RDWR: "read and write"
 
 
 def describe(tree: Tree) -> dict[str, Any]:
-    """Everything a person or a program may want to know before waking `tree`."""
+    """Return everything that a user or a program may want to know before a restore of `tree`."""
     return {
         "taken": {
             "host": printable(tree.host.hostname),
@@ -41,7 +41,7 @@ def describe(tree: Tree) -> dict[str, Any]:
 
 
 def _enum_name(message: Any, field: str) -> str:
-    """The name of an enum field's value, also of one that a newer version wrote."""
+    """Return the name of an enum field's value; a number stands for one that only newer versions know."""
     number = getattr(message, field)
     value = message.DESCRIPTOR.fields_by_name[field].enum_type.values_by_number.get(number)
     return value.name.lower() if value else f"kind {number}"
@@ -78,7 +78,7 @@ def _process(process: Process, tree: Tree) -> dict[str, Any]:
 
 
 def _memory(process: Process, page_size: int) -> dict[str, dict[str, int]]:
-    """Bytes mapped and bytes of content stored, by kind of mapping."""
+    """Return the bytes mapped and the bytes stored, by kind of mapping."""
     mapped: Counter[str] = Counter()
     stored: Counter[str] = Counter()
     vmas = process.memory.vmas
@@ -104,7 +104,7 @@ def _description(description: Description, tree: Tree) -> dict[str, Any]:
 
 
 def _what(description: Description, kind: str, access: str, tree: Tree) -> str:
-    """One descriptor in words."""
+    """Describe one descriptor in words."""
     match kind:
         case "file":
             return f"{printable(description.file.path)} at {description.file.position}"
@@ -162,7 +162,7 @@ def _what(description: Description, kind: str, access: str, tree: Tree) -> str:
 
 
 def _waiting(pipe: int, tree: Tree) -> str:
-    """How much lies in a pipe, in words."""
+    """Say how many bytes are in a pipe; empty if none."""
     size = len(tree.pipes[pipe].content) if pipe < len(tree.pipes) else 0
     return f", {size} bytes in it" if size else ""
 
@@ -183,7 +183,7 @@ def _tcp(tcp: TcpSocket) -> str:
 
 
 def address(raw: bytes) -> str:
-    """A struct sockaddr in words (ip(7), ipv6(7)); empty when there is none."""
+    """Format a struct sockaddr (ip(7), ipv6(7)); empty if there is none."""
     if len(raw) < 8:
         return ""
     family = int.from_bytes(raw[:2], "little")
@@ -196,7 +196,7 @@ def address(raw: bytes) -> str:
 
 
 def _needs(tree: Tree) -> dict[str, Any]:
-    """What a host must have to wake the tree."""
+    """Return what a host needs to restore the tree."""
     descriptions = tree.descriptions
     opened = (d.file.path for d in descriptions if d.WhichOneof("kind") == "file")
     listening = (d.tcp.local for d in descriptions if d.tcp.state == d.tcp.LISTEN)

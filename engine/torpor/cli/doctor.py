@@ -1,4 +1,4 @@
-"""`torpor doctor`: what this host can do, what that means, and what the administrator can allow."""
+"""`torpor doctor`: reports what this host can do, what that means, and what the administrator can allow."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CANNOT_WORK = 1
 """Exit code: checkpoints or restores without root cannot work here."""
 
 MANY_DESCRIPTORS = 4096
-"""Descriptors that a tree of some hundred processes holds; a lower hard limit is worth a word."""
+"""Descriptors of a tree of some hundred processes; a lower hard limit is reported."""
 
 MARKS = {"ok": ("ok", "green"), "limited": ("limited", "yellow"), "no": ("no", "red"), "info": ("", "dim")}
 
@@ -30,20 +30,20 @@ class Finding:
     """One line of the doctor's report."""
 
     name: str
-    """The field of Probe it is about, for programs."""
+    """The field of Probe that it is about, for programs."""
     title: str
     verdict: str
-    """ok, limited or no; info where there is nothing to be good or bad."""
+    """ok, limited or no; info for a fact that is neither good nor bad."""
     means: str
     """What it means for the user."""
     allow: str = ""
-    """What the administrator can allow; empty when nothing has to be."""
+    """What the administrator can allow; empty if nothing is missing."""
     why: str = ""
-    """What failed, and the kernel's answer."""
+    """What failed, and the kernel's error."""
 
 
-# Each way in which an administrator, a distribution or a container runtime withholds user namespaces, with
-# the words that allow them. docs/doctor.md has the whole story of each.
+# For each way in which an administrator, a distribution or a container runtime forbids user namespaces: what to
+# do to allow them. docs/doctor.md explains each in full.
 _APPARMOR = (
     "install docs/apparmor/torpor as /etc/apparmor.d/torpor and run "
     "`apparmor_parser -r /etc/apparmor.d/torpor`, or for every program: "
@@ -64,12 +64,12 @@ _MASKED = (
 
 
 def examine(probe: Probe, walk: Walk | None = None, ids: Mapped | None = None) -> list[Finding]:
-    """Judge a host: pure, so that hosts can be made up for tests.
+    """Assess a host. Has no side effects, so that tests can invent hosts.
 
     Args:
-        probe: what it can do.
-        walk: one through all its PIDs; None: nobody can go that way.
-        ids: those that exist in a capsule; None: not known.
+        probe: what the host can do.
+        walk: a walk through all PIDs; None if no walk is possible.
+        ids: the ids that exist in a capsule; None if unknown.
     """
     lost = ids.without(probe.groups) if ids else [*probe.groups]
     way = [_way(probe, walk, len(lost)), *_groups(probe, ids, lost)]
@@ -77,7 +77,7 @@ def examine(probe: Probe, walk: Walk | None = None, ids: Mapped | None = None) -
 
 
 def _finding(probe: Probe, name: str, title: str, means: str, otherwise: tuple[str, str, str]) -> Finding:
-    """A finding about the field `name`: `means` if it is true, else (verdict, meaning, what to allow)."""
+    """Make a finding about the field `name`: `means` if it is true, else (verdict, meaning, what to allow)."""
     if getattr(probe, name):
         return Finding(name, title, "ok", means)
     verdict, trouble, allow = otherwise
@@ -89,7 +89,7 @@ def _no(trouble: str, allow: str = "") -> tuple[str, str, str]:
 
 
 def _way(probe: Probe, walk: Walk | None, lost: int) -> Finding:
-    """The way that a wake goes here, and its price: in a capsule, so many groups."""
+    """Find how a tree is woken here, and at what cost: a capsule lacks `lost` of the user's groups."""
     from torpor.remote.pid_allocation import WALK_SECONDS
 
     name, title = "can_choose_pids", "the way of a wake"
@@ -109,7 +109,7 @@ def _way(probe: Probe, walk: Walk | None, lost: int) -> Finding:
 
 
 def _groups(probe: Probe, ids: Mapped | None, lost: Sequence[int]) -> Iterator[Finding]:
-    """Which of a user's groups a capsule has, and the lines by which it would have the others."""
+    """Find which of the user's groups exist in a capsule, and the lines of /etc/subgid for the others."""
     if not probe.groups or not ids:
         return
     name, title = "mapped_groups", "your groups in a capsule"
@@ -264,7 +264,7 @@ def _facts(probe: Probe) -> Iterator[Finding]:
 
 
 def report(probe: Probe, walk: Walk | None = None, ids: Mapped | None = None) -> dict[str, Any]:
-    """All of it for programs: the verdict, the findings, the probe's own values, and a walk through all PIDs."""
+    """Return everything as JSON values: the verdict, the findings, the values of the probe, a walk through all PIDs."""
     values = {f.name: getattr(probe, f.name) for f in dataclasses.fields(probe)}
     return {
         "checkpoint": probe.can_checkpoint,

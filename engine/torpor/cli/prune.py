@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def report_json(report: PruneReport) -> dict[str, Any]:
-    """What was removed, as programs get it."""
+    """Return what was removed as JSON values."""
     return {
         "dry_run": report.dry_run,
         "snapshots": [snapshot_json(info) for info in report.snapshots],

@@ -72,7 +72,7 @@ def command(
         return 0
     relay = Relay(0) if not detach and os.isatty(0) else None
     with progress_bar("waking") as progress:
-        # From the release on, signals are the job's: they wait until foreground() hands them on.
+        # From the release on, signals are for the job: they stay pending until foreground() passes them on.
         ready = None if detach else torpor.Job.hold_signals
         terminal = relay.open if relay else None
         job = torpor.restore(

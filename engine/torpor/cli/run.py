@@ -63,7 +63,7 @@ def command(
 
 
 def _teller() -> Callable[[SnapshotInfo], None]:
-    """One that tells what a wake would not bring back, each thing once however often it is saved."""
+    """Return a callback that prints what a restore would not bring back, each notice only once."""
     told: set[str] = set()
 
     def saved(info: SnapshotInfo) -> None:

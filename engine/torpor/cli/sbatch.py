@@ -34,7 +34,7 @@ def command(arguments: tuple[str, ...], store: str | None, every: float | None, 
     submission = submit.parse(arguments)
     if every is None and submission.every is not None:
         every = DurationType().convert(submission.every, None, None)
-    # Numbers and words are read again by `torpor run`: 90.0 is no time span there, 90 is.
+    # `torpor run` parses the values again, and accepts 90 as a time span, but not 90.0.
     options = submit.as_options({"store": Store(store).path, "every": None if every is None else int(every), **chosen})
     told, code = submit.submit(submission, [os.path.abspath(sys.argv[0]), "run", *options])
     if as_json:

@@ -1,4 +1,4 @@
-"""What holds for one call of the command line."""
+"""The state of one invocation of the command line."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import click
 
 @dataclass
 class Session:
-    """The options that every command has."""
+    """The values of the options that every command has."""
 
     json: bool = False
     verbose: bool = False

@@ -44,7 +44,7 @@ def command(snapshot: str, store: str | None, as_json: bool) -> None:
 
     place = open_store(store)
     info = place.resolve(snapshot)
-    # A need that this version does not know forbids restoring it, not looking at it.
+    # A need that this version does not know prevents a restore, but not showing the snapshot.
     with place.open(info, knows=info.needs) as reader:
         told = snapshot_json(info)
         if info.kind == "tree":

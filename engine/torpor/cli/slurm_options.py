@@ -1,4 +1,4 @@
-"""The options by which a user says what becomes of a Slurm job; `torpor run` and `torpor sbatch` share them."""
+"""Options that decide what happens to a Slurm job; `torpor run` and `torpor sbatch` share them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def slurm_options(function: F) -> F:
-    """Give a command --on-timeout, --on-refused, --rollback-files and --files, named as in the supervisor's Options."""
+    """Add --on-timeout, --on-refused, --rollback-files and --files, named as in the supervisor's Options."""
     for option in (
         click.option(
             "--files",
