@@ -63,7 +63,7 @@ def _granted(kind: Kind) -> list[range]:
     try:
         text = GRANTS[kind].read_text(errors="replace")
         owners = {str(os.geteuid()), pwd.getpwuid(os.geteuid()).pw_name}
-    except (OSError, KeyError):  # the file is missing, or the user has no account, for whom the helpers do nothing
+    except (OSError, KeyError):  # the file is missing, or the user has no account, which the helpers require
         return []
     # Not uid 0: no job needs it, and a setuid program that is root only in part does harm.
     return list(parse(text, owners, 1 if kind == "uid" else 0))

@@ -1,1 +1,1 @@
-"""What all floors use, and what knows nothing of processes."""
+"""Helpers for all floors that are independent of the rest of Torpor."""
