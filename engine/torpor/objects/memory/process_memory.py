@@ -4,8 +4,9 @@ Kept: every private page that was written, whatever its protection now (RELRO is
 regions; the bounds of heap, stack, arguments and environment, the auxiliary vector, the exe link, the vDSO's place and
 bytes. Pages of files that nobody wrote are taken from the file again. Of written pages those that are all zeros are
 left out where zeros would be there without them, which is not so in a mapping of a file. A private mapping of a file
-that is gone or was replaced (an upgraded library) is kept whole, and becomes anonymous; behind the file's end it has
-zeros. What is shared copy-on-write since a fork is kept once, and shared again (copy_on_write.py).
+that is gone or was replaced (an upgraded library) is kept whole, and becomes anonymous; behind the file's end it is one
+of an empty memfd, so that a touch ends in SIGBUS as before. What is shared copy-on-write since a fork is kept once, and
+shared again (copy_on_write.py).
 
 Refused: guard regions in shared memory, which is read through its mappings.
 
@@ -26,7 +27,7 @@ from torpor.objects.memory.own_pages import Ranges, Walk
 from torpor.objects.memory.shared_memory import SharedMemory
 from torpor.procfs import PAGE, FlaggedMapping
 from torpor.remote import memory
-from torpor.util.ranges import subtract
+from torpor.util.ranges import Range, intersection, subtract
 
 
 def refuse(name: str, pid: int, found: Sequence[FlaggedMapping]) -> list[Reason]:
@@ -78,8 +79,34 @@ def describe(
             if kind in (pb.Vma.FILE_PRIVATE, pb.Vma.MEMORY_PRIVATE):
                 pages.backed.append(bounds)
             if kind == pb.Vma.ANONYMOUS and vmas.was_file(vma):
-                pages.whole += subtract([bounds], guards)
+                end = _end_of_file(pid, vma, guards)
+                if end < vma.mapping.end:
+                    _cut(space, end, shared.empty())
+                pages.whole += subtract([(vma.mapping.start, end)], guards)
     return pages
+
+
+def _end_of_file(pid: int, vma: FlaggedMapping, guards: Sequence[Range]) -> int:
+    """Where the pages of a private mapping end, as its file does; its own end where that cannot be told or had again.
+
+    A guard page looks like the end, and memory without pages cannot be locked (mlock(2): ENOMEM).
+    """
+    mapping = vma.mapping
+    if vm_flags.LOCKED in vma.flags or intersection(guards, [(mapping.start, mapping.end)]):
+        return mapping.end
+    return memory.readable_end(pid, mapping.start, mapping.end)
+
+
+def _cut(space: pb.AddressSpace, end: int, empty: int) -> None:
+    """Let the last mapping of an image be one of memory `empty`, which has no pages, from `end` on."""
+    behind = pb.Vma()
+    behind.CopyFrom(space.vmas[-1])
+    behind.kind, behind.shared, behind.start = pb.Vma.MEMORY_PRIVATE, empty, end
+    if end == space.vmas[-1].start:
+        del space.vmas[-1]
+    else:
+        space.vmas[-1].end = end
+    space.vmas.append(behind)
 
 
 _MCL_FUTURE, _MCL_ONFAULT = 2, 4

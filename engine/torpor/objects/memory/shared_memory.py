@@ -120,6 +120,8 @@ class SharedMemory:
         self.segments: dict[Key, Segment] = {}
         self.names = Names()
         """Of what is mapped."""
+        self._image: pb.Tree | None = None
+        self._empty = -1
 
     def grab_file(self, file: MemoryFile) -> None:
         """Copy a file in memory that is open, mapped or not. Holes are not read: a mapping's would be filled by it."""
@@ -224,6 +226,7 @@ class SharedMemory:
                 reasons.append(Reason("the tree", why))
         if reasons:
             raise Refused("the tree cannot be kept", reasons)
+        self._image = image
         for key, segment in self.segments.items():
             segment.index = len(image.shared)
             if segment.sysv:
@@ -235,6 +238,14 @@ class SharedMemory:
             shared = image.shared.add(kind=kind, name=name, size=segment.size, dev=key[0], ino=key[1], mode=0o600)
             if segment.status:
                 file_attributes.describe(segment.status, segment.attributes, shared)
+
+    def empty(self) -> int:
+        """The index in the image of memory without a byte; asked once the others are described."""
+        assert self._image
+        if self._empty < 0:
+            self._empty = len(self._image.shared)
+            self._image.shared.add(kind=pb.SharedMemory.MEMFD, name=b"empty", mode=0o600)
+        return self._empty
 
     def index(self, device: int, inode: int) -> int:
         """The index in the image of a segment."""
