@@ -100,8 +100,11 @@ def is_in_shm(mapping: Mapping) -> bool:
 
 
 def _may_be_cut(mapping: Mapping) -> bool:
-    """Whether it may be mapped beyond its end: what never had a descriptor is as long as it was made."""
-    return not segments.is_segment(mapping) and kind_of(mapping.name, mapping.inode)[0] != pb.SharedMemory.ANONYMOUS
+    """Whether it may be mapped beyond its end: what never had a descriptor is as long as it was made, also where it
+    was made of /dev/zero at an offset, and so does not begin at its beginning (drivers/char/mem.c, mmap_zero)."""
+    if segments.is_segment(mapping):
+        return False
+    return mapping.offset > 0 or kind_of(mapping.name, mapping.inode)[0] != pb.SharedMemory.ANONYMOUS
 
 
 def key_of(mapping: Mapping) -> Key:
