@@ -1,0 +1,220 @@
+"""One thing at a time is done to a kernel, and what fails or is cancelled leaves it as it was."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+from collections.abc import Coroutine
+from typing import Any
+
+import pytest
+
+import torpor
+from tests.unit.jupyter.conftest import Server
+from torpor.errors import NotFound, RestoreFailed, TorporError
+from torpor_jupyter.data.records import CheckpointRecord, KernelRecord
+from torpor_jupyter.kernels.state import Cancelled, Operation, Unsuitable
+
+
+def run(server: Server, work: Coroutine[Any, Any, None]) -> None:
+    """Run a test, and shut down its kernels."""
+
+    async def all_of_it() -> None:
+        try:
+            await work
+        finally:
+            await server.end()
+
+    asyncio.run(all_of_it())
+
+
+def test_a_kernel_is_saved_parked_and_woken(server: Server, process: subprocess.Popen[bytes]) -> None:
+    service, registry = server.service, server.service.registry
+
+    async def lives() -> None:
+        kernel = await server.sleeping(process)
+        made = await service.save(kernel, name="first", note="a note")
+        assert (made["name"], made["note"], made["parent"], made["automatic"]) == ("first", "a note", None, False)
+        assert process.poll() is None
+        parked = await service.park(kernel, reason="idle")
+        assert (parked["state"], parked["pid"], parked["operation"]) == ("parked", None, None)
+        assert process.poll() is not None
+        assert server.pinned() == {parked["snapshot"]}
+        assert registry.records.read(KernelRecord, kernel).snapshot == parked["snapshot"]
+        record = registry.records.read(CheckpointRecord, parked["snapshot"])
+        assert (record.parent, record.reason, record.automatic) == (made["id"], "idle", True)
+        with pytest.raises(Unsuitable, match="parked already"):
+            await service.park(kernel)
+        with pytest.raises(Unsuitable, match="is not running"):
+            await service.save(kernel)
+        woken = await service.resume(kernel)
+        assert (woken["state"], woken["head"]) == ("living", parked["snapshot"])
+        assert registry.gate(kernel).shut == 0
+        assert server.pinned() == set()
+        mine = registry.records.read(KernelRecord, kernel)
+        assert not mine.parked and mine.process and mine.process.exists()
+        with pytest.raises(Unsuitable, match="is not parked"):
+            await service.resume(kernel)
+        events = "saving saved parking parked parking failed saving failed waking woken"
+        assert server.events == events.split()
+
+    run(server, lives())
+
+
+def test_one_thing_at_a_time(server: Server, process: subprocess.Popen[bytes]) -> None:
+    service = server.service
+
+    async def refused() -> None:
+        kernel = await server.sleeping(process)
+        with pytest.raises(Unsuitable, match="nothing is being done"):
+            service.operations.cancel(kernel)
+        async with service.operations.begin(kernel, "waking"):
+            assert service.registry.describe(kernel)["operation"]["doing"] == "waking"
+            for act in (service.save, service.park):
+                with pytest.raises(Unsuitable, match="is waking already"):
+                    await act(kernel)
+        await service.save(kernel)
+
+    run(server, refused())
+
+
+def test_who_cancels_a_park_has_a_kernel_that_lives(server: Server, process: subprocess.Popen[bytes]) -> None:
+    service = server.service
+
+    async def cancelled() -> None:
+        kernel = await server.sleeping(process)
+        with pytest.raises(Cancelled):
+            async with service.operations.begin(kernel, "parking") as operation:
+                assert service.operations.cancel(kernel)["operation"]["cancelled"]
+                await service.operations.park(kernel, operation, name="", reason="parked")
+        described = service.registry.describe(kernel)
+        assert (described["state"], described["pid"], described["operation"]) == ("living", process.pid, None)
+        assert process.poll() is None
+        assert service.registry.gate(kernel).shut == 0
+        assert server.events == ["parking", "failed"]
+        assert service.registry.store.snapshots() == []
+
+    run(server, cancelled())
+
+
+def test_a_wake_that_fails_leaves_the_kernel_parked(
+    server: Server, process: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service, registry = server.service, server.service.registry
+
+    async def stays() -> None:
+        kernel = await server.sleeping(process)
+        snapshot = (await service.park(kernel))["snapshot"]
+
+        def fails(*arguments: object, **options: object) -> None:
+            raise RestoreFailed("no memory")
+
+        with monkeypatch.context() as patched:
+            patched.setattr("torpor.restore", fails)
+            with pytest.raises(RestoreFailed):
+                await service.resume(kernel)
+        assert registry.describe(kernel)["snapshot"] == snapshot
+        assert registry.records.read(KernelRecord, kernel).snapshot == snapshot
+        assert (registry.gate(kernel).shut, server.pinned()) == (1, {snapshot})
+        assert (await service.resume(kernel))["state"] == "living"
+
+    run(server, stays())
+
+
+def test_going_back_keeps_what_the_kernel_is_now(server: Server, process: subprocess.Popen[bytes]) -> None:
+    service = server.service
+
+    async def back() -> None:
+        kernel = await server.sleeping(process)
+        first = await service.save(kernel)
+        there = await service.restore(kernel, first["id"])
+        assert (there["state"], there["head"]) == ("living", first["id"])
+        undo = service.registry.records.read(CheckpointRecord, there["undo"])
+        assert (undo.reason, undo.about, undo.parent) == ("going-back", first["id"], first["id"])
+        difference = await service.checkpoints.diff(kernel, undo.id)
+        assert difference["with"] == first["id"] and difference["variables"] is None
+        assert difference["memory"]["shared"] > 0
+        assert [one["id"] for one in await service.checkpoints.list(kernel)] == [first["id"], undo.id]
+
+    run(server, back())
+
+
+def test_a_going_back_that_fails_brings_back_what_it_was(
+    server: Server, process: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = server.service
+
+    restore, tried = torpor.restore, []
+
+    def fails_once(*arguments: Any, **options: Any) -> Any:
+        tried.append(arguments)
+        if len(tried) == 1:
+            raise RestoreFailed("no memory")
+        return restore(*arguments, **options)
+
+    async def back() -> None:
+        kernel = await server.sleeping(process)
+        first = await service.save(kernel)
+        with monkeypatch.context() as patched:
+            patched.setattr("torpor.restore", fails_once)
+            with pytest.raises(RestoreFailed):
+                await service.restore(kernel, first["id"])
+        now = service.registry.describe(kernel)
+        assert now["state"] == "living" and now["head"] != first["id"]
+        assert service.registry.gate(kernel).shut == 0
+
+    run(server, back())
+
+
+def test_no_room_to_write_down_a_checkpoint_costs_no_kernel(
+    server: Server, process: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service, records = server.service, server.service.registry.records
+
+    async def full() -> None:
+        kernel = await server.sleeping(process)
+        folder = records.folder
+        monkeypatch.setattr(
+            records, "folder", folder / "kernels" / f"{kernel}.json"
+        )  # below a file nothing can be made
+        parked = await service.park(kernel, name="full")
+        described = service.checkpoints.describe(service.registry.store.resolve(parked["snapshot"]))
+        assert (described["name"], described["damage"]) == ("full", "")
+        monkeypatch.setattr(records, "folder", folder)
+        assert (await service.resume(kernel))["state"] == "living"
+
+    run(server, full())
+
+
+def test_checkpoints_that_are_needed_are_not_deleted(server: Server, process: subprocess.Popen[bytes]) -> None:
+    service = server.service
+
+    async def kept() -> None:
+        kernel = await server.sleeping(process)
+        ids = [(await service.save(kernel))["id"] for _ in range(3)]
+        parked = (await service.park(kernel))["snapshot"]
+        with pytest.raises(Unsuitable, match="parked in this checkpoint"):
+            await service.checkpoints.delete(kernel, parked)
+        await service.checkpoints.change(kernel, ids[0], pinned=True)
+        with pytest.raises(Unsuitable, match="is pinned"):
+            await service.checkpoints.delete(kernel, ids[0])
+        await service.checkpoints.change(kernel, parked, pinned=False)
+        assert server.pinned() == {ids[0], parked}, "it is parked in it still"
+        await service.checkpoints.delete(kernel, ids[1])
+        with pytest.raises(NotFound):
+            await service.checkpoints.find(kernel, ids[1])
+        assert (await service.checkpoints.find(kernel, ids[2]))[1].parent == ids[0], "the tree stays one"
+        with pytest.raises(NotFound):
+            await service.checkpoints.find("another", ids[2])
+
+    run(server, kept())
+
+
+def test_progress_is_told_until_somebody_cancels() -> None:
+    operation = Operation("saving")
+    operation.progress(1, 2)
+    assert (operation.done, operation.total) == (1, 2)
+    operation.cancelled = True
+    with pytest.raises(Cancelled, match="saving was cancelled") as raised:
+        operation.progress(2, 2)
+    assert isinstance(raised.value, TorporError)
