@@ -151,7 +151,7 @@ class CheckpointRecord(Record):
     note: str = ""
     pinned: bool = False
     automatic: bool = False
-    """Made by a rule and not by a person: the oldest of these go first."""
+    """Made by a policy and not by a person: the oldest of these are deleted first."""
     reason: str = ""
     """Why it was made, of TITLES, while no person has named it: the panel says it in the person's language."""
     about: str = ""

@@ -67,7 +67,7 @@ class Gate:
             self.open()
 
     def open(self) -> None:
-        """Give up one hold."""
+        """Release one hold; with the last one the requests that waited are sent on."""
         self.shut -= 1
         while not self.shut and self.waiting:
             connection, message = self.waiting.pop(0)

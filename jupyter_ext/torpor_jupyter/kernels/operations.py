@@ -98,7 +98,7 @@ class Operations:
         about: str = "",
         note: str = "",
     ) -> SnapshotInfo:
-        """Make a checkpoint, the gate being shut. Without a name it is called after its reason."""
+        """Make a checkpoint while the gate is shut. Without a name it gets the title of its reason."""
         name = name or TITLES[reason]
         provisioner, state = self._registry.suitable(kernel_id), self._registry.state(kernel_id)
         process = provisioner.kernel
@@ -151,7 +151,7 @@ class Operations:
         return info
 
     async def _listing(self, kernel_id: str) -> str:
-        """The variables of a kernel that can be asked, the gate being shut; else nothing."""
+        """The variables of an idle kernel of IPython, as text; empty for others. The gate is shut."""
         manager = self._registry.kernel_manager(kernel_id)
         idle = manager.execution_state == "idle" and not self._registry.gate(kernel_id).unanswered
         if not idle or kernel_info_of(manager).get("implementation") != ipython.IMPLEMENTATION:
@@ -171,7 +171,7 @@ class Operations:
     async def park(
         self, kernel_id: str, operation: Operation, *, name: str, reason: str, about: str = ""
     ) -> SnapshotInfo:
-        """Save and end; the gate is shut until it is woken."""
+        """Save the kernel and end its process; the gate stays shut until the kernel is woken."""
         provisioner, state = self._registry.suitable(kernel_id), self._registry.state(kernel_id)
         if state.parked:
             raise Unsuitable(f"kernel {kernel_id} is parked already")

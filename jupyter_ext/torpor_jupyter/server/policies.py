@@ -20,7 +20,7 @@ from torpor_jupyter.kernels.service import Service
 from torpor_jupyter.server import memory_pressure
 
 TICK_SECONDS = 2.0
-"""How often the rules are looked at."""
+"""How often the policies are applied."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Policy:
 
 
 class Policies:
-    """Looks after the rules of one server. All methods belong to its event loop."""
+    """Applies the policies of one server. All methods belong to its event loop."""
 
     def __init__(
         self, service: Service, loop: asyncio.AbstractEventLoop, policy: Policy, *, quota: int, park_below: float
@@ -60,7 +60,7 @@ class Policies:
         self._begin(self._tick())
 
     def stop(self) -> None:
-        """No rule does anything any more."""
+        """Stop: no policy does anything any more."""
         for task in self._tasks:
             task.cancel()
 
@@ -72,7 +72,7 @@ class Policies:
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()):
-            self._service.log.error("A rule of Torpor's failed", exc_info=error)
+            self._service.log.error("An automatic checkpoint or clean-up of Torpor failed", exc_info=error)
 
     # ------------------------------------------------------------------------------------------ when
 
@@ -85,8 +85,8 @@ class Policies:
                         await self._apply(kernel_id)
                 if self._park_below:
                     await self._free_memory()
-            except Exception:  # of a contents manager, say: the rules go on
-                self._service.log.exception("Torpor's rules could not be looked at")
+            except Exception:  # of a contents manager, say: the policies go on
+                self._service.log.exception("Torpor could not apply its policies")
 
     async def _apply(self, kernel_id: str) -> None:
         every = (await self._policy_of(kernel_id)).checkpoint_every * 60
@@ -130,7 +130,7 @@ class Policies:
             state.saved_at = time.monotonic()  # it is tried again when the time has passed once more
             if self._failures.get(kernel_id) != str(error):
                 self._failures[kernel_id] = str(error)
-                self._service.log.warning("Kernel %s could not be saved by a rule: %s", kernel_id, error)
+                self._service.log.warning("Kernel %s could not be saved automatically: %s", kernel_id, error)
 
     # ------------------------------------------------------------------------------------------ memory
 
