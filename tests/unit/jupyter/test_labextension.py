@@ -5,9 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
-EXTENSION = Path(__file__).parents[3] / "jupyter_ext"
+import pytest
+
+ROOT = Path(__file__).parents[3]
+EXTENSION = ROOT / "jupyter_ext"
+INSTALLED = ROOT / "build" / "labextension"
+"""Where `make labextension` builds, with the modules that it needs."""
 
 
 def test_the_build_is_of_these_sources() -> None:
@@ -26,6 +33,23 @@ def test_the_build_is_whole() -> None:
     built = json.loads((static / "package.json").read_text())["jupyterlab"]["_build"]
     assert (static / built["load"]).is_file()
     assert (static / "schemas" / "torpor" / "plugin.json").is_file()
+
+
+@pytest.mark.skipif(
+    not (shutil.which("node") and (INSTALLED / "node_modules" / "jest").is_dir()),
+    reason="needs Node and the modules that `make labextension` installs",
+)
+def test_the_typescript() -> None:
+    """The tests beside this file in `labextension`, by jest."""
+    for source, name in ((EXTENSION / "labextension" / "src", "src"), (Path(__file__).parent / "labextension", "test")):
+        shutil.rmtree(INSTALLED / name, ignore_errors=True)
+        shutil.copytree(source, INSTALLED / name)
+    shutil.copy(EXTENSION / "labextension" / "jest.config.json", INSTALLED)
+    ran = subprocess.run(
+        ["node", "node_modules/jest/bin/jest.js"], cwd=INSTALLED, stdin=subprocess.DEVNULL, capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
 
 
 WORDS = re.compile(r"'[A-Z][^'\n]* [^'\n]*'")
