@@ -12,8 +12,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from dask._task_spec import GraphNode, Task
 from dask.typing import Key
@@ -21,9 +20,7 @@ from distributed import Reschedule
 from distributed.scheduler import TaskState
 
 from torpor_dask.fingerprint import means_its_content
-
-if TYPE_CHECKING:
-    from torpor_dask.scheduler import Resume
+from torpor_dask.state import Held, Hold, Plugin
 
 ON_ITS_WAY: Final = 60.0
 """Seconds that a worker has between asking to come back and having registered."""
@@ -46,35 +43,10 @@ def is_held(spec: GraphNode | None) -> bool:
     return isinstance(spec, Task) and spec.func is hand_back
 
 
-@dataclass(eq=False)
-class Hold:
-    """What waits for one lost worker."""
-
-    worker: str
-    """The address under which it may be back."""
-    until: asyncio.TimerHandle | None = None
-    over: bool = False
-    promised: tuple[Key, ...] = ()
-    """What its worker was told to keep when it asked to come back."""
-
-
-@dataclass
-class Held:
-    """What a held key needs beside what every replaced task keeps."""
-
-    hold: Hold
-    run_id: int | None
-    """Dask's number of the execution that the worker has, or had begun."""
-    running: bool
-    """It was under way, not in memory."""
-    restrictions: tuple[set[str] | None, set[str] | None, bool]
-    """Its own: of workers, of hosts, and whether they are loose."""
-
-
 class Holding:
     """Holds of all lost workers."""
 
-    def __init__(self, plugin: Resume, seconds: float) -> None:
+    def __init__(self, plugin: Plugin, seconds: float) -> None:
         """Begin to hold, each time for so long."""
         self.plugin = plugin
         self.scheduler = plugin.scheduler

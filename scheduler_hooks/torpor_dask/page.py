@@ -6,13 +6,12 @@ import time
 import weakref
 from collections.abc import Iterator
 from html import escape
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from dask.utils import format_bytes, format_time
 from tornado.web import RequestHandler
 
-if TYPE_CHECKING:
-    from torpor_dask.scheduler import Resume
+from torpor_dask.state import Plugin
 
 _TEMPLATE: Final = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta http-equiv="refresh" content="2"><title>Torpor</title>
@@ -31,11 +30,11 @@ td {{ text-align: right; font-variant-numeric: tabular-nums; }}
 </body></html>
 """
 
-_plugins: weakref.WeakSet[Resume] = weakref.WeakSet()
+_plugins: weakref.WeakSet[Plugin] = weakref.WeakSet()
 _collector: list[Any] = []
 
 
-def numbers(plugin: Resume) -> list[tuple[str, str, float, str]]:
+def numbers(plugin: Plugin) -> list[tuple[str, str, float, str]]:
     """Give name, words, value and unit of everything that is counted."""
     counters = plugin.counters
     loading = list(plugin.loading.values())
@@ -61,7 +60,7 @@ def numbers(plugin: Resume) -> list[tuple[str, str, float, str]]:
 class Page(RequestHandler):
     """The page /torpor."""
 
-    def initialize(self, plugin: Resume) -> None:
+    def initialize(self, plugin: Plugin) -> None:
         """Take what is to be shown."""
         self.plugin = plugin
 
@@ -106,7 +105,7 @@ class Collector:
                 yield GaugeMetricFamily(f"dask_torpor_{name}", words, value=value, unit=unit)
 
 
-def add(plugin: Resume) -> None:
+def show(plugin: Plugin) -> None:
     """Show a plugin."""
     _plugins.add(plugin)
     application = plugin.scheduler.http_application
@@ -120,6 +119,6 @@ def add(plugin: Resume) -> None:
         prometheus_client.REGISTRY.register(_collector[0])
 
 
-def remove(plugin: Resume) -> None:
+def hide(plugin: Plugin) -> None:
     """Show a plugin no more."""
     _plugins.discard(plugin)

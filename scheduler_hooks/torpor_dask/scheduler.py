@@ -14,7 +14,6 @@ import logging
 import threading
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any, Final
 
 from dask.typing import Key
@@ -24,14 +23,15 @@ from distributed.scheduler import TaskState
 
 from torpor.errors import TorporError
 from torpor.store import SnapshotInfo, Store
-from torpor_dask import page
 from torpor_dask.fingerprint import fingerprint, means_its_content
-from torpor_dask.holding import Held, Holding
+from torpor_dask.holding import Holding
 from torpor_dask.loading import loading_task
 from torpor_dask.nanny import PassOn
+from torpor_dask.page import hide, show
 from torpor_dask.results import KIND, Kept, in_time, look
 from torpor_dask.settings import Settings
 from torpor_dask.shuffle import BARRIER, of_shuffle
+from torpor_dask.state import Counters, Held, Loading
 from torpor_dask.worker import NAME, Keep
 
 ORIGIN: Final = "torpor-origin"
@@ -46,49 +46,6 @@ ATTEMPTS: Final = 6
 """How often a key may be taken back from workers that were to load it before it is computed instead."""
 
 logger = logging.getLogger("torpor.dask")
-
-
-@dataclass
-class Counters:
-    """What is told on the page and in /metrics."""
-
-    kept: int = 0
-    written: int = 0
-    """Bytes."""
-    loaded: int = 0
-    saved_seconds: float = 0.0
-    """Of computation that was not done again: durations of what was loaded, less the time of loading."""
-    returned: int = 0
-    """Held keys that a woken worker had, or ended."""
-    unreadable: int = 0
-    """Loads that failed, after which the key was computed."""
-    unkept: int = 0
-    """Results that were wanted and not kept: too large, bound to the cluster, too much waiting, the store failing."""
-    failed: int = 0
-    """Results that the store did not take."""
-    error: str = ""
-    """What the store said last; empty when its latest write was well."""
-    error_at: float = 0.0
-    """Seconds since the epoch."""
-
-
-@dataclass
-class Loading:
-    """A key that is being loaded, or is held for a worker that may be woken."""
-
-    task: TaskState
-    kept: Kept | None
-    held: Held | None
-    spec: Any
-    """Its own task; None: it was scattered."""
-    origin: TaskState | None
-    """Holds its inputs; None when it has none."""
-    incomplete: bool
-    """Dask had forgotten an input: it could not be computed again."""
-    suspicious: int
-    """Dask's count of workers that died with its own task."""
-    attempts: int = 0
-    """How often it was taken back from a worker: the worker died, or nobody waited for the key for a moment."""
 
 
 class Resume(SchedulerPlugin):
@@ -128,7 +85,7 @@ class Resume(SchedulerPlugin):
         self._sweeper.start()
         scheduler.add_plugin(self, idempotent=True, name=NAME)  # Dask does so only after the waiting that follows
         await asyncio.to_thread(self._learn)
-        page.add(self)
+        show(self)
         keep = Keep(self.settings, self.cluster)
         await scheduler.register_worker_plugin(None, dumps(keep), name=NAME, idempotent=True)
         if self.settings.warning is not None:
@@ -137,7 +94,7 @@ class Resume(SchedulerPlugin):
 
     async def close(self) -> None:
         """End; what nobody needs is removed now."""
-        page.remove(self)
+        hide(self)
         if self.holding:
             self.holding.close()
         self._stop.set()

@@ -1,0 +1,110 @@
+"""What the parts on the scheduler share: the keys that are loaded or held, what is counted, and a view of the plugin.
+
+scheduler.py has the plugin itself, and uses holding.py and page.py: these know it by the protocol `Plugin` only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from dask.typing import Key
+from distributed import Scheduler
+from distributed.scheduler import TaskState
+
+from torpor.store import Store
+from torpor_dask.results import Kept
+
+
+@dataclass(eq=False)
+class Hold:
+    """What waits for one lost worker."""
+
+    worker: str
+    """The address under which it may be back."""
+    until: asyncio.TimerHandle | None = None
+    over: bool = False
+    promised: tuple[Key, ...] = ()
+    """What its worker was told to keep when it asked to come back."""
+
+
+@dataclass
+class Held:
+    """What is known of a held key, beside what `Loading` has of every key."""
+
+    hold: Hold
+    run_id: int | None
+    """Dask's number of the execution that the worker has, or had begun."""
+    running: bool
+    """It was under way, not in memory."""
+    restrictions: tuple[set[str] | None, set[str] | None, bool]
+    """Its own: of workers, of hosts, and whether they are loose."""
+
+
+@dataclass
+class Counters:
+    """What is told on the page and in /metrics."""
+
+    kept: int = 0
+    written: int = 0
+    """Bytes."""
+    loaded: int = 0
+    saved_seconds: float = 0.0
+    """Of computation that was not done again: durations of what was loaded, less the time of loading."""
+    returned: int = 0
+    """Held keys that a woken worker had, or ended."""
+    unreadable: int = 0
+    """Loads that failed, after which the key was computed."""
+    unkept: int = 0
+    """Results that were wanted and not kept: too large, bound to the cluster, too much waiting, the store failing."""
+    failed: int = 0
+    """Results that the store did not take."""
+    error: str = ""
+    """What the store said last; empty when its latest write was well."""
+    error_at: float = 0.0
+    """Seconds since the epoch."""
+
+
+@dataclass
+class Loading:
+    """A key that is being loaded, or is held for a worker that may be woken."""
+
+    task: TaskState
+    kept: Kept | None
+    held: Held | None
+    spec: Any
+    """Its own task; None: it was scattered."""
+    origin: TaskState | None
+    """Holds its inputs; None when it has none."""
+    incomplete: bool
+    """Dask had forgotten an input: it could not be computed again."""
+    suspicious: int
+    """Dask's count of workers that died with its own task."""
+    attempts: int = 0
+    """How often it was taken back from a worker: the worker died, or nobody waited for the key for a moment."""
+
+
+class Plugin(Protocol):
+    """What holding.py and page.py use of `torpor_dask.Resume`."""
+
+    scheduler: Scheduler
+    cluster: str
+    """Dask's id of the scheduler."""
+    counters: Counters
+    store: Store
+    kept: dict[Key, Kept]
+    """The results in the store that belong to the latest execution of their tasks."""
+    loading: dict[Key, Loading]
+
+    def usable(self, task: TaskState, trusted: set[Key]) -> Kept | None:
+        """Give the result of a task in the store, if it can be loaded."""
+
+    def of_shuffle(self, task: TaskState) -> bool:
+        """Tell whether a task is a part of a P2P shuffle."""
+
+    def replace(self, task: TaskState, spec: Any, *, kept: Kept | None = None, held: Held | None = None) -> None:
+        """Put another task in the place of a task's own."""
+
+    def give_back(self, key: Key, stimulus: str) -> None:
+        """Have a released key computed, or loaded if it can be."""
