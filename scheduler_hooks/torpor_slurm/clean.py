@@ -13,7 +13,7 @@ from torpor.errors import NotFound
 from torpor.store import as_store_errors
 from torpor_slurm import controller
 from torpor_slurm.controller import SlurmError
-from torpor_slurm.home import JobHome
+from torpor_slurm.job_directory import JobDirectory
 
 
 def clean(base: str, older: float) -> list[Path]:
@@ -34,21 +34,24 @@ def clean(base: str, older: float) -> list[Path]:
     """
     removed = []
     cluster = cache(_cluster)
-    for home in JobHome.all(base, former=True):
-        if time.time() - _last_change(home) >= older and (home.finished or home.former or _is_forgotten(home, cluster)):
-            if (snapshots := home.store.snapshots()) and home.store.discard(snapshots).kept:
-                continue  # someone is reading them
-            with as_store_errors(str(home.path), "it cannot be removed"):
-                shutil.rmtree(home.path)
-            removed.append(home.path)
+    for directory in JobDirectory.all(base, former=True):
+        if time.time() - _last_change(directory) < older:
+            continue
+        if not (directory.finished or directory.former or _is_forgotten(directory, cluster)):
+            continue
+        if (snapshots := directory.store.snapshots()) and directory.store.discard(snapshots).kept:
+            continue  # someone is reading them
+        with as_store_errors(str(directory.path), "it cannot be removed"):
+            shutil.rmtree(directory.path)
+        removed.append(directory.path)
     return removed
 
 
-def _last_change(home: JobHome) -> float:
+def _last_change(directory: JobDirectory) -> float:
     last = 0.0
     for name in ("state", "log", "finished"):
         with suppress(FileNotFoundError):
-            last = max(last, (home.path / name).stat().st_mtime)
+            last = max(last, (directory.path / name).stat().st_mtime)
     return last
 
 
@@ -59,12 +62,12 @@ def _cluster() -> str:
         return ""
 
 
-def _is_forgotten(home: JobHome, cluster: Callable[[], str]) -> bool:
+def _is_forgotten(directory: JobDirectory, cluster: Callable[[], str]) -> bool:
     """Whether the controller of the job's cluster has answered that it knows no such job."""
-    if home.cluster != cluster():
+    if directory.cluster != cluster():
         return False
     try:
-        controller.job_record(home.job)
+        controller.job_record(directory.job)
     except (SlurmError, NotFound) as error:
         return "Invalid job id" in str(error)
     return False

@@ -13,7 +13,7 @@ from torpor.errors import NotFound
 from torpor.store import readable
 from torpor_slurm import controller
 from torpor_slurm.controller import SlurmError
-from torpor_slurm.home import JobHome
+from torpor_slurm.job_directory import JobDirectory
 
 HEADINGS = ("job", "name", "Slurm", "under Torpor", "snapshots", "last pause", "warning enough?")
 
@@ -85,33 +85,33 @@ def status(base: str, job: str | None = None) -> list[Row]:
     Raises:
         NotFound: there is no such job.
     """
-    homes = [home for home in JobHome.all(base) if job in (None, home.job)]
-    if job is not None and not homes:
+    directories = [directory for directory in JobDirectory.all(base) if job in (None, directory.job)]
+    if job is not None and not directories:
         raise NotFound(f"store {base} has no job {job}", advice="name the job's store with --store")
     window = cache(_window)
     try:
-        states = controller.states([home.job for home in homes])
+        states = controller.states([directory.job for directory in directories])
     except (SlurmError, NotFound):
         states = {}
-    return [_row(home, home.state, states.get(home.job, ""), window) for home in homes]
+    return [_row(directory, directory.state, states.get(directory.job, ""), window) for directory in directories]
 
 
-def _row(home: JobHome, state: dict[str, Any], slurm: str, window: Callable[[str], int | None]) -> Row:
+def _row(directory: JobDirectory, state: dict[str, Any], slurm: str, window: Callable[[str], int | None]) -> Row:
     return Row(
-        job=home.job,
+        job=directory.job,
         name=state.get("name", ""),
         slurm=slurm,
         phase=state.get("phase", ""),
         cause=state.get("cause", ""),
         node=state.get("node", ""),
         runs=state.get("run", 0),
-        snapshots=tuple(info.id for info in home.store.snapshots()),
+        snapshots=tuple(info.id for info in directory.store.snapshots()),
         saved=state.get("saved"),
         size=state.get("bytes", 0),
         pause=state.get("pause_seconds"),
         save_seconds=state.get("save_seconds"),
         window=window(state.get("partition", "")),
-        directory=str(home.path),
+        directory=str(directory.path),
     )
 
 

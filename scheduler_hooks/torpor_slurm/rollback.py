@@ -16,7 +16,7 @@ from pathlib import Path
 
 from torpor.errors import RestoreFailed
 from torpor.image import Tree
-from torpor_slurm.home import sync_folder
+from torpor_slurm.job_directory import sync_folder
 
 
 @dataclass(frozen=True)

@@ -32,12 +32,12 @@ from torpor.errors import (
     TorporError,
 )
 from torpor.processes import Signals, inherited_environment, inherited_signals
-from torpor_slurm import controller, lifeline, rollback, step
+from torpor_slurm import controller, lifeline, rollback, srun_wrapper
 from torpor_slurm.allocation import ENV_FILE, Allocation
 from torpor_slurm.controller import JobRecord, SlurmError
-from torpor_slurm.home import RUN_TAG, JobHome
+from torpor_slurm.job_directory import RUN_TAG, JobDirectory
+from torpor_slurm.preemption_cause import Cause, Finding, find_cause, is_cancelled
 from torpor_slurm.sentinel import Sentinel
-from torpor_slurm.why import Answer, Cause, is_cancelled, why
 
 OnTimeout = Literal["requeue", "stop"]
 OnRefused = Literal["older", "anew", "stop"]
@@ -82,7 +82,7 @@ class Options:
     """Whether a snapshot is woken though its files were changed in place."""
 
 
-def supervise(command: Sequence[str], allocation: Allocation, home: JobHome, options: Options) -> int:
+def supervise(command: Sequence[str], allocation: Allocation, directory: JobDirectory, options: Options) -> int:
     """Run a command as the one application of a Slurm job, from where its last run left.
 
     To be called by the main thread of a program that does nothing else.
@@ -95,13 +95,14 @@ def supervise(command: Sequence[str], allocation: Allocation, home: JobHome, opt
         RestoreRefused, RestoreFailed, ImageDamaged: its snapshots cannot be woken, and it is not to be begun anew.
         NotFound, StoreError, SlurmError: no such program; no store; no controller.
     """
-    if finished := home.finished:
-        _tell(f"job {home.job} has finished already, with {finished.code}: remove {home.path} to run it again")
+    if finished := directory.finished:
+        already = f"job {directory.job} has finished already, with exit code {finished.code}"
+        _tell(f"{already}: remove {directory.path} to run it again")
         return finished.code
     given = inherited_signals()
     signal.pthread_sigmask(signal.SIG_BLOCK, HEARD)
     try:
-        return Supervisor(command, allocation, home, options, given).run()
+        return Supervisor(command, allocation, directory, options, given).run()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, given.blocked)
 
@@ -114,13 +115,13 @@ class Supervisor:
     """One run of one job. All of it happens in one thread: a warning waits for a save that is under way."""
 
     def __init__(
-        self, command: Sequence[str], allocation: Allocation, home: JobHome, options: Options, given: Signals
+        self, command: Sequence[str], allocation: Allocation, directory: JobDirectory, options: Options, given: Signals
     ) -> None:
         self.command = command
         self.given = given
         """What the application is to ignore and to block by its start; what is ignored is not handed on either."""
         self.allocation = allocation
-        self.home = home
+        self.directory = directory
         self.options = options
         self.found: list[Snapshot] = []
         self.record: JobRecord
@@ -128,7 +129,7 @@ class Supervisor:
         self.rate = FIRST_RATE
         """Bytes of memory a second at which a save goes when all was written."""
         self.series = torpor.Series()
-        self.leaving: Answer | None = None
+        self.leaving: Finding | None = None
         """Why it is to leave, while saving has failed so far."""
         self.told: set[str] = set()
         """What a wake will not bring back: each thing is told once."""
@@ -144,10 +145,10 @@ class Supervisor:
         began = time.monotonic()
         self.record = self._first_record()
         try:
-            self.found = self.home.begin(self.allocation.restarts, self.allocation.node, self.record.start)
-            self.home.write_environment(self.allocation.variables)
+            self.found = self.directory.begin(self.allocation.restarts, self.allocation.node, self.record.start)
+            self.directory.write_environment(self.allocation.variables)
         except StoreError as error:
-            error.advice += f"; then `scontrol requeue {self.home.job}`: what is saved is kept"
+            error.advice += f"; then `scontrol requeue {self.directory.job}`: what is saved is kept"
             raise
         if not self.record.requeue:
             _tell("this job may not be requeued (submit it with --requeue): a preemption will end it, though saved")
@@ -160,8 +161,8 @@ class Supervisor:
         for warning in job.warnings:
             _tell(f"note: {warning}")
         took = time.monotonic() - began
-        self.home.log(f"run {self.allocation.restarts} {word} on {self.allocation.node} in {took:.2f} s")
-        self._tell_state(
+        self.directory.log(f"run {self.allocation.restarts} {word} on {self.allocation.node} in {took:.2f} s")
+        self._update_state(
             name=self.record.name,
             partition=self.record.partition,
             node=self.allocation.node,
@@ -173,10 +174,10 @@ class Supervisor:
             return self._watch(sentinel)
 
     def _start(self) -> Job:
-        srun = self.home.keep_script("srun", step.SCRIPT.encode(), "bin")
+        srun = self.directory.keep_script("srun", srun_wrapper.SCRIPT.encode(), "bin")
         command = [str(srun), *self.command[1:]] if self.command[0] == "srun" else self.command
         path = f"{srun.parent}:{os.environ.get('PATH', os.defpath)}"
-        environment = {**inherited_environment(), "PATH": path, ENV_FILE: str(self.home.environment_file)}
+        environment = {**inherited_environment(), "PATH": path, ENV_FILE: str(self.directory.environment_file)}
         return start(command, environment=environment, signals=self.given)
 
     def _first_record(self) -> JobRecord:
@@ -184,7 +185,7 @@ class Supervisor:
         until = time.monotonic() + FIRST_ANSWER
         while True:
             try:
-                return controller.job_record(self.home.job)
+                return controller.job_record(self.directory.job)
             except SlurmError:
                 if time.monotonic() > until:
                     raise
@@ -197,7 +198,7 @@ class Supervisor:
             wake_at = next_save if self.leaving is None else self.retry_at
             pulse = SHORT_PULSE if sentinel.starting else PULSE
             told = signal.sigtimedwait(HEARD, min(pulse, max(0.0, wake_at - time.monotonic())))
-            if self.home.is_fenced(self.allocation.restarts):
+            if self.directory.is_fenced(self.allocation.restarts):
                 return self._abandon()
             left: int | None = None
             if told is not None and told.si_signo in WARNINGS:
@@ -209,7 +210,7 @@ class Supervisor:
             elif sentinel.ended():
                 left = self._warned(None)
             elif self._time_is_up():
-                left = self._leave(Answer(Cause.TIME_LIMIT, self.record.end))
+                left = self._leave(Finding(Cause.TIME_LIMIT, self.record.end))
             elif self.leaving is not None and time.monotonic() >= self.retry_at:
                 left = self._leave(self.leaving)
             elif self.leaving is None and time.monotonic() >= next_save:
@@ -235,9 +236,9 @@ class Supervisor:
             try:
                 job = self._wake_one(snapshot)
             except (RestoreRefused, RestoreFailed, ImageDamaged, NotFound) as error:
-                self.home.log(f"snapshot {snapshot.id} was not woken: {error}")
+                self.directory.log(f"snapshot {snapshot.id} was not woken: {error}")
                 if isinstance(error, RestoreRefused) and error.only_files:
-                    error.advice = f"to do so: `torpor slurm requeue {self.home.job} --files=as-they-are`"
+                    error.advice = f"to do so: `torpor slurm requeue {self.directory.job} --files=as-they-are`"
                 refused.append(f"snapshot {snapshot.id} cannot be woken on {self.allocation.node}: {error}")
                 choice = self.options.on_refused
                 if choice == "stop" or (choice == "older" and snapshot is self.found[-1]):
@@ -245,7 +246,7 @@ class Supervisor:
                         _tell(words)
                     raise
             else:
-                self.home.log(f"woke snapshot {snapshot.id}")
+                self.directory.log(f"woke snapshot {snapshot.id}")
                 for words in refused:  # not before: the output has been cut to where this snapshot had it
                     _tell(words)
                 return job
@@ -256,21 +257,21 @@ class Supervisor:
     def _wake_one(self, snapshot: Snapshot) -> Job:
         def last_moment() -> None:
             # All is built and nothing runs: from here on the restore cannot be refused, and output may be cut.
-            if self.home.is_fenced(self.allocation.restarts):
-                later = Reason(f"job {self.home.job}", "a later run of it has begun", "that one goes on")
+            if self.directory.is_fenced(self.allocation.restarts):
+                later = Reason(f"job {self.directory.job}", "a later run of it has begun", "that one goes on")
                 raise Refused("this run is not woken", [later])
             if self.options.rollback_files == "append-only":
                 for tail in rollback.tails(tree):
-                    aside = rollback.cut(tail, self.home.cut, f"run{self.allocation.restarts}")
-                    self.home.log(f"cut {tail.path} from {tail.end} to {tail.begin} bytes; the rest is in {aside}")
+                    aside = rollback.cut(tail, self.directory.cut, f"run{self.allocation.restarts}")
+                    self.directory.log(f"cut {tail.path} from {tail.end} to {tail.begin} bytes; the rest is in {aside}")
 
-        with self.home.store.open(snapshot) as reader:
+        with self.directory.store.open(snapshot) as reader:
             tree = image.read(reader)
         return torpor.restore(
             snapshot,
             first=lambda _: False,
             connected=last_moment,
-            files=self.home.files_wanted(self.allocation.restarts) or self.options.files,
+            files=self.directory.requested_files(self.allocation.restarts) or self.options.files,
             series=self.series,
         )
 
@@ -280,11 +281,11 @@ class Supervisor:
         """Find out why, and act on it: the exit code if the job is to leave, None if it goes on."""
         self.warned = self.warned or number == signal.SIGTERM
         heard = f"heard {number.name}" if number else "the sentinel heard the start of a grace time"
-        answer = self._why(number)
+        answer = self._find_cause(number)
         if answer is None:  # no controller: whatever comes, nothing is lost
             self._save("run")
             return None
-        self.home.log(f"{heard}: {answer.cause.value}")
+        self.directory.log(f"{heard}: {answer.cause.value}")
         if answer.cause is Cause.OTHER:
             if number is not None:
                 self._hand_on(number)
@@ -293,19 +294,19 @@ class Supervisor:
 
     def _warned_before(self) -> int | None:
         """Look whether the grace time began before anybody listened; the exit code if the job is to leave."""
-        answer = self._why(None)
+        answer = self._find_cause(None)
         if answer is None or answer.cause not in (Cause.PREEMPTED, Cause.REQUEUED):
             return None
-        self.home.log(f"a warning came before it was listened for: {answer.cause.value}")
+        self.directory.log(f"a warning came before it was listened for: {answer.cause.value}")
         return self._leave(answer)
 
-    def _why(self, number: signal.Signals | None) -> Answer | None:
+    def _find_cause(self, number: signal.Signals | None) -> Finding | None:
         try:
-            self.record = controller.job_record(self.home.job)
+            self.record = controller.job_record(self.directory.job)
         except SlurmError as error:
-            self.home.log(f"warned, but Slurm does not say why: {error}")
+            self.directory.log(f"warned, but Slurm does not say why: {error}")
             return None
-        return why(
+        return find_cause(
             self.record,
             restarts=self.allocation.restarts,
             now=time.time(),
@@ -314,7 +315,7 @@ class Supervisor:
             deadline=self.leaving.deadline if self.leaving else None,
         )
 
-    def _leave(self, answer: Answer, number: int | None = None) -> int | None:
+    def _leave(self, answer: Finding, number: int | None = None) -> int | None:
         """Save everything, requeue if need be, and give the exit code; None when saving failed."""
         began = time.monotonic()
         self.leaving = answer
@@ -329,10 +330,10 @@ class Supervisor:
         if answer.cause is Cause.PREEMPTED or (timed_out and self.options.on_timeout == "requeue"):
             self._requeue(answer.deadline)
         took = time.monotonic() - began
-        self.home.log(f"left because of {answer.cause.value}: saved in {saved:.2f} s, gone after {took:.2f} s")
-        self._tell_state(phase="left", cause=answer.cause.value, leave_seconds=took)
+        self.directory.log(f"left because of {answer.cause.value}: saved in {saved:.2f} s, gone after {took:.2f} s")
+        self._update_state(phase="left", cause=answer.cause.value, leave_seconds=took)
         if timed_out and self.options.on_timeout == "stop":
-            _tell(f"saved at the time limit; `scontrol requeue {self.home.job}` lets it go on")
+            _tell(f"saved at the time limit; `scontrol requeue {self.directory.job}` lets it go on")
             return LEFT_AT_TIME_LIMIT
         return 0
 
@@ -342,11 +343,11 @@ class Supervisor:
         Raises:
             SlurmError: it was not granted; with what the user can do.
         """
-        while not self.home.is_fenced(self.allocation.restarts):
+        while not self.directory.is_fenced(self.allocation.restarts):
             try:
                 refusal = self._ask_for_another_run(deadline)
             except SlurmError as error:
-                self.home.log(f"not requeued yet: {error}")
+                self.directory.log(f"not requeued yet: {error}")
                 time.sleep(RETRY)
                 continue
             if refusal is not None:
@@ -362,15 +363,15 @@ class Supervisor:
         Raises:
             SlurmError: no controller answers.
         """
-        record = controller.job_record(self.home.job)
+        record = controller.job_record(self.directory.job)
         if is_cancelled(record, deadline):
-            self.home.log("not requeued: it was cancelled meanwhile")
+            self.directory.log("not requeued: it was cancelled meanwhile")
         elif record.restarts <= self.allocation.restarts:
             try:
-                controller.requeue(self.home.job)
+                controller.requeue(self.directory.job)
             except SlurmError as refusal:
-                if controller.job_record(self.home.job).restarts <= self.allocation.restarts:
-                    way = f"`torpor restore latest --store {self.home.path}` lets it go on anywhere"
+                if controller.job_record(self.directory.job).restarts <= self.allocation.restarts:
+                    way = f"`torpor restore latest --store {self.directory.path}` lets it go on anywhere"
                     refusal.advice = f"the job is saved: {way}"
                     return refusal
         return None
@@ -383,9 +384,9 @@ class Supervisor:
         if record.end - time.time() > self._lead():
             return False
         try:
-            self.record = controller.job_record(self.home.job)
+            self.record = controller.job_record(self.directory.job)
         except SlurmError as error:
-            self.home.log(f"the time limit is near, and Slurm does not say whether it holds: {error}")
+            self.directory.log(f"the time limit is near, and Slurm does not say whether it holds: {error}")
         return self.record.end is not None and self.record.end - time.time() <= self._lead()
 
     def _lead(self) -> float:
@@ -397,7 +398,7 @@ class Supervisor:
 
     def _abandon(self) -> int:
         """A later run exists: this one is a copy on a node that was thought dead."""
-        self.home.log(f"run {self.allocation.restarts} on {self.allocation.node} found a later one: it ends")
+        self.directory.log(f"run {self.allocation.restarts} on {self.allocation.node} found a later one: it ends")
         with suppress(ProcessLookupError):
             self.job.send_signal(signal.SIGKILL)
         self.job.wait()
@@ -410,12 +411,12 @@ class Supervisor:
         began = time.monotonic()
         stats = torpor.Stats()
         try:
-            step.refuse_real_srun(self.job.tree_pid)
+            srun_wrapper.refuse_real_srun(self.job.tree_pid)
             snapshot = torpor.checkpoint(
                 self.job.tree_pid,
-                store=self.home.store,
+                store=self.directory.store,
                 then=then,
-                tags={RUN_TAG: str(self.allocation.restarts), "slurm-job": self.home.job},
+                tags={RUN_TAG: str(self.allocation.restarts), "slurm-job": self.directory.job},
                 series=self.series,
                 stats=stats,
             )
@@ -423,7 +424,7 @@ class Supervisor:
             return False  # the application has just ended: the next look at it says how
         except Exception as error:  # also a fault of ours: it must not cost the job, which runs on
             words = str(error) if isinstance(error, TorporError) else "".join(traceback.format_exception(error))
-            self.home.log(f"not saved: {words}")
+            self.directory.log(f"not saved: {words}")
             # Of one that has ended meanwhile, or is about to, anything may be said.
             if not processes.is_ending(self.job.tree_pid):
                 _tell(f"not saved: {words}")
@@ -433,50 +434,50 @@ class Supervisor:
         # A save that found little written tells how slow one is, but not how fast.
         self.rate = rate if snapshot.written > snapshot.size / 2 else min(rate, self.rate)
         try:
-            self.home.prune(self.allocation.restarts, self.found)
+            self.directory.prune(self.allocation.restarts, self.found)
             pause = stats.pause_ns / 1e9
-            self._tell_state(saved=time.time(), save_seconds=took, bytes=snapshot.size, pause_seconds=pause)
+            self._update_state(saved=time.time(), save_seconds=took, bytes=snapshot.size, pause_seconds=pause)
         except TorporError as error:
-            self.home.log(f"saved, but afterwards: {error}")
-        self.home.log(f"saved {snapshot.id}, {snapshot.size} bytes in {took:.2f} s")
+            self.directory.log(f"saved, but afterwards: {error}")
+        self.directory.log(f"saved {snapshot.id}, {snapshot.size} bytes in {took:.2f} s")
         for notice in snapshot.notices:
             if notice not in self.told:
                 self.told.add(notice)
-                self.home.log(f"a wake will not bring back all: {notice}")
+                self.directory.log(f"a wake will not bring back all: {notice}")
                 _tell(f"saved, but {notice}")
         return True
 
-    def _tell_state(self, **news: Any) -> None:
+    def _update_state(self, **news: Any) -> None:
         """Keep what `torpor slurm status` shows; where that cannot be, the job goes on all the same."""
         try:
-            self.home.tell(**news)
+            self.directory.update_state(**news)
         except TorporError as error:
-            self.home.log(f"the state was not kept: {error}")
+            self.directory.log(f"the state was not kept: {error}")
 
     # ------------------------------------------------------------------------------------------- the end
 
     def _ended(self, code: int) -> int:
         """The application has ended: by itself, or because Slurm ended it while it was to be saved."""
-        if self.home.is_fenced(self.allocation.restarts):
+        if self.directory.is_fenced(self.allocation.restarts):
             return self._abandon()  # what became of this copy says nothing of the job
         if code != 0 and (self.warned or self.leaving or code in (-signal.SIGTERM, -signal.SIGKILL)):
-            answer = self._why(signal.SIGTERM)
+            answer = self._find_cause(signal.SIGTERM)
             killed = code == -signal.SIGKILL  # for want of memory, or by hand: it has not come to its end
             if killed or answer is None or answer.cause is not Cause.OTHER or self.record.state != "RUNNING":
                 return self._ended_early(code, answer)
-        self.home.log(f"the application ended with {code}")
-        self._tell_state(phase="finished", code=code)
+        self.directory.log(f"the application ended with {code}")
+        self._update_state(phase="finished", code=code)
         try:
-            self.home.finish(self.allocation.restarts, code)
+            self.directory.finish(self.allocation.restarts, code)
         except TorporError as error:  # the application's exit code is what counts
             _tell(f"the application ended with {code}, but that cannot be kept: {error}")
         return code
 
-    def _ended_early(self, code: int, answer: Answer | None) -> int:
+    def _ended_early(self, code: int, answer: Finding | None) -> int:
         """Slurm, or the user by scancel, ended the application: it is not done."""
         cause = answer.cause.value if answer else "a cause that Slurm does not tell"
-        self.home.log(f"the application was ended ({code}) because of {cause}")
-        self._tell_state(phase="ended", cause=cause)
+        self.directory.log(f"the application was ended ({code}) because of {cause}")
+        self._update_state(phase="ended", cause=cause)
         if answer and answer.cause is Cause.PREEMPTED:
             self._requeue(answer.deadline)
         return code

@@ -49,14 +49,14 @@ class Submitted:
         return self.folder / "store"
 
     @property
-    def home(self) -> Path:
+    def directory(self) -> Path:
         """Its directory in the store."""
         return self.store / "slurm" / f"torpor-{self.number}"
 
     @property
     def log(self) -> str:
         """What its supervisor did."""
-        path = self.home / "log"
+        path = self.directory / "log"
         return path.read_text() if path.exists() else ""
 
     @property
@@ -163,8 +163,8 @@ def unharmed(made: Submitted, steps: int) -> None:
     """The job ended as it does when left alone, and left the same, to the byte."""
     assert made.wait_code() == f"{CODE}:0", made.told()
     assert made.differences(steps) == [], made.told()
-    assert json.loads((made.home / "finished").read_text())["code"] == CODE
-    assert list(made.home.glob("packs/*")) == []
+    assert json.loads((made.directory / "finished").read_text())["code"] == CODE
+    assert list(made.directory.glob("packs/*")) == []
 
 
 def supervisor(made: Submitted) -> int:

@@ -15,7 +15,7 @@ import pytest
 from tests.integration.slurm_cluster import PACKAGES, Cluster, cluster, missing
 from tests.integration.slurm_jobs import APP, CODE, Submitted, application, job, script, start, undisturbed, unharmed
 from tests.users import BIN, User
-from torpor_slurm.home import JobHome
+from torpor_slurm.job_directory import JobDirectory
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=f"Slurm is missing here: install {PACKAGES}")
 STEPS = 60
@@ -63,7 +63,7 @@ def test_many_preemptions(work: Submitted, times: int) -> None:
         work.wait_steps(work.steps + 5)
         work.preempt()
     unharmed(work, 2 * STEPS)
-    cut = [path.read_text() for path in (work.home / "cut").iterdir()]
+    cut = [path.read_text() for path in (work.directory / "cut").iterdir()]
     assert all(line.startswith("slurmstepd") for text in cut for line in text.splitlines())
 
 
@@ -77,7 +77,7 @@ def test_scancel_does_not_requeue(work: Submitted) -> None:
     assert (told["JobState"], told["Restarts"]) == ("CANCELLED", "0")
     work.wait_log("the application was ended")
     assert "requeue" not in work.log
-    assert not (work.home / "finished").exists()
+    assert not (work.directory / "finished").exists()
 
 
 def test_the_time_limit(slurm: Cluster, work: Submitted) -> None:
@@ -283,7 +283,7 @@ def test_a_snapshot_that_is_refused(work: Submitted, choice: str) -> None:
 def test_a_copy_that_was_thought_dead_ends(work: Submitted) -> None:
     start(work, script(work, application(work, 1000)))
     work.wait_steps(3)
-    later = JobHome(work.store, work.number, "torpor")
+    later = JobDirectory(work.store, work.number, "torpor")
     (later.path / "runs/1").write_text("{}")  # as the next run begins, on a node that can see the store
     assert work.wait_code() == "75:0", work.told()
     assert "found a later one: it ends" in work.log

@@ -146,7 +146,7 @@ def test_the_prolog_reads_the_images_of_a_job_that_comes_back(work: Submitted) -
     before = work.node
     other = work.cluster.preempt(work.user, before)
     work.cluster.wait_state(work.number, "PENDING")
-    last = work.home / "packs/zz"  # after all packs: whoever opens it has read them
+    last = work.directory / "packs/zz"  # after all packs: whoever opens it has read them
     os.mkfifo(last)
     work.user.own(last)
     work.hurry(before)
@@ -175,7 +175,7 @@ def test_the_epilog_removes_what_is_over(work: Submitted) -> None:
     path = script(work, "true")
     plain(work, path)
     assert work.wait_code() == "0:0"
-    finished, work.number = work.home, ""
+    finished, work.number = work.directory, ""
     places = {name: work.store / "slurm" / name for name in ("torpor-99999", "elsewhere-99998", "torpor-99997")}
     for place in places.values():
         shutil.copytree(finished, place)
@@ -189,6 +189,6 @@ def test_the_epilog_removes_what_is_over(work: Submitted) -> None:
     assert work.wait_code() == "0:0"
     gone = (finished, places["torpor-99999"])
     work.cluster.wait_for(lambda: not any(place.exists() for place in gone), "the epilog to clean")
-    assert (work.home / "finished").exists(), "it is young"
+    assert (work.directory / "finished").exists(), "it is young"
     assert places["torpor-99997"].exists(), "it is young"
     assert places["elsewhere-99998"].exists(), "this cluster does not know what becomes of it"

@@ -52,14 +52,14 @@ def command(
         os.execvp(cmd[0], cmd)
 
     from torpor.store import Store
-    from torpor_slurm.home import JobHome
+    from torpor_slurm.job_directory import JobDirectory
     from torpor_slurm.submit import embedded_script
     from torpor_slurm.supervisor import Options, supervise
 
-    home = JobHome(Store(store).path, allocation.job, allocation.cluster)
+    directory = JobDirectory(Store(store).path, allocation.job, allocation.cluster)
     if script is not None:
-        cmd = (str(home.keep_script(*embedded_script(script))), *cmd)
-    return exit_as(supervise(cmd, allocation, home, Options(every=every, **chosen)))
+        cmd = (str(directory.keep_script(*embedded_script(script))), *cmd)
+    return exit_as(supervise(cmd, allocation, directory, Options(every=every, **chosen)))
 
 
 def _teller() -> Callable[[SnapshotInfo], None]:

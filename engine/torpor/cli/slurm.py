@@ -54,13 +54,13 @@ def status(job: str | None, store: str | None, as_json: bool) -> None:
 def requeue(job: str, files: Literal["as-they-were", "as-they-are"], store: str | None, as_json: bool) -> None:
     """Let a job go on that was saved, or whose snapshots could not be woken: put it back into the queue."""
     from torpor.store import Store
-    from torpor_slurm.home import requeue as again
+    from torpor_slurm.job_directory import requeue as again
 
-    home = again(Store(store).path, job, files)
+    directory = again(Store(store).path, job, files)
     if as_json:
-        print_json({"job": home.job, "files": files})
+        print_json({"job": directory.job, "files": files})
     else:
-        click.echo(f"job {home.job} is in the queue again")
+        click.echo(f"job {directory.job} is in the queue again")
 
 
 @command.command("clean")

@@ -17,8 +17,8 @@ from logging import Logger
 from torpor.errors import TorporError
 from torpor_slurm import controller
 from torpor_slurm.allocation import Allocation
+from torpor_slurm.preemption_cause import Cause, find_cause
 from torpor_slurm.sentinel import Sentinel
-from torpor_slurm.why import Cause, why
 
 PULSE = 1.0
 """How often the step is looked at, seconds."""
@@ -49,5 +49,5 @@ async def _is_preempted(allocation: Allocation, log: Logger) -> bool:
     except TorporError as error:
         log.warning("Slurm does not say what becomes of job %s: %s", allocation.job, error)
         return False
-    answer = why(record, restarts=allocation.restarts, now=time.time(), lead=0, terminated=False)
+    answer = find_cause(record, restarts=allocation.restarts, now=time.time(), lead=0, terminated=False)
     return answer.cause in (Cause.PREEMPTED, Cause.REQUEUED)

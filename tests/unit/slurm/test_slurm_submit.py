@@ -1,4 +1,4 @@
-"""What is submitted to Slurm, and the steps of a job."""
+"""`torpor sbatch`: what it makes of a command line of sbatch and of a script."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from torpor.errors import NotFound, Refused
-from torpor_slurm import step, submit
+from torpor_slurm import submit
 
 
 @pytest.fixture
@@ -94,53 +94,3 @@ def test_no_arguments_confuse_it(words: list[str]) -> None:
     except Refused:
         return
     assert found.name == "wrap"
-
-
-@pytest.mark.parametrize(
-    ("words", "command"),
-    [
-        (["./app", "-n", "4"], ["./app", "-n", "4"]),
-        (["-N1", "-n", "1", "-c4", "--cpu-bind=cores", "-vu", "app"], ["app"]),
-        (["--exact", "--mem", "1G", "--mpi=none", "-K", "--", "app", "x"], ["app", "x"]),
-        (["--export=ALL", "-o", "out", "--open-mode=append", "-D", "/tmp", "app"], ["app"]),
-    ],
-)
-def test_a_step_of_one_task_is_a_command(words: list[str], command: list[str]) -> None:
-    values, rest = step.GRAMMAR.read(words)
-    assert rest == command
-    assert list(step.refusals(values, {"SLURM_NTASKS": "1"})) == []
-
-
-@pytest.mark.parametrize(
-    ("words", "refused"),
-    [
-        (["-n4", "app"], "4 tasks"),
-        (["--nodes=2", "app"], "--nodes=2"),
-        (["--gpus=1", "app"], "--gpus"),
-        (["-l", "app"], "--label"),
-        (["-o", "out.%t", "app"], "out.%t"),
-        (["--multi-prog", "-w", "n1", "conf"], "--multi-prog"),
-    ],
-)
-def test_what_a_step_cannot_have_is_refused(words: list[str], refused: str) -> None:
-    reasons = list(step.refusals(step.GRAMMAR.read(words)[0], {}))
-    assert refused in "".join(map(str, reasons))
-
-
-def test_a_step_has_as_many_tasks_as_its_job() -> None:
-    assert "3 tasks" in "".join(map(str, step.refusals({}, {"SLURM_NTASKS": "3"})))
-    assert list(step.refusals({"ntasks": "1"}, {"SLURM_NTASKS": "3"})) == []
-
-
-def test_a_step_becomes_its_command(tmp_path: Path) -> None:
-    srun = tmp_path / "srun"
-    srun.write_text(step.SCRIPT)
-    srun.chmod(0o700)
-    (tmp_path / "out").write_text("before\n")
-    words = [srun, "-D", tmp_path, "-o", "out", "--open-mode=append", "sh", "-c", "echo $$; echo 2 >&2; exit 9"]
-    process = subprocess.Popen([*map(str, words)])
-    assert process.wait() == 9
-    assert (tmp_path / "out").read_text() == f"before\n{process.pid}\n2\n"
-    told = subprocess.run([srun, "-n2", "true"], capture_output=True, text=True, check=False)
-    assert told.returncode == 1
-    assert "only a step of one task" in told.stderr

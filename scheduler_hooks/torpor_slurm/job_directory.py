@@ -5,7 +5,7 @@
       runs/N                   the run that began after N restarts, and the snapshots it found
       env                      the allocation's SLURM_* as a shell reads them ($TORPOR_ENV_FILE)
       script/NAME              the job's script, under one path on every node
-      bin/srun                 what stands for srun below the supervisor (step.py)
+      bin/srun                 what stands for srun below the supervisor (srun_wrapper.py)
       cut/                     ends of output files that were cut when an older snapshot was woken
       state                    what `torpor slurm status` shows
       wanted                   what `torpor slurm requeue` asks of one later run
@@ -52,7 +52,7 @@ class Finished:
     when: float
 
 
-class JobHome:
+class JobDirectory:
     """The directory of one job."""
 
     def __init__(self, base: str | os.PathLike[str], job: str, cluster: str) -> None:
@@ -69,12 +69,12 @@ class JobHome:
         self.store = Store(self.path)
 
     @classmethod
-    def all(cls, base: str | os.PathLike[str], *, former: bool = False) -> list[JobHome]:
+    def all(cls, base: str | os.PathLike[str], *, former: bool = False) -> list[JobDirectory]:
         """Every job under `base`, by name; with `former`, also those whose ids have been used again."""
         places = sorted(Path(base).absolute().glob("slurm/*-*/state"))
         names = [place.parent.name.rpartition("-") for place in places]
         found = [cls(base, job, cluster) for cluster, _, job in names if job.isdecimal()]
-        return [home for home in found if former or not home.former]
+        return [directory for directory in found if former or not directory.former]
 
     @property
     def former(self) -> bool:
@@ -195,7 +195,7 @@ class JobHome:
         """What `torpor slurm status` shows."""
         return self._read("state")
 
-    def tell(self, **news: Any) -> None:
+    def update_state(self, **news: Any) -> None:
         """Bring the state up to date.
 
         Raises:
@@ -203,7 +203,7 @@ class JobHome:
         """
         self._write("state", json.dumps({**self.state, **news}))
 
-    def want(self, restarts: int, files: Files) -> None:
+    def request_files(self, restarts: int, files: Files) -> None:
         """Have the run after so many restarts wake the job with its files as they are, or as they were.
 
         Raises:
@@ -211,7 +211,7 @@ class JobHome:
         """
         self._write("wanted", json.dumps({"restarts": restarts, "files": files}))
 
-    def files_wanted(self, restarts: int) -> Files | None:
+    def requested_files(self, restarts: int) -> Files | None:
         """What was asked of this run, if anything was."""
         told = self._read("wanted")
         mine = told.get("restarts") == restarts and told.get("files") == "as-they-are"
@@ -299,19 +299,19 @@ class JobHome:
             ) from error
 
 
-def requeue(base: str | os.PathLike[str], job: str, files: Files) -> JobHome:
+def requeue(base: str | os.PathLike[str], job: str, files: Files) -> JobDirectory:
     """Put a job back into the queue; its next run wakes it with its files as they are, or as they were.
 
     Raises:
         NotFound: there is no such job in the store.
         StoreError, NotPermitted, SlurmError: it cannot be written; Slurm does not do it.
     """
-    home = next((one for one in JobHome.all(base) if one.job == job), None)
-    if home is None:
+    directory = next((one for one in JobDirectory.all(base) if one.job == job), None)
+    if directory is None:
         raise NotFound(f"there is no job {job} below {base}", advice="see `torpor slurm status`, and --store")
-    home.want(controller.job_record(job).restarts + 1, files)
+    directory.request_files(controller.job_record(job).restarts + 1, files)
     controller.requeue(job)
-    return home
+    return directory
 
 
 def sync_folder(path: Path) -> None:

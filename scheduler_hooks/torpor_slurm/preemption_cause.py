@@ -24,7 +24,7 @@ class Cause(Enum):
 
 
 @dataclass(frozen=True)
-class Answer:
+class Finding:
     """The cause, and until when there is time (seconds of the epoch, None: not known)."""
 
     cause: Cause
@@ -49,9 +49,9 @@ def is_cancelled(record: JobRecord, deadline: float | None) -> bool:
     return not at_once and (deadline is None or record.end < deadline - 1)
 
 
-def why(
+def find_cause(
     record: JobRecord, *, restarts: int, now: float, lead: float, terminated: bool, deadline: float | None = None
-) -> Answer:
+) -> Finding:
     """Judge a job that was just warned.
 
     Args:
@@ -63,17 +63,17 @@ def why(
         deadline: the end of a grace time, if one is known to have begun.
     """
     if record.restarts > restarts:
-        return Answer(Cause.REQUEUED)
+        return Finding(Cause.REQUEUED)
     if is_cancelled(record, deadline):
-        return Answer(Cause.OTHER)
+        return Finding(Cause.OTHER)
     if record.state in ("RUNNING", "COMPLETING") and record.preempt is not None:
-        return Answer(Cause.PREEMPTED, record.end)
+        return Finding(Cause.PREEMPTED, record.end)
     if record.state == "PREEMPTED":
-        return Answer(Cause.PREEMPTED)
+        return Finding(Cause.PREEMPTED)
     if record.reason == "TimeLimit" or record.state == "TIMEOUT":
-        return Answer(Cause.TIME_LIMIT)
+        return Finding(Cause.TIME_LIMIT)
     if record.state == "RUNNING" and record.limited and record.end is not None:
         left = record.end - now
         if left <= lead or (not terminated and left <= lead + OWN_CHECKS):
-            return Answer(Cause.TIME_LIMIT, record.end)
-    return Answer(Cause.OTHER)
+            return Finding(Cause.TIME_LIMIT, record.end)
+    return Finding(Cause.OTHER)

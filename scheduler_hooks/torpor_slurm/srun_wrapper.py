@@ -48,7 +48,7 @@ _ONE = ("nodes", "ntasks", "ntasks-per-node")
 _FILES = {"input": (0, os.O_RDONLY), "output": (1, os.O_WRONLY | os.O_CREAT), "error": (2, os.O_WRONLY | os.O_CREAT)}
 
 
-SCRIPT = f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -E -m torpor_slurm.step "$@"\n'
+SCRIPT = f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -E -m torpor_slurm.srun_wrapper "$@"\n'
 """What stands for srun in a job."""
 
 

@@ -1,0 +1,112 @@
+"""The sentinel step and the time limit: when a job leaves though nobody sent it a signal."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import pytest
+
+from tests.unit.slurm.supervisor_rig import Rig
+from torpor import processes
+from torpor.errors import CheckpointFailed
+from torpor_slurm import supervisor
+from torpor_slurm.supervisor import LEFT_AT_TIME_LIMIT
+
+
+@pytest.mark.parametrize("requeued", [False, True])
+def test_a_grace_time_that_began_before_anybody_listened(rig: Rig, requeued: bool) -> None:
+    rig.preempt()
+    rig.say(restarts=int(requeued))
+    rig.sentinel.news = ["listens"]
+    assert rig.watch() == 0
+    assert (rig.saves, rig.requeued) == (["kill"], [] if requeued else ["12"])
+
+
+def test_a_sentinel_that_listens_or_ends_without_a_cause_changes_nothing(rig: Rig) -> None:
+    rig.sentinel.news = ["listens", "ended"]
+    rig.app.end_after = 6
+    assert rig.watch() == 0
+    assert (rig.saves, rig.app.heard, rig.sentinel.news) == ([], [], [])
+
+
+def test_a_time_limit_that_is_near_is_nothing_that_came_too_early(rig: Rig) -> None:
+    rig.say(reason="TimeLimit")
+    rig.app.end_after = 3
+    rig.sentinel.news = ["listens"]
+    assert rig.watch() == 0
+    assert rig.saves == []
+
+
+def test_a_sentinel_that_is_told_to_go(rig: Rig) -> None:
+    rig.preempt()
+    rig.sentinel.news = ["ended"]
+    assert rig.watch() == 0
+    assert (rig.saves, rig.requeued) == (["kill"], ["12"])
+
+
+def near(rig: Rig, left: float) -> None:
+    rig.say(start=time.time() - 3600, end=time.time() + left)
+    rig.tried.record = rig.record
+
+
+def test_a_job_leaves_before_its_time_limit(rig: Rig) -> None:
+    near(rig, supervisor.LEAST_LEAD - 1)
+    assert rig.watch() == LEFT_AT_TIME_LIMIT
+    assert (rig.saves, rig.directory.state["cause"]) == (["kill"], "time limit")
+
+
+def test_at_its_limit_a_save_that_fails_is_tried_again_after_a_while(rig: Rig) -> None:
+    near(rig, 1)
+    rig.fail = [CheckpointFailed("the disk is full"), None]
+    began = time.monotonic()
+    assert rig.watch() == LEFT_AT_TIME_LIMIT
+    assert time.monotonic() - began >= 0.05
+    assert rig.saves == ["kill", "kill"]
+
+
+@pytest.mark.parametrize("case", ["far", "extended", "none", "unknown"])
+def test_a_time_limit_that_is_none_or_far_lets_it_run(rig: Rig, case: str) -> None:
+    near(rig, 3600 if case == "far" else 1)
+    if case == "extended":
+        rig.say(end=time.time() + 3600)  # the controller's word of now
+    elif case == "none":
+        rig.tried.record = replace(rig.record, limited=False)
+    elif case == "unknown":
+        rig.tried.record = replace(rig.record, end=None)
+    rig.app.end_after = 5
+    assert rig.watch() == 0
+    assert rig.saves == []
+
+
+def test_a_time_limit_holds_while_the_controller_is_silent(rig: Rig) -> None:
+    near(rig, 1)
+    rig.silent = True
+    assert rig.watch() == LEFT_AT_TIME_LIMIT
+    assert "does not say whether it holds" in rig.log
+
+
+def test_how_long_before_its_limit_a_job_leaves(rig: Rig) -> None:
+    tried = rig.tried
+    rig.monkeypatch.setattr(processes, "resident", lambda pid: 10**9)
+    tried.rate = 1e8
+    tried.record = replace(rig.record, start=0.0, end=86400.0)
+    assert tried._lead() == supervisor.LEAST_LEAD + 20.0
+    tried.record = replace(rig.record, start=0.0, end=40.0)
+    assert tried._lead() == 20.0, "at most half of its time"
+    for unknown in ({"start": None}, {"end": None}):
+        tried.record = replace(rig.record, **unknown)  # type: ignore[arg-type]
+        assert tried._lead() == supervisor.LEAST_LEAD + 20.0
+
+
+def test_a_save_tells_how_fast_a_save_is(rig: Rig) -> None:
+    rig.size, rig.written = 10**12, 10**12
+    assert rig.tried._save("run")
+    fast = rig.tried.rate
+    assert fast > supervisor.FIRST_RATE
+    rig.size, rig.written = 10**20, 10**12
+    assert rig.tried._save("run")
+    assert rig.tried.rate == fast, "little was written: it does not tell how fast one can be"
+    rig.size, rig.written = 1, 0
+    assert rig.tried._save("run")
+    assert rig.tried.rate < fast, "but how slow"

@@ -1,0 +1,144 @@
+"""Saves while a job runs, later runs that shut it out, and how it ends."""
+
+from __future__ import annotations
+
+import signal
+import time
+from typing import Any
+
+import pytest
+
+import torpor
+from tests.unit.slurm.supervisor_rig import PATIENCE, Rig
+from torpor.errors import StoreError
+from torpor.store import SnapshotInfo
+from torpor_slurm import supervisor
+from torpor_slurm.job_directory import JobDirectory
+from torpor_slurm.preemption_cause import Cause, Finding
+from torpor_slurm.supervisor import FENCED, Options
+
+
+def test_a_job_is_saved_again_and_again(rig: Rig) -> None:
+    rig.supervise(Options(every=0.05))
+    rig.monkeypatch.setattr(supervisor, "PULSE", 60.0)
+    rig.monkeypatch.setattr(supervisor, "SHORT_PULSE", 60.0)
+    rig.fail = [StoreError("full"), None]
+    kept = rig._checkpoint
+
+    def third(*arguments: Any, **named: Any) -> SnapshotInfo:
+        if len(rig.saves) == 2:
+            rig.app.end_after = 0
+        return kept(*arguments, **named)
+
+    rig.monkeypatch.setattr(torpor, "checkpoint", third)
+    began = time.monotonic()
+    assert rig.watch() == 0
+    assert rig.saves == ["run"] * 3
+    assert 0.15 <= time.monotonic() - began < PATIENCE
+
+
+def test_without_every_it_is_never_saved_for_nothing(rig: Rig) -> None:
+    rig.app.end_after = 5
+    assert rig.watch() == 0
+    assert rig.saves == []
+
+
+def test_a_run_that_finds_a_later_one_ends(rig: Rig) -> None:
+    JobDirectory(rig.directory.path.parents[1], "12", "c").begin(1, "n2", 2.0)
+    assert rig.watch() == FENCED
+    assert (rig.app.heard, rig.app.waited, rig.saves) == ([signal.SIGKILL], True, [])
+    assert rig.directory.finished is None
+
+
+def test_the_end_of_one_that_is_shut_out_tells_nothing_of_the_job(rig: Rig) -> None:
+    JobDirectory(rig.directory.path.parents[1], "12", "c").begin(1, "n2", 2.0)
+    rig.app.code = 0
+    assert rig.watch() == FENCED
+    assert rig.directory.finished is None
+
+
+@pytest.mark.parametrize("code", [0, 1, 3, -signal.SIGSEGV])
+def test_what_ends_by_itself_is_finished(rig: Rig, code: int) -> None:
+    rig.app.code = code
+    assert rig.watch() == code
+    found = rig.directory.finished
+    assert found is not None
+    assert (found.code, rig.directory.state["phase"], rig.directory.state["code"]) == (code, "finished", code)
+
+
+def test_what_comes_to_its_end_while_slurm_ends_it_is_finished(rig: Rig) -> None:
+    rig.say(state="COMPLETING")
+    rig.app.code, rig.tried.warned = 0, True
+    assert rig.watch() == 0
+    assert rig.directory.finished is not None
+
+
+def test_what_a_signal_of_the_users_ends_is_finished(rig: Rig) -> None:
+    rig.app.code = -signal.SIGTERM
+    assert rig.watch() == -signal.SIGTERM
+    assert rig.directory.finished is not None
+
+
+@pytest.mark.parametrize(
+    ("code", "warned", "changes"),
+    [
+        (-signal.SIGKILL, False, {}),  # for want of memory, or by hand
+        (-signal.SIGTERM, False, {"reason": "TimeLimit"}),
+        (-signal.SIGTERM, False, {"state": "CANCELLED"}),
+        (1, True, {"state": "COMPLETING"}),
+        (1, True, {"restarts": 1}),
+    ],
+)
+def test_what_slurm_ends_is_not_finished(rig: Rig, code: int, warned: bool, changes: dict[str, Any]) -> None:
+    rig.say(**changes)
+    rig.app.code, rig.tried.warned = code, warned
+    assert rig.watch() == code
+    assert (rig.directory.finished, rig.directory.state["phase"], rig.requeued) == (None, "ended", [])
+
+
+def test_what_the_user_cancels_is_not_finished_by_what_it_does_then(rig: Rig) -> None:
+    """It cleans up and ends with an error of its own."""
+
+    def gives_in() -> None:
+        rig.say(state="COMPLETING")
+        rig.app.code = 1
+
+    rig.app.gives_in = gives_in
+    rig.warn()
+    assert rig.watch() == 1
+    assert (rig.directory.finished, rig.directory.state["phase"]) == (None, "ended")
+
+
+def test_one_that_ends_with_an_error_long_after_a_warning_of_no_meaning(rig: Rig) -> None:
+    rig.tried.warned, rig.app.code = True, 1
+    assert rig.watch() == 1
+    assert rig.directory.finished is not None
+
+
+def test_what_ends_while_nobody_says_why_is_not_finished(rig: Rig) -> None:
+    rig.silent = True
+    rig.app.code = -signal.SIGTERM
+    assert rig.watch() == -signal.SIGTERM
+    assert rig.directory.finished is None
+
+
+def test_what_a_preemption_ends_unsaved_is_requeued(rig: Rig) -> None:
+    rig.preempt()
+    rig.app.code, rig.tried.leaving = 1, Finding(Cause.PREEMPTED, time.time() + 60)
+    assert rig.watch() == 1
+    assert (rig.requeued, rig.directory.finished) == (["12"], None)
+
+
+def test_an_exit_code_that_cannot_be_kept_is_given_all_the_same(rig: Rig, capfd: pytest.CaptureFixture[str]) -> None:
+    def full(*_: object) -> None:
+        raise StoreError("no room")
+
+    rig.monkeypatch.setattr(rig.directory, "finish", full)
+    rig.app.code = 3
+    assert rig.watch() == 3
+    assert "ended with 3, but that cannot be kept: no room" in capfd.readouterr().err
+
+
+def test_one_that_has_finished_is_not_run_again(rig: Rig) -> None:
+    rig.directory.finish(0, 7)
+    assert supervisor.supervise(["true"], rig.allocation, rig.directory, Options()) == 7
