@@ -243,17 +243,31 @@ class JobDirectory:
         lines = [f"export {name}={shlex.quote(value)}\n" for name, value in sorted(environment.items())]
         self._write("env", "".join(lines))
 
-    def keep_script(self, name: str, text: bytes, folder: str = "script") -> Path:
-        """Keep a script of the job where every node finds it under the same name; the first one counts.
+    def keep_script(self, name: str, text: bytes) -> Path:
+        """Keep the job's script where every node finds it under one path. The first run's counts.
 
         Raises:
             StoreError: it cannot be written.
         """
-        path = self.path / folder / name
+        path = self.path / "script" / name
         if not path.exists():
             self._make(path.parent)
-            self._write(f"{folder}/{name}", text, 0o700)
+            self._write(f"script/{name}", text, 0o700)
         return path
+
+    @property
+    def srun_wrapper(self) -> Path:
+        """The script that stands for srun below the supervisor."""
+        return self.path / "bin" / "srun"
+
+    def write_srun_wrapper(self, script: str) -> None:
+        """Write that script. Every run does, since a woken application calls what the Torpor of its new run has.
+
+        Raises:
+            StoreError: it cannot be written.
+        """
+        self._make(self.srun_wrapper.parent)
+        self._write("bin/srun", script, 0o700)
 
     @property
     def cut(self) -> Path:

@@ -147,6 +147,7 @@ class Supervisor:
         try:
             self.found = self.directory.begin(self.allocation.restarts, self.allocation.node, self.record.start)
             self.directory.write_environment(self.allocation.variables)
+            self.directory.write_srun_wrapper(srun_wrapper.SCRIPT)
         except StoreError as error:
             error.advice += f"; then `scontrol requeue {self.directory.job}`: what is saved is kept"
             raise
@@ -174,7 +175,7 @@ class Supervisor:
             return self._watch(sentinel)
 
     def _start(self) -> Job:
-        srun = self.directory.keep_script("srun", srun_wrapper.SCRIPT.encode(), "bin")
+        srun = self.directory.srun_wrapper
         command = [str(srun), *self.command[1:]] if self.command[0] == "srun" else self.command
         path = f"{srun.parent}:{os.environ.get('PATH', os.defpath)}"
         environment = {**inherited_environment(), "PATH": path, ENV_FILE: str(self.directory.environment_file)}

@@ -154,3 +154,12 @@ def test_what_a_job_says_is_on_disk_before_anything_follows_from_it(
     monkeypatch.setattr(Path, "rename", renamed)
     directory.finish(0, 3)
     assert done[:3] == ["file", "rename", "folder"]
+
+
+def test_every_run_writes_the_srun_wrapper_and_keeps_the_first_script(tmp_path: Path) -> None:
+    directory = JobDirectory(tmp_path, "12", "c")
+    for text in ("first", "second"):
+        directory.write_srun_wrapper(text)
+        script = directory.keep_script("job.sh", text.encode())
+    assert (directory.srun_wrapper.read_text(), script.read_text()) == ("second", "first")
+    assert directory.srun_wrapper.stat().st_mode & 0o777 == 0o700
