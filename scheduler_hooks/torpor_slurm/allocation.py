@@ -1,4 +1,4 @@
-"""What Slurm gives a job: where this process runs, and as which run of which job."""
+"""The Slurm allocation of this process: which job, which node, and how often Slurm has restarted the job."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from torpor.errors import Reason, Refused
 
 ENV_FILE = "TORPOR_ENV_FILE"
-"""The variable that tells an application where it finds its present allocation's SLURM_*."""
+"""The environment variable that names a file with the SLURM_* variables of the current allocation."""
 
 
 @dataclass(frozen=True)
 class Allocation:
-    """The surroundings of a job's process."""
+    """The allocation that a process of a batch job runs in."""
 
     job: str
     cluster: str
@@ -22,7 +22,7 @@ class Allocation:
     restarts: int
     """How often Slurm has restarted the job: 0 in its first run."""
     in_step: bool
-    """This process runs in a step (`srun torpor run ...`), which hears warnings itself."""
+    """Whether this process runs in a step (`srun torpor run ...`). Slurm sends its warnings to steps directly."""
     variables: Mapping[str, str]
     """All SLURM_* of this run."""
 
@@ -31,17 +31,17 @@ class Allocation:
         """The batch job that this process is in; None outside of one, as in salloc or an interactive srun.
 
         Raises:
-            Refused: it has what cannot be kept: several nodes, several tasks in a step, GPUs.
+            Refused: the job uses what Torpor cannot save: several nodes, several tasks in a step, GPUs.
         """
         found = os.environ if environment is None else environment
         allocation = cls.around(found)
         if allocation and (reasons := _refusals(found)):
-            raise Refused(f"job {allocation.job} cannot be kept", reasons)
+            raise Refused(f"job {allocation.job} cannot be saved", reasons)
         return allocation
 
     @classmethod
     def around(cls, found: Mapping[str, str]) -> Allocation | None:
-        """As `here`, of any job: what is to be kept may not be all of it."""
+        """As `here`, but no job is refused: for a caller that saves only a part of the job."""
         job = found.get("SLURM_JOB_ID", "")
         if not job.isdecimal() or "SLURMD_NODENAME" not in found or found.get("ENVIRONMENT") != "BATCH":
             return None  # slurmd sets ENVIRONMENT for batch scripts; nothing else can be requeued
@@ -56,7 +56,7 @@ class Allocation:
 
 
 def is_supervised(environment: Mapping[str, str], allocation: Allocation) -> bool:
-    """Whether this process is below a supervisor of the same job: a job's `torpor run` in a script that has one."""
+    """Whether this process runs below a supervisor of the same job: `torpor run` in a script of `torpor sbatch`."""
     place = environment.get(ENV_FILE, "")
     return os.path.basename(os.path.dirname(place)) == f"{allocation.cluster}-{allocation.job}"
 
@@ -68,15 +68,19 @@ def _refusals(found: Mapping[str, str]) -> list[Reason]:
         reasons.append(several_nodes(nodes))
     if found.get("SLURM_HET_SIZE", "1") != "1":
         reasons.append(
-            Reason("a heterogeneous job", "a snapshot is of one node's processes", "submit its parts singly")
+            Reason(
+                "a heterogeneous job",
+                "a snapshot holds the processes of one node",
+                "submit each by itself",
+            )
         )
     if found.get("SLURM_STEP_ID", "").isdecimal() and found.get("SLURM_STEP_NUM_TASKS", "1") != "1":
         tasks = found["SLURM_STEP_NUM_TASKS"]
         reasons.append(
             Reason(
                 "the step",
-                f"it has {tasks} tasks, and each would be a supervisor of the same job",
-                "use srun --ntasks=1, and let the application start its processes itself",
+                f"it has {tasks} tasks, and each task would start a supervisor of the same job",
+                "use srun --ntasks=1 and let the application start its own processes",
             )
         )
     if gpus := found.get("SLURM_JOB_GPUS") or found.get("SLURM_STEP_GPUS"):
@@ -88,11 +92,11 @@ def several_nodes(nodes: str) -> Reason:
     """Why a job on several nodes is refused."""
     return Reason(
         f"{nodes} nodes",
-        "a snapshot is of one node's processes; what is between nodes (MPI) is not kept",
+        "a snapshot holds the processes of one node; connections between nodes (MPI) are not saved",
         "use --nodes=1, or the application's own checkpoints",
     )
 
 
 def gpus_held(gpus: str) -> Reason:
     """Why a job with GPUs is refused."""
-    return Reason(f"GPUs ({gpus})", "what is in a GPU's memory is not kept", "ask for no GPU, or use plain sbatch")
+    return Reason(f"GPUs ({gpus})", "the memory of a GPU is not saved", "request no GPU, or use plain sbatch")

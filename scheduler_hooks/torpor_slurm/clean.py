@@ -1,4 +1,4 @@
-"""The directories of jobs that are over, removed: `torpor slurm clean`, which a site's Epilog calls as well."""
+"""`torpor slurm clean` removes the directories of jobs that are over. A site's Epilog may call it, too."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from torpor_slurm.job_directory import JobDirectory
 
 
 def clean(base: str, older: float) -> list[Path]:
-    """Remove what jobs have left in a store that are over: finished, or not known to Slurm any more.
+    """Remove the directories of jobs that have finished, or that Slurm does not know any more.
 
-    A job that Slurm knows may be requeued, however it ended, and is left alone; so is one of another cluster, and
-    every unfinished one while Slurm does not answer.
+    A job that Slurm still knows may be requeued, however it ended, and is left alone. So are the jobs of another
+    cluster, and all unfinished jobs while Slurm does not answer.
 
     Args:
         base: the store.
-        older: seconds since the last thing that happened to the job.
+        older: how many seconds ago the last event of a job must be.
 
     Returns:
         The directories that were removed.
@@ -63,7 +63,7 @@ def _cluster() -> str:
 
 
 def _is_forgotten(directory: JobDirectory, cluster: Callable[[], str]) -> bool:
-    """Whether the controller of the job's cluster has answered that it knows no such job."""
+    """Whether the controller of the job's cluster answers that there is no such job."""
     if directory.cluster != cluster():
         return False
     try:

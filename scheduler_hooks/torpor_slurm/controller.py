@@ -1,6 +1,6 @@
-"""What Slurm knows of a job, and what a user may ask of it: scontrol, srun and squeue, as a user calls them.
+"""Questions to slurmctld and requests, by scontrol and squeue as any user calls them.
 
-The text of `scontrol show ... -o` is read and not its JSON: that needs a plugin which many sites do not have.
+This reads the text of `scontrol show ... -o`, not its JSON: JSON needs a plugin that many sites lack.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from torpor.errors import NotFound, TorporError
 
 PATIENCE = 20.0
-"""Seconds that a command may take: a busy controller answers in a few."""
+"""Seconds that a command may take. A busy controller answers within a few."""
 _FIELD = re.compile(r"(?:^|\s)([A-Za-z][\w/:]*)\s*=\s*(\S*)")
 
 
@@ -27,7 +27,7 @@ class SlurmError(TorporError):
 
 @dataclass(frozen=True)
 class JobRecord:
-    """What the controller says of one job. Times are seconds of the epoch, None where there is none."""
+    """One job as `scontrol show job` describes it. Times are seconds since the epoch; None: not set."""
 
     state: str
     """RUNNING, PENDING, COMPLETING, CANCELLED, PREEMPTED, TIMEOUT, ..."""
@@ -37,9 +37,9 @@ class JobRecord:
     """Whether it may be requeued."""
     start: float | None
     end: float | None
-    """When its time is up; from the start of a preemption on, when its grace time is."""
+    """EndTime: when its time limit is reached; once it is being preempted, when its grace time ends."""
     preempt: float | None
-    """When its preemption began."""
+    """PreemptTime: when its preemption began."""
     partition: str
     name: str
     limited: bool
@@ -50,7 +50,7 @@ class JobRecord:
         """Read a line of `scontrol show job -o`.
 
         Raises:
-            SlurmError: it is no such line.
+            SlurmError: the line lacks a field, or has one that cannot be read.
         """
         fields = fields_of(text)
         try:
@@ -67,11 +67,11 @@ class JobRecord:
                 limited=fields["TimeLimit"] != "UNLIMITED",
             )
         except (KeyError, ValueError) as error:
-            raise SlurmError(f"scontrol described a job in words that are not known: {error}", details=text) from error
+            raise SlurmError(f"the output of scontrol show job cannot be read: {error}", details=text) from error
 
 
 def fields_of(text: str) -> dict[str, str]:
-    """The ``Key=value`` pairs of a text; of a key that comes twice, the first."""
+    """The ``Key=value`` pairs of a text. If a key comes twice, the first one counts."""
     found: dict[str, str] = {}
     for key, value in _FIELD.findall(text):
         found.setdefault(key, value)
@@ -90,7 +90,7 @@ def call(command: Sequence[str], *, environment: Mapping[str, str] | None = None
 
     Raises:
         NotFound: there is no such program here.
-        SlurmError: it failed; with its words.
+        SlurmError: it failed, with what it wrote to standard error; or it took longer than PATIENCE.
     """
     environment = {**(os.environ if environment is None else environment), "SLURM_TIME_FORMAT": "standard"}
     try:
@@ -100,7 +100,7 @@ def call(command: Sequence[str], *, environment: Mapping[str, str] | None = None
     except FileNotFoundError:
         raise NotFound(f"there is no {command[0]} here", advice="is this a host of a Slurm cluster?") from None
     except subprocess.TimeoutExpired:
-        raise SlurmError(f"{command[0]} gave no answer in {PATIENCE:.0f} s", advice="see `scontrol ping`") from None
+        raise SlurmError(f"{command[0]} did not answer within {PATIENCE:.0f} s", advice="see `scontrol ping`") from None
     if told.returncode:
         words = told.stderr.decode(errors="replace").strip().replace("\n", "; ")
         raise SlurmError(f"{' '.join(command[:2])} failed: {words or f'exit code {told.returncode}'}")
@@ -117,7 +117,7 @@ def job_record(job: str) -> JobRecord:
 
 
 def states(jobs: Sequence[str]) -> dict[str, str]:
-    """The states of those of some jobs that the controller knows, by one question.
+    """The state of each of these jobs that the controller knows, by one call of squeue.
 
     Raises:
         SlurmError, NotFound: as `call`.
@@ -134,7 +134,7 @@ def states(jobs: Sequence[str]) -> dict[str, str]:
 
 
 def requeue(job: str) -> None:
-    """Put a job back into the queue; what still runs of it is ended by Slurm.
+    """Requeue a job. Slurm ends what still runs of it.
 
     Raises:
         SlurmError, NotFound: as `call`.
@@ -144,16 +144,16 @@ def requeue(job: str) -> None:
 
 @dataclass(frozen=True)
 class Notice:
-    """How long a job may take to leave, in seconds."""
+    """How long a preempted job has to end, in seconds."""
 
     grace: int
-    """GraceTime of the partition, or of its QOS: heard by steps at its start."""
+    """GraceTime of the partition. Slurm signals the steps when it begins."""
     kill_wait: int
-    """From TERM to KILL at the end of it."""
+    """KillWait: from SIGTERM to SIGKILL at its end."""
 
     @property
     def window(self) -> int:
-        """From the first warning to the end."""
+        """From the first signal to SIGKILL."""
         return self.grace + self.kill_wait
 
 
@@ -167,7 +167,7 @@ def configuration() -> dict[str, str]:
 
 
 def notice(partition: str) -> Notice:
-    """What the site gives the jobs of a partition when it preempts them.
+    """How long the jobs of a partition have when Slurm preempts them.
 
     Raises:
         SlurmError, NotFound: as `call`.

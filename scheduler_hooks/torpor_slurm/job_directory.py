@@ -1,20 +1,20 @@
-"""A job's own directory on shared storage: a store of its snapshots, and beside them what the next run must know.
+"""The job directory, on shared storage: a store with the job's snapshots, and what the next run must know.
 
     STORE/slurm/CLUSTER-JOBID/
-      lock snapshots/ packs/   a store like any other: `torpor ls --store` lists it
-      runs/N                   the run that began after N restarts, and the snapshots it found
-      env                      the allocation's SLURM_* as a shell reads them ($TORPOR_ENV_FILE)
-      script/NAME              the job's script, under one path on every node
-      bin/srun                 what stands for srun below the supervisor (srun_wrapper.py)
-      cut/                     ends of output files that were cut when an older snapshot was woken
+      lock snapshots/ packs/   a store: `torpor ls --store` lists its snapshots
+      runs/N                   the run after N restarts, and the snapshots that it found
+      env                      the SLURM_* of the current allocation, as a shell script ($TORPOR_ENV_FILE)
+      script/NAME              the job's script, under the same path on every node
+      bin/srun                 the srun wrapper (srun_wrapper.py)
+      cut/                     what was cut off output files when a snapshot was woken
       state                    what `torpor slurm status` shows
-      wanted                   what `torpor slurm requeue` asks of one later run
-      finished                 the application's exit code, once it has ended by itself
+      wanted                   the options of `torpor slurm requeue` for one later run
+      finished                 the exit code of the application, once it has ended by itself
       log                      what the supervisor did, and why
 
-**The fence.** Run N writes ``runs/N`` before it wakes anything, with the snapshots that it may choose from. A run
-that was thought dead, on a node that was lost, may go on writing: what it publishes then is in no later run's list,
-and nobody wakes it. When it can read the directory again it sees a later run and ends.
+**Fencing.** Run N writes ``runs/N`` before it wakes anything, with the snapshots that it may choose from. A run that
+Slurm took for dead, on a lost node, may still write snapshots. They are on the list of no later run, so that none of
+them is ever woken. Once such a run can read the directory again, it sees the later run and ends.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ if TYPE_CHECKING:
     from torpor import Files
 
 RUN_TAG = "slurm-run"
-"""The tag of a snapshot that says by which run it was taken."""
+"""The tag of a snapshot that names the run which took it."""
 _FORMER = ".until"
-"""What the name of a directory ends in, before the time, when the job's id has been used again."""
+"""The end of a directory's name, before a time, once Slurm has given the job id to another job."""
 KEEP = 2
-"""Snapshots that are kept of a job that runs: the newest, and one in case that one is refused."""
+"""Snapshots that are kept of a running job: the newest, and one more in case that one cannot be woken."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class JobDirectory:
     """The directory of one job."""
 
     def __init__(self, base: str | os.PathLike[str], job: str, cluster: str) -> None:
-        """Name it; nothing is made yet.
+        """Name the directory. It is not created yet.
 
         Args:
             base: the user's store.
@@ -70,7 +70,7 @@ class JobDirectory:
 
     @classmethod
     def all(cls, base: str | os.PathLike[str], *, former: bool = False) -> list[JobDirectory]:
-        """Every job under `base`, by name; with `former`, also those whose ids have been used again."""
+        """All jobs of a store, by name; with `former`, also those whose job ids were given to other jobs since."""
         places = sorted(Path(base).absolute().glob("slurm/*-*/state"))
         names = [place.parent.name.rpartition("-") for place in places]
         found = [cls(base, job, cluster) for cluster, _, job in names if job.isdecimal()]
@@ -78,21 +78,22 @@ class JobDirectory:
 
     @property
     def former(self) -> bool:
-        """Whether this was a job whose id another one has by now."""
+        """Whether another job has this job's id by now."""
         return self.cluster.endswith(_FORMER)
 
     # ------------------------------------------------------------------------------------------- runs
 
     def begin(self, restarts: int, node: str, start: float | None) -> list[SnapshotInfo]:
-        """Begin a run, and shut out every earlier one.
+        """Begin a run, and fence off all earlier ones.
 
         Args:
             restarts: how often Slurm has restarted the job.
             node: the host's name.
-            start: when Slurm started this run (seconds of the epoch): tells another job that had the same id.
+            start: when Slurm started this run (seconds since the epoch): tells whether the directory is of another job
+                that had the same id.
 
         Returns:
-            The snapshots to choose from, the newest first.
+            The snapshots that this run may wake, the newest first.
 
         Raises:
             Refused: this run has begun already, or a later one has.
@@ -118,7 +119,7 @@ class JobDirectory:
         return candidates
 
     def _claim(self, restarts: int) -> None:
-        """Of two supervisors of a run one gets it, on a network file system too."""
+        """Create the run's lock file. Only one of two supervisors can, on a network file system, too."""
         path = self.path / "runs" / f".{restarts}"
         try:
             os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
@@ -134,7 +135,7 @@ class JobDirectory:
         return Refused("this run of the job cannot be supervised", [reason])
 
     def is_fenced(self, restarts: int) -> bool:
-        """Whether a later run has begun. A directory that cannot be read just now tells nothing."""
+        """Whether a later run has begun. False while the directory cannot be read."""
         try:
             return self._runs()[-1] > restarts
         except (OSError, IndexError):
@@ -147,16 +148,16 @@ class JobDirectory:
             return []
 
     def _candidates(self, last: int) -> Iterator[SnapshotInfo]:
-        """What the last run found or took itself; not what an earlier one published after its end."""
+        """The snapshots that the last run found or took; not those that an earlier run published later."""
         known = set(self._read(f"runs/{last}").get("snapshots", []))
         for info in reversed(self.store.snapshots()):
             if info.id in known or info.tags.get(RUN_TAG) == str(last):
                 yield info
 
     def prune(self, restarts: int, found: list[SnapshotInfo]) -> None:
-        """Remove all but the newest KEEP of the snapshots that count, and what runs that were shut out published.
+        """Remove all but the newest KEEP snapshots of this job, and those that fenced runs published.
 
-        A later run's are not touched: this run may be one that is shut out and does not know it yet.
+        Snapshots of a later run stay: this run may be fenced itself, and not know it yet.
 
         Raises:
             StoreError, NotPermitted: they cannot be removed.
@@ -181,7 +182,7 @@ class JobDirectory:
         return Finished(int(told["code"]), float(told["when"])) if told else None
 
     def finish(self, restarts: int, code: int) -> None:
-        """Mark the job as done in this run, and remove its snapshots: nobody will wake them.
+        """Mark the job as finished by this run, and remove its snapshots, which no run will wake.
 
         Raises:
             StoreError, NotPermitted: it cannot be written.
@@ -196,7 +197,7 @@ class JobDirectory:
         return self._read("state")
 
     def update_state(self, **news: Any) -> None:
-        """Bring the state up to date.
+        """Change some fields of the state.
 
         Raises:
             StoreError: it cannot be written.
@@ -204,7 +205,7 @@ class JobDirectory:
         self._write("state", json.dumps({**self.state, **news}))
 
     def request_files(self, restarts: int, files: Files) -> None:
-        """Have the run after so many restarts wake the job with its files as they are, or as they were.
+        """Ask the run after so many restarts to wake the job with its files as they are, or as they were.
 
         Raises:
             StoreError: it cannot be written.
@@ -212,13 +213,13 @@ class JobDirectory:
         self._write("wanted", json.dumps({"restarts": restarts, "files": files}))
 
     def requested_files(self, restarts: int) -> Files | None:
-        """What was asked of this run, if anything was."""
+        """What `request_files` has asked of this run, if anything."""
         told = self._read("wanted")
         mine = told.get("restarts") == restarts and told.get("files") == "as-they-are"
         return "as-they-are" if mine else None
 
     def log(self, words: str) -> None:
-        """Keep what was done and why. A store that takes nothing is told of elsewhere, by what it stops."""
+        """Add a line to the log. Errors are ignored: if the store cannot be written, the next save reports it."""
         line = f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {words}\n".encode()
         try:
             fd = os.open(self.path / "log", os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -231,11 +232,11 @@ class JobDirectory:
 
     @property
     def environment_file(self) -> Path:
-        """Where $TORPOR_ENV_FILE points to."""
+        """The file that $TORPOR_ENV_FILE names."""
         return self.path / "env"
 
     def write_environment(self, environment: Mapping[str, str]) -> None:
-        """Offer the allocation's variables.
+        """Write the variables of the current allocation for the application.
 
         Raises:
             StoreError: it cannot be written.
@@ -271,7 +272,7 @@ class JobDirectory:
 
     @property
     def cut(self) -> Path:
-        """Where the ends of output files are kept. Made when it is first wanted."""
+        """The directory for what is cut off output files. Created when first needed."""
         self._make(self.path / "cut")
         return self.path / "cut"
 
@@ -291,11 +292,11 @@ class JobDirectory:
         except (OSError, ValueError) as error:
             raise TorporError(f"{self.path / name} cannot be read: {error}") from error
         if not isinstance(told, dict):
-            raise TorporError(f"{self.path / name} is not what this program writes")
+            raise TorporError(f"{self.path / name} was not written by torpor: it holds no JSON object")
         return told
 
     def _write(self, name: str, text: str | bytes, mode: int = 0o600) -> None:
-        """Put a file in place whole, and on disk."""
+        """Replace a file atomically, and sync it to disk."""
         path = self.path / name
         beside = path.with_name(f".{path.name}.{uuid4().hex}")  # PIDs are the same on two nodes
         try:
@@ -314,11 +315,11 @@ class JobDirectory:
 
 
 def requeue(base: str | os.PathLike[str], job: str, files: Files) -> JobDirectory:
-    """Put a job back into the queue; its next run wakes it with its files as they are, or as they were.
+    """Requeue a job. Its next run wakes it with its files as they are, or as they were.
 
     Raises:
         NotFound: there is no such job in the store.
-        StoreError, NotPermitted, SlurmError: it cannot be written; Slurm does not do it.
+        StoreError, NotPermitted, SlurmError: the directory cannot be written; Slurm refuses.
     """
     directory = next((one for one in JobDirectory.all(base) if one.job == job), None)
     if directory is None:
@@ -329,7 +330,7 @@ def requeue(base: str | os.PathLike[str], job: str, files: Files) -> JobDirector
 
 
 def sync_folder(path: Path) -> None:
-    """Put the names in a directory on disk. Raises OSError."""
+    """Sync a directory's entries to disk. Raises OSError."""
     folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(folder)

@@ -1,8 +1,8 @@
-"""The application ends with its supervisor, however that ends.
+"""The application is killed when its supervisor ends, for whatever reason.
 
-Slurm kills what is left of a job by its cgroup. With proctrack/linuxproc or pgid it looks for the descendants of the
-batch process, and finds none when that was killed (for want of memory, say): the application would run on unseen,
-beside the copy of it that the job's next run wakes.
+With proctrack/cgroup Slurm kills all that is left of a job. With proctrack/linuxproc or pgid it looks for descendants
+of the batch process. If that was killed (by the OOM killer, say), Slurm finds none: the application would run on
+unseen, beside the copy that the job's next run wakes.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from torpor.processes import pidfd_open, pidfd_send_signal
 
 
 def tie(job: Job) -> None:
-    """Have a process of its own wait for the end of this one, and kill the job then.
+    """Start a process that waits for the end of this one, and then kills the job.
 
-    It holds nothing but the end of a pipe, of which the other end is open in this process for as long as it lives.
+    It reads from a pipe whose other end stays open in this process for as long as this process lives.
     """
     alive = pidfd_open(job.pid)
     reader, _ = os.pipe2(os.O_CLOEXEC)  # the other end is closed by the end of this process

@@ -1,4 +1,4 @@
-"""Why was a job signalled? Slurm tells a job that it is to go, but not why; what the controller says of it does."""
+"""Why Slurm signalled a job. The signal does not say; the job's record at the controller does."""
 
 from __future__ import annotations
 
@@ -8,38 +8,38 @@ from enum import Enum
 from torpor_slurm.controller import JobRecord
 
 OWN_CHECKS = 120.0
-"""Slurm looks for time limits every 30 s and sends `--signal` up to a minute early (sbatch(1)), seconds."""
+"""Seconds. Slurm looks for time limits every 30 s, and may send `--signal` a minute early (sbatch(1))."""
 
 
 class Cause(Enum):
-    """Why a job is to go, or is not."""
+    """Why a job was signalled."""
 
     PREEMPTED = "preempted"
-    """It is to leave for another job, and Slurm waits for it."""
+    """Another job preempts it. Slurm waits until its grace time is over."""
     REQUEUED = "requeued"
-    """It is in the queue again already; what still runs has until KILL comes."""
+    """It has been requeued already. What still runs has until SIGKILL."""
     TIME_LIMIT = "time limit"
-    OTHER = "no cause of Slurm's"
-    """The user's scancel, or a signal for the application: a requeue would raise the job from the dead."""
+    OTHER = "not preempted, requeued or timed out"
+    """scancel, or a signal for the application. To requeue would revive a job that its user has cancelled."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """The cause, and until when there is time (seconds of the epoch, None: not known)."""
+    """A cause, and how long the job has (seconds since the epoch; None: not known)."""
 
     cause: Cause
     deadline: float | None = None
 
 
 def is_cancelled(record: JobRecord, deadline: float | None) -> bool:
-    """Whether the user, or an operator, has cancelled a job.
+    """Whether the user or an operator has cancelled a job.
 
-    While a job is being ended its record says COMPLETING, whatever ends it: the times tell. A preemption without a
-    grace time ends it in the second in which it begins, one with a grace time at its deadline.
+    While a job ends, its record says COMPLETING, whatever the cause; only the times differ. A preemption without a
+    grace time ends the job in the second in which it begins, and one with a grace time when that is over.
 
     Args:
-        record: what the controller says of it now.
-        deadline: the end of the grace time, if one is known to have begun.
+        record: what the controller says of the job now.
+        deadline: when the grace time ends, if one is known to have begun.
     """
     if record.state != "COMPLETING" or record.reason == "TimeLimit":
         return record.state == "CANCELLED"
@@ -52,15 +52,15 @@ def is_cancelled(record: JobRecord, deadline: float | None) -> bool:
 def find_cause(
     record: JobRecord, *, restarts: int, now: float, lead: float, terminated: bool, deadline: float | None = None
 ) -> Finding:
-    """Judge a job that was just warned.
+    """Find out why a job was just signalled.
 
     Args:
-        record: what the controller says of it now.
+        record: what the controller says of the job now.
         restarts: how often it had been restarted when this run of it began.
-        now: seconds of the epoch.
-        lead: how long before its time limit it means to leave, seconds.
-        terminated: the warning was SIGTERM, which Slurm sends at the end of a time limit too.
-        deadline: the end of a grace time, if one is known to have begun.
+        now: seconds since the epoch.
+        lead: how many seconds before its time limit the job is to be saved.
+        terminated: the signal was SIGTERM, which Slurm sends at the end of a time limit as well.
+        deadline: when the grace time ends, if one is known to have begun.
     """
     if record.restarts > restarts:
         return Finding(Cause.REQUEUED)

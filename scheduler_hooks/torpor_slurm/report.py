@@ -1,4 +1,4 @@
-"""What people ask about their jobs under Torpor: `torpor slurm status`."""
+"""`torpor slurm status`: the jobs under Torpor, their snapshots, and whether the grace time is long enough."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Row:
     job: str
     name: str
     slurm: str
-    """Its state for the controller; empty when that does not know it (any more)."""
+    """JobState at the controller; empty if the controller does not know the job any more."""
     phase: str
     """running, left (saved and gone), ended (by Slurm or the user) or finished."""
     cause: str
@@ -37,10 +37,10 @@ class Row:
     """When it was last saved, seconds of the epoch."""
     size: int
     pause: float | None
-    """How long the last save that let it run on held it up."""
+    """How long the job stood still for the last save after which it ran on."""
     save_seconds: float | None
     window: int | None
-    """What the site gives it between the first warning and the end."""
+    """Seconds between the first signal of a preemption and SIGKILL (GraceTime + KillWait)."""
     directory: str
 
     @property
@@ -80,7 +80,7 @@ class Row:
 
 
 def status(base: str, job: str | None = None) -> list[Row]:
-    """The jobs that have a directory in a store, or one of them.
+    """All jobs that have a directory in a store, or the given one.
 
     Raises:
         NotFound: there is no such job.

@@ -1,7 +1,7 @@
-"""Output files are brought back to their length at the snapshot that is woken, so that no line comes twice.
+"""Truncate output files to their length at the snapshot that is woken, so that no line comes twice.
 
-Only files that were written at their end: opened with O_APPEND, or with the position at the end. What is cut is
-copied aside first. A file that is another one by now, or shorter, is left alone.
+Only files to which the job appended: opened with O_APPEND, or with the position at the end. What is cut off is copied
+first. A file that has been replaced, or is shorter now, is left alone.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torpor_slurm.job_directory import sync_folder
 
 @dataclass(frozen=True)
 class Tail:
-    """The end of a file that was written after a snapshot."""
+    """What was appended to a file after a snapshot."""
 
     path: str
     begin: int
@@ -30,7 +30,7 @@ class Tail:
 
 
 def tails(image: Tree) -> Iterator[Tail]:
-    """What an image's output files have grown by since."""
+    """What was appended to the output files of an image since."""
     lengths: dict[str, int] = {}
     for description in image.descriptions:
         file = description.file
@@ -51,7 +51,7 @@ def tails(image: Tree) -> Iterator[Tail]:
 
 
 def cut(tail: Tail, into: Path, prefix: str) -> Path:
-    """Copy the end of a file aside, and cut it off.
+    """Copy the end of a file into a directory, and truncate the file.
 
     Args:
         tail: which.
@@ -77,7 +77,7 @@ def cut(tail: Tail, into: Path, prefix: str) -> Path:
             file.truncate(tail.begin)
     except OSError as error:
         raise RestoreFailed(
-            f"{tail.path} cannot be brought back to its {tail.begin} bytes at the snapshot: {error.strerror}",
+            f"{tail.path} cannot be truncated to its {tail.begin} bytes at the snapshot: {error.strerror}",
             advice="--rollback-files=none leaves output files as they are",
         ) from error
     return copy

@@ -1,8 +1,7 @@
-"""A step that does nothing but hear the start of a grace time.
+"""The sentinel: a step that only sleeps, and that SIGTERM ends when a grace time begins.
 
-When a job is preempted Slurm sends SIGTERM to its steps at once, and to the batch process only when the grace time is
-over. A step beside the application hears it on any site, whatever its administrator has configured; that it ends is
-the message.
+When Slurm preempts a job it sends SIGTERM to the steps at once, but to the batch process only when the grace time is
+over. So a step beside the application tells of a preemption at its start, on every site, however it is configured.
 """
 
 from __future__ import annotations
@@ -17,15 +16,15 @@ from types import TracebackType
 from torpor_slurm.allocation import Allocation
 
 AGAIN = 60.0
-"""Seconds before a sentinel that ended without a reason is started again."""
+"""Seconds until a sentinel that ended without a preemption is started again."""
 LAST_WORDS = 0.5
-"""Seconds in which srun may end its step."""
+"""Seconds that srun has to end its step."""
 _NEEDED = ("PATH", "HOME", "LANG", "SLURM_CONF")
-"""What srun needs of the environment; the job's other SLURM_* would be taken for options."""
+"""The environment variables that srun needs. It would read the SLURM_* variables of the job as options."""
 
 
 class Sentinel:
-    """The sentinel of a job. A context manager: leaving it ends the step."""
+    """The sentinel step of a job. A context manager: leaving it ends the step."""
 
     def __init__(self, allocation: Allocation) -> None:
         self._allocation = allocation
@@ -50,7 +49,7 @@ class Sentinel:
                 self._srun.wait()
 
     def listens(self) -> bool:
-        """Whether it listens since the last question: what came before then, nobody has heard."""
+        """Whether the step has started since the last call. A warning that came before that may have been missed."""
         if self._listens:
             return False
         if self._allocation.in_step:
@@ -64,12 +63,12 @@ class Sentinel:
 
     @property
     def starting(self) -> bool:
-        """Whether it may begin to listen at any moment. A step that has to wait for something may take for ever."""
+        """Whether the step is about to start. One that has to wait for resources may take arbitrarily long."""
         waited = time.monotonic() - self._start_at
         return self._srun is not None and not self._listens and waited < AGAIN
 
     def ended(self) -> bool:
-        """Whether the step has ended since the last question: Slurm told it to go, or something befell it."""
+        """Whether the step has ended since the last call: by a signal of Slurm, or by a fault."""
         if self._srun is None:
             if not self._allocation.in_step and time.monotonic() >= self._start_at:
                 self._start()

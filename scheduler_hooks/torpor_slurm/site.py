@@ -1,4 +1,4 @@
-"""`torpor doctor --slurm`: what a site's settings mean for jobs under Torpor, and how large a job can be saved."""
+"""`torpor doctor --slurm`: what the settings of a site mean for jobs under Torpor, and how large a job may be."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SAMPLE = 256 << 20
 """Bytes that are written to measure a store."""
 PIECE = 8 << 20
 SAFETY = 0.5
-"""The part of the window that may be planned with: other jobs leave at the same time and share the storage."""
+"""The share of the time that a job can count on: other jobs are saved to the same storage at the same time."""
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,13 @@ class Advice:
 def examine(
     config: Mapping[str, str], partitions: Mapping[str, Mapping[str, str]], can_wake: bool, rate: float
 ) -> list[Advice]:
-    """Judge a site: pure, so that sites can be made up for tests.
+    """Judge the settings of a site.
 
     Args:
         config: `scontrol show config`.
         partitions: by name, `scontrol show partition`.
         can_wake: whether a user may make a capsule on this host.
-        rate: bytes a second that the store takes.
+        rate: bytes per second that can be written to the store.
     """
     return [
         *_capsules(can_wake),
@@ -48,7 +48,10 @@ def examine(
         *_requeue(config),
         *_signals(config),
         Advice(
-            "store_rate", "the store", "info", f"takes {readable(int(rate))} a second, synced, from this host alone"
+            "store_rate",
+            "the store",
+            "info",
+            f"takes {readable(int(rate))} per second with fsync, if no other host writes",
         ),
         *(_window(name, fields, config, rate) for name, fields in partitions.items()),
     ]
@@ -64,14 +67,14 @@ def _capsules(can_wake: bool) -> Iterator[Advice]:
 def _tracking(config: Mapping[str, str]) -> Iterator[Advice]:
     plugin = config.get("ProctrackType", "").removeprefix("proctrack/")
     if plugin == "cgroup":
-        yield Advice("proctrack", "ProctrackType", "ok", "cgroup: only the supervisor hears the end of a grace time")
+        yield Advice("proctrack", "ProctrackType", "ok", "cgroup: only the supervisor gets SIGTERM after a grace time")
     else:
         yield Advice(
             "proctrack",
             "ProctrackType",
             "limited",
-            f"{plugin or 'unknown'}: the application hears SIGTERM itself at the end of a grace time; where there is"
-            " no grace time, it is killed before it can be saved, and goes on from its last --every",
+            f"{plugin or 'unknown'}: the application itself gets SIGTERM at the end of a grace time; without a grace"
+            " time it ends before it can be saved, and goes on from its last save by --every",
             "ProctrackType=proctrack/cgroup",
         )
 
@@ -79,25 +82,30 @@ def _tracking(config: Mapping[str, str]) -> Iterator[Advice]:
 def _requeue(config: Mapping[str, str]) -> Iterator[Advice]:
     mode = config.get("PreemptMode", "OFF")
     if "SUSPEND" in mode or "GANG" in mode:
-        means = f"{mode}: a suspended job stands still and cannot be saved; it stays in this node's memory"
+        means = f"{mode}: a suspended job is stopped and cannot be saved; it stays in the memory of its node"
         yield Advice("preempt_mode", "PreemptMode", "no", means, "PreemptMode=REQUEUE")
     elif mode == "OFF":
-        yield Advice("preempt_mode", "PreemptMode", "info", "OFF: nothing is preempted here; time limits are")
+        yield Advice(
+            "preempt_mode",
+            "PreemptMode",
+            "info",
+            "OFF: no job is preempted; time limits still count",
+        )
     else:
-        yield Advice("preempt_mode", "PreemptMode", "ok", f"{mode}: a job that has saved itself requeues itself")
+        yield Advice("preempt_mode", "PreemptMode", "ok", f"{mode}: a preempted job is saved and requeued")
     if config.get("JobRequeue", "1") == "0":
         yield Advice(
-            "job_requeue", "JobRequeue", "limited", "0: jobs must be submitted with --requeue (`torpor sbatch` does)"
+            "job_requeue", "JobRequeue", "limited", "0: jobs must be submitted with --requeue (`torpor sbatch` does so)"
         )
 
 
 def _signals(config: Mapping[str, str]) -> Iterator[Advice]:
     parameters = config.get("PreemptParameters", "") + config.get("SlurmctldParameters", "")
     if "send_user_signal" in parameters:
-        means = "the batch process hears --signal at the start of a grace time"
-        yield Advice("user_signal", "send_user_signal", "ok", f"{means}, steps nothing: submit with --signal=B:USR1")
+        means = "the batch process gets the signal of --signal when a grace time starts"
+        yield Advice("user_signal", "send_user_signal", "ok", f"{means}, steps get none: submit with --signal=B:USR1")
     else:
-        means = "not set: the start of a grace time is heard by the supervisor's sentinel step"
+        means = "not set: the sentinel step of the supervisor notices the start of a grace time"
         yield Advice("user_signal", "send_user_signal", "info", means)
 
 
@@ -109,10 +117,11 @@ def _window(name: str, fields: Mapping[str, str], config: Mapping[str, str], rat
         return Advice("window", title, "ok", "its jobs are not preempted")
     window = grace + kill_wait
     size = readable(int(SAFETY * window * rate))
-    means = f"{grace} s of grace and {kill_wait} s until KILL: jobs of up to {size} of memory are saved in half of that"
+    time_given = f"{grace} s of GraceTime and {kill_wait} s of KillWait"
+    means = f"{time_given}: jobs of up to {size} of memory are saved in half of that"
     if grace:
         return Advice("window", title, "ok", means)
-    return Advice("window", title, "limited", f"no grace time, {means}", f"PartitionName={name} GraceTime=120")
+    return Advice("window", title, "limited", f"no GraceTime: {means}", f"PartitionName={name} GraceTime=120")
 
 
 def partitions() -> dict[str, dict[str, str]]:
@@ -127,7 +136,7 @@ def partitions() -> dict[str, dict[str, str]]:
 
 
 def measure(store: str, size: int = SAMPLE) -> float:
-    """Bytes a second at which the file system of a store takes new data, to the disk.
+    """Bytes per second at which new data is written to the file system of a store, and synced.
 
     Raises:
         StoreError: it cannot be written.

@@ -1,9 +1,9 @@
-"""srun below a supervisor: a step of one task is run where it was called, as a part of the job's tree.
+"""The srun wrapper: below a supervisor, `srun` runs a step of one task in place, as a part of the job's process tree.
 
-The tasks of a real step are Slurm's children, not srun's: they would not be in a snapshot, and srun itself would wake
-to a connection that is gone, and end with 0. So the supervisor puts a script of the name srun first on the
-application's PATH, which comes here. What one task on this node does not need (binding, sharing) is left out; what
-would make a difference (several tasks, another node, GPUs) is refused.
+slurmstepd starts the tasks of a real step, not srun. They would not be in a snapshot, and a woken srun would find its
+connection to them gone, and exit with 0. So the supervisor puts a script named srun first in the application's PATH;
+that script runs this module. It ignores options that mean nothing for one task on this node (binding, sharing), and
+refuses those that matter (several tasks, another node, GPUs).
 """
 
 from __future__ import annotations
@@ -42,44 +42,44 @@ _NEEDLESS = frozenset({
     "overlap", "oversubscribe", "preserve-env", "quiet", "quit-on-interrupt", "slurmd-debug", "threads-per-core",
     "unbuffered", "verbose", "wait", "whole",
 })  # fmt: skip
-"""Options without a meaning for one task that has this node's part of the job to itself."""
+"""Options that mean nothing for a single task that has all of the job's resources on this node."""
 _ONE = ("nodes", "ntasks", "ntasks-per-node")
-"""Options that may say 1."""
+"""Options that are accepted with the value 1."""
 _FILES = {"input": (0, os.O_RDONLY), "output": (1, os.O_WRONLY | os.O_CREAT), "error": (2, os.O_WRONLY | os.O_CREAT)}
 
 
 SCRIPT = f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -E -m torpor_slurm.srun_wrapper "$@"\n'
-"""What stands for srun in a job."""
+"""The script named srun that the application finds in its PATH."""
 
 
 def refusals(values: Mapping[str, str], environment: Mapping[str, str]) -> Iterator[Reason]:
-    """What a step asks for that cannot be kept."""
+    """What a step requests that cannot be a part of a snapshot."""
     tasks = values.get("ntasks", environment.get("SLURM_NTASKS", "1"))
     if tasks != "1":
         why = f"{tasks} tasks: only a step of one task can be a part of the snapshot"
-        yield Reason("srun", why, "use srun --ntasks=1, or let the application start its processes itself")
+        yield Reason("srun", why, "use srun --ntasks=1, or let the application start its own processes")
     for name, value in values.items():
         if name in _NEEDLESS or name in _FILES or name in ("chdir", "ntasks", "open-mode"):
             if name in _FILES and "%" in value:
-                yield Reason(f"srun --{name}={value}", "patterns are not filled in here", "write the name out")
+                yield Reason(f"srun --{name}={value}", "patterns are not replaced here", "write the full name")
         elif name in _ONE:
             if value not in ("1", "1-1"):
-                yield Reason(f"srun --{name}={value}", "a snapshot is of one node's processes", f"use --{name}=1")
+                yield Reason(f"srun --{name}={value}", "a snapshot holds the processes of one node", f"use --{name}=1")
         elif (name, value) not in (("mpi", "none"), ("export", "ALL")):
-            why = "it would make this step another than the part of the snapshot that it becomes"
-            yield Reason(f"srun --{name}", why, "leave it out, or run the command without srun")
+            why = "the step runs in place, as a part of the job's process tree, and this option would have no effect"
+            yield Reason(f"srun --{name}", why, "remove it, or run the command without srun")
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Become the command of a step; `arguments` are srun's.
+    """Execute the command of a step in the place of this process; `arguments` are srun's.
 
     Raises:
-        Refused: it cannot be a part of the job's tree.
+        Refused: the step cannot be a part of the job's process tree.
         NotFound: there is no such program.
     """
     values, command = GRAMMAR.read(arguments)
     if reasons := list(refusals(values, os.environ)):
-        raise Refused("this step cannot be kept", reasons)
+        raise Refused("this step cannot be a part of the snapshot", reasons)
     os.chdir(values.get("chdir", "."))
     for name, (number, flags) in _FILES.items():
         if name in values:
@@ -93,7 +93,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def refuse_real_srun(pid: int) -> None:
-    """Slurm's own srun in a tree was called by its path: what it runs is outside of the tree, and would be lost.
+    """Refuse a process tree with a real srun, called by its path: a snapshot would not have the tasks of its step.
 
     Raises:
         Refused: there is one.
@@ -101,7 +101,7 @@ def refuse_real_srun(pid: int) -> None:
     for one in processes.tree(pid):
         with suppress(OSError):
             if os.path.basename(os.readlink(f"/proc/{one}/exe")) == "srun":
-                why_not = "what it runs are Slurm's children, not the job's, and would not be in a snapshot"
+                why_not = "slurmstepd runs the tasks of its step, and they would not be in the snapshot"
                 reason = Reason(f"srun, process {one}", why_not, "call it as srun, by name")
                 raise Refused("the job cannot be saved", [reason])
 

@@ -1,8 +1,8 @@
-"""`torpor sbatch`: the user's own script and options, submitted so that the script runs under a supervisor.
+"""`torpor sbatch`: submit the user's own script with its options so that it runs under a supervisor.
 
-What is submitted is a short script with the user's #SBATCH lines that executes `torpor run`, and behind it the user's
-script as it is. The supervisor puts that where every node finds it under one path: a shell holds its script open, and
-the copy in a node's spool directory is another file on the next node.
+The submitted script has the user's #SBATCH lines, a line that executes `torpor run`, and then the user's script,
+unchanged. The supervisor copies that to a path that every node sees: a shell keeps its script open, and the copy in a
+node's spool directory would be another file on the next node.
 """
 
 from __future__ import annotations
@@ -37,27 +37,27 @@ _GRAMMAR = Grammar(
 """sbatch(1)."""
 _GPU_OPTIONS = ("gpus", "gpus-per-node", "gpus-per-socket", "gpus-per-task")
 OWN = "torpor"
-"""The option --torpor[=EVERY] that the SPANK plugin gives sbatch, which becomes `torpor sbatch`: taken out here."""
+"""The option --torpor[=EVERY] of the SPANK plugin, which turns sbatch into `torpor sbatch`; removed here."""
 _TRES_OPTIONS = ("gres", "tres-per-job", "tres-per-node", "tres-per-socket", "tres-per-task")
 
 
 @dataclass(frozen=True)
 class Submission:
-    """A call of sbatch, taken apart."""
+    """A command line of sbatch, in its parts."""
 
     options: tuple[str, ...]
-    """As they were given, without --wrap and --torpor."""
+    """As given, without --wrap and --torpor."""
     name: str
-    """The script's."""
+    """The name of the script."""
     script: bytes
     arguments: tuple[str, ...]
-    """The script's."""
+    """The arguments of the script."""
     every: str | None = None
-    """The value of --torpor[=EVERY]; None: not given, or without one."""
+    """EVERY of --torpor[=EVERY]; None: not given."""
 
     @property
     def values(self) -> dict[str, str]:
-        """Every option by its long name, of the script's #SBATCH lines and of the command line, which counts more."""
+        """All options by long name. The command line takes precedence over the #SBATCH lines of the script."""
         found: dict[str, str] = {}
         for words in (*map(_words, directives(self.script)), list(self.options)):
             found.update(_GRAMMAR.read(words)[0])
@@ -65,7 +65,7 @@ class Submission:
 
 
 def parse(arguments: Sequence[str]) -> Submission:
-    """Take apart what was meant for sbatch, and read the script.
+    """Parse a command line of sbatch, and read the script.
 
     Raises:
         NotFound: there is no such script.
@@ -76,10 +76,10 @@ def parse(arguments: Sequence[str]) -> Submission:
     every = values.get(OWN) or None
     if "wrap" in values:
         if rest:
-            raise _no_script(f"--wrap and the script {rest[0]}", "give one of both")
+            raise _no_script(f"--wrap and the script {rest[0]}", "give only one of them")
         return Submission(options, "wrap", f"#!/bin/sh\n{values['wrap']}\n".encode(), (), every)
     if not rest:
-        raise _no_script("the command line", "name the script, or use --wrap; standard input is not read")
+        raise _no_script("the command line", "name a script, or use --wrap; standard input is not read")
     try:
         script = Path(rest[0]).read_bytes()
     except OSError as error:
@@ -96,11 +96,17 @@ def _no_script(what: str, advice: str) -> Refused:
 
 
 def refuse(submission: Submission) -> list[Reason]:
-    """What the job asks for that cannot be kept."""
+    """What the job requests that cannot be saved."""
     values = submission.values
     reasons = []
     if ":" in submission.options:
-        reasons.append(Reason("a heterogeneous job (:)", "a snapshot is of one node's processes", "submit them singly"))
+        reasons.append(
+            Reason(
+                "a heterogeneous job (:)",
+                "a snapshot holds the processes of one node",
+                "submit each by itself",
+            )
+        )
     nodes = values.get("nodes", "1").rpartition("-")[2]
     if nodes != "1":
         reasons.append(several_nodes(nodes))
@@ -109,28 +115,26 @@ def refuse(submission: Submission) -> list[Reason]:
     if gpus:
         reasons.append(gpus_held(", ".join(gpus)))
     if "no-requeue" in values:
-        reasons.append(Reason("--no-requeue", "a preempted job goes on by being requeued", "leave it out"))
+        reasons.append(Reason("--no-requeue", "a preempted job can only go on if it is requeued", "remove it"))
     if values.get("open-mode", "append") != "append":
         reasons.append(
-            Reason(
-                "--open-mode=truncate", "each requeue would empty the job's output", "leave it out: append is chosen"
-            )
+            Reason("--open-mode=truncate", "each requeue would truncate the job's output", "remove it: append is used")
         )
     return reasons
 
 
 def submit(submission: Submission, run: Sequence[str]) -> tuple[str, int]:
-    """Submit it; what sbatch said, and its exit code: with --wait, the job's.
+    """Submit the job, and give the output of sbatch and its exit code (with --wait, that of the job).
 
-    What sbatch says on standard error goes there.
+    The standard error of sbatch is not redirected.
 
     Args:
-        submission: the user's.
+        submission: the command line that the user gave.
         run: `torpor run` with its options: what the job executes.
 
     Raises:
-        Refused: it asks for what cannot be kept.
-        SlurmError, NotFound: sbatch did not take it.
+        Refused: the job requests what cannot be saved.
+        SlurmError, NotFound: sbatch failed; there is no sbatch.
     """
     if reasons := refuse(submission):
         raise Refused("nothing was submitted", reasons)
@@ -144,12 +148,12 @@ def submit(submission: Submission, run: Sequence[str]) -> tuple[str, int]:
         except FileNotFoundError:
             raise NotFound("there is no sbatch here", advice="is this a host of a Slurm cluster?") from None
     if told.returncode and not told.stdout:
-        raise SlurmError(f"sbatch ended with {told.returncode}", advice="see what it says above")
+        raise SlurmError(f"sbatch failed with exit code {told.returncode}", advice="see its message above")
     return told.stdout, told.returncode
 
 
 def wrapped(submission: Submission, run: Sequence[str]) -> bytes:
-    """The script that is submitted in the place of the user's."""
+    """The script that is submitted instead of the user's."""
     head = [b"#!/bin/sh\n", *filter(None, map(_without_own, directives(submission.script)))]
     head.append(os.fsencode(f'exec {shlex.join(run)} --script "$0" -- "$@"\n' + _MARK.format(submission.name)))
     return b"".join([*head, submission.script])
@@ -159,7 +163,7 @@ def embedded_script(path: str) -> tuple[str, bytes]:
     """The user's script within a submitted one: its name and its text.
 
     Raises:
-        NotFound: it cannot be read, or is no such script.
+        NotFound: it cannot be read, or was not submitted by `torpor sbatch`.
     """
     try:
         text = Path(path).read_bytes()
@@ -167,12 +171,12 @@ def embedded_script(path: str) -> tuple[str, bytes]:
         raise NotFound(f"the batch script {path} cannot be read: {error.strerror}") from error
     found = _MARKED.search(text)
     if found is None:
-        raise NotFound(f"{path} is no script that `torpor sbatch` submitted")
+        raise NotFound(f"{path} was not submitted by `torpor sbatch`")
     return os.fsdecode(found[1]), text[found.end() :]
 
 
 def directives(script: bytes) -> list[bytes]:
-    """The #SBATCH lines of a script: sbatch reads them up to the first line that is no comment."""
+    """The #SBATCH lines of a script. sbatch reads them up to the first line that is no comment."""
     found = []
     for line in script.splitlines(keepends=True):
         if line.startswith(b"#SBATCH"):
@@ -187,11 +191,11 @@ def _words(directive: bytes) -> list[str]:
     try:
         return shlex.split(text.removeprefix("#SBATCH"), comments=True)
     except ValueError as error:
-        raise Refused("nothing was submitted", [Reason(text.strip(), str(error), "mend this line")]) from error
+        raise Refused("nothing was submitted", [Reason(text.strip(), str(error), "correct this line")]) from error
 
 
 def _without_own(directive: bytes) -> bytes | None:
-    """A line without --torpor; None when nothing else was in it."""
+    """An #SBATCH line without --torpor; None if it had no other option."""
     words = _words(directive)
     if OWN not in _GRAMMAR.read(words)[0]:
         return directive
@@ -200,5 +204,5 @@ def _without_own(directive: bytes) -> bytes | None:
 
 
 def as_options(values: Mapping[str, str | float | None]) -> list[str]:
-    """Options for `torpor run`, from what `torpor sbatch` was given."""
+    """The options of `torpor run` that correspond to those of `torpor sbatch`."""
     return [f"--{name.replace('_', '-')}={value}" for name, value in values.items() if value is not None]

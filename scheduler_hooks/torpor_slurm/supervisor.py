@@ -1,10 +1,10 @@
-"""`torpor run` inside a Slurm job: the batch process, with the application's tree as its child.
+"""`torpor run` in a Slurm job: the supervisor. It is the batch process, and the application runs below it.
 
-    begin -> wake or start -> wait -> warned: why? -> save and kill -> requeue -> leave
+    begin -> wake or start -> wait -> warned: why? -> save and kill -> requeue -> exit
 
-It hears Slurm's warnings (a sentinel step, signals, its own look at the time limit), asks the controller why, and
-leaves with everything saved. When Slurm starts the job again, on whichever node, it wakes the newest snapshot.
-Everything else is the application's: its output, its signals, its exit status.
+It notices Slurm's warnings (a sentinel step, signals, the time limit), asks the controller for the cause, saves the
+application, and exits. When Slurm starts the job again, on whichever node, it wakes the newest snapshot. It changes
+nothing of the application's output, signals and exit status.
 """
 
 from __future__ import annotations
@@ -44,46 +44,46 @@ OnRefused = Literal["older", "anew", "stop"]
 Rollback = Literal["append-only", "none"]
 
 PULSE = 5.0
-"""Seconds between two looks at the fence and the clock."""
+"""Seconds between two checks for a later run and for the time limit."""
 SHORT_PULSE = 0.2
 """The same while the sentinel is being started."""
 RETRY = 3.0
-"""Seconds after which what failed is tried again, while there is time."""
+"""Seconds after which a failed save or requeue is tried again."""
 FIRST_ANSWER = 300.0
-"""Seconds that the controller may be silent for when a run begins."""
+"""Seconds that a run waits at its begin for an answer of the controller."""
 LEFT_AT_TIME_LIMIT = 124
-"""Exit code of a job that was saved at its time limit and not requeued: as timeout(1) has it."""
+"""Exit code of a job that was saved at its time limit and not requeued: that of timeout(1)."""
 FENCED = 75
-"""Exit code of a run that found a later one: EX_TEMPFAIL of sysexits.h."""
+"""Exit code of a run that finds a later run of the same job: EX_TEMPFAIL of sysexits.h."""
 
 LEAST_LEAD = 15.0
-"""Seconds before the time limit in which even the smallest job leaves: Slurm's own answer may take some."""
+"""Seconds before its time limit at which even the smallest job is saved: the controller may take some to answer."""
 FIRST_RATE = 100e6
-"""Bytes a second that a store is trusted with before it has shown what it can do."""
+"""Bytes per second that a save is assumed to reach until one was measured."""
 
 _FAULTS = (signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP, signal.SIGABRT, signal.SIGSYS)
 HEARD = frozenset(signal.valid_signals()) - {signal.SIGKILL, signal.SIGSTOP, signal.SIGPIPE, *_FAULTS}
-"""Signals that are heard in the application's place."""
+"""Signals that the supervisor receives for the application."""
 WARNINGS = frozenset({signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGINT, signal.SIGXCPU})
-"""Those that a site or a user may have Slurm send as a warning (--signal, preempt_send_user_signal)."""
+"""Signals that Slurm may send as a warning (--signal, preempt_send_user_signal)."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the user chose."""
+    """The options of `torpor run` in a Slurm job."""
 
     every: float | None = None
-    """Save it after so many seconds, again and again; for nodes that die without a word."""
+    """Seconds between two saves, for nodes that fail without a warning; None: save only when warned."""
     on_timeout: OnTimeout = "stop"
     on_refused: OnRefused = "older"
-    """When the newest snapshot cannot be woken here: an older one, or else anew, or not at all."""
+    """If the newest snapshot cannot be woken here: wake an older one, also start anew, or fail at once."""
     rollback_files: Rollback = "append-only"
     files: Files = "as-they-were"
-    """Whether a snapshot is woken though its files were changed in place."""
+    """Whether a snapshot is woken even if its files were changed in place since."""
 
 
 def supervise(command: Sequence[str], allocation: Allocation, directory: JobDirectory, options: Options) -> int:
-    """Run a command as the one application of a Slurm job, from where its last run left.
+    """Run a command as the application of a Slurm job, or wake it from where its last run saved it.
 
     To be called by the main thread of a program that does nothing else.
 
@@ -91,8 +91,8 @@ def supervise(command: Sequence[str], allocation: Allocation, directory: JobDire
         The application's exit code, or minus the number of the signal that killed it; 0 when the job was requeued.
 
     Raises:
-        Refused: the job cannot be kept by this (several nodes, GPUs, a second supervisor).
-        RestoreRefused, RestoreFailed, ImageDamaged: its snapshots cannot be woken, and it is not to be begun anew.
+        Refused: the job cannot be saved (several nodes, GPUs), or has a supervisor already.
+        RestoreRefused, RestoreFailed, ImageDamaged: its snapshots cannot be woken, and it may not start anew.
         NotFound, StoreError, SlurmError: no such program; no store; no controller.
     """
     if finished := directory.finished:
@@ -112,14 +112,14 @@ def _tell(words: str) -> None:
 
 
 class Supervisor:
-    """One run of one job. All of it happens in one thread: a warning waits for a save that is under way."""
+    """One run of one job, in one thread: a warning that comes during a save is handled after it."""
 
     def __init__(
         self, command: Sequence[str], allocation: Allocation, directory: JobDirectory, options: Options, given: Signals
     ) -> None:
         self.command = command
         self.given = given
-        """What the application is to ignore and to block by its start; what is ignored is not handed on either."""
+        """The signals that the application ignores and blocks from its start. Ignored ones are not passed on."""
         self.allocation = allocation
         self.directory = directory
         self.options = options
@@ -127,16 +127,16 @@ class Supervisor:
         self.record: JobRecord
         self.job: Job
         self.rate = FIRST_RATE
-        """Bytes of memory a second at which a save goes when all was written."""
+        """Bytes of memory per second at which a full save is written."""
         self.series = torpor.Series()
         self.leaving: Finding | None = None
-        """Why it is to leave, while saving has failed so far."""
+        """Why the job has to end, as long as it could not be saved."""
         self.told: set[str] = set()
-        """What a wake will not bring back: each thing is told once."""
+        """The notices of snapshots that the user has been told: each is told once."""
         self.retry_at = 0.0
-        """When that is tried again (time.monotonic())."""
+        """When saving is tried again (time.monotonic())."""
         self.warned = False
-        """Whether SIGTERM came, which Slurm may have sent to the application as well."""
+        """Whether SIGTERM has come. Slurm may have sent it to the application, too."""
 
     # ------------------------------------------------------------------------------------------- the story
 
@@ -152,7 +152,7 @@ class Supervisor:
             error.advice += f"; then `scontrol requeue {self.directory.job}`: what is saved is kept"
             raise
         if not self.record.requeue:
-            _tell("this job may not be requeued (submit it with --requeue): a preemption will end it, though saved")
+            _tell("this job may not be requeued (submit it with --requeue): a preemption saves it, but ends it")
         job = self._wake() if self.found else None
         word = "started" if job is None else "resumed"
         if job is None:
@@ -182,7 +182,7 @@ class Supervisor:
         return start(command, environment=environment, signals=self.given)
 
     def _first_record(self) -> JobRecord:
-        """Ask for the job, with patience: where many jobs start at once a controller may be slow to answer."""
+        """Ask for the job's record, several times: a controller may answer late while many jobs start at once."""
         until = time.monotonic() + FIRST_ANSWER
         while True:
             try:
@@ -193,7 +193,7 @@ class Supervisor:
             time.sleep(RETRY)
 
     def _watch(self, sentinel: Sentinel) -> int:
-        """Wait for the end of the application, or for a reason to leave."""
+        """Wait for the application to end, or for a reason to save it and exit."""
         next_save = self._next_save()
         while (code := self.job.poll()) is None:
             wake_at = next_save if self.leaving is None else self.retry_at
@@ -227,10 +227,10 @@ class Supervisor:
     # ------------------------------------------------------------------------------------------- waking
 
     def _wake(self) -> Job | None:
-        """Wake the newest snapshot that can be woken; None: begin anew.
+        """Wake the newest snapshot that can be woken; None: start from the beginning.
 
         Raises:
-            RestoreRefused, RestoreFailed, ImageDamaged, NotFound: none can, and it is not to begin anew.
+            RestoreRefused, RestoreFailed, ImageDamaged, NotFound: none can be, and that is not allowed.
         """
         refused: list[str] = []
         for snapshot in self.found:
@@ -239,7 +239,8 @@ class Supervisor:
             except (RestoreRefused, RestoreFailed, ImageDamaged, NotFound) as error:
                 self.directory.log(f"snapshot {snapshot.id} was not woken: {error}")
                 if isinstance(error, RestoreRefused) and error.only_files:
-                    error.advice = f"to do so: `torpor slurm requeue {self.directory.job} --files=as-they-are`"
+                    way = f"`torpor slurm requeue {self.directory.job} --files=as-they-are`"
+                    error.advice = f"to wake it with the changed files: {way}"
                 refused.append(f"snapshot {snapshot.id} cannot be woken on {self.allocation.node}: {error}")
                 choice = self.options.on_refused
                 if choice == "stop" or (choice == "older" and snapshot is self.found[-1]):
@@ -251,7 +252,7 @@ class Supervisor:
                 for words in refused:  # not before: the output has been cut to where this snapshot had it
                     _tell(words)
                 return job
-        for words in (*refused, "the application begins anew (--on-refused=anew)"):
+        for words in (*refused, "the application begins anew, from its start (--on-refused=anew)"):
             _tell(words)
         return None
 
@@ -279,7 +280,7 @@ class Supervisor:
     # ------------------------------------------------------------------------------------------- leaving
 
     def _warned(self, number: signal.Signals | None) -> int | None:
-        """Find out why, and act on it: the exit code if the job is to leave, None if it goes on."""
+        """Ask the controller for the cause, and act on it: the exit code if the run ends, None if it goes on."""
         self.warned = self.warned or number == signal.SIGTERM
         heard = f"heard {number.name}" if number else "the sentinel heard the start of a grace time"
         answer = self._find_cause(number)
@@ -294,11 +295,11 @@ class Supervisor:
         return self._leave(answer, number)
 
     def _warned_before(self) -> int | None:
-        """Look whether the grace time began before anybody listened; the exit code if the job is to leave."""
+        """Ask whether a grace time began before the sentinel had started; the exit code if the run ends."""
         answer = self._find_cause(None)
         if answer is None or answer.cause not in (Cause.PREEMPTED, Cause.REQUEUED):
             return None
-        self.directory.log(f"a warning came before it was listened for: {answer.cause.value}")
+        self.directory.log(f"a warning came before the sentinel had started: {answer.cause.value}")
         return self._leave(answer)
 
     def _find_cause(self, number: signal.Signals | None) -> Finding | None:
@@ -317,7 +318,7 @@ class Supervisor:
         )
 
     def _leave(self, answer: Finding, number: int | None = None) -> int | None:
-        """Save everything, requeue if need be, and give the exit code; None when saving failed."""
+        """Save and kill the application, requeue the job if needed, and give the exit code; None: saving failed."""
         began = time.monotonic()
         self.leaving = answer
         if not self._save("kill"):
@@ -339,10 +340,10 @@ class Supervisor:
         return 0
 
     def _requeue(self, deadline: float | None) -> None:
-        """Ask for another run, until a controller answers: to leave without one would end the job.
+        """Requeue the job, and try again until a controller answers: to exit before that would end the job.
 
         Raises:
-            SlurmError: it was not granted; with what the user can do.
+            SlurmError: the controller refuses; with what the user can do.
         """
         while not self.directory.is_fenced(self.allocation.restarts):
             try:
@@ -356,10 +357,10 @@ class Supervisor:
             return
 
     def _ask_for_another_run(self, deadline: float | None) -> SlurmError | None:
-        """Ask once, unless there is one already or the user has cancelled the job meanwhile.
+        """Requeue the job, unless it is requeued already or the user has cancelled it meanwhile.
 
         Returns:
-            Why the controller does not grant it.
+            The error, if the controller refuses.
 
         Raises:
             SlurmError: no controller answers.
@@ -378,7 +379,7 @@ class Supervisor:
         return None
 
     def _time_is_up(self) -> bool:
-        """Whether the time limit is near; before leaving, ask whether it was extended."""
+        """Whether the time limit is near. If so, ask first whether it was extended."""
         record = self.record
         if self.leaving is not None or not record.limited or record.end is None:
             return False
@@ -391,14 +392,14 @@ class Supervisor:
         return self.record.end is not None and self.record.end - time.time() <= self._lead()
 
     def _lead(self) -> float:
-        """How long before its time limit the job leaves: twice what a save takes, at most half of its time."""
+        """Seconds before its time limit at which the job is saved: twice what a save takes, at most half the limit."""
         need = LEAST_LEAD + 2 * processes.resident(self.job.tree_pid) / self.rate
         if self.record.start is None or self.record.end is None:
             return need
         return min(need, (self.record.end - self.record.start) / 2)
 
     def _abandon(self) -> int:
-        """A later run exists: this one is a copy on a node that was thought dead."""
+        """Kill the application: there is a later run, and this one is a copy on a node that Slurm took for dead."""
         self.directory.log(f"run {self.allocation.restarts} on {self.allocation.node} found a later one: it ends")
         with suppress(ProcessLookupError):
             self.job.send_signal(signal.SIGKILL)
@@ -408,7 +409,7 @@ class Supervisor:
     # ------------------------------------------------------------------------------------------- saving
 
     def _save(self, then: Literal["run", "kill"]) -> bool:
-        """Take a snapshot; False, and said why, when that failed: the application runs on."""
+        """Take a snapshot. False: that failed, the user was told why, and the application runs on."""
         began = time.monotonic()
         stats = torpor.Stats()
         try:
@@ -449,7 +450,7 @@ class Supervisor:
         return True
 
     def _update_state(self, **news: Any) -> None:
-        """Keep what `torpor slurm status` shows; where that cannot be, the job goes on all the same."""
+        """Write what `torpor slurm status` shows. If that fails, the job goes on."""
         try:
             self.directory.update_state(**news)
         except TorporError as error:
@@ -458,7 +459,7 @@ class Supervisor:
     # ------------------------------------------------------------------------------------------- the end
 
     def _ended(self, code: int) -> int:
-        """The application has ended: by itself, or because Slurm ended it while it was to be saved."""
+        """The application has ended: by itself, or because Slurm ended it before it was saved."""
         if self.directory.is_fenced(self.allocation.restarts):
             return self._abandon()  # what became of this copy says nothing of the job
         if code != 0 and (self.warned or self.leaving or code in (-signal.SIGTERM, -signal.SIGKILL)):
@@ -471,12 +472,12 @@ class Supervisor:
         try:
             self.directory.finish(self.allocation.restarts, code)
         except TorporError as error:  # the application's exit code is what counts
-            _tell(f"the application ended with {code}, but that cannot be kept: {error}")
+            _tell(f"the application ended with {code}, but this cannot be recorded: {error}")
         return code
 
     def _ended_early(self, code: int, answer: Finding | None) -> int:
-        """Slurm, or the user by scancel, ended the application: it is not done."""
-        cause = answer.cause.value if answer else "a cause that Slurm does not tell"
+        """Slurm, or the user by scancel, ended the application: the job is not finished."""
+        cause = answer.cause.value if answer else "an unknown cause: Slurm did not answer"
         self.directory.log(f"the application was ended ({code}) because of {cause}")
         self._update_state(phase="ended", cause=cause)
         if answer and answer.cause is Cause.PREEMPTED:

@@ -323,7 +323,7 @@ def test_the_doctor_says_how_large_a_job_can_be_saved(slurm: Cluster, ordinary_a
     command = [BIN / "torpor", "doctor", "--slurm", "--store", ordinary_account.tmp / "store"]
     told = ordinary_account.run([*command, "--json"], env=slurm.env, check=True)
     found = {one["title"]: one for one in json.loads(told.stdout)["findings"]}
-    assert "20 s of grace and 10 s until KILL: jobs of up to" in found["partition low"]["means"]
+    assert "20 s of GraceTime and 10 s of KillWait: jobs of up to" in found["partition low"]["means"]
     assert found["partition abrupt"]["verdict"] == "limited"
     assert found["partition high"]["means"] == "its jobs are not preempted"
     assert found["ProctrackType"]["verdict"] == ("ok" if slurm.proctrack == "proctrack/cgroup" else "limited")

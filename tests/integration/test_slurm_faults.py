@@ -27,7 +27,7 @@ def test_a_warning_that_comes_before_anyone_listens(work: Submitted) -> None:
     other = work.cluster.preempt(work.user, before)
     work.cluster.wait_for(lambda: work.cluster.job(work.number).get("PreemptTime", "None") != "None", "its preemption")
     (work.folder / "go").touch()
-    work.wait_log("a warning came before it was listened for: preempted")
+    work.wait_log("a warning came before the sentinel had started: preempted")
     work.hurry(before)
     work.wait_log("resumed")
     work.cluster.release(other)

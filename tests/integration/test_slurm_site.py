@@ -90,8 +90,8 @@ def test_other_jobs_are_left_alone(work: Submitted) -> None:
 def test_what_cannot_be_kept_is_refused_at_submission(work: Submitted) -> None:
     path = script(work, "true")
     told = refused(work, "-N2", "--no-requeue", path)
-    assert "2 nodes: a snapshot is of one node's processes" in told
-    assert "--no-requeue: a preempted job goes on by being requeued" in told
+    assert "2 nodes: a snapshot holds the processes of one node" in told
+    assert "--no-requeue: a preempted job can only go on if it is requeued" in told
     assert "GPUs (gres:gpu:1)" in refused(work, "--gres=gpu:1", path)
 
 
@@ -113,7 +113,7 @@ def test_sbatch_has_an_option(work: Submitted) -> None:
 
 def test_the_option_refuses_what_cannot_be_kept(work: Submitted) -> None:
     told = refused(work, "--torpor", "-N2", "--wrap", "hostname")
-    assert "2 nodes: a snapshot is of one node's processes" in told
+    assert "2 nodes: a snapshot holds the processes of one node" in told
     assert "'soon' is not a time span" in refused(work, "--torpor=soon", "--wrap", "hostname")
 
 

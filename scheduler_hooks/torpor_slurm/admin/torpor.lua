@@ -19,7 +19,7 @@ local function is_set(value)
 	return value ~= nil and value ~= slurm.NO_VAL16 and value ~= slurm.NO_VAL
 end
 
--- In slurm_job_submit, on the controller: such a job may be requeued, and one that cannot be kept is refused with the
+-- In slurm_job_submit, on the controller: such a job may be requeued, and one that cannot be saved is refused with the
 -- reason. Every other job is left alone. Returns what slurm_job_submit is to return.
 function torpor.job_submit(job)
 	if job.script == nil or not torpor.is_used(job.script) then
@@ -27,20 +27,20 @@ function torpor.job_submit(job)
 	end
 	local reasons = {}
 	if is_set(job.min_nodes) and job.min_nodes > 1 then
-		table.insert(reasons, job.min_nodes .. " nodes: a snapshot is of one node's processes; what is between nodes "
-			.. "(MPI) is not kept; use --nodes=1, or the application's own checkpoints")
+		table.insert(reasons, job.min_nodes .. " nodes: a snapshot holds the processes of one node; connections between "
+			.. "nodes (MPI) are not saved; use --nodes=1, or the application's own checkpoints")
 	end
 	for _, field in ipairs({"tres_per_job", "tres_per_node", "tres_per_socket", "tres_per_task"}) do
 		if job[field] ~= nil and job[field]:match("gpu") then
-			table.insert(reasons, "GPUs (" .. job[field] .. "): what is in a GPU's memory is not kept; ask for no GPU, "
-				.. "or leave out torpor run")
+			table.insert(reasons, "GPUs (" .. job[field] .. "): the memory of a GPU is not saved; request no GPU, "
+				.. "or do not use torpor run")
 		end
 	end
 	if job.requeue == 0 then
-		table.insert(reasons, "--no-requeue: a preempted job goes on by being requeued; leave it out")
+		table.insert(reasons, "--no-requeue: a preempted job can only go on if it is requeued; remove it")
 	end
 	if #reasons > 0 then
-		slurm.log_user("this job cannot be kept by torpor:\n- %s", table.concat(reasons, "\n- "))
+		slurm.log_user("this job cannot be saved by torpor:\n- %s", table.concat(reasons, "\n- "))
 		return slurm.ERROR
 	end
 	job.requeue = 1

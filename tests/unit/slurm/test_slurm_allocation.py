@@ -28,7 +28,7 @@ def test_an_allocation_and_its_run() -> None:
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        ({"SLURM_JOB_NUM_NODES": "2"}, "2 nodes: a snapshot is of one node's processes"),
+        ({"SLURM_JOB_NUM_NODES": "2"}, "2 nodes: a snapshot holds the processes of one node"),
         ({"SLURM_JOB_GPUS": "0,1"}, "GPUs"),
         ({"SLURM_HET_SIZE": "2"}, "heterogeneous"),
         ({"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "4"}, "it has 4 tasks"),

@@ -55,7 +55,7 @@ def test_output_that_cannot_be_kept_aside_is_not_cut(tmp_path: Path) -> None:
     path = tmp_path / "log"
     path.write_text("one\ntwo\n")
     (tail,) = rollback.tails(image_of(path, os.O_WRONLY | os.O_APPEND, 0, 4))
-    with pytest.raises(RestoreFailed, match="cannot be brought back to its 4 bytes"):
+    with pytest.raises(RestoreFailed, match="cannot be truncated to its 4 bytes"):
         rollback.cut(tail, tmp_path / "nowhere", "run1")
     assert path.read_text() == "one\ntwo\n"
 

@@ -136,7 +136,7 @@ def test_an_exit_code_that_cannot_be_kept_is_given_all_the_same(rig: Rig, capfd:
     rig.monkeypatch.setattr(rig.directory, "finish", full)
     rig.app.code = 3
     assert rig.watch() == 3
-    assert "ended with 3, but that cannot be kept: no room" in capfd.readouterr().err
+    assert "ended with 3, but this cannot be recorded: no room" in capfd.readouterr().err
 
 
 def test_one_that_has_finished_is_not_run_again(rig: Rig) -> None:
