@@ -3,7 +3,7 @@
     client.register_plugin(torpor_dask.Resume(store="/shared/torpor"))
 
 or this module as a preload of the scheduler or of the workers (``distributed.scheduler.preload``, ``--preload``, an
-environment variable), with the settings in Dask's configuration, block ``torpor:``. docs/dask.md says the rest.
+environment variable), with the settings in Dask's configuration, block ``torpor:``. See docs/dask.md.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _bringing: set[asyncio.Task[None]] = set()
 
 
 async def dask_setup(server: Scheduler | Worker | Nanny) -> None:
-    """Do what Dask asks of a preload: add Resume to the scheduler, which brings workers and nannies their part.
+    """Called by Dask for a preload: add Resume to the scheduler, which sends workers and nannies their plugins.
 
-    A worker brings it to its scheduler: with dask-jobqueue the scheduler's configuration is that of whatever program
-    made the cluster, and ``worker_extra_args`` reach the workers only.
+    A worker sends Resume to its scheduler: with dask-jobqueue the scheduler has the configuration of the program that
+    created the cluster, and ``worker_extra_args`` reach the workers only.
     """
     if isinstance(server, Scheduler):
         server.add_plugin(Resume(), idempotent=True, name=Resume.name)  # the scheduler starts it when it starts itself
@@ -44,4 +44,4 @@ async def _bring(plugin: Resume, worker: Worker) -> None:
         await worker.start()  # begun by Dask: this waits for its end
         await worker.scheduler.register_scheduler_plugin(plugin=dumps(plugin), name=Resume.name, idempotent=True)
     except Exception:  # Dask has told of its own failure to start; a scheduler may refuse plugins
-        logger.exception("Torpor is not in use: the worker cannot bring it to its scheduler")
+        logger.exception("Torpor is not in use: the worker cannot register it at its scheduler")

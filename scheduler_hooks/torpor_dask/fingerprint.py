@@ -1,8 +1,8 @@
-"""What a task computes, as a hash that two processes agree on: its functions' code, its arguments, its inputs' keys.
+"""The fingerprint of a task: a hash of its functions' code, its arguments and its inputs' keys, equal in all processes.
 
-Dask's own token pickles functions that a script or notebook defines, and a function that was pickled before
-pickles to other bytes. Here a function is its code, defaults, closure and name. What it calls is not looked at,
-as little as Dask's keys look at it.
+Dask's own token is not: it pickles functions of a script or notebook, and a function that was pickled before gives
+other bytes the second time. Here a function counts with its code, defaults, closure and name. What it calls does not
+count; nor does it for Dask's keys.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _VERSIONS: Final = f"{version('dask')} {version('distributed')} {sys.version_inf
 
 
 def means_its_content(key: Key) -> bool:
-    """Tell whether a key was made by Dask for one content, and is not a name that a person may give to another."""
+    """Tell whether Dask made a key from a hash or UUID. A key that a person chose may name something else next time."""
     if isinstance(key, tuple):
         return bool(key) and means_its_content(key[0])
     return isinstance(key, str) and bool(_CONTENT.search(key))

@@ -1,9 +1,9 @@
-"""Experimental, on the scheduler: what a lost worker held and ran waits a while for its process to be woken.
+"""Experimental, on the scheduler: keys and running tasks of a lost worker wait for its process to be woken.
 
-A held key gets a task that only the lost worker's address may run. When the worker is back under its name, Dask gives
-it that task as it gives any other, and the worker answers at once with what is in its memory, or goes on with what it
-was running (rejoin.py). If it has neither, the task hands the key back; so it is when the time is over. The key is
-then loaded or computed like that of any lost worker. No state of the scheduler is made by other hands than Dask's.
+A held key gets a task that is restricted to the lost worker's address. When the worker is back under its name, Dask
+assigns it that task like any other. The worker answers at once with the result in its memory, or goes on with the task
+that it was running (rejoin.py). If it has neither, the task gives the key back, as happens when the time is over. The
+key is then loaded or computed like that of any lost worker. All transitions of the scheduler's state are Dask's own.
 """
 
 from __future__ import annotations
@@ -23,45 +23,45 @@ from torpor_dask.fingerprint import means_its_content
 from torpor_dask.state import Held, Hold, Plugin
 
 ON_ITS_WAY: Final = 60.0
-"""Seconds that a worker has between asking to come back and having registered."""
+"""Seconds that a worker has to register after it has asked to come back."""
 
 logger = logging.getLogger("torpor.dask")
 
 
 def hand_back(key: Key) -> None:
-    """Run on a worker that does not have a held key: it is to be loaded or computed. Raises Reschedule, always."""
+    """Run on a worker that has lost a held key. Always raises Reschedule: the key is loaded or computed."""
     raise Reschedule(f"{key!r} was held for a worker that does not have it any more")
 
 
 def held_task(key: Key) -> Task:
-    """Give the task that stands in for a held key's own."""
+    """Give the task that replaces that of a held key."""
     return Task(key, hand_back, key)
 
 
 def is_held(spec: GraphNode | None) -> bool:
-    """Tell whether a task stands in for a held key's own."""
+    """Tell whether a task is one of `held_task`."""
     return isinstance(spec, Task) and spec.func is hand_back
 
 
 class Holding:
-    """Holds of all lost workers."""
+    """The keys that are held for lost workers."""
 
     def __init__(self, plugin: Plugin, seconds: float) -> None:
-        """Begin to hold, each time for so long."""
+        """Hold keys of workers that are lost from now on, for so many seconds."""
         self.plugin = plugin
         self.scheduler = plugin.scheduler
         self.seconds = seconds
         self._holds: dict[str, Hold] = {}
         self._returns: dict[str, int] = {}
-        """How often each worker process was back, by Dask's id of it."""
+        """How often each worker process has come back, by Dask's id of it."""
         self.scheduler.handlers["torpor_rejoin"] = self.rejoin
 
     # a worker is lost
 
     def begin(self, msg: dict[str, Any], lost: Iterable[TaskState]) -> list[TaskState]:
-        """Hold what a lost worker held and ran; give those keys that it need not: they are loaded on others.
+        """Hold the keys and running tasks of a lost worker. Give those that need not be held: other workers load them.
 
-        What is in the store is held only while there is nobody else to load it.
+        A key whose result is stored is held only while there is no other worker to load it.
         """
         hold = self._holds.get(msg["worker"]) or Hold(msg["worker"])
         if msg["expected"]:
@@ -85,7 +85,7 @@ class Holding:
         if held := self._of(hold):
             self._holds[hold.worker] = hold
             self._wait(hold, self.seconds)
-            logger.info("%d keys wait %g s for %s to be woken", len(held), self.seconds, hold.worker)
+            logger.info("%d keys wait up to %g s for %s to be woken", len(held), self.seconds, hold.worker)
         return rest
 
     def _may_be_held(self, task: TaskState) -> bool:
@@ -94,7 +94,7 @@ class Holding:
         return task.run_spec is not None or means_its_content(task.key)
 
     def _ran(self, task: TaskState) -> bool:
-        """Tell whether a worker had begun a task: as of its last heartbeat, or since it had all inputs and threads."""
+        """Tell whether a worker had started a task: by its last heartbeat, or since it had all inputs and a thread."""
         worker = task.processing_on
         if worker is None or not worker.needs_what.keys().isdisjoint(task.dependencies):
             return False
@@ -119,7 +119,7 @@ class Holding:
         hold.until = asyncio.get_running_loop().call_later(seconds, self._end, hold)
 
     def _end(self, hold: Hold) -> None:
-        """Let the default path have what still waits."""
+        """Give all keys that still wait back to Dask."""
         self._holds.pop(hold.worker, None)
         if hold.until:
             hold.until.cancel()
@@ -134,14 +134,14 @@ class Holding:
             self._give_back_unwanted(task, stimulus)
 
     def _give_back_unwanted(self, task: TaskState, stimulus: str) -> None:
-        """Undo the hold of a key for which nobody waits at present."""
+        """Give back a held key for which nobody waits at present."""
         if task.key in self.plugin.loading and task.state == "released":
             self.plugin.give_back(task.key, stimulus)
             if task.run_spec is None or is_held(task.run_spec):  # scattered: lost, as without us
                 self.scheduler.transitions({task.key: "forgotten"}, stimulus)
 
     def close(self) -> None:
-        """End all holds without a word."""
+        """Cancel all timers."""
         for hold in self._holds.values():
             if hold.until:
                 hold.until.cancel()
@@ -151,10 +151,10 @@ class Holding:
     async def rejoin(
         self, cluster: str, process: str, returns: int, old: str, new: str, has: list[tuple[Key, int]]
     ) -> dict[str, Any]:
-        """Answer a worker that was woken and asks to be back: which keys are held for it.
+        """Answer a woken worker that asks to come back: which keys are held for it.
 
-        `process` is Dask's id of the worker process and `returns` how often it was back: of two copies woken from one
-        image the second is refused. `has` are the keys it has or runs, with Dask's number of the execution.
+        `process` is Dask's id of the worker process, and `returns` how often it has come back: if two copies are woken
+        from one snapshot, the second is refused. `has` lists the keys that it has or runs, each with its run_id.
         """
         if cluster != self.plugin.cluster or returns != self._returns.get(process, 0):
             return {"answer": "refused"}
@@ -182,7 +182,7 @@ class Holding:
         return {"answer": "welcome", "keep": keep}
 
     def on_registered(self, worker: str) -> None:
-        """Have a worker that is back drop what was given up since it asked."""
+        """Tell a worker that is back to drop the keys that were given back to Dask since it asked."""
         if not (hold := self._holds.get(worker)):
             return
         stimulus = f"torpor-rejoin-{time.time()}"
@@ -194,7 +194,7 @@ class Holding:
         hold.promised = ()
 
     def on_returned(self, task: TaskState) -> None:
-        """Release the inputs that were kept for a task whose result is there now."""
+        """Release the inputs of a task whose result is in memory now."""
         self.plugin.counters.returned += 1
         inputs = list(task.dependencies)
         asyncio.get_running_loop().call_soon(self._release, inputs)

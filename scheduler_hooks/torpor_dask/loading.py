@@ -1,4 +1,4 @@
-"""The task that stands in for another whose result is in the store: it reads the result, or hands the key back."""
+"""The task that replaces one whose result is stored: it reads the result, or gives the key back to be computed."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from torpor.store import Store
 from torpor_dask.results import Kept, NoAnswer, in_time, read
 
 REST: Final = 30.0
-"""Seconds for which a store that did not answer is given less time."""
+"""Seconds during which a store that did not answer gets less time for the next answer."""
 
 logger = logging.getLogger("torpor.dask")
 
 
 def loading_task(kept: Kept, store: str, patience: float) -> Task:
-    """Give the task that loads a result. Raises nothing; what is wrong in the store is found when it runs."""
+    """Give the task that loads a result. The store is not read before the task runs."""
     return Task(kept.key, load, store, kept.snapshot, kept.row, kept.key, patience)
 
 
@@ -30,7 +30,7 @@ def is_loading(spec: GraphNode | None) -> bool:
 
 
 _silent_since: dict[str, float] = {}
-"""When a store failed to answer: the next loads do not wait as long for it."""
+"""When each store last failed to answer (time.monotonic())."""
 
 
 def load(store: str, snapshot: str, row: int, key: Key, patience: float) -> Any:
@@ -45,5 +45,5 @@ def load(store: str, snapshot: str, row: int, key: Key, patience: float) -> Any:
         raise Reschedule from error
     except Exception as error:
         # Unpickling can raise anything, a module that this worker does not have for one.
-        logger.warning("the kept result of %r cannot be read and is computed instead: %s", key, error)
+        logger.warning("the stored result of %r cannot be read, and is computed instead: %s", key, error)
         raise Reschedule from error

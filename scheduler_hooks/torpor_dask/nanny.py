@@ -1,4 +1,4 @@
-"""On every nanny: the warning of a preemption goes on to the worker; the nanny itself would die of the signal."""
+"""On every nanny: pass the warning of a preemption on to the worker. Unhandled, the signal would end the nanny."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class PassOn(NannyPlugin):
     name = NAME
 
     def __init__(self, warning: int) -> None:
-        """Name the signal by its number."""
+        """Take the number of the signal."""
         self.warning = warning
         self._before: Any = None
 
     def setup(self, nanny: Nanny) -> None:
-        """Begin, unless the nanny lives in a program that is not its own, where signals are not ours."""
+        """Handle the signal, unless the nanny runs in another program (LocalCluster), whose signals are its own."""
         if threading.current_thread() is not threading.main_thread():
             return
 
@@ -37,6 +37,6 @@ class PassOn(NannyPlugin):
         self._before = signal.signal(self.warning, pass_on)
 
     def teardown(self, nanny: Nanny) -> None:
-        """Give the signal back."""
+        """Restore the handler that was there before."""
         if self._before is not None:
             signal.signal(self.warning, self._before)

@@ -1,4 +1,4 @@
-"""What Resume does, for people (/torpor beside the dashboard) and for Prometheus (/metrics)."""
+"""What Resume has done: a page for people (/torpor, next to the dashboard), and metrics for Prometheus (/metrics)."""
 
 from __future__ import annotations
 
@@ -35,25 +35,25 @@ _collector: list[Any] = []
 
 
 def numbers(plugin: Plugin) -> list[tuple[str, str, float, str]]:
-    """Give name, words, value and unit of everything that is counted."""
+    """Give name, description, value and unit of each metric."""
     counters = plugin.counters
     loading = list(plugin.loading.values())
     held = sum(one.held is not None for one in loading)
     stored = sum(kept.size for kept in list(plugin.kept.values()))
     return [
-        ("held_results", "Results in the store that are of use now", len(plugin.kept), ""),
+        ("held_results", "Results in the store that can be loaded now", len(plugin.kept), ""),
         ("held", "Their size", stored, "bytes"),
-        ("kept_results_total", "Results stored since the start", counters.kept, ""),
-        ("written_total", "Written to the store since the start", counters.written, "bytes"),
+        ("kept_results_total", "Results stored since the scheduler started", counters.kept, ""),
+        ("written_total", "Written to the store since the scheduler started", counters.written, "bytes"),
         ("loading_results", "Results being loaded", len(loading) - held, ""),
         ("loaded_results_total", "Results loaded instead of computed", counters.loaded, ""),
         ("waiting_keys", "Keys that wait for a frozen worker (experimental)", held, ""),
-        ("returned_keys_total", "Keys that a woken worker had, or ended", counters.returned, ""),
-        ("saved_total", "Computation saved by that", counters.saved_seconds, "seconds"),
+        ("returned_keys_total", "Keys that a woken worker still had, or finished", counters.returned, ""),
+        ("saved_total", "Computing time saved by loading", counters.saved_seconds, "seconds"),
         ("unreadable_results_total", "Results that could not be read and were computed", counters.unreadable, ""),
-        ("unkept_results_total", "Results that were wanted but not stored", counters.unkept, ""),
+        ("unkept_results_total", "Results that were to be stored, but are not", counters.unkept, ""),
         ("failed_results_total", "Of these, because the store failed", counters.failed, ""),
-        ("healthy", "The store took what it was last given (1) or failed (0)", float(not counters.error), ""),
+        ("healthy", "Whether the latest write to the store succeeded (1) or failed (0)", float(not counters.error), ""),
     ]
 
 
@@ -61,13 +61,13 @@ class Page(RequestHandler):
     """The page /torpor."""
 
     def initialize(self, plugin: Plugin) -> None:
-        """Take what is to be shown."""
+        """Take the plugin to show."""
         self.plugin = plugin
 
     def get(self) -> None:
-        """Answer."""
+        """Send the page."""
         counters = self.plugin.counters
-        health = "The store is well."
+        health = "The store works."
         if counters.error:
             age = format_time(time.time() - counters.error_at)
             health = f"The store failed {age} ago: {counters.error}"
@@ -88,7 +88,7 @@ class Page(RequestHandler):
 
 
 class Collector:
-    """What Prometheus asks; all schedulers of this process together, and there is only one outside of tests."""
+    """The collector for Prometheus: sums over the schedulers of this process (more than one in tests only)."""
 
     def collect(self) -> Iterator[Any]:
         """Give the metrics."""
@@ -106,7 +106,7 @@ class Collector:
 
 
 def show(plugin: Plugin) -> None:
-    """Show a plugin."""
+    """Add a plugin to the page and the metrics."""
     _plugins.add(plugin)
     application = plugin.scheduler.http_application
     application.add_handlers(".*$", [(r"/torpor", Page, {"plugin": plugin})])
@@ -120,5 +120,5 @@ def show(plugin: Plugin) -> None:
 
 
 def hide(plugin: Plugin) -> None:
-    """Show a plugin no more."""
+    """Remove a plugin from the metrics."""
     _plugins.discard(plugin)

@@ -1,9 +1,9 @@
-"""Experimental, on a worker: a process that was frozen and woken comes back with its data and what it runs.
+"""Experimental, on a worker: a woken worker process comes back to its scheduler with its data and running tasks.
 
-Dask's worker ends when its connection to the scheduler does, and a new one must be empty. A woken process finds all its
-connections reset. Instead of ending, it asks the scheduler which of its keys are held for it (holding.py), drops all
-others, and registers as Dask's own worker does, under its name. Asked by the scheduler for what it has, it answers;
-asked for what it is running, it runs on, under the number of the execution that the scheduler now knows.
+A worker of Dask ends when its connection to the scheduler is lost, and a new worker must be empty. A woken process
+finds all its connections reset. It does not end, but asks the scheduler which of its keys are held for it (holding.py),
+drops all others, and registers like any worker, under its old name. When the scheduler assigns it a key that it has, it
+answers at once. When it is assigned a task that it runs, the task goes on, with the run_id of the new assignment.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ from distributed.worker_state_machine import FreeKeysEvent, StateMachineEvent, T
 from torpor_dask.fingerprint import means_its_content
 
 BROKEN: Final = "worker-handle-scheduler-connection-broken"
-"""Why Dask closes a worker whose connection is gone."""
+"""The reason for which Dask closes a worker whose connection is lost."""
 UNKNOWN: Final = "worker-heartbeat-missing"
-"""Why it closes one that the scheduler does not know."""
+"""The reason for which it closes one that the scheduler does not know."""
 SETTLED: Final = 5.0
-"""Seconds after which no heartbeat from before a return is under way any more."""
+"""Seconds after which heartbeats from before the worker came back must have been answered."""
 UNREACHABLE: Final = 10.0
-"""Seconds after which a scheduler that cannot be reached is given up."""
+"""Seconds after which the worker gives up a scheduler that it cannot reach."""
 LATER: Final = 120.0
-"""Seconds for which the scheduler is asked again while it has not seen yet that the old connection is gone."""
+"""Seconds for which the worker asks again while the scheduler has not noticed yet that the old connection is lost."""
 PAUSE: Final = 0.2
 """Seconds between two tries."""
 logger = logging.getLogger("torpor.dask")
 
 
 class _AsNew:
-    """A worker as Dask's registration wants to see it: without data, tasks and plugins; all else is the worker's."""
+    """A worker as Dask registers it: without data, tasks and plugins. All other attributes are the worker's."""
 
     class _State:
         def __init__(self, state: Any) -> None:
@@ -63,7 +63,7 @@ class _AsNew:
         setattr(self._of, name, value)
 
     async def plugin_add(self, **_: Any) -> None:
-        """Do nothing: they are there."""
+        """Do nothing: the worker has its plugins already."""
 
     async def get_metrics(self) -> dict[str, Any]:
         """Give the worker's metrics, without statistics of spans: Dask insists that heartbeats alone carry those."""
@@ -78,16 +78,16 @@ class _AsNew:
 
 
 class Rejoin:
-    """Keeps a worker from ending when it can come back."""
+    """Keeps a worker that has lost its scheduler from ending, if it can come back."""
 
     def __init__(self, worker: Worker, cluster: str, moved: Callable[[str], None]) -> None:
-        """Begin. Instance attributes go over the worker's methods. `moved` is told the address after a return."""
+        """Replace methods of the worker by instance attributes. `moved` gets its address each time it came back."""
         self.worker, self.cluster, self._moved = worker, cluster, moved
         self._returns = 0
         self._under_way: asyncio.Future[bool] | None = None
         self._back_since = -SETTLED
         self._running: dict[Key, asyncio.Event] = {}
-        """What ran when the worker came back, and whether the scheduler has asked for it since."""
+        """The tasks that ran when the worker came back, and whether the scheduler has assigned them again since."""
         # By the lock beside it other workers know that a local directory is in use. A frozen process holds no lock: its
         # directory would be purged. Where there is no lock, nobody purges; the worker removes the directory itself.
         with contextlib.suppress(FileNotFoundError):
@@ -98,7 +98,7 @@ class Rejoin:
     async def close(
         self, timeout: float = 30, executor_wait: bool = True, nanny: bool = True, reason: str = "worker-close"
     ) -> str | None:
-        """Close the worker, unless it is back."""
+        """Close the worker, unless it can come back."""
         if reason in (BROKEN, UNKNOWN) and self.worker.status in (Status.running, Status.paused):
             if reason == UNKNOWN and time.monotonic() - self._back_since < SETTLED:
                 return None  # the answer to a heartbeat from before
@@ -111,12 +111,12 @@ class Rejoin:
         return await self._close(timeout, executor_wait, nanny, reason)
 
     def on_compute_task(self, key: Key) -> None:
-        """Hear that the scheduler asks for a key."""
+        """Note that the scheduler has assigned a key."""
         if event := self._running.get(key):
             event.set()
 
     async def execute(self, key: Key, *, stimulus_id: str) -> StateMachineEvent:
-        """Execute a task; if the worker was frozen meanwhile, its result bears the number that the scheduler knows."""
+        """Execute a task. If the worker was frozen meanwhile, its result gets the run_id of the new assignment."""
         event = await self._execute(key, stimulus_id=stimulus_id)
         if asked := self._running.get(key):
             with contextlib.suppress(asyncio.TimeoutError):
@@ -163,12 +163,12 @@ class Rejoin:
         logger.info("%s is back at its scheduler with %d keys", new, len(kept))
 
     def _at_hand(self, task: TaskState) -> bool:
-        """Tell whether a result is in memory: what was spilled lies on the node where the process was frozen."""
+        """Tell whether a result is in memory. Spilled results are on the node where the process was frozen."""
         data = self.worker.data
         return task.state == "memory" and task.key in getattr(data, "fast", data)
 
     def _has(self) -> list[tuple[Key, int]]:
-        """List what needs nothing from elsewhere: keys, with Dask's number of each execution."""
+        """List the keys and run_ids of what the worker has, runs, or can run without data of other workers."""
         return [
             (key, task.run_id)
             for key, task in self.worker.state.tasks.items()
@@ -178,7 +178,7 @@ class Rejoin:
         ]
 
     async def _ask(self, old: str, new: str) -> set[Key]:
-        """Ask the scheduler to be taken back; give the keys that are held. Raises OSError, PermissionError."""
+        """Ask the scheduler to let the worker come back; give the held keys. Raises OSError, PermissionError."""
         until = time.monotonic() + UNREACHABLE
         longest = time.monotonic() + LATER
         while True:
@@ -204,7 +204,7 @@ class Rejoin:
             await asyncio.sleep(PAUSE)
 
     def _look_at_address(self, old: str) -> str:
-        """Give the address on this host, which may not be the one where the process was frozen."""
+        """Give the worker's address on this host, which may not be the one on which the process was frozen."""
         worker = self.worker
         if old != worker.address:
             return old  # the user's own (--contact-address)
@@ -220,7 +220,7 @@ class Rejoin:
         return worker.address
 
     def _announce(self, keys: Iterable[Key]) -> None:
-        """Tell the scheduler of replicas; it says which it does not want."""
+        """Tell the scheduler of replicas. It answers with those that it does not want."""
         state = self.worker.state
         there = [key for key in keys if key in state.tasks and state.tasks[key].state == "memory"]
         if there:

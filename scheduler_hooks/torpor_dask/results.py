@@ -1,4 +1,4 @@
-"""Results of tasks in the store: many small ones share a snapshot; docs/dask.md has the layout of its body."""
+"""Results of tasks in the store. Small ones share a snapshot; docs/dask.md describes its body."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ from torpor.store import SnapshotInfo, SnapshotReader, Store
 KIND: Final = "dask"
 """Kind of these snapshots in the store."""
 NEEDS: Final = "dask-results-1"
-"""The layout of the body; a reader that does not know it refuses."""
+"""The layout of the body. A reader that does not know it refuses the snapshot."""
 INLINE: Final = 2048
-"""A result of up to so many bytes lies in the body: a block would take a page of the pack."""
+"""Results of up to so many bytes are stored in the body: a block of their own would take a page of the pack."""
 BLOCK: Final = 4 << 20
 """Longest block of a result, bytes."""
 SMALL: Final = 64 << 10
-"""Shorter frames are put together before they become blocks, bytes."""
+"""Shorter frames are joined before they become blocks, bytes."""
 
 _BOUND: Final = re.compile(rb"distributed\W?(?:client|actor|variable|queues|lock|event|semaphore|multi_lock|shuffle)\b")
-"""Modules whose objects mean something in one running cluster only. A pickle has their names in plain text."""
+"""Modules whose objects are valid in one running cluster only. A pickle has their names in plain text."""
 
 T = TypeVar("T")
 
 
 @dataclass
 class Result:
-    """One result to be kept."""
+    """One result that is to be stored."""
 
     key: Key
     token: str
-    """What it is the result of (fingerprint.py); empty when only this cluster can know."""
+    """The fingerprint of its task (fingerprint.py); empty: not for a warm start."""
     run_id: int
     """Dask's number of the execution, unique in one scheduler; -1 for scattered data."""
     seconds: float
@@ -68,11 +68,11 @@ class Kept:
 
 
 class NoAnswer(StoreError):
-    """The store's file system hangs."""
+    """The file system of the store does not answer."""
 
 
 class BoundToCluster(Exception):
-    """The result holds a future, an actor or the like: it means nothing once its cluster has changed."""
+    """The result holds a future, an actor or the like, which is not valid once the cluster has changed."""
 
 
 def freeze(value: Any) -> list[memoryview]:

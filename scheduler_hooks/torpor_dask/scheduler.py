@@ -1,10 +1,10 @@
-"""On the scheduler: a key that is lost, or submitted again, and whose result is in the store, is loaded.
+"""On the scheduler: a key that is lost or submitted again is loaded, if its result is stored.
 
-A key that is to be loaded gets another task, which reads the store, and no inputs. Its own task and inputs are kept
-by an *origin*: a task state of our own that nobody computes, so that Dask neither computes the inputs nor forgets
-them. When the result is in memory, or cannot be read, the key gets its own task and inputs back.
+Such a key gets another task, without inputs, that reads the store. An *origin* keeps its own task and inputs: a task
+state that is never computed, so that Dask neither computes the inputs nor forgets them. When the result is in memory,
+or cannot be read, the key gets its own task and inputs back.
 
-The order of events inside distributed that this rests on is pinned by tests/integration/test_dask_pins.py.
+This depends on an order of events in distributed that tests/integration/test_dask_pins.py checks.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ from torpor_dask.state import Counters, Held, Loading
 from torpor_dask.worker import NAME, Keep
 
 ORIGIN: Final = "torpor-origin"
-"""Name of the task group of all origins."""
+"""The task group of all origins."""
 TAIL: Final = 2.0
-"""Seconds for which the scheduler waits for the store when it looks for a dead worker's last results."""
+"""Seconds that the scheduler waits for the store when it looks for the last results of a dead worker."""
 SWEEP: Final = 5.0
-"""Seconds between two removals of results that nobody needs any more."""
+"""Seconds between two removals of results that are not needed any more."""
 REST: Final = 60.0
-"""Seconds for which it does not look again after the store failed to answer."""
+"""Seconds until it looks there again after the store did not answer."""
 ATTEMPTS: Final = 6
-"""How often a key may be taken back from workers that were to load it before it is computed instead."""
+"""How many workers may fail to load a key before it is computed instead."""
 
 logger = logging.getLogger("torpor.dask")
 
@@ -51,7 +51,7 @@ logger = logging.getLogger("torpor.dask")
 class Resume(SchedulerPlugin):
     """Keeps finished results in a store, and loads them when a worker, a node or the whole cluster is lost.
 
-    ``client.register_plugin(Resume(store="/shared/torpor"))``. It brings what workers and nannies need with it.
+    ``client.register_plugin(Resume(store="/shared/torpor"))``. It also registers the plugins of workers and nannies.
     Every setting of Dask's configuration block ``torpor:`` can be given by name: ``Resume(write_through=True)``.
     """
 
@@ -59,13 +59,13 @@ class Resume(SchedulerPlugin):
     name = NAME
 
     def __init__(self, store: str | None = None, **settings: Any) -> None:
-        """Take settings. Raises TypeError and ValueError for one that is none."""
+        """Take settings. Raises TypeError for an unknown setting, and ValueError for an invalid value."""
         if store is not None:
             settings["store"] = store
         self.settings = Settings.read(**settings)
 
     async def start(self, scheduler: Scheduler) -> None:
-        """Begin: bring the workers their part, and learn what is in the store."""
+        """Start: register the plugins of the workers, and list what is in the store."""
         if scheduler.plugins.get(NAME, self) is not self:
             return  # several workers that preload bring one each: the first one's is in use
         self.scheduler = scheduler
@@ -93,7 +93,7 @@ class Resume(SchedulerPlugin):
             await scheduler.register_nanny_plugin(None, dumps(pass_on), name=NAME, idempotent=True)
 
     async def close(self) -> None:
-        """End; what nobody needs is removed now."""
+        """End, and remove results that are not needed any more."""
         hide(self)
         if self.holding:
             self.holding.close()
@@ -103,7 +103,7 @@ class Resume(SchedulerPlugin):
     # what is in the store
 
     def _learn(self) -> None:
-        """List what earlier clusters kept. Not being able to is no reason not to start."""
+        """List the results of earlier clusters. If that fails, the scheduler starts all the same."""
         try:
             for info in in_time(self.settings.patience, "cannot list the store", self.store.snapshots):
                 self._seen.add(info.id)
@@ -121,7 +121,7 @@ class Resume(SchedulerPlugin):
             logger.warning("%s", error)
 
     def _learn_last_of(self, worker: str) -> None:
-        """Take in what a worker stored just before it died, and could not tell."""
+        """Note the results that a worker stored just before it died, and could not report."""
         if time.monotonic() < self._not_before:
             return
         try:
@@ -140,7 +140,7 @@ class Resume(SchedulerPlugin):
         ]
 
     def _take(self, snapshot: str, results: Iterable[Kept]) -> None:
-        """Note what a worker of this cluster stored, as far as it is the result that the scheduler knows."""
+        """Note the results that a worker of this cluster stored, if they are of the latest execution of their tasks."""
         if snapshot in self._seen:
             return
         self._seen.add(snapshot)
@@ -157,7 +157,7 @@ class Resume(SchedulerPlugin):
             self._discard(snapshot)
 
     def _drop(self, key: Key) -> None:
-        """Give up a kept result that nobody needs."""
+        """Give up a stored result that is not needed any more."""
         kept = self.kept.pop(key, None)
         if kept is None or kept.snapshot not in self._snapshots:
             return
@@ -171,7 +171,7 @@ class Resume(SchedulerPlugin):
         self._garbage.append(snapshot)
 
     def _sweep(self) -> None:
-        """Remove snapshots that nobody needs: a thread, since a store may be slow."""
+        """Remove snapshots that are not needed any more, in a thread, since a store may be slow."""
         ended = False
         while not ended:
             ended = self._stop.wait(SWEEP)
@@ -181,7 +181,7 @@ class Resume(SchedulerPlugin):
             try:
                 self.store.discard([SnapshotInfo(snapshot, self.store.path) for snapshot in garbage])
             except TorporError as error:
-                logger.warning("results that nobody needs stay in the store: %s", error)
+                logger.warning("results that are not needed any more cannot be removed from the store: %s", error)
 
     def _note(self, error: str) -> None:
         logger.warning("%s", error)
@@ -190,7 +190,7 @@ class Resume(SchedulerPlugin):
     # what happens
 
     def log_event(self, topic: str, msg: Any) -> None:
-        """Hear of a lost worker, before its keys are given to others; and what workers report."""
+        """Handle the loss of a worker, before its keys are rescheduled, and what workers report."""
         if not isinstance(msg, dict):
             return
         if topic == "all" and msg.get("action") == "remove-worker":
@@ -220,7 +220,7 @@ class Resume(SchedulerPlugin):
                 counters.unkept += msg["count"]
 
     def _on_lost_worker(self, msg: dict[str, Any]) -> None:
-        """See to it that what the worker held is loaded: its keys have no replica now and no transition was run yet."""
+        """Have a lost worker's keys loaded. They have no replica now, and Dask has not rescheduled them yet."""
         tasks = self.scheduler.tasks
         for key in msg["processing-tasks"]:
             if loading := self.loading.get(key):
@@ -235,12 +235,12 @@ class Resume(SchedulerPlugin):
                 self._rescue(self.loading[key].task, msg["stimulus_id"])
 
     def add_worker(self, scheduler: Scheduler, worker: str) -> None:
-        """See to a worker that is back, before it is given tasks."""
+        """Handle a worker that is back, before Dask assigns it tasks."""
         if self.holding:
             self.holding.on_registered(worker)
 
     def _restarting(self, worker: str) -> list[TaskState]:
-        """Give the tasks of the P2P shuffles that Dask will start again: their inputs are needed anew."""
+        """Give the input tasks of P2P shuffles that Dask will restart: these need their inputs again."""
         shuffles = getattr(self.scheduler.plugins.get("shuffle"), "active_shuffles", {})
         barriers = [
             self.scheduler.tasks.get(BARRIER + shuffle.id)
@@ -250,7 +250,7 @@ class Resume(SchedulerPlugin):
         return [task for barrier in barriers if barrier for task in barrier.dependencies]
 
     def _rescue(self, task: TaskState, stimulus: str) -> None:
-        """Begin to load scattered data, which Dask is about to forget: what is under way is not forgotten."""
+        """Start to load scattered data, which Dask would forget: it does not forget what is being computed."""
         if task.priority is None:
             task.priority = (0, 0, 0)
         spans = self.scheduler.extensions.get("spans")
@@ -259,12 +259,12 @@ class Resume(SchedulerPlugin):
         self.scheduler.transitions({task.key: "released"}, stimulus)
 
     def update_graph(self, scheduler: Scheduler, *, keys: set[Key], **kwargs: Any) -> None:
-        """Load what is in the store of a graph that was submitted, before any of it is computed."""
+        """Have the stored results of a submitted graph loaded, before any of its tasks runs."""
         if self.kept or self._earlier:
             self.cover(scheduler.tasks[key] for key in keys)
 
     def cover(self, tasks: Iterable[TaskState]) -> None:
-        """Have each of these tasks loaded that is to be computed; where one cannot be, what it is computed from."""
+        """Have each of these tasks loaded, if it is to be computed. If it cannot be, do so with its inputs."""
         stack = list(tasks)
         seen: set[Key] = set()
         trusted: set[Key] = set()
@@ -279,7 +279,7 @@ class Resume(SchedulerPlugin):
                 stack += [needed for needed in task.dependencies if _to_be_computed(needed)]
 
     def usable(self, task: TaskState, trusted: set[Key]) -> Kept | None:
-        """Give the result of a task in the store, if it is surely this task's and means something by itself."""
+        """Give the stored result of a task, if it certainly is this task's and can be used without side effects."""
         kept, earlier = self.kept.get(task.key), self._earlier.get(task.key)
         if task.actor or not (kept or earlier):
             return None
@@ -290,7 +290,7 @@ class Resume(SchedulerPlugin):
         return earlier if earlier and self._same(task, earlier, trusted) else None
 
     def of_shuffle(self, task: TaskState) -> bool:
-        """Tell whether a task works by what it does on its worker."""
+        """Tell whether a task is a part of a P2P shuffle."""
         neighbours = (task.key, *(other.key for other in (*task.dependencies, *task.dependents)))
         return of_shuffle(task.run_spec, neighbours, self.scheduler.tasks)
 
@@ -307,7 +307,7 @@ class Resume(SchedulerPlugin):
     # loading
 
     def replace(self, task: TaskState, spec: Any, *, kept: Kept | None = None, held: Held | None = None) -> None:
-        """Put another task in the place of a task's own, and its inputs into the care of an origin."""
+        """Replace the task of a key, and keep its own task and inputs in an origin."""
         origin = None
         if task.dependencies:
             origin = self.scheduler.new_task((ORIGIN, task.key), task.run_spec, "released")
@@ -341,7 +341,7 @@ class Resume(SchedulerPlugin):
         return loading
 
     def transition(self, key: Key, start: str, finish: str, *args: Any, stimulus_id: str, **kwargs: Any) -> None:
-        """Follow what is being loaded, and give up what its user has given up."""
+        """Follow the keys that are being loaded, and drop the results of keys that were released."""
         if key in self.loading:
             if finish == "memory":
                 self._on_loaded(key, stimulus_id, kwargs.get("startstops") or [])
@@ -379,7 +379,7 @@ class Resume(SchedulerPlugin):
         self.counters.saved_seconds += max(0.0, kept.seconds - took)
 
     def _on_load_ended(self, key: Key, stimulus: str) -> None:
-        """Compute when the worker said that it cannot read the result; else it is loaded elsewhere, or later."""
+        """Have a key computed if the worker could not read its result; else it is loaded elsewhere, or later."""
         self.loading[key].attempts += 1
         if not stimulus.startswith("reschedule-") and self.loading[key].attempts < ATTEMPTS:
             return
@@ -405,14 +405,14 @@ class Resume(SchedulerPlugin):
             asyncio.get_running_loop().call_soon(self._fail, loading.task, stimulus)
 
     def _fail(self, task: TaskState, stimulus: str) -> None:
-        """Let a task share the failure of its input."""
+        """Let a task fail as its input has."""
         blamed = [needed.exception_blame for needed in task.dependencies if needed.state == "erred"]
         if blamed and task.state == "waiting":
             task.exception_blame = blamed[0]
             self.scheduler.transitions({task.key: "erred"}, stimulus)
 
     def restart(self, scheduler: Scheduler) -> None:
-        """Begin anew, as the user asks: Dask has forgotten all tasks, and nothing of earlier clusters is loaded."""
+        """Handle Client.restart: Dask has forgotten all tasks, and results of earlier clusters are loaded no more."""
         self._earlier.clear()
 
 
@@ -422,12 +422,12 @@ def _run_id(task: TaskState) -> int | None:
 
 
 def _to_be_computed(task: TaskState) -> bool:
-    """Tell whether a task has no result and is not on its way to one; also when it was lost just now."""
+    """Tell whether a task has no result, or has just lost it, and is not being computed."""
     return task.state == "released" or (task.state == "memory" and not task.who_has)
 
 
 def _line_means_its_content(task: TaskState, trusted: set[Key]) -> bool:
-    """Tell whether all that a task is computed from has keys that mean their content; `trusted` are known to."""
+    """Tell whether Dask made the keys of a task and of all it depends on from hashes; `trusted`: known to be."""
     seen: set[Key] = set()
     stack = [task]
     while stack:

@@ -1,8 +1,8 @@
-"""Which tasks belong to a P2P shuffle: they work by what they do on the workers, not by what they return.
+"""Which tasks belong to a P2P shuffle. What counts is their side effects on the workers, not what they return.
 
-To load what such a task returned is to leave out what it does, and the shuffle then fails. They are told by four
-signs, any of which is enough, for Dask fuses them with tasks before and after: a barrier as input or output, a function
-from the modules in which Dask has them, and the id of a shuffle among the arguments, by which a task finds its shuffle.
+If such a task were loaded, its side effects would be missing, and the shuffle would fail. Dask fuses these tasks with
+others before and after them. So each of these signs is enough: a barrier among the inputs or the outputs, a function
+from Dask's modules for shuffles, or the id of a shuffle among the arguments, by which a task finds its shuffle.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from dask._task_spec import Task
 from dask.typing import Key
 
 BARRIER: Final = "shuffle-barrier-"
-"""How the key of a barrier begins, before the shuffle's id: ``distributed.shuffle._core.barrier_key``."""
+"""The beginning of a barrier's key, before the shuffle's id: ``distributed.shuffle._core.barrier_key``."""
 
 _MODULES: Final = ("distributed.shuffle", "dask.dataframe.dask_expr._shuffle", "dask.dataframe.dask_expr._merge")
 
 
 def of_shuffle(spec: Any, neighbours: Iterable[Key], known: Container[Key]) -> bool:
-    """Tell whether a task belongs to a shuffle. `neighbours`: its key and its edges'; `known`: where barriers are."""
+    """Tell whether a task belongs to a shuffle. `neighbours`: its key and the next ones; `known`: has all barriers."""
     if any(isinstance(key, str) and key.startswith(BARRIER) for key in neighbours):
         return True
     for part in _parts(spec):
@@ -33,7 +33,7 @@ def of_shuffle(spec: Any, neighbours: Iterable[Key], known: Container[Key]) -> b
 
 
 def _parts(item: Any) -> Iterator[Task]:
-    """Give a task and those it was fused from."""
+    """Give a task and the tasks that were fused into it."""
     if isinstance(item, Task):
         yield item
         for inner in (*item.args, *item.kwargs.values()):

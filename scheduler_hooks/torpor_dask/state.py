@@ -19,14 +19,14 @@ from torpor_dask.results import Kept
 
 @dataclass(eq=False)
 class Hold:
-    """What waits for one lost worker."""
+    """The keys that wait for one lost worker."""
 
     worker: str
-    """The address under which it may be back."""
+    """The address under which the worker may come back."""
     until: asyncio.TimerHandle | None = None
     over: bool = False
     promised: tuple[Key, ...] = ()
-    """What its worker was told to keep when it asked to come back."""
+    """The keys that the worker was told to keep when it asked to come back."""
 
 
 @dataclass
@@ -37,31 +37,31 @@ class Held:
     run_id: int | None
     """Dask's number of the execution that the worker has, or had begun."""
     running: bool
-    """It was under way, not in memory."""
+    """Whether its task was running; else its result was in memory."""
     restrictions: tuple[set[str] | None, set[str] | None, bool]
     """Its own: of workers, of hosts, and whether they are loose."""
 
 
 @dataclass
 class Counters:
-    """What is told on the page and in /metrics."""
+    """The counters of the page and of /metrics."""
 
     kept: int = 0
     written: int = 0
     """Bytes."""
     loaded: int = 0
     saved_seconds: float = 0.0
-    """Of computation that was not done again: durations of what was loaded, less the time of loading."""
+    """Computing time saved: how long the loaded tasks had run, less the time of loading."""
     returned: int = 0
-    """Held keys that a woken worker had, or ended."""
+    """Held keys that a woken worker still had, or finished."""
     unreadable: int = 0
     """Loads that failed, after which the key was computed."""
     unkept: int = 0
-    """Results that were wanted and not kept: too large, bound to the cluster, too much waiting, the store failing."""
+    """Results that were to be stored and are not: too large, bound to the cluster, queue full, store failing."""
     failed: int = 0
-    """Results that the store did not take."""
+    """Results that could not be written to the store."""
     error: str = ""
-    """What the store said last; empty when its latest write was well."""
+    """The latest error of the store; empty if its latest write succeeded."""
     error_at: float = 0.0
     """Seconds since the epoch."""
 
@@ -82,7 +82,7 @@ class Loading:
     suspicious: int
     """Dask's count of workers that died with its own task."""
     attempts: int = 0
-    """How often it was taken back from a worker: the worker died, or nobody waited for the key for a moment."""
+    """How many workers failed to load it: they died, or nobody waited for the key for a moment."""
 
 
 class Plugin(Protocol):

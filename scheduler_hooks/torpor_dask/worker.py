@@ -1,4 +1,4 @@
-"""On every worker: results of finished tasks go to the store, and a warned worker leaves in good order."""
+"""On every worker: store the results of finished tasks, and close gracefully when a preemption is announced."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ from torpor_dask.settings import Settings
 from torpor_dask.shuffle import of_shuffle
 
 NAME: Final = "torpor"
-"""Name of all our plugins, and topic of the events by which workers report to the scheduler."""
+"""Name of the plugins of scheduler, workers and nannies, and topic of the events that workers report."""
 LONGEST_GATHER: Final = 5.0
 """Seconds."""
 FAREWELL: Final = 5.0
-"""Seconds that telling the scheduler of a departure may take."""
+"""Seconds that a closing worker has to unregister from the scheduler."""
 REST: Final = 10.0
-"""Seconds for which nothing is given to a store that failed."""
+"""Seconds during which nothing is written to a store that has failed."""
 
 logger = logging.getLogger("torpor.dask")
 
@@ -55,10 +55,10 @@ class Finished:
 
 
 class Writer:
-    """The thread that writes results behind the computation, those of a short time together as one snapshot."""
+    """The thread that writes results in the background. Results of a short time become one snapshot."""
 
     def __init__(self, settings: Settings, cluster: str, worker: str, report: Callable[[dict[str, Any]], None]) -> None:
-        """Begin. `report` gets a message for the scheduler, from the thread."""
+        """Start the thread. It calls `report` with messages for the scheduler."""
         self.settings = settings
         self.speed = 0.0
         """Bytes per second of the latest writes; 0: not known yet."""
@@ -77,7 +77,7 @@ class Writer:
         self._thread.start()
 
     def put(self, finished: Finished) -> bool:
-        """Take a result, unless too much waits already or the store failed a short time ago."""
+        """Queue a result. False: the queue is full, or the store has failed a moment ago."""
         with self._changed:
             if (
                 self._closed
@@ -92,7 +92,7 @@ class Writer:
             return True
 
     def flush(self, seconds: float) -> bool:
-        """Write all that waits, at once; tell whether that was done within `seconds`."""
+        """Write all queued results at once; tell whether that was done within `seconds`."""
         with self._changed:
             self._hurry = True
             self._changed.notify_all()
@@ -101,7 +101,7 @@ class Writer:
             return done
 
     def close(self) -> None:
-        """Take no more; the thread ends when it has written what waits."""
+        """Accept no more results. The thread ends when it has written the queued ones."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -174,14 +174,14 @@ class Writer:
 
 
 class Keep(WorkerPlugin):
-    """Chooses the results that are kept, and heeds the warning of a preemption."""
+    """Chooses the results to be stored, and handles the warning of a preemption."""
 
     idempotent = True
     name = NAME
     rejoin: Rejoin | None = None
 
     def __init__(self, settings: Settings, cluster: str) -> None:
-        """Name the cluster, by which the scheduler knows what its own workers wrote."""
+        """Take the id of the scheduler: a tag of the snapshots, by which it recognizes those of its own workers."""
         self.settings = settings
         self.cluster = cluster
 
@@ -203,7 +203,7 @@ class Keep(WorkerPlugin):
             signal.signal(self.settings.warning, self._on_warning)
 
     async def teardown(self, worker: Worker) -> None:
-        """Store what waits; when the worker ends, tell the scheduler that this is no accident."""
+        """Store all queued results; if the worker closes, unregister it gracefully."""
         worker.stream_handlers["compute-task"] = self._compute
         for name in ("execute", "close"):  # ours go over the worker's methods
             vars(worker).pop(name, None)
@@ -213,7 +213,7 @@ class Keep(WorkerPlugin):
             await self._unregister()
 
     async def _unregister(self) -> None:
-        """Leave the scheduler as expected, so that no task is suspected; what it holds is loaded elsewhere."""
+        """Unregister as expected, so that no task counts as suspicious. Other workers load its results."""
         worker = self.worker
         if not worker.batched_stream or worker.batched_stream.closed():
             return  # there is nobody to tell
@@ -229,7 +229,7 @@ class Keep(WorkerPlugin):
         self.writer.worker = address
 
     def _report(self, message: dict[str, Any]) -> None:
-        """Send a message to the scheduler, from any thread. Without a connection it is dropped: the store has it."""
+        """Send a message to the scheduler, from any thread. Without a connection it is lost; the results are not."""
         try:
             self._loop.call_soon_threadsafe(self.worker.log_event, NAME, message)
         except RuntimeError as error:  # the loop is closed: the worker is gone
@@ -258,7 +258,7 @@ class Keep(WorkerPlugin):
     # choosing
 
     def transition(self, key: Key, start: str, finish: str, **kwargs: Any) -> None:
-        """Take a result that was computed or scattered here."""
+        """Queue a result that was computed or scattered here, if it is to be stored."""
         if finish != "memory" or (self.settings.write_through and start != "released"):
             return
         task = self.worker.state.tasks[key]
@@ -299,7 +299,7 @@ class Keep(WorkerPlugin):
             self._pass_over()
 
     def _pass_over(self) -> None:
-        """Count a result that was wanted and is not kept; tell of many at once."""
+        """Count a result that was to be stored and is not. They are reported together."""
         if not self._passed_over:
             self._loop.call_later(1, self._tell_passed_over)
         self._passed_over += 1
@@ -309,7 +309,7 @@ class Keep(WorkerPlugin):
         self._passed_over = 0
 
     async def _execute_and_store(self, key: Key, *, stimulus_id: str) -> StateMachineEvent:
-        """Execute a task and, before anyone hears of its result, store it."""
+        """Execute a task, and store its result before it is reported."""
         event = await self._execute(key, stimulus_id=stimulus_id)
         if isinstance(event, ExecuteSuccessEvent):
             task = self.worker.state.tasks[key]
@@ -333,9 +333,9 @@ class Keep(WorkerPlugin):
             self._departure = asyncio.ensure_future(self.leave())
 
     async def leave(self) -> None:
-        """Take no new task, end those that run, store everything, and go."""
+        """Accept no new task, wait for the running ones, store all results, and close."""
         worker, state = self.worker, self.worker.state
-        logger.info("%s was warned of preemption and leaves", worker.address)
+        logger.info("%s closes: a preemption was announced", worker.address)
         worker.status = Status.closing_gracefully
         deadline = time.monotonic() + self.settings.drain
         while (state.executing or state.long_running) and time.monotonic() < deadline:

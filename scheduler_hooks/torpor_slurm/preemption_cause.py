@@ -19,7 +19,7 @@ class Cause(Enum):
     REQUEUED = "requeued"
     """It has been requeued already. What still runs has until SIGKILL."""
     TIME_LIMIT = "time limit"
-    OTHER = "not preempted, requeued or timed out"
+    OTHER = "scancel or another signal"
     """scancel, or a signal for the application. To requeue would revive a job that its user has cancelled."""
 
 
