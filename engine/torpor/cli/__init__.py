@@ -106,7 +106,7 @@ def _print_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None
     expose_value=False,
     is_eager=True,
     callback=_print_version,
-    help="Tell the version.",
+    help="Print the version.",
 )
 def cli() -> None:
     """Freeze a running Jupyter kernel or batch job, keep it, and wake it later, here or elsewhere."""

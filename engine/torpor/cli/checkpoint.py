@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     type=click.Choice(["run", "stop", "kill"]),
     default="run",
     show_default=True,
-    help="What becomes of the processes once they are saved.",
+    help="What to do with the processes once they are saved.",
 )
 @click.option(
     "--outside",
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 @click.option(
     "--bundle-files", is_flag=True, help="Save programs, libraries and open files too, for a node that lacks them."
 )
-@click.option("--stats", "wanted", is_flag=True, help="Tell what it cost, too.")
+@click.option("--stats", "wanted", is_flag=True, help="Print the costs, too.")
 @click.option("--tag", "tags", metavar="K=V", multiple=True, callback=parse_tags, help="A label; may be repeated.")
 @command_options
 def command(

@@ -92,7 +92,7 @@ def _way(probe: Probe, walk: Walk | None, lost: int) -> Finding:
     """Find how a tree is woken here, and at what cost: a capsule lacks `lost` of the user's groups."""
     from torpor.remote.pid_allocation import WALK_SECONDS
 
-    name, title = "can_choose_pids", "the way of a wake"
+    name, title = "can_choose_pids", "how jobs are woken"
     if probe.can_choose_pids:
         return Finding(name, title, "ok", "natively where the PIDs are free, else in a capsule")
     capsule, most = "in a capsule: without setuid programs", ""
@@ -118,7 +118,7 @@ def _groups(probe: Probe, ids: Mapped | None, lost: Sequence[int]) -> Iterator[F
         return
     lines = ", ".join(f"{probe.uid}:{gid}:1" for gid in lost)
     allow = f"newgidmap (Debian: the package uidmap) and in /etc/subgid, a line each: {lines}"
-    means = f"not there: {', '.join(map(str, lost))}; it is the way on another host than the one of the checkpoint"
+    means = f"not there: {', '.join(map(str, lost))}; a capsule is used on any other host than the checkpoint's"
     yield Finding(name, title, "limited", means, allow, ids.why)
 
 
@@ -144,9 +144,9 @@ def _tracing(probe: Probe) -> Iterator[Finding]:
     nothing = "nothing can be frozen"
     container = _CONTAINER.format("kcmp, pidfd_getfd and ptrace") if probe.seccomp else ""
     for name, title, means in (
-        ("kcmp", "compare descriptors (kcmp)", "descriptors that share a position are kept so"),
-        ("pidfd_getfd", "copy descriptors (pidfd_getfd)", "sockets and pipes can be looked into"),
-        ("rseq_configuration", "restartable sequences (ptrace)", "threads of a modern libc are kept whole"),
+        ("kcmp", "compare descriptors (kcmp)", "shared file positions are kept"),
+        ("pidfd_getfd", "copy descriptors (pidfd_getfd)", "the content of sockets and pipes can be saved"),
+        ("rseq_configuration", "restartable sequences (ptrace)", "threads of a current libc can be saved"),
     ):
         yield _finding(probe, name, title, means, _no(nothing, container or "a newer kernel"))
     whole = "a process is frozen with all that it started"
@@ -155,7 +155,7 @@ def _tracing(probe: Probe) -> Iterator[Finding]:
     if probe.seccomp:
         shared = "a job is frozen if it is under the very same filters, as in one container"
         allow = "start Torpor outside of the container, or there from what has started the job"
-        yield Finding("seccomp", "a system-call filter is over us", "limited", shared, allow)
+        yield Finding("seccomp", "Torpor runs under a system-call filter (seccomp)", "limited", shared, allow)
 
 
 def _scope(probe: Probe) -> str:
@@ -194,7 +194,7 @@ def _capsules(probe: Probe) -> Iterator[Finding]:
         if not getattr(probe, name) and name in ("user_namespaces", "pid_namespaces"):
             missing = title
     placing = "placing the vDSO"
-    nothing = "nothing can be woken, by no one"
+    nothing = "nothing can be woken, not even by root"
     if probe.sealed_mappings:
         sealed = f"the system's mappings are sealed: {nothing}"
         yield Finding("sealed_mappings", placing, "no", sealed, "a kernel without CONFIG_MSEAL_SYSTEM_MAPPINGS")
@@ -260,7 +260,9 @@ def _facts(probe: Probe) -> Iterator[Finding]:
         f"{probe.transparent_hugepages or 'not in this kernel'}; the larger the pages, the shorter the pause",
     )
     features = f"xsave area {probe.xsave_size} bytes, components {probe.xfeatures:#x}"
-    yield Finding("xfeatures", "processor state", "info", f"{features}: a host that wakes needs the same or more")
+    yield Finding(
+        "xfeatures", "processor state", "info", f"{features}: a host needs at least the same to wake jobs of this one"
+    )
 
 
 def report(probe: Probe, walk: Walk | None = None, ids: Mapped | None = None) -> dict[str, Any]:

@@ -35,7 +35,7 @@ def report_json(report: PruneReport) -> dict[str, Any]:
 
 
 @click.command("prune", short_help="Remove all but the newest snapshots.")
-@click.option("--keep-last", type=click.IntRange(min=0), required=True, metavar="N", help="How many stay.")
+@click.option("--keep-last", type=click.IntRange(min=0), required=True, metavar="N", help="How many to keep.")
 @click.option(
     "--kind",
     default="tree",
@@ -56,7 +56,7 @@ def command(keep_last: int, kind: str, dry_run: bool, store: str | None, as_json
     for info in report.snapshots:
         click.echo(f"{done} {info.id} ({human_age(info.created_ns)})")
     for name in report.leftovers:
-        click.echo(f"{done} {name}, left by a saver that died")
+        click.echo(f"{done} {name}, left by an interrupted save")
     click.echo(f"{human_size(report.freed)} {'would be freed' if dry_run else 'freed'}")
     if report.kept:
         tell(f"some data stays: {report.kept}")

@@ -58,7 +58,7 @@ def command(
 ) -> int:
     """Wake a snapshot: its processes go on where they were, with their old PIDs.
 
-    In the foreground this command stands for the job: it passes signals on, gives it the terminal, and exits
+    In the foreground this command acts as the job: it passes signals on, gives it the terminal, and exits
     as the job exits. The snapshot stays; it may be woken again.
     """
     import torpor

@@ -76,4 +76,4 @@ def _teller() -> Callable[[SnapshotInfo], None]:
 
 
 def _not_saved(error: Exception) -> None:
-    note(f"not saved this time: {error}")
+    note(f"this save failed: {error}")

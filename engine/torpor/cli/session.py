@@ -21,5 +21,5 @@ def _set_verbose(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
 
 
 verbose_option = click.option(
-    "-v", "--verbose", is_flag=True, expose_value=False, callback=_set_verbose, help="Tell errors in full."
+    "-v", "--verbose", is_flag=True, expose_value=False, callback=_set_verbose, help="Print errors in full."
 )

@@ -29,7 +29,7 @@ KINDS = {
 }
 """Kinds of memory in words."""
 
-STATES = {"running": "", "stopped": "  (stopped)", "ended": "  (ended; its parent has not asked for its status)"}
+STATES = {"running": "", "stopped": "  (stopped)", "ended": "  (zombie: its parent has not waited for it)"}
 """States of a process in words."""
 
 

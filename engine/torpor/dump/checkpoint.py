@@ -110,7 +110,7 @@ def checkpoint(
     keep_tcp = tcp == "keep"
     if keep_tcp:
         if then != "kill":
-            why = "TCP connections go on in one place only: they can be kept when the tree is killed"
+            why = "TCP connections can continue in one place only, so they can be kept only if the tree is killed"
             raise Refused(f"process {pid} was not saved", [Reason("the checkpoint", why, "use --then kill as well")])
         tcp_repair.require()
     if then != "run":
@@ -121,7 +121,7 @@ def checkpoint(
         root = tree.job_of(pid)
         still = preflight(root, reset_outside=reset_outside, series=series, stdio=stdio)
         if then != "run":
-            still = "it is not to run on"
+            still = "it will be stopped or killed"
         dry_run(root)
     how = _How(then, still, last, series, reset_outside, keep_tcp, bundle_files, stdio, stats)
 
@@ -155,7 +155,9 @@ def checkpoint(
         with failing(CheckpointFailed, what):
             return _unhindered(root, attempt)
     except ImageDamaged as error:
-        raise CheckpointFailed(f"it was not ended, for what was saved cannot be read back: {error.message}") from error
+        raise CheckpointFailed(
+            f"the tree was not killed, because its snapshot cannot be read back: {error.message}"
+        ) from error
     finally:
         stats.total_ns = time.monotonic_ns() - began
 

@@ -129,7 +129,7 @@ class ProcessDump:
         self._registers = {t.tid: threads.portable(self.pid, t, waits) for t in process.threads.values()}
         for tid in process.threads:
             if ptrace.dispatches_calls(tid):
-                why = "it has system calls dispatched to itself (prctl PR_SET_SYSCALL_USER_DISPATCH), which is not kept"
+                why = "it uses system call user dispatch (prctl PR_SET_SYSCALL_USER_DISPATCH), which is not kept"
                 raise Refused(f"{process.name} cannot be kept", [Reason(f"{process.name}, thread {tid}", why)])
         self._filters, reasons = seccomp.grab(process, statuses)
         if reasons:
@@ -385,7 +385,7 @@ class ProcessDump:
         found = without(self._walk.mappings(), *self._window)
         seen = [(vma.mapping.start, vma.mapping.end, vma.mapping.perms) for vma in found]
         if seen != [(m.start, m.end, m.perms) for m in self.injection.maps] or any(map(vmas.hides_from_fork, found)):
-            raise HiddenFromFork(f"the memory of {self.process.name} was not all in its snapshot", advice="try again")
+            raise HiddenFromFork(f"the snapshot of {self.process.name}'s memory is incomplete", advice="try again")
         return found
 
 

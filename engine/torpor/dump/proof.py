@@ -70,7 +70,7 @@ def prove(reader: SnapshotReader, standing: Set[int]) -> None:
 
 
 def _refused(reasons: Sequence[Reason]) -> Refused:
-    return Refused("it could not be woken here, so it was not ended", reasons)
+    return Refused("the tree was not killed, because it could not be woken here", reasons)
 
 
 def _plan(image: pb.Tree, reader: SnapshotReader, standing: Set[int]) -> None:

@@ -209,7 +209,7 @@ class TreeDump:
         parents = set(self._parents.values())
         for taken in self._living():
             if taken.adopts_orphans and taken.pid in parents:
-                return f"{taken.process.name} adopts orphans, and would a snapshot of a process below it"
+                return f"{taken.process.name} is a child subreaper, and would adopt the snapshots of its descendants"
             if taken.locks_memory:
                 return f"{taken.process.name} has locked memory, which a fork would not show"
         return ""

@@ -63,7 +63,7 @@ def _parsed(reader: SnapshotReader, parse: Callable[[bytes], Tree]) -> Tree:
     name = f"the image of snapshot {reader.info.id}"
     try:
         if too_much := excess(reader.body):
-            raise ImageDamaged(f"{name} has {too_much}, which none may have")
+            raise ImageDamaged(f"{name} has {too_much}, which is not allowed")
         image = parse(reader.body)
     except strict_protobuf.UnknownField as error:
         raise ImageDamaged(
@@ -75,5 +75,5 @@ def _parsed(reader: SnapshotReader, parse: Callable[[bytes], Tree]) -> Tree:
     if not image.processes:
         raise ImageDamaged(f"{name} holds no process")
     if too_much := excess_of_threads(image):
-        raise ImageDamaged(f"{name} has {too_much}, which none may have")
+        raise ImageDamaged(f"{name} has {too_much}, which is not allowed")
     return image

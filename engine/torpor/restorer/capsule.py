@@ -220,7 +220,7 @@ def prepare(
         ids = _run_helper(spawn, asked, gates[1].fileno(), reports[0].fileno())
         if ids is None:
             _run_helper(spawn, {}, gates[1].fileno(), reports[0].fileno())
-            ids = id_maps.own("what maps ids has mapped others than it was asked for")
+            ids = id_maps.own("newuidmap or newgidmap has mapped wrong ids")
         told = _told(reports[0].fileno())
         waiting = Waiting(
             told[lib.TP_STAGE_STARTED],
@@ -343,7 +343,7 @@ def _hear(reports: int, pid: int, stage: int) -> None:
     finally:
         os.close(pidfd)
     if reports not in ready:
-        raise RestoreFailed("the process that was to be init was killed", advice="see the kernel's log: `dmesg`")
+        raise RestoreFailed("torpor-init was killed while it started", advice="see the kernel's log: `dmesg`")
     report = _REPORT.unpack(os.read(reports, _REPORT.size))
     if report[0] != stage:
         raise _failure(*report)
@@ -373,16 +373,16 @@ def _told(reports: int) -> dict[int, int]:
 
 _DOING = {
     lib.TP_STAGE_UNSHARE: "making namespaces",
-    lib.TP_STAGE_ID_MAPS: "mapping the own user into a user namespace",
+    lib.TP_STAGE_ID_MAPS: "mapping your user id into a user namespace",
     lib.TP_STAGE_CLOCKS: "setting the clocks of a time namespace",
     lib.TP_STAGE_FORK: "starting pid 1",
-    lib.TP_STAGE_SLAVE_MOUNTS: "taking the mounts apart from the host's",
+    lib.TP_STAGE_SLAVE_MOUNTS: "separating the mounts from the host's",
     lib.TP_STAGE_MOUNT_PROC: "mounting a /proc",
-    lib.TP_STAGE_SUBREAPER: "becoming the one whom orphans fall to",
+    lib.TP_STAGE_SUBREAPER: "becoming a child subreaper",
     lib.TP_STAGE_SESSION: "starting a session",
     lib.TP_STAGE_CAPABILITIES: "keeping capabilities",
     lib.TP_STAGE_LIMIT: "setting the limit of open files",
-    lib.TP_STAGE_DESCRIPTORS: "handing descriptors on",
+    lib.TP_STAGE_DESCRIPTORS: "passing descriptors to init",
     lib.TP_STAGE_EXECVE: f"executing {INIT}",
 }
 

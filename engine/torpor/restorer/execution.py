@@ -450,7 +450,7 @@ class Builder:
     def _wait_syscall(self, task: Task) -> None:
         _, status = os.waitpid(task.tid, ptrace.WALL)
         if not os.WIFSTOPPED(status) or ptrace.stop_signal(status) != ptrace.SYSCALL_STOP:
-            raise RestoreFailed(f"{task.name} did not come to its last system call (status {status:#x})")
+            raise RestoreFailed(f"{task.name} did not reach its last system call (status {status:#x})")
 
 
 _NOBODY = pb.Process()

@@ -163,17 +163,17 @@ class Plan:
     def _lines(self) -> Iterator[str]:
         yield from (f"warning: {warning}" for warning in self.warnings)
         for calls in self.by_init:
-            yield from _explain("init, before all", calls)
+            yield from _explain("init, first", calls)
         for process in self.processes:
             yield f"{process.name}:"
             yield from _explain("when born", process.birth)
-            yield from _explain("when their numbers come", process.clones)
+            yield from _explain("when the PIDs of its threads come", process.clones)
             if process.member.adopter:
                 adopter = process.member.adopter
                 whom = f"process {adopter.pid}" if adopter.image else "torpor-init"
-                yield f"  ends when all are born: its children fall to {whom}"
+                yield f"  ends once all processes exist: {whom} adopts its children"
             built = [*process.build, *process.fill, *process.layout, *process.furnish, *process.share]
-            yield from _explain("when all are born", built)
+            yield from _explain("once all processes exist", built)
             yield from _explain("at its end", process.end)
             for thread in process.threads:
                 yield from _explain(f"thread {thread.image.tid}", [*thread.calls, *thread.last])
@@ -295,7 +295,7 @@ def _join(member: birth_order.Member) -> Iterator[Call]:
 
 
 def _know_stop(pid: int) -> Call:
-    return Call(NR.wait4, (pid, 0, WUNTRACED | WNOHANG, 0), pid, f"being told of the stop of process {pid}")
+    return Call(NR.wait4, (pid, 0, WUNTRACED | WNOHANG, 0), pid, f"waiting for the stop of process {pid}")
 
 
 def _reap(member: birth_order.Member) -> Iterator[Call]:

@@ -138,7 +138,7 @@ class _Comparison:
             case "processes.actions":
                 return f"{who}: action of signal {one.signal}"
             case "descriptions":
-                return self._holders.get(number, f"description {number}, which lies in a socket's queue")
+                return self._holders.get(number, f"description {number}, in a socket's queue")
             case "shared":
                 return f"shared memory {number} ({os.fsdecode(one.name) or 'without a name'})"
             case "files":

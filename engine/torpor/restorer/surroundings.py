@@ -75,7 +75,7 @@ def setting(
         try:
             walk = _walk(image, joined)
         except OSError as error:
-            obstacle = f"no PID can be walked to here: {error.strerror}"
+            obstacle = f"a walk to its PIDs is not possible here: {error.strerror}"
         capsule = walk is None or (way == "best" and walk.seconds > WALK_SECONDS)
     if way == "native" and obstacle:
         reason = Reason("--as=native", obstacle, "--as=capsule wakes it in namespaces of its own")
@@ -162,7 +162,8 @@ def _obstacles(image: pb.Tree, namespaces: Namespaces, joined: frozenset[int], s
         if pid >= given.end:
             yield f"no process can have the PID {pid} here: kernel.pid_max is {given.end}"
         if walking and pid < given.first:
-            yield f"the PID {pid} comes never again: those below {given.first} are given once after the boot"
+            once = f"PIDs below {given.first} are given only once after the boot"
+            yield f"the kernel never gives the PID {pid} again: {once}"
 
 
 def _who_has(pid: int) -> str:

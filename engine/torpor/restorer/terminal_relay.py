@@ -114,7 +114,7 @@ class Relay:
         running = self._carrier.start()
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         if not running:
-            why = "no thread can be started that carries the bytes of its terminal"
+            why = "the thread that copies its terminal's bytes cannot be started"
             raise RestoreFailed(f"it was not woken: {why}", advice=RAISE_LIMIT)
         self._master, self._slave = os.openpty()
         if pty.termios:

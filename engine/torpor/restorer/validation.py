@@ -116,7 +116,9 @@ def _with_choice(reason: Reason) -> Reason:
 def check_abilities(host: Probe) -> Iterator[Reason]:
     """Yield what the kernel or its administrator does not allow, but any restore needs."""
     if host.sealed_mappings:
-        yield Reason("this kernel", "it seals the vDSO, which then cannot be put where it was", "see `torpor doctor`")
+        yield Reason(
+            "this kernel", "it seals the vDSO, so that it cannot be moved to its old address", "see `torpor doctor`"
+        )
     elif not host.map_vdso:
         yield Reason("this kernel", "it cannot map a vDSO at a chosen address", "see `torpor doctor`")
     if not (host.can_choose_pids or host.can_restore_rootless):

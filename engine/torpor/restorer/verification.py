@@ -63,8 +63,8 @@ def failed(found: list[str]) -> RestoreFailed:
     """Make the error that lists differences."""
     more = f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
     return RestoreFailed(
-        f"what was built is not what was saved: {'; '.join(found[:_SHOWN])}{more}",
-        advice="nothing of it has run and the snapshot is as it was: please report this",
+        f"the restored tree differs from the snapshot: {'; '.join(found[:_SHOWN])}{more}",
+        advice="nothing has run, and the snapshot is unchanged: please report this",
     )
 
 

@@ -154,9 +154,9 @@ class Walker:
             passed, before = passed + (now - before) % (here.end - here.first), now
             pid, parent = route.next(now)
             if passed > farthest:
-                raise PidTaken(f"the PID {pid} was not reached: other programs were faster, again and again")
+                raise PidTaken(f"the PID {pid} could not be had: other programs took it each time")
             if time.monotonic() > deadline:
-                raise PidTaken(f"the PID {pid} was not reached: it takes too long to get there")
+                raise PidTaken(f"the PID {pid} was not reached: the walk takes too long")
             own = births[parent.pid]
             if due := own.due(pid):  # these may fill memory, which takes time: other programs get PIDs meanwhile
                 blanks.run([Work(tasks[parent.pid], due, blanks.tables.start)])
@@ -176,6 +176,6 @@ class Walker:
         try:
             for left in pid_allocation.walk(here, pid, self.walk.pace):
                 if time.monotonic() > deadline:
-                    raise PidTaken(f"the PID {pid} is {left} numbers away, and it takes too long to get there")
+                    raise PidTaken(f"the PID {pid} is {left} numbers away, and the walk takes too long")
         except OSError as error:
-            raise PidTaken(f"no way leads to the PID {pid}: {error.strerror}") from error
+            raise PidTaken(f"the PID {pid} cannot be reached: {error.strerror}") from error

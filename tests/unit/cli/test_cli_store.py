@@ -129,7 +129,7 @@ def test_show(run: Torpor, store: Store) -> None:
         "note: a connection is lost",
         r"100 bash\x1b[2J",
         "101 server (stopped)",
-        "104 date (ended; its parent has not asked for its status)",
+        "104 date (zombie: its parent has not waited for it)",
         "3 threads: server, 2 x worker",
         "private, of files 64.0 KiB (8.0 KiB stored)",
         "private 64.0 KiB (12.0 KiB stored)",

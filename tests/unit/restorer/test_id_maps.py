@@ -145,7 +145,7 @@ HELPERS = {
     "no program": ("nonsense", "newgidmap: Exec format error"),
     "one that maps another id": (
         "#!/bin/sh\necho 0 $(/usr/bin/id -g) 1 >/proc/$1/gid_map",
-        "what maps ids has mapped others",
+        "newuidmap or newgidmap has mapped wrong ids",
     ),
 }
 

@@ -52,7 +52,7 @@ def ordinary(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 @pytest.mark.parametrize(
     ("pid", "words"),
     [
-        (LOW, f"the PID {LOW} comes never again: those below 300 are given once after the boot"),
+        (LOW, f"the kernel never gives the PID {LOW} again: PIDs below 300 are given only once after the boot"),
         (30_000, "no process can have the PID 30000 here: kernel.pid_max is 30000"),
         (os.getpid(), f"another process, thread or process group has the PID {os.getpid()}"),
     ],
