@@ -1,1 +1,1 @@
-"""Address spaces: mappings, the pages in them, and memory that processes have in common."""
+"""Address spaces: mappings, their pages, and memory that processes share."""

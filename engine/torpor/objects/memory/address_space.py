@@ -1,4 +1,4 @@
-"""The address space of a process, from its image: mappings, pages, layout, vDSO. The restore of vmas.py and memory.py.
+"""Restore of a process's address space: mappings, pages, layout, vDSO. vmas.py and process_memory.py dump it.
 
 Documented in: mmap(2), prctl(2) on PR_SET_MM_MAP, vdso(7); ARCH_MAP_VDSO_64 is in arch/x86/include/uapi/asm/prctl.h.
 """
@@ -42,52 +42,54 @@ PR_SET_MM, PR_SET_MM_MAP = 35, 14
 PR_SET_VMA, PR_SET_VMA_ANON_NAME = 0x53564D41, 0
 
 _MM_MAP = struct.Struct("<11QQII")  # struct prctl_mm_map (include/uapi/linux/prctl.h)
-_AUXV_POINTER = 88  # in it
+_AUXV_POINTER = 88  # offset in it
 IOV_MAX = 1024
 MAX_READ = 32 << 20
-"""Bytes of one read, in round figures: results should come now and then, and several threads share the work."""
+"""Approximate bytes per read: small enough that results come regularly and several threads share the work."""
 AT_ONCE = 256 << 20
-"""Bytes of committed memory in one call: the kernel refuses a call for more than the host has in all, but not several
-(vm.overcommit_memory=0; mm/util.c, __vm_enough_memory). It joins them again to the mapping that they were."""
+"""Bytes of committed memory per mmap call. The kernel refuses a single call for more than the host's total memory, but
+not several calls (vm.overcommit_memory=0; mm/util.c, __vm_enough_memory). It merges the parts into one mapping.
+"""
 MOST_PIECES = 4096
-"""Of one mapping: a terabyte in pieces of `AT_ONCE`."""
+"""The most parts for one mapping: 4096 parts of `AT_ONCE` are a terabyte."""
 GAP = 16 * PAGE
-"""Bytes between two blocks that are read with them: more would take longer than another call."""
+"""The largest gap between two blocks that one read spans, in bytes: reading more would take longer than another call.
+"""
 
 
 @dataclass(frozen=True)
 class Sources:
-    """The descriptors that everything mapped comes from, and where blocks lie."""
+    """The descriptors of everything that is mapped, and the locations of blocks."""
 
     files: Mapping[int, int]
     shared: Mapping[int, int]
     packs: Mapping[int, int]
     blocks: BlockTable
     for_reading: Mapping[Mapped, int] = field(default_factory=dict)
-    """Those for reading alone, of what others may write."""
+    """Read-only descriptors, for files and memory that are also mapped writable."""
 
 
 class Piece(NamedTuple):
-    """Pages that lie side by side in memory and in one block; all four in pages."""
+    """Pages that are adjacent in memory and in one block. All numbers are in pages."""
 
     page: int
     size: int
     block: int
-    """Its number."""
+    """The number of the block."""
     skip: int
-    """Where they begin in it."""
+    """The first page's offset in the block."""
 
 
 def pieces(table: pb.PageTable) -> Iterator[Piece]:
-    """All of a page table."""
+    """The pieces of a page table."""
     return map(Piece, table.starts, table.counts, table.blocks, repeat(0))
 
 
 def check(name: str, space: pb.AddressSpace) -> None:
-    """Look at what the kernel would not refuse by itself.
+    """Check what the kernel would not refuse by itself.
 
     Raises:
-        ImageDamaged: mappings overlap or lie outside the address space, or pages lie outside mappings.
+        ImageDamaged: mappings overlap or lie outside of the address space, or pages lie outside of mappings.
     """
     end = 0
     for vma in space.vmas:
@@ -107,7 +109,7 @@ def check(name: str, space: pb.AddressSpace) -> None:
 
 
 def check_limits(name: str, space: pb.AddressSpace) -> Iterator[Reason]:
-    """Say which limits of this process, and of the host, the mappings of another would be over."""
+    """Say which limits of this process and of the host the mappings of an image exceed."""
     data = [v for v in space.vmas if v.kind in vmas.PRIVATE and v.prot & mmap.PROT_WRITE and not v.grows_down]
     locked = [vma for vma in space.vmas if vma.locked and not procfs.is_root()]
     for number, option, what, found in (
@@ -127,8 +129,10 @@ def check_limits(name: str, space: pb.AddressSpace) -> Iterator[Reason]:
 
 
 def check_commitment(image: pb.Tree) -> Iterator[Reason]:
-    """Say whether the host, where it commits itself to no more memory than it has (vm.overcommit_memory=2), can take a
-    tree: there it is refused by what it has mapped, touched or not."""
+    """Say whether a host that does not overcommit memory (vm.overcommit_memory=2) has too little memory for a tree.
+
+    Such a host counts what is mapped, touched or not.
+    """
     if procfs.read("/proc/sys/vm/overcommit_memory").strip() != b"2":
         return
     host = procfs.status(procfs.read("/proc/meminfo"))
@@ -142,14 +146,14 @@ def check_commitment(image: pb.Tree) -> Iterator[Reason]:
 
 
 def hand_on(hulls: Iterable[pb.Vma], image: pb.Tree, sources: Sources, window: range) -> Iterator[Call]:
-    """Give a blank process mappings that those whom it bears are to inherit, and nothing else but torpor-init."""
+    """Give a blank process mappings that its descendants will inherit. Besides them it keeps only torpor-init."""
     yield from clear(window, [INIT])
     for hull in hulls:
         yield from _map(hull, image, sources, writable=True)
 
 
 def hide(hulls: Iterable[pb.Vma], *, hidden: bool) -> Iterator[Call]:
-    """Have the next children born without these mappings, or with them."""
+    """Exclude these mappings from the next forks, or include them again."""
     for hull in hulls:
         words = f"{'leaving' if hidden else 'giving'} {_where(hull)} {'out of' if hidden else 'to'} the next births"
         advice = MADV_DONTFORK if hidden else MADV_DOFORK
@@ -166,17 +170,17 @@ def steps(
     kept: Sequence[Range] = (),
     stale: Iterable[Range] = (),
 ) -> Iterator[Call]:
-    """Give a process that is blank, or has mappings by birth, those of the image, writable where pages go into them.
+    """Give a process the mappings of its image, except inherited ones. Those that get pages are writable for now.
 
     Args:
         process: of the image.
         image: the tree.
         sources: of what is mapped.
         here: this host's vDSO.
-        window: where the blank process has what it runs.
-        written: for each mapping, whether pages go into it.
-        kept: those that it has by birth, readable and writable.
-        stale: what lies in those and is not its own.
+        window: the blank process's window.
+        written: for each mapping, whether it gets pages.
+        kept: inherited mappings that stay, which are readable and writable.
+        stale: ranges in those with inherited pages that are not its own.
     """
     space = process.memory
     yield from clear(window, kept)
@@ -196,7 +200,7 @@ def steps(
 
 
 def last_steps(space: pb.AddressSpace, written: Sequence[bool]) -> Iterator[Call]:
-    """What comes when all pages are there: protections, advice, guards, locks."""
+    """The calls when all pages are restored: protections, advice, guard regions, locks."""
     for vma, has_pages in zip(space.vmas, written, strict=True):
         yield from _finish(vma, has_pages)
     for start, count in _runs(space.guards):
@@ -207,27 +211,27 @@ def last_steps(space: pb.AddressSpace, written: Sequence[bool]) -> Iterator[Call
         guarded = [guard for guard in guards if vma.start < guard[1] and guard[0] < vma.end]
         flags = MLOCK_ONFAULT if vma.locked_on_fault else 0
         yield _lock(vma, (vma.start, vma.end), flags, whole=not guarded)
-        if guarded and not flags:  # what lies behind a guard, at which the kernel has stopped to touch
+        if guarded and not flags:  # behind a guard region, at which the kernel stopped to touch pages
             yield from (_lock(vma, piece, 0) for piece in subtract([(vma.start, vma.end)], guarded))
     if space.lock_future:
         yield Call(NR.mlockall, (space.lock_future,), 0, "locking what will be mapped in memory")
 
 
 def clear(window: range, kept: Iterable[Range]) -> Iterator[Call]:
-    """Unmap everything but the window and what is kept."""
+    """Unmap everything but the window and `kept`."""
     for start, end in subtract([(0, TASK_SIZE)], union([(window.start, window.stop), *kept])):
         yield Call(NR.munmap, (start, end - start), 0, "unmapping what is not the process's own")
 
 
 def with_pages(space: pb.AddressSpace) -> list[bool]:
-    """For each mapping, whether pages of the image go into it."""
+    """For each mapping, whether it gets pages of the image."""
     starts = [vma.start // PAGE for vma in space.vmas]
     ends = [vma.end // PAGE for vma in space.vmas]
     found = [False] * len(starts)
     at = -1
     for start, count in zip(space.pages.starts, space.pages.counts, strict=True):
         page, stop = start, start + count
-        if at < 0 or not starts[at] <= page < ends[at]:  # mostly it is where the one before was
+        if at < 0 or not starts[at] <= page < ends[at]:  # usually the same mapping as before
             at = bisect_right(starts, page) - 1
         while page < stop:
             if not 0 <= at < len(starts) or not starts[at] <= page < ends[at]:
@@ -247,14 +251,16 @@ def _runs(table: pb.PageRuns) -> Iterator[tuple[int, int]]:
 
 
 def _lock(vma: pb.Vma, piece: Range, flags: int, *, whole: bool = True) -> Call:
-    """Lock, which touches. What may not be touched, as guard pages, or lies behind its file's end, is locked all the
-    same, and said to be no memory (mm/mlock.c, do_mlock and __mlock_posix_error_return).
+    """Lock a range, which also touches its pages.
+
+    Pages that may not be touched, such as guard regions and pages behind the end of a file, do not prevent the lock,
+    but the call returns ENOMEM (mm/mlock.c, do_mlock and __mlock_posix_error_return).
 
     Args:
         vma: the mapping.
-        piece: of it.
+        piece: the range in it.
         flags: of mlock2(2).
-        whole: no guard lies in the piece.
+        whole: the range has no guard region.
     """
     start, end = piece
     touchable = whole and vma.prot and vma.kind == pb.Vma.ANONYMOUS
@@ -314,15 +320,15 @@ def _finish(vma: pb.Vma, has_pages: bool) -> Iterator[Call]:
 
 
 def fill(wanted: Iterable[Piece], sources: Sources, spare: int) -> Iterator[Call]:
-    """Read pages from the packs to their addresses, with as few calls as can be.
+    """Read pages from the packs to their addresses, with as few calls as possible.
 
-    They are read as they lie in the packs: what was written in one checkpoint of a series is scattered in memory, and
-    lies side by side there.
+    They are read in the order of the packs: pages written in one checkpoint of a series are scattered in memory, but
+    adjacent in a pack.
 
     Args:
-        wanted: where pages belong, and in which blocks they are.
+        wanted: the addresses of pages, and their blocks.
         sources: the packs.
-        spare: address of `GAP` bytes for what lies between blocks and is not wanted.
+        spare: the address of `GAP` bytes, into which gaps between blocks are read.
     """
     blocks = sources.blocks
     packs, offsets, lengths = blocks.packs, blocks.offsets, blocks.lengths
@@ -361,7 +367,7 @@ def _read(fd: int, vector: array[int], begin: int, end: int) -> Call:
 
 
 def layout(space: pb.AddressSpace, sources: Sources) -> Call:
-    """Where code, heap, stack, arguments and environment lie, the auxiliary vector, and the exe link."""
+    """Set the addresses of code, heap, stack, arguments and environment, the auxiliary vector, and the exe link."""
     content = _MM_MAP.pack(
         space.start_code, space.end_code, space.start_data, space.end_data, space.start_brk, space.brk,
         space.start_stack, space.arg_start, space.arg_end, space.env_start, space.env_end,
@@ -376,16 +382,17 @@ def layout(space: pb.AddressSpace, sources: Sources) -> Call:
 
 
 _CALM = [(0x1000_0000_0000, 0x5000_0000_0000)]
-"""Above a program that is linked to a fixed address and its heap, below where the kernel begins at random."""
+"""Above a program linked to a fixed address and its heap, below the addresses that the kernel randomizes."""
 INIT = (4 << 20, (4 << 20) + 16 * PAGE)
-"""The place of torpor-init, as it is linked."""
+"""The addresses of torpor-init, fixed by its link."""
 _NOT_INIT = [(16 << 20, TASK_SIZE - (64 << 30))]
-"""Where torpor-init has nothing, which is linked to 4 MiB and has its stack and vDSO at the top."""
+"""Addresses without torpor-init, which is linked to 4 MiB and has its stack and vDSO at the top."""
 
 
 def free_range(spaces: Sequence[pb.AddressSpace], here: vdso.Vdso, size: int) -> range:
-    """An address range that no mapping of any of these will use, and none of torpor-init: where no kernel puts anything
-    by itself, or where programs have taken all of that, amid the widest gap.
+    """An address range that no mapping of these spaces and of torpor-init uses.
+
+    It is where no kernel maps anything by itself; if programs use all of that, in the middle of the largest gap.
 
     Raises:
         RestoreFailed: there is none.

@@ -1,14 +1,14 @@
-"""Private memory that processes have in common since a fork: filled once, in the one that bears the others.
+"""Private memory that processes have shared since a fork. It is filled once, in their common ancestor.
 
-A child has its parent's memory copy-on-write. So a process that is to bear others gets, before, what most of those
-below it have at each place, in mappings that are wide enough for all of them. They are born with that; each keeps those
-of its own mappings in which something is right, drops and writes what is not, and maps the others anew.
+A child shares its parent's memory copy-on-write. So a process with children first gets, at each address, the content
+that most of its descendants have, in mappings that cover those of all of them. The children inherit these. Each process
+keeps those of its mappings in which something is right, drops and overwrites what is not, and maps the others anew.
 
-What is in common is known by the image: a page of one block at one address in two processes that are the same program
-since the same execve. Blocks that differ are compared page by page, as what is written is mostly small and scattered.
+The image shows what is shared: a page of one block at one address in two processes that run the same program since the
+same execve. Different blocks are compared page by page, since written pages are mostly few and scattered.
 
-Left private: stacks that grow, huge pages of hugetlbfs, what mremap(2) has moved in one of them, and what would need
-more room than this host gives before the births.
+Not shared: stacks that grow, huge pages of hugetlbfs, memory that mremap(2) has moved in one process, and what would
+need more memory before the births than this host has.
 
 Documented in: fork(2), Documentation/mm/process_addrs.rst (copying of VMAs), madvise(2) on MADV_DONTFORK.
 """
@@ -36,35 +36,35 @@ from torpor.store import BlockTable
 from torpor.util.ranges import Range, intersection, subtract, union
 
 Peek = Callable[[int, int, int], bytes]
-"""Gives a part of a block as it is stored, not verified: block, offset and size in bytes."""
+"""Returns a part of a block as it is stored, not verified. Arguments: block, offset and size in bytes."""
 MOST_HULLS = 4096
-"""Mappings that are handed on: a process may not have many more than 65530 in all (vm.max_map_count)."""
+"""The most mappings to pass on: a process may not have many more than 65530 in all (vm.max_map_count)."""
 WORTH = 8
-"""One page at least must be saved for as many that are filled before the births, which one thread does."""
+"""At least one page must be saved per this many that are filled before the births, which one thread does."""
 _TRIES, _SAMPLE = 64, 16
-"""Blocks that are compared with no page found equal before only every so-manieth is."""
+"""After this many comparisons without an equal page only every 16th block is compared."""
 _COMPARED = 256
-"""Pieces of blocks that are remembered while one compares."""
+"""The number of pieces of blocks that a comparison caches."""
 
 _Pages = tuple[Piece, ...]
-"""What lies in one place of the size of a block."""
+"""The pages in an aligned range of the size of a block."""
 _Content = dict[int, _Pages]
-"""What lies in a mapping: by page number / BLOCK_PAGES."""
+"""The pages of a mapping: by page number / BLOCK_PAGES."""
 
 
 class Room(NamedTuple):
-    """What may be mapped before the births, bytes."""
+    """How much may be mapped before the births, in bytes."""
 
     mapping: int
-    """At once: a kernel that counts refuses a fork for a mapping that is larger than all memory (dup_mmap)."""
+    """In one mapping: the kernel refuses a fork with an accounted mapping larger than all memory (dup_mmap)."""
     process: int
     """By one process."""
     tree: int | None
-    """By all of them together; None: nobody counts."""
+    """By all of them together; None if the host does not limit it."""
 
 
 def room() -> Room:
-    """That of this process and host."""
+    """The limits of this process and host."""
     host = procfs.status(procfs.read("/proc/meminfo"))
     limits = (resource.getrlimit(number)[0] for number in (resource.RLIMIT_AS, resource.RLIMIT_DATA))
     given = min((limit // 2 for limit in limits if limit != resource.RLIM_INFINITY), default=1 << 62)
@@ -76,36 +76,36 @@ def room() -> Room:
 
 @dataclass
 class Share:
-    """What one process has of memory that is handed on."""
+    """What one process has of the memory that is passed on."""
 
     hulls: list[pb.Vma] = field(default_factory=list)
-    """What is handed on from process to process: mappings, each around those that processes have in it."""
+    """The mappings that are passed from process to process. Each covers those of several processes."""
     first: bool = False
-    """Whether it makes them."""
+    """Whether this process creates them."""
     heirs: frozenset[int] = frozenset()
-    """Those of its children, by birth, that are to have them."""
+    """The children, by birth, that inherit them."""
     given: list[Piece] = field(default_factory=list)
-    """What it fills before it bears children."""
+    """What it fills before it has children."""
     kept: list[Range] = field(default_factory=list)
-    """Those of its own mappings that it has so, by address. All else it unmaps when its children are born."""
+    """Those of its own mappings that it has inherited, by address. It unmaps the rest when its children are born."""
     stale: list[Range] = field(default_factory=list)
-    """What lies in those and is not its own, where it has nothing."""
+    """Ranges in those with inherited pages, where it has none itself."""
     left: list[Piece] = field(default_factory=list)
-    """What is still to be written into those."""
+    """What must still be written to those."""
 
 
 def find(
     top: Member, image: pb.Tree, blocks: BlockTable, here: vdso.Vdso, space: Room, peek: Peek | None
 ) -> dict[int, Share]:
-    """Find what processes have in common; those that have, or hand on, something of it by PID.
+    """Find memory that processes share. Returns, by PID, what each process has or passes on.
 
     Args:
-        top: the tree as it will be born.
+        top: the tree in its order of births.
         image: the tree.
-        blocks: where blocks lie.
+        blocks: the locations of blocks.
         here: this host's vDSO.
-        space: what may be mapped.
-        peek: to compare pages of blocks that differ; None: they are different.
+        space: how much may be mapped.
+        peek: reads blocks to compare their pages; None: different blocks count as different.
     """
     members = {member.pid: member for member in top.walk()}
     shares: dict[int, Share] = {}
@@ -117,7 +117,7 @@ def find(
 
 
 def rest(share: Share, table: pb.PageTable) -> Iterator[Piece]:
-    """What of a process's pages is to be filled when all are born."""
+    """The pages of a process that are filled when all processes are born."""
     columns = Columns.of(table)
     at = 0
     for start, end in share.kept:
@@ -128,7 +128,7 @@ def rest(share: Share, table: pb.PageTable) -> Iterator[Piece]:
 
 
 def _kin(image: pb.Tree, blocks: BlockTable) -> list[list[pb.Process]]:
-    """Processes that are one program since one execve, which alone sets these; those with most pages first."""
+    """Processes that run one program since one execve, which alone sets these; those with the most pages first."""
     kin: dict[tuple[bytes, int], list[pb.Process]] = defaultdict(list)
     for process in image.processes:
         if not process.zombie and _is_sound(process.memory.pages, blocks):
@@ -138,7 +138,7 @@ def _kin(image: pb.Tree, blocks: BlockTable) -> list[list[pb.Process]]:
 
 
 def _is_sound(table: pb.PageTable, blocks: BlockTable) -> bool:
-    """Whether a table is as a checkpoint writes one; if not, filling from it is what fails."""
+    """Whether a page table is as a checkpoint writes it. If not, filling pages from it reports the error."""
     starts, counts, numbers = Columns.of(table)
     return (
         bool(starts)
@@ -151,16 +151,16 @@ def _is_sound(table: pb.PageTable, blocks: BlockTable) -> bool:
 
 @dataclass
 class _Line:
-    """A part of the births: from one process to all that are to inherit from it."""
+    """A part of the tree: from a common ancestor to all processes that inherit from it."""
 
     order: dict[int, Member]
     """Parents first."""
     heirs: dict[int, list[int]]
-    """Of each: the children that inherit, or hand on."""
+    """For each, the children that inherit or pass on."""
 
     @classmethod
     def of(cls, members: Sequence[Member]) -> _Line:
-        """The smallest with these in it."""
+        """The smallest part that contains these."""
         below: dict[int, int] = defaultdict(int)
         top = members[0]
         for member in members:
@@ -179,7 +179,7 @@ class _Line:
 # ------------------------------------------------------------------------------------------- mappings
 
 _Kind = tuple[pb.Vma.Kind, int, int, bool]
-"""What must be the same of two mappings that are to be one: kind, object, offset at address 0, MAP_NORESERVE."""
+"""What must be equal in two mappings to merge them: kind, object, offset at address 0, MAP_NORESERVE."""
 
 
 def _kind(vma: pb.Vma) -> _Kind:
@@ -188,7 +188,7 @@ def _kind(vma: pb.Vma) -> _Kind:
 
 
 def _candidates(process: pb.Process, here: vdso.Vdso) -> list[pb.Vma]:
-    """The mappings of a process that have pages and may be inherited."""
+    """The mappings of a process that have pages and can be inherited."""
     taken = union([INIT, *vdso.places(process.memory, here)])
     starts = Columns.of(process.memory.pages).starts
     found: list[pb.Vma] = []
@@ -201,7 +201,7 @@ def _candidates(process: pb.Process, here: vdso.Vdso) -> list[pb.Vma]:
 
 
 def _hulls(found: Iterable[pb.Vma], most: int) -> list[pb.Vma]:
-    """Mappings around those of several processes, by address; of kinds that lie in each other's way the larger."""
+    """Mappings that cover those of several processes, by address. If different kinds overlap, the larger wins."""
     kinds: dict[_Kind, list[Range]] = defaultdict(list)
     for vma in found:
         kinds[_kind(vma)].append((vma.start, vma.end))
@@ -260,7 +260,7 @@ def _hand_on(
 
 
 class _Comparison:
-    """Tells in which pages two contents of one place differ. Comparing bytes is given up where it finds nothing."""
+    """Finds the pages in which two contents differ. It stops comparing bytes if that finds nothing equal."""
 
     def __init__(self, peek: Peek | None) -> None:
         self._bytes = lru_cache(_COMPARED)(self._read)
@@ -269,11 +269,11 @@ class _Comparison:
         self._asked = 0
 
     def begin(self) -> None:
-        """What is compared now is another mapping of another process."""
+        """Start with another mapping or process."""
         self._credit = _TRIES
 
     def missing(self, wanted: _Pages, there: _Pages) -> list[Piece]:
-        """What of some pages is not there."""
+        """The parts of `wanted` that are not in `there`."""
         self._asked += 1
         peek = self._peek is not None and (self._credit > 0 or self._asked % _SAMPLE == 0)
         at = {piece.page + k: (piece, k) for piece in there for k in range(piece.size)}
@@ -307,7 +307,7 @@ class _Comparison:
 
 
 class _Settled:
-    """What is in one hull, in each process, before and after its children are born."""
+    """What one passed-on mapping contains in each process, before and after its children are born."""
 
     def __init__(
         self,
@@ -316,13 +316,13 @@ class _Settled:
         parts: Mapping[int, Sequence[Range]],
         comparison: _Comparison,
     ) -> None:
-        """Find it out.
+        """Compute it.
 
         Args:
             line: who inherits from whom.
-            tables: the pages of each.
-            parts: the mappings in this hull that each has, in pages.
-            comparison: of what differs.
+            tables: the page table of each process.
+            parts: the mappings of each process in this one, in pages.
+            comparison: compares contents that differ.
         """
         self._parts = parts
         self._line = line
@@ -333,18 +333,18 @@ class _Settled:
         self._stale: dict[int, list[Range]] = {}
         self._left: dict[int, list[Piece]] = {}
         self.saved = 0
-        """Pages less in all than if each had its own."""
+        """How many pages fewer are filled in all than if each process filled its own."""
         if len(parts) > 1:
             self._settle()
 
     @property
     def is_worth_it(self) -> bool:
-        """Whether enough is saved."""
+        """Whether this saves enough."""
         given = sum(piece.size for pieces in self._given.values() for piece in pieces)
         return self.saved > 0 and self.saved * WORTH >= given
 
     def add_to(self, pid: int, share: Share) -> None:
-        """Add this hull to all that a process has; hulls come by address."""
+        """Add this mapping to all that a process has. Mappings come by address."""
         share.given += self._given.get(pid, ())
         share.kept += self._kept.get(pid, ())
         share.stale += self._stale.get(pid, ())
@@ -362,14 +362,14 @@ class _Settled:
                 self._keep(pid, self._own[pid], have)
 
     def _wanted(self) -> dict[int, _Content]:
-        """For each that bears heirs: what most of them and itself have where at least two of them have something."""
+        """For each process with heirs the most frequent content of all of them, where at least two have content."""
         tallies: dict[int, dict[int, dict[_Pages, int]]] = {}
         found: dict[int, _Content] = {}
         for pid in reversed(self._line.order):
             if not (heirs := self._line.heirs[pid]):
                 continue
             tally: dict[int, dict[_Pages, int]] = defaultdict(dict)
-            # Its own first: of those that as many have, the first is taken.
+            # Its own first: with equal votes the first wins.
             for leaf in (pid, *(heir for heir in heirs if heir not in tallies)):
                 for place, pages in self._own.get(leaf, {}).items():
                     votes = tally[place]
@@ -385,7 +385,7 @@ class _Settled:
         return found
 
     def _give(self, pid: int, wanted: _Content, have: _Content) -> _Content:
-        """What is there when a process has got all that it hands on."""
+        """The content when a process has filled all that it passes on."""
         given: list[Piece] = []
         after = dict(have)
         self._comparison.begin()
@@ -402,7 +402,7 @@ class _Settled:
         parts = self._parts[pid]
         starts = [start for start, _ in parts]
         right = [0] * len(parts)
-        """Pages, in each mapping."""
+        """The number of right pages in each mapping."""
         left: list[Piece] = []
         stale: list[Piece] = []
         self._comparison.begin()
@@ -427,7 +427,7 @@ class _Settled:
 
 
 def _content(table: Columns, parts: Iterable[Range]) -> _Content:
-    """What lies in mappings, which are in pages and by address."""
+    """The content of mappings, which are given in pages and sorted by address."""
     found: dict[int, list[Piece]] = {}
     for start, end in parts:
         for piece in _between(table, start, end):
@@ -444,7 +444,7 @@ def _content(table: Columns, parts: Iterable[Range]) -> _Content:
 
 
 def _between(table: Columns, start: int, end: int) -> Iterator[Piece]:
-    """What of a page table lies between two pages."""
+    """The part of a page table between two pages."""
     starts, counts, blocks = table
     first, last = bisect_left(starts, start), bisect_left(starts, end)
     if first and starts[first - 1] + counts[first - 1] > start:
@@ -456,7 +456,7 @@ def _between(table: Columns, start: int, end: int) -> Iterator[Piece]:
 
 
 def _without(pages: Iterable[Piece], others: Iterable[Piece]) -> list[Piece]:
-    """Pages but for those at which others lie, too."""
+    """`pages` without those that are also in `others`."""
     holes = union((piece.page, piece.page + piece.size) for piece in others)
     return [
         Piece(start, end - start, piece.block, piece.skip + start - piece.page)

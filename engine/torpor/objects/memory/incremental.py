@@ -1,9 +1,8 @@
-"""Pages that were not written since the snapshot before: its blocks are taken over, and they are not read again.
+"""Pages that were not written since the previous snapshot: their blocks are reused, and the pages are not read.
 
-A block is taken over whole or not at all: where one of its pages was written, or is gone, all of it is read. It is then
-stored in pieces, what was written apart from what was not, so that the next time only the former is read: what a
-program writes again and again comes to lie in blocks of its own, which may be a page long. Where all of a block's pages
-are written they become one block again.
+A block is reused whole or not at all: if one of its pages was written or is gone, all of it is read. It is then stored
+in parts, written pages apart from unwritten ones, so that next time only the former are read: what a program writes
+often gets blocks of its own, maybe of one page. If all pages of a block are written, they become one block again.
 """
 
 from __future__ import annotations
@@ -21,12 +20,14 @@ from torpor.procfs import PAGE
 from torpor.util.ranges import Range, intersection, split, subtract, union
 
 BLOCK_PAGES = 16
-"""Pages in a block at most: no block crosses a multiple of this in the address space, so that an unchanged one is found
-again in the next snapshot. 64 KiB: smaller ones cost more to hash and to list, larger ones are shared less often."""
+"""The most pages in a block. No block crosses a multiple of this in the address space, so that an unchanged one is
+found again in the next snapshot. 64 KiB: smaller blocks cost more to hash and to list, larger ones are shared less
+often.
+"""
 
 
 class Columns(NamedTuple):
-    """A page table, by address."""
+    """A page table, sorted by address."""
 
     starts: array[int]
     counts: array[int]
@@ -34,15 +35,15 @@ class Columns(NamedTuple):
 
     @classmethod
     def of(cls, table: pb.PageTable) -> Columns:
-        """Those of an image."""
+        """The page table of an image."""
         return cls(array("Q", table.starts), array("Q", table.counts), array("Q", table.blocks))
 
     def between(self, start: int, end: int) -> slice:
-        """The rows of two addresses."""
+        """The rows between two addresses."""
         return slice(bisect_left(self.starts, start // PAGE), bisect_left(self.starts, end // PAGE))
 
     def touched(self, written: Sequence[Range], edges: Iterable[int]) -> list[Range]:
-        """What was written, with the rest of the rows that were written in; and the rows that lie across edges."""
+        """The written ranges, extended to whole rows; and the rows that cross one of the `edges`."""
         starts = self.starts
         ends = array("Q", map(add, starts, self.counts))
         found: list[Range] = []
@@ -60,7 +61,7 @@ class Columns(NamedTuple):
 
 @dataclass
 class Before:
-    """What a process was in the snapshot before."""
+    """A process in the previous snapshot."""
 
     table: Columns
     written: list[Range]
@@ -69,18 +70,18 @@ class Before:
 
 @dataclass
 class Cut:
-    """A process's own pages, in two parts, each sorted by address."""
+    """A process's own pages in two parts, each sorted by address."""
 
     clean: list[Range]
-    """As in the snapshot before."""
+    """As in the previous snapshot."""
     dirty: list[Range]
-    """To be read, and stored in blocks that do not cross from one of these to the next."""
+    """To be read, and stored in blocks that do not cross from one range to the next."""
 
 
 def cut(own: Sequence[Range], before: Before) -> Cut:
-    """Part a process's own pages, sorted by address."""
+    """Split a process's own pages, sorted by address."""
     written = union(before.written)
-    # Of a row that reaches beyond what the process has, a part is gone: what is left is read anew.
+    # If a row reaches beyond these pages, a part of it is gone: read the rest again.
     dirty = intersection(own, union(before.table.touched(written, chain.from_iterable(own))))
     return Cut(subtract(own, dirty), split(dirty, written))
 
@@ -89,10 +90,10 @@ def join(before: Columns, clean: Sequence[Range], blocks: Sequence[int], dirty: 
     """Fill a page table.
 
     Args:
-        before: the table in the snapshot before.
-        clean: what is as it was there.
-        blocks: for each of its rows there the block now.
-        dirty: the rows of the rest.
+        before: the table in the previous snapshot.
+        clean: the ranges that are as they were there.
+        blocks: for each row of these, the index of its block in this snapshot.
+        dirty: the rows of the other ranges.
         table: the one to fill.
     """
     starts, counts, numbers = Columns.of(pb.PageTable())

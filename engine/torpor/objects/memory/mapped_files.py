@@ -1,7 +1,7 @@
-"""Files that are mapped or executed: kept by reference, and recognised again by what they are.
+"""Files that are mapped or executed: the image refers to them, and a restore checks that they are the same.
 
-A mapped file must be the same when the tree wakes: its GNU build id, or where it has none its size and modification
-time. Documented in: elf(5) on notes; the build id is an NT_GNU_BUILD_ID note with the name "GNU".
+The same means: with the same GNU build id, or if a file has none, the same size and modification time. Documented in:
+elf(5) on notes; the build id is an NT_GNU_BUILD_ID note with the name "GNU".
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _PROGRAM_HEADER = struct.Struct("<IIQQQQQQ")
 
 
 def build_id(fd: int) -> bytes:
-    """The GNU build id of an open ELF file; empty when it has none or is something else."""
+    """The GNU build id of an open ELF file; empty if it has none or is not an ELF file."""
     head = os.pread(fd, 64, 0)
     if not head.startswith(_ELF) or len(head) < 64:
         return b""
@@ -81,7 +81,7 @@ class MappedFiles:
         """Descriptors of programs whose files have no name any more, by their paths in the image."""
 
     def index(self, path: bytes, inode: int) -> int | None:
-        """The index of a file in Tree.files; None when the path leads to another file by now, or to none."""
+        """The index of a file in Tree.files; None if the path now leads to another file or to none."""
         key = _Known(path, inode)
         if key not in self._indexes:
             found = self._add(path, inode)
@@ -91,10 +91,10 @@ class MappedFiles:
         return self._indexes[key]
 
     def program(self, pid: int) -> int:
-        """The index of the program of a process; one that is gone is to be bundled.
+        """The index of a process's program. A program whose file is gone will be bundled.
 
         Raises:
-            CheckpointFailed: it cannot be read, or its name is that of another one that is gone.
+            CheckpointFailed: it cannot be read, or two programs that are gone had the same name.
         """
         link = f"/proc/{pid}/exe"
         path, inode = os.fsencode(os.readlink(link)), os.stat(link).st_ino
@@ -108,7 +108,7 @@ class MappedFiles:
         return found
 
     def close(self) -> None:
-        """Close the programs that are gone."""
+        """Close the programs whose files are gone."""
         while self.gone:
             os.close(self.gone.popitem()[1])
 
@@ -188,18 +188,18 @@ def _check_size(subject: str, image: pb.Tree, index: int, size: int) -> Iterator
 
 
 def open_all(image: pb.Tree, reader: SnapshotReader, base: int, openers: Openers) -> dict[int, int]:
-    """Open every file, for writing too where a shared mapping may write.
+    """Open every file, also for writing if a shared mapping may write.
 
-    A bundled one that is not there as it was is opened in memory.
+    A bundled file that is missing or has changed is opened as a file in memory.
 
     Args:
         image: the tree, checked.
         reader: of its snapshot.
         base: the lowest number for a descriptor.
-        openers: who opens them.
+        openers: open the files.
 
     Returns:
-        The descriptors, close-on-exec, by index in the image.
+        Close-on-exec descriptors, by index in the image.
 
     Raises:
         RestoreFailed: a file cannot be opened; none is left open.
@@ -237,11 +237,11 @@ def open_all(image: pb.Tree, reader: SnapshotReader, base: int, openers: Openers
 
 
 Mapped: TypeAlias = tuple[int, int]
-"""A kind of mapping, and the index of what is mapped: of a file, or of shared memory."""
+"""A kind of mapping, and the index of the file or the shared memory."""
 
 
 def mapped_both_ways(image: pb.Tree) -> set[Mapped]:
-    """What is opened for writing, and is mapped by some through a descriptor for reading alone, too.
+    """Files and shared memory that are opened for writing, but that some have mapped from a read-only descriptor.
 
     Nobody may make such a mapping writable (mm/mmap.c: no VM_MAYWRITE).
     """
@@ -251,19 +251,19 @@ def mapped_both_ways(image: pb.Tree) -> set[Mapped]:
         if vma.kind == pb.Vma.FILE_SHARED:
             may_write[vma.may_write].add((vma.kind, vma.file))
         elif vma.kind == pb.Vma.SHARED and vma.shared not in apart:
-            may_write[True].add((vma.kind, vma.shared))  # as it is opened
+            may_write[True].add((vma.kind, vma.shared))  # it is opened so
             may_write[vma.may_write].add((vma.kind, vma.shared))
     return may_write[True] & may_write[False]
 
 
 def open_for_reading(image: pb.Tree, opened: Mapping[int, Mapping[int, int]], base: int) -> dict[Mapped, int]:
-    """Open what is mapped both ways once more, for reading alone.
+    """Open again, read-only, what is mapped both ways.
 
-    What its owner may not read any more, as of now, is left out.
+    What its owner may not read any more is left out.
 
     Args:
         image: the tree.
-        opened: by kinds of mappings, the descriptors for writing by index.
+        opened: for each kind of mapping, the writable descriptors by index.
         base: the lowest number for a descriptor.
 
     Raises:
@@ -286,7 +286,7 @@ def open_for_reading(image: pb.Tree, opened: Mapping[int, Mapping[int, int]], ba
 
 
 def _is_there(file: pb.FileRef, opener: Opener) -> bool:
-    """Whether the file of this name is the one of the image."""
+    """Whether the file with this name is that of the image."""
     try:
         fd = _open(file, os.O_RDONLY, opener)
     except OSError:
@@ -301,5 +301,5 @@ def _is_there(file: pb.FileRef, opener: Opener) -> bool:
 
 
 def _open(file: pb.FileRef, flags: int, opener: Opener) -> int:
-    # O_NONBLOCK: the name may be a FIFO's by now.
+    # O_NONBLOCK: the name may now belong to a FIFO.
     return opener.open(file.path, flags | os.O_NONBLOCK | os.O_NOCTTY, known=(file.dev, file.ino))

@@ -1,4 +1,4 @@
-"""Pages that are a process's own: found, read, hashed and written to the store by workers, zero pages left out."""
+"""A process's own pages: workers find, read, hash and store them, without zero pages."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ from torpor.util.workers import Workers
 
 _CHUNK = 4 << 20
 _WORKERS = 2
-"""Each reads, hashes and writes chunks of its own; more find nothing to do that the disk could take."""
+"""Each reads, hashes and writes chunks. More workers would not be faster than the disk."""
 
 Progress = Callable[[int, int], None]
-"""Told the bytes of memory done so far and in all."""
+"""Called with the bytes of memory done so far and in all."""
 _Read = Callable[[Sequence[tuple[int, int]], memoryview], None]
-"""Fills a buffer with (address, size) pieces."""
+"""Fills a buffer with the content of (address, size) pieces."""
 _Stored = tuple[list[int], list[int], list[int]]
-"""Columns of a page table, or page number, count and place in the buffer before it is stored."""
+"""Columns of a page table; or, before the pages are stored, page number, count and offset in the buffer."""
 
 
 class Walk:
-    """What the kernel walks page tables for, asked of a snapshot by another thread while there is more to do."""
+    """Reads the page tables of a snapshot in another thread, while there is other work."""
 
     def __init__(self, pool: Executor, pid: int, private: Sequence[Range], backed: Sequence[Range]) -> None:
-        """Begin; `private` are its private mappings, `backed` those of them that have a file behind them."""
+        """Begin. `private` are the private mappings, `backed` those of them with a file behind them."""
         self._smaps = pool.submit(procfs.read, f"/proc/{pid}/smaps")
         self._own = pool.submit(memory.own_pages, pid, private, backed)
 
@@ -49,23 +49,23 @@ class Walk:
         return procfs.parse_smaps(self._smaps.result())
 
     def own_pages(self) -> list[Range]:
-        """The pages of its own in these mappings."""
+        """The process's own pages in these mappings."""
         return self._own.result()
 
 
 @dataclass
 class Ranges:
-    """Where to find the pages of a process that are its own."""
+    """Where a process may have pages of its own."""
 
     pid: int
-    """Whose memory to read: the snapshot's, or the frozen process's own."""
+    """The process to read from: the snapshot, or the frozen process itself."""
     private: list[tuple[int, int]]
     """The private mappings, by address."""
     whole: list[tuple[int, int]]
-    """Of those of files that are gone what is no guard region: every page that the file had is kept."""
+    """Mappings of files that are gone, without guard regions: every page that the file had is kept."""
     walk: Walk | None = None
     backed: list[tuple[int, int]] = field(default_factory=list)
-    """Those of files and shared memory, by address: there a page of zeros is not the same as none."""
+    """Mappings of files and shared memory, by address: there a zero page must be stored, since the file may differ."""
 
     def find(self) -> list[tuple[int, int]]:
         """The ranges of its own pages, by address."""
@@ -82,7 +82,7 @@ class Ranges:
         return union([*found, *((start, end) for start, end in whole if start < end)])
 
     def cut(self, before: Before | None) -> Cut:
-        """Its own pages: those that are as they were before, and those that are to be read."""
+        """Split its own pages into those that have not changed since the previous snapshot and those to be read."""
         found = self.find()
         if before is None:
             return Cut([], found)
@@ -90,7 +90,7 @@ class Ranges:
 
 
 class PageWriter:
-    """Writes pages to the store with a few workers. A context manager: leaving it ends them."""
+    """Writes pages to the store with a few workers. A context manager: its exit ends them."""
 
     def __init__(self, writer: SnapshotWriter, progress: Progress) -> None:
         self._writer = writer
@@ -111,12 +111,12 @@ class PageWriter:
         self._expected += size
 
     def store_private(self, own: Ranges, pages: Cut, before: Before | None, table: pb.PageTable) -> None:
-        """Write a process's own pages; the numbers in the table are addresses / page size.
+        """Write a process's own pages. The numbers in the table are addresses / page size.
 
         Args:
-            own: whose memory to read.
-            pages: its own.
-            before: what it was in the snapshot that the writer has as its base; None: nothing is as it was.
+            own: the process to read from.
+            pages: its own pages.
+            before: the process in the snapshot that is the writer's base; None: no page counts as unchanged.
             table: to be filled.
         """
         read = partial(_read, own.pid)
@@ -172,8 +172,8 @@ class PageWriter:
     def _store(
         self, ranges: Sequence[tuple[int, int]], read: _Read, table: pb.PageTable, zeros: Sequence[Range] = ()
     ) -> None:
-        """Store ranges; those of their pages that are all zeros only where they lie in `zeros`, too."""
-        # The pages of a table are listed by address, so the results are taken in the order of the chunks.
+        """Store ranges. Pages of zeros are stored only in `zeros`."""
+        # A table lists its pages by address, so the results are taken in the order of the chunks.
         waiting: deque[Future[_Stored]] = deque()
         for chunk in _chunks(ranges):
             waiting.append(self._pool.submit(self._work, chunk, read, zeros))
@@ -200,7 +200,7 @@ class PageWriter:
         return starts, counts, blocks
 
     def _buffer(self) -> memoryview:
-        """This worker's buffer: fresh memory for each chunk would cost a page fault a page."""
+        """This worker's buffer: fresh memory for each chunk would cost a page fault per page."""
         found: memoryview | None = getattr(self._buffers, "view", None)
         if found is None:
             found = self._buffers.view = memoryview(bytearray(_CHUNK))
@@ -224,7 +224,7 @@ def _read(pid: int, pieces: Sequence[tuple[int, int]], buffer: memoryview) -> No
 
 
 def _chunks(ranges: Sequence[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
-    """Cut ranges into lists of (address, size) of up to _CHUNK bytes each, on borders of blocks."""
+    """Cut ranges into lists of (address, size) of up to _CHUNK bytes each, at block boundaries."""
     chunk: list[tuple[int, int]] = []
     room = _CHUNK
     for start, end in ranges:
@@ -250,7 +250,7 @@ def _list(table: pb.PageTable, result: _Stored) -> None:
 
 
 def _keep(chunk: Sequence[tuple[int, int]], kept: Sequence[Range], zero: bytearray) -> None:
-    """Mark the pages of a chunk that lie in `kept` as ones that are not zero."""
+    """Mark the pages of a chunk that are in `kept` as not zero."""
     kept = kept[max(bisect_left(kept, chunk[0]) - 1, 0) : bisect_left(kept, (sum(chunk[-1]), 0))]
     at = 0  # pages, in the chunk
     for address, size in chunk if kept else ():
@@ -261,7 +261,7 @@ def _keep(chunk: Sequence[tuple[int, int]], kept: Sequence[Range], zero: bytearr
 
 
 def _blocks(chunk: Sequence[tuple[int, int]], zero: bytearray) -> _Stored:
-    """Cut a chunk into blocks without zero pages: page number, pages, and offset in the chunk's buffer of each."""
+    """Cut a chunk into blocks without zero pages: page number, page count and offset in the chunk's buffer of each."""
     starts: list[int] = []
     counts: list[int] = []
     positions: list[int] = []
@@ -286,7 +286,7 @@ def _blocks(chunk: Sequence[tuple[int, int]], zero: bytearray) -> _Stored:
 
 
 def _split(page: int, base: int, flags: bytearray, starts: list[int], counts: list[int], positions: list[int]) -> None:
-    """List the runs of pages that are not zero within one block."""
+    """List the runs of pages that are not zero in one block."""
     at = flags.find(0)
     while at >= 0:
         end = flags.find(1, at)

@@ -1,12 +1,12 @@
-"""The memory of a process: its address space, and the pages that are its own.
+"""The memory of a process: its address space and its own pages.
 
 Kept: every private page that was written, whatever its protection now (RELRO is read-only, but was written); guard
-regions; the bounds of heap, stack, arguments and environment, the auxiliary vector, the exe link, the vDSO's place and
-bytes. Pages of files that nobody wrote are taken from the file again. Of written pages those that are all zeros are
-left out where zeros would be there without them, which is not so in a mapping of a file. A private mapping of a file
-that is gone or was replaced (an upgraded library) is kept whole, and becomes anonymous; behind the file's end it is one
-of an empty memfd, so that a touch ends in SIGBUS as before. What is shared copy-on-write since a fork is kept once, and
-shared again (copy_on_write.py).
+regions; the bounds of heap, stack, arguments and environment, the auxiliary vector, the exe link, the address and code
+of the vDSO. Unwritten pages of files come from the file again. Written pages of zeros are left out if there would be
+zeros without them, which is not so in a mapping of a file. A private mapping of a file that is gone or was replaced (an
+upgraded library) is kept whole, and becomes anonymous; behind the file's end it becomes a mapping of an empty memfd, so
+that a touch gives SIGBUS as before. Memory that is shared copy-on-write since a fork is stored once, and shared again
+(copy_on_write.py).
 
 Refused: guard regions in shared memory, which is read through its mappings.
 
@@ -31,11 +31,11 @@ from torpor.util.ranges import Range, intersection, subtract
 
 
 def refuse(name: str, pid: int, found: Sequence[FlaggedMapping]) -> list[Reason]:
-    """What of a process's pages cannot be kept.
+    """Why a process's pages cannot be kept.
 
     Args:
-        name: the process, for people.
-        pid: whose memory to look at.
+        name: the process, for messages.
+        pid: the process to read from.
         found: its mappings.
     """
     shared = [(vma.mapping.start, vma.mapping.end) for vma in found if shared_memory.is_memory(vma.mapping)]
@@ -52,15 +52,15 @@ def describe(
     shared: SharedMemory,
     walk: Walk | None,
 ) -> Ranges:
-    """Fill the address space of a process, without its pages; gives the ranges whose pages are to be stored.
+    """Write the address space of a process, without its pages. Returns the ranges whose pages must be stored.
 
     Args:
-        pid: whose /proc to read: the snapshot, or the process itself while it is frozen.
+        pid: whose /proc to read: the snapshot, or the frozen process itself.
         found: its mappings, without any of ours.
         image: the process's message.
         files: the mapped files of the tree.
         shared: the shared memory of the tree, described already.
-        walk: the one through the snapshot, where there is a snapshot.
+        walk: of the snapshot, if there is one.
     """
     space = image.memory
     _describe_bounds(pid, space)
@@ -113,7 +113,7 @@ _MCL_FUTURE, _MCL_ONFAULT = 2, 4
 
 
 def future_lock(pid: int, before: Mapping[bytes, bytes], window: int) -> int:
-    """How what a process will map is to be locked (mlockall(2)): only what it has just mapped tells.
+    """How a process locks its future mappings (mlockall(2)), which only a new mapping shows.
 
     Args:
         pid: a frozen process.

@@ -1,13 +1,12 @@
 """Memory that several mappings or processes may share: MAP_SHARED without a file on disk, memfd, /dev/shm.
 
-Kept: content, size, name, memfd seals. It is known by the device and inode numbers that maps and fstat show, so two
-processes that map the same memory do so again. Restored as a memfd, except a named file of a tmpfs, which is used
-where it is still there and made anew where it is not.
+Kept: content, size, name, memfd seals. Memory is identified by the device and inode numbers in maps and fstat, so two
+processes that map the same memory do so again. It is restored as a memfd, except a named file of a tmpfs, which is used
+if it still exists and made again if not.
 
-A snapshot by fork does not cover it, so its content is copied under the freeze: what is there of it. Reading a page
-that was never written would make the kernel give the tree one, of a reservation of a gigabyte a gigabyte. Where a
-descriptor leads to the memory its holes are skipped (lseek(2), SEEK_DATA); where none does, the process itself is asked
-what is there (mincore(2)).
+A forked snapshot does not cover it, so its pages are copied under the freeze. Reading a page that was never written
+would allocate it for the tree: a gigabyte for a reservation of a gigabyte. If a descriptor refers to the memory, holes
+are skipped (lseek(2), SEEK_DATA); if none does, the process itself queries its pages (mincore(2)).
 
 Documented in: memfd_create(2), shm_overview(7), mmap(2), mincore(2).
 """
@@ -45,21 +44,21 @@ from torpor.util.ranges import Range, intersection, subtract, union
 _MEMFD = b"/memfd:"
 _SHM = b"/dev/shm/"
 _ANONYMOUS = b"/dev/zero"
-"""What maps calls MAP_SHARED | MAP_ANONYMOUS, and the name of the memfd as which it comes back."""
+"""The name of MAP_SHARED | MAP_ANONYMOUS in maps, and of the memfd as which it is restored."""
 _ASKED_AT_ONCE = 32 << 10
-"""Pages; the answer has a byte for each."""
+"""Pages per query; the answer has a byte for each."""
 _THERE = re.compile(rb"[^\0]+")
 
 
 def is_memory(mapping: Mapping) -> bool:
-    """Whether a shared mapping's content lives in memory only, and so must be in the image."""
+    """Whether the content of a shared mapping is in memory only, and so must be in the image."""
     if not mapping.shared or not (vmas.is_deleted(mapping) or mapping.name.startswith(_SHM)):
         return False
     return mapping.inode != 0 or segments.is_segment(mapping)
 
 
 def kind_of(name: bytes, inode: int) -> tuple[int, bytes]:
-    """The kind of shared memory by its name in maps, and the name to keep."""
+    """The kind of shared memory, by its name in maps, and the name to keep."""
     if not is_gone(name, inode):
         return pb.SharedMemory.TMPFS, name
     name = name[: -len(vmas.DELETED)]
@@ -72,22 +71,22 @@ def kind_of(name: bytes, inode: int) -> tuple[int, bytes]:
 
 @dataclass
 class Segment(Content):
-    """One piece of shared memory of the tree."""
+    """One piece of the tree's shared memory."""
 
     name: bytes = b""
     """As in maps."""
     seen: list[Range] = field(default_factory=list)
-    """The offsets that are in the pieces, as far as there is anything."""
+    """The ranges of offsets that were copied into the pieces, as far as they have content."""
     whole: bool = False
-    """Whether the pieces are all of it, and not just what is mapped."""
+    """Whether the pieces are all of it, not only what is mapped."""
     status: os.stat_result | None = None
-    """Of its file, where that can be asked."""
+    """The status of its file, if that can be read."""
     attributes: Attributes = field(default_factory=Attributes)
     index: int = -1
-    """In the image, once it is described."""
+    """Its index in the image, once it is described."""
     sysv: segments.Segment | None = None
     mappings: int = 0
-    """In the whole tree."""
+    """The number of its mappings in the whole tree."""
 
 
 Key = tuple[int, int]
@@ -100,15 +99,18 @@ def is_in_shm(mapping: Mapping) -> bool:
 
 
 def _may_be_cut(mapping: Mapping) -> bool:
-    """Whether it may be mapped beyond its end: what never had a descriptor is as long as it was made, also where it
-    was made of /dev/zero at an offset, and so does not begin at its beginning (drivers/char/mem.c, mmap_zero)."""
+    """Whether it may be mapped beyond its end.
+
+    Memory that never had a descriptor keeps its first size, except a mapping of /dev/zero at an offset, which does not
+    begin at the memory's start (drivers/char/mem.c, mmap_zero).
+    """
     if segments.is_segment(mapping):
         return False
     return mapping.offset > 0 or kind_of(mapping.name, mapping.inode)[0] != pb.SharedMemory.ANONYMOUS
 
 
 def key_of(mapping: Mapping) -> Key:
-    """The identity of what is mapped. The number of a System V segment may be an inode's too."""
+    """The identity of the memory. The id of a System V segment may be an inode's number too."""
     if segments.is_segment(mapping):
         return 0, mapping.inode
     return device_of(mapping), mapping.inode
@@ -118,16 +120,16 @@ class SharedMemory:
     """The shared memory of a tree: grabbed under the freeze, described afterwards."""
 
     def __init__(self, *, content: bool = True) -> None:
-        """Without content, what they are alone is described."""
+        """`content` False: describe the memory without its content."""
         self._content = content
         self.segments: dict[Key, Segment] = {}
         self.names = Names()
-        """Of what is mapped."""
+        """The names of what is mapped."""
         self._image: pb.Tree | None = None
         self._empty = -1
 
     def grab_file(self, file: MemoryFile) -> None:
-        """Copy a file in memory that is open, mapped or not. Holes are not read: a mapping's would be filled by it."""
+        """Copy an open file in memory, mapped or not. Holes are not read: reading a hole by a mapping would fill it."""
         segment = Segment(name=file.link, whole=True, status=file.stat, attributes=file.attributes)
         self._copy(file.open(), segment)
         self.segments[file.stat.st_dev, file.stat.st_ino] = segment
@@ -145,7 +147,7 @@ class SharedMemory:
         Args:
             pid: the process.
             maps: its mappings.
-            ask: has it make calls.
+            ask: lets it make calls.
         """
         tmpfs: set[int] | None = None
         for mapping in maps:
@@ -163,7 +165,7 @@ class SharedMemory:
             if segment.whole or not new:
                 continue
             segment.seen = union([*segment.seen, *new])
-            if not self._content:  # nor asked where its end is: a touch would give the tree pages
+            if not self._content:  # do not look for its end either: a touch would give the tree pages
                 segment.size = max(segment.size, end)
                 continue
             tmpfs = _tmpfs(pid) if tmpfs is None else tmpfs
@@ -175,15 +177,15 @@ class SharedMemory:
             segment.size = max(segment.size, end)
 
     def _note_private(self, mapping: Mapping) -> None:
-        """Copy a file of /dev/shm that is mapped privately: what is not written there is the file's."""
+        """Copy a file of /dev/shm that is mapped privately: unwritten pages of the mapping show the file."""
         key = key_of(mapping)
         if key not in self.segments and (found := self._named(mapping, key)):
             self.segments[key] = found
 
     def _named(self, mapping: Mapping, key: Key) -> Segment | None:
-        """A mapped file of /dev/shm as a whole: it need not end where a page does, nor be mapped to its end.
+        """All of a mapped file of /dev/shm: it may not end at a page boundary, or may be mapped in part.
 
-        None when its name does not lead to it, or not for us: then what is mapped must do.
+        None if its name does not lead to it, or not for us: then what is mapped must be enough.
         """
         if kind_of(mapping.name, mapping.inode)[0] != pb.SharedMemory.TMPFS:
             return None
@@ -200,7 +202,7 @@ class SharedMemory:
         return segment
 
     def behind(self, mapping: Mapping) -> Segment | None:
-        """The memory that a private mapping shows where it was not written to; None: no such, or it is not known."""
+        """The memory that a private mapping shows in unwritten pages; None if there is none or it is not known."""
         if mapping.shared or not mapping.inode:
             return None
         segment = self.segments.get(key_of(mapping))
@@ -211,13 +213,13 @@ class SharedMemory:
         return segment if any(start <= mapping.offset and end <= stop for start, stop in pieces) else None
 
     def note_system_v(self, found: Iterable[segments.Segment]) -> None:
-        """Take what a process said of its System V segments."""
+        """Note what a process has reported about its System V segments."""
         for one in found:
             segment = self.segments[0, one.id]
             segment.sysv, segment.size = one, one.size
 
     def describe(self, image: pb.Tree) -> None:
-        """Give each segment its place in the image; its pages follow.
+        """Give each segment its index in the image; its pages follow.
 
         Raises:
             Refused: a System V segment cannot be kept.
@@ -236,14 +238,14 @@ class SharedMemory:
                 segments.describe(segment.sysv, image.shared.add())
                 continue
             kind, name = kind_of(segment.name, key[1])
-            if segment.status and kind == pb.SharedMemory.ANONYMOUS:  # who has it open has called it so
+            if segment.status and kind == pb.SharedMemory.ANONYMOUS:  # its creator gave it this name
                 kind, name = pb.SharedMemory.MEMFD, _ANONYMOUS
             shared = image.shared.add(kind=kind, name=name, size=segment.size, dev=key[0], ino=key[1], mode=0o600)
             if segment.status:
                 file_attributes.describe(segment.status, segment.attributes, shared)
 
     def empty(self) -> int:
-        """The index in the image of memory without a byte; asked once the others are described."""
+        """The index in the image of empty memory, which this adds. Call it after the others are described."""
         assert self._image
         if self._empty < 0:
             self._empty = len(self._image.shared)
@@ -251,24 +253,24 @@ class SharedMemory:
         return self._empty
 
     def index(self, device: int, inode: int) -> int:
-        """The index in the image of a segment."""
+        """The index of a segment in the image."""
         return self.segments[device, inode].index
 
 
 def _tmpfs(pid: int) -> set[int]:
-    """The devices whose files live in memory only, as a process sees them, and the kernel's own."""
+    """The devices of file systems in memory, as a process sees them, and the kernel's own."""
     return {memfd_device(), *(mount.device for mount in procfs.mounts(pid) if mount.filesystem == b"tmpfs")}
 
 
 def _is_swapping() -> bool:
-    """Whether anything on this host is swapped out, which mincore(2) does not show of shared memory."""
+    """Whether anything on this host is swapped out: mincore(2) does not report swapped pages of shared memory."""
     lines = (line.split() for line in procfs.read("/proc/meminfo").splitlines())
     told = {words[0]: words[1] for words in lines}
     return told[b"SwapTotal:"] != told[b"SwapFree:"]
 
 
 def _there(mapping: Mapping, ask: Callable[[Batch], Replies]) -> Iterator[Range]:
-    """The offsets of the memory behind a mapping at which there are pages, whoever has made them; all if in doubt."""
+    """The offsets at which the memory behind a mapping has pages, whoever has created them; all if in doubt."""
     step = _ASKED_AT_ONCE * PAGE
     for start in range(mapping.start, mapping.end, step):
         end = min(start + step, mapping.end)
@@ -284,8 +286,11 @@ def _there(mapping: Mapping, ask: Callable[[Batch], Replies]) -> Iterator[Range]
 
 
 def _read_mapped(pid: int, mapping: Mapping, runs: Sequence[Range], view: memoryview) -> bool:
-    """Read ranges of offsets of a mapping; whether they all lie before the end of its file, behind which a touch gives
-    the tree SIGBUS."""
+    """Read ranges of offsets of a mapping.
+
+    Returns:
+        Whether all of them are before the end of its file. Behind it a touch gives the tree SIGBUS.
+    """
     places = [(mapping.start + start - mapping.offset, end - start) for start, end in runs]
     for read in (memory.read_ranges, memory.read_quietly):  # the process itself may not be allowed to read it
         try:
@@ -306,7 +311,7 @@ def _read_mapped(pid: int, mapping: Mapping, runs: Sequence[Range], view: memory
 
 # Restore
 
-# Not in Pythons that were built against older headers.
+# Missing in Pythons that were built against older headers.
 _MFD_ALLOW_SEALING, _F_ADD_SEALS, _O_TMPFILE = 2, 1033, O_TMPFILE | os.O_DIRECTORY
 AT_FDCWD = -100
 _AT_SYMLINK_FOLLOW = 0x400
@@ -314,7 +319,7 @@ LONGEST_NAME = 249  # memfd_create(2)
 
 
 def check(image: pb.Tree, openers: Openers) -> Iterator[Reason]:
-    """Say which named memory cannot be given back."""
+    """Say which named memory cannot be restored."""
     for index, shared in enumerate(image.shared):
         if shared.kind not in pb.SharedMemory.Kind.values()[1:]:
             yield Reason("the image", "it has shared memory of a kind that this version does not know")
@@ -333,16 +338,15 @@ def open_all(
 ) -> dict[int, int]:
     """Make every piece of shared memory, with its content.
 
-    A name in /dev/shm that is there already may belong to a running program: it is used if its content is what
-    the image says, made anew if it is what the tree itself has left behind and nobody has it any more, and otherwise
-    refused.
+    An existing name in /dev/shm may belong to a running program. It is used if it has the content of the image. It is
+    made again if the tree itself has left it and no process has it open. Otherwise it is refused.
 
     Args:
         image: the tree, checked.
         reader: of its snapshot.
         base: the lowest number for a descriptor.
-        openers: who opens them.
-        warnings: what could not be given back is added, in words.
+        openers: open the files.
+        warnings: gets a message for what could not be restored.
 
     Returns:
         Descriptors for reading and writing, close-on-exec, by index in the image.
@@ -385,7 +389,7 @@ def open_all(
 def _find_named(
     shared: pb.SharedMemory, opener: Opener, reader: SnapshotReader, boot: str, warnings: list[str]
 ) -> tuple[int, bool]:
-    """A descriptor of a file of /dev/shm, and whether it was made."""
+    """A descriptor of a file of /dev/shm, and whether it is a new file."""
     try:
         fd = _open_named(shared, opener)
     except FileNotFoundError:
@@ -406,8 +410,10 @@ def _find_named(
 
 
 def _is_left_behind(status: os.stat_result, shared: pb.SharedMemory, boot: str) -> bool:
-    """Whether a file of /dev/shm is the tree's own, and only its user could have it open, too: numbers of inodes of a
-    tmpfs do not come again until the next boot."""
+    """Whether a file of /dev/shm is the tree's own, and only its user could have it open.
+
+    A tmpfs does not reuse inode numbers until the next boot.
+    """
     same = (status.st_dev, status.st_ino) == (shared.dev, shared.ino)
     private = not status.st_mode & 0o077 or procfs.is_root()
     return same and private and boot == procfs.read("/proc/sys/kernel/random/boot_id").strip().decode()
@@ -423,7 +429,7 @@ def _open_named(shared: pb.SharedMemory, opener: Opener) -> int:
 
 
 def _make_named(shared: pb.SharedMemory, opener: Opener, reader: SnapshotReader, warnings: list[str]) -> int:
-    """A new file of /dev/shm, which has its content before it has its name."""
+    """Make a file of /dev/shm. It gets its content before its name."""
     fd = opener.open(os.path.dirname(shared.name), _O_TMPFILE | os.O_RDWR, 0o600)
     try:
         warnings += _fill(fd, shared, reader, opener)
@@ -431,39 +437,39 @@ def _make_named(shared: pb.SharedMemory, opener: Opener, reader: SnapshotReader,
             opener.call(NR.linkat, AT_FDCWD, b"/proc/self/fd/%d\0" % fd, directory, name, _AT_SYMLINK_FOLLOW)
     finally:
         os.close(fd)
-    return opener.open(shared.name, os.O_RDWR | os.O_NOFOLLOW)  # so that it is known by this name
+    return opener.open(shared.name, os.O_RDWR | os.O_NOFOLLOW)  # so that /proc shows this name
 
 
 def _make_nameless(shared: pb.SharedMemory, opener: Opener) -> int:
-    """In the directory that it was deleted from, so that what is on disk stays there; else in memory."""
+    """Make it in the directory from which it was deleted, so that a file on disk stays there; else in memory."""
     directory = os.path.dirname(shared.name)
     if shared.kind == pb.SharedMemory.UNLINKED and directory.startswith(b"/"):
         if not is_temporary(shared):
-            with suppress(OSError):  # not writable, or the name is another file's by now
+            with suppress(OSError):  # not writable, or another file has the name now
                 return _make_and_unlink(shared.name, opener)
-        with suppress(OSError):  # not there, not writable, or the file system has no such files
+        with suppress(OSError):  # no such directory, not writable, or the file system does not support this
             return opener.open(directory, _O_TMPFILE | os.O_RDWR, 0o600)
     name = _ANONYMOUS if shared.kind == pb.SharedMemory.ANONYMOUS else shared.name[:LONGEST_NAME] or b"shared"
     return memfd_create(name, _MFD_ALLOW_SEALING)
 
 
 def _make_and_unlink(path: bytes, opener: Opener) -> int:
-    """A file that has lost a name, by which /proc knows it."""
+    """Make a file and remove its name, which /proc then still shows."""
     with directories.parents(path, opener):
         fd = opener.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOFOLLOW, 0o600)
         with closed_on_error(fd):
             opener.unlink(path)
-            if os.fstat(fd).st_nlink:  # NFS gives what is open another name
+            if os.fstat(fd).st_nlink:  # NFS renames an open file instead
                 raise OSError(errno.EBUSY, "it has a name still")
             return fd
 
 
 def _fill(fd: int, shared: pb.SharedMemory, reader: SnapshotReader, opener: Opener) -> list[str]:
-    """Give a new file all that it had; what could not be given, in words."""
+    """Give a new file its content and attributes. Returns messages on what could not be restored."""
     warnings = list(file_attributes.give_flags(fd, shared))
     os.ftruncate(fd, shared.size)
     file_content.fill(fd, shared.pages, shared.size, reader)
     warnings += file_attributes.give(fd, shared, opener)
-    if shared.kind == pb.SharedMemory.MEMFD and shared.seals:  # any other file of tmpfs has F_SEAL_SEAL from the start
+    if shared.kind == pb.SharedMemory.MEMFD and shared.seals:  # other files of tmpfs have F_SEAL_SEAL from the start
         fcntl.fcntl(fd, _F_ADD_SEALS, shared.seals)
     return warnings

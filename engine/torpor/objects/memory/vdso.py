@@ -1,13 +1,13 @@
-"""The vDSO: code that the kernel maps into every process, and that differs from kernel to kernel, even from processor
-to processor.
+"""The vDSO: code that the kernel maps into every process. It differs between kernels, and even between processors.
 
-A program finds its functions once, at its start, and calls them at these addresses for ever. Where the restoring
-host has the same vDSO it is mapped where it was. Elsewhere the program keeps the bytes of its old one, in plain
-memory at the old address, with a jump at the begin of each function to the same function of the host's own, which is
-mapped nearby: a *bridge*. The old code's data pages ([vvar]) are gone, so no thread may be in the midst of old code.
+A program looks up the functions of the vDSO once, when it starts, and calls them at these addresses from then on. If
+the restoring host has the same vDSO, it is mapped at the old address. Otherwise the program keeps the bytes of its old
+one, in plain memory at the old address, with a jump at the start of each function to the same function of the host's
+own, which is mapped nearby: a *bridge*. The old code's data pages ([vvar]) are gone, so no thread may be in the middle
+of old code.
 
-A program may have moved it as a whole, or have unmapped it or parts of it, as valgrind and sandboxes do. One that has
-moved parts of it alone, protected them or written to them is refused.
+A program may have moved the whole vDSO, or have unmapped all or parts of it, as valgrind and sandboxes do. A process
+that has moved only parts of it, changed their protection or written to them is refused.
 
 Documented in: vdso(7), elf(5); ARCH_MAP_VDSO_64 in arch/x86/include/uapi/asm/prctl.h.
 """
@@ -38,12 +38,12 @@ from torpor.util.ranges import Range, subtract
 ARCH_MAP_VDSO_64 = 0x2003
 MAP_FIXED_NOREPLACE = 0x100000
 MAX_SIZE = 1 << 20
-"""Bytes. Real ones have two pages."""
+"""The maximal size in bytes. Real vDSOs have two pages."""
 _LONGEST_NAME = 256
-"""Bytes of a function's name: a longer one would be searched for again and again."""
+"""The maximal length of a function's name in bytes: longer ones would make the search slow."""
 
 NAMES = (CODE, b"[vvar]", b"[vvar_vclock]")
-"""Of its mappings: data and code."""
+"""The names of its mappings: data and code."""
 
 _SECTION_HEADER = struct.Struct("<IIQQQQIIQQ")  # Elf64_Shdr
 _SYMBOL = struct.Struct("<IBBHQQ")  # Elf64_Sym
@@ -53,9 +53,9 @@ _STT_FUNC = 2
 _JUMP = struct.Struct("<Bi")  # jmp rel32
 _JUMP_OPCODE = 0xE9
 _REACH = (1 << 31) - MAX_SIZE
-"""Bytes that a jump reaches."""
+"""The reach of a jump, in bytes."""
 _ROOM_TO_GROW = 1 << 28
-"""Bytes to leave below a stack."""
+"""Bytes to leave free below a stack."""
 
 
 @dataclass(frozen=True)
@@ -65,12 +65,12 @@ class Vdso:
     vvar_size: int
     content: bytes
     parts: Mapping[bytes, Range]
-    """Where each mapping of it begins and ends, by its name, from the first one's begin."""
+    """The start and end of each mapping, by its name, as offsets from the start of the first."""
 
 
 @cache
 def host() -> Vdso:
-    """This host's, from our own memory."""
+    """The vDSO of this host, from our own memory."""
     special = {one.name: one for one in procfs.mappings(os.getpid()) if one.name in NAMES}
     code = special[CODE]
     data = min(one.start for one in special.values())
@@ -82,7 +82,7 @@ def functions(content: bytes) -> dict[str, tuple[int, int]]:
     """The functions of a vDSO: offset and size by name.
 
     Raises:
-        ValueError: it is no ELF file with dynamic symbols.
+        ValueError: it is not an ELF file with dynamic symbols.
     """
     try:
         return dict(_functions(content))
@@ -93,7 +93,7 @@ def functions(content: bytes) -> dict[str, tuple[int, int]]:
 def _functions(content: bytes) -> Iterator[tuple[str, tuple[int, int]]]:
     (table,) = struct.unpack_from("<Q", content, 40)  # e_shoff
     (count,) = struct.unpack_from("<H", content, 60)  # e_shnum
-    # By section, not by hash table: newer ones have DT_GNU_HASH only, which does not tell how many symbols there are.
+    # Use the section, not the hash table: newer vDSOs have only DT_GNU_HASH, which does not give the number of symbols.
     headers = [_SECTION_HEADER.unpack_from(content, table + k * _SECTION_HEADER.size) for k in range(count)]
     for _, kind, _, _, offset, size, link, *_ in headers:
         if kind != _SHT_DYNSYM:
@@ -111,12 +111,12 @@ def _functions(content: bytes) -> Iterator[tuple[str, tuple[int, int]]]:
 
 
 def refuse(pid: int, found: Sequence[procfs.Mapping], here: Vdso) -> str:
-    """Why what a process has of its vDSO cannot be kept; empty where it can.
+    """Why a process's vDSO cannot be kept; empty if it can.
 
     Args:
         pid: the process.
-        found: its mappings of the names in `NAMES`.
-        here: the host's.
+        found: its mappings with names in `NAMES`.
+        here: the host's vDSO.
     """
     names = [one.name for one in found]
     if len(set(names)) != len(names) or any(one.name not in here.parts for one in found):
@@ -135,7 +135,7 @@ def refuse(pid: int, found: Sequence[procfs.Mapping], here: Vdso) -> str:
 
 
 def describe(found: Sequence[procfs.Mapping], here: Vdso, space: pb.AddressSpace) -> None:
-    """Tell the image where it is, and what of it is not there."""
+    """Write the vDSO's address to the image, and which parts of it are unmapped."""
     if not found:
         return
     space.vvar = found[0].start - here.parts[found[0].name][0]
@@ -158,7 +158,7 @@ def has_code(space: pb.AddressSpace) -> bool:
 
 
 def check(name: str, process: pb.Process, here: Vdso) -> Iterator[Reason]:
-    """Say why a process's vDSO cannot be given back."""
+    """Say why a process's vDSO cannot be restored."""
     space = process.memory
     old = space.vdso_content
     if not space.vdso:
@@ -192,7 +192,7 @@ def check(name: str, process: pb.Process, here: Vdso) -> Iterator[Reason]:
 
 
 def _missing(old: bytes, new: bytes) -> list[str]:
-    """Functions at an offset none of whose names the new one has."""
+    """Old functions that the new vDSO has under none of their names."""
     known = functions(new)
     by_offset: dict[int, list[str]] = {}
     for name, (offset, size) in functions(old).items():
@@ -216,7 +216,7 @@ def bridge(old: bytes, at: int, new: bytes, new_at: int) -> bytes:
 
 
 def address(space: pb.AddressSpace, here: Vdso) -> int:
-    """Where the host's vDSO is mapped in a restored process."""
+    """The address of the host's vDSO in a restored process."""
     if space.vdso_content == here.content:
         return space.vdso
     place = _place(space, here)
@@ -226,7 +226,7 @@ def address(space: pb.AddressSpace, here: Vdso) -> int:
 
 
 def _place(space: pb.AddressSpace, here: Vdso) -> int | None:
-    """A free range for data pages and code, near the old vDSO."""
+    """A free range for data pages and code near the old vDSO."""
     size = here.vvar_size + len(here.content)
     used = [(vma.start, vma.end, vma.grows_down) for vma in space.vmas]
     used.append((space.vdso, space.vdso_end, False))
@@ -249,17 +249,17 @@ def places(space: pb.AddressSpace, here: Vdso) -> list[Range]:
 
 
 def _is_mapped(space: pb.AddressSpace, here: Vdso) -> bool:
-    """Whether the process gets one. The data of another kernel's, without code to read it, are nothing to anybody."""
+    """Whether the process gets a vDSO. Without code to read them, data pages of another kernel's vDSO are useless."""
     return has_code(space) or (bool(space.vdso) and space.vdso_content == here.content)
 
 
 def steps(process: pb.Process, here: Vdso) -> Iterator[Call]:
-    """Map the host's vDSO, and where it is another one than the process's own, the bridge to it."""
+    """Map the host's vDSO, and the bridge to it if the process's own is another one."""
     space = process.memory
     if not _is_mapped(space, here):
         return
     where = address(space, here)
-    # The address is a hint, heeded because nothing is there; the result is the size of what was mapped.
+    # The address is a hint, which the kernel follows because nothing is there; the result is the mapped size.
     words = f"mapping the vDSO at {where:#x}"
     yield Call(NR.arch_prctl, (ARCH_MAP_VDSO_64, where - here.vvar_size), lambda result: result > 0, words)
     if where == space.vdso:
@@ -272,7 +272,7 @@ def steps(process: pb.Process, here: Vdso) -> Iterator[Call]:
     writable = mmap.PROT_READ | mmap.PROT_WRITE
     words = "mapping a bridge from the old vDSO"
     yield Call(NR.mmap, (space.vdso, size, writable, flags, -1, 0), space.vdso, words)
-    source = Struct(struct.pack("<QQ", 16, size) + content, (0,))  # struct iovec, then what it leads to
+    source = Struct(struct.pack("<QQ", 16, size) + content, (0,))  # struct iovec, then its target
     target = struct.pack("<QQ", space.vdso, size)
     yield Call(NR.process_vm_readv, (process.pid, target, 1, source, 1, 0), size, "building the bridge")
     executable = mmap.PROT_READ | mmap.PROT_EXEC

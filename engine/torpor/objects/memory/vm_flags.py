@@ -1,6 +1,6 @@
-"""The flags of a mapping as smaps prints them (VmFlags): what each means, and what becomes of it.
+"""The flags of a mapping as smaps prints them (VmFlags): what each means, and what Torpor does with it.
 
-A flag that is in no table here is unknown, and refused by its letters.
+A flag that is in no table here is unknown, and is refused by its letters.
 
 Documented in: Documentation/filesystems/proc.rst; the letters are in fs/proc/task_mmu.c, show_smap_vma_flags, here as
 of Linux 5.10 to 7.0.
@@ -32,20 +32,20 @@ WIPEONFORK = b"wf"
 WRITE_PROTECTED = b"uw"
 MLOCK_ONFAULT = 1
 NAMELESS = b"??"
-"""What a kernel prints for each flag that it has no letters for."""
+"""Printed for each flag for which the kernel has no letters."""
 
 
 class VmFlag(NamedTuple):
-    """What a flag says of a mapping. Every kernel from 5.10 on prints it, but for `since` and `until`."""
+    """What a flag says about a mapping. Every kernel from 5.10 on prints it, unless `since` or `until` is set."""
 
     meaning: str
     advice: int = 0
-    """The madvise(2) by which a restore gives it."""
+    """The madvise(2) advice by which a restore sets it."""
     refused: bool = False
     since: str = ""
     """The first Linux that prints it."""
     until: str = ""
-    """The last one."""
+    """The last Linux that prints it."""
 
 
 FLAGS = {
@@ -87,20 +87,22 @@ FLAGS = {
     b"ss": VmFlag("a shadow stack", refused=True, since="6.6"),
     b"sl": VmFlag("sealed by mseal", refused=True, since="6.10"),
 }
-"""Those of x86-64. Before Linux 5.6 there were others (mp); nl went with 4.0."""
+"""The flags of x86-64. Before Linux 5.6 there was also mp, before 4.0 nl."""
 
 OTHER_PROCESSORS = {
     b"bt": "guarded against jumps into it (arm64's BTI)",
     b"mt": "memory with tags (arm64's MTE)",
 }
-"""Those that only other processors have: refused."""
+"""Flags that only other processors have: refused."""
 
 KEPT_FLAGS = frozenset(letters for letters, flag in FLAGS.items() if not flag.refused)
 REFUSED_FLAGS = {letters: flag.meaning for letters, flag in FLAGS.items() if flag.refused}
 ADVICE = {letters: flag.advice for letters, flag in FLAGS.items() if flag.advice}
 HIDDEN_FROM_FORK = frozenset((DONTFORK, WIPEONFORK, LOCKED, HUGETLB))
-"""Flags whose memory, or which themselves, a forked child does not have (kernel/fork.c, dup_mmap). Huge pages are taken
-from a child when its parent writes to them and the pool is empty (mm/hugetlb.c, unmap_ref_private)."""
+"""Flags of mappings that are missing or different in a forked child (kernel/fork.c, dup_mmap). Huge pages are on the
+list because the kernel takes them from a child when its parent writes to them and the pool is empty (mm/hugetlb.c,
+unmap_ref_private).
+"""
 
 
 def is_locked_on_fault(flags: tuple[bytes, ...]) -> bool:
@@ -109,7 +111,7 @@ def is_locked_on_fault(flags: tuple[bytes, ...]) -> bool:
 
 
 def reason(flags: tuple[bytes, ...]) -> str:
-    """Why a mapping with these flags is not kept; empty where it is."""
+    """Why a mapping with these flags is not kept; empty if it is."""
     for flag in flags:
         if flag in KEPT_FLAGS or (flag == DONTEXPAND and HUGETLB in flags):
             continue
@@ -124,7 +126,7 @@ def reason(flags: tuple[bytes, ...]) -> str:
 
 @cache
 def _on_fault_is_nameless() -> bool:
-    """Whether this kernel has no letters for MLOCK_ONFAULT, as before Linux 6.2: tried on a page of our own."""
+    """Whether this kernel has no letters for MLOCK_ONFAULT (before Linux 6.2): tried on a page of our own."""
     address = syscall(NR.mmap, 0, procfs.PAGE, mmap.PROT_READ, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
     try:
         if try_syscall(NR.mlock2, address, procfs.PAGE, MLOCK_ONFAULT) != 0:

@@ -1,8 +1,8 @@
-"""Mappings (VMAs) of a process: what each is, and what refuses it. Their pages are memory.py's and shared_memory.py's.
+"""The mappings (VMAs) of a process, and reasons to refuse them. Pages: process_memory.py and shared_memory.py.
 
 Kept: private anonymous memory, heap and stacks, private and shared file mappings, shared memory, protections, growing
 stacks, MADV flags, guard regions, locks (mlock, MLOCK_ONFAULT, MCL_FUTURE), NORESERVE, names of anonymous areas,
-private huge pages of hugetlbfs, the vDSO. Droppable memory comes back empty, as the kernel may make it at any time.
+private huge pages of hugetlbfs, the vDSO. Droppable memory comes back empty: the kernel may empty it at any time.
 
 Refused by name: every VmFlag that is not in the tables of vm_flags.py and every special mapping that is not in those
 below: device memory, shared huge pages of hugetlbfs, userfaultfd ranges, shadow stacks, sealed mappings, secret memory,
@@ -30,7 +30,7 @@ from torpor.remote.memory import PageMap
 
 DELETED = file_names.DELETED.encode()
 PRIVATE = (pb.Vma.ANONYMOUS, pb.Vma.FILE_PRIVATE, pb.Vma.MEMORY_PRIVATE)
-"""The kinds of mappings that have pages of the process's own."""
+"""The kinds of mappings that can have pages of the process's own."""
 _KERNEL_OWN = frozenset((*vdso.NAMES, b"[vsyscall]"))
 _DEV_ZERO = b"/dev/zero"
 _ANONYMOUS_NAMES = (b"", b"[heap]", b"[stack]", _DEV_ZERO)
@@ -44,14 +44,14 @@ def is_special(mapping: Mapping) -> bool:
 
 
 def is_anonymous(mapping: Mapping) -> bool:
-    """Whether it is private memory without a file; that of /dev/zero only has its name (mmap_zero)."""
+    """Whether it is private memory without a file. A mapping of /dev/zero is, despite its name (mmap_zero)."""
     if mapping.shared or (mapping.inode and mapping.name != _DEV_ZERO):
         return False
     return mapping.name in _ANONYMOUS_NAMES or mapping.name.startswith(b"[anon:")
 
 
 def was_file(vma: FlaggedMapping) -> bool:
-    """Whether a private mapping without a file now had one, so that its pages are not only those that were written."""
+    """Whether the file of a private mapping is gone, so that also its unwritten pages must be kept."""
     return not is_anonymous(vma.mapping) and HUGETLB not in vma.flags
 
 
@@ -66,7 +66,7 @@ def is_deleted(mapping: Mapping) -> bool:
 
 
 def anonymous_name(mapping: Mapping) -> bytes:
-    """The name that PR_SET_VMA_ANON_NAME gave, or none."""
+    """The name set by PR_SET_VMA_ANON_NAME; empty if there is none."""
     for prefix in _NAMED_ANONYMOUS:
         if mapping.name.startswith(prefix):
             return mapping.name[len(prefix) : -1]
@@ -74,7 +74,7 @@ def anonymous_name(mapping: Mapping) -> bytes:
 
 
 def protection(mapping: Mapping) -> int:
-    """PROT_* of a mapping."""
+    """The PROT_* flags of a mapping."""
     perms = mapping.perms
     return (
         mmap.PROT_READ * (perms[:1] == b"r")
@@ -84,10 +84,10 @@ def protection(mapping: Mapping) -> int:
 
 
 def refuse(name: str, pid: int, vmas: Sequence[FlaggedMapping]) -> list[Reason]:
-    """What of an address space cannot be kept.
+    """Why an address space cannot be kept.
 
     Args:
-        name: the process, for people.
+        name: the process, for messages.
         pid: the process.
         vmas: its mappings.
     """
@@ -110,14 +110,14 @@ def _vdso_reason(pid: int, found: Sequence[FlaggedMapping]) -> str:
 
 
 def _only_noted(pid: int, watched: Sequence[Mapping]) -> set[Mapping]:
-    """Those of some protected mappings whose writes the kernel only notes, and nobody waits for: a watch of ours."""
+    """Protected mappings whose writes the kernel only notes, without making the process wait: ours."""
     if not watched:
         return set()
     with PageMap(pid) as pages:
         noted = {m for m in watched if pages.written(m.start, m.start + PAGE, again=False) is not None}
     if len(noted) == len(watched):
         return noted
-    # The process runs: something else may be mapped there since its flags were read.
+    # The process runs: another mapping may have this address since its flags were read.
     still = {vma.mapping for vma in flagged_mappings(pid) if WRITE_PROTECTED in vma.flags}
     return noted.union(set(watched).difference(still))
 
@@ -152,11 +152,11 @@ def _lies_in_dev(name: bytes) -> bool:
 
 
 def _is_device(name: bytes, inode: int) -> bool:
-    """Whether a mapped file is one, which may have any name."""
+    """Whether a mapped file is a device, which may have any name."""
     if not inode or not name.startswith(b"/"):
         return False
     try:
         status = os.stat(name)
-    except (OSError, ValueError):  # it has no name, or not here
+    except (OSError, ValueError):  # it has no name, or not in our mount namespace
         return False
     return status.st_ino == inode and not stat.S_ISREG(status.st_mode)

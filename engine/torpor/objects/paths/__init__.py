@@ -1,1 +1,1 @@
-"""Files by their names: found, opened with the rights of the tree, known again, and made anew."""
+"""Files and their names: finding, opening with the tree's credentials, recognizing, and making them again."""

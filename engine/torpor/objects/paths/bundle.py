@@ -1,19 +1,19 @@
-"""Files whose content is in the image: for a host that lacks them (`torpor checkpoint --bundle-files`).
+"""Files whose content is in the image, for a host that lacks them (`torpor checkpoint --bundle-files`).
 
-Bundled are the files that are mapped, executed or open, but for those of /dev/shm (which are in every image), of the
-kernel (/proc, /sys), and names without content (O_PATH). Two kinds are bundled always, as nothing else may have them
-when the tree wakes: programs whose own file is gone, and small files that the job has made
+Bundled are the files that are mapped, executed or open, except those of /dev/shm (which are in every image), those of
+the kernel (/proc, /sys), and files opened with O_PATH. Two kinds are always bundled, since they may exist nowhere else
+at the wake: programs whose own file is gone, and small files that the job has made
 (`torpor.objects.paths.small_files`).
 
-They are read when the tree runs again, if it is to run on, up to the size that they had: what was appended meanwhile is
-left out. One that is changed otherwise is refused. Opening a file would break another's lease for writing, so one that
-the tree has such a lease on is refused too.
+If the tree runs on, the files are read while it runs, up to their size at the freeze: data appended meanwhile is left
+out. A file with any other change is refused. Opening a file would break a lease for writing, so a file on which the
+tree has such a lease is refused too.
 
-At a restore a file that is there and as it was is used, not the bundled one. Programs, libraries and data that are
-mapped privately come back in memory (memfd_create(2)): nothing has their names, but what is mapped is. What is open, or
-mapped so that writes reach the file, is put back under its name if nothing is there: whole or not at all, with its mode
-and time, never over another file, and with those directories on the way that are gone and were the job's user's own.
-If the restore fails it is removed again.
+A restore uses a file that exists and is unchanged, not the bundled one. Programs, libraries and data that are mapped
+privately come back in memory (memfd_create(2)): the mappings have the content, but no file has their names. A file that
+is open, or mapped so that writes reach it, is put back under its name if nothing has that name: completely or not at
+all, with its mode and time, never over another file, and with missing parent directories if they belonged to the job's
+user. If the restore fails it is removed again.
 """
 
 from __future__ import annotations
@@ -53,17 +53,17 @@ RENAME_NOREPLACE = 1
 def store(
     image: pb.Tree, gone: Mapping[bytes, int], small: Iterable[Copy], out: PageWriter, *, everything: bool
 ) -> None:
-    """Put files into the image.
+    """Write files to the image.
 
     Args:
         image: described.
         gone: descriptors of programs whose files are gone, by their names in the image.
         small: copies of small files.
-        out: where their pages go.
-        everything: not just those.
+        out: stores their pages.
+        everything: bundle all files, not only those.
 
     Raises:
-        Refused: a file cannot be read, or changed since the freeze.
+        Refused: a file cannot be read, or has changed since the freeze.
     """
     for file in image.files:
         if file.path in gone:
@@ -108,7 +108,7 @@ def _store_all(image: pb.Tree, out: PageWriter) -> Iterator[Reason]:
 
 
 def _wanted(image: pb.Tree) -> dict[bytes, tuple[int, int, bool]]:
-    """Size and time of every file that is to be bundled, and whether it may grow meanwhile, by its path."""
+    """Size and time of every file to bundle, and whether it may grow meanwhile, by its path."""
     found = {file.path: (file.size, file.mtime_ns, False) for file in image.files}
     in_place = fingerprints.in_place(image)
     for description in image.descriptions:
@@ -120,7 +120,7 @@ def _wanted(image: pb.Tree) -> dict[bytes, tuple[int, int, bool]]:
 
 
 def _files(image: pb.Tree, path: bytes) -> Iterator[fingerprints.File]:
-    """What the image says of a file that is open, or mapped so that writes reach it."""
+    """The image's messages for a file that is open, or mapped so that writes reach it."""
     yield from (one.file for one in image.descriptions if one.WhichOneof("kind") == "file" and one.file.path == path)
     mapped = _mapped_shared(image)
     yield from (file for index, file in enumerate(image.files) if index in mapped and file.path == path)
@@ -142,7 +142,7 @@ def _leased(image: pb.Tree) -> set[bytes]:
 
 
 def _store(path: bytes, fd: int, size: int, image: pb.Tree, out: PageWriter) -> bytes:
-    """Put one file into the image, up to a size; gives the hash of that."""
+    """Write one file to the image, up to `size`. Returns the hash of that content."""
     bundled = _add(path, os.fstat(fd), image)
     bundled.size = min(bundled.size, size)
     out.store_file(fd, bundled.size, bundled.pages)
@@ -161,7 +161,7 @@ def _add(path: bytes, status: os.stat_result, image: pb.Tree) -> pb.Bundle:
 
 
 def _folders(image: pb.Tree) -> Iterator[pb.Folder]:
-    """The directories of those files that are put back under their names, as far up as they are of the same user."""
+    """The directories of files that are put back under their names, upwards as long as the same user owns them."""
     named = set(_named(image))
     found: dict[bytes, os.stat_result] = {}
     for bundled in image.bundles:
@@ -184,12 +184,12 @@ def _folders(image: pb.Tree) -> Iterator[pb.Folder]:
 
 
 def by_path(image: pb.Tree) -> dict[bytes, pb.Bundle]:
-    """The bundled files of an image."""
+    """The bundled files of an image, by their paths."""
     return {bundled.path: bundled for bundled in image.bundles}
 
 
 def why_not_put_back(image: pb.Tree, path: bytes, opener: Opener) -> str:
-    """Why a file cannot be put back under its name; empty: it can."""
+    """Why a file cannot be put back under its name; empty if it can."""
     if os.path.lexists(path):
         return "something else has its name"
     known = {folder.path for folder in image.folders}
@@ -204,18 +204,18 @@ def why_not_put_back(image: pb.Tree, path: bytes, opener: Opener) -> str:
 
 
 Made: TypeAlias = list[Callable[[], None]]
-"""What removes again that which was put back, the oldest first."""
+"""Functions that remove again what was put back, the oldest first."""
 
 
 def put_back(image: pb.Tree, reader: SnapshotReader, openers: Openers) -> Made:
-    """Put back, under their names, the bundled files that must have one and that are not there.
+    """Put back bundled files that must have a name and whose name is free.
 
     Returns:
-        What removes them again.
+        Functions that remove them again.
 
     Raises:
-        RestoreFailed: one cannot be made; none is left.
-        ImageDamaged: the content is not there.
+        RestoreFailed: a file cannot be made; none is left.
+        ImageDamaged: the content is missing.
     """
     bundles = by_path(image)
     made: Made = []
@@ -237,12 +237,12 @@ def put_back(image: pb.Tree, reader: SnapshotReader, openers: Openers) -> Made:
 def remove(made: Made) -> None:
     """Remove what was put back, after a failure."""
     while made:
-        with suppress(FileNotFoundError):  # somebody else was first
+        with suppress(FileNotFoundError):  # another process removed it
             made.pop()()
 
 
 def _named(image: pb.Tree) -> Iterator[bytes]:
-    """The paths of files that programs have open, or mapped so that what they write is in the file."""
+    """The paths of files that programs have open, or mapped so that writes reach the file."""
     for description in image.descriptions:
         if description.WhichOneof("kind") == "file":
             yield description.file.path
@@ -251,13 +251,13 @@ def _named(image: pb.Tree) -> Iterator[bytes]:
 
 
 def _owner(one: pb.Bundle | pb.Folder, image: pb.Tree) -> tuple[int, int]:
-    """The user and group that what is made is to have; -1: as it is made, by whoever is not root."""
+    """The user and group for a new file; -1 keeps the creator's, if that is not root."""
     theirs = any(one.uid in process.credentials.uids for process in image.processes)
     return (one.uid, one.gid) if theirs and procfs.is_root() else (-1, -1)
 
 
 def _make_folders(image: pb.Tree, path: bytes, made: Made, opener: Opener) -> None:
-    for folder in image.folders:  # each before those in it
+    for folder in image.folders:  # parents first
         if path.startswith(folder.path + b"/") and not os.path.lexists(folder.path):
             opener.mkdir(folder.path, 0o700)
             made.append(partial(_remove_folder, folder.path, opener))
@@ -272,12 +272,12 @@ def _make_folders(image: pb.Tree, path: bytes, made: Made, opener: Opener) -> No
 
 
 def _remove_folder(path: bytes, opener: Opener) -> None:
-    with suppress(OSError):  # something was put into it meanwhile: then it is somebody's
+    with suppress(OSError):  # something was put into it meanwhile: leave it
         opener.rmdir(path)
 
 
 def _put_back(bundled: pb.Bundle, reader: SnapshotReader, owner: tuple[int, int], opener: Opener) -> None:
-    """Under another name first: whoever is killed meanwhile leaves nothing that looks like the file."""
+    """Write it under another name first: if the restore is killed, nothing incomplete has the file's name."""
     if OF_KERNEL.match(bundled.path) or not bundled.path.startswith(b"/"):
         raise RestoreFailed(f"no file is called {bundled.path!r}")
     draft = os.path.join(os.path.dirname(bundled.path), b".torpor-" + blake3(bundled.path).hexdigest()[:16].encode())
@@ -299,7 +299,7 @@ def _put_back(bundled: pb.Bundle, reader: SnapshotReader, owner: tuple[int, int]
 
 
 def _draft(path: bytes, opener: Opener) -> int:
-    """A new file that is locked while it is being filled. One that a restore has left that was killed is removed."""
+    """Make a file that is locked while it is filled. Remove one that a killed restore has left."""
     while True:
         try:
             fd = opener.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
@@ -329,7 +329,7 @@ def _remove_left(path: bytes, opener: Opener) -> None:
 
 
 def _name(draft: bytes, path: bytes, opener: Opener) -> None:
-    """Give a file its name, never over another one. NFS cannot do that by renaming."""
+    """Give a file its name, but never replace another file. NFS cannot do that by renaming."""
     now = os.path.basename(draft) + b"\0"
     with opener.parent(path) as (folder, name):
         try:
@@ -342,11 +342,11 @@ def _name(draft: bytes, path: bytes, opener: Opener) -> None:
 
 
 def in_memory(bundled: pb.Bundle, reader: SnapshotReader) -> int:
-    """A descriptor, for reading, of a bundled file in memory.
+    """A read-only descriptor of a bundled file in memory.
 
     Raises:
         OSError: there is no room.
-        ImageDamaged: the content is not there.
+        ImageDamaged: the content is missing.
     """
     name = os.path.basename(bundled.path).removesuffix(b" (deleted)").removeprefix(b"memfd:")
     fd = memfd_create(name[:LONGEST_NAME])
@@ -354,7 +354,7 @@ def in_memory(bundled: pb.Bundle, reader: SnapshotReader) -> int:
         os.ftruncate(fd, bundled.size)
         fill(fd, bundled.pages, bundled.size, reader)
         os.fchmod(fd, bundled.mode & 0o777)
-        # The kernel takes no program that is open for writing (ETXTBSY).
+        # The kernel does not execute a file that is open for writing (ETXTBSY).
         return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
     finally:
         os.close(fd)

@@ -1,7 +1,7 @@
-"""Directories that a process is in, has as its root, or has open: by their names, and what was removed made anew.
+"""The current, root and open directories of a process: found by their names, or made again if they were removed.
 
-A directory that was removed while somebody is in it is empty, and nothing can be made in it. It comes back as such a
-one: made under its old name where that is free, entered, and removed.
+A removed directory in which a process still is, is empty, and nothing can be created in it. A restore makes such a
+directory: it creates it under its old name if that is free, enters it, and removes it.
 
 Documented in: chdir(2), chroot(2), rmdir(2), getcwd(2).
 """
@@ -25,7 +25,7 @@ from torpor.remote.sys import closed_on_error
 
 _MAKESHIFT = b".torpor-"
 _SPARE = (b"/tmp", b"/dev/shm")
-"""Where a removed directory is made when none of those that were above it can take it."""
+"""Where to make a removed directory if none of its old parents can hold it."""
 
 
 @dataclass(frozen=True)
@@ -33,42 +33,42 @@ class Folder:
     """A directory as it was found."""
 
     path: str
-    """Of a removed one, that which it had."""
+    """For a removed directory its old path."""
     status: os.stat_result
     removed: bool
 
     @classmethod
     def of(cls, link: str) -> Folder:
-        """What a link of /proc/PID leads to."""
+        """The target of a link in /proc/PID."""
         return cls.seen(os.readlink(link), os.stat(link))
 
     @classmethod
     def seen(cls, path: str, status: os.stat_result) -> Folder:
-        """What has this path in /proc, and this status."""
+        """A directory with this path in /proc and this status."""
         removed = path.endswith(DELETED) and not _leads(path, status)
         return cls(path.removesuffix(DELETED) if removed else path, status, removed)
 
     def describe(self, out: Inode) -> None:
-        """Put all but the path into the image."""
+        """Write everything but the path to the image."""
         describe(self.status, out)
         out.removed = self.removed
 
 
 def describe(status: os.stat_result, out: Inode) -> None:
-    """Put into the image what something is."""
+    """Write the identity, mode and owner of an inode to the image."""
     out.dev, out.ino, out.mode = status.st_dev, status.st_ino, status.st_mode
     out.uid, out.gid = status.st_uid, status.st_gid
 
 
 def refuse(name: str, pid: int) -> Iterator[Reason]:
-    """Say why a process cannot be brought back to where it is.
+    """Say why a process's directories cannot be restored.
 
     Args:
-        name: the process, for people.
+        name: the process, for messages.
         pid: the process.
 
     Raises:
-        OSError: it has ended, or is not ours.
+        OSError: it has ended, or belongs to another user.
     """
     outer = f"/proc/{pid}/root" if os.readlink(f"/proc/{pid}/root") == "/" else ""
     for link, what in (("root", "root"), ("cwd", "current")):
@@ -93,9 +93,9 @@ def enter(path: bytes, inode: Inode, opener: Opener, made: dict[Identity, int] |
     Args:
         path: its name.
         inode: what it was.
-        opener: who enters it.
-        made: those that had been removed and were made anew, by what they were. None: only look, and give a directory
-            in which one can be made.
+        opener: enters it.
+        made: directories that had been removed and were made again, by their old identity. None: make none, and return
+            a directory in which it can be made.
 
     Raises:
         OSError: it cannot be entered, or made.
@@ -111,7 +111,7 @@ def enter(path: bytes, inode: Inode, opener: Opener, made: dict[Identity, int] |
 
 
 def may_be_made(path: bytes, opener: Opener) -> int:
-    """A descriptor (O_PATH) of a directory in which what was removed can be made.
+    """A descriptor (O_PATH) of a directory in which a removed one can be made.
 
     Raises:
         OSError: there is none.
@@ -123,12 +123,12 @@ def may_be_made(path: bytes, opener: Opener) -> int:
 
 
 def somewhere(path: bytes, opener: Opener, make: Callable[[bytes], int]) -> int:
-    """Make what was removed: under its old name, if that is free, else near it.
+    """Make what was removed: under its old name if that is free, else near it.
 
     Args:
         path: its old name.
-        opener: who makes it.
-        make: makes it under a name, and removes that again; gives a descriptor.
+        opener: makes it.
+        make: makes it under a name, removes that name again, and returns a descriptor.
 
     Raises:
         OSError: it can be made nowhere.
@@ -140,7 +140,8 @@ def somewhere(path: bytes, opener: Opener, make: Callable[[bytes], int]) -> int:
         failed = error
     for place in _places(path):
         try:
-            # Not by PID: another restore may have the same one, in a capsule or on a node that shares the place.
+            # No PID in the name: another restore may have the same PID, in a capsule or on a node that shares the
+            # directory.
             return make(place + b"/" + _MAKESHIFT + os.urandom(8).hex().encode())
         except OSError as error:
             failed = error
@@ -148,7 +149,7 @@ def somewhere(path: bytes, opener: Opener, make: Callable[[bytes], int]) -> int:
 
 
 def shown_otherwise(path: bytes, fd: int) -> list[str]:
-    """Say that what was removed and made anew bears another name than before, in words for people; else nothing."""
+    """Warn if a removed directory that was made again has another name than before; empty if it has the same."""
     name = os.fsencode(os.readlink(f"/proc/self/fd/{fd}")).removesuffix(os.fsencode(DELETED))
     if not is_makeshift(name):
         return []
@@ -156,13 +157,13 @@ def shown_otherwise(path: bytes, fd: int) -> list[str]:
 
 
 def is_makeshift(path: bytes) -> bool:
-    """Whether it is the name of what was made near its old one by `somewhere`."""
+    """Whether `somewhere` has made up this name, because the old one was not free."""
     return os.path.basename(path).startswith(_MAKESHIFT)
 
 
 @contextmanager
 def parents(path: bytes, opener: Opener) -> Iterator[None]:
-    """Those directories above a path that are gone, too, are there meanwhile."""
+    """Create missing parent directories of a path for the time of the block."""
     with ExitStack() as made:
         missing = []
         while (path := os.path.dirname(path)).strip(b"/"):
@@ -178,7 +179,7 @@ def parents(path: bytes, opener: Opener) -> Iterator[None]:
 
 
 def _places(path: bytes) -> Iterator[bytes]:
-    """Where a directory may be made: in those that were above it, the nearest first."""
+    """Directories in which it may be made: its old parents, the nearest first."""
     while path.strip(b"/"):
         path = os.path.dirname(path)
         yield path
@@ -196,7 +197,7 @@ def _make(path: bytes, inode: Inode, opener: Opener) -> int:
 
 
 def give(fd: int, inode: Inode, opener: Opener) -> None:
-    """Give what was made anew its mode, and as root its owner.
+    """Set the mode of something new, and as root its owner.
 
     Raises:
         OSError: the kernel's reason, or something else has taken its name since it was made.

@@ -1,10 +1,10 @@
-"""What a file that only the tree has tells beside its content: owner, mode, times, attributes, flags of chattr(1).
+"""Attributes of a file that only the tree has: owner, mode, times, extended attributes, flags of chattr(1).
 
-Such a file, in memory or without a name, is made anew by a restore; what has a name keeps all of its own. Kept are
-extended attributes of users and access lists (xattr(7)), and those flags (ioctl_iflags(2)) that any owner may set.
-A file that lets nobody write in it (immutable, or to be appended to only) is refused: it could not be filled, and of
-root's alone. Labels of security modules are those of who makes it; other attributes take root's rights, and a restore
-sets nothing with these that a user's image asks for: they are told at the save.
+Such a file, in memory or without a name, is made again by a restore; a file with a name keeps its own attributes. Kept
+are extended attributes of users and access lists (xattr(7)), and those flags (ioctl_iflags(2)) that any owner may set.
+An immutable or append-only file is refused: only root could make it, and it could not be filled. Labels of security
+modules become those of the restoring process. Other attributes need root's privileges, and a restore does not use these
+for a user's image: notices at the checkpoint name them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 FS_IOC_GETFLAGS, FS_IOC_SETFLAGS = 0x80086601, 0x40086602
 _FLAGS = struct.Struct("=I4x")
-"""The number says a long; the kernel reads and writes an int (fs/ioctl.c, ioctl_getflags)."""
+"""The ioctl number says long; the kernel reads and writes an int (fs/ioctl.c, ioctl_getflags)."""
 _KEPT_FLAGS = 0x1 | 0x2 | 0x4 | 0x8 | 0x40 | 0x80 | 0x8000 | 0x800000
 """FS_SECRM_FL, UNRM, COMPR, SYNC, NODUMP, NOATIME, NOTAIL, NOCOW."""
 _FORBIDDING = 0x10 | 0x20
@@ -34,26 +34,26 @@ _USERS = "user."
 _ACCESS_LIST = "system.posix_acl_access"
 _OF_MODULES = ("security.selinux", "security.apparmor", "security.SMACK64", "security.ima", "security.evm")
 _HAS_NONE = (errno.ENOTSUP, errno.ENOTTY, errno.EINVAL, errno.ENOSYS)
-"""What a file system says that has no attributes, or no flags."""
+"""Errors of file systems without attributes or without flags."""
 _MODE, _SPECIAL = 0o7777, 0o7000
 
 
 @dataclass(frozen=True)
 class Attributes:
-    """Those of an open file."""
+    """The attributes of an open file."""
 
     seals: int = 0
     """F_SEAL_* (fcntl(2))."""
     extended: tuple[tuple[str, bytes], ...] = ()
     flags: int = 0
-    """FS_*_FL that are kept."""
+    """The FS_*_FL flags that are kept."""
     unkept: tuple[str, ...] = ()
-    """The names of those that are not."""
+    """The names of attributes that are not kept."""
     forbids_writing: bool = False
 
 
 def take(fd: int, seals: int = 0) -> Attributes:
-    """Those of an open file, in whatever way that was opened. Raises OSError."""
+    """Read the attributes of an open file, whatever its access mode. Raises OSError."""
     flags = _asked(lambda: fcntl.ioctl(fd, FS_IOC_GETFLAGS, bytes(_FLAGS.size)), bytes(_FLAGS.size))
     names: list[str] = _asked(lambda: sorted(os.listxattr(fd)), [])
     kept = [name for name in names if name.startswith(_USERS) or name == _ACCESS_LIST]
@@ -68,7 +68,7 @@ def take(fd: int, seals: int = 0) -> Attributes:
 
 
 def _asked(ask: Callable[[], T], otherwise: T) -> T:
-    """What a file system answers; something else if it has no such thing."""
+    """The answer of a file system, or `otherwise` if it does not support the request."""
     try:
         return ask()
     except OSError as error:
@@ -78,7 +78,7 @@ def _asked(ask: Callable[[], T], otherwise: T) -> T:
 
 
 def describe(status: os.stat_result, attributes: Attributes, out: pb.SharedMemory) -> None:
-    """Put them into the image."""
+    """Write the attributes to the image."""
     out.mode, out.uid, out.gid = status.st_mode & _MODE, status.st_uid, status.st_gid
     out.mtime_ns, out.atime_ns = status.st_mtime_ns, status.st_atime_ns
     out.seals, out.inode_flags = attributes.seals, attributes.flags
@@ -90,7 +90,7 @@ def describe(status: os.stat_result, attributes: Attributes, out: pb.SharedMemor
 
 
 def give_flags(fd: int, shared: pb.SharedMemory) -> Iterator[str]:
-    """Give a new file its flags: some count for what is written afterwards. Gives warnings."""
+    """Set the flags of a new file before it is written: some affect later writes. Yields warnings."""
     wanted, now = shared.inode_flags & _KEPT_FLAGS, bytearray(_FLAGS.size)
     try:
         fcntl.ioctl(fd, FS_IOC_GETFLAGS, now)
@@ -103,7 +103,7 @@ def give_flags(fd: int, shared: pb.SharedMemory) -> Iterator[str]:
 
 
 def give(fd: int, shared: pb.SharedMemory, opener: Opener) -> Iterator[str]:
-    """Give a file all the rest, when it has its content. Gives warnings.
+    """Set the other attributes of a file, when it has its content. Yields warnings.
 
     Raises:
         OSError: its mode or times cannot be set.
@@ -111,7 +111,7 @@ def give(fd: int, shared: pb.SharedMemory, opener: Opener) -> Iterator[str]:
     for one in shared.attributes:
         name = os.fsdecode(one.name)
         if not name.startswith(_USERS) and name != _ACCESS_LIST:
-            continue  # no save writes another
+            continue  # no checkpoint writes others
         try:
             os.setxattr(fd, name, one.value)
         except OSError as error:
@@ -119,7 +119,7 @@ def give(fd: int, shared: pb.SharedMemory, opener: Opener) -> Iterator[str]:
     if shared.mtime_ns:
         yield from _give_owner(fd, shared)
     mode = shared.mode & _MODE
-    # What root makes for a user's tree is no program that would run with another's rights.
+    # A file that root makes for a user's tree must not be setuid or setgid for another user.
     if mode & _SPECIAL and procfs.is_root() and not opener.users & {0, shared.uid}:
         yield f"{_name(shared)} has the mode {mode & ~_SPECIAL:o} now, not {mode:o}: it is another user's"
         mode &= ~_SPECIAL
@@ -134,7 +134,7 @@ def _give_owner(fd: int, shared: pb.SharedMemory) -> Iterator[str]:
         os.fchown(fd, shared.uid, shared.gid)
     elif (now.st_uid, now.st_gid) != (shared.uid, shared.gid):
         try:
-            os.fchown(fd, -1, shared.gid)  # a group of the user's
+            os.fchown(fd, -1, shared.gid)  # a group of the user
             refused = now.st_uid != shared.uid
         except OSError:
             refused = True

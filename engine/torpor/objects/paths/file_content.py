@@ -1,4 +1,4 @@
-"""What a file holds, holes left out: looked at where it lies, copied, and written from an image into a new one.
+"""The content of a file without its holes: finding it, copying it, and writing it from an image to a new file.
 
 Documented in: lseek(2), SEEK_DATA; sendfile(2).
 """
@@ -19,17 +19,17 @@ from torpor.store import SnapshotReader
 from torpor.util.ranges import Range
 
 AT_ONCE = 1 << 30
-"""Bytes: a read moves 2 GiB at most."""
+"""Bytes per read: one read transfers at most 2 GiB."""
 _COMPARED_AT_ONCE = 1 << 20
 
 
 @dataclass
 class Content:
-    """What a file or a piece of memory holds, taken under the freeze."""
+    """The content of a file or a piece of memory at the freeze."""
 
     size: int = 0
     pieces: dict[int, memoryview] = field(default_factory=dict)
-    """By offset; what is in none is zero."""
+    """By offset; the rest is zero."""
 
     def room(self, runs: Sequence[Range]) -> memoryview:
         """Memory for the content of ranges of offsets, one after the other."""
@@ -43,7 +43,7 @@ class Content:
 
 
 def _fresh(size: int) -> mmap.mmap:
-    """Memory to be filled under the freeze: in huge pages, where there are any, faults take a twentieth of the time."""
+    """Memory to be filled under the freeze. With huge pages, page faults take a twentieth of the time."""
     memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     with suppress(OSError):  # the kernel has none
         memory.madvise(mmap.MADV_HUGEPAGE)
@@ -51,31 +51,31 @@ def _fresh(size: int) -> mmap.mmap:
 
 
 def seek(fd: int, offset: int, whence: int) -> int | None:
-    """Where data or a hole begins (lseek(2), SEEK_DATA); None: nowhere further on."""
+    """Where the next data or hole begins (lseek(2), SEEK_DATA); None if there is none."""
     try:
         return os.lseek(fd, offset, whence)
     except OSError as error:
-        if error.errno != errno.ENXIO:  # nothing further
+        if error.errno != errno.ENXIO:  # none up to the end of the file
             raise
         return None
 
 
 def data(fd: int, start: int, end: int) -> Iterator[Range]:
-    """What is no hole of a part of a file."""
+    """The parts of a range of a file that are not holes."""
     while start < end and (found := seek(fd, start, os.SEEK_DATA)) is not None and found < end:
         start = min(os.lseek(fd, found, os.SEEK_HOLE), end)
         yield found, start
 
 
 def copy(fd: int, into: Content) -> None:
-    """Copy the whole of a file, and close it."""
+    """Copy a whole file, and close it."""
     try:
         into.size = os.fstat(fd).st_size
         runs = list(data(fd, 0, into.size))
         into.room(runs)
         for start, _ in runs:
             view, done = into.pieces[start], 0
-            # None of it: somebody outside of the tree cut the file meanwhile.
+            # A read of 0 bytes: a process outside of the tree has truncated the file meanwhile.
             while done < len(view) and (read := os.preadv(fd, [view[done : done + AT_ONCE]], start + done)):
                 done += read
     finally:
@@ -83,7 +83,7 @@ def copy(fd: int, into: Content) -> None:
 
 
 def _pieces(pages: pb.PageTable, total: int, reader: SnapshotReader) -> Iterator[tuple[int, int, int, int]]:
-    """Of each run of pages: where it goes, its size, the pack's descriptor and the place there."""
+    """For each run of pages its offset in the file and size, the pack's descriptor and the offset there."""
     for start, count, block in zip(pages.starts, pages.counts, pages.blocks, strict=True):
         pack, offset, length = reader.block(block)
         size = count * PAGE
@@ -93,11 +93,11 @@ def _pieces(pages: pb.PageTable, total: int, reader: SnapshotReader) -> Iterator
 
 
 def fill(fd: int, pages: pb.PageTable, total: int, reader: SnapshotReader) -> None:
-    """Give a file of `total` bytes, all holes, its content.
+    """Fill a file of `total` bytes, which is one hole.
 
     Raises:
         OSError: there is no room.
-        ImageDamaged: the content is not there.
+        ImageDamaged: the content is missing.
     """
     for at, size, pack, offset in _pieces(pages, total, reader):
         os.lseek(fd, at, os.SEEK_SET)
@@ -110,7 +110,7 @@ def fill(fd: int, pages: pb.PageTable, total: int, reader: SnapshotReader) -> No
 
 
 def same(fd: int, pages: pb.PageTable, total: int, reader: SnapshotReader) -> bool:
-    """Whether a file holds what an image says, and no more."""
+    """Whether a file has exactly the content of an image."""
     if os.fstat(fd).st_size != total:
         return False
     at = 0

@@ -1,7 +1,7 @@
-"""The names that a file has: "(deleted)" in /proc means that one of them is gone, the inode may have others.
+"""The names of a file. "(deleted)" in /proc means that one name is gone; the inode may have others.
 
-The C library's sem_open(3) makes a semaphore under a temporary name, links it to its own, and removes the temporary
-one, by which it is mapped. An editor or a package manager does the like with hard links.
+The C library's sem_open(3) makes a semaphore under a temporary name, links it to its own name, and removes the
+temporary one, under which it is mapped. Editors and package managers do the same with hard links.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from torpor import procfs
 from torpor.procfs import Mapping
 
 DELETED = " (deleted)"
-"""What the kernel puts after the path of a file that has lost this name (fs/d_path.c)."""
+"""The kernel appends this to the path of a file that has lost this name (fs/d_path.c)."""
 OF_KERNEL = re.compile(rb"/(proc|sys)(/|$)")
-"""Names of files that the kernel makes up."""
+"""Names of files that the kernel generates."""
 _MADE_UP = (b"/memfd:", b"/dev/zero", b"/SYSV", b"/anon_hugepage")
-"""How names of what never had one on a file system begin in maps."""
+"""How the names of objects that were never on a file system begin in maps."""
 
 
 def is_gone(name: bytes, inode: int) -> bool:
-    """Whether a name in maps tells that it is gone; that may be how it ends itself, too."""
+    """Whether a name in maps says that it is gone. The file's own name may end like that, too."""
     if not name.endswith(DELETED.encode()):
         return False
     with suppress(OSError):
@@ -31,7 +31,7 @@ def is_gone(name: bytes, inode: int) -> bool:
 
 
 def another_name(path: str, device: int, inode: int) -> str | None:
-    """A name of a file in the directory where it had one; None where there is none that this user sees."""
+    """A name of a file in the directory where it had one; None if this user sees none."""
     try:
         with os.scandir(os.path.dirname(path)) as entries:
             for entry in entries:
@@ -39,13 +39,13 @@ def another_name(path: str, device: int, inode: int) -> str | None:
                     status = os.lstat(entry.path)
                     if (status.st_dev, status.st_ino) == (device, inode):
                         return entry.path
-    except OSError:  # the directory is gone, or not for this user
+    except OSError:  # the directory is gone, or this user may not read it
         pass
     return None
 
 
 def lasting_name(path: str, status: os.stat_result) -> str:
-    """The name of an open file, as /proc/PID/fd has it; where that was taken away or given to another file, another."""
+    """The name of an open file in /proc/PID/fd; if that is gone or another file's, another name of the file."""
     if not path.endswith(DELETED) or not status.st_nlink or os.path.lexists(path):
         return path
     return another_name(path, status.st_dev, status.st_ino) or path
@@ -58,14 +58,14 @@ def device_of(mapping: Mapping) -> int:
 
 
 def is_used(device: int, inode: int) -> bool:
-    """Whether a process that this one may look at, but for itself, has a file open or mapped."""
+    """Whether another process that we may read has a file open or mapped."""
     for pid in filter(str.isdigit, os.listdir("/proc")):
         if int(pid) == os.getpid():
             continue
         try:
             maps = procfs.mappings(int(pid))
             links = os.listdir(f"/proc/{pid}/fd")
-        except OSError:  # it has ended, or is another user's
+        except OSError:  # it has ended, or belongs to another user
             continue
         if any(mapping.inode == inode and device_of(mapping) == device for mapping in maps):
             return True
@@ -78,15 +78,15 @@ def is_used(device: int, inode: int) -> bool:
 
 
 class Names:
-    """The names of the files that a tree has mapped, each looked for once."""
+    """The names of the files that a tree has mapped, each searched for once."""
 
     def __init__(self) -> None:
         self._found: dict[tuple[int, int], bytes | None] = {}
 
     def lasting(self, mapping: Mapping) -> Mapping:
-        """A shared mapping of a file that has lost its name, by another name that the file has; else as it is.
+        """A shared mapping of a file that has lost its name, with another name of the file; else the mapping as it is.
 
-        Of private mappings only those of /dev/shm: others are kept without a name.
+        Private mappings are changed only in /dev/shm: others are kept without a name.
         """
         if not (mapping.shared or mapping.name.startswith(b"/dev/shm/")) or not mapping.inode:
             return mapping

@@ -1,11 +1,11 @@
-"""What a file held at a save: so that at a restore one that only grew can be told from one that was changed.
+"""The content of files at a checkpoint, so that a restore can tell a file that only grew from one that was changed.
 
-A file whose size and times (of its content and of its inode) are as they were is the same. Else its content is
-compared: by the hash of all that it held where it is small, or where the program writes anywhere in it, up to
-`WHOLE_IN_PLACE`; of larger ones by that of the beginning, of samples, and of the end.
+A file with the same size and times (of its content and of its inode) is the same. Otherwise its content is compared: by
+a hash of all of it if it is small, or, if the program writes anywhere in it, up to `WHOLE_IN_PLACE`; for larger files
+by a hash of the start, of samples, and of the end.
 
-The hash is made when the tree runs again. What was changed meanwhile, and did not only grow, has none: it is not known
-what it held.
+The hash is computed when the tree runs again. A file that was changed meanwhile, other than by growing, has no hash:
+its content at the freeze is unknown.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from blake3 import blake3
 from torpor.image import image_pb2 as pb
 
 WHOLE = 256 << 10
-"""Bytes up to which all of a file is hashed."""
+"""The largest file that is hashed completely, in bytes."""
 WHOLE_IN_PLACE = 64 << 20
-"""The same for one that the program writes anywhere: samples would not show that."""
+"""The same for a file that the program writes anywhere, since samples would not show that."""
 _EDGE, _SAMPLE, _SAMPLES = 64 << 10, 4 << 10, 16
 _PIECE = 1 << 20
 _SETTLED_NS = 2_000_000_000
-"""How old a change must be, so that another one has another time on every file system."""
+"""How old a change must be, so that the next one gets another time on every file system."""
 _MOST_KNOWN = 4096
 
 File: TypeAlias = "pb.RegularFile | pb.FileRef"
 _known: dict[tuple[int, ...], bytes] = {}
-"""Hashes of files by their inode, size and times: in a series of saves most files are as they were."""
+"""Hashes of files by their inode, size and times: in a series of checkpoints most files do not change."""
 
 
 class Change(Enum):
-    """What became of a file."""
+    """What happened to a file."""
 
     NONE = ""
     GROWN = "it grew"
@@ -45,23 +45,23 @@ class Change(Enum):
 
 
 def note_stat(file: File, was: os.stat_result) -> None:
-    """Put into the image by what a file is known that is as it was."""
+    """Write the identity of an unchanged file to the image."""
     file.size, file.mtime_ns, file.ctime_ns = was.st_size, was.st_mtime_ns, was.st_ctime_ns
     file.dev, file.ino, file.mode = was.st_dev, was.st_ino, was.st_mode
 
 
 def note(file: File, was: os.stat_result, *, in_place: bool) -> None:
-    """Put into the image what a file holds, if it is known to hold that since a moment ago.
+    """Write the hash of a file's content to the image, if the file has not changed since `was`.
 
     Args:
         file: its message, with its path.
-        was: of that moment.
-        in_place: whether the program writes anywhere in it, and not only at its end.
+        was: its status at the freeze.
+        in_place: whether the program writes anywhere in it, not only at its end.
     """
     try:
         fd = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     except OSError:
-        return  # not readable, or gone: at a restore it must be as it was
+        return  # not readable, or gone: at a restore it must be unchanged
     try:
         whole = was.st_size <= (WHOLE_IN_PLACE if in_place else WHOLE)
         found = _digest_known(fd, was, whole)
@@ -76,23 +76,23 @@ def note(file: File, was: os.stat_result, *, in_place: bool) -> None:
 
 
 def change(file: File, fd: int, *, in_place: bool) -> Change:
-    """What became of a file since it was noted.
+    """What happened to a file since `note`.
 
     Args:
         file: of the image.
-        fd: a descriptor of it, opened in any way; its position stays.
+        fd: a descriptor of it, with any access mode; its position stays.
         in_place: as for `note`.
     """
     now = os.fstat(fd)
     grown = Change.GROWN if now.st_size > file.size else Change.NONE
     same = _times(now) == (file.dev, file.ino, file.size, file.mtime_ns, file.ctime_ns)
-    # What is written through a mapping gives the file another time later, or never (tmpfs): all that is known counts.
+    # Writes through a mapping change the file's time later, or never (tmpfs): compare all that is known.
     if same and not (in_place and file.content.whole):
         return Change.NONE
     if now.st_size < file.size:
         return Change.CUT
     if not file.ctime_ns:
-        return grown  # a file of the kernel, or an image that does not say more
+        return grown  # a file of the kernel, or an image without times
     alike = (now.st_size, now.st_mtime_ns) == (file.size, file.mtime_ns)
     if not file.content.digest:
         return Change.NONE if alike else Change.CHANGED
@@ -110,7 +110,7 @@ def change(file: File, fd: int, *, in_place: bool) -> Change:
 
 
 def digest(fd: int, size: int, *, whole: bool) -> bytes:
-    """BLAKE3 of the first `size` bytes of an open file, or of parts of them. One that is shorter has another."""
+    """BLAKE3 of the first `size` bytes of an open file, or of parts of them. A shorter file has another hash."""
     sum_ = blake3()
     for start, end in [(0, size)] if whole else _parts(size):
         for at in range(start, end, _PIECE):
@@ -144,7 +144,7 @@ def _digest_known(fd: int, was: os.stat_result, whole: bool) -> bytes:
 
 
 def writes_anywhere(flags: int, position: int, size: int) -> bool:
-    """Whether a description, by its flags and position, is there to write, and not only at the end of the file."""
+    """Whether a description may write, and, by its position, not only at the end of the file."""
     if flags & os.O_PATH or flags & os.O_ACCMODE == os.O_RDONLY or flags & os.O_APPEND:
         return False
     return position < size
@@ -160,7 +160,7 @@ def in_place(image: pb.Tree) -> set[tuple[int, int]]:
 
 
 def mapped_to_write(image: pb.Tree) -> set[tuple[int, int]]:
-    """Device and inode of the files that are mapped so that what is written there reaches them."""
+    """Device and inode of the files that are mapped so that writes reach them."""
     mappings = (vma for process in image.processes for vma in process.memory.vmas)
     found = {vma.file for vma in mappings if vma.kind == pb.Vma.FILE_SHARED and vma.may_write}
     return {(file.dev, file.ino) for index, file in enumerate(image.files) if index in found}

@@ -1,8 +1,8 @@
-"""Looks for a name of an inode, where the kernel tells none: of what is watched, of an open file that lost its own.
+"""Search for a name of an inode if the kernel shows none: of a watched inode, or of an open file that lost its name.
 
-First what the tree's processes are in, have open or mapped, were given as arguments or in their environment, and all
-directories above; then, on the file systems in question only, what lies below these, the nearest first, `MOST` names in
-each.
+First look at the directories, open and mapped files, arguments and environments of the tree's processes, and at all
+parent directories. Then look below these, the nearest first, but only on the file systems in question, at up to `MOST`
+names each.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from torpor import procfs
 from torpor.objects.kind import GrabbedDescriptors
 
 MOST = 20_000
-"""Names that are looked at below each of the places where an inode may have one."""
+"""The most names to look at below each place."""
 MOST_OF_ALL = 10 * MOST
 Key = tuple[int, int]
 """Device and inode number."""
 
 _last: dict[Key, str] = {}
-"""Where an inode was found last: in a series of saves it stays where it is, and is looked for once."""
+"""Where an inode was found last: in a series of checkpoints it stays there, and is searched for once."""
 
 
 def find(
     wanted: Collection[Key], tree: GrabbedDescriptors, ask: Callable[[Key, Collection[str]], str] | None = None
 ) -> dict[Key, str]:
-    """Names of inodes, those that were found.
+    """Find names of inodes. The result has those that were found.
 
     Args:
         wanted: the inodes.
-        tree: who has to do with them.
-        ask: who may know a name, told the places near to the tree; asked before names are looked through.
+        tree: the processes that use them.
+        ask: may know a name; gets the places near the tree, and is called before directories are searched.
     """
     found = {key: path for key in wanted if (path := _last.get(key)) and key_of(path) == key}
     missing = set(wanted) - found.keys()
@@ -52,7 +52,7 @@ def find(
 
 
 def key_of(path: str) -> Key | None:
-    """The inode that a path leads to; None: to none that this user sees."""
+    """The inode that a path leads to; None if this user sees none."""
     try:
         status = os.lstat(path)
     except OSError:
@@ -61,7 +61,7 @@ def key_of(path: str) -> Key | None:
 
 
 def _near(tree: GrabbedDescriptors) -> list[str]:
-    """Where to look: directories, and files, that the tree has something to do with, and those above them."""
+    """Where to search: directories and files that the tree uses, and their parents."""
     found: dict[str, None] = {}
     pids = list(map(tree.asked, tree.pids))
     for pid in pids:
@@ -90,7 +90,7 @@ def _near(tree: GrabbedDescriptors) -> list[str]:
 
 
 def _meet(paths: Iterable[str], wanted: Set[Key]) -> dict[Key, str]:
-    """Those of some paths that lead to what is wanted."""
+    """Those of `paths` that lead to a wanted inode."""
     found: dict[Key, str] = {}
     for path in paths if wanted else ():
         if (key := key_of(path)) in wanted and key is not None:
@@ -99,7 +99,7 @@ def _meet(paths: Iterable[str], wanted: Set[Key]) -> dict[Key, str]:
 
 
 def _search(wanted: Set[Key], near: Iterable[str]) -> dict[Key, str]:
-    """Names of inodes below some paths, the nearest first, on the file systems that they lie on."""
+    """Search for inodes below some paths, the nearest first, on the inodes' file systems."""
     found: dict[Key, str] = {}
     inodes = {inode for _, inode in wanted}
     devices = {device for device, _ in wanted}
@@ -120,7 +120,8 @@ def _search(wanted: Set[Key], near: Iterable[str]) -> dict[Key, str]:
                         key = key_of(entry.path) if is_directory or entry.inode() in inodes else None
                         if key is not None and key in wanted:
                             found.setdefault(key, entry.path)
-                        # Another file system may be mounted there, and below it this one once more: few do that.
+                        # Another file system may be mounted there, with this one again below it; that is rare, and
+                        # ignored.
                         if is_directory and key is not None and key[0] in devices:
                             below.append(entry.path)
             level = below

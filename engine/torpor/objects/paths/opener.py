@@ -1,14 +1,14 @@
-"""Opens the paths of an image: on the mounts that the tree is to have, and with the rights of those who get them.
+"""Opens the paths of an image on the tree's mounts, and with the credentials of the processes that get the files.
 
-*The mounts.* rename(2) and link(2) compare mounts, and getcwd(2) says "(unreachable)" for what lies outside of one's
-root. What is opened for a tree in a mount namespace of its own is therefore opened beneath its init's /proc/PID/root
-(openat2(2), RESOLVE_IN_ROOT), never by the same name out here.
+*The mounts.* rename(2) and link(2) compare mounts, and getcwd(2) says "(unreachable)" for a directory outside of the
+root. So files for a tree in a mount namespace of its own are opened beneath its init's /proc/PID/root (openat2(2),
+RESOLVE_IN_ROOT), never by the same name outside.
 
-*The rights.* Root opens for a user's tree only what that user may open now: with the process's user and group of the
-file system, its supplementary groups and its capabilities (credentials(7)), and without following a symbolic link, as
-the paths that the kernel tells at a checkpoint have none. What was opened before a program gave up root's rights (a
-daemon's log) the process may not open itself: root opens it in its stead if it is the very file, by device and inode,
-that the image says, which root itself has written.
+*The credentials.* Root opens for a user's tree only what that user may open now: with the process's file system user
+and group, its supplementary groups and its capabilities (credentials(7)). It follows no symbolic link, since the paths
+that the kernel shows at a checkpoint have none. A file that was opened before the program gave up root's privileges (a
+daemon's log), the process may not open itself. Root opens it instead if it has the device and inode in the image, which
+root itself has written.
 """
 
 from __future__ import annotations
@@ -40,33 +40,34 @@ O_TMPFILE = 0o20000000
 OF_FILES = 0x800001F | 1 << 9
 """CAP_CHOWN, DAC_OVERRIDE, DAC_READ_SEARCH, FOWNER, FSETID, LINUX_IMMUTABLE, MKNOD."""
 _WITH_O_PATH = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-"""openat2 takes no other flag beside O_PATH."""
+"""openat2 accepts no other flag with O_PATH."""
 AT_EACCESS = AT_REMOVEDIR = 0x200
 _IDS = 4
-"""Real, effective, saved, of the file system."""
+"""Real, effective, saved, and file system id."""
 _TRIES = 64
-"""A rename somewhere while ".." is resolved ends an openat2 with EAGAIN."""
+"""If something is renamed while ".." is resolved, openat2 fails with EAGAIN: try this often."""
 
 
 @dataclass(frozen=True)
 class Opener:
-    """Opens paths in the name of one process, or of any of those that get what is opened."""
+    """Opens paths with the credentials of one process, or of any of those that get the file."""
 
     _root: int
-    """A descriptor of the root directory to open beneath; -1: this process's own."""
+    """A descriptor of the root directory to open beneath; -1: this process's own root."""
     _own: FileRights
-    """This thread's."""
+    """The credentials of this thread."""
     _rights: tuple[FileRights, ...]
-    """Those to try, one after the other."""
+    """The credentials to try, one after the other."""
 
     def open(self, path: bytes, flags: int, mode: int = 0, *, known: Identity | None = None) -> int:
         """Open a path; the descriptor is close-on-exec.
 
         Args:
-            path: a full one.
+            path: an absolute path.
             flags: as of open(2).
             mode: of a new file.
-            known: the file that the image means. If it still is the one, the restorer's own rights do, too.
+            known: the identity of the image's file. If the path still leads to it, the restorer's own credentials may
+                open it.
 
         Raises:
             OSError: the kernel's reason.
@@ -89,12 +90,11 @@ class Opener:
             os.close(found)
 
     def lookup(self, path: bytes, *, follow: bool = True, known: Identity | None = None) -> int:
-        """A descriptor of what a path leads to, opened as a name only (O_PATH)."""
+        """A descriptor of what a path leads to, opened with O_PATH."""
         return self.open(path, os.O_PATH | (0 if follow else os.O_NOFOLLOW), known=known)
 
     def enter(self, path: bytes, known: Identity | None = None) -> int:
-        """A descriptor (O_PATH) of a directory that may be entered, too: chdir(2) and chroot(2) ask for more than a
-        look."""
+        """A descriptor (O_PATH) of a directory that may be entered: chdir(2) and chroot(2) check more than O_PATH."""
         try:
             return self.open(path.rstrip(b"/") + b"/.", os.O_PATH | os.O_DIRECTORY)
         except PermissionError:
@@ -103,7 +103,7 @@ class Opener:
             return found
 
     def reopened(self, fd: int, flags: int, known: Identity | None = None) -> int:
-        """Another description of an open file; closes `fd`. No name is used again: nothing can be swapped."""
+        """Open a new description of an open file and close `fd`. No path is resolved, so the file cannot be swapped."""
         name = b"/proc/self/fd/%d\0" % fd
         flags |= os.O_CLOEXEC | os.O_NOCTTY
         try:
@@ -117,14 +117,14 @@ class Opener:
             os.close(fd)
 
     def opened(self, path: bytes, fd: int, flags: int, known: Identity | None = None) -> int:
-        """Another description of what was found by a path; closes `fd`.
+        """Open a new description of a file that was found by a path, and close `fd`.
 
         Raises:
-            OSError: as `open`; EBUSY: by now the path leads to something else.
+            OSError: as `open`; EBUSY if the path now leads to another file.
         """
         if not flags & os.O_NOFOLLOW:
             return self.reopened(fd, flags, known)
-        # The flag can only be had by opening the name itself: /proc/self/fd/N is a link.
+        # O_NOFOLLOW needs the name itself: /proc/self/fd/N is a link.
         try:
             again = self.open(path, flags | os.O_NOCTTY, known=known)
             if not os.path.samestat(os.fstat(again), os.fstat(fd)):
@@ -136,7 +136,7 @@ class Opener:
 
     @contextmanager
     def parent(self, path: bytes) -> Iterator[tuple[int, bytes]]:
-        """The directory (O_PATH) that a name lies in, and the name in it, for calls that change a directory."""
+        """The parent directory (O_PATH) and the last component of a path, for calls that change a directory."""
         directory = self.open(os.path.dirname(path), os.O_PATH | os.O_DIRECTORY)
         try:
             yield directory, os.path.basename(path) + b"\0"
@@ -144,13 +144,13 @@ class Opener:
             os.close(directory)
 
     def may_write_in(self, directory: bytes) -> bool:
-        """Whether names can be made in a directory."""
+        """Whether files can be created in a directory."""
         try:
             fd = self.open(directory, os.O_PATH | os.O_DIRECTORY)
         except OSError:
             return False
         try:
-            # With AT_EACCESS the C library asks for the effective ids; the kernel's own asks for the real ones.
+            # With AT_EACCESS faccessat2 checks the effective ids, not the real ones.
             name = b"/proc/self/fd/%d\0" % fd
             self.call(NR.faccessat2, -1, name, os.W_OK | os.X_OK, AT_EACCESS)
         except OSError:
@@ -160,7 +160,7 @@ class Opener:
         return True
 
     def lstat(self, path: bytes) -> os.stat_result:
-        """What a name is, a symbolic link itself."""
+        """The status of a path, without following a symbolic link at its end."""
         fd = self.lookup(path, follow=False)
         try:
             return os.fstat(fd)
@@ -168,7 +168,7 @@ class Opener:
             os.close(fd)
 
     def chmod(self, path: bytes, mode: int) -> None:
-        """Set the mode of what has a name."""
+        """Set the mode of a path."""
         fd = self.lookup(path, follow=False)
         try:
             self.call(NR.chmod, b"/proc/self/fd/%d\0" % fd, mode)
@@ -177,7 +177,7 @@ class Opener:
 
     @property
     def users(self) -> set[int]:
-        """In whose names it opens."""
+        """The users with whose credentials it opens."""
         return {rights.uid for rights in self._rights}
 
     def mkdir(self, path: bytes, mode: int) -> None:
@@ -186,7 +186,7 @@ class Opener:
             self.call(NR.mkdirat, directory, name, mode)
 
     def mkfifo(self, path: bytes) -> None:
-        """Make a named pipe, for its owner alone."""
+        """Make a FIFO with mode 0600."""
         with self.parent(path) as (directory, name):
             self.call(NR.mknodat, directory, name, stat.S_IFIFO | 0o600, 0)
 
@@ -201,7 +201,7 @@ class Opener:
             self.call(NR.unlinkat, directory, name, 0)
 
     def call(self, nr: int, *args: Argument) -> int:
-        """Make a system call with the rights. Raises OSError."""
+        """Make a system call with these credentials. Raises OSError."""
         return self._as_any(lambda rights: self._call(rights, nr, *args))
 
     def _as_any(self, act: Callable[[FileRights], T]) -> T:
@@ -241,7 +241,7 @@ class Opener:
         return syscall_as(rights, self._own, nr, *args)
 
     def _known(self, path: bytes, known: Identity) -> int | None:
-        """The file of the image, found with the own rights and by no link; None: it is another one."""
+        """Open the image's file with our own credentials and without following links; None if it is another file."""
         name = path + b"\0"
         resolve = RESOLVE_NO_SYMLINKS | (RESOLVE_IN_ROOT if self._root >= 0 else 0)
         how = HOW.pack(os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, 0, resolve)
@@ -257,20 +257,20 @@ class Opener:
 
 
 class Openers:
-    """Who opens what, for an image. A context manager: leaving it closes what it keeps."""
+    """The openers of an image's files. A context manager: its exit closes what it keeps."""
 
     def __init__(self, image: Tree, root: int = -1) -> None:
-        """Remember where.
+        """Note the image and its root directory.
 
         Args:
             image: the tree.
-            root: a descriptor of the root directory to open beneath; -1: this process's own.
+            root: a descriptor of the root directory to open beneath; -1: this process's own root.
         """
         self._image = image
         self._root = root
         self._own = _own()
         self.removed: dict[Identity, int] = {}
-        """Directories that had been removed and were made anew, by what they were: several may be in the same."""
+        """Directories that had been removed and were made again, by their old identity: processes may share one."""
 
     def __enter__(self) -> Openers:
         return self
@@ -280,19 +280,19 @@ class Openers:
             os.close(self.removed.popitem()[1])
 
     def process(self, process: Process) -> Opener:
-        """For a process."""
+        """The opener for a process."""
         return self._opener([process])
 
     def description(self, index: int) -> Opener:
-        """For those who have a description. One that lies in a queue is the root's."""
+        """The opener for the processes that have a description. One in a socket's queue is opened for the root."""
         return self._opener(self._holders[index])
 
     def file(self, index: int) -> Opener:
-        """For those who have mapped a file, or execute it."""
+        """The opener for the processes that have mapped a file, or execute it."""
         return self._opener(self._mappers[index])
 
     def path(self, path: bytes) -> Opener:
-        """For those who have a file open or mapped."""
+        """The opener for the processes that have a file open or mapped."""
         files = (k for k, file in enumerate(self._image.files) if file.path == path)
         opened = (k for k, one in enumerate(self._image.descriptions) if one.file.path == path)
         return self._opener(
@@ -301,7 +301,7 @@ class Openers:
         )
 
     def shared(self, index: int) -> Opener:
-        """For those who have shared memory mapped or open."""
+        """The opener for the processes that have shared memory mapped or open."""
         found = [
             process
             for process in self._image.processes
@@ -313,7 +313,7 @@ class Openers:
         return self._opener(found)
 
     def _opener(self, processes: Sequence[Process]) -> Opener:
-        if not procfs.is_root():  # the kernel gives one no other rights
+        if not procfs.is_root():  # others cannot take other credentials
             return Opener(self._root, self._own, (self._own,))
         mine = [one for one in processes if _is_complete(one)] or [*filter(_is_complete, self._image.processes)][:1]
         rights = dict.fromkeys(_of(process.credentials) for process in mine)
@@ -321,7 +321,7 @@ class Openers:
 
     @cached_property
     def _holders(self) -> Mapping[int, Sequence[Process]]:
-        """By the index of a description, the processes that have it; parents come first."""
+        """For each description, by index, the processes that have it; parents come first."""
         found: dict[int, list[Process]] = defaultdict(list)
         for process in self._image.processes:
             for entry in process.fds:
@@ -330,7 +330,7 @@ class Openers:
 
     @cached_property
     def _mappers(self) -> Mapping[int, Sequence[Process]]:
-        """By the index of a file, the processes that have it mapped."""
+        """For each file, by index, the processes that have it mapped."""
         found: dict[int, list[Process]] = defaultdict(list)
         for process in self._image.processes:
             if not process.zombie:
@@ -341,7 +341,7 @@ class Openers:
 
 
 def _own() -> FileRights:
-    """Those of the calling thread."""
+    """The credentials of the calling thread."""
     status = procfs.status(procfs.read("/proc/thread-self/status"))
     uid, gid = (int(status[name].split()[3]) for name in (b"Uid", b"Gid"))
     groups = tuple(sorted(map(int, status[b"Groups"].split())))
@@ -349,7 +349,7 @@ def _own() -> FileRights:
 
 
 def _of(image: Credentials) -> FileRights:
-    """Those of a process of an image."""
+    """The credentials of a process of an image."""
     return FileRights(image.uids[3], image.gids[3], tuple(sorted(image.groups)), image.cap_effective & OF_FILES)
 
 

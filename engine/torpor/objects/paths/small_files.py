@@ -1,18 +1,18 @@
-"""Small files that the job itself has made: kept in every image, for they may be gone when it is woken.
+"""Small files that the job itself has made: every image has them, since they may be gone at the wake.
 
-A compiler's temporary file, a data base's journal, a result that is renamed when it is whole, the counters of a Java
-machine: who is saved while it has one could not be woken from that snapshot any more once the file is removed. So the
-content of a file is in the image that
+Examples are a compiler's temporary file, a database's journal, a result that is renamed when it is complete, the
+counters of a Java virtual machine. Without such a file a snapshot could not be woken once the file is removed. So the
+image has the content of a file that
 
 * is open, or mapped so that writes reach it, and has a name;
 * belongs to the user whose job it is;
-* is open for writing, mapped for writing, or was changed since the first process of the tree began;
-* has at most `limit` bytes: $TORPOR_SMALL_FILES, 4 MiB where that is not set; 0 keeps none.
+* is open for writing, mapped for writing, or was changed since the first process of the tree started;
+* has at most `limit` bytes: $TORPOR_SMALL_FILES, 4 MiB if that is not set; 0 keeps none.
 
-On what file system it lies makes no difference, but that /dev/shm is memory, which is kept always. It is copied while
-the tree stands still, so that it goes with the memory: four such files of the largest size lengthen the pause by about
-10 ms, and no more is taken. A file with a lease on it is left out, as a look would break that. The restore is that of
-bundled files (`torpor.objects.paths.bundle`): what is missing is made anew.
+Its file system does not matter, except that files of /dev/shm are always kept. It is copied under the freeze, so that
+it fits to the memory: four files of the maximal size lengthen the pause by about 10 ms, and no more are taken. A file
+with a lease is left out, since opening it would break the lease. They are restored like bundled files
+(`torpor.objects.paths.bundle`): a missing one is made again.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ from torpor.procfs import Mapping
 
 SETTING = "TORPOR_SMALL_FILES"
 LIMIT = 4 << 20
-"""Bytes of the largest that is kept."""
+"""The size of the largest file that is kept, in bytes."""
 _AT_ONCE = 4
-"""How many of the largest size."""
+"""The most files of the largest size."""
 _TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
 def limit() -> int:
-    """Bytes of the largest file that is kept: what the environment says, or `LIMIT`.
+    """The size of the largest file that is kept, in bytes: from the environment, or `LIMIT`.
 
     Raises:
-        Refused: it says what is no size.
+        Refused: the environment variable is not a size.
     """
     said = os.environ.get(SETTING, "").strip()
     if not said:
@@ -60,14 +60,14 @@ def limit() -> int:
 
 @dataclass
 class Copy(Content):
-    """The content of a file, as of the freeze."""
+    """The content of a file at the freeze."""
 
     name: bytes = field(kw_only=True)
     """Its path in the image."""
     status: os.stat_result = field(kw_only=True)
 
     def note(self, file: File) -> None:
-        """Put into the image what the file holds."""
+        """Write the hash of the content to the image."""
         note_stat(file, self.status)
         content = bytearray(self.size)
         for at, piece in self.pieces.items():
@@ -79,7 +79,7 @@ class SmallFiles:
     """The small files of a tree, each once."""
 
     def __init__(self, root: int) -> None:
-        """Of the tree below the process `root`."""
+        """Prepare for the tree below the process `root`."""
         self._limit = limit()
         self._left = self._limit * _AT_ONCE
         self._uid = int(procfs.status(procfs.read(f"/proc/{root}/status"))[b"Uid"].split()[1])
@@ -91,11 +91,11 @@ class SmallFiles:
         return iter(self._copies.values())
 
     def find(self, device: int, inode: int) -> Copy | None:
-        """The copy of a file, if it is kept."""
+        """The copy of a file, if there is one."""
         return self._copies.get((device, inode))
 
     def take_mapped(self, maps: Iterable[Mapping]) -> None:
-        """Copy those files on disk of a process's mappings that are to be kept."""
+        """Copy files in a process's mappings that must be kept."""
         for mapping in maps:
             if mapping.shared and mapping.name.startswith(b"/"):
                 path = os.fsdecode(mapping.name)
@@ -107,12 +107,12 @@ class SmallFiles:
                     self.take(path, path, status, written=mapping.writable)
 
     def take(self, path: str, reached: str, status: os.stat_result, *, written: bool) -> None:
-        """Copy a file if it is to be kept.
+        """Copy a file if it must be kept.
 
         Args:
             path: its name.
-            reached: a name that leads to it, whatever has its own name by now.
-            status: of it.
+            reached: a name that leads to it, even if another file has `path` now.
+            status: its status.
             written: whether the tree may write to it.
         """
         wanted = stat.S_ISREG(status.st_mode) and status.st_nlink and status.st_uid == self._uid
@@ -123,7 +123,7 @@ class SmallFiles:
         try:
             fd = os.open(reached, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
         except OSError:
-            return  # not readable: it must be there at the restore, as any other
+            return  # not readable: like any other file, it must be there at the restore
         now = os.fstat(fd)
         if key_of(now) != key_of(status):
             os.close(fd)
@@ -135,5 +135,5 @@ class SmallFiles:
 
 
 def key_of(status: os.stat_result) -> tuple[int, int]:
-    """By which a file is known."""
+    """The identity of a file."""
     return status.st_dev, status.st_ino

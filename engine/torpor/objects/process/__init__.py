@@ -1,1 +1,1 @@
-"""Processes and threads: who they are, whose, and what the kernel keeps for each."""
+"""Processes and threads: their ids and relations, and the state that the kernel keeps for each."""

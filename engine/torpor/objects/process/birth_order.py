@@ -1,12 +1,13 @@
-"""Who is born of whom: an order of births that gives every process its parent, its session and its group.
+"""The order in which processes are created, so that each gets its parent, its session and its process group.
 
-A process's session is its parent's at the moment of its birth, until it calls setsid(). So what is to live in a
-session is born after its leader's setsid(), and what is not, before. PIDs that the tree refers to but does not
-contain, as the root's parent or the leader of its session, are taken by *stand-ins*.
+A process is born into the session of its parent, until it calls setsid(). So members of a session are born after its
+leader's setsid(), and others before. PIDs that the tree refers to but does not contain, such as the root's parent or
+the leader of its session, are taken by *stand-ins*.
 
-An orphan may be in a session into which its parent could never have borne it: it was born far below, and fell to its
-parent, a subreaper then, when those between had ended. So it is here: it is the child of a stand-in below its parent,
-which ends when all are born. A daemon of the job, below nobody of it, falls to init in that way.
+An orphan may be in a session that its parent was never in: it was born further down, and was reparented to its parent,
+a subreaper, when the processes between them ended. A restore does the same: the orphan is born as the child of a
+stand-in below its parent, and the stand-in ends when all are born. A daemon of the job, which is below no process of
+the job, is reparented to init in this way.
 
 Documented in: setsid(2), setpgid(2), credentials(7), prctl(2) on PR_SET_CHILD_SUBREAPER.
 """
@@ -22,16 +23,17 @@ from torpor.image import image_pb2 as pb
 from torpor.objects.fds.pidfd import NOBODY
 
 OUTSIDE = (0, 1)
-"""PIDs that no process of ours has: 0 is what the kernel shows for one of another namespace."""
+"""PIDs that no process of a tree has: the kernel shows 0 for a process of another namespace."""
 UNKNOWN_PID = -1
-"""init's own outside a capsule: nothing refers to it."""
+"""init's PID outside of a capsule: nothing refers to it."""
 MAX_PID = 1 << 22
 """PID_MAX_LIMIT (include/linux/threads.h)."""
 _OF_A_WAKE, _LOOKED_AT = 100, 10_000
-"""PIDs above a tree's: whoever wakes it just after it was saved takes the first of them, and kernels with few end soon.
+"""How far above a tree's PIDs to look. Whoever restores the tree right after it was saved uses the first of them, and
+some kernels have few PIDs.
 """
 INIT_SESSION = 0
-"""The session, or group, that init is in and that is none of the tree's own."""
+"""The session or group of init, which is not one of the tree's."""
 
 
 @dataclass(eq=False)
@@ -40,28 +42,28 @@ class Member:
 
     pid: int
     sid: int | None
-    """None: its parent's."""
+    """None: the parent's session."""
     pgid: int | None
-    """None: its parent's."""
+    """None: the parent's group."""
     image: pb.Process | None = None
-    """None: a stand-in."""
+    """None for a stand-in."""
     children: list[Member] = field(default_factory=list)
     early: list[Member] = field(default_factory=list)
-    """Children that are born before it leaves its parent's session; they are in `children` too."""
+    """Children that are born before it leaves its parent's session; `children` has them too."""
     starts_group: bool = False
-    """Somebody is in the group with its PID, if not itself: it starts that group, and may leave it later."""
+    """A process is in the group with its PID, maybe not itself: it creates that group, and may leave it later."""
     only_group: bool = False
-    """A stand-in that ends when all have joined its group, or been born in its session: these live on without it."""
+    """A stand-in that ends when all have joined its group or were born in its session: these live on without it."""
     holder: Member | None = None
-    """A stand-in that holds the group with its PID while it goes into another; it is in `children` too."""
+    """A stand-in that keeps the group with its PID alive while it moves to another one; `children` has it too."""
     is_nobody: bool = False
-    """A stand-in for those that had ended and been waited for, to whom a pidfd still leads."""
+    """A stand-in for processes that have ended and were reaped, to which a pidfd still refers."""
     parent: Member | None = None
-    """By birth."""
+    """The parent at birth."""
     adopter: Member | None = None
-    """Of a stand-in that ends when all are born: one above it, whom its children fall to."""
+    """Of a stand-in that ends when all are born: the ancestor to which its children are reparented."""
     adopted: list[Member] = field(default_factory=list)
-    """Those that fall to it."""
+    """Children that are reparented to it."""
 
     @property
     def leads_session(self) -> bool:
@@ -70,18 +72,18 @@ class Member:
 
     @property
     def births(self) -> list[Member]:
-        """Its children in the order of their births; the holder of its group is born in that, last of all."""
+        """Its children in the order of their births. The holder of its group is born last."""
         early = {child.pid for child in self.early}
         late = [child for child in self.children if child.pid not in early and child is not self.holder]
         return [*self.early, *late, *([self.holder] if self.holder else [])]
 
     @property
     def heirs(self) -> list[Member]:
-        """Its children when all are born, and those stand-ins have ended whose children fall to others."""
+        """Its children when all are born and those stand-ins have ended whose children are reparented."""
         return [child for child in self.children if not child.adopter] + self.adopted
 
     def walk(self) -> Iterator[Member]:
-        """It and all below it, parents first."""
+        """It and its descendants, parents first."""
         waiting = [self]
         while waiting:
             member = waiting.pop(0)
@@ -95,17 +97,16 @@ def arrange(
     joined: Set[int] = frozenset(),
     is_taken: Callable[[int], bool] = lambda _: False,
 ) -> Member:
-    """All that is to be born, below an init with the PID `init`.
+    """Arrange all processes to be born, below an init with the PID `init`.
 
     Args:
         image: the tree.
         init: the PID of init.
-        joined: sessions and groups that are as init's own.
-        is_taken: whether a PID cannot be had where the tree is to live: stand-ins with any PID do without it.
+        joined: sessions and groups that are treated as init's own.
+        is_taken: whether a PID is in use where the tree is to live; stand-ins that may have any PID avoid it.
 
     Raises:
-        RestoreRefused: PIDs are not unique, parents are missing, or sessions and groups lie so that no order of
-            births gives them.
+        RestoreRefused: PIDs are not unique, parents are missing, or no order of births gives the sessions and groups.
     """
     root = image.processes[0]
     by_pid = {process.pid: _member(process, {*OUTSIDE, *joined}) for process in image.processes}
@@ -144,7 +145,7 @@ def _below(parent: Member, child: Member) -> Member:
 
 
 class _Orphans:
-    """Finds those whose parents cannot have borne them, and gives them stand-ins to be born of."""
+    """Finds processes whose parents cannot have been in their session, and gives them stand-ins as parents at birth."""
 
     def __init__(self, image: pb.Tree, by_pid: dict[int, Member], free: _Free) -> None:
         self._by_pid = by_pid
@@ -153,13 +154,13 @@ class _Orphans:
         self._above_root = image.processes[0].ppid
         self._tids = {thread.tid for one in image.processes for thread in one.threads}
         self._entering: dict[int, list[tuple[Member, Member]]] = {}
-        """By session: who is born in it and cannot be by its parent, with the parent."""
+        """For each session the processes that must be born in it but cannot be by their parent, with that parent."""
 
     def place(self) -> None:
         """Move them.
 
         Raises:
-            RestoreRefused: there is no way.
+            RestoreRefused: this is impossible.
         """
         needs: dict[int, int | None] = {}
         for member in reversed(list(self._root.walk())):
@@ -181,7 +182,7 @@ class _Orphans:
             raise _no_order(next(iter(self._entering.values()))[0][0])
 
     def _birth_session(self, member: Member, asked: Iterable[int | None]) -> int | None:
-        """The session that a member is to be born in; None: any. One that starts a session may have left another."""
+        """The session that a member must be born in; None: any. One that starts a session may have left another."""
         if not member.leads_session:
             return member.sid
         others = [session for session in dict.fromkeys(asked) if session not in (None, member.sid)]
@@ -190,17 +191,18 @@ class _Orphans:
         return next((session for session in others if self._is_outside(session, member)), None)
 
     def _is_outside(self, session: int | None, member: Member) -> bool:
-        """Whether a session is also that of somebody who is not below a member."""
+        """Whether a process that is not a descendant of `member` is in the session too."""
         if session in (INIT_SESSION, self._above_root):
             return True
         inside = {one.pid for one in member.walk()}
         if member is self._root and session not in inside:
-            # It is one that the root has left, or one from below that is gone: then somebody has adopted who was in it.
+            # The root has left that session, or it came from a descendant that is gone: then a subreaper adopted its
+            # members.
             return not (member.image and member.image.child_subreaper)
         return any(one.sid == session and one.pid not in inside for one in self._by_pid.values())
 
     def _below_members(self, session: int, entries: list[tuple[Member, Member]]) -> None:
-        """The leader lives, or another of the session, below each of the parents: there a stand-in bears them."""
+        """Below each parent a member of the session lives, maybe its leader: a stand-in there creates the orphans."""
         members = [self._by_pid[session], *(one for one in self._by_pid.values() if one.sid == session)]
         stand_ins: dict[int, Member] = {}
         for orphan, parent in entries:
@@ -228,7 +230,7 @@ class _Orphans:
 
 
 class _Free:
-    """PIDs that nothing of the tree has or refers to."""
+    """PIDs that no process of the tree has or refers to."""
 
     def __init__(self, image: pb.Tree, is_taken: Callable[[int], bool]) -> None:
         self._is_taken = is_taken
@@ -237,8 +239,10 @@ class _Free:
         self._root, self._highest = image.processes[0].pid, max(self._taken)
 
     def above(self, pid: int) -> int:
-        """One that comes, where PIDs come in turn, soon after another and before the next round: between those of the
-        tree, or above them, or else where a kernel with few has any."""
+        """A free PID that the kernel assigns soon after `pid`.
+
+        It is between the PIDs of the tree, or above them, or (on a kernel with few PIDs) wherever one is free.
+        """
         higher = range(self._highest + _OF_A_WAKE, min(self._highest + _LOOKED_AT, MAX_PID))
         above = chain(range(pid + 1, self._highest), higher)
         for number in chain(above, range(self._root, max(OUTSIDE), -1)):
@@ -249,13 +253,13 @@ class _Free:
 
 
 def _let_fall(daemon: Member, root: Member, top: Member, free: _Free) -> None:
-    """Have a daemon, which was placed as a child of the root, fall to init."""
+    """Let a daemon, which was placed as a child of the root, be reparented to init."""
     if daemon.parent is root:
         pid = free.above(root.pid)
         stand_in = _below(root, Member(pid, _needs(daemon)[daemon.pid], None, only_group=True, adopter=top))
         root.children.remove(daemon)
         _below(stand_in, daemon)
-    else:  # of a stand-in that was to give it to the root
+    else:  # it is the child of a stand-in that would have left it to the root
         assert daemon.parent
         root.adopted.remove(daemon)
         daemon.parent.adopter = top
@@ -268,7 +272,7 @@ def _adopt(parent: Member, orphan: Member, stand_in: Member) -> None:
 
 
 def _ancestry(member: Member) -> Iterator[Member]:
-    """Those above a member when all are born, the nearest first."""
+    """The ancestors of a member when all are born, the nearest first."""
     above = member
     while above.parent:
         above = above.parent.adopter or above.parent
@@ -280,13 +284,13 @@ def _is_below(member: Member, other: Member) -> bool:
 
 
 def _add_groups(top: Member, free: _Free) -> None:
-    """Mark who starts a group, and add stand-ins where nobody of the tree does, or who does has gone into another."""
+    """Mark who creates a group. Add stand-ins if no process of the tree does, or if it has moved to another group."""
     members = {member.pid: member for member in top.walk()}
     for member in list(members.values()):
         if not member.pgid:
             continue
         if member.pgid not in members:
-            # By the first of its session, who is there before all others of it, and stays.
+            # The oldest member of the session creates it: it is there before all others, and stays.
             oldest = next(one for one in members.values() if one.sid == member.sid and not one.adopter)
             members[member.pgid] = _below(oldest, Member(member.pgid, None, member.pgid, only_group=True))
         members[member.pgid].starts_group = True
@@ -318,10 +322,10 @@ def _check(image: pb.Tree, by_pid: dict[int, Member]) -> Iterator[Reason]:
 
 
 def _needs(top: Member) -> dict[int, int | None]:
-    """For a member and all below it, by PID, the session that it must be born in; None: any.
+    """The session in which a member and each of its descendants must be born, by PID; None: any.
 
     Raises:
-        RestoreRefused: its children are of more sessions than it can have been in.
+        RestoreRefused: its children are in more sessions than it can have been in.
     """
     found: dict[int, int | None] = {}
     for member in reversed(list(top.walk())):
@@ -333,7 +337,7 @@ def _needs(top: Member) -> dict[int, int | None]:
 
 
 def _order(top: Member) -> None:
-    """Find out who is born before its parent starts a session."""
+    """Determine who is born before its parent starts a session."""
     needs = _needs(top)
     waiting = [(top, INIT_SESSION)]
     while waiting:

@@ -1,7 +1,7 @@
 """Credentials of processes and threads.
 
 Kept: the four user and group ids, supplementary groups, capability sets, securebits. An image grants nothing: ids must
-be the restoring user's own, capabilities are kept as far as the restorer has them.
+be the restoring user's own, and only capabilities that the restorer has are restored.
 
 Refused: processes of several users in one tree, unless root restores them.
 
@@ -31,7 +31,7 @@ PR_CAP_AMBIENT = 47
 _AMBIENT_RAISE, _AMBIENT_CLEAR_ALL = 2, 4
 _CAPABILITY_VERSION_3 = 0x20080522
 _IDS = 4
-"""Real, effective, saved, of the file system."""
+"""Real, effective, saved, and file system id."""
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,14 @@ class Rights:
     """What the restorer may give to processes."""
 
     keep: bool
-    """Whether the image's ids and capabilities are set: by root only. Otherwise all capabilities are given up."""
+    """Whether to set the image's ids and capabilities, which only root does. Otherwise all capabilities are dropped."""
     last_capability: int
     capabilities: int
-    """The restorer's own permitted ones, a bit mask."""
+    """The restorer's permitted capabilities, a bit mask."""
 
 
 def rights() -> Rights:
-    """Those of this process."""
+    """What this process may give."""
     last = int(procfs.read("/proc/sys/kernel/cap_last_cap"))
     keep = procfs.is_root()
     status = procfs.status(procfs.read("/proc/self/status"))
@@ -54,20 +54,20 @@ def rights() -> Rights:
 
 
 class Ids(ProcessPart[None, None]):
-    """User and group ids, supplementary groups, capability sets, as all threads of a process have them."""
+    """User and group ids, supplementary groups and capability sets, which all threads of a process share."""
 
     def preflight(self, pid: int, status: Mapping[bytes, bytes]) -> Iterator[tuple[str, str]]:
-        """Those of another user."""
+        """Ids of another user."""
         uids = set(map(int, status[b"Uid"].split()))
         if not procfs.is_root() and uids != {os.geteuid()}:
             users = ", ".join(map(str, sorted(uids)))
             yield f"it runs with the user ids {users}", "only root can keep such a tree"
 
     def ask(self, batch: Batch, texts: Texts) -> None:
-        """Nothing: its status has them."""
+        """No calls: /proc/PID/status has them."""
 
     def describe(self, asked: None, answers: Answers, out: pb.Process) -> None:
-        """As its status says it."""
+        """From /proc/PID/status."""
         told, status = out.credentials, answers.texts.status
         told.uids.extend(map(int, status[b"Uid"].split()))
         told.gids.extend(map(int, status[b"Gid"].split()))
@@ -79,7 +79,7 @@ class Ids(ProcessPart[None, None]):
         told.cap_ambient = int(status[b"CapAmb"], 16)
 
     def faults(self, process: pb.Process) -> Iterator[str]:
-        """Too few."""
+        """Incomplete ids."""
         if not len(process.credentials.uids) == len(process.credentials.gids) == _IDS:
             yield "its user and group ids are not complete"
 
@@ -97,22 +97,22 @@ class Ids(ProcessPart[None, None]):
             yield Reason(name, f"it ran with the group ids {gids}, and yours is {os.getegid()}", "see newgrp(1)")
 
     def host(self) -> None:
-        """Nothing: each thread sets them (`ThreadCredentials`)."""
+        """The calls depend on nothing: each thread sets its credentials (`ThreadCredentials`)."""
 
     def calls(self, process: pb.Process, host: None) -> Iterator[Step]:
-        """None."""
+        """No calls."""
         return iter(())
 
 
 class ThreadCredentials(ThreadPart[int, Rights]):
-    """Securebits, which each thread has of its own; and setting all credentials, which each thread must do itself."""
+    """A thread's own securebits; and setting all credentials, which each thread must do itself."""
 
     def ask(self, batch: Batch) -> int:
-        """The securebits, which /proc does not show."""
+        """Query the securebits, which /proc does not show."""
         return batch.add(NR.prctl, PR_GET_SECUREBITS)
 
     def describe(self, asked: int, answers: ThreadAnswers, out: pb.Thread, process: pb.Process, image: pb.Tree) -> None:
-        """Those of the first thread are the process's; another's are noted where they differ."""
+        """Those of the first thread are stored as the process's; another thread's only if they differ."""
         securebits = answers.replies.result(asked)
         if out.tid == process.pid:
             process.credentials.securebits = securebits
@@ -120,16 +120,16 @@ class ThreadCredentials(ThreadPart[int, Rights]):
             out.securebits = 1 + securebits
 
     def host(self) -> Rights:
-        """What may be given."""
+        """What the restorer may give."""
         return rights()
 
     def calls(self, thread: pb.Thread, process: pb.Process, image: pb.Tree, host: Rights) -> Iterator[Step]:
-        """The last thing that it does with the credentials of the restorer."""
+        """The last calls that the thread makes with the restorer's credentials."""
         return (Step(Stage.CREDENTIALS, call) for call in set_credentials(process.credentials, thread, host))
 
 
 def drop_bounding(keep: int, rights: Rights) -> Iterator[Call]:
-    """Take capabilities but those in `keep` out of the bounding set; what is born later inherits it."""
+    """Remove capabilities that are not in `keep` from the bounding set. Children inherit it."""
     for number in range(rights.last_capability + 1):
         if not keep >> number & 1:
             words = f"dropping capability {number} from the bounding set"
@@ -137,7 +137,7 @@ def drop_bounding(keep: int, rights: Rights) -> Iterator[Call]:
 
 
 def give_up() -> Iterator[Call]:
-    """Give up every capability; the ambient ones go with them."""
+    """Drop every capability, including the ambient ones."""
     yield _set_capabilities(0, 0, 0, "giving up every capability")
 
 
@@ -146,12 +146,12 @@ def set_credentials(image: pb.Credentials, thread: pb.Thread, rights: Rights) ->
     securebits = thread.securebits - 1 if thread.securebits else image.securebits
     if not rights.keep:
         yield from give_up()
-        if securebits & SECBIT_KEEP_CAPS:  # which takes no capability to be set
+        if securebits & SECBIT_KEEP_CAPS:  # this takes no capability
             yield Call(NR.prctl, (PR_SET_KEEPCAPS, 1, 0, 0, 0), 0, "keeping capabilities when ids change")
         return
     inheritable = image.cap_inheritable & rights.capabilities
     own = rights.capabilities
-    if inheritable & ~image.cap_bounding:  # it was made inheritable before it was dropped (cap_capset())
+    if inheritable & ~image.cap_bounding:  # it was inheritable before it was dropped (cap_capset())
         yield _set_capabilities(own, own, inheritable, "making capabilities inheritable")
     yield from drop_bounding(image.cap_bounding, rights)
     groups = struct.pack(f"<{len(image.groups)}I", *image.groups)
@@ -163,7 +163,7 @@ def set_credentials(image: pb.Credentials, thread: pb.Thread, rights: Rights) ->
     yield Call(NR.setfsuid, (image.uids[3],), None, "setting the file system's user id")
     permitted = image.cap_permitted & rights.capabilities
     if securebits:
-        # Needs CAP_SETPCAP, which the image may not have: it is asked for before that goes.
+        # Needs CAP_SETPCAP, which the image's capabilities may lack: set it before they are.
         yield _set_capabilities(own, own, inheritable, "taking up own capabilities again")
         yield Call(NR.prctl, (PR_SET_SECUREBITS, securebits, 0, 0, 0), 0, "setting securebits")
     else:

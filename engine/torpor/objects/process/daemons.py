@@ -1,9 +1,9 @@
-"""Daemons of a job: processes below which nobody of the job is left, and that fell to its torpor-init.
+"""Daemons of a job: processes without an ancestor in the job, which were reparented to its torpor-init.
 
-Kept: they belong to the job as those below its root do, and fall to the woken job's torpor-init. They are found by it:
-of a process that no torpor-init stands for, nobody knows whom it has left behind.
+Kept: they belong to the job like the root's descendants, and are reparented to the restored job's torpor-init. They are
+found by the torpor-init: without one above the root, nobody knows which daemons a process has left.
 
-Lost: those whose image the user may not take (of setuid and setgid programs, as ssh-agent); the checkpoint names them.
+Lost: those that the user may not dump (from setuid and setgid programs, such as ssh-agent); the checkpoint names them.
 """
 
 from __future__ import annotations
@@ -20,21 +20,22 @@ _CPU_TIMES = slice(13, 15)  # utime and stime of proc_pid_stat(5)
 
 
 def is_init(pid: int) -> bool:
-    """Whether a process is a torpor-init: one that stands for a job, or for a process that a job refers to."""
+    """Whether a process is a torpor-init: the init of a job, or a stand-in for a process that a job refers to."""
     try:
-        # An upgrade replaces the file, and the link says so; a script's or another program's comm is not enough.
+        # After an upgrade the link says "(deleted)". A script or another program may have the same comm, so that is no
+        # proof.
         return os.path.basename(os.readlink(f"/proc/{pid}/exe").removesuffix(DELETED)) == INIT
     except OSError:
-        return False  # gone, or not ours to look at: the preflight says so
+        return False  # gone, or of another user: the preflight reports it
 
 
 def of(root: int) -> list[int]:
-    """The daemons of the job with that root which can be kept, as they are at this moment; without those below them."""
+    """The daemons of the job with this root that can be kept, at this moment; without their descendants."""
     return [pid for pid in _fallen(root) if _is_open(pid)]
 
 
 def notices(root: int) -> list[str]:
-    """What is said of those that cannot."""
+    """Notices for the daemons that cannot be kept."""
     return [
         f"{describe_process(pid)}, which the job has left in the background, is not kept: its rights are not its user's"
         for pid in _fallen(root)
@@ -48,7 +49,7 @@ def _fallen(root: int) -> list[int]:
         below, init = root, procfs.stat(root).ppid
         if not is_init(init):
             return []
-        # Stand-ins for those above the root are clones of the job's init, and show its arguments.
+        # Stand-ins for processes above the root are clones of the job's init, and have the same arguments.
         words = _words(init)
         while is_init(above := procfs.stat(init).ppid) and _words(above) == words:
             below, init = init, above
@@ -63,7 +64,7 @@ def _words(init: int) -> bytes:
 
 
 def _lives(pid: int) -> bool:
-    """Whether it is a process that runs. The snapshots of another checkpoint fall to the job's init, too."""
+    """Whether a process has run and is alive. Snapshots of another checkpoint are reparented to the job's init too."""
     with suppress(FileNotFoundError, ProcessLookupError):
         stat = procfs.stat(pid)
         never_ran = not any(map(int, stat.fields[_CPU_TIMES]))
@@ -72,7 +73,7 @@ def _lives(pid: int) -> bool:
 
 
 def _is_open(pid: int) -> bool:
-    """Whether its user may look into it (PTRACE_MODE_READ)."""
+    """Whether this user may read it (PTRACE_MODE_READ)."""
     try:
         os.readlink(f"/proc/{pid}/exe")
     except PermissionError:

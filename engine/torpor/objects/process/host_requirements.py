@@ -1,7 +1,7 @@
-"""The host of a tree: its kernel and processor, and its clocks at the moment of the freeze.
+"""The host of a tree: its kernel, its processor, and its clocks at the moment of the freeze.
 
-Refused at a restore: a host of another architecture or page size, or whose processor lacks what programs may have
-chosen their code by, or register sets.
+A restore refuses a host with another architecture or page size, or whose processor lacks register sets or features by
+which programs may have chosen their code.
 
 Documented in: uname(2), proc_cpuinfo(5), Documentation/arch/x86/xstate.rst, time_namespaces(7).
 """
@@ -29,26 +29,26 @@ CODE_FLAGS = frozenset((
     "avx512_vnni", "avx512_bitalg", "avx512_vpopcntdq", "avx512_bf16", "avx512_fp16", "avx512_vp2intersect",
     "pku", "ospke",
 ))  # fmt: skip
-"""Features by which programs and libc choose code once, at their start (names of /proc/cpuinfo)."""
+"""Features by which programs and libc choose code once, when they start (names of /proc/cpuinfo)."""
 TILE_FLAGS = frozenset(("amx_tile", "amx_int8", "amx_bf16"))
-"""Those that a program must ask for first."""
+"""Features that a program must request first."""
 _LATEST_NS = 1 << 62
-"""The latest that the clocks of a time namespace can be (KTIME_SEC_MAX / 2, kernel/time/namespace.c)."""
+"""The maximal clock value in a time namespace (KTIME_SEC_MAX / 2, kernel/time/namespace.c)."""
 _TILES = 0b11 << 17
-"""XCR0's bits for AMX."""
+"""The bits of XCR0 for AMX."""
 
 
 def describe(
     image: pb.Tree, status: Mapping[bytes, bytes], xstate: bytes, realtime_ns: int, clocks: tuple[int, int]
 ) -> None:
-    """Fill in the host.
+    """Write the host to the image.
 
     Args:
-        image: the tree, described already.
+        image: the tree, otherwise complete.
         status: of a process of the tree.
         xstate: the xsave area of a thread.
         realtime_ns: CLOCK_REALTIME at the freeze.
-        clocks: CLOCK_MONOTONIC and CLOCK_BOOTTIME as the tree saw them, nanoseconds.
+        clocks: CLOCK_MONOTONIC and CLOCK_BOOTTIME as the tree saw them, in nanoseconds.
     """
     host, uname = image.host, os.uname()
     host.architecture, host.kernel_release, host.hostname = platform.machine(), uname.release, uname.nodename
@@ -71,14 +71,14 @@ def _cpu_flags() -> list[str]:
 
 
 def faults(image: pb.Tree) -> Iterator[str]:
-    """What of the host in an image cannot be."""
+    """What in the image's host is invalid."""
     host = image.host
     if not all(0 <= clock <= _LATEST_NS for clock in (host.monotonic_ns, host.boottime_ns)):
         yield "its clocks are at a time that a kernel does not know"
 
 
 def check(image: pb.Tree, host: Probe) -> Iterator[Reason]:
-    """Whether another host has the processor, page size and register sets."""
+    """What the image needs of the processor, page size and register sets, and this host lacks."""
     needed = image.host
     if needed.architecture != host.architecture:
         yield Reason("this host", f"the image is for {needed.architecture}, and this is {host.architecture}")

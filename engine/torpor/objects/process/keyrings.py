@@ -1,13 +1,13 @@
 """Keyrings of sessions and processes, and the keys in them (keyrings(7)).
 
-Kept: session keyrings that a process has joined or been given, and process keyrings, with their keys of the types
-"user" and "big_key": description, payload, rights, time-out (as coarse as /proc/keys tells it, where the key shows
-itself to whoever saves). They come back as copies. The session keyring that Torpor itself has when it wakes the tree is
-left as it is, if it is the very one.
+Kept: session keyrings that a process has joined or inherited, and process keyrings, with their keys of the types "user"
+and "big_key": description, payload, permissions, and expiry (with the precision of /proc/keys, and only if the key is
+visible to the user who saves). They come back as copies. If the tree has the session keyring that Torpor itself has
+when it restores the tree, that one is used.
 
-Refused: keys that nobody may read (of the type "logon"), keyrings within these, keys of a single thread, a session
-keyring that is shared in a way in which none is inherited. Of Torpor's own session keyring, as of a login, such keys
-are left out: whoever wakes the tree has a login too.
+Refused: keys that cannot be read (of the type "logon"), nested keyrings, thread keyrings with keys, and a session
+keyring that is shared in a way that inheritance cannot give. In Torpor's own session keyring, such as that of a login,
+such keys are ignored: the user who restores the tree has a login too.
 
 The user's keyring (@u) belongs to the user, not to a process.
 
@@ -38,25 +38,25 @@ _THREAD, _PROCESS, _SESSION, _USER = -1, -2, -3, -4
 _RING = b"keyring"
 _READABLE = (b"user", b"big_key")
 _SHARING_ALL = 0xF00
-"""CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND: a child that costs little, and holds nothing of its parent's."""
+"""CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND: a cheap child, which keeps no resource of its parent alive."""
 _ANONYMOUS = (b"_ses", b"_pid", b"_tid")
-"""What the kernel names those that nobody has named."""
+"""The kernel's names for keyrings without a name."""
 _OF_USER = (b"_uid.", b"_uid_ses.", b"_persistent.")
-"""How the names of keyrings begin that belong to a user."""
+"""Prefixes of the names of keyrings that belong to a user."""
 _DEAD = (errno.ENOKEY, errno.EKEYEXPIRED, errno.EKEYREVOKED, errno.EKEYREJECTED)
 _MOST_KEYS = 512
 Ask = Callable[[Batch], Replies]
-"""Has a process or thread make calls."""
+"""Lets a process or thread make calls."""
 ADVICE = "have it leave the keyring (keyctl new_session), or remove the key (keyctl unlink)"
 _LONGEST_NAME = 4096
 _LARGEST = 32 << 10
-"""Bytes of a payload: more than the type "user" has."""
+"""The maximal size of a payload in bytes, which is above that of the type "user"."""
 _UNITS = {b"s": 1, b"m": 60, b"h": 3600, b"d": 86400, b"w": 7 * 86400}
 _MOST_SECONDS = 1 << 31
 
 
 class Questions(NamedTuple):
-    """The entries of a thread's batch that tell its keyrings."""
+    """The entries of a thread's batch that query its keyrings."""
 
     session: int
     thread: int
@@ -64,7 +64,7 @@ class Questions(NamedTuple):
 
 
 class Rings(NamedTuple):
-    """The keyrings that a process or thread has, by their serial numbers; 0: none."""
+    """The serial numbers of a process's or thread's keyrings; 0: none."""
 
     thread: int
     process: int
@@ -72,10 +72,11 @@ class Rings(NamedTuple):
 
 
 def ask(batch: Batch) -> Questions:
-    """Add to a batch, which must be empty, the question which keyrings a thread has.
+    """Add calls to a batch, which must be empty, that query a thread's keyrings.
 
-    One that has none of a session gets its user's by being asked (security/keys/process_keys.c, lookup_user_key()), and
-    keeps it, also when it becomes another user. So a child is asked, which has its session's and ends.
+    If a thread without a session keyring asks for it, the kernel gives it that of its user
+    (security/keys/process_keys.c, lookup_user_key()), and it keeps that one even when it changes its user. So a child
+    asks, which has the same session keyring and then exits.
     """
     session = batch.add(NR.keyctl, _GET_KEYRING_ID, _SESSION, 0)
     batch.add(NR.exit, 0)
@@ -86,12 +87,13 @@ def ask(batch: Batch) -> Questions:
 
 
 def told(asked: Questions, replies: Replies, ask_again: Ask) -> Rings:
-    """The answer. Where a filter or the kernel has no keys, there are none.
+    """The result of `ask`. There are no keyrings if a filter or the kernel does not allow these calls.
 
     Args:
-        asked: by `ask`.
+        asked: the result of `ask`.
         replies: of the thread.
-        ask_again: has it make calls: where it could have no child, or that might not ask.
+        ask_again: lets the thread make calls, for the case that it could have no child, or that the child might not
+            ask.
     """
     session = replies.result(asked.session)
     if session < 0:
@@ -102,7 +104,7 @@ def told(asked: Questions, replies: Replies, ask_again: Ask) -> Rings:
 
 
 def users() -> set[int] | None:
-    """The users that have keys at all; None: it cannot be known."""
+    """The users that have any keys; None if that is unknown."""
     try:
         return {int(line.split(b":")[0]) for line in procfs.read("/proc/key-users").splitlines()}
     except (OSError, ValueError):
@@ -110,9 +112,10 @@ def users() -> set[int] | None:
 
 
 def own_session() -> int:
-    """The session keyring of whoever saves or wakes a tree; 0: none.
+    """The session keyring of this process, which saves or restores a tree; 0: none.
 
-    A thread is asked, as it would be changed by that (see `ask`), and what it bears; where there can be none, this one.
+    A new thread asks, since asking may change a thread and its children (see `ask`). If there can be no thread, this
+    one asks.
     """
     found: list[int] = []
 
@@ -128,17 +131,17 @@ def own_session() -> int:
 
 
 def users_own() -> int:
-    """The keyring of this user (@u); 0: none."""
+    """The user keyring of this user (@u); 0: none."""
     return max(try_syscall(NR.keyctl, _GET_KEYRING_ID, _USER, 0), 0)
 
 
 def keys_of_user() -> int:
-    """How many keys are in it."""
+    """The number of keys in the user keyring."""
     return max(try_syscall(NR.keyctl, _READ, _USER, 0, 0), 0) // 4
 
 
 class Described(NamedTuple):
-    """What KEYCTL_DESCRIBE tells."""
+    """The result of KEYCTL_DESCRIBE."""
 
     type: bytes
     uid: int
@@ -154,7 +157,7 @@ class Ring:
     serial: int
     name: Described
     keys: list[tuple[int, Described, bytes]] = field(default_factory=list)
-    """Serial number, description and payload of each."""
+    """The serial number, description and payload of each key."""
     users: bool = False
     """The user's own keyring is linked to it."""
 
@@ -164,19 +167,19 @@ class Keys:
     """The keyrings of a tree."""
 
     rings: dict[int, Ring] = field(default_factory=dict)
-    """By serial number; without those that hold nothing that is a process's own."""
+    """By serial number; without those in which a process has nothing of its own."""
     session: dict[int, int] = field(default_factory=dict)
-    """By PID, the serial number of its session keyring."""
+    """For each PID the serial number of its session keyring."""
     process: dict[int, int] = field(default_factory=dict)
     problems: list[tuple[int, str]] = field(default_factory=list)
-    """By PID."""
+    """Each with its PID."""
 
 
 def grab(found: Mapping[int, tuple[Collection[Rings], Ask]], own: int) -> Keys:
-    """Take what lies in the keyrings of a tree.
+    """Read the keyrings of a tree.
 
     Args:
-        found: by PID the keyrings of its threads, the first one's first, and how to have it make calls.
+        found: for each PID the keyrings of its threads, the first thread's first, and how to let it make calls.
         own: our own session keyring.
     """
     keys = Keys()
@@ -198,7 +201,7 @@ def grab(found: Mapping[int, tuple[Collection[Rings], Ask]], own: int) -> Keys:
 
 
 def _take(serial: int, ask: Ask, problems: list[tuple[int, str]], pid: int, *, lenient: bool) -> Ring | None:
-    """What lies in a keyring; None: nothing that is to be kept."""
+    """Read a keyring; None if nothing in it must be kept."""
     batch = Batch()
     name = batch.add(NR.keyctl, _DESCRIBE, serial, Out(_LONGEST_NAME), _LONGEST_NAME)
     listed = batch.add(NR.keyctl, _READ, serial, Out(4 * _MOST_KEYS), 4 * _MOST_KEYS)
@@ -219,7 +222,7 @@ def _take(serial: int, ask: Ask, problems: list[tuple[int, str]], pid: int, *, l
 
 
 def _take_key(serial: int, ask: Ask, ring: Ring) -> str:
-    """Take a key; why not, in words."""
+    """Read a key into `ring`. Returns why that is impossible, "" if it is not."""
     batch = Batch()
     name = batch.add(NR.keyctl, _DESCRIBE, serial, Out(_LONGEST_NAME), _LONGEST_NAME)
     content = batch.add(NR.keyctl, _READ, serial, Out(_LARGEST), _LARGEST)
@@ -249,12 +252,12 @@ def _described(replies: Replies, entry: int) -> Described:
 
 
 def describe(keys: Keys, image: pb.Tree, pids: Mapping[int, int]) -> None:
-    """Put keyrings into the image, and who has which.
+    """Write keyrings to the image, and which process has which.
 
     Args:
-        keys: what was taken.
+        keys: what was read.
         image: has the processes already.
-        pids: the PID in the image by that which we see.
+        pids: maps PIDs in our namespace to those in the image.
     """
     left = _times_left() if any(ring.keys for ring in keys.rings.values()) else {}
     index: dict[int, int] = {}
@@ -274,7 +277,7 @@ def describe(keys: Keys, image: pb.Tree, pids: Mapping[int, int]) -> None:
 
 
 def _times_left() -> dict[int, int]:
-    """For how many seconds keys are still good, by their serial numbers: those that may be seen and have an end."""
+    """The seconds until keys expire, by serial number: of those that are visible and do expire."""
     found = {}
     with suppress(OSError):
         for line in procfs.read("/proc/keys").splitlines():
@@ -285,10 +288,10 @@ def _times_left() -> dict[int, int]:
 
 
 def judge(image: pb.Tree) -> Iterator[str]:
-    """Why nobody can have session keyrings as these processes have them, in words.
+    """Why a restore cannot give session keyrings to these processes.
 
-    One is inherited at birth, or joined: so all who have it descend from one of them; but that of the root may be
-    everybody's, as it comes from above the tree.
+    A process inherits one at birth, or joins it: so all that have it must descend from one process. Only the keyring of
+    the root may be anywhere, since it comes from above the tree.
     """
     given = given_to_all(image)
     by_pid = {process.pid: process for process in image.processes if not process.zombie}
@@ -305,7 +308,7 @@ def judge(image: pb.Tree) -> Iterator[str]:
 
 
 def given_to_all(image: pb.Tree) -> int:
-    """1 + the index of the session keyring that the tree was begun with; 0: none."""
+    """1 + the index of the session keyring that the tree started with; 0: none."""
     return image.processes[0].session_keyring
 
 
@@ -314,16 +317,16 @@ def given_to_all(image: pb.Tree) -> int:
 
 @dataclass(frozen=True)
 class Here:
-    """The keyrings of whoever wakes a tree."""
+    """The keyrings of the process that restores a tree."""
 
     session: int
     user: int
     boot_id: str
-    """Serial numbers mean something on one boot of one host."""
+    """Serial numbers are valid on one boot of one host."""
 
 
 def faults(image: pb.Tree) -> Iterator[str]:
-    """What of an image's keyrings cannot be."""
+    """What in an image's keyrings is invalid."""
     for ring in image.keyrings:
         if not ring.name or b"\0" in ring.name or len(ring.name) >= _LONGEST_NAME:
             yield "it has a keyring without a name"
@@ -338,7 +341,7 @@ def faults(image: pb.Tree) -> Iterator[str]:
 
 
 def for_all(image: pb.Tree, here: Here, *, owner: bool) -> list[Call]:
-    """What init does, in a table of its own and before anyone is born, so that all have the tree's session keyring."""
+    """The calls that init makes before any process is born, so that all inherit the tree's session keyring."""
     number = given_to_all(image)
     return list(_session(number, image, here, owner=owner)) if number else []
 
@@ -372,7 +375,7 @@ def _session(number: int, image: pb.Tree, here: Here, *, owner: bool) -> Iterato
 
 
 def _fill(ring: pb.Keyring, where: int, here: Here, first: int, *, owner: bool) -> Iterator[Call]:
-    """Put keys into a keyring; `first` is the place of the first of these calls in their table."""
+    """Add keys to a keyring. `first` is the index of the first of these calls in its table."""
     place = first
     for key in ring.keys:
         words = f"the key {_text(key.description)}"

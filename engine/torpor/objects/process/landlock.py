@@ -1,6 +1,6 @@
-"""Landlock domains: what a process may do with files and other processes, of which only itself knows.
+"""Landlock domains, which restrict a process's access to files and other processes. Only the process itself notices.
 
-Refused: a process in a domain that we are not in, where that can be told.
+Refused: a process in a domain that we are not in, if that can be found out.
 
 Documented in: landlock(7).
 """
@@ -28,12 +28,12 @@ def _own_status(_: int) -> Mapping[bytes, bytes]:
 
 
 class Landlock(ProcessPart[int | None, None]):
-    """Whether there is such a domain."""
+    """Whether the process is in a Landlock domain."""
 
     def ask(self, batch: Batch, texts: Texts) -> int | None:
-        """Have it look at us, which Landlock forbids to those inside of a domain: there is no other sign of it.
+        """Let it try kcmp on us, which Landlock forbids inside of a domain: nothing else shows one.
 
-        None where it might not look for other reasons: another user, another PID namespace.
+        None if other reasons could forbid it: another user, another PID namespace.
         """
         mine, status = _own_status(os.getpid()), texts.status
         alike = all(status[name].split() == mine[name].split() for name in (b"Uid", b"Gid"))
@@ -43,16 +43,16 @@ class Landlock(ProcessPart[int | None, None]):
         return batch.add(NR.kcmp, Result(batch.add(NR.getpid)), os.getpid(), KCMP_VM, 0, 0)
 
     def unsupported(self, asked: int | None, answers: Answers) -> Iterator[str]:
-        """It may not look."""
+        """The kcmp was forbidden."""
         if asked is not None and answers.replies.result(asked) in (-errno.EPERM, -errno.EACCES):
             yield "it may not look at its user's other processes: it is in a Landlock domain, which is not kept"
 
     def describe(self, asked: int | None, answers: Answers, out: pb.Process) -> None:
-        """Nothing."""
+        """Write nothing: a process in a domain is refused."""
 
     def host(self) -> None:
-        """Nothing."""
+        """The calls depend on nothing."""
 
     def calls(self, process: pb.Process, host: None) -> Iterator[Step]:
-        """None."""
+        """No calls."""
         return iter(())

@@ -1,6 +1,6 @@
 """Resource limits of a process.
 
-Kept: soft and hard ones, as far as the restorer may have them.
+Kept: soft and hard limits, as far as the restorer may set them.
 
 Documented in: getrlimit(2), proc_pid_limits(5).
 """
@@ -30,28 +30,29 @@ _LIMIT = struct.Struct("<QQ")
 
 
 def widening(hard: Sequence[int]) -> Iterator[Call]:
-    """Raise the limits of memory as far as the restorer may, until the process has its own: with the restorer's it
-    might not be built. `hard` are the restorer's hard limits, by number."""
+    """Raise the limits on memory as far as the restorer may: its own soft limits may be too low to build the process.
+    `hard` are the restorer's hard limits, by number.
+    """
     for number in OF_MEMORY:
         words = f"widening the limit {LIMIT_NAMES[number].decode()}"
         yield Call(NR.prlimit64, (0, number, _LIMIT.pack(hard[number], hard[number]), 0), 0, words)
 
 
 class Limits(ProcessPart[None, tuple[int, ...]]):
-    """All of them."""
+    """All resource limits."""
 
     def ask(self, batch: Batch, texts: Texts) -> None:
-        """Nothing: the texts have them."""
+        """No calls: the texts have them."""
 
     def describe(self, asked: None, answers: Answers, out: pb.Process) -> None:
-        """As /proc/PID/limits says it."""
+        """From /proc/PID/limits."""
         for line in answers.texts.limits.splitlines()[1:]:
             number = next(k for k, name in enumerate(LIMIT_NAMES) if line.startswith(name))
             soft, hard = (_limit(word) for word in line[len(LIMIT_NAMES[number]) :].split()[:2])
             out.limits.add(resource=number, soft=soft, hard=hard)
 
     def faults(self, process: pb.Process) -> Iterator[str]:
-        """One that no kernel has."""
+        """A limit that this version does not know."""
         if any(limit.resource >= len(LIMIT_NAMES) for limit in process.limits):
             yield "it has a resource limit that this version does not know"
 
@@ -60,7 +61,7 @@ class Limits(ProcessPart[None, tuple[int, ...]]):
         return tuple(resource.getrlimit(number)[1] & UNLIMITED for number in range(len(LIMIT_NAMES)))
 
     def calls(self, process: pb.Process, host: tuple[int, ...]) -> Iterator[Step]:
-        """Last of what the process has as a whole: what is done before may need more."""
+        """Set after everything else of the process: the calls before may need more."""
         for limit in process.limits:
             hard = min(limit.hard, host[limit.resource])
             content = _LIMIT.pack(min(limit.soft, hard), hard)
@@ -68,7 +69,7 @@ class Limits(ProcessPart[None, tuple[int, ...]]):
             yield Step(Stage.ALL_THREADS, Call(NR.prlimit64, (0, limit.resource, content, 0), 0, words))
 
     def warnings(self, process: pb.Process, host: tuple[int, ...]) -> Iterator[str]:
-        """Those that are lower than they were."""
+        """Limits that are lower than they were."""
         for limit in process.limits:
             if limit.soft > host[limit.resource]:
                 what = LIMIT_NAMES[limit.resource].decode().removeprefix("Max ")

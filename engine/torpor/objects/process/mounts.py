@@ -1,6 +1,6 @@
-"""Which file systems the files of a tree lie on, so that one that is not mounted is told by its name.
+"""The file systems that the files of a tree are on, so that a restore can name one that is not mounted.
 
-Documented in: proc_pid_mountinfo(5). Nothing is mounted at a restore: that is the host's to do.
+Documented in: proc_pid_mountinfo(5). A restore mounts nothing: that is the administrator's task.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torpor.image.image_pb2 import Tree
 
 
 def describe(image: Tree, pid: int) -> None:
-    """Note the mount of every path in an image, as the process `pid` sees it; that of ``/`` is everywhere."""
+    """Write the mounts of the image's paths, as the process `pid` sees them; without ``/``, which always exists."""
     mounts = _mounts(pid)
     used = {home for path in _paths(image) if (home := _home(path, mounts)) not in (b"", b"/")}
     for point in sorted(used):
@@ -23,7 +23,7 @@ def describe(image: Tree, pid: int) -> None:
 
 
 def check(image: Tree) -> Iterator[Reason]:
-    """Say which file systems are not mounted here, while files on them are missing."""
+    """Name the file systems that are not mounted here and whose files are missing."""
     if not image.mounts:
         return
     there = _mounts(os.getpid())
@@ -49,7 +49,7 @@ def _paths(image: Tree) -> Iterator[bytes]:
 
 
 def _mounts(pid: int) -> dict[bytes, tuple[str, str]]:
-    """The type and the source of what is mounted, by the mount point."""
+    """The type and the source of each mount, by its mount point."""
     return {
         mount.point: (mount.filesystem.decode(errors="replace"), mount.source.decode(errors="replace"))
         for mount in procfs.mounts(pid)
@@ -57,7 +57,7 @@ def _mounts(pid: int) -> dict[bytes, tuple[str, str]]:
 
 
 def _home(path: bytes, mounts: dict[bytes, tuple[str, str]]) -> bytes:
-    """The mount point that a path lies below; empty: none of these."""
+    """The mount point that a path is on; empty if it is none of these."""
     while path not in mounts:
         if path in (b"", b"/"):
             return b""

@@ -1,9 +1,9 @@
-"""What a process was told about itself as a whole by prctl(2) and its kin, and by files of /proc/PID.
+"""Attributes of a whole process: those of prctl(2) and similar calls, and of files in /proc/PID.
 
-Kept: dumpable, child subreaper, the settings of huge pages and of merging (KSM), memory barriers that it registered
-for, the permission to use AMX, oom score adjustment, core dump filter.
+Kept: dumpable, child subreaper, the settings of huge pages and of same-page merging (KSM), the memory barriers that it
+registered for, the permission to use AMX, oom score adjustment, core dump filter.
 
-Refused: segments of its own (modify_ldt(2)).
+Refused: a local descriptor table (modify_ldt(2)).
 
 Documented in: prctl(2), membarrier(2), arch_prctl(2), proc_pid_oom_score_adj(5), core(5).
 """
@@ -30,9 +30,9 @@ MADV_MERGEABLE, MADV_UNMERGEABLE = 12, 13
 MEMBARRIER_CMD_GET_REGISTRATIONS = 512
 ARCH_GET_XCOMP_PERM, ARCH_REQ_XCOMP_PERM = 0x1022, 0x1023
 _XTILE_DATA = 18
-"""The only component that a process must ask for (Documentation/arch/x86/xstate.rst)."""
+"""The only xsave component that a process must request (Documentation/arch/x86/xstate.rst)."""
 _READ_LDT = 0  # of modify_ldt(2)
-_ERRORS = 1 << 31  # its errors are the low half of a word (arch/x86/kernel/ldt.c)
+_ERRORS = 1 << 31  # its errors are 32-bit values (arch/x86/kernel/ldt.c)
 CAP_SYS_RESOURCE = 24
 
 
@@ -49,10 +49,10 @@ class Asked(NamedTuple):
 
 
 class ProcessAttributes(ProcessPart[Asked, None]):
-    """What prctl(2), membarrier(2) and arch_prctl(2) set."""
+    """Attributes that prctl(2), membarrier(2) and arch_prctl(2) set."""
 
     def ask(self, batch: Batch, texts: Texts) -> Asked:
-        """All of it: /proc shows none."""
+        """Query all of them: /proc shows none."""
         return Asked(
             batch.add(NR.prctl, PR_GET_DUMPABLE),
             batch.add(NR.prctl, PR_GET_CHILD_SUBREAPER, Out(4)),
@@ -73,25 +73,25 @@ class ProcessAttributes(ProcessPart[Asked, None]):
         return answers.replies.output(asked.subreaper, 1) != bytes(4)
 
     def describe(self, asked: Asked, answers: Answers, out: pb.Process) -> None:
-        """As the kernel says it; what it does not have gives an error."""
+        """A result is an error if this kernel lacks the attribute."""
         replies = answers.replies
         out.dumpable = replies.result(asked.dumpable)
         out.child_subreaper = self.adopts_orphans(asked, answers)
         thp = replies.result(asked.thp_disable)
         out.thp_disable, out.thp_disable_flags = bool(thp & 1), thp & ~1
-        out.membarriers = max(replies.result(asked.membarriers), 0)  # an error: the kernel cannot tell (before 6.3)
-        out.memory_merge = replies.result(asked.memory_merge) == 1  # an error: the kernel does not have it
-        if replies.result(asked.xstate_permitted) == 0:  # an older kernel has no such request, and nothing to ask for
+        out.membarriers = max(replies.result(asked.membarriers), 0)  # an error before 6.3: they cannot be read
+        out.memory_merge = replies.result(asked.memory_merge) == 1  # an error: the kernel lacks it
+        if replies.result(asked.xstate_permitted) == 0:  # an older kernel has no such request, and no such permission
             out.xstate_permitted = int.from_bytes(replies.output(asked.xstate_permitted, 1), "little")
 
     def host(self) -> None:
-        """Nothing."""
+        """The calls depend on nothing."""
 
     def calls(self, process: pb.Process, host: None) -> Iterator[Step]:
-        """By the process itself; dumpable by each thread, since each one's change of credentials undoes it."""
+        """The process sets them; each thread sets dumpable, since its change of credentials resets it."""
         yield from (Step(Stage.PROCESS, call) for call in self._settings(process))
-        # 2 (root may read it) is what the kernel sets after a change of ids; it cannot be asked for. Each change of a
-        # thread's credentials sets it for the whole process (commit_creds(), kernel/cred.c).
+        # The kernel sets 2 (readable by root) after a change of ids; prctl cannot set it. A thread's change of
+        # credentials sets it for the whole process (commit_creds(), kernel/cred.c).
         dumpable = int(process.dumpable == 1)
         words = "setting who may read it"
         yield Step(Stage.AFTER_CREDENTIALS, Call(NR.prctl, (PR_SET_DUMPABLE, dumpable, 0, 0, 0), 0, words))
@@ -107,7 +107,7 @@ class ProcessAttributes(ProcessPart[Asked, None]):
                 yield Call(NR.membarrier, (1 << bit, 0, 0), 0, "registering for memory barriers")
         if process.memory_merge:
             yield Call(NR.prctl, (PR_SET_MEMORY_MERGE, 1, 0, 0, 0), 0, "having its equal pages merged")
-            # What was mapped before is told so, too: not what it has taken out again, nor its stack since an execve.
+            # This also affects older mappings. Exclude those that it had excluded, and its stack since an execve.
             for vma in process.memory.vmas:
                 if vma.kind in vmas.PRIVATE and MADV_MERGEABLE not in vma.advice:
                     words = f"but not those at {vma.start:#x}-{vma.end:#x}"
@@ -118,21 +118,21 @@ class ProcessAttributes(ProcessPart[Asked, None]):
 
 @dataclass(frozen=True)
 class OomScores:
-    """What the restorer may give."""
+    """What the restorer may set."""
 
     own: int
-    """Its own adjustment, which the processes inherit."""
+    """The restorer's own adjustment, which the processes inherit."""
     may_lower: bool
 
 
 class ProcFiles(ProcessPart[None, OomScores]):
-    """What the restorer itself writes to files of /proc/PID."""
+    """Attributes that the restorer writes to files of /proc/PID."""
 
     def ask(self, batch: Batch, texts: Texts) -> None:
-        """Nothing: the texts have it."""
+        """No calls: the texts have them."""
 
     def describe(self, asked: None, answers: Answers, out: pb.Process) -> None:
-        """As the texts say it."""
+        """From the texts."""
         out.oom_score_adj = answers.texts.oom_score_adj
         out.coredump_filter = answers.texts.coredump_filter
 
@@ -143,16 +143,16 @@ class ProcFiles(ProcessPart[None, OomScores]):
         return OomScores(int(procfs.read("/proc/self/oom_score_adj")), may_lower)
 
     def calls(self, process: pb.Process, host: OomScores) -> Iterator[Step]:
-        """None: see `files`."""
+        """No calls: see `files`."""
         return iter(())
 
     def files(self, process: pb.Process, host: OomScores) -> Iterator[tuple[str, str]]:
-        """The names of the files, with what is to be written to them."""
+        """The names of the files, and what to write to them."""
         yield "coredump_filter", f"{process.coredump_filter:#x}"
         if process.oom_score_adj > host.own or host.may_lower:
             yield "oom_score_adj", str(process.oom_score_adj)
 
     def warnings(self, process: pb.Process, host: OomScores) -> Iterator[str]:
-        """One that cannot be as low as it was."""
+        """An oom_score_adj that cannot be as low as it was."""
         if process.oom_score_adj < host.own and not host.may_lower:
             yield f"its oom_score_adj is {host.own}: lowering it needs a privilege"

@@ -1,15 +1,16 @@
-"""System-call filters (seccomp).
+"""Seccomp filters.
 
-Kept: the filters that the tree shares with Torpor, as in a container or a unit of systemd: their number is noted, and
-compared where it is restored. What they are nobody inside can read. They are held to be the same if everyone between
-the tree, Torpor and their nearest common ancestor has as many: a child has the filters of its parent, none is ever
-taken away, and who adds one has one more.
+Kept: filters that the tree shares with Torpor, as in a container or a systemd unit. Processes inside cannot read them,
+so only their number is stored and compared at the restore. They are taken to be the same if every process between the
+tree, Torpor and their nearest common ancestor has the same number: a child inherits its parent's filters, no filter is
+ever removed, and adding one raises the number.
 
-Kept, as root outside of any filter: a program's own. The calls that a checkpoint makes in a process are subject to them
-once the dumper is gone, so they are read (PTRACE_SECCOMP_GET_FILTER) and followed for each of those calls: none may be
-answered by a signal, and those without which the process would not be left as it was must be allowed.
+Kept, if root saves outside of any filter: a program's own filters. The calls that a checkpoint makes in a process are
+subject to them once the dumper is gone. So the filters are read (PTRACE_SECCOMP_GET_FILTER) and evaluated for each of
+those calls: none may raise a signal, and the calls without which the process would not be left as it was must be
+allowed.
 
-Refused: the strict mode, filters of a user's own, filters with a supervisor (SECCOMP_RET_USER_NOTIF).
+Refused: the strict mode, filters of an ordinary user's program, filters with a supervisor (SECCOMP_RET_USER_NOTIF).
 
 Documented in: seccomp(2), Documentation/userspace-api/seccomp_filter.rst, ptrace(2).
 """
@@ -42,19 +43,19 @@ _FROM_JOB = "start Torpor from the shell or the supervisor that has started the 
 
 
 class State(NamedTuple):
-    """What /proc tells of a thread's filters."""
+    """A thread's seccomp state in /proc."""
 
     mode: int
     filters: int
 
 
 def of_thread(pid: int, tid: int) -> State:
-    """That of a thread."""
+    """The state of a thread."""
     return _state(procfs.read(f"/proc/{pid}/task/{tid}/status"))
 
 
 def _state(text: bytes) -> State:
-    if b"\nSeccomp:\t0\n" in text:  # as nearly all of them are, of which there may be hundreds under the freeze
+    if b"\nSeccomp:\t0\n" in text:  # true for nearly all threads, of which there may be hundreds under the freeze
         return State(0, 0)
     status = procfs.status(text)
     mode = int(status.get(_MODE, 0))
@@ -62,12 +63,12 @@ def _state(text: bytes) -> State:
 
 
 def own() -> int:
-    """How many filters this process is under."""
+    """The number of filters of this process."""
     return of_thread(os.getpid(), os.getpid()).filters
 
 
 def refuse(pids: Sequence[int]) -> list[Reason]:
-    """What of a tree's filters cannot be kept; `pids` are its living processes, the root first."""
+    """Why a tree's filters cannot be kept. `pids` are its living processes, the root first."""
     mine = own()
     reasons: list[Reason] = []
     under = False
@@ -89,7 +90,7 @@ def _states(pid: int) -> Iterator[State]:
 
 
 def _refuse(state: State, mine: int) -> tuple[str, str] | None:
-    """Why filters in such a number cannot be kept, and what to do; None: they can, as far as the number tells."""
+    """Why this many filters cannot be kept, and what to do; None if the number allows it."""
     if state.mode == _STRICT:
         return "it is in seccomp's strict mode, in which it may not be asked anything", "checkpoint it before"
     if state.filters in (0, mine) or probe().read_filters:
@@ -105,7 +106,7 @@ def _filters(count: int) -> str:
 
 
 def _apart(pids: Sequence[int], count: int) -> tuple[str, str] | None:
-    """Why the filters of a tree, as many as ours, may be others, and what to do; None: they are ours."""
+    """Why the filters of a tree, as many as ours, may be different ones, and what to do; None if they are ours."""
     here, there = list(procfs.ancestry(os.getpid())), list(procfs.ancestry(pids[0]))
     common = next((pid for pid in there if pid in here), 0)
     its = f"it is under {_filters(count)} (seccomp), and so is Torpor"
@@ -122,16 +123,16 @@ def _apart(pids: Sequence[int], count: int) -> tuple[str, str] | None:
 
 
 def grab(process: Process, statuses: Mapping[int, bytes]) -> tuple[dict[int, list[Filter]], list[Reason]]:
-    """Read the filters of a frozen process, before anything is called in it, and hold them off; or why not.
+    """Read a frozen process's filters and suspend them, before any call is made in it; or say why that fails.
 
-    What the preflight has seen may have changed since.
+    The filters may have changed since the preflight.
 
     Args:
         process: the frozen process.
         statuses: the text of each thread's status.
 
     Returns:
-        The filters of its own that each thread has, by thread id, the oldest first; what cannot be kept.
+        For each thread id its own filters, the oldest first; and the reasons why filters cannot be kept.
     """
     mine = own()
     found: dict[int, list[Filter]] = {}
@@ -173,7 +174,7 @@ _PASSING = (bpf.ALLOW, bpf.LOG)
 
 @lru_cache
 def _harm(code: bytes) -> str:
-    """Why a process with this filter could be harmed by our calls, in words; empty: it could not."""
+    """How our calls could harm a process with this filter; empty if they cannot."""
     if bpf.may_notify(code):
         return "it has a system-call filter (seccomp) that asks a supervisor, who cannot be kept"
     try:
@@ -197,16 +198,19 @@ _FPROG = struct.Struct("<H6xQ")
 
 
 def common(process: pb.Process) -> list[int]:
-    """The filters, the oldest first, that all threads of a process have: they must be the same objects again, or none
-    of them can give the others one more (SECCOMP_FILTER_FLAG_TSYNC)."""
+    """The filters that all threads of a process share, the oldest first.
+
+    They must be the same objects after a restore: otherwise no thread can add a filter to all
+    (SECCOMP_FILTER_FLAG_TSYNC).
+    """
     chains = zip(*(thread.filters for thread in process.threads), strict=False)
     return [one[0] for one in takewhile(lambda numbers: len(set(numbers)) == 1, chains)]
 
 
 def install(numbers: Sequence[int], filters: Sequence[pb.Filter]) -> Iterator[Call]:
-    """Install filters, while the caller still has the right to. Its tracer holds them off until it is let go.
+    """Install filters, while the caller still has the privilege. Its tracer suspends them until the detach.
 
-    What they once meant for speculation is not asked again: a thread's own choices are restored (thread_attributes.py).
+    What they once implied for speculation is not repeated: each thread's choices are restored (thread_attributes.py).
     """
     for number in numbers:
         code = filters[number].code
@@ -220,12 +224,12 @@ class Filters(ThreadPart[None, None]):
     """A thread's own filters."""
 
     def ask(self, batch: Batch) -> None:
-        """Nothing: a tracer reads them (see `grab`)."""
+        """No calls: a tracer reads them (see `grab`)."""
 
     def describe(
         self, asked: None, answers: ThreadAnswers, out: pb.Thread, process: pb.Process, image: pb.Tree
     ) -> None:
-        """By their index among those of the tree."""
+        """As indexes into the filters of the tree."""
         for one in answers.filters:
             message = pb.Filter(code=one.code, flags=one.flags)
             known = list(image.filters)
@@ -235,21 +239,21 @@ class Filters(ThreadPart[None, None]):
             out.filters.append(known.index(message))
 
     def host(self) -> None:
-        """Nothing."""
+        """The calls depend on nothing."""
 
     def calls(self, thread: pb.Thread, process: pb.Process, image: pb.Tree, host: None) -> Iterator[Step]:
-        """Those that it does not have in common with the other threads, while it still has the right to."""
+        """Filters that it does not share with the other threads, while it still has the privilege."""
         mine = thread.filters[len(common(process)) :]
         return (Step(Stage.BEFORE_CREDENTIALS, call) for call in install(mine, image.filters))
 
 
 def has_own(image: pb.Tree) -> bool:
-    """Whether a thread has filters of its own: then its builder must hold them off."""
+    """Whether a thread has filters of its own: then the restorer must suspend them."""
     return bool(image.filters)
 
 
 def faults(image: pb.Tree) -> Iterator[str]:
-    """What is not as a checkpoint writes it."""
+    """What a checkpoint would not have written so."""
     for one in image.filters:
         count, rest = divmod(len(one.code), bpf.INSTRUCTION.size)
         if rest or not 0 < count <= _MAX_INSTRUCTIONS:
@@ -260,14 +264,14 @@ def faults(image: pb.Tree) -> Iterator[str]:
 
 
 def check(image: pb.Tree) -> Iterator[Reason]:
-    """Own filters are given back by who may hold them off meanwhile."""
+    """Only a restorer that can suspend filters can restore a tree's own."""
     if has_own(image) and not probe().read_filters:
         why = "it has system-call filters (seccomp) of its own, which only root gives back, outside of a container"
         yield Reason("the tree", why, "restore it as root")
 
 
 def warnings(image: pb.Tree) -> Iterator[str]:
-    """What of the surroundings is not as before, in words."""
+    """How the filters around the tree differ from before, for the user."""
     before, here = image.host.filters, own()
     if before > here:
         yield f"the job was under {_filters(before)} (seccomp), and is under {here} here: it may do more than it might"

@@ -1,8 +1,8 @@
-"""Labels of security modules (SELinux, AppArmor, Smack): what a process may do beyond what its ids say.
+"""Labels of security modules (SELinux, AppArmor, Smack), which restrict a process beyond its ids.
 
-The policy of a host gives them, as programs are executed. A woken job has that of who wakes it: told where it differs
-from what it had, at the save and at the wake. Refused is a process, or a thread, that is labelled otherwise than the
-root of its tree: woken it would be free of what it was confined by.
+The host's policy assigns them when programs are executed. A woken job has the label of the user's process that wakes
+it. If that differs from its old label, a notice says so at the checkpoint and at the restore. Refused is a process or
+thread with another label than the root of its tree: after a wake it would be free of its confinement.
 
 Documented in: Documentation/admin-guide/LSM, apparmor(7), aa-enabled(1), selinux(8), proc_pid_attr(5).
 """
@@ -17,12 +17,12 @@ from torpor.errors import Reason
 from torpor.image import image_pb2 as pb
 
 _FREE = b"unconfined"
-"""How AppArmor calls no profile, or says in brackets of one that it allows all."""
+"""AppArmor's name for no profile, also added in brackets to a profile that allows everything."""
 _ADVICE = "have all of it run under one label, or checkpoint what is below it by itself"
 
 
 def of(pid: int | str, tid: int | None = None) -> str:
-    """The label of a process or of one of its threads; empty where there is none, or none that confines.
+    """The label of a process or of one of its threads; empty if it has none, or none that restricts it.
 
     Raises:
         FileNotFoundError, ProcessLookupError: it has ended.
@@ -34,12 +34,12 @@ def of(pid: int | str, tid: int | None = None) -> str:
         if not os.path.exists(os.path.dirname(folder)):
             raise
         return ""  # a kernel without security modules
-    except OSError:  # EINVAL: none of them has labels. EACCES: it may not be known, as ids are not
+    except OSError:  # EINVAL: no module has labels. EACCES: it is hidden
         return ""
 
 
 def shown(text: bytes) -> str:
-    """What /proc tells, for people and for comparing."""
+    """The content of /proc/PID/attr/current, for messages and comparisons."""
     label = text.rstrip(b"\0\n")
     if label == _FREE or label.endswith(b"(" + _FREE + b")"):
         return ""
@@ -47,21 +47,21 @@ def shown(text: bytes) -> str:
 
 
 def refuse(name: str, label: str, home: str) -> Iterator[Reason]:
-    """Say why a process or thread cannot be kept that has another label than the root of the tree."""
+    """Refuse a process or thread whose label differs from that of the tree's root."""
     if label != home:
         why = f"its security label is {_quoted(label)}, that of the tree's root {_quoted(home)}: woken they have one"
         yield Reason(name, why, _ADVICE)
 
 
 def notices(label: str) -> Iterator[str]:
-    """What a restore by who saves it would not bring back, of a tree whose root has a label."""
+    """Notice that a restore by the user who saves would change the label of the tree's root."""
     here = of("self")
     if label != here:
         yield f"its security label is {_quoted(label)}; woken from here it has {_quoted(here)}"
 
 
 def warnings(image: pb.Tree) -> Iterator[str]:
-    """What of it is not as before."""
+    """How the label differs from before, for the user."""
     here = of("self")
     if image.host.label != here:
         what = "it may do what it might not" if not here else "what it does may be denied now"

@@ -1,8 +1,9 @@
-"""What tasks share, and what a thread has of its own: a process here is one address space whose threads share all else.
+"""What tasks share. Torpor supports processes whose threads share everything and which share nothing with each other.
 
 Refused: processes that share memory, descriptors or the current directory without being threads (clone(2) with
 CLONE_VM, CLONE_FILES or CLONE_FS), and threads with a current directory, namespaces, ids or capabilities of their own
-(unshare(2), setns(2), capset(2), raw setuid calls); descriptors.py looks for theirs.
+(unshare(2), setns(2), capset(2), raw setuid calls). Threads with descriptors of their own are refused in
+descriptors.py.
 
 Documented in: clone(2), unshare(2), kcmp(2), capabilities(7).
 """
@@ -34,11 +35,11 @@ _OWN = {
 }  # fmt: skip
 """Lines of a status that must be the same for all threads."""
 _NAMESPACES = ("mnt", "net", "ipc", "uts", "cgroup", "pid_for_children", "time_for_children")
-"""Those that a thread can have for itself."""
+"""Namespaces that a thread can have for itself."""
 
 
 def refuse(pids: Sequence[int]) -> list[Reason]:
-    """What of a tree's sharing cannot be kept; `pids` are its living processes."""
+    """Which sharing in a tree cannot be kept. `pids` are its living processes."""
     reasons = _lasting(pids)
     for pid in pids:
         try:
@@ -49,7 +50,7 @@ def refuse(pids: Sequence[int]) -> list[Reason]:
 
 
 def _lasting(pids: Sequence[int]) -> list[Reason]:
-    """What processes share for longer than vfork and posix_spawn let a child share before it is another program."""
+    """What processes share for longer than a child shares with its parent between vfork or posix_spawn and execve."""
     found = [reason for kind in _SHARED for reason in _between(pids, kind)]
     deadline = time.monotonic() + _PATIENCE
     while found and time.monotonic() < deadline:
@@ -60,7 +61,7 @@ def _lasting(pids: Sequence[int]) -> list[Reason]:
 
 
 def _between(pids: Sequence[int], kind: int) -> Iterator[Reason]:
-    """kcmp orders the objects, so that each process is compared with few others."""
+    """Find processes that share something. kcmp gives an order, so that each is compared with only a few others."""
     ordered: list[int] = []
     for pid in pids:
         low, high = 0, len(ordered)
@@ -69,7 +70,7 @@ def _between(pids: Sequence[int], kind: int) -> Iterator[Reason]:
             order = try_syscall(NR.kcmp, pid, ordered[middle], kind)
             if order == 0:
                 if procfs.is_ending(pid, pid) or procfs.is_ending(ordered[middle], ordered[middle]):
-                    break  # both have nothing any more
+                    break  # both have released everything
                 yield Reason(f"{describe_process(pid)} and {describe_process(ordered[middle])}", _SHARED[kind])
                 break
             low, high = (low, middle) if order == 1 else (middle + 1, high)
@@ -82,7 +83,7 @@ def _within(pid: int) -> Iterator[Reason]:
     if len(tids) == 1:
         return
     leader, label = _status(pid, pid), security_labels.of(pid)
-    # Without a capability no thread can enter or make a namespace for itself alone.
+    # Without a capability no thread can enter or create a namespace for itself alone.
     home = _namespaces(pid, pid) if int(leader[b"CapPrm"], 16) else ()
     for tid in tids[1:]:
         try:
@@ -96,7 +97,7 @@ def _within(pid: int) -> Iterator[Reason]:
             continue  # it ended
         if try_syscall(NR.kcmp, pid, tid, KCMP_FS) in (1, 2):
             what.add("a current directory")
-        if what and not procfs.is_ending(pid, tid):  # one that ends has lost what it shared
+        if what and not procfs.is_ending(pid, tid):  # one that ends has released what it shared
             owned = ", ".join(sorted(what))
             yield Reason(f"{describe_process(pid)}, thread {tid}", f"it has {owned} of its own, which is not kept")
 

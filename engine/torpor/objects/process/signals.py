@@ -1,7 +1,7 @@
-"""Signals: the actions of a process, and what is queued to it and to its threads.
+"""Signals: the actions of a process, and the pending signals of the process and its threads.
 
-Kept: handler, flags, restorer and mask of every action; each queued siginfo_t, of the process and of its threads. Mask
-and alternate stack of a thread are in threads.py.
+Kept: handler, flags, restorer and mask of every action; each pending siginfo_t, of the process and of its threads. The
+mask and the alternate stack of a thread are in threads.py.
 
 Documented in: sigaction(2), signal(7), ptrace(2) on PTRACE_PEEKSIGINFO.
 """
@@ -21,7 +21,7 @@ from torpor.remote import ptrace
 from torpor.remote.batch import Batch, Call, Out, Replies
 
 _SYNCHRONOUS = frozenset({signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGTRAP, signal.SIGFPE, signal.SIGSYS})
-"""The processor's own (kernel/signal.c, SYNCHRONOUS_MASK)."""
+"""The synchronous signals (kernel/signal.c, SYNCHRONOUS_MASK)."""
 _WAITING = {True: re.compile(rb"^ShdPnd:\t(\w+)", re.M), False: re.compile(rb"^SigPnd:\t(\w+)", re.M)}
 
 KERNEL_SIGACTION = struct.Struct("<QQQQ")
@@ -33,23 +33,23 @@ _WNOHANG, _WSTOPPED, _WNOWAIT = 0x1, 0x2, 0x01000000
 
 
 def ask_stop(batch: Batch, pid: int) -> int:
-    """Ask a parent whether it is still to be told that its child `pid` was stopped; changes nothing of that."""
+    """Let a parent query whether it was told that its child `pid` has stopped; this does not consume the report."""
     return batch.add(NR.waitid, _P_PID, pid, Out(ptrace.SIGINFO_SIZE), _WNOHANG | _WSTOPPED | _WNOWAIT, 0)
 
 
 def stop_was_told(replies: Replies, entry: int) -> bool:
-    """The answer to `ask_stop`."""
+    """Whether the parent was told, by the result of `ask_stop`."""
     return replies.result(entry) == 0 and not any(replies.output(entry, 2)[:4])  # si_signo
 
 
 def pending(status: bytes, pid: int, *, shared: bool) -> list[bytes]:
-    """The siginfo_t of each signal that waits: for one thread, or with `shared` for the whole process.
+    """The siginfo_t of each pending signal: of one thread, or with `shared` of the whole process.
 
-    Of a standard signal that came when the user's queue was full (RLIMIT_SIGPENDING) the kernel keeps no more than
-    that it came, and tells so: by a siginfo_t of nobody (kernel/signal.c, collect_signal).
+    If a standard signal arrived while the user's queue was full (RLIMIT_SIGPENDING), the kernel stores only its number,
+    and delivers a siginfo_t without a sender (kernel/signal.c, collect_signal).
 
     Args:
-        status: the text of its /proc/PID/status, or of the thread's.
+        status: the text of the process's /proc/PID/status, or of the thread's.
         pid: of the frozen process or thread.
         shared: see above.
     """
@@ -64,7 +64,7 @@ def pending(status: bytes, pid: int, *, shared: bool) -> list[bytes]:
 
 
 def waiting(statuses: Iterable[bytes]) -> int:
-    """The signals that wait for a process or any of its threads, by their statuses; bit 0 is number 1."""
+    """The signals that are pending for a process or any of its threads, by their statuses; bit 0 is number 1."""
     found = 0
     for status in statuses:
         for pattern in _WAITING.values():
@@ -78,27 +78,27 @@ def _nobodys(number: int) -> bytes:
 
 
 class Actions(ProcessPart[dict[int, int], None]):
-    """What the process does at each signal."""
+    """The process's signal actions."""
 
     def ask(self, batch: Batch, texts: Texts) -> dict[int, int]:
-        """The entry of each signal. A default action has flags and a mask, too."""
+        """One entry for each signal. A default action may have flags and a mask, too."""
         return {number: batch.add(NR.rt_sigaction, number, 0, Out(KERNEL_SIGACTION.size), 8) for number in range(1, 65)}
 
     def describe(self, asked: dict[int, int], answers: Answers, out: pb.Process) -> None:
-        """Those that are not as at the start."""
+        """Actions that differ from the initial ones."""
         for number, entry in asked.items():
             handler, flags, restorer, mask = KERNEL_SIGACTION.unpack(answers.replies.output(entry, 2))
             if handler or flags or mask:
                 out.actions.add(signal=number, handler=handler, flags=flags, restorer=restorer, mask=mask)
 
     def host(self) -> None:
-        """Nothing."""
+        """The calls depend on nothing."""
 
     def calls(self, process: pb.Process, host: None) -> Iterator[Step]:
-        """Set them, and forget the signals that building the tree has caused.
+        """Set the actions, and discard the signals that building the tree has caused.
 
-        Where SIGTRAP is blocked or ignored the kernel takes its action away at an int3, by which a builder sees that a
-        thread has made its calls: so it is ignored at the very end.
+        If SIGTRAP is blocked or ignored, the kernel resets its action at an int3, which the restorer's tables use to
+        report their end. So a thread ignores SIGTRAP only at the very end.
         """
         default = KERNEL_SIGACTION.pack(0, 0, 0, 0)
         forget = Call(NR.rt_sigaction, (signal.SIGCHLD, default, 0, 8), 0, "forgetting what was told of children")
@@ -112,62 +112,63 @@ class Actions(ProcessPart[dict[int, int], None]):
 
 
 class Queue(ProcessPart[None, None]):
-    """Signals that wait for the process as a whole."""
+    """Signals that are pending for the whole process."""
 
     def ask(self, batch: Batch, texts: Texts) -> None:
-        """Nothing: a tracer sees them (see `pending`)."""
+        """No calls: a tracer reads them (see `pending`)."""
 
     def describe(self, asked: None, answers: Answers, out: pb.Process) -> None:
-        """All."""
+        """Write all of them."""
         out.pending.extend(answers.pending)
 
     def faults(self, process: pb.Process) -> Iterator[str]:
-        """Some that are no siginfo_t."""
+        """Entries that are not a siginfo_t."""
         if any(len(info) != ptrace.SIGINFO_SIZE for info in process.pending):
             yield "it has pending signals without their information"
 
     def host(self) -> None:
-        """Nothing."""
+        """The calls depend on nothing."""
 
     def calls(self, process: pb.Process, host: None) -> Iterator[Step]:
-        """By the process itself: only to itself may it send in the kernel's name."""
+        """The process queues them to itself: to others it may not send signals in the kernel's name."""
         for info in process.pending:
             if stage := _when(info, Stage.ALL_THREADS):
                 yield Step(stage, _to_process(process, info))
 
 
 class ThreadQueue(ThreadPart[None, None]):
-    """Signals that wait for one thread."""
+    """Signals that are pending for one thread."""
 
     def ask(self, batch: Batch) -> None:
-        """Nothing: a tracer sees them (see `pending`)."""
+        """No calls: a tracer reads them (see `pending`)."""
 
     def describe(
         self, asked: None, answers: ThreadAnswers, out: pb.Thread, process: pb.Process, image: pb.Tree
     ) -> None:
-        """All."""
+        """Write all of them."""
         out.pending.extend(answers.pending)
 
     def faults(self, thread: pb.Thread) -> Iterator[str]:
-        """Some that are no siginfo_t."""
+        """Entries that are not a siginfo_t."""
         if any(len(info) != ptrace.SIGINFO_SIZE for info in thread.pending):
             yield "it has pending signals without their information"
 
     def host(self) -> None:
-        """Nothing."""
+        """The calls depend on nothing."""
 
     def calls(self, thread: pb.Thread, process: pb.Process, image: pb.Tree, host: None) -> Iterator[Step]:
-        """By the thread itself."""
+        """The thread queues them to itself."""
         for info in thread.pending:
             if stage := _when(info, Stage.BEFORE_CREDENTIALS):
                 yield Step(stage, _to_thread(process, thread, info))
 
 
 def _when(info: bytes, usual: Stage) -> Stage | None:
-    """When a signal is queued again.
+    """The stage in which a signal is queued again.
 
-    The kernel delivers a queued one of the processor's first, whether that is blocked or not (kernel/signal.c,
-    dequeue_synchronous_signal): it would come at the builder's int3. A SIGSTOP is sent as its receiver is let go.
+    The kernel delivers a pending synchronous signal first, even if it is blocked (kernel/signal.c,
+    dequeue_synchronous_signal): it would arrive at the int3 of the restorer's table. A SIGSTOP is sent when its
+    receiver is released.
     """
     if _number(info) in _SYNCHRONOUS:
         return Stage.RELEASE
@@ -179,7 +180,7 @@ def _packed(action: pb.SigAction) -> bytes:
 
 
 def stops(pending: Iterable[bytes]) -> bool:
-    """Whether a SIGSTOP is among signals that wait. Nobody can block it: it comes when its receiver is let go."""
+    """Whether a SIGSTOP is pending. It cannot be blocked: it is delivered when its receiver is released."""
     return any(_number(info) == signal.SIGSTOP for info in pending)
 
 

@@ -1,4 +1,4 @@
-"""The texts of /proc that tell of a process, as they were under the freeze."""
+"""The texts of /proc/PID as they were under the freeze."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torpor.objects.process import security_labels
 
 
 def own_pid_of(status: Mapping[bytes, bytes]) -> int:
-    """The PID in its own PID namespace, by a process's /proc/PID/status."""
+    """A process's PID in its own PID namespace, from its /proc/PID/status."""
     return int(status[b"NSpid"].split()[-1])
 
 
 @dataclass
 class Texts:
-    """A process's texts as they were under the freeze."""
+    """The texts of a process as they were under the freeze."""
 
     pid: int
     status: Mapping[bytes, bytes]
@@ -39,7 +39,7 @@ class Texts:
 
 
 def grab(pid: int, *, zombie: bool = False) -> Texts:
-    """Take the texts that change while a process runs; a zombie has few of them."""
+    """Read the texts that change while a process runs; a zombie has few of them."""
     folder = f"/proc/{pid}"
     status, stat = procfs.status(procfs.read(f"{folder}/status")), procfs.stat(pid)
     if zombie:
@@ -60,7 +60,7 @@ def grab(pid: int, *, zombie: bool = False) -> Texts:
 
 
 def _autogroup_nice(folder: str) -> int:
-    """The nice value of a session's group of processes (sched(7)); 0 as well where the kernel has no such groups."""
+    """The nice value of a session's autogroup (sched(7)); also 0 if the kernel has no autogroups."""
     with suppress(FileNotFoundError):
         words = procfs.read(f"{folder}/autogroup").split()  # /autogroup-12 nice 5
         return int(words[-1]) if words else 0

@@ -1,12 +1,11 @@
-"""What a thread was told about itself by prctl and its kin, and what only the scheduler knows of it.
+"""Attributes of a thread: those of prctl and similar calls, and those of the scheduler.
 
-Kept: nice value, scheduling policy and processors (affinity), real-time priority (where the restorer may give it:
-RLIMIT_RTPRIO, or root), the length of its time slices and the clamps of its utilization, I/O priority, personality,
-memory policy (numactl), whether reading the time stamp counter or CPUID faults, what becomes of it when memory fails,
-the mitigations of speculation that it asked for.
+Kept: nice value, scheduling policy and CPU affinity, real-time priority (if the restorer may set it: RLIMIT_RTPRIO, or
+root), time slice and utilization clamps, I/O priority, personality, memory policy (numactl), whether reading the time
+stamp counter or CPUID faults, the memory failure policy (PR_MCE_KILL), the speculation mitigations that it asked for.
 
-Refused: deadline and BPF policies; and under the freeze, since only the thread knows of them, linear address masking, a
-core-scheduling cookie, the exemption of those that serve file systems (PR_SET_IO_FLUSHER).
+Refused: deadline and BPF policies. Refused only under the freeze, since only the thread can query them: linear address
+masking, a core-scheduling cookie, PR_SET_IO_FLUSHER.
 
 Documented in: prctl(2), sched(7), ioprio_set(2), personality(2), set_mempolicy(2), arch_prctl(2), and
 Documentation/userspace-api/spec_ctrl.rst.
@@ -39,18 +38,18 @@ ARCH_GET_UNTAG_MASK = 0x4001
 _PR_TSC_SIGSEGV = 2
 _PR_MCE_KILL_SET, _PR_MCE_KILL_DEFAULT = 1, 2
 MITIGATIONS = {0: "store bypass", 1: "indirect branches", 2: "flushing of the L1 data cache"}
-"""PR_SPEC_* by number."""
+"""Names of PR_SPEC_*, by number."""
 _PER_THREAD, _SETTINGS = 1, 0b11110
-"""PR_SPEC_PRCTL: a thread may choose; then what it has chosen."""
+"""PR_SPEC_PRCTL: a thread may choose; and the bits of its choice."""
 _QUERY_PERSONALITY = 0xFFFFFFFF
 _IOPRIO_WHO_PROCESS = 1
 _IO_CLASS_SHIFT, _IO_REAL_TIME = 13, 1
 _KEPT_POLICIES = {os.SCHED_OTHER, os.SCHED_BATCH, os.SCHED_IDLE, os.SCHED_FIFO, os.SCHED_RR}
 _OTHER_POLICIES = {6: "SCHED_DEADLINE", 7: "SCHED_EXT, of a BPF program"}
 _AFFINITY_BYTES = 1024
-"""Room for 8192 processors, the most that a distribution's kernel is built for."""
+"""Bytes for 8192 processors, the most for which distributions build their kernels."""
 _NODES = 1024
-"""The most that a distribution's kernel is built for."""
+"""The most NUMA nodes for which distributions build their kernels."""
 _ALL_BITS = b"\xff" * 8
 REAL_TIME = {os.SCHED_FIFO: "SCHED_FIFO", os.SCHED_RR: "SCHED_RR"}
 
@@ -58,12 +57,12 @@ FAIR = (os.SCHED_OTHER, os.SCHED_BATCH)
 ATTRIBUTES = struct.Struct("=IIQiIQQQII")
 """struct sched_attr."""
 FULL = 1024
-"""Of utilization: SCHED_CAPACITY_SCALE."""
+"""The full utilization: SCHED_CAPACITY_SCALE."""
 _KEEP_POLICY, _KEEP_PARAMETERS, _CLAMP_BOTH = 0x08, 0x10, 0x60
 
 
 class Attributes(NamedTuple):
-    """What `ATTRIBUTES` holds."""
+    """The fields of `ATTRIBUTES`."""
 
     size: int
     policy: int
@@ -71,12 +70,12 @@ class Attributes(NamedTuple):
     nice: int
     priority: int
     runtime: int
-    """Of one that is no deadline thread: its slice, nanoseconds."""
+    """The time slice in nanoseconds, except for a deadline thread."""
     deadline: int
     period: int
     least: int
     most: int
-    """0: this kernel does not clamp utilization."""
+    """0 if this kernel does not clamp utilization."""
 
 
 class Asked(NamedTuple):
@@ -101,17 +100,17 @@ class Asked(NamedTuple):
 
 @dataclass(frozen=True)
 class Allowed:
-    """What this host lets the restorer give to threads."""
+    """What this host lets the restorer set for threads."""
 
     real_time: int
     """The highest real-time priority."""
     io_real_time: bool
     speculation: tuple[int, ...]
-    """PR_GET_SPECULATION_CTRL of each mitigation."""
+    """The result of PR_GET_SPECULATION_CTRL for each mitigation."""
     clamps: bool
-    """Whether the kernel clamps utilization."""
+    """Whether the kernel can clamp utilization."""
     processors: frozenset[int]
-    """The restorer may run on."""
+    """The processors that the restorer may use."""
     nice: int
     """The restorer's own nice value."""
     may_lower_nice: bool
@@ -120,7 +119,7 @@ class Allowed:
 
 
 def allowed() -> Allowed:
-    """That of this process."""
+    """What this process may set."""
     root = procfs.is_root()
     return Allowed(
         real_time=99 if root else resource.getrlimit(resource.RLIMIT_RTPRIO)[0],
@@ -137,16 +136,16 @@ def allowed() -> Allowed:
 
 
 class ThreadAttributes(ThreadPart[Asked, Allowed]):
-    """All of them."""
+    """The attributes of a thread."""
 
     def preflight(self, tid: int) -> Iterator[str]:
-        """A scheduling policy with state of its own."""
+        """A scheduling policy that cannot be kept."""
         policy = os.sched_getscheduler(tid) & ~os.SCHED_RESET_ON_FORK
         if policy not in _KEPT_POLICIES:
             yield f"it has {_OTHER_POLICIES.get(policy, f'scheduling policy {policy}')}, which is not kept"
 
     def ask(self, batch: Batch) -> Asked:
-        """What only the thread itself can be asked. A request that this kernel does not have gives an error."""
+        """Query what only the thread itself can. The result is an error if this kernel lacks a request."""
         return Asked(
             nice=batch.add(NR.getpriority, 0, 0),
             scheduler=batch.add(NR.sched_getscheduler, 0),
@@ -166,7 +165,7 @@ class ThreadAttributes(ThreadPart[Asked, Allowed]):
         )
 
     def unsupported(self, asked: Asked, replies: Replies) -> Iterator[str]:
-        """What of it cannot be kept."""
+        """Attributes that cannot be kept."""
         if replies.result(asked.io_flusher) == 1:
             yield "it serves a file system or a block device (prctl PR_SET_IO_FLUSHER), which is not kept"
         if replies.result(asked.core) == 0 and any(replies.output(asked.core, 4)):
@@ -177,7 +176,7 @@ class ThreadAttributes(ThreadPart[Asked, Allowed]):
     def describe(
         self, asked: Asked, answers: ThreadAnswers, out: pb.Thread, process: pb.Process, image: pb.Tree
     ) -> None:
-        """As the kernel says it; what it does not have gives an error."""
+        """A result is an error if this kernel lacks the attribute."""
         replies = answers.replies
         out.nice = 20 - replies.result(asked.nice)  # the raw call gives 20 - nice
         out.scheduler = replies.result(asked.scheduler)
@@ -188,7 +187,7 @@ class ThreadAttributes(ThreadPart[Asked, Allowed]):
             _describe_attributes(replies.output(asked.attributes, 1), out)
         out.io_priority = max(replies.result(asked.io_priority), 0)
         out.personality = replies.result(asked.personality)
-        if replies.result(asked.memory_policy) == 0:  # ENOSYS where there is but one node
+        if replies.result(asked.memory_policy) == 0:  # ENOSYS if there is only one node
             out.memory_policy = int.from_bytes(replies.output(asked.memory_policy, 0), "little")
             out.memory_nodes = replies.output(asked.memory_policy, 1).rstrip(b"\0")
         out.tsc_faults = int.from_bytes(replies.output(asked.tsc, 1), "little") == _PR_TSC_SIGSEGV
@@ -208,16 +207,16 @@ class ThreadAttributes(ThreadPart[Asked, Allowed]):
             yield "it has its utilization clamped to what there is not"
 
     def host(self) -> Allowed:
-        """What it may be given."""
+        """What the restorer may set."""
         return allowed()
 
     def calls(self, thread: pb.Thread, process: pb.Process, image: pb.Tree, host: Allowed) -> Iterator[Step]:
-        """What needs the restorer's rights; and in the end what would disturb the rest."""
+        """Calls that need the restorer's credentials; and at the end those that would disturb other calls."""
         yield from (Step(Stage.THREAD, call) for call in _settings(thread, host))
         yield from (Step(Stage.AFTER_CREDENTIALS, call) for call in _last(thread))
 
     def warnings(self, thread: pb.Thread, host: Allowed) -> Iterator[str]:
-        """What needs a privilege, or another kernel or machine."""
+        """Attributes that need a privilege, or another kernel or machine."""
         if thread.nice < host.nice and not host.may_lower_nice:
             yield f"its nice value is {host.nice}, was {thread.nice}: lowering it needs a privilege"
         if not host.processors.intersection(thread.affinity):
@@ -260,7 +259,7 @@ def _settings(thread: pb.Thread, host: Allowed) -> Iterator[Call]:
         yield Call(NR.setpriority, (0, 0, thread.nice), 0, f"setting its nice value {thread.nice}")
     if thread.slice_ns:
         content = ATTRIBUTES.pack(ATTRIBUTES.size, 0, _KEEP_POLICY, nice, 0, thread.slice_ns, 0, 0, 0, 0)
-        # Kernels before 6.12 take it and do nothing.
+        # Kernels before 6.12 accept it and do nothing.
         yield Call(NR.sched_setattr, (0, content, 0), 0, f"setting its slice of time to {thread.slice_ns} ns")
     if thread.clamp_most and host.clamps:
         flags = _KEEP_POLICY | _KEEP_PARAMETERS | _CLAMP_BOTH
@@ -291,16 +290,16 @@ def _may_choose(speculation: pb.Speculation, host: Allowed) -> bool:
 
 
 def _describe_attributes(content: bytes, image: pb.Thread) -> None:
-    """What sched_getattr(2) tells of a thread, where it is not as usual."""
+    """Write what sched_getattr(2) returns, if it differs from the default."""
     found = Attributes(*ATTRIBUTES.unpack(content))
     if found.policy in FAIR and found.runtime != own_attributes().runtime:
-        image.slice_ns = found.runtime  # Linux 6.12 tells it, and lets it be chosen
+        image.slice_ns = found.runtime  # Linux 6.12 returns it and allows to set it
     if found.most and (found.most != FULL or found.least not in (0, FULL if found.policy in REAL_TIME else 0)):
         image.clamp_least, image.clamp_most = found.least, found.most
 
 
 def own_attributes() -> Attributes:
-    """What sched_getattr(2) tells of this thread."""
+    """What sched_getattr(2) returns for this thread."""
     content = bytearray(ATTRIBUTES.size)
     try_syscall(NR.sched_getattr, 0, content, len(content), 0)
     return Attributes(*ATTRIBUTES.unpack(content))

@@ -1,9 +1,9 @@
-"""Threads: registers and the whole xsave area, masks, and what the kernel keeps for each.
+"""Threads: registers and the whole xsave area, signal masks, and other kernel state of each thread.
 
-Kept: general registers with fs_base and gs_base, xsave area (whatever XCR0 has on), signal mask, alternate stack,
-robust list, clear_child_tid, rseq registration, name, parent-death signal, no_new_privs, timer slack. What the
-scheduler and prctl(2) know besides is in thread_attributes.py, queued signals are in signals.py. An interrupted system
-call is kept as the kernel shows it: -ERESTART* in rax and its number in orig_rax, from which the restoring kernel
+Kept: general registers with fs_base and gs_base, xsave area (all that is enabled in XCR0), signal mask, alternate
+stack, robust list, clear_child_tid, rseq registration, name, parent-death signal, no_new_privs, timer slack. Other
+attributes of the scheduler and prctl(2) are in thread_attributes.py, pending signals in signals.py. An interrupted
+system call is kept as ptrace shows it: -ERESTART* in rax and its number in orig_rax, from which the restoring kernel
 restarts it (see x86_64.portable).
 
 Refused: 32-bit code, shadow stacks.
@@ -41,10 +41,10 @@ _DEFAULT_SLACK_NS = 50_000
 
 
 def stuck(pids: Callable[[], Iterable[tuple[int, int]]], patience: float) -> list[Reason]:
-    """The threads that nothing can stop, if that lasts: they stand in an uninterruptible call.
+    """Threads that stay in an uninterruptible call, so that nothing can stop them.
 
     Args:
-        pids: gives the (pid, tid) of every thread, anew at each call.
+        pids: returns the current (pid, tid) of every thread.
         patience: seconds to wait for them, while all run on.
     """
     found = {task: waits for task in pids() if (waits := _uninterruptible(*task)) is not None}
@@ -57,7 +57,7 @@ def stuck(pids: Callable[[], Iterable[tuple[int, int]]], patience: float) -> lis
 
 
 def _uninterruptible(pid: int, tid: int) -> int | None:
-    """How often a thread in an uninterruptible call had begun to wait; None: it is in no such call."""
+    """The voluntary context switches of a thread in an uninterruptible call; None if it is in no such call."""
     try:
         if procfs.parse_stat(procfs.read(f"/proc/{pid}/task/{tid}/stat")).state != "D":
             return None
@@ -80,7 +80,7 @@ class Asked(NamedTuple):
 
 
 def portable(pid: int, thread: Thread, waits: Waits) -> Portable:
-    """A thread's registers, with what is left of the time that its call may take; its memory is still its own."""
+    """A thread's registers, with the rest of its call's time limit. Its memory must still be there."""
     return x86_64.portable(
         thread.named,
         lambda: waits.waited(pid, thread.tid, thread.stopped_ns),
@@ -89,10 +89,10 @@ def portable(pid: int, thread: Thread, waits: Waits) -> Portable:
 
 
 class ThreadState(ThreadPart[Asked, None]):
-    """Registers, and what the kernel keeps for each thread."""
+    """Registers and other kernel state of each thread."""
 
     def ask(self, batch: Batch) -> Asked:
-        """What a tracer does not see."""
+        """Query what ptrace does not show."""
         return Asked(
             tid=batch.add(NR.gettid),
             altstack=batch.add(NR.sigaltstack, 0, Out(24)),
@@ -107,7 +107,7 @@ class ThreadState(ThreadPart[Asked, None]):
     def describe(
         self, asked: Asked, answers: ThreadAnswers, out: pb.Thread, process: pb.Process, image: pb.Tree
     ) -> None:
-        """All of it."""
+        """Write all of it."""
         replies = answers.replies
         out.tid = replies.result(asked.tid)
         out.name = replies.output(asked.name, 1).split(b"\0")[0]
@@ -132,19 +132,19 @@ class ThreadState(ThreadPart[Asked, None]):
         out.timer_slack_ns = replies.result(asked.timer_slack)
 
     def faults(self, thread: pb.Thread) -> Iterator[str]:
-        """Registers that are not complete."""
+        """Incomplete registers."""
         if len(thread.registers) != 8 * x86_64.REGISTER_COUNT:
             yield f"it has {len(thread.registers)} bytes of registers"
         if len(thread.xstate) < x86_64.MIN_XSAVE:
             yield f"it has {len(thread.xstate)} bytes of extended registers"
 
     def host(self) -> None:
-        """Nothing."""
+        """The calls depend on nothing."""
 
     def calls(self, thread: pb.Thread, process: pb.Process, image: pb.Tree, host: None) -> Iterator[Step]:
-        """All but the registers, with which it is let go."""
+        """All but the registers, which are set last."""
         yield from (Step(Stage.THREAD, call) for call in _settings(thread))
-        if thread.pdeath_signal:  # a change of credentials forgets it
+        if thread.pdeath_signal:  # a change of credentials clears it
             words = f"asking for signal {thread.pdeath_signal} at its parent's end"
             call = Call(NR.prctl, (PR_SET_PDEATHSIG, thread.pdeath_signal), 0, words)
             yield Step(Stage.AFTER_CREDENTIALS, call)
@@ -176,20 +176,20 @@ def _signed_flags(value: int) -> int:
 _CLONE_VM, _CLONE_FS, _CLONE_FILES, _CLONE_SIGHAND = 0x100, 0x200, 0x400, 0x800
 _CLONE_THREAD, _CLONE_SYSVSEM = 0x10000, 0x40000
 _THREAD = _CLONE_VM | _CLONE_FS | _CLONE_FILES | _CLONE_SIGHAND | _CLONE_THREAD | _CLONE_SYSVSEM
-"""What pthread_create asks for; what it asks besides is set later, when the thread is there."""
+"""The flags of pthread_create for sharing; what its other flags do is set when the thread exists."""
 _CLONE_ARGS = struct.Struct("<11Qi4x")  # struct clone_args (include/uapi/linux/sched.h), then one set_tid
 _CLONE_ARGS_SIZE = 88
-_SET_TID = 64  # in it
+_SET_TID = 64  # offset in it
 
 
 def clone(flags: int, exit_signal: int, tid: int, words: str) -> Call:
-    """Make a thread or a process with a chosen id in the caller's PID namespace."""
+    """A call that creates a thread or process with a chosen id in the caller's PID namespace."""
     content = _CLONE_ARGS.pack(flags, 0, 0, 0, exit_signal, 0, 0, 0, _CLONE_ARGS_SIZE, 1, 0, tid)
     return Call(NR.clone3, (Struct(content, (_SET_TID,)), _CLONE_ARGS_SIZE), tid, words)
 
 
 def clone_flags(call: Call) -> int:
-    """What such a call asks for, as clone(2) has it: flags with the exit signal."""
+    """The flags of such a call for clone(2), with the exit signal."""
     (wanted, *_) = call.args
     assert isinstance(wanted, Struct)
     flags, _, _, _, exit_signal, *_ = _CLONE_ARGS.unpack(wanted.content)
@@ -197,5 +197,5 @@ def clone_flags(call: Call) -> int:
 
 
 def birth(thread: pb.Thread) -> Call:
-    """Make a thread of the process that calls."""
+    """A call that creates a thread of the calling process."""
     return clone(_THREAD, 0, thread.tid, f"starting thread {thread.tid}")

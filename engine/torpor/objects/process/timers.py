@@ -1,7 +1,7 @@
 """Interval timers (setitimer) and POSIX timers (timer_create) of a process.
 
-Kept: the time left and the interval of each, the ids of POSIX timers, their clock, notification and overrun. The time
-that passes while an image sleeps does not count.
+Kept: the remaining time and the interval of each, the ids of POSIX timers, their clock, notification and overrun. The
+time that passes until the wake does not count.
 
 Documented in: setitimer(2), timer_create(2), proc_pid_timers(5).
 """
@@ -32,7 +32,7 @@ PR_TIMER_CREATE_RESTORE_IDS = 77
 _LAST_INTERVAL = 2  # ITIMER_PROF
 _SIGEVENT = struct.Struct("<Qiii44x")  # sigev_value, sigev_signo, sigev_notify, sigev_notify_thread_id
 _MAX_COUNT_UP = 10_000
-"""Ids to be skipped one by one where the kernel takes no wish."""
+"""The most ids to skip one by one if the kernel does not let us choose an id."""
 _NOTIFY = {b"signal": SIGEV_SIGNAL, b"none": SIGEV_NONE, b"thread": SIGEV_THREAD}
 
 
@@ -41,14 +41,14 @@ class Asked(NamedTuple):
 
     intervals: list[int]
     posix: list[tuple[re.Match[bytes], int, int]]
-    """The description in /proc/PID/timers, and the entries of timer_gettime and timer_getoverrun."""
+    """The entry in /proc/PID/timers, and the batch entries of timer_gettime and timer_getoverrun."""
 
 
 class Timers(ProcessPart[Asked, bool]):
-    """Both kinds."""
+    """The interval timers and POSIX timers of a process."""
 
     def ask(self, batch: Batch, texts: Texts) -> Asked:
-        """The times that are left."""
+        """Query the remaining times."""
         return Asked(
             intervals=[batch.add(NR.getitimer, which, Out(_ITIMERVAL.size)) for which in range(3)],
             posix=[
@@ -62,7 +62,7 @@ class Timers(ProcessPart[Asked, bool]):
         )
 
     def describe(self, asked: Asked, answers: Answers, out: pb.Process) -> None:
-        """Those that run, and all POSIX timers."""
+        """Write interval timers that run, and all POSIX timers."""
         replies = answers.replies
         for which, entry in enumerate(asked.intervals):
             times = _ITIMERVAL.unpack(replies.output(entry, 1))
@@ -86,7 +86,7 @@ class Timers(ProcessPart[Asked, bool]):
             )
 
     def faults(self, process: pb.Process) -> Iterator[str]:
-        """Numbers that cannot be."""
+        """Invalid numbers."""
         for interval in process.interval_timers:
             if interval.which > _LAST_INTERVAL or min(interval.interval_us, interval.value_us) < 0:
                 yield f"it has an interval timer {interval.which} that cannot be"
@@ -99,18 +99,18 @@ class Timers(ProcessPart[Asked, bool]):
         return probe().timer_restore_ids
 
     def calls(self, process: pb.Process, host: bool) -> Iterator[Step]:
-        """Start them with the time that was left, when the threads that they notify are there."""
+        """Start them with the remaining time, when the threads that they notify exist."""
         return (Step(Stage.ALL_THREADS, call) for call in start(process, restore_ids=host))
 
 
 def start(process: pb.Process, *, restore_ids: bool) -> Iterator[Call]:
-    """The calls that make the timers of a process and start them.
+    """The calls that create the timers of a process and start them.
 
     Raises:
         RestoreFailed: an id is too high for this kernel.
     """
     for interval in process.interval_timers:
-        # One that has run out starts anew when its signal is taken (kernel/time/itimer.c): it must run out again.
+        # An expired timer restarts when its signal is taken (kernel/time/itimer.c): let it expire again.
         left = interval.value_us or 1
         content = _ITIMERVAL.pack(*divmod(interval.interval_us, 1_000_000), *divmod(left, 1_000_000))
         yield Call(NR.setitimer, (interval.which, content, 0), 0, f"starting interval timer {interval.which}")

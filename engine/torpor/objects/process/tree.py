@@ -1,9 +1,9 @@
-"""The tree itself: which processes, their ids, sessions and groups, and what refuses them.
+"""The process tree: its processes, their ids, sessions and groups, and reasons to refuse them.
 
 Kept: PID, parent, group and session in the tree's own PID namespace, job-control stop, current and root directory,
-umask, the nice value of a session as a whole; zombies with their exit status.
+umask, the nice value of a session (autogroup); zombies with their exit status.
 
-Refused: processes in other namespaces than the root's, pid 1, kernel threads, a traced process, a process whose first
+Refused: processes in other namespaces than the root's, PID 1, kernel threads, a traced process, a process whose first
 thread has ended before others.
 
 Documented in: credentials(7), pid_namespaces(7), proc_pid_status(5), prctl(2).
@@ -31,12 +31,12 @@ _EXIT_CODE = 52  # field of proc_pid_stat(5)
 _KERNEL_THREAD = 0x00200000  # PF_KTHREAD (include/linux/sched.h)
 _NAMESPACES = ("pid", "mnt", "net", "ipc", "uts", "cgroup", "user", "time")
 _FOR_CHILDREN = ("pid", "time")
-"""Those that a process stays out of: its children are born into them."""
+"""Namespaces that can be set for the children of a process only."""
 
 
 @dataclass(frozen=True)
 class Seen:
-    """A process as the preflight saw it, running."""
+    """A running process at the preflight."""
 
     pid: int
     name: str
@@ -50,18 +50,18 @@ class Seen:
 
 
 def job_of(pid: int) -> int:
-    """The root of a job when `pid` is the torpor-init that stands for it; else `pid` itself.
+    """The root of a job if `pid` is its torpor-init; else `pid` itself.
 
-    Between the two there may be stand-ins for processes that the job refers to: torpor-inits as well.
+    Between the two there may be stand-ins for processes that the job refers to, which are torpor-inits too.
 
     Raises:
-        NotFound: it stands for a job that has ended.
+        NotFound: the job of this torpor-init has ended.
     """
     if not is_init(pid):
         if procfs.is_ending(pid, pid) and describe_process(pid).endswith(f"({INIT})"):
             raise NotFound(f"the job of {describe_process(pid)} has ended")
         return pid
-    # Orphans of the job are children of its init too: its first argument tells them apart.
+    # Orphans of the job are children of its init too; its first argument is the PID of the job's first process.
     found = 0
     with suppress(FileNotFoundError, ProcessLookupError):  # it has ended
         words = procfs.read(f"/proc/{pid}/cmdline").split(b"\0")
@@ -74,14 +74,14 @@ def job_of(pid: int) -> int:
 
 
 def _alive(pids: Iterable[int]) -> Iterator[tuple[int, int, int]]:
-    """When each process started, its PID in its own namespace, and its PID; without those that have ended meanwhile."""
+    """The start time, the PID in its own namespace and our PID of each process that still exists."""
     for pid in pids:
         with suppress(FileNotFoundError, ProcessLookupError):
             yield procfs.stat(pid).start_time, own_pid_of(_status(pid)), pid
 
 
 def _below(pid: int) -> int:
-    """The first process that is no torpor-init, at or below one; 0: none."""
+    """The first process at or below `pid` that is not a torpor-init; 0: none."""
     if not is_init(pid):
         return pid
     below: list[int] = []
@@ -95,7 +95,7 @@ def _status(pid: int) -> Mapping[bytes, bytes]:
 
 
 def walk(root: int) -> list[Seen]:
-    """The tree as it is at this moment, parents first.
+    """The tree at this moment, parents first.
 
     Raises:
         NotFound: there is no such process.
@@ -116,7 +116,7 @@ def walk(root: int) -> list[Seen]:
 
 
 def tasks(root: int) -> Iterator[tuple[int, int]]:
-    """The (pid, tid) of every thread of the tree as it is at this moment."""
+    """The (pid, tid) of every thread of the tree at this moment."""
     waiting = [root, *daemons.of(root)]
     while waiting:
         pid = waiting.pop()
@@ -129,10 +129,10 @@ def tasks(root: int) -> Iterator[tuple[int, int]]:
 
 
 def refuse(tree: list[Seen]) -> list[Reason]:
-    """What of the processes themselves cannot be kept.
+    """Why the processes themselves cannot be kept.
 
     Raises:
-        NotPermitted: the root may not be traced by this user.
+        NotPermitted: this user may not trace the root.
     """
     root = tree[0]
     reasons: list[Reason] = []
@@ -188,7 +188,7 @@ def _refuse(seen: Seen, home: Mapping[str, str], label: str) -> list[Reason]:
         reasons += directories.refuse(seen.name, seen.pid)
         reasons += security_labels.refuse(seen.name, security_labels.of(seen.pid), label)
     except (PermissionError, FileNotFoundError, ProcessLookupError):
-        return reasons  # it ended, or changed into somebody else's: the freeze says so
+        return reasons  # it ended, or changed its user: the freeze reports it
     for kind, namespace in here.items():
         if namespace != home[kind]:
             why = f"it lives in another {kind} namespace than the root of the tree"
@@ -202,8 +202,11 @@ def _refuse(seen: Seen, home: Mapping[str, str], label: str) -> list[Reason]:
 
 
 def _for_children(pid: int, kind: str) -> str | None:
-    """The namespace that children of a process are born into; None: one that has no process yet, whose init the first
-    will be (pidns_for_children_get(), kernel/pid_namespace.c)."""
+    """The namespace that children of a process are born into.
+
+    None if that namespace has no process yet: the first child becomes its init (pidns_for_children_get(),
+    kernel/pid_namespace.c).
+    """
     try:
         return os.readlink(f"/proc/{pid}/ns/{kind}_for_children")
     except FileNotFoundError:
@@ -213,10 +216,10 @@ def _for_children(pid: int, kind: str) -> str | None:
 
 
 def _namespaces(pid: int) -> dict[str, str]:
-    """Those of a process, of the kinds that the kernel has.
+    """The namespaces of a process, of the types that the kernel has.
 
     Raises:
-        FileNotFoundError: it has none any more: it ends (kernel/exit.c, do_exit) or has ended.
+        FileNotFoundError: it has none any more: it is exiting (kernel/exit.c, do_exit) or gone.
     """
     found: dict[str, str] = {}
     for kind in _NAMESPACES:
@@ -234,11 +237,11 @@ def own_pid(pid: int) -> int:
 
 
 def describe(grabbed: Texts, parent: int, image: pb.Process) -> None:
-    """Fill a process's place in the tree.
+    """Write a process's place in the tree.
 
     Args:
         grabbed: its texts.
-        parent: the parent's PID in the tree's PID namespace, 0 when the parent is outside of it.
+        parent: the parent's PID in the tree's PID namespace, 0 if the parent is outside of the tree.
         image: the message to fill.
     """
     _describe_ids(grabbed, parent, image)
@@ -260,7 +263,7 @@ def _describe_ids(grabbed: Texts, parent: int, image: pb.Process) -> None:
 
 
 def describe_zombie(grabbed: Texts, parent: int, image: pb.Process) -> None:
-    """Fill what is left of a process that has ended: its ids, its name and how it ended."""
+    """Write what is left of a process that has ended: its ids, its name and its exit status."""
     _describe_ids(grabbed, parent, image)
     image.zombie = True
     image.exit_status = int(grabbed.stat.fields[_EXIT_CODE - 1])
@@ -269,7 +272,7 @@ def describe_zombie(grabbed: Texts, parent: int, image: pb.Process) -> None:
 
 
 def outside_parent(root: Texts) -> int:
-    """The PID of the root's parent as the root sees it: 0 when it is in another PID namespace."""
+    """The PID of the root's parent as the root sees it; 0 if the parent is in another PID namespace."""
     try:
         parent = procfs.status(procfs.read(f"/proc/{root.stat.ppid}/status"))
     except (FileNotFoundError, ProcessLookupError):
@@ -279,7 +282,7 @@ def outside_parent(root: Texts) -> int:
 
 
 def permitted(error: OSError, pid: int) -> NotPermitted | NotFound:
-    """The error for people when /proc/PID cannot be read."""
+    """The error for a failure to read /proc/PID."""
     if isinstance(error, PermissionError) and not procfs.is_ending(pid, pid):
         return not_permitted(pid)
     return NotFound(f"process {pid} has ended")
@@ -289,12 +292,12 @@ def permitted(error: OSError, pid: int) -> NotPermitted | NotFound:
 
 
 def steps(process: pb.Process, cwd: int, root: int) -> Iterator[Call]:
-    """What a process sets for itself.
+    """The calls by which a process sets its directories and umask.
 
     Args:
         process: of the image.
         cwd: a descriptor of its current directory.
-        root: one of its root directory; -1: that is the tree's.
+        root: a descriptor of its root directory; -1 if that is the tree's.
     """
     if root >= 0:
         yield Call(NR.fchdir, (root,), 0, f"changing to the directory {os.fsdecode(process.root)}")
