@@ -1,1 +1,1 @@
-"""Sockets: unix, TCP, UDP, netlink, and what waits in their queues."""
+"""Sockets: unix, TCP, UDP, netlink, and the content of their queues."""

@@ -1,10 +1,10 @@
-"""What unix, TCP and UDP sockets have in common: options, queues, names, and who is connected to whom.
+"""What unix, TCP and UDP sockets have in common: options, queues, names, and connections.
 
-Copies of a target's sockets are read with raw system calls. Python's ``socket`` class would make a copy
-non-blocking, and with it the target's own descriptor, where ``socket.setdefaulttimeout()`` was called.
+Copies of a target's sockets are read with raw system calls. If ``socket.setdefaulttimeout()`` was called, Python's
+``socket`` class would make a copy non-blocking, and with it the target's own descriptor.
 
-Options are kept where they differ from those of a fresh socket, and are given back only if they are in OPTIONS:
-an image is not trusted to set others. An option that this kernel does not have (ENOPROTOOPT) was never set.
+Options are kept if they differ from those of a new socket, and are restored only if they are in OPTIONS: an image is
+not trusted to set others. An option that this kernel does not have (ENOPROTOOPT) was never set.
 """
 
 from __future__ import annotations
@@ -45,15 +45,15 @@ _INSTRUCTION = 8
 """sizeof(struct sock_filter)."""
 
 NOT_HERE = (errno.ENOPROTOOPT, errno.EOPNOTSUPP)
-"""This kernel does not have the option, or not for such a socket."""
+"""Errors if this kernel does not have the option, or not for such a socket."""
 LARGEST_BUFFER = 1 << 30
-"""Asked for, it gives net.core.wmem_max or rmem_max."""
+"""A request for this size gives net.core.wmem_max or rmem_max."""
 LONGEST_NAME = 128
 """sizeof(struct sockaddr_storage)."""
 SOCKADDR_IN, SOCKADDR_IN6 = 16, 28
 
 Key = tuple[int, int]
-"""Level and name of an option."""
+"""The level and the name of an option."""
 
 _SOL = socket.SOL_SOCKET
 GENERAL: dict[Key, int] = {
@@ -107,7 +107,7 @@ RECEIVED: dict[Key, int] = {
     (socket.IPPROTO_IP, 23): 4,  # IP_CHECKSUM
     (socket.IPPROTO_IP, 26): 4,  # IP_RECVERR_RFC4884
 }
-"""What comes with a packet, and which packets come."""
+"""Options for what comes with a packet, and which packets come."""
 RECEIVED6: dict[Key, int] = {
     (socket.IPPROTO_IPV6, name): 4
     # IPV6_2292PKTINFO to 2292RTHDR, 2292HOPLIMIT, FLOWINFO, MTU_DISCOVER, RECVERR_RFC4884, FLOWINFO_SEND,
@@ -199,9 +199,9 @@ _LINGERS = struct.Struct("=2i")
 """struct linger."""
 FILTER: Key = (_SOL, SO_GET_FILTER)
 FILTERS: dict[Key, int] = {FILTER: 4096 * 8, (_SOL, 44): 4}
-"""Of sockets that may have a packet filter (SO_ATTACH_FILTER): struct sock_filter, each; and SO_LOCK_FILTER."""
+"""Options of sockets that may have a packet filter (SO_ATTACH_FILTER): the struct sock_filters, and SO_LOCK_FILTER."""
 BUFFERS: dict[Key, int] = {(_SOL, socket.SO_SNDBUF): 1, (_SOL, socket.SO_RCVBUF): 2}
-"""With the bit of SO_BUF_LOCK that says that the program chose the size (SOCK_SNDBUF_LOCK, SOCK_RCVBUF_LOCK)."""
+"""For each the bit of SO_BUF_LOCK that says that the program chose the size (SOCK_SNDBUF_LOCK, SOCK_RCVBUF_LOCK)."""
 
 PRIVILEGED: dict[Key, str] = {
     (_SOL, 1): "SO_DEBUG",
@@ -209,7 +209,7 @@ PRIVILEGED: dict[Key, str] = {
     (_SOL, 69): "SO_PREFER_BUSY_POLL",
     (socket.IPPROTO_IP, socket.IP_TRANSPARENT): "IP_TRANSPARENT",
 }
-"""Options that take CAP_NET_ADMIN to be set: kept for root."""
+"""Options that need CAP_NET_ADMIN: kept for root."""
 
 OPTIONS: dict[Key, int] = {
     **GENERAL, **UNIX, **TCP, **TCP6, **UDP, **UDP6, **NETLINK, **FILTERS, **dict.fromkeys(BUFFERS, 4)
@@ -218,19 +218,19 @@ OPTIONS: dict[Key, int] = {
 
 
 def getsockopt(fd: int, level: int, name: int, size: int = 4) -> bytes:
-    """An option's value. Raises OSError."""
+    """The value of an option. Raises OSError."""
     value, length = bytearray(size), array("I", (size,))
     syscall(NR.getsockopt, fd, level, name, value, length)
     return bytes(value[: length[0]])
 
 
 def number(fd: int, level: int, name: int) -> int:
-    """An option whose value is an int. Raises OSError."""
+    """The value of an int option. Raises OSError."""
     return int(struct.unpack("i", getsockopt(fd, level, name))[0])
 
 
 def family_of(fd: int) -> Family:
-    """What a socket is."""
+    """The family, type and protocol of a socket."""
     return Family(
         number(fd, _SOL, socket.SO_DOMAIN),
         number(fd, _SOL, socket.SO_TYPE),
@@ -244,7 +244,7 @@ def local_name(fd: int) -> bytes:
 
 
 def peer_name(fd: int) -> bytes:
-    """The struct sockaddr of the other end; empty when it is not connected."""
+    """The struct sockaddr of the other end; empty if it is not connected."""
     try:
         return _name(NR.getpeername, fd)
     except OSError as error:
@@ -260,30 +260,30 @@ def _name(call: int, fd: int) -> bytes:
 
 
 def queued(fd: int, request: int = termios.FIONREAD) -> int:
-    """The bytes in the receive queue, or another count that an ioctl tells."""
+    """The bytes in the receive queue, or the count of another ioctl."""
     return int(struct.unpack("i", fcntl.ioctl(fd, request, bytes(4)))[0])
 
 
 class Peeked(NamedTuple):
-    """What the next recvmsg() would give."""
+    """The result of the next recvmsg()."""
 
     content: bytes
     flags: int
     """msg_flags."""
     name: bytes
-    """Of the sender: a struct sockaddr."""
+    """The sender's struct sockaddr."""
     control: bytes
     """Control messages."""
 
 
 def peek(fd: int, size: int, flags: int = 0, control: int = 0) -> Peeked:
-    """What the next recvmsg() of up to `size` bytes would give; it stays in the queue.
+    """What the next recvmsg() of up to `size` bytes would return; it stays in the queue.
 
     Args:
         fd: the socket.
         size: room for content, in bytes.
         flags: besides MSG_PEEK and MSG_DONTWAIT.
-        control: room for control messages, in bytes; descriptors in them are ours to close.
+        control: room for control messages, in bytes; we must close the descriptors in them.
     """
     content, name, room = bytearray(max(size, 1)), bytearray(LONGEST_NAME), bytearray(max(control, 1))
     header = Words(name, LONGEST_NAME, Words(content, size), 1, room, control, 0)
@@ -296,7 +296,7 @@ def peek(fd: int, size: int, flags: int = 0, control: int = 0) -> Peeked:
 
 @contextmanager
 def peeking_on(fd: int) -> Iterator[None]:
-    """A while in which each peek at a queue looks behind what the one before has seen (SO_PEEK_OFF)."""
+    """In the block each peek at a queue continues behind the previous one (SO_PEEK_OFF)."""
     set_peek_offset(fd, 0)
     try:
         yield
@@ -305,37 +305,37 @@ def peeking_on(fd: int) -> Iterator[None]:
 
 
 def set_peek_offset(fd: int, offset: int) -> None:
-    """From where on the next peek at a queue looks; -1: from its beginning, and it stays so."""
+    """Set the offset for the next peek at a queue; -1: each peek starts at the beginning."""
     value = struct.pack("i", offset)
     syscall(NR.setsockopt, fd, _SOL, SO_PEEK_OFF, value, len(value))
 
 
 def used_memory(fd: int) -> int:
-    """Bytes that a socket's receive queue takes, bookkeeping included (SK_MEMINFO_RMEM_ALLOC)."""
+    """The memory that a socket's receive queue takes, overhead included, in bytes (SK_MEMINFO_RMEM_ALLOC)."""
     return int(struct.unpack_from("=I", getsockopt(fd, _SOL, SO_MEMINFO, 36))[0])
 
 
 def disconnect(fd: int) -> None:
-    """Make a datagram socket's peer anyone again (connect(2), AF_UNSPEC)."""
+    """Disconnect a datagram socket from its peer (connect(2), AF_UNSPEC)."""
     syscall(NR.connect, fd, bytes(SOCKADDR_IN), SOCKADDR_IN)
 
 
 def events(fd: int) -> int:
-    """What poll() says of it."""
+    """The poll() events of a socket."""
     poll = select.poll()
     poll.register(fd, select.POLLIN | select.POLLPRI | select.POLLOUT | select.POLLRDHUP)
     return next((found for _, found in poll.poll(0)), 0)
 
 
 def options(fd: int, wanted: dict[Key, int]) -> dict[Key, bytes]:
-    """The values of options, those that the kernel has for this socket; buffers where the program chose them."""
+    """The values of those options that the kernel has for this socket; buffer sizes only if the program chose them."""
     found = {}
     for (level, name), size in wanted.items():
         value = _filter(fd) if (level, name) == FILTER else if_known(fd, level, name, size)
         if value is not None:
             found[level, name] = value
     lock = if_known(fd, _SOL, SO_BUF_LOCK, 4)
-    # A kernel older than 5.14 does not tell who chose the size: there, what it is stays as it is.
+    # A kernel before 5.14 does not say who chose the size: then the size is not restored.
     locked = struct.unpack("i", lock)[0] if lock else 0
     for (level, name), bit in BUFFERS.items():
         if locked & bit:
@@ -344,7 +344,7 @@ def options(fd: int, wanted: dict[Key, int]) -> dict[Key, bytes]:
 
 
 def if_known(fd: int, level: int, name: int, size: int) -> bytes | None:
-    """An option's value; None where the kernel does not have it for this socket."""
+    """The value of an option; None if the kernel does not have it for this socket."""
     try:
         return getsockopt(fd, level, name, size)
     except OSError as error:
@@ -355,7 +355,7 @@ def if_known(fd: int, level: int, name: int, size: int) -> bytes | None:
 
 @cache
 def defaults(family: Family, wanted: tuple[Key, ...]) -> dict[Key, bytes]:
-    """The options of a fresh socket."""
+    """The options of a new socket."""
     fd = syscall(NR.socket, family.family, family.type | socket.SOCK_CLOEXEC, family.protocol)
     try:
         return options(fd, {key: OPTIONS[key] for key in wanted})
@@ -364,7 +364,7 @@ def defaults(family: Family, wanted: tuple[Key, ...]) -> dict[Key, bytes]:
 
 
 def kept(family: Family, found: dict[Key, bytes], wanted: dict[Key, int]) -> Iterator[SockOpt]:
-    """What of the options is not as in a fresh socket."""
+    """The options that differ from those of a new socket."""
     fresh = defaults(family, tuple(wanted))
     for (level, name), value in found.items():
         if fresh.get((level, name)) != value:
@@ -373,22 +373,22 @@ def kept(family: Family, found: dict[Key, bytes], wanted: dict[Key, int]) -> Ite
 
 @dataclass(kw_only=True)
 class SocketState:
-    """What is taken of every socket."""
+    """The state of any socket."""
 
     family: Family
     options: dict[Key, bytes]
     filter: bool
-    """It has a packet filter."""
+    """Whether it has a packet filter."""
     peek_offset: bool
-    """SO_PEEK_OFF is on: to look into its queue would change it."""
+    """Whether SO_PEEK_OFF is on: then peeking at its queue would change the offset."""
     events: int
-    """What poll() says of it."""
+    """The poll() events."""
     queued: int
     """Bytes in the receive queue."""
 
 
 def look(fd: int, wanted: dict[Key, int], *, listening: bool) -> SocketState:
-    """Take what is taken of every socket."""
+    """Read the state of any socket."""
     peek_offset = if_known(fd, _SOL, SO_PEEK_OFF, 4)
     return SocketState(
         family=family_of(fd),
@@ -402,7 +402,7 @@ def look(fd: int, wanted: dict[Key, int], *, listening: bool) -> SocketState:
 
 def judge(state: SocketState, pid: int) -> Iterator[Problem]:
     """Say what cannot be kept of any socket; `pid` is a process that has it."""
-    with suppress(FileNotFoundError):  # thawed, and ended since: what was said of it before the freeze holds
+    with suppress(FileNotFoundError):  # thawed, and ended since: the check before the freeze holds
         if not os.path.samestat(os.stat(f"/proc/{pid}/ns/net"), os.stat("/proc/self/ns/net")):
             yield Problem("its process has a network of its own", "checkpoint it from within that network namespace")
     if state.filter and FILTER not in state.options:
@@ -415,10 +415,10 @@ def judge(state: SocketState, pid: int) -> Iterator[Problem]:
 
 
 def _filter(fd: int) -> bytes | None:
-    """A socket's packet filter, empty: it has none; None: it cannot be known, or is an extended BPF program."""
+    """A socket's packet filter, empty if it has none; None if it cannot be read, or is an extended BPF program."""
     value, length = bytearray(FILTERS[FILTER]), array("I", (FILTERS[FILTER] // _INSTRUCTION,))
     try:
-        syscall(NR.getsockopt, fd, _SOL, SO_GET_FILTER, value, length)  # which counts instructions
+        syscall(NR.getsockopt, fd, _SOL, SO_GET_FILTER, value, length)  # the length counts instructions
     except OSError:
         return None
     return bytes(value[: length[0] * _INSTRUCTION])
@@ -435,7 +435,7 @@ def _has_filter(fd: int) -> bool:
 
 
 def check_options(found: Iterable[SockOpt], subject: str) -> Iterator[Reason]:
-    """Say what in an image is no option that is kept."""
+    """Say which options in an image a checkpoint never writes."""
     for option in found:
         size = OPTIONS.get((option.level, option.name))
         odd = (option.level, option.name) == FILTER and (not option.value or len(option.value) % _INSTRUCTION)
@@ -449,18 +449,18 @@ def check_options(found: Iterable[SockOpt], subject: str) -> Iterator[Reason]:
 def set_options(
     sock: socket.socket, found: Iterable[SockOpt], wanted: dict[Key, int], fixed: frozenset[Key] = frozenset()
 ) -> None:
-    """Make a socket's options what they were: those in `found`, the others as in a fresh one.
+    """Set a socket's options to those in `found`, and the others to those of a new socket.
 
-    A socket that was accepted has some from its listener.
+    An accepted socket has inherited some from its listener.
 
     Args:
         sock: the socket.
         found: from the image.
-        wanted: which options such a socket has.
-        fixed: what cannot be changed any more.
+        wanted: the options of such a socket.
+        fixed: options that cannot be changed any more.
 
     Raises:
-        OSError: with the option in its text.
+        OSError: its text names the option.
     """
     family = family_of(sock.fileno())
     target = defaults(family, tuple(wanted)) | {(option.level, option.name): option.value for option in found}
@@ -471,9 +471,9 @@ def set_options(
 
 
 def set_option(sock: socket.socket, key: Key, value: bytes) -> None:
-    """Set one option to what `options` said of it. Raises OSError with the option in its text."""
+    """Set an option to the value that `options` returned. Raises OSError that names the option."""
     if key in BUFFERS:
-        # The kernel doubles what is set, for its own bookkeeping, and tells the doubled value (socket(7)).
+        # The kernel doubles the value for its own overhead, and returns the doubled value (socket(7)).
         value = struct.pack("i", struct.unpack("i", value)[0] // 2)
     try:
         if key == FILTER:
@@ -481,7 +481,8 @@ def set_option(sock: socket.socket, key: Key, value: bytes) -> None:
             syscall(NR.setsockopt, sock.fileno(), *key, program, 2 * 8)
         else:
             if key == _LINGER and not _LINGERS.unpack(value)[0]:
-                # The time is taken only while it lingers, and told later, too (net/core/sock.c, sk_setsockopt).
+                # The time is set only while lingering is on, but is also returned later (net/core/sock.c,
+                # sk_setsockopt).
                 sock.setsockopt(*key, _LINGERS.pack(1, _LINGERS.unpack(value)[1]))
             sock.setsockopt(*key, value)
     except OSError as error:
@@ -490,14 +491,14 @@ def set_option(sock: socket.socket, key: Key, value: bytes) -> None:
 
 
 def enlarge(sock: socket.socket, name: int) -> bool:
-    """Make a socket's buffer as large as this user may have it. False: it is already."""
+    """Make a socket's buffer as large as this user may. Returns False if it has that size already."""
     before = sock.getsockopt(_SOL, name)
     sock.setsockopt(_SOL, name, LARGEST_BUFFER)
     return sock.getsockopt(_SOL, name) > before
 
 
 def let_go_of_size(sock: socket.socket) -> None:
-    """Let the kernel choose the sizes of a socket's buffers again, if it can be told to (Linux 5.14)."""
+    """Let the kernel choose the sizes of a socket's buffers again, if it supports that (Linux 5.14)."""
     try:
         sock.setsockopt(_SOL, SO_BUF_LOCK, 0)
     except OSError as error:
@@ -521,10 +522,10 @@ class Address(NamedTuple):
 
 
 def address(name: bytes) -> Address:
-    """What a struct sockaddr says; an IPv4 address in IPv6's clothes (``::ffff:1.2.3.4``) is an IPv4 address.
+    """The address in a struct sockaddr. An IPv4-mapped IPv6 address (``::ffff:1.2.3.4``) becomes an IPv4 address.
 
     Raises:
-        ValueError: it is no internet address.
+        ValueError: it is not an internet address.
     """
     family = int.from_bytes(name[:2], sys.byteorder)
     port = int.from_bytes(name[2:4], "big")
@@ -538,7 +539,7 @@ def address(name: bytes) -> Address:
 
 
 def for_python(where: Address, family: int) -> tuple[str, int] | tuple[str, int, int, int]:
-    """An address as Python's sockets of this family take it."""
+    """An address for Python's sockets of this family."""
     if family == socket.AF_INET:
         return str(where.host), where.port
     host = str(where.host) if isinstance(where.host, IPv6Address) else f"::ffff:{where.host}"

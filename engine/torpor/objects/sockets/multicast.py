@@ -1,8 +1,8 @@
-"""Memberships of multicast groups (ip(7), ipv6(7)), which belong to a socket.
+"""Memberships in multicast groups (ip(7), ipv6(7)), which belong to a socket.
 
-The kernel tells a host's groups (/proc/net/igmp, igmp6), and not whose they are. But a socket that is asked for the
-sources that it hears in a group (MCAST_MSFILTER, RFC 3678) says that it is no member of it, or which they are: so each
-is asked for all. Kept: device, by its name, group, and sources that it hears only, or does not hear.
+The kernel lists a host's groups (/proc/net/igmp, igmp6), but not their sockets. But MCAST_MSFILTER (RFC 3678) returns a
+socket's sources in a group, or an error if it is no member: so each socket is asked for each group. Kept: the device,
+by its name, the group, and the sources that are allowed or blocked.
 """
 
 from __future__ import annotations
@@ -27,30 +27,30 @@ MCAST_INCLUDE = 1
 STORAGE = 128
 """sizeof(struct sockaddr_storage)."""
 MOST_SOURCES = 64
-"""Of one group; net.ipv4.igmp_max_msf is 10."""
+"""For one group; net.ipv4.igmp_max_msf is 10."""
 _LEVELS: dict[int, int] = {socket.AF_INET: socket.IPPROTO_IP, socket.AF_INET6: socket.IPPROTO_IPV6}
 
 
 @dataclass(frozen=True)
 class Group:
-    """A group that somebody on this host hears."""
+    """A group with a member on this host."""
 
     family: int
     index: int
-    """Of the device."""
+    """The index of the device."""
     device: str
     address: bytes
 
 
 def groups() -> list[Group]:
-    """Those of all sockets of this network namespace, and the host's own."""
+    """The groups of all sockets in this network namespace, and of the host itself."""
     return [*_groups4(), *_groups6()]
 
 
 def _lines(name: str) -> list[list[str]]:
     try:
         return [line.split() for line in procfs.read(f"/proc/net/{name}").decode().splitlines()]
-    except FileNotFoundError:  # a kernel without
+    except FileNotFoundError:  # a kernel without it
         return []
 
 
@@ -69,12 +69,12 @@ def _groups6() -> Iterator[Group]:
 
 
 def memberships(fd: int, family: int, heard: Iterable[Group]) -> list[Membership]:
-    """Of which groups a socket is a member. Raises OSError.
+    """The groups of which a socket is a member. Raises OSError.
 
     Args:
         fd: the socket.
-        family: its own; one of IPv6 may be a member of groups of both.
-        heard: all that there are.
+        family: its family; an IPv6 socket may be a member of groups of both families.
+        heard: all groups on this host.
     """
     found = []
     for group in heard:
@@ -93,7 +93,7 @@ def _ask(fd: int, group: Group) -> Membership | None:
         syscall(NR.getsockopt, fd, _LEVELS[group.family], MCAST_MSFILTER, value, length)
     except OSError as error:
         if error.errno in (errno.EADDRNOTAVAIL, errno.ENODEV, errno.EINVAL, errno.ENOPROTOOPT):
-            return None  # it is no member; the device has gone
+            return None  # it is no member, or the device is gone
         raise
     mode, count = struct.unpack_from("=II", value, 8 + STORAGE)
     at = 16 + STORAGE
@@ -117,7 +117,7 @@ def _address(family: int, storage: bytes | bytearray) -> bytes:
 
 
 def check(found: Iterable[Membership]) -> Iterator[Reason]:
-    """Say which groups cannot be heard here."""
+    """Say which groups a socket cannot join here."""
     for one in found:
         if one.family not in _LEVELS or any(len(a) != (4, 16)[one.family == socket.AF_INET6] for a in _addresses(one)):
             yield Reason("the image", "it has a membership of a multicast group that cannot be")
@@ -134,7 +134,7 @@ def _addresses(one: Membership) -> list[bytes]:
 
 
 def join(sock: socket.socket, found: Iterable[Membership]) -> None:
-    """Make a socket a member of its groups again. Raises OSError."""
+    """Let a socket join its groups again. Raises OSError."""
     for one in found:
         level, group = _LEVELS[one.family], _storage(one.family, one.group)
         head = struct.pack("=I4x", socket.if_nametoindex(one.device))  # struct group_req, group_source_req

@@ -1,9 +1,8 @@
-"""Netlink sockets (netlink(7)): who listens for routes, addresses and devices that come and go.
+"""Netlink sockets (netlink(7)), by which programs follow changes of routes, addresses and devices.
 
-Kept: those of routes, of the diagnosis of sockets and of devices' events: port, groups, options, packet filter.
-Refused: with messages that were not read; connected to another program; of other protocols, whose numbers are this
-boot's.
-Not kept: what they would have heard while the tree slept.
+Kept: sockets for routes, socket diagnosis and device events: port, groups, options, packet filter. Refused: sockets
+with unread messages, connected to another program, or with other protocols, whose numbers are only valid until the next
+boot. Not kept: messages that would have come while the tree was not running.
 """
 
 from __future__ import annotations
@@ -53,9 +52,9 @@ class NetlinkState:
 
     socket: SocketState
     port: int
-    """0: it is not bound."""
+    """0 if it is not bound."""
     peer: int
-    """The port that it sends to: 0 is the kernel's."""
+    """The port that it sends to; 0 is the kernel."""
     groups: list[int]
 
 
@@ -65,11 +64,11 @@ class Netlink(Kind[NetlinkState]):
     field = "netlink"
 
     def matches(self, seen: Seen) -> bool:
-        """By its family and protocol."""
+        """By family and protocol."""
         return seen.family is not None and seen.family.family == socket.AF_NETLINK and seen.family.protocol in PROTOCOLS
 
     def grab(self, held: OpenFile[NetlinkState], pidfd: int, *, content: bool) -> NetlinkState:
-        """Addresses, options and groups."""
+        """Read addresses, options and groups."""
         with borrowed(pidfd, held.holders[0].fd) as copy:
             _, port, _ = _NAME.unpack(common.local_name(copy))
             _, peer, groups = _NAME.unpack(common.peer_name(copy))
@@ -77,7 +76,7 @@ class Netlink(Kind[NetlinkState]):
             return NetlinkState(state, port, peer or groups, _groups(copy))
 
     def judge(self, held: OpenFile[NetlinkState], tree: GrabbedDescriptors) -> Iterator[Problem]:
-        """It is idle, and speaks with the kernel."""
+        """It must be idle, and may be connected only to the kernel."""
         state = held.state
         yield from common.judge(state.socket, held.holders[0].pid)
         if state.socket.events & (select.POLLIN | select.POLLERR):
@@ -90,7 +89,7 @@ class Netlink(Kind[NetlinkState]):
     def describe(
         self, held: OpenFile[NetlinkState], out: Description, tree: GrabbedDescriptors, image: Describing
     ) -> None:
-        """All of it."""
+        """Write all of it."""
         state = held.state
         out.netlink.type, out.netlink.protocol = state.socket.family.type, state.socket.family.protocol
         out.netlink.port = state.port
@@ -98,7 +97,7 @@ class Netlink(Kind[NetlinkState]):
         out.netlink.options.extend(common.kept(state.socket.family, state.socket.options, OPTIONS))
 
     def check(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
-        """They are such as a kernel gives."""
+        """A kernel must be able to have such sockets."""
         for description in mine.values():
             netlink = description.netlink
             known = netlink.protocol in PROTOCOLS and netlink.type in (socket.SOCK_RAW, socket.SOCK_DGRAM)
@@ -107,7 +106,7 @@ class Netlink(Kind[NetlinkState]):
             yield from common.check_options(netlink.options, "a netlink socket")
 
     def check_free(self, mine: dict[int, Description], image: Tree) -> Iterator[Reason]:
-        """Nobody has their ports."""
+        """Their ports must be free."""
         for description in mine.values():
             netlink = description.netlink
             try:
@@ -118,7 +117,7 @@ class Netlink(Kind[NetlinkState]):
                 yield Reason(f"a netlink socket ({PROTOCOLS[netlink.protocol]})", why, advice)
 
     def make(self, description: Description, opening: Opening) -> int:
-        """A new one."""
+        """Make a new socket."""
         with _bound(description.netlink) as sock:
             for group in description.netlink.groups:
                 sock.setsockopt(SOL_NETLINK, _ADD_MEMBERSHIP, group)

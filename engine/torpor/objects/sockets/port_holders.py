@@ -1,4 +1,4 @@
-"""Who has a TCP port, for people: /proc/net/tcp and tcp6 name the socket, /proc/PID/fd the process."""
+"""Who uses a TCP port, for messages: /proc/net/tcp and tcp6 name the socket, /proc/PID/fd the process."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ TIME_WAIT = "06"
 
 
 class PortHolder(NamedTuple):
-    """Who has a port."""
+    """Who uses a port."""
 
     words: str
-    """A process, for people."""
+    """The process, for messages."""
     seconds: int | None = None
-    """Only connections have it that have ended (TIME_WAIT): after how many seconds they let go of it."""
+    """If only closed connections (TIME_WAIT) use the port: in how many seconds they release it."""
 
 
 class _Row(NamedTuple):
     state: str
     inode: str
     seconds: int
-    """Until its timer runs out."""
+    """Seconds until its timer expires."""
 
 
 def find(port: int) -> PortHolder:
-    """Who has this port."""
+    """Find who uses this port."""
     found = list(_sockets(port))
     if found and all(row.state == TIME_WAIT for row in found):
         return PortHolder("connections that have ended", max(row.seconds for row in found) + 1)
@@ -41,14 +41,14 @@ def find(port: int) -> PortHolder:
 
 
 def _links(folder: str) -> Iterator[str]:
-    with suppress(OSError):  # another user's, or gone
+    with suppress(OSError):  # it belongs to another user, or is gone
         for name in os.listdir(folder):
             with suppress(FileNotFoundError):  # closed meanwhile
                 yield os.readlink(f"{folder}/{name}")
 
 
 def _sockets(port: int) -> Iterator[_Row]:
-    """Each socket at a local port (Documentation/networking/proc_net_tcp.rst)."""
+    """Each socket with a local port (Documentation/networking/proc_net_tcp.rst)."""
     ticks = os.sysconf("SC_CLK_TCK")
     for name in ("tcp", "tcp6"):
         try:

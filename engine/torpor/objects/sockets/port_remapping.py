@@ -1,8 +1,8 @@
-"""Other TCP ports than a tree had: for a second tree from one image, beside the first.
+"""Changing the TCP ports of a tree: for a second tree from one image, beside the first.
 
-The image is changed before it is looked at. Who listens at a port that is to move listens at the new one, connections
-within the tree follow, and the ends of these that the kernel once gave a port by itself get a free one. What the
-programs know of their ports (in variables, in files) is theirs to change.
+The image is changed before it is checked. A listener on a remapped port listens on the new one, connections within the
+tree follow, and their ends that once got a port from the kernel get a free one. The programs themselves must change
+what they remember of their ports (in variables, in files).
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ def move(image: Tree, ports: Mapping[int, int]) -> None:
 
     Args:
         image: not trusted.
-        ports: the new port of each listener that is to move, by the old one.
+        ports: maps the old port of each listener to its new one.
 
     Raises:
-        ValueError: a new port is none, or is given twice.
-        RestoreRefused: nothing in the image listens at one of the old ports.
+        ValueError: a new port is invalid, or is used twice.
+        RestoreRefused: nothing in the image listens on one of the old ports.
     """
     if len(set(ports.values())) < len(ports) or not all(port in PORTS for port in ports.values()):
         raise ValueError(f"{dict(ports)} does not give each port another one")
@@ -48,7 +48,7 @@ def move(image: Tree, ports: Mapping[int, int]) -> None:
 
 
 def listening(image: Tree) -> set[int]:
-    """The ports that an image's processes listen at."""
+    """The ports on which an image's processes listen."""
     return {_port(tcp.local) for tcp in _sockets(image) if tcp.state == TcpSocket.LISTEN}
 
 
@@ -66,7 +66,7 @@ def _with_port(name: bytes, moved: Mapping[int, int]) -> bytes:
 
 
 def _free(tcp: TcpSocket, taken: set[int]) -> int:
-    """A port that nobody has at the moment, and that is none of `taken`."""
+    """A port that is unused at the moment and not in `taken`."""
     try:
         host, _, *rest = common.for_python(common.address(tcp.local), tcp.family)
         while True:
@@ -75,5 +75,5 @@ def _free(tcp: TcpSocket, taken: set[int]) -> int:
                 port = int(probe.getsockname()[1])
             if port not in taken:
                 return port
-    except (OSError, ValueError):  # not an address of this host, or none at all: refused where images are looked at
+    except (OSError, ValueError):  # not an address of this host, or invalid: the check of the image refuses it
         return _port(tcp.local)

@@ -59,7 +59,7 @@ PROTOCOLS = (0, socket.IPPROTO_TCP, tcp_connections.IPPROTO_MPTCP)
 
 
 _SIOCATMARK = 0x8905
-"""An ioctl that tells whether the next byte follows an urgent one (include/uapi/asm-generic/sockios.h)."""
+"""An ioctl: whether the next byte follows an urgent one (include/uapi/asm-generic/sockios.h)."""
 
 
 class State(IntEnum):
@@ -80,12 +80,12 @@ class State(IntEnum):
 
 WE_ENDED = frozenset({State.FIN_WAIT1, State.FIN_WAIT2, State.CLOSING, State.LAST_ACK})
 WAITING = frozenset({State.ESTABLISHED, State.FIN_WAIT1, State.FIN_WAIT2})
-"""Of an end whose peer has not been accepted."""
+"""States of an end whose connection was not accepted."""
 PEER_ENDED = frozenset({State.CLOSE_WAIT, State.LAST_ACK, State.CLOSING})
 
 
 class Info:
-    """struct tcp_info."""
+    """A struct tcp_info."""
 
     SIZE = 192
 
@@ -93,9 +93,9 @@ class Info:
         raw = raw.ljust(self.SIZE, b"\0")
         self.state = raw[0]
         self.waiting: int = struct.unpack_from("=I", raw, 24)[0]
-        """tcpi_unacked: of a listener, how many connections wait to be accepted."""
+        """tcpi_unacked: for a listener, the number of connections that were not accepted."""
         self.backlog: int = struct.unpack_from("=I", raw, 28)[0]
-        """tcpi_sacked: of a listener, the backlog that listen() set."""
+        """tcpi_sacked: for a listener, the backlog of listen()."""
         self.acked: int = struct.unpack_from("=Q", raw, 120)[0]
         self.received: int = struct.unpack_from("=Q", raw, 128)[0]
         self.unsent: int = struct.unpack_from("=I", raw, 144)[0]
@@ -110,33 +110,33 @@ class TcpState:
     local: bytes
     """struct sockaddr."""
     remote: bytes
-    """Empty when it is not connected."""
+    """Empty if it is not connected."""
     layer: bytes
-    """An upper layer protocol in the kernel (TCP_ULP), as ``tls``."""
+    """An upper layer protocol in the kernel (TCP_ULP), such as ``tls``."""
     outgoing: int = 0
     """Bytes that were written and that the other end has not acknowledged."""
     received: bytes = b""
     urgent: bool = False
-    """A byte that was sent as urgent waits, or what was sent behind it."""
+    """Whether an urgent byte is in the queue, or data behind one."""
     sequence: tuple[int, int] | None = None
-    """Of MPTCP, how far it has written and received."""
+    """For MPTCP, the sequence numbers up to which it has written and received."""
     peer: OpenFile[TcpState] | None = None
     """The other end, if it is in the tree."""
     waits: bool = False
-    """A listener of the tree has not accepted it yet."""
+    """Whether a listener of the tree has not accepted it yet."""
     unread: int = 0
-    """Bytes that came to that listener's end."""
+    """Bytes that it has sent to that listener."""
     kept: str = ""
     """The name under which its connection to the outside is kept."""
 
     @property
     def mptcp(self) -> bool:
-        """Whether it is MPTCP: TCP_INFO then tells of its first subflow only."""
+        """Whether it is MPTCP: then TCP_INFO describes its first subflow only."""
         return self.socket.family.protocol == tcp_connections.IPPROTO_MPTCP
 
     @property
     def ends(self) -> tuple[Address, Address]:
-        """This end and the other one."""
+        """The addresses of this end and of the other end."""
         return common.address(self.local), common.address(self.remote)
 
 
@@ -147,7 +147,7 @@ class Tcp(Kind[TcpState]):
     may_be_under_way = True
 
     def matches(self, seen: Seen) -> bool:
-        """By its family."""
+        """By family, type and protocol."""
         family = seen.family
         return (
             family is not None
@@ -157,7 +157,7 @@ class Tcp(Kind[TcpState]):
         )
 
     def grab(self, held: OpenFile[TcpState], pidfd: int, *, content: bool) -> TcpState:
-        """Names, options, counters and the receive queue."""
+        """Read names, options, counters and the receive queue."""
         with borrowed(pidfd, held.holders[0].fd) as copy:
             info = Info(common.getsockopt(copy, socket.IPPROTO_TCP, socket.TCP_INFO, Info.SIZE))
             listening = info.state == State.LISTEN
@@ -187,13 +187,13 @@ class Tcp(Kind[TcpState]):
                     _bring(held, held.state.peer)
 
     def outside(self, held: OpenFile[TcpState], tree: GrabbedDescriptors) -> str:
-        """Only of standard input, output and error: elsewhere a connection to the outside is reset."""
+        """Only for standard input, output and error: other connections to the outside are reset."""
         if not held.stdio or not held.state.remote or held.state.peer is not None:
             return ""
         return f"a connection to {held.state.ends[1]}"
 
     def judge(self, held: OpenFile[TcpState], tree: GrabbedDescriptors) -> Iterator[Problem]:
-        """Nothing is on its way that neither end has."""
+        """No data may be in flight that neither end has."""
         state = held.state
         yield from common.judge(state.socket, tree.asked(held.holders[0].pid))
         layer = state.layer.strip(b"\0").decode(errors="replace")
@@ -208,7 +208,7 @@ class Tcp(Kind[TcpState]):
             )
         if not tree.content:
             return
-        # MPTCP counts the end of the peer's side as a byte.
+        # MPTCP counts the peer's FIN as a byte.
         end = int(state.mptcp and bool(state.socket.events & select.POLLRDHUP))
         if state.urgent or not 0 <= state.socket.queued - len(state.received) <= end:
             yield Problem("urgent data is in its queue, which is not kept", "try again when it was read", passing=True)
@@ -220,7 +220,7 @@ class Tcp(Kind[TcpState]):
             )
 
     def describe(self, held: OpenFile[TcpState], out: Description, tree: GrabbedDescriptors, image: Describing) -> None:
-        """What it was, and what it had received."""
+        """Write its state, and what it has received."""
         state, tcp = held.state, out.tcp
         tcp.family, tcp.protocol = state.socket.family.family, state.socket.family.protocol
         tcp.local, tcp.remote = state.local, state.remote
@@ -244,7 +244,7 @@ class Tcp(Kind[TcpState]):
             tcp.shut_write = state.info.state in WE_ENDED
 
     def notices(self, mine: Sequence[OpenFile[TcpState]], tree: GrabbedDescriptors) -> Iterator[str]:
-        """Connections to others that the woken program sees reset, and those that nobody has accepted."""
+        """Connections that the woken program will see reset, and those that were not accepted."""
         served = {common.address(held.state.local).port for held in mine if held.state.info.state == State.LISTEN}
         lost: list[str] = []
         asked: set[int] = set()
@@ -267,15 +267,15 @@ class Tcp(Kind[TcpState]):
             yield f"TCP connections from others that were not accepted yet are lost: {others}"
 
     def check(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
-        """The image makes sense."""
+        """The image must be consistent."""
         return tcp_connections.check({index: description.tcp for index, description in mine.items()})
 
     def check_free(self, mine: dict[int, Description], image: Tree) -> Iterator[Reason]:
-        """The addresses and ports can be had here."""
+        """The addresses and ports must be available here."""
         return tcp_ports.check({index: description.tcp for index, description in mine.items()})
 
     def open(self, mine: dict[int, Description], opening: Opening) -> None:
-        """Listeners first, then the connections."""
+        """Make listeners first, then the connections."""
         tcp_connections.open_all(mine, opening)
 
 
@@ -283,10 +283,10 @@ CLIENTS = "TCP connections that others made will be seen reset, at port"
 
 
 def client_ports(notice: str) -> set[int]:
-    """The TCP ports at which a tree had clients from outside, by the notice of a snapshot that tells of them.
+    """The TCP ports on which a tree had clients from outside, from a snapshot's notice about them.
 
     Args:
-        notice: one of `Snapshot.notices`; one about something else gives no ports.
+        notice: one of `Snapshot.notices`; a notice about something else gives no ports.
     """
     return set(map(int, notice.removeprefix(CLIENTS).split(","))) if notice.startswith(CLIENTS) else set()
 
@@ -320,26 +320,26 @@ def choose_kept(tree: GrabbedDescriptors) -> None:
 
 
 def hold_kept(tree: GrabbedDescriptors, hold: tcp_repair.Hold) -> None:
-    """Take copies of those connections, while the tree still stands."""
+    """Copy the descriptors of those connections, while the tree is still frozen."""
     for held in tree.of(Tcp):
         if held.state.kept:
             hold.take(held.state.kept, *held.holders[0])
 
 
 def arm_reset(tree: GrabbedDescriptors) -> None:
-    """Make the tree's connections end at once when it is killed, and not wait on their ports (TIME_WAIT).
+    """Make the tree's connections end at once when it is killed, without waiting on their ports (TIME_WAIT).
 
-    Only for a tree that is killed next: it sets SO_LINGER. A connection to the outside with bytes that its peer
-    has not acknowledged is left as it is: the kernel still delivers them.
+    Only for a tree that is killed next: this sets SO_LINGER. A connection to the outside with unacknowledged bytes is
+    left as it is: the kernel still delivers them.
     """
     linger = struct.pack("ii", 1, 0)
     for held in tree.of(Tcp):
         if held.under_way_to is not None or held.state.kept:
-            continue  # no process has it, or it is to go on
+            continue  # no process has it, or it will go on
         holder = held.holders[0]
         try:
             pidfd = pidfd_open(holder.pid)
-        except ProcessLookupError:  # it was killed by someone else
+        except ProcessLookupError:  # another process killed it
             continue
         try:
             with borrowed(pidfd, holder.fd) as copy:
@@ -358,40 +358,40 @@ def _state(state: TcpState) -> TcpSocket.State:
         return TcpSocket.INSIDE if state.peer is not None else TcpSocket.OUTSIDE
     if state.info.state == State.SYN_SENT:
         return TcpSocket.OUTSIDE
-    # A fresh socket hangs up too (POLLHUP), but only one that was connected has come to its end (tcp_poll()).
+    # A new socket reports POLLHUP too, but only one that was connected reports POLLRDHUP (tcp_poll()).
     if state.socket.events & select.POLLRDHUP:
         return TcpSocket.OUTSIDE if state.socket.events & select.POLLERR else TcpSocket.ENDED
     return TcpSocket.CLOSED
 
 
 def _ended(state: TcpState) -> bool:
-    """Whether an end of a connection in the tree has shut its side for writing."""
+    """Whether an end of a connection in the tree has shut down its writing side."""
     if state.mptcp and state.peer is not None:
         return bool(state.peer.state.socket.events & select.POLLRDHUP)
     return state.info.state in WE_ENDED
 
 
 def _count(copy: int, state: TcpState) -> None:
-    """Take the counters of an end of a connection."""
+    """Read the counters of an end of a connection."""
     state.info = Info(common.getsockopt(copy, socket.IPPROTO_TCP, socket.TCP_INFO, Info.SIZE))
     state.outgoing = common.queued(copy, termios.TIOCOUTQ)
     state.sequence = tcp_flow.sequence(copy) if state.mptcp else None
 
 
 def _take(copy: int, state: TcpState) -> None:
-    """Take what an end has received."""
+    """Read what an end has received."""
     if state.socket.peek_offset:
         return
     if state.socket.queued:
         state.received = common.peek(copy, state.socket.queued)[0]
     state.urgent = bool(state.socket.events & select.POLLPRI)
     if not state.urgent and not state.mptcp and state.remote and common.queued(copy, _SIOCATMARK):
-        # What lies behind the mark is counted only when something is read there (tcp_inq() in net/ipv4/tcp.c).
+        # Data behind the mark is counted only after something was read there (tcp_inq() in net/ipv4/tcp.c).
         state.urgent = bool(state.socket.events & select.POLLIN and common.peek(copy, 1).content)
 
 
 def _bring(sender: OpenFile[TcpState], receiver: OpenFile[TcpState]) -> None:
-    """Have all that one end has sent be received by the other, and take it there."""
+    """Let one end receive all that the other has sent, and read it there."""
     with _ours(sender) as near, _ours(receiver) as far:
 
         def under_way() -> int:
@@ -407,7 +407,7 @@ def _bring(sender: OpenFile[TcpState], receiver: OpenFile[TcpState]) -> None:
 
 @contextmanager
 def _ours(held: OpenFile[TcpState]) -> Iterator[socket.socket]:
-    """A copy of a socket for us to use."""
+    """A copy of a socket for our use."""
     pidfd = pidfd_open(held.holders[0].pid)
     try:
         with borrowed(pidfd, held.holders[0].fd) as copy:
@@ -431,5 +431,5 @@ def _under_way(sender: TcpState, receiver: TcpState) -> int:
 
 
 def _missing(sender: TcpState, receiver: TcpState) -> int:
-    """What one end has written and the other not received; the end that connected counts its SYN as one byte."""
+    """Bytes that one end has written and the other has not received; the connecting end counts its SYN as a byte."""
     return sender.info.acked + sender.outgoing - receiver.info.received

@@ -1,8 +1,8 @@
-"""TCP connections that nobody has accepted yet: no process has their other end, but the kernel shows it.
+"""TCP connections that were not accepted yet: no process has their other end, but the kernel lists it.
 
-A row of /proc/net/tcp without an inode is a connection that waits at a listener, with the bytes that came on it and can
-be read by nobody before it is accepted (Documentation/networking/proc_net_tcp.rst; net/ipv4/tcp_ipv4.c, get_tcp4_sock).
-In which order they wait is not shown.
+A row of /proc/net/tcp without an inode is a connection in a listener's queue, with the number of bytes received on it,
+which nobody can read before it is accepted (Documentation/networking/proc_net_tcp.rst; net/ipv4/tcp_ipv4.c,
+get_tcp4_sock). The order of the queue is not shown.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import NamedTuple
 from torpor import procfs
 
 Place = tuple[IPv4Address | IPv6Address, int]
-"""Address and port."""
+"""An address and a port."""
 
 _ESTABLISHED, _SYN_RECEIVED, _CLOSE_WAIT = 1, 3, 8
-_WORD = 8  # hexadecimal digits, in the host's order
+_WORD = 8  # hexadecimal digits, in host byte order
 
 
 class _Row(NamedTuple):
@@ -30,8 +30,8 @@ class _Row(NamedTuple):
 
 
 def waiting() -> dict[tuple[Place, Place], int]:
-    """The connections that wait to be accepted: by both ends, the listener's first, how many bytes came on each."""
-    # The end of the other side counts as a byte; of one whose handshake is not over, the number means something else.
+    """The connections that were not accepted, as (listener's end, other end), with the bytes received on each."""
+    # A FIN counts as a byte; before the handshake is complete the number means something else.
     beside = {_ESTABLISHED: 0, _CLOSE_WAIT: 1}
     return {
         (row.local, row.remote): row.received - beside[row.state] if row.state in beside else 0

@@ -1,9 +1,9 @@
-"""The end of a peer's side, told to a connection in repair mode: repair mode itself has no word for it.
+"""Delivering a peer's FIN to a connection in repair mode, which repair mode itself cannot do.
 
-The kernel takes the end from a segment of the peer with FIN, as it did before. Such a segment is made here and sent to
-this host itself by a raw socket (raw(7), CAP_NET_RAW): it goes by the loopback, and never leaves the host. It carries
-the sequence number that the kernel expects and acknowledges nothing new. The peer, which has sent its end, sends no
-data that could come in between.
+The kernel learns of the FIN from a segment of the peer, as before the checkpoint. Such a segment is made here and sent
+to this host by a raw socket (raw(7), CAP_NET_RAW): it goes over the loopback, and never leaves the host. It has the
+sequence number that the kernel expects, and acknowledges nothing new. The peer has sent its FIN, so it sends no data
+that could interfere.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torpor.objects.sockets.common import Address
 CLOSE_WAIT = 8
 FIN_ACK = 0x11
 PATIENCE = 2.0
-"""Seconds in which the segment must have been taken."""
+"""How long the kernel may take to accept the segment, in seconds."""
 _SEGMENT = struct.Struct(">HHIIBBHHH")  # struct tcphdr
 _HEADER4 = struct.Struct(">BBHHHBBH4s4s")  # struct iphdr
 _HEADER6 = struct.Struct(">IHBB16s16s")  # struct ipv6hdr
@@ -29,19 +29,19 @@ _HOPS = 64
 
 
 def tell(sock: socket.socket, here: Address, there: Address, sequence: int, acknowledged: int, window: int) -> None:
-    """Have a connection take the end of its peer's side.
+    """Deliver the peer's FIN to a connection.
 
     Args:
-        sock: in repair mode, with no filter.
+        sock: in repair mode, without a filter.
         here: its address.
-        there: its peer's.
-        sequence: the number that it expects next.
-        acknowledged: the number up to which its peer has everything.
-        window: of the peer, as its segments say it.
+        there: its peer's address.
+        sequence: the next sequence number that it expects.
+        acknowledged: the number up to which the peer has received everything.
+        window: of the peer, as in its segments.
 
     Raises:
-        OSError: there is no raw socket, or it does not send.
-        RestoreFailed: the segment was not taken.
+        OSError: a raw socket cannot be made, or cannot send.
+        RestoreFailed: the kernel did not accept the segment.
     """
     segment = _segment(here, there, sequence, acknowledged, window)
     packet = _packet(here, there, segment)
@@ -77,7 +77,7 @@ def _packet(here: Address, there: Address, segment: bytes) -> bytes:
 
 
 def _checksum(content: bytes) -> int:
-    """The internet's checksum (RFC 1071) of an even number of bytes."""
+    """The internet checksum (RFC 1071) of an even number of bytes."""
     total: int = sum(word for (word,) in struct.iter_unpack(">H", content))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)

@@ -1,11 +1,11 @@
-"""Making TCP sockets again: listeners on their ports, connections within the tree, ends of what led outside.
+"""Restoring TCP sockets: listeners on their ports, connections within the tree, and ends of connections to the outside.
 
-A connection within the tree is made as it was: one end listens, the other connects from its old port. Where the
-tree itself listens at that address its listener takes the connection, else a listener that is there for the
-moment. Someone else who connects meanwhile is told by the address and turned away.
+A connection within the tree is made as it was: one end listens, the other connects from its old port. If the tree
+itself listens on that address its listener accepts the connection, else a temporary one. Other clients that connect
+meanwhile are recognized by their address and reset.
 
-An end of a connection to the outside is connected to a socket of ours that sends what had been received, and
-then resets or ends.
+An end of a connection to the outside is connected to a socket of ours, which sends what had been received, and then
+resets or closes the connection.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ BEFORE_MPTCP_CONNECTS: frozenset[Key] = frozenset(
         tcp_ports.TRANSPARENT,
     }
 )
-"""Options that are fixed once MPTCP is connected (net/mptcp/sockopt.c): they matter no more."""
+"""Options that are fixed once MPTCP is connected (net/mptcp/sockopt.c): they do not matter any more."""
 MANY = 4096
-"""A backlog: more connections than a tree has that nobody has accepted, or than come from outside at a restore."""
+"""A backlog above the tree's unaccepted connections, and above those that come from outside at a restore."""
 
 T = TypeVar("T")
 
 PATIENCE = 2.0
-"""Seconds in which a port that an old connection still holds (TIME_WAIT on the loopback: 1 s) must become free."""
+"""How long to wait for a port that a closed connection still holds (TIME_WAIT on the loopback: 1 s), in seconds."""
 PAUSE = 0.02
 
 
@@ -56,7 +56,7 @@ PAUSE = 0.02
 
 
 def check(mine: dict[int, TcpSocket]) -> Iterator[Reason]:
-    """Say what of these cannot be."""
+    """Say which of these are invalid."""
     for index, tcp in mine.items():
         yield from _check_one(index, tcp, mine)
 
@@ -99,16 +99,16 @@ def _check_one(index: int, tcp: TcpSocket, mine: dict[int, TcpSocket]) -> Iterat
 
 @dataclass
 class _Making:
-    """What is made so far."""
+    """The state of the restore of TCP sockets."""
 
     mine: dict[int, Description]
     opening: Opening
     own: list[tuple[TcpSocket, socket.socket]] = field(default_factory=list)
     """The tree's own listeners."""
     passing: list[tuple[TcpSocket, socket.socket]] = field(default_factory=list)
-    """Listeners that are there for the moment."""
+    """Temporary listeners."""
     moment: ExitStack = field(default_factory=ExitStack)
-    """Sockets that are closed when all is made."""
+    """Sockets that are closed when all are made."""
 
 
 def open_all(mine: dict[int, Description], opening: Opening) -> None:
@@ -124,7 +124,7 @@ def open_all(mine: dict[int, Description], opening: Opening) -> None:
                     continue
                 elif description.tcp.state in (TcpSocket.OUTSIDE, TcpSocket.ENDED):
                     _open_end(making, index, description.tcp)
-        for index, description in mine.items():  # nothing may be accepted from now on
+        for index, description in mine.items():  # from now on nothing may be accepted
             if description.tcp.state == TcpSocket.PENDING:
                 with naming(description):
                     _open_pending(making, index, description.tcp)
@@ -133,7 +133,7 @@ def open_all(mine: dict[int, Description], opening: Opening) -> None:
 
 
 def _open_bound(making: _Making) -> None:
-    """Bind all, then listen: one that listens already keeps others from its port."""
+    """Bind all sockets before any listens: a listening socket keeps others from its port."""
     alone = {index: one for index, one in making.mine.items() if one.tcp.state in tcp_ports.BOUND}
     shared = tcp_ports.shared(one.tcp for one in alone.values())
     made: dict[int, socket.socket] = {}
@@ -152,7 +152,7 @@ def _open_bound(making: _Making) -> None:
     for index, description in alone.items():
         if description.tcp.state == TcpSocket.LISTEN:
             with naming(description):
-                # Those who connect as soon as it listens get the options from it; listen() looks at the port once more.
+                # Sockets that are accepted at once inherit the options; listen() checks the port once more.
                 _set_options(made[index], description.tcp, tcp_ports.REUSES)
                 made[index].listen(MANY)
                 making.own.append((description.tcp, made[index]))
@@ -180,7 +180,7 @@ def _open_pair(making: _Making, first: int, second: int) -> None:
 
 
 def _is_server(making: _Making, first: int, second: int) -> bool:
-    """Whether the first of two ends is the one that was connected to. Of MPTCP one sees it by who listens there."""
+    """Whether the first of two ends is the server. For MPTCP the tree's listeners show it."""
     one, other = making.mine[first].tcp, making.mine[second].tcp
     if one.connected != other.connected:
         return other.connected
@@ -196,7 +196,7 @@ def _open_pending(making: _Making, index: int, tcp: TcpSocket) -> None:
 
 
 def _listener(making: _Making, server: TcpSocket) -> socket.socket:
-    """The tree's own listener at this end's address, or one for the moment."""
+    """The tree's own listener on this end's address, or a temporary one."""
     there = [*making.own, *making.passing]
     found = tcp_ports.listener_for(server, [tcp for tcp, _ in there])
     for tcp, sock in there:
@@ -214,7 +214,7 @@ def _listener(making: _Making, server: TcpSocket) -> socket.socket:
 
 
 def _connected(client: TcpSocket, server: TcpSocket) -> socket.socket:
-    """The end that connects, from its old port."""
+    """Make the connecting end, on its old port."""
     here, there = common.address(client.local), common.address(server.local)
 
     def connect() -> socket.socket:
@@ -229,7 +229,7 @@ def _connected(client: TcpSocket, server: TcpSocket) -> socket.socket:
 
 
 def _connect_bound(client: TcpSocket, here: Address, there: Address) -> socket.socket:
-    """A connection from a port that the kernel does not choose by itself here."""
+    """Connect from a port that the kernel does not choose by itself here."""
     sock = socket.socket(client.family, socket.SOCK_STREAM, client.protocol)
     try:
         tcp_ports.bind(sock, client, here, share=tcp_ports.has_option(client, tcp_ports.REUSE_PORT))
@@ -242,7 +242,7 @@ def _connect_bound(client: TcpSocket, here: Address, there: Address) -> socket.s
 
 
 def _accepted(listener: socket.socket, client: TcpSocket, server: TcpSocket) -> socket.socket:
-    """The end that was connected to. Anyone else in the queue is turned away."""
+    """Accept the other end. Reset other connections in the queue."""
     wanted = common.address(client.local)
     blocking = os.get_blocking(listener.fileno())  # of the description, which the slot shares
     duplicate = listener.dup()
@@ -251,7 +251,7 @@ def _accepted(listener: socket.socket, client: TcpSocket, server: TcpSocket) -> 
         while (left := deadline - time.monotonic()) > 0:
             duplicate.settimeout(left)
             sock, _ = duplicate.accept()
-            peer = common.peer_name(sock.fileno())  # none: it was reset meanwhile
+            peer = common.peer_name(sock.fileno())  # empty: it was reset meanwhile
             if peer and common.address(peer) == wanted:
                 return sock
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, tcp_ports.RESET)
@@ -266,7 +266,7 @@ def _accepted(listener: socket.socket, client: TcpSocket, server: TcpSocket) -> 
 
 
 def _open_kept(making: _Making, index: int, tcp: TcpSocket) -> bool:
-    """An end whose connection goes on, if it may: it does so when the tree is let go."""
+    """Make an end whose connection goes on when the tree is released, if it can. Returns whether it does."""
     opening, where = making.opening, common.address(tcp.remote)
     state = tcp_repair.find(tcp)
     if state is None:
@@ -292,10 +292,10 @@ def _open_kept(making: _Making, index: int, tcp: TcpSocket) -> bool:
 
 
 def _open_end(making: _Making, index: int, tcp: TcpSocket) -> None:
-    """An end whose peer is gone: reset by it, or ended."""
+    """Make an end whose peer is gone: it has reset or closed the connection."""
     if common.address(tcp.local).host.version == IPV6:
         host = "::1"
-    else:  # IPv6 may be off: a socket of it that spoke IPv4 goes on to
+    else:  # IPv6 may be off: an IPv6 socket that used IPv4 still does
         host = "::ffff:127.0.0.1" if tcp.family == socket.AF_INET6 else "127.0.0.1"
     with (
         socket.socket(tcp.family, socket.SOCK_STREAM) as listener,
@@ -312,7 +312,7 @@ def _open_end(making: _Making, index: int, tcp: TcpSocket) -> None:
             unsent = partial(common.queued, far.fileno(), tcp_flow.SIOCOUTQNSD)
             _set_options(near, tcp)
             if not left and (tcp.state == TcpSocket.ENDED or tcp.peer_done):
-                # What stays of our end in the kernel is to be gone soon (tcp(7)).
+                # Our end should leave the kernel soon (tcp(7)).
                 far.setsockopt(socket.IPPROTO_TCP, socket.TCP_LINGER2, 1)
                 far.shutdown(socket.SHUT_WR)
                 if tcp.state == TcpSocket.ENDED or tcp.shut_write:
@@ -331,7 +331,7 @@ def _open_end(making: _Making, index: int, tcp: TcpSocket) -> None:
 
 
 def _set_options(sock: socket.socket, tcp: TcpSocket, but: frozenset[Key] = frozenset()) -> None:
-    """Make its options what they were, `but` for some."""
+    """Set its options to what they were, except those in `but`."""
     fixed = tcp_ports.FIXED | but
     if tcp.protocol == IPPROTO_MPTCP and tcp.state not in (TcpSocket.LISTEN, TcpSocket.CLOSED):
         fixed |= BEFORE_MPTCP_CONNECTS
@@ -346,10 +346,10 @@ def _shut(sock: socket.socket, tcp: TcpSocket) -> None:
 
 
 def _fill(sender: socket.socket, receiver: socket.socket, content: bytes) -> int:
-    """Send what the other end had received. What has no room there waits at the sender, as it would have.
+    """Send what the other end had received. What does not fit there waits at the sender, as it would have.
 
     Returns:
-        How many bytes have no room at either end.
+        The bytes that fit at neither end.
     """
 
     def unsent() -> int:
@@ -382,10 +382,10 @@ def _fill_inside(sender: socket.socket, receiver: socket.socket, content: bytes)
 
 
 def _patiently(act: Callable[[], T], where: str) -> T:
-    """Try again while an old connection still holds the port.
+    """Try again while a closed connection still holds the port.
 
     Raises:
-        RestoreFailed: it still does after PATIENCE.
+        RestoreFailed: it still does after PATIENCE seconds.
     """
     deadline = time.monotonic() + PATIENCE
     while True:

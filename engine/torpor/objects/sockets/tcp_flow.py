@@ -1,13 +1,13 @@
-"""Bytes under way between two ends of one TCP connection, both here: brought into the queue of the end they go to.
+"""Data in flight between two ends of one TCP connection on this host: moving it into the receiver's queue.
 
-Nobody may look into the queue of what was not sent yet, and a reader that is frozen makes no room. So the receiving
-end's buffer grows (SO_RCVBUF, and where that has an end before the kernel's own sizing has it, SO_RCVLOWAT), and the
-sending end is told of the room: the kernel does so whenever the queue is read, also by a look that takes nothing out
-(MSG_PEEK; tcp_cleanup_rbuf in net/ipv4/tcp.c). What is held back to be sent with more (Nagle's algorithm, TCP_CORK)
-goes as soon as TCP_NODELAY is set. The sizes that a program chose become what they were; others the kernel adapts.
+Unsent data cannot be read from the send queue, and a frozen reader makes no room. So the receiver's buffer is enlarged
+(SO_RCVBUF, or, where that has a lower limit than the kernel's own sizing, SO_RCVLOWAT), and the sender is told of the
+room: the kernel does that whenever the queue is read, even by a read that takes nothing out (MSG_PEEK; tcp_cleanup_rbuf
+in net/ipv4/tcp.c). Data held back by Nagle's algorithm or TCP_CORK is sent as soon as TCP_NODELAY is set. Sizes that a
+program chose are restored; the kernel adapts others.
 
-A caller that is killed between two calls leaves a larger buffer behind, or a packet sent sooner. Where SO_RCVLOWAT is
-needed it is what it was again after a few microseconds; a caller killed in these leaves reads that wait for more.
+A caller that is killed between two calls leaves a larger buffer behind, or a packet sent earlier. SO_RCVLOWAT, where
+needed, is restored after a few microseconds; if the caller is killed in these, reads wait for more data.
 """
 
 from __future__ import annotations
@@ -21,25 +21,26 @@ from torpor.objects.sockets import common
 
 SOL_MPTCP, MPTCP_INFO = 284, 1
 _FALLEN_BACK = 1
-"""MPTCP_INFO_FLAG_FALLBACK: it is TCP, because the other end knows no MPTCP (include/uapi/linux/mptcp.h)."""
+"""MPTCP_INFO_FLAG_FALLBACK: it is plain TCP, because the other end does not support MPTCP (include/uapi/linux/mptcp.h).
+"""
 _INFO = struct.Struct("=8xI4xQ8xQ")
 """The flags, mptcpi_write_seq and mptcpi_rcv_nxt of struct mptcp_info."""
 _RCVBUF_LOCK = 2
 SIOCOUTQNSD = 0x894B
-"""An ioctl that tells the bytes that were written and not sent (include/uapi/linux/sockios.h)."""
+"""An ioctl: the bytes that were written but not sent (include/uapi/linux/sockios.h)."""
 _GROWING = 5.0
-"""Seconds in which a buffer must have grown: it takes tenths of one."""
+"""How long a buffer may take to grow, in seconds: usually tenths of one."""
 _STANDSTILL = 0.01
-"""Seconds in which at least a byte must arrive: on the loopback it takes microseconds."""
+"""How long to wait for at least one byte, in seconds: on the loopback it takes microseconds."""
 
 
 def bring(sender: socket.socket, receiver: socket.socket, under_way: Callable[[], int]) -> None:
-    """Have what is under way arrive, as far as the kernel has room for it.
+    """Let data in flight arrive, as far as the kernel has room for it.
 
     Args:
         sender: the end that has sent.
         receiver: the end that receives.
-        under_way: tells the bytes that have not arrived.
+        under_way: returns the bytes that have not arrived.
     """
     _push(sender)
     if _all_arrives(receiver, under_way):
@@ -61,10 +62,10 @@ def bring(sender: socket.socket, receiver: socket.socket, under_way: Callable[[]
 
 
 def make_room(sender: socket.socket, receiver: socket.socket, size: int) -> None:
-    """Have a fresh connection's receive buffer grow to `size` bytes, as far as the kernel lets it.
+    """Let a new connection's receive buffer grow to `size` bytes, as far as the kernel allows.
 
-    Up to half of the largest buffer (net.ipv4.tcp_rmem) it grows when it is told to; beyond, only as it does for a
-    program that reads much at once (tcp_rcv_space_adjust() in net/ipv4/tcp_input.c). So much is sent, and read again.
+    It grows by request up to half of the largest buffer (net.ipv4.tcp_rmem); beyond that only as for a program that
+    reads much at once (tcp_rcv_space_adjust() in net/ipv4/tcp_input.c). So that much is sent, and read again.
     """
     common.enlarge(sender, socket.SO_SNDBUF)
     _enlarge_further(receiver)
@@ -77,7 +78,7 @@ def make_room(sender: socket.socket, receiver: socket.socket, size: int) -> None
 
 
 def _send(sender: socket.socket, content: memoryview) -> int:
-    """How many bytes a socket takes that does not block."""
+    """The bytes that a non-blocking socket accepts."""
     try:
         return sender.send(content)
     except BlockingIOError:
@@ -85,7 +86,7 @@ def _send(sender: socket.socket, content: memoryview) -> int:
 
 
 def sequence(sock: int) -> tuple[int, int] | None:
-    """How far an MPTCP socket has written and received, in numbers that both ends count alike. None: it is none."""
+    """How far an MPTCP socket has written and received, in sequence numbers that both ends share; None: not MPTCP."""
     raw = common.if_known(sock, SOL_MPTCP, MPTCP_INFO, _INFO.size)
     if raw is None or len(raw) < _INFO.size:
         return None
@@ -94,18 +95,18 @@ def sequence(sock: int) -> tuple[int, int] | None:
 
 
 def _push(sender: socket.socket) -> None:
-    """Send what is held back. TCP_NODELAY pushes it once, even under TCP_CORK (tcp(7))."""
+    """Send data that is held back. TCP_NODELAY pushes it once, even under TCP_CORK (tcp(7))."""
     if not sender.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY):
         sender.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sender.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 0)
 
 
 def _all_arrives(receiver: socket.socket, under_way: Callable[[], int]) -> bool:
-    """Tell the sending end again and again how much room there is, as long as that brings something."""
+    """Announce the room to the sender again and again, as long as data arrives. Returns whether all has."""
     left = under_way()
     until = time.monotonic() + _STANDSTILL
     while left and time.monotonic() < until:
-        if common.queued(receiver.fileno()):  # else it could take an error that the program is to see
+        if common.queued(receiver.fileno()):  # else it could consume an error that the program must see
             receiver.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
         now = under_way()
         if now < left:
@@ -114,7 +115,7 @@ def _all_arrives(receiver: socket.socket, under_way: Callable[[], int]) -> bool:
 
 
 def _lock(sock: socket.socket, locks: bytes) -> bool:
-    """Set who chose the sizes of the buffers; whether the kernel lets one (MPTCP does not)."""
+    """Set who chose the sizes of the buffers. Returns whether the kernel allows it (MPTCP does not)."""
     try:
         sock.setsockopt(socket.SOL_SOCKET, common.SO_BUF_LOCK, locks)
     except OSError as error:
@@ -125,7 +126,7 @@ def _lock(sock: socket.socket, locks: bytes) -> bool:
 
 
 def _enlarge_further(receiver: socket.socket) -> None:
-    """As large as the kernel would make the buffer by itself (net.ipv4.tcp_rmem): see tcp_set_rcvlowat()."""
+    """Make the buffer as large as the kernel would by itself (net.ipv4.tcp_rmem): see tcp_set_rcvlowat()."""
     before = receiver.getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT)
     receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, common.LARGEST_BUFFER)
     receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, before)

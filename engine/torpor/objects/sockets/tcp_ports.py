@@ -1,9 +1,9 @@
-"""TCP ports: whether those of an image can be had here, and having them again.
+"""TCP ports: whether those of an image are available here, and binding them again.
 
-Who listens, and who was bound by the program, binds its port again. An end that connected had its port from the kernel,
-which may give one port to any number of connections that lead to different places: its port is free if the connection
-can be made, though bind(2) may refuse it. So the kernel is asked to choose again, among one port
-(IP_LOCAL_PORT_RANGE, Linux 6.3). It does so within net.ipv4.ip_local_port_range only; elsewhere bind() must do.
+Listeners, and sockets that the program had bound, bind their ports again. A connecting end got its port from the
+kernel, which may give one port to any number of connections with different peers: the port is available if the
+connection can be made, though bind(2) may refuse it. So the kernel is asked to choose from a range of one port
+(IP_LOCAL_PORT_RANGE, Linux 6.3). It does so only within net.ipv4.ip_local_port_range; for other ports bind() must do.
 """
 
 from __future__ import annotations
@@ -34,16 +34,17 @@ V6ONLY: Key = (socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
 FIXED: frozenset[Key] = frozenset({V6ONLY})
 """Options that cannot be changed once a socket has an address."""
 EARLY = FIXED | {FREEBIND, TRANSPARENT, DEVICE, (socket.SOL_SOCKET, socket.SO_RCVBUF)}
-"""Options that are set first: which addresses a socket may have depends on them. Set later, a receive buffer's size
-does not bound the windows that are promised to the peer, and what comes is dropped."""
+"""Options that are set first: they determine which addresses a socket may have. If a receive buffer's size is set
+later, it does not limit the windows that were announced to the peer, and data is dropped.
+"""
 RESET = struct.pack("ii", 1, 0)
-"""struct linger: closing with it resets the connection (socket(7))."""
+"""struct linger: with it, close() resets the connection (socket(7))."""
 BOUND = (TcpSocket.LISTEN, TcpSocket.CLOSED)
 CONNECTING = (TcpSocket.INSIDE, TcpSocket.PENDING)
 
 
 def listener_for(tcp: TcpSocket, listeners: Iterable[TcpSocket]) -> TcpSocket | None:
-    """The listener that an end of a connection was accepted from, if there is one."""
+    """The listener that has accepted an end of a connection, if there is one."""
     here = common.address(tcp.local)
     for listener in listeners:
         there = common.address(listener.local)
@@ -53,13 +54,13 @@ def listener_for(tcp: TcpSocket, listeners: Iterable[TcpSocket]) -> TcpSocket | 
 
 
 def shared(mine: Iterable[TcpSocket]) -> set[int]:
-    """The ports that several sockets of an image are bound to: SO_REUSEPORT may be off by now."""
+    """The ports to which several sockets of an image are bound: SO_REUSEPORT may be off by now."""
     count = Counter(common.address(tcp.local).port for tcp in mine if tcp.state in BOUND)
     return {port for port, sockets_at in count.items() if port and sockets_at > 1}
 
 
 def check(mine: dict[int, TcpSocket]) -> Iterator[Reason]:
-    """Try every address once, as far as can be seen without listening at it."""
+    """Try every address once, as far as possible without listening on it."""
     listeners = [tcp for tcp in mine.values() if tcp.state == TcpSocket.LISTEN]
     tried: set[tuple[int, Address]] = set()
     for tcp in mine.values():
@@ -72,21 +73,21 @@ def check(mine: dict[int, TcpSocket]) -> Iterator[Reason]:
         tried.add((tcp.family, where))
         with socket.socket(tcp.family, socket.SOCK_STREAM) as probe:
             try:
-                # Not with SO_REUSEPORT: that would share the port with the program itself, if it still runs.
+                # Not with SO_REUSEPORT: the probe could share the port with the program itself, if it still runs.
                 bind(probe, tcp, where, share=False)
             except OSError as error:
                 holder = port_holders.find(where.port) if error.errno == errno.EADDRINUSE else None
                 connects = tcp.state == TcpSocket.PENDING or (
                     tcp.state == TcpSocket.INSIDE and (tcp.connected or not mine[tcp.peer].connected)
                 )
-                # What has ended can be waited for: see connect().
+                # For closed connections connect() waits.
                 if holder and connects and (holder.seconds is not None or _can_connect(tcp, where)):
                     continue
                 yield _cannot_bind(tcp, where, error, holder)
 
 
 def _can_connect(tcp: TcpSocket, here: Address) -> bool:
-    """Whether a connection can be made from a port at which bind() fails: it is tried, to a port of ours."""
+    """Whether a connection can be made from a port that bind() refuses: try it, to a port of ours."""
     there = common.address(tcp.remote)
     family = socket.AF_INET if there.host.version == 4 else socket.AF_INET6
     try:
@@ -117,19 +118,19 @@ def _cannot_bind(tcp: TcpSocket, where: Address, error: OSError, holder: port_ho
 
 
 def connect(tcp: TcpSocket, here: Address, there: Address, patience: float = 2.0) -> socket.socket:
-    """A connection from a port that the kernel chooses: see above.
+    """Connect from a port that the kernel chooses: see above.
 
-    Only this way a port can be had again that an old connection still holds (TIME_WAIT): on the loopback after a
-    second (net.ipv4.tcp_tw_reuse).
+    This is the only way to get a port that a closed connection still holds (TIME_WAIT): on the loopback after a second
+    (net.ipv4.tcp_tw_reuse).
 
     Args:
-        tcp: what is to be connected.
+        tcp: the socket to connect.
         here: its address.
-        there: where it leads to.
-        patience: seconds that the other end has to take it.
+        there: its peer's address.
+        patience: seconds until the peer must accept it.
 
     Raises:
-        OSError: EADDRNOTAVAIL: the port is taken, or none that the kernel chooses.
+        OSError: EADDRNOTAVAIL: the port is in use, or the kernel does not choose it.
     """
     sock = socket.socket(tcp.family, socket.SOCK_STREAM, tcp.protocol)
     try:
@@ -150,7 +151,7 @@ def connect(tcp: TcpSocket, here: Address, there: Address, patience: float = 2.0
 
 
 def bind(sock: socket.socket, tcp: TcpSocket, where: Address, *, share: bool) -> None:
-    """Bind, past what old connections left on the port; the options that it takes are for the caller to set back.
+    """Bind to a port, even if closed connections still hold it. The caller must restore the options that this sets.
 
     Raises:
         OSError: the kernel refuses.
@@ -163,7 +164,7 @@ def bind(sock: socket.socket, tcp: TcpSocket, where: Address, *, share: bool) ->
 
 
 def set_early(sock: socket.socket, tcp: TcpSocket) -> None:
-    """Set what must be set before a socket has an address."""
+    """Set the options that must be set before a socket has an address."""
     for option in tcp.options:
         if (option.level, option.name) in EARLY:
             common.set_option(sock, (option.level, option.name), option.value)

@@ -1,24 +1,24 @@
 """TCP connections to the outside that go on (`torpor checkpoint --then kill --tcp=keep`), by TCP_REPAIR.
 
-In repair mode (CAP_NET_ADMIN) the kernel shows and takes sequence numbers, queues, window and options of a connection,
-and closing it says nothing to the peer. The program must never have a socket in that mode, whatever becomes of us. So
+In repair mode (CAP_NET_ADMIN) the kernel shows and sets sequence numbers, queues, window and options of a connection,
+and closing it sends nothing to the peer. The program must never have a socket in that mode, whatever happens to us. So
 nothing is touched while it lives: the snapshot is published first, with the connection as one that was reset. Then we
-take copies of its sockets, the tree is killed, and only now, when they are ours alone, their state is read into a file
-of root's in RUN, and they are closed in silence. What arrives meanwhile a socket filter drops, unanswered. If this
+copy its descriptors, and the tree is killed. Only now, when we alone have the sockets, their state is written to a file
+of root's in RUN, and they are closed silently. A socket filter drops what arrives meanwhile, without an answer. If this
 process is killed after the tree, the connections end, and are restored as reset.
 
-A restore makes the connection again in repair mode behind the same filter, and lets it go together with the tree; with
-that the file is gone. Where there is no file, or the addresses cannot be had, or the privilege is missing, the
-connection is reset, and the restore says so. So a connection goes on once at most: two programs that speak on one would
-mix their bytes. The file lasts as long as the host is up.
+A restore makes the connection again in repair mode behind the same filter, and releases it together with the tree; then
+it removes the file. If there is no file, or the address or the privilege is missing, the connection is reset, and the
+restore says so. So a connection goes on at most once: two programs on one connection would mix their bytes. The file
+lasts until the host reboots.
 
-While nobody has the connection, the kernel answers its peer with a reset, as for every connection it does not know: a
-peer that sends or asks for a sign of life in that time ends it. No rule of a firewall is left behind to prevent that.
+While nobody has the connection, the kernel answers its peer with a reset, as for every unknown connection: a peer that
+sends data or a keepalive in that time ends it. No firewall rule is left behind to prevent that.
 
 Kept: sequence numbers, both queues, window, time stamps, window scale, SACK, maximum segment size, options, and that
-one side has ended (see `torpor.objects.sockets.tcp_close`). Not kept, and reset: connections that are not established
-yet, or of which both sides have ended, that processes outside of the tree have as well, MPTCP, and those with a
-protocol in the kernel (TLS). Not kept at all: congestion control's memory, ECN, urgent data.
+one side has closed (see `torpor.objects.sockets.tcp_close`). Not kept, and reset: connections that are not established
+yet, that both sides have closed, that processes outside of the tree have too, MPTCP, and those with a protocol in the
+kernel (TLS). Not kept at all: the state of congestion control, ECN, urgent data.
 
 Documented in: net/ipv4/tcp.c (do_tcp_setsockopt, TCP_REPAIR), include/uapi/linux/tcp.h; socket(7), SO_ATTACH_FILTER.
 """
@@ -68,9 +68,9 @@ WE_ENDED = frozenset({FIN_WAIT1, FIN_WAIT2})
 GO_ON = WE_ENDED | {ESTABLISHED, CLOSE_WAIT}
 """States in which a connection can be made again (include/net/tcp_states.h)."""
 SIOCOUTQNSD = 0x894B
-"""Bytes that were written and not sent yet (include/uapi/linux/sockios.h)."""
+"""The bytes that were written but not sent yet (include/uapi/linux/sockios.h)."""
 SETTLING, PAUSE = 0.3, 0.005
-"""Seconds. A peer may delay an acknowledgement by 0.2 s (TCP_DELACK_MAX)."""
+"""In seconds. A peer may delay an acknowledgement by 0.2 s (TCP_DELACK_MAX)."""
 PIECE = 32 << 10
 """Bytes that are put into a queue at once."""
 
@@ -84,7 +84,7 @@ def can_keep() -> bool:
 
 
 def require() -> None:
-    """Raises NotPermitted where connections cannot be kept."""
+    """Raise NotPermitted if connections cannot be kept."""
     if not can_keep():
         raise NotPermitted(
             "TCP connections to the outside can be kept by root only, with CAP_NET_ADMIN",
@@ -93,18 +93,18 @@ def require() -> None:
 
 
 def new_name() -> str:
-    """A name for a connection's file."""
+    """A new name for a connection's file."""
     return secrets.token_hex(NAME_LENGTH // 2)
 
 
 def is_name(text: str) -> bool:
-    """Whether an image's name for a file can be one."""
+    """Whether an image's name for a file is valid."""
     return len(text) == NAME_LENGTH and all(c in "0123456789abcdef" for c in text)
 
 
 @dataclass
 class Hold:
-    """Copies of connections that are to go on. A context manager: leaving it closes them."""
+    """Copies of connections that will go on. A context manager: its exit closes them."""
 
     _copies: dict[str, int] = field(default_factory=dict)
     _stack: ExitStack = field(default_factory=ExitStack)
@@ -116,16 +116,16 @@ class Hold:
         self._stack.close()
 
     def take(self, name: str, pid: int, fd: int) -> None:
-        """Take a copy of a socket of a process that stands still; nothing else is done to it.
+        """Copy a descriptor of a frozen process; nothing else is done to it.
 
         Args:
-            name: of its file.
+            name: of the connection's file.
             pid: the process.
             fd: its descriptor.
         """
         try:
             pidfd = pidfd_open(pid)
-        except ProcessLookupError:  # it was killed by someone else
+        except ProcessLookupError:  # another process killed it
             return
         try:
             self._copies[name] = syscall(NR.pidfd_getfd, pidfd, fd)
@@ -134,10 +134,10 @@ class Hold:
         self._stack.callback(os.close, self._copies[name])
 
     def save(self, snapshot: str) -> None:
-        """Read the state of all and write it; then they are closed in silence. Their processes have ended.
+        """Write the state of all connections, and close them silently. Their processes have ended.
 
         Raises:
-            CheckpointFailed: it cannot be kept; the connections end.
+            CheckpointFailed: one cannot be kept; the connections end.
         """
         if not self._copies:
             return
@@ -163,9 +163,9 @@ class Hold:
 
 
 def _settle(copies: Collection[int]) -> None:
-    """Let both sides acknowledge what they have: an acknowledgement that comes later would be answered by a reset."""
+    """Let both sides acknowledge what they have: later, an acknowledgement would be answered by a reset."""
     for copy in copies:
-        _set(copy, socket.TCP_QUICKACK, 1)  # sends one that is due
+        _set(copy, socket.TCP_QUICKACK, 1)  # sends a due acknowledgement
     deadline = time.monotonic() + SETTLING
     while any(common.queued(copy, termios.TIOCOUTQ) != common.queued(copy, SIOCOUTQNSD) for copy in copies):
         if time.monotonic() > deadline:
@@ -182,13 +182,13 @@ def _held_by_others() -> set[int]:
         try:
             links = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
         except (FileNotFoundError, ProcessLookupError, PermissionError):
-            continue  # it ended, or closed one; or root may not look at it, as at pid 1 of some virtual machines
+            continue  # it ended or closed one; or root may not read it, as for PID 1 of some virtual machines
         found |= {int(link[8:-1]) for link in links if link.startswith("socket:[")}
     return found
 
 
 def _read(copy: int) -> KeptConnection | None:
-    """The state of a connection, which stays in repair mode; None if it has come too far to go on. Raises OSError."""
+    """The state of a connection, which stays in repair mode; None if it is too far closed to go on. Raises OSError."""
     _filter(copy)
     info = common.getsockopt(copy, _TCP, socket.TCP_INFO, 192)
     if info[0] not in GO_ON:
@@ -221,7 +221,7 @@ def _read(copy: int) -> KeptConnection | None:
 
 
 def find(tcp: TcpSocket) -> KeptConnection | None:
-    """The state of an image's connection, if it is there, and may go on here."""
+    """The state of an image's connection, if it exists and may go on here."""
     if not can_keep():
         return None
     try:
@@ -258,7 +258,7 @@ def _make(sock: socket.socket, tcp: TcpSocket, state: KeptConnection) -> None:
     for name in (socket.SO_SNDBUF, socket.SO_RCVBUF):
         common.enlarge(sock, name)
     sock.bind(common.for_python(common.address(state.local), tcp.family))
-    # What the program has shut counts as a byte: its end is sent anew.
+    # The program's FIN counts as a byte: it is sent again.
     begin = (state.sent_until - len(state.sent) - state.we_ended) & 0xFFFFFFFF
     received_until = state.received_until - state.peer_ended
     for queue, number in ((SEND_QUEUE, begin), (RECV_QUEUE, received_until - len(state.received))):
@@ -283,7 +283,7 @@ def _make(sock: socket.socket, tcp: TcpSocket, state: KeptConnection) -> None:
             left = left[sock.send(left[:PIECE], socket.MSG_DONTWAIT) :]
     _set(fd, TCP_REPAIR_QUEUE, NO_QUEUE)
     last, window, largest, ours, told = WINDOW.unpack(state.window)
-    if told == state.received_until:  # of which the peer's end is yet to come
+    if told == state.received_until:  # the peer's FIN is delivered later
         told = received_until & 0xFFFFFFFF
     sock.setsockopt(_TCP, TCP_REPAIR_WINDOW, WINDOW.pack(last, window, largest, ours, told))
     if state.peer_ended:
@@ -295,7 +295,7 @@ def _make(sock: socket.socket, tcp: TcpSocket, state: KeptConnection) -> None:
 
 
 def let_go(sock: socket.socket, tcp: TcpSocket, state: KeptConnection) -> None:
-    """Let a connection go on, once and for all. Raises OSError."""
+    """Let a connection go on. This can be done once. Raises OSError."""
     reuse = sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR)
     (RUN / tcp.kept).unlink()
     sock.setsockopt(socket.SOL_SOCKET, SO_DETACH_FILTER, 0)

@@ -1,16 +1,16 @@
-"""UDP sockets (udp(7)): their addresses, their options, and datagrams that wait in them.
+"""UDP sockets (udp(7)): their addresses, their options, and unread datagrams.
 
-Kept: whom it is bound and connected to, options, memberships of multicast groups (see
-`torpor.objects.sockets.multicast`), and the datagrams that were not read, each with its sender. At a restore they are
-sent again, from where they came: from the tree's own socket at that address, or from one that has it for the moment.
-Refused: datagrams from an address that another program has, or that is not this host's; from the kernel's own
-reassembly (UDP_GRO), or behind an error. Not kept: that one is shut for writing alone, which nothing shows; what came
-with a datagram but for its sender (time, TTL, ...); an error that waits alone (ICMP), as one that was lost on its way;
-and a device for what it sends to groups where only its number was given.
+Kept: the addresses that it is bound and connected to, options, memberships in multicast groups (see
+`torpor.objects.sockets.multicast`), and unread datagrams, each with its sender. A restore sends these again from their
+address: from the tree's own socket there, or from a temporary one. Refused: datagrams from an address that another
+program has, or that is not this host's; datagrams that the kernel has merged (UDP_GRO), or that are behind an error.
+Not kept: that a socket is shut down for writing only, which nothing shows; what comes with a datagram besides its
+sender (time, TTL, ...); an error without datagrams (ICMP), as if it had been lost in the network; and an outgoing
+multicast device that was set only by its number.
 
-Datagrams behind the first are seen with SO_PEEK_OFF (socket(7)), which is set for that moment. An empty one is shown so
-only once (net/core/datagram.c, __skb_try_recv_from_queue): if the program goes on and still has not read it by the next
-checkpoint, that one loses it.
+Datagrams behind the first are read with SO_PEEK_OFF (socket(7)), which is set for that moment. An empty datagram is
+shown only once in this way (net/core/datagram.c, __skb_try_recv_from_queue): if the program goes on and still has not
+read it by the next checkpoint, that one loses it.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ from torpor.objects.sockets.common import Address, SocketState
 UDP_ENCAP = 100
 UDP_GRO = (socket.IPPROTO_UDP, 104)
 LONGEST = 1 << 16
-"""Bytes; a datagram has less."""
+"""In bytes; a datagram is smaller."""
 PATIENCE = 2.0
-"""Seconds in which a datagram must arrive on this host."""
+"""How long a datagram may take to arrive on this host, in seconds."""
 FIXED = frozenset({(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)})
 """Options that cannot be changed once a socket has an address."""
 REUSES = ((socket.SOL_SOCKET, socket.SO_REUSEADDR), (socket.SOL_SOCKET, socket.SO_REUSEPORT))
@@ -68,27 +68,27 @@ class UdpState:
     local: bytes
     """struct sockaddr."""
     remote: bytes
-    """Empty when it is not connected."""
+    """Empty if it is not connected."""
     encapsulates: bool
-    """It carries IPsec or tunnels for the kernel."""
+    """Whether it carries IPsec or tunnels for the kernel."""
     memberships: list[Membership]
-    """Of multicast groups."""
+    """Memberships in multicast groups."""
     messages: list[tuple[bytes, bytes]] = field(default_factory=list)
-    """Those that wait in it, each with its sender's struct sockaddr."""
+    """Unread datagrams, each with its sender's struct sockaddr."""
 
     @property
     def shut_read(self) -> bool:
-        """Whether it hears nobody any more."""
+        """Whether it is shut down for reading."""
         return bool(self.socket.events & select.POLLRDHUP)
 
     @property
     def shut_write(self) -> bool:
-        """Whether it sends nothing any more; poll() tells it of one that is shut for both."""
+        """Whether it is shut down for writing; poll() shows it only if it is shut down for both."""
         return bool(self.socket.events & select.POLLHUP)
 
     @property
     def failed(self) -> bool:
-        """Whether an error waits in it, which a look into its queue would take out."""
+        """Whether it has a pending error, which reading its queue would consume."""
         return bool(self.socket.events & select.POLLERR)
 
 
@@ -100,7 +100,7 @@ class Udp(Kind[UdpState]):
     may_be_under_way = True
 
     def matches(self, seen: Seen) -> bool:
-        """By its family and protocol."""
+        """By family, type and protocol."""
         family = seen.family
         return (
             family is not None
@@ -109,7 +109,7 @@ class Udp(Kind[UdpState]):
         )
 
     def grab(self, held: OpenFile[UdpState], pidfd: int, *, content: bool) -> UdpState:
-        """Addresses, options and the queue."""
+        """Read addresses, options and the queue."""
         with borrowed(pidfd, held.holders[0].fd) as copy:
             family = common.number(copy, socket.SOL_SOCKET, socket.SO_DOMAIN)
             encapsulation = common.if_known(copy, socket.IPPROTO_UDP, UDP_ENCAP, 4)
@@ -126,7 +126,7 @@ class Udp(Kind[UdpState]):
         return state
 
     def judge(self, held: OpenFile[UdpState], tree: GrabbedDescriptors) -> Iterator[Problem]:
-        """What waits in it can be sent again."""
+        """A restore must be able to send its unread datagrams again."""
         state = held.state
         yield from common.judge(state.socket, tree.asked(held.holders[0].pid))
         if state.failed and not state.shut_read and state.socket.events & select.POLLIN:
@@ -146,7 +146,7 @@ class Udp(Kind[UdpState]):
             yield Problem("it carries packets for the kernel (UDP_ENCAP)", "close it")
 
     def describe(self, held: OpenFile[UdpState], out: Description, tree: GrabbedDescriptors, image: Describing) -> None:
-        """Addresses and options."""
+        """Write addresses and options."""
         state = held.state
         out.udp.family, out.udp.local, out.udp.remote = state.socket.family.family, state.local, state.remote
         wanted = _options(state.socket.family.family)
@@ -157,7 +157,7 @@ class Udp(Kind[UdpState]):
         out.udp.senders.extend(sender for _, sender in state.messages)
 
     def check(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
-        """The addresses can be."""
+        """The addresses must be valid."""
         for description in mine.values():
             udp = description.udp
             if udp.family not in (socket.AF_INET, socket.AF_INET6):
@@ -176,7 +176,7 @@ class Udp(Kind[UdpState]):
                 yield Reason("the image", f"it has a UDP socket with {error}")
 
     def check_free(self, mine: dict[int, Description], image: Tree) -> Iterator[Reason]:
-        """The addresses can be had here, those of datagrams that wait too."""
+        """The addresses must be available here, also those of unread datagrams."""
         ours: list[Address | None] = []
         senders: dict[Address, None] = {}
         for description in mine.values():
@@ -194,7 +194,7 @@ class Udp(Kind[UdpState]):
                 )
 
     def open(self, mine: dict[int, Description], opening: Opening) -> None:
-        """Bind all, send what waited in them, then connect."""
+        """Bind all sockets, send the unread datagrams, then connect."""
         ports = Counter(_port(description.udp) for description in mine.values())
         with ExitStack() as stack:
             made: dict[int, socket.socket] = {}
@@ -221,7 +221,7 @@ def _options(family: int) -> dict[common.Key, int]:
 
 
 def _address(name: bytes) -> Address | None:
-    """What a struct sockaddr of a UDP socket says; None for nothing at all."""
+    """The address in a struct sockaddr of a UDP socket; None if it is empty."""
     return common.address(name) if name else None
 
 
@@ -242,7 +242,7 @@ def _port(udp: UdpSocket) -> int:
 
 
 def _bound(udp: UdpSocket, *, share: bool = False) -> socket.socket:
-    """Bound as it was; `share` its port with others, though the option that allowed that may be off by now."""
+    """A socket that is bound as it was. `share`: others have its port, though the option may be off by now."""
     sock = socket.socket(udp.family, socket.SOCK_DGRAM, socket.IPPROTO_UDP)
     try:
         for option in udp.options:
@@ -264,13 +264,13 @@ def _shut(sock: socket.socket, udp: UdpSocket) -> None:
         if side:
             try:
                 sock.shutdown(how)
-            except OSError as error:  # of one that is not connected the kernel says so, and shuts it
+            except OSError as error:  # the kernel returns an error for an unconnected socket, but shuts it down
                 if error.errno != errno.ENOTCONN:
                     raise
 
 
 def _peek(copy: int) -> list[tuple[bytes, bytes]]:
-    """The datagrams that wait, each with its sender."""
+    """The unread datagrams, each with its sender."""
     found: list[tuple[bytes, bytes]] = []
     with common.peeking_on(copy):
         while True:
@@ -278,18 +278,18 @@ def _peek(copy: int) -> list[tuple[bytes, bytes]]:
                 message = common.peek(copy, LONGEST)
             except BlockingIOError:
                 return found
-            if not message.name:  # the end of one that is shut: a datagram has a sender
+            if not message.name:  # the end of a socket that is shut down: datagrams have a sender
                 return found
             found.append((message.content, message.name))
 
 
 def _is_at(own: Address, sender: Address) -> bool:
-    """Whether what a socket sends can come from an address."""
+    """Whether a socket at `own` can send from an address."""
     return own.port == sender.port and (own.host == sender.host or own.host.is_unspecified)
 
 
 def _why_not_ours(sender: Address) -> str:
-    """Why a socket of ours cannot have an address for a moment."""
+    """Why a temporary socket cannot have an address; empty if it can."""
     try:
         _at(sender).close()
     except OSError as error:
@@ -308,7 +308,7 @@ def _at(where: Address) -> socket.socket:
 
 
 def _fill(receiver: socket.socket, udp: UdpSocket, made: Sequence[socket.socket]) -> None:
-    """Send again what waited in a socket. It hears only the one who sends, so that nobody else comes in between."""
+    """Send a socket's unread datagrams again. Meanwhile it is connected to the sender, to receive no others."""
     if not udp.messages:
         return
     size = receiver.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
@@ -332,7 +332,7 @@ def _fill(receiver: socket.socket, udp: UdpSocket, made: Sequence[socket.socket]
 
 @contextmanager
 def _sender(there: Address, made: Sequence[socket.socket]) -> Iterator[socket.socket]:
-    """A socket at an address: the tree's own, else one for the moment."""
+    """A socket at an address: the tree's own, else a temporary one."""
     for sock in made:
         where = common.address(common.local_name(sock.fileno()))
         if _is_at(where, there) and (sock.family == socket.AF_INET6 or there.host.version == 4):

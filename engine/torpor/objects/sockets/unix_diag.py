@@ -1,4 +1,4 @@
-"""What the kernel tells of all unix sockets at once: names, who is connected to whom, who waits to be accepted.
+"""The kernel's list of all unix sockets: names, connections, and connections that were not accepted.
 
 Documented in: sock_diag(7); include/uapi/linux/unix_diag.h.
 """
@@ -29,7 +29,7 @@ ATTRIBUTE = struct.Struct("=HH")
 
 
 class Known(NamedTuple):
-    """What the kernel says of a unix socket."""
+    """The kernel's data on a unix socket."""
 
     state: int
     name: bytes
@@ -37,22 +37,22 @@ class Known(NamedTuple):
     """The inode of the other end; 0: it is closed or not accepted yet; None: it was never connected."""
     shutdown: int
     inode: int | None
-    """Of the file of its name: the lower 32 bits."""
+    """The inode of the file of its name: the lower 32 bits."""
     waiting: int
-    """Of a listener: connections that were not accepted."""
+    """For a listener: the number of connections that were not accepted."""
     backlog: int
-    """Of a listener."""
+    """For a listener."""
     clients: tuple[int, ...]
-    """Of a listener: the inodes of the sockets whose connections were not accepted, in order; 0: it is closed."""
+    """For a listener: the inodes of the sockets whose connections were not accepted, in order; 0: it is closed."""
 
 
 class Diagnosis:
-    """Every unix socket of this network namespace, by inode; read at once, parsed when it is asked for."""
+    """Every unix socket of this network namespace, by inode; read at once, parsed on first use."""
 
     def __init__(self) -> None:
         self._raw: list[bytes] = []
         self.unavailable = ""
-        """Why the kernel does not tell, if it does not."""
+        """Why the kernel gives no data; empty if it does."""
         shown = UDIAG_SHOW_NAME | UDIAG_SHOW_VFS | UDIAG_SHOW_PEER | UDIAG_SHOW_ICONS | UDIAG_SHOW_RQLEN
         request = REQUEST.pack(socket.AF_UNIX, 0, 0, ANY, 0, shown, ANY, ANY)
         length = HEADER.size + len(request)
@@ -78,7 +78,7 @@ class Diagnosis:
 
     @cached_property
     def sockets(self) -> dict[int, Known]:
-        """By inode."""
+        """The sockets by inode."""
         found = {}
         for raw in self._raw:
             for kind, body in _messages(raw):

@@ -1,8 +1,8 @@
-"""Unix sockets with a name: who listens, who is bound, and datagram sockets that know each other by name (unix(7)).
+"""Unix sockets with a name: listeners, bound sockets, and datagram sockets that are connected by name (unix(7)).
 
-At the restore the file of a socket may be there still, as the program left it: it is removed if it is a socket of this
-user's, or the very file, and nobody is behind it. Abstract names must be free. Where its file is, is known by
-`torpor.objects.sockets.unix_paths`.
+At a restore a socket's file may still exist, as the program left it: it is removed if it is a socket of this user's, or
+exactly that file, and no process is bound to it. Abstract names must be free. `torpor.objects.sockets.unix_paths` finds
+the files.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from torpor.objects.sockets.unix_paths import of, printable
 
 OPTIONS = {**common.GENERAL, **common.UNIX}
 PATIENCE = 2.0
-"""Seconds in which the tree's own listener must take a connection."""
+"""How long the tree's own listener may take to accept a connection, in seconds."""
 UCRED = struct.Struct("=iII")
 
 
 def owns(unix: UnixMessage) -> bool:
-    """Whether a socket is bound itself: an accepted one only shows its listener's name."""
+    """Whether a socket itself is bound: an accepted one only shows its listener's name."""
     return bool(unix.name) and not unix.has_peer and not unix.peer_gone
 
 
 def check(mine: dict[int, Description], openers: Openers) -> Iterator[Reason]:
-    """Say which names cannot be had here."""
+    """Say which names are not available here."""
     names = {unix.name for unix in (description.unix for description in mine.values()) if owns(unix)}
     for index, description in mine.items():
         unix, opener = description.unix, openers.description(index)
@@ -61,7 +61,7 @@ def check(mine: dict[int, Description], openers: Openers) -> Iterator[Reason]:
 
 
 def _why_not_here(unix: UnixMessage, opener: Opener) -> tuple[str, str] | None:
-    """Why the file of a socket cannot be made by its user, and what to do."""
+    """Why a socket's user cannot make its file, and what to do; None if it can."""
     if not (path := unix_paths.path_of(unix)):
         return None
     if not opener.may_write_in(os.path.dirname(path)):
@@ -75,7 +75,7 @@ def _why_not_here(unix: UnixMessage, opener: Opener) -> tuple[str, str] | None:
 
 
 def check_free(mine: dict[int, Description], openers: Openers) -> Iterator[Reason]:
-    """Say which names somebody has."""
+    """Say which names other processes have."""
     for index, description in mine.items():
         unix = description.unix
         if owns(unix) and (why := _why_taken(unix, openers.description(index))):
@@ -83,7 +83,7 @@ def check_free(mine: dict[int, Description], openers: Openers) -> Iterator[Reaso
 
 
 def _why_taken(unix: UnixMessage, opener: Opener) -> tuple[str, str] | None:
-    """Why the name of a socket is not free, and what to do."""
+    """Why the name of a socket is not free, and what to do; None if it is."""
     advice = "end who has it: it may be the program itself, which still runs"
     with socket.socket(socket.AF_UNIX, unix.type) as probe:
         if unix.name.startswith(b"\0"):
@@ -97,7 +97,7 @@ def _why_taken(unix: UnixMessage, opener: Opener) -> tuple[str, str] | None:
 
 
 def _at(unix: UnixMessage, opener: Opener) -> os.stat_result | None:
-    """What stands where the file of a socket is to be."""
+    """The file at a socket's path, if there is one."""
     path = unix_paths.path_of(unix)
     try:
         return opener.lstat(path) if path else None
@@ -106,11 +106,11 @@ def _at(unix: UnixMessage, opener: Opener) -> os.stat_result | None:
 
 
 def _lives(probe: socket.socket, name: bytes, inode: int, opener: Opener) -> bool:
-    """Whether a socket is behind a path."""
+    """Whether a process is bound to the socket at a path."""
     probe.setblocking(False)
     try:
         _connect(probe, name, opener)
-    except PermissionError:  # its mode forbids it: the kernel knows who is bound to it
+    except PermissionError:  # its mode forbids connecting: the kernel knows who is bound to it
         return any(known.inode == inode & 0xFFFFFFFF for known in Diagnosis().sockets.values())
     except OSError as error:
         return error.errno != errno.ECONNREFUSED
@@ -140,13 +140,13 @@ def _cannot_connect(unix: UnixMessage, opener: Opener) -> str:
 
 @dataclass
 class Named:
-    """The named sockets of an image while they are made. A context manager: on an error, no name is left."""
+    """The named sockets of an image while they are made. A context manager: after an error it leaves no name."""
 
     opening: Opening
     _listeners: dict[bytes, tuple[socket.socket, bytes]] = field(default_factory=dict)
-    """Who listens, by the names they were bound by; with those by which they are reached for now."""
+    """Listeners by the names that they were bound to, with the names by which they can be reached for now."""
     _at: dict[int, bytes] = field(default_factory=dict)
-    """By the index of one that is bound, the name by which it is reached for now."""
+    """For each bound socket, by index, the name by which it can be reached for now."""
     _stack: ExitStack = field(default_factory=ExitStack)
 
     def __post_init__(self) -> None:
@@ -161,14 +161,14 @@ class Named:
             self._bound.remove()
 
     def bind_all(self, mine: dict[int, Description]) -> None:
-        """Make all that are bound or know another by name; who listens does so from now on.
+        """Make all sockets that are bound or connected by name; listeners listen from now on.
 
-        What waited at a name is sent again later, and only then whom they know by name is made known to them: one that
-        is connected hears nobody else.
+        Unread datagrams are sent again later, and sockets are connected by name only after that: a connected socket
+        receives from its peer only.
         """
         alone = {i: d for i, d in mine.items() if _stands_alone(d.unix)}
         made: dict[int, socket.socket] = {}
-        # Those whose name leads elsewhere by now come first: another one of the tree may have it.
+        # Sockets whose name now belongs to another file come first: that may be another socket of the tree.
         for index, description in sorted(alone.items(), key=lambda one: not one[1].unix.moved):
             with naming(description):
                 made[index] = self._bind(index, description.unix, self.opening.openers.description(index))
@@ -199,7 +199,7 @@ class Named:
 
     @contextmanager
     def _sender(self, owners: dict[bytes, socket.socket], name: bytes) -> Iterator[socket.socket]:
-        """A datagram socket with this name: the tree's own; without one, any."""
+        """A datagram socket with this name: the tree's own; without a name, any."""
         if not name:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as nobody:
                 yield nobody
@@ -209,8 +209,9 @@ class Named:
             raise RestoreFailed(f"datagrams came from {printable(name)}, which is not in the image")
 
     def queue_up(self, mine: dict[int, Description]) -> None:
-        """Connect those who wait to be accepted, in their order, and shut what is shut and no connection's end, but for
-        those who are to hear or to send first. Nothing may be accepted from then on.
+        """Connect unaccepted sockets, in their order; then shut down sockets that are not a connection's end.
+
+        Datagram sockets that must send or receive first are shut down later. From now on nothing may be accepted.
         """
         for number, listener in mine.items():
             for index in listener.unix.pending:
@@ -242,10 +243,10 @@ class Named:
         return sock
 
     def pair(self, index: int, one: UnixMessage, other: UnixMessage) -> tuple[socket.socket, socket.socket]:
-        """Two ends of a connection, through the tree's own listener where it was made so.
+        """Make two ends of a connection, through the tree's own listener if it was made so.
 
         Args:
-            index: of a description, in whose holders' name things are done.
+            index: of a description; its holders' credentials are used.
             one: the first end.
             other: the second.
         """
@@ -260,13 +261,13 @@ class Named:
         return socket.socketpair(socket.AF_UNIX, one.type)
 
     def _listen_for_now(self, index: int, name: bytes, kind: int) -> None:
-        """A listener in the place of one that is closed: an end that was accepted shows its name (getsockname)."""
+        """Make a temporary listener in place of a closed one: an accepted end shows its name (getsockname)."""
         unix = UnixMessage(name=name, type=kind, moved=not name.startswith(b"\0"))
         sock = socket.socket(socket.AF_UNIX, kind)
         try:
             at = self._bound.bind(sock, unix, self.opening.openers.description(index))
             sock.listen()
-        except OSError:  # an abstract name that somebody has: the end comes back without
+        except OSError:  # another process has the abstract name: the end comes back without it
             sock.close()
             return
         self._listeners[name] = self._stack.enter_context(sock), at
@@ -277,7 +278,7 @@ class Named:
             client.settimeout(PATIENCE)
             unix_paths.connect(client, at)
             client.settimeout(None)
-            while True:  # whoever came before us from outside is turned away, as when the program was gone
+            while True:  # connections from outside that came first are closed, as if the program were gone
                 server, _ = listener.accept()
                 pid, _, _ = UCRED.unpack(server.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size))
                 if pid == os.getpid():
@@ -290,10 +291,10 @@ class Named:
 
 
 def _clear(unix: UnixMessage, opener: Opener) -> None:
-    """Remove the file that the program left, if nobody is behind it.
+    """Remove the file that the program left, if no process is bound to it.
 
     Raises:
-        RestoreFailed: somebody is.
+        RestoreFailed: a process is.
     """
     if (why := _why_not_here(unix, opener) or _why_taken(unix, opener)) is not None:
         raise RestoreFailed(f"the unix socket {printable(unix.name)} cannot be made again: {why[0]}", advice=why[1])
@@ -302,22 +303,22 @@ def _clear(unix: UnixMessage, opener: Opener) -> None:
 
 
 def _stands_alone(unix: UnixMessage) -> bool:
-    """Whether it is bound, or knows another by name."""
+    """Whether it is bound, or connected by name."""
     return owns(unix) or bool(unix.connected_to)
 
 
 def _hears_by_name(unix: UnixMessage) -> bool:
-    """Whether what waits at it, or at others from it, is sent again by names: not when it is shut any more."""
+    """Whether its datagrams, or others from it, are sent again by name: then it may not be shut down yet."""
     return unix.type == socket.SOCK_DGRAM and _stands_alone(unix)
 
 
 def _is_shut(unix: UnixMessage) -> bool:
-    """Whether it is shut, and no end of a connection."""
+    """Whether it is shut down, and not an end of a connection."""
     return (unix.shut_read or unix.shut_write) and not (unix.has_peer or unix.peer_gone or unix.is_pending)
 
 
 def shut(sock: socket.socket, unix: UnixMessage) -> None:
-    """Shut the ways that were shut."""
+    """Shut down the directions that were shut down."""
     if unix.shut_read:
         sock.shutdown(socket.SHUT_RD)
     if unix.shut_write:

@@ -1,12 +1,12 @@
-"""Where the files of unix sockets are, and binding sockets so that their files are there again (unix(7)).
+"""Finding the files of unix sockets, and binding sockets so that their files are where they were (unix(7)).
 
-A socket keeps for ever the name that it was bound by: getsockname(2) gives it. Its file may have gone another way: a
-relative name begins in a directory that is not told, a file may be renamed or linked into place, removed, or its name
-taken over by another socket. The kernel tells the number of the file's inode (UNIX_DIAG_VFS), and by that it is found
-in the directory where it was made; root is given the file itself (SIOCUNIXFILE). What is not found has no name.
+A socket keeps the name that it was bound to: getsockname(2) returns it. Its file may be elsewhere: a relative name
+starts in an unknown directory, and a file may be renamed or linked into place, removed, or its name taken over by
+another socket. The kernel shows the file's inode number (UNIX_DIAG_VFS), by which it is found in the directory where it
+was made; root gets the file itself (SIOCUNIXFILE). A file that is not found has no name.
 
-At a restore a socket is bound by the name that it had, where that can be had for a moment, and its file is brought to
-where it was. Until all connections are made it has some name, by which the others reach it.
+A restore binds a socket to its old name, if that is available for a moment, and moves its file to where it was. Until
+all connections are made, the file has some name by which the other sockets reach it.
 """
 
 from __future__ import annotations
@@ -37,29 +37,29 @@ from torpor.util.workers import apart
 LONGEST = 108
 """sizeof(sun_path)."""
 SIOCUNIXFILE = 0x89E0
-"""An ioctl that opens the file that a socket is bound to, with O_PATH (include/uapi/linux/un.h; CAP_NET_ADMIN)."""
+"""An ioctl that opens a bound socket's file with O_PATH (include/uapi/linux/un.h; CAP_NET_ADMIN)."""
 CLONE_FS, CLONE_NEWUSER = 0x200, 0x10000000
 RENAME_NOREPLACE = 1
 _MANY = 4096
-"""Names of a directory that are looked at."""
+"""The most names of a directory to look at."""
 
 
 class Place(NamedTuple):
     """Where a socket's file is."""
 
     path: bytes
-    """A full path; empty: it has no name."""
+    """An absolute path; empty if it has no name."""
     directory: bytes = b""
-    """Where a relative name begins."""
+    """The directory in which a relative name starts."""
 
 
 def of(raw: bytes) -> bytes:
-    """A name as bind() takes it: the zero byte that ends a path is no part of it, an abstract one begins with one."""
+    """A name for bind(): without the zero byte that ends a path. An abstract name starts with a zero byte."""
     return raw if raw.startswith(b"\0") else raw.rstrip(b"\0")
 
 
 def printable(name: bytes) -> str:
-    """A name as people write it: an abstract one begins with @."""
+    """A name for messages: an abstract one starts with @."""
     text = os.fsdecode(name.rstrip(b"\0"))
     return "@" + text[1:] if text.startswith("\0") else text
 
@@ -68,10 +68,10 @@ def find(name: bytes, inode: int | None, directories: Iterable[bytes], told: byt
     """Find the file of a socket.
 
     Args:
-        name: that it was bound by.
-        inode: the lower half of its number.
-        directories: where a relative name may begin.
-        told: by which the kernel knows the file: see `told`.
+        name: that it was bound to.
+        inode: the lower 32 bits of the file's inode number.
+        directories: where a relative name may start.
+        told: the file's name by the kernel: see `told`.
     """
     roots = [b""] if name.startswith(b"/") else list(dict.fromkeys(directories))
     for root in roots:
@@ -85,12 +85,12 @@ def find(name: bytes, inode: int | None, directories: Iterable[bytes], told: byt
             for entry in islice(entries, _MANY):
                 if entry.inode() & 0xFFFFFFFF == inode and _is_it(entry.path, inode):
                     return Place(entry.path, root)
-    # The name by which the kernel knows the file may be gone while another one has it: so this comes last.
+    # Last, since the kernel's name for the file may be gone while another one exists.
     return Place(told, roots[0] if roots else b"")
 
 
 def directories(pids: Iterable[int]) -> Iterator[bytes]:
-    """Where a relative name of processes may begin: in their current directories, and in those that they began in."""
+    """Where a relative name of processes may start: their current directories, and those in which they were started."""
     for pid in pids:
         with suppress(OSError):
             link = b"/proc/%d/cwd" % pid
@@ -112,7 +112,7 @@ def _is_it(path: bytes, inode: int | None) -> bool:
 
 
 def told(sock: int) -> bytes:
-    """The name of a socket's file; empty if it has none any more, or the kernel does not tell, as only root is told."""
+    """The kernel's name for a socket's file; empty if it has none any more, or if this process is not root."""
     try:
         fd = fcntl.ioctl(sock, SIOCUNIXFILE)
     except OSError:
@@ -128,13 +128,13 @@ def told(sock: int) -> bytes:
 
 
 def address(name: bytes) -> tuple[bytes, int]:
-    """struct sockaddr_un and its length."""
+    """A struct sockaddr_un and its length."""
     packed = struct.pack("=H", socket.AF_UNIX) + (name if name.startswith(b"\0") else name + b"\0")
     return packed, len(packed)
 
 
 def path_of(unix: UnixMessage) -> bytes:
-    """Where the file of a socket is to be; empty: nowhere."""
+    """The path for a socket's file; empty if it has none."""
     if unix.moved:
         return unix.path
     return b"" if unix.name.startswith(b"\0") else unix.name
@@ -142,20 +142,20 @@ def path_of(unix: UnixMessage) -> bytes:
 
 @dataclass
 class Bound:
-    """Sockets of an image that are bound, until their files are where they were."""
+    """Bound sockets of an image, until their files are where they were."""
 
     warnings: list[str]
     _waiting: list[tuple[Opener, bytes, UnixMessage]] = field(default_factory=list)
-    """With the name that the file has for now."""
+    """With the current name of the file."""
     _made: list[tuple[Opener, bytes]] = field(default_factory=list)
     _folders: list[bytes] = field(default_factory=list)
-    """With files that are to have no name."""
+    """Directories of files that will have no name."""
 
     def bind(self, sock: socket.socket, unix: UnixMessage, opener: Opener) -> bytes:
-        """Bind a socket as it was; what was left at its place was removed before.
+        """Bind a socket as it was. An old file at its path must have been removed.
 
         Returns:
-            The name by which it is to be reached for now.
+            The name by which it can be reached for now.
         """
         if unix.name.startswith(b"\0"):
             opener.call(NR.bind, sock.fileno(), *address(unix.name))
@@ -185,10 +185,10 @@ class Bound:
         return at
 
     def _bind_nameless(self, sock: socket.socket, unix: UnixMessage, opener: Opener) -> bytes:
-        """One whose file is to have no name: a relative one is had in any directory."""
+        """Bind a socket whose file will have no name. A relative name works in any directory."""
         name = unix.name
         if name.startswith(b"/"):
-            with suppress(OSError):  # another one's file has it
+            with suppress(OSError):  # another file has the name
                 return self._hide(opener, self._bind_at(sock, name, b"", opener), unix)
         folder = os.fsencode(tempfile.mkdtemp(prefix="torpor-"))
         self._folders.append(folder)
@@ -201,7 +201,7 @@ class Bound:
         return at
 
     def _hide(self, opener: Opener, at: bytes, unix: UnixMessage) -> bytes:
-        """Give a file a name for now that nobody else wants."""
+        """Give a file a temporary name that nobody else uses."""
         hidden = os.path.join(os.path.dirname(at), _new_name())
         _rename(opener, at, hidden)
         self._made[-1] = (opener, hidden)
@@ -212,11 +212,11 @@ class Bound:
         return at
 
     def _warn(self, name: bytes) -> None:
-        # Another one has it by now, or its directory is gone.
+        # Another file has the name now, or the directory is gone.
         self.warnings.append(f"the unix socket {printable(name)} cannot have its name again, and shows another one")
 
     def settle(self) -> None:
-        """Bring every file to where it was, with its mode and owner: nobody is to be connected any more."""
+        """Move every file to where it was, with its mode and owner. From now on none of them is connected to."""
         for opener, at, unix in self._waiting:
             path = path_of(unix)
             if not path:
@@ -230,7 +230,7 @@ class Bound:
         self._remove_folders()
 
     def remove(self) -> None:
-        """Leave no name: the restore has failed."""
+        """Remove all names: the restore has failed."""
         for opener, name in self._made:
             with suppress(OSError):
                 opener.unlink(name)
@@ -242,8 +242,11 @@ class Bound:
 
 
 def _bound_below(folder: bytes, at: bytes, sock: socket.socket, name: bytes) -> bool:
-    """Bind a socket by a name that begins in a directory of our own; one that begins with a slash, by a child whose
-    root directory that is. Whether it could be done: to change its root, a user's child needs a user namespace."""
+    """Bind a socket to a name that starts in a directory of ours.
+
+    For an absolute name a child with that root directory does it. Returns whether it worked: to change its root, a
+    user's child needs a user namespace.
+    """
     os.makedirs(os.path.dirname(at), exist_ok=True)
     if not name.startswith(b"/"):
         _within(_opened(folder), lambda: sock.bind(name))
@@ -264,7 +267,7 @@ def _opened(folder: bytes) -> int:
 
 
 def connect(sock: socket.socket, name: bytes) -> None:
-    """Connect a socket to one of the tree, with the restorer's own rights, by a name that `Bound.bind` gave."""
+    """Connect to a socket of the tree by a name that `Bound.bind` returned, with the restorer's own credentials."""
     if len(name) < LONGEST or name.startswith(b"\0"):
         sock.connect(name)
         return
@@ -285,7 +288,7 @@ def _rename(opener: Opener, here: bytes, there: bytes) -> None:
 
 
 def _give(path: bytes, unix: UnixMessage, opener: Opener, warnings: list[str]) -> None:
-    """Give a socket's file its mode, and its owner where that is another one."""
+    """Set the mode of a socket's file, and its owner if that is another one."""
     found = opener.lstat(path)
     if unix.HasField("owner") and (found.st_uid, found.st_gid) != (unix.owner.uid, unix.owner.gid):
         fd = opener.lookup(path, follow=False)
@@ -302,10 +305,10 @@ def _give(path: bytes, unix: UnixMessage, opener: Opener, warnings: list[str]) -
 
 
 def _within(directory: int, act: Callable[[], object]) -> None:
-    """Do something in a current directory of its own; closes `directory`. Raises what it raises."""
+    """Call `act` in a thread with another current directory; closes `directory`. Raises what `act` raises."""
 
     def work() -> None:
-        syscall(NR.unshare, CLONE_FS)  # of this thread alone
+        syscall(NR.unshare, CLONE_FS)  # in this thread alone
         syscall(NR.fchdir, directory)
         act()
 

@@ -1,13 +1,13 @@
-"""What lies in the queues of unix sockets: bytes or messages, who sent them, and descriptors that come with them.
+"""The content of unix sockets' queues: bytes or messages, their senders, and descriptors that come with them.
 
 A queue is read without taking anything out of it (MSG_PEEK behind SO_PEEK_OFF, socket(7)), through a copy of the
-socket. The offset is set for that moment only; a dumper killed in it leaves it set, which only a program that peeks at
-its queue could see. Descriptors that come with a message (SCM_RIGHTS, unix(7)) are given to whoever peeks as well: by
-these copies one learns what is under way. In a stream they come with the first byte of what was sent with them. A peek
-goes on to the end of that whatever room it has; but what was sent at once is copied as a whole or not at all
-(net/unix/af_unix.c, unix_stream_read_generic), so one without room for the last byte ends where it begins. An empty
-datagram is shown only once: if the program goes on and still has not read it by the next checkpoint, that one loses it
-(net/core/datagram.c, __skb_try_recv_from_queue).
+socket. The offset is set for that moment only; if the dumper is killed then, it stays set, which only a program that
+peeks at its queue could notice. A peek also returns descriptors that come with a message (SCM_RIGHTS, unix(7)): these
+copies show which ones are in flight. In a stream they come with the first byte of the data sent with them. A peek
+continues to the end of that data whatever the buffer's size; but data that was sent at once is copied as a whole or not
+at all (net/unix/af_unix.c, unix_stream_read_generic), so a peek without room for the last byte ends where that data
+begins. An empty datagram is shown only once: if the program goes on and still has not read it by the next checkpoint,
+that one loses it (net/core/datagram.c, __skb_try_recv_from_queue).
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from torpor.objects.sockets.common import SocketState
 from torpor.remote.sys import Words, syscall
 
 LONGEST_MESSAGE = 1 << 20
-"""Bytes; a sender's buffer (net.core.wmem_max) bounds it to less on any common system."""
+"""In bytes; on any common system a sender's buffer (net.core.wmem_max) is smaller."""
 PATH = 2
-"""Where in a struct sockaddr_un the name begins."""
+"""The offset of the name in a struct sockaddr_un."""
 
 MSG_CMSG_CLOEXEC = 0x40000000
 _NOWHERE = 8
-"""An address that nothing can be written to (vm.mmap_min_addr)."""
+"""An address where nothing can be written (vm.mmap_min_addr)."""
 CONTROL_ROOM = 2048
-"""Bytes: more than the descriptors that one message can have (SCM_MAX_FD is 253)."""
+"""In bytes: more than the descriptors of one message take (SCM_MAX_FD is 253)."""
 _CONTROL = struct.Struct("=Qii")  # struct cmsghdr
 _PASSING = (socket.SO_PASSCRED, socket.SO_PASSSEC, common.SO_PASSPIDFD)
 
@@ -49,22 +49,22 @@ class Message:
 
     content: bytes
     sender: bytes = b""
-    """The name of the socket that a datagram came from, as the kernel gives it."""
+    """The name of the socket that sent a datagram, from the kernel."""
     rights: list[InFlight] = field(default_factory=list)
     """The descriptors that come with its first byte."""
 
 
 @dataclass
 class Queue:
-    """What lies in a socket."""
+    """The content of a socket's queue."""
 
     messages: list[Message] = field(default_factory=list)
     lost: str = ""
-    """Why it could not be taken, or not all of it."""
+    """Why the content could not be read, or not all of it."""
 
 
 def peek(copy: int, state: SocketState) -> Queue:
-    """Take what lies in a socket that does not listen; it stays there."""
+    """Read the queue of a socket that does not listen; the content stays there."""
     queue = Queue()
     if any(any(state.options.get((socket.SOL_SOCKET, name), b"")) for name in _PASSING):
         if state.events & select.POLLIN and (state.queued or state.family.type == socket.SOCK_DGRAM):
@@ -87,7 +87,8 @@ def _peek(copy: int, state: SocketState, queue: Queue) -> None:
         if state.queued:
             _peek_stream(copy, state.queued, queue)
     elif state.events & select.POLLERR and (state.queued or state.family.type == socket.SOCK_DGRAM):
-        # Of packets, too (net/core/datagram.c, __skb_try_recv_datagram()); one that was reset has it as it was.
+        # This holds for SEQPACKET too (net/core/datagram.c, __skb_try_recv_datagram()); a reset connection keeps its
+        # error.
         queue.lost = "an error waits in it, which a look into its queue would take out"
     elif state.events & select.POLLERR:
         return
@@ -97,7 +98,7 @@ def _peek(copy: int, state: SocketState, queue: Queue) -> None:
 
 
 def _peek_stream(copy: int, size: int, queue: Queue) -> None:
-    # It may end before its size says: the kernel goes on to count an urgent byte that was passed over.
+    # The data may be shorter than the size: the kernel still counts an urgent byte that was skipped.
     with suppress(BlockingIOError):
         whole = _next(copy, size, queue)
         queue.messages.append(whole)
@@ -109,10 +110,10 @@ def _peek_stream(copy: int, size: int, queue: Queue) -> None:
 
 
 def _peek_pieces(copy: int, size: int, message: Message, queue: Queue) -> None:
-    """Cut a stream where descriptors come; its first piece is the queue's last message."""
+    """Split a stream where descriptors come; its first piece is the queue's last message."""
     at = 0
     while message.content and not queue.lost:
-        # What was sent before the descriptors came is read without them.
+        # A read returns the data before the descriptors separately.
         begin = _before_rights(copy, at, len(message.content)) if message.rights else 0
         if begin:
             queue.messages.insert(-1, Message(message.content[:begin]))
@@ -127,7 +128,7 @@ def _peek_pieces(copy: int, size: int, message: Message, queue: Queue) -> None:
 
 
 def _before_rights(copy: int, at: int, size: int) -> int:
-    """How many of the `size` bytes from `at` on were sent before those with which descriptors come, which end there."""
+    """How many of the `size` bytes from `at` on were sent before the data with the descriptors, which ends there."""
     common.set_peek_offset(copy, at)
     header = Words(0, 0, Words(bytearray(size), size - 1, _NOWHERE, 1), 2, 0, 0, 0)  # struct msghdr
     try:
@@ -139,7 +140,7 @@ def _before_rights(copy: int, at: int, size: int) -> int:
 
 
 def _peek_messages(copy: int, state: SocketState, queue: Queue) -> None:
-    # At its end a queue says EAGAIN, but that of a connection that has ended 0 again and again, like empty messages.
+    # An empty queue returns EAGAIN, but a closed connection returns 0 again and again, like empty messages.
     ended = state.family.type == socket.SOCK_SEQPACKET and state.events & select.POLLRDHUP
     with suppress(BlockingIOError):
         while not queue.lost and (not ended or sum(len(message.content) for message in queue.messages) < state.queued):
@@ -147,7 +148,7 @@ def _peek_messages(copy: int, state: SocketState, queue: Queue) -> None:
 
 
 def _next(copy: int, size: int, queue: Queue) -> Message:
-    """The next message; what cannot be kept of it is said to `queue`."""
+    """Read the next message; `queue.lost` says what of it cannot be kept."""
     seen = common.peek(copy, size, MSG_CMSG_CLOEXEC, CONTROL_ROOM)
     message = Message(seen.content, seen.name[PATH:])
     for level, kind, content in _controls(seen.control):
@@ -177,17 +178,17 @@ def fill(
     which: Sequence[int] | None = None,
     name: bytes = b"",
 ) -> None:
-    """Send again what lay in a socket's queue.
+    """Send the content of a socket's queue again.
 
     Args:
-        sender: what sends it.
+        sender: the sending socket.
         unix: the socket of the image.
-        slots: the descriptors of what comes with it.
-        which: the messages to send; None sends all.
-        name: to which name a datagram goes; empty where the sender is connected.
+        slots: the descriptors that come with messages.
+        which: the messages to send; None: all.
+        name: the destination of a datagram; empty if the sender is connected.
 
     Raises:
-        RestoreFailed: the queue does not take them.
+        RestoreFailed: the queue does not accept them.
     """
     rights = {one.message: [slots[index] for index in one.descriptions] for one in unix.under_way}
     for number in range(len(unix.messages)) if which is None else which:

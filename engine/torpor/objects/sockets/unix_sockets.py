@@ -1,20 +1,20 @@
-"""Unix sockets: pairs, connections, listeners, and what is on its way between them.
+"""Unix sockets: pairs, connections, listeners, and data in flight between them.
 
-Kept: type, receive queues with the borders between messages and the descriptors that come with them (SCM_RIGHTS; see
+Kept: type, receive queues with message boundaries and the descriptors that come with messages (SCM_RIGHTS; see
 `torpor.objects.sockets.unix_queues`), shutdown of either side, options, names (see
-`torpor.objects.sockets.unix_names`), connections that a listener has not accepted yet, datagrams that wait at a name,
-and an end whose other end is closed already.
+`torpor.objects.sockets.unix_names`), connections that a listener has not accepted yet, unread datagrams of a bound
+socket, and an end whose other end is closed already.
 
-Refused: connections to sockets outside the tree (but for standard input, output and error, and for datagrams to a
-name), unless they are to come back as closed by the peer (`torpor checkpoint --outside=reset`); data on a connection
-that was not accepted, which nobody can read without accepting it; messages that come with the credentials of their
-senders (SO_PASSCRED), which only the senders could send again; datagrams whose sender's name nobody in the tree has;
-descriptors under way of a kind that must be made by a process (pidfd, file of /proc/PID, POSIX message queue), or that
-no process has else (files in memory, inotify, epoll, signalfd).
+Refused: connections to sockets outside of the tree (except standard input, output and error, and datagram sockets that
+are connected by name), unless they should come back as closed by the peer (`torpor checkpoint --outside=reset`); data
+on a connection that was not accepted, which nobody can read without accepting it; messages with the credentials of
+their senders (SO_PASSCRED), which only the senders could send again; datagrams whose sender's name nobody in the tree
+has; descriptors in flight of a kind that a process itself must make (pidfd, file of /proc/PID, POSIX message queue), or
+that no process has otherwise (files in memory, inotify, epoll, signalfd).
 
-Not kept: SO_PEERCRED, which names the restoring process, and a name that the connecting end had given itself.
+Not kept: SO_PEERCRED, which names the restoring process, and a name to which the connecting end had bound itself.
 
-Who is connected to whom is told by sock_diag(7), in one dump for the whole tree (`torpor.objects.sockets.unix_diag`).
+sock_diag(7) shows the connections, in one dump for the whole tree (`torpor.objects.sockets.unix_diag`).
 """
 
 from __future__ import annotations
@@ -58,10 +58,10 @@ from torpor.objects.sockets.unix_queues import PATH, Queue
 
 OPTIONS = unix_names.OPTIONS
 OPENED_BY_PROCESSES = (Pidfd.field, ProcFile.field, MessageQueue.field)
-"""Kinds of which a restorer has none that it could send."""
+"""Kinds that a restorer does not have itself, and so cannot send."""
 RCV_SHUTDOWN, SEND_SHUTDOWN = 1, 2
 TCP_LISTEN = 10
-"""Unix sockets use TCP's numbers for their states."""
+"""Unix sockets use the numbers of TCP's states."""
 
 
 @dataclass
@@ -71,7 +71,7 @@ class UnixState:
     socket: SocketState
     peer_name: bytes
     outgoing: int
-    """Bytes that were sent and not received, bookkeeping included."""
+    """Bytes that were sent and not received, overhead included."""
     queue: Queue = field(default_factory=Queue)
     known: Known | None = None
     peer: OpenFile[UnixState] | None = None
@@ -79,12 +79,12 @@ class UnixState:
     waits_at: OpenFile[UnixState] | None = None
     """The listener of the tree that has not accepted its connection yet."""
     clients: list[OpenFile[UnixState] | None] = field(default_factory=list)
-    """Of a listener: who waits to be accepted, in order; None where that is not in the tree."""
+    """For a listener: the ends that it has not accepted, in order; None for one that is not in the tree."""
     diagnosis: Diagnosis | None = None
     told: bytes = b""
-    """The name by which the kernel knows the file that it is bound to, where this user is told."""
+    """The kernel's name for the file that it is bound to, which only root gets."""
     place: unix_paths.Place | None = None
-    """Where the file of its name is; None: it is bound to none."""
+    """Where the file of its name is; None if it is not bound to a file."""
 
     @property
     def listening(self) -> bool:
@@ -114,11 +114,11 @@ class Unix(Kind[UnixState]):
     may_be_reset = True
 
     def matches(self, seen: Seen) -> bool:
-        """By its family."""
+        """By its address family."""
         return seen.family is not None and seen.family.family == socket.AF_UNIX
 
     def grab(self, held: OpenFile[UnixState], pidfd: int, *, content: bool) -> UnixState:
-        """Options and the queue."""
+        """Read options and the queue."""
         with borrowed(pidfd, held.holders[0].fd) as copy:
             listening = bool(common.number(copy, socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
             name = unix_paths.of(common.peer_name(copy)[PATH:])
@@ -131,18 +131,18 @@ class Unix(Kind[UnixState]):
         return state
 
     def under_way(self, held: OpenFile[UnixState]) -> list[InFlight]:
-        """The descriptors that come with what lies in it."""
+        """The descriptors that come with the content of its queue."""
         return [one for message in held.state.queue.messages for one in message.rights]
 
     def finish(self, mine: list[OpenFile[UnixState]], tree: GrabbedDescriptors) -> None:
-        """Ask who is connected to whom."""
+        """Query the connections between sockets."""
         if mine:
             diagnosis = Diagnosis()
             for held in mine:
                 held.state.diagnosis = diagnosis
 
     def outside(self, held: OpenFile[UnixState], tree: GrabbedDescriptors) -> str:
-        """The other end, when it is open and not in the tree."""
+        """The other end, if it is open and not in the tree."""
         _pair(tree)
         known = held.state.known
         if known is None or known.peer is None or held.state.peer is not None or _peer_is_closed(held.state):
@@ -152,7 +152,7 @@ class Unix(Kind[UnixState]):
         return f"the unix socket {unix_paths.printable(held.state.peer_name) or known.peer}"
 
     def judge(self, held: OpenFile[UnixState], tree: GrabbedDescriptors) -> Iterator[Problem]:
-        """Its name leads to it, and all that is on its way could be taken."""
+        """Its name and its other end must be known, and its queue must have been read completely."""
         _pair(tree)
         state = held.state
         yield from common.judge(state.socket, tree.asked(held.holders[0].pid))
@@ -186,7 +186,7 @@ class Unix(Kind[UnixState]):
     def describe(
         self, held: OpenFile[UnixState], out: Description, tree: GrabbedDescriptors, image: Describing
     ) -> None:
-        """Its type, its other end, and what is on its way to it."""
+        """Write its type, its other end, and its queue."""
         state = held.state
         assert state.known
         out.unix.type = state.socket.family.type
@@ -217,7 +217,7 @@ class Unix(Kind[UnixState]):
             out.unix.peer_gone = _peer_is_closed(state) or bool(self.outside(held, tree))
 
     def notices(self, mine: Sequence[OpenFile[UnixState]], tree: GrabbedDescriptors) -> Iterator[str]:
-        """Connections to others that the woken program sees closed."""
+        """Connections to others that the woken program will see closed."""
         lost = [
             f"{name(held.holders[0])}, to {words}"
             for held in mine
@@ -235,16 +235,16 @@ class Unix(Kind[UnixState]):
             yield f"the files of unix sockets are not found, and will not be there: {some(nowhere)}"
 
     def check(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
-        """What the image says can be, and its names may be had."""
+        """The image must be consistent, and its names available."""
         found = list(_check_ends(mine, image))
         yield from found or unix_names.check(mine, Openers(image))
 
     def check_free(self, mine: dict[int, Description], image: Tree) -> Iterator[Reason]:
-        """Nobody has the names."""
+        """The names must be free."""
         return unix_names.check_free(mine, Openers(image))
 
     def open(self, mine: dict[int, Description], opening: Opening) -> None:
-        """Those with a name first, then pair by pair, then who waits to be accepted. Their queues are filled later."""
+        """Make named sockets first, then pairs, then unaccepted connections. Their queues are filled later."""
         named = opening.stack.enter_context(unix_names.Named(opening))
         named.bind_all(mine)
         for index, description in mine.items():
@@ -304,12 +304,12 @@ def _open(index: int, description: Description, opening: Opening, named: unix_na
 
 
 def may_hold_descriptors(held: OpenFile[UnixState]) -> bool:
-    """Whether something lies in its queue, and so perhaps descriptors."""
+    """Whether its queue has content, and so may have descriptors."""
     return bool(held.state.socket.events & select.POLLIN)
 
 
 def _pair(tree: GrabbedDescriptors) -> None:
-    """Say of every socket what the kernel knows of it, once; not done under the freeze."""
+    """Note the kernel's data on every socket, once; not done under the freeze."""
     mine = tree.of(Unix)
     if not mine or mine[0].state.known is not None:
         return
@@ -329,7 +329,7 @@ def _pair(tree: GrabbedDescriptors) -> None:
 
 
 def _judge_clients(state: UnixState, tree: GrabbedDescriptors) -> Iterator[Problem]:
-    """The connections that a listener has not accepted yet can be made again."""
+    """A restore must be able to make the listener's unaccepted connections again."""
     for client in state.clients:
         if client is None:
             if not tree.reset_outside:
@@ -347,7 +347,7 @@ def _judge_clients(state: UnixState, tree: GrabbedDescriptors) -> Iterator[Probl
 
 
 def _judge_senders(state: UnixState, tree: GrabbedDescriptors) -> Iterator[Problem]:
-    """The datagrams that wait at a name can be sent again by who sent them."""
+    """The senders of unread datagrams must be in the tree, to send them again."""
     if state.socket.family.type != socket.SOCK_DGRAM or not state.queue.messages:
         return
     ours = {other.state.known.name for other in tree.of(Unix) if other.state.bound and other.state.known}
@@ -361,9 +361,9 @@ def _judge_senders(state: UnixState, tree: GrabbedDescriptors) -> Iterator[Probl
 
 
 def _describe_file(name: bytes, place: unix_paths.Place, out: UnixMessage) -> None:
-    """Where the file of a socket is, and whose."""
+    """Write where the file of a socket is, and its owner."""
     path = place.path
-    with suppress(FileNotFoundError):  # it is removed at this moment
+    with suppress(FileNotFoundError):  # it was removed just now
         found = os.lstat(path)
         out.mode, out.inode = stat.S_IMODE(found.st_mode), found.st_ino
         out.owner.uid, out.owner.gid = found.st_uid, found.st_gid
@@ -380,7 +380,7 @@ def _find_file(held: OpenFile[UnixState], tree: GrabbedDescriptors) -> unix_path
 
 
 def _peer_is_closed(state: UnixState) -> bool:
-    """Whether the other end is closed. One that nobody has accepted yet has no inode either."""
+    """Whether the other end is closed. One that was not accepted yet has no inode either."""
     if state.known is None or state.known.peer != 0:
         return False
     datagrams = state.socket.family.type == socket.SOCK_DGRAM
@@ -396,7 +396,7 @@ def _open_pair(opening: Opening, first: int, second: int, named: unix_names.Name
 
 
 def _finish_pair(opening: Opening, first: int, second: int) -> None:
-    """Fill both queues, then shut what was shut."""
+    """Fill both queues, then shut down what was shut down."""
     one, other = opening.image.descriptions[first].unix, opening.image.descriptions[second].unix
     with opening.socket(first) as near, opening.socket(second) as far:
         unix_queues.fill(far, one, opening.slots)
@@ -408,7 +408,7 @@ def _finish_pair(opening: Opening, first: int, second: int) -> None:
 
 
 def _open_widow(opening: Opening, index: int, named: unix_names.Named) -> None:
-    """A socket whose other end is closed."""
+    """Make a socket whose other end is closed."""
     unix = opening.image.descriptions[index].unix
     near, far = named.pair(index, unix, UnixMessage(type=unix.type))
     opening.stack.enter_context(far)
@@ -423,6 +423,6 @@ def _finish_widow(opening: Opening, index: int, far: socket.socket) -> None:
         unix_queues.fill(far, unix, opening.slots)
         common.set_options(near, unix.options, OPTIONS)
         if unix.reset:
-            near.send(b"x")  # an end that is closed with unread data resets the other (net/unix/af_unix.c)
-        if unix.type == socket.SOCK_DGRAM:  # others are shut by that
+            near.send(b"x")  # closing an end with unread data resets the other (net/unix/af_unix.c)
+        if unix.type == socket.SOCK_DGRAM:  # closing shuts down other types
             unix_names.shut(near, unix)

@@ -1,8 +1,9 @@
 """System V message queues.
 
-Kept: id, key, rights, size, and the messages in their order. They are read with MSG_COPY (msgrcv(2); Linux 3.8 with
-CONFIG_CHECKPOINT_RESTORE), which leaves them where they are. A tree with queues is restored into an IPC namespace of
-its own. Not kept: times, and who sent and received last. The old queues stay in the host until somebody removes them.
+Kept: id, key, permissions, size, and the messages in their order. They are read with MSG_COPY (msgrcv(2); Linux 3.8
+with CONFIG_CHECKPOINT_RESTORE), which leaves them in the queue. A tree with queues is restored into an IPC namespace of
+its own. Not kept: times, and the PIDs of the last sender and receiver. The old queues stay on the host until somebody
+removes them.
 
 Documented in: msgop(2), msgctl(2), sysvipc(7).
 """
@@ -25,24 +26,24 @@ _STAT = struct.Struct("<iIIIII24x6QII16x")  # struct msqid64_ds (include/uapi/as
 _TYPE = struct.Struct("<q")
 IPC_NOWAIT, MSG_COPY = 0o4000, 0o40000
 DEFAULT_SIZE = 16384
-"""MSGMNB: bytes that a queue may hold in a fresh namespace."""
+"""MSGMNB: the size of a queue in a new namespace, in bytes."""
 _ROOM = 40 << 10
-"""Bytes of messages that one batch may ask for."""
+"""Bytes of messages that one batch may read."""
 _MSGMNB = b"/proc/sys/kernel/msgmnb\0"
 
 
 class Status(NamedTuple):
-    """What IPC_STAT says of a queue."""
+    """The result of IPC_STAT for a queue."""
 
     key: int
     uid: int
     gid: int
     mode: int
     bytes: int
-    """Of all messages."""
+    """The size of all messages, in bytes."""
     messages: int
     size: int
-    """Bytes that it may hold (msg_qbytes)."""
+    """The maximal size of the queue, in bytes (msg_qbytes)."""
 
 
 @dataclass
@@ -52,15 +53,15 @@ class Queue:
     id: int
     status: Status
     messages: list[tuple[int, bytes]] = field(default_factory=list)
-    """Type and content of each."""
+    """The type and the content of each message."""
 
 
 def grab(ids: Sequence[int], ask: Callable[[Batch], Replies]) -> tuple[list[Queue], list[str]]:
-    """Take queues, and say what of them cannot be kept.
+    """Read queues, and say what of them cannot be kept.
 
     Args:
         ids: the queues.
-        ask: has a process of the tree make calls.
+        ask: lets a process of the tree make calls.
     """
     found: list[Queue] = []
     problems: list[str] = []
@@ -80,7 +81,7 @@ def grab(ids: Sequence[int], ask: Callable[[Batch], Replies]) -> tuple[list[Queu
 
 
 def _copy(queue: Queue, ask: Callable[[Batch], Replies]) -> str:
-    """Take the messages; why not, if they cannot be taken."""
+    """Copy the messages. Returns why that fails, "" if it does not."""
     room = _TYPE.size + queue.status.bytes
     if room > _ROOM:
         return f"they are {queue.status.bytes} bytes, more than can be copied while the program stands still"
@@ -101,7 +102,7 @@ def _copy(queue: Queue, ask: Callable[[Batch], Replies]) -> str:
 
 
 def describe(queue: Queue, out: pb.MessageQueue) -> None:
-    """Fill a queue's place in the image."""
+    """Write a queue to the image."""
     out.id, out.size = queue.id, queue.status.size
     out.key, out.uid, out.gid, out.mode = queue.status[:4]
     for kind, content in queue.messages:
@@ -112,13 +113,13 @@ def describe(queue: Queue, out: pb.MessageQueue) -> None:
 
 
 def faults(queue: pb.MessageQueue) -> Iterator[str]:
-    """What of an image's queue cannot be."""
+    """What in an image's queue is invalid."""
     if any(message.type < 1 for message in queue.messages) or queue.size > 1 << 31:
         yield f"it has a System V message queue {queue.id} that cannot be"
 
 
 def make(queue: pb.MessageQueue, owner: bool) -> Iterator[Call]:
-    """Make a queue, by init, in a table of its own.
+    """Make a queue. Init runs these calls, in a table of their own.
 
     Args:
         queue: the queue.
@@ -140,7 +141,7 @@ def make(queue: pb.MessageQueue, owner: bool) -> Iterator[Call]:
 
 
 def enlarge(image: pb.Tree) -> Iterator[Call]:
-    """Let queues of the namespace be as large as the image's, where that is more than in a fresh one."""
+    """Let the namespace's queues be as large as the image's, if that is more than the default."""
     largest = max((queue.size for queue in image.queues), default=0)
     if largest > DEFAULT_SIZE:
         text = b"%d" % largest

@@ -1,13 +1,13 @@
-"""System V shared memory: segments that a tree has attached. And which objects of System V are a tree's.
+"""System V shared memory segments that a tree has attached; and which System V objects belong to a tree.
 
-Kept: id, key, size, rights, content, where each process has attached it, whether it is marked for removal. A tree with
-segments is restored into an IPC namespace of its own, where their ids and keys are free. The old segments stay in the
-host until somebody removes them. Semaphores are in `torpor.objects.sysv.semaphore_sets`, message queues in
-`torpor.objects.sysv.message_queues`; those are a tree's that a process of it used last.
+Kept: id, key, size, permissions, content, where each process has attached it, whether it is marked for removal. A tree
+with segments is restored into an IPC namespace of its own, where their ids and keys are free. The old segments stay on
+the host until somebody removes them. Semaphores are in `torpor.objects.sysv.semaphore_sets`, message queues in
+`torpor.objects.sysv.message_queues`; they belong to the tree whose processes used them last.
 
-Refused: a segment that others have attached too, that is attached in part only, or that is locked (SHM_LOCK); one that
-the tree has made and not attached; semaphores and message queues that processes outside of the tree have used, too. Of
-an id that a process only knows nothing can be seen from outside.
+Refused: a segment that other processes have attached too, that is attached only in part, or that is locked (SHM_LOCK);
+one that the tree has created but not attached; semaphores and message queues that processes outside of the tree have
+used too. If a process only knows an id, nothing of that can be seen from outside.
 
 Documented in: sysvipc(7), shmctl(2), proc_sysvipc(5); /proc/sys/kernel/shm_next_id in
 Documentation/admin-guide/sysctl/kernel.rst.
@@ -42,14 +42,14 @@ _NAME = b"/SYSV"
 _STAT = struct.Struct("<iIIIII24xQ3QiiQ16x")  # struct shmid64_ds (include/uapi/asm-generic/shmbuf.h)
 _DESTROYED, _LOCKED = 0o1000, 0o2000
 _LARGEST_STAT = 120
-"""Bytes of a struct msqid64_ds; a struct semid64_ds has less."""
+"""The size of a struct msqid64_ds in bytes; a struct semid64_ds is smaller."""
 _AT_ONCE = 100
 _OF_SETS, _OF_QUEUES = (NR.semop, NR.semtimedop), (NR.msgrcv, NR.msgsnd)
-"""Calls in which a thread may wait for them; the first argument is the id."""
+"""Calls in which a thread may wait for semaphores or queues; the first argument is the id."""
 
 
 class Segment(NamedTuple):
-    """What IPC_STAT says."""
+    """The result of IPC_STAT for a segment."""
 
     id: int
     key: int
@@ -58,17 +58,17 @@ class Segment(NamedTuple):
     mode: int
     size: int
     attached: int
-    """Mappings of it, in all processes."""
+    """The number of its mappings in all processes."""
 
 
 def is_segment(mapping: procfs.Mapping) -> bool:
-    """Whether a mapping is of a segment; its inode number then is the segment's id."""
+    """Whether a mapping is of a segment; then its inode number is the segment's id."""
     return mapping.shared and mapping.name.startswith(_NAME) and mapping.name.endswith(b" (deleted)")
 
 
 @dataclass
 class Found:
-    """The semaphores and message queues that are a tree's."""
+    """The semaphores and message queues that belong to a tree."""
 
     sets: list[int] = field(default_factory=list)
     queues: list[int] = field(default_factory=list)
@@ -77,23 +77,23 @@ class Found:
 
 
 def refuse(pids: Sequence[int]) -> list[Reason]:
-    """What of a tree cannot be kept that lives in the same IPC namespace as we; `pids` are its living processes."""
+    """What of a tree in our IPC namespace cannot be kept. `pids` are its living processes."""
     return find(pids).reasons if pids and not is_apart(pids[0]) else []
 
 
 def find(pids: Sequence[int], waits: Iterable[tuple[int, int]] = ()) -> Found:
-    """What a tree has used that lives in the same IPC namespace as we.
+    """Find what a tree in our IPC namespace has used.
 
     Args:
         pids: its living processes.
-        waits: the calls in which threads of it wait, each with its first argument.
+        waits: the calls in which its threads wait, each with its first argument.
     """
     members, started = set(pids), cache(_started)
     found = Found()
     waited = set(waits)
 
     def ours(pid: int, moment: int) -> bool:
-        """Whether a process of the tree did it: PIDs are used again, and only what it did in its time is its own."""
+        """Whether a process of the tree did it, in its lifetime: PIDs are reused."""
         return pid in members and started(pid) <= moment + 1
 
     def note(number: int, what: str, calls: Iterable[int], uses: Iterable[tuple[int, int]], kept: list[int]) -> None:
@@ -121,7 +121,7 @@ def find(pids: Sequence[int], waits: Iterable[tuple[int, int]] = ()) -> Found:
 
 
 def find_all(ask: Callable[[Batch], Replies]) -> Found:
-    """All that is in an IPC namespace of a tree's own; `ask` has a process of it make calls."""
+    """Find everything in a tree's own IPC namespace. `ask` lets a process of the tree make calls."""
     batch = Batch()
     last = batch.add(NR.semctl, 0, 0, SEM_INFO, Out(40)), batch.add(NR.msgctl, 0, MSG_INFO, Out(32))
     replies = ask(batch)
@@ -138,7 +138,7 @@ def find_all(ask: Callable[[Batch], Replies]) -> Found:
 
 
 def _started(pid: int) -> float:
-    """When a process began, in seconds as the System V objects tell them (CLOCK_REALTIME)."""
+    """When a process started, in seconds of CLOCK_REALTIME, as in the times of System V objects."""
     try:
         ticks = procfs.stat(pid).start_time
     except (FileNotFoundError, ProcessLookupError):
@@ -152,11 +152,11 @@ def _reason(pid: int, why: str) -> Reason:
 
 
 def is_apart(pid: int) -> bool:
-    """Whether a process lives in another IPC namespace than we."""
+    """Whether a process is in another IPC namespace than we."""
     try:
         return os.readlink(f"/proc/{pid}/ns/ipc") != os.readlink("/proc/self/ns/ipc")
     except (FileNotFoundError, ProcessLookupError):
-        return True  # it ended, or the kernel has no System V objects at all
+        return True  # it ended, or the kernel has no System V objects
 
 
 def _rows(kind: str) -> Iterator[dict[str, int]]:
@@ -171,7 +171,7 @@ def _rows(kind: str) -> Iterator[dict[str, int]]:
 
 
 def ask(batch: Batch, maps: Iterable[procfs.Mapping]) -> dict[int, int]:
-    """Ask for the segments that a process maps: the entries by their ids."""
+    """Query the segments that a process maps. Returns the batch entries by segment id."""
     ids = {mapping.inode for mapping in maps if is_segment(mapping)}
     return {number: batch.add(NR.shmctl, number, IPC_STAT, Out(_STAT.size)) for number in sorted(ids)}
 
@@ -192,12 +192,12 @@ def answer(asked: Mapping[int, int], replies: Replies) -> tuple[list[Segment], l
 
 
 def problem(segment: Segment, mappings: int, pieces: Mapping[int, int]) -> str:
-    """Why a segment cannot be kept, or nothing.
+    """Why a segment cannot be kept; empty if it can.
 
     Args:
-        segment: as it was told.
-        mappings: how many the tree has of it.
-        pieces: what of it was read: sizes by offset.
+        segment: the result of IPC_STAT.
+        mappings: the number of its mappings in the tree.
+        pieces: the parts of it that were read: sizes by offset.
     """
     name = f"the System V segment {segment.id}"
     if segment.attached != mappings:
@@ -211,7 +211,7 @@ def problem(segment: Segment, mappings: int, pieces: Mapping[int, int]) -> str:
 
 
 def describe(segment: Segment, out: pb.SharedMemory) -> None:
-    """Fill a segment's place in the image."""
+    """Write a segment to the image."""
     out.kind, out.size = pb.SharedMemory.SYSTEM_V, segment.size
     out.sysv_id, out.sysv_key, out.mode = segment.id, segment.key, segment.mode
     out.uid, out.gid = segment.uid, segment.gid
@@ -225,12 +225,12 @@ _MREMAP_MAYMOVE, _MREMAP_FIXED = 1, 2
 
 
 def segments(image: pb.Tree) -> list[pb.SharedMemory]:
-    """Those of an image."""
+    """The segments of an image."""
     return [shared for shared in image.shared if shared.kind == pb.SharedMemory.SYSTEM_V]
 
 
 def choose_id(kind: str, number: int, name: str) -> Iterator[Call]:
-    """Have the next object of a kind get an id: the first calls of a table (CONFIG_CHECKPOINT_RESTORE)."""
+    """Choose the id of the next object of a kind: the first calls of a table (CONFIG_CHECKPOINT_RESTORE)."""
     text = b"%d" % number
     path = f"/proc/sys/kernel/{kind}_next_id"
     yield Call(NR.open, (path.encode() + b"\0", os.O_WRONLY | os.O_CLOEXEC), None, f"opening {path}")
@@ -239,12 +239,12 @@ def choose_id(kind: str, number: int, name: str) -> Iterator[Call]:
 
 
 def make(shared: pb.SharedMemory, address: int, filling: Iterable[Call], owner: bool) -> Iterator[Call]:
-    """Make a segment, by init, in a table of its own.
+    """Make a segment. Init runs these calls, in a table of their own.
 
     Args:
         shared: the segment.
         address: where init may map it for a moment.
-        filling: the calls that read its content to there.
+        filling: the calls that read its content to that address.
         owner: whether the image's user ids are set.
     """
     number, name = shared.sysv_id, f"System V segment {shared.sysv_id}"
@@ -263,7 +263,7 @@ def make(shared: pb.SharedMemory, address: int, filling: Iterable[Call], owner: 
 
 
 def room(image: pb.Tree) -> int:
-    """How many bytes of free addresses `make` and `attach` need."""
+    """The bytes of free addresses that `make` and `attach` need."""
     ends = [vma.offset + vma.end - vma.start for process in image.processes for vma in _attached(process.memory, image)]
     return max([page_up(shared.size) for shared in segments(image)] + ends, default=0)
 
@@ -274,13 +274,15 @@ def _attached(space: pb.AddressSpace, image: pb.Tree) -> list[pb.Vma]:
 
 
 def attach(space: pb.AddressSpace, image: pb.Tree, spare: int) -> Iterator[Call]:
-    """Map a process's segments. Each is attached where nothing else is, and its mappings are made of that one: they may
-    be parts of it, have been moved, or be longer than the segment (mremap(2)), beside whatever the process has there.
+    """Map a process's segments.
+
+    Each is attached at a spare address, and the process's mappings are made from there: they may be parts of it, may
+    have been moved, or be longer than the segment (mremap(2)), between other mappings.
 
     Args:
-        space: the process's.
+        space: of the process.
         image: the tree.
-        spare: the address of so many bytes as `room` says, which nothing uses.
+        spare: an unused address with as many free bytes as `room` returns.
     """
     for (index, may_write, may_run), vmas in groupby(sorted(_attached(space, image), key=_rights), _rights):
         shared, mine = image.shared[index], list(vmas)
@@ -301,17 +303,17 @@ def attach(space: pb.AddressSpace, image: pb.Tree, spare: int) -> Iterator[Call]
 
 
 def _rights(vma: pb.Vma) -> tuple[int, bool, bool]:
-    """Of which segment a mapping is, and what may be done with that there."""
+    """The segment of a mapping, and whether it may be written and executed there."""
     return vma.shared, vma.may_write, bool(vma.prot & _EXECUTE)
 
 
 def is_attached(vma: pb.Vma, image: pb.Tree) -> bool:
-    """Whether a mapping of the image is one of a segment."""
+    """Whether a mapping of the image is of a segment."""
     return vma.kind == pb.Vma.SHARED and image.shared[vma.shared].kind == pb.SharedMemory.SYSTEM_V
 
 
 def remove(image: pb.Tree) -> Iterator[Call]:
-    """Mark segments for removal that were marked, when all have attached them."""
+    """Mark segments for removal that were marked, when all processes have attached them."""
     for shared in segments(image):
         if shared.mode & _DESTROYED:
             words = f"marking System V segment {shared.sysv_id} for removal"

@@ -1,13 +1,14 @@
-"""System V semaphores: sets of them, and what each process of a tree has to undo in them (SEM_UNDO).
+"""System V semaphore sets, and each process's adjustments for them (SEM_UNDO).
 
-Kept: id, key, size, rights, values, and for every process the adjustments that the kernel makes when it ends. A tree
-with sets is restored into an IPC namespace of its own. Not kept: times, and who used a semaphore last (GETPID), which
-is init or who had something to undo. The old sets stay in the host until somebody removes them.
+Kept: id, key, size, permissions, values, and for every process the adjustments that the kernel makes when it ends. A
+tree with sets is restored into an IPC namespace of its own. Not kept: times, and the PID that used a semaphore last
+(GETPID), which becomes that of init or of a process with an adjustment. The old sets stay on the host until somebody
+removes them.
 
-Adjustments are shown to nobody. But an operation with SEM_UNDO fails with ERANGE where it would bring an adjustment out
-of its range, before anything else is looked at (ipc/sem.c, perform_atomic_semop). So each process tries operations that
-would bring it just to the border, together with a last one that cannot be done: that one ends all with EAGAIN, and
-nothing has changed. Each is what lies between the borders that are crossed and those that are not.
+No interface shows adjustments. But an operation with SEM_UNDO fails with ERANGE if it would move an adjustment out of
+its range, before anything else is checked (ipc/sem.c, perform_atomic_semop). So each process tries operations that
+would move it just to the limit, followed by one that must fail: that one ends the call with EAGAIN, and nothing has
+changed. A binary search for the limit gives the adjustment.
 
 Documented in: semop(2), semctl(2), sysvipc(7).
 """
@@ -29,7 +30,7 @@ from torpor.remote.batch import Batch, Call, Out, Replies
 from torpor.remote.sys import try_syscall
 
 Ask = Callable[[Batch], Replies]
-"""Has a process make calls."""
+"""Lets a process make calls."""
 
 GETALL, SETALL = 13, 17
 KCMP_SYSVSEM = 6
@@ -39,17 +40,17 @@ SEM_UNDO, IPC_NOWAIT = 0x1000, 0o4000
 LARGEST = 32767
 """SEMVMX and SEMAEM: the largest value, and the largest adjustment."""
 LARGEST_SET = 32000
-"""SEMMSL, as the kernel has it by default."""
+"""SEMMSL: the kernel's default for the largest set."""
 TOGETHER = 100
-"""Semaphores that one call tries, each with up to four of the 500 operations that a call may have (SEMOPM)."""
+"""The semaphores that one call tries, each with up to four of the 500 operations that a call may have (SEMOPM)."""
 CALLS = 15
-"""Calls of one batch: with their operations they must fit in a thread's table."""
+"""The calls of one batch: with their operations they must fit into a thread's table."""
 _VALUES_ROOM = 32 << 10
-"""Bytes of values that one batch may ask for."""
+"""Bytes of values that one batch may read."""
 
 
 class Status(NamedTuple):
-    """What IPC_STAT says of a set."""
+    """The result of IPC_STAT for a set."""
 
     key: int
     uid: int
@@ -66,10 +67,10 @@ class Set:
     status: Status
     values: list[int]
     undo: dict[int, dict[int, int]] = field(default_factory=dict)
-    """By the process's own PID, by the semaphore's number: what is added when the process ends."""
+    """For each process, by its own PID, and each semaphore number, what is added when the process ends."""
 
     def why_not(self) -> str:
-        """Why its adjustments cannot be made again, or nothing."""
+        """Why its adjustments cannot be made again; empty if they can."""
         for number, value in enumerate(self.values):
             mine = [adjustments[number] for adjustments in self.undo.values() if number in adjustments]
             begin = value + sum(mine)
@@ -79,11 +80,11 @@ class Set:
 
 
 def grab(ids: Sequence[int], askers: Mapping[int, Ask]) -> tuple[list[Set], list[str]]:
-    """Take sets, and say what of them cannot be kept.
+    """Read sets, and say what of them cannot be kept.
 
     Args:
         ids: the sets.
-        askers: the tree's living processes, by their own PIDs.
+        askers: let the tree's living processes make calls, by their own PIDs.
     """
     root = next(iter(askers.values()))
     found: list[Set] = []
@@ -122,14 +123,14 @@ def grab(ids: Sequence[int], askers: Mapping[int, Ask]) -> tuple[list[Set], list
 
 
 def own(name: str, pid: int, tids: Sequence[int]) -> Iterator[Reason]:
-    """Say which threads have adjustments of their own (clone(2) without CLONE_SYSVSEM); only the first one is asked."""
+    """Refuse threads with adjustments of their own (clone(2) without CLONE_SYSVSEM): only the first thread is asked."""
     for tid in tids:
         if tid != pid and try_syscall(NR.kcmp, pid, tid, KCMP_SYSVSEM) in (1, 2):
             yield Reason(f"{name}, thread {tid}", "it has System V semaphores to undo for itself, which is not kept")
 
 
 def _adjustments(one: Set, ask: Ask) -> tuple[dict[int, int], str]:
-    """What a process has to undo in a set, by number; or why that cannot be told."""
+    """A process's adjustments for a set, by semaphore number; or why they cannot be determined."""
     every = [_Trial(number, value, 0) for number, value in enumerate(one.values)]
     together = [every[at : at + TOGETHER] for at in range(0, len(every), TOGETHER)]
     crossed, why = _try(one.id, ask, [*map(_above, together), *map(_below, together)])
@@ -138,7 +139,7 @@ def _adjustments(one: Set, ask: Ask) -> tuple[dict[int, int], str]:
     crossed, why = _try(one.id, ask, [*(_above([trial]) for trial in every), *(_below([trial]) for trial in every)])
     above, below = crossed[: len(every)], crossed[len(every) :]
     ranges = {number: (1, LARGEST + 1) for number in range(len(every)) if not why and (above[number] or below[number])}
-    # For all at the same time: the border between what is crossed and what is not.
+    # Search for all limits at the same time.
     while not why and (open_ := {number: pair for number, pair in ranges.items() if pair[0] < pair[1]}):
         trials = [_Trial(number, one.values[number], sum(pair) // 2) for number, pair in open_.items()]
         crossed, why = _try(one.id, ask, [(_above if above[trial.number] else _below)([trial]) for trial in trials])
@@ -149,7 +150,7 @@ def _adjustments(one: Set, ask: Ask) -> tuple[dict[int, int], str]:
 
 
 class _Trial(NamedTuple):
-    """A semaphore, what it is now, and a border that its adjustment may have crossed."""
+    """A semaphore, its value, and a limit that its adjustment may have crossed."""
 
     number: int
     value: int
@@ -157,7 +158,7 @@ class _Trial(NamedTuple):
 
 
 def _above(trials: Sequence[_Trial]) -> list[bytes]:
-    """Operations of which one fails with ERANGE if an adjustment is above its bound, and else the last with EAGAIN."""
+    """Operations: one fails with ERANGE if an adjustment is above its bound; else the last fails with EAGAIN."""
     found = []
     for number, value, bound in trials:
         found += _operations(number, (LARGEST - value, False), (bound - LARGEST, True))
@@ -165,14 +166,14 @@ def _above(trials: Sequence[_Trial]) -> list[bytes]:
 
 
 def _below(trials: Sequence[_Trial]) -> list[bytes]:
-    """The same, if an adjustment is below its negated bound."""
+    """The same for an adjustment below its negated bound."""
     found, left = [], 0
     for number, value, bound in trials:
         found += _operations(number, (-value, False))
         left = LARGEST + 1 - bound
         if bound:
             found += _operations(number, (left, True))
-        else:  # one more than an operation can do
+        else:  # this takes more than one operation
             found += _operations(number, (LARGEST, True), (-LARGEST, False), (1, True))
             left = 1
     return [*found, *_operations(trials[-1].number, (-left - 1, False))]
@@ -185,7 +186,7 @@ def _operations(number: int, *changes: tuple[int, bool]) -> list[bytes]:
 
 
 def _try(number: int, ask: Ask, attempts: Sequence[list[bytes]]) -> tuple[list[bool], str]:
-    """Whether each attempt crossed a border; or why that cannot be told. None of them changes anything."""
+    """Whether each attempt crossed a limit; or why that cannot be determined. No attempt changes anything."""
     crossed: list[bool] = []
     for at in range(0, len(attempts), CALLS):
         batch = Batch()
@@ -203,7 +204,7 @@ def _try(number: int, ask: Ask, attempts: Sequence[list[bytes]]) -> tuple[list[b
 
 
 def describe(one: Set, out: pb.SemaphoreSet) -> None:
-    """Fill a set's place in the image."""
+    """Write a set to the image."""
     out.id, out.key, out.uid, out.gid, out.mode = one.id, *one.status[:4]
     out.values.extend(one.values)
     for pid, adjustments in one.undo.items():
@@ -215,7 +216,7 @@ def describe(one: Set, out: pb.SemaphoreSet) -> None:
 
 
 def faults(one: pb.SemaphoreSet) -> Iterator[str]:
-    """What of an image's set cannot be."""
+    """What in an image's set is invalid."""
     if not 0 < len(one.values) <= LARGEST_SET or any(value > LARGEST for value in one.values):
         yield f"it has a System V set {one.id} of semaphores that cannot be"
     elif any(undo.number >= len(one.values) or not -LARGEST <= undo.value <= LARGEST for undo in one.undo):
@@ -225,7 +226,7 @@ def faults(one: pb.SemaphoreSet) -> Iterator[str]:
 
 
 def _before(one: pb.SemaphoreSet) -> list[int]:
-    """The values before those who have something to undo did it."""
+    """The values before processes made the operations that will be undone."""
     values = list(one.values)
     for undo in one.undo:
         values[undo.number] += undo.value
@@ -233,7 +234,7 @@ def _before(one: pb.SemaphoreSet) -> list[int]:
 
 
 def make(one: pb.SemaphoreSet, owner: bool) -> Iterator[Call]:
-    """Make a set, by init, in a table of its own. What will be taken off by those who have to undo it is in it yet.
+    """Make a set, with the values from before the operations to be undone. Init runs these calls.
 
     Args:
         one: the set.
@@ -251,7 +252,7 @@ def make(one: pb.SemaphoreSet, owner: bool) -> Iterator[Call]:
 
 
 def undo(pid: int, image: pb.Tree) -> Iterator[Call]:
-    """What a process does so that it has to undo it at its end."""
+    """The operations by which a process gets its adjustments."""
     for one in image.semaphores:
         for mine in one.undo:
             if mine.pid == pid:
