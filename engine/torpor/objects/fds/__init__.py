@@ -1,1 +1,1 @@
-"""Open file descriptions, a module for each kind; sockets have a folder of their own."""
+"""Open file descriptions, one module for each kind; sockets have a folder of their own."""

@@ -123,7 +123,7 @@ KCMP_FILES = 2
 LAST_FD = (1 << 32) - 1
 OUTSIDE = "its other end is outside of the tree"
 _RINGS = 8
-"""Numbers above those of the image, for descriptors that are in each other's way."""
+"""Extra numbers above those of the image, for descriptors that block each other's numbers."""
 SPARE = 64
 """Descriptors that are open for a moment while others are made."""
 
@@ -151,18 +151,18 @@ def grab(
     stats: Mapping[int, procfs.Stat] | None = None,
     given: Set[FdReference] | None = None,
 ) -> GrabbedDescriptors:
-    """Take every description of a tree: see `torpor.objects.fds.grabbing`.
+    """Grab every description of a tree: see `torpor.objects.fds.grabbing`.
 
     Args:
-        pids: the tree, parents before their children. What ends meanwhile has no descriptors.
-        content: also take what lies in pipes and sockets; the tree is frozen.
-        reset_outside: sockets whose peer is outside of the tree are kept, as ones whose peer has closed.
-        stdio: for descriptors of the first process, which of standard input, output and error each is a copy of.
-        stats: by PID what tells a process's session and controlling terminal; None: asked where there is a terminal.
-        given: of a tree that was built, which descriptors are the restorer's own; None: it is saved.
+        pids: the tree, parents before their children. A process that ends meanwhile has no descriptors.
+        content: also take the content of pipes and sockets; the tree is frozen.
+        reset_outside: keep sockets with a peer outside of the tree, as sockets whose peer has closed.
+        stdio: for descriptors of the first process, the standard descriptor of which each is a copy.
+        stats: for each PID the stat with its session and controlling terminal; None: read it if there is a terminal.
+        given: for a tree that was just restored, the restorer's own descriptors; None: the tree is being saved.
 
     Raises:
-        NotPermitted: a process is not ours.
+        NotPermitted: a process belongs to another user.
     """
     return grabbing.grab(
         KINDS, pids, content=content, reset_outside=reset_outside, stdio=stdio, stats=stats, given=given
@@ -170,20 +170,20 @@ def grab(
 
 
 def problems(tree: GrabbedDescriptors) -> list[Reason]:
-    """Say everything of what was grabbed that cannot be kept."""
+    """Say everything in `tree` that cannot be kept."""
     return list(_problems(tree))
 
 
 def describe(tree: GrabbedDescriptors, image: Tree, shared: Callable[[int, int], int]) -> None:
-    """Fill in `image`: descriptions, pipes, and the descriptors of each process.
+    """Write descriptions, pipes, and the descriptors of each process to `image`.
 
     Args:
         tree: what was grabbed.
-        image: has a process for each of the tree, in the same order.
+        image: has the processes of the tree, in the same order.
         shared: the index in Tree.shared of the memory with this device and inode: see `memory_files`.
 
     Raises:
-        Refused: something came up since the survey that cannot be kept.
+        Refused: since the survey, something has appeared that cannot be kept.
     """
     if found := problems(tree):
         raise Refused("the tree holds what cannot be kept", found)
@@ -228,20 +228,20 @@ def describe(tree: GrabbedDescriptors, image: Tree, shared: Callable[[int, int],
 
 
 def notices(tree: GrabbedDescriptors) -> list[str]:
-    """Say what of the descriptions a restore will not bring back as it was: a sentence each, for people."""
+    """Say which descriptions a restore will not bring back as they were: one sentence each, for the user."""
     by_kind = ((kind, [held for held in tree.held if held.kind is kind]) for kind in KINDS)
     return [text for kind, mine in by_kind for text in kind.notices(mine, tree)]
 
 
 def _taker(kind: bytes, held: OpenFile[Any], tree: GrabbedDescriptors) -> FdReference | None:
-    """The descriptor through which a lock is to be taken again: one of the process that took it, if that is there."""
+    """The descriptor by which to take a lock again: one of the process that took it, if that has one."""
     owner = locks.owner(kind, tree.locked[held.holders[0]])
     return next((holder for holder in held.holders if holder.pid == owner), None)
 
 
 def _problems(tree: GrabbedDescriptors) -> Iterator[Reason]:
     found = [(held, problem) for held in tree.held if not tree.is_given(held) for problem in _judge(held, tree)]
-    # Before the freeze nobody looks into sockets, and an end that seems to be outside may lie in one.
+    # The survey does not read sockets' queues, and an end that seems to be outside may be in one.
     unseen = not tree.content and any(map(unix_sockets.may_hold_descriptors, tree.of(Unix)))
     if unseen and all(problem.why.startswith(OUTSIDE) for _, problem in found):
         found = []
@@ -277,7 +277,7 @@ def _judge(held: OpenFile[Any], tree: GrabbedDescriptors) -> Iterator[Problem]:
 
 
 def _is_mapped(held: OpenFile[Any], tree: GrabbedDescriptors) -> bool:
-    """Whether a process of the tree has a file in its memory, which is opened to be looked at."""
+    """Whether a process of the tree has a file mapped: a restore would open the file to check it."""
     for pid in tree.pids:
         with suppress(FileNotFoundError, ProcessLookupError):  # it has ended
             if any(one.inode == held.stat.st_ino and one.name[:1] == b"/" for one in procfs.mappings(pid)):
@@ -286,7 +286,7 @@ def _is_mapped(held: OpenFile[Any], tree: GrabbedDescriptors) -> bool:
 
 
 def _shared_tables(pids: Sequence[int]) -> Iterator[Reason]:
-    """Descriptor tables that a thread has for itself (unshare(2), CLONE_FILES); sharing.py looks for shared ones."""
+    """Threads with their own descriptor table (unshare(2), CLONE_FILES). sharing.py finds shared tables."""
     for pid in pids:
         for tid in _threads(pid):
             if try_syscall(NR.kcmp, pid, tid, KCMP_FILES) in (1, 2) and not procfs.is_ending(pid, tid):
@@ -309,18 +309,18 @@ def _threads(pid: int) -> list[int]:
 
 @dataclass
 class Opened:
-    """The descriptions of an image in the restoring process. A context manager: leaving it closes them."""
+    """The descriptions of an image in the restoring process. A context manager: its exit closes them."""
 
     slots: dict[int, int]
-    """For each description, by its index in the image, the descriptor that keeps it here: its slot."""
+    """For each description, by its index in the image, the descriptor that keeps it open here: its slot."""
     terminals: dict[int, int] = field(default_factory=dict)
-    """The same for the terminals that sessions have, by their index."""
+    """The same for the sessions' terminals, by their index."""
     warnings: list[str] = field(default_factory=list)
-    """What is not as it was, in words."""
+    """What is not as before, for the user."""
     when_built: list[Callable[[], None]] = field(default_factory=list)
-    """What is to be done when the tree stands."""
+    """To call when the tree is built."""
     at_last: list[Callable[[], None]] = field(default_factory=list)
-    """What is to be done when the tree is let go."""
+    """To call when the tree is released."""
 
     def __enter__(self) -> Opened:
         return self
@@ -329,7 +329,7 @@ class Opened:
         self.close()
 
     def let_go(self) -> None:
-        """Let those connections go on that do.
+        """Let kept TCP connections go on.
 
         Raises:
             RestoreFailed: the kernel refuses.
@@ -342,31 +342,32 @@ class Opened:
             raise RestoreFailed(f"a TCP connection cannot go on: {error.strerror}") from error
 
     def close(self) -> None:
-        """Close the slots. What processes hold by now stays open."""
+        """Close the slots. What the processes have by now stays open."""
         self._close_terminals()
         while self.slots:
             os.close(self.slots.popitem()[1])
 
     def built(self) -> None:
-        """The tree stands: from now on nothing but itself is to be seen in its descriptors."""
+        """The tree is built: from now on its descriptors must show only its own activity."""
         self._close_terminals()
         for act in self.when_built:
             act()
 
     def _close_terminals(self) -> None:
-        """Close those of the sessions, which have them by now: one that nobody else has open hangs up."""
+        """Close the sessions' terminals, which the sessions have by now: one that no process has open hangs up."""
         while self.terminals:
             os.close(self.terminals.popitem()[1])
 
 
 def check(image: Tree, stdio: Sequence[int] = (0, 1, 2), *, standing: bool = False) -> list[Reason]:
-    """Say everything that keeps the image's descriptions from being opened here and now. Changes nothing.
+    """Say everything that prevents opening the image's descriptions here and now. Changes nothing.
 
     Args:
         image: the tree; not trusted.
-        stdio: the restorer's descriptors that stand in for 0, 1 and 2.
-        standing: the tree itself still lives. What it has (ports, names, locks) is not looked at, and no file that it
-            has a lease on is opened, which would break that.
+        stdio: the restorer's descriptors that replace 0, 1 and 2.
+        standing: the tree itself still lives. Then what it uses (ports, names, locks) is not checked, and no file on
+            which
+            it has a lease is opened, since that would break the lease.
     """
     found = [*_check_numbers(image), *ptys.check_sessions(image), *signal_owners.check(image)]
     if found:
@@ -377,7 +378,7 @@ def check(image: Tree, stdio: Sequence[int] = (0, 1, 2), *, standing: bool = Fal
         try:
             reasons = list(kind.check(seen, image, stdio))
             found += reasons or ([] if standing else kind.check_free(mine, image))
-        except (ValueError, OverflowError) as error:  # a number or a name that no system call takes
+        except (ValueError, OverflowError) as error:  # a number or a name that no system call accepts
             found.append(Reason("the image", f"a description of the kind {kind.field} cannot be: {error}"))
     return found if standing else found or list(locks.check(image))
 
@@ -391,15 +392,14 @@ def open_all(
 ) -> Opened:
     """Open every description of an image in this process, at a slot, for its children to inherit.
 
-    The soft limit of descriptors must have been raised. The slots are not close-on-exec.
+    The caller must have raised the soft limit of descriptors. The slots are not close-on-exec.
 
     Args:
         image: the tree, checked.
-        shared: gives a descriptor for reading and writing of shared memory, by its index in the image. It
-            stays whose it is.
-        stdio: the descriptors that stand in for 0, 1 and 2.
-        terminal: the terminal to be the controlling one in the place of that outside, -1: none.
-        openers: who opens paths for each of them; None: each process beneath this one's own root directory.
+        shared: returns a read-write descriptor of shared memory, by its index in the image. The callee keeps it.
+        stdio: the descriptors that replace 0, 1 and 2.
+        terminal: the terminal that replaces a controlling terminal outside of the tree; -1: none.
+        openers: open the paths of each description; None: beneath this process's own root directory.
 
     Raises:
         RestoreFailed: a description cannot be opened; none is left.
@@ -424,11 +424,11 @@ def open_all(
 
 
 def placement(process: Process, own: MadeInProcess, opened: Opened) -> list[Call]:
-    """The calls that give a process its descriptors from the slots, whose numbers may be those of others.
+    """The calls that move a process's descriptors from the slots to their numbers, which may be numbers of other slots.
 
     Args:
         process: of the image.
-        own: what processes open themselves: of that, the mailboxes are placed.
+        own: what processes open themselves; its mailboxes are placed too.
         opened: the slots.
     """
     flags = {entry.fd: os.O_CLOEXEC if entry.cloexec else 0 for entry in process.fds}
@@ -450,7 +450,7 @@ def placement(process: Process, own: MadeInProcess, opened: Opened) -> list[Call
     aside = max([*flags, *opened.slots.values()], default=0)
     free = [fd for fd in wanted if fd not in left]
     while wanted:
-        if not free:  # those that are left wait for each other in rings: what is in the way of one is put aside
+        if not free:  # the rest block each other in rings: move one aside
             fd = next(iter(wanted))
             aside += 1
             place(fd, aside, "putting aside, as")
@@ -471,8 +471,7 @@ def placement(process: Process, own: MadeInProcess, opened: Opened) -> list[Call
 
 
 def closing(process: Process, own: MadeInProcess) -> list[Call]:
-    """The calls that close every descriptor that is not the process's own, nor a mailbox: slots, and all it
-    inherited."""
+    """The calls that close all descriptors but the process's own and its mailboxes: slots, and inherited ones."""
     calls = []
     begin = 0
     for fd in [*sorted([*(entry.fd for entry in process.fds), *own.mailboxes(process).values()]), LAST_FD + 1]:
@@ -483,7 +482,7 @@ def closing(process: Process, own: MadeInProcess) -> list[Call]:
 
 
 def _by_kind(image: Tree) -> Iterator[tuple[Kind[Any], dict[int, Description]]]:
-    """The kinds in the order in which they are to be made, each with its descriptions by their index."""
+    """The kinds in the order in which they must be made, each with its descriptions by index."""
     for kind in KINDS:
         mine = {i: d for i, d in enumerate(image.descriptions) if d.WhichOneof("kind") == kind.field}
         if mine:
@@ -491,8 +490,11 @@ def _by_kind(image: Tree) -> Iterator[tuple[Kind[Any], dict[int, Description]]]:
 
 
 def first_slot(image: Tree) -> int:
-    """The lowest number for what a restore opens: above those of every descriptor in the image, also of those that an
-    epoll remembers; among them where this process may not have so many."""
+    """The lowest number for descriptors that a restore opens.
+
+    It is above all numbers in the image, also those that an epoll remembers. If this process may not have so many
+    descriptors, it is among them.
+    """
     above = _highest(image) + 1
     return above if above + _needed(image) <= _most() else STDIO + 1
 
@@ -510,7 +512,7 @@ def _highest(image: Tree) -> int:
 
 
 def _needed(image: Tree) -> int:
-    """How many descriptors are open at once, at the most."""
+    """The maximal number of descriptors that are open at once."""
     mapped = len(image.files) + len(image.shared) + len(mapped_both_ways(image))
     return len(image.descriptions) + len(image.ptys) + mapped + SPARE
 

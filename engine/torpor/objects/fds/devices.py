@@ -1,7 +1,7 @@
-"""Character devices that hold no state of their own: opened again by name.
+"""Character devices without state, which are opened again by name.
 
-These are /dev/null, zero, full, random and urandom (Documentation/admin-guide/devices.txt: major 1). Any
-other device may hold state that only its driver knows, and is refused.
+These are /dev/null, zero, full, random and urandom (Documentation/admin-guide/devices.txt: major 1). Any other device
+may have state that only its driver knows, and is refused.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ class CharDevice(Kind[None]):
     is_opened = True
 
     def matches(self, seen: Seen) -> bool:
-        """Told by the numbers; the name is only where it is opened again."""
+        """By the device number; the name only serves to open it again."""
         return stat.S_ISCHR(seen.stat.st_mode) and _stateless(seen.stat)
 
     def grab(self, held: OpenFile[None], pidfd: int, *, content: bool) -> None:
-        """Nothing: it has no state."""
+        """Nothing to grab: it has no state."""
 
     def judge(self, held: OpenFile[None], tree: GrabbedDescriptors) -> Iterator[Problem]:
         """The name must lead to such a device."""
@@ -55,13 +55,13 @@ class CharDevice(Kind[None]):
             yield Problem("its name does not lead to it here")
 
     def describe(self, held: OpenFile[None], out: Description, tree: GrabbedDescriptors, image: Describing) -> None:
-        """By name and numbers."""
+        """Write its name and device number."""
         out.device.path = os.fsencode(held.link)
         out.device.major = os.major(held.stat.st_rdev)
         out.device.minor = os.minor(held.stat.st_rdev)
 
     def check(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
-        """It is there and may be opened."""
+        """It must exist, and this user must be able to open it."""
         openers = Openers(image)
         for index, description in mine.items():
             try:
@@ -72,7 +72,7 @@ class CharDevice(Kind[None]):
                 yield Reason(words(description), error.message)
 
     def make(self, description: Description, opening: Opening) -> int:
-        """By name, if the numbers are right."""
+        """Open it by name, if the device number is the same."""
         return _open(description, opening.opener)
 
 

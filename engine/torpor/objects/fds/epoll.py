@@ -1,18 +1,17 @@
 """epoll: what a program waits for (epoll(7)).
 
-A watch belongs to a description and to the number under which it was added; it lives on while the
-description is open anywhere, even when that number leads elsewhere by now. fdinfo gives the number, the
-events and the data; kcmp(2) with KCMP_EPOLL_TFD tells which description is meant, so that no watch comes
-back on the wrong one.
+A watch belongs to a description and to the number under which it was added. It exists while the description is open
+anywhere, even if that number now leads elsewhere. fdinfo shows the number, the events and the data; kcmp(2) with
+KCMP_EPOLL_TFD shows which description is meant, so that no watch is restored on the wrong one.
 
-Kept: every watch, with its events, flags and data; how it polls busily. Not kept: that an edge (EPOLLET) was told
-already: the first wait after the restore may tell it once more, which epoll(7) allows at any time. A one-shot watch
-that has fired cannot be made unarmed for EPOLLERR and EPOLLHUP, which the kernel adds to each: it may tell these once
-more.
+Kept: every watch, with its events, flags and data; the parameters of busy polling. Not kept: that an edge (EPOLLET) was
+reported already: the first wait after the restore may report it again, which epoll(7) allows at any time. A one-shot
+watch that has fired cannot be disarmed for EPOLLERR and EPOLLHUP, which the kernel adds to each: it may report these
+again.
 
-Watches on signalfds and pidfds are made by a process that has both (`torpor.objects.fds.made_in_process`). All others
-are made in the restoring process, in a thread with a descriptor table of its own, in which every
-number is free: the kernel keeps the number, not the process.
+Watches on signalfds and pidfds are added by a process that has both (`torpor.objects.fds.made_in_process`). All others
+are added in the restoring process, by a thread with its own descriptor table, in which every number is free: the kernel
+stores the number, not the process.
 """
 
 from __future__ import annotations
@@ -53,36 +52,36 @@ CLONE_FILES = 0x400
 EPOLL_CTL_ADD = 1
 EPIOCSPARAMS, EPIOCGPARAMS = 0x40088A01, 0x80088A02
 PARAMETERS = struct.Struct("=IHBx")
-"""struct epoll_params: microseconds, packets at once, whether it is preferred."""
+"""struct epoll_params: microseconds, packets at once, whether busy polling is preferred."""
 _USUAL_BUDGET = 64
-"""NAPI_POLL_WEIGHT: more takes CAP_NET_ADMIN."""
+"""NAPI_POLL_WEIGHT: a larger budget needs CAP_NET_ADMIN."""
 EVENT = struct.Struct("=IQ")
 """struct epoll_event, which is packed on x86-64."""
 
 WATCHED_BY_OWNERS = frozenset(("signalfd", "pidfd", "queue"))
-"""What only a process of the tree itself can wait for."""
+"""Kinds that only a process of the tree itself can watch."""
 
 _WATCH = re.compile(rb"^tfd:\s*(\d+) events:\s*([0-9a-f]+) data:\s*([0-9a-f]+)", re.MULTILINE)
 
 
 @dataclass
 class Watch:
-    """What is watched, under which number, for what."""
+    """What is watched, its number, and the events."""
 
     fd: int
     events: int
     data: int
     target: FdReference | None
-    """A descriptor that leads to it; None when nobody in the tree has one."""
+    """A descriptor of it in the tree; None if there is none."""
 
 
 @dataclass
 class EpollState:
-    """The watches of one epoll."""
+    """The watches of one epoll instance."""
 
     watches: list[Watch] = field(default_factory=list)
     busy_poll: bytes = b""
-    """struct epoll_params; empty where none are set, or the kernel has none (before 6.9)."""
+    """struct epoll_params; empty if none are set, or the kernel has none (before 6.9)."""
 
 
 class Epoll(Kind[EpollState]):
@@ -91,16 +90,16 @@ class Epoll(Kind[EpollState]):
     field = "epoll"
 
     def matches(self, seen: Seen) -> bool:
-        """Told by the link."""
+        """By its link."""
         return seen.link == "anon_inode:[eventpoll]"
 
     def grab(self, held: OpenFile[EpollState], pidfd: int, *, content: bool) -> EpollState:
-        """The watches need the whole tree: see `finish`."""
+        """Read the parameters. The watches need the whole tree: see `finish`."""
         with borrowed(pidfd, held.holders[0].fd) as copy:
             return EpollState(busy_poll=_busy_poll(copy))
 
     def finish(self, mine: list[OpenFile[EpollState]], tree: GrabbedDescriptors) -> None:
-        """Find what is watched. Two watches under one number are told apart by their order in fdinfo."""
+        """Find what is watched. Two watches with one number are distinguished by their order in fdinfo."""
         for held in mine:
             seen: dict[int, int] = {}
             for match in _WATCH.finditer(held.info):
@@ -110,10 +109,10 @@ class Epoll(Kind[EpollState]):
                 held.state.watches.append(Watch(fd, int(match[2], 16), int(match[3], 16), target))
 
     def judge(self, held: OpenFile[EpollState], tree: GrabbedDescriptors) -> Iterator[Problem]:
-        """Everything that is watched is in the tree.
+        """Everything that is watched must be in the tree.
 
-        While the tree still runs, descriptors and watches are seen one after the other: what was opened or closed in
-        between looks the same.
+        While the tree still runs, descriptors and watches are read one after the other: something that is opened or
+        closed in between looks like a watch on something outside.
         """
         if held.state.busy_poll and not _may_poll(held.state.busy_poll):
             yield Problem("it polls busily in a way that takes a privilege (EPIOCSPARAMS)", "set its budget to 64")
@@ -136,7 +135,7 @@ class Epoll(Kind[EpollState]):
     def describe(
         self, held: OpenFile[EpollState], out: Description, tree: GrabbedDescriptors, image: Describing
     ) -> None:
-        """Its watches."""
+        """Write its watches."""
         out.epoll.SetInParent()
         out.epoll.busy_poll = held.state.busy_poll
         for watch in held.state.watches:
@@ -145,7 +144,9 @@ class Epoll(Kind[EpollState]):
                 out.epoll.watches.add(fd=watch.fd, events=watch.events, data=watch.data, description=index)
 
     def check(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
-        """The watches lead to descriptions of the image, and the restorer's can be waited for."""
+        """The watches must lead to descriptions of the image, and epoll must support the restorer's standard
+        descriptors.
+        """
         for index, description in mine.items():
             if (busy := description.epoll.busy_poll) and not (len(busy) == PARAMETERS.size and _may_poll(busy)):
                 yield Reason("an epoll", "it polls busily in a way that takes a privilege", "restore it as root")
@@ -166,7 +167,7 @@ class Epoll(Kind[EpollState]):
                     )
 
     def open(self, mine: dict[int, Description], opening: Opening) -> None:
-        """All of them, then their watches: one epoll may watch another."""
+        """Make all of them, then their watches: one epoll may watch another."""
         for index, description in mine.items():
             opening.place(index, syscall(NR.epoll_create1, os.O_CLOEXEC))
             if parameters := description.epoll.busy_poll:
@@ -178,7 +179,7 @@ class Epoll(Kind[EpollState]):
             for watch in description.epoll.watches
             if not _by_owner(opening.image, watch)
         ]
-        # Where slots have numbers that are watched, each watch takes others out of their table.
+        # If slots have numbers that are watched, each watch overwrites others in the thread's table.
         crowded = any(watch.fd >= opening.base for _, watch in all_watches)
         for watches in [[one] for one in all_watches] if crowded else [all_watches]:
             apart(partial(_watch_all, watches, opening))
@@ -196,7 +197,7 @@ def _may_poll(parameters: bytes) -> bool:
 
 
 def watcher(image: Tree, index: int, watch: EpollMessage.Watch) -> tuple[int, int] | None:
-    """The process that has an epoll and what it watches: its PID, and the epoll's number there."""
+    """The process that has both an epoll and what it watches: its PID, and the epoll's number there."""
     for process in image.processes:
         epoll = next((entry.fd for entry in process.fds if entry.description == index), None)
         if epoll is not None and any((e.fd, e.description) == (watch.fd, watch.description) for e in process.fds):
@@ -210,24 +211,24 @@ def _by_owner(image: Tree, watch: EpollMessage.Watch) -> bool:
 
 
 def _target(epoll: OpenFile[EpollState], number: int, which: int, tree: GrabbedDescriptors) -> FdReference | None:
-    """A descriptor of what the epoll watches as its `which`-th under `number`."""
+    """A descriptor of what the epoll watches as its `which`-th watch under `number`."""
     for holder in epoll.holders:
         candidate = FdReference(holder.pid, number)
         if (holder.pid, number) in tree.by_holder and _is_watched(candidate, holder, number, which):
             return candidate
-    # Rare: the number was closed or used again, and the description is open under another one.
+    # Rare: the number was closed or reused, and the description is open under another one.
     first_of_each = (held.holders[0] for held in tree.held if held.under_way_to is None)
     return next((h for h in first_of_each if _is_watched(h, epoll.holders[0], number, which)), None)
 
 
 def _is_watched(candidate: FdReference, epoll: FdReference, number: int, which: int) -> bool:
     slot = array("I", (epoll.fd, number, which))  # struct kcmp_epoll_slot
-    # Not found (ENOENT, EBADF) is an answer: before the freeze things come and go.
+    # Not found (ENOENT, EBADF) is a valid answer: before the freeze descriptors come and go.
     return try_syscall(NR.kcmp, candidate.pid, epoll.pid, KCMP_EPOLL_TFD, candidate.fd, slot) == 0
 
 
 def _watch_all(watches: Sequence[tuple[int, EpollMessage.Watch]], opening: Opening) -> None:
-    """Runs in a thread of its own, whose descriptors end with it; what is watched stays, by the slots."""
+    """Run in a thread whose descriptor table ends with it; the slots keep what is watched open."""
     syscall(NR.unshare, CLONE_FILES)
     for index, watch in watches:
         _watch(opening, index, watch)
@@ -235,7 +236,7 @@ def _watch_all(watches: Sequence[tuple[int, EpollMessage.Watch]], opening: Openi
 
 def _watch(opening: Opening, index: int, watch: EpollMessage.Watch) -> None:
     event = EVENT.pack(watch.events, watch.data)
-    epoll = fcntl.fcntl(opening.slots[index], fcntl.F_DUPFD_CLOEXEC, watch.fd + 1)  # its slot may be that number
+    epoll = fcntl.fcntl(opening.slots[index], fcntl.F_DUPFD_CLOEXEC, watch.fd + 1)  # its slot may have that number
     os.dup2(opening.slots[watch.description], watch.fd)
     try:
         syscall(NR.epoll_ctl, epoll, EPOLL_CTL_ADD, watch.fd, event)

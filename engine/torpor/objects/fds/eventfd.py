@@ -1,8 +1,8 @@
 """eventfd: a counter (eventfd(2)).
 
-Kept: the count, and that it is a semaphore, where the kernel says so: fdinfo has ``eventfd-semaphore`` from
-Linux 6.5 on. On an older kernel a semaphore cannot be told from a plain counter without changing it, and
-all are taken for plain ones.
+Kept: the count, and whether it is a semaphore, if the kernel shows that: fdinfo has ``eventfd-semaphore`` since Linux
+6.5. On an older kernel a semaphore cannot be told from a plain counter without changing it, and all are treated as
+plain ones.
 """
 
 from __future__ import annotations
@@ -29,25 +29,25 @@ class Eventfd(Kind[None]):
     may_be_under_way = True
 
     def matches(self, seen: Seen) -> bool:
-        """Told by the link."""
+        """By its link."""
         return seen.link == "anon_inode:[eventfd]"
 
     def grab(self, held: OpenFile[None], pidfd: int, *, content: bool) -> None:
-        """Nothing: fdinfo has the count."""
+        """Nothing to grab: fdinfo has the count."""
 
     def describe(self, held: OpenFile[None], out: Description, tree: GrabbedDescriptors, image: Describing) -> None:
-        """Its count, in hexadecimal in fdinfo."""
+        """Write its count, which fdinfo shows in hexadecimal."""
         out.eventfd.count = int(held.fields["eventfd-count"], 16)
         out.eventfd.semaphore = held.fields.get("eventfd-semaphore", "0") != "0"
 
     def check(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
-        """A count that can be."""
+        """The count must be valid."""
         for description in mine.values():
             if description.eventfd.count > LARGEST:
                 yield Reason("the image", "it holds an eventfd whose count cannot be")
 
     def make(self, description: Description, opening: Opening) -> int:
-        """With its count: eventfd2() itself takes 32 bits of it, a write all."""
+        """Make it, and write the count: eventfd2() itself takes only 32 bits of it."""
         flags = os.O_CLOEXEC | (EFD_SEMAPHORE if description.eventfd.semaphore else 0)
         with closed_on_error(syscall(NR.eventfd2, 0, flags)) as fd:
             if description.eventfd.count:

@@ -1,8 +1,8 @@
-"""Named pipes (fifo(7)): as pipes, and opened again by name.
+"""Named pipes (fifo(7)): kept like pipes, but opened again by name.
 
-Kept: what pipes keep, when both ends are in the tree or the other end is open nowhere. As standard input, output or
-error, one whose other end is outside is the restorer's. Whoever has it open when it is restored keeps the tree out, if
-anything lies in it.
+Kept: what is kept of pipes, if both ends are in the tree or the other end is not open. If the other end of standard
+input, output or error is outside, the restorer's own descriptor replaces it. A restore is refused if another process
+has the named pipe open and it has content.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Fifo(Pipe):
         return stat.S_ISFIFO(seen.stat.st_mode) and seen.link.startswith("/")
 
     def grab(self, held: OpenFile[PipeState], pidfd: int, *, content: bool) -> PipeState:
-        """As of a pipe; but poll() tells of no writers only when there was one (fs/pipe.c, pipe_poll)."""
+        """As for a pipe; but poll() reports no writers only if there was one (fs/pipe.c, pipe_poll)."""
         state = super().grab(held, pidfd, content=content)
         if held.flags & os.O_ACCMODE == os.O_RDONLY and state.other_end_open:
             with borrowed(pidfd, held.holders[0].fd) as copy:
@@ -61,11 +61,11 @@ class Fifo(Pipe):
         return state
 
     def outside(self, held: OpenFile[PipeState], tree: GrabbedDescriptors) -> str:
-        """As of a pipe."""
+        """As for a pipe."""
         return f"named pipe {held.link}" if super().outside(held, tree) else ""
 
     def judge(self, held: OpenFile[PipeState], tree: GrabbedDescriptors) -> Iterator[Problem]:
-        """Its name must lead to it, unless it has none any more or the restorer's takes its place."""
+        """Its name must lead to it, unless it has no name any more or the restorer's descriptor replaces it."""
         yield from super().judge(held, tree)
         if held.stat.st_nlink and not self.outside(held, tree) and (why := why_not_by_name(held, tree)):
             yield Problem(f"it cannot be opened again by its name: {why}", "give it a name and rights that last")
@@ -73,7 +73,7 @@ class Fifo(Pipe):
     def describe(
         self, held: OpenFile[PipeState], out: Description, tree: GrabbedDescriptors, image: Describing
     ) -> None:
-        """The end, and with the first end the pipe."""
+        """Write the end, and with the first end the pipe."""
         out.fifo.pipe = self.index(held, image)
         out.fifo.path = os.fsencode(held.link)
         describe(held.stat, out.fifo.inode)
@@ -82,7 +82,7 @@ class Fifo(Pipe):
         out.fifo.unwritten = held.state.unwritten
 
     def check(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
-        """They are there. None is opened: who reads from it would see a writer come and go."""
+        """They must exist. None is opened: a reader would see a writer come and go."""
         openers = Openers(image)
         for index, description in mine.items():
             if description.fifo.pipe >= len(image.pipes):
@@ -105,7 +105,7 @@ class Fifo(Pipe):
                 yield _cannot_open(description, error.strerror)
 
     def check_free(self, mine: dict[int, Description], image: Tree) -> Iterator[Reason]:
-        """Nothing lies in them."""
+        """They must have no content."""
         openers = Openers(image)
         for index, description in mine.items():
             if description.fifo.inode.removed:
@@ -118,7 +118,7 @@ class Fifo(Pipe):
                 yield Reason(words(description), error.message)
 
     def open(self, mine: dict[int, Description], opening: Opening) -> None:
-        """Open each once with both ends, so that nothing waits for another; fill it, and keep what the tree had."""
+        """Open each once read-write, so that no open() blocks; fill it, and keep the ends that the tree had."""
         by_pipe: dict[int, list[int]] = {}
         for index, description in mine.items():
             by_pipe.setdefault(description.fifo.pipe, []).append(index)
@@ -135,7 +135,7 @@ class Fifo(Pipe):
                 finally:
                     os.close(both)
                 for index in indexes:
-                    if mine[index].fifo.unwritten:  # one that was opened when no writer was there
+                    if mine[index].fifo.unwritten:  # it was opened before there was a writer
                         reader = opening.slots.pop(index)
                         try:
                             opening.place(index, _end(mine[index], reader, opening.openers.description(index)))
@@ -148,7 +148,7 @@ def _cannot_open(description: Description, why: str | None) -> Reason:
 
 
 def _end(description: Description, fd: int, opener: Opener) -> int:
-    """A description as it is to be, of a named pipe that is open as `fd`."""
+    """A description of a named pipe that is open as `fd`, with its flags."""
     flags = description.flags & KEPT_BY_LINK | os.O_NONBLOCK
     if description.flags & os.O_NOFOLLOW and not description.fifo.inode.removed:
         return opener.opened(description.fifo.path, os.dup(fd), flags | os.O_NOFOLLOW, _known(description))
@@ -161,7 +161,7 @@ def _known(description: Description) -> Identity | None:
 
 
 def _has_writer(reader: int) -> bool:
-    """Whether anyone could write, or has written what is still there: else it is at its end."""
+    """Whether there is a writer, or unread data: else it is at its end."""
     ours, other = os.pipe2(os.O_CLOEXEC)
     try:
         return try_syscall(NR.tee, reader, other, 1, SPLICE_F_NONBLOCK) != 0
@@ -171,11 +171,11 @@ def _has_writer(reader: int) -> bool:
 
 
 def _open(description: Description, opener: Opener) -> int:
-    """Both ends at once.
+    """Open both ends at once.
 
     Raises:
-        OSError: it is not there, or this user may not.
-        RestoreFailed: it is no named pipe, or in use.
+        OSError: it does not exist, or this user may not open it.
+        RestoreFailed: it is not a named pipe, or is in use.
     """
     known = _known(description)
     fd = opener.lookup(description.fifo.path, known=known)
@@ -190,7 +190,7 @@ def _open(description: Description, opener: Opener) -> int:
 
 
 def _make(description: Description, opener: Opener) -> int:
-    """Both ends of a new one that has no name any more."""
+    """Both ends of a new named pipe whose name was removed again."""
 
     def make(path: bytes) -> int:
         opener.mkfifo(path)

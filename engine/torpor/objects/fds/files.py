@@ -1,20 +1,19 @@
 """Regular files and directories: opened again by name, at their position, with their flags.
 
-Kept: the name, access mode, O_APPEND, O_NONBLOCK, O_SYNC, O_DSYNC, O_DIRECT, O_NOATIME, O_PATH, and the
-position (of a directory: where getdents() goes on). Not kept: content. What the program wrote after the
-snapshot is still in the file, and a program that goes on from the snapshot writes over it; with O_APPEND it
-writes after it.
+Kept: the name, access mode, O_APPEND, O_NONBLOCK, O_SYNC, O_DSYNC, O_DIRECT, O_NOATIME, O_PATH, and the position (for a
+directory: where getdents() continues). Not kept: content. What the program wrote after the snapshot is still in the
+file, and a program that is restored from the snapshot overwrites it; with O_APPEND it writes behind it.
 
-Files without a name are `torpor.objects.fds.unlinked`, locks `torpor.objects.fds.locks`.
+Files without a name are in `torpor.objects.fds.unlinked`, locks in `torpor.objects.fds.locks`.
 
-A file whose name was taken away is kept by another name of its directory, if it has one there.
+A file that has lost its name is kept by another name in its directory, if it has one there.
 
-Refused: names that lead to another file by now, and files below /proc/PID. At a restore, unless the user takes files as
-they are: files that were cut, replaced or changed (`torpor.objects.paths.fingerprints`). No hindrance are: one that
-grew; one that is only appended to, whatever became of it, as a log that is rotated; and a data base of SQLite on which
-the tree held no lock: between two transactions it is there to be changed by others, and SQLite looks whether it was.
+Refused: names that now lead to another file, and files below /proc/PID. A restore also refuses, unless the user accepts
+files as they are, files that were truncated, replaced or changed (`torpor.objects.paths.fingerprints`). It accepts a
+file that grew; one that the program only appends to, whatever happened to it, such as a rotated log; and an SQLite
+database on which the tree held no lock: between two transactions others may change it, and SQLite checks for that.
 
-The image is not trusted with files: nothing is created, cut or written by opening, and what kind of file it is is asked
+The image is not trusted with files: opening creates, truncates or writes nothing, and the type of a file is checked
 before it is opened.
 """
 
@@ -55,7 +54,7 @@ from torpor.objects.paths.small_files import SmallFiles, key_of
 from torpor.remote.sys import closed_on_error
 
 _SQLITE = b"SQLite format 3\0"
-"""How its data bases begin (https://www.sqlite.org/fileformat.html)."""
+"""The first bytes of an SQLite database (https://www.sqlite.org/fileformat.html)."""
 
 
 class RegularFile(Kind[list[OpenFile[Any]]]):
@@ -66,15 +65,15 @@ class RegularFile(Kind[list[OpenFile[Any]]]):
     is_opened = True
 
     def matches(self, seen: Seen) -> bool:
-        """Anything with a path: also what has lost it."""
+        """Any regular file with a path, even a lost one."""
         return stat.S_ISREG(seen.stat.st_mode) and seen.link.startswith("/")
 
     def grab(self, held: OpenFile[list[OpenFile[Any]]], pidfd: int, *, content: bool) -> list[OpenFile[Any]]:
-        """Nothing: link, fdinfo and stat say it all. Closing a copy may write to a network (NFS flushes)."""
+        """Nothing to grab: link, fdinfo and stat have all. Closing a copy may write to a network (NFS flushes)."""
         return []
 
     def finish(self, mine: list[OpenFile[list[OpenFile[Any]]]], tree: GrabbedDescriptors) -> None:
-        """Take what small ones hold: they may be gone when the tree wakes."""
+        """Copy the content of small files: they may be gone when the tree wakes."""
         by_file: dict[tuple[int, int], list[OpenFile[Any]]] = {}
         for held in mine:
             held.state = by_file.setdefault((held.stat.st_dev, held.stat.st_ino), held.state)
@@ -95,7 +94,7 @@ class RegularFile(Kind[list[OpenFile[Any]]]):
         tree: GrabbedDescriptors,
         image: Describing,
     ) -> None:
-        """By name, with what tells whether it is still the same."""
+        """Write its name, and what shows whether it is still the same."""
         if out.flags & O_TMPFILE:  # it was given a name since, and is opened by that
             out.flags &= ~(O_TMPFILE | os.O_DIRECTORY)
         out.file.path = os.fsencode(held.link)
@@ -116,7 +115,7 @@ class RegularFile(Kind[list[OpenFile[Any]]]):
             fingerprints.note(out.file, held.stat, in_place=anywhere or key in image.mapped_to_write)
 
     def check(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
-        """It is there, may be opened, and has not lost what the program counts on."""
+        """It must exist, this user must be able to open it, and it must not have changed in a way that matters."""
         bundles = bundle.by_path(image)
         openers = Openers(image)
         in_place = fingerprints.in_place(image)
@@ -145,7 +144,7 @@ class RegularFile(Kind[list[OpenFile[Any]]]):
                 os.close(fd)
 
     def make(self, description: Description, opening: Opening) -> int:
-        """By name, and never so that it changes."""
+        """Open it by name, without changing it."""
         fd = open_described(description, opening.opener)
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             os.close(fd)
@@ -154,25 +153,25 @@ class RegularFile(Kind[list[OpenFile[Any]]]):
 
 
 class Directory(Kind[int]):
-    """A directory. Its state is who gets its signals: the kernel sets that when changes are to be told (F_NOTIFY)."""
+    """A directory. Its state is the owner of its signals, which the kernel sets for a watch by F_NOTIFY."""
 
     field = "directory"
     may_be_under_way = True
     is_opened = True
 
     def matches(self, seen: Seen) -> bool:
-        """Anything that is one."""
+        """Any directory."""
         return stat.S_ISDIR(seen.stat.st_mode) and seen.link.startswith("/")
 
     def grab(self, held: OpenFile[int], pidfd: int, *, content: bool) -> int:
-        """Who gets its signals; nobody of one that was opened by its path alone."""
+        """Read the owner of its signals; one opened with O_PATH has none."""
         if held.flags & os.O_PATH:
             return 0
         with borrowed(pidfd, held.holders[0].fd) as copy:
             return fcntl.fcntl(copy, fcntl.F_GETOWN)
 
     def judge(self, held: OpenFile[int], tree: GrabbedDescriptors) -> Iterator[Problem]:
-        """Its name must lead to it, unless it was removed; nobody is told of its changes."""
+        """Its name must lead to it, unless it was removed; and no program may watch it by F_NOTIFY."""
         if held.state:
             why = f"it sends signals to {held.state}, as when changes are told (dnotify: F_NOTIFY), which is not kept"
             yield Problem(why, "close it, or use inotify")
@@ -180,14 +179,14 @@ class Directory(Kind[int]):
             yield from _judge_name(held, tree)
 
     def describe(self, held: OpenFile[int], out: Description, tree: GrabbedDescriptors, image: Describing) -> None:
-        """By name."""
+        """Write its name."""
         folder = Folder.seen(held.link, held.stat)
         folder.describe(out.directory.inode)
         out.directory.path = os.fsencode(folder.path)
         out.directory.position = held.position
 
     def check(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
-        """It is there and may be opened."""
+        """It must exist, and this user must be able to open it."""
         openers = Openers(image)
         for index, description in mine.items():
             opener, directory = openers.description(index), description.directory
@@ -200,7 +199,7 @@ class Directory(Kind[int]):
                 yield _cannot_open(words(description), error)
 
     def make(self, description: Description, opening: Opening) -> int:
-        """By name; one that was removed anew."""
+        """Open it by name; make it again if it was removed."""
         directory, flags = description.directory, description.flags & (KEPT_AT_OPEN | KEPT_BY_FCNTL)
         if directory.inode.removed:
             fd = directories.enter(directory.path, directory.inode, opening.opener, opening.openers.removed)
@@ -218,7 +217,7 @@ def _locked(image: Tree) -> Iterator[Description]:
 
 
 def _changed(description: Description, fd: int, *, in_place: bool, locked: bool) -> str:
-    """How a file is not as it was, where that matters; empty: it is, or it only grew."""
+    """How a file has changed in a way that matters; empty if it has not, or only grew."""
     file, flags, now = description.file, description.flags, os.fstat(fd)
     if flags & os.O_PATH or (flags & os.O_ACCMODE == os.O_WRONLY and flags & os.O_APPEND):
         return ""
@@ -245,7 +244,7 @@ def _begins(fd: int, with_: bytes) -> bool:
 
 
 def _keep_small(files: list[OpenFile[list[OpenFile[Any]]]], tree: GrabbedDescriptors, small: SmallFiles) -> None:
-    """Copy those that are to be kept, the smallest first."""
+    """Copy the files that must be kept, the smallest first."""
     left_out = {key_of(held.stat) for held in files if id(held) in tree.lease_signals}
     written = {key_of(held.stat) for held in files if held.writable and not is_path(held)}
     for held in sorted(files, key=lambda held: held.stat.st_size):
@@ -268,7 +267,7 @@ def _judge_name(held: OpenFile[Any], tree: GrabbedDescriptors) -> Iterator[Probl
         lost = "it has lost this name, and none of its others was found in or near the directories of the tree"
         yield Problem(lost, "link it into the directory where it was")
     elif tree.small and tree.small.find(held.stat.st_dev, held.stat.st_ino) and not os.path.lexists(held.link):
-        return  # it was removed during the checkpoint, and what it held was taken before
+        return  # it was removed during the checkpoint, but its content was copied before
     elif why and tree.content:
         yield Problem(f"it was removed during the checkpoint: {why}", "try again", passing=True)
     elif why:
@@ -276,12 +275,12 @@ def _judge_name(held: OpenFile[Any], tree: GrabbedDescriptors) -> Iterator[Probl
 
 
 def open_described(description: Description, opener: Opener, extra: int = 0) -> int:
-    """Open what the description names; first as a name only, so that no device or pipe is woken by it.
+    """Open what the description names. Open it with O_PATH first, so that this has no effect on a device or a pipe.
 
     Args:
         description: of a file or a directory.
-        opener: who opens it.
-        extra: flags for that look only. O_DIRECTORY shows as a flag of what was opened with it (fcntl(2), F_GETFL).
+        opener: opens it.
+        extra: flags for the first open only. O_DIRECTORY would be visible later (fcntl(2), F_GETFL).
     """
     kind = description.WhichOneof("kind")
     path = getattr(description, kind or "").path
@@ -294,7 +293,7 @@ def open_described(description: Description, opener: Opener, extra: int = 0) -> 
         return opener.open(path, wanted, known=known)
     fd = opener.open(path, os.O_PATH | extra, known=known)
     if not stat.S_ISDIR(os.fstat(fd).st_mode) and not stat.S_ISREG(os.fstat(fd).st_mode):
-        return fd  # the caller looks at what it is
+        return fd  # the caller checks its type
     return opener.opened(path, fd, wanted, known)
 
 

@@ -1,8 +1,8 @@
-"""Taking every open file description of a tree, each once: through copies of descriptors that are closed again at once.
+"""Grabbing every open file description of a tree once, through copies of descriptors that are closed at once.
 
-Descriptors of any number of processes may lead to one description; kcmp(2) tells, and orders them. What lies in the
-queue of a socket (SCM_RIGHTS) is in the tree too: our copies of it came with the look into the queue, and are looked at
-in turn.
+Descriptors in several processes may refer to one description; kcmp(2) shows that, and orders them. Descriptors in a
+socket's queue (SCM_RIGHTS) belong to the tree too: reading the queue gives us copies of them, which are examined in
+turn.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from torpor.remote.sys import pidfd_open, syscall
 KCMP_FILE = 0
 _LOCAL = (b"bcachefs", b"btrfs", b"ext2", b"ext3", b"ext4", b"f2fs", b"overlay", b"ramfs", b"tmpfs", b"xfs", b"zfs")
 Kinds = Sequence[Kind[Any]]
-"""In the order in which they are asked whether a description is theirs; the last takes all."""
+"""In the order in which they are asked whether a description is theirs; the last one accepts all."""
 
 
 def grab(
@@ -44,19 +44,19 @@ def grab(
     stats: Mapping[int, procfs.Stat] | None = None,
     given: Set[FdReference] | None = None,
 ) -> GrabbedDescriptors:
-    """Take every description of a tree.
+    """Grab every description of a tree.
 
     Args:
         kinds: of descriptions.
-        pids: the tree, parents before their children. What ends meanwhile has no descriptors.
-        content: also take what lies in pipes and sockets; the tree is frozen.
-        reset_outside: sockets whose peer is outside of the tree are kept, as ones whose peer has closed.
-        stdio: for descriptors of the first process, which of standard input, output and error each is a copy of.
-        stats: by PID what tells a process's session and controlling terminal; None: asked where there is a terminal.
+        pids: the tree, parents before their children. A process that ends meanwhile has no descriptors.
+        content: also take the content of pipes and sockets; the tree is frozen.
+        reset_outside: keep sockets with a peer outside of the tree, as sockets whose peer has closed.
+        stdio: for descriptors of the first process, the standard descriptor of which each is a copy.
+        stats: for each PID the stat with its session and controlling terminal; None: read it if there is a terminal.
         given: see `GrabbedDescriptors.given`.
 
     Raises:
-        NotPermitted: a process is not ours.
+        NotPermitted: a process belongs to another user.
     """
     tree = GrabbedDescriptors(
         list(pids), content=content, reset_outside=reset_outside, terminals=stats or {}, given=given
@@ -71,17 +71,17 @@ def grab(
     for fd, number in (stdio or {}).items():
         if (copied := tree.by_holder.get(FdReference(pids[0], fd))) and not copied.stdio:
             copied.stdio.append(number)
-    # Asked of the processes above while there is one below them. Whom sockets lead to the kernel tells too slowly here.
+    # Look at the ancestors while the tree still has them. For sockets the kernel shows the peers too slowly for this.
     if content and any(held.kind.outside(held, tree) for held in tree.held if not stat.S_ISSOCK(held.stat.st_mode)):
         _ = tree.inherited
     for held in tree.held:
-        if held.under_way_to is not None:  # our copy is no more; who gets it is to be named
+        if held.under_way_to is not None:  # our copy is closed; name the future receiver
             held.holders = held.under_way_to.holders[:1]
     return tree
 
 
 def _grab(known: _Known, pids: Sequence[int]) -> None:
-    """Fill what is known of a tree."""
+    """Grab the descriptions of all processes."""
     tree = known.tree
     for pid in pids:
         try:
@@ -91,13 +91,13 @@ def _grab(known: _Known, pids: Sequence[int]) -> None:
         try:
             _grab_process(known, pid, pidfd)
         except PermissionError:
-            # Of a process that ends the kernel gives /proc/PID to root as soon as its memory is gone, a moment before
-            # it is a zombie (task_dump_owner, fs/proc/base.c).
+            # When a process exits, the kernel gives its /proc/PID to root as soon as its memory is gone, a moment
+            # before it is a zombie (task_dump_owner, fs/proc/base.c).
             if not procfs.is_ending(pid, pid):
                 raise not_permitted(pid) from None
         finally:
             os.close(pidfd)
-    for held in tree.held:  # what lies in it is added at the end, and looked into in its turn
+    for held in tree.held:  # descriptions in its queue are appended, and examined in turn
         for one in held.kind.under_way(held):
             one.held = _grab_under_way(known, one.fd, held)
     for kind in known.kinds:
@@ -105,7 +105,7 @@ def _grab(known: _Known, pids: Sequence[int]) -> None:
 
 
 class _Known:
-    """The descriptions found so far, in an order in which one can be looked up with few comparisons."""
+    """The descriptions found so far, in an order that allows to look one up with few comparisons."""
 
     def __init__(self, kinds: Kinds, tree: GrabbedDescriptors) -> None:
         self.kinds = kinds
@@ -121,7 +121,7 @@ class _Known:
         return {memfd_device()}
 
     def find(self, key: object, pid: int, fd: int) -> tuple[OpenFile[Any] | None, list[OpenFile[Any]], int]:
-        """What a descriptor leads to, if it is known; else the list and the place where it belongs."""
+        """The description of a descriptor, if it is known; else the list and the position where to insert it."""
         bucket = self._buckets.setdefault(key, [])
         low, high = 0, len(bucket)
         while low < high:
@@ -149,7 +149,7 @@ def _grab_process(known: _Known, pid: int, pidfd: int) -> None:
             except PermissionError:
                 raise
             except OSError as error:
-                # Of a tree that runs the number may be something else by now, and is what no call expects.
+                # In a running tree the number may now be something that the call does not expect.
                 if known.tree.content and error.errno != errno.EBADF:
                     raise
 
@@ -176,7 +176,7 @@ def _grab_descriptor(known: _Known, holder: FdReference, pidfd: int, table: int,
 
 
 def _grab_under_way(known: _Known, copy: int, socket: OpenFile[Any]) -> OpenFile[Any]:
-    """What a descriptor that lies in a socket's queue leads to, by our copy of it."""
+    """The description of a descriptor in a socket's queue, by our copy of it."""
     holder = FdReference(os.getpid(), copy)
     with ExitStack() as stack:
         pidfd = pidfd_open(holder.pid)
@@ -193,10 +193,10 @@ def _grab_under_way(known: _Known, copy: int, socket: OpenFile[Any]) -> OpenFile
 def _description(
     known: _Known, holder: FdReference, info: bytes, pidfd: int, table: int, infos: int
 ) -> tuple[OpenFile[Any], bool]:
-    """What a descriptor leads to, and whether it was not known before: then it is taken.
+    """The description of a descriptor, and whether it is new: then it is grabbed.
 
     Raises:
-        FileNotFoundError: of a tree that runs: it led to something else before all was taken.
+        FileNotFoundError: in a running tree, the descriptor has changed meanwhile.
     """
     position, _, *identity = info.split(b"\n", 4)[:4]
     flags = _flags(info) & ~os.O_CLOEXEC
@@ -222,7 +222,7 @@ def _description(
 
 
 def _has_owner(known: _Known, seen: Seen, flags: int) -> bool:
-    """Whether to ask who gets its signals: of a file not where to close our copy may write to a network."""
+    """Whether to read the owner of its signals: not for a file if closing our copy may write to a network."""
     if flags & os.O_PATH or stat.S_ISDIR(seen.stat.st_mode):
         return False
     return not stat.S_ISREG(seen.stat.st_mode) or seen.stat.st_dev in known.local
@@ -254,7 +254,7 @@ def _look(name: str, table: int, pidfd: int) -> Seen:
 
 
 def _link(name: str, table: int) -> str:
-    """What a descriptor leads to; empty where that is a path longer than the kernel tells (fs/proc/base.c)."""
+    """The target of a descriptor's link; empty if the path is longer than the kernel shows (fs/proc/base.c)."""
     try:
         return os.readlink(name, dir_fd=table)
     except OSError as error:

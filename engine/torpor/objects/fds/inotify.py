@@ -1,12 +1,12 @@
-"""inotify: files and directories that are watched (inotify(7)).
+"""inotify: watches on files and directories (inotify(7)).
 
-Kept: every watch, under its number, with its mask. The kernel tells the file system and the inode of what is watched
-but no name (Documentation/filesystems/proc.rst, 3.8). A name is found by the file handle that it tells too, which takes
-CAP_DAC_READ_SEARCH, or by looking for the inode (`torpor.objects.paths.inode_search`). What has no name any more is
-known by a descriptor that the tree has of it.
+Kept: every watch, under its number, with its mask. The kernel shows the file system and the inode of what is watched,
+but no name (Documentation/filesystems/proc.rst, 3.8). A name is found by the file handle that it shows too, which needs
+CAP_DAC_READ_SEARCH, or by a search for the inode (`torpor.objects.paths.inode_search`). A file without a name is
+watched by a descriptor that the tree has of it.
 
-Refused: watches for which no name is found, and events that have not been read: nobody can give these back. What
-happens to the files between the snapshot and the restore is not told.
+Refused: watches for which no name is found, and unread events, which cannot be restored. Events between the snapshot
+and the restore are not reported.
 """
 
 from __future__ import annotations
@@ -52,11 +52,11 @@ INOTIFY_IOC_SETNEXTWD = 0x40044900
 """_IOW('I', 0, __s32) (include/uapi/linux/inotify.h); kernels with CONFIG_CHECKPOINT_RESTORE."""
 IN_DONT_FOLLOW = 0x02000000
 KEPT = 0xFFF | 0x04000000 | 0x80000000
-"""IN_ALL_EVENTS, IN_EXCL_UNLINK, IN_ONESHOT: what a watch has of its own."""
+"""IN_ALL_EVENTS, IN_EXCL_UNLINK, IN_ONESHOT: the flags that belong to a watch."""
 LAST_WATCH = (1 << 31) - 1
 
 _WATCHABLE = (RegularFile, Directory, MemoryDescriptor)
-"""Kinds of descriptions through which a watch can be added, and that are made before it."""
+"""Kinds of descriptions by which a watch can be added, and that are made before it."""
 _WATCH = re.compile(
     rb"^inotify wd:([0-9a-f]+) ino:([0-9a-f]+) sdev:([0-9a-f]+) mask:([0-9a-f]+) .*?"
     rb"fhandle-bytes:([0-9a-f]+) fhandle-type:([0-9a-f]+) f_handle:([0-9a-f]+)",
@@ -75,18 +75,18 @@ class Watch:
     """struct file_handle (name_to_handle_at(2))."""
     path: str = ""
     held: OpenFile[Any] | None = None
-    """What the tree has open of the same inode, where no name leads to it."""
+    """An open description of the same inode in the tree, if no name leads to it."""
 
 
 @dataclass
 class InotifyState:
-    """The watches, once they are asked for, and what waits to be read."""
+    """The watches, once they were read, and the unread events."""
 
     queued: int
-    """Bytes."""
+    """In bytes."""
     watches: list[Watch] = field(default_factory=list)
     looked: bool = False
-    """Whether names were looked for."""
+    """Whether names were searched for."""
 
 
 class Inotify(Kind[InotifyState]):
@@ -95,16 +95,16 @@ class Inotify(Kind[InotifyState]):
     field = "inotify"
 
     def matches(self, seen: Seen) -> bool:
-        """Told by the link; it has had no brackets since it was made (fs/notify/inotify)."""
+        """By its link, which newer kernels show without brackets (fs/notify/inotify)."""
         return seen.link in ("anon_inode:inotify", "anon_inode:[inotify]")
 
     def grab(self, held: OpenFile[InotifyState], pidfd: int, *, content: bool) -> InotifyState:
-        """How much waits to be read; fdinfo has the rest."""
+        """Read the size of unread events; fdinfo has the rest."""
         with borrowed(pidfd, held.holders[0].fd) as copy:
             return InotifyState(struct.unpack("i", fcntl.ioctl(copy, termios.FIONREAD, bytes(4)))[0])
 
     def judge(self, held: OpenFile[InotifyState], tree: GrabbedDescriptors) -> Iterator[Problem]:
-        """Nothing waits, and each watch has a name."""
+        """It may have no unread events, and each watch must have a name."""
         if held.state.queued:
             yield Problem("events wait that were not read, and cannot be kept", "read them, or try again", passing=True)
         _look(tree)
@@ -121,7 +121,7 @@ class Inotify(Kind[InotifyState]):
     def describe(
         self, held: OpenFile[InotifyState], out: Description, tree: GrabbedDescriptors, image: Describing
     ) -> None:
-        """By name."""
+        """Write its watches with their names."""
         out.inotify.SetInParent()
         for watch in held.state.watches:
             said = out.inotify.watches.add(number=watch.number, mask=watch.mask, path=os.fsencode(watch.path))
@@ -129,7 +129,7 @@ class Inotify(Kind[InotifyState]):
                 said.held = 1 + image.index_of(watch.held)
 
     def check(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
-        """What is watched is there, and may be."""
+        """The watched files must exist, and this user must be able to watch them."""
         openers = Openers(image)
         for index, description in mine.items():
             watches = description.inotify.watches
@@ -143,7 +143,7 @@ class Inotify(Kind[InotifyState]):
             try:
                 for watch in watches:
                     if watch.held:
-                        continue  # its descriptor is judged by its kind
+                        continue  # the check of its kind covers it
                     try:
                         _add(fd, watch, openers.description(index))
                     except OSError as error:
@@ -153,7 +153,9 @@ class Inotify(Kind[InotifyState]):
                 os.close(fd)
 
     def make(self, description: Description, opening: Opening) -> int:
-        """Watches come when all else is made, of which they would tell; what is done then they forget."""
+        """Add watches after everything else that they would report; then discard the events that the restore has
+        caused.
+        """
         index = opening.making
         opening.to_watch.append(partial(_watch, index, description, opening))
         opening.when_built.append(partial(_forget, index, opening))
@@ -164,7 +166,7 @@ class Inotify(Kind[InotifyState]):
 
 
 def _look(tree: GrabbedDescriptors) -> None:
-    """Find the names of all that is watched in a tree, once; not done under the freeze."""
+    """Find the names of everything that is watched in a tree, once; not done under the freeze."""
     mine = [held for held in tree.of(Inotify) if not held.state.looked]
     if not mine:
         return
@@ -174,7 +176,7 @@ def _look(tree: GrabbedDescriptors) -> None:
     watches = [watch for held in mine for watch in held.state.watches]
     open_ones = {(held.stat.st_dev, held.stat.st_ino): held for held in tree.held if isinstance(held.kind, _WATCHABLE)}
     by_key = {watch.key: watch for watch in watches}
-    # What has lost its name is nowhere to be found.
+    # Files without a name cannot be found.
     wanted = [key for key in by_key if key not in open_ones or open_ones[key].stat.st_nlink]
     found = inode_search.find(wanted, tree, lambda key, near: _by_handle(by_key[key], tree.asked(tree.pids[0]), near))
     for watch in watches:
@@ -193,9 +195,10 @@ def _parse(info: bytes) -> Iterator[Watch]:
 
 
 def _by_handle(watch: Watch, pid: int, near: Collection[str]) -> str:
-    """The name by the file handle; empty where this user may not ask, or it has none that leads there.
+    """The name by the file handle; empty if this user may not open handles, or no name leads there.
 
-    Of several, as one file system may be mounted in several places, one below where the tree has to do.
+    A file system may be mounted in several places. Of several names, one below a directory that the tree uses is
+    preferred.
     """
     found: list[str] = []
     with suppress(OSError):
@@ -209,7 +212,7 @@ def _by_handle(watch: Watch, pid: int, near: Collection[str]) -> str:
 def _by_mount(watch: Watch, point: str) -> Iterator[str]:
     try:
         mount = os.open(point, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:  # covered by another mount, or not for this user
+    except OSError:  # covered by another mount, or this user may not open it
         return
     try:
         fd = syscall(NR.open_by_handle_at, mount, watch.handle, os.O_PATH | os.O_CLOEXEC)
@@ -229,7 +232,7 @@ def _by_mount(watch: Watch, point: str) -> Iterator[str]:
 
 
 def _add(fd: int, watch: InotifyMessage.Watch, opener: Opener) -> int:
-    """Watch what a path leads to, a symbolic link itself."""
+    """Watch what a path leads to, without following a symbolic link."""
     found = opener.lookup(watch.path, follow=False)
     try:
         return opener.call(NR.inotify_add_watch, fd, b"/proc/self/fd/%d\0" % found, watch.mask)
@@ -246,14 +249,14 @@ def _watch(index: int, description: Description, opening: Opening) -> None:
 
 
 def _forget(index: int, opening: Opening) -> None:
-    """Take out what waits to be read: nothing did."""
+    """Discard unread events: the tree had none."""
     fd = opening.slots[index]
     while size := common.queued(fd):
         os.read(fd, size)
 
 
 def _add_as(fd: int, watch: InotifyMessage.Watch, opening: Opening) -> None:
-    """Add a watch under its number: the kernel gives numbers in turn, or the one that it was told is the next."""
+    """Add a watch under its number: the kernel assigns numbers in turn, or the one that was set as the next."""
     try:
         fcntl.ioctl(fd, INOTIFY_IOC_SETNEXTWD, watch.number)
     except OSError as error:

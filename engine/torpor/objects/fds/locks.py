@@ -1,17 +1,17 @@
-"""Locks on files (flock(2), fcntl_locking(2)).
+"""File locks (flock(2), fcntl_locking(2)).
 
-Kept: flock, open file description locks and POSIX record locks, each with its kind, its range, and whether it is
-shared. The first two belong to a description, the last to a process, which takes its own when it has its descriptors
-and none but these: to close one would release them. A flock is taken by the process that took it before, which the
-kernel tells as its owner, if it still has the file open; else, as those of a description, by the restorer. The restore
-is refused while another process has a lock that is in the way.
+Kept: flock, open file description locks and POSIX record locks, each with its type, its range, and whether it is
+shared. The first two belong to a description. The last belong to a process, which takes its own when it has all its
+descriptors and no others: closing another one would release them. A flock is taken by the process that took it before,
+which the kernel shows as its owner, if it still has the file open; else by the restorer, like the locks of a
+description. The restore is refused while another process has a conflicting lock.
 
-A lease (F_SETLEASE) is taken by the process that had it, with the signal that it asked for; nobody else may have the
-file open in its way. One that is being broken is refused. A process that waits for a lock goes on waiting: its call is
-made again.
+A lease (F_SETLEASE) is taken by the process that had it, with its signal; no other process may have the file open in a
+conflicting way. A lease that is being broken is refused. A process that waits for a lock continues to wait: its call is
+restarted.
 
-fdinfo has a line for each lock that was taken through a descriptor (Documentation/filesystems/proc.rst, 3.8; the
-line's format is that of /proc/locks).
+fdinfo has a line for each lock that was taken through a descriptor (Documentation/filesystems/proc.rst, 3.8; the line's
+format is that of /proc/locks).
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _LINE = re.compile(rb"^lock:\t\d+: (\w+) +(\w+) +(\w+) +(-?\d+) \S+ (\d+) (\d+|E
 
 
 def lines(info: bytes) -> list[bytes]:
-    """The lines of fdinfo that tell of locks."""
+    """The lines of fdinfo on locks."""
     return [line for line in info.split(b"\n") if line.startswith(b"lock:")]
 
 
@@ -62,7 +62,7 @@ def judge(found: Iterable[bytes]) -> Iterator[Problem]:
 
 
 def parse(found: Iterable[bytes]) -> list[Lock]:
-    """Those that can be kept, for an image."""
+    """The locks that can be kept, for an image."""
     made = []
     for line in found:
         if (match := _LINE.match(line)) and match[1] in KINDS:
@@ -73,13 +73,13 @@ def parse(found: Iterable[bytes]) -> list[Lock]:
 
 
 def owner(kind: bytes, found: Iterable[bytes]) -> int | None:
-    """The PID of the process that took a lock of a kind, as this process sees it; None: there is none."""
+    """The PID of the process that took a lock of this kind, in our PID namespace; None if there is none."""
     owners = (int(match[4]) for line in found if (match := _LINE.match(line)) and match[1] == kind)
     return next(owners, None)
 
 
 def leased(image: Tree) -> set[bytes]:
-    """The files on which the tree has leases: whoever opens one breaks it."""
+    """The files on which the tree has leases: opening one breaks its lease."""
     held = {
         entry.description
         for process in image.processes
@@ -90,7 +90,7 @@ def leased(image: Tree) -> set[bytes]:
 
 
 def check(image: Tree) -> Iterator[Reason]:
-    """Say which cannot be taken here, because somebody else has one."""
+    """Say which locks cannot be taken here, because another process has a conflicting one."""
     of_processes: dict[int, list[Lock]] = {}
     for process in image.processes:
         for entry in process.fds:
@@ -105,12 +105,12 @@ def check(image: Tree) -> Iterator[Reason]:
             try:
                 fd = files.open_described(description, openers.description(index))
             except OSError:
-                continue  # told by its kind
+                continue  # its kind reports that
             try:
                 for lock in mine:
                     if lock.kind == Lock.LEASE:
-                        continue  # this very descriptor would be in its way
-                    # Nothing of the image is locked yet, so that what is in the way is somebody else's.
+                        continue  # this descriptor itself would conflict
+                    # Nothing of the image is locked yet, so a conflicting lock belongs to another program.
                     _take(fd, lock)
             except OSError as error:
                 yield Reason(words(description), f"the program had it locked, and {_why(error)}", "end who has it")
@@ -122,7 +122,7 @@ def take(image: Tree, slots: dict[int, int]) -> None:
     """Take the locks that belong to descriptions.
 
     Raises:
-        RestoreFailed: somebody else has one.
+        RestoreFailed: another process has a conflicting lock.
     """
     for index, description in enumerate(image.descriptions):
         for lock in description.locks:
@@ -134,7 +134,7 @@ def take(image: Tree, slots: dict[int, int]) -> None:
 
 
 def steps(process: Process) -> Iterator[Call]:
-    """The calls with which a process takes its own, when it closes no descriptor any more."""
+    """The calls by which a process takes its own locks, after it has closed its last descriptor."""
     for entry in process.fds:
         for lock in entry.locks:
             if lock.kind == Lock.LEASE:

@@ -1,9 +1,9 @@
-"""What a restored process must do with its descriptors itself, when it has its own and no others.
+"""What a restored process must do with its descriptors itself, when it has all of its own and no others.
 
-A POSIX lock belongs to the process that takes it. A pidfd, or a file of /proc/PID, can only be opened when its
-process is there: the first process that has it does so, and leaves it to the others that have the same description
-(`torpor.objects.fds.mailboxes`). A watch of an epoll on a signalfd waits for the signals of the process that adds it,
-and one on a pidfd or a POSIX message queue needs what the restorer has not.
+A POSIX lock belongs to the process that takes it. A pidfd or a file of /proc/PID can only be opened when its process
+exists: the first process that has it does so, and passes it to the others that have the same description
+(`torpor.objects.fds.mailboxes`). An epoll watch on a signalfd waits for the signals of the process that adds it, and
+one on a pidfd or a POSIX message queue needs a descriptor that the restorer does not have.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class MadeInProcess:
 
         Args:
             image: the tree.
-            nobody: the PID of a process that will have ended and been waited for.
+            nobody: the PID of a process that will have ended and been reaped.
         """
         self._image = image
         self._nobody = nobody
@@ -43,16 +43,18 @@ class MadeInProcess:
         return index in self._holders
 
     def mailboxes(self, process: Process) -> dict[int, int]:
-        """By the indexes of those descriptions of a process that others have, too, the numbers at which it has their
-        mailboxes meanwhile: none of its own descriptors' numbers."""
+        """The numbers of a process's mailboxes, by the indexes of those descriptions that it shares with others.
+
+        None of its own descriptors has such a number.
+        """
         indexes = dict.fromkeys(entry.description for entry in process.fds if entry.description in self)
         free = _free({entry.fd for entry in process.fds})
         return {index: next(free) for index in indexes if len(self._holders[index]) > 1}
 
     def opening(self, process: Process) -> Iterator[Call]:
-        """The calls by which a process opens what it is the first to have, and leaves it to the others.
+        """The calls by which a process opens descriptions that it is the first to have, and passes them to the others.
 
-        All of its other descriptors are in place, its mailboxes, and nothing else.
+        It has all of its other descriptors and its mailboxes, and nothing else.
         """
         left = self.mailboxes(process)
         taken = {entry.fd for entry in process.fds if entry.description not in self} | set(left.values())
@@ -70,8 +72,9 @@ class MadeInProcess:
             taken |= {entry.fd for entry in entries}
 
     def steps(self, process: Process) -> Iterator[Call]:
-        """The calls by which a process takes what others have left to it, waits for what it alone can wait for, and
-        locks files."""
+        """The calls by which a process takes what others have passed to it, adds its own epoll watches, and locks
+        files.
+        """
         left = self.mailboxes(process)
         others = dict(self._opened_by(process, first=False))
         taken = {entry.fd for entry in process.fds if entry.description not in others} | set(left.values())
@@ -89,7 +92,7 @@ class MadeInProcess:
         yield from locks.steps(process)
 
     def _opened_by(self, process: Process, *, first: bool) -> Iterator[tuple[int, list[Fd]]]:
-        """Its descriptions with the descriptors that lead to them: those that it opens, or all others."""
+        """The descriptions of a process with their descriptors: those that it opens (`first`), or the others."""
         found: dict[int, list[Fd]] = {}
         for entry in sorted(process.fds, key=lambda entry: entry.fd):
             if entry.description in self and (self._holders[entry.description][0] == process.pid) == first:
@@ -98,12 +101,12 @@ class MadeInProcess:
 
 
 def _free(taken: Collection[int]) -> Iterator[int]:
-    """Numbers that are free, the lowest first, as the kernel gives them."""
+    """Free numbers, the lowest first, as the kernel assigns them."""
     return (number for number in count() if number not in taken)
 
 
 def _placed(got: int, entries: list[Fd]) -> Iterator[Call]:
-    """The calls that put what was opened where it is to be; it is to be closed by execve(2) as yet."""
+    """The calls that move an opened descriptor to its final numbers. At first it is close-on-exec."""
     for entry in entries:
         words = f"placing descriptor {entry.fd}"
         if entry.fd != got:

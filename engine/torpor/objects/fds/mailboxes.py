@@ -1,8 +1,8 @@
-"""Mailboxes: how a process hands a description that only it can open to others that have the same.
+"""Mailboxes, by which a process passes a description that only it can open to others that have the same.
 
-A mailbox is a socket connected to itself, made by the restorer and inherited by all. The description lies in it as a
-message (SCM_RIGHTS, unix(7)) which each of the others looks at and none takes (MSG_PEEK): how many there are and who
-comes first makes no difference.
+A mailbox is a socket connected to itself, which the restorer makes and all inherit. The description is in it as a
+message (SCM_RIGHTS, unix(7)) that each of the others peeks at and none takes (MSG_PEEK): their number and order do not
+matter.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ _MSG_CMSG_CLOEXEC = 0x40000000
 _MESSAGE = struct.Struct("<Qi4xQQQQi4x QQ Qiii4x 8s")
 """struct msghdr, struct iovec, struct cmsghdr with a descriptor, content."""
 _PART, _CONTROL, _CONTENT = 56, 72, 96
-"""Where they begin in it."""
+"""Their offsets in it."""
 _POINTERS = (16, 32, _PART)
 _CONTROL_ROOM, _CONTROL_LENGTH = 24, 20
 
 
 def holders(image: Tree, descriptions: Iterable[int]) -> dict[int, list[int]]:
-    """The PIDs of those that have some descriptions, by the indexes of those; each once, in the order of the image."""
+    """The PIDs of the processes that have each description, by its index, each once, in the image's order."""
     found: dict[int, list[int]] = {index: [] for index in descriptions}
     for process in image.processes:
         for index in dict.fromkeys(entry.description for entry in process.fds):
@@ -37,7 +37,7 @@ def holders(image: Tree, descriptions: Iterable[int]) -> dict[int, list[int]]:
 
 
 def make(mine: Iterable[int], opening: Opening) -> None:
-    """Keep a mailbox in the place of each description that several processes have."""
+    """Put a mailbox at the slot of each description that several processes have."""
     for index, pids in holders(opening.image, mine).items():
         if len(pids) > 1:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as mailbox:
@@ -47,13 +47,12 @@ def make(mine: Iterable[int], opening: Opening) -> None:
 
 
 def leave(mailbox: int, fd: int) -> Call:
-    """The call by which a descriptor is left in a mailbox."""
+    """The call that puts a descriptor into a mailbox."""
     return Call(NR.sendmsg, (mailbox, _message(fd), 0), 1, f"leaving descriptor {fd} to others that have the same")
 
 
 def take(mailbox: int, words: str) -> Call:
-    """The call by which a descriptor is taken from a mailbox: it gets the lowest free number, and is closed by
-    execve(2)."""
+    """The call that copies a descriptor from a mailbox to the lowest free number, close-on-exec."""
     flags = socket.MSG_PEEK | socket.MSG_DONTWAIT | _MSG_CMSG_CLOEXEC
     return Call(NR.recvmsg, (mailbox, _message(-1), flags), 1, words)
 

@@ -1,8 +1,8 @@
 """Files in memory: memfd_create(2) and /dev/shm, named or not. Their content is in the image.
 
-They are memory that processes share, so their content is kept by `torpor.objects.memory.shared_memory`, whether
-they are mapped or not; here is what leads to them. A descriptor that was opened once more (/proc/PID/fd)
-comes back as a description of its own.
+They are memory that processes share, so `torpor.objects.memory.shared_memory` keeps their content, whether they are
+mapped or not; this module keeps their descriptors. A descriptor that was opened again (/proc/PID/fd) comes back as a
+separate description.
 """
 
 from __future__ import annotations
@@ -48,22 +48,22 @@ class MemoryFile:
     """A file in memory that a tree has open."""
 
     link: bytes
-    """As /proc/PID/fd/N has it and maps would show it."""
+    """Its name in /proc/PID/fd and maps."""
     stat: os.stat_result
     attributes: Attributes
     holder: FdReference
-    """A descriptor that leads to it."""
+    """A descriptor of it."""
     ours: FileIO | None
-    """Our own file on it, if no process has it."""
+    """Our own file, if no process has it."""
 
     def open(self) -> int:
-        """A descriptor of our own description, for reading: seeking in a copy would move the target's."""
+        """A read-only descriptor of a new description: seeking in a copy would move the target's position."""
         if self.ours is not None:
             return os.dup(self.ours.fileno())
         path = f"/proc/{self.holder.pid}/fd/{self.holder.fd}"
         try:
             return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOATIME)
-        except PermissionError:  # it is another user's, who sees when it is read
+        except PermissionError:  # it belongs to another user, who sees that it is read
             return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
 
@@ -75,13 +75,13 @@ class MemoryDescriptor(Kind[Attributes]):
     is_opened = True
 
     def matches(self, seen: Seen) -> bool:
-        """A file of /dev/shm, or a memfd, told by its device: a file on disk may be named like one."""
+        """A file of /dev/shm, or a memfd. The device identifies a memfd: a file on disk may have such a name."""
         if not stat.S_ISREG(seen.stat.st_mode):
             return False
         return seen.link.startswith(SHM) or (seen.link.startswith(MEMFD) and seen.stat.st_dev == memfd_device())
 
     def grab(self, held: OpenFile[Attributes], pidfd: int, *, content: bool) -> Attributes:
-        """What it tells beside its content."""
+        """Read its attributes."""
         if is_path(held):
             return Attributes()
         with borrowed(pidfd, held.holders[0].fd) as copy:
@@ -91,7 +91,7 @@ class MemoryDescriptor(Kind[Attributes]):
                 return file_attributes.take(copy)
 
     def judge(self, held: OpenFile[Attributes], tree: GrabbedDescriptors) -> Iterator[Problem]:
-        """A name must lead to it."""
+        """Its name, if it has one, must lead to it."""
         if is_path(held):
             yield Problem("a file in memory is open as a name only (O_PATH)", "close it")
             return
@@ -101,7 +101,7 @@ class MemoryDescriptor(Kind[Attributes]):
         yield from self.judge_content(held, tree)
 
     def judge_content(self, held: OpenFile[Attributes], tree: GrabbedDescriptors) -> Iterator[Problem]:
-        """It can be read, without a change of it, and written again."""
+        """It must be possible to read it without changing it, and to write it again."""
         holder = held.holders[0]
         if held.state.forbids_writing:
             yield Problem("it is immutable, or to be appended to only, and has no name", "take the flag away (chattr)")
@@ -121,21 +121,21 @@ class MemoryDescriptor(Kind[Attributes]):
     def describe(
         self, held: OpenFile[Attributes], out: Description, tree: GrabbedDescriptors, image: Describing
     ) -> None:
-        """By the index of the memory."""
+        """Write the index of its memory."""
         out.memfd.shared = image.shared(held.stat.st_dev, held.stat.st_ino)
         out.memfd.position = held.position
 
     def check(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
-        """The memory is in the image."""
+        """The memory must be in the image."""
         for description in mine.values():
             if description.memfd.shared >= len(image.shared):
                 yield Reason("the image", f"it names shared memory {description.memfd.shared}: there is none")
 
     def make(self, description: Description, opening: Opening) -> int:
-        """A description of the memory, at its position: first the one that it was made with.
+        """Make a description of the memory, at its position. One is the description that created the file.
 
-        The kernel executes no file that somebody has opened for writing (ETXTBSY), but a memfd that was made so. Only
-        how a file was made shows as O_TMPFILE.
+        The kernel does not execute a file that is open for writing (ETXTBSY), but it does execute a memfd by the
+        description that created it. Also, only that description shows O_TMPFILE.
         """
         flags = description.flags & (KEPT_AT_OPEN | KEPT_BY_FCNTL) & ~(os.O_NOFOLLOW | os.O_DIRECTORY)
         memory = opening.shared(description.memfd.shared)
@@ -149,7 +149,7 @@ class MemoryDescriptor(Kind[Attributes]):
 
 
 def _first(shared: int, image: Tree) -> int:
-    """The index of the first description of a file by which it is as it was when it was made; -1: there is none."""
+    """The index of the description that has created a file, by its flags; -1 if there is none."""
     memory = image.shared[shared]
     if memory.kind == SharedMemory.MEMFD:
         wanted = os.O_RDWR
@@ -163,12 +163,12 @@ def _first(shared: int, image: Tree) -> int:
 
 
 def is_temporary(memory: SharedMemory) -> bool:
-    """Whether a file never had a name, and may still be given one: it is called by its number (O_TMPFILE)."""
+    """Whether a file never had a name, and may still get one: its name is its inode number (O_TMPFILE)."""
     return memory.kind == SharedMemory.UNLINKED and os.path.basename(memory.name) == b"#%d" % memory.ino
 
 
 def memory_files(tree: GrabbedDescriptors) -> list[MemoryFile]:
-    """The files in memory that a tree has open, each once; none that who wakes it has given it."""
+    """The files in memory that a tree has open, each once, except those that the restorer has given it."""
     found: dict[tuple[int, int], MemoryFile] = {}
     for held in tree.of(MemoryDescriptor):
         if tree.is_given(held):
@@ -183,7 +183,7 @@ def memory_files(tree: GrabbedDescriptors) -> list[MemoryFile]:
 
 @cache
 def memfd_device() -> int:
-    """The device of the kernel's own tmpfs, on which memfds are."""
+    """The device of the kernel's own tmpfs, which holds memfds."""
     fd = memfd_create(b"torpor-probe")
     try:
         return os.fstat(fd).st_dev

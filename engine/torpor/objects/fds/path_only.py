@@ -1,7 +1,7 @@
-"""What is open as a name only (O_PATH), and is no file or directory: symbolic links, devices, named pipes, sockets.
+"""O_PATH descriptors of anything but files and directories: symbolic links, devices, named pipes, sockets.
 
-Kept: where it is, what kind of thing it is, and the numbers of a device. It is looked up again and not opened: no
-device is woken, no pipe gets a reader. A symbolic link must lead where it led.
+Kept: the path, the type, and the number of a device. The path is looked up again but not opened: this has no effect on
+a device, and no pipe gets a reader. A symbolic link must have the same target.
 
 Refused: one that has no name any more.
 """
@@ -27,18 +27,18 @@ _KINDS = {
 
 
 class NameOnly(Kind[bytes]):
-    """A name. The state is where a symbolic link leads."""
+    """A path. The state is the target of a symbolic link."""
 
     field = "name"
     may_be_under_way = True
     is_opened = True
 
     def matches(self, seen: Seen) -> bool:
-        """Never by what it leads to alone: see `torpor.objects.fds.grabbing`."""
+        """Never by the file alone: see `torpor.objects.fds.grabbing`."""
         return False
 
     def grab(self, held: OpenFile[bytes], pidfd: int, *, content: bool) -> bytes:
-        """Where a link leads."""
+        """Read the target of a symbolic link."""
         if not stat.S_ISLNK(held.stat.st_mode):
             return b""
         try:
@@ -47,7 +47,7 @@ class NameOnly(Kind[bytes]):
             return b""
 
     def judge(self, held: OpenFile[bytes], tree: GrabbedDescriptors) -> Iterator[Problem]:
-        """The name still leads to it."""
+        """The path must still lead to it."""
         try:
             found = held.link.startswith("/") and os.path.samestat(os.lstat(held.link), held.stat)
         except OSError:
@@ -56,14 +56,14 @@ class NameOnly(Kind[bytes]):
             yield Problem("it is open as a name only (O_PATH), which it has lost", "close it before the checkpoint")
 
     def describe(self, held: OpenFile[bytes], out: Description, tree: GrabbedDescriptors, image: Describing) -> None:
-        """By name, and what it is."""
+        """Write its path and type."""
         out.name.path = os.fsencode(held.link)
         out.name.mode = held.stat.st_mode
         out.name.device = held.stat.st_rdev
         out.name.target = held.state
 
     def check(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
-        """It is there and the same kind of thing."""
+        """It must exist and have the same type."""
         openers = Openers(image)
         for index, description in mine.items():
             try:
@@ -74,7 +74,7 @@ class NameOnly(Kind[bytes]):
                 yield Reason(words(description), error.message, "put it back")
 
     def make(self, description: Description, opening: Opening) -> int:
-        """Looked up again."""
+        """Look the path up again."""
         return _find(description, opening.opener)
 
 

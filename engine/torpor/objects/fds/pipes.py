@@ -1,10 +1,10 @@
-"""Pipes: both ends in the tree, with what lies in them.
+"""Pipes with both ends in the tree, and their content.
 
-Kept: capacity, content, the borders between packets (O_DIRECT, pipe(2)), and an end that nobody holds any
-more: its reader sees the end of the file, its writer EPIPE. A pipe whose other end is held outside the tree
-is refused, but for standard input, output and error: these are the restorer's.
+Kept: capacity, content, packet boundaries (O_DIRECT, pipe(2)), and that nobody has the other end any more: then a
+reader sees the end of file, and a writer EPIPE. A pipe whose other end is open outside of the tree is refused, except
+as standard input, output and error: the restorer's own descriptors replace these.
 
-Content is taken with tee(2), which duplicates without consuming, into a pipe of ours.
+Content is copied with tee(2), which does not consume it, to a pipe of ours.
 """
 
 from __future__ import annotations
@@ -48,15 +48,15 @@ class PipeState:
 
     capacity: int
     other_end_open: bool
-    """Whether anyone at all holds the other end."""
+    """Whether any process has the other end."""
     queued: int
     """Bytes in the pipe."""
     pieces: list[bytes] = field(default_factory=list)
-    """The content, as it came read by read: with O_DIRECT, packet by packet. Of a read end only."""
+    """The content as successive reads return it: with O_DIRECT, packet by packet. Only for a read end."""
     unwritten: bool = False
-    """A named pipe's reader that has never had a writer."""
+    """Whether it is a named pipe's reader that never had a writer."""
     ends: list[OpenFile[PipeState]] = field(default_factory=list)
-    """All that the tree has of this pipe, itself included."""
+    """All ends of this pipe in the tree, including itself."""
 
 
 class Pipe(Kind[PipeState]):
@@ -71,7 +71,7 @@ class Pipe(Kind[PipeState]):
         return stat.S_ISFIFO(seen.stat.st_mode) and seen.link.startswith("pipe:[")
 
     def grab(self, held: OpenFile[PipeState], pidfd: int, *, content: bool) -> PipeState:
-        """Capacity, whether the other end is held, and at a read end the content."""
+        """Read capacity, whether the other end is open, and at a read end the content."""
         with borrowed(pidfd, held.holders[0].fd) as copy:
             capacity = fcntl.fcntl(copy, F_GETPIPE_SZ)
             queued = struct.unpack("i", fcntl.ioctl(copy, termios.FIONREAD, bytes(4)))[0]
@@ -85,20 +85,20 @@ class Pipe(Kind[PipeState]):
         return state
 
     def finish(self, mine: list[OpenFile[PipeState]], tree: GrabbedDescriptors) -> None:
-        """Find the ends that belong together, by the inode: two FIFOs may have had one name."""
+        """Find the ends of each pipe, by the inode: two FIFOs may have had one name."""
         pipes: dict[tuple[int, int], list[OpenFile[PipeState]]] = {}
         for held in mine:
             held.state.ends = pipes.setdefault((held.stat.st_dev, held.stat.st_ino), [])
             held.state.ends.append(held)
 
     def outside(self, held: OpenFile[PipeState], tree: GrabbedDescriptors) -> str:
-        """The pipe, when its other end is held, and not in the tree."""
+        """The pipe, if its other end is open, but not in the tree."""
         ends = held.state.ends
         both = any(end.readable for end in ends) and any(end.writable for end in ends)
         return "" if both or not held.state.other_end_open else held.link
 
     def judge(self, held: OpenFile[PipeState], tree: GrabbedDescriptors) -> Iterator[Problem]:
-        """All of the content was there to be taken."""
+        """All of the content must have been read."""
         if tree.content and held.readable and sum(map(len, held.state.pieces)) != held.state.queued:
             yield Problem(
                 f"only {sum(map(len, held.state.pieces))} of its {held.state.queued} bytes could be read",
@@ -108,11 +108,11 @@ class Pipe(Kind[PipeState]):
     def describe(
         self, held: OpenFile[PipeState], out: Description, tree: GrabbedDescriptors, image: Describing
     ) -> None:
-        """The end, and with the first end the pipe."""
+        """Write the end, and with the first end the pipe."""
         out.pipe.pipe = self.index(held, image)
 
     def index(self, held: OpenFile[PipeState], image: Describing) -> int:
-        """The index of the pipe in the image; with its first end it is put there."""
+        """The index of the pipe in the image, which its first end adds."""
         key = held.stat.st_dev, held.stat.st_ino
         if key not in image.pipes:
             image.pipes[key] = len(image.tree.pipes)
@@ -124,7 +124,7 @@ class Pipe(Kind[PipeState]):
         return image.pipes[key]
 
     def check(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
-        """The pipes exist in the image and may be as large here."""
+        """The pipes must be in the image, and this host must allow their capacity."""
         with open("/proc/sys/fs/pipe-max-size", encoding="ascii") as file:
             largest = int(file.read())
         for description in mine.values():
@@ -149,7 +149,7 @@ class Pipe(Kind[PipeState]):
 
 
 def _make(opening: Opening, number: int, flags: dict[int, int]) -> None:
-    """Make a pipe and keep the ends that `flags` names: by the index of the description, its status flags."""
+    """Make a pipe and keep the ends in `flags`: status flags by the index of the description."""
     reader, writer = os.pipe2(os.O_CLOEXEC)
     unused = {os.O_RDONLY: reader, os.O_WRONLY: writer}
     try:
@@ -157,7 +157,7 @@ def _make(opening: Opening, number: int, flags: dict[int, int]) -> None:
         for index, wanted in flags.items():
             if (mode := wanted & os.O_ACCMODE) in unused and not wanted & O_LARGEFILE:
                 end = os.dup(unused.pop(mode))
-            else:  # opened once more (/proc/PID/fd): a description of its own, and open() sets O_LARGEFILE
+            else:  # opened again (/proc/PID/fd): a separate description; and open() sets O_LARGEFILE
                 end = os.open(f"/proc/self/fd/{reader}", wanted & KEPT_BY_LINK | os.O_NONBLOCK | os.O_CLOEXEC)
             opening.place(index, end)
     finally:
@@ -166,7 +166,7 @@ def _make(opening: Opening, number: int, flags: dict[int, int]) -> None:
 
 
 def _tee(reader: int, capacity: int) -> list[bytes]:
-    """The content of a pipe, left in it; in the pieces in which it would be read."""
+    """The content of a pipe, in the pieces in which it would be read; it stays in the pipe."""
     ours, fill = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         fcntl.fcntl(fill, F_SETPIPE_SZ, capacity)
@@ -182,13 +182,13 @@ def _tee(reader: int, capacity: int) -> list[bytes]:
 
 
 def fill(pipe: PipeBuffer, writer: int, warnings: list[str]) -> None:
-    """Give a pipe its size and its content, packet by packet where it had such.
+    """Set a pipe's capacity and write its content, packet by packet if it had packets.
 
-    Where other pipes of this user have used up what all may have (pipe-user-pages-soft), it stays as it is: said in
-    `warnings`.
+    If other pipes of this user have used up the user's limit (pipe-user-pages-soft), the capacity is not changed;
+    `warnings` says so.
 
     Raises:
-        RestoreFailed: it does not take the content.
+        RestoreFailed: the content does not fit.
     """
     if fcntl.fcntl(writer, F_GETPIPE_SZ) != pipe.capacity:
         try:

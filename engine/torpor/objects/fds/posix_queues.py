@@ -1,13 +1,12 @@
-"""POSIX message queues (mq_overview(7)): those without messages.
+"""POSIX message queues (mq_overview(7)) without messages.
 
-Kept: name, or that it has none any more, size, rights, and who has it open. Queues live in an IPC namespace: a tree
-that has one is restored into one of its own, where init makes them anew; the old ones stay in the host until somebody
-removes them. Refused: a queue with messages, which can be read only by taking them out, in front of its readers; one of
-which a process is to be notified (mq_notify(3)); one that a process outside of the tree has open, as far as this user
-sees it.
+Kept: name, or that it was unlinked, size, permissions, and who has it open. Queues belong to an IPC namespace: a tree
+with queues is restored into one of its own, where init makes them again; the old ones stay on the host until somebody
+removes them. Refused: a queue with messages, since reading them takes them out before its readers; one with a
+registered notification (mq_notify(3)); one that a process outside of the tree has open, as far as this user can see.
 
-The kernel shows a queue as a file of 80 bytes without blocks in the root of a file system that need not be mounted
-anywhere (ipc/mqueue.c, FILENT_SIZE); its content says whether somebody is to be notified.
+The kernel shows a queue as a file of 80 bytes without blocks, in the root of a file system that need not be mounted
+anywhere (ipc/mqueue.c, FILENT_SIZE); its content shows a registered notification.
 """
 
 from __future__ import annotations
@@ -43,11 +42,11 @@ from torpor.remote.sys import syscall
 _SIZE = 80
 _ATTRIBUTES = struct.Struct("=4q32x")  # struct mq_attr: flags, messages at most, bytes in each at most, messages now
 DEFAULT_MESSAGES, DEFAULT_BYTES = 10, 8192
-"""What queues may have at most in a fresh namespace (include/linux/ipc_namespace.h)."""
+"""The limits of queues in a new namespace (include/linux/ipc_namespace.h)."""
 _LONGEST = 255
 """NAME_MAX."""
 _LIMITS = "/proc/sys/fs/mqueue/{}"
-_OPEN_FLAGS = KEPT_AT_OPEN | KEPT_BY_FCNTL | O_LARGEFILE  # which mq_open() does not set, and open() does
+_OPEN_FLAGS = KEPT_AT_OPEN | KEPT_BY_FCNTL | O_LARGEFILE  # mq_open() does not set O_LARGEFILE, but open() does
 
 
 @dataclass
@@ -55,13 +54,13 @@ class QueueState:
     """A queue as it was."""
 
     most: int
-    """Messages."""
+    """The maximal number of messages."""
     largest: int
-    """Bytes of a message."""
+    """The maximal size of a message in bytes."""
     waiting: int
-    """Messages."""
+    """The number of messages in it."""
     notifies: str = ""
-    """Who is to be notified, or why that is not known."""
+    """Who will be notified, or why that is unknown."""
 
 
 class MessageQueue(Kind[QueueState]):
@@ -71,7 +70,7 @@ class MessageQueue(Kind[QueueState]):
     is_opened = True
 
     def matches(self, seen: Seen) -> bool:
-        """A file of the right shape that no path leads to, as every other file's would."""
+        """A file of this shape to which no path leads. A path leads to every other file."""
         status = seen.stat
         if not stat.S_ISREG(status.st_mode) or (status.st_size, status.st_blocks) != (_SIZE, 0):
             return False
@@ -84,7 +83,7 @@ class MessageQueue(Kind[QueueState]):
         return (there.st_dev, there.st_ino) != (status.st_dev, status.st_ino)
 
     def grab(self, held: OpenFile[QueueState], pidfd: int, *, content: bool) -> QueueState:
-        """Its sizes, and who is to be notified."""
+        """Read its sizes, and who will be notified."""
         value = bytearray(_ATTRIBUTES.size)
         with borrowed(pidfd, held.holders[0].fd) as copy:
             syscall(NR.mq_getsetattr, copy, 0, value)
@@ -92,7 +91,7 @@ class MessageQueue(Kind[QueueState]):
             return QueueState(most, largest, waiting, _notifies(copy))
 
     def judge(self, held: OpenFile[QueueState], tree: GrabbedDescriptors) -> Iterator[Problem]:
-        """It is empty, and the tree's alone."""
+        """It must be empty, and open only in the tree."""
         state = held.state
         if state.waiting:
             why = f"{state.waiting} messages lie in the POSIX message queue, which can be read only by taking them out"
@@ -109,7 +108,7 @@ class MessageQueue(Kind[QueueState]):
     def describe(
         self, held: OpenFile[QueueState], out: Description, tree: GrabbedDescriptors, image: Describing
     ) -> None:
-        """Its name, with what tells it from others that had the same."""
+        """Write its name, and its inode, which distinguishes it from others with the same name."""
         out.queue.removed = not held.stat.st_nlink
         name = held.link.removesuffix(DELETED) if out.queue.removed else held.link
         out.queue.name = os.fsencode(name.removeprefix("/"))
@@ -119,7 +118,7 @@ class MessageQueue(Kind[QueueState]):
         out.queue.most, out.queue.largest = held.state.most, held.state.largest
 
     def check(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
-        """Names and sizes that can be."""
+        """Names and sizes must be valid."""
         for description in mine.values():
             queue = description.queue
             named = 0 < len(queue.name) <= _LONGEST and b"/" not in queue.name and b"\0" not in queue.name
@@ -127,7 +126,7 @@ class MessageQueue(Kind[QueueState]):
                 yield Reason("the image", "it has a POSIX message queue that cannot be")
 
     def open(self, mine: dict[int, Description], opening: Opening) -> None:
-        """Keep a number for each, with nothing behind it: init opens it there, in its own namespace."""
+        """Reserve a slot for each, with /dev/null. Init opens the queue there, in its own namespace."""
         nothing = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
         try:
             for index in mine:
@@ -137,7 +136,7 @@ class MessageQueue(Kind[QueueState]):
 
 
 def _notifies(copy: int) -> str:
-    """Who is to be notified of a message."""
+    """Who will be notified of a message."""
     try:
         fd = os.open(f"/proc/self/fd/{copy}", os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
@@ -151,7 +150,7 @@ def _notifies(copy: int) -> str:
 
 
 def _outsider(held: OpenFile[QueueState], pids: Sequence[int]) -> int:
-    """A process that has a queue open and is not of the tree; 0 if there is none that this user may look at."""
+    """A process outside of the tree that has a queue open; 0 if this user can see none."""
     for pid in set(map(int, filter(str.isdecimal, os.listdir("/proc")))) - {*pids, os.getpid()}:
         try:
             for name in os.listdir(f"/proc/{pid}/fd"):
@@ -160,7 +159,7 @@ def _outsider(held: OpenFile[QueueState], pids: Sequence[int]) -> int:
                     status = os.stat(path)
                     if (status.st_dev, status.st_ino) == (held.stat.st_dev, held.stat.st_ino):
                         return pid
-        except OSError:  # it ended, closed one, or is another user's
+        except OSError:  # it ended, closed one, or belongs to another user
             continue
     return 0
 
@@ -169,18 +168,18 @@ def _outsider(held: OpenFile[QueueState], pids: Sequence[int]) -> int:
 
 
 def of(image: Tree) -> list[tuple[int, Description]]:
-    """The descriptions of an image that are queues, by their index."""
+    """The descriptions of an image that are queues, by index."""
     return [
         (index, one) for index, one in enumerate(image.descriptions) if one.WhichOneof("kind") == MessageQueue.field
     ]
 
 
 def make(image: Tree, slots: dict[int, int], owner: bool) -> Iterator[list[Call]]:
-    """Make the queues and open them at their slots: tables of init, before anyone is born.
+    """Make the queues and open them at their slots. Init runs these tables, before any process is born.
 
     Args:
         image: the tree.
-        slots: where each description is kept.
+        slots: of each description.
         owner: whether the image's user ids are set.
     """
     mine = of(image)
@@ -188,7 +187,7 @@ def make(image: Tree, slots: dict[int, int], owner: bool) -> Iterator[list[Call]
     groups: dict[int, list[tuple[int, Description]]] = {}
     for index, description in mine:
         groups.setdefault(description.queue.inode, []).append((index, description))
-    # Those whose names were removed first: others may have the names by now.
+    # Unlinked queues first: other queues may have their names now.
     for group in sorted(groups.values(), key=lambda group: not group[0][1].queue.removed):
         for index, description in group:
             yield list(_open(description, slots[index], owner=owner, again=index != group[0][0]))
@@ -214,7 +213,7 @@ def _open(description: Description, slot: int, *, owner: bool, again: bool) -> I
 
 
 def _limits(queues: Iterable[PosixQueue]) -> Iterator[list[Call]]:
-    """Let queues of the namespace be as large as the image's, where that is more than in a fresh one."""
+    """Let the namespace's queues be as large as the image's, if that is more than the default."""
     most = max((queue.most for queue in queues), default=0)
     largest = max((queue.largest for queue in queues), default=0)
     for name, value, usual in (("msg_max", most, DEFAULT_MESSAGES), ("msgsize_max", largest, DEFAULT_BYTES)):

@@ -1,12 +1,12 @@
-"""Files of /proc/PID: what the kernel tells of a process of the tree, as monitors and psutil hold it open (proc(5)).
+"""Files of /proc/PID about a process of the tree, which monitors and psutil keep open (proc(5)).
 
-Kept: which process or thread it is, also one that has ended and was not waited for, the flags, and the position. A
-process that has it opens it anew when the tree is built, in its own /proc: only then there is a process to look at
+Kept: which process or thread it is about, also one that has ended and was not reaped, the flags, and the position. A
+process that has it opens it again when the tree is built, in its own /proc: only then the other process exists
 (`torpor.objects.fds.made_in_process`).
 
-Refused: processes outside of the tree, those that have ended for good, and the memory of another process
-(/proc/PID/mem), which Yama may keep from who opens it. All other files of /proc, which are of no process, are opened by
-their names (`torpor.objects.fds.files`).
+Refused: processes outside of the tree, those that were reaped, and the memory of another process (/proc/PID/mem), since
+Yama may not let the process open that. All other files of /proc, which belong to no process, are opened by their names
+(`torpor.objects.fds.files`).
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ _PATH = re.compile(rb"/proc/(\d+)(?:/task/(\d+))?((?:/[^/]+)*)")
 
 
 class Shown(NamedTuple):
-    """Whose file it is."""
+    """The process or thread that a file is about."""
 
     path: bytes
-    """Below the directory of the process or thread."""
+    """The path below the directory of the process or thread."""
     pid: int | None
-    """The process, as this process sees it; None: it is not in the tree."""
+    """The process's PID in our PID namespace; None if it is not in the tree."""
     ended: bool
-    """Whether it is of a thread that has ended."""
+    """Whether it is about a thread that has ended."""
 
 
 class ProcFile(Kind[Shown | None]):
@@ -57,15 +57,15 @@ class ProcFile(Kind[Shown | None]):
     is_opened = True
 
     def matches(self, seen: Seen) -> bool:
-        """Told by the name: the kernel resolves /proc/self."""
+        """By its name: the kernel resolves /proc/self."""
         kind = stat.S_ISREG(seen.stat.st_mode) or stat.S_ISDIR(seen.stat.st_mode)
         return kind and _PATH.fullmatch(os.fsencode(seen.link)) is not None
 
     def grab(self, held: OpenFile[Shown | None], pidfd: int, *, content: bool) -> None:
-        """Nothing: the kernel makes its content up when it is read."""
+        """Nothing to grab: the kernel generates its content when it is read."""
 
     def finish(self, mine: list[OpenFile[Shown | None]], tree: GrabbedDescriptors) -> None:
-        """Find whose they are."""
+        """Find the processes that they are about."""
         for held in mine:
             if match := _PATH.fullmatch(os.fsencode(held.link)):
                 pid = _find(int(match[1]), tree)
@@ -73,7 +73,7 @@ class ProcFile(Kind[Shown | None]):
                 held.state = Shown(match[3], pid, ended)
 
     def judge(self, held: OpenFile[Shown | None], tree: GrabbedDescriptors) -> Iterator[Problem]:
-        """Its process is in the tree."""
+        """Its process must be in the tree."""
         if held.state is None or held.state.pid is None:
             yield Problem("it shows a process that is not in the tree, or has ended", CLOSE)
         elif held.state.ended:
@@ -84,12 +84,12 @@ class ProcFile(Kind[Shown | None]):
     def describe(
         self, held: OpenFile[Shown | None], out: Description, tree: GrabbedDescriptors, image: Describing
     ) -> None:
-        """By its name, which has the PID in the tree's PID namespace: that is the one of its /proc."""
+        """Write its name, which has the PID in the tree's PID namespace, the one of its /proc."""
         out.proc.path = os.fsencode(held.link)
         out.proc.position = held.position
 
     def check(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
-        """The process is in the image."""
+        """The process must be in the image."""
         pids = {process.pid: {thread.tid for thread in process.threads} for process in image.processes}
         for description in mine.values():
             match = _PATH.fullmatch(description.proc.path)
@@ -99,14 +99,14 @@ class ProcFile(Kind[Shown | None]):
                 yield Reason("the image", f"a descriptor leads to {name}, which is of no process in it")
 
     def open(self, mine: dict[int, Description], opening: Opening) -> None:
-        """Not here: see `torpor.objects.fds.made_in_process`."""
+        """Make a mailbox if several have it. Processes open it: see `torpor.objects.fds.made_in_process`."""
         mailboxes.make(mine, opening)
 
 
 def opening(description: Description, got: int) -> Iterator[Call]:
-    """The calls by which a process opens one, at the lowest number that is free there, and goes on where it was.
+    """The calls by which a process opens the file at the lowest free number, and seeks to its position.
 
-    What is there now may be shorter: then it is at its end.
+    The content may be shorter now: then the position is at its end.
     """
     flags = description.flags & (KEPT_AT_OPEN | KEPT_BY_FCNTL) | os.O_CLOEXEC
     name = os.fsdecode(description.proc.path)
@@ -116,7 +116,7 @@ def opening(description: Description, got: int) -> Iterator[Call]:
 
 
 def _find(number: int, tree: GrabbedDescriptors) -> int | None:
-    """The PID, as this process sees it, of the one that has a number in the tree's PID namespace."""
+    """The process, by our PID, that has this number in the tree's PID namespace."""
     for pid in tree.pids:
         try:
             if int(procfs.status(procfs.read(f"/proc/{pid}/status"))[b"NSpid"].split()[-1]) == number:

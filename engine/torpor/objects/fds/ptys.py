@@ -1,20 +1,19 @@
 """Pseudo terminals, and the controlling terminals of sessions (pty(7), ioctl_tty(2), credentials(7)).
 
-A pseudo terminal has a master and a slave side. Of one whose master is in the tree these are kept: the number of
-/dev/pts/N, where it is free (else another one, with a warning), settings (termios), window size, lock, packet mode,
-exclusive mode, output that is held back by Ctrl-S, the end of the slave side, and the mode of its name. A slave
-side whose master was closed has hung up, and comes back so. A descriptor of /dev/tty comes back as one of /dev/pts/N.
+A pseudo terminal has a master and a slave side. If the master is in the tree, these are kept: the number of /dev/pts/N,
+if it is free (else another one, with a warning), settings (termios), window size, lock, packet mode, exclusive mode,
+output stopped by Ctrl-S, the hangup of the slave side, and the mode of its name. A slave side whose master was closed
+has hung up, and comes back so. A descriptor of /dev/tty comes back as one of /dev/pts/N.
 
-A session keeps its controlling terminal and the foreground group of it. Where the terminal is outside of the tree,
-the restorer may give another one in its place; where it gives none the session has none, as under nohup(1), and what
-was opened as /dev/tty has hung up.
+A session keeps its controlling terminal and that terminal's foreground group. If the terminal is outside of the tree,
+the restorer may provide another one instead; if it does not, the session has none, as under nohup(1), and descriptors
+that were opened as /dev/tty have hung up.
 
-Bytes that wait on either side cannot be looked at without being taken: while there are some, the checkpoint is refused
-and tried again in a moment. A line that is typed only in part, into a terminal that gives out whole lines, is shown by
-nothing, and lost.
+Unread bytes on either side cannot be read without taking them out: while there are some, the checkpoint is refused and
+tried again in a moment. A partly typed line, in a terminal in canonical mode, is not visible, and is lost.
 
-The driver is drivers/tty/pty.c, the line discipline drivers/tty/n_tty.c; poll() there waits for bytes that are on
-their way between the two sides.
+The driver is drivers/tty/pty.c, the line discipline drivers/tty/n_tty.c; poll() there waits for bytes that are in
+flight between the two sides.
 """
 
 from __future__ import annotations
@@ -65,16 +64,16 @@ TERMIOS = struct.Struct("<4IB19B2I")
 """struct termios2: flags of input, output, control and local, line discipline, characters, speeds."""
 _INPUT_FLAGS, _LOCAL_FLAGS, _CHARACTERS = 0, 3, 5
 WINDOW_SIZE = 8
-"""Bytes of struct winsize."""
+"""The size of struct winsize in bytes."""
 SIG_BLOCK = 0
 SIGNALS = struct.Struct("<Q")
 SIGTTOU = 22
 PTMX = b"/dev/ptmx"
 NO_NODE = (0, 0)
 _MOST_OPENED = 1024
-"""How many ptys are opened at the most to have the number that is wanted."""
+"""The most ptys that are opened to get a certain number."""
 _OF_SLAVES = KEPT_AT_OPEN & ~os.O_PATH | O_LARGEFILE
-"""Status flags that TIOCGPTPEER gives. It does not set O_LARGEFILE itself, as open() by a name does."""
+"""Status flags that TIOCGPTPEER sets. It does not set O_LARGEFILE by itself, as open() by a name does."""
 _FOREGROUND = 8  # field of proc_pid_stat(5)
 
 CLOSE = "close it before the checkpoint"
@@ -87,14 +86,14 @@ class PseudoTerminal(Terminal):
     is_opened = True
 
     def matches(self, seen: Seen) -> bool:
-        """Told by the numbers of the device."""
+        """By the device number."""
         number = seen.stat.st_rdev
         return stat.S_ISCHR(seen.stat.st_mode) and (
             number in (MULTIPLEXER, CONTROLLING_TERMINAL) or os.major(number) == SLAVE_MAJOR
         )
 
     def grab(self, held: OpenFile[TerminalState], pidfd: int, *, content: bool) -> TerminalState:
-        """All but whether something waits at a master: slave sides are asked first, see `finish`."""
+        """Read everything but a master's unread bytes: slave sides must be read first, see `finish`."""
         with borrowed(pidfd, held.holders[0].fd) as copy:
             state = TerminalState(asked_number(copy, TIOCGDEV) or 0)
             if is_master(held):
@@ -106,7 +105,7 @@ class PseudoTerminal(Terminal):
         return state
 
     def finish(self, mine: list[OpenFile[TerminalState]], tree: GrabbedDescriptors) -> None:
-        """Find the sides that belong together, and who has which controlling terminal."""
+        """Find the sides of each terminal, and the sessions' controlling terminals."""
         if mine and not tree.terminals:
             tree.terminals = dict(_stats(tree.pids))
         masters = {held.state.device: held for held in mine if is_master(held)}
@@ -120,7 +119,7 @@ class PseudoTerminal(Terminal):
                 master.state.image.stopped |= held.state.image.stopped
 
     def outside(self, held: OpenFile[TerminalState], tree: GrabbedDescriptors) -> str:
-        """A slave side whose master is outside of the tree, unless it is known as a session's terminal only."""
+        """A slave side whose master is outside of the tree, unless it is only a session's controlling terminal."""
         if is_master(held) or held.state.other or not held.state.device:
             return ""
         if not self.stands_for(held, tree) and held.state.device in {one.tty for one in tree.terminals.values()}:
@@ -128,12 +127,12 @@ class PseudoTerminal(Terminal):
         return super().outside(held, tree)
 
     def judge(self, held: OpenFile[TerminalState], tree: GrabbedDescriptors) -> Iterator[Problem]:
-        """It can be asked, both sides are in the tree, and nothing is on its way."""
+        """It must be possible to query it, both sides must be in the tree, and nothing may be in flight."""
         state = held.state
         if not state.device and not state.image.hung_up:
             yield Problem("it is a device whose state is unknown")
         if is_master(held) or state.other:
-            # Before the freeze what is on its way may arrive any moment: that is for the freeze to tell.
+            # Before the freeze bytes in flight may arrive at any moment: only the freeze can tell.
             yield from (problem for problem in state.problems if tree.content or not problem.passing)
         if is_master(held) and not (state.image.ended or state.image.locked or state.other):
             yield Problem(
@@ -145,12 +144,12 @@ class PseudoTerminal(Terminal):
     def describe(
         self, held: OpenFile[TerminalState], out: Description, tree: GrabbedDescriptors, image: Describing
     ) -> None:
-        """The side, and with the first the terminal."""
+        """Write the side, and with the first side the terminal."""
         out.pty.master = is_master(held)
         out.pty.pty = _index(held, image)
 
     def notices(self, mine: Sequence[OpenFile[TerminalState]], tree: GrabbedDescriptors) -> Iterator[str]:
-        """What nobody can see of a terminal that gives out whole lines."""
+        """Lines in canonical mode that are not visible yet."""
         numbers = sorted(
             held.state.image.number
             for held in mine
@@ -162,7 +161,7 @@ class PseudoTerminal(Terminal):
             yield f"a line that is typed only in part is not kept: at {names}"
 
     def check(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
-        """The image's terminals can be, and here new ones can be made."""
+        """The image's terminals must be valid, and new ones must be possible here."""
         masters = [description.pty.pty for description in mine.values() if description.pty.master]
         if len(set(masters)) != len(masters):
             yield Reason("the image", "it has two masters of one terminal")
@@ -190,10 +189,10 @@ def is_master(held: OpenFile[TerminalState]) -> bool:
 
 
 def settings(fd: int) -> tuple[bytes, bytes]:
-    """struct termios2 and struct winsize of a terminal; asked at a master, those of its slave side.
+    """The struct termios2 and struct winsize of a terminal; at a master those of its slave side.
 
     Raises:
-        OSError: it is none.
+        OSError: it is not a terminal.
     """
     modes, window = bytearray(TERMIOS.size), bytearray(WINDOW_SIZE)
     syscall(NR.ioctl, fd, TCGETS2, modes)
@@ -202,10 +201,10 @@ def settings(fd: int) -> tuple[bytes, bytes]:
 
 
 def give_settings(fd: int, pty: Pty) -> None:
-    """Give a terminal the settings and the window size of one of an image.
+    """Set a terminal's settings and window size to those of the image.
 
     Raises:
-        OSError: the kernel does not take them.
+        OSError: the kernel does not accept them.
     """
     if pty.termios:
         fcntl.ioctl(fd, TCSETS2, pty.termios)
@@ -244,8 +243,8 @@ def _grab_slave(held: OpenFile[TerminalState], copy: int, state: TerminalState) 
     image.exclusive = bool(asked_number(copy, TIOCGEXCL))
     if asked_number(copy, termios.TIOCGETD):
         state.problems.append(Problem("it has a line discipline of its own (TIOCSETD)", CLOSE))
-    events = _events(copy)  # it waits for what is on its way from the master
-    # Fewer bytes than a read waits for (VMIN) are no event, and are there all the same.
+    events = _events(copy)  # poll() waits for bytes in flight from the master
+    # Fewer bytes than VMIN are no poll event, but are there nevertheless.
     if (count := asked_number(copy, termios.FIONREAD) or 0) or events & select.POLLIN:
         state.problems.append(_waiting("typed", count))
     image.stopped = not events & select.POLLOUT
@@ -259,7 +258,7 @@ def _problems_of_master(
     if masters[held.state.device] is not held:
         yield Problem("another one in the tree has the same number", CLOSE)
     holder = held.holders[0]
-    with suppress(ProcessLookupError, OSError):  # gone, before the freeze: nothing to be said of it
+    with suppress(ProcessLookupError, OSError):  # gone before the freeze: no problem
         pidfd = pidfd_open(holder.pid)
         try:
             with borrowed(pidfd, holder.fd) as copy:
@@ -294,9 +293,9 @@ def _events(fd: int) -> int:
 
 
 def _index(held: OpenFile[TerminalState], image: Describing) -> int:
-    """The index of a terminal in the image; with its first side it is put there."""
+    """The index of a terminal in the image, which its first side adds."""
     state = held.state
-    key = state.device or -len(image.tree.ptys)  # each that has hung up is one of its own
+    key = state.device or -len(image.tree.ptys)  # each terminal that has hung up is a separate one
     if key not in image.ptys:
         image.ptys[key] = len(image.tree.ptys)
         image.tree.ptys.append((state.other.state if state.other and not is_master(held) else state).image)
@@ -304,7 +303,7 @@ def _index(held: OpenFile[TerminalState], image: Describing) -> int:
 
 
 def describe_sessions(image: Describing) -> list[Reason]:
-    """Tell who has which controlling terminal, once all descriptions are in the image.
+    """Write the sessions' controlling terminals, once all descriptions are in the image.
 
     Returns:
         Why a session cannot be kept.
@@ -341,7 +340,7 @@ def _terminal(device: int, image: Describing) -> int:
 
 
 def check_sessions(image: Tree) -> Iterator[Reason]:
-    """The image's sessions and settings are such as a kernel gives."""
+    """The image's sessions and settings must be valid."""
     for pty in image.ptys:
         if len(pty.termios) not in (0, TERMIOS.size) or len(pty.window) not in (0, WINDOW_SIZE):
             yield Reason("the image", "it has settings that no terminal has")
@@ -357,16 +356,16 @@ def check_sessions(image: Tree) -> Iterator[Reason]:
 
 
 def lost(image: Tree) -> int | None:
-    """The index of the terminal that was outside of the tree and that sessions of it had; None: there is none."""
+    """The index of the outside terminal that was the controlling one of the tree's sessions; None if none was."""
     mine = [session for session in image.sessions if image.ptys[session.terminal].outside]
-    # A session without a number is that of the restorer, and its terminal there as well.
+    # A session without a number is the restorer's own, and so is its terminal.
     mine = [session for session in mine if session.sid > 1]
     mine.sort(key=lambda session: session.sid != image.processes[0].sid)
     return mine[0].terminal if mine else None
 
 
 def _make(opening: Opening, number: int, indexes: Sequence[int]) -> None:
-    """Make a terminal, or take the restorer's, and open the sides that `indexes` name."""
+    """Make a terminal, or use the restorer's, and open the sides in `indexes`."""
     pty, image = opening.image.ptys[number], opening.image
     if pty.outside and number in opening.terminals:
         for index in indexes:
@@ -406,11 +405,11 @@ def _make(opening: Opening, number: int, indexes: Sequence[int]) -> None:
             if image.descriptions[index].pty.master:
                 opening.place(index, os.dup(master))
     finally:
-        os.close(master)  # the only one, where it has hung up
+        os.close(master)  # the only one, if the terminal has hung up
 
 
 def _open_master(pty: Pty, opening: Opening, opener: Opener, flags: int) -> int:
-    """The master of a new terminal: the kernel gives the lowest free number, so those below are taken meanwhile."""
+    """The master of a new terminal. The kernel assigns the lowest free number, so lower ones are taken meanwhile."""
     if pty.hung_up or pty.outside:
         return _new_master(opener, flags)
     opened: list[int] = []
@@ -460,11 +459,11 @@ def _set_slave(pty: Pty, master: int, slave: int) -> None:
             os.write(master, bytes([character]))
         else:
             fcntl.ioctl(slave, termios.TCXONC, termios.TCOOFF)
-        _events(slave)  # the character has arrived
+        _events(slave)  # waits until the character has arrived
 
 
 def take(session: Session, opened: Mapping[int, int]) -> Iterator[Call]:
-    """How the leader of a session takes its controlling terminal, before it has children.
+    """The calls by which a session's leader takes its controlling terminal, before it has children.
 
     Args:
         session: of the image.
@@ -476,7 +475,7 @@ def take(session: Session, opened: Mapping[int, int]) -> Iterator[Call]:
 
 
 def steps(process: Process, image: Tree, opened: Mapping[int, int]) -> Iterator[Call]:
-    """What a process does about its controlling terminal when all groups are there and its slots are open."""
+    """The calls for a process's controlling terminal, when all groups exist and its slots are open."""
     session = next((session for session in image.sessions if session.sid == process.sid), None)
     if session is None or session.terminal not in opened:
         return
@@ -484,7 +483,7 @@ def steps(process: Process, image: Tree, opened: Mapping[int, int]) -> Iterator[
     speaker = next(one for one in image.processes if one.sid == session.sid and not one.zombie and not one.no_terminal)
     if process.pid == speaker.pid:
         group = session.foreground or image.processes[0].pgid
-        # From the background it would be stopped; its mask is set when it is let go.
+        # In the background it would be stopped; its own mask is set when it is released.
         mask = SIGNALS.pack(1 << (SIGTTOU - 1))
         yield Call(NR.rt_sigprocmask, (SIG_BLOCK, mask, 0, SIGNALS.size), 0, "blocking SIGTTOU")
         words = f"bringing process group {group} to the foreground"

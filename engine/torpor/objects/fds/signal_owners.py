@@ -1,8 +1,8 @@
-"""Who is sent a signal when a descriptor is ready, and which (F_SETOWN_EX, F_SETSIG and O_ASYNC of fcntl(2)).
+"""The owners of descriptors' signals, and the signals (F_SETOWN_EX, F_SETSIG and O_ASYNC of fcntl(2)).
 
-The owner is a thread, a process or a group. It is kept where it is in the tree. One that has ended hears nothing,
-before as after. Regular files remember an owner, and send nothing. All is set by a process of the tree, in whose name
-the signals are sent and whose number of the descriptor they tell (si_fd), when all threads and groups are there.
+The owner is a thread, a process or a group. It is kept if it is in the tree. One that has ended gets no signals, before
+and after. Regular files store an owner, but send nothing. A process of the tree sets all of this when all threads and
+groups exist: the signals are sent with its credentials, and tell its descriptor number (si_fd).
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from torpor.remote.sys import syscall
 F_SETSIG, F_GETSIG = 10, 11
 F_SETOWN_EX, F_GETOWN_EX = 15, 16
 OWNER_EX = struct.Struct("=ii")
-"""struct f_owner_ex: what it is, and its number."""
+"""struct f_owner_ex: the type of the owner, and its id."""
 THREAD, PROCESS, GROUP = 0, 1, 2
 SIGNALS = 64
 
 
 def ask(fd: int) -> SignalOwner | None:
-    """Who is sent signals; None: nobody, by no signal of its own. Raises OSError."""
+    """The owner of a descriptor's signals; None if there is no owner and no chosen signal. Raises OSError."""
     answer = bytearray(OWNER_EX.size)
     syscall(NR.fcntl, fd, F_GETOWN_EX, answer)
     kind, pid = OWNER_EX.unpack(answer)
@@ -58,7 +58,7 @@ def judge(held: OpenFile[Any], tree: GrabbedDescriptors) -> Iterator[Problem]:
 
 
 def describe(held: OpenFile[Any], tree: GrabbedDescriptors, processes: Mapping[int, Process], out: Description) -> None:
-    """Put the owner into the image, by its number there."""
+    """Write the owner to the image, with its id there."""
     owner = held.owner
     if owner is None:
         return
@@ -75,7 +75,7 @@ def describe(held: OpenFile[Any], tree: GrabbedDescriptors, processes: Mapping[i
 
 
 def _member(owner: SignalOwner, tree: GrabbedDescriptors) -> int | None:
-    """A process of the tree that is the owner, has it as a thread, or is in it."""
+    """A process of the tree that is the owner, or that the owner is a thread or the group of."""
     if owner.kind == GROUP:
         return next((pid for pid in tree.pids if _group(pid, tree) == owner.pid), None)
     pid = owner.pid if owner.kind == PROCESS else owner.process
@@ -94,7 +94,7 @@ def _group(pid: int, tree: GrabbedDescriptors) -> int:
 
 
 def check(image: Tree) -> Iterator[Reason]:
-    """The owners in an image are of it."""
+    """The owners in an image must be in it."""
     threads = {thread.tid for process in image.processes for thread in process.threads}
     known = {
         THREAD: threads,
@@ -108,7 +108,7 @@ def check(image: Tree) -> Iterator[Reason]:
 
 
 def steps(process: Process, image: Tree) -> Iterator[Call]:
-    """The calls with which a process sets the owners of what it is the first to have."""
+    """The calls by which a process sets the owners of descriptions that it is the first to have."""
     before: set[int] = set()
     for other in image.processes:
         if other is process or other.pid == process.pid:

@@ -1,9 +1,9 @@
-"""signalfd: signals that are read (signalfd(2)).
+"""signalfd: reading signals from a descriptor (signalfd(2)).
 
-Kept: which signals. Those that wait to be read wait in the process, and are kept there.
+Kept: its signal mask. Unread signals are pending in the process, and are kept there.
 
-Whoever waits for one with epoll waits for the signals of the process that added it (fs/signalfd.c, signalfd_poll), so
-that such a watch is added by the process itself: see `torpor.objects.fds.made_in_process`.
+An epoll watch on it waits for the signals of the process that has added it (fs/signalfd.c, signalfd_poll), so the
+process itself adds such a watch: see `torpor.objects.fds.made_in_process`.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from torpor.remote.sys import syscall
 
 
 class Signalfd(Kind[None]):
-    """Signals to be read."""
+    """A descriptor to read signals from."""
 
     field = "signalfd"
 
     def matches(self, seen: Seen) -> bool:
-        """Told by the link."""
+        """By its link."""
         return seen.link == "anon_inode:[signalfd]"
 
     def grab(self, held: OpenFile[None], pidfd: int, *, content: bool) -> None:
-        """Nothing: fdinfo has the mask."""
+        """Nothing to grab: fdinfo has the mask."""
 
     def describe(self, held: OpenFile[None], out: Description, tree: GrabbedDescriptors, image: Describing) -> None:
-        """Its mask: bit n - 1 is signal n."""
+        """Write its mask: bit n - 1 is signal n."""
         out.signalfd.mask = int(held.fields["sigmask"], 16)
 
     def make(self, description: Description, opening: Opening) -> int:
-        """With its mask; the kernel leaves SIGKILL and SIGSTOP out of any."""
+        """Make it with its mask; the kernel removes SIGKILL and SIGSTOP from any mask."""
         mask = description.signalfd.mask.to_bytes(8, "little")
         return syscall(NR.signalfd4, -1, mask, len(mask), os.O_CLOEXEC)

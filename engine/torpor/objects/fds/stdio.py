@@ -1,14 +1,13 @@
-"""Terminals and other things whose far end is outside the tree: the restorer gives its own.
+"""Terminals and other things whose other end is outside of the tree: the restorer's own descriptors replace them.
 
-A program's standard input, output and error usually lead to whoever started it: a terminal, a pipe, a
-socket. Where the program wakes, these are the restorer's: descriptor 0, 1 or 2 of the image becomes the
-restorer's 0, 1 or 2, whatever kind of thing that is now. A regular file or /dev/null is no such thing: it
-is opened again itself.
+A program's standard input, output and error usually lead to whoever has started it: a terminal, a pipe, a socket. After
+a wake these are the restorer's: descriptor 0, 1 or 2 of the image becomes the restorer's 0, 1 or 2, whatever kind of
+thing that is now. A regular file or /dev/null is not replaced: it is opened again itself.
 
 O_NONBLOCK is set or cleared on them as the program had it; whoever shares them with the program sees that, as before.
 
-A terminal that was opened once more (/dev/tty, a shell's descriptor 255) follows the one in stdio. Pseudo terminals,
-whose other side may be in the tree, are `torpor.objects.fds.ptys`.
+A terminal that was opened again (/dev/tty, a shell's descriptor 255) follows the one in stdio. Pseudo terminals, whose
+other side may be in the tree, are in `torpor.objects.fds.ptys`.
 """
 
 from __future__ import annotations
@@ -44,29 +43,29 @@ class TerminalState:
     """A descriptor of a terminal as it was."""
 
     device: int = 0
-    """The number of the terminal itself, also when it was opened as /dev/tty; 0: it is none, or has hung up."""
+    """The number of the terminal itself, even if it was opened as /dev/tty; 0 if it is no terminal, or has hung up."""
     image: Pty = field(default_factory=Pty)
-    """What is to be kept of a pseudo terminal: see `torpor.objects.fds.ptys`."""
+    """What is kept of a pseudo terminal: see `torpor.objects.fds.ptys`."""
     node: tuple[int, int] = (0, 0)
-    """Device and inode of its name in /dev/pts, of a master; of a slave side, of what was opened."""
+    """Device and inode: for a master of its name in /dev/pts, for a slave side of what was opened."""
     problems: list[Problem] = field(default_factory=list)
     """Why it cannot be kept at this moment."""
     other: OpenFile[TerminalState] | None = None
-    """Of a slave side, the master; of a master, one of its slave sides. None: the tree has none."""
+    """For a slave side the master, for a master one of its slave sides; None if the tree has none."""
 
 
 class Terminal(Kind[TerminalState]):
-    """A terminal that is no pseudo terminal, and how everything outside is given again."""
+    """A terminal that is no pseudo terminal; and the restore of everything that leads outside."""
 
     field = "outside"
 
     def matches(self, seen: Seen) -> bool:
-        """Told by the name; `grab` asks the driver."""
+        """By its name; `grab` queries the driver."""
         name = seen.link.removeprefix("/dev/")
         return stat.S_ISCHR(seen.stat.st_mode) and name.startswith(("tty", "console", "hvc"))
 
     def grab(self, held: OpenFile[TerminalState], pidfd: int, *, content: bool) -> TerminalState:
-        """Ask which terminal it really is."""
+        """Find which terminal it really is."""
         with borrowed(pidfd, held.holders[0].fd) as copy:
             return TerminalState(asked_number(copy, TIOCGDEV) or 0)
 
@@ -82,18 +81,18 @@ class Terminal(Kind[TerminalState]):
         return sorted(set(chain.from_iterable(same))) or super().stands_for(held, tree)
 
     def judge(self, held: OpenFile[TerminalState], tree: GrabbedDescriptors) -> Iterator[Problem]:
-        """It is one."""
+        """It must be a terminal."""
         if not held.state.device:
             yield Problem("it is a device whose state is unknown")
 
     def describe(
         self, held: OpenFile[TerminalState], out: Description, tree: GrabbedDescriptors, image: Describing
     ) -> None:
-        """Never: what leads outside is described by its number."""
+        """Never called: what leads outside is described by its number."""
         raise AssertionError(f"{held.link} was to be described by its number")
 
     def check(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
-        """The image names one of three numbers, and the restorer gave it."""
+        """The image must name one of three numbers, and the restorer must have it open."""
         for number in sorted({description.outside.stdio for description in mine.values()}):
             if number > STDIO:
                 yield Reason("the image", f"it names {number} as a standard descriptor")
@@ -104,12 +103,12 @@ class Terminal(Kind[TerminalState]):
                 yield Reason(f"descriptor {number}", "the program has it, and here it is closed", "open it")
 
     def make(self, description: Description, opening: Opening) -> int:
-        """A copy of what the restorer gave."""
+        """Copy the restorer's descriptor."""
         return os.dup(opening.stdio[description.outside.stdio])
 
 
 def asked_number(fd: int, request: int) -> int | None:
-    """An int that ioctl() writes; None when the request fails."""
+    """An int that ioctl() writes; None if the request fails."""
     value = bytearray(4)
     if try_syscall(NR.ioctl, fd, request, value) < 0:
         return None

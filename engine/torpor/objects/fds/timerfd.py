@@ -1,13 +1,13 @@
-"""timerfd: a timer that is read (timerfd_create(2)).
+"""timerfd: reading a timer's expirations (timerfd_create(2)).
 
-Kept: the clock, the time left, the interval, and the expirations that were not read yet. A timer of the wall clock
-that was set to a moment (TFD_TIMER_ABSTIME) fires at that moment, or at once if it has passed; all others go on with
-the time that was left, as the clocks of the tree do. That changes of the wall clock are to be told
-(TFD_TIMER_CANCEL_ON_SET) is kept, also of one that is over or off. Not kept: a change that was not read yet, or that
-came while the tree slept.
+Kept: the clock, the remaining time, the interval, and the unread expirations. A wall-clock timer that was set to a
+point in time (TFD_TIMER_ABSTIME) fires at that time, or at once if it has passed; all others continue with the
+remaining time, as the clocks of the tree do. The request to report changes of the wall clock (TFD_TIMER_CANCEL_ON_SET)
+is kept, also for an expired or disarmed timer. Not kept: a change that was not read yet, or that came while the tree
+was not running.
 
-Refused: the alarm clocks, which wake a sleeping machine. Expirations are given back by an ioctl that a kernel has with
-CONFIG_CHECKPOINT_RESTORE (fs/timerfd.c); one without it takes a timer only if all were read.
+Refused: the alarm clocks, which wake a sleeping machine. Expirations are restored by an ioctl of kernels with
+CONFIG_CHECKPOINT_RESTORE (fs/timerfd.c); other kernels accept a timer only if all were read.
 """
 
 from __future__ import annotations
@@ -43,16 +43,16 @@ TFD_IOC_SET_TICKS = 0x40085400
 """_IOW('T', 0, __u64) (include/uapi/linux/timerfd.h)."""
 SECOND = 1_000_000_000
 KTIME_MAX = (1 << 63) - 1
-"""The end of the kernel's time, in ns: timers that are to tell of changes of the wall clock alone are set to it."""
+"""The end of the kernel's time, in ns: timers that only report changes of the wall clock are set to it."""
 ITIMERSPEC = struct.Struct("=qqqq")
-"""The interval, then the time left; each seconds and nanoseconds."""
+"""The interval, then the remaining time; each in seconds and nanoseconds."""
 
 _PAIR = re.compile(r"\((\d+), (\d+)\)")
 
 
 @dataclass
 class TimerState:
-    """fdinfo as it is when the kernel has counted what has expired."""
+    """The fields of fdinfo after the kernel has counted the expirations."""
 
     clock: int
     ticks: int
@@ -60,11 +60,11 @@ class TimerState:
     left_ns: int
     interval_ns: int
     now_ns: int
-    """The wall clock then."""
+    """The wall clock at that time."""
 
     @property
     def absolute(self) -> bool:
-        """Whether it is set to a moment of the wall clock."""
+        """Whether it is set to a point in time of the wall clock."""
         return self.clock == CLOCK_REALTIME and bool(self.flags & TFD_TIMER_ABSTIME) and self.left_ns > 0
 
 
@@ -75,25 +75,25 @@ class Timerfd(Kind[TimerState]):
     may_be_under_way = True
 
     def matches(self, seen: Seen) -> bool:
-        """Told by the link."""
+        """By its link."""
         return seen.link == "anon_inode:[timerfd]"
 
     def grab(self, held: OpenFile[TimerState], pidfd: int, *, content: bool) -> TimerState:
-        """An interval that has expired stands still until it is read or asked for: so it is asked for first."""
+        """Query the time first: an expired interval is not counted before it is read or queried."""
         with borrowed(pidfd, held.holders[0].fd) as copy:
             syscall(NR.timerfd_gettime, copy, bytearray(ITIMERSPEC.size))
             with open(f"/proc/self/fdinfo/{copy}", encoding="ascii") as file:
                 return _parse(file.read())
 
     def judge(self, held: OpenFile[TimerState], tree: GrabbedDescriptors) -> Iterator[Problem]:
-        """A clock that does not wake the machine."""
+        """Its clock must not wake the machine."""
         if held.state.clock not in CLOCKS:
             yield Problem(f"its clock {held.state.clock} is not kept: it wakes a sleeping machine", "close it")
 
     def describe(
         self, held: OpenFile[TimerState], out: Description, tree: GrabbedDescriptors, image: Describing
     ) -> None:
-        """All that fdinfo says."""
+        """Write all fields of fdinfo."""
         state, timer = held.state, out.timerfd
         timer.clock, timer.ticks, timer.interval_ns = state.clock, state.ticks, state.interval_ns
         timer.settime_flags = state.flags
@@ -103,7 +103,7 @@ class Timerfd(Kind[TimerState]):
             timer.left_ns = state.left_ns
 
     def check(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
-        """Clocks and times that can be; a kernel that takes expirations, where there are any."""
+        """Clocks and times must be valid, and the kernel must accept expirations, if there are any."""
         for description in mine.values():
             timer = description.timerfd
             if timer.clock not in CLOCKS or timer.settime_flags & ~(TFD_TIMER_ABSTIME | TFD_TIMER_CANCEL_ON_SET):
@@ -118,7 +118,7 @@ class Timerfd(Kind[TimerState]):
             )
 
     def make(self, description: Description, opening: Opening) -> int:
-        """Set to the time that was left, or to its moment."""
+        """Make it, and set the remaining time, or its point in time."""
         timer = description.timerfd
         with closed_on_error(syscall(NR.timerfd_create, timer.clock, os.O_CLOEXEC)) as fd:
             value, flags = timer.moment_ns or timer.left_ns, timer.settime_flags
@@ -143,7 +143,7 @@ def _parse(text: str) -> TimerState:
         clock=int(fields["clockid"]),
         ticks=ticks,
         flags=int(fields["settime flags"], 8),
-        # Nothing left, and something to be read: an interval has ended since it was asked for, and the next begins.
+        # No time is left, but there are expirations: an interval has ended since the query, and the next one begins.
         left_ns=left_ns or (interval_ns if ticks else 0),
         interval_ns=interval_ns,
         now_ns=time.time_ns(),

@@ -1,10 +1,10 @@
 """Regular files without a name: deleted while they are open, or made with O_TMPFILE. Their content is in the image.
 
-They are kept as shared memory is (`torpor.objects.memory.shared_memory`): holes stay holes, and mappings of the file
-lead to it again. They come back in the directory where they were, where this user may write there, else in memory.
+They are kept like shared memory (`torpor.objects.memory.shared_memory`): holes stay holes, and mappings of the file
+lead to it again. They come back in the directory where they were, if this user may write there, else in memory.
 
-The content can change at any moment, so it is copied while the tree stands still; a file with more than `LARGEST` bytes
-on disk is refused. Refused too: files that this user may not read, and that were opened for direct access (O_DIRECT).
+The content can change at any moment, so it is copied under the freeze; a file with more than `LARGEST` bytes on disk is
+refused. Refused too: files that this user may not read, and those that were opened with O_DIRECT.
 """
 
 from __future__ import annotations
@@ -21,29 +21,29 @@ from torpor.objects.paths.file_attributes import Attributes
 from torpor.objects.paths.opener import O_TMPFILE
 
 LARGEST = 256 << 20
-"""Bytes; read from the page cache they take a tenth of a second."""
+"""In bytes; reading this from the page cache takes a tenth of a second."""
 BLOCK = 512
 """The unit of st_blocks (stat(2))."""
 
 
 class Unlinked(MemoryDescriptor):
-    """A file without a name. The restore is that of `MemoryDescriptor`."""
+    """A file without a name. `MemoryDescriptor` restores it."""
 
     field = ""
 
     def matches(self, seen: Seen) -> bool:
-        """A regular file with no link left."""
+        """A regular file without links."""
         return stat.S_ISREG(seen.stat.st_mode) and seen.stat.st_nlink == 0 and seen.link.startswith("/")
 
     def grab(self, held: OpenFile[Attributes], pidfd: int, *, content: bool) -> Attributes:
-        """What it tells beside its content; files on disk have no seals."""
+        """Read its attributes; files on disk have no seals."""
         if is_path(held):
             return Attributes()
         with borrowed(pidfd, held.holders[0].fd) as copy:
             return file_attributes.take(copy)
 
     def judge(self, held: OpenFile[Attributes], tree: GrabbedDescriptors) -> Iterator[Problem]:
-        """It can be read in a moment."""
+        """It must be quick to read."""
         size = held.stat.st_blocks * BLOCK
         if is_path(held):
             yield Problem("it has no name any more and is open as a name only (O_PATH)", "close it")
