@@ -39,7 +39,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _TABLE_ROOM = 64 << 10
-"""Bytes in the window for one thread's table; the host of a process with all signals caught needs 20 KiB."""
+"""Bytes in the scratch mapping for one thread's table; the host of a process with all signals caught needs 20 KiB."""
 _CLOCK_MONOTONIC, _CLOCK_BOOTTIME = 1, 7
 
 
@@ -76,7 +76,7 @@ class _State(Enum):
     FORKING = auto()
     """It is forking its snapshot, or making a userfaultfd."""
     LEFT = auto()
-    """The window is unmapped from the process again."""
+    """The scratch mapping is unmapped from the process again."""
 
 
 def _step(
@@ -139,7 +139,7 @@ class ProcessDump:
         self._asked_threads: dict[ThreadPart[Any, Any], Any] = {}
         self._asked_keys: keyrings.Questions | None = None
         self._host: _HostQuestions
-        self._window = (0, 0)
+        self._scratch = (0, 0)
         self._lock_future = 0
 
     @property
@@ -154,14 +154,14 @@ class ProcessDump:
 
     @_step(_State.GRABBED, _State.CALLING)
     def begin(self, stopped_children: Iterable[int], *, keyed: bool = True) -> None:
-        """Map the window into the process and let every thread start its calls.
+        """Map the scratch mapping into the process and let every thread start its calls.
 
         Args:
             stopped_children: the children that are stopped by job control, by their PIDs in the tree's PID namespace.
             keyed: whether its user has keys (keyrings(7)); if not, the process is not asked for any.
         """
         self.injection.open(_TABLE_ROOM)
-        self._lock_future = process_memory.future_lock(self.pid, self.texts.status, self.injection.window[0])
+        self._lock_future = process_memory.future_lock(self.pid, self.texts.status, self.injection.scratch[0])
         common = Batch()
         self._asked_keys = keyrings.ask(common) if keyed else None
         self._asked_threads = {part: part.ask(common) for part in THREAD_PARTS}
@@ -261,7 +261,7 @@ class ProcessDump:
 
     @property
     def watchable(self) -> list[Private]:
-        """Its private mappings by address, without Torpor's window."""
+        """Its private mappings by address, without Torpor's scratch mapping."""
         private = (m for m in self.injection.maps if not m.shared and not vmas.is_special(m))
         return [Private(m.start, m.end, backed=m.inode != 0) for m in private]
 
@@ -302,8 +302,8 @@ class ProcessDump:
 
     @_step(_State.ENTERED, _State.LEFT)
     def leave(self) -> None:
-        """Unmap the window: the process is as it was, and still frozen."""
-        self._window = self.injection.window
+        """Unmap the scratch mapping: the process is as it was, and still frozen."""
+        self._scratch = self.injection.scratch
         self.injection.close()
 
     def abandon(self) -> None:
@@ -379,10 +379,10 @@ class ProcessDump:
         return process_memory.describe(self.memory_pid, mappings, out, files, shared, self._walk)
 
     def _mappings(self) -> list[procfs.FlaggedMapping]:
-        """Return the mappings with their flags, from the snapshot if there is one, without Torpor's window."""
+        """Return the mappings with their flags, from the snapshot if there is one, without Torpor's scratch mapping."""
         if not self._walk:
             return procfs.flagged_mappings(self.pid)
-        found = without(self._walk.mappings(), *self._window)
+        found = without(self._walk.mappings(), *self._scratch)
         seen = [(vma.mapping.start, vma.mapping.end, vma.mapping.perms) for vma in found]
         if seen != [(m.start, m.end, m.perms) for m in self.injection.maps] or any(map(vmas.hides_from_fork, found)):
             raise HiddenFromFork(f"the snapshot of {self.process.name}'s memory is incomplete", advice="try again")

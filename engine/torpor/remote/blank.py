@@ -1,7 +1,7 @@
 """Blank processes: clones of torpor-init, traced from birth, that run none of their own code.
 
-They only run tables of system calls, with the interpreter in their window (native/batch.c). Init maps the window and
-every clone inherits it: one page holds the interpreter, the rest is for tables.
+They only run tables of system calls, with the interpreter in their scratch mapping (native/batch.c). Init maps the
+scratch mapping and every clone inherits it: one page holds the interpreter, the rest is for tables.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _SYSCALL_TRAP = 0xCC050F  # syscall; int3
 _BIRTH = struct.Struct("<7q")  # struct birth (native/init.c)
 CLONE_THREAD = 0x10000
 _CODE_SIZE = 4096
-_TOUCH_TILES = 2048  # offset in the first page of the window
+_TOUCH_TILES = 2048  # offset in the first page of the scratch mapping
 _MAP_PRIVATE_ANONYMOUS = 0x22
 _MAP_FIXED_NOREPLACE = 0x100000
 _PROT_RW, _PROT_RX = 3, 5
@@ -80,7 +80,7 @@ class Task:
 
 @dataclass
 class Work:
-    """A list of calls for one task, and where its tables are placed in the window."""
+    """A list of calls for one task, and where its tables are placed in the scratch mapping."""
 
     task: Task
     calls: Sequence[Call]
@@ -100,17 +100,17 @@ class _Running:
 class Blanks:
     """All tasks of a tree that is being built. The thread that started init must make every call."""
 
-    def __init__(self, init: int, window: range, spare: int, progress: Callable[[int], None] | None = None) -> None:
+    def __init__(self, init: int, scratch: range, spare: int, progress: Callable[[int], None] | None = None) -> None:
         """Note an init that is about to reach its exec stop.
 
         Args:
             init: its PID in the namespace of this process.
-            window: the addresses of the window, the same in init and in every clone.
-            spare: bytes at the end of the window that are not for tables.
+            scratch: the addresses of the scratch mapping, the same in init and in every clone.
+            spare: bytes at the end of the scratch mapping that are not for tables.
             progress: called with the number of bytes of memory that were filled since its last call.
         """
-        self.window = window
-        self.tables = range(window.start + _CODE_SIZE, window.stop - spare)
+        self.scratch = scratch
+        self.tables = range(scratch.start + _CODE_SIZE, scratch.stop - spare)
         """The addresses where tables may be placed."""
         self._init = init
         self._tasks: dict[int, Task] = {}
@@ -119,7 +119,7 @@ class Blanks:
         """The address of torpor_bear (native/init.c)."""
 
     def take_init(self) -> Task:
-        """Stop init before its first instruction, and map the window in it."""
+        """Stop init before its first instruction, and map the scratch mapping in it."""
         _, status = os.waitpid(self._init, ptrace.WALL)
         if os.WIFSTOPPED(status):
             # The exec stop is inside of execve, whose result is stored in rax when it returns: let it return first.
@@ -128,9 +128,9 @@ class Blanks:
         task = self._add(self._init, "init")
         (self._bearing,) = struct.unpack("<Q", memory.read(task.tid, task.registers[RIP] - 8, 8))
         flags = _MAP_PRIVATE_ANONYMOUS | _MAP_FIXED_NOREPLACE
-        made = self._call(task, NR.mmap, self.window.start, len(self.window), _PROT_RW, flags, WORD, 0)
-        if made != self.window.start:
-            raise RestoreFailed(f"init cannot map its window: {os.strerror(-made)}")
+        made = self._call(task, NR.mmap, self.scratch.start, len(self.scratch), _PROT_RW, flags, WORD, 0)
+        if made != self.scratch.start:
+            raise RestoreFailed(f"init cannot map its scratch mapping: {os.strerror(-made)}")
         memory.write(task.tid, made, CODE.ljust(_TOUCH_TILES, b"\0") + TOUCH_TILES)
         self._call(task, NR.mprotect, made, _CODE_SIZE, _PROT_RX)
         return task
@@ -147,7 +147,8 @@ class Blanks:
         return task
 
     def _call(self, task: Task, nr: int, *args: int) -> int:
-        """Make one call in init, which has no window yet: put a syscall instruction at its entry for a moment."""
+        """Make one call in init, which has no scratch mapping yet: put a syscall instruction at its entry for a
+        moment."""
         entry = task.registers[RIP]
         before = array("q", [0])
         syscall(NR.ptrace, _PEEKTEXT, task.tid, entry, before)
@@ -194,7 +195,7 @@ class Blanks:
         batch.add(NR.getpid, stop=True)
         memory.write(work.task.tid, work.address, batch.encode(work.address))
         registers = array("Q", work.task.registers)
-        registers[RIP], registers[R14], registers[R12] = self.window.start, work.address, work.address
+        registers[RIP], registers[R14], registers[R12] = self.scratch.start, work.address, work.address
         registers[ORIG_RAX], registers[RAX], registers[RSP] = WORD, 0, 0
         ptrace.set_registers(work.task.tid, registers)
         ptrace.resume(work.task.tid)
@@ -257,7 +258,7 @@ class Blanks:
         *_, result = _BIRTH.unpack(memory.read(task.tid, address, _BIRTH.size))
         if not born:
             if result != -errno.ERANGE:
-                raise PidTaken(f"{task.name} cannot bear process or thread {pid}: {os.strerror(-result)}")
+                raise PidTaken(f"{task.name} cannot create process or thread {pid}: {os.strerror(-result)}")
             return None
         if result == pid:
             return born[0]
@@ -270,14 +271,14 @@ class Blanks:
             self.end(newborn, [Call(NR.exit, (0,), None, "ending")], 0)
             return
         self.end(newborn, [], signal.SIGKILL)
-        reaping = Call(NR.wait4, (newborn.tid, 0, ptrace.WALL, 0), newborn.tid, "reaping one with another PID")
+        reaping = Call(NR.wait4, (newborn.tid, 0, ptrace.WALL, 0), newborn.tid, "reaping a process with the wrong PID")
         self.run([Work(parent, [reaping], self.tables.start)])
 
     def touch_tiles(self, task: Task) -> None:
         """Let a thread use an AMX tile, so that the kernel allocates room for the tile data that it will get."""
         memory.write(task.tid, self.tables.start, TILE_CONFIGURATION)
         registers = array("Q", task.registers)
-        registers[RIP], registers[R14] = self.window.start + _TOUCH_TILES, self.tables.start
+        registers[RIP], registers[R14] = self.scratch.start + _TOUCH_TILES, self.tables.start
         registers[ORIG_RAX] = WORD
         ptrace.set_registers(task.tid, registers)
         ptrace.resume(task.tid)
@@ -343,7 +344,7 @@ def _call_size(call: Call) -> int:
 
 
 def _parts(work: Work) -> Iterator[Sequence[Call]]:
-    """Split the calls into parts that fit into the window."""
+    """Split the calls into parts that fit into the scratch mapping."""
     part: list[Call] = []
     size = 2 * ENTRY_SIZE
     for call in work.calls:

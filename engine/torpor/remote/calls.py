@@ -5,7 +5,7 @@ from __future__ import annotations
 from torpor.arch.x86_64 import NR
 
 MADE = frozenset({
-    # The window, and the return from it (injection.py).
+    # The scratch mapping, and the return from it (injection.py).
     NR.mmap, NR.munmap, NR.rt_sigreturn, NR.getpid, NR.gettid, NR.tgkill,
     # State that only the process itself can query (objects).
     NR.arch_prctl, NR.brk, NR.clock_gettime, NR.get_mempolicy, NR.get_robust_list, NR.getitimer, NR.getpriority,

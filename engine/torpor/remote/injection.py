@@ -5,15 +5,16 @@ ret`` in its own libraries. The word at rsp is the address of their rt_sigreturn
 with the thread's whole context. If the tracer is gone, the call returns into the stub, and the thread is back where it
 was, with its signal mask. If a program lacks these instructions, code_stubs.py adds them.
 
-This mapping, the *window*, then holds the batch interpreter and a table of calls for each thread, which ends with
-rt_sigreturn from a frame of its own. The entry before that sends the thread a signal that is ignored by default. A
+This mapping, the *scratch mapping*, then holds the batch interpreter and a table of calls for each thread, which ends
+with rt_sigreturn from a frame of its own. The entry before that sends the thread a signal that is ignored by default. A
 tracer sees a stop, and takes the thread back by setting its registers; without a tracer the kernel drops the signal. If
 a program catches all such signals, or has one blocked and pending, the thread is stepped from call to call instead.
 
 The order in which registers and mask are set matters at each step. If the dumper dies between the two, the thread has
 either its own registers and mask, or it runs on its frame, where a handler finds room below rsp.
 
-If a dumper dies, only the window may stay behind: anonymous memory that is unused, which the next checkpoint removes.
+If a dumper dies, only the scratch mapping may stay behind: anonymous memory that is unused, which the next checkpoint
+removes.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ USER_CS = 0x33
 """The code segment of 64-bit programs."""
 
 _HANDLER_ROOM = 64 << 10
-"""Bytes below each frame in the window. A signal handler runs there if the dumper dies while the thread is in its
-batch. Otherwise its pages are never touched: it takes address space only.
+"""Bytes below each frame in the scratch mapping. A signal handler runs there if the dumper dies while the thread is in
+its batch. Otherwise its pages are never touched: it takes address space only.
 """
 _QUIET_SIGNALS = (signal.SIGURG, signal.SIGWINCH)
 """Signals that are ignored by default (signal(7)): a thread that does not catch them does not notice them. If one is
@@ -53,22 +54,23 @@ already blocked and pending, it cannot be used: it would be taken for ours, and 
 """
 _RFLAGS_TRAP_DIRECTION = 0x100 | 0x400
 _HEADER = CODE.ljust(256, b"\0") + b"torpor's window\0"
-"""A window begins with these bytes; its size in bytes follows."""
+"""A scratch mapping begins with these bytes; its size in bytes follows."""
 _SIZE = struct.Struct("<Q")
 _DISTANCE = 1 << 20
-"""Minimal distance in bytes between a window and the program's mappings. The program may place its next mapping there,
-and a stack stops growing 256 pages below the next mapping (Documentation/admin-guide/kernel-parameters.txt,
-stack_guard_gap).
+"""Minimal distance in bytes between a scratch mapping and the program's mappings. The program may place its next
+mapping there, and a stack stops growing 256 pages below the next mapping
+(Documentation/admin-guide/kernel-parameters.txt, stack_guard_gap).
 """
 _PLACES = range(0x1074_7270_0000, 0x1074_7270_0000 + (1 << 41), 1 << 36)
-"""Addresses for windows, where no system maps anything by itself. There is room for a hundred thousand threads in each.
+"""Addresses for scratch mappings, where no system maps anything by itself. There is room for a hundred thousand threads
+in each.
 """
 _RSEQ_CS = struct.Struct("<IIQQQ")
 
 
 @dataclass
 class _Slot:
-    """The part of the window that belongs to one thread."""
+    """The part of the scratch mapping that belongs to one thread."""
 
     frame: int
     table: int
@@ -77,7 +79,7 @@ class _Slot:
 
 
 class Injection:
-    """The window into one frozen process.
+    """System calls in one frozen process, by its scratch mapping.
 
     `open` maps it. `start` and `finish` run one batch in each thread. `close` removes it and restores every thread's
     registers and mask. With several processes, `start` all and then `finish` all: they run at the same time.
@@ -93,7 +95,7 @@ class Injection:
         self.process = process
         self.maps = procfs.mappings(process.pid)
         self.xstates: dict[int, bytes] = {}
-        self.window = (0, 0)
+        self.scratch = (0, 0)
         self.on_clone: Callable[[int], None] | None = None
         """Called with the PID of a child that a thread's batch has created (needs ptrace.O_TRACECLONE). It must not
         raise: the thread runs on and must be waited for, whatever becomes of the child.
@@ -115,7 +117,7 @@ class Injection:
                 raise CheckpointFailed(f"thread {thread.tid} of {process.name} runs 32-bit code")
 
     def open(self, room: int) -> None:
-        """Map the window, with `room` bytes for each thread's table.
+        """Map the scratch mapping, with `room` bytes for each thread's table.
 
         Raises:
             Refused: the process has forbidden itself writable and executable memory.
@@ -146,7 +148,7 @@ class Injection:
         if address > x86_64.TASK_SIZE:
             why = os.strerror(-x86_64.signed(address))
             raise CheckpointFailed(f"{self.process.name} may not map {size} bytes of memory: {why}")
-        self.window = (address, address + size)
+        self.scratch = (address, address + size)
         base = address + procfs.PAGE
         for thread in self.process.threads.values():
             frame = (base + _HANDLER_ROOM + 63) & ~63
@@ -156,7 +158,8 @@ class Injection:
         self._stale = list(self._find_stale())
 
     def _free_place(self, size: int) -> int:
-        """Choose the address of the window: one where no system maps anything, else the middle of the largest gap.
+        """Choose the address of the scratch mapping: one where no system maps anything, else the middle of the largest
+        gap.
 
         The second is for programs that use those addresses (the shadow memory of sanitizers, the heap of a Java virtual
         machine).
@@ -175,7 +178,7 @@ class Injection:
         return start + (end - start - size) // 2 // procfs.PAGE * procfs.PAGE
 
     def _find_stale(self) -> Iterator[tuple[int, int]]:
-        """Find windows that dead dumpers left (address, size), without those that a thread is still in."""
+        """Find scratch mappings that dead dumpers left (address, size), without those that a thread is still in."""
         for mapping in self.maps:
             if mapping.perms != b"rwxp" or mapping.inode:
                 continue
@@ -226,7 +229,7 @@ class Injection:
     def _enter(self, tid: int) -> None:
         slot = self._slots[tid]
         registers = array("Q", self.process.threads[tid].registers)
-        registers[x86_64.RIP] = self.window[0]
+        registers[x86_64.RIP] = self.scratch[0]
         registers[x86_64.RSP] = slot.frame
         registers[x86_64.R14] = slot.table
         registers[x86_64.R12] = slot.table + self._batches[tid].first * ENTRY_SIZE
@@ -326,13 +329,13 @@ class Injection:
         return status
 
     def close(self) -> None:
-        """Restore every thread's mask and registers, and remove the window. The process stays frozen."""
+        """Restore every thread's mask and registers, and remove the scratch mapping. The process stays frozen."""
         for tid in [*self._entered]:
             self._give_back(self.process.threads[tid])
-        if self.window[0]:
-            for start, size in (*self._stale, (self.window[0], self.window[1] - self.window[0])):
+        if self.scratch[0]:
+            for start, size in (*self._stale, (self.scratch[0], self.scratch[1] - self.scratch[0])):
                 self._call_on_stack(NR.munmap, start, size)
-            self.window = (0, 0)
+            self.scratch = (0, 0)
         if self._loan:
             self._loan.end(thread.registers[x86_64.RIP] for thread in self.process.threads.values())
             self._loan = None

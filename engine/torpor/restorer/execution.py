@@ -99,7 +99,7 @@ class Builder:
         self.processes: dict[int, Built] = {}
         self._ended: dict[int, int] = {}
         """The PIDs of the zombies in this process's PID namespace, by their PID in the image."""
-        self._blanks = Blanks(init, plan.window, address_space.GAP, progress)
+        self._blanks = Blanks(init, plan.scratch, address_space.GAP, progress)
         self._walker = walker
 
     def bear(self) -> None:
@@ -380,14 +380,14 @@ class Builder:
         ptrace.set_registers(task.tid, registers)
 
     def _remove_windows(self, processes: Sequence[Built]) -> None:
-        """Unmap the windows, by a `syscall` instruction of each process's own code.
+        """Unmap the scratch mappings, by a `syscall` instruction of each process's own code.
 
         Then bring the threads to a stop inside the kernel's signal handling, from which it restarts interrupted calls;
         a system-call stop is not one.
         """
         called = self._make_last_calls(processes)
-        window = self._blanks.window
-        unmap = Call(NR.munmap, (window.start, len(window)), 0, "unmapping the window")
+        scratch = self._blanks.scratch
+        unmap = Call(NR.munmap, (scratch.start, len(scratch)), 0, "unmapping the scratch mapping")
         self._by_own_code([(process, process.threads[0], unmap) for process in processes])
         called |= {process.threads[0].tid: process.threads[0] for process in processes}
         for tid in called:

@@ -42,9 +42,9 @@ SIGCHLD = 17
 WALL = 0x40000000
 WNOHANG, WUNTRACED = 1, 2
 RLIMIT_CORE = 4
-WINDOW_SIZE = 8 << 20
-"""Bytes of the window: the interpreter, room for tables, and at its end what filling memory needs. Unused pages cost
-nothing."""
+SCRATCH_SIZE = 8 << 20
+"""Bytes of the scratch mapping: the interpreter, room for tables, and at its end what filling memory needs. Unused
+pages cost nothing."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ class Plan:
     """The plan of a whole tree. Init is the first process, parents come before their children."""
 
     processes: list[ProcessPlan]
-    window: range
+    scratch: range
     warnings: list[str]
     by_init: list[list[Call]]
     """Init makes these calls before it creates any process, each list in its own table: objects of IPC namespaces."""
@@ -195,9 +195,9 @@ def make(image: pb.Tree, here: Here, held: RestorerFds) -> Plan:
         RestoreFailed: the kernel has no way to restore something.
     """
     top = birth_order.arrange(image, here.init, here.joined, here.is_taken)
-    room = WINDOW_SIZE + segments.room(image)
+    room = SCRATCH_SIZE + segments.room(image)
     place = address_space.free_range([process.memory for process in image.processes], here.vdso, room)
-    window = place[:WINDOW_SIZE]  # System V segments are filled and attached behind it
+    scratch = place[:SCRATCH_SIZE]  # System V segments are filled and attached behind it
     members = list(top.walk())
     own = MadeInProcess(image, next((member.pid for member in members if member.is_nobody), 0))
     sessions = {session.sid: session for session in image.sessions}
@@ -205,7 +205,7 @@ def make(image: pb.Tree, here: Here, held: RestorerFds) -> Plan:
     if here.walk:
         # The order of creation is not known yet. A child unmaps what is not for it.
         shares = {pid: replace(share, heirs=frozenset()) for pid, share in shares.items()}
-    plans = [_born(member, shares.get(member.pid, Share()), sessions, image, held, window) for member in members]
+    plans = [_born(member, shares.get(member.pid, Share()), sessions, image, held, scratch) for member in members]
     for plan in plans:
         if plan.member.image is not None and not plan.member.image.zombie:
             plan.birth[:0] = keyrings.of_process(plan.member.image, image, here.keys, owner=here.rights.keep)
@@ -216,7 +216,7 @@ def make(image: pb.Tree, here: Here, held: RestorerFds) -> Plan:
             _end(plan, plan.member, plan.member.image)
         elif plan.member.image is not None:
             share = shares.get(plan.member.pid, Share())
-            _build(plan, plan.member.image, image, here, held, window, own, share)
+            _build(plan, plan.member.image, image, here, held, scratch, own, share)
             if (nice := plan.member.image.autogroup_nice) and plan.member.image.sid in begun:
                 begun.remove(plan.member.image.sid)
                 if nice > 0 or here.rights.keep:
@@ -224,14 +224,14 @@ def make(image: pb.Tree, here: Here, held: RestorerFds) -> Plan:
                 else:
                     warnings.append(f"{plan.name}: lowering the nice value of its session to {nice} needs a privilege")
             warnings += _warnings(plan.name, plan.member.image, here)
-    by_init = [list(_segment(shared, window.stop, here, held)) for shared in segments.segments(image)]
+    by_init = [list(_segment(shared, scratch.stop, here, held)) for shared in segments.segments(image)]
     by_init += filter(None, [keyrings.for_all(image, here.keys, owner=here.rights.keep)])
     by_init += [list(semaphore_sets.make(one, here.rights.keep)) for one in image.semaphores]
     by_init += filter(None, [list(message_queues.enlarge(image))])
     by_init += [list(message_queues.make(queue, here.rights.keep)) for queue in image.queues]
     by_init += posix_queues.make(image, held.opened.slots, here.rights.keep)
     last = [] if here.rights.keep else list(credentials.give_up())
-    return Plan(plans, window, warnings, by_init, last)
+    return Plan(plans, scratch, warnings, by_init, last)
 
 
 def _segment(shared: pb.SharedMemory, address: int, here: Here, held: RestorerFds) -> Iterator[Call]:
@@ -248,13 +248,13 @@ def _born(
     sessions: Mapping[int, pb.Session],
     image: pb.Tree,
     held: RestorerFds,
-    window: range,
+    scratch: range,
 ) -> ProcessPlan:
     """Plan what a process does until all processes exist."""
     plan = ProcessPlan(member)
     if share.first:
-        plan.birth += address_space.hand_on(share.hulls, image, held.sources, window)
-    plan.birth += address_space.fill(share.given, held.sources, window.stop - address_space.GAP)
+        plan.birth += address_space.hand_on(share.hulls, image, held.sources, scratch)
+    plan.birth += address_space.fill(share.given, held.sources, scratch.stop - address_space.GAP)
     plan.given_size = sum(piece.size for piece in share.given) * PAGE
     plan.birth += _birth(member, sessions, held.opened, share)
     return plan
@@ -322,7 +322,7 @@ def _build(
     image: pb.Tree,
     here: Here,
     held: RestorerFds,
-    window: range,
+    scratch: range,
     own: MadeInProcess,
     share: Share,
 ) -> None:
@@ -331,12 +331,12 @@ def _build(
     build += _join(member)
     build += limits.widening(here.hosts[LIMITS])
     written = address_space.with_pages(process.memory)
-    build += address_space.steps(process, image, held.sources, here.vdso, window, written, share.kept, share.stale)
+    build += address_space.steps(process, image, held.sources, here.vdso, scratch, written, share.kept, share.stale)
     shared = seccomp.common(process)
     build += seccomp.install(shared, image.filters)  # its threads inherit them
     (plan.clones if here.walk else build).extend(map(threads.birth, process.threads[1:]))
     pieces = list(copy_on_write.rest(share, process.memory.pages))
-    plan.fill += address_space.fill(pieces, held.sources, window.stop - address_space.GAP)
+    plan.fill += address_space.fill(pieces, held.sources, scratch.stop - address_space.GAP)
     plan.fill_size = sum(piece.size for piece in pieces) * PAGE
     (plan.layout if here.walk else plan.furnish).append(address_space.layout(process.memory, held.sources))
     plan.furnish += address_space.last_steps(process.memory, written)

@@ -1,8 +1,8 @@
 """dump(restore(image)) = image: a restore describes the tree that it has built and compares it, before anything runs.
 
 The same code describes a tree at a checkpoint (`torpor.dump.tree_dump`). All threads are stopped as after a freeze,
-with their final registers; the window is unmapped, and init and the stand-ins have dropped everything of the tree. The
-description changes threads; `Builder.release` sets their state again.
+with their final registers; the scratch mapping is unmapped, and init and the stand-ins have dropped everything of the
+tree. The description changes threads; `Builder.release` sets their state again.
 
 Some things can be compared only when the tree is saved again (`torpor.restorer.round_trip`, as the tests do): the
 content of files, which is not read here, and a pending SIGSTOP, which is sent as a thread is released. A tree with TCP

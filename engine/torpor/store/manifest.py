@@ -183,7 +183,7 @@ def read_head(fd: int, size: int, snapshot: str, store: str) -> Head:
         raise _damaged(snapshot, f"its manifest ends after {size} bytes")
     magic, version, head_size, blocks, body = FIXED.unpack(start)
     if magic != MAGIC:
-        raise _damaged(snapshot, "its manifest does not begin as one")
+        raise _damaged(snapshot, "its manifest has a wrong magic number")
     if version != VERSION:
         raise ImageDamaged(
             f"snapshot {snapshot} has format version {version}, and this Torpor reads version {VERSION}",
@@ -234,7 +234,7 @@ def _head_fault(head: Envelope, snapshot: str) -> str:
     faults = (
         (head.id != snapshot, "it was written under another id"),
         (not KIND.fullmatch(head.kind), "its kind is not a name"),
-        (head.created_ns < 0, "it is older than the clock can tell"),
+        (head.created_ns < 0, "its creation time is negative"),
         (
             len(head.tags) > MAX_TAGS or not all(map(TAG.fullmatch, head.tags)),
             "its tags are not up to 64 names",

@@ -254,7 +254,9 @@ def _problems(tree: GrabbedDescriptors) -> Iterator[Reason]:
 
 def _judge(held: OpenFile[Any], tree: GrabbedDescriptors) -> Iterator[Problem]:
     if held.owner and held.kind.outside(held, tree) and held.kind.stands_for(held, tree):
-        yield Problem("it sends signals (F_SETOWN), and another one takes its place", "set the owner to 0")
+        yield Problem(
+            "it sends signals (F_SETOWN), and the restorer's own descriptor will replace it", "set the owner to 0"
+        )
     yield from signal_owners.judge(held, tree)
     if unknown := held.flags & ~(KNOWN_FLAGS | O_TMPFILE):
         yield Problem(f"it has status flags that are not known: {unknown:#o}")

@@ -1,4 +1,4 @@
-"""Mailboxes, by which a process passes a description that only it can open to others that have the same.
+"""Mailboxes, by which a process passes a description that only it can open to other processes that share it.
 
 A mailbox is a socket connected to itself, which the restorer makes and all inherit. The description is in it as a
 message (SCM_RIGHTS, unix(7)) that each of the others peeks at and none takes (MSG_PEEK): their number and order do not
@@ -48,7 +48,7 @@ def make(mine: Iterable[int], opening: Opening) -> None:
 
 def leave(mailbox: int, fd: int) -> Call:
     """The call that puts a descriptor into a mailbox."""
-    return Call(NR.sendmsg, (mailbox, _message(fd), 0), 1, f"leaving descriptor {fd} to others that have the same")
+    return Call(NR.sendmsg, (mailbox, _message(fd), 0), 1, f"leaving descriptor {fd} to other processes that share it")
 
 
 def take(mailbox: int, words: str) -> Call:

@@ -140,7 +140,7 @@ def _notifies(copy: int) -> str:
     try:
         fd = os.open(f"/proc/self/fd/{copy}", os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
-        return f"one whom this user may not know ({error.strerror})"
+        return f"a process that this user may not see ({error.strerror})"
     try:
         words = dict(word.split(b":", 1) for word in os.read(fd, 256).split())
     finally:

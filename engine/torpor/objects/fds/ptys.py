@@ -343,7 +343,7 @@ def check_sessions(image: Tree) -> Iterator[Reason]:
     """The image's sessions and settings must be valid."""
     for pty in image.ptys:
         if len(pty.termios) not in (0, TERMIOS.size) or len(pty.window) not in (0, WINDOW_SIZE):
-            yield Reason("the image", "it has settings that no terminal has")
+            yield Reason("the image", "it has invalid terminal settings")
         if pty.stopped and not pty.termios:
             yield Reason("the image", "the output of a terminal is held back that has no settings")
     speaking = {one.sid for one in image.processes if not one.zombie and not one.no_terminal}
@@ -352,7 +352,10 @@ def check_sessions(image: Tree) -> Iterator[Reason]:
         if session.terminal >= len(image.ptys):
             yield Reason("the image", "it has a session with a terminal that is not in it")
         if session.sid not in speaking or session.foreground not in groups:
-            yield Reason("the image", f"its session {session.sid} has a terminal that nobody in it can have taken")
+            yield Reason(
+                "the image",
+                f"its session {session.sid} has a controlling terminal, but no process that could have taken it",
+            )
 
 
 def lost(image: Tree) -> int | None:

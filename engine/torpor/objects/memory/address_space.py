@@ -145,9 +145,9 @@ def check_commitment(image: pb.Tree) -> Iterator[Reason]:
         yield Reason("this host", f"{why}; the tree has mapped {needed >> 20} MiB", "wake it where there is more")
 
 
-def hand_on(hulls: Iterable[pb.Vma], image: pb.Tree, sources: Sources, window: range) -> Iterator[Call]:
+def hand_on(hulls: Iterable[pb.Vma], image: pb.Tree, sources: Sources, scratch: range) -> Iterator[Call]:
     """Give a blank process mappings that its descendants will inherit. Besides them it keeps only torpor-init."""
-    yield from clear(window, [INIT])
+    yield from clear(scratch, [INIT])
     for hull in hulls:
         yield from _map(hull, image, sources, writable=True)
 
@@ -165,7 +165,7 @@ def steps(
     image: pb.Tree,
     sources: Sources,
     here: vdso.Vdso,
-    window: range,
+    scratch: range,
     written: Sequence[bool],
     kept: Sequence[Range] = (),
     stale: Iterable[Range] = (),
@@ -177,18 +177,18 @@ def steps(
         image: the tree.
         sources: of what is mapped.
         here: this host's vDSO.
-        window: the blank process's window.
+        scratch: the blank process's scratch mapping.
         written: for each mapping, whether it gets pages.
         kept: inherited mappings that stay, which are readable and writable.
         stale: ranges in those with inherited pages that are not its own.
     """
     space = process.memory
-    yield from clear(window, kept)
+    yield from clear(scratch, kept)
     for start, end in stale:
         words = f"dropping what it has by birth at {start:#x}-{end:#x}"
         yield Call(NR.madvise, (start, end - start, MADV_DONTNEED), 0, words)
     yield from vdso.steps(process, here)
-    yield from segments.attach(space, image, window.stop)
+    yield from segments.attach(space, image, scratch.stop)
     there = set(kept)
     for vma, has_pages in zip(space.vmas, written, strict=True):
         if (vma.start, vma.end) in there:
@@ -217,9 +217,9 @@ def last_steps(space: pb.AddressSpace, written: Sequence[bool]) -> Iterator[Call
         yield Call(NR.mlockall, (space.lock_future,), 0, "locking what will be mapped in memory")
 
 
-def clear(window: range, kept: Iterable[Range]) -> Iterator[Call]:
-    """Unmap everything but the window and `kept`."""
-    for start, end in subtract([(0, TASK_SIZE)], union([(window.start, window.stop), *kept])):
+def clear(scratch: range, kept: Iterable[Range]) -> Iterator[Call]:
+    """Unmap everything but the scratch mapping and `kept`."""
+    for start, end in subtract([(0, TASK_SIZE)], union([(scratch.start, scratch.stop), *kept])):
         yield Call(NR.munmap, (start, end - start), 0, "unmapping what is not the process's own")
 
 

@@ -119,7 +119,7 @@ class MappedFiles:
             return None
         except PermissionError:
             raise CheckpointFailed(
-                f"the mapped file {os.fsdecode(path)} cannot be read by you, so nobody could check it at the restore"
+                f"the mapped file {os.fsdecode(path)} cannot be read by you, so a restore could not check it"
             ) from None
         try:
             return self._put(path, fd) if os.fstat(fd).st_ino == inode else None

@@ -112,18 +112,18 @@ def _cut(space: pb.AddressSpace, end: int, empty: int) -> None:
 _MCL_FUTURE, _MCL_ONFAULT = 2, 4
 
 
-def future_lock(pid: int, before: Mapping[bytes, bytes], window: int) -> int:
+def future_lock(pid: int, before: Mapping[bytes, bytes], scratch: int) -> int:
     """How a process locks its future mappings (mlockall(2)), which only a new mapping shows.
 
     Args:
         pid: a frozen process.
-        before: its status before a window was mapped into it.
-        window: the window's address.
+        before: its status before a scratch mapping was mapped into it.
+        scratch: the scratch mapping's address.
     """
     status = procfs.status(procfs.read(f"/proc/{pid}/status"))
     if status[b"VmLck"] == before[b"VmLck"]:
         return 0
-    flags = next(v.flags for v in procfs.flagged_mappings(pid) if v.mapping.start <= window < v.mapping.end)
+    flags = next(v.flags for v in procfs.flagged_mappings(pid) if v.mapping.start <= scratch < v.mapping.end)
     return _MCL_FUTURE | (_MCL_ONFAULT if vm_flags.is_locked_on_fault(flags) else 0)
 
 

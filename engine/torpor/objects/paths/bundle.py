@@ -103,7 +103,7 @@ def _store_all(image: pb.Tree, out: PageWriter) -> Iterator[Reason]:
         for described in _files(image, path):
             described.content.digest, described.content.whole = digest, True
         if (now.st_size, now.st_mtime_ns) != (size, mtime_ns) and not (may_grow and now.st_size > size):
-            why = "it changed while the tree was saved, and would be bundled as it is not"
+            why = "it changed during the checkpoint, so its content at the freeze is unknown"
             yield Reason(subject, why, "save it when nothing changes what it holds", passing=True)
 
 

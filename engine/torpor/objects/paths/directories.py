@@ -74,7 +74,7 @@ def refuse(name: str, pid: int) -> Iterator[Reason]:
     for link, what in (("root", "root"), ("cwd", "current")):
         here = Folder.of(f"/proc/{pid}/{link}")
         if not here.removed and not _leads(outer + here.path, here.status):
-            why = f"its {what} directory is {here.path}, and that name leads to another one by now"
+            why = f"its {what} directory is {here.path}, but that path now leads to another directory"
             yield Reason(name, why, "have it change to a directory that has a name")
 
 
@@ -119,7 +119,7 @@ def may_be_made(path: bytes, opener: Opener) -> int:
     for place in _places(path):
         if opener.may_write_in(place):
             return opener.enter(place)
-    raise PermissionError(errno.EACCES, "it was removed, and here it can be made again nowhere")
+    raise PermissionError(errno.EACCES, "it was removed, and there is no directory here in which it can be made again")
 
 
 def somewhere(path: bytes, opener: Opener, make: Callable[[bytes], int]) -> int:

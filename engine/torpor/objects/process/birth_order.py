@@ -315,7 +315,7 @@ def _check(image: pb.Tree, by_pid: dict[int, Member]) -> Iterator[Reason]:
         if process.pid in OUTSIDE or not process.threads or process.threads[0].tid != process.pid:
             yield Reason(name, "it has no main thread, or an id that no process of a tree has")
         if max(process.pid, process.ppid, process.pgid, process.sid) >= MAX_PID:
-            yield Reason(name, "it has an id that no kernel gives")
+            yield Reason(name, "it has an invalid id")
         if known and process.ppid and process.ppid not in known:
             yield Reason(name, f"its parent {process.ppid} is not in the image before it")
         known.add(process.pid)

@@ -236,7 +236,7 @@ def _take_key(serial: int, ask: Ask, ring: Ring) -> str:
         return ""
     words = f"the key {found.description.decode(errors='replace')!r}"
     if replies.result(name) < 0:
-        return f"the key {serial}, which does not show itself"
+        return f"the key {serial}, which may not be viewed"
     if found.type not in _READABLE:
         return f"{words} of the type {found.type.decode(errors='replace')}, which is not kept"
     if not 0 <= size <= _LARGEST:
@@ -334,7 +334,7 @@ def faults(image: pb.Tree) -> Iterator[str]:
             if key.type not in _READABLE or b"\0" in key.description or not key.description:
                 yield f"it has a key of the type {key.type!r}"
             elif len(key.payload) > _LARGEST or len(key.description) >= _LONGEST_NAME or key.seconds > _MOST_SECONDS:
-                yield "it has a key that cannot be"
+                yield "it has an invalid key"
     for process in image.processes:
         if max(process.session_keyring, process.process_keyring) > len(image.keyrings):
             yield f"process {process.pid} has a keyring that is not in it"

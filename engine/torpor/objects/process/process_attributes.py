@@ -106,14 +106,14 @@ class ProcessAttributes(ProcessPart[Asked, None]):
             if process.membarriers >> bit & 1:
                 yield Call(NR.membarrier, (1 << bit, 0, 0), 0, "registering for memory barriers")
         if process.memory_merge:
-            yield Call(NR.prctl, (PR_SET_MEMORY_MERGE, 1, 0, 0, 0), 0, "having its equal pages merged")
+            yield Call(NR.prctl, (PR_SET_MEMORY_MERGE, 1, 0, 0, 0), 0, "enabling KSM")
             # This also affects older mappings. Exclude those that it had excluded, and its stack since an execve.
             for vma in process.memory.vmas:
                 if vma.kind in vmas.PRIVATE and MADV_MERGEABLE not in vma.advice:
-                    words = f"but not those at {vma.start:#x}-{vma.end:#x}"
+                    words = f"excluding {vma.start:#x}-{vma.end:#x} from KSM"
                     yield Call(NR.madvise, (vma.start, vma.end - vma.start, MADV_UNMERGEABLE), 0, words)
         if process.xstate_permitted >> _XTILE_DATA & 1:
-            yield Call(NR.arch_prctl, (ARCH_REQ_XCOMP_PERM, _XTILE_DATA), 0, "asking leave to use AMX")
+            yield Call(NR.arch_prctl, (ARCH_REQ_XCOMP_PERM, _XTILE_DATA), 0, "requesting AMX")
 
 
 @dataclass(frozen=True)

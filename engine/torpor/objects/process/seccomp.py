@@ -92,7 +92,7 @@ def _states(pid: int) -> Iterator[State]:
 def _refuse(state: State, mine: int) -> tuple[str, str] | None:
     """Why this many filters cannot be kept, and what to do; None if the number allows it."""
     if state.mode == _STRICT:
-        return "it is in seccomp's strict mode, in which it may not be asked anything", "checkpoint it before"
+        return "it is in seccomp's strict mode, in which it can make no other system calls", "checkpoint it before"
     if state.filters in (0, mine) or probe().read_filters:
         return None
     its = f"it is under {_filters(state.filters)} (seccomp)"
@@ -176,7 +176,7 @@ _PASSING = (bpf.ALLOW, bpf.LOG)
 def _harm(code: bytes) -> str:
     """How our calls could harm a process with this filter; empty if they cannot."""
     if bpf.may_notify(code):
-        return "it has a system-call filter (seccomp) that asks a supervisor, who cannot be kept"
+        return "it has a system-call filter (seccomp) with a supervisor (SECCOMP_RET_USER_NOTIF), which is not kept"
     try:
         for nr in sorted(MADE):
             for action in sorted(bpf.actions(code, nr).difference(_PASSING)):
@@ -185,7 +185,7 @@ def _harm(code: bytes) -> str:
                 does = _FATAL.get(action) or _FAILING.get(action, f"does {action:#x}")
                 return f"its system-call filter (seccomp) {does} at {NR(nr).name}, which Torpor must call in it"
     except bpf.Unreadable as unreadable:
-        return f"it has a system-call filter (seccomp) of which cannot be told what it does: {unreadable}"
+        return f"it has a system-call filter (seccomp) that Torpor cannot evaluate: {unreadable}"
     return ""
 
 

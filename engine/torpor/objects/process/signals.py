@@ -101,7 +101,7 @@ class Actions(ProcessPart[dict[int, int], None]):
         report their end. So a thread ignores SIGTRAP only at the very end.
         """
         default = KERNEL_SIGACTION.pack(0, 0, 0, 0)
-        forget = Call(NR.rt_sigaction, (signal.SIGCHLD, default, 0, 8), 0, "forgetting what was told of children")
+        forget = Call(NR.rt_sigaction, (signal.SIGCHLD, default, 0, 8), 0, "discarding pending SIGCHLD")
         yield Step(Stage.ALL_THREADS, forget)
         for action in process.actions:
             words = f"setting the action of signal {action.signal}"

@@ -204,7 +204,7 @@ class ThreadAttributes(ThreadPart[Asked, Allowed]):
         if any(one.which not in MITIGATIONS for one in thread.speculation):
             yield "it has a mitigation that this version does not know"
         if not thread.clamp_least <= thread.clamp_most <= FULL:
-            yield "it has its utilization clamped to what there is not"
+            yield "it has invalid utilization clamps"
 
     def host(self) -> Allowed:
         """What the restorer may set."""
@@ -230,7 +230,7 @@ class ThreadAttributes(ThreadPart[Asked, Allowed]):
             yield "this kernel does not clamp utilization (sched_setattr)"
         for one in thread.speculation:
             if one.control != host.speculation[one.which] & _SETTINGS and not _may_choose(one, host):
-                yield f"this host lets nobody choose the mitigation of {MITIGATIONS[one.which]}"
+                yield f"this host does not let threads choose the mitigation of {MITIGATIONS[one.which]}"
 
 
 def _settings(thread: pb.Thread, host: Allowed) -> Iterator[Call]:
@@ -248,7 +248,7 @@ def _settings(thread: pb.Thread, host: Allowed) -> Iterator[Call]:
         nodes = thread.memory_nodes.ljust(_NODES // 8, b"\0")
         yield Call(NR.set_mempolicy, (thread.memory_policy, nodes, _NODES), 0, "setting its memory policy")
     if thread.memory_failure:
-        words = "setting what becomes of it when memory fails"
+        words = "setting its memory failure policy"
         yield Call(NR.prctl, (PR_MCE_KILL, _PR_MCE_KILL_SET, thread.memory_failure - 1, 0, 0), 0, words)
     for one in thread.speculation:
         if one.control != host.speculation[one.which] & _SETTINGS and _may_choose(one, host):

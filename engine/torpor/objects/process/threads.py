@@ -166,7 +166,7 @@ def _settings(thread: pb.Thread) -> Iterator[Call]:
     if thread.timer_slack_ns not in (0, _DEFAULT_SLACK_NS):
         yield Call(NR.prctl, (PR_SET_TIMERSLACK, thread.timer_slack_ns), 0, "setting its timer slack")
     if thread.no_new_privs:
-        yield Call(NR.prctl, (PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0, "giving up new privileges")
+        yield Call(NR.prctl, (PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0, "setting no_new_privs")
 
 
 def _signed_flags(value: int) -> int:

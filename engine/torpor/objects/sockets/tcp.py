@@ -202,7 +202,7 @@ class Tcp(Kind[TcpState]):
         if state.waits and (sent := state.unread + state.outgoing):
             yield Problem(
                 f"{sent} bytes were sent on its connection, which {state.ends[1]} in this tree has not accepted yet:"
-                " nobody can read them before",
+                " they cannot be read before that",
                 "try again when it was accepted",
                 passing=True,
             )

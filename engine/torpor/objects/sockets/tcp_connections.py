@@ -85,11 +85,11 @@ def _check_one(index: int, tcp: TcpSocket, mine: dict[int, TcpSocket]) -> Iterat
                 yield Reason("the image", f"the TCP socket {index} and its other end do not fit together")
         listeners = [other for other in mine.values() if other.state == TcpSocket.LISTEN]
         if tcp.state == TcpSocket.PENDING and not tcp_ports.listener_for(TcpSocket(local=tcp.remote), listeners):
-            yield Reason("the image", f"the TCP socket {index} waits for nobody to accept it")
+            yield Reason("the image", f"the TCP socket {index} waits to be accepted, but has no listener")
     except ValueError as error:
         yield Reason("the image", f"it has a TCP socket with {error}")
     if tcp.kept and not (tcp_repair.is_name(tcp.kept) and tcp.state == TcpSocket.OUTSIDE):
-        yield Reason("the image", "it has a TCP connection that is kept under a name that cannot be")
+        yield Reason("the image", "it has a TCP connection that has an invalid name")
     if tcp.state not in TcpSocket.State.values()[1:]:
         yield Reason("the image", "it has a TCP socket in a state that is not known")
 

@@ -199,7 +199,7 @@ def fill(
                 sent = sender.sendmsg([left], control, socket.MSG_DONTWAIT, name or None)
             except BlockingIOError:
                 if not common.enlarge(sender, socket.SO_SNDBUF):
-                    raise RestoreFailed("a unix socket does not take what was on its way to it") from None
+                    raise RestoreFailed("a unix socket has no room for its queued messages") from None
                 continue
             left, fds = left[sent:], None
             if not left:

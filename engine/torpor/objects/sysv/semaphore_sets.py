@@ -75,7 +75,8 @@ class Set:
             mine = [adjustments[number] for adjustments in self.undo.values() if number in adjustments]
             begin = value + sum(mine)
             if begin < sum(one for one in mine if one > 0) or begin - sum(one for one in mine if one < 0) > LARGEST:
-                return f"semaphore {number} of the System V set {self.id} is to be undone in ways that cannot be redone"
+                what = f"semaphore {number} of the System V set {self.id}"
+                return f"{what} has SEM_UNDO adjustments that cannot be set again"
         return ""
 
 
@@ -98,7 +99,7 @@ def grab(ids: Sequence[int], askers: Mapping[int, Ask]) -> tuple[list[Set], list
             continue
         key, uid, gid, _, _, mode, *_, count = _STAT.unpack(replies.output(status, 3))
         if count * 2 > _VALUES_ROOM:
-            problems.append(f"the System V set {number} has {count} semaphores, more than can be asked for")
+            problems.append(f"the System V set {number} has {count} semaphores, more than can be read")
             continue
         batch = Batch()
         values = batch.add(NR.semctl, number, 0, GETALL, Out(count * 2))
@@ -126,7 +127,7 @@ def own(name: str, pid: int, tids: Sequence[int]) -> Iterator[Reason]:
     """Refuse threads with adjustments of their own (clone(2) without CLONE_SYSVSEM): only the first thread is asked."""
     for tid in tids:
         if tid != pid and try_syscall(NR.kcmp, pid, tid, KCMP_SYSVSEM) in (1, 2):
-            yield Reason(f"{name}, thread {tid}", "it has System V semaphores to undo for itself, which is not kept")
+            yield Reason(f"{name}, thread {tid}", "it has SEM_UNDO adjustments of its own, which is not kept")
 
 
 def _adjustments(one: Set, ask: Ask) -> tuple[dict[int, int], str]:

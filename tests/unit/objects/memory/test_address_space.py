@@ -111,10 +111,10 @@ def test_impossible_mappings_are_damage(vmas: list[tuple[int, int]]) -> None:
 @given(st.lists(st.tuples(st.integers(0, (1 << 35) - 1), st.integers(1, 1 << 20)), max_size=30))
 def test_the_window_is_in_nobodys_way(drawn: list[tuple[int, int]]) -> None:
     spaces = [space_of((page * PAGE, (page + count) * PAGE)) for page, count in drawn]
-    window = address_space.free_range(spaces, vdso.host(), 8 << 20)
-    assert len(window) == 8 << 20
+    scratch = address_space.free_range(spaces, vdso.host(), 8 << 20)
+    assert len(scratch) == 8 << 20
     for space in spaces:
-        assert all(vma.end <= window.start or window.stop <= vma.start for vma in space.vmas)
+        assert all(vma.end <= scratch.start or scratch.stop <= vma.start for vma in space.vmas)
 
 
 @given(st.lists(st.integers(2, (1 << 35) - 4096), min_size=1, max_size=30, unique=True), st.integers(1, 4096))
@@ -129,8 +129,8 @@ def test_the_window_is_found_where_a_program_left_room(starts: list[int], pages:
         with pytest.raises(RestoreFailed, match="address spaces free"):
             address_space.free_range(spaces, vdso.host(), pages * PAGE)
         return
-    window = address_space.free_range(spaces, vdso.host(), pages * PAGE)
-    assert borders[wide] * PAGE <= window.start < window.stop <= borders[wide + 1] * PAGE
+    scratch = address_space.free_range(spaces, vdso.host(), pages * PAGE)
+    assert borders[wide] * PAGE <= scratch.start < scratch.stop <= borders[wide + 1] * PAGE
 
 
 def test_the_first_system_v_segment_of_a_host_has_the_number_0() -> None:
