@@ -15,14 +15,12 @@ import os
 import select
 import socket
 import struct
-import sys
 import termios
 from array import array
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
-from ipaddress import IPv4Address, IPv6Address
 from typing import NamedTuple
 
 from torpor import procfs
@@ -30,6 +28,7 @@ from torpor.arch.x86_64 import NR
 from torpor.errors import Reason
 from torpor.image.image_pb2 import SockOpt
 from torpor.objects.kind import Family, Problem
+from torpor.objects.sockets.addresses import LONGEST_NAME, SOCKADDR_IN
 from torpor.remote.sys import Words, syscall
 
 # include/uapi/asm-generic/socket.h, where Python's socket module has no name for it
@@ -48,9 +47,6 @@ NOT_HERE = (errno.ENOPROTOOPT, errno.EOPNOTSUPP)
 """Errors if this kernel does not have the option, or not for such a socket."""
 LARGEST_BUFFER = 1 << 30
 """A request for this size gives net.core.wmem_max or rmem_max."""
-LONGEST_NAME = 128
-"""sizeof(struct sockaddr_storage)."""
-SOCKADDR_IN, SOCKADDR_IN6 = 16, 28
 
 Key = tuple[int, int]
 """The level and the name of an option."""
@@ -236,27 +232,6 @@ def family_of(fd: int) -> Family:
         number(fd, _SOL, socket.SO_TYPE),
         number(fd, _SOL, socket.SO_PROTOCOL),
     )
-
-
-def local_name(fd: int) -> bytes:
-    """The struct sockaddr of this end."""
-    return _name(NR.getsockname, fd)
-
-
-def peer_name(fd: int) -> bytes:
-    """The struct sockaddr of the other end; empty if it is not connected."""
-    try:
-        return _name(NR.getpeername, fd)
-    except OSError as error:
-        if error.errno != errno.ENOTCONN:
-            raise
-        return b""
-
-
-def _name(call: int, fd: int) -> bytes:
-    value, length = bytearray(LONGEST_NAME), array("I", (LONGEST_NAME,))
-    syscall(call, fd, value, length)
-    return bytes(value[: length[0]])
 
 
 def queued(fd: int, request: int = termios.FIONREAD) -> int:
@@ -504,43 +479,3 @@ def let_go_of_size(sock: socket.socket) -> None:
     except OSError as error:
         if error.errno not in NOT_HERE:
             raise
-
-
-# ------------------------------------------------------------------------------------------------- addresses
-
-
-class Address(NamedTuple):
-    """An internet address and a port."""
-
-    host: IPv4Address | IPv6Address
-    port: int
-    scope: int
-
-    def __str__(self) -> str:
-        scope = f"%{self.scope}" if self.scope else ""
-        return f"{self.host}:{self.port}" if self.host.version == 4 else f"[{self.host}{scope}]:{self.port}"
-
-
-def address(name: bytes) -> Address:
-    """The address in a struct sockaddr. An IPv4-mapped IPv6 address (``::ffff:1.2.3.4``) becomes an IPv4 address.
-
-    Raises:
-        ValueError: it is not an internet address.
-    """
-    family = int.from_bytes(name[:2], sys.byteorder)
-    port = int.from_bytes(name[2:4], "big")
-    if family == socket.AF_INET and len(name) >= SOCKADDR_IN:
-        return Address(IPv4Address(name[4:8]), port, 0)
-    if family == socket.AF_INET6 and len(name) >= SOCKADDR_IN6:
-        host = IPv6Address(name[8:24])
-        scope = int.from_bytes(name[24:28], sys.byteorder)
-        return Address(host.ipv4_mapped or host, port, scope)
-    raise ValueError(f"no internet address: {name.hex()}")
-
-
-def for_python(where: Address, family: int) -> tuple[str, int] | tuple[str, int, int, int]:
-    """An address for Python's sockets of this family."""
-    if family == socket.AF_INET:
-        return str(where.host), where.port
-    host = str(where.host) if isinstance(where.host, IPv6Address) else f"::ffff:{where.host}"
-    return host, where.port, 0, where.scope

@@ -28,7 +28,7 @@ from torpor.objects.kind import (
     Seen,
     borrowed,
 )
-from torpor.objects.sockets import common
+from torpor.objects.sockets import addresses, common
 from torpor.objects.sockets.common import SocketState
 
 ROUTE, DIAGNOSIS, EVENTS = 0, 4, 15
@@ -70,8 +70,8 @@ class Netlink(Kind[NetlinkState]):
     def grab(self, held: OpenFile[NetlinkState], pidfd: int, *, content: bool) -> NetlinkState:
         """Read addresses, options and groups."""
         with borrowed(pidfd, held.holders[0].fd) as copy:
-            _, port, _ = _NAME.unpack(common.local_name(copy))
-            _, peer, groups = _NAME.unpack(common.peer_name(copy))
+            _, port, _ = _NAME.unpack(addresses.local_name(copy))
+            _, peer, groups = _NAME.unpack(addresses.peer_name(copy))
             state = common.look(copy, OPTIONS, listening=True)
             return NetlinkState(state, port, peer or groups, _groups(copy))
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 
 from torpor.errors import Reason, RestoreRefused
 from torpor.image.image_pb2 import TcpSocket, Tree
-from torpor.objects.sockets import common
+from torpor.objects.sockets import addresses
 
 CONNECTED = (TcpSocket.INSIDE, TcpSocket.PENDING)
 """States of an end whose other end is in the tree."""
@@ -68,7 +68,7 @@ def _with_port(name: bytes, moved: Mapping[int, int]) -> bytes:
 def _free(tcp: TcpSocket, taken: set[int]) -> int:
     """A port that is unused at the moment and not in `taken`."""
     try:
-        host, _, *rest = common.for_python(common.address(tcp.local), tcp.family)
+        host, _, *rest = addresses.for_python(addresses.address(tcp.local), tcp.family)
         while True:
             with socket.socket(tcp.family, socket.SOCK_STREAM) as probe:
                 probe.bind((host, 0, *rest))

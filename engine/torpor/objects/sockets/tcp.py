@@ -47,8 +47,9 @@ from torpor.objects.kind import (
     name,
     some,
 )
-from torpor.objects.sockets import common, tcp_backlog, tcp_connections, tcp_flow, tcp_ports, tcp_repair
-from torpor.objects.sockets.common import Address, Key, SocketState
+from torpor.objects.sockets import addresses, common, tcp_backlog, tcp_connections, tcp_flow, tcp_ports, tcp_repair
+from torpor.objects.sockets.addresses import Address
+from torpor.objects.sockets.common import Key, SocketState
 from torpor.remote.sys import pidfd_open, syscall
 
 OPTIONS: dict[int, dict[Key, int]] = {
@@ -137,7 +138,7 @@ class TcpState:
     @property
     def ends(self) -> tuple[Address, Address]:
         """The addresses of this end and of the other end."""
-        return common.address(self.local), common.address(self.remote)
+        return addresses.address(self.local), addresses.address(self.remote)
 
 
 class Tcp(Kind[TcpState]):
@@ -165,8 +166,8 @@ class Tcp(Kind[TcpState]):
             state = TcpState(
                 common.look(copy, OPTIONS[family], listening=listening),
                 info,
-                common.local_name(copy),
-                common.peer_name(copy),
+                addresses.local_name(copy),
+                addresses.peer_name(copy),
                 common.if_known(copy, socket.IPPROTO_TCP, common.TCP_ULP, 16) or b"",
             )
             if not listening:
@@ -245,7 +246,7 @@ class Tcp(Kind[TcpState]):
 
     def notices(self, mine: Sequence[OpenFile[TcpState]], tree: GrabbedDescriptors) -> Iterator[str]:
         """Connections that the woken program will see reset, and those that were not accepted."""
-        served = {common.address(held.state.local).port for held in mine if held.state.info.state == State.LISTEN}
+        served = {addresses.address(held.state.local).port for held in mine if held.state.info.state == State.LISTEN}
         lost: list[str] = []
         asked: set[int] = set()
         for held in mine:
@@ -293,7 +294,7 @@ def client_ports(notice: str) -> set[int]:
 
 def _find_waiting(mine: list[OpenFile[TcpState]]) -> None:
     """Find the ends whose connections a listener of the tree has not accepted yet."""
-    listeners = [common.address(held.state.local) for held in mine if held.state.info.state == State.LISTEN]
+    listeners = [addresses.address(held.state.local) for held in mine if held.state.info.state == State.LISTEN]
     alone = []
     for held in mine:
         state = held.state
@@ -343,7 +344,7 @@ def arm_reset(tree: GrabbedDescriptors) -> None:
             continue
         try:
             with borrowed(pidfd, holder.fd) as copy:
-                if common.peer_name(copy) and (held.state.peer or not common.queued(copy, termios.TIOCOUTQ)):
+                if addresses.peer_name(copy) and (held.state.peer or not common.queued(copy, termios.TIOCOUTQ)):
                     syscall(NR.setsockopt, copy, socket.SOL_SOCKET, socket.SO_LINGER, linger, len(linger))
         finally:
             os.close(pidfd)

@@ -16,7 +16,7 @@ from ipaddress import IPv4Address, IPv6Address
 
 from torpor.errors import RestoreFailed
 from torpor.objects.sockets import common
-from torpor.objects.sockets.common import Address
+from torpor.objects.sockets.addresses import Address
 
 CLOSE_WAIT = 8
 FIN_ACK = 0x11

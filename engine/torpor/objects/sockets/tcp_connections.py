@@ -23,8 +23,9 @@ from typing import TypeVar
 from torpor.errors import Reason, RestoreFailed
 from torpor.image.image_pb2 import Description, TcpSocket
 from torpor.objects.kind import Opening, naming
-from torpor.objects.sockets import common, tcp_flow, tcp_ports, tcp_repair
-from torpor.objects.sockets.common import Address, Key
+from torpor.objects.sockets import addresses, common, tcp_flow, tcp_ports, tcp_repair
+from torpor.objects.sockets.addresses import Address
+from torpor.objects.sockets.common import Key
 
 IPPROTO_MPTCP = 262
 IPV6 = 6
@@ -72,14 +73,14 @@ def _check_one(index: int, tcp: TcpSocket, mine: dict[int, TcpSocket]) -> Iterat
         yield Reason("the image", f"it has a TCP socket of family {tcp.family}")
     yield from common.check_options(tcp.options, "a TCP socket")
     try:
-        common.address(tcp.local)
+        addresses.address(tcp.local)
         if tcp.state == TcpSocket.INSIDE:
             peer = mine.get(tcp.peer)
             fits = (
                 peer is not None
                 and peer.state == TcpSocket.INSIDE
                 and peer.peer == index != tcp.peer
-                and common.address(peer.local) == common.address(tcp.remote)
+                and addresses.address(peer.local) == addresses.address(tcp.remote)
             )
             if not fits:
                 yield Reason("the image", f"the TCP socket {index} and its other end do not fit together")
@@ -143,7 +144,7 @@ def _open_bound(making: _Making) -> None:
             sock = made[index] = making.moment.enter_context(
                 socket.socket(tcp.family, socket.SOCK_STREAM, tcp.protocol)
             )
-            where = common.address(tcp.local)
+            where = addresses.address(tcp.local)
             if where.port or tcp.state == TcpSocket.LISTEN:
                 share = where.port in shared or tcp_ports.has_option(tcp, tcp_ports.REUSE_PORT)
                 tcp_ports.bind(sock, tcp, where, share=share)
@@ -203,7 +204,7 @@ def _listener(making: _Making, server: TcpSocket) -> socket.socket:
         if tcp is found:
             return sock
     sock = making.moment.enter_context(socket.socket(server.family, socket.SOCK_STREAM, server.protocol))
-    where = common.address(server.local)
+    where = addresses.address(server.local)
     share = tcp_ports.has_option(server, tcp_ports.REUSE_PORT)
     _patiently(
         lambda: tcp_ports.bind(sock, server, where, share=share), f"{where}, where a connection of the tree ends"
@@ -215,7 +216,7 @@ def _listener(making: _Making, server: TcpSocket) -> socket.socket:
 
 def _connected(client: TcpSocket, server: TcpSocket) -> socket.socket:
     """Make the connecting end, on its old port."""
-    here, there = common.address(client.local), common.address(server.local)
+    here, there = addresses.address(client.local), addresses.address(server.local)
 
     def connect() -> socket.socket:
         try:
@@ -234,7 +235,7 @@ def _connect_bound(client: TcpSocket, here: Address, there: Address) -> socket.s
     try:
         tcp_ports.bind(sock, client, here, share=tcp_ports.has_option(client, tcp_ports.REUSE_PORT))
         sock.settimeout(PATIENCE)
-        sock.connect(common.for_python(there, client.family))
+        sock.connect(addresses.for_python(there, client.family))
     except BaseException:
         sock.close()
         raise
@@ -243,7 +244,7 @@ def _connect_bound(client: TcpSocket, here: Address, there: Address) -> socket.s
 
 def _accepted(listener: socket.socket, client: TcpSocket, server: TcpSocket) -> socket.socket:
     """Accept the other end. Reset other connections in the queue."""
-    wanted = common.address(client.local)
+    wanted = addresses.address(client.local)
     blocking = os.get_blocking(listener.fileno())  # of the description, which the slot shares
     duplicate = listener.dup()
     deadline = time.monotonic() + PATIENCE
@@ -251,8 +252,8 @@ def _accepted(listener: socket.socket, client: TcpSocket, server: TcpSocket) -> 
         while (left := deadline - time.monotonic()) > 0:
             duplicate.settimeout(left)
             sock, _ = duplicate.accept()
-            peer = common.peer_name(sock.fileno())  # empty: it was reset meanwhile
-            if peer and common.address(peer) == wanted:
+            peer = addresses.peer_name(sock.fileno())  # empty: it was reset meanwhile
+            if peer and addresses.address(peer) == wanted:
                 return sock
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, tcp_ports.RESET)
             sock.close()
@@ -261,13 +262,13 @@ def _accepted(listener: socket.socket, client: TcpSocket, server: TcpSocket) -> 
     finally:
         duplicate.close()
         os.set_blocking(listener.fileno(), blocking)
-    where = common.address(server.local)
+    where = addresses.address(server.local)
     raise RestoreFailed(f"the connection from {wanted} to {where} in the tree did not come about in {PATIENCE:g} s")
 
 
 def _open_kept(making: _Making, index: int, tcp: TcpSocket) -> bool:
     """Make an end whose connection goes on when the tree is released, if it can. Returns whether it does."""
-    opening, where = making.opening, common.address(tcp.remote)
+    opening, where = making.opening, addresses.address(tcp.remote)
     state = tcp_repair.find(tcp)
     if state is None:
         opening.warnings.append(
@@ -293,7 +294,7 @@ def _open_kept(making: _Making, index: int, tcp: TcpSocket) -> bool:
 
 def _open_end(making: _Making, index: int, tcp: TcpSocket) -> None:
     """Make an end whose peer is gone: it has reset or closed the connection."""
-    if common.address(tcp.local).host.version == IPV6:
+    if addresses.address(tcp.local).host.version == IPV6:
         host = "::1"
     else:  # IPv6 may be off: an IPv6 socket that used IPv4 still does
         host = "::ffff:127.0.0.1" if tcp.family == socket.AF_INET6 else "127.0.0.1"
@@ -306,8 +307,8 @@ def _open_end(making: _Making, index: int, tcp: TcpSocket) -> None:
         tcp_ports.set_early(near, tcp)
         near.settimeout(PATIENCE)
         near.connect(listener.getsockname())
-        client = TcpSocket(local=common.local_name(near.fileno()))
-        with _accepted(listener, client, TcpSocket(local=common.local_name(listener.fileno()))) as far:
+        client = TcpSocket(local=addresses.local_name(near.fileno()))
+        with _accepted(listener, client, TcpSocket(local=addresses.local_name(listener.fileno()))) as far:
             left = _fill(far, near, tcp.received)
             unsent = partial(common.queued, far.fileno(), tcp_flow.SIOCOUTQNSD)
             _set_options(near, tcp)
@@ -321,7 +322,7 @@ def _open_end(making: _Making, index: int, tcp: TcpSocket) -> None:
                 if unsent():
                     tcp_flow.bring(far, near, unsent)
                 if lost := left + unsent():
-                    there = common.address(tcp.remote)
+                    there = addresses.address(tcp.remote)
                     making.opening.warnings.append(
                         f"the TCP connection to {there} is reset before the last {lost} bytes that it had received and"
                         " the program had not read: the kernel has no room for them"

@@ -17,8 +17,9 @@ from contextlib import closing
 
 from torpor.errors import Reason
 from torpor.image.image_pb2 import TcpSocket
-from torpor.objects.sockets import common, port_holders
-from torpor.objects.sockets.common import Address, Key
+from torpor.objects.sockets import addresses, common, port_holders
+from torpor.objects.sockets.addresses import Address
+from torpor.objects.sockets.common import Key
 
 REUSE: Key = (socket.SOL_SOCKET, socket.SO_REUSEADDR)
 REUSE_PORT: Key = (socket.SOL_SOCKET, socket.SO_REUSEPORT)
@@ -45,9 +46,9 @@ CONNECTING = (TcpSocket.INSIDE, TcpSocket.PENDING)
 
 def listener_for(tcp: TcpSocket, listeners: Iterable[TcpSocket]) -> TcpSocket | None:
     """The listener that has accepted an end of a connection, if there is one."""
-    here = common.address(tcp.local)
+    here = addresses.address(tcp.local)
     for listener in listeners:
-        there = common.address(listener.local)
+        there = addresses.address(listener.local)
         if there.port == here.port and (there.host == here.host or there.host.is_unspecified):
             return listener
     return None
@@ -55,7 +56,7 @@ def listener_for(tcp: TcpSocket, listeners: Iterable[TcpSocket]) -> TcpSocket | 
 
 def shared(mine: Iterable[TcpSocket]) -> set[int]:
     """The ports to which several sockets of an image are bound: SO_REUSEPORT may be off by now."""
-    count = Counter(common.address(tcp.local).port for tcp in mine if tcp.state in BOUND)
+    count = Counter(addresses.address(tcp.local).port for tcp in mine if tcp.state in BOUND)
     return {port for port, sockets_at in count.items() if port and sockets_at > 1}
 
 
@@ -64,7 +65,7 @@ def check(mine: dict[int, TcpSocket]) -> Iterator[Reason]:
     listeners = [tcp for tcp in mine.values() if tcp.state == TcpSocket.LISTEN]
     tried: set[tuple[int, Address]] = set()
     for tcp in mine.values():
-        where = common.address(tcp.local)
+        where = addresses.address(tcp.local)
         if tcp.state == TcpSocket.INSIDE and not tcp.connected and listener_for(tcp, listeners):
             continue
         bound = tcp.state in (TcpSocket.LISTEN, *CONNECTING) or (tcp.state == TcpSocket.CLOSED and where.port)
@@ -88,11 +89,11 @@ def check(mine: dict[int, TcpSocket]) -> Iterator[Reason]:
 
 def _can_connect(tcp: TcpSocket, here: Address) -> bool:
     """Whether a connection can be made from a port that bind() refuses: try it, to a port of ours."""
-    there = common.address(tcp.remote)
+    there = addresses.address(tcp.remote)
     family = socket.AF_INET if there.host.version == 4 else socket.AF_INET6
     try:
         with socket.socket(family, socket.SOCK_STREAM) as listener:
-            listener.bind(common.for_python(there._replace(port=0), family))
+            listener.bind(addresses.for_python(there._replace(port=0), family))
             listener.listen(1)
             port = int(listener.getsockname()[1])
             with closing(connect(tcp, here, there._replace(port=port))) as sock:
@@ -138,10 +139,10 @@ def connect(tcp: TcpSocket, here: Address, there: Address, patience: float = 2.0
         sock.setsockopt(*PORT_RANGE, struct.pack("=HH", here.port, here.port))
         sock.setsockopt(*BIND_NO_PORT, 1)
         if tcp.family == socket.AF_INET or has_option(tcp, V6ONLY):  # bind() itself sets that option (__inet6_bind())
-            sock.bind(common.for_python(here._replace(port=0), tcp.family))
+            sock.bind(addresses.for_python(here._replace(port=0), tcp.family))
         sock.settimeout(patience)
-        sock.connect(common.for_python(there, tcp.family))
-        if common.address(common.local_name(sock.fileno())) != here:
+        sock.connect(addresses.for_python(there, tcp.family))
+        if addresses.address(addresses.local_name(sock.fileno())) != here:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
             raise OSError(errno.EADDRNOTAVAIL, "the port is not one that programs get by themselves here")
     except BaseException:
@@ -160,7 +161,7 @@ def bind(sock: socket.socket, tcp: TcpSocket, where: Address, *, share: bool) ->
     sock.setsockopt(*REUSE, 1)
     if share:
         sock.setsockopt(*REUSE_PORT, 1)
-    sock.bind(common.for_python(where, tcp.family))
+    sock.bind(addresses.for_python(where, tcp.family))
 
 
 def set_early(sock: socket.socket, tcp: TcpSocket) -> None:

@@ -43,7 +43,7 @@ from torpor import procfs
 from torpor.arch.x86_64 import NR
 from torpor.errors import CheckpointFailed, NotPermitted
 from torpor.image.image_pb2 import KeptConnection, TcpSocket
-from torpor.objects.sockets import common, tcp_close
+from torpor.objects.sockets import addresses, common, tcp_close
 from torpor.remote.sys import Words, pidfd_open, syscall
 from torpor.util.strict_protobuf import parse
 
@@ -196,8 +196,8 @@ def _read(copy: int) -> KeptConnection | None:
         return None
     _set(copy, TCP_REPAIR, REPAIR_ON)
     state = KeptConnection(
-        local=common.local_name(copy),
-        remote=common.peer_name(copy),
+        local=addresses.local_name(copy),
+        remote=addresses.peer_name(copy),
         we_ended=info[0] in WE_ENDED,
         peer_ended=info[0] == CLOSE_WAIT,
         mss=common.number(copy, _TCP, socket.TCP_MAXSEG),
@@ -257,7 +257,7 @@ def _make(sock: socket.socket, tcp: TcpSocket, state: KeptConnection) -> None:
     _set(fd, TCP_REPAIR, REPAIR_ON)
     for name in (socket.SO_SNDBUF, socket.SO_RCVBUF):
         common.enlarge(sock, name)
-    sock.bind(common.for_python(common.address(state.local), tcp.family))
+    sock.bind(addresses.for_python(addresses.address(state.local), tcp.family))
     # The program's FIN counts as a byte: it is sent again.
     begin = (state.sent_until - len(state.sent) - state.we_ended) & 0xFFFFFFFF
     received_until = state.received_until - state.peer_ended
@@ -265,7 +265,7 @@ def _make(sock: socket.socket, tcp: TcpSocket, state: KeptConnection) -> None:
         _set(fd, TCP_REPAIR_QUEUE, queue)
         _set(fd, TCP_QUEUE_SEQ, number)
     _set(fd, TCP_REPAIR_QUEUE, NO_QUEUE)
-    sock.connect(common.for_python(common.address(state.remote), tcp.family))
+    sock.connect(addresses.for_python(addresses.address(state.remote), tcp.family))
     options = [(OPTION_MSS, state.mss)]
     if state.options & INFO_SACK:
         options.append((OPTION_SACK, 0))
@@ -288,7 +288,7 @@ def _make(sock: socket.socket, tcp: TcpSocket, state: KeptConnection) -> None:
     sock.setsockopt(_TCP, TCP_REPAIR_WINDOW, WINDOW.pack(last, window, largest, ours, told))
     if state.peer_ended:
         scale = state.scales & 0xF if state.options & INFO_WSCALE else 0
-        here, there = common.address(state.local), common.address(state.remote)
+        here, there = addresses.address(state.local), addresses.address(state.remote)
         tcp_close.tell(sock, here, there, received_until, begin, min(window >> scale, 0xFFFF))
         _filter(fd)
     common.let_go_of_size(sock)

@@ -38,8 +38,9 @@ from torpor.objects.kind import (
     borrowed,
     naming,
 )
-from torpor.objects.sockets import common, multicast
-from torpor.objects.sockets.common import Address, SocketState
+from torpor.objects.sockets import addresses, common, multicast
+from torpor.objects.sockets.addresses import Address
+from torpor.objects.sockets.common import SocketState
 
 UDP_ENCAP = 100
 UDP_GRO = (socket.IPPROTO_UDP, 104)
@@ -115,8 +116,8 @@ class Udp(Kind[UdpState]):
             encapsulation = common.if_known(copy, socket.IPPROTO_UDP, UDP_ENCAP, 4)
             state = UdpState(
                 common.look(copy, _options(family), listening=False),
-                common.local_name(copy),
-                common.peer_name(copy),
+                addresses.local_name(copy),
+                addresses.peer_name(copy),
                 any(encapsulation or b""),
                 multicast.memberships(copy, family, multicast.groups()),
             )
@@ -134,8 +135,8 @@ class Udp(Kind[UdpState]):
             yield Problem(why, "read the error, or try again", passing=True)
         if state.messages and any(state.socket.options.get(UDP_GRO, b"")):
             yield Problem("datagrams wait in it that the kernel may have joined (UDP_GRO)", "try again", passing=True)
-        ours = [common.address(other.state.local) for other in tree.of(Udp)] if state.messages else []
-        for sender in dict.fromkeys(common.address(name) for _, name in state.messages):
+        ours = [addresses.address(other.state.local) for other in tree.of(Udp)] if state.messages else []
+        for sender in dict.fromkeys(addresses.address(name) for _, name in state.messages):
             if not any(_is_at(own, sender) for own in ours) and (why := _why_not_ours(sender)):
                 yield Problem(
                     f"datagrams from {sender} wait in it, and only who has that address could send them again: {why}",
@@ -169,7 +170,7 @@ class Udp(Kind[UdpState]):
                 where = _address(udp.local)
                 _address(udp.remote)
                 for sender in udp.senders:
-                    common.address(sender)
+                    addresses.address(sender)
                 if len(udp.messages) != len(udp.senders) or (udp.messages and not (where and where.port)):
                     raise ValueError("datagrams that come from nowhere or lead nowhere")
             except ValueError as error:
@@ -182,7 +183,7 @@ class Udp(Kind[UdpState]):
         for description in mine.values():
             where = _address(description.udp.local)
             ours.append(where)
-            senders |= dict.fromkeys(map(common.address, description.udp.senders))
+            senders |= dict.fromkeys(map(addresses.address, description.udp.senders))
             try:
                 _make(description.udp).close()
             except OSError as error:
@@ -209,7 +210,7 @@ class Udp(Kind[UdpState]):
                 udp, sock = description.udp, made[index]
                 with naming(description):
                     if udp.remote:
-                        sock.connect(common.for_python(common.address(udp.remote), udp.family))
+                        sock.connect(addresses.for_python(addresses.address(udp.remote), udp.family))
                     common.set_options(sock, udp.options, _options(udp.family), FIXED)
                     multicast.join(sock, udp.memberships)
                     _shut(sock, udp)
@@ -222,14 +223,14 @@ def _options(family: int) -> dict[common.Key, int]:
 
 def _address(name: bytes) -> Address | None:
     """The address in a struct sockaddr of a UDP socket; None if it is empty."""
-    return common.address(name) if name else None
+    return addresses.address(name) if name else None
 
 
 def _make(udp: UdpSocket) -> socket.socket:
     sock = _bound(udp)
     try:
         if (there := _address(udp.remote)) is not None:
-            sock.connect(common.for_python(there, udp.family))
+            sock.connect(addresses.for_python(there, udp.family))
     except BaseException:
         sock.close()
         raise
@@ -252,7 +253,7 @@ def _bound(udp: UdpSocket, *, share: bool = False) -> socket.socket:
             for key in REUSES:
                 sock.setsockopt(*key, 1)
         if (where := _address(udp.local)) is not None and where.port:
-            sock.bind(common.for_python(where, udp.family))
+            sock.bind(addresses.for_python(where, udp.family))
     except BaseException:
         sock.close()
         raise
@@ -300,7 +301,7 @@ def _why_not_ours(sender: Address) -> str:
 def _at(where: Address) -> socket.socket:
     sock = socket.socket(socket.AF_INET if where.host.version == 4 else socket.AF_INET6, socket.SOCK_DGRAM)
     try:
-        sock.bind(common.for_python(where, sock.family))
+        sock.bind(addresses.for_python(where, sock.family))
     except BaseException:
         sock.close()
         raise
@@ -314,12 +315,12 @@ def _fill(receiver: socket.socket, udp: UdpSocket, made: Sequence[socket.socket]
     size = receiver.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
     common.enlarge(receiver, socket.SO_RCVBUF)
     for message, name in zip(udp.messages, udp.senders, strict=True):
-        there = common.address(name)
-        receiver.connect(common.for_python(there, receiver.family))
+        there = addresses.address(name)
+        receiver.connect(addresses.for_python(there, receiver.family))
         with _sender(there, made) as sender:
-            here = common.address(common.local_name(receiver.fileno()))
+            here = addresses.address(addresses.local_name(receiver.fileno()))
             before = common.used_memory(receiver.fileno())
-            sender.sendto(message, common.for_python(here, sender.family))
+            sender.sendto(message, addresses.for_python(here, sender.family))
             deadline = time.monotonic() + PATIENCE
             while common.used_memory(receiver.fileno()) <= before:
                 if time.monotonic() > deadline:
@@ -334,7 +335,7 @@ def _fill(receiver: socket.socket, udp: UdpSocket, made: Sequence[socket.socket]
 def _sender(there: Address, made: Sequence[socket.socket]) -> Iterator[socket.socket]:
     """A socket at an address: the tree's own, else a temporary one."""
     for sock in made:
-        where = common.address(common.local_name(sock.fileno()))
+        where = addresses.address(addresses.local_name(sock.fileno()))
         if _is_at(where, there) and (sock.family == socket.AF_INET6 or there.host.version == 4):
             yield sock
             return

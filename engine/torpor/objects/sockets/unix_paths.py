@@ -29,7 +29,7 @@ from torpor.arch.x86_64 import NR
 from torpor.image.image_pb2 import UnixSocket as UnixMessage
 from torpor.objects.paths.file_names import is_gone
 from torpor.objects.paths.opener import Opener
-from torpor.objects.sockets import common
+from torpor.objects.sockets import addresses
 from torpor.probe import forked
 from torpor.remote.sys import syscall
 from torpor.util.workers import apart
@@ -259,7 +259,7 @@ def _bound_below(folder: bytes, at: bytes, sock: socket.socket, name: bytes) -> 
         sock.bind(name)
 
     os.waitpid(forked(work), 0)
-    return of(common.local_name(sock.fileno())[2:]) == name
+    return of(addresses.local_name(sock.fileno())[2:]) == name
 
 
 def _opened(folder: bytes) -> int:

@@ -51,7 +51,7 @@ from torpor.objects.kind import (
     some,
 )
 from torpor.objects.paths.opener import Openers
-from torpor.objects.sockets import common, unix_names, unix_paths, unix_queues
+from torpor.objects.sockets import addresses, common, unix_names, unix_paths, unix_queues
 from torpor.objects.sockets.common import SocketState
 from torpor.objects.sockets.unix_diag import Diagnosis, Known
 from torpor.objects.sockets.unix_queues import PATH, Queue
@@ -121,7 +121,7 @@ class Unix(Kind[UnixState]):
         """Read options and the queue."""
         with borrowed(pidfd, held.holders[0].fd) as copy:
             listening = bool(common.number(copy, socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
-            name = unix_paths.of(common.peer_name(copy)[PATH:])
+            name = unix_paths.of(addresses.peer_name(copy)[PATH:])
             outgoing = 0 if listening else common.queued(copy, termios.TIOCOUTQ)
             state = UnixState(common.look(copy, OPTIONS, listening=listening), name, outgoing)
             if content and procfs.is_root():

@@ -8,7 +8,7 @@ import pytest
 
 from torpor.errors import RestoreRefused
 from torpor.image.image_pb2 import TcpSocket, Tree
-from torpor.objects.sockets import common, port_remapping
+from torpor.objects.sockets import addresses, port_remapping
 
 
 def name(port: int, family: int = socket.AF_INET) -> bytes:
@@ -31,7 +31,7 @@ def ports(image: Tree) -> list[tuple[int, int]]:
     numbers = []
     for description in image.descriptions:
         tcp = description.tcp
-        numbers.append(tuple(common.address(end).port if end else 0 for end in (tcp.local, tcp.remote)))
+        numbers.append(tuple(addresses.address(end).port if end else 0 for end in (tcp.local, tcp.remote)))
     return numbers
 
 
