@@ -223,11 +223,11 @@ class Builder:
         # Children first: a parent waits for the stop of a child before it sets its own state.
         for process in reversed(stopped):
             self._settle([process])
-            self._remove_windows([process])
+            self._unmap_scratch([process])
             self._stop(process)
         rest = [process for process in self.processes.values() if not _image(process).stopped]
         self._settle(rest)
-        self._remove_windows([process for process in rest if process.plan.threads])
+        self._unmap_scratch([process for process in rest if process.plan.threads])
 
     def _settle(self, processes: Sequence[Built]) -> None:
         works: list[Work] = []
@@ -379,7 +379,7 @@ class Builder:
         registers[RSP], registers[ORIG_RAX] = stack, WORD
         ptrace.set_registers(task.tid, registers)
 
-    def _remove_windows(self, processes: Sequence[Built]) -> None:
+    def _unmap_scratch(self, processes: Sequence[Built]) -> None:
         """Unmap the scratch mappings, by a `syscall` instruction of each process's own code.
 
         Then bring the threads to a stop inside the kernel's signal handling, from which it restarts interrupted calls;

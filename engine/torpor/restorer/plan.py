@@ -13,7 +13,7 @@ from typing import Any
 
 from torpor.arch.x86_64 import NR
 from torpor.image import image_pb2 as pb
-from torpor.objects.fds import descriptors, posix_queues, ptys, signal_owners
+from torpor.objects.fds import descriptors, placement, posix_queues, ptys, signal_owners
 from torpor.objects.fds.descriptors import Opened
 from torpor.objects.fds.made_in_process import MadeInProcess
 from torpor.objects.memory import address_space, copy_on_write
@@ -344,8 +344,8 @@ def _build(
     plan.furnish += tree.steps(process, held.directories[process.pid], held.roots[process.pid] if process.root else -1)
     plan.furnish += parts[Stage.PROCESS]
     plan.furnish += ptys.steps(process, image, held.opened.terminals)
-    plan.furnish += descriptors.placement(process, own, held.opened)
-    plan.furnish += descriptors.closing(process, own)
+    plan.furnish += placement.placing(process, own, held.opened)
+    plan.furnish += placement.closing(process, own)
     plan.furnish += own.opening(process)
     plan.share += own.steps(process)
     plan.share += signal_owners.steps(process, image)

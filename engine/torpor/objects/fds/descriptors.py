@@ -16,11 +16,9 @@ Who owns a descriptor's signals is in `torpor.objects.fds.signal_owners`.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import resource
 import sys
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -29,7 +27,7 @@ from typing import Any
 from torpor import procfs
 from torpor.arch.x86_64 import NR
 from torpor.errors import Reason, Refused, RestoreFailed
-from torpor.image.image_pb2 import Description, Lock, Process, Tree
+from torpor.image.image_pb2 import Description, Lock, Tree
 from torpor.objects.fds import grabbing, locks, ptys, signal_owners
 from torpor.objects.fds.devices import CharDevice
 from torpor.objects.fds.epoll import Epoll
@@ -37,7 +35,6 @@ from torpor.objects.fds.eventfd import Eventfd
 from torpor.objects.fds.fifos import Fifo
 from torpor.objects.fds.files import Directory, RegularFile
 from torpor.objects.fds.inotify import Inotify
-from torpor.objects.fds.made_in_process import MadeInProcess
 from torpor.objects.fds.memfd import MemoryDescriptor, MemoryFile, memory_files
 from torpor.objects.fds.path_only import NameOnly
 from torpor.objects.fds.pidfd import Pidfd
@@ -70,7 +67,6 @@ from torpor.objects.sockets.netlink import Netlink
 from torpor.objects.sockets.tcp import Tcp, arm_reset, choose_kept, hold_kept
 from torpor.objects.sockets.udp import Udp
 from torpor.objects.sockets.unix_sockets import Unix
-from torpor.remote.batch import Call
 from torpor.remote.freeze import describe_process
 from torpor.remote.sys import try_syscall
 
@@ -81,7 +77,6 @@ __all__ = [
     "arm_reset",
     "check",
     "choose_kept",
-    "closing",
     "describe",
     "first_slot",
     "grab",
@@ -89,7 +84,6 @@ __all__ = [
     "memory_files",
     "notices",
     "open_all",
-    "placement",
     "survey",
 ]
 
@@ -423,64 +417,6 @@ def open_all(
         opened.close()
         raise
     return opened
-
-
-def placement(process: Process, own: MadeInProcess, opened: Opened) -> list[Call]:
-    """The calls that move a process's descriptors from the slots to their numbers, which may be numbers of other slots.
-
-    Args:
-        process: of the image.
-        own: what processes open themselves; its mailboxes are placed too.
-        opened: the slots.
-    """
-    flags = {entry.fd: os.O_CLOEXEC if entry.cloexec else 0 for entry in process.fds}
-    wanted = {one.fd: opened.slots[one.description] for one in process.fds if one.description not in own}
-    wanted |= {number: opened.slots[index] for index, number in own.mailboxes(process).items()}
-    flags |= dict.fromkeys(wanted.keys() - flags.keys(), 0)
-    calls: list[Call] = []
-
-    def place(slot: int, fd: int, words: str) -> None:
-        calls.append(Call(NR.dup3, (slot, fd, flags.get(fd, 0)), fd, f"{words} descriptor {fd}"))
-
-    for fd in [fd for fd, slot in wanted.items() if fd == slot]:
-        calls.append(Call(NR.fcntl, (fd, fcntl.F_SETFD, int(bool(flags[fd]))), 0, f"leaving descriptor {fd}"))
-        del wanted[fd]
-    readers: dict[int, list[int]] = defaultdict(list)
-    for fd, slot in wanted.items():
-        readers[slot].append(fd)
-    left = {slot: len(fds) for slot, fds in readers.items()}
-    aside = max([*flags, *opened.slots.values()], default=0)
-    free = [fd for fd in wanted if fd not in left]
-    while wanted:
-        if not free:  # the rest block each other in rings: move one aside
-            fd = next(iter(wanted))
-            aside += 1
-            place(fd, aside, "putting aside, as")
-            readers[aside], left[aside] = readers.pop(fd), left.pop(fd)
-            wanted |= {reader: aside for reader in readers[aside] if reader in wanted}
-            free.append(fd)
-        fd = free.pop()
-        slot = wanted.pop(fd)
-        place(slot, fd, "placing")
-        left[slot] -= 1
-        if not left[slot]:
-            del left[slot]
-            if slot in wanted:
-                free.append(slot)
-            elif slot == aside:
-                aside -= 1
-    return calls
-
-
-def closing(process: Process, own: MadeInProcess) -> list[Call]:
-    """The calls that close all descriptors but the process's own and its mailboxes: slots, and inherited ones."""
-    calls = []
-    begin = 0
-    for fd in [*sorted([*(entry.fd for entry in process.fds), *own.mailboxes(process).values()]), LAST_FD + 1]:
-        if begin < fd:
-            calls.append(Call(NR.close_range, (begin, fd - 1, 0), 0, f"closing the descriptors {begin} to {fd - 1}"))
-        begin = fd + 1
-    return calls
 
 
 def _by_kind(image: Tree) -> Iterator[tuple[Kind[Any], dict[int, Description]]]:

@@ -21,7 +21,7 @@ from tests.users import User
 from torpor.arch.x86_64 import NR
 from torpor.errors import NotPermitted, Refused
 from torpor.image.image_pb2 import Description, Process, RegularFile, Tree
-from torpor.objects.fds import descriptors
+from torpor.objects.fds import descriptors, placement
 from torpor.objects.fds.descriptors import Opened
 from torpor.objects.fds.made_in_process import MadeInProcess
 from torpor.objects.paths import inode_search
@@ -239,7 +239,7 @@ wait()
         if child == 0:
             status = 1
             try:
-                for call in descriptors.placement(process, own, woken.opened) + descriptors.closing(process, own):
+                for call in placement.placing(process, own, woken.opened) + placement.closing(process, own):
                     assert call.ok(syscall(call.nr, *call.args)), call  # type: ignore[arg-type]
                 table = os.listdir("/proc/self/fd")
                 expected = {entry.fd: entry.cloexec for entry in process.fds}
@@ -340,7 +340,7 @@ def test_descriptors_that_are_in_each_others_way_are_placed(seed: int) -> None:
         process.fds.add(fd=fd, description=rng.randrange(40), cloexec=rng.random() < 0.5)
     image = Tree(descriptions=[Description(file=RegularFile()) for _ in slots], processes=[process])
     table = {slot: (index, False) for index, slot in slots.items()}
-    for call in descriptors.placement(process, MadeInProcess(image), Opened(slots)):
+    for call in placement.placing(process, MadeInProcess(image), Opened(slots)):
         if call.nr == NR.dup3:
             source, target, flags = call.args
             assert source != target
