@@ -279,7 +279,7 @@ def test_connections_go_on_once(stage: Stage, root: Actor, user: Actor) -> None:
     """They are kept when the tree is killed, by root; what is restored a second time sees them reset."""
     with kept(stage, root, "127.0.0.1") as (subject, (full, *_)):
         driver, store = stage.driver(root), subject.directory / "store"
-        with pytest.raises(EngineError, match="go on in one place only"):
+        with pytest.raises(EngineError, match="continue in one place only"):
             driver.checkpoint(subject.pid, store, "run", tcp="keep")
         with pytest.raises(EngineError, match="by root only"):
             stage.driver(user).checkpoint(subject.pid, store, "kill", tcp="keep")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -93,7 +94,7 @@ def test_the_event_of_a_lost_worker_comes_before_the_transitions_and_the_hook_af
         until("running", lambda: client.run_on_scheduler(state_of, key="running") == "processing")
         client.run_on_scheduler(seen)
         (nanny,) = cluster.workers.values()
-        nanny.process.process.kill()
+        os.kill(nanny.process.pid, signal.SIGKILL)  # AsyncProcess.kill() needs an event loop in this thread
         record: list[Any] = []
         while ("removed",) not in record:
             record += client.run_on_scheduler(seen)
