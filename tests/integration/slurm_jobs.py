@@ -121,7 +121,11 @@ class Submitted:
     def hurry(self, before: str) -> None:
         """When it waits in the queue again, let it start at once: on another node it need not wait until the
         credential of its last run has expired."""
-        self.cluster.wait_state(self.number, "PENDING")
+        self.cluster.wait_for(
+            lambda: self.cluster.job(self.number).get("JobState") == "PENDING",
+            f"job {self.number} in the queue again",
+            more=self.told,
+        )
         self.cluster.ask("scontrol", "update", f"JobId={self.number}", "StartTime=now", f"ExcNodeList={before}")
 
 
