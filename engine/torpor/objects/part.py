@@ -132,9 +132,9 @@ class ProcessPart(ABC, Generic[A, H]):
     def host(self) -> H:
         """Query what `calls` and `warnings` depend on: properties of this process and its host."""
 
-    @abstractmethod
     def calls(self, process: pb.Process, host: H) -> Iterator[Step]:
         """The calls that restore it."""
+        return iter(())
 
     def warnings(self, process: pb.Process, host: H) -> Iterator[str]:
         """What will not be as before, for the user."""
@@ -168,9 +168,9 @@ class ThreadPart(ABC, Generic[A, H]):
     def host(self) -> H:
         """Query what `calls` and `warnings` depend on: properties of this process and its host."""
 
-    @abstractmethod
     def calls(self, thread: pb.Thread, process: pb.Process, image: pb.Tree, host: H) -> Iterator[Step]:
         """The calls that restore it."""
+        return iter(())
 
     def warnings(self, thread: pb.Thread, host: H) -> Iterator[str]:
         """What will not be as before, for the user."""

@@ -362,7 +362,9 @@ def _build(
             calls += semaphore_sets.undo(process.pid, image)
             calls += parts[Stage.ALL_THREADS]
             last = parts[Stage.RELEASE] + last
-        calls += each[Stage.BEFORE_CREDENTIALS] + each[Stage.CREDENTIALS]
+        calls += each[Stage.BEFORE_CREDENTIALS]
+        calls += seccomp.install(thread.filters[len(shared) :], image.filters)
+        calls += each[Stage.CREDENTIALS]
         calls += parts[Stage.AFTER_CREDENTIALS] + each[Stage.AFTER_CREDENTIALS]
         plan.threads.append(ThreadPlan(thread, calls, last))
 

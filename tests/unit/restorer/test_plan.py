@@ -12,7 +12,7 @@ import pytest
 from torpor.arch.x86_64 import MIN_XSAVE, NR, REGISTER_COUNT
 from torpor.errors import RestoreFailed
 from torpor.image import image_pb2 as pb
-from torpor.objects.process import birth_order
+from torpor.objects.process import birth_order, seccomp
 from torpor.objects.process.process_attributes import PR_SET_DUMPABLE, OomScores
 from torpor.objects.process.threads import PR_SET_PDEATHSIG
 from torpor.objects.process.timers import Timers
@@ -48,8 +48,7 @@ def here() -> Here:
 
 
 def plan(image: pb.Tree, here: Here) -> Plan:
-    empty = BlockTable(array("Q"), array("I"), array("I"), bytearray())
-    return make(image, here, RestorerFds.imagined(image, empty))
+    return make(image, here, RestorerFds.imagined(image, BlockTable()))
 
 
 def numbers(calls: Sequence[Call]) -> list[int]:
@@ -135,6 +134,24 @@ def test_a_kernel_that_takes_no_wish_counts_up_to_the_id_of_a_timer(here: Here) 
     image.processes[0].posix_timers[0].id = 1 << 20
     with pytest.raises(RestoreFailed, match="the kernel cannot give a timer the id"):
         plan(image, old)
+
+
+def test_filters_of_all_threads_are_looked_for_once_in_a_process(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each look goes through all threads: one for each of them takes minutes where there are thousands."""
+    looks: list[int] = []
+    common = seccomp.common
+    monkeypatch.setattr(seccomp, "common", lambda process: (looks.append(process.pid), common(process))[1])
+    image = tree()
+    image.filters.add(code=bytes(8))
+    image.filters.add(code=bytes(16))
+    for thread, filters in zip(image.processes[0].threads, ([0, 1], [0]), strict=True):
+        thread.filters.extend(filters)
+    root = plan(image, here).processes[-2]
+    assert looks == [ROOT, CHILD]
+    assert numbers(root.build).count(NR.seccomp) == 1
+    assert [numbers(thread.calls).count(NR.seccomp) for thread in root.threads] == [1, 0]
+    own = numbers(root.threads[0].calls)
+    assert own.index(NR.set_tid_address) < own.index(NR.seccomp) < own.index(NR.capset)
 
 
 def test_a_plan_can_be_read(here: Here) -> None:

@@ -99,10 +99,6 @@ class Ids(ProcessPart[None, None]):
     def host(self) -> None:
         """The calls depend on nothing: each thread sets its credentials (`ThreadCredentials`)."""
 
-    def calls(self, process: pb.Process, host: None) -> Iterator[Step]:
-        """No calls."""
-        return iter(())
-
 
 class ThreadCredentials(ThreadPart[int, Rights]):
     """A thread's own securebits; and setting all credentials, which each thread must do itself."""

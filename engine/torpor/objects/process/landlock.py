@@ -15,7 +15,7 @@ from functools import lru_cache
 from torpor import procfs
 from torpor.arch.x86_64 import NR
 from torpor.image import image_pb2 as pb
-from torpor.objects.part import Answers, ProcessPart, Step
+from torpor.objects.part import Answers, ProcessPart
 from torpor.objects.process.texts import Texts
 from torpor.remote.batch import Batch, Result
 
@@ -52,7 +52,3 @@ class Landlock(ProcessPart[int | None, None]):
 
     def host(self) -> None:
         """The calls depend on nothing."""
-
-    def calls(self, process: pb.Process, host: None) -> Iterator[Step]:
-        """No calls."""
-        return iter(())

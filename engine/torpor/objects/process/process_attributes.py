@@ -142,10 +142,6 @@ class ProcFiles(ProcessPart[None, OomScores]):
         may_lower = procfs.in_initial_user_namespace() and bool(capabilities >> CAP_SYS_RESOURCE & 1)
         return OomScores(int(procfs.read("/proc/self/oom_score_adj")), may_lower)
 
-    def calls(self, process: pb.Process, host: OomScores) -> Iterator[Step]:
-        """No calls: see `files`."""
-        return iter(())
-
     def files(self, process: pb.Process, host: OomScores) -> Iterator[tuple[str, str]]:
         """The names of the files, and what to write to them."""
         yield "coredump_filter", f"{process.coredump_filter:#x}"

@@ -30,7 +30,7 @@ from torpor import procfs
 from torpor.arch.x86_64 import NR
 from torpor.errors import Reason
 from torpor.image import image_pb2 as pb
-from torpor.objects.part import Filter, Stage, Step, ThreadAnswers, ThreadPart
+from torpor.objects.part import Filter, ThreadAnswers, ThreadPart
 from torpor.probe import probe
 from torpor.remote import bpf, ptrace
 from torpor.remote.batch import Batch, Call, Struct
@@ -221,7 +221,9 @@ def install(numbers: Sequence[int], filters: Sequence[pb.Filter]) -> Iterator[Ca
 
 
 class Filters(ThreadPart[None, None]):
-    """A thread's own filters."""
+    """A thread's own filters. The plan installs them: first those that all threads have (`common`), which is looked for
+    once in a process.
+    """
 
     def ask(self, batch: Batch) -> None:
         """No calls: a tracer reads them (see `grab`)."""
@@ -240,11 +242,6 @@ class Filters(ThreadPart[None, None]):
 
     def host(self) -> None:
         """The calls depend on nothing."""
-
-    def calls(self, thread: pb.Thread, process: pb.Process, image: pb.Tree, host: None) -> Iterator[Step]:
-        """Filters that it does not share with the other threads, while it still has the privilege."""
-        mine = thread.filters[len(common(process)) :]
-        return (Step(Stage.BEFORE_CREDENTIALS, call) for call in install(mine, image.filters))
 
 
 def has_own(image: pb.Tree) -> bool:
