@@ -8,7 +8,7 @@ from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum, auto
-from functools import partial, wraps
+from functools import cached_property, partial, wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from torpor import procfs
@@ -22,7 +22,7 @@ from torpor.objects.memory.own_pages import Ranges, Walk
 from torpor.objects.memory.shared_memory import SharedMemory
 from torpor.objects.part import Answers, ProcessPart, ThreadAnswers, ThreadPart
 from torpor.objects.process import keyrings, seccomp, signals, texts, threads, tree
-from torpor.objects.registry import ATTRIBUTES, PROCESS_PARTS, THREAD_PARTS
+from torpor.objects.registry import ATTRIBUTES, PROCESS_PARTS, THREAD_PARTS, THREAD_STATE
 from torpor.objects.sysv import segments
 from torpor.remote import ptrace
 from torpor.remote.batch import Batch, Out, Replies
@@ -165,7 +165,6 @@ class ProcessDump:
         common = Batch()
         self._asked_keys = keyrings.ask(common) if keyed else None
         self._asked_threads = {part: part.ask(common) for part in THREAD_PARTS}
-        self._asked_tid = common.add(NR.gettid)
         batches = {tid: common.copy() for tid in self.process.threads}
         host = batches[self.injection.host.tid]
         self._host = _HostQuestions(
@@ -203,9 +202,10 @@ class ProcessDump:
             if in_system_call(portable.registers):
                 yield portable.registers[ORIG_RAX], portable.registers[RDI]
 
-    @property
+    @cached_property
     def _answers(self) -> Answers:
-        own_tids = {tid: replies.result(self._asked_tid) for tid, replies in self._replies.items()}
+        number = self._asked_threads[THREAD_STATE].tid
+        own_tids = {tid: replies.result(number) for tid, replies in self._replies.items()}
         return Answers(self.texts, self._replies[self.injection.host.tid], self.pending, own_tids)
 
     def told(self) -> list[segments.Segment]:
@@ -247,7 +247,7 @@ class ProcessDump:
     @property
     def adopts_orphans(self) -> bool:
         """Whether the process is a child subreaper."""
-        return ATTRIBUTES.adopts_orphans(self._host.parts[ATTRIBUTES], self._answers)
+        return ATTRIBUTES.adopts_orphans(self._host.parts[ATTRIBUTES], self._replies[self.injection.host.tid])
 
     @property
     def locks_memory(self) -> bool:

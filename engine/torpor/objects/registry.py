@@ -22,6 +22,8 @@ from torpor.objects.process.timers import Timers
 ATTRIBUTES: Final = ProcessAttributes()
 FILES: Final = ProcFiles()
 LIMITS: Final = Limits()
+THREAD_STATE: Final = ThreadState()
+CREDENTIALS: Final = ThreadCredentials()
 
 PROCESS_PARTS: Final[tuple[ProcessPart[Any, Any], ...]] = (
     Landlock(),
@@ -34,13 +36,12 @@ PROCESS_PARTS: Final[tuple[ProcessPart[Any, Any], ...]] = (
     LIMITS,
 )
 THREAD_PARTS: Final[tuple[ThreadPart[Any, Any], ...]] = (
-    ThreadState(),
+    THREAD_STATE,
     ThreadAttributes(),
     ThreadQueue(),
     Filters(),
-    ThreadCredentials(),
+    CREDENTIALS,
 )
-
 
 Part: TypeAlias = ProcessPart[Any, Any] | ThreadPart[Any, Any]
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from torpor import procfs
+from torpor import processes, procfs
 from torpor.arch.x86_64 import NR
 from torpor.remote.sys import syscall
 from torpor.restorer.capsule import Init
@@ -58,7 +58,7 @@ class Job:
             raise ProcessLookupError(f"job {self.pid} has ended")
         if number == signal.SIGKILL:
             # Outside a capsule the others do not die with init.
-            for pid in _descendants(self.pid):
+            for pid in list(processes.tree(self.pid))[1:]:
                 with suppress(ProcessLookupError):
                     os.kill(pid, number)
         os.kill(self.pid, number)
@@ -177,11 +177,3 @@ def _undone_by(number: int) -> int:
     if number == signal.SIGCONT:
         return sum(1 << stop for stop in _STOPS)
     return 1 << signal.SIGCONT if number in _STOPS else 0
-
-
-def _descendants(pid: int) -> list[int]:
-    found: list[int] = []
-    with suppress(FileNotFoundError, ProcessLookupError):
-        for child in procfs.children(pid, procfs.threads(pid)):
-            found += [child, *_descendants(child)]
-    return found

@@ -32,7 +32,7 @@ from torpor.objects.process import (
     tree,
 )
 from torpor.objects.process.credentials import Rights
-from torpor.objects.registry import FILES, LIMITS, PROCESS_PARTS, THREAD_PARTS, Part
+from torpor.objects.registry import CREDENTIALS, FILES, LIMITS, PROCESS_PARTS, THREAD_PARTS, Part
 from torpor.objects.sysv import message_queues, segments, semaphore_sets
 from torpor.procfs import PAGE
 from torpor.remote.batch import Call
@@ -53,7 +53,6 @@ class Here:
 
     init: int
     """The PID of init in the tree's PID namespace: 1 in a capsule."""
-    rights: Rights
     vdso: Vdso
     hosts: Mapping[Part, Any]
     """For each part of processes and threads, what its `host` returned."""
@@ -66,6 +65,12 @@ class Here:
     """Whether PIDs come in turn, since they cannot be chosen."""
     is_taken: Callable[[int], bool] = lambda _: False
     """Says whether a PID is not available where the tree will live."""
+
+    @property
+    def rights(self) -> Rights:
+        """What the restorer may give to processes."""
+        found: Rights = self.hosts[CREDENTIALS]
+        return found
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from torpor.image import image_pb2 as pb
 from torpor.objects import registry
 from torpor.objects.fds import posix_queues
 from torpor.objects.memory import copy_on_write, vdso
-from torpor.objects.process import birth_order, credentials, keyrings, seccomp
+from torpor.objects.process import birth_order, keyrings, seccomp
 from torpor.objects.process.birth_order import UNKNOWN_PID
 from torpor.objects.sysv import segments
 from torpor.probe import probe
@@ -211,7 +211,6 @@ def here(where: Setting) -> Here:
     return Here(
         init=1 if where.capsule else UNKNOWN_PID,
         is_taken=(lambda pid: pid >= end) if where.capsule else _cannot_be_had(),
-        rights=credentials.rights(),
         vdso=vdso.host(),
         hosts=registry.hosts(),
         keys=keyrings.Here(keyrings.own_session(), keyrings.users_own(), _boot_id()),

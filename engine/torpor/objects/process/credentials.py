@@ -45,14 +45,6 @@ class Rights:
     """The restorer's permitted capabilities, a bit mask."""
 
 
-def rights() -> Rights:
-    """What this process may give."""
-    last = int(procfs.read("/proc/sys/kernel/cap_last_cap"))
-    keep = procfs.is_root()
-    status = procfs.status(procfs.read("/proc/self/status"))
-    return Rights(keep, last, int(status[b"CapPrm"], 16) if keep else (2 << last) - 1)
-
-
 class Ids(ProcessPart[None, None]):
     """User and group ids, supplementary groups and capability sets, which all threads of a process share."""
 
@@ -117,7 +109,10 @@ class ThreadCredentials(ThreadPart[int, Rights]):
 
     def host(self) -> Rights:
         """What the restorer may give."""
-        return rights()
+        last = int(procfs.read("/proc/sys/kernel/cap_last_cap"))
+        keep = procfs.is_root()
+        status = procfs.status(procfs.read("/proc/self/status"))
+        return Rights(keep, last, int(status[b"CapPrm"], 16) if keep else (2 << last) - 1)
 
     def calls(self, thread: pb.Thread, process: pb.Process, image: pb.Tree, host: Rights) -> Iterator[Step]:
         """The last calls that the thread makes with the restorer's credentials."""

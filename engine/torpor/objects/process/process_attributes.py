@@ -20,7 +20,7 @@ from torpor.image import image_pb2 as pb
 from torpor.objects.memory import vmas
 from torpor.objects.part import Answers, ProcessPart, Stage, Step
 from torpor.objects.process.texts import Texts
-from torpor.remote.batch import Batch, Call, Out
+from torpor.remote.batch import Batch, Call, Out, Replies
 
 PR_GET_DUMPABLE, PR_SET_DUMPABLE = 3, 4
 PR_GET_CHILD_SUBREAPER, PR_SET_CHILD_SUBREAPER = 37, 36
@@ -68,15 +68,15 @@ class ProcessAttributes(ProcessPart[Asked, None]):
         if 0 < answers.replies.result(asked.segments) < _ERRORS:
             yield "it has segments of its own (modify_ldt), which are not kept"
 
-    def adopts_orphans(self, asked: Asked, answers: Answers) -> bool:
+    def adopts_orphans(self, asked: Asked, replies: Replies) -> bool:
         """Whether the process is a child subreaper."""
-        return answers.replies.output(asked.subreaper, 1) != bytes(4)
+        return replies.output(asked.subreaper, 1) != bytes(4)
 
     def describe(self, asked: Asked, answers: Answers, out: pb.Process) -> None:
         """A result is an error if this kernel lacks the attribute."""
         replies = answers.replies
         out.dumpable = replies.result(asked.dumpable)
-        out.child_subreaper = self.adopts_orphans(asked, answers)
+        out.child_subreaper = self.adopts_orphans(asked, replies)
         thp = replies.result(asked.thp_disable)
         out.thp_disable, out.thp_disable_flags = bool(thp & 1), thp & ~1
         out.membarriers = max(replies.result(asked.membarriers), 0)  # an error before 6.3: they cannot be read
