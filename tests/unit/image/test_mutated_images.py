@@ -25,6 +25,7 @@ from google.protobuf.message import Message
 
 import torpor
 from tests.leaks import no_more_descriptors
+from tests.unit.store.store_content import many_blocks
 from torpor.cli import show
 from torpor.cli.describe import describe
 from torpor.errors import ImageDamaged, RestoreRefused, TorporError
@@ -35,7 +36,7 @@ from torpor.probe import probe
 from torpor.restorer import surroundings
 from torpor.restorer.plan import RestorerFds, make
 from torpor.restorer.validation import refuse
-from torpor.store import BlockTable, SnapshotInfo
+from torpor.store import SnapshotInfo
 
 PROGRAM = r"""
 import ctypes, fcntl, mmap, os, select, signal, socket, threading
@@ -257,15 +258,6 @@ def body(tmp_path_factory: pytest.TempPathFactory) -> bytes:
         return bytes(reader.body)
 
 
-def _blocks() -> BlockTable:
-    table = BlockTable()
-    for row in range(1000):
-        table.offsets.append((row + 1) << 16)
-        table.lengths.append(1 << 16)
-        table.packs.append(0)
-    return table
-
-
 class Opened(NamedTuple):
     """As much of an open snapshot as reading an image asks of it."""
 
@@ -281,7 +273,7 @@ def read_and_plan(body: bytes) -> None:
         setting = surroundings.setting(image, way=way)  # type: ignore[arg-type]
         assert max(abs(setting.monotonic_ns), abs(setting.boottime_ns)) < 1 << 63  # what torpor-init is told
         here = surroundings.here(setting)
-        make(image, here, RestorerFds.imagined(image, _blocks())).explain()
+        make(image, here, RestorerFds.imagined(image, many_blocks())).explain()
 
 
 def shown(body: bytes) -> None:

@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import torpor
+from tests.unit.store.store_content import many_blocks
 from torpor.errors import ImageDamaged, Reason, RestoreRefused, TorporError
 from torpor.image import image_pb2 as pb
 from torpor.objects.fds.descriptors import Opened
@@ -26,7 +27,6 @@ from torpor.restorer import validation
 from torpor.restorer.capsule import Namespaces, Setting
 from torpor.restorer.plan import RestorerFds, make
 from torpor.restorer.surroundings import here
-from torpor.store import BlockTable
 from torpor.store.store_pb2 import Envelope
 from torpor.util.strict_protobuf import UnknownField, parse
 
@@ -49,21 +49,11 @@ def image(body: bytes) -> pb.Tree:
     return pb.Tree.FromString(body)
 
 
-def blocks() -> BlockTable:
-    """More blocks than a small image names."""
-    table = BlockTable()
-    for row in range(1000):
-        table.offsets.append((row + 1) << 16)
-        table.lengths.append(1 << 16)
-        table.packs.append(0)
-    return table
-
-
 def planned(image: pb.Tree) -> None:
     """All that a restore does before it starts anything, but for opening files."""
     validation.refuse(image, "20261123-000000000-aaaaaa", probe(), (0, 1, 2))
     some: defaultdict[int, int] = defaultdict(lambda: 1000)
-    held = RestorerFds(Opened(some), Sources(some, some, some, blocks()), some, some)
+    held = RestorerFds(Opened(some), Sources(some, some, some, many_blocks()), some, some)
     make(image, here(Setting(Namespaces.PID)), held).explain()
 
 

@@ -1,11 +1,11 @@
-"""Snapshots of given blocks, for tests of the store."""
+"""Snapshots of given blocks, and tables of blocks that nobody wrote."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-from torpor.store import SnapshotInfo, Store
+from torpor.store import BlockTable, SnapshotInfo, Store
 
 BLOCK = 65536
 
@@ -21,6 +21,16 @@ def load(store: Store, text: str = "latest") -> list[bytes]:
     with store.open(text) as reader:
         reader.verify_blocks(reader.body)
         return [reader.read_block(index) for index in reader.body]
+
+
+def many_blocks() -> BlockTable:
+    """More blocks than a small image names."""
+    table = BlockTable()
+    for row in range(1000):
+        table.offsets.append((row + 1) << 16)
+        table.lengths.append(1 << 16)
+        table.packs.append(0)
+    return table
 
 
 def files_of(store: Store) -> list[str]:
