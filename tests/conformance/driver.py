@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import faulthandler
+import gc
 import json
 import os
 import resource
@@ -23,6 +24,7 @@ from unittest import mock
 import torpor
 from torpor.errors import TorporError
 from torpor.image import reading
+from torpor.probe import probe
 from torpor.remote.freeze import Frozen
 from torpor.restorer.round_trip import differences
 
@@ -112,6 +114,7 @@ def handle(connection: socket.socket) -> None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (request["file_size"], request["file_size"]))
         if request.get("attended"):  # by tests/inject, which says when it is there
             ctypes.CDLL(None).prctl(PR_SET_PTRACER, -1, 0, 0, 0)
+            probe.cache_clear()  # its calls are tried, too
             faulthandler.enable()
             stream.readline()
         try:
@@ -124,7 +127,8 @@ def serve(path: str) -> None:
     """Accept requests for ever; the harness ends this process when it is done."""
     with socket.socket(socket.AF_UNIX) as listener:
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # what a killed handler leaves is seen below us
-        assert torpor.checkpoint  # loaded once, here, and not again in every handler
+        assert torpor.checkpoint and torpor.restore and probe()  # once, here, and not again in every handler
+        gc.freeze()  # what is there already is not copied for a handler only because its collector looks at it
         listener.bind(f"{path}.draft")
         listener.listen()
         os.rename(f"{path}.draft", path)
