@@ -35,6 +35,8 @@ PYTHON = sys.executable
 GO = signal.SIGUSR2
 UNAVAILABLE = 77
 """The exit status of a program that this machine cannot run."""
+PATIENCE = 100.0
+"""Seconds until what does not come is a failure, also on a machine that has much else to do."""
 T = TypeVar("T")
 Tree = dict[int, Process]
 """Processes by the PIDs of their own namespace."""
@@ -67,7 +69,7 @@ class Actor:
         return {"user": self.uid, "group": self.gid, "extra_groups": [], "umask": 0o22}
 
 
-def wait_until(look: Callable[[], T | None], what: str, seconds: float = 20.0) -> T:
+def wait_until(look: Callable[[], T | None], what: str, seconds: float = PATIENCE) -> T:
     """What `look` returns once that is not None or False; Failed when `seconds` pass before."""
     deadline = time.monotonic() + seconds
     while True:
@@ -142,6 +144,8 @@ class Subject:
     """A process of the harness's namespace, at or above the root."""
     frozen: float = 0.0
     killed: bool = False
+    rests: bool = True
+    """Whether all its threads sleep when it is ready; if not, some spin."""
     own_session: bool = True
     """Whether the program leads its session; if not, the leader stays outside of its tree."""
     environment: dict[str, str] = field(default_factory=dict)
@@ -212,12 +216,15 @@ class Subject:
         return observe.observe(self.root())
 
     def settled(self) -> Tree:
-        """The whole tree, once two looks see the same: a child may still be on its way when the root is ready."""
+        """The whole tree, once two looks see the same and no thread has anything to do: a child may still be on its
+        way when the root is ready, and have no processor for long."""
         looks: list[Tree] = [{}]
 
         def at_rest() -> bool:
             with suppress(FileNotFoundError, ProcessLookupError):  # one has just ended
                 looks.append(self.observe())
+                if self.rests and (observe.busy(looks[-2]) or observe.busy(looks[-1])):
+                    return False
                 return not observe.differences(looks[-2], looks[-1])
             return False
 
@@ -231,7 +238,7 @@ class Subject:
         draft.rename(self.directory / "go")
         os.kill(self.root(), GO)
 
-    def judged(self, seconds: float = 30.0) -> None:
+    def judged(self, seconds: float = PATIENCE) -> None:
         """Wait for the program's own verdict, which must be "ok"."""
         path = self.directory / "verdict"
 
@@ -260,7 +267,7 @@ class Subject:
                     lines.append(f"{pid}/{task.name} {(task / 'comm').read_text().strip()}: {call}")
         return "\n".join(lines)
 
-    def exited(self, seconds: float = 20.0) -> int:
+    def exited(self, seconds: float = PATIENCE) -> int:
         """The exit status that the parent saw."""
         if self.process is None:
             raise Failed("no process of the harness's own")
@@ -270,7 +277,7 @@ class Subject:
         """Wait until none of `pids` is left, not even as a zombie."""
         wait_until(lambda: not any(map(alive, pids)), f"the end of {list(pids)}")
         if self.process:
-            self.process.wait(20)
+            self.process.wait(PATIENCE)
 
 
 class Conversation:
@@ -280,7 +287,7 @@ class Conversation:
         self.socket = socket.socket(socket.AF_UNIX)
         self.socket.connect(str(path))
         self.lines = self.socket.makefile("r")
-        self.handler: int = self.next(60)["handler"]
+        self.handler: int = self.next(PATIENCE)["handler"]
         self.socket.sendall(json.dumps(request).encode() + b"\n")
 
     def next(self, seconds: float) -> dict[str, Any]:
@@ -365,7 +372,7 @@ class Driver:
     def hear(self, talk: Conversation, start: int) -> dict[str, Any]:
         """What a handler says; if it breaks off, what it has logged from `start` is told."""
         try:
-            return talk.next(100)
+            return talk.next(PATIENCE)
         except TimeoutError:
             os.kill(talk.handler, signal.SIGQUIT)
             wait_until(lambda: self.log.stat().st_size > start or None, "the place where the handler hangs")
@@ -377,7 +384,7 @@ class Driver:
     def stop(self) -> None:
         """End the driver."""
         self.process.terminate()
-        self.process.wait(10)
+        self.process.wait(PATIENCE)
 
 
 class Stage:
@@ -405,7 +412,7 @@ class Stage:
         try:
             yield subject.start()
             if subject.process:
-                subject.process.wait(20)
+                subject.process.wait(PATIENCE)
             wait_until(lambda: not belonging(directory), "the end of every process of the test")
         finally:
             left = belonging(directory)
@@ -432,7 +439,7 @@ class Job:
     talk: Conversation
     pid: int
 
-    def status(self, seconds: float = 20.0) -> int:
+    def status(self, seconds: float = PATIENCE) -> int:
         """The exit status as the restorer got it."""
         status = int(self.talk.next(seconds)["status"])
         self.talk.close()
@@ -512,12 +519,12 @@ def reborn_alike(
     return job
 
 
-def unchanged(subject: Subject, before: Tree, patience: float = 2.0) -> None:
+def unchanged(subject: Subject, before: Tree) -> None:
     """See that the tree is as it was `before`.
 
     Threads may need a moment until they sleep again where they slept; a process more is wrong at any moment.
     """
-    deadline = time.monotonic() + patience
+    deadline = time.monotonic() + PATIENCE
     while changed := observe.differences(before, subject.observe()):
         if time.monotonic() > deadline or any(line.endswith("is new") for line in changed):
             raise Failed("not as it was:\n" + "\n".join(changed))

@@ -49,6 +49,8 @@ class Thread:
 
     name: str
     status: dict[str, str]
+    busy: bool = field(default=False, compare=False)
+    """Whether it was running, waited for a processor or for a disk."""
 
 
 @dataclass
@@ -216,7 +218,7 @@ def observe(top: int) -> dict[int, Process]:
             kept = {name: mine[name] for name in KEPT_STATUS if name in mine}
             for name in ("SigPnd", "ShdPnd"):  # one that is not blocked is about to be taken
                 kept[name] = f"{int(mine[name], 16) & int(mine['SigBlk'], 16):016x}"
-            threads[inner(mine, "NSpid")] = Thread(mine["Name"], kept)
+            threads[inner(mine, "NSpid")] = Thread(mine["Name"], kept, mine["State"][0] in "RD")
         process = Process(
             pid=inner(lines, "NSpid"),
             pgid=inner(lines, "NSpgid"),
@@ -247,6 +249,11 @@ def observe(top: int) -> dict[int, Process]:
             process.descriptors = descriptors(pid)
         seen[process.pid] = process
     return seen
+
+
+def busy(tree: dict[int, Process]) -> bool:
+    """Whether any thread has something to do."""
+    return any(thread.busy for process in tree.values() for thread in process.threads.values())
 
 
 def shrunk(now: tuple[str, ...], before: tuple[str, ...]) -> tuple[str, ...]:

@@ -41,6 +41,8 @@ ONLY_ROOT = {"chroots", "credentials", "filters"}
 """Programs that begin as root and become somebody else, or that only root keeps."""
 ONLY_CAPSULE = {"message_queues", "sparse", "system_v", "system_v_waits"}
 """Programs with System V objects or message queues, which an ordinary user wakes in a namespace only."""
+SPINNING = {"amx", "clocks", "registers", "rseq"}
+"""Programs with threads that never sleep: they are to be met at any instruction."""
 STOPS_ARE_NEWS = {"interactive"}
 """Programs that act on the stops of their children: a shell takes the terminal back, script(1) stops too."""
 
@@ -58,7 +60,7 @@ def finish(subject: Subject) -> None:
 def test_undisturbed(stage: Stage, user: Actor, source: Path, request: pytest.FixtureRequest) -> None:
     """The program itself is right: it is content when nothing happens to it."""
     actor = request.getfixturevalue("root") if source.stem in ONLY_ROOT else user
-    with stage.play(source, actor) as subject:
+    with stage.play(source, actor, rests=source.stem not in SPINNING) as subject:
         finish(subject.wait_ready())
 
 
@@ -68,7 +70,7 @@ def test_stopped_and_continued(stage: Stage, user: Actor, source: Path, request:
     if source.stem in STOPS_ARE_NEWS:
         pytest.skip("it does not cope with that")
     actor = request.getfixturevalue("root") if source.stem in ONLY_ROOT else user
-    with stage.play(source, actor) as subject:
+    with stage.play(source, actor, rests=source.stem not in SPINNING) as subject:
         subject.wait_ready()
         if source.stem not in PASSING:
             subject.settled()
@@ -91,7 +93,7 @@ def test_left_running(stage: Stage, source: Path, who: str, request: pytest.Fixt
     if source.stem in ONLY_ROOT and who != "root":
         pytest.skip("begins as root")
     actor = request.getfixturevalue(who)
-    with stage.play(source, actor) as subject:
+    with stage.play(source, actor, rests=source.stem not in SPINNING) as subject:
         subject.wait_ready()
         before = {} if source.stem in PASSING else subject.settled()
         begun = time.monotonic()
@@ -124,7 +126,14 @@ def test_killed_and_restored(
         if where == "user-walk":
             options = {"way": "native"}
             stack.enter_context(short_rounds())
-        subject = stack.enter_context(stage.play(source, actor, own_session=where != "root-in-place"))
+        subject = stack.enter_context(
+            stage.play(
+                source,
+                actor,
+                rests=source.stem not in SPINNING,
+                own_session=where != "root-in-place",
+            )
+        )
         subject.wait_ready()
         for generation in range(generations):
             # A capsule ends with its job, and takes with it what of the job's memory was to be read.

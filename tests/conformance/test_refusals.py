@@ -72,7 +72,7 @@ def refused(stage: Stage, subject: Subject, pid: int, then: str) -> EngineError:
 @pytest.mark.parametrize("source", PROGRAMS, ids=lambda path: path.name)
 def test_refused_by_name(stage: Stage, user: Actor, source: Path, then: str) -> None:
     """The refusal says which process holds what; the program goes on and is content."""
-    with stage.play(source, user) as subject:
+    with stage.play(source, user, rests=source.stem != "uninterruptible") as subject:
         subject.wait_ready()
         error = refused(stage, subject, subject.pid, then)
         assert (error.kind, error.exit_code) == ("Refused", REFUSED), error

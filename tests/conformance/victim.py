@@ -7,7 +7,7 @@ import re
 import struct
 
 from tests.conformance import observe
-from tests.conformance.harness import Failed, Subject, belonging, wait_until
+from tests.conformance.harness import PATIENCE, Failed, Subject, belonging, wait_until
 
 _WORKERS = 8
 _PROCESS = struct.Struct(f"={_WORKERS}Q192s")
@@ -31,7 +31,7 @@ class Victim:
             found += counters
         return found
 
-    def runs_on(self, seconds: float = 10.0) -> None:
+    def runs_on(self, seconds: float = PATIENCE) -> None:
         """Every worker of every process gets on, and none has found a fault."""
         before = self._counters()
 
@@ -49,7 +49,7 @@ class Victim:
         top = self.subject.root()
         tree = set(observe.descendants(top))
         ours = tree | ({self.subject.process.pid} if self.subject.process else set())
-        wait_until(lambda: ours.issuperset(belonging(self.subject.directory)), "the end of the dumper's snapshot", 5.0)
+        wait_until(lambda: ours.issuperset(belonging(self.subject.directory)), "the end of the dumper's snapshot")
         windows = 0
         after = observe.observe(top)
         for pid, process in after.items():

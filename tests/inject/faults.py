@@ -188,7 +188,7 @@ class Injector:
         with self._tracing(talk.handler, arguments) as tracer:
             try:
                 talk.socket.sendall(b"go\n")
-                outcome = Outcome(talk.next(60))
+                outcome = Outcome(talk.next(PATIENCE))
                 keep = request["do"] == "restore"
                 if keep:
                     outcome.talk = talk
@@ -212,7 +212,7 @@ class Injector:
                     os.kill(talk.handler, signal.SIGKILL)
             else:
                 tracer.kill()
-            told = tracer.communicate(timeout=20)[0]
+            told = tracer.communicate(timeout=PATIENCE)[0]
         outcome.hit = "hit" in told
         return outcome
 

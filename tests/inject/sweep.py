@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from tests.conformance import observe
-from tests.conformance.harness import Driver, Failed, Subject, belonging, wait_until
+from tests.conformance.harness import PATIENCE, Driver, Failed, Subject, belonging, wait_until
 from tests.conformance.victim import Victim
 from tests.inject.faults import KILLED, MAY_GIVE, Fault, Injector, Outcome
 
@@ -174,7 +174,7 @@ class Waking(Act):
             assert outcome.talk is not None
             self.victim.runs_on()
             self._kill()
-            outcome.talk.next(20)
+            outcome.talk.next(PATIENCE)
             outcome.talk.close()
         wait_until(lambda: self._is_gone(outcome), "a half-built tree to go")
         if (mounts := _mounts()) != self.mounts:

@@ -22,7 +22,7 @@ PROCESSES = 2
 @contextmanager
 def playing(stage: Stage, actor: Actor, act: type[Act]) -> Iterator[Act]:
     """A victim, to be saved or woken with faults; afterwards it is content to its end."""
-    with stage.play(VICTIM, actor, own_session=False) as subject:
+    with stage.play(VICTIM, actor, own_session=False, rests=False) as subject:
         subject.wait_ready()
         driver = stage.driver(actor)
         injector = Injector(build(SOURCE, stage.programs), driver, subject.directory)

@@ -118,7 +118,7 @@ class Hunt:
 
 def hunt(stage: Stage, actor: Actor, source: str, processes: int, then: str, kills: int) -> None:
     """kill -9 at random instants: the target runs on with nothing of ours in it, or is dead and safely published."""
-    with stage.play(VICTIMS / source, actor) as subject:
+    with stage.play(VICTIMS / source, actor, rests=False) as subject:
         subject.wait_ready()
         hunt = Hunt(stage, subject, processes, random.Random(f"{source} {then}"))
         for _ in range(kills):
@@ -159,7 +159,7 @@ def test_target_killed_during_the_dump(stage: Stage, user: Actor) -> None:
     chance = random.Random(7)
     duration = 0.15
     for _ in range(40):
-        with stage.play(VICTIMS / "victim.c", user) as subject:
+        with stage.play(VICTIMS / "victim.c", user, rests=False) as subject:
             subject.wait_ready()
             store = subject.directory / "store"
             mark = stage.driver(user).log.stat().st_size
@@ -205,7 +205,7 @@ def test_disk_full(stage: Stage, root: Actor, tmp_path: Path) -> None:
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", tmp_path], check=False).returncode:
         pytest.skip("this root may not mount")
     try:
-        with stage.play(VICTIMS / "victim.c", root) as subject:
+        with stage.play(VICTIMS / "victim.c", root, rests=False) as subject:
             subject.wait_ready()
             refuse_to_write(stage, subject, tmp_path / "store")
             used = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
@@ -217,7 +217,7 @@ def test_disk_full(stage: Stage, root: Actor, tmp_path: Path) -> None:
 
 def test_file_size_limit(stage: Stage, user: Actor) -> None:
     """The dumper's own limit on the size of files (EFBIG), as an ordinary user meets it."""
-    with stage.play(VICTIMS / "victim.c", user) as subject:
+    with stage.play(VICTIMS / "victim.c", user, rests=False) as subject:
         subject.wait_ready()
         refuse_to_write(stage, subject, subject.directory / "store", file_size=256 << 10)
         finish(subject)

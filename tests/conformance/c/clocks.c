@@ -44,9 +44,9 @@ int main(void)
 		long long now = now_ns(clocks[k]);
 		struct timespec by_call;
 		syscall(SYS_clock_gettime, clocks[k], &by_call);
-		long long called = by_call.tv_sec * 1000000000LL + by_call.tv_nsec;
+		long long called = by_call.tv_sec * 1000000000LL + by_call.tv_nsec, then = now_ns(clocks[k]);
 		expect(now >= before[k], "clock %d ran back by %lld ns", clocks[k], before[k] - now);
-		expect(called - now < 1000000000 && called - now >= -20000000,
+		expect(called >= now - 20000000 && called <= then + 20000000,
 		       "clock %d of the vDSO is %lld ns off", clocks[k], called - now);
 	}
 	struct timeval day;
@@ -57,7 +57,7 @@ int main(void)
 	expect(getauxval(AT_SYSINFO_EHDR) == (unsigned long)image && !memcmp(image, ELFMAG, SELFMAG),
 	       "the vDSO is not where it was");
 	long so_far = rounds;
-	for (long long until = now_ns(CLOCK_MONOTONIC) + 5000000000LL;
+	for (long long until = now_ns(CLOCK_MONOTONIC) + 60000000000LL;
 	     rounds == so_far && now_ns(CLOCK_MONOTONIC) < until;)
 		sched_yield();
 	expect(rounds > so_far, "a thread that was asking the vDSO does not go on");

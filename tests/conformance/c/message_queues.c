@@ -48,7 +48,7 @@ int main(void)
 	expect(waitpid(child, &ended, 0) == child && !ended, "who waited for a message: %x", ended);
 	expect(mq_send(reading, "x", 1, 0) && errno == EBADF, "what was opened for reading can be written");
 	expect(!mq_send(named, "low", 4, 1) && !mq_send(named, "high", 5, 9), "sending: %s", strerror(errno));
-	expect(epoll_wait(epoll, &event, 1, 5000) == 1 && event.data.u64 == 77, "epoll does not tell of it");
+	expect(epoll_wait(epoll, &event, 1, 60000) == 1 && event.data.u64 == 77, "epoll does not tell of it");
 	unsigned int priority;
 	expect(mq_receive(reading, message, sizeof message, &priority) == 5 && priority == 9, "priorities");
 	mqd_t again = mq_open(name, O_RDONLY);

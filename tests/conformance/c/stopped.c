@@ -61,8 +61,8 @@ int main(void)
 	pid_t threaded = fork();
 	if (!threaded)
 		be_stopped();
-	while (!is_stopped(threaded))
-		sched_yield();
+	siginfo_t info; /* all its threads have stopped once this could be told */
+	waitid(P_PID, (id_t)threaded, &info, WSTOPPED | WNOWAIT);
 	waitpid(itself, &status, WUNTRACED);
 	kill(reader, SIGSTOP);
 	waitpid(reader, &status, WUNTRACED);

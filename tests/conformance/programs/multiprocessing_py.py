@@ -41,7 +41,7 @@ def main() -> None:
     ]
     for one in workers:
         one.start()
-    same([results.get(timeout=30) for _ in workers], ["up"] * 3, "workers")
+    same([results.get(timeout=100) for _ in workers], ["up"] * 3, "workers")
     pool = context.Pool(2)
     same(pool.map(square, range(5)), [0, 1, 4, 9, 16], "the pool before")
     here.send({"a": [1, 2, 3]})
@@ -56,7 +56,7 @@ def main() -> None:
     lock.release()
     for _ in range(30):
         semaphore.release()
-    done = [results.get(timeout=30) for _ in range(30)]
+    done = [results.get(timeout=100) for _ in range(30)]
     same(sorted(job for _, job in done), list(range(1, 31)), "jobs done")
     expect({pid for pid, _ in done} <= {one.pid for one in workers}, "a stranger did a job")
     same(value.value, sum(range(1, 31)), "the shared value")
@@ -68,7 +68,7 @@ def main() -> None:
     for _ in workers:
         jobs.put(None)
     for one in workers:
-        one.join(30)
+        one.join(100)
         same(one.exitcode, 0, "a worker's exit status")
     pool.close()
     pool.join()

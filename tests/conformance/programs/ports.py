@@ -63,7 +63,7 @@ def main() -> None:
     for group in (groups[0], groups[4]):
         for listener in group:
             listener.setblocking(False)
-        with socket.create_connection(group[0].getsockname(), timeout=5):
+        with socket.create_connection(group[0].getsockname(), timeout=100):
             taken = 0
             while not taken:
                 for listener in group:

@@ -36,7 +36,7 @@ def main() -> None:
 
     def conditional() -> None:
         with condition:
-            results["condition"] = condition.wait_for(lambda: "word" in results, timeout=30)
+            results["condition"] = condition.wait_for(lambda: "word" in results, timeout=100)
 
     threads = [
         threading.Thread(target=work, name=f"work {number}")
@@ -46,10 +46,10 @@ def main() -> None:
                 ticker,
                 locked,
                 conditional,
-                lambda: results.update(event=event.wait(30)),
-                lambda: results.update(queue=jobs.get(timeout=30)),
-                lambda: results.update(barrier=barrier.wait(30) in (0, 1)),
-                lambda: results.update(semaphore=semaphore.acquire(timeout=30)),
+                lambda: results.update(event=event.wait(100)),
+                lambda: results.update(queue=jobs.get(timeout=100)),
+                lambda: results.update(barrier=barrier.wait(100) in (0, 1)),
+                lambda: results.update(semaphore=semaphore.acquire(timeout=100)),
                 lambda: results.update(too_late=threading.Event().wait(0.5)),
             ]
         )
@@ -60,7 +60,7 @@ def main() -> None:
     for thread in threads:
         thread.start()
     pool = concurrent.futures.ThreadPoolExecutor(4)
-    futures = [pool.submit(lambda k: (event.wait(30), k * k)[1], k) for k in range(8)]
+    futures = [pool.submit(lambda k: (event.wait(100), k * k)[1], k) for k in range(8)]
     while not ticks:
         time.sleep(0.001)
     generator = (k for k in range(10))
@@ -74,21 +74,21 @@ def main() -> None:
     event.set()
     jobs.put(11)
     semaphore.release()
-    barrier.wait(30)
+    barrier.wait(100)
     with condition:
         results["word"] = True
         condition.notify_all()
-    same([future.result(30) for future in futures], [k * k for k in range(8)], "results of the pool")
+    same([future.result(100) for future in futures], [k * k for k in range(8)], "results of the pool")
     pool.shutdown()
     recursive.release()
     recursive.release()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 100
     while len(ticks) < so_far + 20 and time.monotonic() < deadline:
         time.sleep(0.001)
     expect(len(ticks) >= so_far + 20, "the ticking thread is still")
     stop.set()
     for thread in threads:
-        thread.join(30)
+        thread.join(100)
         expect(not thread.is_alive(), f"{thread.name} does not end")
     same(ticks, list(range(1, len(ticks) + 1)), "the counts of a thread-local counter")
     wanted = dict.fromkeys(("slept", "lock", "condition", "event", "barrier", "semaphore", "word"), True)

@@ -16,7 +16,7 @@ TEXT = "".join(f"line {n}: {'x' * (n % 50)}\n" for n in range(200))
 def tmux(*arguments: str) -> str:
     """The answer of the server to a command."""
     done = subprocess.run(
-        [str(TMUX), "-S", str(HERE / "socket"), *arguments], capture_output=True, text=True, timeout=20, check=True
+        [str(TMUX), "-S", str(HERE / "socket"), *arguments], capture_output=True, text=True, timeout=100, check=True
     )
     return done.stdout
 
@@ -28,7 +28,7 @@ def screen() -> str:
 
 def shows(text: str) -> str:
     """The screen, once it shows a text."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 100
     while text not in (now := screen()):
         if time.monotonic() > deadline:
             raise AssertionError(f"{text!r} is not on the screen:\n{now}")
@@ -37,12 +37,18 @@ def shows(text: str) -> str:
 
 
 def at_rest() -> str:
-    """The screen when it changes no more, and nothing is on its way to it."""
+    """The screen when it changes no more, and nothing is on its way to it: vim waits for a key."""
     before, now = "", screen()
-    while now != before:
+    while now != before or not waits():
         time.sleep(0.2)
         before, now = now, screen()
     return now
+
+
+def waits() -> bool:
+    """Whether vim sleeps."""
+    with open(f"/proc/{tmux('display-message', '-p', '-t', 'work', '#{pane_pid}').strip()}/stat", "rb") as file:
+        return file.read().rpartition(b")")[2].split()[0] == b"S"
 
 
 def main() -> None:
@@ -69,13 +75,13 @@ def main() -> None:
     same(lines[99:101], ["half a line", TEXT.splitlines()[99] + " and more"], "what vim wrote")
     tmux("resize-window", "-t", "work", "-x", "70", "-y", "20")
     for option in ("columns=70", "lines=20"):
-        deadline = time.monotonic() + 20  # tmux tells of the new size a little later
+        deadline = time.monotonic() + 100  # tmux tells of the new size a little later
         while option not in screen() and time.monotonic() < deadline:
             tmux("send-keys", "-t", "work", f":set {option.partition('=')[0]}?", "Enter")
             time.sleep(0.1)
         expect(option in screen(), f"the window does not have {option}")
     tmux("kill-server")
-    same(server.wait(20), 0, "the server")
+    same(server.wait(100), 0, "the server")
 
 
 if TMUX is None or VIM is None:

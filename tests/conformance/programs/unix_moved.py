@@ -71,7 +71,7 @@ def main() -> None:
     same({name: (found.st_mode, found.st_uid, found.st_gid) for name, found in stats().items()}, files, "files")
     os.chdir(HERE)
     for listener, name in ((here, "here"), (up, "up"), (renamed, "renamed"), (linked, "linked"), (second, "taken")):
-        listener.settimeout(20)
+        listener.settimeout(100)
         client, server = connection(listener, name)
         client.sendall(b"new")
         same(server.recv(10), b"new", f"a new connection to {name}")

@@ -108,14 +108,13 @@ def main() -> None:
         epoll.register(fd, select.EPOLLIN)
     same([fd for fd, _ in epoll.poll(0)], [signals], "what is ready at first")
     ready_and_wait()
-    passed = time.monotonic() - begun + 1
 
-    expect(1000 - passed < left(once)[0] <= 1000, f"a timer has {left(once)} left after {passed} s")
-    expect(abs(left(wall)[0] - (at - time.time())) < 0.1, f"a moment is {left(wall)} off, not {at - time.time()}")
+    rests = [left(fd)[0] for fd in (once, monotonic)]
+    passed = time.monotonic() - begun + 1
+    expect(all(1000 - passed < rest <= 1000 for rest in rests), f"timers have {rests} left after {passed} s")
+    early, rest, late = at - time.time(), left(wall)[0], at - time.time()
+    expect(late - 0.1 < rest < early + 0.1, f"a moment is {rest} off, not {early}")
     same([flags(fd) for fd in set_so], as_set, "how timers were set")
-    expect(
-        1000 - passed < left(monotonic)[0] <= 1000, f"a timer to a moment has {left(monotonic)} left after {passed} s"
-    )
     expect(left(changes)[0] > 1 << 31, f"one that never ends has {left(changes)} left")
     same((left(began)[0], left(over)[0], left(off)[0]), (0, 0, 0), "what is left of those that are over or off")
     same((expirations(began), expirations(over), expirations(off)), (1, 0, 0), "what they tell")
@@ -129,7 +128,7 @@ def main() -> None:
     same(sorted(os.read(signals, 128)[0] for _ in range(2)), [signal.SIGHUP, signal.SIGUSR1], "signals")
     epoll.poll(0)
     os.kill(os.getpid(), signal.SIGUSR1)
-    same([fd for fd, _ in epoll.poll(5)], [signals], "what is ready after a signal")
+    same([fd for fd, _ in epoll.poll(100)], [signals], "what is ready after a signal")
     os.read(signals, 128)
 
     same({fd: fcntl.fcntl(fd, fcntl.F_GETFL) for fd in kept}, kept, "the flags of pidfds")
@@ -150,14 +149,14 @@ def main() -> None:
     except ProcessLookupError:
         pass
     signal.pidfd_send_signal(other, signal.SIGTERM)
-    same([fd for fd, _ in epoll.poll(5)], [other], "what is ready after the child's end")
+    same([fd for fd, _ in epoll.poll(100)], [other], "what is ready after the child's end")
     same(os.waitid(os.P_PIDFD, other, os.WEXITED).si_status, signal.SIGTERM, "the end of the child")
     epoll.unregister(other)
 
     (HERE / "watched" / "new").write_text("")
     with open(HERE / "watched" / "file", "w") as written:
         written.write("x")
-    same([fd for fd, _ in epoll.poll(5)], [notes], "what is ready after a change")
+    same([fd for fd, _ in epoll.poll(100)], [notes], "what is ready after a change")
     events, at = os.read(notes, 1000), 0
     told = []
     while at < len(events):
