@@ -14,7 +14,7 @@ MARK = "TORPOR_TEST_MARK"
 """Every process a test starts carries this variable with the test's own value: also one that was frozen
 and woken, since its environment lies in its memory."""
 
-PATIENCE = 3.0
+PATIENCE = 60.0
 """Seconds that may pass until what is on its way out is gone; other runs' files in /dev/shm are gone by then too."""
 
 

@@ -18,6 +18,7 @@ import pytest
 
 from tests.conformance import observe
 from tests.conformance.harness import (
+    PATIENCE,
     Actor,
     EngineError,
     Stage,
@@ -74,7 +75,7 @@ def outside(subject: Subject, listener: socket.socket) -> tuple[socket.socket, s
     assert taken.recv(100) == b"hello"
     taken.sendall(b"hello to you")
     for one in (taken, made):
-        one.settimeout(20)
+        one.settimeout(PATIENCE)
     return taken, made
 
 
@@ -93,7 +94,7 @@ def connected(stage: Stage, actor: Actor) -> Iterator[tuple[Subject, tuple[socke
 def newcomer(subject: Subject) -> None:
     """A new client finds the program on its old port."""
     with socket.create_connection(("127.0.0.1", json.loads((subject.directory / "port").read_text()))) as client:
-        client.settimeout(20)
+        client.settimeout(PATIENCE)
         client.sendall(b"new")
         assert client.recv(100) == b"welcome"
 
@@ -135,11 +136,11 @@ def test_unix_sockets_to_the_outside(stage: Stage, actor: Actor, then: str) -> N
         listener.bind(f"{folder}/socket")
         os.chmod(f"{folder}/socket", 0o666)
         listener.listen()
-        listener.settimeout(20)
+        listener.settimeout(PATIENCE)
         with stage.play(EDGES / "unix_peer.py", actor, environment={"OUTSIDE": f"{folder}/socket"}) as subject:
             (quiet, _), (answering, _) = listener.accept(), listener.accept()
             for one in (quiet, answering):
-                one.settimeout(20)
+                one.settimeout(PATIENCE)
             assert answering.recv(100) == b"question"
             answering.sendall(b"answer")
             subject.wait_ready()
@@ -197,7 +198,7 @@ def kept(stage: Stage, root: Actor, host: str) -> Iterator[tuple[Subject, list[s
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         listener.bind((host, 0))
         listener.listen()
-        listener.settimeout(20)
+        listener.settimeout(PATIENCE)
         environment = {"OUTSIDE": json.dumps(listener.getsockname()[:2])}
         with stage.play(EDGES / "kept_peer.py", root, environment=environment) as subject:
             full, shut, ended = (stack.enter_context(listener.accept()[0]) for _ in range(3))
@@ -205,7 +206,7 @@ def kept(stage: Stage, root: Actor, host: str) -> Iterator[tuple[Subject, list[s
             wait_until(port.exists, "the program's port")
             made = stack.enter_context(socket.create_connection((host, json.loads(port.read_text()))))
             for one in (full, shut, ended, made):
-                one.settimeout(20)
+                one.settimeout(PATIENCE)
             ended.sendall(b"last but not read")
             ended.shutdown(socket.SHUT_WR)
             full.sendall(b"helloand this is not read")
@@ -239,7 +240,7 @@ def test_connections_that_go_on(stage: Stage, root: Actor, host: str, capsule: b
         made.sendall(b"thanks")
         port = json.loads((subject.directory / "port").read_text())
         with socket.create_connection((host, port)) as client:
-            client.settimeout(20)
+            client.settimeout(PATIENCE)
             assert everything(client, b"welcome") == b"welcome"
         subject.judged()
         assert job.status() == 0
@@ -252,14 +253,14 @@ def test_connections_with_megabytes_unread_go_on(stage: Stage, root: Actor, befo
     size, count = 1 << 20, 3
     with ExitStack() as stack:
         listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
-        listener.settimeout(20)
+        listener.settimeout(PATIENCE)
         environment = {"OUTSIDE": json.dumps(listener.getsockname()), "UNREAD": str(size), "CONNECTIONS": str(count)}
         environment["READ_BEFORE"] = str(before)
         with stage.play(EDGES / "unread.py", root, environment=environment) as subject:
             peers = [stack.enter_context(listener.accept()[0]) for _ in range(count)]
             contents = [os.urandom(size) for _ in peers]
             for peer, content in zip(peers, contents, strict=True):
-                peer.settimeout(20)
+                peer.settimeout(PATIENCE)
                 assert peer.recv(2) == b"go"
                 peer.sendall(bytes(before))
                 peer.sendall(content)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.conformance import observe
-from tests.conformance.harness import PYTHON, Actor, Stage, build
+from tests.conformance.harness import PATIENCE, PYTHON, Actor, Stage, build
 from tests.conformance.test_refusals import REFUSED, refused
 from tests.hosts import ERRNO, KILL, TRAP, under_filter, within
 from tests.users import BIN
@@ -31,7 +31,7 @@ def test_under_the_filter_of_a_container() -> None:
     chosen = ["-k", A_FEW, HERE / "test_conformance.py"]
     options = ["-q", "-p", "no:cacheprovider", "-o", "addopts=--import-mode=importlib"]
     command = within(CONTAINER, BIN / "pytest", *options, *chosen)
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=170)
     assert done.returncode == 0, done.stdout + done.stderr
     assert " passed" in done.stdout
 
@@ -39,7 +39,7 @@ def test_under_the_filter_of_a_container() -> None:
 def confined(host: str, *arguments: str) -> str:
     """What torpor says to a checkpoint under a filter (confined.py), whose program must not notice anything."""
     command = within(host, PYTHON, CONFINED, *arguments)
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout.splitlines()[-1]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.conformance import observe
-from tests.conformance.harness import PYTHON, Actor, EngineError, Stage, alive, wait_until
+from tests.conformance.harness import PATIENCE, PYTHON, Actor, EngineError, Stage, alive, wait_until
 
 HOLDER = Path(__file__).parent / "edges" / "holder.py"
 
@@ -61,5 +61,5 @@ def test_no_other_users_files(stage: Stage, user: Actor, root: Actor, kind: str,
             subject.killed, subject.process, subject.top = True, None, pid
             subject.go()
             subject.judged()
-            assert talk.next(20)["status"] == 0
+            assert talk.next(PATIENCE)["status"] == 0
         wait_until(lambda: not alive(pid), "the end of the job's process")

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.conformance.harness import Conversation, Driver, EngineError, Failed, alive, wait_until
+from tests.conformance.harness import PATIENCE, Conversation, Driver, EngineError, Failed, alive, wait_until
 from torpor.arch.x86_64 import NR
 
 SOURCE = Path(__file__).with_name("inject.c")

@@ -17,7 +17,7 @@ AMBIENT = ("--inh-caps=+checkpoint_restore", "--ambient-caps=+checkpoint_restore
 IN_A_SESSION = ["sh", "-c", 'exec 2>/dev/null; (exec "$@" 2>&1); exit $?', "sh"]
 """A shell that leads the session and the process group, above the twin and above the job alike. What it says itself,
 "Killed", is not the job's."""
-PATIENCE = 20.0
+PATIENCE = 100.0
 """Seconds in which a job that is refused at one moment must be savable at another one."""
 PAUSE = 0.1
 """Seconds from one moment to the next."""
@@ -123,7 +123,7 @@ class Life:
             time.sleep(0.01)
 
     def _saved(self) -> bool:
-        keepers = [pid for pid in below(self.process.pid) if _name(pid) == "torpor-init"]
+        keepers = [pid for pid in below(self.process.pid) if name_of(pid) == "torpor-init"]
         if self.process.poll() is not None:
             raise Ended
         if not keepers:
@@ -171,7 +171,8 @@ def below(pid: int) -> list[int]:
     return [one for child in children(pid) for one in (child, *below(child))]
 
 
-def _name(pid: int) -> str:
+def name_of(pid: int) -> str:
+    """The name of a process; empty if it is gone."""
     with suppress(FileNotFoundError, ProcessLookupError):
         return Path(f"/proc/{pid}/comm").read_text().strip()
     return ""

@@ -8,7 +8,7 @@ import pytest
 
 from tests.conformance.harness import wait_until
 from tests.life import automount
-from tests.life.life import Life
+from tests.life.life import PATIENCE, Life
 from tests.users import BIN, User
 
 # In the directory, and with it and a file in it open; once told so, it says what it finds there.
@@ -42,7 +42,7 @@ def test_it_is_mounted_again(ordinary_account: User, way: str) -> None:
             wait_until((out / "beat").exists, "it runs")
             life.wake(way, meanwhile=host.expire)
             (out / "tell").touch()
-            assert life.end(60) == 0, life.said
+            assert life.end(PATIENCE) == 0, life.said
         finally:
             life.kill()
     assert (out / "told").read_text() == "True ['file'] ['file'] ['file']\nwhat is mounted\n True 1"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.conformance.harness import Failed, wait_until
-from tests.life.life import Life, below
+from tests.life.life import PATIENCE, Life, below, name_of
 from tests.users import BIN, User
 
 # Leaves a daemon of each kind; each writes again and again what it is.
@@ -71,14 +71,14 @@ class Watched:
         for name in ("beat", *NAMES):
             (self.directory / name).unlink(missing_ok=True)
         try:
-            wait_until(lambda: all(map(self._is_there, ("beat", *NAMES))), "all of them to live", 60)
+            wait_until(lambda: all(map(self._is_there, ("beat", *NAMES))), "all of them to live")
         except Failed as failure:
             raise Failed(f"{failure}\n{self.life.said}") from None
         return {name: (self.directory / name).read_text() for name in NAMES}
 
     def end(self) -> None:
         (self.directory / "go").touch()
-        assert self.life.end(60) == 0, self.life.said
+        assert self.life.end(PATIENCE) == 0, self.life.said
         wait_until(lambda: all(self._is_there(f"{name}.over") for name in NAMES), "their end")
 
     def _is_there(self, name: str) -> bool:
@@ -110,12 +110,12 @@ def test_what_cannot_be_saved_is_named(ordinary_account: User) -> None:
     agent = 0
     try:
         wait_until((directory / "beat").exists, "it runs")
-        (agent,) = [pid for pid in below(life.process.pid) if Path(f"/proc/{pid}/comm").read_text() == "ssh-agent\n"]
+        (agent,) = [pid for pid in below(life.process.pid) if name_of(pid) == "ssh-agent"]
         life.wake("capsule")
         assert f"process {agent} (ssh-agent), which the job has left in the background, is not kept" in life.said
         assert Path(f"/proc/{agent}").exists(), "it lives on"
         (directory / "go").touch()
-        assert life.end(60) == 0, life.said
+        assert life.end(PATIENCE) == 0, life.said
     finally:
         life.kill()
         if agent:

@@ -15,7 +15,7 @@ import pytest
 
 from tests.conformance.harness import wait_until
 from tests.life import automount
-from tests.life.life import Life
+from tests.life.life import PATIENCE, Life
 from tests.users import User
 
 # Each in a new directory, with $group for a second group of the user's, $outside for the PID of a process of the user's
@@ -45,8 +45,10 @@ COMMANDS = {
     "nohup": "nohup sh -c 'kill -HUP $$; echo alive' </dev/null 2>/dev/null",
     "groups of processes": "python3 -c 'import os; print(os.getpgrp() > 0, os.getsid(0) > 0, os.getppid() > 0)'",
     "job control": "set -m; sleep 100 & kill -STOP %1; kill -CONT %1; kill %1; wait %1; echo $?",
-    "job control in front": "set -m; sleep 0.1 & fg %1; echo $?; jobs",
-    "job control on a terminal": "script -qec 'bash --norc -ic \"sleep 0.1 & fg; echo \\$?; tty >t && echo there\"' s"
+    "job control in front": "echo 'until grep -q ^State:.S /proc/$PPID/status; do sleep 0.01; done; exit 3' >waited;"
+    " set -m; sh waited & fg %1; echo $?; jobs",
+    "job control on a terminal": "echo 'until [ $(ps -o tpgid= -p $$) = $$ ]; do sleep 0.01; done' >front;"
+    " script -qec 'bash --norc -ic \"sh front & fg; echo \\$?; tty >t && echo there\"' s"
     " </dev/null | tr -d '\\r' | sed 's/ [0-9]*$//'; wc -l <t",
     "PID files": "echo $BASHPID >pid; kill -0 $(cat pid) && echo running; test -d /proc/$(cat pid) && echo there",
     "locks": "flock f sh -c 'flock -n f true || echo locked'; flock -n f echo free",
@@ -166,7 +168,7 @@ class Runner:
                 self._wait_alive()
                 host.change()
                 (self._out / "go").touch()
-                assert life.end(60) == 0, life.said
+                assert life.end(PATIENCE) == 0, life.said
             finally:
                 life.kill()
         outputs = {name: (self._out / f"{number}.out").read_text() for number, name in enumerate(self.names)}

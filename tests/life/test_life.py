@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.conformance.harness import wait_until
+from tests.conformance.harness import PATIENCE, wait_until
 from tests.integration.test_cli_terminal import Terminal
 from tests.users import BIN, User
 
@@ -66,7 +66,7 @@ def test_children_that_nobody_waits_for(as_user: User) -> None:
         "import os, signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_IGN); os.execv(sys.argv[1], sys.argv[1:])"
     )
     command = [TORPOR, "run", "--", PYTHON, "-c", "import signal; exit(3 + signal.getsignal(signal.SIGCHLD))"]
-    assert as_user.run([PYTHON, "-c", ignoring, *command], timeout=30).returncode == 3 + signal.SIG_IGN
+    assert as_user.run([PYTHON, "-c", ignoring, *command], timeout=PATIENCE).returncode == 3 + signal.SIG_IGN
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ class Heard:
     def end(self) -> None:
         (self.user.tmp / "end").touch()
         try:
-            self.process.wait(20)
+            self.process.wait(PATIENCE)
         finally:
             self.process.kill()
             self.process.wait()
@@ -254,7 +254,7 @@ def test_a_job_in_the_background_outlives_its_terminal(as_user: User, terminals:
     beat = as_user.tmp / "beat"
     wait_until(beat.exists, "it runs")
     shell.hang_up()
-    shell.process.wait(20)
+    shell.process.wait(PATIENCE)
     beat.unlink()
     wait_until(beat.exists, "it goes on")
     (as_user.tmp / "end").touch()

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.conformance.harness import SHORT_WALK, count_from, short_rounds, wait_until
+from tests.conformance.harness import LOW, PATIENCE, SHORT_WALK, count_from, short_rounds, wait_until
 from tests.users import BIN, User, granting
 from torpor.objects.process.birth_order import MAX_PID
 
@@ -79,7 +79,7 @@ class Sleeper:
             wait_until((user.tmp / "ready").exists, "it runs")
             self.pid, *self.told_before = (user.tmp / "ready").read_text().splitlines()
             self.torpor("checkpoint", self.pid, "--then", "kill")
-            assert process.wait(20) == -signal.SIGKILL
+            assert process.wait(PATIENCE) == -signal.SIGKILL
         finally:
             process.kill()
             process.wait()
@@ -94,7 +94,7 @@ class Sleeper:
             stderr=subprocess.STDOUT,
             text=True,
             check=False,
-            timeout=60,
+            timeout=PATIENCE,
             **self._options(),
         )
         assert done.returncode == code, done.stdout
@@ -267,7 +267,7 @@ def test_a_walk_can_be_given_up(walked_to: Sleeper) -> None:
         assert process.stderr
         assert b"it is woken when its PIDs come, in about" in process.stderr.readline()
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=30)
+        process.communicate(timeout=PATIENCE)
         assert process.returncode in (130, -signal.SIGINT)
     finally:
         highest.write_text(most)
@@ -293,6 +293,7 @@ def test_a_capsule_when_asked_for(sleeper: Sleeper) -> None:
 
 def test_children_in_a_capsule_count_from_the_hosts_number(sleeper: Sleeper) -> None:
     """Two woken jobs must not meet in one /tmp/x.$$: their children are numbered like those outside."""
+    count_from(LOW)  # the host's numbers do not begin anew meanwhile
     last = int(Path("/proc/loadavg").read_text().split()[-1])
     children = []
     for _ in range(2):

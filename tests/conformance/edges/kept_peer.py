@@ -20,7 +20,7 @@ def wait_for(sock: socket.socket) -> bool:
     """Wait until the peer's end is received: with data before it, poll() alone tells."""
     poll = select.poll()
     poll.register(sock, select.POLLRDHUP)
-    return bool(poll.poll(10_000))
+    return bool(poll.poll(100_000))
 
 
 def main() -> None:

@@ -40,7 +40,7 @@ def main() -> None:
             time.sleep(0.001)
     ready_and_wait()
     for one in connections:
-        one.settimeout(20)
+        one.settimeout(100)
         received = bytearray()
         while len(received) < size:
             received += one.recv(size)
