@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 
 from torpor import procfs
+from torpor.arch.x86_64 import NR
 from torpor.remote.sys import pidfd_open, pidfd_send_signal
 from torpor.util.inherited import Signals
 from torpor.util.inherited import environment as inherited_environment
@@ -18,6 +19,7 @@ from torpor.util.inherited import signals as inherited_signals
 __all__ = [
     "Signals",
     "children",
+    "dies_of",
     "inherited_environment",
     "inherited_signals",
     "is_ending",
@@ -54,6 +56,36 @@ def parent(pid: int) -> int:
 def is_ending(pid: int) -> bool:
     """Whether a process has ended, or is about to: its first thread exits, or has been sent SIGKILL."""
     return procfs.is_ending(pid, pid)
+
+
+def dies_of(pid: int, number: int) -> bool:
+    """Whether a signal whose default action is to end a program would end this process, as it is now.
+
+    It would not if the process catches or ignores it, or if all its threads block it or wait for it (sigwait(3)).
+    False if the process has ended; True if /proc does not say.
+    """
+    bit = 1 << (number - 1)
+    try:
+        for tid in procfs.threads(pid):
+            status = procfs.status(procfs.read(f"/proc/{pid}/task/{tid}/status"))
+            if (int(status[b"SigCgt"], 16) | int(status[b"SigIgn"], 16)) & bit:
+                return False
+            if not (int(status[b"SigBlk"], 16) | _awaited(pid, tid)) & bit:
+                return True
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    except OSError:
+        return True
+    return False
+
+
+def _awaited(pid: int, tid: int) -> int:
+    """The signals that a thread waits for. The kernel does not show them as blocked meanwhile, but they end nothing."""
+    words = procfs.read(f"/proc/{pid}/task/{tid}/syscall").split()
+    if words[0] != b"%d" % NR.rt_sigtimedwait:
+        return 0
+    with open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
+        return int.from_bytes(os.pread(memory.fileno(), 8, int(words[1], 16)), "little")
 
 
 def children(pid: int) -> list[int]:

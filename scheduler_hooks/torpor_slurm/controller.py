@@ -16,6 +16,8 @@ from torpor.errors import NotFound, TorporError
 
 PATIENCE = 20.0
 """Seconds that a command may take. A busy controller answers within a few."""
+RETRY = 3.0
+"""Seconds after which a question that was not answered may be asked again."""
 _FIELD = re.compile(r"(?:^|\s)([A-Za-z][\w/:]*)\s*=\s*(\S*)")
 
 
@@ -99,6 +101,8 @@ def call(command: Sequence[str], *, environment: Mapping[str, str] | None = None
         )
     except FileNotFoundError:
         raise NotFound(f"there is no {command[0]} here", advice="is this a host of a Slurm cluster?") from None
+    except OSError as error:
+        raise SlurmError(f"{command[0]} cannot be started: {error.strerror}", advice="see its rights") from None
     except subprocess.TimeoutExpired:
         raise SlurmError(f"{command[0]} did not answer within {PATIENCE:.0f} s", advice="see `scontrol ping`") from None
     if told.returncode:

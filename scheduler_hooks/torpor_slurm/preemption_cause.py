@@ -11,6 +11,14 @@ OWN_CHECKS = 120.0
 """Seconds. Slurm looks for time limits every 30 s, and may send `--signal` a minute early (sbatch(1))."""
 
 
+COMPLETING = "COMPLETING"
+_OVER = frozenset(
+    {"CANCELLED", "COMPLETED", "DEADLINE", "BOOT_FAIL", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT"}
+)
+"""The states of a job that has ended. One that runs is not always RUNNING: while slurmctld sends the SIGCONT that comes
+before every warning, it is SIGNALING, and the warning may be there first (job_state_string() of Slurm 22.05)."""
+
+
 class Cause(Enum):
     """Why a job was signalled."""
 
@@ -19,8 +27,10 @@ class Cause(Enum):
     REQUEUED = "requeued"
     """It has been requeued already. What still runs has until SIGKILL."""
     TIME_LIMIT = "time limit"
-    OTHER = "scancel or another signal"
-    """scancel, or a signal for the application. To requeue would revive a job that its user has cancelled."""
+    CANCELLED = "scancel"
+    """To requeue would revive a job that its user has cancelled."""
+    OTHER = "a signal that Slurm has no reason for"
+    """A signal for the application, or a warning that the record does not explain."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +39,11 @@ class Finding:
 
     cause: Cause
     deadline: float | None = None
+
+
+def is_running(record: JobRecord) -> bool:
+    """Whether Slurm has not ended a job, nor begun to."""
+    return record.state != COMPLETING and record.state not in _OVER
 
 
 def is_cancelled(record: JobRecord, deadline: float | None) -> bool:
@@ -41,7 +56,7 @@ def is_cancelled(record: JobRecord, deadline: float | None) -> bool:
         record: what the controller says of the job now.
         deadline: when the grace time ends, if one is known to have begun.
     """
-    if record.state != "COMPLETING" or record.reason == "TimeLimit":
+    if record.state != COMPLETING or record.reason == "TimeLimit":
         return record.state == "CANCELLED"
     if record.preempt is None or record.end is None:
         return True
@@ -50,7 +65,7 @@ def is_cancelled(record: JobRecord, deadline: float | None) -> bool:
 
 
 def find_cause(
-    record: JobRecord, *, restarts: int, now: float, lead: float, terminated: bool, deadline: float | None = None
+    record: JobRecord, *, restarts: int, now: float, lead: float, warned: bool, deadline: float | None = None
 ) -> Finding:
     """Find out why a job was just signalled.
 
@@ -59,21 +74,20 @@ def find_cause(
         restarts: how often it had been restarted when this run of it began.
         now: seconds since the epoch.
         lead: how many seconds before its time limit the job is to be saved.
-        terminated: the signal was SIGTERM, which Slurm sends at the end of a time limit as well.
+        warned: the batch process itself was sent a signal, as `--signal=B:...` does before the time limit.
         deadline: when the grace time ends, if one is known to have begun.
     """
     if record.restarts > restarts:
         return Finding(Cause.REQUEUED)
     if is_cancelled(record, deadline):
-        return Finding(Cause.OTHER)
-    if record.state in ("RUNNING", "COMPLETING") and record.preempt is not None:
+        return Finding(Cause.CANCELLED)
+    if record.preempt is not None and record.state not in _OVER:
         return Finding(Cause.PREEMPTED, record.end)
     if record.state == "PREEMPTED":
         return Finding(Cause.PREEMPTED)
     if record.reason == "TimeLimit" or record.state == "TIMEOUT":
         return Finding(Cause.TIME_LIMIT)
-    if record.state == "RUNNING" and record.limited and record.end is not None:
-        left = record.end - now
-        if left <= lead or (not terminated and left <= lead + OWN_CHECKS):
-            return Finding(Cause.TIME_LIMIT, record.end)
+    early = OWN_CHECKS if warned else 0
+    if is_running(record) and record.limited and record.end is not None and record.end - now <= lead + early:
+        return Finding(Cause.TIME_LIMIT, record.end)
     return Finding(Cause.OTHER)

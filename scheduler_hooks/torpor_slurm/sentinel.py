@@ -15,8 +15,10 @@ from types import TracebackType
 
 from torpor_slurm.allocation import Allocation
 
-AGAIN = 60.0
-"""Seconds until a sentinel that ended without a preemption is started again."""
+SOON, AGAIN = 1.0, 60.0
+"""Seconds until a sentinel that ended is started again: one that a signal ended, and one that did not even start.
+
+When the next one listens, the controller is asked again why: what was no preemption then may be one now."""
 LAST_WORDS = 0.5
 """Seconds that srun has to end its step."""
 _NEEDED = ("PATH", "HOME", "LANG", "SLURM_CONF")
@@ -57,8 +59,7 @@ class Sentinel:
             return True
         if self._srun is None:
             return False
-        assert self._srun.stdout
-        self._listens = bool(select.select([self._srun.stdout], [], [], 0)[0])
+        self._listens = self._speaks(self._srun)
         return self._listens
 
     @property
@@ -76,10 +77,15 @@ class Sentinel:
         if self._srun.poll() is None:
             return False
         assert self._srun.stdout
+        self._start_at = time.monotonic() + (SOON if self._listens or self._speaks(self._srun) else AGAIN)
         self._srun.stdout.close()
         self._srun = None
-        self._start_at = time.monotonic() + AGAIN
         return True
+
+    @staticmethod
+    def _speaks(srun: subprocess.Popen[bytes]) -> bool:
+        assert srun.stdout
+        return bool(select.select([srun.stdout], [], [], 0)[0] and os.read(srun.stdout.fileno(), 1))
 
     def _start(self) -> None:
         if self._allocation.in_step:

@@ -32,11 +32,11 @@ from torpor.errors import (
     TorporError,
 )
 from torpor.processes import Signals, inherited_environment, inherited_signals
-from torpor_slurm import controller, lifeline, rollback, srun_wrapper
+from torpor_slurm import another_run, controller, lifeline, rollback, srun_wrapper
 from torpor_slurm.allocation import ENV_FILE, Allocation
 from torpor_slurm.controller import JobRecord, SlurmError
 from torpor_slurm.job_directory import RUN_TAG, JobDirectory
-from torpor_slurm.preemption_cause import Cause, Finding, find_cause, is_cancelled
+from torpor_slurm.preemption_cause import Cause, Finding, find_cause, is_running
 from torpor_slurm.sentinel import Sentinel
 
 OnTimeout = Literal["requeue", "stop"]
@@ -47,8 +47,8 @@ PULSE = 5.0
 """Seconds between two checks for a later run and for the time limit."""
 SHORT_PULSE = 0.2
 """The same while the sentinel is being started."""
-RETRY = 3.0
-"""Seconds after which a failed save or requeue is tried again."""
+FIRST_RETRY, LAST_RETRY = 0.1, 3.0
+"""Seconds after which a save that failed is tried again: at first, since the reason may have passed, and at most."""
 FIRST_ANSWER = 300.0
 """Seconds that a run waits at its begin for an answer of the controller."""
 LEFT_AT_TIME_LIMIT = 124
@@ -64,8 +64,12 @@ FIRST_RATE = 100e6
 _FAULTS = (signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP, signal.SIGABRT, signal.SIGSYS)
 HEARD = frozenset(signal.valid_signals()) - {signal.SIGKILL, signal.SIGSTOP, signal.SIGPIPE, *_FAULTS}
 """Signals that the supervisor receives for the application."""
-WARNINGS = frozenset({signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGINT, signal.SIGXCPU})
-"""Signals that Slurm may send as a warning (--signal, preempt_send_user_signal)."""
+_HARMLESS = (
+    *(signal.SIGCHLD, signal.SIGCONT, signal.SIGURG, signal.SIGWINCH),
+    *(signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU),
+)
+WARNINGS = HEARD - {*_HARMLESS}
+"""Signals that end a program which does not catch them; Slurm may send any as a warning (--signal)."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +115,13 @@ def _tell(words: str) -> None:
     print(f"torpor: {words}", file=sys.stderr, flush=True)
 
 
+def _name_of(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal has none
+        return f"signal {number}"
+
+
 class Supervisor:
     """One run of one job, in one thread: a warning that comes during a save is handled after it."""
 
@@ -133,10 +144,20 @@ class Supervisor:
         """Why the job has to end, as long as it could not be saved."""
         self.told: set[str] = set()
         """The notices of snapshots that the user has been told: each is told once."""
+        self.failures: set[str] = set()
+        """Why saves have failed since the last good one; the user is told each reason once."""
+        self.retry = FIRST_RETRY
+        """Seconds from the next failed save to the one after it."""
+        self.unexplained: list[int | None] = []
+        """Warnings, as in `_warned`, for which the controller has not given the cause yet."""
         self.retry_at = 0.0
-        """When saving is tried again (time.monotonic())."""
+        """When saving, or asking for the cause, is tried again (time.monotonic())."""
         self.warned = False
         """Whether SIGTERM has come. Slurm may have sent it to the application, too."""
+        self.handed: set[int] = set()
+        """The signals of WARNINGS that were handed on."""
+        self.urged = False
+        """Whether one was that Slurm sent to end the job: how the application ends may be its answer to it."""
 
     # ------------------------------------------------------------------------------------------- the story
 
@@ -190,30 +211,32 @@ class Supervisor:
             except SlurmError:
                 if time.monotonic() > until:
                     raise
-            time.sleep(RETRY)
+            time.sleep(controller.RETRY)
 
     def _watch(self, sentinel: Sentinel) -> int:
         """Wait for the application to end, or for a reason to save it and exit."""
         next_save = self._next_save()
         while (code := self.job.poll()) is None:
-            wake_at = next_save if self.leaving is None else self.retry_at
+            wake_at = self.retry_at if self.leaving or self.unexplained else next_save
             pulse = SHORT_PULSE if sentinel.starting else PULSE
             told = signal.sigtimedwait(HEARD, min(pulse, max(0.0, wake_at - time.monotonic())))
             if self.directory.is_fenced(self.allocation.restarts):
                 return self._abandon()
             left: int | None = None
             if told is not None and told.si_signo in WARNINGS:
-                left = self._warned(signal.Signals(told.si_signo))
+                left = self._warned(told.si_signo)
             elif told is not None and told.si_signo != signal.SIGCHLD:
                 self._hand_on(told.si_signo)
             elif sentinel.listens():
                 left = self._warned_before()
             elif sentinel.ended():
                 left = self._warned(None)
-            elif self._time_is_up():
-                left = self._leave(Finding(Cause.TIME_LIMIT, self.record.end))
+            elif answer := self._end_is_near():
+                left = self._leave(answer)
             elif self.leaving is not None and time.monotonic() >= self.retry_at:
                 left = self._leave(self.leaving)
+            elif self.unexplained and time.monotonic() >= self.retry_at:
+                left = self._ask_again()
             elif self.leaving is None and time.monotonic() >= next_save:
                 self._save("run")
                 next_save = self._next_save()
@@ -279,20 +302,41 @@ class Supervisor:
 
     # ------------------------------------------------------------------------------------------- leaving
 
-    def _warned(self, number: signal.Signals | None) -> int | None:
-        """Ask the controller for the cause, and act on it: the exit code if the run ends, None if it goes on."""
+    def _warned(self, number: int | None, *, before: bool = False) -> int | None:
+        """Ask the controller for the cause, and act on it: the exit code if the run ends, None if it goes on.
+
+        Args:
+            number: the signal that came; None: the sentinel has ended.
+            before: the question was asked before, and not answered.
+        """
         self.warned = self.warned or number == signal.SIGTERM
-        heard = f"heard {number.name}" if number else "the sentinel heard the start of a grace time"
-        answer = self._find_cause(number)
-        if answer is None:  # no controller: whatever comes, nothing is lost
-            self._save("run")
+        heard = f"heard {_name_of(number)}" if number else "the sentinel heard the start of a grace time"
+        answer = self._find_cause(number) or self.leaving
+        deadly = number is not None and processes.dies_of(self.job.tree_pid, number)
+        if not before and (answer is None or (answer.cause is Cause.OTHER and deadly)):
+            self._save("run")  # whatever comes, nothing is lost
+            answer = self._find_cause(number)
+        if answer is None:
+            if number is not None and not deadly:
+                self._hand_on(number, urge=True)
+            self.unexplained.append(number if deadly else None)
+            self.retry_at = time.monotonic() + controller.RETRY
             return None
         self.directory.log(f"{heard}: {answer.cause.value}")
-        if answer.cause is Cause.OTHER:
+        if answer.cause in (Cause.OTHER, Cause.CANCELLED):
+            self.urged, self.leaving = False, None
             if number is not None:
-                self._hand_on(number)
+                self._hand_on(number, urge=answer.cause is Cause.CANCELLED)
             return None
         return self._leave(answer, number)
+
+    def _ask_again(self) -> int | None:
+        """Ask for the causes of the warnings that are not explained yet; as `_warned`."""
+        asked, self.unexplained = self.unexplained, []
+        for number in dict.fromkeys(asked):
+            if (left := self._warned(number, before=True)) is not None:
+                return left
+        return None
 
     def _warned_before(self) -> int | None:
         """Ask whether a grace time began before the sentinel had started; the exit code if the run ends."""
@@ -302,18 +346,21 @@ class Supervisor:
         self.directory.log(f"a warning came before the sentinel had started: {answer.cause.value}")
         return self._leave(answer)
 
-    def _find_cause(self, number: signal.Signals | None) -> Finding | None:
+    def _find_cause(self, number: int | None) -> Finding | None:
         try:
             self.record = controller.job_record(self.directory.job)
-        except SlurmError as error:
+        except TorporError as error:
             self.directory.log(f"warned, but Slurm does not say why: {error}")
             return None
+        return self._judge(warned=number is not None)
+
+    def _judge(self, *, warned: bool) -> Finding:
         return find_cause(
             self.record,
             restarts=self.allocation.restarts,
             now=time.time(),
             lead=self._lead(),
-            terminated=number in (None, signal.SIGTERM),
+            warned=warned,
             deadline=self.leaving.deadline if self.leaving else None,
         )
 
@@ -322,15 +369,16 @@ class Supervisor:
         began = time.monotonic()
         self.leaving = answer
         if not self._save("kill"):
-            self.retry_at = time.monotonic() + RETRY
-            if number is not None:  # the end of the grace time, or of the job: the application may do what it can
-                self._hand_on(number)
+            self.retry_at = time.monotonic() + self.retry
+            self.retry = min(LAST_RETRY, 2 * self.retry)
+            if number is not None and not processes.dies_of(self.job.tree_pid, number):
+                self._hand_on(number, urge=True)  # it may do what it can; what dies of it may yet be saved instead
             return None
         self.job.wait()
         saved = time.monotonic() - began
         timed_out = answer.cause is Cause.TIME_LIMIT
         if answer.cause is Cause.PREEMPTED or (timed_out and self.options.on_timeout == "requeue"):
-            self._requeue(answer.deadline)
+            another_run.request(self.directory, self.allocation.restarts, answer.deadline)
         took = time.monotonic() - began
         self.directory.log(f"left because of {answer.cause.value}: saved in {saved:.2f} s, gone after {took:.2f} s")
         self._update_state(phase="left", cause=answer.cause.value, leave_seconds=took)
@@ -339,57 +387,22 @@ class Supervisor:
             return LEFT_AT_TIME_LIMIT
         return 0
 
-    def _requeue(self, deadline: float | None) -> None:
-        """Requeue the job, and try again until a controller answers: to exit before that would end the job.
+    def _end_is_near(self) -> Finding | None:
+        """Why the job has to end soon, if its end is near. If so, ask first whether it was put off.
 
-        Raises:
-            SlurmError: the controller refuses; with what the user can do.
+        What is near may also be the end of a grace time that nobody has heard of yet.
         """
-        while not self.directory.is_fenced(self.allocation.restarts):
-            try:
-                refusal = self._ask_for_another_run(deadline)
-            except SlurmError as error:
-                self.directory.log(f"not requeued yet: {error}")
-                time.sleep(RETRY)
-                continue
-            if refusal is not None:
-                raise refusal
-            return
-
-    def _ask_for_another_run(self, deadline: float | None) -> SlurmError | None:
-        """Requeue the job, unless it is requeued already or the user has cancelled it meanwhile.
-
-        Returns:
-            The error, if the controller refuses.
-
-        Raises:
-            SlurmError: no controller answers.
-        """
-        record = controller.job_record(self.directory.job)
-        if is_cancelled(record, deadline):
-            self.directory.log("not requeued: it was cancelled meanwhile")
-        elif record.restarts <= self.allocation.restarts:
-            try:
-                controller.requeue(self.directory.job)
-            except SlurmError as refusal:
-                if controller.job_record(self.directory.job).restarts <= self.allocation.restarts:
-                    way = f"`torpor restore latest --store {self.directory.path}` lets it go on anywhere"
-                    refusal.advice = f"the job is saved: {way}"
-                    return refusal
-        return None
-
-    def _time_is_up(self) -> bool:
-        """Whether the time limit is near. If so, ask first whether it was extended."""
         record = self.record
         if self.leaving is not None or not record.limited or record.end is None:
-            return False
+            return None
         if record.end - time.time() > self._lead():
-            return False
+            return None
         try:
             self.record = controller.job_record(self.directory.job)
-        except SlurmError as error:
+        except TorporError as error:
             self.directory.log(f"the time limit is near, and Slurm does not say whether it holds: {error}")
-        return self.record.end is not None and self.record.end - time.time() <= self._lead()
+        answer = self._judge(warned=False)
+        return None if answer.cause in (Cause.OTHER, Cause.CANCELLED) else answer
 
     def _lead(self) -> float:
         """Seconds before its time limit at which the job is saved: twice what a save takes, at most half the limit."""
@@ -422,15 +435,16 @@ class Supervisor:
                 series=self.series,
                 stats=stats,
             )
-        except NotFound:
-            return False  # the application has just ended: the next look at it says how
         except Exception as error:  # also a fault of ours: it must not cost the job, which runs on
             words = str(error) if isinstance(error, TorporError) else "".join(traceback.format_exception(error))
             self.directory.log(f"not saved: {words}")
             # Of one that has ended meanwhile, or is about to, anything may be said.
-            if not processes.is_ending(self.job.tree_pid):
+            if words not in self.failures and not processes.is_ending(self.job.tree_pid):
                 _tell(f"not saved: {words}")
+            self.failures.add(words)
             return False
+        self.failures.clear()
+        self.retry = FIRST_RETRY
         took = time.monotonic() - began
         rate = max(1.0, snapshot.size / took)
         # A save that found little written tells how slow one is, but not how fast.
@@ -462,10 +476,11 @@ class Supervisor:
         """The application has ended: by itself, or because Slurm ended it before it was saved."""
         if self.directory.is_fenced(self.allocation.restarts):
             return self._abandon()  # what became of this copy says nothing of the job
-        if code != 0 and (self.warned or self.leaving or code in (-signal.SIGTERM, -signal.SIGKILL)):
-            answer = self._find_cause(signal.SIGTERM)
-            killed = code == -signal.SIGKILL  # for want of memory, or by hand: it has not come to its end
-            if killed or answer is None or answer.cause is not Cause.OTHER or self.record.state != "RUNNING":
+        # Of a warning that it did not catch, in answer to one, for want of memory, or by hand: not of its own accord.
+        early = -code in self.handed or self.urged or code == -signal.SIGKILL
+        if early or code == -signal.SIGTERM or (code != 0 and (self.warned or self.leaving)):
+            answer = self._find_cause(None)
+            if early or answer is None or answer.cause is not Cause.OTHER or not is_running(self.record):
                 return self._ended_early(code, answer)
         self.directory.log(f"the application ended with {code}")
         self._update_state(phase="finished", code=code)
@@ -481,10 +496,13 @@ class Supervisor:
         self.directory.log(f"the application was ended ({code}) because of {cause}")
         self._update_state(phase="ended", cause=cause)
         if answer and answer.cause is Cause.PREEMPTED:
-            self._requeue(answer.deadline)
+            another_run.request(self.directory, self.allocation.restarts, answer.deadline)
         return code
 
-    def _hand_on(self, number: int) -> None:
-        if number not in self.given.ignored:
-            with suppress(ProcessLookupError):
-                self.job.send_signal(number)
+    def _hand_on(self, number: int, *, urge: bool = False) -> None:
+        if number in self.given.ignored:
+            return
+        self.handed |= {number} & WARNINGS
+        self.urged = self.urged or urge
+        with suppress(ProcessLookupError):
+            self.job.send_signal(number)

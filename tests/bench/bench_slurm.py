@@ -67,12 +67,13 @@ def seconds(pattern: str, log: str) -> list[float]:
 
 def preempted(slurm: Cluster, account: User, times: int) -> dict[str, object]:
     """One job, preempted so many times, against an undisturbed one."""
-    steps = times * 15
+    steps = times * 60
     with job(slurm, account) as work:
         start(work, script(work, application(work, steps)))
         for _ in range(times):
             work.wait_steps(work.steps + 5)
             work.preempt()
+        work.finish()
         code = work.wait_code(300)
         expected = undisturbed(steps)
         lines = (work.folder / "log").read_bytes().splitlines()

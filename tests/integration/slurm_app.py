@@ -1,8 +1,9 @@
 """A job as people run them: numpy, worker processes, a log, a buffer that is not written yet, and a final answer.
 
-    slurm_app.py FOLDER STEPS SECONDS
+    slurm_app.py FOLDER STEPS [SECONDS]
 
-It computes for STEPS steps, each of which takes at least SECONDS, and tells the same whether it is disturbed or not.
+It computes for STEPS steps, and tells the same whether it is disturbed or not. With SECONDS a step takes at least that
+long, and it does not end, until there is a file FOLDER/finish: what happens to it meanwhile happens in the middle.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
+LAST = 5
+"""Steps that it does only when it may finish."""
+
 
 def work(number: int, line: Connection) -> None:
     """A worker: it keeps a state of its own between two pieces of work."""
@@ -28,6 +32,7 @@ def work(number: int, line: Connection) -> None:
 
 def main(folder: Path, steps: int, seconds: float) -> None:
     """Compute, log, and write the answer."""
+    finish = folder / "finish"
     context = multiprocessing.get_context("fork")
     lines, workers = [], []
     for number in range(2):
@@ -50,8 +55,8 @@ def main(folder: Path, steps: int, seconds: float) -> None:
             log.write(f"{step} {state.sum():.17g} {parts}\n")
             buffered.write(f"{step}\n")
             print(f"step {step}", flush=True)
-            if (left := until - time.monotonic()) > 0:
-                time.sleep(left)
+            while seconds and not finish.exists() and (step == steps - LAST or time.monotonic() < until):
+                time.sleep(0.02)
     for line, worker in zip(lines, workers, strict=True):
         line.send(None)
         worker.join()
@@ -60,4 +65,4 @@ def main(folder: Path, steps: int, seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]) if sys.argv[3:] else 0)

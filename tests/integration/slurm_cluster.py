@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -20,10 +21,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.users import User
+from torpor.processes import tree
 
 NODES = ("n1", "n2")
 CRED_EXPIRE = 5
 """Seconds, and the least that works; slurmctld holds a requeued job back for one more (slurm.conf, AuthInfo)."""
+GRACE, KILL_WAIT = 100, 60
+"""Seconds. Nobody waits for their end: they are long, so that what has to be in time is, on a loaded host, too."""
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol")
 PACKAGES = "munge slurmctld slurmd slurm-client"
 _CGROUPS = Path("/sys/fs/cgroup/freezer")
@@ -57,8 +61,9 @@ PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 JobRequeue=1
 ReturnToService=2
-SlurmdTimeout=5
-SlurmctldTimeout=10
+MessageTimeout=60
+SlurmdTimeout=300
+SlurmctldTimeout=300
 KillWait={kill_wait}
 MinJobAge=300
 NodeName=n1 NodeHostname=n1 NodeAddr=127.0.0.1 Port={port[n1]} CPUs=4 RealMemory=4000 State=UNKNOWN
@@ -129,6 +134,16 @@ class Cluster:
         node.kill()  # --kill-child: its pid 1 goes with it, and a PID namespace with its pid 1
         node.wait()
 
+    @contextmanager
+    def slow_node(self, name: str) -> Iterator[None]:
+        """Have a node's slurmd answer nothing meanwhile; what runs on it runs on."""
+        (slurmd,) = (pid for pid in tree(self.nodes[name].pid) if _comm(pid) == "slurmd")
+        os.kill(slurmd, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(slurmd, signal.SIGCONT)
+
     def _start(self, name: str, flags: list[str], command: str) -> subprocess.Popen[bytes]:
         rights = [] if os.geteuid() == 0 else ["--user", "--map-current-user", "--keep-caps"]
         with open(self.directory / f"{name}.out", "ab") as out:
@@ -143,7 +158,7 @@ class Cluster:
 
     def wait_ready(self) -> None:
         """Wait until the controller answers and both nodes are idle."""
-        self.wait_for(lambda: self.ask("sinfo", "-h", "-N", "-p", "high", "-o", "%T") == "idle\nidle", "idle nodes", 30)
+        self.wait_for(lambda: self.ask("sinfo", "-h", "-N", "-p", "high", "-o", "%T") == "idle\nidle", "idle nodes")
 
     def stop(self) -> None:
         """End every daemon and job, and remove the cluster's cgroups."""
@@ -154,7 +169,7 @@ class Cluster:
                 daemon.terminate()
         for daemon in (self.controller, self.munged):
             if daemon is not None:
-                daemon.wait(10)
+                daemon.wait(60)
         for path in sorted(self.cgroups.glob("**/"), reverse=True):
             path.rmdir()
 
@@ -233,6 +248,13 @@ class Cluster:
             self.submitted.remove(number)
 
 
+def _comm(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
 def _free_ports() -> dict[str, int]:
     sockets = {name: socket.socket() for name in ("ctl", *NODES)}
     try:
@@ -253,7 +275,12 @@ def proctrack() -> str:
 
 @contextmanager
 def cluster(
-    *, grace: int = 20, kill_wait: int = 10, track: str | None = None, more: str = "", files: Mapping[str, str] = {}
+    *,
+    grace: int = GRACE,
+    kill_wait: int = KILL_WAIT,
+    track: str | None = None,
+    more: str = "",
+    files: Mapping[str, str] = {},
 ) -> Iterator[Cluster]:
     """Start a cluster, and take it down with everything it ran.
 
@@ -293,7 +320,7 @@ def cluster(
         try:
             if mount:
                 running.cgroups.mkdir()
-            running.wait_for((directory / "munge/s").exists, "munge's socket", 10)
+            running.wait_for((directory / "munge/s").exists, "munge's socket")
             running.start_controller()
             for name in NODES:
                 running.start_node(name)

@@ -29,7 +29,7 @@ def undisturbed(steps: int) -> dict[str, bytes]:
     """What the application leaves when nothing disturbs it."""
     with TemporaryDirectory(prefix="torpor-test-reference-") as folder:
         with open(f"{folder}/out", "wb") as out:
-            command = [sys.executable, APP, folder, str(steps), "0"]
+            command = [sys.executable, APP, folder, str(steps)]
             told = subprocess.run(command, stdout=out, env={"OPENBLAS_NUM_THREADS": "1"}, check=False)
         assert told.returncode == CODE
         return {name: Path(folder, name).read_bytes() for name in OUTPUTS}
@@ -72,6 +72,10 @@ class Submitted:
     def steps(self) -> int:
         """How many steps it has done."""
         return self.out.count("step ")
+
+    def finish(self) -> None:
+        """Let the application come to its end."""
+        (self.folder / "finish").touch()
 
     def told(self) -> str:
         """What its supervisor and the application have written."""
@@ -152,7 +156,7 @@ def script(made: Submitted, command: str, *options: str) -> Path:
 
 
 def application(made: Submitted, steps: int, seconds: float = 0.1) -> str:
-    """The command of the application."""
+    """The command of the application, which does not end before `Submitted.finish`, but for `seconds` of 0."""
     return shlex.join([sys.executable, str(APP), str(made.folder), str(steps), str(seconds)])
 
 
@@ -164,7 +168,8 @@ def start(made: Submitted, path: Path, *arguments: str) -> Submitted:
 
 
 def unharmed(made: Submitted, steps: int) -> None:
-    """The job ended as it does when left alone, and left the same, to the byte."""
+    """Let the job come to its end: it ends as it does when left alone, and leaves the same, to the byte."""
+    made.finish()
     assert made.wait_code() == f"{CODE}:0", made.told()
     assert made.differences(steps) == [], made.told()
     assert json.loads((made.directory / "finished").read_text())["code"] == CODE

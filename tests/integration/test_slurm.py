@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.slurm_cluster import PACKAGES, Cluster, cluster, missing
+from tests.integration.slurm_cluster import GRACE, KILL_WAIT, PACKAGES, Cluster, cluster, missing
 from tests.integration.slurm_jobs import APP, CODE, Submitted, application, job, script, start, undisturbed, unharmed
 from tests.users import BIN, User
 from torpor_slurm.job_directory import JobDirectory
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=f"Slurm is missing here: install {PACKAGES}")
-STEPS = 60
+STEPS = 300
 
 
 def test_plain_jobs_run(slurm: Cluster, ordinary_account: User) -> None:
@@ -58,17 +58,17 @@ def test_a_requeued_job_goes_on_where_it_was(slurm: Cluster, work: Submitted) ->
 
 @pytest.mark.parametrize("times", [3, pytest.param(8, marks=pytest.mark.soak)])
 def test_many_preemptions(work: Submitted, times: int) -> None:
-    start(work, script(work, application(work, 2 * STEPS)))
+    start(work, script(work, application(work, STEPS)))
     for _ in range(times):
         work.wait_steps(work.steps + 5)
         work.preempt()
-    unharmed(work, 2 * STEPS)
+    unharmed(work, STEPS)
     cut = [path.read_text() for path in (work.directory / "cut").iterdir()]
     assert all(line.startswith("slurmstepd") for text in cut for line in text.splitlines())
 
 
 def test_scancel_does_not_requeue(work: Submitted) -> None:
-    start(work, script(work, application(work, 1000)))
+    start(work, script(work, application(work, STEPS)))
     work.wait_steps(3)
     work.user.run(["scancel", work.number], env=work.cluster.env, check=True)
     work.wait_code()
@@ -81,22 +81,22 @@ def test_scancel_does_not_requeue(work: Submitted) -> None:
 
 
 def test_the_time_limit(slurm: Cluster, work: Submitted) -> None:
-    start(work, script(work, application(work, 500), "--on-timeout=requeue"), "--time=1")
+    start(work, script(work, application(work, STEPS), "--on-timeout=requeue"), "--time=1")
     other = Submitted(slurm, work.user, work.folder / "other")
     other.folder.mkdir()
     work.user.own(other.folder)
-    start(other, script(other, application(other, 500), "--on-timeout=stop"), "--time=1")
+    start(other, script(other, application(other, STEPS), "--on-timeout=stop"), "--time=1")
     work.wait_log("left because of time limit", seconds=90)
     assert other.wait_code() == "124:0"
     assert f"`scontrol requeue {other.number}` lets it go on" in other.out
     slurm.ask("scontrol", "requeue", other.number)
     other.wait_log("resumed")
-    unharmed(work, 500)
+    unharmed(work, STEPS)
 
 
 def test_a_node_that_dies_without_a_word(ordinary_account: User) -> None:
     with cluster() as slurm, job(slurm, ordinary_account) as work:
-        start(work, script(work, application(work, 2 * STEPS), "--every=1s"))
+        start(work, script(work, application(work, STEPS), "--every=1s"))
         work.wait_log("saved", 2)
         work.wait_steps(work.steps + 3)
         lost = work.node
@@ -104,7 +104,7 @@ def test_a_node_that_dies_without_a_word(ordinary_account: User) -> None:
         slurm.ask("scontrol", "update", f"NodeName={lost}", "State=DOWN", "Reason=lost")  # what SlurmdTimeout would do
         work.wait_log("resumed", seconds=90)
         assert "log from" in work.log  # lines of the log that were written after the snapshot
-        unharmed(work, 2 * STEPS)
+        unharmed(work, STEPS)
 
 
 # --------------------------------------------------------------------------------------- torpor sbatch
@@ -134,6 +134,7 @@ exit 3
     sbatch(work, path)
     work.wait_steps(5)
     work.preempt()
+    work.finish()
     assert work.wait_code() == "3:0", work.told()
     assert work.cluster.job(work.number)["JobName"] == "pipeline.sh"
     lines = [line for line in work.out.splitlines() if not line.startswith("slurmstepd")]
@@ -189,6 +190,8 @@ exec {sys.executable} {APP} {work.folder}/$SLURM_ARRAY_TASK_ID {STEPS} 0.1
     logs = work.store / "slurm"
     slurm.wait_for(lambda: sum("left" in p.read_text() for p in logs.glob("*/log")) == 3, "three that have left")
     slurm.release(other)
+    for task in tasks:
+        (task / "finish").touch()
     slurm.wait_for(
         lambda: all((task / "answer").exists() for task in tasks), "the answers", 90, lambda: told(tasks, logs)
     )
@@ -221,7 +224,7 @@ def test_a_store_that_is_full_for_a_while(ordinary_account: User) -> None:
         with cluster() as slurm, job(slurm, ordinary_account) as work:
             filler = small / "filler"
             filler.write_bytes(bytes(50 << 20))
-            path = script(work, application(work, 2 * STEPS))
+            path = script(work, application(work, STEPS))
             path.write_text(path.read_text().replace(str(work.store), str(small)))
             start(work, path)
             work.wait_steps(5)
@@ -231,8 +234,9 @@ def test_a_store_that_is_full_for_a_while(ordinary_account: User) -> None:
             filler.unlink()
             slurm.wait_state(work.number, "PENDING")
             slurm.release(other)
+            work.finish()
             assert work.wait_code() == f"{CODE}:0", work.told()
-            assert [name for name in work.differences(2 * STEPS) if name != "out"] == []
+            assert [name for name in work.differences(STEPS) if name != "out"] == []
     finally:
         subprocess.run(["umount", small], check=True)
 
@@ -281,7 +285,7 @@ def test_a_snapshot_that_is_refused(work: Submitted, choice: str) -> None:
 
 
 def test_a_copy_that_was_thought_dead_ends(work: Submitted) -> None:
-    start(work, script(work, application(work, 1000)))
+    start(work, script(work, application(work, STEPS)))
     work.wait_steps(3)
     later = JobDirectory(work.store, work.number, "torpor")
     (later.path / "runs/1").write_text("{}")  # as the next run begins, on a node that can see the store
@@ -305,25 +309,25 @@ def test_one_supervisor_per_job(work: Submitted) -> None:
 
 
 def test_status_tells_of_the_job(slurm: Cluster, work: Submitted) -> None:
-    start(work, script(work, application(work, 100), "--every=1s"))
+    start(work, script(work, application(work, STEPS), "--every=1s"))
     work.wait_log("saved")
     command = [BIN / "torpor", "slurm", "status", "--store", work.store]
     told = work.user.run([*command, "--json", work.number], env=slurm.env, check=True)
     (row,) = json.loads(told.stdout)
     assert (row["job"], row["slurm"], row["phase"], row["window"], row["enough"]) == (
-        work.number, "RUNNING", "running", 30, True,
+        work.number, "RUNNING", "running", GRACE + KILL_WAIT, True,
     )  # fmt: skip
     assert row["snapshots"]
     assert row["pause"] > 0
     table = work.user.run(command, env={**slurm.env, "COLUMNS": "200"}, check=True)
-    assert "of 30 s" in table.stdout
+    assert f"of {GRACE + KILL_WAIT} s" in table.stdout
 
 
 def test_the_doctor_says_how_large_a_job_can_be_saved(slurm: Cluster, ordinary_account: User) -> None:
     command = [BIN / "torpor", "doctor", "--slurm", "--store", ordinary_account.tmp / "store"]
     told = ordinary_account.run([*command, "--json"], env=slurm.env, check=True)
     found = {one["title"]: one for one in json.loads(told.stdout)["findings"]}
-    assert "20 s of GraceTime and 10 s of KillWait: jobs of up to" in found["partition low"]["means"]
+    assert f"{GRACE} s of GraceTime and {KILL_WAIT} s of KillWait: jobs of up to" in found["partition low"]["means"]
     assert found["partition abrupt"]["verdict"] == "limited"
     assert found["partition high"]["means"] == "its jobs are not preempted"
     assert found["ProctrackType"]["verdict"] == ("ok" if slurm.proctrack == "proctrack/cgroup" else "limited")

@@ -15,7 +15,7 @@ from tests.integration.slurm_jobs import APP, Submitted, application, job, scrip
 from tests.users import User
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=f"Slurm is missing here: install {PACKAGES}")
-STEPS = 60
+STEPS = 300
 
 
 def test_a_warning_that_comes_before_anyone_listens(work: Submitted) -> None:
@@ -34,9 +34,24 @@ def test_a_warning_that_comes_before_anyone_listens(work: Submitted) -> None:
     unharmed(work, STEPS)
 
 
+def test_a_warning_that_overtakes_the_signal_before_it(work: Submitted) -> None:
+    """Slurm sends SIGCONT first, and the job is SIGNALING until the node has answered."""
+    start(work, script(work, application(work, STEPS)))
+    work.wait_steps(5)
+    before = work.node
+    with work.cluster.slow_node(before):
+        other = work.cluster.preempt(work.user, before)
+        work.cluster.wait_state(work.number, "SIGNALING")
+        os.kill(supervisor(work), signal.SIGUSR1)  # by another way: it is early
+        work.wait_log("heard SIGUSR1: preempted")
+    work.hurry(before)
+    work.wait_log("resumed")
+    work.cluster.release(other)
+    unharmed(work, STEPS)
+
+
 def test_what_is_killed_goes_on_from_its_last_save(work: Submitted) -> None:
-    steps = 2 * STEPS
-    start(work, script(work, application(work, steps), "--every=1s"))
+    start(work, script(work, application(work, STEPS), "--every=1s"))
     for saved, victim in ((2, application_of), (3, supervisor)):
         work.wait_log("saved 2", saved)
         before = work.node
@@ -46,7 +61,7 @@ def test_what_is_killed_goes_on_from_its_last_save(work: Submitted) -> None:
         work.cluster.ask("scontrol", "requeue", work.number)
         work.hurry(before)
         work.wait_log("resumed", saved - 1)
-    unharmed(work, steps)
+    unharmed(work, STEPS)
 
 
 def application_of(made: Submitted) -> int:
@@ -86,7 +101,7 @@ def test_signals_for_the_application_while_it_is_being_saved(work: Submitted) ->
 
 
 def test_two_supervisors_that_begin_at_once(work: Submitted) -> None:
-    path = script(work, application(work, 10))
+    path = script(work, application(work, 10, 0))
     *head, run = path.read_text().splitlines()
     run = run.removeprefix("exec ")
     waits = ["wait $first; one=$?", "wait $second; other=$?", "[ $one = 7 ] || exit $other", "exit $one"]
@@ -100,7 +115,7 @@ def test_two_supervisors_that_begin_at_once(work: Submitted) -> None:
 @pytest.mark.soak
 def test_a_controller_that_is_away(ordinary_account: User) -> None:
     with cluster() as slurm, job(slurm, ordinary_account) as work:
-        start(work, script(work, application(work, 10 * STEPS)))
+        start(work, script(work, application(work, STEPS)))
         work.wait_steps(5)
         controller = work.cluster.controller
         assert controller is not None
@@ -113,4 +128,4 @@ def test_a_controller_that_is_away(ordinary_account: User) -> None:
         work.cluster.start_controller()
         work.cluster.wait_for(lambda: work.cluster.job(work.number).get("JobState") == "RUNNING", "the controller")
         work.preempt()
-        unharmed(work, 10 * STEPS)
+        unharmed(work, STEPS)

@@ -21,7 +21,7 @@ from tests.users import BIN, User
 ADMIN = Path(torpor_slurm.__path__[0], "admin")
 HEADER = Path("/usr/include/slurm/spank.h")
 FLAGS = ("-O2", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared")
-STEPS = 60
+STEPS = 300
 
 pytestmark = [
     pytest.mark.skipif(bool(missing()), reason=f"Slurm is missing here: install {PACKAGES}"),

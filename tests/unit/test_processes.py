@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,6 +30,38 @@ def test_a_tree_and_its_memory(child: subprocess.Popen[bytes]) -> None:
     assert {os.getpid(), child.pid} <= set(processes.tree(os.getpid()))
     assert processes.parent(child.pid) == os.getpid()
     assert processes.start_time(child.pid) >= processes.start_time(os.getpid())
+
+
+THREADS = """
+import signal, sys, threading
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGUSR2})
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+signal.signal(signal.SIGTERM, lambda *_: None)
+open_one = threading.Event()
+def other():
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR2})
+    open_one.set()
+    signal.sigwait({signal.SIGUSR1})
+threading.Thread(target=other, daemon=True).start()
+open_one.wait()
+print(flush=True)
+sys.stdin.read()
+"""
+
+
+def test_what_a_process_would_die_of() -> None:
+    command = [sys.executable, "-c", THREADS]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        assert process.stdin
+        process.stdout.readline()
+        told = {number: processes.dies_of(process.pid, number) for number in signal.valid_signals()}
+        process.stdin.close()
+    assert [told[one] for one in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)] == [False] * 3, "caught or ignored"
+    assert not told[signal.SIGUSR1], "all threads block it: one waits for it"
+    assert told[signal.SIGUSR2], "one thread does not block it"
+    assert told[signal.SIGRTMAX]
+    assert not processes.dies_of(process.pid, signal.SIGUSR2), "it has ended"
 
 
 def test_a_process_that_is_killed_and_reaped(child: subprocess.Popen[bytes]) -> None:

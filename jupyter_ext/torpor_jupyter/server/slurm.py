@@ -49,5 +49,5 @@ async def _is_preempted(allocation: Allocation, log: Logger) -> bool:
     except TorporError as error:
         log.warning("Slurm does not say what becomes of job %s: %s", allocation.job, error)
         return False
-    answer = find_cause(record, restarts=allocation.restarts, now=time.time(), lead=0, terminated=False)
+    answer = find_cause(record, restarts=allocation.restarts, now=time.time(), lead=0, warned=False)
     return answer.cause in (Cause.PREEMPTED, Cause.REQUEUED)

@@ -43,6 +43,8 @@ class Application:
         self.end_after: int | None = None
         """Looks after which it has ended with 0 by itself."""
         self.waited = False
+        self.catches: set[int] = set()
+        """The signals that it is not killed by."""
         self.gives_in: Callable[[], None] | None = None
         """What happens when it is sent SIGTERM."""
 
@@ -50,7 +52,8 @@ class Application:
         self.heard.append(number)
         if number == signal.SIGTERM and self.gives_in:
             self.gives_in()
-        if number == signal.SIGKILL:
+            return
+        if number in supervisor.WARNINGS | {signal.SIGKILL} and number not in self.catches:
             self.code = -number
 
     def poll(self) -> int | None:
@@ -102,6 +105,8 @@ class Rig:
         self.app, self.sentinel = Application(), Listener()
         self.record = replace(JobRecord.parse(LINE), start=time.time() - 100, end=time.time() + 86400)
         self.silent = False
+        self.late: list[JobRecord | None] = []
+        """What the controller says before it says `record`; None: nothing."""
         self.saves: list[str] = []
         self.tags: list[dict[str, str]] = []
         self.fail: list[Exception | None] = []
@@ -113,8 +118,10 @@ class Rig:
         self.allocation = allocation
         self.monkeypatch = monkeypatch
         self.tried = self.supervise(Options())
-        for name, value in (("PULSE", 0.01), ("SHORT_PULSE", 0.01), ("RETRY", 0.05)):
+        for name, value in (("PULSE", 0.01), ("SHORT_PULSE", 0.01), ("FIRST_RETRY", 0.05)):
             monkeypatch.setattr(supervisor, name, value)
+        monkeypatch.setattr(controller, "RETRY", 0.05)
+        monkeypatch.setattr(processes, "dies_of", lambda pid, number: number not in self.app.catches)
         monkeypatch.setattr(torpor, "checkpoint", self._checkpoint)
         monkeypatch.setattr(controller, "job_record", self._job_record)
         monkeypatch.setattr(controller, "requeue", self._requeue)
@@ -141,9 +148,10 @@ class Rig:
 
     def _job_record(self, job: str) -> JobRecord:
         assert job == "12"
-        if self.silent:
+        said = self.late.pop(0) if self.late else self.record
+        if self.silent or said is None:
             raise SlurmError("Unable to contact slurm controller")
-        return self.record
+        return said
 
     def _requeue(self, job: str) -> None:
         self.requeued.append(job)

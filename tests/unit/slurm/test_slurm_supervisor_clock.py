@@ -65,6 +65,22 @@ def test_at_its_limit_a_save_that_fails_is_tried_again_after_a_while(rig: Rig) -
     assert rig.saves == ["kill", "kill"]
 
 
+def test_the_end_of_a_grace_time_that_nobody_heard_of_is_no_time_limit(rig: Rig) -> None:
+    """Slurm began to preempt it while its script still staged in: its EndTime is that of the grace time."""
+    near(rig, 5)
+    rig.say(preempt=time.time() - 5)
+    assert rig.watch() == 0
+    assert (rig.saves, rig.requeued, rig.directory.state["cause"]) == (["kill"], ["12"], "preempted")
+
+
+def test_a_cancelled_job_whose_end_is_now_is_left_to_end(rig: Rig) -> None:
+    near(rig, 0)
+    rig.say(state="COMPLETING")
+    rig.app.end_after = 5
+    assert rig.watch() == 0
+    assert (rig.saves, rig.requeued) == ([], [])
+
+
 @pytest.mark.parametrize("case", ["far", "extended", "none", "unknown"])
 def test_a_time_limit_that_is_none_or_far_lets_it_run(rig: Rig, case: str) -> None:
     near(rig, 3600 if case == "far" else 1)

@@ -8,6 +8,7 @@ import pytest
 
 from tests.unit.slurm.slurm_job import LINE, environment
 from torpor.util.inherited import signals
+from torpor_slurm import another_run
 from torpor_slurm.allocation import Allocation
 from torpor_slurm.controller import SlurmError
 from torpor_slurm.job_directory import JobDirectory
@@ -21,7 +22,7 @@ def supervisor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scontrol: str) -
     path.write_text(f"#!/bin/sh\ncd {tmp_path}\necho $1 >>asked\n{scontrol}\n")
     path.chmod(0o755)
     monkeypatch.setenv("PATH", str(path.parent), prepend=":")
-    monkeypatch.setattr("torpor_slurm.supervisor.RETRY", 0.01)
+    monkeypatch.setattr("torpor_slurm.controller.RETRY", 0.01)
     allocation = Allocation.here(environment())
     assert allocation is not None
     directory = JobDirectory(tmp_path / "store", "12", "c")
@@ -37,18 +38,22 @@ def test_a_run_begins_when_the_controller_answers(tmp_path: Path, monkeypatch: p
     assert tried._first_record().name == "job.sh"
 
 
+def requeue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scontrol: str) -> None:
+    another_run.request(supervisor(tmp_path, monkeypatch, scontrol).directory, 0, None)
+
+
 def test_a_requeue_waits_for_the_controller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    supervisor(tmp_path, monkeypatch, f"{SILENT_THRICE}\n[ $1 = requeue ] || echo '{LINE}'")._requeue(None)
+    requeue(tmp_path, monkeypatch, f"{SILENT_THRICE}\n[ $1 = requeue ] || echo '{LINE}'")
     assert (tmp_path / "asked").read_text().split() == ["show", "show", "show", "show", "requeue"]
 
 
 def test_a_requeue_that_is_refused_says_where_the_job_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     refusing = f"[ $1 = show ] && exec echo '{LINE}'\necho 'Requested operation is disabled' >&2; exit 1"
     with pytest.raises(SlurmError, match=r"is disabled.*torpor restore latest --store"):
-        supervisor(tmp_path, monkeypatch, refusing)._requeue(None)
+        requeue(tmp_path, monkeypatch, refusing)
 
 
 def test_what_the_user_cancels_meanwhile_is_not_requeued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cancelled = LINE.replace("JobState=RUNNING", "JobState=CANCELLED")
-    supervisor(tmp_path, monkeypatch, f"[ $1 = show ] && echo '{cancelled}'")._requeue(None)
+    requeue(tmp_path, monkeypatch, f"[ $1 = show ] && echo '{cancelled}'")
     assert "requeue" not in (tmp_path / "asked").read_text()

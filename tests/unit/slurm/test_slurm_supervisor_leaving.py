@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import signal
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 import torpor
 from tests.unit.slurm.supervisor_rig import PATIENCE, Rig
-from torpor.errors import CheckpointFailed, NotFound
+from torpor import processes
+from torpor.errors import CheckpointFailed, NotFound, StoreError
 from torpor.store import SnapshotInfo
-from torpor_slurm import controller
+from torpor_slurm import another_run, controller, supervisor
 from torpor_slurm.controller import JobRecord, SlurmError
 from torpor_slurm.job_directory import RUN_TAG, JobDirectory
 from torpor_slurm.preemption_cause import Cause, Finding
@@ -62,13 +64,87 @@ def test_at_its_time_limit_a_job_is_saved(
     assert ("scontrol requeue 12" in capfd.readouterr().err) == (choice == "stop")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGINT])
+SENT = [*(signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT), signal.SIGRTMIN + 5]
+
+
+@pytest.mark.parametrize("number", SENT)
 def test_a_signal_that_is_not_slurms_is_the_applications(rig: Rig, number: int) -> None:
-    """It may end it; a requeue would raise it from the dead."""
     rig.app.end_after = 5
+    rig.app.catches = {number}
     rig.warn(number)
     assert rig.watch() == 0
     assert (rig.saves, rig.requeued, rig.app.heard) == ([], [], [number])
+    assert rig.directory.finished is not None
+
+
+@pytest.mark.parametrize("number", SENT)
+def test_before_an_unexplained_signal_may_kill_it_a_job_is_saved(rig: Rig, number: int) -> None:
+    """A requeue would raise it from the dead; but if its user wants to, it goes on from there."""
+    rig.warn(number)
+    assert rig.watch() == -number
+    assert (rig.saves, rig.requeued, rig.app.heard) == (["run"], [], [number])
+    assert (rig.directory.finished, rig.directory.state["phase"]) == (None, "ended")
+
+
+def test_what_the_user_cancels_is_not_saved_first(rig: Rig) -> None:
+    rig.say(state="COMPLETING")
+    rig.warn()
+    assert rig.watch() == -signal.SIGTERM
+    assert (rig.saves, rig.requeued, rig.app.heard) == ([], [], [signal.SIGTERM])
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM, None])
+@pytest.mark.parametrize("catches", [False, True])
+@pytest.mark.parametrize("failures", [0, 2])
+@pytest.mark.parametrize("answers", ["at once", "SIGNALING", "one step behind", "silent at first", "silent in the end"])
+def test_a_preempted_job_is_saved_in_time_however_its_warning_comes(
+    rig: Rig, number: int | None, catches: bool, failures: int, answers: str
+) -> None:
+    rig.monkeypatch.setattr(supervisor, "FIRST_RETRY", 0.02)
+    rig.monkeypatch.setattr(controller, "RETRY", 0.02)
+    rig.supervise(Options())
+    before = rig.record
+    rig.preempt()
+    if answers == "SIGNALING":
+        rig.late = [replace(rig.record, state="SIGNALING")] * 2
+    elif answers == "one step behind" and not (number and catches):  # then the signal is the application's
+        rig.late = [before]
+    elif answers.startswith("silent"):
+        rig.late = [None] * (1 if answers == "silent at first" else 5)
+    rig.fail = [CheckpointFailed("it was not its moment")] * failures
+    if number is None:
+        rig.sentinel.news = ["ended", "listens"]  # the next one listens soon
+    else:
+        rig.app.catches = {number} if catches else set()
+        rig.warn(number)
+    assert rig.watch() == 0
+    assert (rig.saves[-1], rig.requeued, rig.directory.finished) == ("kill", ["12"], None)
+    assert rig.app.heard == [] or catches, "what would kill it is not handed on"
+
+
+def test_one_that_ends_well_on_the_warning_of_a_preemption_is_not_finished(rig: Rig) -> None:
+    def gives_in() -> None:
+        rig.app.code = 0
+
+    rig.app.catches, rig.app.gives_in = {signal.SIGTERM}, gives_in
+    rig.preempt()
+    rig.fail = [CheckpointFailed("the disk is full")]
+    rig.warn()
+    assert rig.watch() == 0
+    assert (rig.requeued, rig.directory.finished) == (["12"], None)
+
+
+def test_what_the_user_cancels_while_it_could_not_be_saved_is_left_to_end(rig: Rig) -> None:
+    """The end of the application is its own: no save kills it in the middle."""
+    rig.preempt()
+    rig.app.catches = {signal.SIGTERM}
+    rig.tried.leaving = Finding(Cause.PREEMPTED, rig.record.end)
+    rig.tried.retry_at = time.monotonic() + PATIENCE
+    rig.say(state="CANCELLED")
+    rig.app.end_after = 5
+    rig.warn()
+    assert rig.watch() == 0
+    assert (rig.saves, rig.requeued, rig.app.heard, rig.directory.finished) == ([], [], [signal.SIGTERM], None)
 
 
 def test_what_no_site_sends_as_a_warning_is_handed_on_unasked(rig: Rig) -> None:
@@ -89,13 +165,14 @@ def test_what_the_application_ignores_by_its_start_is_not_handed_on(rig: Rig) ->
 
 def test_while_the_controller_is_silent_a_warned_job_is_saved_and_goes_on(rig: Rig) -> None:
     rig.silent = True
-    rig.app.end_after = 5
+    rig.app.end_after = 20
     rig.warn()
     assert rig.watch() == 0
     assert (rig.saves, rig.requeued, rig.app.heard) == (["run"], [], [])
 
 
-def test_a_save_that_fails_is_tried_again_and_the_application_is_warned(rig: Rig) -> None:
+def test_a_save_that_fails_is_tried_again_and_an_application_that_listens_is_warned(rig: Rig) -> None:
+    rig.app.catches = {signal.SIGTERM}
     rig.supervise(Options(every=0.01))
     rig.preempt()
     rig.fail = [CheckpointFailed("the disk is full"), CheckpointFailed("still"), None]
@@ -172,12 +249,35 @@ def test_a_requeue_that_is_refused_since_somebody_else_was_first(rig: Rig) -> No
 
 def test_one_that_ends_while_it_is_saved_is_no_failed_save(rig: Rig, capfd: pytest.CaptureFixture[str]) -> None:
     rig.fail = [NotFound("there is no process 9")]
+    rig.monkeypatch.setattr(processes, "is_ending", lambda pid: True)
     assert not rig.tried._save("run")
     assert "not saved" not in capfd.readouterr().err
+
+
+def test_why_a_save_failed_is_told_once_until_one_succeeds(rig: Rig, capfd: pytest.CaptureFixture[str]) -> None:
+    full = StoreError("the disk is full")
+    rig.fail = [full, full, NotFound("the store is not mounted"), full, None, full]
+    assert [rig.tried._save("run") for _ in range(6)] == [False] * 4 + [True, False]
+    words = [line.removeprefix("torpor: not saved: ") for line in capfd.readouterr().err.splitlines()]
+    assert words == ["the disk is full", "the store is not mounted", "the disk is full"]
+    assert rig.log.count("not saved") == 5
+
+
+def test_a_save_that_fails_is_tried_again_soon_and_then_less_often(rig: Rig) -> None:
+    rig.monkeypatch.setattr(supervisor, "LAST_RETRY", 0.15)
+    rig.supervise(Options()).leaving = Finding(Cause.PREEMPTED, time.time() + 60)
+    rig.fail = [CheckpointFailed("busy")] * 4
+    waits = [rig.tried.retry]
+    for _ in range(4):
+        assert rig.tried._leave(rig.tried.leaving) is None
+        waits.append(rig.tried.retry)
+    assert waits == [0.05, 0.1, 0.15, 0.15, 0.15]
+    assert rig.tried._save("run")
+    assert rig.tried.retry == 0.05
 
 
 def test_a_run_that_is_shut_out_meanwhile_asks_for_nothing(rig: Rig) -> None:
     rig.silent = True
     JobDirectory(rig.directory.path.parents[1], "12", "c").begin(1, "n2", 2.0)
-    rig.tried._requeue(None)
+    another_run.request(rig.directory, 0, None)
     assert rig.requeued == []

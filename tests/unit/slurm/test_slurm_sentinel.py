@@ -1,0 +1,65 @@
+"""The sentinel step, with an srun that is made up."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.unit.slurm.slurm_job import environment
+from torpor_slurm import sentinel
+from torpor_slurm.allocation import Allocation
+from torpor_slurm.sentinel import AGAIN, SOON, Sentinel
+
+PATIENCE = 60.0
+
+
+def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, srun: str) -> Sentinel:
+    path = tmp_path / "srun"
+    path.write_text(f"#!/bin/sh\n{srun}\n")
+    path.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    allocation = Allocation.here(environment())
+    assert allocation is not None
+    return Sentinel(allocation)
+
+
+def until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_one_that_a_signal_ended_is_soon_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sentinel, "SOON", 0.0)
+    with made(tmp_path, monkeypatch, "echo; exec sleep 1000") as step:
+        for _ in range(2):
+            until(step.listens)
+            assert not step.listens(), "that is news once"
+            assert step._srun is not None
+            step._srun.send_signal(signal.SIGTERM)
+            until(step.ended)
+            assert not step.ended()  # it starts the next one
+
+
+def test_one_that_ends_before_anybody_saw_it_listen_is_soon_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with made(tmp_path, monkeypatch, "echo") as step:
+        until(step.ended)
+        assert step._start_at < time.monotonic() + 2 * SOON
+
+
+def test_one_that_cannot_start_never_listens_and_is_not_tried_again_soon(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with made(tmp_path, monkeypatch, "exit 1") as step:
+        assert step._srun is not None
+        step._srun.wait()
+        assert not step.listens()
+        assert step.ended()
+        assert step._start_at > time.monotonic() + AGAIN / 2
