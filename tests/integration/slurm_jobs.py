@@ -123,14 +123,8 @@ class Submitted:
             self.wait_log("left because of preempted")
 
     def hurry(self, before: str) -> None:
-        """When it waits in the queue again, let it start at once: on another node it need not wait until the
-        credential of its last run has expired."""
-        self.cluster.wait_for(
-            lambda: self.cluster.job(self.number).get("JobState") == "PENDING",
-            f"job {self.number} in the queue again",
-            more=self.told,
-        )
-        self.cluster.ask("scontrol", "update", f"JobId={self.number}", "StartTime=now", f"ExcNodeList={before}")
+        """When it waits in the queue again, let it start at once, on another node."""
+        self.cluster.hurry(self.number, before, self.told)
 
 
 @contextmanager
@@ -152,6 +146,12 @@ def script(made: Submitted, command: str, *options: str) -> Path:
     run = shlex.join([str(BIN / "torpor"), "run", "--store", str(made.store), *options])
     path.write_text(f"#!/bin/sh\nexport OPENBLAS_NUM_THREADS=1\nexec {run} -- {command}\n")
     path.chmod(0o755)
+    return path
+
+
+def waiting(path: Path) -> Path:
+    """The same script, which does not start `torpor run` before there is a file `go` beside it."""
+    path.write_text(path.read_text().replace("exec", f"until [ -e {path.parent}/go ]; do sleep 0.05; done\nexec", 1))
     return path
 
 

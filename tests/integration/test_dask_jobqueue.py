@@ -26,7 +26,7 @@ LEAVES = 24
 
 @pytest.fixture
 def slurm(monkeypatch: pytest.MonkeyPatch) -> Iterator[slurm_cluster.Cluster]:
-    with slurm_cluster.cluster(grace=30) as running:
+    with slurm_cluster.cluster() as running:
         for name, value in running.env.items():
             monkeypatch.setenv(name, value)
         yield running
@@ -112,8 +112,7 @@ def test_a_preempted_job_is_woken_on_another_node_with_its_data_and_its_running_
         number = slurm.ask("squeue", "-h", "-o", "%i")
         before = slurm.job(number)["NodeList"]
         preemptor = slurm.preempt(ordinary_account, before)
-        slurm.wait_state(number, "PENDING")
-        slurm.ask("scontrol", "update", f"JobId={number}", "StartTime=now")  # on another node it need not wait
+        slurm.hurry(number, before)
         until("the return", lambda: client.run_on_scheduler(returned))
         assert [worker["name"] for worker in client.scheduler_info()["workers"].values()] == [name]
         assert slurm.job(number)["NodeList"] != before

@@ -7,18 +7,32 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from tests.integration.slurm_cluster import GRACE, KILL_WAIT, PACKAGES, Cluster, cluster, missing
-from tests.integration.slurm_jobs import APP, CODE, Submitted, application, job, script, start, undisturbed, unharmed
+from tests.integration.slurm_jobs import (
+    APP,
+    CODE,
+    Submitted,
+    application,
+    job,
+    script,
+    start,
+    undisturbed,
+    unharmed,
+    waiting,
+)
 from tests.users import BIN, User
 from torpor_slurm.job_directory import JobDirectory
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=f"Slurm is missing here: install {PACKAGES}")
 STEPS = 300
+LINES = 60
+"""What each command of GNU parallel writes."""
 
 
 def test_plain_jobs_run(slurm: Cluster, ordinary_account: User) -> None:
@@ -43,27 +57,37 @@ def test_a_preempted_job_goes_on_where_it_was(slurm: Cluster, work: Submitted) -
     unharmed(work, STEPS)
 
 
-def test_a_requeued_job_goes_on_where_it_was(slurm: Cluster, work: Submitted) -> None:
+def test_a_job_that_was_preempted_and_then_requeued_goes_on_where_it_was(slurm: Cluster, work: Submitted) -> None:
     every = [] if slurm.spares_the_application else ["--every=1s"]
     start(work, script(work, application(work, STEPS), *every))
     work.wait_steps(5)
+    work.preempt()
+    work.wait_steps(work.steps + 5)
     if every:
-        work.wait_log("saved 2")
+        work.wait_log("saved 2", work.log.count("saved 2") + 1)
     before = work.node
     work.cluster.ask("scontrol", "requeue", work.number)
     work.hurry(before)
     unharmed(work, STEPS)
     assert "because of requeued" in work.log
+    assert work.log.count("resumed") == 2
+    if not every:
+        only_slurms_words_were_cut(work)
 
 
-@pytest.mark.parametrize("times", [3, pytest.param(8, marks=pytest.mark.soak)])
-def test_many_preemptions(work: Submitted, times: int) -> None:
+@pytest.mark.soak
+def test_many_preemptions(work: Submitted) -> None:
     start(work, script(work, application(work, STEPS)))
-    for _ in range(times):
+    for _ in range(8):
         work.wait_steps(work.steps + 5)
         work.preempt()
     unharmed(work, STEPS)
-    cut = [path.read_text() for path in (work.directory / "cut").iterdir()]
+    only_slurms_words_were_cut(work)
+
+
+def only_slurms_words_were_cut(made: Submitted) -> None:
+    """Nothing that the application has written was cut off its output: it was saved when it was warned."""
+    cut = [path.read_text() for path in (made.directory / "cut").iterdir()]
     assert all(line.startswith("slurmstepd") for text in cut for line in text.splitlines())
 
 
@@ -81,17 +105,25 @@ def test_scancel_does_not_requeue(work: Submitted) -> None:
 
 
 def test_the_time_limit(slurm: Cluster, work: Submitted) -> None:
-    start(work, script(work, application(work, STEPS), "--on-timeout=requeue"), "--time=1")
     other = Submitted(slurm, work.user, work.folder / "other")
     other.folder.mkdir()
     work.user.own(other.folder)
-    start(other, script(other, application(other, STEPS), "--on-timeout=stop"), "--time=1")
-    work.wait_log("left because of time limit", seconds=90)
-    assert other.wait_code() == "124:0"
+    for made, choice in ((work, "requeue"), (other, "stop")):
+        start(
+            made, waiting(script(made, application(made, STEPS), f"--on-timeout={choice}")), "--time=2", "--exclusive"
+        )
+        slurm.wait_state(made.number, "RUNNING")
+        end = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(time.time() + 30))
+        slurm.ask("scontrol", "update", f"JobId={made.number}", f"EndTime={end}")
+        (made.folder / "go").touch()
+    before = work.node
+    work.wait_log("left because of time limit")
+    assert other.wait_code() == "124:0", other.told()
     assert f"`scontrol requeue {other.number}` lets it go on" in other.out
     slurm.ask("scontrol", "requeue", other.number)
-    other.wait_log("resumed")
+    work.hurry(before)
     unharmed(work, STEPS)
+    other.wait_log("resumed")
 
 
 def test_a_node_that_dies_without_a_word(ordinary_account: User) -> None:
@@ -102,6 +134,7 @@ def test_a_node_that_dies_without_a_word(ordinary_account: User) -> None:
         lost = work.node
         slurm.kill_node(lost)
         slurm.ask("scontrol", "update", f"NodeName={lost}", "State=DOWN", "Reason=lost")  # what SlurmdTimeout would do
+        work.hurry(lost)
         work.wait_log("resumed", seconds=90)
         assert "log from" in work.log  # lines of the log that were written after the snapshot
         unharmed(work, STEPS)
@@ -117,21 +150,21 @@ def sbatch(made: Submitted, path: Path, *arguments: str, options: Sequence[str] 
     return made
 
 
-def test_a_whole_script_is_kept_with_its_pipeline(work: Submitted) -> None:
+def test_a_whole_script_is_kept_with_its_pipeline_and_its_step(work: Submitted) -> None:
     path = work.folder / "pipeline.sh"
     path.write_text(
         f"""#!/bin/bash
 #SBATCH --comment="of no matter"
 export OPENBLAS_NUM_THREADS=1
 first=$SLURMD_NODENAME
-{application(work, STEPS)} | while read line; do echo "$line"; done
+srun -n1 -c1 {application(work, STEPS)} | while read line; do echo "$line"; done
 echo "code ${{PIPESTATUS[0]}}"
 . "$TORPOR_ENV_FILE"
 [ "$first" != "$SLURMD_NODENAME" ] && echo "run $SLURM_RESTART_COUNT, on another node"
 exit 3
 """
     )
-    sbatch(work, path)
+    sbatch(work, path, "-p", "cancel")
     work.wait_steps(5)
     work.preempt()
     work.finish()
@@ -145,26 +178,20 @@ exit 3
 @pytest.mark.skipif(shutil.which("parallel") is None, reason="GNU parallel is missing here: install parallel")
 def test_gnu_parallel_and_what_it_runs_are_kept(slurm: Cluster, work: Submitted) -> None:
     path = work.folder / "parallel.sh"
-    count = f"for n in $(seq {STEPS}); do echo {{}} $n; echo step $n >>{work.folder}/{{}}.log; sleep 0.05; done"
+    finish = f"[ -e {work.folder}/finish ]"
+    pause = f"{finish} || sleep 0.05; [ $n != {LINES - 5} ] || until {finish}; do sleep 0.05; done"
+    count = f"for n in $(seq {LINES}); do echo {{}} $n; echo step $n >>{work.folder}/{{}}.log; {pause}; done"
     path.write_text(f"#!/bin/sh\nparallel --will-cite -k -j2 '{count}' ::: a b c | tr a-c A-C\nexit 5\n")
     sbatch(work, path, "-p", "cancel-abrupt" if slurm.spares_the_application else "cancel")
     logs = [work.folder / f"{name}.log" for name in "abc"]
     work.cluster.wait_for(lambda: logs[1].exists() and logs[1].stat().st_size > 50, "parallel to be in the middle")
     work.preempt()
+    work.finish()
     assert work.wait_code() == "5:0", work.told()
-    steps = range(1, STEPS + 1)
+    steps = range(1, LINES + 1)
     assert [log.read_text() for log in logs] == ["".join(f"step {n}\n" for n in steps)] * 3
     lines = [line for line in work.out.splitlines() if not line.startswith("slurmstepd")]
     assert lines == [f"{name} {n}" for name in "ABC" for n in steps]
-
-
-def test_a_step_below_the_supervisor_is_a_part_of_the_job(work: Submitted) -> None:
-    path = work.folder / "step.sh"
-    path.write_text(f"#!/bin/sh\nexport OPENBLAS_NUM_THREADS=1\nsrun -n1 -c1 {application(work, STEPS)}\n")
-    sbatch(work, path, "-p", "cancel")
-    work.wait_steps(5)
-    work.preempt()
-    unharmed(work, STEPS)
 
 
 def told(tasks: list[Path], logs: Path) -> str:
@@ -183,12 +210,14 @@ exec {sys.executable} {APP} {work.folder}/$SLURM_ARRAY_TASK_ID {STEPS} 0.1
 """
     )
     out = str(work.folder / "%a.out")
-    sbatch(work, path, "--array=0-2", "-w", "n1", "-o", out)
+    sbatch(work, path, "--array=0-2", "-x", "n2", "-o", out)
     tasks = [work.folder / str(task) for task in range(3)]
     slurm.wait_for(lambda: all((task / "log").exists() and (task / "log").stat().st_size > 200 for task in tasks), "3")
     other = slurm.preempt(work.user, "n1")
     logs = work.store / "slurm"
     slurm.wait_for(lambda: sum("left" in p.read_text() for p in logs.glob("*/log")) == 3, "three that have left")
+    for task in tasks:
+        slurm.hurry(f"{work.number}_{task.name}", "n1", lambda: told(tasks, logs))
     slurm.release(other)
     for task in tasks:
         (task / "finish").touch()
@@ -228,11 +257,12 @@ def test_a_store_that_is_full_for_a_while(ordinary_account: User) -> None:
             path.write_text(path.read_text().replace(str(work.store), str(small)))
             start(work, path)
             work.wait_steps(5)
-            other = slurm.preempt(work.user, work.node)
+            before = work.node
+            other = slurm.preempt(work.user, before)
             slurm.wait_for(lambda: "No space left on device" in work.out, "words about the disk", 60, work.told)
             work.wait_steps(work.steps + 5)  # it runs on meanwhile
             filler.unlink()
-            slurm.wait_state(work.number, "PENDING")
+            work.hurry(before)
             slurm.release(other)
             work.finish()
             assert work.wait_code() == f"{CODE}:0", work.told()
@@ -266,9 +296,11 @@ def test_a_snapshot_that_is_refused(work: Submitted, choice: str) -> None:
     before = work.steps
     (work.folder / "go").touch()
     work.wait_steps(before + 10)
+    node = work.node
     work.send_away()
     (work.folder / "go").unlink()
     (work.folder / "data").unlink()
+    work.hurry(node)
     if choice == "stop":
         assert work.wait_code() == "10:0"
     else:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.slurm_cluster import PACKAGES, cluster, missing
-from tests.integration.slurm_jobs import APP, Submitted, application, job, script, start, supervisor, unharmed
+from tests.integration.slurm_jobs import APP, Submitted, application, job, script, start, supervisor, unharmed, waiting
 from tests.users import User
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=f"Slurm is missing here: install {PACKAGES}")
@@ -19,9 +19,7 @@ STEPS = 300
 
 
 def test_a_warning_that_comes_before_anyone_listens(work: Submitted) -> None:
-    path = script(work, application(work, STEPS))
-    path.write_text(path.read_text().replace("exec", f"until [ -e {work.folder}/go ]; do sleep 0.05; done\nexec"))
-    start(work, path)
+    start(work, waiting(script(work, application(work, STEPS))))
     work.cluster.wait_state(work.number, "RUNNING")
     before = work.node
     other = work.cluster.preempt(work.user, before)
