@@ -325,7 +325,8 @@ class Supervisor:
         self.directory.log(f"{heard}: {answer.cause.value}")
         if answer.cause in (Cause.OTHER, Cause.CANCELLED):
             self.urged, self.leaving = False, None
-            if number is not None:
+            # An old signal without a reason would end a job that Slurm lets run.
+            if number is not None and not (before and answer.cause is Cause.OTHER):
                 self._hand_on(number, urge=answer.cause is Cause.CANCELLED)
             return None
         return self._leave(answer, number)

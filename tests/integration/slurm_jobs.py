@@ -8,7 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
@@ -113,14 +113,21 @@ class Submitted:
         assert self.node != before
         self.cluster.release(other)
 
-    def send_away(self) -> None:
-        """Have it leave: by scontrol requeue, or, where that would signal the application as well, by a preemption."""
+    def send_away(self, meanwhile: Callable[[], object] = lambda: None) -> None:
+        """Have it leave, for the other node; `meanwhile` is called when it has left.
+
+        By scontrol requeue, or, where that would signal the application as well, by a preemption.
+        """
+        before, left, others = self.node, self.log.count("left because of"), []
         if self.cluster.spares_the_application:
             self.cluster.ask("scontrol", "requeue", self.number)
-            self.wait_log("left because of requeued")
         else:
-            self.cluster.preempt(self.user, self.node)
-            self.wait_log("left because of preempted")
+            others.append(self.cluster.preempt(self.user, before))
+        self.wait_log("left because of", left + 1)
+        meanwhile()
+        self.hurry(before)
+        for other in others:
+            self.cluster.release(other)
 
     def hurry(self, before: str) -> None:
         """When it waits in the queue again, let it start at once, on another node."""

@@ -171,6 +171,25 @@ def test_while_the_controller_is_silent_a_warned_job_is_saved_and_goes_on(rig: R
     assert (rig.saves, rig.requeued, rig.app.heard) == (["run"], [], [])
 
 
+@pytest.mark.parametrize("catches", [False, True])
+def test_what_the_controller_has_no_reason_for_when_it_is_back_ends_nothing(rig: Rig, catches: bool) -> None:
+    rig.app.catches = {signal.SIGTERM} if catches else set()
+    rig.late = [None] * 3
+    rig.app.end_after = 40
+    rig.warn()
+    assert rig.watch() == 0
+    assert (rig.saves, rig.late, rig.app.heard) == (["run"], [], [signal.SIGTERM] if catches else [])
+    assert rig.directory.finished is not None
+
+
+def test_a_cancel_that_the_controller_tells_of_late_is_handed_on(rig: Rig) -> None:
+    rig.say(state="CANCELLED")
+    rig.late = [None] * 3
+    rig.warn()
+    assert rig.watch() == -signal.SIGTERM
+    assert (rig.saves, rig.app.heard, rig.directory.finished) == (["run"], [signal.SIGTERM], None)
+
+
 def test_a_save_that_fails_is_tried_again_and_an_application_that_listens_is_warned(rig: Rig) -> None:
     rig.app.catches = {signal.SIGTERM}
     rig.supervise(Options(every=0.01))
