@@ -15,7 +15,8 @@ MARK = "TORPOR_TEST_MARK"
 and woken, since its environment lies in its memory."""
 
 PATIENCE = 60.0
-"""Seconds that may pass until what is on its way out is gone; other runs' files in /dev/shm are gone by then too."""
+"""Seconds that may pass until what is on its way out is gone: many, since a loaded host takes its time, and a test that
+leaves nothing waits for nothing. Other runs' files in /dev/shm are gone by then too."""
 
 
 def marked(mark: str) -> set[int]:
@@ -71,7 +72,7 @@ def _mounts() -> set[str]:
 
 def _files() -> set[str]:
     # In /tmp only what bears our name is ours; a private directory of another run's test is not.
-    temporary = {str(p) for p in Path("/tmp").glob("*torpor*") if not p.name.startswith("torpor-test-")}
+    temporary = {str(p) for p in Path("/tmp").glob("*torpor*") if not p.name.startswith(("torpor-test-", "pytest-of-"))}
     return temporary | {str(p) for p in Path("/dev/shm").iterdir()}
 
 

@@ -227,12 +227,22 @@ class Resume(SchedulerPlugin):
                 loading.task.suspicious = loading.suspicious  # it was not the task that was under way
         lost = [tasks[key] for key in (*msg["lost-computed-tasks"], *msg["lost-scattered-tasks"])]
         self._learn_last_of(msg["worker"])
+        self._load_unreported(msg)
         if self.holding:
             lost = self.holding.begin(msg, lost)
         self.cover([*lost, *self._restarting(msg["worker"])])
         for key in msg["lost-scattered-tasks"]:
             if key in self.loading:
                 self._rescue(self.loading[key].task, msg["stimulus_id"])
+
+    def _load_unreported(self, msg: dict[str, Any]) -> None:
+        """Have those results loaded that a lost worker had computed and stored, but not reported to Dask."""
+        for key in msg["processing-tasks"]:
+            task = self.scheduler.tasks[key]
+            if task.state == "processing" and key not in self.loading and (kept := self.usable(task, set())):
+                if not msg["expected"]:
+                    task.suspicious -= 1  # it had ended before its worker did
+                self._have_loaded(task, kept)
 
     def add_worker(self, scheduler: Scheduler, worker: str) -> None:
         """Handle a worker that is back, before Dask assigns it tasks."""
@@ -274,7 +284,7 @@ class Resume(SchedulerPlugin):
                 continue
             seen.add(task.key)
             if _to_be_computed(task) and (kept := self.usable(task, trusted)):
-                self.replace(task, loading_task(kept, self.store.path, self.settings.patience), kept=kept)
+                self._have_loaded(task, kept)
             elif task.state in ("released", "memory"):
                 stack += [needed for needed in task.dependencies if _to_be_computed(needed)]
 
@@ -322,6 +332,9 @@ class Resume(SchedulerPlugin):
         self.loading[task.key] = Loading(task, kept, held, task.run_spec, origin, lost, task.suspicious)
         task.has_lost_dependencies = False
         task.run_spec = spec
+
+    def _have_loaded(self, task: TaskState, kept: Kept) -> None:
+        self.replace(task, loading_task(kept, self.store.path, self.settings.patience), kept=kept)
 
     def _restore(self, key: Key, stimulus: str) -> Loading:
         """Give a task its own spec and inputs back."""

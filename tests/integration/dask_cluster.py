@@ -1,10 +1,9 @@
-"""A Dask cluster of real processes, and tasks that count themselves."""
+"""A Dask cluster of real processes, and workloads for it."""
 
 from __future__ import annotations
 
 import multiprocessing.resource_tracker
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -16,74 +15,15 @@ from typing import Any
 
 import dask
 import dask.array as da
-import numpy as np
-from distributed import Client, Future, LocalCluster, Scheduler, get_worker, worker_client
+from distributed import Client, LocalCluster
 
+from tests.integration.dask_tasks import add, chunk_of, counters, kept_keys, leaf, slow, suspicions
+from tests.integration.dask_times import SWEEP, TAIL
 from torpor.store import Store
 from torpor_dask.results import KIND, Kept, look
 
 ROOT = Path(__file__).parents[2]
-PATIENCE = 60.0  # seconds until a test says that something does not happen
-
-
-# what tasks do: each appends a line to the log when its body has ended
-
-
-def ran(log: str) -> None:
-    fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    try:
-        key = get_worker().get_current_task()
-    except ValueError:  # without a cluster
-        key = "?"
-    os.write(fd, f"{key}\n".encode())
-    os.close(fd)
-
-
-def leaf(number: int, log: str, seconds: float = 0.05) -> int:
-    time.sleep(seconds)
-    ran(log)
-    return number
-
-
-def add(left: int, right: int, log: str, seconds: float = 0.05) -> int:
-    time.sleep(seconds)
-    ran(log)
-    return left + right
-
-
-def array(number: int, size: int, log: str) -> np.ndarray[Any, np.dtype[np.float64]]:
-    time.sleep(0.05)
-    ran(log)
-    return np.random.default_rng(number).random(size)
-
-
-def total(log: str, *arrays: np.ndarray[Any, Any]) -> float:
-    time.sleep(0.05)
-    ran(log)
-    return float(sum(part.sum() for part in arrays))
-
-
-class Tally:
-    def __init__(self) -> None:
-        self.count = 0
-
-    def increment(self) -> int:
-        self.count += 1
-        return self.count
-
-
-def with_a_future(number: int, log: str) -> list[Future]:
-    time.sleep(0.05)
-    with worker_client() as client:
-        inner = client.submit(leaf, number, log)
-        client.gather(inner)
-    return [inner]
-
-
-def chunk_of(frame: Any, log: str) -> Any:
-    time.sleep(0.1)
-    ran(log)
-    return frame
+PATIENCE = 100.0  # seconds until a test says that something does not happen
 
 
 def shuffled(log: str) -> Any:
@@ -103,21 +43,6 @@ def workload(name: str, method: str, log: str) -> Any:
         return (other @ other.T).sum(axis=0)
 
 
-def slow(block: Any, log: str) -> Any:
-    time.sleep(0.05)
-    ran(log)
-    return block * 2
-
-
-def patient(log: str, go: str, add_to: int = 0) -> int:
-    """A task that is under way until a file exists, and tells of its begin and of its end."""
-    ran(log)
-    while not os.path.exists(go):
-        time.sleep(0.02)
-    ran(log)
-    return 42 + add_to
-
-
 def runs(log: Path) -> Counter[str]:
     """How often the body of each task ran to its end, by key."""
     return Counter(log.read_text().splitlines()) if log.exists() else Counter()
@@ -128,7 +53,7 @@ def until(what: str, condition: Callable[[], Any]) -> Any:
     deadline = time.monotonic() + PATIENCE
     while not (result := condition()):
         assert time.monotonic() < deadline, f"{what} did not happen within {PATIENCE:.0f} s"
-        time.sleep(0.01)
+        time.sleep(0.05)
     return result
 
 
@@ -157,7 +82,9 @@ class Cluster:
             "PYTHONPATH": os.pathsep.join([str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]),
             "DASK_TORPOR__STORE": self.store.path,
             "DASK_TORPOR__MIN_DURATION": "10ms",
-            "DASK_DISTRIBUTED__SCHEDULER__PRELOAD": '["torpor_dask"]',
+            "DASK_DISTRIBUTED__SCHEDULER__PRELOAD": '["torpor_dask", "tests.integration.dask_times"]',
+            TAIL: str(PATIENCE),  # what a lost worker stored last is looked for, however long that takes
+            SWEEP: "600",  # what was stored is there to be looked at, needed or not
             "DASK_DISTRIBUTED__SCHEDULER__VALIDATE": "True",  # Dask checks its invariants after each transition
             "DASK_DISTRIBUTED__WORKER__VALIDATE": "True",
             "DASK_DISTRIBUTED__WORKER__MEMORY__TERMINATE": "False",
@@ -222,27 +149,24 @@ class Cluster:
                 process.kill()
         else:
             self.client.close()
-        for process in [*self.workers.values(), self.scheduler]:
-            if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(30)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+        for processes in (self.workers.values(), [self.scheduler]):
+            for process in processes:
+                process.terminate()
+            for process in processes:
+                process.wait(PATIENCE)
         self.workers.clear()
         if hard:
-            self.client.close(timeout=2)
+            self.client.close(timeout=PATIENCE)
 
     def counters(self) -> dict[str, Any]:
-        return dict(self.client.run_on_scheduler(_counters))
+        return dict(self.client.run_on_scheduler(counters))
 
     def loaded(self) -> int:
         return int(self.counters()["loaded"])
 
     def suspicions(self) -> int:
         """How often any task is held to have taken a worker with it."""
-        return int(self.client.run_on_scheduler(_suspicions))
+        return int(self.client.run_on_scheduler(suspicions))
 
     def kept(self) -> list[Kept]:
         """All that is in the store."""
@@ -251,30 +175,10 @@ class Cluster:
 
     def until_kept(self, *keys: object) -> None:
         """Wait until the scheduler knows that results are stored."""
-        until("storing", lambda: set(keys) <= self.client.run_on_scheduler(_kept_keys))
+        until("storing", lambda: set(keys) <= self.client.run_on_scheduler(kept_keys))
 
     def output(self) -> str:
         return (self.tmp / "output").read_text(errors="replace")
-
-
-def _counters(dask_scheduler: Scheduler) -> dict[str, Any]:
-    plugin: Any = dask_scheduler.plugins["torpor"]
-    origins = [key for key in dask_scheduler.tasks if isinstance(key, tuple) and key[0] == "torpor-origin"]
-    return {**vars(plugin.counters), "loading": len(plugin.loading), "origins": len(origins)}
-
-
-def under_way(key: str, dask_scheduler: Scheduler) -> bool:
-    """Whether the scheduler has heard by heartbeat that a task is being executed."""
-    return any(task.key == key for worker in dask_scheduler.workers.values() for task in worker.executing)
-
-
-def _suspicions(dask_scheduler: Scheduler) -> int:
-    return sum(task.suspicious for task in dask_scheduler.tasks.values())
-
-
-def _kept_keys(dask_scheduler: Scheduler) -> set[object]:
-    plugin: Any = dask_scheduler.plugins["torpor"]
-    return set(plugin.kept)
 
 
 BAD_NEWS = ("Plugin failed with exception", "AssertionError", "Error transitioning", "InvalidTransition", "odd message")
@@ -296,7 +200,7 @@ def cluster(tmp: Path, *, host: str = "127.0.0.1", **config: Any) -> Iterator[Cl
                 process.kill()
                 process.wait()
         if hasattr(made, "client"):
-            made.client.close(timeout=2)
+            made.client.close(timeout=PATIENCE)
     for line in made.output().splitlines():
         assert not any(news in line for news in BAD_NEWS), line
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import dask
 from distributed import wait
 
-from tests.integration.dask_cluster import PATIENCE, cluster, leaf, patient, runs, under_way, until
-from tests.integration.dask_nodes import Node, connected
+from tests.integration.dask_cluster import PATIENCE, cluster, runs, until
+from tests.integration.dask_nodes import Node, connected, woken
+from tests.integration.dask_tasks import leaf, patient, under_way
 from tests.users import BIN
 
 
@@ -33,20 +34,14 @@ def move(tmp: Path, first: Node, second: Node) -> dict[str, object]:
         subprocess.run([*first.within, BIN / "torpor", *freeze], check=True, stdout=subprocess.DEVNULL)
         process.wait()
         del cluster_.workers["wanderer"]
-        restore = [*second.within, BIN / "torpor", "restore", "latest", "--store", str(images)]
-        with open(tmp / "output", "ab") as output:
-            woken = subprocess.Popen(restore, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
-        try:
+        with woken(tmp, "latest", *second.within):
             until("the return", lambda: cluster_.counters()["returned"])
             after = list(cluster_.info())
             go.touch()
             answer = task.result(PATIENCE)
             told = {"before": before, "after": after, "answer": answer, "runs": runs(cluster_.log)[task.key]}
-            cluster_.stop()
-            return told
-        finally:
-            woken.kill()
-            woken.wait()
+        cluster_.stop()
+        return told
 
 
 if __name__ == "__main__":

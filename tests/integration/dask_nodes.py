@@ -9,10 +9,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +22,41 @@ from typing import Any
 import pytest
 
 from tests.integration.dask_cluster import until
+from tests.users import BIN
 
 NOBODY = "02:00:00:00:00:99"
 NO_VETH = 77
 """Exit code: the kernel has no veth."""
+
+
+def end(launcher: subprocess.Popen[bytes]) -> None:
+    """End what an ``unshare --fork`` has started, and wait for it: in a PID namespace, for all that runs there.
+
+    Not by killing the launcher: what it started would die a moment later, when nobody waits for it any more.
+    """
+    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children")
+    while launcher.poll() is None:
+        with suppress(OSError):  # it has ended meanwhile
+            for pid in children.read_text().split():
+                os.kill(int(pid), signal.SIGKILL)
+        time.sleep(0.01)
+
+
+@contextmanager
+def woken(tmp: Path, snapshot: str, *within: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Wake a process of the store `images` on what looks like another node: PIDs and a host name of its own.
+
+    All of it is gone afterwards.
+    """
+    rights = [] if os.geteuid() == 0 else ["--user", "--map-current-user", "--keep-caps"]
+    node = ["unshare", *rights, "--uts", "--pid", "--fork", "--mount-proc", "--kill-child"]
+    restore = [BIN / "torpor", "restore", snapshot, "--store", tmp / "images"]
+    with open(tmp / "output", "ab") as output:
+        process = subprocess.Popen([*within, *node, *restore], stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+    try:
+        yield process
+    finally:
+        end(process)
 
 
 def ip(*words: str, node: tuple[str, ...] = ()) -> None:
@@ -76,8 +109,7 @@ def connected(number: int) -> Iterator[Node]:
         ip("route", "add", "default", "via", node.here, node=node.within)
         yield node
     finally:
-        holder.kill()
-        holder.wait()
+        end(holder)
 
 
 def alone(program: str, tmp: Path) -> dict[str, Any]:

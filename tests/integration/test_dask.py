@@ -16,22 +16,9 @@ import numpy as np
 import pytest
 from distributed import wait
 
-from tests.integration.dask_cluster import (
-    PATIENCE,
-    Cluster,
-    Tally,
-    add,
-    array,
-    cluster,
-    lazy_tree,
-    leaf,
-    runs,
-    shuffled,
-    total,
-    tree,
-    until,
-    with_a_future,
-)
+from tests.integration.dask_cluster import PATIENCE, Cluster, cluster, lazy_tree, runs, tree, until
+from tests.integration.dask_tasks import Tally, add, array, leaf, patient, seconds, total, with_a_future
+from tests.integration.dask_times import SWEEP
 from tests.users import BIN
 
 pytestmark = pytest.mark.timeout(180)
@@ -55,18 +42,22 @@ def rerun(dask: Cluster, before: set[str], lines: int) -> set[str]:
 # losses
 
 
+def until_stored(dask: Cluster, count: int) -> None:
+    """Wait until so many results were stored and the scheduler knows it."""
+    until("storing", lambda: dask.counters()["kept"] >= count)
+
+
 @pytest.mark.parametrize("nanny", [False, True], ids=["plain", "nanny"])
 def test_after_sigkill_no_stored_task_of_149_runs_again(tmp_path: Path, nanny: bool) -> None:
     with cluster(tmp_path) as dask:
         dask.start(2, 2, "--nanny" if nanny else "--no-nanny")
         result = tree(dask.client, dask.log)
-        until("half of the graph", lambda: runs(dask.log).total() >= 75)
+        until_stored(dask, 50)
         os.kill(dask.pid("w10"), signal.SIGKILL)
         before = stored(dask)
         assert result.result(PATIENCE) == sum(range(75))
-        assert len(before) > 50
+        assert len(before) >= 50
         assert not again(dask) & before
-        assert len(again(dask)) <= 8  # what was in the write-behind's window
         # Whether the worker held one that was still needed, and is then loaded, is chance.
         assert dask.counters()["origins"] == dask.counters()["loading"] == 0
         dask.stop()
@@ -75,13 +66,24 @@ def test_after_sigkill_no_stored_task_of_149_runs_again(tmp_path: Path, nanny: b
 def test_write_through_leaves_no_window(tmp_path: Path) -> None:
     with cluster(tmp_path, torpor__write_through=True) as dask:
         dask.start()
-        result = tree(dask.client, dask.log, leaves=30)
-        until("half of the graph", lambda: runs(dask.log).total() >= 30)
-        dask.kill("w10")
-        assert result.result(PATIENCE) == sum(range(30))
-        assert len(again(dask)) <= 2  # on each thread at most the one whose result was being written
+        go = tmp_path / "go"
+        leaves = [dask.client.submit(leaf, number, str(dask.log)) for number in range(30)]
+        wait(leaves, PATIENCE)
+        assert stored(dask) == {future.key for future in leaves}
+        tasks = [dask.client.submit(patient, str(dask.log), str(go), future) for future in leaves]
+        until("a task", lambda: runs(dask.log).total() > 30)
+        dask.kill(richest(dask))
+        go.touch()
+        assert dask.client.gather(tasks) == [42 + number for number in range(30)]
+        assert not again(dask) & {future.key for future in leaves}
         assert dask.loaded() > 0
         dask.stop()
+
+
+def richest(dask: Cluster) -> str:
+    """The worker with most results."""
+    results = dask.client.has_what()
+    return str(dask.info()[max(results, key=lambda address: len(results[address]))]["name"])
 
 
 def test_three_losses_in_a_row(tmp_path: Path) -> None:
@@ -90,7 +92,7 @@ def test_three_losses_in_a_row(tmp_path: Path) -> None:
         result = tree(dask.client, dask.log)
         losses = []
         for number in range(3):
-            until("more of the graph", lambda done=35 * (number + 1): runs(dask.log).total() >= done)
+            until_stored(dask, 30 * (number + 1))
             dask.start_worker(f"spare{number}")
             dask.kill(next(iter(dask.workers)))
             losses.append((stored(dask), runs(dask.log).total()))
@@ -104,7 +106,7 @@ def test_all_workers_at_once(tmp_path: Path) -> None:
     with cluster(tmp_path) as dask:
         dask.start()
         result = tree(dask.client, dask.log)
-        until("half of the graph", lambda: runs(dask.log).total() >= 75)
+        until_stored(dask, 50)
         dask.kill("w10", "w11")
         before = stored(dask)
         dask.start_worker("new")
@@ -118,11 +120,11 @@ def test_scheduler_and_workers_lost_and_the_same_graph_again(tmp_path: Path) -> 
         graph = lazy_tree(dask.log)
         dask.start()
         result = dask.client.compute(graph)
-        until("half of the graph", lambda: runs(dask.log).total() >= 75)
+        until_stored(dask, 50)
         dask.stop(hard=True)
         assert result.cancelled()
         before, lines = stored(dask), runs(dask.log).total()
-        assert len(before) > 50
+        assert len(before) >= 50
         dask.start()
         result = dask.client.compute(graph)
         assert result.result(PATIENCE) == sum(range(75))
@@ -197,34 +199,37 @@ def dask_annotate(word: str) -> Any:
 # what cannot be read or written
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut", "no manifest", "no store"])
-def test_what_cannot_be_read_is_computed(tmp_path: Path, damage: str) -> None:
-    with cluster(tmp_path) as dask:
+def test_what_cannot_be_read_is_computed(tmp_path: Path) -> None:
+    def flip(pack: Path) -> None:
+        with open(pack, "r+b") as file:
+            file.seek(-3000, os.SEEK_END)
+            byte = file.read(1)[0]
+            file.seek(-1, os.SEEK_CUR)
+            file.write(bytes([byte ^ 1]))
+
+    with cluster(tmp_path, torpor__keep="all") as dask:  # not only what is faster to read than to compute, as it seems
         dask.start(1)
-        arrays = [dask.client.submit(array, number, 100_000, str(dask.log)) for number in range(6)]
-        expected = sum(float(np.random.default_rng(number).random(100_000).sum()) for number in range(6))
-        wait(arrays, PATIENCE)
-        dask.until_kept(*(future.key for future in arrays))
+        arrays, snapshots = [], []
+        for number in range(4):  # a snapshot for each
+            arrays.append(dask.client.submit(array, number, 100_000, str(dask.log)))
+            dask.until_kept(arrays[-1].key)
+            snapshots += [kept.snapshot for kept in dask.kept() if kept.key == arrays[-1].key]
+        expected = sum(float(np.random.default_rng(number).random(100_000).sum()) for number in range(4))
         root = Path(dask.store.path)
-        for path in root.glob("packs/*.pack"):
-            with open(path, "r+b") as file:
-                if damage == "flip":
-                    file.seek(-3000, os.SEEK_END)
-                    byte = file.read(1)[0]
-                    file.seek(-1, os.SEEK_CUR)
-                    file.write(bytes([byte ^ 1]))
-                elif damage == "cut":
-                    file.truncate(8192)
-        if damage == "no manifest":
-            for path in root.glob("snapshots/*/manifest"):
-                path.unlink()
-        elif damage == "no store":
-            shutil.rmtree(root)
+        flipped, cut, removed, _ = snapshots
+        flip(root / f"packs/{flipped}.pack")
+        os.truncate(root / f"packs/{cut}.pack", 8192)
+        (root / f"snapshots/{removed}/manifest").unlink()
         dask.start_worker("other")
         dask.kill("w10")
         result = dask.client.submit(total, str(dask.log), *arrays)
         assert result.result(PATIENCE) == pytest.approx(expected)
-        assert dask.counters()["unreadable"] > 0
+        assert (dask.counters()["unreadable"], dask.loaded()) == (3, 1)
+        shutil.rmtree(root)
+        dask.start_worker("third")
+        dask.kill("other")
+        assert dask.client.submit(total, str(dask.log), *arrays, pure=False).result(PATIENCE) == pytest.approx(expected)
+        assert dask.counters()["unreadable"] >= 3 + 4
         assert dask.counters()["origins"] == 0
         dask.stop()
 
@@ -275,31 +280,32 @@ def test_a_full_store_stops_no_computation(tmp_path: Path) -> None:
 
 
 def test_chosen_by_duration_and_by_annotation(tmp_path: Path) -> None:
-    with cluster(tmp_path, torpor__min_duration="500ms") as dask:
+    with cluster(tmp_path, torpor__min_duration="300ms") as dask:
         dask.start(1)
         client, log = dask.client, str(dask.log)
-        long = client.submit(leaf, 1, log, 0.6)
-        short = client.submit(leaf, 2, log, 0.01)
+        long = client.submit(leaf, 1, log, 0.4)
+        shorts = [client.submit(leaf, 2, log, 0.01 * number) for number in range(4)]
         with dask_annotate("always"):
             always = client.submit(leaf, 3, log, 0.01)
         with dask_annotate("never"):
-            never = client.submit(leaf, 4, log, 0.6)
-        wait([long, short, always, never], PATIENCE)
+            never = client.submit(leaf, 4, log, 0.4)
+        wait([long, *shorts, always, never], PATIENCE)
         dask.until_kept(long.key, always.key)
+        (took,) = client.run(seconds).values()  # a short one has taken long if its worker got no processor
         dask.stop()  # flushes
-        assert stored(dask) == {long.key, always.key}
+        assert took[long.key] >= 0.3 and took[never.key] >= 0.3
+        assert stored(dask) == {long.key, always.key, *(short.key for short in shorts if took[short.key] >= 0.3)}
 
 
 def test_what_nobody_needs_leaves_the_store(tmp_path: Path) -> None:
     with cluster(tmp_path) as dask:
+        dask.env[SWEEP] = "0.1"
         dask.start(1)
         result = tree(dask.client, dask.log, leaves=8)
         wait(result, PATIENCE)
         dask.until_kept(result.key)
-        assert dask.store.verify() == []
         result.release()
-        until("removing", lambda: not dask.store.ids())
-        assert not list(Path(dask.store.path).glob("packs/*"))
+        until("removing", lambda: not dask.store.ids() and not list(Path(dask.store.path).glob("packs/*")))
         dask.stop()
 
 
@@ -375,37 +381,28 @@ def test_actors_and_results_that_hold_futures_are_left_alone(tmp_path: Path) -> 
         dask.stop()
 
 
-def test_p2p_shuffle_with_a_lost_worker_gives_what_it_gives_undisturbed(tmp_path: Path) -> None:
-    with dask.config.set({"dataframe.shuffle.method": "tasks"}):
-        expected = shuffled(str(tmp_path / "undisturbed")).compute(scheduler="sync")
-    with dask.config.set({"dataframe.shuffle.method": "p2p"}), cluster(tmp_path) as cluster_:
-        cluster_.start(3)
-        future = cluster_.client.compute(shuffled(str(cluster_.log)))
-        until("some of the graph", lambda: runs(cluster_.log).total() >= 8)
-        cluster_.kill("w10")
-        result = future.result(PATIENCE)
-        assert (result.sort_index() - expected.sort_index()).abs().max() < 1e-9
-        cluster_.stop()
-
-
 # leaving
 
 
 @pytest.mark.parametrize("nanny", [False, True], ids=["plain", "nanny"])
 def test_a_warned_worker_ends_its_task_stores_everything_and_leaves(tmp_path: Path, nanny: bool) -> None:
-    with cluster(tmp_path, torpor__warning="SIGUSR1", torpor__gather="10s") as dask:
+    with cluster(tmp_path, torpor__warning="SIGUSR1", torpor__gather="10s", torpor__drain="10 minutes") as dask:
         dask.start(1, 2, "--nanny" if nanny else "--no-nanny")
         done = [dask.client.submit(leaf, number, str(dask.log)) for number in range(6)]
         wait(done, PATIENCE)
-        running = dask.client.submit(leaf, 100, str(dask.log), 1.5)
-        until("running", lambda: any(dask.client.processing().values()))
+        go = tmp_path / "go"
+        running = dask.client.submit(patient, str(dask.log), str(go))
+        until("running", lambda: runs(dask.log)[running.key])
         leaving = dask.workers["w10"]
         leaving.send_signal(signal.SIGUSR1)
+        until("leaving", lambda: "closing_gracefully" in {worker["status"] for worker in dask.info().values()})
+        go.touch()
         assert leaving.wait(PATIENCE) == 0
         del dask.workers["w10"]
         dask.start_worker("other")
-        assert dask.client.gather([*done, running]) == [0, 1, 2, 3, 4, 5, 100]
-        assert not again(dask)
+        assert dask.client.gather([*done, running]) == [0, 1, 2, 3, 4, 5, 42]
+        assert runs(dask.log)[running.key] == 2  # it began once and ended once
+        assert again(dask) == {running.key}
         assert dask.suspicions() == 0
         dask.stop()
 
@@ -446,7 +443,7 @@ def test_two_clusters_share_a_store(tmp_path: Path) -> None:
             each.start(2, 1)
         results = [tree(each.client, each.log, leaves=20) for each in (one, two)]
         for each in (one, two):
-            until("half of the graph", lambda each=each: runs(each.log).total() >= 20)
+            until_stored(each, 10)
             each.kill("w10")
         assert results[0].result(PATIENCE) == sum(range(20))
         one.stop()
@@ -459,7 +456,7 @@ def test_restart_and_resubmission_while_loading_end_well(tmp_path: Path) -> None
     with cluster(tmp_path) as dask:
         dask.start(2, 1, "--nanny")
         result = tree(dask.client, dask.log, leaves=20)
-        until("half of the graph", lambda: runs(dask.log).total() >= 20)
+        until_stored(dask, 10)
         os.kill(dask.pid("w10"), signal.SIGKILL)
         same = tree(dask.client, dask.log, leaves=20)
         assert same.result(PATIENCE) == result.result(PATIENCE) == sum(range(20))

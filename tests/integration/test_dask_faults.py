@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import signal
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
-from tests.integration.dask_cluster import PATIENCE, Cluster, add, cluster, leaf, runs, tree
+from tests.integration.dask_cluster import PATIENCE, Cluster, cluster, runs, tree
+from tests.integration.dask_deadly import DEADLY
 from tests.integration.dask_gate import GATE
 from tests.integration.dask_nodes import alone
 from tests.integration.dask_silent import LEAVES
+from tests.integration.dask_tasks import add, leaf
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -23,6 +26,23 @@ def test_a_node_that_falls_silent_costs_no_stored_task(tmp_path: Path) -> None:
     assert told["stored"] > 10
     assert told["loaded"] > 0
     assert told["stored and run again"] == []
+
+
+def test_what_was_stored_and_not_yet_reported_is_loaded(tmp_path: Path) -> None:
+    preload = json.dumps(["tests.integration.dask_deadly"])
+    with cluster(tmp_path, torpor__write_through=True, distributed__worker__preload=preload) as dask:
+        deadly = tmp_path / "deadly"
+        deadly.touch()
+        dask.env[DEADLY] = str(deadly)
+        dask.start(1)
+        result = dask.client.submit(leaf, 1, str(dask.log))
+        assert dask.workers.pop("w10").wait(PATIENCE) == -signal.SIGKILL
+        deadly.unlink()
+        dask.start_worker("other")
+        assert result.result(PATIENCE) == 1
+        assert runs(dask.log).total() == dask.loaded() == 1
+        assert dask.suspicions() == 0
+        dask.stop()
 
 
 def gated(tmp: Path, **config: object) -> AbstractContextManager[Cluster]:

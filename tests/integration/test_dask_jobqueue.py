@@ -13,7 +13,8 @@ from dask_jobqueue import SLURMCluster
 from distributed import Client, wait
 
 from tests.integration import slurm_cluster
-from tests.integration.dask_cluster import PATIENCE, leaf, patient, runs, tree, under_way, until
+from tests.integration.dask_cluster import PATIENCE, runs, tree, until
+from tests.integration.dask_tasks import leaf, patient, under_way
 from tests.integration.slurm_cluster import PACKAGES, missing
 from tests.users import BIN, User
 

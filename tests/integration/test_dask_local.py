@@ -16,7 +16,8 @@ import pytest
 from distributed import Client, Scheduler, wait
 from distributed.shuffle._exceptions import P2PConsistencyError
 
-from tests.integration.dask_cluster import PATIENCE, cluster, lazy_tree, leaf, local_cluster, runs, until, workload
+from tests.integration.dask_cluster import PATIENCE, cluster, lazy_tree, local_cluster, runs, until, workload
+from tests.integration.dask_tasks import leaf
 from torpor_dask import Resume
 
 pytestmark = pytest.mark.timeout(180)

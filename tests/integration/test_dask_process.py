@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-import os
 import random
-import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import dask
 import pytest
-from distributed import Scheduler, wait
+from distributed import wait
 
 import torpor
-from tests.integration.dask_cluster import PATIENCE, Cluster, add, cluster, leaf, patient, runs, tree, under_way, until
-from tests.integration.dask_nodes import alone
-from tests.users import BIN
+from tests.integration.dask_cluster import PATIENCE, Cluster, cluster, runs, tree, until
+from tests.integration.dask_nodes import alone, woken
+from tests.integration.dask_tasks import add, leaf, patient, states, under_way
 from torpor.store import Store
 
 pytestmark = pytest.mark.timeout(180)
-
-
-def states(dask_scheduler: Scheduler) -> dict[Any, tuple[str, Any]]:
-    return {key: (task.state, task.worker_restrictions) for key, task in dask_scheduler.tasks.items()}
 
 
 def freeze(dask: Cluster, name: str) -> torpor.Snapshot:
@@ -35,21 +28,6 @@ def freeze(dask: Cluster, name: str) -> torpor.Snapshot:
     process.wait()
     until("the loss", lambda: name not in names(dask))
     return snapshot
-
-
-@contextmanager
-def woken(dask: Cluster, snapshot: torpor.Snapshot) -> Iterator[subprocess.Popen[bytes]]:
-    """Wake a worker on what looks like another node: PIDs and a host name of its own."""
-    rights = [] if os.geteuid() == 0 else ["--user", "--map-current-user", "--keep-caps"]
-    node = ["unshare", *rights, "--uts", "--pid", "--fork", "--mount-proc", "--kill-child"]
-    restore = [BIN / "torpor", "restore", snapshot.id, "--store", str(dask.tmp / "images")]
-    with open(dask.tmp / "output", "ab") as output:
-        process = subprocess.Popen([*node, *restore], stdin=subprocess.DEVNULL, stdout=output, stderr=output)
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()
 
 
 def names(dask: Cluster) -> set[str]:
@@ -82,7 +60,7 @@ def test_a_woken_worker_is_back_with_its_data_and_its_running_task(tmp_path: Pat
         dask.client.wait_for_workers(1, PATIENCE)
         found = dask.client.run_on_scheduler(states)
         assert found[data.key][0] == found[task.key][0] == "no-worker"
-        with woken(dask, snapshot):
+        with woken(tmp_path, snapshot.id):
             until("the return", lambda: names(dask) == {"first", "second"})
             until("the data", lambda: data.key in dask.client.run_on_scheduler(states))
             assert dask.client.submit(add, data, 1, str(dask.log)).result(PATIENCE) == 8
@@ -113,7 +91,7 @@ def test_when_the_time_is_over_the_default_path_takes_over(tmp_path: Path) -> No
         assert dask.counters()["loading"] == dask.counters()["origins"] == 0
         assert not any(restrictions for _, restrictions in dask.client.run_on_scheduler(states).values())
         # the process is late: it is a worker, with nothing of what it had
-        with woken(dask, snapshot):
+        with woken(tmp_path, snapshot.id):
             until("the return", lambda: names(dask) == {"first", "second"})
             dask.kill("second")
             assert dask.client.submit(add, task, data, str(dask.log)).result(PATIENCE) == 56
@@ -124,12 +102,12 @@ def test_a_second_copy_of_a_worker_is_refused(tmp_path: Path) -> None:
     with cluster(tmp_path, torpor__hold="10 minutes") as dask:
         data, task, go = begin(dask)
         snapshot = freeze(dask, "first")
-        with woken(dask, snapshot):
+        with woken(tmp_path, snapshot.id):
             until("the return", lambda: names(dask) == {"first"})
             go.touch()
             assert task.result(PATIENCE) == 49
         until("the loss", lambda: not names(dask))
-        with woken(dask, snapshot) as copy:
+        with woken(tmp_path, snapshot.id) as copy:
             copy.wait(PATIENCE)
         assert not names(dask)
         assert "the scheduler's answer is: refused" in dask.output()
@@ -146,7 +124,7 @@ def test_scattered_data_is_back(tmp_path: Path) -> None:
         numbers = dask.client.scatter(list(range(10)))
         snapshot = freeze(dask, "first")
         dask.start_worker("second", threads=1)
-        with woken(dask, snapshot):
+        with woken(tmp_path, snapshot.id):
             until("the data", lambda: dask.counters()["returned"] == 10)
             assert dask.client.gather(numbers) == list(range(10))
             assert dask.counters()["loading"] == 0
@@ -167,7 +145,7 @@ def test_an_old_image_gives_no_old_value_of_a_name_used_again(tmp_path: Path) ->
         wait(new, PATIENCE)
         dask.kill("first")
         until("the loss", lambda: not names(dask))
-        with woken(dask, snapshot):
+        with woken(tmp_path, snapshot.id):
             assert new.result(PATIENCE) == 2
             assert names(dask) == {"first"}
             assert dask.counters()["returned"] == 0
@@ -198,7 +176,7 @@ def in_turn(tmp_path: Path, losses: int, seed: int) -> None:
             snapshot = freeze(dask, name)
             time.sleep(chance.choice([0.0, 0.5, 6.0]))
             if chance.random() < 0.8:
-                process = stack.enter_context(woken(dask, snapshot))
+                process = stack.enter_context(woken(tmp_path, snapshot.id))
                 # one that was just writing to the store may be refused: what it wrote is cleaned up
                 until("an outcome", lambda name=name, process=process: name in names(dask) or process.poll())
             assert result.result(PATIENCE) == sum(range(80))
