@@ -29,6 +29,8 @@ Table = dict[int, bytes]
 """Hashes by page number."""
 MOST_PACKS = 6
 """So few that a short series comes to have more."""
+AHEAD = 30
+"""Rounds that the program makes at most while it is not stopped yet."""
 
 
 @contextmanager
@@ -40,11 +42,11 @@ def mutator(program: str) -> Iterator[tuple[subprocess.Popen[bytes], mmap.mmap]]
     environment = {**os.environ, "GLIBC_TUNABLES": tunables}
     process = subprocess.Popen([program, "rounds"], env=environment, start_new_session=True)
     try:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 100
         while not Path("rounds").exists() or not Path("rounds").stat().st_size:
             assert time.monotonic() < deadline and process.poll() is None
             time.sleep(0.001)
-        with open("rounds", "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as rounds:
+        with open("rounds", "r+b") as file, mmap.mmap(file.fileno(), 0) as rounds:
             yield process, rounds
     finally:
         with suppress(ProcessLookupError):  # the last checkpoint has killed it
@@ -53,9 +55,10 @@ def mutator(program: str) -> Iterator[tuple[subprocess.Popen[bytes], mmap.mmap]]
 
 
 def run_on(rounds: mmap.mmap, count: int) -> None:
-    """Let it make some rounds."""
+    """Let it make some rounds, and a few more until somebody stops it."""
     wanted = struct.unpack_from("<Q", rounds)[0] + count
-    deadline = time.monotonic() + 60
+    struct.pack_into("<Q", rounds, 8, wanted + AHEAD)
+    deadline = time.monotonic() + 100
     while struct.unpack_from("<Q", rounds)[0] < wanted:
         assert time.monotonic() < deadline, "it does not get on"
         time.sleep(0.0005)
@@ -83,7 +86,7 @@ def pages(store: Store, snapshot: torpor.Snapshot) -> list[Table]:
 def stop(pid: int) -> None:
     """Stop it, and its child if it has one."""
     os.killpg(pid, signal.SIGSTOP)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 100
     while not all(map(at_rest, [pid, *procfs.children(pid, [pid])])):
         assert time.monotonic() < deadline, "it does not stop"
         time.sleep(0.0005)
@@ -91,7 +94,10 @@ def stop(pid: int) -> None:
 
 def at_rest(pid: int) -> bool:
     """Whether a process is stopped, or has ended."""
-    return procfs.stat(pid).state in ("T", "Z")
+    try:
+        return procfs.stat(pid).state in ("T", "Z")
+    except (FileNotFoundError, ProcessLookupError):  # its parent had not stopped yet, and has waited for it
+        return True
 
 
 def same_as_by_itself(program: str, times: int, seed: str) -> None:
@@ -141,7 +147,7 @@ def goes_on(final: torpor.Snapshot, together: Store, alone: Store) -> None:
     with torpor.Series() as series:
         job = torpor.restore(final, store=together, series=series)
         try:
-            with open("rounds", "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as rounds:
+            with open("rounds", "r+b") as file, mmap.mmap(file.fileno(), 0) as rounds:
                 spared = 0
                 for number in range(3):
                     run_on(rounds, 3)

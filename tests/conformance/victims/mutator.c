@@ -1,5 +1,6 @@
 /* Changes its memory in every way there is, for ever, round by round: test_series.py compares what a series of
- * checkpoints keeps of it with what a single one keeps. Rounds are counted in a mapped file, named by its argument. */
+ * checkpoints keeps of it with what a single one keeps. Rounds are counted in a mapped file, named by its argument;
+ * the second number there is the one at which to pause: memory must not grow while the tester has no processor. */
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <pthread.h>
@@ -151,6 +152,8 @@ int main(int argc, char **argv)
 				map(k);
 			}
 		}
-		++*rounds;
+		++rounds[0];
+		while (rounds[0] >= rounds[1])
+			usleep(500);
 	}
 }
