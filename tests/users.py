@@ -88,7 +88,7 @@ class User:
         cmd: Sequence[str | Path],
         *,
         input: str | None = None,
-        timeout: float = 60,
+        timeout: float = 150,
         check: bool = False,
         env: Mapping[str, str] | None = None,
         **options: Any,

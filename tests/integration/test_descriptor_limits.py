@@ -69,7 +69,7 @@ def test_a_job_with_nearly_all_that_its_user_may_have(as_user: User, count: int,
         return done.stdout.strip()
 
     torpor("checkpoint", str(job.pid), "--then", "kill")
-    assert job.wait(20) == -signal.SIGKILL
+    assert job.wait(100) == -signal.SIGKILL
     pid = int(torpor("restore", "--detach", "latest"))
     os.kill(pid, signal.SIGUSR1)
     wait_until((as_user.tmp / "verdict").exists, "the verdict")

@@ -34,6 +34,7 @@ from tests.conformance.harness import (
     wait_until,
 )
 from tests.conformance.victim import Victim
+from torpor import procfs
 
 CONFORMANCE = Path(__file__).parents[1] / "conformance"
 VICTIMS = CONFORMANCE / "victims"
@@ -87,6 +88,8 @@ class Hunt:
                 said = None
                 self.cut += 1
         wait_until(lambda: not alive(talk.handler), "the dumper's end")
+        # One that was killed dies when it next has a processor.
+        wait_until(lambda: is_dead(root) or not procfs.is_ending(root, root), "the end of the target")
         new = self.driver.inspect(self.store)[0] - known
         assert said is None or said in new, "a snapshot that was told is not there"
         if is_dead(root):
@@ -100,7 +103,7 @@ class Hunt:
         if self.job:
             assert self.job.status() == -signal.SIGKILL
         elif self.subject.process:
-            self.subject.process.wait(20)
+            self.subject.process.wait(100)
         self.job = restored(self.stage, self.subject, snapshot)
         self.before = self.subject.settled()
 

@@ -94,7 +94,7 @@ def running(user: User, program: Path, limit: int) -> Iterator[int]:
 def notices(stage: Stage, user: User, limit: int) -> list[str]:
     """What two checkpoints of a series tell of the job, which runs on."""
     with running(user, build(PROGRAM, stage.programs), limit) as pid:
-        done = user.run([BIN / "python", "-c", SAVE, str(pid)], timeout=120)
+        done = user.run([BIN / "python", "-c", SAVE, str(pid)])
         assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 
@@ -114,7 +114,7 @@ def test_a_snapshot_is_killed_first_and_the_job_stands_still_then(stage: Stage, 
     job = as_user.popen([program, str(USED)], **pipes)
     try:
         assert job.stdout.readline() == b"ready\n"
-        done = as_user.run([BIN / "python", "-c", LOSE, str(job.pid)], timeout=120)
+        done = as_user.run([BIN / "python", "-c", LOSE, str(job.pid)])
         assert done.returncode == 0, done.stderr
         assert "the snapshot of process" in done.stdout
         assert "was killed, perhaps for want of memory" in done.stdout

@@ -30,7 +30,7 @@ os.rename("told.new", "told")
 
 def test_it_saves_and_wakes(as_user: User) -> None:
     def torpor(*words: str) -> str:
-        return as_user.run([BIN / "python", "-c", TORPOR, *words], check=True, timeout=60).stdout.strip()
+        return as_user.run([BIN / "python", "-c", TORPOR, *words], check=True).stdout.strip()
 
     assert "checkpoint" in torpor("doctor", "--json")
     nothing = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
