@@ -225,6 +225,7 @@ def test_what_cannot_be_read_is_computed(tmp_path: Path) -> None:
         result = dask.client.submit(total, str(dask.log), *arrays)
         assert result.result(PATIENCE) == pytest.approx(expected)
         assert (dask.counters()["unreadable"], dask.loaded()) == (3, 1)
+        dask.until_kept(result.key, *(future.key for future in arrays))  # nothing is being written any more
         shutil.rmtree(root)
         dask.start_worker("third")
         dask.kill("other")

@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from distributed.worker_state_machine import (
     WorkerState,
 )
 
-from tests.integration.dask_cluster import local_cluster, until
+from tests.integration.dask_cluster import PATIENCE, local_cluster, until
 from torpor_dask.shuffle import BARRIER
 
 RELEASES = ("2026.8.0", "2026.1.2")
@@ -77,6 +78,13 @@ def state_of(key: str, dask_scheduler: Scheduler) -> str | None:
     return task.state if task else None
 
 
+told = threading.Event()
+
+
+def until_told() -> None:
+    told.wait(PATIENCE)
+
+
 def nap(seconds: float) -> float:
     time.sleep(seconds)
     return seconds
@@ -89,8 +97,8 @@ def test_the_event_of_a_lost_worker_comes_before_the_transitions_and_the_hook_af
         client.register_plugin(Recorder())
         done = client.submit(nap, 0.0, key="done")
         (data,) = client.scatter([b"scattered"], hash=False)
-        assert done.result(30) == 0.0
-        running = client.submit(nap, 30.0, key="running")
+        assert done.result(PATIENCE) == 0.0
+        running = client.submit(nap, 600.0, key="running")
         until("running", lambda: client.run_on_scheduler(state_of, key="running") == "processing")
         client.run_on_scheduler(seen)
         (nanny,) = cluster.workers.values()
@@ -112,9 +120,9 @@ def test_a_graph_is_told_before_its_tasks_move_and_a_client_that_leaves_is_named
     with LocalCluster(n_workers=1, processes=False, dashboard_address=":0") as cluster:
         with Client(cluster) as client:
             client.register_plugin(Recorder())
-            assert client.submit(nap, 0.0, key="done").result(30) == 0.0
+            assert client.submit(nap, 0.0, key="done").result(PATIENCE) == 0.0
             held = client.submit(nap, 0.01, key="held")
-            held.result(30)
+            held.result(PATIENCE)
             record = client.run_on_scheduler(seen)
             assert record[0] == ("graph", {"done": "released"})
             assert record[1][:3] == ("released", "waiting", "done")
@@ -144,11 +152,15 @@ def test_a_key_that_may_run_on_no_worker_waits_until_that_worker_is_there() -> N
         dask_scheduler.transitions({key: "released"}, "pin")
 
     with local_cluster(n_workers=1, processes=False) as client:
-        future = client.submit(nap, 1.0, key="held")
-        until("running", lambda: client.run_on_scheduler(state_of, key="held") == "processing")
-        client.run_on_scheduler(held, key="held")
-        assert client.run_on_scheduler(state_of, key="held") == "no-worker"
-        future.cancel()
+        told.clear()
+        future = client.submit(until_told, key="held")
+        try:
+            until("running", lambda: client.run_on_scheduler(state_of, key="held") == "processing")
+            client.run_on_scheduler(held, key="held")
+            assert client.run_on_scheduler(state_of, key="held") == "no-worker"
+            future.cancel()
+        finally:
+            told.set()
 
 
 @tried
@@ -183,7 +195,7 @@ def test_names_for_a_worker_that_is_back() -> None:
 @pytest.mark.timeout(300)
 def test_all_of_this_holds_for_an_older_release(tmp_path: Path) -> None:
     older = RELEASES[-1]
-    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", tmp_path]
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--retries", "0", "--no-deps", "--target", tmp_path]
     try:
         subprocess.run([*install, f"dask=={older}", f"distributed=={older}"], check=True, timeout=120)
     except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
