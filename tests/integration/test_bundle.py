@@ -221,14 +221,14 @@ open("draft", "w").write(repr(said)); os.rename("draft", "said")
 def test_a_database_that_moved_on_is_not_woken_in_silence(as_user: User, journal: str) -> None:
     code = f"""
 import os, signal, sqlite3
-signal.pthread_sigmask(signal.SIG_BLOCK, {10})  # one that comes before it is waited for is not lost
+signal.pthread_sigmask(signal.SIG_BLOCK, {{10}})  # one that comes before it is waited for is not lost
 base = sqlite3.connect("a.db", isolation_level=None)
 base.execute("pragma journal_mode={journal}")
 base.execute("create table t(a integer primary key, c int)")
 base.executemany("insert into t(c) values(?)", [(0,)] * 100)
 base.execute("begin")
 base.execute("update t set c=c+1")
-open("ready", "w").close(); signal.sigwait({10})
+open("ready", "w").close(); signal.sigwait({{10}})
 base.execute("commit")
 base.execute("update t set c=c+1 where a % 2")
 open("draft", "w").write(str(base.execute("select sum(c) from t").fetchone())); os.rename("draft", "said")
