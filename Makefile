@@ -99,6 +99,8 @@ test demo bench soak fuzz:
 else
 test: check
 	@.ci/needs tests
+	@# The ordinary user of the tests reads what is compiled, and may not write it.
+	@$(BIN)/python -m compileall -qq engine jupyter_ext scheduler_hooks
 	$(BIN)/pytest -m 'not soak and not alone' $(BESIDE)
 	$(BIN)/pytest -m 'alone and not soak'
 

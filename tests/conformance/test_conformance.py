@@ -104,17 +104,25 @@ def test_left_running(stage: Stage, source: Path, who: str, request: pytest.Fixt
         finish(subject)
 
 
-@behaviour
-@pytest.mark.parametrize("generations", [1, 3])
+EACH = [("user-capsule", 3), ("root-capsule", 1), ("root-in-place", 3)]
+LATER = [("user-capsule", 1), ("root-in-place", 1), ("user-walk", 1), ("user-walk", 3)]
+"""Where a program is woken, and how often. Once is a part of three times, and is tried by itself where what a program
+sees in the end depends on how long it was away."""
+KILLED = [
+    pytest.param(where, times, source, marks=[] if (where, times) in EACH or at_once else pytest.mark.soak)
+    for source in PROGRAMS
+    for where, times in EACH + LATER
+    for at_once in [source.stem in PASSING and where != "user-walk"]
+]
+
+
 @pytest.mark.parametrize(
-    "where", ["user-capsule", "root-capsule", "root-in-place", pytest.param("user-walk", marks=pytest.mark.soak)]
+    ("where", "generations", "source"), KILLED, ids=lambda value: value.name if isinstance(value, Path) else str(value)
 )
 def test_killed_and_restored(
     stage: Stage, source: Path, where: str, generations: int, request: pytest.FixtureRequest
 ) -> None:
     """The program is killed, woken from its image with its old PIDs, and content; again and again."""
-    if where == "root-capsule" and generations > 1:
-        pytest.skip("as for a user, and once is tested")
     if source.stem in ONLY_ROOT and not where.startswith("root"):
         pytest.skip("begins as root")
     if where == "user-walk" and source.stem in ONLY_CAPSULE:

@@ -53,7 +53,7 @@ WORDS = {
 """What the refusal of each program must say; besides, it names the process, and every descriptor that the
 program listed in a file `numbers`."""
 
-PROGRAMS = sorted((HERE / "refused").iterdir())
+PROGRAMS = sorted(path for path in (HERE / "refused").iterdir() if path.is_file())
 
 
 def refused(stage: Stage, subject: Subject, pid: int, then: str) -> EngineError:

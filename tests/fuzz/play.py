@@ -37,7 +37,7 @@ from torpor.store import SnapshotInfo
 
 GOOD = ("same", "refused", "idle")
 """Kinds of outcomes as they should be."""
-PATIENCE = 20.0
+PATIENCE = 60.0
 HOWS = ("kill", "kill", "run", "stop")
 BESIDE = 8
 """Programs in a tree."""

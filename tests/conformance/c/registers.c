@@ -173,12 +173,18 @@ int main(void)
 	begin();
 	pthread_t threads[4];
 	int count = 0;
-	pthread_create(&threads[count++], NULL, general, NULL);
-	pthread_create(&threads[count++], NULL, x87, NULL);
+	pthread_attr_t together; /* on one processor: who works beside us needs the others */
+	cpu_set_t one;
+	CPU_ZERO(&one);
+	CPU_SET(sched_getcpu(), &one);
+	pthread_attr_init(&together);
+	pthread_attr_setaffinity_np(&together, sizeof one, &one);
+	pthread_create(&threads[count++], &together, general, NULL);
+	pthread_create(&threads[count++], &together, x87, NULL);
 	if (__builtin_cpu_supports("avx"))
-		pthread_create(&threads[count++], NULL, avx, NULL);
+		pthread_create(&threads[count++], &together, avx, NULL);
 	if (__builtin_cpu_supports("avx512bw"))
-		pthread_create(&threads[count++], NULL, avx512, NULL);
+		pthread_create(&threads[count++], &together, avx512, NULL);
 	while (spinning < count)
 		sched_yield();
 	ready_and_wait();

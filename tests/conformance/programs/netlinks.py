@@ -12,15 +12,15 @@ ATTACH_FILTER, LOCK_FILTER = 26, 44
 ROUTE, EVENTS = 0, 15
 ALL_BUT_SHORT = ((0x80, 0, 0, 0), (0x25, 0, 1, 14), (0x6, 0, 0, 0xFFFF), (0x6, 0, 0, 0))
 """Load the length; above 14 bytes, of which 8 are the header: take all of it; else nothing."""
+NOTHING = ((0x6, 0, 0, 0),)
+"""Devices that others add and remove are not to be heard of."""
 GET_LINKS = struct.pack("=IHHIIB3x", 20, 18, 0x301, 1, 0, 0)
 
 
-def attach(sock: socket.socket) -> None:
-    code = b"".join(struct.pack("=HBBI", *one) for one in ALL_BUT_SHORT)
+def attach(sock: socket.socket, program: tuple[tuple[int, int, int, int], ...]) -> None:
+    code = b"".join(struct.pack("=HBBI", *one) for one in program)
     room = ctypes.create_string_buffer(code, len(code))
-    sock.setsockopt(
-        socket.SOL_SOCKET, ATTACH_FILTER, struct.pack("HxxxxxxN", len(ALL_BUT_SHORT), ctypes.addressof(room))
-    )
+    sock.setsockopt(socket.SOL_SOCKET, ATTACH_FILTER, struct.pack("HxxxxxxN", len(program), ctypes.addressof(room)))
 
 
 def seen(sock: socket.socket) -> tuple[object, ...]:
@@ -38,12 +38,12 @@ def main() -> None:
     listening.setsockopt(SOL_NETLINK, ADD_MEMBERSHIP, 33)
     unbound.setsockopt(SOL_NETLINK, EXT_ACK, 1)
     unbound.setsockopt(SOL_NETLINK, STRICT, 1)
+    attach(events, NOTHING)
     events.bind((0, 1))
-    attach(events)
     events.setsockopt(socket.SOL_SOCKET, LOCK_FILTER, 1)
     datagrams, sender = (socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(2))
     datagrams.bind(("127.0.0.1", 0))
-    attach(datagrams)
+    attach(datagrams, ALL_BUT_SHORT)
     before = [seen(sock) for sock in (listening, unbound, events)]
     ready_and_wait()
 

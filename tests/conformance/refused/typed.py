@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import select
 import struct
 import sys
 import termios
@@ -30,6 +31,8 @@ def main() -> None:
     os.write(pressing, b"1")
     while not struct.unpack("i", fcntl.ioctl(patient, termios.FIONREAD, bytes(4)))[0]:
         pass
+    for fd in (reader, screen, ended):
+        select.select([fd], [], [])
     (HERE / "numbers").write_text(f"{reader} {screen} {ended} {patient}")
     ready_and_wait()
     os.set_blocking(patient, False)

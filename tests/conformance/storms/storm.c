@@ -122,7 +122,7 @@ int main(void)
 
 	for (int kind = 0; kind < KINDS; kind++) {
 		long before = rounds[kind];
-		for (int k = 0; k < 2000 && rounds[kind] < before + 3; k++)
+		for (int k = 0; k < 6000 && rounds[kind] < before + 3; k++)
 			usleep(10000);
 		expect(rounds[kind] >= before + 3, "the %s stand still", names[kind]);
 		expect(!failures[kind], "the %s failed: %#lx", names[kind], failures[kind]);
