@@ -31,9 +31,9 @@ BROKEN: Final = "worker-handle-scheduler-connection-broken"
 """The reason for which Dask closes a worker whose connection is lost."""
 UNKNOWN: Final = "worker-heartbeat-missing"
 """The reason for which it closes one that the scheduler does not know."""
-SETTLED: Final = 5.0
+SETTLED: Final = 30.0
 """Seconds after which heartbeats from before the worker came back must have been answered."""
-UNREACHABLE: Final = 10.0
+UNREACHABLE: Final = 30.0
 """Seconds after which the worker gives up a scheduler that it cannot reach."""
 LATER: Final = 120.0
 """Seconds for which the worker asks again while the scheduler has not noticed yet that the old connection is lost."""

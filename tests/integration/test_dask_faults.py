@@ -21,9 +21,9 @@ pytestmark = pytest.mark.timeout(180)
 
 def test_a_node_that_falls_silent_costs_no_stored_task(tmp_path: Path) -> None:
     told = alone("dask_silent", tmp_path)
-    assert told["answer"] == sum(range(LEAVES))
+    assert told["answer"] == sum(42 + number for number in range(LEAVES))
     assert told["workers"] == ["near"]
-    assert told["stored"] > 10
+    assert told["stored"] == LEAVES
     assert told["loaded"] > 0
     assert told["stored and run again"] == []
 

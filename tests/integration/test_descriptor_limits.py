@@ -51,9 +51,10 @@ sys.exit(1 if fault else 0)
 """
 
 
-@pytest.mark.parametrize(
-    ("count", "limit"), [(600, 1024), (900, 1024), pytest.param(3000, 3200, marks=pytest.mark.soak)]
-)
+OFTEN = [pytest.param(count, limit, marks=pytest.mark.soak) for count, limit in ((600, 1024), (3000, 3200))]
+
+
+@pytest.mark.parametrize(("count", "limit"), [(900, 1024), *OFTEN])
 def test_a_job_with_nearly_all_that_its_user_may_have(as_user: User, count: int, limit: int) -> None:
     job: subprocess.Popen[Any] = as_user.popen(
         [sys.executable, "-c", f"import resource; resource.setrlimit(7, ({limit}, {limit}))\n{PROGRAM}", str(count)],

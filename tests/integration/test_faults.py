@@ -82,7 +82,7 @@ class Hunt:
             with suppress(ProcessLookupError):
                 os.kill(talk.handler, signal.SIGKILL)
             try:
-                said = str(talk.next(30)["snapshot"])
+                said = str(talk.next(100)["snapshot"])
                 self.duration = min(self.duration, time.monotonic() - begun)  # the first one was slow: aim better
             except (EOFError, ConnectionError):
                 said = None
@@ -134,11 +134,12 @@ def hunt(stage: Stage, actor: Actor, source: str, processes: int, then: str, kil
 @pytest.mark.parametrize(
     ("source", "processes", "then", "kills"),
     [
-        pytest.param("victim.c", 1, "run", 40, id="threads"),
-        pytest.param("victim_catching.c", 1, "run", 20, id="all-signals-caught"),
-        pytest.param("victim_tree.c", 4, "run", 20, id="tree"),
-        pytest.param("victim.c", 1, "kill", 20, id="then-kill"),
+        pytest.param("victim.c", 1, "run", 20, id="threads"),
+        pytest.param("victim_catching.c", 1, "run", 12, id="all-signals-caught"),
+        pytest.param("victim_tree.c", 4, "run", 12, id="tree"),
+        pytest.param("victim.c", 1, "kill", 16, id="then-kill"),
         pytest.param("victim.c", 1, "run", 400, id="threads-often", marks=pytest.mark.soak),
+        pytest.param("victim_catching.c", 1, "run", 200, id="all-signals-caught-often", marks=pytest.mark.soak),
         pytest.param("victim_tree.c", 4, "run", 200, id="tree-often", marks=pytest.mark.soak),
         pytest.param("victim.c", 1, "kill", 200, id="then-kill-often", marks=pytest.mark.soak),
     ],
@@ -152,16 +153,18 @@ def test_dumper_killed_at_any_instant(
 
 
 @pytest.mark.timeout(300)
-def test_dumper_killed_that_holds_a_filter_off(stage: Stage, root: Actor) -> None:
+@pytest.mark.parametrize("kills", [12, pytest.param(200, marks=pytest.mark.soak)])
+def test_dumper_killed_that_holds_a_filter_off(stage: Stage, root: Actor, kills: int) -> None:
     """A target whose own system-call filter is in force again as soon as root's dumper is dead."""
-    hunt(stage, root, "victim_filtered.c", 1, "run", 20)
+    hunt(stage, root, "victim_filtered.c", 1, "run", kills)
 
 
-def test_target_killed_during_the_dump(stage: Stage, user: Actor) -> None:
+@pytest.mark.parametrize("times", [20, pytest.param(200, marks=pytest.mark.soak)])
+def test_target_killed_during_the_dump(stage: Stage, user: Actor, times: int) -> None:
     """A target that dies meanwhile ends the checkpoint with an error or a whole snapshot, never with half of one."""
     chance = random.Random(7)
     duration = 0.15
-    for _ in range(40):
+    for _ in range(times):
         with stage.play(VICTIMS / "victim.c", user, rests=False) as subject:
             subject.wait_ready()
             store = subject.directory / "store"
@@ -257,12 +260,12 @@ def refused(stage: Stage, subject: Subject, snapshot: str) -> str:
     return caught.value.message
 
 
-def damages(content: bytes, chance: random.Random, is_manifest: bool) -> Iterator[tuple[str, bytes]]:
+def damages(content: bytes, chance: random.Random, cuts: int, flips: int) -> Iterator[tuple[str, bytes]]:
     """Versions of a file as a broken disk or a broken copy would leave it."""
     size = len(content)
-    for cut in {0, 1, size // 2, size - 1, *(chance.randrange(size) for _ in range(8))}:
+    for cut in {0, 1, size // 2, size - 1, *(chance.randrange(size) for _ in range(cuts))}:
         yield f"cut to {cut} of {size} bytes", content[:cut]
-    places = {0, size - 1, *(chance.randrange(size) for _ in range(60 if is_manifest else 40))}
+    places = {0, size - 1, *(chance.randrange(size) for _ in range(flips))}
     for place in places:
         flipped = bytearray(content)
         flipped[place] ^= 1 << chance.randrange(8)
@@ -272,7 +275,8 @@ def damages(content: bytes, chance: random.Random, is_manifest: bool) -> Iterato
 
 
 @pytest.mark.timeout(300)
-def test_damaged_image(stage: Stage, user: Actor) -> None:
+@pytest.mark.parametrize(("cuts", "flips"), [(2, 12), pytest.param(20, 200, marks=pytest.mark.soak)])
+def test_damaged_image(stage: Stage, user: Actor, cuts: int, flips: int) -> None:
     """Cut, flipped or grown files of an image are refused with the reason; nothing is ever woken wrong."""
     chance = random.Random(1)
     with frozen(stage, user, CONFORMANCE / "c" / "static.c") as (subject, snapshot):
@@ -285,7 +289,7 @@ def test_damaged_image(stage: Stage, user: Actor) -> None:
             content, is_manifest = path.read_bytes(), path.suffix != ".pack"
             mode = path.stat().st_mode
             path.chmod(0o600)
-            for what, damaged in damages(content, chance, is_manifest):
+            for what, damaged in damages(content, chance, cuts, flips):
                 if damaged == content:
                     continue
                 path.write_bytes(damaged)
@@ -374,7 +378,7 @@ def test_log_has_grown(stage: Stage, user: Actor) -> None:
 def test_two_jobs_of_one_snapshot(stage: Stage, user: Actor) -> None:
     """A snapshot can be woken again after the first job has ended, and the image is as it was."""
     with frozen(stage, user, CONFORMANCE / "c" / "threads.c") as (subject, snapshot):
-        for _ in range(3):
+        for _ in range(2):
             wakes(stage, subject, snapshot)
 
 
@@ -388,7 +392,7 @@ def test_folder_missing(stage: Stage, user: Actor) -> None:
         wakes(stage, subject, snapshot)
 
 
-@pytest.mark.parametrize("times", [15, pytest.param(150, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("times", [10, pytest.param(150, marks=pytest.mark.soak)])
 def test_restorer_killed(stage: Stage, user: Actor, times: int) -> None:
     """kill -9 of the restore at random instants: the whole tree lives or none of it, and the image still wakes."""
     chance = random.Random(3)
