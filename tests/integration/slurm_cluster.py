@@ -25,8 +25,8 @@ from tests.users import User
 from torpor.processes import children, tree
 
 NODES = ("n1", "n2")
-CRED_EXPIRE = 5
-"""Seconds, and the least that works; slurmctld holds a requeued job back for one more (slurm.conf, AuthInfo)."""
+CRED_EXPIRE = 60
+"""Seconds; slurmctld holds a requeued job back for one more (slurm.conf, AuthInfo): `Cluster.hurry`."""
 GRACE, KILL_WAIT = 100, 60
 """Seconds. Nobody waits for their end: they are long, so that what has to be in time is, on a loaded host, too."""
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol")
@@ -63,6 +63,7 @@ PreemptMode=REQUEUE
 JobRequeue=1
 ReturnToService=2
 MessageTimeout=60
+BatchStartTimeout=300
 SlurmdTimeout=300
 SlurmctldTimeout=300
 KillWait={kill_wait}
@@ -215,7 +216,7 @@ class Cluster:
         self.wait_for(lambda: self.job(number).get("JobState") in states, f"job {number} in {states}", seconds)
         return self.job(number)
 
-    def wait_gone(self, number: str, seconds: float = 60) -> None:
+    def wait_gone(self, number: str, seconds: float = 2 * KILL_WAIT) -> None:
         """Wait until nothing of a job runs any more."""
         self.wait_for(lambda: not self.ask("squeue", "-h", "-j", number), f"job {number} to be over", seconds)
 

@@ -58,12 +58,13 @@ def test_a_preempted_server_parks_its_kernels(ordinary_account: User) -> None:
                 folder = server.store / "jupyter" / "kernels"
                 wait_until(lambda: any("work.ipynb" in f.read_text() for f in folder.glob("*.json")), "it is noted")
                 wait_until(lambda: "torpor-sentinel" in slurm.ask("squeue", "-h", "-s", "-o", "%j"), "a step listens")
+                before = slurm.job(number)["NodeList"]
                 taker = slurm.preempt(user)
                 wait_until(lambda: server.kernel(kernel)["state"] == "parked", "it is parked", GRACE)
                 assert slurm.job(number)["JobState"] == "RUNNING"  # the server goes on until Slurm ends it
             made = server.get(f"api/torpor/kernels/{kernel}/checkpoints")
             assert [(c["reason"], c["automatic"]) for c in made] == [("preempted", True)]
-            slurm.wait_state(number, "PENDING")
+            slurm.hurry(number, before)
             slurm.release(taker)
             wait_until(server.answers, "the requeued job's server answers")
             assert slurm.job(number)["Restarts"] == "1"

@@ -116,12 +116,13 @@ def test_the_time_limit(slurm: Cluster, work: Submitted) -> None:
         end = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(time.time() + 30))
         slurm.ask("scontrol", "update", f"JobId={made.number}", f"EndTime={end}")
         (made.folder / "go").touch()
-    before = work.node
+    before, others = work.node, other.node
     work.wait_log("left because of time limit")
     assert other.wait_code() == "124:0", other.told()
     assert f"`scontrol requeue {other.number}` lets it go on" in other.out
     slurm.ask("scontrol", "requeue", other.number)
-    work.hurry(before)
+    for made, node in ((work, before), (other, others)):
+        made.hurry(node)
     unharmed(work, STEPS)
     other.wait_log("resumed")
 
@@ -221,8 +222,12 @@ exec {sys.executable} {APP} {work.folder}/$SLURM_ARRAY_TASK_ID {STEPS} 0.1
     slurm.release(other)
     for task in tasks:
         (task / "finish").touch()
+    answers = [task / "answer" for task in tasks]
     slurm.wait_for(
-        lambda: all((task / "answer").exists() for task in tasks), "the answers", 90, lambda: told(tasks, logs)
+        lambda: all(path.exists() and path.stat().st_size for path in answers),
+        "3 answers",
+        90,
+        lambda: told(tasks, logs),
     )
     expected = undisturbed(STEPS)
     for task in tasks:
