@@ -313,6 +313,7 @@ class Supervisor:
         heard = f"heard {_name_of(number)}" if number else "the sentinel heard the start of a grace time"
         answer = self._find_cause(number) or self.leaving
         deadly = number is not None and processes.dies_of(self.job.tree_pid, number)
+        late = before or answer is None
         if not before and (answer is None or (answer.cause is Cause.OTHER and deadly)):
             self._save("run")  # whatever comes, nothing is lost
             answer = self._find_cause(number)
@@ -325,8 +326,8 @@ class Supervisor:
         self.directory.log(f"{heard}: {answer.cause.value}")
         if answer.cause in (Cause.OTHER, Cause.CANCELLED):
             self.urged, self.leaving = False, None
-            # An old signal without a reason would end a job that Slurm lets run.
-            if number is not None and not (before and answer.cause is Cause.OTHER):
+            # Slurm lets it run: a signal from when the controller was away is no reason to end it.
+            if number is not None and not (late and deadly and answer.cause is Cause.OTHER):
                 self._hand_on(number, urge=answer.cause is Cause.CANCELLED)
             return None
         return self._leave(answer, number)

@@ -51,7 +51,7 @@ def test_a_preempted_server_parks_its_kernels(ordinary_account: User) -> None:
     with cluster(grace=GRACE, kill_wait=KILL_WAIT) as slurm:
         number = slurm.submit(user, "sbatch", "-p", "low", "-o", log, script, env=environment)
         try:
-            wait_until(server.answers, "the server answers")
+            wait_until(server.answers, "the server answers", 150)
             session, kernel = server.new_session("work.ipynb")
             with Notebook(server, kernel) as notebook:
                 notebook.run("x = 5")
@@ -66,7 +66,7 @@ def test_a_preempted_server_parks_its_kernels(ordinary_account: User) -> None:
             assert [(c["reason"], c["automatic"]) for c in made] == [("preempted", True)]
             slurm.hurry(number, before)
             slurm.release(taker)
-            wait_until(server.answers, "the requeued job's server answers")
+            wait_until(server.answers, "the requeued job's server answers", 150)
             assert slurm.job(number)["Restarts"] == "1"
             told = server.kernel(kernel)
             assert (told["state"], told["sessions"][0]["id"]) == ("parked", session)

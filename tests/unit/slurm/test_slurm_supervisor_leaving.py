@@ -172,9 +172,12 @@ def test_while_the_controller_is_silent_a_warned_job_is_saved_and_goes_on(rig: R
 
 
 @pytest.mark.parametrize("catches", [False, True])
-def test_what_the_controller_has_no_reason_for_when_it_is_back_ends_nothing(rig: Rig, catches: bool) -> None:
+@pytest.mark.parametrize("silences", [1, 3])
+def test_what_the_controller_has_no_reason_for_when_it_is_back_ends_nothing(
+    rig: Rig, silences: int, catches: bool
+) -> None:
     rig.app.catches = {signal.SIGTERM} if catches else set()
-    rig.late = [None] * 3
+    rig.late = [None] * silences
     rig.app.end_after = 40
     rig.warn()
     assert rig.watch() == 0
