@@ -204,9 +204,9 @@ def runner(ordinary_account: User) -> Iterator[Runner]:
     "ways",
     [
         "run",
-        "run native",
+        pytest.param("run native", marks=pytest.mark.soak),  # a part of the next
         "run native native",
-        "run capsule",
+        pytest.param("run capsule", marks=pytest.mark.soak),
         "run capsule capsule",
         "run capsule native",
         "run capsule granted",
