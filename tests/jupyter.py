@@ -223,8 +223,9 @@ def running(server: Server) -> Iterator[Server]:
 class Notebook:
     """What a browser's notebook is for a server: one websocket to a kernel."""
 
-    def __init__(self, server: Server, kernel: str) -> None:
-        self.session = uuid.uuid4().hex
+    def __init__(self, server: Server, kernel: str, session: str = "") -> None:
+        """A new page, or the one with that session, which connects once more."""
+        self.session = session or uuid.uuid4().hex
         url = f"{server.url.replace('http', 'ws')}api/kernels/{kernel}/channels?session_id={self.session}"
         self.socket: WebSocket = create_connection(url, header=[f"Authorization: token {TOKEN}"], timeout=PATIENCE)
         self.seen: list[dict[str, Any]] = []

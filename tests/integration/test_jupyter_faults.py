@@ -57,6 +57,38 @@ def test_two_tabs_and_dead_ones(ordinary_account: User) -> None:
             assert one.printed() == two.printed()
 
 
+def test_pages_that_have_gone(ordinary_account: User) -> None:
+    """Their cells run, are told to be aborted when the page is back, and are in nobody's way."""
+    with running(Server(ordinary_account)) as server:
+        _, kernel = server.new_session("work.ipynb")
+
+        def nobody() -> None:
+            wait_until(lambda: not server.get(f"api/kernels/{kernel}")["connections"], "the page has gone")
+
+        with Notebook(server, kernel) as page:
+            page.run("x = 1")
+            first = server.torpor(kernel, "/checkpoints")
+            stuck = page.start("import time\nwhile True: time.sleep(0.01)")
+            page.until(lambda: page.about(stuck, "execute_input"), "the cell runs")
+        nobody()
+        server.torpor(kernel, f"/checkpoints/{first['id']}/restore")
+        with Notebook(server, kernel, page.session) as page:
+            page.until(lambda: page.finished(stuck), "the cell that is no more is told so")
+            assert page.about(stuck, "execute_reply")[0]["status"] == "aborted"
+            server.torpor(kernel, "/park")
+            waits = [page.start(code) for code in ("x += 1", "while not __import__('os').path.exists('go'): pass")]
+        nobody()
+        with Notebook(server, kernel) as reloaded:
+            server.torpor(kernel, "/resume")
+            reloaded.until(lambda: reloaded.about(waits[1], "execute_input"), "what has waited runs")
+            (server.root / "go").touch()
+            reloaded.until(lambda: len(reloaded.about(waits[1], "status")) == 2, "it is done")
+            assert reloaded.run("print(x)") == "2\n"
+            made = server.torpor(kernel, "/checkpoints")
+            kept = json.loads((server.store / "jupyter" / "checkpoints" / f"{made['id']}.json").read_text())
+            assert (kept["execution_state"], kept["outstanding"]) == ("idle", [])
+
+
 def test_who_may_only_look(ordinary_account: User) -> None:
     config = ordinary_account.tmp / "config.py"
     config.write_text(AUTHORIZER)

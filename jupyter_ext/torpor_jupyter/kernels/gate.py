@@ -17,10 +17,15 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import zmq
+from tornado.log import app_log
 
 
 class Client(Protocol):
     """Who sends requests: a browser's websocket (`torpor_jupyter.server.channels`)."""
+
+    @property
+    def has_gone(self) -> bool:
+        """Whether the browser has closed this websocket: what the kernel answers is not seen here any more."""
 
     def handle_incoming_message(self, incoming_msg: Any) -> None:
         """Send a request that has waited on to the kernel."""
@@ -71,7 +76,16 @@ class Gate:
         self.shut -= 1
         while not self.shut and self.waiting:
             connection, message = self.waiting.pop(0)
-            connection.handle_incoming_message(message)
+            try:
+                connection.handle_incoming_message(message)
+            except Exception:  # nonsense from one browser: the others' requests still go on
+                app_log.exception("A request that has waited cannot be sent on")
+
+    def forget_gone(self) -> None:
+        """Of a kernel that is idle: what browsers have asked it that have gone since is answered."""
+        for id in [id for id, (connection, _) in self.unanswered.items() if connection.has_gone]:
+            del self.unanswered[id]
+            self.started.pop(id, None)
 
     def answer_for_kernel(self, id: str) -> None:
         """Give the reply to a request that the kernel has answered to nobody, and abort what it has not heard since."""

@@ -153,7 +153,7 @@ class Operations:
     async def _listing(self, kernel_id: str) -> str:
         """The variables of an idle kernel of IPython, as text; empty for others. The gate is shut."""
         manager = self._registry.kernel_manager(kernel_id)
-        idle = manager.execution_state == "idle" and not self._registry.gate(kernel_id).unanswered
+        idle = self._registry.is_idle(kernel_id)
         if not idle or kernel_info_of(manager).get("implementation") != ipython.IMPLEMENTATION:
             return ""
         asked = manager.last_activity
@@ -242,20 +242,22 @@ class Operations:
             provisioner.adopt(KernelProcess(job.tree_pid, job=job))
         except ProcessLookupError:
             raise RestoreFailed("the kernel ended as soon as it was woken", advice="see its log") from None
-        if state.parked:
-            await self._workers.run(self._registry.unpin, state.parked)
-        state.gate.abort_unanswered(set(record.outstanding))
-        manager.execution_state = record.execution_state
-        state.parked, state.parked_ns, state.head = "", 0, info.id
-        state.gate.kernel_info = None
-        if record.kernel_info.get("implementation") != ipython.IMPLEMENTATION:
-            await self._connections.reconnect_clients(kernel_id, record, provisioner.kernel)
-        if again:
-            await self._new_history(manager, record)
-        self._registry.remember(provisioner)
-        for warning in job.warnings:
-            self._log.warning("Kernel %s was woken: %s", kernel_id, warning)
-        state.gate.open()
+        try:  # it lives, whatever happens now: what waits for it must not wait for ever
+            if state.parked:
+                await self._workers.run(self._registry.unpin, state.parked)
+            manager.execution_state = record.execution_state
+            state.parked, state.parked_ns, state.head = "", 0, info.id
+            state.gate.kernel_info = None
+            state.gate.abort_unanswered(set(record.outstanding))
+            if record.kernel_info.get("implementation") != ipython.IMPLEMENTATION:
+                await self._connections.reconnect_clients(kernel_id, record, provisioner.kernel)
+            if again:
+                await self._new_history(manager, record)
+            self._registry.remember(provisioner)
+            for warning in job.warnings:
+                self._log.warning("Kernel %s was woken: %s", kernel_id, warning)
+        finally:
+            state.gate.open()
 
     async def fork(
         self,

@@ -134,6 +134,14 @@ class Registry:
         """All kernels of the server."""
         return [self.describe(kernel_id) for kernel_id in self.manager.list_kernel_ids()]
 
+    def is_idle(self, kernel_id: str) -> bool:
+        """Whether a kernel has nothing to do: it says so, and no browser that is there waits for its answer."""
+        gate = self.gate(kernel_id)
+        if self.kernel_manager(kernel_id).execution_state != "idle":
+            return False
+        gate.forget_gone()
+        return not gate.unanswered
+
     def gate(self, kernel_id: str) -> Gate:
         """A kernel's gate."""
         return self.state(kernel_id).gate

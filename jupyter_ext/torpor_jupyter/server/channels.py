@@ -11,8 +11,10 @@ import time
 from concurrent.futures import Future
 from typing import Any
 
+import zmq
 from jupyter_server.services.kernels.connection.base import deserialize_msg_from_ws_v1, serialize_msg_to_ws_v1
 from jupyter_server.services.kernels.connection.channels import ZMQChannelsWebsocketConnection
+from tornado.websocket import WebSocketClosedError
 
 from torpor_jupyter.kernels.gate import Gate
 from torpor_jupyter.kernels.provisioner import SERVICE
@@ -56,7 +58,43 @@ class TorporWebsocketConnection(ZMQChannelsWebsocketConnection):
             return
         if gate:
             self._note_request(gate, incoming_msg)
-        super().handle_incoming_message(incoming_msg)
+        # A browser that let it wait may have gone since, or be back by another websocket.
+        if (page := self._page()) is not None:
+            super(TorporWebsocketConnection, page).handle_incoming_message(incoming_msg)
+        else:
+            self._send_for_the_gone(incoming_msg)
+
+    @property
+    def has_gone(self) -> bool:
+        """Whether the browser has closed it."""
+        return self not in self._open_sockets
+
+    def _page(self) -> TorporWebsocketConnection | None:
+        """The websocket that its page has now: itself, or the one by which the page is back; None while it has none."""
+        if not self.has_gone:
+            return self
+        others = (other for other in self._open_sockets if isinstance(other, TorporWebsocketConnection))
+        return next((other for other in others if other.session_key == self.session_key), None)
+
+    def _send_for_the_gone(self, message: Any) -> None:
+        """Send a request on whose browser has gone: the kernel runs its cell all the same, as it would have before."""
+        if kept := self._kept():
+            self.channels = kept["channels"]
+        elif all(stream.closed() for stream in self.channels.values()):
+            self.create_stream()
+            asyncio.get_running_loop().call_soon(self._close_streams)  # all that has waited goes by one, in its order
+        super().handle_incoming_message(message)
+
+    def _close_streams(self) -> None:
+        for stream in self.channels.values():
+            stream.flush(zmq.POLLOUT)
+            stream.close()
+        self.channels = {}
+
+    def _kept(self) -> dict[str, Any] | None:
+        """What jupyter_server keeps until the page is back: its streams to the kernel, and what came by them."""
+        kept = self.multi_kernel_manager._kernel_buffers.get(self.kernel_id)
+        return kept if kept and kept["session_key"] == self.session_key else None
 
     def _on_zmq_reply(self, stream: Any, msg_list: Any) -> None:
         channel = getattr(stream, "channel", "")
@@ -72,22 +110,26 @@ class TorporWebsocketConnection(ZMQChannelsWebsocketConnection):
 
     def abort(self, header: dict[str, Any]) -> None:
         """Tell the browser that a request of its own was aborted (execute_reply with this status) and is done."""
-        if self.channels:  # else the browser has gone
-            self.send_reply(header, {"status": "aborted"})
-            self._send("iopub", "status", {"execution_state": "idle"}, header)
+        self.send_reply(header, {"status": "aborted"})
+        self._send("iopub", "status", {"execution_state": "idle"}, header)
 
     def send_reply(self, header: dict[str, Any], content: dict[str, Any]) -> None:
         """Give the browser a reply to a request of its own."""
-        if self.channels:
-            self._send("shell", header["msg_type"].replace("_request", "_reply"), content, header)
+        self._send("shell", header["msg_type"].replace("_request", "_reply"), content, header)
 
     def _send(self, channel: str, kind: str, content: dict[str, Any], parent: dict[str, Any]) -> None:
         message = self.session.msg(kind, content, parent={"header": parent})
-        if self.subprotocol == V1:
-            self.write_message(serialize_msg_to_ws_v1(message, channel, self.session.pack), binary=True)
-        else:
-            message["channel"] = channel
-            self.write_message(json.dumps(message, default=str))
+        if (page := self._page()) is None:
+            if kept := self._kept():  # it is told when it comes back
+                kept["buffer"].append((channel, self.session.serialize(message)))
+            return
+        try:
+            if page.subprotocol == V1:
+                page.write_message(serialize_msg_to_ws_v1(message, channel, self.session.pack), binary=True)
+            else:
+                page.write_message(json.dumps(message | {"channel": channel}, default=str))
+        except WebSocketClosedError:
+            self.log.debug("A browser goes that would have been told of its request")
 
     def _note_progress(self, service: Service, gate: Gate, message: Any) -> None:
         """From a kernel that was woken in the middle of requests: whether one failed, and that it is done with it."""

@@ -150,8 +150,7 @@ class Policies:
         sizes = {}
         for kernel_id in self._registry.manager.list_kernel_ids():
             kernel: Any = self._registry.manager.get_kernel(kernel_id)
-            idle = kernel.execution_state == "idle" and not self._registry.gate(kernel_id).unanswered
-            if idle and self._can_be_saved(kernel_id):
+            if self._registry.is_idle(kernel_id) and self._can_be_saved(kernel_id):
                 sizes[kernel_id] = processes.resident(kernel.provisioner.pid or 0)
         return sorted(sizes, key=lambda kernel_id: -sizes[kernel_id])
 

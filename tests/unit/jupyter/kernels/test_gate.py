@@ -10,12 +10,16 @@ from torpor_jupyter.kernels.gate import Gate
 class Browser:
     """Writes down what it is told."""
 
+    has_gone = False
+
     def __init__(self) -> None:
         self.sent: list[Any] = []
         self.replies: list[tuple[str, dict[str, Any]]] = []
         self.aborted: list[str] = []
 
     def handle_incoming_message(self, incoming_msg: Any) -> None:
+        if incoming_msg == "nonsense":
+            raise ValueError
         self.sent.append(incoming_msg)
 
     def send_reply(self, header: dict[str, Any], content: dict[str, Any]) -> None:
@@ -36,6 +40,22 @@ def test_requests_go_on_in_their_order_when_the_last_hold_is_given_up() -> None:
             gate.waiting += [(browser, "one"), (browser, "two")]
         assert browser.sent == []
     assert browser.sent == ["one", "two"] and gate.waiting == []
+
+
+def test_nonsense_holds_nobody_up() -> None:
+    gate, browser = Gate(), Browser()
+    with gate.hold():
+        gate.waiting += [(browser, "one"), (browser, "nonsense"), (browser, "two")]
+    assert browser.sent == ["one", "two"] and gate.waiting == []
+
+
+def test_an_idle_kernel_has_answered_those_who_have_gone() -> None:
+    gate, gone, there = Gate(), Browser(), Browser()
+    gone.has_gone = True
+    gate.unanswered = {"one": (gone, request("one")), "two": (there, request("two"))}
+    gate.started = {"one": 1.0, "two": 2.0}
+    gate.forget_gone()
+    assert list(gate.unanswered) == list(gate.started) == ["two"]
 
 
 def test_a_hold_that_fails_is_given_up() -> None:
