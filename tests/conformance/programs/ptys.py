@@ -101,6 +101,27 @@ def leave(terminal: int) -> None:
     os._exit(0)
 
 
+def slow_shell(terminal: int) -> None:
+    """A session leader that has not noticed yet that its job has ended, whose group is still in the foreground."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGTTOU, signal.SIGHUP})
+    os.setsid()
+    fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
+    job = os.fork()
+    if job == 0:
+        os.setpgid(0, 0)
+        os.tcsetpgrp(terminal, os.getpid())
+        os._exit(7)
+    os.waitid(os.P_PID, job, os.WEXITED | os.WNOWAIT)
+    os.write(terminal, b"!")
+    signal.sigwait({signal.SIGUSR1})
+    foreground, (_, status) = os.tcgetpgrp(terminal), os.waitpid(job, 0)
+    os.tcsetpgrp(terminal, os.getpgrp())
+    told = f"{foreground == job} {os.waitstatus_to_exitcode(status)} {os.tcgetpgrp(terminal) == os.getpgrp()}"
+    os.write(terminal, told.encode())
+    signal.sigwait({signal.SIGHUP})
+    os._exit(0)
+
+
 def states() -> dict[str, Any]:
     plain, slave = pair()
     modes = termios.tcgetattr(slave)
@@ -127,6 +148,15 @@ def states() -> dict[str, Any]:
     os.close(last)
     while not events(left) & select.POLLHUP:
         pass
+    prompt, last = pair()
+    raw(last)
+    slow = os.fork()
+    if slow == 0:
+        os.close(left)
+        os.close(prompt)
+        slow_shell(last)
+    os.close(last)
+    os.read(prompt, 1)
     gone, hung = pair()
     os.close(gone)
     alone, exclusive = pair()
@@ -143,7 +173,7 @@ def states() -> dict[str, Any]:
     return {
         "plain": plain, "slave": slave, "reader": reader, "packets": packets, "answer": answer, "locked": locked,
         "ended": ended, "hung": hung, "alone": alone, "exclusive": exclusive, "stopped": stopped, "waiting": waiting,
-        "left": left, "leader": leader,
+        "left": left, "leader": leader, "prompt": prompt, "slow": slow,
     }  # fmt: skip
 
 
@@ -203,6 +233,11 @@ def check(at: dict[str, Any], word: Word) -> None:
     os.close(at["left"])
     same(os.waitpid(at["leader"], 0), (at["leader"], 0), "the end of a session")
 
+    os.kill(at["slow"], signal.SIGUSR1)
+    same(os.read(at["prompt"], 20), b"True 7 True", "a job in the foreground that has ended")
+    os.close(at["prompt"])
+    same(os.waitpid(at["slow"], 0), (at["slow"], 0), "the end of a session whose job has ended")
+
     same(events(at["waiting"]) & select.POLLOUT, 0, "output that is held back")
     os.write(at["stopped"], termios.tcgetattr(at["waiting"])[6][VSTART])
     os.write(at["waiting"], b"on")
@@ -215,7 +250,7 @@ def names(at: dict[str, Any]) -> list[int]:
 
 def main() -> None:
     at = states()
-    held = [fd for name, fd in at.items() if name != "leader"]
+    held = [fd for name, fd in at.items() if name not in ("leader", "slow")]
     at["names"] = names(at)
     screen, terminal = pair()
     name = os.ttyname(terminal)

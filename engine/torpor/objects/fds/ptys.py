@@ -310,7 +310,8 @@ def describe_sessions(image: Describing) -> list[Reason]:
     """
     stats = {pid: image.grabbed.terminals[pid] for pid in image.grabbed.pids if pid in image.grabbed.terminals}
     processes = dict(zip(image.grabbed.pids, image.tree.processes, strict=True))
-    groups = {one.pgrp: processes[pid].pgid for pid, one in stats.items() if not processes[pid].zombie}
+    # A group lasts until its last process has been waited for: a shell takes the terminal back only then.
+    groups = {one.pgrp: processes[pid].pgid for pid, one in stats.items()}
     by_session: dict[int, int] = {}
     reasons = []
     for pid, one in stats.items():
