@@ -24,7 +24,7 @@ EXPRESSION = "(lambda told: __import__('builtins').exec({code!r}, told) or told[
 IMPLEMENTATION = "ipython"
 """What ipykernel says of itself in its kernel_info_reply."""
 LISTING = Path(__file__).with_name("listing.py").read_text(encoding="utf-8")
-LISTING_SECONDS = 2.0
+LISTING_SECONDS = 5.0
 """How long an idle kernel may take to list its variables; without an answer the checkpoint is made without a list."""
 
 

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,8 @@ JOURNAL_SECONDS = 1.0
 JOURNAL_TRIES = 4
 REPLY_SECONDS = 5.0
 """How long a kernel that was idle may take for its first answer."""
-IDLE_SECONDS = 0.1
-"""How long what a kernel says on its iopub channel may take to the server."""
+IDLE_SECONDS = 1.0
+"""How long what a kernel says on its iopub channel may take to the server, which may have much else to do."""
 TEXT = 1000
 """Characters of a tag's value that are kept; the store takes 1024."""
 
@@ -153,6 +154,8 @@ class Operations:
     async def _listing(self, kernel_id: str) -> str:
         """The variables of an idle kernel of IPython, as text; empty for others. The gate is shut."""
         manager = self._registry.kernel_manager(kernel_id)
+        if not self._registry.gate(kernel_id).unanswered:  # what it says of its last cell may be on its way
+            await _hear(lambda: manager.execution_state != "busy")
         idle = self._registry.is_idle(kernel_id)
         if not idle or kernel_info_of(manager).get("implementation") != ipython.IMPLEMENTATION:
             return ""
@@ -160,9 +163,7 @@ class Operations:
         try:
             listing = await ipython.list_variables(json_connection(manager.get_connection_info()))
             # That it is idle again is on its way still: it is not to be saved with the kernel.
-            deadline = time.monotonic() + IDLE_SECONDS
-            while (manager.execution_state != "idle" or manager.last_activity == asked) and time.monotonic() < deadline:
-                await asyncio.sleep(0.001)
+            await _hear(lambda: manager.execution_state == "idle" and manager.last_activity != asked)
             return listing
         except ipython.NoAnswer as error:
             self._log.warning("The variables of kernel %s are not listed: %s", kernel_id, error)
@@ -246,6 +247,7 @@ class Operations:
             if state.parked:
                 await self._workers.run(self._registry.unpin, state.parked)
             manager.execution_state = record.execution_state
+            manager.last_activity = datetime.now(timezone.utc)  # it may have been parked because that was long ago
             state.parked, state.parked_ns, state.head = "", 0, info.id
             state.gate.kernel_info = None
             state.gate.abort_unanswered(set(record.outstanding))
@@ -330,6 +332,13 @@ class Operations:
         provisioner.park()
         self._registry.kernel_manager(kernel_id).execution_state = "busy"
         state.parked, state.parked_ns, state.execution_state = record.id, time.time_ns(), record.execution_state
+
+
+async def _hear(said: Callable[[], bool]) -> None:
+    """Wait until a kernel has said something, but not for long: it may not come."""
+    deadline = time.monotonic() + IDLE_SECONDS
+    while not said() and time.monotonic() < deadline:
+        await asyncio.sleep(0.001)
 
 
 async def _end(process: KernelProcess) -> None:

@@ -19,9 +19,9 @@ from torpor.errors import CheckpointFailed
 
 QUIET = 0.02
 """Seconds without a byte on its way after which nothing more is to come: ZeroMQ hands a message on in microseconds."""
-PATIENCE = 5.0
+PATIENCE = 10.0
 """Seconds for the sockets to become empty."""
-RECONNECT_PATIENCE = 3.0
+RECONNECT_PATIENCE = 10.0
 """Seconds for all clients to be back: ZeroMQ tries every 0.1 s (ZMQ_RECONNECT_IVL)."""
 SETTLE_PATIENCE = 0.5
 """Seconds for the threads of a kernel that waits to have seen what has become of their connections."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import subprocess
 from collections.abc import Coroutine
+from concurrent.futures import Future
+from datetime import datetime, timezone
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ import torpor
 from tests.unit.jupyter.conftest import Server
 from torpor.errors import NotFound, RestoreFailed, TorporError
 from torpor_jupyter.data.records import CheckpointRecord, KernelRecord
+from torpor_jupyter.kernels import ipython
 from torpor_jupyter.kernels.state import Cancelled, Operation, Unsuitable
 
 
@@ -47,8 +50,11 @@ def test_a_kernel_is_saved_parked_and_woken(server: Server, process: subprocess.
             await service.park(kernel)
         with pytest.raises(Unsuitable, match="is not running"):
             await service.save(kernel)
+        manager = registry.kernel_manager(kernel)
+        manager.last_activity = before = datetime.now(timezone.utc)
         woken = await service.resume(kernel)
         assert (woken["state"], woken["head"]) == ("living", parked["snapshot"])
+        assert manager.last_activity > before, "or it would be culled once more"
         assert registry.gate(kernel).shut == 0
         assert server.pinned() == set()
         mine = registry.records.read(KernelRecord, kernel)
@@ -59,6 +65,32 @@ def test_a_kernel_is_saved_parked_and_woken(server: Server, process: subprocess.
         assert server.events == events.split()
 
     run(server, lives())
+
+
+def test_that_a_kernel_is_idle_may_be_on_its_way(
+    server: Server, process: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its cell is answered, as rules hear before they save it: its variables are listed all the same."""
+    service = server.service
+    info: Future[dict[str, Any]] = Future()
+    info.set_result({"implementation": ipython.IMPLEMENTATION})
+
+    async def heard() -> None:
+        kernel = await server.sleeping(process)
+        manager = service.registry.kernel_manager(kernel)
+        manager._kernel_info_future, manager.execution_state = info, "busy"
+
+        async def listed(connection: object) -> str:
+            assert manager.execution_state == "idle"
+            manager.last_activity = datetime.now(timezone.utc)
+            return "[]"
+
+        monkeypatch.setattr(ipython, "list_variables", listed)
+        asyncio.get_running_loop().call_later(0.05, setattr, manager, "execution_state", "idle")
+        made = await service.save(kernel)
+        assert service.checkpoints.variables.kept(made["id"]) == "[]"
+
+    run(server, heard())
 
 
 def test_one_thing_at_a_time(server: Server, process: subprocess.Popen[bytes]) -> None:
@@ -119,6 +151,25 @@ def test_a_wake_that_fails_leaves_the_kernel_parked(
         assert (await service.resume(kernel))["state"] == "living"
 
     run(server, stays())
+
+
+def test_trouble_after_a_wake_lets_nobody_wait(
+    server: Server, process: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service, registry = server.service, server.service.registry
+
+    def fails(*arguments: object) -> None:
+        raise OSError
+
+    async def lives() -> None:
+        kernel = await server.sleeping(process)
+        await service.park(kernel)
+        with monkeypatch.context() as patched, pytest.raises(OSError):
+            patched.setattr(service.connections, "reconnect_clients", fails)
+            await service.resume(kernel)
+        assert (registry.describe(kernel)["state"], registry.gate(kernel).shut) == ("living", 0)
+
+    run(server, lives())
 
 
 def test_going_back_keeps_what_the_kernel_is_now(server: Server, process: subprocess.Popen[bytes]) -> None:
