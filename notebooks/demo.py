@@ -103,7 +103,8 @@ def connect(connection_file: str) -> BlockingKernelClient:
     """A client of the kernel that answers on the ports in `connection_file`."""
     client = BlockingKernelClient(connection_file=connection_file)
     client.load_connection_file()
-    client.start_channels()
+    # Without the heartbeat, by which a kernel that takes more than a second to start is dead.
+    client.start_channels(hb=False)
     client.wait_for_ready(timeout=PATIENCE)
     return client
 

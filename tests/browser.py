@@ -17,10 +17,21 @@ from tests.jupyter import TOKEN, Server
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 SHOTS = Path(__file__).parents[1] / "build" / "screenshots"
 """Where tests leave what they saw."""
-LAB_OPTIONS = ("--LabApp.expose_app_in_browser=True",)
+LAB_OPTIONS = ("--LabApp.expose_app_in_browser=True", "--JupyterNotebookApp.expose_app_in_browser=True")
 NOTEBOOK_ERROR = "Cannot read properties of undefined (reading 'schema')"
 """What Notebook 7.6 itself does wrong when it loads its settings, also without Torpor."""
 PATIENCE_MS = 60_000
+NEWS_STAYS = """addEventListener('DOMContentLoaded', () => {
+    const style = document.createElement('style');
+    style.textContent = '.Toastify__progress-bar { animation-play-state: paused !important }';
+    document.head.append(style);
+})"""
+"""Good news goes after a time, which is counted by an animation: a test may take longer to read it."""
+LAST = "() => jupyterapp.shell.currentWidget.content.widgets.length - 1"
+TYPED = """([number, code]) => {
+    const {model} = jupyterapp.shell.currentWidget.content.widgets[number];
+    return model.sharedModel.getSource() === code;
+}"""
 
 
 class Lab:
@@ -63,10 +74,13 @@ class Lab:
         self.page.evaluate(script, [id, arguments])
 
     def run_cell(self, code: str) -> Any:
-        """Type into the last cell of the notebook in front and run it; the cell's element."""
-        cell = self.page.locator(".jp-Notebook:visible .jp-Cell").last
+        """Type into the last cell of the notebook in front, which is empty, and run it; the cell's element."""
+        # By its number: of a notebook that has just been loaded the first cells are shown before the others.
+        last = self.page.evaluate(LAST)
+        cell = self.page.locator(f".jp-Notebook:visible .jp-Cell[data-windowed-list-index='{last}']")
         cell.locator(".cm-content").click()
         self.page.keyboard.insert_text(code)
+        self.page.wait_for_function(TYPED, arg=[last, code])
         self.page.keyboard.press("Shift+Enter")
         return cell
 
@@ -78,6 +92,7 @@ class Lab:
         """Click the moon in the toolbar, and wait until the kernel is saved."""
         self.page.locator(".jp-NotebookPanel-toolbar:visible").get_by_title("Checkpoint kernel").click()
         self.notice("Kernel saved").get_by_role("button", name="Hide notification").click()
+        self.page.locator(".jp-toastContainer .Toastify__toast", has_text="Kernel saved").wait_for(state="detached")
 
     def focused(self) -> str:
         """What a screen reader says of the element that has the focus."""
@@ -112,14 +127,17 @@ def lab(server: Server) -> Iterator[Lab]:
             executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
         )
         try:
-            page = browser.new_page(viewport={"width": 1280, "height": 800})
+            page = browser.new_context(viewport={"width": 1280, "height": 800}).new_page()
             page.set_default_timeout(PATIENCE_MS)
+            page.add_init_script(NEWS_STAYS)
             tab = Lab(page, server)
             try:
                 yield tab
             except BaseException:
                 tab.shot("failure")
+                print("The page shows:", page.locator("body").inner_text())
                 raise
-            assert [error for error in tab.errors if error != NOTEBOOK_ERROR] == []
+            errors = [error for error in tab.errors if error != NOTEBOOK_ERROR]
+            assert not errors, errors
         finally:
             browser.close()

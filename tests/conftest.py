@@ -145,6 +145,15 @@ def ordinary_account(ordinary: pwd.struct_passwd, no_leaks: str) -> Iterator[Use
     yield from _user(ordinary.pw_name, ordinary.pw_uid, ordinary.pw_gid, no_leaks)
 
 
+@pytest.fixture(scope="module")
+def file_account(ordinary: pwd.struct_passwd) -> Iterator[User]:
+    """An ordinary user for what the tests of a file share. Nothing of it may be left after the last one."""
+    mark, before = uuid.uuid4().hex, Before.now()
+    yield from _user(ordinary.pw_name, ordinary.pw_uid, ordinary.pw_gid, mark)
+    if leaks := before.left(mark):
+        pytest.fail("left behind: " + "; ".join(leaks), pytrace=False)
+
+
 @pytest.fixture
 def root_account(no_leaks: str) -> Iterator[User]:
     """Root to act as, for tests that need it; skipped when the tests run as an ordinary user."""

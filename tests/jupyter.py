@@ -1,9 +1,13 @@
-"""A real Jupyter server to test with: started as a user, asked over HTTP, its kernels used over websockets."""
+"""A real Jupyter server to test with: started as a user, asked over HTTP, its kernels used over websockets.
+
+Kernels without a server are used over their own ports.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,10 +16,12 @@ import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from queue import Empty
 from typing import Any
 
+from jupyter_client.blocking.client import BlockingKernelClient
 from websocket import WebSocket, WebSocketTimeoutException, create_connection
 
 from tests import api
@@ -23,6 +29,8 @@ from tests.users import BIN, User
 
 TOKEN = "for-tests"
 PATIENCE = 60.0
+START_PATIENCE = 120.0
+"""A server loads much before it answers, which takes long on a machine with much else to do."""
 
 
 class Answer(Exception):
@@ -81,7 +89,7 @@ class Server:
                 self.process = self._popen_elsewhere(list(map(str, command)), environment, log)
             else:
                 self.process = self.user.popen(command, env=environment, stdout=log, stderr=log)
-        wait_until(self._answers, f"the server answers: {self.tail()}")
+        wait_until(self._answers, "the server answers", START_PATIENCE)
         return self
 
     def _popen_elsewhere(self, command: list[str], environment: dict[str, str], log: Any) -> subprocess.Popen[bytes]:
@@ -205,6 +213,35 @@ class Server:
         for kernel in self.get("api/kernels"):
             self.ask("DELETE", f"api/kernels/{kernel['id']}")
 
+    def clear(self) -> None:
+        """Leave it as it was when it was new, for the next test."""
+        self.end_kernels()
+        for made in self.get("api/torpor/checkpoints"):
+            path = f"api/torpor/kernels/{made['kernel_id']}/checkpoints/{made['id']}"
+            self.ask("PATCH", path, {"pinned": False})
+            self.ask("DELETE", path)
+        for left in self.root.iterdir():
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+
+
+@contextmanager
+def used(server: Server) -> Iterator[Server]:
+    """A running server that several tests use, one after the other.
+
+    One that a test has started once more is that test's own, and ends with it: such tests come last in their file.
+    """
+    shared = server.process if server.process.poll() is None else None
+    if shared is None:
+        server.start()
+    try:
+        yield server
+    finally:
+        print(server.tail())  # pytest shows it when the test fails
+        if server.process.poll() is None:
+            server.clear()
+            if server.process is not shared:
+                server.stop()
+
 
 @contextmanager
 def running(server: Server) -> Iterator[Server]:
@@ -303,6 +340,52 @@ class Notebook:
     def run(self, code: str) -> str:
         """Run a cell; what it printed."""
         return self.finish(self.start(code))
+
+
+@contextmanager
+def connected(connection_file: Path) -> Iterator[BlockingKernelClient]:
+    """A client of the kernel that writes this connection file, when the kernel answers."""
+    wait_until(
+        lambda: connection_file.exists() and connection_file.read_text().endswith("}"), "it writes its connection"
+    )
+    client = BlockingKernelClient(connection_file=str(connection_file))
+    client.load_connection_file()
+    # Without the heartbeat, by which a kernel that takes more than a second to start is dead.
+    client.start_channels(hb=False)
+    try:
+        client.wait_for_ready(timeout=PATIENCE)
+        yield client
+    finally:
+        client.stop_channels()
+
+
+def answers(client: BlockingKernelClient) -> bool:
+    """Whether a kernel answers on both channels: each connects again by itself.
+
+    What was not read of the kernel before it ended still waits, and is no answer.
+    """
+    id = client.kernel_info()
+    with suppress(Empty):
+        for next_message in (client.get_shell_msg, client.get_iopub_msg):
+            while next_message(timeout=1)["parent_header"].get("msg_id") != id:
+                pass
+        return True
+    return False
+
+
+def printed(client: BlockingKernelClient, code: str) -> str:
+    """What a cell prints, until it is done."""
+    id = client.execute(code)
+    text = ""
+    while True:
+        message = client.get_iopub_msg(timeout=PATIENCE)
+        if message["parent_header"].get("msg_id") != id:
+            continue
+        assert message["msg_type"] != "error", message["content"]
+        if message["msg_type"] == "stream":
+            text += message["content"]["text"]
+        if message["content"].get("execution_state") == "idle":
+            return text
 
 
 def _made(path: Path) -> Path:

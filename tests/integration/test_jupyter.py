@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import pytest
 
 from tests.jupyter import Answer, Notebook, Server, running, wait_until
 from tests.users import User
-
-
-@pytest.fixture
-def server(ordinary_account: User) -> Iterator[Server]:
-    """A running server of an ordinary user."""
-    with running(Server(ordinary_account)) as server:
-        yield server
 
 
 def test_a_parked_kernel_goes_on_where_it_was(server: Server) -> None:
@@ -89,6 +82,25 @@ def test_back_to_a_checkpoint_and_forth_again(server: Server) -> None:
         assert notebook.run("print(x)") == "2\n"
 
 
+def test_no_cell_is_lost_while_the_kernel_goes_back(server: Server) -> None:
+    """Whenever it was sent, it runs, or its sender is told that it was aborted: once."""
+    _, kernel = server.new_session("work.ipynb")
+    with Notebook(server, kernel) as notebook, ThreadPoolExecutor(1) as pool:
+        notebook.run("x = 1")
+        made = server.torpor(kernel, "/checkpoints")
+        back = pool.submit(server.torpor, kernel, f"/checkpoints/{made['id']}/restore")
+        sent = []
+        while not back.done():
+            sent.append(notebook.start(f"print(x, {len(sent)})"))
+            wait([back], 0.1)
+        back.result()
+        notebook.run("print(x)")
+        assert all(map(notebook.finished, sent))
+        for number, id in enumerate(sent):
+            (reply,) = notebook.about(id, "execute_reply")
+            assert reply["status"] == "aborted" or notebook.output(id) == f"1 {number}\n", (number, reply)
+
+
 TWICE = """
 kernel = get_ipython().kernel
 message = kernel.session.msg("status", {"execution_state": "busy"}, parent=kernel.get_parent())
@@ -120,38 +132,6 @@ def test_checkpoints_are_named_pinned_and_deleted(server: Server) -> None:
     server.ask("PATCH", path, {"pinned": False})
     assert server.ask("DELETE", path)["freed"] > 0
     assert server.get("api/torpor/checkpoints") == []
-
-
-@pytest.mark.parametrize("how", ["stop", "interrupt", "kill"])
-def test_kernels_outlive_their_server(ordinary_account: User, how: str) -> None:
-    server = Server(ordinary_account)
-    with running(server):
-        session, kernel = server.new_session("work.ipynb")
-        with Notebook(server, kernel) as notebook:
-            pid = int(notebook.run("import os; x = 6; print(os.getpid())"))
-        if how == "kill":  # a crash of the server comes at any time: but the notebook was written down
-            wait_until(lambda: "work.ipynb" in _records(server), "the session is written down")
-        getattr(server, how)()
-        assert os.path.exists(f"/proc/{pid}") == (how == "kill")
-        server.start()
-        (model,) = server.get("api/sessions")
-        assert (model["id"], model["path"], model["kernel"]["id"]) == (session, "work.ipynb", kernel)
-        assert server.kernel(kernel)["state"] == ("living" if how == "kill" else "parked")
-        with Notebook(server, kernel) as notebook:
-            answer = notebook.start("print(x * 7, os.getpid())")
-            if how != "kill":
-                server.torpor(kernel, "/resume")
-            assert notebook.finish(answer) == f"42 {pid}\n"
-        server.torpor(kernel, "/park")
-        server.torpor(kernel, "/resume")
-        server.post(f"api/kernels/{kernel}/restart")
-        with Notebook(server, kernel) as notebook:
-            assert notebook.run("print('x' in globals())") == "False\n"
-
-
-def _records(server: Server) -> str:
-    folder = server.store / "jupyter" / "kernels"
-    return "".join(path.read_text() for path in folder.glob("*.json"))
 
 
 def test_a_kernel_that_was_shut_down_comes_back(server: Server) -> None:
@@ -256,3 +236,34 @@ def test_no_room_for_records_costs_no_kernel(server: Server) -> None:
         finally:
             for folder in folders:
                 folder.chmod(0o700)
+
+
+def test_kernels_outlive_their_server(server: Server) -> None:
+    session, kernel = server.new_session("work.ipynb")
+    with Notebook(server, kernel) as notebook:
+        pid = int(notebook.run("import os; x = 6; print(os.getpid())"))
+    for how in ("stop", "interrupt", "kill"):
+        if how == "kill":  # a crash of the server comes at any time: but the notebook was written down
+            wait_until(lambda: "work.ipynb" in _records(server), "the session is written down")
+        outside = server.kernel(kernel)["pid"]
+        getattr(server, how)()
+        assert os.path.exists(f"/proc/{outside}") == (how == "kill")
+        server.start()
+        (model,) = server.get("api/sessions")
+        assert (model["id"], model["path"], model["kernel"]["id"]) == (session, "work.ipynb", kernel)
+        assert server.kernel(kernel)["state"] == ("living" if how == "kill" else "parked")
+        with Notebook(server, kernel) as notebook:
+            answer = notebook.start("print(x * 7, os.getpid())")
+            if how != "kill":
+                server.torpor(kernel, "/resume")
+            assert notebook.finish(answer) == f"42 {pid}\n"
+    server.torpor(kernel, "/park")
+    server.torpor(kernel, "/resume")
+    server.post(f"api/kernels/{kernel}/restart")
+    with Notebook(server, kernel) as notebook:
+        assert notebook.run("print('x' in globals())") == "False\n"
+
+
+def _records(server: Server) -> str:
+    folder = server.store / "jupyter" / "kernels"
+    return "".join(path.read_text() for path in folder.glob("*.json"))

@@ -39,54 +39,52 @@ def record(server: Server) -> tuple[Path, dict[str, Any]]:
     return path, json.loads(path.read_text())
 
 
-def test_two_tabs_and_dead_ones(ordinary_account: User) -> None:
+def test_two_tabs_and_dead_ones(server: Server) -> None:
     """Both tabs hear all, before and after; a tab that has gone without a word holds nobody up."""
-    with running(Server(ordinary_account)) as server:
-        _, kernel = server.new_session("work.ipynb")
-        dead = Notebook(server, kernel)
-        with Notebook(server, kernel) as one, Notebook(server, kernel) as two:
-            dead.run("x = []")
-            dead.socket.sock.close()
-            for number in range(2):
-                server.torpor(kernel, "/park")
-                asked = [tab.start(f"x.append({name!r}); print(x)") for tab, name in ((one, "a"), (two, "b"))]
-                server.torpor(kernel, "/resume")
-                said = [tab.finish(id) for tab, id in zip((one, two), asked, strict=True)]
-                assert said[1] == f"{['a', 'b'] * (number + 1)}\n"
-            one.until(lambda: one.printed().count("\n") == 4, "it hears what the other one asked, too")
-            assert one.printed() == two.printed()
-
-
-def test_pages_that_have_gone(ordinary_account: User) -> None:
-    """Their cells run, are told to be aborted when the page is back, and are in nobody's way."""
-    with running(Server(ordinary_account)) as server:
-        _, kernel = server.new_session("work.ipynb")
-
-        def nobody() -> None:
-            wait_until(lambda: not server.get(f"api/kernels/{kernel}")["connections"], "the page has gone")
-
-        with Notebook(server, kernel) as page:
-            page.run("x = 1")
-            first = server.torpor(kernel, "/checkpoints")
-            stuck = page.start("import time\nwhile True: time.sleep(0.01)")
-            page.until(lambda: page.about(stuck, "execute_input"), "the cell runs")
-        nobody()
-        server.torpor(kernel, f"/checkpoints/{first['id']}/restore")
-        with Notebook(server, kernel, page.session) as page:
-            page.until(lambda: page.finished(stuck), "the cell that is no more is told so")
-            assert page.about(stuck, "execute_reply")[0]["status"] == "aborted"
+    _, kernel = server.new_session("work.ipynb")
+    dead = Notebook(server, kernel)
+    with Notebook(server, kernel) as one, Notebook(server, kernel) as two:
+        dead.run("x = []")
+        dead.socket.sock.close()
+        for number in range(2):
             server.torpor(kernel, "/park")
-            waits = [page.start(code) for code in ("x += 1", "while not __import__('os').path.exists('go'): pass")]
-        nobody()
-        with Notebook(server, kernel) as reloaded:
+            asked = [tab.start(f"x.append({name!r}); print(x)") for tab, name in ((one, "a"), (two, "b"))]
             server.torpor(kernel, "/resume")
-            reloaded.until(lambda: reloaded.about(waits[1], "execute_input"), "what has waited runs")
-            (server.root / "go").touch()
-            reloaded.until(lambda: len(reloaded.about(waits[1], "status")) == 2, "it is done")
-            assert reloaded.run("print(x)") == "2\n"
-            made = server.torpor(kernel, "/checkpoints")
-            kept = json.loads((server.store / "jupyter" / "checkpoints" / f"{made['id']}.json").read_text())
-            assert (kept["execution_state"], kept["outstanding"]) == ("idle", [])
+            said = [tab.finish(id) for tab, id in zip((one, two), asked, strict=True)]
+            assert said[1] == f"{['a', 'b'] * (number + 1)}\n"
+        one.until(lambda: one.printed().count("\n") == 4, "it hears what the other one asked, too")
+        assert one.printed() == two.printed()
+
+
+def test_pages_that_have_gone(server: Server) -> None:
+    """Their cells run, are told to be aborted when the page is back, and are in nobody's way."""
+    _, kernel = server.new_session("work.ipynb")
+
+    def nobody() -> None:
+        wait_until(lambda: not server.get(f"api/kernels/{kernel}")["connections"], "the page has gone")
+
+    with Notebook(server, kernel) as page:
+        page.run("x = 1")
+        first = server.torpor(kernel, "/checkpoints")
+        stuck = page.start("import time\nwhile True: time.sleep(0.01)")
+        page.until(lambda: page.about(stuck, "execute_input"), "the cell runs")
+    nobody()
+    server.torpor(kernel, f"/checkpoints/{first['id']}/restore")
+    with Notebook(server, kernel, page.session) as page:
+        page.until(lambda: page.finished(stuck), "the cell that is no more is told so")
+        assert page.about(stuck, "execute_reply")[0]["status"] == "aborted"
+        server.torpor(kernel, "/park")
+        waits = [page.start(code) for code in ("x += 1", "while not __import__('os').path.exists('go'): pass")]
+    nobody()
+    with Notebook(server, kernel) as reloaded:
+        server.torpor(kernel, "/resume")
+        reloaded.until(lambda: reloaded.about(waits[1], "execute_input"), "what has waited runs")
+        (server.root / "go").touch()
+        reloaded.until(lambda: len(reloaded.about(waits[1], "status")) == 2, "it is done")
+        assert reloaded.run("print(x)") == "2\n"
+        made = server.torpor(kernel, "/checkpoints")
+        kept = json.loads((server.store / "jupyter" / "checkpoints" / f"{made['id']}.json").read_text())
+        assert (kept["execution_state"], kept["outstanding"]) == ("idle", [])
 
 
 def test_who_may_only_look(ordinary_account: User) -> None:

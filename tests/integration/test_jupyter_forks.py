@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 
 import pytest
 
-from tests.jupyter import Answer, Notebook, Server, running
-from tests.users import User
+from tests.jupyter import Answer, Notebook, Server
 
 CELL = {"cell_type": "code", "id": "one", "execution_count": None, "metadata": {}, "outputs": [], "source": "x = 1"}
 TOLD = """
@@ -29,13 +27,6 @@ for fd in os.listdir("/proc/self/fd"):
         pass  # the look's own, or one that another thread has closed by now
 print([path for path in found if path.endswith(".log")])
 """
-
-
-@pytest.fixture
-def server(ordinary_account: User) -> Iterator[Server]:
-    """A running server of an ordinary user."""
-    with running(Server(ordinary_account)) as server:
-        yield server
 
 
 def test_a_fork_runs_beside_the_first(server: Server) -> None:

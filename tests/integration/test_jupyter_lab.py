@@ -5,39 +5,36 @@ The screenshots are in build/screenshots.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 
 import pytest
 from playwright.sync_api import Route
 
 from tests import browser
-from tests.browser import CHROMIUM
-from tests.jupyter import Server, running
+from tests.browser import CHROMIUM, PATIENCE_MS
+from tests.jupyter import Server, running, used
 from tests.users import User
+
+CELL: dict[str, object] = {
+    "cell_type": "code", "id": "first", "execution_count": None, "metadata": {}, "outputs": [], "source": "",
+}  # fmt: skip
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium (Debian's package)")
 
 
-@pytest.fixture
-def server(ordinary_account: User) -> Iterator[Server]:
-    """A running JupyterLab and Notebook 7 of an ordinary user, with an empty notebook."""
-    server = Server(ordinary_account, *browser.LAB_OPTIONS, program="lab")
-    cell: dict[str, object] = {
-        "cell_type": "code",
-        "id": "first",
-        "execution_count": None,
-        "metadata": {},
-        "outputs": [],
-        "source": "",
-    }
-    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
-    notebook = {"cells": [cell], "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}
-    path = server.root / "work.ipynb"
-    path.write_text(json.dumps(notebook))
-    ordinary_account.own(path)
-    with running(server):
+@pytest.fixture(scope="module")
+def file_server(file_account: User) -> Iterator[Server]:
+    """A running JupyterLab and Notebook 7 of an ordinary user, which the tests share."""
+    with running(Server(file_account, *browser.LAB_OPTIONS, program="lab")) as server:
         yield server
+
+
+@pytest.fixture
+def server(file_server: Server) -> Iterator[Server]:
+    """It, with an empty notebook."""
+    with used(file_server):
+        file_server.write_notebook("work.ipynb", [CELL])
+        yield file_server
 
 
 def test_a_notebook_users_day(server: Server) -> None:
@@ -96,29 +93,6 @@ def test_a_notebook_users_day(server: Server) -> None:
         lab.run_cell("print('came back', x)")
         lab.shows("came back 41")
         lab.command("docmanager:save")
-
-
-def test_tomorrow_the_kernel_goes_on(server: Server) -> None:
-    with browser.lab(server) as lab:
-        lab.open("work.ipynb")
-        lab.run_cell("import os; pid = os.getpid(); x = 41; print('first', x)")
-        lab.shows("first 41")
-        lab.command("docmanager:save")
-    server.stop()
-    server.start()
-    with browser.lab(server) as lab:
-        lab.open()
-        lab.command("docmanager:open", path="work.ipynb")
-        banner = lab.page.locator(".jp-Torpor-banner")
-        banner.get_by_text("The kernel has been parked").wait_for()
-        lab.page.locator("[data-id='jp-running-sessions']").click()
-        lab.page.get_by_title("Parked kernel ").get_by_text("work.ipynb").wait_for()
-        lab.shot("6-next-day")
-        banner.get_by_role("button", name="Wake").click()
-        banner.wait_for(state="hidden")
-        lab.ready()
-        lab.run_cell("print('goes on', x + 1, pid == os.getpid())")
-        lab.shows("goes on 42 True")
 
 
 def test_the_panel_with_keyboard_and_screen_reader(server: Server) -> None:
@@ -190,7 +164,7 @@ def test_the_panel_with_keyboard_and_screen_reader(server: Server) -> None:
         lab.command("docmanager:save-all")
 
 
-def test_progress_is_shown_and_saving_cancelled(server: Server) -> None:
+def test_progress_cancelling_and_refusals_are_shown(server: Server) -> None:
     """What the browser shows; that the server gives up is tested with the server alone."""
     held: list[Route] = []
 
@@ -229,23 +203,23 @@ def test_progress_is_shown_and_saving_cancelled(server: Server) -> None:
         lab.notice("Cancelled. The kernel is as it was.")
         page.locator(".jp-Torpor-state progress").wait_for(state="detached")
 
-
-def test_why_a_kernel_is_refused_is_shown(server: Server) -> None:
-    with browser.lab(server) as lab:
-        lab.open("work.ipynb")
+        page.unroute("**/checkpoints?*", hold)
         lab.run_cell("from socket import *; link = socket(AF_NETLINK, SOCK_RAW, 16); print('open')")
         lab.shows("open")
-        lab.page.locator(".jp-NotebookPanel-toolbar").get_by_title("Checkpoint kernel").click()
+        page.locator(".jp-NotebookPanel-toolbar").get_by_title("Checkpoint kernel").click()
         notice = lab.notice("The kernel could not be saved, and runs on")
         lab.shot("7-refused")
         assert "a netlink socket (generic)" in notice.inner_text()
         notice.get_by_role("button", name="Details…").click()
-        lab.page.locator(".jp-Dialog li", has_text="a netlink socket (generic)").wait_for()
+        page.locator(".jp-Dialog li", has_text="a netlink socket (generic)").wait_for()
         lab.check_accessibility(".jp-Dialog")
 
 
-def test_notebook_7(server: Server) -> None:
-    with browser.lab(server) as lab:
+def test_notebook_7(ordinary_account: User) -> None:
+    """On a server of its own: where JupyterLab was before, Notebook 7 asks for a command that it has not."""
+    server = Server(ordinary_account, *browser.LAB_OPTIONS, program="lab")
+    server.write_notebook("work.ipynb", [CELL])
+    with running(server), browser.lab(server) as lab:
         page = lab.page
         lab.open_notebook_7("work.ipynb")
         lab.run_cell("x = 41; print('first', x)")
@@ -276,6 +250,31 @@ def test_notebook_7(server: Server) -> None:
         lab.shows("awake 41")
         kernel_menu("Park Kernel")
         banner.wait_for()
-        page.goto(f"{server.url}tree")
-        page.locator(".lm-TabBar-tab", has_text="Running").click()
-        page.get_by_title("Parked kernel ").get_by_text("work.ipynb").wait_for()
+        tree = page.context.new_page()  # a page that is left in the middle of a request would say so
+        tree.set_default_timeout(PATIENCE_MS)
+        tree.goto(f"{server.url}tree")
+        tree.locator(".lm-TabBar-tab", has_text="Running").click()
+        tree.get_by_title("Parked kernel ").get_by_text("work.ipynb").wait_for()
+
+
+def test_tomorrow_the_kernel_goes_on(server: Server) -> None:
+    with browser.lab(server) as lab:
+        lab.open("work.ipynb")
+        lab.run_cell("import os; pid = os.getpid(); x = 41; print('first', x)")
+        lab.shows("first 41")
+        lab.command("docmanager:save")
+    server.stop()
+    server.start()
+    with browser.lab(server) as lab:
+        lab.open()
+        lab.command("docmanager:open", path="work.ipynb")
+        banner = lab.page.locator(".jp-Torpor-banner")
+        banner.get_by_text("The kernel has been parked").wait_for()
+        lab.page.locator("[data-id='jp-running-sessions']").click()
+        lab.page.get_by_title("Parked kernel ").get_by_text("work.ipynb").wait_for()
+        lab.shot("6-next-day")
+        banner.get_by_role("button", name="Wake").click()
+        banner.wait_for(state="hidden")
+        lab.ready()
+        lab.run_cell("print('goes on', x + 1, pid == os.getpid())")
+        lab.shows("goes on 42 True")

@@ -4,23 +4,11 @@ from __future__ import annotations
 
 import json
 import subprocess
-import time
-from collections.abc import Iterator
-from contextlib import suppress
-from queue import Empty
 
 import pytest
-from jupyter_client.blocking.client import BlockingKernelClient
 
-from tests.jupyter import Notebook, Server, running, wait_until
+from tests.jupyter import Notebook, Server, answers, connected, printed, wait_until
 from tests.users import BIN, User
-
-
-@pytest.fixture
-def server(ordinary_account: User) -> Iterator[Server]:
-    """A running server of an ordinary user."""
-    with running(Server(ordinary_account)) as server:
-        yield server
 
 
 def test_magics_under_a_server(server: Server) -> None:
@@ -74,7 +62,10 @@ def test_the_command(server: Server) -> None:
         assert "no kernel 'other'" in torpor("park", "other", code=11)
 
 
-@pytest.mark.parametrize("output", [subprocess.DEVNULL, subprocess.PIPE], ids=["nowhere", "pipes"])
+@pytest.mark.parametrize(
+    "output",
+    [pytest.param(subprocess.DEVNULL, id="nowhere", marks=pytest.mark.soak), pytest.param(subprocess.PIPE, id="pipes")],
+)
 def test_a_kernel_without_a_server(ordinary_account: User, output: int) -> None:
     """As `jupyter console` or VS Code starts one: it saves itself by a helper, and wakes when it has ended."""
     user = ordinary_account
@@ -84,70 +75,34 @@ def test_a_kernel_without_a_server(ordinary_account: User, output: int) -> None:
     # Its database of cells does not go back with it, and would say so in the middle of what a cell prints.
     command = [BIN / "python", "-m", "ipykernel_launcher", "-f", connection, "--HistoryManager.enabled=False"]
     process = user.popen(command, env=environment, **ends)
-    client = BlockingKernelClient(connection_file=str(connection))
     try:
-        wait_until(lambda: connection.exists() and connection.read_text().endswith("}"), "it writes its connection")
-        client.load_connection_file()
-        client.start_channels()
-        client.wait_for_ready(timeout=60)
-        assert "Saved as" in printed(client, "%load_ext torpor\nx = 5\n%checkpoint alone\nprint('x is', x)")
-        assert "alone" in printed(client, "%checkpoints")
-        reply = client.execute("%rewind alone", reply=True, timeout=60)["content"]
-        assert reply["ename"] == "UsageError"
-        assert "cannot go back in place" in reply["evalue"]
-        kept = connection.read_text()
-        # Not by client.shutdown(): one kernel in ten hangs then, with or without Torpor (ipykernel 7.4: its control
-        # thread flushes what its main thread has closed).
-        process.kill()
-        process.wait()
-        connection.write_text(kept)
-        user.own(connection)
-        with open(user.tmp / "log", "ab") as log:
-            woken = user.popen(
-                [BIN / "torpor", "restore", "latest"], env=environment, stdin=log, stdout=log, stderr=log
-            )
-        try:
-            wait_until(lambda: answers(client), "it answers again")
-            assert "5" in printed(client, "print(x)")
-            woken.terminate()
-            woken.wait(60)
-        finally:
-            if woken.poll() is None:
-                woken.kill()
-                woken.wait()
+        with connected(connection) as client:
+            assert "Saved as" in printed(client, "%load_ext torpor\nx = 5\n%checkpoint alone\nprint('x is', x)")
+            assert "alone" in printed(client, "%checkpoints")
+            reply = client.execute("%rewind alone", reply=True, timeout=60)["content"]
+            assert reply["ename"] == "UsageError"
+            assert "cannot go back in place" in reply["evalue"]
+            kept = connection.read_text()
+            # Not by client.shutdown(): one kernel in ten hangs then, with or without Torpor (ipykernel 7.4: its control
+            # thread flushes what its main thread has closed).
+            process.kill()
+            process.wait()
+            connection.write_text(kept)
+            user.own(connection)
+            with open(user.tmp / "log", "ab") as log:
+                woken = user.popen(
+                    [BIN / "torpor", "restore", "latest"], env=environment, stdin=log, stdout=log, stderr=log
+                )
+            try:
+                wait_until(lambda: answers(client), "it answers again")
+                assert "5" in printed(client, "print(x)")
+                woken.terminate()
+                woken.wait(60)
+            finally:
+                if woken.poll() is None:
+                    woken.kill()
+                    woken.wait()
     finally:
-        client.stop_channels()
         if process.poll() is None:
             process.kill()
             process.wait()
-
-
-def answers(client: BlockingKernelClient) -> bool:
-    """Whether the kernel answers on both channels: each connects again by itself.
-
-    What was not read of the kernel before it ended still waits, and is no answer.
-    """
-    id = client.kernel_info()
-    with suppress(Empty):
-        for next_message in (client.get_shell_msg, client.get_iopub_msg):
-            while next_message(timeout=1)["parent_header"].get("msg_id") != id:
-                pass
-        return True
-    return False
-
-
-def printed(client: BlockingKernelClient, code: str) -> str:
-    """What a cell prints, until it is done."""
-    id = client.execute(code)
-    text = ""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        message = client.get_iopub_msg(timeout=60)
-        if message["parent_header"].get("msg_id") != id:
-            continue
-        assert message["msg_type"] != "error", message["content"]
-        if message["msg_type"] == "stream":
-            text += message["content"]["text"]
-        if message["content"].get("execution_state") == "idle":
-            return text
-    raise AssertionError(f"not done: {text}")

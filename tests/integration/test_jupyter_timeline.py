@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -32,13 +31,6 @@ frame.loc[7, "x"] = -1.0
 mean.__dict__["last"] = 5
 del gone
 """
-
-
-@pytest.fixture
-def server(ordinary_account: User) -> Iterator[Server]:
-    """A running server of an ordinary user."""
-    with running(Server(ordinary_account)) as server:
-        yield server
 
 
 def names(found: list[dict[str, Any]]) -> list[str]:

@@ -36,10 +36,10 @@ ERRORS = """() => Array.from(jupyterapp.shell.currentWidget.content.model.cells)
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium (Debian's package)")
 
 
-@pytest.fixture
-def server(ordinary_account: User) -> Iterator[Server]:
-    """A running JupyterLab of an ordinary user."""
-    with running(Server(ordinary_account, *browser.LAB_OPTIONS, program="lab")) as server:
+@pytest.fixture(scope="module")
+def file_server(file_account: User) -> Iterator[Server]:
+    """A running JupyterLab of an ordinary user, which all readers use."""
+    with running(Server(file_account, *browser.LAB_OPTIONS, program="lab")) as server:
         yield server
 
 
@@ -139,20 +139,6 @@ def test_undo(server: Server) -> None:
 
 
 @needs_chromium
-def test_training(server: Server) -> None:
-    with reading(server, "training.ipynb") as reader:
-        reader.runs("data", "1797 pictures")
-        reader.runs("train", "epoch 2:")
-        reader.parks_and_wakes()
-        reader.sees("train", "epoch 5:")
-        reader.lab.shot("14-training")
-    server.kill()
-    server.start()
-    with reading(server, "training.ipynb") as reader:
-        reader.runs("after", "50 epochs by the same process: True")
-
-
-@needs_chromium
 def test_fork(server: Server) -> None:
     with reading(server, "fork.ipynb") as reader:
         reader.runs("common", "200 measurements")
@@ -180,3 +166,17 @@ def test_snapshot(server: Server) -> None:
         reader.runs("again", "another snapshot: True")
         reader.runs("needs", "the diary: True")
         reader.lab.shot("16-snapshot")
+
+
+@needs_chromium
+def test_training(server: Server) -> None:
+    with reading(server, "training.ipynb") as reader:
+        reader.runs("data", "1797 pictures")
+        reader.runs("train", "epoch 2:")
+        reader.parks_and_wakes()
+        reader.sees("train", "epoch 5:")
+        reader.lab.shot("14-training")
+    server.kill()
+    server.start()
+    with reading(server, "training.ipynb") as reader:
+        reader.runs("after", "50 epochs by the same process: True")
