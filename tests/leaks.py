@@ -71,9 +71,9 @@ def _mounts() -> set[str]:
 
 
 def _files() -> set[str]:
-    # In /tmp only what bears our name is ours; a private directory of another run's test is not.
-    temporary = {str(p) for p in Path("/tmp").glob("*torpor*") if not p.name.startswith(("torpor-test-", "pytest-of-"))}
-    return temporary | {str(p) for p in Path("/dev/shm").iterdir()}
+    # In /tmp only what bears our name is ours; a private directory of another run's test is not, there or in memory.
+    found = (*Path("/tmp").glob("*torpor*"), *Path("/dev/shm").iterdir())
+    return {str(path) for path in found if not path.name.startswith(("torpor-test-", "pytest-of-"))}
 
 
 @dataclass
