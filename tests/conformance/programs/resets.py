@@ -12,6 +12,7 @@ def reset(kind: socket.SocketKind) -> socket.socket:
     one, other = socket.socketpair(socket.AF_UNIX, kind)
     one.send(b"unread")
     other.close()
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)  # with it a send gives a socket of packets a name
     return one
 
 
@@ -32,6 +33,7 @@ def main() -> None:
     empty, full = passed_over(b""), passed_over(b"after")
     ready_and_wait()
     for one in ended:
+        same(one.getsockname(), "", f"the name of {one.type}")
         same(one.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR), errno.ECONNRESET, f"the error of {one.type}")
         same(one.recv(10), b"", f"the end of {one.type}")
     same(full[0].recv(10), b"after", "what came after an urgent byte")

@@ -68,6 +68,7 @@ def main() -> None:
     writer.connect(str(HERE / "mailbox"))
     anonymous = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     anonymous.connect(str(HERE / "mailbox"))
+    anonymous.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)  # with it a connect or a send gives it a name
     bound = socket.socket(socket.AF_UNIX)
     bound.bind(ABSTRACT + "-bound")
 
@@ -96,6 +97,7 @@ def main() -> None:
     closed = str(HERE / "closed")
     same((right.getsockname(), left.getpeername()), (closed, closed), "its names, of a file that is still there")
 
+    same(anonymous.getsockname(), "", "no name")
     writer.send(b"letter")
     same(mailbox.recvfrom(100), (b"letter", (ABSTRACT + "-writer").encode()), "a datagram with its sender")
     anonymous.send(b"no name")

@@ -187,12 +187,13 @@ static long where(const long *a)
 {
 	char path[PATH_MAX];
 	long size = syscall(SYS_getcwd, path, sizeof(path));
-	size_t outer = strlen(shared->place);
+	char *inner;
 
 	(void)a;
 	if (size < 0)
 		return -1;
-	say(" %s", strncmp(path, shared->place, outer) ? path : path + outer);
+	inner = strstr(path, shared->place); /* behind "(unreachable)" where its root is another one */
+	say(" %s", inner ? inner + strlen(shared->place) : path);
 	return 0;
 }
 

@@ -185,12 +185,13 @@ class Named:
                         unix_queues.fill(sock, unix, self.opening.slots, [number], self._at[index])
         for index, description in alone.items():
             with naming(description):
-                common.set_options(made[index], description.unix.options, OPTIONS)  # buffers may have grown
                 if there := description.unix.connected_to:
                     if there in at:
                         unix_paths.connect(made[index], at[there])
                     else:
                         _connect(made[index], there, self.opening.openers.description(index))
+                # With SO_PASSCRED one that has no name would get one when it connects; and buffers may have grown.
+                common.set_options(made[index], description.unix.options, OPTIONS)
         for index, description in alone.items():
             if _is_shut(description.unix) and _hears_by_name(description.unix):
                 with naming(description):
@@ -235,7 +236,7 @@ class Named:
             if unix_paths.path_of(unix):
                 _clear(unix, opener)
             self._at[index] = self._bound.bind(sock, unix, opener)
-        common.set_options(sock, unix.options, OPTIONS)
+            common.set_options(sock, unix.options, OPTIONS)
         if unix.listening:
             sock.listen(unix.backlog)
             self._listeners[unix.name] = sock, self._at[index]

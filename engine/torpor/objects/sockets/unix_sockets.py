@@ -421,8 +421,8 @@ def _finish_widow(opening: Opening, index: int, far: socket.socket) -> None:
     unix = opening.image.descriptions[index].unix
     with far, opening.socket(index) as near:
         unix_queues.fill(far, unix, opening.slots)
+        if unix.reset:  # net/unix/af_unix.c: closing an end with unread data resets the other
+            near.send(b"x")  # before SO_PASSCRED, with which a socket that has no name gets one when it sends
         common.set_options(near, unix.options, OPTIONS)
-        if unix.reset:
-            near.send(b"x")  # closing an end with unread data resets the other (net/unix/af_unix.c)
         if unix.type == socket.SOCK_DGRAM:  # closing shuts down other types
             unix_names.shut(near, unix)
