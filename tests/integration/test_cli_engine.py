@@ -151,6 +151,22 @@ def test_a_detached_job_lives_as_long_as_its_pid(counting: Counting) -> None:
     os.close(pidfd)
 
 
+def test_a_daemon_whose_parent_is_the_hosts_init(as_user: User) -> None:
+    begin = '"$0" -c "$1" <&- >/dev/null 2>&1 & echo $!'
+    daemon = int(as_user.run(["/bin/sh", "-c", begin, BIN / "python", PROGRAM], check=True).stdout)
+    log = as_user.tmp / "count"
+    wait_until(lambda: procfs.stat(daemon).ppid == 1 and log.exists() and log.stat().st_size, "it counts below init")
+    as_user.run([BIN / "torpor", "checkpoint", str(daemon), "--then", "kill"], check=True)
+    wait_until(lambda: not os.path.exists(f"/proc/{daemon}"), "its end")
+    counted = log.stat().st_size
+    pid = int(as_user.run([BIN / "torpor", "restore", "latest", "--detach"], check=True).stdout)
+    try:
+        wait_until(lambda: log.stat().st_size > counted, "it goes on")
+    finally:
+        (as_user.tmp / "end").touch()
+    wait_until(lambda: not os.path.exists(f"/proc/{pid}"), "the end of the woken one")
+
+
 @pytest.mark.parametrize(
     "closed",
     [*(pytest.param(one, marks=pytest.mark.soak) for one in ("<&-", "2>&-")), ">&-", "<&- 2>&-", "<&- >&- 2>&-"],

@@ -18,6 +18,7 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias
 from torpor.image import image_pb2 as pb
 from torpor.objects.paths.directories import is_makeshift
 from torpor.objects.paths.opener import O_TMPFILE
+from torpor.objects.process.birth_order import OUTSIDE
 from torpor.objects.sockets.tcp_connections import BEFORE_MPTCP_CONNECTS, IPPROTO_MPTCP
 
 Parents: TypeAlias = Callable[[Any, Any], Any]
@@ -57,6 +58,10 @@ _SI_KERNEL: Final = 0x80
 _V6ONLY: Final = (socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
 _ALARMS: Final = (signal.SIGALRM, signal.SIGVTALRM, signal.SIGPROF)
 _TERMINAL_STOPS: Final = (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
+
+
+def _below_init(before: Any, _: Any) -> bool:
+    return bool(before.ppid in OUTSIDE)
 
 
 def _cwd_elsewhere(before: Any, after: Any) -> bool:
@@ -183,6 +188,7 @@ ALLOWED: Final = (
     Allowed("host.boottime_ns", _TIME, _CLOCKS),
     Allowed("host", _JUDGED, _REGISTERS, at="building"),
     Allowed("mounts", "it is told to people only", "The mount that a path lies on", at="building"),
+    Allowed("processes.ppid", "nobody can be born below another's init", "PID, parent, process group", _below_init),
     Allowed("processes.threads.registers", _RAN, _REGISTERS, at="saves"),
     Allowed("processes.threads.xstate", _RAN, _REGISTERS, at="saves"),
     Allowed("processes.threads.below", _RAN, "Interrupted system calls"),
