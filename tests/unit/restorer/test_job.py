@@ -6,10 +6,10 @@ import os
 import select
 import signal
 import sys
-from pathlib import Path
 
 import pytest
 
+from tests.conformance.harness import PATIENCE, wait_until
 from tests.leaks import descendants, no_more_descriptors
 from torpor.restorer.run import start
 
@@ -31,20 +31,18 @@ def test_a_signal_reaches_the_root() -> None:
         job.send_signal(signal.SIGTERM)
 
 
-def test_sigkill_leaves_nobody(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "ready")
-    job = start(["sh", "-c", f"setsid sleep 1000 & echo > {tmp_path}/ready; sleep 1000"])
-    (tmp_path / "ready").read_bytes()
+def test_sigkill_leaves_nobody() -> None:
+    job = start(["sh", "-c", "setsid sleep 1000 & sleep 1000"])
+    wait_until(lambda: len(descendants(job.pid)) == 3, "the shell and its children")
     below = [os.pidfd_open(pid) for pid in descendants(job.pid)]
     job.send_signal(signal.SIGKILL)
     assert job.wait() == -signal.SIGKILL
-    assert len(below) == 3
     for pidfd in below:
-        assert select.select([pidfd], [], [], 10)[0]  # it has ended
+        assert select.select([pidfd], [], [], PATIENCE)[0]  # it has ended
         os.close(pidfd)
 
 
-def test_orphans_fall_to_its_init(tmp_path: Path) -> None:
+def test_orphans_fall_to_its_init() -> None:
     """The root waits until its child has a new parent, and tells by its end whether that is its own parent."""
     program = """
 import os
