@@ -121,8 +121,8 @@ def mappings(pid: int) -> tuple[Mapping, ...]:
     """
     found: list[Mapping] = []
     head = re.compile(r"([0-9a-f]+)-([0-9a-f]+) (\S{4}) ([0-9a-f]+) \S+ (\d+)\s*(.*)")
-    for line in Path(f"/proc/{pid}/smaps").read_text(errors="surrogateescape").splitlines():
-        if not line[0].isupper() and (match := head.fullmatch(line)):
+    for line in Path(f"/proc/{pid}/smaps").read_text(errors="surrogateescape").split("\n"):  # names may hold "\r"
+        if not line[:1].isupper() and (match := head.fullmatch(line)):
             start, end, offset = (int(match[k], 16) for k in (1, 2, 4))
             name = other_name(match[6], int(match[5])) if match[3].endswith("s") else match[6]
             nameless = name.endswith("(deleted)") or not name.startswith("/") or name == "/dev/zero"
