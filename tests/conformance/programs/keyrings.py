@@ -64,6 +64,7 @@ def main() -> None:
     add(SESSION, b"ticket", b"secret" * 100)
     keyctl(SETPERM, add(SESSION, b"mine alone", b"\0\1\2"), MINE_ALONE)
     keyctl(SET_TIMEOUT, add(SESSION, b"short-lived", b"x"), 86400 * 30)
+    add(SESSION, b"odd\rname\nof a\n key", b"z")
     add(PROCESS, b"of the process", b"y")
     go, found = threading.Event(), []
 

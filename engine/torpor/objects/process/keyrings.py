@@ -17,6 +17,7 @@ Documented in: keyctl(2), add_key(2), session-keyring(7), process-keyring(7), us
 from __future__ import annotations
 
 import errno
+import re
 import struct
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
@@ -52,6 +53,8 @@ _LONGEST_NAME = 4096
 _LARGEST = 32 << 10
 """The maximal size of a payload in bytes, which is above that of the type "user"."""
 _UNITS = {b"s": 1, b"m": 60, b"h": 3600, b"d": 86400, b"w": 7 * 86400}
+_EXPIRING = re.compile(rb"^([0-9a-f]{8}) \S{7} +\d+ +(\d+)([smhdw]) [0-9a-f]{8} ", re.MULTILINE)
+"""A line of /proc/keys whose key expires (security/keys/proc.c). The names at the ends of lines may hold line ends."""
 _MOST_SECONDS = 1 << 31
 
 
@@ -280,10 +283,8 @@ def _times_left() -> dict[int, int]:
     """The seconds until keys expire, by serial number: of those that are visible and do expire."""
     found = {}
     with suppress(OSError):
-        for line in procfs.read("/proc/keys").splitlines():
-            serial, _, _, left = line.split()[:4]
-            if left[-1:] in _UNITS and left[:-1].isdigit():
-                found[int(serial, 16)] = int(left[:-1]) * _UNITS[left[-1:]] or 1
+        for serial, left, unit in _EXPIRING.findall(procfs.read("/proc/keys")):
+            found[int(serial, 16)] = int(left) * _UNITS[unit] or 1
     return found
 
 
