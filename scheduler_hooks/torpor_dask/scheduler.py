@@ -84,6 +84,8 @@ class Resume(SchedulerPlugin):
         self._sweeper = threading.Thread(target=self._sweep, name="torpor-sweeper", daemon=True)
         self._sweeper.start()
         scheduler.add_plugin(self, idempotent=True, name=NAME)  # Dask does so only after the waiting that follows
+        self._add_keys = scheduler.stream_handlers["add-keys"]
+        scheduler.stream_handlers["add-keys"] = self._learn_of_copies
         await asyncio.to_thread(self._learn)
         show(self)
         keep = Keep(self.settings, self.cluster)
@@ -95,6 +97,7 @@ class Resume(SchedulerPlugin):
     async def close(self) -> None:
         """End, and remove results that are not needed any more."""
         hide(self)
+        self.scheduler.stream_handlers["add-keys"] = self._add_keys
         if self.holding:
             self.holding.close()
         self._stop.set()
@@ -234,6 +237,15 @@ class Resume(SchedulerPlugin):
         for key in msg["lost-scattered-tasks"]:
             if key in self.loading:
                 self._rescue(self.loading[key].task, msg["stimulus_id"])
+
+    def _learn_of_copies(self, worker: str, keys: Iterable[Key] = (), **message: Any) -> None:
+        """Handle that a worker has got keys from another, but for those that it is just told to load.
+
+        It will say that it has them. Dask (2026.1) would have it drop them, since they are not in memory anywhere, and
+        would compute them again when it has done so.
+        """
+        own = {key for key in keys if key in self.loading and _is_assigned(self.loading[key].task, worker)}
+        self._add_keys(worker=worker, keys=[key for key in keys if key not in own], **message)
 
     def _load_unreported(self, msg: dict[str, Any]) -> None:
         """Have those results loaded that a lost worker had computed and stored, but not reported to Dask."""
@@ -432,6 +444,10 @@ class Resume(SchedulerPlugin):
 def _run_id(task: TaskState) -> int | None:
     """Give Dask's number of a task's latest execution; -1 for scattered data."""
     return -1 if task.run_spec is None else task.run_id
+
+
+def _is_assigned(task: TaskState, worker: str) -> bool:
+    return task.processing_on is not None and task.processing_on.address == worker
 
 
 def _to_be_computed(task: TaskState) -> bool:

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import dask
@@ -254,3 +255,16 @@ def test_a_worker_does_not_wait_for_the_inputs_of_what_it_loads() -> None:
     fields["run_spec"] = loading.loading_task(results.Kept("key", "", 1, 0.5, 9, "snapshot", 0), "/store", 1.0)
     plugin._compute_task(**fields)
     assert task.state == "executing"
+
+
+def test_a_copy_of_what_a_worker_is_about_to_load_is_no_news() -> None:
+    told: list[dict[str, Any]] = []
+    hook = Resume(store="/nowhere")
+    vars(hook)["_add_keys"] = lambda **message: told.append(message)
+    vars(hook)["loading"] = {"x": SimpleNamespace(task=SimpleNamespace(processing_on=SimpleNamespace(address="a")))}
+    hook._learn_of_copies("a", ["x", "y"], stimulus_id="1")
+    hook._learn_of_copies("b", ["x"], stimulus_id="2")
+    assert told == [
+        {"worker": "a", "keys": ["y"], "stimulus_id": "1"},
+        {"worker": "b", "keys": ["x"], "stimulus_id": "2"},
+    ]
