@@ -24,15 +24,6 @@ static const char *name(long index)
 	return full[turn % 4];
 }
 
-/* Cut a file, but none that may be mapped privately so that something is mapped behind its end: see map. */
-static int cut_to(int fd, long size)
-{
-	enum { MAPPED = 68 * 4096 };
-	struct stat it;
-
-	return ftruncate(fd, !fstat(fd, &it) && it.st_size >= MAPPED ? MAPPED + size : size);
-}
-
 /* descriptor, name, flags */
 static long open_(const long *a)
 {
@@ -51,15 +42,13 @@ static long open_(const long *a)
 				    O_RDONLY | O_NOATIME,
 				    O_RDWR | O_CREAT | O_DIRECT,
 				    O_RDONLY | O_DIRECTORY | O_CLOEXEC};
-	int asked = flags[(size_t)a[2] % (sizeof(flags) / sizeof(*flags))], how = asked & ~O_TRUNC;
+	int how = flags[(size_t)a[2] % (sizeof(flags) / sizeof(*flags))];
 
 	/* Never wait, for a named pipe's other end or for a lease: the others would, too. */
 	int fd = open(name(a[1]), how | (how & O_PATH ? 0 : O_NONBLOCK), 0640);
 
 	if (fd >= 0 && !(how & (O_NONBLOCK | O_PATH)))
 		fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) & ~O_NONBLOCK);
-	if (asked & O_TRUNC && fd >= 0)
-		cut_to(fd, 0);
 	return place_fd(fd, a[0]);
 }
 
@@ -149,7 +138,7 @@ static long seek(const long *a)
 
 static long cut(const long *a)
 {
-	return cut_to(fd_of(a[0]), a[1] % 300000);
+	return ftruncate(fd_of(a[0]), a[1] % 300000);
 }
 
 static long unlink_(const long *a)

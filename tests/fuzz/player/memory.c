@@ -7,7 +7,6 @@
 #include <sys/ipc.h>
 #include <sys/mman.h>
 #include <sys/shm.h>
-#include <sys/stat.h>
 #include <sys/uio.h>
 
 #ifndef MADV_COLLAPSE
@@ -38,13 +37,6 @@ static long map(const long *a)
 				    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
 				    MAP_PRIVATE | MAP_ANONYMOUS | MAP_GROWSDOWN};
 	int flags = kinds[a[1] % 6];
-	long whole = (PAGES + 4) * PAGE;
-	struct stat it;
-
-	/* Behind the end of a file that is gone there are zeros in a private mapping of it (docs/objects.md). */
-	if (flags == MAP_PRIVATE && !fstat(fd_of(a[2]), &it) && S_ISREG(it.st_mode) && it.st_size < whole &&
-	    ftruncate(fd_of(a[2]), whole))
-		return -2;
 	void *got = mmap(place(a[0]), PAGES * PAGE, protections[a[3] % 5], flags | MAP_FIXED,
 			 flags & MAP_ANONYMOUS ? -1 : fd_of(a[2]), flags & MAP_ANONYMOUS ? 0 : (a[4] % 4) * PAGE);
 
