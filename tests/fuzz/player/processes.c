@@ -35,6 +35,7 @@ static long thread_(const long *a)
 	pthread_t made;
 
 	shared->actors[a[0]].thread = true;
+	shared->actors[a[0]].executed = shared->actors[me].executed;
 	shared->actors[a[0]].pid = getpid();
 	pthread_attr_init(&attributes);
 	pthread_attr_setstacksize(&attributes, 1 << 18);
