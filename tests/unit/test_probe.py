@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import threading
 import warnings
 from pathlib import Path
@@ -119,12 +118,6 @@ def test_made_up_hosts_say_what_they_can() -> None:
     )
     assert ready.can_restore_rootless
     assert not Probe(**{**vars(ready), "sealed_mappings": True}).can_restore_rootless
-
-
-def test_probing_is_quick() -> None:
-    script = "import time, torpor.probe as p; t = time.perf_counter(); p.probe(); print(time.perf_counter() - t)"
-    times = [float(subprocess.check_output([sys.executable, "-c", script])) for _ in range(3)]
-    assert min(times) < 0.1  # measured: 0.01 s
 
 
 def test_masked_proc_is_read_from_the_mounts() -> None:

@@ -8,7 +8,6 @@ import pickle
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -212,13 +211,11 @@ def test_a_store_that_hangs_ends_the_wait_and_not_the_computation(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     go_on = threading.Event()
-    monkeypatch.setattr(loading, "read", lambda *_: go_on.wait(60))
-    begin = time.monotonic()
+    monkeypatch.setattr(loading, "read", lambda *_: go_on.wait())
     with pytest.raises(Reschedule):
         loading.load(store.path, "x", 0, "k", 0.2)
     with pytest.raises(Reschedule):  # the next does not wait for long
-        loading.load(store.path, "x", 0, "k", 30.0)
-    assert time.monotonic() - begin < 10
+        loading.load(store.path, "x", 0, "k", 3600.0)
     with pytest.raises(NoAnswer):
         in_time(0.05, "waiting", go_on.wait)
     go_on.set()

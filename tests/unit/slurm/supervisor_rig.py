@@ -29,7 +29,7 @@ from torpor_slurm.controller import JobRecord, SlurmError
 from torpor_slurm.job_directory import JobDirectory
 from torpor_slurm.supervisor import Options, Supervisor
 
-PATIENCE = 20.0
+PATIENCE = 100.0
 
 
 class Application:
