@@ -357,6 +357,7 @@ def connected(connection_file: Path) -> Iterator[BlockingKernelClient]:
         yield client
     finally:
         client.stop_channels()
+        client.context.destroy(linger=0)
 
 
 def answers(client: BlockingKernelClient) -> bool:

@@ -104,6 +104,8 @@ def server(tmp_path: Path, store: Store) -> Iterator[Server]:
     yield made
     made.service.close()
     made.service.registry.sessions.close()
+    # Jupyter's manager does so when it is collected; but then it may wait for ever for sockets of the same garbage.
+    made.manager.context.destroy(linger=0)
 
 
 @pytest.fixture
