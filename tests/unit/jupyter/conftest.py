@@ -19,6 +19,7 @@ from tests.unit.store.store_content import random_blocks, save
 from torpor.store import Store
 from torpor.store.collect import PINNED
 from torpor_jupyter.data.records import CheckpointRecord, KernelRecord, SessionRecord
+from torpor_jupyter.kernels import quiescing
 from torpor_jupyter.kernels.process import KernelProcess
 from torpor_jupyter.kernels.quiescing import PORTS
 from torpor_jupyter.kernels.registry import PARKED, TAG
@@ -98,8 +99,9 @@ def one_factory() -> Iterator[None]:
 
 
 @pytest.fixture
-def server(tmp_path: Path, store: Store) -> Iterator[Server]:
-    """A server without kernels."""
+def server(tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """A server without kernels. It does not wait long for clients: those of a `sleep` do not come back."""
+    monkeypatch.setattr(quiescing, "RECONNECT_PATIENCE", 0.1)
     made = Server(tmp_path, store)
     yield made
     made.service.close()
