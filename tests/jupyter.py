@@ -262,7 +262,7 @@ class Notebook:
 
     def __init__(self, server: Server, kernel: str, session: str = "") -> None:
         """A new page, or the one with that session, which connects once more."""
-        self.session = session or uuid.uuid4().hex
+        self.server, self.kernel, self.session = server, kernel, session or uuid.uuid4().hex
         url = f"{server.url.replace('http', 'ws')}api/kernels/{kernel}/channels?session_id={self.session}"
         self.socket: WebSocket = create_connection(url, header=[f"Authorization: token {TOKEN}"], timeout=PATIENCE)
         self.seen: list[dict[str, Any]] = []
@@ -340,6 +340,14 @@ class Notebook:
     def run(self, code: str) -> str:
         """Run a cell; what it printed."""
         return self.finish(self.start(code))
+
+    def until_awake(self, holds: Callable[[], Any]) -> None:
+        """Receive until it holds; a kernel that the server parks meanwhile, before a cell has come to it, is woken."""
+        while not holds():
+            with suppress(WebSocketTimeoutException):
+                self.receive(1)
+            if self.server.kernel(self.kernel)["state"] == "parked":
+                self.server.torpor(self.kernel, "/resume")
 
 
 @contextmanager

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from typing import Any
 
 import pytest
-from websocket import WebSocketTimeoutException
 
 from tests.jupyter import Answer, Notebook, Server, running, wait_until
 from tests.users import BIN, User
@@ -125,11 +123,7 @@ def test_idle_kernels_are_parked_when_memory_is_short(ordinary_account: User) ->
         _, kernel = server.new_session("work.ipynb")
         with Notebook(server, kernel) as notebook:
             busy = notebook.start("x = input()")
-            while not any(m["msg_type"] == "input_request" for m in notebook.seen):
-                with suppress(WebSocketTimeoutException):
-                    notebook.receive(1)
-                if server.kernel(kernel)["state"] == "parked":  # before the cell came to it
-                    server.torpor(kernel, "/resume")
+            notebook.until_awake(lambda: any(m["msg_type"] == "input_request" for m in notebook.seen))
             notebook.send("input_reply", {"value": "word"}, "stdin")
             notebook.finish(busy)
             first = wait_until(lambda: server.kernel(kernel)["snapshot"], "it is parked")
