@@ -122,6 +122,11 @@ class Server:
         except OSError:  # nobody listens yet, or the listener has just come
             return False
 
+    def is_parked(self, kernel: str) -> bool:
+        """Whether a kernel is parked, and nothing is being done any more: what is asked meanwhile is refused."""
+        known = self.kernel(kernel)
+        return known["state"] == "parked" and not known["operation"]
+
     def tail(self) -> str:
         """The end of its log."""
         return self.log.read_text(errors="replace")[-4000:] if self.log.exists() else ""
@@ -346,7 +351,7 @@ class Notebook:
         while not holds():
             with suppress(WebSocketTimeoutException):
                 self.receive(1)
-            if self.server.kernel(self.kernel)["state"] == "parked":
+            if self.server.is_parked(self.kernel):
                 self.server.torpor(self.kernel, "/resume")
 
 

@@ -153,7 +153,7 @@ def test_a_culled_kernel_is_parked(ordinary_account: User) -> None:
         with Notebook(server, kernel) as notebook:  # a page is in time, or the kernel is parked before it comes
             cell = notebook.start("x = 5")
             notebook.until_awake(lambda: notebook.finished(cell))
-        wait_until(lambda: server.kernel(kernel)["state"] == "parked", "it is parked")
+        wait_until(lambda: server.is_parked(kernel), "it is parked")
         with Notebook(server, kernel) as notebook:
             cell = notebook.start("print(x)")
             notebook.until_awake(lambda: notebook.finished(cell))

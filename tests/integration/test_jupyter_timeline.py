@@ -126,9 +126,12 @@ def test_idle_kernels_are_parked_when_memory_is_short(ordinary_account: User) ->
             notebook.until_awake(lambda: any(m["msg_type"] == "input_request" for m in notebook.seen))
             notebook.send("input_reply", {"value": "word"}, "stdin")
             notebook.finish(busy)
-            first = wait_until(lambda: server.kernel(kernel)["snapshot"], "it is parked")
+            wait_until(lambda: server.is_parked(kernel), "it is parked")
+            first = server.kernel(kernel)["snapshot"]
             server.torpor(kernel, "/resume")
-            wait_until(lambda: server.kernel(kernel)["snapshot"] not in (None, first), "it is parked again")
+            wait_until(
+                lambda: server.is_parked(kernel) and server.kernel(kernel)["snapshot"] != first, "it is parked again"
+            )
             wait_until(lambda: len(automatic(server, kernel)) == 1, "the one that is not needed goes")
             assert automatic(server, kernel)[0]["name"] == "memory was short"
             prune = [BIN / "torpor", "prune", "--keep-last", "0", "--store", server.store]
