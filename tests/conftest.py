@@ -11,6 +11,7 @@ import tempfile
 import uuid
 from collections import Counter
 from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -102,15 +103,22 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     terminalreporter.write_line(f"skipped: {told or 'nothing'}")
 
 
-@pytest.fixture(autouse=True)
-def no_leaks(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Fail the test if a process, a mount or a file of ours is left. Yields the mark its processes carry."""
+@contextmanager
+def nothing_left() -> Iterator[str]:
+    """Fail if a process, a mount or a file of ours is left. Yields a mark that processes are to carry."""
     mark = uuid.uuid4().hex
     before = Before.now()
-    monkeypatch.setenv(MARK, mark)
     yield mark
     if leaks := before.left(mark):
         pytest.fail("left behind: " + "; ".join(leaks), pytrace=False)
+
+
+@pytest.fixture(autouse=True)
+def no_leaks(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Fail the test if anything of ours is left. Yields the mark its processes carry."""
+    with nothing_left() as mark:
+        monkeypatch.setenv(MARK, mark)
+        yield mark
 
 
 @pytest.fixture(scope="session")
@@ -148,10 +156,8 @@ def ordinary_account(ordinary: pwd.struct_passwd, no_leaks: str) -> Iterator[Use
 @pytest.fixture(scope="module")
 def file_account(ordinary: pwd.struct_passwd) -> Iterator[User]:
     """An ordinary user for what the tests of a file share. Nothing of it may be left after the last one."""
-    mark, before = uuid.uuid4().hex, Before.now()
-    yield from _user(ordinary.pw_name, ordinary.pw_uid, ordinary.pw_gid, mark)
-    if leaks := before.left(mark):
-        pytest.fail("left behind: " + "; ".join(leaks), pytrace=False)
+    with nothing_left() as mark:
+        yield from _user(ordinary.pw_name, ordinary.pw_uid, ordinary.pw_gid, mark)
 
 
 @pytest.fixture

@@ -1,12 +1,20 @@
-"""Hosts that withhold something, made for one command: by a real namespace's limit, by a real filter."""
+"""Other hosts, made of namespaces: how one is ended; and those that withhold something from a command, by a real
+namespace's limit, by a real filter.
+"""
 
 from __future__ import annotations
 
+import os
+import signal
 import struct
+import subprocess
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from tests.users import BIN
+from torpor.processes import children
 
 # A user namespace whose owner allows no further ones: each has its own limit (namespaces(7)).
 WITHOUT_USER_NAMESPACES = """
@@ -50,3 +58,15 @@ def within(host: str, *command: str | Path) -> list[str]:
     """The command that runs `command` in one of these hosts."""
     words = list(map(str, command))
     return [str(BIN / "python"), "-c", host.format(words[0], words)]
+
+
+def end(launcher: subprocess.Popen[bytes]) -> None:
+    """End what an ``unshare --fork`` has started, and wait for it: in a PID namespace, for all that runs there.
+
+    Not by killing the launcher: what it started would die a moment later, when nobody waits for it any more.
+    """
+    while launcher.poll() is None:
+        for pid in children(launcher.pid):
+            with suppress(ProcessLookupError):  # it has ended meanwhile
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.01)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
 import pytest
@@ -49,6 +49,11 @@ STOPS_ARE_NEWS = {"interactive"}
 behaviour = pytest.mark.parametrize("source", PROGRAMS, ids=lambda path: path.name)
 
 
+def play(stage: Stage, source: Path, actor: Actor, *, own_session: bool = True) -> AbstractContextManager[Subject]:
+    """Start a program."""
+    return stage.play(source, actor, rests=source.stem not in SPINNING, own_session=own_session)
+
+
 def finish(subject: Subject) -> None:
     """Let a program go on that was not killed, and see that it is content and exits so."""
     subject.go()
@@ -60,7 +65,7 @@ def finish(subject: Subject) -> None:
 def test_undisturbed(stage: Stage, user: Actor, source: Path, request: pytest.FixtureRequest) -> None:
     """The program itself is right: it is content when nothing happens to it."""
     actor = request.getfixturevalue("root") if source.stem in ONLY_ROOT else user
-    with stage.play(source, actor, rests=source.stem not in SPINNING) as subject:
+    with play(stage, source, actor) as subject:
         finish(subject.wait_ready())
 
 
@@ -70,7 +75,7 @@ def test_stopped_and_continued(stage: Stage, user: Actor, source: Path, request:
     if source.stem in STOPS_ARE_NEWS:
         pytest.skip("it does not cope with that")
     actor = request.getfixturevalue("root") if source.stem in ONLY_ROOT else user
-    with stage.play(source, actor, rests=source.stem not in SPINNING) as subject:
+    with play(stage, source, actor) as subject:
         subject.wait_ready()
         if source.stem not in PASSING:
             subject.settled()
@@ -93,7 +98,7 @@ def test_left_running(stage: Stage, source: Path, who: str, request: pytest.Fixt
     if source.stem in ONLY_ROOT and who != "root":
         pytest.skip("begins as root")
     actor = request.getfixturevalue(who)
-    with stage.play(source, actor, rests=source.stem not in SPINNING) as subject:
+    with play(stage, source, actor) as subject:
         subject.wait_ready()
         before = {} if source.stem in PASSING else subject.settled()
         begun = time.monotonic()
@@ -134,14 +139,7 @@ def test_killed_and_restored(
         if where == "user-walk":
             options = {"way": "native"}
             stack.enter_context(short_rounds())
-        subject = stack.enter_context(
-            stage.play(
-                source,
-                actor,
-                rests=source.stem not in SPINNING,
-                own_session=where != "root-in-place",
-            )
-        )
+        subject = stack.enter_context(play(stage, source, actor, own_session=where != "root-in-place"))
         subject.wait_ready()
         for generation in range(generations):
             # A capsule ends with its job, and takes with it what of the job's memory was to be read.

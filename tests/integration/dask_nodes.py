@@ -9,37 +9,23 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.hosts import end
 from tests.integration.dask_cluster import until
 from tests.users import BIN
 
 NOBODY = "02:00:00:00:00:99"
 NO_VETH = 77
 """Exit code: the kernel has no veth."""
-
-
-def end(launcher: subprocess.Popen[bytes]) -> None:
-    """End what an ``unshare --fork`` has started, and wait for it: in a PID namespace, for all that runs there.
-
-    Not by killing the launcher: what it started would die a moment later, when nobody waits for it any more.
-    """
-    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children")
-    while launcher.poll() is None:
-        with suppress(OSError):  # it has ended meanwhile
-            for pid in children.read_text().split():
-                os.kill(int(pid), signal.SIGKILL)
-        time.sleep(0.01)
 
 
 @contextmanager

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import pwd
-import select
 import shutil
 import signal
 import socket
@@ -21,8 +20,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.hosts import end
 from tests.users import User
-from torpor.processes import children, tree
+from torpor.processes import tree
 
 NODES = ("n1", "n2")
 CRED_EXPIRE = 60
@@ -132,13 +132,7 @@ class Cluster:
 
     def kill_node(self, name: str) -> None:
         """Let a node die without a word: every process on it is killed at one blow."""
-        node = self.nodes.pop(name)
-        first = [os.pidfd_open(pid) for pid in children(node.pid)]
-        node.kill()  # --kill-child: its pid 1 goes with it, and a PID namespace with its pid 1
-        node.wait()
-        for pid_1 in first:  # it has not ended before all others have
-            select.select([pid_1], [], [], 60)
-            os.close(pid_1)
+        end(self.nodes.pop(name))  # its pid 1 takes the PID namespace with it, and is gone when all of it is
 
     @contextmanager
     def slow_node(self, name: str) -> Iterator[None]:
