@@ -182,20 +182,48 @@ def test_two_jobs_have_two_pids(as_user: User) -> None:
 
 # --------------------------------------------------------------------------------------------------- on a terminal
 
-GROUPS = """
-import os, signal, sys, time
-group = os.getpgrp()
-print("in front", os.tcgetpgrp(0) == group, group > 0, os.getsid(0) > 0, flush=True)
-os.tcsetpgrp(0, group)
-signal.signal(signal.SIGCONT, lambda *_: os.write(1, b"goes on\\n"))
-count = 0
-def interrupted(*_):
-    global count
-    count += 1
-    os.write(1, b"interrupt %d\\n" % count)
-signal.signal(signal.SIGINT, interrupted)
-for line in sys.stdin:
-    print("read", line, end="", flush=True)
+# In C: Python would run a handler that comes between its last look and read(2) only when read returns.
+GROUPS = r"""
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+static volatile sig_atomic_t interrupts;
+
+static void goes_on(int number)
+{
+	if (write(1, "goes on\n", 8) != 8)
+		_exit(number);
+}
+
+static void interrupted(int number)
+{
+	char told[] = "interrupt 0\n";
+
+	told[10] += ++interrupts;
+	if (write(1, told, 12) != 12)
+		_exit(number);
+}
+
+int main(void)
+{
+	char line[80];
+	ssize_t size;
+
+	printf("in front %d %d %d\n", tcgetpgrp(0) == getpgrp(), getpgrp() > 0, getsid(0) > 0);
+	tcsetpgrp(0, getpgrp());
+	signal(SIGCONT, goes_on);
+	signal(SIGINT, interrupted);
+	puts("ready");
+	fflush(stdout);
+	while ((size = read(0, line, sizeof(line) - 1)) > 0) {
+		line[size] = 0;
+		printf("read %s", line);
+		fflush(stdout);
+	}
+	return 0;
+}
 """
 
 
@@ -217,10 +245,12 @@ def _shell(user: User, opened: list[Terminal]) -> Terminal:
 
 @pytest.mark.parametrize("prefix", ["", f"{TORPOR} run -- "])
 def test_job_control(as_user: User, terminals: list[Terminal], prefix: str) -> None:
-    (as_user.tmp / "groups.py").write_text(GROUPS)
+    program = as_user.tmp / "groups"
+    subprocess.run(["gcc", "-Wall", "-Wextra", "-x", "c", "-", "-o", program], input=GROUPS, text=True, check=True)
+    program.chmod(0o755)
     shell = _shell(as_user, terminals)
-    shell.type(f"{prefix}{PYTHON} groups.py\n")
-    shell.shows("in front True True True\r\n")
+    shell.type(f"{prefix}./groups\n")
+    shell.shows("in front 1 1 1\r\nready\r\n")
     shell.type("one\n")
     shell.shows("read one\r\n")
     shell.type("\x03")

@@ -26,7 +26,7 @@ _FORWARDED = frozenset(signal.valid_signals()) - {
 }  # fmt: skip
 """Signals that a foreground process passes on to its job; not those that report a fault of itself."""
 _STOPS = frozenset({signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU})
-_STOP_SECONDS, _STOP_STEP = 1.0, 0.01
+_STOP_SECONDS, _STOP_STEP = 10.0, 0.01
 """Seconds that a job may take to stop after one of these, and between two looks at it."""
 
 
