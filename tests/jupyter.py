@@ -296,6 +296,15 @@ class Notebook:
         """Send a cell."""
         return self.send("execute_request", {"code": code, "silent": False, "allow_stdin": True, "store_history": True})
 
+    def start_loop(self) -> str:
+        """Send a cell that runs until it is interrupted, and wait until an interrupt ends the cell.
+
+        ipykernel says that it executes a cell before it does: an interrupt in between ends the request without a reply.
+        """
+        cell = self.start("import time\nprint('loops', flush=True)\nwhile True: time.sleep(0.01)")
+        self.until(lambda: self.output(cell), "the cell runs")
+        return cell
+
     def receive(self, timeout: float = PATIENCE) -> dict[str, Any]:
         """The next message."""
         self.socket.settimeout(timeout)

@@ -21,13 +21,17 @@ import pytest
 
 from tests.users import BIN, User
 
+# The pipe ends select even if the signal comes just before: read(2) would sleep, and the handler run when it returns.
 PROGRAM = """
-import sys
+import os, select, signal, sys
+interrupted, written_to = os.pipe2(os.O_NONBLOCK)
+signal.set_wakeup_fd(written_to)
 try:
     total = 0
     print("ready", flush=True)
-    for line in sys.stdin:
-        total += int(line)
+    while True:
+        select.select([0, interrupted], [], [])
+        total += int(sys.stdin.readline())
         print("total", total, flush=True)
 except KeyboardInterrupt:
     print("interrupted at", total, flush=True)

@@ -61,8 +61,7 @@ def test_back_to_a_checkpoint_and_forth_again(server: Server) -> None:
             1,
         )
         notebook.run("x = 2")
-        stuck = notebook.start("import time\nwhile True: time.sleep(0.01)")
-        notebook.until(lambda: notebook.about(stuck, "execute_input"), "the cell runs")
+        stuck = notebook.start_loop()
         server.torpor(kernel, f"/checkpoints/{first['id']}/restore")
         notebook.until(lambda: notebook.finished(stuck), "the cell that is no more is told so")
         assert notebook.about(stuck, "execute_reply")[0]["status"] == "aborted"

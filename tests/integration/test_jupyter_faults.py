@@ -66,8 +66,7 @@ def test_pages_that_have_gone(server: Server) -> None:
     with Notebook(server, kernel) as page:
         page.run("x = 1")
         first = server.torpor(kernel, "/checkpoints")
-        stuck = page.start("import time\nwhile True: time.sleep(0.01)")
-        page.until(lambda: page.about(stuck, "execute_input"), "the cell runs")
+        stuck = page.start_loop()
     nobody()
     server.torpor(kernel, f"/checkpoints/{first['id']}/restore")
     with Notebook(server, kernel, page.session) as page:

@@ -65,8 +65,7 @@ def test_a_fork_runs_beside_the_first(server: Server) -> None:
             assert parked["state"] == "parked"
             server.torpor(second, "/resume")
             assert beside.run("print(x)") == "[1, 3]\n"
-            stuck = beside.start("while True: pass")
-            beside.until(lambda: beside.about(stuck, "execute_input"), "the cell runs")
+            stuck = beside.start_loop()
             server.post(f"api/kernels/{second}/interrupt")
             beside.until(lambda: beside.about(stuck, "error"), "it is interrupted")
         sessions = {session["path"]: session["kernel"]["id"] for session in server.get("api/sessions")}
@@ -84,8 +83,7 @@ def test_what_cannot_be_forked_is_refused(server: Server) -> None:
     server.write_notebook("work.ipynb", [CELL])
     _, kernel = server.new_session("work.ipynb")
     with Notebook(server, kernel) as notebook:
-        cell = notebook.start("import time\nwhile True: time.sleep(0.01)")
-        notebook.until(lambda: notebook.about(cell, "execute_input"), "the cell runs")
+        cell = notebook.start_loop()
         busy = server.torpor(kernel, "/checkpoints")
         with pytest.raises(Answer, match=r"409.*a cell ran"):
             server.torpor(kernel, f"/checkpoints/{busy['id']}/fork")

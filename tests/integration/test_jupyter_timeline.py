@@ -69,8 +69,7 @@ def test_what_has_changed_between_two_checkpoints(server: Server) -> None:
         back = server.get(f"{path}/{first}/diff?with={second}")
         assert names(back["variables"]["added"]) == ["gone"]
         assert back["memory"]["only_there"] == memory["only_here"]
-        cell = notebook.start("import time\nwhile True: time.sleep(0.01)")
-        notebook.until(lambda: notebook.about(cell, "execute_input"), "the cell runs")
+        notebook.start_loop()
         busy = server.torpor(kernel, "/checkpoints")["id"]
         unknown = server.get(f"{path}/{busy}/diff")
         assert unknown["variables"] is None
