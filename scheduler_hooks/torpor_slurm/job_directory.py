@@ -5,7 +5,8 @@
       runs/N                   the run after N restarts, and the snapshots that it found
       env                      the SLURM_* of the current allocation, as a shell script ($TORPOR_ENV_FILE)
       script/NAME              the job's script, under the same path on every node
-      bin/srun                 the srun wrapper (srun_wrapper.py)
+      bin/srun, bin/scontrol   stand-ins for both (srun_wrapper.py, own_requeue.py)
+      requeued-itself          there while the application itself requeues the job
       cut/                     what was cut off output files when a snapshot was woken
       state                    what `torpor slurm status` shows
       wanted                   the options of `torpor slurm requeue` for one later run
@@ -112,6 +113,7 @@ class JobDirectory:
         if runs and runs[-1] >= restarts:
             raise self._supervised_already()
         self._make(self.path / "runs")
+        self.own_requeue.unlink(missing_ok=True)
         candidates = list(self._candidates(runs[-1])) if runs else []
         run = {"node": node, "began": time.time(), "began_by_slurm": start, "snapshots": [one.id for one in candidates]}
         self._claim(restarts)
@@ -188,6 +190,14 @@ class JobDirectory:
             StoreError, NotPermitted: it cannot be written.
         """
         self._write("finished", json.dumps({"code": code, "when": time.time()}))
+        self.forget(restarts)
+
+    def forget(self, restarts: int) -> None:
+        """Remove the snapshots of this run and of all before it: a later run begins anew.
+
+        Raises:
+            StoreError, NotPermitted: they cannot be removed.
+        """
         if snapshots := self._of_runs(restarts):
             self.store.discard(snapshots)
 
@@ -257,18 +267,25 @@ class JobDirectory:
         return path
 
     @property
-    def srun_wrapper(self) -> Path:
-        """The script that stands for srun below the supervisor."""
-        return self.path / "bin" / "srun"
+    def stand_ins(self) -> Path:
+        """The directory that comes first in the application's PATH: what stands for some of Slurm's commands."""
+        return self.path / "bin"
 
-    def write_srun_wrapper(self, script: str) -> None:
-        """Write that script. Every run does, since a woken application calls what the Torpor of its new run has.
+    def write_stand_in(self, name: str, script: str) -> None:
+        """Write such a script. Every run does, since a woken application calls what the Torpor of its new run has.
 
         Raises:
             StoreError: it cannot be written.
         """
-        self._make(self.srun_wrapper.parent)
-        self._write("bin/srun", script, 0o700)
+        self._make(self.stand_ins)
+        path = self.stand_ins / name
+        if not path.exists() or path.read_text() != script:  # a shell may hold it open in a snapshot
+            self._write(f"bin/{name}", script, 0o700)
+
+    @property
+    def own_requeue(self) -> Path:
+        """The file that says that the application itself requeues the job (own_requeue.py)."""
+        return self.path / "requeued-itself"
 
     @property
     def cut(self) -> Path:

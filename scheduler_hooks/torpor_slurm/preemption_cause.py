@@ -26,6 +26,8 @@ class Cause(Enum):
     """Another job preempts it. Slurm waits until its grace time is over."""
     REQUEUED = "requeued"
     """It has been requeued already. What still runs has until SIGKILL."""
+    REQUEUED_ITSELF = "requeued by itself"
+    """The application has requeued its own job: it ends in its own way, and its next run begins anew."""
     TIME_LIMIT = "time limit"
     CANCELLED = "scancel"
     """To requeue would revive a job that its user has cancelled."""
@@ -65,7 +67,14 @@ def is_cancelled(record: JobRecord, deadline: float | None) -> bool:
 
 
 def find_cause(
-    record: JobRecord, *, restarts: int, now: float, lead: float, warned: bool, deadline: float | None = None
+    record: JobRecord,
+    *,
+    restarts: int,
+    now: float,
+    lead: float,
+    warned: bool,
+    deadline: float | None = None,
+    itself: bool = False,
 ) -> Finding:
     """Find out why a job was just signalled.
 
@@ -76,9 +85,10 @@ def find_cause(
         lead: how many seconds before its time limit the job is to be saved.
         warned: the batch process itself was sent a signal, as `--signal=B:...` does before the time limit.
         deadline: when the grace time ends, if one is known to have begun.
+        itself: the application has asked for a requeue of its own job.
     """
     if record.restarts > restarts:
-        return Finding(Cause.REQUEUED)
+        return Finding(Cause.REQUEUED_ITSELF if itself else Cause.REQUEUED)
     if is_cancelled(record, deadline):
         return Finding(Cause.CANCELLED)
     if record.preempt is not None and record.state not in _OVER:

@@ -32,7 +32,7 @@ from torpor.errors import (
     TorporError,
 )
 from torpor.processes import Signals, inherited_environment, inherited_signals
-from torpor_slurm import another_run, controller, lifeline, rollback, srun_wrapper
+from torpor_slurm import another_run, controller, lifeline, own_requeue, rollback, srun_wrapper
 from torpor_slurm.allocation import ENV_FILE, Allocation
 from torpor_slurm.controller import JobRecord, SlurmError
 from torpor_slurm.job_directory import RUN_TAG, JobDirectory
@@ -70,6 +70,8 @@ _HARMLESS = (
 )
 WARNINGS = HEARD - {*_HARMLESS}
 """Signals that end a program which does not catch them; Slurm may send any as a warning (--signal)."""
+_LEFT_TO_ITSELF = (Cause.OTHER, Cause.CANCELLED, Cause.REQUEUED_ITSELF)
+"""The causes for which the application is not saved and ended: it goes on, or ends in its own way."""
 
 
 @dataclass(frozen=True)
@@ -156,6 +158,8 @@ class Supervisor:
         """Whether SIGTERM has come. Slurm may have sent it to the application, too."""
         self.handed: set[int] = set()
         """The signals of WARNINGS that were handed on."""
+        self.requeued_itself = False
+        """Whether the application has requeued its job: it is not saved any more."""
         self.urged = False
         """Whether one was that Slurm sent to end the job: how the application ends may be its answer to it."""
 
@@ -168,7 +172,8 @@ class Supervisor:
         try:
             self.found = self.directory.begin(self.allocation.restarts, self.allocation.node, self.record.start)
             self.directory.write_environment(self.allocation.variables)
-            self.directory.write_srun_wrapper(srun_wrapper.SCRIPT)
+            self.directory.write_stand_in("srun", srun_wrapper.SCRIPT)
+            self.directory.write_stand_in("scontrol", own_requeue.script(self.directory, self.allocation))
         except StoreError as error:
             error.advice += f"; then `scontrol requeue {self.directory.job}`: what is saved is kept"
             raise
@@ -196,9 +201,9 @@ class Supervisor:
             return self._watch(sentinel)
 
     def _start(self) -> Job:
-        srun = self.directory.srun_wrapper
-        command = [str(srun), *self.command[1:]] if self.command[0] == "srun" else self.command
-        path = f"{srun.parent}:{os.environ.get('PATH', os.defpath)}"
+        stand_ins = self.directory.stand_ins
+        command = [str(stand_ins / "srun"), *self.command[1:]] if self.command[0] == "srun" else self.command
+        path = f"{stand_ins}:{os.environ.get('PATH', os.defpath)}"
         environment = {**inherited_environment(), "PATH": path, ENV_FILE: str(self.directory.environment_file)}
         return start(command, environment=environment, signals=self.given)
 
@@ -217,6 +222,8 @@ class Supervisor:
         """Wait for the application to end, or for a reason to save it and exit."""
         next_save = self._next_save()
         while (code := self.job.poll()) is None:
+            if self.requeued_itself:
+                next_save = float("inf")
             wake_at = self.retry_at if self.leaving or self.unexplained else next_save
             pulse = SHORT_PULSE if sentinel.starting else PULSE
             told = signal.sigtimedwait(HEARD, min(pulse, max(0.0, wake_at - time.monotonic())))
@@ -324,11 +331,12 @@ class Supervisor:
             self.retry_at = time.monotonic() + controller.RETRY
             return None
         self.directory.log(f"{heard}: {answer.cause.value}")
-        if answer.cause in (Cause.OTHER, Cause.CANCELLED):
+        if answer.cause in _LEFT_TO_ITSELF:
             self.urged, self.leaving = False, None
+            self.requeued_itself = answer.cause is Cause.REQUEUED_ITSELF
             # Slurm lets it run: a signal from when the controller was away is no reason to end it.
             if number is not None and not (late and deadly and answer.cause is Cause.OTHER):
-                self._hand_on(number, urge=answer.cause is Cause.CANCELLED)
+                self._hand_on(number, urge=answer.cause is not Cause.OTHER)
             return None
         return self._leave(answer, number)
 
@@ -364,6 +372,7 @@ class Supervisor:
             lead=self._lead(),
             warned=warned,
             deadline=self.leaving.deadline if self.leaving else None,
+            itself=self.directory.own_requeue.exists(),
         )
 
     def _leave(self, answer: Finding, number: int | None = None) -> int | None:
@@ -404,7 +413,7 @@ class Supervisor:
         except TorporError as error:
             self.directory.log(f"the time limit is near, and Slurm does not say whether it holds: {error}")
         answer = self._judge(warned=False)
-        return None if answer.cause in (Cause.OTHER, Cause.CANCELLED) else answer
+        return None if answer.cause in _LEFT_TO_ITSELF else answer
 
     def _lead(self) -> float:
         """Seconds before its time limit at which the job is saved: twice what a save takes, at most half the limit."""
@@ -480,10 +489,15 @@ class Supervisor:
             return self._abandon()  # what became of this copy says nothing of the job
         # Of a warning that it did not catch, in answer to one, for want of memory, or by hand: not of its own accord.
         early = -code in self.handed or self.urged or code == -signal.SIGKILL
-        if early or code == -signal.SIGTERM or (code != 0 and (self.warned or self.leaving)):
-            answer = self._find_cause(None)
-            if early or answer is None or answer.cause is not Cause.OTHER or not is_running(self.record):
-                return self._ended_early(code, answer)
+        doubtful = early or code == -signal.SIGTERM or (code != 0 and bool(self.warned or self.leaving))
+        answer = self._find_cause(None)
+        if answer is None:
+            slurms = doubtful
+        else:  # without cgroups Slurm signals the application itself, and any exit code may be its answer
+            requeued = answer.cause in (Cause.REQUEUED, Cause.REQUEUED_ITSELF)
+            slurms = early or requeued or not is_running(self.record) or (doubtful and answer.cause is not Cause.OTHER)
+        if slurms:
+            return self._ended_early(code, answer)
         self.directory.log(f"the application ended with {code}")
         self._update_state(phase="finished", code=code)
         try:
@@ -497,9 +511,18 @@ class Supervisor:
         cause = answer.cause.value if answer else "an unknown cause: Slurm did not answer"
         self.directory.log(f"the application was ended ({code}) because of {cause}")
         self._update_state(phase="ended", cause=cause)
-        if answer and answer.cause is Cause.PREEMPTED:
+        if answer and answer.cause is Cause.REQUEUED_ITSELF:
+            self._begin_anew()
+        elif answer and answer.cause is Cause.PREEMPTED:
             another_run.request(self.directory, self.allocation.restarts, answer.deadline)
         return code
+
+    def _begin_anew(self) -> None:
+        """Have the next run start the application, which has requeued its job and ended as it does then."""
+        try:
+            self.directory.forget(self.allocation.restarts)
+        except TorporError as error:
+            _tell(f"the application has requeued its job, but its older snapshots cannot be removed: {error}")
 
     def _hand_on(self, number: int, *, urge: bool = False) -> None:
         if number in self.given.ignored:

@@ -111,6 +111,20 @@ def test_two_supervisors_that_begin_at_once(work: Submitted) -> None:
 
 
 @pytest.mark.soak
+@pytest.mark.parametrize("code", [0, 3])
+def test_a_job_that_requeues_itself_begins_anew(work: Submitted, code: int) -> None:
+    program = work.folder / "again.sh"
+    again = "[ $(wc -l <ran) -gt 1 ] || { scontrol requeue $SLURM_JOB_ID; exit " + str(code) + "; }"
+    program.write_text(f"#!/bin/bash\ncd {work.folder}\necho ran >>ran\n{again}\necho second >>ran\nexit 7\n")
+    program.chmod(0o755)
+    start(work, script(work, str(program)))
+    work.wait_log("because of requeued by itself")
+    work.hurry(work.node)
+    assert work.wait_code() == "7:0", work.told()
+    assert (work.folder / "ran").read_text().split() == ["ran", "ran", "second"]
+
+
+@pytest.mark.soak
 def test_a_controller_that_is_away(ordinary_account: User) -> None:
     with cluster() as slurm, job(slurm, ordinary_account) as work:
         start(work, script(work, application(work, STEPS)))

@@ -156,10 +156,22 @@ def test_what_a_job_says_is_on_disk_before_anything_follows_from_it(
     assert done[:3] == ["file", "rename", "folder"]
 
 
-def test_every_run_writes_the_srun_wrapper_and_keeps_the_first_script(tmp_path: Path) -> None:
+def test_every_run_writes_the_stand_ins_and_keeps_the_first_script(tmp_path: Path) -> None:
     directory = JobDirectory(tmp_path, "12", "c")
+    stand_in = directory.stand_ins / "srun"
     for text in ("first", "second"):
-        directory.write_srun_wrapper(text)
+        directory.write_stand_in("srun", text)
         script = directory.keep_script("job.sh", text.encode())
-    assert (directory.srun_wrapper.read_text(), script.read_text()) == ("second", "first")
-    assert directory.srun_wrapper.stat().st_mode & 0o777 == 0o700
+    assert (stand_in.read_text(), script.read_text()) == ("second", "first")
+    assert stand_in.stat().st_mode & 0o777 == 0o700
+    before = stand_in.stat().st_ino
+    directory.write_stand_in("srun", "second")
+    assert stand_in.stat().st_ino == before, "a shell in a snapshot may have it open"
+
+
+def test_an_old_word_of_a_requeue_says_nothing_of_the_next_run(tmp_path: Path) -> None:
+    directory = JobDirectory(tmp_path, "12", "c")
+    directory.begin(0, "n1", 1.0)
+    directory.own_requeue.touch()
+    directory.begin(1, "n1", 2.0)
+    assert not directory.own_requeue.exists()

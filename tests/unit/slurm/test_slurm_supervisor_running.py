@@ -66,13 +66,6 @@ def test_what_ends_by_itself_is_finished(rig: Rig, code: int) -> None:
     assert (found.code, rig.directory.state["phase"], rig.directory.state["code"]) == (code, "finished", code)
 
 
-def test_what_comes_to_its_end_while_slurm_ends_it_is_finished(rig: Rig) -> None:
-    rig.say(state="COMPLETING")
-    rig.app.code, rig.tried.warned = 0, True
-    assert rig.watch() == 0
-    assert rig.directory.finished is not None
-
-
 def test_what_a_signal_of_the_users_ends_is_finished(rig: Rig) -> None:
     rig.app.code = -signal.SIGTERM
     assert rig.watch() == -signal.SIGTERM
@@ -87,6 +80,10 @@ def test_what_a_signal_of_the_users_ends_is_finished(rig: Rig) -> None:
         (-signal.SIGTERM, False, {"state": "CANCELLED"}),
         (1, True, {"state": "COMPLETING"}),
         (1, True, {"restarts": 1}),
+        # Without cgroups it is signalled itself, and may have ended before the supervisor has heard anything.
+        *((code, False, {"state": "COMPLETING"}) for code in (0, 3, -signal.SIGSEGV)),
+        (0, False, {"restarts": 1}),
+        (0, True, {"reason": "TimeLimit", "state": "COMPLETING"}),
     ],
 )
 def test_what_slurm_ends_is_not_finished(rig: Rig, code: int, warned: bool, changes: dict[str, Any]) -> None:
@@ -127,6 +124,22 @@ def test_what_a_preemption_ends_unsaved_is_requeued(rig: Rig) -> None:
     rig.app.code, rig.tried.leaving = 1, Finding(Cause.PREEMPTED, time.time() + 60)
     assert rig.watch() == 1
     assert (rig.requeued, rig.directory.finished) == (["12"], None)
+
+
+def test_one_that_ends_well_at_the_end_of_a_grace_time_is_requeued(rig: Rig) -> None:
+    rig.preempt(0)
+    rig.say(state="COMPLETING")
+    rig.app.code = 0
+    assert rig.watch() == 0
+    assert (rig.requeued, rig.directory.finished) == (["12"], None)
+
+
+@pytest.mark.parametrize("code", [0, 7])
+def test_what_ends_well_while_the_controller_is_silent_is_finished(rig: Rig, code: int) -> None:
+    rig.silent = True
+    rig.app.code = code
+    assert rig.watch() == code
+    assert rig.directory.finished is not None
 
 
 def test_an_exit_code_that_cannot_be_kept_is_given_all_the_same(rig: Rig, capfd: pytest.CaptureFixture[str]) -> None:

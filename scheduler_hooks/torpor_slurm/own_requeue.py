@@ -1,0 +1,60 @@
+"""A job that requeues itself: `scontrol requeue $SLURM_JOB_ID; exit 0`, as clusters' manuals teach it.
+
+To Slurm that is a requeue like any other. But the application is about to end: saved and woken, it would only end
+there, and pass for finished. So a script named scontrol comes first in the application's PATH. It makes a file before
+it calls the real one for the job's own id; the supervisor then lets the application end, and the next run begins anew.
+A requeue by other ways (an absolute path, a library) is seen only by Slurm's count of restarts once the application
+has ended.
+"""
+
+from __future__ import annotations
+
+import shlex
+
+from torpor_slurm.allocation import Allocation
+from torpor_slurm.job_directory import JobDirectory
+
+_SCRIPT = """\
+#!/bin/sh
+# scontrol, in a job under torpor: a requeue of this very job is noted for its supervisor.
+own={own} mark={mark} real= verb= itself=
+set -f
+IFS=:
+for folder in $PATH; do
+	if [ "$folder" != "$own" ] && [ -f "${{folder:-.}}/scontrol" ] && [ -x "${{folder:-.}}/scontrol" ]; then
+		real=${{folder:-.}}/scontrol
+		break
+	fi
+done
+unset IFS
+if [ -z "$real" ]; then
+	echo "scontrol, in a job under torpor: there is no program scontrol in PATH" >&2
+	exit 127
+fi
+for word; do
+	if [ -n "$verb" ]; then
+		case ",${{word#*=}}," in {ids}) itself=1 ;; esac
+	else
+		case $word in *=*) ;; [Rr][Ee][Qq]*) verb=$word ;; esac
+	fi
+done
+[ -n "$itself" ] || exec "$real" "$@"
+echo >"$mark"
+"$real" "$@" || {{
+	code=$?
+	rm -f "$mark"
+	exit $code
+}}
+"""
+
+
+def script(directory: JobDirectory, allocation: Allocation) -> str:
+    """The script that stands for scontrol below the supervisor. It is the same in every run of a job."""
+    ids = [allocation.job]
+    if array := allocation.variables.get("SLURM_ARRAY_JOB_ID"):
+        ids += [array, f"{array}_{allocation.variables.get('SLURM_ARRAY_TASK_ID', '')}"]
+    return _SCRIPT.format(
+        own=shlex.quote(str(directory.stand_ins)),
+        mark=shlex.quote(str(directory.own_requeue)),
+        ids=" | ".join(f"*{shlex.quote(f',{one},')}*" for one in ids),
+    )
