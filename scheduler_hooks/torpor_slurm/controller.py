@@ -18,7 +18,8 @@ PATIENCE = 20.0
 """Seconds that a command may take. A busy controller answers within a few."""
 RETRY = 3.0
 """Seconds after which a question that was not answered may be asked again."""
-_FIELD = re.compile(r"(?:^|\s)([A-Za-z][\w/:]*)\s*=\s*(\S*)")
+_FIELD = re.compile(r"(?:^|\s)([A-Za-z][\w/:]*)(?:=|[^\S\n]+=[^\S\n]*)(\S*)")
+"""``Key=value``, or ``Key   = value`` in a line of its own; what comes after an empty value is the next key."""
 
 
 class SlurmError(TorporError):
@@ -48,13 +49,21 @@ class JobRecord:
     """Whether it has a time limit."""
 
     @classmethod
+    def unknown(cls, restarts: int) -> JobRecord:
+        """A job where nobody can be asked: it runs, and more is not known."""
+        nothing = (None, None, None)
+        return cls("RUNNING", "None", restarts, True, *nothing, partition="", name="", limited=False)
+
+    @classmethod
     def parse(cls, text: str) -> JobRecord:
         """Read a line of `scontrol show job -o`.
 
         Raises:
             SlurmError: the line lacks a field, or has one that cannot be read.
         """
-        fields = fields_of(text)
+        # A job's name may hold anything, "Restarts=9" as well. What else may comes after all that is read here.
+        name, _, after = text.partition(" JobName=")[2].partition(" UserId=")
+        fields = fields_of(after)
         try:
             return cls(
                 state=fields["JobState"],
@@ -65,10 +74,10 @@ class JobRecord:
                 end=moment(fields["EndTime"]),
                 preempt=moment(fields.get("PreemptTime", "None")),
                 partition=fields["Partition"],
-                name=fields["JobName"],
+                name=name,
                 limited=fields["TimeLimit"] != "UNLIMITED",
             )
-        except (KeyError, ValueError) as error:
+        except (KeyError, ValueError, OverflowError) as error:
             raise SlurmError(f"the output of scontrol show job cannot be read: {error}", details=text) from error
 
 
@@ -155,6 +164,12 @@ class Notice:
     kill_wait: int
     """KillWait: from SIGTERM to SIGKILL at its end."""
 
+    @classmethod
+    def of(cls, partition: Mapping[str, str], config: Mapping[str, str]) -> Notice:
+        """Read it from the settings of a partition and of the cluster. What is no number, as NONE, is the default."""
+        grace, wait = partition.get("GraceTime", ""), config.get("KillWait", "")
+        return cls(int(grace) if grace.isdecimal() else 0, int(wait) if wait.isdecimal() else 30)
+
     @property
     def window(self) -> int:
         """From the first signal to SIGKILL."""
@@ -176,5 +191,4 @@ def notice(partition: str) -> Notice:
     Raises:
         SlurmError, NotFound: as `call`.
     """
-    grace = fields_of(call(["scontrol", "show", "partition", "-o", partition])).get("GraceTime", "0")
-    return Notice(int(grace), int(configuration().get("KillWait", "30")))
+    return Notice.of(fields_of(call(["scontrol", "show", "partition", "-o", partition])), configuration())

@@ -11,6 +11,7 @@ import select
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from types import TracebackType
 
 from torpor_slurm.allocation import Allocation
@@ -28,8 +29,16 @@ _NEEDED = ("PATH", "HOME", "LANG", "SLURM_CONF")
 class Sentinel:
     """The sentinel step of a job. A context manager: leaving it ends the step."""
 
-    def __init__(self, allocation: Allocation) -> None:
+    def __init__(self, allocation: Allocation, trouble: Callable[[str], object]) -> None:
+        """Prepare it.
+
+        Args:
+            allocation: the job's.
+            trouble: told why srun cannot be started, each reason once. It is tried again after AGAIN.
+        """
         self._allocation = allocation
+        self._trouble = trouble
+        self._told = ""
         self._srun: subprocess.Popen[bytes] | None = None
         self._listens = False
         self._start_at = 0.0
@@ -95,15 +104,21 @@ class Sentinel:
         command += ["--job-name=torpor-sentinel", "--chdir=/", "--input=none", "--error=none"]
         self._listens = False
         self._start_at = time.monotonic()
-        self._srun = subprocess.Popen(
-            [*command, "sh", "-c", "echo; exec sleep infinity"],
-            env={name: os.environ[name] for name in _NEEDED if name in os.environ},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            # The supervisor blocks signals, and has one thread.
-            preexec_fn=_unblock if signal.pthread_sigmask(signal.SIG_BLOCK, ()) else None,  # noqa: PLW1509
-        )
+        try:
+            self._srun = subprocess.Popen(
+                [*command, "sh", "-c", "echo; exec sleep infinity"],
+                env={name: os.environ[name] for name in _NEEDED if name in os.environ},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                # The supervisor blocks signals, and has one thread.
+                preexec_fn=_unblock if signal.pthread_sigmask(signal.SIG_BLOCK, ()) else None,  # noqa: PLW1509
+            )
+        except OSError as error:  # there is no srun, it is no program, no process can be made: this may pass
+            self._start_at += AGAIN
+            if (words := f"srun cannot be started: {error}") != self._told:
+                self._told = words
+                self._trouble(words)
 
 
 def _unblock() -> None:

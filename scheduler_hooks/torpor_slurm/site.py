@@ -110,16 +110,14 @@ def _signals(config: Mapping[str, str]) -> Iterator[Advice]:
 
 
 def _window(name: str, fields: Mapping[str, str], config: Mapping[str, str], rate: float) -> Advice:
-    grace = int(fields.get("GraceTime", "0"))
-    kill_wait = int(config.get("KillWait", "30").partition("sec")[0] or 30)
+    notice = controller.Notice.of(fields, config)
     title = f"partition {name}"
     if fields.get("PreemptMode", config.get("PreemptMode", "OFF")) == "OFF":
         return Advice("window", title, "ok", "its jobs are not preempted")
-    window = grace + kill_wait
-    size = readable(int(SAFETY * window * rate))
-    time_given = f"{grace} s of GraceTime and {kill_wait} s of KillWait"
+    size = readable(int(SAFETY * notice.window * rate))
+    time_given = f"{notice.grace} s of GraceTime and {notice.kill_wait} s of KillWait"
     means = f"{time_given}: jobs of up to {size} of memory are saved in half of that"
-    if grace:
+    if notice.grace:
         return Advice("window", title, "ok", means)
     return Advice("window", title, "limited", f"no GraceTime: {means}", f"PartitionName={name} GraceTime=120")
 

@@ -61,9 +61,12 @@ LEAST_LEAD = 15.0
 FIRST_RATE = 100e6
 """Bytes per second that a save is assumed to reach until one was measured."""
 
-_FAULTS = (signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP, signal.SIGABRT, signal.SIGSYS)
-HEARD = frozenset(signal.valid_signals()) - {signal.SIGKILL, signal.SIGSTOP, signal.SIGPIPE, *_FAULTS}
-"""Signals that the supervisor receives for the application."""
+HEARD = frozenset(signal.valid_signals()) - {signal.SIGKILL, signal.SIGSTOP, signal.SIGPIPE}
+"""Signals that the supervisor receives for the application.
+
+Also those of faults: a fault of the supervisor's own ends it although they are blocked (force_sig(), kernel 2.6), so
+that one that is received was sent. Not SIGPIPE: a write of the supervisor's own sends it.
+"""
 _HARMLESS = (
     *(signal.SIGCHLD, signal.SIGCONT, signal.SIGURG, signal.SIGWINCH),
     *(signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU),
@@ -158,8 +161,10 @@ class Supervisor:
         """Whether SIGTERM has come. Slurm may have sent it to the application, too."""
         self.handed: set[int] = set()
         """The signals of WARNINGS that were handed on."""
-        self.requeued_itself = False
-        """Whether the application has requeued its job: it is not saved any more."""
+        self.next_save = float("inf")
+        """When it is saved though nobody has warned it (time.monotonic())."""
+        self.gone = False
+        """Whether the application has been ended, saved or since a later run has begun."""
         self.urged = False
         """Whether one was that Slurm sent to end the job: how the application ends may be its answer to it."""
 
@@ -197,7 +202,7 @@ class Supervisor:
             phase="running",
             begin_seconds=took,
         )
-        with Sentinel(self.allocation) as sentinel:
+        with Sentinel(self.allocation, self.directory.log) as sentinel:
             return self._watch(sentinel)
 
     def _start(self) -> Job:
@@ -216,40 +221,68 @@ class Supervisor:
             except SlurmError:
                 if time.monotonic() > until:
                     raise
+            except NotFound as error:
+                _tell(f"{error}: a warning saves the job, but nobody requeues it, and its time limit is not known")
+                return JobRecord.unknown(self.allocation.restarts)
             time.sleep(controller.RETRY)
 
     def _watch(self, sentinel: Sentinel) -> int:
         """Wait for the application to end, or for a reason to save it and exit."""
-        next_save = self._next_save()
+        self.next_save = self._next_save()
         while (code := self.job.poll()) is None:
-            if self.requeued_itself:
-                next_save = float("inf")
-            wake_at = self.retry_at if self.leaving or self.unexplained else next_save
+            wake_at = self.retry_at if self.leaving or self.unexplained else self.next_save
             pulse = SHORT_PULSE if sentinel.starting else PULSE
             told = signal.sigtimedwait(HEARD, min(pulse, max(0.0, wake_at - time.monotonic())))
-            if self.directory.is_fenced(self.allocation.restarts):
-                return self._abandon()
-            left: int | None = None
-            if told is not None and told.si_signo in WARNINGS:
-                left = self._warned(told.si_signo)
-            elif told is not None and told.si_signo != signal.SIGCHLD:
-                self._hand_on(told.si_signo)
-            elif sentinel.listens():
-                left = self._warned_before()
-            elif sentinel.ended():
-                left = self._warned(None)
-            elif answer := self._end_is_near():
-                left = self._leave(answer)
-            elif self.leaving is not None and time.monotonic() >= self.retry_at:
-                left = self._leave(self.leaving)
-            elif self.unexplained and time.monotonic() >= self.retry_at:
-                left = self._ask_again()
-            elif self.leaving is None and time.monotonic() >= next_save:
-                self._save("run")
-                next_save = self._next_save()
-            if left is not None:
-                return left
+            number = None if told is None else told.si_signo
+            try:
+                left = self._react(number, sentinel)
+            except Exception as error:  # also a fault of ours: it must not cost the job, which runs on
+                if self.gone:
+                    raise
+                self._survive(number, error)
+            else:
+                if left is not None:
+                    return left
         return self._ended(code)
+
+    def _react(self, number: int | None, sentinel: Sentinel) -> int | None:
+        """Do what is due; the exit code if the run ends.
+
+        Args:
+            number: the signal that has come, if any.
+            sentinel: what tells of the start of a grace time.
+        """
+        if self.directory.is_fenced(self.allocation.restarts):
+            return self._abandon()
+        if number in WARNINGS:
+            return self._warned(number)
+        if number is not None and number != signal.SIGCHLD:
+            self._hand_on(number)
+        elif sentinel.listens():
+            return self._warned_before()
+        elif sentinel.ended():
+            return self._warned(None)
+        elif answer := self._end_is_near():
+            return self._leave(answer)
+        elif self.leaving is not None and time.monotonic() >= self.retry_at:
+            return self._leave(self.leaving)
+        elif self.unexplained and time.monotonic() >= self.retry_at:
+            return self._ask_again()
+        elif self.leaving is None and time.monotonic() >= self.next_save:
+            self._save("run")
+            self.next_save = self._next_save()
+        return None
+
+    def _survive(self, number: int | None, error: Exception) -> None:
+        """After an error that nobody expected: tell, once, and do again later what a warning was to bring about."""
+        words = str(error) if isinstance(error, TorporError) else "".join(traceback.format_exception(error))
+        self.directory.log(f"the job runs on after an error: {words}")
+        if words not in self.failures:
+            _tell(f"the job runs on after an error: {words}")
+        self.failures.add(words)
+        if number in WARNINGS:
+            self.unexplained.append(number)
+        self.retry_at = time.monotonic() + controller.RETRY
 
     def _next_save(self) -> float:
         return float("inf") if self.options.every is None else time.monotonic() + self.options.every
@@ -333,7 +366,8 @@ class Supervisor:
         self.directory.log(f"{heard}: {answer.cause.value}")
         if answer.cause in _LEFT_TO_ITSELF:
             self.urged, self.leaving = False, None
-            self.requeued_itself = answer.cause is Cause.REQUEUED_ITSELF
+            if answer.cause is Cause.REQUEUED_ITSELF:
+                self.next_save = float("inf")
             # Slurm lets it run: a signal from when the controller was away is no reason to end it.
             if number is not None and not (late and deadly and answer.cause is Cause.OTHER):
                 self._hand_on(number, urge=answer.cause is not Cause.OTHER)
@@ -385,6 +419,7 @@ class Supervisor:
             if number is not None and not processes.dies_of(self.job.tree_pid, number):
                 self._hand_on(number, urge=True)  # it may do what it can; what dies of it may yet be saved instead
             return None
+        self.gone = True
         self.job.wait()
         saved = time.monotonic() - began
         timed_out = answer.cause is Cause.TIME_LIMIT
@@ -425,6 +460,7 @@ class Supervisor:
     def _abandon(self) -> int:
         """Kill the application: there is a later run, and this one is a copy on a node that Slurm took for dead."""
         self.directory.log(f"run {self.allocation.restarts} on {self.allocation.node} found a later one: it ends")
+        self.gone = True
         with suppress(ProcessLookupError):
             self.job.send_signal(signal.SIGKILL)
         self.job.wait()

@@ -30,16 +30,15 @@ async def watch(allocation: Allocation, preempted: Callable[[], Awaitable[None]]
     Where Slurm's programs are missing, as in a container, or do not answer, that is told in the log and no more: what
     ends the job sends a SIGTERM all the same.
     """
-    try:
-        with Sentinel(allocation) as sentinel:
-            while True:
-                await asyncio.sleep(PULSE)
-                # What came before anybody listened, nobody has heard.
-                if (sentinel.listens() or sentinel.ended()) and await _is_preempted(allocation, log):
-                    log.warning("Slurm takes the node of job %s back: its kernels are parked", allocation.job)
-                    await preempted()
-    except OSError as error:
-        log.warning("A preemption of job %s is not heard: %s", allocation.job, error)
+    with Sentinel(
+        allocation, partial(log.warning, "A preemption of job %s is not heard: %s", allocation.job)
+    ) as sentinel:
+        while True:
+            await asyncio.sleep(PULSE)
+            # What came before anybody listened, nobody has heard.
+            if (sentinel.listens() or sentinel.ended()) and await _is_preempted(allocation, log):
+                log.warning("Slurm takes the node of job %s back: its kernels are parked", allocation.job)
+                await preempted()
 
 
 async def _is_preempted(allocation: Allocation, log: Logger) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,15 @@ from torpor_slurm import controller
 from torpor_slurm.controller import JobRecord, SlurmError
 
 
-@pytest.mark.parametrize("line", ["", "slurm_load_jobs error", LINE.replace("Restarts=0", "Restarts=x")])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "",
+        "slurm_load_jobs error",
+        LINE.replace("Restarts=0", "Restarts=x"),
+        LINE.replace("EndTime=2026", "EndTime=99999"),
+    ],
+)
 def test_what_is_no_job_is_not_guessed_at(line: str) -> None:
     with pytest.raises(SlurmError):
         JobRecord.parse(line)
@@ -41,3 +50,31 @@ def test_the_states_of_many_jobs_are_asked_for_at_once(tmp_path: Path, monkeypat
     assert controller.states(["1", "2"]) == {"1": "RUNNING"}
     assert controller.states(["2"]) == {}
     assert controller.states([]) == {}
+
+
+def test_an_empty_value_takes_nothing_from_the_next_key() -> None:
+    config = (
+        "Configuration data as of 2026-11-29T21:40:45\nPreemptParameters       = \nPreemptMode             = REQUEUE\n"
+        "PreemptType             = preempt/partition_prio\nProlog                  =\n"
+        "KillWait                = 40 sec\n"
+        "AccountingStorageExternalHost = (null)\n\nSlurmctld(primary) at ctl is UP\n"
+    )
+    found = controller.fields_of(config)
+    assert (found["PreemptParameters"], found["PreemptMode"], found["Prolog"], found["KillWait"]) == (
+        "", "REQUEUE", "", "40",
+    )  # fmt: skip
+    assert controller.fields_of("PartitionName=low AllowGroups= Default=NO QoS= GraceTime=7")["GraceTime"] == "7"
+    assert controller.fields_of("PartitionName=low AllowGroups= Default=NO")["AllowGroups"] == ""
+
+
+def test_a_jobs_name_may_hold_anything() -> None:
+    for name in ("a b", "", "Restarts=9 JobState=FAILED Requeue=0", "x EndTime= = y"):
+        assert JobRecord.parse(LINE.replace("JobName=job.sh", f"JobName={name}")) == replace(
+            JobRecord.parse(LINE), name=name
+        )
+
+
+def test_how_long_a_job_has() -> None:
+    assert controller.Notice.of({"GraceTime": "120"}, {"KillWait": "40"}).window == 160
+    assert controller.Notice.of({"GraceTime": "NONE"}, {"KillWait": "(null)"}).window == 30
+    assert controller.Notice.of({}, {}).window == 30

@@ -14,17 +14,19 @@ from torpor_slurm import sentinel
 from torpor_slurm.allocation import Allocation
 from torpor_slurm.sentinel import AGAIN, SOON, Sentinel
 
-PATIENCE = 60.0
+PATIENCE = 100.0
 
 
-def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, srun: str) -> Sentinel:
+def made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, srun: str, trouble: Callable[[str], object] = print
+) -> Sentinel:
     path = tmp_path / "srun"
     path.write_text(f"#!/bin/sh\n{srun}\n")
     path.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     allocation = Allocation.here(environment())
     assert allocation is not None
-    return Sentinel(allocation)
+    return Sentinel(allocation, trouble)
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -63,3 +65,21 @@ def test_one_that_cannot_start_never_listens_and_is_not_tried_again_soon(
         assert not step.listens()
         assert step.ended()
         assert step._start_at > time.monotonic() + AGAIN / 2
+
+
+def test_one_that_cannot_even_be_called_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What cannot be executed, or not now, is no reason for a supervisor to end."""
+    monkeypatch.setattr(sentinel, "AGAIN", 0.0)
+    told: list[str] = []
+    step = made(tmp_path, monkeypatch, "", told.append)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (tmp_path / "srun").write_bytes(b"\x7fELF, but no program")
+    with step:
+        for _ in range(3):
+            assert not step.ended()
+            assert not step.listens()
+            assert not step.starting
+        assert told == ["srun cannot be started: [Errno 8] Exec format error: 'srun'"]
+        (tmp_path / "srun").write_text("#!/bin/sh\necho; exec /bin/sleep 1000\n")
+        step.ended()
+        until(step.listens)

@@ -38,6 +38,17 @@ def test_a_run_begins_when_the_controller_answers(tmp_path: Path, monkeypatch: p
     assert tried._first_record().name == "job.sh"
 
 
+def test_without_scontrol_a_run_begins_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As in a container: a warning saves the job."""
+    tried = supervisor(tmp_path, monkeypatch, "")
+    monkeypatch.setenv("PATH", "/nonesuch")
+    found = tried._first_record()
+    assert (found.state, found.requeue, found.limited, found.end) == ("RUNNING", True, False, None)
+    assert "its time limit is not known" in capfd.readouterr().err
+
+
 def requeue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scontrol: str) -> None:
     another_run.request(supervisor(tmp_path, monkeypatch, scontrol).directory, 0, None)
 

@@ -64,7 +64,8 @@ def test_at_its_time_limit_a_job_is_saved(
     assert ("scontrol requeue 12" in capfd.readouterr().err) == (choice == "stop")
 
 
-SENT = [*(signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT), signal.SIGRTMIN + 5]
+FAULTS = (signal.SIGABRT, signal.SIGSEGV, signal.SIGTRAP, signal.SIGSYS)
+SENT = [*(signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT), *FAULTS, signal.SIGRTMIN + 5]
 
 
 @pytest.mark.parametrize("number", SENT)
@@ -214,6 +215,41 @@ def test_a_fault_of_ours_in_a_save_does_not_cost_the_job(rig: Rig, capfd: pytest
     assert rig.saves == ["kill", "kill"]
     assert "RuntimeError: a fault" in capfd.readouterr().err
     assert "RuntimeError: a fault" in rig.log
+
+
+@pytest.mark.parametrize("heard", ["signal", "sentinel", "pulse"])
+def test_a_fault_of_ours_elsewhere_does_not_cost_the_job(
+    rig: Rig, heard: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    rig.preempt()
+    rig.supervise(Options())
+    kept, faults = rig.tried._find_cause, [OSError("too many open files"), ValueError("a fault")]
+
+    def at_fault(*arguments: Any) -> Finding | None:
+        if faults:
+            raise faults.pop()
+        return kept(*arguments)
+
+    rig.monkeypatch.setattr(rig.tried, "_find_cause", at_fault)
+    if heard == "signal":
+        rig.warn()
+    else:
+        rig.sentinel.news = ["ended", "ended", "ended"] if heard == "sentinel" else ["listens", "listens", "listens"]
+    assert rig.watch() == 0
+    assert (rig.saves, rig.requeued) == (["kill"], ["12"])
+    told = capfd.readouterr().err
+    assert told.count("ValueError: a fault") == told.count("too many open files") == 1
+
+
+def test_a_requeue_that_is_refused_is_an_end(rig: Rig) -> None:
+    def refuses(job: str) -> None:
+        raise SlurmError("Requested operation is disabled")
+
+    rig.monkeypatch.setattr(controller, "requeue", refuses)
+    rig.preempt()
+    rig.warn()
+    with pytest.raises(SlurmError, match="is disabled"):
+        rig.watch()
 
 
 def test_what_the_user_cancels_while_it_is_saved_is_not_requeued(rig: Rig) -> None:

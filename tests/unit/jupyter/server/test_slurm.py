@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 
 import pytest
 
@@ -20,6 +21,16 @@ def test_slurms_programs_are_missing(monkeypatch: pytest.MonkeyPatch, caplog: py
     monkeypatch.setenv("PATH", "/nowhere")
     job = Allocation.around({"SLURM_JOB_ID": "7", "SLURMD_NODENAME": "n1", "ENVIRONMENT": "BATCH"})
     assert job
-    asyncio.run(slurm.watch(job, _park, logging.getLogger("server")))
+
+    async def watched() -> None:
+        watching = asyncio.create_task(slurm.watch(job, _park, logging.getLogger("server")))
+        while "is not heard" not in caplog.text:
+            assert not watching.done()
+            await asyncio.sleep(0.01)
+        watching.cancel()
+        with suppress(asyncio.CancelledError):
+            await watching
+
+    asyncio.run(watched())
     assert "A preemption of job 7 is not heard" in caplog.text
     assert "srun" in caplog.text
