@@ -80,16 +80,31 @@ def main() -> None:
         one.send(b"")
     shut.shutdown(socket.SHUT_RD)
     ended.shutdown(socket.SHUT_RDWR)
+    dumb, unheard = bound(socket.AF_INET, "127.0.0.1"), bound(six.family, six.getsockname()[0])
+    for one in (dumb, unheard):
+        one.connect(one.getsockname())
+        one.send(b"sent before")
+        one.shutdown(socket.SHUT_WR)
+    nobodys = bound(socket.AF_INET, "127.0.0.1")
+    try:
+        nobodys.shutdown(socket.SHUT_WR)
+    except OSError:  # it is not connected; the kernel says so, and shuts it
+        pass
     word = ready_and_wait()
 
     for one in (shut, ended):
         same([one.recv(100) for _ in range(3)], [b"sent before", b"", b""], "one that is shut for reading")
     shut.send(b"still")
-    try:
-        ended.send(b"never")
-        expect(False, "one that is shut for writing sends")
-    except BrokenPipeError:
-        pass
+    nobodys.connect(nobodys.getsockname())
+    for one in (ended, dumb, unheard, nobodys):
+        try:
+            one.send(b"never")
+            expect(False, f"one that is shut for writing sends, at {one.getsockname()}")
+        except BrokenPipeError:
+            pass
+    for one in (dumb, unheard):
+        same(one.recv(100), b"sent before", "one that is shut for writing")
+        expect(not select.select([one], [], [], 0)[0], "one that is shut for writing only hears on")
 
     try:
         failing.send(b"again")

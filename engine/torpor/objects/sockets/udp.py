@@ -4,8 +4,8 @@ Kept: the addresses that it is bound and connected to, options, memberships in m
 `torpor.objects.sockets.multicast`), and unread datagrams, each with its sender. A restore sends these again from their
 address: from the tree's own socket there, or from a temporary one. Refused: datagrams from an address that another
 program has, or that is not this host's; datagrams that the kernel has merged (UDP_GRO), or that are behind an error.
-Not kept: that a socket is shut down for writing only, which nothing shows; what comes with a datagram besides its
-sender (time, TTL, ...); an error without datagrams (ICMP), as if it had been lost in the network; and an outgoing
+Not kept: that a socket without a port is shut down for writing only, which nothing shows (of one with a port,
+sock_diag(7) tells); what comes with a datagram besides its sender (time, TTL, ...); an error without datagrams (ICMP), as if it had been lost in the network; and an outgoing
 multicast device that was set only by its number.
 
 Datagrams behind the first are read with SO_PEEK_OFF (socket(7)), which is set for that moment. An empty datagram is
@@ -41,6 +41,7 @@ from torpor.objects.kind import (
 from torpor.objects.sockets import addresses, common, multicast
 from torpor.objects.sockets.addresses import Address
 from torpor.objects.sockets.common import SocketState
+from torpor.objects.sockets.sock_diag import SEND_SHUTDOWN, shut_udp
 
 UDP_ENCAP = 100
 UDP_GRO = (socket.IPPROTO_UDP, 104)
@@ -76,6 +77,8 @@ class UdpState:
     """Memberships in multicast groups."""
     messages: list[tuple[bytes, bytes]] = field(default_factory=list)
     """Unread datagrams, each with its sender's struct sockaddr."""
+    shut: int = 0
+    """Which sides the kernel says were shut down (RCV_SHUTDOWN, SEND_SHUTDOWN); 0 also if it says nothing."""
 
     @property
     def shut_read(self) -> bool:
@@ -85,7 +88,7 @@ class UdpState:
     @property
     def shut_write(self) -> bool:
         """Whether it is shut down for writing; poll() shows it only if it is shut down for both."""
-        return bool(self.socket.events & select.POLLHUP)
+        return bool(self.shut & SEND_SHUTDOWN or self.socket.events & select.POLLHUP)
 
     @property
     def failed(self) -> bool:
@@ -125,6 +128,15 @@ class Udp(Kind[UdpState]):
             if look and not (state.failed or state.socket.peek_offset):
                 state.messages = _peek(copy)
         return state
+
+    def finish(self, mine: list[OpenFile[UdpState]], tree: GrabbedDescriptors) -> None:
+        """Ask the kernel which sides were shut down."""
+        with_port = [held for held in mine if _has_port(held.state)] if tree.content else []
+        shut: dict[int, int] = {}
+        for family in {held.state.socket.family.family for held in with_port}:
+            shut |= shut_udp(family)
+        for held in with_port:
+            held.state.shut = shut.get(held.stat.st_ino, 0)
 
     def judge(self, held: OpenFile[UdpState], tree: GrabbedDescriptors) -> Iterator[Problem]:
         """A restore must be able to send its unread datagrams again."""
@@ -224,6 +236,11 @@ def _options(family: int) -> dict[common.Key, int]:
 def _address(name: bytes) -> Address | None:
     """The address in a struct sockaddr of a UDP socket; None if it is empty."""
     return addresses.address(name) if name else None
+
+
+def _has_port(state: UdpState) -> bool:
+    where = _address(state.local)
+    return where is not None and where.port != 0
 
 
 def _make(udp: UdpSocket) -> socket.socket:
