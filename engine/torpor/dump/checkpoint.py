@@ -18,6 +18,7 @@ from typing import Literal, TypeVar
 
 from torpor import procfs
 from torpor.dump import cgroups, proof
+from torpor.dump.patience import patiently
 from torpor.dump.process_dump import HiddenFromFork, SnapshotLost
 from torpor.dump.seccomp_dry_run import dry_run
 from torpor.dump.series import Key, Series
@@ -52,8 +53,6 @@ HOLDS = (0.05, 0.1, 0.25, 1.0)
 _LOOKS = 3
 """How often the preflight looks at a tree before it refuses it. The tree runs meanwhile, so a single look may misjudge
 an object that appears or disappears at that moment."""
-PAUSES = (0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32)
-"""Seconds that the tree runs before each new try, if the reasons for the refusal may pass by themselves."""
 _MOVED = (errno.EFAULT, errno.EIO)
 """Errors of process_vm_readv(2) and /proc/PID/mem for memory that is no longer mapped."""
 _HIDDEN = "some of its memory is hidden from a fork (MADV_DONTFORK, MADV_WIPEONFORK, huge pages)"
@@ -135,11 +134,11 @@ def checkpoint(
             known = series.known(home.path) if series and reuse else None
             with home.writer(reading.KIND, tags or {}, reuse=reuse, known=known) as writer:
                 try:
-                    return _patiently(lambda: _take(root, writer, how, tell))
+                    return patiently(root, lambda: _take(root, writer, how, tell))
                 except (HiddenFromFork, SnapshotLost) as error:
                     # Unforkable memory came after the preflight (or an earlier checkpoint), or there is too little.
                     without = replace(how, still=str(error))
-                    return _patiently(lambda: _take(root, writer, without, tell))
+                    return patiently(root, lambda: _take(root, writer, without, tell))
 
         try:
             return write(reuse=True)
@@ -212,18 +211,6 @@ def _unhindered(root: int, act: Callable[[float], T]) -> T:
             if hold == HOLDS[-1]:
                 raise
     raise AssertionError
-
-
-def _patiently(act: Callable[[], T]) -> T:
-    """Retry while all reasons for a refusal may pass by themselves, such as data in flight between processes."""
-    for pause in PAUSES:
-        try:
-            return act()
-        except Refused as refused:
-            if not all(reason.passing for reason in refused.reasons):
-                raise
-        time.sleep(pause)
-    return act()
 
 
 def _take(root: int, writer: SnapshotWriter, how: _How, progress: Progress) -> SnapshotInfo:
