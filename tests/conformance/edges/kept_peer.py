@@ -48,6 +48,7 @@ def main() -> None:
     shut.shutdown(socket.SHUT_WR)
     same(ended.recv(20, socket.MSG_PEEK | socket.MSG_WAITALL), b"last but not read", "what came before the peer's end")
     expect(wait_for(ended), "the peer has ended its side")
+    accepted.shutdown(socket.SHUT_RD)
     socks = (full, shut, ended, accepted)
     names = [(sock.getsockname(), sock.getpeername()) for sock in socks]
     ready_and_wait()
@@ -63,8 +64,11 @@ def main() -> None:
     same((ended.recv(100), ended.recv(100)), (b"last but not read", b""), "what the peer sent before its end")
     ended.sendall(b"to a peer that has ended")
     ended.close()
+    same(accepted.recv(100, socket.MSG_DONTWAIT), b"", "an accepted connection that is shut for reading")
     accepted.sendall(b"from the accepted")
-    same(accepted.recv(100), b"thanks", "the answer on an accepted connection")
+    while not (answer := accepted.recv(100)):  # it hears on, but does not wait
+        os.sched_yield()
+    same(answer, b"thanks", "the answer on an accepted connection")
     newcomer, _ = listener.accept()
     newcomer.sendall(b"welcome")
 

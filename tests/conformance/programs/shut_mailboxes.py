@@ -1,5 +1,6 @@
-"""Datagram sockets with names that were shut when something lay in their queues: for reading, and for writing."""
+"""Unix sockets that were shut: pairs of each type, a listener, and datagram sockets with names and full queues."""
 
+import errno
 import os
 import socket
 
@@ -39,7 +40,29 @@ def main() -> None:
         other.close()
     deaf_alone.shutdown(socket.SHUT_RD)
     dumb_alone.shutdown(socket.SHUT_WR)
+    types = (socket.SOCK_STREAM, socket.SOCK_SEQPACKET, socket.SOCK_DGRAM)
+    unread = [socket.socketpair(socket.AF_UNIX, kind) for kind in types]
+    unsaid = [socket.socketpair(socket.AF_UNIX, kind) for kind in types]
+    for (end, _), (_, sayer) in zip(unread, unsaid, strict=True):
+        end.shutdown(socket.SHUT_RD)
+        sayer.shutdown(socket.SHUT_WR)
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(ABSTRACT + "-listener")
+    listener.listen()
+    listener.shutdown(socket.SHUT_RD)
     ready_and_wait()
+    for end, sayer in unread:
+        same(end.recv(20), b"", "an end that is shut for reading")
+        expect(is_deaf(sayer), "whose other end is shut says nothing")
+        end.send(b"half")
+        same(sayer.recv(20), b"half", "the half that is not shut")
+    for hearer, end in unsaid:
+        expect(is_deaf(end), "an end that is shut for writing says nothing")
+        if hearer.type != socket.SOCK_DGRAM:
+            same(hearer.recv(20), b"", "whose other end is shut hears the end")
+        hearer.send(b"half")
+        same(end.recv(20), b"half", "the other half that is not shut")
+    same(socket.socket(socket.AF_UNIX).connect_ex(ABSTRACT + "-listener"), errno.ECONNREFUSED, "a shut listener")
     expect(is_deaf(unheard), "one that is shut takes nothing")
     expect(is_deaf(dumb), "one that is shut says nothing")
     expect(is_deaf(dumb_alone), "one that is shut, and whose other end is closed, says nothing")

@@ -66,8 +66,11 @@ def main() -> None:
     bound = socket.socket()
     bound.bind(("127.0.0.1", 0))
     crowded = socket.create_server(("", 0))
-    early, silent = (socket.create_connection(("127.0.0.1", crowded.getsockname()[1])) for _ in range(2))
+    early, silent, deaf = (socket.create_connection(("127.0.0.1", crowded.getsockname()[1])) for _ in range(3))
     silent.shutdown(socket.SHUT_WR)
+    deaf_inside, deaf_peer = connected(listener)
+    for one in (deaf, deaf_inside):
+        one.shutdown(socket.SHUT_RD)
     kept = [
         early,
         silent,
@@ -101,8 +104,13 @@ def main() -> None:
     to_child.sendall(b"hello")
     same(to_child.recv(100), b"HELLO", "the child's answer")
     same(os.waitpid(child, 0), (child, 0), "the child")
-    accepted = {sock.getpeername(): sock for sock in (crowded.accept()[0], crowded.accept()[0])}
-    same(set(accepted), {early.getsockname(), silent.getsockname()}, "those who waited to be accepted")
+    for one in (deaf, deaf_inside):
+        same(one.recv(1, socket.MSG_DONTWAIT), b"", "one that is shut for reading")
+        one.sendall(b"not dumb")
+    same(deaf_peer.recv(100), b"not dumb", "what one says that is shut for reading")
+    accepted = {sock.getpeername(): sock for sock in (crowded.accept()[0] for _ in range(3))}
+    same(set(accepted), {one.getsockname() for one in (early, silent, deaf)}, "those who waited to be accepted")
+    same(accepted[deaf.getsockname()].recv(100), b"not dumb", "what one said that is shut for reading")
     for sock in (early, silent):
         accepted[sock.getsockname()].sendall(b"at last")
         same(sock.recv(100), b"at last", "a connection that was not accepted")

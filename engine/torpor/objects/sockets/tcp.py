@@ -234,6 +234,7 @@ class Tcp(Kind[TcpState]):
         elif tcp.state == TcpSocket.OUTSIDE:
             tcp.peer_done = bool(state.remote) and state.info.state in PEER_ENDED
             tcp.shut_write = state.info.state in WE_ENDED
+            tcp.shut_read = hung_up and bool(state.kept) and not tcp.peer_done
             tcp.kept = state.kept
         elif tcp.state == TcpSocket.INSIDE:
             assert state.peer
@@ -242,6 +243,7 @@ class Tcp(Kind[TcpState]):
             tcp.shut_read = hung_up and not _ended(state.peer.state)
             tcp.shut_write = _ended(state)
         elif tcp.state == TcpSocket.PENDING:
+            tcp.shut_read = hung_up
             tcp.shut_write = state.info.state in WE_ENDED
 
     def notices(self, mine: Sequence[OpenFile[TcpState]], tree: GrabbedDescriptors) -> Iterator[str]:

@@ -303,6 +303,8 @@ def let_go(sock: socket.socket, tcp: TcpSocket, state: KeptConnection) -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, reuse)  # the end of repair mode clears it
     if state.we_ended:
         sock.shutdown(socket.SHUT_WR)
+    if tcp.shut_read:
+        sock.shutdown(socket.SHUT_RD)
 
 
 def _set(fd: int, name: int, value: int) -> None:

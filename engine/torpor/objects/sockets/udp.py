@@ -5,8 +5,8 @@ Kept: the addresses that it is bound and connected to, options, memberships in m
 address: from the tree's own socket there, or from a temporary one. Refused: datagrams from an address that another
 program has, or that is not this host's; datagrams that the kernel has merged (UDP_GRO), or that are behind an error.
 Not kept: that a socket without a port is shut down for writing only, which nothing shows (of one with a port,
-sock_diag(7) tells); what comes with a datagram besides its sender (time, TTL, ...); an error without datagrams (ICMP), as if it had been lost in the network; and an outgoing
-multicast device that was set only by its number.
+sock_diag(7) tells); what comes with a datagram besides its sender (time, TTL, ...); an error without datagrams (ICMP),
+as if it had been lost in the network; and an outgoing multicast device that was set only by its number.
 
 Datagrams behind the first are read with SO_PEEK_OFF (socket(7)), which is set for that moment. An empty datagram is
 shown only once in this way (net/core/datagram.c, __skb_try_recv_from_queue): if the program goes on and still has not
