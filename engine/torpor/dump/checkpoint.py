@@ -355,7 +355,7 @@ def _look(
     living = [process.pid for process in seen if not process.zombie]
     of_descriptors: list[Reason] = []
     try:
-        reasons += [*sharing.refuse(living), *seccomp.refuse(living), *segments.refuse(living)]
+        reasons += [*sharing.refuse(living), *seccomp.refuse(living), *segments.refuse([one.pid for one in seen])]
         of_descriptors = survey(living)
     except (FileNotFoundError, ProcessLookupError):
         if not any(procfs.is_ending(pid, pid) for pid in living):

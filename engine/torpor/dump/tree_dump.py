@@ -157,7 +157,7 @@ class TreeDump:
             found = segments.find_all(root.ask)
         else:
             waits = chain.from_iterable(taken.calls() for taken in living)
-            found = segments.find([taken.pid for taken in living], waits)
+            found = segments.find([taken.pid for taken in self._all], waits)
         askers = {taken.own_pid: taken.ask for taken in living}
         self._semaphores, problems = semaphore_sets.grab(found.sets, askers)
         self._queues, more = message_queues.grab(found.queues, root.ask)

@@ -28,6 +28,7 @@ int main(void)
 	mqd_t reading = mq_open(name, O_RDONLY);
 	if (nameless_too < 0 || reading < 0)
 		give_up("mq_open");
+	int through_exec = dup(named); /* mq_open() itself sets FD_CLOEXEC, always */
 	int epoll = epoll_create1(0);
 	struct epoll_event event = {EPOLLIN, {.u64 = 77}};
 	if (epoll_ctl(epoll, EPOLL_CTL_ADD, named, &event))
@@ -38,6 +39,7 @@ int main(void)
 	sleeps_in(child, SYS_mq_timedreceive);
 	ready_and_wait();
 
+	expect(fcntl(named, F_GETFD) == FD_CLOEXEC && !fcntl(through_exec, F_GETFD), "FD_CLOEXEC");
 	struct mq_attr now;
 	expect(!mq_getattr(named, &now) && now.mq_maxmsg == 3 && now.mq_msgsize == 100 && !now.mq_curmsgs,
 	       "a queue of %ld messages of %ld bytes", now.mq_maxmsg, now.mq_msgsize);

@@ -81,6 +81,17 @@ int main(void)
 		struct message message;
 		_exit(msgrcv(empty, &message, sizeof message.text, 5, 0) == 4 ? 0 : 7);
 	}
+	int left = msgget(IPC_PRIVATE, 0600);
+	pid_t zombie = fork();
+	if (!zombie) { /* nobody has waited for who was the last to use these */
+		put(left, 3, "from a zombie");
+		operate(many, 0, 5, 0);
+		_exit(0);
+	}
+	values[0] += 5;
+	siginfo_t found;
+	if (waitid(P_PID, (id_t)zombie, &found, WEXITED | WNOWAIT))
+		give_up("waitid");
 	sleeps_in(holder, SYS_semtimedop);
 	sleeps_in(waiter, SYS_semtimedop);
 	sleeps_in(reader, SYS_msgrcv);
@@ -102,8 +113,10 @@ int main(void)
 	check_message(full, 1, 1, "");
 	check_message(full, 0, 7, "seven");
 	check_message(full, 0, 7, "seven again");
+	check_message(left, 0, 3, "from a zombie");
 	put(empty, 5, "five");
 	int ended;
+	expect(waitpid(zombie, &ended, 0) == zombie && !ended, "who sent and ended: %x", ended);
 	expect(waitpid(reader, &ended, 0) == reader && !ended, "who waited for a message: %x", ended);
 	operate(set, GATE, 1, 0);
 	expect(waitpid(holder, &ended, 0) == holder && !ended, "who held the lock: %x", ended);
@@ -114,7 +127,8 @@ int main(void)
 		_exit(0);
 	waitpid(last, &ended, 0);
 	expect(semctl(set, NEGATIVE, GETVAL) == 1700, "a child undid what is ours");
-	expect(!msgctl(full, IPC_RMID, NULL) && !msgctl(empty, IPC_RMID, NULL) && !semctl(many, 0, IPC_RMID),
+	expect(!msgctl(full, IPC_RMID, NULL) && !msgctl(empty, IPC_RMID, NULL) &&
+		       !msgctl(left, IPC_RMID, NULL) && !semctl(many, 0, IPC_RMID),
 	       "removing: %s", strerror(errno));
 	semctl(set, 0, IPC_RMID);
 	return verdict();

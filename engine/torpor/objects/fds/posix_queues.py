@@ -197,7 +197,8 @@ def make(image: Tree, slots: dict[int, int], owner: bool) -> Iterator[list[Call]
 
 
 def _open(description: Description, slot: int, *, owner: bool, again: bool) -> Iterator[Call]:
-    queue, flags = description.queue, description.flags & _OPEN_FLAGS | os.O_CLOEXEC
+    # Not O_CLOEXEC: each is close-on-exec at first, and with it fdinfo would show all as such for good (ipc/mqueue.c).
+    queue, flags = description.queue, description.flags & _OPEN_FLAGS
     words = f"opening the message queue /{os.fsdecode(queue.name)}"
     if again:
         yield Call(NR.mq_open, (queue.name + b"\0", flags, 0, 0), None, words)

@@ -77,7 +77,7 @@ class Found:
 
 
 def refuse(pids: Sequence[int]) -> list[Reason]:
-    """What of a tree in our IPC namespace cannot be kept. `pids` are its living processes."""
+    """What of a tree in our IPC namespace cannot be kept. `pids` are its processes, zombies too, and the root first."""
     return find(pids).reasons if pids and not is_apart(pids[0]) else []
 
 
@@ -85,7 +85,7 @@ def find(pids: Sequence[int], waits: Iterable[tuple[int, int]] = ()) -> Found:
     """Find what a tree in our IPC namespace has used.
 
     Args:
-        pids: its living processes.
+        pids: its processes; also zombies, which may be the last that used an object.
         waits: the calls in which its threads wait, each with its first argument.
     """
     members, started = set(pids), cache(_started)
