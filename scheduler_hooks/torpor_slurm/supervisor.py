@@ -500,6 +500,7 @@ class Supervisor:
             self.directory.prune(self.allocation.restarts, self.found)
             pause = stats.pause_ns / 1e9
             self._update_state(saved=time.time(), save_seconds=took, bytes=snapshot.size, pause_seconds=pause)
+            self.directory.store.pin(snapshot.id)  # against `torpor rm` and `torpor prune`: the job may wait in it
         except TorporError as error:
             self.directory.log(f"saved, but afterwards: {error}")
         self.directory.log(f"saved {snapshot.id}, {snapshot.size} bytes in {took:.2f} s")

@@ -52,20 +52,34 @@ def command_options(function: F) -> F:
     return wanted(verbose_option(function))
 
 
+def _not_empty(_: click.Context, param: click.Parameter, path: str | None) -> str | None:
+    if path == "":  # of a variable that is not set
+        raise click.BadParameter("the name of the directory is empty", param=param)
+    return path
+
+
 def store_option(function: F) -> F:
     """Add the option --store; the command receives a path or None."""
     return click.option(
         "--store",
         type=click.Path(file_okay=False),
+        callback=_not_empty,
         help="Directory of the snapshots [default: $TORPOR_STORE, else $XDG_DATA_HOME/torpor].",
     )(function)
 
 
 def open_store(path: str | None) -> Store:
-    """Open the store at `path`, or the default one."""
+    """Open the store at `path`, or the default one, to read or to clean it.
+
+    Raises NotFound if a store that the user named is not there: its file system may not be mounted. The default store
+    has no snapshots until the first checkpoint makes it.
+    """
     from torpor.store import Store
 
-    return Store(path)
+    store = Store(path)
+    if path is not None or os.environ.get("TORPOR_STORE"):
+        store.check_exists()
+    return store
 
 
 class SnapshotType(ParamType):
@@ -78,9 +92,10 @@ class SnapshotType(ParamType):
         from click.shell_completion import CompletionItem
 
         from torpor.errors import TorporError
+        from torpor.store import Store
 
         try:
-            infos = open_store(ctx.params.get("store")).snapshots()
+            infos = Store(ctx.params.get("store")).snapshots()
         except TorporError:
             return []  # completion cannot show errors; the command itself will
         offers = [(info.id, info.summary) for info in reversed(infos)]

@@ -10,11 +10,12 @@ from torpor.cli.prune import report_json
 
 @click.command("rm")
 @snapshot_argument
+@click.option("--force", is_flag=True, help="Remove it even if it is pinned, or a kernel or a job waits in it.")
 @store_option
 @command_options
-def command(snapshot: str, store: str | None, as_json: bool) -> None:
+def command(snapshot: str, force: bool, store: str | None, as_json: bool) -> None:
     """Remove a snapshot. Every other one can still be restored."""
-    report = open_store(store).remove(snapshot)
+    report = open_store(store).remove(snapshot, force=force)
     if as_json:
         print_json(report_json(report))
         return

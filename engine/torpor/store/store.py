@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 
-from torpor.errors import ImageDamaged, NotFound, NotPermitted, Reason, StoreError
+from torpor.errors import ImageDamaged, NotFound, NotPermitted, Reason, Refused, StoreError
 from torpor.store.collect import PINNED, PruneReport, collect, look, named_packs, settle, unlink_snapshot
 from torpor.store.files import DIRECTORY, GATE_PATIENCE, Place, as_store_errors, store_error
 from torpor.store.holes import held
@@ -47,6 +47,10 @@ class Store:
     def __repr__(self) -> str:
         return f"Store({self.path!r})"
 
+    def check_exists(self) -> None:
+        """Raises NotFound if there is no store, NotPermitted, StoreError."""
+        self._place().close()
+
     def _place(self) -> Place:
         """Open the store with a shared lock. Raises NotFound if it does not exist."""
         try:
@@ -54,7 +58,7 @@ class Store:
         except FileNotFoundError:
             raise NotFound(
                 f"there is no store at {self.path}",
-                advice="name one with --store or $TORPOR_STORE; the first checkpoint makes it",
+                advice="is its file system mounted? Name one with --store or $TORPOR_STORE; the first checkpoint makes it",
             ) from None
 
     def writer(
@@ -114,6 +118,7 @@ class Store:
         """
         infos = self.snapshots()
         if not infos:
+            self.check_exists()
             raise NotFound(f"store {self.path} holds no snapshots", advice="`torpor checkpoint PID` makes one")
         if text == "latest":
             return infos[-1]
@@ -187,15 +192,35 @@ class Store:
                 problems.append(Reason(f"snapshot {info.id}", error.message, error.advice))
         return problems
 
-    def remove(self, text: str) -> PruneReport:
+    def remove(self, text: str, *, force: bool = False) -> PruneReport:
         """Remove one snapshot, and if no saver or reader is at work also the packs and blocks that no other one needs.
 
-        The next prune removes what is left. Raises NotFound, NotPermitted, StoreError.
+        The next prune removes what is left. A pinned snapshot is removed only with `force`: a parked kernel or a Slurm
+        job may wait in it. Raises NotFound, Refused if it is pinned, NotPermitted, StoreError.
         """
-        return self.discard([self.resolve(text)])
+        info = self.resolve(text)
+        if not force:
+            place = self._place()
+            try:
+                with as_store_errors(self.path, f"cannot remove snapshot {info.id}"):
+                    pinned = _is_pinned(place, info.id)
+            finally:
+                place.close()
+            if pinned:
+                raise Refused(
+                    "cannot remove it",
+                    [
+                        Reason(
+                            f"snapshot {info.id} ({info.summary})",
+                            "it is pinned, or a parked kernel or a Slurm job waits in it",
+                            "unpin it or wake what waits; `torpor rm --force` removes it, and what waits in it is lost",
+                        )
+                    ],
+                )
+        return self.discard([info])
 
     def discard(self, infos: Collection[SnapshotInfo]) -> PruneReport:
-        """Remove snapshots like `remove`, but examine the packs only once. It is no error if one is gone already.
+        """Remove snapshots, pinned ones too, and examine the packs only once. It is no error if one is gone already.
 
         Raises NotFound if there is no store, NotPermitted, StoreError.
         """
@@ -256,7 +281,7 @@ class Store:
             place.close()
 
     def pin(self, id: str, pinned: bool = True) -> None:
-        """Protect a snapshot from `prune`, or end that. `remove` removes it nevertheless.
+        """Protect a snapshot from `prune` and from `remove` without force, or end that.
 
         Raises NotFound if there is no such snapshot, NotPermitted, StoreError.
         """

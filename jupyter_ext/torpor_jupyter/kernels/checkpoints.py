@@ -154,7 +154,7 @@ class Checkpoints:
             raise Unsuitable("the kernel is parked in this checkpoint", advice="wake it, or shut it down, first")
         if record.pinned:
             raise Unsuitable("the checkpoint is pinned", advice="unpin it first")
-        report = await self._workers.run(self._store.remove, id)
+        report = await self._workers.run(lambda: self._store.remove(id, force=True))  # no longer pinned, see above
         self._records.remove(CheckpointRecord, id)
         self.notebooks.remove(id)
         self.variables.remove(id)

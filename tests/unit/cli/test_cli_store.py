@@ -86,6 +86,8 @@ def save(store: Store, summary: str = "bash, 2 processes", content: bytes = b"x"
 
 
 def test_an_empty_store(run: Torpor, store: Store) -> None:
+    os.makedirs(os.path.join(store.path, "snapshots"), 0o700)
+    os.mkdir(os.path.join(store.path, "packs"), 0o700)
     assert run("ls") == (0, "", f"no snapshots in {store.path}\n")
     assert run("ls", "--json") == (0, "[]\n", "")
     code, out, err = run("show", "latest")
@@ -235,3 +237,47 @@ def test_every_kind_of_descriptor_has_words() -> None:
         told = describe._description(description, pb.Tree())
         assert told["kind"] == field.name
         assert "does not know" not in told["what"], field.name
+
+
+@pytest.mark.parametrize("command", [("ls",), ("verify", "--all"), ("prune", "--keep-last=1"), ("rm", "latest")])
+@pytest.mark.parametrize("named_by", ["option", "environment"])
+def test_a_store_that_was_named_and_is_not_there(
+    run: Torpor, store: Store, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...], named_by: str
+) -> None:
+    """Its file system is not mounted: a check of it must not say that all is well."""
+    arguments = command
+    if named_by == "option":
+        monkeypatch.delenv("TORPOR_STORE")
+        arguments = (*command, "--store", store.path)
+    code, out, err = run(*arguments)
+    assert (code, out) == (11, "")
+    assert f"there is no store at {store.path}; is its file system mounted?" in err
+    assert not os.path.exists(store.path)
+
+
+def test_the_default_store_may_be_made_later(run: Torpor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TORPOR_STORE")
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    assert run("ls") == (0, "", f"no snapshots in {tmp_path / 'torpor'}\n")
+    assert run("verify", "--all") == (0, "sound\n", "")
+    assert run("prune", "--keep-last=1")[0] == 0
+
+
+def test_a_store_without_a_name(run: Torpor) -> None:
+    code, _, err = run("ls", "--store", "")
+    assert code == 2
+    assert "the name of the directory is empty" in err
+
+
+def test_what_is_pinned_is_removed_only_by_force(run: Torpor, store: Store) -> None:
+    info = save(store)
+    store.pin(info.id)
+    code, out, err = run("rm", info.id)
+    assert (code, out) == (10, "")
+    assert "it is pinned, or a parked kernel or a Slurm job waits in it" in err
+    assert "--force" in err
+    assert [one.id for one in store.snapshots()] == [info.id]
+    code, out, _ = run("rm", info.id, "--force")
+    assert code == 0
+    assert f"removed {info.id}" in out
+    assert not store.snapshots()

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.store.store_content import BLOCK, files_of, load, random_blocks, save
-from torpor.errors import NotFound, StoreError
+from torpor.errors import NotFound, Refused, StoreError
 from torpor.store import Store, files
 
 
@@ -77,7 +77,10 @@ def test_what_is_pinned_stays(store: Store) -> None:
     store.pin(first.id, False)
     assert store.prune(1).snapshots == (first,)
     store.pin(third.id)
-    store.remove(third.id)
+    with pytest.raises(Refused, match=r"pinned.*--force"):
+        store.remove(third.id)
+    assert store.snapshots() == [third]
+    store.remove(third.id, force=True)
     assert files_of(store) == ["gate", "lock"]
     for id in (first.id, "..", ""):
         with pytest.raises(NotFound):
