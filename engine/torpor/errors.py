@@ -85,7 +85,7 @@ class _ManyReasons(TorporError):
 
 
 class Refused(_ManyReasons):
-    """Something would be lost: the target has what cannot be kept, or a snapshot is still needed. Nothing was touched."""
+    """Something would be lost: the target has what cannot be kept, a snapshot is still needed. Nothing was touched."""
 
     exit_code = 10
 

@@ -58,7 +58,7 @@ class Store:
         except FileNotFoundError:
             raise NotFound(
                 f"there is no store at {self.path}",
-                advice="is its file system mounted? Name one with --store or $TORPOR_STORE; the first checkpoint makes it",
+                advice="is its file system mounted? Name one with --store or $TORPOR_STORE; a checkpoint makes it",
             ) from None
 
     def writer(
