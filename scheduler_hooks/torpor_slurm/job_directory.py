@@ -6,6 +6,7 @@
       env                      the SLURM_* of the current allocation, as a shell script ($TORPOR_ENV_FILE)
       script/NAME              the job's script, under the same path on every node
       bin/srun, bin/scontrol   stand-ins for both (srun_wrapper.py, own_requeue.py)
+      steps/N                  the steps of the srun wrapper whose files have their number in the name
       requeued-itself          there while the application itself requeues the job
       cut/                     what was cut off output files when a snapshot was woken
       state                    what `torpor slurm status` shows
@@ -51,6 +52,8 @@ class Finished:
 
     code: int
     when: float
+    run: int | None = None
+    """The last run that came to know: the one that ended it, or a later one that exited with its code."""
 
 
 class JobDirectory:
@@ -106,10 +109,8 @@ class JobDirectory:
                 f"job {self.job} has run before, but on {node} there is no store {self.path.parent.parent}",
                 advice=f"is it mounted there? then `scontrol requeue {self.job}`; to begin anew, make the directory",
             )
+        self.leave_to_former(restarts, start)
         runs = self._runs()
-        if restarts == 0 and runs and self._read(f"runs/{runs[-1]}").get("began_by_slurm") != start:
-            self.path.rename(self.path.with_name(f"{self.path.name}{_FORMER}-{time.time_ns()}"))  # the id is used again
-            runs = []
         if runs and runs[-1] >= restarts:
             raise self._supervised_already()
         self._make(self.path / "runs")
@@ -119,6 +120,12 @@ class JobDirectory:
         self._claim(restarts)
         self._write(f"runs/{restarts}", json.dumps(run))
         return candidates
+
+    def leave_to_former(self, restarts: int, start: float | None) -> None:
+        """Move the directory aside if it is that of a former job with the same id; arguments as of `begin`."""
+        runs = self._runs()
+        if restarts == 0 and runs and self._read(f"runs/{runs[-1]}").get("began_by_slurm") != start:
+            self.path.rename(self.path.with_name(f"{self.path.name}{_FORMER}-{time.time_ns()}"))
 
     def _claim(self, restarts: int) -> None:
         """Create the run's lock file. Only one of two supervisors can, on a network file system, too."""
@@ -181,7 +188,15 @@ class JobDirectory:
     def finished(self) -> Finished | None:
         """How the application ended, if it has."""
         told = self._read("finished")
-        return Finished(int(told["code"]), float(told["when"])) if told else None
+        return Finished(int(told["code"]), float(told["when"]), told.get("run")) if told else None
+
+    def pass_by(self, restarts: int, found: Finished) -> None:
+        """Note that this run has found the job finished: if it finds so again, its script has another `torpor run`.
+
+        Raises:
+            StoreError: it cannot be written.
+        """
+        self._write("finished", json.dumps({"code": found.code, "when": found.when, "run": restarts}))
 
     def finish(self, restarts: int, code: int) -> None:
         """Mark the job as finished by this run, and remove its snapshots, which no run will wake.
@@ -189,7 +204,7 @@ class JobDirectory:
         Raises:
             StoreError, NotPermitted: it cannot be written.
         """
-        self._write("finished", json.dumps({"code": code, "when": time.time()}))
+        self._write("finished", json.dumps({"code": code, "when": time.time(), "run": restarts}))
         self.forget(restarts)
 
     def forget(self, restarts: int) -> None:

@@ -9,6 +9,8 @@ refuses those that matter (several tasks, another node, GPUs).
 from __future__ import annotations
 
 import os
+import pwd
+import re
 import shlex
 import shutil
 import sys
@@ -17,6 +19,7 @@ from contextlib import suppress
 
 from torpor import processes
 from torpor.errors import NotFound, Reason, Refused, TorporError
+from torpor_slurm.allocation import ENV_FILE
 from torpor_slurm.options import Grammar
 
 GRAMMAR = Grammar(
@@ -48,6 +51,10 @@ _ONE = ("nodes", "ntasks", "ntasks-per-node")
 _FILES = {"input": (0, os.O_RDONLY), "output": (1, os.O_WRONLY | os.O_CREAT), "error": (2, os.O_WRONLY | os.O_CREAT)}
 
 
+_PATTERN = re.compile(r"%(\d*)(.?)", re.DOTALL)
+_KNOWN = frozenset("%AJNabjnstux")
+"""The letters of srun's file name patterns."""
+
 SCRIPT = f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -E -m torpor_slurm.srun_wrapper "$@"\n'
 """The script named srun that the application finds in its PATH."""
 
@@ -60,8 +67,10 @@ def refusals(values: Mapping[str, str], environment: Mapping[str, str]) -> Itera
         yield Reason("srun", why, "use srun --ntasks=1, or let the application start its own processes")
     for name, value in values.items():
         if name in _NEEDLESS or name in _FILES or name in ("chdir", "ntasks", "open-mode"):
-            if name in _FILES and "%" in value:
-                yield Reason(f"srun --{name}={value}", "patterns are not replaced here", "write the full name")
+            for letter in _unknown(value) if name in _FILES else ():
+                yield Reason(
+                    f"srun --{name}={value}", f"the pattern %{letter} is not known here", "write the full name"
+                )
         elif name in _ONE:
             if value not in ("1", "1-1"):
                 yield Reason(f"srun --{name}={value}", "a snapshot holds the processes of one node", f"use --{name}=1")
@@ -81,9 +90,10 @@ def main(arguments: Sequence[str]) -> None:
     if reasons := list(refusals(values, os.environ)):
         raise Refused("this step cannot be a part of the snapshot", reasons)
     os.chdir(values.get("chdir", "."))
-    for name, (number, flags) in _FILES.items():
-        if name in values:
-            _redirect(number, values[name], flags, values.get("open-mode", "truncate"))
+    places = file_names({name: values[name] for name in _FILES if name in values}, os.environ)
+    for name, place in places.items():
+        number, flags = _FILES[name]
+        _redirect(number, place, flags, values.get("open-mode", "truncate"))
     if "output" in values and "error" not in values:
         os.dup2(1, 2)
     path = shutil.which(command[0]) if command else None
@@ -104,6 +114,53 @@ def refuse_real_srun(pid: int) -> None:
                 why_not = "slurmstepd runs the tasks of its step, and they would not be in the snapshot"
                 reason = Reason(f"srun, process {one}", why_not, "call it as srun, by name")
                 raise Refused("the job cannot be saved", [reason])
+
+
+def _unknown(name: str) -> list[str]:
+    return (
+        [] if "\\" in name else [letter for _, letter in _PATTERN.findall(name) if letter not in _KNOWN or not letter]
+    )
+
+
+def file_names(names: Mapping[str, str], environment: Mapping[str, str]) -> dict[str, str]:
+    """The names of a step's files, with the patterns of srun(1) replaced: this is task 0 on node 0.
+
+    Args:
+        names: the values of --input, --output and --error.
+        environment: the variables of the job.
+    """
+    job = environment.get("SLURM_JOB_ID", "0")
+    array = environment.get("SLURM_ARRAY_TASK_ID", "4294967294")  # what Slurm writes where there is none: NO_VAL
+    known = {
+        **{"%": "%", "j": job, "A": environment.get("SLURM_ARRAY_JOB_ID", job), "a": array, "b": str(int(array) % 10)},
+        **{"N": os.uname().nodename.partition(".")[0], "n": "0", "t": "0", "x": environment.get("SLURM_JOB_NAME", "")},
+        "u": pwd.getpwuid(os.getuid()).pw_name if any("u" in name for name in names.values()) else "",
+    }
+    if any(letter in "sJ" for name in names.values() for _, letter in _PATTERN.findall(name)):
+        known["s"] = str(_next_step(environment))
+        known["J"] = f"{job}.{known['s']}"
+
+    def replaced(found: re.Match[str]) -> str:
+        value = known[found[2]]
+        return value.zfill(min(int(found[1] or 0), 10)) if value.isdecimal() else value
+
+    # A backslash anywhere has srun take the name as it is, without that.
+    return {
+        kind: name.replace("\\", "") if "\\" in name else _PATTERN.sub(replaced, name) for kind, name in names.items()
+    }
+
+
+def _next_step(environment: Mapping[str, str]) -> int:
+    """A number that no step of the job has had: two that write to a file of their own need two names."""
+    if not (job := os.path.dirname(environment.get(ENV_FILE, ""))):
+        return 0
+    os.makedirs(f"{job}/steps", mode=0o700, exist_ok=True)
+    number = 0
+    while True:
+        with suppress(FileExistsError):
+            os.close(os.open(f"{job}/steps/{number}", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+            return number
+        number += 1
 
 
 def _redirect(number: int, path: str, flags: int, mode: str) -> None:

@@ -35,7 +35,7 @@ from torpor.processes import Signals, inherited_environment, inherited_signals
 from torpor_slurm import another_run, controller, lifeline, own_requeue, rollback, srun_wrapper
 from torpor_slurm.allocation import ENV_FILE, Allocation
 from torpor_slurm.controller import JobRecord, SlurmError
-from torpor_slurm.job_directory import RUN_TAG, JobDirectory
+from torpor_slurm.job_directory import RUN_TAG, Finished, JobDirectory
 from torpor_slurm.preemption_cause import Cause, Finding, find_cause, is_running
 from torpor_slurm.sentinel import Sentinel
 
@@ -104,10 +104,6 @@ def supervise(command: Sequence[str], allocation: Allocation, directory: JobDire
         RestoreRefused, RestoreFailed, ImageDamaged: its snapshots cannot be woken, and it may not start anew.
         NotFound, StoreError, SlurmError: no such program; no store; no controller.
     """
-    if finished := directory.finished:
-        already = f"job {directory.job} has finished already, with exit code {finished.code}"
-        _tell(f"{already}: remove {directory.path} to run it again")
-        return finished.code
     given = inherited_signals()
     signal.pthread_sigmask(signal.SIG_BLOCK, HEARD)
     try:
@@ -174,6 +170,9 @@ class Supervisor:
         """See `supervise`."""
         began = time.monotonic()
         self.record = self._first_record()
+        self.directory.leave_to_former(self.allocation.restarts, self.record.start)
+        if finished := self.directory.finished:
+            return self._finished_before(finished)
         try:
             self.found = self.directory.begin(self.allocation.restarts, self.allocation.node, self.record.start)
             self.directory.write_environment(self.allocation.variables)
@@ -204,6 +203,24 @@ class Supervisor:
         )
         with Sentinel(self.allocation, self.directory.log) as sentinel:
             return self._watch(sentinel)
+
+    def _finished_before(self, finished: Finished) -> int:
+        """Exit as the application did in an earlier run.
+
+        Raises:
+            Refused: it was in this run, so that this is another application.
+        """
+        if finished.run == self.allocation.restarts:
+            why = f"it has run one already, which ended with {finished.code}: one `torpor run` per job"
+            way = "put the commands into one script, and run that: `torpor run -- sh script.sh`, or use `torpor sbatch`"
+            raise Refused(f"{self.command[0]} is not run", [Reason(f"job {self.directory.job}", why, way)])
+        already = f"job {self.directory.job} has finished already, with exit code {finished.code}"
+        _tell(f"{already}: remove {self.directory.path} to run it again")
+        try:
+            self.directory.pass_by(self.allocation.restarts, finished)
+        except TorporError as error:
+            self.directory.log(f"this is not noted: {error}")
+        return finished.code
 
     def _start(self) -> Job:
         stand_ins = self.directory.stand_ins

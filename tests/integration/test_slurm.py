@@ -336,8 +336,8 @@ def test_one_supervisor_per_job(work: Submitted) -> None:
     text = path.read_text()
     path.write_text(text.replace("exec ", "") + text.splitlines()[-1].replace("exec ", "") + "\n")
     start(work, path)
-    assert work.wait_code() == "0:0", work.told()
-    assert "has finished already" in work.out
+    assert work.wait_code() == "10:0", work.told()
+    assert "true is not run" in work.out
 
 
 def test_status_tells_of_the_job(slurm: Cluster, work: Submitted) -> None:

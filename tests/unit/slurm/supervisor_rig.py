@@ -37,6 +37,7 @@ class Application:
 
     def __init__(self) -> None:
         self.tree_pid = os.getpid()
+        self.warnings: tuple[str, ...] = ()
         self.heard: list[int] = []
         self.code: int | None = None
         self.looks = 0

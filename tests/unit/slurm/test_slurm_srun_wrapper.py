@@ -36,7 +36,8 @@ def test_a_step_of_one_task_is_a_command(words: list[str], command: list[str]) -
         (["--nodes=2", "app"], "--nodes=2"),
         (["--gpus=1", "app"], "--gpus"),
         (["-l", "app"], "--label"),
-        (["-o", "out.%t", "app"], "out.%t"),
+        (["-o", "out.%q", "app"], "%q"),
+        (["-e", "100%", "app"], "100%"),
         (["--multi-prog", "-w", "n1", "conf"], "--multi-prog"),
     ],
 )
@@ -62,6 +63,25 @@ def test_a_step_becomes_its_command(tmp_path: Path) -> None:
     told = subprocess.run([srun, "-n2", "true"], capture_output=True, text=True, check=False)
     assert told.returncode == 1
     assert "only a step of one task" in told.stderr
+
+
+def test_patterns_of_file_names_are_replaced(tmp_path: Path) -> None:
+    job = {"SLURM_JOB_ID": "12", "SLURM_ARRAY_JOB_ID": "10", "SLURM_ARRAY_TASK_ID": "13", "SLURM_JOB_NAME": "a name"}
+    node = os.uname().nodename.partition(".")[0]
+    for pattern, name in {
+        "log_%j_%t.out": "log_12_0.out",
+        "%A_%a.%n.%b": "10_13.0.3",
+        "%5j-%x-100%%": "00012-a name-100%",
+        "%3N": node,
+        r"\100%": "100%",
+        "plain": "plain",
+    }.items():
+        assert list(srun_wrapper.refusals({"output": pattern}, {})) == []
+        assert srun_wrapper.file_names({"output": pattern}, job) == {"output": name}
+    inside = {**job, "TORPOR_ENV_FILE": f"{tmp_path}/env"}
+    two = {"output": "%J.out", "error": "%s.err"}
+    found = [srun_wrapper.file_names(two, inside) for _ in range(2)]
+    assert found == [{"output": f"12.{n}.out", "error": f"{n}.err"} for n in range(2)], "no step writes over another's"
 
 
 def test_a_srun_of_slurms_own_is_not_saved(rig: Rig, tmp_path: Path) -> None:

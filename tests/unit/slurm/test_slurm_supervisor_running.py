@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import signal
 import time
+from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 import torpor
 from tests.unit.slurm.supervisor_rig import PATIENCE, Rig
-from torpor.errors import StoreError
+from torpor.errors import Refused, StoreError
 from torpor.store import SnapshotInfo
-from torpor_slurm import supervisor
+from torpor_slurm import lifeline, supervisor
 from torpor_slurm.job_directory import JobDirectory
 from torpor_slurm.preemption_cause import Cause, Finding
-from torpor_slurm.supervisor import FENCED, Options
+from torpor_slurm.supervisor import FENCED, Options, Supervisor
 
 
 def test_a_job_is_saved_again_and_again(rig: Rig) -> None:
@@ -154,4 +156,27 @@ def test_an_exit_code_that_cannot_be_kept_is_given_all_the_same(rig: Rig, capfd:
 
 def test_one_that_has_finished_is_not_run_again(rig: Rig) -> None:
     rig.directory.finish(0, 7)
-    assert supervisor.supervise(["true"], rig.allocation, rig.directory, Options()) == 7
+    later = replace(rig.allocation, restarts=1)
+    assert supervisor.supervise(["true"], later, rig.directory, Options()) == 7
+    with pytest.raises(Refused, match="it has run one already, which ended with 7: one `torpor run` per job"):
+        supervisor.supervise(["false"], later, rig.directory, Options())
+
+
+def test_a_second_application_of_a_script_does_not_pass_for_the_first(rig: Rig) -> None:
+    rig.say(start=1.0)
+    rig.app.code = 0
+    assert rig.watch() == 0
+    with pytest.raises(Refused, match=r"false is not run:.* put the commands into one script"):
+        supervisor.supervise(["false"], rig.allocation, rig.directory, Options())
+
+
+def test_what_another_job_of_the_same_id_has_finished_is_not_this_ones(rig: Rig) -> None:
+    """After the controller has lost its state, or when ids begin anew."""
+    rig.directory.finish(0, 0)
+    rig.monkeypatch.setattr(Supervisor, "_start", lambda _: rig.app)
+    rig.monkeypatch.setattr(lifeline, "tie", lambda _: None)
+    rig.monkeypatch.setattr(supervisor, "Sentinel", lambda *_: nullcontext(rig.sentinel))
+    rig.app.code = 5
+    assert supervisor.supervise(["true"], rig.allocation, rig.directory, Options()) == 5
+    assert rig.directory.finished is not None
+    assert rig.directory.finished.code == 5
