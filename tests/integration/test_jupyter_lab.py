@@ -207,7 +207,7 @@ def test_progress_cancelling_and_refusals_are_shown(server: Server) -> None:
         lab.run_cell("from socket import *; link = socket(AF_NETLINK, SOCK_RAW, 16); print('open')")
         lab.shows("open")
         page.locator(".jp-NotebookPanel-toolbar").get_by_title("Checkpoint kernel").click()
-        notice = lab.notice("The kernel could not be saved, and runs on")
+        notice = lab.notice("Could not save the kernel; it keeps running")
         lab.shot("7-refused")
         assert "a netlink socket (generic)" in notice.inner_text()
         notice.get_by_role("button", name="Details…").click()

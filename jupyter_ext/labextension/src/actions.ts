@@ -19,9 +19,9 @@ export interface INotebooks {
   saved(): boolean;
 }
 
-/** How to return from a going back. */
+/** How to undo the last going back. */
 interface IWayBack {
-  /** The checkpoint that the kernel was taken back to: the way is open while it is the kernel's head. */
+  /** The checkpoint that the kernel went back to: undo is possible while it is the kernel's head. */
   from: string;
   to: string;
   notebook: boolean;
@@ -41,14 +41,14 @@ export class Actions {
     NotebookActions.executed.connect((_, { cell }) => this.turns.set(cell.model, (this.turn += 1)));
   }
 
-  /** Save a kernel as a checkpoint; it runs on. */
+  /** Save a kernel as a checkpoint; it keeps running. */
   async save(kernel: string): Promise<void> {
     const { trans } = this.words;
     await this.saveNotebook(kernel);
     await this.notices.follow(
       kernel,
       this.model.api.save(kernel),
-      trans.__('The kernel could not be saved, and runs on'),
+      trans.__('Could not save the kernel; it keeps running'),
       made => ({
         message: trans.__('Kernel saved: %1', this.words.size(made.written)),
         actions: [{ label: trans.__('Name it…'), callback: () => void this.rename(made) }]
@@ -62,9 +62,9 @@ export class Actions {
     await this.notices.follow(
       kernel,
       this.model.api.park(kernel),
-      trans.__('The kernel could not be parked, and runs on'),
+      trans.__('Could not park the kernel; it keeps running'),
       () => ({
-        message: trans.__('Kernel parked. It goes on where it was when you wake it.'),
+        message: trans.__('Kernel parked. When you wake it, it continues where it stopped.'),
         actions: [{ label: trans.__('Wake'), callback: () => void this.resume(kernel) }]
       })
     );
@@ -75,12 +75,12 @@ export class Actions {
     await this.notices.follow(
       kernel,
       this.model.api.resume(kernel),
-      trans.__('The kernel could not be woken, and stays parked'),
+      trans.__('Could not wake the kernel; it stays parked'),
       () => ({ message: trans.__('The kernel is awake.') })
     );
   }
 
-  /** Go back to a checkpoint, when the person agrees. */
+  /** Go back to a checkpoint, once the user has confirmed. */
   async restore(checkpoint: ICheckpoint, discard = false): Promise<void> {
     const { trans } = this.words;
     const title = this.model.title(checkpoint);
@@ -103,11 +103,11 @@ export class Actions {
     const news = (back: IRestored): INews => ({
       message: back.notebook_kept
         ? trans.__(
-            'The kernel is as it was at “%1”. The notebook as it was until now is %2.',
+            'The kernel is back at “%1”. The notebook as it was before is saved as %2.',
             title,
             back.notebook_kept
           )
-        : trans.__('The kernel is as it was at “%1”.', title),
+        : trans.__('The kernel is back at “%1”.', title),
       actions: back.undo ? [{ label: trans.__('Undo'), callback: () => void this.undo(kernel) }] : []
     });
     const wayOn = (refusal: Refusal): Notification.IAction[] =>
@@ -115,8 +115,8 @@ export class Actions {
         ? []
         : [
             {
-              label: trans.__('Go back all the same…'),
-              caption: trans.__('What the kernel is now is not kept'),
+              label: trans.__('Go back anyway…'),
+              caption: trans.__('The present state of the kernel will be lost'),
               callback: () => void this.restore(checkpoint, true)
             }
           ];
@@ -134,7 +134,7 @@ export class Actions {
     const way = this.ways.get(kernel);
     if (way) {
       await this.goBack(kernel, way.to, { discard: false, notebook: way.notebook }, () => ({
-        message: this.words.trans.__('The kernel is as it was before going back.')
+        message: this.words.trans.__('Undone: the kernel is as it was before you went back.')
       }));
     }
   }
@@ -145,9 +145,9 @@ export class Actions {
     const made = await this.notices.follow(
       checkpoint.kernel_id,
       this.model.api.fork(checkpoint.kernel_id, checkpoint.id),
-      trans.__('The kernel could not be forked'),
+      trans.__('Could not fork the kernel'),
       fork => ({
-        message: trans.__('A second kernel goes on from “%1”, in %2.', this.model.title(checkpoint), fork.path ?? '')
+        message: trans.__('A second kernel continues from “%1” in %2.', this.model.title(checkpoint), fork.path ?? '')
       })
     );
     if (made?.path) {
@@ -162,7 +162,7 @@ export class Actions {
     const made = await this.notices.follow(
       kernel,
       this.model.api.save(kernel),
-      trans.__('The kernel could not be forked, and runs on')
+      trans.__('Could not fork the kernel; it keeps running')
     );
     if (made) {
       await this.fork(made);
@@ -200,11 +200,11 @@ export class Actions {
     if (answer.button.accept && answer.value !== null) {
       const { kernel_id, id } = checkpoint;
       const changed = this.model.api.change(kernel_id, id, { name: answer.value });
-      await this.notices.follow(kernel_id, changed, trans.__('The checkpoint could not be renamed'));
+      await this.notices.follow(kernel_id, changed, trans.__('Could not rename the checkpoint'));
     }
   }
 
-  /** Let a person say more of a checkpoint than its name. */
+  /** Ask for a checkpoint's note. */
   async note(checkpoint: ICheckpoint): Promise<void> {
     const { trans } = this.words;
     const answer = await InputDialog.getText({
@@ -215,7 +215,7 @@ export class Actions {
     if (answer.button.accept && answer.value !== null) {
       const { kernel_id, id } = checkpoint;
       const changed = this.model.api.change(kernel_id, id, { note: answer.value.trim() });
-      await this.notices.follow(kernel_id, changed, trans.__('The note could not be kept'));
+      await this.notices.follow(kernel_id, changed, trans.__('Could not save the note'));
     }
   }
 
@@ -229,7 +229,7 @@ export class Actions {
     const { trans } = this.words;
     const answer = await showDialog({
       title: trans.__('Delete “%1”?', this.model.title(checkpoint)),
-      body: trans.__('It cannot be brought back. Other checkpoints are not touched.'),
+      body: trans.__('You cannot undo this. Other checkpoints stay.'),
       buttons: [
         Dialog.cancelButton({ label: trans.__('Cancel') }),
         Dialog.warnButton({ label: trans.__('Delete') })
@@ -240,7 +240,7 @@ export class Actions {
       await this.notices.follow(
         kernel_id,
         this.model.api.remove(kernel_id, id),
-        trans.__('The checkpoint could not be deleted')
+        trans.__('Could not delete the checkpoint')
       );
     }
   }
@@ -251,13 +251,13 @@ export class Actions {
 
   /** What would be lost by going back. */
   private async warning(checkpoint: ICheckpoint, discard: boolean): Promise<GoBack> {
-    await this.model.refresh(); // cells tell nothing of themselves: how many have run is asked now
+    await this.model.refresh(); // no event tells that a cell has run: ask for the count now
     const kernel = this.model.kernel(checkpoint.kernel_id);
     const head = this.model.checkpoint(kernel?.head ?? undefined);
     const since = head ? this.between(checkpoint, head) : 0;
     let diff: IDiff | undefined;
     if (since) {
-      // The question is asked all the same when nothing is known of the variables.
+      // Ask for confirmation even when nothing is known of the variables.
       diff = await this.model.api.diff(checkpoint.kernel_id, checkpoint.id, head!.id).catch(() => undefined);
     }
     const count = Math.max(0, (kernel?.execution_count ?? 0) - checkpoint.execution_count);
@@ -312,13 +312,13 @@ export class Actions {
   ): Promise<void> {
     const saved = await this.saveNotebook(kernel, how.notebook);
     if (how.notebook && !saved) {
-      return; // what is on the screen only would be lost
+      return; // changes that are not saved would be lost
     }
     const gone = !this.model.kernel(kernel);
     const back = await this.notices.follow(
       kernel,
       this.model.api.restore(kernel, checkpoint, how),
-      this.words.trans.__('The kernel could not be taken back'),
+      this.words.trans.__('Could not go back to the checkpoint'),
       news,
       wayOn
     );
@@ -336,7 +336,7 @@ export class Actions {
     }
   }
 
-  /** Save the file of a kernel's notebook; whether it is as the notebook is on the screen now. */
+  /** Save a kernel's notebook; gives whether the file now holds what is on the screen. */
   private async saveNotebook(kernel: string, always = false): Promise<boolean> {
     const context = this.notebooks.of(kernel)?.context;
     if (context?.model.dirty && (always || this.notebooks.saved())) {

@@ -1,7 +1,7 @@
 import { URLExt } from '@jupyterlab/coreutils';
 import { ServerConnection } from '@jupyterlab/services';
 
-/** What is being done to a kernel. Bytes, 0 while unknown. */
+/** The operation in progress on a kernel. Bytes, 0 while unknown. */
 export interface IOperation {
   doing: 'saving' | 'parking' | 'waking' | 'restoring' | 'forking';
   done: number;
@@ -23,33 +23,33 @@ export interface IKernel {
   operation: IOperation | null;
 }
 
-/** A kernel that was taken back. */
+/** A kernel that went back to a checkpoint. */
 export interface IRestored extends IKernel {
   /** The checkpoint of what it was before, if that was kept. */
   undo: string | null;
-  /** The file of what its notebook was before, if that is not kept with that checkpoint. */
+  /** The file that keeps the notebook as it was before, if that checkpoint does not. */
   notebook_kept?: string | null;
 }
 
-/** A second kernel that goes on from a checkpoint of the first, with a notebook of its own. */
+/** A second kernel that continues from a checkpoint of the first, with its own notebook. */
 export interface IFork {
   kernel: IKernel;
   path: string | null;
   session: string | null;
 }
 
-/** A variable as a person would look at it. */
+/** A variable, described for the user. */
 export interface IVariable {
   name: string;
   type: string;
   summary: string;
 }
 
-/** What a checkpoint (here) has that an earlier one (there) has not. Memory is in bytes. */
+/** How a checkpoint ("here") differs from an earlier one ("there"). Memory is in bytes. */
 export interface IDiff {
   memory: { shared: number; only_here: number; only_there: number };
   variables: { added: IVariable[]; removed: IVariable[]; changed: IVariable[] } | null;
-  /** Why nothing is known of the variables. */
+  /** Why `variables` is null. */
   why: string | null;
 }
 
@@ -61,9 +61,9 @@ export interface ICheckpoint {
   note: string;
   pinned: boolean;
   automatic: boolean;
-  /** Why the server made it, as long as no person has named it; empty when a person wanted it. */
+  /** Why the server made it; empty if the user asked for it or has named it. */
   reason: '' | 'parked' | 'rule' | 'stopping' | 'preempted' | 'idle' | 'memory' | 'going-back';
-  /** With "going-back": the checkpoint that the kernel went back to. */
+  /** With reason "going-back": the checkpoint that the kernel went back to. */
   about: string | null;
   parent: string | null;
   path: string | null;
@@ -77,23 +77,23 @@ export interface ICheckpoint {
   has_notebook: boolean;
 }
 
-/** Why the server did not do it. */
+/** The server refused a request. */
 export class Refusal extends Error {
   constructor(
     readonly status: number,
     readonly reason: string,
     /** What to do next. */
     readonly advice = '',
-    /** One line for each object in the way. */
+    /** One line for each object that prevents it. */
     readonly details: readonly string[] = [],
-    /** The kind of error, a name of Torpor's; empty when it is not Torpor that answers. */
+    /** Torpor's name of the error; empty when something else answered. */
     readonly kind = ''
   ) {
     super(reason);
   }
 }
 
-/** Torpor's REST API. A promise that fails does so with a Refusal, or because the server cannot be reached. */
+/** Torpor's REST API. Its promises are rejected with a Refusal, or because the server cannot be reached. */
 export class TorporAPI {
   constructor(private readonly settings: ServerConnection.ISettings) {}
 
@@ -133,7 +133,7 @@ export class TorporAPI {
     return this.request('POST', `kernels/${kernel}/checkpoints/${checkpoint}/fork`, {});
   }
 
-  /** What one checkpoint has that an earlier one has not, and the other way round. */
+  /** How a checkpoint differs from an earlier one. */
   diff(kernel: string, earlier: string, later: string): Promise<IDiff> {
     return this.request('GET', `kernels/${kernel}/checkpoints/${later}/diff?with=${earlier}`);
   }
@@ -159,7 +159,7 @@ export class TorporAPI {
       try {
         told = JSON.parse(text);
       } catch {
-        // An answer of a proxy: its status is all that is known.
+        // A proxy answered: its status is all that is known.
       }
       const reason = told.reason || told.message || `${response.status} ${response.statusText}`;
       throw new Refusal(response.status, reason, told.advice, told.details, told.kind);

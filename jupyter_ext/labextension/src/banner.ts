@@ -5,7 +5,7 @@ import { torporIcon } from './icon';
 import { TorporModel } from './model';
 import { Words } from './words';
 
-/** The sign on a notebook whose kernel is parked, with a button to wake it. */
+/** The banner on a notebook whose kernel is parked, with a button to wake it. */
 export class ParkedBanner extends Widget {
   constructor(
     private readonly panel: NotebookPanel,
@@ -43,7 +43,7 @@ export class ParkedBanner extends Widget {
   private follow(): void {
     const kernel = this.model.kernel(this.panel.sessionContext.session?.kernel?.id);
     const doing = kernel?.operation?.doing;
-    // A kernel that is taken back is parked for a moment only.
+    // A kernel that goes back is parked only for a moment.
     if (kernel?.state === 'parked' && doing !== 'restoring' && doing !== 'parking') {
       this._words.textContent = kernel.operation
         ? this.words.doing(kernel.operation)

@@ -13,7 +13,7 @@ interface IProps {
   later: string;
 }
 
-/** Two checkpoints of a kernel side by side: what happened to its variables and its memory between them. */
+/** Two checkpoints of a kernel side by side: how its variables and its memory differ. */
 export class Compare extends ReactWidget {
   constructor(private readonly props: IProps) {
     super();
@@ -53,7 +53,7 @@ function Sides(props: IProps): JSX.Element {
         {found === undefined ? (
           <p className="jp-Torpor-faint">{trans.__('Comparing…')}</p>
         ) : typeof found === 'string' ? (
-          <p className="jp-Torpor-warning">{trans.__('They cannot be compared: %1', found)}</p>
+          <p className="jp-Torpor-warning">{trans.__('Cannot compare them: %1', found)}</p>
         ) : (
           <>
             <Variables diff={found} words={words} />
@@ -85,7 +85,7 @@ function Side(props: IProps & { label: string; value: string; choose: (id: strin
 function Variables({ diff, words }: { diff: IDiff; words: Words }): JSX.Element {
   const { trans } = words;
   if (!diff.variables) {
-    return <p className="jp-Torpor-faint">{trans.__('The variables are not known: %1', diff.why ?? '')}</p>;
+    return <p className="jp-Torpor-faint">{trans.__('Nothing is known of the variables: %1', diff.why ?? '')}</p>;
   }
   const { added, changed, removed } = diff.variables;
   if (!added.length && !changed.length && !removed.length) {

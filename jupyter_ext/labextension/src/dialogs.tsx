@@ -4,10 +4,10 @@ import * as React from 'react';
 import { ICheckpoint, IDiff, IVariable, Refusal } from './api';
 import { Words } from './words';
 
-/** How many names a warning gives before it only counts. */
+/** How many names a warning lists; it only counts the rest. */
 const ENOUGH = 6;
 
-/** Why something was refused: each object in the way, and what to do next. */
+/** Why something was refused: each object that prevents it, and what to do next. */
 export class Why extends ReactWidget {
   constructor(
     private readonly refusal: Refusal,
@@ -36,10 +36,10 @@ export class Why extends ReactWidget {
   }
 }
 
-/** What is known of a kernel before it is taken back. */
+/** What is known of a kernel before it goes back. */
 export interface ILoss {
   checkpoint: ICheckpoint;
-  /** The first lines of the cells that have run since, by what is in the notebook. */
+  /** The first lines of the cells that have run since, as the notebook has them. */
   cells: string[];
   /** How many cells have run since, by the kernel's own count. */
   count: number;
@@ -48,13 +48,13 @@ export interface ILoss {
   since: number;
   /** How the last of them differs. */
   diff: IDiff | undefined;
-  /** What the kernel is now will not be kept. */
+  /** The present state of the kernel will not be saved. */
   discard: boolean;
   /** There is no such kernel any more. */
   gone: boolean;
 }
 
-/** The question before a kernel is taken back: what is lost, what stays, and whether the notebook goes back, too. */
+/** The question before a kernel goes back: what is lost, what stays, and whether the notebook goes back, too. */
 export class GoBack extends ReactWidget implements Dialog.IBodyWidget<{ notebook: boolean }> {
   constructor(
     private readonly loss: ILoss,
@@ -87,7 +87,7 @@ export class GoBack extends ReactWidget implements Dialog.IBodyWidget<{ notebook
       );
     }
     if (busy) {
-      undone.push(<li key="busy">{trans.__('The cell that is running: it is aborted')}</li>);
+      undone.push(<li key="busy">{trans.__('The running cell: it will be aborted')}</li>);
     }
     if (diff?.variables) {
       const { added, changed, removed } = diff.variables;
@@ -115,26 +115,26 @@ export class GoBack extends ReactWidget implements Dialog.IBodyWidget<{ notebook
             <ul>{undone}</ul>
           </>
         )}
-        {undone.length === 0 && !gone && <p>{trans.__('What it has computed since is undone.')}</p>}
+        {undone.length === 0 && !gone && <p>{trans.__('Everything it has computed since will be undone.')}</p>}
         {since > 0 && (
           <p>
             {trans._n(
-              '%1 later checkpoint stays; what you do next begins a new branch.',
-              '%1 later checkpoints stay; what you do next begins a new branch.',
+              '%1 later checkpoint stays. What you run next starts a new branch.',
+              '%1 later checkpoints stay. What you run next starts a new branch.',
               since
             )}
           </p>
         )}
         {discard ? (
-          <p className="jp-Torpor-warning">{trans.__('What the kernel is now is not kept: this cannot be undone.')}</p>
+          <p className="jp-Torpor-warning">{trans.__('The present state of the kernel is not saved. You cannot undo this.')}</p>
         ) : (
-          !gone && <p>{trans.__('What the kernel is now is kept as a checkpoint, so that you can undo this.')}</p>
+          !gone && <p>{trans.__('The present state of the kernel is saved as a checkpoint first, so that you can undo this.')}</p>
         )}
         <p>{trans.__('Files on disk stay as they are.')}</p>
         {checkpoint.has_notebook && (
           <label className="jp-Torpor-choice">
             <input type="checkbox" onChange={event => (this.notebook = event.target.checked)} />
-            {trans.__('Bring the notebook back, too: its cells and outputs of then')}
+            {trans.__('Also bring the notebook back, with its cells and outputs of that time')}
           </label>
         )}
       </>

@@ -110,7 +110,7 @@ function activate(
   });
 }
 
-/** What can be done to the kernel of the notebook in front. */
+/** Add the commands for the kernel of the current notebook. */
 function addKernelCommands(
   commands: CommandRegistry,
   actions: Actions,
@@ -145,7 +145,7 @@ function addKernelCommands(
   add(
     'torpor:checkpoint',
     trans.__('Checkpoint Kernel'),
-    trans.__('Checkpoint kernel: keep it as it is now, and let it run on'),
+    trans.__('Checkpoint kernel: save its present state; it keeps running'),
     idle('living'),
     kernel => actions.save(kernel),
     torporIcon
@@ -153,41 +153,41 @@ function addKernelCommands(
   add(
     'torpor:park',
     trans.__('Park Kernel'),
-    trans.__('Park kernel: keep it, and free its memory until you wake it'),
+    trans.__('Park kernel: save it and free its memory until you wake it'),
     idle('living'),
     kernel => actions.park(kernel)
   );
   add(
     'torpor:resume',
     trans.__('Wake Parked Kernel'),
-    trans.__('Wake parked kernel: it goes on where it was'),
+    trans.__('Wake parked kernel: it continues where it stopped'),
     idle('parked'),
     kernel => actions.resume(kernel)
   );
   add(
     'torpor:fork-now',
     trans.__('Fork Kernel'),
-    trans.__('Fork kernel: a second one goes on from here, in a notebook of its own'),
+    trans.__('Fork kernel: a second one continues from here in its own notebook'),
     idle('living'),
     kernel => actions.forkNow(kernel)
   );
   add(
     'torpor:undo',
     trans.__('Undo Going Back'),
-    trans.__('Undo going back: the kernel as it was before'),
+    trans.__('Undo going back: restore the kernel as it was before'),
     kernel => !kernel.operation && actions.canUndo(kernel.id),
     kernel => actions.undo(kernel)
   );
   add(
     'torpor:cancel',
     trans.__('Cancel Checkpoint Operation'),
-    trans.__('Cancel: give up what is being done to the kernel'),
+    trans.__('Cancel the operation in progress; the kernel is then as before'),
     kernel => !!kernel.operation,
     kernel => actions.cancel(kernel)
   );
 }
 
-/** What can be done with a checkpoint: the one in the argument, else the one selected in the panel. */
+/** Add the commands for a checkpoint: the one in the argument, else the one selected in the panel. */
 function addCheckpointCommands(
   commands: CommandRegistry,
   actions: Actions,
@@ -221,7 +221,7 @@ function addCheckpointCommands(
   };
   const idle = (checkpoint: ICheckpoint): boolean => !model.kernel(checkpoint.kernel_id)?.operation;
   const whole = (checkpoint: ICheckpoint): boolean => idle(checkpoint) && !checkpoint.damage;
-  // A notebook that has another kernel by now would lose it.
+  // A notebook that has another kernel by now would lose that one.
   const mine = ({ kernel_id }: ICheckpoint): boolean => kernel_id === (model.watched ?? kernel_id);
   add(
     'torpor:restore',
@@ -253,7 +253,7 @@ function addCheckpointCommands(
   );
 }
 
-/** The parked kernels in the panel of what runs: a click opens the notebook. */
+/** List the parked kernels in the Running panel: a click opens the notebook. */
 function addParked(
   running: IRunningSessionManagers,
   app: JupyterFrontEnd,
@@ -274,8 +274,8 @@ function addParked(
       shutdown: () => void shutDown(kernel.id)
     };
   };
-  // One array for good: the panel draws at first what it was given when it was made, and does not hear of changes
-  // before it has drawn.
+  // Always the same array: the panel's first drawing shows what it was given when it was made, and it does not hear
+  // of changes before that.
   const items: IRunningSessions.IRunningItem[] = [];
   running.add({
     name: trans.__('Parked Kernels'),

@@ -9,7 +9,7 @@ const EVENT = 'https://events.torpor.invalid/kernel/v1';
 /** How often progress is asked for while something is done to a kernel, milliseconds. */
 const PROGRESS_MS = 400;
 
-/** What the server says of its kernels, kept up to date by its events. */
+/** The server's kernels and checkpoints, kept up to date by its events. */
 export class TorporModel implements IDisposable {
   constructor(
     readonly api: TorporAPI,
@@ -26,7 +26,7 @@ export class TorporModel implements IDisposable {
     void this.refresh();
   }
 
-  /** Something is different. */
+  /** Emitted after every change. */
   get changed(): ISignal<this, void> {
     return this._changed;
   }
@@ -43,22 +43,22 @@ export class TorporModel implements IDisposable {
     return this._kernels.find(kernel => kernel.id === id);
   }
 
-  /** Why the server tells nothing; empty when it does, or cannot be reached. */
+  /** Why the server refuses to answer; empty when it answers, or cannot be reached. */
   get trouble(): string {
     return this._trouble;
   }
 
-  /** The kernel whose checkpoints are wanted, too. */
+  /** The kernel whose checkpoints are loaded, too. */
   get watched(): string | undefined {
     return this._watched;
   }
 
-  /** The notebook in front, if there is one. */
+  /** The current notebook, if there is one. */
   get path(): string | undefined {
     return this._path;
   }
 
-  /** Look at a notebook, and at its kernel if it has one. */
+  /** Follow a notebook, and its kernel if it has one. */
   watch(path: string | undefined, kernel: string | undefined): void {
     if (kernel !== this._watched || path !== this._path) {
       this._watched = kernel;
@@ -85,7 +85,7 @@ export class TorporModel implements IDisposable {
     return [...this._checkpoints, ...this._earlier].find(checkpoint => checkpoint.id === id);
   }
 
-  /** What a checkpoint is called. */
+  /** A checkpoint's title. */
   title(checkpoint: ICheckpoint): string {
     return this.words.title(checkpoint, id => this.checkpoint(id));
   }
@@ -95,7 +95,7 @@ export class TorporModel implements IDisposable {
     return [...this._checkpoints, ...this._earlier].filter(other => other.kernel_id === checkpoint.kernel_id);
   }
 
-  /** The checkpoint that commands are about. */
+  /** The checkpoint that commands act on. */
   get selected(): string | undefined {
     return this._selected;
   }
@@ -107,16 +107,16 @@ export class TorporModel implements IDisposable {
     }
   }
 
-  /** Ask that what is being done to a kernel be given up; who waits for it is told whether it was. */
+  /** Ask to cancel the operation on a kernel; who waits for the operation learns whether it was cancelled. */
   async cancel(kernel: string): Promise<void> {
     try {
       await this.api.cancel(kernel);
     } catch (error) {
-      console.info('Torpor:', error); // it was done already
+      console.info('Torpor:', error); // the operation had ended already
     }
   }
 
-  /** Ask the server; one question at a time, and the last one is asked after every call. */
+  /** Ask the server: one request at a time, and one more if this was called meanwhile. */
   refresh(): Promise<void> {
     if (this._asking) {
       this._again = true;

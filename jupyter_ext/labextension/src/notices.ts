@@ -4,18 +4,18 @@ import { Why } from './dialogs';
 import { TorporModel } from './model';
 import { part, Words } from './words';
 
-/** How long good news stays, milliseconds. Bad news stays until it is read. */
+/** How long a notice of success stays, milliseconds. One of a failure stays until it is dismissed. */
 const GLANCE_MS = 8000;
-/** What lasts longer than this is told while it lasts, milliseconds. */
+/** An operation that takes longer than this shows its progress, milliseconds. */
 const SOON_MS = 1000;
 
-/** News of something that went well, or a way on from something that did not. */
+/** A notice of success, and what the user can do next. */
 export interface INews {
   message: string;
   actions?: Notification.IAction[];
 }
 
-/** Tells how something goes: while it lasts, with a way to cancel it; how it went; or why it did not. */
+/** Notifications of an operation: its progress, with a button to cancel it, then its result or why it failed. */
 export class Notices {
   constructor(
     private readonly model: TorporModel,
@@ -23,10 +23,10 @@ export class Notices {
   ) {}
 
   /**
-   * Wait for an answer of the server, and tell what comes of it.
+* Wait for the server's answer, and notify the user of the result.
    *
-   * `failure` says what did not happen, `wayOn` offers what can be done when the server refuses. What fails is told,
-   * and gives undefined.
+   * `failure` says what did not happen, `wayOn` gives buttons for a refusal of the server. A failure is shown, and gives
+   * undefined.
    */
   async follow<T>(
     kernel: string,
@@ -37,13 +37,13 @@ export class Notices {
   ): Promise<T | undefined> {
     const old = this.good.get(kernel);
     if (old) {
-      Notification.dismiss(old); // what it offers may be no more
+      Notification.dismiss(old); // its buttons may not work any more
       this.good.delete(kernel);
     }
     const toast = new Toast(this.model, kernel, this.words);
     try {
       const value = await answer;
-      await this.model.refresh(); // what is told can be seen
+      await this.model.refresh(); // the panel shows the result before the notice does
       if (news) {
         const { message, actions } = news(value);
         this.good.set(kernel, toast.end(message, 'success', actions, GLANCE_MS));
@@ -84,11 +84,11 @@ export class Notices {
     toast.end(`${failure}: ${refusal.details[0] ?? refusal.reason}`, 'error', actions, false);
   }
 
-  /** The last good news of each kernel. */
+  /** The last notice of success of each kernel. */
   private readonly good = new Map<string, string>();
 }
 
-/** One notification, from "it is being done" to how it went. */
+/** One notification, from the start of an operation to its result. */
 class Toast {
   constructor(
     private readonly model: TorporModel,
@@ -101,7 +101,7 @@ class Toast {
     }, SOON_MS);
   }
 
-  /** Say how it ended, in the place of what was said while it lasted. Gives the notification's id. */
+  /** Show the result in place of the progress. Gives the notification's id. */
   end(
     message: string,
     type: 'success' | 'info' | 'error',
@@ -141,7 +141,7 @@ class Toast {
         {
           label: this.words.trans.__('Cancel'),
           callback: event => {
-            event.preventDefault(); // the notification stays, and tells how it ended
+            event.preventDefault(); // the notification stays, to show the result
             void this.model.cancel(this.kernel);
           }
         }

@@ -52,7 +52,7 @@ function Timeline(props: IProps): JSX.Element {
     <>
       <h2>{trans.__('Earlier kernels')}</h2>
       {kernel && (
-        <p className="jp-Torpor-hint">{trans.__('A fork brings one back, in a notebook of its own.')}</p>
+        <p className="jp-Torpor-hint">{trans.__('To bring one back, fork it: the fork gets its own notebook.')}</p>
       )}
       <Tree {...props} checkpoints={model.earlier} head={null} label={trans.__('Checkpoints of earlier kernels')} />
     </>

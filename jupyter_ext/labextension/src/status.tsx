@@ -6,7 +6,7 @@ import { torporIcon } from './icon';
 import { TorporModel } from './model';
 import { part, Words } from './words';
 
-/** In the status bar: what is done to the kernel in front, else when it was last saved. A click opens the panel. */
+/** In the status bar: the operation on the current kernel, else when it was last saved. A click opens the panel. */
 export class Status extends ReactWidget {
   constructor(
     private readonly model: TorporModel,

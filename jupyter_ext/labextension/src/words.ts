@@ -1,7 +1,7 @@
 import { ITranslator, TranslationBundle } from '@jupyterlab/translation';
 import { ICheckpoint, IOperation } from './api';
 
-/** What is said on the screen, in the person's language. */
+/** The texts on the screen, in the user's language. */
 export class Words {
   readonly trans: TranslationBundle;
 
@@ -10,7 +10,7 @@ export class Words {
     this.locale = locale(translator.languageCode);
   }
 
-  /** Bytes for people: 4.0 GiB. */
+  /** A number of bytes, readable: 4.0 GiB. */
   size(bytes: number): string {
     const units = ['B', 'KiB', 'MiB', 'GiB', 'TiB'];
     let unit = 0;
@@ -23,27 +23,27 @@ export class Words {
     return `${number} ${units[unit]}`;
   }
 
-  /** A moment for people: the time of today, else the date as well. Nanoseconds since the epoch. */
+  /** A time, readable: without the date if it is today. Nanoseconds since the epoch. */
   moment(ns: number): string {
     const when = new Date(ns / 1e6);
     const today = when.toDateString() === new Date().toDateString();
     return today ? when.toLocaleTimeString(this.locale) : when.toLocaleString(this.locale);
   }
 
-  /** What a checkpoint is called; `about` finds the one that it is about. */
+  /** A checkpoint's title; `about` finds the checkpoint that it refers to. */
   title(checkpoint: ICheckpoint, about?: (id: string) => ICheckpoint | undefined): string {
     const { name, execution_count, reason } = checkpoint;
     switch (reason) {
       case 'parked':
         return this.trans.__('Parked');
       case 'stopping':
-        return this.trans.__('At server stop');
+        return this.trans.__('When the server stopped');
       case 'preempted':
-        return this.trans.__('Before Slurm took the node back');
+        return this.trans.__('Before Slurm preempted the job');
       case 'idle':
         return this.trans.__('Parked when idle');
       case 'memory':
-        return this.trans.__('Parked when memory was short');
+        return this.trans.__('Parked when memory ran low');
       case 'going-back': {
         const goal = about?.(checkpoint.about ?? '');
         return goal
@@ -57,7 +57,7 @@ export class Words {
     return execution_count ? this.trans.__('After cell [%1]', execution_count) : this.trans.__('Before the first cell');
   }
 
-  /** What is being done. */
+  /** The operation in progress. */
   doing(operation: IOperation): string {
     switch (operation.doing) {
       case 'saving':
@@ -76,12 +76,12 @@ export class Words {
   private readonly locale: string | undefined;
 }
 
-/** How far an operation is, from 0 to 1; undefined while that is not known. */
+/** The progress of an operation, from 0 to 1; undefined while that is not known. */
 export function part(operation: IOperation): number | undefined {
   return operation.total ? Math.min(1, operation.done / operation.total) : undefined;
 }
 
-/** JupyterLab's name of a language for Intl; undefined, the browser's own, where Intl does not know it. */
+/** JupyterLab's language code as Intl has it; undefined, which means the browser's language, if Intl does not know it. */
 function locale(code: string): string | undefined {
   try {
     return Intl.DateTimeFormat.supportedLocalesOf(code.replace('_', '-'))[0];
