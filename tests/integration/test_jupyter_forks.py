@@ -90,7 +90,7 @@ def test_what_cannot_be_forked_is_refused(server: Server) -> None:
         server.post(f"api/kernels/{kernel}/interrupt")
         notebook.until(lambda: notebook.finished(cell), "it is interrupted")
         plain = server.torpor(kernel, "/checkpoints")
-        with pytest.raises(Answer, match=r"409.*no new notebook"):
+        with pytest.raises(Answer, match=r"409.*cannot be the new notebook"):
             server.torpor(kernel, f"/checkpoints/{plain['id']}/fork", path="work.ipynb")
         with pytest.raises(Answer, match=r"404|400"):
             server.torpor(kernel, f"/checkpoints/{plain['id']}/fork", path="../../x.ipynb")

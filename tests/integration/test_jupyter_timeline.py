@@ -148,7 +148,7 @@ def notebook_says(server: Server, notebook: Notebook, kernel: str, code: str) ->
 
 def test_what_takes_too_long_is_cancelled(server: Server) -> None:
     _, kernel = server.new_session("work.ipynb")
-    with pytest.raises(Answer, match=r"409.*nothing is being done"):
+    with pytest.raises(Answer, match=r"409.*no operation"):
         server.torpor(kernel, "/cancel")
     with Notebook(server, kernel) as notebook:
         # A journal that is open is waited for, so that there is time to cancel.

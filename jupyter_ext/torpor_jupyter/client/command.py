@@ -33,7 +33,7 @@ files_option = click.option(
     type=click.Choice(["as-they-were", "as-they-are"]),
     default="as-they-were",
     show_default=True,
-    help="Whether it is refused when files that it had open were changed in place since.",
+    help="Whether to refuse if files that the kernel has open were changed in place since.",
 )
 
 
@@ -76,10 +76,10 @@ def checkpoints(kernel: str, as_json: bool) -> None:
 
 @cli.command("checkpoint")
 @kernel_argument
-@click.option("--name", default="", help="What it is called.")
+@click.option("--name", default="", help="A name for the checkpoint.")
 @command_options
 def checkpoint(kernel: str, name: str, as_json: bool) -> None:
-    """Save a kernel; it runs on."""
+    """Save a kernel; it keeps running."""
     made = rest.find(kernel).post("checkpoints", name=name)
     _tell(made, as_json, f"saved as {made['id']}: {human_size(made['size'])}, {human_size(made['written'])} of it new")
     if not as_json:
@@ -89,7 +89,7 @@ def checkpoint(kernel: str, name: str, as_json: bool) -> None:
 
 @cli.command("park")
 @kernel_argument
-@click.option("--name", default="", help="What its checkpoint is called.")
+@click.option("--name", default="", help="A name for the checkpoint.")
 @command_options
 def park(kernel: str, name: str, as_json: bool) -> None:
     """Save a kernel and end its process."""
@@ -110,11 +110,11 @@ def resume(kernel: str, files: str, as_json: bool) -> None:
 @cli.command("restore")
 @kernel_argument
 @click.argument("checkpoint")
-@click.option("--notebook", is_flag=True, help="Bring the notebook's file back, too.")
+@click.option("--notebook", is_flag=True, help="Also bring the notebook's file back.")
 @files_option
 @command_options
 def restore(kernel: str, checkpoint: str, notebook: bool, files: str, as_json: bool) -> None:
-    """Take a kernel back to a checkpoint; what it is now is kept as a checkpoint before."""
+    """Take a kernel back to a checkpoint; its present state is saved as a checkpoint first."""
     found = rest.find(kernel)
     chosen = found.checkpoint(checkpoint)
     as_they_are = files == "as-they-are"

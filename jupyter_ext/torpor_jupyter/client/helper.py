@@ -45,7 +45,7 @@ def checkpoint(name: str) -> str:
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False,
         )  # fmt: skip
         if starter.returncode:
-            raise CheckpointFailed("the helper cannot be started", details=starter.stderr[-2000:])
+            raise CheckpointFailed("cannot start the helper process", details=starter.stderr[-2000:])
         helper = int(ready.read_text())
         # Where Yama lets only ancestors trace, a process can name another one that may (Documentation/.../Yama.rst).
         ctypes.CDLL(None).prctl(_PR_SET_PTRACER, ctypes.c_ulong(helper), 0, 0, 0)
@@ -60,7 +60,7 @@ def checkpoint(name: str) -> str:
     return "\n".join(
         [
             f"Saved as {told['id']}; `torpor restore {told['short']}` wakes it once this kernel has ended.",
-            *(f"A wake will not bring back all: {notice}" for notice in told["notices"]),
+            *(f"A wake will not bring back everything: {notice}" for notice in told["notices"]),
         ]
     )
 

@@ -160,7 +160,7 @@ def find(name: str) -> KernelHandle:
         return found[0]
     if found:
         ids = ", ".join(kernel.id for kernel in found)
-        raise NotFound(f"{name!r} is more than one kernel: {ids}", advice="give more of an id")
+        raise NotFound(f"{name!r} is more than one kernel: {ids}", advice="give more characters of the id")
     raise NotFound(f"no kernel {name!r}", advice="see `jupyter torpor list`")
 
 

@@ -32,7 +32,7 @@ class Attachments:
             write_atomically(path, text)
         except OSError as error:
             raise StoreError(
-                f"cannot keep {self.what} in {path}: {error.strerror}",
+                f"cannot write {self.what} to {path}: {error.strerror}",
                 advice="make room, or make the folder writable",
             ) from error
 
@@ -53,5 +53,5 @@ class Attachments:
 
     def _path(self, id: str) -> Path:
         if not SNAPSHOT_ID.fullmatch(id):
-            raise NotFound(f"{id!r} is no id")
+            raise NotFound(f"{id!r} is not a valid id")
         return self.folder / f"{id}{self.suffix}"

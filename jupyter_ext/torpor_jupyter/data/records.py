@@ -207,7 +207,7 @@ class Records:
             write_atomically(path, json.dumps(asdict(record)))
         except OSError as error:
             raise StoreError(
-                f"cannot write down {path}: {error.strerror}", advice="make room, or make the folder writable"
+                f"cannot write {path}: {error.strerror}", advice="make room, or make the folder writable"
             ) from error
 
     def read(self, kind: type[R], id: str) -> R:
@@ -278,19 +278,19 @@ class Records:
 
     def _path(self, kind: type[Record], id: str) -> Path:
         if not kind.NAME.fullmatch(id) or len(id) > 128:
-            raise NotFound(f"{id!r} is no id")
+            raise NotFound(f"{id!r} is not a valid id")
         return self.folder / kind.FOLDER / f"{id}.json"
 
 
 def _parse(kind: type[R], id: str, data: object) -> R:
     if not isinstance(data, dict):
-        raise ValueError("it is no JSON object")
+        raise ValueError("it is not a JSON object")
     known = {f.name for f in fields(kind)}
     unknown = sorted(data.keys() - known)
     if unknown:
         raise ValueError(f"it has an unknown field {unknown[0]!r}")
     if data.get("id") != id:
-        raise ValueError("it is another one's")
+        raise ValueError("it has another id")
     for name, value in data.items():
         if name in _NESTED and value is not None:
             data[name] = _NESTED[name](**value)

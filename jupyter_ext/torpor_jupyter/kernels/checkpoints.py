@@ -49,7 +49,7 @@ class Checkpoints:
             self._records.write(record)
         except TorporError as error:
             self._unwritten[record.id] = record
-            self._registry.log.error("Checkpoint %s has no name until there is room: %s", record.id, error)
+            self._registry.log.error("Cannot store the name of checkpoint %s until there is room: %s", record.id, error)
 
     async def find(self, kernel_id: str, id: str) -> tuple[SnapshotInfo, CheckpointRecord]:
         """One checkpoint of a kernel. Raises NotFound, StoreError."""
@@ -116,7 +116,7 @@ class Checkpoints:
         """
         info, record = await self.find(kernel_id, id)
         if not (other := other or record.parent):
-            raise NotFound("the checkpoint is the first one", advice="name another one to compare it with")
+            raise NotFound("the checkpoint is the kernel's first", advice="name another one to compare it with")
         before = self._records.read(CheckpointRecord, other)
         earlier, _ = await self.find(before.kernel_id, other)
         here, there = self.variables.kept(id), self.variables.kept(other)

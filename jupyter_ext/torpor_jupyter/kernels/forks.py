@@ -47,12 +47,12 @@ def check(record: CheckpointRecord) -> None:
     kind = record.kernel_info.get("implementation", ipython.IMPLEMENTATION)
     if kind != ipython.IMPLEMENTATION:
         raise Unsuitable(
-            f"a kernel of {kind} cannot be forked: it cannot be told its new ports and its new key",
+            f"a kernel of {kind} cannot be forked: it cannot change its ports and its key",
             advice="go back to the checkpoint instead; only kernels of IPython (ipykernel) can be forked",
         )
     if record.execution_state != "idle" or record.outstanding:
         raise Unsuitable(
-            "a cell ran when the checkpoint was made: what it prints belongs to the first notebook",
+            "a cell was running at the checkpoint: its output belongs to the first notebook",
             advice="fork a checkpoint that was made while the kernel was idle",
         )
     if record.connection.get("transport", "tcp") != "tcp":

@@ -67,7 +67,7 @@ async def run_code(
     try:
         return json.loads(ast.literal_eval(answer["data"]["text/plain"]))
     except (KeyError, SyntaxError, TypeError, ValueError) as error:  # strings are shown otherwise by the user's wish
-        raise NoAnswer(f"the kernel's answer is not understood: {error}") from None
+        raise NoAnswer(f"cannot read the kernel's answer: {error}") from None
 
 
 async def list_variables(connection: Mapping[str, Any]) -> str:
@@ -106,7 +106,7 @@ async def _request(
             try:
                 reply = checked.deserialize(message)
             except ValueError as error:  # signed by another key
-                raise NoAnswer(f"the kernel's answer cannot be believed: {error}") from None
+                raise NoAnswer(f"the kernel's answer is not authentic: {error}") from None
             if reply["header"]["msg_type"] == kind.replace("_request", "_reply"):
                 answer: dict[str, Any] = reply["content"]
                 return answer
@@ -128,7 +128,7 @@ moved = {int(old): new for old, new in told["ports"].items()}
 own = {name: getattr(app, name) for name in told["names"]}
 unknown = sorted(set(moved) - {pipe, *own.values()})
 if unknown:
-    raise RuntimeError(f"it listens at port {unknown[0]}, too, which is not IPython's")
+    raise RuntimeError(f"it also listens at port {unknown[0]}, which is not IPython's")
 shell_of_debugger = getattr(app, "debug_shell_socket", None)
 if shell_of_debugger is not None:
     at = f"{app.transport}://{app.ip}:"

@@ -63,7 +63,10 @@ class Operations:
         """While it lasts, nothing else is done to the kernel. Raises NotFound, and Unsuitable when something is."""
         state = self._registry.state(kernel_id)
         if state.operation:
-            raise Unsuitable(f"the kernel is {state.operation.doing} already", advice="try again when that is done")
+            raise Unsuitable(
+                f"another operation on the kernel is in progress: {state.operation.doing}",
+                advice="try again when it has ended",
+            )
         self._registry.suitable(kernel_id)
         state.operation = Operation(doing)
         self._emit(kernel_id, doing)
@@ -84,7 +87,9 @@ class Operations:
         self._registry.provisioner(kernel_id)
         operation = self._registry.state(kernel_id).operation
         if operation is None:
-            raise Unsuitable("nothing is being done to the kernel", advice="it is done already, or has not begun")
+            raise Unsuitable(
+                "no operation on the kernel is in progress", advice="it has ended already, or has not begun"
+            )
         operation.cancelled = True
         return self._registry.describe(kernel_id)
 
@@ -166,7 +171,7 @@ class Operations:
             await _hear(lambda: manager.execution_state == "idle" and manager.last_activity != asked)
             return listing
         except ipython.NoAnswer as error:
-            self._log.warning("The variables of kernel %s are not listed: %s", kernel_id, error)
+            self._log.warning("Cannot list the variables of kernel %s: %s", kernel_id, error)
             return ""
 
     async def park(
@@ -225,7 +230,7 @@ class Operations:
 
         def connected() -> None:
             if not sockets.wait_connected(counts):
-                self._log.warning("Kernel %s: not every client was back in time; output may be lost", kernel_id)
+                self._log.warning("Kernel %s: not all clients reconnected in time; output may be lost", kernel_id)
 
         wake = partial(
             torpor.restore,

@@ -50,7 +50,7 @@ class KernelSockets:
         """
         if not self._quiet(lambda: _sleep(pid, is_io_thread), PATIENCE):
             raise CheckpointFailed(
-                f"the output of the kernel does not come to an end within {PATIENCE:.0f} s, and would be lost",
+                f"the kernel has not stopped printing for {PATIENCE:.0f} s, and this output would be lost",
                 advice="try again when it prints less",
             )
 

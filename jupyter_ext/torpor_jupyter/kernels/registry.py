@@ -70,7 +70,7 @@ class Registry:
             self.records.write(self._record(provisioner))
         except TorporError as error:
             self.log.warning(
-                "Kernel %s would not be found again after a crash of the server: %s", provisioner.kernel_id, error
+                "Another server would not find kernel %s after a crash of this one: %s", provisioner.kernel_id, error
             )
 
     def forget(self, kernel_id: str) -> None:
@@ -328,9 +328,7 @@ class Registry:
             provisioner = TorporProvisioner.instead_of(provisioner)
             self.remember(provisioner)
         if not isinstance(provisioner, TorporProvisioner):
-            raise Unsuitable(
-                "the kernel was not started by Torpor", advice="its kernelspec names a provisioner of its own"
-            )
+            raise Unsuitable("the kernel was not started by Torpor", advice="its kernelspec names another provisioner")
         return provisioner
 
     def is_managed(self, kernel_id: str) -> bool:

@@ -222,7 +222,9 @@ class Service:
         if path is None:
             path = await self.notebooks.beside(source, "fork") if source else None
         elif not path.endswith(SUFFIX) or await self.notebooks.exists(path):
-            raise Unsuitable(f"{path} is no new notebook", advice=f"name a new file that ends in {SUFFIX}")
+            raise Unsuitable(
+                f"{path} cannot be the new notebook", advice=f"name a file that ends in {SUFFIX} and does not exist yet"
+            )
         text = self.checkpoints.notebooks.kept(id) or await self.notebooks.read(source) or empty(record.kernel_name)
         known = kernel_id in self.registry.manager
         async with (
@@ -248,7 +250,7 @@ class Service:
                 try:
                     await self.park(kernel_id, reason=reason)
                 except TorporError as error:
-                    self.log.warning("Kernel %s cannot be kept, and ends with the server: %s", kernel_id, error)
+                    self.log.warning("Kernel %s cannot be saved, and ends with the server: %s", kernel_id, error)
 
     async def leave(self) -> None:
         """The server stops: park what lives; what cannot be parked is left to Jupyter, which ends it."""

@@ -44,22 +44,22 @@ class TorporApp(ExtensionApp):
         True, config=True, help="Start all kernels by Torpor, unless their kernelspec names a provisioner."
     )
     when_stopping = Enum(
-        ["park", "shutdown"], "park", config=True, help="What becomes of living kernels when the server stops."
+        ["park", "shutdown"], "park", config=True, help="What happens to running kernels when the server stops."
     )
     when_culling = Enum(
-        ["park", "shutdown"], "park", config=True, help="What becomes of a kernel that is idle for cull_idle_timeout."
+        ["park", "shutdown"], "park", config=True, help="What happens to a kernel that is idle for cull_idle_timeout."
     )
 
     checkpoint_every = Float(
-        0, min=0, config=True, help="Minutes after which a kernel that has run something is saved; 0: never."
+        0, min=0, config=True, help="Save a kernel after so many minutes if it has run something; 0: never."
     )
     checkpoint_after = Float(
-        0, min=0, config=True, help="A kernel is saved after a cell that took so many seconds or longer; 0: never."
+        0, min=0, config=True, help="Save a kernel after a cell that took so many seconds or longer; 0: never."
     )
-    keep_last = Int(30, min=0, config=True, help="How many automatic checkpoints of a kernel are kept; 0: all of them.")
+    keep_last = Int(30, min=0, config=True, help="How many automatic checkpoints of a kernel to keep; 0: all of them.")
     quota = Int(
         0, min=0, config=True,
-        help="Bytes of the disk for the store's packs, above which the oldest automatic checkpoints go; 0: no limit.",
+        help="Disk space for the store's packs, in bytes; above it the oldest automatic checkpoints go; 0: no limit.",
     )  # fmt: skip
     park_below = Float(
         0, min=0, max=100, config=True,
@@ -77,7 +77,7 @@ class TorporApp(ExtensionApp):
         server: Any = self.serverapp
         manager = server.kernel_manager
         if not isinstance(manager, AsyncMappingKernelManager):
-            self.log.warning("Torpor cannot look after kernels of a %s", type(manager).__name__)
+            self.log.warning("Torpor cannot manage the kernels of a %s", type(manager).__name__)
             return
         server.event_logger.register_event_schema(Path(__file__).parent / "events" / "kernel.yaml")
         self.service = Service(

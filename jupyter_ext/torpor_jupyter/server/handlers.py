@@ -76,7 +76,7 @@ class TorporHandler(APIHandler):
         """The fields of the request's JSON body; one that is unknown, or of another type, is a bad request."""
         body = self.get_json_body() or {}
         if not isinstance(body, dict):
-            raise web.HTTPError(400, "the body is no JSON object")
+            raise web.HTTPError(400, "the body is not a JSON object")
         for name, value in body.items():
             if name not in wanted:
                 raise web.HTTPError(400, f"unknown field {name!r}")

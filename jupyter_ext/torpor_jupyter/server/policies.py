@@ -140,7 +140,7 @@ class Policies:
             left = memory_pressure.available() * 100
             if left >= self._park_below:
                 return
-            self._service.log.warning("%.1f %% of memory is left: kernel %s is parked", left, kernel_id)
+            self._service.log.warning("Only %.1f %% of memory is left: kernel %s is parked", left, kernel_id)
             try:
                 await self._service.park(kernel_id, reason="memory")
             except TorporError as error:
@@ -173,7 +173,7 @@ class Policies:
         while (size := await self._service.workers.run(self._registry.store.used)) > self._quota:
             if not going:
                 self._service.log.warning(
-                    "The store has %d bytes, and its quota is %d: no automatic checkpoint is left that could go",
+                    "The store has %d bytes, above its quota of %d, but no automatic checkpoint that may be removed",
                     size,
                     self._quota,
                 )

@@ -31,13 +31,13 @@ async def watch(allocation: Allocation, preempted: Callable[[], Awaitable[None]]
     ends the job sends a SIGTERM all the same.
     """
     with Sentinel(
-        allocation, partial(log.warning, "A preemption of job %s is not heard: %s", allocation.job)
+        allocation, partial(log.warning, "Cannot listen for a preemption of job %s: %s", allocation.job)
     ) as sentinel:
         while True:
             await asyncio.sleep(PULSE)
             # What came before anybody listened, nobody has heard.
             if (sentinel.listens() or sentinel.ended()) and await _is_preempted(allocation, log):
-                log.warning("Slurm takes the node of job %s back: its kernels are parked", allocation.job)
+                log.warning("Slurm preempts job %s: its kernels are parked now", allocation.job)
                 await preempted()
 
 
@@ -46,7 +46,7 @@ async def _is_preempted(allocation: Allocation, log: Logger) -> bool:
     try:
         record = await asyncio.get_running_loop().run_in_executor(None, ask)
     except TorporError as error:
-        log.warning("Slurm does not say what becomes of job %s: %s", allocation.job, error)
+        log.warning("Cannot ask Slurm whether job %s is being preempted: %s", allocation.job, error)
         return False
     answer = find_cause(record, restarts=allocation.restarts, now=time.time(), lead=0, warned=False)
     return answer.cause in (Cause.PREEMPTED, Cause.REQUEUED)

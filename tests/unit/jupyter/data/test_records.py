@@ -84,7 +84,7 @@ def test_all_gives_what_can_be_read_and_the_errors(tmp_path: Path) -> None:
     (tmp_path / "checkpoints" / "other.json").write_text("{}")
     first, second = records.all(CheckpointRecord)
     assert isinstance(first, CheckpointRecord) and first.id == ONE
-    assert isinstance(second, StoreError) and "no JSON object" in str(second)
+    assert isinstance(second, StoreError) and "not a JSON object" in str(second)
 
 
 def test_a_process_is_not_mistaken_for_a_later_one() -> None:

@@ -98,12 +98,12 @@ def test_one_thing_at_a_time(server: Server, process: subprocess.Popen[bytes]) -
 
     async def refused() -> None:
         kernel = await server.sleeping(process)
-        with pytest.raises(Unsuitable, match="nothing is being done"):
+        with pytest.raises(Unsuitable, match="no operation"):
             service.operations.cancel(kernel)
         async with service.operations.begin(kernel, "waking"):
             assert service.registry.describe(kernel)["operation"]["doing"] == "waking"
             for act in (service.save, service.park):
-                with pytest.raises(Unsuitable, match="is waking already"):
+                with pytest.raises(Unsuitable, match="in progress: waking"):
                     await act(kernel)
         await service.save(kernel)
 

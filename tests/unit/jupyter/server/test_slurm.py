@@ -24,7 +24,7 @@ def test_slurms_programs_are_missing(monkeypatch: pytest.MonkeyPatch, caplog: py
 
     async def watched() -> None:
         watching = asyncio.create_task(slurm.watch(job, _park, logging.getLogger("server")))
-        while "is not heard" not in caplog.text:
+        while "Cannot listen" not in caplog.text:
             assert not watching.done()
             await asyncio.sleep(0.01)
         watching.cancel()
@@ -32,5 +32,5 @@ def test_slurms_programs_are_missing(monkeypatch: pytest.MonkeyPatch, caplog: py
             await watching
 
     asyncio.run(watched())
-    assert "A preemption of job 7 is not heard" in caplog.text
+    assert "Cannot listen for a preemption of job 7" in caplog.text
     assert "srun" in caplog.text
