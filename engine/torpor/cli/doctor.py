@@ -278,15 +278,17 @@ def report(probe: Probe, walk: Walk | None = None, ids: Mapped | None = None) ->
     }
 
 
-@click.command("doctor", short_help="Tell what this host can do, and what to allow.")
-@click.option("--slurm", is_flag=True, help="Tell about this Slurm cluster, and how large a job its warnings can save.")
+@click.command("doctor", short_help="Show what this host can do, and what to allow.")
+@click.option(
+    "--slurm", is_flag=True, help="Check this Slurm cluster, and how large a job can be saved in its warning time."
+)
 @store_option
 @command_options
 def command(as_json: bool, slurm: bool, store: str | None) -> int:
-    """Tell what this host can do, and what an administrator can allow.
+    """Show what this host can do, and what an administrator can allow.
 
-    Exits with 0 if checkpoints and restores without root can work here, else with 1. The store is looked at, and
-    written to for a moment, with --slurm only.
+    Exits with 0 if checkpoints and restores without root can work here, else with 1. Only --slurm uses the store: it
+    writes a temporary file there to measure its speed.
     """
     from torpor import procfs
     from torpor.probe import probe

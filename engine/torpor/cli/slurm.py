@@ -9,9 +9,9 @@ import click
 from torpor.cli.common import DurationType, command_options, console, print_json, store_option
 
 
-@click.group("slurm", short_help="Look after jobs in Slurm.")
+@click.group("slurm", short_help="Show, requeue and clean up Slurm jobs.")
 def command() -> None:
-    """Look after jobs that run under Torpor in Slurm."""
+    """Show, requeue and clean up Slurm jobs that run under Torpor."""
 
 
 @command.command("status")
@@ -19,7 +19,7 @@ def command() -> None:
 @store_option
 @command_options
 def status(job: str | None, store: str | None, as_json: bool) -> None:
-    """Show jobs under Torpor: their snapshots, the last pause, and whether the site's warning is long enough."""
+    """Show jobs under Torpor: their snapshots, the last pause, and whether Slurm's warning time is long enough."""
     from torpor.store import Store
     from torpor_slurm import report
 
@@ -47,12 +47,12 @@ def status(job: str | None, store: str | None, as_json: bool) -> None:
     type=click.Choice(["as-they-were", "as-they-are"]),
     default="as-they-were",
     show_default=True,
-    help="Whether its next run is refused when files were changed in place since; for that run only.",
+    help="Whether to refuse to wake it if files were changed in place since; for its next run only.",
 )
 @store_option
 @command_options
 def requeue(job: str, files: Literal["as-they-were", "as-they-are"], store: str | None, as_json: bool) -> None:
-    """Let a job go on that was saved, or whose snapshots could not be woken: put it back into the queue."""
+    """Requeue a job that was saved, or whose snapshots could not be woken: it then continues."""
     from torpor.store import Store
     from torpor_slurm.job_directory import requeue as again
 
@@ -64,11 +64,11 @@ def requeue(job: str, files: Literal["as-they-were", "as-they-are"], store: str 
 
 
 @command.command("clean")
-@click.option("--older", type=DurationType(), default="7d", show_default=True, help="Leave what is younger.")
+@click.option("--older", type=DurationType(), default="7d", show_default=True, help="Keep what is younger than this.")
 @store_option
 @command_options
 def clean(older: float, store: str | None, as_json: bool) -> None:
-    """Remove the directories and snapshots of jobs that are over: finished, or not known to Slurm any more."""
+    """Remove the directories and snapshots of jobs that have finished or that Slurm no longer knows."""
     from torpor.store import Store
     from torpor_slurm.clean import clean as remove
 

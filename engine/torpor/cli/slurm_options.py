@@ -1,4 +1,4 @@
-"""Options that decide what happens to a Slurm job; `torpor run` and `torpor sbatch` share them."""
+"""Options for Slurm jobs that `torpor run` and `torpor sbatch` share."""
 
 from __future__ import annotations
 
@@ -18,29 +18,30 @@ def slurm_options(function: F) -> F:
             type=click.Choice(["as-they-were", "as-they-are"]),
             default="as-they-were",
             show_default=True,
-            help="In a Slurm job: whether a snapshot is refused when files were changed in place since.",
+            help="In a Slurm job: whether to refuse a snapshot if files were changed in place since.",
         ),
         click.option(
             "--rollback-files",
             type=click.Choice(["append-only", "none"]),
             default="append-only",
             show_default=True,
-            help="In a Slurm job: cut what output files grew by since the snapshot that is woken (kept aside).",
+            help="In a Slurm job, at a wake: truncate output files to their size in the snapshot; what is cut off is "
+            "kept in another file.",
         ),
         click.option(
             "--on-refused",
             type=click.Choice(["older", "anew", "stop"]),
             default="older",
             show_default=True,
-            help="In a Slurm job, when the newest snapshot cannot be woken on its node: go back to an older one, "
-            "or else begin anew, or give up.",
+            help="In a Slurm job whose newest snapshot cannot be woken on its node: older: wake an older one; anew: if "
+            "none can be woken, start the job from the beginning; stop: fail at once.",
         ),
         click.option(
             "--on-timeout",
             type=click.Choice(["requeue", "stop"]),
             default="stop",
             show_default=True,
-            help="In a Slurm job, when it was saved at its time limit: requeue it, or let it end.",
+            help="In a Slurm job that was saved at its time limit: requeue it, or let it end.",
         ),
     ):
         function = option(function)

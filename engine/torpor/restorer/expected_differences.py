@@ -22,11 +22,12 @@ from torpor.objects.process.birth_order import OUTSIDE
 from torpor.objects.sockets.tcp_connections import BEFORE_MPTCP_CONNECTS, IPPROTO_MPTCP
 
 Parents: TypeAlias = Callable[[Any, Any], Any]
-"""Says whether a difference is allowed, given the two messages that hold the field."""
+"""Decides whether a difference is allowed, given the two messages that hold the field."""
 
 
 At: TypeAlias = Literal["both", "saves", "building"]
-"""When a difference is allowed: between two saves with a wake in between; in a restore before anything runs; both."""
+"""When a difference is allowed: between two saves with a wake between them ("saves"), in the check of a restore before
+anything runs ("building"), or both."""
 
 
 class Allowed(NamedTuple):
@@ -41,15 +42,15 @@ class Allowed(NamedTuple):
     at: At = "both"
 
 
-_RAN = "it ran in between: a call was taken up again, or the kernel has written what a thread finds there"
-_TIME = "time goes on"
-_NEW = "another inode or number: what has no name that lasts is made anew"
-_PROC = "in a capsule /proc is a mount of its own"
-_AGAIN = "memory without a name comes back as a memfd, and a program that was removed, too"
-_LATER = "it is read when the tree is saved, and not by who builds it"
-_JUDGED = "another host may have it otherwise, as far as the restore found it good before it began"
-_WARNED = "what the restorer may not give is less, and a warning says so"
-_SHOWN = "it was removed, and something else has its name by now; a warning says so"
+_RAN = "the tree ran between the two saves: a system call was restarted, or the kernel wrote there"
+_TIME = "time passes"
+_NEW = "the restore creates an object without a lasting name anew: its inode or number is another one"
+_PROC = "a capsule has its own mount of /proc"
+_AGAIN = "anonymous shared memory and a program whose file was removed come back as memfds"
+_LATER = "only a save reads it; the check of a restore does not"
+_JUDGED = "it may differ on another host; validation accepted the difference before the restore began"
+_WARNED = "the restorer may not set the old value; a warning says so"
+_SHOWN = "the file was removed and something else has its name by now; a warning says so"
 _UNSEEN_FLAGS: Final = 0o100000 | os.O_NOFOLLOW
 """O_LARGEFILE, which every open(2) of a 64-bit program sets, and flags that matter only during open(2)."""
 _TEMPORARY: Final = O_TMPFILE | os.O_DIRECTORY  # older kernels see O_DIRECTORY only, and fail
@@ -187,8 +188,13 @@ ALLOWED: Final = (
     Allowed("host.monotonic_ns", _TIME, _CLOCKS),
     Allowed("host.boottime_ns", _TIME, _CLOCKS),
     Allowed("host", _JUDGED, _REGISTERS, at="building"),
-    Allowed("mounts", "it is told to people only", "The mount that a path lies on", at="building"),
-    Allowed("processes.ppid", "nobody can be born below another's init", "PID, parent, process group", _below_init),
+    Allowed("mounts", "it is shown to users only", "The mount that a path lies on", at="building"),
+    Allowed(
+        "processes.ppid",
+        "no process can be created as a child of the host's init",
+        "PID, parent, process group",
+        _below_init,
+    ),
     Allowed("processes.threads.registers", _RAN, _REGISTERS, at="saves"),
     Allowed("processes.threads.xstate", _RAN, _REGISTERS, at="saves"),
     Allowed("processes.threads.below", _RAN, "Interrupted system calls"),
@@ -199,31 +205,42 @@ ALLOWED: Final = (
     ),
     Allowed(
         "processes.memory.vmas.start",
-        "the stack grew: it ran in between, or what a description has a thread do needed room there",
+        "the stack grew: the thread ran between the two saves, or a call that describes it needed room on its stack",
         "Stacks that grow",
         lambda before, _: before.grows_down,
     ),
     Allowed("processes.posix_timers.value_ns", _TIME, _TIMERS),
     Allowed("processes.posix_timers.overrun", _TIME, _TIMERS),
     Allowed("processes.interval_timers.value_us", _TIME, _TIMERS),
-    Allowed("processes.interval_timers", "one that fires once has fired", _TIMERS, _but_for_fired),
-    Allowed("processes.pending", f"{_TIME}; nobody sees who sent a SIGSTOP", _QUEUED, _but_for_timers),
+    Allowed("processes.interval_timers", "a timer that fires only once has fired", _TIMERS, _but_for_fired),
+    Allowed("processes.pending", f"{_TIME}; no process can see who sent a SIGSTOP", _QUEUED, _but_for_timers),
     Allowed("processes.threads.pending", _TIME, _QUEUED, _but_for_timers),
     *(
-        Allowed(f"{path}.pending", "SIGSTOP is sent as it is let go", _QUEUED, _but_for_late, at="building")
+        Allowed(
+            f"{path}.pending",
+            "the restore sends SIGSTOP last, when it lets the process go",
+            _QUEUED,
+            _but_for_late,
+            at="building",
+        )
         for path in ("processes", "processes.threads")
     ),
     *(
-        Allowed(f"processes.memory.{field}", "another kernel has another one", _VDSO, _other_kernel, at="building")
+        Allowed(f"processes.memory.{field}", "another kernel has another vDSO", _VDSO, _other_kernel, at="building")
         for field in ("vdso", "vdso_content", "vdso_end", "vvar", "vdso_holes")
     ),
     Allowed(
         "processes.stop_signal",
-        "a process group that is orphaned now cannot be stopped by the terminal",
+        "the process group is orphaned now, and the terminal cannot stop it",
         "Stopped by job control",
         lambda before, after: before.stop_signal in _TERMINAL_STOPS and after.stop_signal == signal.SIGSTOP,
     ),
-    Allowed("processes.dumpable", "2 cannot be asked for", "Dumpable", lambda a, b: (a.dumpable, b.dumpable) == (2, 0)),
+    Allowed(
+        "processes.dumpable",
+        "prctl(PR_SET_DUMPABLE) does not accept 2",
+        "Dumpable",
+        lambda a, b: (a.dumpable, b.dumpable) == (2, 0),
+    ),
     Allowed("processes.oom_score_adj", _WARNED, "OOM score adjustment", _more("oom_score_adj"), at="building"),
     Allowed("processes.threads.nice", _WARNED, "Nice value", _more("nice"), at="building"),
     Allowed("processes.threads.affinity", _WARNED, "Affinity", at="building"),
@@ -253,7 +270,7 @@ ALLOWED: Final = (
     ),
     Allowed(
         "processes.credentials.cap_bounding",
-        "an ordinary user's tree has that of who wakes it, and in a capsule none may be won by executing a program",
+        "a user's tree has the bounding set of whoever wakes it; in a capsule execve must not gain a capability",
         _CAPABILITIES,
         lambda _, after: not after.cap_permitted and 0 not in after.uids,
     ),
@@ -263,11 +280,11 @@ ALLOWED: Final = (
     Allowed("folders", _LATER, "Small files that the job made", at="building"),
     Allowed(
         "bundles",
-        "known fault: a woken tree's save has fewer of the small files: they are older than it is",
+        "known fault: a save of a woken tree bundles fewer small files, since they are older than its processes",
         "Small files that the job made",
         at="saves",
     ),
-    Allowed("folders", "those on the way to small files: see there", "Small files that the job made", at="saves"),
+    Allowed("folders", "the directories of bundled files: see `bundles`", "Small files that the job made", at="saves"),
     Allowed("bundles[]", _AGAIN, _REMOVED_PROGRAM, _removed),
     Allowed("files[]", _AGAIN, _REMOVED_PROGRAM, _removed),
     Allowed("files[]", "a bundled file that is gone comes back in memory", _MAPPED, _in_memory),
@@ -281,7 +298,7 @@ ALLOWED: Final = (
     Allowed("shared.name", _AGAIN, _SHARED, _without_name),
     Allowed(
         "shared.size",
-        "it is mapped beyond its end, which is found by touching it: `verification.contents` asks its descriptor",
+        "it is mapped beyond its end, which only an access can find: `verification.contents` asks its descriptor",
         _SHARED,
         _more("size"),
         at="building",
@@ -290,7 +307,7 @@ ALLOWED: Final = (
         Allowed(f"shared.{field}", _WARNED, "Attributes of files without a name", at="building")
         for field in ("uid", "gid", "mode", "inode_flags", "attributes")
     ),
-    Allowed("shared.atime_ns", "reading and mapping it is an access", _SHARED),
+    Allowed("shared.atime_ns", "reading or mapping it is an access", _SHARED),
     Allowed("shared.pages", _RAN, _SHARED, at="saves"),
     Allowed("shared.pages", "it is read by `verification.contents`", _SHARED, at="building"),
     *(
@@ -312,21 +329,21 @@ ALLOWED: Final = (
     Allowed("descriptions.unix.inode", _NEW, _UNIX),
     Allowed(
         "descriptions.unix.name",
-        "where there are no user namespaces, the accepted end of a connection whose listener was closed shows another"
-        " name if somebody has that one by now; a warning says so",
+        "without user namespaces, the accepted end of a connection whose listener was closed has another name if the"
+        " old one is taken by now; a warning says so",
         _UNIX,
         lambda before, after: before.has_peer and after.has_peer,
     ),
     Allowed(
         "descriptions.tcp.options",
-        "bind() to an address of IPv6 sets IPV6_V6ONLY (__inet6_bind())",
+        "bind() to an IPv6 address sets IPV6_V6ONLY (__inet6_bind())",
         _TCP,
         _only_v6only_more,
     ),
     Allowed(
         "descriptions.tcp.options",
-        "a connection of MPTCP keeps the send buffer that had to be enlarged, as nobody can set SO_BUF_LOCK for it"
-        " (net/mptcp/sockopt.c). Options that it connects with are fixed by then, and matter no more",
+        "an MPTCP connection keeps its enlarged send buffer, since MPTCP does not accept SO_BUF_LOCK"
+        " (net/mptcp/sockopt.c). The options that decide how it connects have no effect any more",
         _OPTIONS,
         _as_mptcp_connects,
     ),
@@ -334,18 +351,23 @@ ALLOWED: Final = (
     Allowed("descriptions.tcp.remote", "a connection that is over comes back between two ends of ours", _TCP, _is_over),
     Allowed(
         "descriptions.udp.options",
-        "bind() to an address of IPv6 sets IPV6_V6ONLY (__inet6_bind())",
+        "bind() to an IPv6 address sets IPV6_V6ONLY (__inet6_bind())",
         "UDP, bound",
         _only_v6only_more,
     ),
     *(
-        Allowed(f"descriptions.udp.{field}", "a look would take empty ones from the next save", _UDP, at="building")
+        Allowed(
+            f"descriptions.udp.{field}",
+            "reading them would take empty datagrams from the next save",
+            _UDP,
+            at="building",
+        )
         for field in ("messages", "senders")
     ),
     *(
         Allowed(
             f"descriptions.unix.{field}",
-            "what led outside of the tree comes back as closed by the peer, which shuts both ways",
+            "a connection to outside the tree comes back as closed by the peer, which shuts down both directions",
             _UNIX,
             _closed(field),
         )
@@ -356,19 +378,19 @@ ALLOWED: Final = (
     Allowed("descriptions.timerfd.ticks", _TIME, _TIMERFD),
     Allowed(
         "descriptions.flags",
-        "it says nothing of an open file",
+        "these flags have no effect on an open file",
         _FILES,
         lambda before, after: not (before.flags ^ after.flags) & ~_UNSEEN_FLAGS,
     ),
     Allowed(
         "descriptions.flags",
-        "in memory no file is made without a name (O_TMPFILE)",
+        "it comes back in memory, where no file is created by O_TMPFILE",
         "Files without a name",
         lambda before, after: before.flags & ~after.flags == _TEMPORARY and not after.flags & ~before.flags,
     ),
     Allowed(
         "descriptions.epoll.watches.events",
-        "epoll_ctl(2) adds EPOLLERR and EPOLLHUP, which one that has fired once (EPOLLONESHOT) had not",
+        "epoll_ctl(2) adds EPOLLERR and EPOLLHUP, which an EPOLLONESHOT watch loses when it fires",
         "epoll",
         lambda before, after: before.events ^ after.events == select.EPOLLERR | select.EPOLLHUP,
     ),

@@ -1,6 +1,6 @@
-"""Descriptions that cannot be kept yet, by name: what they are, and what to do about them.
+"""Open file descriptions that cannot be kept: what each one is, why it cannot be kept, and what to do.
 
-This is the last of all kinds: what no other kind knows is here, and so nothing is passed over.
+This kind is the last in the registry and matches whatever no other kind matches, so that nothing is skipped.
 """
 
 from __future__ import annotations
@@ -26,15 +26,19 @@ from torpor.objects.sockets.common import family_of
 CLOSE = "close it before the checkpoint"
 
 IO_URING = "anon_inode:[io_uring]"
-NO_IO_URING = "have the program do without: uvloop before 0.22 and Node do with UV_USE_IO_URING=0 in their environment"
+NO_IO_URING = (
+    "run the program without io_uring: for uvloop before 0.22 and Node, set UV_USE_IO_URING=0 in the environment"
+)
 ANONYMOUS = {
     IO_URING: Problem("the state of an io_uring cannot be read", NO_IO_URING),
     "anon_inode:[userfaultfd]": Problem("what a userfaultfd watches cannot be read", CLOSE),
-    "anon_inode:[perf_event]": Problem("counters of the processor cannot be kept", "stop the profiler"),
+    "anon_inode:[perf_event]": Problem("the processor's performance counters cannot be kept", "stop the profiler"),
     "anon_inode:[fanotify]": Problem("what fanotify watches cannot be kept", CLOSE),
-    "anon_inode:seccomp notify": Problem("a seccomp listener cannot be kept", "run it without its supervisor"),
+    "anon_inode:seccomp notify": Problem(
+        "a seccomp listener cannot be kept", "run it without the supervisor that listens"
+    ),
 }
-"""By link, as of Linux 6.18."""
+"""By the text of the link in /proc/PID/fd, as of Linux 6.18."""
 
 DEVICES = {
     (10, 200): Problem("a network tunnel belongs to this host", CLOSE),
@@ -48,7 +52,7 @@ DEVICES = {
 
 NETLINK = {9: "audit", 12: "netfilter", 16: "generic"}
 """Netlink's more common protocols (include/uapi/linux/netlink.h)."""
-# Python has these where the headers had them that it was built against.
+# Python has these only if the headers that it was built with have them.
 _PACKET, _CAN, _TIPC, _BLUETOOTH, _ALG, _VSOCK, _XDP = 17, 29, 30, 31, 38, 40, 44  # include/linux/socket.h
 _SCTP, _UDPLITE = 132, 136  # include/uapi/linux/in.h
 FAMILIES = {
@@ -66,40 +70,40 @@ PROTOCOLS = {
     _SCTP: "an SCTP socket",
     _UDPLITE: "a UDP-Lite socket",
 }
-"""Of internet sockets."""
+"""By protocol, of IPv4 and IPv6 sockets."""
 
 
 class Unkept(Kind[Family | None]):
-    """Anything else."""
+    """An open file description that no other kind matches."""
 
     field = ""
 
     def matches(self, seen: Seen) -> bool:
-        """Everything."""
+        """Always: whatever reaches this kind is unsupported."""
         return True
 
     def grab(self, held: OpenFile[Family | None], pidfd: int, *, content: bool) -> Family | None:
-        """What a socket is."""
+        """The address family, type and protocol of a socket."""
         if not stat.S_ISSOCK(held.stat.st_mode):
             return None
         with borrowed(pidfd, held.holders[0].fd) as copy:
             return family_of(copy)
 
     def judge(self, held: OpenFile[Family | None], tree: GrabbedDescriptors) -> Iterator[Problem]:
-        """Always refused."""
+        """One problem: it is always refused."""
         yield _problem(held)
 
     def describe(
         self, held: OpenFile[Family | None], out: Description, tree: GrabbedDescriptors, image: Describing
     ) -> None:
-        """Never."""
+        """Never called: the checkpoint was refused before."""
         raise AssertionError(f"{held.link} is not kept")
 
 
 def _problem(held: OpenFile[Family | None]) -> Problem:
     mode = held.stat.st_mode
     if not held.link:
-        return Problem("its path is longer than the kernel tells (4096 bytes)", "move it to a shorter one")
+        return Problem("its path is longer than the 4096 bytes that the kernel shows", "move it to a shorter path")
     if stat.S_ISBLK(mode):
         return Problem("a block device is open", CLOSE)
     if stat.S_ISCHR(mode):
@@ -107,19 +111,19 @@ def _problem(held: OpenFile[Family | None]) -> Problem:
         other = Problem(f"the state of the device {major}:{minor} is not known", CLOSE)
         return DEVICES.get((major, minor)) or DEVICES.get((major, -1)) or other
     if held.link.startswith("anon_inode:bpf") or held.link.startswith("anon_inode:[bpf"):
-        return Problem("a BPF program or map belongs to this kernel", CLOSE)
+        return Problem("BPF programs and maps live in this kernel", CLOSE)
     if held.state is not None:
-        return Problem(f"{_socket(held.state)} is not kept: what it hears and says is of this host", CLOSE)
+        return Problem(f"{_socket(held.state)} cannot be kept: what it sends and receives belongs to this host", CLOSE)
     if held.link == IO_URING and _is_idle(held.fields):
         return Problem(
-            f"{ANONYMOUS[IO_URING].why}, although it is idle: all that was submitted has completed and was read",
+            f"{ANONYMOUS[IO_URING].why}, even when it is idle: all requests have completed and their results were read",
             NO_IO_URING,
         )
-    return ANONYMOUS.get(held.link, Problem("it is of a kind that is not known", CLOSE))
+    return ANONYMOUS.get(held.link, Problem("its kind is unknown", CLOSE))
 
 
 def _socket(family: Family) -> str:
-    """A socket in words."""
+    """Describe a socket."""
     if family.family == socket.AF_NETLINK:
         return f"a netlink socket ({NETLINK.get(family.protocol, f'protocol {family.protocol}')})"
     if family.family in (socket.AF_INET, socket.AF_INET6):
@@ -130,6 +134,6 @@ def _socket(family: Family) -> str:
 
 
 def _is_idle(fields: dict[str, str]) -> bool:
-    """Whether all that was submitted to an io_uring has completed and was read (io_uring/fdinfo.c, Linux 6.1)."""
+    """Whether all requests of an io_uring have completed and their results were read (io_uring/fdinfo.c, Linux 6.1)."""
     pairs = (("SqHead", "SqTail"), ("CqHead", "CqTail"), ("CachedSqHead", "CachedCqTail"))
     return all(one in fields and fields[one] == fields.get(other) for one, other in pairs)

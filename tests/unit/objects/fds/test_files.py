@@ -268,6 +268,6 @@ f = os.open("file", os.O_CREAT | os.O_RDWR); os.fchdir(here); ready(); wait()
         with holder(code, cwd=tmp) as tree:
             tree.ready()
             (reason,) = tree.survey()
-        assert "its path is longer than the kernel tells" in str(reason)
+        assert "its path is longer than the 4096 bytes that the kernel shows" in str(reason)
 
     acting(body)
