@@ -29,10 +29,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 
 from torpor.errors import NotFound, NotPermitted, Reason, Refused, StoreError, TorporError
-from torpor.store import SnapshotInfo, Store
+from torpor.store import SnapshotInfo, Store, write_whole
 from torpor_slurm import controller
 
 if TYPE_CHECKING:
@@ -328,19 +327,11 @@ class JobDirectory:
         return told
 
     def _write(self, name: str, text: str | bytes, mode: int = 0o600) -> None:
-        """Replace a file atomically, and sync it to disk."""
+        """Replace a file atomically, and sync it to disk. Raises StoreError."""
         path = self.path / name
-        beside = path.with_name(f".{path.name}.{uuid4().hex}")  # PIDs are the same on two nodes
         try:
-            fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
-            with open(fd, "wb") as file:
-                file.write(text.encode() if isinstance(text, str) else text)
-                file.flush()
-                os.fsync(fd)
-            beside.rename(path)
-            sync_folder(path.parent)
+            write_whole(path, text, mode)
         except OSError as error:
-            beside.unlink(missing_ok=True)
             raise StoreError(
                 f"{path} cannot be written: {error.strerror}", advice="make room, or see its rights"
             ) from error
@@ -359,12 +350,3 @@ def requeue(base: str | os.PathLike[str], job: str, files: Files) -> JobDirector
     directory.request_files(controller.job_record(job).restarts + 1, files)
     controller.requeue(job)
     return directory
-
-
-def sync_folder(path: Path) -> None:
-    """Sync a directory's entries to disk. Raises OSError."""
-    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

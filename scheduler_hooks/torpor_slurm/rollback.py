@@ -16,7 +16,7 @@ from pathlib import Path
 
 from torpor.errors import RestoreFailed
 from torpor.image import Tree
-from torpor_slurm.job_directory import sync_folder
+from torpor.store import sync_directory
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def cut(tail: Tail, into: Path, prefix: str) -> Path:
             shutil.copyfileobj(file, aside)
             aside.flush()
             os.fsync(aside.fileno())
-            sync_folder(into)
+            sync_directory(into)
             file.truncate(tail.begin)
     except OSError as error:
         raise RestoreFailed(

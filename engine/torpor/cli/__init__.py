@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 import click
 
-from torpor.cli.common import command_options, console, human_age, human_size, note, print_json, printable, tell
+from torpor.cli.common import command_options, console, human_age, note, print_json, printable, tell
 from torpor.cli.session import Session, verbose_option
+from torpor.util.sizes import readable
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -30,11 +31,11 @@ __all__ = [
     "command_options",
     "console",
     "human_age",
-    "human_size",
     "main",
     "note",
     "print_json",
     "printable",
+    "readable",
     "run_command",
 ]
 

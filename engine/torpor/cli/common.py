@@ -175,13 +175,6 @@ def console() -> Console:
     return Console(width=None if sys.stdout.isatty() else unbounded, highlight=False, markup=False)
 
 
-def human_size(size: int) -> str:
-    """Format a size in bytes as the store does: 4.0 GiB."""
-    from torpor.store.files import readable
-
-    return readable(size)
-
-
 def human_age(created_ns: int, now_ns: int | None = None) -> str:
     """Format an age in the largest unit that fits; "just now" for a time in the future."""
     seconds = ((time.time_ns() if now_ns is None else now_ns) - created_ns) // 10**9

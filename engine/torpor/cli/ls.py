@@ -8,13 +8,13 @@ from torpor.cli.common import (
     command_options,
     console,
     human_age,
-    human_size,
     open_store,
     print_json,
     printable,
     snapshot_json,
     store_option,
 )
+from torpor.util.sizes import readable
 
 
 @click.command("ls")
@@ -46,8 +46,8 @@ def command(store: str | None, as_json: bool) -> None:
         table.add_row(
             info.id,
             age,
-            human_size(info.size),
-            human_size(info.written),
+            readable(info.size),
+            readable(info.written),
             printable(info.host),
             printable(what).rstrip(),
             style="red" if info.damage else "",

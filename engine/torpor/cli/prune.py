@@ -9,13 +9,13 @@ import click
 from torpor.cli.common import (
     command_options,
     human_age,
-    human_size,
     open_store,
     print_json,
     snapshot_json,
     store_option,
     tell,
 )
+from torpor.util.sizes import readable
 
 if TYPE_CHECKING:
     from torpor.store import PruneReport
@@ -57,6 +57,6 @@ def command(keep_last: int, kind: str, dry_run: bool, store: str | None, as_json
         click.echo(f"{done} {info.id} ({human_age(info.created_ns)})")
     for name in report.leftovers:
         click.echo(f"{done} {name}, left by an interrupted save")
-    click.echo(f"{human_size(report.freed)} {'would be freed' if dry_run else 'freed'}")
+    click.echo(f"{readable(report.freed)} {'would be freed' if dry_run else 'freed'}")
     if report.kept:
         tell(f"some data stays: {report.kept}")

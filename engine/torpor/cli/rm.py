@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import click
 
-from torpor.cli.common import command_options, human_size, open_store, print_json, snapshot_argument, store_option, tell
+from torpor.cli.common import command_options, open_store, print_json, snapshot_argument, store_option, tell
 from torpor.cli.prune import report_json
+from torpor.util.sizes import readable
 
 
 @click.command("rm")
@@ -20,6 +21,6 @@ def command(snapshot: str, force: bool, store: str | None, as_json: bool) -> Non
         print_json(report_json(report))
         return
     for info in report.snapshots:
-        click.echo(f"removed {info.id}, {human_size(report.freed)} freed")
+        click.echo(f"removed {info.id}, {readable(report.freed)} freed")
     if report.kept:
         tell(f"some of its data stays until `torpor prune` can remove it: {report.kept}")

@@ -12,7 +12,6 @@ from torpor.cli.common import (
     command_options,
     console,
     human_age,
-    human_size,
     open_store,
     print_json,
     printable,
@@ -20,6 +19,7 @@ from torpor.cli.common import (
     snapshot_json,
     store_option,
 )
+from torpor.util.sizes import readable
 
 KINDS = {
     "anonymous": "private",
@@ -61,7 +61,7 @@ def _print(told: dict[str, Any]) -> None:
     out = console()
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(told["created_ns"] / 10**9))
     out.print(f"{told['id']}  {human_age(told['created_ns'])}, {when}, on {printable(told['host'])}")
-    out.print(f"  {human_size(told['size'])}, of which {human_size(told['written'])} were new to the store")
+    out.print(f"  {readable(told['size'])}, of which {readable(told['written'])} were new to the store")
     for key, value in sorted(told["tags"].items()):
         out.print(f"  {printable(key)} = {printable(value)}")
     for text in told["notices"]:
@@ -96,7 +96,7 @@ def _about(process: dict[str, Any]) -> list[str]:
     if len(process["threads"]) > 1:
         lines.append(f"{len(process['threads'])} threads: {named}")
     memory = (
-        f"{KINDS.get(kind, kind)} {human_size(sizes['mapped'])} ({human_size(sizes['stored'])} stored)"
+        f"{KINDS.get(kind, kind)} {readable(sizes['mapped'])} ({readable(sizes['stored'])} stored)"
         for kind, sizes in process["memory"].items()
     )
     lines.append("memory: " + ", ".join(memory))
@@ -111,7 +111,7 @@ def _print_needs(needs: dict[str, Any], out: Any) -> None:
     out.print("\nA host that wakes it needs")
     out.print(
         f"  a {needs['architecture']} processor with an xsave area of {needs['xsave_size']} bytes "
-        f"(components {needs['xfeatures']:#x}), {human_size(needs['page_size'])} pages"
+        f"(components {needs['xfeatures']:#x}), {readable(needs['page_size'])} pages"
     )
     out.print(f"  user ids {', '.join(map(str, needs['users']))}")
     if needs["ports"]:

@@ -17,6 +17,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from torpor import procfs
+from torpor.util.sizes import readable
 
 _SPARE = 32 << 20
 """Bytes for page tables and for this process, which may be in the same group."""
@@ -53,12 +54,8 @@ def shortage(private: Mapping[int, int]) -> str:
     for group, total in needs.items():
         need = min(total, group.private)
         if need + need // 64 + _SPARE > group.room:
-            return f"{group.name} has {_mib(group.room)} left, copies may take {_mib(need)}"
+            return f"{group.name} has {readable(max(group.room, 0))} left, copies may take {readable(need)}"
     return ""
-
-
-def _mib(size: int) -> str:
-    return f"{max(size, 0) >> 20} MiB"
 
 
 def _host() -> _Group:

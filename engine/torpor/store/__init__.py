@@ -2,12 +2,14 @@
 
 from torpor.store.blocks import MAX_BLOCK, BlockTable
 from torpor.store.collect import PruneReport
-from torpor.store.files import as_store_errors, readable
+from torpor.store.files import as_store_errors
 from torpor.store.known import KnownBlocks
 from torpor.store.manifest import SnapshotInfo
 from torpor.store.reader import SnapshotReader
 from torpor.store.store import Progress, Store, default_path
 from torpor.store.writer import SnapshotWriter
+from torpor.util.sizes import readable
+from torpor.util.whole_files import sync_directory, write_whole
 
 __all__ = [
     "MAX_BLOCK",
@@ -22,4 +24,6 @@ __all__ = [
     "as_store_errors",
     "default_path",
     "readable",
+    "sync_directory",
+    "write_whole",
 ]

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from torpor.errors import NotPermitted, StoreError
+from torpor.util.sizes import readable
 
 PAGE: Final = 4096
 """Alignment of blocks in packs, in bytes: a constant of the format, not the host's page size."""
@@ -67,16 +68,6 @@ def store_error(store: str, doing: str, error: OSError) -> StoreError:
             room = os.statvfs(store)
             why += f" ({readable(room.f_bavail * room.f_frsize)} free)"
     return StoreError(f"store {store}: {doing}: {why}", advice=_ADVICE.get(error.errno or 0, ""))
-
-
-def readable(size: int) -> str:
-    """A number of bytes for messages: ``4.0 GiB``."""
-    value = float(size)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if value < 1024:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1024
-    return f"{value:.1f} TiB"
 
 
 def check_owner(fd: int, name: str) -> os.stat_result:

@@ -13,9 +13,10 @@ from blake3 import blake3
 
 from torpor.errors import ImageDamaged
 from torpor.store.blocks import BlockTable
-from torpor.store.files import PAGE, Place, as_store_errors, open_file, readable
+from torpor.store.files import PAGE, Place, as_store_errors, open_file
 from torpor.store.files import read_exactly as _read
 from torpor.store.manifest import Manifest, SnapshotInfo, pack_header
+from torpor.util.sizes import readable
 
 READ_SIZE: Final = 4 << 20
 """How much a check reads at once, in bytes; a longer block is read by itself."""

@@ -17,7 +17,7 @@ from blake3 import blake3
 from torpor.errors import StoreError
 from torpor.store.blocks import MAX_BLOCK, MAX_BLOCKS, BlockTable, Index
 from torpor.store.collect import unlink_snapshot
-from torpor.store.files import DIRECTORY, PAGE, Place, as_store_errors, create_file, readable, store_error, write_all
+from torpor.store.files import DIRECTORY, PAGE, Place, as_store_errors, create_file, store_error, write_all
 from torpor.store.known import KnownBlocks, Pack, snapshot_ids
 from torpor.store.manifest import (
     KIND,
@@ -35,6 +35,7 @@ from torpor.store.manifest import (
 )
 from torpor.store.reader import SnapshotReader
 from torpor.store.store_pb2 import Envelope, PackRef
+from torpor.util.sizes import readable
 
 _ZEROS: Final = memoryview(bytes(PAGE))
 

@@ -11,10 +11,10 @@ from torpor.cli import (
     command_options,
     console,
     human_age,
-    human_size,
     note,
     print_json,
     printable,
+    readable,
     run_command,
 )
 from torpor_jupyter.client import rest
@@ -70,7 +70,7 @@ def checkpoints(kernel: str, as_json: bool) -> None:
     for one in made:
         name = one["name"] or one["cell"]
         here = "*" if one["id"] == found.head else " "
-        age, size = human_age(one["created_ns"]), human_size(one["written"])
+        age, size = human_age(one["created_ns"]), readable(one["written"])
         click.echo(f"{here} {one['id']}  {age:>12}  {size:>10}  {printable(name)}")
 
 
@@ -81,7 +81,7 @@ def checkpoints(kernel: str, as_json: bool) -> None:
 def checkpoint(kernel: str, name: str, as_json: bool) -> None:
     """Save a kernel; it keeps running."""
     made = rest.find(kernel).post("checkpoints", name=name)
-    _tell(made, as_json, f"saved as {made['id']}: {human_size(made['size'])}, {human_size(made['written'])} of it new")
+    _tell(made, as_json, f"saved as {made['id']}: {readable(made['size'])}, {readable(made['written'])} of it new")
     if not as_json:
         for notice in made["notices"]:
             note(notice)

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from torpor.errors import NotFound, StoreError
-from torpor_jupyter.data.records import SNAPSHOT_ID, write_atomically
+from torpor_jupyter.data.records import SNAPSHOT_ID, write_private
 
 
 class Attachments:
@@ -29,7 +29,7 @@ class Attachments:
                 with suppress(OSError):  # a file system without hard links
                     os.link(self._path(like), path)
                     return
-            write_atomically(path, text)
+            write_private(path, text)
         except OSError as error:
             raise StoreError(
                 f"cannot write {self.what} to {path}: {error.strerror}",

@@ -16,15 +16,15 @@ import fcntl
 import json
 import os
 import re
-import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from torpor.errors import NotFound, StoreError
 from torpor.processes import start_time
+from torpor.store import write_whole
 
 KERNEL_ID = re.compile(r"[0-9A-Za-z]+(-[0-9A-Za-z]+){4}", re.ASCII)
 """As the routes of jupyter_server have it; Jupyter itself makes UUIDs."""
@@ -176,21 +176,10 @@ class CheckpointRecord(Record):
 _NESTED: dict[str, type] = {"server": ProcessId, "process": ProcessId, "keeper": ProcessId}
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a private file, or replace it: what has the name is on disk, and whole, at any moment. Raises OSError."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+def write_private(path: Path, text: str) -> None:
+    """Write a file that only the user can read, or replace it atomically; make its folder if needed. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        with open(fd, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
+    write_whole(path, text)
 
 
 class Records:
@@ -204,7 +193,7 @@ class Records:
         """Write a record down, or replace it. Raises StoreError."""
         path = self._path(type(record), record.id)
         try:
-            write_atomically(path, json.dumps(asdict(record)))
+            write_private(path, json.dumps(asdict(record)))
         except OSError as error:
             raise StoreError(
                 f"cannot write {path}: {error.strerror}", advice="make room, or make the folder writable"
