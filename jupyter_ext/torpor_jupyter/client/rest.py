@@ -185,7 +185,7 @@ def checkpoint_named(server: JupyterServer, kernel_id: str, name: str) -> dict[s
         NotFound: there is none, or the id could be several.
     """
     made: list[dict[str, Any]] = server.get(f"kernels/{quote(kernel_id)}/checkpoints")
-    named = [checkpoint for checkpoint in made if checkpoint["name"] == name]
+    named = [checkpoint for checkpoint in made if name and checkpoint["name"] == name]  # most have no name
     if named:
         return named[-1]
     if name == "latest" and made:
