@@ -75,7 +75,7 @@ class Reader:
         item.hover()
         item.get_by_role("button", name="Go back").click()
         self.page.locator(".jp-Dialog").get_by_role("button", name="Go back").click()
-        self.lab.notice("The kernel is as it was")
+        self.lab.notice("The kernel is back at")
 
     def parks_and_wakes(self) -> None:
         """Take the kernel out of memory and bring it back."""
@@ -133,7 +133,7 @@ def test_undo(server: Server) -> None:
         reader.goes_back()
         reader.runs("undo", "levels [2.1 0.9 3.3] | stations ['Husum', 'Emden', 'Cuxhaven'] | next reading 2.5")
         reader.lab.command("torpor:undo")
-        reader.lab.notice("as it was before going back")
+        reader.lab.notice("as it was before you went back")
         reader.runs("undo", "no such table: stations | next reading none")
         reader.lab.shot("13-undo")
 

@@ -140,18 +140,18 @@ def test_what_a_job_says_is_on_disk_before_anything_follows_from_it(
     directory = JobDirectory(tmp_path, "12", "c")
     directory.begin(0, "n1", 1.0)
     done: list[str] = []
-    sync, rename = os.fsync, Path.rename
+    sync, replace = os.fsync, os.replace
 
     def synced(fd: int) -> None:
         done.append("folder" if stat.S_ISDIR(os.fstat(fd).st_mode) else "file")
         sync(fd)
 
-    def renamed(self: Path, target: Path) -> Path:
+    def replaced(old: Path, new: Path) -> None:
         done.append("rename")
-        return rename(self, target)
+        replace(old, new)
 
     monkeypatch.setattr(os, "fsync", synced)
-    monkeypatch.setattr(Path, "rename", renamed)
+    monkeypatch.setattr(os, "replace", replaced)
     directory.finish(0, 3)
     assert done[:3] == ["file", "rename", "folder"]
 
