@@ -15,6 +15,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from torpor import cli as cli
+    from torpor import errors as errors
+    from torpor import image as image
+    from torpor import processes as processes
+    from torpor import store as store
     from torpor.dump.checkpoint import Stats, checkpoint
     from torpor.dump.series import Series
     from torpor.objects.sockets.tcp import client_ports
@@ -41,6 +46,7 @@ __all__ = [
     "start",
 ]
 
+_MODULES = ("cli", "errors", "image", "processes", "store")
 _PLACES = {
     "Files": "torpor.restorer.restore",
     "Job": "torpor.restorer.job",
@@ -60,8 +66,16 @@ _PLACES = {
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f"torpor.{name}")
+    if name == "__version__":
+        return str(import_module("importlib.metadata").version("torpor"))
     if name not in _PLACES:
         raise AttributeError(f"module 'torpor' has no attribute {name!r}")
     value = getattr(import_module(_PLACES[name]), "SnapshotInfo" if name == "Snapshot" else name)
     globals()[name] = value
     return value
+
+
+def __dir__() -> list[str]:
+    return [*__all__, *_MODULES, "__version__"]

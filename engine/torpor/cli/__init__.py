@@ -89,9 +89,9 @@ class Commands(click.Group):
 
 def _print_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version
+        import torpor
 
-        click.echo(f"torpor {version('torpor')}")
+        click.echo(f"torpor {torpor.__version__}")
         ctx.exit()
 
 

@@ -39,7 +39,7 @@ from torpor.remote.freeze import Frozen, LastToStop, Stuck
 from torpor.remote.tracer import Interruption, in_own_thread, no_collection
 from torpor.remote.waits import Waits
 from torpor.store import SnapshotInfo, SnapshotReader, SnapshotWriter, Store
-from torpor.util import inherited
+from torpor.util import choices, inherited
 
 Then = Literal["run", "stop", "kill"]
 Outside = Literal["refuse", "reset"]
@@ -102,7 +102,10 @@ def checkpoint(
         CheckpointFailed: something failed later; the tree runs on as before.
         NotFound, NotPermitted: the process does not exist, or this user may not trace it.
         StoreError: the snapshot cannot be written to the store.
+        ValueError: `then`, `outside` or `tcp` is none of the words that it may be.
     """
+    for argument, value, words in (("then", then, Then), ("outside", outside, Outside), ("tcp", tcp, Tcp)):
+        choices.check(argument, value, words)
     began = time.monotonic_ns()
     stats = stats or Stats()
     home = store if isinstance(store, Store) else Store(store)

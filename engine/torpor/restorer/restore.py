@@ -40,7 +40,7 @@ from torpor.restorer.surroundings import Way
 from torpor.restorer.validation import living, refuse
 from torpor.restorer.walk import Walker
 from torpor.store import KnownBlocks, SnapshotInfo, SnapshotReader, Store
-from torpor.util import inherited
+from torpor.util import choices, inherited
 from torpor.util.workers import Thread
 
 K = TypeVar("K")
@@ -108,7 +108,10 @@ def restore(
         RestoreFailed: a step failed; nothing of the tree is left, and the restore can be tried again.
         NotFound, NotPermitted: there is no such snapshot; the host forbids a capsule.
         ImageDamaged, StoreError: the snapshot cannot be read.
+        ValueError: `files` or `way` is none of the words that it may be.
     """
+    choices.check("files", files, Files)
+    choices.check("way", way, Way)
     with (
         failing(RestoreFailed, "the snapshot could not be woken"),
         _stand_ins(stdio) as standard,
