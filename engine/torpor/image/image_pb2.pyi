@@ -844,7 +844,7 @@ class SignalOwner(_message.Message):
     def __init__(self, kind: _Optional[int] = ..., pid: _Optional[int] = ..., signal: _Optional[int] = ...) -> None: ...
 
 class PosixQueue(_message.Message):
-    __slots__ = ("name", "removed", "inode", "mode", "uid", "gid", "most", "largest")
+    __slots__ = ("name", "removed", "inode", "mode", "uid", "gid", "most", "largest", "position")
     NAME_FIELD_NUMBER: _ClassVar[int]
     REMOVED_FIELD_NUMBER: _ClassVar[int]
     INODE_FIELD_NUMBER: _ClassVar[int]
@@ -853,6 +853,7 @@ class PosixQueue(_message.Message):
     GID_FIELD_NUMBER: _ClassVar[int]
     MOST_FIELD_NUMBER: _ClassVar[int]
     LARGEST_FIELD_NUMBER: _ClassVar[int]
+    POSITION_FIELD_NUMBER: _ClassVar[int]
     name: bytes
     removed: bool
     inode: int
@@ -861,7 +862,8 @@ class PosixQueue(_message.Message):
     gid: int
     most: int
     largest: int
-    def __init__(self, name: _Optional[bytes] = ..., removed: bool = ..., inode: _Optional[int] = ..., mode: _Optional[int] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., most: _Optional[int] = ..., largest: _Optional[int] = ...) -> None: ...
+    position: int
+    def __init__(self, name: _Optional[bytes] = ..., removed: bool = ..., inode: _Optional[int] = ..., mode: _Optional[int] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., most: _Optional[int] = ..., largest: _Optional[int] = ..., position: _Optional[int] = ...) -> None: ...
 
 class RegularFile(_message.Message):
     __slots__ = ("path", "position", "size", "mtime_ns", "dev", "ino", "mode", "blocks", "ctime_ns", "content")

@@ -29,6 +29,8 @@ int main(void)
 	if (nameless_too < 0 || reading < 0)
 		give_up("mq_open");
 	int through_exec = dup(named); /* mq_open() itself sets FD_CLOEXEC, always */
+	if (read(reading, message, 7) != 7) /* what the kernel tells of it (mq_overview(7)) */
+		give_up("read");
 	int epoll = epoll_create1(0);
 	struct epoll_event event = {EPOLLIN, {.u64 = 77}};
 	if (epoll_ctl(epoll, EPOLL_CTL_ADD, named, &event))
@@ -40,6 +42,7 @@ int main(void)
 	ready_and_wait();
 
 	expect(fcntl(named, F_GETFD) == FD_CLOEXEC && !fcntl(through_exec, F_GETFD), "FD_CLOEXEC");
+	expect(lseek(reading, 0, SEEK_CUR) == 7 && !lseek(named, 0, SEEK_CUR), "where what it tells was read");
 	struct mq_attr now;
 	expect(!mq_getattr(named, &now) && now.mq_maxmsg == 3 && now.mq_msgsize == 100 && !now.mq_curmsgs,
 	       "a queue of %ld messages of %ld bytes", now.mq_maxmsg, now.mq_msgsize);

@@ -1,9 +1,10 @@
 """POSIX message queues (mq_overview(7)) without messages.
 
-Kept: name, or that it was unlinked, size, permissions, and who has it open. Queues belong to an IPC namespace: a tree
-with queues is restored into one of its own, where init makes them again; the old ones stay on the host until somebody
-removes them. Refused: a queue with messages, since reading them takes them out before its readers; one with a
-registered notification (mq_notify(3)); one that a process outside of the tree has open, as far as this user can see.
+Kept: name, or that it was unlinked, size, permissions, who has it open, and where read() is in what it tells of it.
+Queues belong to an IPC namespace: a tree with queues is restored into one of its own, where init makes them again; the
+old ones stay on the host until somebody removes them. Refused: a queue with messages, since reading them takes them out
+before its readers; one with a registered notification (mq_notify(3)); one that a process outside of the tree has open,
+as far as this user can see.
 
 The kernel shows a queue as a file of 80 bytes without blocks, in the root of a file system that need not be mounted
 anywhere (ipc/mqueue.c, FILENT_SIZE); its content shows a registered notification.
@@ -116,13 +117,15 @@ class MessageQueue(Kind[QueueState]):
         out.queue.mode = held.stat.st_mode & 0o777
         out.queue.uid, out.queue.gid = held.stat.st_uid, held.stat.st_gid
         out.queue.most, out.queue.largest = held.state.most, held.state.largest
+        out.queue.position = held.position
 
     def check(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
         """Names and sizes must be valid."""
         for description in mine.values():
             queue = description.queue
             named = 0 < len(queue.name) <= _LONGEST and b"/" not in queue.name and b"\0" not in queue.name
-            if not named or not 0 < queue.most <= 1 << 16 or not 0 < queue.largest <= 1 << 24:
+            sized = 0 < queue.most <= 1 << 16 and 0 < queue.largest <= 1 << 24
+            if not named or not sized or queue.position >= 1 << 63:
                 yield Reason("the image", "it has a POSIX message queue that cannot be")
 
     def open(self, mine: dict[int, Description], opening: Opening) -> None:
@@ -209,6 +212,8 @@ def _open(description: Description, slot: int, *, owner: bool, again: bool) -> I
         if owner:
             yield Call(NR.fchown, (Result(0), queue.uid, queue.gid), 0, "giving it to its owner")
         yield Call(NR.fchmod, (Result(0), queue.mode), 0, "setting its rights")
+    if queue.position:
+        yield Call(NR.lseek, (Result(0), queue.position, os.SEEK_SET), queue.position, "seeking where it was read")
     yield Call(NR.dup3, (Result(0), slot, 0), slot, "keeping it")
     yield Call(NR.close, (Result(0),), 0, "closing its first descriptor")
 
