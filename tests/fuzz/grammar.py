@@ -53,6 +53,12 @@ KINDS: dict[str, dict[str, int]] = {
         "setting": 6, "settings": 2, "root": 1, "control": 3, "controls": 1, "limit": 2, "policy": 1, "exec": 1,
         "fork": 4,
     },
+    "ipc": {
+        "sem_make": 8, "sem_set": 3, "sem_op": 14, "sem_state": 3, "sem_remove": 1, "queue_make": 6, "queue_send": 10,
+        "queue_receive": 6, "queue_state": 3, "queue_remove": 1, "mq_open": 6, "mq_send": 3, "mq_receive": 6,
+        "mq_state": 3, "mq_unlink": 2, "unix_listen": 2, "unix_connect": 2, "dup": 1, "close": 1, "fork": 3,
+        "wait_for": 1, "release": 1,
+    },
     "processes": {
         "fork": 10, "thread": 5, "end": 6, "exec": 3, "wait": 6, "session": 4, "group": 6, "family": 5, "stop": 3,
         "go_on": 3, "alive": 2, "wait_for": 4, "release": 3,
@@ -70,7 +76,7 @@ MAKES = {
     "open": (0,), "nameless": (0,), "memfd": (0,), "device": (0,), "pipe": (0, 1), "socketpair": (0, 1), "tcp": (0, 1),
     "udp": (0, 1), "unix_datagrams": (0, 1), "alone": (0,), "unix_listen": (0,), "unix_connect": (0,), "event": (0,),
     "epoll": (0,), "timer": (0,), "signals": (0,), "inotify": (0,), "pidfd": (0,), "terminal": (0, 1), "accept": (1,),
-    "dup": (1,),
+    "dup": (1,), "mq_open": (0,),
 }  # fmt: skip
 """Verbs that make descriptors: which of their numbers say where to."""
 
@@ -81,7 +87,7 @@ USES = {
     "receive": (0,), "urgent": (0,), "linger": (0,), "shut": (0,), "set_option": (0,), "socket_state": (0,),
     "ready": (0,), "capacity": (0,), "count": (0,), "watch": (0, 1), "happened": (0,), "timer_state": (0,),
     "taken": (0,), "news": (0,), "resize": (0,), "mode": (0,), "control_terminal": (0,), "foreground": (0,),
-    "terminal_state": (0,), "read_into": (2,), "map": (2,),
+    "terminal_state": (0,), "read_into": (2,), "map": (2,), "mq_send": (0,), "mq_receive": (0,), "mq_state": (0,),
 }  # fmt: skip
 """Verbs that use descriptors: which of their numbers say which."""
 
@@ -91,7 +97,8 @@ FITS = {
     "control_terminal": ("terminal",), "foreground": ("terminal",), "terminal_state": ("terminal",),
     "seal": ("memfd",), "name_it": ("nameless",), "urgent": ("tcp",), "capacity": ("pipe",),
     "splice": ("pipe", "open"), "map": ("open", "memfd", "nameless", "device"),
-    "read_into": ("open", "memfd", "nameless"),
+    "read_into": ("open", "memfd", "nameless"), "mq_send": ("mq_open",), "mq_receive": ("mq_open",),
+    "mq_state": ("mq_open",),
 }  # fmt: skip
 """Verbs for descriptors of some kinds only: the verbs that make those."""
 
@@ -220,7 +227,7 @@ def generate(seed: int) -> list[Step]:
         if actors.allows(step):
             actors.take(step)
             steps.append(step)
-    return sensible([*steps, *_look_round(actors)])
+    return sensible([*steps, *_look_round(actors), *(_OF_IPC if "ipc" in kinds else [])])
 
 
 def _draw(chance: random.Random, verbs: dict[str, int], actors: Actors) -> Step:
@@ -252,6 +259,12 @@ def _draw(chance: random.Random, verbs: dict[str, int], actors: Actors) -> Step:
     if verb in ("stop", "go_on", "wait", "group"):
         numbers[0], numbers[1] = chance.randrange(actors.used), chance.randrange(actors.used)
     return Step(chance.choice(actors.able()), verb, tuple(numbers))
+
+
+_OF_IPC = [
+    Step(0, verb, (slot, 0)) for slot in range(3) for verb in ("sem_state", "queue_state", *["queue_receive"] * 10)
+]
+"""What is left in semaphores and queues in the end."""
 
 
 def _look_round(actors: Actors) -> list[Step]:

@@ -8,7 +8,7 @@ python -m tests.fuzz.play FOLDER PLAYER SEED COUNT      as the user that it runs
 
 from __future__ import annotations
 
-import importlib
+import ctypes
 import json
 import os
 import random
@@ -20,15 +20,17 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from difflib import unified_diff
+from functools import reduce
 from pathlib import Path
 
 import torpor
 from tests.fuzz.grammar import FIRST_MOMENT, SAVE, Step, generate, write
 from tests.leaks import MARK, marked
+from torpor.dump import patience
 from torpor.errors import Refused, TorporError
 from torpor.image import image_pb2 as pb
 from torpor.image import reading
@@ -44,6 +46,7 @@ BESIDE = 8
 PAUSES = (0.02, 0.1)
 """Seconds that a tree runs on before it is tried again: what waits in these programs seldom passes by itself, and each
 try takes as long as the save of all of them."""
+_IPC_RMID = 0
 SHARED_FD = 900
 """Of all processes of a program: its shared memory, which bears the program's name."""
 
@@ -79,6 +82,18 @@ def await_(look: Callable[[], bool], what: str) -> None:
         if time.monotonic() > deadline:
             raise Wrong("hangs", what)
         time.sleep(0.002)
+
+
+def remove_ipc(folders: Iterable[Path]) -> None:
+    """Remove what programs that were killed have left in this IPC namespace (player/ipc.c gives it these names)."""
+    libc = ctypes.CDLL(None)
+    for folder in folders:
+        number = reduce(lambda so_far, byte: (so_far ^ byte) * 16777619 & 0xFFFFFFFF, bytes(folder), 2166136261)
+        for slot in range(3):
+            key = (number & 0x0FFFFFFF) << 2 | slot | 0x40000000
+            libc.semctl(libc.semget(ctypes.c_int(key), 0, 0), 0, _IPC_RMID)
+            libc.msgctl(libc.msgget(ctypes.c_int(key), 0), _IPC_RMID, None)
+            libc.mq_unlink(b"/player-%08x-%d" % (number, slot))
 
 
 class Program:
@@ -189,6 +204,7 @@ class Play:
             for pid in left:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
+        remove_ipc([program.folder / name for program in self._programs for name in ("twin", "saved")])
 
     def _undisturbed(self) -> None:
         for program in self._programs:
@@ -378,7 +394,7 @@ def compare(player: Path, folder: Path, programs: Mapping[int, Sequence[Step]]) 
 
 def main(folder: str, player: str, seed: int, count: int) -> None:
     """Play programs, some beside each other, one group after the other."""
-    importlib.import_module("torpor.dump.checkpoint").PAUSES = PAUSES  # type: ignore[attr-defined]
+    patience.PAUSES, patience.LONG_PAUSES = PAUSES, ()  # type: ignore[assignment]
     for first in range(seed, seed + count, BESIDE):
         programs = {number: generate(number) for number in range(first, min(first + BESIDE, seed + count))}
         for outcome in compare(Path(player), Path(folder) / str(first), programs):

@@ -7,6 +7,7 @@
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
+#include <stddef.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/inotify.h>
@@ -105,21 +106,29 @@ static long udp(const long *a)
 	return pair(fds, a);
 }
 
-static struct sockaddr_un unix_name(long index)
+/* a file's name, or an abstract one */
+static struct sockaddr_un unix_name(long index, socklen_t *size)
 {
 	struct sockaddr_un at = {.sun_family = AF_UNIX};
 
-	snprintf(at.sun_path, sizeof(at.sun_path), index % 2 ? "socket%ld" : "d/socket%ld", index % 4);
+	*size = sizeof(at);
+	if (index % 3 == 2)
+		*size = (socklen_t)offsetof(struct sockaddr_un, sun_path) + 1 +
+			(socklen_t)snprintf(at.sun_path + 1, sizeof(at.sun_path) - 1, "player-%08x-%ld", own_number(),
+					    index % 4);
+	else
+		snprintf(at.sun_path, sizeof(at.sun_path), index % 2 ? "socket%ld" : "d/socket%ld", index % 4);
 	return at;
 }
 
 /* descriptor, name, type */
 static long unix_listen(const long *a)
 {
-	struct sockaddr_un at = unix_name(a[1]);
+	socklen_t size;
+	struct sockaddr_un at = unix_name(a[1], &size);
 	int fd = socket(AF_UNIX, a[2] % 2 ? SOCK_STREAM : SOCK_SEQPACKET, 0);
 
-	if (bind(fd, (struct sockaddr *)&at, sizeof(at)) || listen(fd, 3)) {
+	if (bind(fd, (struct sockaddr *)&at, size) || listen(fd, 3)) {
 		int error = errno;
 
 		close(fd);
@@ -132,10 +141,11 @@ static long unix_listen(const long *a)
 /* descriptor, name, type */
 static long unix_connect(const long *a)
 {
-	struct sockaddr_un at = unix_name(a[1]);
+	socklen_t size;
+	struct sockaddr_un at = unix_name(a[1], &size);
 	int fd = socket(AF_UNIX, (a[2] % 2 ? SOCK_STREAM : SOCK_SEQPACKET) | SOCK_NONBLOCK, 0);
 
-	if (connect(fd, (struct sockaddr *)&at, sizeof(at))) {
+	if (connect(fd, (struct sockaddr *)&at, size)) {
 		int error = errno;
 
 		close(fd);
@@ -258,11 +268,12 @@ static long shut(const long *a)
 {
 	static const int how[] = {SHUT_RD, SHUT_WR, SHUT_RDWR};
 	int protocol, one = how[a[1] % 3];
-	socklen_t length = sizeof(protocol);
+	struct sockaddr_in at = {0};
+	socklen_t length = sizeof(protocol), size = sizeof(at);
 
-	/* UDP that is shut for writing alone is not kept (docs/objects.md). */
+	/* UDP without a port that is shut for writing alone is not kept (docs/objects.md). */
 	if (!getsockopt(fd_of(a[0]), SOL_SOCKET, SO_PROTOCOL, &protocol, &length) && protocol == IPPROTO_UDP &&
-	    one == SHUT_WR)
+	    one == SHUT_WR && (getsockname(fd_of(a[0]), (struct sockaddr *)&at, &size) || !at.sin_port))
 		one = SHUT_RDWR;
 	return shutdown(fd_of(a[0]), one);
 }
@@ -442,7 +453,7 @@ static long inotify(const long *a)
 
 static long news(const long *a)
 {
-	_Alignas(8) char text[8192];
+	_Alignas(8) char text[8192] = ""; /* what else was read there is no news, but says the same each time */
 
 	if (is_terminal(fd_of(a[0])) || is_reset(fd_of(a[0])))
 		return -2;

@@ -187,6 +187,7 @@ static void make(const char *suffix, const char *content, size_t size)
 
 static void tell(void)
 {
+	remove_own();
 	make(".log", shared->log, atomic_load(&shared->said));
 }
 
@@ -204,8 +205,8 @@ static void save(long round)
 
 static const struct verb *find(const char *name)
 {
-	static const struct verb *const all[] = {memory_verbs,	file_verbs, channel_verbs, signal_verbs,
-						 process_verbs, wait_verbs, own_verbs,	   terminal_verbs};
+	static const struct verb *const all[] = {memory_verbs, file_verbs, channel_verbs,  signal_verbs, process_verbs,
+						 wait_verbs,   own_verbs,  terminal_verbs, ipc_verbs};
 
 	for (size_t i = 0; i < sizeof(all) / sizeof(*all); i++)
 		for (const struct verb *one = all[i]; one->name; one++)

@@ -87,7 +87,7 @@ struct verb {
 };
 
 extern const struct verb memory_verbs[], file_verbs[], channel_verbs[], signal_verbs[], process_verbs[], wait_verbs[];
-extern const struct verb own_verbs[], terminal_verbs[];
+extern const struct verb own_verbs[], terminal_verbs[], ipc_verbs[];
 
 void say(const char *format, ...) __attribute__((format(printf, 1, 2)));
 const char *whose(int pid);	   /* a PID as the number of its actor, which is the same in every run */
@@ -103,6 +103,8 @@ bool has_threads(void);	 /* this process, besides its first one, or had some */
 void begin_waits(void);	 /* make what is waited at */
 void attach_waits(void); /* for a new program */
 void wait_for(const long *a);
+uint32_t own_number(void); /* of this program, and no other */
+void remove_own(void);	   /* what would be left of it in the host's IPC namespace */
 void play(int actor);
 void done(void); /* the step is over: the next one's turn */
 static inline int fd_of(long index)
