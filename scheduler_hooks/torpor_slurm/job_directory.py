@@ -120,6 +120,11 @@ class JobDirectory:
         self._write(f"runs/{restarts}", json.dumps(run))
         return candidates
 
+    @property
+    def is_new(self) -> bool:
+        """Whether no run has begun here yet."""
+        return not self._runs()
+
     def leave_to_former(self, restarts: int, start: float | None) -> None:
         """Move the directory aside if it is that of a former job with the same id; arguments as of `begin`."""
         runs = self._runs()
@@ -217,8 +222,11 @@ class JobDirectory:
 
     @property
     def state(self) -> dict[str, Any]:
-        """What `torpor slurm status` shows."""
-        return self._read("state")
+        """What `torpor slurm status` shows; empty if it cannot be read, since no job depends on it."""
+        try:
+            return self._read("state")
+        except TorporError:
+            return {}
 
     def update_state(self, **news: Any) -> None:
         """Change some fields of the state.

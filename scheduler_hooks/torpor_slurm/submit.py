@@ -99,10 +99,11 @@ def refuse(submission: Submission) -> list[Reason]:
     """What the job requests that cannot be saved."""
     values = submission.values
     reasons = []
-    if ":" in submission.options:
+    parts = [words[0] for words in map(_words, directives(submission.script)) if words in (["hetjob"], ["packjob"])]
+    if sign := ":" if ":" in submission.options else next(iter(parts), ""):
         reasons.append(
             Reason(
-                "a heterogeneous job (:)",
+                f"a heterogeneous job ({sign})",
                 "a snapshot holds the processes of one node",
                 "submit each by itself",
             )
@@ -114,7 +115,8 @@ def refuse(submission: Submission) -> list[Reason]:
     gpus += [f"--{name}={values[name]}" for name in _TRES_OPTIONS if "gpu" in values.get(name, "")]
     if gpus:
         reasons.append(gpus_held(", ".join(gpus)))
-    if "no-requeue" in values:
+    # In the script it is overridden by the command line's --requeue: workflow managers write it into every script.
+    if "no-requeue" in _GRAMMAR.read(submission.options)[0]:
         reasons.append(Reason("--no-requeue", "a preempted job can only go on if it is requeued", "remove it"))
     if values.get("open-mode", "append") != "append":
         reasons.append(

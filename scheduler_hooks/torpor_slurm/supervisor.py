@@ -173,6 +173,10 @@ class Supervisor:
         self.directory.leave_to_former(self.allocation.restarts, self.record.start)
         if finished := self.directory.finished:
             return self._finished_before(finished)
+        if self.allocation.restarts and self.directory.is_new:
+            before = f"Slurm has restarted job {self.directory.job} {self.allocation.restarts} times"
+            nothing = f"no run of it has left anything in {self.directory.path.parents[1]} on {self.allocation.node}"
+            _tell(f"{before}, but {nothing}: it begins anew. Do all nodes share that store?")
         try:
             self.found = self.directory.begin(self.allocation.restarts, self.allocation.node, self.record.start)
             self.directory.write_environment(self.allocation.variables)

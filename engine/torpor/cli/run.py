@@ -47,6 +47,10 @@ def command(
     if allocation is None:
         if script is not None:
             raise click.UsageError("--script is for `torpor sbatch`, inside a job.")
+        if "SLURM_JOB_ID" in os.environ:
+            note(
+                "this is no batch job (but salloc or srun): Slurm ends it with nothing saved but what --every has saved"
+            )
         return exit_as(torpor.run(cmd, store=store, every=every, saved=_teller(), failed=_not_saved))
     if is_supervised(os.environ, allocation):
         os.execvp(cmd[0], cmd)

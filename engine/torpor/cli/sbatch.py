@@ -15,14 +15,14 @@ from torpor.cli.slurm_options import slurm_options
 @click.command(
     "sbatch",
     short_help="Submit a Slurm job that loses no work when it is preempted.",
-    context_settings={"ignore_unknown_options": False, "allow_interspersed_args": False},
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
 )
 @store_option
 @click.option(
     "--every", type=DurationType(), metavar="TIME", help="Also save the job at this interval: 90s, 10m, 1h30m."
 )
 @slurm_options
-@click.argument("arguments", metavar="-- [SBATCH ARGUMENTS] SCRIPT [ARGUMENTS]", nargs=-1, type=click.UNPROCESSED)
+@click.argument("arguments", metavar="[--] [SBATCH ARGUMENTS] SCRIPT [ARGUMENTS]", nargs=-1, type=click.UNPROCESSED)
 @command_options
 def command(arguments: tuple[str, ...], store: str | None, every: float | None, as_json: bool, **chosen: Any) -> int:
     """Submit a batch script that is saved when Slurm preempts it, and continues when it is requeued.

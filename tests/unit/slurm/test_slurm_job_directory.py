@@ -133,6 +133,16 @@ def test_the_state_of_a_job_is_read_by_programs(tmp_path: Path) -> None:
     assert JobDirectory.all(tmp_path) == []
 
 
+def test_a_state_that_cannot_be_read_is_written_anew(tmp_path: Path) -> None:
+    directory = JobDirectory(tmp_path, "12", "c")
+    directory.begin(0, "n1", 1.0)
+    for text in ("", "[1]", "\0" * 9):
+        (directory.path / "state").write_text(text)
+        assert directory.state == {}
+        directory.update_state(phase="running")
+        assert directory.state == {"phase": "running"}
+
+
 def test_what_a_job_says_is_on_disk_before_anything_follows_from_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,9 +6,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
+from torpor.cli.sbatch import command
 from torpor.errors import NotFound, Refused
 from torpor_slurm import submit
 
@@ -49,6 +51,42 @@ def test_a_wrapped_command_is_a_script() -> None:
 def test_what_cannot_be_kept_is_not_submitted(job_script: Path, options: list[str], words: str) -> None:
     with pytest.raises(Refused, match=words):
         submit.submit(submit.parse([*options, str(job_script)]), ["torpor", "run"])
+
+
+@pytest.mark.parametrize("line", ["#SBATCH hetjob", "#SBATCH packjob"])
+def test_a_script_of_several_parts_is_not_submitted(job_script: Path, line: str) -> None:
+    job_script.write_text(f"#!/bin/sh\n#SBATCH -n1 -J hetjob\n{line}\n#SBATCH -n1\ntrue\n")
+    assert [one.subject for one in submit.refuse(submit.parse([str(job_script)]))] == [
+        f"a heterogeneous job ({line[8:]})"
+    ]
+
+
+def test_a_job_may_be_named_so(job_script: Path) -> None:
+    job_script.write_text("#!/bin/sh\n#SBATCH -J hetjob\ntrue\n")
+    assert submit.refuse(submit.parse([str(job_script)])) == []
+
+
+def test_what_a_workflow_manager_writes_into_its_scripts_is_overridden(job_script: Path) -> None:
+    job_script.write_text("#!/bin/sh\n#SBATCH --no-requeue\ntrue\n")
+    assert submit.refuse(submit.parse([str(job_script)])) == []
+
+
+def test_options_of_sbatch_need_no_dashes_before_them(
+    job_script: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sbatch = tmp_path / "sbatch"
+    sbatch.write_text('#!/bin/sh\nfor word; do [ -f "$word" ] && word="script ${word##*/}"; echo "<$word>"; done\n')
+    sbatch.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    own = ["--store", str(tmp_path / "store"), "--every=5m"]
+    told = []
+    for dashes in ([], ["--"]):
+        words = [*own, *dashes, "-Hp", "low", "--time=5", "-n", "1", str(job_script), "--every", "x"]
+        result = CliRunner().invoke(command, words)
+        assert result.exit_code == 0, result.output
+        told.append(result.stdout.split("\n"))
+    assert told[0] == told[1]
+    assert told[0][3:] == ["<-Hp>", "<low>", "<--time=5>", "<-n>", "<1>", "<script job.sh>", "<--every>", "<x>", ""]
 
 
 def test_the_option_of_the_plugin_is_taken_out(job_script: Path) -> None:

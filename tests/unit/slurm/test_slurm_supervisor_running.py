@@ -6,6 +6,7 @@ import signal
 import time
 from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -170,12 +171,31 @@ def test_a_second_application_of_a_script_does_not_pass_for_the_first(rig: Rig) 
         supervisor.supervise(["false"], rig.allocation, rig.directory, Options())
 
 
-def test_what_another_job_of_the_same_id_has_finished_is_not_this_ones(rig: Rig) -> None:
-    """After the controller has lost its state, or when ids begin anew."""
-    rig.directory.finish(0, 0)
+def whole(rig: Rig) -> None:
+    """What a run needs from its begin on."""
     rig.monkeypatch.setattr(Supervisor, "_start", lambda _: rig.app)
     rig.monkeypatch.setattr(lifeline, "tie", lambda _: None)
     rig.monkeypatch.setattr(supervisor, "Sentinel", lambda *_: nullcontext(rig.sentinel))
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_job_that_begins_anew_since_its_store_is_another_nodes_says_so(
+    rig: Rig, tmp_path: Path, capfd: pytest.CaptureFixture[str], shared: bool
+) -> None:
+    whole(rig)
+    rig.app.code = 5
+    if not shared:
+        (tmp_path / "another").mkdir()
+    directory = rig.directory if shared else JobDirectory(tmp_path / "another", "12", "c")
+    later = replace(rig.allocation, restarts=2)
+    assert supervisor.supervise(["true"], later, directory, Options()) == 5
+    assert ("restarted job 12 2 times, but no run of it" in capfd.readouterr().err) != shared
+
+
+def test_what_another_job_of_the_same_id_has_finished_is_not_this_ones(rig: Rig) -> None:
+    """After the controller has lost its state, or when ids begin anew."""
+    rig.directory.finish(0, 0)
+    whole(rig)
     rig.app.code = 5
     assert supervisor.supervise(["true"], rig.allocation, rig.directory, Options()) == 5
     assert rig.directory.finished is not None
