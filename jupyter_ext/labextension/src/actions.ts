@@ -315,9 +315,18 @@ export class Actions {
       return; // changes that are not saved would be lost
     }
     const gone = !this.model.kernel(kernel);
+    // What is typed into the notebook before it is read again is lost: only then is it said that the kernel is back.
+    const restored = async (): Promise<IRestored> => {
+      const told = await this.model.api.restore(kernel, checkpoint, how);
+      if (how.notebook) {
+        // JupyterLab tells why it cannot be read; the kernel is back all the same.
+        await this.notebooks.of(kernel)?.context.revert().catch(() => undefined);
+      }
+      return told;
+    };
     const back = await this.notices.follow(
       kernel,
-      this.model.api.restore(kernel, checkpoint, how),
+      restored(),
       this.words.trans.__('Could not go back to the checkpoint'),
       news,
       wayOn
@@ -330,9 +339,6 @@ export class Actions {
     }
     if (gone) {
       await this.notebooks.adopt(kernel);
-    }
-    if (how.notebook) {
-      await this.notebooks.of(kernel)?.context.revert();
     }
   }
 

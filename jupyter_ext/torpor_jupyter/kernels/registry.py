@@ -112,22 +112,31 @@ class Registry:
         provisioner = self.provisioner(kernel_id)
         state = self.state(kernel_id)
         operation = state.operation
-        kernel = self.kernel_manager(kernel_id)
-        return {
+        # One that is told to be parked can be woken at once: not a moment later, when the operation has ended.
+        condition = state.told if operation else self.condition(kernel_id)
+        return condition | {
             "id": kernel_id,
-            "name": kernel.kernel_name,
-            "state": "parked" if state.parked else "living",
-            "execution_state": state.execution_state if state.parked else kernel.execution_state,
-            "snapshot": state.parked or None,
-            "parked_ns": state.parked_ns or None,
+            "name": self.kernel_manager(kernel_id).kernel_name,
             "head": state.head or None,
             "execution_count": state.gate.execution_count,
-            "pid": provisioner.pid if isinstance(provisioner, TorporProvisioner) else None,
             "suitable": isinstance(provisioner, TorporProvisioner) or can_be_taken_over(provisioner),
             "sessions": [
                 {"id": s.id, "path": self.contents_path(s.path), "type": s.type} for s in self.sessions_of(kernel_id)
             ],
             "operation": asdict(operation) if operation else None,
+        }
+
+    def condition(self, kernel_id: str) -> dict[str, Any]:
+        """Of what `describe` tells, what an operation changes. Raises NotFound."""
+        provisioner, state = self.provisioner(kernel_id), self.state(kernel_id)
+        return {
+            "state": "parked" if state.parked else "living",
+            "execution_state": state.execution_state
+            if state.parked
+            else self.kernel_manager(kernel_id).execution_state,
+            "snapshot": state.parked or None,
+            "parked_ns": state.parked_ns or None,
+            "pid": provisioner.pid if isinstance(provisioner, TorporProvisioner) else None,
         }
 
     def kernels(self) -> list[dict[str, Any]]:

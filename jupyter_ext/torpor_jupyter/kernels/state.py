@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from typing import Any
 
 from torpor import Series
 from torpor.errors import TorporError
@@ -50,6 +51,8 @@ class State:
     series: Series = field(default_factory=Series)
     """Its checkpoints since this server knows it: the next one reads what was written since the last."""
     operation: Operation | None = None
+    told: dict[str, Any] = field(default_factory=dict)
+    """While something is done to it: what is told of its state, which changes only with the end."""
     parked: str = ""
     """The snapshot that it is parked in."""
     parked_ns: int = 0

@@ -93,6 +93,30 @@ def test_that_a_kernel_is_idle_may_be_on_its_way(
     run(server, heard())
 
 
+def test_what_is_told_of_a_kernel_changes_when_the_operation_ends(
+    server: Server, process: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who hears that it is parked can have it woken, and is not told that it is parking already."""
+    service, run_step = server.service, server.service.workers.run
+    seen = []
+
+    async def told() -> None:
+        kernel = await server.sleeping(process)
+
+        async def watched(*step: Any) -> Any:
+            done = await run_step(*step)
+            known = service.registry.describe(kernel)
+            seen.append((known["operation"]["doing"], known["state"], bool(known["snapshot"]), bool(known["pid"])))
+            return done
+
+        monkeypatch.setattr(service.workers, "run", watched)
+        assert (await service.park(kernel))["state"] == "parked"
+        assert (await service.resume(kernel))["state"] == "living"
+        assert set(seen) == {("parking", "living", False, True), ("waking", "parked", True, False)}
+
+    run(server, told())
+
+
 def test_one_thing_at_a_time(server: Server, process: subprocess.Popen[bytes]) -> None:
     service = server.service
 
