@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from torpor.errors import CheckpointFailed, TorporError
+from torpor.processes import start_time
 
 TAG = "notebook-kernel"
 """The tag of a snapshot that says by which process it was asked for."""
@@ -46,13 +47,15 @@ def checkpoint(name: str) -> str:
         )  # fmt: skip
         if starter.returncode:
             raise CheckpointFailed("cannot start the helper process", details=starter.stderr[-2000:])
-        helper = int(ready.read_text())
+        helper, before = int(ready.read_text()), _this_process()
         # Where Yama lets only ancestors trace, a process can name another one that may (Documentation/.../Yama.rst).
         ctypes.CDLL(None).prctl(_PR_SET_PTRACER, ctypes.c_ulong(helper), 0, 0, 0)
         Path(folder, "go").touch()
         while not answer.exists():
-            if not os.path.exists(f"/proc/{helper}") and not answer.exists():
+            if _this_process() != before:
                 return "The kernel was woken from this checkpoint."
+            if not os.path.exists(f"/proc/{helper}") and not answer.exists():
+                raise CheckpointFailed("the helper that was to save this kernel has ended", advice="try again")
             time.sleep(0.02)
         told = json.loads(answer.read_text())
     if "id" not in told:
@@ -63,6 +66,12 @@ def checkpoint(name: str) -> str:
             *(f"A wake will not bring back everything: {notice}" for notice in told["notices"]),
         ]
     )
+
+
+def _this_process() -> tuple[int, str, str]:
+    """Another one after a wake, whatever its PID: when it was started, since which boot, in which PID namespace."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
+    return start_time(os.getpid()), boot, os.readlink("/proc/self/ns/pid")
 
 
 def _original_stdio() -> dict[int, int]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from IPython.core.error import UsageError
 from IPython.core.magic import Magics, line_magic, magics_class
+from traitlets.config import MultipleInstanceError
 
 from torpor.errors import TorporError
 from torpor_jupyter.client import helper, rest
@@ -100,7 +101,7 @@ class TorporMagics(Magics):
             from ipykernel.connect import get_connection_file  # noqa: PLC0415  not in a plain `ipython`
 
             file = get_connection_file()
-        except (ImportError, RuntimeError):
+        except (ImportError, RuntimeError, MultipleInstanceError):  # the last one: a terminal's IPython is the app
             return ""
         found = KERNEL_FILE.fullmatch(file.rpartition("/")[2])
         return found[1] if found else ""

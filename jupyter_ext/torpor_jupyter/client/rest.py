@@ -43,7 +43,6 @@ class JupyterServer:
     url: str
     token: str
     root_dir: str
-    pid: int
 
     def get(self, path: str, *, seconds: float = LOOK_SECONDS) -> Any:
         """GET below ``/api/torpor/``. Raises as `ask`."""
@@ -95,21 +94,20 @@ class JupyterServer:
 
 
 def servers() -> list[JupyterServer]:
-    """The servers of this user that run on this host."""
+    """The servers of this user that have told where they are; one that was killed does not answer.
+
+    Whether its process lives is not asked: a kernel that was woken may see no process but its own.
+    """
     found = []
     for path in sorted(Path(jupyter_runtime_dir()).glob("jpserver-*.json")):
         try:
             told = json.loads(path.read_text(encoding="utf-8"))
-            server = JupyterServer(told["url"], told["token"], told["root_dir"], told["pid"])
+            server = JupyterServer(told["url"], told["token"], told["root_dir"])
         except (OSError, ValueError, KeyError, TypeError):
             continue  # on its way in or out, or of another version
-        if server.url.startswith("http") and "+unix" not in server.url and _lives(server.pid):
+        if server.url.startswith("http") and "+unix" not in server.url:
             found.append(server)
     return found
-
-
-def _lives(pid: int) -> bool:
-    return os.path.exists(f"/proc/{pid}")
 
 
 def server_of(kernel_id: str) -> JupyterServer | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +44,7 @@ class Answers:
 def answers(monkeypatch: pytest.MonkeyPatch) -> Answers:
     made = Answers()
     monkeypatch.setattr(JupyterServer, "get", lambda server, path: made.get(server, path))  # noqa: PLW0108  binds the server
-    monkeypatch.setattr(rest, "servers", lambda: [JupyterServer(url, "", "/", 1) for url in made.kernels])
+    monkeypatch.setattr(rest, "servers", lambda: [JupyterServer(url, "", "/") for url in made.kernels])
     return made
 
 
@@ -78,22 +77,29 @@ def test_a_server_without_torpor_hides_no_other(answers: Answers) -> None:
     [("first", 0), ("again", 2), ("latest", 3), ("20260101", 0), ("20260102-000000000", 1), ("fff000", 3)],
 )
 def test_a_checkpoint_by_name_by_age_or_by_id(answers: Answers, name: str, number: int) -> None:
-    server = JupyterServer("http://one/", "", "/", 1)
+    server = JupyterServer("http://one/", "", "/")
     assert rest.checkpoint_named(server, "aaa", name) is MADE[number]
 
 
 @pytest.mark.parametrize(("name", "why"), [("20260102", "several"), ("none", "none of its"), ("", "none of its")])
 def test_a_name_that_is_not_one_checkpoints(answers: Answers, name: str, why: str) -> None:
     with pytest.raises(NotFound, match=why):
-        rest.checkpoint_named(JupyterServer("http://one/", "", "/", 1), "aaa", name)
+        rest.checkpoint_named(JupyterServer("http://one/", "", "/"), "aaa", name)
 
 
-def test_files_of_servers_that_are_gone_or_not_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_of_servers_that_are_not_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rest, "jupyter_runtime_dir", lambda: str(tmp_path))
-    good = {"url": "http://here/", "token": "t", "root_dir": "/", "pid": os.getpid()}
-    for number, told in enumerate(
-        [{**good, "pid": 2**22 + 1}, {**good, "url": "http+unix://socket"}, {"url": "http://old/"}, [], good]
-    ):
+    good = {"url": "http://here/", "token": "t", "root_dir": "/"}
+    for number, told in enumerate([{**good, "url": "http+unix://socket"}, {"url": "http://old/"}, [], good]):
         (tmp_path / f"jpserver-{number}.json").write_text(json.dumps(told))
     (tmp_path / "jpserver-9.json").write_text("{")
     assert [server.url for server in rest.servers()] == ["http://here/"]
+
+
+def test_a_server_is_asked_although_its_process_cannot_be_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As from a kernel that was woken into a PID namespace of its own."""
+    monkeypatch.setattr(rest, "jupyter_runtime_dir", lambda: str(tmp_path))
+    told = {"url": "http://127.0.0.1:1/", "token": "t", "root_dir": "/", "pid": 2**22 + 1}
+    (tmp_path / "jpserver-1.json").write_text(json.dumps(told))
+    assert rest.servers() == [JupyterServer("http://127.0.0.1:1/", "t", "/")]
+    assert rest.server_of("a-b-c-d-e") is None, "one that was killed does not answer"
