@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 from typing import Any
 
 from jupyter_core.utils import ensure_async
@@ -55,6 +56,10 @@ class Notebooks:
     async def exists(self, path: str) -> bool:
         """Whether something is there. Raises HTTPError for a path that this server does not serve."""
         return bool(await ensure_async(self.contents.exists(path)))
+
+    async def has_folder(self, path: str) -> bool:
+        """Whether the folder of a path is there. Raises HTTPError for a path that this server does not serve."""
+        return bool(await ensure_async(self.contents.dir_exists(os.path.dirname(path))))
 
     async def beside(self, path: str, word: str) -> str:
         """A path beside another one that nothing has yet: ``work-fork1.ipynb``."""

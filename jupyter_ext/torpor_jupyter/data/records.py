@@ -214,13 +214,20 @@ class Records:
                 raise ValueError("it is too large")
             return _parse(kind, id, json.loads(text))
         except (ValueError, TypeError) as error:
-            raise StoreError(f"{path} is not a record of this version: {error}", advice="remove it") from error
+            # It may hold the key of a kernel that is parked.
+            advice = "use the version of Torpor that wrote it" if isinstance(error, _Newer) else "remove it"
+            raise StoreError(f"{path} is not a record of this version: {error}", advice=advice) from error
 
     def all(self, kind: type[R]) -> Iterator[R | StoreError]:
         """All records of a kind by their ids, oldest snapshot first; what cannot be read comes as its error."""
         try:
             names = sorted(os.listdir(self.folder / kind.FOLDER))
         except FileNotFoundError:
+            return
+        except OSError as error:
+            yield StoreError(
+                f"cannot read {self.folder / kind.FOLDER}: {error.strerror}", advice="make the folder readable"
+            )
             return
         for name in names:
             id = name.removesuffix(".json")
@@ -271,13 +278,17 @@ class Records:
         return self.folder / kind.FOLDER / f"{id}.json"
 
 
+class _Newer(ValueError):
+    """A record says more than this version understands."""
+
+
 def _parse(kind: type[R], id: str, data: object) -> R:
     if not isinstance(data, dict):
         raise ValueError("it is not a JSON object")
     known = {f.name for f in fields(kind)}
     unknown = sorted(data.keys() - known)
     if unknown:
-        raise ValueError(f"it has an unknown field {unknown[0]!r}")
+        raise _Newer(f"it has an unknown field {unknown[0]!r}")
     if data.get("id") != id:
         raise ValueError("it has another id")
     for name, value in data.items():

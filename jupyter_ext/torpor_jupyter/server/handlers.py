@@ -7,6 +7,7 @@ for the resource ``torpor``: ``read`` to look, ``execute`` for everything that t
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Awaitable, Callable
 from functools import wraps
 from pathlib import Path
@@ -23,6 +24,8 @@ from torpor_jupyter.kernels.service import Service
 DESCRIPTION = Path(__file__).with_name("api.yaml").read_bytes()
 MAX_NAME, MAX_NOTE = 200, 4000
 """Characters."""
+UNSHOWN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters but tab and line feed, those that turn the direction of what follows, and halves of pairs."""
 
 _STATUS: dict[type[errors.TorporError], int] = {
     errors.NotFound: 404,
@@ -74,7 +77,10 @@ class TorporHandler(APIHandler):
 
     def body(self, **wanted: type) -> dict[str, Any]:
         """The fields of the request's JSON body; one that is unknown, or of another type, is a bad request."""
-        body = self.get_json_body() or {}
+        try:
+            body = self.get_json_body() or {}
+        except UnicodeDecodeError:
+            raise web.HTTPError(400, "the body is not UTF-8") from None
         if not isinstance(body, dict):
             raise web.HTTPError(400, "the body is not a JSON object")
         for name, value in body.items():
@@ -85,6 +91,8 @@ class TorporHandler(APIHandler):
             limit = MAX_NOTE if name in ("note", "path") else MAX_NAME
             if isinstance(value, str) and len(value) > limit:
                 raise web.HTTPError(400, f"{name} is longer than {limit} characters")
+            if isinstance(value, str) and (bad := UNSHOWN.search(value)):
+                raise web.HTTPError(400, f"{name} holds the character U+{ord(bad[0]):04X}, which cannot be shown")
         return body
 
     def answer(self, value: object, status: int = 200) -> None:

@@ -87,6 +87,22 @@ def test_all_gives_what_can_be_read_and_the_errors(tmp_path: Path) -> None:
     assert isinstance(second, StoreError) and "not a JSON object" in str(second)
 
 
+def test_a_folder_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+    (tmp_path / "kernels").touch()
+    (error,) = Records(tmp_path).all(KernelRecord)
+    assert isinstance(error, StoreError) and "Not a directory" in str(error)
+
+
+def test_the_record_of_a_newer_version_is_not_to_be_removed(tmp_path: Path) -> None:
+    """It may hold the key of a kernel that is parked."""
+    records = Records(tmp_path)
+    records.write(kernel())
+    path = tmp_path / "kernels" / f"{KERNEL}.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"news": 1}))
+    with pytest.raises(StoreError, match="use the version of Torpor that wrote it"):
+        records.read(KernelRecord, KERNEL)
+
+
 def test_a_process_is_not_mistaken_for_a_later_one() -> None:
     me = ProcessId.of(os.getpid())
     assert me.exists()

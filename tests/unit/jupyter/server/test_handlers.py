@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import re
+from typing import Any
+
+import pytest
+from tornado import web
 
 from tests.api import description
-from torpor_jupyter.server.handlers import HANDLERS
+from torpor_jupyter.server.handlers import HANDLERS, TorporHandler
 
 METHODS = ("get", "post", "put", "patch", "delete")
 
@@ -31,3 +35,22 @@ def test_every_reference_leads_somewhere() -> None:
         for part in reference.split("/"):
             found = found[part]
         assert found
+
+
+def body(monkeypatch: pytest.MonkeyPatch, found: Any) -> dict[str, Any]:
+    """What a handler makes of a request's body."""
+
+    def read(handler: TorporHandler) -> Any:
+        return found if isinstance(found, dict) else found.decode()
+
+    monkeypatch.setattr(TorporHandler, "get_json_body", read)
+    return TorporHandler.__new__(TorporHandler).body(name=str)
+
+
+def test_a_body_that_cannot_be_shown_is_a_bad_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("two\nlines\tand more", "مرحبا", "👩\u200d💻"):
+        assert body(monkeypatch, {"name": name}) == {"name": name}
+    for bad in (b"\xff", {"name": "a\0b"}, {"name": "\x1b[31m"}, {"name": "\u202egnp.exe"}, {"name": "\ud800"}):
+        with pytest.raises(web.HTTPError) as raised:
+            body(monkeypatch, bad)
+        assert raised.value.status_code == 400
