@@ -30,6 +30,9 @@ class Client(Protocol):
     def handle_incoming_message(self, incoming_msg: Any) -> None:
         """Send a request that has waited on to the kernel."""
 
+    def abort_cell(self, message: Any) -> bool:
+        """Say that a request that has waited was aborted, if it is a cell; whether it is one."""
+
     def send_reply(self, header: dict[str, Any], content: dict[str, Any]) -> None:
         """Give a reply to the request with this header."""
 
@@ -80,6 +83,20 @@ class Gate:
                 connection.handle_incoming_message(message)
             except Exception:  # nonsense from one browser: the others' requests still go on
                 app_log.exception("A request that has waited cannot be sent on")
+
+    def begin_anew(self) -> None:
+        """The kernel was started again: cells that it has not run are aborted; other requests are for the new one."""
+        self.cell, self.execution_count, self.cells_sent, self.kernel_info = "", 0, 0, None
+        self.awaits_input = False
+        self.uncertain.clear()
+        self.abort_unanswered(set())
+        waited, self.waiting = self.waiting, []
+        for client, message in waited:
+            try:
+                if not client.abort_cell(message):
+                    self.waiting.append((client, message))
+            except Exception:  # nonsense from one browser is no reason to start no kernel
+                app_log.exception("A request that has waited cannot be read")
 
     def forget_gone(self) -> None:
         """Of a kernel that is idle: what browsers have asked it that have gone since is answered."""

@@ -33,7 +33,9 @@ JOURNAL = "-journal"
 """In the name of SQLite's rollback journals."""
 JOURNAL_SECONDS = 1.0
 """How long a transaction is waited for; a longer one is a program's own, and is saved as it is."""
-JOURNAL_TRIES = 4
+TRIES = 4
+"""How often a kernel is tried to be saved that is refused for what may pass: a file that is being replaced, say."""
+AGAIN_SECONDS = 0.2
 REPLY_SECONDS = 5.0
 """How long a kernel that was idle may take for its first answer."""
 IDLE_SECONDS = 1.0
@@ -132,7 +134,7 @@ class Operations:
             series=state.series,
         )
         cells = state.gate.cells_sent
-        info: SnapshotInfo = await self._workers.run(_between_transactions, process.pid, save)
+        info: SnapshotInfo = await self._workers.run(_when_possible, process.pid, save)
         record = CheckpointRecord(
             info.id,
             kernel_id,
@@ -353,29 +355,38 @@ async def _end(process: KernelProcess) -> None:
         await asyncio.sleep(0.01)
 
 
-def _between_transactions(pid: int, save: Callable[[], SnapshotInfo]) -> SnapshotInfo:
-    """Save a process while SQLite has no journal open in it, as IPython's database of cells has for milliseconds.
+def _when_possible(pid: int, save: Callable[[], SnapshotInfo]) -> SnapshotInfo:
+    """Save a process: once more if what it is refused for may have passed, and while SQLite has no journal open in it.
+
+    IPython's database of cells has one for milliseconds.
 
     A journal that is there at one moment and gone at the next is refused by the engine; and another kernel would
     roll back the transaction of one that was ended in its middle (https://www.sqlite.org/lockingv3.html).
     """
-    for _ in range(JOURNAL_TRIES):
+    refused: list[Refused] = []
+    while True:
         deadline = time.monotonic() + JOURNAL_SECONDS
         while _has_journal(pid) and time.monotonic() < deadline:
             time.sleep(0.002)
         try:
             return save()
         except Refused as error:
-            if not all(JOURNAL in reason.subject for reason in error.reasons):
+            # What stands in the way for the second time stays there; a journal comes and goes.
+            lasting = {str(reason) for reason in error.reasons if JOURNAL not in reason.subject}
+            known = {str(reason) for earlier in refused for reason in earlier.reasons}
+            refused.append(error)
+            if lasting & known or len(refused) > TRIES:
                 raise
-    return save()
+            if lasting:
+                time.sleep(AGAIN_SECONDS)
 
 
 def _has_journal(pid: int) -> bool:
-    for fd in Path(f"/proc/{pid}/fd").iterdir():
-        with suppress(FileNotFoundError):
-            if JOURNAL in os.readlink(fd):
-                return True
+    with suppress(OSError):  # it has ended: nobody may look into a zombie
+        for fd in Path(f"/proc/{pid}/fd").iterdir():
+            with suppress(FileNotFoundError):
+                if JOURNAL in os.readlink(fd):
+                    return True
     return False
 
 

@@ -47,6 +47,12 @@ class Registry(Protocol):
     def remember(self, provisioner: TorporProvisioner) -> None:
         """Write down a living kernel."""
 
+    async def settled(self, kernel_id: str) -> None:
+        """Give up what is being done to a kernel that is to end, and wait until it is over."""
+
+    def begin_anew(self, kernel_id: str) -> None:
+        """A kernel has a new process, in which nothing of the old one is: it was started again."""
+
     def forget(self, kernel_id: str) -> None:
         """A kernel has ended for good."""
 
@@ -131,6 +137,8 @@ class TorporProvisioner(LocalProvisioner):
         else:
             child = launch_kernel(cmd, **options)
         self._take(KernelProcess(child.pid, child=child))
+        if self.registry:
+            self.registry.begin_anew(self.kernel_id)
         return self.connection_info
 
     async def post_launch(self, **kwargs: Any) -> None:
@@ -184,20 +192,22 @@ class TorporProvisioner(LocalProvisioner):
 
     async def kill(self, restart: bool = False) -> None:
         """End it. A parked one is given up: what it was stays in its checkpoints."""
+        await self._give_up()
         if self.kernel:
             self.kernel.kill()
-        self._give_up()
 
     async def terminate(self, restart: bool = False) -> None:
         """Ask it to end; a parked one is given up."""
+        await self._give_up()
         await self.send_signal(signal.SIGTERM)
-        self._give_up()
 
     async def shutdown_requested(self, restart: bool = False) -> None:
         """A parked one cannot answer: it is given up at once."""
-        self._give_up()
+        await self._give_up()
 
-    def _give_up(self) -> None:
+    async def _give_up(self) -> None:
+        if self.registry:
+            await self.registry.settled(self.kernel_id)
         self.parked = False
 
     async def cleanup(self, restart: bool = False) -> None:

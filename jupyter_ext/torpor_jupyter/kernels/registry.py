@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from collections.abc import Iterator
@@ -55,10 +56,21 @@ class Registry:
         return self._returning.pop(kernel_id, None)
 
     def log_file(self, kernel_id: str) -> int:
-        """A new descriptor of the file that takes what a kernel writes to its standard output and error."""
+        """A new descriptor of the file that takes what a kernel writes to its standard output and error.
+
+        Where the store cannot be written, that is told in the log, and the kernel starts without.
+        """
         path = self.log_path(kernel_id)
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            self.log.warning(
+                "Torpor's store cannot be written, and no kernel can be saved: %s; make room, or name another one by"
+                " c.TorporApp.store",
+                error,
+            )
+            return os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
 
     def log_path(self, kernel_id: str) -> Path:
         """Where that file is."""
@@ -73,13 +85,35 @@ class Registry:
                 "Another server would not find kernel %s after a crash of this one: %s", provisioner.kernel_id, error
             )
 
+    async def settled(self, kernel_id: str) -> None:
+        """Give up what is being done to a kernel that is to end, and wait until it is over."""
+        state = self._states.get(kernel_id)
+        while state and state.operation and state.operation.doing != "forking":  # that does not touch it
+            state.operation.cancelled = True
+            await asyncio.sleep(0.02)
+
+    def begin_anew(self, kernel_id: str) -> None:
+        """A kernel has a new process, in which nothing of the old one is: it was started again."""
+        if (old := self._states.pop(kernel_id, None)) is None:
+            return
+        old.series.close()
+        self._states[kernel_id] = State(gate=old.gate, log=old.log)
+        old.gate.begin_anew()
+        if old.parked:
+            self.unpin(old.parked)
+            self.kernel_manager(kernel_id).execution_state = "starting"  # it was told to be busy, so that pages wait
+            old.gate.open()
+
     def forget(self, kernel_id: str) -> None:
         """A kernel has ended for good; its checkpoints stay."""
         state = self._states.pop(kernel_id, None)
         if state and state.parked:
             self.unpin(state.parked)
-        self.records.remove(KernelRecord, kernel_id)
-        self.remove_unused_log(kernel_id)
+        try:
+            self.records.remove(KernelRecord, kernel_id)
+            self.remove_unused_log(kernel_id)
+        except (OSError, TorporError) as error:
+            self.log.warning("Kernel %s has ended, and the store still has its record: %s", kernel_id, error)
 
     def pin(self, id: str, pinned: bool) -> None:
         """Keep the snapshot of a parked kernel from `torpor prune`. Trouble with the store is told in the log."""
@@ -172,9 +206,10 @@ class Registry:
             except TorporError as error:
                 self.log.warning("Kernel %s: %s", found.id, error)
                 continue
-            if record.id not in self.manager and self._belongs_here(record):
+            if record.id not in self.manager:
                 try:
-                    await self.register(record)
+                    if self._belongs_here(record):
+                        await self.register(record)
                 except Exception as error:  # a kernelspec that is gone, ports in use: the others still come back
                     self.log.warning("Kernel %s cannot come back: %s", record.id, error)
 
@@ -231,6 +266,9 @@ class Registry:
             state.parked, state.parked_ns = record.snapshot, record.parked_ns
             state.execution_state = record.execution_state
             state.gate.shut, state.gate.kernel_info = 1, record.kernel_info
+        with suppress(TorporError):  # of one that ran on since, until its next cell tells
+            head = self.records.read(CheckpointRecord, state.head)
+            state.gate.cell, state.gate.execution_count = head.cell, head.execution_count
         self._returning[record.id] = Returning(record.connection, process)
         paths = [self.contents_path(session.path) for session in record.sessions]
         try:
@@ -391,7 +429,9 @@ def can_be_taken_over(provisioner: Any) -> bool:
 def kernel_info_of(manager: Any) -> dict[str, Any]:
     """What a kernel said of itself when the first browser connected; empty when none has."""
     known = getattr(manager, "_kernel_info_future", None)
-    info: dict[str, Any] = known.result() if known and known.done() else {}
+    if not known or not known.done() or known.cancelled() or known.exception():
+        return {}
+    info: dict[str, Any] = known.result()
     return info
 
 

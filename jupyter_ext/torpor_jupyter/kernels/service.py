@@ -225,6 +225,8 @@ class Service:
             raise Unsuitable(
                 f"{path} cannot be the new notebook", advice=f"name a file that ends in {SUFFIX} and does not exist yet"
             )
+        elif not await self.notebooks.has_folder(path):
+            raise Unsuitable(f"there is no folder for {path}", advice="make the folder, or name another one")
         text = self.checkpoints.notebooks.kept(id) or await self.notebooks.read(source) or empty(record.kernel_name)
         known = kernel_id in self.registry.manager
         async with (
@@ -251,6 +253,8 @@ class Service:
                     await self.park(kernel_id, reason=reason)
                 except TorporError as error:
                     self.log.warning("Kernel %s cannot be saved, and ends with the server: %s", kernel_id, error)
+                except Exception:  # whatever is wrong with one, the others are kept, and the server ends
+                    self.log.exception("Kernel %s cannot be saved, and ends with the server", kernel_id)
 
     async def leave(self) -> None:
         """The server stops: park what lives; what cannot be parked is left to Jupyter, which ends it."""
@@ -261,7 +265,10 @@ class Service:
         """The server stops, and Jupyter ends what lives: only what is parked stays."""
         for kernel_id in self.registry.manager.list_kernel_ids():
             if self.registry.state(kernel_id).parked:
-                self.registry.release(kernel_id)
+                try:
+                    self.registry.release(kernel_id)
+                except Exception:  # as above
+                    self.log.exception("Kernel %s, which is parked, cannot be let go", kernel_id)
 
     def close(self) -> None:
         """Give up the threads."""

@@ -143,22 +143,30 @@ class TorporWebsocketConnection(ZMQChannelsWebsocketConnection):
         if kind == "status" and self._content(message)["execution_state"] == "idle":
             service.connections.expect_reply(self.kernel_id, id)
 
-    def _note_request(self, gate: Gate, message: Any) -> None:
+    def abort_cell(self, message: Any) -> bool:
+        """Tell the browser that a request of its own was aborted, if it is a cell; whether it is one."""
+        channel, header, _ = self._read(message)
+        if channel != "shell" or header["msg_type"] != "execute_request":
+            return False
+        self.abort(header)
+        return True
+
+    def _read(self, message: Any) -> tuple[str, dict[str, Any], dict[str, Any]]:
+        """Of a message from the browser: the channel, the header, and of a cell the content."""
         if self.subprotocol == V1:
             channel, parts = deserialize_msg_from_ws_v1(message)
-            if channel != "shell":
-                gate.awaits_input = gate.awaits_input and channel != "stdin"
-                return
             header = self.session.unpack(parts[0])
-            content = self.session.unpack(parts[3]) if header["msg_type"] == "execute_request" else {}
-        else:
-            if isinstance(message, bytes):
-                return  # with buffers: a comm message, which nobody waits for
-            whole = json.loads(message)
-            if (channel := whole.get("channel", "shell")) != "shell":
-                gate.awaits_input = gate.awaits_input and channel != "stdin"
-                return
-            header, content = whole["header"], whole.get("content", {})
+            return channel, header, self.session.unpack(parts[3]) if header["msg_type"] == "execute_request" else {}
+        if isinstance(message, bytes):  # with buffers: a comm message, which nobody waits for
+            return "shell", {"msg_type": "comm_msg"}, {}
+        whole = json.loads(message)
+        return whole.get("channel", "shell"), whole["header"], whole.get("content", {})
+
+    def _note_request(self, gate: Gate, message: Any) -> None:
+        channel, header, content = self._read(message)
+        if channel != "shell":
+            gate.awaits_input = gate.awaits_input and channel != "stdin"
+            return
         if not header["msg_type"].endswith("_request"):
             return
         gate.unanswered[header["msg_id"]] = (self, header)

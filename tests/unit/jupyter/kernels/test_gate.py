@@ -25,6 +25,13 @@ class Browser:
     def send_reply(self, header: dict[str, Any], content: dict[str, Any]) -> None:
         self.replies.append((header["msg_id"], content))
 
+    def abort_cell(self, message: Any) -> bool:
+        if message == "nonsense":
+            raise ValueError
+        if cell := message.startswith("cell"):
+            self.aborted.append(message)
+        return bool(cell)
+
     def abort(self, header: dict[str, Any]) -> None:
         self.aborted.append(header["msg_id"])
 
@@ -93,3 +100,15 @@ def test_of_another_request_only_the_end_is_told() -> None:
     gate.uncertain = {"info": {"status": "ok"}}
     gate.answer_for_kernel("info")
     assert browser.aborted == ["info"] and gate.execution_count == 0
+
+
+def test_a_kernel_that_is_started_again_runs_no_cell_of_before() -> None:
+    gate, browser = Gate(shut=1, cell="x = 1", execution_count=3, cells_sent=3), Browser()
+    gate.unanswered["runs"] = (browser, request("runs"))
+    gate.started["runs"] = 1.0
+    gate.waiting += [(browser, "cell one"), (browser, "nonsense"), (browser, "info"), (browser, "cell two")]
+    gate.begin_anew()
+    assert browser.aborted == ["runs", "cell one", "cell two"]
+    assert (gate.unanswered, gate.started, gate.cell, gate.execution_count, gate.cells_sent) == ({}, {}, "", 0, 0)
+    gate.open()
+    assert browser.sent == ["info"]

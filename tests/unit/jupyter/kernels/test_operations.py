@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import subprocess
 from collections.abc import Coroutine
 from concurrent.futures import Future
 from datetime import datetime, timezone
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import torpor
 from tests.unit.jupyter.conftest import Server
-from torpor.errors import NotFound, RestoreFailed, TorporError
+from torpor.errors import NotFound, Reason, Refused, RestoreFailed, TorporError
 from torpor_jupyter.data.records import CheckpointRecord, KernelRecord
-from torpor_jupyter.kernels import ipython
+from torpor_jupyter.kernels import ipython, operations, provisioner
+from torpor_jupyter.kernels.process import KernelProcess
+from torpor_jupyter.kernels.registry import kernel_info_of
 from torpor_jupyter.kernels.state import Cancelled, Operation, Unsuitable
 
 
@@ -115,6 +119,131 @@ def test_what_is_told_of_a_kernel_changes_when_the_operation_ends(
         assert set(seen) == {("parking", "living", False, True), ("waking", "parked", True, False)}
 
     run(server, told())
+
+
+def sleep_instead(*arguments: object, **options: object) -> subprocess.Popen[bytes]:
+    """A kernel that is started is a `sleep`, too."""
+    return subprocess.Popen(["sleep", "1000"], stdin=subprocess.DEVNULL, start_new_session=True, cwd="/")
+
+
+def test_a_parked_kernel_that_is_started_again_is_a_new_one(
+    server: Server, process: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As JupyterLab's Restart does: the checkpoint stays, and nothing waits for it any more."""
+    service, registry = server.service, server.service.registry
+    monkeypatch.setattr(provisioner, "launch_kernel", sleep_instead)
+
+    async def again() -> None:
+        kernel = await server.sleeping(process)
+        await service.park(kernel)
+        await registry.kernel_manager(kernel).restart_kernel(now=True)
+        now = registry.describe(kernel)
+        assert (now["state"], now["snapshot"], now["head"]) == ("living", None, None)
+        assert now["pid"] not in (None, process.pid)
+        assert (registry.gate(kernel).shut, server.pinned()) == (0, set())
+        mine = registry.records.read(KernelRecord, kernel)
+        assert not mine.parked and mine.process and mine.process.pid == now["pid"]
+        with pytest.raises(Unsuitable, match="is not parked"):
+            await service.resume(kernel)
+        assert (await service.park(kernel))["state"] == "parked"
+
+    run(server, again())
+
+
+def test_a_kernel_that_is_to_end_ends_when_nothing_is_being_done_to_it(
+    server: Server, process: subprocess.Popen[bytes]
+) -> None:
+    service = server.service
+
+    async def ended() -> None:
+        kernel = await server.sleeping(process)
+        begun: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        async def save() -> bool:
+            async with service.operations.begin(kernel, "saving") as operation:
+                begun.set_result(None)
+                while not operation.cancelled:
+                    await asyncio.sleep(0.001)
+                return process.poll() is None
+
+        saving = asyncio.ensure_future(save())
+        await begun
+        await server.manager.shutdown_kernel(kernel, now=True)
+        assert await saving, "it lived until then"
+        assert process.poll() is not None and kernel not in server.manager
+
+    run(server, ended())
+
+
+def test_trouble_with_one_kernel_costs_no_other_when_the_server_stops(
+    server: Server,
+    process: subprocess.Popen[bytes],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    service, registry, park = server.service, server.service.registry, server.service.operations.park
+
+    async def stops() -> None:
+        record = server.record()
+        await registry.register(record, KernelProcess(process.pid))
+        good = await server.sleeping(process)
+
+        async def fails(kernel_id: str, *arguments: Any, **options: Any) -> Any:
+            if kernel_id == record.id:
+                raise PermissionError("of a zombie")
+            return await park(kernel_id, *arguments, **options)
+
+        monkeypatch.setattr(service.operations, "park", fails)
+        with caplog.at_level(logging.ERROR):
+            await service.park_all("stopping")
+        assert registry.describe(good)["state"] == "parked"
+        assert f"Kernel {record.id} cannot be saved" in caplog.text
+
+    run(server, stops())
+
+
+def test_a_kernel_that_has_told_nothing_of_itself_is_one_all_the_same() -> None:
+    loop = asyncio.new_event_loop()
+    cancelled, failed = loop.create_future(), loop.create_future()
+    cancelled.cancel()
+    failed.set_exception(TimeoutError())
+    for known in (None, loop.create_future(), cancelled, failed):
+        assert kernel_info_of(SimpleNamespace(_kernel_info_future=known)) == {}
+    loop.close()
+
+
+def test_what_a_save_was_refused_for_may_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(operations, "AGAIN_SECONDS", 0)
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+
+    def tried(*subjects: str) -> int:
+        """How often a process is tried to be saved that is refused for these."""
+        left = list(subjects)
+
+        def save() -> Any:
+            if left:
+                raise Refused("no", [Reason(left.pop(0), "cannot be kept")])
+
+        operations._when_possible(ended.pid, save)
+        return len(subjects) + 1 - len(left)
+
+    assert tried("fd 3") == 2
+    assert tried("fd 3", "fd 4") == 3
+    assert tried("x-journal", "x-journal") == 3
+    for lasting in (["fd 3"] * 2, ["x-journal"] * 5):
+        with pytest.raises(Refused):
+            tried(*lasting)
+
+
+def test_a_fork_into_a_folder_that_is_not_there_is_refused(server: Server) -> None:
+    async def refused() -> None:
+        record = server.record()
+        made = server.checkpoint(record)
+        with pytest.raises(Unsuitable, match="there is no folder for nowhere"):
+            await server.service.fork(record.id, made, path="nowhere/new.ipynb")
+
+    run(server, refused())
 
 
 def test_one_thing_at_a_time(server: Server, process: subprocess.Popen[bytes]) -> None:

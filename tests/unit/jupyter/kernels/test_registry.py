@@ -219,3 +219,33 @@ def test_paths_below_the_servers_folder_are_those_of_the_contents_api(server: Se
     assert registry.contents_path(str(server.root / "a" / "b.ipynb")) == "a/b.ipynb"
     assert registry.contents_path(f"{server.root}-other/b.ipynb") is None
     assert registry.contents_path("") is None
+
+
+def test_a_store_that_cannot_be_written_keeps_no_kernel_from_starting(
+    server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    registry = server.service.registry
+    file = server.root / "file"
+    file.touch()
+    monkeypatch.setattr(registry.records, "folder", file / "below")  # below a file nothing can be made
+    fd = registry.log_file("a-b-c-d-e")
+    assert os.readlink(f"/proc/self/fd/{fd}") == os.devnull
+    os.close(fd)
+    asyncio.run(registry.adopt_all())
+    registry.forget("a-b-c-d-e")
+    assert "Torpor's store cannot be written" in caplog.text
+
+
+def test_the_count_of_cells_is_that_of_the_last_checkpoint(server: Server) -> None:
+    registry = server.service.registry
+    record = server.record(server=gone())
+    record.snapshot = server.checkpoint(record, cell="x = 1", execution_count=4)
+    registry.records.write(record)
+
+    async def comes_back() -> None:
+        await registry.adopt_all()
+        assert registry.describe(record.id)["execution_count"] == 4
+        assert registry.gate(record.id).cell == "x = 1"
+        await server.end()
+
+    asyncio.run(comes_back())
