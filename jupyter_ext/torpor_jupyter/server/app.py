@@ -13,7 +13,7 @@ from jupyter_client.provisioning.factory import KernelProvisionerFactory
 from jupyter_server.extension.application import ExtensionApp
 from jupyter_server.services.kernels.kernelmanager import AsyncMappingKernelManager
 from tornado.ioloop import PeriodicCallback
-from traitlets import Bool, Enum, Float, Int, Unicode
+from traitlets import Bool, Enum, Float, Int, TraitError, Unicode
 
 from torpor.store import Store
 from torpor_jupyter.kernels.service import Service
@@ -71,11 +71,26 @@ class TorporApp(ExtensionApp):
     _leaving: asyncio.Future[None] | None = None
     _notes: PeriodicCallback | None = None
     _slurm: asyncio.Task[None] | None = None
+    _adopting: asyncio.Task[None] | None = None
+
+    def _link_jupyter_server_extension(self, serverapp: Any) -> None:
+        """Take the settings; as with one of Jupyter's own, a server with one that cannot be does not start.
+
+        jupyter_server would go on without all of them: kernels parked where they were to end, in the default store.
+        """
+        try:
+            super()._link_jupyter_server_extension(serverapp)
+        except TraitError as error:
+            self.log.critical("A setting of Torpor cannot be: %s", error)
+            raise SystemExit(1) from error
 
     def initialize_settings(self) -> None:
         """Take over the kernels of the server, and bring back those that earlier servers left."""
         server: Any = self.serverapp
         manager = server.kernel_manager
+        if server.gateway_config.gateway_enabled:
+            self.log.warning("Torpor is off: the kernels are those of the gateway at %s", server.gateway_config.url)
+            return
         if not isinstance(manager, AsyncMappingKernelManager):
             self.log.warning("Torpor cannot manage the kernels of a %s", type(manager).__name__)
             return
@@ -93,16 +108,18 @@ class TorporApp(ExtensionApp):
         # comes twice for a forged one, and its stream is deaf after that.
         if "digest_history_size" not in server.config.Session:
             server.config.Session.digest_history_size = 0
-        server.io_loop.run_sync(self.service.registry.adopt_all)  # before the first request can ask for a session
+        loop = server.io_loop.asyncio_loop
+        if loop.is_running():  # a program's own, in which it starts the server
+            self._adopting = loop.create_task(self.service.registry.adopt_all())
+        else:
+            server.io_loop.run_sync(self.service.registry.adopt_all)  # before the first request can ask for a session
         policy = Policy(self.checkpoint_every, self.checkpoint_after, self.keep_last)
-        self._policies = Policies(
-            self.service, server.io_loop.asyncio_loop, policy, quota=self.quota, park_below=self.park_below
-        )
+        self._policies = Policies(self.service, loop, policy, quota=self.quota, park_below=self.park_below)
         self._notes = PeriodicCallback(self.service.registry.update_sessions, NOTE_SECONDS * 1000)
         self._notes.start()
         if allocation := Allocation.around(os.environ):
             watching = slurm.watch(allocation, partial(self.service.park_all, "preempted"), self.log)
-            self._slurm = server.io_loop.asyncio_loop.create_task(watching)
+            self._slurm = loop.create_task(watching)
         # Without a terminal jupyter_server ends at SIGINT, which JupyterHub sends first, as Python does: at once.
         # Kernels would be left to live on, or to end with their container.
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:

@@ -60,7 +60,10 @@ class Policies:
         self._begin(self._tick())
 
     def stop(self) -> None:
-        """Stop: no policy does anything any more."""
+        """Stop: no policy begins anything any more; what is being done to a kernel is done to its end.
+
+        The engine's thread goes on in any case, and would end a kernel that nobody takes for parked.
+        """
         for task in self._tasks:
             task.cancel()
 
@@ -124,7 +127,7 @@ class Policies:
     async def _save(self, kernel_id: str) -> None:
         state = self._registry.state(kernel_id)
         try:
-            await self._service.save(kernel_id, reason="rule")
+            await asyncio.shield(self._service.save(kernel_id, reason="rule"))
             self._failures.pop(kernel_id, None)
         except TorporError as error:
             state.saved_at = time.monotonic()  # it is tried again when the time has passed once more
@@ -142,7 +145,7 @@ class Policies:
                 return
             self._service.log.warning("Only %.1f %% of memory is left: kernel %s is parked", left, kernel_id)
             try:
-                await self._service.park(kernel_id, reason="memory")
+                await asyncio.shield(self._service.park(kernel_id, reason="memory"))
             except TorporError as error:
                 self._service.log.warning("Kernel %s cannot be parked: %s", kernel_id, error)
 
@@ -199,7 +202,7 @@ class Policies:
     async def _delete(self, record: CheckpointRecord) -> bool:
         """Delete a checkpoint; whether the next one could make room, which none can while the store is in use."""
         try:
-            report = await self._service.checkpoints.delete(record.kernel_id, record.id)
+            report = await asyncio.shield(self._service.checkpoints.delete(record.kernel_id, record.id))
         except TorporError as error:
             self._service.log.warning("Checkpoint %s could not make room: %s", record.id, error)
             return True
