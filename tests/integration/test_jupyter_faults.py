@@ -116,8 +116,11 @@ def test_hostile_names(ordinary_account: User) -> None:
                 server.torpor(kernel, f"/checkpoints/{made}/fork", path=path)
         with pytest.raises(Answer, match=r"400.*longer than"):
             server.torpor(kernel, "/checkpoints", name="x" * 201)
-        odd = server.torpor(kernel, "/checkpoints", name="\u202e\0<b>\n", note="\x1b[31m")
-        assert odd["name"] == "\u202e\0<b>\n"
+        for unshown in ({"name": "\u202e"}, {"name": "\0"}, {"note": "\x1b[31m"}):
+            with pytest.raises(Answer, match=r"400.*cannot be shown"):
+                server.torpor(kernel, "/checkpoints", **unshown)
+        odd = server.torpor(kernel, "/checkpoints", name="<b>\n")
+        assert odd["name"] == "<b>\n"
         assert len(server.get("api/kernels")) == 1
         for path in records(server, "checkpoints"):
             assert path.stat().st_mode & 0o777 == 0o600
