@@ -74,14 +74,14 @@ class TorporApp(ExtensionApp):
     _adopting: asyncio.Task[None] | None = None
 
     def _link_jupyter_server_extension(self, serverapp: Any) -> None:
-        """Take the settings; as with one of Jupyter's own, a server with one that cannot be does not start.
+        """Take the settings; as with an invalid one of Jupyter itself, the server does not start with one.
 
         jupyter_server would go on without all of them: kernels parked where they were to end, in the default store.
         """
         try:
             super()._link_jupyter_server_extension(serverapp)
         except TraitError as error:
-            self.log.critical("A setting of Torpor cannot be: %s", error)
+            self.log.critical("Invalid setting of Torpor: %s", error)
             raise SystemExit(1) from error
 
     def initialize_settings(self) -> None:
