@@ -48,7 +48,7 @@ def test_what_has_changed_between_two_checkpoints(server: Server) -> None:
         notebook.run(VARIABLES)
         wait_until(idle, "the server has heard that the cell has ended")
         first = server.torpor(kernel, "/checkpoints")["id"]
-        with pytest.raises(Answer, match=r"404.*the first one"):
+        with pytest.raises(Answer, match=r"404.*the kernel's first"):
             server.get(f"{path}/{first}/diff")
         notebook.run(CHANGES)
         wait_until(idle, "the server has heard of this one's end, too")
