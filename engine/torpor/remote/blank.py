@@ -257,7 +257,7 @@ class Blanks:
         self._wait_trap(task, lambda tid: born.append(self._add(tid, f"a child of {task.name}")))
         *_, result = _BIRTH.unpack(memory.read(task.tid, address, _BIRTH.size))
         if not born:
-            if result != -errno.ERANGE:
+            if result not in (-errno.ERANGE, -errno.EFAULT, -errno.EMFILE):  # the latter two: a PID that went by
                 raise PidTaken(f"{task.name} cannot create process or thread {pid}: {os.strerror(-result)}")
             return None
         if result == pid:

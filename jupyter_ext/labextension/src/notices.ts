@@ -108,14 +108,14 @@ class Toast {
     actions: Notification.IAction[] = [],
     autoClose: number | false = false
   ): string {
-    this.stop();
-    const options = { autoClose, actions, progress: undefined };
-    if (this.id && Notification.update({ id: this.id, message, type, ...options })) {
-      return this.id;
-    }
-    return Notification.emit(message, type, options);
+    this.dismiss();
+    return Notification.emit(message, type, { autoClose, actions });
   }
 
+  /**
+   * Take the progress away. It is not updated into a result: JupyterLab loses an update of a notification that is not
+   * on the screen yet, and "Saving the kernel" would stay for good.
+   */
   dismiss(): void {
     this.stop();
     if (this.id) {
