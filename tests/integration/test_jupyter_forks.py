@@ -85,7 +85,7 @@ def test_what_cannot_be_forked_is_refused(server: Server) -> None:
     with Notebook(server, kernel) as notebook:
         cell = notebook.start_loop()
         busy = server.torpor(kernel, "/checkpoints")
-        with pytest.raises(Answer, match=r"409.*a cell ran"):
+        with pytest.raises(Answer, match=r"409.*a cell was running"):
             server.torpor(kernel, f"/checkpoints/{busy['id']}/fork")
         server.post(f"api/kernels/{kernel}/interrupt")
         notebook.until(lambda: notebook.finished(cell), "it is interrupted")
