@@ -30,6 +30,8 @@ from torpor_slurm.job_directory import JobDirectory
 from torpor_slurm.supervisor import Options, Supervisor
 
 PATIENCE = 100.0
+SNAPSHOT = "20261123-000000000-aaaaaa"
+"""What every save makes."""
 
 
 class Application:
@@ -115,6 +117,7 @@ class Rig:
         self.size, self.written = 1 << 20, 1 << 20
         self.notices: tuple[str, ...] = ()
         self.pruned = 0
+        self.pinned: list[str] = []
         self.requeued: list[str] = []
         self.allocation = allocation
         self.monkeypatch = monkeypatch
@@ -128,6 +131,7 @@ class Rig:
         monkeypatch.setattr(controller, "requeue", self._requeue)
         monkeypatch.setattr(self.directory.store, "open", self._open)
         monkeypatch.setattr(self.directory, "prune", self._prune)
+        monkeypatch.setattr(self.directory.store, "pin", self.pinned.append)
 
     def supervise(self, options: Options, ignored: frozenset[int] = frozenset()) -> Supervisor:
         given = processes.inherited_signals()._replace(ignored=ignored)
@@ -144,8 +148,7 @@ class Rig:
             raise error
         if then == "kill":
             self.app.code = -signal.SIGKILL
-        id = "20261123-000000000-aaaaaa"
-        return SnapshotInfo(id, "", "tree", size=self.size, written=self.written, notices=self.notices)
+        return SnapshotInfo(SNAPSHOT, "", "tree", size=self.size, written=self.written, notices=self.notices)
 
     def _job_record(self, job: str) -> JobRecord:
         assert job == "12"

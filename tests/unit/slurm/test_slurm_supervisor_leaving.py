@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import torpor
-from tests.unit.slurm.supervisor_rig import PATIENCE, Rig
+from tests.unit.slurm.supervisor_rig import PATIENCE, SNAPSHOT, Rig
 from torpor import processes
 from torpor.errors import CheckpointFailed, NotFound, StoreError
 from torpor.store import SnapshotInfo
@@ -32,6 +32,7 @@ def test_a_preempted_job_is_saved_ended_and_requeued_once(rig: Rig) -> None:
     assert (state["bytes"], state["pause_seconds"]) == (1 << 20, 0.005)
     assert 0 <= state["save_seconds"] <= state["leave_seconds"] < PATIENCE
     assert rig.pruned == 1
+    assert rig.pinned == [SNAPSHOT], "neither `torpor rm` nor `torpor prune` takes it"
     assert rig.directory.finished is None, "it is not done"
 
 
