@@ -237,12 +237,12 @@ static long flags(const long *a)
 	return fcntl(fd_of(a[0]), F_SETFL, (a[2] & 1 ? O_NONBLOCK : 0) | (a[2] & 2 ? O_APPEND : 0));
 }
 
-/* Devices, which other programs lock, too. */
+/* What other programs lock, too: devices, and the one inode of all eventfds, timerfds, epolls and so on. */
 static bool is_everybodys(int fd)
 {
 	struct stat it;
 
-	return !fstat(fd, &it) && S_ISCHR(it.st_mode);
+	return !fstat(fd, &it) && (S_ISCHR(it.st_mode) || !(it.st_mode & S_IFMT));
 }
 
 static long flock_(const long *a)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -112,10 +113,15 @@ def server(tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> Ite
 
 @pytest.fixture
 def process() -> Iterator[subprocess.Popen[bytes]]:
-    """Something that can be saved in no time, in a session of its own."""
-    with subprocess.Popen(
-        ["sleep", "1000"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        start_new_session=True, cwd="/",
-    ) as child:  # fmt: skip
+    """Something that can be saved in no time, in a session of its own, and like a kernel survives an interrupt."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which a child inherits
+    try:
+        started = subprocess.Popen(
+            ["sleep", "1000"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            start_new_session=True, cwd="/",
+        )  # fmt: skip
+    finally:
+        signal.signal(signal.SIGINT, before)
+    with started as child:
         yield child
         child.kill()
