@@ -30,6 +30,7 @@ from pathlib import Path
 import torpor
 from tests.fuzz.grammar import FIRST_MOMENT, SAVE, Step, generate, write
 from tests.leaks import MARK, marked
+from torpor import processes
 from torpor.dump import patience
 from torpor.errors import Refused, TorporError
 from torpor.image import image_pb2 as pb
@@ -56,7 +57,7 @@ class Wrong(Exception):
 
     def __init__(self, kind: str, words: str) -> None:
         super().__init__(f"{kind}: {words}")
-        self.kind = kind
+        self.kind, self.words = kind, words
 
 
 @dataclass
@@ -66,7 +67,7 @@ class Outcome:
     seed: int
     kind: str = "same"
     """"same", "refused" (at all saves, or it was over by then; it saw the same), "idle" (undisturbed, it comes to no
-    end either), or what is wrong."""
+    end either: its own actors wait for each other), or what is wrong."""
     words: str = ""
     saves: int = 0
     """How often it was saved, in any way."""
@@ -82,6 +83,16 @@ def await_(look: Callable[[], bool], what: str) -> None:
         if time.monotonic() > deadline:
             raise Wrong("hangs", what)
         time.sleep(0.002)
+
+
+def _standing(pid: int) -> str:
+    """Where the threads of a process are: their state, what they sleep in, and in which call."""
+    told = []
+    with suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            state = (task / "stat").read_text().rpartition(")")[2].split()[0]
+            told.append(f"{task.name} {state} {(task / 'wchan').read_text()} {(task / 'syscall').read_text().strip()}")
+    return f"{pid}: " + "; ".join(told)
 
 
 def remove_ipc(folders: Iterable[Path]) -> None:
@@ -161,6 +172,8 @@ class Play:
         self._store = Path()
         self._first: subprocess.Popen[bytes]
         self._job: torpor.Job | None = None
+        self._touched = False
+        """Whether it was asked to be saved."""
 
     def compare(self) -> list[Outcome]:
         """Play them twice; what became of each."""
@@ -257,11 +270,21 @@ class Play:
                 raise Wrong("ends", f"the tree, with {(self._job or self._first).wait()}")
             return False
 
-        await_(settled, "until all are ready")
+        try:
+            await_(settled, "until all are ready")
+        except Wrong as error:
+            late = [one for one in self._playing() if not (one.waits() or one.has_ended("saved"))]
+            if not self._touched:  # the program's own actors wait for each other, as its twin's might have
+                for one in late:
+                    one.outcome.kind = "idle"
+                raise Wrong("refused", "beside a program that comes to no end") from None
+            where = "\n".join(map(_standing, processes.tree((self._job or self._first).pid)))
+            raise Wrong(error.kind, f"{error.words}; not {[one.outcome.seed for one in late]}\n{where}") from None
         return [program for program in self._playing() if not program.has_ended("saved")]
 
     def _save(self, top: int, waiting: Sequence[Program], series: torpor.Series | None) -> int:
         """Save the tree, and wake it if it did not run on; the PID of its root."""
+        self._touched = True
         how = self._chance.choice(HOWS)
         again = how != "run" and self._chance.random() < 0.12 and not any(one.is_in_a_moment() for one in waiting)
         # Some are saved while they do something.
