@@ -196,6 +196,11 @@ class Stat:
     fields: tuple[bytes, ...]
     """All fields; ``fields[n - 1]`` is field n."""
 
+    @property
+    def cpu_ticks(self) -> int:
+        """The clock ticks for which it had a processor (utime and stime)."""
+        return int(self.fields[13]) + int(self.fields[14])
+
 
 def parse_stat(text: bytes) -> Stat:
     """Parse /proc/PID/stat; the name may contain blanks and parentheses."""

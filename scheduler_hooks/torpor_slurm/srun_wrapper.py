@@ -155,7 +155,7 @@ def _next_step(environment: Mapping[str, str]) -> int:
     if not (job := os.path.dirname(environment.get(ENV_FILE, ""))):
         return 0
     os.makedirs(f"{job}/steps", mode=0o700, exist_ok=True)
-    number = 0
+    number = len(os.listdir(f"{job}/steps"))  # none is ever removed
     while True:
         with suppress(FileExistsError):
             os.close(os.open(f"{job}/steps/{number}", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))

@@ -296,14 +296,18 @@ class Supervisor:
 
     def _survive(self, number: int | None, error: Exception) -> None:
         """After an error that nobody expected: tell, once, and do again later what a warning was to bring about."""
-        words = str(error) if isinstance(error, TorporError) else "".join(traceback.format_exception(error))
-        self.directory.log(f"the job runs on after an error: {words}")
-        if words not in self.failures:
-            _tell(f"the job runs on after an error: {words}")
-        self.failures.add(words)
+        self._failed("the job runs on after an error", error)
         if number in WARNINGS:
             self.unexplained.append(number)
         self.retry_at = time.monotonic() + controller.RETRY
+
+    def _failed(self, what: str, error: Exception, *, silent: bool = False) -> None:
+        """Log an error, with a traceback if it is a fault of ours; unless `silent`, tell the user, each only once."""
+        words = str(error) if isinstance(error, TorporError) else "".join(traceback.format_exception(error))
+        self.directory.log(f"{what}: {words}")
+        if words not in self.failures and not silent:
+            _tell(f"{what}: {words}")
+        self.failures.add(words)
 
     def _next_save(self) -> float:
         return float("inf") if self.options.every is None else time.monotonic() + self.options.every
@@ -504,12 +508,8 @@ class Supervisor:
                 stats=stats,
             )
         except Exception as error:  # also a fault of ours: it must not cost the job, which runs on
-            words = str(error) if isinstance(error, TorporError) else "".join(traceback.format_exception(error))
-            self.directory.log(f"not saved: {words}")
             # Of one that has ended meanwhile, or is about to, anything may be said.
-            if words not in self.failures and not processes.is_ending(self.job.tree_pid):
-                _tell(f"not saved: {words}")
-            self.failures.add(words)
+            self._failed("not saved", error, silent=processes.is_ending(self.job.tree_pid))
             return False
         self.failures.clear()
         self.retry = FIRST_RETRY

@@ -37,13 +37,16 @@ def patiently(root: int, act: Callable[[], T]) -> T:
         Refused: as `act` does, at once if a reason does not pass, else when its time is over.
     """
     lacking = True
-    for pause in (*PAUSES, *LONG_PAUSES):
+    for number, pause in enumerate((*PAUSES, *LONG_PAUSES), 1):
         try:
             return act()
         except Refused as refused:
             if not all(reason.passing for reason in refused.reasons) or (pause in LONG_PAUSES and not lacking):
                 raise
-        lacking = run_on(root, pause)
+        if number < len(PAUSES):
+            time.sleep(pause)  # the next try comes in any case
+        else:
+            lacking = run_on(root, pause)
     return act()
 
 
@@ -69,6 +72,5 @@ def _threads(root: int) -> dict[int, tuple[str, float]]:
             stat = procfs.parse_stat(procfs.read(f"/proc/{pid}/task/{tid}/stat"))
         except (FileNotFoundError, ProcessLookupError):  # it has ended
             continue
-        ticks = int(stat.fields[13]) + int(stat.fields[14])  # utime, stime
-        found[tid] = stat.state, ticks / os.sysconf("SC_CLK_TCK")
+        found[tid] = stat.state, stat.cpu_ticks / os.sysconf("SC_CLK_TCK")
     return found

@@ -48,18 +48,26 @@ class Store:
         return f"Store({self.path!r})"
 
     def check_exists(self) -> None:
-        """Raises NotFound if there is no store, NotPermitted, StoreError."""
-        self._place().close()
+        """Raises NotFound if there is no store, StoreError if that cannot be seen. It takes no lock."""
+        try:
+            os.stat(os.path.join(self.path, "snapshots"))
+        except FileNotFoundError:
+            raise self._missing() from None
+        except OSError as error:
+            raise store_error(self.path, "cannot open it", error) from error
 
     def _place(self) -> Place:
         """Open the store with a shared lock. Raises NotFound if it does not exist."""
         try:
             return Place(self.path)
         except FileNotFoundError:
-            raise NotFound(
-                f"there is no store at {self.path}",
-                advice="is its file system mounted? Name one with --store or $TORPOR_STORE; a checkpoint makes it",
-            ) from None
+            raise self._missing() from None
+
+    def _missing(self) -> NotFound:
+        return NotFound(
+            f"there is no store at {self.path}",
+            advice="is its file system mounted? Name one with --store or $TORPOR_STORE; a checkpoint makes it",
+        )
 
     def writer(
         self,

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import stat
 import subprocess
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -143,27 +141,13 @@ def test_a_state_that_cannot_be_read_is_written_anew(tmp_path: Path) -> None:
         assert directory.state == {"phase": "running"}
 
 
-def test_what_a_job_says_is_on_disk_before_anything_follows_from_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_a_job_says_is_on_disk_before_anything_follows_from_it(tmp_path: Path, disk_steps: list[str]) -> None:
     """A loss of power does not take the fence, nor that the job has finished."""
     directory = JobDirectory(tmp_path, "12", "c")
     directory.begin(0, "n1", 1.0)
-    done: list[str] = []
-    sync, replace = os.fsync, os.replace
-
-    def synced(fd: int) -> None:
-        done.append("folder" if stat.S_ISDIR(os.fstat(fd).st_mode) else "file")
-        sync(fd)
-
-    def replaced(old: Path, new: Path) -> None:
-        done.append("rename")
-        replace(old, new)
-
-    monkeypatch.setattr(os, "fsync", synced)
-    monkeypatch.setattr(os, "replace", replaced)
+    disk_steps.clear()
     directory.finish(0, 3)
-    assert done[:3] == ["file", "rename", "folder"]
+    assert disk_steps[:3] == ["file", "rename", "directory"]
 
 
 def test_every_run_writes_the_stand_ins_and_keeps_the_first_script(tmp_path: Path) -> None:

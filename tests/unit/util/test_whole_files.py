@@ -44,25 +44,10 @@ def test_the_old_file_stays_when_the_disk_is_full(tmp_path: Path, monkeypatch: p
     assert os.listdir(tmp_path) == ["state"]
 
 
-def test_the_file_is_synced_before_its_name_and_the_directory_after(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_file_is_synced_before_its_name_and_the_directory_after(tmp_path: Path, disk_steps: list[str]) -> None:
     """Else a crash of the host could leave an empty file, or the old one although the call had returned."""
-    steps = []
-    fsync, replace = os.fsync, os.replace
-
-    def synced(fd: int) -> None:
-        steps.append("directory" if stat.S_ISDIR(os.fstat(fd).st_mode) else "file")
-        fsync(fd)
-
-    def replaced(old: Path, new: Path) -> None:
-        steps.append("rename")
-        replace(old, new)
-
-    monkeypatch.setattr(os, "fsync", synced)
-    monkeypatch.setattr(os, "replace", replaced)
     write_whole(tmp_path / "state", "text")
-    assert steps == ["file", "rename", "directory"]
+    assert disk_steps == ["file", "rename", "directory"]
 
 
 def test_a_path_without_a_directory_is_an_error(tmp_path: Path) -> None:

@@ -16,7 +16,6 @@ from torpor.objects.paths.file_names import DELETED
 from torpor.remote.freeze import describe_process
 
 INIT = "torpor-init"
-_CPU_TIMES = slice(13, 15)  # utime and stime of proc_pid_stat(5)
 
 
 def is_init(pid: int) -> bool:
@@ -67,8 +66,7 @@ def _lives(pid: int) -> bool:
     """Whether a process has run and is alive. Snapshots of another checkpoint are reparented to the job's init too."""
     with suppress(FileNotFoundError, ProcessLookupError):
         stat = procfs.stat(pid)
-        never_ran = not any(map(int, stat.fields[_CPU_TIMES]))
-        return stat.state not in ("Z", "X") and not (stat.state == "t" and never_ran)
+        return stat.state not in ("Z", "X") and not (stat.state == "t" and not stat.cpu_ticks)  # it never ran
     return False
 
 
