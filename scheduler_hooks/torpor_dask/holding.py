@@ -20,7 +20,7 @@ from distributed import Reschedule
 from distributed.scheduler import TaskState
 
 from torpor_dask.fingerprint import means_its_content
-from torpor_dask.state import Held, Hold, Plugin
+from torpor_dask.state import HeldTask, Hold, Plugin
 
 ON_ITS_WAY: Final = 60.0
 """Seconds that a worker has to register after it has asked to come back."""
@@ -105,7 +105,7 @@ class Holding:
         run_id = -1 if task.run_spec is None else task.run_id
         if running:
             task.suspicious -= 1  # Dask holds a task for suspicious that was under way on a worker that died
-        self.plugin.replace(task, held_task(task.key), held=Held(hold, run_id, running, restrictions))
+        self.plugin.replace(task, held_task(task.key), held=HeldTask(hold, run_id, running, restrictions))
         task.worker_restrictions, task.host_restrictions, task.loose_restrictions = {hold.worker}, None, False
 
     def _of(self, hold: Hold) -> list[Key]:

@@ -183,7 +183,7 @@ class Rejoin:
         longest = time.monotonic() + LATER
         while True:
             try:
-                told = await self.worker.scheduler.torpor_rejoin(
+                reply = await self.worker.scheduler.torpor_rejoin(
                     cluster=self.cluster,
                     process=self.worker.id,
                     returns=self._returns,
@@ -196,11 +196,11 @@ class Rejoin:
                     raise
             else:
                 until = time.monotonic() + UNREACHABLE
-                if told["answer"] == "welcome":
+                if reply["answer"] == "welcome":
                     self._returns += 1
-                    return {key for key, _ in self._has()} & set(told["keep"])  # something may have failed since
-                if told["answer"] != "later" or time.monotonic() > longest:
-                    raise PermissionError(f"the scheduler's answer is: {told['answer']}")
+                    return {key for key, _ in self._has()} & set(reply["keep"])  # something may have failed since
+                if reply["answer"] != "later" or time.monotonic() > longest:
+                    raise PermissionError(f"the scheduler's answer is: {reply['answer']}")
             await asyncio.sleep(PAUSE)
 
     def _look_at_address(self, old: str) -> str:

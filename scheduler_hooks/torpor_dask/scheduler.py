@@ -31,7 +31,7 @@ from torpor_dask.page import hide, show
 from torpor_dask.results import KIND, Kept, in_time, look
 from torpor_dask.settings import Settings
 from torpor_dask.shuffle import BARRIER, of_shuffle
-from torpor_dask.state import Counters, Held, Loading
+from torpor_dask.state import Counters, HeldTask, Loading
 from torpor_dask.worker import NAME, Keep
 
 ORIGIN: Final = "torpor-origin"
@@ -328,7 +328,7 @@ class Resume(SchedulerPlugin):
 
     # loading
 
-    def replace(self, task: TaskState, spec: Any, *, kept: Kept | None = None, held: Held | None = None) -> None:
+    def replace(self, task: TaskState, spec: Any, *, kept: Kept | None = None, held: HeldTask | None = None) -> None:
         """Replace the task of a key, and keep its own task and inputs in an origin."""
         origin = None
         if task.dependencies:

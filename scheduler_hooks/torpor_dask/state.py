@@ -30,7 +30,7 @@ class Hold:
 
 
 @dataclass
-class Held:
+class HeldTask:
     """What is known of a held key, beside what `Loading` has of every key."""
 
     hold: Hold
@@ -72,7 +72,7 @@ class Loading:
 
     task: TaskState
     kept: Kept | None
-    held: Held | None
+    held: HeldTask | None
     spec: Any
     """Its own task; None: it was scattered."""
     origin: TaskState | None
@@ -103,7 +103,7 @@ class Plugin(Protocol):
     def of_shuffle(self, task: TaskState) -> bool:
         """Tell whether a task is a part of a P2P shuffle."""
 
-    def replace(self, task: TaskState, spec: Any, *, kept: Kept | None = None, held: Held | None = None) -> None:
+    def replace(self, task: TaskState, spec: Any, *, kept: Kept | None = None, held: HeldTask | None = None) -> None:
         """Put another task in the place of a task's own."""
 
     def give_back(self, key: Key, stimulus: str) -> None:

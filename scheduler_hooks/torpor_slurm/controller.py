@@ -105,7 +105,7 @@ def call(command: Sequence[str], *, environment: Mapping[str, str] | None = None
     """
     environment = {**(os.environ if environment is None else environment), "SLURM_TIME_FORMAT": "standard"}
     try:
-        told = subprocess.run(
+        done = subprocess.run(
             command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=PATIENCE, check=False
         )
     except FileNotFoundError:
@@ -114,10 +114,10 @@ def call(command: Sequence[str], *, environment: Mapping[str, str] | None = None
         raise SlurmError(f"{command[0]} cannot be started: {error.strerror}", advice="see its rights") from None
     except subprocess.TimeoutExpired:
         raise SlurmError(f"{command[0]} did not answer within {PATIENCE:.0f} s", advice="see `scontrol ping`") from None
-    if told.returncode:
-        words = told.stderr.decode(errors="replace").strip().replace("\n", "; ")
-        raise SlurmError(f"{' '.join(command[:2])} failed: {words or f'exit code {told.returncode}'}")
-    return told.stdout.decode(errors="replace")
+    if done.returncode:
+        words = done.stderr.decode(errors="replace").strip().replace("\n", "; ")
+        raise SlurmError(f"{' '.join(command[:2])} failed: {words or f'exit code {done.returncode}'}")
+    return done.stdout.decode(errors="replace")
 
 
 def job_record(job: str) -> JobRecord:
@@ -138,12 +138,12 @@ def states(jobs: Sequence[str]) -> dict[str, str]:
     if not jobs:
         return {}
     try:
-        told = call(["squeue", "--noheader", "--states=all", "--format=%A %T", f"--jobs={','.join(jobs)}"])
+        listing = call(["squeue", "--noheader", "--states=all", "--format=%A %T", f"--jobs={','.join(jobs)}"])
     except SlurmError as error:
         if "Invalid job id" in str(error):  # said when it knows none of them
             return {}
         raise
-    return dict(line.split() for line in told.splitlines() if line.strip())
+    return dict(line.split() for line in listing.splitlines() if line.strip())
 
 
 def requeue(job: str) -> None:

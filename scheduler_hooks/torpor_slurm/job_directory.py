@@ -191,8 +191,8 @@ class JobDirectory:
     @property
     def finished(self) -> Finished | None:
         """How the application ended, if it has."""
-        told = self._read("finished")
-        return Finished(int(told["code"]), float(told["when"]), told.get("run")) if told else None
+        record = self._read("finished")
+        return Finished(int(record["code"]), float(record["when"]), record.get("run")) if record else None
 
     def pass_by(self, restarts: int, found: Finished) -> None:
         """Note that this run has found the job finished: if it finds so again, its script has another `torpor run`.
@@ -246,8 +246,8 @@ class JobDirectory:
 
     def requested_files(self, restarts: int) -> Files | None:
         """What `request_files` has asked of this run, if anything."""
-        told = self._read("wanted")
-        mine = told.get("restarts") == restarts and told.get("files") == "as-they-are"
+        record = self._read("wanted")
+        mine = record.get("restarts") == restarts and record.get("files") == "as-they-are"
         return "as-they-are" if mine else None
 
     def log(self, words: str) -> None:
@@ -325,14 +325,14 @@ class JobDirectory:
 
     def _read(self, name: str) -> dict[str, Any]:
         try:
-            told = json.loads((self.path / name).read_bytes())
+            record = json.loads((self.path / name).read_bytes())
         except FileNotFoundError:
             return {}
         except (OSError, ValueError) as error:
             raise TorporError(f"{self.path / name} cannot be read: {error}") from error
-        if not isinstance(told, dict):
+        if not isinstance(record, dict):
             raise TorporError(f"{self.path / name} was not written by torpor: it holds no JSON object")
-        return told
+        return record
 
     def _write(self, name: str, text: str | bytes, mode: int = 0o600) -> None:
         """Replace a file atomically, and sync it to disk. Raises StoreError."""

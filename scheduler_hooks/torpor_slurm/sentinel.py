@@ -38,7 +38,7 @@ class Sentinel:
         """
         self._allocation = allocation
         self._trouble = trouble
-        self._told = ""
+        self._printed = ""
         self._srun: subprocess.Popen[bytes] | None = None
         self._listens = False
         self._start_at = 0.0
@@ -116,8 +116,8 @@ class Sentinel:
             )
         except OSError as error:  # there is no srun, it is no program, no process can be made: this may pass
             self._start_at += AGAIN
-            if (words := f"srun cannot be started: {error}") != self._told:
-                self._told = words
+            if (words := f"srun cannot be started: {error}") != self._printed:
+                self._printed = words
                 self._trouble(words)
 
 

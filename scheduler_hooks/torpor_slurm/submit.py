@@ -146,12 +146,12 @@ def submit(submission: Submission, run: Sequence[str]) -> tuple[str, int]:
         ours = ["--requeue", "--open-mode=append", "--nodes=1"]
         command = ["sbatch", *ours, *submission.options, str(path), *submission.arguments]
         try:
-            told = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, check=False)
+            done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, check=False)
         except FileNotFoundError:
             raise NotFound("there is no sbatch here", advice="is this a host of a Slurm cluster?") from None
-    if told.returncode and not told.stdout:
-        raise SlurmError(f"sbatch failed with exit code {told.returncode}", advice="see its message above")
-    return told.stdout, told.returncode
+    if done.returncode and not done.stdout:
+        raise SlurmError(f"sbatch failed with exit code {done.returncode}", advice="see its message above")
+    return done.stdout, done.returncode
 
 
 def wrapped(submission: Submission, run: Sequence[str]) -> bytes:

@@ -143,7 +143,7 @@ class Supervisor:
         self.series = torpor.Series()
         self.leaving: Finding | None = None
         """Why the job has to end, as long as it could not be saved."""
-        self.told: set[str] = set()
+        self.printed: set[str] = set()
         """The notices of snapshots that the user has been told: each is told once."""
         self.failures: set[str] = set()
         """Why saves have failed since the last good one; the user is told each reason once."""
@@ -253,8 +253,8 @@ class Supervisor:
         while (code := self.job.poll()) is None:
             wake_at = self.retry_at if self.leaving or self.unexplained else self.next_save
             pulse = SHORT_PULSE if sentinel.starting else PULSE
-            told = signal.sigtimedwait(HEARD, min(pulse, max(0.0, wake_at - time.monotonic())))
-            number = None if told is None else told.si_signo
+            heard = signal.sigtimedwait(HEARD, min(pulse, max(0.0, wake_at - time.monotonic())))
+            number = None if heard is None else heard.si_signo
             try:
                 left = self._react(number, sentinel)
             except Exception as error:  # also a fault of ours: it must not cost the job, which runs on
@@ -526,8 +526,8 @@ class Supervisor:
             self.directory.log(f"saved, but afterwards: {error}")
         self.directory.log(f"saved {snapshot.id}, {snapshot.size} bytes in {took:.2f} s")
         for notice in snapshot.notices:
-            if notice not in self.told:
-                self.told.add(notice)
+            if notice not in self.printed:
+                self.printed.add(notice)
                 self.directory.log(f"a wake will not bring back all: {notice}")
                 _tell(f"saved, but {notice}")
         return True

@@ -189,9 +189,9 @@ def _tell(error: Exception, session: Session) -> int:
 def _fault(error: Exception) -> TorporError:
     from torpor.errors import TorporError
 
-    told = TorporError(f"{type(error).__name__}: {error}", advice=REPORT)
-    told.__cause__ = error
-    return told
+    unexpected = TorporError(f"{type(error).__name__}: {error}", advice=REPORT)
+    unexpected.__cause__ = error
+    return unexpected
 
 
 def _tell_people(error: TorporError, session: Session) -> None:
@@ -210,14 +210,14 @@ def _tell_people(error: TorporError, session: Session) -> None:
 
 
 def _as_json(error: TorporError) -> dict[str, Any]:
-    told: dict[str, Any] = {
+    as_json: dict[str, Any] = {
         "kind": type(error).__name__,
         "message": error.message,
         "advice": error.advice,
         "exit_code": error.exit_code,
     }
     if error.details:
-        told["details"] = error.details
+        as_json["details"] = error.details
     if reasons := getattr(error, "reasons", ()):
-        told["reasons"] = [{"subject": r.subject, "why": r.why, "advice": r.advice} for r in reasons]
-    return told
+        as_json["reasons"] = [{"subject": r.subject, "why": r.why, "advice": r.advice} for r in reasons]
+    return as_json

@@ -300,8 +300,8 @@ def command(as_json: bool, slurm: bool, store: str | None) -> int:
     ids = None if slurm or procfs.is_root() else tried_ids()
     findings = _examine_slurm(host, store) if slurm else examine(host, walk, ids)
     if as_json:
-        told = {"findings": [dataclasses.asdict(finding) for finding in findings]}
-        print_json(told if slurm else report(host, walk, ids))
+        found = {"findings": [dataclasses.asdict(finding) for finding in findings]}
+        print_json(found if slurm else report(host, walk, ids))
     else:
         _print_findings(findings)
         if not slurm:

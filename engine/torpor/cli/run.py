@@ -68,12 +68,12 @@ def command(
 
 def _teller() -> Callable[[SnapshotInfo], None]:
     """Return a callback that prints what a restore would not bring back, each notice only once."""
-    told: set[str] = set()
+    printed: set[str] = set()
 
     def saved(info: SnapshotInfo) -> None:
         for text in info.notices:
-            if text not in told:
-                told.add(text)
+            if text not in printed:
+                printed.add(text)
                 note(f"saved, but {text}")
 
     return saved

@@ -38,9 +38,9 @@ def command(arguments: tuple[str, ...], store: str | None, every: float | None, 
         every = DurationType().convert(submission.every, None, None)
     # `torpor run` parses the values again, and accepts 90 as a time span, but not 90.0.
     options = submit.as_options({"store": Store(store).path, "every": None if every is None else int(every), **chosen})
-    told, code = submit.submit(submission, [os.path.abspath(sys.argv[0]), "run", *options])
+    output, code = submit.submit(submission, [os.path.abspath(sys.argv[0]), "run", *options])
     if as_json:
-        print_json({"job": told.split()[-1].partition(";")[0]})
+        print_json({"job": output.split()[-1].partition(";")[0]})
     else:
-        click.echo(told, nl=False)
+        click.echo(output, nl=False)
     return code

@@ -46,35 +46,35 @@ def command(snapshot: str, store: str | None, as_json: bool) -> None:
     info = place.resolve(snapshot)
     # A need that this version does not know prevents a restore, but not showing the snapshot.
     with place.open(info, knows=info.needs) as reader:
-        told = snapshot_json(info)
+        shown = snapshot_json(info)
         if info.kind == "tree":
-            told |= describe(reading.look(reader))
+            shown |= describe(reading.look(reader))
     if as_json:
-        print_json(told)
+        print_json(shown)
     else:
-        _print(told)
+        _print(shown)
 
 
-def _print(told: dict[str, Any]) -> None:
+def _print(shown: dict[str, Any]) -> None:
     from rich.tree import Tree as Branches
 
     out = console()
-    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(told["created_ns"] / 10**9))
-    out.print(f"{told['id']}  {human_age(told['created_ns'])}, {when}, on {printable(told['host'])}")
-    out.print(f"  {readable(told['size'])}, of which {readable(told['written'])} were new to the store")
-    for key, value in sorted(told["tags"].items()):
+    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(shown["created_ns"] / 10**9))
+    out.print(f"{shown['id']}  {human_age(shown['created_ns'])}, {when}, on {printable(shown['host'])}")
+    out.print(f"  {readable(shown['size'])}, of which {readable(shown['written'])} were new to the store")
+    for key, value in sorted(shown["tags"].items()):
         out.print(f"  {printable(key)} = {printable(value)}")
-    for text in told["notices"]:
+    for text in shown["notices"]:
         out.print(f"  note: {printable(text)}")
-    if "processes" not in told:
-        out.print(f"  a snapshot of kind {told['kind']}")
+    if "processes" not in shown:
+        out.print(f"  a snapshot of kind {shown['kind']}")
         return
-    if told["taken"]["pause_ns"]:
-        out.print(f"  paused for {told['taken']['pause_ns'] / 10**6:.1f} ms")
+    if shown["taken"]["pause_ns"]:
+        out.print(f"  paused for {shown['taken']['pause_ns'] / 10**6:.1f} ms")
     out.print()
     branches: dict[int, Branches] = {}
     roots = []
-    for process in told["processes"]:
+    for process in shown["processes"]:
         label = f"{process['pid']} {process['name']}{STATES[process['state']]}"
         parent = branches.get(process["parent"])
         branch = parent.add(label) if parent else Branches(label, guide_style="dim")
@@ -86,7 +86,7 @@ def _print(told: dict[str, Any]) -> None:
                 branch.add(line)
     for root in roots:
         out.print(root)
-    _print_needs(told["needs"], out)
+    _print_needs(shown["needs"], out)
 
 
 def _about(process: dict[str, Any]) -> list[str]:

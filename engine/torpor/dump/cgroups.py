@@ -60,9 +60,9 @@ def shortage(private: Mapping[int, int]) -> str:
 
 def _host() -> _Group:
     lines = (line.split() for line in procfs.read("/proc/meminfo").splitlines())
-    told = {words[0]: int(words[1]) << 10 for words in lines}
-    room = told[b"MemAvailable:"] + told.get(b"SwapFree:", 0)
-    return _Group("the host's memory", room, told[b"AnonPages:"])
+    fields = {words[0]: int(words[1]) << 10 for words in lines}
+    room = fields[b"MemAvailable:"] + fields.get(b"SwapFree:", 0)
+    return _Group("the host's memory", room, fields[b"AnonPages:"])
 
 
 def _groups(membership: bytes) -> Iterator[_Group]:
@@ -109,9 +109,9 @@ def _statistics(folder: str) -> dict[bytes, int]:
 def _unified(name: str, folder: str) -> Iterator[_Group]:
     limit = min(_number(folder, "memory.max"), _number(folder, "memory.high"))
     if limit < 1 << 62:
-        told = _statistics(folder)
-        files = told[b"inactive_file"] + told[b"active_file"]
-        yield _Group(name, limit - _number(folder, "memory.current") + files, told[b"anon"])
+        fields = _statistics(folder)
+        files = fields[b"inactive_file"] + fields[b"active_file"]
+        yield _Group(name, limit - _number(folder, "memory.current") + files, fields[b"anon"])
 
 
 def _version_1(name: str, folder: str) -> Iterator[_Group]:
@@ -120,6 +120,6 @@ def _version_1(name: str, folder: str) -> Iterator[_Group]:
             continue
         limit = _number(folder, f"{which}.limit_in_bytes")
         if limit < 1 << 62:
-            told = _statistics(folder)
-            files = told[b"total_inactive_file"] + told[b"total_active_file"]
-            yield _Group(name, limit - _number(folder, f"{which}.usage_in_bytes") + files, told[b"total_rss"])
+            fields = _statistics(folder)
+            files = fields[b"total_inactive_file"] + fields[b"total_active_file"]
+            yield _Group(name, limit - _number(folder, f"{which}.usage_in_bytes") + files, fields[b"total_rss"])

@@ -250,7 +250,7 @@ def _take(root: int, writer: SnapshotWriter, how: _How, progress: Progress) -> S
             raise
         except Exception as error:
             # If a process was killed meanwhile, any error may result, depending on how far its exit has come.
-            taken.check_losses(error)
+            taken.raise_if_lost(error)
             raise
         if how.then == "kill":
             with tcp_repair.Hold() as hold:
@@ -332,7 +332,7 @@ def _look(
     seen: list[tree.Seen], series: Series | None, survey: Callable[[Sequence[int]], list[Reason]]
 ) -> tuple[list[Reason], list[Reason], bool]:
     """Return the reasons against processes and memory, those against descriptors, and whether forks show all memory."""
-    reasons = tree.refuse(seen)
+    reasons = tree.unsupported(seen)
     if reasons:
         return reasons, [], False
     forkable = True
@@ -342,8 +342,8 @@ def _look(
             if series and series.has(Key(process.pid, process.stat.start_time)):
                 continue
             found = procfs.flagged_mappings(process.pid)
-            reasons += process_memory.refuse(process.name, process.pid, found)
-            reasons += vmas.refuse(process.name, process.pid, found)
+            reasons += process_memory.unsupported(process.name, process.pid, found)
+            reasons += vmas.unsupported(process.name, process.pid, found)
         except (FileNotFoundError, ProcessLookupError):
             continue  # it ended: the freeze finds what is left then
         except PermissionError as error:
@@ -358,7 +358,11 @@ def _look(
     living = [process.pid for process in seen if not process.zombie]
     of_descriptors: list[Reason] = []
     try:
-        reasons += [*sharing.refuse(living), *seccomp.refuse(living), *segments.refuse([one.pid for one in seen])]
+        reasons += [
+            *sharing.unsupported(living),
+            *seccomp.unsupported(living),
+            *segments.unsupported([one.pid for one in seen]),
+        ]
         of_descriptors = survey(living)
     except (FileNotFoundError, ProcessLookupError):
         if not any(procfs.is_ending(pid, pid) for pid in living):

@@ -179,7 +179,7 @@ class ProcessDump:
 
     def _start(self, batches: dict[int, Batch]) -> None:
         for batch in batches.values():
-            assert MADE.issuperset(batch.numbers()), "a call by which filters are not judged"
+            assert MADE.issuperset(batch.numbers()), "a call that is not held against filters"
         self.injection.start(batches)
 
     @_step(_State.CALLING, _State.ENTERED)
@@ -208,20 +208,20 @@ class ProcessDump:
         own_tids = {tid: replies.result(number) for tid, replies in self._replies.items()}
         return Answers(self.texts, self._replies[self.injection.host.tid], self.pending, own_tids)
 
-    def told(self) -> list[segments.Segment]:
+    def segments(self) -> list[segments.Segment]:
         """Return its System V segments, which only the process itself can list.
 
         Raises:
             Refused: the answers of the process or its threads show something that cannot be kept.
         """
         name, answers = self.process.name, self._answers
-        found, problems = segments.answer(self._host.sysv, answers.replies)
+        found, whys = segments.answer(self._host.sysv, answers.replies)
         for part, asked in self._host.parts.items():
-            problems += part.unsupported(asked, answers)
-        reasons = [Reason(name, why) for why in problems]
+            whys += part.unsupported(asked, answers)
+        reasons = [Reason(name, why) for why in whys]
         for thread_part, asked in self._asked_threads.items():
             for tid, replies in self._replies.items():
-                whys = thread_part.unsupported(asked, replies)
+                whys = [*thread_part.unsupported(asked, replies)]
                 reasons += (Reason(f"{name}, thread {tid}", why) for why in whys)
         if reasons:
             raise Refused(f"{name} cannot be kept", reasons)
@@ -233,7 +233,7 @@ class ProcessDump:
         asked = self._asked_keys
         if asked is None:
             return []
-        return [keyrings.told(asked, self._replies[tid], partial(self._ask, tid)) for tid in self.process.threads]
+        return [keyrings.answer(asked, self._replies[tid], partial(self._ask, tid)) for tid in self.process.threads]
 
     def failed_calls(self) -> set[int]:
         """Return the system calls that never succeeded."""
@@ -321,10 +321,10 @@ class ProcessDump:
             self.snapshot.end()
             self.snapshot = None
 
-    def told_stops(self) -> Iterator[int]:
+    def reported_stops(self) -> Iterator[int]:
         """Return the stopped children whose stop wait() has reported, by PID in the tree's PID namespace."""
         host = self._replies[self.injection.host.tid]
-        return (pid for pid, entry in self._host.stops.items() if signals.stop_was_told(host, entry))
+        return (pid for pid, entry in self._host.stops.items() if signals.stop_was_reported(host, entry))
 
     def clocks(self) -> tuple[int, int]:
         """Return CLOCK_MONOTONIC and CLOCK_BOOTTIME as the process saw them, in nanoseconds."""
@@ -372,8 +372,8 @@ class ProcessDump:
         mappings = self._mappings()
         name, pid = self.process.name, self.memory_pid
         if reasons := [
-            *vmas.refuse(name, pid, mappings),
-            *process_memory.refuse(name, pid, mappings),
+            *vmas.unsupported(name, pid, mappings),
+            *process_memory.unsupported(name, pid, mappings),
         ]:  # since the preflight
             raise Refused(f"{name} cannot be kept", reasons)
         return process_memory.describe(self.memory_pid, mappings, out, files, shared, self._walk)

@@ -22,7 +22,7 @@ from torpor.image import reading
 from torpor.probe import probe
 from torpor.restorer import surroundings
 from torpor.restorer.plan import RestorerFds, make
-from torpor.restorer.validation import check_abilities, refuse
+from torpor.restorer.validation import validate, validate_abilities
 from torpor.store import SnapshotReader
 
 SECONDS = 0.2
@@ -37,7 +37,7 @@ def foresee() -> None:
     Raises:
         Refused: this host cannot restore any tree.
     """
-    if reasons := list(check_abilities(probe())):
+    if reasons := list(validate_abilities(probe())):
         raise _refused(reasons)
 
 
@@ -55,7 +55,7 @@ def prove(reader: SnapshotReader, standing: Set[int]) -> None:
     image = reading.read(reader)
     given = os.pipe2(os.O_CLOEXEC)  # stands for what a restoring user gives as 0, 1 and 2
     try:
-        refuse(image, reader.info.id, probe(), (given[0], given[1], given[1]), standing=True)
+        validate(image, reader.info.id, probe(), (given[0], given[1], given[1]), standing=True)
         _plan(image, reader, standing)
     except RestoreRefused as error:
         raise _refused(error.reasons) from error

@@ -58,10 +58,10 @@ def dry_run(root: int) -> None:
 def _dry_run(count: int) -> None:
     if try_syscall(NR.tgkill, os.getpid(), threading.get_native_id(), 0):
         raise _refused(count, f"does not let {NR.tgkill.name} pass")
-    told, telling = os.pipe()
+    ready, when_ready = os.pipe()
     me = os.getpid()
-    pid = forked(lambda: _wait_for_the_end(me, telling))
-    os.close(telling)
+    pid = forked(lambda: _wait_for_the_end(me, when_ready))
+    os.close(when_ready)
     over = threading.Event()
 
     def watch() -> None:
@@ -71,14 +71,14 @@ def _dry_run(count: int) -> None:
     watchdog = Thread(watch)
     watched = watchdog.start()
     try:
-        select.select([told], [], [], _PATIENCE)  # the child is ready, or has died
+        select.select([ready], [], [], _PATIENCE)  # the child is ready, or has died
         denied = in_own_thread(lambda _: _take(pid)) if watched else set()
     except (CheckpointFailed, NotFound, ProcessLookupError) as failure:
         killers = [nr.name for nr in sorted(MADE) if _is_killed(nr)]
         does = f"does not let {', '.join(killers)} pass" if killers else f"does not let it be called in: {failure}"
         raise _refused(count, does) from failure
     finally:
-        os.close(told)
+        os.close(ready)
         over.set()
         watchdog.join()
         _kill(pid)
@@ -95,9 +95,9 @@ def _refused(count: int, does: str) -> Refused:
     return Refused("the checkpoint would do harm", [Reason(subject, f"what is there {does}", advice)])
 
 
-def _wait_for_the_end(parent: int, telling: int) -> None:
+def _wait_for_the_end(parent: int, when_ready: int) -> None:
     _return_from_a_signal()  # a checkpoint calls rt_sigreturn too: if a filter kills for it, the child dies here
-    os.write(telling, b"\0")
+    os.write(when_ready, b"\0")
     sleep_with(parent)
 
 

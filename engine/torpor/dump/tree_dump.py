@@ -95,7 +95,7 @@ class TreeDump:
         """Whether the memory of every process is in a snapshot, so that the tree may run on."""
         return not self._still
 
-    def check_losses(self, error: Exception) -> None:
+    def raise_if_lost(self, error: Exception) -> None:
         """Find out whether an error occurred because a process that is still needed has ended.
 
         Raises:
@@ -159,10 +159,10 @@ class TreeDump:
             waits = chain.from_iterable(taken.calls() for taken in living)
             found = segments.find([taken.pid for taken in self._all], waits)
         askers = {taken.own_pid: taken.ask for taken in living}
-        self._semaphores, problems = semaphore_sets.grab(found.sets, askers)
+        self._semaphores, reasons = semaphore_sets.grab(found.sets, askers)
         self._queues, more = message_queues.grab(found.queues, root.ask)
         name = root.process.name
-        found.reasons += [Reason(name, why) for why in (*problems, *more)]
+        found.reasons += [Reason(name, why) for why in (*reasons, *more)]
         for process in [taken.process for taken in living] if found.sets else []:
             found.reasons += semaphore_sets.own(process.name, process.pid, list(process.threads))
         if found.reasons:
@@ -173,9 +173,9 @@ class TreeDump:
         living = self._living()
         found = {taken.pid: (rings, taken.ask) for taken in living if any(map(any, rings := taken.keyrings()))}
         self._keys = keyrings.grab(found, keyrings.own_session()) if found else keyrings.Keys()
-        if self._keys.problems:
+        if self._keys.reasons:
             names = {taken.pid: taken.process.name for taken in living}
-            reasons = [Reason(names[pid], why, keyrings.ADVICE) for pid, why in self._keys.problems]
+            reasons = [Reason(names[pid], why, keyrings.ADVICE) for pid, why in self._keys.reasons]
             raise Refused(f"{living[0].process.name} cannot be kept", reasons)
 
     def _stopped_children(self, process: Process) -> list[int]:
@@ -230,7 +230,7 @@ class TreeDump:
         image = pb.Tree()
         files = self.files = MappedFiles(image)
         for living in self._living():
-            self.shared.note_system_v(living.told())
+            self.shared.note_system_v(living.segments())
         self.shared.describe(image)
         for semaphores in self._semaphores:
             semaphore_sets.describe(semaphores, image.semaphores.add())
@@ -247,14 +247,14 @@ class TreeDump:
             else:
                 pages.append(taken.describe(parent, image, files, self.shared))
         keyrings.describe(self._keys, image, own_pids)
-        told = {pid for taken in self._living() for pid in taken.told_stops()}
+        reported = {pid for taken in self._living() for pid in taken.reported_stops()}
         for process in image.processes:
-            process.stop_told = process.stopped and process.pid in told
+            process.stop_told = process.stopped and process.pid in reported
         try:
             birth_order.arrange(image, birth_order.UNKNOWN_PID)
         except RestoreRefused as error:
             raise Refused("the tree cannot be kept: there would be no way to build it", error.reasons) from None
-        if reasons := [Reason("the tree", why, keyrings.ADVICE) for why in keyrings.judge(image)]:
+        if reasons := [Reason("the tree", why, keyrings.ADVICE) for why in keyrings.unsupported(image)]:
             raise Refused("the tree cannot be kept", reasons)
         descriptors.describe(self.descriptors, image, self.shared.index)
         self.notices += descriptors.notices(self.descriptors)

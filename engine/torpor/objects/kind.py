@@ -6,13 +6,13 @@ once, and for every process the descriptors that refer to it.
 
 Each kind is one class, with its dump beside its restore:
 
-==========  ========================================================================================
-`grab`      under the freeze: copy only the state that can change
-`judge`     say why it cannot be kept: before the freeze, and again for what was grabbed
-`describe`  write it to the image, while the tree runs again
-`check`     before a restore changes anything: say why this host cannot restore it
-`open`      make it again in the restoring process
-==========  ========================================================================================
+=============  =====================================================================================
+`grab`         under the freeze: copy only the state that can change
+`unsupported`  say why it cannot be kept: before the freeze, and again for what was grabbed
+`describe`     write it to the image, while the tree runs again
+`validate`     before a restore changes anything: say why this host cannot restore it
+`open`         make it again in the restoring process
+=============  =====================================================================================
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ class Seen(NamedTuple):
     """Only for sockets."""
 
 
-class Problem(NamedTuple):
+class Unsupported(NamedTuple):
     """Why a description cannot be kept, and what the user can do."""
 
     why: str
@@ -394,7 +394,7 @@ class Kind(ABC, Generic[S]):
         numbers = tree.inherited.get((held.stat.st_dev, held.stat.st_ino), [])
         return held.stdio or sorted({n for n in numbers if (held.writable if n else held.readable)})
 
-    def judge(self, held: OpenFile[S], tree: GrabbedDescriptors) -> Iterator[Problem]:
+    def unsupported(self, held: OpenFile[S], tree: GrabbedDescriptors) -> Iterator[Unsupported]:
         """Say why it cannot be kept."""
         return iter(())
 
@@ -406,14 +406,14 @@ class Kind(ABC, Generic[S]):
         """Say what a restore will not bring back as it was: one sentence each."""
         return iter(())
 
-    def check(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
+    def validate(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
         """Say why this host cannot make these descriptions again."""
         return iter(())
 
-    def check_free(self, mine: dict[int, Description], image: Tree) -> Iterator[Reason]:
+    def validate_free(self, mine: dict[int, Description], image: Tree) -> Iterator[Reason]:
         """Say which resources of it, such as a port or a name, another process has on this host.
 
-        Called if `check` finds nothing. Not called while the tree itself still lives, since it has all of them.
+        Called if `validate` finds nothing. Not called while the tree itself still lives, since it has all of them.
         """
         return iter(())
 

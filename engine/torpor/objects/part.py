@@ -3,17 +3,17 @@
 A part is a class in the module of its kind of object, and a line in `torpor.objects.registry`. The dump and the restore
 both walk through the registry:
 
-=============  =====================================================================================
-`preflight`    before the freeze: say what of it cannot be kept
-`ask`          under the freeze: add the calls that only the process or the thread itself can make
-`unsupported`  say what cannot be kept that only these calls have shown
-`describe`     write it to the image, while the tree runs again
-`faults`       before a restore: say what a checkpoint would not have written so
-`check`        say why this host or this user cannot restore it
-`host`         query once what its calls depend on here
-`calls`        the system calls that restore it, each with the stage in which it is made
-`warnings`     say what will not be as before
-=============  =====================================================================================
+===============  ===================================================================================
+`preflight`      before the freeze: say what of it cannot be kept
+`ask`            under the freeze: add the calls that only the process or the thread itself can make
+`unsupported`    say what cannot be kept that only these calls have shown
+`describe`       write it to the image, while the tree runs again
+`validate_form`  before a restore: say what a checkpoint would not have written so
+`validate`       say why this host or this user cannot restore it
+`host`           query once what its calls depend on here
+`calls`          the system calls that restore it, each with the stage in which it is made
+`warnings`       say what will not be as before
+===============  ===================================================================================
 
 `torpor.objects.process.timers` is a short example.
 """
@@ -120,11 +120,11 @@ class ProcessPart(ABC, Generic[A, H]):
     def describe(self, asked: A, answers: Answers, out: pb.Process) -> None:
         """Write it to the image."""
 
-    def faults(self, process: pb.Process) -> Iterator[str]:
+    def validate_form(self, process: pb.Process) -> Iterator[str]:
         """Say what in an image a checkpoint would not have written so."""
         return iter(())
 
-    def check(self, name: str, process: pb.Process) -> Iterator[Reason]:
+    def validate(self, name: str, process: pb.Process) -> Iterator[Reason]:
         """Say why this host or this user cannot restore it. `name` is the process, for messages."""
         return iter(())
 
@@ -160,7 +160,7 @@ class ThreadPart(ABC, Generic[A, H]):
     def describe(self, asked: A, answers: ThreadAnswers, out: pb.Thread, process: pb.Process, image: pb.Tree) -> None:
         """Write it to the image; the first thread of a process comes first."""
 
-    def faults(self, thread: pb.Thread) -> Iterator[str]:
+    def validate_form(self, thread: pb.Thread) -> Iterator[str]:
         """Say what in an image a checkpoint would not have written so."""
         return iter(())
 

@@ -111,8 +111,8 @@ def syscall_as(wanted: FileRights, own: FileRights, nr: int, *args: Argument) ->
 def _native(rights: FileRights, held: list[Any]) -> Any:
     """Make a struct tp_rights."""
     groups = ffi.new("uint32_t[]", list(rights.groups))
-    told = {"uid": rights.uid, "gid": rights.gid, "groups": groups, "count": len(rights.groups)}
-    held += groups, ffi.new("struct tp_rights *", told | {"effective": rights.capabilities})
+    fields = {"uid": rights.uid, "gid": rights.gid, "groups": groups, "count": len(rights.groups)}
+    held += groups, ffi.new("struct tp_rights *", fields | {"effective": rights.capabilities})
     return held[-1]
 
 

@@ -221,9 +221,9 @@ def prepare(
         if ids is None:
             _run_helper(spawn, {}, gates[1].fileno(), reports[0].fileno())
             ids = id_maps.own("newuidmap or newgidmap has mapped wrong ids")
-        told = _told(reports[0].fileno())
+        by_stage = _read_reports(reports[0].fileno())
         waiting = Waiting(
-            told[lib.TP_STAGE_STARTED],
+            by_stage[lib.TP_STAGE_STARTED],
             (status_fd, own_status_fd),
             gates[1].fileno(),
             (reports[0].fileno(), reports[1]),
@@ -232,7 +232,7 @@ def prepare(
         try:
             if trace:
                 ptrace.seize(waiting.pid, setting.trace_options)
-            if lib.TP_STAGE_READY not in told:
+            if lib.TP_STAGE_READY not in by_stage:
                 waiting.hear(lib.TP_STAGE_READY)
             yield waiting
         finally:
@@ -349,7 +349,7 @@ def _hear(reports: int, pid: int, stage: int) -> None:
         raise _failure(*report)
 
 
-def _told(reports: int) -> dict[int, int]:
+def _read_reports(reports: int) -> dict[int, int]:
     """Read all reports from the pipe once the helper has ended; return the values by stage.
 
     Raises:
@@ -362,13 +362,13 @@ def _told(reports: int) -> dict[int, int]:
         raise RestoreFailed("the helper that starts init was killed", advice="see the kernel's log: `dmesg`") from None
     finally:
         os.set_blocking(reports, True)
-    told = dict(_REPORT.iter_unpack(text))
-    failed = [report for report in told.items() if report[0] not in (lib.TP_STAGE_STARTED, lib.TP_STAGE_READY)]
+    by_stage = dict(_REPORT.iter_unpack(text))
+    failed = [report for report in by_stage.items() if report[0] not in (lib.TP_STAGE_STARTED, lib.TP_STAGE_READY)]
     if failed:
-        if pid := told.get(lib.TP_STAGE_STARTED):
+        if pid := by_stage.get(lib.TP_STAGE_STARTED):
             os.waitpid(pid, 0)
         raise _failure(*failed[0])
-    return told
+    return by_stage
 
 
 _DOING = {

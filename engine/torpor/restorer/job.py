@@ -107,8 +107,8 @@ class Job:
         self._bear_witness()
         stop_until = 0.0
         while (code := self.poll()) is None:
-            told = signal.sigtimedwait(heard, _STOP_STEP) if stop_until else signal.sigwaitinfo(heard)
-            if told is None:
+            received = signal.sigtimedwait(heard, _STOP_STEP) if stop_until else signal.sigwaitinfo(heard)
+            if received is None:
                 if self._is_stopped():  # and no SIGCONT has come since
                     self._bear_witness()  # start anew: a stop signal that init gets later is another one
                     os.kill(os.getpid(), signal.SIGSTOP)
@@ -116,10 +116,10 @@ class Job:
                 elif time.monotonic() > stop_until:
                     stop_until = 0.0
                 continue
-            if told.si_signo == signal.SIGCHLD or (hear is not None and hear(told.si_signo)):
+            if received.si_signo == signal.SIGCHLD or (hear is not None and hear(received.si_signo)):
                 continue
-            self._hand_on(told)
-            if told.si_signo in _STOPS and hear is None:
+            self._hand_on(received)
+            if received.si_signo in _STOPS and hear is None:
                 stop_until = time.monotonic() + _STOP_SECONDS
         return code
 
@@ -129,27 +129,27 @@ class Job:
         If the job is in this process's group, a signal to the whole group has reached it already. The signal itself
         does not show that; but init is in the same group, and has then got it too.
         """
-        told = bytearray(128)  # siginfo_t
+        received = bytearray(128)  # siginfo_t
         struct.pack_into(
-            "<iiiiiii", told, 0, signal.SIGURG, 0, _SI_QUEUE, 0, os.getpid(), os.getuid(), _WITNESS + forget
+            "<iiiiiii", received, 0, signal.SIGURG, 0, _SI_QUEUE, 0, os.getpid(), os.getuid(), _WITNESS + forget
         )
         with suppress(ProcessLookupError):
-            syscall(NR.rt_sigqueueinfo, self.pid, signal.SIGURG, told)
+            syscall(NR.rt_sigqueueinfo, self.pid, signal.SIGURG, received)
 
-    def _hand_on(self, told: signal.struct_siginfo) -> None:
+    def _hand_on(self, received: signal.struct_siginfo) -> None:
         """Pass a signal on to the job, unless the job has got it already."""
         with suppress(FileNotFoundError, ProcessLookupError):  # the job has ended
             if os.getpgid(self.tree_pid) == os.getpgrp():
-                if told.si_code == _SI_KERNEL:  # from the terminal, which signals the whole group
+                if received.si_code == _SI_KERNEL:  # from the terminal, which signals the whole group
                     return
                 status = procfs.status(procfs.read(f"/proc/{self.pid}/status"))
                 waiting = int(status[b"ShdPnd"], 16) << 1
-                if waiting & _undone_by(told.si_signo):
+                if waiting & _undone_by(received.si_signo):
                     return
-                if waiting >> told.si_signo & 1:
-                    self._bear_witness(told.si_signo)
+                if waiting >> received.si_signo & 1:
+                    self._bear_witness(received.si_signo)
                     return
-            os.kill(self.tree_pid, told.si_signo)
+            os.kill(self.tree_pid, received.si_signo)
 
     def _is_stopped(self) -> bool:
         with suppress(FileNotFoundError, ProcessLookupError):
@@ -164,10 +164,10 @@ class Job:
                 pid, status = self.pid, 0
             if pid == 0:
                 return None
-            told = os.read(self.init.status_fd, 4)
+            received = os.read(self.init.status_fd, 4)
             os.close(self.init.status_fd)
-            if len(told) == 4:
-                (status,) = struct.unpack("<i", told)
+            if len(received) == 4:
+                (status,) = struct.unpack("<i", received)
             self._code = os.waitstatus_to_exitcode(status)
         return self._code
 

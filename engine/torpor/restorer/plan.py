@@ -344,7 +344,7 @@ def _build(
     plan.fill += address_space.fill(pieces, held.sources, scratch.stop - address_space.GAP)
     plan.fill_size = sum(piece.size for piece in pieces) * PAGE
     (plan.layout if here.walk else plan.furnish).append(address_space.layout(process.memory, held.sources))
-    plan.furnish += address_space.last_steps(process.memory, written)
+    plan.furnish += address_space.last_calls(process.memory, written)
     parts = _by_stage(step for part in PROCESS_PARTS for step in part.calls(process, here.hosts[part]))
     plan.furnish += tree.steps(process, held.directories[process.pid], held.roots[process.pid] if process.root else -1)
     plan.furnish += parts[Stage.PROCESS]

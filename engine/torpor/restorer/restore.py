@@ -37,7 +37,7 @@ from torpor.restorer.execution import Builder, Filled
 from torpor.restorer.job import Job
 from torpor.restorer.plan import Here, RestorerFds, make
 from torpor.restorer.surroundings import Way
-from torpor.restorer.validation import living, refuse
+from torpor.restorer.validation import living, validate
 from torpor.restorer.walk import Walker
 from torpor.store import KnownBlocks, SnapshotInfo, SnapshotReader, Store
 from torpor.util import choices, inherited
@@ -120,7 +120,7 @@ def restore(
         image = reading.read(reader)
         if ports:
             port_remapping.move(image, ports)
-        _refuse(image, reader, standard, files, asked=snapshot)
+        _validate(image, reader, standard, files, asked=snapshot)
         given = -1
         if terminal is not None and (lost := ptys.lost(image)) is not None:
             given = terminal(image.ptys[lost])
@@ -182,18 +182,18 @@ def explain(
     """
     with _open(snapshot, store) as reader:
         image = reading.read(reader)
-        _refuse(image, reader, (0, 1, 2), files, asked=snapshot)
+        _validate(image, reader, (0, 1, 2), files, asked=snapshot)
         here = surroundings.here(surroundings.setting(image, way=way))
         return make(image, here, RestorerFds.imagined(image, reader.blocks)).explain()
 
 
-def _refuse(
+def _validate(
     image: pb.Tree, reader: SnapshotReader, stdio: Sequence[int], files: Files, *, asked: str | SnapshotInfo
 ) -> None:
     """Validate the image. If ``latest`` was asked for, suggest an earlier snapshot that can be woken."""
     as_they_are = files == "as-they-are"
     try:
-        refuse(image, reader.info.id, probe(), stdio, files_as_they_are=as_they_are)
+        validate(image, reader.info.id, probe(), stdio, files_as_they_are=as_they_are)
     except RestoreRefused as refused:
         if asked != "latest":
             raise
@@ -201,7 +201,7 @@ def _refuse(
         older = takewhile(lambda info: info.id != reader.info.id, home.snapshots())
         for info in reversed([*older][-_OLDER:]):
             with suppress(TorporError), home.open(info) as one:
-                refuse(reading.read(one), info.id, probe(), stdio, files_as_they_are=as_they_are)
+                validate(reading.read(one), info.id, probe(), stdio, files_as_they_are=as_they_are)
                 refused.advice = f"an earlier one can be woken: `torpor restore {info.id}`"
                 break
         raise

@@ -198,10 +198,10 @@ class Relay:
             self._watch()
             readers = [fd for fd, way in sources.items() if way.has_room and (fd != self._screen or self._raw)]
             writers = [way.target for way in (inward, outward) if way.waiting]
-            told = [ending] if ending >= 0 else []
-            timeout = self._patience() if told else _DRAIN_SECONDS if outward.waiting else 0.0
-            readable, writable, _ = select.select([*readers, *told], writers, [], timeout)
-            if not (readable or writable or told):
+            endings = [ending] if ending >= 0 else []
+            timeout = self._patience() if endings else _DRAIN_SECONDS if outward.waiting else 0.0
+            readable, writable, _ = select.select([*readers, *endings], writers, [], timeout)
+            if not (readable or writable or endings):
                 return
             if ending in readable:
                 ending = -1

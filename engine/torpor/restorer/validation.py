@@ -45,7 +45,7 @@ def name_of(process: pb.Process) -> str:
     return f"process {process.pid} ({comm})"
 
 
-def refuse(
+def validate(
     image: pb.Tree,
     snapshot: str,
     host: Probe,
@@ -68,27 +68,27 @@ def refuse(
         RestoreRefused: this host cannot restore the image; the error lists every reason.
         ImageDamaged: the image contradicts itself.
     """
-    _check_names(image)
-    _check_ended(image)
+    _validate_names(image)
+    _validate_ended(image)
     for process in living(image):
-        _check_form(process, image)
-    reasons = list(host_requirements.check(image, host))
+        _validate_process(process, image)
+    reasons = list(host_requirements.validate(image, host))
     if not reasons:
         for process in living(image):
             for part in PROCESS_PARTS:
-                reasons += part.check(name_of(process), process)
-            reasons += vdso.check(name_of(process), process, vdso.host())
-            reasons += address_space.check_limits(name_of(process), process.memory)
-        reasons += address_space.check_commitment(image)
-        reasons += _check_file_size(image)
-        reasons += seccomp.check(image)
-        reasons += mounts.check(image)
+                reasons += part.validate(name_of(process), process)
+            reasons += vdso.validate(name_of(process), process, vdso.host())
+            reasons += address_space.validate_limits(name_of(process), process.memory)
+        reasons += address_space.validate_commitment(image)
+        reasons += _validate_file_size(image)
+        reasons += seccomp.validate(image)
+        reasons += mounts.validate(image)
         openers = Openers(image)
-        reasons += mapped_files.check(image, openers)
-        reasons += shared_memory.check(image, openers)
-        reasons += descriptors.check(image, stdio, standing=standing)
-        reasons += _check_directories(image, openers)
-        reasons += check_abilities(host)
+        reasons += mapped_files.validate(image, openers)
+        reasons += shared_memory.validate(image, openers)
+        reasons += descriptors.validate(image, stdio, standing=standing)
+        reasons += _validate_directories(image, openers)
+        reasons += validate_abilities(host)
         birth_order.arrange(image, birth_order.UNKNOWN_PID)
     if files_as_they_are:
         reasons = [reason for reason in reasons if not reason.changed]
@@ -96,7 +96,7 @@ def refuse(
         raise RestoreRefused(f"snapshot {snapshot} cannot be restored here", map(_with_choice, reasons))
 
 
-def _check_file_size(image: pb.Tree) -> Iterator[Reason]:
+def _validate_file_size(image: pb.Tree) -> Iterator[Reason]:
     """Check that RLIMIT_FSIZE allows the largest file that the restore has to make."""
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
     sizes = [one.size for one in image.shared] + [one.size for one in image.bundles]
@@ -113,7 +113,7 @@ def _with_choice(reason: Reason) -> Reason:
     return replace(reason, advice=f"{reason.advice}, or take it as it is with --files=as-they-are")
 
 
-def check_abilities(host: Probe) -> Iterator[Reason]:
+def validate_abilities(host: Probe) -> Iterator[Reason]:
     """Yield what the kernel or its administrator does not allow, but any restore needs."""
     if host.sealed_mappings:
         yield Reason(
@@ -126,21 +126,21 @@ def check_abilities(host: Probe) -> Iterator[Reason]:
         yield Reason("this host", why, "see `torpor doctor`")
 
 
-def _check_names(image: pb.Tree) -> None:
+def _validate_names(image: pb.Tree) -> None:
     """Raise ImageDamaged if names, System V objects, filters, keys or page tables are not as in any checkpoint."""
     for file in image.files:
         if not _is_path(file.path):
             raise ImageDamaged(f"the image contradicts itself: the mapped file {file.path!r} has no path")
     objects = (
-        *map(semaphore_sets.faults, image.semaphores),
-        *map(message_queues.faults, image.queues),
-        seccomp.faults(image),
-        host_requirements.faults(image),
-        keyrings.faults(image),
-        _table_faults(image),
+        *map(semaphore_sets.validate_form, image.semaphores),
+        *map(message_queues.validate_form, image.queues),
+        seccomp.validate_form(image),
+        host_requirements.validate_form(image),
+        keyrings.validate_form(image),
+        _table_contradictions(image),
     )
-    for fault in chain.from_iterable(objects):
-        raise ImageDamaged(f"the image contradicts itself: {fault}")
+    for why in chain.from_iterable(objects):
+        raise ImageDamaged(f"the image contradicts itself: {why}")
     for shared in image.shared:
         outside = shared.kind == pb.SharedMemory.TMPFS and os.path.normpath(shared.name) != shared.name
         if b"\0" in shared.name or outside:
@@ -151,7 +151,7 @@ def _is_path(path: bytes) -> bool:
     return path.startswith(b"/") and b"\0" not in path and len(path) <= _LONGEST_PATH
 
 
-def _table_faults(image: pb.Tree) -> Iterator[str]:
+def _table_contradictions(image: pb.Tree) -> Iterator[str]:
     """Yield what is wrong in the page tables of shared memory and bundled files."""
     found = [(one.name, one.size, one.pages) for one in image.shared]
     found += [(one.path, one.size, one.pages) for one in image.bundles]
@@ -164,14 +164,14 @@ def _table_faults(image: pb.Tree) -> Iterator[str]:
             yield f"{os.fsdecode(name)} has pages behind its end"
 
 
-def _check_form(process: pb.Process, image: pb.Tree) -> None:
+def _validate_process(process: pb.Process, image: pb.Tree) -> None:
     """Raise ImageDamaged if a process is not as a checkpoint writes it."""
-    if fault := next(_faults(process, image), ""):
-        raise ImageDamaged(f"the image contradicts itself: {name_of(process)}: {fault}")
-    address_space.check(name_of(process), process.memory)
+    if why := next(_contradictions(process, image), ""):
+        raise ImageDamaged(f"the image contradicts itself: {name_of(process)}: {why}")
+    address_space.validate_form(name_of(process), process.memory)
 
 
-def _check_ended(image: pb.Tree) -> None:
+def _validate_ended(image: pb.Tree) -> None:
     """Raise ImageDamaged if a zombie has what only a living process can have."""
     if image.processes[0].zombie:
         raise ImageDamaged("the image contradicts itself: the first process of the tree had ended")
@@ -182,7 +182,7 @@ def _check_ended(image: pb.Tree) -> None:
             )
 
 
-def _faults(process: pb.Process, image: pb.Tree) -> Iterator[str]:
+def _contradictions(process: pb.Process, image: pb.Tree) -> Iterator[str]:
     if process.memory.exe >= len(image.files):
         yield f"its program is file {process.memory.exe}: there is none"
     for vma in process.memory.vmas:
@@ -195,15 +195,15 @@ def _faults(process: pb.Process, image: pb.Tree) -> Iterator[str]:
     if not _is_path(process.cwd):
         yield "its current directory is no path"
     for part in PROCESS_PARTS:
-        yield from part.faults(process)
+        yield from part.validate_form(process)
     for thread in process.threads:
         if not 0 < thread.tid < birth_order.MAX_PID:
             yield f"it has a thread {thread.tid}"
         for thread_part in THREAD_PARTS:
-            yield from (f"thread {thread.tid}: {fault}" for fault in thread_part.faults(thread))
+            yield from (f"thread {thread.tid}: {why}" for why in thread_part.validate_form(thread))
 
 
-def _check_directories(image: pb.Tree, openers: Openers) -> Iterator[Reason]:
+def _validate_directories(image: pb.Tree, openers: Openers) -> Iterator[Reason]:
     known = set()
     for process in living(image):
         opener = openers.process(process)

@@ -236,15 +236,15 @@ def _joined(mappings: Iterable[tuple[int, int, int]]) -> list[tuple[int, int, in
 
 def _tell(outline: _Outline, process: pb.Process, out: pb.Tree) -> None:
     """Put an outline into an image, so that it can be compared like one."""
-    told = out.processes.add(pid=process.pid)
+    process_out = out.processes.add(pid=process.pid)
     name = process.threads[0].name
-    told.threads.extend(pb.Thread(tid=k, name=name) for k in range(outline.threads))
+    process_out.threads.extend(pb.Thread(tid=k, name=name) for k in range(outline.threads))
     for number in range(1, 65):
         if (outline.ignored | outline.caught) >> (number - 1) & 1:
             handler = _CAUGHT if outline.caught >> (number - 1) & 1 else int(signal.SIG_IGN)
-            told.actions.add(signal=number, handler=handler)
+            process_out.actions.add(signal=number, handler=handler)
     for start, end, protection in outline.mappings:
-        told.memory.vmas.add(start=start, end=end, prot=protection)
+        process_out.memory.vmas.add(start=start, end=end, prot=protection)
     for fd, flags in outline.descriptors:
-        told.fds.add(fd=fd, description=len(out.descriptions), cloexec=bool(flags & os.O_CLOEXEC))
+        process_out.fds.add(fd=fd, description=len(out.descriptions), cloexec=bool(flags & os.O_CLOEXEC))
         out.descriptions.add(flags=flags & ~os.O_CLOEXEC)

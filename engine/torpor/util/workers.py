@@ -41,25 +41,25 @@ class Thread:
     def start(self) -> bool:
         """Start the thread; return whether the system had a thread and memory for it."""
         try:
-            told, telling = os.pipe2(os.O_CLOEXEC)
+            began, beginning = os.pipe2(os.O_CLOEXEC)
         except OSError:  # at the limit of descriptors
             return False
         self._over.acquire()
         self._began = True  # also if a Ctrl-C interrupts the wait below
         try:
-            _thread.start_new_thread(self._run, (FileIO(telling, "w"),))
-            self._began = os.read(told, 1) != b""
-            os.read(told, 1)  # end of file: the thread has closed the pipe
+            _thread.start_new_thread(self._run, (FileIO(beginning, "w"),))
+            self._began = os.read(began, 1) != b""
+            os.read(began, 1)  # end of file: the thread has closed the pipe
         except (RuntimeError, MemoryError):  # pthread_create(3) failed
             self._began = False
         finally:
-            os.close(told)
+            os.close(began)
         return self._began
 
-    def _run(self, telling: FileIO) -> None:
+    def _run(self, beginning: FileIO) -> None:
         try:
-            with telling:  # closed before the work begins, which may unshare the descriptor table
-                telling.write(b"!")
+            with beginning:  # closed before the work begins, which may unshare the descriptor table
+                beginning.write(b"!")
             self._work()
         finally:
             self._over.release()

@@ -93,8 +93,8 @@ def checkpoint(kernel: str, name: str, as_json: bool) -> None:
 @command_options
 def park(kernel: str, name: str, as_json: bool) -> None:
     """Save a kernel and end its process."""
-    told = rest.find(kernel).post("park", name=name)
-    _tell(told, as_json, f"parked in {told['snapshot']}")
+    answer = rest.find(kernel).post("park", name=name)
+    _tell(answer, as_json, f"parked in {answer['snapshot']}")
 
 
 @cli.command("resume")
@@ -103,8 +103,8 @@ def park(kernel: str, name: str, as_json: bool) -> None:
 @command_options
 def resume(kernel: str, files: str, as_json: bool) -> None:
     """Wake a parked kernel."""
-    told = rest.find(kernel).post("resume", files_as_they_are=files == "as-they-are")
-    _tell(told, as_json, f"woken as process {told['pid']}")
+    answer = rest.find(kernel).post("resume", files_as_they_are=files == "as-they-are")
+    _tell(answer, as_json, f"woken as process {answer['pid']}")
 
 
 @cli.command("restore")
@@ -118,9 +118,9 @@ def restore(kernel: str, checkpoint: str, notebook: bool, files: str, as_json: b
     found = rest.find(kernel)
     chosen = found.checkpoint(checkpoint)
     as_they_are = files == "as-they-are"
-    told = found.post(f"checkpoints/{chosen}/restore", notebook=notebook, files_as_they_are=as_they_are)
-    undo = f"; what it was is {told['undo']}" if told["undo"] else ""
-    _tell(told, as_json, f"back at {chosen}{undo}")
+    answer = found.post(f"checkpoints/{chosen}/restore", notebook=notebook, files_as_they_are=as_they_are)
+    undo = f"; what it was is {answer['undo']}" if answer["undo"] else ""
+    _tell(answer, as_json, f"back at {chosen}{undo}")
 
 
 @cli.command("fork")
@@ -134,13 +134,13 @@ def fork(kernel: str, checkpoint: str, path: str | None, files: str, as_json: bo
     found = rest.find(kernel)
     chosen = found.checkpoint(checkpoint)
     chosen_path = {"path": path} if path else {}
-    told = found.post(f"checkpoints/{chosen}/fork", files_as_they_are=files == "as-they-are", **chosen_path)
-    _tell(told, as_json, f"kernel {told['kernel']['id']}, notebook {told['path']}")
+    answer = found.post(f"checkpoints/{chosen}/fork", files_as_they_are=files == "as-they-are", **chosen_path)
+    _tell(answer, as_json, f"kernel {answer['kernel']['id']}, notebook {answer['path']}")
 
 
-def _tell(told: dict[str, Any], as_json: bool, words: str) -> None:
+def _tell(answer: dict[str, Any], as_json: bool, words: str) -> None:
     if as_json:
-        print_json(told)
+        print_json(answer)
     else:
         click.echo(words)
 

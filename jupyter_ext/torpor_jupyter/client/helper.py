@@ -57,13 +57,13 @@ def checkpoint(name: str) -> str:
             if not os.path.exists(f"/proc/{helper}") and not answer.exists():
                 raise CheckpointFailed("the helper that was to save this kernel has ended", advice="try again")
             time.sleep(0.02)
-        told = json.loads(answer.read_text())
-    if "id" not in told:
-        raise CheckpointFailed(told["message"])
+        result = json.loads(answer.read_text())
+    if "id" not in result:
+        raise CheckpointFailed(result["message"])
     return "\n".join(
         [
-            f"Saved as {told['id']}; `torpor restore {told['short']}` wakes it once this kernel has ended.",
-            *(f"A wake will not bring back everything: {notice}" for notice in told["notices"]),
+            f"Saved as {result['id']}; `torpor restore {result['short']}` wakes it once this kernel has ended.",
+            *(f"A wake will not bring back everything: {notice}" for notice in result["notices"]),
         ]
     )
 

@@ -101,8 +101,8 @@ def servers() -> list[JupyterServer]:
     found = []
     for path in sorted(Path(jupyter_runtime_dir()).glob("jpserver-*.json")):
         try:
-            told = json.loads(path.read_text(encoding="utf-8"))
-            server = JupyterServer(told["url"], told["token"], told["root_dir"])
+            record = json.loads(path.read_text(encoding="utf-8"))
+            server = JupyterServer(record["url"], record["token"], record["root_dir"])
         except (OSError, ValueError, KeyError, TypeError):
             continue  # on its way in or out, or of another version
         if server.url.startswith("http") and "+unix" not in server.url:

@@ -24,7 +24,7 @@ class Variable:
     places: tuple[tuple[int, int], ...] | None
     """Addresses and sizes of its data in memory, if it is an array."""
 
-    def told(self) -> dict[str, str]:
+    def as_json(self) -> dict[str, str]:
         """For the REST API."""
         return {"name": self.name, "type": self.type, "summary": self.summary}
 
@@ -48,10 +48,10 @@ class Listing:
         mine, theirs = self.variables, before.variables
         same = self.process == before.process
         return {
-            "added": [variable.told() for name, variable in mine.items() if name not in theirs],
-            "removed": [variable.told() for name, variable in theirs.items() if name not in mine],
+            "added": [variable.as_json() for name, variable in mine.items() if name not in theirs],
+            "removed": [variable.as_json() for name, variable in theirs.items() if name not in mine],
             "changed": [
-                variable.told()
+                variable.as_json()
                 for name, variable in mine.items()
                 if name in theirs and _differ(variable, theirs[name], same, changed)
             ],

@@ -113,7 +113,7 @@ async def give_identity(
         Unsuitable: it is a kernel that cannot be forked; it must be ended.
     """
     connection = record.connection | {name: woken.ports[record.connection[name]] for name in PORTS}
-    told = {
+    values = {
         "ports": {str(old): new for old, new in woken.ports.items()}, "names": list(PORTS), "key": key,
         "connection_file": file, "notebook": notebook, "logs": logs, "log": log,
     }  # fmt: skip
@@ -122,7 +122,7 @@ async def give_identity(
         if kind != ipython.IMPLEMENTATION:
             raise ipython.NoAnswer(f"it is a kernel of {kind}")
         taken = await ipython.run_code(
-            connection, ipython.NEW_IDENTITY, told, seconds=ANSWER_SECONDS, reply_key=key.encode()
+            connection, ipython.NEW_IDENTITY, values, seconds=ANSWER_SECONDS, reply_key=key.encode()
         )
     except ipython.NoAnswer as error:
         raise Unsuitable(

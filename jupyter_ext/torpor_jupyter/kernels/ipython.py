@@ -19,7 +19,7 @@ from jupyter_client.session import Session
 
 from torpor.errors import TorporError
 
-EXPRESSION = "(lambda told: __import__('builtins').exec({code!r}, told) or told['answer'])({{'told': {told!r}}})"
+EXPRESSION = "(lambda given: __import__('builtins').exec({code!r}, given) or given['answer'])({{'given': {given!r}}})"
 """Runs code in a namespace of its own, as `exec` does, and gives the string that it has called `answer`."""
 IMPLEMENTATION = "ipython"
 """What ipykernel says of itself in its kernel_info_reply."""
@@ -35,7 +35,7 @@ class NoAnswer(TorporError):
 async def run_code(
     connection: Mapping[str, Any],
     code: str,
-    told: Mapping[str, Any] | None = None,
+    given: Mapping[str, Any] | None = None,
     *,
     seconds: float,
     reply_key: bytes | None = None,
@@ -45,7 +45,7 @@ async def run_code(
     Args:
         connection: of its connection file.
         code: gives the name ``answer`` to a string of JSON.
-        told: what the code finds under the name ``told``, made of the types of JSON.
+        given: what the code finds under the name ``given``, made of the types of JSON.
         seconds: how long it may take.
         reply_key: the key by which it signs the answer, if not the connection's.
 
@@ -55,7 +55,7 @@ async def run_code(
     Raises:
         NoAnswer: it did not answer in time, or the code failed.
     """
-    expression = EXPRESSION.format(code=code, told=dict(told or {}))
+    expression = EXPRESSION.format(code=code, given=dict(given or {}))
     content = {
         "code": "", "silent": True, "store_history": False, "allow_stdin": False, "stop_on_error": False,
         "user_expressions": {"answer": expression},
@@ -124,8 +124,8 @@ from ipykernel.kernelapp import IPKernelApp
 
 app = IPKernelApp.instance()
 pipe = getattr(app.iopub_thread, "_pipe_port", None)
-moved = {int(old): new for old, new in told["ports"].items()}
-own = {name: getattr(app, name) for name in told["names"]}
+moved = {int(old): new for old, new in given["ports"].items()}
+own = {name: getattr(app, name) for name in given["names"]}
 unknown = sorted(set(moved) - {pipe, *own.values()})
 if unknown:
     raise RuntimeError(f"it also listens at port {unknown[0]}, which is not IPython's")
@@ -138,16 +138,16 @@ for name, port in own.items():
     setattr(app, name, moved[port])
 if pipe in moved:
     app.iopub_thread._pipe_port = moved[pipe]
-app.connection_file = told["connection_file"]
-os.environ["JPY_SESSION_NAME"] = told["notebook"]
-log = os.open(told["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-logs = {os.path.realpath(path) for path in told["logs"]}
+app.connection_file = given["connection_file"]
+os.environ["JPY_SESSION_NAME"] = given["notebook"]
+log = os.open(given["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+logs = {os.path.realpath(path) for path in given["logs"]}
 for fd in os.listdir("/proc/self/fd"):
     if os.path.realpath(f"/proc/self/fd/{fd}") in logs:
         os.dup2(log, int(fd), os.get_inheritable(int(fd)))
 os.close(log)
 app.session.session = uuid.uuid4().hex
-app.session.key = told["key"].encode()
+app.session.key = given["key"].encode()
 get_ipython().history_manager.new_session()
 answer = json.dumps({name: getattr(app, name) for name in own})
 """

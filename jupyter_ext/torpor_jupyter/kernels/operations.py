@@ -70,7 +70,7 @@ class Operations:
                 advice="try again when it has ended",
             )
         self._registry.suitable(kernel_id)
-        state.told = self._registry.condition(kernel_id)
+        state.condition = self._registry.condition(kernel_id)
         state.operation = Operation(doing)
         self._emit(kernel_id, doing)
         try:

@@ -147,7 +147,7 @@ class Registry:
         state = self.state(kernel_id)
         operation = state.operation
         # One that is told to be parked can be woken at once: not a moment later, when the operation has ended.
-        condition = state.told if operation else self.condition(kernel_id)
+        condition = state.condition if operation else self.condition(kernel_id)
         return condition | {
             "id": kernel_id,
             "name": self.kernel_manager(kernel_id).kernel_name,

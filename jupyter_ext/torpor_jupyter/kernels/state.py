@@ -51,7 +51,7 @@ class State:
     series: Series = field(default_factory=Series)
     """Its checkpoints since this server knows it: the next one reads what was written since the last."""
     operation: Operation | None = None
-    told: dict[str, Any] = field(default_factory=dict)
+    condition: dict[str, Any] = field(default_factory=dict)
     """While something is done to it: what is told of its state, which changes only with the end."""
     parked: str = ""
     """The snapshot that it is parked in."""

@@ -89,7 +89,7 @@ def test_every_flag_of_a_mapping_is_listed() -> None:
 
 
 def test_every_kind_of_descriptor_is_listed() -> None:
-    names = {type(kind).__name__ for kind in descriptors.KINDS if not isinstance(kind, unsupported.Unkept)}
+    names = {type(kind).__name__ for kind in descriptors.KINDS if not isinstance(kind, unsupported.UnsupportedKind)}
     listed = {name for row in ROWS for name in re.findall(r"\(`([A-Z][A-Za-z]+)`\)", row.what)}
     assert listed == names
     for name in names:

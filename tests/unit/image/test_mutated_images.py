@@ -35,7 +35,7 @@ from torpor.objects.memory import mapped_files
 from torpor.probe import probe
 from torpor.restorer import surroundings
 from torpor.restorer.plan import RestorerFds, make
-from torpor.restorer.validation import refuse
+from torpor.restorer.validation import validate
 from torpor.store import SnapshotInfo
 
 PROGRAM = r"""
@@ -268,7 +268,7 @@ class Opened(NamedTuple):
 def read_and_plan(body: bytes) -> None:
     """All that is done with an image before anything is started."""
     image = reading.read(Opened(body))  # type: ignore[arg-type]
-    refuse(image, "20261123-000000000-aaaaaa", probe(), (0, 1, 2))
+    validate(image, "20261123-000000000-aaaaaa", probe(), (0, 1, 2))
     for way in ("best", "capsule"):
         setting = surroundings.setting(image, way=way)  # type: ignore[arg-type]
         assert max(abs(setting.monotonic_ns), abs(setting.boottime_ns)) < 1 << 63  # what torpor-init is told

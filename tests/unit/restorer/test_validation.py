@@ -51,7 +51,7 @@ def image(body: bytes) -> pb.Tree:
 
 def planned(image: pb.Tree) -> None:
     """All that a restore does before it starts anything, but for opening files."""
-    validation.refuse(image, "20261123-000000000-aaaaaa", probe(), (0, 1, 2))
+    validation.validate(image, "20261123-000000000-aaaaaa", probe(), (0, 1, 2))
     some: defaultdict[int, int] = defaultdict(lambda: 1000)
     held = RestorerFds(Opened(some), Sources(some, some, some, many_blocks()), some, some)
     make(image, here(Setting(Namespaces.PID)), held).explain()
@@ -189,7 +189,7 @@ def test_a_kind_that_is_not_known_is_refused(
 
 def reasons(image: pb.Tree, host: Probe) -> Iterator[Reason]:
     with pytest.raises(RestoreRefused) as told:
-        validation.refuse(image, "20261123-000000000-aaaaaa", host, (0, 1, 2))
+        validation.validate(image, "20261123-000000000-aaaaaa", host, (0, 1, 2))
     yield from told.value.reasons
 
 

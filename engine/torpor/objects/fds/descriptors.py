@@ -46,7 +46,7 @@ from torpor.objects.fds.signalfd import Signalfd
 from torpor.objects.fds.stdio import Terminal
 from torpor.objects.fds.timerfd import Timerfd
 from torpor.objects.fds.unlinked import Unlinked
-from torpor.objects.fds.unsupported import Unkept
+from torpor.objects.fds.unsupported import UnsupportedKind
 from torpor.objects.kind import (
     KNOWN_FLAGS,
     O_ASYNC,
@@ -57,7 +57,7 @@ from torpor.objects.kind import (
     Kind,
     OpenFile,
     Opening,
-    Problem,
+    Unsupported,
     name,
 )
 from torpor.objects.memory.mapped_files import mapped_both_ways
@@ -75,7 +75,6 @@ __all__ = [
     "MemoryFile",
     "Opened",
     "arm_reset",
-    "check",
     "choose_kept",
     "describe",
     "first_slot",
@@ -85,6 +84,7 @@ __all__ = [
     "notices",
     "open_all",
     "survey",
+    "validate",
 ]
 
 KINDS: tuple[Kind[Any], ...] = (
@@ -110,7 +110,7 @@ KINDS: tuple[Kind[Any], ...] = (
     Udp(),
     Netlink(),
     Epoll(),  # after what it may watch
-    Unkept(),  # the rest
+    UnsupportedKind(),  # the rest
 )
 
 KCMP_FILES = 2
@@ -133,7 +133,7 @@ def survey(pids: Sequence[int], *, reset_outside: bool = False, stdio: Mapping[i
         reset_outside: as for `grab`.
         stdio: as for `grab`.
     """
-    return [*_shared_tables(pids), *problems(grab(pids, content=False, reset_outside=reset_outside, stdio=stdio))]
+    return [*_shared_tables(pids), *unsupported(grab(pids, content=False, reset_outside=reset_outside, stdio=stdio))]
 
 
 def grab(
@@ -163,9 +163,9 @@ def grab(
     )
 
 
-def problems(tree: GrabbedDescriptors) -> list[Reason]:
+def unsupported(tree: GrabbedDescriptors) -> list[Reason]:
     """Say everything in `tree` that cannot be kept."""
-    return list(_problems(tree))
+    return list(_all_unsupported(tree))
 
 
 def describe(tree: GrabbedDescriptors, image: Tree, shared: Callable[[int, int], int]) -> None:
@@ -179,7 +179,7 @@ def describe(tree: GrabbedDescriptors, image: Tree, shared: Callable[[int, int],
     Raises:
         Refused: since the survey, something has appeared that cannot be kept.
     """
-    if found := problems(tree):
+    if found := unsupported(tree):
         raise Refused("the tree holds what cannot be kept", found)
     describing = Describing(image, {}, tree, shared)
     processes = dict(zip(tree.pids, image.processes, strict=True))
@@ -233,43 +233,45 @@ def _taker(kind: bytes, held: OpenFile[Any], tree: GrabbedDescriptors) -> FdRefe
     return next((holder for holder in held.holders if holder.pid == owner), None)
 
 
-def _problems(tree: GrabbedDescriptors) -> Iterator[Reason]:
-    found = [(held, problem) for held in tree.held if not tree.is_given(held) for problem in _judge(held, tree)]
+def _all_unsupported(tree: GrabbedDescriptors) -> Iterator[Reason]:
+    found = [(held, why) for held in tree.held if not tree.is_given(held) for why in _unsupported(held, tree)]
     # The survey does not read sockets' queues, and an end that seems to be outside may be in one.
     unseen = not tree.content and any(map(unix_sockets.may_hold_descriptors, tree.of(Unix)))
-    if unseen and all(problem.why.startswith(OUTSIDE) for _, problem in found):
+    if unseen and all(why.why.startswith(OUTSIDE) for _, why in found):
         found = []
-    for held, problem in found:
-        yield Reason(f"{name(held.holders[0])} ({held.link})", *problem)
+    for held, why in found:
+        yield Reason(f"{name(held.holders[0])} ({held.link})", *why)
     for holder, lines in sorted(tree.locked.items()):
-        for problem in locks.judge(lines):
-            yield Reason(f"{name(holder)} ({tree.by_holder[holder].link})", *problem)
+        for why in locks.unsupported(lines):
+            yield Reason(f"{name(holder)} ({tree.by_holder[holder].link})", *why)
 
 
-def _judge(held: OpenFile[Any], tree: GrabbedDescriptors) -> Iterator[Problem]:
+def _unsupported(held: OpenFile[Any], tree: GrabbedDescriptors) -> Iterator[Unsupported]:
     if held.owner and held.kind.outside(held, tree) and held.kind.stands_for(held, tree):
-        yield Problem(
+        yield Unsupported(
             "it sends signals (F_SETOWN), and the restorer's own descriptor will replace it", "set the owner to 0"
         )
-    yield from signal_owners.judge(held, tree)
+    yield from signal_owners.unsupported(held, tree)
     if unknown := held.flags & ~(KNOWN_FLAGS | O_TMPFILE):
-        yield Problem(f"it has status flags that are not known: {unknown:#o}")
+        yield Unsupported(f"it has status flags that are not known: {unknown:#o}")
     if held.flags & os.O_SYNC and not held.kind.is_opened:
-        yield Problem(f"it has status flags that it cannot be given again: {held.flags & os.O_SYNC:#o}")
+        yield Unsupported(f"it has status flags that it cannot be given again: {held.flags & os.O_SYNC:#o}")
     if held.under_way_to is not None:
         if not held.kind.may_be_under_way:
-            yield Problem("it lies in a socket's queue, and no process has it yet", "try again", passing=True)
+            yield Unsupported("it lies in a socket's queue, and no process has it yet", "try again", passing=True)
         elif locks.lines(held.info):
-            yield Problem("it is locked, and lies in a socket's queue", "try again", passing=True)
+            yield Unsupported("it is locked, and lies in a socket's queue", "try again", passing=True)
     accepted = tree.reset_outside and held.kind.may_be_reset
     if (outside := held.kind.outside(held, tree)) and not held.kind.stands_for(held, tree) and not accepted:
-        yield Problem(
+        yield Unsupported(
             f"{OUTSIDE} ({outside})",
             "close it, or checkpoint the whole tree of which both ends are a part",
         )
     if id(held) in tree.lease_signals and _is_mapped(held, tree):
-        yield Problem("it has a lease (F_SETLEASE) and is mapped, and to open it would break that", "give the lease up")
-    yield from held.kind.judge(held, tree)
+        yield Unsupported(
+            "it has a lease (F_SETLEASE) and is mapped, and to open it would break that", "give the lease up"
+        )
+    yield from held.kind.unsupported(held, tree)
 
 
 def _is_mapped(held: OpenFile[Any], tree: GrabbedDescriptors) -> bool:
@@ -355,7 +357,7 @@ class Opened:
             os.close(self.terminals.popitem()[1])
 
 
-def check(image: Tree, stdio: Sequence[int] = (0, 1, 2), *, standing: bool = False) -> list[Reason]:
+def validate(image: Tree, stdio: Sequence[int] = (0, 1, 2), *, standing: bool = False) -> list[Reason]:
     """Say everything that prevents opening the image's descriptions here and now. Changes nothing.
 
     Args:
@@ -365,18 +367,18 @@ def check(image: Tree, stdio: Sequence[int] = (0, 1, 2), *, standing: bool = Fal
             which
             it has a lease is opened, since that would break the lease.
     """
-    found = [*_check_numbers(image), *ptys.check_sessions(image), *signal_owners.check(image)]
+    found = [*_validate_numbers(image), *ptys.validate_sessions(image), *signal_owners.validate(image)]
     if found:
         return found
     leased = locks.leased(image) if standing else set()
     for kind, mine in _by_kind(image):
         seen = {index: description for index, description in mine.items() if description.file.path not in leased}
         try:
-            reasons = list(kind.check(seen, image, stdio))
-            found += reasons or ([] if standing else kind.check_free(mine, image))
+            reasons = list(kind.validate(seen, image, stdio))
+            found += reasons or ([] if standing else kind.validate_free(mine, image))
         except (ValueError, OverflowError) as error:  # a number or a name that no system call accepts
             found.append(Reason("the image", f"a description of the kind {kind.field} cannot be: {error}"))
-    return found if standing else found or list(locks.check(image))
+    return found if standing else found or list(locks.validate(image))
 
 
 def open_all(
@@ -455,7 +457,7 @@ def _needed(image: Tree) -> int:
     return len(image.descriptions) + len(image.ptys) + mapped + SPARE
 
 
-def _check_numbers(image: Tree) -> Iterator[Reason]:
+def _validate_numbers(image: Tree) -> Iterator[Reason]:
     known = {kind.field: kind for kind in KINDS if kind.field}
     for index, description in enumerate(image.descriptions):
         kind = known.get(description.WhichOneof("kind") or "")

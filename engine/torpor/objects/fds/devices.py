@@ -20,8 +20,8 @@ from torpor.objects.kind import (
     Kind,
     OpenFile,
     Opening,
-    Problem,
     Seen,
+    Unsupported,
     words,
 )
 from torpor.objects.paths.opener import Opener, Openers
@@ -44,15 +44,15 @@ class CharDevice(Kind[None]):
     def grab(self, held: OpenFile[None], pidfd: int, *, content: bool) -> None:
         """Nothing to grab: it has no state."""
 
-    def judge(self, held: OpenFile[None], tree: GrabbedDescriptors) -> Iterator[Problem]:
+    def unsupported(self, held: OpenFile[None], tree: GrabbedDescriptors) -> Iterator[Unsupported]:
         """The name must lead to such a device."""
         try:
             now = os.stat(held.link)
         except OSError as error:
-            yield Problem(f"its name does not lead to it here: {error.strerror}")
+            yield Unsupported(f"its name does not lead to it here: {error.strerror}")
             return
         if now.st_rdev != held.stat.st_rdev or not stat.S_ISCHR(now.st_mode):
-            yield Problem("its name does not lead to it here")
+            yield Unsupported("its name does not lead to it here")
 
     def describe(self, held: OpenFile[None], out: Description, tree: GrabbedDescriptors, image: Describing) -> None:
         """Write its name and device number."""
@@ -60,7 +60,7 @@ class CharDevice(Kind[None]):
         out.device.major = os.major(held.stat.st_rdev)
         out.device.minor = os.minor(held.stat.st_rdev)
 
-    def check(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
+    def validate(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
         """It must exist, and this user must be able to open it."""
         openers = Openers(image)
         for index, description in mine.items():

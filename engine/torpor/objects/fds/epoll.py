@@ -38,8 +38,8 @@ from torpor.objects.kind import (
     Kind,
     OpenFile,
     Opening,
-    Problem,
     Seen,
+    Unsupported,
     borrowed,
     naming,
     words,
@@ -108,17 +108,17 @@ class Epoll(Kind[EpollState]):
                 seen[fd] = seen.get(fd, 0) + 1
                 held.state.watches.append(Watch(fd, int(match[2], 16), int(match[3], 16), target))
 
-    def judge(self, held: OpenFile[EpollState], tree: GrabbedDescriptors) -> Iterator[Problem]:
+    def unsupported(self, held: OpenFile[EpollState], tree: GrabbedDescriptors) -> Iterator[Unsupported]:
         """Everything that is watched must be in the tree.
 
         While the tree still runs, descriptors and watches are read one after the other: something that is opened or
         closed in between looks like a watch on something outside.
         """
         if held.state.busy_poll and not _may_poll(held.state.busy_poll):
-            yield Problem("it polls busily in a way that takes a privilege (EPIOCSPARAMS)", "set its budget to 64")
+            yield Unsupported("it polls busily in a way that takes a privilege (EPIOCSPARAMS)", "set its budget to 64")
         for watch in held.state.watches:
             if watch.target is None:
-                yield Problem(
+                yield Unsupported(
                     f"it watches what was descriptor {watch.fd} and is open only outside the tree",
                     "remove it from the epoll, or close it everywhere",
                     passing=True,
@@ -126,7 +126,7 @@ class Epoll(Kind[EpollState]):
             elif tree.by_holder[watch.target].kind.field in WATCHED_BY_OWNERS and (
                 watch.target.fd != watch.fd or watch.target.pid not in {holder.pid for holder in held.holders}
             ):
-                yield Problem(
+                yield Unsupported(
                     f"it watches what was descriptor {watch.fd} and has another number by now",
                     "remove it from the epoll",
                     passing=True,
@@ -143,7 +143,7 @@ class Epoll(Kind[EpollState]):
                 index = image.index_of(tree.by_holder[watch.target], watch.target.fd)
                 out.epoll.watches.add(fd=watch.fd, events=watch.events, data=watch.data, description=index)
 
-    def check(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
+    def validate(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
         """The watches must lead to descriptions of the image, and epoll must support the restorer's standard
         descriptors.
         """

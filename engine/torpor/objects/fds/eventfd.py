@@ -40,7 +40,7 @@ class Eventfd(Kind[None]):
         out.eventfd.count = int(held.fields["eventfd-count"], 16)
         out.eventfd.semaphore = held.fields.get("eventfd-semaphore", "0") != "0"
 
-    def check(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
+    def validate(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
         """The count must be valid."""
         for description in mine.values():
             if description.eventfd.count > LARGEST:

@@ -21,8 +21,8 @@ from torpor.objects.kind import (
     GrabbedDescriptors,
     OpenFile,
     Opening,
-    Problem,
     Seen,
+    Unsupported,
     borrowed,
     naming,
     why_not_by_name,
@@ -64,11 +64,11 @@ class Fifo(Pipe):
         """As for a pipe."""
         return f"named pipe {held.link}" if super().outside(held, tree) else ""
 
-    def judge(self, held: OpenFile[PipeState], tree: GrabbedDescriptors) -> Iterator[Problem]:
+    def unsupported(self, held: OpenFile[PipeState], tree: GrabbedDescriptors) -> Iterator[Unsupported]:
         """Its name must lead to it, unless it has no name any more or the restorer's descriptor replaces it."""
-        yield from super().judge(held, tree)
+        yield from super().unsupported(held, tree)
         if held.stat.st_nlink and not self.outside(held, tree) and (why := why_not_by_name(held, tree)):
-            yield Problem(f"it cannot be opened again by its name: {why}", "give it a name and rights that last")
+            yield Unsupported(f"it cannot be opened again by its name: {why}", "give it a name and rights that last")
 
     def describe(
         self, held: OpenFile[PipeState], out: Description, tree: GrabbedDescriptors, image: Describing
@@ -81,7 +81,7 @@ class Fifo(Pipe):
             out.fifo.path, out.fifo.inode.removed = out.fifo.path.removesuffix(DELETED.encode()), True
         out.fifo.unwritten = held.state.unwritten
 
-    def check(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
+    def validate(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
         """They must exist. None is opened: a reader would see a writer come and go."""
         openers = Openers(image)
         for index, description in mine.items():
@@ -104,7 +104,7 @@ class Fifo(Pipe):
             except OSError as error:
                 yield _cannot_open(description, error.strerror)
 
-    def check_free(self, mine: dict[int, Description], image: Tree) -> Iterator[Reason]:
+    def validate_free(self, mine: dict[int, Description], image: Tree) -> Iterator[Reason]:
         """They must have no content."""
         openers = Openers(image)
         for index, description in mine.items():

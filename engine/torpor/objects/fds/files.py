@@ -38,8 +38,8 @@ from torpor.objects.kind import (
     Kind,
     OpenFile,
     Opening,
-    Problem,
     Seen,
+    Unsupported,
     borrowed,
     is_path,
     why_not_by_name,
@@ -83,9 +83,9 @@ class RegularFile(Kind[list[OpenFile[Any]]]):
                 tree.small = SmallFiles(tree.pids[0])
                 _keep_small(mine, tree, tree.small)
 
-    def judge(self, held: OpenFile[list[OpenFile[Any]]], tree: GrabbedDescriptors) -> Iterator[Problem]:
+    def unsupported(self, held: OpenFile[list[OpenFile[Any]]], tree: GrabbedDescriptors) -> Iterator[Unsupported]:
         """Its name must lead to it."""
-        yield from _judge_name(held, tree)
+        yield from _unsupported_name(held, tree)
 
     def describe(
         self,
@@ -114,7 +114,7 @@ class RegularFile(Kind[list[OpenFile[Any]]]):
             anywhere = any(fingerprints.writes_anywhere(same.flags, same.position, size) for same in held.state)
             fingerprints.note(out.file, held.stat, in_place=anywhere or key in image.mapped_to_write)
 
-    def check(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
+    def validate(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
         """It must exist, this user must be able to open it, and it must not have changed in a way that matters."""
         bundles = bundle.by_path(image)
         openers = Openers(image)
@@ -170,13 +170,13 @@ class Directory(Kind[int]):
         with borrowed(pidfd, held.holders[0].fd) as copy:
             return fcntl.fcntl(copy, fcntl.F_GETOWN)
 
-    def judge(self, held: OpenFile[int], tree: GrabbedDescriptors) -> Iterator[Problem]:
+    def unsupported(self, held: OpenFile[int], tree: GrabbedDescriptors) -> Iterator[Unsupported]:
         """Its name must lead to it, unless it was removed; and no program may watch it by F_NOTIFY."""
         if held.state:
             why = f"it sends signals to {held.state}, as when changes are told (dnotify: F_NOTIFY), which is not kept"
-            yield Problem(why, "close it, or use inotify")
+            yield Unsupported(why, "close it, or use inotify")
         if not Folder.seen(held.link, held.stat).removed:
-            yield from _judge_name(held, tree)
+            yield from _unsupported_name(held, tree)
 
     def describe(self, held: OpenFile[int], out: Description, tree: GrabbedDescriptors, image: Describing) -> None:
         """Write its name."""
@@ -185,7 +185,7 @@ class Directory(Kind[int]):
         out.directory.path = os.fsencode(folder.path)
         out.directory.position = held.position
 
-    def check(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
+    def validate(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
         """It must exist, and this user must be able to open it."""
         openers = Openers(image)
         for index, description in mine.items():
@@ -254,7 +254,7 @@ def _keep_small(files: list[OpenFile[list[OpenFile[Any]]]], tree: GrabbedDescrip
             small.take(held.link, f"/proc/{holder.pid}/fd/{holder.fd}", held.stat, written=key in written)
 
 
-def _judge_name(held: OpenFile[Any], tree: GrabbedDescriptors) -> Iterator[Problem]:
+def _unsupported_name(held: OpenFile[Any], tree: GrabbedDescriptors) -> Iterator[Unsupported]:
     held.link = lasting_name(held.link, held.stat)
     why = why_not_by_name(held, tree)
     if why and held.stat.st_nlink and held.link.endswith(DELETED):  # it has another name, in another directory
@@ -262,16 +262,16 @@ def _judge_name(held: OpenFile[Any], tree: GrabbedDescriptors) -> Iterator[Probl
         held.link = inode_search.find([key], tree).get(key, held.link)
         why = why_not_by_name(held, tree)
     if held.stat.st_nlink == 0:
-        yield Problem("it has no name any more, and its content is not kept", "close it, or give it a name")
+        yield Unsupported("it has no name any more, and its content is not kept", "close it, or give it a name")
     elif why and held.link.endswith(DELETED):
         lost = "it has lost this name, and none of its others was found in or near the directories of the tree"
-        yield Problem(lost, "link it into the directory where it was")
+        yield Unsupported(lost, "link it into the directory where it was")
     elif tree.small and tree.small.find(held.stat.st_dev, held.stat.st_ino) and not os.path.lexists(held.link):
         return  # it was removed during the checkpoint, but its content was copied before
     elif why and tree.content:
-        yield Problem(f"it was removed during the checkpoint: {why}", "try again", passing=True)
+        yield Unsupported(f"it was removed during the checkpoint: {why}", "try again", passing=True)
     elif why:
-        yield Problem(f"it cannot be opened again by its name: {why}", "give it a name and rights that last")
+        yield Unsupported(f"it cannot be opened again by its name: {why}", "give it a name and rights that last")
 
 
 def open_described(description: Description, opener: Opener, extra: int = 0) -> int:

@@ -37,8 +37,8 @@ from torpor.objects.kind import (
     Kind,
     OpenFile,
     Opening,
-    Problem,
     Seen,
+    Unsupported,
     borrowed,
     naming,
 )
@@ -103,16 +103,18 @@ class Inotify(Kind[InotifyState]):
         with borrowed(pidfd, held.holders[0].fd) as copy:
             return InotifyState(struct.unpack("i", fcntl.ioctl(copy, termios.FIONREAD, bytes(4)))[0])
 
-    def judge(self, held: OpenFile[InotifyState], tree: GrabbedDescriptors) -> Iterator[Problem]:
+    def unsupported(self, held: OpenFile[InotifyState], tree: GrabbedDescriptors) -> Iterator[Unsupported]:
         """It may have no unread events, and each watch must have a name."""
         if held.state.queued:
-            yield Problem("events wait that were not read, and cannot be kept", "read them, or try again", passing=True)
+            yield Unsupported(
+                "events wait that were not read, and cannot be kept", "read them, or try again", passing=True
+            )
         _look(tree)
         if len(held.state.watches) != held.info.count(b"\ninotify wd:"):
-            yield Problem("the kernel does not tell what it watches", "see CONFIG_EXPORTFS of this kernel")
+            yield Unsupported("the kernel does not tell what it watches", "see CONFIG_EXPORTFS of this kernel")
         for watch in held.state.watches:
             if not watch.path and watch.held is None:
-                yield Problem(
+                yield Unsupported(
                     f"it watches inode {watch.key[1]} of device {os.major(watch.key[0])}:{os.minor(watch.key[0])}, for"
                     " which no name was found in or near the directories of the tree",
                     "remove the watch, or let a process stand in a directory above it",
@@ -128,7 +130,7 @@ class Inotify(Kind[InotifyState]):
             if watch.held is not None:
                 said.held = 1 + image.index_of(watch.held)
 
-    def check(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
+    def validate(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
         """The watched files must exist, and this user must be able to watch them."""
         openers = Openers(image)
         for index, description in mine.items():

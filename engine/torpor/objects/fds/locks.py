@@ -27,7 +27,7 @@ from torpor.arch.x86_64 import NR
 from torpor.errors import Reason, RestoreFailed
 from torpor.image.image_pb2 import Lock, Process, Tree
 from torpor.objects.fds import files
-from torpor.objects.kind import Problem, words
+from torpor.objects.kind import Unsupported, words
 from torpor.objects.paths.opener import Openers
 from torpor.remote.batch import Call
 
@@ -51,14 +51,16 @@ def lines(info: bytes) -> list[bytes]:
     return [line for line in info.split(b"\n") if line.startswith(b"lock:")]
 
 
-def judge(found: Iterable[bytes]) -> Iterator[Problem]:
+def unsupported(found: Iterable[bytes]) -> Iterator[Unsupported]:
     """Say which of them cannot be kept."""
     for line in found:
         match = _LINE.match(line)
         if match and match[1] == b"LEASE" and match[2] != b"ACTIVE":
-            yield Problem("its lease (F_SETLEASE) is being broken", "let the program give it up", passing=True)
+            yield Unsupported("its lease (F_SETLEASE) is being broken", "let the program give it up", passing=True)
         elif match is None or match[1] not in KINDS or match[3] not in (b"READ", b"WRITE"):
-            yield Problem(f"it has a lock of a kind that is not known: {line.decode(errors='replace')}", "unlock it")
+            yield Unsupported(
+                f"it has a lock of a kind that is not known: {line.decode(errors='replace')}", "unlock it"
+            )
 
 
 def parse(found: Iterable[bytes]) -> list[Lock]:
@@ -89,7 +91,7 @@ def leased(image: Tree) -> set[bytes]:
     return {image.descriptions[index].file.path for index in held}
 
 
-def check(image: Tree) -> Iterator[Reason]:
+def validate(image: Tree) -> Iterator[Reason]:
     """Say which locks cannot be taken here, because another process has a conflicting one."""
     of_processes: dict[int, list[Lock]] = {}
     for process in image.processes:

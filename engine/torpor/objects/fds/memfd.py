@@ -26,8 +26,8 @@ from torpor.objects.kind import (
     Kind,
     OpenFile,
     Opening,
-    Problem,
     Seen,
+    Unsupported,
     borrowed,
     is_path,
     why_not_by_name,
@@ -90,33 +90,37 @@ class MemoryDescriptor(Kind[Attributes]):
             except OSError:  # EINVAL: the file system has none
                 return file_attributes.take(copy)
 
-    def judge(self, held: OpenFile[Attributes], tree: GrabbedDescriptors) -> Iterator[Problem]:
+    def unsupported(self, held: OpenFile[Attributes], tree: GrabbedDescriptors) -> Iterator[Unsupported]:
         """Its name, if it has one, must lead to it."""
         if is_path(held):
-            yield Problem("a file in memory is open as a name only (O_PATH)", "close it")
+            yield Unsupported("a file in memory is open as a name only (O_PATH)", "close it")
             return
         held.link = lasting_name(held.link, held.stat)
         if held.stat.st_nlink and (why := why_not_by_name(held, tree)):
-            yield Problem(f"it cannot be opened again by its name: {why}", "give it a name and rights that last")
-        yield from self.judge_content(held, tree)
+            yield Unsupported(f"it cannot be opened again by its name: {why}", "give it a name and rights that last")
+        yield from self.unsupported_content(held, tree)
 
-    def judge_content(self, held: OpenFile[Attributes], tree: GrabbedDescriptors) -> Iterator[Problem]:
+    def unsupported_content(self, held: OpenFile[Attributes], tree: GrabbedDescriptors) -> Iterator[Unsupported]:
         """It must be possible to read it without changing it, and to write it again."""
         holder = held.holders[0]
         if held.state.forbids_writing:
-            yield Problem("it is immutable, or to be appended to only, and has no name", "take the flag away (chattr)")
+            yield Unsupported(
+                "it is immutable, or to be appended to only, and has no name", "take the flag away (chattr)"
+            )
         if held.leased:
-            yield Problem("it has a lease (F_SETLEASE), and to read it would break that", "give the lease up")
+            yield Unsupported("it has a lease (F_SETLEASE), and to read it would break that", "give the lease up")
         if not tree.content and not os.access(
             f"/proc/{holder.pid}/fd/{holder.fd}", os.R_OK, effective_ids=True
         ):  # under the freeze it was read
-            yield Problem("this user may not read it, and its content is in no other place", "let its owner read it")
+            yield Unsupported(
+                "this user may not read it, and its content is in no other place", "let its owner read it"
+            )
 
     def notices(self, mine: Sequence[OpenFile[Attributes]], tree: GrabbedDescriptors) -> Iterator[str]:
         """Attributes that no restore sets."""
         for held in mine:
-            if held.state.unkept:
-                yield f"attributes of {held.link} are not kept: {', '.join(held.state.unkept)}"
+            if held.state.lost:
+                yield f"attributes of {held.link} are not kept: {', '.join(held.state.lost)}"
 
     def describe(
         self, held: OpenFile[Attributes], out: Description, tree: GrabbedDescriptors, image: Describing
@@ -125,7 +129,7 @@ class MemoryDescriptor(Kind[Attributes]):
         out.memfd.shared = image.shared(held.stat.st_dev, held.stat.st_ino)
         out.memfd.position = held.position
 
-    def check(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
+    def validate(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
         """The memory must be in the image."""
         for description in mine.values():
             if description.memfd.shared >= len(image.shared):

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 
 from torpor.errors import Reason, RestoreFailed
 from torpor.image.image_pb2 import Description, Tree
-from torpor.objects.kind import Describing, GrabbedDescriptors, Kind, OpenFile, Opening, Problem, Seen, words
+from torpor.objects.kind import Describing, GrabbedDescriptors, Kind, OpenFile, Opening, Seen, Unsupported, words
 from torpor.objects.paths.opener import Opener, Openers
 
 _KINDS = {
@@ -43,17 +43,17 @@ class NameOnly(Kind[bytes]):
             return b""
         try:
             return os.fsencode(os.readlink(held.link))
-        except OSError:  # it was removed: `judge` says so
+        except OSError:  # it was removed: `unsupported` says so
             return b""
 
-    def judge(self, held: OpenFile[bytes], tree: GrabbedDescriptors) -> Iterator[Problem]:
+    def unsupported(self, held: OpenFile[bytes], tree: GrabbedDescriptors) -> Iterator[Unsupported]:
         """The path must still lead to it."""
         try:
             found = held.link.startswith("/") and os.path.samestat(os.lstat(held.link), held.stat)
         except OSError:
             found = False
         if not found:
-            yield Problem("it is open as a name only (O_PATH), which it has lost", "close it before the checkpoint")
+            yield Unsupported("it is open as a name only (O_PATH), which it has lost", "close it before the checkpoint")
 
     def describe(self, held: OpenFile[bytes], out: Description, tree: GrabbedDescriptors, image: Describing) -> None:
         """Write its path and type."""
@@ -62,7 +62,7 @@ class NameOnly(Kind[bytes]):
         out.name.device = held.stat.st_rdev
         out.name.target = held.state
 
-    def check(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
+    def validate(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
         """It must exist and have the same type."""
         openers = Openers(image)
         for index, description in mine.items():

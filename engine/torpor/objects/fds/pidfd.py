@@ -26,8 +26,8 @@ from torpor.objects.kind import (
     Kind,
     OpenFile,
     Opening,
-    Problem,
     Seen,
+    Unsupported,
 )
 from torpor.remote.batch import Call
 
@@ -50,18 +50,18 @@ class Pidfd(Kind[None]):
     def grab(self, held: OpenFile[None], pidfd: int, *, content: bool) -> None:
         """Nothing to grab: fdinfo has the PID."""
 
-    def judge(self, held: OpenFile[None], tree: GrabbedDescriptors) -> Iterator[Problem]:
+    def unsupported(self, held: OpenFile[None], tree: GrabbedDescriptors) -> Iterator[Unsupported]:
         """The process must be in the tree, or have been reaped."""
         pid = int(held.fields["Pid"])
         if pid != -1 and pid not in tree.pids and not (_is_child(pid, tree) and not tree.content):
-            yield Problem(f"it leads to process {pid}, which is not in the tree", CLOSE)
+            yield Unsupported(f"it leads to process {pid}, which is not in the tree", CLOSE)
 
     def describe(self, held: OpenFile[None], out: Description, tree: GrabbedDescriptors, image: Describing) -> None:
         """Write the PID in the tree's PID namespace."""
         pid = int(held.fields["Pid"])
         out.pidfd.pid = NOBODY if pid == -1 else image.tree.processes[tree.pids.index(pid)].pid
 
-    def check(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
+    def validate(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
         """The process must be in the image."""
         pids = {NOBODY, *(process.pid for process in image.processes)}
         for description in mine.values():

@@ -30,8 +30,8 @@ from torpor.objects.kind import (
     Kind,
     OpenFile,
     Opening,
-    Problem,
     Seen,
+    Unsupported,
     borrowed,
     naming,
 )
@@ -97,10 +97,10 @@ class Pipe(Kind[PipeState]):
         both = any(end.readable for end in ends) and any(end.writable for end in ends)
         return "" if both or not held.state.other_end_open else held.link
 
-    def judge(self, held: OpenFile[PipeState], tree: GrabbedDescriptors) -> Iterator[Problem]:
+    def unsupported(self, held: OpenFile[PipeState], tree: GrabbedDescriptors) -> Iterator[Unsupported]:
         """All of the content must have been read."""
         if tree.content and held.readable and sum(map(len, held.state.pieces)) != held.state.queued:
-            yield Problem(
+            yield Unsupported(
                 f"only {sum(map(len, held.state.pieces))} of its {held.state.queued} bytes could be read",
                 "see /proc/sys/fs/pipe-max-size, or try again",
             )
@@ -123,7 +123,7 @@ class Pipe(Kind[PipeState]):
                 pipe.packets.extend(map(len, pieces))
         return image.pipes[key]
 
-    def check(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
+    def validate(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
         """The pipes must be in the image, and this host must allow their capacity."""
         with open("/proc/sys/fs/pipe-max-size", encoding="ascii") as file:
             largest = int(file.read())

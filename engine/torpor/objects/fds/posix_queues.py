@@ -31,8 +31,8 @@ from torpor.objects.kind import (
     Kind,
     OpenFile,
     Opening,
-    Problem,
     Seen,
+    Unsupported,
     borrowed,
 )
 from torpor.objects.paths.file_names import DELETED
@@ -91,18 +91,18 @@ class MessageQueue(Kind[QueueState]):
             _, most, largest, waiting = _ATTRIBUTES.unpack(value)
             return QueueState(most, largest, waiting, _notifies(copy))
 
-    def judge(self, held: OpenFile[QueueState], tree: GrabbedDescriptors) -> Iterator[Problem]:
+    def unsupported(self, held: OpenFile[QueueState], tree: GrabbedDescriptors) -> Iterator[Unsupported]:
         """It must be empty, and open only in the tree."""
         state = held.state
         if state.waiting:
             why = f"{state.waiting} messages lie in the POSIX message queue, which can be read only by taking them out"
-            yield Problem(why, "try again when they were received", passing=True)
+            yield Unsupported(why, "try again when they were received", passing=True)
         if state.notifies:
-            yield Problem(
+            yield Unsupported(
                 f"the POSIX message queue notifies {state.notifies}, which is not kept", "end that (mq_notify)"
             )
         if held.stat.st_nlink and (other := _outsider(held, tree.pids)):
-            yield Problem(
+            yield Unsupported(
                 f"{describe_process(other)}, outside of the tree, has the POSIX message queue open", "close it"
             )
 
@@ -119,7 +119,7 @@ class MessageQueue(Kind[QueueState]):
         out.queue.most, out.queue.largest = held.state.most, held.state.largest
         out.queue.position = held.position
 
-    def check(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
+    def validate(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
         """Names and sizes must be valid."""
         for description in mine.values():
             queue = description.queue

@@ -30,8 +30,8 @@ from torpor.objects.kind import (
     Kind,
     OpenFile,
     Opening,
-    Problem,
     Seen,
+    Unsupported,
 )
 from torpor.remote.batch import Call
 
@@ -72,14 +72,14 @@ class ProcFile(Kind[Shown | None]):
                 ended = bool(pid and match[2] and not _has_thread(pid, int(match[2])))
                 held.state = Shown(match[3], pid, ended)
 
-    def judge(self, held: OpenFile[Shown | None], tree: GrabbedDescriptors) -> Iterator[Problem]:
+    def unsupported(self, held: OpenFile[Shown | None], tree: GrabbedDescriptors) -> Iterator[Unsupported]:
         """Its process must be in the tree."""
         if held.state is None or held.state.pid is None:
-            yield Problem("it shows a process that is not in the tree, or has ended", CLOSE)
+            yield Unsupported("it shows a process that is not in the tree, or has ended", CLOSE)
         elif held.state.ended:
-            yield Problem("it shows a thread that has ended", CLOSE)
+            yield Unsupported("it shows a thread that has ended", CLOSE)
         elif held.state.path == b"/mem" and {holder.pid for holder in held.holders} != {held.state.pid}:
-            yield Problem("it shows the memory of another process", CLOSE)
+            yield Unsupported("it shows the memory of another process", CLOSE)
 
     def describe(
         self, held: OpenFile[Shown | None], out: Description, tree: GrabbedDescriptors, image: Describing
@@ -88,7 +88,7 @@ class ProcFile(Kind[Shown | None]):
         out.proc.path = os.fsencode(held.link)
         out.proc.position = held.position
 
-    def check(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
+    def validate(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
         """The process must be in the image."""
         pids = {process.pid: {thread.tid for thread in process.threads} for process in image.processes}
         for description in mine.values():

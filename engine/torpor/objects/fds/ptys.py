@@ -40,8 +40,8 @@ from torpor.objects.kind import (
     GrabbedDescriptors,
     OpenFile,
     Opening,
-    Problem,
     Seen,
+    Unsupported,
     borrowed,
     naming,
     reopened,
@@ -112,7 +112,7 @@ class PseudoTerminal(Terminal):
         for held in mine:
             master = masters.get(held.state.device)
             if is_master(held):
-                held.state.problems += _problems_of_master(held, masters, tree)
+                held.state.unsupported += _unsupported_at_master(held, masters, tree)
             elif master and held.state.node in (master.state.node, NO_NODE):
                 held.state.other, master.state.other = master, held
                 master.state.image.exclusive |= held.state.image.exclusive
@@ -126,16 +126,16 @@ class PseudoTerminal(Terminal):
             return ""
         return super().outside(held, tree)
 
-    def judge(self, held: OpenFile[TerminalState], tree: GrabbedDescriptors) -> Iterator[Problem]:
+    def unsupported(self, held: OpenFile[TerminalState], tree: GrabbedDescriptors) -> Iterator[Unsupported]:
         """It must be possible to query it, both sides must be in the tree, and nothing may be in flight."""
         state = held.state
         if not state.device and not state.image.hung_up:
-            yield Problem("it is a device whose state is unknown")
+            yield Unsupported("it is a device whose state is unknown")
         if is_master(held) or state.other:
             # Before the freeze bytes in flight may arrive at any moment: only the freeze can tell.
-            yield from (problem for problem in state.problems if tree.content or not problem.passing)
+            yield from (one for one in state.unsupported if tree.content or not one.passing)
         if is_master(held) and not (state.image.ended or state.image.locked or state.other):
-            yield Problem(
+            yield Unsupported(
                 "its other side is open outside of the tree, or nobody has opened it yet",
                 "checkpoint the whole tree of which both sides are a part",
                 passing=True,
@@ -160,7 +160,7 @@ class PseudoTerminal(Terminal):
             names = some([f"/dev/pts/{number}" for number in numbers])
             yield f"a line that is typed only in part is not kept: at {names}"
 
-    def check(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
+    def validate(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
         """The image's terminals must be valid, and new ones must be possible here."""
         masters = [description.pty.pty for description in mine.values() if description.pty.master]
         if len(set(masters)) != len(masters):
@@ -228,7 +228,7 @@ def _grab_master(held: OpenFile[TerminalState], copy: int, state: TerminalState)
     try:
         node = os.stat(f"/proc/{held.holders[0].pid}/root{name}")
     except OSError as error:
-        state.problems.append(Problem(f"{name} cannot be looked at: {error.strerror}", CLOSE))
+        state.unsupported.append(Unsupported(f"{name} cannot be looked at: {error.strerror}", CLOSE))
         return
     state.node = (node.st_dev, node.st_ino)
     image.mode, image.uid, image.gid = stat.S_IMODE(node.st_mode), node.st_uid, node.st_gid
@@ -242,21 +242,21 @@ def _grab_slave(held: OpenFile[TerminalState], copy: int, state: TerminalState) 
     image.termios, image.window = settings(copy)
     image.exclusive = bool(asked_number(copy, TIOCGEXCL))
     if asked_number(copy, termios.TIOCGETD):
-        state.problems.append(Problem("it has a line discipline of its own (TIOCSETD)", CLOSE))
+        state.unsupported.append(Unsupported("it has a line discipline of its own (TIOCSETD)", CLOSE))
     events = _events(copy)  # poll() waits for bytes in flight from the master
     # Fewer bytes than VMIN are no poll event, but are there nevertheless.
     if (count := asked_number(copy, termios.FIONREAD) or 0) or events & select.POLLIN:
-        state.problems.append(_waiting("typed", count))
+        state.unsupported.append(_waiting("typed", count))
     image.stopped = not events & select.POLLOUT
 
 
-def _problems_of_master(
+def _unsupported_at_master(
     held: OpenFile[TerminalState],
     masters: Mapping[int, OpenFile[TerminalState]],
     tree: GrabbedDescriptors,
-) -> Iterator[Problem]:
+) -> Iterator[Unsupported]:
     if masters[held.state.device] is not held:
-        yield Problem("another one in the tree has the same number", CLOSE)
+        yield Unsupported("another one in the tree has the same number", CLOSE)
     holder = held.holders[0]
     with suppress(ProcessLookupError, OSError):  # gone before the freeze: no problem
         pidfd = pidfd_open(holder.pid)
@@ -267,11 +267,11 @@ def _problems_of_master(
         finally:
             os.close(pidfd)
         if leader is not None and leader not in tree.pids:
-            yield Problem("it is the controlling terminal of a session whose leader is outside of the tree", CLOSE)
+            yield Unsupported("it is the controlling terminal of a session whose leader is outside of the tree", CLOSE)
         if waiting:
             yield _waiting("written", waiting)
         elif events & (select.POLLIN | select.POLLPRI) and not events & select.POLLHUP:
-            yield Problem("a status of its packet mode was not read", "let it be read", passing=True)
+            yield Unsupported("a status of its packet mode was not read", "let it be read", passing=True)
 
 
 def _stats(pids: Sequence[int]) -> Iterator[tuple[int, procfs.Stat]]:
@@ -280,10 +280,10 @@ def _stats(pids: Sequence[int]) -> Iterator[tuple[int, procfs.Stat]]:
             yield pid, procfs.stat(pid)
 
 
-def _waiting(how: str, count: int) -> Problem:
+def _waiting(how: str, count: int) -> Unsupported:
     if not count:
-        return Problem(f"an end of file (Ctrl-D) that was {how} was not read", "let it be read", passing=True)
-    return Problem(f"{count} bytes that were {how} were not read", "let them be read", passing=True)
+        return Unsupported(f"an end of file (Ctrl-D) that was {how} was not read", "let it be read", passing=True)
+    return Unsupported(f"{count} bytes that were {how} were not read", "let them be read", passing=True)
 
 
 def _events(fd: int) -> int:
@@ -340,7 +340,7 @@ def _terminal(device: int, image: Describing) -> int:
 # -------------------------------------------------------------------------------------------- from an image
 
 
-def check_sessions(image: Tree) -> Iterator[Reason]:
+def validate_sessions(image: Tree) -> Iterator[Reason]:
     """The image's sessions and settings must be valid."""
     for pty in image.ptys:
         if len(pty.termios) not in (0, TERMIOS.size) or len(pty.window) not in (0, WINDOW_SIZE):

@@ -19,7 +19,7 @@ from torpor import procfs
 from torpor.arch.x86_64 import NR
 from torpor.errors import Reason
 from torpor.image.image_pb2 import Description, Process, Tree
-from torpor.objects.kind import KEPT_BY_FCNTL, O_ASYNC, GrabbedDescriptors, OpenFile, Problem, SignalOwner
+from torpor.objects.kind import KEPT_BY_FCNTL, O_ASYNC, GrabbedDescriptors, OpenFile, SignalOwner, Unsupported
 from torpor.remote.batch import Call
 from torpor.remote.freeze import describe_process
 from torpor.remote.sys import syscall
@@ -45,16 +45,16 @@ def ask(fd: int) -> SignalOwner | None:
     return SignalOwner(kind, pid, signal) if pid or signal or kind else None
 
 
-def judge(held: OpenFile[Any], tree: GrabbedDescriptors) -> Iterator[Problem]:
+def unsupported(held: OpenFile[Any], tree: GrabbedDescriptors) -> Iterator[Unsupported]:
     """Say why the owner of a description cannot be kept."""
     owner = held.owner
     if owner is None or not owner.pid or stat.S_ISREG(held.stat.st_mode):  # a file sends none
         return
     if held.under_way_to is not None:
-        yield Problem("it sends signals (F_SETOWN), and lies in a socket's queue", "try again", passing=True)
+        yield Unsupported("it sends signals (F_SETOWN), and lies in a socket's queue", "try again", passing=True)
     if _member(owner, tree) is None:
         who = f"process group {owner.pid}" if owner.kind == GROUP else describe_process(owner.pid)
-        yield Problem(f"it sends signals to {who}, outside of the tree (F_SETOWN)", "set the owner to 0")
+        yield Unsupported(f"it sends signals to {who}, outside of the tree (F_SETOWN)", "set the owner to 0")
 
 
 def describe(held: OpenFile[Any], tree: GrabbedDescriptors, processes: Mapping[int, Process], out: Description) -> None:
@@ -93,7 +93,7 @@ def _group(pid: int, tree: GrabbedDescriptors) -> int:
 # -------------------------------------------------------------------------------------------- from an image
 
 
-def check(image: Tree) -> Iterator[Reason]:
+def validate(image: Tree) -> Iterator[Reason]:
     """The owners in an image must be in it."""
     threads = {thread.tid for process in image.processes for thread in process.threads}
     known = {

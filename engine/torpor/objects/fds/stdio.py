@@ -28,8 +28,8 @@ from torpor.objects.kind import (
     Kind,
     OpenFile,
     Opening,
-    Problem,
     Seen,
+    Unsupported,
     borrowed,
 )
 from torpor.remote.sys import try_syscall
@@ -48,7 +48,7 @@ class TerminalState:
     """What is kept of a pseudo terminal: see `torpor.objects.fds.ptys`."""
     node: tuple[int, int] = (0, 0)
     """Device and inode: for a master of its name in /dev/pts, for a slave side of what was opened."""
-    problems: list[Problem] = field(default_factory=list)
+    unsupported: list[Unsupported] = field(default_factory=list)
     """Why it cannot be kept at this moment."""
     other: OpenFile[TerminalState] | None = None
     """For a slave side the master, for a master one of its slave sides; None if the tree has none."""
@@ -80,10 +80,10 @@ class Terminal(Kind[TerminalState]):
         same = (other.stdio for other in tree.of(Terminal) if other.state.device == held.state.device)
         return sorted(set(chain.from_iterable(same))) or super().stands_for(held, tree)
 
-    def judge(self, held: OpenFile[TerminalState], tree: GrabbedDescriptors) -> Iterator[Problem]:
+    def unsupported(self, held: OpenFile[TerminalState], tree: GrabbedDescriptors) -> Iterator[Unsupported]:
         """It must be a terminal."""
         if not held.state.device:
-            yield Problem("it is a device whose state is unknown")
+            yield Unsupported("it is a device whose state is unknown")
 
     def describe(
         self, held: OpenFile[TerminalState], out: Description, tree: GrabbedDescriptors, image: Describing
@@ -91,7 +91,7 @@ class Terminal(Kind[TerminalState]):
         """Never called: what leads outside is described by its number."""
         raise AssertionError(f"{held.link} was to be described by its number")
 
-    def check(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
+    def validate(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
         """The image must name one of three numbers, and the restorer must have it open."""
         for number in sorted({description.outside.stdio for description in mine.values()}):
             if number > STDIO:

@@ -30,8 +30,8 @@ from torpor.objects.kind import (
     Kind,
     OpenFile,
     Opening,
-    Problem,
     Seen,
+    Unsupported,
     borrowed,
 )
 from torpor.remote.sys import closed_on_error, syscall
@@ -85,10 +85,10 @@ class Timerfd(Kind[TimerState]):
             with open(f"/proc/self/fdinfo/{copy}", encoding="ascii") as file:
                 return _parse(file.read())
 
-    def judge(self, held: OpenFile[TimerState], tree: GrabbedDescriptors) -> Iterator[Problem]:
+    def unsupported(self, held: OpenFile[TimerState], tree: GrabbedDescriptors) -> Iterator[Unsupported]:
         """Its clock must not wake the machine."""
         if held.state.clock not in CLOCKS:
-            yield Problem(f"its clock {held.state.clock} is not kept: it wakes a sleeping machine", "close it")
+            yield Unsupported(f"its clock {held.state.clock} is not kept: it wakes a sleeping machine", "close it")
 
     def describe(
         self, held: OpenFile[TimerState], out: Description, tree: GrabbedDescriptors, image: Describing
@@ -102,7 +102,7 @@ class Timerfd(Kind[TimerState]):
         else:
             timer.left_ns = state.left_ns
 
-    def check(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
+    def validate(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
         """Clocks and times must be valid, and the kernel must accept expirations, if there are any."""
         for description in mine.values():
             timer = description.timerfd

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 
 from torpor.image.image_pb2 import Description
 from torpor.objects.fds.memfd import MemoryDescriptor
-from torpor.objects.kind import Describing, GrabbedDescriptors, OpenFile, Problem, Seen, borrowed, is_path
+from torpor.objects.kind import Describing, GrabbedDescriptors, OpenFile, Seen, Unsupported, borrowed, is_path
 from torpor.objects.paths import file_attributes
 from torpor.objects.paths.file_attributes import Attributes
 from torpor.objects.paths.opener import O_TMPFILE
@@ -42,21 +42,21 @@ class Unlinked(MemoryDescriptor):
         with borrowed(pidfd, held.holders[0].fd) as copy:
             return file_attributes.take(copy)
 
-    def judge(self, held: OpenFile[Attributes], tree: GrabbedDescriptors) -> Iterator[Problem]:
+    def unsupported(self, held: OpenFile[Attributes], tree: GrabbedDescriptors) -> Iterator[Unsupported]:
         """It must be quick to read."""
         size = held.stat.st_blocks * BLOCK
         if is_path(held):
-            yield Problem("it has no name any more and is open as a name only (O_PATH)", "close it")
+            yield Unsupported("it has no name any more and is open as a name only (O_PATH)", "close it")
         elif size > LARGEST:
-            yield Problem(
+            yield Unsupported(
                 f"it has no name any more, and its {size >> 20} MiB are more than the {LARGEST >> 20} MiB"
                 " that are copied while the program stands still",
                 "give it a name",
             )
         elif held.flags & os.O_DIRECT:
-            yield Problem("it has no name any more and is open for direct access (O_DIRECT)", "clear the flag")
+            yield Unsupported("it has no name any more and is open for direct access (O_DIRECT)", "clear the flag")
         else:
-            yield from self.judge_content(held, tree)
+            yield from self.unsupported_content(held, tree)
 
     def describe(
         self, held: OpenFile[Attributes], out: Description, tree: GrabbedDescriptors, image: Describing

@@ -17,8 +17,8 @@ from torpor.objects.kind import (
     GrabbedDescriptors,
     Kind,
     OpenFile,
-    Problem,
     Seen,
+    Unsupported,
     borrowed,
 )
 from torpor.objects.sockets.common import family_of
@@ -30,22 +30,22 @@ NO_IO_URING = (
     "run the program without io_uring: for uvloop before 0.22 and Node, set UV_USE_IO_URING=0 in the environment"
 )
 ANONYMOUS = {
-    IO_URING: Problem("the state of an io_uring cannot be read", NO_IO_URING),
-    "anon_inode:[userfaultfd]": Problem("what a userfaultfd watches cannot be read", CLOSE),
-    "anon_inode:[perf_event]": Problem("the processor's performance counters cannot be kept", "stop the profiler"),
-    "anon_inode:[fanotify]": Problem("what fanotify watches cannot be kept", CLOSE),
-    "anon_inode:seccomp notify": Problem(
+    IO_URING: Unsupported("the state of an io_uring cannot be read", NO_IO_URING),
+    "anon_inode:[userfaultfd]": Unsupported("what a userfaultfd watches cannot be read", CLOSE),
+    "anon_inode:[perf_event]": Unsupported("the processor's performance counters cannot be kept", "stop the profiler"),
+    "anon_inode:[fanotify]": Unsupported("what fanotify watches cannot be kept", CLOSE),
+    "anon_inode:seccomp notify": Unsupported(
         "a seccomp listener cannot be kept", "run it without the supervisor that listens"
     ),
 }
 """By the text of the link in /proc/PID/fd, as of Linux 6.18."""
 
 DEVICES = {
-    (10, 200): Problem("a network tunnel belongs to this host", CLOSE),
-    (10, 229): Problem("a FUSE file system is served by this process", "unmount it"),
-    (10, 232): Problem("a virtual machine (KVM) cannot be kept", CLOSE),
-    (195, -1): Problem("the state of an NVIDIA GPU cannot be read", "run it without the GPU, or free the GPU"),
-    (226, -1): Problem("the state of a GPU cannot be read", "run it without the GPU, or free the GPU"),
+    (10, 200): Unsupported("a network tunnel belongs to this host", CLOSE),
+    (10, 229): Unsupported("a FUSE file system is served by this process", "unmount it"),
+    (10, 232): Unsupported("a virtual machine (KVM) cannot be kept", CLOSE),
+    (195, -1): Unsupported("the state of an NVIDIA GPU cannot be read", "run it without the GPU, or free the GPU"),
+    (226, -1): Unsupported("the state of a GPU cannot be read", "run it without the GPU, or free the GPU"),
 }
 """By major and minor number; -1: any minor (Documentation/admin-guide/devices.txt)."""
 
@@ -73,7 +73,7 @@ PROTOCOLS = {
 """By protocol, of IPv4 and IPv6 sockets."""
 
 
-class Unkept(Kind[Family | None]):
+class UnsupportedKind(Kind[Family | None]):
     """An open file description that no other kind matches."""
 
     field = ""
@@ -89,9 +89,9 @@ class Unkept(Kind[Family | None]):
         with borrowed(pidfd, held.holders[0].fd) as copy:
             return family_of(copy)
 
-    def judge(self, held: OpenFile[Family | None], tree: GrabbedDescriptors) -> Iterator[Problem]:
+    def unsupported(self, held: OpenFile[Family | None], tree: GrabbedDescriptors) -> Iterator[Unsupported]:
         """One problem: it is always refused."""
-        yield _problem(held)
+        yield _why(held)
 
     def describe(
         self, held: OpenFile[Family | None], out: Description, tree: GrabbedDescriptors, image: Describing
@@ -100,26 +100,28 @@ class Unkept(Kind[Family | None]):
         raise AssertionError(f"{held.link} is not kept")
 
 
-def _problem(held: OpenFile[Family | None]) -> Problem:
+def _why(held: OpenFile[Family | None]) -> Unsupported:
     mode = held.stat.st_mode
     if not held.link:
-        return Problem("its path is longer than the 4096 bytes that the kernel shows", "move it to a shorter path")
+        return Unsupported("its path is longer than the 4096 bytes that the kernel shows", "move it to a shorter path")
     if stat.S_ISBLK(mode):
-        return Problem("a block device is open", CLOSE)
+        return Unsupported("a block device is open", CLOSE)
     if stat.S_ISCHR(mode):
         major, minor = os.major(held.stat.st_rdev), os.minor(held.stat.st_rdev)
-        other = Problem(f"the state of the device {major}:{minor} is not known", CLOSE)
+        other = Unsupported(f"the state of the device {major}:{minor} is not known", CLOSE)
         return DEVICES.get((major, minor)) or DEVICES.get((major, -1)) or other
     if held.link.startswith("anon_inode:bpf") or held.link.startswith("anon_inode:[bpf"):
-        return Problem("BPF programs and maps live in this kernel", CLOSE)
+        return Unsupported("BPF programs and maps live in this kernel", CLOSE)
     if held.state is not None:
-        return Problem(f"{_socket(held.state)} cannot be kept: what it sends and receives belongs to this host", CLOSE)
+        return Unsupported(
+            f"{_socket(held.state)} cannot be kept: what it sends and receives belongs to this host", CLOSE
+        )
     if held.link == IO_URING and _is_idle(held.fields):
-        return Problem(
+        return Unsupported(
             f"{ANONYMOUS[IO_URING].why}, even when it is idle: all requests have completed and their results were read",
             NO_IO_URING,
         )
-    return ANONYMOUS.get(held.link, Problem("its kind is unknown", CLOSE))
+    return ANONYMOUS.get(held.link, Unsupported("its kind is unknown", CLOSE))
 
 
 def _socket(family: Family) -> str:

@@ -85,7 +85,7 @@ def pieces(table: pb.PageTable) -> Iterator[Piece]:
     return map(Piece, table.starts, table.counts, table.blocks, repeat(0))
 
 
-def check(name: str, space: pb.AddressSpace) -> None:
+def validate_form(name: str, space: pb.AddressSpace) -> None:
     """Check what the kernel would not refuse by itself.
 
     Raises:
@@ -108,7 +108,7 @@ def check(name: str, space: pb.AddressSpace) -> None:
         raise ImageDamaged(f"{name}: its list of what it unmapped of its vDSO has columns that differ in length")
 
 
-def check_limits(name: str, space: pb.AddressSpace) -> Iterator[Reason]:
+def validate_limits(name: str, space: pb.AddressSpace) -> Iterator[Reason]:
     """Say which limits of this process and of the host the mappings of an image exceed."""
     data = [v for v in space.vmas if v.kind in vmas.PRIVATE and v.prot & mmap.PROT_WRITE and not v.grows_down]
     locked = [vma for vma in space.vmas if vma.locked and not procfs.is_root()]
@@ -128,7 +128,7 @@ def check_limits(name: str, space: pb.AddressSpace) -> Iterator[Reason]:
         yield Reason(name, why, "raise vm.max_map_count there")
 
 
-def check_commitment(image: pb.Tree) -> Iterator[Reason]:
+def validate_commitment(image: pb.Tree) -> Iterator[Reason]:
     """Say whether a host that does not overcommit memory (vm.overcommit_memory=2) has too little memory for a tree.
 
     Such a host counts what is mapped, touched or not.
@@ -199,7 +199,7 @@ def steps(
             yield from _map(vma, image, sources, writable=has_pages)
 
 
-def last_steps(space: pb.AddressSpace, written: Sequence[bool]) -> Iterator[Call]:
+def last_calls(space: pb.AddressSpace, written: Sequence[bool]) -> Iterator[Call]:
     """The calls when all pages are restored: protections, advice, guard regions, locks."""
     for vma, has_pages in zip(space.vmas, written, strict=True):
         yield from _finish(vma, has_pages)

@@ -135,7 +135,7 @@ class MappedFiles:
 # Restore
 
 
-def check(image: pb.Tree, openers: Openers) -> Iterator[Reason]:
+def validate(image: pb.Tree, openers: Openers) -> Iterator[Reason]:
     """Say which mapped or executed files are not what they were. A file that is mapped shared may have changed."""
     data = {vma.file for process in image.processes for vma in process.memory.vmas if vma.kind == pb.Vma.FILE_SHARED}
     written = fingerprints.mapped_to_write(image)
@@ -156,7 +156,7 @@ def check(image: pb.Tree, openers: Openers) -> Iterator[Reason]:
             if not stat.S_ISREG(status.st_mode):
                 yield Reason(subject, "it is no regular file any more", "put it back")
             elif index in data:
-                yield from _check_size(subject, image, index, status.st_size)
+                yield from _validate_size(subject, image, index, status.st_size)
                 if (file.dev, file.ino) in written and fingerprints.change(file, fd, in_place=True) is Change.CHANGED:
                     why = "it was changed since: what it held then is not what it holds now"
                     yield Reason(subject, why, "put the old file back", changed=True)
@@ -180,7 +180,7 @@ def _of(image: pb.Tree, index: int) -> Iterator[pb.Vma]:
     return (vma for vma in found if vma.kind in kinds and vma.file == index)
 
 
-def _check_size(subject: str, image: pb.Tree, index: int, size: int) -> Iterator[Reason]:
+def _validate_size(subject: str, image: pb.Tree, index: int, size: int) -> Iterator[Reason]:
     mapped = [vma for process in image.processes for vma in process.memory.vmas if vma.file == index]
     needed = max(vma.offset + vma.end - vma.start for vma in mapped if vma.kind == pb.Vma.FILE_SHARED)
     if size < image.files[index].size and size < needed:

@@ -30,7 +30,7 @@ from torpor.remote import memory
 from torpor.util.ranges import Range, intersection, subtract
 
 
-def refuse(name: str, pid: int, found: Sequence[FlaggedMapping]) -> list[Reason]:
+def unsupported(name: str, pid: int, found: Sequence[FlaggedMapping]) -> list[Reason]:
     """Why a process's pages cannot be kept.
 
     Args:

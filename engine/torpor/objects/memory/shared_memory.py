@@ -227,7 +227,7 @@ class SharedMemory:
         reasons = []
         for segment in self.segments.values():
             sizes = {start: end - start for start, end in segment.seen}
-            if segment.sysv and (why := segments.problem(segment.sysv, segment.mappings, sizes)):
+            if segment.sysv and (why := segments.unsupported_segment(segment.sysv, segment.mappings, sizes)):
                 reasons.append(Reason("the tree", why))
         if reasons:
             raise Refused("the tree cannot be kept", reasons)
@@ -265,8 +265,8 @@ def _tmpfs(pid: int) -> set[int]:
 def _is_swapping() -> bool:
     """Whether anything on this host is swapped out: mincore(2) does not report swapped pages of shared memory."""
     lines = (line.split() for line in procfs.read("/proc/meminfo").splitlines())
-    told = {words[0]: words[1] for words in lines}
-    return told[b"SwapTotal:"] != told[b"SwapFree:"]
+    fields = {words[0]: words[1] for words in lines}
+    return fields[b"SwapTotal:"] != fields[b"SwapFree:"]
 
 
 def _there(mapping: Mapping, ask: Callable[[Batch], Replies]) -> Iterator[Range]:
@@ -318,7 +318,7 @@ _AT_SYMLINK_FOLLOW = 0x400
 LONGEST_NAME = 249  # memfd_create(2)
 
 
-def check(image: pb.Tree, openers: Openers) -> Iterator[Reason]:
+def validate(image: pb.Tree, openers: Openers) -> Iterator[Reason]:
     """Say which named memory cannot be restored."""
     for index, shared in enumerate(image.shared):
         if shared.kind not in pb.SharedMemory.Kind.values()[1:]:

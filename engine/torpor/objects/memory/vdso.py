@@ -110,7 +110,7 @@ def _functions(content: bytes) -> Iterator[tuple[str, tuple[int, int]]]:
         return  # a file has one such section
 
 
-def refuse(pid: int, found: Sequence[procfs.Mapping], here: Vdso) -> str:
+def unsupported(pid: int, found: Sequence[procfs.Mapping], here: Vdso) -> str:
     """Why a process's vDSO cannot be kept; empty if it can.
 
     Args:
@@ -157,7 +157,7 @@ def has_code(space: pb.AddressSpace) -> bool:
     return bool(space.vdso) and not any(start <= space.vdso < end for start, end in _holes(space))
 
 
-def check(name: str, process: pb.Process, here: Vdso) -> Iterator[Reason]:
+def validate(name: str, process: pb.Process, here: Vdso) -> Iterator[Reason]:
     """Say why a process's vDSO cannot be restored."""
     space = process.memory
     old = space.vdso_content

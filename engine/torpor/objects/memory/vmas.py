@@ -1,4 +1,4 @@
-"""The mappings (VMAs) of a process, and reasons to refuse them. Pages: process_memory.py and shared_memory.py.
+"""The mappings (VMAs) of a process, and which of them are unsupported. Pages: process_memory.py and shared_memory.py.
 
 Kept: private anonymous memory, heap and stacks, private and shared file mappings, shared memory, protections, growing
 stacks, MADV flags, guard regions, locks (mlock, MLOCK_ONFAULT, MCL_FUTURE), NORESERVE, names of anonymous areas,
@@ -83,7 +83,7 @@ def protection(mapping: Mapping) -> int:
     )
 
 
-def refuse(name: str, pid: int, vmas: Sequence[FlaggedMapping]) -> list[Reason]:
+def unsupported(name: str, pid: int, vmas: Sequence[FlaggedMapping]) -> list[Reason]:
     """Why an address space cannot be kept.
 
     Args:
@@ -106,7 +106,7 @@ def refuse(name: str, pid: int, vmas: Sequence[FlaggedMapping]) -> list[Reason]:
 
 
 def _vdso_reason(pid: int, found: Sequence[FlaggedMapping]) -> str:
-    return vdso.refuse(pid, [vma.mapping for vma in found if vma.mapping.name in vdso.NAMES], vdso.host())
+    return vdso.unsupported(pid, [vma.mapping for vma in found if vma.mapping.name in vdso.NAMES], vdso.host())
 
 
 def _only_noted(pid: int, watched: Sequence[Mapping]) -> set[Mapping]:

@@ -60,7 +60,7 @@ def describe(status: os.stat_result, out: Inode) -> None:
     out.uid, out.gid = status.st_uid, status.st_gid
 
 
-def refuse(name: str, pid: int) -> Iterator[Reason]:
+def unsupported(name: str, pid: int) -> Iterator[Reason]:
     """Say why a process's directories cannot be restored.
 
     Args:

@@ -47,7 +47,7 @@ class Attributes:
     extended: tuple[tuple[str, bytes], ...] = ()
     flags: int = 0
     """The FS_*_FL flags that are kept."""
-    unkept: tuple[str, ...] = ()
+    lost: tuple[str, ...] = ()
     """The names of attributes that are not kept."""
     forbids_writing: bool = False
 

@@ -110,7 +110,7 @@ def arrange(
     """
     root = image.processes[0]
     by_pid = {process.pid: _member(process, {*OUTSIDE, *joined}) for process in image.processes}
-    _refuse("the tree cannot be built", _check(image, by_pid))
+    _raise_any("the tree cannot be built", _validate(image, by_pid))
     daemons = [by_pid[process.pid] for process in image.processes[1:] if not process.ppid]
     for process in image.processes[1:]:
         _below(by_pid[process.ppid or root.pid], by_pid[process.pid])
@@ -300,12 +300,12 @@ def _add_groups(top: Member, free: _Free) -> None:
             member.holder = _below(member, Member(pid, None, None, only_group=True))
 
 
-def _refuse(what: str, reasons: Iterator[Reason]) -> None:
+def _raise_any(what: str, reasons: Iterator[Reason]) -> None:
     if found := list(reasons):
         raise RestoreRefused(what, found)
 
 
-def _check(image: pb.Tree, by_pid: dict[int, Member]) -> Iterator[Reason]:
+def _validate(image: pb.Tree, by_pid: dict[int, Member]) -> Iterator[Reason]:
     tids = [thread.tid for process in image.processes for thread in process.threads]
     if len(set(tids)) != len(tids) or len(by_pid) != len(image.processes):
         yield Reason("the image", "it has two processes or threads with one id")

@@ -60,22 +60,22 @@ class Ids(ProcessPart[None, None]):
 
     def describe(self, asked: None, answers: Answers, out: pb.Process) -> None:
         """From /proc/PID/status."""
-        told, status = out.credentials, answers.texts.status
-        told.uids.extend(map(int, status[b"Uid"].split()))
-        told.gids.extend(map(int, status[b"Gid"].split()))
-        told.groups.extend(map(int, status[b"Groups"].split()))
-        told.cap_inheritable = int(status[b"CapInh"], 16)
-        told.cap_permitted = int(status[b"CapPrm"], 16)
-        told.cap_effective = int(status[b"CapEff"], 16)
-        told.cap_bounding = int(status[b"CapBnd"], 16)
-        told.cap_ambient = int(status[b"CapAmb"], 16)
+        described, status = out.credentials, answers.texts.status
+        described.uids.extend(map(int, status[b"Uid"].split()))
+        described.gids.extend(map(int, status[b"Gid"].split()))
+        described.groups.extend(map(int, status[b"Groups"].split()))
+        described.cap_inheritable = int(status[b"CapInh"], 16)
+        described.cap_permitted = int(status[b"CapPrm"], 16)
+        described.cap_effective = int(status[b"CapEff"], 16)
+        described.cap_bounding = int(status[b"CapBnd"], 16)
+        described.cap_ambient = int(status[b"CapAmb"], 16)
 
-    def faults(self, process: pb.Process) -> Iterator[str]:
+    def validate_form(self, process: pb.Process) -> Iterator[str]:
         """Incomplete ids."""
         if not len(process.credentials.uids) == len(process.credentials.gids) == _IDS:
             yield "its user and group ids are not complete"
 
-    def check(self, name: str, process: pb.Process) -> Iterator[Reason]:
+    def validate(self, name: str, process: pb.Process) -> Iterator[Reason]:
         """They must be the restorer's own, unless root restores."""
         if procfs.is_root():
             return

@@ -70,14 +70,14 @@ def _cpu_flags() -> list[str]:
     return []
 
 
-def faults(image: pb.Tree) -> Iterator[str]:
+def validate_form(image: pb.Tree) -> Iterator[str]:
     """What in the image's host is invalid."""
     host = image.host
     if not all(0 <= clock <= _LATEST_NS for clock in (host.monotonic_ns, host.boottime_ns)):
         yield "its clocks are at a time that a kernel does not know"
 
 
-def check(image: pb.Tree, host: Probe) -> Iterator[Reason]:
+def validate(image: pb.Tree, host: Probe) -> Iterator[Reason]:
     """What the image needs of the processor, page size and register sets, and this host lacks."""
     needed = image.host
     if needed.architecture != host.architecture:

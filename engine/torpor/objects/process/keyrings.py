@@ -89,7 +89,7 @@ def ask(batch: Batch) -> Questions:
     return Questions(session, *(batch.add(NR.keyctl, _GET_KEYRING_ID, ring, 0) for ring in (_THREAD, _PROCESS)))
 
 
-def told(asked: Questions, replies: Replies, ask_again: Ask) -> Rings:
+def answer(asked: Questions, replies: Replies, ask_again: Ask) -> Rings:
     """The result of `ask`. There are no keyrings if a filter or the kernel does not allow these calls.
 
     Args:
@@ -174,7 +174,7 @@ class Keys:
     session: dict[int, int] = field(default_factory=dict)
     """For each PID the serial number of its session keyring."""
     process: dict[int, int] = field(default_factory=dict)
-    problems: list[tuple[int, str]] = field(default_factory=list)
+    reasons: list[tuple[int, str]] = field(default_factory=list)
     """Each with its PID."""
 
 
@@ -190,20 +190,20 @@ def grab(found: Mapping[int, tuple[Collection[Rings], Ask]], own: int) -> Keys:
     for pid, (threads, asks) in found.items():
         serials = [{rings[which] for rings in threads} - {0} for which in range(3)]
         for serial in set().union(*serials) - seen.keys():
-            seen[serial] = _take(serial, asks, keys.problems, pid, lenient=serial == own)
+            seen[serial] = _take(serial, asks, keys.reasons, pid, lenient=serial == own)
         full = [{serial for serial in of_kind if seen[serial]} for of_kind in serials]
         if full[0]:
-            keys.problems.append((pid, "a thread has keys of its own (its thread keyring), which are not kept"))
+            keys.reasons.append((pid, "a thread has keys of its own (its thread keyring), which are not kept"))
         for kind, into, words in ((1, keys.process, "process"), (2, keys.session, "session")):
             if len(full[kind]) > 1 or (full[kind] and kind == 2 and len(serials[kind]) > 1):
-                keys.problems.append((pid, f"its threads have different {words} keyrings, which is not kept"))
+                keys.reasons.append((pid, f"its threads have different {words} keyrings, which is not kept"))
             elif full[kind]:
                 into[pid] = full[kind].pop()
     keys.rings = {serial: ring for serial, ring in seen.items() if ring is not None}
     return keys
 
 
-def _take(serial: int, ask: Ask, problems: list[tuple[int, str]], pid: int, *, lenient: bool) -> Ring | None:
+def _take(serial: int, ask: Ask, reasons: list[tuple[int, str]], pid: int, *, lenient: bool) -> Ring | None:
     """Read a keyring; None if nothing in it must be kept."""
     batch = Batch()
     name = batch.add(NR.keyctl, _DESCRIBE, serial, Out(_LONGEST_NAME), _LONGEST_NAME)
@@ -215,12 +215,12 @@ def _take(serial: int, ask: Ask, problems: list[tuple[int, str]], pid: int, *, l
     words = f"its keyring {ring.name.description.decode(errors='replace')!r}"
     size = replies.result(listed)
     if not 0 <= size <= 4 * _MOST_KEYS:
-        problems.append((pid, f"{words} cannot be read" if size < 0 else f"{words} has more than {_MOST_KEYS} keys"))
+        reasons.append((pid, f"{words} cannot be read" if size < 0 else f"{words} has more than {_MOST_KEYS} keys"))
         return None
     for (key,) in struct.iter_unpack("<i", replies.output(listed, 2)[:size]):
         why = _take_key(key, ask, ring)
         if why and not lenient:
-            problems.append((pid, f"{words} holds {why}"))
+            reasons.append((pid, f"{words} holds {why}"))
     return ring if ring.keys or ring.name.description not in _ANONYMOUS else None
 
 
@@ -288,7 +288,7 @@ def _times_left() -> dict[int, int]:
     return found
 
 
-def judge(image: pb.Tree) -> Iterator[str]:
+def unsupported(image: pb.Tree) -> Iterator[str]:
     """Why a restore cannot give session keyrings to these processes.
 
     A process inherits one at birth, or joins it: so all that have it must descend from one process. Only the keyring of
@@ -326,7 +326,7 @@ class Here:
     """Serial numbers are valid on one boot of one host."""
 
 
-def faults(image: pb.Tree) -> Iterator[str]:
+def validate_form(image: pb.Tree) -> Iterator[str]:
     """What in an image's keyrings is invalid."""
     for ring in image.keyrings:
         if not ring.name or b"\0" in ring.name or len(ring.name) >= _LONGEST_NAME:

@@ -51,7 +51,7 @@ class Limits(ProcessPart[None, tuple[int, ...]]):
             soft, hard = (_limit(word) for word in line[len(LIMIT_NAMES[number]) :].split()[:2])
             out.limits.add(resource=number, soft=soft, hard=hard)
 
-    def faults(self, process: pb.Process) -> Iterator[str]:
+    def validate_form(self, process: pb.Process) -> Iterator[str]:
         """A limit that this version does not know."""
         if any(limit.resource >= len(LIMIT_NAMES) for limit in process.limits):
             yield "it has a resource limit that this version does not know"

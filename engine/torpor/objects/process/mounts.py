@@ -22,7 +22,7 @@ def describe(image: Tree, pid: int) -> None:
         image.mounts.add(path=point, filesystem=filesystem, source=source)
 
 
-def check(image: Tree) -> Iterator[Reason]:
+def validate(image: Tree) -> Iterator[Reason]:
     """Name the file systems that are not mounted here and whose files are missing."""
     if not image.mounts:
         return

@@ -67,7 +67,7 @@ def own() -> int:
     return of_thread(os.getpid(), os.getpid()).filters
 
 
-def refuse(pids: Sequence[int]) -> list[Reason]:
+def unsupported(pids: Sequence[int]) -> list[Reason]:
     """Why a tree's filters cannot be kept. `pids` are its living processes, the root first."""
     mine = own()
     reasons: list[Reason] = []
@@ -78,7 +78,7 @@ def refuse(pids: Sequence[int]) -> list[Reason]:
         except (FileNotFoundError, ProcessLookupError):
             continue  # it ended
         under = under or any(state.filters for state in states)
-        if why := next(filter(None, (_refuse(state, mine) for state in sorted(states))), None):
+        if why := next(filter(None, (_unsupported(state, mine) for state in sorted(states))), None):
             reasons.append(Reason(describe_process(pid), *why))
     if not reasons and mine and under and (why := _apart(pids, mine)):
         reasons.append(Reason(describe_process(pids[0]), *why))
@@ -89,7 +89,7 @@ def _states(pid: int) -> Iterator[State]:
     return (of_thread(pid, tid) for tid in procfs.threads(pid))
 
 
-def _refuse(state: State, mine: int) -> tuple[str, str] | None:
+def _unsupported(state: State, mine: int) -> tuple[str, str] | None:
     """Why this many filters cannot be kept, and what to do; None if the number allows it."""
     if state.mode == _STRICT:
         return "it is in seccomp's strict mode, in which it can make no other system calls", "checkpoint it before"
@@ -142,7 +142,7 @@ def grab(process: Process, statuses: Mapping[int, bytes]) -> tuple[dict[int, lis
         if not state.mode or (mine and state.filters == mine):
             continue
         name = f"{process.name}, thread {tid}"
-        if (why := _refuse(state, mine)) or not probe().read_filters:
+        if (why := _unsupported(state, mine)) or not probe().read_filters:
             reasons.append(Reason(name, *(why or ("it has just set up a system-call filter (seccomp)", "try again"))))
             continue
         try:
@@ -249,7 +249,7 @@ def has_own(image: pb.Tree) -> bool:
     return bool(image.filters)
 
 
-def faults(image: pb.Tree) -> Iterator[str]:
+def validate_form(image: pb.Tree) -> Iterator[str]:
     """What a checkpoint would not have written so."""
     for one in image.filters:
         count, rest = divmod(len(one.code), bpf.INSTRUCTION.size)
@@ -260,7 +260,7 @@ def faults(image: pb.Tree) -> Iterator[str]:
             yield f"process {process.pid} has a system-call filter that is not there"
 
 
-def check(image: pb.Tree) -> Iterator[Reason]:
+def validate(image: pb.Tree) -> Iterator[Reason]:
     """Only a restorer that can suspend filters can restore a tree's own."""
     if has_own(image) and not probe().read_filters:
         why = "it has system-call filters (seccomp) of its own, which only root gives back, outside of a container"

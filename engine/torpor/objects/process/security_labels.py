@@ -46,7 +46,7 @@ def shown(text: bytes) -> str:
     return label.decode(errors="backslashreplace")
 
 
-def refuse(name: str, label: str, home: str) -> Iterator[Reason]:
+def unsupported(name: str, label: str, home: str) -> Iterator[Reason]:
     """Refuse a process or thread whose label differs from that of the tree's root."""
     if label != home:
         why = f"its security label is {_quoted(label)}, that of the tree's root {_quoted(home)}: woken they have one"

@@ -38,7 +38,7 @@ _NAMESPACES = ("mnt", "net", "ipc", "uts", "cgroup", "pid_for_children", "time_f
 """Namespaces that a thread can have for itself."""
 
 
-def refuse(pids: Sequence[int]) -> list[Reason]:
+def unsupported(pids: Sequence[int]) -> list[Reason]:
     """Which sharing in a tree cannot be kept. `pids` are its living processes."""
     reasons = _lasting(pids)
     for pid in pids:

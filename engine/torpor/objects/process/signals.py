@@ -37,7 +37,7 @@ def ask_stop(batch: Batch, pid: int) -> int:
     return batch.add(NR.waitid, _P_PID, pid, Out(ptrace.SIGINFO_SIZE), _WNOHANG | _WSTOPPED | _WNOWAIT, 0)
 
 
-def stop_was_told(replies: Replies, entry: int) -> bool:
+def stop_was_reported(replies: Replies, entry: int) -> bool:
     """Whether the parent was told, by the result of `ask_stop`."""
     return replies.result(entry) == 0 and not any(replies.output(entry, 2)[:4])  # si_signo
 
@@ -121,7 +121,7 @@ class Queue(ProcessPart[None, None]):
         """Write all of them."""
         out.pending.extend(answers.pending)
 
-    def faults(self, process: pb.Process) -> Iterator[str]:
+    def validate_form(self, process: pb.Process) -> Iterator[str]:
         """Entries that are not a siginfo_t."""
         if any(len(info) != ptrace.SIGINFO_SIZE for info in process.pending):
             yield "it has pending signals without their information"
@@ -148,7 +148,7 @@ class ThreadQueue(ThreadPart[None, None]):
         """Write all of them."""
         out.pending.extend(answers.pending)
 
-    def faults(self, thread: pb.Thread) -> Iterator[str]:
+    def validate_form(self, thread: pb.Thread) -> Iterator[str]:
         """Entries that are not a siginfo_t."""
         if any(len(info) != ptrace.SIGINFO_SIZE for info in thread.pending):
             yield "it has pending signals without their information"

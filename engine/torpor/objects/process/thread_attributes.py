@@ -199,7 +199,7 @@ class ThreadAttributes(ThreadPart[Asked, Allowed]):
             if control > 0 and control & _PER_THREAD:
                 out.speculation.add(which=which, control=control & _SETTINGS)
 
-    def faults(self, thread: pb.Thread) -> Iterator[str]:
+    def validate_form(self, thread: pb.Thread) -> Iterator[str]:
         """Numbers that this version does not know."""
         if any(one.which not in MITIGATIONS for one in thread.speculation):
             yield "it has a mitigation that this version does not know"

@@ -131,7 +131,7 @@ class ThreadState(ThreadPart[Asked, None]):
         out.no_new_privs = replies.result(asked.no_new_privs) == 1
         out.timer_slack_ns = replies.result(asked.timer_slack)
 
-    def faults(self, thread: pb.Thread) -> Iterator[str]:
+    def validate_form(self, thread: pb.Thread) -> Iterator[str]:
         """Incomplete registers."""
         if len(thread.registers) != 8 * x86_64.REGISTER_COUNT:
             yield f"it has {len(thread.registers)} bytes of registers"

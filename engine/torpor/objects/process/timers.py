@@ -85,7 +85,7 @@ class Timers(ProcessPart[Asked, bool]):
                 overrun=max(replies.result(overrun), 0),
             )
 
-    def faults(self, process: pb.Process) -> Iterator[str]:
+    def validate_form(self, process: pb.Process) -> Iterator[str]:
         """Invalid numbers."""
         for interval in process.interval_timers:
             if interval.which > _LAST_INTERVAL or min(interval.interval_us, interval.value_us) < 0:

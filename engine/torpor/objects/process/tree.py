@@ -1,4 +1,4 @@
-"""The process tree: its processes, their ids, sessions and groups, and reasons to refuse them.
+"""The process tree: its processes, their ids, sessions and groups, and what of them is unsupported.
 
 Kept: PID, parent, group and session in the tree's own PID namespace, job-control stop, current and root directory,
 umask, the nice value of a session (autogroup); zombies with their exit status.
@@ -128,7 +128,7 @@ def tasks(root: int) -> Iterator[tuple[int, int]]:
         yield from ((pid, tid) for tid in tids)
 
 
-def refuse(tree: list[Seen]) -> list[Reason]:
+def unsupported(tree: list[Seen]) -> list[Reason]:
     """Why the processes themselves cannot be kept.
 
     Raises:
@@ -154,7 +154,7 @@ def refuse(tree: list[Seen]) -> list[Reason]:
         raise permitted(error, root.pid) from None
     for seen in tree:
         if seen is root or not seen.zombie:
-            reasons += _refuse(seen, home, label)
+            reasons += _unsupported(seen, home, label)
     return reasons
 
 
@@ -165,7 +165,7 @@ def _is_leaderless(pid: int) -> bool:
         return False
 
 
-def _refuse(seen: Seen, home: Mapping[str, str], label: str) -> list[Reason]:
+def _unsupported(seen: Seen, home: Mapping[str, str], label: str) -> list[Reason]:
     reasons: list[Reason] = []
     if seen.stat.state in ("Z", "X"):
         return [
@@ -185,8 +185,8 @@ def _refuse(seen: Seen, home: Mapping[str, str], label: str) -> list[Reason]:
     try:
         here = _namespaces(seen.pid)
         of_children = {kind: _for_children(seen.pid, kind) for kind in _FOR_CHILDREN if kind in here}
-        reasons += directories.refuse(seen.name, seen.pid)
-        reasons += security_labels.refuse(seen.name, security_labels.of(seen.pid), label)
+        reasons += directories.unsupported(seen.name, seen.pid)
+        reasons += security_labels.unsupported(seen.name, security_labels.of(seen.pid), label)
     except (PermissionError, FileNotFoundError, ProcessLookupError):
         return reasons  # it ended, or changed its user: the freeze reports it
     for kind, namespace in here.items():

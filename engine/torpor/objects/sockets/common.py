@@ -27,7 +27,7 @@ from torpor import procfs
 from torpor.arch.x86_64 import NR
 from torpor.errors import Reason
 from torpor.image.image_pb2 import SockOpt
-from torpor.objects.kind import Family, Problem
+from torpor.objects.kind import Family, Unsupported
 from torpor.objects.sockets.addresses import LONGEST_NAME, SOCKADDR_IN
 from torpor.remote.sys import Words, syscall
 
@@ -375,18 +375,20 @@ def look(fd: int, wanted: dict[Key, int], *, listening: bool) -> SocketState:
     )
 
 
-def judge(state: SocketState, pid: int) -> Iterator[Problem]:
+def unsupported(state: SocketState, pid: int) -> Iterator[Unsupported]:
     """Say what cannot be kept of any socket; `pid` is a process that has it."""
     with suppress(FileNotFoundError):  # thawed, and ended since: the check before the freeze holds
         if not os.path.samestat(os.stat(f"/proc/{pid}/ns/net"), os.stat("/proc/self/ns/net")):
-            yield Problem("its process has a network of its own", "checkpoint it from within that network namespace")
+            yield Unsupported(
+                "its process has a network of its own", "checkpoint it from within that network namespace"
+            )
     if state.filter and FILTER not in state.options:
-        yield Problem("it has a packet filter (SO_ATTACH_FILTER), which is not kept", "detach the filter")
+        yield Unsupported("it has a packet filter (SO_ATTACH_FILTER), which is not kept", "detach the filter")
     if state.peek_offset:
-        yield Problem("it is read with an offset (SO_PEEK_OFF), which is not kept", "set the offset to -1")
+        yield Unsupported("it is read with an offset (SO_PEEK_OFF), which is not kept", "set the offset to -1")
     for key, words in PRIVILEGED.items() if not procfs.is_root() else ():
         if any(state.options.get(key, b"")):
-            yield Problem(f"its option {words} needs a privilege to be set again", "clear the option")
+            yield Unsupported(f"its option {words} needs a privilege to be set again", "clear the option")
 
 
 def _filter(fd: int) -> bytes | None:
@@ -409,7 +411,7 @@ def _has_filter(fd: int) -> bool:
     return length[0] > 0
 
 
-def check_options(found: Iterable[SockOpt], subject: str) -> Iterator[Reason]:
+def validate_options(found: Iterable[SockOpt], subject: str) -> Iterator[Reason]:
     """Say which options in an image a checkpoint never writes."""
     for option in found:
         size = OPTIONS.get((option.level, option.name))

@@ -116,7 +116,7 @@ def _address(family: int, storage: bytes | bytearray) -> bytes:
 # Restore
 
 
-def check(found: Iterable[Membership]) -> Iterator[Reason]:
+def validate(found: Iterable[Membership]) -> Iterator[Reason]:
     """Say which groups a socket cannot join here."""
     for one in found:
         if one.family not in _LEVELS or any(len(a) != (4, 16)[one.family == socket.AF_INET6] for a in _addresses(one)):

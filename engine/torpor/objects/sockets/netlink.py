@@ -24,8 +24,8 @@ from torpor.objects.kind import (
     Kind,
     OpenFile,
     Opening,
-    Problem,
     Seen,
+    Unsupported,
     borrowed,
 )
 from torpor.objects.sockets import addresses, common
@@ -75,16 +75,16 @@ class Netlink(Kind[NetlinkState]):
             state = common.look(copy, OPTIONS, listening=True)
             return NetlinkState(state, port, peer or groups, _groups(copy))
 
-    def judge(self, held: OpenFile[NetlinkState], tree: GrabbedDescriptors) -> Iterator[Problem]:
+    def unsupported(self, held: OpenFile[NetlinkState], tree: GrabbedDescriptors) -> Iterator[Unsupported]:
         """It must be idle, and may be connected only to the kernel."""
         state = held.state
-        yield from common.judge(state.socket, held.holders[0].pid)
+        yield from common.unsupported(state.socket, held.holders[0].pid)
         if state.socket.events & (select.POLLIN | select.POLLERR):
-            yield Problem(
+            yield Unsupported(
                 "messages of the kernel wait in it that were not read", "read them, or try again", passing=True
             )
         if state.peer:
-            yield Problem("it is connected to a group or another program", "close it before the checkpoint")
+            yield Unsupported("it is connected to a group or another program", "close it before the checkpoint")
 
     def describe(
         self, held: OpenFile[NetlinkState], out: Description, tree: GrabbedDescriptors, image: Describing
@@ -96,16 +96,16 @@ class Netlink(Kind[NetlinkState]):
         out.netlink.groups.extend(state.groups)
         out.netlink.options.extend(common.kept(state.socket.family, state.socket.options, OPTIONS))
 
-    def check(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
+    def validate(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
         """A kernel must be able to have such sockets."""
         for description in mine.values():
             netlink = description.netlink
             known = netlink.protocol in PROTOCOLS and netlink.type in (socket.SOCK_RAW, socket.SOCK_DGRAM)
             if not known or any(not 0 < group <= _MOST_GROUPS for group in netlink.groups):
                 yield Reason("the image", "it has a netlink socket that cannot be")
-            yield from common.check_options(netlink.options, "a netlink socket")
+            yield from common.validate_options(netlink.options, "a netlink socket")
 
-    def check_free(self, mine: dict[int, Description], image: Tree) -> Iterator[Reason]:
+    def validate_free(self, mine: dict[int, Description], image: Tree) -> Iterator[Reason]:
         """Their ports must be free."""
         for description in mine.values():
             netlink = description.netlink

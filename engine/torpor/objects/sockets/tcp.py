@@ -41,8 +41,8 @@ from torpor.objects.kind import (
     Kind,
     OpenFile,
     Opening,
-    Problem,
     Seen,
+    Unsupported,
     borrowed,
     name,
     some,
@@ -193,15 +193,15 @@ class Tcp(Kind[TcpState]):
             return ""
         return f"a connection to {held.state.ends[1]}"
 
-    def judge(self, held: OpenFile[TcpState], tree: GrabbedDescriptors) -> Iterator[Problem]:
+    def unsupported(self, held: OpenFile[TcpState], tree: GrabbedDescriptors) -> Iterator[Unsupported]:
         """No data may be in flight that neither end has."""
         state = held.state
-        yield from common.judge(state.socket, tree.asked(held.holders[0].pid))
+        yield from common.unsupported(state.socket, tree.asked(held.holders[0].pid))
         layer = state.layer.strip(b"\0").decode(errors="replace")
         if layer not in ("", "mptcp"):
-            yield Problem(f"the kernel does {layer} for it (TCP_ULP), which is not kept", "do it in the program")
+            yield Unsupported(f"the kernel does {layer} for it (TCP_ULP), which is not kept", "do it in the program")
         if state.waits and (sent := state.unread + state.outgoing):
-            yield Problem(
+            yield Unsupported(
                 f"{sent} bytes were sent on its connection, which {state.ends[1]} in this tree has not accepted yet:"
                 " they cannot be read before that",
                 "try again when it was accepted",
@@ -212,9 +212,11 @@ class Tcp(Kind[TcpState]):
         # MPTCP counts the peer's FIN as a byte.
         end = int(state.mptcp and bool(state.socket.events & select.POLLRDHUP))
         if state.urgent or not 0 <= state.socket.queued - len(state.received) <= end:
-            yield Problem("urgent data is in its queue, which is not kept", "try again when it was read", passing=True)
+            yield Unsupported(
+                "urgent data is in its queue, which is not kept", "try again when it was read", passing=True
+            )
         if state.peer is not None and (under_way := _under_way(state, state.peer.state)):
-            yield Problem(
+            yield Unsupported(
                 f"{under_way} bytes are on their way to its other end in this tree, which has no room for them",
                 "try again when the program has read more",
                 passing=True,
@@ -269,13 +271,13 @@ class Tcp(Kind[TcpState]):
         if (others := waiting - sum(held.state.waits for held in mine)) > 0:
             yield f"TCP connections from others that were not accepted yet are lost: {others}"
 
-    def check(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
+    def validate(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
         """The image must be consistent."""
-        return tcp_connections.check({index: description.tcp for index, description in mine.items()})
+        return tcp_connections.validate({index: description.tcp for index, description in mine.items()})
 
-    def check_free(self, mine: dict[int, Description], image: Tree) -> Iterator[Reason]:
+    def validate_free(self, mine: dict[int, Description], image: Tree) -> Iterator[Reason]:
         """The addresses and ports must be available here."""
-        return tcp_ports.check({index: description.tcp for index, description in mine.items()})
+        return tcp_ports.validate({index: description.tcp for index, description in mine.items()})
 
     def open(self, mine: dict[int, Description], opening: Opening) -> None:
         """Make listeners first, then the connections."""

@@ -56,13 +56,13 @@ PAUSE = 0.02
 # ----------------------------------------------------------------------------------------------------- check
 
 
-def check(mine: dict[int, TcpSocket]) -> Iterator[Reason]:
+def validate(mine: dict[int, TcpSocket]) -> Iterator[Reason]:
     """Say which of these are invalid."""
     for index, tcp in mine.items():
-        yield from _check_one(index, tcp, mine)
+        yield from _validate_one(index, tcp, mine)
 
 
-def _check_one(index: int, tcp: TcpSocket, mine: dict[int, TcpSocket]) -> Iterator[Reason]:
+def _validate_one(index: int, tcp: TcpSocket, mine: dict[int, TcpSocket]) -> Iterator[Reason]:
     try:
         socket.socket(tcp.family, socket.SOCK_STREAM, tcp.protocol).close()
     except OSError as error:
@@ -71,7 +71,7 @@ def _check_one(index: int, tcp: TcpSocket, mine: dict[int, TcpSocket]) -> Iterat
         return
     if tcp.family not in (socket.AF_INET, socket.AF_INET6):
         yield Reason("the image", f"it has a TCP socket of family {tcp.family}")
-    yield from common.check_options(tcp.options, "a TCP socket")
+    yield from common.validate_options(tcp.options, "a TCP socket")
     try:
         addresses.address(tcp.local)
         if tcp.state == TcpSocket.INSIDE:

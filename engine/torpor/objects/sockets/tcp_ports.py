@@ -60,7 +60,7 @@ def shared(mine: Iterable[TcpSocket]) -> set[int]:
     return {port for port, sockets_at in count.items() if port and sockets_at > 1}
 
 
-def check(mine: dict[int, TcpSocket]) -> Iterator[Reason]:
+def validate(mine: dict[int, TcpSocket]) -> Iterator[Reason]:
     """Try every address once, as far as possible without listening on it."""
     listeners = [tcp for tcp in mine.values() if tcp.state == TcpSocket.LISTEN]
     tried: set[tuple[int, Address]] = set()

@@ -282,10 +282,10 @@ def _make(sock: socket.socket, tcp: TcpSocket, state: KeptConnection) -> None:
         while left:
             left = left[sock.send(left[:PIECE], socket.MSG_DONTWAIT) :]
     _set(fd, TCP_REPAIR_QUEUE, NO_QUEUE)
-    last, window, largest, ours, told = WINDOW.unpack(state.window)
-    if told == state.received_until:  # the peer's FIN is delivered later
-        told = received_until & 0xFFFFFFFF
-    sock.setsockopt(_TCP, TCP_REPAIR_WINDOW, WINDOW.pack(last, window, largest, ours, told))
+    last, window, largest, ours, announced = WINDOW.unpack(state.window)
+    if announced == state.received_until:  # the peer's FIN is delivered later
+        announced = received_until & 0xFFFFFFFF
+    sock.setsockopt(_TCP, TCP_REPAIR_WINDOW, WINDOW.pack(last, window, largest, ours, announced))
     if state.peer_ended:
         scale = state.scales & 0xF if state.options & INFO_WSCALE else 0
         here, there = addresses.address(state.local), addresses.address(state.remote)

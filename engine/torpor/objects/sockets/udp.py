@@ -33,8 +33,8 @@ from torpor.objects.kind import (
     Kind,
     OpenFile,
     Opening,
-    Problem,
     Seen,
+    Unsupported,
     borrowed,
     naming,
 )
@@ -138,25 +138,27 @@ class Udp(Kind[UdpState]):
         for held in with_port:
             held.state.shut = shut.get(held.stat.st_ino, 0)
 
-    def judge(self, held: OpenFile[UdpState], tree: GrabbedDescriptors) -> Iterator[Problem]:
+    def unsupported(self, held: OpenFile[UdpState], tree: GrabbedDescriptors) -> Iterator[Unsupported]:
         """A restore must be able to send its unread datagrams again."""
         state = held.state
-        yield from common.judge(state.socket, tree.asked(held.holders[0].pid))
+        yield from common.unsupported(state.socket, tree.asked(held.holders[0].pid))
         if state.failed and not state.shut_read and state.socket.events & select.POLLIN:
             why = "datagrams wait in it behind an error (ICMP), which a look at them would take out"
-            yield Problem(why, "read the error, or try again", passing=True)
+            yield Unsupported(why, "read the error, or try again", passing=True)
         if state.messages and any(state.socket.options.get(UDP_GRO, b"")):
-            yield Problem("datagrams wait in it that the kernel may have joined (UDP_GRO)", "try again", passing=True)
+            yield Unsupported(
+                "datagrams wait in it that the kernel may have joined (UDP_GRO)", "try again", passing=True
+            )
         ours = [addresses.address(other.state.local) for other in tree.of(Udp)] if state.messages else []
         for sender in dict.fromkeys(addresses.address(name) for _, name in state.messages):
             if not any(_is_at(own, sender) for own in ours) and (why := _why_not_ours(sender)):
-                yield Problem(
+                yield Unsupported(
                     f"datagrams from {sender} wait in it, and only who has that address could send them again: {why}",
                     "read them, or try again",
                     passing=True,
                 )
         if state.encapsulates:
-            yield Problem("it carries packets for the kernel (UDP_ENCAP)", "close it")
+            yield Unsupported("it carries packets for the kernel (UDP_ENCAP)", "close it")
 
     def describe(self, held: OpenFile[UdpState], out: Description, tree: GrabbedDescriptors, image: Describing) -> None:
         """Write addresses and options."""
@@ -169,15 +171,15 @@ class Udp(Kind[UdpState]):
         out.udp.messages.extend(message for message, _ in state.messages)
         out.udp.senders.extend(sender for _, sender in state.messages)
 
-    def check(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
+    def validate(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
         """The addresses must be valid."""
         for description in mine.values():
             udp = description.udp
             if udp.family not in (socket.AF_INET, socket.AF_INET6):
                 yield Reason("the image", f"it has a UDP socket of family {udp.family}")
                 continue
-            yield from common.check_options(udp.options, "a UDP socket")
-            yield from multicast.check(udp.memberships)
+            yield from common.validate_options(udp.options, "a UDP socket")
+            yield from multicast.validate(udp.memberships)
             try:
                 where = _address(udp.local)
                 _address(udp.remote)
@@ -188,7 +190,7 @@ class Udp(Kind[UdpState]):
             except ValueError as error:
                 yield Reason("the image", f"it has a UDP socket with {error}")
 
-    def check_free(self, mine: dict[int, Description], image: Tree) -> Iterator[Reason]:
+    def validate_free(self, mine: dict[int, Description], image: Tree) -> Iterator[Reason]:
         """The addresses must be available here, also those of unread datagrams."""
         ours: list[Address | None] = []
         senders: dict[Address, None] = {}

@@ -56,17 +56,17 @@ class Diagnosis:
         found = {}
         for body in self._dump.bodies():
             _, _, state, _, inode, _, _ = MESSAGE.unpack_from(body)
-            told = dict(attributes(body[MESSAGE.size :]))
-            peer, file = told.get(UNIX_DIAG_PEER), told.get(UNIX_DIAG_VFS)
-            waiting, backlog = struct.unpack("=II", told.get(UNIX_DIAG_RQLEN, bytes(8)))
+            answer = dict(attributes(body[MESSAGE.size :]))
+            peer, file = answer.get(UNIX_DIAG_PEER), answer.get(UNIX_DIAG_VFS)
+            waiting, backlog = struct.unpack("=II", answer.get(UNIX_DIAG_RQLEN, bytes(8)))
             found[inode] = Known(
                 state,
-                unix_paths.of(told.get(UNIX_DIAG_NAME, b"")),
+                unix_paths.of(answer.get(UNIX_DIAG_NAME, b"")),
                 struct.unpack("=I", peer)[0] if peer else None,
-                told.get(UNIX_DIAG_SHUTDOWN, b"\0")[0],
+                answer.get(UNIX_DIAG_SHUTDOWN, b"\0")[0],
                 struct.unpack_from("=I", file)[0] if file else None,
                 waiting,
                 backlog,
-                tuple(number for (number,) in struct.iter_unpack("=I", told.get(UNIX_DIAG_ICONS, b""))),
+                tuple(number for (number,) in struct.iter_unpack("=I", answer.get(UNIX_DIAG_ICONS, b""))),
             )
         return found

@@ -38,7 +38,7 @@ def owns(unix: UnixMessage) -> bool:
     return bool(unix.name) and not unix.has_peer and not unix.peer_gone
 
 
-def check(mine: dict[int, Description], openers: Openers) -> Iterator[Reason]:
+def validate(mine: dict[int, Description], openers: Openers) -> Iterator[Reason]:
     """Say which names are not available here."""
     names = {unix.name for unix in (description.unix for description in mine.values()) if owns(unix)}
     for index, description in mine.items():
@@ -74,7 +74,7 @@ def _why_not_here(unix: UnixMessage, opener: Opener) -> tuple[str, str] | None:
     return None
 
 
-def check_free(mine: dict[int, Description], openers: Openers) -> Iterator[Reason]:
+def validate_free(mine: dict[int, Description], openers: Openers) -> Iterator[Reason]:
     """Say which names other processes have."""
     for index, description in mine.items():
         unix = description.unix

@@ -64,14 +64,14 @@ def printable(name: bytes) -> str:
     return "@" + text[1:] if text.startswith("\0") else text
 
 
-def find(name: bytes, inode: int | None, directories: Iterable[bytes], told: bytes) -> Place:
+def find(name: bytes, inode: int | None, directories: Iterable[bytes], bound_path: bytes) -> Place:
     """Find the file of a socket.
 
     Args:
         name: that it was bound to.
         inode: the lower 32 bits of the file's inode number.
         directories: where a relative name may start.
-        told: the file's name by the kernel: see `told`.
+        bound_path: the file's name by the kernel: see `bound_path`.
     """
     roots = [b""] if name.startswith(b"/") else list(dict.fromkeys(directories))
     for root in roots:
@@ -86,7 +86,7 @@ def find(name: bytes, inode: int | None, directories: Iterable[bytes], told: byt
                 if entry.inode() & 0xFFFFFFFF == inode and _is_it(entry.path, inode):
                     return Place(entry.path, root)
     # Last, since the kernel's name for the file may be gone while another one exists.
-    return Place(told, roots[0] if roots else b"")
+    return Place(bound_path, roots[0] if roots else b"")
 
 
 def directories(pids: Iterable[int]) -> Iterator[bytes]:
@@ -111,7 +111,7 @@ def _is_it(path: bytes, inode: int | None) -> bool:
     return stat.S_ISSOCK(found.st_mode) and inode is not None and found.st_ino & 0xFFFFFFFF == inode
 
 
-def told(sock: int) -> bytes:
+def bound_path(sock: int) -> bytes:
     """The kernel's name for a socket's file; empty if it has none any more, or if this process is not root."""
     try:
         fd = fcntl.ioctl(sock, SIOCUNIXFILE)

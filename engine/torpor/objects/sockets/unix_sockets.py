@@ -43,8 +43,8 @@ from torpor.objects.kind import (
     Kind,
     OpenFile,
     Opening,
-    Problem,
     Seen,
+    Unsupported,
     borrowed,
     name,
     naming,
@@ -81,7 +81,7 @@ class UnixState:
     clients: list[OpenFile[UnixState] | None] = field(default_factory=list)
     """For a listener: the ends that it has not accepted, in order; None for one that is not in the tree."""
     diagnosis: Diagnosis | None = None
-    told: bytes = b""
+    bound_path: bytes = b""
     """The kernel's name for the file that it is bound to, which only root gets."""
     place: unix_paths.Place | None = None
     """Where the file of its name is; None if it is not bound to a file."""
@@ -125,7 +125,7 @@ class Unix(Kind[UnixState]):
             outgoing = 0 if listening else common.queued(copy, termios.TIOCOUTQ)
             state = UnixState(common.look(copy, OPTIONS, listening=listening), name, outgoing)
             if content and procfs.is_root():
-                state.told = unix_paths.told(copy)
+                state.bound_path = unix_paths.bound_path(copy)
             if content and not listening and not state.socket.peek_offset:
                 state.queue = unix_queues.peek(copy, state.socket)
         return state
@@ -151,37 +151,39 @@ class Unix(Kind[UnixState]):
             return ""
         return f"the unix socket {unix_paths.printable(held.state.peer_name) or known.peer}"
 
-    def judge(self, held: OpenFile[UnixState], tree: GrabbedDescriptors) -> Iterator[Problem]:
+    def unsupported(self, held: OpenFile[UnixState], tree: GrabbedDescriptors) -> Iterator[Unsupported]:
         """Its name and its other end must be known, and its queue must have been read completely."""
         _pair(tree)
         state = held.state
-        yield from common.judge(state.socket, tree.asked(held.holders[0].pid))
+        yield from common.unsupported(state.socket, tree.asked(held.holders[0].pid))
         if state.diagnosis and state.diagnosis.unavailable:
-            yield Problem(
+            yield Unsupported(
                 f"the kernel does not tell who it is connected to: {state.diagnosis.unavailable}",
                 "have the kernel module unix_diag loaded",
             )
         elif state.known is None:
             # Before the freeze it may just have been closed.
-            yield Problem("the kernel does not know it in this network namespace", passing=not tree.content)
+            yield Unsupported("the kernel does not know it in this network namespace", passing=not tree.content)
         elif state.bound:
-            yield from _judge_clients(state, tree)
-            yield from _judge_senders(state, tree)
+            yield from _unsupported_clients(state, tree)
+            yield from _unsupported_senders(state, tree)
         elif state.known.name and (state.socket.family.type == socket.SOCK_DGRAM or state.waits_at is not None):
-            yield Problem(
+            yield Unsupported(
                 "it has a name, and its other end is closed, has none, or has not accepted it yet", "close it"
             )
         elif state.peer is not None and state.peer.state.peer is not held and not state.sends_to_name:
-            yield Problem("its other end is connected to another socket, which is not kept")
+            yield Unsupported("its other end is connected to another socket, which is not kept")
         elif state.queue.messages and (state.sends_to_name or (state.known.peer is None and not state.bound)):
-            yield Problem("messages wait in it that nobody could send again", "receive them", passing=True)
+            yield Unsupported("messages wait in it that nobody could send again", "receive them", passing=True)
         if state.queue.lost:
-            yield Problem(state.queue.lost, "try again when the program has received what was sent", passing=True)
+            yield Unsupported(state.queue.lost, "try again when the program has received what was sent", passing=True)
         for one in self.under_way(held):
             if one.held is not None and one.held.kind.field in OPENED_BY_PROCESSES:
                 names = {Pidfd.field: "a pidfd", MessageQueue.field: "a POSIX message queue"}
                 what = names.get(one.held.kind.field, one.held.link)
-                yield Problem(f"{what} is on its way to it, which only a process can open", "try again", passing=True)
+                yield Unsupported(
+                    f"{what} is on its way to it, which only a process can open", "try again", passing=True
+                )
 
     def describe(
         self, held: OpenFile[UnixState], out: Description, tree: GrabbedDescriptors, image: Describing
@@ -234,14 +236,14 @@ class Unix(Kind[UnixState]):
         if nowhere:
             yield f"the files of unix sockets are not found, and will not be there: {some(nowhere)}"
 
-    def check(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
+    def validate(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
         """The image must be consistent, and its names available."""
-        found = list(_check_ends(mine, image))
-        yield from found or unix_names.check(mine, Openers(image))
+        found = list(_validate_ends(mine, image))
+        yield from found or unix_names.validate(mine, Openers(image))
 
-    def check_free(self, mine: dict[int, Description], image: Tree) -> Iterator[Reason]:
+    def validate_free(self, mine: dict[int, Description], image: Tree) -> Iterator[Reason]:
         """The names must be free."""
-        return unix_names.check_free(mine, Openers(image))
+        return unix_names.validate_free(mine, Openers(image))
 
     def open(self, mine: dict[int, Description], opening: Opening) -> None:
         """Make named sockets first, then pairs, then unaccepted connections. Their queues are filled later."""
@@ -253,7 +255,7 @@ class Unix(Kind[UnixState]):
         named.queue_up(mine)
 
 
-def _check_ends(mine: dict[int, Description], image: Tree) -> Iterator[Reason]:
+def _validate_ends(mine: dict[int, Description], image: Tree) -> Iterator[Reason]:
     for index, description in mine.items():
         unix = description.unix
         if unix.type not in (socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_SEQPACKET):
@@ -262,11 +264,11 @@ def _check_ends(mine: dict[int, Description], image: Tree) -> Iterator[Reason]:
             other = mine.get(unix.peer)
             if other is None or not other.unix.has_peer or other.unix.peer != index or unix.peer == index:
                 yield Reason("the image", f"the unix socket {index} and its other end do not fit together")
-        yield from _check_queue(index, unix, mine, image)
-        yield from common.check_options(unix.options, "a unix socket")
+        yield from _validate_queue(index, unix, mine, image)
+        yield from common.validate_options(unix.options, "a unix socket")
 
 
-def _check_queue(index: int, unix: UnixMessage, mine: dict[int, Description], image: Tree) -> Iterator[Reason]:
+def _validate_queue(index: int, unix: UnixMessage, mine: dict[int, Description], image: Tree) -> Iterator[Reason]:
     clients = [mine[client].unix for client in unix.pending if client in mine]
     fits = all(client.is_pending and client.type == unix.type for client in clients)
     waiting = len(set(unix.pending)) == len(unix.pending) == len(clients) and (unix.listening or not clients)
@@ -328,32 +330,32 @@ def _pair(tree: GrabbedDescriptors) -> None:
         held.state.place = _find_file(held, tree)
 
 
-def _judge_clients(state: UnixState, tree: GrabbedDescriptors) -> Iterator[Problem]:
+def _unsupported_clients(state: UnixState, tree: GrabbedDescriptors) -> Iterator[Unsupported]:
     """A restore must be able to make the listener's unaccepted connections again."""
     for client in state.clients:
         if client is None:
             if not tree.reset_outside:
-                yield Problem(
+                yield Unsupported(
                     "a connection to it was not accepted yet whose other end is closed or outside of the tree",
                     "try again when it was accepted",
                     passing=True,
                 )
         elif client.state.outgoing:
-            yield Problem(
+            yield Unsupported(
                 "data was sent on a connection to it that was not accepted yet, and cannot be read before",
                 "try again when it was accepted",
                 passing=True,
             )
 
 
-def _judge_senders(state: UnixState, tree: GrabbedDescriptors) -> Iterator[Problem]:
+def _unsupported_senders(state: UnixState, tree: GrabbedDescriptors) -> Iterator[Unsupported]:
     """The senders of unread datagrams must be in the tree, to send them again."""
     if state.socket.family.type != socket.SOCK_DGRAM or not state.queue.messages:
         return
     ours = {other.state.known.name for other in tree.of(Unix) if other.state.bound and other.state.known}
     for sender in dict.fromkeys(unix_paths.of(message.sender) for message in state.queue.messages):
         if sender and sender not in ours:
-            yield Problem(
+            yield Unsupported(
                 f"datagrams from {unix_paths.printable(sender)} wait in it, and nobody in the tree has that name",
                 "try again when they were received",
                 passing=True,
@@ -376,7 +378,7 @@ def _find_file(held: OpenFile[UnixState], tree: GrabbedDescriptors) -> unix_path
     if known is None or known.name.startswith(b"\0") or not held.state.bound:
         return None
     pids = dict.fromkeys(map(tree.asked, [one.pid for one in held.holders] + tree.pids))
-    return unix_paths.find(known.name, known.inode, unix_paths.directories(pids), held.state.told)
+    return unix_paths.find(known.name, known.inode, unix_paths.directories(pids), held.state.bound_path)
 
 
 def _peer_is_closed(state: UnixState) -> bool:

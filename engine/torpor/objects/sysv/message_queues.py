@@ -64,20 +64,20 @@ def grab(ids: Sequence[int], ask: Callable[[Batch], Replies]) -> tuple[list[Queu
         ask: lets a process of the tree make calls.
     """
     found: list[Queue] = []
-    problems: list[str] = []
+    reasons: list[str] = []
     for number in ids:
         batch = Batch()
         status = batch.add(NR.msgctl, number, IPC_STAT, Out(_STAT.size))
         replies = ask(batch)
         if (result := replies.result(status)) < 0:
-            problems.append(f"the System V message queue {number} tells it nothing of itself: {os.strerror(-result)}")
+            reasons.append(f"the System V message queue {number} tells it nothing of itself: {os.strerror(-result)}")
             continue
         key, uid, gid, _, _, mode, _, _, _, used, count, size, _, _ = _STAT.unpack(replies.output(status, 2))
         queue = Queue(number, Status(key, uid, gid, mode, used, count, size))
         found.append(queue)
         if why := _copy(queue, ask):
-            problems.append(f"the messages of the System V queue {number} cannot be read: {why}")
-    return found, problems
+            reasons.append(f"the messages of the System V queue {number} cannot be read: {why}")
+    return found, reasons
 
 
 def _copy(queue: Queue, ask: Callable[[Batch], Replies]) -> str:
@@ -112,7 +112,7 @@ def describe(queue: Queue, out: pb.MessageQueue) -> None:
 # Restore
 
 
-def faults(queue: pb.MessageQueue) -> Iterator[str]:
+def validate_form(queue: pb.MessageQueue) -> Iterator[str]:
     """What in an image's queue is invalid."""
     if any(message.type < 1 for message in queue.messages) or queue.size > 1 << 31:
         yield f"it has a System V message queue {queue.id} that cannot be"

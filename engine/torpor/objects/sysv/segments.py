@@ -76,7 +76,7 @@ class Found:
     """Why something cannot be kept."""
 
 
-def refuse(pids: Sequence[int]) -> list[Reason]:
+def unsupported(pids: Sequence[int]) -> list[Reason]:
     """What of a tree in our IPC namespace cannot be kept. `pids` are its processes, zombies too, and the root first."""
     return find(pids).reasons if pids and not is_apart(pids[0]) else []
 
@@ -179,19 +179,19 @@ def ask(batch: Batch, maps: Iterable[procfs.Mapping]) -> dict[int, int]:
 def answer(asked: Mapping[int, int], replies: Replies) -> tuple[list[Segment], list[str]]:
     """The segments, and what of them cannot be kept."""
     segments: list[Segment] = []
-    problems: list[str] = []
+    reasons: list[str] = []
     for number, entry in asked.items():
         if replies.result(entry) < 0:
-            problems.append(
+            reasons.append(
                 f"the System V segment {number} tells it nothing of itself: {os.strerror(-replies.result(entry))}"
             )
             continue
         key, uid, gid, _, _, mode, size, *_, attached = _STAT.unpack(replies.output(entry, 2))
         segments.append(Segment(number, key, uid, gid, mode, size, attached))
-    return segments, problems
+    return segments, reasons
 
 
-def problem(segment: Segment, mappings: int, pieces: Mapping[int, int]) -> str:
+def unsupported_segment(segment: Segment, mappings: int, pieces: Mapping[int, int]) -> str:
     """Why a segment cannot be kept; empty if it can.
 
     Args:

@@ -89,38 +89,38 @@ def grab(ids: Sequence[int], askers: Mapping[int, Ask]) -> tuple[list[Set], list
     """
     root = next(iter(askers.values()))
     found: list[Set] = []
-    problems: list[str] = []
+    reasons: list[str] = []
     for number in ids:
         batch = Batch()
         status = batch.add(NR.semctl, number, 0, IPC_STAT, Out(_STAT.size))
         replies = root(batch)
         if (result := replies.result(status)) < 0:
-            problems.append(f"the System V semaphores {number} tell it nothing of themselves: {os.strerror(-result)}")
+            reasons.append(f"the System V semaphores {number} tell it nothing of themselves: {os.strerror(-result)}")
             continue
         key, uid, gid, _, _, mode, *_, count = _STAT.unpack(replies.output(status, 3))
         if count * 2 > _VALUES_ROOM:
-            problems.append(f"the System V set {number} has {count} semaphores, more than can be read")
+            reasons.append(f"the System V set {number} has {count} semaphores, more than can be read")
             continue
         batch = Batch()
         values = batch.add(NR.semctl, number, 0, GETALL, Out(count * 2))
         replies = root(batch)
         if (result := replies.result(values)) < 0:
-            problems.append(f"the System V semaphores {number} cannot be read: {os.strerror(-result)}")
+            reasons.append(f"the System V semaphores {number} cannot be read: {os.strerror(-result)}")
             continue
         content = list(struct.unpack(f"<{count}H", replies.output(values, 3)))
         one = Set(number, Status(key, uid, gid, mode, count), content)
         for pid, ask in askers.items():
             undo, why = _adjustments(one, ask)
             if why:
-                problems.append(
+                reasons.append(
                     f"what process {pid} has to undo in the System V semaphores {number} cannot be told: {why}"
                 )
             elif undo:
                 one.undo[pid] = undo
         if why := one.why_not():
-            problems.append(why)
+            reasons.append(why)
         found.append(one)
-    return found, problems
+    return found, reasons
 
 
 def own(name: str, pid: int, tids: Sequence[int]) -> Iterator[Reason]:
@@ -216,7 +216,7 @@ def describe(one: Set, out: pb.SemaphoreSet) -> None:
 # Restore
 
 
-def faults(one: pb.SemaphoreSet) -> Iterator[str]:
+def validate_form(one: pb.SemaphoreSet) -> Iterator[str]:
     """What in an image's set is invalid."""
     if not 0 < len(one.values) <= LARGEST_SET or any(value > LARGEST for value in one.values):
         yield f"it has a System V set {one.id} of semaphores that cannot be"

@@ -119,7 +119,7 @@ class FdReference:
 def opened(image: Tree, **options: Any) -> Iterator[Woken]:
     """The descriptions of an image, opened here."""
     options.setdefault("shared", no_memory)
-    assert descriptors.check(image, options.get("stdio", (0, 1, 2))) == []
+    assert descriptors.validate(image, options.get("stdio", (0, 1, 2))) == []
     with descriptors.open_all(image, **options) as slots:
         yield Woken(image, slots)
 

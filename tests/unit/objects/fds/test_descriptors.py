@@ -42,7 +42,7 @@ wait()
             assert len(os.read(woken(fds["u"]), 4)) == 4
         index = next(i for i, d in enumerate(image.descriptions) if d.device.path == b"/dev/zero")
         image.descriptions[index].device.path = b"/dev/null"
-        assert "is not the character device 1:5 here" in str(descriptors.check(image))
+        assert "is not the character device 1:5 here" in str(descriptors.validate(image))
 
     acting(body)
 
@@ -80,7 +80,7 @@ def test_standard_descriptors_are_the_restorers(tmp_path: Path) -> None:
             for fd, number in ((0, 0), (1, 1), (2, 2), (fds["copy"], 1)):
                 assert os.path.samestat(os.fstat(woken(fd)), os.fstat(given[number]))
         os.close(given[2])
-        (reason,) = descriptors.check(image, given)
+        (reason,) = descriptors.validate(image, given)
         assert str(reason).startswith("descriptor 2: the program has it, and here it is closed")
     finally:
         os.close(given[0])
@@ -321,7 +321,7 @@ def test_the_hard_limit_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         tree.ready()
         image = tree.dump()
     image.processes[0].fds[0].fd = 1 << 30
-    assert "this process may have" in str(descriptors.check(image))
+    assert "this process may have" in str(descriptors.validate(image))
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -88,7 +88,7 @@ def test_an_image_that_was_tampered_with_is_refused_in_words(data: st.DataObject
         except (ValueError, TypeError, OverflowError):
             continue  # not a value that the wire could hold
     with no_more_descriptors():
-        if descriptors.check(image) == []:
+        if descriptors.validate(image) == []:
             with suppress(TorporError):
                 descriptors.open_all(image, no_memory).close()
 
@@ -96,7 +96,7 @@ def test_an_image_that_was_tampered_with_is_refused_in_words(data: st.DataObject
 def test_a_description_of_an_unknown_kind_is_refused() -> None:
     image = Tree()
     image.descriptions.add(flags=os.O_RDWR)
-    (reason,) = descriptors.check(image)
+    (reason,) = descriptors.validate(image)
     assert "of a kind that this version does not know" in reason.why
 
 
@@ -104,7 +104,7 @@ def test_the_restorers_own_memory_is_no_file(tmp_path: Path) -> None:
     image = Tree()
     image.descriptions.add(flags=os.O_RDWR).file.path = b"/proc/self/mem"
     image.descriptions.add(flags=os.O_RDWR).file.path = os.fsencode(os.path.relpath(tmp_path))
-    assert ["no file has such a name" in reason.why for reason in descriptors.check(image)] == [True, True]
+    assert ["no file has such a name" in reason.why for reason in descriptors.validate(image)] == [True, True]
 
 
 def test_ends_that_do_not_fit_together_are_refused() -> None:
@@ -112,7 +112,7 @@ def test_ends_that_do_not_fit_together_are_refused() -> None:
     for peer in (1, 2, 0):
         unix = image.descriptions.add(flags=os.O_RDWR).unix
         unix.type, unix.has_peer, unix.peer = socket.SOCK_STREAM, True, peer
-    assert len(descriptors.check(image)) == 3
+    assert len(descriptors.validate(image)) == 3
 
 
 def test_one_who_listens_without_a_name_is_refused() -> None:
@@ -122,7 +122,7 @@ def test_one_who_listens_without_a_name_is_refused() -> None:
     listener.type = client.type = socket.SOCK_STREAM
     listener.listening, client.is_pending = True, True
     listener.pending.append(1)
-    (reason,) = descriptors.check(image)
+    (reason,) = descriptors.validate(image)
     assert "does not fit together" in reason.why
 
 

@@ -93,7 +93,7 @@ def test_a_file_that_is_missing_cut_or_replaced_is_refused(tmp_path: Path) -> No
     image = _image_of_file(file, "os.O_RDWR); os.lseek(f, 50, 0")
 
     def reasons() -> str:
-        return "\n".join(map(str, descriptors.check(image)))
+        return "\n".join(map(str, descriptors.validate(image)))
 
     assert reasons() == ""
     os.truncate(file, 60)
@@ -120,7 +120,7 @@ def test_a_log_that_was_rotated_is_no_reason_to_refuse(tmp_path: Path) -> None:
     file.write_bytes(b"x" * 100)
     image = _image_of_file(file, "os.O_WRONLY | os.O_APPEND); os.write(f, b'y'")
     os.truncate(file, 0)
-    assert descriptors.check(image) == []
+    assert descriptors.validate(image) == []
 
 
 def test_files_the_restoring_user_may_not_open_are_refused(ordinary_account: User) -> None:
@@ -131,7 +131,7 @@ def test_files_the_restoring_user_may_not_open_are_refused(ordinary_account: Use
     image = _image_of_file(file, "os.O_RDONLY")
 
     def body() -> None:
-        assert ["Permission denied" in str(reason) for reason in descriptors.check(image)] == [True]
+        assert ["Permission denied" in str(reason) for reason in descriptors.validate(image)] == [True]
 
     acting_as(ordinary_account, body)
 
@@ -154,11 +154,11 @@ def test_opening_never_changes_a_file(tmp_path: Path) -> None:
     image = _image_of_file(file, "os.O_RDWR")
     index = next(i for i, d in enumerate(image.descriptions) if d.WhichOneof("kind") == "file")
     image.descriptions[index].flags |= os.O_TRUNC
-    assert "flags that cannot be" in str(descriptors.check(image))
+    assert "flags that cannot be" in str(descriptors.validate(image))
     image.descriptions[index].flags &= ~os.O_TRUNC
     image.descriptions[index].flags |= os.O_CREAT
     image.descriptions[index].file.path = bytes(tmp_path / "new")
-    assert descriptors.check(image)
+    assert descriptors.validate(image)
     assert sorted(tmp_path.iterdir()) == [file]
     assert file.read_bytes() == b"content"
 
@@ -235,11 +235,11 @@ def test_what_was_changed_is_refused_but_may_be_taken_as_it_is(acting: Acting) -
         ) as tree:
             tree.ready()
             image = tree.dump()
-        assert descriptors.check(image) == []
+        assert descriptors.validate(image) == []
         with (tmp / "log").open("ab") as log:
             log.write(b"more")
         (tmp / "input").write_bytes(b"9876543210")
-        (reason,) = descriptors.check(image)
+        (reason,) = descriptors.validate(image)
         assert reason.changed and "input: it was changed since" in str(reason)
 
     acting(body)
@@ -250,11 +250,11 @@ def test_a_file_system_that_is_not_mounted_is_named(tmp_path: Path) -> None:
     there = image.descriptions.add(flags=os.O_RDWR)
     there.file.path = os.fsencode(tmp_path / "scratch/run/output")
     image.mounts.add(path=os.fsencode(tmp_path / "scratch"), filesystem="nfs4", source="filer:/export")
-    (reason,) = mounts.check(image)
+    (reason,) = mounts.validate(image)
     assert "scratch (nfs4 of filer:/export): it is not mounted here" in str(reason)
     (tmp_path / "scratch/run").mkdir(parents=True)
     (tmp_path / "scratch/run/output").touch()
-    assert list(mounts.check(image)) == []
+    assert list(mounts.validate(image)) == []
 
 
 def test_a_path_that_is_too_long_to_be_told_is_refused(acting: Acting) -> None:

@@ -35,7 +35,7 @@ wait()
             fds = tree.ready()
             assert tree.survey() == []
             image = tree.dump()
-            assert "another process has it locked" in str(descriptors.check(image))
+            assert "another process has it locked" in str(descriptors.validate(image))
             with pytest.raises(RestoreFailed, match="another process has it locked"):
                 descriptors.open_all(image, lambda index: -1)
         (process,) = image.processes
@@ -58,18 +58,18 @@ def test_what_proc_says_of_locks() -> None:
         b"pos:\t0\nlock:\t1: POSIX  ADVISORY  WRITE 77 fe:00:12 0 EOF\n"
         b"lock:\t2: OFDLCK ADVISORY  READ  -1 fe:00:12 3 9\nlock:\t3: FLOCK  ADVISORY  WRITE 0 fe:00:12 0 EOF\n"
     )
-    assert list(locks.judge(lines)) == []
+    assert list(locks.unsupported(lines)) == []
     assert [(lock.kind, lock.exclusive, lock.start, lock.length) for lock in locks.parse(lines)] == [
         (Lock.POSIX, True, 0, 0),
         (Lock.OFD, False, 3, 7),
         (Lock.FLOCK, True, 0, 0),
     ]
     lease = b"lock:\t1: LEASE  ACTIVE    READ 77 fe:00:12 0 EOF"
-    assert list(locks.judge([lease])) == []
+    assert list(locks.unsupported([lease])) == []
     assert ([lock.kind for lock in locks.parse([lease])], locks.owner(b"LEASE", [lease])) == ([Lock.LEASE], 77)
-    (broken,) = locks.judge([lease.replace(b"ACTIVE  ", b"BREAKING")])
+    (broken,) = locks.unsupported([lease.replace(b"ACTIVE  ", b"BREAKING")])
     assert broken.passing and "is being broken" in broken.why
-    (unknown,) = locks.judge([b"lock:\t1: NEWER  ADVISORY  READ 77 fe:00:12 0 EOF"])
+    (unknown,) = locks.unsupported([b"lock:\t1: NEWER  ADVISORY  READ 77 fe:00:12 0 EOF"])
     assert "a kind that is not known" in unknown.why
 
 
@@ -78,7 +78,7 @@ def test_locks_that_cannot_be_are_refused() -> None:
     description = image.descriptions.add(flags=os.O_RDONLY)
     description.directory.path = b"/"
     description.locks.add(kind=Lock.FLOCK, start=1 << 63, length=1 << 63)
-    assert "it holds locks that cannot be" in str(descriptors.check(image))
+    assert "it holds locks that cannot be" in str(descriptors.validate(image))
 
 
 def test_a_file_without_a_name_leads_to_shared_memory(acting: Acting) -> None:

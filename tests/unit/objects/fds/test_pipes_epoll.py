@@ -103,7 +103,7 @@ wait()
             fds = tree.ready()
             assert tree.survey() == []
             image = tree.dump()
-            assert "is in use" in str(descriptors.check(image))
+            assert "is in use" in str(descriptors.validate(image))
         with opened(image) as woken:
             assert os.read(woken(fds["r"]), 100) == b"content"
             with pytest.raises(BlockingIOError):
@@ -116,9 +116,9 @@ wait()
                 other.flush()
                 assert os.read(woken(fds["a"]), 100) == b"knock"
         (tmp / "fifo").unlink()
-        assert "make it again" in str(descriptors.check(image))
+        assert "make it again" in str(descriptors.validate(image))
         (tmp / "fifo").write_text("")
-        assert "is no named pipe any more" in str(descriptors.check(image))
+        assert "is no named pipe any more" in str(descriptors.validate(image))
 
     acting(body)
 
@@ -289,7 +289,7 @@ def test_waiting_for_stdin_needs_something_that_can_be_waited_for() -> None:
         image = tree.dump()
     null = os.open("/dev/null", os.O_RDWR)
     try:
-        (reason,) = descriptors.check(image, (null, null, null))
+        (reason,) = descriptors.validate(image, (null, null, null))
         assert "waits for it with epoll" in reason.why
     finally:
         os.close(null)

@@ -60,7 +60,7 @@ def test_timers_that_cannot_be_are_refused() -> None:
     image = Tree()
     image.descriptions.add(flags=os.O_RDWR).timerfd.clock = 8
     image.descriptions.add(flags=os.O_RDWR).timerfd.left_ns = -1
-    assert len(descriptors.check(image)) == 2
+    assert len(descriptors.validate(image)) == 2
 
 
 def test_a_process_that_is_outside_or_gone_is_refused(acting: Acting) -> None:
@@ -121,9 +121,9 @@ def test_what_only_a_process_can_watch_must_be_in_one() -> None:
     image.descriptions.add(flags=os.O_RDWR).epoll.watches.add(fd=3, description=0)
     process = image.processes.add(pid=7)
     process.fds.add(fd=3, description=0)
-    assert "no process has what an epoll watches" in str(descriptors.check(image))
+    assert "no process has what an epoll watches" in str(descriptors.validate(image))
     process.fds.add(fd=4, description=1)
-    assert descriptors.check(image) == []
+    assert descriptors.validate(image) == []
     assert [call.nr for call in MadeInProcess(image).steps(process)][-1] == NR.epoll_ctl
 
 
@@ -157,6 +157,6 @@ wait()
             (tmp / "deep" / "er" / "newer").write_text("")
             assert int.from_bytes(os.read(woken(fds["n"]), 100)[:4], sys.byteorder) == fds["number"]
         (tmp / "deep" / "er").rename(tmp / "moved")
-        assert "the program watches it, and here it cannot" in str(descriptors.check(image))
+        assert "the program watches it, and here it cannot" in str(descriptors.validate(image))
 
     acting(body)

@@ -105,7 +105,7 @@ def space_of(*vmas: tuple[int, int]) -> pb.AddressSpace:
 )
 def test_impossible_mappings_are_damage(vmas: list[tuple[int, int]]) -> None:
     with pytest.raises(ImageDamaged, match="not possible"):
-        address_space.check("process 100", space_of(*vmas))
+        address_space.validate_form("process 100", space_of(*vmas))
 
 
 @given(st.lists(st.tuples(st.integers(0, (1 << 35) - 1), st.integers(1, 1 << 20)), max_size=30))
@@ -135,7 +135,9 @@ def test_the_window_is_found_where_a_program_left_room(starts: list[int], pages:
 
 def test_the_first_system_v_segment_of_a_host_has_the_number_0() -> None:
     first = procfs.parse_mapping(b"7f0ac0713000-7f0ac0719000 rw-s 00000000 00:01 0      /SYSV54001db7 (deleted)")
-    assert vmas.refuse("it", os.getpid(), [procfs.FlaggedMapping(first, (b"rd", b"wr", b"sh"), procfs.PAGE, 0)]) == []
+    assert (
+        vmas.unsupported("it", os.getpid(), [procfs.FlaggedMapping(first, (b"rd", b"wr", b"sh"), procfs.PAGE, 0)]) == []
+    )
     assert is_memory(first)
 
 
@@ -165,7 +167,7 @@ def test_a_host_that_promises_no_more_than_it_has(monkeypatch: pytest.MonkeyPatc
     for mode, size, reasons in ((b"0\n", 9 << 20, 0), (b"2\n", 2 << 20, 0), (b"2\n", 9 << 20, 1)):
         texts["/proc/sys/vm/overcommit_memory"] = mode
         image.processes[0].memory.vmas[0].end = (1 << 20) + size
-        found = list(address_space.check_commitment(image))
+        found = list(address_space.validate_commitment(image))
         assert len(found) == reasons
     assert "2 MiB; the tree has mapped 9 MiB" in str(found[0])
 
@@ -177,18 +179,18 @@ def test_limits_that_are_too_low_are_told_by_name(monkeypatch: pytest.MonkeyPatc
     space = space_of((1 << 20, 9 << 20), (16 << 20, 17 << 20))
     space.vmas[0].prot = 3
     space.vmas[1].locked = True
-    assert list(address_space.check_limits("it", space)) == []
+    assert list(address_space.validate_limits("it", space)) == []
     for number, size, option in (
         (resource.RLIMIT_AS, 9 << 20, "-Hv"),
         (resource.RLIMIT_DATA, 8 << 20, "-Hd"),
         (resource.RLIMIT_MEMLOCK, 1 << 20, "-Hl"),
     ):
         limits[number] = size
-        assert list(address_space.check_limits("it", space)) == []
+        assert list(address_space.validate_limits("it", space)) == []
         limits[number] = size - 1
-        (reason,) = address_space.check_limits("it", space)
+        (reason,) = address_space.validate_limits("it", space)
         assert option in reason.advice
         limits[number] = resource.RLIM_INFINITY
     monkeypatch.setattr(procfs, "read", lambda path: b"1\n")
-    (reason,) = address_space.check_limits("it", space)
+    (reason,) = address_space.validate_limits("it", space)
     assert "2 mappings, and this host allows 1" in reason.why

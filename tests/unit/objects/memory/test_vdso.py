@@ -67,22 +67,22 @@ def test_another_ones_bridge_is_built_beside_it() -> None:
     where = vdso.address(other.memory, here)
     taken = [(vma.start, vma.end) for vma in other.memory.vmas] + [(AT, other.memory.vdso_end)]
     assert all(where + len(here.content) <= start or end <= where - here.vvar_size for start, end in taken)
-    assert not list(vdso.check("process 100", other, here))
+    assert not list(vdso.validate("process 100", other, here))
     assert len(list(vdso.steps(other, here))) == 4
 
 
 def test_a_thread_in_the_midst_of_another_ones_code_is_refused() -> None:
     here = vdso.host()
-    (reason,) = vdso.check("process 100", process(another(), rip=AT + 0x800), here)
+    (reason,) = vdso.validate("process 100", process(another(), rip=AT + 0x800), here)
     assert "within the vDSO of another kernel" in reason.why
     waiting = process(another(), rip=AT + 0x800, orig_rax=230, rax=-514)
-    assert not list(vdso.check("process 100", waiting, here))
+    assert not list(vdso.validate("process 100", waiting, here))
 
 
 def test_a_function_that_this_kernel_lacks_is_named() -> None:
     new = vdso.host().content.replace(b"\0__vdso_getcpu\0", b"\0__vdso_nowhere"[:14] + b"\0")
     new = new.replace(b"\0getcpu\0", b"\0nowher\0")
-    (reason,) = vdso.check("process 100", process(another()), replace(vdso.host(), content=new))
+    (reason,) = vdso.validate("process 100", process(another()), replace(vdso.host(), content=new))
     assert "lacks" in reason.why
     assert "getcpu" in reason.why
 
@@ -91,7 +91,7 @@ def test_a_function_that_this_kernel_lacks_is_named() -> None:
 def test_what_is_no_vdso_is_told_as_such(junk: bytes) -> None:
     whole = junk.ljust(4096, b"\0")
     try:
-        reasons = list(vdso.check("process 100", process(whole), vdso.host()))
+        reasons = list(vdso.validate("process 100", process(whole), vdso.host()))
     except ImageDamaged:
         return
     assert all(reason.subject.startswith("process 100") for reason in reasons)
@@ -101,7 +101,7 @@ def test_a_vdso_of_impossible_size_is_damage() -> None:
     broken = process(os.urandom(4096))
     broken.memory.vdso_end += 4096
     with pytest.raises(ImageDamaged):
-        list(vdso.check("process 100", broken, vdso.host()))
+        list(vdso.validate("process 100", broken, vdso.host()))
 
 
 def test_what_the_process_has_unmapped_of_it_is_unmapped_again() -> None:
@@ -110,17 +110,17 @@ def test_what_the_process_has_unmapped_of_it_is_unmapped_again() -> None:
     one.memory.vvar = AT - here.vvar_size
     one.memory.vdso_holes.starts.append(one.memory.vvar // 4096)
     one.memory.vdso_holes.counts.append(here.vvar_size // 4096)
-    assert not list(vdso.check("process 100", one, here))
+    assert not list(vdso.validate("process 100", one, here))
     assert vdso.has_code(one.memory)
     assert [call.args for call in vdso.steps(one, here)][1:] == [(one.memory.vvar, here.vvar_size)]
     other = replace(here, content=another())
-    (reason,) = vdso.check("process 100", one, other)
+    (reason,) = vdso.validate("process 100", one, other)
     assert "unmapped the data" in reason.why
     one.memory.vdso_holes.counts[0] += len(here.content) // 4096
     assert not vdso.has_code(one.memory)
-    assert not list(vdso.check("process 100", one, other))
+    assert not list(vdso.validate("process 100", one, other))
     assert not list(vdso.steps(one, other))
     assert vdso.places(one.memory, other) == []
     one.memory.vdso_holes.counts[0] += 1
     with pytest.raises(ImageDamaged, match="not its vDSO"):
-        list(vdso.check("process 100", one, here))
+        list(vdso.validate("process 100", one, here))

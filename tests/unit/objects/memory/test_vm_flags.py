@@ -73,8 +73,8 @@ def test_a_process_of_a_stock_kernel_is_kept() -> None:
     found = smaps(*FLAGS)
     assert [" ".join(map(bytes.decode, vma.flags)) for vma in found] == FLAGS
     apart = [vma for vma in found if vma.mapping.name not in vdso.NAMES]  # which is held against this kernel's
-    assert vmas.refuse("it", os.getpid(), apart) == []
-    assert process_memory.refuse("it", os.getpid(), found[:4]) == []
+    assert vmas.unsupported("it", os.getpid(), apart) == []
+    assert process_memory.unsupported("it", os.getpid(), found[:4]) == []
     assert not any(map(vmas.hides_from_fork, found))
     assert sum(map(vmas.is_special, (vma.mapping for vma in found))) == 2
 
@@ -112,7 +112,7 @@ def test_this_kernel_has_no_letters_but_those() -> None:
 
 
 def test_a_flag_of_a_later_kernel_is_refused_by_its_letters() -> None:
-    (reason,) = vmas.refuse("it", os.getpid(), smaps("rd wr mr mw me zz"))
+    (reason,) = vmas.unsupported("it", os.getpid(), smaps("rd wr mr mw me zz"))
     assert "'zz'" in reason.why
     assert re.search("400000-0x452000 /usr/bin/it", reason.subject)
 
@@ -132,5 +132,5 @@ def test_an_old_kernel_has_no_letters_for_locked_on_fault(monkeypatch: pytest.Mo
 def test_memory_above_47_bits_is_refused() -> None:
     (vma,) = smaps("rd wr mr mw me")
     high = vma._replace(mapping=vma.mapping._replace(start=1 << 47, end=(1 << 47) + 4096))
-    (reason,) = vmas.refuse("it", os.getpid(), [high])
+    (reason,) = vmas.unsupported("it", os.getpid(), [high])
     assert "47 bits" in reason.why

@@ -133,7 +133,7 @@ def test_in_a_series_a_file_that_stays_is_read_once(file: Path, monkeypatch: pyt
 
 
 def reasons(image: Tree) -> str:
-    return "\n".join(map(str, descriptors.check(image)))
+    return "\n".join(map(str, descriptors.validate(image)))
 
 
 def test_a_database_that_nobody_had_locked_may_be_changed_by_others(tmp_path: Path) -> None:

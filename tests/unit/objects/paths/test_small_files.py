@@ -87,7 +87,7 @@ def test_one_that_was_removed_since_the_freeze_is_no_reason_to_refuse(tmp_path: 
         tree.stop()
         found = descriptors.grab(tree.pids)
         (tmp_path / "brief").unlink()
-        assert descriptors.problems(found) == []
+        assert descriptors.unsupported(found) == []
 
 
 def test_times_of_the_tree_are_told_from_older_ones(tmp_path: Path) -> None:

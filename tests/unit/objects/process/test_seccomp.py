@@ -58,7 +58,7 @@ def test_filters_are_installed_in_their_order() -> None:
     ],
 )
 def test_what_no_checkpoint_writes_is_found(tree: pb.Tree, words: str) -> None:
-    found = list(seccomp.faults(tree))
+    found = list(seccomp.validate_form(tree))
     assert bool(found) == bool(words)
     assert not words or words in found[0]
 
@@ -69,4 +69,4 @@ def test_who_cannot_give_filters_back_does_not_wake_it(
 ) -> None:
     monkeypatch.setattr(seccomp, "probe", lambda: Probe(read_filters=able))
     tree = image(ALLOW_ALL, uses=(0,)) if own else image()
-    assert len(list(seccomp.check(tree))) == refused
+    assert len(list(seccomp.validate(tree))) == refused

@@ -65,8 +65,8 @@ def test_who_has_ended_has_no_label(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_another_label_within_a_tree_is_refused() -> None:
-    assert not list(security_labels.refuse("process 7 (man)", "x_t", "x_t"))
-    (reason,) = security_labels.refuse("process 7 (man)", "/usr/bin/man (enforce)", "")
+    assert not list(security_labels.unsupported("process 7 (man)", "x_t", "x_t"))
+    (reason,) = security_labels.unsupported("process 7 (man)", "/usr/bin/man (enforce)", "")
     assert str(reason).startswith("process 7 (man): its security label is '/usr/bin/man (enforce)'")
     assert "that of the tree's root none" in reason.why
 

@@ -93,7 +93,7 @@ def test_a_root_that_ends_when_it_was_seen_is_told() -> None:
             root.kill()
             os.waitid(os.P_PID, root.pid, os.WEXITED | os.WNOWAIT)
             with pytest.raises(NotFound, match=f"process {root.pid} has ended"):
-                tree.refuse(seen)
+                tree.unsupported(seen)
         finally:
             os.kill(child, signal.SIGKILL)
 

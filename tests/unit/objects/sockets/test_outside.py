@@ -26,7 +26,7 @@ def test_a_socket_is_judged_when_its_process_has_ended_since_the_thaw() -> None:
     ended.wait()
     with closing(socket.socket()) as one:
         state = common.look(one.fileno(), {}, listening=False)
-    assert list(common.judge(state, ended.pid)) == []
+    assert list(common.unsupported(state, ended.pid)) == []
 
 
 def test_tcp_to_the_outside_is_reset_as_by_the_peer(acting: Acting) -> None:
@@ -148,18 +148,18 @@ def test_a_port_that_is_taken_and_an_address_that_is_not_here(acting: Acting) ->
         ) as tree:
             fds = tree.ready()
             image = tree.dump()
-            taken = descriptors.check(image)
+            taken = descriptors.validate(image)
         assert len(taken) == 2, "both are told at once"
         assert (
             f"the program listens at 127.0.0.1:{fds['p']}: the port is taken by process {tree.process.pid} (python"
             in str(taken[0])
         )
-        assert descriptors.check(image) == []
+        assert descriptors.validate(image) == []
         index = next(e.description for e in image.processes[0].fds if e.fd == fds["l"])
         local = bytearray(image.descriptions[index].tcp.local)
         local[4:8] = bytes([192, 0, 2, 1])
         image.descriptions[index].tcp.local = bytes(local)
-        (reason,) = descriptors.check(image)
+        (reason,) = descriptors.validate(image)
         assert "this host does not have the address" in reason.why
 
     acting(body)
@@ -235,7 +235,7 @@ def test_options_that_are_never_kept_are_refused() -> None:
         image = tree.dump()
     index = next(e.description for e in image.processes[0].fds if e.fd == fds["l"])
     image.descriptions[index].tcp.options.add(level=socket.SOL_SOCKET, name=26, value=b"1234")
-    assert "which is never kept" in str(descriptors.check(image))
+    assert "which is never kept" in str(descriptors.validate(image))
 
 
 def test_udp_sockets_keep_their_addresses(acting: Acting) -> None:
@@ -251,7 +251,7 @@ wait()
             fds = tree.ready()
             assert tree.survey() == []
             image = tree.dump()
-            assert "the port is taken" in str(descriptors.check(image))
+            assert "the port is taken" in str(descriptors.validate(image))
         with opened(image) as woken:
             server, client = sock(woken, fds["s"]), sock(woken, fds["c"])
             with server, client:

@@ -171,7 +171,7 @@ wait()
         tree.stop()
         with monkeypatch.context() as patch:  # as where the kernel has no room for it
             patch.setattr(tcp_flow, "bring", lambda *_: None)
-            (reason,) = descriptors.problems(descriptors.grab(tree.pids))
+            (reason,) = descriptors.unsupported(descriptors.grab(tree.pids))
         received = {held.holders[0].fd: held.state.received for held in descriptors.grab(tree.pids).of(Tcp)}
         assert len(received[fds["s"]]) == fds["sent"]
         assert f", fd {fds['c']} (" in reason.subject

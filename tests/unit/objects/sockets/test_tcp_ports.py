@@ -50,7 +50,7 @@ def test_a_local_port_that_a_connection_of_another_program_has_too_is_free() -> 
         with holder(code) as tree:
             fds = tree.ready()
             image = tree.dump()
-            assert descriptors.check(image), "the program itself still listens"
+            assert descriptors.validate(image), "the program itself still listens"
             descriptors.arm_reset(descriptors.grab(tree.pids))
         with opened(image) as woken, sock(woken, fds["c"]) as c, sock(woken, fds["s"]) as s:
             c.send(b"mine")
@@ -66,17 +66,17 @@ def test_a_local_port_that_another_program_is_bound_to_is_not() -> None:
     with closing(socket.socket()) as other:
         other.bind(("127.0.0.1", port))
         other.listen()
-        (reason,) = descriptors.check(image)
+        (reason,) = descriptors.validate(image)
     assert f"127.0.0.1:{port}" in reason.subject
     assert "the port is taken by process" in reason.why
-    assert descriptors.check(image) == []
+    assert descriptors.validate(image) == []
 
 
 def test_how_long_connections_that_have_ended_hold_a_port_is_said() -> None:
     with holder(PLAIN + "c, s = pair(); s.close(); c.close()\nready(l=l.fileno())\nwait()") as tree:
         tree.ready()
         image = tree.dump()
-    (reason,) = descriptors.check(image)
+    (reason,) = descriptors.validate(image)
     assert "connections that have ended still hold the port" in reason.why
     (seconds,) = re.findall(r"try again in (\d+) s", reason.advice)
     assert 0 < int(seconds) <= 61
@@ -101,11 +101,11 @@ wait()
     ) as tree:
         fds = tree.ready()
         image = tree.dump()
-        assert descriptors.check(image), "the program itself still listens"
+        assert descriptors.validate(image), "the program itself still listens"
         assert tree.go_on("on")
     if first == "s":
         assert port_holders.find(fds["port"]).seconds
-    assert descriptors.check(image) == []
+    assert descriptors.validate(image) == []
     with opened(image) as woken, sock(woken, fds["l"]) as listener:
         assert listener.getsockname()[1] == fds["port"]
         with sock(woken, fds["c"]) as client, sock(woken, fds["s"]) as server:

@@ -144,7 +144,7 @@ wait()
         tree.stop()
         about = {
             reason.subject.split(", fd ")[1].split()[0]: str(reason)
-            for reason in descriptors.problems(descriptors.grab(tree.pids))
+            for reason in descriptors.unsupported(descriptors.grab(tree.pids))
         }
     for name, why in {
         "l": "data was sent on a connection to it that was not accepted yet",
@@ -174,7 +174,7 @@ wait()
             fds = tree.ready()
             assert tree.survey() == []
             image = tree.dump()
-            said = str(descriptors.check(image))
+            said = str(descriptors.validate(image))
             assert "somebody has the name" in said and "the name cannot be had" in said
             with pytest.raises(RestoreFailed):
                 descriptors.open_all(image, no_memory)
@@ -191,7 +191,7 @@ wait()
                     listener.accept()[0].close()
         Path(path).unlink()
         Path(path).write_text("precious")
-        assert "something else has its name" in str(descriptors.check(image))
+        assert "something else has its name" in str(descriptors.validate(image))
         with pytest.raises(RestoreFailed, match="something else has its name"):
             descriptors.open_all(image, no_memory)
         assert Path(path).read_text() == "precious"
