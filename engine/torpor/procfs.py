@@ -270,3 +270,8 @@ def children(pid: int, tids: list[int]) -> list[int]:
             if os.path.exists(f"/proc/{pid}/task/{tid}/stat"):
                 raise
     return found
+
+
+def boot_id() -> str:
+    """Which boot of which host this is."""
+    return read("/proc/sys/kernel/random/boot_id").strip().decode()

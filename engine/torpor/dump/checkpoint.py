@@ -32,9 +32,8 @@ from torpor.objects.memory.incremental import Before
 from torpor.objects.memory.own_pages import PageWriter, Progress, Ranges
 from torpor.objects.paths import bundle
 from torpor.objects.process import daemons, seccomp, sharing, threads, tree
-from torpor.objects.registry import PROCESS_PARTS, THREAD_PARTS
+from torpor.objects.registry import PROCESS_PARTS, THREAD_PARTS, TREE_PARTS
 from torpor.objects.sockets import tcp_repair
-from torpor.objects.sysv import segments
 from torpor.remote.freeze import Frozen, LastToStop, Stuck
 from torpor.remote.tracer import Interruption, in_own_thread, no_collection
 from torpor.remote.waits import Waits
@@ -361,7 +360,7 @@ def _look(
         reasons += [
             *sharing.unsupported(living),
             *seccomp.unsupported(living),
-            *segments.unsupported([one.pid for one in seen]),
+            *(reason for part in TREE_PARTS for reason in part.preflight([one.pid for one in seen])),
         ]
         of_descriptors = survey(living)
     except (FileNotFoundError, ProcessLookupError):

@@ -8,7 +8,7 @@ from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum, auto
-from functools import cached_property, partial, wraps
+from functools import cached_property, wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from torpor import procfs
@@ -20,9 +20,9 @@ from torpor.objects.memory import process_memory, vmas
 from torpor.objects.memory.mapped_files import MappedFiles
 from torpor.objects.memory.own_pages import Ranges, Walk
 from torpor.objects.memory.shared_memory import SharedMemory
-from torpor.objects.part import Answers, ProcessPart, ThreadAnswers, ThreadPart
-from torpor.objects.process import keyrings, seccomp, signals, texts, threads, tree
-from torpor.objects.registry import ATTRIBUTES, PROCESS_PARTS, THREAD_PARTS, THREAD_STATE
+from torpor.objects.part import A, Answers, ProcessPart, ThreadAnswers, ThreadPart, TreePart
+from torpor.objects.process import seccomp, signals, texts, threads, tree
+from torpor.objects.registry import ATTRIBUTES, PROCESS_PARTS, THREAD_PARTS, THREAD_STATE, TREE_PARTS
 from torpor.objects.sysv import segments
 from torpor.remote import ptrace
 from torpor.remote.batch import Batch, Out, Replies
@@ -137,7 +137,7 @@ class ProcessDump:
         self._thread_pending = {tid: signals.pending(status, tid, shared=False) for tid, status in statuses.items()}
         self._replies: dict[int, Replies] = {}
         self._asked_threads: dict[ThreadPart[Any, Any], Any] = {}
-        self._asked_keys: keyrings.Questions | None = None
+        self._asked_tree: dict[TreePart[Any, Any, Any], Any] = {}
         self._host: _HostQuestions
         self._scratch = (0, 0)
         self._lock_future = 0
@@ -153,17 +153,17 @@ class ProcessDump:
         return self.texts.own_pid
 
     @_step(_State.GRABBED, _State.CALLING)
-    def begin(self, stopped_children: Iterable[int], *, keyed: bool = True) -> None:
+    def begin(self, stopped_children: Iterable[int], *, everything: bool = False) -> None:
         """Map the scratch mapping into the process and let every thread start its calls.
 
         Args:
             stopped_children: the children that are stopped by job control, by their PIDs in the tree's PID namespace.
-            keyed: whether its user has keys (keyrings(7)); if not, the process is not asked for any.
+            everything: make also the calls that can show nothing in this process.
         """
         self.injection.open(_TABLE_ROOM)
         self._lock_future = process_memory.future_lock(self.pid, self.texts.status, self.injection.scratch[0])
         common = Batch()
-        self._asked_keys = keyrings.ask(common) if keyed else None
+        self._asked_tree = {part: part.ask(common, None if everything else self.texts) for part in TREE_PARTS}
         self._asked_threads = {part: part.ask(common) for part in THREAD_PARTS}
         batches = {tid: common.copy() for tid in self.process.threads}
         host = batches[self.injection.host.tid]
@@ -188,13 +188,30 @@ class ProcessDump:
         self._replies = self.injection.finish()
 
     @_step(_State.ENTERED, _State.ENTERED)
-    def ask(self, batch: Batch) -> Replies:
-        """Let the process make calls; return their results."""
-        return self._ask(self.injection.host.tid, batch)
-
-    def _ask(self, tid: int, batch: Batch) -> Replies:
+    def ask(self, batch: Batch, tid: int | None = None) -> Replies:
+        """Let a thread make calls; return their results. Without `tid` any thread, for its process."""
+        tid = tid or self.injection.host.tid
         self._start({tid: batch})
         return self.injection.finish()[tid]
+
+    def asked(self, part: TreePart[A, Any, Any]) -> A | None:
+        """What a part of the tree has asked all threads; None if nothing."""
+        found: A | None = self._asked_tree[part]
+        return found
+
+    def replies(self, tid: int) -> Replies:
+        """The results of the first calls of a thread."""
+        return self._replies[tid]
+
+    @property
+    def name(self) -> str:
+        """The process in messages."""
+        return self.process.name
+
+    @property
+    def tids(self) -> list[int]:
+        """Its threads' ids in our PID namespace, the main thread first."""
+        return list(self.process.threads)
 
     def calls(self) -> Iterator[tuple[int, int]]:
         """Yield the system call in which each thread was stopped, with its first argument."""
@@ -227,22 +244,9 @@ class ProcessDump:
             raise Refused(f"{name} cannot be kept", reasons)
         return found
 
-    @_step(_State.ENTERED, _State.ENTERED)
-    def keyrings(self) -> list[keyrings.Rings]:
-        """Return the keyrings of its threads, those of the main thread first."""
-        asked = self._asked_keys
-        if asked is None:
-            return []
-        return [keyrings.answer(asked, self._replies[tid], partial(self._ask, tid)) for tid in self.process.threads]
-
     def failed_calls(self) -> set[int]:
         """Return the system calls that never succeeded."""
         return set().union(*(replies.failed_calls() for replies in self._replies.values()))
-
-    @property
-    def uids(self) -> set[int]:
-        """Its real, effective, saved and filesystem user ids."""
-        return {int(word) for word in self.texts.status[b"Uid"].split()}
 
     @property
     def adopts_orphans(self) -> bool:

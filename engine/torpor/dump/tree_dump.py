@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Set
 from itertools import chain
+from typing import Any
 
 from torpor import procfs
 from torpor.dump.process_dump import ProcessDump, SnapshotLost, ZombieDump
 from torpor.dump.series import Key, Series
-from torpor.errors import CheckpointFailed, Reason, Refused, RestoreRefused
+from torpor.errors import CheckpointFailed, Refused, RestoreRefused
 from torpor.image import image_pb2 as pb
 from torpor.objects.fds import descriptors
 from torpor.objects.kind import FdReference
@@ -18,8 +19,9 @@ from torpor.objects.memory.incremental import Before
 from torpor.objects.memory.mapped_files import MappedFiles
 from torpor.objects.memory.own_pages import Ranges
 from torpor.objects.memory.shared_memory import SharedMemory
-from torpor.objects.process import birth_order, host_requirements, keyrings, mounts, security_labels, tree
-from torpor.objects.sysv import message_queues, segments, semaphore_sets
+from torpor.objects.part import EnteredTree, TreePart
+from torpor.objects.process import birth_order, host_requirements, security_labels, tree
+from torpor.objects.registry import TREE_PARTS
 from torpor.remote.code_stubs import CodeStubs
 from torpor.remote.freeze import Process
 from torpor.remote.snapshot import Watch
@@ -68,9 +70,7 @@ class TreeDump:
         self._parents: dict[int, int] = {}
         self._outside_parents: dict[int, int] = {}
         self._waits = waits
-        self._semaphores: list[semaphore_sets.Set] = []
-        self._queues: list[message_queues.Queue] = []
-        self._keys = keyrings.Keys()
+        self._parts: dict[TreePart[Any, Any, Any], Any] = {}
         self._realtime_ns = 0
         self._pool = Workers(1)
 
@@ -118,7 +118,6 @@ class TreeDump:
     def grab(self, *, reset_outside: bool, stdio: Mapping[int, int] | None) -> None:
         """Read the state that changes; all processes make their calls at the same time."""
         self._realtime_ns = time.time_ns()
-        keyed = keyrings.users()
         for process in self._processes.values():
             self._parents[process.pid] = process.parent.pid if process.parent else 0
             if process.zombie:
@@ -126,7 +125,7 @@ class TreeDump:
                 continue
             taken = ProcessDump(process, _STUBS, self._waits)
             self._all.append(taken)
-            taken.begin(self._stopped_children(process), keyed=keyed is None or taken.uids & keyed != set())
+            taken.begin(self._stopped_children(process))
             if not process.parent:
                 self._outside_parents[process.pid] = tree.outside_parent(taken.texts)
         stats = {taken.pid: taken.texts.stat for taken in self._all}
@@ -141,42 +140,21 @@ class TreeDump:
             self.shared.grab_mapped(taken.pid, maps, taken.ask)
             if self.descriptors.small:
                 self.descriptors.small.take_mapped(one for one in maps if not shared_memory.is_memory(one))
-        self._take_sysv()
-        self._take_keys()
+        self._take_parts()
         self._take_memory()
         # A snapshot outlives its process, and has the same root and current directory.
         self.descriptors.stand_ins = {taken.pid: taken.memory_pid for taken in self._living()}
         for taken in self._living():
             taken.leave()
 
-    def _take_sysv(self) -> None:
-        """Grab the System V semaphores and message queues that belong to the tree."""
+    def _take_parts(self) -> None:
+        """Grab what the processes share, with more calls of their own."""
         living = self._living()
-        root = living[0]
-        if segments.is_apart(root.pid):
-            found = segments.find_all(root.ask)
-        else:
-            waits = chain.from_iterable(taken.calls() for taken in living)
-            found = segments.find([taken.pid for taken in self._all], waits)
-        askers = {taken.own_pid: taken.ask for taken in living}
-        self._semaphores, reasons = semaphore_sets.grab(found.sets, askers)
-        self._queues, more = message_queues.grab(found.queues, root.ask)
-        name = root.process.name
-        found.reasons += [Reason(name, why) for why in (*reasons, *more)]
-        for process in [taken.process for taken in living] if found.sets else []:
-            found.reasons += semaphore_sets.own(process.name, process.pid, list(process.threads))
-        if found.reasons:
-            raise Refused(f"{name} cannot be kept", found.reasons)
-
-    def _take_keys(self) -> None:
-        """Grab the keys of its processes and sessions."""
-        living = self._living()
-        found = {taken.pid: (rings, taken.ask) for taken in living if any(map(any, rings := taken.keyrings()))}
-        self._keys = keyrings.grab(found, keyrings.own_session()) if found else keyrings.Keys()
-        if self._keys.reasons:
-            names = {taken.pid: taken.process.name for taken in living}
-            reasons = [Reason(names[pid], why, keyrings.ADVICE) for pid, why in self._keys.reasons]
-            raise Refused(f"{living[0].process.name} cannot be kept", reasons)
+        entered = EnteredTree(living, [taken.pid for taken in self._all])
+        self._parts = {part: part.grab(entered) for part in TREE_PARTS}
+        reasons = [reason for part, grabbed in self._parts.items() for reason in part.unsupported(grabbed)]
+        if reasons:
+            raise Refused(f"{living[0].name} cannot be kept", reasons)
 
     def _stopped_children(self, process: Process) -> list[int]:
         """Return the PIDs, in the tree's PID namespace, of the children that job control has stopped."""
@@ -232,10 +210,6 @@ class TreeDump:
         for living in self._living():
             self.shared.note_system_v(living.segments())
         self.shared.describe(image)
-        for semaphores in self._semaphores:
-            semaphore_sets.describe(semaphores, image.semaphores.add())
-        for queue in self._queues:
-            message_queues.describe(queue, image.queues.add())
         own_pids = {taken.pid: taken.own_pid for taken in self._all}
         pages: list[Ranges] = []
         for taken in self._all:
@@ -246,7 +220,6 @@ class TreeDump:
                 pages.append(Ranges(taken.pid, [], []))
             else:
                 pages.append(taken.describe(parent, image, files, self.shared))
-        keyrings.describe(self._keys, image, own_pids)
         reported = {pid for taken in self._living() for pid in taken.reported_stops()}
         for process in image.processes:
             process.stop_told = process.stopped and process.pid in reported
@@ -254,14 +227,15 @@ class TreeDump:
             birth_order.arrange(image, birth_order.UNKNOWN_PID)
         except RestoreRefused as error:
             raise Refused("the tree cannot be kept: there would be no way to build it", error.reasons) from None
-        if reasons := [Reason("the tree", why, keyrings.ADVICE) for why in keyrings.unsupported(image)]:
-            raise Refused("the tree cannot be kept", reasons)
         descriptors.describe(self.descriptors, image, self.shared.index)
         self.notices += descriptors.notices(self.descriptors)
         if self._still and self._again:
             self.notices.append(f"it stood still until it was written: {self._still}")
-        mounts.describe(image, self._living()[0].memory_pid)  # which outlives its process, if it is a snapshot
         root = self._living()[0]
+        for part, grabbed in self._parts.items():
+            part.describe(grabbed, image, own_pids, root.memory_pid)  # which outlives its process, if it is a snapshot
+        if reasons := [reason for part in TREE_PARTS for reason in part.unsupported_relations(image)]:
+            raise Refused("the tree cannot be kept", reasons)
         xstate = next(iter(root.injection.xstates.values()))
         host_requirements.describe(image, root.texts.status, xstate, self._realtime_ns, root.clocks())
         image.host.label = root.texts.label

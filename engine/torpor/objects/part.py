@@ -1,4 +1,4 @@
-"""The protocol for a part of the state of a process or thread, with its dump beside its restore.
+"""The protocol for a part of the state of a process, a thread or a whole tree, with its dump beside its restore.
 
 A part is a class in the module of its kind of object, and a line in `torpor.objects.registry`. The dump and the restore
 both walk through the registry:
@@ -15,7 +15,10 @@ both walk through the registry:
 `warnings`       say what will not be as before
 ===============  ===================================================================================
 
-`torpor.objects.process.timers` is a short example.
+A part of a tree, which its processes share, is asked for with `ask` too, and then read with `grab` while they can make
+more calls. `by_init` are the calls of a restore before there is any process.
+
+`torpor.objects.process.timers` is a short example, and `torpor.objects.sysv.message_queues` one for a tree.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from torpor.arch.x86_64 import Portable
 from torpor.errors import Reason
@@ -35,6 +38,8 @@ from torpor.remote.freeze import Thread
 
 A = TypeVar("A")
 """The result of `ask`: the entries of the batch."""
+G = TypeVar("G")
+"""The result of `grab`."""
 H = TypeVar("H")
 """The result of `host`."""
 
@@ -42,6 +47,8 @@ H = TypeVar("H")
 class Stage(Enum):
     """When a call of a restore is made, and by which thread."""
 
+    BIRTH = auto()
+    """The first calls of a process, before it has children."""
     PROCESS = auto()
     """The first thread, when its memory is restored."""
     THREAD = auto()
@@ -174,4 +181,118 @@ class ThreadPart(ABC, Generic[A, H]):
 
     def warnings(self, thread: pb.Thread, host: H) -> Iterator[str]:
         """What will not be as before, for the user."""
+        return iter(())
+
+
+class Entered(Protocol):
+    """A frozen process of a tree whose threads can be let make calls."""
+
+    @property
+    def pid(self) -> int:
+        """The PID in our PID namespace."""
+
+    @property
+    def own_pid(self) -> int:
+        """The PID in the tree's PID namespace."""
+
+    @property
+    def name(self) -> str:
+        """The process in messages."""
+
+    @property
+    def tids(self) -> Sequence[int]:
+        """Its threads' ids in our PID namespace, the main thread first."""
+
+    def ask(self, batch: Batch, tid: int | None = None) -> Replies:
+        """Let a thread make calls; None: the one that makes the process's calls."""
+
+    def asked(self, part: TreePart[A, Any, Any]) -> A | None:
+        """The result of `TreePart.ask`; None if there was nothing to ask."""
+
+    def replies(self, tid: int) -> Replies:
+        """What a thread's calls of the first batch returned."""
+
+    def calls(self) -> Iterator[tuple[int, int]]:
+        """The system call in which each thread was stopped, with its first argument."""
+
+
+class EnteredTree(NamedTuple):
+    """A frozen tree whose threads can be let make calls."""
+
+    processes: Sequence[Entered]
+    """Its living processes, the root first."""
+    pids: Sequence[int]
+    """All its processes, zombies too, the root first."""
+
+
+class TreePart(ABC, Generic[A, G, H]):
+    """A part of the state that the processes of a tree share."""
+
+    def preflight(self, pids: Sequence[int]) -> Iterator[Reason]:
+        """Before the freeze: say why it cannot be kept. `pids` are all processes, zombies too, the root first."""
+        return iter(())
+
+    def ask(self, batch: Batch, texts: Texts | None) -> A | None:
+        """Add the first calls to the batch of each thread of a process.
+
+        Args:
+            batch: for each thread, and still empty but for what other such parts have asked.
+            texts: of the process; None to add the calls even if they would show nothing.
+
+        Returns:
+            The entries of the batch; None if the process cannot have any of it.
+        """
+        return None
+
+    @abstractmethod
+    def grab(self, tree: EnteredTree) -> G:
+        """Read it under the freeze, with more calls of the processes."""
+
+    def unsupported(self, grabbed: G) -> Iterator[Reason]:
+        """Say what of it cannot be kept, as far as only these calls have shown."""
+        return iter(())
+
+    @abstractmethod
+    def describe(self, grabbed: G, image: pb.Tree, own_pids: Mapping[int, int], root: int) -> None:
+        """Write it to the image, which has all the rest.
+
+        Args:
+            grabbed: what `grab` returned.
+            image: the tree.
+            own_pids: the PIDs in the image, by those in our PID namespace.
+            root: whose /proc is that of the first process: this may have ended, and then it is its snapshot.
+        """
+
+    def unsupported_relations(self, image: pb.Tree) -> Iterator[Reason]:
+        """Say what of the tree, as it is described, no restore can make."""
+        return iter(())
+
+    def validate_form(self, image: pb.Tree) -> Iterator[str]:
+        """Say what in an image a checkpoint would not have written so."""
+        return iter(())
+
+    def validate(self, image: pb.Tree) -> Iterator[Reason]:
+        """Say why this host or this user cannot restore it."""
+        return iter(())
+
+    def needs_ipc_namespace(self, image: pb.Tree) -> bool:
+        """Whether the tree must be restored into an IPC namespace of its own."""
+        return False
+
+    @abstractmethod
+    def host(self) -> H:
+        """Query what the calls depend on: properties of this process and its host."""
+
+    def by_init(self, image: pb.Tree, host: H, *, owner: bool) -> Iterator[list[Call]]:
+        """The calls that init makes before it creates any process, each list in a table of its own.
+
+        Args:
+            image: the tree.
+            host: what `host` returned.
+            owner: whether the image's user ids are set.
+        """
+        return iter(())
+
+    def calls(self, process: pb.Process, image: pb.Tree, host: H, *, owner: bool) -> Iterator[Step]:
+        """The calls of each process, with the stage BIRTH or ALL_THREADS."""
         return iter(())

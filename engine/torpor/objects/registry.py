@@ -1,4 +1,4 @@
-"""The parts of processes and threads, in the order in which a restore sets them within a stage.
+"""The parts of processes, threads and trees, in the order in which a restore sets them within a stage.
 
 Open file descriptions have a registry of their own: `torpor.objects.fds.descriptors.KINDS`.
 """
@@ -8,16 +8,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final, TypeAlias
 
-from torpor.objects.part import ProcessPart, ThreadPart
+from torpor.objects.part import ProcessPart, ThreadPart, TreePart
 from torpor.objects.process.credentials import Ids, ThreadCredentials
+from torpor.objects.process.keyrings import Keyrings
 from torpor.objects.process.landlock import Landlock
 from torpor.objects.process.limits import Limits
+from torpor.objects.process.mounts import Mounts
 from torpor.objects.process.process_attributes import ProcessAttributes, ProcFiles
 from torpor.objects.process.seccomp import Filters
 from torpor.objects.process.signals import Actions, Queue, ThreadQueue
 from torpor.objects.process.thread_attributes import ThreadAttributes
 from torpor.objects.process.threads import ThreadState
 from torpor.objects.process.timers import Timers
+from torpor.objects.sysv.message_queues import MessageQueues
+from torpor.objects.sysv.segments import Segments
+from torpor.objects.sysv.semaphore_sets import SemaphoreSets
 
 ATTRIBUTES: Final = ProcessAttributes()
 FILES: Final = ProcFiles()
@@ -42,12 +47,20 @@ THREAD_PARTS: Final[tuple[ThreadPart[Any, Any], ...]] = (
     Filters(),
     CREDENTIALS,
 )
+TREE_PARTS: Final[tuple[TreePart[Any, Any, Any], ...]] = (
+    Keyrings(),
+    Segments(),
+    SemaphoreSets(),
+    MessageQueues(),
+    Mounts(),
+)
 
-Part: TypeAlias = ProcessPart[Any, Any] | ThreadPart[Any, Any]
+Part: TypeAlias = ProcessPart[Any, Any] | ThreadPart[Any, Any] | TreePart[Any, Any, Any]
 
 
 def hosts() -> Mapping[Part, Any]:
     """What each part must know of this process and its host."""
     found: dict[Part, Any] = {part: part.host() for part in PROCESS_PARTS}
     found.update((part, part.host()) for part in THREAD_PARTS)
+    found.update((part, part.host()) for part in TREE_PARTS)
     return found

@@ -24,7 +24,6 @@ from torpor.objects.part import Stage, Step
 from torpor.objects.process import (
     birth_order,
     credentials,
-    keyrings,
     limits,
     seccomp,
     security_labels,
@@ -32,8 +31,8 @@ from torpor.objects.process import (
     tree,
 )
 from torpor.objects.process.credentials import Rights
-from torpor.objects.registry import CREDENTIALS, FILES, LIMITS, PROCESS_PARTS, THREAD_PARTS, Part
-from torpor.objects.sysv import message_queues, segments, semaphore_sets
+from torpor.objects.registry import CREDENTIALS, FILES, LIMITS, PROCESS_PARTS, THREAD_PARTS, TREE_PARTS, Part
+from torpor.objects.sysv import segments
 from torpor.procfs import PAGE
 from torpor.remote.batch import Call
 from torpor.store import BlockTable
@@ -55,8 +54,7 @@ class Here:
     """The PID of init in the tree's PID namespace: 1 in a capsule."""
     vdso: Vdso
     hosts: Mapping[Part, Any]
-    """For each part of processes and threads, what its `host` returned."""
-    keys: keyrings.Here
+    """For each part of processes, threads and trees, what its `host` returned."""
     room: Room
     """The room for memory that processes share copy-on-write."""
     joined: frozenset[int] = frozenset()
@@ -213,7 +211,7 @@ def make(image: pb.Tree, here: Here, held: RestorerFds) -> Plan:
     plans = [_born(member, shares.get(member.pid, Share()), sessions, image, held, scratch) for member in members]
     for plan in plans:
         if plan.member.image is not None and not plan.member.image.zombie:
-            plan.birth[:0] = keyrings.of_process(plan.member.image, image, here.keys, owner=here.rights.keep)
+            plan.birth[:0] = _of_tree(plan.member.image, image, here)[Stage.BIRTH]
     warnings = [*held.opened.warnings, *seccomp.warnings(image), *security_labels.warnings(image)]
     begun = {member.pid for member in members if member.leads_session}
     for plan in plans:
@@ -230,10 +228,8 @@ def make(image: pb.Tree, here: Here, held: RestorerFds) -> Plan:
                     warnings.append(f"{plan.name}: lowering the nice value of its session to {nice} needs a privilege")
             warnings += _warnings(plan.name, plan.member.image, here)
     by_init = [list(_segment(shared, scratch.stop, here, held)) for shared in segments.segments(image)]
-    by_init += filter(None, [keyrings.for_all(image, here.keys, owner=here.rights.keep)])
-    by_init += [list(semaphore_sets.make(one, here.rights.keep)) for one in image.semaphores]
-    by_init += filter(None, [list(message_queues.enlarge(image))])
-    by_init += [list(message_queues.make(queue, here.rights.keep)) for queue in image.queues]
+    for part in TREE_PARTS:
+        by_init += part.by_init(image, here.hosts[part], owner=here.rights.keep)
     by_init += posix_queues.make(image, held.opened.slots, here.rights.keep)
     last = [] if here.rights.keep else list(credentials.give_up())
     return Plan(plans, scratch, warnings, by_init, last)
@@ -362,9 +358,7 @@ def _build(
         if thread.tid == process.pid:
             calls += _reap(member)
             calls += [_know_stop(child.pid) for child in member.heirs if child.image and child.image.stop_told]
-            if process.pid == image.processes[0].pid:
-                calls += segments.remove(image)
-            calls += semaphore_sets.undo(process.pid, image)
+            calls += _of_tree(process, image, here)[Stage.ALL_THREADS]
             calls += parts[Stage.ALL_THREADS]
             last = parts[Stage.RELEASE] + last
         calls += each[Stage.BEFORE_CREDENTIALS]
@@ -372,6 +366,12 @@ def _build(
         calls += each[Stage.CREDENTIALS]
         calls += parts[Stage.AFTER_CREDENTIALS] + each[Stage.AFTER_CREDENTIALS]
         plan.threads.append(ThreadPlan(thread, calls, last))
+
+
+def _of_tree(process: pb.Process, image: pb.Tree, here: Here) -> Mapping[Stage, list[Call]]:
+    """The calls of a process that restore its share of what the tree has in common."""
+    keep = here.rights.keep
+    return _by_stage(step for part in TREE_PARTS for step in part.calls(process, image, here.hosts[part], owner=keep))
 
 
 def _by_stage(steps: Iterable[Step]) -> Mapping[Stage, list[Call]]:

@@ -20,7 +20,6 @@ from torpor.objects.fds import posix_queues
 from torpor.objects.memory import copy_on_write, vdso
 from torpor.objects.process import birth_order, keyrings, seccomp
 from torpor.objects.process.birth_order import UNKNOWN_PID
-from torpor.objects.sysv import segments
 from torpor.probe import probe
 from torpor.remote import pid_allocation
 from torpor.remote.pid_allocation import WALK_SECONDS, Walk
@@ -59,9 +58,9 @@ def setting(
     session = detach or 1 in (root.sid, root.pgid)
     time_namespaces = os.path.exists("/proc/self/ns/time")
     namespaces = Namespaces(0)
-    if time_namespaces and image.host.boot_id != _boot_id():
+    if time_namespaces and image.host.boot_id != procfs.boot_id():
         namespaces |= Namespaces.TIME
-    if segments.segments(image) or image.semaphores or image.queues or posix_queues.of(image):
+    if posix_queues.of(image) or any(part.needs_ipc_namespace(image) for part in registry.TREE_PARTS):
         namespaces |= Namespaces.IPC
     # For a tree that still lives only the proof asks, which considers no walk.
     native = way == "native" or (way == "best" and (probe().can_choose_pids or (not standing and _takes_groups())))
@@ -213,12 +212,7 @@ def here(where: Setting) -> Here:
         is_taken=(lambda pid: pid >= end) if where.capsule else _cannot_be_had(),
         vdso=vdso.host(),
         hosts=registry.hosts(),
-        keys=keyrings.Here(keyrings.own_session(), keyrings.users_own(), _boot_id()),
         room=copy_on_write.room(),
         joined=where.joined,
         walk=where.walk is not None,
     )
-
-
-def _boot_id() -> str:
-    return procfs.read("/proc/sys/kernel/random/boot_id").strip().decode()

@@ -20,12 +20,9 @@ from torpor.objects.paths.opener import Openers
 from torpor.objects.process import (
     birth_order,
     host_requirements,
-    keyrings,
-    mounts,
     seccomp,
 )
-from torpor.objects.registry import PROCESS_PARTS, THREAD_PARTS
-from torpor.objects.sysv import message_queues, semaphore_sets
+from torpor.objects.registry import PROCESS_PARTS, THREAD_PARTS, TREE_PARTS
 from torpor.probe import Probe
 from torpor.procfs import PAGE
 
@@ -82,7 +79,8 @@ def validate(
         reasons += address_space.validate_commitment(image)
         reasons += _validate_file_size(image)
         reasons += seccomp.validate(image)
-        reasons += mounts.validate(image)
+        for tree_part in TREE_PARTS:
+            reasons += tree_part.validate(image)
         openers = Openers(image)
         reasons += mapped_files.validate(image, openers)
         reasons += shared_memory.validate(image, openers)
@@ -132,11 +130,9 @@ def _validate_names(image: pb.Tree) -> None:
         if not _is_path(file.path):
             raise ImageDamaged(f"the image contradicts itself: the mapped file {file.path!r} has no path")
     objects = (
-        *map(semaphore_sets.validate_form, image.semaphores),
-        *map(message_queues.validate_form, image.queues),
+        *(part.validate_form(image) for part in TREE_PARTS),
         seccomp.validate_form(image),
         host_requirements.validate_form(image),
-        keyrings.validate_form(image),
         _table_contradictions(image),
     )
     for why in chain.from_iterable(objects):

@@ -33,6 +33,13 @@ FLOORS = [
 ROOMS = ["data", "kernels", "server"]
 # What is kept, and where, knows nothing of live processes.
 FORBIDDEN = {"image": {"procfs", "remote"}, "store": {"procfs", "remote"}}
+# The two stories stand side by side. What one needs of the other:
+BETWEEN_STORIES = {
+    "torpor.dump.proof": {"torpor.restorer.plan", "torpor.restorer.surroundings", "torpor.restorer.validation"},
+    "torpor.restorer.verification": {"torpor.dump.tree_dump"},  # to describe what was built as a checkpoint would
+    "torpor.restorer.restore": {"torpor.dump.series"},
+    "torpor.restorer.run": {"torpor.dump.checkpoint", "torpor.dump.series"},  # a job can be saved
+}
 
 
 def modules() -> dict[str, Path]:
@@ -108,6 +115,17 @@ def needed(name: str) -> set[str]:
         for module in (full, full.rpartition(".")[0])
         if module in MODULES and module != name
     }
+
+
+def test_the_stories_need_of_each_other_what_is_listed() -> None:
+    other = {"torpor.dump.": "torpor.restorer.", "torpor.restorer.": "torpor.dump."}
+    found = {
+        name: {module for module in needed(name) if module.startswith(theirs)}
+        for own, theirs in other.items()
+        for name in MODULES
+        if name.startswith(own)
+    }
+    assert {name: modules for name, modules in found.items() if modules} == BETWEEN_STORIES
 
 
 def test_no_imports_go_in_a_circle() -> None:

@@ -416,7 +416,7 @@ def _is_left_behind(status: os.stat_result, shared: pb.SharedMemory, boot: str) 
     """
     same = (status.st_dev, status.st_ino) == (shared.dev, shared.ino)
     private = not status.st_mode & 0o077 or procfs.is_root()
-    return same and private and boot == procfs.read("/proc/sys/kernel/random/boot_id").strip().decode()
+    return same and private and boot == procfs.boot_id()
 
 
 def _open_named(shared: pb.SharedMemory, opener: Opener) -> int:

@@ -52,7 +52,7 @@ def describe(
     """
     host, uname = image.host, os.uname()
     host.architecture, host.kernel_release, host.hostname = platform.machine(), uname.release, uname.nodename
-    host.boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    host.boot_id = procfs.boot_id()
     (host.xfeatures,) = struct.unpack_from("<Q", xstate, XCR0_OFFSET)
     host.xsave_size = len(xstate)
     host.cpu_flags.extend(_cpu_flags())

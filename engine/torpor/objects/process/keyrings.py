@@ -22,11 +22,15 @@ import struct
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 from torpor import procfs
 from torpor.arch.x86_64 import NR
+from torpor.errors import Reason
 from torpor.image import image_pb2 as pb
+from torpor.objects.part import EnteredTree, Stage, Step, TreePart
+from torpor.objects.process.texts import Texts
 from torpor.remote import ptrace
 from torpor.remote.batch import Batch, Call, Out, Replies, Result
 from torpor.remote.sys import try_syscall
@@ -176,6 +180,61 @@ class Keys:
     process: dict[int, int] = field(default_factory=dict)
     reasons: list[tuple[int, str]] = field(default_factory=list)
     """Each with its PID."""
+    names: Mapping[int, str] = field(default_factory=dict)
+    """The processes in messages, by PID."""
+
+
+class Keyrings(TreePart[Questions, Keys, "Here"]):
+    """The keyrings of a tree's processes and sessions."""
+
+    def ask(self, batch: Batch, texts: Texts | None) -> Questions | None:
+        """Each thread is asked for its keyrings, unless its user has no keys."""
+        having = users() if texts is not None else None
+        if texts is not None and having is not None and having.isdisjoint(map(int, texts.status[b"Uid"].split())):
+            return None
+        return ask(batch)
+
+    def grab(self, tree: EnteredTree) -> Keys:
+        """Read the keyrings that any process has, with their keys."""
+        found: dict[int, tuple[list[Rings], Ask]] = {}
+        for process in tree.processes:
+            if (asked := process.asked(self)) is None:
+                continue
+            rings = [answer(asked, process.replies(tid), partial(process.ask, tid=tid)) for tid in process.tids]
+            if any(map(any, rings)):
+                found[process.pid] = rings, process.ask
+        keys = grab(found, own_session()) if found else Keys()
+        keys.names = {process.pid: process.name for process in tree.processes}
+        return keys
+
+    def unsupported(self, grabbed: Keys) -> Iterator[Reason]:
+        """Keys that cannot be read, and keyrings of threads."""
+        return (Reason(grabbed.names[pid], why, ADVICE) for pid, why in grabbed.reasons)
+
+    def describe(self, grabbed: Keys, image: pb.Tree, own_pids: Mapping[int, int], root: int) -> None:
+        """Write them to the image, and which process has which."""
+        describe(grabbed, image, own_pids)
+
+    def unsupported_relations(self, image: pb.Tree) -> Iterator[Reason]:
+        """Session keyrings that inheritance cannot give."""
+        return (Reason("the tree", why, ADVICE) for why in unsupported(image))
+
+    def validate_form(self, image: pb.Tree) -> Iterator[str]:
+        """What in them is invalid."""
+        return validate_form(image)
+
+    def host(self) -> Here:
+        """The keyrings of the restorer."""
+        return Here(own_session(), users_own(), procfs.boot_id())
+
+    def by_init(self, image: pb.Tree, host: Here, *, owner: bool) -> Iterator[list[Call]]:
+        """Join the session keyring that the tree started with: all processes inherit it."""
+        if calls := for_all(image, host, owner=owner):
+            yield calls
+
+    def calls(self, process: pb.Process, image: pb.Tree, host: Here, *, owner: bool) -> Iterator[Step]:
+        """Join or fill the keyrings that it did not inherit."""
+        return (Step(Stage.BIRTH, call) for call in of_process(process, image, host, owner=owner))
 
 
 def grab(found: Mapping[int, tuple[Collection[Rings], Ask]], own: int) -> Keys:

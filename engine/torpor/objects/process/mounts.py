@@ -6,11 +6,30 @@ Documented in: proc_pid_mountinfo(5). A restore mounts nothing: that is the admi
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from torpor import procfs
 from torpor.errors import Reason
 from torpor.image.image_pb2 import Tree
+from torpor.objects.part import EnteredTree, TreePart
+
+
+class Mounts(TreePart[None, None, None]):
+    """The mounts that the image's paths are on."""
+
+    def grab(self, tree: EnteredTree) -> None:
+        """Nothing: they are read when all paths are known."""
+
+    def describe(self, grabbed: None, image: Tree, own_pids: Mapping[int, int], root: int) -> None:
+        """As the first process sees them."""
+        describe(image, root)
+
+    def validate(self, image: Tree) -> Iterator[Reason]:
+        """Name the file systems that are not mounted here."""
+        return validate(image)
+
+    def host(self) -> None:
+        """No calls."""
 
 
 def describe(image: Tree, pid: int) -> None:

@@ -13,18 +13,37 @@ from __future__ import annotations
 import errno
 import os
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from torpor.arch.x86_64 import NR
+from torpor.errors import Reason
 from torpor.image import image_pb2 as pb
-from torpor.objects.sysv.segments import IPC_CREAT, IPC_EXCL, IPC_SET, IPC_STAT, RIGHTS, choose_id
-from torpor.remote.batch import Batch, Call, Out, Replies, Result
+from torpor.objects.part import EnteredTree
+from torpor.objects.sysv.belonging import (
+    IPC_CREAT,
+    IPC_EXCL,
+    IPC_SET,
+    IPC_STAT,
+    RIGHTS,
+    Ask,
+    Found,
+    SystemV,
+    Users,
+    choose_id,
+    every,
+    rows,
+    status_room,
+)
+from torpor.remote.batch import Batch, Call, Out, Result
 
 _STAT = struct.Struct("<iIIIII24x6QII16x")  # struct msqid64_ds (include/uapi/asm-generic/msgbuf.h)
 _TYPE = struct.Struct("<q")
 IPC_NOWAIT, MSG_COPY = 0o4000, 0o40000
+MSG_INFO, MSG_STAT_ANY = 12, 13
+_WAITING = (NR.msgrcv, NR.msgsnd)
+"""Calls in which a thread may wait for a queue."""
 DEFAULT_SIZE = 16384
 """MSGMNB: the size of a queue in a new namespace, in bytes."""
 _ROOM = 40 << 10
@@ -56,7 +75,66 @@ class Queue:
     """The type and the content of each message."""
 
 
-def grab(ids: Sequence[int], ask: Callable[[Batch], Replies]) -> tuple[list[Queue], list[str]]:
+@dataclass
+class Queues:
+    """The queues of a tree."""
+
+    queues: list[Queue]
+    reasons: list[Reason]
+    """Why something cannot be kept."""
+
+
+class MessageQueues(SystemV[Queues]):
+    """The queues that belong to a tree."""
+
+    def find(self, users: Users) -> Found:
+        """Those that its processes used last."""
+        found = Found()
+        for row in rows("msg"):
+            uses = ((row["lspid"], row["stime"]), (row["lrpid"], row["rtime"]))
+            users.note(found, row["msqid"], "messages of the System V message queue", _WAITING, uses)
+        return found
+
+    def find_all(self, ask: Ask) -> Found:
+        """All queues."""
+
+        def of_one(batch: Batch, index: int) -> int:
+            return batch.add(NR.msgctl, index, MSG_STAT_ANY, status_room())
+
+        return Found(every(ask, NR.msgctl, (0, MSG_INFO), of_one, 32))
+
+    def grab(self, tree: EnteredTree) -> Queues:
+        """Read them with their messages."""
+        found, root = self.found(tree), tree.processes[0]
+        queues, whys = grab(found.ids, root.ask)
+        return Queues(queues, [*found.reasons, *(Reason(root.name, why) for why in whys)])
+
+    def unsupported(self, grabbed: Queues) -> Iterator[Reason]:
+        """What others use too, or cannot be read."""
+        yield from grabbed.reasons
+
+    def describe(self, grabbed: Queues, image: pb.Tree, own_pids: Mapping[int, int], root: int) -> None:
+        """Write them to the image."""
+        for queue in grabbed.queues:
+            describe(queue, image.queues.add())
+
+    def validate_form(self, image: pb.Tree) -> Iterator[str]:
+        """What in them is invalid."""
+        for queue in image.queues:
+            yield from validate_form(queue)
+
+    def needs_ipc_namespace(self, image: pb.Tree) -> bool:
+        """Their ids and keys are free there."""
+        return bool(image.queues)
+
+    def by_init(self, image: pb.Tree, host: None, *, owner: bool) -> Iterator[list[Call]]:
+        """Make each queue, when the namespace lets queues be large enough."""
+        if limit := list(enlarge(image)):
+            yield limit
+        yield from (list(make(queue, owner)) for queue in image.queues)
+
+
+def grab(ids: Sequence[int], ask: Ask) -> tuple[list[Queue], list[str]]:
     """Read queues, and say what of them cannot be kept.
 
     Args:
@@ -80,7 +158,7 @@ def grab(ids: Sequence[int], ask: Callable[[Batch], Replies]) -> tuple[list[Queu
     return found, reasons
 
 
-def _copy(queue: Queue, ask: Callable[[Batch], Replies]) -> str:
+def _copy(queue: Queue, ask: Ask) -> str:
     """Copy the messages. Returns why that fails, "" if it does not."""
     room = _TYPE.size + queue.status.bytes
     if room > _ROOM:

@@ -1,13 +1,11 @@
-"""System V shared memory segments that a tree has attached; and which System V objects belong to a tree.
+"""System V shared memory segments that a tree has attached.
 
 Kept: id, key, size, permissions, content, where each process has attached it, whether it is marked for removal. A tree
 with segments is restored into an IPC namespace of its own, where their ids and keys are free. The old segments stay on
-the host until somebody removes them. Semaphores are in `torpor.objects.sysv.semaphore_sets`, message queues in
-`torpor.objects.sysv.message_queues`; they belong to the tree whose processes used them last.
+the host until somebody removes them.
 
 Refused: a segment that other processes have attached too, that is attached only in part, or that is locked (SHM_LOCK);
-one that the tree has created but not attached; semaphores and message queues that processes outside of the tree have
-used too. If a process only knows an id, nothing of that can be seen from outside.
+one that the tree has created but not attached.
 
 Documented in: sysvipc(7), shmctl(2), proc_sysvipc(5); /proc/sys/kernel/shm_next_id in
 Documentation/admin-guide/sysctl/kernel.rst.
@@ -17,10 +15,7 @@ from __future__ import annotations
 
 import os
 import struct
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cache
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
 from typing import NamedTuple
 
@@ -28,24 +23,29 @@ from torpor import procfs
 from torpor.arch.x86_64 import NR
 from torpor.errors import Reason
 from torpor.image import image_pb2 as pb
+from torpor.objects.part import EnteredTree, Stage, Step
+from torpor.objects.sysv.belonging import (
+    IPC_CREAT,
+    IPC_EXCL,
+    IPC_RMID,
+    IPC_SET,
+    IPC_STAT,
+    RIGHTS,
+    Ask,
+    Found,
+    SystemV,
+    Users,
+    choose_id,
+    reason,
+    rows,
+)
 from torpor.procfs import page_up
-from torpor.remote.batch import Batch, Call, Out, Replies, Result
-from torpor.remote.freeze import describe_process
-from torpor.remote.sys import try_syscall
+from torpor.remote.batch import Batch, Call, Out, Replies
 from torpor.util.ranges import subtract
 
-IPC_RMID, IPC_SET, IPC_STAT = 0, 1, 2
-GETPID, MSG_INFO, MSG_STAT_ANY, SEM_INFO, SEM_STAT_ANY = 11, 12, 13, 19, 20
-IPC_CREAT, IPC_EXCL = 0o1000, 0o2000
-RIGHTS = 0o777
 _NAME = b"/SYSV"
 _STAT = struct.Struct("<iIIIII24xQ3QiiQ16x")  # struct shmid64_ds (include/uapi/asm-generic/shmbuf.h)
 _DESTROYED, _LOCKED = 0o1000, 0o2000
-_LARGEST_STAT = 120
-"""The size of a struct msqid64_ds in bytes; a struct semid64_ds is smaller."""
-_AT_ONCE = 100
-_OF_SETS, _OF_QUEUES = (NR.semop, NR.semtimedop), (NR.msgrcv, NR.msgsnd)
-"""Calls in which a thread may wait for semaphores or queues; the first argument is the id."""
 
 
 class Segment(NamedTuple):
@@ -66,108 +66,42 @@ def is_segment(mapping: procfs.Mapping) -> bool:
     return mapping.shared and mapping.name.startswith(_NAME) and mapping.name.endswith(b" (deleted)")
 
 
-@dataclass
-class Found:
-    """The semaphores and message queues that belong to a tree."""
+class Segments(SystemV[Found]):
+    """What of segments is no memory: which of them a tree has made and not attached, and which are marked for removal.
 
-    sets: list[int] = field(default_factory=list)
-    queues: list[int] = field(default_factory=list)
-    reasons: list[Reason] = field(default_factory=list)
-    """Why something cannot be kept."""
-
-
-def unsupported(pids: Sequence[int]) -> list[Reason]:
-    """What of a tree in our IPC namespace cannot be kept. `pids` are its processes, zombies too, and the root first."""
-    return find(pids).reasons if pids and not is_apart(pids[0]) else []
-
-
-def find(pids: Sequence[int], waits: Iterable[tuple[int, int]] = ()) -> Found:
-    """Find what a tree in our IPC namespace has used.
-
-    Args:
-        pids: its processes; also zombies, which may be the last that used an object.
-        waits: the calls in which its threads wait, each with its first argument.
+    The rest belongs to the memory of the tree: `torpor.objects.memory.shared_memory` reads and describes them, and the
+    plan has init make them with their content.
     """
-    members, started = set(pids), cache(_started)
-    found = Found()
-    waited = set(waits)
 
-    def ours(pid: int, moment: int) -> bool:
-        """Whether a process of the tree did it, in its lifetime: PIDs are reused."""
-        return pid in members and started(pid) <= moment + 1
+    def find(self, users: Users) -> Found:
+        """Those that are made and not attached: nothing shows their content."""
+        why = "it has made the System V segment {} and not attached it"
+        unattached = [row for row in rows("shm") if row["nattch"] == 0 and users.did(row["cpid"], row["ctime"])]
+        return Found(reasons=[reason(row["cpid"], why.format(row["shmid"])) for row in unattached])
 
-    def note(number: int, what: str, calls: Iterable[int], uses: Iterable[tuple[int, int]], kept: list[int]) -> None:
-        uses = list(uses)
-        mine = [pid for pid, moment in uses if ours(pid, moment)]
-        if mine or any((call, number) in waited for call in calls):
-            kept.append(number)
-            others = [pid for pid, moment in uses if pid > 0 and not ours(pid, moment) and started(pid) <= moment + 1]
-            if others:
-                why = f"{describe_process(others[0])}, outside of the tree, has used them too"
-                found.reasons.append(_reason([*mine, *pids][0], f"it uses {what} {number}, and {why}"))
+    def find_all(self, ask: Ask) -> Found:
+        """None: nobody outside of the tree has made any in its namespace."""
+        return Found()
 
-    for row in _rows("shm"):
-        if row["nattch"] == 0 and ours(row["cpid"], row["ctime"]):
-            why = f"it has made the System V segment {row['shmid']} and not attached it"
-            found.reasons.append(_reason(row["cpid"], why))
-    for row in _rows("msg"):
-        uses = ((row["lspid"], row["stime"]), (row["lrpid"], row["rtime"]))
-        note(row["msqid"], "messages of the System V message queue", _OF_QUEUES, uses, found.queues)
-    for row in _rows("sem"):
-        users = {try_syscall(NR.semctl, row["semid"], number, GETPID) for number in range(row["nsems"])}
-        moment = row["otime"] or row["ctime"]
-        note(row["semid"], "the System V semaphores", _OF_SETS, ((pid, moment) for pid in users), found.sets)
-    return found
+    def grab(self, tree: EnteredTree) -> Found:
+        """Look whether there is one that nobody has attached."""
+        return self.found(tree)
 
+    def unsupported(self, grabbed: Found) -> Iterator[Reason]:
+        """Those that nobody has attached."""
+        yield from grabbed.reasons
 
-def find_all(ask: Callable[[Batch], Replies]) -> Found:
-    """Find everything in a tree's own IPC namespace. `ask` lets a process of the tree make calls."""
-    batch = Batch()
-    last = batch.add(NR.semctl, 0, 0, SEM_INFO, Out(40)), batch.add(NR.msgctl, 0, MSG_INFO, Out(32))
-    replies = ask(batch)
-    sets, queues = (replies.result(entry) + 1 for entry in last)
-    found = Found()
-    for at in range(0, max(sets, queues), _AT_ONCE):
-        batch, some = Batch(), range(at, at + _AT_ONCE)
-        of_sets = [batch.add(NR.semctl, index, 0, SEM_STAT_ANY, Out(_LARGEST_STAT)) for index in some if index < sets]
-        of_queues = [batch.add(NR.msgctl, index, MSG_STAT_ANY, Out(_LARGEST_STAT)) for index in some if index < queues]
-        replies = ask(batch)
-        for entries, kept in ((of_sets, found.sets), (of_queues, found.queues)):
-            kept += [number for number in map(replies.result, entries) if number >= 0]
-    return found
+    def describe(self, grabbed: Found, image: pb.Tree, own_pids: Mapping[int, int], root: int) -> None:
+        """Nothing: the tree's shared memory has described them."""
 
+    def needs_ipc_namespace(self, image: pb.Tree) -> bool:
+        """Their ids and keys are free there."""
+        return bool(segments(image))
 
-def _started(pid: int) -> float:
-    """When a process started, in seconds of CLOCK_REALTIME, as in the times of System V objects."""
-    try:
-        ticks = procfs.stat(pid).start_time
-    except (FileNotFoundError, ProcessLookupError):
-        return float("inf")
-    since_boot = ticks / os.sysconf("SC_CLK_TCK")
-    return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + since_boot
-
-
-def _reason(pid: int, why: str) -> Reason:
-    return Reason(describe_process(pid), why)
-
-
-def is_apart(pid: int) -> bool:
-    """Whether a process is in another IPC namespace than we."""
-    try:
-        return os.readlink(f"/proc/{pid}/ns/ipc") != os.readlink("/proc/self/ns/ipc")
-    except (FileNotFoundError, ProcessLookupError):
-        return True  # it ended, or the kernel has no System V objects
-
-
-def _rows(kind: str) -> Iterator[dict[str, int]]:
-    try:
-        text = procfs.read(f"/proc/sysvipc/{kind}").decode()
-    except FileNotFoundError:
-        return
-    heading, *lines = text.splitlines()
-    names = heading.split()
-    for line in lines:
-        yield dict(zip(names, map(int, line.split()), strict=True))
+    def calls(self, process: pb.Process, image: pb.Tree, host: None, *, owner: bool) -> Iterator[Step]:
+        """The first process marks for removal what was marked, when all have attached it."""
+        if process.pid == image.processes[0].pid:
+            yield from (Step(Stage.ALL_THREADS, call) for call in remove(image))
 
 
 def ask(batch: Batch, maps: Iterable[procfs.Mapping]) -> dict[int, int]:
@@ -227,15 +161,6 @@ _MREMAP_MAYMOVE, _MREMAP_FIXED = 1, 2
 def segments(image: pb.Tree) -> list[pb.SharedMemory]:
     """The segments of an image."""
     return [shared for shared in image.shared if shared.kind == pb.SharedMemory.SYSTEM_V]
-
-
-def choose_id(kind: str, number: int, name: str) -> Iterator[Call]:
-    """Choose the id of the next object of a kind: the first calls of a table (CONFIG_CHECKPOINT_RESTORE)."""
-    text = b"%d" % number
-    path = f"/proc/sys/kernel/{kind}_next_id"
-    yield Call(NR.open, (path.encode() + b"\0", os.O_WRONLY | os.O_CLOEXEC), None, f"opening {path}")
-    yield Call(NR.write, (Result(0), text, len(text)), len(text), f"choosing the id of {name}")
-    yield Call(NR.close, (Result(0),), 0, f"closing {path}")
 
 
 def make(shared: pb.SharedMemory, address: int, filling: Iterable[Call], owner: bool) -> Iterator[Call]:

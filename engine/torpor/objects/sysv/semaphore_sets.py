@@ -18,21 +18,33 @@ from __future__ import annotations
 import errno
 import os
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from torpor.arch.x86_64 import NR
 from torpor.errors import Reason
 from torpor.image import image_pb2 as pb
-from torpor.objects.sysv.segments import IPC_CREAT, IPC_EXCL, IPC_SET, IPC_STAT, RIGHTS, choose_id
-from torpor.remote.batch import Batch, Call, Out, Replies
+from torpor.objects.part import EnteredTree, Stage, Step
+from torpor.objects.sysv.belonging import (
+    IPC_CREAT,
+    IPC_EXCL,
+    IPC_SET,
+    IPC_STAT,
+    RIGHTS,
+    Ask,
+    Found,
+    SystemV,
+    Users,
+    choose_id,
+    every,
+    rows,
+    status_room,
+)
+from torpor.remote.batch import Batch, Call, Out
 from torpor.remote.sys import try_syscall
 
-Ask = Callable[[Batch], Replies]
-"""Lets a process make calls."""
-
-GETALL, SETALL = 13, 17
+GETPID, GETALL, SETALL, SEM_INFO, SEM_STAT_ANY = 11, 13, 17, 19, 20
 KCMP_SYSVSEM = 6
 _STAT = struct.Struct("<iIIIII24x4qQ16x")  # struct semid64_ds (arch/x86/include/uapi/asm/sembuf.h)
 _OPERATION = struct.Struct("<Hhh")  # struct sembuf
@@ -45,6 +57,8 @@ TOGETHER = 100
 """The semaphores that one call tries, each with up to four of the 500 operations that a call may have (SEMOPM)."""
 CALLS = 15
 """The calls of one batch: with their operations they must fit into a thread's table."""
+_WAITING = (NR.semop, NR.semtimedop)
+"""Calls in which a thread may wait for semaphores."""
 _VALUES_ROOM = 32 << 10
 """Bytes of values that one batch may read."""
 
@@ -78,6 +92,71 @@ class Set:
                 what = f"semaphore {number} of the System V set {self.id}"
                 return f"{what} has SEM_UNDO adjustments that cannot be set again"
         return ""
+
+
+@dataclass
+class Sets:
+    """The sets of a tree."""
+
+    sets: list[Set]
+    reasons: list[Reason]
+    """Why something cannot be kept."""
+
+
+class SemaphoreSets(SystemV[Sets]):
+    """The sets that belong to a tree."""
+
+    def find(self, users: Users) -> Found:
+        """Those whose semaphores its processes used last."""
+        found = Found()
+        for row in rows("sem"):
+            number, moment = row["semid"], row["otime"] or row["ctime"]
+            last = {try_syscall(NR.semctl, number, one, GETPID) for one in range(row["nsems"])}
+            users.note(found, number, "the System V semaphores", _WAITING, ((pid, moment) for pid in last))
+        return found
+
+    def find_all(self, ask: Ask) -> Found:
+        """All sets."""
+
+        def of_one(batch: Batch, index: int) -> int:
+            return batch.add(NR.semctl, index, 0, SEM_STAT_ANY, status_room())
+
+        return Found(every(ask, NR.semctl, (0, 0, SEM_INFO), of_one, 40))
+
+    def grab(self, tree: EnteredTree) -> Sets:
+        """Read them, and what each process has to undo."""
+        found = self.found(tree)
+        sets, whys = grab(found.ids, {one.own_pid: one.ask for one in tree.processes})
+        reasons = [*found.reasons, *(Reason(tree.processes[0].name, why) for why in whys)]
+        for process in tree.processes if found.ids else ():
+            reasons += own(process.name, process.pid, process.tids)
+        return Sets(sets, reasons)
+
+    def unsupported(self, grabbed: Sets) -> Iterator[Reason]:
+        """What others use too, or cannot be read or made again."""
+        yield from grabbed.reasons
+
+    def describe(self, grabbed: Sets, image: pb.Tree, own_pids: Mapping[int, int], root: int) -> None:
+        """Write them to the image."""
+        for one in grabbed.sets:
+            describe(one, image.semaphores.add())
+
+    def validate_form(self, image: pb.Tree) -> Iterator[str]:
+        """What in them is invalid."""
+        for one in image.semaphores:
+            yield from validate_form(one)
+
+    def needs_ipc_namespace(self, image: pb.Tree) -> bool:
+        """Their ids and keys are free there."""
+        return bool(image.semaphores)
+
+    def by_init(self, image: pb.Tree, host: None, *, owner: bool) -> Iterator[list[Call]]:
+        """Make each set."""
+        return (list(make(one, owner)) for one in image.semaphores)
+
+    def calls(self, process: pb.Process, image: pb.Tree, host: None, *, owner: bool) -> Iterator[Step]:
+        """Give each process what it has to undo."""
+        return (Step(Stage.ALL_THREADS, call) for call in undo(process.pid, image))
 
 
 def grab(ids: Sequence[int], askers: Mapping[int, Ask]) -> tuple[list[Set], list[str]]:

@@ -1,0 +1,182 @@
+"""Which System V objects belong to a tree: those that its processes have used last.
+
+If a process only knows an id, nothing of that can be seen from outside. In an IPC namespace of the tree's own, all do.
+
+Documented in: proc_sysvipc(5), semctl(2), msgctl(2).
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from itertools import chain
+
+from torpor import procfs
+from torpor.arch.x86_64 import NR
+from torpor.errors import Reason
+from torpor.objects.part import EnteredTree, G, TreePart
+from torpor.remote.batch import Batch, Call, Out, Replies, Result
+from torpor.remote.freeze import describe_process
+
+IPC_RMID, IPC_SET, IPC_STAT = 0, 1, 2
+IPC_CREAT, IPC_EXCL = 0o1000, 0o2000
+RIGHTS = 0o777
+_LARGEST_STAT = 120
+"""The size of a struct msqid64_ds in bytes; a struct semid64_ds is smaller."""
+_AT_ONCE = 100
+
+Ask = Callable[[Batch], Replies]
+"""Lets a process make calls."""
+
+
+@dataclass
+class Found:
+    """The objects of one kind that belong to a tree."""
+
+    ids: list[int] = field(default_factory=list)
+    reasons: list[Reason] = field(default_factory=list)
+    """Why something cannot be kept."""
+
+
+class Users:
+    """The processes of a tree in our IPC namespace, as those who have used System V objects."""
+
+    def __init__(self, pids: Sequence[int], waits: Iterable[tuple[int, int]] = ()) -> None:
+        """
+        Args:
+            pids: the processes; also zombies, which may be the last that used an object.
+            waits: the calls in which their threads wait, each with its first argument.
+        """
+        self._pids, self._members = pids, set(pids)
+        self._waited = set(waits)
+        self._started = cache(_started)
+
+    def did(self, pid: int, moment: int) -> bool:
+        """Whether it was a process of the tree that did something, in its lifetime: PIDs are reused."""
+        return pid in self._members and self._started(pid) <= moment + 1
+
+    def note(self, found: Found, number: int, what: str, calls: Iterable[int], uses: Iterable[tuple[int, int]]) -> None:
+        """Add an object to what was found if it belongs to the tree; and why not, if others have used it too.
+
+        Args:
+            found: of this kind.
+            number: the id of the object.
+            what: the object in messages.
+            calls: in which a thread may wait for it; the first argument is the id.
+            uses: who has used it, and when.
+        """
+        uses = list(uses)
+        mine = [pid for pid, moment in uses if self.did(pid, moment)]
+        if not mine and not any((call, number) in self._waited for call in calls):
+            return
+        found.ids.append(number)
+        others = [
+            pid for pid, moment in uses if pid > 0 and not self.did(pid, moment) and self._started(pid) <= moment + 1
+        ]
+        if others:
+            why = f"{describe_process(others[0])}, outside of the tree, has used them too"
+            found.reasons.append(reason([*mine, *self._pids][0], f"it uses {what} {number}, and {why}"))
+
+
+class SystemV(TreePart[None, G, None]):
+    """System V objects of one kind."""
+
+    @abstractmethod
+    def find(self, users: Users) -> Found:
+        """Find what a tree in our IPC namespace has used."""
+
+    @abstractmethod
+    def find_all(self, ask: Ask) -> Found:
+        """Find everything in a tree's own IPC namespace."""
+
+    def preflight(self, pids: Sequence[int]) -> Iterator[Reason]:
+        """What others have used too."""
+        yield from self.find(Users(pids)).reasons if pids and not _is_apart(pids[0]) else ()
+
+    def found(self, tree: EnteredTree) -> Found:
+        """What belongs to a frozen tree."""
+        root = tree.processes[0]
+        if _is_apart(root.pid):
+            return self.find_all(root.ask)
+        return self.find(Users(tree.pids, chain.from_iterable(one.calls() for one in tree.processes)))
+
+    def host(self) -> None:
+        """The calls depend on nothing."""
+
+
+def every(ask: Ask, number: int, how_many: Sequence[int], of_one: Callable[[Batch, int], int], room: int) -> list[int]:
+    """The ids of all objects of a kind in the IPC namespace of a process.
+
+    Args:
+        ask: lets a process of the tree make calls.
+        number: the system call.
+        how_many: the arguments with which it returns the highest index.
+        of_one: adds the call to a batch that returns the id of the object with an index.
+        room: bytes that the first call writes.
+    """
+    batch = Batch()
+    last = batch.add(number, *how_many, Out(room))
+    count = ask(batch).result(last) + 1
+    found: list[int] = []
+    for at in range(0, count, _AT_ONCE):
+        batch = Batch()
+        entries = [of_one(batch, index) for index in range(at, min(at + _AT_ONCE, count))]
+        replies = ask(batch)
+        found += [one for one in map(replies.result, entries) if one >= 0]
+    return found
+
+
+def status_room() -> Out:
+    """Room for the status of a set or a queue."""
+    return Out(_LARGEST_STAT)
+
+
+def _started(pid: int) -> float:
+    """When a process started, in seconds of CLOCK_REALTIME, as in the times of System V objects."""
+    try:
+        ticks = procfs.stat(pid).start_time
+    except (FileNotFoundError, ProcessLookupError):
+        return float("inf")
+    since_boot = ticks / os.sysconf("SC_CLK_TCK")
+    return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + since_boot
+
+
+def reason(pid: int, why: str) -> Reason:
+    """Why a process cannot be kept."""
+    return Reason(describe_process(pid), why)
+
+
+def _is_apart(pid: int) -> bool:
+    """Whether a process is in another IPC namespace than we."""
+    try:
+        return os.readlink(f"/proc/{pid}/ns/ipc") != os.readlink("/proc/self/ns/ipc")
+    except (FileNotFoundError, ProcessLookupError):
+        return True  # it ended, or the kernel has no System V objects
+
+
+def rows(kind: str) -> Iterator[dict[str, int]]:
+    """The lines of /proc/sysvipc/KIND, by the names of the columns."""
+    try:
+        text = procfs.read(f"/proc/sysvipc/{kind}").decode()
+    except FileNotFoundError:
+        return
+    heading, *lines = text.splitlines()
+    names = heading.split()
+    for line in lines:
+        yield dict(zip(names, map(int, line.split()), strict=True))
+
+
+# Restore
+
+
+def choose_id(kind: str, number: int, name: str) -> Iterator[Call]:
+    """Choose the id of the next object of a kind: the first calls of a table (CONFIG_CHECKPOINT_RESTORE)."""
+    text = b"%d" % number
+    path = f"/proc/sys/kernel/{kind}_next_id"
+    yield Call(NR.open, (path.encode() + b"\0", os.O_WRONLY | os.O_CLOEXEC), None, f"opening {path}")
+    yield Call(NR.write, (Result(0), text, len(text)), len(text), f"choosing the id of {name}")
+    yield Call(NR.close, (Result(0),), 0, f"closing {path}")
