@@ -43,7 +43,7 @@ def report_json(report: PruneReport) -> dict[str, Any]:
     metavar="KIND",
     help="Of which snapshots: process trees, or dask for results of Dask tasks.",
 )
-@click.option("--dry-run", is_flag=True, help="Remove nothing; tell what would go.")
+@click.option("--dry-run", is_flag=True, help="Remove nothing; print what would be removed.")
 @store_option
 @command_options
 def command(keep_last: int, kind: str, dry_run: bool, store: str | None, as_json: bool) -> None:

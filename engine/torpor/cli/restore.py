@@ -29,7 +29,7 @@ from torpor.cli.common import (
     type=click.Choice(["as-they-were", "as-they-are"]),
     default="as-they-were",
     show_default=True,
-    help="Whether files that changed since are refused, but for those that grew.",
+    help="Refuse the snapshot if files were changed since, other than by growing; or use them as they are.",
 )
 @click.option(
     "--as",
@@ -37,7 +37,7 @@ from torpor.cli.common import (
     type=click.Choice(["best", "native", "capsule"]),
     default="best",
     show_default=True,
-    help="Among the host's processes, in namespaces of its own, or as changes least.",
+    help="Where it lives: among the host's processes, in namespaces of its own, or whichever changes less for it.",
 )
 @click.option(
     "--prove",

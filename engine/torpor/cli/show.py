@@ -38,7 +38,7 @@ STATES = {"running": "", "stopped": "  (stopped)", "ended": "  (zombie: its pare
 @store_option
 @command_options
 def command(snapshot: str, store: str | None, as_json: bool) -> None:
-    """Tell what a snapshot holds, and what a host needs to wake it."""
+    """Show what a snapshot holds, and what a host needs to wake it."""
     from torpor.cli.describe import describe
     from torpor.image import reading
 

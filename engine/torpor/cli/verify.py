@@ -15,7 +15,7 @@ DAMAGED = 31  # the exit code of torpor.errors.ImageDamaged
 @store_option
 @command_options
 def command(snapshot: str | None, everything: bool, store: str | None, as_json: bool) -> int:
-    """Read a snapshot, or with --all every one, to the last byte and tell what is damaged."""
+    """Read a snapshot, or with --all every one, to the last byte and report what is damaged."""
     if (snapshot is None) != everything:
         raise click.UsageError("name one snapshot, or use --all")
     with progress_bar("verifying") as progress:

@@ -5,46 +5,38 @@ Until `Builder.release` a failure kills everything. If this process dies, so doe
 
 from __future__ import annotations
 
-import mmap
 import os
 import signal
 import struct
 import time
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from torpor import procfs
 from torpor.arch.x86_64 import (
     NR,
     ORIG_RAX,
-    R10,
-    RAX,
-    RDI,
-    RDX,
-    RIP,
-    RSI,
     RSP,
-    SYSCALL,
     WORD,
     fitted,
     holds_tiles,
-    signed,
 )
 from torpor.errors import RestoreFailed
 from torpor.image import image_pb2 as pb
-from torpor.objects.memory import address_space, vdso
+from torpor.objects.memory import address_space
 from torpor.objects.process import signals
 from torpor.objects.process.process_attributes import PR_SET_CHILD_SUBREAPER
 from torpor.probe import probe
 from torpor.remote import memory, ptrace
 from torpor.remote.batch import Call
-from torpor.remote.blank import TABLE_ROOM, Blanks, Task, Work, failure, killed, table_size
+from torpor.remote.blank import TABLE_ROOM, Blanks, Task, Work, killed, table_size
 from torpor.remote.freeze import Process, Thread, stand
 from torpor.remote.sys import descriptor_of, syscall
 from torpor.remote.written import OPEN_FLAGS
-from torpor.restorer.plan import WALL, Plan, ProcessPlan, ThreadPlan
+from torpor.restorer import last_calls
+from torpor.restorer.built import Built, image_of
+from torpor.restorer.plan import WALL, Plan, ThreadPlan
 from torpor.restorer.walk import Walker
 
 _TERMINAL_STOPS = (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
@@ -53,15 +45,6 @@ _PATIENCE, _AGAIN = 5.0, 0.02
 CLONE_VM, CLONE_NEWUSER = 0x100, 0x10000000
 FILL_TOGETHER = 64 << 20
 """Above this many bytes several threads of a process fill its memory, since page faults limit a single one."""
-
-
-@dataclass
-class Built:
-    """A process of the tree under construction."""
-
-    plan: ProcessPlan
-    threads: list[Task]
-    """Main thread first."""
 
 
 class Filled(NamedTuple):
@@ -149,7 +132,7 @@ class Builder:
         Args:
             filled: called with all processes, one after the other, once their memory has the content of the image.
         """
-        ended = [process for process in self.processes.values() if _image(process).zombie]
+        ended = [process for process in self.processes.values() if image_of(process).zombie]
         self._blanks.run([self._work(process, process.plan.build) for process in ended])
         built = [process for process in self.processes.values() if process.plan.build and process not in ended]
         works = [self._work(process, process.plan.build) for process in built]
@@ -160,7 +143,7 @@ class Builder:
                 task.name = f"{process.plan.name}, thread {thread.image.tid}"
         self._blanks.run([work for process in built for work in self._filling(process)])
         if filled is not None:
-            filled(Filled(process.threads[0].tid, _image(process), self._userfaultfd(process)) for process in built)
+            filled(Filled(process.threads[0].tid, image_of(process), self._userfaultfd(process)) for process in built)
         for process in built:
             self._lay_out(process)
         self._blanks.run([self._work(process, process.plan.furnish) for process in built])
@@ -212,22 +195,25 @@ class Builder:
 
     def _bury(self) -> None:
         """Let the processes exit that were zombies. Their parents have no signal actions yet, so nothing reaps them."""
-        for pid in [pid for pid, process in self.processes.items() if _image(process).zombie]:
+        for pid in [pid for pid, process in self.processes.items() if image_of(process).zombie]:
             process = self.processes.pop(pid)
             self._ended[pid] = process.threads[0].tid
-            self._blanks.end(process.threads[0], process.plan.end, _image(process).exit_status & 0x7F)
+            self._blanks.end(process.threads[0], process.plan.end, image_of(process).exit_status & 0x7F)
 
     def settle(self) -> None:
         """Let every thread set its own state: timers, pending signals, names, credentials."""
-        stopped = [process for process in self.processes.values() if _image(process).stopped]
+        stopped = [process for process in self.processes.values() if image_of(process).stopped]
         # Children first: a parent waits for the stop of a child before it sets its own state.
         for process in reversed(stopped):
             self._settle([process])
             self._unmap_scratch([process])
             self._stop(process)
-        rest = [process for process in self.processes.values() if not _image(process).stopped]
+        rest = [process for process in self.processes.values() if not image_of(process).stopped]
         self._settle(rest)
         self._unmap_scratch([process for process in rest if process.plan.threads])
+
+    def _unmap_scratch(self, processes: Sequence[Built]) -> None:
+        last_calls.unmap_scratch(processes, self._blanks.scratch, self._blanks.tables.start)
 
     def _settle(self, processes: Sequence[Built]) -> None:
         works: list[Work] = []
@@ -296,7 +282,7 @@ class Builder:
         early: list[Task] = []
         late: list[Task] = []
         for process in [process for process in self.processes.values() if process.plan.member.image is not None]:
-            if signals.stops(_image(process).pending):
+            if signals.stops(image_of(process).pending):
                 os.kill(process.threads[0].tid, signal.SIGSTOP)
             for task, thread in zip(process.threads, process.plan.threads, strict=True):
                 _set_state(task, thread)
@@ -351,7 +337,7 @@ class Builder:
         The terminal's signals do not stop an orphaned process group, and a group whose shell is not in the tree is
         orphaned now.
         """
-        image = _image(process)
+        image = image_of(process)
         if image.stop_signal not in _TERMINAL_STOPS or any(
             one.signal == image.stop_signal and one.handler for one in image.actions
         ):
@@ -378,87 +364,6 @@ class Builder:
         registers = array("Q", first)
         registers[RSP], registers[ORIG_RAX] = stack, WORD
         ptrace.set_registers(task.tid, registers)
-
-    def _unmap_scratch(self, processes: Sequence[Built]) -> None:
-        """Unmap the scratch mappings, by a `syscall` instruction of each process's own code.
-
-        Then bring the threads to a stop inside the kernel's signal handling, from which it restarts interrupted calls;
-        a system-call stop is not one.
-        """
-        called = self._make_last_calls(processes)
-        scratch = self._blanks.scratch
-        unmap = Call(NR.munmap, (scratch.start, len(scratch)), 0, "unmapping the scratch mapping")
-        self._by_own_code([(process, process.threads[0], unmap) for process in processes])
-        called |= {process.threads[0].tid: process.threads[0] for process in processes}
-        for tid in called:
-            ptrace.interrupt(tid)
-            ptrace.resume(tid)
-        for task in called.values():
-            _, status = os.waitpid(task.tid, ptrace.WALL)
-            if not os.WIFSTOPPED(status) or ptrace.event(status) != ptrace.EVENT_STOP:
-                raise killed(task.name)
-
-    def _make_last_calls(self, processes: Sequence[Built]) -> dict[int, Task]:
-        """Let threads make the calls after which no int3 may follow, all signals blocked; return those that had any."""
-        left = [
-            (process, task, thread.last)
-            for process in processes
-            for task, thread in zip(process.threads, process.plan.threads, strict=False)
-            if thread.last
-        ]
-        called = {task.tid: task for _, task, _ in left}
-        for tid in called:
-            ptrace.set_sigmask(tid, WORD)
-        for number in range(max((len(calls) for *_, calls in left), default=0)):
-            turn = [(process, task, calls[number]) for process, task, calls in left if number < len(calls)]
-            address = self._blanks.tables.start
-            for k, (process, task, call) in enumerate(turn):
-                args: list[int] = []
-                for arg in call.args:
-                    if isinstance(arg, bytes):
-                        memory.write(task.tid, address, arg)
-                        args.append(address)
-                        address += len(arg)
-                    else:
-                        assert isinstance(arg, int)
-                        args.append(arg)
-                turn[k] = process, task, call._replace(args=args)
-            self._by_own_code(turn)
-        return called
-
-    def _by_own_code(self, works: Sequence[tuple[Built, Task, Call]]) -> None:
-        """Let threads make one call each, by a `syscall` of the process's own code; leave them in the exit stop."""
-        for process, task, call in works:
-            registers = array("Q", task.registers)
-            registers[RIP] = _syscall_instruction(task, _image(process).memory)
-            registers[RAX], registers[ORIG_RAX], registers[RSP] = call.nr, WORD, 0
-            for register, value in zip((RDI, RSI, RDX, R10), call.args, strict=False):
-                assert isinstance(value, int)
-                registers[register] = value
-            ptrace.set_registers(task.tid, registers)
-            ptrace.resume(task.tid, ptrace.SYSCALL)
-        for stage in ("entry", "exit"):
-            for _, task, _ in works:
-                self._wait_syscall(task)
-                if stage == "entry":
-                    ptrace.resume(task.tid, ptrace.SYSCALL)
-        for _, task, call in works:
-            result = signed(ptrace.get_registers(task.tid)[RAX])
-            if not call.ok(result):
-                raise failure(task, call, result)
-
-    def _wait_syscall(self, task: Task) -> None:
-        _, status = os.waitpid(task.tid, ptrace.WALL)
-        if not os.WIFSTOPPED(status) or ptrace.stop_signal(status) != ptrace.SYSCALL_STOP:
-            raise RestoreFailed(f"{task.name} did not reach its last system call (status {status:#x})")
-
-
-_NOBODY = pb.Process()
-
-
-def _image(process: Built) -> pb.Process:
-    """Return the image of a process; an empty one for a stand-in."""
-    return process.plan.member.image or _NOBODY
 
 
 def _write_proc(process: Built, name: str, text: str) -> None:
@@ -490,19 +395,6 @@ def _close_all(keep: int) -> Iterator[Call]:
         return
     yield Call(NR.close_range, (0, keep - 1, 0), 0, f"closing the descriptors below {keep}")
     yield Call(NR.close_range, (keep + 1, last, 0), 0, f"closing the descriptors above {keep}")
-
-
-def _syscall_instruction(task: Task, space: pb.AddressSpace) -> int:
-    """Find a `syscall` instruction: in the vDSO, or without one in the program or a library."""
-    if vdso.has_code(space):
-        code = memory.read(task.tid, space.vdso, space.vdso_end - space.vdso)
-        return space.vdso + code.index(SYSCALL)
-    for vma in sorted(space.vmas, key=lambda vma: vma.kind != pb.Vma.FILE_PRIVATE):
-        if vma.prot & mmap.PROT_EXEC:
-            end = memory.readable_end(task.tid, vma.start, vma.end)
-            if (at := memory.read(task.tid, vma.start, end - vma.start).find(SYSCALL)) >= 0:
-                return vma.start + at
-    raise RestoreFailed(f"{task.name} has no code that makes a system call")
 
 
 def _set_state(task: Task, thread: ThreadPlan) -> None:

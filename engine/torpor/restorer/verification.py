@@ -22,8 +22,9 @@ from torpor import procfs
 from torpor.dump.tree_dump import TreeDump
 from torpor.errors import CheckpointFailed, Refused, RestoreFailed
 from torpor.image import image_pb2 as pb
-from torpor.objects.kind import O_ASYNC, FdReference
+from torpor.objects.kind import FdReference
 from torpor.objects.memory import vmas
+from torpor.objects.opening import O_ASYNC
 from torpor.procfs import PAGE
 from torpor.remote import memory
 from torpor.remote.freeze import Process

@@ -48,19 +48,17 @@ from torpor.objects.fds.timerfd import Timerfd
 from torpor.objects.fds.unlinked import Unlinked
 from torpor.objects.fds.unsupported import UnsupportedKind
 from torpor.objects.kind import (
-    KNOWN_FLAGS,
-    O_ASYNC,
     STDIO,
     Describing,
     FdReference,
     GrabbedDescriptors,
     Kind,
     OpenFile,
-    Opening,
     Unsupported,
     name,
 )
 from torpor.objects.memory.mapped_files import mapped_both_ways
+from torpor.objects.opening import KNOWN_FLAGS, O_ASYNC, Opening
 from torpor.objects.paths.opener import O_TMPFILE, Openers
 from torpor.objects.sockets import unix_sockets
 from torpor.objects.sockets.netlink import Netlink

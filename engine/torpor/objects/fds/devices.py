@@ -13,17 +13,14 @@ from collections.abc import Iterator, Sequence
 from torpor.errors import Reason, RestoreFailed
 from torpor.image.image_pb2 import Description, Tree
 from torpor.objects.kind import (
-    KEPT_AT_OPEN,
-    KEPT_BY_FCNTL,
     Describing,
     GrabbedDescriptors,
     Kind,
     OpenFile,
-    Opening,
     Seen,
     Unsupported,
-    words,
 )
+from torpor.objects.opening import KEPT_AT_OPEN, KEPT_BY_FCNTL, Opening, words
 from torpor.objects.paths.opener import Opener, Openers
 
 MEMORY_DEVICES = 1

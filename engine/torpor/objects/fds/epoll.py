@@ -37,13 +37,11 @@ from torpor.objects.kind import (
     GrabbedDescriptors,
     Kind,
     OpenFile,
-    Opening,
     Seen,
     Unsupported,
     borrowed,
-    naming,
-    words,
 )
+from torpor.objects.opening import Opening, naming, words
 from torpor.remote.sys import syscall, try_syscall
 from torpor.util.workers import apart
 

@@ -14,7 +14,14 @@ from collections.abc import Iterator, Sequence
 from torpor.arch.x86_64 import NR
 from torpor.errors import Reason
 from torpor.image.image_pb2 import Description, Tree
-from torpor.objects.kind import Describing, GrabbedDescriptors, Kind, OpenFile, Opening, Seen
+from torpor.objects.kind import (
+    Describing,
+    GrabbedDescriptors,
+    Kind,
+    OpenFile,
+    Seen,
+)
+from torpor.objects.opening import Opening
 from torpor.remote.sys import closed_on_error, syscall
 
 EFD_SEMAPHORE = 1

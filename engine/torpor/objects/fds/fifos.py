@@ -16,18 +16,15 @@ from torpor.errors import Reason, RestoreFailed
 from torpor.image.image_pb2 import Description, Tree
 from torpor.objects.fds.pipes import Pipe, PipeState, fill
 from torpor.objects.kind import (
-    KEPT_BY_LINK,
     Describing,
     GrabbedDescriptors,
     OpenFile,
-    Opening,
     Seen,
     Unsupported,
     borrowed,
-    naming,
     why_not_by_name,
-    words,
 )
+from torpor.objects.opening import KEPT_BY_LINK, Opening, naming, words
 from torpor.objects.paths.directories import describe, give, may_be_made, shown_otherwise, somewhere
 from torpor.objects.paths.file_names import DELETED
 from torpor.objects.paths.opener import Identity, Opener, Openers

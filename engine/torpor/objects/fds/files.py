@@ -30,21 +30,18 @@ from typing import Any
 from torpor.errors import Reason, RestoreFailed
 from torpor.image.image_pb2 import Description, Tree
 from torpor.objects.kind import (
-    KEPT_AT_OPEN,
-    KEPT_BY_FCNTL,
     OF_A_PROCESS,
     Describing,
     GrabbedDescriptors,
     Kind,
     OpenFile,
-    Opening,
     Seen,
     Unsupported,
     borrowed,
     is_path,
     why_not_by_name,
-    words,
 )
+from torpor.objects.opening import KEPT_AT_OPEN, KEPT_BY_FCNTL, Opening, words
 from torpor.objects.paths import bundle, directories, fingerprints, inode_search
 from torpor.objects.paths.directories import Folder
 from torpor.objects.paths.file_names import DELETED, OF_KERNEL, lasting_name

@@ -23,7 +23,14 @@ from torpor.errors import about
 from torpor.objects.fds import locks, signal_owners
 from torpor.objects.fds.memfd import MemoryDescriptor, memfd_device
 from torpor.objects.fds.path_only import NameOnly
-from torpor.objects.kind import FdReference, GrabbedDescriptors, Kind, OpenFile, Seen, borrowed
+from torpor.objects.kind import (
+    FdReference,
+    GrabbedDescriptors,
+    Kind,
+    OpenFile,
+    Seen,
+    borrowed,
+)
 from torpor.objects.sockets.common import family_of
 from torpor.remote.freeze import not_permitted
 from torpor.remote.sys import pidfd_open, syscall

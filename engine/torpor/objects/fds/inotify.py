@@ -36,12 +36,11 @@ from torpor.objects.kind import (
     GrabbedDescriptors,
     Kind,
     OpenFile,
-    Opening,
     Seen,
     Unsupported,
     borrowed,
-    naming,
 )
+from torpor.objects.opening import Opening, naming
 from torpor.objects.paths import inode_search
 from torpor.objects.paths.inode_search import Key
 from torpor.objects.paths.opener import Opener, Openers

@@ -27,7 +27,8 @@ from torpor.arch.x86_64 import NR
 from torpor.errors import Reason, RestoreFailed
 from torpor.image.image_pb2 import Lock, Process, Tree
 from torpor.objects.fds import files
-from torpor.objects.kind import Unsupported, words
+from torpor.objects.kind import Unsupported
+from torpor.objects.opening import words
 from torpor.objects.paths.opener import Openers
 from torpor.remote.batch import Call
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 
 from torpor.arch.x86_64 import NR
 from torpor.image.image_pb2 import Tree
-from torpor.objects.kind import Opening
+from torpor.objects.opening import Opening
 from torpor.remote.batch import Call, Struct
 
 _MSG_CMSG_CLOEXEC = 0x40000000

@@ -18,20 +18,18 @@ from io import FileIO
 from torpor.errors import Reason
 from torpor.image.image_pb2 import Description, SharedMemory, Tree
 from torpor.objects.kind import (
-    KEPT_AT_OPEN,
-    KEPT_BY_FCNTL,
     Describing,
     FdReference,
     GrabbedDescriptors,
     Kind,
     OpenFile,
-    Opening,
     Seen,
     Unsupported,
     borrowed,
     is_path,
     why_not_by_name,
 )
+from torpor.objects.opening import KEPT_AT_OPEN, KEPT_BY_FCNTL, Opening
 from torpor.objects.paths import file_attributes
 from torpor.objects.paths.file_attributes import Attributes
 from torpor.objects.paths.file_names import lasting_name

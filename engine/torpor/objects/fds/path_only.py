@@ -14,7 +14,15 @@ from collections.abc import Iterator, Sequence
 
 from torpor.errors import Reason, RestoreFailed
 from torpor.image.image_pb2 import Description, Tree
-from torpor.objects.kind import Describing, GrabbedDescriptors, Kind, OpenFile, Opening, Seen, Unsupported, words
+from torpor.objects.kind import (
+    Describing,
+    GrabbedDescriptors,
+    Kind,
+    OpenFile,
+    Seen,
+    Unsupported,
+)
+from torpor.objects.opening import Opening, words
 from torpor.objects.paths.opener import Opener, Openers
 
 _KINDS = {

@@ -18,17 +18,14 @@ from torpor.errors import Reason
 from torpor.image.image_pb2 import Description, Tree
 from torpor.objects.fds import mailboxes
 from torpor.objects.kind import (
-    KEPT_BY_FCNTL,
-    KEPT_BY_LINK,
-    O_LARGEFILE,
     Describing,
     GrabbedDescriptors,
     Kind,
     OpenFile,
-    Opening,
     Seen,
     Unsupported,
 )
+from torpor.objects.opening import KEPT_BY_FCNTL, KEPT_BY_LINK, O_LARGEFILE, Opening
 from torpor.remote.batch import Call
 
 NOBODY = 0

@@ -23,18 +23,15 @@ from torpor.arch.x86_64 import NR
 from torpor.errors import Reason, RestoreFailed
 from torpor.image.image_pb2 import Description, PipeBuffer, Tree
 from torpor.objects.kind import (
-    KEPT_BY_LINK,
-    O_LARGEFILE,
     Describing,
     GrabbedDescriptors,
     Kind,
     OpenFile,
-    Opening,
     Seen,
     Unsupported,
     borrowed,
-    naming,
 )
+from torpor.objects.opening import KEPT_BY_LINK, O_LARGEFILE, Opening, naming
 from torpor.remote.sys import syscall
 
 # include/uapi/linux/fcntl.h; Python 3.10 has them in fcntl, older headers did not

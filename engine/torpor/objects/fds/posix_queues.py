@@ -23,18 +23,15 @@ from torpor.arch.x86_64 import NR
 from torpor.errors import Reason
 from torpor.image.image_pb2 import Description, PosixQueue, Tree
 from torpor.objects.kind import (
-    KEPT_AT_OPEN,
-    KEPT_BY_FCNTL,
-    O_LARGEFILE,
     Describing,
     GrabbedDescriptors,
     Kind,
     OpenFile,
-    Opening,
     Seen,
     Unsupported,
     borrowed,
 )
+from torpor.objects.opening import KEPT_AT_OPEN, KEPT_BY_FCNTL, O_LARGEFILE, Opening
 from torpor.objects.paths.file_names import DELETED
 from torpor.remote.batch import Call, Result
 from torpor.remote.freeze import describe_process

@@ -23,16 +23,14 @@ from torpor.errors import Reason
 from torpor.image.image_pb2 import Description, Tree
 from torpor.objects.fds import mailboxes
 from torpor.objects.kind import (
-    KEPT_AT_OPEN,
-    KEPT_BY_FCNTL,
     Describing,
     GrabbedDescriptors,
     Kind,
     OpenFile,
-    Opening,
     Seen,
     Unsupported,
 )
+from torpor.objects.opening import KEPT_AT_OPEN, KEPT_BY_FCNTL, Opening
 from torpor.remote.batch import Call
 
 CLOSE = "close it before the checkpoint"

@@ -33,20 +33,15 @@ from torpor.errors import Reason
 from torpor.image.image_pb2 import Description, Process, Pty, Session, Tree
 from torpor.objects.fds.stdio import TIOCGDEV, Terminal, TerminalState, asked_number
 from torpor.objects.kind import (
-    KEPT_AT_OPEN,
-    KEPT_BY_LINK,
-    O_LARGEFILE,
     Describing,
     GrabbedDescriptors,
     OpenFile,
-    Opening,
     Seen,
     Unsupported,
     borrowed,
-    naming,
-    reopened,
     some,
 )
+from torpor.objects.opening import KEPT_AT_OPEN, KEPT_BY_LINK, O_LARGEFILE, Opening, naming, reopened
 from torpor.objects.paths.opener import Opener
 from torpor.remote.batch import Call
 from torpor.remote.sys import pidfd_open, syscall

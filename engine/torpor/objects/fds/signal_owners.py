@@ -19,7 +19,13 @@ from torpor import procfs
 from torpor.arch.x86_64 import NR
 from torpor.errors import Reason
 from torpor.image.image_pb2 import Description, Process, Tree
-from torpor.objects.kind import KEPT_BY_FCNTL, O_ASYNC, GrabbedDescriptors, OpenFile, SignalOwner, Unsupported
+from torpor.objects.kind import (
+    GrabbedDescriptors,
+    OpenFile,
+    SignalOwner,
+    Unsupported,
+)
+from torpor.objects.opening import KEPT_BY_FCNTL, O_ASYNC
 from torpor.remote.batch import Call
 from torpor.remote.freeze import describe_process
 from torpor.remote.sys import syscall

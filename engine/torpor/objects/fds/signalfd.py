@@ -12,7 +12,14 @@ import os
 
 from torpor.arch.x86_64 import NR
 from torpor.image.image_pb2 import Description
-from torpor.objects.kind import Describing, GrabbedDescriptors, Kind, OpenFile, Opening, Seen
+from torpor.objects.kind import (
+    Describing,
+    GrabbedDescriptors,
+    Kind,
+    OpenFile,
+    Seen,
+)
+from torpor.objects.opening import Opening
 from torpor.remote.sys import syscall
 
 

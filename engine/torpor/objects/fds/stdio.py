@@ -27,11 +27,11 @@ from torpor.objects.kind import (
     GrabbedDescriptors,
     Kind,
     OpenFile,
-    Opening,
     Seen,
     Unsupported,
     borrowed,
 )
+from torpor.objects.opening import Opening
 from torpor.remote.sys import try_syscall
 
 # include/uapi/asm-generic/ioctls.h, where Python's termios has no name for it

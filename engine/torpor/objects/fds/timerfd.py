@@ -29,11 +29,11 @@ from torpor.objects.kind import (
     GrabbedDescriptors,
     Kind,
     OpenFile,
-    Opening,
     Seen,
     Unsupported,
     borrowed,
 )
+from torpor.objects.opening import Opening
 from torpor.remote.sys import closed_on_error, syscall
 
 CLOCK_REALTIME = 0

@@ -15,7 +15,15 @@ from collections.abc import Iterator
 
 from torpor.image.image_pb2 import Description
 from torpor.objects.fds.memfd import MemoryDescriptor
-from torpor.objects.kind import Describing, GrabbedDescriptors, OpenFile, Seen, Unsupported, borrowed, is_path
+from torpor.objects.kind import (
+    Describing,
+    GrabbedDescriptors,
+    OpenFile,
+    Seen,
+    Unsupported,
+    borrowed,
+    is_path,
+)
 from torpor.objects.paths import file_attributes
 from torpor.objects.paths.file_attributes import Attributes
 from torpor.objects.paths.opener import O_TMPFILE

@@ -23,11 +23,11 @@ from torpor.objects.kind import (
     GrabbedDescriptors,
     Kind,
     OpenFile,
-    Opening,
     Seen,
     Unsupported,
     borrowed,
 )
+from torpor.objects.opening import Opening
 from torpor.objects.sockets import addresses, common
 from torpor.objects.sockets.common import SocketState
 

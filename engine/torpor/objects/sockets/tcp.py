@@ -40,13 +40,13 @@ from torpor.objects.kind import (
     GrabbedDescriptors,
     Kind,
     OpenFile,
-    Opening,
     Seen,
     Unsupported,
     borrowed,
     name,
     some,
 )
+from torpor.objects.opening import Opening
 from torpor.objects.sockets import addresses, common, tcp_backlog, tcp_connections, tcp_flow, tcp_ports, tcp_repair
 from torpor.objects.sockets.addresses import Address
 from torpor.objects.sockets.common import Key, SocketState

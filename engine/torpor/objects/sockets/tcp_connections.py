@@ -22,7 +22,7 @@ from typing import TypeVar
 
 from torpor.errors import Reason, RestoreFailed
 from torpor.image.image_pb2 import Description, TcpSocket
-from torpor.objects.kind import Opening, naming
+from torpor.objects.opening import Opening, naming
 from torpor.objects.sockets import addresses, common, tcp_flow, tcp_ports, tcp_repair
 from torpor.objects.sockets.addresses import Address
 from torpor.objects.sockets.common import Key

@@ -32,12 +32,11 @@ from torpor.objects.kind import (
     GrabbedDescriptors,
     Kind,
     OpenFile,
-    Opening,
     Seen,
     Unsupported,
     borrowed,
-    naming,
 )
+from torpor.objects.opening import Opening, naming
 from torpor.objects.sockets import addresses, common, multicast
 from torpor.objects.sockets.addresses import Address
 from torpor.objects.sockets.common import SocketState

@@ -21,7 +21,7 @@ from torpor.arch.x86_64 import NR
 from torpor.errors import Reason, RestoreFailed
 from torpor.image.image_pb2 import Description
 from torpor.image.image_pb2 import UnixSocket as UnixMessage
-from torpor.objects.kind import Opening, naming
+from torpor.objects.opening import Opening, naming
 from torpor.objects.paths.opener import Opener, Openers
 from torpor.objects.sockets import common, unix_paths, unix_queues
 from torpor.objects.sockets.unix_diag import Diagnosis

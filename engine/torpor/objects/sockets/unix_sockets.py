@@ -42,14 +42,13 @@ from torpor.objects.kind import (
     InFlight,
     Kind,
     OpenFile,
-    Opening,
     Seen,
     Unsupported,
     borrowed,
     name,
-    naming,
     some,
 )
+from torpor.objects.opening import Opening, naming
 from torpor.objects.paths.opener import Openers
 from torpor.objects.sockets import addresses, common, unix_names, unix_paths, unix_queues
 from torpor.objects.sockets.common import SocketState
