@@ -8,6 +8,7 @@ from __future__ import annotations
 import grp
 import os
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
@@ -19,7 +20,7 @@ from tests.life.life import PATIENCE, Life
 from tests.users import User
 
 # Each in a new directory, with $group for a second group of the user's, $outside for the PID of a process of the user's
-# that is not of the job, and $host for what `automount` makes. What they print must not depend on the time.
+# that is not of the job, $host for what `automount` makes, and $python for one that has psutil. What they print must not depend on the time.
 COMMANDS = {
     "sed": "echo a >f; chmod 640 f; sed -i s/a/b/ f; stat -c '%a %U %G' f; cat f",
     "sed on a group's file": "echo a >f; chgrp $group f; sed -i s/a/b/ f; stat -c '%U %G' f; cat f",
@@ -74,6 +75,10 @@ COMMANDS = {
     "who": "id -u; id -g; whoami; cd; pwd; env | grep -c .; hostname",
     "a setuid program": "passwd -S | cut -d' ' -f1-2; chage -l $(whoami) | head -n 1",
     "sudo": "sudo -n true || echo no",
+    "another group": "sg $group 'id -g; umask'; echo $?",
+    "another user": "su -c true nobody </dev/null >/dev/null 2>&1; echo $?",
+    "processes": "$python -c 'import psutil; p = psutil.Process(); print(p.is_running(), p.username(), p.nice(),"
+    " p.parent().name(), [type(one).__name__ for one in p.children()], psutil.pid_exists(p.ppid()))'",
     "at": "n=$(echo true | at -M now + 1 day 2>&1 | sed -n 's/^job \\([0-9]*\\) at .*/\\1/p');"
     ' atq | grep -c "^$n\\s"; at -c $n | tail -n 1; atrm $n; atq | grep -c "^$n\\s" || echo gone',
     "crontab": "echo '0 0 1 1 * true' | crontab -; crontab -l; crontab -r; crontab -l || echo none",
@@ -108,9 +113,10 @@ IN_A_CAPSULE = {
     "crontab",
     "tar of others' files",
     "a setuid program",
+    "another group",
 }
 """What differs in a capsule, as docs/woken.md has it."""
-IF_GRANTED = {"a process outside", "a setuid program", "at", "crontab", "sudo", "tar of others' files"}
+IF_GRANTED = {"a process outside", "a setuid program", "another group", "at", "crontab", "sudo", "tar of others' files"}
 """What of it is left where an administrator has granted the user's groups."""
 
 JOB = """
@@ -142,7 +148,7 @@ class Runner:
         self._commands = user.tmp / "commands"
         self._commands.mkdir()
         for number, name in enumerate(self.names):
-            known = f"group={self.group.gr_name} host={self._host} outside={outside}"
+            known = f"group={self.group.gr_name} host={self._host} outside={outside} python={sys.executable}"
             (self._commands / str(number)).write_text(f"{known}\n{COMMANDS[name]}\n")
         (user.tmp / "job").write_text(JOB)
         (user.tmp / "work").mkdir()

@@ -1,6 +1,6 @@
 """Test suites that others wrote give the same in a job that is run, and that is killed and woken on its way.
 
-CPython's own tests, from Debian's package. What no package has, where a variable names the directory in which it was
+CPython's own tests and stress-ng, from Debian's packages. What no package has, where a variable names the directory in which it was
 built: $LTP_ROOT (the Linux Test Project), $PJDFSTEST_ROOT, $SELFTESTS_ROOT (the kernel's tools/testing/selftests) and
 $BUSYBOX_ROOT. What an undisturbed twin does not pass the same way twice is no difference.
 """
@@ -8,6 +8,7 @@ $BUSYBOX_ROOT. What an undisturbed twin does not pass the same way twice is no d
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -69,6 +70,31 @@ IN_A_CAPSULE = {
 }
 """What differs in a capsule, as docs/woken.md has it."""
 
+STRESSORS = [
+    "fork vfork clone wait zombie daemon kill pidfd",
+    "exec spawn sigchld sigq sigrt sigpending sigsuspend sigabrt",
+    "signal sigfpe sigsegv sigio sigpipe sigtrap sigfd signest",
+    "alarm itimer timer timerfd clock nanosleep hrtimers sleep",
+    "pipe fifo splice tee vm-splice sendfile zero null",
+    "sock sockpair sockfd sockdiag udp poll epoll eventfd",
+    "mq msg sem sem-sysv shm shm-sysv futex mutex",
+    "mmap mmapmany mmapfixed mremap munmap mprotect madvise mincore",
+    "malloc memfd seal mlock msync remap vm vm-rw",
+    "mmapfork mmapaddr bad-altstack stack brk vm-addr vm-segv misaligned",
+    "access chdir chmod dentry dir dirdeep dirmany getdent",
+    "dup fallocate fcntl file-ioctl filename fpunch fstat open",
+    "flock lockf lockofd locka lease link symlink rename",
+    "inotify dnotify io hdd iomix seek sync-file touch",
+    "truncate utime copy-file aio readahead fiemap xattr chattr",
+    "env get getrandom procfs sysinfo rlimit set session",
+    "nice schedpolicy affinity personality prctl yield switch resched",
+    "pthread membarrier rseq vdso regs usersyscall context longjmp",
+    "cpu fp vecmath matrix memcpy str wcs atomic",
+    "qsort bsearch hsearch tsearch tree crypt zlib hash",
+    "pty key kcmp urandom nop tsc rdrand prefetch",
+]
+"""What stress-ng can do to a system without harm to its other users: what is alike together, one beside the other."""
+
 EACH = 'for program in "$@"; do "$program" >/dev/null 2>&1 </dev/null; echo "${program##*/}\t$?" >>outcomes; done'
 SELFTESTS = r"""for program in "$@"; do
     name=${program##*/}; cd "${program%/*}"
@@ -77,6 +103,10 @@ SELFTESTS = r"""for program in "$@"; do
     echo "$name\t$status" >>outcomes
     sed -nE "s,^(not ok|ok) ([0-9]+).*,$name \2\t\1,p" out >>outcomes
 done"""
+STRESS = r"""for name in "$@"; do
+    mkdir $name
+    { stress-ng --$name 1 --verify --timeout 12 --temp-path $name --quiet >$name/said 2>&1; echo "$name\t$?\t"$(head -c 300 $name/said) >>outcomes; } &
+done; wait"""
 BUSYBOX = r"""mkdir built; for name in busybox .config scripts testsuite; do cp -r "$1/$name" built; done
 cd built/testsuite; sh ./runtest 2>&1 </dev/null |
     sed -nE 's,^(PASS|FAIL|SKIPPED|UNTESTED): (.*),\2\t\1,p' >../../outcomes"""
@@ -124,6 +154,14 @@ def test_cpython(as_user: User, files: str) -> None:
         pytest.skip("needs CPython's own tests: `make soak` installs them (.ci/soak-packages)")
     runner = Path(__file__).with_name("cpython.py")
     _compare(as_user, [SYSTEM_PYTHON, "-B", runner, "outcomes", *files.split()])
+
+
+@pytest.mark.parametrize("names", STRESSORS, ids=lambda names: names.split()[0])
+def test_stress_ng(as_user: User, names: str) -> None:
+    """It checks what the system has given it."""
+    if not shutil.which("stress-ng"):
+        pytest.skip("needs stress-ng: `make soak` installs it (.ci/soak-packages)")
+    _compare(as_user, ["sh", "-c", STRESS, "sh", *names.split()])
 
 
 def _programs(variable: str, pattern: str, wanted: Callable[[Path], bool]) -> list[Path]:
