@@ -9,6 +9,7 @@ import click
 
 from torpor.cli.common import (
     command_options,
+    hear_of_children,
     note,
     parse_tags,
     print_json,
@@ -68,6 +69,7 @@ def command(
     """
     import torpor
 
+    hear_of_children()
     stats = torpor.Stats()
 
     with progress_bar(f"saving {pid}") as progress:

@@ -157,6 +157,11 @@ def print_json(value: object) -> None:
     click.echo(json.dumps(value, indent=2, ensure_ascii=False))
 
 
+def hear_of_children() -> None:
+    """Have the kernel report the end of children, also if whoever started this command ignores it (SIGCHLD)."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+
 def note(text: str) -> None:
     """Print a note, which is no error, on standard error."""
     tell(f"torpor: note: {text}")

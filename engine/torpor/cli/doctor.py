@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from torpor.cli.common import command_options, console, print_json, store_option
+from torpor.cli.common import command_options, console, hear_of_children, print_json, store_option
 
 if TYPE_CHECKING:
     from torpor.probe import Probe
@@ -295,6 +295,7 @@ def command(as_json: bool, slurm: bool, store: str | None) -> int:
     from torpor.remote.pid_allocation import whole_round
     from torpor.restorer.capsule import tried_ids
 
+    hear_of_children()
     host = probe()
     walk = None if slurm else whole_round()
     ids = None if slurm or procfs.is_root() else tried_ids()

@@ -10,6 +10,7 @@ import click
 from torpor.cli.common import (
     command_options,
     exit_as,
+    hear_of_children,
     note,
     print_json,
     printable,
@@ -64,6 +65,7 @@ def command(
     import torpor
     from torpor.restorer.terminal_relay import Relay
 
+    hear_of_children()
     if explain:
         from torpor.restorer.restore import explain as explain_plan
 

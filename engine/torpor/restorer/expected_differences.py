@@ -244,6 +244,7 @@ ALLOWED: Final = (
     Allowed("processes.oom_score_adj", _WARNED, "OOM score adjustment", _more("oom_score_adj"), at="building"),
     Allowed("processes.threads.nice", _WARNED, "Nice value", _more("nice"), at="building"),
     Allowed("processes.threads.affinity", _WARNED, "Affinity", at="building"),
+    Allowed("processes.threads.no_new_privs", _WARNED, "no_new_privs", at="building"),
     *(
         Allowed(f"processes.threads.{field}", _WARNED, row, at="building")
         for field, row in (

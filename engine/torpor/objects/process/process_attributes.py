@@ -21,6 +21,7 @@ from torpor.objects.memory import vmas
 from torpor.objects.part import Answers, ProcessPart, Stage, Step
 from torpor.objects.process.texts import Texts
 from torpor.remote.batch import Batch, Call, Out, Replies
+from torpor.remote.sys import try_syscall
 
 PR_GET_DUMPABLE, PR_SET_DUMPABLE = 3, 4
 PR_GET_CHILD_SUBREAPER, PR_SET_CHILD_SUBREAPER = 37, 36
@@ -48,7 +49,14 @@ class Asked(NamedTuple):
     segments: int
 
 
-class ProcessAttributes(ProcessPart[Asked, None]):
+class Inherited(NamedTuple):
+    """What processes inherit from the restorer."""
+
+    thp_disable: bool
+    memory_merge: bool
+
+
+class ProcessAttributes(ProcessPart[Asked, Inherited]):
     """Attributes that prctl(2), membarrier(2) and arch_prctl(2) set."""
 
     def ask(self, batch: Batch, texts: Texts) -> Asked:
@@ -84,27 +92,35 @@ class ProcessAttributes(ProcessPart[Asked, None]):
         if replies.result(asked.xstate_permitted) == 0:  # an older kernel has no such request, and no such permission
             out.xstate_permitted = int.from_bytes(replies.output(asked.xstate_permitted, 1), "little")
 
-    def host(self) -> None:
-        """The calls depend on nothing."""
+    def host(self) -> Inherited:
+        """What processes inherit from the restorer."""
+        return Inherited(
+            thp_disable=try_syscall(NR.prctl, PR_GET_THP_DISABLE, 0, 0, 0, 0) > 0,
+            memory_merge=try_syscall(NR.prctl, PR_GET_MEMORY_MERGE, 0, 0, 0, 0) == 1,
+        )
 
-    def calls(self, process: pb.Process, host: None) -> Iterator[Step]:
+    def calls(self, process: pb.Process, host: Inherited) -> Iterator[Step]:
         """The process sets them; each thread sets dumpable, since its change of credentials resets it."""
-        yield from (Step(Stage.PROCESS, call) for call in self._settings(process))
+        yield from (Step(Stage.PROCESS, call) for call in self._settings(process, host))
         # The kernel sets 2 (readable by root) after a change of ids; prctl cannot set it. A thread's change of
         # credentials sets it for the whole process (commit_creds(), kernel/cred.c).
         dumpable = int(process.dumpable == 1)
         words = "setting who may read it"
         yield Step(Stage.AFTER_CREDENTIALS, Call(NR.prctl, (PR_SET_DUMPABLE, dumpable, 0, 0, 0), 0, words))
 
-    def _settings(self, process: pb.Process) -> Iterator[Call]:
+    def _settings(self, process: pb.Process, host: Inherited) -> Iterator[Call]:
         if process.child_subreaper:
             yield Call(NR.prctl, (PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0), 0, "becoming a child subreaper")
         if process.thp_disable:
             args = (PR_SET_THP_DISABLE, 1, process.thp_disable_flags, 0, 0)
             yield Call(NR.prctl, args, 0, "turning huge pages off")
+        elif host.thp_disable:
+            yield Call(NR.prctl, (PR_SET_THP_DISABLE, 0, 0, 0, 0), 0, "allowing huge pages")
         for bit in range(process.membarriers.bit_length()):
             if process.membarriers >> bit & 1:
                 yield Call(NR.membarrier, (1 << bit, 0, 0), 0, "registering for memory barriers")
+        if host.memory_merge and not process.memory_merge:
+            yield Call(NR.prctl, (PR_SET_MEMORY_MERGE, 0, 0, 0, 0), 0, "disabling KSM")
         if process.memory_merge:
             yield Call(NR.prctl, (PR_SET_MEMORY_MERGE, 1, 0, 0, 0), 0, "enabling KSM")
             # This also affects older mappings. Exclude those that it had excluded, and its stack since an execve.

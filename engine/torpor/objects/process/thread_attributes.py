@@ -36,7 +36,7 @@ ARCH_GET_CPUID, ARCH_SET_CPUID = 0x1011, 0x1012
 ARCH_GET_UNTAG_MASK = 0x4001
 
 _PR_TSC_SIGSEGV = 2
-_PR_MCE_KILL_SET, _PR_MCE_KILL_DEFAULT = 1, 2
+_PR_MCE_KILL_CLEAR, _PR_MCE_KILL_SET = 0, 1
 MITIGATIONS = {0: "store bypass", 1: "indirect branches", 2: "flushing of the L1 data cache"}
 """Names of PR_SPEC_*, by number."""
 _PER_THREAD, _SETTINGS = 1, 0b11110
@@ -115,12 +115,19 @@ class Allowed:
     """The restorer's own nice value."""
     may_lower_nice: bool
     scheduler: int
-    """The restorer's own policy, which threads inherit."""
+    """The restorer's own policy, which threads inherit; so they do what follows."""
+    io_priority: int
+    personality: int
+    memory_policy: int
+    memory_failure: int
+    """As in the image."""
 
 
 def allowed() -> Allowed:
     """What this process may set."""
     root = procfs.is_root()
+    policy = bytearray(4)
+    try_syscall(NR.get_mempolicy, policy, 0, 0, 0, 0)
     return Allowed(
         real_time=99 if root else resource.getrlimit(resource.RLIMIT_RTPRIO)[0],
         io_real_time=root,
@@ -132,6 +139,10 @@ def allowed() -> Allowed:
         nice=os.getpriority(os.PRIO_PROCESS, 0),
         may_lower_nice=root,
         scheduler=os.sched_getscheduler(0),
+        io_priority=max(try_syscall(NR.ioprio_get, _IOPRIO_WHO_PROCESS, 0), 0),
+        personality=try_syscall(NR.personality, _QUERY_PERSONALITY),
+        memory_policy=int.from_bytes(policy, "little"),
+        memory_failure=_memory_failure(try_syscall(NR.prctl, PR_MCE_KILL_GET, 0, 0, 0, 0)),
     )
 
 
@@ -192,8 +203,7 @@ class ThreadAttributes(ThreadPart[Asked, Allowed]):
             out.memory_nodes = replies.output(asked.memory_policy, 1).rstrip(b"\0")
         out.tsc_faults = int.from_bytes(replies.output(asked.tsc, 1), "little") == _PR_TSC_SIGSEGV
         out.cpuid_faults = replies.result(asked.cpuid) == 0
-        policy = replies.result(asked.memory_failure)
-        out.memory_failure = policy + 1 if policy in (0, 1) else 0
+        out.memory_failure = _memory_failure(replies.result(asked.memory_failure))
         for which, entry in zip(MITIGATIONS, asked.speculation, strict=True):
             control = replies.result(entry)
             if control > 0 and control & _PER_THREAD:
@@ -213,7 +223,7 @@ class ThreadAttributes(ThreadPart[Asked, Allowed]):
     def calls(self, thread: pb.Thread, process: pb.Process, image: pb.Tree, host: Allowed) -> Iterator[Step]:
         """Calls that need the restorer's credentials; and at the end those that would disturb other calls."""
         yield from (Step(Stage.THREAD, call) for call in _settings(thread, host))
-        yield from (Step(Stage.AFTER_CREDENTIALS, call) for call in _last(thread))
+        yield from (Step(Stage.AFTER_CREDENTIALS, call) for call in _last(thread, host))
 
     def warnings(self, thread: pb.Thread, host: Allowed) -> Iterator[str]:
         """Attributes that need a privilege, or another kernel or machine."""
@@ -241,15 +251,16 @@ def _settings(thread: pb.Thread, host: Allowed) -> Iterator[Call]:
     if thread.scheduler != host.scheduler and _may_schedule(thread, host):
         parameters = thread.rt_priority.to_bytes(4, "little")
         yield Call(NR.sched_setscheduler, (0, thread.scheduler, parameters), 0, "setting its scheduling policy")
-    if thread.io_priority >> _IO_CLASS_SHIFT and _may_have_io_priority(thread, host):
-        words = f"setting its I/O priority {thread.io_priority:#x}"
-        yield Call(NR.ioprio_set, (_IOPRIO_WHO_PROCESS, 0, thread.io_priority), 0, words)
-    if thread.memory_policy:
+    io_priority = _set_io_priority(thread.io_priority) if _may_have_io_priority(thread, host) else 0
+    if io_priority != _set_io_priority(host.io_priority):
+        words = f"setting its I/O priority {io_priority:#x}"
+        yield Call(NR.ioprio_set, (_IOPRIO_WHO_PROCESS, 0, io_priority), 0, words)
+    if thread.memory_policy or host.memory_policy:
         nodes = thread.memory_nodes.ljust(_NODES // 8, b"\0")
         yield Call(NR.set_mempolicy, (thread.memory_policy, nodes, _NODES), 0, "setting its memory policy")
-    if thread.memory_failure:
-        words = "setting its memory failure policy"
-        yield Call(NR.prctl, (PR_MCE_KILL, _PR_MCE_KILL_SET, thread.memory_failure - 1, 0, 0), 0, words)
+    if thread.memory_failure != host.memory_failure:
+        choice = (_PR_MCE_KILL_SET, thread.memory_failure - 1) if thread.memory_failure else (_PR_MCE_KILL_CLEAR, 0)
+        yield Call(NR.prctl, (PR_MCE_KILL, *choice, 0, 0), 0, "setting its memory failure policy")
     for one in thread.speculation:
         if one.control != host.speculation[one.which] & _SETTINGS and _may_choose(one, host):
             words = f"setting the mitigation of {MITIGATIONS[one.which]}"
@@ -268,8 +279,8 @@ def _settings(thread: pb.Thread, host: Allowed) -> Iterator[Call]:
         yield Call(NR.sched_setattr, (0, content, 0), 0, f"clamping its utilization to {least} to {most}")
 
 
-def _last(thread: pb.Thread) -> Iterator[Call]:
-    if thread.personality:
+def _last(thread: pb.Thread, host: Allowed) -> Iterator[Call]:
+    if thread.personality or host.personality:
         yield Call(NR.personality, (thread.personality,), None, f"setting its personality {thread.personality:#x}")
     if thread.tsc_faults:
         yield Call(NR.prctl, (PR_SET_TSC, _PR_TSC_SIGSEGV), 0, "making the time stamp counter fault")
@@ -279,6 +290,16 @@ def _last(thread: pb.Thread) -> Iterator[Call]:
 
 def _may_schedule(thread: pb.Thread, host: Allowed) -> bool:
     return thread.rt_priority <= host.real_time
+
+
+def _set_io_priority(value: int) -> int:
+    """An I/O priority as it was set; 0 if none was: the kernel may then give one that follows from the nice value."""
+    return value if value >> _IO_CLASS_SHIFT else 0
+
+
+def _memory_failure(policy: int) -> int:
+    """What PR_MCE_KILL_GET returns, as it is in the image."""
+    return policy + 1 if policy in (0, 1) else 0
 
 
 def _may_have_io_priority(thread: pb.Thread, host: Allowed) -> bool:

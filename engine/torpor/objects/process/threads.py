@@ -27,6 +27,7 @@ from torpor.objects.part import Stage, Step, ThreadAnswers, ThreadPart
 from torpor.remote import memory
 from torpor.remote.batch import Batch, Call, Out, Struct
 from torpor.remote.freeze import SEE_WHY, UNINTERRUPTIBLE, Thread, describe_process
+from torpor.remote.sys import try_syscall
 from torpor.remote.waits import Waits
 
 PR_SET_PDEATHSIG, PR_GET_PDEATHSIG = 1, 2
@@ -37,7 +38,6 @@ PR_GET_TID_ADDRESS = 40
 
 _SIGALTSTACK = struct.Struct("<Qi4xQ")  # stack_t
 _SS_DISABLE, _SS_AUTODISARM = 2, 1 << 31
-_DEFAULT_SLACK_NS = 50_000
 
 
 def stuck(pids: Callable[[], Iterable[tuple[int, int]]], patience: float) -> list[Reason]:
@@ -88,7 +88,14 @@ def portable(pid: int, thread: Thread, waits: Waits) -> Portable:
     )
 
 
-class ThreadState(ThreadPart[Asked, None]):
+class Inherited(NamedTuple):
+    """What threads inherit from the restorer."""
+
+    timer_slack_ns: int
+    no_new_privs: bool
+
+
+class ThreadState(ThreadPart[Asked, Inherited]):
     """Registers and other kernel state of each thread."""
 
     def ask(self, batch: Batch) -> Asked:
@@ -138,19 +145,28 @@ class ThreadState(ThreadPart[Asked, None]):
         if len(thread.xstate) < x86_64.MIN_XSAVE:
             yield f"it has {len(thread.xstate)} bytes of extended registers"
 
-    def host(self) -> None:
-        """The calls depend on nothing."""
+    def host(self) -> Inherited:
+        """What threads inherit from the restorer."""
+        return Inherited(
+            timer_slack_ns=try_syscall(NR.prctl, PR_GET_TIMERSLACK, 0, 0, 0, 0),
+            no_new_privs=try_syscall(NR.prctl, PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0) == 1,
+        )
 
-    def calls(self, thread: pb.Thread, process: pb.Process, image: pb.Tree, host: None) -> Iterator[Step]:
+    def warnings(self, thread: pb.Thread, host: Inherited) -> Iterator[str]:
+        """What cannot be taken back."""
+        if host.no_new_privs and not thread.no_new_privs:
+            yield "setuid programs give it no rights: who wakes it has no_new_privs, which lasts"
+
+    def calls(self, thread: pb.Thread, process: pb.Process, image: pb.Tree, host: Inherited) -> Iterator[Step]:
         """All but the registers, which are set last."""
-        yield from (Step(Stage.THREAD, call) for call in _settings(thread))
+        yield from (Step(Stage.THREAD, call) for call in _settings(thread, host))
         if thread.pdeath_signal:  # a change of credentials clears it
             words = f"asking for signal {thread.pdeath_signal} at its parent's end"
             call = Call(NR.prctl, (PR_SET_PDEATHSIG, thread.pdeath_signal), 0, words)
             yield Step(Stage.AFTER_CREDENTIALS, call)
 
 
-def _settings(thread: pb.Thread) -> Iterator[Call]:
+def _settings(thread: pb.Thread, host: Inherited) -> Iterator[Call]:
     if thread.robust_list:
         words = "registering its list of robust locks"
         yield Call(NR.set_robust_list, (thread.robust_list, thread.robust_list_size), 0, words)
@@ -163,7 +179,7 @@ def _settings(thread: pb.Thread) -> Iterator[Call]:
         yield Call(NR.rseq, (rseq.pointer, rseq.size, 0, rseq.signature), 0, "registering its restartable sequences")
     yield Call(NR.set_tid_address, (thread.clear_child_tid,), thread.tid, "setting the address cleared at its end")
     yield Call(NR.prctl, (PR_SET_NAME, thread.name[:15] + b"\0"), 0, "setting its name")
-    if thread.timer_slack_ns not in (0, _DEFAULT_SLACK_NS):
+    if thread.timer_slack_ns not in (0, host.timer_slack_ns):
         yield Call(NR.prctl, (PR_SET_TIMERSLACK, thread.timer_slack_ns), 0, "setting its timer slack")
     if thread.no_new_privs:
         yield Call(NR.prctl, (PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0, "setting no_new_privs")

@@ -1,0 +1,92 @@
+"""A woken job has nothing of who wakes it but what cannot be taken back, which is said."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+
+import pytest
+
+from tests.conformance.harness import PATIENCE, wait_until
+from tests.users import BIN, User
+
+TORPOR = str(BIN / "torpor")
+
+# Tells twice what a process inherits: at once, and when it is woken.
+JOB = """
+import ctypes, os, time
+libc = ctypes.CDLL(None)
+def number(call, *args):
+    return call(*map(ctypes.c_long, (*args, 0, 0, 0, 0)[:6]))
+def inherited():
+    # Timer slack, huge pages, memory failures; I/O priority; policy of memory.
+    yield [number(libc.prctl, option) for option in (30, 42, 34)], number(libc.syscall, 252, 1), os.nice(0)
+    policy = ctypes.c_int(-1)
+    libc.syscall(239, ctypes.byref(policy), None, 0, 0, 0)
+    yield policy.value, os.sched_getscheduler(0), open("/proc/self/personality").read(), os.getcwd()
+    yield open("/proc/self/coredump_filter").read(), open("/proc/self/oom_score_adj").read()
+    yield [line for line in open("/proc/self/status") if line.startswith(("SigB", "SigI", "SigC", "Umask"))]
+    yield open("/proc/self/limits").read(), sorted(os.environ)
+def tell(name):
+    with open(f"{name}.new", "w") as file:
+        print(*inherited(), sep="\\n", file=file)
+    os.rename(f"{name}.new", name)
+tell("before")
+while not os.path.exists("go"):
+    time.sleep(0.01)
+tell("after")
+"""
+# Changes all of that, and becomes its arguments.
+LENDS = """
+import ctypes, os, resource, signal, sys
+libc = ctypes.CDLL(None)
+for call in ((29, 999999), (41, 1), (33, 1, 1)):
+    libc.prctl(*map(ctypes.c_long, (*call, 0, 0, 0)[:5]))
+libc.syscall(251, 1, 0, 3 << 13)
+libc.syscall(238, 1, ctypes.byref(ctypes.c_long(1)), ctypes.c_long(64))
+libc.personality(ctypes.c_ulong(0x0040000))
+os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+os.umask(0o77)
+for name, value in (("STACK", 1 << 20), ("NOFILE", 99), ("CPU", 1000)):
+    number = getattr(resource, f"RLIMIT_{name}")
+    resource.setrlimit(number, (value, resource.getrlimit(number)[1]))
+open("/proc/self/coredump_filter", "w").write("0")
+for number in set(signal.valid_signals()) - {signal.SIGKILL, signal.SIGSTOP}:
+    signal.signal(number, signal.SIG_IGN)
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1, signal.SIGALRM])
+os.environ["LENT"] = "1"
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
+
+
+def _asleep(user: User) -> None:
+    """A job that was saved and killed."""
+    command = [TORPOR, "run", "--", str(BIN / "python"), "-c", JOB]
+    nothing = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = user.popen(command, **nothing)
+    try:
+        wait_until((user.tmp / "before").exists, "it runs")
+        (root,) = user.run(["pgrep", "-P", str(process.pid)], check=True).stdout.split()
+        # Who saves a job may be as odd as who wakes it.
+        user.run([BIN / "python", "-c", LENDS, TORPOR, "checkpoint", root, "--then", "kill"], check=True)
+        assert process.wait(PATIENCE) == -signal.SIGKILL
+    finally:
+        process.kill()
+        process.wait()
+    (user.tmp / "go").touch()
+
+
+def test_nothing_is_inherited_from_who_wakes_a_job(as_user: User) -> None:
+    _asleep(as_user)
+    restore = [TORPOR, "restore", "latest", "--as", "native" if as_user.is_root else "capsule"]
+    done = as_user.run([BIN / "python", "-c", LENDS, *restore], cwd="/", check=True)
+    assert (as_user.tmp / "after").read_text() == (as_user.tmp / "before").read_text()
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("way", ["native", "capsule"])
+def test_that_setuid_programs_give_no_rights_any_more_is_said(root_account: User, way: str) -> None:
+    _asleep(root_account)
+    restore = [TORPOR, "restore", "latest", "--as", way]
+    done = root_account.run(["setpriv", "--no-new-privs", *restore], check=True)
+    assert "setuid programs give it no rights: who wakes it has no_new_privs" in done.stderr
