@@ -20,7 +20,8 @@ from tests.life.life import PATIENCE, Life
 from tests.users import User
 
 # Each in a new directory, with $group for a second group of the user's, $outside for the PID of a process of the user's
-# that is not of the job, $host for what `automount` makes, and $python for one that has psutil. What they print must not depend on the time.
+# that is not of the job, $host for what `automount` makes, and $python for one that has psutil. What they print must
+# not depend on the time.
 COMMANDS = {
     "sed": "echo a >f; chmod 640 f; sed -i s/a/b/ f; stat -c '%a %U %G' f; cat f",
     "sed on a group's file": "echo a >f; chgrp $group f; sed -i s/a/b/ f; stat -c '%U %G' f; cat f",
