@@ -153,17 +153,19 @@ class ProcessDump:
         return self.texts.own_pid
 
     @_step(_State.GRABBED, _State.CALLING)
-    def begin(self, stopped_children: Iterable[int], *, everything: bool = False) -> None:
+    def begin(
+        self, stopped_children: Iterable[int], tree_parts: Iterable[TreePart[Any, Any, Any]] = TREE_PARTS
+    ) -> None:
         """Map the scratch mapping into the process and let every thread start its calls.
 
         Args:
             stopped_children: the children that are stopped by job control, by their PIDs in the tree's PID namespace.
-            everything: make also the calls that can show nothing in this process.
+            tree_parts: the parts of the tree that it is asked for.
         """
         self.injection.open(_TABLE_ROOM)
         self._lock_future = process_memory.future_lock(self.pid, self.texts.status, self.injection.scratch[0])
         common = Batch()
-        self._asked_tree = {part: part.ask(common, None if everything else self.texts) for part in TREE_PARTS}
+        self._asked_tree = {part: part.ask(common) for part in tree_parts}
         self._asked_threads = {part: part.ask(common) for part in THREAD_PARTS}
         batches = {tid: common.copy() for tid in self.process.threads}
         host = batches[self.injection.host.tid]
@@ -196,7 +198,7 @@ class ProcessDump:
 
     def asked(self, part: TreePart[A, Any, Any]) -> A | None:
         """What a part of the tree has asked all threads; None if nothing."""
-        found: A | None = self._asked_tree[part]
+        found: A | None = self._asked_tree.get(part)
         return found
 
     def replies(self, tid: int) -> Replies:
@@ -247,6 +249,11 @@ class ProcessDump:
     def failed_calls(self) -> set[int]:
         """Return the system calls that never succeeded."""
         return set().union(*(replies.failed_calls() for replies in self._replies.values()))
+
+    @property
+    def uids(self) -> frozenset[int]:
+        """Its real, effective, saved and filesystem user ids."""
+        return frozenset(map(int, self.texts.status[b"Uid"].split()))
 
     @property
     def adopts_orphans(self) -> bool:

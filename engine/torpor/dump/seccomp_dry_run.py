@@ -117,7 +117,7 @@ def _take(pid: int) -> set[str]:
     with Frozen(pid, _PATIENCE) as frozen:
         taken = ProcessDump(frozen.processes[pid], CodeStubs(), Waits())
         try:
-            taken.begin((), everything=True)
+            taken.begin(())
             taken.listen()
             denied = {NR(nr).name for nr in taken.failed_calls() & _NEVER_FAIL}
             taken.ask(_rare())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Set
+from functools import cache
 from itertools import chain
 from typing import Any
 
@@ -30,6 +31,11 @@ from torpor.store import SnapshotWriter
 from torpor.util.workers import Workers
 
 _STUBS = CodeStubs()
+
+
+def _parts_of_users(uids: frozenset[int]) -> list[TreePart[Any, Any, Any]]:
+    """Return the parts of a tree of which processes with these user ids can have any."""
+    return [part for part in TREE_PARTS if part.may_have(uids)]
 
 
 class TreeDump:
@@ -118,6 +124,7 @@ class TreeDump:
     def grab(self, *, reset_outside: bool, stdio: Mapping[int, int] | None) -> None:
         """Read the state that changes; all processes make their calls at the same time."""
         self._realtime_ns = time.time_ns()
+        of_users = cache(_parts_of_users)
         for process in self._processes.values():
             self._parents[process.pid] = process.parent.pid if process.parent else 0
             if process.zombie:
@@ -125,7 +132,7 @@ class TreeDump:
                 continue
             taken = ProcessDump(process, _STUBS, self._waits)
             self._all.append(taken)
-            taken.begin(self._stopped_children(process))
+            taken.begin(self._stopped_children(process), of_users(taken.uids))
             if not process.parent:
                 self._outside_parents[process.pid] = tree.outside_parent(taken.texts)
         stats = {taken.pid: taken.texts.stat for taken in self._all}

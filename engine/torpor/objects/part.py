@@ -232,16 +232,12 @@ class TreePart(ABC, Generic[A, G, H]):
         """Before the freeze: say why it cannot be kept. `pids` are all processes, zombies too, the root first."""
         return iter(())
 
-    def ask(self, batch: Batch, texts: Texts | None) -> A | None:
-        """Add the first calls to the batch of each thread of a process.
+    def may_have(self, uids: frozenset[int]) -> bool:
+        """Whether processes with these user ids can have any of it; those that cannot are not asked."""
+        return True
 
-        Args:
-            batch: for each thread, and still empty but for what other such parts have asked.
-            texts: of the process; None to add the calls even if they would show nothing.
-
-        Returns:
-            The entries of the batch; None if the process cannot have any of it.
-        """
+    def ask(self, batch: Batch) -> A | None:
+        """Add the first calls to the batch of each thread, in which only other such parts have calls so far."""
         return None
 
     @abstractmethod

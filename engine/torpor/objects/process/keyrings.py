@@ -30,7 +30,6 @@ from torpor.arch.x86_64 import NR
 from torpor.errors import Reason
 from torpor.image import image_pb2 as pb
 from torpor.objects.part import EnteredTree, Stage, Step, TreePart
-from torpor.objects.process.texts import Texts
 from torpor.remote import ptrace
 from torpor.remote.batch import Batch, Call, Out, Replies, Result
 from torpor.remote.sys import try_syscall
@@ -187,11 +186,13 @@ class Keys:
 class Keyrings(TreePart[Questions, Keys, "Here"]):
     """The keyrings of a tree's processes and sessions."""
 
-    def ask(self, batch: Batch, texts: Texts | None) -> Questions | None:
-        """Each thread is asked for its keyrings, unless its user has no keys."""
-        having = users() if texts is not None else None
-        if texts is not None and having is not None and having.isdisjoint(map(int, texts.status[b"Uid"].split())):
-            return None
+    def may_have(self, uids: frozenset[int]) -> bool:
+        """Whether one of these users has keys."""
+        having = users()
+        return having is None or not having.isdisjoint(uids)
+
+    def ask(self, batch: Batch) -> Questions:
+        """Each thread is asked for its keyrings."""
         return ask(batch)
 
     def grab(self, tree: EnteredTree) -> Keys:
