@@ -248,7 +248,8 @@ class Subject:
             with suppress(FileNotFoundError, ProcessLookupError, Failed):
                 self.root()
                 return None
-            return path.read_text() if path.exists() else "ended without a verdict"
+            status = f", with {self.exited()}" if self.process else ""
+            return path.read_text() if path.exists() else f"ended without a verdict{status}"
 
         try:
             said = wait_until(judgement, "the verdict", seconds)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import mmap
 import re
+import signal
 import struct
+from contextlib import suppress
 
 from tests.conformance import observe
-from tests.conformance.harness import PATIENCE, Failed, Subject, belonging, wait_until
+from tests.conformance.harness import GO, PATIENCE, Failed, Subject, belonging, wait_until
 
 _WORKERS = 8
 _PROCESS = struct.Struct(f"={_WORKERS}Q192s")
@@ -45,21 +47,45 @@ class Victim:
             raise Failed(f"{failure}; not: {lagging}\n{self.subject.picture()}") from None
 
     def is_clean(self, before: dict[int, observe.Process]) -> int:
-        """Nothing of ours is left in it; returns how many windows stayed mapped, which are allowed."""
+        """Nothing of ours is left in it; returns how many windows stayed mapped, which are allowed.
+
+        When a dumper was killed, its snapshot ends and a thread returns from our calls to its own in a moment.
+        """
         top = self.subject.root()
         tree = set(observe.descendants(top))
         ours = tree | ({self.subject.process.pid} if self.subject.process else set())
         wait_until(lambda: ours.issuperset(belonging(self.subject.directory)), "the end of the dumper's snapshot")
-        windows = 0
-        after = observe.observe(top)
-        for pid, process in after.items():
-            assert observe.status(top)["TracerPid"] == "0"
-            new = [line for line in process.mappings if line not in before[pid].mappings]
-            kept = [line for line in new if not re.search(r" rwxp 0 {2}\[", line)]
-            windows += len(new) - len(kept)
-            process.mappings = tuple(line for line in process.mappings if line not in new or line in kept)
-            # The mask of the worker that waits for signals comes and goes; it checks it itself.
-            process.threads = before[pid].threads
-        if changed := observe.differences(before, after):
-            raise Failed("the victim is not as it was:\n" + "\n".join(changed))
-        return windows
+        left: tuple[int, list[str]] = 0, []
+
+        def as_before() -> bool:
+            nonlocal left
+            with suppress(FileNotFoundError, ProcessLookupError):  # what has just ended
+                left = _left(before, observe.observe(top))
+                return not left[1] and observe.status(top)["TracerPid"] == "0"
+            return False
+
+        try:
+            wait_until(as_before, "the victim to be as it was")
+        except Failed as failure:
+            raise Failed("\n".join([str(failure), *left[1]])) from None
+        return left[0]
+
+
+def _left(before: dict[int, observe.Process], after: dict[int, observe.Process]) -> tuple[int, list[str]]:
+    """How many windows are mapped that were not, and what else differs."""
+    windows = 0
+    for pid in before.keys() & after.keys():
+        process = after[pid]
+        new = [line for line in process.mappings if line not in before[pid].mappings]
+        kept = [line for line in new if not re.search(r" rwxp 0 {2}\[", line)]
+        windows += len(new) - len(kept)
+        process.mappings = tuple(line for line in process.mappings if line not in new or line in kept)
+        for tid in process.threads.keys() & before[pid].threads.keys():
+            if _mask(process.threads[tid]) == _mask(was := before[pid].threads[tid]):
+                process.threads[tid] = was
+    return windows, observe.differences(before, after)
+
+
+def _mask(thread: observe.Thread) -> int:
+    """The signals that a thread blocks, but for those that come and go as it waits for them; these it checks itself."""
+    return int(thread.status["SigBlk"], 16) & ~sum(1 << (number - 1) for number in (GO, signal.SIGRTMIN + 9))

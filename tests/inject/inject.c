@@ -1,9 +1,9 @@
-/* Makes a system call of a process fail, or kills somebody before or after it: what the kernel may do at any of them.
+/* Makes a system call of a process fail, or kills it before or after it: what the kernel may do at any of them.
  *
  * inject PID count FILE           write the number of each call to FILE, a line each
- * inject PID error NR N ERRNO     the Nth call of number NR is not made, and gives ERRNO
- * inject PID before NR N VICTIM   VICTIM is killed when it begins
- * inject PID after NR N VICTIM    and when it has ended
+ * inject PID error NR N ERRNO     the Nth call of number NR is not made, and gives ERRNO; a close() is made all the same
+ * inject PID before NR N          it is killed when that begins
+ * inject PID after NR N           and when that has ended
  *
  * Calls count, in all threads of the process, between two calls of prctl(MARK, 1) and prctl(MARK, 0). Its children are
  * left alone: it traces them itself. "ready" is said when it is traced, "hit" when it is done.
@@ -24,7 +24,7 @@
 
 enum { MARK = 0x746f7270 };
 
-static pid_t traced, victim, failing;
+static pid_t traced, failing;
 static bool counting, before, after;
 static unsigned long calls, wanted, wanted_nr;
 static int error;
@@ -67,10 +67,10 @@ static void enter(pid_t tid, unsigned long nr, const uint64_t *args)
 		return;
 	if (before) {
 		hit();
-		kill(victim, SIGKILL);
+		kill(traced, SIGKILL);
 	} else {
 		failing = tid;
-		if (!after) {
+		if (!after && nr != SYS_close) {
 			struct user_regs_struct registers;
 
 			ptrace(PTRACE_GETREGS, tid, 0, &registers);
@@ -89,7 +89,7 @@ static void leave(pid_t tid)
 		return;
 	failing = 0;
 	if (after) {
-		kill(victim, SIGKILL);
+		kill(traced, SIGKILL);
 		return;
 	}
 	ptrace(PTRACE_GETREGS, tid, 0, &registers);
@@ -119,8 +119,8 @@ int main(int argc, char **argv)
 	const long options = PTRACE_O_TRACESYSGOOD | PTRACE_O_TRACECLONE;
 	int status;
 
-	if (argc != 4 && argc != 6)
-		errx(2, "usage: inject PID count FILE | error NR N ERRNO | before NR N VICTIM | after NR N VICTIM");
+	if (argc < 4 || argc > 6)
+		errx(2, "usage: inject PID count FILE | error NR N ERRNO | before NR N | after NR N");
 	traced = atoi(argv[1]);
 	before = !strcmp(argv[2], "before");
 	after = !strcmp(argv[2], "after");
@@ -131,7 +131,7 @@ int main(int argc, char **argv)
 	} else {
 		wanted_nr = strtoul(argv[3], NULL, 10);
 		wanted = strtoul(argv[4], NULL, 10);
-		victim = error = atoi(argv[5]);
+		error = argc == 6 ? atoi(argv[5]) : 0;
 	}
 	if (ptrace(PTRACE_SEIZE, traced, 0, options) < 0 || ptrace(PTRACE_INTERRUPT, traced, 0, 0) < 0)
 		err(1, "process %d", traced);

@@ -12,9 +12,20 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from tests.conformance import observe
-from tests.conformance.harness import PATIENCE, Driver, Failed, Subject, belonging, wait_until
+from tests.conformance.harness import (
+    Driver,
+    Failed,
+    Job,
+    Stage,
+    Subject,
+    alive,
+    belonging,
+    restored,
+    wait_until,
+)
 from tests.conformance.victim import Victim
-from tests.inject.faults import KILLED, MAY_GIVE, Fault, Injector, Outcome
+from tests.inject.faults import KILLED, MAY_GIVE, PATIENCE, Fault, Injector, Outcome
+from torpor import procfs
 
 DOCUMENTED = {0, 10, 11, 12, 20, 21, 30, 31}
 """Exit codes: torpor.errors."""
@@ -72,7 +83,8 @@ class Report:
 class Act(ABC):
     """What is done again and again."""
 
-    def __init__(self, injector: Injector, subject: Subject, driver: Driver, processes: int) -> None:
+    def __init__(self, stage: Stage, subject: Subject, driver: Driver, injector: Injector, processes: int) -> None:
+        self.stage = stage
         self.injector = injector
         self.subject = subject
         self.driver = driver
@@ -83,6 +95,10 @@ class Act(ABC):
     @abstractmethod
     def request(self) -> dict[str, object]:
         """Of the driver."""
+
+    @abstractmethod
+    def awake(self) -> Job | None:
+        """Have the victim run; the restore that stands for it, unless it is not restored."""
 
     @abstractmethod
     def judge(self, fault: Fault, outcome: Outcome) -> None:
@@ -121,8 +137,8 @@ class Act(ABC):
 class Saving(Act):
     """A victim is saved, and runs on."""
 
-    def __init__(self, injector: Injector, subject: Subject, driver: Driver, processes: int) -> None:
-        super().__init__(injector, subject, driver, processes)
+    def __init__(self, stage: Stage, subject: Subject, driver: Driver, injector: Injector, processes: int) -> None:
+        super().__init__(stage, subject, driver, injector, processes)
         self.victim.runs_on()
         driver.checkpoint(subject.root(), self.store, "run")
         self.before = subject.settled()
@@ -142,6 +158,9 @@ class Saving(Act):
             raise Failed(f"{left} windows are left")
         self.victim.runs_on()
 
+    def awake(self) -> None:
+        """It runs all the time."""
+
     def again(self) -> None:
         """What is listed is whole, and it can be saved, which removes what dead dumpers left."""
         self.driver.checkpoint(self.subject.root(), self.store, "run")
@@ -153,11 +172,69 @@ class Saving(Act):
             raise Failed(f"the store is damaged: {wrong}")
 
 
+class Ending(Act):
+    """A victim is saved and killed. Then it is woken."""
+
+    def __init__(self, stage: Stage, subject: Subject, driver: Driver, injector: Injector, processes: int) -> None:
+        super().__init__(stage, subject, driver, injector, processes)
+        self.victim.runs_on()
+        self._job: Job | None = None
+        self._known: set[str] = set()
+        self._pids = _tree(subject)
+
+    def request(self) -> dict[str, object]:
+        """Save and kill it."""
+        return {"do": "checkpoint", "pid": self.subject.root(), "store": str(self.store), "then": "kill"}
+
+    def judge(self, fault: Fault, outcome: Outcome) -> None:
+        """It runs on, all of it; or it has been killed, and a snapshot is there, which wakes."""
+        wait_until(
+            lambda: not any(alive(pid) and procfs.is_ending(pid, pid) for pid in self._pids), "who is killed to end"
+        )
+        new = self.driver.inspect(self.store)[0] - self._known
+        if all(map(alive, self._pids)) and outcome.exit_code != 0:
+            self.victim.runs_on()
+            self._known |= new
+            return
+        if outcome.exit_code not in (0, KILLED):
+            raise Failed("it says that it failed, and has killed")
+        if outcome.exit_code == 0 and new != {outcome.said["snapshot"]}:
+            raise Failed(f"{new} are listed, not {outcome.said}")
+        if not new:
+            raise Failed("it is dead, and there is no snapshot of it")
+        for pid in filter(alive, self._pids):
+            os.kill(pid, signal.SIGKILL)  # the dumper died before it was to be killed
+        self._wake(new.pop())
+
+    def _wake(self, snapshot: str) -> None:
+        self.subject.wait_gone(self._pids)
+        if self._job:
+            self._job.status()
+        self._job = restored(self.stage, self.subject, snapshot, files="as-they-are")
+        self.victim.runs_on()
+        self._known = self.driver.inspect(self.store)[0]
+        self._pids = _tree(self.subject)
+
+    def awake(self) -> Job | None:
+        """It runs, the same as before or woken."""
+        return self._job
+
+    def again(self) -> None:
+        """It is saved and killed, and wakes; what is listed is whole."""
+        self._wake(self.driver.checkpoint(self.subject.root(), self.store, "kill"))
+        if wrong := self.driver.inspect(self.store)[1]:
+            raise Failed(f"the store is damaged: {wrong}")
+
+
+def _tree(subject: Subject) -> list[int]:
+    return list(observe.descendants(subject.root()))
+
+
 class Waking(Act):
     """A snapshot is woken; the tree is killed, and woken again."""
 
-    def __init__(self, injector: Injector, subject: Subject, driver: Driver, processes: int) -> None:
-        super().__init__(injector, subject, driver, processes)
+    def __init__(self, stage: Stage, subject: Subject, driver: Driver, injector: Injector, processes: int) -> None:
+        super().__init__(stage, subject, driver, injector, processes)
         pids = list(observe.descendants(subject.root()))
         self.snapshot = driver.checkpoint(subject.root(), self.store, "kill")
         subject.wait_gone(pids)
@@ -198,6 +275,10 @@ class Waking(Act):
         for pid in belonging(self.subject.directory):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+
+    def awake(self) -> Job:
+        """It is woken once more."""
+        return restored(self.stage, self.subject, self.snapshot, files="as-they-are")
 
     def again(self) -> None:
         """The snapshot is listed, whole, and wakes."""

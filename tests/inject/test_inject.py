@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.conformance.conftest import root, stage, user
-from tests.conformance.harness import Actor, Stage, Subject, build, restored
+from tests.conformance.harness import Actor, Stage, build
 from tests.inject.faults import SOURCE, Injector
-from tests.inject.sweep import Act, Report, Saving, Waking, sample
+from tests.inject.sweep import Act, Ending, Report, Saving, Waking, sample
 
 __all__ = ["root", "stage", "user"]
 
@@ -26,17 +26,13 @@ def playing(stage: Stage, actor: Actor, act: type[Act]) -> Iterator[Act]:
         subject.wait_ready()
         driver = stage.driver(actor)
         injector = Injector(build(SOURCE, stage.programs), driver, subject.directory)
-        doing = act(injector, subject, driver, PROCESSES)
+        doing = act(stage, subject, driver, injector, PROCESSES)
         yield doing
-        _is_content(stage, subject, doing)
-
-
-def _is_content(stage: Stage, subject: Subject, doing: Act) -> None:
-    job = restored(stage, subject, doing.snapshot, files="as-they-are") if isinstance(doing, Waking) else None
-    doing.victim.runs_on()
-    subject.go()
-    subject.judged()
-    assert (job.status() if job else subject.exited()) == 0, subject.output()
+        job = doing.awake()
+        doing.victim.runs_on()
+        subject.go()
+        subject.judged()
+        assert (job.status() if job else subject.exited()) == 0, subject.output()
 
 
 def strike(stage: Stage, actor: Actor, act: type[Act], most: int, seed: int) -> Report:
@@ -48,8 +44,8 @@ def strike(stage: Stage, actor: Actor, act: type[Act], most: int, seed: int) -> 
     return report
 
 
-@pytest.mark.timeout(400)
-@pytest.mark.parametrize("act", [Saving, Waking])
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("act", [Saving, Ending, Waking])
 def test_some_faults(stage: Stage, user: Actor, act: type[Act]) -> None:
     report = strike(stage, user, act, 10, seed=11)
     assert report.done["errors"] > 4, report
@@ -57,7 +53,7 @@ def test_some_faults(stage: Stage, user: Actor, act: type[Act]) -> None:
 
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("act", [Saving, Waking])
+@pytest.mark.parametrize("act", [Saving, Ending, Waking])
 @pytest.mark.parametrize("who", ["user", "root"])
 def test_many_faults(stage: Stage, request: pytest.FixtureRequest, who: str, act: type[Act]) -> None:
     report = strike(stage, request.getfixturevalue(who), act, 800, seed=1)

@@ -7,6 +7,7 @@ ends it with a traceback.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import socket
 import subprocess
@@ -290,6 +291,11 @@ def nowhere_at_all() -> None:
                 torpor.checkpoint(child.pid, store="store", then="kill")
             except Refused as error:
                 assert "it cannot map a vDSO" in str(error)
+        with mock.patch.object(proof, "probe", side_effect=OSError(errno.EIO, "Input/output error")):
+            try:
+                torpor.checkpoint(child.pid, store="store", then="kill")
+            except CheckpointFailed as error:
+                assert f"process {child.pid} could not be saved: Input/output error" in str(error)
         assert Path(f"/proc/{child.pid}/status").read_text().split("voluntary")[1] == before
         assert not Path("store").exists()
 

@@ -144,6 +144,19 @@ def half(fd, pages, size, reader):
 bundle.fill = half
 torpor.restore("latest")
 """
+SYNCED = """
+import os, torpor
+from torpor.objects.paths import bundle
+sync, name, synced = os.fsync, bundle._name, set()
+def noted(fd):
+    sync(fd)
+    synced.add(os.fstat(fd).st_ino)
+def named(draft, *args):
+    assert os.stat(draft).st_ino in synced, "if the host crashes, the name may be on disk and the content not"
+    name(draft, *args)
+os.fsync, bundle._name = noted, named
+print(torpor.restore("latest", detach=True).pid)
+"""
 READER = """
 import os, signal
 signal.pthread_sigmask(signal.SIG_BLOCK, {10})  # one that comes before it is waited for is not lost
@@ -174,7 +187,7 @@ def test_a_half_filled_file_is_neither_left_nor_taken(as_user: User) -> None:
     done = as_user.run(restore, cwd=Path("/"))
     assert done.returncode == 10 and "large: it was changed since" in done.stderr, done.stderr
     large.unlink()
-    done = as_user.run(restore, cwd=Path("/"))
+    done = as_user.run([sys.executable, "-c", SYNCED], cwd=Path("/"))
     assert done.returncode == 0, done.stderr
     assert not left.exists(), "it is removed, and not filled further"
     assert large.stat().st_mtime_ns == was.st_mtime_ns and large.stat().st_mode == was.st_mode

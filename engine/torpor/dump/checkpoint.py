@@ -114,11 +114,11 @@ def checkpoint(
             why = "TCP connections can continue in one place only, so they can be kept only if the tree is killed"
             raise Refused(f"process {pid} was not saved", [Reason("the checkpoint", why, "use --then kill as well")])
         tcp_repair.require()
-    if then != "run":
-        proof.foresee()
     what = f"process {pid} could not be saved"
     reset_outside = outside == "reset"
     with failing(CheckpointFailed, what):
+        if then != "run":
+            proof.foresee()
         root = tree.job_of(pid)
         still = preflight(root, reset_outside=reset_outside, series=series, stdio=stdio)
         if then != "run":

@@ -308,22 +308,23 @@ def stand(processes: Iterable[Process]) -> None:
 
 
 def _note(thread: Thread, status: int) -> None:
-    """Note the state with which a stopped thread is to continue."""
+    """Note the state with which a stopped thread is to continue: registers last, for a thread that has them has all."""
     stopped_by = ptrace.stop_signal(status)
     thread.stop_signal = stopped_by if stopped_by != signal.SIGTRAP else 0
-    thread.registers = ptrace.get_registers(thread.tid)
-    if keep_waiting(thread.registers):
-        ptrace.set_registers(thread.tid, thread.registers)  # at once: the dumper may die at any instant
-    thread.named = _named(thread)
+    registers = ptrace.get_registers(thread.tid)
+    if keep_waiting(registers):
+        ptrace.set_registers(thread.tid, registers)  # at once: the dumper may die at any instant
     thread.stopped_ns = time.monotonic_ns()
     thread.sigmask = ptrace.get_sigmask(thread.tid)
+    thread.named = _named(thread.tid, registers)
+    thread.registers = registers
 
 
-def _named(thread: Thread) -> array[int]:
-    registers = array("Q", thread.registers)
+def _named(tid: int, kept: array[int]) -> array[int]:
+    registers = array("Q", kept)
     if was_restarted(registers):
         try:
-            recover_call(registers, memory.read(thread.tid, registers[RIP] - 7, 7))
+            recover_call(registers, memory.read(tid, registers[RIP] - 7, 7))
         except OSError as error:
             if error.errno != errno.EFAULT:  # code that cannot be read: the number stays unknown
                 raise

@@ -58,8 +58,11 @@ class Thread:
 
     def _run(self, beginning: FileIO) -> None:
         try:
-            with beginning:  # closed before the work begins, which may unshare the descriptor table
+            try:
                 beginning.write(b"!")
+            finally:
+                with suppress(OSError):  # it is closed in any case
+                    beginning.close()  # before the work begins, which may unshare the descriptor table
             self._work()
         finally:
             self._over.release()

@@ -8,6 +8,9 @@
 #ifndef CHILDREN
 #define CHILDREN 0
 #endif
+#ifndef REST /* in nanoseconds */
+#define REST 200000
+#endif
 
 enum { WORKERS = 7, WINDOW = 64 << 10, WINDOWS = 32, DESCRIPTORS = 64 };
 
@@ -36,7 +39,7 @@ __attribute__((format(printf, 1, 2))) static void wrong(const char *format, ...)
 /* What was done is counted, and the next thing comes a little later: a hunt needs some processor time, too. */
 static void count(int worker)
 {
-	const struct timespec rest = {0, 200000};
+	const struct timespec rest = {0, REST};
 	progress->process[me].counters[worker]++;
 	nanosleep(&rest, NULL);
 }
@@ -232,7 +235,7 @@ static void work(bool is_root)
 	while (!progress->process[me].counters[5])
 		sched_yield(); /* its epoll set is open */
 	uint64_t open = descriptors();
-	sigset_t go;
+	sigset_t go, blocked;
 	sigemptyset(&go);
 	sigaddset(&go, GO);
 	const struct timespec soon = {0, 1000000};
@@ -251,6 +254,9 @@ static void work(bool is_root)
 		bool has_children = CHILDREN && is_root;
 		if (has_children ? stranger != 0 : stranger != -1)
 			wrong("there is a strange child, %d", stranger);
+		pthread_sigmask(SIG_SETMASK, NULL, &blocked);
+		if (!sigismember(&blocked, GO))
+			wrong("the signal mask changed");
 		count(7);
 	}
 	for (int k = 0; k < WORKERS; k++)

@@ -13,6 +13,7 @@ from array import array
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -377,6 +378,27 @@ def test_a_stopped_process_stays_stopped(start: Start) -> None:
         assert time.monotonic() < deadline
     os.kill(target.pid, signal.SIGCONT)
     assert tell(target) == "on"
+
+
+@pytest.mark.parametrize(("module", "call"), [(ptrace, "get_sigmask"), (memory, "read"), (ptrace, "get_registers")])
+def test_a_freeze_that_fails_takes_no_mask_away(
+    start: Start, monkeypatch: pytest.MonkeyPatch, module: ModuleType, call: str
+) -> None:
+    program = f"import signal; signal.pthread_sigmask(0, [{signal.SIGUSR1}]); {WAITS}sys.stdin.readline(); print('on')"
+    target = start(program)
+    blocked = procfs.status(procfs.read(f"/proc/{target.pid}/status"))[b"SigBlk"]
+    assert int(blocked, 16) == 1 << (signal.SIGUSR1 - 1)
+
+    def fails(*_: object) -> None:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    monkeypatch.setattr(module, call, fails)
+    monkeypatch.setattr("torpor.remote.freeze.was_restarted", lambda _: True)
+    with pytest.raises(OSError, match="Cannot allocate"):
+        in_own_thread(lambda _: Frozen(target.pid, 5))
+    os.kill(target.pid, signal.SIGUSR1)
+    assert tell(target) == "on"
+    assert procfs.status(procfs.read(f"/proc/{target.pid}/status"))[b"SigBlk"] == blocked
 
 
 def interrupted(call: int, rax: int) -> array[int]:

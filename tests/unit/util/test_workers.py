@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import _thread
+import errno
+import os
 import subprocess
 import sys
 import threading
+from io import FileIO
 
 import pytest
 
@@ -50,6 +53,19 @@ def test_what_was_not_begun_can_be_cancelled() -> None:
     workers.shutdown()
     assert second.cancelled()
     assert first.done()
+
+
+def test_an_error_as_a_thread_begins_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Failing(FileIO):
+        def close(self) -> None:
+            was_open = not self.closed
+            super().close()
+            if was_open:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr("torpor.util.workers.FileIO", Failing)
+    with Workers(2) as workers:
+        assert workers.submit(pow, 2, 2).result(timeout=100) == 4
 
 
 def test_a_thread_that_cannot_be_started_is_told(workers: Workers) -> None:
