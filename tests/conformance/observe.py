@@ -5,6 +5,7 @@ Only /proc is read, from outside: the observed processes do nothing and cannot t
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Iterator
@@ -200,6 +201,16 @@ def on_own_mount(link: str, mounts: frozenset[str]) -> bool:
     return any(line.split()[1] in mounts for line in lines if line.startswith("mnt_id"))
 
 
+def directory(link: Path) -> str:
+    """The path of a directory by a link of /proc/PID, or that it is longer than the kernel shows."""
+    try:
+        return os.readlink(link)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        return "too long"
+
+
 def watch(line: str) -> str:
     """A watch of an epoll set. The kernel adds EPOLLERR and EPOLLHUP to every one that is set."""
     _, number, _, events, _, data = line.split()[:6]
@@ -238,7 +249,7 @@ def observe(top: int) -> dict[int, Process]:
         else:
             # A program whose file is gone comes back in memory.
             process.exe = re.sub(r"^.*[/:]([^/:]*) \(deleted\)$", r"\1 (deleted)", os.readlink(base / "exe"))
-            process.cwd = os.readlink(base / "cwd")
+            process.cwd = directory(base / "cwd")
             mounts = own_mounts(pid)
             links = ("cwd", "root") if process.exe.endswith(" (deleted)") else ("exe", "cwd", "root")
             process.elsewhere = tuple(name for name in links if not on_own_mount(f"{base}/{name}", mounts))

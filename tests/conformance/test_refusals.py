@@ -15,9 +15,11 @@ REFUSED, NOT_FOUND, NOT_PERMITTED = 10, 11, 12  # torpor.errors
 
 WORDS = {
     "aio.c": ["aio"],
+    "deep.py": ["the path of its current directory is longer than the kernel shows"],
     "dispatch.c": ["dispatch"],
     "dnotify.c": ["dnotify"],
     "for_children.c": ["a new pid namespace", "another time namespace"],
+    "held_back.py": ["it holds back what was written to it"],
     "in_flight.py": ["pidfd", "/status is on its way", "credentials", "nobody in the tree has that name"],
     "io_uring.c": ["io_uring", "idle"],
     "leased.py": ["it has a lease (F_SETLEASE), and to read", "it has a lease (F_SETLEASE) and is mapped"],
@@ -37,7 +39,7 @@ WORDS = {
     "secret.c": ["secret memory"],
     "shared_memory_process.c": [
         "share their memory",
-        "share one table of descriptors",
+        "share one table of descriptors (clone(CLONE_FILES)), and neither is",
         "share their current directory",
     ],
     "shared_guard.c": ["guard region"],

@@ -224,9 +224,14 @@ class TreeDump:
             parent = own_pids[above] if above else self._outside_parents[taken.pid] if taken is self._all[0] else 0
             if isinstance(taken, ZombieDump):
                 tree.describe_zombie(taken.texts, parent, image.processes.add())
+                self.notices += tree.notices_of_zombie(taken.texts)
                 pages.append(Ranges(taken.pid, [], []))
             else:
                 pages.append(taken.describe(parent, image, files, self.shared))
+                image.processes[-1].shares_fds = taken.pid in self.descriptors.sharing
+        # Who wakes the tree is another parent.
+        image.processes[0].ClearField("exit_signal")
+        image.processes[0].ClearField("shares_fs")
         reported = {pid for taken in self._living() for pid in taken.reported_stops()}
         for process in image.processes:
             process.stop_told = process.stopped and process.pid in reported

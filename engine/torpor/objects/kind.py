@@ -201,6 +201,8 @@ class GrabbedDescriptors:
     """
     small: SmallFiles | None = None
     """Files whose content was taken with the memory, once that is done."""
+    sharing: set[int] = field(default_factory=set)
+    """Processes whose table of descriptors is their parent's (CLONE_FILES), and is looked at there."""
     stand_ins: Mapping[int, int] = field(default_factory=dict)
     """For a PID, another process with the same directories and networks, which /proc can show once the tree runs again
     and the first may have ended.

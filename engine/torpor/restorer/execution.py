@@ -147,6 +147,7 @@ class Builder:
         for process in built:
             self._lay_out(process)
         self._blanks.run([self._work(process, process.plan.furnish) for process in built])
+        self._blanks.run([self._work(process, process.plan.place) for process in built if process.plan.place])
         self._blanks.run([self._work(process, process.plan.share) for process in built])
         for process in built:
             for name, text in process.plan.proc:

@@ -27,6 +27,8 @@ from torpor.objects.process import (
     limits,
     seccomp,
     security_labels,
+    sharing,
+    signals,
     threads,
     tree,
 )
@@ -124,8 +126,12 @@ class ProcessPlan:
     """A helper that shares its memory, and has a capability that the process lacks, sets the memory layout."""
     furnish: list[Call] = field(default_factory=list)
     """The main thread restores all other process-wide state."""
+    place: list[Call] = field(default_factory=list)
+    """After `furnish` in all processes, the main thread gets the descriptors that it shares with its children. Other
+    processes get theirs at the end of `furnish`."""
     share: list[Call] = field(default_factory=list)
-    """After `furnish` in all processes, the main thread gets what others have opened, and sets up descriptors."""
+    """After `furnish` and `place` in all processes, the main thread gets what others have opened, and sets descriptors
+    up."""
     proc: list[tuple[str, str]] = field(default_factory=list)
     """Files of its /proc/PID that the restorer then writes, with their content."""
     end: list[Call] = field(default_factory=list)
@@ -175,7 +181,8 @@ class Plan:
                 adopter = process.member.adopter
                 whom = f"process {adopter.pid}" if adopter.image else "torpor-init"
                 yield f"  ends once all processes exist: {whom} adopts its children"
-            built = [*process.build, *process.fill, *process.layout, *process.furnish, *process.share]
+            steps = process.build, process.fill, process.layout, process.furnish, process.place, process.share
+            built = [call for step in steps for call in step]
             yield from _explain("once all processes exist", built)
             yield from _explain("at its end", process.end)
             for thread in process.threads:
@@ -284,10 +291,16 @@ def _bear(children: Iterable[birth_order.Member], share: Share) -> Iterator[Call
         if share.heirs and hidden != (hidden := child.pid not in share.heirs):
             yield from address_space.hide(share.hulls, hidden=hidden)
         # A stand-in that only holds a process group for a moment ends without a signal to its parent.
-        exit_signal = 0 if child.only_group else SIGCHLD
-        yield threads.clone(0, exit_signal, child.pid, f"starting process {child.pid}")
+        exit_signal = 0 if child.only_group else _exit_signal(child)
+        flags = sharing.clone_flags(child.image) if child.image else 0
+        yield threads.clone(flags, exit_signal, child.pid, f"starting process {child.pid}")
     if hidden:
         yield from address_space.hide(share.hulls, hidden=False)
+
+
+def _exit_signal(member: birth_order.Member) -> int:
+    """The signal that a process's parent gets at its end."""
+    return member.image.exit_signal - 1 if member.image and member.image.exit_signal else SIGCHLD
 
 
 def _join(member: birth_order.Member) -> Iterator[Call]:
@@ -296,7 +309,7 @@ def _join(member: birth_order.Member) -> Iterator[Call]:
 
 
 def _know_stop(pid: int) -> Call:
-    return Call(NR.wait4, (pid, 0, WUNTRACED | WNOHANG, 0), pid, f"waiting for the stop of process {pid}")
+    return Call(NR.wait4, (pid, 0, WUNTRACED | WNOHANG | WALL, 0), pid, f"waiting for the stop of process {pid}")
 
 
 def _reap(member: birth_order.Member) -> Iterator[Call]:
@@ -345,9 +358,13 @@ def _build(
     plan.furnish += tree.steps(process, held.directories[process.pid], held.roots[process.pid] if process.root else -1)
     plan.furnish += parts[Stage.PROCESS]
     plan.furnish += ptys.steps(process, image, held.opened.terminals)
-    plan.furnish += placement.placing(process, own, held.opened)
-    plan.furnish += placement.closing(process, own)
-    plan.furnish += own.opening(process)
+    # Those who share a table still use the restorer's descriptors in it until all of them are furnished.
+    lends = any(child.image and child.image.shares_fds for child in member.heirs)
+    place = plan.place if lends else plan.furnish
+    if not process.shares_fds:
+        place += placement.placing(process, own, held.opened)
+        place += placement.closing(process, own)
+        place += own.opening(process)
     plan.share += own.steps(process)
     plan.share += signal_owners.steps(process, image)
     plan.proc += FILES.files(process, here.hosts[FILES])
@@ -359,6 +376,8 @@ def _build(
             calls += _reap(member)
             calls += [_know_stop(child.pid) for child in member.heirs if child.image and child.image.stop_told]
             calls += _of_tree(process, image, here)[Stage.ALL_THREADS]
+            ended = {_exit_signal(child) for child in member.heirs if child.image and child.image.zombie}
+            calls += [call for sent in sorted(ended - {0, SIGCHLD}) for call in signals.discard(sent)]
             calls += parts[Stage.ALL_THREADS]
             last = parts[Stage.RELEASE] + last
         calls += each[Stage.BEFORE_CREDENTIALS]

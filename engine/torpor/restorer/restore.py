@@ -370,6 +370,7 @@ def _wake(
                 ),
                 init.own_status_fd,
             )
+            shared_memory.seal(image, material.held.sources.shared.__getitem__)
             material.held.opened.built()
             verification.look(image, builder.pids)
             if prove:

@@ -21,6 +21,7 @@ from torpor.objects.process import (
     birth_order,
     host_requirements,
     seccomp,
+    sharing,
 )
 from torpor.objects.registry import PROCESS_PARTS, THREAD_PARTS, TREE_PARTS
 from torpor.probe import Probe
@@ -169,13 +170,20 @@ def _validate_process(process: pb.Process, image: pb.Tree) -> None:
 
 def _validate_ended(image: pb.Tree) -> None:
     """Raise ImageDamaged if a zombie has what only a living process can have."""
-    if image.processes[0].zombie:
+    first = image.processes[0]
+    if first.zombie:
         raise ImageDamaged("the image contradicts itself: the first process of the tree had ended")
+    if first.shares_fds or first.shares_fs:
+        raise ImageDamaged(
+            "the image contradicts itself: the first process of the tree shares with one that is not in it"
+        )
     for process in image.processes:
         if process.zombie and (process.HasField("memory") or process.fds or len(process.threads) != 1):
             raise ImageDamaged(
                 f"the image contradicts itself: {name_of(process)}: it had ended, and has more than a name"
             )
+        for contradiction in sharing.validate_form(process):
+            raise ImageDamaged(f"the image contradicts itself: {name_of(process)}: {contradiction}")
 
 
 def _contradictions(process: pb.Process, image: pb.Tree) -> Iterator[str]:

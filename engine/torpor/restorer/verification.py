@@ -213,7 +213,7 @@ def _built(pid: int, process: pb.Process, image: pb.Tree) -> _Outline:
     masks = dict(_MASKS.findall(procfs.read(f"{folder}/status")))
     given = {entry.fd for entry in process.fds if image.descriptions[entry.description].HasField("outside")}
     descriptors = []
-    for fd in sorted(map(int, os.listdir(f"{folder}/fd"))):
+    for fd in sorted(map(int, os.listdir(f"{folder}/fd"))) if not process.shares_fds else ():
         flags = int(_FLAGS.findall(procfs.read(f"{folder}/fdinfo/{fd}"))[0], 8) & ~O_ASYNC
         descriptors.append((fd, flags & os.O_CLOEXEC if fd in given else flags))
     mappings = _joined(

@@ -31,6 +31,7 @@ from torpor.objects.kind import (
     Seen,
     borrowed,
 )
+from torpor.objects.process import sharing
 from torpor.objects.sockets.common import family_of
 from torpor.remote.freeze import not_permitted
 from torpor.remote.sys import pidfd_open, syscall
@@ -91,6 +92,9 @@ def _grab(known: _Known, pids: Sequence[int]) -> None:
     """Grab the descriptions of all processes."""
     tree = known.tree
     for pid in pids:
+        if sharing.with_parent(pid, pids, sharing.KCMP_FILES):
+            tree.sharing.add(pid)
+            continue
         try:
             pidfd = pidfd_open(pid)
         except ProcessLookupError:

@@ -313,6 +313,7 @@ def _read_mapped(pid: int, mapping: Mapping, runs: Sequence[Range], view: memory
 
 # Missing in Pythons that were built against older headers.
 _MFD_ALLOW_SEALING, _F_ADD_SEALS, _O_TMPFILE = 2, 1033, O_TMPFILE | os.O_DIRECTORY
+_F_SEAL_SEAL, _F_SEAL_FUTURE_WRITE = 0x1, 0x10
 AT_FDCWD = -100
 _AT_SYMLINK_FOLLOW = 0x400
 LONGEST_NAME = 249  # memfd_create(2)
@@ -470,6 +471,33 @@ def _fill(fd: int, shared: pb.SharedMemory, reader: SnapshotReader, opener: Open
     os.ftruncate(fd, shared.size)
     file_content.fill(fd, shared.pages, shared.size, reader)
     warnings += file_attributes.give(fd, shared, opener)
-    if shared.kind == pb.SharedMemory.MEMFD and shared.seals:  # other files of tmpfs have F_SEAL_SEAL from the start
-        fcntl.fcntl(fd, _F_ADD_SEALS, shared.seals)
+    if shared.kind == pb.SharedMemory.MEMFD and (seals := shared.seals & ~_late_seals(shared)):
+        fcntl.fcntl(fd, _F_ADD_SEALS, seals)  # other files of tmpfs have F_SEAL_SEAL from the start
     return warnings
+
+
+def _late_seals(shared: pb.SharedMemory) -> int:
+    """The seals that can be added only when the tree has all its mappings: writable ones that are older than
+    F_SEAL_FUTURE_WRITE stay, and new ones are forbidden; after F_SEAL_SEAL there are no more seals (fcntl(2)).
+    """
+    if shared.kind != pb.SharedMemory.MEMFD or not shared.seals & _F_SEAL_FUTURE_WRITE:
+        return 0
+    return shared.seals & (_F_SEAL_FUTURE_WRITE | _F_SEAL_SEAL)
+
+
+def seal(image: pb.Tree, opened: Callable[[int], int]) -> None:
+    """Add the seals that forbid what building the tree did.
+
+    Args:
+        image: the tree, which is built.
+        opened: returns the descriptor that `open_all` has made, by its index.
+
+    Raises:
+        RestoreFailed: the kernel refuses.
+    """
+    for index, shared in enumerate(image.shared):
+        if seals := _late_seals(shared):
+            try:
+                fcntl.fcntl(opened(index), _F_ADD_SEALS, seals)
+            except OSError as error:
+                raise RestoreFailed(f"a file in memory cannot be sealed: {error.strerror}") from error

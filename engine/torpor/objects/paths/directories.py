@@ -72,7 +72,16 @@ def unsupported(name: str, pid: int) -> Iterator[Reason]:
     """
     outer = f"/proc/{pid}/root" if os.readlink(f"/proc/{pid}/root") == "/" else ""
     for link, what in (("root", "root"), ("cwd", "current")):
-        here = Folder.of(f"/proc/{pid}/{link}")
+        try:
+            here = Folder.of(f"/proc/{pid}/{link}")
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            why = (
+                f"the path of its {what} directory is longer than the kernel shows ({os.pathconf('/', 'PC_PATH_MAX')})"
+            )
+            yield Reason(name, why, "have it change to a directory with a shorter path")
+            continue
         if not here.removed and not _leads(outer + here.path, here.status):
             why = f"its {what} directory is {here.path}, but that path now leads to another directory"
             yield Reason(name, why, "have it change to a directory that has a name")

@@ -130,6 +130,7 @@ def arrange(
         _below(by_pid[root.pid], Member(free.above(root.pid), None, None, only_group=True, is_nobody=True))
     _add_groups(top, free)
     _order(top)
+    _raise_any("the tree cannot be built", _parted(image, by_pid))
     return top
 
 
@@ -319,6 +320,19 @@ def _validate(image: pb.Tree, by_pid: dict[int, Member]) -> Iterator[Reason]:
         if known and process.ppid and process.ppid not in known:
             yield Reason(name, f"its parent {process.ppid} is not in the image before it")
         known.add(process.pid)
+        if process.exit_signal > 65:
+            yield Reason(name, f"its parent gets an invalid signal at its end: {process.exit_signal - 1}")
+
+
+def _parted(image: pb.Tree, by_pid: dict[int, Member]) -> Iterator[Reason]:
+    """Processes that have from their parent what only a birth gives, and must be born below another process."""
+    for process in image.processes:
+        parent = by_pid[process.pid].parent
+        if (process.shares_fds or process.shares_fs or process.exit_signal) and (
+            not parent or parent.pid != process.ppid
+        ):
+            why = "it shares something with its parent (clone(2)), and could not be born by it into its session"
+            yield Reason(f"process {process.pid}", why, "this is not restored yet")
 
 
 def _needs(top: Member) -> dict[int, int | None]:

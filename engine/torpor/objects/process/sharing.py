@@ -1,9 +1,12 @@
-"""What tasks share. Torpor supports processes whose threads share everything and which share nothing with each other.
+"""What tasks share.
 
-Refused: processes that share memory, descriptors or the current directory without being threads (clone(2) with
-CLONE_VM, CLONE_FILES or CLONE_FS), and threads with a current directory, namespaces, ids or capabilities of their own
-(unshare(2), setns(2), capset(2), raw setuid calls). Threads with descriptors of their own are refused in
-descriptors.py.
+Kept: a table of descriptors, or a current directory with root directory and umask, that children share with their
+parent (clone(2) with CLONE_FILES or CLONE_FS): they are born so again.
+
+Refused: processes that share memory without being threads (CLONE_VM), or anything with others than their parents, since
+the process between them has ended or has its own now; and threads with a current directory, namespaces, ids or
+capabilities of their own (unshare(2), setns(2), capset(2), raw setuid calls). Threads with descriptors of their own are
+refused in descriptors.py.
 
 Documented in: clone(2), unshare(2), kcmp(2), capabilities(7).
 """
@@ -12,11 +15,12 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 
 from torpor import procfs
 from torpor.arch.x86_64 import NR
 from torpor.errors import Reason
+from torpor.image import image_pb2 as pb
 from torpor.objects.process import security_labels
 from torpor.remote.freeze import describe_process
 from torpor.remote.sys import try_syscall
@@ -24,9 +28,10 @@ from torpor.remote.sys import try_syscall
 KCMP_VM, KCMP_FILES, KCMP_FS = 1, 2, 3
 _SHARED = {
     KCMP_VM: "they share their memory (clone(CLONE_VM)) without being threads of one process",
-    KCMP_FILES: "they share one table of descriptors (clone(CLONE_FILES)) without being threads of one process",
-    KCMP_FS: "they share their current directory and umask (clone(CLONE_FS)) without being threads of one process",
+    KCMP_FILES: "they share one table of descriptors (clone(CLONE_FILES)), and neither is the other's parent",
+    KCMP_FS: "they share their current directory and umask (clone(CLONE_FS)), and neither is the other's parent",
 }
+_CLONE_FS, _CLONE_FILES = 0x200, 0x400
 _PATIENCE = 0.5
 """Seconds."""
 _OWN = {
@@ -49,6 +54,19 @@ def unsupported(pids: Sequence[int]) -> list[Reason]:
     return reasons
 
 
+def clone_flags(process: pb.Process) -> int:
+    """The flags of clone(2) by which a process shares with its parent what it shared."""
+    return (_CLONE_FS if process.shares_fs else 0) | (_CLONE_FILES if process.shares_fds else 0)
+
+
+def validate_form(process: pb.Process) -> Iterator[str]:
+    """What is not as in any checkpoint."""
+    if process.shares_fds and process.fds:
+        yield "it has its parent's descriptors, and others"
+    if process.zombie and clone_flags(process):
+        yield "it had ended, and shares something with its parent"
+
+
 def _lasting(pids: Sequence[int]) -> list[Reason]:
     """What processes share for longer than a child shares with its parent between vfork or posix_spawn and execve."""
     found = [reason for kind in _SHARED for reason in _between(pids, kind)]
@@ -60,10 +78,25 @@ def _lasting(pids: Sequence[int]) -> list[Reason]:
     return found
 
 
+def with_parent(pid: int, tree: Container[int], kind: int) -> bool:
+    """Whether a process shares something with its parent, and that is in the tree."""
+    try:
+        parent = procfs.stat(pid).ppid
+    except (FileNotFoundError, ProcessLookupError):
+        return False  # it ended
+    return try_syscall(NR.kcmp, pid, parent, kind) == 0 and parent in tree
+
+
 def _between(pids: Sequence[int], kind: int) -> Iterator[Reason]:
-    """Find processes that share something. kcmp gives an order, so that each is compared with only a few others."""
+    """Find processes that share what cannot be kept.
+
+    kcmp gives an order, so that each is compared with only a few others. One that shares with its parent is left out:
+    its parent stands for it.
+    """
     ordered: list[int] = []
     for pid in pids:
+        if kind != KCMP_VM and with_parent(pid, pids, kind):
+            continue
         low, high = 0, len(ordered)
         while low < high:
             middle = (low + high) // 2

@@ -28,13 +28,20 @@ KERNEL_SIGACTION = struct.Struct("<QQQQ")
 """struct kernel_sigaction on x86-64: handler, flags, restorer, mask."""
 
 
+def discard(number: int) -> Iterator[Call]:
+    """The calls by which a process discards a signal that building the tree has caused, before its action is set."""
+    for action in (signal.SIG_IGN, signal.SIG_DFL):
+        words = f"discarding a pending signal {number}"
+        yield Call(NR.rt_sigaction, (number, KERNEL_SIGACTION.pack(action, 0, 0, 0), 0, 8), 0, words)
+
+
 _P_PID = 1
-_WNOHANG, _WSTOPPED, _WNOWAIT = 0x1, 0x2, 0x01000000
+_WNOHANG, _WSTOPPED, _WNOWAIT, _WALL = 0x1, 0x2, 0x01000000, 0x40000000
 
 
 def ask_stop(batch: Batch, pid: int) -> int:
     """Let a parent query whether it was told that its child `pid` has stopped; this does not consume the report."""
-    return batch.add(NR.waitid, _P_PID, pid, Out(ptrace.SIGINFO_SIZE), _WNOHANG | _WSTOPPED | _WNOWAIT, 0)
+    return batch.add(NR.waitid, _P_PID, pid, Out(ptrace.SIGINFO_SIZE), _WNOHANG | _WSTOPPED | _WNOWAIT | _WALL, 0)
 
 
 def stop_was_reported(replies: Replies, entry: int) -> bool:

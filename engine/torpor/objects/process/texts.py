@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torpor import procfs
 from torpor.objects.paths.directories import Folder
-from torpor.objects.process import security_labels
+from torpor.objects.process import security_labels, sharing
 
 
 def own_pid_of(status: Mapping[bytes, bytes]) -> int:
@@ -31,6 +31,8 @@ class Texts:
     coredump_filter: int = 0
     autogroup_nice: int = 0
     label: str = ""
+    shares_fs: bool = False
+    """Whether its current and root directory and its umask are its parent's, too (CLONE_FS)."""
 
     @property
     def own_pid(self) -> int:
@@ -56,6 +58,7 @@ def grab(pid: int, *, zombie: bool = False) -> Texts:
         int(procfs.read(f"{folder}/coredump_filter"), 16),
         _autogroup_nice(folder),
         security_labels.of(pid),
+        sharing.with_parent(pid, (stat.ppid,), sharing.KCMP_FS),
     )
 
 

@@ -1,7 +1,8 @@
 """The process tree: its processes, their ids, sessions and groups, and what of them is unsupported.
 
-Kept: PID, parent, group and session in the tree's own PID namespace, job-control stop, current and root directory,
-umask, the nice value of a session (autogroup); zombies with their exit status.
+Kept: PID, parent, group and session in the tree's own PID namespace, the signal that tells the parent of the end,
+job-control stop, current and root directory, umask, the nice value of a session (autogroup); zombies with their exit
+status.
 
 Refused: processes in other namespaces than the root's, PID 1, kernel threads, a traced process, a process whose first
 thread has ended before others.
@@ -12,6 +13,7 @@ Documented in: credentials(7), pid_namespaces(7), proc_pid_status(5), prctl(2).
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -27,7 +29,8 @@ from torpor.objects.process.texts import Texts, own_pid_of
 from torpor.remote.batch import Call
 from torpor.remote.freeze import describe_process, not_permitted
 
-_EXIT_CODE = 52  # field of proc_pid_stat(5)
+_EXIT_SIGNAL, _EXIT_CODE = 38, 52  # fields of proc_pid_stat(5)
+_CORE_DUMPED = 0x80  # in a status of wait(2)
 _KERNEL_THREAD = 0x00200000  # PF_KTHREAD (include/linux/sched.h)
 _NAMESPACES = ("pid", "mnt", "net", "ipc", "uts", "cgroup", "user", "time")
 _FOR_CHILDREN = ("pid", "time")
@@ -252,6 +255,7 @@ def describe(grabbed: Texts, parent: int, image: pb.Process) -> None:
         image.root = os.fsencode(grabbed.root.path)
         grabbed.root.describe(image.root_inode)
     image.umask = int(grabbed.status[b"Umask"], 8)
+    image.shares_fs = grabbed.shares_fs
     image.autogroup_nice = grabbed.autogroup_nice
 
 
@@ -260,15 +264,24 @@ def _describe_ids(grabbed: Texts, parent: int, image: pb.Process) -> None:
     image.ppid = parent
     image.pgid = int(grabbed.status[b"NSpgid"].split()[-1])
     image.sid = int(grabbed.status[b"NSsid"].split()[-1])
+    exit_signal = int(grabbed.stat.fields[_EXIT_SIGNAL - 1])
+    if exit_signal != signal.SIGCHLD:
+        image.exit_signal = 1 + exit_signal
 
 
 def describe_zombie(grabbed: Texts, parent: int, image: pb.Process) -> None:
     """Write what is left of a process that has ended: its ids, its name and its exit status."""
     _describe_ids(grabbed, parent, image)
     image.zombie = True
-    image.exit_status = int(grabbed.stat.fields[_EXIT_CODE - 1])
+    image.exit_status = int(grabbed.stat.fields[_EXIT_CODE - 1]) & ~_CORE_DUMPED
     image.threads.add(tid=image.pid, name=grabbed.stat.comm)
     image.credentials.uids.extend(map(int, grabbed.status[b"Uid"].split()))
+
+
+def notices_of_zombie(grabbed: Texts) -> Iterator[str]:
+    """Say what its parent will be told otherwise after a restore, where nothing can be made to leave a core dump."""
+    if int(grabbed.stat.fields[_EXIT_CODE - 1]) & _CORE_DUMPED:
+        yield f"the parent of {describe_process(grabbed.pid)} will not be told that it left a core dump (WCOREDUMP)"
 
 
 def outside_parent(root: Texts) -> int:
@@ -292,13 +305,15 @@ def permitted(error: OSError, pid: int) -> NotPermitted | NotFound:
 
 
 def steps(process: pb.Process, cwd: int, root: int) -> Iterator[Call]:
-    """The calls by which a process sets its directories and umask.
+    """The calls by which a process sets its directories and umask, unless they are its parent's.
 
     Args:
         process: of the image.
         cwd: a descriptor of its current directory.
         root: a descriptor of its root directory; -1 if that is the tree's.
     """
+    if process.shares_fs:
+        return
     if root >= 0:
         yield Call(NR.fchdir, (root,), 0, f"changing to the directory {os.fsdecode(process.root)}")
         yield Call(NR.chroot, (b".\0",), 0, "making it its root directory")

@@ -19,6 +19,7 @@ import errno
 import os
 import select
 import socket
+import termios
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -74,6 +75,8 @@ class UdpState:
     """Whether it carries IPsec or tunnels for the kernel."""
     memberships: list[Membership]
     """Memberships in multicast groups."""
+    unsent: int = 0
+    """The bytes that were written and have not left the host: held back (UDP_CORK, MSG_MORE), but for moments."""
     messages: list[tuple[bytes, bytes]] = field(default_factory=list)
     """Unread datagrams, each with its sender's struct sockaddr."""
     shut: int = 0
@@ -122,6 +125,7 @@ class Udp(Kind[UdpState]):
                 addresses.peer_name(copy),
                 any(encapsulation or b""),
                 multicast.memberships(copy, family, multicast.groups()),
+                common.queued(copy, termios.TIOCOUTQ),
             )
             look = content and state.socket.events & select.POLLIN
             if look and not (state.failed or state.socket.peek_offset):
@@ -156,6 +160,9 @@ class Udp(Kind[UdpState]):
                     "read them, or try again",
                     passing=True,
                 )
+        if state.unsent:
+            why = "it holds back what was written to it (UDP_CORK, MSG_MORE), which nobody can read"
+            yield Unsupported(why, "try again when the program has sent the rest of the datagram", passing=True)
         if state.encapsulates:
             yield Unsupported("it carries packets for the kernel (UDP_ENCAP)", "close it")
 
