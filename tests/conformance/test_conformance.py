@@ -39,7 +39,7 @@ PASSING = {"faults", "timeouts", "threading_py"}
 """Programs whose threads end while one looks: they are not at rest, and judge for themselves what is right."""
 ONLY_ROOT = {"chroots", "credentials", "filters"}
 """Programs that begin as root and become somebody else, or that only root keeps."""
-ONLY_CAPSULE = {"message_queues", "sparse", "system_v", "system_v_waits"}
+ONLY_CAPSULE = {"locked_kinds", "message_queues", "sparse", "system_v", "system_v_waits"}
 """Programs with System V objects or message queues, which an ordinary user wakes in a namespace only."""
 SPINNING = {"amx", "clocks", "registers", "rseq"}
 """Programs with threads that never sleep: they are to be met at any instruction."""

@@ -850,7 +850,7 @@ class SignalOwner(_message.Message):
     def __init__(self, kind: _Optional[int] = ..., pid: _Optional[int] = ..., signal: _Optional[int] = ...) -> None: ...
 
 class PosixQueue(_message.Message):
-    __slots__ = ("name", "removed", "inode", "mode", "uid", "gid", "most", "largest", "position")
+    __slots__ = ("name", "removed", "inode", "mode", "uid", "gid", "most", "largest", "position", "size")
     NAME_FIELD_NUMBER: _ClassVar[int]
     REMOVED_FIELD_NUMBER: _ClassVar[int]
     INODE_FIELD_NUMBER: _ClassVar[int]
@@ -860,6 +860,7 @@ class PosixQueue(_message.Message):
     MOST_FIELD_NUMBER: _ClassVar[int]
     LARGEST_FIELD_NUMBER: _ClassVar[int]
     POSITION_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
     name: bytes
     removed: bool
     inode: int
@@ -869,7 +870,8 @@ class PosixQueue(_message.Message):
     most: int
     largest: int
     position: int
-    def __init__(self, name: _Optional[bytes] = ..., removed: bool = ..., inode: _Optional[int] = ..., mode: _Optional[int] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., most: _Optional[int] = ..., largest: _Optional[int] = ..., position: _Optional[int] = ...) -> None: ...
+    size: int
+    def __init__(self, name: _Optional[bytes] = ..., removed: bool = ..., inode: _Optional[int] = ..., mode: _Optional[int] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., most: _Optional[int] = ..., largest: _Optional[int] = ..., position: _Optional[int] = ..., size: _Optional[int] = ...) -> None: ...
 
 class RegularFile(_message.Message):
     __slots__ = ("path", "position", "size", "mtime_ns", "dev", "ino", "mode", "blocks", "ctime_ns", "content")

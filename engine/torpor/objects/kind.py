@@ -88,6 +88,8 @@ class Seen(NamedTuple):
     stat: os.stat_result
     family: Family | None
     """Only for sockets."""
+    queue: bool = False
+    """Whether it is a POSIX message queue: a regular file by all that stat(2) tells."""
 
 
 class Unsupported(NamedTuple):

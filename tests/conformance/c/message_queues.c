@@ -31,6 +31,9 @@ int main(void)
 	int through_exec = dup(named); /* mq_open() itself sets FD_CLOEXEC, always */
 	if (read(reading, message, 7) != 7) /* what the kernel tells of it (mq_overview(7)) */
 		give_up("read");
+	/* Its file has any size that it is given: the queue does not care. */
+	if (ftruncate(nameless_too, 3) || ftruncate(named, 1 << 20))
+		give_up("ftruncate");
 	int epoll = epoll_create1(0);
 	struct epoll_event event = {EPOLLIN, {.u64 = 77}};
 	if (epoll_ctl(epoll, EPOLL_CTL_ADD, named, &event))
@@ -43,6 +46,9 @@ int main(void)
 
 	expect(fcntl(named, F_GETFD) == FD_CLOEXEC && !fcntl(through_exec, F_GETFD), "FD_CLOEXEC");
 	expect(lseek(reading, 0, SEEK_CUR) == 7 && !lseek(named, 0, SEEK_CUR), "where what it tells was read");
+	struct stat file;
+	expect(!fstat(nameless, &file) && file.st_size == 3 && !file.st_nlink, "the file of the nameless queue");
+	expect(!fstat(reading, &file) && file.st_size == 1 << 20 && file.st_nlink == 1, "the file of the named queue");
 	struct mq_attr now;
 	expect(!mq_getattr(named, &now) && now.mq_maxmsg == 3 && now.mq_msgsize == 100 && !now.mq_curmsgs,
 	       "a queue of %ld messages of %ld bytes", now.mq_maxmsg, now.mq_msgsize);

@@ -7,10 +7,12 @@
  */
 #include "player.h"
 
+#include <dirent.h>
 #include <mqueue.h>
 #include <sys/ipc.h>
 #include <sys/msg.h>
 #include <sys/sem.h>
+#include <sys/stat.h>
 
 enum { SLOTS = 3, SEMAPHORES = 4, MOST = 10 };
 
@@ -222,6 +224,45 @@ static long mq_state(const long *a)
 static long mq_unlink_(const long *a)
 {
 	return mq_unlink(name_of(a[0]));
+}
+
+/* Whether a descriptor that this process may see, besides its own `but`, leads to a file. */
+static bool is_open(ino_t inode, int but)
+{
+	bool found = false;
+	char path[64], name[sizeof(path) + 256];
+	struct stat file;
+	DIR *processes = opendir("/proc");
+
+	for (struct dirent *one; !found && (one = readdir(processes));) {
+		snprintf(path, sizeof(path), "/proc/%d/fd", atoi(one->d_name));
+		DIR *table = atoi(one->d_name) ? opendir(path) : NULL;
+		for (struct dirent *fd; table && !found && (fd = readdir(table));) {
+			snprintf(name, sizeof(name), "%s/%s", path, fd->d_name);
+			if (atoi(one->d_name) != getpid() || atoi(fd->d_name) != but)
+				found = !stat(name, &file) && file.st_ino == inode;
+		}
+		if (table)
+			closedir(table);
+	}
+	closedir(processes);
+	return found;
+}
+
+/* A queue that nobody has open is not in an image: nothing shows it. */
+void remove_unopened(void)
+{
+	struct stat file;
+
+	for (long slot = 0; slot < SLOTS; slot++) {
+		mqd_t queue = mq_open(name_of(slot), O_RDONLY);
+		if (queue < 0)
+			continue;
+		bool opened = !fstat(queue, &file) && is_open(file.st_ino, queue);
+		mq_close(queue);
+		if (!opened)
+			mq_unlink(name_of(slot));
+	}
 }
 
 void remove_own(void)

@@ -80,7 +80,8 @@ static long filter(const long *a)
 
 	if (getuid())
 		return -2; /* of a user it is refused, and all else with it */
-	return syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, a[1] % 2 ? SECCOMP_FILTER_FLAG_TSYNC : 0, &program);
+	long result = syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, a[1] % 2 ? SECCOMP_FILTER_FLAG_TSYNC : 0, &program);
+	return result > 0 ? 1 : result; /* the id of a thread that has another filter */
 }
 
 static long filtered(const long *a)

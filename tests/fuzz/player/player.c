@@ -196,6 +196,7 @@ static void save(long round)
 	struct timespec moment = {.tv_nsec = 2000000};
 	char suffix[32];
 
+	remove_unopened();
 	snprintf(suffix, sizeof(suffix), ".ready%ld", round);
 	make(suffix, "", 0);
 	snprintf(suffix, sizeof(suffix), ".go%ld", round);

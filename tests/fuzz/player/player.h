@@ -103,8 +103,9 @@ bool has_threads(void);	 /* this process, besides its first one, or had some */
 void begin_waits(void);	 /* make what is waited at */
 void attach_waits(void); /* for a new program */
 void wait_for(const long *a);
-uint32_t own_number(void); /* of this program, and no other */
-void remove_own(void);	   /* what would be left of it in the host's IPC namespace */
+uint32_t own_number(void);  /* of this program, and no other */
+void remove_unopened(void); /* queues that no image has */
+void remove_own(void);	    /* what would be left of it in the host's IPC namespace */
 void play(int actor);
 void done(void); /* the step is over: the next one's turn */
 static inline int fd_of(long index)

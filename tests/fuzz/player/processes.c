@@ -93,12 +93,13 @@ static long session(const long *a)
 /* whom, to whose group */
 static long group(const long *a)
 {
-	struct actor *whom = &shared->actors[a[0] % ACTORS];
+	int whom = shared->actors[a[0] % ACTORS].pid;
 
 	/* Whether a woken child has called execve(2) is not kept, after which it may not be moved (docs/objects.md). */
-	if (whom->executed && whom->pid != getpid())
-		return -2;
-	return setpgid(shared->actors[a[0] % ACTORS].pid, shared->actors[a[1] % ACTORS].pid);
+	for (int i = 0; i < ACTORS; i++)
+		if (shared->actors[i].executed && shared->actors[i].pid == whom && whom != getpid())
+			return -2;
+	return setpgid(whom, shared->actors[a[1] % ACTORS].pid);
 }
 
 static long family(const long *a)

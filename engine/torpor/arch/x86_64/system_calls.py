@@ -61,6 +61,7 @@ class NR(IntEnum):
     kill = 62
     fcntl = 72
     flock = 73
+    ftruncate = 77
     chdir = 80
     fchdir = 81
     chmod = 90

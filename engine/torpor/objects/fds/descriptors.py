@@ -28,7 +28,7 @@ from torpor import procfs
 from torpor.arch.x86_64 import NR
 from torpor.errors import Reason, Refused, RestoreFailed
 from torpor.image.image_pb2 import Description, Lock, Tree
-from torpor.objects.fds import grabbing, locks, ptys, signal_owners
+from torpor.objects.fds import grabbing, locks, made_in_process, ptys, signal_owners
 from torpor.objects.fds.devices import CharDevice
 from torpor.objects.fds.epoll import Epoll
 from torpor.objects.fds.eventfd import Eventfd
@@ -412,7 +412,7 @@ def open_all(
                 act()
         for act in opening.to_watch:
             act()
-        locks.take(image, opening.slots)
+        locks.take(image, opening.slots, but=(MessageQueue.field, *made_in_process.FIELDS))
     except BaseException:
         opened.close()
         raise

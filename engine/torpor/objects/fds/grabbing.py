@@ -20,7 +20,7 @@ from typing import Any
 from torpor import procfs
 from torpor.arch.x86_64 import NR
 from torpor.errors import about
-from torpor.objects.fds import locks, signal_owners
+from torpor.objects.fds import locks, posix_queues, signal_owners
 from torpor.objects.fds.memfd import MemoryDescriptor, memfd_device
 from torpor.objects.fds.path_only import NameOnly
 from torpor.objects.kind import (
@@ -258,10 +258,13 @@ def _read(name: str, directory: int) -> bytes:
 def _look(name: str, table: int, pidfd: int) -> Seen:
     link = _link(name, table)
     status = os.stat(name, dir_fd=table)
-    if not link.startswith("socket:["):
-        return Seen(link, status, None)
-    with borrowed(pidfd, int(name)) as copy:
-        return Seen(link, status, family_of(copy))
+    if link.startswith("socket:["):
+        with borrowed(pidfd, int(name)) as copy:
+            return Seen(link, status, family_of(copy))
+    if posix_queues.may_be(link, status):
+        with borrowed(pidfd, int(name)) as copy:
+            return Seen(link, status, None, posix_queues.is_queue(copy))
+    return Seen(link, status, None)
 
 
 def _link(name: str, table: int) -> str:

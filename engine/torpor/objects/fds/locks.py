@@ -21,11 +21,11 @@ import fcntl
 import os
 import re
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 
 from torpor.arch.x86_64 import NR
 from torpor.errors import Reason, RestoreFailed
-from torpor.image.image_pb2 import Lock, Process, Tree
+from torpor.image.image_pb2 import Description, Lock, Process, Tree
 from torpor.objects.fds import files
 from torpor.objects.kind import Unsupported
 from torpor.objects.opening import words
@@ -121,19 +121,34 @@ def validate(image: Tree) -> Iterator[Reason]:
                 os.close(fd)
 
 
-def take(image: Tree, slots: dict[int, int]) -> None:
+def take(image: Tree, slots: dict[int, int], *, but: Container[str]) -> None:
     """Take the locks that belong to descriptions.
+
+    Args:
+        image: the tree.
+        slots: the descriptors of the descriptions.
+        but: the kinds that others open, who take their locks, too (`calls`).
 
     Raises:
         RestoreFailed: another process has a conflicting lock.
     """
     for index, description in enumerate(image.descriptions):
+        if description.WhichOneof("kind") in but:
+            continue
         for lock in description.locks:
             try:
                 _take(slots[index], lock)
-            except (OSError, KeyError) as error:
-                why = _why(error) if isinstance(error, OSError) else "it is no file"
-                raise RestoreFailed(f"{words(description)} cannot be locked again: {why}") from error
+            except OSError as error:
+                raise RestoreFailed(f"{words(description)} cannot be locked again: {_why(error)}") from error
+
+
+def calls(description: Description, fd: int) -> Iterator[Call]:
+    """The calls by which a process that has opened a description takes the locks that belong to it."""
+    for lock in description.locks:
+        if lock.kind in OF_FLOCK:
+            yield Call(NR.flock, (fd, _operation(lock)), 0, f"locking {words(description)}")
+        else:
+            yield Call(NR.fcntl, (fd, F_OFD_SETLK, _request(lock)), 0, f"locking {words(description)}")
 
 
 def steps(process: Process) -> Iterator[Call]:

@@ -21,7 +21,8 @@ from torpor.objects.fds.proc_files import ProcFile
 from torpor.remote.batch import Call
 
 F_SETFD = 2
-_FIELDS = (Pidfd.field, ProcFile.field)
+FIELDS = (Pidfd.field, ProcFile.field)
+"""The kinds that processes open themselves."""
 
 
 class MadeInProcess:
@@ -36,7 +37,7 @@ class MadeInProcess:
         """
         self._image = image
         self._nobody = nobody
-        mine = [index for index, one in enumerate(image.descriptions) if one.WhichOneof("kind") in _FIELDS]
+        mine = [index for index, one in enumerate(image.descriptions) if one.WhichOneof("kind") in FIELDS]
         self._holders = mailboxes.holders(image, mine)
 
     def __contains__(self, index: int) -> bool:
@@ -66,6 +67,7 @@ class MadeInProcess:
                 yield from pidfd.opening(description, got, spare, self._nobody)
             else:
                 yield from proc_files.opening(description, got)
+            yield from locks.calls(description, got)
             if index in left:
                 yield mailboxes.leave(left[index], got)
             yield from _placed(got, entries)

@@ -6,12 +6,13 @@ old ones stay on the host until somebody removes them. Refused: a queue with mes
 before its readers; one with a registered notification (mq_notify(3)); one that a process outside of the tree has open,
 as far as this user can see.
 
-The kernel shows a queue as a file of 80 bytes without blocks, in the root of a file system that need not be mounted
-anywhere (ipc/mqueue.c, FILENT_SIZE); its content shows a registered notification.
+The kernel shows a queue as a file without blocks, in the root of a file system that need not be mounted anywhere; its
+content shows a registered notification. Its size is 80 bytes (ipc/mqueue.c, FILENT_SIZE) until ftruncate(2) changes it.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import stat
@@ -22,6 +23,7 @@ from dataclasses import dataclass
 from torpor.arch.x86_64 import NR
 from torpor.errors import Reason
 from torpor.image.image_pb2 import Description, PosixQueue, Tree
+from torpor.objects.fds import locks
 from torpor.objects.kind import (
     Describing,
     GrabbedDescriptors,
@@ -68,17 +70,8 @@ class MessageQueue(Kind[QueueState]):
     is_opened = True
 
     def matches(self, seen: Seen) -> bool:
-        """A file of this shape to which no path leads. A path leads to every other file."""
-        status = seen.stat
-        if not stat.S_ISREG(status.st_mode) or (status.st_size, status.st_blocks) != (_SIZE, 0):
-            return False
-        if os.major(status.st_dev) or seen.link.rfind("/") != 0:
-            return False
-        try:
-            there = os.stat(seen.link.removesuffix(DELETED))
-        except OSError:
-            return True
-        return (there.st_dev, there.st_ino) != (status.st_dev, status.st_ino)
+        """What the kernel takes as a queue."""
+        return seen.queue
 
     def grab(self, held: OpenFile[QueueState], pidfd: int, *, content: bool) -> QueueState:
         """Read its sizes, and who will be notified."""
@@ -115,6 +108,7 @@ class MessageQueue(Kind[QueueState]):
         out.queue.uid, out.queue.gid = held.stat.st_uid, held.stat.st_gid
         out.queue.most, out.queue.largest = held.state.most, held.state.largest
         out.queue.position = held.position
+        out.queue.size = held.stat.st_size
 
     def validate(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
         """Names and sizes must be valid."""
@@ -122,7 +116,7 @@ class MessageQueue(Kind[QueueState]):
             queue = description.queue
             named = 0 < len(queue.name) <= _LONGEST and b"/" not in queue.name and b"\0" not in queue.name
             sized = 0 < queue.most <= 1 << 16 and 0 < queue.largest <= 1 << 24
-            if not named or not sized or queue.position >= 1 << 63:
+            if not named or not sized or max(queue.position, queue.size) >= 1 << 63:
                 yield Reason("the image", "it has a POSIX message queue that cannot be")
 
     def open(self, mine: dict[int, Description], opening: Opening) -> None:
@@ -133,6 +127,23 @@ class MessageQueue(Kind[QueueState]):
                 opening.slots[index] = fcntl.fcntl(nothing, fcntl.F_DUPFD, opening.base)
         finally:
             os.close(nothing)
+
+
+def may_be(link: str, status: os.stat_result) -> bool:
+    """Whether a file may be a queue: one without blocks in the root of a file system of no device."""
+    plain = stat.S_ISREG(status.st_mode) and not status.st_blocks and not os.major(status.st_dev)
+    return plain and link.rfind("/") == 0
+
+
+def is_queue(copy: int) -> bool:
+    """Whether our copy of a descriptor, which may_be() one, refers to a queue."""
+    try:
+        syscall(NR.mq_getsetattr, copy, 0, bytearray(_ATTRIBUTES.size))
+    except OSError as error:
+        if error.errno in (errno.EBADF, errno.ENOSYS):
+            return False
+        raise
+    return True
 
 
 def _notifies(copy: int) -> str:
@@ -206,12 +217,17 @@ def _open(description: Description, slot: int, *, owner: bool, again: bool) -> I
         attributes = _ATTRIBUTES.pack(0, queue.most, queue.largest, 0)
         create = flags | os.O_CREAT | os.O_EXCL
         yield Call(NR.mq_open, (queue.name + b"\0", create, 0o600, attributes), None, words)
+        if queue.size != _SIZE:
+            yield Call(NR.mq_open, (queue.name + b"\0", os.O_WRONLY | os.O_CLOEXEC, 0, 0), None, words)
+            yield Call(NR.ftruncate, (Result(1), queue.size), 0, f"letting its file have {queue.size} bytes")
+            yield Call(NR.close, (Result(1),), 0, "closing its second descriptor")
         if owner:
             yield Call(NR.fchown, (Result(0), queue.uid, queue.gid), 0, "giving it to its owner")
         yield Call(NR.fchmod, (Result(0), queue.mode), 0, "setting its rights")
     if queue.position:
         yield Call(NR.lseek, (Result(0), queue.position, os.SEEK_SET), queue.position, "seeking where it was read")
     yield Call(NR.dup3, (Result(0), slot, 0), slot, "keeping it")
+    yield from locks.calls(description, slot)
     yield Call(NR.close, (Result(0),), 0, "closing its first descriptor")
 
 
