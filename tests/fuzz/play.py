@@ -38,8 +38,10 @@ from torpor.image import reading
 from torpor.restorer.round_trip import differences
 from torpor.store import SnapshotInfo
 
-GOOD = ("same", "refused", "idle")
+GOOD = ("same", "refused", "idle", "unsteady")
 """Kinds of outcomes as they should be."""
+TWINS = 5
+"""Twins more of a program that saw something else, until one differs from the first: such a program tells nothing."""
 PATIENCE = 60.0
 HOWS = ("kill", "kill", "run", "stop")
 BESIDE = 8
@@ -67,7 +69,8 @@ class Outcome:
     seed: int
     kind: str = "same"
     """"same", "refused" (at all saves, or it was over by then; it saw the same), "idle" (undisturbed, it comes to no
-    end either: its own actors wait for each other), or what is wrong."""
+    end either: its own actors wait for each other), "unsteady" (its undisturbed twins differ among each other: what is
+    written to a terminal is there when the kernel comes to it), or what is wrong."""
     words: str = ""
     saves: int = 0
     """How often it was saved, in any way."""
@@ -120,11 +123,15 @@ class Program:
         """Make what its player reads."""
         self.folder.mkdir(parents=True)
         (self.folder / "script").write_text(write(self._steps))
-        for name in ("twin", "saved"):
-            (self.folder / name).mkdir()
+        (self.folder / "saved").mkdir()
+        self.lay_out_twin("twin")
+
+    def lay_out_twin(self, name: str) -> None:
+        """Make what a player reads that nobody disturbs."""
+        (self.folder / name).mkdir()
         for step in self._steps:
             if step.verb == SAVE:
-                (self.folder / f"twin.go{step.numbers[0]}").touch()
+                (self.folder / f"{name}.go{step.numbers[0]}").touch()
 
     def has_ended(self, name: str) -> bool:
         """Whether it has written what it saw."""
@@ -151,9 +158,13 @@ class Program:
         (self.folder / f"saved.go{self._next}").touch()
         self._next += 1
 
+    def log(self, name: str) -> list[str]:
+        """What one has seen."""
+        return (self.folder / f"{name}.log").read_text().splitlines()
+
     def compare(self) -> None:
         """Whether both saw the same."""
-        twin, saved = ((self.folder / f"{name}.log").read_text().splitlines() for name in ("twin", "saved"))
+        twin, saved = self.log("twin"), self.log("saved")
         if twin != saved:
             changes = unified_diff(twin, saved, "twin", "saved", n=0, lineterm="")
             self.outcome.kind, self.outcome.words = "differs", "\n".join(changes)
@@ -185,6 +196,7 @@ class Play:
             self._disturbed()
             for program in self._playing():
                 program.compare()
+            self._find_unsteady()
         except Wrong as wrong:
             self._all_are(wrong.kind, str(wrong))
         except Exception:
@@ -201,9 +213,9 @@ class Play:
         for program in self._playing():
             program.outcome.kind, program.outcome.words = kind, words
 
-    def _start(self, name: str) -> subprocess.Popen[bytes]:
+    def _start(self, name: str, programs: Sequence[Program]) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
-            [self._player, name, *(program.folder for program in self._playing())],
+            [self._player, name, *(program.folder for program in programs)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -217,27 +229,42 @@ class Play:
             for pid in left:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-        remove_ipc([program.folder / name for program in self._programs for name in ("twin", "saved")])
+        remove_ipc([folder for program in self._programs for folder in program.folder.iterdir() if folder.is_dir()])
 
     def _undisturbed(self) -> None:
         for program in self._programs:
             program.lay_out()
-        twin = self._start("twin")
-        try:
-            with suppress(subprocess.TimeoutExpired):
-                twin.wait(PATIENCE)
-        finally:
-            self._clear()
-            twin.kill()
-            twin.wait()
+        self._play_twins("twin", self._programs)
         for program in self._programs:
             if not program.has_ended("twin"):
                 program.outcome.kind = "idle"
 
+    def _play_twins(self, name: str, programs: Sequence[Program]) -> None:
+        twins = self._start(name, programs)
+        try:
+            with suppress(subprocess.TimeoutExpired):
+                twins.wait(PATIENCE)
+        finally:
+            self._clear()
+            twins.kill()
+            twins.wait()
+
+    def _find_unsteady(self) -> None:
+        """Play twins more of those that saw something else."""
+        for number in range(TWINS):
+            name = f"again{number}"
+            if differing := [program for program in self._programs if program.outcome.kind == "differs"]:
+                for program in self._programs:
+                    program.lay_out_twin(name)
+                self._play_twins(name, self._programs)
+            for program in differing:
+                if not program.has_ended(name) or program.log(name) != program.log("twin"):
+                    program.outcome.kind = "unsteady"
+
     def _disturbed(self) -> None:
         if not self._playing():
             return
-        self._first = self._start("saved")
+        self._first = self._start("saved", self._playing())
         top = self._first.pid
         try:
             with torpor.Series() as series:
