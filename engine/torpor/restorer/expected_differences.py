@@ -243,6 +243,13 @@ ALLOWED: Final = (
     ),
     Allowed("processes.oom_score_adj", _WARNED, "OOM score adjustment", _more("oom_score_adj"), at="building"),
     Allowed("processes.threads.nice", _WARNED, "Nice value", _more("nice"), at="building"),
+    Allowed(
+        "processes.autogroup_nice",
+        "a session outside of the tree has its own; one that cannot be lowered for want of a privilege is a warning",
+        "The nice value of a session as a whole",
+        lambda before, after: before.sid in OUTSIDE or after.autogroup_nice > before.autogroup_nice,
+        at="building",
+    ),
     Allowed("processes.threads.affinity", _WARNED, "Affinity", at="building"),
     Allowed("processes.threads.no_new_privs", _WARNED, "no_new_privs", at="building"),
     *(
