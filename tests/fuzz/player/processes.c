@@ -72,10 +72,10 @@ static long exec(const long *a)
 	return -1;
 }
 
-/* for anyone that has ended */
+/* for anyone that has ended, or has stopped: that one was continued is not kept (docs/objects.md) */
 static long wait_(const long *a)
 {
-	int options = WEXITED | WSTOPPED | WCONTINUED | WNOHANG | (a[1] % 2 ? WNOWAIT : 0);
+	int options = WEXITED | WSTOPPED | WNOHANG | (a[1] % 2 ? WNOWAIT : 0);
 	siginfo_t info = {0};
 
 	if (waitid(P_PID, (id_t)shared->actors[a[0] % ACTORS].pid, &info, options))
