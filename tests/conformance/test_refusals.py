@@ -25,6 +25,7 @@ WORDS = {
     "leased.py": ["it has a lease (F_SETLEASE), and to read", "it has a lease (F_SETLEASE) and is mapped"],
     "message_queue.c": ["1 messages lie in the POSIX message queue", "notifies process"],
     "namespace.c": ["namespace"],
+    "namespace_file.py": ["a net namespace of this host"],
     "landlock.c": ["Landlock"],
     "leader_gone.c": ["first thread"],
     "no_code.c": ["writable and executable"],

@@ -6,6 +6,7 @@ This kind is the last in the registry and matches whatever no other kind matches
 from __future__ import annotations
 
 import os
+import re
 import socket
 import stat
 from collections.abc import Iterator
@@ -73,6 +74,10 @@ PROTOCOLS = {
 """By protocol, of IPv4 and IPv6 sockets."""
 
 
+_NAMESPACE = re.compile(r"(\w+):\[\d+\]$")
+"""The link to a namespace (namespaces(7)). Pipes and sockets look alike, and have a kind of their own."""
+
+
 class UnsupportedKind(Kind[Family | None]):
     """An open file description that no other kind matches."""
 
@@ -116,6 +121,8 @@ def _why(held: OpenFile[Family | None]) -> Unsupported:
         return Unsupported(
             f"{_socket(held.state)} cannot be kept: what it sends and receives belongs to this host", CLOSE
         )
+    if namespace := _NAMESPACE.match(held.link):
+        return Unsupported(f"it refers to a {namespace[1]} namespace of this host", CLOSE)
     if held.link == IO_URING and _is_idle(held.fields):
         return Unsupported(
             f"{ANONYMOUS[IO_URING].why}, even when it is idle: all requests have completed and their results were read",
