@@ -13,7 +13,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -26,12 +25,11 @@ from typing import Any, TypeVar
 import pytest
 
 from tests.conformance import observe
+from tests.conformance.building import HERE, PYTHON, build, command
 from tests.conformance.observe import Process
+from tests.conformance.short_walks import SHORT_WALK, count_from
 from tests.leaks import MARK
-from torpor.remote import pid_allocation
 
-HERE = Path(__file__).parent
-PYTHON = sys.executable
 GO = signal.SIGUSR2
 UNAVAILABLE = 77
 """The exit status of a program that this machine cannot run."""
@@ -101,31 +99,6 @@ def belonging(directory: Path) -> list[int]:
                 if mark in (entry / "environ").read_bytes().split(b"\0"):
                     found.append(int(entry.name))
     return found
-
-
-def build(source: Path, folder: Path) -> Path:
-    """Compile a C program; a comment `/* build: ... */` in its first lines adds arguments for gcc."""
-    program = folder / source.stem
-    if not program.exists():
-        extra = [
-            word
-            for line in source.read_text().splitlines()[:6]
-            if line.startswith("/* build:")
-            for word in line.removeprefix("/* build:").removesuffix("*/").split()
-        ]
-        flags = ["-std=gnu17", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-pthread", f"-I{HERE / 'c'}"]
-        draft = program.with_suffix(".draft")
-        subprocess.run(["gcc", *flags, str(source), "-o", str(draft), *extra, "-lrt"], check=True)
-        draft.chmod(0o755)
-        draft.rename(program)
-    return program
-
-
-def command(source: Path, folder: Path) -> list[str]:
-    """How a program is run, by its kind."""
-    if source.suffix == ".c":
-        return [str(build(source, folder))]
-    return ["/bin/bash" if source.suffix == ".sh" else PYTHON, str(source)]
 
 
 @dataclass
@@ -458,35 +431,6 @@ def occupied(stage: Stage, pid: int) -> Iterator[None]:
         stranger.kill()
         stranger.communicate()
         wait_until(lambda: not alive(pid), "the end of the stranger")
-
-
-LOW, SHORT_WALK = 3000, 1500
-"""The first PID of a tree, and those that go by on the way to it."""
-
-
-def count_from(pid: int) -> None:
-    """Let the kernel count PIDs on from one, as root may: a walk to those of a tree is short then."""
-    if not os.geteuid():
-        Path("/proc/sys/kernel/ns_last_pid").write_text(str(max(pid, 300)))
-
-
-@contextmanager
-def short_rounds() -> Iterator[None]:
-    """What must wait for the next round of PIDs has it within seconds, as root may have it: they end early, in this
-    namespace where it has its own (pid_max, since Linux 6.14)."""
-    if os.geteuid():
-        yield
-        return
-    end = Path("/proc/sys/kernel/pid_max")
-    before = end.read_text()
-    most = min(int(before), 32768)
-    end.write_text(str(most))
-    try:
-        if not LOW <= pid_allocation.last() < most:
-            count_from(LOW)  # PIDs below come never again, or soon
-        yield
-    finally:
-        end.write_text(before)
 
 
 def reborn(

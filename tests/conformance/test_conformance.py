@@ -23,10 +23,10 @@ from tests.conformance.harness import (
     in_capsule,
     reborn,
     reborn_alike,
-    short_rounds,
     unchanged,
     wait_until,
 )
+from tests.conformance.short_walks import short_rounds
 
 HERE = Path(__file__).parent
 PROGRAMS = sorted(

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.conformance import observe
-from tests.conformance.harness import PATIENCE, PYTHON, Actor, Stage, build
+from tests.conformance.building import PYTHON, build
+from tests.conformance.harness import PATIENCE, Actor, Stage
 from tests.conformance.test_refusals import REFUSED, refused
 from tests.hosts import ERRNO, KILL, TRAP, under_filter, within
 from tests.users import BIN

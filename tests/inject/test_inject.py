@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.conformance.building import build
 from tests.conformance.conftest import root, stage, user
-from tests.conformance.harness import Actor, Stage, build
+from tests.conformance.harness import Actor, Stage
 from tests.inject.faults import SOURCE, Injector
 from tests.inject.sweep import Act, Ending, Report, Saving, Waking, sample
 

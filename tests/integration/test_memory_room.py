@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conformance.harness import Stage, build
+from tests.conformance.building import build
+from tests.conformance.harness import Stage
 from tests.users import BIN, User
 
 HERE = Path(__file__).parent

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from tests.conformance.harness import LOW, PATIENCE, SHORT_WALK, count_from, short_rounds, wait_until
+from tests.conformance.harness import PATIENCE, wait_until
+from tests.conformance.short_walks import LOW, SHORT_WALK, count_from, short_rounds
 from tests.users import BIN, User, granting
 from torpor.objects.process.birth_order import MAX_PID
 
