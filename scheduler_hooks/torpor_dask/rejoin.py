@@ -94,6 +94,8 @@ class Rejoin:
             os.unlink(worker.local_directory + DIR_LOCK_EXT)
         self._close, worker.close = worker.close, self.close  # type: ignore[method-assign]
         self._execute, worker.execute = worker.execute, self.execute  # type: ignore[method-assign]
+        self._remove_replicas = worker.stream_handlers["remove-replicas"]
+        worker.stream_handlers["remove-replicas"] = self.remove_replicas
 
     async def close(
         self, timeout: float = 30, executor_wait: bool = True, nanny: bool = True, reason: str = "worker-close"
@@ -114,6 +116,16 @@ class Rejoin:
         """Note that the scheduler has assigned a key."""
         if event := self._running.get(key):
             event.set()
+
+    def remove_replicas(self, keys: Iterable[Key], **message: Any) -> None:
+        """Drop superfluous replicas, but for the inputs of what ran when the worker came back.
+
+        The scheduler does not know that it needs them; a worker of Dask would close for such a request. When the task
+        has ended they are announced.
+        """
+        tasks = self.worker.state.tasks
+        needed = {other.key for key in self._running for other in tasks[key].dependencies}
+        self._remove_replicas(keys=[key for key in keys if key not in needed], **message)
 
     async def execute(self, key: Key, *, stimulus_id: str) -> StateMachineEvent:
         """Execute a task. If the worker was frozen meanwhile, its result gets the run_id of the new assignment."""

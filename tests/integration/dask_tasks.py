@@ -101,6 +101,13 @@ def under_way(key: str, dask_scheduler: Scheduler) -> bool:
     return any(task.key == key for worker in dask_scheduler.workers.values() for task in worker.executing)
 
 
+def drop_replica(key: str, name: str, dask_scheduler: Scheduler) -> None:
+    """Have a worker drop what another has, too, as the active memory manager does."""
+    worker = next(one for one in dask_scheduler.workers.values() if one.name == name)
+    assert len(dask_scheduler.tasks[key].who_has) > 1
+    dask_scheduler.request_remove_replicas(worker.address, [key], stimulus_id="test")
+
+
 def suspicions(dask_scheduler: Scheduler) -> int:
     return sum(task.suspicious for task in dask_scheduler.tasks.values())
 

@@ -15,7 +15,7 @@ from distributed import wait
 import torpor
 from tests.integration.dask_cluster import PATIENCE, Cluster, cluster, runs, tree, until
 from tests.integration.dask_nodes import alone, woken
-from tests.integration.dask_tasks import add, leaf, patient, states, under_way
+from tests.integration.dask_tasks import add, drop_replica, leaf, patient, states, under_way
 from torpor.store import Store
 
 pytestmark = pytest.mark.timeout(180)
@@ -63,7 +63,9 @@ def test_a_woken_worker_is_back_with_its_data_and_its_running_task(tmp_path: Pat
         with woken(tmp_path, snapshot.id):
             until("the return", lambda: names(dask) == {"first", "second"})
             until("the data", lambda: data.key in dask.client.run_on_scheduler(states))
-            assert dask.client.submit(add, data, 1, str(dask.log)).result(PATIENCE) == 8
+            assert dask.client.submit(add, data, 1, str(dask.log), workers=["second"]).result(PATIENCE) == 8
+            # Both have the data now, and the scheduler may have one of them drop it (ReduceReplicas).
+            dask.client.run_on_scheduler(drop_replica, key=data.key, name="first")
             go.touch()
             assert task.result(PATIENCE) == 49
             assert runs(dask.log)[data.key] == 1
