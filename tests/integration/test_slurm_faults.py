@@ -99,15 +99,17 @@ def test_signals_for_the_application_while_it_is_being_saved(work: Submitted) ->
 
 
 def test_two_supervisors_that_begin_at_once(work: Submitted) -> None:
-    path = script(work, application(work, 10, 0))
+    path = script(work, application(work, 10))
     *head, run = path.read_text().splitlines()
     run = run.removeprefix("exec ")
     waits = ["wait $first; one=$?", "wait $second; other=$?", "[ $one = 7 ] || exit $other", "exit $one"]
     path.write_text("\n".join([*head, f"{run} & first=$!", f"{run} & second=$!", *waits, ""]))
     start(work, path)
+    refused = "it has a supervisor already"
+    work.cluster.wait_for(lambda: refused in work.out, f"{refused!r}", 60, work.told)
+    work.finish()
     assert work.wait_code() == "7:0", work.told()
     assert work.log.count("started on") == 1
-    assert "it has a supervisor already" in work.out
 
 
 @pytest.mark.soak

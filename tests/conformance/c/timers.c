@@ -90,7 +90,8 @@ static void *thread(void *unused)
 int main(void)
 {
 	begin();
-	struct sigaction action = {.sa_flags = SA_RESTART};
+	/* In a handler the mask is as it always is: at any moment one may run. */
+	struct sigaction action = {.sa_flags = SA_RESTART | SA_NODEFER};
 	const struct {
 		int number;
 		void (*handler)(int);

@@ -20,7 +20,7 @@ def main() -> None:
             os.close(fd)
         os._exit(len(os.read(down, 100)))
     alone = os.open(HERE / "alone", os.O_RDONLY | os.O_NONBLOCK)
-    ready_and_wait()
+    ready_and_wait((child, 0))  # in read(2): it has closed what it does not need
 
     same(os.read(reader, 10_000), b"content" * 1000, "the content")
     os.write(writer, b"more")

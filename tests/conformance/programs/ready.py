@@ -46,9 +46,9 @@ def await_go() -> Word:
     return Word(how == "killed", int(frozen) / 1e9)
 
 
-def ready_and_wait() -> Word:
-    """Say ready and wait; the harness looks for this thread in rt_sigtimedwait (128)."""
-    ready((threading.get_native_id(), 128))
+def ready_and_wait(*sleeping: tuple[int, int]) -> Word:
+    """Say ready once those in `sleeping` sleep, and wait; this thread sleeps in rt_sigtimedwait (128)."""
+    ready((threading.get_native_id(), 128), *sleeping)
     return await_go()
 
 
