@@ -13,7 +13,7 @@ SPANK := scheduler_hooks/torpor_slurm/admin/torpor.c
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv check proto test demo lab docs labextension spank bench soak fuzz mutants clean
+.PHONY: help venv check proto test demo lab docs labextension spank bench soak fuzz vm mutants clean
 
 help:
 	@echo "make demo    a Jupyter kernel frozen, killed and woken, told as it happens"
@@ -24,6 +24,7 @@ help:
 	@echo "make docs    the documents as a site: build/site/index.html"
 	@echo "make soak    the tests that take long"
 	@echo "make fuzz    programs that nobody thought of, saved and woken: SEED=... COUNT=..."
+	@echo "make vm      programs on other kernels, in virtual machines, and images across: KERNELS='6.1 6.12'"
 	@echo "make mutants mutants of modules, tried on unit tests: MODULES='util/ranges.py' TESTS='test_ranges.py'"
 	@echo "make spank   Slurm's plugin for sbatch --torpor: build/torpor.so; SLURM_HEADERS=... chooses the site's headers"
 	@echo "make venv    .venv with torpor, editable; PYTHON=... chooses the interpreter"
@@ -50,7 +51,7 @@ check: venv
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/mypy --strict --explicit-package-bases native/*.py tests/*.py tests/fuzz/*.py notebooks/*.py
+	$(BIN)/mypy --strict --explicit-package-bases native/*.py tests/*.py tests/fuzz/*.py tests/vm/*.py notebooks/*.py
 	$(BIN)/clang-format --dry-run -Werror native/*.[ch] tests/fuzz/player/*.[ch] $(SPANK)
 	@for cc in gcc clang; do if command -v $$cc >/dev/null; then set -ex; $$cc $(C_FLAGS) -fsyntax-only native/*.c; \
 		if [ -e $(SLURM_HEADERS)/slurm/spank.h ]; then $$cc $(C_FLAGS) -I$(SLURM_HEADERS) -fsyntax-only $(SPANK); fi; \
@@ -94,7 +95,7 @@ WORKERS := $(shell expr $$(nproc) + 1)
 BESIDE := --dist loadscope --tx '$(WORKERS)*popen//python=tests/apart $(BIN)/python'
 
 ifneq ($(ELSEWHERE),)
-test demo bench soak fuzz:
+test demo bench soak fuzz vm:
 	@.ci/elsewhere copy && $(MAKE) --no-print-directory -C '$(ELSEWHERE)' $@
 else
 test: check
@@ -118,6 +119,10 @@ COUNT ?= 1000
 fuzz: venv
 	@$(BIN)/python -m tests.fuzz $(SEED) $(COUNT)
 	$(BIN)/pytest -m 'hypothesis and not soak' --hypothesis-profile new --hypothesis-seed $(SEED)
+
+vm: venv
+	@.ci/needs vm
+	@$(BIN)/python -m tests.vm $(KERNELS)
 
 mutants: venv
 	@MODULES='$(MODULES)' TESTS='$(TESTS)' .ci/mutants

@@ -33,8 +33,8 @@ from tests.leaks import MARK
 GO = signal.SIGUSR2
 UNAVAILABLE = 77
 """The exit status of a program that this machine cannot run."""
-PATIENCE = 100.0
-"""Seconds until what does not come is a failure, also on a machine that has much else to do."""
+PATIENCE = float(os.environ.get("TORPOR_TESTS_PATIENCE", "100"))
+"""Seconds until what does not come is a failure, also on a machine that has much else to do, or (more) is emulated."""
 T = TypeVar("T")
 Tree = dict[int, Process]
 """Processes by the PIDs of their own namespace."""

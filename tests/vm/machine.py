@@ -1,0 +1,114 @@
+"""A machine: qemu with a kernel of Debian's, the checkout as it is, and a folder that the guest gets and gives back.
+
+    with TemporaryDirectory() as folder:
+        results = boot(KERNELS["6.1"], Path(folder), Job(programs=["pipes.py"]), compiled, seconds=600)
+
+Without KVM programs run 10 to 50 times slower than on the host. An ordinary user of the guest does the job.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from tests.vm.kernels import BUILD, CHECKOUT, Kernel, checkout_disk, disk, prepare, root_disk, run
+
+PROCESSOR = "Haswell-noTSX,-cx16"
+"""A processor of 2013 with AVX2, which qemu 7.2 emulates whole."""
+QUICK = (
+    "console=ttyS0 panic=-1 mitigations=off nokaslr tsc=reliable no_timer_check cryptomgr.notests audit=0 "
+    "random.trust_cpu=on quiet"
+)
+
+
+@dataclass(frozen=True)
+class Result:
+    """How one thing went in a guest."""
+
+    test: str
+    good: bool
+    words: str
+    """What went wrong, or what is to be known besides."""
+    seconds: float
+
+
+@dataclass
+class Job:
+    """What a guest is to do, in this order."""
+
+    doctor: bool = True
+    programs: list[str] = field(default_factory=list)
+    """Conformance programs to save and wake here."""
+    save: list[str] = field(default_factory=list)
+    """Those to save for other machines."""
+    wake: list[str] = field(default_factory=list)
+    """Names of machines whose images are to be woken: folders of the shared one."""
+
+
+class MachineFailed(AssertionError):
+    """A machine did not come to its end."""
+
+
+def boot(kernel: Kernel, folder: Path, job: Job, programs: Path, seconds: float) -> Iterator[Result]:
+    """Boot a machine that does a job; its results. `programs` has the compiled conformance programs."""
+    booted = prepare(kernel)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "job").write_text(json.dumps(asdict(job)))
+    (folder / "name").write_text(f"vm-{kernel.name.replace('.', '-')}")
+    shutil.copytree(programs, folder / "bin", dirs_exist_ok=True)
+    logs = BUILD / "logs" / kernel.name
+    shutil.rmtree(logs, ignore_errors=True)
+    logs.mkdir(parents=True)
+    with TemporaryDirectory(dir=BUILD) as draft:
+        shared = Path(draft) / "shared.ext4"
+        _opened(folder)
+        disk(folder, shared, "512M")
+        words = [
+            *("qemu-system-x86_64", "-M", "q35", "-accel", "tcg", "-cpu", PROCESSOR, "-m", "1536", "-smp", "1"),
+            *("-display", "none", "-nodefaults", "-no-reboot", "-serial", f"file:{logs}/console"),
+            *("-serial", f"file:{logs}/results", "-device", "virtio-rng-pci"),
+            *("-kernel", str(booted.kernel), "-initrd", str(booted.initramfs)),
+            *("-append", f"{QUICK} torpor.checkout={CHECKOUT}"),
+            *_drive(root_disk(), ",snapshot=on"),
+            *_drive(checkout_disk(), ",readonly=on"),
+            *_drive(shared, ""),
+        ]
+        with (logs / "qemu").open("wb") as log:
+            machine = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        try:
+            machine.wait(seconds)
+        except subprocess.TimeoutExpired:
+            raise MachineFailed(_told(f"{kernel.name} did not end within {seconds:.0f} s", logs)) from None
+        finally:
+            machine.kill()
+            machine.wait()
+        run("debugfs", "-R", f"rdump / {folder}", str(shared))
+    told = [json.loads(line) for line in (logs / "results").read_text().splitlines()]
+    if not told or told[-1] != {"status": 0}:
+        raise MachineFailed(_told(f"{kernel.name} broke off", logs))
+    for line in told[:-1]:
+        yield Result(**line)
+
+
+def _drive(image: Path, options: str) -> Sequence[str]:
+    return "-drive", f"file={image},format=raw,if=virtio{options}"
+
+
+def _opened(folder: Path) -> None:
+    # For the guest's user.
+    folder.chmod(0o777)
+    for path in folder.rglob("*"):
+        os.chmod(path, 0o777 if path.is_dir() or path.parent.name == "bin" else 0o666)
+
+
+def _told(what: str, logs: Path) -> str:
+    lines = [what]
+    for path in sorted(logs.iterdir()):
+        lines += [f"-- {path.name}", *path.read_text(errors="replace").splitlines()[-25:]]
+    return "\n".join(lines)
