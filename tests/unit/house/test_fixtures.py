@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 from tests.leaks import MARK, Before
 from tests.users import PROVE, User
@@ -43,5 +45,8 @@ def test_a_process_left_behind_is_named_and_ended() -> None:
 def test_a_mark_outlives_the_parent(no_leaks: str) -> None:
     before = Before.now()
     pid = int(subprocess.check_output(["sh", "-c", "setsid sleep 1000 >/dev/null & echo $!"]))
+    # In the moment of an execve a process has no environment.
+    while Path(f"/proc/{pid}/comm").read_text() != "sleep\n":
+        time.sleep(0.001)
     (leak,) = before.left(no_leaks, patience=0.1)
     assert f"process {pid} " in leak
