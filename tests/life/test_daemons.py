@@ -44,7 +44,7 @@ if os.fork() == 0:
             time.sleep(0.01)
     os._exit(0)
 os.wait()
-while not os.path.exists("go"):
+while not os.path.exists("end"):
     open("beat", "w").close()
     time.sleep(0.01)
 """
@@ -77,9 +77,11 @@ class Watched:
         return {name: (self.directory / name).read_text() for name in NAMES}
 
     def end(self) -> None:
+        # In a capsule they end with the job's first process.
         (self.directory / "go").touch()
-        assert self.life.end(PATIENCE) == 0, self.life.said
         wait_until(lambda: all(self._is_there(f"{name}.over") for name in NAMES), "their end")
+        (self.directory / "end").touch()
+        assert self.life.end(PATIENCE) == 0, self.life.said
 
     def _is_there(self, name: str) -> bool:
         return (self.directory / name).exists()
@@ -93,6 +95,7 @@ def test_daemons_are_woken_with_their_job(as_user: User) -> None:
         for _ in range(2):
             job.life.wake("native" if as_user.is_root else "capsule")
             assert job.told() == before
+        assert ("what it has left in the background ends when it does" in job.life.said) != as_user.is_root
         job.end()
     finally:
         job.life.kill()
