@@ -106,7 +106,7 @@ class Archive:
 
 
 def run(*words: str, folder: Path | None = None, given: str | None = None) -> str:
-    """Run a command; its output, or CalledProcessError with what it said."""
+    """Run a command; its output, or RuntimeError with what it said."""
     ran = subprocess.run(words, cwd=folder, input=given, capture_output=True, text=True, check=False)
     if ran.returncode:
         raise RuntimeError(f"{' '.join(words[:2])} ended with {ran.returncode}: {ran.stderr.strip()[-800:]}")

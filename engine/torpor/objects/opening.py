@@ -15,7 +15,7 @@ from torpor.objects.paths.opener import Opener, Openers
 
 # include/uapi/asm-generic/fcntl.h, where Python's os module has no name for it
 O_LARGEFILE = 0o100000
-"""The file never had a name."""
+"""The kernel adds it to every open(2) of a 64-bit process (include/linux/fcntl.h, force_o_largefile)."""
 
 KEPT_AT_OPEN = os.O_ACCMODE | os.O_SYNC | os.O_DSYNC | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_PATH
 """Status flags that only ``open()`` can set."""
