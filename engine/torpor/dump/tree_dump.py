@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Set
+from collections.abc import Mapping
 from functools import cache
 from itertools import chain
 from typing import Any
@@ -14,7 +14,7 @@ from torpor.dump.series import Key, Series
 from torpor.errors import CheckpointFailed, Refused, RestoreRefused
 from torpor.image import image_pb2 as pb
 from torpor.objects.fds import descriptors
-from torpor.objects.kind import FdReference
+from torpor.objects.kind import Built
 from torpor.objects.memory import shared_memory
 from torpor.objects.memory.incremental import Before
 from torpor.objects.memory.mapped_files import MappedFiles
@@ -49,7 +49,7 @@ class TreeDump:
         still: str,
         *,
         again: bool,
-        given: Set[FdReference] | None = None,
+        built: Built | None = None,
     ) -> None:
         """
         Args:
@@ -58,16 +58,16 @@ class TreeDump:
             series: its earlier checkpoints.
             still: why the tree stays frozen until its image is written; empty if its memory is to be forked.
             again: whether the tree will run on, so that another checkpoint of the series may follow.
-            given: for a tree that a restore has just built: the descriptors that the restorer gave it. The contents of
-                memory and files are not read then. None for a tree that is saved.
+            built: for a tree that a restore has just built. The contents of memory and files are not read then. None
+                for a tree that is saved.
         """
         self._processes = processes
         self._series = series
         self._again = again
-        self._given = given
+        self._built = built
         self._before: dict[Key, Before] = {}
         self._still = still
-        self.shared = SharedMemory(content=given is None)
+        self.shared = SharedMemory(content=built is None)
         self.files: MappedFiles | None = None
         self.descriptors: descriptors.GrabbedDescriptors
         self.notices: list[str] = []
@@ -137,7 +137,7 @@ class TreeDump:
                 self._outside_parents[process.pid] = tree.outside_parent(taken.texts)
         stats = {taken.pid: taken.texts.stat for taken in self._all}
         self.descriptors = descriptors.grab(
-            list(stats), reset_outside=reset_outside, stdio=stdio, stats=stats, given=self._given
+            list(stats), reset_outside=reset_outside, stdio=stdio, stats=stats, built=self._built
         )
         for file in descriptors.memory_files(self.descriptors):
             self.shared.grab_file(file)

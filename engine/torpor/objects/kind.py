@@ -20,7 +20,7 @@ from __future__ import annotations
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -176,6 +176,15 @@ class InFlight:
     """The description that it refers to."""
 
 
+class Built(NamedTuple):
+    """Of a tree that a restore has just built."""
+
+    given: set[FdReference]
+    """The descriptors that are the restorer's own standard input, output and error."""
+    spared: set[FdReference]
+    """Those whose content is not to be looked at: see `Kind.spared`."""
+
+
 @dataclass
 class GrabbedDescriptors:
     """All descriptors of a tree at one moment."""
@@ -197,9 +206,9 @@ class GrabbedDescriptors:
     """Whether the content of pipes and sockets was taken too. A look before the freeze does not take it."""
     reset_outside: bool = False
     """Whether sockets with a peer outside of the tree are kept, as sockets whose peer has closed."""
-    given: Set[FdReference] | None = None
-    """None if the tree is being saved. If it was just restored: the descriptors that are the restorer's own standard
-    input, output and error. Then the content of files is not taken: it was checked before.
+    built: Built | None = None
+    """None if the tree is being saved. If it was just restored, the content of files is not taken: it was checked
+    before.
     """
     small: SmallFiles | None = None
     """Files whose content was taken with the memory, once that is done."""
@@ -241,7 +250,7 @@ class GrabbedDescriptors:
 
     def is_given(self, held: OpenFile[Any]) -> bool:
         """Whether it is one of the restorer's own descriptions, of whatever kind."""
-        return self.given is not None and held.holders[0] in self.given
+        return self.built is not None and held.holders[0] in self.built.given
 
     def stdio(self, held: OpenFile[Any], fd: int) -> int | None:
         """Which of the restorer's 0, 1 and 2 replaces descriptor `fd`; None if `held` is made again.
@@ -272,8 +281,6 @@ class Kind(ABC, Generic[S]):
     """Whether one that is connected to outside of the tree can come back as one whose peer has closed."""
     is_opened: ClassVar[bool] = False
     """Whether a call makes it that takes status flags which fcntl(2) does not (O_SYNC, O_DSYNC)."""
-    look_takes: ClassVar[bool] = False
-    """Whether looking at its content may consume it. Then `content` is not taken when a tree is only compared."""
 
     @abstractmethod
     def matches(self, seen: Seen) -> bool:
@@ -320,6 +327,10 @@ class Kind(ABC, Generic[S]):
     def notices(self, mine: Sequence[OpenFile[S]], tree: GrabbedDescriptors) -> Iterator[str]:
         """Say what a restore will not bring back as it was: one sentence each."""
         return iter(())
+
+    def spared(self, description: Description) -> bool:
+        """Whether a restore must not look at its content to compare it with the image, once it has made it."""
+        return False
 
     def validate(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
         """Say why this host cannot make these descriptions again."""

@@ -176,6 +176,7 @@ _REMOVED_PROGRAM: Final = "Program that was deleted"
 _TCP: Final = "TCP listeners"
 _OPTIONS: Final = "Options of sockets of MPTCP"
 _UNIX: Final = "Unix sockets"
+_UNIX_DATAGRAMS: Final = "Messages that wait in unix sockets"
 _UDP: Final = "UDP's datagrams that were not read"
 _TIMERFD: Final = "eventfd"
 _DIRECTORIES: Final = "Directories"
@@ -366,8 +367,18 @@ ALLOWED: Final = (
     *(
         Allowed(
             f"descriptions.udp.{field}",
-            "reading them would take empty datagrams from the next save",
+            "it has its address before the tree runs, and others may have sent to it already",
             _UDP,
+            at="building",
+        )
+        for field in ("messages", "senders")
+    ),
+    *(
+        Allowed(
+            f"descriptions.unix.{field}",
+            "a look would take the empty messages behind the first from the next save",
+            _UNIX_DATAGRAMS,
+            lambda before, _: b"" in before.messages[1:],
             at="building",
         )
         for field in ("messages", "senders")

@@ -22,7 +22,8 @@ from torpor import procfs
 from torpor.dump.tree_dump import TreeDump
 from torpor.errors import CheckpointFailed, Refused, RestoreFailed
 from torpor.image import image_pb2 as pb
-from torpor.objects.kind import FdReference
+from torpor.objects.fds import descriptors
+from torpor.objects.kind import Built, FdReference
 from torpor.objects.memory import vmas
 from torpor.objects.opening import O_ASYNC
 from torpor.procfs import PAGE
@@ -70,13 +71,14 @@ def failed(found: list[str]) -> RestoreFailed:
 
 
 def _describe(image: pb.Tree, standing: Mapping[int, Process]) -> pb.Tree:
-    given = {
-        FdReference(pid, entry.fd)
-        for pid, process in zip(standing, image.processes, strict=True)
-        for entry in process.fds
-        if is_given(image.descriptions[entry.description], image)
-    }
-    with TreeDump(standing, _NoWaits(), None, "it is not to run yet", again=False, given=given) as taken:
+    built, spared = Built(set(), set()), descriptors.spared(image)
+    for pid, process in zip(standing, image.processes, strict=True):
+        for entry in process.fds:
+            if is_given(image.descriptions[entry.description], image):
+                built.given.add(FdReference(pid, entry.fd))
+            elif entry.description in spared:
+                built.spared.add(FdReference(pid, entry.fd))
+    with TreeDump(standing, _NoWaits(), None, "it is not to run yet", again=False, built=built) as taken:
         try:
             taken.grab(reset_outside=False, stdio=None)
             found, _ = taken.describe()

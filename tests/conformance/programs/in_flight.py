@@ -78,6 +78,10 @@ def main() -> None:
     socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).sendto(b"from nobody", mailbox.getsockname())
     rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", [reading]))
     writer.sendmsg([b"with a pipe"], [rights], 0, mailbox.getsockname())
+    wakeups, waker = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    calls = [b"", b"why", b"", b"", b"once more"]
+    for call in calls:
+        waker.send(call)
     writer.connect(friend.getsockname())
     friend.connect(writer.getsockname())
     friend.send(b"to the writer")
@@ -122,6 +126,7 @@ def main() -> None:
     server, _ = packets.accept()
     same(server.recv(100), b"at last", "a connection by an abstract name")
 
+    same([wakeups.recv(100) for _ in calls], calls, "empty datagrams among others")
     same(mailbox.recvfrom(100), (b"letter", names[0]), "a letter")
     same(mailbox.recvfrom(100), (b"from nobody", None), "a letter from nobody")
     message, (again,) = received(mailbox, 100)

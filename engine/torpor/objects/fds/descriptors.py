@@ -19,7 +19,7 @@ from __future__ import annotations
 import os
 import resource
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -49,6 +49,7 @@ from torpor.objects.fds.unlinked import Unlinked
 from torpor.objects.fds.unsupported import UnsupportedKind
 from torpor.objects.kind import (
     STDIO,
+    Built,
     Describing,
     FdReference,
     GrabbedDescriptors,
@@ -141,7 +142,7 @@ def grab(
     reset_outside: bool = False,
     stdio: Mapping[int, int] | None = None,
     stats: Mapping[int, procfs.Stat] | None = None,
-    given: Set[FdReference] | None = None,
+    built: Built | None = None,
 ) -> GrabbedDescriptors:
     """Grab every description of a tree: see `torpor.objects.fds.grabbing`.
 
@@ -151,13 +152,13 @@ def grab(
         reset_outside: keep sockets with a peer outside of the tree, as sockets whose peer has closed.
         stdio: for descriptors of the first process, the standard descriptor of which each is a copy.
         stats: for each PID the stat with its session and controlling terminal; None: read it if there is a terminal.
-        given: for a tree that was just restored, the restorer's own descriptors; None: the tree is being saved.
+        built: see `GrabbedDescriptors.built`.
 
     Raises:
         NotPermitted: a process belongs to another user.
     """
     return grabbing.grab(
-        KINDS, pids, content=content, reset_outside=reset_outside, stdio=stdio, stats=stats, given=given
+        KINDS, pids, content=content, reset_outside=reset_outside, stdio=stdio, stats=stats, built=built
     )
 
 
@@ -196,7 +197,7 @@ def describe(tree: GrabbedDescriptors, image: Tree, shared: Callable[[int, int],
             held.kind.describe(held, description, tree, describing)
         else:
             description.outside.stdio = number
-            description.outside.was = held.kind.outside(held, tree) if tree.given is None else ""
+            description.outside.was = held.kind.outside(held, tree) if tree.built is None else ""
     for holder, held in tree.by_holder.items():
         entry = processes[holder.pid].fds.add(
             fd=holder.fd,
@@ -425,6 +426,11 @@ def _by_kind(image: Tree) -> Iterator[tuple[Kind[Any], dict[int, Description]]]:
         mine = {i: d for i, d in enumerate(image.descriptions) if d.WhichOneof("kind") == kind.field}
         if mine:
             yield kind, mine
+
+
+def spared(image: Tree) -> set[int]:
+    """The indexes of descriptions whose content a restore must not compare: see `Kind.spared`."""
+    return {index for kind, mine in _by_kind(image) for index, one in mine.items() if kind.spared(one)}
 
 
 def first_slot(image: Tree) -> int:

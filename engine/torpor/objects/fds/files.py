@@ -75,7 +75,7 @@ class RegularFile(Kind[list[OpenFile[Any]]]):
         for held in mine:
             held.state = by_file.setdefault((held.stat.st_dev, held.stat.st_ino), held.state)
             held.state.append(held)
-        if tree.content and tree.given is None:
+        if tree.content and tree.built is None:
             with suppress(FileNotFoundError, ProcessLookupError):  # its first process has ended
                 tree.small = SmallFiles(tree.pids[0])
                 _keep_small(mine, tree, tree.small)
@@ -104,7 +104,7 @@ class RegularFile(Kind[list[OpenFile[Any]]]):
         elif copy := tree.small and tree.small.find(*key):
             copy.name = out.file.path
             copy.note(out.file)
-        elif tree.given is None and not any(
+        elif tree.built is None and not any(
             id(same) in tree.lease_signals for same in held.state
         ):  # which reading would break
             size = held.stat.st_size

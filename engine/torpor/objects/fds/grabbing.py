@@ -11,7 +11,7 @@ import errno
 import fcntl
 import os
 import stat
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from functools import cached_property
 from io import FileIO
@@ -24,6 +24,7 @@ from torpor.objects.fds import locks, posix_queues, signal_owners
 from torpor.objects.fds.memfd import MemoryDescriptor, memfd_device
 from torpor.objects.fds.path_only import NameOnly
 from torpor.objects.kind import (
+    Built,
     FdReference,
     GrabbedDescriptors,
     Kind,
@@ -50,7 +51,7 @@ def grab(
     reset_outside: bool = False,
     stdio: Mapping[int, int] | None = None,
     stats: Mapping[int, procfs.Stat] | None = None,
-    given: Set[FdReference] | None = None,
+    built: Built | None = None,
 ) -> GrabbedDescriptors:
     """Grab every description of a tree.
 
@@ -61,13 +62,13 @@ def grab(
         reset_outside: keep sockets with a peer outside of the tree, as sockets whose peer has closed.
         stdio: for descriptors of the first process, the standard descriptor of which each is a copy.
         stats: for each PID the stat with its session and controlling terminal; None: read it if there is a terminal.
-        given: see `GrabbedDescriptors.given`.
+        built: see `GrabbedDescriptors.built`.
 
     Raises:
         NotPermitted: a process belongs to another user.
     """
     tree = GrabbedDescriptors(
-        list(pids), content=content, reset_outside=reset_outside, terminals=stats or {}, given=given
+        list(pids), content=content, reset_outside=reset_outside, terminals=stats or {}, built=built
     )
     known = _Known(kinds, tree)
     try:
@@ -221,7 +222,7 @@ def _description(
     if _has_owner(known, seen, flags):
         with borrowed(pidfd, holder.fd) as copy:
             held.owner = signal_owners.ask(copy)
-    spared = known.tree.given is not None and held.kind.look_takes
+    spared = known.tree.built is not None and holder in known.tree.built.spared
     held.state = held.kind.grab(held, pidfd, content=known.tree.content and not spared)
     if not known.tree.content:
         name = str(holder.fd)

@@ -18,23 +18,22 @@ import struct
 import termios
 from array import array
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
-from typing import NamedTuple
 
 from torpor import procfs
 from torpor.arch.x86_64 import NR
 from torpor.errors import Reason
 from torpor.image.image_pb2 import SockOpt
 from torpor.objects.kind import Family, Unsupported
-from torpor.objects.sockets.addresses import LONGEST_NAME, SOCKADDR_IN
+from torpor.objects.sockets.addresses import SOCKADDR_IN
+from torpor.objects.sockets.peeking import OFF, SO_PEEK_OFF
 from torpor.remote.sys import Words, syscall
 
 # include/uapi/asm-generic/socket.h, where Python's socket module has no name for it
 SO_GET_FILTER = 26
 SO_TIMESTAMP, SO_TIMESTAMPNS, SO_TIMESTAMPING = 29, 35, 37
-SO_PEEK_OFF = 42
 SO_MEMINFO = 55
 SO_ZEROCOPY = 60
 SO_BUF_LOCK = 72
@@ -239,52 +238,6 @@ def queued(fd: int, request: int = termios.FIONREAD) -> int:
     return int(struct.unpack("i", fcntl.ioctl(fd, request, bytes(4)))[0])
 
 
-class Peeked(NamedTuple):
-    """The result of the next recvmsg()."""
-
-    content: bytes
-    flags: int
-    """msg_flags."""
-    name: bytes
-    """The sender's struct sockaddr."""
-    control: bytes
-    """Control messages."""
-
-
-def peek(fd: int, size: int, flags: int = 0, control: int = 0) -> Peeked:
-    """What the next recvmsg() of up to `size` bytes would return; it stays in the queue.
-
-    Args:
-        fd: the socket.
-        size: room for content, in bytes.
-        flags: besides MSG_PEEK and MSG_DONTWAIT.
-        control: room for control messages, in bytes; we must close the descriptors in them.
-    """
-    content, name, room = bytearray(max(size, 1)), bytearray(LONGEST_NAME), bytearray(max(control, 1))
-    header = Words(name, LONGEST_NAME, Words(content, size), 1, room, control, 0)
-    got = syscall(NR.recvmsg, fd, header, flags | socket.MSG_PEEK | socket.MSG_DONTWAIT)
-    named, controlled = header[1] & 0xFFFFFFFF, header[5]  # struct msghdr
-    return Peeked(
-        bytes(content[: min(got, size)]), header[6] & 0xFFFFFFFF, bytes(name[:named]), bytes(room[:controlled])
-    )
-
-
-@contextmanager
-def peeking_on(fd: int) -> Iterator[None]:
-    """In the block each peek at a queue continues behind the previous one (SO_PEEK_OFF)."""
-    set_peek_offset(fd, 0)
-    try:
-        yield
-    finally:
-        set_peek_offset(fd, -1)
-
-
-def set_peek_offset(fd: int, offset: int) -> None:
-    """Set the offset for the next peek at a queue; -1: each peek starts at the beginning."""
-    value = struct.pack("i", offset)
-    syscall(NR.setsockopt, fd, _SOL, SO_PEEK_OFF, value, len(value))
-
-
 def used_memory(fd: int) -> int:
     """The memory that a socket's receive queue takes, overhead included, in bytes (SK_MEMINFO_RMEM_ALLOC)."""
     return int(struct.unpack_from("=I", getsockopt(fd, _SOL, SO_MEMINFO, 36))[0])
@@ -354,12 +307,17 @@ class SocketState:
     options: dict[Key, bytes]
     filter: bool
     """Whether it has a packet filter."""
-    peek_offset: bool
-    """Whether SO_PEEK_OFF is on: then peeking at its queue would change the offset."""
+    peek_offset: int
+    """SO_PEEK_OFF. If it is not negative, it is on: then peeking at its queue would change it."""
     events: int
     """The poll() events."""
     queued: int
     """Bytes in the receive queue."""
+
+    @property
+    def may_hold_messages(self) -> bool:
+        """Whether messages may wait in it, or did at an earlier look that has left a note."""
+        return bool(self.events & select.POLLIN) or self.peek_offset != OFF
 
 
 def look(fd: int, wanted: dict[Key, int], *, listening: bool) -> SocketState:
@@ -369,7 +327,7 @@ def look(fd: int, wanted: dict[Key, int], *, listening: bool) -> SocketState:
         family=family_of(fd),
         options=options(fd, wanted),
         filter=_has_filter(fd),
-        peek_offset=peek_offset is not None and struct.unpack("i", peek_offset)[0] >= 0,
+        peek_offset=OFF if peek_offset is None else struct.unpack("i", peek_offset)[0],
         events=events(fd),
         queued=0 if listening else queued(fd),
     )
@@ -384,7 +342,7 @@ def unsupported(state: SocketState, pid: int) -> Iterator[Unsupported]:
             )
     if state.filter and FILTER not in state.options:
         yield Unsupported("it has a packet filter (SO_ATTACH_FILTER), which is not kept", "detach the filter")
-    if state.peek_offset:
+    if state.peek_offset >= 0:
         yield Unsupported("it is read with an offset (SO_PEEK_OFF), which is not kept", "set the offset to -1")
     for key, words in PRIVILEGED.items() if not procfs.is_root() else ():
         if any(state.options.get(key, b"")):

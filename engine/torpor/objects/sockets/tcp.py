@@ -47,7 +47,16 @@ from torpor.objects.kind import (
     some,
 )
 from torpor.objects.opening import Opening
-from torpor.objects.sockets import addresses, common, tcp_backlog, tcp_connections, tcp_flow, tcp_ports, tcp_repair
+from torpor.objects.sockets import (
+    addresses,
+    common,
+    peeking,
+    tcp_backlog,
+    tcp_connections,
+    tcp_flow,
+    tcp_ports,
+    tcp_repair,
+)
 from torpor.objects.sockets.addresses import Address
 from torpor.objects.sockets.common import Key, SocketState
 from torpor.remote.sys import pidfd_open, syscall
@@ -385,14 +394,14 @@ def _count(copy: int, state: TcpState) -> None:
 
 def _take(copy: int, state: TcpState) -> None:
     """Read what an end has received."""
-    if state.socket.peek_offset:
+    if state.socket.peek_offset >= 0:
         return
     if state.socket.queued:
-        state.received = common.peek(copy, state.socket.queued)[0]
+        state.received = peeking.peek(copy, state.socket.queued).content
     state.urgent = bool(state.socket.events & select.POLLPRI)
     if not state.urgent and not state.mptcp and state.remote and common.queued(copy, _SIOCATMARK):
         # Data behind the mark is counted only after something was read there (tcp_inq() in net/ipv4/tcp.c).
-        state.urgent = bool(state.socket.events & select.POLLIN and common.peek(copy, 1).content)
+        state.urgent = bool(state.socket.events & select.POLLIN and peeking.peek(copy, 1).content)
 
 
 def _bring(sender: OpenFile[TcpState], receiver: OpenFile[TcpState]) -> None:

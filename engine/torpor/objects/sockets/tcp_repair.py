@@ -43,7 +43,7 @@ from torpor import procfs
 from torpor.arch.x86_64 import NR
 from torpor.errors import CheckpointFailed, NotPermitted
 from torpor.image.image_pb2 import KeptConnection, TcpSocket
-from torpor.objects.sockets import addresses, common, tcp_close
+from torpor.objects.sockets import addresses, common, peeking, tcp_close
 from torpor.remote.sys import Words, pidfd_open, syscall
 from torpor.util.strict_protobuf import parse
 
@@ -209,11 +209,11 @@ def _read(copy: int) -> KeptConnection | None:
     _set(copy, TCP_REPAIR_QUEUE, RECV_QUEUE)
     state.received_until = common.number(copy, _TCP, TCP_QUEUE_SEQ) & 0xFFFFFFFF
     if size := common.queued(copy):
-        state.received = common.peek(copy, size).content
+        state.received = peeking.peek(copy, size).content
     _set(copy, TCP_REPAIR_QUEUE, SEND_QUEUE)
     state.sent_until = common.number(copy, _TCP, TCP_QUEUE_SEQ) & 0xFFFFFFFF
     if size := common.queued(copy, termios.TIOCOUTQ):
-        state.sent = common.peek(copy, size).content
+        state.sent = peeking.peek(copy, size).content
     return state
 
 

@@ -8,9 +8,8 @@ Not kept: that a socket without a port is shut down for writing only, which noth
 sock_diag(7) tells); what comes with a datagram besides its sender (time, TTL, ...); an error without datagrams (ICMP),
 as if it had been lost in the network; and an outgoing multicast device that was set only by its number.
 
-Datagrams behind the first are read with SO_PEEK_OFF (socket(7)), which is set for that moment. An empty datagram is
-shown only once in this way (net/core/datagram.c, __skb_try_recv_from_queue): if the program goes on and still has not
-read it by the next checkpoint, that one loses it.
+The kernel may not show empty datagrams that it has shown to an earlier checkpoint (`torpor.objects.sockets.peeking`).
+The result then says so; a job is not refused for that, since datagrams get lost in a network, too.
 """
 
 from __future__ import annotations
@@ -36,9 +35,11 @@ from torpor.objects.kind import (
     Seen,
     Unsupported,
     borrowed,
+    name,
+    some,
 )
 from torpor.objects.opening import Opening, naming
-from torpor.objects.sockets import addresses, common, multicast
+from torpor.objects.sockets import addresses, common, multicast, peeking
 from torpor.objects.sockets.addresses import Address
 from torpor.objects.sockets.common import SocketState
 from torpor.objects.sockets.sock_diag import SEND_SHUTDOWN, shut_udp
@@ -79,6 +80,8 @@ class UdpState:
     """The bytes that were written and have not left the host: held back (UDP_CORK, MSG_MORE), but for moments."""
     messages: list[tuple[bytes, bytes]] = field(default_factory=list)
     """Unread datagrams, each with its sender's struct sockaddr."""
+    may_lack: bool = False
+    """Whether empty datagrams may be missing in these."""
     shut: int = 0
     """Which sides the kernel says were shut down (RCV_SHUTDOWN, SEND_SHUTDOWN); 0 also if it says nothing."""
 
@@ -102,7 +105,6 @@ class Udp(Kind[UdpState]):
     """A UDP socket."""
 
     field = "udp"
-    look_takes = True  # an empty datagram is shown once (SO_PEEK_OFF): see `_peek`
     may_be_under_way = True
 
     def matches(self, seen: Seen) -> bool:
@@ -127,9 +129,8 @@ class Udp(Kind[UdpState]):
                 multicast.memberships(copy, family, multicast.groups()),
                 common.queued(copy, termios.TIOCOUTQ),
             )
-            look = content and state.socket.events & select.POLLIN
-            if look and not (state.failed or state.socket.peek_offset):
-                state.messages = _peek(copy)
+            if content and state.socket.may_hold_messages and not state.failed and state.socket.peek_offset < 0:
+                _peek(copy, state)
         return state
 
     def finish(self, mine: list[OpenFile[UdpState]], tree: GrabbedDescriptors) -> None:
@@ -153,7 +154,7 @@ class Udp(Kind[UdpState]):
                 "datagrams wait in it that the kernel may have joined (UDP_GRO)", "try again", passing=True
             )
         ours = [addresses.address(other.state.local) for other in tree.of(Udp)] if state.messages else []
-        for sender in dict.fromkeys(addresses.address(name) for _, name in state.messages):
+        for sender in dict.fromkeys(addresses.address(sender) for _, sender in state.messages):
             if not any(_is_at(own, sender) for own in ours) and (why := _why_not_ours(sender)):
                 yield Unsupported(
                     f"datagrams from {sender} wait in it, and only who has that address could send them again: {why}",
@@ -176,6 +177,16 @@ class Udp(Kind[UdpState]):
         out.udp.memberships.extend(state.memberships)
         out.udp.messages.extend(message for message, _ in state.messages)
         out.udp.senders.extend(sender for _, sender in state.messages)
+
+    def notices(self, mine: Sequence[OpenFile[UdpState]], tree: GrabbedDescriptors) -> Iterator[str]:
+        """Empty datagrams that only an earlier checkpoint was shown."""
+        if lacking := [name(held.holders[0]) for held in mine if held.state.may_lack]:
+            why = "the kernel has shown them to an earlier checkpoint only"
+            yield f"empty datagrams that wait in UDP sockets may be missing in the snapshot, as {why}: {some(lacking)}"
+
+    def spared(self, description: Description) -> bool:
+        """Always: it has its address, at which others may have sent to it already."""
+        return True
 
     def validate(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
         """The addresses must be valid."""
@@ -295,18 +306,15 @@ def _shut(sock: socket.socket, udp: UdpSocket) -> None:
                     raise
 
 
-def _peek(copy: int) -> list[tuple[bytes, bytes]]:
-    """The unread datagrams, each with its sender."""
-    found: list[tuple[bytes, bytes]] = []
-    with common.peeking_on(copy):
-        while True:
-            try:
-                message = common.peek(copy, LONGEST)
-            except BlockingIOError:
-                return found
-            if not message.name:  # the end of a socket that is shut down: datagrams have a sender
-                return found
-            found.append((message.content, message.name))
+def _peek(copy: int, state: UdpState) -> None:
+    """Read the unread datagrams, each with its sender."""
+
+    def ends(seen: peeking.Peeked) -> bool:
+        return not seen.name  # the end of a socket that is shut down: datagrams have a sender
+
+    with peeking.Look(copy, state.socket.peek_offset, LONGEST, ends=ends) as look:
+        state.messages = [(seen.content, seen.name) for seen in look]
+        state.may_lack = look.may_have_missed
 
 
 def _is_at(own: Address, sender: Address) -> bool:
@@ -339,8 +347,8 @@ def _fill(receiver: socket.socket, udp: UdpSocket, made: Sequence[socket.socket]
         return
     size = receiver.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
     common.enlarge(receiver, socket.SO_RCVBUF)
-    for message, name in zip(udp.messages, udp.senders, strict=True):
-        there = addresses.address(name)
+    for message, origin in zip(udp.messages, udp.senders, strict=True):
+        there = addresses.address(origin)
         receiver.connect(addresses.for_python(there, receiver.family))
         with _sender(there, made) as sender:
             here = addresses.address(addresses.local_name(receiver.fileno()))

@@ -1,13 +1,13 @@
 """The content of unix sockets' queues: bytes or messages, their senders, and descriptors that come with them.
 
-A queue is read without taking anything out of it (MSG_PEEK behind SO_PEEK_OFF, socket(7)), through a copy of the
-socket. The offset is set for that moment only; if the dumper is killed then, it stays set, which only a program that
-peeks at its queue could notice. A peek also returns descriptors that come with a message (SCM_RIGHTS, unix(7)): these
-copies show which ones are in flight. In a stream they come with the first byte of the data sent with them. A peek
-continues to the end of that data whatever the buffer's size; but data that was sent at once is copied as a whole or not
-at all (net/unix/af_unix.c, unix_stream_read_generic), so a peek without room for the last byte ends where that data
-begins. An empty datagram is shown only once: if the program goes on and still has not read it by the next checkpoint,
-that one loses it (net/core/datagram.c, __skb_try_recv_from_queue).
+A queue is read through a copy of the socket, and nothing is taken out of it (`torpor.objects.sockets.peeking`). A peek
+also returns descriptors that come with a message (SCM_RIGHTS, unix(7)): these copies show which ones are in flight. In
+a stream they come with the first byte of the data sent with them. A peek continues to the end of that data whatever the
+buffer's size; but data that was sent at once is copied as a whole or not at all (net/unix/af_unix.c,
+unix_stream_read_generic), so a peek without room for the last byte ends where that data begins.
+
+A checkpoint is refused while an empty message may wait that only an earlier one was shown. Empty packets at the end of
+a connection are not kept: who receives them cannot tell them from that end.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from torpor.arch.x86_64 import NR
 from torpor.errors import RestoreFailed
 from torpor.image.image_pb2 import UnixSocket as UnixMessage
 from torpor.objects.kind import InFlight
-from torpor.objects.sockets import common
+from torpor.objects.sockets import common, peeking
 from torpor.objects.sockets.common import SocketState
 from torpor.remote.sys import Words, syscall
 
@@ -92,9 +92,8 @@ def _peek(copy: int, state: SocketState, queue: Queue) -> None:
         queue.lost = "an error waits in it, which a look into its queue would take out"
     elif state.events & select.POLLERR:
         return
-    elif state.events & select.POLLIN:
-        with common.peeking_on(copy):
-            _peek_messages(copy, state, queue)
+    elif state.may_hold_messages:
+        _peek_messages(copy, state, queue)
 
 
 def _peek_stream(copy: int, size: int, queue: Queue) -> None:
@@ -103,7 +102,7 @@ def _peek_stream(copy: int, size: int, queue: Queue) -> None:
         whole = _next(copy, size, queue)
         queue.messages.append(whole)
         if len(whole.content) < size or whole.rights:
-            with common.peeking_on(copy):
+            with peeking.peeking_on(copy):
                 _peek_pieces(copy, size, whole, queue)
         if sum(len(message.content) for message in queue.messages) != size:
             queue.lost = "not all that is in its queue can be seen"
@@ -122,14 +121,14 @@ def _peek_pieces(copy: int, size: int, message: Message, queue: Queue) -> None:
         at += len(message.content)
         if at >= size:
             return
-        common.set_peek_offset(copy, at)
+        peeking.set_offset(copy, at)
         message = _next(copy, size - at, queue)
         queue.messages.append(message)
 
 
 def _before_rights(copy: int, at: int, size: int) -> int:
     """How many of the `size` bytes from `at` on were sent before the data with the descriptors, which ends there."""
-    common.set_peek_offset(copy, at)
+    peeking.set_offset(copy, at)
     header = Words(0, 0, Words(bytearray(size), size - 1, _NOWHERE, 1), 2, 0, 0, 0)  # struct msghdr
     try:
         return syscall(NR.recvmsg, copy, header, socket.MSG_PEEK | socket.MSG_DONTWAIT)
@@ -142,14 +141,21 @@ def _before_rights(copy: int, at: int, size: int) -> int:
 def _peek_messages(copy: int, state: SocketState, queue: Queue) -> None:
     # An empty queue returns EAGAIN, but a closed connection returns 0 again and again, like empty messages.
     ended = state.family.type == socket.SOCK_SEQPACKET and state.events & select.POLLRDHUP
-    with suppress(BlockingIOError):
-        while not queue.lost and (not ended or sum(len(message.content) for message in queue.messages) < state.queued):
-            queue.messages.append(_next(copy, LONGEST_MESSAGE, queue))
+    left = state.queued
+    with peeking.Look(copy, state.peek_offset, LONGEST_MESSAGE, MSG_CMSG_CLOEXEC, CONTROL_ROOM) as look:
+        while not queue.lost and not (ended and left <= 0) and (seen := next(look, None)):
+            queue.messages.append(_kept(seen, queue))
+            left -= len(seen.content)
+        if look.may_have_missed and not queue.lost:
+            queue.lost = "an empty message may wait in it, which the kernel has shown to an earlier checkpoint only"
 
 
 def _next(copy: int, size: int, queue: Queue) -> Message:
-    """Read the next message; `queue.lost` says what of it cannot be kept."""
-    seen = common.peek(copy, size, MSG_CMSG_CLOEXEC, CONTROL_ROOM)
+    """Read the next message of a stream; `queue.lost` says what of it cannot be kept."""
+    return _kept(peeking.peek(copy, size, MSG_CMSG_CLOEXEC, CONTROL_ROOM), queue)
+
+
+def _kept(seen: peeking.Peeked, queue: Queue) -> Message:
     message = Message(seen.content, seen.name[PATH:])
     for level, kind, content in _controls(seen.control):
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):

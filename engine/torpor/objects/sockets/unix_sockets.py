@@ -125,7 +125,7 @@ class Unix(Kind[UnixState]):
             state = UnixState(common.look(copy, OPTIONS, listening=listening), name, outgoing)
             if content and procfs.is_root():
                 state.bound_path = unix_paths.bound_path(copy)
-            if content and not listening and not state.socket.peek_offset:
+            if content and not listening and state.socket.peek_offset < 0:
                 state.queue = unix_queues.peek(copy, state.socket)
         return state
 
@@ -234,6 +234,11 @@ class Unix(Kind[UnixState]):
         ]
         if nowhere:
             yield f"the files of unix sockets are not found, and will not be there: {some(nowhere)}"
+
+    def spared(self, description: Description) -> bool:
+        """Where an empty message is not the first: it would not be shown to the next checkpoint."""
+        unix = description.unix
+        return b"" in unix.messages[1:] and not unix.under_way
 
     def validate(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
         """The image must be consistent, and its names available."""
