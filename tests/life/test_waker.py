@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import signal
 import subprocess
 
@@ -23,7 +24,9 @@ def inherited():
     yield [number(libc.prctl, option) for option in (30, 42, 34)], number(libc.syscall, 252, 1), os.nice(0)
     policy = ctypes.c_int(-1)
     libc.syscall(239, ctypes.byref(policy), None, 0, 0, 0)
-    yield policy.value, os.sched_getscheduler(0), open("/proc/self/personality").read(), os.getcwd()
+    slice = (ctypes.c_uint64 * 7)()  # struct sched_attr, with the time slice in the middle
+    number(libc.syscall, 315, 0, ctypes.addressof(slice), 56)
+    yield policy.value, slice[3], os.sched_getscheduler(0), open("/proc/self/personality").read(), os.getcwd()
     yield open("/proc/self/coredump_filter").read(), open("/proc/self/oom_score_adj").read()
     yield [line for line in open("/proc/self/status") if line.startswith(("SigB", "SigI", "SigC", "Umask"))]
     yield open("/proc/self/limits").read(), sorted(os.environ)
@@ -44,6 +47,8 @@ for call in ((29, 999999), (41, 1), (33, 1, 1)):
     libc.prctl(*map(ctypes.c_long, (*call, 0, 0, 0)[:5]))
 libc.syscall(251, 1, 0, 3 << 13)
 libc.syscall(238, 1, ctypes.byref(ctypes.c_long(1)), ctypes.c_long(64))
+slice = (ctypes.c_uint64 * 7)(56, 0, 0, 7_000_000)  # SCHED_OTHER, for 7 ms at a time
+libc.syscall(314, 0, slice, 0)
 libc.personality(ctypes.c_ulong(0x0040000))
 os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 os.umask(0o77)
@@ -55,6 +60,12 @@ for number in set(signal.valid_signals()) - {signal.SIGKILL, signal.SIGSTOP}:
     signal.signal(number, signal.SIG_IGN)
 signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1, signal.SIGALRM])
 os.environ["LENT"] = "1"
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
+# Denies itself and what it becomes memory that is writable and executable (PR_SET_MDWE).
+DENIES = """
+import ctypes, os, sys
+assert ctypes.CDLL(None).prctl(65, 1, 0, 0, 0) == 0
 os.execvp(sys.argv[1], sys.argv[1:])
 """
 
@@ -90,3 +101,11 @@ def test_that_setuid_programs_give_no_rights_any_more_is_said(root_account: User
     restore = [TORPOR, "restore", "latest", "--as", way]
     done = root_account.run(["setpriv", "--no-new-privs", *restore], check=True)
     assert "setuid programs give it no rights: who wakes it has no_new_privs" in done.stderr
+
+
+@pytest.mark.skipif(ctypes.CDLL(None).prctl(66, 0, 0, 0, 0) < 0, reason="no PR_SET_MDWE before Linux 6.3")
+def test_who_may_have_no_code_of_its_own_wakes_nothing(as_user: User) -> None:
+    _asleep(as_user)
+    done = as_user.run([BIN / "python", "-c", DENIES, TORPOR, "restore", "latest"])
+    assert done.returncode == 10
+    assert "this process: it may not have memory that is writable and executable (prctl PR_SET_MDWE)" in done.stderr

@@ -251,6 +251,13 @@ ALLOWED: Final = (
         lambda before, after: before.sid in OUTSIDE or after.autogroup_nice > before.autogroup_nice,
         at="building",
     ),
+    Allowed(
+        "processes.threads.slice_ns",
+        "a thread that may not leave SCHED_IDLE shows no time slice; a warning says so",
+        "Utilization clamps",
+        lambda _, after: after.scheduler == os.SCHED_IDLE,
+        at="building",
+    ),
     Allowed("processes.threads.affinity", _WARNED, "Affinity", at="building"),
     Allowed("processes.threads.no_new_privs", _WARNED, "no_new_privs", at="building"),
     *(

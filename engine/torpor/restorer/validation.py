@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
 
+from torpor.arch.x86_64 import NR
 from torpor.errors import ImageDamaged, Reason, RestoreRefused
 from torpor.image import image_pb2 as pb
 from torpor.objects.fds import descriptors
@@ -26,10 +27,14 @@ from torpor.objects.process import (
 from torpor.objects.registry import PROCESS_PARTS, THREAD_PARTS, TREE_PARTS
 from torpor.probe import Probe
 from torpor.procfs import PAGE
+from torpor.remote.sys import try_syscall
 
 _LONGEST_PATH = 4096 + len(" (deleted)")
 """Bytes: PATH_MAX; the kernel reports no longer path."""
 _LARGEST_FILE = (1 << 63) - 1
+PR_GET_MDWE = 66
+_REFUSE_EXEC_GAIN = 1
+"""Alone, without PR_MDWE_NO_INHERIT: it is denied to children, too."""
 
 
 def living(image: pb.Tree) -> Iterator[pb.Process]:
@@ -120,6 +125,9 @@ def validate_abilities(host: Probe) -> Iterator[Reason]:
         )
     elif not host.map_vdso:
         yield Reason("this kernel", "it cannot map a vDSO at a chosen address", "see `torpor doctor`")
+    if try_syscall(NR.prctl, PR_GET_MDWE, 0, 0, 0, 0) == _REFUSE_EXEC_GAIN:
+        why = "it may not have memory that is writable and executable (prctl PR_SET_MDWE), nor may what it wakes"
+        yield Reason("this process", why, "wake it from one that may: the denial lasts, also through execve")
     if not (host.can_choose_pids or host.can_restore_rootless):
         why = "; ".join(host.why.values()) or "it allows no user and PID namespaces"
         yield Reason("this host", why, "see `torpor doctor`")

@@ -16,8 +16,10 @@ from __future__ import annotations
 import os
 import resource
 import struct
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple
 
 from torpor import procfs
@@ -58,6 +60,7 @@ ATTRIBUTES = struct.Struct("=IIQiIQQQII")
 """struct sched_attr."""
 FULL = 1024
 """The full utilization: SCHED_CAPACITY_SCALE."""
+_LOWEST_NICE = -20
 _KEEP_POLICY, _KEEP_PARAMETERS, _CLAMP_BOTH = 0x08, 0x10, 0x60
 
 
@@ -70,7 +73,7 @@ class Attributes(NamedTuple):
     nice: int
     priority: int
     runtime: int
-    """The time slice in nanoseconds, except for a deadline thread."""
+    """The time slice in nanoseconds, except for a deadline thread; 0 for a real-time thread, and before Linux 6.12."""
     deadline: int
     period: int
     least: int
@@ -107,6 +110,8 @@ class Allowed:
     io_real_time: bool
     speculation: tuple[int, ...]
     """The result of PR_GET_SPECULATION_CTRL for each mitigation."""
+    may_leave_idle: int
+    """With which nice value, or a higher one, a thread may leave SCHED_IDLE for another policy."""
     clamps: bool
     """Whether the kernel can clamp utilization."""
     processors: frozenset[int]
@@ -116,6 +121,9 @@ class Allowed:
     may_lower_nice: bool
     scheduler: int
     """The restorer's own policy, which threads inherit; so they do what follows."""
+    slice_chosen: bool
+    """Whether it has, or may have, a time slice other than the usual one."""
+    clamped: bool
     io_priority: int
     personality: int
     memory_policy: int
@@ -126,6 +134,8 @@ class Allowed:
 def allowed() -> Allowed:
     """What this process may set."""
     root = procfs.is_root()
+    own = own_attributes()
+    limit = resource.getrlimit(resource.RLIMIT_NICE)[0]
     policy = bytearray(4)
     try_syscall(NR.get_mempolicy, policy, 0, 0, 0, 0)
     return Allowed(
@@ -134,11 +144,14 @@ def allowed() -> Allowed:
         speculation=tuple(
             max(try_syscall(NR.prctl, PR_GET_SPECULATION_CTRL, which, 0, 0, 0), 0) for which in MITIGATIONS
         ),
-        clamps=own_attributes().most > 0,
+        may_leave_idle=_LOWEST_NICE if root or limit == resource.RLIM_INFINITY else 20 - limit,
+        clamps=own.most > 0,
         processors=frozenset(os.sched_getaffinity(0)),
         nice=os.getpriority(os.PRIO_PROCESS, 0),
         may_lower_nice=root,
         scheduler=os.sched_getscheduler(0),
+        slice_chosen=own.runtime != usual_slice(),
+        clamped=_is_clamped(own),
         io_priority=max(try_syscall(NR.ioprio_get, _IOPRIO_WHO_PROCESS, 0), 0),
         personality=try_syscall(NR.personality, _QUERY_PERSONALITY),
         memory_policy=int.from_bytes(policy, "little"),
@@ -231,7 +244,9 @@ class ThreadAttributes(ThreadPart[Asked, Allowed]):
             yield f"its nice value is {host.nice}, was {thread.nice}: lowering it needs a privilege"
         if not host.processors.intersection(thread.affinity):
             yield "none of the processors that it was bound to is allowed here"
-        if not _may_schedule(thread, host):
+        if not _may_leave_idle(thread, host):
+            yield "it has SCHED_IDLE, as who wakes it: to leave that needs a privilege (RLIMIT_NICE)"
+        elif not _may_schedule(thread, host):
             what = REAL_TIME.get(thread.scheduler, "its scheduling policy")
             yield f"{what} with priority {thread.rt_priority} needs a privilege (RLIMIT_RTPRIO): it has none now"
         if not _may_have_io_priority(thread, host):
@@ -248,6 +263,8 @@ def _settings(thread: pb.Thread, host: Allowed) -> Iterator[Call]:
     if processors and processors != host.processors:
         mask = sum(1 << cpu for cpu in processors).to_bytes(_AFFINITY_BYTES, "little")
         yield Call(NR.sched_setaffinity, (0, len(mask), mask), 0, "binding it to its processors")
+    if host.slice_chosen and _policy(host.scheduler) in FAIR:  # a later change of the policy leaves it as it is
+        yield _set_slice(host.nice, 0)
     if thread.scheduler != host.scheduler and _may_schedule(thread, host):
         parameters = thread.rt_priority.to_bytes(4, "little")
         yield Call(NR.sched_setscheduler, (0, thread.scheduler, parameters), 0, "setting its scheduling policy")
@@ -268,15 +285,20 @@ def _settings(thread: pb.Thread, host: Allowed) -> Iterator[Call]:
     nice = thread.nice if thread.nice > host.nice or host.may_lower_nice else host.nice
     if nice != host.nice:
         yield Call(NR.setpriority, (0, 0, thread.nice), 0, f"setting its nice value {thread.nice}")
-    if thread.slice_ns:
-        content = ATTRIBUTES.pack(ATTRIBUTES.size, 0, _KEEP_POLICY, nice, 0, thread.slice_ns, 0, 0, 0, 0)
-        # Kernels before 6.12 accept it and do nothing.
-        yield Call(NR.sched_setattr, (0, content, 0), 0, f"setting its slice of time to {thread.slice_ns} ns")
-    if thread.clamp_most and host.clamps:
+    if thread.slice_ns and _may_leave_idle(thread, host):  # kernels before 6.12 accept it and do nothing
+        yield _set_slice(nice, thread.slice_ns)
+    if host.clamps and (thread.clamp_most or host.clamped):
         flags = _KEEP_POLICY | _KEEP_PARAMETERS | _CLAMP_BOTH
-        least, most = thread.clamp_least, thread.clamp_most
+        usual = (_usual_least(_policy(thread.scheduler)), FULL)
+        least, most = (thread.clamp_least, thread.clamp_most) if thread.clamp_most else usual
         content = ATTRIBUTES.pack(ATTRIBUTES.size, 0, flags, 0, 0, 0, 0, 0, least, most)
         yield Call(NR.sched_setattr, (0, content, 0), 0, f"clamping its utilization to {least} to {most}")
+
+
+def _set_slice(nice: int, length: int) -> Call:
+    """Set a fair thread's time slice in nanoseconds; 0: the usual one."""
+    content = ATTRIBUTES.pack(ATTRIBUTES.size, 0, _KEEP_POLICY, nice, 0, length, 0, 0, 0, 0)
+    return Call(NR.sched_setattr, (0, content, 0), 0, f"setting its slice of time to {length or usual_slice()} ns")
 
 
 def _last(thread: pb.Thread, host: Allowed) -> Iterator[Call]:
@@ -288,8 +310,17 @@ def _last(thread: pb.Thread, host: Allowed) -> Iterator[Call]:
         yield Call(NR.arch_prctl, (ARCH_SET_CPUID, 0), 0, "making CPUID fault")
 
 
+def _policy(scheduler: int) -> int:
+    return scheduler & ~os.SCHED_RESET_ON_FORK
+
+
+def _may_leave_idle(thread: pb.Thread, host: Allowed) -> bool:
+    stays = _policy(host.scheduler) != os.SCHED_IDLE or _policy(thread.scheduler) == os.SCHED_IDLE
+    return stays or host.may_leave_idle <= host.nice
+
+
 def _may_schedule(thread: pb.Thread, host: Allowed) -> bool:
-    return thread.rt_priority <= host.real_time
+    return thread.rt_priority <= host.real_time and _may_leave_idle(thread, host)
 
 
 def _set_io_priority(value: int) -> int:
@@ -313,10 +344,18 @@ def _may_choose(speculation: pb.Speculation, host: Allowed) -> bool:
 def _describe_attributes(content: bytes, image: pb.Thread) -> None:
     """Write what sched_getattr(2) returns, if it differs from the default."""
     found = Attributes(*ATTRIBUTES.unpack(content))
-    if found.policy in FAIR and found.runtime != own_attributes().runtime:
+    if found.policy in FAIR and found.runtime != usual_slice():
         image.slice_ns = found.runtime  # Linux 6.12 returns it and allows to set it
-    if found.most and (found.most != FULL or found.least not in (0, FULL if found.policy in REAL_TIME else 0)):
+    if _is_clamped(found):
         image.clamp_least, image.clamp_most = found.least, found.most
+
+
+def _is_clamped(found: Attributes) -> bool:
+    return found.most > 0 and (found.most != FULL or found.least not in (0, _usual_least(found.policy)))
+
+
+def _usual_least(policy: int) -> int:
+    return FULL if policy in REAL_TIME else 0
 
 
 def own_attributes() -> Attributes:
@@ -324,3 +363,23 @@ def own_attributes() -> Attributes:
     content = bytearray(ATTRIBUTES.size)
     try_syscall(NR.sched_getattr, 0, content, len(content), 0)
     return Attributes(*ATTRIBUTES.unpack(content))
+
+
+@cache
+def usual_slice() -> int:
+    """The time slice of threads that have chosen none, in nanoseconds; 0 before Linux 6.12.
+
+    This process may have chosen one. So a thread of its own lets go of it, and looks.
+    """
+    found = []
+
+    def look() -> None:
+        own = own_attributes()
+        content = ATTRIBUTES.pack(ATTRIBUTES.size, 0, _KEEP_POLICY, own.nice, 0, 0, 0, 0, 0, 0)
+        try_syscall(NR.sched_setattr, 0, content, 0)
+        found.append(own_attributes().runtime)
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    thread.join()
+    return found[0]
