@@ -195,6 +195,40 @@ def test_no_line_of_output_is_lost(server: Server) -> None:
         assert notebook.finish(cell).split() == [str(n) for n in range(lines)]
 
 
+IN_PARTS = """
+import time, zmq
+def work(seconds):
+    until = time.monotonic() + seconds
+    while time.monotonic() < until: pass
+def send_multipart(self, parts, flags=0, copy=True, track=False, **others):
+    for part in parts[:-1]:
+        self.send(part, zmq.SNDMORE | flags, copy=copy)
+        work(seconds)
+    return self.send(parts[-1], flags, copy=copy)
+zmq.Socket.send_multipart = send_multipart
+"""
+"""Much of the time a thread stands between the parts of a message: libzmq has taken some of them, and shows none to its
+I/O thread before the last has come; at a wake those in its memory are lost with the connection."""
+CELLS = {
+    "waits": (0.002, "for n in range(%): print(n, flush=True); time.sleep(0.03)"),
+    "computes": (0.0004, "for n in range(%): print(n, flush=True); work(0.05)"),
+}
+
+
+@pytest.mark.parametrize(("seconds", "cell"), CELLS.values(), ids=CELLS.keys())
+def test_no_message_is_lost_between_its_parts(server: Server, seconds: float, cell: str) -> None:
+    lines = 60
+    _, kernel = server.new_session("work.ipynb")
+    with Notebook(server, kernel) as notebook:
+        notebook.run(f"seconds = {seconds}{IN_PARTS}")
+        running = notebook.start(cell.replace("%", str(lines)))
+        for part in range(3):
+            notebook.until(lambda part=part: notebook.output(running).count("\n") > 10 * part, "it prints")  # type: ignore[misc]
+            server.torpor(kernel, "/park")
+            server.torpor(kernel, "/resume")
+        assert notebook.finish(running).split() == [str(n) for n in range(lines)]
+
+
 def test_files_that_were_changed_are_taken_as_they_are_when_that_is_asked(server: Server) -> None:
     """And what a wake will not bring back is told with the checkpoint."""
     _, kernel = server.new_session("work.ipynb")

@@ -219,10 +219,15 @@ def _take(root: int, writer: SnapshotWriter, how: _How, progress: Progress) -> S
     """Do everything from the freeze to the stop or kill, in the tracing thread."""
     began = time.monotonic_ns()
     waits = Waits()
-    waits.look(tree.tasks(root))
+
+    def look() -> None:
+        waits.look(tree.tasks(root))
+
     with (
         no_collection() as calm,
-        Frozen(root, FREEZE_SECONDS, how.last, how.hold, partial(daemons.of, root)) as frozen,
+        Frozen(
+            root, FREEZE_SECONDS, how.last, how.hold, partial(daemons.of, root), lambda: waits.look(tree.tasks(root))
+        ) as frozen,
         TreeDump(frozen.processes, waits, how.series, how.still, again=how.then == "run") as taken,
     ):
         try:

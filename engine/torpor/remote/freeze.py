@@ -15,6 +15,7 @@ from torpor import procfs
 from torpor.arch.x86_64 import RIP, keep_waiting, recover_call, was_restarted
 from torpor.errors import CheckpointFailed, NotFound, NotPermitted
 from torpor.remote import memory, ptrace
+from torpor.remote.rest import Rest
 
 UNINTERRUPTIBLE = "it is in an uninterruptible system call (state D), in which nothing can stop it"
 SEE_WHY = "see what it waits for in /proc/PID/stack or /proc/PID/wchan (a hung file system?), and try again"
@@ -83,7 +84,11 @@ def describe_process(pid: int) -> str:
 
 @dataclass(frozen=True)
 class LastToStop:
-    """Threads that run on for a moment after the others have stopped, to flush their buffers."""
+    """Threads that run on for a moment after the others have stopped, to flush their buffers.
+
+    The others of the root's process are stopped when they rest, so that none stands in the middle of what it gives to
+    these threads: see `torpor.remote.rest`.
+    """
 
     matches: Callable[[str], bool]
     """Called with a thread's name: whether it is one of these threads."""
@@ -100,6 +105,7 @@ class Frozen:
         last: threads that are stopped after the others.
         hold: seconds that stopped threads wait for one in an uninterruptible call.
         apart: returns the PIDs of processes that belong to the tree without a parent in it; called repeatedly.
+        look: called before the tree is stopped; with `last` it can take several tries.
 
     Raises:
         NotFound: the root is gone.
@@ -114,12 +120,14 @@ class Frozen:
         last: LastToStop | None = None,
         hold: float = 0.05,
         apart: Callable[[], Iterable[int]] = tuple,
+        look: Callable[[], object] = tuple,
     ) -> None:
         self.root = root
-        self._apart = apart
+        self._apart, self._look = apart, look
         self._hold = hold
         self.processes: dict[int, Process] = {}
-        self.started = time.monotonic_ns()
+        self.started = 0
+        """When it began to be stopped (CLOCK_MONOTONIC)."""
         self.pause_ns = 0
         """How long the tree was frozen, in ns; known once it runs again."""
         self._timeout = timeout
@@ -127,10 +135,11 @@ class Frozen:
         self._denied: set[int] = set()
         """Threads that could not be seized although they had not ended."""
         try:
-            self._add(Process(self.root, None))
             if last:
-                self._stop_all(last.matches)
+                self._stop_at_rest(last.matches)
                 last.drained()
+            else:
+                self._begin()
             self._stop_all()
         except BaseException:
             self.thaw()
@@ -141,6 +150,24 @@ class Frozen:
 
     def __exit__(self, *_: object) -> None:
         self.thaw()
+
+    def _begin(self) -> None:
+        self._look()
+        self.started = time.monotonic_ns()
+        self._denied.clear()
+        self._add(Process(self.root, None))
+
+    def _stop_at_rest(self, spared: Callable[[str], bool]) -> None:
+        """Stop all threads but the spared ones, at a moment when those of the root are in the middle of nothing."""
+        rest = Rest()
+        while True:
+            self._begin()
+            self._stop_all(spared)
+            root = self.processes[self.root]
+            if root.stopped or rest.is_reached(root.pid, root.threads):
+                return
+            self.thaw()
+            time.sleep(rest.pause)
 
     def _stop_all(self, spared: Callable[[str], bool] | None = None) -> None:
         self._deadline = time.monotonic() + self._timeout

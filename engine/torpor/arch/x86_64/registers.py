@@ -78,13 +78,18 @@ def in_system_call(registers: array[int]) -> bool:
     return signed(registers[ORIG_RAX]) >= 0 and -ERESTART_RESTARTBLOCK <= signed(registers[RAX]) <= -ERESTARTSYS
 
 
+def ended_early(registers: array[int]) -> bool:
+    """Whether a stop ended the thread's call with EINTR although no handler runs."""
+    return signed(registers[RAX]) == -EINTR and registers[ORIG_RAX] in _NEVER_RESTARTED
+
+
 def keep_waiting(registers: array[int]) -> bool:
     """If our stop ended a call without a time limit with EINTR, turn that into a restart. Returns whether it did.
 
     This is done to the target as well: otherwise epoll_wait would end early at each checkpoint. If a signal with a
     handler is pending, the kernel turns the restart into EINTR again (arch/x86/kernel/signal.c, handle_signal).
     """
-    if signed(registers[RAX]) == -EINTR and registers[ORIG_RAX] in _NEVER_RESTARTED:
+    if ended_early(registers):
         limit, none = _NEVER_RESTARTED[registers[ORIG_RAX]]
         if registers[limit] in none:
             registers[RAX] = -ERESTARTNOHAND & WORD
@@ -143,7 +148,7 @@ def portable(registers: array[int], waited: Callable[[], int | None], read: Call
     result = array("Q", registers)
     call = result[ORIG_RAX]
     blocked = signed(result[RAX]) == -ERESTART_RESTARTBLOCK
-    ended = signed(result[RAX]) == -EINTR and call in _NEVER_RESTARTED
+    ended = ended_early(result)
     if signed(call) < 0 or not (blocked or ended):
         return Portable(result)
     time = None if _is_absolute(result) else waited()

@@ -25,6 +25,7 @@ class NR(IntEnum):
     pread64 = 17
     pwrite64 = 18
     readv = 19
+    select = 23
     mremap = 25
     mincore = 27
     madvise = 28
@@ -128,6 +129,7 @@ class NR(IntEnum):
     mknodat = 259
     unlinkat = 263
     linkat = 265
+    pselect6 = 270
     ppoll = 271
     unshare = 272
     set_robust_list = 273
