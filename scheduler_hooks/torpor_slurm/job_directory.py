@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torpor.errors import NotFound, NotPermitted, Reason, Refused, StoreError, TorporError
-from torpor.store import SnapshotInfo, Store, write_whole
+from torpor.store import SnapshotInfo, Store, make_directories, sync_directory, write_whole
 from torpor_slurm import controller
 
 if TYPE_CHECKING:
@@ -130,6 +130,7 @@ class JobDirectory:
         runs = self._runs()
         if restarts == 0 and runs and self._read(f"runs/{runs[-1]}").get("began_by_slurm") != start:
             self.path.rename(self.path.with_name(f"{self.path.name}{_FORMER}-{time.time_ns()}"))
+            sync_directory(self.path.parent)
 
     def _claim(self, restarts: int) -> None:
         """Create the run's lock file. Only one of two supervisors can, on a network file system, too."""
@@ -317,7 +318,7 @@ class JobDirectory:
 
     def _make(self, path: Path) -> None:
         try:
-            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_directories(str(path))
         except PermissionError as error:
             raise NotPermitted(f"{path} cannot be made", advice="name another store with --store") from error
         except OSError as error:

@@ -16,9 +16,11 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 
 from torpor import processes
 from torpor.errors import NotFound, Reason, Refused, TorporError
+from torpor.store import make_directories, sync_directory
 from torpor_slurm.allocation import ENV_FILE
 from torpor_slurm.options import Grammar
 
@@ -154,11 +156,13 @@ def _next_step(environment: Mapping[str, str]) -> int:
     """A number that no step of the job has had: two that write to a file of their own need two names."""
     if not (job := os.path.dirname(environment.get(ENV_FILE, ""))):
         return 0
-    os.makedirs(f"{job}/steps", mode=0o700, exist_ok=True)
-    number = len(os.listdir(f"{job}/steps"))  # none is ever removed
+    steps = Path(job, "steps")
+    make_directories(str(steps))
+    number = len(os.listdir(steps))  # none is ever removed
     while True:
         with suppress(FileExistsError):
-            os.close(os.open(f"{job}/steps/{number}", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+            os.close(os.open(steps / str(number), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+            sync_directory(steps)
             return number
         number += 1
 

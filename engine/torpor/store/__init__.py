@@ -2,7 +2,7 @@
 
 from torpor.store.blocks import MAX_BLOCK, BlockTable
 from torpor.store.collect import PruneReport
-from torpor.store.files import as_store_errors
+from torpor.store.files import as_store_errors, make_directories
 from torpor.store.known import KnownBlocks
 from torpor.store.manifest import SnapshotInfo
 from torpor.store.reader import SnapshotReader
@@ -23,6 +23,7 @@ __all__ = [
     "Store",
     "as_store_errors",
     "default_path",
+    "make_directories",
     "readable",
     "sync_directory",
     "write_whole",

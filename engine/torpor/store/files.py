@@ -120,8 +120,11 @@ def make_directories(path: str) -> None:
     above = os.path.dirname(path)
     make_directories(above)
     if not made:
-        with contextlib.suppress(FileExistsError):
+        try:
             os.mkdir(path, 0o700)
+        except FileExistsError:
+            if not os.path.isdir(path):
+                raise
     try:
         fd = os.open(above, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except PermissionError:

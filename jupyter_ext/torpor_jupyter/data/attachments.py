@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from torpor.errors import NotFound, StoreError
+from torpor.store import sync_directory
 from torpor_jupyter.data.records import SNAPSHOT_ID, write_private
 
 
@@ -28,6 +29,7 @@ class Attachments:
             if like and self.kept(like) == text:
                 with suppress(OSError):  # a file system without hard links
                     os.link(self._path(like), path)
+                    sync_directory(self.folder)
                     return
             write_private(path, text)
         except OSError as error:

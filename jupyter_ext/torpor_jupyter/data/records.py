@@ -24,7 +24,7 @@ from typing import Any, ClassVar, TypeVar
 
 from torpor.errors import NotFound, StoreError
 from torpor.processes import start_time
-from torpor.store import write_whole
+from torpor.store import make_directories, write_whole
 
 KERNEL_ID = re.compile(r"[0-9A-Za-z]+(-[0-9A-Za-z]+){4}", re.ASCII)
 """As the routes of jupyter_server have it; Jupyter itself makes UUIDs."""
@@ -178,7 +178,7 @@ _NESTED: dict[str, type] = {"server": ProcessId, "process": ProcessId, "keeper":
 
 def write_private(path: Path, text: str) -> None:
     """Write a file that only the user can read, or replace it atomically; make its folder if needed. Raises OSError."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    make_directories(str(path.parent))
     write_whole(path, text)
 
 

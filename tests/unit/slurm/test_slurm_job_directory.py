@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.unit.store.power import lasting, names_of, tree_of
 from torpor.errors import NotFound, Refused
 from torpor.store import SnapshotInfo
+from torpor_slurm import srun_wrapper
 from torpor_slurm.job_directory import KEEP, RUN_TAG, JobDirectory
 
 
@@ -169,3 +171,23 @@ def test_an_old_word_of_a_requeue_says_nothing_of_the_next_run(tmp_path: Path) -
     directory.own_requeue.touch()
     directory.begin(1, "n1", 2.0)
     assert not directory.own_requeue.exists()
+
+
+def test_a_crash_of_the_host_takes_nothing_of_what_is_noted(tmp_path: Path) -> None:
+    """Neither a file nor a directory that leads to it, whatever was not synced is gone."""
+    directory = JobDirectory(tmp_path / "data" / "store", "12", "c")
+
+    def act() -> None:
+        for start in (1.0, 2.0):  # the second is another job with the same id
+            directory.begin(0, "n1", start)
+            directory.keep_script("job.sh", b"#!/bin/sh")
+            directory.write_stand_in("srun", "#!/bin/sh")
+            directory.write_environment({})
+            (directory.cut / "a.log").touch(exist_ok=False)
+            for _ in range(2):
+                srun_wrapper._next_step({srun_wrapper.ENV_FILE: str(directory.environment_file)})
+            directory.finish(0, 0)
+
+    kept = lasting(tmp_path, act)
+    assert {name for name in names_of(tree_of(tmp_path)) if not name.endswith("cut/a.log")} <= kept
+    assert sum("/steps/" in name for name in kept) == 4

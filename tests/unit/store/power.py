@@ -34,7 +34,7 @@ class HostKilled(BaseException):
 class Event:
     """What one call did. Files and directories have numbers, in the order in which they were made."""
 
-    what: Literal["make", "write", "cut", "punch", "rename", "remove", "sync", "note"]
+    what: Literal["make", "write", "cut", "punch", "rename", "link", "remove", "sync", "note"]
     node: int = 0
     """The file, or the directory whose entries change."""
     name: str = ""
@@ -111,7 +111,18 @@ class Recorder:
     def recording(self) -> Iterator[None]:
         """Stand in for the calls of `os` in the block."""
         with pytest.MonkeyPatch.context() as patch:
-            for name in ("open", "mkdir", "pwritev", "ftruncate", "rename", "unlink", "rmdir", "fsync"):
+            for name in (
+                "open",
+                "mkdir",
+                "pwritev",
+                "ftruncate",
+                "rename",
+                "replace",
+                "link",
+                "unlink",
+                "rmdir",
+                "fsync",
+            ):
                 patch.setattr(os, name, getattr(self, f"_{name}")(getattr(os, name)))
             patch.setattr(shrink, "punch", self._punch(shrink.punch))
             yield
@@ -180,6 +191,18 @@ class Recorder:
             real(old, new, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd)
             if node is not None:
                 self._note(Event("rename", node, name, to))
+
+        return call
+
+    _replace = _rename
+
+    def _link(self, real: Callable[..., None]) -> Callable[..., None]:
+        def call(old: Any, new: Any) -> None:
+            self._step()
+            parent, name = self._parent(os.fspath(new), None)
+            real(old, new)
+            if parent is not None:
+                self._note(Event("link", parent, name, made=self._numbers[os.stat(new).st_ino]))
 
         return call
 
@@ -333,3 +356,21 @@ def build(tree: Tree, path: Path) -> None:
 def tree_of(path: Path) -> Tree:
     """What is in a directory."""
     return {entry.name: tree_of(entry) if entry.is_dir() else entry.read_bytes() for entry in path.iterdir()}
+
+
+def names_of(tree: Tree) -> set[str]:
+    """The paths of the files that a tree holds."""
+    files = {name for name, content in tree.items() if isinstance(content, bytes)}
+    return files | {
+        f"{name}/{path}" for name, held in tree.items() if isinstance(held, dict) for path in names_of(held)
+    }
+
+
+def lasting(root: Path, act: Callable[[], object]) -> set[str]:
+    """The paths of the files beneath an empty directory that are there after `act`, whatever a crash takes."""
+    recorder, disk = Recorder(root), Disk()
+    with recorder.recording():
+        act()
+    for event in recorder.events:
+        disk.apply(event)
+    return names_of(disk.crash(lambda _: False))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.unit.store.power import lasting
 from torpor.errors import NotFound, StoreError
 from torpor_jupyter.data.attachments import Attachments
 from torpor_jupyter.data.records import MAX_RECORD, CheckpointRecord, KernelRecord, ProcessId, Records, SessionRecord
@@ -119,3 +120,17 @@ def test_equal_attachments_of_a_checkpoint_and_its_parent_are_one_file(tmp_path:
     notebooks.remove(ONE)
     notebooks.remove(ONE)
     assert (notebooks.kept(ONE), notebooks.kept(TWO)) == ("", "text")
+
+
+def test_a_crash_of_the_host_takes_nothing_of_what_is_noted(tmp_path: Path) -> None:
+    """Neither a file nor a directory that leads to it, whatever was not synced is gone."""
+    folder = tmp_path / "data" / "jupyter"
+    notebooks = Attachments(folder / "notebooks", ".ipynb", "the notebook")
+
+    def act() -> None:
+        Records(folder).write(kernel())
+        notebooks.keep(ONE, "cells")
+        notebooks.keep(TWO, "cells", like=ONE)
+
+    kept = {f"data/jupyter/notebooks/{id}.ipynb" for id in (ONE, TWO)} | {f"data/jupyter/kernels/{KERNEL}.json"}
+    assert lasting(tmp_path, act) == kept
