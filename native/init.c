@@ -11,6 +11,9 @@
  * for it. STATUS_FD, if not 0, is told the child's wait status (an int): pid 1 cannot kill itself, so its own exit
  * code is 128 + signal where the child was killed by one.
  *
+ * A PID namespace ends with its pid 1. So pid 1 first tells the status, with LIVES_ON if CHILD has left processes
+ * behind; then it lives on as long as any of them does, and what it is sent from outside goes to all of them.
+ *
  * With WITNESS 1 it hands nothing on and lets what it is sent stay pending: a launcher that stands for the job itself
  * sees by it what was sent to their whole process group. SIGURG, queued with the value WITNESS_VALUE + n, makes it
  * such a witness too, and makes it forget a pending signal n, or all for 0.
@@ -30,6 +33,7 @@
 
 #define MASK_SIZE 8	       /* bytes of the kernel's sigset_t */
 #define WITNESS_VALUE 0x746f00 /* as in engine/torpor/restorer/job.py */
+#define LIVES_ON 0x10000       /* as there; a wait status has 16 bits */
 #define BIT(sig) (1ul << ((sig) - 1))
 
 struct action { /* the kernel's own struct sigaction */
@@ -82,22 +86,10 @@ static _Noreturn void end_as(int status, long status_fd)
 		call(__NR_exit_group, sig ? 128 + sig : status >> 8 & 0xff, 0, 0, 0);
 }
 
-static void reap(long child, long status_fd)
+/* Whether a signal is for init itself, which it makes a witness, and not for the child. */
+static int is_for_witness(const siginfo_t *info)
 {
-	int status;
-	long pid;
-
-	while ((pid = call(__NR_wait4, -1, (long)&status, WNOHANG | __WALL, 0)) > 0)
-		if (pid == child)
-			end_as(status, status_fd);
-}
-
-static void forward(long child, const siginfo_t *info)
-{
-	/* What a terminal sends, it sends to a whole group: a child in our group has it already. */
-	if (info->si_code == SI_KERNEL && call(__NR_getpgid, child, 0, 0, 0) == call(__NR_getpgid, 0, 0, 0, 0))
-		return;
-	call(__NR_kill, child, info->si_signo, 0, 0);
+	return info->si_signo == SIGURG && info->si_code == SI_QUEUE && (info->si_int & ~0xff) == WITNESS_VALUE;
 }
 
 static void forget(unsigned long signals)
@@ -106,6 +98,59 @@ static void forget(unsigned long signals)
 
 	while (call(__NR_rt_sigtimedwait, (long)&signals, 0, (long)at_once, MASK_SIZE) > 0)
 		;
+}
+
+/* Live on for what the child has left behind. */
+static _Noreturn void outlive(int status, long status_fd)
+{
+	unsigned long all = ~0ul;
+	int told = status | LIVES_ON;
+
+	/* The child's group, terminal and directory have no more to do with init than with any daemon. */
+	call(__NR_setsid, 0, 0, 0, 0);
+	call(__NR_chdir, (long)"/", 0, 0, 0);
+	forget(all & ~BIT(SIGCHLD));
+	call(__NR_write, status_fd, (long)&told, sizeof(told), 0);
+	call(__NR_close, status_fd, 0, 0, 0);
+	for (;;) {
+		siginfo_t info;
+		long pid;
+
+		do
+			pid = call(__NR_wait4, -1, 0, WNOHANG | __WALL, 0);
+		while (pid > 0);
+		if (pid == -ECHILD)
+			end_as(status, 0);
+		if (call(__NR_rt_sigtimedwait, (long)&all, (long)&info, 0, MASK_SIZE) <= 0 || is_for_witness(&info))
+			continue;
+		/* What they send themselves is for a parent that is gone: the host's pid 1 would not act on it either. */
+		if (info.si_code <= 0 && !info.si_pid)
+			call(__NR_kill, -1, info.si_signo, 0, 0);
+	}
+}
+
+static void reap(long child, long status_fd)
+{
+	int status, its_own = 0, ended = 0;
+	long pid;
+
+	while ((pid = call(__NR_wait4, -1, (long)&status, WNOHANG | __WALL, 0)) > 0)
+		if (pid == child) {
+			ended = 1;
+			its_own = status;
+		}
+	if (ended && pid != -ECHILD && call(__NR_getpid, 0, 0, 0, 0) == 1)
+		outlive(its_own, status_fd);
+	if (ended)
+		end_as(its_own, status_fd);
+}
+
+static void forward(long child, const siginfo_t *info)
+{
+	/* What a terminal sends, it sends to a whole group: a child in our group has it already. */
+	if (info->si_code == SI_KERNEL && call(__NR_getpgid, child, 0, 0, 0) == call(__NR_getpgid, 0, 0, 0, 0))
+		return;
+	call(__NR_kill, child, info->si_signo, 0, 0);
 }
 
 static long start(char **argv, char **environment, unsigned long mask, long status_fd)
@@ -156,7 +201,7 @@ _Noreturn __attribute__((used)) void torpor_init(long *stack)
 		reap(child, status_fd);
 		if (call(__NR_rt_sigtimedwait, (long)&heard, (long)&info, 0, MASK_SIZE) <= 0)
 			continue;
-		if (info.si_signo == SIGURG && info.si_code == SI_QUEUE && (info.si_int & ~0xff) == WITNESS_VALUE) {
+		if (is_for_witness(&info)) {
 			heard = witnessed;
 			forget(info.si_int & 0xff ? BIT(info.si_int & 0xff) : all & ~witnessed);
 		} else if (info.si_signo != SIGCHLD && child > 0 && heard == all) {

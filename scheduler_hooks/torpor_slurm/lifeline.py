@@ -35,10 +35,10 @@ def _wait_and_kill(job: Job, alive: int, reader: int) -> None:
     os.setsid()
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # it goes last
     for fd in map(int, os.listdir("/proc/self/fd")):
-        if fd not in (alive, reader):
+        if fd not in (alive, reader, job.init.status_fd):
             with suppress(OSError):
                 os.close(fd)
     os.read(reader, 1)
     with suppress(ProcessLookupError):
         pidfd_send_signal(alive, 0)  # the PID is still the job's
-        job.send_signal(signal.SIGKILL)
+        job.send_signal(signal.SIGKILL)  # unless it has ended: what it has left in the background lives on

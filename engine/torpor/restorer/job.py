@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import select
 import signal
 import struct
 import time
@@ -19,7 +21,7 @@ from torpor.util.inherited import Signals
 
 _SI_KERNEL = 0x80  # asm-generic/siginfo.h
 _SI_QUEUE = -1
-_WITNESS = 0x746F00  # as in native/init.c
+_WITNESS, _LIVES_ON = 0x746F00, 0x10000  # as in native/init.c
 _FORWARDED = frozenset(signal.valid_signals()) - {
     signal.SIGKILL, signal.SIGSTOP, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP,
     signal.SIGABRT, signal.SIGSYS, signal.SIGPIPE,
@@ -28,6 +30,8 @@ _FORWARDED = frozenset(signal.valid_signals()) - {
 _STOPS = frozenset({signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU})
 _STOP_SECONDS, _STOP_STEP = 10.0, 0.01
 """Seconds that a job may take to stop after one of these, and between two looks at it."""
+_living_on: set[int] = set()
+"""The PIDs of inits that outlived their jobs, and have not been waited for yet."""
 
 
 @dataclass
@@ -41,11 +45,22 @@ class Job:
     """The PID of the root in this process's PID namespace, for `torpor.checkpoint`; 0 if it ended at once."""
     warnings: tuple[str, ...] = ()
     """What differs from before the checkpoint."""
+    _told: int | None = field(default=None, init=False)
+    """What init has written: a wait status, perhaps with _LIVES_ON; -1 if it was killed before."""
     _code: int | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        """Have SIGCHLD tell of the end of the job, as of a child's: in a capsule its init may live on."""
+        fcntl.fcntl(self.init.status_fd, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(self.init.status_fd, fcntl.F_SETSIG, signal.SIGCHLD)
+        fcntl.fcntl(self.init.status_fd, fcntl.F_SETFL, fcntl.FASYNC)
 
     @property
     def pid(self) -> int:
-        """A PID that lives as long as the job: a signal sent to it reaches the tree's root."""
+        """A PID that lives as long as the job: a signal sent to it reaches the tree's root.
+
+        In a capsule it lives on for what the root has left in the background, which then gets what is sent to it.
+        """
         return self.init.pid
 
     def send_signal(self, number: int) -> None:
@@ -54,7 +69,7 @@ class Job:
         Raises:
             ProcessLookupError: the job has ended.
         """
-        if self._code is not None:
+        if self.poll() is not None:
             raise ProcessLookupError(f"job {self.pid} has ended")
         if number == signal.SIGKILL:
             # Outside a capsule the others do not die with init.
@@ -65,7 +80,7 @@ class Job:
 
     def poll(self) -> int | None:
         """Return what `wait` returns if the job has ended, else None."""
-        return self._end(os.WNOHANG)
+        return self._end(0)
 
     def wait(self) -> int:
         """Wait for the end of the job.
@@ -75,7 +90,7 @@ class Job:
         """
         code = None
         while code is None:
-            code = self._end(0)
+            code = self._end(None)
         return code
 
     @staticmethod
@@ -156,20 +171,45 @@ class Job:
             return procfs.stat(self.tree_pid).state == "T"
         return False
 
-    def _end(self, options: int) -> int | None:
-        if self._code is None:
-            try:
-                pid, status = os.waitpid(self.pid, options)
-            except ChildProcessError:  # something else has reaped it; its status is still in the pipe
-                pid, status = self.pid, 0
-            if pid == 0:
-                return None
-            received = os.read(self.init.status_fd, 4)
-            os.close(self.init.status_fd)
-            if len(received) == 4:
-                (status,) = struct.unpack("<i", received)
-            self._code = os.waitstatus_to_exitcode(status)
+    def _end(self, timeout: int | None) -> int | None:
+        _forget_the_ended()
+        if self._told is None:
+            self._told = self._hear(timeout)
+        if self._code is None and self._told is not None:
+            status = self._told
+            if status > 0 and status & _LIVES_ON:
+                _living_on.add(self.pid)
+            else:
+                try:
+                    pid, own = os.waitpid(self.pid, 0 if timeout is None else os.WNOHANG)
+                except ChildProcessError:  # something else has reaped it
+                    pid, own = self.pid, signal.SIGKILL
+                if pid == 0:
+                    return None
+                status = own if status < 0 else status
+            self._code = os.waitstatus_to_exitcode(status & 0xFFFF)
         return self._code
+
+    def _hear(self, timeout: int | None) -> int | None:
+        """What init has told by now; None if nothing."""
+        poller = select.poll()  # select() cannot take descriptors from 1024 on
+        poller.register(self.init.status_fd, select.POLLIN)
+        if not poller.poll(timeout):
+            return None
+        received = os.read(self.init.status_fd, 4)
+        os.close(self.init.status_fd)
+        return int.from_bytes(received, "little") if received else -1
+
+
+def _forget_the_ended() -> None:
+    """Reap the inits that lived on and have ended since, as subprocess does with children that nobody asks for."""
+    for pid in list(_living_on):
+        try:
+            ended, _ = os.waitpid(pid, os.WNOHANG)
+        except ChildProcessError:  # something else has reaped it
+            ended = pid
+        if ended:
+            _living_on.discard(pid)
 
 
 def _undone_by(number: int) -> int:

@@ -25,7 +25,7 @@ from torpor.objects.memory import mapped_files, shared_memory, vmas
 from torpor.objects.memory.address_space import Sources
 from torpor.objects.paths import bundle, directories
 from torpor.objects.paths.opener import Opener, Openers
-from torpor.objects.process import birth_order, credentials, daemons
+from torpor.objects.process import birth_order, credentials
 from torpor.objects.sockets import port_remapping
 from torpor.probe import probe
 from torpor.remote.blank import PidTaken
@@ -344,7 +344,7 @@ def _wake(
 ) -> Job:
     plan = make(image, here, material.held)
     # Before the tree's processes can make new files, or watch this search.
-    notices = [*pid_files.warnings(image), *daemons.warnings(image)] if setting.capsule else []
+    notices = list(pid_files.warnings(image)) if setting.capsule else []
     if setting.namespaces & Namespaces.USER:
         plan.processes[0].birth[:0] = credentials.drop_bounding(0, here.rights)
     integrity = _Verification(reader)

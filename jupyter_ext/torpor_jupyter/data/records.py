@@ -114,8 +114,6 @@ class KernelRecord(Record):
     """The server that owns it."""
     process: ProcessId | None = None
     """The kernel's own process, while it lives."""
-    keeper: ProcessId | None = None
-    """The init of its capsule, if it was woken."""
     snapshot: str = ""
     """The snapshot that it is parked in; empty while it lives."""
     execution_state: str = "idle"
@@ -173,7 +171,7 @@ class CheckpointRecord(Record):
     """Of a fork: the kernel whose log processes may have open that it had started before."""
 
 
-_NESTED: dict[str, type] = {"server": ProcessId, "process": ProcessId, "keeper": ProcessId}
+_NESTED: dict[str, type] = {"server": ProcessId, "process": ProcessId}
 
 
 def write_private(path: Path, text: str) -> None:

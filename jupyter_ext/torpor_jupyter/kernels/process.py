@@ -32,19 +32,15 @@ class KernelProcess:
         self.id = ProcessId.of(pid)
         self._child = child
         self._job = job
-        self.init: ProcessId | None = ProcessId.of(job.pid) if job else None
-        """The init of its capsule."""
         self._pidfd = pidfd_open(pid)
         self._code: int | None = None
 
     @classmethod
-    def adopt(cls, process: ProcessId, init: ProcessId | None) -> KernelProcess:
+    def adopt(cls, process: ProcessId) -> KernelProcess:
         """Adopt one that a server which is gone has left. Raises ProcessLookupError."""
         if not process.exists():
             raise ProcessLookupError(f"process {process.pid} is not that kernel any more")
-        found = cls(process.pid)
-        found.init = init if init and init.exists() else None
-        return found
+        return cls(process.pid)
 
     def poll(self) -> int | None:
         """Its exit code when it has ended (0 when only its parent was told), None while it lives."""
@@ -63,18 +59,15 @@ class KernelProcess:
             pidfd_send_signal(self._pidfd, number)
 
     def kill(self) -> None:
-        """End it, what it started in its process group, and its capsule."""
+        """End it, and what it started in its process group."""
         with suppress(ProcessLookupError):
             self.signal_group(signal.SIGKILL)
-        if self.init and self.init.exists():
-            with suppress(ProcessLookupError):
-                os.kill(self.init.pid, signal.SIGKILL)
 
     def _reap(self) -> int:
         if self._child:
             return self._child.wait()
         if self._job:
-            return self._job.wait()  # init ends when its child has
+            return self._job.wait()  # init tells when its child has ended
         return 0
 
 

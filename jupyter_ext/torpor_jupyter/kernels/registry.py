@@ -219,7 +219,7 @@ class Registry:
         if record.parked and gone and (pid := listening_process(record.connection)) is not None:
             self.log.info("Kernel %s was woken, and lives as process %d", record.id, pid)
             self.unpin(record.snapshot)
-            living = replace(record, snapshot="", head=record.snapshot, process=ProcessId.of(pid), keeper=None)
+            living = replace(record, snapshot="", head=record.snapshot, process=ProcessId.of(pid))
             self.records.write(living)
             return living
         if record.parked or not gone or not record.process or not record.process.is_here() or record.process.exists():
@@ -238,7 +238,7 @@ class Registry:
                     checkpoint = self.records.read(CheckpointRecord, info.id)
                 self.records.write(checkpoint)
                 self.pin(info.id, True)
-                parked = replace(record, snapshot=info.id, process=None, keeper=None, parked_ns=info.created_ns)
+                parked = replace(record, snapshot=info.id, process=None, parked_ns=info.created_ns)
                 self.records.write(parked)
                 return parked
         return record
@@ -258,7 +258,7 @@ class Registry:
     async def register(self, record: KernelRecord, process: KernelProcess | None = None) -> None:
         """Make a kernel that comes back one of the server's; `process` is what it lives in, if that is known."""
         if process is None and record.process and not record.parked:
-            process = KernelProcess.adopt(record.process, record.keeper)
+            process = KernelProcess.adopt(record.process)
         state = self.state(record.id)
         state.log = record.log
         state.head = record.snapshot or record.head
@@ -408,7 +408,6 @@ class Registry:
             sessions=self.sessions_of(kernel_id),
             server=self._server,
             process=process.id if process else None,
-            keeper=process.init if process else None,
             snapshot=state.parked,
             execution_state=state.execution_state
             if state.parked

@@ -9,13 +9,10 @@ Lost: those that the user may not dump (from setuid and setgid programs, such as
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from contextlib import suppress
 
 from torpor import procfs
-from torpor.image.image_pb2 import Tree
 from torpor.objects.paths.file_names import DELETED
-from torpor.objects.process.birth_order import OUTSIDE
 from torpor.remote.freeze import describe_process
 
 INIT = "torpor-init"
@@ -43,17 +40,6 @@ def notices(root: int) -> list[str]:
         for pid in _fallen(root)
         if not _is_open(pid)
     ]
-
-
-def warnings(image: Tree) -> Iterator[str]:
-    """In a capsule the daemons of a job end with its root, since the capsule's init does."""
-    names = [
-        f"{process.pid} ({os.fsdecode(process.threads[0].name)})"
-        for process in image.processes[1:]
-        if process.ppid in OUTSIDE and not process.zombie
-    ]
-    if names:
-        yield f"it is in a capsule: what it has left in the background ends when it does ({', '.join(names)})"
 
 
 def _fallen(root: int) -> list[int]:
