@@ -10,7 +10,10 @@ the restorer may provide another one instead; if it does not, the session has no
 that were opened as /dev/tty have hung up.
 
 Unread bytes on either side cannot be read without taking them out: while there are some, the checkpoint is refused and
-tried again in a moment. A partly typed line, in a terminal in canonical mode, is not visible, and is lost.
+tried again in a moment. In canonical mode a line that is not ended yet is lost, and no call shows whether there is one:
+FIONREAD and poll() count whole lines alone. In another mode they would count it, but a change of the mode and back ends
+that line where it is (n_tty_set_termios() in drivers/tty/n_tty.c), so the target would read it before it was typed to
+its end. So the checkpoint names the terminals where one may be.
 
 The driver is drivers/tty/pty.c, the line discipline drivers/tty/n_tty.c; poll() there waits for bytes that are in
 flight between the two sides.
@@ -144,7 +147,7 @@ class PseudoTerminal(Terminal):
         out.pty.pty = _index(held, image)
 
     def notices(self, mine: Sequence[OpenFile[TerminalState]], tree: GrabbedDescriptors) -> Iterator[str]:
-        """Lines in canonical mode that are not visible yet."""
+        """Lines in canonical mode that are not ended yet: nothing shows whether there are any."""
         numbers = sorted(
             held.state.image.number
             for held in mine
@@ -153,7 +156,7 @@ class PseudoTerminal(Terminal):
         )
         if numbers:
             names = some([f"/dev/pts/{number}" for number in numbers])
-            yield f"a line that is typed only in part is not kept: at {names}"
+            yield f"what is typed of a line that is not ended yet is not kept, if anything is: at {names}"
 
     def validate(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
         """The image's terminals must be valid, and new ones must be possible here."""

@@ -131,7 +131,7 @@ class TcpState:
     sequence: tuple[int, int] | None = None
     """For MPTCP, the sequence numbers up to which it has written and received."""
     peer: OpenFile[TcpState] | None = None
-    """The other end, if it is in the tree."""
+    """The other end, if it is in the tree: the socket itself, if it is connected to itself."""
     waits: bool = False
     """Whether a listener of the tree has not accepted it yet."""
     unread: int = 0
@@ -189,7 +189,7 @@ class Tcp(Kind[TcpState]):
         """Find the other end of each connection."""
         connected = {held.state.ends: held for held in mine if held.state.remote}
         for (local, remote), held in connected.items():
-            held.state.peer = connected.get((remote, local)) if local != remote else None
+            held.state.peer = connected.get((remote, local))
         _find_waiting(mine)
         if tree.content:
             for held in mine:
@@ -224,7 +224,9 @@ class Tcp(Kind[TcpState]):
             yield Unsupported(
                 "urgent data is in its queue, which is not kept", "try again when it was read", passing=True
             )
-        if state.peer is not None and (under_way := _under_way(state, state.peer.state)):
+        if state.peer is held and state.info.state != State.ESTABLISHED:
+            yield Unsupported("its connection to itself is just ending", "try again", passing=True)
+        elif state.peer is not None and (under_way := _under_way(state, state.peer.state)):
             yield Unsupported(
                 f"{under_way} bytes are on their way to its other end in this tree, which has no room for them",
                 "try again when the program has read more",

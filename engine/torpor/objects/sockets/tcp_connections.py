@@ -2,7 +2,7 @@
 
 A connection within the tree is made as it was: one end listens, the other connects from its old port. If the tree
 itself listens on that address its listener accepts the connection, else a temporary one. Other clients that connect
-meanwhile are recognized by their address and reset.
+meanwhile are recognized by their address and reset. A socket that is connected to itself connects to itself again.
 
 An end of a connection to the outside is connected to a socket of ours, which sends what had been received, and then
 resets or closes the connection.
@@ -79,7 +79,8 @@ def _validate_one(index: int, tcp: TcpSocket, mine: dict[int, TcpSocket]) -> Ite
             fits = (
                 peer is not None
                 and peer.state == TcpSocket.INSIDE
-                and peer.peer == index != tcp.peer
+                and peer.peer == index
+                and (index == tcp.peer) == (addresses.address(tcp.local) == addresses.address(tcp.remote))
                 and addresses.address(peer.local) == addresses.address(tcp.remote)
             )
             if not fits:
@@ -121,6 +122,8 @@ def open_all(mine: dict[int, Description], opening: Opening) -> None:
             with naming(description):
                 if description.tcp.state == TcpSocket.INSIDE and index < description.tcp.peer:
                     _open_pair(making, index, description.tcp.peer)
+                elif description.tcp.state == TcpSocket.INSIDE and index == description.tcp.peer:
+                    _open_to_itself(making, index, description.tcp)
                 elif description.tcp.kept and _open_kept(making, index, description.tcp):
                     continue
                 elif description.tcp.state in (TcpSocket.OUTSIDE, TcpSocket.ENDED):
@@ -178,6 +181,15 @@ def _open_pair(making: _Making, first: int, second: int) -> None:
         _shut(far, server)
         making.opening.place(first, near.detach())
         making.opening.place(second, far.detach())
+
+
+def _open_to_itself(making: _Making, index: int, tcp: TcpSocket) -> None:
+    """Connect a socket to its own address: its two SYNs cross (simultaneous open, RFC 9293)."""
+    with _connected(tcp, tcp) as sock:
+        _fill_inside(sock, sock, tcp.received)
+        _set_options(sock, tcp)
+        _shut(sock, tcp)
+        making.opening.place(index, sock.detach())
 
 
 def _is_server(making: _Making, first: int, second: int) -> bool:
