@@ -269,3 +269,29 @@ def test_a_supervisor_that_ends_after_its_job_ends_nothing_more(left: Left) -> N
     wait_until(lambda: not name_of(lifeline), "the end of the lifeline")
     left.answers("daemon")
     left.let_daemon_end()
+
+
+# As a Jupyter server does.
+SERVES = """
+import os, time, torpor
+from torpor_jupyter.kernels.process import KernelProcess
+job = torpor.restore("latest", way="capsule")
+kernel = KernelProcess(job.tree_pid, job=job)
+print("woken", flush=True)
+while not os.path.exists("kill"):
+    time.sleep(0.01)
+kernel.kill()
+while kernel.poll() is None:
+    time.sleep(0.01)
+print(kernel.poll(), flush=True)
+"""
+
+
+def test_a_kernel_that_is_killed_takes_nothing_with_it(left: Left) -> None:
+    """As one that was never saved."""
+    left.save()
+    process = left.by_program(SERVES)
+    (left.directory / "kill").touch()
+    assert process.communicate(timeout=PATIENCE) == (f"{-signal.SIGKILL}\n", None)
+    left.answers("daemon")
+    left.let_daemon_end()
