@@ -295,3 +295,24 @@ def test_a_kernel_that_is_killed_takes_nothing_with_it(left: Left) -> None:
     assert process.communicate(timeout=PATIENCE) == (f"{-signal.SIGKILL}\n", None)
     left.answers("daemon")
     left.let_daemon_end()
+
+
+# Says the job's code when it has killed it, and what is left of it then.
+KILLS = """
+import os, signal, time, torpor
+from torpor.processes import children
+job = torpor.restore("latest", way="capsule")
+print("woken", flush=True)
+while not os.path.exists("kill"):
+    time.sleep(0.01)
+job.send_signal(signal.SIGKILL)
+print(job.wait(), children(os.getpid()), flush=True)
+"""
+
+
+def test_sigkill_leaves_nothing(left: Left) -> None:
+    """Who kills a job waits for the end of all of it."""
+    left.save()
+    process = left.by_program(KILLS)
+    (left.directory / "kill").touch()
+    assert process.communicate(timeout=PATIENCE) == (f"{-signal.SIGKILL} []\n", None)

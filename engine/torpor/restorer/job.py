@@ -47,6 +47,8 @@ class Job:
     """What differs from before the checkpoint."""
     _told: int | None = field(default=None, init=False)
     """What init has written: a wait status, perhaps with _LIVES_ON; -1 if it was killed before."""
+    _killed: bool = field(default=False, init=False)
+    """Whether init was sent SIGKILL: then it does not live on."""
     _code: int | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
@@ -76,6 +78,7 @@ class Job:
             for pid in list(processes.tree(self.pid))[1:]:
                 with suppress(ProcessLookupError):
                     os.kill(pid, number)
+            self._killed = True
         os.kill(self.pid, number)
 
     def poll(self) -> int | None:
@@ -177,7 +180,7 @@ class Job:
             self._told = self._hear(timeout)
         if self._code is None and self._told is not None:
             status = self._told
-            if status > 0 and status & _LIVES_ON:
+            if status > 0 and status & _LIVES_ON and not self._killed:
                 _living_on.add(self.pid)
             else:
                 try:
