@@ -6,6 +6,7 @@ import os
 import select
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,10 @@ import pytest
 from tests.unit.objects.fds.descriptor_tree import Acting, holder, opened
 from torpor.arch.x86_64 import NR
 from torpor.image.image_pb2 import Tree
-from torpor.objects.fds import descriptors
+from torpor.objects.fds import descriptors, timerfd
 from torpor.objects.fds.made_in_process import MadeInProcess
+from torpor.objects.kind import borrowed
+from torpor.remote.sys import syscall
 
 
 def test_timers_keep_what_has_expired(acting: Acting) -> None:
@@ -43,6 +46,46 @@ wait()
             for name in "bc":
                 with pytest.raises(BlockingIOError):
                     os.read(woken(fds[name]), 8)
+
+    acting(body)
+
+
+def test_a_timer_that_is_due_when_its_interrupt_comes_late(acting: Acting) -> None:
+    """Until then it shows no time and no expirations, as one that is off: it fires here when it is read again."""
+
+    def body(_: Path) -> None:
+        with (
+            holder(
+                """
+a = syscall(NR.timerfd_create, 1, 0)
+b = syscall(NR.timerfd_create, 1, os.O_NONBLOCK)
+c = syscall(NR.timerfd_create, 1, 0)
+interval = ctypes.create_string_buffer(struct.pack("=qqqq", 1000, 0, 0, 0))
+syscall(NR.timerfd_settime, c, 0, ctypes.addressof(interval))
+ready(a=a, b=b, c=c)
+wait()
+"""
+            ) as tree,
+            pytest.MonkeyPatch.context() as patch,
+            ExitStack() as stack,
+        ):
+            fds = tree.ready()
+            pidfd = os.pidfd_open(tree.pids[0])
+            stack.callback(os.close, pidfd)
+
+            def interrupted(_: float) -> None:
+                for name, interval in (("a", 0), ("c", 1000)):
+                    with borrowed(pidfd, fds[name]) as copy:
+                        syscall(NR.timerfd_settime, copy, 0, timerfd.ITIMERSPEC.pack(interval, 0, 0, 1))
+                        assert select.select([copy], [], [], 5)[0]
+
+            patch.setattr(timerfd.time, "sleep", interrupted)
+            image = tree.dump()
+        with opened(image) as woken:
+            for name in "ac":
+                assert int.from_bytes(os.read(woken(fds[name]), 8), sys.byteorder) == 1
+            with pytest.raises(BlockingIOError):
+                os.read(woken(fds["b"]), 8)
 
     acting(body)
 
