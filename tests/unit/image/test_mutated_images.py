@@ -393,6 +393,8 @@ KNOWN: dict[str, Callable[[pb.Tree], Any]] = {
     "a group in the foreground": lambda image: _session(image, foreground=1 << 31),
     "a session of nobody": lambda image: _session(image, sid=1 << 31),
     "a mapped file of the kernel": _of_kernel,
+    "a name that no file system takes": lambda image: setattr(
+        next(one.unix for one in image.descriptions if one.unix.path), "path", b"/" + b"x" * 5000),
     "pending signals": lambda image: image.processes[0].pending.append(b"x"),
     "a path that no kernel tells": lambda image: setattr(image.processes[0], "cwd", b"/" + b"x" * 5000),
 }  # fmt: skip

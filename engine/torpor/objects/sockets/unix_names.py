@@ -66,7 +66,11 @@ def _why_not_here(unix: UnixMessage, opener: Opener) -> tuple[str, str] | None:
         return None
     if not opener.may_write_in(os.path.dirname(path)):
         return "its directory is not there, or this user may not write to it", "make it again"
-    if (there := _at(unix, opener)) is None:
+    try:
+        there = _at(unix, opener)
+    except OSError as error:
+        return f"its name cannot be looked up: {error.strerror}", "restore it where its file system takes the name"
+    if there is None:
         return None
     own = there.st_uid in opener.users or (unix.inode and there.st_ino == unix.inode)
     if not stat.S_ISSOCK(there.st_mode) or not own:
