@@ -11,8 +11,13 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from tests.fuzz import play as playing
 from tests.fuzz.grammar import Step, generate, sensible, write
 from tests.fuzz.play import Outcome, Play
+
+
+HANGS = 10.0
+"""Seconds after which a program with steps left out hangs: many do."""
 
 
 def shrink(steps: Sequence[Step], fails: Callable[[Sequence[Step]], bool]) -> list[Step]:
@@ -25,6 +30,7 @@ def shrink(steps: Sequence[Step], fails: Callable[[Sequence[Step]], bool]) -> li
             fewer = sensible([*left[:at], *left[at + size :]])
             if len(fewer) < len(left) and fails(fewer):
                 left = fewer
+                print(f"# {len(left)} steps are left", file=sys.stderr, flush=True)
             else:
                 at += size
         size //= 2
@@ -48,6 +54,7 @@ def main(folder: str, player: str, what: str, tries: int = 2) -> None:
     seed = int(what) if what.isdecimal() else 0
     steps = generate(seed) if what.isdecimal() else [Step.read(line) for line in Path(what).read_text().splitlines()]
     chance = random.Random(seed)
+    playing.PATIENCE = HANGS
     place = Path(folder) / "shrink"
 
     def play(some: Sequence[Step], with_seed: int) -> Outcome:

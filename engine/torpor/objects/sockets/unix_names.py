@@ -12,6 +12,7 @@ import os
 import socket
 import stat
 import struct
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -30,6 +31,8 @@ from torpor.objects.sockets.unix_paths import of, printable
 OPTIONS = {**common.GENERAL, **common.UNIX}
 PATIENCE = 2.0
 """How long the tree's own listener may take to accept a connection, in seconds."""
+COLLECTED = 1.0
+"""How long the kernel's collection of sockets that nobody can reach may take, in seconds."""
 UCRED = struct.Struct("=iII")
 
 
@@ -79,11 +82,21 @@ def _why_not_here(unix: UnixMessage, opener: Opener) -> tuple[str, str] | None:
 
 
 def validate_free(mine: dict[int, Description], openers: Openers) -> Iterator[Reason]:
-    """Say which names other processes have."""
-    for index, description in mine.items():
-        unix = description.unix
-        if owns(unix) and (why := _why_taken(unix, openers.description(index))):
-            yield Reason(f"the unix socket {printable(unix.name)}", *why)
+    """Say which names other processes have, and still have after a moment.
+
+    A tree that was killed may leave sockets that lie in each other's queues. These keep their names until the kernel's
+    garbage collection, which is a work item of its own since Linux 6.9 (net/unix/garbage.c).
+    """
+    owned = {index: description.unix for index, description in mine.items() if owns(description.unix)}
+    until = time.monotonic() + COLLECTED
+    while True:
+        why = {index: _why_taken(unix, openers.description(index)) for index, unix in owned.items()}
+        owned = {index: unix for index, unix in owned.items() if why[index]}
+        if not owned or time.monotonic() > until:
+            break
+        time.sleep(COLLECTED / 100)
+    for index, unix in owned.items():
+        yield Reason(f"the unix socket {printable(unix.name)}", *why[index])
 
 
 def _why_taken(unix: UnixMessage, opener: Opener) -> tuple[str, str] | None:

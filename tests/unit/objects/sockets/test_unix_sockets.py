@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import struct
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,9 @@ import pytest
 from tests.unit.objects.fds.descriptor_tree import Acting, dumped, holder, no_memory, opened
 from tests.unit.objects.sockets.descriptor_sockets import sock
 from torpor.errors import RestoreFailed
+from torpor.image.image_pb2 import Tree, UnixSocket
 from torpor.objects.fds import descriptors
+from torpor.objects.sockets import unix_names
 
 
 def test_unix_pairs_keep_what_is_on_its_way(acting: Acting) -> None:
@@ -156,6 +158,22 @@ wait()
     }.items():
         assert why in about[str(fds[name])]
     assert len(about) == 6
+
+
+def test_a_name_that_is_free_a_moment_later_is_waited_for() -> None:
+    """The kernel collects the sockets of a killed tree that lie in each other's queues in its own time."""
+    image = Tree()
+    image.processes.add(pid=1).fds.add(fd=3)
+    for name in (b"\0torpor-test-late", b"\0torpor-test-taken"):
+        image.descriptions.add(flags=os.O_RDWR).unix.CopyFrom(UnixSocket(type=socket.SOCK_DGRAM, name=name))
+    with ExitStack() as names, pytest.MonkeyPatch.context() as patch:
+        late, taken = (names.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) for _ in range(2))
+        late.bind(b"\0torpor-test-late")
+        taken.bind(b"\0torpor-test-taken")
+        patch.setattr(unix_names, "COLLECTED", 0.05)
+        patch.setattr(unix_names.time, "sleep", lambda _: late.close())
+        (reason,) = descriptors.validate(image)
+    assert "torpor-test-taken" in reason.subject and "the name cannot be had" in reason.why
 
 
 def test_named_unix_sockets_come_back_where_they_were(acting: Acting) -> None:
