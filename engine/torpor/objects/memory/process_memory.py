@@ -27,7 +27,7 @@ from torpor.objects.memory.own_pages import Ranges, Walk
 from torpor.objects.memory.shared_memory import SharedMemory
 from torpor.procfs import PAGE, FlaggedMapping
 from torpor.remote import memory
-from torpor.util.ranges import Range, intersection, subtract
+from torpor.util.ranges import Range, subtract
 
 
 def unsupported(name: str, pid: int, found: Sequence[FlaggedMapping]) -> list[Reason]:
@@ -79,22 +79,19 @@ def describe(
             if kind in (pb.Vma.FILE_PRIVATE, pb.Vma.MEMORY_PRIVATE):
                 pages.backed.append(bounds)
             if kind == pb.Vma.ANONYMOUS and vmas.was_file(vma):
-                end = _end_of_file(pid, vma, guards)
+                end = _end_of_file(pid, vma.mapping, guards)
                 if end < vma.mapping.end:
                     _cut(space, end, shared.empty())
                 pages.whole += subtract([(vma.mapping.start, end)], guards)
     return pages
 
 
-def _end_of_file(pid: int, vma: FlaggedMapping, guards: Sequence[Range]) -> int:
-    """Where the pages of a private mapping end, as its file does; its own end where that cannot be told or had again.
-
-    A guard page looks like the end, and memory without pages cannot be locked (mlock(2): ENOMEM).
-    """
-    mapping = vma.mapping
-    if vm_flags.LOCKED in vma.flags or intersection(guards, [(mapping.start, mapping.end)]):
-        return mapping.end
-    return memory.readable_end(pid, mapping.start, mapping.end)
+def _end_of_file(pid: int, mapping: procfs.Mapping, guards: Sequence[Range]) -> int:
+    """Where the pages of a private mapping end, as its file does. A guard page looks like the end, too."""
+    for start, end in reversed(subtract([(mapping.start, mapping.end)], guards)):
+        if (readable := memory.readable_end(pid, start, end)) > start:
+            return readable
+    return mapping.start
 
 
 def _cut(space: pb.AddressSpace, end: int, empty: int) -> None:

@@ -173,7 +173,10 @@ class SharedMemory:
                 new = intersection(list(_there(mapping, ask)), new)
             complete = _read_mapped(pid, mapping, new, segment.room(new))
             if _may_be_cut(mapping) and not (complete and new and new[-1][1] == end):
-                end += memory.readable_end(pid, mapping.start, mapping.end) - mapping.end
+                readable = memory.readable_end(pid, mapping.start, mapping.end)
+                if readable == mapping.start:
+                    continue  # all of it is behind the end
+                end += readable - mapping.end
             segment.size = max(segment.size, end)
 
     def _note_private(self, mapping: Mapping) -> None:
