@@ -87,7 +87,7 @@ struct verb {
 };
 
 extern const struct verb memory_verbs[], file_verbs[], channel_verbs[], signal_verbs[], process_verbs[], wait_verbs[];
-extern const struct verb own_verbs[], terminal_verbs[], ipc_verbs[];
+extern const struct verb own_verbs[], terminal_verbs[], ipc_verbs[], watcher_verbs[];
 
 void say(const char *format, ...) __attribute__((format(printf, 1, 2)));
 const char *whose(int pid);	   /* a PID as the number of its actor, which is the same in every run */
@@ -97,7 +97,8 @@ void patient(int fd, int flags);
 bool is_reset(int fd);
 bool is_terminal(int fd); /* or the other side of one: what was written there arrives some time later */
 bool leads_to(int fd, const char *link);
-void arrive(int fd); /* see to it that what was written is where others look for it */
+bool has_edges(int fd); /* of an epoll, which are reported once or again */
+void arrive(int fd);	/* see to it that what was written is where others look for it */
 void forget_unreached(int fd);
 bool has_threads(void);	 /* this process, besides its first one, or had some */
 void begin_waits(void);	 /* make what is waited at */
