@@ -15,7 +15,6 @@ from tests.fuzz import play as playing
 from tests.fuzz.grammar import Step, generate, sensible, write
 from tests.fuzz.play import Outcome, Play
 
-
 HANGS = 10.0
 """Seconds after which a program with steps left out hangs: many do."""
 

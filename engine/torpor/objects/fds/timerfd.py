@@ -49,7 +49,7 @@ SECOND = 1_000_000_000
 KTIME_MAX = (1 << 63) - 1
 """The end of the kernel's time, in ns: timers that only report changes of the wall clock are set to it."""
 INTERRUPT = 0.01
-"""Seconds within which a processor handles the interrupt of a timer: on a busy virtual machine 15 000 took up to 5 ms."""
+"""Seconds within which a processor handles a timer's interrupt: in a busy virtual machine 15 000 took up to 5 ms."""
 ITIMERSPEC = struct.Struct("=qqqq")
 """The interval, then the remaining time; each in seconds and nanoseconds."""
 
