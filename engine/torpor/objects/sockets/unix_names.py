@@ -90,13 +90,12 @@ def validate_free(mine: dict[int, Description], openers: Openers) -> Iterator[Re
     owned = {index: description.unix for index, description in mine.items() if owns(description.unix)}
     until = time.monotonic() + COLLECTED
     while True:
-        why = {index: _why_taken(unix, openers.description(index)) for index, unix in owned.items()}
-        owned = {index: unix for index, unix in owned.items() if why[index]}
-        if not owned or time.monotonic() > until:
+        taken = {index: why for index, unix in owned.items() if (why := _why_taken(unix, openers.description(index)))}
+        if not taken or time.monotonic() > until:
             break
         time.sleep(COLLECTED / 100)
-    for index, unix in owned.items():
-        yield Reason(f"the unix socket {printable(unix.name)}", *why[index])
+    for index, why in taken.items():
+        yield Reason(f"the unix socket {printable(owned[index].name)}", *why)
 
 
 def _why_taken(unix: UnixMessage, opener: Opener) -> tuple[str, str] | None:
