@@ -59,7 +59,8 @@ def main(seed: int, count: int) -> int:
     with ordinary_user() as user:
         starts = range(seed, seed + count, PART)
         uids = [0 if not os.geteuid() and number % 4 == 3 else user.pw_uid for number in range(len(starts))]
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        # A program waits for two thirds of its time: 1000 took 85 s this way, and 4:16 with one part for a processor.
+        with ThreadPoolExecutor(3 * (os.cpu_count() or 1)) as pool:
             sizes = [min(PART, seed + count - start) for start in starts]
             for uid, outcomes in zip(
                 uids, pool.map(lambda *of: list(part(player, *of)), starts, sizes, uids), strict=True
