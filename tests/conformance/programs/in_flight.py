@@ -1,11 +1,14 @@
 """What lies in unix sockets: descriptors in messages, connections that were not accepted, datagrams at names."""
 
+import fcntl
 import os
+import signal
 import socket
 from array import array
 
 from ready import HERE, expect, judge, ready_and_wait, same
 
+F_GETOWN_EX = 16
 NAME = f"\0torpor-in-flight-{os.getpid()}"
 
 
@@ -50,6 +53,12 @@ def main() -> None:
     inner, outer = socket.socketpair()
     socket.send_fds(inner, [b"deep"], [reading])
     one.send(b"first")
+    if not (gone := os.fork()):
+        os._exit(0)
+    fcntl.fcntl(outer, fcntl.F_SETSIG, signal.SIGRTMIN)
+    fcntl.fcntl(outer, fcntl.F_SETOWN, gone)
+    fcntl.fcntl(outer, fcntl.F_SETFL, os.O_RDWR | os.O_NONBLOCK | os.O_ASYNC)
+    os.waitpid(gone, 0)  # an owner that has ended: the kind of it is left
     socket.send_fds(one, [b"second"], [outer.fileno()])
     outer.close()
     one.send(b"third")
@@ -101,6 +110,9 @@ def main() -> None:
     same(received(other, 100), (b"first", []), "a datagram")
     message, (outer_fd,) = received(other, 100)
     with socket.socket(fileno=outer_fd) as outer:
+        same(fcntl.fcntl(outer, fcntl.F_GETSIG), signal.SIGRTMIN, "the signal of a socket in a socket")
+        expect(fcntl.fcntl(outer, fcntl.F_GETFL) & os.O_ASYNC, "it sends no signals any more")
+        same(fcntl.fcntl(outer, F_GETOWN_EX, bytes(8)), b"\1\0\0\0\0\0\0\0", "whom it sends them to")
         inner.send(b"er")
         deep, (again,) = received(outer, 100)
         same((message, deep, outer.recv(100)), (b"second", b"deep", b"er"), "a socket that was in a socket")

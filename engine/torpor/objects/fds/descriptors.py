@@ -413,6 +413,7 @@ def open_all(
                 act()
         for act in opening.to_watch:
             act()
+        signal_owners.take(image, opening.slots)
         locks.take(image, opening.slots, but=(MessageQueue.field, *made_in_process.FIELDS))
     except BaseException:
         opened.close()

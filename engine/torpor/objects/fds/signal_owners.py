@@ -113,6 +113,23 @@ def validate(image: Tree) -> Iterator[Reason]:
             yield Reason("the image", f"description {index} sends signals to one that is not in it")
 
 
+def take(image: Tree, slots: Mapping[int, int]) -> None:
+    """Set what is known of those that no process has, since they lie in sockets' queues. Their owners have ended.
+
+    Args:
+        image: the tree.
+        slots: a descriptor of each description, by its index.
+
+    Raises:
+        OSError: the kernel refuses it.
+    """
+    had = {entry.description for process in image.processes for entry in process.fds}
+    for index, description in enumerate(image.descriptions):
+        if index not in had and index in slots:
+            for command, argument, _ in _settings(description):
+                syscall(NR.fcntl, slots[index], command, argument)
+
+
 def steps(process: Process, image: Tree) -> Iterator[Call]:
     """The calls by which a process sets the owners of descriptions that it is the first to have."""
     before: set[int] = set()
@@ -122,17 +139,19 @@ def steps(process: Process, image: Tree) -> Iterator[Call]:
         before.update(entry.description for entry in other.fds)
     for entry in process.fds:
         description = image.descriptions[entry.description]
-        owner = description.signal_owner
         if entry.description in before or description.WhichOneof("kind") == "outside":
             continue
         before.add(entry.description)
-        if owner.signal:
-            words = f"choosing the signal of descriptor {entry.fd}"
-            yield Call(NR.fcntl, (entry.fd, F_SETSIG, owner.signal), 0, words)
-        if owner.pid or owner.kind:
-            words = f"setting who gets the signals of descriptor {entry.fd}"
-            yield Call(NR.fcntl, (entry.fd, F_SETOWN_EX, OWNER_EX.pack(owner.kind, owner.pid)), 0, words)
-        if description.flags & O_ASYNC:
-            flags = description.flags & (KEPT_BY_FCNTL | O_ASYNC)
-            words = f"having descriptor {entry.fd} send signals"
-            yield Call(NR.fcntl, (entry.fd, fcntl.F_SETFL, flags), 0, words)
+        for command, argument, words in _settings(description):
+            yield Call(NR.fcntl, (entry.fd, command, argument), 0, f"{words} of descriptor {entry.fd}")
+
+
+def _settings(description: Description) -> Iterator[tuple[int, int | bytes, str]]:
+    """What is to be set, by fcntl(2), and in words."""
+    owner = description.signal_owner
+    if owner.signal:
+        yield F_SETSIG, owner.signal, "choosing the signal"
+    if owner.pid or owner.kind:
+        yield F_SETOWN_EX, OWNER_EX.pack(owner.kind, owner.pid), "setting the owner"
+    if description.flags & O_ASYNC:
+        yield fcntl.F_SETFL, description.flags & (KEPT_BY_FCNTL | O_ASYNC), "switching on the signals"
