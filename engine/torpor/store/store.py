@@ -354,7 +354,7 @@ class Store:
 def _is_pinned(place: Place, snapshot: str) -> bool:
     try:
         os.stat(f"{snapshot}/{PINNED}", dir_fd=place.snapshots, follow_symlinks=False)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # or something else has its name
         return False
     return True
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.leaks import no_more_descriptors
 from tests.unit.store.store_content import BLOCK, files_of, load, random_blocks, save
 from torpor.errors import NotFound, Refused, StoreError
 from torpor.store import Store, files
@@ -97,6 +98,48 @@ def test_an_unreadable_manifest_keeps_every_pack(store: Store) -> None:
     assert len(os.listdir(os.path.join(store.path, "packs"))) == 3
     assert store.remove(infos[0].id).packs == tuple(info.id for info in infos)
     assert files_of(store) == ["gate", "lock"]
+
+
+def test_blocks_that_an_unreadable_manifest_may_need_are_not_freed(store: Store) -> None:
+    """They lie in a pack that another snapshot needs in part."""
+    blocks = random_blocks(4)
+    first = save(store, *blocks)
+    second = save(store, blocks[0])
+    manifest = Path(store.path, "snapshots", first.id, "manifest")
+    whole = manifest.read_bytes()
+    manifest.write_bytes(b"nonsense")
+    third = save(store, blocks[1])
+    store.remove(third.id)
+    store.prune(1)
+    manifest.write_bytes(whole)
+    assert store.verify() == []
+    assert load(store, first.id) == blocks and load(store, second.id) == blocks[:1]
+
+
+@pytest.mark.parametrize("kind", ["link", "file"])
+def test_what_is_no_directory_is_removed_by_itself(store: Store, tmp_path: Path, kind: str) -> None:
+    """Something else has the name of a snapshot, and a prune takes it for one: it is removed, not what it leads to."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "manifest").write_bytes(b"somebody's")
+    kept = save(store, *random_blocks(1))
+    odd = Path(store.path, "snapshots", "20200101-000000000-aaaaaa")
+    odd.symlink_to(outside) if kind == "link" else odd.write_bytes(b"")
+    with no_more_descriptors():
+        assert odd.name in store.prune(1).kept
+        store.remove(odd.name)
+    assert not os.path.lexists(odd)
+    assert (outside / "manifest").read_bytes() == b"somebody's"
+    assert store.snapshots() == [kept] and store.verify() == []
+
+
+def test_a_prune_leaves_nothing_open(store: Store) -> None:
+    for _ in range(3):
+        save(store, *random_blocks(2))
+    with no_more_descriptors():
+        store.prune(2)
+        store.prune(1, dry_run=True)
+        store.remove("latest")
 
 
 @pytest.fixture
