@@ -30,28 +30,30 @@ PROGRAMS = (
 """One or more for each kind of kernel object."""
 ACROSS = ("memory.c", "registers.c", "signal_frames.c", "threads.c", "timers.c", "files.py", "pipes.py", "shell.sh")
 """What is saved on each kernel and woken on each other one."""
+BIN = BUILD / "bin"
+"""The compiled programs."""
 HOUR = 3600.0
+WORDS = {True: "yes", False: "**no**", None: "not there"}
+"""How it went."""
 
 
-def compiled(names: Sequence[str]) -> Path:
-    """A folder with those of the programs that are compiled, and their launcher."""
-    folder = BUILD / "bin"
-    folder.mkdir(parents=True, exist_ok=True)
-    build(CONFORMANCE / "launch.c", folder)
-    for name in names:
+def compile_all() -> None:
+    """Compile the programs that are in C, and their launcher."""
+    BIN.mkdir(parents=True, exist_ok=True)
+    build(CONFORMANCE / "launch.c", BIN)
+    for name in {*PROGRAMS, *ACROSS}:
         if name.endswith(".c"):
-            build(CONFORMANCE / "c" / name, folder)
-    return folder
+            build(CONFORMANCE / "c" / name, BIN)
 
 
 def played(kernel: Kernel, job: Job, folder: Path, seconds: float = 2 * HOUR) -> list[Result]:
     """The results of a machine; one that broke off is a result, too."""
     try:
-        results = list(boot(kernel, folder, job, compiled([*job.programs, *job.save]), seconds))
+        results = list(boot(kernel, folder, job, BIN, seconds))
     except MachineFailed as failure:
         results = [Result("machine", False, str(failure), seconds)]
     for result in results:
-        if not result.good:
+        if result.good is False:
             print(f"{kernel.name}: {result.test}: {result.words}\n", flush=True)
     return results
 
@@ -79,8 +81,7 @@ def table(rows: dict[str, dict[str, Result]], columns: Sequence[str]) -> Iterato
     yield f"| | {' | '.join(columns)} |"
     yield f"|---{'|---' * len(columns)}|"
     for name, results in rows.items():
-        told = ("-" if one is None else "yes" if one.good else "**no**" for one in map(results.get, columns))
-        yield f"| {name} | {' | '.join(told)} |"
+        yield f"| {name} | {' | '.join(WORDS[one.good] if one else '-' for one in map(results.get, columns))} |"
 
 
 def main(names: Sequence[str]) -> int:
@@ -88,6 +89,7 @@ def main(names: Sequence[str]) -> int:
     kernels = [KERNELS[name] for name in names or KERNELS]
     root_disk()
     checkout_disk()
+    compile_all()
     for kernel in kernels:
         print(f"{kernel.name}: {prepare(kernel).release}", flush=True)
     images = BUILD / "images"
@@ -102,7 +104,7 @@ def main(names: Sequence[str]) -> int:
             for one in told:
                 rows.setdefault(one.test, {})[kernel.name] = one
     print("\n".join(table(rows, [kernel.name for kernel in kernels])))
-    return int(any(not one.good for kernel in able for one in (*saved[kernel], *woken[kernel])))
+    return int(any(one.good is False for kernel in able for one in (*saved[kernel], *woken[kernel])))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
+import pytest
+
 import torpor
 from tests.conformance.building import HERE as PROGRAMS
 from tests.conformance.harness import Actor, Stage, Subject, restored
@@ -33,11 +35,14 @@ class Guest:
         self.me = Actor("user", os.geteuid(), os.getegid())
         self._results = results.open("a")
 
-    def attempt(self, test: str, act: Callable[[], str]) -> bool:
+    def attempt(self, test: str, act: Callable[[], str]) -> bool | None:
         """Do one thing and write down how it went: whatever goes wrong is the result of that test."""
         begun = time.monotonic()
+        good: bool | None
         try:
             good, words = True, act()
+        except pytest.skip.Exception as lacking:
+            good, words = None, str(lacking)
         except Exception as error:
             good, words = False, f"{type(error).__name__}: {error}"
         result = Result(test, good, words, time.monotonic() - begun)

@@ -32,7 +32,8 @@ class Result:
     """How one thing went in a guest."""
 
     test: str
-    good: bool
+    good: bool | None
+    """None: this kernel does not have what the program tries."""
     words: str
     """What went wrong, or what is to be known besides."""
     seconds: float
