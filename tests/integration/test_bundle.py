@@ -230,6 +230,29 @@ open("draft", "w").write(repr(said)); os.rename("draft", "said")
     assert (as_user.tmp / "session").stat().st_uid == as_user.uid
 
 
+def test_files_of_a_woken_job_are_still_its_own(as_user: User) -> None:
+    """What it made before it was saved for the first time is in later snapshots, too."""
+    code = """
+import os, signal
+with open("made", "w") as file: file.write("by the job")
+reader = open("made")
+signal.pthread_sigmask(signal.SIG_BLOCK, {10})
+open("ready", "w").close(); signal.sigwait({10})
+open("draft", "w").write(reader.read()); os.rename("draft", "said")
+"""
+    job = as_user.popen([sys.executable, "-c", code], stdin=-3, stdout=-3, stderr=-3)
+    await_file(as_user.tmp / "ready")
+    saved(as_user, job)
+    restore = [BIN / "torpor", "restore", "latest", "--detach"]
+    for _ in range(2):
+        pid = as_user.run(restore, cwd=Path("/"), check=True).stdout.strip()
+        as_user.run([BIN / "torpor", "checkpoint", pid, "--then", "kill"], check=True)
+    (as_user.tmp / "made").unlink()
+    os.kill(int(as_user.run(restore, cwd=Path("/"), check=True).stdout), 10)
+    await_file(as_user.tmp / "said")
+    assert (as_user.tmp / "said").read_text() == "by the job"
+
+
 @pytest.mark.parametrize("journal", ["delete", "wal"])
 def test_a_database_that_moved_on_is_not_woken_in_silence(as_user: User, journal: str) -> None:
     code = f"""

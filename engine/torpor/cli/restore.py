@@ -23,7 +23,9 @@ from torpor.cli.common import (
 @click.command("restore", short_help="Wake a snapshot.")
 @snapshot_argument
 @store_option
-@click.option("--detach", is_flag=True, help="Print one PID, which lives as long as the job, and return.")
+@click.option(
+    "--detach", is_flag=True, help="Print one PID, which lives as long as the job and its daemons, and return."
+)
 @click.option("--explain", is_flag=True, help="Print what would be done, system call by system call, and do nothing.")
 @click.option(
     "--files",

@@ -229,7 +229,7 @@ class Session(_message.Message):
     def __init__(self, sid: _Optional[int] = ..., terminal: _Optional[int] = ..., foreground: _Optional[int] = ...) -> None: ...
 
 class Host(_message.Message):
-    __slots__ = ("architecture", "kernel_release", "hostname", "boot_id", "xfeatures", "xsave_size", "cpu_flags", "page_size", "realtime_ns", "monotonic_ns", "boottime_ns", "filters", "label")
+    __slots__ = ("architecture", "kernel_release", "hostname", "boot_id", "xfeatures", "xsave_size", "cpu_flags", "page_size", "realtime_ns", "monotonic_ns", "boottime_ns", "filters", "began_ns", "label")
     ARCHITECTURE_FIELD_NUMBER: _ClassVar[int]
     KERNEL_RELEASE_FIELD_NUMBER: _ClassVar[int]
     HOSTNAME_FIELD_NUMBER: _ClassVar[int]
@@ -242,6 +242,7 @@ class Host(_message.Message):
     MONOTONIC_NS_FIELD_NUMBER: _ClassVar[int]
     BOOTTIME_NS_FIELD_NUMBER: _ClassVar[int]
     FILTERS_FIELD_NUMBER: _ClassVar[int]
+    BEGAN_NS_FIELD_NUMBER: _ClassVar[int]
     LABEL_FIELD_NUMBER: _ClassVar[int]
     architecture: str
     kernel_release: str
@@ -255,8 +256,9 @@ class Host(_message.Message):
     monotonic_ns: int
     boottime_ns: int
     filters: int
+    began_ns: int
     label: str
-    def __init__(self, architecture: _Optional[str] = ..., kernel_release: _Optional[str] = ..., hostname: _Optional[str] = ..., boot_id: _Optional[str] = ..., xfeatures: _Optional[int] = ..., xsave_size: _Optional[int] = ..., cpu_flags: _Optional[_Iterable[str]] = ..., page_size: _Optional[int] = ..., realtime_ns: _Optional[int] = ..., monotonic_ns: _Optional[int] = ..., boottime_ns: _Optional[int] = ..., filters: _Optional[int] = ..., label: _Optional[str] = ...) -> None: ...
+    def __init__(self, architecture: _Optional[str] = ..., kernel_release: _Optional[str] = ..., hostname: _Optional[str] = ..., boot_id: _Optional[str] = ..., xfeatures: _Optional[int] = ..., xsave_size: _Optional[int] = ..., cpu_flags: _Optional[_Iterable[str]] = ..., page_size: _Optional[int] = ..., realtime_ns: _Optional[int] = ..., monotonic_ns: _Optional[int] = ..., boottime_ns: _Optional[int] = ..., filters: _Optional[int] = ..., began_ns: _Optional[int] = ..., label: _Optional[str] = ...) -> None: ...
 
 class Timing(_message.Message):
     __slots__ = ("pause_ns", "total_ns")

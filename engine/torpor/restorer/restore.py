@@ -25,7 +25,7 @@ from torpor.objects.memory import mapped_files, shared_memory, vmas
 from torpor.objects.memory.address_space import Sources
 from torpor.objects.paths import bundle, directories
 from torpor.objects.paths.opener import Opener, Openers
-from torpor.objects.process import birth_order, credentials
+from torpor.objects.process import birth_order, credentials, daemons
 from torpor.objects.sockets import port_remapping
 from torpor.probe import probe
 from torpor.remote.blank import PidTaken
@@ -136,7 +136,12 @@ def restore(
                 try:
                     with (
                         _ALONE,
-                        capsule.prepare(setting, child, base=descriptors.first_slot(image)) as waiting,
+                        capsule.prepare(
+                            setting,
+                            child,
+                            base=descriptors.first_slot(image),
+                            environment={daemons.BEGAN: str(image.host.began_ns)},
+                        ) as waiting,
                         _root_of(waiting, setting) as root,
                         _Material(image, reader, standard, given, root) as material,
                         no_collection(),

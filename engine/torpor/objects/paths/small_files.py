@@ -6,7 +6,8 @@ image has the content of a file that
 
 * is open, or mapped so that writes reach it, and has a name;
 * belongs to the user whose job it is;
-* is open for writing, mapped for writing, or was changed since the first process of the tree started;
+* is open for writing, mapped for writing, or was changed since the first process of the tree started, before the job
+  was woken for the first time;
 * has at most `limit` bytes: $TORPOR_SMALL_FILES, 4 MiB if that is not set; 0 keeps none.
 
 Its file system does not matter, except that files of /dev/shm are always kept. It is copied under the freeze, so that
@@ -20,7 +21,6 @@ from __future__ import annotations
 import os
 import re
 import stat
-import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -32,6 +32,7 @@ from torpor.objects.paths import file_content
 from torpor.objects.paths.file_content import Content
 from torpor.objects.paths.file_names import OF_KERNEL
 from torpor.objects.paths.fingerprints import File, note_stat
+from torpor.objects.process import daemons
 from torpor.procfs import Mapping
 
 SETTING = "TORPOR_SMALL_FILES"
@@ -39,7 +40,6 @@ LIMIT = 4 << 20
 """The size of the largest file that is kept, in bytes."""
 _AT_ONCE = 4
 """The most files of the largest size."""
-_TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
@@ -83,8 +83,7 @@ class SmallFiles:
         self._limit = limit()
         self._left = self._limit * _AT_ONCE
         self._uid = int(procfs.status(procfs.read(f"/proc/{root}/status"))[b"Uid"].split()[1])
-        age_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - procfs.stat(root).start_time * _TICK_NS
-        self._began_ns = time.time_ns() - age_ns
+        self._began_ns = daemons.began_ns(root)
         self._copies: dict[tuple[int, int], Copy] = {}
 
     def __iter__(self) -> Iterator[Copy]:

@@ -9,6 +9,8 @@ Lost: those that the user may not dump (from setuid and setgid programs, such as
 from __future__ import annotations
 
 import os
+import re
+import time
 from contextlib import suppress
 
 from torpor import procfs
@@ -16,6 +18,9 @@ from torpor.objects.paths.file_names import DELETED
 from torpor.remote.freeze import describe_process
 
 INIT = "torpor-init"
+BEGAN = "TORPOR_BEGAN"
+"""In init's environment: when a job that was woken first began, in nanoseconds of the wall clock."""
+_TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 
 
 def is_init(pid: int) -> bool:
@@ -26,6 +31,20 @@ def is_init(pid: int) -> bool:
         return os.path.basename(os.readlink(f"/proc/{pid}/exe").removesuffix(DELETED)) == INIT
     except OSError:
         return False  # gone, or of another user: the preflight reports it
+
+
+def began_ns(root: int) -> int:
+    """When a job began, by the wall clock: its first process, or the one of which that was woken.
+
+    Raises:
+        FileNotFoundError, ProcessLookupError: it has ended.
+    """
+    age_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - procfs.stat(root).start_time * _TICK_NS
+    began = time.time_ns() - age_ns
+    if inits := _inits(root):
+        told = re.search(rb"(?:^|\0)%s=(\d{1,19})\0" % BEGAN.encode(), procfs.read(f"/proc/{inits[-1]}/environ"))
+        began = min(began, int(told[1]) if told else began)
+    return began
 
 
 def of(root: int) -> list[int]:
@@ -45,16 +64,23 @@ def notices(root: int) -> list[str]:
 def _fallen(root: int) -> list[int]:
     found: list[int] = []
     with suppress(FileNotFoundError, ProcessLookupError):  # the job has ended
-        below, init = root, procfs.stat(root).ppid
-        if not is_init(init):
+        if not (inits := _inits(root)):
             return []
-        # Stand-ins for processes above the root are clones of the job's init, and have the same arguments.
+        below, init = [root, *inits][-2:]
         words = _words(init)
-        while is_init(above := procfs.stat(init).ppid) and _words(above) == words:
-            below, init = init, above
         for pid in procfs.children(init, [init]):
             if pid != below and not (is_init(pid) and _words(pid) == words) and _lives(pid):
                 found.append(pid)
+    return found
+
+
+def _inits(root: int) -> list[int]:
+    """The stand-ins above a job's root, which are clones of its init and have the same arguments, and init at last."""
+    found: list[int] = []
+    while is_init(above := procfs.stat(found[-1] if found else root).ppid):
+        if found and _words(above) != _words(found[-1]):
+            break
+        found.append(above)
     return found
 
 
