@@ -42,8 +42,8 @@ def began_ns(root: int) -> int:
     age_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - procfs.stat(root).start_time * _TICK_NS
     began = time.time_ns() - age_ns
     if inits := _inits(root):
-        told = re.search(rb"(?:^|\0)%s=(\d{1,19})\0" % BEGAN.encode(), procfs.read(f"/proc/{inits[-1]}/environ"))
-        began = min(began, int(told[1]) if told else began)
+        noted = re.search(rb"(?:^|\0)%s=(\d{1,19})\0" % BEGAN.encode(), procfs.read(f"/proc/{inits[-1]}/environ"))
+        began = min(began, int(noted[1]) if noted else began)
     return began
 
 
