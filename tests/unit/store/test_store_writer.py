@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
+from tests.leaks import no_more_descriptors
 from tests.unit.store.store_content import files_of, load, save
-from torpor.errors import StoreError
-from torpor.store import Store, files, known, writer
+from torpor.errors import Refused, StoreError
+from torpor.store import Store, blocks, files, known, writer
+from torpor.store.manifest import MAX_TAGS, MAX_TEXT
 
 BLOCK = b"x" * 5000
 
@@ -98,3 +100,45 @@ def test_a_write_that_writes_nothing_is_a_fault_and_no_endless_loop(
     monkeypatch.setattr(os, "pwritev", lambda *_: 0)
     with (tmp_path / "file").open("wb") as file, pytest.raises(OSError, match="wrote nothing"):
         files.write_all(file.fileno(), [memoryview(BLOCK)], 0)
+
+
+def test_the_next_snapshot_comes_last_although_the_clock_has_gone_back(store: Store) -> None:
+    first = save(store, BLOCK)
+    os.rename(Path(store.path, "snapshots", first.id), Path(store.path, "snapshots", "29990101-000000000-aaaaaa"))
+    with store.writer("tree") as saver:
+        assert saver.id > "29990101-000000000-aaaaaa"
+
+
+def test_what_a_snapshot_may_say_of_itself_has_limits(store: Store) -> None:
+    most = {f"tag-{number}": "x" * MAX_TEXT for number in range(MAX_TAGS)}
+    assert save(store, BLOCK, **most).tags == most
+    for tags in ({**most, "one-more": ""}, {"long": "x" * (MAX_TEXT + 1)}, {"odd": "\x1b"}):
+        with pytest.raises((ValueError, Refused)):
+            save(store, BLOCK, **tags)
+
+
+def test_the_largest_block_is_taken(store: Store) -> None:
+    save(store, bytes(blocks.MAX_BLOCK))
+    assert load(store) == [bytes(blocks.MAX_BLOCK)]
+
+
+def test_an_adopted_block_is_not_written_a_second_time(store: Store) -> None:
+    with store.writer("tree") as saver:
+        (first,) = saver.add_blocks(memoryview(BLOCK), [len(BLOCK)])
+        saver.publish(b"", "a test")
+        before = saver.known()
+    with store.writer("tree", known=before) as saver:
+        adopted = saver.adopt([first])
+        assert saver.adopt([first]) == adopted == saver.add_blocks(memoryview(BLOCK), [len(BLOCK)])
+        saver.publish(bytes(adopted), "a test")
+    assert len(os.listdir(Path(store.path, "packs"))) == 1
+    assert load(store) == [BLOCK]
+
+
+@pytest.mark.parametrize("how", ["publish", "abandon"])
+def test_a_writer_leaves_nothing_open(store: Store, how: str) -> None:
+    save(store, BLOCK)  # the store is made
+    with no_more_descriptors(), store.writer("tree") as saver:
+        saver.add_blocks(memoryview(BLOCK + b"y"), [len(BLOCK), 1])
+        if how == "publish":
+            saver.publish(b"", "a test", prove=lambda reader: reader.verify_blocks(b"\0"))
