@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.leaks import no_more_descriptors
 from torpor.errors import StoreError
 from torpor.store import SnapshotInfo, Store, files, holes, shrink
 from torpor.store.blocks import BlockTable
@@ -252,6 +253,16 @@ def test_a_pack_that_was_exchanged_gets_no_holes(store: Store) -> None:
     pack.write_bytes(content)
     assert store.remove(first.id).shrunk == ()
     assert pack.read_bytes() == content
+
+
+def test_a_pack_that_was_exchanged_does_not_keep_what_others_hold(store: Store) -> None:
+    first, _ = mixed(store)
+    third = save(store, *range(30, 40))
+    save(store, 32)
+    pack = pack_of(store, first)
+    pack.write_bytes(b"x" * pack.stat().st_size)
+    with no_more_descriptors():
+        assert store.discard([first, third]).shrunk == (third.id,)
 
 
 def test_a_file_with_holes_is_told_from_one_without(tmp_path: Path) -> None:
