@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple
 
 from torpor import procfs
@@ -29,6 +30,8 @@ PR_GET_THP_DISABLE, PR_SET_THP_DISABLE = 42, 41
 PR_GET_MEMORY_MERGE, PR_SET_MEMORY_MERGE = 68, 67
 MADV_MERGEABLE, MADV_UNMERGEABLE = 12, 13
 MEMBARRIER_CMD_GET_REGISTRATIONS = 512
+_BARRIERS = (8, 32, 128)
+"""MEMBARRIER_CMD_PRIVATE_EXPEDITED and the like. Only who is registered may call them, by the command twice as high."""
 ARCH_GET_XCOMP_PERM, ARCH_REQ_XCOMP_PERM = 0x1022, 0x1023
 _XTILE_DATA = 18
 """The only xsave component that a process must request (Documentation/arch/x86/xstate.rst)."""
@@ -45,6 +48,8 @@ class Asked(NamedTuple):
     thp_disable: int
     memory_merge: int
     membarriers: int
+    barriers: dict[int, int]
+    """Where the kernel does not tell the registrations: the entry of each barrier, as a trial."""
     xstate_permitted: int
     segments: int
 
@@ -67,6 +72,7 @@ class ProcessAttributes(ProcessPart[Asked, Inherited]):
             batch.add(NR.prctl, PR_GET_THP_DISABLE, 0, 0, 0, 0),
             batch.add(NR.prctl, PR_GET_MEMORY_MERGE, 0, 0, 0, 0),
             batch.add(NR.membarrier, MEMBARRIER_CMD_GET_REGISTRATIONS, 0, 0),
+            {} if _tells_registrations() else {one: batch.add(NR.membarrier, one, 0, 0) for one in _BARRIERS},
             batch.add(NR.arch_prctl, ARCH_GET_XCOMP_PERM, Out(8)),
             batch.add(NR.modify_ldt, _READ_LDT, Out(8), 8),
         )
@@ -87,7 +93,9 @@ class ProcessAttributes(ProcessPart[Asked, Inherited]):
         out.child_subreaper = self.adopts_orphans(asked, replies)
         thp = replies.result(asked.thp_disable)
         out.thp_disable, out.thp_disable_flags = bool(thp & 1), thp & ~1
-        out.membarriers = max(replies.result(asked.membarriers), 0)  # an error before 6.3: they cannot be read
+        out.membarriers = max(replies.result(asked.membarriers), 0)
+        for barrier, entry in asked.barriers.items():
+            out.membarriers |= barrier << 1 if replies.result(entry) == 0 else 0
         out.memory_merge = replies.result(asked.memory_merge) == 1  # an error: the kernel lacks it
         if replies.result(asked.xstate_permitted) == 0:  # an older kernel has no such request, and no such permission
             out.xstate_permitted = int.from_bytes(replies.output(asked.xstate_permitted, 1), "little")
@@ -168,3 +176,9 @@ class ProcFiles(ProcessPart[None, OomScores]):
         """An oom_score_adj that cannot be as low as it was."""
         if process.oom_score_adj < host.own and not host.may_lower:
             yield f"its oom_score_adj is {host.own}: lowering it needs a privilege"
+
+
+@cache
+def _tells_registrations() -> bool:
+    """Whether this kernel has MEMBARRIER_CMD_GET_REGISTRATIONS (Linux 6.3)."""
+    return try_syscall(NR.membarrier, MEMBARRIER_CMD_GET_REGISTRATIONS, 0, 0) >= 0
