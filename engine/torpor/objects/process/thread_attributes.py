@@ -16,7 +16,6 @@ from __future__ import annotations
 import os
 import resource
 import struct
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -28,6 +27,7 @@ from torpor.image import image_pb2 as pb
 from torpor.objects.part import Stage, Step, ThreadAnswers, ThreadPart
 from torpor.remote.batch import Batch, Call, Out, Replies
 from torpor.remote.sys import try_syscall
+from torpor.util.workers import Thread
 
 PR_GET_TSC, PR_SET_TSC = 25, 26
 PR_MCE_KILL, PR_MCE_KILL_GET = 33, 34
@@ -369,9 +369,10 @@ def own_attributes() -> Attributes:
 def usual_slice() -> int:
     """The time slice of threads that have chosen none, in nanoseconds; 0 before Linux 6.12.
 
-    This process may have chosen one. So a thread of its own lets go of it, and looks.
+    This process may have chosen one. So a thread of its own lets go of it, and looks; where none can be started, this
+    thread's is taken for the usual one.
     """
-    found = []
+    found = [own_attributes().runtime]
 
     def look() -> None:
         own = own_attributes()
@@ -379,7 +380,7 @@ def usual_slice() -> int:
         try_syscall(NR.sched_setattr, 0, content, 0)
         found.append(own_attributes().runtime)
 
-    thread = threading.Thread(target=look)
-    thread.start()
-    thread.join()
-    return found[0]
+    thread = Thread(look)
+    if thread.start():
+        thread.join()
+    return found[-1]
