@@ -426,10 +426,17 @@ def set_option(sock: socket.socket, key: Key, value: bytes) -> None:
 
 
 def enlarge(sock: socket.socket, name: int) -> bool:
-    """Make a socket's buffer as large as this user may. Returns False if it has that size already."""
-    before = sock.getsockopt(_SOL, name)
+    """Make a socket's buffer as large as this user may, never smaller. Returns False if it has that size already.
+
+    A privileged program or the kernel may have made it larger than that.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
+        probe.setsockopt(_SOL, name, LARGEST_BUFFER)
+        most = probe.getsockopt(_SOL, name)
+    if sock.getsockopt(_SOL, name) >= most:
+        return False
     sock.setsockopt(_SOL, name, LARGEST_BUFFER)
-    return sock.getsockopt(_SOL, name) > before
+    return True
 
 
 def let_go_of_size(sock: socket.socket) -> None:

@@ -48,9 +48,9 @@ def bring(sender: socket.socket, receiver: socket.socket, under_way: Callable[[]
     locks = common.if_known(receiver.fileno(), socket.SOL_SOCKET, common.SO_BUF_LOCK, 4)
     if locks and struct.unpack("i", locks)[0] & _RCVBUF_LOCK:
         before = receiver.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
-        common.enlarge(receiver, socket.SO_RCVBUF)
-        _all_arrives(receiver, under_way)
-        receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, before // 2)  # the kernel doubles it
+        if common.enlarge(receiver, socket.SO_RCVBUF):
+            _all_arrives(receiver, under_way)
+            receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, before // 2)  # the kernel doubles it
         return
     if locks and _lock(receiver, locks):
         common.enlarge(receiver, socket.SO_RCVBUF)

@@ -14,7 +14,7 @@ import pytest
 from tests.unit.objects.fds.descriptor_tree import Acting, holder, opened
 from tests.unit.objects.sockets.descriptor_sockets import FAMILIES, SERVER, sock, states
 from torpor.objects.fds import descriptors
-from torpor.objects.sockets import tcp_flow
+from torpor.objects.sockets import common, tcp_flow
 from torpor.objects.sockets.tcp import Tcp
 
 
@@ -193,3 +193,18 @@ wait()
         descriptors.arm_reset(descriptors.grab(tree.pids))
     with opened(image) as woken, sock(woken, fds["s"]) as s:
         assert s.recv(fds["n"], socket.MSG_WAITALL) == image.descriptions[woken.index(fds["s"])].tcp.received
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root has buffers above the limit")
+@pytest.mark.parametrize("name", [socket.SO_RCVBUF, socket.SO_SNDBUF])
+def test_a_buffer_above_the_limit_is_never_made_smaller(name: int) -> None:
+    force = {socket.SO_RCVBUF: 33, socket.SO_SNDBUF: 32}[name]  # SO_RCVBUFFORCE, SO_SNDBUFFORCE
+    with socket.socket() as tcp:
+        tcp.setsockopt(socket.SOL_SOCKET, force, 1 << 28)
+        before = tcp.getsockopt(socket.SOL_SOCKET, name)
+        assert not common.enlarge(tcp, name)
+        assert tcp.getsockopt(socket.SOL_SOCKET, name) == before > 1 << 28
+    with socket.socket() as tcp:
+        before = tcp.getsockopt(socket.SOL_SOCKET, name)
+        assert common.enlarge(tcp, name) and not common.enlarge(tcp, name)
+        assert tcp.getsockopt(socket.SOL_SOCKET, name) > before
