@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +45,8 @@ ended   neither Jupyter nor Torpor have it any more; its checkpoints stay, and i
 stop of the server makes of each state is a test of its own.
 """
 STATES, *ROWS = (line.split() for line in TABLE.strip().splitlines())
-LONG = ("saving", "forking")
-"""States that are walked in the soak: what is done is done as in others, or by a kernel that takes long to start."""
 CELLS = [
-    pytest.param(row[0], state, outcome, id=f"{row[0]}-{state}", marks=[pytest.mark.soak] if state in LONG else [])
+    pytest.param(row[0], state, outcome, id=f"{row[0]}-{state}")
     for row in ROWS
     for state, outcome in zip(STATES, row[1:], strict=True)
     if outcome != "-"
@@ -114,6 +113,7 @@ class Stage:
         self._install()
         self.server = Server(account, f"--config={self.config}")
         self.pool = ThreadPoolExecutor(8)
+        self.numbers = count()
 
     def _install(self) -> None:
         program = self.user.tmp / "small_kernel.py"
@@ -158,7 +158,7 @@ class Case:
         self.stage, self.server, self.state = stage, stage.server, state
         # Only a kernel of IPython can be forked.
         spec = "python3" if state == "forking" else "small"
-        self.session, self.kernel = self.server.new_session(f"{state}.ipynb", spec)
+        self.session, self.kernel = self.server.new_session(f"{state}-{next(stage.numbers)}.ipynb", spec)
         self.page = Notebook(self.server, self.kernel)
         self.page.run("x = 1")
         self.first = self.server.torpor(self.kernel, "/checkpoints")["id"]
@@ -358,3 +358,5 @@ def test_a_stop_of_the_server_in_every_state(stage: Stage) -> None:
         with Notebook(server, case_.kernel) as page:
             assert page.run("print(x)") == "2\n"
         case_.page.close()
+    server.end_kernels()
+    server.stop()

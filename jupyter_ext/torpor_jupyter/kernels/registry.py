@@ -86,8 +86,14 @@ class Registry:
             )
 
     async def settled(self, kernel_id: str) -> None:
-        """Give up what is being done to a kernel that is to end, and wait until it is over."""
+        """Give up what is being done to a kernel that is to end, and wait until it is over.
+
+        What has waited for the kernel is not for this process any more, which may not come to it.
+        """
         state = self._states.get(kernel_id)
+        if state and not state.ending:
+            state.ending = True
+            state.gate.shut += 1
         while state and state.operation and state.operation.doing != "forking":  # that does not touch it
             state.operation.cancelled = True
             await asyncio.sleep(0.02)
@@ -102,6 +108,8 @@ class Registry:
         if old.parked:
             self.unpin(old.parked)
             self.kernel_manager(kernel_id).execution_state = "starting"  # it was told to be busy, so that pages wait
+            old.gate.open()
+        if old.ending:
             old.gate.open()
 
     def forget(self, kernel_id: str) -> None:

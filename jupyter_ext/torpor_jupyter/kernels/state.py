@@ -53,6 +53,8 @@ class State:
     operation: Operation | None = None
     condition: dict[str, Any] = field(default_factory=dict)
     """While something is done to it: what is told of its state, which changes only with the end."""
+    ending: bool = False
+    """It is being ended: its gate is held shut for good, or until it has a new process."""
     parked: str = ""
     """The snapshot that it is parked in."""
     parked_ns: int = 0
