@@ -331,6 +331,7 @@ def test_every_request_in_every_state(stage: Stage, request_: str, state: str, o
             assert len(found.server.kernel(found.kernel)["sessions"]) == 2
 
 
+@pytest.mark.soak
 def test_a_stop_of_the_server_in_every_state(stage: Stage) -> None:
     """What runs is parked, what is parked stays so, and what is being done is done to its end; it comes last here."""
     server = stage.server
