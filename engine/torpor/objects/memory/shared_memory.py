@@ -16,9 +16,8 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import re
 import stat
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -26,17 +25,17 @@ from torpor import procfs
 from torpor.arch.x86_64 import NR
 from torpor.errors import Reason, Refused, RestoreFailed
 from torpor.image import image_pb2 as pb
-from torpor.objects.fds.memfd import MemoryFile, is_temporary, memfd_device
-from torpor.objects.memory import vmas
+from torpor.objects.fds.memfd import MemoryFile, is_temporary
+from torpor.objects.memory import shared_mappings, vmas
 from torpor.objects.paths import directories, file_attributes, file_content
 from torpor.objects.paths.file_attributes import Attributes
 from torpor.objects.paths.file_content import Content
 from torpor.objects.paths.file_names import Names, device_of, is_gone, is_used
 from torpor.objects.paths.opener import O_TMPFILE, Opener, Openers
 from torpor.objects.sysv import segments
-from torpor.procfs import PAGE, Mapping
+from torpor.procfs import Mapping
 from torpor.remote import memory
-from torpor.remote.batch import Batch, Out, Replies
+from torpor.remote.batch import Batch, Replies
 from torpor.remote.sys import closed_on_error, memfd_create
 from torpor.store import SnapshotReader
 from torpor.util.ranges import Range, intersection, subtract, union
@@ -45,9 +44,6 @@ _MEMFD = b"/memfd:"
 _SHM = b"/dev/shm/"
 _ANONYMOUS = b"/dev/zero"
 """The name of MAP_SHARED | MAP_ANONYMOUS in maps, and of the memfd as which it is restored."""
-_ASKED_AT_ONCE = 32 << 10
-"""Pages per query; the answer has a byte for each."""
-_THERE = re.compile(rb"[^\0]+")
 
 
 def is_memory(mapping: Mapping) -> bool:
@@ -168,10 +164,10 @@ class SharedMemory:
             if not self._content:  # do not look for its end either: a touch would give the tree pages
                 segment.size = max(segment.size, end)
                 continue
-            tmpfs = _tmpfs(pid) if tmpfs is None else tmpfs
-            if device_of(mapping) in tmpfs and not _is_swapping():
-                new = intersection(list(_there(mapping, ask)), new)
-            complete = _read_mapped(pid, mapping, new, segment.room(new))
+            tmpfs = shared_mappings.tmpfs(pid) if tmpfs is None else tmpfs
+            if device_of(mapping) in tmpfs and not shared_mappings.is_swapping():
+                new = intersection(list(shared_mappings.pages_there(mapping, ask)), new)
+            complete = shared_mappings.read(pid, mapping, new, segment.room(new))
             if _may_be_cut(mapping) and not (complete and new and new[-1][1] == end):
                 readable = memory.readable_end(pid, mapping.start, mapping.end)
                 if readable == mapping.start:
@@ -258,58 +254,6 @@ class SharedMemory:
     def index(self, device: int, inode: int) -> int:
         """The index of a segment in the image."""
         return self.segments[device, inode].index
-
-
-def _tmpfs(pid: int) -> set[int]:
-    """The devices of file systems in memory, as a process sees them, and the kernel's own."""
-    return {memfd_device(), *(mount.device for mount in procfs.mounts(pid) if mount.filesystem == b"tmpfs")}
-
-
-def _is_swapping() -> bool:
-    """Whether anything on this host is swapped out: mincore(2) does not report swapped pages of shared memory."""
-    lines = (line.split() for line in procfs.read("/proc/meminfo").splitlines())
-    fields = {words[0]: words[1] for words in lines}
-    return fields[b"SwapTotal:"] != fields[b"SwapFree:"]
-
-
-def _there(mapping: Mapping, ask: Callable[[Batch], Replies]) -> Iterator[Range]:
-    """The offsets at which the memory behind a mapping has pages, whoever has created them; all if in doubt."""
-    step = _ASKED_AT_ONCE * PAGE
-    for start in range(mapping.start, mapping.end, step):
-        end = min(start + step, mapping.end)
-        batch = Batch()
-        entry = batch.add(NR.mincore, start, end - start, Out((end - start) // PAGE))
-        replies = ask(batch)
-        offset = mapping.offset + start - mapping.start
-        if replies.result(entry):
-            yield offset, offset + end - start
-            continue
-        for run in _THERE.finditer(replies.output(entry, 2)):
-            yield offset + run.start() * PAGE, offset + run.end() * PAGE
-
-
-def _read_mapped(pid: int, mapping: Mapping, runs: Sequence[Range], view: memoryview) -> bool:
-    """Read ranges of offsets of a mapping.
-
-    Returns:
-        Whether all of them are before the end of its file. Behind it a touch gives the tree SIGBUS.
-    """
-    places = [(mapping.start + start - mapping.offset, end - start) for start, end in runs]
-    for read in (memory.read_ranges, memory.read_quietly):  # the process itself may not be allowed to read it
-        try:
-            read(pid, places, view)
-            return True
-        except OSError as error:
-            if error.errno not in (errno.EFAULT, errno.EIO):
-                raise
-    end = memory.readable_end(pid, mapping.start, mapping.end)
-    position = 0
-    for address, size in places:
-        upto = min(address + size, end) - address
-        if upto > 0:
-            memory.read_quietly(pid, [(address, upto)], view[position : position + upto])
-        position += size
-    return False
 
 
 # Restore

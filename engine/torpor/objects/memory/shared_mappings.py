@@ -1,0 +1,74 @@
+"""Shared memory seen through a mapping of it: where it has pages, and their content.
+
+A mapping is all that is left where no process has a descriptor, and no name leads to the memory.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+from collections.abc import Callable, Iterator, Sequence
+
+from torpor import procfs
+from torpor.arch.x86_64 import NR
+from torpor.objects.fds.memfd import memfd_device
+from torpor.procfs import PAGE, Mapping
+from torpor.remote import memory
+from torpor.remote.batch import Batch, Out, Replies
+from torpor.util.ranges import Range
+
+_ASKED_AT_ONCE = 32 << 10
+"""Pages per query; the answer has a byte for each."""
+_THERE = re.compile(rb"[^\0]+")
+
+
+def tmpfs(pid: int) -> set[int]:
+    """The devices of file systems in memory, as a process sees them, and the kernel's own."""
+    return {memfd_device(), *(mount.device for mount in procfs.mounts(pid) if mount.filesystem == b"tmpfs")}
+
+
+def is_swapping() -> bool:
+    """Whether anything on this host is swapped out: mincore(2) does not report swapped pages of shared memory."""
+    lines = (line.split() for line in procfs.read("/proc/meminfo").splitlines())
+    fields = {words[0]: words[1] for words in lines}
+    return fields[b"SwapTotal:"] != fields[b"SwapFree:"]
+
+
+def pages_there(mapping: Mapping, ask: Callable[[Batch], Replies]) -> Iterator[Range]:
+    """The offsets at which the memory behind a mapping has pages, whoever has created them; all if in doubt."""
+    step = _ASKED_AT_ONCE * PAGE
+    for start in range(mapping.start, mapping.end, step):
+        end = min(start + step, mapping.end)
+        batch = Batch()
+        entry = batch.add(NR.mincore, start, end - start, Out((end - start) // PAGE))
+        replies = ask(batch)
+        offset = mapping.offset + start - mapping.start
+        if replies.result(entry):
+            yield offset, offset + end - start
+            continue
+        for run in _THERE.finditer(replies.output(entry, 2)):
+            yield offset + run.start() * PAGE, offset + run.end() * PAGE
+
+
+def read(pid: int, mapping: Mapping, runs: Sequence[Range], view: memoryview) -> bool:
+    """Read ranges of offsets of a mapping.
+
+    Returns:
+        Whether all of them are before the end of its file. Behind it a touch gives the tree SIGBUS.
+    """
+    places = [(mapping.start + start - mapping.offset, end - start) for start, end in runs]
+    for attempt in (memory.read_ranges, memory.read_quietly):  # the process itself may not be allowed to read it
+        try:
+            attempt(pid, places, view)
+            return True
+        except OSError as error:
+            if error.errno not in (errno.EFAULT, errno.EIO):
+                raise
+    end = memory.readable_end(pid, mapping.start, mapping.end)
+    position = 0
+    for address, size in places:
+        upto = min(address + size, end) - address
+        if upto > 0:
+            memory.read_quietly(pid, [(address, upto)], view[position : position + upto])
+        position += size
+    return False
