@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ _MOST_NEWLINES = 8
 """The most occurrences of this escape in a name that are disambiguated; with more, all count as newlines."""
 _ESCAPED = re.compile(rb"\\([0-7]{3})")
 PAGE = os.sysconf("SC_PAGESIZE")
+_TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 
 
 def page_up(size: int) -> int:
@@ -195,6 +197,11 @@ class Stat:
     """Clock ticks after boot. Together with the PID it identifies a process."""
     fields: tuple[bytes, ...]
     """All fields; ``fields[n - 1]`` is field n."""
+
+    @property
+    def began_ns(self) -> int:
+        """When it started, in nanoseconds of CLOCK_REALTIME."""
+        return time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME) + self.start_time * _TICK_NS
 
     @property
     def cpu_ticks(self) -> int:

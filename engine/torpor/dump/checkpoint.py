@@ -225,9 +225,7 @@ def _take(root: int, writer: SnapshotWriter, how: _How, progress: Progress) -> S
 
     with (
         no_collection() as calm,
-        Frozen(
-            root, FREEZE_SECONDS, how.last, how.hold, partial(daemons.of, root), lambda: waits.look(tree.tasks(root))
-        ) as frozen,
+        Frozen(root, FREEZE_SECONDS, how.last, how.hold, partial(daemons.of, root), look) as frozen,
         TreeDump(frozen.processes, waits, how.series, how.still, again=how.then == "run") as taken,
     ):
         try:

@@ -21,7 +21,7 @@ from torpor.objects.memory.mapped_files import MappedFiles
 from torpor.objects.memory.own_pages import Ranges
 from torpor.objects.memory.shared_memory import SharedMemory
 from torpor.objects.part import EnteredTree, TreePart
-from torpor.objects.process import birth_order, daemons, host_requirements, security_labels, tree
+from torpor.objects.process import birth_order, host_requirements, security_labels, tree
 from torpor.objects.registry import TREE_PARTS
 from torpor.remote.code_stubs import CodeStubs
 from torpor.remote.freeze import Process
@@ -77,7 +77,7 @@ class TreeDump:
         self._outside_parents: dict[int, int] = {}
         self._waits = waits
         self._parts: dict[TreePart[Any, Any, Any], Any] = {}
-        self._realtime_ns = self._began_ns = 0
+        self._realtime_ns = 0
         self._pool = Workers(1)
 
     def __enter__(self) -> TreeDump:
@@ -135,7 +135,6 @@ class TreeDump:
             taken.begin(self._stopped_children(process), of_users(taken.uids))
             if not process.parent:
                 self._outside_parents[process.pid] = tree.outside_parent(taken.texts)
-        self._began_ns = daemons.began_ns(self._all[0].pid)
         stats = {taken.pid: taken.texts.stat for taken in self._all}
         self.descriptors = descriptors.grab(
             list(stats), reset_outside=reset_outside, stdio=stdio, stats=stats, built=self._built
@@ -251,7 +250,7 @@ class TreeDump:
             raise Refused("the tree cannot be kept", reasons)
         xstate = next(iter(root.injection.xstates.values()))
         host_requirements.describe(image, root.texts.status, xstate, self._realtime_ns, root.clocks())
-        image.host.began_ns = self._began_ns
+        image.host.began_ns = self.descriptors.small.began_ns if self.descriptors.small else 0
         image.host.label = root.texts.label
         self.notices += security_labels.notices(root.texts.label)
         return image, pages

@@ -6,8 +6,8 @@ image has the content of a file that
 
 * is open, or mapped so that writes reach it, and has a name;
 * belongs to the user whose job it is;
-* is open for writing, mapped for writing, or was changed since the first process of the tree started, before the job
-  was woken for the first time;
+* is open for writing, mapped for writing, or was changed since the job began: since its first process started,
+  however often it was woken since then;
 * has at most `limit` bytes: $TORPOR_SMALL_FILES, 4 MiB if that is not set; 0 keeps none.
 
 Its file system does not matter, except that files of /dev/shm are always kept. It is copied under the freeze, so that
@@ -83,7 +83,7 @@ class SmallFiles:
         self._limit = limit()
         self._left = self._limit * _AT_ONCE
         self._uid = int(procfs.status(procfs.read(f"/proc/{root}/status"))[b"Uid"].split()[1])
-        self._began_ns = daemons.began_ns(root)
+        self.began_ns = daemons.began_ns(root)
         self._copies: dict[tuple[int, int], Copy] = {}
 
     def __iter__(self) -> Iterator[Copy]:
@@ -115,7 +115,7 @@ class SmallFiles:
             written: whether the tree may write to it.
         """
         wanted = stat.S_ISREG(status.st_mode) and status.st_nlink and status.st_uid == self._uid
-        if not wanted or not (written or status.st_mtime_ns >= self._began_ns) or OF_KERNEL.match(os.fsencode(path)):
+        if not wanted or not (written or status.st_mtime_ns >= self.began_ns) or OF_KERNEL.match(os.fsencode(path)):
             return
         if status.st_size > min(self._limit, self._left) or not self._limit or key_of(status) in self._copies:
             return

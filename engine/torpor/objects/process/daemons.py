@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import re
-import time
 from contextlib import suppress
 
 from torpor import procfs
@@ -19,8 +18,7 @@ from torpor.remote.freeze import describe_process
 
 INIT = "torpor-init"
 BEGAN = "TORPOR_BEGAN"
-"""In init's environment: when a job that was woken first began, in nanoseconds of the wall clock."""
-_TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
+"""In the environment of a woken job's init: when the job began, in nanoseconds of the wall clock."""
 
 
 def is_init(pid: int) -> bool:
@@ -34,13 +32,12 @@ def is_init(pid: int) -> bool:
 
 
 def began_ns(root: int) -> int:
-    """When a job began, by the wall clock: its first process, or the one of which that was woken.
+    """When a job began, in nanoseconds of the wall clock: for one that was woken, before it was saved first.
 
     Raises:
         FileNotFoundError, ProcessLookupError: it has ended.
     """
-    age_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - procfs.stat(root).start_time * _TICK_NS
-    began = time.time_ns() - age_ns
+    began = procfs.stat(root).began_ns
     if inits := _inits(root):
         noted = re.search(rb"(?:^|\0)%s=(\d{1,19})\0" % BEGAN.encode(), procfs.read(f"/proc/{inits[-1]}/environ"))
         began = min(began, int(noted[1]) if noted else began)

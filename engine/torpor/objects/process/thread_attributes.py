@@ -297,8 +297,13 @@ def _settings(thread: pb.Thread, host: Allowed) -> Iterator[Call]:
 
 def _set_slice(nice: int, length: int) -> Call:
     """Set a fair thread's time slice in nanoseconds; 0: the usual one."""
-    content = ATTRIBUTES.pack(ATTRIBUTES.size, 0, _KEEP_POLICY, nice, 0, length, 0, 0, 0, 0)
-    return Call(NR.sched_setattr, (0, content, 0), 0, f"setting its slice of time to {length or usual_slice()} ns")
+    words = f"setting its slice of time to {length or usual_slice()} ns"
+    return Call(NR.sched_setattr, (0, _slice(nice, length), 0), 0, words)
+
+
+def _slice(nice: int, length: int) -> bytes:
+    """What to give to sched_setattr(2) for a time slice, which sets the nice value with it."""
+    return ATTRIBUTES.pack(ATTRIBUTES.size, 0, _KEEP_POLICY, nice, 0, length, 0, 0, 0, 0)
 
 
 def _last(thread: pb.Thread, host: Allowed) -> Iterator[Call]:
@@ -372,12 +377,11 @@ def usual_slice() -> int:
     This process may have chosen one. So a thread of its own lets go of it, and looks; where none can be started, this
     thread's is taken for the usual one.
     """
-    found = [own_attributes().runtime]
+    own = own_attributes()
+    found = [own.runtime]
 
     def look() -> None:
-        own = own_attributes()
-        content = ATTRIBUTES.pack(ATTRIBUTES.size, 0, _KEEP_POLICY, own.nice, 0, 0, 0, 0, 0, 0)
-        try_syscall(NR.sched_setattr, 0, content, 0)
+        try_syscall(NR.sched_setattr, 0, _slice(own.nice, 0), 0)
         found.append(own_attributes().runtime)
 
     thread = Thread(look)

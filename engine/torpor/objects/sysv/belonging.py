@@ -8,7 +8,6 @@ Documented in: proc_sysvipc(5), semctl(2), msgctl(2).
 from __future__ import annotations
 
 import os
-import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -138,11 +137,9 @@ def status_room() -> Out:
 def _started(pid: int) -> float:
     """When a process started, in seconds of CLOCK_REALTIME, as in the times of System V objects."""
     try:
-        ticks = procfs.stat(pid).start_time
+        return procfs.stat(pid).began_ns / 1e9
     except (FileNotFoundError, ProcessLookupError):
         return float("inf")
-    since_boot = ticks / os.sysconf("SC_CLK_TCK")
-    return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + since_boot
 
 
 def reason(pid: int, why: str) -> Reason:
