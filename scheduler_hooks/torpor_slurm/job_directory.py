@@ -230,12 +230,11 @@ class JobDirectory:
             return {}
 
     def update_state(self, **news: Any) -> None:
-        """Change some fields of the state.
-
-        Raises:
-            StoreError: it cannot be written.
-        """
-        self._write("state", json.dumps({**self.state, **news}))
+        """Change some fields of the state. If it cannot be written, the log says so, and the job goes on."""
+        try:
+            self._write("state", json.dumps({**self.state, **news}))
+        except StoreError as error:
+            self.log(f"the state was not kept: {error}")
 
     def request_files(self, restarts: int, files: Files) -> None:
         """Ask the run after so many restarts to wake the job with its files as they are, or as they were.

@@ -11,44 +11,29 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
-import traceback
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-import torpor
-from torpor import Files, Job, Snapshot, image, processes, start
-from torpor.errors import (
-    ImageDamaged,
-    NotFound,
-    Reason,
-    Refused,
-    RestoreFailed,
-    RestoreRefused,
-    StoreError,
-    TorporError,
-)
+from torpor import Job, Snapshot, processes, start
+from torpor.errors import NotFound, Reason, Refused, StoreError, TorporError
 from torpor.processes import Signals, inherited_environment, inherited_signals
-from torpor_slurm import another_run, controller, lifeline, own_requeue, rollback, srun_wrapper
+from torpor_slurm import another_run, controller, lifeline, own_requeue, srun_wrapper
 from torpor_slurm.allocation import ENV_FILE, Allocation
 from torpor_slurm.controller import JobRecord, SlurmError
-from torpor_slurm.job_directory import RUN_TAG, Finished, JobDirectory
+from torpor_slurm.job_directory import Finished, JobDirectory
 from torpor_slurm.preemption_cause import Cause, Finding, find_cause, is_running
+from torpor_slurm.run_options import Options
+from torpor_slurm.saving import Saving
 from torpor_slurm.sentinel import Sentinel
-
-OnTimeout = Literal["requeue", "stop"]
-OnRefused = Literal["older", "anew", "stop"]
-Rollback = Literal["append-only", "none"]
+from torpor_slurm.told import tell
+from torpor_slurm.waking import wake
 
 PULSE = 5.0
 """Seconds between two checks for a later run and for the time limit."""
 SHORT_PULSE = 0.2
 """The same while the sentinel is being started."""
-FIRST_RETRY, LAST_RETRY = 0.1, 3.0
-"""Seconds after which a save that failed is tried again: at first, since the reason may have passed, and at most."""
 FIRST_ANSWER = 300.0
 """Seconds that a run waits at its begin for an answer of the controller."""
 LEFT_AT_TIME_LIMIT = 124
@@ -58,8 +43,6 @@ FENCED = 75
 
 LEAST_LEAD = 15.0
 """Seconds before its time limit at which even the smallest job is saved: the controller may take some to answer."""
-FIRST_RATE = 100e6
-"""Bytes per second that a save is assumed to reach until one was measured."""
 
 HEARD = frozenset(signal.valid_signals()) - {signal.SIGKILL, signal.SIGSTOP, signal.SIGPIPE}
 """Signals that the supervisor receives for the application.
@@ -75,20 +58,6 @@ WARNINGS = HEARD - {*_HARMLESS}
 """Signals that end a program which does not catch them; Slurm may send any as a warning (--signal)."""
 _LEFT_TO_ITSELF = (Cause.OTHER, Cause.CANCELLED, Cause.REQUEUED_ITSELF)
 """The causes for which the application is not saved and ended: it goes on, or ends in its own way."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """The options of `torpor run` in a Slurm job."""
-
-    every: float | None = None
-    """Seconds between two saves, for nodes that fail without a warning; None: save only when warned."""
-    on_timeout: OnTimeout = "stop"
-    on_refused: OnRefused = "older"
-    """If the newest snapshot cannot be woken here: wake an older one, also start anew, or fail at once."""
-    rollback_files: Rollback = "append-only"
-    files: Files = "as-they-were"
-    """Whether a snapshot is woken even if its files were changed in place since."""
 
 
 def supervise(command: Sequence[str], allocation: Allocation, directory: JobDirectory, options: Options) -> int:
@@ -110,10 +79,6 @@ def supervise(command: Sequence[str], allocation: Allocation, directory: JobDire
         return Supervisor(command, allocation, directory, options, given).run()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, given.blocked)
-
-
-def _tell(words: str) -> None:
-    print(f"torpor: {words}", file=sys.stderr, flush=True)
 
 
 def _name_of(number: int) -> str:
@@ -138,17 +103,9 @@ class Supervisor:
         self.found: list[Snapshot] = []
         self.record: JobRecord
         self.job: Job
-        self.rate = FIRST_RATE
-        """Bytes of memory per second at which a full save is written."""
-        self.series = torpor.Series()
+        self.saving = Saving(directory, allocation.restarts)
         self.leaving: Finding | None = None
         """Why the job has to end, as long as it could not be saved."""
-        self.printed: set[str] = set()
-        """The notices of snapshots that the user has been told: each is told once."""
-        self.failures: set[str] = set()
-        """Why saves have failed since the last good one; the user is told each reason once."""
-        self.retry = FIRST_RETRY
-        """Seconds from the next failed save to the one after it."""
         self.unexplained: list[int | None] = []
         """Warnings, as in `_warned`, for which the controller has not given the cause yet."""
         self.retry_at = 0.0
@@ -176,7 +133,7 @@ class Supervisor:
         if self.allocation.restarts and self.directory.is_new:
             before = f"Slurm has restarted job {self.directory.job} {self.allocation.restarts} times"
             nothing = f"no run of it has left anything in {self.directory.path.parents[1]} on {self.allocation.node}"
-            _tell(f"{before}, but {nothing}: it begins anew. Do all nodes share that store?")
+            tell(f"{before}, but {nothing}: it begins anew. Do all nodes share that store?")
         try:
             self.found = self.directory.begin(self.allocation.restarts, self.allocation.node, self.record.start)
             self.directory.write_environment(self.allocation.variables)
@@ -186,7 +143,7 @@ class Supervisor:
             error.advice += f"; then `scontrol requeue {self.directory.job}`: what is saved is kept"
             raise
         if not self.record.requeue:
-            _tell("this job may not be requeued (submit it with --requeue): a preemption saves it, but ends it")
+            tell("this job may not be requeued (submit it with --requeue): a preemption saves it, but ends it")
         job = self._wake() if self.found else None
         word = "started" if job is None else "resumed"
         if job is None:
@@ -194,10 +151,10 @@ class Supervisor:
         self.job = job
         lifeline.tie(job)
         for warning in job.warnings:
-            _tell(f"note: {warning}")
+            tell(f"note: {warning}")
         took = time.monotonic() - began
         self.directory.log(f"run {self.allocation.restarts} {word} on {self.allocation.node} in {took:.2f} s")
-        self._update_state(
+        self.directory.update_state(
             name=self.record.name,
             partition=self.record.partition,
             node=self.allocation.node,
@@ -219,7 +176,7 @@ class Supervisor:
             way = "put the commands into one script, and run that: `torpor run -- sh script.sh`, or use `torpor sbatch`"
             raise Refused(f"{self.command[0]} is not run", [Reason(f"job {self.directory.job}", why, way)])
         already = f"job {self.directory.job} has finished already, with exit code {finished.code}"
-        _tell(f"{already}: remove {self.directory.path} to run it again")
+        tell(f"{already}: remove {self.directory.path} to run it again")
         try:
             self.directory.pass_by(self.allocation.restarts, finished)
         except TorporError as error:
@@ -233,6 +190,9 @@ class Supervisor:
         environment = {**inherited_environment(), "PATH": path, ENV_FILE: str(self.directory.environment_file)}
         return start(command, environment=environment, signals=self.given)
 
+    def _wake(self) -> Job | None:
+        return wake(self.found, self.allocation, self.directory, self.options, self.saving.series)
+
     def _first_record(self) -> JobRecord:
         """Ask for the job's record, several times: a controller may answer late while many jobs start at once."""
         until = time.monotonic() + FIRST_ANSWER
@@ -243,7 +203,7 @@ class Supervisor:
                 if time.monotonic() > until:
                     raise
             except NotFound as error:
-                _tell(f"{error}: a warning saves the job, but nobody requeues it, and its time limit is not known")
+                tell(f"{error}: a warning saves the job, but nobody requeues it, and its time limit is not known")
                 return JobRecord.unknown(self.allocation.restarts)
             time.sleep(controller.RETRY)
 
@@ -296,74 +256,13 @@ class Supervisor:
 
     def _survive(self, number: int | None, error: Exception) -> None:
         """After an error that nobody expected: tell, once, and do again later what a warning was to bring about."""
-        self._failed("the job runs on after an error", error)
+        self.saving.failures.tell("the job runs on after an error", error)
         if number in WARNINGS:
             self.unexplained.append(number)
         self.retry_at = time.monotonic() + controller.RETRY
 
-    def _failed(self, what: str, error: Exception, *, silent: bool = False) -> None:
-        """Log an error, with a traceback if it is a fault of ours; unless `silent`, tell the user, each only once."""
-        words = str(error) if isinstance(error, TorporError) else "".join(traceback.format_exception(error))
-        self.directory.log(f"{what}: {words}")
-        if words not in self.failures and not silent:
-            _tell(f"{what}: {words}")
-        self.failures.add(words)
-
     def _next_save(self) -> float:
         return float("inf") if self.options.every is None else time.monotonic() + self.options.every
-
-    # ------------------------------------------------------------------------------------------- waking
-
-    def _wake(self) -> Job | None:
-        """Wake the newest snapshot that can be woken; None: start from the beginning.
-
-        Raises:
-            RestoreRefused, RestoreFailed, ImageDamaged, NotFound: none can be, and that is not allowed.
-        """
-        refused: list[str] = []
-        for snapshot in self.found:
-            try:
-                job = self._wake_one(snapshot)
-            except (RestoreRefused, RestoreFailed, ImageDamaged, NotFound) as error:
-                self.directory.log(f"snapshot {snapshot.id} was not woken: {error}")
-                if isinstance(error, RestoreRefused) and error.only_files:
-                    way = f"`torpor slurm requeue {self.directory.job} --files=as-they-are`"
-                    error.advice = f"to wake it with the changed files: {way}"
-                refused.append(f"snapshot {snapshot.id} cannot be woken on {self.allocation.node}: {error}")
-                choice = self.options.on_refused
-                if choice == "stop" or (choice == "older" and snapshot is self.found[-1]):
-                    for words in refused[:-1]:
-                        _tell(words)
-                    raise
-            else:
-                self.directory.log(f"woke snapshot {snapshot.id}")
-                for words in refused:  # not before: the output has been cut to where this snapshot had it
-                    _tell(words)
-                return job
-        for words in (*refused, "the application begins anew, from its start (--on-refused=anew)"):
-            _tell(words)
-        return None
-
-    def _wake_one(self, snapshot: Snapshot) -> Job:
-        def last_moment() -> None:
-            # All is built and nothing runs: from here on the restore cannot be refused, and output may be cut.
-            if self.directory.is_fenced(self.allocation.restarts):
-                later = Reason(f"job {self.directory.job}", "a later run of it has begun", "that one goes on")
-                raise Refused("this run is not woken", [later])
-            if self.options.rollback_files == "append-only":
-                for tail in rollback.tails(tree):
-                    aside = rollback.cut(tail, self.directory.cut, f"run{self.allocation.restarts}")
-                    self.directory.log(f"cut {tail.path} from {tail.end} to {tail.begin} bytes; the rest is in {aside}")
-
-        with self.directory.store.open(snapshot) as reader:
-            tree = image.read(reader)
-        return torpor.restore(
-            snapshot,
-            first=lambda _: False,
-            connected=last_moment,
-            files=self.directory.requested_files(self.allocation.restarts) or self.options.files,
-            series=self.series,
-        )
 
     # ------------------------------------------------------------------------------------------- leaving
 
@@ -439,8 +338,7 @@ class Supervisor:
         began = time.monotonic()
         self.leaving = answer
         if not self._save("kill"):
-            self.retry_at = time.monotonic() + self.retry
-            self.retry = min(LAST_RETRY, 2 * self.retry)
+            self.retry_at = time.monotonic() + self.saving.next_retry()
             if number is not None and not processes.dies_of(self.job.tree_pid, number):
                 self._hand_on(number, urge=True)  # it may do what it can; what dies of it may yet be saved instead
             return None
@@ -452,9 +350,9 @@ class Supervisor:
             another_run.request(self.directory, self.allocation.restarts, answer.deadline)
         took = time.monotonic() - began
         self.directory.log(f"left because of {answer.cause.value}: saved in {saved:.2f} s, gone after {took:.2f} s")
-        self._update_state(phase="left", cause=answer.cause.value, leave_seconds=took)
+        self.directory.update_state(phase="left", cause=answer.cause.value, leave_seconds=took)
         if timed_out and self.options.on_timeout == "stop":
-            _tell(f"saved at the time limit; `scontrol requeue {self.directory.job}` lets it go on")
+            tell(f"saved at the time limit; `scontrol requeue {self.directory.job}` lets it go on")
             return LEFT_AT_TIME_LIMIT
         return 0
 
@@ -477,7 +375,7 @@ class Supervisor:
 
     def _lead(self) -> float:
         """Seconds before its time limit at which the job is saved: twice what a save takes, at most half the limit."""
-        need = LEAST_LEAD + 2 * processes.resident(self.job.tree_pid) / self.rate
+        need = LEAST_LEAD + 2 * processes.resident(self.job.tree_pid) / self.saving.rate
         if self.record.start is None or self.record.end is None:
             return need
         return min(need, (self.record.end - self.record.start) / 2)
@@ -491,53 +389,8 @@ class Supervisor:
         self.job.wait()
         return FENCED
 
-    # ------------------------------------------------------------------------------------------- saving
-
     def _save(self, then: Literal["run", "kill"]) -> bool:
-        """Take a snapshot. False: that failed, the user was told why, and the application runs on."""
-        began = time.monotonic()
-        stats = torpor.Stats()
-        try:
-            srun_wrapper.refuse_real_srun(self.job.tree_pid)
-            snapshot = torpor.checkpoint(
-                self.job.tree_pid,
-                store=self.directory.store,
-                then=then,
-                tags={RUN_TAG: str(self.allocation.restarts), "slurm-job": self.directory.job},
-                series=self.series,
-                stats=stats,
-            )
-        except Exception as error:  # also a fault of ours: it must not cost the job, which runs on
-            # Of one that has ended meanwhile, or is about to, anything may be said.
-            self._failed("not saved", error, silent=processes.is_ending(self.job.tree_pid))
-            return False
-        self.failures.clear()
-        self.retry = FIRST_RETRY
-        took = time.monotonic() - began
-        rate = max(1.0, snapshot.size / took)
-        # A save that found little written tells how slow one is, but not how fast.
-        self.rate = rate if snapshot.written > snapshot.size / 2 else min(rate, self.rate)
-        try:
-            self.directory.prune(self.allocation.restarts, self.found)
-            pause = stats.pause_ns / 1e9
-            self._update_state(saved=time.time(), save_seconds=took, bytes=snapshot.size, pause_seconds=pause)
-            self.directory.store.pin(snapshot.id)  # against `torpor rm` and `torpor prune`: the job may wait in it
-        except TorporError as error:
-            self.directory.log(f"saved, but afterwards: {error}")
-        self.directory.log(f"saved {snapshot.id}, {snapshot.size} bytes in {took:.2f} s")
-        for notice in snapshot.notices:
-            if notice not in self.printed:
-                self.printed.add(notice)
-                self.directory.log(f"a wake will not bring back all: {notice}")
-                _tell(f"saved, but {notice}")
-        return True
-
-    def _update_state(self, **news: Any) -> None:
-        """Write what `torpor slurm status` shows. If that fails, the job goes on."""
-        try:
-            self.directory.update_state(**news)
-        except TorporError as error:
-            self.directory.log(f"the state was not kept: {error}")
+        return self.saving.save(self.job.tree_pid, then, self.found)
 
     # ------------------------------------------------------------------------------------------- the end
 
@@ -557,18 +410,18 @@ class Supervisor:
         if slurms:
             return self._ended_early(code, answer)
         self.directory.log(f"the application ended with {code}")
-        self._update_state(phase="finished", code=code)
+        self.directory.update_state(phase="finished", code=code)
         try:
             self.directory.finish(self.allocation.restarts, code)
         except TorporError as error:  # the application's exit code is what counts
-            _tell(f"the application ended with {code}, but this cannot be recorded: {error}")
+            tell(f"the application ended with {code}, but this cannot be recorded: {error}")
         return code
 
     def _ended_early(self, code: int, answer: Finding | None) -> int:
         """Slurm, or the user by scancel, ended the application: the job is not finished."""
         cause = answer.cause.value if answer else "an unknown cause: Slurm did not answer"
         self.directory.log(f"the application was ended ({code}) because of {cause}")
-        self._update_state(phase="ended", cause=cause)
+        self.directory.update_state(phase="ended", cause=cause)
         if answer and answer.cause is Cause.REQUEUED_ITSELF:
             self._begin_anew()
         elif answer and answer.cause is Cause.PREEMPTED:
@@ -580,7 +433,7 @@ class Supervisor:
         try:
             self.directory.forget(self.allocation.restarts)
         except TorporError as error:
-            _tell(f"the application has requeued its job, but its older snapshots cannot be removed: {error}")
+            tell(f"the application has requeued its job, but its older snapshots cannot be removed: {error}")
 
     def _hand_on(self, number: int, *, urge: bool = False) -> None:
         if number in self.given.ignored:

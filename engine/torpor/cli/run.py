@@ -57,8 +57,9 @@ def command(
 
     from torpor.store import Store
     from torpor_slurm.job_directory import JobDirectory
+    from torpor_slurm.run_options import Options
     from torpor_slurm.submit import embedded_script
-    from torpor_slurm.supervisor import Options, supervise
+    from torpor_slurm.supervisor import supervise
 
     directory = JobDirectory(Store(store).path, allocation.job, allocation.cluster)
     if script is not None:

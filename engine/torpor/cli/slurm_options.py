@@ -11,7 +11,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def slurm_options(function: F) -> F:
-    """Add --on-timeout, --on-refused, --rollback-files and --files, named as in the supervisor's Options."""
+    """Add --on-timeout, --on-refused, --rollback-files and --files, named as in torpor_slurm's run_options.py."""
     for option in (
         click.option(
             "--files",

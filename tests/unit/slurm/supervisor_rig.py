@@ -23,11 +23,12 @@ from tests.unit.slurm.slurm_job import LINE, environment
 from torpor import Stats, processes
 from torpor.image import Tree
 from torpor.store import SnapshotInfo
-from torpor_slurm import controller, supervisor
+from torpor_slurm import controller, saving, supervisor
 from torpor_slurm.allocation import Allocation
 from torpor_slurm.controller import JobRecord, SlurmError
 from torpor_slurm.job_directory import JobDirectory
-from torpor_slurm.supervisor import Options, Supervisor
+from torpor_slurm.run_options import Options
+from torpor_slurm.supervisor import Supervisor
 
 PATIENCE = 100.0
 SNAPSHOT = "20261123-000000000-aaaaaa"
@@ -122,8 +123,9 @@ class Rig:
         self.allocation = allocation
         self.monkeypatch = monkeypatch
         self.tried = self.supervise(Options())
-        for name, value in (("PULSE", 0.01), ("SHORT_PULSE", 0.01), ("FIRST_RETRY", 0.05)):
-            monkeypatch.setattr(supervisor, name, value)
+        monkeypatch.setattr(supervisor, "PULSE", 0.01)
+        monkeypatch.setattr(supervisor, "SHORT_PULSE", 0.01)
+        monkeypatch.setattr(saving, "FIRST_RETRY", 0.05)
         monkeypatch.setattr(controller, "RETRY", 0.05)
         monkeypatch.setattr(processes, "dies_of", lambda pid, number: number not in self.app.catches)
         monkeypatch.setattr(torpor, "checkpoint", self._checkpoint)

@@ -143,6 +143,14 @@ def test_a_state_that_cannot_be_read_is_written_anew(tmp_path: Path) -> None:
         assert directory.state == {"phase": "running"}
 
 
+def test_a_job_goes_on_when_its_state_cannot_be_written(tmp_path: Path) -> None:
+    directory = JobDirectory(tmp_path, "12", "c")
+    directory.begin(0, "n1", 1.0)
+    (directory.path / "state").mkdir()
+    directory.update_state(phase="running")
+    assert "the state was not kept" in (directory.path / "log").read_text()
+
+
 def test_what_a_job_says_is_on_disk_before_anything_follows_from_it(tmp_path: Path, disk_steps: list[str]) -> None:
     """A loss of power does not take the fence, nor that the job has finished."""
     directory = JobDirectory(tmp_path, "12", "c")

@@ -16,7 +16,7 @@ from tests.unit.slurm.supervisor_rig import Rig
 from torpor_slurm import own_requeue
 from torpor_slurm.allocation import Allocation
 from torpor_slurm.job_directory import RUN_TAG, JobDirectory
-from torpor_slurm.supervisor import Options
+from torpor_slurm.run_options import Options
 
 ARRAY = {"SLURM_ARRAY_JOB_ID": "10", "SLURM_ARRAY_TASK_ID": "3"}
 

@@ -105,7 +105,7 @@ def test_a_time_limit_holds_while_the_controller_is_silent(rig: Rig) -> None:
 def test_how_long_before_its_limit_a_job_leaves(rig: Rig) -> None:
     tried = rig.tried
     rig.monkeypatch.setattr(processes, "resident", lambda pid: 10**9)
-    tried.rate = 1e8
+    tried.saving.rate = 1e8
     tried.record = replace(rig.record, start=0.0, end=86400.0)
     assert tried._lead() == supervisor.LEAST_LEAD + 20.0
     tried.record = replace(rig.record, start=0.0, end=40.0)
@@ -113,16 +113,3 @@ def test_how_long_before_its_limit_a_job_leaves(rig: Rig) -> None:
     for unknown in ({"start": None}, {"end": None}):
         tried.record = replace(rig.record, **unknown)  # type: ignore[arg-type]
         assert tried._lead() == supervisor.LEAST_LEAD + 20.0
-
-
-def test_a_save_tells_how_fast_a_save_is(rig: Rig) -> None:
-    rig.size, rig.written = 10**12, 10**12
-    assert rig.tried._save("run")
-    fast = rig.tried.rate
-    assert fast > supervisor.FIRST_RATE
-    rig.size, rig.written = 10**20, 10**12
-    assert rig.tried._save("run")
-    assert rig.tried.rate == fast, "little was written: it does not tell how fast one can be"
-    rig.size, rig.written = 1, 0
-    assert rig.tried._save("run")
-    assert rig.tried.rate < fast, "but how slow"

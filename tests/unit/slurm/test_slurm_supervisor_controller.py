@@ -12,7 +12,8 @@ from torpor_slurm import another_run
 from torpor_slurm.allocation import Allocation
 from torpor_slurm.controller import SlurmError
 from torpor_slurm.job_directory import JobDirectory
-from torpor_slurm.supervisor import Options, Supervisor
+from torpor_slurm.run_options import Options
+from torpor_slurm.supervisor import Supervisor
 
 
 def supervisor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scontrol: str) -> Supervisor:

@@ -11,14 +11,14 @@ import pytest
 
 import torpor
 from tests.unit.slurm.supervisor_rig import PATIENCE, SNAPSHOT, Rig
-from torpor import processes
-from torpor.errors import CheckpointFailed, NotFound, StoreError
+from torpor.errors import CheckpointFailed
 from torpor.store import SnapshotInfo
-from torpor_slurm import another_run, controller, supervisor
+from torpor_slurm import another_run, controller, saving
 from torpor_slurm.controller import JobRecord, SlurmError
 from torpor_slurm.job_directory import RUN_TAG, JobDirectory
 from torpor_slurm.preemption_cause import Cause, Finding
-from torpor_slurm.supervisor import LEFT_AT_TIME_LIMIT, Options
+from torpor_slurm.run_options import Options
+from torpor_slurm.supervisor import LEFT_AT_TIME_LIMIT
 
 
 def test_a_preempted_job_is_saved_ended_and_requeued_once(rig: Rig) -> None:
@@ -34,16 +34,6 @@ def test_a_preempted_job_is_saved_ended_and_requeued_once(rig: Rig) -> None:
     assert rig.pruned == 1
     assert rig.pinned == [SNAPSHOT], "neither `torpor rm` nor `torpor prune` takes it"
     assert rig.directory.finished is None, "it is not done"
-
-
-def test_what_a_wake_will_not_bring_back_is_told_once(rig: Rig, capfd: pytest.CaptureFixture[str]) -> None:
-    rig.notices = ("a connection is lost",)
-    for _ in range(2):
-        assert rig.tried._save("run")
-    rig.notices = ("a connection is lost", "another one is")
-    assert rig.tried._save("run")
-    told = [line for line in capfd.readouterr().err.splitlines() if "saved, but" in line]
-    assert told == ["torpor: saved, but a connection is lost", "torpor: saved, but another one is"]
 
 
 def test_a_job_that_is_in_the_queue_already_is_not_requeued(rig: Rig) -> None:
@@ -102,7 +92,7 @@ def test_what_the_user_cancels_is_not_saved_first(rig: Rig) -> None:
 def test_a_preempted_job_is_saved_in_time_however_its_warning_comes(
     rig: Rig, number: int | None, catches: bool, failures: int, answers: str
 ) -> None:
-    rig.monkeypatch.setattr(supervisor, "FIRST_RETRY", 0.02)
+    rig.monkeypatch.setattr(saving, "FIRST_RETRY", 0.02)
     rig.monkeypatch.setattr(controller, "RETRY", 0.02)
     rig.supervise(Options())
     before = rig.record
@@ -304,35 +294,6 @@ def test_a_requeue_that_is_refused_since_somebody_else_was_first(rig: Rig) -> No
     rig.warn()
     assert rig.watch() == 0
     assert rig.saves == ["kill"]
-
-
-def test_one_that_ends_while_it_is_saved_is_no_failed_save(rig: Rig, capfd: pytest.CaptureFixture[str]) -> None:
-    rig.fail = [NotFound("there is no process 9")]
-    rig.monkeypatch.setattr(processes, "is_ending", lambda pid: True)
-    assert not rig.tried._save("run")
-    assert "not saved" not in capfd.readouterr().err
-
-
-def test_why_a_save_failed_is_told_once_until_one_succeeds(rig: Rig, capfd: pytest.CaptureFixture[str]) -> None:
-    full = StoreError("the disk is full")
-    rig.fail = [full, full, NotFound("the store is not mounted"), full, None, full]
-    assert [rig.tried._save("run") for _ in range(6)] == [False] * 4 + [True, False]
-    words = [line.removeprefix("torpor: not saved: ") for line in capfd.readouterr().err.splitlines()]
-    assert words == ["the disk is full", "the store is not mounted", "the disk is full"]
-    assert rig.log.count("not saved") == 5
-
-
-def test_a_save_that_fails_is_tried_again_soon_and_then_less_often(rig: Rig) -> None:
-    rig.monkeypatch.setattr(supervisor, "LAST_RETRY", 0.15)
-    rig.supervise(Options()).leaving = Finding(Cause.PREEMPTED, time.time() + 60)
-    rig.fail = [CheckpointFailed("busy")] * 4
-    waits = [rig.tried.retry]
-    for _ in range(4):
-        assert rig.tried._leave(rig.tried.leaving) is None
-        waits.append(rig.tried.retry)
-    assert waits == [0.05, 0.1, 0.15, 0.15, 0.15]
-    assert rig.tried._save("run")
-    assert rig.tried.retry == 0.05
 
 
 def test_a_run_that_is_shut_out_meanwhile_asks_for_nothing(rig: Rig) -> None:

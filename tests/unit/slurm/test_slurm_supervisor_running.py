@@ -18,7 +18,8 @@ from torpor.store import SnapshotInfo
 from torpor_slurm import lifeline, supervisor
 from torpor_slurm.job_directory import JobDirectory
 from torpor_slurm.preemption_cause import Cause, Finding
-from torpor_slurm.supervisor import FENCED, Options, Supervisor
+from torpor_slurm.run_options import Options
+from torpor_slurm.supervisor import FENCED, Supervisor
 
 
 def test_a_job_is_saved_again_and_again(rig: Rig) -> None:

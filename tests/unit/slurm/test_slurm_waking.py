@@ -16,7 +16,7 @@ from torpor.image import Tree
 from torpor.store import SnapshotInfo
 from torpor_slurm import job_directory
 from torpor_slurm.job_directory import JobDirectory
-from torpor_slurm.supervisor import Options
+from torpor_slurm.run_options import Options
 
 NEW, OLD = (SnapshotInfo(f"2026112{day}-000000000-aaaaaa", "", "tree") for day in (4, 3))
 CHANGED = RestoreRefused("no", [Reason("/data", "it was changed since", "put it back", changed=True)])

@@ -1,0 +1,91 @@
+"""Saving the application of a Slurm job: what a save costs, what it tells, and when one that failed is tried again."""
+
+from __future__ import annotations
+
+import time
+from typing import Literal
+
+import torpor
+from torpor import Snapshot, processes
+from torpor.errors import TorporError
+from torpor_slurm import srun_wrapper
+from torpor_slurm.job_directory import RUN_TAG, JobDirectory
+from torpor_slurm.told import Failures, tell
+
+FIRST_RETRY, LAST_RETRY = 0.1, 3.0
+"""Seconds after which a save that failed is tried again: at first, since the reason may have passed, and at most."""
+FIRST_RATE = 100e6
+"""Bytes per second that a save is assumed to reach until one was measured."""
+
+
+class Saving:
+    """The saves of one run of a job."""
+
+    def __init__(self, directory: JobDirectory, restarts: int) -> None:
+        self.directory = directory
+        self.restarts = restarts
+        self.series = torpor.Series()
+        self.rate = FIRST_RATE
+        """Bytes of memory per second at which a full save is written."""
+        self.failures = Failures(directory)
+        self.retry = FIRST_RETRY
+        """Seconds from the next failed save to the one after it."""
+        self._printed: set[str] = set()
+        """The notices of snapshots that the user has been told: each is told once."""
+
+    def save(self, pid: int, then: Literal["run", "kill"], found: list[Snapshot]) -> bool:
+        """Take a snapshot. False: that failed, the user was told why, and the application runs on.
+
+        Args:
+            pid: the root of the application's process tree.
+            then: whether it runs on or ends.
+            found: the snapshots of earlier runs that this run may wake.
+        """
+        began = time.monotonic()
+        stats = torpor.Stats()
+        try:
+            srun_wrapper.refuse_real_srun(pid)
+            snapshot = torpor.checkpoint(
+                pid,
+                store=self.directory.store,
+                then=then,
+                tags={RUN_TAG: str(self.restarts), "slurm-job": self.directory.job},
+                series=self.series,
+                stats=stats,
+            )
+        except Exception as error:  # also a fault of ours: it must not cost the job, which runs on
+            # Of one that has ended meanwhile, or is about to, anything may be said.
+            self.failures.tell("not saved", error, silent=processes.is_ending(pid))
+            return False
+        self.failures.over()
+        self.retry = FIRST_RETRY
+        took = time.monotonic() - began
+        self._measure(snapshot, took)
+        try:
+            self.directory.prune(self.restarts, found)
+            pause = stats.pause_ns / 1e9
+            self.directory.update_state(saved=time.time(), save_seconds=took, bytes=snapshot.size, pause_seconds=pause)
+            self.directory.store.pin(snapshot.id)  # against `torpor rm` and `torpor prune`: the job may wait in it
+        except TorporError as error:
+            self.directory.log(f"saved, but afterwards: {error}")
+        self.directory.log(f"saved {snapshot.id}, {snapshot.size} bytes in {took:.2f} s")
+        self._tell_notices(snapshot)
+        return True
+
+    def next_retry(self) -> float:
+        """Seconds after which a save that has failed is tried again: each time twice as many."""
+        wait = self.retry
+        self.retry = min(LAST_RETRY, 2 * wait)
+        return wait
+
+    def _measure(self, snapshot: Snapshot, took: float) -> None:
+        rate = max(1.0, snapshot.size / took)
+        # A save that found little written tells how slow one is, but not how fast.
+        self.rate = rate if snapshot.written > snapshot.size / 2 else min(rate, self.rate)
+
+    def _tell_notices(self, snapshot: Snapshot) -> None:
+        for notice in snapshot.notices:
+            if notice not in self._printed:
+                self._printed.add(notice)
+                self.directory.log(f"a wake will not bring back all: {notice}")
+                tell(f"saved, but {notice}")

@@ -1,0 +1,34 @@
+"""What the user of a job is told: lines among the job's own errors."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+
+from torpor.errors import TorporError
+from torpor_slurm.job_directory import JobDirectory
+
+
+def tell(words: str) -> None:
+    """Print a line for the user."""
+    print(f"torpor: {words}", file=sys.stderr, flush=True)
+
+
+class Failures:
+    """What has failed while the job runs on. The user is told each reason once, until a save succeeds again."""
+
+    def __init__(self, directory: JobDirectory) -> None:
+        self._directory = directory
+        self._told: set[str] = set()
+
+    def tell(self, what: str, error: Exception, *, silent: bool = False) -> None:
+        """Log an error, with a traceback if it is a fault of ours; and tell the user, unless `silent`."""
+        words = str(error) if isinstance(error, TorporError) else "".join(traceback.format_exception(error))
+        self._directory.log(f"{what}: {words}")
+        if words not in self._told and not silent:
+            tell(f"{what}: {words}")
+        self._told.add(words)
+
+    def over(self) -> None:
+        """A save has succeeded."""
+        self._told.clear()

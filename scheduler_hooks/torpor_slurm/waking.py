@@ -1,0 +1,77 @@
+"""Waking the application of a Slurm job from the snapshots that its earlier runs have left."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torpor
+from torpor import Job, Series, Snapshot, image
+from torpor.errors import ImageDamaged, NotFound, Reason, Refused, RestoreFailed, RestoreRefused
+from torpor_slurm import rollback
+from torpor_slurm.allocation import Allocation
+from torpor_slurm.job_directory import JobDirectory
+from torpor_slurm.run_options import Options
+from torpor_slurm.told import tell
+
+
+def wake(
+    found: Sequence[Snapshot], allocation: Allocation, directory: JobDirectory, options: Options, series: Series
+) -> Job | None:
+    """Wake the newest snapshot that can be woken; None: start from the beginning.
+
+    Args:
+        found: the snapshots that this run may wake, the newest first.
+        allocation: where the job runs now.
+        directory: the job's.
+        options: what to do if one cannot be woken, and with which files.
+        series: goes on with the snapshot that was woken.
+
+    Raises:
+        RestoreRefused, RestoreFailed, ImageDamaged, NotFound: none can be, and to start anew is not allowed.
+    """
+    refused: list[str] = []
+    for snapshot in found:
+        try:
+            job = _wake_one(snapshot, allocation, directory, options, series)
+        except (RestoreRefused, RestoreFailed, ImageDamaged, NotFound) as error:
+            directory.log(f"snapshot {snapshot.id} was not woken: {error}")
+            if isinstance(error, RestoreRefused) and error.only_files:
+                way = f"`torpor slurm requeue {directory.job} --files=as-they-are`"
+                error.advice = f"to wake it with the changed files: {way}"
+            refused.append(f"snapshot {snapshot.id} cannot be woken on {allocation.node}: {error}")
+            if options.on_refused == "stop" or (options.on_refused == "older" and snapshot is found[-1]):
+                for words in refused[:-1]:
+                    tell(words)
+                raise
+        else:
+            directory.log(f"woke snapshot {snapshot.id}")
+            for words in refused:  # not before: the output has been cut to where this snapshot had it
+                tell(words)
+            return job
+    for words in (*refused, "the application begins anew, from its start (--on-refused=anew)"):
+        tell(words)
+    return None
+
+
+def _wake_one(
+    snapshot: Snapshot, allocation: Allocation, directory: JobDirectory, options: Options, series: Series
+) -> Job:
+    def last_moment() -> None:
+        # All is built and nothing runs: from here on the restore cannot be refused, and output may be cut.
+        if directory.is_fenced(allocation.restarts):
+            later = Reason(f"job {directory.job}", "a later run of it has begun", "that one goes on")
+            raise Refused("this run is not woken", [later])
+        if options.rollback_files == "append-only":
+            for tail in rollback.tails(tree):
+                aside = rollback.cut(tail, directory.cut, f"run{allocation.restarts}")
+                directory.log(f"cut {tail.path} from {tail.end} to {tail.begin} bytes; the rest is in {aside}")
+
+    with directory.store.open(snapshot) as reader:
+        tree = image.read(reader)
+    return torpor.restore(
+        snapshot,
+        first=lambda _: False,
+        connected=last_moment,
+        files=directory.requested_files(allocation.restarts) or options.files,
+        series=series,
+    )
