@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import cloudpickle
 import dask
 import numpy as np
 import pandas as pd
@@ -141,7 +142,7 @@ def test_fingerprints_tell_tasks_apart() -> None:
     ]
     assert len({fingerprint(spec) for spec in specs}) == len(specs)
     for spec in specs:
-        assert fingerprint(pickle.loads(dask.utils.import_required("cloudpickle", "").dumps(spec))) == fingerprint(spec)
+        assert fingerprint(pickle.loads(cloudpickle.dumps(spec))) == fingerprint(spec)
     loop: list[Any] = []
     loop.append(loop)
     assert fingerprint(Task("k", double, loop)) == fingerprint(Task("k", double, loop))
@@ -163,10 +164,9 @@ def test_fingerprints_agree_between_processes() -> None:
 
 def test_keys_that_mean_their_content() -> None:
     token = "0123456789abcdef" * 2
-    assert all(
-        map(means_its_content, [f"sum-{token}", (f"array-{token}", 0, 1), "f-2b6b1d22-0a1e-4d7c-8f4e-0123456789ab"])
-    )
-    assert not any(map(means_its_content, ["x", ("mine", 0), b"x", 1, ()]))
+    meaning: list[Any] = [f"sum-{token}", (f"array-{token}", 0, 1), "f-2b6b1d22-0a1e-4d7c-8f4e-0123456789ab"]
+    others: list[Any] = ["x", ("mine", 0), b"x", 1, ()]
+    assert all(map(means_its_content, meaning)) and not any(map(means_its_content, others))
 
 
 def test_tasks_of_a_shuffle_are_told_however_fused() -> None:

@@ -51,7 +51,7 @@ def test_without_limits_there_is_room(top: Path) -> None:
 @pytest.mark.parametrize("limit", ["most", "high"])
 @pytest.mark.parametrize("where", ["a", "a/b"])
 def test_a_limit_of_any_group_above_counts(top: Path, where: str, limit: str) -> None:
-    group(top / where, used=600, **{limit: 1000})  # type: ignore[arg-type]
+    group(top / where, used=600, **{limit: 1000})
     assert not cgroups.shortage({7: 300 * MIB})
     assert (
         cgroups.shortage({7: 390 * MIB}) == f"the memory cgroup {where} has 400.0 MiB left, copies may take 390.0 MiB"

@@ -28,7 +28,7 @@ NAMES = public_names()
 def names_used(name: str, path: Path) -> set[str]:
     """What a module imports of the engine, and what it reads from the modules among that."""
     imported = {full for full in names_imported(name, path) if full.partition(".")[0] == "torpor"}
-    modules = {}
+    modules: dict[str, str] = {}
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             modules |= {alias.asname or alias.name.partition(".")[0]: alias.name for alias in node.names}
@@ -38,7 +38,7 @@ def names_used(name: str, path: Path) -> set[str]:
         f"{modules[node.value.id]}.{node.attr}"
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
-        if modules.get(node.value.id) in PUBLIC
+        if modules.get(node.value.id, "") in PUBLIC
     }
     return imported | read
 

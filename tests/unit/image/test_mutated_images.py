@@ -270,7 +270,7 @@ def read_and_plan(body: bytes) -> None:
     image = reading.read(Opened(body))  # type: ignore[arg-type]
     validate(image, "20261123-000000000-aaaaaa", probe(), (0, 1, 2))
     for way in ("best", "capsule"):
-        setting = surroundings.setting(image, way=way)  # type: ignore[arg-type]
+        setting = surroundings.setting(image, way=way)
         assert max(abs(setting.monotonic_ns), abs(setting.boottime_ns)) < 1 << 63  # what torpor-init is told
         here = surroundings.here(setting)
         make(image, here, RestorerFds.imagined(image, many_blocks())).explain()
@@ -365,6 +365,12 @@ def _session(image: pb.Tree, **fields: int) -> None:
     image.sessions.add(**({"sid": image.processes[0].sid, "terminal": len(image.ptys) - 1} | fields))
 
 
+def _no_vdso_with_holes(image: pb.Tree) -> None:
+    memory = image.processes[0].memory
+    memory.vdso = 0
+    memory.vdso_holes.starts.append(1)
+
+
 def _of_kernel(image: pb.Tree) -> None:
     file = next(file for file in image.files if file.build_id)
     file.path = b"/proc/self/mem"
@@ -380,16 +386,14 @@ KNOWN: dict[str, Callable[[pb.Tree], Any]] = {
     "a root that had ended": lambda image: setattr(image.processes[0], "zombie", True),
     "memory of one that had ended": lambda image: _zombie(image).memory.vdso_holes.starts.append(1),
     "columns of shared memory": lambda image: image.shared[0].pages.starts.append(0),
-    "pages behind shared memory": lambda image: [image.shared[0].pages.starts.append((1 << 64) - 1),
-                                                 image.shared[0].pages.counts.append(1),
-                                                 image.shared[0].pages.blocks.append(0)],
+    "pages behind shared memory": lambda image: image.shared[0].pages.MergeFrom(
+        pb.PageTable(starts=[(1 << 64) - 1], counts=[1], blocks=[0])),
     "the size of shared memory": lambda image: setattr(image.shared[0], "size", 1 << 63),
     "the size of a bundled file": lambda image: image.bundles.add(path=b"/a", size=(1 << 64) - 1),
     "columns of guards": lambda image: image.processes[0].memory.guards.starts.append(1),
-    "guards far away": lambda image: [image.processes[0].memory.guards.starts.append((1 << 64) - 1),
-                                      image.processes[0].memory.guards.counts.append(1)],
-    "columns of the vDSO": lambda image: [setattr(image.processes[0].memory, "vdso", 0),
-                                          image.processes[0].memory.vdso_holes.starts.append(1)],
+    "guards far away": lambda image: image.processes[0].memory.guards.MergeFrom(
+        pb.PageRuns(starts=[(1 << 64) - 1], counts=[1])),
+    "columns of the vDSO": _no_vdso_with_holes,
     "a group in the foreground": lambda image: _session(image, foreground=1 << 31),
     "a session of nobody": lambda image: _session(image, sid=1 << 31),
     "a mapped file of the kernel": _of_kernel,

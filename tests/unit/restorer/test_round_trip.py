@@ -31,7 +31,7 @@ def fields(kind: Descriptor, path: str = "", depth: int = 0) -> Iterator[tuple[s
                 yield below, [field, *way]
 
 
-EVERY = dict(fields(pb.Tree.DESCRIPTOR))
+EVERY = dict(fields(pb.DESCRIPTOR.message_types_by_name["Tree"]))
 FREE = {one.path.removesuffix("[]") for one in ALLOWED}
 GIVEN = ("descriptions.outside", "ptys.outside")
 """What who wakes a tree gives it: standard input, output and error, and a terminal."""

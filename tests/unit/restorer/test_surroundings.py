@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -13,7 +14,7 @@ from torpor.errors import RestoreRefused
 from torpor.image import image_pb2 as pb
 from torpor.objects.process import keyrings
 from torpor.objects.process.birth_order import MAX_PID
-from torpor.probe import forked, probe, sleep_with
+from torpor.probe import Probe, forked, probe, sleep_with
 from torpor.procfs import read
 from torpor.remote import pid_allocation
 from torpor.remote.pid_allocation import Numbers, Pace
@@ -39,10 +40,15 @@ def free_pid() -> int:
     )
 
 
+def of_user(*groups: int) -> Probe:
+    """What a user may do who may not choose PIDs."""
+    return replace(probe(), can_choose_pids=False, set_mm_map=True, groups=groups)
+
+
 @pytest.fixture
 def ordinary(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """A user who may not choose PIDs, in another group, on a host where a walk is quick."""
-    host = replace(probe(), can_choose_pids=False, set_mm_map=True, groups=(27,))
+    host = of_user(27)
     monkeypatch.setattr(surroundings, "probe", lambda: host)
     monkeypatch.setattr(pid_allocation, "pace", lambda: Pace(1e9, 1))
     monkeypatch.setattr(id_maps, "wanted", dict)
@@ -79,7 +85,7 @@ def zombie() -> Iterator[subprocess.Popen[bytes]]:
 def test_what_was_killed_just_now_is_waited_for(ordinary: pytest.MonkeyPatch, zombie: subprocess.Popen[bytes]) -> None:
     """An orphan has its PID until init has waited for it, which that of some containers does every 2 s only."""
     ordinary.setattr(pid_allocation, "here", lambda: Numbers(1, MAX_PID))  # PIDs of a young namespace do, too
-    ordinary.setattr(pid_allocation.time, "sleep", lambda _: zombie.wait())
+    ordinary.setattr(time, "sleep", lambda _: zombie.wait())
     assert surroundings.setting(job(zombie.pid), way="native").walk
 
 
@@ -121,7 +127,7 @@ def test_unasked_a_walk_is_short_and_for_the_sake_of_groups(ordinary: pytest.Mon
     assert far.walk is None
     assert surroundings.setting(job(pid), way="native").walk
     ordinary.setattr(pid_allocation, "pace", lambda: Pace(1e9, 1))
-    alone = replace(surroundings.probe(), groups=())
+    alone = of_user()
     ordinary.setattr(surroundings, "probe", lambda: alone)
     assert surroundings.setting(job(pid)).capsule
 
@@ -146,7 +152,7 @@ def test_nobody_waits_for_a_walk_that_is_not_gone(ordinary: pytest.MonkeyPatch) 
     ordinary.setattr(pid_allocation, "pace", measured)
     pid = free_pid()
     assert surroundings.setting(job(pid), standing={pid}).capsule
-    alone = replace(surroundings.probe(), groups=())
+    alone = of_user()
     ordinary.setattr(surroundings, "probe", lambda: alone)
     assert surroundings.setting(job(pid)).capsule
 

@@ -175,9 +175,13 @@ def test_a_group_without_its_leader_has_its_number() -> None:
     """kill(2) finds it, /proc does not show it."""
     reader, writer = os.pipe()
 
+    def wait() -> None:
+        os.close(writer)
+        os.read(reader, 1)
+
     def lead() -> None:
         os.setpgid(0, 0)
-        forked(lambda: (os.close(writer), os.read(reader, 1)))
+        forked(wait)
 
     leader = forked(lead)
     os.waitpid(leader, 0)

@@ -179,6 +179,9 @@ class Rig:
     def warn(self, number: int = signal.SIGTERM) -> None:
         signal.pthread_kill(threading.main_thread().ident or 0, number)
 
+    def wake(self) -> object:
+        return self.tried._wake()
+
     def watch(self) -> int:
         return self.tried._watch(self.sentinel)  # type: ignore[arg-type]
 

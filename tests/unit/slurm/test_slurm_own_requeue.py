@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,9 @@ from torpor_slurm.run_options import Options
 ARRAY = {"SLURM_ARRAY_JOB_ID": "10", "SLURM_ARRAY_TASK_ID": "3"}
 
 
-def scontrol(tmp_path: Path, code: int = 0, **more: str) -> Callable[..., tuple[bool, bool]]:
+def scontrol(tmp_path: Path, more: Mapping[str, str] | None = None, code: int = 0) -> Callable[..., tuple[bool, bool]]:
     """Calls the stand-in: whether the real scontrol found the file, and whether it is there afterwards."""
-    allocation = Allocation.here(environment(**more))
+    allocation = Allocation.here(environment(**(more or {})))
     assert allocation is not None
     directory = JobDirectory(tmp_path / "a store", "12", "c")
     directory.begin(0, "n1", 1.0)
@@ -51,7 +51,7 @@ def scontrol(tmp_path: Path, code: int = 0, **more: str) -> Callable[..., tuple[
     [["requeue", "12"], ["-Q", "REQUEUE", "11,12"], ["requeuehold", "JobId=12"], ["requeue", "10_3"], ["requ", "10"]],
 )
 def test_a_requeue_of_ones_own_is_noted_before_it_is_done(tmp_path: Path, words: list[str]) -> None:
-    assert scontrol(tmp_path, **ARRAY)(*words) == (True, True)
+    assert scontrol(tmp_path, ARRAY)(*words) == (True, True)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_a_requeue_of_ones_own_is_noted_before_it_is_done(tmp_path: Path, words:
     [["show", "job", "12"], ["requeue", "112"], ["requeue", "10_4"], ["update", "requeue=0", "jobid=12"], ["a *"]],
 )
 def test_what_is_another_command_or_job_is_only_passed_on(tmp_path: Path, words: list[str]) -> None:
-    assert scontrol(tmp_path, code=3, **ARRAY)(*words) == (False, False)
+    assert scontrol(tmp_path, ARRAY, code=3)(*words) == (False, False)
 
 
 def test_a_requeue_that_slurm_refuses_is_none(tmp_path: Path) -> None:

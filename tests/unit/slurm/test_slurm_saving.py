@@ -42,11 +42,12 @@ def test_why_a_save_failed_is_told_once_until_one_succeeds(rig: Rig, capfd: pyte
 
 def test_a_save_that_fails_is_tried_again_soon_and_then_less_often(rig: Rig) -> None:
     rig.monkeypatch.setattr(saving, "LAST_RETRY", 0.15)
-    rig.supervise(Options()).leaving = Finding(Cause.PREEMPTED, time.time() + 60)
+    rig.supervise(Options())
+    leaving = Finding(Cause.PREEMPTED, time.time() + 60)
     rig.fail = [CheckpointFailed("busy")] * 4
     waits = [rig.tried.saving.retry]
     for _ in range(4):
-        assert rig.tried._leave(rig.tried.leaving) is None
+        assert rig.tried._leave(leaving) is None
         waits.append(rig.tried.saving.retry)
     assert waits == [0.05, 0.1, 0.15, 0.15, 0.15]
     assert rig.tried._save("run")

@@ -44,14 +44,14 @@ class Waking:
 
 def test_the_newest_snapshot_is_woken(rig: Rig) -> None:
     waking = Waking(rig, {NEW.id: None})
-    assert rig.tried._wake() is rig.app
+    assert rig.wake() is rig.app
     assert waking.tried == [(NEW.id, "as-they-were")]
 
 
 @pytest.mark.parametrize("error", [MISSING, RestoreFailed("a step failed"), NotFound("it is gone")])
 def test_an_older_snapshot_is_woken_when_the_newest_cannot_be(rig: Rig, error: Exception) -> None:
     waking = Waking(rig, {NEW.id: error, OLD.id: None})
-    assert rig.tried._wake() is rig.app
+    assert rig.wake() is rig.app
     assert [id for id, _ in waking.tried] == [NEW.id, OLD.id]
 
 

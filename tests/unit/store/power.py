@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import pytest
 
-from torpor.store import shrink
+from torpor.store import holes, shrink
 
 PAGE = 4096
 Site = tuple[str, int]
@@ -124,7 +124,7 @@ class Recorder:
                 "fsync",
             ):
                 patch.setattr(os, name, getattr(self, f"_{name}")(getattr(os, name)))
-            patch.setattr(shrink, "punch", self._punch(shrink.punch))
+            patch.setattr(shrink, "punch", self._punch(holes.punch))
             yield
 
     def _open(self, real: Callable[..., int]) -> Callable[..., int]:

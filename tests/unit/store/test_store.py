@@ -35,7 +35,9 @@ def test_what_goes_in_comes_out(store: Store) -> None:
         max_size=4,
     )
 )
-def test_any_blocks_in_any_number_of_calls_and_snapshots(tmp_path_factory, snapshots: list[list[bytes]]) -> None:
+def test_any_blocks_in_any_number_of_calls_and_snapshots(
+    tmp_path_factory: pytest.TempPathFactory, snapshots: list[list[bytes]]
+) -> None:
     store = Store(tmp_path_factory.mktemp("store"))
     for contents in snapshots:
         with store.writer("tree") as saver:

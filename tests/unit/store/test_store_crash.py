@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 
 from torpor.errors import StoreError
-from torpor.store import SnapshotInfo, Store, shrink
+from torpor.store import SnapshotInfo, Store, holes, shrink
 
 BLOCK = 65536
 STEPS = ("open", "pwritev", "ftruncate", "fsync", "close", "rename", "mkdir", "unlink", "rmdir")
@@ -99,7 +99,7 @@ def interrupt_step(patch: pytest.MonkeyPatch, number: int, act: Callable[[], Non
     close = os.close
     for name in STEPS:
         patch.setattr(os, name, counting(getattr(os, name)))
-    patch.setattr(shrink, "punch", counting(shrink.punch))
+    patch.setattr(shrink, "punch", counting(holes.punch))
     return lambda: count
 
 
@@ -178,7 +178,7 @@ def test_holes_come_after_the_manifests_are_gone_for_good(tmp_path: Path, monkey
     monkeypatch.setattr(
         os, "fsync", noting(lambda fd: "sync " + Path(os.readlink(f"/proc/self/fd/{fd}")).name, os.fsync)
     )
-    monkeypatch.setattr(shrink, "punch", noting(lambda *_: "punch", shrink.punch))
+    monkeypatch.setattr(shrink, "punch", noting(lambda *_: "punch", holes.punch))
     store.remove(first.id)
     before = events[: events.index("punch")]
     assert before[:2] == ["unlink manifest", "sync snapshots"]
@@ -359,7 +359,9 @@ FILL = """
 def fill(path: Path, *before: str, **options: Any) -> str:
     script = textwrap.dedent(FILL)
     command = [*before, sys.executable, "-c", script, str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, **options)
+    done: subprocess.CompletedProcess[str] = subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=60, **options
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 

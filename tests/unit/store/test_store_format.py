@@ -219,7 +219,9 @@ def test_a_head_of_a_newer_version(saved: tuple[Store, SnapshotInfo]) -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(st.binary(max_size=200), st.binary(max_size=64))
-def test_any_head_and_body_with_right_checksums(tmp_path_factory, head: bytes, rest: bytes) -> None:
+def test_any_head_and_body_with_right_checksums(
+    tmp_path_factory: pytest.TempPathFactory, head: bytes, rest: bytes
+) -> None:
     """Whatever the bytes are, only a refusal in our words comes out."""
     store = Store(tmp_path_factory.mktemp("store"))
     with store.writer("tree") as saver:

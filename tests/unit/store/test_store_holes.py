@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 from tests.leaks import no_more_descriptors
 from torpor.errors import StoreError
-from torpor.store import SnapshotInfo, Store, files, holes, shrink
+from torpor.store import SnapshotInfo, Store, files, holes, known, shrink, writer
 from torpor.store.blocks import BlockTable
 from torpor.store.holes import Extents
+from torpor.store.manifest import Manifest, read_manifest
 
 BLOCK = 65536
 
@@ -109,8 +110,12 @@ def test_a_removal_looks_only_at_packs_that_the_snapshot_named(store: Store, mon
     mixed(store)
     first, _ = save(store, 40, 41, kind="other"), save(store, 41, 42, kind="other")
     read = []
-    real = shrink.read_manifest
-    monkeypatch.setattr(shrink, "read_manifest", lambda *given: read.append(given[2]) or real(*given))
+
+    def noted(fd: int, size: int, snapshot: str, place: str) -> Manifest:
+        read.append(snapshot)
+        return read_manifest(fd, size, snapshot, place)
+
+    monkeypatch.setattr(shrink, "read_manifest", noted)
     report = store.remove(first.id)
     assert report.shrunk == (first.id,)
     assert read == [store.ids()[-1]], "other tables were not read"
@@ -175,7 +180,7 @@ def test_what_is_published_between_the_looks_keeps_its_blocks(store: Store, monk
         second = saver.publish(bytes((2, 7)), "a test")
         before = saver.known()
     save(store, 7)
-    savers = []
+    savers: list[writer.SnapshotWriter] = []
 
     def hooked(path: str, *, exclusive: bool = False, patience: float = 0) -> files.Place:
         if exclusive:
@@ -335,7 +340,8 @@ def test_any_snapshots_and_any_removals(tmp_path_factory: pytest.TempPathFactory
     """Every snapshot that is left is whole, and nothing is held but what they name."""
     store = Store(tmp_path_factory.mktemp("store"))
     save(store, *range(5))
-    before, had = None, []
+    before: known.KnownBlocks | None = None
+    had: list[int] = []
     for act, what in acts:
         ids = store.ids()
         if act == "save":

@@ -28,6 +28,7 @@ from tests.unit.store.power import Choice, Disk, Event, HostKilled, Recorder, Si
 from torpor.errors import StoreError, TorporError
 from torpor.store import SnapshotInfo, Store, writer
 from torpor.store import store as store_module
+from torpor.store.shrink import shrink
 
 PLACE = "data/torpor"
 """Where the store is made, two directories deep, beneath a directory that is on disk."""
@@ -115,7 +116,7 @@ def a_removal_killed_while_another_looks(history: History, number: int) -> None:
     first = history.save(0, 1, 2)
     second = history.save(0, 4)
     history.save(1, 4)
-    real = store_module.shrink
+    real = shrink
 
     def late(*args: object, **named: object) -> object:
         patch.undo()

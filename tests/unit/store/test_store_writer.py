@@ -38,19 +38,21 @@ def test_what_could_not_be_written_is_not_published(store: Store, monkeypatch: p
 @pytest.mark.parametrize("how", ["publish", "abandon"])
 def test_a_write_that_is_under_way_is_waited_for(store: Store, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     begun, go_on, done = threading.Event(), threading.Event(), threading.Event()
-    real = writer.write_all
 
     def slow(*arguments: Any) -> None:
         if threading.current_thread() is adding:
             begun.set()
             assert go_on.wait(60)
-        real(*arguments)
+        files.write_all(*arguments)
 
     saver = store.writer("tree")
     adding = threading.Thread(target=lambda: saver.add_blocks(memoryview(BLOCK), [len(BLOCK)]))
-    ending = threading.Thread(
-        target=lambda: (getattr(saver, how)(*((b"\0", "") if how == "publish" else ())), done.set())
-    )
+
+    def end() -> None:
+        getattr(saver, how)(*((b"\0", "") if how == "publish" else ()))
+        done.set()
+
+    ending = threading.Thread(target=end)
     monkeypatch.setattr(writer, "write_all", slow)
     adding.start()
     assert begun.wait(60)

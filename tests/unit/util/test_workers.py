@@ -45,7 +45,12 @@ def test_what_is_raised_is_the_results(workers: Workers) -> None:
 def test_what_was_not_begun_can_be_cancelled() -> None:
     workers = Workers(1)
     begun, go = threading.Event(), threading.Event()
-    first = workers.submit(lambda: (begun.set(), go.wait()))
+
+    def work() -> None:
+        begun.set()
+        go.wait()
+
+    first = workers.submit(work)
     begun.wait()
     second = workers.submit(pow, 2, 2)
     workers.shutdown(wait=False, cancel_futures=True)
@@ -80,7 +85,12 @@ def test_a_thread_that_cannot_be_started_is_told(workers: Workers) -> None:
 
 def test_a_thread_is_waited_for_and_leaves_nothing_open() -> None:
     go, done = threading.Event(), [0]
-    thread = Thread(lambda: (go.wait(), done.append(1)))
+
+    def work() -> None:
+        go.wait()
+        done.append(1)
+
+    thread = Thread(work)
     with no_more_descriptors():
         assert thread.start()
     go.set()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from mmap import PAGESIZE as PAGE
 
 import pytest
 
 from torpor.image import Tree, Vma
 from torpor.store import Store
-from torpor_jupyter.data.memory_diff import PAGE, Memory, changed, shared
+from torpor_jupyter.data.memory_diff import Memory, changed, shared
 
 ONE, TWO, THREE = (os.urandom(PAGE) for _ in range(3))
 START = 16

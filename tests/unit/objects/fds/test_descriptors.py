@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.leaks import no_more_descriptors
+from tests.unit.objects.arguments import numbers
 from tests.unit.objects.fds.descriptor_tree import Acting, acting_as, dumped, holder, opened
 from tests.users import User
 from torpor.arch.x86_64 import NR
@@ -329,19 +330,19 @@ def test_descriptors_that_are_in_each_others_way_are_placed(seed: int) -> None:
     """Slots may have the numbers of the descriptors themselves, in chains and in rings."""
     rng = random.Random(seed)
     slots = dict(enumerate(rng.sample(range(3, 60), 40)))
-    numbers = rng.sample(range(3, 60), 45)
+    fds = rng.sample(range(3, 60), 45)
     process = Process()
-    for fd in numbers:
+    for fd in fds:
         process.fds.add(fd=fd, description=rng.randrange(40), cloexec=rng.random() < 0.5)
     image = Tree(descriptions=[Description(file=RegularFile()) for _ in slots], processes=[process])
     table = {slot: (index, False) for index, slot in slots.items()}
     for call in placement.placing(process, MadeInProcess(image), Opened(slots)):
         if call.nr == NR.dup3:
-            source, target, flags = call.args
+            source, target, flags = numbers(*call.args)
             assert source != target
-            table[int(target)] = (table[int(source)][0], bool(flags))
+            table[target] = (table[source][0], bool(flags))
         else:
-            fd, _, flags = call.args
-            table[int(fd)] = (table[int(fd)][0], bool(flags))
+            fd, _, flags = numbers(*call.args)
+            table[fd] = (table[fd][0], bool(flags))
     assert [table[entry.fd] for entry in process.fds] == [(one.description, one.cloexec) for one in process.fds]
     assert max(table) <= 60 + 8

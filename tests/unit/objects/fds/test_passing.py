@@ -56,7 +56,7 @@ os._exit(0)
 
 
 def start(code: str, user: User) -> subprocess.Popen[bytes]:
-    process = user.popen(
+    process: subprocess.Popen[bytes] = user.popen(
         [sys.executable, "-c", code],
         cwd=user.tmp,
         stdin=subprocess.PIPE,

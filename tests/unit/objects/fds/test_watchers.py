@@ -79,7 +79,7 @@ wait()
                         syscall(NR.timerfd_settime, copy, 0, timerfd.ITIMERSPEC.pack(interval, 0, 0, 1))
                         assert select.select([copy], [], [], 5)[0]
 
-            patch.setattr(timerfd.time, "sleep", interrupted)
+            patch.setattr(time, "sleep", interrupted)
             image = tree.dump()
         with opened(image) as woken:
             for name in "ac":

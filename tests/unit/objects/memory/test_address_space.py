@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.unit.objects.arguments import numbers
 from torpor import procfs
 from torpor.arch.x86_64 import NR, TASK_SIZE
 from torpor.errors import ImageDamaged, RestoreFailed
@@ -63,12 +64,13 @@ def test_every_page_is_read_from_its_own_place(drawn: list[tuple[int, int, int, 
     got: dict[int, tuple[int, int]] = {}
     for call in address_space.fill(address_space.pieces(pages), sources(blocks), SPARE):
         if call.nr == NR.pread64:
-            fd, address, size, offset = call.args
+            fd, address, size, offset = numbers(*call.args)
             pieces = [(address, size)]
         else:
             assert call.nr == NR.preadv
-            fd, vector, count, offset, _ = call.args
+            vector = call.args[1]
             assert isinstance(vector, bytes)
+            fd, count, offset = numbers(call.args[0], *call.args[2:4])
             words = struct.unpack(f"<{len(vector) // 8}Q", vector)
             pieces = list(zip(words[::2], words[1::2], strict=True))
             assert len(pieces) == count <= address_space.IOV_MAX
@@ -149,7 +151,7 @@ def test_committed_memory_is_mapped_in_pieces(pages: int, writable: bool, norese
     calls = list(address_space._map(vma, image, sources([]), writable=False))
     at = vma.start
     for call in calls:
-        start, size, _, _, _, offset = call.args
+        start, size, _, _, _, offset = numbers(*call.args)
         assert start == at == call.expect
         assert offset == 3 * PAGE + at - vma.start
         at += size

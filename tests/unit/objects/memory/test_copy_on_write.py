@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from torpor.image import image_pb2 as pb
 from torpor.objects.memory import copy_on_write, vdso
+from torpor.objects.memory.address_space import Piece
 from torpor.objects.memory.copy_on_write import Room, Share
 from torpor.objects.process import birth_order
 from torpor.procfs import PAGE
@@ -49,7 +50,8 @@ class Store:
 @st.composite
 def trees(draw: st.DrawFn) -> tuple[pb.Tree, dict[int, Memory], Store]:
     """Processes that were forked of each other, each of which mapped, wrote, dropped and unmapped."""
-    image, store, memories = pb.Tree(), Store(), {}
+    image, store = pb.Tree(), Store()
+    memories: dict[int, Memory] = {}
     mappings: dict[int, list[tuple[int, int, int]]] = {}
     fresh = count(1)
     for pid in range(100, 100 + draw(st.integers(2, 6))):
@@ -110,7 +112,7 @@ def played(top: birth_order.Member, shares: dict[int, Share], image: pb.Tree, st
     found: dict[int, Memory] = {}
     by_pid = {process.pid: process for process in image.processes}
 
-    def write(memory: Memory, pieces: list[copy_on_write.Piece]) -> None:
+    def write(memory: Memory, pieces: list[Piece]) -> None:
         for page, size, block, skip in pieces:
             for k in range(size):
                 memory[page + k - BASE] = store.blocks[block][skip + k]

@@ -90,7 +90,8 @@ def test_the_joined_table_says_what_is_there(first: Content, later: list[tuple[C
 
 
 def test_a_page_that_is_written_again_and_again_is_soon_read_alone() -> None:
-    content, blocks = dict.fromkeys(range(BLOCK_PAGES), 1), {}
+    content = dict.fromkeys(range(BLOCK_PAGES), 1)
+    blocks: Blocks = {}
     table = store(content, ranges(set(content)), blocks)
     hot = [(5 * PAGE, 6 * PAGE)]
     first = cut(ranges(set(content)), Before(table, hot))
@@ -100,7 +101,8 @@ def test_a_page_that_is_written_again_and_again_is_soon_read_alone() -> None:
 
 
 def test_pages_that_are_all_written_become_one_block_again() -> None:
-    content, blocks = dict.fromkeys(range(BLOCK_PAGES), 1), {}
+    content = dict.fromkeys(range(BLOCK_PAGES), 1)
+    blocks: Blocks = {}
     everything = ranges(set(content))
     table = store(content, [(0, PAGE), (PAGE, BLOCK_PAGES * PAGE)], blocks)
     assert len(table.starts) == 2

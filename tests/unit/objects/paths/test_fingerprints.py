@@ -126,7 +126,12 @@ def test_in_a_series_a_file_that_stays_is_read_once(file: Path, monkeypatch: pyt
     monkeypatch.setattr(fingerprints, "_known", {})
     first = noted(file)
     reads: list[int] = []
-    monkeypatch.setattr(fingerprints, "digest", lambda *_args, **_named: reads.append(1) or b"read")
+
+    def read(*_args: object, **_named: object) -> bytes:
+        reads.append(1)
+        return b"read"
+
+    monkeypatch.setattr(fingerprints, "digest", read)
     assert noted(file) == first and not reads
     put(file, 0, b"x")
     assert noted(file).content.digest == b"read"

@@ -43,7 +43,7 @@ def init_of(*command: str, program: Path = INIT) -> Iterator[tuple[int, int]]:
 
 
 def test_the_job_of_an_init_that_an_upgrade_has_replaced(tmp_path: Path) -> None:
-    program = shutil.copy(INIT, tmp_path / "torpor-init")
+    program = Path(shutil.copy(INIT, tmp_path / "torpor-init"))
     with init_of("sleep", "1000", program=program) as (init, job):
         os.unlink(program)
         assert tree.job_of(init) == job
@@ -123,9 +123,9 @@ def test_a_process_that_ends_at_any_moment_of_the_look_before_the_freeze(monkeyp
     """Whatever is asked of it next: it is no part of the tree any more, and no error."""
     ending, readlink, moment = Ending(), os.readlink, 0
 
-    def looked_at(path: str, *rest: object, **more: object) -> str:
+    def looked_at(path: str, *, dir_fd: int | None = None) -> str:
         ending.look(path)
-        return readlink(path, *rest, **more)  # type: ignore[call-overload,no-any-return]
+        return readlink(path, dir_fd=dir_fd)
 
     monkeypatch.setattr(os, "readlink", looked_at)
     while not ending.pid:

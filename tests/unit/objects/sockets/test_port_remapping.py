@@ -31,7 +31,8 @@ def ports(image: Tree) -> list[tuple[int, int]]:
     numbers = []
     for description in image.descriptions:
         tcp = description.tcp
-        numbers.append(tuple(addresses.address(end).port if end else 0 for end in (tcp.local, tcp.remote)))
+        local, remote = (addresses.address(end).port if end else 0 for end in (tcp.local, tcp.remote))
+        numbers.append((local, remote))
     return numbers
 
 

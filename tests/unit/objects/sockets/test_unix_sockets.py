@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import struct
+import time
 from contextlib import ExitStack, closing
 from pathlib import Path
 
@@ -171,7 +172,7 @@ def test_a_name_that_is_free_a_moment_later_is_waited_for() -> None:
         late.bind(b"\0torpor-test-late")
         taken.bind(b"\0torpor-test-taken")
         patch.setattr(unix_names, "COLLECTED", 0.05)
-        patch.setattr(unix_names.time, "sleep", lambda _: late.close())
+        patch.setattr(time, "sleep", lambda _: late.close())
         (reason,) = descriptors.validate(image)
     assert "torpor-test-taken" in reason.subject and "the name cannot be had" in reason.why
 
