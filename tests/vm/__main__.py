@@ -48,14 +48,20 @@ def compile_all() -> None:
 
 def played(kernel: Kernel, job: Job, folder: Path, seconds: float = 2 * HOUR) -> list[Result]:
     """The results of a machine; one that broke off is a result, too."""
+    results: list[Result] = []
     try:
-        results = list(boot(kernel, folder, job, BIN, seconds))
+        for result in boot(kernel, folder, job, BIN, seconds):
+            _show(kernel, result)
+            results.append(result)
     except MachineFailed as failure:
-        results = [Result("machine", False, str(failure), seconds)]
-    for result in results:
-        if result.good is False:
-            print(f"{kernel.name}: {result.test}: {result.words}\n", flush=True)
+        results.append(Result("machine", False, str(failure), seconds))
+        _show(kernel, results[-1])
     return results
+
+
+def _show(kernel: Kernel, result: Result) -> None:
+    why = f": {result.words}\n" if result.good is False else ""
+    print(f"{kernel.name}: {result.test} {WORDS[result.good]} ({result.seconds:.0f} s){why}", flush=True)
 
 
 def save(kernel: Kernel, images: Path) -> list[Result]:

@@ -1,6 +1,6 @@
 #!/bin/sh
 # PID 1 of a machine: mounts what a host has, runs the job that the test has put into /shared as an ordinary user, and
-# switches the machine off.
+# tells its status.
 checkout=$1
 export PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin LANG=C.UTF-8
 mount -t proc proc /proc
@@ -20,8 +20,9 @@ cd /home/scientist || exit
 setpriv --reuid=1000 --regid=1000 --init-groups env HOME=/home/scientist PYTHONDONTWRITEBYTECODE=1 PYTHONPATH="$checkout" \
 	TORPOR_TESTS_PATIENCE=900 \
 	"$checkout/.venv/bin/python" -m tests.vm.guest /shared /dev/ttyS1 </dev/null
-echo "{\"status\": $?}" >/dev/ttyS1
-umount /shared
-echo o >/proc/sysrq-trigger
-# The shell is PID 1: it must not end before the machine does.
+status=$?
+kill -9 -1
+umount /shared || status=1
+echo "{\"status\": $status}" >/dev/ttyS1
+# The test switches the machine off. Until then the shell, which is PID 1, must not end.
 while :; do sleep 60; done

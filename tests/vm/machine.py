@@ -16,6 +16,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Timer
+from typing import Any
 
 from tests.vm.kernels import BUILD, CHECKOUT, Kernel, checkout_disk, disk, prepare, root_disk, run
 
@@ -73,28 +75,44 @@ def boot(kernel: Kernel, folder: Path, job: Job, programs: Path, seconds: float)
         words = [
             *("qemu-system-x86_64", "-M", "q35", "-accel", "tcg", "-cpu", PROCESSOR, "-m", "1536", "-smp", "1"),
             *("-display", "none", "-nodefaults", "-no-reboot", "-serial", f"file:{logs}/console"),
-            *("-serial", f"file:{logs}/results", "-device", "virtio-rng-pci"),
+            *("-serial", "stdio", "-device", "virtio-rng-pci"),
             *("-kernel", str(booted.kernel), "-initrd", str(booted.initramfs)),
             *("-append", f"{QUICK} torpor.checkout={CHECKOUT}"),
             *_drive(root_disk(), ",snapshot=on"),
             *_drive(checkout_disk(), ",readonly=on"),
             *_drive(shared, ""),
         ]
-        with (logs / "qemu").open("wb") as log:
-            machine = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        try:
-            machine.wait(seconds)
-        except subprocess.TimeoutExpired:
-            raise MachineFailed(_told(f"{kernel.name} did not end within {seconds:.0f} s", logs)) from None
-        finally:
-            machine.kill()
-            machine.wait()
+        status = None
+        for told in _told_by(words, logs, seconds):
+            if "status" in told:
+                status = told["status"]
+            else:
+                yield Result(**told)
+        if status != 0:
+            raise MachineFailed(_described(f"{kernel.name} did not finish its job in {seconds:.0f} s", logs))
         run("debugfs", "-R", f"rdump / {folder}", str(shared))
-    told = [json.loads(line) for line in (logs / "results").read_text().splitlines()]
-    if not told or told[-1] != {"status": 0}:
-        raise MachineFailed(_told(f"{kernel.name} broke off", logs))
-    for line in told[:-1]:
-        yield Result(**line)
+
+
+def _told_by(words: Sequence[str], logs: Path, seconds: float) -> Iterator[dict[str, Any]]:
+    """What a guest tells, line by line; the last is its status. Then, or when its time is over, it is switched off."""
+    with (
+        (logs / "qemu").open("wb") as log,
+        (logs / "results").open("wb", buffering=0) as results,
+        subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log) as machine,
+    ):
+        assert machine.stdout
+        end = Timer(seconds, machine.terminate)
+        end.start()
+        try:
+            for line in machine.stdout:
+                results.write(line)
+                told = json.loads(line)
+                yield told
+                if "status" in told:
+                    break
+        finally:
+            end.cancel()
+            machine.terminate()
 
 
 def _drive(image: Path, options: str) -> Sequence[str]:
@@ -108,7 +126,7 @@ def _opened(folder: Path) -> None:
         os.chmod(path, 0o777 if path.is_dir() or path.parent.name == "bin" else 0o666)
 
 
-def _told(what: str, logs: Path) -> str:
+def _described(what: str, logs: Path) -> str:
     lines = [what]
     for path in sorted(logs.iterdir()):
         lines += [f"-- {path.name}", *path.read_text(errors="replace").splitlines()[-25:]]

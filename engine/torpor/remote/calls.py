@@ -10,9 +10,9 @@ MADE = frozenset({
     # State that only the process itself can query (objects).
     NR.arch_prctl, NR.brk, NR.clock_gettime, NR.get_mempolicy, NR.get_robust_list, NR.getitimer, NR.getpriority,
     NR.ioprio_get, NR.kcmp, NR.keyctl, NR.membarrier, NR.mincore, NR.modify_ldt, NR.msgctl, NR.msgrcv, NR.personality,
-    NR.prctl, NR.rt_sigaction, NR.sched_getaffinity, NR.sched_getattr, NR.sched_getparam,
+    NR.poll, NR.prctl, NR.read, NR.rt_sigaction, NR.sched_getaffinity, NR.sched_getattr, NR.sched_getparam,
     NR.sched_getscheduler, NR.semctl, NR.semop, NR.shmctl, NR.sigaltstack, NR.timer_getoverrun, NR.timer_gettime,
-    NR.waitid,
+    NR.waitid, NR.write,
     # The snapshot of its memory (snapshot.py).
     NR.clone, NR.close_range, NR.exit, NR.exit_group, NR.userfaultfd, NR.wait4,
 })  # fmt: skip

@@ -312,16 +312,21 @@ def readable_end(pid: int, start: int, end: int) -> int:
 
 # The top byte of a pagemap word: bit 7 present, bit 6 swapped, bit 5 file page or shared (admin-guide/mm/pagemap).
 _OWN = re.compile(rb"[\x40-\x5f\x80-\x9f\xc0-\xdf]+")
+_STEP = 1 << 17
+"""How many words are read at once."""
+_HOLES = (bytes(8 * _STEP), b"\0\0\0\0\0\0\x80\0" * _STEP)
+"""The words where there are no pages. In a new mapping all have the bit 55, soft-dirty, if the kernel tracks that."""
 
 
 def _walk_pagemap(fd: int, ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     """`own_pages` by the words of pagemap, for kernels without PAGEMAP_SCAN. Zero pages count as own pages."""
     found: list[tuple[int, int]] = []
-    step = PAGE << 17  # 1 MiB of words
     for start, end in ranges:
-        for begin in range(start, end, step):
-            stop = min(begin + step, end)
+        for begin in range(start, end, _STEP * PAGE):
+            stop = min(begin + _STEP * PAGE, end)
             words = os.pread(fd, (stop - begin) // PAGE * 8, begin // PAGE * 8)
+            if words in _HOLES:  # as in most of a large reservation: comparing is five times faster than searching
+                continue
             for run in _OWN.finditer(words[7::8]):
                 found.append((begin + run.start() * PAGE, begin + run.end() * PAGE))
     return found

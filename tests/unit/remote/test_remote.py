@@ -29,6 +29,7 @@ from torpor.remote.injection import Injection
 from torpor.remote.snapshot import Snapshot
 from torpor.remote.tracer import in_own_thread
 from torpor.remote.waits import Waits
+from torpor.util.ranges import intersection
 
 Start = Callable[[str], "subprocess.Popen[str]"]
 
@@ -250,7 +251,11 @@ def test_an_end_between_two_looks_is_told(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_own_pages_are_those_of_pagemap(start: Start) -> None:
-    target = start(WAITS + "sys.stdin.readline()")
+    target = start(  # 0x4000 is MAP_NORESERVE
+        "import mmap, sys\nvast = mmap.mmap(-1, 16 << 30, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000)\n"
+        "for page in (0, 5 << 18, (9 << 18) - 1, (16 << 18) - 1): vast[page << 12] = 1\n"
+        "print('ready', flush=True)\nsys.stdin.readline()"
+    )
     wanted = [(m.start, m.end) for m in procfs.mappings(target.pid) if not m.shared and not m.name.startswith(b"[v")]
     scanned = memory.own_pages(target.pid, wanted)
     assert scanned
@@ -261,6 +266,10 @@ def test_own_pages_are_those_of_pagemap(start: Start) -> None:
         os.close(fd)
     for start_, end in scanned:  # the walk also gives zero pages, which nobody wrote
         assert any(a <= start_ and end <= b for a, b in plain)
+    vast = next((start_, end) for start_, end in wanted if end - start_ >= 16 << 30)
+    for found in (scanned, plain):
+        assert sum(end - start_ for start_, end in intersection(found, [vast])) < 1 << 20
+        assert sum(vast[0] <= start_ and end <= vast[1] for start_, end in found) >= 3
 
 
 def test_a_kernel_without_pagemap_scan_tells_less_and_fails_nothing(

@@ -1,15 +1,22 @@
 """eventfd: a counter (eventfd(2)).
 
-Kept: the count, and whether it is a semaphore, if the kernel shows that: fdinfo has ``eventfd-semaphore`` since Linux
-6.5. On an older kernel a semaphore cannot be told from a plain counter without changing it, and all are treated as
-plain ones.
+Kept: the count, and whether it is a semaphore. fdinfo shows that since Linux 6.5 (``eventfd-semaphore``). On an older
+kernel a process that has it tries it under the freeze: it reads the counter, looks whether something is left, and
+writes back what is missing. A count below 2 is first raised to 2, since it would tell nothing. The process makes these
+calls in one go, also if Torpor is killed meanwhile. Its waiting threads see nothing of it, since they are frozen; only
+an edge-triggered epoll may report the counter once more, which epoll(7) allows.
+
+Refused on such a kernel, since it cannot be tried: a counter that a process outside of the tree has open, which would
+see the values in between, and one that is in a socket's queue.
 """
 
 from __future__ import annotations
 
 import os
+import select
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from torpor.arch.x86_64 import NR
 from torpor.errors import Reason
@@ -20,16 +27,32 @@ from torpor.objects.kind import (
     Kind,
     OpenFile,
     Seen,
+    Unsupported,
 )
 from torpor.objects.opening import Opening
+from torpor.remote.batch import ArgumentOf, Batch, Replies
+from torpor.remote.freeze import describe_process
 from torpor.remote.sys import closed_on_error, syscall
 
 EFD_SEMAPHORE = 1
 LARGEST = (1 << 64) - 2
 """ULLONG_MAX itself means overflow and cannot be written (fs/eventfd.c)."""
+SHOWN = "eventfd-semaphore"
+"""The field of fdinfo."""
+_LINK = "anon_inode:[eventfd]"
 
 
-class Eventfd(Kind[None]):
+@dataclass
+class Tried:
+    """What a trial has shown."""
+
+    semaphore: bool | None = None
+    """None if it was not tried."""
+    outsider: int = 0
+    """The process outside of the tree that forbids it."""
+
+
+class Eventfd(Kind[Tried]):
     """A counter."""
 
     field = "eventfd"
@@ -37,15 +60,30 @@ class Eventfd(Kind[None]):
 
     def matches(self, seen: Seen) -> bool:
         """By its link."""
-        return seen.link == "anon_inode:[eventfd]"
+        return seen.link == _LINK
 
-    def grab(self, held: OpenFile[None], pidfd: int, *, content: bool) -> None:
+    def grab(self, held: OpenFile[Tried], pidfd: int, *, content: bool) -> Tried:
         """Nothing to grab: fdinfo has the count."""
+        return Tried()
 
-    def describe(self, held: OpenFile[None], out: Description, tree: GrabbedDescriptors, image: Describing) -> None:
+    def unsupported(self, held: OpenFile[Tried], tree: GrabbedDescriptors) -> Iterator[Unsupported]:
+        """On a kernel that does not show whether it is a semaphore, it must have been tried."""
+        if SHOWN in held.fields or not tree.content or held.state.semaphore is not None:
+            return
+        why = "before Linux 6.5 only a trial shows whether it is a semaphore, and"
+        if held.under_way_to is not None:
+            yield Unsupported(f"{why} no process has it yet: it is in a socket's queue", "try again", passing=True)
+        else:
+            other = describe_process(held.state.outsider)
+            yield Unsupported(f"{why} {other}, outside of the tree, has it open too", "close it there")
+
+    def describe(self, held: OpenFile[Tried], out: Description, tree: GrabbedDescriptors, image: Describing) -> None:
         """Write its count, which fdinfo shows in hexadecimal."""
         out.eventfd.count = int(held.fields["eventfd-count"], 16)
-        out.eventfd.semaphore = held.fields.get("eventfd-semaphore", "0") != "0"
+        if SHOWN in held.fields:
+            out.eventfd.semaphore = held.fields[SHOWN] != "0"
+        else:
+            out.eventfd.semaphore = bool(held.state.semaphore)
 
     def validate(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
         """The count must be valid."""
@@ -60,3 +98,63 @@ class Eventfd(Kind[None]):
             if description.eventfd.count:
                 os.write(fd, struct.pack("=Q", description.eventfd.count))
             return fd
+
+
+def try_all(tree: GrabbedDescriptors, ask: Mapping[int, Callable[[Batch], Replies]]) -> None:
+    """Try which counters are semaphores, if the kernel does not show it.
+
+    Args:
+        tree: the grabbed descriptors.
+        ask: lets a frozen process make calls, by PID.
+    """
+    unknown = [held for held in tree.of(Eventfd) if SHOWN not in held.fields and held.under_way_to is None]
+    outsiders = _outsiders(tree.pids) if unknown else {}
+    batches: dict[int, tuple[Batch, dict[int, OpenFile[Tried]]]] = {}
+    for held in unknown:
+        held.state.outsider = outsiders.get(_id(held.info), 0)
+        if not held.state.outsider:
+            holder = held.holders[0]
+            batch, looks = batches.setdefault(holder.pid, (Batch(), {}))
+            looks[_try(batch, holder.fd, int(held.fields["eventfd-count"], 16))] = held
+    for pid, (batch, looks) in batches.items():
+        replies = ask[pid](batch)
+        for look, held in looks.items():
+            held.state.semaphore = replies.result(look) == 1  # not made, if the call has branched
+
+
+def _try(batch: Batch, fd: int, count: int) -> int:
+    """Add a trial that leaves the count as it is. Returns the entry that asks whether something was left."""
+    wanted = struct.pack("=iHH", fd, select.POLLIN, 0)
+    if count < 2:
+        batch.add(NR.write, fd, struct.pack("=Q", 2 - count), 8)
+    read = len(batch)
+    batch.add(NR.read, fd, ArgumentOf(read, 3), 8, 0)  # into its own fourth argument, which it ignores
+    if count < 2:
+        # A semaphore has 1 left, which is read too. So both kinds are empty now.
+        look = batch.add(NR.poll, wanted, 1, 0, on_zero=read + 3)
+        batch.add(NR.read, fd, ArgumentOf(read, 3), 8)
+        if count:
+            batch.add(NR.write, fd, struct.pack("=Q", count), 8)
+    else:
+        look = batch.add(NR.poll, wanted, 1, 0, on_zero=read + 2)
+        batch.add(NR.write, fd, ArgumentOf(read, 3), 8)
+    return look
+
+
+def _outsiders(pids: Sequence[int]) -> dict[str, int]:
+    """For the number of a counter, a process outside of the tree that has it open and that this user can see."""
+    found: dict[str, int] = {}
+    for pid in set(map(int, filter(str.isdecimal, os.listdir("/proc")))) - {*pids, os.getpid()}:
+        try:
+            for name in os.listdir(f"/proc/{pid}/fd"):
+                if os.readlink(f"/proc/{pid}/fd/{name}") == _LINK:
+                    with open(f"/proc/{pid}/fdinfo/{name}", "rb") as info:
+                        found[_id(info.read())] = pid
+        except OSError:  # it ended, closed one, or belongs to another user
+            continue
+    return found
+
+
+def _id(info: bytes) -> str:
+    """The number in fdinfo that only this counter has, of all that there are (5.2)."""
+    return next(line for line in info.decode().splitlines() if line.startswith("eventfd-id:"))

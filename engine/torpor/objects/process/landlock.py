@@ -18,8 +18,9 @@ from torpor.image import image_pb2 as pb
 from torpor.objects.part import Answers, ProcessPart
 from torpor.objects.process.texts import Texts
 from torpor.remote.batch import Batch, Result
+from torpor.remote.sys import try_syscall
 
-KCMP_VM = 1
+KCMP_VM, PR_GET_DUMPABLE = 1, 3
 
 
 @lru_cache(maxsize=1)
@@ -33,12 +34,14 @@ class Landlock(ProcessPart[int | None, None]):
     def ask(self, batch: Batch, texts: Texts) -> int | None:
         """Let it try kcmp on us, which Landlock forbids inside of a domain: nothing else shows one.
 
-        None if other reasons could forbid it: another user, another PID namespace.
+        None if other reasons could forbid it: another user, another PID namespace, or that nobody may look at us, as
+        after a change of user ids without execve(2).
         """
         mine, status = _own_status(os.getpid()), texts.status
         alike = all(status[name].split() == mine[name].split() for name in (b"Uid", b"Gid"))
         namespaces = [os.readlink(f"/proc/{pid}/ns/pid") for pid in (texts.pid, "self")]
-        if not alike or int(mine[b"CapPrm"], 16) or namespaces[0] != namespaces[1]:
+        dumpable = try_syscall(NR.prctl, PR_GET_DUMPABLE) == 1
+        if not alike or not dumpable or int(mine[b"CapPrm"], 16) or namespaces[0] != namespaces[1]:
             return None
         return batch.add(NR.kcmp, Result(batch.add(NR.getpid)), os.getpid(), KCMP_VM, 0, 0)
 
