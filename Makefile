@@ -13,7 +13,7 @@ SPANK := scheduler_hooks/torpor_slurm/admin/torpor.c
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv check proto test demo lab docs labextension spank bench soak fuzz vm mutants clean
+.PHONY: help venv check proto test demo lab docs labextension spank bench soak fuzz inject vm mutants clean
 
 help:
 	@echo "make demo    a Jupyter kernel frozen, killed and woken, told as it happens"
@@ -24,6 +24,7 @@ help:
 	@echo "make docs    the documents as a site: build/site/index.html"
 	@echo "make soak    the tests that take long"
 	@echo "make fuzz    programs that nobody thought of, saved and woken: SEED=... COUNT=..."
+	@echo "make inject  each call of a checkpoint and a restore fails, or is the last: PARTS='3 4' of 0 to 40"
 	@echo "make vm      programs on other kernels, in virtual machines, and images across: KERNELS='6.1 6.12'"
 	@echo "make mutants mutants of modules, tried on unit tests: MODULES='util/ranges.py' TESTS='test_ranges.py'"
 	@echo "make spank   Slurm's plugin for sbatch --torpor: build/torpor.so; SLURM_HEADERS=... chooses the site's headers"
@@ -95,7 +96,7 @@ WORKERS := $(shell expr $$(nproc) + 1)
 BESIDE := --dist loadscope --tx '$(WORKERS)*popen//python=tests/apart $(BIN)/python'
 
 ifneq ($(ELSEWHERE),)
-test demo bench soak fuzz vm:
+test demo bench soak fuzz inject vm:
 	@.ci/elsewhere copy && $(MAKE) --no-print-directory -C '$(ELSEWHERE)' $@
 else
 test: check
@@ -119,6 +120,12 @@ COUNT ?= 1000
 fuzz: venv
 	@$(BIN)/python -m tests.fuzz $(SEED) $(COUNT)
 	$(BIN)/pytest -m 'hypothesis and not soak' --hypothesis-profile new --hypothesis-seed $(SEED)
+
+# 0 40 are all of them, hours; 3 4 is a fortieth.
+PARTS ?= 0 40
+inject: venv
+	@.ci/needs tests
+	@$(BIN)/python -m tests.inject $(PARTS)
 
 vm: venv
 	@.ci/needs vm

@@ -8,11 +8,14 @@ import signal
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from tests.conformance import observe
+from tests.conformance.building import build
 from tests.conformance.harness import (
+    Actor,
     Driver,
     Failed,
     Job,
@@ -24,9 +27,12 @@ from tests.conformance.harness import (
     wait_until,
 )
 from tests.conformance.victim import Victim
-from tests.inject.faults import KILLED, MAY_GIVE, PATIENCE, Fault, Injector, Outcome
+from tests.inject.faults import KILLED, MAY_GIVE, PATIENCE, SOURCE, Fault, Injector, Outcome
 from torpor import procfs
 
+VICTIM = Path(__file__).parents[1] / "conformance" / "victims" / "victim_holding.c"
+PROCESSES = 2
+"""Of the victim."""
 DOCUMENTED = {0, 10, 11, 12, 20, 21, 30, 31}
 """Exit codes: torpor.errors."""
 RETRIED = 10
@@ -34,14 +40,15 @@ RETRIED = 10
 
 
 def faults(calls: Sequence[str]) -> Iterator[Fault]:
-    """Every fault there is at some calls."""
+    """Every fault there is at some calls. To be killed after one is to be killed before the next."""
     seen: Counter[str] = Counter()
     for call in calls:
         seen[call] += 1
         for error in MAY_GIVE.get(call, ()):
             yield Fault(call, seen[call], error)
-        for moment in ("before", "after"):
-            yield Fault(call, seen[call], kill=moment)
+        yield Fault(call, seen[call], kill="before")
+    if calls:
+        yield Fault(calls[-1], seen[calls[-1]], kill="after")
 
 
 def sample(calls: Sequence[str], most: int, seed: int) -> list[Fault]:
@@ -91,6 +98,7 @@ class Act(ABC):
         self.processes = processes
         self.store = subject.directory / "store"
         self.victim = Victim(subject, processes)
+        self.report = Report()
 
     @abstractmethod
     def request(self) -> dict[str, object]:
@@ -116,10 +124,10 @@ class Act(ABC):
 
     def strike(self, chosen: Iterable[Fault]) -> Report:
         """Do it with each fault."""
-        report = Report()
+        number = 0
         for number, fault in enumerate(chosen, 1):
             outcome = self.injector.act(fault, **self.request())
-            report.note(fault, outcome)
+            self.report.note(fault, outcome)
             try:
                 if fault.kill and outcome.exit_code not in (KILLED, 0):
                     raise Failed("it was killed, and ended otherwise")
@@ -130,8 +138,9 @@ class Act(ABC):
                     self.again()
             except Exception as failure:
                 raise Failed(f"{fault} -> {outcome.exit_code} {outcome.message}\n{failure}") from failure
-        self.again()
-        return report
+        if number % RETRIED:
+            self.again()
+        return self.report
 
 
 class Saving(Act):
@@ -289,6 +298,22 @@ class Waking(Act):
         if outcome.exit_code or not calls:
             raise Failed(f"it wakes no more: {outcome.message}")
         self.judge(Fault("none", 0), outcome)
+
+
+@contextmanager
+def playing(stage: Stage, actor: Actor, act: type[Act]) -> Iterator[Act]:
+    """A victim, to be saved or woken with faults; afterwards it is content to its end."""
+    with stage.play(VICTIM, actor, own_session=False, rests=False) as subject:
+        subject.wait_ready()
+        driver = stage.driver(actor)
+        injector = Injector(build(SOURCE, stage.programs), driver, subject.directory)
+        doing = act(stage, subject, driver, injector, PROCESSES)
+        yield doing
+        job = doing.awake()
+        doing.victim.runs_on()
+        subject.go()
+        subject.judged()
+        assert (job.status() if job else subject.exited()) == 0, subject.output()
 
 
 def _mounts() -> str:

@@ -2,38 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-
 import pytest
 
-from tests.conformance.building import build
 from tests.conformance.conftest import root, stage, user
 from tests.conformance.harness import Actor, Stage
-from tests.inject.faults import SOURCE, Injector
-from tests.inject.sweep import Act, Ending, Report, Saving, Waking, sample
+from tests.inject.sweep import Act, Ending, Report, Saving, Waking, playing, sample
 
 __all__ = ["root", "stage", "user"]
-
-VICTIM = Path(__file__).parents[1] / "conformance" / "victims" / "victim_holding.c"
-PROCESSES = 2
-
-
-@contextmanager
-def playing(stage: Stage, actor: Actor, act: type[Act]) -> Iterator[Act]:
-    """A victim, to be saved or woken with faults; afterwards it is content to its end."""
-    with stage.play(VICTIM, actor, own_session=False, rests=False) as subject:
-        subject.wait_ready()
-        driver = stage.driver(actor)
-        injector = Injector(build(SOURCE, stage.programs), driver, subject.directory)
-        doing = act(stage, subject, driver, injector, PROCESSES)
-        yield doing
-        job = doing.awake()
-        doing.victim.runs_on()
-        subject.go()
-        subject.judged()
-        assert (job.status() if job else subject.exited()) == 0, subject.output()
 
 
 def strike(stage: Stage, actor: Actor, act: type[Act], most: int, seed: int) -> Report:

@@ -1,0 +1,63 @@
+"""`make inject`: every fault there is, as an ordinary user and as root, on all processors; or one part of so many.
+
+Each worker runs in namespaces of its own where root starts it (tests/apart).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from itertools import product
+from pathlib import Path
+
+from tests.inject.part import ACTS
+from tests.users import ordinary_user
+
+APART = Path(__file__).parents[1] / "apart"
+PARTS = 40
+"""That the faults of an act and a user are put in: each has a victim and a driver of its own."""
+
+
+def part(act: str, uid: int, number: int) -> tuple[Counter[str], int]:
+    """What was done in one part, and how many faults did harm: each is told."""
+    words = [sys.executable, "-m", "tests.inject.part", act, str(uid), str(number), str(PARTS)]
+    done: Counter[str] = Counter()
+    failures = 0
+    with subprocess.Popen([APART, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        out, err = running.communicate()
+    for line in out.splitlines():
+        told = json.loads(line)
+        done.update(told.get("done", {}))
+        if "failure" in told:
+            failures += 1
+            print(f"{act} as uid {uid}, part {number}: {told['failure']}\n", flush=True)
+    if running.returncode:
+        failures += 1
+        print(f"{act} as uid {uid}, part {number} broke off: {err[-2000:]}\n", flush=True)
+    return done, failures
+
+
+def main(first: int, last: int) -> int:
+    """Put the faults of the parts from `first` up to `last`; the number of those that did harm."""
+    failed = 0
+    with ordinary_user() as user:
+        uids = [user.pw_uid] if os.geteuid() else [user.pw_uid, 0]
+        each = list(product(range(first, last), uids, ACTS))
+        with ThreadPoolExecutor(2 * (os.cpu_count() or 1)) as pool:
+            parts = pool.map(lambda which: part(which[2], which[1], which[0]), each)
+            done: dict[tuple[str, int], Counter[str]] = {}
+            for (_, uid, act), (counted, failures) in zip(each, parts, strict=True):
+                done.setdefault((act, uid), Counter()).update(counted)
+                failed += failures
+    for (act, uid), counted in done.items():
+        print(f"{act} as uid {uid}:", ", ".join(f"{what}: {count}" for what, count in sorted(counted.items())))
+    print(f"{failed} faults did harm")
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(min(main(*map(int, sys.argv[1:] or ["0", str(PARTS)])), 1))
