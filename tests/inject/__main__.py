@@ -38,7 +38,13 @@ def part(act: str, uid: int, number: int) -> tuple[Counter[str], int]:
     if running.returncode:
         failures += 1
         print(f"{act} as uid {uid}, part {number} broke off: {err[-2000:]}\n", flush=True)
+    print(f"{act} as uid {uid}, part {number}: {in_words(done)}", flush=True)
     return done, failures
+
+
+def in_words(done: Counter[str]) -> str:
+    """How many of what."""
+    return ", ".join(f"{what}: {count}" for what, count in sorted(done.items()))
 
 
 def main(first: int, last: int) -> int:
@@ -54,7 +60,7 @@ def main(first: int, last: int) -> int:
                 done.setdefault((act, uid), Counter()).update(counted)
                 failed += failures
     for (act, uid), counted in done.items():
-        print(f"{act} as uid {uid}:", ", ".join(f"{what}: {count}" for what, count in sorted(counted.items())))
+        print(f"{act} as uid {uid}: {in_words(counted)}")
     print(f"{failed} faults did harm")
     return failed
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
@@ -305,3 +306,31 @@ def test_a_copy_of_standard_output_that_was_put_aside(as_user: User) -> None:
     woken = as_user.run([BIN / "torpor", "restore", "latest"])
     assert (woken.returncode, woken.stdout) == (0, "to where standard output went\n"), woken.stderr
     assert (as_user.tmp / "log").read_text() == "to the log\n"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes buffers that large")
+def test_a_buffer_above_the_users_limit_comes_back_as_large_as_it_may_be(ordinary_account: User) -> None:
+    given, _ = pair = socket.socketpair(socket.AF_UNIX)
+    given.setsockopt(socket.SOL_SOCKET, 32, 1 << 28)  # SO_SNDBUFFORCE
+    size = given.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+    program = f"import socket; given = socket.socket(fileno={given.fileno()})\n{PROGRAM}".replace(
+        "sys.exit(7)", "print(given.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF), file=log)"
+    )
+    null = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    job = ordinary_account.popen([BIN / "python", "-c", program], pass_fds=[one.fileno() for one in pair], **null)
+    try:
+        for one in pair:
+            one.close()
+        wait_until((ordinary_account.tmp / "count").exists, "it runs")
+        saved = ordinary_account.run([BIN / "torpor", "checkpoint", str(job.pid), "--then", "kill"])
+        assert saved.returncode == 0, saved.stderr
+    finally:
+        job.kill()
+        job.wait()
+    (ordinary_account.tmp / "end").touch()
+    woken = ordinary_account.run([BIN / "torpor", "restore", "latest"])
+    assert woken.returncode == 0, woken.stderr
+    now = int((ordinary_account.tmp / "count").read_text().splitlines()[-1])
+    assert 0 < now < size
+    for said in (saved.stderr, woken.stderr):
+        assert f"made {size} bytes large, and comes back with {now}: net.core.wmem_max" in said

@@ -23,6 +23,7 @@ from torpor.objects.memory.shared_memory import SharedMemory
 from torpor.objects.part import EnteredTree, TreePart
 from torpor.objects.process import birth_order, host_requirements, security_labels, tree
 from torpor.objects.registry import TREE_PARTS
+from torpor.objects.sockets import buffers
 from torpor.remote.code_stubs import CodeStubs
 from torpor.remote.freeze import Process
 from torpor.remote.snapshot import Watch
@@ -254,6 +255,7 @@ class TreeDump:
         image.host.began_ns = self.descriptors.small.began_ns if self.descriptors.small else 0
         image.host.label = root.texts.label
         self.notices += security_labels.notices(root.texts.label)
+        self.notices += buffers.smaller(image)
         return image, pages
 
     @property

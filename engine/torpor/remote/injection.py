@@ -97,8 +97,8 @@ class Injection:
         self.xstates: dict[int, bytes] = {}
         self.scratch = (0, 0)
         self.on_clone: Callable[[int], None] | None = None
-        """Called with the PID of a child that a thread's batch has created (needs ptrace.O_TRACECLONE). It must not
-        raise: the thread runs on and must be waited for, whatever becomes of the child.
+        """Called with a thread that has stopped because its batch has created a child (needs ptrace.O_TRACECLONE). It
+        must resume the thread, and not raise then: the thread must be waited for, whatever becomes of the child.
         """
         self._stubs = stubs
         self._quiet = next((s for s in _QUIET_SIGNALS if not noticed >> (s - 1) & 1), None)
@@ -238,7 +238,7 @@ class Injection:
         ptrace.set_registers(tid, registers)
         unblocked = 1 << (self._quiet - 1) if self._quiet is not None else 0
         ptrace.set_sigmask(tid, WORD & ~unblocked)
-        ptrace.resume(tid, self._how)
+        ptrace.resume(tid, self.how)
         self._running[tid] = None
 
     def finish(self) -> dict[int, Replies]:
@@ -281,18 +281,16 @@ class Injection:
         """Whether this stop is the end of the thread's batch. If not, the thread is resumed."""
         sig = ptrace.stop_signal(status)
         if ptrace.event(status) == ptrace.EVENT_STOP:  # a group stop: the batch must go on
-            ptrace.resume(thread.tid, self._how)
+            ptrace.resume(thread.tid, self.how)
         elif sig == ptrace.SYSCALL_STOP:
             return self._step(thread)
         elif sig == self._quiet:
             return True
         elif sig == signal.SIGSTOP:
             thread.deliver = sig
-            ptrace.resume(thread.tid, self._how)
+            ptrace.resume(thread.tid, self.how)
         elif ptrace.event(status) == ptrace.EVENT_CLONE and self.on_clone:
-            child = ptrace.event_message(thread.tid)
-            ptrace.resume(thread.tid, self._how)
-            self.on_clone(child)
+            self.on_clone(thread.tid)
         else:
             raise CheckpointFailed(
                 f"thread {thread.tid} of {self.process.name} got {signal.Signals(sig).name} in a call of ours"
@@ -300,7 +298,8 @@ class Injection:
         return False
 
     @property
-    def _how(self) -> int:
+    def how(self) -> int:
+        """How a thread that runs a batch is resumed."""
         return ptrace.CONT if self._quiet is not None else ptrace.SYSCALL
 
     def _step(self, thread: Thread) -> bool:

@@ -20,6 +20,7 @@ import signal
 from collections.abc import Callable
 from contextlib import suppress
 
+from torpor import procfs
 from torpor.arch.x86_64 import NR
 from torpor.errors import CheckpointFailed
 from torpor.remote import ptrace
@@ -95,15 +96,23 @@ class Snapshot:
         if not self._dies_first:
             self.end()
 
-    def _attend(self, helper: int) -> None:
+    def _attend(self, host: int) -> None:
         """Trace the helper until it exits, whatever happens: the host thread waits for its exit."""
+        waits = False
         try:
+            helper = ptrace.event_message(host)
+            ptrace.resume(host, self._injection.how)
+            waits = True
             self._accompany(helper)
         except OSError as error:
             self._failure = str(error)
-            with suppress(ProcessLookupError):
-                os.kill(helper, signal.SIGKILL)
-            ptrace.wait_end(helper)
+            for helper in _without_exit_signal(self._injection.process.pid, host):
+                for pid in (*_without_exit_signal(helper, helper), helper):
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+                    ptrace.wait_end(pid)
+            if not waits:
+                ptrace.resume(host, self._injection.how)
 
     def _accompany(self, helper: int) -> None:
         """Trace the helper; keep the snapshot stopped that it forks.
@@ -148,6 +157,16 @@ class Snapshot:
         except ChildProcessError:
             pass  # another process killed and reaped it
         self.pid = 0
+
+
+def _without_exit_signal(pid: int, tid: int) -> list[int]:
+    """The children of a thread that were made as ours are: their exit tells nobody (field 38 of proc_pid_stat(5))."""
+    found = []
+    for child in procfs.children(pid, [tid]):
+        with suppress(ProcessLookupError, FileNotFoundError):
+            if procfs.stat(child).fields[37] == b"0":
+                found.append(child)
+    return found
 
 
 def _let_die_first(pid: int) -> bool:

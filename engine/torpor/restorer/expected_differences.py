@@ -19,6 +19,7 @@ from torpor.image import image_pb2 as pb
 from torpor.objects.paths.directories import is_makeshift
 from torpor.objects.paths.opener import O_TMPFILE
 from torpor.objects.process.birth_order import OUTSIDE
+from torpor.objects.sockets import common
 from torpor.objects.sockets.tcp_connections import BEFORE_MPTCP_CONNECTS, IPPROTO_MPTCP
 
 Parents: TypeAlias = Callable[[Any, Any], Any]
@@ -143,8 +144,16 @@ def _as_mptcp_connects(before: Any, after: Any) -> bool:
 
 
 def _only_these_more(before: Any, after: Any, keys: Collection[tuple[int, int]]) -> bool:
-    kept = [option for option in after.options if (option.level, option.name) not in keys or option in before.options]
-    return kept == list(before.options)
+    were = {(option.level, option.name): option.value for option in before.options}
+    left = {(option.level, option.name): option.value for option in after.options}
+    for key in common.BUFFERS:
+        if key in were and key in left and int.from_bytes(left[key], "little") < int.from_bytes(were[key], "little"):
+            left[key] = were[key]  # as far as this user may: a warning says so
+    return were == {key: value for key, value in left.items() if key not in keys or were.get(key) == value}
+
+
+def _smaller_buffers(before: Any, after: Any) -> bool:
+    return _only_these_more(before, after, ())
 
 
 def _other_kernel(before: Any, after: Any) -> bool:
@@ -177,6 +186,7 @@ _TCP: Final = "TCP listeners"
 _OPTIONS: Final = "Options of sockets of MPTCP"
 _UNIX: Final = "Unix sockets"
 _UNIX_DATAGRAMS: Final = "Messages that wait in unix sockets"
+_BUFFERS: Final = "Sizes of sockets' buffers"
 _UDP: Final = "UDP's datagrams that were not read"
 _TIMERFD: Final = "eventfd"
 _DIRECTORIES: Final = "Directories"
@@ -349,6 +359,10 @@ ALLOWED: Final = (
         " old one is taken by now; a warning says so",
         _UNIX,
         lambda before, after: before.has_peer and after.has_peer,
+    ),
+    *(
+        Allowed(f"descriptions.{kind}.options", _WARNED, _BUFFERS, _smaller_buffers)
+        for kind in ("unix", "tcp", "udp", "netlink")
     ),
     Allowed(
         "descriptions.tcp.options",

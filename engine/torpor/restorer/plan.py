@@ -34,6 +34,7 @@ from torpor.objects.process import (
 )
 from torpor.objects.process.credentials import Rights
 from torpor.objects.registry import CREDENTIALS, FILES, LIMITS, PROCESS_PARTS, THREAD_PARTS, TREE_PARTS, Part
+from torpor.objects.sockets import buffers
 from torpor.objects.sysv import segments
 from torpor.procfs import PAGE
 from torpor.remote.batch import Call
@@ -219,7 +220,12 @@ def make(image: pb.Tree, here: Here, held: RestorerFds) -> Plan:
     for plan in plans:
         if plan.member.image is not None and not plan.member.image.zombie:
             plan.birth[:0] = _of_tree(plan.member.image, image, here)[Stage.BIRTH]
-    warnings = [*held.opened.warnings, *seccomp.warnings(image), *security_labels.warnings(image)]
+    warnings = [
+        *held.opened.warnings,
+        *seccomp.warnings(image),
+        *security_labels.warnings(image),
+        *buffers.smaller(image),
+    ]
     begun = {member.pid for member in members if member.leads_session}
     for plan in plans:
         if plan.member.image is not None and plan.member.image.zombie:

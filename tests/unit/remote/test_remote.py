@@ -187,17 +187,30 @@ def test_a_snapshot_shows_the_memory_of_its_moment(start: Start) -> None:
             assert snapshot.pid == 0
 
 
-def test_a_snapshot_that_is_lost_harms_nobody(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("failing", range(6))
+def test_a_snapshot_that_is_lost_harms_nobody(start: Start, monkeypatch: pytest.MonkeyPatch, failing: int) -> None:
     target = start(WAITS + "sys.stdin.readline(); print('on')")
     before = appearance(target.pid)
+    requests: list[str] = []
 
-    def request(what: int, tid: int, addr: int = 0, data: int = 0) -> int:
-        if data == ptrace.O_EXITKILL:
-            raise ProcessLookupError(errno.ESRCH, "killed by somebody")
-        return kernels_own(what, tid, addr, data)
+    def refuse(name: str) -> None:
+        """Let one request fail, counted from the first about a child."""
+        if requests or name == "event_message":
+            requests.append(name)
+            if len(requests) == failing + 1:
+                raise ProcessLookupError(errno.ESRCH, "killed by somebody")
 
-    kernels_own = ptrace.request
-    monkeypatch.setattr(ptrace, "request", request)
+    def refusing(name: str) -> Callable[..., int]:
+        real = getattr(ptrace, name)
+
+        def instead(*words: int) -> int:
+            refuse(name)
+            return int(real(*words))
+
+        return instead
+
+    for name in ("event_message", "request"):
+        monkeypatch.setattr(ptrace, name, refusing(name))
     with Frozen(target.pid, 5) as frozen:
         injection = Injection(frozen.processes[target.pid], CodeStubs(), caught(target.pid))
         injection.open(1 << 16)
@@ -206,6 +219,7 @@ def test_a_snapshot_that_is_lost_harms_nobody(start: Start, monkeypatch: pytest.
         snapshot.ask(batch)
         injection.start({injection.host.tid: batch})
         injection.finish()
+        assert len(requests) > failing
         with pytest.raises(CheckpointFailed, match="killed by somebody"):
             snapshot.settle()
         snapshot.end()

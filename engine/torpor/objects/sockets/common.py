@@ -9,7 +9,6 @@ not trusted to set others. An option that this kernel does not have (ENOPROTOOPT
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import select
@@ -27,6 +26,7 @@ from torpor.arch.x86_64 import NR
 from torpor.errors import Reason
 from torpor.image.image_pb2 import SockOpt
 from torpor.objects.kind import Family, Unsupported
+from torpor.objects.sockets import buffers
 from torpor.objects.sockets.addresses import SOCKADDR_IN
 from torpor.objects.sockets.peeking import OFF, SO_PEEK_OFF
 from torpor.remote.sys import Words, syscall
@@ -36,16 +36,10 @@ SO_GET_FILTER = 26
 SO_TIMESTAMP, SO_TIMESTAMPNS, SO_TIMESTAMPING = 29, 35, 37
 SO_MEMINFO = 55
 SO_ZEROCOPY = 60
-SO_BUF_LOCK = 72
 SO_PASSPIDFD = 76
 TCP_ULP = 31
 _INSTRUCTION = 8
 """sizeof(struct sock_filter)."""
-
-NOT_HERE = (errno.ENOPROTOOPT, errno.EOPNOTSUPP)
-"""Errors if this kernel does not have the option, or not for such a socket."""
-LARGEST_BUFFER = 1 << 30
-"""A request for this size gives net.core.wmem_max or rmem_max."""
 
 Key = tuple[int, int]
 """The level and the name of an option."""
@@ -195,8 +189,7 @@ _LINGERS = struct.Struct("=2i")
 FILTER: Key = (_SOL, SO_GET_FILTER)
 FILTERS: dict[Key, int] = {FILTER: 4096 * 8, (_SOL, 44): 4}
 """Options of sockets that may have a packet filter (SO_ATTACH_FILTER): the struct sock_filters, and SO_LOCK_FILTER."""
-BUFFERS: dict[Key, int] = {(_SOL, socket.SO_SNDBUF): 1, (_SOL, socket.SO_RCVBUF): 2}
-"""For each the bit of SO_BUF_LOCK that says that the program chose the size (SOCK_SNDBUF_LOCK, SOCK_RCVBUF_LOCK)."""
+BUFFERS: dict[Key, int] = {(_SOL, name): 4 for name in buffers.LOCKS}
 
 PRIVILEGED: dict[Key, str] = {
     (_SOL, 1): "SO_DEBUG",
@@ -207,7 +200,7 @@ PRIVILEGED: dict[Key, str] = {
 """Options that need CAP_NET_ADMIN: kept for root."""
 
 OPTIONS: dict[Key, int] = {
-    **GENERAL, **UNIX, **TCP, **TCP6, **UDP, **UDP6, **NETLINK, **FILTERS, **dict.fromkeys(BUFFERS, 4)
+    **GENERAL, **UNIX, **TCP, **TCP6, **UDP, **UDP6, **NETLINK, **FILTERS, **BUFFERS
 }  # fmt: skip
 """Every option that is kept, and the size of its value in bytes."""
 
@@ -262,12 +255,12 @@ def options(fd: int, wanted: dict[Key, int]) -> dict[Key, bytes]:
         value = _filter(fd) if (level, name) == FILTER else if_known(fd, level, name, size)
         if value is not None:
             found[level, name] = value
-    lock = if_known(fd, _SOL, SO_BUF_LOCK, 4)
+    lock = if_known(fd, _SOL, buffers.SO_BUF_LOCK, 4)
     # A kernel before 5.14 does not say who chose the size: then the size is not restored.
     locked = struct.unpack("i", lock)[0] if lock else 0
-    for (level, name), bit in BUFFERS.items():
+    for name, bit in buffers.LOCKS.items():
         if locked & bit:
-            found[level, name] = getsockopt(fd, level, name)
+            found[_SOL, name] = getsockopt(fd, _SOL, name)
     return found
 
 
@@ -276,7 +269,7 @@ def if_known(fd: int, level: int, name: int, size: int) -> bytes | None:
     try:
         return getsockopt(fd, level, name, size)
     except OSError as error:
-        if error.errno in NOT_HERE:
+        if error.errno in buffers.NOT_HERE:
             return None
         raise
 
@@ -365,7 +358,7 @@ def _has_filter(fd: int) -> bool:
         syscall(NR.getsockopt, fd, _SOL, SO_GET_FILTER, value, length)
     except OSError as error:
         # MPTCP has no filters; EACCES: it has one that may not be read (net/core/filter.c, sk_get_filter)
-        return error.errno not in NOT_HERE
+        return error.errno not in buffers.NOT_HERE
     return length[0] > 0
 
 
@@ -374,6 +367,7 @@ def validate_options(found: Iterable[SockOpt], subject: str) -> Iterator[Reason]
     for option in found:
         size = OPTIONS.get((option.level, option.name))
         odd = (option.level, option.name) == FILTER and (not option.value or len(option.value) % _INSTRUCTION)
+        odd |= (option.level, option.name) in BUFFERS and len(option.value) != size
         if size is None or len(option.value) > size or odd:
             yield Reason("the image", f"{subject} has option {option.level}/{option.name}, which is never kept")
         elif not procfs.is_root() and any(option.value) and (option.level, option.name) in PRIVILEGED:
@@ -407,11 +401,10 @@ def set_options(
 
 def set_option(sock: socket.socket, key: Key, value: bytes) -> None:
     """Set an option to the value that `options` returned. Raises OSError that names the option."""
-    if key in BUFFERS:
-        # The kernel doubles the value for its own overhead, and returns the doubled value (socket(7)).
-        value = struct.pack("i", struct.unpack("i", value)[0] // 2)
     try:
-        if key == FILTER:
+        if key in BUFFERS:
+            buffers.set_size(sock, key[1], struct.unpack("i", value)[0])
+        elif key == FILTER:
             program = Words(len(value) // _INSTRUCTION, value)  # struct sock_fprog
             syscall(NR.setsockopt, sock.fileno(), *key, program, 2 * 8)
         else:
@@ -423,26 +416,3 @@ def set_option(sock: socket.socket, key: Key, value: bytes) -> None:
     except OSError as error:
         text = f"option {key[0]}/{key[1]} cannot be set: {error.strerror}"
         raise OSError(error.errno, text) from error
-
-
-def enlarge(sock: socket.socket, name: int) -> bool:
-    """Make a socket's buffer as large as this user may, never smaller. Returns False if it has that size already.
-
-    A privileged program or the kernel may have made it larger than that.
-    """
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
-        probe.setsockopt(_SOL, name, LARGEST_BUFFER)
-        most = probe.getsockopt(_SOL, name)
-    if sock.getsockopt(_SOL, name) >= most:
-        return False
-    sock.setsockopt(_SOL, name, LARGEST_BUFFER)
-    return True
-
-
-def let_go_of_size(sock: socket.socket) -> None:
-    """Let the kernel choose the sizes of a socket's buffers again, if it supports that (Linux 5.14)."""
-    try:
-        sock.setsockopt(_SOL, SO_BUF_LOCK, 0)
-    except OSError as error:
-        if error.errno not in NOT_HERE:
-            raise

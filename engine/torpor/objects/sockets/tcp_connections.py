@@ -23,7 +23,7 @@ from typing import TypeVar
 from torpor.errors import Reason, RestoreFailed
 from torpor.image.image_pb2 import Description, TcpSocket
 from torpor.objects.opening import Opening, naming
-from torpor.objects.sockets import addresses, common, tcp_flow, tcp_ports, tcp_repair
+from torpor.objects.sockets import addresses, buffers, common, tcp_flow, tcp_ports, tcp_repair
 from torpor.objects.sockets.addresses import Address
 from torpor.objects.sockets.common import Key
 
@@ -234,7 +234,7 @@ def _connected(client: TcpSocket, server: TcpSocket) -> socket.socket:
         try:
             return tcp_ports.connect(client, here, there, PATIENCE)
         except OSError as error:
-            if error.errno not in (errno.EADDRINUSE, errno.EADDRNOTAVAIL, *common.NOT_HERE):
+            if error.errno not in (errno.EADDRINUSE, errno.EADDRNOTAVAIL, *buffers.NOT_HERE):
                 raise
             return _connect_bound(client, here, there)
 
@@ -371,6 +371,8 @@ def _fill(sender: socket.socket, receiver: socket.socket, content: bytes) -> int
     if not content:
         return 0
     sender.setblocking(False)
+    # An accepted end has its listener's size, which it keeps at the end, and which lets no buffer grow.
+    buffers.let_go_of_size(receiver)
     if len(content) > receiver.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF):
         tcp_flow.make_room(sender, receiver, len(content))
     left = memoryview(content)
@@ -379,12 +381,12 @@ def _fill(sender: socket.socket, receiver: socket.socket, content: bytes) -> int
             left = left[sender.send(left) :]
         except BlockingIOError:
             waiting = unsent()
-            common.enlarge(sender, socket.SO_SNDBUF)
+            buffers.enlarge(sender, socket.SO_SNDBUF)
             tcp_flow.bring(sender, receiver, unsent)
             if unsent() == waiting:
                 break
-    common.let_go_of_size(sender)
-    common.let_go_of_size(receiver)
+    buffers.let_go_of_size(sender)
+    buffers.let_go_of_size(receiver)
     return len(left)
 
 

@@ -17,7 +17,7 @@ import struct
 import time
 from collections.abc import Callable
 
-from torpor.objects.sockets import common
+from torpor.objects.sockets import buffers, common
 
 SOL_MPTCP, MPTCP_INFO = 284, 1
 _FALLEN_BACK = 1
@@ -25,13 +25,17 @@ _FALLEN_BACK = 1
 """
 _INFO = struct.Struct("=8xI4xQ8xQ")
 """The flags, mptcpi_write_seq and mptcpi_rcv_nxt of struct mptcp_info."""
-_RCVBUF_LOCK = 2
 SIOCOUTQNSD = 0x894B
 """An ioctl: the bytes that were written but not sent (include/uapi/linux/sockios.h)."""
 _GROWING = 5.0
 """How long a buffer may take to grow, in seconds: usually tenths of one."""
 _STANDSTILL = 0.01
 """How long to wait for at least one byte, in seconds: on the loopback it takes microseconds."""
+
+_LONGEST = 1.0
+"""The longest pause for it: seconds in which the tree stands still."""
+_TIMEOUT = struct.Struct("=8xI")
+"""tcpi_rto of struct tcp_info, in microseconds."""
 
 
 def bring(sender: socket.socket, receiver: socket.socket, under_way: Callable[[], int]) -> None:
@@ -45,15 +49,16 @@ def bring(sender: socket.socket, receiver: socket.socket, under_way: Callable[[]
     _push(sender)
     if _all_arrives(receiver, under_way):
         return
-    locks = common.if_known(receiver.fileno(), socket.SOL_SOCKET, common.SO_BUF_LOCK, 4)
-    if locks and struct.unpack("i", locks)[0] & _RCVBUF_LOCK:
+    locks = common.if_known(receiver.fileno(), socket.SOL_SOCKET, buffers.SO_BUF_LOCK, 4)
+    if locks and struct.unpack("i", locks)[0] & buffers.RECEIVE_LOCK:
         before = receiver.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
-        if common.enlarge(receiver, socket.SO_RCVBUF):
-            _all_arrives(receiver, under_way)
+        if buffers.enlarge(receiver, socket.SO_RCVBUF):
+            # What such a buffer had no room for was dropped, and comes again when the sender's timer says so.
+            _all_arrives(receiver, under_way, lambda: _retransmission(sender))
             receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, before // 2)  # the kernel doubles it
         return
     if locks and _lock(receiver, locks):
-        common.enlarge(receiver, socket.SO_RCVBUF)
+        buffers.enlarge(receiver, socket.SO_RCVBUF)
         _lock(receiver, locks)
         if _all_arrives(receiver, under_way):
             return
@@ -67,7 +72,7 @@ def make_room(sender: socket.socket, receiver: socket.socket, size: int) -> None
     It grows by request up to half of the largest buffer (net.ipv4.tcp_rmem); beyond that only as for a program that
     reads much at once (tcp_rcv_space_adjust() in net/ipv4/tcp_input.c). So that much is sent, and read again.
     """
-    common.enlarge(sender, socket.SO_SNDBUF)
+    buffers.enlarge(sender, socket.SO_SNDBUF)
     _enlarge_further(receiver)
     until = time.monotonic() + _GROWING
     while receiver.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) < size and time.monotonic() < until:
@@ -101,25 +106,34 @@ def _push(sender: socket.socket) -> None:
         sender.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 0)
 
 
-def _all_arrives(receiver: socket.socket, under_way: Callable[[], int]) -> bool:
+def _retransmission(sender: socket.socket) -> float:
+    """Seconds to wait for a sender to send again what was dropped: its timeout doubles each time, up to minutes."""
+    info = common.if_known(sender.fileno(), socket.IPPROTO_TCP, socket.TCP_INFO, _TIMEOUT.size)
+    timeout = _TIMEOUT.unpack(info)[0] / 1e6 if info and len(info) == _TIMEOUT.size else 0
+    return min(_STANDSTILL + timeout, _LONGEST)
+
+
+def _all_arrives(
+    receiver: socket.socket, under_way: Callable[[], int], patience: Callable[[], float] = lambda: _STANDSTILL
+) -> bool:
     """Announce the room to the sender again and again, as long as data arrives. Returns whether all has."""
     left = under_way()
-    until = time.monotonic() + _STANDSTILL
+    until = time.monotonic() + patience()
     while left and time.monotonic() < until:
         if common.queued(receiver.fileno()):  # else it could consume an error that the program must see
             receiver.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
         now = under_way()
         if now < left:
-            left, until = now, time.monotonic() + _STANDSTILL
+            left, until = now, time.monotonic() + patience()
     return not left
 
 
 def _lock(sock: socket.socket, locks: bytes) -> bool:
     """Set who chose the sizes of the buffers. Returns whether the kernel allows it (MPTCP does not)."""
     try:
-        sock.setsockopt(socket.SOL_SOCKET, common.SO_BUF_LOCK, locks)
+        sock.setsockopt(socket.SOL_SOCKET, buffers.SO_BUF_LOCK, locks)
     except OSError as error:
-        if error.errno not in common.NOT_HERE:
+        if error.errno not in buffers.NOT_HERE:
             raise
         return False
     return True
@@ -128,5 +142,5 @@ def _lock(sock: socket.socket, locks: bytes) -> bool:
 def _enlarge_further(receiver: socket.socket) -> None:
     """Make the buffer as large as the kernel would by itself (net.ipv4.tcp_rmem): see tcp_set_rcvlowat()."""
     before = receiver.getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT)
-    receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, common.LARGEST_BUFFER)
+    receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, buffers.LARGEST)
     receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, before)

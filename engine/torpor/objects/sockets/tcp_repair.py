@@ -43,7 +43,7 @@ from torpor import procfs
 from torpor.arch.x86_64 import NR
 from torpor.errors import CheckpointFailed, NotPermitted
 from torpor.image.image_pb2 import KeptConnection, TcpSocket
-from torpor.objects.sockets import addresses, common, peeking, tcp_close
+from torpor.objects.sockets import addresses, buffers, common, peeking, tcp_close
 from torpor.remote.sys import Words, pidfd_open, syscall
 from torpor.util.strict_protobuf import parse
 
@@ -256,7 +256,7 @@ def _make(sock: socket.socket, tcp: TcpSocket, state: KeptConnection) -> None:
         _filter(fd)
     _set(fd, TCP_REPAIR, REPAIR_ON)
     for name in (socket.SO_SNDBUF, socket.SO_RCVBUF):
-        common.enlarge(sock, name)
+        buffers.enlarge(sock, name)
     sock.bind(addresses.for_python(addresses.address(state.local), tcp.family))
     # The program's FIN counts as a byte: it is sent again.
     begin = (state.sent_until - len(state.sent) - state.we_ended) & 0xFFFFFFFF
@@ -291,7 +291,7 @@ def _make(sock: socket.socket, tcp: TcpSocket, state: KeptConnection) -> None:
         here, there = addresses.address(state.local), addresses.address(state.remote)
         tcp_close.tell(sock, here, there, received_until, begin, min(window >> scale, 0xFFFF))
         _filter(fd)
-    common.let_go_of_size(sock)
+    buffers.let_go_of_size(sock)
 
 
 def let_go(sock: socket.socket, tcp: TcpSocket, state: KeptConnection) -> None:

@@ -39,7 +39,7 @@ from torpor.objects.kind import (
     some,
 )
 from torpor.objects.opening import Opening, naming
-from torpor.objects.sockets import addresses, common, multicast, peeking
+from torpor.objects.sockets import addresses, buffers, common, multicast, peeking
 from torpor.objects.sockets.addresses import Address
 from torpor.objects.sockets.common import SocketState
 from torpor.objects.sockets.sock_diag import SEND_SHUTDOWN, shut_udp
@@ -346,7 +346,7 @@ def _fill(receiver: socket.socket, udp: UdpSocket, made: Sequence[socket.socket]
     if not udp.messages:
         return
     size = receiver.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
-    common.enlarge(receiver, socket.SO_RCVBUF)
+    buffers.enlarge(receiver, socket.SO_RCVBUF)
     for message, origin in zip(udp.messages, udp.senders, strict=True):
         there = addresses.address(origin)
         receiver.connect(addresses.for_python(there, receiver.family))
@@ -361,7 +361,7 @@ def _fill(receiver: socket.socket, udp: UdpSocket, made: Sequence[socket.socket]
                 os.sched_yield()
     common.disconnect(receiver.fileno())
     receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size // 2)  # the kernel doubles it
-    common.let_go_of_size(receiver)
+    buffers.let_go_of_size(receiver)
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from torpor.arch.x86_64 import NR
 from torpor.errors import RestoreFailed
 from torpor.image.image_pb2 import UnixSocket as UnixMessage
 from torpor.objects.kind import InFlight
-from torpor.objects.sockets import common, peeking
+from torpor.objects.sockets import buffers, common, peeking
 from torpor.objects.sockets.common import SocketState
 from torpor.remote.sys import Words, syscall
 
@@ -204,10 +204,10 @@ def fill(
             try:
                 sent = sender.sendmsg([left], control, socket.MSG_DONTWAIT, name or None)
             except BlockingIOError:
-                if not common.enlarge(sender, socket.SO_SNDBUF):
+                if not buffers.enlarge(sender, socket.SO_SNDBUF):
                     raise RestoreFailed("a unix socket has no room for its queued messages") from None
                 continue
             left, fds = left[sent:], None
             if not left:
                 break
-    common.let_go_of_size(sender)
+    buffers.let_go_of_size(sender)

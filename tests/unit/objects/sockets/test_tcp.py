@@ -14,7 +14,7 @@ import pytest
 from tests.unit.objects.fds.descriptor_tree import Acting, holder, opened
 from tests.unit.objects.sockets.descriptor_sockets import FAMILIES, SERVER, sock, states
 from torpor.objects.fds import descriptors
-from torpor.objects.sockets import common, tcp_flow
+from torpor.objects.sockets import buffers, tcp_flow
 from torpor.objects.sockets.tcp import Tcp
 
 
@@ -202,9 +202,9 @@ def test_a_buffer_above_the_limit_is_never_made_smaller(name: int) -> None:
     with socket.socket() as tcp:
         tcp.setsockopt(socket.SOL_SOCKET, force, 1 << 28)
         before = tcp.getsockopt(socket.SOL_SOCKET, name)
-        assert not common.enlarge(tcp, name)
+        assert not buffers.enlarge(tcp, name)
         assert tcp.getsockopt(socket.SOL_SOCKET, name) == before > 1 << 28
     with socket.socket() as tcp:
         before = tcp.getsockopt(socket.SOL_SOCKET, name)
-        assert common.enlarge(tcp, name) and not common.enlarge(tcp, name)
+        assert buffers.enlarge(tcp, name) and not buffers.enlarge(tcp, name)
         assert tcp.getsockopt(socket.SOL_SOCKET, name) > before
