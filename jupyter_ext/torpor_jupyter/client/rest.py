@@ -134,7 +134,7 @@ class KernelHandle:
         """Ask for what is below the kernel in the REST API. Raises as `JupyterServer.get`."""
         return self.server.get(f"kernels/{quote(self.id)}/{path}")
 
-    def post(self, path: str, **body: object) -> Any:
+    def post(self, path: str, /, **body: object) -> Any:
         """Have something done to it. Raises as `JupyterServer.post`."""
         return self.server.post(f"kernels/{quote(self.id)}/{path}", body)
 

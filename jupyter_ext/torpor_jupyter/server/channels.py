@@ -10,6 +10,7 @@ import json
 import time
 from concurrent.futures import Future
 from typing import Any
+from uuid import uuid4
 
 import zmq
 from jupyter_server.services.kernels.connection.base import deserialize_msg_from_ws_v1, serialize_msg_to_ws_v1
@@ -81,6 +82,8 @@ class TorporWebsocketConnection(ZMQChannelsWebsocketConnection):
         if kept := self._kept():
             self.channels = kept["channels"]
         elif all(stream.closed() for stream in self.channels.values()):
+            # A kernel that does not hand over ignores who comes under a name before it has seen its old connection end.
+            self.session.session = uuid4().hex
             self.create_stream()
             asyncio.get_running_loop().call_soon(self._close_streams)  # all that has waited goes by one, in its order
         super().handle_incoming_message(message)
