@@ -107,18 +107,26 @@ static void hold_signals(void)
 	sigprocmask(SIG_SETMASK, &all, NULL);
 }
 
+/* Without libc, which keeps two signals to itself: posix_spawn() lets them be ignored in what it starts. */
+static void set_action(int sig, void (*handler)(int))
+{
+	struct { /* the kernel's own struct sigaction */
+		void (*handler)(int);
+		unsigned long flags, restorer, mask;
+	} action = {.handler = handler};
+
+	syscall(SYS_rt_sigaction, sig, &action, NULL, sizeof(action.mask)); /* fails for SIGKILL and SIGSTOP */
+}
+
 /* What was caught is default after execve; what is ignored and what is blocked stays so. */
 static void set_signals(const struct tp_spawn *s)
 {
-	struct sigaction ignoring = {.sa_handler = SIG_IGN};
 	sigset_t blocked;
 
 	sigemptyset(&blocked);
 	for (int sig = 1; sig < NSIG; sig++) {
-		struct sigaction action = {.sa_handler = s->ignored >> (sig - 1) & 1 ? SIG_IGN : SIG_DFL};
-
-		sigaction(sig, &ignoring, NULL); /* forgets what came meanwhile */
-		sigaction(sig, &action, NULL);	 /* fails for SIGKILL, SIGSTOP and libc's own, which is right */
+		set_action(sig, SIG_IGN); /* forgets what came meanwhile */
+		set_action(sig, s->ignored >> (sig - 1) & 1 ? SIG_IGN : SIG_DFL);
 		if (s->blocked >> (sig - 1) & 1)
 			sigaddset(&blocked, sig);
 	}

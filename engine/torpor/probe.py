@@ -28,6 +28,7 @@ from torpor.remote.sys import Words, pidfd_open, syscall, try_syscall
 
 # System call numbers of x86-64, the only processor supported so far.
 _MPROTECT, _BRK, _PTRACE, _PRCTL, _ARCH_PRCTL, _MOUNT, _UNSHARE = 10, 12, 101, 157, 158, 165, 272
+_PROCESS_VM_READV, _PROCESS_VM_WRITEV = 310, 311
 _KCMP, _USERFAULTFD, _PIDFD_GETFD, _CLONE3 = 312, 323, 438, 435
 
 _CLONE_NEWTIME, _CLONE_NEWNS, _CLONE_NEWUSER, _CLONE_NEWPID = 0x80, 0x20000, 0x10000000, 0x20000000
@@ -41,6 +42,11 @@ CAPABILITIES = {
     "CAP_CHECKPOINT_RESTORE": 40,
 }
 """The capabilities that let Torpor do more, with their numbers (linux/capability.h)."""
+
+
+_TO_FREEZE = ("trace_descendants", "kcmp", "pidfd_getfd", "process_vm", "rseq_configuration", "proc_children")
+_TO_WAKE = ("user_namespaces", "pid_namespaces", "mount_proc", "set_tid", "set_mm_map", "map_vdso")
+"""In the order in which a capsule is made: where one fails, those after it were not tried."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,8 @@ class Probe:
     """kcmp(2) (3.5): shows which descriptors share one open file description."""
     pidfd_getfd: bool = False
     """pidfd_getfd(2) (5.6): copies a descriptor of another process."""
+    process_vm: bool = False
+    """process_vm_readv(2) and process_vm_writev(2) (3.2): copy the memory of another process."""
     proc_children: bool = False
     """/proc/PID/task/TID/children (CONFIG_PROC_CHILDREN): lists the tree without a search through all of /proc."""
     pagemap_scan: bool = False
@@ -141,14 +149,25 @@ class Probe:
     @property
     def can_checkpoint(self) -> bool:
         """Whether at least descendants of this process can be frozen and saved."""
-        looks = self.kcmp and self.pidfd_getfd and self.rseq_configuration and self.proc_children
-        return self.trace_descendants and looks
+        return not self.cannot_freeze
+
+    @property
+    def cannot_freeze(self) -> str:
+        """Why no process at all can be frozen and saved; empty if descendants of this process can."""
+        missing = [name for name in _TO_FREEZE if not getattr(self, name)]
+        # What has no reason was not tried, since something before it has failed.
+        return "; ".join(self.why[name] for name in missing if name in self.why) or ", ".join(missing)
+
+    @property
+    def cannot_wake(self) -> str:
+        """Why nothing can be woken in a capsule: the first step of making one that fails. Empty if it can."""
+        missing = next((name for name in _TO_WAKE if not getattr(self, name)), "")
+        return self.why.get(missing, missing)
 
     @property
     def can_restore_rootless(self) -> bool:
         """Whether a tree can be woken in a capsule, with its old PIDs and without any privilege."""
-        namespaces = self.user_namespaces and self.pid_namespaces and self.mount_proc
-        return namespaces and self.set_tid and self.set_mm_map and self.map_vdso and not self.sealed_mappings
+        return not self.cannot_wake and not self.sealed_mappings
 
 
 @cache
@@ -190,12 +209,15 @@ class _Report:
     def tell(self, name: str, value: object, why: str = "") -> None:
         os.write(self._fd, json.dumps([name, value, why]).encode() + b"\n")
 
-    def attempt(self, name: str, call: Callable[[], object], what: str) -> bool:
-        """Report `name` as possible unless `call` raises OSError; then report `what` with the kernel's error."""
+    def attempt(self, name: str, call: Callable[[], object], what: str = "") -> bool:
+        """Report `name` as possible unless `call` raises OSError; then report `what` with the kernel's error.
+
+        Without `what`: the system call that failed.
+        """
         try:
             call()
         except OSError as error:
-            self.tell(name, False, f"{what}: {error.strerror}")
+            self.tell(name, False, f"{what or error.filename}: {error.strerror}")
             return False
         self.tell(name, True)
         return True
@@ -254,7 +276,8 @@ def _try_calls(report: _Report) -> None:
     vdso = _vdso_address()
     state = bytearray(8)
     report.attempt("kcmp", lambda: syscall(_KCMP, me, me, 0, 0, 0), "kcmp")
-    report.attempt("pidfd_getfd", lambda: _take_own_descriptor(me), "pidfd_getfd")
+    report.attempt("pidfd_getfd", lambda: _take_own_descriptor(me))
+    report.attempt("process_vm", lambda: _copy_own_memory(me))
     report.attempt("can_choose_pids", _choose_a_pid, "clone3 with set_tid")
     report.attempt("pagemap_scan", _scan_a_page, "ioctl PAGEMAP_SCAN")
     report.attempt("uffd_wp_async", _open_userfaultfd, "userfaultfd with WP_ASYNC")
@@ -281,6 +304,12 @@ def _take_own_descriptor(pid: int) -> None:
     pidfd = pidfd_open(pid)
     os.close(syscall(_PIDFD_GETFD, pidfd, pidfd, 0))
     os.close(pidfd)
+
+
+def _copy_own_memory(pid: int) -> None:
+    source, target = bytearray(8), bytearray(8)
+    for call in (_PROCESS_VM_READV, _PROCESS_VM_WRITEV):
+        syscall(call, pid, Words(target, 8), 1, Words(source, 8), 1, 0)
 
 
 def _scan_a_page() -> None:

@@ -63,6 +63,13 @@ def test_a_container_that_gives_errors(nr: NR) -> None:
         assert said.startswith("Refused") and nr.name in said, said
 
 
+@pytest.mark.parametrize("nr", [NR.kcmp, NR.pidfd_getfd, NR.process_vm_readv, NR.process_vm_writev, NR.ptrace])
+def test_a_container_that_withholds_what_torpor_calls_itself(nr: NR) -> None:
+    """The call is named, and not Yama, another user or a fault in Torpor."""
+    said = confined(under_filter({nr: ERRNO | errno.EPERM}))
+    assert said.startswith("NotPermitted") and f"this host lets nothing be frozen: {nr.name}" in said, said
+
+
 def test_as_many_filters_that_are_others(stage: Stage, user: Actor) -> None:
     """Torpor under a filter and a program under its own: who stands between them is under none."""
     with stage.play(HERE / "refused" / "seccomp.c", user) as subject:

@@ -118,6 +118,9 @@ def test_made_up_hosts_say_what_they_can() -> None:
     )
     assert ready.can_restore_rootless
     assert not Probe(**{**vars(ready), "sealed_mappings": True}).can_restore_rootless
+    why = {"can_choose_pids": "not asked for", "mount_proc": "mount of /proc: no", "set_tid": "clone3: no"}
+    masked = Probe(**{**vars(ready), "mount_proc": False, "set_tid": False, "why": why})
+    assert masked.cannot_wake == "mount of /proc: no"
 
 
 def test_masked_proc_is_read_from_the_mounts() -> None:

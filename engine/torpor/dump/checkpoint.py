@@ -17,7 +17,7 @@ from functools import partial
 from typing import Literal, TypeVar
 
 from torpor import procfs
-from torpor.dump import cgroups, proof
+from torpor.dump import cgroups, denied, proof
 from torpor.dump.patience import patiently
 from torpor.dump.process_dump import HiddenFromFork, SnapshotLost
 from torpor.dump.seccomp_dry_run import dry_run
@@ -116,7 +116,7 @@ def checkpoint(
         tcp_repair.require()
     what = f"process {pid} could not be saved"
     reset_outside = outside == "reset"
-    with failing(CheckpointFailed, what):
+    with denied.explained(what), failing(CheckpointFailed, what):
         if then != "run":
             proof.foresee()
         root = tree.job_of(pid)
@@ -153,7 +153,7 @@ def checkpoint(
         return in_own_thread(work)
 
     try:
-        with failing(CheckpointFailed, what):
+        with denied.explained(what), failing(CheckpointFailed, what):
             return _unhindered(root, attempt)
     except ImageDamaged as error:
         raise CheckpointFailed(

@@ -433,6 +433,7 @@ def not_permitted(pid: int) -> NotPermitted:
     if os.geteuid() not in (0, uid):
         return NotPermitted(f"{name} belongs to user {uid}, not to you", advice="run torpor as that user")
     return NotPermitted(
-        f"the kernel does not let {name} be traced: Yama's ptrace_scope, a setuid program or a missing privilege",
+        f"the kernel does not let {name} be traced: it protects itself (PR_SET_DUMPABLE), has rights that you lack, or "
+        "was not started by you where only the launcher may trace (Yama's ptrace_scope)",
         advice="start it under `torpor run`, or see `torpor doctor`",
     )

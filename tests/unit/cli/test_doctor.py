@@ -21,6 +21,7 @@ ABLE = Probe(
     rseq_configuration=True,
     kcmp=True,
     pidfd_getfd=True,
+    process_vm=True,
     proc_children=True,
     pagemap_scan=True,
     uffd_wp_async=True,

@@ -23,7 +23,7 @@ from torpor.errors import Reason
 from torpor.image import image_pb2 as pb
 from torpor.objects.process import security_labels
 from torpor.remote.freeze import describe_process
-from torpor.remote.sys import try_syscall
+from torpor.remote.sys import syscall, try_syscall
 
 KCMP_VM, KCMP_FILES, KCMP_FS = 1, 2, 3
 _SHARED = {
@@ -44,7 +44,12 @@ _NAMESPACES = ("mnt", "net", "ipc", "uts", "cgroup", "pid_for_children", "time_f
 
 
 def unsupported(pids: Sequence[int]) -> list[Reason]:
-    """Which sharing in a tree cannot be kept. `pids` are its living processes."""
+    """Which sharing in a tree cannot be kept. `pids` are its living processes.
+
+    Raises:
+        OSError: this host withholds kcmp(2), so nothing can be told.
+    """
+    syscall(NR.kcmp, os.getpid(), os.getpid(), KCMP_VM, 0, 0)
     reasons = _lasting(pids)
     for pid in pids:
         try:

@@ -1,0 +1,34 @@
+"""Why a checkpoint was not permitted: what this host withholds from every one, or what protects this process."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torpor.errors import CheckpointFailed, NotPermitted
+from torpor.probe import probe
+
+_DENIED = (errno.EPERM, errno.EACCES, errno.ENOSYS)
+
+
+@contextmanager
+def explained(what: str) -> Iterator[None]:
+    """Look for the cause in this host if the block was not permitted something.
+
+    Args:
+        what: what could not be done; the message begins with it.
+
+    Raises:
+        NotPermitted: with the call that is withheld.
+    """
+    try:
+        yield
+    except (NotPermitted, CheckpointFailed) as error:
+        cause = error.__cause__
+        refused = isinstance(error, NotPermitted) or (isinstance(cause, OSError) and cause.errno in _DENIED)
+        if refused and (why := probe().cannot_freeze):
+            raise NotPermitted(
+                f"{what}: this host lets nothing be frozen: {why}", advice="see `torpor doctor`"
+            ) from error
+        raise
