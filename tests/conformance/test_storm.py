@@ -10,9 +10,9 @@ import pytest
 from tests.conformance import observe
 from tests.conformance.harness import Actor, Job, Stage, Subject, restored, wait_until
 
-STORM = Path(__file__).parent / "storms" / "storm.c"
+STORMS = sorted((Path(__file__).parent / "storms").glob("*.c"))
 OFTEN = [1, pytest.param(20, marks=pytest.mark.soak)]
-TIMES = {"run": 25, "kill": 5}
+TIMES = {"storm": {"run": 25, "kill": 5}, "chains": {"run": 6, "kill": 2}}
 
 
 def gone(pids: set[int]) -> bool:
@@ -26,12 +26,13 @@ def gone(pids: set[int]) -> bool:
 
 @pytest.mark.parametrize("rounds", OFTEN)
 @pytest.mark.parametrize("who", ["user", "root"])
-def test_left_running(stage: Stage, who: str, rounds: int, request: pytest.FixtureRequest) -> None:
+@pytest.mark.parametrize("storm", STORMS, ids=lambda path: path.stem)
+def test_left_running(stage: Stage, storm: Path, who: str, rounds: int, request: pytest.FixtureRequest) -> None:
     """Many checkpoints, whatever the tree is at: each is taken, and the tree runs on."""
     actor: Actor = request.getfixturevalue(who)
-    with stage.play(STORM, actor) as subject:
+    with stage.play(storm, actor) as subject:
         subject.wait_ready()
-        for _ in range(TIMES["run"] * rounds):
+        for _ in range(TIMES[storm.stem]["run"] * rounds):
             stage.driver(actor).checkpoint(subject.pid, subject.directory / "store", "run")
         subject.go()
         subject.judged()
@@ -40,12 +41,13 @@ def test_left_running(stage: Stage, who: str, rounds: int, request: pytest.Fixtu
 
 @pytest.mark.parametrize("rounds", OFTEN)
 @pytest.mark.parametrize("who", ["user", "root"])
-def test_killed_and_restored(stage: Stage, who: str, rounds: int, request: pytest.FixtureRequest) -> None:
+@pytest.mark.parametrize("storm", STORMS, ids=lambda path: path.stem)
+def test_killed_and_restored(stage: Stage, storm: Path, who: str, rounds: int, request: pytest.FixtureRequest) -> None:
     """Some times killed and woken, whatever it was at."""
     actor: Actor = request.getfixturevalue(who)
-    with stage.play(STORM, actor) as subject:
+    with stage.play(storm, actor) as subject:
         subject.wait_ready()
-        for _ in range(TIMES["kill"] * rounds):
+        for _ in range(TIMES[storm.stem]["kill"] * rounds):
             job = again(stage, subject)
         subject.go()
         subject.judged()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conformance.building import HERE, build
 from tests.conformance.harness import Failed, wait_until
 from tests.life.life import PATIENCE, Life, below, name_of
 from tests.users import BIN, User
@@ -57,6 +58,9 @@ NAMES = [
 ]
 
 
+CHAINS = HERE / "storms/chains.c"
+
+
 class Watched:
     """A job with its daemons."""
 
@@ -102,6 +106,30 @@ def test_daemons_are_woken_with_their_job(as_user: User) -> None:
         job.end_daemons()
     finally:
         job.life.kill()
+
+
+@pytest.mark.parametrize("times", [1, pytest.param(10, marks=pytest.mark.soak)])
+def test_daemons_that_make_the_next_and_end(as_user: User, times: int) -> None:
+    """They fall to the job's init, and are gone before one can look at them."""
+    directory = as_user.tmp / "in"
+    directory.mkdir()
+    as_user.own(directory)
+    life = Life(
+        as_user,
+        [build(CHAINS, as_user.tmp)],
+        directory,
+        run=True,
+        env={"CONFORM_DIR": str(directory), "CHAINS_FALL": "1"},
+    )
+    try:
+        wait_until((directory / "ready").exists, "the chains to be there")
+        for _ in range(times):
+            life.wake("native" if as_user.is_root else "capsule")
+        (directory / "go").touch()
+        assert life.end(PATIENCE) == 0, life.said
+        assert (directory / "verdict").read_text() == "ok"
+    finally:
+        life.kill()
 
 
 def test_what_cannot_be_saved_is_named(ordinary_account: User) -> None:

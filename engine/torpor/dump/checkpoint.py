@@ -225,7 +225,7 @@ def _take(root: int, writer: SnapshotWriter, how: _How, progress: Progress) -> S
 
     with (
         no_collection() as calm,
-        Frozen(root, FREEZE_SECONDS, how.last, how.hold, partial(daemons.of, root), look) as frozen,
+        Frozen(root, FREEZE_SECONDS, how.last, how.hold, partial(daemons.seen, root), look) as frozen,
         TreeDump(frozen.processes, waits, how.series, how.still, again=how.then == "run") as taken,
     ):
         try:
@@ -306,6 +306,8 @@ def preflight(
     for _ in range(_LOOKS):
         seen = tree.walk(pid)
         reasons, of_descriptors, forkable = _look(seen, series, survey)
+        if of_descriptors and {one.pid for one in seen} != {one.pid for one in tree.walk(pid)}:
+            of_descriptors = []  # the other end may be held by one that came meanwhile
         # Only reasons that every look shows count: descriptors are checked again under the freeze.
         standing = set(of_descriptors) if standing is None else standing.intersection(of_descriptors)
         reasons += [reason for reason in of_descriptors if reason in standing]

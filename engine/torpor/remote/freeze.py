@@ -5,18 +5,26 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import threading
 import time
 from array import array
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from typing import NoReturn
 
 from torpor import procfs
 from torpor.arch.x86_64 import RIP, keep_waiting, recover_call, was_restarted
-from torpor.errors import CheckpointFailed, NotFound, NotPermitted
+from torpor.errors import CheckpointFailed, NotFound, NotPermitted, Reason, Refused
 from torpor.remote import memory, ptrace
 from torpor.remote.rest import Rest
 
+BIRTHS = ptrace.O_TRACEFORK | ptrace.O_TRACECLONE
+"""Options by which whoever a thread creates before it stops is born traced, and stops at once. Not for vfork: whoever
+calls it stops only when the child has called execve(2) or ended."""
+_BIRTHS = (ptrace.EVENT_FORK, ptrace.EVENT_CLONE)
+_CHASE = 64
+"""How many times processes are looked for that are gone once one looks."""
 UNINTERRUPTIBLE = "it is in an uninterruptible system call (state D), in which nothing can stop it"
 SEE_WHY = "see what it waits for in /proc/PID/stack or /proc/PID/wchan (a hung file system?), and try again"
 
@@ -104,7 +112,8 @@ class Frozen:
         timeout: seconds until all threads must have stopped.
         last: threads that are stopped after the others.
         hold: seconds that stopped threads wait for one in an uninterruptible call.
-        apart: returns the PIDs of processes that belong to the tree without a parent in it; called repeatedly.
+        apart: returns the PIDs of processes that belong to the tree without a parent in it, also of those that have
+            ended; called repeatedly.
         look: called before the tree is stopped; with `last` it can take several tries.
 
     Raises:
@@ -132,6 +141,12 @@ class Frozen:
         """How long the tree was frozen, in ns; known once it runs again."""
         self._timeout = timeout
         self._running: list[Thread] = []
+        self._ended: set[int] = set()
+        """Processes apart that have ended, and that nobody has waited for yet."""
+        self._born: set[int] = set()
+        """Threads that were born traced."""
+        self._moved = True
+        """Whether a process or thread came, stopped or ended in this round."""
         self._denied: set[int] = set()
         """Threads that could not be seized although they had not ended."""
         try:
@@ -171,89 +186,129 @@ class Frozen:
 
     def _stop_all(self, spared: Callable[[str], bool] | None = None) -> None:
         self._deadline = time.monotonic() + self._timeout
-        while True:
-            # A thread may have created others before it stopped: repeat until a round finds none.
-            found = False
+        self._moved = True
+        while self._moved:
+            # A thread may have created others before it stopped: repeat until a round finds that nothing has moved.
+            if time.monotonic() > self._deadline:
+                self._give_up()
+            self._moved = False
             for process in list(self.processes.values()):
-                found |= self._seize_threads(process, spared)
+                self._seize_threads(process, spared)
             self._wait()
             for process in list(self.processes.values()):
-                found |= self._find_children(process)
-            found |= self._find_apart()
-            if not found:
-                return
+                self._find(process, spared)
+            self._find(None, spared)
+            self._let_strangers_go()
+        for process in self.processes.values():
+            for tid in process.threads:
+                with suppress(ProcessLookupError):  # it was killed: whoever asks it for something will tell
+                    ptrace.request(ptrace.SETOPTIONS, tid, 0, process.options)
+
+    def _let_strangers_go(self) -> None:
+        """Let go who was born traced, but has ended or is a child of nobody in the tree (CLONE_PARENT)."""
+        for tid in self._strangers():
+            self._moved = True
+            _let_go_late(Thread(tid))
+        self._born.clear()
+
+    def _strangers(self) -> set[int]:
+        return self._born.difference(*(process.threads for process in self.processes.values()))
 
     def _add(self, process: Process) -> None:
         self.processes[process.pid] = process
 
-    def _find_children(self, process: Process) -> bool:
-        found = False
-        for pid in procfs.children(process.pid, list(process.threads)):
-            if pid not in self.processes:
-                self._add(Process(pid, process))
-                found = True
-        return found
+    def _find(self, parent: Process | None, spared: Callable[[str], bool] | None) -> None:
+        """Seize new children of a process; without one, orphans that fell to the tree's torpor-init meanwhile.
 
-    def _find_apart(self) -> bool:
-        """Also find orphans that were reparented to the tree's torpor-init while the tree was being stopped."""
-        new = [pid for pid in self._apart() if pid not in self.processes]
-        for pid in new:
-            self._add(Process(pid, None))
-        return bool(new)
+        Each may create the next one and end. So they are seized at once, the youngest first, and are looked for again.
+        """
+        for _ in range(_CHASE):
+            if not (new := self._new_children(parent) if parent else self._new_apart()):
+                return
+            self._moved = True
+            found = [Process(pid, parent) for pid in new]
+            for process in found:
+                self._add(process)
+            for process in reversed(found):
+                if not spared:
+                    self._seize(process, process.pid)
+                else:
+                    self._seize_threads(process, spared)
+        self._give_up()
 
-    def _seize_threads(self, process: Process, spared: Callable[[str], bool] | None) -> bool:
+    def _give_up(self) -> NoReturn:
+        name = describe_process(self.root)
+        reason = Reason(name, "it creates processes faster than they can be stopped", "try again", passing=True)
+        raise Refused(f"{name} cannot be stopped", [reason])
+
+    def _new_children(self, parent: Process) -> list[int]:
+        return [pid for pid in procfs.children(parent.pid, list(parent.threads)) if pid not in self.processes]
+
+    def _new_apart(self) -> list[int]:
+        seen = list(self._apart())
+        self._ended.intersection_update(seen)
+        return [pid for pid in seen if pid not in self.processes and pid not in self._ended]
+
+    def _seize_threads(self, process: Process, spared: Callable[[str], bool] | None) -> None:
+        if process.zombie:
+            return  # and remains one: its parent has stopped
+        for tid in self._threads_of(process):
+            if tid not in process.threads and not (spared and spared(_name(process.pid, tid))):
+                self._seize(process, tid)
+
+    def _threads_of(self, process: Process) -> list[int]:
+        """The ids of its threads, also of its first one when that has ended before others; none if it is gone."""
         try:
-            tids = procfs.threads(process.pid)
+            return procfs.threads(process.pid)
         except FileNotFoundError:
             if process.pid == self.root:
                 raise NotFound(f"there is no process {self.root}") from None
             del self.processes[process.pid]
-            return True
-        found = False
-        for tid in tids:
-            if tid in process.threads or process.zombie or (spared and spared(_name(process.pid, tid))):
-                continue
-            try:
-                ptrace.seize(tid, process.options)
-            except ProcessLookupError:
-                continue
-            except PermissionError:
-                if _state(process.pid, tid) in ("Z", "X", None):
-                    found |= self._has_ended(process, tid, tids)
-                    continue
+            self._moved = True
+            return []
+
+    def _seize(self, process: Process, tid: int) -> None:
+        self._moved = True
+        try:
+            ptrace.seize(tid, process.options | BIRTHS)
+            ptrace.interrupt(tid)
+        except ProcessLookupError:
+            return  # it has ended
+        except PermissionError:
+            if _state(process.pid, tid) in ("Z", "X", None):
+                if tid == process.pid:
+                    self._has_ended(process)
+                return
+            if not _is_born_traced(process.pid, tid):
                 # A thread that calls execve takes the leader's id, and the id that we used is dead (de_thread,
                 # fs/exec.c). If it is a real refusal, the next round meets it again.
                 if tid in self._denied:
                     raise not_permitted(process.pid) from None
                 self._denied.add(tid)
-                found = True
-                continue
-            ptrace.interrupt(tid)
-            thread = Thread(tid)
-            process.threads[tid] = thread
-            self._running.append(thread)
-            found = True
-        return found
+                return
+        thread = Thread(tid)
+        process.threads[tid] = thread
+        self._running.append(thread)
 
-    def _has_ended(self, process: Process, tid: int, tids: list[int]) -> bool:
-        """Handle a thread that has ended. The result says whether the tree has changed and must be searched again."""
-        if tid != process.pid:
-            return False
+    def _has_ended(self, process: Process) -> None:
+        """Handle a process whose first thread has ended."""
+        if not (tids := self._threads_of(process)):
+            return
         if len(tids) > 1:
             if procfs.is_leaderless(process.pid) or time.monotonic() > self._deadline:
                 why = "the first thread of {} has ended while others run, which is not kept"
                 raise CheckpointFailed(why.format(process.name))
-            return True  # the others are ending too: search again
-        if process.pid == self.root:
+        elif process.pid == self.root:
             raise CheckpointFailed(f"{process.name} has ended")
-        if process.parent is None:  # no process of the tree will wait for it
+        elif process.parent:
+            process.zombie = True
+        else:  # no process of the tree will wait for it
+            self._ended.add(process.pid)
             del self.processes[process.pid]
-            return True
-        process.zombie = True
-        return True
 
     def _wait(self) -> None:
         for thread in self._running:
+            self._moved = True
             try:
                 self._wait_stopped(thread)
             except ChildProcessError:
@@ -278,6 +333,11 @@ class Frozen:
                 if ptrace.event(status) == ptrace.EVENT_STOP:
                     _note(thread, status)
                     return
+                if ptrace.event(status) in _BIRTHS:
+                    self._born.add(ptrace.event_message(thread.tid))
+                    ptrace.interrupt(thread.tid)  # any other stop has cleared the one that was asked for (ptrace_stop)
+                    ptrace.resume(thread.tid)
+                    continue
                 # A signal came first. Let the kernel set up its handler; then the stop follows.
                 ptrace.resume(thread.tid, ptrace.CONT, ptrace.stop_signal(status))
             except ProcessLookupError:
@@ -292,8 +352,12 @@ class Frozen:
         """Let every thread continue as it was. A second call does nothing."""
         threads = [thread for process in self.processes.values() for thread in process.threads.values()]
         stopped = [thread for thread in threads if thread.registers]
+        strangers = self._strangers()
+        self._born.clear()
         with ExitStack() as stack:  # an error with one thread must not keep the others frozen
             stack.callback(self._note_pause)
+            for tid in strangers:
+                stack.callback(_let_go_late, Thread(tid))
             for thread in threads:
                 if not thread.registers:
                     stack.callback(_let_go_late, thread)
@@ -377,22 +441,22 @@ def _give_back(thread: Thread) -> bool:
 
 
 def _let_go_late(thread: Thread) -> None:
-    if _stops_late(thread):
-        ptrace.detach([(thread.tid, thread.deliver)])
+    """Detach a thread whose stop was not awaited, and whom it has created.
 
-
-def _stops_late(thread: Thread) -> bool:
-    """Whether a thread whose stop was not awaited has stopped and can be detached.
-
-    A thread in an uninterruptible call has not: the kernel detaches it when the tracing thread ends.
+    A thread in an uninterruptible call does not stop: the kernel detaches it when the tracing thread ends.
     """
     try:
         status = ptrace.wait(thread.tid, time.monotonic() + (0 if _state(thread.tid, thread.tid) == "D" else 1))
     except (ChildProcessError, TimeoutError):
-        return False
-    if os.WIFSTOPPED(status) and not ptrace.event(status):
+        return
+    if not os.WIFSTOPPED(status):
+        return
+    if not ptrace.event(status):
         thread.deliver = ptrace.stop_signal(status)  # a signal came first
-    return os.WIFSTOPPED(status)
+    child = ptrace.event_message(thread.tid) if ptrace.event(status) in _BIRTHS else 0
+    ptrace.detach([(thread.tid, thread.deliver)])
+    if child:
+        _let_go_late(Thread(child))
 
 
 def _wait_for_end(tid: int) -> None:
@@ -417,6 +481,15 @@ def _state(pid: int, tid: int) -> str | None:
         return procfs.parse_stat(procfs.read(f"/proc/{pid}/task/{tid}/stat")).state
     except (FileNotFoundError, ProcessLookupError):
         return None
+
+
+def _is_born_traced(pid: int, tid: int) -> bool:
+    """Whether we trace a thread that we have not seized, as one that a seized thread has created."""
+    try:
+        fields = procfs.status(procfs.read(f"/proc/{pid}/task/{tid}/status"))
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return int(fields[b"TracerPid"]) == threading.get_native_id()
 
 
 def not_permitted(pid: int) -> NotPermitted:

@@ -46,6 +46,11 @@ def began_ns(root: int) -> int:
 
 def of(root: int) -> list[int]:
     """The daemons of the job with this root that can be kept, at this moment; without their descendants."""
+    return [pid for pid in seen(root) if _lives(pid)]
+
+
+def seen(root: int) -> list[int]:
+    """The same with those that have ended, whose children have become daemons with that: after this look, perhaps."""
     return [pid for pid in _fallen(root) if _is_open(pid)]
 
 
@@ -54,7 +59,7 @@ def notices(root: int) -> list[str]:
     return [
         f"{describe_process(pid)}, which the job has left in the background, is not kept: its rights are not its user's"
         for pid in _fallen(root)
-        if not _is_open(pid)
+        if _lives(pid) and not _is_open(pid)
     ]
 
 
@@ -66,7 +71,7 @@ def _fallen(root: int) -> list[int]:
         below, init = [root, *inits][-2:]
         words = _words(init)
         for pid in procfs.children(init, [init]):
-            if pid != below and not (is_init(pid) and _words(pid) == words) and _lives(pid):
+            if pid != below and not (is_init(pid) and _words(pid) == words) and not _is_snapshot(pid):
                 found.append(pid)
     return found
 
@@ -85,12 +90,16 @@ def _words(init: int) -> bytes:
     return procfs.read(f"/proc/{init}/cmdline")
 
 
-def _lives(pid: int) -> bool:
-    """Whether a process has run and is alive. Snapshots of another checkpoint are reparented to the job's init too."""
+def _is_snapshot(pid: int) -> bool:
+    """Whether a process is a snapshot of another checkpoint: the job's init adopts those, and they have never run."""
     with suppress(FileNotFoundError, ProcessLookupError):
         stat = procfs.stat(pid)
-        return stat.state not in ("Z", "X") and not (stat.state == "t" and not stat.cpu_ticks)  # it never ran
+        return stat.state == "t" and not stat.cpu_ticks
     return False
+
+
+def _lives(pid: int) -> bool:
+    return not procfs.is_ending(pid, pid)
 
 
 def _is_open(pid: int) -> bool:
