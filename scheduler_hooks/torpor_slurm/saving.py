@@ -10,7 +10,7 @@ from torpor import Snapshot, processes
 from torpor.errors import TorporError
 from torpor_slurm import srun_wrapper
 from torpor_slurm.job_directory import RUN_TAG, JobDirectory
-from torpor_slurm.told import Failures, tell
+from torpor_slurm.messages import Failures, tell
 
 FIRST_RETRY, LAST_RETRY = 0.1, 3.0
 """Seconds after which a save that failed is tried again: at first, since the reason may have passed, and at most."""

@@ -23,11 +23,11 @@ from torpor_slurm import another_run, controller, lifeline, own_requeue, srun_wr
 from torpor_slurm.allocation import ENV_FILE, Allocation
 from torpor_slurm.controller import JobRecord, SlurmError
 from torpor_slurm.job_directory import Finished, JobDirectory
+from torpor_slurm.messages import tell
 from torpor_slurm.preemption_cause import Cause, Finding, find_cause, is_running
 from torpor_slurm.run_options import Options
 from torpor_slurm.saving import Saving
 from torpor_slurm.sentinel import Sentinel
-from torpor_slurm.told import tell
 from torpor_slurm.waking import wake
 
 PULSE = 5.0

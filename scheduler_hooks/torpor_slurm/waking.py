@@ -10,8 +10,8 @@ from torpor.errors import ImageDamaged, NotFound, Reason, Refused, RestoreFailed
 from torpor_slurm import rollback
 from torpor_slurm.allocation import Allocation
 from torpor_slurm.job_directory import JobDirectory
+from torpor_slurm.messages import tell
 from torpor_slurm.run_options import Options
-from torpor_slurm.told import tell
 
 
 def wake(

@@ -68,11 +68,15 @@ class Gate:
     @contextmanager
     def hold(self) -> Iterator[None]:
         """Let requests wait; afterwards they go on in their order."""
-        self.shut += 1
+        self.close()
         try:
             yield
         finally:
             self.open()
+
+    def close(self) -> None:
+        """Let requests wait until `open` has been called as often as this."""
+        self.shut += 1
 
     def open(self) -> None:
         """Release one hold; with the last one the requests that waited are sent on."""

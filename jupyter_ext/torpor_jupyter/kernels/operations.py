@@ -184,7 +184,7 @@ class Operations:
         provisioner, state = self._registry.suitable(kernel_id), self._registry.state(kernel_id)
         if state.parked:
             raise Unsuitable(f"kernel {kernel_id} is parked already")
-        state.gate.shut += 1
+        state.gate.close()
         provisioner.parked = True  # its process is about to end, and that is no reason to restart it
         try:
             info = await self.save(kernel_id, operation, "kill", name=name, reason=reason, about=about)
@@ -333,7 +333,7 @@ class Operations:
     async def discard(self, kernel_id: str, provisioner: TorporProvisioner, record: CheckpointRecord) -> None:
         """End a kernel without keeping it, and let its manager wait for another."""
         state = self._registry.state(kernel_id)
-        state.gate.shut += 1
+        state.gate.close()
         provisioner.parked = True
         if provisioner.kernel:
             await _end(provisioner.kernel)

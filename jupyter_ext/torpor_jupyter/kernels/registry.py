@@ -93,7 +93,7 @@ class Registry:
         state = self._states.get(kernel_id)
         if state and not state.ending:
             state.ending = True
-            state.gate.shut += 1
+            state.gate.close()
         while state and state.operation and state.operation.doing != "forking":  # that does not touch it
             state.operation.cancelled = True
             await asyncio.sleep(0.02)
@@ -273,7 +273,8 @@ class Registry:
         if record.parked:
             state.parked, state.parked_ns = record.snapshot, record.parked_ns
             state.execution_state = record.execution_state
-            state.gate.shut, state.gate.kernel_info = 1, record.kernel_info
+            state.gate.close()
+            state.gate.kernel_info = record.kernel_info
         with suppress(TorporError):  # of one that ran on since, until its next cell tells
             head = self.records.read(CheckpointRecord, state.head)
             state.gate.cell, state.gate.execution_count = head.cell, head.execution_count

@@ -13,16 +13,17 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import chain
+from typing import Protocol, TypeVar
 
 from torpor import procfs
 from torpor.arch.x86_64 import NR
 from torpor.errors import Reason
-from torpor.objects.part import EnteredTree, G, TreePart
-from torpor.remote.batch import Batch, Call, Out, Replies, Result
+from torpor.objects.part import EnteredTree, TreePart
+from torpor.remote.batch import Argument, Batch, Call, Out, Replies, Result
 from torpor.remote.freeze import describe_process
 
 IPC_RMID, IPC_SET, IPC_STAT = 0, 1, 2
-IPC_CREAT, IPC_EXCL = 0o1000, 0o2000
+_IPC_CREAT, _IPC_EXCL = 0o1000, 0o2000
 RIGHTS = 0o777
 _LARGEST_STAT = 120
 """The size of a struct msqid64_ds in bytes; a struct semid64_ds is smaller."""
@@ -81,6 +82,16 @@ class Users:
             found.reasons.append(reason([*mine, *self._pids][0], f"it uses {what} {number}, and {why}"))
 
 
+class Grabbed(Protocol):
+    """What was read of the objects of one kind."""
+
+    reasons: list[Reason]
+    """Why something cannot be kept."""
+
+
+G = TypeVar("G", bound=Grabbed)
+
+
 class SystemV(TreePart[None, G, None]):
     """System V objects of one kind."""
 
@@ -102,6 +113,10 @@ class SystemV(TreePart[None, G, None]):
         if _is_apart(root.pid):
             return self.find_all(root.ask)
         return self.find(Users(tree.pids, chain.from_iterable(one.calls() for one in tree.processes)))
+
+    def unsupported(self, grabbed: G) -> Iterator[Reason]:
+        """What others use too, or cannot be read or made again."""
+        yield from grabbed.reasons
 
     def host(self) -> None:
         """The calls depend on nothing."""
@@ -170,10 +185,26 @@ def rows(kind: str) -> Iterator[dict[str, int]]:
 # Restore
 
 
-def choose_id(kind: str, number: int, name: str) -> Iterator[Call]:
-    """Choose the id of the next object of a kind: the first calls of a table (CONFIG_CHECKPOINT_RESTORE)."""
+def create(kind: str, number: int, call: int, arguments: Sequence[Argument], mode: int, name: str) -> Iterator[Call]:
+    """Make an object with its old id (CONFIG_CHECKPOINT_RESTORE): the first calls of a table.
+
+    Args:
+        kind: sem, msg or shm.
+        number: the id.
+        call: the system call that makes it.
+        arguments: those of the call before its flags.
+        mode: the rights. The owner may always read and write for now.
+        name: the object in messages.
+    """
     text = b"%d" % number
     path = f"/proc/sys/kernel/{kind}_next_id"
     yield Call(NR.open, (path.encode() + b"\0", os.O_WRONLY | os.O_CLOEXEC), None, f"opening {path}")
     yield Call(NR.write, (Result(0), text, len(text)), len(text), f"choosing the id of {name}")
     yield Call(NR.close, (Result(0),), 0, f"closing {path}")
+    flags = _IPC_CREAT | _IPC_EXCL | mode & RIGHTS | 0o600
+    yield Call(call, (*arguments, flags), number, f"making {name}")
+
+
+def owner_of(uid: int, gid: int, *, owner: bool) -> tuple[int, int]:
+    """The user and group that an object gets: those of the image, or ours where these are not set."""
+    return (uid, gid) if owner else (os.geteuid(), os.getegid())

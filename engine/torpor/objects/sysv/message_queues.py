@@ -22,8 +22,6 @@ from torpor.errors import Reason
 from torpor.image import image_pb2 as pb
 from torpor.objects.part import EnteredTree
 from torpor.objects.sysv.belonging import (
-    IPC_CREAT,
-    IPC_EXCL,
     IPC_SET,
     IPC_STAT,
     RIGHTS,
@@ -31,8 +29,9 @@ from torpor.objects.sysv.belonging import (
     Found,
     SystemV,
     Users,
-    choose_id,
+    create,
     every,
+    owner_of,
     rows,
     status_room,
 )
@@ -108,10 +107,6 @@ class MessageQueues(SystemV[Queues]):
         found, root = self.found(tree), tree.processes[0]
         queues, whys = grab(found.ids, root.ask)
         return Queues(queues, [*found.reasons, *(Reason(root.name, why) for why in whys)])
-
-    def unsupported(self, grabbed: Queues) -> Iterator[Reason]:
-        """What others use too, or cannot be read."""
-        yield from grabbed.reasons
 
     def describe(self, grabbed: Queues, image: pb.Tree, own_pids: Mapping[int, int], root: int) -> None:
         """Write them to the image."""
@@ -204,10 +199,9 @@ def make(queue: pb.MessageQueue, owner: bool) -> Iterator[Call]:
         owner: whether the image's user ids are set.
     """
     name = f"System V message queue {queue.id}"
-    yield from choose_id("msg", queue.id, name)
     rights = queue.mode & RIGHTS
-    yield Call(NR.msgget, (queue.key, IPC_CREAT | IPC_EXCL | rights | 0o600), queue.id, f"making {name}")
-    uid, gid = (queue.uid, queue.gid) if owner else (os.geteuid(), os.getegid())
+    yield from create("msg", queue.id, NR.msgget, (queue.key,), rights, name)
+    uid, gid = owner_of(queue.uid, queue.gid, owner=owner)
     content = _STAT.pack(queue.key, uid, gid, 0, 0, rights | 0o600, 0, 0, 0, 0, 0, queue.size, 0, 0)
     yield Call(NR.msgctl, (queue.id, IPC_SET, content), 0, f"letting {name} hold {queue.size} bytes")
     for message in queue.messages:

@@ -21,12 +21,9 @@ from typing import NamedTuple
 
 from torpor import procfs
 from torpor.arch.x86_64 import NR
-from torpor.errors import Reason
 from torpor.image import image_pb2 as pb
 from torpor.objects.part import EnteredTree, Stage, Step
 from torpor.objects.sysv.belonging import (
-    IPC_CREAT,
-    IPC_EXCL,
     IPC_RMID,
     IPC_SET,
     IPC_STAT,
@@ -35,7 +32,8 @@ from torpor.objects.sysv.belonging import (
     Found,
     SystemV,
     Users,
-    choose_id,
+    create,
+    owner_of,
     reason,
     rows,
 )
@@ -86,10 +84,6 @@ class Segments(SystemV[Found]):
     def grab(self, tree: EnteredTree) -> Found:
         """Look whether there is one that nobody has attached."""
         return self.found(tree)
-
-    def unsupported(self, grabbed: Found) -> Iterator[Reason]:
-        """Those that nobody has attached."""
-        yield from grabbed.reasons
 
     def describe(self, grabbed: Found, image: pb.Tree, own_pids: Mapping[int, int], root: int) -> None:
         """Nothing: the tree's shared memory has described them."""
@@ -173,16 +167,13 @@ def make(shared: pb.SharedMemory, address: int, filling: Iterable[Call], owner: 
         owner: whether the image's user ids are set.
     """
     number, name = shared.sysv_id, f"System V segment {shared.sysv_id}"
-    yield from choose_id("shm", number, name)
     rights = shared.mode & RIGHTS
-    yield Call(
-        NR.shmget, (shared.sysv_key, shared.size, IPC_CREAT | IPC_EXCL | rights | 0o600), number, f"making {name}"
-    )
+    yield from create("shm", number, NR.shmget, (shared.sysv_key, shared.size), rights, name)
     yield Call(NR.shmat, (number, address, 0), address, f"attaching {name}")
     yield from filling
     yield Call(NR.shmdt, (address,), 0, f"detaching {name}")
     if owner or rights != rights | 0o600:
-        uid, gid = (shared.uid, shared.gid) if owner else (os.geteuid(), os.getegid())
+        uid, gid = owner_of(shared.uid, shared.gid, owner=owner)
         content = _STAT.pack(shared.sysv_key, uid, gid, 0, 0, rights, 0, 0, 0, 0, 0, 0, 0)
         yield Call(NR.shmctl, (number, IPC_SET, content), 0, f"setting owner and rights of {name}")
 

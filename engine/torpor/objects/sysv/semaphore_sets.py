@@ -27,8 +27,6 @@ from torpor.errors import Reason
 from torpor.image import image_pb2 as pb
 from torpor.objects.part import EnteredTree, Stage, Step
 from torpor.objects.sysv.belonging import (
-    IPC_CREAT,
-    IPC_EXCL,
     IPC_SET,
     IPC_STAT,
     RIGHTS,
@@ -36,8 +34,9 @@ from torpor.objects.sysv.belonging import (
     Found,
     SystemV,
     Users,
-    choose_id,
+    create,
     every,
+    owner_of,
     rows,
     status_room,
 )
@@ -131,10 +130,6 @@ class SemaphoreSets(SystemV[Sets]):
         for process in tree.processes if found.ids else ():
             reasons += own(process.name, process.pid, process.tids)
         return Sets(sets, reasons)
-
-    def unsupported(self, grabbed: Sets) -> Iterator[Reason]:
-        """What others use too, or cannot be read or made again."""
-        yield from grabbed.reasons
 
     def describe(self, grabbed: Sets, image: pb.Tree, own_pids: Mapping[int, int], root: int) -> None:
         """Write them to the image."""
@@ -322,11 +317,10 @@ def make(one: pb.SemaphoreSet, owner: bool) -> Iterator[Call]:
     """
     name, count = f"System V semaphores {one.id}", len(one.values)
     values = _before(one)
-    yield from choose_id("sem", one.id, name)
     rights = one.mode & RIGHTS
-    yield Call(NR.semget, (one.key, count, IPC_CREAT | IPC_EXCL | rights | 0o600), one.id, f"making {name}")
+    yield from create("sem", one.id, NR.semget, (one.key, count), rights, name)
     yield Call(NR.semctl, (one.id, 0, SETALL, struct.pack(f"<{count}H", *values)), 0, f"setting {name}")
-    uid, gid = (one.uid, one.gid) if owner else (os.geteuid(), os.getegid())
+    uid, gid = owner_of(one.uid, one.gid, owner=owner)
     content = _STAT.pack(one.key, uid, gid, 0, 0, rights, 0, 0, 0, 0, 0)
     yield Call(NR.semctl, (one.id, 0, IPC_SET, content), 0, f"setting owner and rights of {name}")
 

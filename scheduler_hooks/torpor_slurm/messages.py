@@ -1,4 +1,4 @@
-"""What the user of a job is told: lines among the job's own errors."""
+"""Messages to the user of a job: lines on its standard error."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ class Failures:
 
     def __init__(self, directory: JobDirectory) -> None:
         self._directory = directory
-        self._told: set[str] = set()
+        self._known: set[str] = set()
 
     def tell(self, what: str, error: Exception, *, silent: bool = False) -> None:
         """Log an error, with a traceback if it is a fault of ours; and tell the user, unless `silent`."""
         words = str(error) if isinstance(error, TorporError) else "".join(traceback.format_exception(error))
         self._directory.log(f"{what}: {words}")
-        if words not in self._told and not silent:
+        if words not in self._known and not silent:
             tell(f"{what}: {words}")
-        self._told.add(words)
+        self._known.add(words)
 
     def over(self) -> None:
         """A save has succeeded."""
-        self._told.clear()
+        self._known.clear()
