@@ -26,7 +26,7 @@ help:
 	@echo "make fuzz    programs that nobody thought of, saved and woken: SEED=... COUNT=..."
 	@echo "make inject  each call of a checkpoint and a restore fails, or is the last: PARTS='3 4' of 0 to 40"
 	@echo "make vm      programs on other kernels, in virtual machines, and images across: KERNELS='6.1 6.12'"
-	@echo "make mutants mutants of modules, tried on unit tests: MODULES='util/ranges.py' TESTS='test_ranges.py'"
+	@echo "make mutants mutants of modules, tried on unit tests: MODULES='torpor/util/ranges.py' TESTS='util/test_ranges.py'"
 	@echo "make spank   Slurm's plugin for sbatch --torpor: build/torpor.so; SLURM_HEADERS=... chooses the site's headers"
 	@echo "make venv    .venv with torpor, editable; PYTHON=... chooses the interpreter"
 	@echo "make clean   removes what make made"

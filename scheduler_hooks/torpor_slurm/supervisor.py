@@ -12,8 +12,8 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Literal
 
 from torpor import Job, Snapshot, processes, start
@@ -220,7 +220,8 @@ class Supervisor:
             except Exception as error:  # also a fault of ours: it must not cost the job, which runs on
                 if self.gone:
                     raise
-                self._survive(number, error)
+                self.saving.failures.tell("the job runs on after an error", error)
+                self.retry_at = time.monotonic() + controller.RETRY
             else:
                 if left is not None:
                     return left
@@ -254,17 +255,19 @@ class Supervisor:
             self.next_save = self._next_save()
         return None
 
-    def _survive(self, number: int | None, error: Exception) -> None:
-        """After an error that nobody expected: tell, once, and do again later what a warning was to bring about."""
-        self.saving.failures.tell("the job runs on after an error", error)
-        if number in WARNINGS:
-            self.unexplained.append(number)
-        self.retry_at = time.monotonic() + controller.RETRY
-
     def _next_save(self) -> float:
         return float("inf") if self.options.every is None else time.monotonic() + self.options.every
 
     # ------------------------------------------------------------------------------------------- leaving
+
+    @contextmanager
+    def _remembering(self, number: int | None) -> Iterator[None]:
+        """Whatever goes wrong with a warning, it comes but once: it is dealt with again later."""
+        try:
+            yield
+        except Exception:
+            self.unexplained.append(number)
+            raise
 
     def _warned(self, number: int | None, *, before: bool = False) -> int | None:
         """Ask the controller for the cause, and act on it: the exit code if the run ends, None if it goes on.
@@ -273,6 +276,10 @@ class Supervisor:
             number: the signal that came; None: the sentinel has ended.
             before: the question was asked before, and not answered.
         """
+        with self._remembering(number):
+            return self._deal_with(number, before=before)
+
+    def _deal_with(self, number: int | None, *, before: bool) -> int | None:
         self.warned = self.warned or number == signal.SIGTERM
         heard = f"heard {_name_of(number)}" if number else "the sentinel heard the start of a grace time"
         answer = self._find_cause(number) or self.leaving
@@ -300,15 +307,16 @@ class Supervisor:
 
     def _ask_again(self) -> int | None:
         """Ask for the causes of the warnings that are not explained yet; as `_warned`."""
-        asked, self.unexplained = self.unexplained, []
-        for number in dict.fromkeys(asked):
+        for number in dict.fromkeys(self.unexplained):
+            self.unexplained = [other for other in self.unexplained if other != number]
             if (left := self._warned(number, before=True)) is not None:
                 return left
         return None
 
     def _warned_before(self) -> int | None:
         """Ask whether a grace time began before the sentinel had started; the exit code if the run ends."""
-        answer = self._find_cause(None)
+        with self._remembering(None):
+            answer = self._find_cause(None)
         if answer is None or answer.cause not in (Cause.PREEMPTED, Cause.REQUEUED):
             return None
         self.directory.log(f"a warning came before the sentinel had started: {answer.cause.value}")
