@@ -54,8 +54,9 @@ def strike(act: type[Act], uid: int, part: int, parts: int) -> None:
                             doing.strike(islice(taking(left), RETRIED))
                         finally:
                             print(json.dumps({"done": doing.report.done}), flush=True)
-            except (Failed, AssertionError) as failure:
-                print(json.dumps({"failure": str(failure)}), flush=True)
+            except (Failed, AssertionError, EOFError) as failure:
+                said = stage.driver(actor).log.read_text(errors="replace")[-1000:]
+                print(json.dumps({"failure": f"{failure}\n{said}"}), flush=True)
     finally:
         stage.close()
 
