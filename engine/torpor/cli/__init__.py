@@ -5,9 +5,11 @@ The names in `__all__` are for commands of other packages that must look and fai
 
 from __future__ import annotations
 
+import difflib
 import errno
 import importlib
 import io
+import itertools
 import json
 import os
 import signal
@@ -79,6 +81,18 @@ class Commands(click.Group):
         """Return the commands in the order of COMMANDS."""
         return list(COMMANDS)
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Take `torpor help ls` for `torpor ls --help`."""
+        return super().parse_args(ctx, [*args[1:], "--help"] if args[:1] == ["help"] else args)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command that the first word names; suggest one for a mistyped word."""
+        if args[0] not in COMMANDS and (near := difflib.get_close_matches(args[0], COMMANDS, 1)):
+            ctx.fail(f"No such command {args[0]!r}. Did you mean {near[0]!r}?")
+        return super().resolve_command(ctx, args)
+
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Load one command."""
         if cmd_name not in COMMANDS:
@@ -138,9 +152,14 @@ def _run(command: click.Command, name: str, argv: Sequence[str] | None) -> int:
         status = command.main(argv, prog_name=name, standalone_mode=False, obj=session)
         sys.stdout.flush()
     except click.ClickException as error:  # the command line is wrong: click's own message and exit code
-        error.show()
+        if session.json or _asks_for_json(sys.argv[1:] if argv is None else argv):
+            click.echo(json.dumps({"error": _usage_as_json(error)}))
+        else:
+            error.show()
         return error.exit_code
-    except (click.Abort, KeyboardInterrupt):
+    except (click.Abort, KeyboardInterrupt) as interrupt:
+        # click makes an Abort of a KeyboardInterrupt.
+        tell("torpor: interrupted" + "".join(f": {text}" for text in (interrupt.__cause__ or interrupt).args))
         return 128 + signal.SIGINT
     except Unwritten as error:
         if error.errno != errno.EPIPE:  # the reader has closed the pipe, as `head` does
@@ -151,11 +170,27 @@ def _run(command: click.Command, name: str, argv: Sequence[str] | None) -> int:
     return status if isinstance(status, int) else 0
 
 
+def _asks_for_json(argv: Sequence[str]) -> bool:
+    """Whether --json is among words that could not be parsed; behind -- it is another program's."""
+    return "--json" in itertools.takewhile(lambda word: word != "--", argv)
+
+
+def _usage_as_json(error: click.ClickException) -> dict[str, Any]:
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    return {
+        "kind": "UsageError",
+        "message": error.format_message(),
+        "advice": f"see `{context.command_path} --help`" if context else "",
+        "exit_code": error.exit_code,
+    }
+
+
 def _output(stream: TextIO, number: int) -> TextIO:
     """Make a stream that replaces Python's own, which would keep what cannot be written."""
     buffer = io.BufferedWriter(_Output(number, "w", closefd=False))
     lines = number == 2 or stream.isatty()
-    return io.TextIOWrapper(buffer, stream.encoding, stream.errors, line_buffering=lines)
+    # What the locale has no character for, in a tag or a file's name, is shown escaped.
+    return io.TextIOWrapper(buffer, stream.encoding, "backslashreplace", line_buffering=lines)
 
 
 def _fill_standard_descriptors() -> None:

@@ -72,18 +72,23 @@ def command(
     hear_of_children()
     stats = torpor.Stats()
 
-    with progress_bar(f"saving {pid}") as progress:
-        info = torpor.checkpoint(
-            pid,
-            store=store,
-            then=then,
-            tags=tags,
-            progress=progress,
-            outside=outside,
-            tcp=tcp,
-            bundle_files=bundle_files,
-            stats=stats,
-        )
+    try:
+        with progress_bar(f"saving {pid}") as progress:
+            info = torpor.checkpoint(
+                pid,
+                store=store,
+                then=then,
+                tags=tags,
+                progress=progress,
+                outside=outside,
+                tcp=tcp,
+                bundle_files=bundle_files,
+                stats=stats,
+            )
+    except KeyboardInterrupt as interrupt:
+        if not interrupt.args:
+            raise KeyboardInterrupt(f"process {pid} was not saved, and runs on") from None
+        (info,) = interrupt.args  # it came too late to stop it
     if as_json:
         print_json(snapshot_json(info) | ({"stats": asdict(stats)} if wanted else {}))
     else:

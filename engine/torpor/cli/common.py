@@ -154,12 +154,22 @@ def parse_tags(_: click.Context, param: click.Parameter, values: tuple[str, ...]
 
 def print_json(value: object) -> None:
     """Print one JSON document."""
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    in_unicode = (sys.stdout.encoding or "").lower().startswith("utf")
+    click.echo(json.dumps(value, indent=2, ensure_ascii=not in_unicode))
 
 
 def hear_of_children() -> None:
     """Have the kernel report the end of children, also if whoever started this command ignores it (SIGCHLD)."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+
+@contextmanager
+def interrupted(text: str) -> Iterator[None]:
+    """If Ctrl-C ends the block, have the error say what became of it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(text) from None
 
 
 def note(text: str) -> None:

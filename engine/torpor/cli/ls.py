@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from torpor.cli.common import (
@@ -9,6 +11,7 @@ from torpor.cli.common import (
     console,
     human_age,
     open_store,
+    parse_tags,
     print_json,
     printable,
     snapshot_json,
@@ -16,40 +19,75 @@ from torpor.cli.common import (
 )
 from torpor.util.sizes import readable
 
+if TYPE_CHECKING:
+    from torpor.store import SnapshotInfo
+
+COLUMNS = ("ID", "AGE", "SIZE", "NEW", "HOST", "WHAT")
+GIVE_WAY = {"HOST": 40, "SIZE": 40, "NEW": 40, "AGE": 16}
+"""What is left out, in this order, where a terminal has fewer characters left for WHAT."""
+
 
 @click.command("ls")
+@click.option("-q", "--quiet", is_flag=True, help="Print ids alone.")
+@click.option("--tag", "tags", metavar="K=V", multiple=True, callback=parse_tags, help="With this label; repeatable.")
+@click.option("--host", help="Saved on this host.")
+@click.option("--kind", help="Of this kind: tree, for process trees, or dask, for results of Dask tasks.")
+@click.option("--latest", type=click.IntRange(min=1), metavar="N", help="The newest N of them.")
 @store_option
 @command_options
-def command(store: str | None, as_json: bool) -> None:
+def command(
+    quiet: bool,
+    tags: dict[str, str],
+    host: str | None,
+    kind: str | None,
+    latest: int | None,
+    store: str | None,
+    as_json: bool,
+) -> None:
     """List the snapshots, oldest first."""
     place = open_store(store)
-    infos = place.snapshots()
+    infos = [
+        info
+        for info in place.snapshots()
+        if tags.items() <= info.tags.items() and host in (None, info.host) and kind in (None, info.kind)
+    ][-(latest or 0) :]
     if as_json:
         print_json([snapshot_json(info) for info in infos])
-        return
-    if not infos:
-        click.echo(f"no snapshots in {place.path}", err=True)
-        return
+    elif quiet:
+        click.echo("".join(f"{info.id}\n" for info in infos), nl=False)
+    elif infos:
+        _print_table(infos)
+    else:
+        which = "such snapshots" if tags or host or kind else "snapshots"
+        click.echo(f"no {which} in {place.path}", err=True)
+
+
+def _print_table(infos: list[SnapshotInfo]) -> None:
     from rich.table import Table
 
+    rows = [_row(info) for info in infos]
+    screen = console()
+    shown = list(range(len(COLUMNS)))
+    for name, wanted in GIVE_WAY.items():
+        widths = [max(len(COLUMNS[k]), *(len(row[k]) for row in rows)) + 2 for k in shown[:-1]]
+        if sum(widths) + wanted <= screen.width:
+            break
+        shown.remove(COLUMNS.index(name))
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("ID", no_wrap=True)
-    table.add_column("AGE", no_wrap=True)
-    table.add_column("SIZE", justify="right", no_wrap=True)
-    table.add_column("NEW", justify="right", no_wrap=True)
-    table.add_column("HOST", no_wrap=True)
-    table.add_column("WHAT", overflow="fold")
-    for info in infos:
-        tags = " ".join(f"{key}={value}" for key, value in sorted(info.tags.items()))
-        what = f"damaged: {info.damage}" if info.damage else f"{info.summary}  {tags}"
-        age = human_age(info.created_ns) if info.created_ns else ""
-        table.add_row(
-            info.id,
-            age,
-            readable(info.size),
-            readable(info.written),
-            printable(info.host),
-            printable(what).rstrip(),
-            style="red" if info.damage else "",
+    for k in shown:
+        numbers = COLUMNS[k] in ("SIZE", "NEW")
+        last = k == shown[-1]
+        table.add_column(
+            COLUMNS[k], justify="right" if numbers else "left", no_wrap=not last, overflow="fold" if last else "ignore"
         )
-    console().print(table)
+    for info, row in zip(infos, rows, strict=True):
+        table.add_row(*(row[k] for k in shown), style="red" if info.damage else "")
+    screen.print(table)
+
+
+def _row(info: SnapshotInfo) -> tuple[str, ...]:
+    tags = " ".join(f"{key}={value}" for key, value in sorted(info.tags.items()))
+    what = f"damaged: {info.damage}" if info.damage else f"{info.summary}  {tags}"
+    age = human_age(info.created_ns) if info.created_ns else ""
+    sizes = (readable(info.size), readable(info.written))
+    return (info.id, age, *sizes, printable(info.host), printable(what).rstrip())

@@ -9,6 +9,7 @@ import click
 from torpor.cli.common import (
     command_options,
     human_age,
+    interrupted,
     open_store,
     print_json,
     snapshot_json,
@@ -48,7 +49,8 @@ def report_json(report: PruneReport) -> dict[str, Any]:
 @command_options
 def command(keep_last: int, kind: str, dry_run: bool, store: str | None, as_json: bool) -> None:
     """Remove all but the newest N snapshots of a kind, and the data that no snapshot needs."""
-    report = open_store(store).prune(keep_last, dry_run=dry_run, kind=kind)
+    with interrupted("snapshots that are still listed are whole; prune again to free the rest"):
+        report = open_store(store).prune(keep_last, dry_run=dry_run, kind=kind)
     if as_json:
         print_json(report_json(report))
         return

@@ -11,6 +11,7 @@ from torpor.cli.common import (
     command_options,
     exit_as,
     hear_of_children,
+    interrupted,
     note,
     print_json,
     printable,
@@ -71,11 +72,14 @@ def command(
     if explain:
         from torpor.restorer.restore import explain as explain_plan
 
-        for line in explain_plan(snapshot, store=store, files=files, way=way).splitlines():
+        lines = explain_plan(snapshot, store=store, files=files, way=way).splitlines()
+        if as_json:
+            print_json({"calls": lines})
+        for line in lines if not as_json else ():
             click.echo(printable(line))
         return 0
     relay = Relay(0) if not detach and os.isatty(0) else None
-    with progress_bar("waking") as progress:
+    with progress_bar("waking") as progress, interrupted("nothing was woken; the snapshot stays"):
         # From the release on, signals are for the job: they stay pending until foreground() passes them on.
         ready = None if detach else torpor.Job.hold_signals
         terminal = relay.open if relay else None

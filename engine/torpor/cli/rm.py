@@ -1,26 +1,50 @@
-"""`torpor rm ID`."""
+"""`torpor rm ID...`."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
-from torpor.cli.common import command_options, open_store, print_json, snapshot_argument, store_option, tell
+from torpor.cli.common import SnapshotType, command_options, interrupted, open_store, print_json, store_option, tell
 from torpor.cli.prune import report_json
 from torpor.util.sizes import readable
 
+if TYPE_CHECKING:
+    from torpor.store import PruneReport
 
-@click.command("rm")
-@snapshot_argument
-@click.option("--force", is_flag=True, help="Remove it even if it is pinned, or a kernel or a job waits in it.")
+
+@click.command("rm", short_help="Remove snapshots.")
+@click.argument("snapshots", metavar="ID...", type=SnapshotType(), nargs=-1, required=True)
+@click.option("--force", is_flag=True, help="Remove them even if they are pinned, or a kernel or a job waits in them.")
 @store_option
 @command_options
-def command(snapshot: str, force: bool, store: str | None, as_json: bool) -> None:
-    """Remove a snapshot. Every other one can still be restored."""
-    report = open_store(store).remove(snapshot, force=force)
+def command(snapshots: tuple[str, ...], force: bool, store: str | None, as_json: bool) -> None:
+    """Remove snapshots. Every other one can still be restored."""
+    place = open_store(store)
+    ids = dict.fromkeys(place.resolve(text).id for text in snapshots)  # first: none is removed if one is not there
+    reports = []
+    for snapshot in ids:
+        with interrupted(f"{len(reports)} of {len(ids)} were removed before; the others are whole"):
+            reports.append(place.remove(snapshot, force=force))
+        if as_json:
+            continue
+        for info in reports[-1].snapshots:
+            click.echo(f"removed {info.id}, {readable(reports[-1].freed)} freed")
+        if reports[-1].kept:
+            tell(f"some of its data stays until `torpor prune` can remove it: {reports[-1].kept}")
     if as_json:
-        print_json(report_json(report))
-        return
-    for info in report.snapshots:
-        click.echo(f"removed {info.id}, {readable(report.freed)} freed")
-    if report.kept:
-        tell(f"some of its data stays until `torpor prune` can remove it: {report.kept}")
+        print_json(report_json(_in_one(reports)))
+
+
+def _in_one(reports: list[PruneReport]) -> PruneReport:
+    from torpor.store import PruneReport
+
+    return PruneReport(
+        snapshots=tuple(info for report in reports for info in report.snapshots),
+        packs=tuple(pack for report in reports for pack in report.packs),
+        shrunk=tuple(dict.fromkeys(pack for report in reports for pack in report.shrunk)),
+        leftovers=tuple(name for report in reports for name in report.leftovers),
+        freed=sum(report.freed for report in reports),
+        kept="; ".join(dict.fromkeys(report.kept for report in reports if report.kept)),
+    )

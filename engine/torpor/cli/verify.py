@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import click
 
-from torpor.cli.common import SnapshotType, command_options, open_store, print_json, progress_bar, store_option, tell
+from torpor.cli.common import (
+    SnapshotType,
+    command_options,
+    interrupted,
+    open_store,
+    print_json,
+    progress_bar,
+    store_option,
+    tell,
+)
 
 DAMAGED = 31  # the exit code of torpor.errors.ImageDamaged
 
@@ -18,7 +27,7 @@ def command(snapshot: str | None, everything: bool, store: str | None, as_json: 
     """Read a snapshot, or with --all every one, to the last byte and report what is damaged."""
     if (snapshot is None) != everything:
         raise click.UsageError("name one snapshot, or use --all")
-    with progress_bar("verifying") as progress:
+    with progress_bar("verifying") as progress, interrupted("not everything was read"):
         problems = open_store(store).verify(snapshot, progress)
     if as_json:
         print_json(

@@ -100,8 +100,9 @@ def checkpoint(
             not be woken here, and runs on.
         CheckpointFailed: something failed later; the tree runs on as before.
         NotFound, NotPermitted: the process does not exist, or this user may not trace it.
-        StoreError: the snapshot cannot be written to the store.
+        StoreError: the snapshot cannot be written to the store; a directory that has other files is none.
         ValueError: `then`, `outside` or `tcp` is none of the words that it may be.
+        KeyboardInterrupt: by Ctrl-C, and the tree runs on; if the snapshot was published first, it is the argument.
     """
     for argument, value, words in (("then", then, Then), ("outside", outside, Outside), ("tcp", tcp, Tcp)):
         choices.check(argument, value, words)
@@ -124,6 +125,8 @@ def checkpoint(
         if then != "run":
             still = "it will be stopped or killed"
         dry_run(root)
+    if not isinstance(store, Store):
+        home.create()
     how = _How(then, still, last, series, reset_outside, keep_tcp, bundle_files, stdio, stats)
 
     def work(interruption: Interruption) -> SnapshotInfo:

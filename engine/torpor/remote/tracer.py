@@ -42,7 +42,11 @@ class Interruption:
 
 
 def in_own_thread(work: Callable[[Interruption], T]) -> T:
-    """Run `work` in a new thread and return its result or raise its error. Without new threads, run it in this one."""
+    """Run `work` in a new thread and return its result or raise its error. Without new threads, run it in this one.
+
+    Raises:
+        KeyboardInterrupt: the caller was interrupted; its argument is the result if `work` was done before it heard.
+    """
     result: Future[T] = Future()
     interruption = Interruption()
 
@@ -62,9 +66,11 @@ def in_own_thread(work: Callable[[Interruption], T]) -> T:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     try:
         thread.join()
-    except BaseException:
+    except BaseException as error:
         interruption.set()
         thread.join()  # let the work end in an orderly way, so that nothing of ours stays behind
+        if isinstance(error, KeyboardInterrupt) and not result.exception():
+            raise KeyboardInterrupt(result.result()) from None
         raise
     return result.result()
 

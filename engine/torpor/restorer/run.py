@@ -89,9 +89,13 @@ def run(
 
     Raises:
         ValueError: `every` is out of range; nothing was started.
+        NotPermitted, StoreError: nothing can be saved in that store; nothing was started.
     """
-    if every is not None and not 0 < every <= LONGEST:
-        raise ValueError(f"every is {every}: it is a number of seconds, more than 0 and at most {LONGEST}")
+    if every is not None:
+        if not 0 < every <= LONGEST:
+            raise ValueError(f"every is {every}: it is a number of seconds, more than 0 and at most {LONGEST}")
+        if not isinstance(store, Store):
+            Store(store).create()
     job = start(command, signals=Job.hold_signals(), foreground=True)
     if every is None:
         return job.foreground()

@@ -300,6 +300,21 @@ def _in_turn(root: int, fd: int, patience: float) -> None:
         time.sleep(0.001)
 
 
+_OURS: Final = {"snapshots", "packs", "slurm", "jupyter", "lost+found"}
+"""What may lie in a directory that is to become a store: Torpor's own folders, and what mkfs makes."""
+
+
+def check_unused(path: str) -> None:
+    """Raise StoreError if a directory has other files: it is somebody's home, say, and no place for a store."""
+    with as_store_errors(path, "cannot read it"):
+        others = sorted(set(os.listdir(path)) - _OURS)
+    if others:
+        raise StoreError(
+            f"{path} is no store, and is not empty (it has {others[0]!r})",
+            advice="give a new or an empty directory with --store or $TORPOR_STORE",
+        )
+
+
 class Place:
     """An open store: its folders and its lock, for one reader, writer or prune."""
 

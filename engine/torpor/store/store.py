@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from torpor.errors import ImageDamaged, NotFound, NotPermitted, Reason, Refused, StoreError
 from torpor.store.collect import PINNED, PruneReport, collect, look, named_packs, settle, unlink_snapshot
-from torpor.store.files import DIRECTORY, GATE_PATIENCE, Place, as_store_errors, store_error
+from torpor.store.files import DIRECTORY, GATE_PATIENCE, Place, as_store_errors, check_unused, store_error
 from torpor.store.holes import held
 from torpor.store.known import KnownBlocks, snapshot_ids
 from torpor.store.manifest import ID, SnapshotInfo, open_manifest, read_manifest
@@ -55,6 +55,17 @@ class Store:
             raise self._missing() from None
         except OSError as error:
             raise store_error(self.path, "cannot open it", error) from error
+
+    def create(self) -> None:
+        """Make the store if it is not there, in a new directory or an empty one.
+
+        Raises NotPermitted, and StoreError, also if the directory has other files. A saver makes it in any directory.
+        """
+        if os.path.isdir(os.path.join(self.path, "snapshots")):
+            return
+        if os.path.isdir(self.path):
+            check_unused(self.path)
+        Place(self.path, create=True).close()
 
     def _place(self) -> Place:
         """Open the store with a shared lock. Raises NotFound if it does not exist."""

@@ -2,7 +2,7 @@
  * in the end. */
 #define CHILDREN 1
 #define HOLDS
-#define REST 3000000
+#define REST 20000000
 static void hold(void), still_held(void);
 #include "victim.c"
 

@@ -139,7 +139,38 @@ def test_a_fault_asks_for_a_report(run: Torpor, monkeypatch: pytest.MonkeyPatch)
 
 def test_an_interrupt(run: Torpor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torpor, "checkpoint", raising(KeyboardInterrupt()), raising=False)
-    assert run("checkpoint", "1") == (130, "", "\n")  # the line that ^C was shown on ends
+    # The line that ^C was shown on ends.
+    assert run("checkpoint", "1") == (130, "", "\ntorpor: interrupted: process 1 was not saved, and runs on\n")
+    monkeypatch.setattr(torpor, "restore", raising(KeyboardInterrupt()), raising=False)
+    assert run("restore", "x") == (130, "", "\ntorpor: interrupted: nothing was woken; the snapshot stays\n")
+
+
+def test_an_interrupt_that_comes_too_late(run: Torpor, monkeypatch: pytest.MonkeyPatch) -> None:
+    info = SnapshotInfo("20260101-000000000-abcdef", "/store")
+    monkeypatch.setattr(torpor, "checkpoint", raising(KeyboardInterrupt(info)), raising=False)
+    assert run("checkpoint", "1") == (0, f"{info.id}\n", "")
+
+
+def test_a_word_that_is_no_command(run: Torpor) -> None:
+    assert "Did you mean 'restore'?" in run("restor", "latest")[2]
+    assert run("help", "ls")[1] == run("ls", "--help")[1]
+    assert run("help")[1] == run("--help")[1]
+
+
+@pytest.mark.parametrize(
+    "words", [["ls", "--json", "--what"], ["ls", "--what", "--json"], ["rm", "--json"], ["checkpoint", "x", "--json"]]
+)
+def test_a_wrong_command_line_in_json(run: Torpor, words: list[str]) -> None:
+    code, out, err = run(*words)
+    told = json.loads(out)["error"]
+    assert (code, err, told["kind"], told["exit_code"]) == (2, "", "UsageError", 2)
+    assert told["advice"] == f"see `torpor {words[0]} --help`"
+
+
+def test_json_that_another_program_is_to_print(run: Torpor) -> None:
+    code, out, err = run("run", "--every", "x", "--", "jq", "--json")
+    assert (code, out) == (2, "")
+    assert err.startswith("Usage: torpor run")
 
 
 def test_checkpoint_prints_the_id_alone(run: Torpor, monkeypatch: pytest.MonkeyPatch) -> None:

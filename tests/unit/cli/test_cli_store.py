@@ -9,10 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from tests.users import BIN
 from torpor import cli
-from torpor.cli import describe
+from torpor.cli import describe, ls
 from torpor.image import image_pb2 as pb
 from torpor.image.image_pb2 import TcpSocket, Tree, Vma
 from torpor.store import SnapshotInfo, Store
@@ -107,6 +108,49 @@ def test_ls(run: Torpor, store: Store) -> None:
     assert "owner=ann" in rows[0]
     told = json.loads(run("ls", "--json")[1])
     assert [(s["id"], s["tags"]) for s in told] == [(first.id, {"owner": "ann"}), (second.id, {})]
+
+
+def test_ls_of_some(run: Torpor, store: Store) -> None:
+    first, second, third = save(store, owner="ann", of="x"), save(store, owner="ben"), save(store, owner="ann")
+    assert run("ls", "-q") == (0, f"{first.id}\n{second.id}\n{third.id}\n", "")
+    assert run("ls", "-q", "--tag", "owner=ann") == (0, f"{first.id}\n{third.id}\n", "")
+    assert run("ls", "-q", "--tag", "owner=ann", "--tag", "of=x")[1] == f"{first.id}\n"
+    assert run("ls", "-q", "--tag", "owner=ann", "--latest", "1")[1] == f"{third.id}\n"
+    assert run("ls", "-q", "--host", first.host, "--kind", "tree")[1].count("\n") == 3
+    assert run("ls", "--host", "nowhere") == (0, "", f"no such snapshots in {store.path}\n")
+    assert json.loads(run("ls", "--json", "--kind", "dask")[1]) == []
+
+
+@pytest.mark.parametrize(
+    ("columns", "left"),
+    [(120, "ID AGE SIZE NEW HOST WHAT"), (80, "ID AGE WHAT"), (60, "ID AGE WHAT"), (44, "ID WHAT"), (20, "ID")],
+)
+def test_ls_in_a_narrow_terminal(
+    run: Torpor, store: Store, monkeypatch: pytest.MonkeyPatch, columns: int, left: str
+) -> None:
+    info = save(store, "python analysis.py " * 9)
+    monkeypatch.setattr(ls, "console", lambda: Console(width=columns, highlight=False))
+    out = run("ls")[1]
+    assert out.splitlines()[0].split() == left.split()
+    assert info.id in out
+    assert max(map(len, out.splitlines())) <= max(columns, len(info.id) + 3)
+
+
+def test_an_ascii_locale(store: Store) -> None:
+    info = save(store, owner="J\u00fcrgen")
+    environment = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "TORPOR_STORE": store.path}
+    for words, wanted in (["ls"], "J\\xfcrgen"), (["ls", "--json"], "J\\u00fcrgen"), (["show", info.id], "J\\xfcrgen"):
+        done = subprocess.run([BIN / "torpor", *words], env=environment, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert wanted in done.stdout
+
+
+def test_rm_of_several(run: Torpor, store: Store) -> None:
+    first, second, third = save(store, "a"), save(store, "b"), save(store, "c")
+    assert run("rm", first.id, "nothing")[0] == 11
+    assert len(store.ids()) == 3  # none is removed if one is not there
+    told = json.loads(run("rm", first.id, second.id, first.short, "--json")[1])
+    assert ([one["id"] for one in told["snapshots"]], store.ids()) == ([first.id, second.id], [third.id])
 
 
 def test_a_damaged_snapshot_is_listed_as_such(run: Torpor, store: Store) -> None:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.store.store_content import BLOCK, files_of, load, random_blocks, save
-from torpor.errors import ImageDamaged, NotFound, NotPermitted
+from torpor.errors import ImageDamaged, NotFound, NotPermitted, StoreError
 from torpor.store import Store, blocks, default_path, files, known
 from torpor.store.manifest import ID, new_id
 
@@ -25,6 +25,20 @@ def test_what_goes_in_comes_out(store: Store) -> None:
     assert (info.kind, info.tags, info.summary, info.damage) == ("tree", {"node": "n1"}, "a test", "")
     assert info.size == sum(map(len, contents)) + len(contents)
     assert store.verify() == []
+
+
+def test_a_directory_with_other_files_is_no_store(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(StoreError, match=r"is no store, and is not empty \(it has 'thesis.tex'\)"):
+        store.create()
+    assert os.listdir(tmp_path) == ["thesis.tex"]
+    (tmp_path / "thesis.tex").unlink()
+    (tmp_path / "slurm").mkdir()
+    store.create()
+    (tmp_path / "later").touch()
+    store.create()
+    store.check_exists()
 
 
 @settings(max_examples=60, deadline=None)
