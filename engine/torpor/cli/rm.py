@@ -23,7 +23,7 @@ def command(snapshots: tuple[str, ...], force: bool, store: str | None, as_json:
     """Remove snapshots. Every other one can still be restored."""
     place = open_store(store)
     ids = dict.fromkeys(place.resolve(text).id for text in snapshots)  # first: none is removed if one is not there
-    reports = []
+    reports: list[PruneReport] = []
     for snapshot in ids:
         with interrupted(f"{len(reports)} of {len(ids)} were removed before; the others are whole"):
             reports.append(place.remove(snapshot, force=force))

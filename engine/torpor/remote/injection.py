@@ -420,6 +420,8 @@ class Injection:
         while ptrace.event(status := self.wait(thread)) != ptrace.EVENT_STOP:
             if ptrace.stop_signal(status) == signal.SIGSTOP:
                 thread.deliver = signal.SIGSTOP
+            # Any other stop has cleared the one that was asked for (ptrace_stop(), kernel/signal.c).
+            ptrace.interrupt(thread.tid)
             ptrace.resume(thread.tid)
 
     def _catch(self, thread: Thread) -> None:
