@@ -428,9 +428,11 @@ class Injection:
         """After an error, bring a thread in any state to a stop from which it can be detached."""
         with suppress(OSError, CheckpointFailed):
             ptrace.interrupt(thread.tid)
-            with suppress(ProcessLookupError):  # it runs
-                ptrace.resume(thread.tid)
-            self._wait_event_stop(thread)
+            ptrace.wait_trapped(thread.tid)  # at whatever stop comes first, whose status may have been read before
+            status = ptrace.poll(thread.tid)
+            if status is not None and not ptrace.event(status) and ptrace.stop_signal(status) == signal.SIGSTOP:
+                thread.deliver = signal.SIGSTOP
+            self._to_event_stop(thread)
 
 
 def leave_critical_sections(process: Process, rseqs: dict[int, int]) -> None:

@@ -290,6 +290,23 @@ def wait_surely(tid: int) -> int:
     return status
 
 
+def wait_trapped(tid: int) -> None:
+    """Wait until a thread that was asked to stop is at a stop. Its wait status is not taken.
+
+    Raises:
+        ChildProcessError: the thread has ended.
+    """
+    while True:
+        try:
+            event_message(tid)  # of a thread that runs it cannot be asked for
+        except ProcessLookupError:
+            if has_ended(tid):
+                raise ChildProcessError(errno.ECHILD, f"thread {tid} has ended") from None
+            time.sleep(_SHORT)
+        else:
+            return
+
+
 def has_ended(tid: int) -> bool:
     """Whether a thread is a zombie or gone."""
     try:

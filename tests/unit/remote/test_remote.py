@@ -31,6 +31,9 @@ from torpor.remote.tracer import in_own_thread
 from torpor.remote.waits import Waits
 from torpor.util.ranges import intersection
 
+PAUSE = 34
+"""pause(2), arch/x86/entry/syscalls/syscall_64.tbl."""
+
 Start = Callable[[str], "subprocess.Popen[str]"]
 
 
@@ -237,6 +240,28 @@ def test_a_batch_that_fails_can_be_given_up(start: Start) -> None:
         with pytest.raises(CheckpointFailed, match="SIGTRAP"):
             injection.finish()
         injection.recall()
+        injection.close()
+    assert appearance(target.pid) == before
+    assert tell(target) == "on"
+
+
+def test_a_call_that_is_lost_sight_of_is_given_up(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stop at a system call's exit clears the one that was asked for meanwhile."""
+    target = start(WAITS + "sys.stdin.readline(); print('on')")
+    before = appearance(target.pid)
+    waits: list[int] = []
+    kernels_own = ptrace.wait_surely
+
+    def wait(tid: int) -> int:
+        waits.append(tid)
+        if len(waits) == 2:  # it sleeps in the call
+            raise OSError(errno.EIO, "a fault of /proc")
+        return kernels_own(tid)
+
+    with entered(target.pid) as (injection, _, __):
+        monkeypatch.setattr(ptrace, "wait_surely", wait)
+        with pytest.raises(OSError, match="a fault of /proc"):
+            injection._call_on_stack(PAUSE)
         injection.close()
     assert appearance(target.pid) == before
     assert tell(target) == "on"
