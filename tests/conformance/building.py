@@ -7,7 +7,15 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
+PROGRAMS = HERE / "programs"
+"""ready.py and ready.h, which every program has, and the programs in rooms as those of engine/torpor/objects."""
 PYTHON = sys.executable
+
+
+def named(name: str) -> Path:
+    """A conformance program by its file's name."""
+    (found,) = PROGRAMS.rglob(name)
+    return found
 
 
 def build(source: Path, folder: Path) -> Path:
@@ -20,7 +28,7 @@ def build(source: Path, folder: Path) -> Path:
             if line.startswith("/* build:")
             for word in line.removeprefix("/* build:").removesuffix("*/").split()
         ]
-        flags = ["-std=gnu17", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-pthread", f"-I{HERE / 'c'}"]
+        flags = ["-std=gnu17", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-pthread", f"-I{PROGRAMS}"]
         draft = program.with_suffix(".draft")
         subprocess.run(["gcc", *flags, str(source), "-o", str(draft), *extra, "-lrt"], check=True)
         draft.chmod(0o755)

@@ -1,7 +1,7 @@
 """Runs a conformance program, and does to it what a test says: checkpoint, kill, restore, let go.
 
 A program prepares its state, says `ready`, waits, and judges itself when it gets the word (see
-programs/ready.py and c/ready.h). Between the two the harness holds no descriptor of the program's and the
+programs/ready.py and ready.h). Between the two the harness holds no descriptor of the program's and the
 program none of the harness's. Waiting is always for something that can be seen, with a deadline.
 """
 
@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 import pytest
 
 from tests.conformance import observe
-from tests.conformance.building import HERE, PYTHON, build, command
+from tests.conformance.building import HERE, PROGRAMS, PYTHON, build, command
 from tests.conformance.observe import Process
 from tests.conformance.short_walks import SHORT_WALK, count_from
 from tests.leaks import MARK
@@ -133,6 +133,7 @@ class Subject:
             "LANG": "C.UTF-8",
             MARK: os.environ[MARK],
             "PYTHONDONTWRITEBYTECODE": "1",
+            "PYTHONPATH": str(PROGRAMS),  # where ready.py is
             **self.environment,
         }
         with open(self.directory / "output", "ab") as output:

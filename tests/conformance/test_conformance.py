@@ -1,4 +1,4 @@
-"""Every program of c/ and programs/, in every way it can be frozen and woken.
+"""Every program of programs/, in every way it can be frozen and woken.
 
 A program is one behaviour. It judges itself; the harness adds what is seen from outside: the tree is word for
 word as it was, the exit status arrives, nothing is left behind.
@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.conformance import observe
+from tests.conformance.building import PROGRAMS
 from tests.conformance.harness import (
     Actor,
     Stage,
@@ -28,16 +29,10 @@ from tests.conformance.harness import (
 )
 from tests.conformance.short_walks import short_rounds
 
-HERE = Path(__file__).parent
-PROGRAMS = sorted(
-    path
-    for folder in ("c", "programs")
-    for path in (HERE / folder).iterdir()
-    if path.suffix in (".c", ".py", ".sh") and path.stem != "ready"
-)
+SOURCES = sorted(path for path in PROGRAMS.glob("*/*") if path.suffix in (".c", ".py", ".sh"))
 PASSING = {"faults", "timeouts", "threading_py"}
 """Programs whose threads end while one looks: they are not at rest, and judge for themselves what is right."""
-ONLY_ROOT = {"chroots", "credentials", "filters"}
+ONLY_ROOT = {"chroots", "credentials", "seccomp_filters"}
 """Programs that begin as root and become somebody else, or that only root keeps."""
 ONLY_CAPSULE = {"locked_kinds", "message_queues", "sparse", "system_v", "system_v_waits"}
 """Programs with System V objects or message queues, which an ordinary user wakes in a namespace only."""
@@ -46,7 +41,7 @@ SPINNING = {"amx", "clocks", "registers", "rseq"}
 STOPS_ARE_NEWS = {"interactive"}
 """Programs that act on the stops of their children: a shell takes the terminal back, script(1) stops too."""
 
-behaviour = pytest.mark.parametrize("source", PROGRAMS, ids=lambda path: path.name)
+behaviour = pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.name)
 
 
 def play(stage: Stage, source: Path, actor: Actor, *, own_session: bool = True) -> AbstractContextManager[Subject]:
@@ -115,7 +110,7 @@ LATER = [("user-capsule", 1), ("root-in-place", 1), ("user-walk", 1), ("user-wal
 sees in the end depends on how long it was away."""
 KILLED = [
     pytest.param(where, times, source, marks=[] if (where, times) in EACH or at_once else pytest.mark.soak)
-    for source in PROGRAMS
+    for source in SOURCES
     for where, times in EACH + LATER
     for at_once in [source.stem in PASSING and where != "user-walk"]
 ]

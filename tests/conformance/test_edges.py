@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.conformance import observe
+from tests.conformance.building import named
 from tests.conformance.harness import (
     PATIENCE,
     Actor,
@@ -299,7 +300,7 @@ def test_connections_go_on_once(stage: Stage, root: Actor, user: Actor) -> None:
 
 def test_signal_to_the_job_reaches_the_root(stage: Stage, actor: Actor) -> None:
     """The one PID outside stands for the job: what it is sent the root gets, and how the root ends it ends."""
-    with stage.play(HERE / "c" / "static.c", actor) as subject:
+    with stage.play(named("static.c"), actor) as subject:
         subject.wait_ready()
         job = reborn(stage, subject)
         os.kill(job.pid, signal.SIGTERM)
@@ -308,7 +309,7 @@ def test_signal_to_the_job_reaches_the_root(stage: Stage, actor: Actor) -> None:
 
 def test_detached_job_outlives_its_restorer(stage: Stage, actor: Actor) -> None:
     """A detached job lives on when the restorer has ended, and its PID lives as long as it does."""
-    with stage.play(HERE / "c" / "threads.c", actor) as subject:
+    with stage.play(named("threads.c"), actor) as subject:
         subject.wait_ready()
         job = reborn(stage, subject, detach=True)
         wait_until(lambda: not alive(job.talk.handler), "the restorer's end")
@@ -321,7 +322,7 @@ def test_detached_job_outlives_its_restorer(stage: Stage, actor: Actor) -> None:
 
 def test_stopped_by_the_checkpoint(stage: Stage, actor: Actor) -> None:
     """A checkpoint can leave the tree stopped; SIGCONT lets it go on."""
-    with stage.play(HERE / "programs" / "tree.py", actor) as subject:
+    with stage.play(named("tree.py"), actor) as subject:
         subject.wait_ready()
         tree = subject.settled()
         stage.driver(actor).checkpoint(subject.pid, subject.directory / "store", "stop")
@@ -360,7 +361,7 @@ def test_memory_with_a_name_goes_back_to_what_it_was(stage: Stage, actor: Actor,
 
 def test_a_tree_is_not_built_with_the_limits_of_its_restorer(stage: Stage, root: Actor) -> None:
     """What a process had mapped may be more than the restorer's own limits let it map."""
-    with stage.play(HERE / "c" / "dev_zero.c", root) as subject:
+    with stage.play(named("dev_zero.c"), root) as subject:
         subject.wait_ready()
         snapshot = stage.driver(root).checkpoint(subject.pid, subject.directory / "store", "kill")
         subject.wait_gone([subject.pid])
@@ -381,7 +382,7 @@ def test_a_tree_is_not_built_with_the_limits_of_its_restorer(stage: Stage, root:
 
 def test_what_the_host_mounts_later_is_seen_in_a_capsule(stage: Stage, user: Actor, root: Actor) -> None:
     """What is mounted where mounts are shared appears in a capsule, and what is unmounted is gone."""
-    with stage.play(HERE / "programs" / "folder.py", user) as subject, ExitStack() as stack:
+    with stage.play(named("folder.py"), user) as subject, ExitStack() as stack:
         subject.wait_ready()
         place = subject.directory / "place"
         (place / "later").mkdir(parents=True)

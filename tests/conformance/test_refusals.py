@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.conformance import observe
+from tests.conformance.building import named
 from tests.conformance.harness import Actor, EngineError, Stage, Subject, unchanged
 
 HERE = Path(__file__).parent
@@ -93,7 +94,7 @@ def test_refused_by_name(stage: Stage, user: Actor, source: Path, then: str) -> 
 
 def test_another_users_process(stage: Stage, user: Actor, root: Actor) -> None:
     """An ordinary user may not checkpoint root's process, and is told so."""
-    with stage.play(HERE / "c" / "static.c", root) as subject:
+    with stage.play(named("static.c"), root) as subject:
         subject.wait_ready()
         with pytest.raises(EngineError) as caught:
             stage.driver(user).checkpoint(subject.pid, stage.base / "elsewhere", "run")

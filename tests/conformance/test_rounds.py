@@ -10,14 +10,14 @@ from pprint import pformat
 import pytest
 
 from tests.conformance import observe
+from tests.conformance.building import named
 from tests.conformance.harness import Actor, Failed, Stage, reborn, reborn_alike, wait_until
-from tests.conformance.test_conformance import ONLY_ROOT, PASSING, PROGRAMS
+from tests.conformance.test_conformance import ONLY_ROOT, PASSING, SOURCES
 
-HERE = Path(__file__).parent
 FEW = 5
 IN_ALL = 1000
 """Rounds of `make soak`, over all programs."""
-MINE = [source for source in PROGRAMS if source.stem not in ONLY_ROOT]
+MINE = [source for source in SOURCES if source.stem not in ONLY_ROOT]
 
 
 def resources(stage: Stage, actor: Actor) -> list[str]:
@@ -77,7 +77,7 @@ def settled(stage: Stage, actor: Actor) -> list[str]:
 
 def test_a_few_rounds(stage: Stage, user: Actor) -> None:
     """A tree of processes, five times."""
-    rounds(stage, user, HERE / "programs" / "tree.py", FEW)
+    rounds(stage, user, named("tree.py"), FEW)
 
 
 @pytest.mark.soak

@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from tests.conformance import observe
+from tests.conformance.building import named
 from tests.conformance.harness import (
     Actor,
     EngineError,
@@ -38,7 +39,6 @@ from torpor import procfs
 
 CONFORMANCE = Path(__file__).parents[1] / "conformance"
 VICTIMS = CONFORMANCE / "victims"
-PROGRAMS = CONFORMANCE / "programs"
 REFUSED, CHECKPOINT_FAILED, STORE, DAMAGED = 10, 20, 30, 31  # torpor.errors
 
 
@@ -279,7 +279,7 @@ def damages(content: bytes, chance: random.Random, cuts: int, flips: int) -> Ite
 def test_damaged_image(stage: Stage, user: Actor, cuts: int, flips: int) -> None:
     """Cut, flipped or grown files of an image are refused with the reason; nothing is ever woken wrong."""
     chance = random.Random(1)
-    with frozen(stage, user, CONFORMANCE / "c" / "static.c") as (subject, snapshot):
+    with frozen(stage, user, named("static.c")) as (subject, snapshot):
         store = subject.directory / "store"
         files = [path for path in store.rglob("*") if path.is_file() and path.stat().st_size > 100]
         assert any("manifest" in path.name for path in files), files
@@ -316,7 +316,7 @@ def test_damaged_image(stage: Stage, user: Actor, cuts: int, flips: int) -> None
 
 def test_missing_and_swapped_packs(stage: Stage, user: Actor) -> None:
     """A pack that is not there, or is another one under its name."""
-    with frozen(stage, user, CONFORMANCE / "c" / "static.c") as (subject, snapshot):
+    with frozen(stage, user, named("static.c")) as (subject, snapshot):
         store = subject.directory / "store"
         pack = max(store.rglob("*.pack"), key=lambda path: path.stat().st_size)
         hidden = subject.directory / "hidden"
@@ -338,13 +338,13 @@ def test_missing_and_swapped_packs(stage: Stage, user: Actor) -> None:
 
 def test_pid_taken(stage: Stage, root: Actor) -> None:
     """Root's restore needs the old PIDs: where a stranger has one, it wakes in a capsule instead."""
-    with frozen(stage, root, CONFORMANCE / "c" / "static.c") as (subject, snapshot), occupied(stage, subject.pid):
+    with frozen(stage, root, named("static.c")) as (subject, snapshot), occupied(stage, subject.pid):
         wakes(stage, subject, snapshot)
 
 
 def test_port_taken(stage: Stage, user: Actor) -> None:
     """A port that the program listened on is somebody else's: refused by number, and later it works."""
-    with frozen(stage, user, PROGRAMS / "tcp.py") as (subject, snapshot):
+    with frozen(stage, user, named("tcp.py")) as (subject, snapshot):
         ports = json.loads((subject.directory / "ports").read_text())
         with socket.socket() as thief:
             thief.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # over what is left of dead connections
@@ -357,7 +357,7 @@ def test_port_taken(stage: Stage, user: Actor) -> None:
 
 def test_mapped_library_changed(stage: Stage, user: Actor) -> None:
     """Code that is mapped must be the code that was; a changed library is refused by its path."""
-    with frozen(stage, user, PROGRAMS / "library.py") as (subject, snapshot):
+    with frozen(stage, user, named("library.py")) as (subject, snapshot):
         library, source = subject.directory / "library.so", subject.directory / "library.c"
         library.rename(subject.directory / "kept")
         source.write_text(source.read_text().replace("the first edition", "another edition!!"))
@@ -369,7 +369,7 @@ def test_mapped_library_changed(stage: Stage, user: Actor) -> None:
 
 def test_log_has_grown(stage: Stage, user: Actor) -> None:
     """A log or history file that others wrote to meanwhile is no reason to refuse."""
-    with frozen(stage, user, PROGRAMS / "log.py") as (subject, snapshot):
+    with frozen(stage, user, named("log.py")) as (subject, snapshot):
         with open(subject.directory / "log", "a") as log:
             log.write("somebody else's line\n" * 1000)
         wakes(stage, subject, snapshot)
@@ -377,14 +377,14 @@ def test_log_has_grown(stage: Stage, user: Actor) -> None:
 
 def test_two_jobs_of_one_snapshot(stage: Stage, user: Actor) -> None:
     """A snapshot can be woken again after the first job has ended, and the image is as it was."""
-    with frozen(stage, user, CONFORMANCE / "c" / "threads.c") as (subject, snapshot):
+    with frozen(stage, user, named("threads.c")) as (subject, snapshot):
         for _ in range(2):
             wakes(stage, subject, snapshot)
 
 
 def test_folder_missing(stage: Stage, user: Actor) -> None:
     """The current folder is gone: refused by name; nothing is left; once it is back the restore works."""
-    with frozen(stage, user, PROGRAMS / "folder.py") as (subject, snapshot):
+    with frozen(stage, user, named("folder.py")) as (subject, snapshot):
         folder = subject.directory / "folder"
         folder.rename(subject.directory / "elsewhere")
         assert str(folder) in refused(stage, subject, snapshot)

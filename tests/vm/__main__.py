@@ -15,14 +15,23 @@ from functools import partial
 from pathlib import Path
 
 from tests.conformance.building import HERE as CONFORMANCE
-from tests.conformance.building import build
+from tests.conformance.building import build, named
 from tests.vm.kernels import BUILD, KERNELS, Kernel, checkout_disk, prepare, root_disk
 from tests.vm.machine import Job, MachineFailed, Result, boot
 
 PROGRAMS = (
     *("actions.c", "clocks.c", "epoll.c", "forked.c", "guards.c", "membarrier.c", "memfd_runs.c", "memory.c"),
     *("message_queues.c", "pending.c", "private_memory.c", "registers.c", "rseq.c", "semaphores.c", "sessions.c"),
-    *("shared.c", "signal_frames.c", "static.c", "stopped.c", "system_v.c", "threads.c", "timers.c", "traits.c"),
+    *(
+        "shared.c",
+        "signal_frames.c",
+        "static.c",
+        "stopped.c",
+        "system_v.c",
+        "threads.c",
+        "timers.c",
+        "thread_attributes.c",
+    ),
     *("waits.c", "zombie.c", "asyncio_py.py", "eventfds.py", "fifos.py", "files.py", "locked_files.py", "pipes.py"),
     *("places.py", "ptys.py", "shell.sh", "tcp.py", "threading_py.py", "tree.py", "udp.py", "unix_names.py"),
     "watchers.py",
@@ -43,7 +52,7 @@ def compile_all() -> None:
     build(CONFORMANCE / "launch.c", BIN)
     for name in {*PROGRAMS, *ACROSS}:
         if name.endswith(".c"):
-            build(CONFORMANCE / "c" / name, BIN)
+            build(named(name), BIN)
 
 
 def played(kernel: Kernel, job: Job, folder: Path, seconds: float = 2 * HOUR) -> list[Result]:

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 import torpor
-from tests.conformance.building import HERE as PROGRAMS
+from tests.conformance.building import named
 from tests.conformance.harness import Actor, Stage, Subject, restored
 from tests.leaks import MARK
 from tests.users import PROVE
@@ -69,14 +69,9 @@ def doctor() -> str:
     return said
 
 
-def source(name: str) -> Path:
-    """A conformance program by its file's name."""
-    return next(PROGRAMS.glob(f"*/{name}"))
-
-
 def left_running(stage: Stage, actor: Actor, name: str) -> str:
     """A program is saved twice while it runs, and is content."""
-    with stage.play(source(name), actor) as subject:
+    with stage.play(named(name), actor) as subject:
         subject.wait_ready()
         for _ in range(2):
             stage.driver(actor).checkpoint(subject.root(), subject.directory / "store", "run")
@@ -88,7 +83,7 @@ def left_running(stage: Stage, actor: Actor, name: str) -> str:
 
 def woken(stage: Stage, actor: Actor, name: str, way: str) -> str:
     """A program is killed and woken, and is content."""
-    with stage.play(source(name), actor) as subject:
+    with stage.play(named(name), actor) as subject:
         subject.wait_ready()
         store = subject.directory / "store"
         snapshot = stage.driver(actor).checkpoint(subject.root(), store, "kill")
@@ -99,7 +94,7 @@ def woken(stage: Stage, actor: Actor, name: str, way: str) -> str:
 
 def in_series(stage: Stage, actor: Actor, name: str) -> str:
     """A program is saved three times in a series, with what it has written since, killed at last and woken."""
-    with stage.play(source(name), actor) as subject:
+    with stage.play(named(name), actor) as subject:
         subject.wait_ready()
         store = subject.directory / "store"
         with torpor.Series() as series:
@@ -120,7 +115,7 @@ def _wake(stage: Stage, subject: Subject, snapshot: str, way: str) -> None:
 
 def saved(guest: Guest, stage: Stage, name: str) -> str:
     """A program is saved and killed; its image and its folder are put where another machine finds them."""
-    with stage.play(source(name), guest.me) as subject:
+    with stage.play(named(name), guest.me) as subject:
         subject.wait_ready()
         pid = subject.root()
         snapshot = stage.driver(guest.me).checkpoint(pid, subject.directory / "store", "kill")

@@ -1,5 +1,5 @@
 /* A context of the old asynchronous I/O: its ring is in memory, its state is not. */
-#include "../c/ready.h"
+#include "ready.h"
 
 #include <linux/aio_abi.h>
 

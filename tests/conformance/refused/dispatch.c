@@ -1,5 +1,5 @@
 /* Syscall user dispatch, as emulators use it: calls outside of a range become signals. */
-#include "../c/ready.h"
+#include "ready.h"
 
 #include <sys/prctl.h>
 

@@ -1,5 +1,5 @@
 /* A directory whose changes are told by a signal (F_NOTIFY): nobody can read for which it asked. */
-#include "../c/ready.h"
+#include "ready.h"
 
 #include <sys/stat.h>
 

@@ -1,5 +1,5 @@
 /* Namespaces that the next children are to live in: one that nobody is in yet, and one with another clock. */
-#include "../c/ready.h"
+#include "ready.h"
 
 int main(void)
 {

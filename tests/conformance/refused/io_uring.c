@@ -1,5 +1,5 @@
 /* An io_uring, and its rings in memory. */
-#include "../c/ready.h"
+#include "ready.h"
 
 #include <linux/io_uring.h>
 

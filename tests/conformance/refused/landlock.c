@@ -1,5 +1,5 @@
 /* A process in a Landlock domain. Nothing shows it but that it may not look at others any more. */
-#include "../c/ready.h"
+#include "ready.h"
 
 #include <sys/prctl.h>
 

@@ -1,5 +1,5 @@
 /* A process whose first thread has ended while another runs on. */
-#include "../c/ready.h"
+#include "ready.h"
 
 static void *thread(void *unused)
 {

@@ -1,5 +1,5 @@
 /* POSIX message queues: one with a message, and one that notifies. */
-#include "../c/ready.h"
+#include "ready.h"
 
 #include <mqueue.h>
 

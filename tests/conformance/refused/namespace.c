@@ -1,5 +1,5 @@
 /* A child in namespaces of its own. */
-#include "../c/ready.h"
+#include "ready.h"
 
 int main(void)
 {

@@ -1,6 +1,6 @@
 /* A child that denies itself memory that is writable and executable (PR_SET_MDWE, Linux 6.3): so it does us, when its
  * parent has been entered already. */
-#include "../c/ready.h"
+#include "ready.h"
 
 #include <sys/prctl.h>
 

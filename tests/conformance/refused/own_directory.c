@@ -1,5 +1,5 @@
 /* A thread with a current directory of its own. */
-#include "../c/ready.h"
+#include "ready.h"
 
 static pthread_barrier_t apart, leave;
 

@@ -1,5 +1,5 @@
 /* A thread with a descriptor table of its own. */
-#include "../c/ready.h"
+#include "ready.h"
 
 static volatile int ready_now, leave;
 

@@ -1,5 +1,5 @@
 /* A performance counter. */
-#include "../c/ready.h"
+#include "ready.h"
 
 #include <linux/perf_event.h>
 #include <sys/ioctl.h>

@@ -1,5 +1,5 @@
 /* A sealed mapping (mseal, Linux 6.10). */
-#include "../c/ready.h"
+#include "ready.h"
 
 #ifndef SYS_mseal
 #define SYS_mseal 462

@@ -2,7 +2,7 @@
  *
  * An action in hexadecimal, a call by its number: a filter that answers it so. Without, one that does no harm. "strict":
  * a child in the strict mode. */
-#include "../c/ready.h"
+#include "ready.h"
 
 #include <linux/filter.h>
 #include <linux/seccomp.h>

@@ -1,5 +1,5 @@
 /* Memory that nobody but the process may read (memfd_secret). */
-#include "../c/ready.h"
+#include "ready.h"
 
 #ifndef SYS_memfd_secret
 #define SYS_memfd_secret 447

@@ -1,5 +1,5 @@
 /* A segment of its own (modify_ldt), as of programs that run 16-bit or 32-bit code beside theirs. */
-#include "../c/ready.h"
+#include "ready.h"
 
 #include <asm/ldt.h>
 

@@ -1,5 +1,5 @@
 /* A guard region in shared memory (Linux 6.15), which can only be read through its mappings. */
-#include "../c/ready.h"
+#include "ready.h"
 
 #ifndef MADV_GUARD_INSTALL
 #define MADV_GUARD_INSTALL 102

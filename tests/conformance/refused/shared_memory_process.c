@@ -1,7 +1,7 @@
 /* A process that shares its parent's memory without being a thread of it (CLONE_VM), and processes that share
  * descriptors or the current directory with their grandparent, but not with their parent any more (CLONE_FILES,
  * CLONE_FS; unshare(2)). */
-#include "../c/ready.h"
+#include "ready.h"
 
 #include <sys/prctl.h>
 

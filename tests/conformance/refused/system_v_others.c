@@ -1,6 +1,6 @@
 /* System V semaphores and a message queue that a process outside of the tree has used, too, and a segment that is not
  * attached. */
-#include "../c/ready.h"
+#include "ready.h"
 
 #include <sys/msg.h>
 #include <sys/sem.h>

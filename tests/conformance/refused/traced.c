@@ -1,5 +1,5 @@
 /* A process that is traced already, here by its own parent. */
-#include "../c/ready.h"
+#include "ready.h"
 
 #include <sys/ptrace.h>
 

@@ -1,5 +1,5 @@
 /* A thread that stands in an uninterruptible call: nobody can stop it. Another one runs on and is not held up. */
-#include "../c/ready.h"
+#include "ready.h"
 
 #include <linux/sched.h>
 

@@ -1,5 +1,5 @@
 /* A userfaultfd and the range it watches. */
-#include "../c/ready.h"
+#include "ready.h"
 
 #include <linux/userfaultfd.h>
 #include <sys/ioctl.h>

@@ -1,6 +1,6 @@
 /* Programs that have changed their vDSO: moved its code away from its data, written into its code (as tracers and
  * recorders do), or made its data unreadable. */
-#include "../c/ready.h"
+#include "ready.h"
 
 static char *code, *code_end, *data, *data_end;
 

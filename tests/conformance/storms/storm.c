@@ -2,7 +2,7 @@
  * rounds in shared memory. Whatever the moment of a freeze: none is lost, none fails, none stands still afterwards.
  *
  * The tree is never at rest; test_storm.py takes the checkpoints. */
-#include "../c/ready.h"
+#include "ready.h"
 
 #include <spawn.h>
 #include <sys/prctl.h>

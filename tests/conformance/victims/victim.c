@@ -1,6 +1,6 @@
 /* A program that watches itself: threads that compute, sleep, talk and wait, and check each result. What they have
  * done is counted in a mapped file, so that one can see from outside that every one of them goes on. */
-#include "../c/ready.h"
+#include "ready.h"
 
 #include <poll.h>
 #include <sys/epoll.h>
