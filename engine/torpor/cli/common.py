@@ -123,7 +123,7 @@ class DurationType(ParamType):
         if isinstance(value, (int, float)):
             return float(value)
         if len(value) > self.LONGEST:
-            self.fail(f"{value[: self.LONGEST]!r}... is no time span that a job lives to see", param, ctx)
+            self.fail(f"{value[: self.LONGEST]!r}... is too long a time span", param, ctx)
         found = self._SPAN.fullmatch(value)
         seconds = found and sum(int(n) * unit for n, unit in zip(found.groups(), self.UNITS.values(), strict=True) if n)
         if not seconds:

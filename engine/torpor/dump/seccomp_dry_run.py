@@ -57,7 +57,7 @@ def dry_run(root: int) -> None:
 @cache
 def _dry_run(count: int) -> None:
     if try_syscall(NR.tgkill, os.getpid(), threading.get_native_id(), 0):
-        raise _refused(count, f"does not let {NR.tgkill.name} pass")
+        raise _refused(count, f"they forbid {NR.tgkill.name}, which a checkpoint calls")
     ready, when_ready = os.pipe()
     me = os.getpid()
     pid = forked(lambda: _wait_for_the_end(me, when_ready))
@@ -75,8 +75,8 @@ def _dry_run(count: int) -> None:
         denied = in_own_thread(lambda _: _take(pid)) if watched else set()
     except (CheckpointFailed, NotFound, ProcessLookupError) as failure:
         killers = [nr.name for nr in sorted(MADE) if _is_killed(nr)]
-        does = f"does not let {', '.join(killers)} pass" if killers else f"does not let it be called in: {failure}"
-        raise _refused(count, does) from failure
+        calls = f"{', '.join(killers)}, which a checkpoint calls" if killers else f"calls that it makes: {failure}"
+        raise _refused(count, f"they forbid {calls}") from failure
     finally:
         os.close(ready)
         over.set()
@@ -86,13 +86,13 @@ def _dry_run(count: int) -> None:
     if not watched:
         raise CheckpointFailed(NO_THREAD, advice=RAISE_LIMIT)
     if denied:
-        raise _refused(count, f"keeps from it what {', '.join(sorted(denied))} would tell")
+        raise _refused(count, f"they deny {', '.join(sorted(denied))}, whose answers a checkpoint needs")
 
 
-def _refused(count: int, does: str) -> Refused:
+def _refused(count: int, why: str) -> Refused:
     subject = f"the system-call filters (seccomp) that Torpor and the job are under ({count})"
     advice = "see the kernel's log (audit), and `torpor doctor` for what to allow"
-    return Refused("the checkpoint would do harm", [Reason(subject, f"what is there {does}", advice)])
+    return Refused("the checkpoint would do harm", [Reason(subject, why, advice)])
 
 
 def _wait_for_the_end(parent: int, when_ready: int) -> None:

@@ -185,7 +185,7 @@ def explain(
     Raises:
         As `restore`.
     """
-    with failing(RestoreFailed, "how it would be woken cannot be told"), _open(snapshot, store) as reader:
+    with failing(RestoreFailed, "the restore cannot be planned"), _open(snapshot, store) as reader:
         image = reading.read(reader)
         _validate(image, reader, (0, 1, 2), files, asked=snapshot)
         here = surroundings.here(surroundings.setting(image, way=way))

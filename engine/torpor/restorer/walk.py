@@ -154,7 +154,7 @@ class Walker:
             passed, before = passed + (now - before) % (here.end - here.first), now
             pid, parent = route.next(now)
             if passed > farthest:
-                raise PidTaken(f"the PID {pid} could not be had: other programs took it each time")
+                raise PidTaken(f"did not get the PID {pid}: other programs took it each time")
             if time.monotonic() > deadline:
                 raise PidTaken(f"the PID {pid} was not reached: the walk takes too long")
             own = births[parent.pid]

@@ -270,7 +270,7 @@ def lock_exclusive(root: int, store: str, patience: float) -> int:
         if error.errno in _NO_FLOCK:
             raise StoreError(
                 f"store {store}: its file system has no flock ({os.strerror(error.errno)})",
-                advice="no pack is removed without it, for a saver may need it; Lustre has it with -o flock",
+                advice="without it no pack is removed, because a checkpoint may need it; mount Lustre with -o flock",
             ) from error
         raise
     except BaseException:

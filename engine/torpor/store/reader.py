@@ -32,19 +32,19 @@ def open_pack(place: Place, pack: str, size: int, mode: int = os.O_RDONLY) -> in
         raise ImageDamaged(f"pack {shown} is missing", advice="the snapshots that need it are lost") from None
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.EINVAL, errno.ENXIO):
-            raise ImageDamaged(f"pack {shown} is not a regular file", advice="somebody exchanged it") from error
+            raise ImageDamaged(f"pack {shown} is not a regular file", advice="somebody replaced it") from error
         raise
     try:
         if status.st_size != size:
             raise ImageDamaged(
                 f"pack {shown} has {status.st_size} bytes and should have {size}",
-                advice="it was cut or exchanged; the snapshots that need it are lost",
+                advice="it was truncated or replaced; the snapshots that need it are lost",
             )
         header = bytearray(PAGE)
         if _read(fd, memoryview(header), 0) < PAGE or header != pack_header(pack):
             raise ImageDamaged(
                 f"pack {shown} does not begin as that pack",
-                advice="it was overwritten, or exchanged with another",
+                advice="it was overwritten, or replaced by another",
             )
     except BaseException:
         os.close(fd)
@@ -104,7 +104,7 @@ class SnapshotReader:
     def pack_fd(self, number: int) -> int:
         """A read-only descriptor of a pack. The reader owns it and closes it.
 
-        Raises ImageDamaged if the pack is missing, cut or exchanged, StoreError if it cannot be opened.
+        Raises ImageDamaged if the pack is missing, truncated or replaced, StoreError if it cannot be opened.
         """
         with self._lock:
             fd = self._fds.get(number)

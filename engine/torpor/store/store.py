@@ -150,7 +150,7 @@ class Store:
             more = f" and {len(found) - 5} more" if len(found) > 5 else ""
             raise NotFound(
                 f"{text!r} is the beginning of {len(found)} snapshots: {shown}{more}",
-                advice="give more of it",
+                advice="give more characters of it",
             )
         names = {name: info.id for info in infos for name in (info.id, info.short)}
         near = difflib.get_close_matches(text, names, n=3)

@@ -166,7 +166,7 @@ def test_a_newer_image_is_not_restored(tmp_path: Path, image: pb.Tree) -> None:
     [
         (pb.Vma.Kind, lambda image: image.processes[0].memory.vmas, "of a kind that this version does not know"),
         (pb.SharedMemory.Kind, lambda image: image.shared, "memory of a kind that this version does not know"),
-        (pb.Lock.Kind, lambda image: image.descriptions[0].locks, "it holds locks that cannot be"),
+        (pb.Lock.Kind, lambda image: image.descriptions[0].locks, "it has invalid locks"),
         (pb.TcpSocket.State, lambda image: [image.descriptions[-1].tcp], "in a state that is not known"),
     ],
 )

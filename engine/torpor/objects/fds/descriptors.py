@@ -376,7 +376,7 @@ def validate(image: Tree, stdio: Sequence[int] = (0, 1, 2), *, standing: bool = 
             reasons = list(kind.validate(seen, image, stdio))
             found += reasons or ([] if standing else kind.validate_free(mine, image))
         except (ValueError, OverflowError) as error:  # a number or a name that no system call accepts
-            found.append(Reason("the image", f"a description of the kind {kind.field} cannot be: {error}"))
+            found.append(Reason("the image", f"an invalid description of the kind {kind.field}: {error}"))
     return found if standing else found or list(locks.validate(image))
 
 
@@ -473,7 +473,7 @@ def _validate_numbers(image: Tree) -> Iterator[Reason]:
         if not kind.is_opened and not description.HasField("outside"):
             cannot_be |= os.O_SYNC
         if description.flags & cannot_be:
-            yield Reason("the image", f"description {index} has flags that cannot be: {description.flags:#o}")
+            yield Reason("the image", f"description {index} has invalid flags: {description.flags:#o}")
     for process in image.processes:
         numbers = [entry.fd for entry in process.fds]
         if len(set(numbers)) != len(numbers):

@@ -160,7 +160,7 @@ class Epoll(Kind[EpollState]):
                 if number < len(stdio) and not _can_be_watched(stdio[number]):
                     yield Reason(
                         f"descriptor {number}",
-                        "the program waits for it with epoll, which what is given here does not know",
+                        "the program waits for it with epoll, and its replacement here does not support that",
                         "give it a pipe or a terminal",
                     )
 

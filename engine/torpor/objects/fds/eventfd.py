@@ -89,7 +89,7 @@ class Eventfd(Kind[Tried]):
         """The count must be valid."""
         for description in mine.values():
             if description.eventfd.count > LARGEST:
-                yield Reason("the image", "it holds an eventfd whose count cannot be")
+                yield Reason("the image", "it has an eventfd with an invalid count")
 
     def make(self, description: Description, opening: Opening) -> int:
         """Make it, and write the count: eventfd2() itself takes only 32 bits of it."""

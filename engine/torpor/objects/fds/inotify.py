@@ -138,7 +138,7 @@ class Inotify(Kind[InotifyState]):
             sound = all(0 < number <= LAST_WATCH for number in numbers) and len(set(numbers)) == len(numbers)
             count = len(image.descriptions)
             if not sound or any(watch.mask & ~KEPT or watch.held > count for watch in watches):
-                yield Reason("the image", "it holds watches that cannot be (inotify)")
+                yield Reason("the image", "it has invalid watches (inotify)")
                 continue
             fd = syscall(NR.inotify_init1, os.O_CLOEXEC)
             try:

@@ -103,7 +103,7 @@ def validate(image: Tree) -> Iterator[Reason]:
         mine = [*description.locks, *of_processes.get(index, ())]
         known = (*KINDS.values(), Lock.FLOCK_BY)
         if any(lock.start + lock.length > LAST or lock.kind not in known for lock in mine):
-            yield Reason("the image", "it holds locks that cannot be")
+            yield Reason("the image", "it has invalid locks")
         elif mine and description.WhichOneof("kind") in ("file", "directory"):
             try:
                 fd = files.open_described(description, openers.description(index))

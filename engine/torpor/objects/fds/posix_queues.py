@@ -117,7 +117,7 @@ class MessageQueue(Kind[QueueState]):
             named = 0 < len(queue.name) <= _LONGEST and b"/" not in queue.name and b"\0" not in queue.name
             sized = 0 < queue.most <= 1 << 16 and 0 < queue.largest <= 1 << 24
             if not named or not sized or max(queue.position, queue.size) >= 1 << 63:
-                yield Reason("the image", "it has a POSIX message queue that cannot be")
+                yield Reason("the image", "it has an invalid POSIX message queue")
 
     def open(self, mine: dict[int, Description], opening: Opening) -> None:
         """Reserve a slot for each, with /dev/null. Init opens the queue there, in its own namespace."""

@@ -156,7 +156,7 @@ class PseudoTerminal(Terminal):
         )
         if numbers:
             names = some([f"/dev/pts/{number}" for number in numbers])
-            yield f"what is typed of a line that is not ended yet is not kept, if anything is: at {names}"
+            yield f"an unfinished line of input, if there is one, is not kept: at {names}"
 
     def validate(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
         """The image's terminals must be valid, and new ones must be possible here."""
@@ -344,7 +344,7 @@ def validate_sessions(image: Tree) -> Iterator[Reason]:
         if len(pty.termios) not in (0, TERMIOS.size) or len(pty.window) not in (0, WINDOW_SIZE):
             yield Reason("the image", "it has invalid terminal settings")
         if pty.stopped and not pty.termios:
-            yield Reason("the image", "the output of a terminal is held back that has no settings")
+            yield Reason("the image", "it has a terminal whose output is held back, but without settings")
     speaking = {one.sid for one in image.processes if not one.zombie and not one.no_terminal}
     groups = {0, *(one.pgid for one in image.processes)}
     for session in image.sessions:

@@ -132,11 +132,11 @@ class Timerfd(Kind[TimerState]):
             if timer.clock not in CLOCKS or timer.settime_flags & ~(TFD_TIMER_ABSTIME | TFD_TIMER_CANCEL_ON_SET):
                 yield Reason("the image", f"it holds a timer of clock {timer.clock}, which is never kept")
             if min(timer.left_ns, timer.interval_ns, timer.moment_ns) < 0:
-                yield Reason("the image", "it holds a timer whose times cannot be")
+                yield Reason("the image", "it has a timer with invalid times")
         if any(description.timerfd.ticks for description in mine.values()) and not _takes_ticks():
             yield Reason(
                 "a timer of the image",
-                "it has expired and was not read, which this kernel cannot give back",
+                "it has expired and was not read, which cannot be restored on this kernel",
                 "use a kernel with CONFIG_CHECKPOINT_RESTORE",
             )
 

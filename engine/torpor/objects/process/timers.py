@@ -89,10 +89,10 @@ class Timers(ProcessPart[Asked, bool]):
         """Invalid numbers."""
         for interval in process.interval_timers:
             if interval.which > _LAST_INTERVAL or min(interval.interval_us, interval.value_us) < 0:
-                yield f"it has an interval timer {interval.which} that cannot be"
+                yield f"its interval timer {interval.which} is invalid"
         for timer in process.posix_timers:
             if min(timer.id, timer.interval_ns, timer.value_ns) < 0:
-                yield f"it has a timer {timer.id} that cannot be"
+                yield f"its timer {timer.id} is invalid"
 
     def host(self) -> bool:
         """Whether the kernel has PR_TIMER_CREATE_RESTORE_IDS."""

@@ -120,7 +120,7 @@ def validate(found: Iterable[Membership]) -> Iterator[Reason]:
     """Say which groups a socket cannot join here."""
     for one in found:
         if one.family not in _LEVELS or any(len(a) != (4, 16)[one.family == socket.AF_INET6] for a in _addresses(one)):
-            yield Reason("the image", "it has a membership of a multicast group that cannot be")
+            yield Reason("the image", "it has an invalid membership of a multicast group")
             continue
         try:
             socket.if_nametoindex(one.device)

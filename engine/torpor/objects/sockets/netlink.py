@@ -102,7 +102,7 @@ class Netlink(Kind[NetlinkState]):
             netlink = description.netlink
             known = netlink.protocol in PROTOCOLS and netlink.type in (socket.SOCK_RAW, socket.SOCK_DGRAM)
             if not known or any(not 0 < group <= _MOST_GROUPS for group in netlink.groups):
-                yield Reason("the image", "it has a netlink socket that cannot be")
+                yield Reason("the image", "it has an invalid netlink socket")
             yield from common.validate_options(netlink.options, "a netlink socket")
 
     def validate_free(self, mine: dict[int, Description], image: Tree) -> Iterator[Reason]:

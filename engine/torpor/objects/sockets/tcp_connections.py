@@ -275,7 +275,7 @@ def _accepted(listener: socket.socket, client: TcpSocket, server: TcpSocket) -> 
         duplicate.close()
         os.set_blocking(listener.fileno(), blocking)
     where = addresses.address(server.local)
-    raise RestoreFailed(f"the connection from {wanted} to {where} in the tree did not come about in {PATIENCE:g} s")
+    raise RestoreFailed(f"the connection from {wanted} to {where} in the tree was not made within {PATIENCE:g} s")
 
 
 def _open_kept(making: _Making, index: int, tcp: TcpSocket) -> bool:

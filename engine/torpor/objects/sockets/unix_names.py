@@ -55,7 +55,7 @@ def validate(mine: dict[int, Description], openers: Openers) -> Iterator[Reason]
             or not all(name.startswith(b"/") for name in full)
             or (unix.moved and (not unix.name or unix.name in abstract))
         ):
-            yield Reason("the image", "it has a unix socket with a name that cannot be")
+            yield Reason("the image", "it has a unix socket with an invalid name")
             return
         if owns(unix) and (why := _why_not_here(unix, opener)):
             yield Reason(f"the unix socket {printable(unix_paths.path_of(unix) or unix.name)}", *why)
@@ -106,7 +106,7 @@ def _why_taken(unix: UnixMessage, opener: Opener) -> tuple[str, str] | None:
             try:
                 probe.bind(unix.name)
             except OSError as error:
-                return f"the name cannot be had: {error.strerror}", advice
+                return f"the name is not available: {error.strerror}", advice
         elif (there := _at(unix, opener)) and _lives(probe, unix_paths.path_of(unix), there.st_ino, opener):
             return "somebody has the name", advice
     return None

@@ -213,7 +213,7 @@ class Bound:
 
     def _warn(self, name: bytes) -> None:
         # Another file has the name now, or the directory is gone.
-        self.warnings.append(f"the unix socket {printable(name)} cannot have its name again, and shows another one")
+        self.warnings.append(f"the unix socket {printable(name)} cannot get its name back, and shows another one")
 
     def settle(self) -> None:
         """Move every file to where it was, with its mode and owner. From now on none of them is connected to."""

@@ -225,7 +225,7 @@ class Unix(Kind[UnixState]):
             if not self.stands_for(held, tree) and (words := self.outside(held, tree))
         ]
         if lost:
-            yield f"unix connections to others will be seen closed by the woken program: {some(lost)}"
+            yield f"the woken program will see unix connections to others closed: {some(lost)}"
         nowhere = [
             f"{name(held.holders[0])}, {unix_paths.printable(held.state.known.name)}"
             for held in mine

@@ -143,7 +143,7 @@ def grab(ids: Sequence[int], ask: Ask) -> tuple[list[Queue], list[str]]:
         status = batch.add(NR.msgctl, number, IPC_STAT, Out(_STAT.size))
         replies = ask(batch)
         if (result := replies.result(status)) < 0:
-            reasons.append(f"the System V message queue {number} tells it nothing of itself: {os.strerror(-result)}")
+            reasons.append(f"it may not query the System V message queue {number}: {os.strerror(-result)}")
             continue
         key, uid, gid, _, _, mode, _, _, _, used, count, size, _, _ = _STAT.unpack(replies.output(status, 2))
         queue = Queue(number, Status(key, uid, gid, mode, used, count, size))
@@ -188,7 +188,7 @@ def describe(queue: Queue, out: pb.MessageQueue) -> None:
 def validate_form(queue: pb.MessageQueue) -> Iterator[str]:
     """What in an image's queue is invalid."""
     if any(message.type < 1 for message in queue.messages) or queue.size > 1 << 31:
-        yield f"it has a System V message queue {queue.id} that cannot be"
+        yield f"it has an invalid System V message queue {queue.id}"
 
 
 def make(queue: pb.MessageQueue, owner: bool) -> Iterator[Call]:

@@ -110,9 +110,7 @@ def answer(asked: Mapping[int, int], replies: Replies) -> tuple[list[Segment], l
     reasons: list[str] = []
     for number, entry in asked.items():
         if replies.result(entry) < 0:
-            reasons.append(
-                f"the System V segment {number} tells it nothing of itself: {os.strerror(-replies.result(entry))}"
-            )
+            reasons.append(f"it may not query the System V segment {number}: {os.strerror(-replies.result(entry))}")
             continue
         key, uid, gid, _, _, mode, size, *_, attached = _STAT.unpack(replies.output(entry, 2))
         segments.append(Segment(number, key, uid, gid, mode, size, attached))

@@ -169,7 +169,7 @@ def grab(ids: Sequence[int], askers: Mapping[int, Ask]) -> tuple[list[Set], list
         status = batch.add(NR.semctl, number, 0, IPC_STAT, Out(_STAT.size))
         replies = root(batch)
         if (result := replies.result(status)) < 0:
-            reasons.append(f"the System V semaphores {number} tell it nothing of themselves: {os.strerror(-result)}")
+            reasons.append(f"it may not query the System V semaphores {number}: {os.strerror(-result)}")
             continue
         key, uid, gid, _, _, mode, *_, count = _STAT.unpack(replies.output(status, 3))
         if count * 2 > _VALUES_ROOM:
@@ -187,7 +187,7 @@ def grab(ids: Sequence[int], askers: Mapping[int, Ask]) -> tuple[list[Set], list
             undo, why = _adjustments(one, ask)
             if why:
                 reasons.append(
-                    f"what process {pid} has to undo in the System V semaphores {number} cannot be told: {why}"
+                    f"process {pid} has SEM_UNDO adjustments of System V semaphores {number} that cannot be read: {why}"
                 )
             elif undo:
                 one.undo[pid] = undo
@@ -293,11 +293,11 @@ def describe(one: Set, out: pb.SemaphoreSet) -> None:
 def validate_form(one: pb.SemaphoreSet) -> Iterator[str]:
     """What in an image's set is invalid."""
     if not 0 < len(one.values) <= LARGEST_SET or any(value > LARGEST for value in one.values):
-        yield f"it has a System V set {one.id} of semaphores that cannot be"
+        yield f"it has an invalid System V set {one.id} of semaphores"
     elif any(undo.number >= len(one.values) or not -LARGEST <= undo.value <= LARGEST for undo in one.undo):
-        yield f"it has something to undo in the System V set {one.id} that cannot be"
+        yield f"it has an invalid SEM_UNDO adjustment of the System V set {one.id}"
     elif not all(0 <= value <= LARGEST for value in _before(one)):
-        yield f"it has more to undo in the System V set {one.id} than there can be"
+        yield f"its SEM_UNDO adjustments of the System V set {one.id} are too large"
 
 
 def _before(one: pb.SemaphoreSet) -> list[int]:

@@ -174,7 +174,7 @@ def test_a_name_that_is_free_a_moment_later_is_waited_for() -> None:
         patch.setattr(unix_names, "COLLECTED", 0.05)
         patch.setattr(time, "sleep", lambda _: late.close())
         (reason,) = descriptors.validate(image)
-    assert "torpor-test-taken" in reason.subject and "the name cannot be had" in reason.why
+    assert "torpor-test-taken" in reason.subject and "the name is not available" in reason.why
 
 
 def test_named_unix_sockets_come_back_where_they_were(acting: Acting) -> None:
@@ -194,7 +194,7 @@ wait()
             assert tree.survey() == []
             image = tree.dump()
             said = str(descriptors.validate(image))
-            assert "somebody has the name" in said and "the name cannot be had" in said
+            assert "somebody has the name" in said and "the name is not available" in said
             with pytest.raises(RestoreFailed):
                 descriptors.open_all(image, no_memory)
         with opened(image) as woken:

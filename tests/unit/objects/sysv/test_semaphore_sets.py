@@ -31,12 +31,12 @@ def test_semaphores_get_the_values_from_before_what_is_undone() -> None:
     ("values", "undo", "why"),
     [
         ([1], [(0, 3)], None),
-        ([], [], "cannot be"),
-        ([40_000], [], "cannot be"),
-        ([1], [(1, 1)], "something to undo"),
-        ([1], [(0, 40_000)], "something to undo"),
-        ([1], [(0, 30_000), (0, 30_000)], "more to undo"),
-        ([1], [(0, -2)], "more to undo"),
+        ([], [], "an invalid System V set"),
+        ([40_000], [], "an invalid System V set"),
+        ([1], [(1, 1)], "an invalid SEM_UNDO"),
+        ([1], [(0, 40_000)], "an invalid SEM_UNDO"),
+        ([1], [(0, 30_000), (0, 30_000)], "too large"),
+        ([1], [(0, -2)], "too large"),
     ],
 )
 def test_a_set_that_cannot_be(values: list[int], undo: list[tuple[int, int]], why: str | None) -> None:
