@@ -5,7 +5,7 @@
  * What is left behind falls to one that waits for it; with CHAINS_FALL to whoever waits for the tree's orphans. All of
  * them have an end of a pipe, and the root the other. Each chain counts its links in shared
  * memory. Whatever the moment of a freeze: none is lost, none fails, none stands still afterwards. */
-#include "../c/ready.h"
+#include "ready.h"
 
 #include <spawn.h>
 #include <sys/prctl.h>
