@@ -169,6 +169,19 @@ class Probe:
         """Whether a tree can be woken in a capsule, with its old PIDs and without any privilege."""
         return not self.cannot_wake and not self.sealed_mappings
 
+    @property
+    def can_walk(self) -> bool:
+        """Whether a tree can be woken natively without the right to choose PIDs, by waiting for them.
+
+        Its links /proc/PID/exe take a user namespace, but no /proc of its own, which a masked one forbids.
+        """
+        return self.user_namespaces and self.set_mm_map and self.map_vdso and not self.sealed_mappings
+
+    @property
+    def can_wake(self) -> bool:
+        """Whether an ordinary user can wake a tree at all."""
+        return self.can_restore_rootless or self.can_walk
+
 
 @cache
 def probe() -> Probe:

@@ -95,6 +95,11 @@ def _way(probe: Probe, walk: Walk | None, lost: int) -> Finding:
     name, title = "can_choose_pids", "how jobs are woken"
     if probe.can_choose_pids:
         return Finding(name, title, "ok", "natively where the PIDs are free, else in a capsule")
+    if probe.cannot_wake:
+        means = "by root only"
+        if probe.can_walk and walk:
+            means = f"natively only, on the same boot, after a walk of up to {max(walk.seconds, 1):.0f} s"
+        return Finding(name, title, "limited", means, _RIGHT)
     capsule, most = "in a capsule: without setuid programs", ""
     if walk and probe.set_mm_map:
         most = f"up to {max(walk.seconds, 1):.0f} s ({walk.length} PIDs, {walk.pace.per_second:.0f} a second)"
@@ -174,6 +179,8 @@ def _allow_tracing(probe: Probe) -> str:
 
 def _capsules(probe: Probe) -> Iterator[Finding]:
     rootless = "without it nothing can be woken except by root"
+    if probe.can_walk:
+        rootless = "without it jobs are woken natively only, after a walk"
     withheld = _allow_namespaces(probe)
     steps = (
         ("user_namespaces", "user namespaces", "jobs can be woken without root", withheld),
@@ -192,7 +199,7 @@ def _capsules(probe: Probe) -> Iterator[Finding]:
         if missing:
             yield Finding(name, title, "no", f"not tried: it needs {missing}")
             continue
-        yield _finding(probe, name, title, means, _no(rootless, allow))
+        yield _finding(probe, name, title, means, ("limited" if probe.can_walk else "no", rootless, allow))
         if not getattr(probe, name) and name in ("user_namespaces", "pid_namespaces"):
             missing = title
     placing = "placing the vDSO"
@@ -309,7 +316,7 @@ def command(as_json: bool, slurm: bool, store: str | None) -> int:
         _print_findings(findings)
         if not slurm:
             _print_verdict(host)
-    return 0 if host.can_checkpoint and host.can_restore_rootless else CANNOT_WORK
+    return 0 if host.can_checkpoint and host.can_wake else CANNOT_WORK
 
 
 def _examine_slurm(host: Probe, store: str | None) -> list[Finding]:
@@ -345,7 +352,7 @@ def _print_findings(findings: Sequence[Finding]) -> None:
 def _print_verdict(host: Probe) -> None:
     can = [
         ("freeze your processes" if host.trace_siblings else "freeze what you launch", host.can_checkpoint),
-        ("wake them without root", host.can_restore_rootless),
+        ("wake them without root", host.can_wake),
     ]
     click.echo()
     for deed, possible in can:

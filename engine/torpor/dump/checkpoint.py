@@ -272,7 +272,8 @@ def _take(root: int, writer: SnapshotWriter, how: _How, progress: Progress) -> S
 def _prove(frozen: Frozen, stats: Stats, reader: SnapshotReader) -> None:
     """Check that the snapshot of a frozen tree could be restored on this host."""
     began = time.monotonic_ns()
-    standing = {tid for process in frozen.processes.values() for tid in (process.pid, *process.threads)}
+    own = {tid for process in frozen.processes.values() for tid in (process.pid, *process.threads)}
+    standing = own.union(daemons.inits(frozen.root))  # torpor-init exits as the job exits
     try:
         proof.prove(reader, standing)
     finally:

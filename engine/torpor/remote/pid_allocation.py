@@ -118,6 +118,12 @@ class Walk:
         return self.length / self.pace.per_second
 
 
+SHORT = 4 * _TRIED
+"""A walk over fewer PIDs is not worth measuring: that would pass many of them, as in a container that is still new."""
+SLOW = Pace(1000.0, 1)
+"""What any host reaches."""
+
+
 def pace() -> Pace:
     """Walk for a moment to measure the pace.
 

@@ -13,6 +13,7 @@ import signal
 import socket
 import struct
 from collections.abc import Callable, Collection
+from functools import partial
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from torpor.image import image_pb2 as pb
@@ -64,6 +65,10 @@ _TERMINAL_STOPS: Final = (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
 
 def _below_init(before: Any, _: Any) -> bool:
     return bool(before.ppid in OUTSIDE)
+
+
+def _was_unknown(field: str, before: Any, _: Any) -> bool:
+    return bool(getattr(before, field) == 0)
 
 
 def _cwd_elsewhere(before: Any, after: Any) -> bool:
@@ -254,6 +259,15 @@ ALLOWED: Final = (
     ),
     Allowed("processes.oom_score_adj", _WARNED, "OOM score adjustment", _more("oom_score_adj"), at="building"),
     Allowed("processes.threads.nice", _WARNED, "Nice value", _more("nice"), at="building"),
+    *(
+        Allowed(
+            f"processes.{field}",
+            "0 is one outside of the PID namespace, which nobody can join; with --detach the restore makes one",
+            "PID, parent, process group, session",
+            partial(_was_unknown, field),
+        )
+        for field in ("pgid", "sid")
+    ),
     Allowed(
         "processes.autogroup_nice",
         "a session outside of the tree has its own; one that cannot be lowered for want of a privilege is a warning",

@@ -126,7 +126,9 @@ def restore(
             given = terminal(image.ptys[lost])
             standard[:] = [given if os.isatty(number) else number for number in standard]
         with _put_back(image, reader):
-            ways: tuple[Way, ...] = ("best", "capsule") if way == "best" else (way,)
+            ways: tuple[Way, ...] = (
+                ("best", "capsule") if way == "best" and not surroundings.why_no_capsule() else (way,)
+            )
             for one in ways:
                 setting = surroundings.setting(image, detach=detach, way=one)
                 here = surroundings.here(setting)

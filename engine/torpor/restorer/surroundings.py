@@ -52,7 +52,7 @@ def setting(
         standing: PIDs and thread ids of the tree itself if it still lives; they will be free.
 
     Raises:
-        RestoreRefused: the way is "native", and the tree cannot live among the host's processes.
+        RestoreRefused: the tree cannot live where the way says, or nowhere here.
     """
     root = image.processes[0]
     session = detach or 1 in (root.sid, root.pgid)
@@ -62,23 +62,30 @@ def setting(
         namespaces |= Namespaces.TIME
     if posix_queues.of(image) or any(part.needs_ipc_namespace(image) for part in registry.TREE_PARTS):
         namespaces |= Namespaces.IPC
-    # For a tree that still lives only the proof asks, which considers no walk.
-    native = way == "native" or (way == "best" and (probe().can_choose_pids or (not standing and _takes_groups())))
+    no_capsule = why_no_capsule()
+    # For a tree that still lives only the proof asks, which considers a walk only if there is no other way.
+    wanted = probe().can_choose_pids or no_capsule or (not standing and _takes_groups())
+    native = way == "native" or (way == "best" and bool(wanted))
     if native and not standing:
         pid_allocation.wait_for_zombies(_numbers(image))
     walk = None
     joined = frozenset() if session else _joined(image, way, standing)
     obstacle = next(_obstacles(image, namespaces, joined, standing), None) if native else None
     capsule = not native or obstacle is not None
-    if not capsule and not probe().can_choose_pids:
+    if not capsule and not probe().can_choose_pids and not standing:
         try:
             walk = _walk(image, joined)
         except OSError as error:
             obstacle = f"a walk to its PIDs is not possible here: {error.strerror}"
-        capsule = walk is None or (way == "best" and walk.seconds > WALK_SECONDS)
+        capsule = walk is None or (way == "best" and not no_capsule and walk.seconds > WALK_SECONDS)
     if way == "native" and obstacle:
         reason = Reason("--as=native", obstacle, "--as=capsule wakes it in namespaces of its own")
         raise RestoreRefused("it cannot be woken natively", [reason])
+    if capsule and no_capsule:
+        reasons = [Reason("a capsule", no_capsule, "see `torpor doctor`")]
+        if obstacle:
+            reasons.insert(0, Reason("without a capsule", obstacle))
+        raise RestoreRefused("it cannot be woken here", reasons)
     if capsule:
         walk, joined = None, frozenset()
         namespaces |= Namespaces.PID | Namespaces.MOUNT
@@ -95,6 +102,11 @@ def setting(
         joined=joined,
         walk=walk,
     )
+
+
+def why_no_capsule() -> str:
+    """Why an ordinary user cannot make a capsule here, as where parts of /proc are masked; empty if it can be made."""
+    return "" if probe().can_choose_pids else probe().cannot_wake
 
 
 def _takes_groups() -> bool:
@@ -135,8 +147,10 @@ def _joined(image: pb.Tree, way: Way, standing: Set[int]) -> frozenset[int]:
 def _walk(image: pb.Tree, joined: frozenset[int]) -> Walk:
     top = birth_order.arrange(image, UNKNOWN_PID, joined, _cannot_be_had())
     tids = {process.pid: [thread.tid for thread in process.threads[1:]] for process in image.processes}
-    pace = pid_allocation.pace()
-    return Walk(pace, length(top, tids, pid_allocation.here(), pid_allocation.last()))
+    here = pid_allocation.here()
+    if (short := length(top, tids, here, pid_allocation.last())) < pid_allocation.SHORT:
+        return Walk(pid_allocation.SLOW, short)
+    return Walk(pid_allocation.pace(), length(top, tids, here, pid_allocation.last()))
 
 
 def _obstacles(image: pb.Tree, namespaces: Namespaces, joined: frozenset[int], standing: Set[int]) -> Iterator[str]:

@@ -128,7 +128,7 @@ def validate_abilities(host: Probe) -> Iterator[Reason]:
     if try_syscall(NR.prctl, PR_GET_MDWE, 0, 0, 0, 0) == _REFUSE_EXEC_GAIN:
         why = "it may not have memory that is writable and executable (prctl PR_SET_MDWE), nor may what it wakes"
         yield Reason("this process", why, "wake it from one that may: the denial lasts, also through execve")
-    if host.cannot_wake and not host.can_choose_pids:
+    if host.cannot_wake and not (host.can_choose_pids or host.can_walk):
         yield Reason("this host", f"it lets no capsule be made: {host.cannot_wake}", "see `torpor doctor`")
 
 

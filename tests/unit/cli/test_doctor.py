@@ -65,12 +65,12 @@ def test_an_able_host_needs_nothing() -> None:
         ({"seccomp": 2}, "seccomp", "limited", "from what has started the job"),
         # Ubuntu lets the user namespace come about and withholds what can be done in it.
         (
-            {"pid_namespaces": False, "apparmor_restricts_userns": True},
+            {"pid_namespaces": False, "set_mm_map": False, "apparmor_restricts_userns": True},
             "pid_namespaces",
             "no",
             "/etc/apparmor.d/torpor",
         ),
-        ({"mount_proc": False, "masked_proc": ("/proc/kcore",)}, "mount_proc", "no", "systempaths=unconfined"),
+        ({"mount_proc": False, "masked_proc": ("/proc/kcore",)}, "mount_proc", "limited", "systempaths=unconfined"),
         ({"sealed_mappings": True}, "sealed_mappings", "no", "CONFIG_MSEAL_SYSTEM_MAPPINGS"),
         ({"map_vdso": False}, "map_vdso", "no", "CONFIG_CHECKPOINT_RESTORE"),
         ({"pagemap_scan": False}, "pagemap_scan", "limited", "6.7"),
@@ -101,7 +101,7 @@ def test_the_kernels_answer_is_told() -> None:
     [
         ({}, "You can freeze your processes here.\nYou can wake them without root here.\n", 0),
         ({"trace_siblings": False, "yama_scope": 1}, "You can freeze what you launch here.", 0),
-        ({"set_tid": False}, "You cannot wake them without root here.", 1),
+        ({"set_mm_map": False}, "You cannot wake them without root here.", 1),
     ],
 )
 def test_for_people(

@@ -38,8 +38,8 @@ def began_ns(root: int) -> int:
         FileNotFoundError, ProcessLookupError: it has ended.
     """
     began = procfs.stat(root).began_ns
-    if inits := _inits(root):
-        noted = re.search(rb"(?:^|\0)%s=(\d{1,19})\0" % BEGAN.encode(), procfs.read(f"/proc/{inits[-1]}/environ"))
+    if above := inits(root):
+        noted = re.search(rb"(?:^|\0)%s=(\d{1,19})\0" % BEGAN.encode(), procfs.read(f"/proc/{above[-1]}/environ"))
         began = min(began, int(noted[1]) if noted else began)
     return began
 
@@ -66,9 +66,9 @@ def notices(root: int) -> list[str]:
 def _fallen(root: int) -> list[int]:
     found: list[int] = []
     with suppress(FileNotFoundError, ProcessLookupError):  # the job has ended
-        if not (inits := _inits(root)):
+        if not (above := inits(root)):
             return []
-        below, init = [root, *inits][-2:]
+        below, init = [root, *above][-2:]
         words = _words(init)
         for pid in procfs.children(init, [init]):
             if pid != below and not (is_init(pid) and _words(pid) == words) and not _is_snapshot(pid):
@@ -76,7 +76,7 @@ def _fallen(root: int) -> list[int]:
     return found
 
 
-def _inits(root: int) -> list[int]:
+def inits(root: int) -> list[int]:
     """The stand-ins above a job's root, which are clones of its init and have the same arguments, and init at last."""
     found: list[int] = []
     while is_init(above := procfs.stat(found[-1] if found else root).ppid):
