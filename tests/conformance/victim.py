@@ -28,7 +28,7 @@ class Victim:
         found: list[int] = []
         for number in range(self.processes):
             *counters, fault = _PROCESS.unpack_from(self._memory, 8 + number * _PROCESS.size)
-            if text := fault.rstrip(b"\0").decode():
+            if text := fault.rstrip(b"\0").decode(errors="backslashreplace"):
                 raise Failed(f"the victim's process {number}: {text}")
             found += counters
         return found

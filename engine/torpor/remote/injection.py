@@ -261,21 +261,37 @@ class Injection:
             CheckpointFailed: a thread was lost, or got a signal. The others have been waited for.
         """
         failure: CheckpointFailed | None = None
+        missed: set[int] = set()
         while self._running:
             thread = self.process.threads[next(iter(self._running))]
             try:
-                if not self._is_back(thread, self.wait(thread)):
+                status = self.wait(thread)
+            except (CheckpointFailed, OSError) as error:
+                failure = failure or self._failure(thread, error)
+                if thread.tid not in missed:  # whatever failed: if it lives, it is in the batch, and comes to its end
+                    missed.add(thread.tid)
+                    continue
+                self._catch(thread)
+                del self._running[thread.tid]
+                continue
+            try:
+                if not self._is_back(thread, status):
                     continue
             except CheckpointFailed as error:
                 failure = failure or error
             except OSError as error:
                 if isinstance(error, ProcessLookupError) and procfs.is_ending(self.process.pid, thread.tid):
                     continue  # it was killed: the next wait reports its exit
-                failure = failure or CheckpointFailed(f"thread {thread.tid} of {self.process.name}: {in_words(error)}")
+                failure = failure or self._failure(thread, error)
                 self._catch(thread)
             del self._running[thread.tid]
         if failure:
             raise failure
+
+    def _failure(self, thread: Thread, error: CheckpointFailed | OSError) -> CheckpointFailed:
+        if isinstance(error, CheckpointFailed):
+            return error
+        return CheckpointFailed(f"thread {thread.tid} of {self.process.name}: {in_words(error)}")
 
     def _is_back(self, thread: Thread, status: int) -> bool:
         """Whether this stop is the end of the thread's batch. If not, the thread is resumed."""

@@ -245,6 +245,33 @@ def test_a_batch_that_fails_can_be_given_up(start: Start) -> None:
     assert tell(target) == "on"
 
 
+@pytest.mark.parametrize("failing", range(6))
+def test_a_wait_that_fails_leaves_nothing_in_the_process(
+    start: Start, monkeypatch: pytest.MonkeyPatch, failing: int
+) -> None:
+    """The batch goes on to its end: a process that it has made is attended, and what it has set is set back."""
+    subreaper = "import ctypes; ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)\n"
+    shown = "value = ctypes.c_int(); ctypes.CDLL(None).prctl(37, ctypes.byref(value), 0, 0, 0); print(value.value)"
+    target = start(f"{subreaper}{WAITS}sys.stdin.readline(); {shown}")
+    before = appearance(target.pid)
+    waits: list[int] = []
+    kernels_own = ptrace.wait_surely
+
+    def wait(tid: int) -> int:
+        waits.append(tid)
+        if len(waits) == failing + 1:
+            raise OSError(errno.EMFILE, "too many open files")
+        return kernels_own(tid)
+
+    with entered(target.pid, snapshot=True) as (injection, batch, snapshots):
+        monkeypatch.setattr(ptrace, "wait_surely", wait)
+        with pytest.raises(CheckpointFailed, match="too many open files"):
+            run(injection, batch, snapshots)
+        injection.close()
+    assert appearance(target.pid) == before
+    assert tell(target) == "1"
+
+
 def test_a_call_that_is_lost_sight_of_is_given_up(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     """The stop at a system call's exit clears the one that was asked for meanwhile."""
     target = start(WAITS + "sys.stdin.readline(); print('on')")

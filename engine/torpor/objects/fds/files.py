@@ -24,7 +24,6 @@ import fcntl
 import os
 import stat
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from typing import Any
 
 from torpor.errors import Reason, RestoreFailed
@@ -76,9 +75,8 @@ class RegularFile(Kind[list[OpenFile[Any]]]):
             held.state = by_file.setdefault((held.stat.st_dev, held.stat.st_ino), held.state)
             held.state.append(held)
         if tree.content and tree.built is None:
-            with suppress(FileNotFoundError, ProcessLookupError):  # its first process has ended
-                tree.small = SmallFiles(tree.pids[0])
-                _keep_small(mine, tree, tree.small)
+            tree.small = SmallFiles(tree.pids[0])
+            _keep_small(mine, tree, tree.small)
 
     def unsupported(self, held: OpenFile[list[OpenFile[Any]]], tree: GrabbedDescriptors) -> Iterator[Unsupported]:
         """Its name must lead to it."""

@@ -19,7 +19,7 @@ from typing import Any
 
 from torpor import procfs
 from torpor.arch.x86_64 import NR
-from torpor.errors import about
+from torpor.errors import CheckpointFailed, about, in_words
 from torpor.objects.fds import locks, posix_queues, signal_owners
 from torpor.objects.fds.memfd import MemoryDescriptor, memfd_device
 from torpor.objects.fds.path_only import NameOnly
@@ -152,18 +152,18 @@ def _grab_process(known: _Known, pid: int, pidfd: int) -> None:
             table, infos = (_open_folder(f"/proc/{pid}/{name}", stack) for name in ("fd", "fdinfo"))
             names = os.listdir(table)
         except FileNotFoundError:
-            return  # it ended
+            if known.tree.content:
+                raise CheckpointFailed(f"process {pid} ended while it was saved") from None
+            return
         for name in names:
             try:
                 _grab_descriptor(known, FdReference(pid, int(name)), pidfd, table, infos)
-            except (FileNotFoundError, ProcessLookupError):
-                continue
             except PermissionError:
                 raise
             except OSError as error:
-                # In a running tree the number may now be something that the call does not expect.
-                if known.tree.content and error.errno != errno.EBADF:
-                    raise
+                # In a running tree the number may now be free, or something that the call does not expect.
+                if known.tree.content:
+                    raise CheckpointFailed(f"fd {name} of process {pid} cannot be read: {in_words(error)}") from error
 
 
 def _open_folder(path: str, stack: ExitStack) -> int:
