@@ -197,9 +197,12 @@ class Ending(Act):
 
     def judge(self, fault: Fault, outcome: Outcome) -> None:
         """It runs on, all of it; or it has been killed, and a snapshot is there, which wakes."""
-        wait_until(
-            lambda: not any(alive(pid) and procfs.is_ending(pid, pid) for pid in self._pids), "who is killed to end"
-        )
+        try:
+            wait_until(
+                lambda: not any(alive(pid) and procfs.is_ending(pid, pid) for pid in self._pids), "who is killed to end"
+            )
+        except Failed as failure:
+            raise Failed(f"{failure}\n{self._pids}\n{self.subject.picture()}") from None
         new = self.driver.inspect(self.store)[0] - self._known
         if all(map(alive, self._pids)) and outcome.exit_code != 0:
             self.victim.runs_on()
