@@ -333,13 +333,12 @@ class Frozen:
                 if ptrace.event(status) == ptrace.EVENT_STOP:
                     _note(thread, status)
                     return
+                ptrace.interrupt(thread.tid)  # any other stop has cleared the one that was asked for (ptrace_stop)
                 if ptrace.event(status) in _BIRTHS:
                     self._born.add(ptrace.event_message(thread.tid))
-                    ptrace.interrupt(thread.tid)  # any other stop has cleared the one that was asked for (ptrace_stop)
                     ptrace.resume(thread.tid)
-                    continue
-                # A signal came first. Let the kernel set up its handler; then the stop follows.
-                ptrace.resume(thread.tid, ptrace.CONT, ptrace.stop_signal(status))
+                else:  # a signal came first: let the kernel set up its handler; then the stop follows
+                    ptrace.resume(thread.tid, ptrace.CONT, ptrace.stop_signal(status))
             except ProcessLookupError:
                 continue  # it was killed: the next wait returns its status
 
