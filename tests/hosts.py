@@ -19,8 +19,8 @@ from torpor.processes import children
 # A user namespace whose owner allows no further ones: each has its own limit (namespaces(7)).
 WITHOUT_USER_NAMESPACES = """
 import os
-from torpor.probe import _enter_user_namespace
-_enter_user_namespace()
+from torpor.trials import enter_user_namespace
+enter_user_namespace()
 with open("/proc/sys/user/max_user_namespaces", "w") as limit:
     limit.write("0")
 os.execv({0!r}, {1!r})

@@ -16,8 +16,9 @@ import pytest
 from tests.hosts import UNDER_SECCOMP, WITHOUT_USER_NAMESPACES, within
 from tests.leaks import no_more_descriptors
 from tests.users import BIN, User
-from torpor import probe as probing
+from torpor import trials
 from torpor.probe import Probe, probe
+from torpor.remote.children import forked, sleep_with
 
 
 def doctor_in(host: str, user: User) -> dict[str, Any]:
@@ -73,22 +74,22 @@ def test_probe_in_a_process_with_threads_warns_of_nothing() -> None:
 
 
 def test_what_a_child_told_before_it_was_killed_counts() -> None:
-    def trial(report: probing._Report) -> None:
+    def trial(report: trials.Report) -> None:
         report.tell("kcmp", True)
         report.attempt("set_tid", lambda: os.close(-1), "close")
         os.kill(os.getpid(), signal.SIGSYS)
 
     why: dict[str, str] = {}
-    assert probing._in_child(trial, why) == {"kcmp": True, "set_tid": False}
+    assert trials.in_child(trial, why) == {"kcmp": True, "set_tid": False}
     assert why == {"set_tid": "close: Bad file descriptor"}
 
 
 def test_a_child_that_raises_never_runs_on(capfd: pytest.CaptureFixture[str]) -> None:
-    def trial(report: probing._Report) -> None:
+    def trial(report: trials.Report) -> None:
         raise RuntimeError("as a defect would")
 
     me = os.getpid()
-    assert probing._in_child(trial, {}) == {}
+    assert trials.in_child(trial, {}) == {}
     assert os.getpid() == me
 
 
@@ -131,5 +132,5 @@ def test_masked_proc_is_read_from_the_mounts() -> None:
 def test_a_child_that_sleeps_with_its_parent_ends_where_that_has_ended_before_it_asked_for_a_signal() -> None:
     with subprocess.Popen(["true"]) as ended:
         pass
-    _, status = os.waitpid(probing.forked(lambda: probing.sleep_with(ended.pid)), 0)
+    _, status = os.waitpid(forked(lambda: sleep_with(ended.pid)), 0)
     assert os.waitstatus_to_exitcode(status) == 0

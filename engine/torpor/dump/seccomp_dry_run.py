@@ -17,10 +17,10 @@ from torpor.arch.x86_64 import NR
 from torpor.dump.process_dump import ProcessDump
 from torpor.errors import CheckpointFailed, NotFound, Reason, Refused
 from torpor.objects.process import seccomp
-from torpor.probe import forked, sleep_with
 from torpor.remote import ptrace
 from torpor.remote.batch import Batch, Out
 from torpor.remote.calls import MADE
+from torpor.remote.children import forked, sleep_with
 from torpor.remote.code_stubs import CodeStubs
 from torpor.remote.freeze import Frozen
 from torpor.remote.sys import try_syscall

@@ -23,7 +23,7 @@ FLOORS = [
     {"arch", "errors", "util"},
     {"procfs"},
     {"remote"},
-    {"probe", "processes"},
+    {"probe", "processes", "trials"},
     {"image", "store"},
     {"objects"},
     {"dump", "restorer"},

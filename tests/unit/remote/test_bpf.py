@@ -9,9 +9,9 @@ from collections.abc import Sequence
 import pytest
 
 from torpor.arch.x86_64 import NR
-from torpor.probe import forked
 from torpor.remote import bpf
 from torpor.remote.bpf import ALLOW, ERRNO, INSTRUCTION, KILL_PROCESS, KILL_THREAD, USER_NOTIF, Unreadable, actions
+from torpor.remote.children import forked
 from torpor.remote.sys import Words, syscall, try_syscall
 
 Instruction = tuple[int, int, int, int]

@@ -14,9 +14,10 @@ from torpor.errors import RestoreRefused
 from torpor.image import image_pb2 as pb
 from torpor.objects.process import keyrings
 from torpor.objects.process.birth_order import MAX_PID
-from torpor.probe import Probe, forked, probe, sleep_with
+from torpor.probe import Probe, probe
 from torpor.procfs import read
 from torpor.remote import pid_allocation
+from torpor.remote.children import forked, sleep_with
 from torpor.remote.pid_allocation import Numbers, Pace
 from torpor.restorer import id_maps, surroundings
 from torpor.restorer.capsule import Namespaces, Setting

@@ -16,9 +16,9 @@ from torpor.image import image_pb2 as pb
 from torpor.objects.fds.pidfd import NOBODY
 from torpor.objects.process import birth_order, threads
 from torpor.objects.process.birth_order import Member
-from torpor.probe import forked
 from torpor.remote import pid_allocation
 from torpor.remote.batch import Call
+from torpor.remote.children import forked
 from torpor.remote.pid_allocation import Numbers
 from torpor.restorer import walk
 from torpor.restorer.plan import ProcessPlan

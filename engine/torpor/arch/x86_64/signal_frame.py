@@ -35,6 +35,8 @@ from torpor.arch.x86_64.registers import (
 _FP_XSTATE_MAGIC1 = 0x46505853
 _FP_XSTATE_MAGIC2 = 0x46505845
 _SW_RESERVED = 464  # offset of struct _fpx_sw_bytes in the xsave area
+XCR0_OFFSET = _SW_RESERVED
+"""Where ptrace(2) stores XCR0 in an xsave area."""
 _XFEATURES = 512  # offset of xstate_bv in the xsave header
 _XTILE_DATA = 1 << 18
 MIN_XSAVE = 576
@@ -99,7 +101,7 @@ def _features_in_use(xstate: bytes) -> tuple[int, int]:
     the kernel restores only x87 and SSE from it (fpu/signal.c, check_xstate_in_sigframe), and a task that never asked
     for AMX may not use tiles.
     """
-    features: int = struct.unpack_from("<Q", xstate, _SW_RESERVED)[0]  # XCR0, where ptrace stores it
+    features: int = struct.unpack_from("<Q", xstate, XCR0_OFFSET)[0]
     in_use: int = struct.unpack_from("<Q", xstate, _XFEATURES)[0]
     if not in_use & _XTILE_DATA:
         features &= ~_XTILE_DATA

@@ -17,9 +17,10 @@ from pathlib import Path
 
 from torpor import procfs
 from torpor._native import lib
+from torpor.arch.x86_64 import XCR0_OFFSET
 from torpor.errors import Reason
 from torpor.image import image_pb2 as pb
-from torpor.probe import XCR0_OFFSET, Probe
+from torpor.probe import Probe
 
 CODE_FLAGS = frozenset((
     "sse3", "ssse3", "sse4_1", "sse4_2", "popcnt", "movbe", "aes", "pclmulqdq", "avx", "avx2", "fma", "f16c",

@@ -30,7 +30,7 @@ from torpor.image.image_pb2 import UnixSocket as UnixMessage
 from torpor.objects.paths.file_names import is_gone
 from torpor.objects.paths.opener import Opener
 from torpor.objects.sockets import addresses
-from torpor.probe import forked
+from torpor.remote.children import forked
 from torpor.remote.sys import syscall
 from torpor.util.workers import apart
 

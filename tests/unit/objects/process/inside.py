@@ -11,8 +11,8 @@ from typing import Any
 from torpor.image import image_pb2 as pb
 from torpor.objects.part import Answers, ProcessPart, Stage
 from torpor.objects.process import texts
-from torpor.probe import forked
 from torpor.remote.batch import _ENTRY, ENTRY_SIZE, Batch, Call, Replies
+from torpor.remote.children import forked
 from torpor.remote.sys import try_syscall
 
 _ROOM = 1 << 16

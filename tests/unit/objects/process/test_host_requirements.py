@@ -8,9 +8,10 @@ from dataclasses import replace
 
 import pytest
 
+from torpor.arch.x86_64 import XCR0_OFFSET
 from torpor.image import image_pb2 as pb
 from torpor.objects.process import host_requirements
-from torpor.probe import XCR0_OFFSET, probe
+from torpor.probe import probe
 
 TILES = 0b11 << 17
 

@@ -1,0 +1,52 @@
+"""Children of this process that are no programs of their own: they do one thing and end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import warnings
+from collections.abc import Callable
+
+from torpor.arch.x86_64 import NR
+from torpor.remote.sys import syscall
+
+_PR_SET_PDEATHSIG = 1
+
+
+def forked(work: Callable[[], object]) -> int:
+    """Fork a child that does `work` and exits; return its PID. The caller must wait for it."""
+    pid = fork()
+    if pid == 0:
+        with Exiting():
+            work()
+    return pid
+
+
+def fork() -> int:
+    """Fork. The child may use no locks, and leaves by `Exiting`."""
+    # Python warns about fork() in a process with threads, since locks may be held in the child. These children
+    # use no locks: they make system calls and leave by _exit().
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return os.fork()
+
+
+class Exiting:
+    """Ends a forked child at the end of the block in any case: it must not run on as a copy of its parent."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        os._exit(0 if kind is None else 1)
+
+
+def sleep_with(parent: int) -> None:
+    """Sleep until a signal ends this process, at the latest when the thread that forked it ends.
+
+    Args:
+        parent: the PID of the parent process. If that has ended already, the kernel sends no signal; so it is checked.
+    """
+    syscall(NR.prctl, _PR_SET_PDEATHSIG, signal.SIGKILL)
+    while os.getppid() == parent:
+        signal.pause()
