@@ -187,7 +187,7 @@ def console() -> Console:
     from rich.console import Console
 
     unbounded = 1 << 16  # columns; a table takes only what it needs
-    return Console(width=None if sys.stdout.isatty() else unbounded, highlight=False, markup=False)
+    return Console(width=None if sys.stdout.isatty() else unbounded, highlight=False, markup=False, emoji=False)
 
 
 def human_age(created_ns: int, now_ns: int | None = None) -> str:

@@ -104,9 +104,11 @@ def _way(probe: Probe, walk: Walk | None, lost: int) -> Finding:
     if walk and probe.set_mm_map:
         most = f"up to {max(walk.seconds, 1):.0f} s ({walk.length} PIDs, {walk.pace.per_second:.0f} a second)"
     if not lost:
-        return Finding(name, title, "info", f"{capsule}; with --as=native after a walk of {most}" if most else capsule)
+        means = f"{capsule}; with --as=native after a walk of {most}" if most else capsule
+        return Finding(name, title, "info", means, _RIGHT)
     if most and walk and walk.seconds <= WALK_SECONDS:
-        return Finding(name, title, "ok", f"natively where the PIDs are free, after a walk of {most}, for your groups")
+        means = f"natively where the PIDs are free, after a walk of {most}, for your groups"
+        return Finding(name, title, "ok", means, _RIGHT)
     if most:
         capsule = f"natively where a walk takes {WALK_SECONDS:.0f} s at most, of {most}; else {capsule}"
     groups = f"{lost} groups that you are in besides your own" if lost > 1 else "a group besides your own"
