@@ -176,6 +176,40 @@ def test_nohup(as_user: User, end: list[Heard], way: str) -> None:
     assert job.process.returncode == 0
 
 
+ENDS = "until [ -e go ]; do touch beat; sleep 0.01; done; exit 7"
+
+
+@pytest.mark.parametrize(
+    "command", [["sh", "-c", ENDS], [TORPOR, "run", "--", "sh", "-c", ENDS]], ids=["job", "nested"]
+)
+def test_the_command_that_stands_for_a_job_is_saved_as_the_job(as_user: User, command: list[str]) -> None:
+    """Its PID is what a shell has in $!. A job may have jobs of its own, with their commands."""
+    beat = as_user.tmp / "beat"
+    wake = [TORPOR, "restore", "latest", "--as", "native" if as_user.is_root else "capsule"]
+    process = _running(as_user, [TORPOR, "run", "--", *command])
+    try:
+        for _ in range(2):
+            wait_until(beat.exists, "it runs")
+            as_user.run([TORPOR, "checkpoint", str(process.pid), "--then", "kill"], check=True)
+            assert process.wait(PATIENCE) == -signal.SIGKILL
+            shown = as_user.run([TORPOR, "show", "latest"], check=True).stdout
+            assert ("torpor-init" in shown) == (command[0] == TORPOR)
+            beat.unlink()
+            process = _running(as_user, wake)
+        wait_until(beat.exists, "it runs")
+        (as_user.tmp / "go").touch()
+        assert process.wait(PATIENCE) == 7
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _running(user: User, command: list[str]) -> subprocess.Popen[bytes]:
+    null = subprocess.DEVNULL
+    process: subprocess.Popen[bytes] = user.popen(command, stdin=null, stdout=null, stderr=null)
+    return process
+
+
 def test_two_jobs_have_two_pids(as_user: User) -> None:
     pids = {as_user.run([TORPOR, "run", "--", "sh", "-c", "echo $$"], check=True).stdout for _ in range(3)}
     assert len(pids) == 3

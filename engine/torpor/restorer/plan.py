@@ -60,6 +60,8 @@ class Here:
     """For each part of processes, threads and trees, what its `host` returned."""
     room: Room
     """The room for memory that processes share copy-on-write."""
+    init_program: bytes = b""
+    """The path of the torpor-init that becomes each process."""
     joined: frozenset[int] = frozenset()
     """See `capsule.Setting`."""
     walk: bool = False
@@ -358,7 +360,9 @@ def _build(
     pieces = list(copy_on_write.rest(share, process.memory.pages))
     plan.fill += address_space.fill(pieces, held.sources, scratch.stop - address_space.GAP)
     plan.fill_size = sum(piece.size for piece in pieces) * PAGE
-    (plan.layout if here.walk else plan.furnish).append(address_space.layout(process.memory, held.sources))
+    is_init = image.files[process.memory.exe].path == here.init_program
+    layout = address_space.layout(process.memory, held.sources, is_init=is_init)
+    (plan.layout if here.walk else plan.furnish).append(layout)
     plan.furnish += address_space.last_calls(process.memory, written)
     parts = _by_stage(step for part in PROCESS_PARTS for step in part.calls(process, here.hosts[part]))
     plan.furnish += tree.steps(process, held.directories[process.pid], held.roots[process.pid] if process.root else -1)

@@ -24,7 +24,7 @@ from torpor.probe import probe
 from torpor.remote import pid_allocation
 from torpor.remote.pid_allocation import WALK_SECONDS, Walk
 from torpor.restorer import id_maps
-from torpor.restorer.capsule import Namespaces, Setting, tried_ids
+from torpor.restorer.capsule import INIT, Namespaces, Setting, tried_ids
 from torpor.restorer.id_maps import Mapped
 from torpor.restorer.plan import Here
 from torpor.restorer.walk import length
@@ -227,6 +227,7 @@ def here(where: Setting) -> Here:
         vdso=vdso.host(),
         hosts=registry.hosts(),
         room=copy_on_write.room(),
+        init_program=os.fsencode(INIT.resolve()),
         joined=where.joined,
         walk=where.walk is not None,
     )

@@ -53,13 +53,14 @@ class Seen:
 
 
 def job_of(pid: int) -> int:
-    """The root of a job if `pid` is its torpor-init; else `pid` itself.
+    """The root of a job if `pid` is its torpor-init, or the command that stands for it; else `pid` itself.
 
-    Between the two there may be stand-ins for processes that the job refers to, which are torpor-inits too.
+    Between init and root there may be stand-ins for processes that the job refers to, which are torpor-inits too.
 
     Raises:
         NotFound: the job of this torpor-init has ended.
     """
+    pid = _init_of_command(pid) or pid
     if not is_init(pid):
         if procfs.is_ending(pid, pid) and describe_process(pid).endswith(f"({INIT})"):
             raise NotFound(f"the job of {describe_process(pid)} has ended")
@@ -74,6 +75,16 @@ def job_of(pid: int) -> int:
     if not found:
         raise NotFound(f"the job of {describe_process(pid)} has ended")
     return found
+
+
+def _init_of_command(pid: int) -> int:
+    """The torpor-init of the job for which a `torpor run` or `torpor restore` stands; 0 if `pid` is no such command."""
+    with suppress(FileNotFoundError, ProcessLookupError):
+        words = procfs.read(f"/proc/{pid}/cmdline").split(b"\0")
+        if b"torpor" in map(os.path.basename, words[:2]) and {b"run", b"restore"} & set(words):
+            inits = [child for child in procfs.children(pid, procfs.threads(pid)) if is_init(child)]
+            return inits[0] if len(inits) == 1 else 0
+    return 0
 
 
 def _alive(pids: Iterable[int]) -> Iterator[tuple[int, int, int]]:
