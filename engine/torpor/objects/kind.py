@@ -36,7 +36,7 @@ from torpor.objects.opening import Opening, naming
 from torpor.objects.paths.fingerprints import mapped_to_write
 from torpor.objects.paths.small_files import SmallFiles
 from torpor.procfs import Stat
-from torpor.remote.freeze import describe_process
+from torpor.remote.naming import describe_process
 from torpor.remote.sys import syscall
 
 S = TypeVar("S")

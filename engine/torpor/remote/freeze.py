@@ -15,8 +15,9 @@ from typing import NoReturn
 
 from torpor import procfs
 from torpor.arch.x86_64 import RIP, keep_waiting, recover_call, was_restarted
-from torpor.errors import CheckpointFailed, NotFound, NotPermitted, Reason, Refused
+from torpor.errors import CheckpointFailed, NotFound, Reason, Refused
 from torpor.remote import memory, ptrace
+from torpor.remote.naming import SEE_WHY, UNINTERRUPTIBLE, describe_process, not_permitted
 from torpor.remote.rest import Rest
 
 BIRTHS = ptrace.O_TRACEFORK | ptrace.O_TRACECLONE
@@ -25,8 +26,6 @@ calls it stops only when the child has called execve(2) or ended."""
 _BIRTHS = (ptrace.EVENT_FORK, ptrace.EVENT_CLONE)
 _CHASE = 64
 """How many times processes are looked for that are gone once one looks."""
-UNINTERRUPTIBLE = "it is in an uninterruptible system call (state D), in which nothing can stop it"
-SEE_WHY = "see what it waits for in /proc/PID/stack or /proc/PID/wchan (a hung file system?), and try again"
 
 
 class Stuck(CheckpointFailed):
@@ -79,15 +78,6 @@ class Process:
     def name(self) -> str:
         """Its PID and name for messages: ``process 4711 (python3)``."""
         return describe_process(self.pid)
-
-
-def describe_process(pid: int) -> str:
-    """A process for messages: ``process 4711 (python3)``."""
-    try:
-        comm = procfs.read(f"/proc/{pid}/comm").strip().decode(errors="replace")
-    except OSError:
-        return f"process {pid}"
-    return f"process {pid} ({comm})"
 
 
 @dataclass(frozen=True)
@@ -489,23 +479,3 @@ def _is_born_traced(pid: int, tid: int) -> bool:
     except (FileNotFoundError, ProcessLookupError):
         return False
     return int(fields[b"TracerPid"]) == threading.get_native_id()
-
-
-def not_permitted(pid: int) -> NotPermitted:
-    """An error that says why the kernel does not let us trace `pid`."""
-    name = describe_process(pid)
-    try:
-        fields = procfs.status(procfs.read(f"/proc/{pid}/status"))
-    except OSError:
-        return NotPermitted(f"{name} cannot be traced")
-    tracer = int(fields[b"TracerPid"])
-    if tracer and not os.path.exists(f"/proc/self/task/{tracer}"):  # the tracer may be one of our own threads
-        return NotPermitted(f"{name} is already traced by {describe_process(tracer)}", advice="end that one first")
-    uid = int(fields[b"Uid"].split()[0])
-    if os.geteuid() not in (0, uid):
-        return NotPermitted(f"{name} belongs to user {uid}, not to you", advice="run torpor as that user")
-    return NotPermitted(
-        f"the kernel does not let {name} be traced: it protects itself (PR_SET_DUMPABLE), has rights that you lack, or "
-        "was not started by you where only the launcher may trace (Yama's ptrace_scope)",
-        advice="start it under `torpor run`, or see `torpor doctor`",
-    )

@@ -24,8 +24,9 @@ from torpor.errors import CheckpointFailed, NotFound, NotPermitted
 from torpor.remote import memory, ptrace
 from torpor.remote.batch import ArgumentOf, Batch, Out, Replies, Result
 from torpor.remote.code_stubs import LENT, CodeStubs, Loan, without_lent
-from torpor.remote.freeze import Frozen, Stuck, not_permitted
+from torpor.remote.freeze import Frozen, Stuck
 from torpor.remote.injection import Injection
+from torpor.remote.naming import not_permitted
 from torpor.remote.snapshot import Snapshot
 from torpor.remote.tracer import in_own_thread
 from torpor.remote.waits import Waits

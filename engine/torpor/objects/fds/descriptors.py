@@ -66,7 +66,7 @@ from torpor.objects.sockets.netlink import Netlink
 from torpor.objects.sockets.tcp import Tcp, arm_reset, choose_kept, hold_kept
 from torpor.objects.sockets.udp import Udp
 from torpor.objects.sockets.unix_sockets import Unix
-from torpor.remote.freeze import describe_process
+from torpor.remote.naming import describe_process
 from torpor.remote.sys import try_syscall
 
 __all__ = [

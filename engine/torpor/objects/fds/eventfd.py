@@ -31,7 +31,7 @@ from torpor.objects.kind import (
 )
 from torpor.objects.opening import Opening
 from torpor.remote.batch import ArgumentOf, Batch, Replies
-from torpor.remote.freeze import describe_process
+from torpor.remote.naming import describe_process
 from torpor.remote.sys import closed_on_error, syscall
 
 EFD_SEMAPHORE = 1

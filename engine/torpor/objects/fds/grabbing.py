@@ -34,7 +34,7 @@ from torpor.objects.kind import (
 )
 from torpor.objects.process import sharing
 from torpor.objects.sockets.common import family_of
-from torpor.remote.freeze import not_permitted
+from torpor.remote.naming import not_permitted
 from torpor.remote.sys import pidfd_open, syscall
 
 KCMP_FILE = 0

@@ -36,7 +36,7 @@ from torpor.objects.kind import (
 from torpor.objects.opening import KEPT_AT_OPEN, KEPT_BY_FCNTL, O_LARGEFILE, Opening
 from torpor.objects.paths.file_names import DELETED
 from torpor.remote.batch import Call, Result
-from torpor.remote.freeze import describe_process
+from torpor.remote.naming import describe_process
 from torpor.remote.sys import syscall
 
 _SIZE = 80

@@ -27,7 +27,7 @@ from torpor.objects.kind import (
 )
 from torpor.objects.opening import KEPT_BY_FCNTL, O_ASYNC
 from torpor.remote.batch import Call
-from torpor.remote.freeze import describe_process
+from torpor.remote.naming import describe_process
 from torpor.remote.sys import syscall
 
 F_SETSIG, F_GETSIG = 10, 11

@@ -14,7 +14,7 @@ from contextlib import suppress
 
 from torpor import procfs
 from torpor.objects.paths.file_names import DELETED
-from torpor.remote.freeze import describe_process
+from torpor.remote.naming import describe_process
 
 INIT = "torpor-init"
 BEGAN = "TORPOR_BEGAN"

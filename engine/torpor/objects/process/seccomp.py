@@ -35,7 +35,8 @@ from torpor.probe import probe
 from torpor.remote import bpf, ptrace
 from torpor.remote.batch import Batch, Call, Struct
 from torpor.remote.calls import MADE, VITAL
-from torpor.remote.freeze import Process, describe_process
+from torpor.remote.freeze import Process
+from torpor.remote.naming import describe_process
 
 _STRICT, _FILTERS = 1, 2
 _MODE, _COUNT = b"Seccomp", b"Seccomp_filters"

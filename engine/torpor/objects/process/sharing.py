@@ -22,7 +22,7 @@ from torpor.arch.x86_64 import NR
 from torpor.errors import Reason
 from torpor.image import image_pb2 as pb
 from torpor.objects.process import security_labels
-from torpor.remote.freeze import describe_process
+from torpor.remote.naming import describe_process
 from torpor.remote.sys import syscall, try_syscall
 
 KCMP_VM, KCMP_FILES, KCMP_FS = 1, 2, 3

@@ -26,7 +26,8 @@ from torpor.image import image_pb2 as pb
 from torpor.objects.part import Stage, Step, ThreadAnswers, ThreadPart
 from torpor.remote import memory
 from torpor.remote.batch import Batch, Call, Out, Struct
-from torpor.remote.freeze import SEE_WHY, UNINTERRUPTIBLE, Thread, describe_process
+from torpor.remote.freeze import Thread
+from torpor.remote.naming import SEE_WHY, UNINTERRUPTIBLE, describe_process
 from torpor.remote.sys import try_syscall
 from torpor.remote.waits import Waits
 

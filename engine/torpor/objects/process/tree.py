@@ -27,7 +27,7 @@ from torpor.objects.process import daemons, security_labels
 from torpor.objects.process.daemons import INIT, is_init
 from torpor.objects.process.texts import Texts, own_pid_of
 from torpor.remote.batch import Call
-from torpor.remote.freeze import describe_process, not_permitted
+from torpor.remote.naming import describe_process, not_permitted
 
 _EXIT_SIGNAL, _EXIT_CODE = 38, 52  # fields of proc_pid_stat(5)
 _CORE_DUMPED = 0x80  # in a status of wait(2)

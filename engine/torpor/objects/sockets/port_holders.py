@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import NamedTuple
 
-from torpor.remote.freeze import describe_process
+from torpor.remote.naming import describe_process
 
 TIME_WAIT = "06"
 

@@ -20,7 +20,7 @@ from torpor.arch.x86_64 import NR
 from torpor.errors import Reason
 from torpor.objects.part import EnteredTree, TreePart
 from torpor.remote.batch import Argument, Batch, Call, Out, Replies, Result
-from torpor.remote.freeze import describe_process
+from torpor.remote.naming import describe_process
 
 IPC_RMID, IPC_SET, IPC_STAT = 0, 1, 2
 _IPC_CREAT, _IPC_EXCL = 0o1000, 0o2000
