@@ -323,3 +323,28 @@ def test_a_job_is_woken_in_a_container_that_masks_proc(ordinary_account: User) -
         assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.startswith("sleep\n")
     assert "natively only, on the same boot, after a walk" in done.stdout
+
+
+PROCESSES_ONLY = 'mount -t proc -o subset=pid proc /proc && exec setpriv --inh-caps=-all --ambient-caps=-all sh -c "$0"'
+
+
+def test_a_proc_with_processes_only_is_named(ordinary_account: User) -> None:
+    """As units of systemd have it with ProcSubset=pid."""
+    words = f"sleep 1000 & exec {TORPOR} checkpoint $!"
+    done = ordinary_account.run([*CONTAINER, PROCESSES_ONLY, words])
+    assert done.returncode == 12
+    assert "this /proc shows processes only (subset=pid); mount a whole one" in done.stderr
+
+
+@pytest.mark.parametrize("kind", ["net", "uts", "user"])
+def test_a_whole_container_is_not_saved_from_outside(ordinary_account: User, kind: str) -> None:
+    there = ["unshare", "--map-current-user", *([f"--{kind}"] if kind != "user" else ()), "sh", "-c"]
+    inside = ordinary_account.popen([*there, "echo up; exec sleep 1000"], stdout=subprocess.PIPE)
+    try:
+        assert inside.stdout.readline().strip()
+        done = ordinary_account.run([TORPOR, "checkpoint", str(inside.pid)])
+        assert done.returncode == 10
+        assert f"it lives in another {kind} namespace than Torpor, as in a container" in done.stderr
+    finally:
+        inside.kill()
+        inside.communicate()

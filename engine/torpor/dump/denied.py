@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from torpor.errors import CheckpointFailed, NotPermitted
 from torpor.probe import probe
 
+_WHOLE = "mount a whole one; in a unit of systemd, set ProcSubset=all"
 _DENIED = (errno.EPERM, errno.EACCES, errno.ENOSYS)
 
 
@@ -31,4 +33,7 @@ def explained(what: str) -> Iterator[None]:
             raise NotPermitted(
                 f"{what}: this host lets nothing be frozen: {why}", advice="see `torpor doctor`"
             ) from error
+        if isinstance(cause, FileNotFoundError) and not os.path.exists("/proc/sys"):
+            found = NotPermitted(f"{what}: this /proc shows processes only (subset=pid)", advice=_WHOLE)
+            raise found from error
         raise

@@ -166,6 +166,7 @@ def unsupported(tree: list[Seen]) -> list[Reason]:
         home, label = _namespaces(root.pid), security_labels.of(root.pid)
     except OSError as error:
         raise permitted(error, root.pid) from None
+    reasons += _elsewhere(root.name, home)
     for seen in tree:
         if seen is root or not seen.zombie:
             reasons += _unsupported(seen, home, label)
@@ -213,6 +214,19 @@ def _unsupported(seen: Seen, home: Mapping[str, str], label: str) -> list[Reason
             why = f"its next children are to live in {which} {kind} namespace (unshare(2), setns(2)), which is not kept"
             reasons.append(Reason(seen.name, why, "checkpoint it before that, or what lives there by itself"))
     return reasons
+
+
+def _elsewhere(name: str, home: Mapping[str, str]) -> Iterator[Reason]:
+    """Say that a whole tree lives in a container: its network, its host name or its view of files would be lost.
+
+    One in a capsule, whose PID namespace is its own too, has the networks and the host name of others.
+    """
+    ours = _namespaces(os.getpid())
+    kinds = ("net", "uts") if home.get("pid") != ours.get("pid") else ("net", "uts", "user")
+    for kind in kinds:
+        if home.get(kind) != ours.get(kind):
+            why = f"it lives in another {kind} namespace than Torpor, as in a container"
+            yield Reason(name, why, "start Torpor inside of that")
 
 
 def _for_children(pid: int, kind: str) -> str | None:
