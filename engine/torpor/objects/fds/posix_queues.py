@@ -91,7 +91,7 @@ class MessageQueue(Kind[QueueState]):
             yield Unsupported(
                 f"the POSIX message queue notifies {state.notifies}, which is not kept", "end that (mq_notify)"
             )
-        if held.stat.st_nlink and (other := _outsider(held, tree.pids)):
+        if other := _outsider(held, tree.pids):
             yield Unsupported(
                 f"{describe_process(other)}, outside of the tree, has the POSIX message queue open", "close it"
             )
