@@ -29,6 +29,7 @@ def test_a_file_system_that_is_not_mounted_is_named_where_something_of_it_is_mis
     image.mounts.add(path=bytes(gone), filesystem="nfs4", source="server:/home")
     image.mounts.add(path=b"/proc", filesystem="proc", source="proc")
     image.processes.add(cwd=bytes(there))
+    image.files.add(path=b"/proc/what is missing on a file system that is mounted")
     image.files.add(path=bytes(gone / "lib/it.so"))
     (told,) = mounts.validate(image)
     assert told.subject == f"the file system {gone} (nfs4 of server:/home)"
