@@ -311,7 +311,8 @@ def preflight(
         seen = tree.walk(pid)
         reasons, of_descriptors, forkable = _look(seen, series, survey)
         if of_descriptors and {one.pid for one in seen} != {one.pid for one in tree.walk(pid)}:
-            of_descriptors = []  # the other end may be held by one that came meanwhile
+            # The other end may be held by one that came meanwhile.
+            of_descriptors = [one for one in of_descriptors if not one.why.startswith(descriptors.OUTSIDE)]
         # Only reasons that every look shows count: descriptors are checked again under the freeze.
         standing = set(of_descriptors) if standing is None else standing.intersection(of_descriptors)
         reasons += [reason for reason in of_descriptors if reason in standing]
