@@ -57,7 +57,8 @@ MAY_GIVE: dict[str, tuple[int, ...]] = {
     "fstat": _FILE,
     "fsync": _WRITE,
     "ftruncate": _WRITE,
-    "getdents64": (errno.EIO, errno.ENOENT),
+    # Not ENOENT: /proc gives it for a process that is gone, and readdir(3) takes it for the end of the list.
+    "getdents64": (errno.EIO,),
     # Not ENOPROTOOPT: an option that a kernel does not know it never knows.
     "getsockopt": (errno.ENOMEM,),
     "inotify_add_watch": (errno.ENOSPC, errno.EACCES),
