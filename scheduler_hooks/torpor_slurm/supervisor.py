@@ -130,10 +130,7 @@ class Supervisor:
         self.directory.leave_to_former(self.allocation.restarts, self.record.start)
         if finished := self.directory.finished:
             return self._finished_before(finished)
-        if self.allocation.restarts and self.directory.is_new:
-            before = f"Slurm has restarted job {self.directory.job} {self.allocation.restarts} times"
-            nothing = f"no run of it has left anything in {self.directory.path.parents[1]} on {self.allocation.node}"
-            tell(f"{before}, but {nothing}: it begins anew. Do all nodes share that store?")
+        lost = self.allocation.restarts > 0 and self.directory.is_new
         try:
             self.found = self.directory.begin(self.allocation.restarts, self.allocation.node, self.record.start)
             self.directory.write_environment(self.allocation.variables)
@@ -142,6 +139,10 @@ class Supervisor:
         except StoreError as error:
             error.advice += f"; then `scontrol requeue {self.directory.job}`: what is saved is kept"
             raise
+        if lost:
+            before = f"Slurm has restarted job {self.directory.job} {self.allocation.restarts} times"
+            nothing = f"no run of it has left anything in {self.directory.path.parents[1]} on {self.allocation.node}"
+            tell(f"{before}, but {nothing}: it begins anew. Do all nodes share that store?")
         if not self.record.requeue:
             tell("this job may not be requeued (submit it with --requeue): a preemption saves it, but ends it")
         job = self._wake() if self.found else None
