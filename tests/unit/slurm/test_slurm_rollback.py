@@ -91,3 +91,21 @@ def test_a_file_that_is_open_twice_keeps_all_that_was_in_it(tmp_path: Path) -> N
         description = image.descriptions.add(flags=os.O_WRONLY | os.O_APPEND)
         description.file.path, description.file.size, description.file.ino = bytes(path), size, path.stat().st_ino
     assert list(rollback.tails(image)) == [rollback.Tail(str(path), 8, 15)]
+
+
+def test_one_file_that_is_not_cut_does_not_keep_others_from_it(tmp_path: Path) -> None:
+    """Read, gone, a link by now: what is written behind them is found."""
+    path = tmp_path / "out"
+    path.write_bytes(b"one, two")
+    link = tmp_path / "link"
+    link.symlink_to(path)
+    image = Tree()
+    for name, flags in (
+        (path, os.O_RDONLY),
+        (tmp_path / "gone", os.O_WRONLY),
+        (link, os.O_WRONLY),
+        (path, os.O_WRONLY),
+    ):
+        description = image.descriptions.add(flags=flags | os.O_APPEND)
+        description.file.path, description.file.size, description.file.ino = bytes(name), 0, path.stat().st_ino
+    assert list(rollback.tails(image)) == [rollback.Tail(str(path), 0, 8)]

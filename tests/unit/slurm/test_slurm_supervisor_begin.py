@@ -17,6 +17,7 @@ from torpor_slurm import controller, lifeline, supervisor
 from torpor_slurm.allocation import ENV_FILE
 from torpor_slurm.controller import JobRecord, SlurmError
 from torpor_slurm.job_directory import JobDirectory
+from torpor_slurm.run_options import Options
 
 
 class Beginning:
@@ -38,7 +39,7 @@ class Beginning:
         """Be this run of the job."""
         self.rig.allocation = replace(self.rig.allocation, restarts=restarts)
         self.directory = self.rig.directory = JobDirectory(self.base, "12", "c")
-        self.tried = self.rig.supervise(supervisor.Options())
+        self.tried = self.rig.supervise(Options())
 
     def run(self) -> int:
         return self.tried.run()

@@ -302,3 +302,47 @@ def test_a_run_that_is_shut_out_meanwhile_asks_for_nothing(rig: Rig) -> None:
     JobDirectory(rig.directory.path.parents[1], "12", "c").begin(1, "n2", 2.0)
     another_run.request(rig.directory, 0, None)
     assert rig.requeued == []
+
+
+def test_a_fault_of_ours_after_its_end_ends_the_run(rig: Rig) -> None:
+    """There is nothing to run on any more."""
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("a fault")
+
+    rig.preempt()
+    rig.monkeypatch.setattr(controller, "requeue", fail)
+    rig.warn()
+    with pytest.raises(RuntimeError, match="a fault"):
+        rig.watch()
+    assert rig.saves == ["kill"]
+
+
+def test_each_warning_that_is_not_explained_is_asked_for(rig: Rig) -> None:
+    asked: list[tuple[int | None, list[int | None]]] = []
+
+    def warned(number: int | None, *, before: bool) -> None:
+        assert before
+        asked.append((number, [*rig.tried.unexplained]))
+
+    rig.monkeypatch.setattr(rig.tried, "_warned", warned)
+    rig.tried.unexplained = [signal.SIGTERM, None, signal.SIGTERM]
+    assert rig.tried._ask_again() is None
+    assert asked == [(signal.SIGTERM, [None]), (None, [])]
+
+
+def test_what_is_handed_on_is_remembered_if_it_may_end_it(rig: Rig) -> None:
+    rig.tried._hand_on(signal.SIGWINCH)
+    assert (rig.tried.handed, rig.tried.urged) == (set(), False)
+    rig.tried._hand_on(signal.SIGUSR1)
+    assert (rig.tried.handed, rig.tried.urged) == ({signal.SIGUSR1}, False)
+    rig.tried._hand_on(signal.SIGUSR2, urge=True)
+    assert (rig.tried.handed, rig.tried.urged) == ({signal.SIGUSR1, signal.SIGUSR2}, True)
+
+
+def test_a_silent_controller_when_the_sentinel_listens_is_no_error(rig: Rig, capfd: pytest.CaptureFixture[str]) -> None:
+    rig.silent = True
+    rig.sentinel.news = ["listens"]
+    rig.app.end_after = 3
+    assert rig.watch() == 0
+    assert "after an error" not in capfd.readouterr().err

@@ -54,6 +54,17 @@ def test_a_run_that_finds_a_later_one_ends(rig: Rig) -> None:
     assert rig.directory.finished is None
 
 
+def test_a_fault_of_ours_after_the_end_of_one_that_is_shut_out_ends_the_run(rig: Rig) -> None:
+    def fail() -> int:
+        raise RuntimeError("a fault")
+
+    JobDirectory(rig.directory.path.parents[1], "12", "c").begin(1, "n2", 2.0)
+    rig.monkeypatch.setattr(rig.app, "wait", fail)
+    with pytest.raises(RuntimeError, match="a fault"):
+        rig.watch()
+    assert "found a later one: it ends" in rig.log
+
+
 def test_the_end_of_one_that_is_shut_out_tells_nothing_of_the_job(rig: Rig) -> None:
     JobDirectory(rig.directory.path.parents[1], "12", "c").begin(1, "n2", 2.0)
     rig.app.code = 0

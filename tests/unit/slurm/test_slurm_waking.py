@@ -55,6 +55,28 @@ def test_an_older_snapshot_is_woken_when_the_newest_cannot_be(rig: Rig, error: E
     assert [id for id, _ in waking.tried] == [NEW.id, OLD.id]
 
 
+def test_what_was_not_woken_is_told_when_another_is(rig: Rig, capfd: pytest.CaptureFixture[str]) -> None:
+    Waking(rig, {NEW.id: RestoreFailed("a step failed"), OLD.id: None})
+    assert rig.wake() is rig.app
+    assert capfd.readouterr().err.splitlines() == [
+        f"torpor: snapshot {NEW.id} cannot be woken on n1: a step failed",
+    ]
+    assert f"snapshot {NEW.id} was not woken: a step failed" in rig.log
+    assert f"woke snapshot {OLD.id}" in rig.log
+
+
+def test_what_was_not_woken_is_told_when_none_is(rig: Rig, capfd: pytest.CaptureFixture[str]) -> None:
+    third = SnapshotInfo("20261122-000000000-aaaaaa", "", "tree")
+    waking = Waking(rig, {NEW.id: RestoreFailed("new"), OLD.id: RestoreFailed("old"), third.id: RestoreFailed("third")})
+    rig.tried.found = [NEW, OLD, third]
+    with pytest.raises(RestoreFailed, match="third"):
+        rig.wake()
+    assert len(waking.tried) == 3
+    assert capfd.readouterr().err.splitlines() == [
+        f"torpor: snapshot {one.id} cannot be woken on n1: {why}" for one, why in ((NEW, "new"), (OLD, "old"))
+    ]
+
+
 @pytest.mark.parametrize(("choice", "tries"), [("older", 2), ("stop", 1)])
 def test_when_none_can_be_woken_it_is_not_begun_anew(rig: Rig, choice: Any, tries: int) -> None:
     rig.supervise(Options(on_refused=choice))
