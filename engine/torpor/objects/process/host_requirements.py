@@ -94,5 +94,14 @@ def validate(image: pb.Tree, host: Probe) -> Iterator[Reason]:
     features = needed.xfeatures if tiles else needed.xfeatures & ~_TILES
     if absent := features & ~host.xfeatures:
         yield Reason("this processor", f"it lacks register sets that the image may hold ({absent:#x} of XCR0)")
-    elif lib.tp_xsave_size(needed.xfeatures & host.xfeatures) > needed.xsave_size:
+    elif _lie_elsewhere(needed, host):
         yield Reason("this processor", "its register sets lie elsewhere in memory than on the image's host")
+
+
+def _lie_elsewhere(needed: pb.Host, host: Probe) -> bool:
+    """Whether register sets have other offsets here, as Intel's and AMD's have, as far as the size of all shows it."""
+    if (needed.xfeatures, needed.xsave_size) == (host.xfeatures, host.xsave_size):
+        return False
+    size: int = lib.tp_xsave_size(needed.xfeatures & host.xfeatures)
+    # Without AMX here it is not known how large the others are there.
+    return size > needed.xsave_size if needed.xfeatures & ~host.xfeatures else size != needed.xsave_size

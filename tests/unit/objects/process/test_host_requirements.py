@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import struct
 from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 
@@ -65,6 +67,49 @@ def test_tiles_are_needed_only_by_who_asked_for_them() -> None:
     assert list(host_requirements.validate(found, host)) == []
     found.processes[0].xstate_permitted = TILES
     assert len(list(host_requirements.validate(found, host))) == 2
+
+
+ICE_LAKE = {2: (576, 256), 5: (1088, 64), 6: (1152, 512), 7: (1664, 1024), 9: (2688, 8)}
+ALDER_LAKE = {2: (576, 256), 9: (2688, 8)}
+ZEN_3 = {2: (576, 256), 9: (832, 8)}
+ZEN_4 = {2: (576, 256), 5: (832, 64), 6: (896, 512), 7: (1408, 1024), 9: (2432, 8)}
+HASWELL = {2: (576, 256)}
+"""Offset and size of each component beside x87 and SSE (CPUID leaf 0xd)."""
+
+
+def size_of(layout: dict[int, tuple[int, int]], features: int) -> int:
+    return max([576, *(sum(place) for number, place in layout.items() if features >> number & 1)])
+
+
+@pytest.mark.parametrize(
+    ("there", "here", "fits"),
+    [
+        (ICE_LAKE, ICE_LAKE, True),
+        (ZEN_4, ZEN_4, True),
+        (HASWELL, ICE_LAKE, True),
+        (HASWELL, ZEN_4, True),
+        (ALDER_LAKE, ICE_LAKE, True),
+        (ZEN_3, ZEN_4, False),
+        (ICE_LAKE, ZEN_4, False),
+        (ZEN_4, ICE_LAKE, False),
+        (ALDER_LAKE, ZEN_4, False),
+        (ZEN_3, ALDER_LAKE, False),
+    ],
+)
+def test_register_sets_that_lie_elsewhere(
+    there: dict[int, tuple[int, int]], here: dict[int, tuple[int, int]], fits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They would come back in wrong registers, and no error would tell it."""
+
+    def all_of(layout: dict[int, tuple[int, int]]) -> int:
+        return 0b11 | sum(1 << number for number in layout)
+
+    found = image()
+    found.host.xfeatures, found.host.xsave_size = all_of(there), size_of(there, all_of(there))
+    monkeypatch.setattr(host_requirements, "lib", SimpleNamespace(tp_xsave_size=partial(size_of, here)))
+    host = replace(probe(), xfeatures=all_of(here), xsave_size=size_of(here, all_of(here)))
+    told = [reason.why for reason in host_requirements.validate(found, host)]
+    assert told == ([] if fits else ["its register sets lie elsewhere in memory than on the image's host"])
 
 
 @pytest.mark.parametrize(("clock", "wrong"), [(0, False), (1 << 62, False), (-1, True), ((1 << 62) + 1, True)])
