@@ -346,6 +346,8 @@ def _look(
         return reasons, [], False
     forkable = True
     for process in seen:
+        if process.zombie:
+            continue  # it has none of what follows
         try:
             reasons += _preflight_parts(process)
             if series and series.has(Key(process.pid, process.stat.start_time)):
