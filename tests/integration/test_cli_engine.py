@@ -236,6 +236,19 @@ def test_run_of_no_program(as_user: User) -> None:
     assert done.stderr.startswith("torpor: there is no program 'no-such-program'")
 
 
+def test_run_of_a_file_that_is_no_program(as_user: User) -> None:
+    (as_user.tmp / "script.py").write_text("print()")
+    done = as_user.run([BIN / "torpor", "run", "--", "./script.py"])
+    assert done.returncode == 11
+    assert done.stderr.startswith("torpor: './script.py' may not be executed; `chmod +x` it")
+
+
+def test_a_checkpoint_of_those_that_it_runs_below(as_user: User) -> None:
+    done = as_user.run(["sh", "-c", f"{BIN}/torpor checkpoint $$; echo $?"])
+    assert done.stdout == "10\n"
+    assert "this command runs below it, and would be frozen with it" in done.stderr
+
+
 def test_run_saves_regularly(as_user: User) -> None:
     running = as_user.popen(
         [BIN / "torpor", "run", "--every", "1s", "--", BIN / "python", "-c", PROGRAM],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Literal
 
@@ -68,8 +69,15 @@ def command(
     If it cannot be saved, or is to be stopped or killed and could not be woken here, nothing happens to it: it runs on.
     """
     import torpor
+    from torpor import procfs
+    from torpor.errors import Reason, Refused
 
     hear_of_children()
+    if pid in procfs.ancestry(os.getpid()):
+        why = "this command runs below it, and would be frozen with it"
+        raise Refused(
+            f"process {pid} was not saved", [Reason(f"process {pid}", why, "save it from another terminal or job")]
+        )
     stats = torpor.Stats()
 
     try:

@@ -53,6 +53,11 @@ def start(
     """
     path = shutil.which(command[0])
     if path is None:
+        if "/" in command[0] and os.path.exists(command[0]):
+            raise NotFound(
+                f"{command[0]!r} may not be executed",
+                advice=f"`chmod +x` it, or give its interpreter, as in `python3 {command[0]}`",
+            )
         raise NotFound(f"there is no program {command[0]!r}", advice="give its path, or see $PATH")
     init = capsule.launch(
         Setting(Namespaces(0)),
