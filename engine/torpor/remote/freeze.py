@@ -9,7 +9,7 @@ import threading
 import time
 from array import array
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import NoReturn
 
@@ -191,8 +191,11 @@ class Frozen:
             self._let_strangers_go()
         for process in self.processes.values():
             for tid in process.threads:
-                with suppress(ProcessLookupError):  # it was killed: whoever asks it for something will tell
+                try:
                     ptrace.request(ptrace.SETOPTIONS, tid, 0, process.options)
+                except ProcessLookupError:
+                    if not procfs.is_ending(process.pid, tid):  # who was killed is asked for something later
+                        raise
 
     def _let_strangers_go(self) -> None:
         """Let go who was born traced, but has ended or is a child of nobody in the tree (CLONE_PARENT)."""
