@@ -19,6 +19,8 @@ from torpor.cli import common
 from torpor.errors import Reason
 from torpor.store import SnapshotInfo
 
+PID = "2000000000"
+"""Of no process: what would save it is replaced."""
 Torpor = Callable[..., tuple[int, str, str]]
 
 
@@ -101,8 +103,8 @@ def test_an_error_is_one_line_with_its_advice(run: Torpor, monkeypatch: pytest.M
 def test_details_only_when_asked_for(run: Torpor, monkeypatch: pytest.MonkeyPatch) -> None:
     error = errors.StoreError("the store is full", details="ENOSPC at 4096")
     monkeypatch.setattr(torpor, "checkpoint", raising(error), raising=False)
-    assert "ENOSPC" not in run("checkpoint", "1")[2]
-    for argv in (["-v", "checkpoint", "1"], ["checkpoint", "-v", "1"]):
+    assert "ENOSPC" not in run("checkpoint", PID)[2]
+    for argv in (["-v", "checkpoint", PID], ["checkpoint", "-v", PID]):
         code, _, err = run(*argv)
         assert code == 30
         assert "ENOSPC at 4096" in err
@@ -112,14 +114,14 @@ def test_details_only_when_asked_for(run: Torpor, monkeypatch: pytest.MonkeyPatc
 def test_several_reasons_are_a_line_each(run: Torpor, monkeypatch: pytest.MonkeyPatch) -> None:
     reasons = [Reason("fd 7 (io_uring)", "it cannot be kept", "close it"), Reason("fd 9", "it is unknown")]
     monkeypatch.setattr(torpor, "checkpoint", raising(errors.Refused("job 12", reasons)), raising=False)
-    code, out, err = run("checkpoint", "12")
+    code, out, err = run("checkpoint", PID)
     assert (code, out) == (10, "")
     assert err.splitlines() == [
         "torpor: job 12:",
         "  fd 7 (io_uring): it cannot be kept; close it",
         "  fd 9: it is unknown",
     ]
-    told = json.loads(run("checkpoint", "12", "--json")[1])["error"]
+    told = json.loads(run("checkpoint", PID, "--json")[1])["error"]
     assert told["kind"] == "Refused"
     assert told["exit_code"] == 10
     assert told["reasons"][0] == {
@@ -131,16 +133,16 @@ def test_several_reasons_are_a_line_each(run: Torpor, monkeypatch: pytest.Monkey
 
 def test_a_fault_asks_for_a_report(run: Torpor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torpor, "checkpoint", raising(ZeroDivisionError("division by zero")), raising=False)
-    code, _, err = run("checkpoint", "1")
+    code, _, err = run("checkpoint", PID)
     assert code == 70
     assert err == f"torpor: ZeroDivisionError: division by zero; {cli.REPORT}\n"
-    assert "Traceback" in run("-v", "checkpoint", "1")[2]
+    assert "Traceback" in run("-v", "checkpoint", PID)[2]
 
 
 def test_an_interrupt(run: Torpor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torpor, "checkpoint", raising(KeyboardInterrupt()), raising=False)
     # The line that ^C was shown on ends.
-    assert run("checkpoint", "1") == (130, "", "\ntorpor: interrupted: process 1 was not saved, and runs on\n")
+    assert run("checkpoint", PID) == (130, "", f"\ntorpor: interrupted: process {PID} was not saved, and runs on\n")
     monkeypatch.setattr(torpor, "restore", raising(KeyboardInterrupt()), raising=False)
     assert run("restore", "x") == (130, "", "\ntorpor: interrupted: nothing was woken; the snapshot stays\n")
 
@@ -148,7 +150,7 @@ def test_an_interrupt(run: Torpor, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_interrupt_that_comes_too_late(run: Torpor, monkeypatch: pytest.MonkeyPatch) -> None:
     info = SnapshotInfo("20260101-000000000-abcdef", "/store")
     monkeypatch.setattr(torpor, "checkpoint", raising(KeyboardInterrupt(info)), raising=False)
-    assert run("checkpoint", "1") == (0, f"{info.id}\n", "")
+    assert run("checkpoint", PID) == (0, f"{info.id}\n", "")
 
 
 def test_a_word_that_is_no_command(run: Torpor) -> None:
@@ -181,13 +183,13 @@ def test_checkpoint_prints_the_id_alone(run: Torpor, monkeypatch: pytest.MonkeyP
         return SnapshotInfo("20260101-000000000-abcdef", "/store", notices=("a connection is lost",))
 
     monkeypatch.setattr(torpor, "checkpoint", checkpoint, raising=False)
-    assert run("checkpoint", "12", "--then", "kill", "--tag", "a=b", "--tag", "c=d=e") == (
+    assert run("checkpoint", PID, "--then", "kill", "--tag", "a=b", "--tag", "c=d=e") == (
         0,
         "20260101-000000000-abcdef\n",
         "torpor: note: a connection is lost\n",
     )
     assert seen == {
-        "pid": 12,
+        "pid": int(PID),
         "store": None,
         "then": "kill",
         "tags": {"a": "b", "c": "d=e"},
@@ -197,7 +199,7 @@ def test_checkpoint_prints_the_id_alone(run: Torpor, monkeypatch: pytest.MonkeyP
         "bundle_files": False,
         "stats": torpor.Stats(),
     }
-    code, out, err = run("checkpoint", "12", "--json")
+    code, out, err = run("checkpoint", PID, "--json")
     told = json.loads(out)
     assert (code, err, told["id"], told["notices"]) == (
         0,
@@ -280,7 +282,7 @@ def test_no_name_is_a_command_to_the_terminal(run: Torpor, monkeypatch: pytest.M
     for many in (1, 2):
         refused = errors.Refused("nothing", [Reason(wild, "one")] * many)
         monkeypatch.setattr(torpor, "checkpoint", raising(refused), raising=False)
-        _, _, err = run("checkpoint", "12", "-v")
+        _, _, err = run("checkpoint", PID, "-v")
         assert shown in err.splitlines()[-1] and "\x1b" not in err
     monkeypatch.setattr(torpor, "checkpoint", noted, raising=False)
-    assert run("checkpoint", "12")[2] == f"torpor: note: {shown}\n"
+    assert run("checkpoint", PID)[2] == f"torpor: note: {shown}\n"

@@ -19,7 +19,7 @@ from tests.unit.objects.arguments import numbers
 from tests.unit.objects.fds.descriptor_tree import Acting, acting_as, dumped, holder, opened
 from tests.users import User
 from torpor.arch.x86_64 import NR
-from torpor.errors import NotPermitted, Refused
+from torpor.errors import CheckpointFailed, NotPermitted, Refused
 from torpor.image.image_pb2 import Description, Process, RegularFile, Tree
 from torpor.objects.fds import descriptors, placement
 from torpor.objects.fds.descriptors import Opened
@@ -257,7 +257,9 @@ def test_a_target_that_has_ended_has_no_descriptors(acting: Acting) -> None:
         assert descriptors.grab([child.pid]).held == []
         assert descriptors.survey([child.pid]) == []
         child.wait()
-        assert descriptors.grab([child.pid]).held == []
+        assert descriptors.survey([child.pid]) == []
+        with pytest.raises(CheckpointFailed, match=f"process {child.pid} ended while it was saved"):
+            descriptors.grab([child.pid])
 
     acting(body)
 
