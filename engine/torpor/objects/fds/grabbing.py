@@ -99,6 +99,8 @@ def _grab(known: _Known, pids: Sequence[int]) -> None:
         try:
             pidfd = pidfd_open(pid)
         except ProcessLookupError:
+            if tree.content:
+                raise _ended(pid) from None
             continue
         try:
             _grab_process(known, pid, pidfd)
@@ -114,6 +116,10 @@ def _grab(known: _Known, pids: Sequence[int]) -> None:
             one.held = _grab_under_way(known, one.fd, held)
     for kind in known.kinds:
         kind.finish([held for held in tree.held if held.kind is kind], tree)
+
+
+def _ended(pid: int) -> CheckpointFailed:
+    return CheckpointFailed(f"process {pid} ended while it was saved")
 
 
 class _Known:
@@ -153,7 +159,7 @@ def _grab_process(known: _Known, pid: int, pidfd: int) -> None:
             names = os.listdir(table)
         except FileNotFoundError:
             if known.tree.content:
-                raise CheckpointFailed(f"process {pid} ended while it was saved") from None
+                raise _ended(pid) from None
             return
         for name in names:
             try:
