@@ -17,7 +17,7 @@ LIMITS = Limits()
 def test_limits_come_back() -> None:
     def lower() -> None:
         resource.setrlimit(RLIMIT_NOFILE, (100, 200))
-        resource.setrlimit(RLIMIT_CORE, (0, resource.RLIM_INFINITY))
+        resource.setrlimit(RLIMIT_CORE, (0, resource.getrlimit(RLIMIT_CORE)[1]))
         resource.setrlimit(RLIMIT_STACK, (1 << 20, 1 << 21))
 
     image = described(LIMITS, lower)
