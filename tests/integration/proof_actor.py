@@ -217,7 +217,9 @@ CASES: dict[str, Callable[[int], None]] = {
     "no_vdso": partial(on, {"map_vdso": False}, "it cannot map a vDSO"),
     "sealed": partial(on, {"sealed_mappings": True}, "it seals the vDSO"),
     "no_capsule": partial(
-        on, {"can_choose_pids": False, "user_namespaces": False, "why": {"a": "no namespaces"}}, "no namespaces"
+        on,
+        {"can_choose_pids": False, "user_namespaces": False, "why": {"user_namespaces": "no namespaces"}},
+        "no namespaces",
     ),
     "another_vdso": partial(changed, _another_vdso, "vDSO"),
     "mount": partial(changed, _lost_mount, "the file system /nowhere (nfs4 of server:/nowhere): it is not mounted"),
