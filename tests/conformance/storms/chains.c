@@ -10,11 +10,13 @@
 #include <spawn.h>
 #include <sys/prctl.h>
 
+enum { UNREAPED = 1000 }; /* zombies of a chain, while who waits for them stands still: the host's PIDs must suffice */
 enum { FORKS, SESSIONS, SPAWNS, VFORKS, THREADS, TRACED, BESIDE, KINDS };
 static const char *const names[KINDS] = {"forks", "sessions", "spawns", "vforks", "threads", "traced", "beside"};
 
 struct shared {
 	volatile long links[KINDS];
+	volatile long reaped[KINDS];
 	volatile long failures[KINDS];
 	volatile long stop;
 };
@@ -27,6 +29,14 @@ static void fail(int kind, long what)
 {
 	if (!shared->failures[kind])
 		shared->failures[kind] = what ? what : -1;
+}
+
+/* A link comes to be, when not too many before it are left behind. */
+static void link_up(int kind)
+{
+	while (!getenv("CHAINS_FALL") && !shared->stop && shared->links[kind] - shared->reaped[kind] > UNREAPED)
+		usleep(1000);
+	shared->links[kind]++;
 }
 
 /* A link that is a program of its own makes the next one. */
@@ -51,7 +61,7 @@ static void spawn(int kind)
 static void fork_on(int kind)
 {
 	for (;;) {
-		shared->links[kind]++;
+		link_up(kind);
 		if (kind == SESSIONS && setsid() < 0)
 			fail(kind, errno);
 		pid_t child = shared->stop ? -1 : fork();
@@ -149,9 +159,11 @@ static void reap_all(int kind)
 	prctl(PR_SET_CHILD_SUBREAPER, !getenv("CHAINS_FALL"));
 	if (!fork())
 		begin_chain(kind);
-	while (wait(&status) > 0)
+	while (wait(&status) > 0) {
+		shared->reaped[kind]++;
 		if (status)
 			fail(kind, status);
+	}
 	_exit(0);
 }
 
@@ -165,7 +177,7 @@ int main(int argc, char *argv[])
 	if (argc == 3) {
 		int kind = atoi(argv[1]);
 		snprintf(kind_word, sizeof kind_word, "%d", kind);
-		shared->links[kind]++;
+		link_up(kind);
 		if (!shared->stop)
 			spawn(kind);
 		_exit(0);
