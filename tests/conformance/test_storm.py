@@ -10,7 +10,11 @@ import pytest
 from tests.conformance import observe
 from tests.conformance.harness import Actor, Job, Stage, Subject, restored, wait_until
 
-STORMS = sorted((Path(__file__).parent / "storms").glob("*.c"))
+STORMS = [
+    # Chains take so many PIDs of the host that others beside them may get none.
+    pytest.param(path, id=path.stem, marks=[pytest.mark.alone] if path.stem == "chains" else [])
+    for path in sorted((Path(__file__).parent / "storms").glob("*.c"))
+]
 OFTEN = [1, pytest.param(20, marks=pytest.mark.soak)]
 TIMES = {"storm": {"run": 25, "kill": 5}, "chains": {"run": 6, "kill": 2}}
 
@@ -26,7 +30,7 @@ def gone(pids: set[int]) -> bool:
 
 @pytest.mark.parametrize("rounds", OFTEN)
 @pytest.mark.parametrize("who", ["user", "root"])
-@pytest.mark.parametrize("storm", STORMS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("storm", STORMS)
 def test_left_running(stage: Stage, storm: Path, who: str, rounds: int, request: pytest.FixtureRequest) -> None:
     """Many checkpoints, whatever the tree is at: each is taken, and the tree runs on."""
     actor: Actor = request.getfixturevalue(who)
@@ -41,7 +45,7 @@ def test_left_running(stage: Stage, storm: Path, who: str, rounds: int, request:
 
 @pytest.mark.parametrize("rounds", OFTEN)
 @pytest.mark.parametrize("who", ["user", "root"])
-@pytest.mark.parametrize("storm", STORMS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("storm", STORMS)
 def test_killed_and_restored(stage: Stage, storm: Path, who: str, rounds: int, request: pytest.FixtureRequest) -> None:
     """Some times killed and woken, whatever it was at."""
     actor: Actor = request.getfixturevalue(who)

@@ -39,11 +39,21 @@ static void link_up(int kind)
 	shared->links[kind]++;
 }
 
+/* Whether there was no PID left for a moment, as others of this host take them, too: then it is to be tried again. */
+static int none_left(int error)
+{
+	if (error == EAGAIN)
+		usleep(1000);
+	return error == EAGAIN;
+}
+
 /* A link that is a program of its own makes the next one. */
 static void spawn(int kind)
 {
 	if (kind == VFORKS) {
-		pid_t child = vfork();
+		pid_t child;
+		while ((child = vfork()) < 0 && none_left(errno))
+			;
 		if (!child) {
 			execv("/proc/self/exe", link_argv);
 			_exit(errno);
@@ -53,7 +63,9 @@ static void spawn(int kind)
 		return;
 	}
 	pid_t child;
-	int error = posix_spawn(&child, "/proc/self/exe", NULL, NULL, link_argv, environ);
+	int error;
+	while (none_left(error = posix_spawn(&child, "/proc/self/exe", NULL, NULL, link_argv, environ)))
+		;
 	if (error)
 		fail(kind, error);
 }
@@ -64,7 +76,9 @@ static void fork_on(int kind)
 		link_up(kind);
 		if (kind == SESSIONS && setsid() < 0)
 			fail(kind, errno);
-		pid_t child = shared->stop ? -1 : fork();
+		pid_t child;
+		while ((child = shared->stop ? -1 : fork()) < 0 && !shared->stop && none_left(errno))
+			;
 		if (child < 0 && !shared->stop)
 			fail(kind, errno);
 		if (child)
@@ -103,7 +117,9 @@ static void traced(void)
 {
 	while (!shared->stop) {
 		shared->links[TRACED]++;
-		pid_t child = (pid_t)syscall(SYS_clone, CLONE_PTRACE | SIGCHLD, 0, 0, 0, 0);
+		pid_t child;
+		while ((child = (pid_t)syscall(SYS_clone, CLONE_PTRACE | SIGCHLD, 0, 0, 0, 0)) < 0 && none_left(errno))
+			;
 		if (!child)
 			_exit(0);
 		reap(TRACED, child);
@@ -116,14 +132,16 @@ static void beside(void)
 {
 	while (!shared->stop) {
 		long before = shared->links[BESIDE];
-		pid_t child = (pid_t)syscall(SYS_clone, CLONE_PARENT | SIGCHLD, 0, 0, 0, 0);
+		pid_t child;
+		while ((child = (pid_t)syscall(SYS_clone, CLONE_PARENT | SIGCHLD, 0, 0, 0, 0)) < 0 && none_left(errno))
+			;
 		if (!child) {
 			shared->links[BESIDE]++;
 			_exit(0);
 		}
 		if (child < 0)
 			fail(BESIDE, errno);
-		while (shared->links[BESIDE] == before)
+		while (child > 0 && shared->links[BESIDE] == before)
 			sched_yield();
 	}
 	_exit(0);
