@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -277,6 +277,21 @@ def children(pid: int, tids: list[int]) -> list[int]:
             if os.path.exists(f"/proc/{pid}/task/{tid}/stat"):
                 raise
     return found
+
+
+def open_descriptors(but: Collection[int] = ()) -> Iterator[tuple[int, int, str]]:
+    """Yield the descriptors that this user may see: the PID, the number, and the target of the link.
+
+    Args:
+        but: PIDs that are left out.
+    """
+    for pid in map(int, filter(str.isdecimal, os.listdir("/proc"))):
+        if pid in but:
+            continue
+        with suppress(OSError):  # it has ended, or belongs to another user
+            for name in os.listdir(f"/proc/{pid}/fd"):
+                with suppress(FileNotFoundError):  # closed meanwhile
+                    yield pid, int(name), os.readlink(f"/proc/{pid}/fd/{name}")
 
 
 def boot_id() -> str:

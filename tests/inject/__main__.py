@@ -27,17 +27,16 @@ def part(act: str, uid: int, number: int) -> tuple[Counter[str], int]:
     words = [sys.executable, "-m", "tests.inject.part", act, str(uid), str(number), str(PARTS)]
     done: Counter[str] = Counter()
     failures = 0
-    with subprocess.Popen([APART, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
-        out, err = running.communicate()
-    for line in out.splitlines():
+    ran = subprocess.run([APART, *words], capture_output=True, text=True, check=False)
+    for line in ran.stdout.splitlines():
         told = json.loads(line)
         done.update(told.get("done", {}))
         if "failure" in told:
             failures += 1
             print(f"{act} as uid {uid}, part {number}: {told['failure']}\n", flush=True)
-    if running.returncode:
+    if ran.returncode:
         failures += 1
-        print(f"{act} as uid {uid}, part {number} broke off: {err[-2000:]}\n", flush=True)
+        print(f"{act} as uid {uid}, part {number} broke off: {ran.stderr[-2000:]}\n", flush=True)
     print(f"{act} as uid {uid}, part {number}: {in_words(done)}", flush=True)
     return done, failures
 

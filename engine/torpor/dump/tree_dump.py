@@ -13,7 +13,7 @@ from torpor.dump.process_dump import ProcessDump, SnapshotLost, ZombieDump
 from torpor.dump.series import Key, Series
 from torpor.errors import CheckpointFailed, Refused, RestoreRefused
 from torpor.image import image_pb2 as pb
-from torpor.objects.fds import descriptors, eventfd
+from torpor.objects.fds import descriptors
 from torpor.objects.kind import Built
 from torpor.objects.memory import shared_memory
 from torpor.objects.memory.incremental import Before
@@ -148,7 +148,7 @@ class TreeDump:
             self.shared.grab_mapped(taken.pid, maps, taken.ask)
             if self.descriptors.small:
                 self.descriptors.small.take_mapped(one for one in maps if not shared_memory.is_memory(one))
-        eventfd.try_all(self.descriptors, {taken.pid: taken.ask for taken in self._living()})
+        descriptors.ask(self.descriptors, {taken.pid: taken.ask for taken in self._living()})
         self._take_parts()
         self._take_memory()
         # A snapshot outlives its process, and has the same root and current directory.

@@ -36,6 +36,7 @@ from torpor.objects.opening import Opening, naming
 from torpor.objects.paths.fingerprints import mapped_to_write
 from torpor.objects.paths.small_files import SmallFiles
 from torpor.procfs import Stat
+from torpor.remote.batch import Ask
 from torpor.remote.naming import describe_process
 from torpor.remote.sys import syscall
 
@@ -302,6 +303,9 @@ class Kind(ABC, Generic[S]):
 
     def finish(self, mine: list[OpenFile[S]], tree: GrabbedDescriptors) -> None:
         """Copy, still under the freeze, state that depends on the whole tree."""
+
+    def ask(self, mine: Sequence[OpenFile[S]], tree: GrabbedDescriptors, ask: Mapping[int, Ask]) -> None:
+        """Have frozen processes make calls that tell what a copy of a descriptor does not; `ask` lets each, by PID."""
 
     def outside(self, held: OpenFile[S], tree: GrabbedDescriptors) -> str:
         """What outside of the tree it is connected to, for messages; empty if nothing."""

@@ -187,3 +187,7 @@ class Replies:
         """What the call wrote to its `Out` argument."""
         offset, size = self._batch.output_place(entry, position)
         return self._raw[offset : offset + size]
+
+
+Ask = Callable[[Batch], Replies]
+"""Lets a process or thread make calls."""

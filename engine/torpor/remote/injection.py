@@ -413,8 +413,7 @@ class Injection:
                 status = self.wait(thread)
                 if ptrace.stop_signal(status) == ptrace.SYSCALL_STOP:
                     break
-                if ptrace.stop_signal(status) == signal.SIGSTOP and not ptrace.event(status):
-                    thread.deliver = signal.SIGSTOP
+                _keep_stop(thread, status)
         return ptrace.get_registers(thread.tid)[x86_64.RAX]
 
     def _give_back(self, thread: Thread) -> None:
@@ -428,27 +427,29 @@ class Injection:
         The kernel checks for calls to restart only on its way out of get_signal (arch_do_signal_or_restart). A thread
         that is released from a system-call stop with -ERESTARTSYS in rax would see that number.
         """
-        ptrace.interrupt(thread.tid)
-        ptrace.resume(thread.tid)
-        self._wait_event_stop(thread)
-
-    def _wait_event_stop(self, thread: Thread) -> None:
-        while ptrace.event(status := self.wait(thread)) != ptrace.EVENT_STOP:
-            if ptrace.stop_signal(status) == signal.SIGSTOP:
-                thread.deliver = signal.SIGSTOP
-            # Any other stop has cleared the one that was asked for (ptrace_stop(), kernel/signal.c).
+        while True:
+            # Each time: any other stop clears the one that was asked for (ptrace_stop(), kernel/signal.c).
             ptrace.interrupt(thread.tid)
             ptrace.resume(thread.tid)
+            status = self.wait(thread)
+            if ptrace.event(status) == ptrace.EVENT_STOP:
+                return
+            _keep_stop(thread, status)
 
     def _catch(self, thread: Thread) -> None:
         """After an error, bring a thread in any state to a stop from which it can be detached."""
         with suppress(OSError, CheckpointFailed):
             ptrace.interrupt(thread.tid)
             ptrace.wait_trapped(thread.tid)  # at whatever stop comes first, whose status may have been read before
-            status = ptrace.poll(thread.tid)
-            if status is not None and not ptrace.event(status) and ptrace.stop_signal(status) == signal.SIGSTOP:
-                thread.deliver = signal.SIGSTOP
+            if (status := ptrace.poll(thread.tid)) is not None:
+                _keep_stop(thread, status)
             self._to_event_stop(thread)
+
+
+def _keep_stop(thread: Thread, status: int) -> None:
+    """If a thread was about to get SIGSTOP, have the detach deliver it."""
+    if ptrace.stop_signal(status) == signal.SIGSTOP and not ptrace.event(status):
+        thread.deliver = signal.SIGSTOP
 
 
 def leave_critical_sections(process: Process, rseqs: dict[int, int]) -> None:

@@ -154,7 +154,8 @@ def _only_these_more(before: Any, after: Any, keys: Collection[tuple[int, int]])
     for key in common.BUFFERS:
         if key in were and key in left and int.from_bytes(left[key], "little") < int.from_bytes(were[key], "little"):
             left[key] = were[key]  # as far as this user may: a warning says so
-    return were == {key: value for key, value in left.items() if key not in keys or were.get(key) == value}
+    kept = [(key, value) for key, value in left.items() if key not in keys or were.get(key) == value]
+    return kept == list(were.items())
 
 
 def _smaller_buffers(before: Any, after: Any) -> bool:

@@ -66,6 +66,7 @@ from torpor.objects.sockets.netlink import Netlink
 from torpor.objects.sockets.tcp import Tcp, arm_reset, choose_kept, hold_kept
 from torpor.objects.sockets.udp import Udp
 from torpor.objects.sockets.unix_sockets import Unix
+from torpor.remote.batch import Ask
 from torpor.remote.naming import describe_process
 from torpor.remote.sys import try_syscall
 
@@ -220,10 +221,15 @@ def describe(tree: GrabbedDescriptors, image: Tree, shared: Callable[[int, int],
         raise Refused("the tree holds what cannot be kept", found)
 
 
+def ask(tree: GrabbedDescriptors, processes: Mapping[int, Ask]) -> None:
+    """Have the frozen processes make the calls that kinds of descriptions need: each makes a batch, by its PID."""
+    for kind, mine in grabbing.by_kind(KINDS, tree):
+        kind.ask(mine, tree, processes)
+
+
 def notices(tree: GrabbedDescriptors) -> list[str]:
     """Say which descriptions a restore will not bring back as they were: one sentence each, for the user."""
-    by_kind = ((kind, [held for held in tree.held if held.kind is kind]) for kind in KINDS)
-    return [text for kind, mine in by_kind for text in kind.notices(mine, tree)]
+    return [text for kind, mine in grabbing.by_kind(KINDS, tree) for text in kind.notices(mine, tree)]
 
 
 def _taker(kind: bytes, held: OpenFile[Any], tree: GrabbedDescriptors) -> FdReference | None:

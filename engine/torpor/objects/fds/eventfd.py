@@ -15,9 +15,11 @@ from __future__ import annotations
 import os
 import select
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
+from torpor import procfs
 from torpor.arch.x86_64 import NR
 from torpor.errors import Reason
 from torpor.image.image_pb2 import Description, Tree
@@ -30,7 +32,7 @@ from torpor.objects.kind import (
     Unsupported,
 )
 from torpor.objects.opening import Opening
-from torpor.remote.batch import ArgumentOf, Batch, Replies
+from torpor.remote.batch import ArgumentOf, Ask, Batch
 from torpor.remote.naming import describe_process
 from torpor.remote.sys import closed_on_error, syscall
 
@@ -66,6 +68,22 @@ class Eventfd(Kind[Tried]):
         """Nothing to grab: fdinfo has the count."""
         return Tried()
 
+    def ask(self, mine: Sequence[OpenFile[Tried]], tree: GrabbedDescriptors, ask: Mapping[int, Ask]) -> None:
+        """Try which counters are semaphores, if the kernel does not show it."""
+        unknown = [held for held in mine if SHOWN not in held.fields and held.under_way_to is None]
+        outsiders = _outsiders(tree.pids) if unknown else {}
+        batches: dict[int, tuple[Batch, dict[int, OpenFile[Tried]]]] = {}
+        for held in unknown:
+            held.state.outsider = outsiders.get(_id(held.info), 0)
+            if not held.state.outsider:
+                holder = held.holders[0]
+                batch, looks = batches.setdefault(holder.pid, (Batch(), {}))
+                looks[_try(batch, holder.fd, int(held.fields["eventfd-count"], 16))] = held
+        for pid, (batch, looks) in batches.items():
+            replies = ask[pid](batch)
+            for look, held in looks.items():
+                held.state.semaphore = replies.result(look) == 1  # not made, if the call has branched
+
     def unsupported(self, held: OpenFile[Tried], tree: GrabbedDescriptors) -> Iterator[Unsupported]:
         """On a kernel that does not show whether it is a semaphore, it must have been tried."""
         if SHOWN in held.fields or not tree.content or held.state.semaphore is not None:
@@ -100,28 +118,6 @@ class Eventfd(Kind[Tried]):
             return fd
 
 
-def try_all(tree: GrabbedDescriptors, ask: Mapping[int, Callable[[Batch], Replies]]) -> None:
-    """Try which counters are semaphores, if the kernel does not show it.
-
-    Args:
-        tree: the grabbed descriptors.
-        ask: lets a frozen process make calls, by PID.
-    """
-    unknown = [held for held in tree.of(Eventfd) if SHOWN not in held.fields and held.under_way_to is None]
-    outsiders = _outsiders(tree.pids) if unknown else {}
-    batches: dict[int, tuple[Batch, dict[int, OpenFile[Tried]]]] = {}
-    for held in unknown:
-        held.state.outsider = outsiders.get(_id(held.info), 0)
-        if not held.state.outsider:
-            holder = held.holders[0]
-            batch, looks = batches.setdefault(holder.pid, (Batch(), {}))
-            looks[_try(batch, holder.fd, int(held.fields["eventfd-count"], 16))] = held
-    for pid, (batch, looks) in batches.items():
-        replies = ask[pid](batch)
-        for look, held in looks.items():
-            held.state.semaphore = replies.result(look) == 1  # not made, if the call has branched
-
-
 def _try(batch: Batch, fd: int, count: int) -> int:
     """Add a trial that leaves the count as it is. Returns the entry that asks whether something was left."""
     wanted = struct.pack("=iHH", fd, select.POLLIN, 0)
@@ -144,14 +140,10 @@ def _try(batch: Batch, fd: int, count: int) -> int:
 def _outsiders(pids: Sequence[int]) -> dict[str, int]:
     """For the number of a counter, a process outside of the tree that has it open and that this user can see."""
     found: dict[str, int] = {}
-    for pid in set(map(int, filter(str.isdecimal, os.listdir("/proc")))) - {*pids, os.getpid()}:
-        try:
-            for name in os.listdir(f"/proc/{pid}/fd"):
-                if os.readlink(f"/proc/{pid}/fd/{name}") == _LINK:
-                    with open(f"/proc/{pid}/fdinfo/{name}", "rb") as info:
-                        found[_id(info.read())] = pid
-        except OSError:  # it ended, closed one, or belongs to another user
-            continue
+    for pid, fd, link in procfs.open_descriptors({*pids, os.getpid()}):
+        if link == _LINK:
+            with suppress(OSError):  # closed meanwhile
+                found[_id(procfs.read(f"/proc/{pid}/fdinfo/{fd}"))] = pid
     return found
 
 

@@ -11,7 +11,7 @@ import errno
 import fcntl
 import os
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from functools import cached_property
 from io import FileIO
@@ -114,8 +114,14 @@ def _grab(known: _Known, pids: Sequence[int]) -> None:
     for held in tree.held:  # descriptions in its queue are appended, and examined in turn
         for one in held.kind.under_way(held):
             one.held = _grab_under_way(known, one.fd, held)
-    for kind in known.kinds:
-        kind.finish([held for held in tree.held if held.kind is kind], tree)
+    for kind, mine in by_kind(known.kinds, tree):
+        kind.finish(mine, tree)
+
+
+def by_kind(kinds: Kinds, tree: GrabbedDescriptors) -> Iterator[tuple[Kind[Any], list[OpenFile[Any]]]]:
+    """Each kind, and its descriptions."""
+    for kind in kinds:
+        yield kind, [held for held in tree.held if held.kind is kind]
 
 
 def _ended(pid: int) -> CheckpointFailed:

@@ -18,8 +18,10 @@ import os
 import stat
 import struct
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
+from torpor import procfs
 from torpor.arch.x86_64 import NR
 from torpor.errors import Reason
 from torpor.image.image_pb2 import Description, PosixQueue, Tree
@@ -162,16 +164,12 @@ def _notifies(copy: int) -> str:
 
 def _outsider(held: OpenFile[QueueState], pids: Sequence[int]) -> int:
     """A process outside of the tree that has a queue open; 0 if this user can see none."""
-    for pid in set(map(int, filter(str.isdecimal, os.listdir("/proc")))) - {*pids, os.getpid()}:
-        try:
-            for name in os.listdir(f"/proc/{pid}/fd"):
-                path = f"/proc/{pid}/fd/{name}"
-                if os.readlink(path) == held.link:
-                    status = os.stat(path)
-                    if (status.st_dev, status.st_ino) == (held.stat.st_dev, held.stat.st_ino):
-                        return pid
-        except OSError:  # it ended, closed one, or belongs to another user
-            continue
+    for pid, fd, link in procfs.open_descriptors({*pids, os.getpid()}):
+        if link == held.link:
+            with suppress(OSError):  # closed meanwhile
+                status = os.stat(f"/proc/{pid}/fd/{fd}")
+                if (status.st_dev, status.st_ino) == (held.stat.st_dev, held.stat.st_ino):
+                    return pid
     return 0
 
 

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from torpor import procfs
 from torpor.arch.x86_64 import NR
 from torpor.objects.fds.memfd import memfd_device
 from torpor.procfs import PAGE, Mapping
 from torpor.remote import memory
-from torpor.remote.batch import Batch, Out, Replies
+from torpor.remote.batch import Ask, Batch, Out
 from torpor.util.ranges import Range
 
 _ASKED_AT_ONCE = 32 << 10
@@ -34,7 +34,7 @@ def is_swapping() -> bool:
     return fields[b"SwapTotal:"] != fields[b"SwapFree:"]
 
 
-def pages_there(mapping: Mapping, ask: Callable[[Batch], Replies]) -> Iterator[Range]:
+def pages_there(mapping: Mapping, ask: Ask) -> Iterator[Range]:
     """The offsets at which the memory behind a mapping has pages, whoever has created them; all if in doubt."""
     step = _ASKED_AT_ONCE * PAGE
     for start in range(mapping.start, mapping.end, step):

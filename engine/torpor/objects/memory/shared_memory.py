@@ -35,7 +35,7 @@ from torpor.objects.paths.opener import O_TMPFILE, Opener, Openers
 from torpor.objects.sysv import segments
 from torpor.procfs import Mapping
 from torpor.remote import memory
-from torpor.remote.batch import Batch, Replies
+from torpor.remote.batch import Ask
 from torpor.remote.sys import closed_on_error, memfd_create
 from torpor.store import SnapshotReader
 from torpor.util.ranges import Range, intersection, subtract, union
@@ -137,7 +137,7 @@ class SharedMemory:
             segment.size = os.fstat(fd).st_size
             os.close(fd)
 
-    def grab_mapped(self, pid: int, maps: Iterable[Mapping], ask: Callable[[Batch], Replies]) -> None:
+    def grab_mapped(self, pid: int, maps: Iterable[Mapping], ask: Ask) -> None:
         """Copy what a process maps, by lasting names, except what was copied already.
 
         Args:

@@ -46,7 +46,7 @@ def began_ns(root: int) -> int:
 
 def of(root: int) -> list[int]:
     """The daemons of the job with this root that can be kept, at this moment; without their descendants."""
-    return [pid for pid in seen(root) if _lives(pid)]
+    return [pid for pid in seen(root) if not procfs.is_ending(pid, pid)]
 
 
 def seen(root: int) -> list[int]:
@@ -59,7 +59,7 @@ def notices(root: int) -> list[str]:
     return [
         f"{describe_process(pid)}, which the job has left in the background, is not kept: its rights are not its user's"
         for pid in _fallen(root)
-        if _lives(pid) and not _is_open(pid)
+        if not (procfs.is_ending(pid, pid) or _is_open(pid))
     ]
 
 
@@ -96,10 +96,6 @@ def _is_snapshot(pid: int) -> bool:
         stat = procfs.stat(pid)
         return stat.state == "t" and not stat.cpu_ticks
     return False
-
-
-def _lives(pid: int) -> bool:
-    return not procfs.is_ending(pid, pid)
 
 
 def _is_open(pid: int) -> bool:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import errno
 import re
 import struct
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -31,7 +31,7 @@ from torpor.errors import Reason
 from torpor.image import image_pb2 as pb
 from torpor.objects.part import EnteredTree, Stage, Step, TreePart
 from torpor.remote import ptrace
-from torpor.remote.batch import Batch, Call, Out, Replies, Result
+from torpor.remote.batch import Ask, Batch, Call, Out, Replies, Result
 from torpor.remote.sys import try_syscall
 from torpor.util.workers import Thread
 
@@ -49,8 +49,6 @@ _OF_USER = (b"_uid.", b"_uid_ses.", b"_persistent.")
 """Prefixes of the names of keyrings that belong to a user."""
 _DEAD = (errno.ENOKEY, errno.EKEYEXPIRED, errno.EKEYREVOKED, errno.EKEYREJECTED)
 _MOST_KEYS = 512
-Ask = Callable[[Batch], Replies]
-"""Lets a process or thread make calls."""
 ADVICE = "have it leave the keyring (keyctl new_session), or remove the key (keyctl unlink)"
 _LONGEST_NAME = 4096
 _LARGEST = 32 << 10

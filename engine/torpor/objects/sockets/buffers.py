@@ -62,15 +62,13 @@ def let_go_of_size(sock: socket.socket) -> None:
 
 def smaller(image: pb.Tree) -> Iterator[str]:
     """Say for whom wakes the tree which buffers are larger than he may make them on this host."""
-    wanted = {name: [size for one in image.descriptions for size in _sizes(one, name)] for name in LOCKS}
-    for name, sizes in wanted.items():
+    for name, (what, limit) in _NAMES.items():
+        if not (sizes := [size for one in image.descriptions for size in _sizes(one, name)]):
+            continue
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
+            set_size(probe, name, max(sizes))
             most = probe.getsockopt(_SOL, name)
-            if sizes and (largest := max(sizes)) > most:
-                set_size(probe, name, largest)
-                most = probe.getsockopt(_SOL, name)
         if count := sum(size > most for size in sizes):
-            what, limit = _NAMES[name]
             whose = f"of {count} sockets" if count > 1 else "of a socket"
             yield (
                 f"the {what} {whose} was made {max(sizes)} bytes large, and comes back with {most}: net.core.{limit}"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import suppress
 from typing import NamedTuple
 
+from torpor import procfs
 from torpor.remote.naming import describe_process
 
 TIME_WAIT = "06"
@@ -34,17 +34,10 @@ def find(port: int) -> PortHolder:
     if found and all(row.state == TIME_WAIT for row in found):
         return PortHolder("connections that have ended", max(row.seconds for row in found) + 1)
     wanted = {f"socket:[{row.inode}]" for row in found if row.state != TIME_WAIT}
-    for pid in filter(str.isdecimal, os.listdir("/proc")):
-        if not wanted.isdisjoint(_links(f"/proc/{pid}/fd")):
-            return PortHolder(describe_process(int(pid)))
+    for pid, _, link in procfs.open_descriptors():
+        if link in wanted:
+            return PortHolder(describe_process(pid))
     return PortHolder("a program of another user, or one that is ending")
-
-
-def _links(folder: str) -> Iterator[str]:
-    with suppress(OSError):  # it belongs to another user, or is gone
-        for name in os.listdir(folder):
-            with suppress(FileNotFoundError):  # closed meanwhile
-                yield os.readlink(f"{folder}/{name}")
 
 
 def _sockets(port: int) -> Iterator[_Row]:

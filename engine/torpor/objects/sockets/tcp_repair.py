@@ -175,16 +175,8 @@ def _settle(copies: Collection[int]) -> None:
 
 def _held_by_others() -> set[int]:
     """The inodes of the sockets that other processes have."""
-    found = set()
-    for pid in filter(str.isdecimal, os.listdir("/proc")):
-        if int(pid) == os.getpid():
-            continue
-        try:
-            links = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
-        except (FileNotFoundError, ProcessLookupError, PermissionError):
-            continue  # it ended or closed one; or root may not read it, as for PID 1 of some virtual machines
-        found |= {int(link[8:-1]) for link in links if link.startswith("socket:[")}
-    return found
+    links = (link for _, _, link in procfs.open_descriptors({os.getpid()}))
+    return {int(link[8:-1]) for link in links if link.startswith("socket:[")}
 
 
 def _read(copy: int) -> KeptConnection | None:

@@ -19,7 +19,7 @@ from torpor import procfs
 from torpor.arch.x86_64 import NR
 from torpor.errors import Reason
 from torpor.objects.part import EnteredTree, TreePart
-from torpor.remote.batch import Argument, Batch, Call, Out, Replies, Result
+from torpor.remote.batch import Argument, Ask, Batch, Call, Out, Result
 from torpor.remote.naming import describe_process
 
 IPC_RMID, IPC_SET, IPC_STAT = 0, 1, 2
@@ -28,9 +28,6 @@ RIGHTS = 0o777
 _LARGEST_STAT = 120
 """The size of a struct msqid64_ds in bytes; a struct semid64_ds is smaller."""
 _AT_ONCE = 100
-
-Ask = Callable[[Batch], Replies]
-"""Lets a process make calls."""
 
 
 @dataclass

@@ -25,7 +25,6 @@ from torpor.objects.sysv.belonging import (
     IPC_SET,
     IPC_STAT,
     RIGHTS,
-    Ask,
     Found,
     SystemV,
     Users,
@@ -35,7 +34,7 @@ from torpor.objects.sysv.belonging import (
     rows,
     status_room,
 )
-from torpor.remote.batch import Batch, Call, Out, Result
+from torpor.remote.batch import Ask, Batch, Call, Out, Result
 
 _STAT = struct.Struct("<iIIIII24x6QII16x")  # struct msqid64_ds (include/uapi/asm-generic/msgbuf.h)
 _TYPE = struct.Struct("<q")

@@ -28,7 +28,6 @@ from torpor.objects.sysv.belonging import (
     IPC_SET,
     IPC_STAT,
     RIGHTS,
-    Ask,
     Found,
     SystemV,
     Users,
@@ -38,7 +37,7 @@ from torpor.objects.sysv.belonging import (
     rows,
 )
 from torpor.procfs import page_up
-from torpor.remote.batch import Batch, Call, Out, Replies
+from torpor.remote.batch import Ask, Batch, Call, Out, Replies
 from torpor.util.ranges import subtract
 
 _NAME = b"/SYSV"

@@ -30,7 +30,6 @@ from torpor.objects.sysv.belonging import (
     IPC_SET,
     IPC_STAT,
     RIGHTS,
-    Ask,
     Found,
     SystemV,
     Users,
@@ -40,7 +39,7 @@ from torpor.objects.sysv.belonging import (
     rows,
     status_room,
 )
-from torpor.remote.batch import Batch, Call, Out
+from torpor.remote.batch import Ask, Batch, Call, Out
 from torpor.remote.sys import try_syscall
 
 GETPID, GETALL, SETALL, SEM_INFO, SEM_STAT_ANY = 11, 13, 17, 19, 20
