@@ -24,7 +24,7 @@ help:
 	@echo "make docs    the documents as a site: build/site/index.html"
 	@echo "make soak    the tests that take long"
 	@echo "make fuzz    programs that nobody thought of, saved and woken: SEED=... COUNT=..."
-	@echo "make inject  each call of a checkpoint and a restore fails, or is the last: PARTS='3 4' of 0 to 40"
+	@echo "make inject  a call of a checkpoint or a restore fails, or is the last: in each situation once; PARTS='0 40': each call"
 	@echo "make vm      programs on other kernels, in virtual machines, and images across: KERNELS='6.1 6.12'"
 	@echo "make mutants mutants of modules, tried on unit tests: MODULES='torpor/util/ranges.py' TESTS='util/test_ranges.py'"
 	@echo "make spank   Slurm's plugin for sbatch --torpor: build/torpor.so; SLURM_HEADERS=... chooses the site's headers"

@@ -1,4 +1,4 @@
-"""`make inject`: every fault there is, as an ordinary user and as root, on all processors; or one part of so many.
+"""`make inject`: a fault in each situation, as an ordinary user and as root; or parts of all the faults there are.
 
 Each worker runs in namespaces of its own where root starts it (tests/apart).
 """
@@ -18,13 +18,13 @@ from tests.inject.part import ACTS
 from tests.users import ordinary_user
 
 APART = Path(__file__).parents[1] / "apart"
-PARTS = 40
+PARTS = {"situations": 8, "every": 40}
 """That the faults of an act and a user are put in: each has a victim and a driver of its own."""
 
 
-def part(act: str, uid: int, number: int) -> tuple[Counter[str], int]:
+def part(act: str, uid: int, number: int, choice: str) -> tuple[Counter[str], int]:
     """What was done in one part, and how many faults did harm: each is told."""
-    words = [sys.executable, "-m", "tests.inject.part", act, str(uid), str(number), str(PARTS)]
+    words = [sys.executable, "-m", "tests.inject.part", act, str(uid), str(number), str(PARTS[choice]), choice]
     done: Counter[str] = Counter()
     failures = 0
     ran = subprocess.run([APART, *words], capture_output=True, text=True, check=False)
@@ -46,14 +46,14 @@ def in_words(done: Counter[str]) -> str:
     return ", ".join(f"{what}: {count}" for what, count in sorted(done.items()))
 
 
-def main(first: int, last: int) -> int:
+def main(choice: str, first: int, last: int) -> int:
     """Put the faults of the parts from `first` up to `last`; the number of those that did harm."""
     failed = 0
     with ordinary_user() as user:
         uids = [user.pw_uid] if os.geteuid() else [user.pw_uid, 0]
         each = list(product(range(first, last), uids, ACTS))
         with ThreadPoolExecutor(2 * (os.cpu_count() or 1)) as pool:
-            parts = pool.map(lambda which: part(which[2], which[1], which[0]), each)
+            parts = pool.map(lambda which: part(which[2], which[1], which[0], choice), each)
             done: dict[tuple[str, int], Counter[str]] = {}
             for (_, uid, act), (counted, failures) in zip(each, parts, strict=True):
                 done.setdefault((act, uid), Counter()).update(counted)
@@ -65,4 +65,5 @@ def main(first: int, last: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(min(main(*map(int, sys.argv[1:] or ["0", str(PARTS)])), 1))
+    asked = "every" if sys.argv[1:] else "situations"
+    sys.exit(min(main(asked, *map(int, sys.argv[1:] or [0, PARTS[asked]])), 1))

@@ -1,4 +1,4 @@
-"""Some of all faults there are at one act, as one user: `python -m tests.inject.part Saving UID PART PARTS`.
+"""Some of all faults there are at one act, as one user: `python -m tests.inject.part Saving UID PART PARTS CHOICE`.
 
 A line of JSON for each failure, and one for what was done with each victim. A victim that a fault has harmed is
 replaced, and the next fault is put.
@@ -17,14 +17,14 @@ from itertools import islice
 
 from tests.conformance.harness import MARK, Actor, Failed, Stage
 from tests.inject.faults import Fault
-from tests.inject.sweep import RETRIED, Act, Ending, Saving, Waking, faults, playing
+from tests.inject.sweep import RETRIED, Act, Ending, Saving, Waking, faults, playing, situations
 
 ACTS: dict[str, type[Act]] = {act.__name__: act for act in (Saving, Ending, Waking)}
 
 
-def chosen(calls: list[str], part: int, parts: int) -> deque[Fault]:
-    """This part's faults, in an order that mixes them all."""
-    every = list(faults(calls))
+def chosen(calls: list[str], part: int, parts: int, choice: str) -> deque[Fault]:
+    """This part's faults, in an order that mixes them all: of "every" fault, or of those of all "situations"."""
+    every = list(faults(calls)) if choice == "every" else situations(calls, 0)
     random.Random(0).shuffle(every)
     return deque(every[part::parts])
 
@@ -35,7 +35,7 @@ def taking(left: deque[Fault]) -> Iterator[Fault]:
         yield left.popleft()
 
 
-def strike(act: type[Act], uid: int, part: int, parts: int) -> None:
+def strike(act: type[Act], uid: int, part: int, parts: int, choice: str) -> None:
     """Put them."""
     os.environ[MARK] = f"inject-{os.getpid()}"
     account = pwd.getpwuid(uid)
@@ -47,7 +47,7 @@ def strike(act: type[Act], uid: int, part: int, parts: int) -> None:
             try:
                 with playing(stage, actor, act) as doing:
                     if left is None:
-                        left = chosen(doing.calls(), part, parts)
+                        left = chosen(doing.calls(), part, parts, choice)
                     while left:
                         doing.report.done.clear()
                         try:
@@ -62,4 +62,4 @@ def strike(act: type[Act], uid: int, part: int, parts: int) -> None:
 
 
 if __name__ == "__main__":
-    strike(ACTS[sys.argv[1]], *map(int, sys.argv[2:]))
+    strike(ACTS[sys.argv[1]], *map(int, sys.argv[2:5]), sys.argv[5])

@@ -51,6 +51,25 @@ def faults(calls: Sequence[str]) -> Iterator[Fault]:
         yield Fault(calls[-1], seen[calls[-1]], kill="after")
 
 
+def situations(calls: Sequence[str], seed: int) -> list[Fault]:
+    """Each fault once for each situation: a call between the same others is made by the same lines, as in a loop."""
+    chance = random.Random(seed)
+    places: dict[tuple[str, ...], list[int]] = {}
+    for at in range(len(calls)):
+        places.setdefault(tuple(calls[max(at - 2, 0) : at + 2]), []).append(at)
+    seen: Counter[str] = Counter()
+    numbers = []
+    for call in calls:
+        seen[call] += 1
+        numbers.append(seen[call])
+    found = []
+    for where in places.values():
+        for error in [*MAY_GIVE.get(calls[where[0]], ()), 0]:
+            at = chance.choice(where)
+            found.append(Fault(calls[at], numbers[at], error, kill="" if error else "before"))
+    return found
+
+
 def sample(calls: Sequence[str], most: int, seed: int) -> list[Fault]:
     """Some of them: each moment of a kill, and each kind of call with each error, before a second of its kind."""
     chance = random.Random(seed)

@@ -104,6 +104,7 @@ def _wait_for_the_end(parent: int, when_ready: int) -> None:
 def _return_from_a_signal() -> None:
     signal.set_wakeup_fd(-1)  # the other end belongs to the parent
     signal.signal(signal.SIGUSR1, lambda *_: None)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR1])  # the caller's thread may block all
     os.kill(os.getpid(), signal.SIGUSR1)
 
 
@@ -148,6 +149,7 @@ def _is_killed(nr: NR) -> bool:
 
 def _call(nr: NR) -> None:
     signal.signal(signal.SIGSYS, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGALRM])
     signal.alarm(int(_PATIENCE))
     if nr == NR.rt_sigreturn:
         _return_from_a_signal()

@@ -110,10 +110,7 @@ class Relay:
         Raises:
             RestoreFailed: the thread that copies bytes cannot be started.
         """
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # the main thread handles signals
-        running = self._carrier.start()
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        if not running:
+        if not self._carrier.start():
             why = "the thread that copies its terminal's bytes cannot be started"
             raise RestoreFailed(f"it was not woken: {why}", advice=RAISE_LIMIT)
         self._master, self._slave = os.openpty()

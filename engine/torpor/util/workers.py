@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _thread
 import os
+import signal
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from contextlib import suppress
@@ -30,6 +31,9 @@ class Thread:
 
     threading.Thread.start() waits until the new thread reports that it runs, but a thread without memory for its first
     frame ends silently (CPython's gh-140746). This one holds the end of a pipe, which is closed when the thread ends.
+
+    It blocks all signals: one that the main thread blocks until it can pass it on would otherwise be delivered to this
+    thread (complete_signal(), kernel/signal.c), and might end the process.
     """
 
     def __init__(self, work: Callable[[], object]) -> None:
@@ -47,7 +51,12 @@ class Thread:
         self._over.acquire()
         self._began = True  # also if a Ctrl-C interrupts the wait below
         try:
-            _thread.start_new_thread(self._run, (FileIO(beginning, "w"),))
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())  # apart, since the next one may raise a Ctrl-C
+            try:
+                signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+                _thread.start_new_thread(self._run, (FileIO(beginning, "w"),))
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             self._began = os.read(began, 1) != b""
             os.read(began, 1)  # end of file: the thread has closed the pipe
         except (RuntimeError, MemoryError):  # pthread_create(3) failed

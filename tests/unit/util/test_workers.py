@@ -5,6 +5,7 @@ from __future__ import annotations
 import _thread
 import errno
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -97,6 +98,27 @@ def test_a_thread_is_waited_for_and_leaves_nothing_open() -> None:
     thread.join()
     thread.join()
     assert done == [0, 1]
+
+
+MAIN_BLOCKS = """
+import os, signal
+from torpor.util.workers import Thread
+waiting, go = os.pipe()
+thread = Thread(lambda: os.read(waiting, 1))
+before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+assert thread.start() and signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+os.kill(os.getpid(), signal.SIGUSR1)
+os.write(go, b"!")
+thread.join()
+print(signal.sigwait([signal.SIGUSR1]))
+"""
+"""A thread that does not block the signal would have it delivered, and it would end the process."""
+
+
+def test_a_signal_that_the_main_thread_blocks_waits_for_it() -> None:
+    ran = subprocess.run([sys.executable, "-c", MAIN_BLOCKS], capture_output=True, text=True, timeout=60, check=False)
+    assert (ran.returncode, ran.stdout) == (0, f"{int(signal.SIGUSR1)}\n"), ran.stderr
 
 
 def test_what_is_done_apart_gives_and_raises_what_it_does(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,18 +12,20 @@ from torpor.image import image_pb2 as pb
 from torpor.objects.process.limits import LIMIT_NAMES, OF_MEMORY, UNLIMITED, Limits, widening
 
 LIMITS = Limits()
+FILES = (800, 900)
+"""More than a process of the test run has open: at its limit it can be asked nothing."""
 
 
 def test_limits_come_back() -> None:
     def lower() -> None:
-        resource.setrlimit(RLIMIT_NOFILE, (100, 200))
+        resource.setrlimit(RLIMIT_NOFILE, FILES)
         resource.setrlimit(RLIMIT_CORE, (0, resource.getrlimit(RLIMIT_CORE)[1]))
         resource.setrlimit(RLIMIT_STACK, (1 << 20, 1 << 21))
 
     image = described(LIMITS, lower)
     found = {one.resource: (one.soft, one.hard) for one in image.limits}
     assert len(found) == len(LIMIT_NAMES) == len(image.limits)
-    assert found[RLIMIT_NOFILE] == (100, 200) and found[RLIMIT_STACK] == (1 << 20, 1 << 21)
+    assert found[RLIMIT_NOFILE] == FILES and found[RLIMIT_STACK] == (1 << 20, 1 << 21)
     assert found[RLIMIT_CORE][0] == 0
     assert restored(LIMITS, image) == image
 
@@ -34,14 +36,14 @@ def test_what_is_above_the_restorers_limit_is_that_and_is_told() -> None:
     process.limits.add(resource=RLIMIT_CORE, soft=7, hard=UNLIMITED)
 
     def few() -> None:
-        resource.setrlimit(RLIMIT_NOFILE, (100, 200))
+        resource.setrlimit(RLIMIT_NOFILE, FILES)
 
     found = {one.resource: (one.soft, one.hard) for one in restored(LIMITS, process, few).limits}
-    assert found[RLIMIT_NOFILE] == (200, 200)
+    assert found[RLIMIT_NOFILE] == (FILES[1],) * 2
     hard = [UNLIMITED] * len(LIMIT_NAMES)
-    hard[RLIMIT_NOFILE] = 200
+    hard[RLIMIT_NOFILE] = FILES[1]
     (told,) = LIMITS.warnings(process, tuple(hard))
-    assert told == "its limit of open files is lower than it was: yours is 200"
+    assert told == f"its limit of open files is lower than it was: yours is {FILES[1]}"
 
 
 def test_limits_on_memory_are_wide_while_a_process_is_built() -> None:
