@@ -18,6 +18,20 @@ SOURCES = [
 TESTS = [path for folder in ("", "fuzz", "bench") for path in sorted((ROOT / "tests" / folder).glob("*.py"))]
 """What tests make is in a folder of their own but for what they all use."""
 
+OTHER_SOURCES = [
+    path
+    for folder, pattern in [
+        ("native", "*.[ch]"),
+        ("scheduler_hooks", "**/*.[ch]"),
+        ("native", "*.py"),
+        ("jupyter_ext/labextension/src", "**/*.ts"),
+        ("jupyter_ext/labextension/src", "**/*.tsx"),
+    ]
+    for path in sorted((ROOT / folder).glob(pattern))
+]
+MOST_LINES = 500
+"""What a person reads in one sitting: a file with more holds two things."""
+
 ADDRESSES = {"addressof", "buffer_info", "data_as", "ffi.cast"}
 """What makes a number of where a buffer lies. The number holds nothing: the buffer may be gone when it is used."""
 MAKES_ADDRESSES = {"engine/torpor/remote/sys.py"}
@@ -96,6 +110,13 @@ def test_no_address_outlives_its_buffer(path: Path) -> None:
 @pytest.mark.parametrize("path", SOURCES, ids=names)
 def test_no_buffer_is_shared_by_threads(path: Path) -> None:
     assert shared_buffers(path.read_text()) == []
+
+
+def test_no_file_is_longer_than_one_thing_needs() -> None:
+    kinds = {path.suffix for path in [*SOURCES, *OTHER_SOURCES]}
+    assert kinds == {".py", ".c", ".h", ".ts", ".tsx"}
+    lines = {names(path): len(path.read_text().splitlines()) for path in [*SOURCES, *OTHER_SOURCES]}
+    assert {name: count for name, count in lines.items() if count > MOST_LINES} == {}
 
 
 def test_what_is_looked_for_is_found() -> None:
