@@ -236,6 +236,14 @@ PF_EXITING = 0x4
 """A flag of a task that is exiting (include/linux/sched.h)."""
 
 
+def command_line(pid: int) -> list[bytes]:
+    """Return the words of a process's command line; none of one that has ended, or that may not be looked at."""
+    try:
+        return read(f"/proc/{pid}/cmdline").removesuffix(b"\0").split(b"\0")
+    except OSError:
+        return []
+
+
 def is_leaderless(pid: int) -> bool:
     """Return whether the main thread of a process has ended while others run that are not about to end too."""
     return any(not is_ending(pid, tid) for tid in threads(pid)[1:]) and is_ending(pid, pid)

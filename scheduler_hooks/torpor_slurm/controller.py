@@ -18,6 +18,8 @@ PATIENCE = 20.0
 """Seconds that a command may take. A busy controller answers within a few."""
 RETRY = 3.0
 """Seconds after which a question that was not answered may be asked again."""
+_UNCONFIGURED = "Could not establish a configuration source"
+_CONFIGURE = "set $SLURM_CONF, or run this on a host of the cluster"
 _FIELD = re.compile(r"(?:^|\s)([A-Za-z][\w/:]*)(?:=|[^\S\n]+=[^\S\n]*)(\S*)")
 """``Key=value``, or ``Key   = value`` in a line of its own; what comes after an empty value is the next key."""
 
@@ -116,6 +118,8 @@ def call(command: Sequence[str], *, environment: Mapping[str, str] | None = None
         raise SlurmError(f"{command[0]} did not answer within {PATIENCE:.0f} s", advice="see `scontrol ping`") from None
     if done.returncode:
         words = done.stderr.decode(errors="replace").strip().replace("\n", "; ")
+        if _UNCONFIGURED in words:  # below a page of errors of DNS
+            raise SlurmError(f"{command[0]} finds no configuration of a cluster here", advice=_CONFIGURE)
         raise SlurmError(f"{' '.join(command[:2])} failed: {words or f'exit code {done.returncode}'}")
     return done.stdout.decode(errors="replace")
 

@@ -31,7 +31,8 @@ class Row:
     cause: str
     """Why it left or ended."""
     node: str
-    runs: int
+    run: int
+    """How often Slurm had restarted the job, as $SLURM_RESTART_COUNT."""
     snapshots: tuple[str, ...]
     saved: float | None
     """When it was last saved, seconds of the epoch."""
@@ -65,7 +66,7 @@ class Row:
             self.job,
             self.name,
             self.slurm or "not known any more",
-            f"{phase}, run {self.runs + 1} on {self.node}",
+            f"{phase}, run {self.run} on {self.node}",
             count,
             pause,
             self._judgement(),
@@ -104,7 +105,7 @@ def _row(directory: JobDirectory, state: dict[str, Any], slurm: str, window: Cal
         phase=state.get("phase", ""),
         cause=state.get("cause", ""),
         node=state.get("node", ""),
-        runs=state.get("run", 0),
+        run=state.get("run", 0),
         snapshots=tuple(info.id for info in directory.store.snapshots()),
         saved=state.get("saved"),
         size=state.get("bytes", 0),

@@ -69,30 +69,28 @@ def parse(arguments: Sequence[str]) -> Submission:
 
     Raises:
         NotFound: there is no such script.
-        Refused: there is no script among the arguments, or an #SBATCH line that cannot be read.
+        Refused: its first line, or one of its #SBATCH lines, cannot be read.
+        ValueError: the arguments name no script, or two.
     """
     values, rest = _GRAMMAR.read(arguments)
     options = tuple(_GRAMMAR.without(arguments[: len(arguments) - len(rest)], OWN, "wrap"))
     every = values.get(OWN) or None
     if "wrap" in values:
         if rest:
-            raise _no_script(f"--wrap and the script {rest[0]}", "give only one of them")
+            raise ValueError(f"--wrap and the script {rest[0]}: give only one of them")
         return Submission(options, "wrap", f"#!/bin/sh\n{values['wrap']}\n".encode(), (), every)
     if not rest:
-        raise _no_script("the command line", "name a script, or use --wrap; standard input is not read")
+        raise ValueError("name a batch script, or use --wrap; standard input is not read")
     try:
         script = Path(rest[0]).read_bytes()
     except OSError as error:
         raise NotFound(f"script {rest[0]} cannot be read: {error.strerror}") from error
     if not script.startswith(b"#!"):
-        raise _no_script(f"script {rest[0]}", "its first line must name its interpreter, as in #!/bin/sh")
+        why = Reason(f"script {rest[0]}", "its first line names no interpreter", "begin it with #!/bin/sh, say")
+        raise Refused("nothing was submitted", [why])
     for line in directives(script):
         every = every or _GRAMMAR.read(_words(line))[0].get(OWN) or None
     return Submission(options, os.path.basename(rest[0]), script, tuple(rest[1:]), every)
-
-
-def _no_script(what: str, advice: str) -> Refused:
-    return Refused("nothing was submitted", [Reason(what, "there must be one batch script", advice)])
 
 
 def refuse(submission: Submission) -> list[Reason]:

@@ -261,7 +261,9 @@ def test_run_saves_regularly(as_user: User) -> None:
     )
 
     def saved() -> bool:
-        return len(json.loads(as_user.run([BIN / "torpor", "ls", "--json"], check=True).stdout)) >= 2
+        infos = json.loads(as_user.run([BIN / "torpor", "ls", "--json"], check=True).stdout)
+        assert all(info["summary"].startswith("python -c (PID ") for info in infos)
+        return len(infos) >= 2
 
     wait_until(saved, "two snapshots")
     running.send_signal(signal.SIGUSR1)

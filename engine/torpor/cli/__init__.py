@@ -15,6 +15,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 import click
@@ -214,13 +215,25 @@ def _tell(error: Exception, session: Session) -> int:
     if not isinstance(error, TorporError):
         error = _fault(error)
     if session.verbose:
-        for line in "".join(traceback.format_exception(error)).rstrip("\n").split("\n"):
+        shown = error.with_traceback(_from_the_command(error.__traceback__))
+        for line in "".join(traceback.format_exception(shown)).rstrip("\n").split("\n"):
             tell(line)
     if session.json:
         click.echo(json.dumps({"error": _as_json(error)}))
     else:
         _tell_people(error, session)
     return error.exit_code
+
+
+def _from_the_command(frames: TracebackType | None) -> TracebackType | None:
+    """The part of a traceback behind the frames of the library that has parsed the command line."""
+    last = frames
+    at = frames
+    while at:
+        if at.tb_frame.f_globals.get("__name__", "").partition(".")[0] == "click":
+            last = at.tb_next
+        at = at.tb_next
+    return last or frames
 
 
 def _fault(error: Exception) -> TorporError:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from torpor.cli.session import Session, verbose_option
+from torpor.util.sizes import readable
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -106,6 +107,10 @@ class SnapshotType(ParamType):
 def snapshot_argument(function: F) -> F:
     """Add the argument ID."""
     return click.argument("snapshot", metavar="ID", type=SnapshotType())(function)
+
+
+KINDS = click.Choice(["tree", "dask"])
+"""Of snapshots: process trees, and results of Dask tasks."""
 
 
 class DurationType(ParamType):
@@ -261,13 +266,14 @@ def progress_bar(what: str) -> Iterator[Progress | None]:
 
     def advance(done: int, total: int) -> None:
         nonlocal bar, task
+        seconds = time.monotonic() - begun
         if bar is None:
-            if time.monotonic() - begun < PATIENCE:
+            if seconds < PATIENCE:
                 return
             bar = _bar()
-            task = bar.add_task(what, total=total)
+            task = bar.add_task(what, total=total, pace="")
             bar.start()
-        bar.update(task, completed=done, total=total)
+        bar.update(task, completed=done, total=total, pace=_pace(done, total, seconds))
 
     try:
         yield advance
@@ -276,23 +282,25 @@ def progress_bar(what: str) -> Iterator[Progress | None]:
             bar.stop()
 
 
+def _pace(done: int, total: int, seconds: float) -> str:
+    """Say how much is done, at which pace, and how long the rest takes.
+
+    The pace is that since the beginning: what was mapped, and not read, comes all at once.
+    """
+    if not done:
+        return f"of {readable(total)}"
+    left = int((total - done) * seconds / done)
+    return f"{readable(done)} of {readable(total)}, {readable(int(done / seconds))}/s, {left // 60}:{left % 60:02} left"
+
+
 def _bar() -> Any:
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
+    from rich.progress import BarColumn, Progress, TextColumn
 
     return Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
-        DownloadColumn(binary_units=True),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
+        TextColumn("{task.fields[pace]}", markup=False),
         console=Console(stderr=True),
         transient=True,
     )

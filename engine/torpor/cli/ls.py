@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from torpor.cli.common import (
+    KINDS,
     command_options,
     console,
     human_age,
@@ -31,7 +32,7 @@ GIVE_WAY = {"HOST": 40, "SIZE": 40, "NEW": 40, "AGE": 16}
 @click.option("-q", "--quiet", is_flag=True, help="Print ids alone.")
 @click.option("--tag", "tags", metavar="K=V", multiple=True, callback=parse_tags, help="With this label; repeatable.")
 @click.option("--host", help="Saved on this host.")
-@click.option("--kind", help="Of this kind: tree, for process trees, or dask, for results of Dask tasks.")
+@click.option("--kind", type=KINDS, help="Of this kind: tree, for process trees, or dask, for results of Dask tasks.")
 @click.option("--latest", type=click.IntRange(min=1), metavar="N", help="The newest N of them.")
 @store_option
 @command_options

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from torpor.cli.common import (
+    KINDS,
     command_options,
     human_age,
     interrupted,
@@ -39,9 +40,9 @@ def report_json(report: PruneReport) -> dict[str, Any]:
 @click.option("--keep-last", type=click.IntRange(min=0), required=True, metavar="N", help="How many to keep.")
 @click.option(
     "--kind",
+    type=KINDS,
     default="tree",
     show_default=True,
-    metavar="KIND",
     help="Of which snapshots: process trees, or dask for results of Dask tasks.",
 )
 @click.option("--dry-run", is_flag=True, help="Remove nothing; print what would be removed.")

@@ -33,7 +33,10 @@ def command(arguments: tuple[str, ...], store: str | None, every: float | None, 
     from torpor.store import Store
     from torpor_slurm import submit
 
-    submission = submit.parse(arguments)
+    try:
+        submission = submit.parse(arguments)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
     if every is None and submission.every is not None:
         every = DurationType().convert(submission.every, None, None)
     # `torpor run` parses the values again, and accepts 90 as a time span, but not 90.0.

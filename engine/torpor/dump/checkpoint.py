@@ -39,6 +39,7 @@ from torpor.remote.tracer import Interruption, in_own_thread, no_collection
 from torpor.remote.waits import Waits
 from torpor.store import SnapshotInfo, SnapshotReader, SnapshotWriter, Store
 from torpor.util import choices, inherited
+from torpor.util.job_names import job_name
 
 Then = Literal["run", "stop", "kill"]
 Outside = Literal["refuse", "reset"]
@@ -111,10 +112,10 @@ def checkpoint(
     home = store if isinstance(store, Store) else Store(store)
     keep_tcp = tcp == "keep"
     if keep_tcp:
+        tcp_repair.require()
         if then != "kill":
             why = "TCP connections can continue in one place only, so they can be kept only if the tree is killed"
             raise Refused(f"process {pid} was not saved", [Reason("the checkpoint", why, "use --then kill as well")])
-        tcp_repair.require()
     what = f"process {pid} could not be saved"
     reset_outside = outside == "reset"
     with denied.explained(what), failing(CheckpointFailed, what):
@@ -127,7 +128,8 @@ def checkpoint(
         dry_run(root)
     if not isinstance(store, Store):
         home.create()
-    how = _How(then, still, last, series, reset_outside, keep_tcp, bundle_files, stdio, stats)
+    command = procfs.command_line(root)  # not under the freeze: it only names the job
+    how = _How(command, then, still, last, series, reset_outside, keep_tcp, bundle_files, stdio, stats)
 
     def work(interruption: Interruption) -> SnapshotInfo:
         def tell(done: int, expected: int) -> None:
@@ -182,6 +184,8 @@ class Stats:
 class _How:
     """The options of a checkpoint, as `checkpoint` documents them."""
 
+    command: Sequence[bytes]
+    """The command line of the tree's root."""
     then: Then
     still: str
     """Why the tree stays frozen until its image is written; empty if it runs on once its memory is forked."""
@@ -249,7 +253,7 @@ def _take(root: int, writer: SnapshotWriter, how: _How, progress: Progress) -> S
             body = image.SerializeToString()
             if too_much := reading.excess(body) or reading.excess_of_threads(image):
                 raise Refused("the tree cannot be kept", [Reason("the tree", f"it has {too_much}")])
-            published = writer.publish(body, _summary(image), notices=taken.notices, prove=prove)
+            published = writer.publish(body, _summary(image, how.command), notices=taken.notices, prove=prove)
             taken.note(image, writer)
         except StoreError:
             raise
@@ -403,8 +407,8 @@ def _write(
             out.store_shared(segment, image.shared[segment.index].pages)
 
 
-def _summary(image: pb.Tree) -> str:
+def _summary(image: pb.Tree, words: Sequence[bytes]) -> str:
     root = image.processes[0]
-    name = root.threads[0].name.decode(errors="replace")
+    name = job_name(root.threads[0].name, words)
     others = len(image.processes) - 1
     return f"{name} (PID {root.pid})" + (f" and {others} more" if others else "")

@@ -8,6 +8,7 @@ from torpor import procfs
 from torpor.errors import NotPermitted
 
 UNINTERRUPTIBLE = "it is in an uninterruptible system call (state D), in which nothing can stop it"
+WAIT_FOR_TRACER = "wait until it is done if that is another checkpoint; a debugger must detach first"
 SEE_WHY = "see what it waits for in /proc/PID/stack or /proc/PID/wchan (a hung file system?), and try again"
 
 
@@ -29,7 +30,7 @@ def not_permitted(pid: int) -> NotPermitted:
         return NotPermitted(f"{name} cannot be traced")
     tracer = int(fields[b"TracerPid"])
     if tracer and not os.path.exists(f"/proc/self/task/{tracer}"):  # the tracer may be one of our own threads
-        return NotPermitted(f"{name} is already traced by {describe_process(tracer)}", advice="end that one first")
+        return NotPermitted(f"{name} is already traced by {describe_process(tracer)}", advice=WAIT_FOR_TRACER)
     uid = int(fields[b"Uid"].split()[0])
     if os.geteuid() not in (0, uid):
         return NotPermitted(f"{name} belongs to user {uid}, not to you", advice="run torpor as that user")

@@ -39,7 +39,7 @@ _ADVICE: Final = {
     errno.EACCES: "give a store that belongs to you with --store",
     errno.EPERM: "give a store that belongs to you with --store",
     errno.EMFILE: "raise the limit on open files: see `ulimit -n`",
-    errno.ENOENT: "another process removed it: look at `torpor ls`",
+    errno.ENOENT: "a part of the store is missing, or was removed meanwhile: `torpor verify --all` tells what is whole",
 }
 
 

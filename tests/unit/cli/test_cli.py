@@ -109,6 +109,7 @@ def test_details_only_when_asked_for(run: Torpor, monkeypatch: pytest.MonkeyPatc
         assert code == 30
         assert "ENOSPC at 4096" in err
         assert "Traceback" in err
+        assert "/click/" not in err  # how the command line was parsed explains nothing
 
 
 def test_several_reasons_are_a_line_each(run: Torpor, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,6 +270,18 @@ def test_a_bar_for_what_takes_long(monkeypatch: pytest.MonkeyPatch, capsys: pyte
         progress(1, 100)
         progress(100, 100)
     assert "saving" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("done", "seconds", "words"),
+    [
+        (0, 9.0, "of 8.0 GiB"),
+        (2 << 30, 2.0, "2.0 GiB of 8.0 GiB, 1.0 GiB/s, 0:06 left"),
+        (8 << 30, 4.0, "8.0 GiB of 8.0 GiB, 2.0 GiB/s, 0:00 left"),
+    ],
+)
+def test_the_pace_is_that_since_the_beginning(done: int, seconds: float, words: str) -> None:
+    assert common._pace(done, 8 << 30, seconds) == words
 
 
 def test_no_name_is_a_command_to_the_terminal(run: Torpor, monkeypatch: pytest.MonkeyPatch) -> None:

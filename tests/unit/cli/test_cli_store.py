@@ -257,6 +257,12 @@ def test_prune(run: Torpor, store: Store) -> None:
     assert [info.id for info in store.snapshots()] == [infos[2].id]
 
 
+def test_prune_of_a_kind_that_there_is_not(run: Torpor) -> None:
+    code, _, err = run("prune", "--keep-last", "0", "--kind", "trees")
+    assert code == 2
+    assert "'trees' is not one of 'tree', 'dask'" in err
+
+
 def test_completion_of_ids(store: Store) -> None:
     infos = [save(store, f"job {n}") for n in range(2)]
 
@@ -270,6 +276,7 @@ def test_completion_of_ids(store: Store) -> None:
     assert complete(f"torpor show {infos[0].short[:4]}") == [infos[0].short]
     assert complete("torpor show --store /nowhere ") == ["latest"]
     assert "checkpoint" in complete("torpor ")
+    assert complete("torpor prune --kind ") == ["tree", "dask"]
 
 
 def test_every_kind_of_descriptor_has_words() -> None:

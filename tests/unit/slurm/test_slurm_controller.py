@@ -34,6 +34,12 @@ def test_a_command_that_is_not_there_or_fails_says_so() -> None:
         controller.call(["sh", "-c", "echo not today >&2; exit 3"])
 
 
+def test_a_host_without_a_cluster_is_told_in_words() -> None:
+    said = "error: res_nsearch error: Unknown host\\nscontrol: fatal: Could not establish a configuration source"
+    with pytest.raises(SlurmError, match=r"sh finds no configuration of a cluster here; set \$SLURM_CONF"):
+        controller.call(["sh", "-c", f'printf "{said}" >&2; exit 1'])
+
+
 def test_a_command_that_cannot_be_started_is_as_one_that_fails(tmp_path: Path) -> None:
     (tmp_path / "nonsense").touch(0o755)
     (tmp_path / "loop").symlink_to("loop")

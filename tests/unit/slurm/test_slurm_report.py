@@ -77,14 +77,14 @@ def test_each_job_has_its_state_and_each_partition_is_asked_once(tmp_path: Path,
     rows = {row.job: row for row in report.status(str(tmp_path))}
     assert {id: row.in_words()[2] for id, row in rows.items()} == {"12": "RUNNING", "13": "not known any more"}
     assert cluster.asked == ["part"]
-    assert rows["13"].in_words()[3] == "running, run 1 on n1", "a cause is told of jobs that left or ended"
+    assert rows["13"].in_words()[3] == "running, run 0 on n1", "a cause is told of jobs that left or ended"
 
 
 def test_a_job_that_left_says_why(tmp_path: Path, cluster: Cluster) -> None:
     directory = job(tmp_path, "12", cause="preempted")
     directory.update_state(phase="left", run=2)
     (row,) = report.status(str(tmp_path), "12")
-    assert row.in_words()[3] == "left: preempted, run 3 on n1"
+    assert row.in_words()[3] == "left: preempted, run 2 on n1"
 
 
 def test_a_job_that_the_store_does_not_have(tmp_path: Path, cluster: Cluster) -> None:

@@ -107,8 +107,9 @@ def test_a_line_that_cannot_be_read_is_named(job_script: Path) -> None:
 
 def test_there_must_be_one_script(tmp_path: Path) -> None:
     for arguments in ([], ["-p", "low"], ["--wrap=true", "job.sh"]):
-        with pytest.raises(Refused):
+        with pytest.raises(ValueError, match=r"batch script|only one of them"):
             submit.parse(arguments)
+        assert CliRunner().invoke(command, arguments).exit_code == 2
     with pytest.raises(NotFound):
         submit.parse([str(tmp_path / "none.sh")])
 
@@ -129,6 +130,6 @@ def test_what_is_submitted_holds_the_script_as_it_is(job_script: Path, tmp_path:
 def test_no_arguments_confuse_it(words: list[str]) -> None:
     try:
         found = submit.parse(["--wrap=true", *words])
-    except Refused:
+    except (Refused, ValueError):
         return
     assert found.name == "wrap"

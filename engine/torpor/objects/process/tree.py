@@ -27,7 +27,7 @@ from torpor.objects.process import daemons, security_labels
 from torpor.objects.process.daemons import INIT, is_init
 from torpor.objects.process.texts import Texts, own_pid_of
 from torpor.remote.batch import Call
-from torpor.remote.naming import describe_process, not_permitted
+from torpor.remote.naming import WAIT_FOR_TRACER, describe_process, not_permitted
 
 _EXIT_SIGNAL, _EXIT_CODE = 38, 52  # fields of proc_pid_stat(5)
 _CORE_DUMPED = 0x80  # in a status of wait(2)
@@ -193,7 +193,7 @@ def _unsupported(seen: Seen, home: Mapping[str, str], label: str) -> list[Reason
     tracer = int(seen.status[b"TracerPid"])
     if tracer:
         who = describe_process(tracer)
-        reasons.append(Reason(seen.name, f"it is already traced by {who}", "end that one first"))
+        reasons.append(Reason(seen.name, f"it is already traced by {who}", WAIT_FOR_TRACER))
     if seen.status.get(b"x86_Thread_features"):
         what = seen.status[b"x86_Thread_features"].decode()
         reasons.append(Reason(seen.name, f"it uses a shadow stack ({what}), which is not kept"))
