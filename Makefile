@@ -52,7 +52,7 @@ check: venv
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/mypy --strict --explicit-package-bases native/*.py tests/*.py tests/unit tests/fuzz/*.py tests/vm/*.py notebooks/*.py
+	$(BIN)/mypy --strict --explicit-package-bases native/*.py tests notebooks/*.py
 	$(BIN)/clang-format --dry-run -Werror native/*.[ch] tests/fuzz/player/*.[ch] $(SPANK)
 	@for cc in gcc clang; do if command -v $$cc >/dev/null; then set -ex; $$cc $(C_FLAGS) -fsyntax-only native/*.c; \
 		if [ -e $(SLURM_HEADERS)/slurm/spank.h ]; then $$cc $(C_FLAGS) -I$(SLURM_HEADERS) -fsyntax-only $(SPANK); fi; \

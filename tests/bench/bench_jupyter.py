@@ -81,7 +81,7 @@ def seconds(what: Any, *arguments: Any) -> tuple[float, Any]:
 
 def pause_ms(server: Server, id: str) -> float:
     """How long a snapshot's processes stood still."""
-    command = [BIN / "torpor", "show", "--json", "--store", server.store, id]
+    command: list[str | Path] = [BIN / "torpor", "show", "--json", "--store", server.store, id]
     told = json.loads(server.user.run(command, check=True).stdout)
     return float(told["taken"]["pause_ns"]) / 1e6
 

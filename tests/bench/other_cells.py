@@ -34,8 +34,8 @@ def timed(shell: Any, cells: list[str], after: Callable[[int], None]) -> tuple[f
 def main() -> None:
     """Run one tool."""
     tool, folder, cells = sys.argv[1], Path(sys.argv[2]), json.load(sys.stdin)
-    shell = InteractiveShell.instance()
-    shell.displayhook.write_format_data = lambda *_: None  # what a cell gives is not printed
+    shell: Any = InteractiveShell.instance()
+    vars(shell.displayhook)["write_format_data"] = lambda *_: None  # what a cell gives is not printed
     if tool == "dill":
         import dill  # noqa: PLC0415
 
@@ -64,7 +64,13 @@ def main() -> None:
         places = [folder, Path.home() / ".kishu", kishu.database_path().parent]
         found = {path for place in places for path in place.rglob("*") if path.is_file()}
         written, kept = sum(path.stat().st_size for path in found), len(cells)
-    told = {"cells_s": cells_s, "saving_s": sum(costs), "worst_s": max(costs), "written": written, "kept": kept}
+    told: dict[str, object] = {
+        "cells_s": cells_s,
+        "saving_s": sum(costs),
+        "worst_s": max(costs),
+        "written": written,
+        "kept": kept,
+    }
     told |= {"failed": len(failures), "first_failure": failures[:1]}
     (folder / "told.json").write_text(json.dumps(told))
 

@@ -25,7 +25,8 @@ def main(pid: int) -> None:
             said = "saved"
         except TorporError as error:
             said = f"{type(error).__name__}: {error}"
-    assert sleeper.communicate(b"and so on\n") == (b"and so on\n", None)
+    out, _ = sleeper.communicate(b"and so on\n")
+    assert out == b"and so on\n"
     assert sleeper.returncode == 0
     print(said)
 

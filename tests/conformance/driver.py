@@ -127,7 +127,7 @@ def serve(path: str) -> None:
     """Accept requests for ever; the harness ends this process when it is done."""
     with socket.socket(socket.AF_UNIX) as listener:
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # what a killed handler leaves is seen below us
-        assert torpor.checkpoint and torpor.restore and probe()  # once, here, and not again in every handler
+        _ = torpor.checkpoint, torpor.restore, probe()  # imported and tried once, here, not in every handler
         gc.freeze()  # what is there already is not copied for a handler only because its collector looks at it
         listener.bind(f"{path}.draft")
         listener.listen()

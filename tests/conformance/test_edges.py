@@ -387,7 +387,7 @@ def test_what_the_host_mounts_later_is_seen_in_a_capsule(stage: Stage, user: Act
         place = subject.directory / "place"
         (place / "later").mkdir(parents=True)
         subprocess.run(["mount", "--bind", place, place], check=True)
-        stack.callback(subprocess.run, ["umount", "--recursive", place], check=True)
+        stack.callback(lambda: subprocess.run(["umount", "--recursive", place], check=True))
         subprocess.run(["mount", "--make-shared", place], check=True)
         job = reborn(stage, subject)
         assert in_capsule(subject)

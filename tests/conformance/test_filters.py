@@ -29,7 +29,7 @@ A_FEW = "(left_running and user or user-capsule-1) and (tree.py or threads.c)"
 
 def test_under_the_filter_of_a_container() -> None:
     """All that is over Torpor and the job alike is no hindrance: programs are kept as without."""
-    chosen = ["-k", A_FEW, HERE / "test_conformance.py"]
+    chosen: list[str | Path] = ["-k", A_FEW, HERE / "test_conformance.py"]
     options = ["-q", "-p", "no:cacheprovider", "-o", "addopts=--import-mode=importlib"]
     command = within(CONTAINER, BIN / "pytest", *options, *chosen)
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=170)

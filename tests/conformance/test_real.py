@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 
 from tests.conformance import observe
+from tests.conformance.building import PYTHON
 from tests.conformance.harness import (
-    PYTHON,
     Actor,
     EngineError,
     Failed,

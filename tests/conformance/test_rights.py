@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.conformance import observe
-from tests.conformance.harness import PATIENCE, PYTHON, Actor, EngineError, Stage, alive, wait_until
+from tests.conformance.building import PYTHON
+from tests.conformance.harness import PATIENCE, Actor, EngineError, Stage, alive, wait_until
 
 HOLDER = Path(__file__).parent / "edges" / "holder.py"
 

@@ -66,4 +66,5 @@ def main(choice: str, first: int, last: int) -> int:
 
 if __name__ == "__main__":
     asked = "every" if sys.argv[1:] else "situations"
-    sys.exit(min(main(asked, *map(int, sys.argv[1:] or [0, PARTS[asked]])), 1))
+    first, last = map(int, sys.argv[1:]) if sys.argv[1:] else (0, PARTS[asked])
+    sys.exit(min(main(asked, first, last), 1))

@@ -15,9 +15,10 @@ from collections import deque
 from collections.abc import Iterator
 from itertools import islice
 
-from tests.conformance.harness import MARK, Actor, Failed, Stage
+from tests.conformance.harness import Actor, Failed, Stage
 from tests.inject.faults import Fault
 from tests.inject.sweep import RETRIED, Act, Ending, Saving, Waking, faults, playing, situations
+from tests.leaks import MARK
 
 ACTS: dict[str, type[Act]] = {act.__name__: act for act in (Saving, Ending, Waking)}
 
@@ -62,4 +63,6 @@ def strike(act: type[Act], uid: int, part: int, parts: int, choice: str) -> None
 
 
 if __name__ == "__main__":
-    strike(ACTS[sys.argv[1]], *map(int, sys.argv[2:5]), sys.argv[5])
+    name, *numbers, choice = sys.argv[1:]
+    uid, part, parts = map(int, numbers)
+    strike(ACTS[name], uid, part, parts, choice)

@@ -15,6 +15,7 @@ from typing import Any
 
 import dask
 import dask.array as da
+from dask.typing import Key
 from distributed import Client, LocalCluster
 
 from tests.integration.dask_tasks import add, chunk_of, counters, kept_keys, leaf, slow, suspicions
@@ -43,7 +44,7 @@ def workload(name: str, method: str, log: str) -> Any:
         return (other @ other.T).sum(axis=0)
 
 
-def runs(log: Path) -> Counter[str]:
+def runs(log: Path) -> Counter[Key]:
     """How often the body of each task ran to its end, by key."""
     return Counter(log.read_text().splitlines()) if log.exists() else Counter()
 

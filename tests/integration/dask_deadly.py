@@ -13,7 +13,7 @@ DEADLY = "TORPOR_TEST_DEADLY"
 
 
 def dask_setup(server: object) -> None:
-    write = worker.write
+    write = vars(worker)["write"]
 
     def write_and_die(*args: Any) -> Any:
         info = write(*args)

@@ -36,7 +36,7 @@ def woken(tmp: Path, snapshot: str, *within: str) -> Iterator[subprocess.Popen[b
     """
     rights = [] if os.geteuid() == 0 else ["--user", "--map-current-user", "--keep-caps"]
     node = ["unshare", *rights, "--uts", "--pid", "--fork", "--mount-proc", "--kill-child"]
-    restore = [BIN / "torpor", "restore", snapshot, "--store", tmp / "images"]
+    restore: list[str | Path] = [BIN / "torpor", "restore", snapshot, "--store", tmp / "images"]
     with open(tmp / "output", "ab") as output:
         process = subprocess.Popen([*within, *node, *restore], stdin=subprocess.DEVNULL, stdout=output, stderr=output)
     try:
@@ -104,7 +104,7 @@ def alone(program: str, tmp: Path) -> dict[str, Any]:
     network = ["unshare", *rights, "--net"]
     if not shutil.which("ip") or subprocess.run([*network, "true"], check=False).returncode:
         pytest.skip("needs iproute2 and network namespaces")
-    command = [*network, sys.executable, "-m", f"tests.integration.{program}", tmp]
+    command: list[str | Path] = [*network, sys.executable, "-m", f"tests.integration.{program}", tmp]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     if done.returncode == NO_VETH:
         pytest.skip(f"no second network here: {done.stderr}")

@@ -58,7 +58,7 @@ class Tally:
         return self.count
 
 
-def with_a_future(number: int, log: str) -> list[Future]:
+def with_a_future(number: int, log: str) -> list[Future[int]]:
     time.sleep(0.05)
     with worker_client() as client:
         inner = client.submit(leaf, number, log)
@@ -104,7 +104,7 @@ def under_way(key: str, dask_scheduler: Scheduler) -> bool:
 def drop_replica(key: str, name: str, dask_scheduler: Scheduler) -> None:
     """Have a worker drop what another has, too, as the active memory manager does."""
     worker = next(one for one in dask_scheduler.workers.values() if one.name == name)
-    assert len(dask_scheduler.tasks[key].who_has) > 1
+    assert len(dask_scheduler.tasks[key].who_has or ()) > 1
     dask_scheduler.request_remove_replicas(worker.address, [key], stimulus_id="test")
 
 

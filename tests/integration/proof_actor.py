@@ -26,8 +26,8 @@ from torpor.errors import CheckpointFailed, Refused, TorporError
 from torpor.image import image_pb2 as pb
 from torpor.image import reading
 from torpor.objects.fds import descriptors as kinds
+from torpor.objects.process import seccomp
 from torpor.probe import probe
-from torpor.restorer import validation
 from torpor.store import SnapshotReader
 
 WAITS = "128 "
@@ -107,7 +107,7 @@ def lives_on(pid: int, words: str, kind: type[TorporError] = Refused) -> None:
     """It is neither killed nor stopped, and no snapshot is listed."""
     for then in ("kill", "stop"):
         try:
-            torpor.checkpoint(pid, store="store", then=then)  # type: ignore[arg-type]
+            torpor.checkpoint(pid, store="store", then=then)
         except kind as error:
             assert words in str(error), error
         else:
@@ -242,7 +242,7 @@ def refused() -> None:
         for name, case in CASES.items():
             print(name, file=sys.stderr)
             case(child.pid)
-        with mock.patch.object(validation.seccomp, "probe", lambda: dataclasses.replace(probe(), read_filters=False)):
+        with mock.patch.object(seccomp, "probe", lambda: dataclasses.replace(probe(), read_filters=False)):
             changed(_filtered, "which only root gives back", child.pid)
         if os.geteuid():  # root gives any
             changed(_user_id, "it ran with the user ids", child.pid)

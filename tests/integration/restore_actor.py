@@ -30,9 +30,9 @@ from torpor.image import image_pb2 as pb
 from torpor.image import reading
 from torpor.image.reading import read
 from torpor.objects.memory.own_pages import PageWriter
+from torpor.remote.batch import Call
 from torpor.restorer import plan, surroundings
 from torpor.restorer.execution import Builder
-from torpor.restorer.plan import Call
 from torpor.restorer.restore import explain
 from torpor.store import SnapshotWriter
 

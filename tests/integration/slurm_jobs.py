@@ -29,7 +29,7 @@ def undisturbed(steps: int) -> dict[str, bytes]:
     """What the application leaves when nothing disturbs it."""
     with TemporaryDirectory(prefix="torpor-test-reference-") as folder:
         with open(f"{folder}/out", "wb") as out:
-            command = [sys.executable, APP, folder, str(steps)]
+            command: list[str | Path] = [sys.executable, APP, folder, str(steps)]
             told = subprocess.run(command, stdout=out, env={"OPENBLAS_NUM_THREADS": "1"}, check=False)
         assert told.returncode == CODE
         return {name: Path(folder, name).read_bytes() for name in OUTPUTS}

@@ -183,7 +183,7 @@ def test_a_half_filled_file_is_neither_left_nor_taken(as_user: User) -> None:
     large.write_bytes(b"x" * (4 << 20) + bytes(4 << 20))
     os.chown(large, as_user.uid, as_user.gid)
     os.utime(large, ns=(was.st_mtime_ns, was.st_mtime_ns))
-    restore = [BIN / "torpor", "restore", "latest", "--detach"]
+    restore: list[str | Path] = [BIN / "torpor", "restore", "latest", "--detach"]
     done = as_user.run(restore, cwd=Path("/"))
     assert done.returncode == 10 and "large: it was changed since" in done.stderr, done.stderr
     large.unlink()
@@ -243,7 +243,7 @@ open("draft", "w").write(reader.read()); os.rename("draft", "said")
     job = as_user.popen([sys.executable, "-c", code], stdin=-3, stdout=-3, stderr=-3)
     await_file(as_user.tmp / "ready")
     saved(as_user, job)
-    restore = [BIN / "torpor", "restore", "latest", "--detach"]
+    restore: list[str | Path] = [BIN / "torpor", "restore", "latest", "--detach"]
     for _ in range(2):
         pid = as_user.run(restore, cwd=Path("/"), check=True).stdout.strip()
         as_user.run([BIN / "torpor", "checkpoint", pid, "--then", "kill"], check=True)
@@ -292,7 +292,7 @@ temporary = open("temporary", "w")
 open("now", "w").close(); signal.sigwait({10})
 """
     job = as_user.popen([sys.executable, "-c", code], stdin=-3, stdout=-3, stderr=-3)
-    checkpoint = [BIN / "torpor", "checkpoint", str(job.pid)]
+    checkpoint: list[str | Path] = [BIN / "torpor", "checkpoint", str(job.pid)]
     await_file(as_user.tmp / "ready")
     saved = [as_user.run(checkpoint, check=True).stdout.strip() for _ in range(2)]
     os.kill(job.pid, 10)

@@ -18,7 +18,7 @@ KINDS = ("plain", "locked", "subreaper")
 
 def compare(stage: Stage, user: User, kind: str, seed: int, rounds: int) -> None:
     program = build(CHANGES, stage.programs)
-    command = [BIN / "python", HERE / "changes_actor.py", program, str(seed), kind, str(rounds)]
+    command: list[str | Path] = [BIN / "python", HERE / "changes_actor.py", program, str(seed), kind, str(rounds)]
     done = user.run(command, timeout=150 + 2 * rounds)
     assert done.stdout.endswith("done\n"), done.stderr
 

@@ -308,7 +308,7 @@ os.write(3, b"to where standard output went\\n")
 def test_a_copy_of_standard_output_that_was_put_aside(as_user: User) -> None:
     """As after ``exec 3>&1 >log``, or in ipykernel: it is known by the shell that started the job with it."""
     job = f"exec 3>&1 >log; exec {BIN / 'python'} -c '{PUT_ASIDE}'"
-    quiet = {"stdin": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    quiet: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     shell = as_user.popen(["sh", "-c", 'sh -c "$0"; :', job], stdout=subprocess.PIPE, **quiet)
     try:
         pid = as_user.tmp / "pid"
@@ -333,7 +333,7 @@ def test_a_buffer_above_the_users_limit_comes_back_as_large_as_it_may_be(ordinar
     program = f"import socket; given = socket.socket(fileno={given.fileno()})\n{PROGRAM}".replace(
         "sys.exit(7)", "print(given.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF), file=log)"
     )
-    null = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    null: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     job = ordinary_account.popen([BIN / "python", "-c", program], pass_fds=[one.fileno() for one in pair], **null)
     try:
         for one in pair:

@@ -14,6 +14,7 @@ from typing import Any
 import dask
 import numpy as np
 import pytest
+from dask.typing import Key
 from distributed import wait
 
 from tests.integration.dask_cluster import PATIENCE, Cluster, cluster, lazy_tree, runs, tree, until
@@ -29,7 +30,7 @@ def stored(dask: Cluster) -> set[str]:
     return {str(kept.key) for kept in dask.kept()}
 
 
-def again(dask: Cluster) -> set[str]:
+def again(dask: Cluster) -> set[Key]:
     """Keys of the tasks whose body ran more than once."""
     return {key for key, count in runs(dask.log).items() if count > 1}
 
@@ -324,7 +325,7 @@ def test_the_command_line_sees_what_is_kept(tmp_path: Path) -> None:
         assert "of array" in info.summary
         assert info.tags["worker"].startswith("tcp://")
         for command in (["ls"], ["verify", "--all"]):
-            line = [BIN / "torpor", *command, "--store", dask.store.path]
+            line: list[str | Path] = [BIN / "torpor", *command, "--store", dask.store.path]
             told = subprocess.run(line, check=False, capture_output=True, text=True)
             assert told.returncode == 0, told.stdout + told.stderr
             assert command != ["ls"] or "of array" in told.stdout
@@ -369,7 +370,7 @@ def test_actors_and_results_that_hold_futures_are_left_alone(tmp_path: Path) -> 
         dask.start(1)
         client = dask.client
         actor_future = client.submit(Tally, actor=True)
-        actor = actor_future.result(PATIENCE)
+        actor: Any = actor_future.result(PATIENCE)
         assert actor.increment().result() == 1
         holding = client.submit(with_a_future, 5, str(dask.log))
         beside = client.submit(leaf, 6, str(dask.log))

@@ -6,6 +6,7 @@ import json
 import signal
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,7 +46,7 @@ def test_what_was_stored_and_not_yet_reported_is_loaded(tmp_path: Path) -> None:
         dask.stop()
 
 
-def gated(tmp: Path, **config: object) -> AbstractContextManager[Cluster]:
+def gated(tmp: Path, **config: Any) -> AbstractContextManager[Cluster]:
     """A cluster whose store does not answer while the file `gate` exists."""
     gate = "tests.integration.dask_gate"
     return cluster(

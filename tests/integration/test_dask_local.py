@@ -9,14 +9,16 @@ import threading
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from distributed import Client, Scheduler, wait
+from distributed import Client, Future, Scheduler, wait
 from distributed.shuffle._exceptions import P2PConsistencyError
 
-from tests.integration.dask_cluster import PATIENCE, cluster, lazy_tree, local_cluster, runs, until, workload
+from tests.integration.dask_cluster import PATIENCE, Cluster, cluster, lazy_tree, local_cluster, runs, until, workload
 from tests.integration.dask_tasks import leaf
 from torpor_dask import Resume
 
@@ -115,6 +117,11 @@ def test_many_random_kills(tmp_path: Path, name: str, seed: int) -> None:
     kills(tmp_path, name, 8, seed)
 
 
+def progressed(dask: Cluster, result: Future[Any], count: int) -> bool:
+    """Whether so many tasks have run, or all."""
+    return runs(dask.log).total() >= count or result.done()
+
+
 @pytest.mark.soak
 @pytest.mark.timeout(1800)
 def test_kills_and_restarts_of_everything_in_turn(tmp_path: Path) -> None:
@@ -124,12 +131,12 @@ def test_kills_and_restarts_of_everything_in_turn(tmp_path: Path) -> None:
             cluster_.start()
             result = cluster_.client.compute(lazy_tree(cluster_.log, leaves=200))
             at = runs(cluster_.log).total() + chance.randrange(10, 60)
-            until("progress", lambda at=at, result=result: runs(cluster_.log).total() >= at or result.done())
+            until("progress", partial(progressed, cluster_, result, at))
             stored = {str(kept.key) for kept in cluster_.kept()}
             lines = runs(cluster_.log).total()
             if turn % 2:
                 cluster_.kill(f"w{cluster_.number}0")
-                until("progress", lambda at=at, result=result: runs(cluster_.log).total() >= at + 5 or result.done())
+                until("progress", partial(progressed, cluster_, result, at + 5))
             cluster_.stop(hard=True)
             assert not stored & set(cluster_.log.read_text().splitlines()[lines:])
         cluster_.start()

@@ -195,9 +195,9 @@ def test_names_for_a_worker_that_is_back() -> None:
 @pytest.mark.timeout(300)
 def test_all_of_this_holds_for_an_older_release(tmp_path: Path) -> None:
     older = RELEASES[-1]
-    install = [sys.executable, "-m", "pip", "install", "--quiet", "--retries", "0", "--no-deps", "--target", tmp_path]
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--retries", "0", "--no-deps"]
     try:
-        subprocess.run([*install, f"dask=={older}", f"distributed=={older}"], check=True, timeout=120)
+        subprocess.run([*pip, "--target", tmp_path, f"dask=={older}", f"distributed=={older}"], check=True, timeout=120)
     except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
         pytest.skip(f"distributed {older} cannot be had: {error}")
     env = {**os.environ, "PYTHONPATH": str(tmp_path)}

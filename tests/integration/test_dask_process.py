@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+import subprocess
 import time
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,18 @@ def freeze(dask: Cluster, name: str) -> torpor.Snapshot:
 
 def names(dask: Cluster) -> set[str]:
     return {worker["name"] for worker in dask.info().values()}
+
+
+def has_run(log: Path, count: int) -> bool:
+    return runs(log).total() >= count
+
+
+def is_back_or_ended(dask: Cluster, name: str, process: subprocess.Popen[bytes]) -> object:
+    return name in names(dask) or process.poll()
+
+
+def is_there(dask: Cluster, name: str) -> bool:
+    return name in names(dask)
 
 
 def begin(dask: Cluster) -> tuple[Any, Any, Path]:
@@ -171,20 +185,18 @@ def in_turn(tmp_path: Path, losses: int, seed: int) -> None:
         dask.client.wait_for_workers(3, PATIENCE)
         for turn in range(losses):
             result = tree(dask.client, dask.tmp / f"log{turn}", leaves=80)
-            until(
-                "part of the graph", lambda turn=turn: runs(dask.tmp / f"log{turn}").total() >= chance.randrange(1, 150)
-            )
+            until("part of the graph", partial(has_run, dask.tmp / f"log{turn}", chance.randrange(1, 150)))
             name = chance.choice(sorted(dask.workers))
             snapshot = freeze(dask, name)
             time.sleep(chance.choice([0.0, 0.5, 6.0]))
             if chance.random() < 0.8:
                 process = stack.enter_context(woken(tmp_path, snapshot.id))
                 # one that was just writing to the store may be refused: what it wrote is cleaned up
-                until("an outcome", lambda name=name, process=process: name in names(dask) or process.poll())
+                until("an outcome", partial(is_back_or_ended, dask, name, process))
             assert result.result(PATIENCE) == sum(range(80))
             del result
             dask.start_worker(f"new{turn}")
-            until("a new worker", lambda turn=turn: f"new{turn}" in names(dask))
+            until("a new worker", partial(is_there, dask, f"new{turn}"))
         until("forgetting", lambda: not dask.client.run_on_scheduler(states))
         assert dask.counters()["loading"] == dask.counters()["origins"] == 0
         dask.stop()

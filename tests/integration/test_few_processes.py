@@ -34,8 +34,13 @@ assert not torpor.Store("store").verify()
 def saved(user: User, *, job: bool, saver: bool) -> list[str]:
     """What two checkpoints told of a job, which runs on; it or who saves it may not have another process or thread."""
     limited = ["limited" if one else "free" for one in (job, saver)]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
-    process = user.popen([sys.executable, "-c", JOB, limited[0]], **pipes)
+    process = user.popen(
+        [sys.executable, "-c", JOB, limited[0]],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
     try:
         assert process.stdout.readline() == "ready\n"
         done = user.run([BIN / "python", "-c", SAVE, str(process.pid), limited[1]])

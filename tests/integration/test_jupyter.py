@@ -88,7 +88,7 @@ def test_no_cell_is_lost_while_the_kernel_goes_back(server: Server) -> None:
         notebook.run("x = 1")
         made = server.torpor(kernel, "/checkpoints")
         back = pool.submit(server.torpor, kernel, f"/checkpoints/{made['id']}/restore")
-        sent = []
+        sent: list[str] = []
         while not back.done():
             sent.append(notebook.start(f"print(x, {len(sent)})"))
             wait([back], 0.1)

@@ -45,6 +45,7 @@ def test_two_tabs_and_dead_ones(server: Server) -> None:
     dead = Notebook(server, kernel)
     with Notebook(server, kernel) as one, Notebook(server, kernel) as two:
         dead.run("x = []")
+        assert dead.socket.sock
         dead.socket.sock.close()
         for number in range(2):
             server.torpor(kernel, "/park")
@@ -111,9 +112,9 @@ def test_hostile_names(ordinary_account: User) -> None:
                 server.get(f"api/torpor/kernels/{bad}?%")
             with pytest.raises(Answer, match=r"404|400|414"):
                 server.get(f"api/torpor/kernels/{kernel}/checkpoints/{made}/diff?with={bad}")
-        for path in ("/etc/passwd.ipynb", "../../x.ipynb", "no/such/folder/x.ipynb", "x\0.ipynb", ".ipynb\n", "x.py"):
+        for name in ("/etc/passwd.ipynb", "../../x.ipynb", "no/such/folder/x.ipynb", "x\0.ipynb", ".ipynb\n", "x.py"):
             with pytest.raises(Answer, match=r"40[0-9]|500"):
-                server.torpor(kernel, f"/checkpoints/{made}/fork", path=path)
+                server.torpor(kernel, f"/checkpoints/{made}/fork", path=name)
         with pytest.raises(Answer, match=r"400.*longer than"):
             server.torpor(kernel, "/checkpoints", name="x" * 201)
         for unshown in ({"name": "\u202e"}, {"name": "\0"}, {"note": "\x1b[31m"}):

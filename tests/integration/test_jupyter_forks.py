@@ -8,7 +8,14 @@ import pytest
 
 from tests.jupyter import Answer, Notebook, Server
 
-CELL = {"cell_type": "code", "id": "one", "execution_count": None, "metadata": {}, "outputs": [], "source": "x = 1"}
+CELL: dict[str, object] = {
+    "cell_type": "code",
+    "id": "one",
+    "execution_count": None,
+    "metadata": {},
+    "outputs": [],
+    "source": "x = 1",
+}
 TOLD = """
 import json, os
 from ipykernel.kernelapp import IPKernelApp

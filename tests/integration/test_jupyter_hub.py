@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -73,7 +74,7 @@ def test_a_server_that_the_hub_stops(ordinary_account: User) -> None:
     environment = {"PYTHONPATH": str(packages), "PYTHONDONTWRITEBYTECODE": "1"}
     log = user.tmp / "hub.log"
     with open(log, "wb") as out:
-        command = [sys.executable, "-m", "jupyterhub", "-f", config]
+        command: list[str | Path] = [sys.executable, "-m", "jupyterhub", "-f", config]
         process = user.popen(command, env=environment, stdout=out, stderr=out)
     try:
         wait_until(lambda: is_up(hub, "api/"), "the hub answers", 120)

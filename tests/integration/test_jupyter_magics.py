@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -73,8 +74,8 @@ def test_a_kernel_without_a_server(ordinary_account: User, output: int) -> None:
     environment = {"TORPOR_STORE": str(store), "IPYTHONDIR": str(user.tmp / "ipython")}
     ends = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": output}
     # Its database of cells does not go back with it, and would say so in the middle of what a cell prints.
-    command = [BIN / "python", "-m", "ipykernel_launcher", "-f", connection, "--HistoryManager.enabled=False"]
-    process = user.popen(command, env=environment, **ends)
+    launcher: list[str | Path] = [BIN / "python", "-m", "ipykernel_launcher", "-f", connection]
+    process = user.popen([*launcher, "--HistoryManager.enabled=False"], env=environment, **ends)
     try:
         with connected(connection) as client:
             assert "Saved as" in printed(client, "%load_ext torpor\nx = 5\n%checkpoint alone\nprint('x is', x)")

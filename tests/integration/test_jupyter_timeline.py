@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -133,7 +134,7 @@ def test_idle_kernels_are_parked_when_memory_is_short(ordinary_account: User) ->
             )
             wait_until(lambda: len(automatic(server, kernel)) == 1, "the one that is not needed goes")
             assert automatic(server, kernel)[0]["name"] == "memory was short"
-            prune = [BIN / "torpor", "prune", "--keep-last", "0", "--store", server.store]
+            prune: list[str | Path] = [BIN / "torpor", "prune", "--keep-last", "0", "--store", server.store]
             # The server may still be giving back the space of what went.
             wait_until(lambda: ordinary_account.run(prune).returncode == 0, "the store is not in use")
             assert notebook_says(server, notebook, kernel, "print(x)") == "word\n"

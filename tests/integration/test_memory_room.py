@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -78,7 +79,7 @@ def group(limit: int) -> Iterator[Path]:
 def running(user: User, program: Path, limit: int) -> Iterator[int]:
     """The program in such a group; its PID."""
     with group(limit) as made:
-        waiting = ["sh", "-c", 'read -r _ && exec "$@"', "sh", program, str(USED)]
+        waiting: list[str | Path] = ["sh", "-c", 'read -r _ && exec "$@"', "sh", program, str(USED)]
         job = user.popen(waiting, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         try:
             (made / "cgroup.procs").write_text(str(job.pid))
@@ -111,7 +112,7 @@ def test_where_they_do_it_runs_on(stage: Stage, as_user: User) -> None:
 
 def test_a_snapshot_is_killed_first_and_the_job_stands_still_then(stage: Stage, as_user: User) -> None:
     program = build(PROGRAM, stage.programs)
-    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     job = as_user.popen([program, str(USED)], **pipes)
     try:
         assert job.stdout.readline() == b"ready\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import subprocess
+from typing import Any
 
 from tests.conformance.harness import wait_until
 from tests.lean import LEAN
@@ -33,7 +34,7 @@ def test_it_saves_and_wakes(as_user: User) -> None:
         return as_user.run([BIN / "python", "-c", TORPOR, *words], check=True).stdout.strip()
 
     assert "checkpoint" in torpor("doctor", "--json")
-    nothing = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    nothing: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     job = as_user.popen([BIN / "python", "-c", JOB], **nothing)
     try:
         wait_until((as_user.tmp / "ready").exists, "it holds all of that")

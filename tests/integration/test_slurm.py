@@ -146,7 +146,7 @@ def test_a_node_that_dies_without_a_word(ordinary_account: User) -> None:
 
 def sbatch(made: Submitted, path: Path, *arguments: str, options: Sequence[str] = ()) -> Submitted:
     """Submit a script that knows nothing of Torpor."""
-    torpor = [BIN / "torpor", "sbatch", "--store", made.store, *options, "--"]
+    torpor: list[str | Path] = [BIN / "torpor", "sbatch", "--store", made.store, *options, "--"]
     made.number = made.cluster.submit(made.user, *torpor, "-o", made.folder / "out", *arguments, path)
     return made
 
@@ -301,7 +301,12 @@ def test_a_snapshot_that_is_refused(work: Submitted, choice: str) -> None:
     before = work.steps
     (work.folder / "go").touch()
     work.wait_steps(before + 10)
-    work.send_away(lambda: [(work.folder / name).unlink() for name in ("go", "data")])
+
+    def lose() -> None:
+        for name in ("go", "data"):
+            (work.folder / name).unlink()
+
+    work.send_away(lose)
     if choice == "stop":
         assert work.wait_code() == "10:0"
     else:
@@ -343,7 +348,7 @@ def test_one_supervisor_per_job(work: Submitted) -> None:
 def test_status_tells_of_the_job(slurm: Cluster, work: Submitted) -> None:
     start(work, script(work, application(work, STEPS), "--every=1s"))
     work.wait_log("saved")
-    command = [BIN / "torpor", "slurm", "status", "--store", work.store]
+    command: list[str | Path] = [BIN / "torpor", "slurm", "status", "--store", work.store]
     told = work.user.run([*command, "--json", work.number], env=slurm.env, check=True)
     (row,) = json.loads(told.stdout)
     assert (row["job"], row["slurm"], row["phase"], row["window"], row["enough"]) == (
@@ -356,7 +361,7 @@ def test_status_tells_of_the_job(slurm: Cluster, work: Submitted) -> None:
 
 
 def test_the_doctor_says_how_large_a_job_can_be_saved(slurm: Cluster, ordinary_account: User) -> None:
-    command = [BIN / "torpor", "doctor", "--slurm", "--store", ordinary_account.tmp / "store"]
+    command: list[str | Path] = [BIN / "torpor", "doctor", "--slurm", "--store", ordinary_account.tmp / "store"]
     told = ordinary_account.run([*command, "--json"], env=slurm.env, check=True)
     found = {one["title"]: one for one in json.loads(told.stdout)["findings"]}
     assert f"{GRACE} s of GraceTime and {KILL_WAIT} s of KillWait: jobs of up to" in found["partition low"]["means"]

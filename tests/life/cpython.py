@@ -6,8 +6,17 @@ python3 tests/life/cpython.py OUTCOMES test_os test_pty: a line for each test, "
 from __future__ import annotations
 
 import sys
+import traceback
 import unittest
-from typing import TextIO
+from types import TracebackType
+from typing import TextIO, TypeAlias
+
+Raised: TypeAlias = "tuple[type[BaseException], BaseException, TracebackType] | tuple[None, None, None]"
+
+
+def told(raised: Raised) -> str:
+    """An exception in words."""
+    return "".join(traceback.format_exception(*raised))
 
 
 class Noted(unittest.TestResult):
@@ -17,30 +26,30 @@ class Noted(unittest.TestResult):
         super().__init__()
         self._file = file
 
-    def note(self, test, outcome, reason=""):  # type: ignore[no-untyped-def]
+    def note(self, test: unittest.TestCase, outcome: str, reason: object = "") -> None:
         print(test.id(), outcome, " ".join(str(reason).split())[-300:], sep="\t", file=self._file, flush=True)
 
-    def addSuccess(self, test):  # type: ignore[no-untyped-def]
+    def addSuccess(self, test: unittest.TestCase) -> None:
         self.note(test, "ok")
 
-    def addError(self, test, err):  # type: ignore[no-untyped-def]
-        self.note(test, "error", self._exc_info_to_string(err, test))
+    def addError(self, test: unittest.TestCase, err: Raised) -> None:
+        self.note(test, "error", told(err))
 
-    def addFailure(self, test, err):  # type: ignore[no-untyped-def]
-        self.note(test, "failure", self._exc_info_to_string(err, test))
+    def addFailure(self, test: unittest.TestCase, err: Raised) -> None:
+        self.note(test, "failure", told(err))
 
-    def addSkip(self, test, reason):  # type: ignore[no-untyped-def]
+    def addSkip(self, test: unittest.TestCase, reason: str) -> None:
         self.note(test, "skipped", reason)
 
-    def addExpectedFailure(self, test, err):  # type: ignore[no-untyped-def]
+    def addExpectedFailure(self, test: unittest.TestCase, err: Raised) -> None:
         self.note(test, "expected failure")
 
-    def addUnexpectedSuccess(self, test):  # type: ignore[no-untyped-def]
+    def addUnexpectedSuccess(self, test: unittest.TestCase) -> None:
         self.note(test, "unexpected success")
 
-    def addSubTest(self, test, subtest, err):  # type: ignore[no-untyped-def]
+    def addSubTest(self, test: unittest.TestCase, subtest: unittest.TestCase, err: Raised | None) -> None:
         if err:
-            self.note(test, "failure", f"{subtest} {self._exc_info_to_string(err, test)}")
+            self.note(test, "failure", f"{subtest} {told(err)}")
 
 
 def main(outcomes: str, *names: str) -> None:

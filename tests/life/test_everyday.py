@@ -10,6 +10,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -165,7 +166,7 @@ class Runner:
         shutil.rmtree(self._out, ignore_errors=True)
         self._out.mkdir()
         self.user.own(self._out)
-        command = ["bash", self.user.tmp / "job", self._commands, self._out]
+        command: list[str | Path] = ["bash", self.user.tmp / "job", self._commands, self._out]
         with automount.host(self._host) as host:
             life = Life(self.user, command, self._out, run=bool(ways), groups=[self.group.gr_gid])
             try:

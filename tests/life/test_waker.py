@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import signal
 import subprocess
+from typing import Any
 
 import pytest
 
@@ -75,7 +76,7 @@ os.execvp(sys.argv[1], sys.argv[1:])
 def _asleep(user: User) -> None:
     """A job that was saved and killed."""
     command = [TORPOR, "run", "--", str(BIN / "python"), "-c", JOB]
-    nothing = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    nothing: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     process = user.popen(command, **nothing)
     try:
         wait_until((user.tmp / "before").exists, "it runs")

@@ -87,7 +87,7 @@ class Sleeper:
 
     def torpor(self, *words: str, before: Sequence[str] = (), privileges: tuple[str, ...] = (), code: int = 0) -> str:
         """What the command says; what it notes on the way comes last."""
-        done = subprocess.run(
+        done: subprocess.CompletedProcess[str] = subprocess.run(
             [TORPOR, *words, "--store", str(self._roots)]
             if self._roots
             else [*before, *self._as_user(TORPOR, *words, privileges=privileges)],
