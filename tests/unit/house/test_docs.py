@@ -5,19 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import pytest
-
 from torpor import cli, errors
 
 ROOT = Path(__file__).parents[3]
-PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
-LINK = re.compile(r"\]\(([^)#]+)(#[^)]*)?\)")
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_lead_somewhere(page: Path) -> None:
-    links = [target for target, _ in LINK.findall(page.read_text()) if "://" not in target]
-    assert [target for target in links if not (page.parent / target).exists()] == []
 
 
 def test_what_contributing_names_is_there() -> None:
