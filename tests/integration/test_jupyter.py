@@ -277,21 +277,31 @@ def test_kernels_outlive_their_server(server: Server) -> None:
     session, kernel = server.new_session("work.ipynb")
     with Notebook(server, kernel) as notebook:
         pid = int(notebook.run("import os; x = 6; print(os.getpid())"))
-    for how in ("stop", "interrupt", "kill"):
+    for how in ("stop", "interrupt", "kill", "refuse"):
         if how == "kill":  # a crash of the server comes at any time: but the notebook was written down
             wait_until(lambda: "work.ipynb" in _records(server), "the session is written down")
+        if how == "refuse":  # what cannot be kept is not ended
+            with Notebook(server, kernel) as notebook:
+                notebook.run("from socket import *; link = socket(AF_NETLINK, SOCK_RAW, 16)")
+            with pytest.raises(Answer, match=r"409.*netlink"):
+                server.torpor(kernel, "/park")
+            told = server.kernel(kernel)
+            assert "netlink" in told["unsaved"]["details"][0] and told["at_stop"] == "living"
         outside = server.kernel(kernel)["pid"]
-        getattr(server, how)()
-        assert os.path.exists(f"/proc/{outside}") == (how == "kill")
+        getattr(server, "stop" if how == "refuse" else how)()
+        lives = how in ("kill", "refuse")
+        assert os.path.exists(f"/proc/{outside}") == lives
         server.start()
         (model,) = server.get("api/sessions")
         assert (model["id"], model["path"], model["kernel"]["id"]) == (session, "work.ipynb", kernel)
-        assert server.kernel(kernel)["state"] == ("living" if how == "kill" else "parked")
+        assert server.kernel(kernel)["state"] == ("living" if lives else "parked")
         with Notebook(server, kernel) as notebook:
             answer = notebook.start("print(x * 7, os.getpid())")
-            if how != "kill":
+            if not lives:
                 server.torpor(kernel, "/resume")
             assert notebook.finish(answer) == f"42 {pid}\n"
+    with Notebook(server, kernel) as notebook:
+        notebook.run("link.close()")
     server.torpor(kernel, "/park")
     server.torpor(kernel, "/resume")
     server.post(f"api/kernels/{kernel}/restart")

@@ -15,7 +15,7 @@ from uuid import uuid4
 
 import torpor
 from torpor import Files, LastToStop, Series
-from torpor.errors import Refused, RestoreFailed
+from torpor.errors import Refused, RestoreFailed, TorporError
 from torpor.store import SnapshotInfo
 from torpor_jupyter.data.notebooks import Notebooks
 from torpor_jupyter.data.records import MANUAL, TITLES, CheckpointRecord, KernelRecord, SessionRecord
@@ -26,7 +26,7 @@ from torpor_jupyter.kernels.process import KernelProcess
 from torpor_jupyter.kernels.provisioner import TorporProvisioner
 from torpor_jupyter.kernels.quiescing import KernelSockets, is_io_thread
 from torpor_jupyter.kernels.registry import PARKED, TAG, Registry, json_connection, kernel_info_of
-from torpor_jupyter.kernels.state import Operation, Unsuitable
+from torpor_jupyter.kernels.state import Cancelled, Operation, Unsuitable, as_json
 from torpor_jupyter.kernels.workers import Workers
 
 JOURNAL = "-journal"
@@ -134,7 +134,13 @@ class Operations:
             series=state.series,
         )
         cells = state.gate.cells_sent
-        info: SnapshotInfo = await self._workers.run(_when_possible, process.pid, save)
+        try:
+            info: SnapshotInfo = await self._workers.run(_when_possible, process.pid, save)
+        except TorporError as error:
+            if not isinstance(error, Cancelled):
+                state.unsaved = as_json(error) | {"at_ns": time.time_ns()}
+            raise
+        state.unsaved = None
         record = CheckpointRecord(
             info.id,
             kernel_id,

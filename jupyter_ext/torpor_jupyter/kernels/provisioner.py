@@ -66,6 +66,8 @@ class TorporProvisioner(LocalProvisioner):
     """In a snapshot: for its manager it is alive."""
     returned = False
     """It was not started by this server, or has been woken since."""
+    lives_on = True
+    """Whether its process can outlive the server."""
     _returning: Returning | None = None
 
     @classmethod
@@ -76,6 +78,7 @@ class TorporProvisioner(LocalProvisioner):
         found = cls(kernel_id=local.kernel_id, kernel_spec=local.kernel_spec, parent=manager)
         found.connection_info, found.ports_cached = local.connection_info, local.ports_cached
         found.cwd = local.cwd or Path(os.readlink(f"/proc/{child.pid}/cwd"))
+        found.lives_on = False  # it looks after its parent (JPY_PARENT_PID)
         found._take(KernelProcess(child.pid, child=child))
         manager.provisioner = found
         return found
@@ -103,7 +106,7 @@ class TorporProvisioner(LocalProvisioner):
     def adopt(self, kernel: KernelProcess) -> None:
         """It has a process again."""
         self._take(kernel)
-        self.parked, self.returned = False, True
+        self.parked, self.returned, self.lives_on = False, True, True
 
     async def pre_launch(self, **kwargs: Any) -> dict[str, Any]:
         """As LocalProvisioner; a kernel that comes back keeps its ports and key."""

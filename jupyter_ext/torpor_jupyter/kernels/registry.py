@@ -48,6 +48,10 @@ class Registry:
         self._states: dict[str, State] = {}
         self._returning: dict[str, Returning] = {}
         self._server = ProcessId.of(os.getpid())
+        self.parks_at_stop = True
+        """Whether a stop of the server parks what lives."""
+        self.leaves_unsaved = True
+        """Whether what cannot be parked then is left to live on."""
 
     # ------------------------------------------------------------------------------------ for the provisioner
 
@@ -162,6 +166,8 @@ class Registry:
             "head": state.head or None,
             "execution_count": state.gate.execution_count,
             "suitable": isinstance(provisioner, TorporProvisioner) or can_be_taken_over(provisioner),
+            "unsaved": state.unsaved,
+            "at_stop": self._at_stop(provisioner, state),
             "sessions": [
                 {"id": s.id, "path": self.contents_path(s.path), "type": s.type} for s in self.sessions_of(kernel_id)
             ],
@@ -180,6 +186,13 @@ class Registry:
             "parked_ns": state.parked_ns or None,
             "pid": provisioner.pid if isinstance(provisioner, TorporProvisioner) else None,
         }
+
+    def _at_stop(self, provisioner: Any, state: State) -> str:
+        """What a stop of the server would make of a kernel, as far as that is known."""
+        if state.parked or (self.parks_at_stop and not state.unsaved and isinstance(provisioner, TorporProvisioner)):
+            return "parked"
+        leaves = self.parks_at_stop and self.leaves_unsaved
+        return "living" if leaves and isinstance(provisioner, TorporProvisioner) and provisioner.lives_on else "ended"
 
     def kernels(self) -> list[dict[str, Any]]:
         """All kernels of the server."""
@@ -331,12 +344,29 @@ class Registry:
         with self.records.claimed(kernel_id) as claimed:
             yield claimed.snapshot
 
-    def release(self, kernel_id: str) -> None:
-        """Forget a kernel without shutting it down: it is parked, or another server's now."""
+    def can_be_left(self, kernel_id: str) -> bool:
+        """Whether the next server finds a kernel that this one leaves, parked or alive: it is written down."""
+        provisioner = self.provisioner(kernel_id)
+        if not isinstance(provisioner, TorporProvisioner):
+            return False
+        if self.state(kernel_id).parked:
+            return True
+        process = provisioner.kernel
+        if process is None or process.poll() is not None or not provisioner.lives_on:
+            return False
+        self.remember(provisioner)
+        try:
+            return self.records.read(KernelRecord, kernel_id).process == process.id
+        except TorporError:
+            return False
+
+    def release(self, kernel_id: str, *, lives: bool) -> None:
+        """Forget a kernel without shutting it down: it is parked, lives on, or is another server's now."""
         kernel = self.kernel_manager(kernel_id)
         kernel.stop_restarter()
         self.manager.stop_watching_activity(kernel_id)
-        kernel.cleanup_connection_file()
+        if not lives:  # else it is reached by this file, which may be another server's now
+            kernel.cleanup_connection_file()
         self.manager.remove_kernel(kernel_id)
         self._states.pop(kernel_id, None)
 
@@ -354,7 +384,7 @@ class Registry:
                 self.remember(provisioner)  # there was no room when it was parked
             elif state.parked and not record.parked:
                 self.log.info("Kernel %s was woken by another server", kernel_id)
-                self.release(kernel_id)
+                self.release(kernel_id, lives=True)
             elif record.sessions != (found := self.sessions_of(kernel_id)) and (found or not state.parked):
                 record.sessions = found
                 try:

@@ -252,23 +252,29 @@ class Service:
                 try:
                     await self.park(kernel_id, reason=reason)
                 except TorporError as error:
-                    self.log.warning("Kernel %s cannot be saved, and ends with the server: %s", kernel_id, error)
+                    self.log.warning("Kernel %s cannot be saved: %s", kernel_id, error)
                 except Exception:  # whatever is wrong with one, the others are kept, and the server ends
-                    self.log.exception("Kernel %s cannot be saved, and ends with the server", kernel_id)
+                    self.log.exception("Kernel %s cannot be saved", kernel_id)
 
     async def leave(self) -> None:
-        """The server stops: park what lives; what cannot be parked is left to Jupyter, which ends it."""
-        await self.park_all("stopping")
-        self.leave_parked()
+        """The server stops: park what lives; what is parked, or cannot be, is left to the next server.
 
-    def leave_parked(self) -> None:
-        """The server stops, and Jupyter ends what lives: only what is parked stays."""
-        for kernel_id in self.registry.manager.list_kernel_ids():
-            if self.registry.state(kernel_id).parked:
-                try:
-                    self.registry.release(kernel_id)
-                except Exception:  # as above
-                    self.log.exception("Kernel %s, which is parked, cannot be let go", kernel_id)
+        What remains Jupyter ends.
+        """
+        registry = self.registry
+        if registry.parks_at_stop:
+            await self.park_all("stopping")
+        for kernel_id in registry.manager.list_kernel_ids():
+            try:
+                parked = bool(registry.state(kernel_id).parked)
+                if parked or (registry.parks_at_stop and registry.leaves_unsaved and registry.can_be_left(kernel_id)):
+                    if not parked:
+                        self.log.warning("Kernel %s lives on, and the next server finds it", kernel_id)
+                    registry.release(kernel_id, lives=not parked)
+                elif registry.parks_at_stop:
+                    self.log.warning("Kernel %s ends with the server", kernel_id)
+            except Exception:  # as above
+                self.log.exception("Kernel %s cannot be left to the next server", kernel_id)
 
     def close(self) -> None:
         """Give up the threads."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torpor import Series
-from torpor.errors import TorporError
+from torpor.errors import Refused, RestoreRefused, TorporError
 from torpor_jupyter.kernels.gate import Gate
 
 
@@ -21,6 +21,19 @@ class Cancelled(TorporError):
     """Somebody did not want to wait for it. The kernel is as it was before."""
 
     exit_code = 10
+
+
+def as_json(error: TorporError) -> dict[str, Any]:
+    """An error for the REST API: the reason as the message, what to do next beside it."""
+    reasons = error.reasons if isinstance(error, (Refused, RestoreRefused)) else ()
+    return {
+        "message": str(error),
+        "reason": error.message,
+        "advice": error.advice,
+        "details": [str(reason) for reason in reasons],
+        "kind": type(error).__name__,
+        "only_files": isinstance(error, RestoreRefused) and error.only_files,
+    }
 
 
 @dataclass
@@ -60,6 +73,8 @@ class State:
     parked_ns: int = 0
     execution_state: str = "idle"
     """While parked: what it did."""
+    unsaved: dict[str, Any] | None = None
+    """Why it could not be saved when that was tried last, as the REST API has errors, and when: ``at_ns``."""
     head: str = ""
     """The checkpoint that it was last saved in or taken back to."""
     log: str = ""

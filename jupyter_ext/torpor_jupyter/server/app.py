@@ -46,6 +46,11 @@ class TorporApp(ExtensionApp):
     when_stopping = Enum(
         ["park", "shutdown"], "park", config=True, help="What happens to running kernels when the server stops."
     )
+    when_unsaved = Enum(
+        ["live", "shutdown"], "live", config=True,
+        help="What happens to a kernel that cannot be parked when the server stops: it lives on, and the next server"
+        " finds it, or it ends with the server.",
+    )  # fmt: skip
     when_culling = Enum(
         ["park", "shutdown"], "park", config=True, help="What happens to a kernel that is idle for cull_idle_timeout."
     )
@@ -98,6 +103,8 @@ class TorporApp(ExtensionApp):
         self.service = Service(
             manager, server.session_manager, server.contents_manager, Store(self.store or None), self.log, self._emit
         )
+        self.service.registry.parks_at_stop = self.when_stopping == "park"
+        self.service.registry.leaves_unsaved = self.when_unsaved == "live"
         self.settings["torpor_service"] = self.service
         self.settings["kernel_websocket_connection_class"] = TorporWebsocketConnection
         if self.start_kernels:
@@ -144,10 +151,7 @@ class TorporApp(ExtensionApp):
             self._policies.stop()
         if self._slurm:
             self._slurm.cancel()
-        if self.when_stopping == "park":
-            await self.service.leave()
-        else:
-            self.service.leave_parked()
+        await self.service.leave()
         self.service.close()
 
     def _emit(self, kernel_id: str, what: str) -> None:

@@ -20,6 +20,7 @@ from tornado import web
 from torpor import errors
 from torpor_jupyter.data.records import KERNEL_ID, SNAPSHOT_ID
 from torpor_jupyter.kernels.service import Service
+from torpor_jupyter.kernels.state import as_json
 
 DESCRIPTION = Path(__file__).with_name("api.yaml").read_bytes()
 MAX_NAME, MAX_NOTE = 200, 4000
@@ -49,17 +50,7 @@ def errors_as_answers(action: Action) -> Action:
             await action(self, *arguments, **named)
         except errors.TorporError as error:
             self.set_status(next((status for kind, status in _STATUS.items() if isinstance(error, kind)), 409))
-            reasons = error.reasons if isinstance(error, (errors.Refused, errors.RestoreRefused)) else ()
-            self.finish(
-                {
-                    "message": str(error),
-                    "reason": error.message,
-                    "advice": error.advice,
-                    "details": [str(reason) for reason in reasons],
-                    "kind": type(error).__name__,
-                    "only_files": isinstance(error, errors.RestoreRefused) and error.only_files,
-                }
-            )
+            self.finish(as_json(error))
 
     return wrapped
 

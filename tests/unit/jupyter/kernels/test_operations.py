@@ -202,6 +202,63 @@ def test_trouble_with_one_kernel_costs_no_other_when_the_server_stops(
     run(server, stops())
 
 
+@pytest.mark.parametrize("what", ["lives", "wanted", "unwritten", "parked"])
+def test_what_cannot_be_parked_when_the_server_stops_is_left_to_the_next_one(
+    server: Server, process: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """If that one can find it, and nobody wants its end; until then the reason is told with the kernel."""
+    service, registry = server.service, server.service.registry
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise Refused("no", [Reason("fd 3", "cannot be kept", "close it")])
+
+    async def stops() -> None:
+        kernel = await server.sleeping(process)
+        if what == "wanted":
+            registry.leaves_unsaved = False
+        if what != "parked":
+            monkeypatch.setattr("torpor.checkpoint", refuse)
+            with pytest.raises(Refused):
+                await service.save(kernel)
+            told = registry.describe(kernel)
+            assert told["unsaved"]["details"] == ["fd 3: cannot be kept; close it"]
+            assert told["at_stop"] == ("ended" if what == "wanted" else "living")
+        else:
+            assert registry.describe(kernel)["at_stop"] == "parked"
+        if what == "unwritten":
+            monkeypatch.setattr(registry.records, "write", lambda record: None)
+            registry.records.remove(KernelRecord, kernel)
+        await service.leave()
+        left = what in ("lives", "parked")
+        assert (kernel not in server.manager) == left
+        assert (process.poll() is None) == (what != "parked")
+        if left:
+            found = registry.records.read(KernelRecord, kernel)
+            assert bool(found.process and found.process.pid == process.pid) == (what == "lives")
+
+    run(server, stops())
+
+
+def test_what_was_refused_once_is_forgotten_when_it_is_saved(
+    server: Server, process: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
+        raise Refused("no", [Reason("fd 3", "cannot be kept")])
+
+    async def forgotten() -> None:
+        kernel = await server.sleeping(process)
+        with monkeypatch.context() as patched:
+            patched.setattr("torpor.checkpoint", refuse)
+            with pytest.raises(Refused):
+                await server.service.park(kernel)
+        assert server.service.registry.describe(kernel)["unsaved"]["at_ns"]
+        await server.service.save(kernel)
+        told = server.service.registry.describe(kernel)
+        assert (told["unsaved"], told["at_stop"]) == (None, "parked")
+
+    run(server, forgotten())
+
+
 def test_a_kernel_that_has_told_nothing_of_itself_is_one_all_the_same() -> None:
     loop = asyncio.new_event_loop()
     cancelled, failed = loop.create_future(), loop.create_future()

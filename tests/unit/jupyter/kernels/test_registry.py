@@ -129,7 +129,7 @@ def test_a_server_died_after_it_had_woken_a_kernel_and_before_it_wrote_that_down
             found = registry.describe(record.id)
             assert (found["state"], found["pid"], found["head"]) == ("living", pid, record.snapshot)
             assert server.pinned() == set()
-            registry.release(record.id)
+            registry.release(record.id, lives=True)
 
         asyncio.run(comes_back())
         assert registry.records.read(KernelRecord, record.id).process == ProcessId.of(pid)
