@@ -8,7 +8,7 @@
  * It stands for its child CHILD: every signal that it is sent goes to CHILD, every orphan that falls to it is
  * reaped, and when CHILD ends it ends the same way. CHILD 0 is nobody: it then waits until it is killed. With a
  * PROGRAM it starts that first, with the signals blocked and ignored that init itself was started with, and stands
- * for it. STATUS_FD, if not 0, is told the child's wait status (an int): pid 1 cannot kill itself, so its own exit
+ * for it; if init leads its session, the program leads one of its own. STATUS_FD, if not 0, is told the child's wait status (an int): pid 1 cannot kill itself, so its own exit
  * code is 128 + signal where the child was killed by one.
  *
  * A PID namespace ends with its pid 1. So pid 1 first tells the status, with LIVES_ON if CHILD has left processes
@@ -156,19 +156,25 @@ static void forward(long child, const siginfo_t *info)
 static long start(char **argv, char **environment, unsigned long mask, long status_fd)
 {
 	struct action wait_for_it = {0}, given = {0};
+	long leads = call(__NR_getsid, 0, 0, 0, 0) == call(__NR_getpid, 0, 0, 0, 0);
+	long last = status_fd > 2 ? status_fd : 2;
 	long child, failure;
 
+	/* What the program leaves in the background stays below init, also when another program has started init. */
+	call(__NR_prctl, 36 /* PR_SET_CHILD_SUBREAPER */, 1, 0, 0);
 	/* Where SIGCHLD is ignored nobody is told of an end; the program is to have it as it was. */
 	call(__NR_rt_sigaction, SIGCHLD, (long)&wait_for_it, (long)&given, MASK_SIZE);
 	child = call(__NR_fork, 0, 0, 0, 0);
 	if (child) {
 		/* The first three tell a checkpoint what the job's own were; of others the job alone shall decide. */
-		call(__NR_close_range, 3, status_fd - 1, 0, 0);
-		call(__NR_close_range, status_fd + 1, ~0u, 0, 0);
+		call(__NR_close_range, 3, last - 1, 0, 0);
+		call(__NR_close_range, last + 1, ~0u, 0, 0);
 		return child;
 	}
 	call(__NR_rt_sigaction, SIGCHLD, (long)&given, 0, MASK_SIZE);
 	set_mask(mask);
+	if (leads)
+		call(__NR_setsid, 0, 0, 0, 0);
 	failure = call(__NR_execve, (long)argv[0], (long)(argv + 1), (long)environment, 0);
 	if (failure == -ENOEXEC) { /* a script without #!: as execvp(3) does */
 		argv[1] = argv[0];

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from torpor.remote.freeze import LastToStop
     from torpor.restorer.job import Job
     from torpor.restorer.restore import Files, listening_ports, restore
-    from torpor.restorer.run import run, start
+    from torpor.restorer.run import below_init, run, start
     from torpor.store import SnapshotInfo as Snapshot
     from torpor.store import Store
 
@@ -38,6 +38,7 @@ __all__ = [
     "Snapshot",
     "Stats",
     "Store",
+    "below_init",
     "checkpoint",
     "client_ports",
     "listening_ports",
@@ -55,6 +56,7 @@ _PLACES = {
     "Snapshot": "torpor.store",
     "Stats": "torpor.dump.checkpoint",
     "Store": "torpor.store",
+    "below_init": "torpor.restorer.run",
     "checkpoint": "torpor.dump.checkpoint",
     "client_ports": "torpor.objects.sockets.tcp",
     "listening_ports": "torpor.restorer.restore",

@@ -51,22 +51,43 @@ def start(
         NotFound: there is no such program.
         RestoreFailed: the program could not be started.
     """
-    path = shutil.which(command[0])
-    if path is None:
-        if "/" in command[0] and os.path.exists(command[0]):
-            raise NotFound(
-                f"{command[0]!r} may not be executed",
-                advice=f"`chmod +x` it, or give its interpreter, as in `python3 {command[0]}`",
-            )
-        raise NotFound(f"there is no program {command[0]!r}", advice="give its path, or see $PATH")
     init = capsule.launch(
         Setting(Namespaces(0)),
-        [path, *command],
+        [_found(command[0], None), *command],
         inherited.environment() if environment is None else environment,
         inherited.signals() if signals is None else signals,
         witness=foreground,
     )
     return Job(init, *_command_pids(init.pid))
+
+
+def below_init(command: Sequence[str], environment: Mapping[str, str]) -> list[str]:
+    """Return the command line by which another program, as `subprocess`, starts a command as a child of a torpor-init.
+
+    The torpor-init ends as the command ends. If it was started in a session of its own, so is the command.
+
+    Args:
+        command: the program, searched in the environment's PATH, and its arguments.
+        environment: the environment of the program.
+
+    Raises:
+        NotFound: there is no such program.
+    """
+    path = _found(command[0], environment.get("PATH", os.defpath))
+    _, *arguments = capsule.init_arguments(0, program=[path, *command])
+    return [os.fspath(capsule.INIT), *map(os.fsdecode, arguments)]
+
+
+def _found(program: str, path: str | None) -> str:
+    found = shutil.which(program, path=path)
+    if found is None:
+        if "/" in program and os.path.exists(program):
+            raise NotFound(
+                f"{program!r} may not be executed",
+                advice=f"`chmod +x` it, or give its interpreter, as in `python3 {program}`",
+            )
+        raise NotFound(f"there is no program {program!r}", advice="give its path, or see $PATH")
+    return found
 
 
 def run(

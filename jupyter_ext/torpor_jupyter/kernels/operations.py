@@ -24,7 +24,7 @@ from torpor_jupyter.kernels.checkpoints import Checkpoints
 from torpor_jupyter.kernels.connections import Connections
 from torpor_jupyter.kernels.process import KernelProcess
 from torpor_jupyter.kernels.provisioner import TorporProvisioner
-from torpor_jupyter.kernels.quiescing import KernelSockets, is_io_thread
+from torpor_jupyter.kernels.quiescing import KernelSockets, debugger_outside, is_io_thread
 from torpor_jupyter.kernels.registry import PARKED, TAG, Registry, json_connection, kernel_info_of
 from torpor_jupyter.kernels.state import Cancelled, Operation, Unsuitable, as_json
 from torpor_jupyter.kernels.workers import Workers
@@ -113,6 +113,11 @@ class Operations:
         process = provisioner.kernel
         if process is None or process.poll() is not None:
             raise Unsuitable(f"kernel {kernel_id} is not running")
+        if not provisioner.lives_on and debugger_outside(process.pid):  # Torpor did not start it
+            raise Unsuitable(
+                "its debugger is connected from outside, and a woken kernel would wait for it for ever",
+                advice="turn the debugger off; kernels that Torpor has started keep theirs",
+            )
         manager = self._registry.kernel_manager(kernel_id)
         sessions = self._registry.sessions_of(kernel_id)
         notebook = sessions[0].path if sessions else ""

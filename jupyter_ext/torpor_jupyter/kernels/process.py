@@ -9,7 +9,7 @@ import subprocess
 from contextlib import suppress
 
 from torpor import Job
-from torpor.processes import pidfd_open, pidfd_send_signal
+from torpor.processes import children, pidfd_open, pidfd_send_signal
 from torpor_jupyter.data.records import ProcessId
 
 
@@ -25,7 +25,7 @@ class KernelProcess:
 
         Args:
             pid: the kernel's own, as this process sees it.
-            child: if this process started it.
+            child: if this process started it, or its torpor-init.
             job: if this process woke it.
         """
         self.pid = pid
@@ -34,6 +34,16 @@ class KernelProcess:
         self._job = job
         self._pidfd = pidfd_open(pid)
         self._code: int | None = None
+
+    @classmethod
+    def below(cls, init: subprocess.Popen[bytes]) -> KernelProcess:
+        """Hold the child of a torpor-init that this process has started just now; of one that has ended, itself."""
+        while not os.waitid(os.P_PID, init.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            if below := children(init.pid):
+                with suppress(ProcessLookupError):
+                    return cls(below[0], child=init)
+            os.sched_yield()
+        return cls(init.pid, child=init)
 
     @classmethod
     def adopt(cls, process: ProcessId) -> KernelProcess:

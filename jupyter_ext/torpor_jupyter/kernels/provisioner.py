@@ -20,6 +20,7 @@ from jupyter_client.connect import KernelConnectionInfo, LocalPortCache, port_na
 from jupyter_client.launcher import launch_kernel
 from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 
+import torpor
 from torpor_jupyter.kernels.process import KernelProcess
 
 SERVICE = "torpor_service"
@@ -130,18 +131,19 @@ class TorporProvisioner(LocalProvisioner):
         if self.registry:
             # ipykernel ends itself when its parent changes; this one is to outlive the server.
             options["independent"] = True
+            # What it leaves in the background, as debugpy's adapter, is a part of it then.
+            cmd = torpor.below_init([os.path.expanduser(word) for word in cmd], options.get("env") or os.environ)
             log = self.registry.log_file(self.kernel_id)
             try:
                 # Not the server's own: a pipe to a server that is gone would end the kernel at its next word.
                 options = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log} | options
-                child = launch_kernel(cmd, **options)
+                self._take(KernelProcess.below(launch_kernel(cmd, **options)))
             finally:
                 os.close(log)
+            self.registry.begin_anew(self.kernel_id)
         else:
             child = launch_kernel(cmd, **options)
-        self._take(KernelProcess(child.pid, child=child))
-        if self.registry:
-            self.registry.begin_anew(self.kernel_id)
+            self._take(KernelProcess(child.pid, child=child))
         return self.connection_info
 
     async def post_launch(self, **kwargs: Any) -> None:

@@ -78,6 +78,33 @@ class KernelSockets:
         return Counter(local for local, _, state, _, _ in _sockets(self.ports) if state == _ESTABLISHED)
 
 
+def debugger_outside(pid: int) -> int | None:
+    """debugpy's adapter that a process is connected to and that is no descendant of it, if there is one.
+
+    The adapter leaves its parent and its session (debugpy/adapter/__main__.py).
+    """
+    own = _inodes(pid)
+    ports = {local for local, _, _, _, inode in _sockets() if f"socket:[{inode}]" in own}
+    below = set(processes.tree(pid))
+    for other in (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal()):
+        with suppress(OSError):  # another user's, or gone
+            words = Path(f"/proc/{other}/cmdline").read_bytes().split(b"\0")
+            if other not in below and b"--for-server" in words and any(b"debugpy" in word for word in words):
+                theirs = _inodes(other)
+                if any(f"socket:[{inode}]" in theirs and remote in ports for _, remote, _, _, inode in _sockets()):
+                    return other
+    return None
+
+
+def _inodes(pid: int) -> set[str]:
+    """What the links of a process's descriptors say; of one that is closed meanwhile nothing."""
+    found = set()
+    for fd in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):
+            found.add(os.readlink(fd))
+    return found
+
+
 def listening_process(connection: Mapping[str, object]) -> int | None:
     """The process of this user that listens at all ports of a kernel's connection file, if there is one."""
     wanted = KernelSockets(connection).ports
@@ -90,7 +117,7 @@ def listening_process(connection: Mapping[str, object]) -> int | None:
     holders = set()
     for pid in (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal()):
         with suppress(OSError):  # another user's, or gone
-            if inodes <= {os.readlink(fd) for fd in Path(f"/proc/{pid}/fd").iterdir()}:
+            if inodes <= _inodes(pid):
                 holders.add(pid)
     # Its forks have the listeners, too.
     return next((pid for pid in sorted(holders) if processes.parent(pid) not in holders), None)
@@ -106,8 +133,11 @@ def _queued(ports: Collection[int]) -> int:
     return sum(queued for _, _, _, queued, _ in _sockets(ports))
 
 
-def _sockets(ports: Collection[int]) -> list[tuple[int, int, int, int, int]]:
-    """Local port, remote port, state, bytes queued (for a listening one: connections to be accepted), and inode."""
+def _sockets(ports: Collection[int] | None = None) -> list[tuple[int, int, int, int, int]]:
+    """Of the sockets that have one of these ports at one of their ends, or of all.
+
+    Local port, remote port, state, bytes queued (for a listening one: connections to be accepted), and inode.
+    """
     found = []
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         try:
@@ -117,7 +147,10 @@ def _sockets(ports: Collection[int]) -> list[tuple[int, int, int, int, int]]:
         for line in lines:
             _, local, remote, state, queues, _, _, _, _, inode, *_ = line.split()
             local_port, remote_port = (int(address.rpartition(":")[2], 16) for address in (local, remote))
-            if (local_port in ports or remote_port in ports) and int(state, 16) in (_ESTABLISHED, _LISTEN):
+            if (ports is None or local_port in ports or remote_port in ports) and int(state, 16) in (
+                _ESTABLISHED,
+                _LISTEN,
+            ):
                 sending, _, receiving = queues.partition(":")
                 queued = int(receiving, 16) + (int(sending, 16) if int(state, 16) == _ESTABLISHED else 0)
                 found.append((local_port, remote_port, int(state, 16), queued, int(inode)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +11,9 @@ from pathlib import Path
 import pytest
 
 import torpor
+from torpor import processes
 from torpor.cli.run import _teller
+from torpor.errors import NotFound
 from torpor.store import SnapshotInfo
 
 TOLD = """
@@ -54,3 +58,34 @@ def test_what_a_wake_will_not_bring_back_is_told_once(capsys: pytest.CaptureFixt
         tell(SnapshotInfo("20261123-000000000-aaaaaa", "", notices=notices))
     told = capsys.readouterr().err.splitlines()
     assert told == ["torpor: note: saved, but a connection is lost", "torpor: note: saved, but a line is \\x1b[31mlost"]
+
+
+LEAVES = "(sleep 1000 & echo $!) | cat; exec sleep 1000"
+
+
+@pytest.mark.parametrize("leads", [True, False])
+def test_a_command_below_an_init_that_another_program_has_started(tmp_path: Path, leads: bool) -> None:
+    """What it leaves in the background is init's, which has no more of its descriptors than 0, 1 and 2."""
+    command = torpor.below_init(["sh", "-c", LEAVES], os.environ)
+    with (
+        open(tmp_path / "held", "w") as held,
+        subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=leads, pass_fds=[held.fileno()]) as init,
+    ):
+        assert init.stdout
+        left = int(init.stdout.readline())
+        (root,) = set(processes.children(init.pid)) - {left}
+        assert processes.parent(left) == init.pid
+        assert (os.getsid(root) == root) == leads
+        assert sorted(os.listdir(f"/proc/{init.pid}/fd")) == ["0", "1", "2"]
+        assert str(held.fileno()) in os.listdir(f"/proc/{root}/fd")
+        os.kill(root, signal.SIGTERM)
+        os.kill(left, signal.SIGKILL)
+        assert init.wait(30) == -signal.SIGTERM
+
+
+def test_a_command_below_an_init_is_searched_where_it_will_be(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("#!/bin/sh\nexit 7\n")
+    (tmp_path / "mine").chmod(0o700)
+    assert subprocess.run(torpor.below_init(["mine"], {"PATH": str(tmp_path)}), check=False).returncode == 7
+    with pytest.raises(NotFound, match="no program 'mine'"):
+        torpor.below_init(["mine"], {"PATH": "/nowhere"})

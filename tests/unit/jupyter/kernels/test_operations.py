@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import subprocess
 from collections.abc import Coroutine
 from concurrent.futures import Future
@@ -123,7 +124,8 @@ def test_what_is_told_of_a_kernel_changes_when_the_operation_ends(
 
 def sleep_instead(*arguments: object, **options: object) -> subprocess.Popen[bytes]:
     """A kernel that is started is a `sleep`, too."""
-    return subprocess.Popen(["sleep", "1000"], stdin=subprocess.DEVNULL, start_new_session=True, cwd="/")
+    command = torpor.below_init(["sleep", "1000"], os.environ)
+    return subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, cwd="/")
 
 
 def test_a_parked_kernel_that_is_started_again_is_a_new_one(
