@@ -26,7 +26,7 @@ from torpor.dump.tree_dump import TreeDump
 from torpor.errors import CheckpointFailed, ImageDamaged, Reason, Refused, StoreError, failing
 from torpor.image import image_pb2 as pb
 from torpor.image import reading
-from torpor.objects.fds import descriptors
+from torpor.objects.fds import descriptors, outsiders
 from torpor.objects.memory import process_memory, vmas
 from torpor.objects.memory.incremental import Before
 from torpor.objects.memory.own_pages import PageWriter, Progress, Ranges
@@ -244,6 +244,7 @@ def _take(root: int, writer: SnapshotWriter, how: _How, progress: Progress) -> S
             calm.close()
             image, pages = taken.describe()
             taken.notices += daemons.notices(root)
+            _of_outsiders(outsiders.find(taken.descriptors, taken.shared.nameless), taken, how.then)
             before = taken.before if writer.base else [None] * len(pages)
             _write(image, pages, before, taken, writer, progress, bundle_files=how.bundle_files)
             taken.let_snapshots_go()
@@ -271,6 +272,13 @@ def _take(root: int, writer: SnapshotWriter, how: _How, progress: Progress) -> S
             for process in frozen.processes.values():
                 os.kill(process.pid, signal.SIGSTOP)
     return published
+
+
+def _of_outsiders(found: list[outsiders.Shared], taken: TreeDump, then: Then) -> None:
+    """Say what the tree shares with others; refuse to kill it if these would stand in the way of a wake."""
+    if then == "kill" and (reasons := outsiders.reasons(found)):
+        raise Refused("the tree was not killed, because it could not be woken here", reasons)
+    taken.notices += outsiders.notices(found)
 
 
 def _prove(frozen: Frozen, stats: Stats, reader: SnapshotReader) -> None:

@@ -311,6 +311,10 @@ class Kind(ABC, Generic[S]):
         """What outside of the tree it is connected to, for messages; empty if nothing."""
         return ""
 
+    def only_one(self, held: OpenFile[S]) -> str:
+        """What of it only one object on a host can have, for messages: ``its port``. Empty if nothing."""
+        return ""
+
     def stands_for(self, held: OpenFile[S], tree: GrabbedDescriptors) -> list[int]:
         """The numbers of standard input, output and error that a description to the outside may be.
 

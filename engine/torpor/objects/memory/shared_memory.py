@@ -211,6 +211,15 @@ class SharedMemory:
         pieces = [(at, at + len(content)) for at, content in segment.pieces.items()] if self._content else segment.seen
         return segment if any(start <= mapping.offset and end <= stop for start, stop in pieces) else None
 
+    @property
+    def nameless(self) -> set[Key]:
+        """What no other process could find by a name."""
+        return {
+            key
+            for key, segment in self.segments.items()
+            if not segment.sysv and kind_of(segment.name, key[1])[0] != pb.SharedMemory.TMPFS
+        }
+
     def note_system_v(self, found: Iterable[segments.Segment]) -> None:
         """Note what a process has reported about its System V segments."""
         for one in found:

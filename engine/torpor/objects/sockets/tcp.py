@@ -233,6 +233,12 @@ class Tcp(Kind[TcpState]):
                 passing=True,
             )
 
+    def only_one(self, held: OpenFile[TcpState]) -> str:
+        """The port of a listener, or of an end whose other end is in the tree."""
+        state = held.state
+        inside = state.info.state == State.LISTEN or state.peer is not None
+        return "its port" if inside and addresses.address(state.local).port else ""
+
     def describe(self, held: OpenFile[TcpState], out: Description, tree: GrabbedDescriptors, image: Describing) -> None:
         """Write its state, and what it has received."""
         state, tcp = held.state, out.tcp

@@ -167,6 +167,11 @@ class Udp(Kind[UdpState]):
         if state.encapsulates:
             yield Unsupported("it carries packets for the kernel (UDP_ENCAP)", "close it")
 
+    def only_one(self, held: OpenFile[UdpState]) -> str:
+        """The port, if it has one."""
+        where = _address(held.state.local)
+        return "its port" if where and where.port else ""
+
     def describe(self, held: OpenFile[UdpState], out: Description, tree: GrabbedDescriptors, image: Describing) -> None:
         """Write addresses and options."""
         state = held.state

@@ -1,0 +1,140 @@
+"""What a tree shares with processes outside of it, which have it open or mapped too: inherited, or passed on.
+
+Kept: each side goes on with what it has; the woken tree's is another one from then on. The checkpoint says so.
+
+Refused: a tree that is to be killed, if a wake would find that such a process still has what only one can have: a port,
+a socket's name, a lock. If the tree runs on, the checkpoint says it.
+
+Not looked for: standard input, output and error, which the restorer replaces; files and devices that are opened again
+by their names; what processes of other users have.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Collection, Iterator
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+from torpor import procfs
+from torpor.arch.x86_64 import NR
+from torpor.errors import Reason
+from torpor.objects.fds.grabbing import KCMP_FILE
+from torpor.objects.kind import GrabbedDescriptors, OpenFile, name, some
+from torpor.objects.paths.file_names import DELETED
+from torpor.remote.naming import describe_process
+from torpor.remote.sys import try_syscall
+
+_ONE_OBJECT = ("pipe:[", "socket:[")
+"""How the links begin that name one object, and not its kind."""
+
+
+class Shared(NamedTuple):
+    """What a process outside of the tree has too."""
+
+    outsider: int
+    """Its PID."""
+    what: str
+    """For messages: ``process 4711 (python), fd 5 (pipe:[815])``."""
+    only_one: str = ""
+    """What of it only one can have, for messages: ``its port``. Empty if there may be two."""
+
+
+def find(tree: GrabbedDescriptors, memory: Collection[tuple[int, int]] = ()) -> list[Shared]:
+    """Look through the processes of this host that this user may see.
+
+    Args:
+        tree: the descriptors of a tree, which may run again: what is born in it meanwhile is no outsider.
+        memory: the device and inode of each piece of the tree's shared memory that has no name.
+    """
+    of_tree = {*tree.pids, *tree.stand_ins.values()}
+    found: dict[tuple[int, str], Shared] = {}
+    wanted: dict[str, list[OpenFile[Any]]] = {}
+    for held in tree.held:
+        if _is_looked_for(held, tree):
+            wanted.setdefault(held.link, []).append(held)
+    if wanted:
+        for pid, fd, link in procfs.open_descriptors({*of_tree, os.getpid()}):
+            for held in wanted.get(link, ()):
+                if _is_same(held, pid, fd):
+                    what = f"{name(held.holders[0])} ({held.link})"
+                    found.setdefault((pid, what), Shared(pid, what, _only_one(held, tree)))
+    for pid in _mapping(memory, {*of_tree, os.getpid()}) if memory else ():
+        found.setdefault((pid, ""), Shared(pid, "shared memory"))
+    outside = {pid for pid in {one.outsider for one in found.values()} if _is_outside(pid, of_tree)}
+    return [one for one in found.values() if one.outsider in outside]
+
+
+def reasons(found: Collection[Shared]) -> list[Reason]:
+    """Why the tree could not be woken while the outsiders live."""
+    return [
+        Reason(
+            one.what,
+            f"{describe_process(one.outsider)}, outside of the tree, has it open too, and keeps {one.only_one}",
+            "end that one first, or save without ending the tree",
+        )
+        for one in found
+        if one.only_one
+    ]
+
+
+def notices(found: Collection[Shared]) -> Iterator[str]:
+    """What will differ after a wake: a sentence for each outsider."""
+    for outsider in sorted({one.outsider for one in found}):
+        mine = [one for one in found if one.outsider == outsider]
+        who = f"{describe_process(outsider)}, outside of the tree,"
+        what = some([one.what for one in mine], 5)
+        yield f"{who} has these open or mapped too, and will not share them with the woken program: {what}"
+        if kept := [f"{one.only_one} of {one.what}" for one in mine if one.only_one]:
+            yield f"a wake is refused while {who} keeps {some(kept)}"
+
+
+def _is_outside(pid: int, of_tree: Collection[int]) -> bool:
+    """Whether a process lives that the tree has not made meanwhile."""
+    above = list(procfs.ancestry(pid))
+    return not procfs.is_ending(pid, pid) and not any(one in of_tree for one in above)
+
+
+def _is_looked_for(held: OpenFile[Any], tree: GrabbedDescriptors) -> bool:
+    if held.under_way_to is not None or all(tree.stdio(held, holder.fd) is not None for holder in held.holders):
+        return False
+    if held.link.startswith((*_ONE_OBJECT, "anon_inode:")):
+        return True
+    if stat.S_ISREG(held.stat.st_mode):
+        return held.link.endswith(DELETED) or bool(_locks(held, tree))
+    return held.kind.field == "pty"
+
+
+def _locks(held: OpenFile[Any], tree: GrabbedDescriptors) -> list[bytes]:
+    """The lines of its locks that belong to the description, and not to a process."""
+    lines = tree.locked.get(held.holders[0], ())
+    return [line for line in lines if b" FLOCK " in line or b" OFDLCK " in line]
+
+
+def _only_one(held: OpenFile[Any], tree: GrabbedDescriptors) -> str:
+    return "its lock" if _locks(held, tree) else held.kind.only_one(held)
+
+
+def _is_same(held: OpenFile[Any], pid: int, fd: int) -> bool:
+    """Whether a descriptor with the same link refers to the same object."""
+    if held.link.startswith(_ONE_OBJECT):
+        return True
+    with suppress(OSError):  # closed meanwhile
+        status = os.stat(f"/proc/{pid}/fd/{fd}")
+        if (status.st_dev, status.st_ino, status.st_rdev) != (held.stat.st_dev, held.stat.st_ino, held.stat.st_rdev):
+            return False
+        if held.link.endswith(DELETED) or held.link.startswith("/dev/pts/"):
+            return True
+        holder = held.holders[0]
+        return try_syscall(NR.kcmp, pid, holder.pid, KCMP_FILE, fd, holder.fd) == 0
+    return False
+
+
+def _mapping(memory: Collection[tuple[int, int]], but: Collection[int]) -> Iterator[int]:
+    """The processes that have any of this memory mapped."""
+    places = [b" %02x:%02x %d " % (os.major(device), os.minor(device), inode) for device, inode in memory]
+    for pid in map(int, filter(str.isdecimal, os.listdir("/proc"))):
+        with suppress(OSError):  # it has ended, or belongs to another user
+            if pid not in but and any(map(procfs.read(f"/proc/{pid}/maps").__contains__, places)):
+                yield pid
