@@ -35,6 +35,7 @@ from torpor.objects.process import daemons, seccomp, sharing, threads, tree
 from torpor.objects.registry import PROCESS_PARTS, THREAD_PARTS, TREE_PARTS
 from torpor.objects.sockets import tcp_repair
 from torpor.remote.freeze import Frozen, LastToStop, Stuck
+from torpor.remote.naming import UNINTERRUPTIBLE
 from torpor.remote.tracer import Interruption, in_own_thread, no_collection
 from torpor.remote.waits import Waits
 from torpor.store import SnapshotInfo, SnapshotReader, SnapshotWriter, Store
@@ -266,8 +267,10 @@ def _take(root: int, writer: SnapshotWriter, how: _How, progress: Progress) -> S
             with tcp_repair.Hold() as hold:
                 descriptors.hold_kept(taken.descriptors, hold)
                 descriptors.arm_reset(taken.descriptors)
-                frozen.kill()
+                late = frozen.kill()
                 hold.save(published.id)
+            ending = tuple(f"{name} was killed, and has not ended yet: {UNINTERRUPTIBLE}" for name in late)
+            published = replace(published, notices=published.notices + ending)
         elif how.then == "stop":
             for process in frozen.processes.values():
                 os.kill(process.pid, signal.SIGSTOP)

@@ -6,7 +6,7 @@ from torpor.arch.x86_64 import NR
 
 MADE = frozenset({
     # The scratch mapping, and the return from it (injection.py).
-    NR.mmap, NR.munmap, NR.rt_sigreturn, NR.getpid, NR.gettid, NR.tgkill,
+    NR.mmap, NR.munmap, NR.rt_sigreturn, NR.rt_sigprocmask, NR.getpid, NR.gettid, NR.tgkill,
     # State that only the process itself can query (objects).
     NR.arch_prctl, NR.brk, NR.clock_gettime, NR.get_mempolicy, NR.get_robust_list, NR.getitimer, NR.getpriority,
     NR.ioprio_get, NR.kcmp, NR.keyctl, NR.membarrier, NR.mincore, NR.modify_ldt, NR.msgctl, NR.msgrcv, NR.personality,

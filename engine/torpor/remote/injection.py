@@ -56,6 +56,7 @@ _RFLAGS_TRAP_DIRECTION = 0x100 | 0x400
 _HEADER = CODE.ljust(256, b"\0") + b"torpor's window\0"
 """A scratch mapping begins with these bytes; its size in bytes follows."""
 _SIZE = struct.Struct("<Q")
+_MASK = struct.Struct("<Q")  # the kernel's sigset_t
 _DISTANCE = 1 << 20
 """Minimal distance in bytes between a scratch mapping and the program's mappings. The program may place its next
 mapping there, and a stack stops growing 256 pages below the next mapping
@@ -211,13 +212,16 @@ class Injection:
         self._batches = batches
         pid = self.process.pid
         for tid, batch in batches.items():
+            thread = self.process.threads[tid]
             if self._quiet is not None:
+                if thread.sigmask >> (self._quiet - 1) & 1:
+                    # Only _enter() has unblocked it: if the dumper dies before, the signal would stay pending.
+                    batch.add(NR.rt_sigprocmask, signal.SIG_UNBLOCK, _MASK.pack(1 << (self._quiet - 1)), 0, _MASK.size)
                 # The signal needs the ids in the thread's own PID namespace: let the thread ask for them.
                 batch.add(NR.tgkill, Result(batch.add(NR.getpid)), Result(batch.add(NR.gettid)), self._quiet)
             batch.add(NR.rt_sigreturn)
             batch.add(NR.rt_sigreturn)  # if a step ends at the first one (see _step), the thread continues at this one
             slot = self._slots[tid]
-            thread = self.process.threads[tid]
             table = batch.encode(slot.table)
             slot.size = len(table)
             frame = x86_64.signal_frame(slot.frame, thread.named, self.xstates[tid], thread.sigmask)

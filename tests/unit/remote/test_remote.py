@@ -162,6 +162,28 @@ def test_no_handler_runs(start: Start, caught_signals: tuple[int, ...]) -> None:
     assert tell(target) == "[]"
 
 
+def test_a_tracer_that_dies_as_the_calls_begin_leaves_no_signal_pending(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even where the thread blocks all signals, that by which a batch ends too."""
+    target = start(
+        "import signal\nsignal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())\n"
+        + WAITS
+        + "sys.stdin.readline(); print(signal.sigpending())"
+    )
+    tracer = os.fork()
+    if not tracer:
+        try:
+            with entered(target.pid) as (injection, batch, _):
+                batch.add(NR.getpid)
+                monkeypatch.setattr(ptrace, "set_sigmask", lambda *_: os._exit(0))
+                injection.start({injection.host.tid: batch})
+        finally:
+            os._exit(1)
+    assert os.waitpid(tracer, 0)[1] == 0
+    assert tell(target) == "set()"
+
+
 def test_a_snapshot_shows_the_memory_of_its_moment(start: Start) -> None:
     target = start(
         "import ctypes, sys\nbuffer = ctypes.create_string_buffer(b'then', 8192)\n"
