@@ -39,8 +39,8 @@ class KernelProcess:
     def below(cls, init: subprocess.Popen[bytes]) -> KernelProcess:
         """Hold the child of a torpor-init that this process has started just now; of one that has ended, itself."""
         while not os.waitid(os.P_PID, init.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
-            if below := children(init.pid):
-                with suppress(ProcessLookupError):
+            with suppress(FileNotFoundError, ProcessLookupError):
+                if (below := children(init.pid)) and _runs_another(below[0], init.pid):
                     return cls(below[0], child=init)
             os.sched_yield()
         return cls(init.pid, child=init)
@@ -79,6 +79,14 @@ class KernelProcess:
         if self._job:
             return self._job.wait()  # init tells when its child has ended
         return 0
+
+
+def _runs_another(pid: int, init: int) -> bool:
+    """Whether a process runs another program than its init: it is a copy of it at first."""
+    try:
+        return os.readlink(f"/proc/{pid}/exe") != os.readlink(f"/proc/{init}/exe")
+    except PermissionError:  # of a program with other rights
+        return True
 
 
 def _ended(pidfd: int) -> bool:
