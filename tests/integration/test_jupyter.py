@@ -24,6 +24,10 @@ def test_a_parked_kernel_goes_on_where_it_was(server: Server) -> None:
         assert (woken["state"], woken["head"]) == ("living", parked["snapshot"])
         assert [notebook.finish(id) for id in waiting] == ["[1, 2, 3]\n", "[1, 2, 3, 4]\n"]
         assert int(notebook.run("print(os.getpid())")) == pid
+        kinds = [m["msg_type"] for m in notebook.seen if (m["parent_header"] or {}).get("session") != notebook.session]
+        assert kinds.count("iopub_welcome") <= 1 and not set(kinds) - {"iopub_welcome", "status"}, kinds
+        foreign = [m["content"] for m in notebook.seen if "torpor" in str(m["parent_header"])]
+        assert not foreign
     (model,) = server.get("api/sessions")
     assert (model["id"], model["kernel"]["id"], ports["id"]) == (session, kernel, kernel)
 

@@ -12,6 +12,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import zmq.asyncio
 from jupyter_client.asynchronous.client import AsyncKernelClient
@@ -23,6 +24,8 @@ EXPRESSION = "(lambda given: __import__('builtins').exec({code!r}, given) or giv
 """Runs code in a namespace of its own, as `exec` does, and gives the string that it has called `answer`."""
 IMPLEMENTATION = "ipython"
 """What ipykernel says of itself in its kernel_info_reply."""
+SESSION = "torpor-request-"
+"""Begins the session of each such request: what a kernel says of it is for nobody else."""
 LISTING = Path(__file__).with_name("listing.py").read_text(encoding="utf-8")
 LISTING_SECONDS = 5.0
 """How long an idle kernel may take to list its variables; without an answer the checkpoint is made without a list."""
@@ -89,6 +92,7 @@ async def _request(
     known: Any = dict(connection)
     client.load_connection_info(known)
     signed = client.session
+    signed.session = SESSION + uuid4().hex
     checked = Session(key=reply_key, signature_scheme=signed.signature_scheme) if reply_key else signed
     shell: Any = client.connect_shell()
     try:

@@ -11,6 +11,7 @@ import time
 from concurrent.futures import Future
 from typing import Any
 from uuid import uuid4
+from weakref import WeakSet
 
 import zmq
 from jupyter_server.services.kernels.connection.base import deserialize_msg_from_ws_v1, serialize_msg_to_ws_v1
@@ -18,6 +19,7 @@ from jupyter_server.services.kernels.connection.channels import ZMQChannelsWebso
 from tornado.websocket import WebSocketClosedError
 
 from torpor_jupyter.kernels.gate import Gate
+from torpor_jupyter.kernels.ipython import SESSION
 from torpor_jupyter.kernels.provisioner import SERVICE
 from torpor_jupyter.kernels.service import Service
 
@@ -25,6 +27,8 @@ V1 = "v1.kernel.websocket.jupyter.org"
 """The subprotocol with binary framing; without it messages are JSON."""
 MAX_LINE = 120
 """Characters kept of a cell's first line."""
+_welcomed: WeakSet[Any] = WeakSet()
+"""The streams to kernels by which a page was welcomed; a page that comes back has the same ones."""
 
 
 class TorporWebsocketConnection(ZMQChannelsWebsocketConnection):
@@ -101,6 +105,8 @@ class TorporWebsocketConnection(ZMQChannelsWebsocketConnection):
 
     def _on_zmq_reply(self, stream: Any, msg_list: Any) -> None:
         channel = getattr(stream, "channel", "")
+        if channel == "iopub" and self._is_for_nobody(stream, msg_list):
+            return
         if service := self.service:
             gate = service.registry.gate(self.kernel_id)
             if channel == "shell":
@@ -110,6 +116,24 @@ class TorporWebsocketConnection(ZMQChannelsWebsocketConnection):
             elif channel == "stdin":
                 gate.awaits_input = True
         super()._on_zmq_reply(stream, msg_list)
+
+    def _is_for_nobody(self, stream: Any, message: Any) -> bool:
+        """Whether an undisturbed kernel would not have said it: of Torpor's own requests, or welcome once more.
+
+        A kernel with an XPUB socket welcomes each that subscribes (JEP 65), as everybody does after a wake.
+        """
+        header, parent = (
+            (message["header"]["msg_type"].encode(), str((message["parent_header"] or {}).get("session")).encode())
+            if isinstance(message, dict)
+            else message[:2]
+        )
+        if SESSION.encode() in parent:
+            return True
+        if b"iopub_welcome" not in header:
+            return False
+        again = stream in _welcomed
+        _welcomed.add(stream)
+        return again
 
     def abort(self, header: dict[str, Any]) -> None:
         """Tell the browser that a request of its own was aborted (execute_reply with this status) and is done."""

@@ -18,8 +18,11 @@ from jupyter_server.services.kernels.websocket import KernelWebsocketHandler
 
 from tests.unit.jupyter.conftest import Server
 from torpor_jupyter.kernels.gate import Gate
+from torpor_jupyter.kernels.ipython import SESSION
 from torpor_jupyter.kernels.process import KernelProcess
 from torpor_jupyter.server.channels import V1, TorporWebsocketConnection
+
+PARTS = ("header", "parent_header", "metadata", "content")
 
 
 class Page(KernelWebsocketHandler):
@@ -37,12 +40,11 @@ class Page(KernelWebsocketHandler):
         if binary:
             channel, parts = deserialize_msg_from_ws_v1(message)
             header, parent, _, content = map(json.loads, parts[:4])
-            self.told.append((channel, header["msg_type"], parent["msg_id"], content))
+            self.told.append((channel, header["msg_type"], parent and parent["msg_id"], content))
         else:
             one = json.loads(message)
-            self.told.append(
-                (one["channel"], one["header"]["msg_type"], one["parent_header"]["msg_id"], one["content"])
-            )
+            parent = one["parent_header"]
+            self.told.append((one["channel"], one["header"]["msg_type"], parent and parent["msg_id"], one["content"]))
 
 
 class Rig:
@@ -82,10 +84,15 @@ class Rig:
         assert await self.heard() == sent
         self.gate.unanswered.clear()
 
-    def hear(self, kind: str, to: str, channel: str = "shell", **content: Any) -> None:
+    def hear(self, kind: str, to: str | None, channel: str = "shell", session: str = "a", **content: Any) -> None:
         """Let the websocket hear a message of the kernel."""
-        message = self.session.msg(kind, content, parent={"header": {"msg_id": to}})
-        self.socket._on_zmq_reply(self.socket.channels[channel], message | {"buffers": []})
+        message: Any = self.session.msg(kind, content)
+        message["parent_header"] = {"msg_id": to, "session": session} if to else None
+        if self.page.protocol == V1:
+            parts = [json.dumps(message[part], default=str).encode() for part in PARTS]
+            self.socket._on_zmq_reply(self.socket.channels[channel], parts)
+        else:
+            self.socket._on_zmq_reply(self.socket.channels[channel], message | {"buffers": []})
 
 
 @asynccontextmanager
@@ -220,3 +227,20 @@ def test_a_kernel_that_was_woken_in_a_cell_is_watched_to_its_end(
             assert made.gate.uncertain == {}, "the kernel has heard what was asked since"
 
     asyncio.run(watched())
+
+
+@pytest.mark.parametrize("protocol", [None, V1])
+def test_nothing_is_told_that_an_undisturbed_kernel_would_not_have_said(
+    server: Server, process: subprocess.Popen[bytes], protocol: str | None
+) -> None:
+    """Torpor's own requests, and the welcome of those who subscribe once more after a wake."""
+
+    async def told() -> None:
+        async with rig(server, process, protocol) as made:
+            made.hear("status", "mine", "iopub", f"{SESSION}1", execution_state="busy")
+            for _ in range(2):
+                made.hear("iopub_welcome", None, "iopub", subscription="")
+            made.hear("status", "theirs", "iopub", execution_state="busy")
+            assert [message[1:3] for message in made.page.told] == [("iopub_welcome", None), ("status", "theirs")]
+
+    asyncio.run(told())
