@@ -25,7 +25,7 @@ TABLE = """
 restart               new      new      new      new      new      new         new      new
 restart-and-run       new      new      new      new      new      new         new      new
 process-killed        new      new      new      -        -        -           new      -
-interrupt             same     same     same     same     same     same        same     same
+interrupt             same     same     same     given-up same     same        same     same
 rename                same     same     same     same     same     same        same     same
 second-session        same     same     same     same     same     same        same     same
 cull                  parked   same     same     same     same     same        same     same
@@ -38,6 +38,7 @@ other-kernel          ended    ended    ended    ended    ended    ended       e
 new     a new process; nothing of the old one is there, and cells that it has not run are aborted
 same    the operation ends as it would have, and the state is what it would have been
 parked  it is parked, and goes on when it is woken
+given-up  the same, and cells that have waited are aborted
 ended   neither Jupyter nor Torpor have it any more; its checkpoints stay, and it can come back from one
 -       there is no process
 
@@ -272,6 +273,12 @@ class Case:
         self.server.torpor(self.kernel, "/resume")
         assert self.page.finish(self.waiting) == "2\n"
 
+    def is_given_up(self) -> None:
+        self.is_answered()
+        assert self.page.about(self.waiting, "execute_reply")[0]["status"] == "aborted"
+        self.waiting = ""
+        self.is_parked()
+
     def is_same(self) -> None:
         answer = self.settle()
         assert not isinstance(answer, Answer), answer
@@ -324,7 +331,14 @@ def case(stage: Stage, state: str) -> Iterator[Case]:
 def test_every_request_in_every_state(stage: Stage, request_: str, state: str, outcome: str) -> None:
     with case(stage, state) as found:
         found.ask(request_)
-        {"new": found.is_new, "ended": found.is_ended, "parked": found.is_parked, "same": found.is_same}[outcome]()
+        outcomes = {
+            "new": found.is_new,
+            "ended": found.is_ended,
+            "parked": found.is_parked,
+            "given-up": found.is_given_up,
+            "same": found.is_same,
+        }
+        outcomes[outcome]()
         if request_ == "rename":
             assert {s["path"] for s in found.server.kernel(found.kernel)["sessions"]} == {f"{state}-renamed.ipynb"}
         if request_ == "second-session":

@@ -94,12 +94,16 @@ class Gate:
         self.awaits_input = False
         self.uncertain.clear()
         self.abort_unanswered(set())
+        self.abort_waiting()
+
+    def abort_waiting(self) -> None:
+        """Tell the senders of cells that wait that these were aborted; other requests wait on."""
         waited, self.waiting = self.waiting, []
         for client, message in waited:
             try:
                 if not client.abort_cell(message):
                     self.waiting.append((client, message))
-            except Exception:  # nonsense from one browser is no reason to start no kernel
+            except Exception:  # nonsense from one browser is no reason to stop here
                 app_log.exception("A request that has waited cannot be read")
 
     def forget_gone(self) -> None:

@@ -237,6 +237,15 @@ class Service:
         session = fork.sessions[0].id if fork.sessions else None
         return {"kernel": self.registry.describe(fork.id), "path": path, "session": session}
 
+    def interrupt_parked(self, kernel_id: str) -> bool:
+        """Give up the cells that wait for a parked kernel; whether it is parked, and nothing can be interrupted."""
+        state = self.registry.state(kernel_id)
+        if not state.parked:
+            return False
+        state.gate.abort_waiting()
+        self._emit(kernel_id, "interrupted")
+        return True
+
     # ------------------------------------------------------------------------------------------ the server's end
 
     async def park_all(self, reason: str) -> None:

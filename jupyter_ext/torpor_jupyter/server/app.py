@@ -21,6 +21,7 @@ from torpor_jupyter.server import slurm
 from torpor_jupyter.server.channels import TorporWebsocketConnection
 from torpor_jupyter.server.culling import park_when_culling
 from torpor_jupyter.server.handlers import HANDLERS
+from torpor_jupyter.server.interrupts import interrupt_parked
 from torpor_jupyter.server.policies import Policies, Policy
 from torpor_slurm.allocation import Allocation
 
@@ -109,6 +110,7 @@ class TorporApp(ExtensionApp):
         self.settings["kernel_websocket_connection_class"] = TorporWebsocketConnection
         if self.start_kernels:
             KernelProvisionerFactory.instance(parent=manager).default_provisioner_name = "torpor"
+        interrupt_parked(manager, self.service)
         if self.when_culling == "park":
             park_when_culling(manager, self.service)
         # A kernel that goes back says once more, to the letter, what was on its way then. Jupyter takes a message that

@@ -1,0 +1,23 @@
+"""An interrupt of a parked kernel: no process hears it. The cells that wait for the kernel are given up, which is told.
+
+A cell that was running when the kernel was parked goes on with the wake, and can be interrupted then.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jupyter_core.utils import ensure_async
+
+from torpor_jupyter.kernels.service import Service
+
+
+def interrupt_parked(manager: Any, service: Service) -> None:
+    """Make a kernel manager ask Torpor's service when a kernel is to be interrupted that is parked."""
+    interrupt = manager.interrupt_kernel
+
+    async def interrupt_kernel(kernel_id: str, *arguments: Any, **options: Any) -> None:
+        if not service.interrupt_parked(kernel_id):
+            await ensure_async(interrupt(kernel_id, *arguments, **options))
+
+    manager.interrupt_kernel = interrupt_kernel
