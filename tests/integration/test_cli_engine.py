@@ -253,22 +253,26 @@ def test_a_checkpoint_of_those_that_it_runs_below(as_user: User) -> None:
 
 def test_run_saves_regularly(as_user: User) -> None:
     running = as_user.popen(
-        [BIN / "torpor", "run", "--every", "1s", "--", BIN / "python", "-c", PROGRAM],
+        [BIN / "torpor", "run", "--every", "1s", "--keep-last", "1", "--", BIN / "python", "-c", PROGRAM],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
     )
 
+    seen: set[str] = set()
+
     def saved() -> bool:
         infos = json.loads(as_user.run([BIN / "torpor", "ls", "--json"], check=True).stdout)
         assert all(info["summary"].startswith("python -c (PID ") for info in infos)
-        return len(infos) >= 2
+        seen.update(info["id"] for info in infos)
+        return len(seen) >= 3 and len(infos) == 1
 
-    wait_until(saved, "two snapshots")
+    wait_until(saved, "three snapshots, of which one is left")
     running.send_signal(signal.SIGUSR1)
     _, told = running.communicate(timeout=100)
-    assert (running.returncode, told) == (3, "")
+    note = "torpor: note: of the snapshots of this run only the newest 1 stay (--keep-last)\n"
+    assert (running.returncode, told) == (3, note)
     log = as_user.tmp / "count"
     lines = log.read_text().count("\n")
     restored = as_user.popen([BIN / "torpor", "restore", "latest"])

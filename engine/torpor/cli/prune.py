@@ -1,4 +1,4 @@
-"""`torpor prune --keep-last N`."""
+"""`torpor prune --keep-last N`, `--keep-daily N`..."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ import click
 
 from torpor.cli.common import (
     KINDS,
+    DurationType,
     command_options,
     human_age,
     interrupted,
     open_store,
+    parse_tags,
     print_json,
     snapshot_json,
     store_option,
@@ -36,8 +38,18 @@ def report_json(report: PruneReport) -> dict[str, Any]:
     }
 
 
-@click.command("prune", short_help="Remove all but the newest snapshots.")
-@click.option("--keep-last", type=click.IntRange(min=0), required=True, metavar="N", help="How many to keep.")
+COUNT = click.IntRange(min=0)
+
+
+@click.command("prune", short_help="Remove old snapshots.")
+@click.option("--keep-last", type=COUNT, metavar="N", help="Keep the newest N.")
+@click.option("--keep-hourly", type=COUNT, metavar="N", help="Keep the last one of each hour, for N hours with any.")
+@click.option("--keep-daily", type=COUNT, metavar="N", help="The same for days.")
+@click.option("--keep-weekly", type=COUNT, metavar="N", help="The same for weeks.")
+@click.option("--keep-monthly", type=COUNT, metavar="N", help="The same for months.")
+@click.option(
+    "--keep-within", type=DurationType(), metavar="TIME", help="Keep those of the TIME before the newest: 12h, 30d."
+)
 @click.option(
     "--kind",
     type=KINDS,
@@ -45,13 +57,16 @@ def report_json(report: PruneReport) -> dict[str, Any]:
     show_default=True,
     help="Of which snapshots: process trees, or dask for results of Dask tasks.",
 )
+@click.option("--tag", "tags", metavar="K=V", multiple=True, callback=parse_tags, help="With this label; repeatable.")
 @click.option("--dry-run", is_flag=True, help="Remove nothing; print what would be removed.")
 @store_option
 @command_options
-def command(keep_last: int, kind: str, dry_run: bool, store: str | None, as_json: bool) -> None:
-    """Remove all but the newest N snapshots of a kind, and the data that no snapshot needs."""
+def command(kind: str, tags: dict[str, str], dry_run: bool, store: str | None, as_json: bool, **keep: Any) -> None:
+    """Remove snapshots of a kind that no --keep option keeps, and the data that no snapshot needs."""
+    if all(value is None for value in keep.values()):
+        raise click.UsageError("say what to keep: --keep-last 5, or --keep-daily 7 --keep-weekly 4")
     with interrupted("snapshots that are still listed are whole; prune again to free the rest"):
-        report = open_store(store).prune(keep_last, dry_run=dry_run, kind=kind)
+        report = open_store(store).prune(**keep, dry_run=dry_run, kind=kind, tags=tags)
     if as_json:
         print_json(report_json(report))
         return

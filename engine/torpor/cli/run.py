@@ -14,10 +14,19 @@ from torpor.cli.slurm_options import slurm_options
 if TYPE_CHECKING:
     from torpor.store import SnapshotInfo
 
+KEEP = 5
+"""How many snapshots a run keeps. More than one, since the newest may not be the one that can be woken."""
+
 
 @click.command("run", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @store_option
 @click.option("--every", type=DurationType(), metavar="TIME", help="Save it this often, as in 90s, 10m, 1h30m.")
+@click.option(
+    "--keep-last",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help=f"With --every: keep the newest N of its snapshots. [default: {KEEP}; a Slurm job keeps 2]",
+)
 @slurm_options
 @click.option("--script", type=click.Path(dir_okay=False), hidden=True, help="The batch script of `torpor sbatch`.")
 @click.argument("cmd", metavar="CMD...", nargs=-1, type=click.UNPROCESSED)
@@ -26,6 +35,7 @@ def command(
     cmd: tuple[str, ...],
     store: str | None,
     every: float | None,
+    keep_last: int | None,
     script: str | None,
     as_json: bool,
     **chosen: Any,
@@ -51,7 +61,10 @@ def command(
             note(
                 "this is no batch job (but salloc or srun): Slurm ends it with nothing saved but what --every has saved"
             )
-        return exit_as(torpor.run(cmd, store=store, every=every, saved=_teller(), failed=_not_saved))
+        keep = keep_last or KEEP
+        return exit_as(torpor.run(cmd, store=store, every=every, keep=keep, saved=_teller(keep), failed=_not_saved))
+    if keep_last is not None:
+        raise click.UsageError("--keep-last is not for a Slurm job, which keeps its two newest snapshots.")
     if is_supervised(os.environ, allocation):
         os.execvp(cmd[0], cmd)
 
@@ -67,11 +80,16 @@ def command(
     return exit_as(supervise(cmd, allocation, directory, Options(every=every, **chosen)))
 
 
-def _teller() -> Callable[[SnapshotInfo], None]:
-    """Return a callback that prints what a restore would not bring back, each notice only once."""
+def _teller(keep: int) -> Callable[[SnapshotInfo], None]:
+    """Return a callback that prints what a restore would not bring back, each notice only once, and what is removed."""
     printed: set[str] = set()
+    count = 0
 
     def saved(info: SnapshotInfo) -> None:
+        nonlocal count
+        count += 1
+        if count == keep + 1:
+            note(f"of the snapshots of this run only the newest {keep} stay (--keep-last)")
         for text in info.notices:
             if text not in printed:
                 printed.add(text)

@@ -16,7 +16,7 @@ from contextlib import suppress
 from torpor import procfs
 from torpor.dump.checkpoint import checkpoint
 from torpor.dump.series import Series
-from torpor.errors import NotFound, TorporError
+from torpor.errors import NotFound, Refused, TorporError
 from torpor.restorer import capsule
 from torpor.restorer.capsule import Namespaces, Setting
 from torpor.restorer.job import Job
@@ -95,6 +95,7 @@ def run(
     *,
     store: Store | str | os.PathLike[str] | None = None,
     every: float | None = None,
+    keep: int | None = None,
     saved: Callable[[SnapshotInfo], None] | None = None,
     failed: Callable[[TorporError], None] | None = None,
 ) -> int:
@@ -106,6 +107,7 @@ def run(
         command: the program and its arguments.
         store: the store for `every`, as for `checkpoint`.
         every: seconds between two saves, up to `LONGEST`; None for no saves.
+        keep: how many of these snapshots stay, the newest and those that are pinned; None for all.
         saved: called with each snapshot, by another thread.
         failed: called with the error of each failed save; the command runs on. If saving stops for good, it is called
             at once and again when the command ends.
@@ -114,24 +116,29 @@ def run(
         The command's exit code, or minus the number of the signal that killed it.
 
     Raises:
-        ValueError: `every` is out of range; nothing was started.
+        ValueError: `every` or `keep` is out of range; nothing was started.
         NotPermitted, StoreError: nothing can be saved in that store; nothing was started.
     """
     if every is not None:
         if not 0 < every <= LONGEST:
             raise ValueError(f"every is {every}: it is a number of seconds, more than 0 and at most {LONGEST}")
         if not isinstance(store, Store):
-            Store(store).create()
+            store = Store(store)
+            store.create()
+    if keep is not None and keep < 1:
+        raise ValueError(f"keep is {keep}: it is a number of snapshots, 1 or more")
     job = start(command, signals=Job.hold_signals(), foreground=True)
     if every is None:
         return job.foreground()
+    assert isinstance(store, Store)
+    own = _Kept(store, keep)
     ended = threading.Event()
     # Saves run, and trace, in another thread; this one waits and handles signals.
     trouble: list[TorporError] = []
 
     def save() -> None:
         try:
-            _save(job, store, every, ended, saved, failed)
+            _save(job, own, every, ended, saved, failed)
         except Exception as error:  # any error: nothing else would report it
             tell(f"{type(error).__name__}: {error}")
 
@@ -155,9 +162,29 @@ def run(
             failed(trouble[0])
 
 
+class _Kept:
+    """The snapshots that a run has taken, of which the newest few are kept."""
+
+    def __init__(self, store: Store, most: int | None) -> None:
+        self.store = store
+        self._most = most
+        self._ids: list[str] = []
+
+    def add(self, snapshot: SnapshotInfo) -> None:
+        """Count a snapshot, and remove the oldest ones that are too many. One that is pinned stays."""
+        self._ids.append(snapshot.id)
+        while self._most and len(self._ids) > self._most:
+            try:
+                with suppress(Refused, NotFound):
+                    self.store.remove(self._ids[0])
+            except TorporError:  # the store has trouble, of which the next save tells
+                return
+            del self._ids[0]
+
+
 def _save(
     job: Job,
-    store: Store | str | os.PathLike[str] | None,
+    own: _Kept,
     every: float,
     ended: threading.Event,
     saved: Callable[[SnapshotInfo], None] | None,
@@ -166,11 +193,12 @@ def _save(
     with Series() as series:
         while not ended.wait(every):
             try:
-                snapshot = checkpoint(job.tree_pid, store=store, then="run", series=series)
+                snapshot = checkpoint(job.tree_pid, store=own.store, then="run", series=series)
             except TorporError as error:
                 if failed is not None and not ended.is_set():
                     failed(error)
             else:
+                own.add(snapshot)
                 if saved is not None:
                     saved(snapshot)
 

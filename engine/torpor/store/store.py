@@ -16,6 +16,7 @@ from torpor.store.holes import held
 from torpor.store.known import KnownBlocks, snapshot_ids
 from torpor.store.manifest import ID, SnapshotInfo, open_manifest, read_manifest
 from torpor.store.reader import SnapshotReader
+from torpor.store.retention import Retention
 from torpor.store.shrink import shrink
 from torpor.store.writer import SnapshotWriter
 
@@ -326,20 +327,29 @@ class Store:
 
     def prune(
         self,
-        keep_last: int,
+        keep_last: int | None = None,
         *,
+        keep_hourly: int | None = None,
+        keep_daily: int | None = None,
+        keep_weekly: int | None = None,
+        keep_monthly: int | None = None,
+        keep_within: float | None = None,
         dry_run: bool = False,
         kind: str | None = None,
         tags: Mapping[str, str] | None = None,
     ) -> PruneReport:
-        """Remove all but the newest `keep_last` snapshots and those that are pinned, and data that no snapshot needs.
+        """Remove all snapshots that nothing keeps, and data that no snapshot needs.
+
+        Kept are the newest `keep_last`; the newest of each of the last `keep_hourly` hours that have any, and so on for
+        days, ISO weeks and months of local time; and those at most `keep_within` seconds older than the newest one.
+        While there are fewer such hours (days...), the oldest snapshot is kept, too.
 
         With `kind` or `tags` only matching snapshots are counted and removed. Damaged and pinned ones are neither
         counted nor removed. If a manifest cannot be read, every pack stays. Prune waits for savers and readers that are
-        at work, and new ones wait for it. Raises NotPermitted and StoreError, above all if the store stays busy.
+        at work, and new ones wait for it. Raises ValueError if nothing says what to keep, NotPermitted, and StoreError,
+        above all if the store stays busy.
         """
-        if keep_last < 0:
-            raise ValueError("keep_last is a number of snapshots")
+        retention = Retention(keep_last, keep_hourly, keep_daily, keep_weekly, keep_monthly, keep_within)
         try:
             place = Place(self.path, exclusive=True, patience=GATE_PATIENCE)
         except FileNotFoundError:
@@ -353,10 +363,11 @@ class Store:
                     if not info.damage and kind in (None, info.kind) and wanted <= info.tags.items()
                 ]
                 counted = [info for info in counted if not _is_pinned(place, info.id)]
-                many = max(0, len(counted) - keep_last)
-                if many and not dry_run:
-                    settle(place, (info.id for info in counted[many:]))  # before older ones are removed
-                report, packs = collect(place, counted[:many], dry_run=dry_run)
+                kept = retention.kept(counted)
+                going = [info for info in counted if info.id not in kept]
+                if going and not dry_run:
+                    settle(place, (info.id for info in counted if info.id in kept))  # before others are removed
+                report, packs = collect(place, going, dry_run=dry_run)
         finally:
             place.close()
         return self._shrink(report, packs, GATE_PATIENCE)

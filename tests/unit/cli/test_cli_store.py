@@ -257,6 +257,17 @@ def test_prune(run: Torpor, store: Store) -> None:
     assert [info.id for info in store.snapshots()] == [infos[2].id]
 
 
+def test_prune_by_age_and_label(run: Torpor, store: Store) -> None:
+    infos = [save(store, of=name) for name in "aab"]
+    code, _, err = run("prune", "--tag", "of=a")
+    assert (code, "say what to keep" in err) == (2, True)
+    assert run("prune", "--keep-within", "0")[0] == 2
+    assert run("prune", "--keep-daily", "7", "--keep-within", "30d")[1] == "0 B freed\n"
+    told = json.loads(run("prune", "--keep-hourly", "1", "--tag", "of=a", "--json")[1])
+    assert [info["id"] for info in told["snapshots"]] == [infos[0].id]
+    assert store.ids() == [infos[1].id, infos[2].id]
+
+
 def test_prune_of_a_kind_that_there_is_not(run: Torpor) -> None:
     code, _, err = run("prune", "--keep-last", "0", "--kind", "trees")
     assert code == 2

@@ -14,7 +14,8 @@ import torpor
 from torpor import processes
 from torpor.cli.run import _teller
 from torpor.errors import NotFound
-from torpor.store import SnapshotInfo
+from torpor.restorer.run import _Kept
+from torpor.store import SnapshotInfo, Store
 
 TOLD = """
 import _thread, sys
@@ -53,11 +54,37 @@ def test_a_time_that_is_none_is_refused(tmp_path: Path, every: float) -> None:
 
 
 def test_what_a_wake_will_not_bring_back_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
-    tell = _teller()
+    tell = _teller(2)
     for notices in (("a connection is lost",), (), ("a connection is lost", "a line is \x1b[31mlost")):
         tell(SnapshotInfo("20261123-000000000-aaaaaa", "", notices=notices))
     told = capsys.readouterr().err.splitlines()
-    assert told == ["torpor: note: saved, but a connection is lost", "torpor: note: saved, but a line is \\x1b[31mlost"]
+    assert told == [
+        "torpor: note: saved, but a connection is lost",
+        "torpor: note: of the snapshots of this run only the newest 2 stay (--keep-last)",
+        "torpor: note: saved, but a line is \\x1b[31mlost",
+    ]
+
+
+def test_only_the_newest_of_its_own_are_kept(tmp_path: Path) -> None:
+    """Another one's stay, and one that is pinned; one that is gone already is no error."""
+    store = Store(tmp_path / "store")
+
+    def save() -> SnapshotInfo:
+        with store.writer("tree") as writer:
+            return writer.publish(b"", "a test")
+
+    other, *own = [save() for _ in range(6)]
+    store.pin(own[1].id)
+    store.remove(own[2].id)
+    kept = _Kept(store, 2)
+    for info in own:
+        kept.add(info)
+    assert store.ids() == [other.id, own[1].id, own[3].id, own[4].id]
+
+
+def test_a_number_that_keeps_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="1 or more"):
+        torpor.run(["true"], keep=0)
 
 
 LEAVES = "(sleep 1000 & echo $!) | cat; exec sleep 1000"
