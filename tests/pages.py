@@ -34,7 +34,7 @@ class Snippet:
     page: str
     line: int
     kind: str
-    """shell, python, yaml, json, or figure: what is shown and not executed."""
+    """shell, python, yaml, json, toml, or figure: what is shown and not executed."""
     text: str
 
     @property

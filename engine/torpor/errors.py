@@ -4,7 +4,7 @@ The exit codes are in ranges, so that a script can distinguish a refusal from a 
 
 ====  =======================================================================
 0     done
-2     the command line is wrong (click's own code)
+2     the command line (click's own code), a configuration file or a variable is wrong
 10    refused before anything was touched; the target or the image is as before
 11    no such process, snapshot or store
 12    not permitted
@@ -33,6 +33,7 @@ __all__ = [
     "Refused",
     "RestoreFailed",
     "RestoreRefused",
+    "SettingError",
     "StoreError",
     "TorporError",
 ]
@@ -99,6 +100,12 @@ class RestoreRefused(_ManyReasons):
     def only_files(self) -> bool:
         """Whether all causes are files that have changed, which the user may accept as they are."""
         return all(reason.changed for reason in self.reasons)
+
+
+class SettingError(TorporError):
+    """A configuration file or an environment variable of Torpor's is wrong. Nothing was done."""
+
+    exit_code = 2
 
 
 class NotFound(TorporError):

@@ -41,7 +41,20 @@ __all__ = [
     "run_command",
 ]
 
-COMMANDS = ("doctor", "checkpoint", "restore", "run", "ls", "show", "verify", "rm", "prune", "sbatch", "slurm")
+COMMANDS = (
+    "doctor",
+    "checkpoint",
+    "restore",
+    "run",
+    "ls",
+    "show",
+    "verify",
+    "rm",
+    "prune",
+    "config",
+    "sbatch",
+    "slurm",
+)
 """In the order in which a user needs them; each is a module of this package with a `command`."""
 
 UNWRITTEN = 1
@@ -115,7 +128,7 @@ def _print_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None
 @click.command(
     cls=Commands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="Snapshots lie in --store, else $TORPOR_STORE, else $XDG_DATA_HOME/torpor.",
+    epilog="Snapshots lie in --store, else where `torpor config` says.",
 )
 @verbose_option
 @click.option(

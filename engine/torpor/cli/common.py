@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import resource
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from torpor.cli.session import Session, verbose_option
+from torpor.util import durations
 from torpor.util.sizes import readable
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def store_option(function: F) -> F:
         "--store",
         type=click.Path(file_okay=False),
         callback=_not_empty,
-        help="Directory of the snapshots [default: $TORPOR_STORE, else $XDG_DATA_HOME/torpor].",
+        help="Directory of the snapshots [default: as `torpor config` says].",
     )(function)
 
 
@@ -76,9 +76,10 @@ def open_store(path: str | None) -> Store:
     has no snapshots until the first checkpoint makes it.
     """
     from torpor.store import Store
+    from torpor.util import settings
 
     store = Store(path)
-    if path is not None or os.environ.get("TORPOR_STORE"):
+    if path is not None or settings.get("store").source != settings.DEFAULT:
         store.check_exists()
     return store
 
@@ -117,25 +118,15 @@ class DurationType(ParamType):
     """A time span such as 90, 90s, 10m, 1h30m, converted to seconds."""
 
     name = "duration"
-    UNITS: Mapping[str, int] = {"d": 86400, "h": 3600, "m": 60, "s": 1}
-    MOST = 366 * UNITS["d"]
-    LONGEST = 32
-    """Characters."""
-    _SPAN = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s?)?", re.ASCII)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """Parse the text; zero and anything that is no time span is a usage error."""
         if isinstance(value, (int, float)):
             return float(value)
-        if len(value) > self.LONGEST:
-            self.fail(f"{value[: self.LONGEST]!r}... is too long a time span", param, ctx)
-        found = self._SPAN.fullmatch(value)
-        seconds = found and sum(int(n) * unit for n, unit in zip(found.groups(), self.UNITS.values(), strict=True) if n)
-        if not seconds:
-            self.fail(f"{value!r} is not a time span like 90s, 10m or 1h30m", param, ctx)
-        if seconds > self.MOST:
-            self.fail(f"{value!r} is longer than a year", param, ctx)
-        return float(seconds)
+        try:
+            return durations.seconds(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
 
 
 def parse_tags(_: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:

@@ -63,6 +63,10 @@ COUNT = click.IntRange(min=0)
 @command_options
 def command(kind: str, tags: dict[str, str], dry_run: bool, store: str | None, as_json: bool, **keep: Any) -> None:
     """Remove snapshots of a kind that no --keep option keeps, and the data that no snapshot needs."""
+    from torpor.util import settings
+
+    if all(value is None for value in keep.values()):
+        keep = {name: settings.get(f"prune.{name.replace('_', '-')}").value for name in keep}
     if all(value is None for value in keep.values()):
         raise click.UsageError("say what to keep: --keep-last 5, or --keep-daily 7 --keep-weekly 4")
     with interrupted("snapshots that are still listed are whole; prune again to free the rest"):

@@ -14,9 +14,6 @@ from torpor.cli.slurm_options import slurm_options
 if TYPE_CHECKING:
     from torpor.store import SnapshotInfo
 
-KEEP = 5
-"""How many snapshots a run keeps. More than one, since the newest may not be the one that can be woken."""
-
 
 @click.command("run", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @store_option
@@ -25,7 +22,7 @@ KEEP = 5
     "--keep-last",
     type=click.IntRange(min=1),
     metavar="N",
-    help=f"With --every: keep the newest N of its snapshots. [default: {KEEP}; a Slurm job keeps 2]",
+    help="With --every: keep the newest N of its snapshots. [default: 5; a Slurm job keeps 2]",
 )
 @slurm_options
 @click.option("--script", type=click.Path(dir_okay=False), hidden=True, help="The batch script of `torpor sbatch`.")
@@ -49,10 +46,12 @@ def command(
     on whichever node, lets the command go on where it was.
     """
     import torpor
+    from torpor.util import settings
     from torpor_slurm.allocation import Allocation, is_supervised
 
     if not cmd and script is None:
         raise click.UsageError("Missing argument 'CMD...'.")
+    kept = settings.get("run.keep-last").value  # also where it is not needed: a file that is wrong is told at once
     allocation = Allocation.here()
     if allocation is None:
         if script is not None:
@@ -61,7 +60,7 @@ def command(
             note(
                 "this is no batch job (but salloc or srun): Slurm ends it with nothing saved but what --every has saved"
             )
-        keep = keep_last or KEEP
+        keep = keep_last or kept
         return exit_as(torpor.run(cmd, store=store, every=every, keep=keep, saved=_teller(keep), failed=_not_saved))
     if keep_last is not None:
         raise click.UsageError("--keep-last is not for a Slurm job, which keeps its two newest snapshots.")

@@ -30,7 +30,7 @@ from torpor.objects.fds import descriptors, outsiders
 from torpor.objects.memory import process_memory, vmas
 from torpor.objects.memory.incremental import Before
 from torpor.objects.memory.own_pages import PageWriter, Progress, Ranges
-from torpor.objects.paths import bundle
+from torpor.objects.paths import bundle, small_files
 from torpor.objects.process import daemons, seccomp, sharing, threads, tree
 from torpor.objects.registry import PROCESS_PARTS, THREAD_PARTS, TREE_PARTS
 from torpor.objects.sockets import tcp_repair
@@ -103,6 +103,7 @@ def checkpoint(
         CheckpointFailed: something failed later; the tree runs on as before.
         NotFound, NotPermitted: the process does not exist, or this user may not trace it.
         StoreError: the snapshot cannot be written to the store; a directory that has other files is none.
+        SettingError: a configuration file is wrong.
         ValueError: `then`, `outside` or `tcp` is none of the words that it may be.
         KeyboardInterrupt: by Ctrl-C, and the tree runs on; if the snapshot was published first, it is the argument.
     """
@@ -119,6 +120,7 @@ def checkpoint(
             raise Refused(f"process {pid} was not saved", [Reason("the checkpoint", why, "use --then kill as well")])
     what = f"process {pid} could not be saved"
     reset_outside = outside == "reset"
+    small_files.limit()  # before the freeze: a file on disk may say it
     with denied.explained(what), failing(CheckpointFailed, what):
         if then != "run":
             proof.foresee()

@@ -40,7 +40,7 @@ from torpor.restorer.surroundings import Way
 from torpor.restorer.validation import living, validate
 from torpor.restorer.walk import Walker
 from torpor.store import KnownBlocks, SnapshotInfo, SnapshotReader, Store
-from torpor.util import choices, inherited
+from torpor.util import choices, inherited, settings
 from torpor.util.workers import Thread
 
 K = TypeVar("K")
@@ -51,7 +51,6 @@ Files = Literal["as-they-were", "as-they-are"]
 _VERIFIED_TOGETHER = 1024
 """Blocks between two chances to cancel a verification, so that a failed restore does not wait for gigabytes."""
 CAP_SYS_RESOURCE = 24
-PROVE = "TORPOR_PROVE"
 WORTH_A_WORD = 1.0
 """Seconds: a longer walk is announced."""
 _OLDER = 16
@@ -100,7 +99,7 @@ def restore(
         way: "native": among the host's processes, with all rights of the restorer; "capsule": in its own namespaces;
             "best": natively if possible, else in a capsule.
         prove: before anything runs, describe the built tree as a checkpoint would and compare it, and its memory, with
-            the image. None: if the environment variable TORPOR_PROVE is not empty.
+            the image. None: as it is set, by the environment variable TORPOR_PROVE or a configuration file.
         tell: called with a message before anything that takes long.
 
     Raises:
@@ -162,7 +161,7 @@ def restore(
                             filled,
                             foreground,
                             one,
-                            bool(os.environ.get(PROVE)) if prove is None else prove,
+                            bool(settings.get("prove").value) if prove is None else prove,
                         )
                 except PidTaken:  # by a process that started after the PIDs were found to be free
                     if setting.capsule or one == ways[-1]:

@@ -19,16 +19,19 @@ from torpor.store.reader import SnapshotReader
 from torpor.store.retention import Retention
 from torpor.store.shrink import shrink
 from torpor.store.writer import SnapshotWriter
+from torpor.util import settings
 
 Progress = Callable[[int, int], None]
 """Called with the bytes done so far and the total bytes."""
 
 
 def default_path() -> str:
-    """The store's path if the user names none: $TORPOR_STORE, else ``torpor`` in the user's data folder."""
-    named = os.environ.get("TORPOR_STORE")
-    if named:
-        return named
+    """The store's path if the user names none: as it is set (`torpor config`), else in the user's data folder.
+
+    Raises SettingError for a configuration file that is wrong.
+    """
+    if named := settings.get("store").value:
+        return str(named)
     data = os.environ.get("XDG_DATA_HOME", "")
     # XDG base directory specification: a relative path must be ignored
     return os.path.join(data if os.path.isabs(data) else os.path.expanduser("~/.local/share"), "torpor")

@@ -24,6 +24,7 @@ from torpor import errors
 from torpor.cli import cli, main
 from torpor.cli.session import Session
 from torpor.store import Store
+from torpor.util import settings
 from torpor_jupyter.client.command import cli as jupyter_command
 from torpor_jupyter.server.app import TorporApp
 
@@ -217,6 +218,18 @@ def test_yaml_of_dask_has_the_defaults() -> None:
     blocks = [yaml.safe_load(one.text)["torpor"] for one in of_kind("yaml") if "torpor:" in one.text]
     assert max(blocks, key=len) == defaults
     assert [key for block in blocks for key in block if key not in defaults] == []
+
+
+def test_configuration_files_have_settings_that_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("USER", "ann")
+    files = of_kind("toml")
+    assert files
+    for number, file in enumerate(files):
+        path = tmp_path / f"{number}.toml"
+        path.write_text(file.text)
+        assert settings.read(str(path))
+    page = (ROOT / "docs/cli.md").read_text()
+    assert [name for name in settings.SETTINGS if name.rpartition(".")[2] not in page] == []
 
 
 # --- links, files, codes, settings, variables --------------------------------------------------------------

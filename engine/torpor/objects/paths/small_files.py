@@ -19,7 +19,6 @@ with a lease is left out, since opening it would break the lease. They are resto
 from __future__ import annotations
 
 import os
-import re
 import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -27,35 +26,21 @@ from dataclasses import dataclass, field
 from blake3 import blake3
 
 from torpor import procfs
-from torpor.errors import Reason, Refused
 from torpor.objects.paths import file_content
 from torpor.objects.paths.file_content import Content
 from torpor.objects.paths.file_names import OF_KERNEL
 from torpor.objects.paths.fingerprints import File, note_stat
 from torpor.objects.process import daemons
 from torpor.procfs import Mapping
+from torpor.util import settings
 
-SETTING = "TORPOR_SMALL_FILES"
-LIMIT = 4 << 20
-"""The size of the largest file that is kept, in bytes."""
 _AT_ONCE = 4
 """The most files of the largest size."""
-_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
 def limit() -> int:
-    """The size of the largest file that is kept, in bytes: from the environment, or `LIMIT`.
-
-    Raises:
-        Refused: the environment variable is not a size.
-    """
-    said = os.environ.get(SETTING, "").strip()
-    if not said:
-        return LIMIT
-    match = re.fullmatch(r"(\d{1,15})([KMG]?)", said.upper())
-    if not match:
-        raise Refused("nothing was saved", [Reason(f"${SETTING}", f"{said!r} is no size", "say 4M, 512K, or 0: none")])
-    return int(match[1]) * _UNITS[match[2]]
+    """The size of the largest file that is kept, in bytes, as it is set. Raises SettingError if that is no size."""
+    return int(settings.get("small-files").value)
 
 
 @dataclass

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from tests.unit.objects.fds.descriptor_tree import Acting, dumped, holder
-from torpor.errors import Refused
+from torpor.errors import SettingError
 from torpor.objects.fds import descriptors
 from torpor.objects.paths import small_files
-from torpor.objects.paths.small_files import SETTING, SmallFiles
+from torpor.objects.paths.small_files import SmallFiles
 
 MAKE = """
 def make(name, size=3, flags=os.O_RDWR):
@@ -50,15 +50,15 @@ h = open("/proc/self/status"); i = os.open("/dev/shm", os.O_RDONLY)
 
 
 def test_the_smallest_are_kept_first_and_none_above_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(SETTING, "1K")
+    monkeypatch.setenv("TORPOR_SMALL_FILES", "1K")
     code = "x = [make(str(size), size) for size in (1000, 1025, 1024, 900, 900 + 1, 850)]"
     assert kept(code, tmp_path) == {"850", "900", "901", "1000"}
-    monkeypatch.setenv(SETTING, "0")
+    monkeypatch.setenv("TORPOR_SMALL_FILES", "0")
     assert kept(code, tmp_path) == set()
-    monkeypatch.setenv(SETTING, "much")
-    with pytest.raises(Refused, match=r"\$TORPOR_SMALL_FILES: 'much' is no size; say 4M, 512K"):
+    monkeypatch.setenv("TORPOR_SMALL_FILES", "much")
+    with pytest.raises(SettingError, match=r"\$TORPOR_SMALL_FILES is 'much': it must be a size such as 4M, 512K"):
         SmallFiles(os.getpid())
-    monkeypatch.setenv(SETTING, " 2m ")
+    monkeypatch.setenv("TORPOR_SMALL_FILES", " 2m ")
     assert small_files.limit() == 2 << 20
 
 

@@ -1,0 +1,189 @@
+"""What is set for Torpor on a host: by the environment, else by a user's or the host's configuration file.
+
+The files are TOML: $XDG_CONFIG_HOME/torpor/config.toml (~/.config if that is not set) and /etc/torpor/config.toml, of
+which the user's comes first. They are read once in a process: a change does not reach what runs already, so a mistake
+in it cannot keep a running job from being saved.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Final
+
+from torpor.errors import SettingError
+from torpor.util import durations
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+SYSTEM_FILE: Final = "/etc/torpor/config.toml"
+MAX_FILE: Final = 1 << 20
+"""Bytes."""
+DEFAULT: Final = "default"
+"""The source of a value that nothing sets."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Something that may be set."""
+
+    name: str
+    """The key in a file; with a dot: of a table."""
+    help: str
+    read: Callable[[object], Any]
+    """Check and convert what a file says. Raises ValueError."""
+    default: Any = None
+    variable: str = ""
+    """The environment variable that takes precedence; an empty value counts as none."""
+
+
+@dataclass(frozen=True)
+class Value:
+    """What holds for a setting."""
+
+    value: Any
+    source: str
+    """The environment variable, the file, or DEFAULT."""
+
+
+def _directory(said: object) -> str:
+    path = os.path.expanduser(os.path.expandvars(said)) if isinstance(said, str) else ""
+    if not os.path.isabs(path):
+        raise ValueError("it must be the path of a directory that begins with / or ~")
+    if "$" in path:
+        raise ValueError("it names an environment variable that is not set")
+    return path
+
+
+def _yes_or_no(said: object) -> bool:
+    if isinstance(said, bool):
+        return said
+    raise ValueError("it must be true or false")
+
+
+def _count(least: int) -> Callable[[object], int]:
+    def read(said: object) -> int:
+        if isinstance(said, int) and not isinstance(said, bool) and said >= least:
+            return said
+        raise ValueError(f"it must be a whole number, {least} or more")
+
+    return read
+
+
+def _time(said: object) -> float:
+    if isinstance(said, str):
+        return durations.seconds(said)
+    raise ValueError('it must be a time span such as "90s", "12h" or "30d"')
+
+
+_UNITS: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+
+
+def _size(said: object) -> int:
+    match = re.fullmatch(r"(\d{1,15})([KMG]?)", str(said).upper())
+    if match and not isinstance(said, bool):
+        return int(match[1]) * _UNITS[match[2]]
+    raise ValueError("it must be a size such as 4M, 512K, or 0 for none")
+
+
+SETTINGS: Final = {
+    setting.name: setting
+    for setting in (
+        Setting("store", "the directory of the snapshots", _directory, variable="TORPOR_STORE"),
+        Setting(
+            "small-files",
+            "the size of the largest file of a job's own that a snapshot has",
+            _size,
+            4 << 20,
+            "TORPOR_SMALL_FILES",
+        ),
+        Setting("prove", "compare a woken tree with its snapshot before it runs", _yes_or_no, False, "TORPOR_PROVE"),
+        Setting("run.keep-last", "how many of its snapshots `torpor run --every` keeps", _count(1), 5),
+        Setting("prune.keep-last", "what `torpor prune` keeps if no option says so", _count(0)),
+        Setting("prune.keep-hourly", "the same, of each hour", _count(0)),
+        Setting("prune.keep-daily", "the same, of each day", _count(0)),
+        Setting("prune.keep-weekly", "the same, of each week", _count(0)),
+        Setting("prune.keep-monthly", "the same, of each month", _count(0)),
+        Setting("prune.keep-within", "the same, of this time before the newest", _time),
+    )
+}
+"""All settings, by name."""
+
+
+def files() -> tuple[str, str]:
+    """The files that are read if they exist; the first one takes precedence."""
+    home = os.environ.get("XDG_CONFIG_HOME", "")
+    # XDG base directory specification: a relative path must be ignored
+    home = home if os.path.isabs(home) else os.path.expanduser("~/.config")
+    return os.path.join(home, "torpor", "config.toml"), SYSTEM_FILE
+
+
+def get(name: str) -> Value:
+    """What holds for a setting. Raises SettingError for a file that is wrong, whatever is wrong in it."""
+    setting = SETTINGS[name]
+    said = os.environ.get(setting.variable, "").strip() if setting.variable else ""
+    if said:
+        return Value(_of_variable(setting, said), f"${setting.variable}")
+    for file in files():
+        if name in (found := read(file)):
+            return Value(found[name], file)
+    return Value(setting.default, DEFAULT)
+
+
+def _of_variable(setting: Setting, said: str) -> Any:
+    if setting.read is _size:
+        try:
+            return _size(said)
+        except ValueError as error:
+            raise SettingError(f"${setting.variable} is {said!r}: {error}") from None
+    return said if setting.read is _directory else True  # any directory, and any value but none is a yes
+
+
+@cache
+def read(file: str) -> dict[str, Any]:
+    """The settings of a file; none if there is no such file. Raises SettingError."""
+    try:
+        with open(file, "rb") as opened:
+            text = opened.read(MAX_FILE + 1)
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except OSError as error:
+        raise SettingError(f"{file} cannot be read: {error.strerror}") from error
+    if len(text) > MAX_FILE:
+        raise SettingError(f"{file} is longer than a file of settings can be")
+    try:
+        said = tomllib.loads(text.decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise SettingError(f"{file} is no TOML: {error}") from None
+    return {name: _checked(name, value, file) for name, value in _flat(said)}
+
+
+def _flat(said: dict[str, Any]) -> list[tuple[str, Any]]:
+    """The keys of a file, those of a table with its name before them."""
+    tables = {name.partition(".")[0] for name in SETTINGS if "." in name}
+    found = []
+    for key, value in said.items():
+        if key in tables and isinstance(value, dict):
+            found += [(f"{key}.{below}", inner) for below, inner in value.items()]
+        else:
+            found.append((key, value))
+    return found
+
+
+def _checked(name: str, said: object, file: str) -> Any:
+    if name not in SETTINGS:
+        near = difflib.get_close_matches(name, SETTINGS, 1)
+        advice = f"did you mean {near[0]}?" if near else "`torpor config` lists all"
+        raise SettingError(f"{file}: there is no setting {name!r}", advice=advice)
+    try:
+        return SETTINGS[name].read(said)
+    except ValueError as error:
+        raise SettingError(f"{file}: {name} is {said!r}: {error}") from None
