@@ -74,6 +74,7 @@ def restore(
     ports: Mapping[int, int] | None = None,
     terminal: Callable[[pb.Pty], int] | None = None,
     files: Files = "as-they-were",
+    instead_of: str | SnapshotInfo | None = None,
     series: Series | None = None,
     way: Way = "best",
     prove: bool | None = None,
@@ -95,6 +96,8 @@ def restore(
         terminal: called if the job's controlling terminal was outside of the tree, with a description of it. Returns a
             terminal that controls no session; it becomes the controlling one, and replaces the terminals in `stdio`.
         files: whether the tree's files must be as they were (they may have grown), or are taken as they are.
+        instead_of: a later snapshot of the same job, with which it was ended: what it left in /dev/shm then may be
+            replaced, since that snapshot has it. If it cannot be read, nothing is replaced for its sake.
         series: begin this series with the snapshot: its next checkpoint reads only what the tree writes from now on.
         way: "native": among the host's processes, with all rights of the restorer; "capsule": in its own namespaces;
             "best": natively if possible, else in a capsule.
@@ -120,6 +123,10 @@ def restore(
         if ports:
             port_remapping.move(image, ports)
         _validate(image, reader, standard, files, asked=snapshot)
+        later: shared_memory.Left = frozenset()
+        if instead_of is not None:
+            with suppress(TorporError), _open(instead_of, store) as other:
+                later = shared_memory.left(reading.read(other))
         given = -1
         if terminal is not None and (lost := ptys.lost(image)) is not None:
             given = terminal(image.ptys[lost])
@@ -144,7 +151,7 @@ def restore(
                             environment={daemons.BEGAN: str(image.host.began_ns)},
                         ) as waiting,
                         _root_of(waiting, setting) as root,
-                        _Material(image, reader, standard, given, root) as material,
+                        _Material(image, reader, standard, later, given, root) as material,
                         no_collection(),
                         _series(series, reader) as filled,
                     ):
@@ -272,7 +279,13 @@ class _Material:
     """All descriptors that the tree is built from. A context manager: leaving it closes them."""
 
     def __init__(
-        self, image: pb.Tree, reader: SnapshotReader, stdio: Sequence[int], terminal: int = -1, root: int = -1
+        self,
+        image: pb.Tree,
+        reader: SnapshotReader,
+        stdio: Sequence[int],
+        later: shared_memory.Left,
+        terminal: int,
+        root: int,
     ) -> None:
         self._stack = ExitStack()
         self.base = descriptors.first_slot(image)
@@ -280,7 +293,7 @@ class _Material:
             openers = self._stack.enter_context(Openers(image, root))
             files = self._keep(mapped_files.open_all(image, reader, self.base, openers))
             warnings: list[str] = []
-            shared = self._keep(shared_memory.open_all(image, reader, self.base, openers, warnings))
+            shared = self._keep(shared_memory.open_all(image, reader, self.base, openers, warnings, later))
             for_writing: dict[int, dict[int, int]] = {pb.Vma.FILE_SHARED: files, pb.Vma.SHARED: shared}
             for_reading = self._keep(mapped_files.open_for_reading(image, for_writing, self.base))
             packs = {number: self._high(reader.pack_fd(number), close=False) for number in set(reader.blocks.packs)}

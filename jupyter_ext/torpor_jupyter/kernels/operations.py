@@ -255,6 +255,8 @@ class Operations:
             first=is_io_thread,
             connected=connected,
             files=files,
+            # What it was is kept there; of its shared memory the names would be in the way.
+            instead_of=state.parked if state.parked != info.id else None,
             series=state.series,
         )
         job = await self._workers.run(wake)

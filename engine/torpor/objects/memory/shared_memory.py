@@ -290,8 +290,22 @@ def validate(image: pb.Tree, openers: Openers) -> Iterator[Reason]:
                 yield Reason(f"shared memory {os.fsdecode(shared.name)}", why, "remove it if nobody needs it")
 
 
+Left = frozenset[tuple[bytes, int, int]]
+"""Files of /dev/shm that a job has left when it ended: name, device, inode."""
+
+
+def left(image: pb.Tree) -> Left:
+    """What the job of an image left in /dev/shm if it ended at the checkpoint; nothing after another boot.
+
+    A tmpfs does not reuse inode numbers until the next boot.
+    """
+    if image.host.boot_id != procfs.boot_id():
+        return frozenset()
+    return frozenset((s.name, s.dev, s.ino) for s in image.shared if s.kind == pb.SharedMemory.TMPFS)
+
+
 def open_all(
-    image: pb.Tree, reader: SnapshotReader, base: int, openers: Openers, warnings: list[str]
+    image: pb.Tree, reader: SnapshotReader, base: int, openers: Openers, warnings: list[str], later: Left = frozenset()
 ) -> dict[int, int]:
     """Make every piece of shared memory, with its content.
 
@@ -304,6 +318,7 @@ def open_all(
         base: the lowest number for a descriptor.
         openers: open the files.
         warnings: gets a message for what could not be restored.
+        later: what the tree has left after a later checkpoint.
 
     Returns:
         Descriptors for reading and writing, close-on-exec, by index in the image.
@@ -314,6 +329,7 @@ def open_all(
     """
     opened: dict[int, int] = {}
     made: list[tuple[Opener, bytes]] = []
+    own = left(image) | later
     try:
         for index, shared in enumerate(image.shared):
             if shared.kind == pb.SharedMemory.SYSTEM_V:
@@ -323,7 +339,7 @@ def open_all(
                 fd = _make_nameless(shared, opener)
                 new = True
             else:
-                fd, new = _find_named(shared, opener, reader, image.host.boot_id, warnings)
+                fd, new = _find_named(shared, opener, reader, own, warnings)
                 if new:
                     made.append((opener, shared.name))
             try:
@@ -344,7 +360,7 @@ def open_all(
 
 
 def _find_named(
-    shared: pb.SharedMemory, opener: Opener, reader: SnapshotReader, boot: str, warnings: list[str]
+    shared: pb.SharedMemory, opener: Opener, reader: SnapshotReader, own: Left, warnings: list[str]
 ) -> tuple[int, bool]:
     """A descriptor of a file of /dev/shm, and whether it is a new file."""
     try:
@@ -354,26 +370,18 @@ def _find_named(
     try:
         if file_content.same(fd, shared.pages, shared.size, reader):
             return os.dup(fd), False
-        left = _is_left_behind(os.fstat(fd), shared, boot)
+        status = os.fstat(fd)
     finally:
         os.close(fd)
-    if not left or is_used(shared.dev, shared.ino):
+    private = not status.st_mode & 0o077 or procfs.is_root()  # only its user could have it open
+    mine = private and (shared.name, status.st_dev, status.st_ino) in own
+    if not mine or is_used(status.st_dev, status.st_ino):
         raise RestoreFailed(
             f"shared memory {os.fsdecode(shared.name)} is there with another content",
             advice="remove it if no program uses it",
         )
     opener.unlink(shared.name)
     return _make_named(shared, opener, reader, warnings), True
-
-
-def _is_left_behind(status: os.stat_result, shared: pb.SharedMemory, boot: str) -> bool:
-    """Whether a file of /dev/shm is the tree's own, and only its user could have it open.
-
-    A tmpfs does not reuse inode numbers until the next boot.
-    """
-    same = (status.st_dev, status.st_ino) == (shared.dev, shared.ino)
-    private = not status.st_mode & 0o077 or procfs.is_root()
-    return same and private and boot == procfs.boot_id()
 
 
 def _open_named(shared: pb.SharedMemory, opener: Opener) -> int:
