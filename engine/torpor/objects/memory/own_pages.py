@@ -150,21 +150,21 @@ class PageWriter:
 
     def store_shared(self, segment: Content, table: pb.PageTable) -> None:
         """Write a segment of shared memory; the numbers in the table count from its start."""
-        ranges = union([(at, at + page_up(len(content))) for at, content in segment.pieces.items()])
+        # On a file system with blocks smaller than a page, data begins and ends within pages.
+        ranges = union((at // PAGE * PAGE, page_up(at + len(content))) for at, content in segment.pieces.items())
         starts = sorted(segment.pieces)
         self.expect(sum(end - start for start, end in ranges))
 
         def read(pieces: Sequence[tuple[int, int]], buffer: memoryview) -> None:
             position = 0
             for start, size in pieces:
+                buffer[position : position + size] = bytes(size)
                 for at in starts[max(bisect_right(starts, start) - 1, 0) : bisect_left(starts, start + size)]:
                     content = segment.pieces[at]
                     begin, end = max(start, at), min(start + size, at + len(content))
                     if begin < end:
                         into = position + begin - start
                         buffer[into : into + end - begin] = content[begin - at : end - at]
-                        rest = page_up(end) - end
-                        buffer[into + end - begin : into + end - begin + rest] = bytes(rest)
                 position += size
 
         self._store(ranges, read, table)
