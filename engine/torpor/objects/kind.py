@@ -38,7 +38,7 @@ from torpor.objects.paths.small_files import SmallFiles
 from torpor.procfs import Stat
 from torpor.remote.batch import Ask
 from torpor.remote.naming import describe_process
-from torpor.remote.sys import syscall
+from torpor.remote.sys import descriptor_of, syscall
 
 S = TypeVar("S")
 
@@ -400,6 +400,22 @@ def borrowed(pidfd: int, fd: int) -> Iterator[int]:
         yield copy
     finally:
         os.close(copy)
+
+
+def copy_unless_ended(holder: FdReference) -> int | None:
+    """A copy of a descriptor of a frozen process; the caller closes it.
+
+    None if another process has killed it meanwhile: it stays as a zombie, whose descriptors are closed.
+
+    Raises:
+        OSError: the kernel gives none.
+    """
+    try:
+        return descriptor_of(*holder)
+    except OSError:
+        if procfs.is_ending(holder.pid, holder.pid):
+            return None
+        raise
 
 
 def name(holder: FdReference) -> str:

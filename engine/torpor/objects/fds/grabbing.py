@@ -12,7 +12,7 @@ import fcntl
 import os
 import stat
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from functools import cached_property
 from io import FileIO
 from typing import Any
@@ -139,10 +139,13 @@ class _Known:
     @cached_property
     def local(self) -> set[int]:
         """The devices of file systems that do nothing when a file is closed."""
-        with suppress(OSError):  # it has ended
-            mounts = procfs.mounts(self.tree.pids[0])
-            return {memfd_device(), *(mount.device for mount in mounts if mount.filesystem in _LOCAL)}
-        return {memfd_device()}
+        try:
+            mounts = list(procfs.mounts(self.tree.pids[0]))
+        except OSError:
+            if self.tree.content:
+                raise
+            mounts = []  # it has ended
+        return {memfd_device(), *(mount.device for mount in mounts if mount.filesystem in _LOCAL)}
 
     def find(self, key: object, pid: int, fd: int) -> tuple[OpenFile[Any] | None, list[OpenFile[Any]], int]:
         """The description of a descriptor, if it is known; else the list and the position where to insert it."""

@@ -47,7 +47,7 @@ from torpor.objects.kind import (
 from torpor.objects.opening import KEPT_AT_OPEN, KEPT_BY_LINK, O_LARGEFILE, Opening, naming, reopened
 from torpor.objects.paths.opener import Opener
 from torpor.remote.batch import Call
-from torpor.remote.sys import pidfd_open, syscall
+from torpor.remote.sys import descriptor_of, syscall
 
 # include/uapi/linux/major.h, Documentation/admin-guide/devices.txt
 SLAVE_MAJOR = 136
@@ -255,21 +255,23 @@ def _unsupported_at_master(
 ) -> Iterator[Unsupported]:
     if masters[held.state.device] is not held:
         yield Unsupported("another one in the tree has the same number", CLOSE)
-    holder = held.holders[0]
-    with suppress(ProcessLookupError, OSError):  # gone before the freeze: no problem
-        pidfd = pidfd_open(holder.pid)
-        try:
-            with borrowed(pidfd, holder.fd) as copy:
-                leader = asked_number(copy, TIOCGSID)
-                events, waiting = _events(copy), asked_number(copy, termios.FIONREAD) or 0
-        finally:
-            os.close(pidfd)
-        if leader is not None and leader not in tree.pids:
-            yield Unsupported("it is the controlling terminal of a session whose leader is outside of the tree", CLOSE)
-        if waiting:
-            yield _waiting("written", waiting)
-        elif events & (select.POLLIN | select.POLLPRI) and not events & select.POLLHUP:
-            yield Unsupported("a status of its packet mode was not read", "let it be read", passing=True)
+    try:
+        copy = descriptor_of(*held.holders[0])
+    except OSError:
+        if tree.content:
+            raise
+        return  # closed before the freeze: no problem
+    try:
+        leader = asked_number(copy, TIOCGSID)
+        events, waiting = _events(copy), asked_number(copy, termios.FIONREAD) or 0
+    finally:
+        os.close(copy)
+    if leader is not None and leader not in tree.pids:
+        yield Unsupported("it is the controlling terminal of a session whose leader is outside of the tree", CLOSE)
+    if waiting:
+        yield _waiting("written", waiting)
+    elif events & (select.POLLIN | select.POLLPRI) and not events & select.POLLHUP:
+        yield Unsupported("a status of its packet mode was not read", "let it be read", passing=True)
 
 
 def _stats(pids: Sequence[int]) -> Iterator[tuple[int, procfs.Stat]]:

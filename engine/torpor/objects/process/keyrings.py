@@ -340,7 +340,7 @@ def describe(keys: Keys, image: pb.Tree, pids: Mapping[int, int]) -> None:
 def _times_left() -> dict[int, int]:
     """The seconds until keys expire, by serial number: of those that are visible and do expire."""
     found = {}
-    with suppress(OSError):
+    with suppress(FileNotFoundError, PermissionError):  # the host does not show it
         for serial, left, unit in _EXPIRING.findall(procfs.read("/proc/keys")):
             found[int(serial, 16)] = int(left) * _UNITS[unit] or 1
     return found

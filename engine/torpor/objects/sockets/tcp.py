@@ -43,6 +43,7 @@ from torpor.objects.kind import (
     Seen,
     Unsupported,
     borrowed,
+    copy_unless_ended,
     name,
     some,
 )
@@ -345,7 +346,7 @@ def hold_kept(tree: GrabbedDescriptors, hold: tcp_repair.Hold) -> None:
     """Copy the descriptors of those connections, while the tree is still frozen."""
     for held in tree.of(Tcp):
         if held.state.kept:
-            hold.take(held.state.kept, *held.holders[0])
+            hold.take(held.state.kept, held.holders[0])
 
 
 def arm_reset(tree: GrabbedDescriptors) -> None:
@@ -358,17 +359,13 @@ def arm_reset(tree: GrabbedDescriptors) -> None:
     for held in tree.of(Tcp):
         if held.under_way_to is not None or held.state.kept:
             continue  # no process has it, or it will go on
-        holder = held.holders[0]
-        try:
-            pidfd = pidfd_open(holder.pid)
-        except ProcessLookupError:  # another process killed it
+        if (copy := copy_unless_ended(held.holders[0])) is None:
             continue
         try:
-            with borrowed(pidfd, holder.fd) as copy:
-                if addresses.peer_name(copy) and (held.state.peer or not common.queued(copy, termios.TIOCOUTQ)):
-                    syscall(NR.setsockopt, copy, socket.SOL_SOCKET, socket.SO_LINGER, linger, len(linger))
+            if addresses.peer_name(copy) and (held.state.peer or not common.queued(copy, termios.TIOCOUTQ)):
+                syscall(NR.setsockopt, copy, socket.SOL_SOCKET, socket.SO_LINGER, linger, len(linger))
         finally:
-            os.close(pidfd)
+            os.close(copy)
 
 
 def _state(state: TcpState) -> TcpSocket.State:

@@ -43,8 +43,9 @@ from torpor import procfs
 from torpor.arch.x86_64 import NR
 from torpor.errors import CheckpointFailed, NotPermitted
 from torpor.image.image_pb2 import KeptConnection, TcpSocket
+from torpor.objects.kind import FdReference, copy_unless_ended
 from torpor.objects.sockets import addresses, buffers, common, peeking, tcp_close
-from torpor.remote.sys import Words, pidfd_open, syscall
+from torpor.remote.sys import Words, syscall
 from torpor.util.strict_protobuf import parse
 
 RUN = Path("/run/torpor/connections")
@@ -115,51 +116,54 @@ class Hold:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def take(self, name: str, pid: int, fd: int) -> None:
+    def take(self, name: str, holder: FdReference) -> None:
         """Copy a descriptor of a frozen process; nothing else is done to it.
 
         Args:
             name: of the connection's file.
-            pid: the process.
-            fd: its descriptor.
+            holder: the process and its descriptor.
         """
-        try:
-            pidfd = pidfd_open(pid)
-        except ProcessLookupError:  # another process killed it
-            return
-        try:
-            self._copies[name] = syscall(NR.pidfd_getfd, pidfd, fd)
-        finally:
-            os.close(pidfd)
-        self._stack.callback(os.close, self._copies[name])
+        if (copy := copy_unless_ended(holder)) is not None:
+            self._copies[name] = copy
+            self._stack.callback(os.close, copy)
 
     def save(self, snapshot: str) -> None:
         """Write the state of all connections, and close them silently. Their processes have ended.
 
         Raises:
-            CheckpointFailed: one cannot be kept; the connections end.
+            CheckpointFailed: some cannot be kept, and end; the others are.
         """
         if not self._copies:
             return
+        failure: OSError | None = None
         try:
             RUN.mkdir(mode=0o700, parents=True, exist_ok=True)
             _settle(self._copies.values())
             shared = _held_by_others()
             for name, copy in self._copies.items():
-                state = None if os.fstat(copy).st_ino in shared else _read(copy)
-                if state is None:
+                if os.fstat(copy).st_ino in shared:
                     continue
-                draft = RUN / f"{name}.draft"
-                fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-                with os.fdopen(fd, "wb") as file:
-                    file.write(state.SerializeToString())
-                draft.rename(RUN / name)
+                try:
+                    if state := _read(copy):
+                        _write(name, state)
+                except OSError as error:
+                    failure = error
         except OSError as error:
+            failure = error
+        if failure:
             raise CheckpointFailed(
                 f"snapshot {snapshot} is saved and its processes have ended, but not all of their TCP connections could"
-                f" be kept: {error.strerror}",
+                f" be kept: {failure.strerror}",
                 advice="restore it: the program sees those that were not kept as reset",
-            ) from error
+            ) from failure
+
+
+def _write(name: str, state: KeptConnection) -> None:
+    draft = RUN / f"{name}.draft"
+    fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "wb") as file:
+        file.write(state.SerializeToString())
+    draft.rename(RUN / name)
 
 
 def _settle(copies: Collection[int]) -> None:
@@ -184,7 +188,7 @@ def _read(copy: int) -> KeptConnection | None:
     _filter(copy)
     info = common.getsockopt(copy, _TCP, socket.TCP_INFO, 192)
     if info[0] not in GO_ON:
-        syscall(NR.setsockopt, copy, socket.SOL_SOCKET, SO_DETACH_FILTER, 0, 0)
+        syscall(NR.setsockopt, copy, socket.SOL_SOCKET, SO_DETACH_FILTER, bytes(4), 4)  # the value does not matter
         return None
     _set(copy, TCP_REPAIR, REPAIR_ON)
     state = KeptConnection(
@@ -228,7 +232,8 @@ def find(tcp: TcpSocket) -> KeptConnection | None:
             state = parse(KeptConnection, file.read())
         except DecodeError:
             return None
-    return state if (state.local, state.remote) == (tcp.local, tcp.remote) else None
+    fits = (state.local, state.remote) == (tcp.local, tcp.remote) and len(state.window) == WINDOW.size
+    return state if fits else None
 
 
 def make(tcp: TcpSocket, state: KeptConnection) -> socket.socket:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import struct
@@ -12,6 +13,7 @@ import pytest
 
 from tests.unit.objects.fds.descriptor_tree import Acting, dumped, holder, opened
 from torpor.errors import Refused
+from torpor.objects.fds import ptys
 
 MAKE = """
 import pty, termios
@@ -71,4 +73,18 @@ def test_what_was_typed_and_not_read_is_refused() -> None:
     with holder(MAKE + "os.write(m, b'typed')\nready(m=m, s=s)\nwait()\n") as tree:
         tree.ready()
         with pytest.raises(Refused, match="5 bytes that were typed were not read"):
+            tree.dump()
+
+
+def test_a_master_that_cannot_be_looked_at_is_not_taken_for_one_without_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the tree stands still no descriptor is closed: what the kernel refuses fails the save."""
+
+    def none_left(*_: int) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with holder(MAKE + "os.write(s, b'shown')\nready(m=m, s=s)\nwait()\n") as tree:
+        tree.ready()
+        monkeypatch.setattr(ptys, "descriptor_of", none_left)
+        assert tree.survey() == []
+        with pytest.raises(OSError, match="Too many open files"):
             tree.dump()

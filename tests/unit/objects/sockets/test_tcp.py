@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import socket
 import struct
 from contextlib import closing
@@ -208,3 +209,14 @@ def test_a_buffer_above_the_limit_is_never_made_smaller(name: int) -> None:
         before = tcp.getsockopt(socket.SOL_SOCKET, name)
         assert buffers.enlarge(tcp, name) and not buffers.enlarge(tcp, name)
         assert tcp.getsockopt(socket.SOL_SOCKET, name) > before
+
+
+def test_a_tree_of_which_somebody_else_has_killed_a_process_is_ended_all_the_same() -> None:
+    code = SERVER.format(family="AF_INET", host="127.0.0.1", protocol=0)
+    with holder(code + "c, s = pair()\nready()\nwait()") as tree:
+        tree.ready()
+        tree.stop()
+        grabbed = descriptors.grab(tree.pids)
+        os.kill(tree.pids[0], signal.SIGKILL)
+        os.waitid(os.P_PID, tree.pids[0], os.WEXITED | os.WNOWAIT)
+        descriptors.arm_reset(grabbed)
