@@ -7,6 +7,7 @@ separate description.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import stat
@@ -83,10 +84,7 @@ class MemoryDescriptor(Kind[Attributes]):
         if is_path(held):
             return Attributes()
         with borrowed(pidfd, held.holders[0].fd) as copy:
-            try:
-                return file_attributes.take(copy, fcntl.fcntl(copy, F_GET_SEALS))
-            except OSError:  # EINVAL: the file system has none
-                return file_attributes.take(copy)
+            return file_attributes.take(copy, _seals(copy))
 
     def unsupported(self, held: OpenFile[Attributes], tree: GrabbedDescriptors) -> Iterator[Unsupported]:
         """Its name, if it has one, must lead to it."""
@@ -167,6 +165,16 @@ def _first(shared: int, image: Tree) -> int:
 def is_temporary(memory: SharedMemory) -> bool:
     """Whether a file never had a name, and may still get one: its name is its inode number (O_TMPFILE)."""
     return memory.kind == SharedMemory.UNLINKED and os.path.basename(memory.name) == b"#%d" % memory.ino
+
+
+def _seals(fd: int) -> int:
+    """F_SEAL_* of a file."""
+    try:
+        return fcntl.fcntl(fd, F_GET_SEALS)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # its file system has none
+            raise
+        return 0
 
 
 def memory_files(tree: GrabbedDescriptors) -> list[MemoryFile]:

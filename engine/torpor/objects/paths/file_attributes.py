@@ -116,7 +116,7 @@ def give(fd: int, shared: pb.SharedMemory, opener: Opener) -> Iterator[str]:
             os.setxattr(fd, name, one.value)
         except OSError as error:
             yield f"{_name(shared)} has no attribute {name} any more: {error.strerror}"
-    if shared.mtime_ns:
+    if shared.HasField("mtime_ns"):
         yield from _give_owner(fd, shared)
     mode = shared.mode & _MODE
     # A file that root makes for a user's tree must not be setuid or setgid for another user.
@@ -124,7 +124,7 @@ def give(fd: int, shared: pb.SharedMemory, opener: Opener) -> Iterator[str]:
         yield f"{_name(shared)} has the mode {mode & ~_SPECIAL:o} now, not {mode:o}: it is another user's"
         mode &= ~_SPECIAL
     os.fchmod(fd, mode)
-    if shared.mtime_ns:
+    if shared.HasField("mtime_ns"):
         os.utime(fd, ns=(shared.atime_ns, shared.mtime_ns))
 
 

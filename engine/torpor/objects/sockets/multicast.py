@@ -26,8 +26,8 @@ MCAST_JOIN_GROUP, MCAST_BLOCK_SOURCE, MCAST_JOIN_SOURCE_GROUP, MCAST_MSFILTER = 
 MCAST_INCLUDE = 1
 STORAGE = 128
 """sizeof(struct sockaddr_storage)."""
-MOST_SOURCES = 64
-"""For one group; net.ipv4.igmp_max_msf is 10."""
+USUAL_SOURCES = 64
+"""Room for the sources of one group; net.ipv4.igmp_max_msf is 10, and may be raised."""
 _LEVELS: dict[int, int] = {socket.AF_INET: socket.IPPROTO_IP, socket.AF_INET6: socket.IPPROTO_IPV6}
 
 
@@ -60,7 +60,7 @@ def _groups4() -> Iterator[Group]:
         if len(fields[0]) == 8 and len(fields) == 4:
             yield Group(socket.AF_INET, index, device, int(fields[0], 16).to_bytes(4, sys.byteorder))
         else:
-            index, device = int(fields[0]), fields[1]
+            index, device = int(fields[0]), fields[1].rstrip(":")  # a long name touches the colon behind it
 
 
 def _groups6() -> Iterator[Group]:
@@ -85,9 +85,9 @@ def memberships(fd: int, family: int, heard: Iterable[Group]) -> list[Membership
     return found
 
 
-def _ask(fd: int, group: Group) -> Membership | None:
+def _ask(fd: int, group: Group, room: int = USUAL_SOURCES) -> Membership | None:
     value = bytearray(struct.pack("=I4x", group.index) + _storage(group.family, group.address))
-    value += struct.pack("=II", 0, MOST_SOURCES) + bytes(MOST_SOURCES * STORAGE)  # struct group_filter
+    value += struct.pack("=II", 0, room) + bytes(room * STORAGE)  # struct group_filter
     length = array("I", (len(value),))
     try:
         syscall(NR.getsockopt, fd, _LEVELS[group.family], MCAST_MSFILTER, value, length)
@@ -96,8 +96,10 @@ def _ask(fd: int, group: Group) -> Membership | None:
             return None  # it is no member, or the device is gone
         raise
     mode, count = struct.unpack_from("=II", value, 8 + STORAGE)
+    if count > room:
+        return _ask(fd, group, count)
     at = 16 + STORAGE
-    sources = [_address(group.family, value[at + k * STORAGE :]) for k in range(min(count, MOST_SOURCES))]
+    sources = [_address(group.family, value[at + k * STORAGE :]) for k in range(count)]
     return Membership(
         family=group.family, device=group.device, group=group.address, only=mode == MCAST_INCLUDE, sources=sources
     )
