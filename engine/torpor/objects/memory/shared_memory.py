@@ -432,7 +432,7 @@ def _make_and_unlink(path: bytes, opener: Opener) -> int:
 def _fill(fd: int, shared: pb.SharedMemory, reader: SnapshotReader, opener: Opener) -> list[str]:
     """Give a new file its content and attributes. Returns messages on what could not be restored."""
     warnings = list(file_attributes.give_flags(fd, shared))
-    os.ftruncate(fd, shared.size)
+    file_content.make_room(fd, shared.size)
     file_content.fill(fd, shared.pages, shared.size, reader)
     warnings += file_attributes.give(fd, shared, opener)
     if shared.kind == pb.SharedMemory.MEMFD and (seals := shared.seals & ~_late_seals(shared)):

@@ -36,7 +36,7 @@ from torpor.image import image_pb2 as pb
 from torpor.objects.memory.own_pages import PageWriter
 from torpor.objects.memory.shared_memory import LONGEST_NAME
 from torpor.objects.paths import fingerprints
-from torpor.objects.paths.file_content import fill
+from torpor.objects.paths.file_content import fill, make_room
 from torpor.objects.paths.file_names import OF_KERNEL
 from torpor.objects.paths.opener import Opener, Openers
 from torpor.objects.paths.small_files import Copy
@@ -284,7 +284,7 @@ def _put_back(bundled: pb.Bundle, reader: SnapshotReader, owner: tuple[int, int]
     fd = _draft(draft, opener)
     try:
         try:
-            os.ftruncate(fd, bundled.size)
+            make_room(fd, bundled.size)
             fill(fd, bundled.pages, bundled.size, reader)
             os.fchown(fd, *owner)
             os.fchmod(fd, bundled.mode & 0o777)
@@ -351,7 +351,7 @@ def in_memory(bundled: pb.Bundle, reader: SnapshotReader) -> int:
     name = os.path.basename(bundled.path).removesuffix(b" (deleted)").removeprefix(b"memfd:")
     fd = memfd_create(name[:LONGEST_NAME])
     try:
-        os.ftruncate(fd, bundled.size)
+        make_room(fd, bundled.size)
         fill(fd, bundled.pages, bundled.size, reader)
         os.fchmod(fd, bundled.mode & 0o777)
         # The kernel does not execute a file that is open for writing (ETXTBSY).

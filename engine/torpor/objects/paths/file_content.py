@@ -21,6 +21,8 @@ from torpor.util.ranges import Range
 AT_ONCE = 1 << 30
 """Bytes per read: one read transfers at most 2 GiB."""
 _COMPARED_AT_ONCE = 1 << 20
+_LARGEST = (1 << 63) - 1
+"""The largest off_t."""
 
 
 @dataclass
@@ -90,6 +92,13 @@ def _pieces(pages: pb.PageTable, total: int, reader: SnapshotReader) -> Iterator
         if size > length or start * PAGE >= total:
             raise ImageDamaged(f"page {start} of shared memory or a file lies in no block of the snapshot")
         yield start * PAGE, min(size, total - start * PAGE), reader.pack_fd(pack), offset
+
+
+def make_room(fd: int, total: int) -> None:
+    """Make a new file one hole of `total` bytes, which an image says. Raises OSError: no file can be so large."""
+    if total > _LARGEST:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+    os.ftruncate(fd, total)
 
 
 def fill(fd: int, pages: pb.PageTable, total: int, reader: SnapshotReader) -> None:

@@ -137,9 +137,11 @@ def _connect(sock: socket.socket, name: bytes, opener: Opener) -> None:
     if len(name) < unix_paths.LONGEST or name.startswith(b"\0"):
         opener.call(NR.connect, sock.fileno(), *unix_paths.address(name))
         return
-    with opener.parent(name) as (directory, last):
-        short = b"/proc/self/fd/%d/%s" % (directory, last.rstrip(b"\0"))
-        opener.call(NR.connect, sock.fileno(), *unix_paths.address(short))
+    found = opener.lookup(name)
+    try:
+        opener.call(NR.connect, sock.fileno(), *unix_paths.address(b"/proc/self/fd/%d" % found))
+    finally:
+        os.close(found)
 
 
 def _cannot_connect(unix: UnixMessage, opener: Opener) -> str:

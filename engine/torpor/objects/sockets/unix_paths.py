@@ -129,7 +129,8 @@ def bound_path(sock: int) -> bytes:
 
 def address(name: bytes) -> tuple[bytes, int]:
     """A struct sockaddr_un and its length."""
-    packed = struct.pack("=H", socket.AF_UNIX) + (name if name.startswith(b"\0") else name + b"\0")
+    ended = name.startswith(b"\0") or len(name) == LONGEST  # of such a length the kernel takes no zero behind it
+    packed = struct.pack("=H", socket.AF_UNIX) + (name if ended else name + b"\0")
     return packed, len(packed)
 
 
@@ -249,14 +250,14 @@ def _bound_below(folder: bytes, at: bytes, sock: socket.socket, name: bytes) -> 
     """
     os.makedirs(os.path.dirname(at), exist_ok=True)
     if not name.startswith(b"/"):
-        _within(_opened(folder), lambda: sock.bind(name))
+        _within(_opened(folder), lambda: syscall(NR.bind, sock.fileno(), *address(name)))
         return True
 
     def work() -> None:
         if not procfs.is_root():
             syscall(NR.unshare, CLONE_NEWUSER)
         os.chroot(folder)
-        sock.bind(name)
+        syscall(NR.bind, sock.fileno(), *address(name))
 
     os.waitpid(forked(work), 0)
     return of(addresses.local_name(sock.fileno())[2:]) == name
@@ -271,11 +272,11 @@ def connect(sock: socket.socket, name: bytes) -> None:
     if len(name) < LONGEST or name.startswith(b"\0"):
         sock.connect(name)
         return
-    directory = os.open(os.path.dirname(name), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    found = os.open(name, os.O_PATH | os.O_CLOEXEC)
     try:
-        sock.connect(b"/proc/self/fd/%d/%s" % (directory, os.path.basename(name)))
+        sock.connect(b"/proc/self/fd/%d" % found)
     finally:
-        os.close(directory)
+        os.close(found)
 
 
 def _new_name() -> bytes:

@@ -1,0 +1,250 @@
+"""Files that an image takes along: what is taken, and how they are put back without harm to what is there."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from torpor.errors import Refused, RestoreFailed
+from torpor.image import image_pb2 as pb
+from torpor.objects.memory.own_pages import PageWriter
+from torpor.objects.paths import bundle, file_content
+from torpor.objects.paths.opener import Openers
+from torpor.procfs import PAGE
+from torpor.store import Store
+
+CONTENT = b"content" * 1000
+
+
+def described(*paths: Path, flags: int = os.O_RDONLY) -> pb.Tree:
+    """An image of a process that has these files open."""
+    image = pb.Tree()
+    process = image.processes.add(pid=5)
+    ids = [os.getuid()] * 4
+    process.credentials.uids.extend(ids)
+    process.credentials.gids.extend([os.getgid()] * 4)
+    for number, path in enumerate(paths):
+        process.fds.add(fd=number, description=number)
+        status = os.lstat(path)
+        file = image.descriptions.add(flags=flags).file
+        file.path, file.size, file.mtime_ns = os.fsencode(path), status.st_size, status.st_mtime_ns
+        file.dev, file.ino, file.blocks = status.st_dev, status.st_ino, max(status.st_blocks, 1)
+    return image
+
+
+def saved(store: Store, image: pb.Tree) -> None:
+    """Take along all files of an image."""
+    with store.writer("tree") as saver:
+        with PageWriter(saver, lambda done, expected: None) as out:
+            bundle.store(image, {}, (), out, everything=True)
+        saver.publish(b"", "")
+
+
+def put_back(store: Store, image: pb.Tree) -> bundle.Made:
+    with store.open("latest") as reader, Openers(image) as openers:
+        return bundle.put_back(image, reader, openers)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Where the job's files lie."""
+    made = tmp_path / "job"
+    made.mkdir()
+    return made
+
+
+def test_a_file_is_put_back_as_it_was_with_its_directories(store: Store, folder: Path) -> None:
+    path = folder / "deep" / "deeper" / "file"
+    path.parent.mkdir(parents=True)
+    path.parent.chmod(0o750)
+    path.write_bytes(CONTENT)
+    path.chmod(0o640)
+    os.utime(path, ns=(5, 1_000_000_007))
+    image = described(path)
+    saved(store, image)
+    path.unlink()
+    path.parent.rmdir()
+    path.parent.parent.rmdir()
+    made = put_back(store, image)
+    assert path.read_bytes() == CONTENT
+    status = path.stat()
+    assert (stat.S_IMODE(status.st_mode), status.st_mtime_ns) == (0o640, 1_000_000_007)
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o750
+    assert os.listdir(path.parent) == ["file"], "no draft is left"
+    bundle.remove(made)
+    assert os.listdir(folder) == []
+
+
+def test_what_is_there_is_never_replaced(store: Store, folder: Path) -> None:
+    paths = [folder / name for name in ("file", "link", "directory")]
+    for path in paths:
+        path.write_bytes(CONTENT)
+    image = described(*paths)
+    saved(store, image)
+    for path in paths:
+        path.unlink()
+    paths[0].write_bytes(b"another")
+    paths[1].symlink_to("nowhere")
+    paths[2].mkdir()
+    made = put_back(store, image)
+    assert made == []
+    assert paths[0].read_bytes() == b"another" and not paths[1].exists() and paths[2].is_dir()
+    opener = Openers(image).path(os.fsencode(paths[1]))
+    assert bundle.why_not_put_back(image, os.fsencode(paths[1]), opener) == "something else has its name"
+
+
+def test_one_that_takes_the_name_meanwhile_keeps_it(
+    store: Store, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = folder / "a", folder / "b"
+    for path in (first, second):
+        path.write_bytes(CONTENT)
+    image = described(first, second)
+    saved(store, image)
+    first.unlink()
+    second.unlink()
+    fill = file_content.fill
+
+    def slowly(*arguments: object) -> None:
+        fill(*arguments)  # type: ignore[arg-type]  # whatever it is given
+        if first.exists():
+            second.write_bytes(b"somebody else's")
+
+    monkeypatch.setattr(bundle, "fill", slowly)
+    with pytest.raises(RestoreFailed, match="a bundled file cannot be put back"):
+        put_back(store, image)
+    assert second.read_bytes() == b"somebody else's"
+    assert os.listdir(folder) == ["b"], "what was put back already is taken away again, and so is the draft"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda one: setattr(one, "size", 1 << 63),
+        lambda one: setattr(one, "size", (1 << 64) - 1),
+        lambda one: setattr(one, "size", 1 << 62),
+        lambda one: setattr(one, "path", b"/proc/self/comm-not-there"),
+    ],
+)
+def test_an_image_that_says_what_cannot_be_is_a_failure_in_words(
+    store: Store, folder: Path, damage: Callable[[pb.Bundle], None]
+) -> None:
+    path = folder / "file"
+    path.write_bytes(CONTENT)
+    image = described(path)
+    saved(store, image)
+    path.unlink()
+    (bundled,) = image.bundles
+    damage(bundled)
+    image.descriptions[0].file.path = bundled.path
+    with pytest.raises(RestoreFailed):
+        put_back(store, image)
+    assert os.listdir(folder) == []
+    with store.open("latest") as reader, pytest.raises(OSError):
+        bundled.size = 1 << 63
+        bundle.in_memory(bundled, reader)
+
+
+def test_a_draft_that_a_killed_restore_left_is_taken_over_and_one_in_use_is_not(store: Store, folder: Path) -> None:
+    path = folder / "file"
+    path.write_bytes(CONTENT)
+    image = described(path)
+    saved(store, image)
+    path.unlink()
+    opener = Openers(image).path(os.fsencode(path))
+    drafts: list[int] = []
+
+    def left(draft: bytes, _: bytes, __: object) -> None:
+        drafts.append(os.open(draft, os.O_RDWR))
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bundle, "_name", left)
+        patch.setattr(type(opener), "unlink", lambda *_: None)  # a kill leaves it
+        with pytest.raises(KeyboardInterrupt):
+            put_back(store, image)
+    (name,) = os.listdir(folder)
+    assert name.startswith(".torpor-")
+    fcntl.flock(drafts[0], fcntl.LOCK_EX)
+    with pytest.raises(RestoreFailed, match="another restore is putting the same file back"):
+        put_back(store, image)
+    os.close(drafts[0])
+    put_back(store, image)
+    assert os.listdir(folder) == ["file"] and path.read_bytes() == CONTENT
+
+
+def test_why_a_file_cannot_be_put_back(folder: Path) -> None:
+    path = folder / "gone" / "file"
+    path.parent.mkdir()
+    path.write_bytes(b"")
+    image = described(path)
+    path.unlink()
+    path.parent.rmdir()
+    opener = Openers(image).path(os.fsencode(path))
+    name = os.fsencode(path)
+    assert bundle.why_not_put_back(image, name, opener) == f"there is no directory {path.parent} to put it into"
+    image.folders.add(path=os.fsencode(path.parent))
+    assert bundle.why_not_put_back(image, name, opener) == ""
+
+
+def test_a_file_that_changed_is_not_taken_and_one_that_grew_is(store: Store, folder: Path) -> None:
+    changed, grown = folder / "changed", folder / "grown"
+    for path in (changed, grown):
+        path.write_bytes(CONTENT)
+    image = described(changed, grown)
+    with grown.open("ab") as file:
+        file.write(b"appended since")
+    os.utime(changed, ns=(0, 0))
+    with pytest.raises(Refused) as refused:
+        saved(store, image)
+    (reason,) = refused.value.reasons
+    assert reason.subject == f"the file {changed}" and reason.passing and "it changed during" in reason.why
+    image = described(grown)
+    image.descriptions[0].file.size = len(CONTENT)
+    saved(store, image)
+    assert [one.size for one in image.bundles] == [len(CONTENT)]
+    grown.unlink()
+    put_back(store, image)
+    assert grown.read_bytes() == CONTENT
+
+
+def test_a_lease_for_writing_is_not_broken(store: Store, folder: Path) -> None:
+    path = folder / "leased"
+    path.write_bytes(CONTENT)
+    image = described(path)
+    image.processes[0].fds[0].locks.add(kind=pb.Lock.LEASE, exclusive=True)
+    with pytest.raises(Refused, match="lease for writing"):
+        saved(store, image)
+
+
+def test_files_of_the_kernel_and_names_only_are_not_taken(store: Store, folder: Path) -> None:
+    path = folder / "file"
+    path.write_bytes(CONTENT)
+    image = described(Path("/proc/self/status"))
+    saved(store, image)
+    assert list(image.bundles) == []
+    image = described(path, flags=os.O_PATH)
+    saved(store, image)
+    assert list(image.bundles) == []
+
+
+def test_a_program_comes_back_in_memory(store: Store, folder: Path) -> None:
+    path = folder / "program"
+    path.write_bytes(b"#!" + CONTENT)
+    path.chmod(0o755)
+    image = described(path)
+    saved(store, image)
+    with store.open("latest") as reader:
+        fd = bundle.in_memory(image.bundles[0], reader)
+    try:
+        assert os.pread(fd, PAGE * 10, 0) == b"#!" + CONTENT
+        assert stat.S_IMODE(os.fstat(fd).st_mode) == 0o755
+        assert fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY
+        assert os.readlink(f"/proc/self/fd/{fd}") == "/memfd:program (deleted)"
+    finally:
+        os.close(fd)
