@@ -132,7 +132,12 @@ class SnapshotReader:
             size: the number of bytes.
         """
         pack, offset, length = self.block(index)
-        data = bytearray(min(size, length - skip))
+        if skip + size > length:
+            raise ImageDamaged(
+                f"snapshot {self.info.id} is damaged: it names more of block {index} than there is",
+                advice="`torpor verify` says more",
+            )
+        data = bytearray(size)
         self._read(pack, memoryview(data), offset + skip)
         return bytes(data)
 
