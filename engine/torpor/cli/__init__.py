@@ -48,6 +48,7 @@ COMMANDS = (
     "run",
     "ls",
     "show",
+    "diff",
     "verify",
     "rm",
     "prune",

@@ -69,7 +69,7 @@ def _process(process: Process, tree: Tree) -> dict[str, Any]:
             {
                 "fd": fd.fd,
                 "close_on_exec": fd.cloexec,
-                **_description(tree.descriptions[fd.description], tree),
+                **describe_description(tree.descriptions[fd.description], tree),
             }
             for fd in process.fds
             if fd.description < len(tree.descriptions)
@@ -97,7 +97,8 @@ def _memory(process: Process, page_size: int) -> dict[str, dict[str, int]]:
     return {kind: {"mapped": mapped[kind], "stored": stored[kind]} for kind in sorted(mapped)}
 
 
-def _description(description: Description, tree: Tree) -> dict[str, Any]:
+def describe_description(description: Description, tree: Tree) -> dict[str, Any]:
+    """Return an open file description's kind, what it leads to in words, and its access mode."""
     kind = description.WhichOneof("kind") or "unknown"
     access = ACCESS.get(description.flags & os.O_ACCMODE, "")
     return {"kind": kind, "what": _what(description, kind, access, tree), "access": access}

@@ -4,7 +4,20 @@ with store.open(snapshot) as reader:
     tree = torpor.image.read(reader)
 """
 
+from torpor.image.comparison import Comparison, FileChange, MemoryChange, ProcessChange, compare
 from torpor.image.image_pb2 import Process, Pty, Tree, Vma
 from torpor.image.reading import look, read
 
-__all__ = ["Process", "Pty", "Tree", "Vma", "look", "read"]
+__all__ = [
+    "Comparison",
+    "FileChange",
+    "MemoryChange",
+    "Process",
+    "ProcessChange",
+    "Pty",
+    "Tree",
+    "Vma",
+    "compare",
+    "look",
+    "read",
+]

@@ -31,9 +31,14 @@ def read(reader: SnapshotReader) -> Tree:
     Raises:
         ImageDamaged: the snapshot is not of a process tree, is damaged, or has a field that this version does not know.
     """
+    require_tree(reader)
+    return _parsed(reader, partial(strict_protobuf.parse, Tree))
+
+
+def require_tree(reader: SnapshotReader) -> None:
+    """Raise ImageDamaged if a snapshot is of another kind."""
     if reader.info.kind != KIND:
         raise ImageDamaged(f"snapshot {reader.info.id} is of the kind {reader.info.kind}, not a process tree")
-    return _parsed(reader, partial(strict_protobuf.parse, Tree))
 
 
 def look(reader: SnapshotReader) -> Tree:

@@ -296,7 +296,7 @@ def test_every_kind_of_descriptor_has_words() -> None:
     for field in kinds:
         description = pb.Description()
         getattr(description, field.name).SetInParent()
-        told = describe._description(description, pb.Tree())
+        told = describe.describe_description(description, pb.Tree())
         assert told["kind"] == field.name
         assert "does not know" not in told["what"], field.name
 
