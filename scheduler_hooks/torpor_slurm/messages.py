@@ -27,7 +27,7 @@ class Failures:
         self._directory.log(f"{what}: {words}")
         if words not in self._known and not silent:
             tell(f"{what}: {words}")
-        self._known.add(words)
+            self._known.add(words)
 
     def over(self) -> None:
         """A save has succeeded."""
