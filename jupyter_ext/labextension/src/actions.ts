@@ -1,8 +1,8 @@
 import { Dialog, InputDialog, Notification, showDialog } from '@jupyterlab/apputils';
-import { CodeCell, ICellModel } from '@jupyterlab/cells';
+import { Cell, CodeCell, ICellModel } from '@jupyterlab/cells';
 import { NotebookActions, NotebookPanel } from '@jupyterlab/notebook';
 import { Compare } from './compare';
-import { GoBack } from './dialogs';
+import { GoBack, LongText } from './dialogs';
 import { ICheckpoint, IDiff, IRestored, Refusal } from './api';
 import { TorporModel } from './model';
 import { INews, Notices } from './notices';
@@ -39,6 +39,7 @@ export class Actions {
   ) {
     this.notices = new Notices(model, words);
     NotebookActions.executed.connect((_, { cell }) => this.turns.set(cell.model, (this.turn += 1)));
+    NotebookActions.executionScheduled.connect((_, { cell }) => unmark(cell));
   }
 
   /** Save a kernel as a checkpoint; it keeps running. */
@@ -48,7 +49,7 @@ export class Actions {
     await this.notices.follow(
       kernel,
       this.model.api.save(kernel),
-      trans.__('Could not save the kernel; it keeps running'),
+      trans.__('Kernel not saved; it keeps running'),
       made => ({
         message: trans.__('Kernel saved: %1', this.words.size(made.written)),
         actions: [{ label: trans.__('Name it…'), callback: () => void this.rename(made) }]
@@ -62,7 +63,7 @@ export class Actions {
     await this.notices.follow(
       kernel,
       this.model.api.park(kernel),
-      trans.__('Could not park the kernel; it keeps running'),
+      trans.__('Kernel not parked; it keeps running'),
       () => ({
         message: trans.__('Kernel parked. When you wake it, it continues where it stopped.'),
         actions: [{ label: trans.__('Wake'), callback: () => void this.resume(kernel) }]
@@ -75,7 +76,7 @@ export class Actions {
     await this.notices.follow(
       kernel,
       this.model.api.resume(kernel),
-      trans.__('Could not wake the kernel; it stays parked'),
+      trans.__('Kernel not woken; it stays parked'),
       () => ({ message: trans.__('The kernel is awake.') })
     );
   }
@@ -83,9 +84,9 @@ export class Actions {
   /** Go back to a checkpoint, once the user has confirmed. */
   async restore(checkpoint: ICheckpoint, discard = false): Promise<void> {
     const { trans } = this.words;
-    const title = this.model.title(checkpoint);
+    const title = this.words.called(checkpoint);
     const answer = await showDialog({
-      title: trans.__('Go back to “%1”?', title),
+      title: trans.__('Go back to %1?', title),
       body: await this.warning(checkpoint, discard),
       defaultButton: discard ? 0 : 1,
       buttons: [
@@ -103,11 +104,11 @@ export class Actions {
     const news = (back: IRestored): INews => ({
       message: back.notebook_kept
         ? trans.__(
-            'The kernel is back at “%1”. The notebook as it was before is saved as %2.',
+            'The kernel is back at %1. The notebook as it was before is saved as %2.',
             title,
             back.notebook_kept
           )
-        : trans.__('The kernel is back at “%1”.', title),
+        : trans.__('The kernel is back at %1.', title),
       actions: back.undo ? [{ label: trans.__('Undo'), callback: () => void this.undo(kernel) }] : []
     });
     const wayOn = (refusal: Refusal): Notification.IAction[] =>
@@ -147,7 +148,7 @@ export class Actions {
       this.model.api.fork(checkpoint.kernel_id, checkpoint.id),
       trans.__('Could not fork the kernel'),
       fork => ({
-        message: trans.__('A second kernel continues from “%1” in %2.', this.model.title(checkpoint), fork.path ?? '')
+        message: trans.__('A second kernel continues from %1 in %2.', this.words.called(checkpoint), fork.path ?? '')
       })
     );
     if (made?.path) {
@@ -207,10 +208,14 @@ export class Actions {
   /** Ask for a checkpoint's note. */
   async note(checkpoint: ICheckpoint): Promise<void> {
     const { trans } = this.words;
-    const answer = await InputDialog.getText({
-      title: trans.__('Note on “%1”', this.model.title(checkpoint)),
-      label: trans.__('Note'),
-      text: checkpoint.note.replace(/\s*\n\s*/g, ' ') // JupyterLab's dialogs take Enter for themselves
+    const answer = await showDialog({
+      title: trans.__('Note on %1', this.words.called(checkpoint)),
+      body: new LongText(trans.__('Note'), checkpoint.note),
+      focusNodeSelector: 'textarea',
+      buttons: [
+        Dialog.cancelButton({ label: trans.__('Cancel') }),
+        Dialog.okButton({ label: trans.__('Save') })
+      ]
     });
     if (answer.button.accept && answer.value !== null) {
       const { kernel_id, id } = checkpoint;
@@ -228,7 +233,7 @@ export class Actions {
   async remove(checkpoint: ICheckpoint): Promise<void> {
     const { trans } = this.words;
     const answer = await showDialog({
-      title: trans.__('Delete “%1”?', this.model.title(checkpoint)),
+      title: trans.__('Delete %1?', this.words.called(checkpoint)),
       body: trans.__('You cannot undo this. Other checkpoints stay.'),
       buttons: [
         Dialog.cancelButton({ label: trans.__('Cancel') }),
@@ -292,15 +297,35 @@ export class Actions {
   private cells(kernel: string, count: number): string[] {
     // Cells of another branch may have the same number: what this tab saw run last is right.
     const found = new Map<number, { line: string; turn: number }>();
-    for (const cell of this.notebooks.of(kernel)?.content.widgets ?? []) {
-      const number = cell instanceof CodeCell ? Number(cell.model.executionCount) : 0;
+    for (const cell of this.since(kernel, count)) {
+      const number = Number(cell.model.executionCount);
       const turn = this.turns.get(cell.model) ?? 0;
-      if (number > count && turn >= (found.get(number)?.turn ?? 0)) {
+      if (turn >= (found.get(number)?.turn ?? 0)) {
         const line = `[${number}] ${cell.model.sharedModel.getSource().trim().split('\n')[0]}`;
         found.set(number, { line, turn });
       }
     }
     return [...found.keys()].sort((one, other) => one - other).map(number => found.get(number)!.line);
+  }
+
+  /** The notebook's cells that show a higher number than this. */
+  private since(kernel: string, count: number): CodeCell[] {
+    const cells = this.notebooks.of(kernel)?.content.widgets ?? [];
+    return cells.filter((cell): cell is CodeCell => cell instanceof CodeCell && Number(cell.model.executionCount) > count);
+  }
+
+  /** Mark the cells that a kernel at this count has not run, as it is now; a notebook that went back, too, has none. */
+  private markUndone(kernel: string, count: number, notebook: boolean): void {
+    const when = this.words.trans.__('undone %1', this.words.short(Date.now() * 1e6));
+    const undone = new Set(notebook ? [] : this.since(kernel, count));
+    for (const cell of this.since(kernel, -1)) {
+      if (undone.has(cell)) {
+        cell.addClass('jp-mod-torporUndone');
+        cell.node.dataset.torporUndone = when;
+      } else {
+        unmark(cell);
+      }
+    }
   }
 
   private async goBack(
@@ -334,6 +359,7 @@ export class Actions {
     if (!back) {
       return;
     }
+    this.markUndone(kernel, back.execution_count, how.notebook);
     if (back.undo) {
       this.ways.set(kernel, { from: checkpoint, to: back.undo, notebook: how.notebook });
     }
@@ -360,4 +386,9 @@ export class Actions {
   private readonly turns = new WeakMap<ICellModel, number>();
   private turn = 0;
   private readonly ways = new Map<string, IWayBack>();
+}
+
+function unmark(cell: Cell): void {
+  cell.removeClass('jp-mod-torporUndone');
+  delete cell.node.dataset.torporUndone;
 }

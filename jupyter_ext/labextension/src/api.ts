@@ -8,6 +8,22 @@ export interface IOperation {
   total: number;
 }
 
+/** Why the server refused something, as it tells it. */
+export interface IRefusal {
+  message?: string;
+  reason?: string;
+  advice?: string;
+  details?: string[];
+  causes?: ICause[];
+  kind?: string;
+}
+
+/** What prevents something, and what to do about it. */
+export interface ICause {
+  why: string;
+  advice: string;
+}
+
 /** A kernel of the server. Times are nanoseconds since the epoch. */
 export interface IKernel {
   id: string;
@@ -19,6 +35,10 @@ export interface IKernel {
   execution_state: string;
   execution_count: number;
   suitable: boolean;
+  /** Why it could not be saved when that was tried last. */
+  unsaved: (IRefusal & { at_ns: number }) | null;
+  /** What becomes of it when the server stops, as far as that is known. */
+  at_stop: 'parked' | 'living' | 'ended';
   sessions: { id: string; path: string | null; type: string }[];
   operation: IOperation | null;
 }
@@ -87,9 +107,22 @@ export class Refusal extends Error {
     /** One line for each object that prevents it. */
     readonly details: readonly string[] = [],
     /** Torpor's name of the error; empty when something else answered. */
-    readonly kind = ''
+    readonly kind = '',
+    /** The same as `details` for people who do not know processes and descriptors. */
+    readonly causes: readonly ICause[] = []
   ) {
     super(reason);
+  }
+
+  /** A refusal of what the server tells. */
+  static of(status: number, told: IRefusal, otherwise = ''): Refusal {
+    const reason = told.reason || told.message || otherwise;
+    return new Refusal(status, reason, told.advice, told.details, told.kind, told.causes);
+  }
+
+  /** The first reason. */
+  get why(): string {
+    return this.causes[0]?.why ?? this.details[0] ?? this.reason;
   }
 }
 
@@ -155,14 +188,13 @@ export class TorporAPI {
     const response = await ServerConnection.makeRequest(url, init, this.settings);
     const text = await response.text();
     if (!response.ok) {
-      let told: { message?: string; reason?: string; advice?: string; details?: string[]; kind?: string } = {};
+      let told: IRefusal = {};
       try {
         told = JSON.parse(text);
       } catch {
         // A proxy answered: its status is all that is known.
       }
-      const reason = told.reason || told.message || `${response.status} ${response.statusText}`;
-      throw new Refusal(response.status, reason, told.advice, told.details, told.kind);
+      throw Refusal.of(response.status, told, `${response.status} ${response.statusText}`);
     }
     return JSON.parse(text || 'null') as T;
   }

@@ -1,5 +1,6 @@
 import { Dialog } from '@jupyterlab/apputils';
 import { ReactWidget } from '@jupyterlab/ui-components';
+import { Widget } from '@lumino/widgets';
 import * as React from 'react';
 import { ICheckpoint, IDiff, IVariable, Refusal } from './api';
 import { Words } from './words';
@@ -18,22 +19,69 @@ export class Why extends ReactWidget {
   }
 
   protected render(): JSX.Element {
-    const { reason, advice, details } = this.refusal;
+    const { trans } = this.words;
+    const { reason, advice, details, causes } = this.refusal;
+    const what = (todo: string): string => trans.__('What to do: %1.', todo);
     return (
       <>
-        {details.length ? (
+        {causes.length ? (
           <ul>
-            {details.map(detail => (
-              <li key={detail}>{detail}</li>
+            {causes.map((cause, number) => (
+              <li key={number}>
+                {cause.why}.{cause.advice && <div>{what(cause.advice)}</div>}
+              </li>
             ))}
           </ul>
         ) : (
           <p>{reason}</p>
         )}
-        {advice && <p>{this.words.trans.__('What to do: %1.', advice)}</p>}
+        {advice && <p>{what(advice)}</p>}
+        {details.length > 0 && (
+          <details>
+            <summary>{trans.__('Processes and descriptors')}</summary>
+            <ul>
+              {details.map(detail => (
+                <li key={detail}>{detail}</li>
+              ))}
+            </ul>
+          </details>
+        )}
       </>
     );
   }
+}
+
+/** A text of several lines. JupyterLab's dialogs take Enter for themselves, wherever it is pressed. */
+export class LongText extends Widget implements Dialog.IBodyWidget<string> {
+  constructor(label: string, text: string) {
+    super();
+    this.addClass('jp-Torpor-dialog');
+    this.area = this.node.appendChild(document.createElement('textarea'));
+    this.area.className = 'jp-mod-styled';
+    this.area.rows = 5;
+    this.area.setAttribute('aria-label', label);
+    this.area.value = text;
+  }
+
+  getValue(): string {
+    return this.area.value;
+  }
+
+  protected onAfterAttach(): void {
+    window.addEventListener('keydown', this.keep, true);
+  }
+
+  protected onBeforeDetach(): void {
+    window.removeEventListener('keydown', this.keep, true);
+  }
+
+  private readonly keep = (event: KeyboardEvent): void => {
+    if (event.key === 'Enter' && event.target === this.area && !event.ctrlKey && !event.metaKey) {
+      event.stopImmediatePropagation();
+    }
+  };
+
+  private readonly area: HTMLTextAreaElement;
 }
 
 /** What is known of a kernel before it goes back. */

@@ -1,6 +1,6 @@
 import { ILayoutRestorer, JupyterFrontEnd, JupyterFrontEndPlugin } from '@jupyterlab/application';
-import { ICommandPalette } from '@jupyterlab/apputils';
-import { INotebookTracker, NotebookPanel } from '@jupyterlab/notebook';
+import { ICommandPalette, Notification } from '@jupyterlab/apputils';
+import { INotebookTracker, NotebookActions, NotebookPanel } from '@jupyterlab/notebook';
 import { IRunningSessionManagers, IRunningSessions } from '@jupyterlab/running';
 import { ISettingRegistry } from '@jupyterlab/settingregistry';
 import { IStatusBar } from '@jupyterlab/statusbar';
@@ -14,6 +14,8 @@ import { ParkedBanner } from './banner';
 import { torporIcon } from './icon';
 import { TorporModel } from './model';
 import { TimelinePanel } from './panel';
+import { ParkedLabel } from './parked';
+import { parkedLabel } from './running';
 import { Status } from './status';
 import { Words } from './words';
 
@@ -91,15 +93,25 @@ function activate(
   notebooks.currentChanged.connect(watch);
   notebooks.widgetAdded.connect((_, notebook) => {
     notebook.contentHeader.addWidget(new ParkedBanner(notebook, model, words, actions));
+    notebook.toolbar.addItem('torpor-parked', new ParkedLabel(notebook, model, words));
     notebook.sessionContext.kernelChanged.connect(() => {
       watch();
       void model.refresh();
     });
   });
+  NotebookActions.executed.connect(() => void model.refresh()); // no event tells how many cells have run
+  model.interrupted.connect((_, kernel) => {
+    if (notebooks.find(notebook => kernelOf(notebook) === kernel)) {
+      Notification.info(
+        trans.__('The kernel is parked. Cells that waited for it were given up; wake it to interrupt one that runs.'),
+        { autoClose: 8000 }
+      );
+    }
+  });
   model.changed.connect(() => commands.notifyCommandChanged());
 
   if (running) {
-    addParked(running, app, model, trans);
+    addParked(running, app, model, actions, trans);
   }
   statusBar?.registerStatusItem('torpor', {
     item: new Status(model, current, words, show),
@@ -258,6 +270,7 @@ function addParked(
   running: IRunningSessionManagers,
   app: JupyterFrontEnd,
   model: TorporModel,
+  actions: Actions,
   trans: TranslationBundle
 ): void {
   const shutDown = async (id: string): Promise<void> => {
@@ -268,12 +281,20 @@ function addParked(
     const path = kernel.sessions[0]?.path ?? '';
     return {
       icon: () => torporIcon,
-      label: () => path || kernel.name,
+      className: 'jp-Torpor-running',
+      label: () => parkedLabel(path || kernel.name, trans.__('Wake'), () => void actions.resume(kernel.id)),
       labelTitle: () => trans.__('Parked kernel %1', kernel.id),
       open: () => void (path && app.commands.execute('docmanager:open', { path })),
       shutdown: () => void shutDown(kernel.id)
     };
   };
+  // JupyterLab lists them among the running kernels, too.
+  const style = document.head.appendChild(document.createElement('style'));
+  model.changed.connect(() => {
+    const ids = model.parked.map(({ id }) => `[data-context='${CSS.escape(id)}']`).join();
+    const empty = `.jp-mod-kernelspec:has(.jp-mod-kernel):not(:has(.jp-mod-kernel:not(${ids})))`;
+    style.textContent = ids && `.jp-RunningSessions-item:is(.jp-mod-kernel:is(${ids}), ${empty}) { display: none }`;
+  });
   // Always the same array: the panel's first drawing shows what it was given when it was made, and it does not hear
   // of changes before that.
   const items: IRunningSessions.IRunningItem[] = [];

@@ -18,6 +18,9 @@ export class TorporModel implements IDisposable {
   ) {
     services.events.stream.connect((_, event) => {
       if (event.schema_id === EVENT) {
+        if (event.what === 'interrupted') {
+          this._interrupted.emit(event.kernel_id as string);
+        }
         this._stale = true;
         void this.refresh();
       }
@@ -29,6 +32,11 @@ export class TorporModel implements IDisposable {
   /** Emitted after every change. */
   get changed(): ISignal<this, void> {
     return this._changed;
+  }
+
+  /** Emitted with the kernel when a parked one was to be interrupted. */
+  get interrupted(): ISignal<this, string> {
+    return this._interrupted;
   }
 
   get kernels(): readonly IKernel[] {
@@ -65,6 +73,7 @@ export class TorporModel implements IDisposable {
       this._path = path;
       this._checkpoints = [];
       this._earlier = [];
+      this._origin = undefined;
       this._stale = true;
       this._changed.emit();
       void this.refresh();
@@ -79,6 +88,11 @@ export class TorporModel implements IDisposable {
   /** The checkpoints of other kernels that the notebook had, oldest first. */
   get earlier(): readonly ICheckpoint[] {
     return this._earlier;
+  }
+
+  /** Of a fork: the checkpoint of another kernel from which the watched one began. */
+  get origin(): ICheckpoint | undefined {
+    return this._origin;
   }
 
   checkpoint(id: string | undefined): ICheckpoint | undefined {
@@ -141,6 +155,8 @@ export class TorporModel implements IDisposable {
         this._checkpoints = checkpoints;
         if (all) {
           this._earlier = all.filter(({ kernel_id, path }) => path === _path && kernel_id !== _watched);
+          const began = checkpoints.length ? checkpoints[0].parent : this.kernel(_watched)?.head;
+          this._origin = all.find(({ id, kernel_id }) => id === began && kernel_id !== _watched);
         }
       } while (this._again);
       this._trouble = '';
@@ -176,6 +192,7 @@ export class TorporModel implements IDisposable {
   private _kernels: IKernel[] = [];
   private _checkpoints: ICheckpoint[] = [];
   private _earlier: ICheckpoint[] = [];
+  private _origin: ICheckpoint | undefined;
   private _trouble = '';
   private _watched: string | undefined;
   private _path: string | undefined;
@@ -186,5 +203,6 @@ export class TorporModel implements IDisposable {
   private _again = false;
   private _disposed = false;
   private _timer: number | undefined;
+  private readonly _interrupted = new Signal<this, string>(this);
   private readonly _changed = new Signal<this, void>(this);
 }

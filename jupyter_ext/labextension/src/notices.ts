@@ -74,18 +74,19 @@ export class Notices {
     actions.push({
       label: trans.__('Details…'),
       caption: trans.__('Why, and what to do next'),
-      callback: () =>
-        void showDialog({
-          title: failure,
-          body: new Why(refusal, this.words),
-          buttons: [Dialog.okButton({ label: trans.__('Close') })]
-        })
+      callback: () => void explain(failure, refusal, this.words)
     });
-    toast.end(`${failure}: ${refusal.details[0] ?? refusal.reason}`, 'error', actions, false);
+    toast.end(`${failure}: ${refusal.why}`, 'error', actions, false);
   }
 
   /** The last notice of success of each kernel. */
   private readonly good = new Map<string, string>();
+}
+
+/** Show why something was refused, and what to do next. */
+export async function explain(title: string, refusal: Refusal, words: Words): Promise<void> {
+  const buttons = [Dialog.okButton({ label: words.trans.__('Close') })];
+  await showDialog({ title, body: new Why(refusal, words), buttons });
 }
 
 /** One notification, from the start of an operation to its result. */

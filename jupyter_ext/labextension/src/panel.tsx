@@ -8,9 +8,10 @@ import {
 } from '@jupyterlab/ui-components';
 import { CommandRegistry } from '@lumino/commands';
 import * as React from 'react';
-import { ICheckpoint, IKernel } from './api';
+import { ICheckpoint, IKernel, Refusal } from './api';
 import { compareIcon, forkIcon, pinIcon, torporIcon } from './icon';
 import { TorporModel } from './model';
+import { explain } from './notices';
 import { IRow, rows } from './tree';
 import { part, Words } from './words';
 
@@ -83,6 +84,12 @@ function Timeline(props: IProps): JSX.Element {
       <div className="jp-Torpor-head">
         <h2 title={path ?? kernel.id}>{path?.split('/').pop() ?? kernel.name}</h2>
         <State {...props} kernel={kernel} />
+        {model.origin && (
+          <div className="jp-Torpor-faint" title={words.moment(model.origin.created_ns)}>
+            {trans.__('Fork of %1: %2', model.origin.path ?? model.origin.kernel_id, words.title(model.origin))}
+          </div>
+        )}
+        {kernel.unsaved && <Unsaved {...props} kernel={kernel} />}
         <div className="jp-Torpor-buttons">
           {buttons.map(id => (
             <CommandToolbarButtonComponent key={id} commands={commands} id={id} label={commands.label(id)} />
@@ -112,11 +119,15 @@ function Timeline(props: IProps): JSX.Element {
 function State({ kernel, model, words }: IProps & { kernel: IKernel }): JSX.Element {
   const { trans } = words;
   const operation = kernel.operation;
+  const head = model.checkpoints.find(({ id }) => id === kernel.head);
+  const cells = Math.max(0, kernel.execution_count - (head?.execution_count ?? 0));
   const state = operation
     ? words.doing(operation)
     : kernel.state === 'parked'
       ? trans.__('Parked since %1', words.moment(kernel.parked_ns ?? 0))
-      : trans.__('Running');
+      : head && cells
+        ? trans._n('%1 cell since the checkpoint', '%1 cells since the checkpoint', cells)
+        : trans.__('Running');
   return (
     <div className="jp-Torpor-state">
       <span role="status">{state}</span>
@@ -128,6 +139,28 @@ function State({ kernel, model, words }: IProps & { kernel: IKernel }): JSX.Elem
           </button>
         </>
       )}
+    </div>
+  );
+}
+
+/** Why the kernel could not be saved when that was tried last, and what that means for it. */
+function Unsaved({ kernel, words }: IProps & { kernel: IKernel }): JSX.Element {
+  const { trans } = words;
+  const refusal = Refusal.of(0, kernel.unsaved!);
+  const title = trans.__('Kernel not saved at %1', words.short(kernel.unsaved!.at_ns));
+  return (
+    <div className="jp-Torpor-unsaved">
+      <p>
+        {title}: {refusal.why}{' '}
+        <button className="jp-Torpor-link" onClick={() => void explain(title, refusal, words)}>
+          {trans.__('Details…')}
+        </button>
+      </p>
+      <p className="jp-Torpor-faint">
+        {kernel.at_stop === 'ended'
+          ? trans.__('If the server stops, this kernel ends.')
+          : trans.__('If the server stops, this kernel keeps running, and the next server finds it.')}
+      </p>
     </div>
   );
 }
@@ -252,14 +285,14 @@ function Item(props: IItemProps): JSX.Element {
       data-checkpoint={checkpoint.id}
       onFocus={() => (model.selected = checkpoint.id)}
       onMouseDown={() => (model.selected = checkpoint.id)}
-      title={[name, checkpoint.cell, checkpoint.note, checkpoint.damage].filter(Boolean).join('\n')}
+      title={[name, when, checkpoint.cell, checkpoint.note, checkpoint.damage].filter(Boolean).join('\n')}
     >
       <Rails row={row} width={width} />
       <div className="jp-Torpor-text">
         <div className="jp-Torpor-line">
           <span className="jp-Torpor-name">{name}</span>
           {checkpoint.pinned && <pinIcon.react tag="span" className="jp-Torpor-pinned" width="14px" height="14px" />}
-          <span className="jp-Torpor-fact">{when}</span>
+          <span className="jp-Torpor-fact">{words.short(checkpoint.created_ns)}</span>
         </div>
         <div className="jp-Torpor-line">
           {checkpoint.note && !checkpoint.damage ? (

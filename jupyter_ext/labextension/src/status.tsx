@@ -32,9 +32,11 @@ export class Status extends ReactWidget {
       ? this.words.doing(operation)
       : kernel?.state === 'parked'
         ? trans.__('Kernel parked')
-        : head
-          ? trans.__('Kernel saved %1', this.words.moment(head.created_ns))
-          : trans.__('Kernel not saved');
+        : kernel?.unsaved
+          ? trans.__('Kernel could not be saved')
+          : head
+            ? trans.__('Kernel saved %1', this.words.moment(head.created_ns))
+            : trans.__('Kernel not saved');
     const done = operation ? part(operation) : undefined;
     return (
       <GroupItem

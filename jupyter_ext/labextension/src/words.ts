@@ -30,6 +30,21 @@ export class Words {
     return today ? when.toLocaleTimeString(this.locale) : when.toLocaleString(this.locale);
   }
 
+  /** The same, short. */
+  short(ns: number): string {
+    const when = new Date(ns / 1e6);
+    const today = when.toDateString() === new Date().toDateString();
+    const time: Intl.DateTimeFormatOptions = { hour: '2-digit', minute: '2-digit' };
+    return when.toLocaleString(this.locale, today ? time : { month: 'short', day: 'numeric', ...time });
+  }
+
+  /** A checkpoint in a sentence, without a title in a title. */
+  called(checkpoint: ICheckpoint): string {
+    return checkpoint.reason === 'going-back'
+      ? this.trans.__('the state of %1', this.moment(checkpoint.created_ns))
+      : this.trans.__('“%1”', this.title(checkpoint));
+  }
+
   /** A checkpoint's title; `about` finds the checkpoint that it refers to. */
   title(checkpoint: ICheckpoint, about?: (id: string) => ICheckpoint | undefined): string {
     const { name, execution_count, reason } = checkpoint;
@@ -47,7 +62,7 @@ export class Words {
       case 'going-back': {
         const goal = about?.(checkpoint.about ?? '');
         return goal
-          ? this.trans.__('Before going back to “%1”', this.title(goal))
+          ? this.trans.__('Before going back to %1', this.called(goal))
           : this.trans.__('Before going back');
       }
     }

@@ -78,6 +78,12 @@ async def list_variables(connection: Mapping[str, Any]) -> str:
     return json.dumps(await run_code(connection, LISTING, seconds=LISTING_SECONDS))
 
 
+async def holders(connection: Mapping[str, Any], numbers: list[int]) -> dict[str, str]:
+    """Which variables or modules of an idle kernel hold descriptors, by their numbers. Raises NoAnswer."""
+    found: dict[str, str] = await run_code(connection, HOLDERS, {"fds": numbers}, seconds=LISTING_SECONDS)
+    return found
+
+
 async def implementation(connection: Mapping[str, Any], *, seconds: float) -> str:
     """What an idle kernel calls itself. Raises NoAnswer."""
     reply = await _request(connection, "kernel_info_request", {}, seconds, None)
@@ -117,6 +123,39 @@ async def _request(
     finally:
         shell.close(linger=1000)  # a busy kernel is to get it, too
 
+
+HOLDERS = """
+import gc, json, types
+from IPython import get_ipython
+space = get_ipython().user_ns
+names = {id(thing): name for name, thing in space.items() if type(name) is str and not name.startswith("_")}
+
+def number(thing):
+    try:
+        return thing.fileno()
+    except Exception:  # closed, or without one
+        return -1
+
+def holder(thing):
+    level, seen = [thing], {id(space), id(names)}
+    for _ in range(6):
+        for one in level:
+            if type(one) is types.ModuleType:
+                return "module " + one.__name__
+            if id(one) in names:
+                return "variable " + names[id(one)]
+        seen.update(map(id, level), [id(level)])
+        above = [one for one in gc.get_referrers(*level) if id(one) not in seen and type(one) is not types.FrameType]
+        level = above[:1000]
+
+found = {}
+for thing in gc.get_objects():
+    if type(thing).__module__ in ("_io", "socket", "ssl") and (fd := number(thing)) in given["fds"]:
+        if str(fd) not in found and (name := holder(thing)):
+            found[str(fd)] = name
+answer = json.dumps(found)
+"""
+"""Asks the garbage collector who refers to the objects with these descriptors."""
 
 NEW_HISTORY = "from IPython import get_ipython\nget_ipython().history_manager.new_session()\nanswer = 'null'"
 """Begins a new session in IPython's database of cells."""

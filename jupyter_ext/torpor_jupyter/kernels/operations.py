@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
@@ -40,6 +42,8 @@ REPLY_SECONDS = 5.0
 """How long a kernel that was idle may take for its first answer."""
 IDLE_SECONDS = 1.0
 """How long what a kernel says on its iopub channel may take to the server, which may have much else to do."""
+FD_OF = re.compile(r"process (\d+) \(.*?\), fd (\d+) ")
+"""What a reason is about, if that is a descriptor."""
 TEXT = 1000
 """Characters of a tag's value that are kept; the store takes 1024."""
 
@@ -142,9 +146,12 @@ class Operations:
         try:
             info: SnapshotInfo = await self._workers.run(_when_possible, process.pid, save)
         except TorporError as error:
-            if not isinstance(error, Cancelled):
-                state.unsaved = as_json(error) | {"at_ns": time.time_ns()}
-            raise
+            named = await self._named(kernel_id, process.pid, error)
+            if not isinstance(named, Cancelled):
+                state.unsaved = as_json(named) | {"at_ns": time.time_ns()}
+            if named is error:
+                raise
+            raise named from error
         state.unsaved = None
         record = CheckpointRecord(
             info.id,
@@ -187,6 +194,28 @@ class Operations:
         except ipython.NoAnswer as error:
             self._log.warning("Cannot list the variables of kernel %s: %s", kernel_id, error)
             return ""
+
+    async def _named(self, kernel_id: str, pid: int, error: TorporError) -> TorporError:
+        """A refusal that names the variables which hold what it is refused for, if an idle IPython knows them."""
+        if not isinstance(error, Refused):
+            return error
+        found = {reason: FD_OF.match(reason.subject) for reason in error.reasons}
+        numbers = {reason: int(match[2]) for reason, match in found.items() if match and int(match[1]) == pid}
+        manager = self._registry.kernel_manager(kernel_id)
+        info = kernel_info_of(manager)
+        if not numbers or not self._registry.is_idle(kernel_id) or info.get("implementation") != ipython.IMPLEMENTATION:
+            return error
+        try:
+            names = await ipython.holders(json_connection(manager.get_connection_info()), sorted(numbers.values()))
+        except ipython.NoAnswer:
+            return error
+        reasons = [
+            replace(reason, why=f"{reason.why} ({names[number]})")
+            if (number := str(numbers.get(reason))) in names
+            else reason
+            for reason in error.reasons
+        ]
+        return Refused(error.heading, reasons)
 
     async def park(
         self, kernel_id: str, operation: Operation, *, name: str, reason: str, about: str = ""

@@ -31,6 +31,7 @@ def as_json(error: TorporError) -> dict[str, Any]:
         "reason": error.message,
         "advice": error.advice,
         "details": [str(reason) for reason in reasons],
+        "causes": [{"why": reason.why, "advice": reason.advice} for reason in reasons],
         "kind": type(error).__name__,
         "only_files": isinstance(error, RestoreRefused) and error.only_files,
     }

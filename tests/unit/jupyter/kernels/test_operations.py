@@ -224,6 +224,7 @@ def test_what_cannot_be_parked_when_the_server_stops_is_left_to_the_next_one(
                 await service.save(kernel)
             told = registry.describe(kernel)
             assert told["unsaved"]["details"] == ["fd 3: cannot be kept; close it"]
+            assert told["unsaved"]["causes"] == [{"why": "cannot be kept", "advice": "close it"}]
             assert told["at_stop"] == ("ended" if what == "wanted" else "living")
         else:
             assert registry.describe(kernel)["at_stop"] == "parked"

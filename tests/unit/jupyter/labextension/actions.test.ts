@@ -15,17 +15,28 @@ jest.mock('@jupyterlab/apputils', () => ({
 jest.mock('@jupyterlab/cells', () => ({
   CodeCell: class {
     model: any;
+    readonly classes = new Set<string>();
+    readonly node = { dataset: {} as Record<string, string> };
+    addClass = (name: string) => this.classes.add(name);
+    removeClass = (name: string) => this.classes.delete(name);
     constructor(count: number, source: string) {
       this.model = { executionCount: count, sharedModel: { getSource: () => source } };
     }
   }
 }));
 let mockRan: (sender: unknown, told: { cell: any }) => void;
+let mockScheduled: typeof mockRan;
 jest.mock('@jupyterlab/notebook', () => ({
-  NotebookActions: { executed: { connect: (call: typeof mockRan) => (mockRan = call) } }
+  NotebookActions: {
+    executed: { connect: (call: typeof mockRan) => (mockRan = call) },
+    executionScheduled: { connect: (call: typeof mockRan) => (mockScheduled = call) }
+  }
 }));
 jest.mock('../src/compare', () => ({ Compare: class { constructor(readonly props: any) {} } }));
-jest.mock('../src/dialogs', () => ({ GoBack: class { constructor(readonly loss: any) {} } }));
+jest.mock('../src/dialogs', () => ({
+  GoBack: class { constructor(readonly loss: any) {} },
+  LongText: class { constructor(readonly label: string, readonly text: string) {} }
+}));
 jest.mock('../src/notices', () => ({
   Notices: class {
     async follow(_: string, answer: Promise<unknown>, failure: string, news?: any, wayOn?: any) {
@@ -44,7 +55,9 @@ jest.mock('../src/notices', () => ({
 const { CodeCell } = jest.requireMock('@jupyterlab/cells');
 const words: any = {
   trans: { __: (text: string, ...values: unknown[]) => values.reduce<string>((all, one, at) => all.replace(`%${at + 1}`, String(one)), text) },
-  size: (bytes: number) => `${bytes} B`
+  size: (bytes: number) => `${bytes} B`,
+  short: () => '12:03',
+  called: (one: any) => `“${one.name}”`
 };
 const checkpoint = (id: string, parent: string | null = null, known: object = {}): any => ({
   id, parent, kernel_id: 'k', execution_count: 1, name: id, reason: '', note: '', pinned: false, ...known
@@ -71,7 +84,7 @@ class Rig {
   readonly model: any = {
     api: {
       save: (kernel: string) => this.answer(['save', kernel], checkpoint('d', 'c', { written: 5 })),
-      restore: (kernel: string, id: string, how: object) => this.answer(['restore', kernel, id, how], { undo: 'u' }),
+      restore: (kernel: string, id: string, how: object) => this.answer(['restore', kernel, id, how], { undo: 'u', execution_count: 1 }),
       fork: (kernel: string, id: string) => this.answer(['fork', kernel, id], { path: 'b.ipynb' }),
       diff: (kernel: string, one: string, two: string) => this.answer(['diff', kernel, one, two], { memory: {} }),
       change: (kernel: string, id: string, what: object) => this.answer(['change', id, what], {}),
@@ -139,6 +152,24 @@ test('a going back can be undone until the kernel goes on', async () => {
   expect(rig.asked[2]).toEqual(['restore', 'k', 'u', { discard: false, notebook: false }]);
   rig.kernel.head = 'd';
   expect(rig.actions.canUndo('k')).toBe(false);
+});
+
+test('cells that were undone are marked until they run again; with the notebook brought back nothing is', async () => {
+  const rig = new Rig();
+  const [kept, undone, never] = [new CodeCell(1, 'x = 1'), new CodeCell(2, 'x = 2'), new CodeCell(null, 'y')];
+  rig.cells = [kept, undone, never, {}];
+  const marked = () => [kept, undone, never].map(cell => cell.node.dataset.torporUndone);
+  yes({ notebook: false });
+  await rig.actions.restore(rig.made[1]);
+  expect(marked()).toEqual([undefined, 'undone 12:03', undefined]);
+  expect([...undone.classes]).toEqual(['jp-mod-torporUndone']);
+  mockScheduled(null, { cell: undone });
+  expect([marked()[1], undone.classes.size]).toEqual([undefined, 0]);
+  yes({ notebook: false });
+  await rig.actions.restore(rig.made[1]);
+  yes({ notebook: true });
+  await rig.actions.restore(rig.made[1]);
+  expect(marked()).toEqual([undefined, undefined, undefined]);
 });
 
 test('a notebook that cannot be saved does not go back with its kernel', async () => {

@@ -23,7 +23,7 @@ jest.mock('@jupyterlab/apputils', () => ({
     dismiss: (id: string) => mockShown.delete(id)
   }
 }));
-jest.mock('../src/dialogs', () => ({ Why: class {} }));
+jest.mock('../src/dialogs', () => ({ Why: class { constructor(readonly refusal: unknown) {} } }));
 (global as any).window = global;
 
 const words: any = {
@@ -78,6 +78,18 @@ test('a failure stays, says the first reason, and has a way on only if the serve
     ['Could not save: 502 Bad Gateway', 'error', false, ['Details…']],
     ['Could not save: network', 'error', false, ['Details…']]
   ]);
+});
+
+test('what people understand is said first, and processes and descriptors are details', async () => {
+  const { notices } = made();
+  const causes = [{ why: 'a socket cannot be kept (variable link)', advice: 'close it' }];
+  const refused = new Refusal(409, 'no', '', ['process 1, fd 3: a socket cannot be kept'], 'Refused', causes);
+  await notices.follow('k', Promise.reject(refused), 'Kernel not saved');
+  const [shown] = [...mockShown.values()];
+  expect(shown.message).toBe('Kernel not saved: a socket cannot be kept (variable link)');
+  shown.actions[0].callback();
+  const { showDialog } = jest.requireMock('@jupyterlab/apputils');
+  expect(showDialog.mock.calls.pop()[0].body.refusal).toBe(refused);
 });
 
 test('what was cancelled is no failure', async () => {

@@ -31,6 +31,14 @@ test('before a going back it is called by where that went, if that is known', ()
   );
 });
 
+test('no title stands in a title in a title', () => {
+  const before = checkpoint({ reason: 'going-back', about: 'a', created_ns: Date.now() * 1e6 });
+  expect(words.called(checkpoint({ name: 'mine' }))).toBe('“mine”');
+  expect(words.called(before)).toMatch(/^the state of [\d:]+/);
+  expect(words.title(before, () => before)).toMatch(/^Before going back to the state of [\d:]+/);
+  expect(words.short(before.created_ns).length).toBeLessThan(words.moment(before.created_ns).length);
+});
+
 test('a moment of another day has its date', () => {
   const now = Date.now();
   expect(words.moment((now - 3 * 86_400_000) * 1e6)).toContain(',');

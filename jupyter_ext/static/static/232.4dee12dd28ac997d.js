@@ -191,7 +191,7 @@
 
 .jp-Torpor-actions {
   position: absolute;
-  top: 2px;
+  bottom: 2px;
   right: 8px;
   display: flex;
   padding-left: 4px;
@@ -205,12 +205,13 @@
   opacity: 1;
 }
 
-/* Beside the buttons a name ends with its dots, too. */
-.jp-Torpor-item:is(:hover, :focus-visible, :has(.jp-Torpor-actions :focus)) .jp-Torpor-line:first-child {
+/* The buttons take the place of the second line's end, and the pin among them that of the one beside the name. */
+.jp-Torpor-item:is(:hover, :focus-visible, :has(.jp-Torpor-actions :focus)) .jp-Torpor-line:last-child {
   padding-right: 112px;
 }
 
-.jp-Torpor-item:is(:hover, :focus-visible, :has(.jp-Torpor-actions :focus)) .jp-Torpor-line:first-child .jp-Torpor-fact {
+.jp-Torpor-item:is(:hover, :focus-visible, :has(.jp-Torpor-actions :focus))
+  :is(.jp-Torpor-line:last-child .jp-Torpor-fact, .jp-Torpor-pinned) {
   display: none;
 }
 
@@ -241,6 +242,58 @@
   background: var(--jp-layout-color4);
 }
 
+.jp-Torpor-unsaved {
+  margin-top: 4px;
+  padding: 4px 8px;
+  border-left: 3px solid var(--jp-error-color1);
+  background: var(--jp-layout-color2);
+}
+
+.jp-Torpor-unsaved p {
+  margin: 0;
+  line-height: 1.4;
+  overflow-wrap: anywhere;
+}
+
+.jp-Torpor-parked {
+  display: flex;
+  align-items: center;
+  padding: 0 4px;
+  gap: 4px;
+  color: var(--jp-ui-font-color1);
+}
+
+.jp-Torpor-parked span {
+  display: flex;
+}
+
+.jp-mod-torporParked .jp-Notebook-ExecutionIndicator {
+  visibility: hidden;
+}
+
+.jp-Torpor-running .jp-Torpor-link {
+  margin-left: 8px;
+}
+
+.jp-mod-torporUndone .jp-InputPrompt,
+.jp-mod-torporUndone .jp-OutputPrompt {
+  opacity: 0.45;
+}
+
+.jp-mod-torporUndone {
+  position: relative;
+}
+
+.jp-mod-torporUndone::after {
+  content: attr(data-torpor-undone);
+  position: absolute;
+  top: 11px;
+  right: 14px;
+  color: var(--jp-ui-font-color2);
+  font-size: var(--jp-ui-font-size0);
+  pointer-events: none;
+}
+
 /* Read by screen readers only. */
 .jp-Torpor-spoken {
   position: absolute;
@@ -265,6 +318,12 @@
 
 .jp-Torpor-dialog p {
   margin: 0 0 8px;
+}
+
+.jp-Torpor-dialog textarea {
+  width: 400px;
+  max-width: 100%;
+  resize: vertical;
 }
 
 .jp-Torpor-dialog ul {
@@ -423,4 +482,4 @@
 .jp-Torpor-banner > div {
   display: flex;
 }
-`,""]),e.d(r,{},{A:i})},314(o){o.exports=function(o){var r=[];return r.toString=function(){return this.map(function(r){var e="",p=void 0!==r[5];return r[4]&&(e+="@supports (".concat(r[4],") {")),r[2]&&(e+="@media ".concat(r[2]," {")),p&&(e+="@layer".concat(r[5].length>0?" ".concat(r[5]):""," {")),e+=o(r),p&&(e+="}"),r[2]&&(e+="}"),r[4]&&(e+="}"),e}).join("")},r.i=function(o,e,p,t,a){"string"==typeof o&&(o=[[null,o,void 0]]);var i={};if(p)for(var n=0;n<this.length;n++){var l=this[n][0];null!=l&&(i[l]=!0)}for(var s=0;s<o.length;s++){var c=[].concat(o[s]);p&&i[c[0]]||(void 0!==a&&(void 0===c[5]||(c[1]="@layer".concat(c[5].length>0?" ".concat(c[5]):""," {").concat(c[1],"}")),c[5]=a),e&&(c[2]&&(c[1]="@media ".concat(c[2]," {").concat(c[1],"}")),c[2]=e),t&&(c[4]?(c[1]="@supports (".concat(c[4],") {").concat(c[1],"}"),c[4]=t):c[4]="".concat(t)),r.push(c))}},r}},601(o){o.exports=function(o){return o[1]}},72(o){var r=[];function e(o){for(var e=-1,p=0;p<r.length;p++)if(r[p].identifier===o){e=p;break}return e}function p(o,p){for(var t={},a=[],i=0;i<o.length;i++){var n=o[i],l=p.base?n[0]+p.base:n[0],s=t[l]||0,c="".concat(l," ").concat(s);t[l]=s+1;var d=e(c),u={css:n[1],media:n[2],sourceMap:n[3],supports:n[4],layer:n[5]};if(-1!==d)r[d].references++,r[d].updater(u);else{var f=function(o,r){var e=r.domAPI(r);return e.update(o),function(r){r?(r.css!==o.css||r.media!==o.media||r.sourceMap!==o.sourceMap||r.supports!==o.supports||r.layer!==o.layer)&&e.update(o=r):e.remove()}}(u,p);p.byIndex=i,r.splice(i,0,{identifier:c,updater:f,references:1})}a.push(c)}return a}o.exports=function(o,t){var a=p(o=o||[],t=t||{});return function(o){o=o||[];for(var i=0;i<a.length;i++){var n=e(a[i]);r[n].references--}for(var l=p(o,t),s=0;s<a.length;s++){var c=e(a[s]);0===r[c].references&&(r[c].updater(),r.splice(c,1))}a=l}}},659(o){var r={};o.exports=function(o,e){var p=function(o){if(void 0===r[o]){var e=document.querySelector(o);if(window.HTMLIFrameElement&&e instanceof window.HTMLIFrameElement)try{e=e.contentDocument.head}catch(o){e=null}r[o]=e}return r[o]}(o);if(!p)throw Error("Couldn't find a style target. This probably means that the value for the 'insert' parameter is invalid.");p.appendChild(e)}},540(o){o.exports=function(o){var r=document.createElement("style");return o.setAttributes(r,o.attributes),o.insert(r,o.options),r}},56(o,r,e){o.exports=function(o){var r=e.nc;r&&o.setAttribute("nonce",r)}},825(o){o.exports=function(o){if("u"<typeof document)return{update:function(){},remove:function(){}};var r=o.insertStyleElement(o);return{update:function(e){var p,t,a;p="",e.supports&&(p+="@supports (".concat(e.supports,") {")),e.media&&(p+="@media ".concat(e.media," {")),(t=void 0!==e.layer)&&(p+="@layer".concat(e.layer.length>0?" ".concat(e.layer):""," {")),p+=e.css,t&&(p+="}"),e.media&&(p+="}"),e.supports&&(p+="}"),(a=e.sourceMap)&&"u">typeof btoa&&(p+="\n/*# sourceMappingURL=data:application/json;base64,".concat(btoa(unescape(encodeURIComponent(JSON.stringify(a))))," */")),o.styleTagTransform(p,r,o.options)},remove:function(){var o;null===(o=r).parentNode||o.parentNode.removeChild(o)}}}},113(o){o.exports=function(o,r){if(r.styleSheet)r.styleSheet.cssText=o;else{for(;r.firstChild;)r.removeChild(r.firstChild);r.appendChild(document.createTextNode(o))}}},579(o,r,e){var p=e(72),t=e.n(p),a=e(825),i=e.n(a),n=e(659),l=e.n(n),s=e(56),c=e.n(s),d=e(540),u=e.n(d),f=e(113),j=e.n(f),v=e(475),h={};h.styleTagTransform=j(),h.setAttributes=c(),h.insert=l().bind(null,"head"),h.domAPI=i(),h.insertStyleElement=u(),t()(v.A,h),v.A&&v.A.locals&&v.A.locals}}]);
+`,""]),e.d(r,{},{A:i})},314(o){o.exports=function(o){var r=[];return r.toString=function(){return this.map(function(r){var e="",p=void 0!==r[5];return r[4]&&(e+="@supports (".concat(r[4],") {")),r[2]&&(e+="@media ".concat(r[2]," {")),p&&(e+="@layer".concat(r[5].length>0?" ".concat(r[5]):""," {")),e+=o(r),p&&(e+="}"),r[2]&&(e+="}"),r[4]&&(e+="}"),e}).join("")},r.i=function(o,e,p,t,a){"string"==typeof o&&(o=[[null,o,void 0]]);var i={};if(p)for(var n=0;n<this.length;n++){var l=this[n][0];null!=l&&(i[l]=!0)}for(var s=0;s<o.length;s++){var d=[].concat(o[s]);p&&i[d[0]]||(void 0!==a&&(void 0===d[5]||(d[1]="@layer".concat(d[5].length>0?" ".concat(d[5]):""," {").concat(d[1],"}")),d[5]=a),e&&(d[2]&&(d[1]="@media ".concat(d[2]," {").concat(d[1],"}")),d[2]=e),t&&(d[4]?(d[1]="@supports (".concat(d[4],") {").concat(d[1],"}"),d[4]=t):d[4]="".concat(t)),r.push(d))}},r}},601(o){o.exports=function(o){return o[1]}},72(o){var r=[];function e(o){for(var e=-1,p=0;p<r.length;p++)if(r[p].identifier===o){e=p;break}return e}function p(o,p){for(var t={},a=[],i=0;i<o.length;i++){var n=o[i],l=p.base?n[0]+p.base:n[0],s=t[l]||0,d="".concat(l," ").concat(s);t[l]=s+1;var c=e(d),u={css:n[1],media:n[2],sourceMap:n[3],supports:n[4],layer:n[5]};if(-1!==c)r[c].references++,r[c].updater(u);else{var j=function(o,r){var e=r.domAPI(r);return e.update(o),function(r){r?(r.css!==o.css||r.media!==o.media||r.sourceMap!==o.sourceMap||r.supports!==o.supports||r.layer!==o.layer)&&e.update(o=r):e.remove()}}(u,p);p.byIndex=i,r.splice(i,0,{identifier:d,updater:j,references:1})}a.push(d)}return a}o.exports=function(o,t){var a=p(o=o||[],t=t||{});return function(o){o=o||[];for(var i=0;i<a.length;i++){var n=e(a[i]);r[n].references--}for(var l=p(o,t),s=0;s<a.length;s++){var d=e(a[s]);0===r[d].references&&(r[d].updater(),r.splice(d,1))}a=l}}},659(o){var r={};o.exports=function(o,e){var p=function(o){if(void 0===r[o]){var e=document.querySelector(o);if(window.HTMLIFrameElement&&e instanceof window.HTMLIFrameElement)try{e=e.contentDocument.head}catch(o){e=null}r[o]=e}return r[o]}(o);if(!p)throw Error("Couldn't find a style target. This probably means that the value for the 'insert' parameter is invalid.");p.appendChild(e)}},540(o){o.exports=function(o){var r=document.createElement("style");return o.setAttributes(r,o.attributes),o.insert(r,o.options),r}},56(o,r,e){o.exports=function(o){var r=e.nc;r&&o.setAttribute("nonce",r)}},825(o){o.exports=function(o){if("u"<typeof document)return{update:function(){},remove:function(){}};var r=o.insertStyleElement(o);return{update:function(e){var p,t,a;p="",e.supports&&(p+="@supports (".concat(e.supports,") {")),e.media&&(p+="@media ".concat(e.media," {")),(t=void 0!==e.layer)&&(p+="@layer".concat(e.layer.length>0?" ".concat(e.layer):""," {")),p+=e.css,t&&(p+="}"),e.media&&(p+="}"),e.supports&&(p+="}"),(a=e.sourceMap)&&"u">typeof btoa&&(p+="\n/*# sourceMappingURL=data:application/json;base64,".concat(btoa(unescape(encodeURIComponent(JSON.stringify(a))))," */")),o.styleTagTransform(p,r,o.options)},remove:function(){var o;null===(o=r).parentNode||o.parentNode.removeChild(o)}}}},113(o){o.exports=function(o,r){if(r.styleSheet)r.styleSheet.cssText=o;else{for(;r.firstChild;)r.removeChild(r.firstChild);r.appendChild(document.createTextNode(o))}}},579(o,r,e){var p=e(72),t=e.n(p),a=e(825),i=e.n(a),n=e(659),l=e.n(n),s=e(56),d=e.n(s),c=e(540),u=e.n(c),j=e(113),f=e.n(j),v=e(475),h={};h.styleTagTransform=f(),h.setAttributes=d(),h.insert=l().bind(null,"head"),h.domAPI=i(),h.insertStyleElement=u(),t()(v.A,h),v.A&&v.A.locals&&v.A.locals}}]);
