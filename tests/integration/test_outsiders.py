@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import socket
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import pytest
 
@@ -167,3 +169,50 @@ def test_children_that_are_born_after_the_thaw_are_no_outsiders(as_user: User) -
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
+
+
+READS = """
+import os, sys
+sys.stdin.buffer.raw.read(5)
+open("read", "w").close()
+while not os.path.exists("end"):
+    pass
+"""
+
+
+@pytest.mark.parametrize("kind", ["pipe", "fifo", "unix", "tcp"])
+def test_input_that_was_not_read_is_said(as_user: User, kind: str) -> None:
+    """It comes from outside, and a woken program reads from whoever wakes it."""
+    with ExitStack() as stack:
+        reader, writer = ends(kind, as_user, stack)
+        os.write(writer, b"word\nbehind it")
+        null = subprocess.DEVNULL
+        process = as_user.popen([PYTHON, "-c", READS], stdin=reader, stdout=null, stderr=null)
+        try:
+            wait_until((as_user.tmp / "read").exists, "it has read a line")
+            (told,) = (one for one in notices(as_user, process.pid, "kill") if "input" in one)
+            assert told.startswith("9 bytes of input that the program has not read are not kept: process ")
+        finally:
+            process.kill()
+            process.wait()
+
+
+def ends(kind: str, user: User, stack: ExitStack) -> tuple[int, int]:
+    """Two ends of a connection: of the second's words the first has part."""
+    if kind == "pipe":
+        made = os.pipe()
+    elif kind == "fifo":
+        path = user.tmp / "fifo"
+        os.mkfifo(path)
+        reader = os.open(user.own(path), os.O_RDONLY | os.O_NONBLOCK)
+        made = reader, os.open(path, os.O_WRONLY)
+        os.set_blocking(reader, True)
+    elif kind == "unix":
+        first, second = socket.socketpair()
+        made = first.detach(), second.detach()
+    else:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            made = socket.create_connection(listener.getsockname()).detach(), listener.accept()[0].detach()
+    for fd in made:
+        stack.callback(os.close, fd)
+    return made

@@ -311,6 +311,10 @@ class Kind(ABC, Generic[S]):
         """What outside of the tree it is connected to, for messages; empty if nothing."""
         return ""
 
+    def unread(self, held: OpenFile[S]) -> int:
+        """How many bytes it has received that the program has not read; asked of ends that lead outside."""
+        return 0
+
     def only_one(self, held: OpenFile[S]) -> str:
         """What of it only one object on a host can have, for messages: ``its port``. Empty if nothing."""
         return ""

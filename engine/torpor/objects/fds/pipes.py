@@ -94,6 +94,10 @@ class Pipe(Kind[PipeState]):
         both = any(end.readable for end in ends) and any(end.writable for end in ends)
         return "" if both or not held.state.other_end_open else held.link
 
+    def unread(self, held: OpenFile[PipeState]) -> int:
+        """What is in the pipe, for a reader."""
+        return held.state.queued if held.readable else 0
+
     def unsupported(self, held: OpenFile[PipeState], tree: GrabbedDescriptors) -> Iterator[Unsupported]:
         """All of the content must have been read."""
         if tree.content and held.readable and sum(map(len, held.state.pieces)) != held.state.queued:

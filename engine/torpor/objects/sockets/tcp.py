@@ -234,6 +234,10 @@ class Tcp(Kind[TcpState]):
                 passing=True,
             )
 
+    def unread(self, held: OpenFile[TcpState]) -> int:
+        """Its receive queue."""
+        return len(held.state.received)
+
     def only_one(self, held: OpenFile[TcpState]) -> str:
         """The port of a listener, or of an end whose other end is in the tree."""
         state = held.state

@@ -184,6 +184,10 @@ class Unix(Kind[UnixState]):
                     f"{what} is on its way to it, which only a process can open", "try again", passing=True
                 )
 
+    def unread(self, held: OpenFile[UnixState]) -> int:
+        """Its receive queue."""
+        return sum(len(message.content) for message in held.state.queue.messages)
+
     def only_one(self, held: OpenFile[UnixState]) -> str:
         """Its name, if it is bound to one."""
         return "its name" if held.state.bound else ""
