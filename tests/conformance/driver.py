@@ -25,6 +25,7 @@ import torpor
 from torpor.errors import TorporError
 from torpor.image import reading
 from torpor.probe import probe
+from torpor.remote import killing
 from torpor.remote.freeze import Frozen
 from torpor.restorer.round_trip import differences
 
@@ -58,7 +59,7 @@ def checkpoint(request: dict[str, Any], reply: TextIO) -> None:
 
 def _end(frozen: Frozen) -> None:
     frozen.pause_ns = 1
-    frozen.kill()
+    killing.kill(frozen.processes)
 
 
 def restore(request: dict[str, Any], reply: TextIO) -> None:

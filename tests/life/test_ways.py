@@ -16,6 +16,7 @@ import pytest
 from tests.conformance.harness import PATIENCE, wait_until
 from tests.conformance.short_walks import LOW, SHORT_WALK, count_from, short_rounds
 from tests.users import BIN, User, granting
+from torpor import processes
 from torpor.objects.process.birth_order import MAX_PID
 
 TORPOR = str(BIN / "torpor")
@@ -336,15 +337,24 @@ def test_a_proc_with_processes_only_is_named(ordinary_account: User) -> None:
     assert "this /proc shows processes only (subset=pid); mount a whole one" in done.stderr
 
 
-@pytest.mark.parametrize("kind", ["net", "uts", "user"])
-def test_a_whole_container_is_not_saved_from_outside(ordinary_account: User, kind: str) -> None:
-    there = ["unshare", "--map-current-user", *([f"--{kind}"] if kind != "user" else ()), "sh", "-c"]
-    inside = ordinary_account.popen([*there, "echo up; exec sleep 1000"], stdout=subprocess.PIPE)
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("net", ["--net"]),
+        ("uts", ["--uts"]),
+        ("user", []),
+        ("user", ["--pid", "--fork", "--kill-child", "--mount-proc"]),  # as bubblewrap and rootless containers
+    ],
+)
+def test_a_whole_container_is_not_saved_from_outside(ordinary_account: User, kind: str, options: list[str]) -> None:
+    there = ["unshare", "--map-current-user", *options, "sh", "-c", "sh -c 'echo up; exec sleep 1000'; true"]
+    inside = ordinary_account.popen(there, stdout=subprocess.PIPE)
     try:
         assert inside.stdout.readline().strip()
-        done = ordinary_account.run([TORPOR, "checkpoint", str(inside.pid)])
+        (*_, pid) = processes.tree(inside.pid)
+        done = ordinary_account.run([TORPOR, "checkpoint", str(pid)])
         assert done.returncode == 10
         assert f"it lives in another {kind} namespace than Torpor, as in a container" in done.stderr
     finally:
-        inside.kill()
+        os.killpg(inside.pid, signal.SIGKILL)
         inside.communicate()

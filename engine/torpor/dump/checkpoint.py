@@ -34,8 +34,8 @@ from torpor.objects.paths import bundle, small_files
 from torpor.objects.process import daemons, seccomp, sharing, threads, tree
 from torpor.objects.registry import PROCESS_PARTS, THREAD_PARTS, TREE_PARTS
 from torpor.objects.sockets import tcp_repair
+from torpor.remote import killing
 from torpor.remote.freeze import Frozen, LastToStop, Stuck
-from torpor.remote.naming import UNINTERRUPTIBLE
 from torpor.remote.tracer import Interruption, in_own_thread, no_collection
 from torpor.remote.waits import Waits
 from torpor.store import SnapshotInfo, SnapshotReader, SnapshotWriter, Store
@@ -253,6 +253,8 @@ def _take(root: int, writer: SnapshotWriter, how: _How, progress: Progress) -> S
             taken.let_snapshots_go()
             image.timing.pause_ns = how.stats.pause_ns = frozen.pause_ns
             image.timing.total_ns = time.monotonic_ns() - began
+            if how.then == "kill":
+                killing.check(frozen.processes)
             prove = partial(_prove, frozen, how.stats) if how.then != "run" else None
             body = image.SerializeToString()
             if too_much := reading.excess(body) or reading.excess_of_threads(image):
@@ -269,10 +271,9 @@ def _take(root: int, writer: SnapshotWriter, how: _How, progress: Progress) -> S
             with tcp_repair.Hold() as hold:
                 descriptors.hold_kept(taken.descriptors, hold)
                 descriptors.arm_reset(taken.descriptors)
-                late = frozen.kill()
+                wrong = killing.kill(frozen.processes)
                 hold.save(published.id)
-            ending = tuple(f"{name} was killed, and has not ended yet: {UNINTERRUPTIBLE}" for name in late)
-            published = replace(published, notices=published.notices + ending)
+            published = replace(published, notices=(*published.notices, *wrong))
         elif how.then == "stop":
             for process in frozen.processes.values():
                 os.kill(process.pid, signal.SIGSTOP)

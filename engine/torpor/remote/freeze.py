@@ -24,8 +24,6 @@ BIRTHS = ptrace.O_TRACEFORK | ptrace.O_TRACECLONE
 """Options by which whoever a thread creates before it stops is born traced, and stops at once. Not for vfork: whoever
 calls it stops only when the child has called execve(2) or ended."""
 _BIRTHS = (ptrace.EVENT_FORK, ptrace.EVENT_CLONE)
-DEATH_SECONDS = 30.0
-"""How long who was killed may take to end."""
 _CHASE = 64
 """How many times processes are looked for that are gone once one looks."""
 
@@ -363,26 +361,6 @@ class Frozen:
             self.pause_ns = time.monotonic_ns() - self.started
         self.processes.clear()
 
-    def kill(self) -> list[str]:
-        """Kill the whole tree while it is frozen, children first, and wait until each process has ended.
-
-        Returns:
-            The processes that still end after DEATH_SECONDS: to close a file may mean to wait for a file server.
-        """
-        doomed = list(reversed(self.processes.values()))
-        self.processes.clear()
-        for process in doomed:
-            os.kill(process.pid, signal.SIGKILL)
-        deadline = time.monotonic() + DEATH_SECONDS
-        late = []
-        for process in doomed:
-            try:
-                for tid in reversed(process.threads):  # a leader's exit is reported after its threads'
-                    _wait_for_end(tid, deadline)
-            except TimeoutError:
-                late.append(process.name)
-        return late
-
 
 def stand(processes: Iterable[Process]) -> None:
     """Bring threads that the calling thread already traces, in whatever stop they are, to the stop of a freeze.
@@ -462,16 +440,6 @@ def _let_go_late(thread: Thread) -> None:
     ptrace.detach([(thread.tid, thread.deliver)])
     if child:
         _let_go_late(Thread(child))
-
-
-def _wait_for_end(tid: int, deadline: float) -> None:
-    while True:
-        try:
-            status = ptrace.wait(tid, deadline)
-        except ChildProcessError:
-            return
-        if not os.WIFSTOPPED(status):
-            return
 
 
 def _name(pid: int, tid: int) -> str:

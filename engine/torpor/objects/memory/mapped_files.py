@@ -231,7 +231,7 @@ def open_all(image: pb.Tree, reader: SnapshotReader, base: int, openers: Openers
             os.close(fd)
         if not isinstance(error, OSError):
             raise
-        path = os.fsdecode(image.files[len(opened)].path)
+        path = os.fsdecode(file.path)  # the one that was at hand
         raise RestoreFailed(f"the mapped file {path} cannot be opened: {error.strerror}") from error
     return opened
 

@@ -166,7 +166,7 @@ def unsupported(tree: list[Seen]) -> list[Reason]:
         home, label = _namespaces(root.pid), security_labels.of(root.pid)
     except OSError as error:
         raise permitted(error, root.pid) from None
-    reasons += _elsewhere(root.name, home)
+    reasons += _elsewhere(root, home)
     for seen in tree:
         if seen is root or not seen.zombie:
             reasons += _unsupported(seen, home, label)
@@ -216,17 +216,24 @@ def _unsupported(seen: Seen, home: Mapping[str, str], label: str) -> list[Reason
     return reasons
 
 
-def _elsewhere(name: str, home: Mapping[str, str]) -> Iterator[Reason]:
-    """Say that a whole tree lives in a container: its network, its host name or its view of files would be lost.
+def _elsewhere(root: Seen, home: Mapping[str, str]) -> Iterator[Reason]:
+    """Say that a whole tree lives in a container: its network, its host name or its user ids would be others.
 
-    One in a capsule, whose PID namespace is its own too, has the networks and the host name of others.
+    One in a capsule has the networks and the host name of others.
     """
     ours = _namespaces(os.getpid())
-    kinds = ("net", "uts") if home.get("pid") != ours.get("pid") else ("net", "uts", "user")
-    for kind in kinds:
+    for kind in ("net", "uts") if _is_in_capsule(root.pid, home) else ("net", "uts", "user"):
         if home.get(kind) != ours.get(kind):
             why = f"it lives in another {kind} namespace than Torpor, as in a container"
-            yield Reason(name, why, "start Torpor inside of that")
+            yield Reason(root.name, why, "start Torpor inside of that")
+
+
+def _is_in_capsule(root: int, home: Mapping[str, str]) -> bool:
+    """Whether a process has the namespaces that a torpor-init is the init of."""
+    with suppress(OSError):  # the init has ended, or belongs to another user
+        inits = daemons.inits(root)
+        return bool(inits) and own_pid_of(_status(inits[-1])) == 1 and _namespaces(inits[-1])["user"] == home["user"]
+    return False
 
 
 def _for_children(pid: int, kind: str) -> str | None:
