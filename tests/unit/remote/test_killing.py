@@ -64,7 +64,12 @@ def forbidding(monkeypatch: pytest.MonkeyPatch, when: Callable[[int, int], bool]
 
 def test_all_have_ended_afterwards(family: subprocess.Popen[str]) -> None:
     told: list[str] = []
-    pids = frozen(family.pid, lambda tree: (killing.check(tree.processes), told.extend(killing.kill(tree.processes))))
+
+    def end(tree: Frozen) -> None:
+        killing.check(tree.processes)
+        told.extend(killing.kill(tree.processes))
+
+    pids = frozen(family.pid, end)
     assert len(pids) == 3 and not told
     assert all(procfs.is_ending(pid, pid) for pid in pids)
 
