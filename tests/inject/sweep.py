@@ -217,13 +217,11 @@ class Ending(Act):
     def judge(self, fault: Fault, outcome: Outcome) -> None:
         """It runs on, all of it; or it has been killed, and a snapshot is there, which wakes."""
         try:
-            wait_until(
-                lambda: not any(alive(pid) and procfs.is_ending(pid, pid) for pid in self._pids), "who is killed to end"
-            )
+            wait_until(lambda: not any(map(_is_dying, self._pids)), "who is killed to end")
         except Failed as failure:
             raise Failed(f"{failure}\n{self._pids}\n{self.subject.picture()}") from None
         new = self.driver.inspect(self.store)[0] - self._known
-        if all(map(alive, self._pids)) and outcome.exit_code != 0:
+        if outcome.exit_code != 0 and not any(procfs.is_ending(pid, pid) for pid in self._pids):
             self.victim.runs_on()
             self._known |= new
             return
@@ -234,7 +232,7 @@ class Ending(Act):
         if not new:
             raise Failed("it is dead, and there is no snapshot of it")
         for pid in filter(alive, self._pids):
-            os.kill(pid, signal.SIGKILL)  # the dumper died before it was to be killed
+            os.kill(pid, signal.SIGKILL)  # the dumper died before, or between two kills
         self._wake(new.pop())
 
     def _wake(self, snapshot: str) -> None:
@@ -255,6 +253,14 @@ class Ending(Act):
         self._wake(self.driver.checkpoint(self.subject.root(), self.store, "kill"))
         if wrong := self.driver.inspect(self.store)[1]:
             raise Failed(f"the store is damaged: {wrong}")
+
+
+def _is_dying(pid: int) -> bool:
+    """Whether a process is about to end, and is no zombie yet."""
+    try:
+        return procfs.is_ending(pid, pid) and procfs.stat(pid).state != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def _tree(subject: Subject) -> list[int]:
