@@ -284,7 +284,7 @@ def _of_outsiders(found: list[outsiders.Shared], taken: TreeDump, then: Then) ->
     """Say what the tree shares with others; refuse to kill it if these would stand in the way of a wake."""
     if then == "kill" and (reasons := outsiders.reasons(found)):
         raise Refused("the tree was not killed, because it could not be woken here", reasons)
-    taken.notices += outsiders.notices(found)
+    taken.notices += [*outsiders.notices(found), *outsiders.unread_input(taken.descriptors)]
 
 
 def _prove(frozen: Frozen, stats: Stats, reader: SnapshotReader) -> None:

@@ -229,17 +229,7 @@ def ask(tree: GrabbedDescriptors, processes: Mapping[int, Ask]) -> None:
 
 def notices(tree: GrabbedDescriptors) -> list[str]:
     """Say which descriptions a restore will not bring back as they were: one sentence each, for the user."""
-    return [
-        *(text for kind, mine in grabbing.by_kind(KINDS, tree) for text in kind.notices(mine, tree)),
-        *_unread_input(tree),
-    ]
-
-
-def _unread_input(tree: GrabbedDescriptors) -> Iterator[str]:
-    for held in tree.held:
-        if tree.stdio(held, held.holders[0].fd) is not None and (size := held.kind.unread(held)):
-            where = f"{name(held.holders[0])} ({held.link})"
-            yield f"{size} bytes of input that the program has not read are not kept: {where}"
+    return [text for kind, mine in grabbing.by_kind(KINDS, tree) for text in kind.notices(mine, tree)]
 
 
 def _taker(kind: bytes, held: OpenFile[Any], tree: GrabbedDescriptors) -> FdReference | None:

@@ -90,6 +90,14 @@ def notices(found: Collection[Shared]) -> Iterator[str]:
             yield f"a wake is refused while {who} keeps {some(kept)}"
 
 
+def unread_input(tree: GrabbedDescriptors) -> Iterator[str]:
+    """What has come from outside as standard input, and the tree has not read: a sentence for each description."""
+    for held in tree.held:
+        if tree.stdio(held, held.holders[0].fd) is not None and (size := held.kind.unread(held)):
+            where = f"{name(held.holders[0])} ({held.link})"
+            yield f"{size} bytes of input that the program has not read are not kept: {where}"
+
+
 def _is_outside(pid: int, of_tree: Collection[int]) -> bool:
     """Whether a process lives that the tree has not made meanwhile."""
     above = list(procfs.ancestry(pid))
