@@ -281,6 +281,17 @@ def test_run_saves_regularly(as_user: User) -> None:
     assert restored.wait(100) == 7
 
 
+def test_a_job_goes_on_from_a_file(counting: Counting) -> None:
+    counting.torpor("checkpoint", counting.pid, "--then", "kill")
+    counting.torpor("export", "latest", "job.torpor")
+    counting.torpor("import", "job.torpor", "--store", "elsewhere")
+    count = counting.count()
+    woken = counting.user.popen([BIN / "torpor", "restore", "latest", "--store", "elsewhere"])
+    wait_until(lambda: counting.count() > count, "it counts on")
+    (counting.user.tmp / "end").touch()
+    assert woken.wait(100) == 7
+
+
 def test_a_host_without_capsules_runs(ordinary_account: User) -> None:
     command = within(WITHOUT_USER_NAMESPACES, BIN / "torpor", "run", "--", "sh", "-c", "exit 5")
     done = ordinary_account.run(command)

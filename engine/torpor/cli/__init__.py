@@ -10,6 +10,7 @@ import importlib
 import io
 import itertools
 import json
+import keyword
 import os
 import signal
 import sys
@@ -52,6 +53,8 @@ COMMANDS = (
     "verify",
     "rm",
     "prune",
+    "export",
+    "import",
     "config",
     "sbatch",
     "slurm",
@@ -114,7 +117,8 @@ class Commands(click.Group):
         """Load one command."""
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = importlib.import_module(f"torpor.cli.{cmd_name}").command
+        module = cmd_name + "_" * keyword.iskeyword(cmd_name)
+        command: click.Command = importlib.import_module(f"torpor.cli.{module}").command
         return command
 
 

@@ -173,13 +173,13 @@ class Head:
     """The bytes up to `end`."""
 
 
-def read_head(fd: int, size: int, snapshot: str, store: str) -> Head:
-    """Read the head of an open manifest of `size` bytes.
+def read_head(fd: int, size: int, snapshot: str, store: str, at: int = 0) -> Head:
+    """Read the head of an open manifest of `size` bytes, which begins at an offset of the file.
 
     Raises ImageDamaged. If only the size is wrong, the head can be trusted: then ``info.damage`` says so.
     """
     start = bytearray(FIXED.size)
-    if read_exactly(fd, memoryview(start), 0) < FIXED.size:
+    if read_exactly(fd, memoryview(start), at) < FIXED.size:
         raise _damaged(snapshot, f"its manifest ends after {size} bytes")
     magic, version, head_size, blocks, body = FIXED.unpack(start)
     if magic != MAGIC:
@@ -194,7 +194,7 @@ def read_head(fd: int, size: int, snapshot: str, store: str) -> Head:
         raise _damaged(snapshot, "a length in its manifest is beyond what the format allows")
     end = FIXED.size + head_size + HASH
     raw = bytearray(end)
-    if read_exactly(fd, memoryview(raw), 0) < end:
+    if read_exactly(fd, memoryview(raw), at) < end:
         raise _damaged(snapshot, f"its manifest ends after {size} bytes, within the head")
     if blake3(memoryview(raw)[: end - HASH]).digest() != raw[end - HASH :]:
         raise _damaged(snapshot, "the checksum of its manifest's head is wrong")
@@ -256,14 +256,14 @@ def _head_fault(head: Envelope, snapshot: str) -> str:
     return next((words for wrong, words in faults if wrong), "")
 
 
-def read_manifest(fd: int, size: int, snapshot: str, store: str) -> Manifest:
-    """Read and check a complete manifest. Raises ImageDamaged."""
-    head = read_head(fd, size, snapshot, store)
+def read_manifest(fd: int, size: int, snapshot: str, store: str, at: int = 0) -> Manifest:
+    """Read and check a complete manifest, which begins at an offset of the file. Raises ImageDamaged."""
+    head = read_head(fd, size, snapshot, store, at)
     if head.info.damage:
         raise _damaged(snapshot, head.info.damage)
     data = bytearray(size)
     view = memoryview(data)
-    if read_exactly(fd, view, 0) < size:
+    if read_exactly(fd, view, at) < size:
         raise _damaged(snapshot, "its manifest became shorter while it was read")
     if blake3(view[:-HASH]).digest() != data[-HASH:] or data[: head.end] != head.raw:
         raise _damaged(snapshot, "the checksum of its manifest is wrong")

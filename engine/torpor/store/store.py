@@ -18,6 +18,7 @@ from torpor.store.manifest import ID, SnapshotInfo, open_manifest, read_manifest
 from torpor.store.reader import SnapshotReader
 from torpor.store.retention import Retention
 from torpor.store.shrink import shrink
+from torpor.store.transfer import export, import_file
 from torpor.store.writer import SnapshotWriter
 from torpor.util import settings
 
@@ -214,6 +215,27 @@ class Store:
             except (ImageDamaged, NotPermitted, StoreError) as error:
                 problems.append(Reason(f"snapshot {info.id}", error.message, error.advice))
         return problems
+
+    def export_file(
+        self, text: str | SnapshotInfo, path: str | os.PathLike[str], progress: Progress | None = None
+    ) -> SnapshotInfo:
+        """Write a snapshot to a new file, which `import_file` of any store reads. Whole or not at all.
+
+        Raises Refused if the file exists, NotFound, NotPermitted, ImageDamaged, StoreError.
+        """
+        info = self.resolve(text) if isinstance(text, str) else text
+        with self.open(info, knows=info.needs) as reader:
+            export(reader, os.fspath(path), progress)
+        return info
+
+    def import_file(self, path: str | os.PathLike[str], progress: Progress | None = None) -> SnapshotInfo:
+        """Add the snapshot in a file that `export_file` wrote, under its id. Whole or not at all.
+
+        What it holds is checked, and blocks that the store has are not stored again. Whoever made the file could have
+        put any code into it. Raises Refused if the store has the snapshot, NotFound, ImageDamaged if the file is none
+        or damaged, NotPermitted, StoreError.
+        """
+        return import_file(os.fspath(path), self.path, progress)
 
     def remove(self, text: str, *, force: bool = False) -> PruneReport:
         """Remove one snapshot, and if no saver or reader is at work also the packs and blocks that no other one needs.

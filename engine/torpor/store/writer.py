@@ -68,14 +68,21 @@ class SnapshotWriter:
         tags: Mapping[str, str],
         reuse: bool = True,
         known: KnownBlocks | None = None,
+        copy_of: SnapshotInfo | None = None,
     ) -> None:
-        """Begin a snapshot in an open store, which the writer closes at its end. Use `Store.writer`."""
+        """Begin a snapshot in an open store, which the writer closes at its end. Use `Store.writer`.
+
+        `copy_of` is a snapshot of another store, whose id, time and host this one gets. Raises FileExistsError if the
+        store has a snapshot of that id.
+        """
         if not KIND.fullmatch(kind):
             raise ValueError(f"kind {kind!r} is not a lower-case name")
         self._tags = check_tags(tags)
         self._kind = kind
         self._place = place
-        self._created_ns = time.time_ns()
+        self._created_ns = copy_of.created_ns if copy_of else time.time_ns()
+        self._host = copy_of.host if copy_of else socket.gethostname()
+        self._has_folder = False
         self._packs: list[Pack] = []
         self._reused: dict[Pack, int] = {}
         self._own = Index(BlockTable())
@@ -94,7 +101,21 @@ class SnapshotWriter:
         self._open = True
         with as_store_errors(place.path, "cannot list it"):
             ids = snapshot_ids(place)
-        self.id = new_id(ids[-1] if ids else None)
+        self.id = self._pack_id = new_id(ids[-1] if ids else None)
+        if copy_of:
+            # The pack has a name of its own: there may be one with the snapshot's, which others still need.
+            self.id = copy_of.id
+            self._make_folder()
+
+    def _make_folder(self) -> None:
+        """Make the snapshot's directory, by which no other one can have its id. Raises FileExistsError."""
+        try:
+            os.mkdir(self.id, 0o700, dir_fd=self._place.snapshots)
+        except FileExistsError:
+            raise
+        except OSError as error:
+            raise store_error(self._place.path, f"cannot write snapshot {self.id}", error) from error
+        self._has_folder = True
 
     def __enter__(self) -> SnapshotWriter:
         return self
@@ -123,6 +144,33 @@ class SnapshotWriter:
                 indexes, pieces = self._reserve(data, starts, ends, digests)
             write_all(self._fd, pieces, offset)
         return indexes
+
+    @staticmethod
+    def digest(content: bytes | bytearray | memoryview) -> bytes:
+        """The hash by which a block is known."""
+        return blake3(content).digest()
+
+    def add_copy(self, content: memoryview) -> None:
+        """Store a block as the next one, also if an equal one is there: its index is that of the snapshot it is from.
+
+        The content is stored once all the same. Raises StoreError, as `add_blocks`.
+        """
+        digest = self.digest(content)
+        with self._at_work(), self._lock:
+            table = self._own.table
+            if len(table) >= MAX_BLOCKS:
+                raise self._too_many()
+            if self._known is None:
+                self._known = KnownBlocks.newest(self._place, self._kind)
+            row = self._own.find(digest)
+            if row is not None:
+                self._own.append(digest, table.packs[row], table.offsets[row], table.lengths[row])
+            elif self._reuse(digest, content.nbytes) is None:
+                if self._fd < 0:
+                    self._begin_pack()
+                write_all(self._fd, [content, _ZEROS[: -content.nbytes % PAGE]], self._end)
+                self._own.append(digest, self._number, self._end, content.nbytes)
+                self._end += (content.nbytes + PAGE - 1) & -PAGE
 
     @contextlib.contextmanager
     def _at_work(self) -> Iterator[None]:
@@ -227,10 +275,10 @@ class SnapshotWriter:
         return KnownBlocks(self._packs, self._own, self.id)
 
     def _begin_pack(self) -> None:
-        self._fd = create_file(f"{self.id}.tmp", self._place.packs)
-        write_all(self._fd, [memoryview(pack_header(self.id))], 0)
+        self._fd = create_file(f"{self._pack_id}.tmp", self._place.packs)
+        write_all(self._fd, [memoryview(pack_header(self._pack_id))], 0)
         self._number = len(self._packs)
-        self._packs.append((self.id, 0))  # its size is known when it is complete
+        self._packs.append((self._pack_id, 0))  # its size is known when it is complete
 
     def publish(
         self,
@@ -270,9 +318,9 @@ class SnapshotWriter:
         os.fsync(self._fd)
         self._close_pack()  # a network file system may report a failed write only at the close
         packs = self._place.packs
-        os.rename(f"{self.id}.tmp", f"{self.id}.pack", src_dir_fd=packs, dst_dir_fd=packs)
+        os.rename(f"{self._pack_id}.tmp", f"{self._pack_id}.pack", src_dir_fd=packs, dst_dir_fd=packs)
         os.fsync(packs)
-        self._packs[self._number] = (self.id, self._end)
+        self._packs[self._number] = (self._pack_id, self._end)
 
     def _finish_manifest(
         self,
@@ -292,12 +340,13 @@ class SnapshotWriter:
             packs=[PackRef(id=pack, size=size) for pack, size in self._packs],
             summary=printable(summary),
             notices=map(printable, notices[:MAX_NOTICES]),
-            host=printable(socket.gethostname()),
+            host=printable(self._host),
             size=sum(table.lengths),
             written=self._end if self._number >= 0 else 0,
         )
         snapshots = self._place.snapshots
-        os.mkdir(self.id, 0o700, dir_fd=snapshots)
+        if not self._has_folder:
+            self._make_folder()
         folder = os.open(self.id, DIRECTORY, dir_fd=snapshots)
         try:
             fd = create_file("manifest.tmp", folder)
@@ -340,7 +389,7 @@ class SnapshotWriter:
                 os.fsync(place.snapshots)
         except OSError:
             return  # the manifest may still be on disk, and must not be there without its pack
-        for name in (f"{self.id}.tmp", f"{self.id}.pack"):
+        for name in (f"{self._pack_id}.tmp", f"{self._pack_id}.pack"):
             with contextlib.suppress(OSError):
                 os.unlink(name, dir_fd=place.packs)
 

@@ -274,6 +274,19 @@ def test_prune_of_a_kind_that_there_is_not(run: Torpor) -> None:
     assert "'trees' is not one of 'tree', 'dask'" in err
 
 
+def test_export_and_import(run: Torpor, store: Store, tmp_path: Path) -> None:
+    info = save(store, owner="ann")
+    file, other = str(tmp_path / "file"), str(tmp_path / "other")
+    assert run("export", info.short, file) == (0, f"{file}\n", "")
+    assert run("export", "latest", file)[0] == 10
+    assert run("import", file, "--store", other) == (0, f"{info.id}\n", "")
+    assert json.loads(run("ls", "--json", "--store", other)[1])[0]["tags"] == {"owner": "ann"}
+    code, out, _ = run("import", file, "--json")
+    assert (code, json.loads(out)["error"]["kind"]) == (10, "Refused")
+    assert run("import", file, "--store", str(tmp_path))[0] == 30, "that is no store"
+    assert run("import", str(tmp_path / "nothing"))[0] == 11
+
+
 def test_completion_of_ids(store: Store) -> None:
     infos = [save(store, f"job {n}") for n in range(2)]
 

@@ -107,7 +107,7 @@ def test_options_are_there() -> None:
     assert [(page, option) for page, option in sorted(pages.options()) if option not in known] == []
 
 
-READERS = ("ls", "show", "verify", "rm", "prune")
+READERS = ("ls", "show", "verify", "rm", "prune", "export", "config")
 """Commands that need no more than a store."""
 
 
