@@ -281,6 +281,53 @@ def test_run_saves_regularly(as_user: User) -> None:
     assert restored.wait(100) == 7
 
 
+def listed(user: User) -> dict[int, dict[str, Any]]:
+    """What `torpor ps` tells of the user's jobs, by PID."""
+    done = user.run([BIN / "torpor", "ps", "--json"], check=True)
+    return {job["pid"]: job for job in json.loads(done.stdout) if job["uid"] == user.uid}
+
+
+def test_ps(as_user: User) -> None:
+    """A job of `torpor run`, with its saves; and one that was woken, in whichever way."""
+    command: list[str | Path] = [
+        BIN / "torpor",
+        "run",
+        "--every",
+        "1s",
+        "--store",
+        "saves",
+        "--",
+        BIN / "python",
+        "-c",
+        PROGRAM,
+    ]
+    running = as_user.popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    before = listed(as_user)
+
+    def saved() -> dict[str, Any] | None:
+        found = [job for job in listed(as_user).values() if job["store"] == str(as_user.tmp / "saves")]
+        return found[0] if found and found[0]["snapshots"] else None
+
+    job = wait_until(saved, "it is listed with a save")
+    assert (job["name"], job["how"]) == ("python -c", "run")
+    assert job["next_ns"] == job["saved_ns"] + 10**9
+    assert job["began_ns"] < job["saved_ns"]
+    words = as_user.run([BIN / "torpor", "ps"], check=True).stdout
+    assert f"{job['pid']} " in words
+    assert "python -c" in words
+    running.send_signal(signal.SIGUSR1)
+    assert running.wait(100) == 3
+    assert job["pid"] not in listed(as_user)
+    as_user.run([BIN / "torpor", "restore", "latest", "--store", "saves", "--detach"], check=True)
+    try:
+        (again,) = (job for pid, job in listed(as_user).items() if pid not in before)
+        assert (again["how"], again["name"]) == ("woken", "python -c")
+        assert abs(again["began_ns"] - job["began_ns"]) < 10**9
+    finally:
+        (as_user.tmp / "end").touch()
+    wait_until(lambda: listed(as_user).keys() <= before.keys(), "it has ended")
+
+
 def test_a_job_goes_on_from_a_file(counting: Counting) -> None:
     counting.torpor("checkpoint", counting.pid, "--then", "kill")
     counting.torpor("export", "latest", "job.torpor")

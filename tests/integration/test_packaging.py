@@ -62,6 +62,7 @@ def test_the_wheel_fits_any_python(packages: tuple[Path, Path]) -> None:
     with zipfile.ZipFile(wheel) as archive:
         modes = {info.filename: info.external_attr >> 16 for info in archive.infolist()}
     assert modes["torpor/torpor-init"] & 0o777 == 0o755
+    assert "torpor-0.1.0.data/data/share/man/man1/torpor.1" in modes
     assert {"torpor/_native.abi3.so", "torpor/py.typed", "torpor/image/image.proto"} <= modes.keys()
     assert {"torpor_jupyter/server/api.yaml", "torpor_slurm/admin/torpor.c", "torpor_dask/torpor.yaml"} <= modes.keys()
     data = "torpor-0.1.0.data/data"

@@ -47,6 +47,7 @@ COMMANDS = (
     "checkpoint",
     "restore",
     "run",
+    "ps",
     "ls",
     "show",
     "diff",

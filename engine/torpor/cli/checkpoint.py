@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Literal
 
@@ -17,14 +18,33 @@ from torpor.cli.common import (
     progress_bar,
     snapshot_json,
     store_option,
+    tell,
 )
+from torpor.util.sizes import readable
 
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
     from torpor import Stats
 
 
+def _complete_pids(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Offer the jobs that run under Torpor; any other process can be saved, too."""
+    from click.shell_completion import CompletionItem
+
+    from torpor.errors import TorporError
+    from torpor.objects.process import jobs
+
+    try:
+        found = jobs.running()
+    except TorporError:
+        return []  # completion cannot show errors; the command itself will
+    offers = [CompletionItem(str(job.pid), help=job.name) for job in found]
+    return [offer for offer in offers if offer.value.startswith(incomplete)]
+
+
 @click.command("checkpoint", short_help="Save a process and all that it started.")
-@click.argument("pid", type=click.IntRange(min=1))
+@click.argument("pid", type=click.IntRange(min=1), shell_complete=_complete_pids)
 @store_option
 @click.option(
     "--then",
@@ -105,10 +125,17 @@ def command(
         click.echo(info.id)
         if wanted:
             note(_cost(stats))
+        elif sys.stderr.isatty():
+            pause = f"; it stood still for {_span(stats.pause_ns)}" if stats.pause_ns else ""
+            tell(f"saved {info.summary}: {readable(info.size)}, of which {readable(info.written)} are new{pause}")
+
+
+def _span(ns: int) -> str:
+    return f"{ns / 1e9:.1f} s" if ns >= 10**9 else f"{ns / 1e6:.0f} ms"
 
 
 def _cost(stats: Stats) -> str:
     """Format the costs of a checkpoint."""
-    pause = f"it stood still for {stats.pause_ns / 1e6:.0f} ms; " if stats.pause_ns else ""
+    pause = f"it stood still for {_span(stats.pause_ns)}; " if stats.pause_ns else ""
     proof = f"to prove that it can be woken here took {stats.proof_ns / 1e6:.0f} ms; " if stats.proof_ns else ""
     return f"{pause}{proof}{stats.total_ns / 1e6:.0f} ms in all"

@@ -188,11 +188,17 @@ def console() -> Console:
 
 def human_age(created_ns: int, now_ns: int | None = None) -> str:
     """Format an age in the largest unit that fits; "just now" for a time in the future."""
-    seconds = ((time.time_ns() if now_ns is None else now_ns) - created_ns) // 10**9
-    for unit, length in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
-        if seconds >= length:
-            return f"{seconds // length} {unit} ago"
-    return "just now"
+    age_ns = (time.time_ns() if now_ns is None else now_ns) - created_ns
+    return f"{human_span(age_ns)} ago" if age_ns >= 10**9 else "just now"
+
+
+def human_span(ns: int) -> str:
+    """Format a time span, given in nanoseconds, in the largest unit that fits."""
+    seconds = max(ns, 0) // 10**9
+    unit, length = next(
+        ((unit, length) for unit, length in (("d", 86400), ("h", 3600), ("min", 60)) if seconds >= length), ("s", 1)
+    )
+    return f"{seconds // length} {unit}"
 
 
 _LONGEST_NAME = 4096

@@ -210,6 +210,18 @@ def test_checkpoint_prints_the_id_alone(run: Torpor, monkeypatch: pytest.MonkeyP
     )
 
 
+def test_a_terminal_is_told_what_was_saved(run: Torpor, monkeypatch: pytest.MonkeyPatch) -> None:
+    def checkpoint(pid: int, *, stats: torpor.Stats, **_: Any) -> SnapshotInfo:
+        stats.pause_ns = 12_400_000
+        return SnapshotInfo("20260101-000000000-abcdef", "/store", summary="job (PID 7)", size=3 << 30, written=5 << 20)
+
+    monkeypatch.setattr(torpor, "checkpoint", checkpoint, raising=False)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    code, out, err = run("checkpoint", PID)
+    assert (code, out) == (0, "20260101-000000000-abcdef\n")
+    assert err == "saved job (PID 7): 3.0 GiB, of which 5.0 MiB are new; it stood still for 12 ms\n"
+
+
 def test_a_reader_that_goes_away_is_no_fault() -> None:
     reader, writer = os.pipe()
     os.close(reader)

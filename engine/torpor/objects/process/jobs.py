@@ -1,0 +1,145 @@
+"""What runs under Torpor on this host: everything below a torpor-init, as far as this user may see it."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Final, Literal
+
+from torpor import procfs
+from torpor.errors import TorporError
+from torpor.objects.process import daemons, tree
+from torpor.objects.process.texts import own_pid_of
+from torpor.store import SnapshotInfo, Store, default_path
+from torpor.util import durations
+from torpor.util.job_names import job_name
+
+How = Literal["run", "woken", "kernel", "slurm"]
+_PID: Final = re.compile(r"\(PID (\d+)\)", re.ASCII)
+
+
+@dataclass(frozen=True)
+class RunningJob:
+    """A job. PIDs are those that this process sees."""
+
+    pid: int
+    """Of the job's first process."""
+    own_pid: int
+    """The same, in the job's own PID namespace: its snapshots have it."""
+    name: str
+    uid: int
+    began_ns: int
+    """By the wall clock; of a job that was woken, when it began first."""
+    how: How
+    """Of `torpor run`, woken by `torpor restore`, Jupyter's, or Slurm's."""
+    slurm_job: str
+    store: str
+    """Where it is saved: what its command or its environment says, else this user's store. Empty: not known."""
+    every: float | None
+    """Seconds between two saves; None: not known."""
+
+    def is_of(self, snapshot: SnapshotInfo) -> bool:
+        """Whether a snapshot is of this job: saved on this host, since it began, with its PID."""
+        found = _PID.search(snapshot.summary)
+        return (
+            bool(found and int(found[1]) == self.own_pid)
+            and snapshot.host == os.uname().nodename
+            and snapshot.created_ns >= self.began_ns
+        )
+
+
+def running() -> list[RunningJob]:
+    """All jobs, in the order in which they began."""
+    found = []
+    for pid in map(int, filter(str.isdecimal, os.listdir("/proc"))):
+        # It ends meanwhile, or belongs to another user.
+        with suppress(FileNotFoundError, ProcessLookupError, PermissionError, TorporError):
+            if daemons.is_init(pid) and not _stands_in(pid):
+                found.append(_job(pid, tree.job_of(pid)))
+    return sorted(found, key=lambda job: job.began_ns)
+
+
+def saves(jobs: Sequence[RunningJob]) -> Iterator[list[SnapshotInfo] | None]:
+    """Yield the snapshots of each job, oldest first; None if its store is not known or cannot be read."""
+    listed: dict[str, list[SnapshotInfo] | None] = {"": None}
+    for job in jobs:
+        if job.store not in listed:
+            listed[job.store] = None
+            with suppress(TorporError):
+                listed[job.store] = Store(job.store).snapshots()
+        there = listed[job.store]
+        yield None if there is None else [info for info in there if job.is_of(info)]
+
+
+def _stands_in(init: int) -> bool:
+    """Whether a torpor-init stands for a process that a job refers to: a clone of the job's init above it."""
+    above = procfs.stat(init).ppid
+    return daemons.is_init(above) and procfs.command_line(above) == procfs.command_line(init)
+
+
+def _job(init: int, root: int) -> RunningJob:
+    status, stat = procfs.status(procfs.read(f"/proc/{root}/status")), procfs.stat(root)
+    above = procfs.stat(init).ppid
+    command = _command(procfs.command_line(above))
+    environment = _environment(above if command else root)
+    how: How = "woken"
+    if command[:1] == ["run"]:
+        how = "run"
+    elif not command and "JPY_PARENT_PID" in environment:
+        how = "kernel"
+    store = _value(command, "--store")
+    if store:
+        store = os.path.join(os.readlink(f"/proc/{above}/cwd"), store)
+    else:
+        own = int(status[b"Uid"].split()[0]) == os.geteuid()
+        store = environment.get("TORPOR_STORE") or (default_path() if own else "")
+    slurm_job = environment.get("SLURM_JOB_ID", "") if how == "run" else ""
+    directory = os.path.join(store, "slurm", f"{environment.get('SLURM_CLUSTER_NAME', 'cluster')}-{slurm_job}")
+    if slurm_job and store and os.path.isdir(directory):  # else it is none that Torpor supervises: of salloc, say
+        how, store = "slurm", directory
+    every = None
+    with suppress(ValueError):
+        every = durations.seconds(_value(command, "--every"))
+    return RunningJob(
+        root,
+        own_pid_of(status),
+        job_name(stat.comm, procfs.command_line(root)),
+        int(status[b"Uid"].split()[0]),
+        daemons.began_ns(root),
+        how,
+        slurm_job if how == "slurm" else "",
+        store,
+        every,
+    )
+
+
+def _command(words: Sequence[bytes]) -> list[str]:
+    """The words of a `torpor run` or `torpor restore` from that word on, without those of the job; none of others."""
+    if b"torpor" not in map(os.path.basename, words[:2]):
+        return []
+    own = [os.fsdecode(word) for word in words]
+    at = next((k for k, word in enumerate(own) if word in ("run", "restore")), len(own))
+    own = own[at:]
+    return own[: own.index("--")] if "--" in own else own
+
+
+def _value(command: Sequence[str], option: str) -> str:
+    """The value of an option in a command; empty if it is not there."""
+    for word, after in pairwise([*command, ""]):
+        if word == option:
+            return after
+        if word.startswith(f"{option}="):
+            return word.partition("=")[2]
+    return ""
+
+
+def _environment(pid: int) -> dict[str, str]:
+    """The environment that a process began with; empty if it may not be read."""
+    with suppress(OSError):
+        pairs = os.fsdecode(procfs.read(f"/proc/{pid}/environ")).split("\0")
+        return {name: value for name, _, value in (pair.partition("=") for pair in pairs)}
+    return {}

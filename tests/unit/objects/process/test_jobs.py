@@ -1,0 +1,81 @@
+"""What runs under Torpor: which words and snapshots belong to a job."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import torpor
+from torpor.objects.process import jobs
+from torpor.objects.process.jobs import RunningJob
+from torpor.store import SnapshotInfo
+
+JOB = RunningJob(4711, 12, "python3 train.py", 0, 10**18, "run", "", "/store", None)
+SAVED = SnapshotInfo(
+    "20260101-000000000-abcdef",
+    "/store",
+    created_ns=10**18 + 1,
+    host=os.uname().nodename,
+    summary="python3 train.py (PID 12) and 3 more",
+)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("/usr/bin/python3 /opt/bin/torpor run --every 10m -- python run", ["run", "--every", "10m"]),
+        ("torpor -v run ./torpor restore", ["run", "./torpor", "restore"]),
+        ("torpor restore latest", ["restore", "latest"]),
+        ("torpor ls", []),
+        ("vi torpor-notes run", []),
+        ("", []),
+    ],
+)
+def test_commands_of_torpors_own(line: str, words: list[str]) -> None:
+    assert jobs._command(line.encode().split(b" ")) == words
+
+
+def test_values_of_options() -> None:
+    words = ["run", "--every", "10m", "--store=/a b", "--keep-last"]
+    values = {name: jobs._value(words, f"--{name}") for name in ("every", "store", "keep-last", "files")}
+    assert jobs._value([], "--every") == ""
+    assert values == {"every": "10m", "store": "/a b", "keep-last": "", "files": ""}
+
+
+@pytest.mark.parametrize(
+    ("other", "mine"),
+    [
+        ({}, True),
+        ({"summary": "python3 train.py (PID 12)"}, True),
+        ({"summary": "python3 train.py (PID 4711)"}, False),
+        ({"summary": "results"}, False),
+        ({"host": "elsewhere"}, False),
+        ({"created_ns": 10**18 - 1}, False),
+    ],
+)
+def test_whose_a_snapshot_is(other: dict[str, str | int], mine: bool) -> None:
+    assert JOB.is_of(replace(SAVED, **other)) == mine  # type: ignore[arg-type]
+
+
+def test_a_kernel(tmp_path: Path) -> None:
+    """Below an init of its own, which its server has started."""
+    environment = {"JPY_PARENT_PID": "1", "TORPOR_STORE": str(tmp_path), "PATH": os.environ["PATH"]}
+    command = torpor.below_init(["sh", "-c", "echo $$; exec sleep 1000"], environment)
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as init:
+        assert init.stdout
+        pid = int(init.stdout.readline())
+        try:
+            (job,) = (job for job in jobs.running() if job.pid == pid)
+        finally:
+            os.kill(pid, signal.SIGKILL)
+    assert (job.how, job.store, job.uid, job.every) == ("kernel", str(tmp_path), os.geteuid(), None)
+
+
+def test_a_store_that_cannot_be_read(tmp_path: os.PathLike[str]) -> None:
+    named = [replace(JOB, store=store) for store in ("", "/proc/self/status", os.fspath(tmp_path))]
+    assert list(jobs.saves(named)) == [None, None, []]
