@@ -1,5 +1,5 @@
 """Builds the C parts, as hatchling asks when it makes a wheel or an editable install: `torpor._native` by cffi, against
-Python's stable ABI, and the static `torpor-init` beside it."""
+Python's stable ABI, and the static `torpor-init` beside it. Also torpor(1), of the help texts."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import os
 import shlex
 import shutil
 import subprocess
+import sys
 import sysconfig
 import tempfile
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +31,13 @@ class BuildNative(BuildHookInterface):  # type: ignore[type-arg]
     """The C parts, in the package's own folder: an editable install runs them there, and a wheel takes them along."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """Build both; the compiler is $CC, else gcc."""
+        """Build all; the compiler is $CC, else gcc."""
         del version
         built = [_extension(), _init()]
         build_data["artifacts"] += [f"/{path.relative_to(self.root)}" for path in built]
         build_data["pure_python"] = False
         platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
+        build_data.setdefault("shared_data", {})[str(_manual(self.metadata.version))] = "share/man/man1/torpor.1"
         build_data["tag"] = f"cp310-abi3-{platform}"
 
 
@@ -69,6 +72,15 @@ def _init() -> Path:
         subprocess.run([*compiler, *INIT_FLAGS, "-o", init, HERE / "init.c"], check=True)
         init.chmod(0o755)
         _replace(init, target)
+    return target
+
+
+def _manual(version: str) -> Path:
+    """The manual page; the command line needs nothing of what is built here."""
+    sys.path.insert(0, str(PACKAGE.parent))
+    target = HERE.parent / "build" / "torpor.1"
+    target.parent.mkdir(exist_ok=True)
+    target.write_text(import_module("torpor.cli.manual").page(version))
     return target
 
 
