@@ -1,6 +1,6 @@
 /* Programs that have changed their vDSO: moved its code away from its data, written into its code (as tracers and
  * recorders do), or made its data unreadable. */
-#include "ready.h"
+#include "children.h"
 
 static char *code, *code_end, *data, *data_end;
 
@@ -41,37 +41,20 @@ static void protect(void)
 		give_up("mprotect");
 }
 
+static void (*const changes[])(void) = {move, write_into, protect};
+
+static void make(int number)
+{
+	find();
+	changes[number]();
+}
+
+static bool holds(void)
+{
+	return true; /* nothing was done to it */
+}
+
 int main(void)
 {
-	begin();
-	void (*const changes[])(void) = {move, write_into, protect};
-	enum { CHILDREN = sizeof changes / sizeof *changes };
-	pid_t pids[CHILDREN];
-	sigset_t signals;
-	sigemptyset(&signals);
-	sigaddset(&signals, SIGUSR1);
-	sigaddset(&signals, SIGTERM);
-	sigprocmask(SIG_BLOCK, &signals, NULL);
-	find();
-	for (int k = 0; k < CHILDREN; k++) {
-		int got;
-		pids[k] = fork();
-		if (!pids[k]) {
-			changes[k]();
-			kill(getppid(), SIGUSR1);
-			sigdelset(&signals, SIGUSR1);
-			sigwait(&signals, &got);
-			_exit(0);
-		}
-		sigwait(&signals, &got);
-		sleeps_in(pids[k], SYS_rt_sigtimedwait);
-	}
-	ready_and_wait();
-	for (int k = 0; k < CHILDREN; k++) {
-		int status = -1;
-		kill(pids[k], SIGTERM);
-		waitpid(pids[k], &status, 0);
-		expect(!status, "child %d ended with %#x", k, status);
-	}
-	return verdict();
+	return judged_in_children(sizeof changes / sizeof *changes, make, holds);
 }

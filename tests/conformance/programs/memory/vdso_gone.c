@@ -1,6 +1,6 @@
 /* Programs that have unmapped their vDSO, as valgrind and some sandboxes do: all of it, all but a page of its data, its
  * data alone. And one that has moved it. */
-#include "ready.h"
+#include "children.h"
 
 enum { PARTS = 3 };
 
@@ -58,48 +58,24 @@ static void move(const struct part *parts)
 	}
 }
 
-static pid_t child(void (*change)(const struct part *))
+static void (*const changes[])(const struct part *) = {unmap_all, unmap_most, unmap_data, move};
+static struct part before[PARTS];
+
+static void make(int number)
 {
-	sigset_t end;
-	sigemptyset(&end);
-	sigaddset(&end, SIGTERM);
-	sigprocmask(SIG_BLOCK, &end, NULL);
-	pid_t pid = fork();
-	if (pid)
-		return pid;
-	struct part before[PARTS], parts[PARTS];
-	find(parts);
-	change(parts);
 	find(before);
-	kill(getppid(), SIGUSR1);
-	int got;
-	sigwait(&end, &got);
+	changes[number](before);
+	find(before);
+}
+
+static bool holds(void)
+{
+	struct part parts[PARTS];
 	find(parts);
-	_exit(memcmp(before, parts, sizeof parts) != 0);
+	return !memcmp(before, parts, sizeof parts);
 }
 
 int main(void)
 {
-	begin();
-	void (*const changes[])(const struct part *) = {unmap_all, unmap_most, unmap_data, move};
-	enum { CHILDREN = sizeof changes / sizeof *changes };
-	pid_t pids[CHILDREN];
-	sigset_t prepared;
-	sigemptyset(&prepared);
-	sigaddset(&prepared, SIGUSR1);
-	sigprocmask(SIG_BLOCK, &prepared, NULL);
-	for (int k = 0; k < CHILDREN; k++) {
-		pids[k] = child(changes[k]);
-		int got;
-		sigwait(&prepared, &got);
-		sleeps_in(pids[k], SYS_rt_sigtimedwait);
-	}
-	ready_and_wait();
-	for (int k = 0; k < CHILDREN; k++) {
-		int status = -1;
-		kill(pids[k], SIGTERM);
-		waitpid(pids[k], &status, 0);
-		expect(!status, "child %d ended with %#x: its vDSO is not what it was", k, status);
-	}
-	return verdict();
+	return judged_in_children(sizeof changes / sizeof *changes, make, holds);
 }
