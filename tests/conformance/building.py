@@ -8,7 +8,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 PROGRAMS = HERE / "programs"
-"""ready.py and ready.h, which every program has, children.h, and the programs in rooms as those of engine/torpor/objects."""
+"""ready.py, ready.h and children.h for all programs, and the programs in rooms as those of engine/torpor/objects."""
 PYTHON = sys.executable
 
 

@@ -53,10 +53,12 @@ class _Way:
         """Whether to read more; if not, the writer must wait."""
         return len(self.waiting) < _PIECE
 
-    def take(self) -> bytes:
-        """Read what is available and pass it on; return it, empty at the end."""
+    def take(self) -> bytes | None:
+        """Read what is available and pass it on; return it: empty at the end, None if another process has read it."""
         try:
             got = os.read(self._source, _PIECE)
+        except BlockingIOError:
+            return None
         except OSError:  # EIO: no process has the other side open any more
             return b""
         self.waiting += got
@@ -208,14 +210,14 @@ class Relay:
             for way in (inward, outward):
                 if way.target in writable and way.give() and way is outward and ending < 0:
                     deadline = time.monotonic() + _DRAIN_SECONDS
-            if self._master in readable and not outward.take():
+            if self._master in readable and outward.take() == b"":
                 sources.pop(self._master)
             if self._screen in readable and self._screen in sources:
-                if not (typed := inward.take()):
+                if (typed := inward.take()) == b"":
                     sources.clear()
                     inward.waiting.clear()
                     self._hang_up()
-                elif self._suspends(typed):
+                elif typed and self._suspends(typed):
                     self._stop_deadline = time.monotonic() + _STOP_SECONDS
 
     def _patience(self) -> float | None:
