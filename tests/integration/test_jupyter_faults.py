@@ -87,6 +87,46 @@ def test_pages_that_have_gone(server: Server) -> None:
         assert (kept["execution_state"], kept["outstanding"]) == ("idle", [])
 
 
+ASKS = """
+import os, time
+print("before")
+while not os.path.exists("go"): time.sleep(0.01)
+print("got", input("name? "))
+"""
+
+
+@pytest.mark.parametrize("how", ["reload", "restart"])
+def test_a_page_that_comes_hears_and_is_asked_what_the_last_one_was(ordinary_account: User, how: str) -> None:
+    """A cell prints and asks for a line while its page has gone, on the same server or over a restart of it."""
+    with running(Server(ordinary_account)) as server:
+        _, kernel = server.new_session("work.ipynb")
+        with Notebook(server, kernel) as page:
+            page.run("x = 1")
+            cell = page.start(ASKS)
+            page.until(lambda: page.output(cell) == "before\n", "it runs")
+        if how == "restart":
+            server.stop()
+            server.start()
+        with Notebook(server, kernel) as reloaded:
+            if how == "restart":
+                server.torpor(kernel, "/resume")
+            (server.root / "go").touch()
+
+            def said(kind: str) -> list[dict[str, Any]]:
+                (found,) = server.torpor(kernel, "/cells", session=reloaded.session)
+                assert found["request"]["msg_id"] == cell and found["code"] == ASKS
+                return [m["content"] for m in found["messages"] if m["header"]["msg_type"] == kind]
+
+            (question,) = wait_until(lambda: said("input_request"), "it asks")
+            assert question["prompt"] == "name? "
+            assert "".join(part["text"] for part in said("stream")) == "before\n"
+            reloaded.send("input_reply", {"value": "me"}, "stdin")
+            reloaded.until(lambda: reloaded.output(cell) == "got me\n", "it goes on")
+            reloaded.until(lambda: reloaded.about(cell, "status"), "it is done")
+            assert reloaded.run("print(x)") == "1\n"
+            assert server.torpor(kernel, "/cells", session=reloaded.session) == []
+
+
 def test_who_may_only_look(ordinary_account: User) -> None:
     config = ordinary_account.tmp / "config.py"
     config.write_text(AUTHORIZER)
@@ -94,7 +134,15 @@ def test_who_may_only_look(ordinary_account: User) -> None:
         _, kernel = server.new_session("work.ipynb")
         assert server.kernel(kernel)["state"] == "living"
         id = "20200101-000000000-aaaaaa"
-        for path in ("park", "resume", "cancel", "checkpoints", f"checkpoints/{id}/restore", f"checkpoints/{id}/fork"):
+        for path in (
+            "park",
+            "resume",
+            "cancel",
+            "cells",
+            "checkpoints",
+            f"checkpoints/{id}/restore",
+            f"checkpoints/{id}/fork",
+        ):
             with pytest.raises(Answer, match="403"):
                 server.torpor(kernel, f"/{path}")
         for method in ("PATCH", "DELETE"):

@@ -244,6 +244,26 @@ def test_progress_cancelling_and_refusals_are_shown(server: Server) -> None:
         stays.wait_for(state="detached")
 
 
+def test_a_reloaded_page_shows_what_its_cell_says_and_asks(server: Server) -> None:
+    with browser.lab(server) as lab:
+        lab.open("work.ipynb")
+        cell = lab.run_cell("print('before'); print('got', input('name?'))")
+        cell.locator(".jp-Stdin-input").wait_for()
+        lab.command("docmanager:save")
+        lab.page.reload()
+        lab.open("work.ipynb")
+        lab.shows("before")
+        asked = lab.page.locator(".jp-Stdin-input")
+        lab.shot("18-asked-again")
+        asked.fill("me")
+        asked.press("Enter")
+        lab.shows("got me")
+        lab.page.locator(".jp-InputPrompt", has_text="[1]:").wait_for()
+        lab.run_cell("print('next')")
+        lab.shows("next")
+        lab.command("docmanager:save")
+
+
 def test_notebook_7(ordinary_account: User) -> None:
     """On a server of its own: where JupyterLab was before, Notebook 7 asks for a command that it has not."""
     server = Server(ordinary_account, *browser.LAB_OPTIONS, program="lab")

@@ -97,6 +97,16 @@ export interface ICheckpoint {
   has_notebook: boolean;
 }
 
+/** A cell that a page has sent which has gone, and all that the kernel said of it. */
+export interface ISaid {
+  /** The header of the request. */
+  request: { msg_id?: unknown };
+  /** Its id in the notebook. */
+  cell: string;
+  code: string;
+  messages: { header: object; parent_header: object; channel: string }[];
+}
+
 /** The server refused a request. */
 export class Refusal extends Error {
   constructor(
@@ -152,6 +162,11 @@ export class TorporAPI {
 
   resume(kernel: string): Promise<IKernel> {
     return this.request('POST', `kernels/${kernel}/resume`, {});
+  }
+
+  /** Take over the cells whose page has gone, for the page that has this session. */
+  takeCells(kernel: string, session: string): Promise<ISaid[]> {
+    return this.request('POST', `kernels/${kernel}/cells`, { session });
   }
 
   cancel(kernel: string): Promise<unknown> {

@@ -9,6 +9,7 @@ import { LabIcon } from '@jupyterlab/ui-components';
 import { CommandRegistry } from '@lumino/commands';
 import { ReadonlyPartialJSONObject } from '@lumino/coreutils';
 import { Actions } from './actions';
+import { Adopter } from './adopt';
 import { ICheckpoint, IKernel, TorporAPI } from './api';
 import { ParkedBanner } from './banner';
 import { torporIcon } from './icon';
@@ -93,6 +94,7 @@ function activate(
   notebooks.currentChanged.connect(watch);
   notebooks.widgetAdded.connect((_, notebook) => {
     notebook.contentHeader.addWidget(new ParkedBanner(notebook, model, words, actions));
+    new Adopter(notebook, model);
     notebook.toolbar.addItem('torpor-parked', new ParkedLabel(notebook, model, words));
     notebook.sessionContext.kernelChanged.connect(() => {
       watch();

@@ -20,6 +20,8 @@ export class TorporModel implements IDisposable {
       if (event.schema_id === EVENT) {
         if (event.what === 'interrupted') {
           this._interrupted.emit(event.kernel_id as string);
+        } else if (event.what === 'asks') {
+          this._asks.emit();
         }
         this._stale = true;
         void this.refresh();
@@ -37,6 +39,11 @@ export class TorporModel implements IDisposable {
   /** Emitted with the kernel when a parked one was to be interrupted. */
   get interrupted(): ISignal<this, string> {
     return this._interrupted;
+  }
+
+  /** Emitted when a kernel asks for a line, and the page that ran the cell has gone. */
+  get asks(): ISignal<this, void> {
+    return this._asks;
   }
 
   get kernels(): readonly IKernel[] {
@@ -203,6 +210,7 @@ export class TorporModel implements IDisposable {
   private _again = false;
   private _disposed = false;
   private _timer: number | undefined;
+  private readonly _asks = new Signal<this, void>(this);
   private readonly _interrupted = new Signal<this, string>(this);
   private readonly _changed = new Signal<this, void>(this);
 }

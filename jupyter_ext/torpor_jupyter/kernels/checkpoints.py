@@ -29,15 +29,18 @@ class Checkpoints:
         self._records, self._store = registry.records, registry.store
         self.notebooks = Attachments(self._records.folder / "notebooks", SUFFIX, "the notebook")
         self.variables = Attachments(self._records.folder / "variables", ".json", "the list of variables")
+        self.cells = Attachments(self._records.folder / "cells", ".json", "what running cells have said")
         self._unwritten: dict[str, CheckpointRecord] = {}
         """Of checkpoints that are in the store, but there was no room to write down what is known of them."""
 
-    def add(self, record: CheckpointRecord, notebook: str, variables: str) -> None:
+    def add(self, record: CheckpointRecord, notebook: str, variables: str, cells: str = "") -> None:
         """Write down what is known of a new checkpoint. Trouble with the store is told in the log.
 
         The kernel is safe, and may have ended: that is no reason to fail.
         """
         try:
+            if cells:
+                self.cells.keep(record.id, cells)
             if variables:
                 self.variables.keep(record.id, variables, like=record.parent)
             if notebook:
@@ -158,6 +161,7 @@ class Checkpoints:
         self._records.remove(CheckpointRecord, id)
         self.notebooks.remove(id)
         self.variables.remove(id)
+        self.cells.remove(id)
         for later in self._records.all(CheckpointRecord):
             if isinstance(later, CheckpointRecord) and later.parent == id:  # the tree stays one
                 later.parent = record.parent

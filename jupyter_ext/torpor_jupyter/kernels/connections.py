@@ -14,6 +14,7 @@ from jupyter_server.services.kernels.connection.channels import ZMQChannelsWebso
 
 from torpor_jupyter.data.records import CheckpointRecord
 from torpor_jupyter.kernels.gate import reconnect
+from torpor_jupyter.kernels.listener import Listener
 from torpor_jupyter.kernels.process import KernelProcess
 from torpor_jupyter.kernels.provisioner import TorporProvisioner
 from torpor_jupyter.kernels.quiescing import KernelSockets, wait_settled
@@ -27,9 +28,9 @@ LATE_SECONDS = 1.0
 class Connections:
     """The connections of one server to its kernels. All methods belong to its event loop."""
 
-    def __init__(self, registry: Registry, workers: Workers) -> None:
+    def __init__(self, registry: Registry, workers: Workers, listener: Listener) -> None:
         """Look at none yet."""
-        self._registry, self._workers = registry, workers
+        self._registry, self._workers, self.listener = registry, workers, listener
         self._waiting: set[asyncio.Task[None]] = set()
 
     def move(self, kernel_id: str, provisioner: TorporProvisioner, connection: dict[str, Any]) -> None:
@@ -93,6 +94,7 @@ class Connections:
         """The streams to a kernel of each websocket, and those that wait for a browser to come back."""
         buffer = self._registry.manager._kernel_buffers.get(kernel_id)
         kept = [buffer["channels"]] if buffer else []
+        kept += [{"stdin": stream} for stream in self.listener.streams(kernel_id)]
         return [*(connection.channels for connection in self._websockets(kernel_id)), *kept]
 
     def _websockets(self, kernel_id: str) -> list[ZMQChannelsWebsocketConnection]:

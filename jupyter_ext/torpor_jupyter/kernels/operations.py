@@ -174,7 +174,7 @@ class Operations:
             log=state.log,
         )
         state.head, state.saved_at, state.saved_cells = info.id, time.monotonic(), cells
-        self._checkpoints.add(record, text, listing)
+        self._checkpoints.add(record, text, listing, state.said.as_text() if then == "kill" else "")
         return info
 
     async def _listing(self, kernel_id: str) -> str:
@@ -268,6 +268,7 @@ class Operations:
         moved = json_connection(manager.get_connection_info()) != record.connection
         if moved:
             self._connections.move(kernel_id, provisioner, record.connection)
+        self._connections.listener.load(kernel_id, self._checkpoints.cells.kept(info.id), record.outstanding)
         sockets = KernelSockets(record.connection)
         counts = self._connections.counts(kernel_id)
 

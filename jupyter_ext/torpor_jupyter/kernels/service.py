@@ -23,6 +23,7 @@ from torpor_jupyter.data.records import TITLES, CheckpointRecord
 from torpor_jupyter.kernels import forks
 from torpor_jupyter.kernels.checkpoints import Checkpoints
 from torpor_jupyter.kernels.connections import Connections
+from torpor_jupyter.kernels.listener import Listener
 from torpor_jupyter.kernels.operations import Operations
 from torpor_jupyter.kernels.provisioner import SERVICE
 from torpor_jupyter.kernels.registry import Registry
@@ -57,7 +58,8 @@ class Service:
         self.notebooks = Notebooks(contents)
         self.registry = Registry(manager, sessions, store, log)
         self.checkpoints = Checkpoints(self.registry, self.workers, emit)
-        self.connections = Connections(self.registry, self.workers)
+        self.listener = Listener(self.registry, emit)
+        self.connections = Connections(self.registry, self.workers, self.listener)
         self.operations = Operations(
             self.registry, self.checkpoints, self.connections, self.notebooks, self.workers, emit
         )
@@ -236,6 +238,11 @@ class Service:
         self._emit(fork.id, "forked")
         session = fork.sessions[0].id if fork.sessions else None
         return {"kernel": self.registry.describe(fork.id), "path": path, "session": session}
+
+    def take_cells(self, kernel_id: str, session: str) -> list[dict[str, Any]]:
+        """Give a page the cells of pages that have gone, with all that the kernel has said of them. Raises NotFound."""
+        self.registry.provisioner(kernel_id)
+        return self.listener.take(kernel_id, session)
 
     def interrupt_parked(self, kernel_id: str) -> bool:
         """Give up the cells that wait for a parked kernel; whether it is parked, and nothing can be interrupted."""

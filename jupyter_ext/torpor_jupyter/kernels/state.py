@@ -9,6 +9,7 @@ from typing import Any
 from torpor import Series
 from torpor.errors import Refused, RestoreRefused, TorporError
 from torpor_jupyter.kernels.gate import Gate
+from torpor_jupyter.kernels.transcript import Transcript
 
 
 class Unsuitable(TorporError):
@@ -62,6 +63,7 @@ class State:
     """What the server remembers of one kernel."""
 
     gate: Gate = field(default_factory=Gate)
+    said: Transcript = field(default_factory=Transcript)
     series: Series = field(default_factory=Series)
     """Its checkpoints since this server knows it: the next one reads what was written since the last."""
     operation: Operation | None = None

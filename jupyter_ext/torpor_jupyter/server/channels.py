@@ -22,6 +22,7 @@ from torpor_jupyter.kernels.gate import Gate
 from torpor_jupyter.kernels.ipython import SESSION
 from torpor_jupyter.kernels.provisioner import SERVICE
 from torpor_jupyter.kernels.service import Service
+from torpor_jupyter.kernels.transcript import PARTS
 
 V1 = "v1.kernel.websocket.jupyter.org"
 """The subprotocol with binary framing; without it messages are JSON."""
@@ -54,6 +55,23 @@ class TorporWebsocketConnection(ZMQChannelsWebsocketConnection):
             known.set_result(gate.kernel_info)
             self.kernel_manager._kernel_info_future = known
         await super().prepare()
+
+    def connect(self) -> Any:
+        """As Jupyter does; nobody needs to stand in for the page any more."""
+        if service := self.service:
+            service.listener.returns(self.kernel_id, self._session_id)
+        return super().connect()
+
+    def disconnect(self) -> Any:
+        """As Jupyter does, which keeps the streams of the last page only."""
+        super().disconnect()
+        kept = self.multi_kernel_manager._kernel_buffers.get(self.kernel_id)
+        if (service := self.service) and not (kept and kept["session_key"] == self.session_key):
+            service.listener.stand_in(self.kernel_id, self._session_id)
+
+    @property
+    def _session_id(self) -> str:
+        return str(self.session_key).partition(":")[2]
 
     def handle_incoming_message(self, incoming_msg: Any) -> None:
         """From the browser: let it wait, or note it and hand it on."""
@@ -115,6 +133,7 @@ class TorporWebsocketConnection(ZMQChannelsWebsocketConnection):
                 self._note_progress(service, gate, msg_list)
             elif channel == "stdin":
                 gate.awaits_input = True
+                self._note_question(service, msg_list)
         super()._on_zmq_reply(stream, msg_list)
 
     def _is_for_nobody(self, stream: Any, message: Any) -> bool:
@@ -172,27 +191,33 @@ class TorporWebsocketConnection(ZMQChannelsWebsocketConnection):
 
     def abort_cell(self, message: Any) -> bool:
         """Tell the browser that a request of its own was aborted, if it is a cell; whether it is one."""
-        channel, header, _ = self._read(message)
+        channel, header, _, _ = self._read(message)
         if channel != "shell" or header["msg_type"] != "execute_request":
             return False
         self.abort(header)
         return True
 
-    def _read(self, message: Any) -> tuple[str, dict[str, Any], dict[str, Any]]:
-        """Of a message from the browser: the channel, the header, and of a cell the content."""
+    def _read(self, message: Any) -> tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]:
+        """Of a message from the browser: the channel, the header, and of a cell the content and the metadata."""
         if self.subprotocol == V1:
             channel, parts = deserialize_msg_from_ws_v1(message)
             header = self.session.unpack(parts[0])
-            return channel, header, self.session.unpack(parts[3]) if header["msg_type"] == "execute_request" else {}
+            if header["msg_type"] != "execute_request":
+                return channel, header, {}, {}
+            return channel, header, self.session.unpack(parts[3]), self.session.unpack(parts[2])
         if isinstance(message, bytes):  # with buffers: a comm message, which nobody waits for
-            return "shell", {"msg_type": "comm_msg"}, {}
+            return "shell", {"msg_type": "comm_msg"}, {}, {}
         whole = json.loads(message)
-        return whole.get("channel", "shell"), whole["header"], whole.get("content", {})
+        return whole.get("channel", "shell"), whole["header"], whole.get("content", {}), whole.get("metadata", {})
 
     def _note_request(self, gate: Gate, message: Any) -> None:
-        channel, header, content = self._read(message)
+        channel, header, content, metadata = self._read(message)
+        assert self.service  # it has the gate
+        said = self.service.registry.state(self.kernel_id).said
         if channel != "shell":
-            gate.awaits_input = gate.awaits_input and channel != "stdin"
+            if channel == "stdin":
+                gate.awaits_input = False
+                said.answered()
             return
         if not header["msg_type"].endswith("_request"):
             return
@@ -201,6 +226,13 @@ class TorporWebsocketConnection(ZMQChannelsWebsocketConnection):
             gate.cell = str(content.get("code", "")).strip().partition("\n")[0][:MAX_LINE]
             gate.cells_sent += 1
             gate.started[header["msg_id"]] = time.monotonic()
+            said.begin(header, str(metadata.get("cellId", "")), str(content.get("code", "")))
+
+    def _note_question(self, service: Service, message: Any) -> None:
+        """The page may go before it is answered."""
+        if not isinstance(message, dict):
+            message = dict(zip(PARTS, map(self.session.unpack, message), strict=False))
+        service.registry.state(self.kernel_id).said.hear("stdin", message, 0)
 
     def _note_reply(self, service: Service, gate: Gate, message: Any) -> None:
         kind, id = self._kind_and_parent(message)

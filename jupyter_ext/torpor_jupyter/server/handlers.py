@@ -147,6 +147,18 @@ class Resume(TorporHandler):
         self.answer(await self.service.resume(kernel_id, **self.body(files_as_they_are=bool)))
 
 
+class Cells(TorporHandler):
+    """Cells that still run, or have run since, whose page has gone."""
+
+    @web.authenticated
+    @authorized("execute")
+    @errors_as_answers
+    async def post(self, kernel_id: str) -> None:
+        """Give them to the page that has this session, with all that the kernel has said of them."""
+        body = self.body(session=str)
+        self.answer(self.service.take_cells(kernel_id, body.get("session", "")))
+
+
 class Cancel(TorporHandler):
     """Giving up."""
 
@@ -257,6 +269,7 @@ HANDLERS = [
     (f"{_KERNEL}/park", Park),
     (f"{_KERNEL}/resume", Resume),
     (f"{_KERNEL}/cancel", Cancel),
+    (f"{_KERNEL}/cells", Cells),
     (f"{_KERNEL}/checkpoints", Checkpoints),
     (_CHECKPOINT, Checkpoint),
     (f"{_CHECKPOINT}/restore", Restore),

@@ -1,0 +1,130 @@
+"""Hears for pages that have gone what their cells still say and ask, and gives it to the page that comes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from jupyter_client.session import Session
+from jupyter_server.services.kernels.connection.channels import ZMQChannelsWebsocketConnection
+
+from torpor_jupyter.kernels.registry import Registry
+from torpor_jupyter.kernels.transcript import Cell, Transcript
+
+
+class Listener:
+    """What one server hears of its kernels. All methods belong to its event loop."""
+
+    def __init__(self, registry: Registry, emit: Callable[[str, str], None]) -> None:
+        """Listen to each kernel that the server's manager begins to watch; `emit` is told when one asks for a line."""
+        self._registry, self._emit, self._manager = registry, emit, registry.manager
+        self._stdin: dict[tuple[str, str], Any] = {}
+        """Streams in the place of those that pages had, by kernel and session: there a kernel asks for a line."""
+        manager: Any = self._manager
+        watch, stop_watching = manager.start_watching_activity, manager.stop_watching_activity
+        stop_buffering = manager.stop_buffering
+
+        def start_watching_activity(kernel_id: str) -> None:
+            watch(kernel_id)
+            self._overhear(kernel_id)
+
+        def stop_watching_activity(kernel_id: str) -> None:
+            self._forget(kernel_id)
+            stop_watching(kernel_id)
+
+        def stop(kernel_id: str) -> None:
+            kept = manager._kernel_buffers.get(kernel_id)
+            stop_buffering(kernel_id)
+            if kept:  # a page has come that has another session
+                for parts in (parts for channel, parts in kept["buffer"] if channel == "stdin"):
+                    self._hear(kernel_id, "stdin", parts, self._session(kernel_id))
+                self.stand_in(kernel_id, kept["session_key"].partition(":")[2])
+
+        manager.start_watching_activity, manager.stop_watching_activity = (
+            start_watching_activity,
+            stop_watching_activity,
+        )
+        manager.stop_buffering = stop
+
+    def take(self, kernel_id: str, session: str) -> list[dict[str, Any]]:
+        """Give the page of a session all cells whose page has gone."""
+        cells = self._registry.state(kernel_id).said.cells.values()
+        found = [cell for cell in cells if cell.owner == session or not self._is_there(kernel_id, cell.owner)]
+        for cell in found:
+            cell.owner = session
+            self._forget_seen(kernel_id, cell)
+        return [cell.as_json() for cell in found]
+
+    def stand_in(self, kernel_id: str, session: str) -> None:
+        """Hear what a kernel asks the page of a session that has gone, if a cell of it still runs."""
+        said = self._registry.state(kernel_id).said
+        running = any(not cell.done and cell.request.get("session") == session for cell in said.cells.values())
+        if running and session and (kernel_id, session) not in self._stdin and kernel_id in self._manager:
+            stream = self._registry.kernel_manager(kernel_id).connect_stdin(identity=session.encode())
+            checked = self._session(kernel_id)
+            stream.on_recv(lambda parts: self._hear(kernel_id, "stdin", parts, checked))
+            self._stdin[kernel_id, session] = stream
+
+    def returns(self, kernel_id: str, session: str) -> None:
+        """The page of a session is there again, or needs nobody any more."""
+        if stream := self._stdin.pop((kernel_id, session), None):
+            stream.close(linger=0)
+
+    def _forget(self, kernel_id: str) -> None:
+        for known, session in list(self._stdin):
+            if known == kernel_id:
+                self.returns(known, session)
+
+    def streams(self, kernel_id: str) -> list[Any]:
+        """The streams in the place of pages'."""
+        return [stream for (known, _), stream in self._stdin.items() if known == kernel_id]
+
+    def load(self, kernel_id: str, text: str, running: list[str]) -> None:
+        """Continue with what an earlier server has heard, before the kernel is woken."""
+        state = self._registry.state(kernel_id)
+        if text and not state.said.cells:
+            with suppress(KeyError, TypeError, ValueError):  # of another version: as it was without
+                state.said = Transcript.of(text, running)
+        for cell in state.said.cells.values():
+            session = cell.request.get("session", "")
+            if not self._is_there(kernel_id, session):
+                self.stand_in(kernel_id, session)
+
+    def _overhear(self, kernel_id: str) -> None:
+        stream = self._registry.kernel_manager(kernel_id)._activity_stream
+        watch, checked = stream._recv_callback, self._session(kernel_id)
+
+        def both(parts: Any) -> None:
+            watch(parts)
+            if self._registry.state(kernel_id).said.cells:
+                self._hear(kernel_id, "iopub", parts, checked)
+
+        stream.on_recv(both)
+
+    def _hear(self, kernel_id: str, channel: str, parts: Any, session: Session) -> None:
+        message = session.deserialize(session.feed_identities(parts)[1])
+        said = self._registry.state(kernel_id).said
+        if (cell := said.hear(channel, message, sum(map(len, parts)))) is None:
+            return
+        if channel == "stdin":
+            self._registry.gate(kernel_id).awaits_input = True
+            self._emit(kernel_id, "asks")
+        if cell.done:
+            self._forget_seen(kernel_id, cell)
+            session_id = cell.request.get("session", "")
+            if all(other.done for other in said.cells.values() if other.request.get("session") == session_id):
+                self.returns(kernel_id, session_id)
+
+    def _forget_seen(self, kernel_id: str, cell: Cell) -> None:
+        if cell.done and self._is_there(kernel_id, cell.owner):
+            self._registry.state(kernel_id).said.cells.pop(cell.request["msg_id"], None)
+
+    def _is_there(self, kernel_id: str, session: str) -> bool:
+        """Whether a page of this session is connected."""
+        key = f"{kernel_id}:{session}"
+        return any(page.session_key == key for page in ZMQChannelsWebsocketConnection._open_sockets)
+
+    def _session(self, kernel_id: str) -> Session:
+        kernel = self._registry.kernel_manager(kernel_id)
+        return Session(config=kernel.session.config, key=kernel.session.key)

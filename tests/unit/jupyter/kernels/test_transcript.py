@@ -1,0 +1,75 @@
+"""What a kernel says of cells is kept for a page that comes, and only so much of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from torpor_jupyter.kernels import transcript
+from torpor_jupyter.kernels.transcript import Transcript
+
+
+def message(kind: str, parent: str | None = "one", **content: Any) -> dict[str, Any]:
+    header = {"msg_type": kind, "msg_id": f"{kind}-{parent}"}
+    return {"header": header, "parent_header": parent and {"msg_id": parent}, "metadata": {}, "content": content}
+
+
+def begun() -> Transcript:
+    said = Transcript()
+    said.begin({"msg_id": "one", "session": "page"}, "cell-1", "x = input()")
+    return said
+
+
+def test_a_cell_is_heard_until_it_is_done() -> None:
+    said = begun()
+    assert said.hear("iopub", message("stream", "other", text="no"), 1) is None
+    assert said.hear("iopub", message("iopub_welcome", None), 1) is None
+    cell = said.hear("iopub", message("status", execution_state="busy"), 1)
+    assert cell and not cell.done
+    said.hear("iopub", message("stream", text="1"), 1)
+    said.hear("iopub", message("status", execution_state="idle"), 1)
+    assert cell.done and said.hear("iopub", message("stream", text="late"), 1) is None
+    told = cell.as_json()
+    assert (told["cell"], told["done"], told["dropped"]) == ("cell-1", True, 0)
+    assert [m["header"]["msg_type"] for m in told["messages"]] == ["status", "stream", "status"]
+
+
+def test_a_question_that_was_answered_is_asked_no_more() -> None:
+    said = begun()
+    said.hear("stdin", message("input_request", prompt="?"), 1)
+    assert [m["channel"] for m in said.cells["one"].messages] == ["stdin"]
+    said.answered()
+    assert said.cells["one"].messages == []
+
+
+def test_of_a_cell_that_says_too_much_the_end_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transcript, "KEPT", 100)
+    said = begun()
+    for number in range(10):
+        said.hear("iopub", message("stream", text=str(number)), 30)
+    told = said.cells["one"].as_json()
+    assert [m["content"]["text"] for m in told["messages"]] == ["7", "8", "9"] and told["dropped"] == 7
+
+
+def test_of_cells_that_nobody_comes_for_the_last_ones_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transcript, "MOST", 2)
+    said = begun()
+    for number in range(5):
+        said.begin({"msg_id": str(number)}, "", "")
+        said.hear("iopub", message("status", str(number), execution_state="idle"), 1)
+    said.begin({"msg_id": "last"}, "", "")
+    assert list(said.cells) == ["one", "3", "4", "last"]
+
+
+def test_the_next_server_goes_on_with_what_still_runs() -> None:
+    said = begun()
+    said.begin({"msg_id": "two", "session": "page"}, "cell-2", "done")
+    said.hear("iopub", message("stream", text="1"), 1)
+    said.hear("iopub", message("status", "two", execution_state="idle"), 1)
+    next_one = Transcript.of(said.as_text(), ["one", "two"])
+    assert list(next_one.cells) == ["one"]
+    assert next_one.cells["one"].messages[0]["content"] == {"text": "1"}
+    assert Transcript.of(said.as_text(), []).cells == {}
+    said.hear("iopub", message("status", execution_state="idle"), 1)
+    assert said.as_text() == ""
