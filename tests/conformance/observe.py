@@ -188,7 +188,13 @@ def descriptors(pid: int) -> dict[int, str]:
 
 def own_mounts(pid: int) -> frozenset[str]:
     """The numbers of the mounts that a process sees."""
-    return frozenset(line.split()[0] for line in Path(f"/proc/{pid}/mountinfo").read_text().splitlines())
+    try:
+        text = Path(f"/proc/{pid}/mountinfo").read_text()
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise ProcessLookupError(errno.ESRCH, f"process {pid} is ending, and has no mounts any more") from None
+    return frozenset(line.split()[0] for line in text.splitlines())
 
 
 def on_own_mount(link: str, mounts: frozenset[str]) -> bool:
