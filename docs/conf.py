@@ -24,7 +24,7 @@ root_doc = "index"
 exclude_patterns = ["apparmor"]
 myst_heading_anchors = 4
 suppress_warnings = [
-    "myst.xref_missing",  # links to sources; tests/unit/house/test_docs.py looks at every link
+    "myst.xref_missing",  # links to sources; tests/unit/house/test_pages.py looks at every link
     "misc.highlighting_failure",
 ]
 autodoc_member_order = "bysource"

@@ -159,7 +159,8 @@ def import_file(path: str, store: str, progress: Progress | None) -> SnapshotInf
                 manifest.body, manifest.info.summary, needs=manifest.info.needs, notices=manifest.info.notices
             )
     finally:
-        os.close(fd)
+        with contextlib.suppress(OSError):  # nothing was written through it
+            os.close(fd)
 
 
 def _damaged(path: str, why: str) -> ImageDamaged:

@@ -134,6 +134,58 @@ def test_a_saver_killed_between_any_two_steps(tmp_path: Path) -> None:
     assert 1 <= published < 10, "the snapshot exists only at the very end"
 
 
+def test_an_import_killed_between_any_two_steps(tmp_path: Path) -> None:
+    """The file is imported after that, once what is left was pruned."""
+    other, store, file = Store(tmp_path / "other"), Store(tmp_path / "store"), tmp_path / "file"
+    first, wanted = save(store, 0), save(other, 1)
+    other.export_file(wanted, file)
+    published = 0
+    for number in range(1, 200):
+        status = killed_at(number, lambda: store.import_file(file))
+        check(store, first.id)
+        if not status:
+            break
+        assert status == -signal.SIGKILL
+        if len(store.snapshots()) == 1:
+            store.prune(keep_last=1)
+            store.import_file(file)
+        else:
+            published += 1
+        check(store, first.id, wanted.id)
+        store.remove(wanted.id)
+        store.prune(keep_last=1)
+        assert only_what_is_needed(store)
+    assert status == 0 and number > 20
+    assert 1 <= published < 10, "the snapshot exists only at the very end"
+
+
+def test_an_import_whose_disk_fails_at_any_step(tmp_path: Path) -> None:
+    other, store, file = Store(tmp_path / "other"), Store(tmp_path / "store"), tmp_path / "file"
+    first, wanted = save(store, 0), save(other, 1)
+    other.export_file(wanted, file)
+    failures = 0
+
+    def fail() -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    for number in range(1, 200):
+        with pytest.MonkeyPatch.context() as patch:
+            steps = interrupt_step(patch, number, fail)
+            try:
+                store.import_file(file)
+            except StoreError as error:
+                assert os.strerror(errno.EIO) in error.message
+                failures += 1
+        if len(store.snapshots()) > 1:
+            check(store, first.id, wanted.id)
+            store.remove(wanted.id)
+        assert only_what_is_needed(store)
+        check(store, first.id)
+        if steps() < number:
+            break
+    assert failures > 15 and number < 100
+
+
 @pytest.mark.parametrize("act", ["prune", "remove"])
 def test_a_removal_killed_between_any_two_steps(tmp_path: Path, act: str) -> None:
     """Of a snapshot some of whose blocks another one needs; what it had begun the next prune ends."""
