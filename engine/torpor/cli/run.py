@@ -46,13 +46,20 @@ def command(
     on whichever node, lets the command go on where it was.
     """
     import torpor
+    from torpor.errors import SettingError
     from torpor.util import settings
     from torpor_slurm.allocation import Allocation, is_supervised
 
     if not cmd and script is None:
         raise click.UsageError("Missing argument 'CMD...'.")
-    kept = settings.get("run.keep-last").value  # also where it is not needed: a file that is wrong is told at once
     allocation = Allocation.here()
+    try:
+        kept = settings.get("run.keep-last").value  # also where it is not needed: a file that is wrong is told at once
+    except SettingError as error:
+        if allocation is None or not allocation.restarts:
+            raise
+        note(f"{error}; this run of a job that goes on does without configuration files")
+        settings.without_files()
     if allocation is None:
         if script is not None:
             raise click.UsageError("--script is for `torpor sbatch`, inside a job.")

@@ -27,6 +27,7 @@ else:
 SYSTEM_FILE: Final = "/etc/torpor/config.toml"
 MAX_FILE: Final = 1 << 20
 """Bytes."""
+_left_out: Final[set[str]] = set()
 DEFAULT: Final = "default"
 """The source of a value that nothing sets."""
 
@@ -129,13 +130,18 @@ def files() -> tuple[str, str]:
 def get(name: str) -> Value:
     """What holds for a setting. Raises SettingError for a file that is wrong, whatever is wrong in it."""
     setting = SETTINGS[name]
+    # Also where a variable is above them: a mistake is told early.
+    found = {file: read(file) for file in files() if file not in _left_out}
     said = os.environ.get(setting.variable, "").strip() if setting.variable else ""
     if said:
         return Value(_of_variable(setting, said), f"${setting.variable}")
-    for file in files():
-        if name in (found := read(file)):
-            return Value(found[name], file)
-    return Value(setting.default, DEFAULT)
+    held = (Value(values[name], file) for file, values in found.items() if name in values)
+    return next(held, Value(setting.default, DEFAULT))
+
+
+def without_files() -> None:
+    """Have this process go by the environment and the defaults alone."""
+    _left_out.update(files())
 
 
 def _of_variable(setting: Setting, said: str) -> Any:

@@ -15,7 +15,8 @@ from jupyter_server.services.kernels.kernelmanager import AsyncMappingKernelMana
 from tornado.ioloop import PeriodicCallback
 from traitlets import Bool, Enum, Float, Int, TraitError, Unicode
 
-from torpor.store import Store
+from torpor.errors import SettingError
+from torpor.store import Store, default_path
 from torpor_jupyter.kernels.service import Service
 from torpor_jupyter.server import slurm
 from torpor_jupyter.server.channels import TorporWebsocketConnection
@@ -38,9 +39,7 @@ class TorporApp(ExtensionApp):
     extension_url = "/lab"
     load_other_extensions = True
 
-    store = Unicode(
-        "", config=True, help="Directory of the snapshots; by default $TORPOR_STORE, else ~/.local/share/torpor."
-    )
+    store = Unicode("", config=True, help="Directory of the snapshots; by default the one that `torpor config` shows.")
     start_kernels = Bool(
         True, config=True, help="Start all kernels by Torpor, unless their kernelspec names a provisioner."
     )
@@ -86,7 +85,8 @@ class TorporApp(ExtensionApp):
         """
         try:
             super()._link_jupyter_server_extension(serverapp)
-        except TraitError as error:
+            default_path()
+        except (TraitError, SettingError) as error:
             self.log.critical("Invalid setting of Torpor: %s", error)
             raise SystemExit(1) from error
 

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,6 +15,7 @@ from torpor.errors import SettingError
 from torpor.store import Store, default_path
 from torpor.util import settings
 from torpor.util.settings import Value
+from torpor_slurm.allocation import Allocation
 
 Written = Callable[[str, str], str]
 
@@ -142,6 +144,22 @@ def test_torpor_config(written: Written, capsys: pytest.CaptureFixture[str], tmp
     assert told["settings"]["prune.keep-last"] == {"value": 3, "from": file}
     assert told["files"] == [file, settings.SYSTEM_FILE]
     assert set(told["settings"]) == set(settings.SETTINGS)
+
+
+@pytest.mark.parametrize("restarts", [0, 1])
+def test_a_slurm_job_that_goes_on_does_without_a_file_that_is_wrong(
+    written: Written, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, restarts: int
+) -> None:
+    """A mistake in it, made meanwhile, costs no work; at its first run the job fails at once."""
+    written("user", "stor = 1")
+    here = SimpleNamespace(job="12", cluster="c", restarts=restarts)
+    monkeypatch.setattr(Allocation, "here", lambda: here)
+    monkeypatch.setattr("torpor_slurm.allocation.is_supervised", lambda *_: False)
+    monkeypatch.setattr("torpor_slurm.supervisor.supervise", lambda *_: settings.get("small-files").value >> 20)
+    monkeypatch.setattr(settings, "_left_out", set())
+    code, _, told = run(capsys, "run", "true")
+    assert code == (4 if restarts else 2)
+    assert "there is no setting 'stor'; did you mean store?" in told
 
 
 def test_commands_go_by_it(written: Written, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -49,6 +50,19 @@ def test_a_server_with_a_setting_that_cannot_be_does_not_start(
     with pytest.raises(SystemExit):
         TorporApp(log=logging.getLogger("server"))._link_jupyter_server_extension(linked)
     assert "when_stopping" in caplog.text
+
+
+def test_a_server_with_a_configuration_file_that_is_wrong_does_not_start(
+    server: Server, caplog: pytest.LogCaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever names the store: its kernels could not be saved later."""
+    (tmp_path / "torpor").mkdir()
+    (tmp_path / "torpor/config.toml").write_text("smal-files = 1")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.setenv("TORPOR_STORE", str(tmp_path / "store"))
+    with pytest.raises(SystemExit):
+        TorporApp(log=logging.getLogger("server"))._link_jupyter_server_extension(server_app(server))
+    assert "there is no setting 'smal-files'; did you mean small-files?" in caplog.text
 
 
 def test_it_begins_inside_a_running_event_loop(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
