@@ -52,6 +52,8 @@ def command(
 
     if not cmd and script is None:
         raise click.UsageError("Missing argument 'CMD...'.")
+    if keep_last is not None and every is None:
+        raise click.UsageError("--keep-last is for the snapshots of --every.")
     allocation = Allocation.here()
     try:
         kept = settings.get("run.keep-last").value  # also where it is not needed: a file that is wrong is told at once

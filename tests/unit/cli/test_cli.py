@@ -170,6 +170,11 @@ def test_a_wrong_command_line_in_json(run: Torpor, words: list[str]) -> None:
     assert told["advice"] == f"see `torpor {words[0]} --help`"
 
 
+def test_what_is_to_be_kept_must_be_saved(run: Torpor) -> None:
+    code, _, err = run("run", "--keep-last", "3", "true")
+    assert (code, "--keep-last is for the snapshots of --every" in err) == (2, True)
+
+
 def test_json_that_another_program_is_to_print(run: Torpor) -> None:
     code, out, err = run("run", "--every", "x", "--", "jq", "--json")
     assert (code, out) == (2, "")

@@ -82,7 +82,7 @@ def test_what_looks_into_a_store(run: Torpor, store: Store, tmp_path: Path) -> N
 
 def test_what_asks_the_host(run: Torpor, monkeypatch: pytest.MonkeyPatch) -> None:
     run("config")
-    job = RunningJob(1, 1, "job", 0, 1, "slurm", "12", "", 60.0)
+    job = RunningJob(1, 1, "job", 0, 1, "slurm", "12", "", False, 60.0)
     monkeypatch.setattr(jobs, "running", lambda: [job, job])
     monkeypatch.setattr(jobs, "saves", lambda _: [None, [SnapshotInfo("id", "/store", created_ns=5)]])
     assert [one["next_ns"] for one in run("ps")] == [None, 5 + 60 * 10**9]

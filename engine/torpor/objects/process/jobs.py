@@ -39,6 +39,8 @@ class RunningJob:
     slurm_job: str
     store: str
     """Where it is saved: what its command or its environment says, else this user's store. Empty: not known."""
+    store_is_sure: bool
+    """Whether its command or its environment says so."""
     every: float | None
     """Seconds between two saves; None: not known."""
 
@@ -64,7 +66,7 @@ def running() -> list[RunningJob]:
 
 
 def saves(jobs: Sequence[RunningJob]) -> Iterator[list[SnapshotInfo] | None]:
-    """Yield the snapshots of each job, oldest first; None if its store is not known or cannot be read."""
+    """Yield the snapshots of each job, oldest first; None if its store cannot be read, or may be another one."""
     listed: dict[str, list[SnapshotInfo] | None] = {"": None}
     for job in jobs:
         if job.store not in listed:
@@ -72,7 +74,8 @@ def saves(jobs: Sequence[RunningJob]) -> Iterator[list[SnapshotInfo] | None]:
             with suppress(TorporError):
                 listed[job.store] = Store(job.store).snapshots()
         there = listed[job.store]
-        yield None if there is None else [info for info in there if job.is_of(info)]
+        own = [info for info in there or () if job.is_of(info)]
+        yield own if own or (there is not None and job.store_is_sure) else None
 
 
 def _stands_in(init: int) -> bool:
@@ -92,6 +95,7 @@ def _job(init: int, root: int) -> RunningJob:
     elif not command and "JPY_PARENT_PID" in environment:
         how = "kernel"
     store = _value(command, "--store")
+    is_sure = bool(command or environment.get("TORPOR_STORE"))
     if store:
         store = os.path.join(os.readlink(f"/proc/{above}/cwd"), store)
     else:
@@ -113,6 +117,7 @@ def _job(init: int, root: int) -> RunningJob:
         how,
         slurm_job if how == "slurm" else "",
         store,
+        is_sure,
         every,
     )
 

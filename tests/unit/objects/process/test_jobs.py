@@ -15,7 +15,7 @@ from torpor.objects.process import jobs
 from torpor.objects.process.jobs import RunningJob
 from torpor.store import SnapshotInfo
 
-JOB = RunningJob(4711, 12, "python3 train.py", 0, 10**18, "run", "", "/store", None)
+JOB = RunningJob(4711, 12, "python3 train.py", 0, 10**18, "run", "", "/store", True, None)
 SAVED = SnapshotInfo(
     "20260101-000000000-abcdef",
     "/store",
@@ -79,3 +79,4 @@ def test_a_kernel(tmp_path: Path) -> None:
 def test_a_store_that_cannot_be_read(tmp_path: os.PathLike[str]) -> None:
     named = [replace(JOB, store=store) for store in ("", "/proc/self/status", os.fspath(tmp_path))]
     assert list(jobs.saves(named)) == [None, None, []]
+    assert list(jobs.saves([replace(JOB, store=os.fspath(tmp_path), store_is_sure=False)])) == [None]
