@@ -170,6 +170,10 @@ def failing(kind: type[TorporError], what: str) -> Iterator[None]:
         raise kind(f"{what}: {in_words(error)}", advice=_ADVICE.get(error.errno or 0, "try again")) from error
 
 
+NO_ROOM = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+"""Errors that say nothing of what was asked for: this process or the host has no room for the answer now."""
+
+
 @contextmanager
 def about(file: str) -> Iterator[None]:
     """Add a file name to any OSError in the block, since a call on a descriptor, unlike one on a path, names none."""

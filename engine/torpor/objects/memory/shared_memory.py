@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 
 from torpor import procfs
 from torpor.arch.x86_64 import NR
-from torpor.errors import Reason, Refused, RestoreFailed
+from torpor.errors import NO_ROOM, Reason, Refused, RestoreFailed
 from torpor.image import image_pb2 as pb
 from torpor.objects.fds.memfd import MemoryFile, is_temporary
 from torpor.objects.memory import shared_mappings, vmas
@@ -190,7 +190,9 @@ class SharedMemory:
             return None
         try:
             fd = os.open(mapping.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
-        except OSError:
+        except OSError as error:
+            if error.errno in NO_ROOM:
+                raise
             return None
         status = os.fstat(fd)
         if (status.st_dev, status.st_ino) != key:

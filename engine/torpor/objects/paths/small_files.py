@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 from blake3 import blake3
 
 from torpor import procfs
+from torpor.errors import NO_ROOM
 from torpor.objects.paths import file_content
 from torpor.objects.paths.file_content import Content
 from torpor.objects.paths.file_names import OF_KERNEL
@@ -106,7 +107,9 @@ class SmallFiles:
             return
         try:
             fd = os.open(reached, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
-        except OSError:
+        except OSError as error:
+            if error.errno in NO_ROOM:
+                raise
             return  # not readable: like any other file, it must be there at the restore
         now = os.fstat(fd)
         if key_of(now) != key_of(status):

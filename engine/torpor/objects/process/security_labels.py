@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterator
 
 from torpor import procfs
-from torpor.errors import Reason
+from torpor.errors import NO_ROOM, Reason
 from torpor.image import image_pb2 as pb
 
 _FREE = b"unconfined"
@@ -34,7 +34,9 @@ def of(pid: int | str, tid: int | None = None) -> str:
         if not os.path.exists(os.path.dirname(folder)):
             raise
         return ""  # a kernel without security modules
-    except OSError:  # EINVAL: no module has labels. EACCES: it is hidden
+    except OSError as error:  # EINVAL: no module has labels. EACCES: it is hidden
+        if error.errno in NO_ROOM:
+            raise
         return ""
 
 

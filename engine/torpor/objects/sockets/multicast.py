@@ -126,7 +126,7 @@ def validate(found: Iterable[Membership]) -> Iterator[Reason]:
             continue
         try:
             socket.if_nametoindex(one.device)
-        except OSError:
+        except (OSError, ValueError):  # the latter: no device can have that name
             group = socket.inet_ntop(one.family, one.group)
             yield Reason(f"the multicast group {group}", f"this host has no network device {one.device} to hear it on")
 

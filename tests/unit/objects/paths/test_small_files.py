@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from pathlib import Path
@@ -95,3 +96,25 @@ def test_times_of_the_tree_are_told_from_older_ones(tmp_path: Path) -> None:
     (tmp_path / "old").write_text("old")
     os.utime(tmp_path / "old", (before - 5, before - 5))
     assert kept("a = os.open('old', os.O_RDONLY)", tmp_path) == set()
+
+
+def test_one_for_which_there_is_no_descriptor_is_not_left_out_in_silence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"x")
+    small = SmallFiles(os.getpid())
+
+    def refused(number: int) -> None:
+        def call(*_: object) -> int:
+            raise OSError(number, os.strerror(number))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "open", call)
+            small.take(str(path), str(path), path.stat(), written=True)
+
+    refused(errno.EACCES)
+    assert list(small) == []
+    for number in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+        with pytest.raises(OSError):
+            refused(number)

@@ -110,5 +110,7 @@ def test_an_image_names_groups_that_can_be_joined() -> None:
     ):
         (reason,) = multicast.validate([bad])
         assert reason.why == "it has an invalid membership of a multicast group"
+    (reason,) = multicast.validate([Membership(family=socket.AF_INET, device="a\0b", group=GROUP4)])
+    assert "no network device" in reason.why
     (reason,) = multicast.validate([Membership(family=socket.AF_INET, device="nowhere0", group=GROUP4)])
     assert reason.subject == "the multicast group 239.1.2.3" and "no network device nowhere0" in reason.why
