@@ -64,6 +64,10 @@ def test_what_has_changed_between_two_checkpoints(server: Server) -> None:
         assert shown["mean"] == ("__main__.Mean", "")
         assert shown["touched"] == ("numpy.ndarray", "300000 float64")
         assert shown["frame"][1] == "50000 x 2"
+        assert next(one["before"] for one in variables["changed"] if one["name"] == "number") == "1"
+        store = server.get("api/torpor/store")
+        assert store["used"] > 0 and store["keep_last"] == 30
+        assert server.kernel(kernel)["memory"] > 10 << 20
         memory = diff["memory"]
         assert memory["shared"] > 10 << 20
         assert 0 < memory["only_here"] < memory["shared"]

@@ -35,12 +35,27 @@ export interface IKernel {
   execution_state: string;
   execution_count: number;
   suitable: boolean;
+  /** Bytes that its processes have. */
+  memory: number;
   /** Why it could not be saved when that was tried last. */
   unsaved: (IRefusal & { at_ns: number }) | null;
   /** What becomes of it when the server stops, as far as that is known. */
   at_stop: 'parked' | 'living' | 'ended';
   sessions: { id: string; path: string | null; type: string }[];
   operation: IOperation | null;
+}
+
+/** The store, and the rules for automatic checkpoints. 0: no limit, never, all. */
+export interface IStore {
+  path: string;
+  /** Bytes. */
+  used: number;
+  quota: number;
+  /** Minutes. */
+  checkpoint_every: number;
+  /** Seconds. */
+  checkpoint_after: number;
+  keep_last: number;
 }
 
 /** A kernel that went back to a checkpoint. */
@@ -63,6 +78,8 @@ export interface IVariable {
   name: string;
   type: string;
   summary: string;
+  /** Of one that has changed. */
+  before?: string;
 }
 
 /** How a checkpoint ("here") differs from an earlier one ("there"). Memory is in bytes. */
@@ -142,6 +159,10 @@ export class TorporAPI {
 
   kernels(): Promise<IKernel[]> {
     return this.request('GET', 'kernels');
+  }
+
+  store(): Promise<IStore> {
+    return this.request('GET', 'store');
   }
 
   checkpoints(kernel: string): Promise<ICheckpoint[]> {

@@ -100,7 +100,7 @@ function Variables({ diff, words }: { diff: IDiff; words: Words }): JSX.Element 
         </td>
         <th scope="row">{variable.name}</th>
         <td>{variable.type}</td>
-        <td title={variable.summary}>{variable.summary}</td>
+        <td title={value(variable)}>{value(variable)}</td>
       </tr>
     ));
   return (
@@ -125,6 +125,10 @@ function Variables({ diff, words }: { diff: IDiff; words: Words }): JSX.Element 
       </table>
     </div>
   );
+}
+
+function value({ summary, before }: IVariable): string {
+  return before !== undefined && before !== summary ? `${before} → ${summary}` : summary;
 }
 
 function Memory({ diff, words }: { diff: IDiff; words: Words }): JSX.Element {

@@ -1,7 +1,7 @@
 import { ServiceManager } from '@jupyterlab/services';
 import { IDisposable } from '@lumino/disposable';
 import { ISignal, Signal } from '@lumino/signaling';
-import { ICheckpoint, IKernel, Refusal, TorporAPI } from './api';
+import { ICheckpoint, IKernel, IStore, Refusal, TorporAPI } from './api';
 import { Words } from './words';
 
 /** The schema of the server's events. */
@@ -97,6 +97,11 @@ export class TorporModel implements IDisposable {
     return this._earlier;
   }
 
+  /** The store, if it is known yet. */
+  get store(): IStore | undefined {
+    return this._store;
+  }
+
   /** Of a fork: the checkpoint of another kernel from which the watched one began. */
   get origin(): ICheckpoint | undefined {
     return this._origin;
@@ -156,6 +161,7 @@ export class TorporModel implements IDisposable {
         this._kernels = await this.api.kernels();
         const checkpoints = _watched ? await this.api.checkpoints(_watched) : [];
         const all = _path && _stale ? await this.api.allCheckpoints() : undefined;
+        this._store = _stale || !this._store ? await this.api.store() : this._store;
         if (_watched !== this._watched || _path !== this._path) {
           continue; // asked for again already
         }
@@ -200,6 +206,7 @@ export class TorporModel implements IDisposable {
   private _checkpoints: ICheckpoint[] = [];
   private _earlier: ICheckpoint[] = [];
   private _origin: ICheckpoint | undefined;
+  private _store: IStore | undefined;
   private _trouble = '';
   private _watched: string | undefined;
   private _path: string | undefined;

@@ -42,6 +42,29 @@ export class TimelinePanel extends ReactWidget {
   }
 }
 
+/** How much the store holds, and what is saved and removed by itself. */
+function Store({ model, words }: IProps): JSX.Element | null {
+  const { store } = model;
+  if (!store) {
+    return null;
+  }
+  const { trans } = words;
+  const used = words.size(store.used);
+  const told = [
+    store.quota
+      ? trans.__('The store holds %1 of at most %2.', used, words.size(store.quota))
+      : trans.__('The store holds %1.', used),
+    store.checkpoint_every > 0 && trans.__('Kernels are saved every %1 minutes.', store.checkpoint_every),
+    store.checkpoint_after > 0 && trans.__('Kernels are saved after cells of %1 seconds or more.', store.checkpoint_after),
+    store.keep_last > 0 && trans.__('The last %1 automatic checkpoints of a kernel are kept.', store.keep_last)
+  ];
+  return (
+    <p className="jp-Torpor-hint jp-Torpor-store" title={store.path}>
+      {told.filter(Boolean).join(' ')}
+    </p>
+  );
+}
+
 function Timeline(props: IProps): JSX.Element {
   const { model, words, commands } = props;
   const { trans } = words;
@@ -111,6 +134,7 @@ function Timeline(props: IProps): JSX.Element {
         />
       )}
       {earlier}
+      <Store {...props} />
     </>
   );
 }
@@ -131,6 +155,9 @@ function State({ kernel, model, words }: IProps & { kernel: IKernel }): JSX.Elem
   return (
     <div className="jp-Torpor-state">
       <span role="status">{state}</span>
+      {!operation && kernel.memory > 0 && (
+        <span title={trans.__('Memory of the kernel: parking frees it')}>{words.size(kernel.memory)}</span>
+      )}
       {operation && (
         <>
           <progress aria-label={state} max={1} value={part(operation)} />

@@ -12,12 +12,13 @@ They hold the kernel's key, as Jupyter's own connection files do. Each is replac
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -31,6 +32,9 @@ KERNEL_ID = re.compile(r"[0-9A-Za-z]+(-[0-9A-Za-z]+){4}", re.ASCII)
 SNAPSHOT_ID = re.compile(r"[0-9]{8}-[0-9]{9}-[a-z2-7]{6}", re.ASCII)
 MAX_RECORD = 1 << 20
 """Bytes: a record that is larger was not written by this module."""
+
+WITHOUT_FLOCK = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
+"""What flock(2) says on file systems without it: Lustre's, NFS without a lock daemon."""
 
 R = TypeVar("R", bound="Record")
 
@@ -258,22 +262,51 @@ class Records:
             fd = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except FileNotFoundError:
             raise NotFound(f"kernel {id} is not parked") from None
-        try:
+        with ExitStack() as stack:
+            stack.callback(os.close, fd)
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise NotFound(f"kernel {id} is being woken by another server") from None
+            except OSError as error:
+                if error.errno not in WITHOUT_FLOCK:
+                    raise StoreError(f"cannot lock {path.with_suffix('.lock')}: {error.strerror}") from error
+                stack.enter_context(_claimed_by_name(path.with_suffix(".claim"), id))
             record = self.read(KernelRecord, id)
             if not record.parked:
                 raise NotFound(f"kernel {id} is not parked any more: another server woke it")
             yield record
-        finally:
-            os.close(fd)
 
     def _path(self, kind: type[Record], id: str) -> Path:
         if not kind.NAME.fullmatch(id) or len(id) > 128:
             raise NotFound(f"{id!r} is not a valid id")
         return self.folder / kind.FOLDER / f"{id}.json"
+
+
+@contextmanager
+def _claimed_by_name(path: Path, id: str) -> Iterator[None]:
+    """Hold a kernel where files have no locks, by a file that only one can make. Raises NotFound, StoreError."""
+    own = json.dumps(asdict(ProcessId.of(os.getpid())))
+    for last in (False, True):
+        try:
+            with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w") as file:
+                file.write(own)
+            break
+        except FileExistsError:
+            with suppress(OSError, ValueError, TypeError):
+                holder = ProcessId(**json.loads(path.read_text()))
+                if not last and holder.is_here() and not holder.exists():
+                    path.unlink()
+                    continue
+            advice = f"if that server is gone, remove {path}"
+            raise NotFound(f"kernel {id} is being woken by another server", advice=advice) from None
+        except OSError as error:
+            raise StoreError(f"cannot write {path}: {error.strerror}", advice="make room") from error
+    try:
+        yield
+    finally:
+        with suppress(FileNotFoundError):
+            path.unlink()
 
 
 class _Newer(ValueError):

@@ -51,7 +51,7 @@ class Listing:
             "added": [variable.as_json() for name, variable in mine.items() if name not in theirs],
             "removed": [variable.as_json() for name, variable in theirs.items() if name not in mine],
             "changed": [
-                variable.as_json()
+                variable.as_json() | {"before": theirs[name].summary}
                 for name, variable in mine.items()
                 if name in theirs and _differ(variable, theirs[name], same, changed)
             ],

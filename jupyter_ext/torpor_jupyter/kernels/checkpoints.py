@@ -64,8 +64,12 @@ class Checkpoints:
 
     async def list(self, kernel_id: str | None = None) -> list[dict[str, Any]]:
         """The checkpoints of one kernel, living or gone, or of all; oldest first. Raises StoreError."""
-        infos = await self._workers.read(self._store.snapshots)
-        return [self.describe(info) for info in infos if TAG in info.tags and kernel_id in (None, info.tags[TAG])]
+
+        def described() -> list[dict[str, Any]]:
+            infos = self._store.snapshots()
+            return [self.describe(info) for info in infos if TAG in info.tags and kernel_id in (None, info.tags[TAG])]
+
+        return await self._workers.read(described)
 
     def describe(self, info: SnapshotInfo) -> dict[str, Any]:
         """A checkpoint for the REST API."""
@@ -162,14 +166,18 @@ class Checkpoints:
         self.notebooks.remove(id)
         self.variables.remove(id)
         self.cells.remove(id)
-        for later in self._records.all(CheckpointRecord):
-            if isinstance(later, CheckpointRecord) and later.parent == id:  # the tree stays one
-                later.parent = record.parent
-                self._records.write(later)
+        await self._workers.run(self._connect, id, record.parent)
         if kernel_id not in self._registry.manager:
             self._registry.remove_unused_log(kernel_id)
         self._emit(kernel_id, "deleted")
         return report
+
+    def _connect(self, deleted: str, parent: str) -> None:
+        """Keep the tree one: what came after a checkpoint that is gone comes after its parent now."""
+        for later in self._records.all(CheckpointRecord):
+            if isinstance(later, CheckpointRecord) and later.parent == deleted:
+                later.parent = parent
+                self._records.write(later)
 
     def _holds(self, record: CheckpointRecord) -> bool:
         """Whether the kernel is parked in this checkpoint."""

@@ -16,6 +16,7 @@ from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 from jupyter_server.services.kernels.kernelmanager import AsyncMappingKernelManager
 from jupyter_server.services.sessions.sessionmanager import SessionManager
 
+from torpor import processes
 from torpor.errors import NotFound, TorporError
 from torpor.store import Store
 from torpor_jupyter.data.records import TITLES, CheckpointRecord, KernelRecord, ProcessId, Records, SessionRecord
@@ -184,7 +185,8 @@ class Registry:
             else self.kernel_manager(kernel_id).execution_state,
             "snapshot": state.parked or None,
             "parked_ns": state.parked_ns or None,
-            "pid": provisioner.pid if isinstance(provisioner, TorporProvisioner) else None,
+            "pid": (pid := provisioner.pid if isinstance(provisioner, TorporProvisioner) else None),
+            "memory": processes.resident(pid) if pid else 0,
         }
 
     def _at_stop(self, provisioner: Any, state: State) -> str:

@@ -13,9 +13,7 @@ from typing import Any
 from jupyter_client.jsonutil import json_default
 
 KEPT = 4 << 20
-"""Bytes that are kept of what one cell has said; what it said first goes first."""
-MOST = 100
-"""Cells that are kept when they are done, for a page that may never come."""
+"""Bytes that are kept of what one cell has said, and of all that are done; what was said first goes first."""
 PARTS = ("header", "parent_header", "metadata", "content")
 
 
@@ -80,8 +78,11 @@ class Transcript:
 
     def begin(self, request: dict[str, Any], cell: str, code: str) -> None:
         """A page has asked for a cell to be run."""
-        for id in [id for id, known in self.cells.items() if known.done][: -MOST or None]:
-            del self.cells[id]
+        done = {id: known.size for id, known in self.cells.items() if known.done}  # and no page may ever come
+        for id in list(done):
+            if sum(done.values()) > KEPT:
+                done.pop(id)
+                del self.cells[id]
         self.cells[request["msg_id"]] = Cell(request, cell, code, owner=request.get("session", ""))
 
     def hear(self, channel: str, message: dict[str, Any], size: int) -> Cell | None:

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
+from torpor_jupyter.kernels.state import Unsuitable
+
 T = TypeVar("T")
 
 
@@ -20,16 +22,23 @@ class Workers:
         """No thread is started before it is needed."""
         self._engine = ThreadPoolExecutor(1, "torpor-engine")
         self._reader = ThreadPoolExecutor(1, "torpor-reader")
+        self._closed = False
 
     async def run(self, call: Callable[..., T], *arguments: Any) -> T:
-        """Let the engine's thread do something, when it is done with what it does."""
-        return await asyncio.get_running_loop().run_in_executor(self._engine, call, *arguments)
+        """Let the engine's thread do something, when it is done with what it does. Raises Unsuitable after `close`."""
+        return await self._in(self._engine, call, *arguments)
 
     async def read(self, call: Callable[..., T], *arguments: Any) -> T:
-        """Look something up in the store, also while the engine is at work."""
-        return await asyncio.get_running_loop().run_in_executor(self._reader, call, *arguments)
+        """Look something up in the store, also while the engine is at work. Raises Unsuitable after `close`."""
+        return await self._in(self._reader, call, *arguments)
+
+    async def _in(self, thread: ThreadPoolExecutor, call: Callable[..., T], *arguments: Any) -> T:
+        if self._closed:
+            raise Unsuitable("the server is stopping", advice="ask the next server")
+        return await asyncio.get_running_loop().run_in_executor(thread, call, *arguments)
 
     def close(self) -> None:
         """Wait for what the threads still do, and end them."""
+        self._closed = True
         self._engine.shutdown()
         self._reader.shutdown()

@@ -107,6 +107,8 @@ class TorporApp(ExtensionApp):
         self.service.registry.parks_at_stop = self.when_stopping == "park"
         self.service.registry.leaves_unsaved = self.when_unsaved == "live"
         self.settings["torpor_service"] = self.service
+        rules = ("quota", "checkpoint_every", "checkpoint_after", "keep_last")
+        self.settings["torpor_rules"] = {name: getattr(self, name) for name in rules}
         self.settings["kernel_websocket_connection_class"] = TorporWebsocketConnection
         if self.start_kernels:
             KernelProvisionerFactory.instance(parent=manager).default_provisioner_name = "torpor"

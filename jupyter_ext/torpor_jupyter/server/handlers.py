@@ -200,6 +200,19 @@ class AllCheckpoints(TorporHandler):
         self.answer(await self.service.checkpoints.list())
 
 
+class TheStore(TorporHandler):
+    """The store and the server's rules."""
+
+    @web.authenticated
+    @authorized
+    @errors_as_answers
+    async def get(self) -> None:
+        """Tell how much it holds, and what is saved and removed automatically."""
+        store = self.service.registry.store
+        used = await self.service.workers.read(store.used)
+        self.answer({"path": store.path, "used": used, **self.settings["torpor_rules"]})
+
+
 class Checkpoint(TorporHandler):
     """One checkpoint."""
 
@@ -265,6 +278,7 @@ HANDLERS = [
     (r"/api/torpor/api\.yaml", Description),
     (r"/api/torpor/kernels", Kernels),
     (r"/api/torpor/checkpoints", AllCheckpoints),
+    (r"/api/torpor/store", TheStore),
     (_KERNEL, Kernel),
     (f"{_KERNEL}/park", Park),
     (f"{_KERNEL}/resume", Resume),

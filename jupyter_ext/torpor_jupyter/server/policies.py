@@ -166,13 +166,14 @@ class Policies:
         """
         keep = int((await self._policy_of(kernel_id)).keep_last) if kernel_id in self._registry.manager else 0
         if keep:
-            many = sum(record.kernel_id == kernel_id for record in self._automatic()) - keep
-            mine = [record for record in self._deletable() if record.kernel_id == kernel_id]
+            automatic = await self._service.workers.read(self._automatic)
+            many = sum(record.kernel_id == kernel_id for record in automatic) - keep
+            mine = [record for record in await self._deletable() if record.kernel_id == kernel_id]
             for record in mine[: max(many, 0)]:
                 await self._delete(record)
         if not self._quota:
             return
-        going = self._deletable()
+        going = await self._deletable()
         while (size := await self._service.workers.run(self._registry.store.used)) > self._quota:
             if not going:
                 self._service.log.warning(
@@ -184,12 +185,17 @@ class Policies:
             if not await self._delete(going.pop(0)):
                 return  # to delete more would free nothing now; the next one that goes takes the data of this one along
 
-    def _deletable(self) -> list[CheckpointRecord]:
+    async def _deletable(self) -> list[CheckpointRecord]:
         """The automatic checkpoints that may go, oldest first."""
-        needed = {self._registry.state(kernel_id).head for kernel_id in self._registry.manager.list_kernel_ids()}
-        for kernel in self._registry.records.all(KernelRecord):
-            needed |= {kernel.snapshot} if isinstance(kernel, KernelRecord) else set()
-        return [record for record in self._automatic() if record.id not in needed]
+        automatic = await self._service.workers.read(self._automatic)
+        needed = await self._service.workers.read(self._parked)
+        needed |= {self._registry.state(kernel_id).head for kernel_id in self._registry.manager.list_kernel_ids()}
+        return [record for record in automatic if record.id not in needed]
+
+    def _parked(self) -> set[str]:
+        """The checkpoints in which kernels of any server are parked."""
+        found = self._registry.records.all(KernelRecord)
+        return {kernel.snapshot for kernel in found if isinstance(kernel, KernelRecord)}
 
     def _automatic(self) -> list[CheckpointRecord]:
         """The automatic checkpoints that are not pinned, oldest first."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -134,3 +137,29 @@ def test_a_crash_of_the_host_takes_nothing_of_what_is_noted(tmp_path: Path) -> N
 
     kept = {f"data/jupyter/notebooks/{id}.ipynb" for id in (ONE, TWO)} | {f"data/jupyter/kernels/{KERNEL}.json"}
     assert lasting(tmp_path, act) == kept
+
+
+def test_a_parked_kernel_is_claimed_where_files_have_no_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a file's name; one that a server has left which died is taken over, and another host's is not."""
+
+    def none(*arguments: object) -> None:
+        raise OSError(errno.ENOSYS, "no locks here")
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    records = Records(tmp_path)
+    records.write(KernelRecord("a-b-c-d-e", "python3", {}, "/", "/", snapshot="20200101-000000000-aaaaaa"))
+    claim = tmp_path / "kernels" / "a-b-c-d-e.claim"
+    with (
+        records.claimed("a-b-c-d-e"),
+        pytest.raises(NotFound, match="by another server"),
+        records.claimed("a-b-c-d-e"),
+    ):
+        pass
+    assert not claim.exists()
+    here = ProcessId.of(os.getpid())
+    claim.write_text(json.dumps(asdict(replace(here, started=1))))
+    with records.claimed("a-b-c-d-e"):
+        pass
+    claim.write_text(json.dumps(asdict(replace(here, boot_id="another"))))
+    with pytest.raises(NotFound, match=f"remove {claim}"), records.claimed("a-b-c-d-e"):
+        pass

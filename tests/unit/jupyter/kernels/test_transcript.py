@@ -53,11 +53,11 @@ def test_of_a_cell_that_says_too_much_the_end_is_kept(monkeypatch: pytest.Monkey
 
 
 def test_of_cells_that_nobody_comes_for_the_last_ones_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transcript, "MOST", 2)
+    monkeypatch.setattr(transcript, "KEPT", 100)
     said = begun()
     for number in range(5):
         said.begin({"msg_id": str(number)}, "", "")
-        said.hear("iopub", message("status", str(number), execution_state="idle"), 1)
+        said.hear("iopub", message("status", str(number), execution_state="idle"), 40)
     said.begin({"msg_id": "last"}, "", "")
     assert list(said.cells) == ["one", "3", "4", "last"]
 

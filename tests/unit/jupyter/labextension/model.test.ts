@@ -21,6 +21,7 @@ class Server {
     kernels: () => this.answer('kernels', this.kernels),
     checkpoints: (kernel: string) => this.answer(kernel, this.own),
     allCheckpoints: () => this.answer('all', this.all),
+    store: async () => ({ used: 5 }),
     cancel: () => this.answer('cancel', null)
   };
 
