@@ -11,6 +11,7 @@ from typing import Any
 
 from jupyter_client.provisioning.factory import KernelProvisionerFactory
 from jupyter_server.extension.application import ExtensionApp
+from jupyter_server.services.kernels.connection.channels import ZMQChannelsWebsocketConnection
 from jupyter_server.services.kernels.kernelmanager import AsyncMappingKernelManager
 from tornado.ioloop import PeriodicCallback
 from traitlets import Bool, Enum, Float, Int, TraitError, Unicode
@@ -21,13 +22,15 @@ from torpor_jupyter.kernels.service import Service
 from torpor_jupyter.server import slurm
 from torpor_jupyter.server.channels import TorporWebsocketConnection
 from torpor_jupyter.server.culling import park_when_culling
-from torpor_jupyter.server.handlers import HANDLERS
+from torpor_jupyter.server.handlers import HANDLERS, Off
 from torpor_jupyter.server.interrupts import interrupt_parked
 from torpor_jupyter.server.policies import Policies, Policy
 from torpor_slurm.allocation import Allocation
 
 NOTE_SECONDS = 5.0
 """How often the notebooks of kernels are written down: a crash forgets a renaming that is younger."""
+JUPYTERS_OWN = "local-provisioner"
+"""What starts kernels where nobody has chosen another one."""
 EVENT = "https://events.torpor.invalid/kernel/v1"
 """The schema of what is told on the server's event bus when something becomes of a kernel."""
 
@@ -72,6 +75,8 @@ class TorporApp(ExtensionApp):
     )  # fmt: skip
 
     service: Service | None = None
+    why_off = ""
+    """Why Torpor does nothing in this server."""
     _policies: Policies | None = None
     _leaving: asyncio.Future[None] | None = None
     _notes: PeriodicCallback | None = None
@@ -94,11 +99,10 @@ class TorporApp(ExtensionApp):
         """Take over the kernels of the server, and bring back those that earlier servers left."""
         server: Any = self.serverapp
         manager = server.kernel_manager
-        if server.gateway_config.gateway_enabled:
-            self.log.warning("Torpor is off: the kernels are those of the gateway at %s", server.gateway_config.url)
-            return
-        if not isinstance(manager, AsyncMappingKernelManager):
-            self.log.warning("Torpor cannot manage the kernels of a %s", type(manager).__name__)
+        self.why_off = _why_off(server)
+        if self.why_off:
+            self.log.warning("Torpor is off: %s", self.why_off)
+            self.settings["torpor_why_off"] = self.why_off
             return
         server.event_logger.register_event_schema(Path(__file__).parent / "events" / "kernel.yaml")
         self.service = Service(
@@ -110,8 +114,11 @@ class TorporApp(ExtensionApp):
         rules = ("quota", "checkpoint_every", "checkpoint_after", "keep_last")
         self.settings["torpor_rules"] = {name: getattr(self, name) for name in rules}
         self.settings["kernel_websocket_connection_class"] = TorporWebsocketConnection
-        if self.start_kernels:
-            KernelProvisionerFactory.instance(parent=manager).default_provisioner_name = "torpor"
+        factory = KernelProvisionerFactory.instance(parent=manager)
+        if self.start_kernels and factory.default_provisioner_name == JUPYTERS_OWN:
+            factory.default_provisioner_name = "torpor"
+        elif factory.default_provisioner_name not in ("torpor", JUPYTERS_OWN):
+            self.log.warning("Torpor saves no kernel that is started by %s", factory.default_provisioner_name)
         interrupt_parked(manager, self.service)
         if self.when_culling == "park":
             park_when_culling(manager, self.service)
@@ -140,6 +147,8 @@ class TorporApp(ExtensionApp):
         """Offer the REST API."""
         if self.service:
             self.handlers.extend(HANDLERS)
+        elif self.why_off:
+            self.handlers.append((r"/api/torpor/.*", Off))
 
     async def stop_extension(self) -> None:
         """Before the server shuts kernels down: keep them. A second signal meanwhile asks for it again."""
@@ -162,3 +171,14 @@ class TorporApp(ExtensionApp):
         data: dict[str, Any] = {"kernel_id": kernel_id, "what": what}
         server: Any = self.serverapp
         server.event_logger.emit(schema_id=EVENT, data=data)
+
+
+def _why_off(server: Any) -> str:
+    """Why Torpor cannot look after the kernels of a server: it replaces nothing of others; empty if it can."""
+    if server.gateway_config.gateway_enabled:
+        return f"the kernels are those of the gateway at {server.gateway_config.url}"
+    if not isinstance(server.kernel_manager, AsyncMappingKernelManager):
+        return f"the kernels are managed by {type(server.kernel_manager).__name__}"
+    if server.kernel_websocket_connection_class is not ZMQChannelsWebsocketConnection:
+        return f"the connections to kernels are those of {server.kernel_websocket_connection_class.__name__}"
+    return ""

@@ -92,6 +92,18 @@ class TorporHandler(APIHandler):
         self.finish(json.dumps(value))
 
 
+class Off(APIHandler):
+    """All of it, in a server in which Torpor does nothing."""
+
+    @web.authenticated
+    async def get(self) -> None:
+        """Say why."""
+        self.set_status(503)
+        self.finish({"message": self.settings["torpor_why_off"]})
+
+    post = patch = delete = get
+
+
 class Description(TorporHandler):
     """The API itself."""
 

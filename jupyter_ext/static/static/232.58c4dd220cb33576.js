@@ -76,6 +76,10 @@
   line-height: 1.5;
 }
 
+.jp-Torpor-store {
+  font-size: var(--jp-ui-font-size0);
+}
+
 .jp-Torpor-list {
   margin: 0;
   padding: 4px 0;
