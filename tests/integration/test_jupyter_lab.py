@@ -174,6 +174,23 @@ def test_the_panel_with_keyboard_and_screen_reader(server: Server) -> None:
         lab.run_cell("print('y' in globals())")
         lab.shows("False")
 
+        lab.checkpoint()
+        find = page.get_by_label("Find checkpoints")
+        find.fill("LIST")
+        items.nth(1).wait_for(state="detached")
+        items.first.get_by_text("begin").wait_for()
+        find.fill("")
+        items.nth(3).wait_for()
+        lab.check_accessibility(".jp-Torpor")
+        page.get_by_text("Delete several…").click()
+        dialog.get_by_role("checkbox", checked=True).wait_for()  # of what was saved before going back
+        assert dialog.get_by_role("checkbox").count() == 3
+        lab.check_accessibility(".jp-Dialog")
+        lab.shot("19-several")
+        dialog.get_by_role("button", name="Delete").click()
+        lab.notice("1 checkpoint deleted")
+        items.nth(3).wait_for(state="detached")
+
         items.last.click(button="right")
         page.locator(".lm-Menu-item", has_text="Fork").click()
         lab.notice("in work-fork1.ipynb")

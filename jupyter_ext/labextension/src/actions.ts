@@ -2,7 +2,7 @@ import { Dialog, InputDialog, Notification, showDialog } from '@jupyterlab/apput
 import { Cell, CodeCell, ICellModel } from '@jupyterlab/cells';
 import { NotebookActions, NotebookPanel } from '@jupyterlab/notebook';
 import { Compare } from './compare';
-import { GoBack, LongText } from './dialogs';
+import { GoBack, LongText, Several } from './dialogs';
 import { ICheckpoint, IDiff, IRestored, Refusal } from './api';
 import { TorporModel } from './model';
 import { INews, Notices } from './notices';
@@ -247,6 +247,39 @@ export class Actions {
         this.model.api.remove(kernel_id, id),
         trans.__('Could not delete the checkpoint')
       );
+    }
+  }
+
+  /** The checkpoints of a kernel that can be deleted: not what it is at, is parked in, or what is pinned. */
+  deletable(kernel: string): ICheckpoint[] {
+    const { head, snapshot } = this.model.kernel(kernel) ?? {};
+    const all = [...this.model.checkpoints, ...this.model.earlier].filter(one => one.kernel_id === kernel);
+    return all.filter(one => !one.pinned && one.id !== head && one.id !== snapshot);
+  }
+
+  /** Delete those of a kernel's checkpoints that the user chooses. */
+  async removeSeveral(kernel: string): Promise<void> {
+    const { trans } = this.words;
+    const answer = await showDialog({
+      title: trans.__('Delete several checkpoints'),
+      body: new Several(this.deletable(kernel), one => this.model.title(one), this.words),
+      buttons: [
+        Dialog.cancelButton({ label: trans.__('Cancel') }),
+        Dialog.warnButton({ label: trans.__('Delete') })
+      ]
+    });
+    const ids = answer.button.accept ? (answer.value ?? []) : [];
+    if (ids.length) {
+      const remove = async (): Promise<number> => {
+        let freed = 0;
+        for (const id of ids) {
+          freed += (await this.model.api.remove(kernel, id)).freed;
+        }
+        return freed;
+      };
+      await this.notices.follow(kernel, remove(), trans.__('Could not delete the checkpoint'), freed => ({
+        message: trans._n('%1 checkpoint deleted: %2 are free', '%1 checkpoints deleted: %2 are free', ids.length, this.words.size(freed))
+      }));
     }
   }
 

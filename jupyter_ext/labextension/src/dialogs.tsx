@@ -84,6 +84,52 @@ export class LongText extends Widget implements Dialog.IBodyWidget<string> {
   private readonly area: HTMLTextAreaElement;
 }
 
+/** A choice of checkpoints, of which those are ticked at first that the server made by itself. */
+export class Several extends ReactWidget implements Dialog.IBodyWidget<string[]> {
+  constructor(
+    private readonly checkpoints: readonly ICheckpoint[],
+    private readonly title_: (checkpoint: ICheckpoint) => string,
+    private readonly words: Words
+  ) {
+    super();
+    this.addClass('jp-Torpor-dialog');
+    this.chosen = new Set(checkpoints.filter(one => one.automatic).map(one => one.id));
+  }
+
+  getValue(): string[] {
+    return this.checkpoints.map(one => one.id).filter(id => this.chosen.has(id));
+  }
+
+  protected render(): JSX.Element {
+    const { words } = this;
+    const choose = (id: string, wanted: boolean): void => void (wanted ? this.chosen.add(id) : this.chosen.delete(id));
+    return (
+      <>
+        <p>{words.trans.__('You cannot undo this. Pinned checkpoints and the one that the kernel is at stay.')}</p>
+        <ul className="jp-Torpor-several">
+          {[...this.checkpoints].reverse().map(one => (
+            <li key={one.id}>
+              <label className="jp-Torpor-choice">
+                <input
+                  type="checkbox"
+                  defaultChecked={this.chosen.has(one.id)}
+                  onChange={event => choose(one.id, event.target.checked)}
+                />
+                <span>{this.title_(one)}</span>
+                <span className="jp-Torpor-faint">
+                  {words.moment(one.created_ns)} · {words.size(one.written)}
+                </span>
+              </label>
+            </li>
+          ))}
+        </ul>
+      </>
+    );
+  }
+
+  private readonly chosen: Set<string>;
+}
+
 /** What is known of a kernel before it goes back. */
 export interface ILoss {
   checkpoint: ICheckpoint;

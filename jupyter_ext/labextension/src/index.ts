@@ -27,7 +27,8 @@ const KERNEL_COMMANDS = [
   'torpor:resume',
   'torpor:fork-now',
   'torpor:undo',
-  'torpor:cancel'
+  'torpor:cancel',
+  'torpor:delete-several'
 ] as const;
 
 const plugin: JupyterFrontEndPlugin<void> = {
@@ -198,6 +199,13 @@ function addKernelCommands(
     trans.__('Cancel the operation in progress; the kernel is then as before'),
     kernel => !!kernel.operation,
     kernel => actions.cancel(kernel)
+  );
+  add(
+    'torpor:delete-several',
+    trans.__('Delete Several Checkpoints…'),
+    trans.__('Delete several checkpoints of the kernel'),
+    kernel => !kernel.operation && actions.deletable(kernel.id).length > 0,
+    kernel => actions.removeSeveral(kernel)
   );
 }
 

@@ -18,6 +18,8 @@ import { part, Words } from './words';
 /** Pixels between two columns of the tree, and the height of a row. */
 const COLUMN = 12;
 const ROW = 46;
+/** From how many checkpoints on they can be searched. */
+const MANY = 4;
 
 interface IProps {
   model: TorporModel;
@@ -126,12 +128,7 @@ function Timeline(props: IProps): JSX.Element {
           )}
         </p>
       ) : (
-        <Tree
-          {...props}
-          checkpoints={model.checkpoints}
-          head={kernel.head}
-          label={trans.__('Checkpoints, newest first')}
-        />
+        <Found {...props} kernel={kernel} />
       )}
       {earlier}
       <Store {...props} />
@@ -189,6 +186,46 @@ function Unsaved({ kernel, words }: IProps & { kernel: IKernel }): JSX.Element {
           : trans.__('If the server stops, this kernel keeps running, and the next server finds it.')}
       </p>
     </div>
+  );
+}
+
+/** The checkpoints of the kernel, or those that a word is found in. */
+function Found(props: IProps & { kernel: IKernel }): JSX.Element {
+  const { model, words, commands, kernel } = props;
+  const { trans } = words;
+  const [word, setWord] = React.useState('');
+  const holds = (one: ICheckpoint): boolean =>
+    [model.title(one), one.cell, one.note].some(text => text.toLowerCase().includes(word.toLowerCase()));
+  const found = word ? model.checkpoints.filter(holds) : model.checkpoints;
+  return (
+    <>
+      {model.checkpoints.length >= MANY && (
+        <div className="jp-Torpor-find">
+          <input
+            type="search"
+            className="jp-mod-styled"
+            aria-label={trans.__('Find checkpoints')}
+            placeholder={trans.__('Find: name, cell, note')}
+            value={word}
+            onChange={event => setWord(event.target.value)}
+          />
+          {commands.isVisible('torpor:delete-several') && (
+            <button
+              className="jp-Torpor-link"
+              disabled={!commands.isEnabled('torpor:delete-several')}
+              onClick={() => void commands.execute('torpor:delete-several')}
+            >
+              {trans.__('Delete several…')}
+            </button>
+          )}
+        </div>
+      )}
+      {found.length ? (
+        <Tree {...props} checkpoints={found} head={kernel.head} label={trans.__('Checkpoints, newest first')} />
+      ) : (
+        <p className="jp-Torpor-hint">{trans.__('No checkpoint has this word.')}</p>
+      )}
+    </>
   );
 }
 

@@ -35,7 +35,8 @@ jest.mock('@jupyterlab/notebook', () => ({
 jest.mock('../src/compare', () => ({ Compare: class { constructor(readonly props: any) {} } }));
 jest.mock('../src/dialogs', () => ({
   GoBack: class { constructor(readonly loss: any) {} },
-  LongText: class { constructor(readonly label: string, readonly text: string) {} }
+  LongText: class { constructor(readonly label: string, readonly text: string) {} },
+  Several: class { constructor(readonly checkpoints: any[]) {} }
 }));
 jest.mock('../src/notices', () => ({
   Notices: class {
@@ -54,7 +55,10 @@ jest.mock('../src/notices', () => ({
 
 const { CodeCell } = jest.requireMock('@jupyterlab/cells');
 const words: any = {
-  trans: { __: (text: string, ...values: unknown[]) => values.reduce<string>((all, one, at) => all.replace(`%${at + 1}`, String(one)), text) },
+  trans: {
+    _n: (_one: string, _many: string, count: number, value: unknown) => `${count}: ${value}`,
+    __: (text: string, ...values: unknown[]) => values.reduce<string>((all, one, at) => all.replace(`%${at + 1}`, String(one)), text)
+  },
   size: (bytes: number) => `${bytes} B`,
   short: () => '12:03',
   called: (one: any) => `“${one.name}”`
@@ -88,10 +92,12 @@ class Rig {
       fork: (kernel: string, id: string) => this.answer(['fork', kernel, id], { path: 'b.ipynb' }),
       diff: (kernel: string, one: string, two: string) => this.answer(['diff', kernel, one, two], { memory: {} }),
       change: (kernel: string, id: string, what: object) => this.answer(['change', id, what], {}),
-      remove: (kernel: string, id: string) => this.answer(['remove', id], {})
+      remove: (kernel: string, id: string) => this.answer(['remove', id], { freed: 5 })
     },
     refresh: async () => undefined,
     kernel: () => this.kernel,
+    checkpoints: this.made,
+    earlier: [],
     checkpoint: (id?: string) => this.made.find(one => one.id === id),
     beside: () => this.made,
     title: (one: any) => one.name
@@ -219,6 +225,19 @@ test('a checkpoint is compared with the one that it came from, the earlier one f
     const { earlier, later } = mockDialogs.pop()!.body.props;
     expect([earlier, later]).toEqual(sides);
   }
+});
+
+test('several are deleted at once, but not what is pinned or where the kernel is', async () => {
+  const rig = new Rig();
+  rig.made[1].pinned = true;
+  expect(rig.actions.deletable('k').map(one => one.id)).toEqual(['a', 'side']);
+  yes(['a', 'side'] as any);
+  await rig.actions.removeSeveral('k');
+  expect(mockDialogs[0].body.checkpoints.map((one: any) => one.id)).toEqual(['a', 'side']);
+  expect([rig.asked, mockFollowed[0].message]).toEqual([[['remove', 'a'], ['remove', 'side']], '2: 10 B']);
+  no();
+  await rig.actions.removeSeveral('k');
+  expect(rig.asked).toHaveLength(2);
 });
 
 test('a name and a note are changed only when they were given', async () => {
