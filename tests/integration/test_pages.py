@@ -46,7 +46,8 @@ def test_the_tour_of_the_readme(as_user: User) -> None:
     with job(as_user) as pid:
         script = "set -e\n" + "\n".join("touch end\n" * ("restore" in line) + line for line in lines)
         done = as_user.run(["sh", "-c", script.replace(PID, pid)])
-    assert (done.returncode, done.stderr) == (0, "")
+    notes = done.stderr.splitlines()  # of a wake in a capsule, say
+    assert (done.returncode, [line for line in notes if not line.startswith("torpor: note: ")]) == (0, [])
     assert done.stdout.splitlines()[-2:] == ["trained", "0 B freed"]
 
 

@@ -19,6 +19,8 @@ from torpor.util import durations
 from torpor.util.job_names import job_name
 
 How = Literal["run", "woken", "kernel", "slurm"]
+_CLOCK_SET: Final = 10**9
+"""Nanoseconds by which the wall clock may have been set since: a beginning is told by the time since the boot."""
 _PID: Final = re.compile(r"\(PID (\d+)\)", re.ASCII)
 
 
@@ -50,7 +52,7 @@ class RunningJob:
         return (
             bool(found and int(found[1]) == self.own_pid)
             and snapshot.host == os.uname().nodename
-            and snapshot.created_ns >= self.began_ns
+            and snapshot.created_ns >= self.began_ns - _CLOCK_SET
         )
 
 

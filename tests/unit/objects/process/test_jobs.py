@@ -55,7 +55,7 @@ def test_values_of_options() -> None:
         ({"summary": "python3 train.py (PID 4711)"}, False),
         ({"summary": "results"}, False),
         ({"host": "elsewhere"}, False),
-        ({"created_ns": 10**18 - 1}, False),
+        ({"created_ns": 10**18 - 2 * 10**9}, False),
     ],
 )
 def test_whose_a_snapshot_is(other: dict[str, str | int], mine: bool) -> None:
