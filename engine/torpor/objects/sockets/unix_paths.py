@@ -19,7 +19,7 @@ import stat
 import struct
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import NamedTuple
@@ -269,12 +269,19 @@ def _opened(folder: bytes) -> int:
 
 def connect(sock: socket.socket, name: bytes) -> None:
     """Connect to a socket of the tree by a name that `Bound.bind` returned, with the restorer's own credentials."""
+    with for_python(name) as there:
+        sock.connect(there)
+
+
+@contextmanager
+def for_python(name: bytes) -> Iterator[bytes]:
+    """A name of a socket that exists, for Python's sockets: unlike the kernel these take no path of 108 bytes."""
     if len(name) < LONGEST or name.startswith(b"\0"):
-        sock.connect(name)
+        yield name
         return
     found = os.open(name, os.O_PATH | os.O_CLOEXEC)
     try:
-        sock.connect(b"/proc/self/fd/%d" % found)
+        yield b"/proc/self/fd/%d" % found
     finally:
         os.close(found)
 

@@ -25,7 +25,7 @@ from torpor.arch.x86_64 import NR
 from torpor.errors import RestoreFailed
 from torpor.image.image_pb2 import UnixSocket as UnixMessage
 from torpor.objects.kind import InFlight
-from torpor.objects.sockets import buffers, common, peeking
+from torpor.objects.sockets import buffers, common, peeking, unix_paths
 from torpor.objects.sockets.common import SocketState
 from torpor.remote.sys import Words, syscall
 
@@ -197,17 +197,22 @@ def fill(
         RestoreFailed: the queue does not accept them.
     """
     rights = {one.message: [slots[index] for index in one.descriptions] for one in unix.under_way}
-    for number in range(len(unix.messages)) if which is None else which:
-        left, fds = memoryview(unix.messages[number]), rights.get(number)
-        while True:
-            control = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack(f"={len(fds)}i", *fds))] if fds else []
-            try:
-                sent = sender.sendmsg([left], control, socket.MSG_DONTWAIT, name or None)
-            except BlockingIOError:
-                if not buffers.enlarge(sender, socket.SO_SNDBUF):
-                    raise RestoreFailed("a unix socket has no room for its queued messages") from None
-                continue
-            left, fds = left[sent:], None
-            if not left:
-                break
+    with unix_paths.for_python(name) as there:
+        for number in range(len(unix.messages)) if which is None else which:
+            _send(sender, unix.messages[number], rights.get(number), there)
     buffers.let_go_of_size(sender)
+
+
+def _send(sender: socket.socket, content: bytes, fds: Sequence[int] | None, there: bytes) -> None:
+    left = memoryview(content)
+    while True:
+        control = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack(f"={len(fds)}i", *fds))] if fds else []
+        try:
+            sent = sender.sendmsg([left], control, socket.MSG_DONTWAIT, there or None)
+        except BlockingIOError:
+            if not buffers.enlarge(sender, socket.SO_SNDBUF):
+                raise RestoreFailed("a unix socket has no room for its queued messages") from None
+            continue
+        left, fds = left[sent:], None
+        if not left:
+            return

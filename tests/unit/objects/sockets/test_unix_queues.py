@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
@@ -13,11 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.leaks import no_more_descriptors
+from torpor.arch.x86_64 import NR
 from torpor.errors import RestoreFailed
 from torpor.image.image_pb2 import UnderWay
 from torpor.image.image_pb2 import UnixSocket as UnixMessage
-from torpor.objects.sockets import buffers, common, peeking, unix_names, unix_queues
+from torpor.objects.sockets import buffers, common, peeking, unix_names, unix_paths, unix_queues
 from torpor.objects.sockets.unix_queues import Queue
+from torpor.remote.sys import syscall
 
 STREAM, DGRAM, PACKETS = socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_SEQPACKET
 NOTHING = "/dev/null"
@@ -196,6 +199,17 @@ def test_a_queue_is_filled_again_with_descriptors() -> None:
         assert filled(DGRAM, UnixMessage(messages=[b"", b"x", b""]), slots) == [(b"", 0), (b"x", 0), (b"", 0)]
     for fd in slots:
         os.close(fd)
+
+
+def test_datagrams_are_sent_to_a_name_as_long_as_it_can_be() -> None:
+    """108 bytes, without a zero at the end."""
+    with tempfile.TemporaryDirectory(prefix="t-", dir="/tmp") as folder, socket.socket(socket.AF_UNIX, DGRAM) as far:
+        name = os.fsencode(folder) + b"/"
+        name += b"n" * (unix_paths.LONGEST - len(name))
+        syscall(NR.bind, far.fileno(), *unix_paths.address(name))
+        with socket.socket(socket.AF_UNIX, DGRAM) as near:
+            unix_queues.fill(near, UnixMessage(messages=[b"one", b"", b"two"]), {}, [0, 2], name)
+        assert (far.recv(10), far.recv(10)) == (b"one", b"two")
 
 
 def test_a_queue_that_was_longer_than_a_new_socket_takes_is_filled(monkeypatch: pytest.MonkeyPatch) -> None:
