@@ -71,7 +71,9 @@ def _dry_run(count: int) -> None:
     watchdog = Thread(watch)
     watched = watchdog.start()
     try:
-        select.select([ready], [], [], _PATIENCE)  # the child is ready, or has died
+        poller = select.poll()
+        poller.register(ready, select.POLLIN)
+        poller.poll(_PATIENCE * 1000)  # the child is ready, or has died
         denied = in_own_thread(lambda _: _take(pid)) if watched else set()
     except (CheckpointFailed, NotFound, ProcessLookupError) as failure:
         killers = [nr.name for nr in sorted(MADE) if _is_killed(nr)]

@@ -36,6 +36,10 @@ ADDRESSES = {"addressof", "buffer_info", "data_as", "ffi.cast"}
 """What makes a number of where a buffer lies. The number holds nothing: the buffer may be gone when it is used."""
 MAKES_ADDRESSES = {"engine/torpor/remote/sys.py"}
 """The wrapper of a system call, which holds what it is given until the call is over."""
+SELECTS = {"engine/torpor/restorer/terminal_relay.py"}
+"""What waits by select(2): a command of its own, whose first descriptors the terminals are."""
+IN_OTHERS = ("engine", "jupyter_ext", "scheduler_hooks/torpor_dask")
+"""What runs in programs of others, such as a Jupyter server or a Dask worker."""
 CHANGING = {"Words", "array", "bytearray", "ffi.new"}
 """What makes a buffer. One that a whole module shares is written to by several threads at once: cffi lets go of the
 interpreter's lock."""
@@ -68,6 +72,12 @@ def called(node: ast.AST) -> Iterator[tuple[str, ast.Call]]:
 def bare_addresses(source: str) -> list[int]:
     """The lines that make a number of a buffer's address."""
     return [call.lineno for name, call in called(ast.parse(source)) if name in ADDRESSES]
+
+
+def selects(source: str) -> list[int]:
+    """The lines that wait by select(2), which takes no descriptor from 1024 on."""
+    tree = ast.walk(ast.parse(source))
+    return [one.lineno for one in tree if isinstance(one, ast.Call) and ast.unparse(one.func) == "select.select"]
 
 
 def shared_buffers(source: str) -> list[int]:
@@ -112,6 +122,12 @@ def test_no_buffer_is_shared_by_threads(path: Path) -> None:
     assert shared_buffers(path.read_text()) == []
 
 
+@pytest.mark.parametrize("path", [path for path in SOURCES if names(path).startswith(IN_OTHERS)], ids=names)
+def test_a_program_with_many_descriptors_may_use_it(path: Path) -> None:
+    if names(path) not in SELECTS:
+        assert selects(path.read_text()) == []
+
+
 def test_no_file_is_longer_than_one_thing_needs() -> None:
     kinds = {path.suffix for path in [*SOURCES, *OTHER_SOURCES]}
     assert kinds == {".py", ".c", ".h", ".ts", ".tsx"}
@@ -120,6 +136,7 @@ def test_no_file_is_longer_than_one_thing_needs() -> None:
 
 
 def test_what_is_looked_for_is_found() -> None:
+    assert selects("import select\nselect.poll(); select.select([a], [], [])") == [2]
     assert newer_names("import os; os.pidfd_open(1); socket.AF_CAN; os.open") == {"os.pidfd_open", "socket.AF_CAN"}
     assert newer_names("from fcntl import F_ADD_SEALS, F_GETFL") == {"fcntl.F_ADD_SEALS"}
     assert bare_addresses("x = int(ffi.cast('uintptr_t', ffi.from_buffer(bytearray(8))))") == [1]
