@@ -34,6 +34,8 @@ PLACE = "data/torpor"
 """Where the store is made, two directories deep, beneath a directory that is on disk."""
 IN_USE = ".nfs0001"
 """What NFS calls a file that is removed while somebody has it open."""
+EXPORTED = "carried away"
+"""A file beside the store's directory, in a directory that is on disk."""
 SIZES = (5000, 4096, 300)
 
 
@@ -50,6 +52,7 @@ class History:
 
     def __init__(self, root: Path) -> None:
         """Begin with nothing."""
+        self.root = root
         self.recorder = Recorder(root)
         self.events = self.recorder.events
         self.store = Store(root / PLACE)
@@ -69,6 +72,10 @@ class History:
         self.store.discard(infos)
         for info in infos:
             self.recorder.note("gone", info.id)
+
+    def export(self, info: SnapshotInfo) -> None:
+        self.store.export_file(info.id, self.root / EXPORTED)
+        self.recorder.note("exported", info.id)
 
     def prune(self, keep_last: int) -> None:
         report = self.store.prune(keep_last, dry_run=True)
@@ -92,6 +99,13 @@ def a_life(history: History) -> None:
     history.save(2, 6)
     history.prune(1)
     assert len(history.store.snapshots()) == 2
+
+
+def an_export(history: History) -> None:
+    """The snapshot is removed when its file is there."""
+    first = history.save(0, 1, 2)
+    history.export(first)
+    history.remove(first)
 
 
 def a_removal_beside_a_reader(history: History) -> None:
@@ -177,6 +191,7 @@ def a_save_that_fails(history: History, number: int) -> None:
 
 HISTORIES: list[Callable[[History], None]] = [
     a_life,
+    an_export,
     a_removal_beside_a_reader,
     a_removal_of_a_directory_that_stays,
     *(partial(a_removal_killed_while_another_looks, number=number) for number in range(1, 9)),
@@ -259,6 +274,7 @@ class Promises:
         self.going: set[str] = set()
         self.gone: set[str] = set()
         self.pinned: set[str] = set()
+        self.exported: set[str] = set()
 
     def take(self, event: Event) -> None:
         """Take in a note."""
@@ -268,6 +284,8 @@ class Promises:
             self.kept.add(event.to)
         elif event.name == "pinned":
             self.pinned.add(event.to)
+        elif event.name == "exported":
+            self.exported.add(event.to)
         elif event.name in ("going", "gone"):
             self.there.discard(event.to)
             self.pinned.discard(event.to)
@@ -277,7 +295,7 @@ class Promises:
 
     def state(self) -> tuple[list[str], ...]:
         """To compare."""
-        return tuple(map(sorted, (self.there, self.kept, self.going, self.gone, self.pinned)))
+        return tuple(map(sorted, (self.there, self.kept, self.going, self.gone, self.pinned, self.exported)))
 
 
 def broken(store: Store, promises: Promises) -> str:
@@ -295,13 +313,23 @@ def broken(store: Store, promises: Promises) -> str:
     if damaged:
         return f"damaged: {damaged}"
     for info in listed:
-        with store.open(info) as reader:
-            if [reader.read_block(row)[0] - 1 for row in range(len(reader.blocks))] != list(reader.body):
-                return f"{info.id} has another content"
+        if not is_whole(store, info):
+            return f"{info.id} has another content"
+    for id in promises.exported:
+        root = Path(store.path.removesuffix(PLACE))
+        other = Store(root / "other")
+        if not is_whole(other, other.import_file(root / EXPORTED)):
+            return f"{id} was exported with another content"
     for id in promises.pinned:
         if not Path(store.path, "snapshots", id, "pinned").exists():
             return f"{id} is pinned no longer"
     return ""
+
+
+def is_whole(store: Store, info: SnapshotInfo) -> bool:
+    """Whether a snapshot has the blocks that its body names."""
+    with store.open(info) as reader:
+        return [reader.read_block(row)[0] - 1 for row in range(len(reader.blocks))] == list(reader.body)
 
 
 def used_again(store: Store) -> str:
