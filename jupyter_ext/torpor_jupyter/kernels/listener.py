@@ -35,11 +35,12 @@ class Listener:
 
         def stop(kernel_id: str) -> None:
             kept = manager._kernel_buffers.get(kernel_id)
+            stream = kept["channels"].pop("stdin", None) if kept else None
             stop_buffering(kernel_id)
             if kept:  # a page has come that has another session
                 for parts in (parts for channel, parts in kept["buffer"] if channel == "stdin"):
                     self._hear(kernel_id, "stdin", parts, self._session(kernel_id))
-                self.stand_in(kernel_id, kept["session_key"].partition(":")[2])
+                self.stand_in(kernel_id, kept["session_key"].partition(":")[2], stream)
 
         manager.start_watching_activity, manager.stop_watching_activity = (
             start_watching_activity,
@@ -56,15 +57,26 @@ class Listener:
             self._forget_seen(kernel_id, cell)
         return [cell.as_json() for cell in found]
 
-    def stand_in(self, kernel_id: str, session: str) -> None:
-        """Hear what a kernel asks the page of a session that has gone, if a cell of it still runs."""
-        said = self._registry.state(kernel_id).said
-        running = any(not cell.done and cell.request.get("session") == session for cell in said.cells.values())
-        if running and session and (kernel_id, session) not in self._stdin and kernel_id in self._manager:
+    def awaits(self, kernel_id: str, session: str) -> bool:
+        """Whether a cell that a page with this session has sent still runs."""
+        cells = self._registry.state(kernel_id).said.cells.values()
+        return any(not cell.done and cell.request.get("session") == session for cell in cells)
+
+    def stand_in(self, kernel_id: str, session: str, stream: Any = None) -> None:
+        """Hear what a kernel asks the page of a session that has gone, if a cell of it still runs.
+
+        By the page's own stream, if it is given: to another one what is asked before it is connected would be lost.
+        """
+        known = kernel_id in self._manager and (kernel_id, session) not in self._stdin
+        if not (known and session and self.awaits(kernel_id, session)):
+            if stream is not None:
+                stream.close()
+            return
+        if stream is None:
             stream = self._registry.kernel_manager(kernel_id).connect_stdin(identity=session.encode())
-            checked = self._session(kernel_id)
-            stream.on_recv(lambda parts: self._hear(kernel_id, "stdin", parts, checked))
-            self._stdin[kernel_id, session] = stream
+        checked = self._session(kernel_id)
+        stream.on_recv(lambda parts: self._hear(kernel_id, "stdin", parts, checked))
+        self._stdin[kernel_id, session] = stream
 
     def returns(self, kernel_id: str, session: str) -> None:
         """The page of a session is there again, or needs nobody any more."""

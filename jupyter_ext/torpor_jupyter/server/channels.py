@@ -64,10 +64,13 @@ class TorporWebsocketConnection(ZMQChannelsWebsocketConnection):
 
     def disconnect(self) -> Any:
         """As Jupyter does, which keeps the streams of the last page only."""
+        service, stream = self.service, None
+        others = self.multi_kernel_manager._kernel_connections.get(self.kernel_id, 0) > 1
+        if service and others and service.listener.awaits(self.kernel_id, self._session_id):
+            stream = self.channels.pop("stdin", None)
         super().disconnect()
-        kept = self.multi_kernel_manager._kernel_buffers.get(self.kernel_id)
-        if (service := self.service) and not (kept and kept["session_key"] == self.session_key):
-            service.listener.stand_in(self.kernel_id, self._session_id)
+        if service and not self._kept():
+            service.listener.stand_in(self.kernel_id, self._session_id, stream)
 
     @property
     def _session_id(self) -> str:

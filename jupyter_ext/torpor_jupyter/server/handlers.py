@@ -98,7 +98,7 @@ class Off(APIHandler):
     @web.authenticated
     async def get(self) -> None:
         """Say why."""
-        self.set_status(503)
+        self.set_status(409)
         self.finish({"message": self.settings["torpor_why_off"]})
 
     post = patch = delete = get
