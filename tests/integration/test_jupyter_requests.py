@@ -24,7 +24,7 @@ TABLE = """
                       running  saving   parking  parked   waking   going-back  forking  lost
 restart               new      new      new      new      new      new         new      new
 restart-and-run       new      new      new      new      new      new         new      new
-process-killed        new      new      new      -        -        -           new      -
+process-killed        new      new      parked   -        -        -           new      -
 interrupt             same     same     same     given-up same     same        same     same
 rename                same     same     same     same     same     same        same     same
 second-session        same     same     same     same     same     same        same     same
@@ -37,7 +37,7 @@ other-kernel          ended    ended    ended    ended    ended    ended       e
 
 new     a new process; nothing of the old one is there, and cells that it has not run are aborted
 same    the operation ends as it would have, and the state is what it would have been
-parked  it is parked, and goes on when it is woken
+parked  it is parked, and goes on when it is woken; a process that is killed while it is parked was saved by then
 given-up  the same, and cells that have waited are aborted
 ended   neither Jupyter nor Torpor have it any more; its checkpoints stay, and it can come back from one
 -       there is no process
