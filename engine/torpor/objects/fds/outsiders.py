@@ -105,7 +105,7 @@ def _is_outside(pid: int, of_tree: Collection[int]) -> bool:
 
 
 def _is_looked_for(held: OpenFile[Any], tree: GrabbedDescriptors) -> bool:
-    if held.under_way_to is not None or all(tree.stdio(held, holder.fd) is not None for holder in held.holders):
+    if held.under_way_to is not None or held.kind.stands_for(held, tree):
         return False
     if held.link.startswith((*_ONE_OBJECT, "anon_inode:")):
         return True
