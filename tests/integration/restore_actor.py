@@ -255,7 +255,7 @@ def another_tree_than_saved() -> None:
     only_proven = (
         (NR.umask, (0o123,), None, f"{name}: umask is 123, was {process.umask:03o}"),
         (NR.prctl, (36, 1, 0, 0, 0), 0, f"{name}: child subreaper is True, was False"),
-        (NR.clock_gettime, (0, page * mmap.PAGESIZE), 0, f"{name}: memory at {page * mmap.PAGESIZE:#x} is "),
+        (NR.clock_gettime, (0, page * mmap.PAGESIZE), 0, f"{name}: memory at {page * mmap.PAGESIZE:#x}"[:-1]),
     )
     for number, args, result, words in (*quickly, *only_proven):
         with added(Call(number, args, result, "doing something else")):

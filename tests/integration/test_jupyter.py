@@ -161,7 +161,7 @@ def test_a_kernel_that_was_shut_down_comes_back(server: Server) -> None:
 
 
 def test_a_culled_kernel_is_parked(ordinary_account: User) -> None:
-    options = ("--MappingKernelManager.cull_idle_timeout=3", "--MappingKernelManager.cull_interval=1")
+    options = ("--MappingKernelManager.cull_idle_timeout=8", "--MappingKernelManager.cull_interval=1")
     with running(Server(ordinary_account, *options)) as server:
         _, kernel = server.new_session("work.ipynb")
         with Notebook(server, kernel) as notebook:  # a page is in time, or the kernel is parked before it comes
