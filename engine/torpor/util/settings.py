@@ -155,13 +155,15 @@ def _of_variable(setting: Setting, said: str) -> Any:
 
 @cache
 def read(file: str) -> dict[str, Any]:
-    """The settings of a file; none if there is no such file. Raises SettingError."""
+    """The settings of a file; none if there is no such file that this user may know of. Raises SettingError."""
     try:
         with open(file, "rb") as opened:
             text = opened.read(MAX_FILE + 1)
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except OSError as error:
+        if isinstance(error, PermissionError) and not _is_known(file):
+            return {}  # $HOME is another user's, as after `su` without `-`
         raise SettingError(f"{file} cannot be read: {error.strerror}") from error
     if len(text) > MAX_FILE:
         raise SettingError(f"{file} is longer than a file of settings can be")
@@ -170,6 +172,15 @@ def read(file: str) -> dict[str, Any]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise SettingError(f"{file} is no TOML: {error}") from None
     return {name: _checked(name, value, file) for name, value in _flat(said)}
+
+
+def _is_known(file: str) -> bool:
+    """Whether this user may know if there is a file of this name."""
+    try:
+        os.lstat(file)
+    except OSError:
+        return False
+    return True
 
 
 def _flat(said: dict[str, Any]) -> list[tuple[str, Any]]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -38,6 +40,33 @@ def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Written:
         return str(paths[whose])
 
     return write
+
+
+IN_ANOTHERS_HOME = """
+import os
+from torpor.errors import SettingError
+from torpor.util import settings
+os.setgroups([])
+os.setgid(65534)
+os.setuid(65534)
+for name in ("closed/config.toml", "open/config.toml"):
+    try:
+        print(settings.read(name))
+    except SettingError as error:
+        print(error)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")
+def test_a_home_that_is_not_ones_own_has_no_settings(tmp_path: Path) -> None:
+    """As after `su` without `-`; a file that is seen and may not be read is an error."""
+    tmp_path.chmod(0o755)
+    for name, mode in (("closed", 0o700), ("open", 0o755)):
+        (tmp_path / name).mkdir(mode=mode)
+        (tmp_path / name / "config.toml").touch(0o600)
+    words = [sys.executable, "-c", IN_ANOTHERS_HOME]
+    ran = subprocess.run(words, cwd=tmp_path, check=True, capture_output=True, text=True)
+    assert ran.stdout == "{}\nopen/config.toml cannot be read: Permission denied\n"
 
 
 def test_without_files_there_are_defaults(written: Written, tmp_path: Path) -> None:
