@@ -11,6 +11,7 @@ from contextlib import suppress
 
 from torpor import procfs
 from torpor.arch.x86_64 import NR
+from torpor.procfs import pids
 from torpor.remote.sys import pidfd_open, pidfd_send_signal
 from torpor.util.inherited import Signals
 from torpor.util.inherited import environment as inherited_environment
@@ -26,6 +27,7 @@ __all__ = [
     "parent",
     "pidfd_open",
     "pidfd_send_signal",
+    "pids",
     "resident",
     "start_time",
     "tree",

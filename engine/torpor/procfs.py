@@ -287,13 +287,18 @@ def children(pid: int, tids: list[int]) -> list[int]:
     return found
 
 
+def pids() -> Iterator[int]:
+    """Return the PIDs of this host's processes, as far as they are visible."""
+    return map(int, filter(str.isdecimal, os.listdir("/proc")))
+
+
 def open_descriptors(but: Collection[int] = ()) -> Iterator[tuple[int, int, str]]:
     """Yield the descriptors that this user may see: the PID, the number, and the target of the link.
 
     Args:
         but: PIDs that are left out.
     """
-    for pid in map(int, filter(str.isdecimal, os.listdir("/proc"))):
+    for pid in pids():
         if pid in but:
             continue
         with suppress(OSError):  # it has ended, or belongs to another user

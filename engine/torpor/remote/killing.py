@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 
 from torpor.errors import CheckpointFailed, in_words
 from torpor.remote import ptrace
@@ -16,7 +16,7 @@ SECONDS = 30.0
 """How long who was killed may take to end."""
 
 
-def check(processes: MutableMapping[int, Process]) -> None:
+def check(processes: Mapping[int, Process]) -> None:
     """Check that a frozen tree can be killed as a whole.
 
     Raises:

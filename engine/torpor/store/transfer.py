@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import stat
 import struct
 from collections.abc import Callable, Iterator
@@ -31,6 +30,7 @@ from torpor.store.manifest import (
 from torpor.store.reader import SnapshotReader
 from torpor.store.store_pb2 import Envelope, PackRef
 from torpor.store.writer import SnapshotWriter
+from torpor.util.whole_files import drafted
 
 VERSION: Final = 1
 MAGIC: Final = b"\x89TFILE\r\n"
@@ -63,33 +63,11 @@ def export(reader: SnapshotReader, path: str, progress: Progress | None) -> None
     if os.path.lexists(path):
         reason = Reason(path, "it exists", "give another name, or remove it")
         raise Refused(f"snapshot {reader.info.id} was not exported", [reason])
-    draft = f"{path}.{secrets.token_hex(8)}"
     try:
-        fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        with drafted(path) as fd:
+            _write(reader, fd, progress)
     except OSError as error:
         raise _cannot(path, "written", error) from error
-    try:
-        try:
-            _write(reader, fd, progress)
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-        os.rename(draft, path)
-        _sync(os.path.dirname(path) or ".")
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            os.unlink(draft)
-        if isinstance(error, OSError):
-            raise _cannot(path, "written", error) from error
-        raise
-
-
-def _sync(folder: str) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _write(reader: SnapshotReader, fd: int, progress: Progress | None) -> None:

@@ -1,19 +1,19 @@
 import { NotebookPanel } from '@jupyterlab/notebook';
-import { Widget } from '@lumino/widgets';
 import { Actions } from './actions';
+import { KernelFollower } from './follower';
 import { torporIcon } from './icon';
 import { TorporModel } from './model';
 import { Words } from './words';
 
 /** The banner on a notebook whose kernel is parked, with a button to wake it. */
-export class ParkedBanner extends Widget {
+export class ParkedBanner extends KernelFollower {
   constructor(
-    private readonly panel: NotebookPanel,
-    private readonly model: TorporModel,
+    panel: NotebookPanel,
+    model: TorporModel,
     private readonly words: Words,
     actions: Actions
   ) {
-    super();
+    super(panel, model);
     this.addClass('jp-Torpor-banner');
     this.node.setAttribute('role', 'region');
     this.node.setAttribute('aria-label', words.trans.__('Parked kernel'));
@@ -29,19 +29,11 @@ export class ParkedBanner extends Widget {
         void actions.resume(kernel.id);
       }
     };
-    this.hide();
-    model.changed.connect(this.follow, this);
-    panel.sessionContext.kernelChanged.connect(this.follow, this);
-    this.follow();
+    this.begin();
   }
 
-  dispose(): void {
-    this.model.changed.disconnect(this.follow, this);
-    super.dispose();
-  }
-
-  private follow(): void {
-    const kernel = this.model.kernel(this.panel.sessionContext.session?.kernel?.id);
+  protected follow(): void {
+    const { kernel } = this;
     const doing = kernel?.operation?.doing;
     // A kernel that goes back is parked only for a moment.
     if (kernel?.state === 'parked' && doing !== 'restoring' && doing !== 'parking') {

@@ -2,36 +2,24 @@ import { ISessionContext } from '@jupyterlab/apputils';
 import { NotebookPanel } from '@jupyterlab/notebook';
 import { Kernel } from '@jupyterlab/services';
 import { ISignal, Signal } from '@lumino/signaling';
-import { Widget } from '@lumino/widgets';
+import { KernelFollower } from './follower';
 import { torporIcon } from './icon';
 import { TorporModel } from './model';
 import { Words } from './words';
 
 /** In the toolbar of a notebook whose kernel is parked, where JupyterLab would show what it last knew: Idle. */
-export class ParkedLabel extends Widget {
-  constructor(
-    private readonly panel: NotebookPanel,
-    private readonly model: TorporModel,
-    words: Words
-  ) {
-    super();
+export class ParkedLabel extends KernelFollower {
+  constructor(panel: NotebookPanel, model: TorporModel, words: Words) {
+    super(panel, model);
     this.addClass('jp-Torpor-parked');
     torporIcon.element({ container: this.node.appendChild(document.createElement('span')), width: '14px' });
     this.node.append(words.trans.__('Parked'));
-    this.hide();
     this.silence(panel.sessionContext);
-    model.changed.connect(this.follow, this);
-    panel.sessionContext.kernelChanged.connect(this.follow, this);
-    this.follow();
-  }
-
-  dispose(): void {
-    this.model.changed.disconnect(this.follow, this);
-    super.dispose();
+    this.begin();
   }
 
   private get parked(): boolean {
-    return this.model.kernel(this.panel.sessionContext.session?.kernel?.id)?.state === 'parked';
+    return this.kernel?.state === 'parked';
   }
 
   /** Let JupyterLab's own displays, in the toolbar and in the status bar, have no status while the kernel is parked. */
@@ -45,7 +33,7 @@ export class ParkedLabel extends Widget {
     }
   }
 
-  private follow(): void {
+  protected follow(): void {
     const { parked } = this;
     if (parked === this.isHidden) {
       this.setHidden(!parked);

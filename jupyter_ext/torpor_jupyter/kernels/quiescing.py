@@ -84,14 +84,15 @@ def debugger_outside(pid: int) -> int | None:
     The adapter leaves its parent and its session (debugpy/adapter/__main__.py).
     """
     own = _inodes(pid)
-    ports = {local for local, _, _, _, inode in _sockets() if f"socket:[{inode}]" in own}
+    sockets = list(_sockets())
+    ports = {local for local, _, _, _, inode in sockets if f"socket:[{inode}]" in own}
     below = set(processes.tree(pid))
-    for other in (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal()):
+    for other in processes.pids():
         with suppress(OSError):  # another user's, or gone
             words = Path(f"/proc/{other}/cmdline").read_bytes().split(b"\0")
             if other not in below and b"--for-server" in words and any(b"debugpy" in word for word in words):
                 theirs = _inodes(other)
-                if any(f"socket:[{inode}]" in theirs and remote in ports for _, remote, _, _, inode in _sockets()):
+                if any(f"socket:[{inode}]" in theirs and remote in ports for _, remote, _, _, inode in sockets):
                     return other
     return None
 
@@ -115,7 +116,7 @@ def listening_process(connection: Mapping[str, object]) -> int | None:
         return None
     inodes = {f"socket:[{inode}]" for _, inode in there}
     holders = set()
-    for pid in (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal()):
+    for pid in processes.pids():
         with suppress(OSError):  # another user's, or gone
             if inodes <= _inodes(pid):
                 holders.add(pid)

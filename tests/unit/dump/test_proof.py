@@ -12,7 +12,7 @@ import pytest
 
 import torpor
 from tests.leaks import no_more_descriptors
-from tests.unit.store.store_content import random_blocks, save
+from tests.unit.store.store_content import flip, random_blocks, save
 from torpor import procfs
 from torpor.dump import proof
 from torpor.errors import ImageDamaged, Refused
@@ -86,16 +86,6 @@ def test_a_host_that_can_wake_nothing_is_told_before_anything_is_read(monkeypatc
     monkeypatch.setattr(proof, "probe", lambda: dataclasses.replace(probe(), sealed_mappings=True))
     with pytest.raises(Refused, match="it seals the vDSO"):
         proof.foresee()
-
-
-def flip(path: Path, at: int) -> None:
-    """Change a byte of a pack."""
-    path.chmod(0o600)
-    with path.open("r+b") as file:
-        file.seek(at)
-        was = file.read(1)
-        file.seek(at)
-        file.write(bytes([was[0] ^ 0xFF]))
 
 
 def test_blocks_of_earlier_snapshots_are_read_first(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,3 +40,15 @@ def files_of(store: Store) -> list[str]:
 
 def random_blocks(count: int, size: int = BLOCK) -> list[bytes]:
     return [os.urandom(size) for _ in range(count)]
+
+
+def flip(path: Path, at: int) -> None:
+    """Change a byte of a file."""
+    mode = path.stat().st_mode
+    path.chmod(0o600)
+    with path.open("r+b") as file:
+        file.seek(at)
+        was = file.read(1)
+        file.seek(at)
+        file.write(bytes([was[0] ^ 0xFF]))
+    path.chmod(mode & 0o777)

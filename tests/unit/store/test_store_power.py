@@ -29,6 +29,7 @@ from torpor.errors import StoreError, TorporError
 from torpor.store import SnapshotInfo, Store, writer
 from torpor.store import store as store_module
 from torpor.store.shrink import shrink
+from torpor.util import whole_files
 
 PLACE = "data/torpor"
 """Where the store is made, two directories deep, beneath a directory that is on disk."""
@@ -423,9 +424,9 @@ def test_power_fails_in_many_ways(recorded: dict[str, list[Event]], scratch: Pat
 
 
 def sync_sites() -> dict[str, Site]:
-    """Every line of the store that syncs, by its function."""
+    """Every line of the store that syncs, and of what it calls for that, by its function."""
     found: dict[str, Site] = {}
-    for path in sorted(Path(torpor.store.__file__).parent.glob("*.py")):
+    for path in sorted([*Path(torpor.store.__file__).parent.glob("*.py"), Path(whole_files.__file__)]):
         for function in ast.walk(ast.parse(path.read_text())):
             if isinstance(function, ast.FunctionDef):
                 for call in ast.walk(function):

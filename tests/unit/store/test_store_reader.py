@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.leaks import no_more_descriptors
-from tests.unit.store.store_content import BLOCK, random_blocks, save
+from tests.unit.store.store_content import BLOCK, flip, random_blocks, save
 from torpor.errors import ImageDamaged, TorporError
 from torpor.store import SnapshotInfo, Store
 from torpor.store import reader as reading
@@ -20,18 +20,6 @@ PAGE = 4096
 
 def pack_of(store: Store, snapshot: SnapshotInfo) -> Path:
     return Path(store.path) / "packs" / f"{snapshot.packs[0]}.pack"
-
-
-def flip(path: Path, at: int) -> None:
-    """Change a byte of a file."""
-    mode = path.stat().st_mode
-    path.chmod(0o600)
-    with path.open("r+b") as file:
-        file.seek(at)
-        was = file.read(1)
-        file.seek(at)
-        file.write(bytes([was[0] ^ 0xFF]))
-    path.chmod(mode & 0o777)
 
 
 def test_blocks_are_what_was_written_whatever_their_size(store: Store) -> None:

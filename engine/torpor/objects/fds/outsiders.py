@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Set
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -98,10 +98,10 @@ def unread_input(tree: GrabbedDescriptors) -> Iterator[str]:
             yield f"{size} bytes of input that the program has not read are not kept: {where}"
 
 
-def _is_outside(pid: int, of_tree: Collection[int]) -> bool:
+def _is_outside(pid: int, of_tree: Set[int]) -> bool:
     """Whether a process lives that the tree has not made meanwhile."""
-    above = list(procfs.ancestry(pid))
-    return not procfs.is_ending(pid, pid) and not any(one in of_tree for one in above)
+    # In this order: the ancestry of one that has ended does not tell.
+    return of_tree.isdisjoint(procfs.ancestry(pid)) and not procfs.is_ending(pid, pid)
 
 
 def _is_looked_for(held: OpenFile[Any], tree: GrabbedDescriptors) -> bool:
@@ -142,7 +142,7 @@ def _is_same(held: OpenFile[Any], pid: int, fd: int) -> bool:
 def _mapping(memory: Collection[tuple[int, int]], but: Collection[int]) -> Iterator[int]:
     """The processes that have any of this memory mapped."""
     places = [b" %02x:%02x %d " % (os.major(device), os.minor(device), inode) for device, inode in memory]
-    for pid in map(int, filter(str.isdecimal, os.listdir("/proc"))):
+    for pid in procfs.pids():
         with suppress(OSError):  # it has ended, or belongs to another user
             if pid not in but and any(map(procfs.read(f"/proc/{pid}/maps").__contains__, places)):
                 yield pid

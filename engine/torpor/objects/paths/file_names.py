@@ -59,11 +59,11 @@ def device_of(mapping: Mapping) -> int:
 
 def is_used(device: int, inode: int) -> bool:
     """Whether another process that we may read has a file open or mapped."""
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        if int(pid) == os.getpid():
+    for pid in procfs.pids():
+        if pid == os.getpid():
             continue
         try:
-            maps = procfs.mappings(int(pid))
+            maps = procfs.mappings(pid)
             links = os.listdir(f"/proc/{pid}/fd")
         except OSError:  # it has ended, or belongs to another user
             continue

@@ -59,7 +59,7 @@ class RunningJob:
 def running() -> list[RunningJob]:
     """All jobs, in the order in which they began."""
     found = []
-    for pid in map(int, filter(str.isdecimal, os.listdir("/proc"))):
+    for pid in procfs.pids():
         # It ends meanwhile, or belongs to another user.
         with suppress(FileNotFoundError, ProcessLookupError, PermissionError, TorporError):
             if daemons.is_init(pid) and not _stands_in(pid):
