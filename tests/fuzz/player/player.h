@@ -36,7 +36,8 @@ struct actor {
 	bool thread, executed;
 	int kind; /* of the call that it waits in; see waits.c */
 	long result;
-	_Atomic uint32_t word, back; /* futexes: what it waits at, and that its call is over */
+	/* futexes: what it waits at, that it is called upon, and that its call is over */
+	_Atomic uint32_t word, released, back;
 };
 
 enum {

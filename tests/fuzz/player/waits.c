@@ -9,6 +9,7 @@
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/file.h>
+#include <sys/personality.h>
 #include <sys/select.h>
 #include <sys/socket.h>
 #include <sys/timerfd.h>
@@ -191,6 +192,7 @@ void wait_for(const long *a)
 	mine->kind = (int)kind;
 	atomic_store(&mine->word, 0);
 	atomic_store(&mine->back, 0);
+	atomic_store(&mine->released, 0);
 	if (kind == WAIT_RANGE)
 		lock_range(HELD, F_OFD_SETLK, F_WRLCK);
 	done();
@@ -198,10 +200,15 @@ void wait_for(const long *a)
 	do
 		result = wait_in(kind);
 	/* Linux does not take them up again by itself after a stop (signal(7)). */
-	while (result < 0 && errno == EINTR && (kind == WAIT_EPOLL || kind == WAIT_SIGNAL));
+	while (result < 0 && errno == EINTR &&
+	       (kind == WAIT_EPOLL || kind == WAIT_SIGNAL ||
+		(kind == WAIT_PPOLL && personality(0xffffffff) & STICKY_TIMEOUTS)));
 	mine->result = result >= 0				     ? result
 		       : errno == EAGAIN && atomic_load(&mine->word) ? 0 /* it was woken before it slept */
 								     : -errno;
+	/* A call that ends by itself: until it is called upon, whether this takes signals again would be chance. */
+	while (kind >= WAIT_SLEEP && !atomic_load(&mine->released))
+		syscall(SYS_futex, &mine->released, FUTEX_WAIT, 0, NULL, NULL, 0);
 	pthread_sigmask(SIG_SETMASK, &before, NULL);
 	atomic_store(&mine->back, 1);
 	syscall(SYS_futex, &mine->back, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
@@ -248,6 +255,8 @@ static long release(const long *a)
 		default:
 			break;
 		}
+	atomic_store(&other->released, 1);
+	syscall(SYS_futex, &other->released, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
 	while (!atomic_load(&other->back)) {
 		if (other->kind == WAIT_FUTEX || other->kind == WAIT_FUTEX_LONG) {
 			atomic_store(&other->word, 1);

@@ -30,7 +30,9 @@ TIMER_ABSTIME = 1
 
 # Calls that a stop ends with EINTR although no handler runs (signal(7)), and the register with their time limit. A call
 # without a limit is issued again, as a program that knows nothing of the stop expects. The others end with EINTR, as
-# the kernel has it, if the rest of their time is unknown.
+# the kernel has it, if the rest of their time is unknown. The last three do so only where the kernel does not write back
+# what is left of their time: in a thread with STICKY_TIMEOUTS (personality(2)), or if it lies in memory that cannot be
+# written (fs/select.c, poll_select_finish()).
 _NEVER_RESTARTED: dict[int, tuple[int, tuple[int, ...]]] = {
     NR.epoll_wait: (R10, (0xFFFFFFFF, WORD)),  # an int of -1
     NR.epoll_pwait: (R10, (0xFFFFFFFF, WORD)),
@@ -38,6 +40,9 @@ _NEVER_RESTARTED: dict[int, tuple[int, tuple[int, ...]]] = {
     NR.rt_sigtimedwait: (RDX, (0,)),
     NR.semop: (ORIG_RAX, (NR.semop,)),  # it has no limit
     NR.semtimedop: (R10, (0,)),
+    NR.select: (R8, (0,)),
+    NR.pselect6: (R8, (0,)),
+    NR.ppoll: (RDX, (0,)),
 }
 """For each call the register with its limit, and the values that mean no limit."""
 
@@ -45,7 +50,7 @@ _NEVER_RESTARTED: dict[int, tuple[int, tuple[int, ...]]] = {
 _WITH_RESTART_BLOCK = frozenset({NR.poll, NR.nanosleep, NR.futex, NR.clock_nanosleep})
 
 # Calls with a relative limit and the register that has it: a number of milliseconds, or the address of a struct
-# timespec.
+# timespec or timeval.
 _MILLISECONDS: dict[int, int] = {NR.poll: RDX, NR.epoll_wait: R10, NR.epoll_pwait: R10}
 _TIMESPEC: dict[int, int] = {
     NR.nanosleep: RDI,
@@ -54,7 +59,11 @@ _TIMESPEC: dict[int, int] = {
     NR.rt_sigtimedwait: RDX,
     NR.epoll_pwait2: R10,
     NR.semtimedop: R10,
+    NR.select: R8,
+    NR.pselect6: R8,
+    NR.ppoll: RDX,
 }
+_IN_MICROSECONDS = frozenset({NR.select})
 TIMED_CALLS = frozenset({*_MILLISECONDS, *_TIMESPEC, NR.restart_syscall})
 """Calls for which the time that they have waited must be known."""
 _FUTEX_WAIT = 0
@@ -160,9 +169,10 @@ def portable(registers: array[int], waited: Callable[[], int | None], read: Call
         if limit < 1 << 31:  # else it is negative: no limit
             result[_MILLISECONDS[call]] = max(limit - time // 1_000_000, 0)
     elif time and call in _TIMESPEC and result[_TIMESPEC[call]]:
-        seconds, nanoseconds = _TIMESPEC_LAYOUT.unpack(read(result[_TIMESPEC[call]], _TIMESPEC_LAYOUT.size))
-        left = max(seconds * 1_000_000_000 + nanoseconds - time, 0)
-        moved = Portable(result, _TIMESPEC_LAYOUT.pack(left // 1_000_000_000, left % 1_000_000_000))
+        unit = 1000 if call in _IN_MICROSECONDS else 1
+        seconds, units = _TIMESPEC_LAYOUT.unpack(read(result[_TIMESPEC[call]], _TIMESPEC_LAYOUT.size))
+        left = max(seconds * 1_000_000_000 + units * unit - time, 0)
+        moved = Portable(result, _TIMESPEC_LAYOUT.pack(left // 1_000_000_000, left % 1_000_000_000 // unit))
         result[_TIMESPEC[call]] = moved.below_address
         return moved
     return Portable(result)

@@ -7,6 +7,7 @@
 #include <poll.h>
 #include <semaphore.h>
 #include <sys/epoll.h>
+#include <sys/personality.h>
 #include <sys/select.h>
 #include <sys/socket.h>
 
@@ -16,7 +17,9 @@ static const long long LENGTH = SECONDS(1.2), SLACK = SECONDS(0.4);
 static struct waiter {
 	const char *name;
 	void (*wait)(struct waiter *);
-	bool may_be_interrupted;
+	bool may_be_interrupted; /* by a stop */
+	bool has_no_rest;	 /* also by a wake: what is left of its time cannot be given to it */
+	bool was_interrupted;
 	long result, wanted;
 	int error, wanted_error;
 	long long begun, ended, unserved;
@@ -159,6 +162,44 @@ static void receive(struct waiter *me)
 	close(pair[1]);
 }
 
+
+/* The kernel does not write back the rest of the time to a thread with this personality, or to what cannot be written,
+ * and then ends the call with EINTR. */
+static void stick(void)
+{
+	personality((unsigned long)personality(0xffffffff) | STICKY_TIMEOUTS);
+}
+static void ppoll_sticky(struct waiter *me)
+{
+	struct pollfd set = {.fd = quiet_pipe[0], .events = POLLIN};
+	struct timespec t = left(me);
+	stick();
+	result(me, syscall(SYS_ppoll, &set, 1, &t, NULL, 8));
+}
+static void select_sticky(struct waiter *me)
+{
+	fd_set set;
+	FD_ZERO(&set);
+	FD_SET(quiet_pipe[0], &set);
+	struct timespec t = left(me);
+	struct timeval v = {t.tv_sec, t.tv_nsec / 1000 + 1};
+	stick();
+	result(me, syscall(SYS_select, quiet_pipe[0] + 1, &set, NULL, NULL, &v));
+}
+static void pselect_constant(struct waiter *me)
+{
+	fd_set set;
+	FD_ZERO(&set);
+	FD_SET(quiet_pipe[0], &set);
+	struct timespec t = left(me), *constant;
+	constant = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (constant == MAP_FAILED)
+		give_up("mmap");
+	*constant = t;
+	mprotect(constant, 4096, PROT_READ);
+	result(me, syscall(SYS_pselect6, quiet_pipe[0] + 1, &set, NULL, NULL, constant, NULL));
+}
+
 static struct waiter waiters[] = {
 	{.name = "nanosleep", .wait = sleep_relative},
 	{.name = "nanosleep with a rest", .wait = sleep_with_rest},
@@ -185,8 +226,12 @@ static struct waiter waiters[] = {
 	{.name = "recv with a timeout",
 	 .wait = receive,
 	 .may_be_interrupted = true,
+	 .has_no_rest = true,
 	 .wanted = -1,
 	 .wanted_error = EAGAIN},
+	{.name = "ppoll that sticks", .wait = ppoll_sticky, .may_be_interrupted = true},
+	{.name = "select that sticks", .wait = select_sticky, .may_be_interrupted = true},
+	{.name = "pselect to a constant", .wait = pselect_constant, .may_be_interrupted = true},
 };
 enum { COUNT = sizeof waiters / sizeof *waiters };
 
@@ -206,9 +251,8 @@ static void *run(void *argument)
 {
 	struct waiter *me = argument;
 	__atomic_store_n(&me->begun, now_ns(CLOCK_MONOTONIC), __ATOMIC_SEQ_CST);
-	do
-		me->wait(me);
-	while (me->may_be_interrupted && me->error == EINTR);
+	for (me->wait(me); me->may_be_interrupted && me->error == EINTR; me->wait(me))
+		me->was_interrupted = true;
 	me->ended = now_ns(CLOCK_MONOTONIC);
 	me->unserved = unserved();
 	return NULL;
@@ -243,6 +287,8 @@ int main(void)
 		long long took = w->ended - w->begun;
 		expect(w->result == w->wanted && w->error == w->wanted_error, "%s: returned %ld (%s)",
 		       w->name, w->result, w->error ? strerror(w->error) : "no error");
+		expect(!w->was_interrupted || w->has_no_rest || !word.killed, "%s: a wake ended it with EINTR",
+		       w->name);
 		expect(took >= LENGTH, "%s: ended %lld ms early", w->name, (LENGTH - took) / 1000000);
 		expect(took <= LENGTH + allowed + w->unserved, "%s: ended %lld ms late (frozen for %lld ms)", w->name,
 		       (took - LENGTH - word.frozen) / 1000000, word.frozen / 1000000);
