@@ -30,8 +30,8 @@ TIMER_ABSTIME = 1
 
 # Calls that a stop ends with EINTR although no handler runs (signal(7)), and the register with their time limit. A call
 # without a limit is issued again, as a program that knows nothing of the stop expects. The others end with EINTR, as
-# the kernel has it, if the rest of their time is unknown. The last three do so only where the kernel does not write what
-# is left of their time: in a thread with STICKY_TIMEOUTS (personality(2)), or if the limit lies in memory that cannot be
+# the kernel has it, if the rest of their time is unknown. The last three do so only where the kernel does not write the
+# rest of their time: in a thread with STICKY_TIMEOUTS (personality(2)), or if the limit lies in memory that cannot be
 # written (fs/select.c, poll_select_finish()).
 _NEVER_RESTARTED: dict[int, tuple[int, tuple[int, ...]]] = {
     NR.epoll_wait: (R10, (0xFFFFFFFF, WORD)),  # an int of -1
