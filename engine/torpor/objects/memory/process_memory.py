@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from torpor import procfs
 from torpor.errors import CheckpointFailed, Reason
 from torpor.image import image_pb2 as pb
-from torpor.objects.memory import shared_memory, vdso, vm_flags, vmas
+from torpor.objects.memory import shared_mappings, shared_memory, vdso, vm_flags, vmas
 from torpor.objects.memory.mapped_files import MappedFiles
 from torpor.objects.memory.own_pages import Ranges, Walk
 from torpor.objects.memory.shared_memory import SharedMemory
@@ -39,9 +39,7 @@ def unsupported(name: str, pid: int, found: Sequence[FlaggedMapping]) -> list[Re
         found: its mappings.
     """
     shared = [(vma.mapping.start, vma.mapping.end) for vma in found if shared_memory.is_memory(vma.mapping)]
-    guards = memory.guard_pages(pid, shared) if shared else []
-    why = "it is a guard region (MADV_GUARD_INSTALL) in shared memory, which is not kept"
-    return [Reason(f"{name}, memory {start:#x}-{end:#x}", why) for start, end in guards]
+    return shared_mappings.guarded(name, pid, shared) if shared else []
 
 
 def describe(

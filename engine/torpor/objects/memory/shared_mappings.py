@@ -11,10 +11,12 @@ from collections.abc import Iterator, Sequence
 
 from torpor import procfs
 from torpor.arch.x86_64 import NR
+from torpor.errors import Reason, Refused
 from torpor.objects.fds.memfd import memfd_device
 from torpor.procfs import PAGE, Mapping
 from torpor.remote import memory
 from torpor.remote.batch import Ask, Batch, Out
+from torpor.remote.naming import describe_process
 from torpor.util.ranges import Range
 
 _ASKED_AT_ONCE = 32 << 10
@@ -50,11 +52,26 @@ def pages_there(mapping: Mapping, ask: Ask) -> Iterator[Range]:
             yield offset + run.start() * PAGE, offset + run.end() * PAGE
 
 
+def guarded(name: str, pid: int, bounds: Sequence[Range]) -> list[Reason]:
+    """Say which guard regions lie in mappings of shared memory: what is there cannot be read through these.
+
+    Args:
+        name: the process, for messages.
+        pid: the process to read from.
+        bounds: addresses of mappings.
+    """
+    why = "it is a guard region (MADV_GUARD_INSTALL) in shared memory, which is not kept"
+    return [Reason(f"{name}, memory {start:#x}-{end:#x}", why) for start, end in memory.guard_pages(pid, bounds)]
+
+
 def read(pid: int, mapping: Mapping, runs: Sequence[Range], view: memoryview) -> bool:
     """Read ranges of offsets of a mapping.
 
     Returns:
         Whether all of them are before the end of its file. Behind it a touch gives the tree SIGBUS.
+
+    Raises:
+        Refused: it has guard regions.
     """
     places = [(mapping.start + start - mapping.offset, end - start) for start, end in runs]
     for attempt in (memory.read_ranges, memory.read_quietly):  # the process itself may not be allowed to read it
@@ -64,6 +81,9 @@ def read(pid: int, mapping: Mapping, runs: Sequence[Range], view: memoryview) ->
         except OSError as error:
             if error.errno not in (errno.EFAULT, errno.EIO):
                 raise
+    name = describe_process(pid)
+    if reasons := guarded(name, pid, [(mapping.start, mapping.end)]):  # since the preflight
+        raise Refused(f"{name} cannot be kept", reasons)
     end = memory.readable_end(pid, mapping.start, mapping.end)
     position = 0
     for address, size in places:

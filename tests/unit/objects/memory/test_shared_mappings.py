@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import mmap
 import os
 from collections.abc import Iterator
@@ -12,7 +13,9 @@ import pytest
 
 from tests.unit.objects.process.inside import answers
 from torpor import procfs
+from torpor.errors import Refused
 from torpor.objects.memory import shared_mappings
+from torpor.objects.memory.address_space import MADV_GUARD_INSTALL
 from torpor.objects.process import texts
 from torpor.procfs import PAGE, Mapping
 from torpor.remote.batch import Batch, Replies
@@ -102,3 +105,17 @@ def test_swapping_is_what_meminfo_says(monkeypatch: pytest.MonkeyPatch) -> None:
         text = b"MemTotal: 5 kB\nSwapCached: 0 kB\nSwapTotal: 1000 kB\nSwapFree: " + free + b" kB\nHugePages_Total: 0\n"
         monkeypatch.setattr(procfs, "read", lambda _, text=text: text)
         assert shared_mappings.is_swapping() == swapping
+
+
+def test_a_guard_region_since_the_preflight_is_refused_by_name() -> None:
+    """In a series the preflight does not look at mappings again: no page before or behind it may be taken for a hole."""
+    with shared(PAGES) as (memory, mapping):
+        memory[0] = memory[PAGE * 9] = 1
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.madvise(ctypes.c_void_p(mapping.start + 3 * PAGE), ctypes.c_size_t(2 * PAGE), MADV_GUARD_INSTALL):
+            assert ctypes.get_errno() == errno.EINVAL
+            pytest.skip("this kernel has no guard regions in shared memory (Linux 6.15)")
+        content = bytearray(PAGES * PAGE)
+        where = f"memory {mapping.start + 3 * PAGE:#x}-{mapping.start + 5 * PAGE:#x}: it is a guard region"
+        with pytest.raises(Refused, match=where):
+            shared_mappings.read(os.getpid(), mapping, [(0, PAGES * PAGE)], memoryview(content))
