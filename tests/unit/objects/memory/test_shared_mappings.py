@@ -108,7 +108,7 @@ def test_swapping_is_what_meminfo_says(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_guard_region_since_the_preflight_is_refused_by_name() -> None:
-    """In a series the preflight does not look at mappings again: no page before or behind it may be taken for a hole."""
+    """In a series the preflight does not look at mappings again: no page may be taken for a hole."""
     with shared(PAGES) as (memory, mapping):
         memory[0] = memory[PAGE * 9] = 1
         libc = ctypes.CDLL(None, use_errno=True)
