@@ -20,17 +20,16 @@ if TYPE_CHECKING:
 @store_option
 @command_options
 def command(snapshots: tuple[str, ...], force: bool, store: str | None, as_json: bool) -> None:
-    """Remove snapshots. Every other one can still be restored."""
+    """Remove snapshots. Every other one can still be restored. If one is not there or pinned, none is removed."""
     place = open_store(store)
-    ids = dict.fromkeys(place.resolve(text).id for text in snapshots)  # first: none is removed if one is not there
+    infos = place.removable(snapshots, force=force)  # first: none is removed if one is not there, or pinned
     reports: list[PruneReport] = []
-    for snapshot in ids:
-        with interrupted(f"{len(reports)} of {len(ids)} were removed before; the others are whole"):
-            reports.append(place.remove(snapshot, force=force))
+    for info in infos:
+        with interrupted(f"{len(reports)} of {len(infos)} were removed before; the others are whole"):
+            reports.append(place.remove(info.id, force=force))
         if as_json:
             continue
-        for info in reports[-1].snapshots:
-            click.echo(f"removed {info.id}, {readable(reports[-1].freed)} freed")
+        click.echo(f"removed {info.id}, {readable(reports[-1].freed)} freed")
         if reports[-1].kept:
             tell(f"some of its data stays until `torpor prune` can remove it: {reports[-1].kept}")
     if as_json:

@@ -151,7 +151,7 @@ class _Memory:
         self._page = trees[1].host.page_size
         self._progress = progress
         self._done = 0
-        self._total = sum(map(_count, _tables(trees[1]))) * self._page
+        self._total = sum(map(_count, _tables(*trees))) * self._page
         self._last: list[tuple[int, bytes]] = [(-1, b""), (-1, b"")]
 
     def compare(self, before: PageTable, after: PageTable) -> MemoryChange:
@@ -194,9 +194,11 @@ class _Memory:
         return self._last[side][1]
 
 
-def _tables(tree: Tree) -> Iterator[PageTable]:
-    yield from (process.memory.pages for process in tree.processes)
-    yield from (segment.pages for segment in tree.shared)
+def _tables(before: Tree, after: Tree) -> Iterator[PageTable]:
+    """The page tables of the later tree that are compared: a process that came is compared with nothing."""
+    pids = {process.pid for process in before.processes}
+    yield from (process.memory.pages for process in after.processes if process.pid in pids)
+    yield from (segment.pages for segment in after.shared)
 
 
 def _count(table: PageTable) -> int:

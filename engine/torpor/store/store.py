@@ -6,7 +6,7 @@ import contextlib
 import difflib
 import errno
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from torpor.errors import ImageDamaged, NotFound, NotPermitted, Reason, Refused, StoreError
@@ -243,26 +243,30 @@ class Store:
         The next prune removes what is left. A pinned snapshot is removed only with `force`: a parked kernel or a Slurm
         job may wait in it. Raises NotFound, Refused if it is pinned, NotPermitted, StoreError.
         """
-        info = self.resolve(text)
-        if not force:
-            place = self._place()
-            try:
-                with as_store_errors(self.path, f"cannot remove snapshot {info.id}"):
-                    pinned = _is_pinned(place, info.id)
-            finally:
-                place.close()
-            if pinned:
-                raise Refused(
-                    "cannot remove it",
-                    [
-                        Reason(
-                            f"snapshot {info.id} ({info.summary})",
-                            "it is pinned, or a parked kernel or a Slurm job waits in it",
-                            "unpin it or wake what waits; `torpor rm --force` removes it, and what waits in it is lost",
-                        )
-                    ],
-                )
-        return self.discard([info])
+        return self.discard(self.removable([text], force=force))
+
+    def removable(self, texts: Iterable[str], *, force: bool = False) -> list[SnapshotInfo]:
+        """Find the snapshots that a removal names; each once. Changes nothing.
+
+        Raises NotFound if one is not there, Refused with all that are pinned unless `force`, NotPermitted, StoreError.
+        """
+        infos = list({info.id: info for info in map(self.resolve, texts)}.values())
+        if not infos or force:
+            return infos
+        place = self._place()
+        try:
+            with as_store_errors(self.path, "pins of snapshots cannot be read"):
+                pinned = [info for info in infos if _is_pinned(place, info.id)]
+        finally:
+            place.close()
+        if pinned:
+            advice = "unpin it or wake what waits; `torpor rm --force` removes it, and what waits in it is lost"
+            why = "it is pinned, or a parked kernel or a Slurm job waits in it"
+            raise Refused(
+                "nothing was removed",
+                [Reason(f"snapshot {info.id} ({info.summary})", why, advice) for info in pinned],
+            )
+        return infos
 
     def discard(self, infos: Collection[SnapshotInfo]) -> PruneReport:
         """Remove snapshots, pinned ones too, and examine the packs only once. It is no error if one is gone already.

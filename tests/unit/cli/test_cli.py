@@ -6,13 +6,13 @@ import json
 import os
 import subprocess
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import click
 import pytest
 
 import torpor
+from tests.unit.cli.conftest import Torpor
 from tests.users import BIN
 from torpor import cli, errors
 from torpor.cli import common
@@ -21,23 +21,6 @@ from torpor.store import SnapshotInfo
 
 PID = "2000000000"
 """Of no process: what would save it is replaced."""
-Torpor = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Torpor:
-    """Run the command line in this process: exit code, stdout, stderr. Its store is an empty one."""
-    monkeypatch.setenv("TORPOR_STORE", str(tmp_path / "store"))
-
-    def call(*argv: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as ended:
-            cli.main(argv)
-        out, err = capsys.readouterr()
-        code = ended.value.code
-        assert isinstance(code, int)
-        return code, out, err
-
-    return call
 
 
 def raising(error: BaseException) -> Callable[..., Any]:

@@ -5,39 +5,19 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from tests.unit.cli.conftest import Torpor
 from tests.users import BIN
-from torpor import cli
 from torpor.cli import describe, ls
 from torpor.image import image_pb2 as pb
 from torpor.image.image_pb2 import TcpSocket, Tree, Vma
 from torpor.store import SnapshotInfo, Store
 
 PAGE = 4096
-Torpor = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
-    monkeypatch.setenv("TORPOR_STORE", str(tmp_path / "store"))
-    return Store()
-
-
-@pytest.fixture
-def run(store: Store, capsys: pytest.CaptureFixture[str]) -> Torpor:
-    def call(*argv: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as ended:
-            cli.main(argv)
-        out, err = capsys.readouterr()
-        assert isinstance(ended.value.code, int)
-        return ended.value.code, out, err
-
-    return call
 
 
 def a_tree() -> Tree:

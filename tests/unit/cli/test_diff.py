@@ -1,101 +1,15 @@
-"""`torpor diff`, and the comparison behind it."""
+"""`torpor diff`: what it prints of a comparison."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
-from torpor import cli
-from torpor.image import Tree, compare
-from torpor.image.image_pb2 import SharedMemory, Vma
-from torpor.store import SnapshotInfo, Store
-
-PAGE = 4096
-A, B, C = (letter * PAGE for letter in (b"a", b"b", b"c"))
-Torpor = Callable[..., tuple[int, str, str]]
-
-
-def tree(*pids: int) -> Tree:
-    made = Tree()
-    made.host.page_size = PAGE
-    for pid in pids:
-        process = made.processes.add(pid=pid, ppid=pids[0] if pid != pids[0] else 0)
-        process.threads.add(tid=pid, name=b"job\x1b[31m")
-    return made
-
-
-def save(
-    store: Store, image: Tree, runs: list[tuple[int, bytes]] | None = None, shared: bytes | None = None
-) -> SnapshotInfo:
-    """Save a tree whose root has these pages from these page numbers on."""
-    with store.writer("tree") as writer:
-        for start, content in runs or []:
-            pages = image.processes[0].memory.pages
-            pages.starts.append(start)
-            pages.counts.append(len(content) // PAGE)
-            pages.blocks.extend(writer.add_blocks(memoryview(content), [len(content)]))
-        if shared is not None:
-            segment = image.shared.add(kind=SharedMemory.MEMFD, name=b"one", size=len(shared))
-            segment.pages.starts.append(0)
-            segment.pages.counts.append(len(shared) // PAGE)
-            segment.pages.blocks.extend(writer.add_blocks(memoryview(shared), [len(shared)]))
-        return writer.publish(image.SerializeToString(), "a test")
-
-
-@pytest.fixture
-def run(store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Torpor:
-    monkeypatch.setenv("TORPOR_STORE", store.path)
-
-    def call(*argv: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as ended:
-            cli.main(argv)
-        assert isinstance(ended.value.code, int)
-        return ended.value.code, *capsys.readouterr()
-
-    return call
-
-
-@pytest.mark.parametrize(
-    ("before", "after", "changed", "came", "went"),
-    [
-        ([(0, A + B)], [(0, A + B)], 0, 0, 0),
-        ([(0, A + B)], [(0, A + C)], 1, 0, 0),
-        ([(0, A + B)], [(0, A), (1, B)], 0, 0, 0),
-        ([(0, A + B + C)], [(1, C), (0, A), (2, C)], 1, 0, 0),
-        ([(0, A)], [(0, A), (7, B + C)], 0, 2, 0),
-        ([(3, A + B + C)], [(4, B)], 0, 0, 2),
-        ([(3, A + B)], [(4, B + C)], 0, 1, 1),
-        ([], [(0, A)], 0, 1, 0),
-        ([(5, A)], [], 0, 0, 1),
-        ([(0, A + A)], [(1, A + A)], 0, 1, 1),
-    ],
-)
-def test_memory(
-    store: Store,
-    before: list[tuple[int, bytes]],
-    after: list[tuple[int, bytes]],
-    changed: int,
-    came: int,
-    went: int,
-) -> None:
-    infos = save(store, tree(1), before), save(store, tree(1), after)
-    told: list[tuple[int, int]] = []
-    with store.open(infos[0]) as was, store.open(infos[1]) as now:
-        found = compare(was, now, lambda done, total: told.append((done, total))).both[0].memory
-    assert [size // PAGE for size in (found.changed, found.came, found.went)] == [changed, came, went]
-    total = sum(len(content) for _, content in after)
-    assert (found.before, found.after) == (sum(len(content) for _, content in before), total)
-    assert told[-1] == (total, total)
-
-
-def test_shared_memory(store: Store) -> None:
-    infos = save(store, tree(1), shared=A + B), save(store, tree(1), shared=C + B)
-    with store.open(infos[0]) as was, store.open(infos[1]) as now:
-        assert compare(was, now).shared.changed == PAGE
+from tests.unit.cli.conftest import Torpor
+from tests.unit.image.test_comparison import PAGE, A, B, save, tree
+from torpor.image.image_pb2 import Vma
+from torpor.store import Store
 
 
 def test_what_it_tells(run: Torpor, store: Store) -> None:

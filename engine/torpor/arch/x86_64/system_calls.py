@@ -125,6 +125,7 @@ class NR(IntEnum):
     ioprio_set = 251
     ioprio_get = 252
     inotify_add_watch = 254
+    inotify_rm_watch = 255
     mkdirat = 258
     mknodat = 259
     unlinkat = 263

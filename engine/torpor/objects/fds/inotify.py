@@ -54,6 +54,9 @@ KEPT = 0xFFF | 0x04000000 | 0x80000000
 """IN_ALL_EVENTS, IN_EXCL_UNLINK, IN_ONESHOT: the flags that belong to a watch."""
 LAST_WATCH = (1 << 31) - 1
 
+_MORE_INSTANCES = "raise fs.inotify.max_user_instances (sysctl), or end programs of this user that watch files"
+_MORE_WATCHES = "raise fs.inotify.max_user_watches (sysctl), or end programs of this user that watch files"
+
 _WATCHABLE = (RegularFile, Directory, MemoryDescriptor)
 """Kinds of descriptions by which a watch can be added, and that are made before it."""
 _WATCH = re.compile(
@@ -140,16 +143,15 @@ class Inotify(Kind[InotifyState]):
             if not sound or any(watch.mask & ~KEPT or watch.held > count for watch in watches):
                 yield Reason("the image", "it has invalid watches (inotify)")
                 continue
-            fd = syscall(NR.inotify_init1, os.O_CLOEXEC)
+            try:
+                fd = syscall(NR.inotify_init1, os.O_CLOEXEC)
+            except OSError as error:
+                yield Reason("an inotify", f"none can be made here: {error.strerror}", _MORE_INSTANCES)
+                return
             try:
                 for watch in watches:
-                    if watch.held:
-                        continue  # the check of its kind covers it
-                    try:
-                        _add(fd, watch, openers.description(index))
-                    except OSError as error:
-                        why = f"the program watches it, and here it cannot: {error.strerror}"
-                        yield Reason(os.fsdecode(watch.path), why, "put it back, and let this user read it")
+                    if not watch.held:  # otherwise the check of its kind covers it
+                        yield from _validate_watch(fd, watch, openers.description(index))
             finally:
                 os.close(fd)
 
@@ -239,6 +241,16 @@ def _add(fd: int, watch: InotifyMessage.Watch, opener: Opener) -> int:
         return opener.call(NR.inotify_add_watch, fd, b"/proc/self/fd/%d\0" % found, watch.mask)
     finally:
         os.close(found)
+
+
+def _validate_watch(fd: int, watch: InotifyMessage.Watch, opener: Opener) -> Iterator[Reason]:
+    """Add a watch and remove it at once: a tree that still lives has as many, and counts against the same limit."""
+    try:
+        syscall(NR.inotify_rm_watch, fd, _add(fd, watch, opener))
+    except OSError as error:
+        full = error.errno == errno.ENOSPC
+        why = f"the program watches it, and here it cannot: {error.strerror}"
+        yield Reason(os.fsdecode(watch.path), why, _MORE_WATCHES if full else "put it back, and let this user read it")
 
 
 def _watch(index: int, description: Description, opening: Opening) -> None:

@@ -21,6 +21,10 @@ from torpor.util.job_names import job_name
 How = Literal["run", "woken", "kernel", "slurm"]
 _CLOCK_SET: Final = 10**9
 """Nanoseconds by which the wall clock may have been set since: a beginning is told by the time since the boot."""
+WITH_VALUE: Final = frozenset(
+    ("--every", "--files", "--keep-last", "--on-refused", "--on-timeout", "--rollback-files", "--script", "--store")
+)
+"""Options of `torpor run` that the next word belongs to: the job's command begins with the first word of its own."""
 _PID: Final = re.compile(r"\(PID (\d+)\)", re.ASCII)
 
 
@@ -129,9 +133,13 @@ def _command(words: Sequence[bytes]) -> list[str]:
     if b"torpor" not in map(os.path.basename, words[:2]):
         return []
     own = [os.fsdecode(word) for word in words]
-    at = next((k for k, word in enumerate(own) if word in ("run", "restore")), len(own))
-    own = own[at:]
-    return own[: own.index("--")] if "--" in own else own
+    own = own[next((k for k, word in enumerate(own) if word in ("run", "restore")), len(own)) :]
+    if own[:1] != ["run"]:
+        return own
+    end = 1
+    while end < len(own) and own[end].startswith("-") and own[end] != "--":
+        end += 2 if own[end] in WITH_VALUE else 1
+    return own[:end]
 
 
 def _value(command: Sequence[str], option: str) -> str:

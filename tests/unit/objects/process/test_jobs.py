@@ -29,7 +29,10 @@ SAVED = SnapshotInfo(
     ("line", "words"),
     [
         ("/usr/bin/python3 /opt/bin/torpor run --every 10m -- python run", ["run", "--every", "10m"]),
-        ("torpor -v run ./torpor restore", ["run", "./torpor", "restore"]),
+        ("torpor -v run ./torpor restore", ["run"]),
+        ("torpor run --every 10m --json ./train.py --store data", ["run", "--every", "10m", "--json"]),
+        ("torpor run --store=/a --every run ls --every 1s", ["run", "--store=/a", "--every", "run"]),
+        ("torpor run --every", ["run", "--every"]),
         ("torpor restore latest", ["restore", "latest"]),
         ("torpor ls", []),
         ("vi torpor-notes run", []),

@@ -1,0 +1,58 @@
+"""`torpor checkpoint`: whom it does not freeze, and what it says of the costs."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+import click
+import pytest
+
+import torpor
+from tests.unit.cli.conftest import Torpor
+from tests.unit.cli.test_cli import PID, raising
+from torpor.cli import checkpoint
+from torpor.errors import StoreError
+from torpor.objects.process import jobs
+from torpor.objects.process.jobs import RunningJob
+from torpor.store import SnapshotInfo
+
+
+@pytest.mark.parametrize("pid", [os.getpid(), os.getppid()])
+def test_it_does_not_freeze_itself(run: Torpor, monkeypatch: pytest.MonkeyPatch, pid: int) -> None:
+    monkeypatch.setattr(torpor, "checkpoint", raising(AssertionError("it was frozen")), raising=False)
+    code, out, err = run("checkpoint", str(pid))
+    assert (code, out) == (10, "")
+    assert "this command runs below it, and would be frozen with it" in err
+
+
+def test_costs_are_printed_if_asked_for(run: Torpor, monkeypatch: pytest.MonkeyPatch) -> None:
+    def saved(pid: int, *, stats: torpor.Stats, **_: Any) -> SnapshotInfo:
+        stats.pause_ns, stats.proof_ns, stats.total_ns = 12_400_000, 3_000_000, 2 * 10**9
+        return SnapshotInfo("id", "/store")
+
+    monkeypatch.setattr(torpor, "checkpoint", saved, raising=False)
+    words = "it stood still for 12 ms; to prove that it can be woken here took 3 ms; 2000 ms in all"
+    assert run("checkpoint", PID, "--stats") == (0, "id\n", f"torpor: note: {words}\n")
+    assert json.loads(run("checkpoint", PID, "--stats", "--json")[1])["stats"]["pause_ns"] == 12_400_000
+    assert "stats" not in json.loads(run("checkpoint", PID, "--json")[1])
+
+
+def test_what_was_not_done_costs_nothing() -> None:
+    assert checkpoint._cost(torpor.Stats(total_ns=10**6)) == "1 ms in all"
+    assert checkpoint._span(1_500_000_000) == "1.5 s"
+
+
+def test_completion_offers_jobs_and_never_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    def offered(incomplete: str) -> list[str]:
+        parameter = checkpoint.command.params[0]
+        return [
+            item.value for item in checkpoint._complete_pids(click.Context(checkpoint.command), parameter, incomplete)
+        ]
+
+    found = [RunningJob(pid, 1, "job", 0, 1, "run", "", "", False, None) for pid in (12, 123, 45)]
+    monkeypatch.setattr(jobs, "running", lambda: found)
+    assert (offered(""), offered("12"), offered("x")) == (["12", "123", "45"], ["12", "123"], [])
+    monkeypatch.setattr(jobs, "running", raising(StoreError("nothing can be read")))
+    assert offered("") == []

@@ -1,0 +1,56 @@
+"""`torpor run`: which words are the job's own, and what is said of its saves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+import pytest
+
+import torpor
+from tests.unit.cli.conftest import Torpor
+from torpor.cli import run as command
+from torpor.objects.process import jobs
+from torpor.store import SnapshotInfo
+
+
+@pytest.fixture(autouse=True)
+def no_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As outside of any Slurm job."""
+    for name in ("SLURM_JOB_ID", "SLURM_PROCID", "SLURM_STEP_ID"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_torpor_ps_knows_which_options_take_a_word() -> None:
+    """It reads the command lines of others: a word too few, and an option of the job counts as Torpor's."""
+    options = [one for one in command.command.params if isinstance(one, click.Option) and not one.is_flag]
+    assert {name for one in options for name in one.opts} == jobs.WITH_VALUE
+
+
+def test_options_behind_the_command_are_the_jobs(run: Torpor, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+
+    def ran(cmd: tuple[str, ...], **options: Any) -> int:
+        seen.extend([cmd, options["store"], options["every"], options["keep"]])
+        return 5
+
+    monkeypatch.setattr(torpor, "run", ran, raising=False)
+    assert run("run", "--every", "1m", "train.py", "--store", "data", "--json") == (5, "", "")
+    assert seen == [("train.py", "--store", "data", "--json"), None, 60.0, 5]
+
+
+def test_a_notice_is_printed_once_and_the_limit_when_it_is_reached(capsys: pytest.CaptureFixture[str]) -> None:
+    saved = command._teller(2)
+    for notices in (("a", "b"), ("b", "c"), ("a",), ()):
+        saved(SnapshotInfo("id", "/store", notices=notices))
+    assert capsys.readouterr().err.splitlines() == [
+        "torpor: note: saved, but a",
+        "torpor: note: saved, but b",
+        "torpor: note: saved, but c",
+        "torpor: note: of the snapshots of this run only the newest 2 stay (--keep-last)",
+    ]
+
+
+def test_there_must_be_a_command(run: Torpor) -> None:
+    code, _, err = run("run", "--every", "1m")
+    assert (code, "Missing argument 'CMD...'" in err) == (2, True)
