@@ -191,8 +191,7 @@ def probe() -> Probe:
         "cpu_flags": _cpu_flags(),
     }
     # A child may be killed for what it tries; then everything that it has not reported counts as impossible.
-    for trial in (trials.try_calls, trials.try_tracing, trials.try_namespaces):
-        facts |= trials.in_child(trial, why)
+    facts |= trials.in_children((trials.try_calls, trials.try_tracing, trials.try_namespaces), why)
     return Probe(**facts, why=why)
 
 

@@ -12,7 +12,7 @@ import os
 import resource
 import signal
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -50,8 +50,23 @@ class Report:
         return True
 
 
-def in_child(trial: Callable[[Report], None], why: dict[str, str]) -> dict[str, Any]:
-    """Run `trial` in a forked child and return what it reported; the reasons go to `why`."""
+def in_children(trials: Iterable[Callable[[Report], None]], why: dict[str, str]) -> dict[str, Any]:
+    """Run each trial in a forked child and return what they reported; the reasons go to `why`.
+
+    They run at the same time: a namespace is made and ended by waiting for all processors (RCU).
+    """
+    found: dict[str, Any] = {}
+    for pid, reader in [_begin(trial) for trial in trials]:
+        with open(reader, encoding="utf-8") as lines:
+            reports = [json.loads(line) for line in lines]
+        os.waitpid(pid, 0)
+        why.update({name: reason for name, _, reason in reports if reason})
+        found |= {name: value for name, value, _ in reports}
+    return found
+
+
+def _begin(trial: Callable[[Report], None]) -> tuple[int, int]:
+    """Start a trial; return the PID of its child and the descriptor at which it reports."""
     reader, writer = os.pipe()
 
     def run() -> None:
@@ -60,11 +75,7 @@ def in_child(trial: Callable[[Report], None], why: dict[str, str]) -> dict[str, 
 
     pid = forked(run)
     os.close(writer)
-    with open(reader, encoding="utf-8") as lines:
-        reports = [json.loads(line) for line in lines]
-    os.waitpid(pid, 0)
-    why.update({name: reason for name, _, reason in reports if reason})
-    return {name: value for name, value, _ in reports}
+    return pid, reader
 
 
 # --- single calls that need nothing -------------------------------------------------------------------------

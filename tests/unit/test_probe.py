@@ -80,7 +80,7 @@ def test_what_a_child_told_before_it_was_killed_counts() -> None:
         os.kill(os.getpid(), signal.SIGSYS)
 
     why: dict[str, str] = {}
-    assert trials.in_child(trial, why) == {"kcmp": True, "set_tid": False}
+    assert trials.in_children([trial], why) == {"kcmp": True, "set_tid": False}
     assert why == {"set_tid": "close: Bad file descriptor"}
 
 
@@ -89,7 +89,7 @@ def test_a_child_that_raises_never_runs_on(capfd: pytest.CaptureFixture[str]) ->
         raise RuntimeError("as a defect would")
 
     me = os.getpid()
-    assert trials.in_child(trial, {}) == {}
+    assert trials.in_children([trial], {}) == {}
     assert os.getpid() == me
 
 

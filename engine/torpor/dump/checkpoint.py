@@ -17,7 +17,7 @@ from functools import partial
 from typing import Literal, TypeVar
 
 from torpor import procfs
-from torpor.dump import cgroups, denied, proof
+from torpor.dump import cgroups, denied
 from torpor.dump.patience import patiently
 from torpor.dump.process_dump import HiddenFromFork, SnapshotLost
 from torpor.dump.seccomp_dry_run import dry_run
@@ -123,6 +123,8 @@ def checkpoint(
     small_files.limit()  # before the freeze: a file on disk may say it
     with denied.explained(what), failing(CheckpointFailed, what):
         if then != "run":
+            from torpor.dump import proof  # noqa: PLC0415  it needs the restorer, other saves do not
+
             proof.foresee()
         root = tree.job_of(pid)
         still = preflight(root, reset_outside=reset_outside, series=series, stdio=stdio)
@@ -289,6 +291,8 @@ def _of_outsiders(found: list[outsiders.Shared], taken: TreeDump, then: Then) ->
 
 def _prove(frozen: Frozen, stats: Stats, reader: SnapshotReader) -> None:
     """Check that the snapshot of a frozen tree could be restored on this host."""
+    from torpor.dump import proof  # noqa: PLC0415  as above
+
     began = time.monotonic_ns()
     own = {tid for process in frozen.processes.values() for tid in (process.pid, *process.threads)}
     standing = own.union(daemons.inits(frozen.root))  # torpor-init exits as the job exits

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections import Counter
-from collections.abc import Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from typing import Final
 
 from torpor.errors import ImageDamaged, NotPermitted
@@ -17,7 +17,13 @@ from torpor.store.reader import SnapshotReader, open_pack
 MAX_KNOWN_BLOCKS: Final = 1 << 20
 """The most stored blocks that a writer keeps in mind: about 150 MB of memory."""
 MAX_KNOWN_SNAPSHOTS: Final = 256
-"""The number of newest snapshots whose blocks are read."""
+"""The number of newest snapshots whose blocks are read at most."""
+WORTH: Final = 16 << 10
+"""For each so many bytes that were not found the manifest of one more snapshot is read: a small save in a store of many
+snapshots would take longer to read hundreds of manifests than to write what they might have.
+"""
+ALWAYS_READ: Final = 4
+"""The number of newest snapshots that are looked at before anything is stored again, whatever its size."""
 
 Pack = tuple[str, int]
 """The id and the size of a pack."""
@@ -41,6 +47,10 @@ class KnownBlocks:
         self._snapshot = snapshot
         self.packs = list(packs)
         self._index = index
+        self._older: Iterator[None] = iter(())
+        """Each step reads one more manifest."""
+        self._missing = 0
+        """The bytes that were not found, less what manifests were read for them."""
         self._well: dict[int, bool] = {}
         self._retired: Set[int] = frozenset()
 
@@ -51,8 +61,14 @@ class KnownBlocks:
 
     @classmethod
     def newest(cls, place: Place, kind: str) -> KnownBlocks:
-        """Know the blocks of the newest snapshots of a kind, up to a limit."""
+        """Know the blocks of the newest snapshots of a kind, up to a limit. They are read as `find` needs them."""
         known = cls([], Index(BlockTable()))
+        known._older = known._read(place, kind)
+        known._missing = ALWAYS_READ * WORTH
+        return known
+
+    def _read(self, place: Place, kind: str) -> Iterator[None]:
+        """Read a manifest at each step, the newest first."""
         numbers: dict[Pack, int] = {}
         for snapshot in reversed(snapshot_ids(place)[-MAX_KNOWN_SNAPSHOTS:]):
             # skip what cannot be read: its blocks are written again
@@ -61,10 +77,10 @@ class KnownBlocks:
                 if opened is None:
                     continue
                 try:
-                    known._take(*opened, place, snapshot, kind, numbers)
+                    self._take(*opened, place, snapshot, kind, numbers)
                 finally:
                     os.close(opened[0])
-        return known
+            yield
 
     @property
     def table(self) -> BlockTable:
@@ -107,15 +123,26 @@ class KnownBlocks:
         os.close(opened[0])
         return all(self._is_well(number, place) for number in range(len(self.packs)))
 
-    def find(self, digest: bytes, place: Place) -> tuple[Pack, int, int] | None:
-        """The pack, offset and length of a block; None if it is not known or its pack is not intact."""
+    def find(self, digest: bytes, size: int, place: Place) -> tuple[Pack, int, int] | None:
+        """The pack, offset and length of a block of `size` bytes; None if it is not known or its pack is not intact."""
         row = self._index.find(digest)
+        if row is None:
+            self._missing += size
+            row = self._look_further(digest)
         if row is None:
             return None
         number = self.table.packs[row]
         if number in self._retired or not self._is_well(number, place):
             return None
         return self.packs[number], self.table.offsets[row], self.table.lengths[row]
+
+    def _look_further(self, digest: bytes) -> int | None:
+        """Read older manifests until one has the block, or what is missing is not worth it."""
+        row = None
+        while row is None and self._missing >= WORTH and next(self._older, self) is not self:
+            self._missing -= WORTH
+            row = self._index.find(digest)
+        return row
 
     def _is_well(self, number: int, place: Place) -> bool:
         if number not in self._well:

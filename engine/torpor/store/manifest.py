@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import re
-import secrets
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -92,7 +91,7 @@ def new_id(newest: str | None) -> str:
             stamp = _stamp(before + timedelta(milliseconds=1))
         except (ValueError, OverflowError):
             pass  # a made-up name that is no time: nothing can sort after it
-    return stamp + "-" + "".join(secrets.choice("abcdefghijklmnopqrstuvwxyz234567") for _ in range(6))
+    return stamp + "-" + "".join("abcdefghijklmnopqrstuvwxyz234567"[byte % 32] for byte in os.urandom(6))
 
 
 def _stamp(moment: datetime) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import errno
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -157,6 +156,8 @@ class Store:
                 f"{text!r} is the beginning of {len(found)} snapshots: {shown}{more}",
                 advice="give more characters of it",
             )
+        import difflib  # noqa: PLC0415  only for a mistake
+
         names = {name: info.id for info in infos for name in (info.id, info.short)}
         near = difflib.get_close_matches(text, names, n=3)
         meant = ", ".join(dict.fromkeys(names[name] for name in near))

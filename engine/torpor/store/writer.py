@@ -227,7 +227,7 @@ class SnapshotWriter:
 
     def _reuse(self, digest: bytes, size: int) -> int | None:
         """Refer to a block that an earlier snapshot stored in an intact pack. Returns its index or None."""
-        found = self._known.find(digest, self._place) if self._known else None
+        found = self._known.find(digest, size, self._place) if self._known else None
         if found is None or found[2] != size:
             return None
         pack, offset, length = found

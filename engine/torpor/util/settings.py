@@ -7,7 +7,6 @@ in it cannot keep a running job from being saved.
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 import sys
@@ -18,11 +17,6 @@ from typing import Any, Final
 
 from torpor.errors import SettingError
 from torpor.util import durations
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 SYSTEM_FILE: Final = "/etc/torpor/config.toml"
 MAX_FILE: Final = 1 << 20
@@ -167,6 +161,10 @@ def read(file: str) -> dict[str, Any]:
         raise SettingError(f"{file} cannot be read: {error.strerror}") from error
     if len(text) > MAX_FILE:
         raise SettingError(f"{file} is longer than a file of settings can be")
+    if sys.version_info >= (3, 11):
+        import tomllib  # noqa: PLC0415  only if there is a file
+    else:
+        import tomli as tomllib  # noqa: PLC0415  as above
     try:
         said = tomllib.loads(text.decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -197,6 +195,8 @@ def _flat(said: dict[str, Any]) -> list[tuple[str, Any]]:
 
 def _checked(name: str, said: object, file: str) -> Any:
     if name not in SETTINGS:
+        import difflib  # noqa: PLC0415  only for a mistake
+
         near = difflib.get_close_matches(name, SETTINGS, 1)
         advice = f"did you mean {near[0]}?" if near else "`torpor config` lists all"
         raise SettingError(f"{file}: there is no setting {name!r}", advice=advice)

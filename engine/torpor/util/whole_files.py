@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,7 +20,7 @@ def drafted(path: str | os.PathLike[str], mode: int = 0o600) -> Iterator[int]:
     """
     # The name is random: a PID is that of another process on another node or in another PID namespace.
     folder, name = os.path.split(path)
-    draft = os.path.join(folder, f".{name}.{secrets.token_hex(8)}")
+    draft = os.path.join(folder, f".{name}.{os.urandom(8).hex()}")
     fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
         try:

@@ -39,12 +39,12 @@ def test_a_snapshot_is_there_while_all_its_packs_are(store: Store, place: Place)
     for content in (kept[:-4096], bytes(len(kept))):
         pack.write_bytes(content)
         assert not blocks.is_there(place)
-        assert blocks.find(blake3(b"one").digest(), place) is None
+        assert blocks.find(blake3(b"one").digest(), 1, place) is None
         pack.write_bytes(kept)
         assert blocks.is_there(place)
     pack.unlink()
     assert not blocks.is_there(place)
-    assert blocks.find(blake3(b"two").digest(), place) is not None
+    assert blocks.find(blake3(b"two").digest(), 1, place) is not None
 
 
 def test_a_snapshot_that_was_removed_is_not_there(store: Store, place: Place) -> None:
@@ -64,7 +64,7 @@ def test_of_many_packs_those_are_used_that_have_most(
     monkeypatch.setattr(KnownBlocks, "MOST_PACKS", 1)
     retired = blocks.retire()
     assert [blocks.packs[number][0] for number in sorted(retired)] == [info.id for info in store.snapshots()[:2]]
-    found = {word: blocks.find(blake3(word).digest(), place) for word in (b"one", b"two", b"three", b"four")}
+    found = {word: blocks.find(blake3(word).digest(), 1, place) for word in (b"one", b"two", b"three", b"four")}
     assert [word for word, where in found.items() if where] == [b"three", b"four"]
 
 
@@ -78,11 +78,33 @@ def test_of_many_snapshots_the_newest_are_known(
     monkeypatch.setattr(known, "MAX_KNOWN_BLOCKS", most)
     with closing(Place(store.path)) as opened:
         newest = KnownBlocks.newest(opened, "tree")
+        assert (newest.find(blake3(b"d").digest(), 1, opened) is None) == (count == 0)
+        assert (newest.find(blake3(b"a").digest(), 1, opened) is None) == (count < 6)
         assert len(newest.table) == count
-        assert (newest.find(blake3(b"d").digest(), opened) is None) == (count == 0)
-        assert (newest.find(blake3(b"a").digest(), opened) is None) == (count < 6)
-        assert not len(KnownBlocks.newest(opened, "other").table)
+        of_others = KnownBlocks.newest(opened, "other")
+        assert of_others.find(blake3(b"d").digest(), 1, opened) is None
+        assert not len(of_others.table)
     monkeypatch.setattr(known, "MAX_KNOWN_BLOCKS", 1 << 20)
     monkeypatch.setattr(known, "MAX_KNOWN_SNAPSHOTS", 1)
     with closing(Place(store.path)) as opened:
-        assert len(KnownBlocks.newest(opened, "tree").table) == 3
+        newest = KnownBlocks.newest(opened, "tree")
+        assert newest.find(blake3(b"a").digest(), 1, opened) is None
+        assert len(newest.table) == 3
+
+
+def test_no_more_manifests_are_read_than_what_is_missing_is_worth(store: Store) -> None:
+    """Each of ten snapshots has a block of its own; a save that finds nothing looks at few of them."""
+    for number in range(10):
+        save(store, b"%d" % number)
+    with closing(Place(store.path)) as opened:
+        newest = KnownBlocks.newest(opened, "tree")
+        assert not len(newest.table)
+        assert newest.find(blake3(b"9").digest(), 1, opened)
+        assert len(newest.table) == 1
+        assert newest.find(blake3(b"new").digest(), 1, opened) is None
+        assert len(newest.table) == known.ALWAYS_READ
+        assert newest.find(blake3(b"larger").digest(), 2 * known.WORTH, opened) is None
+        assert len(newest.table) == known.ALWAYS_READ + 2
+        assert newest.find(blake3(b"huge").digest(), 1 << 24, opened) is None
+        assert len(newest.table) == 10
+        assert newest.find(blake3(b"0").digest(), 1, opened)

@@ -26,7 +26,6 @@ Documented in: net/ipv4/tcp.c (do_tcp_setsockopt, TCP_REPAIR), include/uapi/linu
 from __future__ import annotations
 
 import os
-import secrets
 import socket
 import stat
 import struct
@@ -95,7 +94,7 @@ def require() -> None:
 
 def new_name() -> str:
     """A new name for a connection's file."""
-    return secrets.token_hex(NAME_LENGTH // 2)
+    return os.urandom(NAME_LENGTH // 2).hex()
 
 
 def is_name(text: str) -> bool:

@@ -13,11 +13,9 @@ from __future__ import annotations
 
 import fcntl
 import os
-import shutil
 import socket
 import stat
 import struct
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -191,6 +189,8 @@ class Bound:
         if name.startswith(b"/"):
             with suppress(OSError):  # another file has the name
                 return self._hide(opener, self._bind_at(sock, name, b"", opener), unix)
+        import tempfile  # noqa: PLC0415  seldom needed, and slow
+
         folder = os.fsencode(tempfile.mkdtemp(prefix="torpor-"))
         self._folders.append(folder)
         at = os.path.normpath(os.path.join(folder, name.lstrip(b"/")))
@@ -238,6 +238,8 @@ class Bound:
         self._remove_folders()
 
     def _remove_folders(self) -> None:
+        import shutil  # noqa: PLC0415  seldom needed, and slow
+
         while self._folders:
             shutil.rmtree(self._folders.pop())
 
