@@ -57,8 +57,7 @@ class Allocation:
 
 def is_supervised(environment: Mapping[str, str], allocation: Allocation) -> bool:
     """Whether this process runs below a supervisor of the same job: `torpor run` in a script of `torpor sbatch`."""
-    place = environment.get(ENV_FILE, "")
-    return os.path.basename(os.path.dirname(place)) == f"{allocation.cluster}-{allocation.job}"
+    return f"{allocation.cluster}-{allocation.job}" in environment.get(ENV_FILE, "").split(os.sep)
 
 
 def _refusals(found: Mapping[str, str]) -> list[Reason]:

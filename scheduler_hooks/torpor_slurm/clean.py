@@ -37,14 +37,22 @@ def clean(base: str, older: float) -> list[Path]:
     for directory in JobDirectory.all(base, former=True):
         if time.time() - _last_change(directory) < older:
             continue
-        if not (directory.finished or directory.former or _is_forgotten(directory, cluster)):
+        places = directory.places()
+        finished = places and all(place.finished for place in places)
+        if not (finished or directory.former or _is_forgotten(directory, cluster)):
             continue
-        if (snapshots := directory.store.snapshots()) and directory.store.discard(snapshots).kept:
-            continue  # someone is reading them
-        with as_store_errors(str(directory.path), "it cannot be removed"):
-            shutil.rmtree(directory.path)
-        removed.append(directory.path)
+        if not all(map(_discard, places)):
+            continue
+        with as_store_errors(str(directory.whole), "it cannot be removed"):
+            shutil.rmtree(directory.whole)
+        removed.append(directory.whole)
     return removed
+
+
+def _discard(place: JobDirectory) -> bool:
+    """Remove the snapshots of a command. False: someone is reading them."""
+    snapshots = place.store.snapshots()
+    return not snapshots or not place.store.discard(snapshots).kept
 
 
 def _last_change(directory: JobDirectory) -> float:

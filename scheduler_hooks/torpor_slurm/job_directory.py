@@ -2,7 +2,8 @@
 
     STORE/slurm/CLUSTER-JOBID/
       lock snapshots/ packs/   a store: `torpor ls --store` lists its snapshots
-      runs/N                   the run after N restarts, and the snapshots that it found
+      runs/N                   the run after N restarts
+      turns/N                  what this command found in that run, and how it ended there
       env                      the SLURM_* of the current allocation, as a shell script ($TORPOR_ENV_FILE)
       script/NAME              the job's script, under the same path on every node
       bin/srun, bin/scontrol   stand-ins for both (srun_wrapper.py, own_requeue.py)
@@ -13,10 +14,12 @@
       wanted                   the options of `torpor slurm requeue` for one later run
       finished                 the exit code of the application, once it has ended by itself
       log                      what the supervisor did, and why
+      then/P/                  the same for the second, third... `torpor run` of the script (places.py), with a store
+                               of its own; runs, script, state, wanted and log are the job's
 
-**Fencing.** Run N writes ``runs/N`` before it wakes anything, with the snapshots that it may choose from. A run that
-Slurm took for dead, on a lost node, may still write snapshots. They are on the list of no later run, so that none of
-them is ever woken. Once such a run can read the directory again, it sees the later run and ends.
+**Fencing.** Run N writes ``runs/N``, and ``turns/N`` with the snapshots that it may choose from, before it wakes
+anything. A run that Slurm took for dead, on a lost node, may still write snapshots. They are on the list of no later
+run, so that none of them is ever woken. Once such a run can read the directory again, it sees the later run and ends.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ import json
 import os
 import shlex
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,24 +54,28 @@ class Finished:
 
     code: int
     when: float
-    run: int | None = None
-    """The last run that came to know: the one that ended it, or a later one that exited with its code."""
 
 
 class JobDirectory:
-    """The directory of one job."""
+    """The directory of one job, and in it the place of one of the commands that its script gives to `torpor run`."""
 
-    def __init__(self, base: str | os.PathLike[str], job: str, cluster: str) -> None:
+    def __init__(self, base: str | os.PathLike[str], job: str, cluster: str, place: int = 1) -> None:
         """Name the directory. It is not created yet.
 
         Args:
             base: the user's store.
             job: the job's id.
             cluster: the cluster's name.
+            place: counts the commands of the job's script (places.py).
         """
+        self.base = Path(base).absolute()
         self.job = job
         self.cluster = cluster
-        self.path = Path(base).absolute() / "slurm" / f"{cluster}-{job}"
+        self.place = place
+        self.whole = self.base / "slurm" / f"{cluster}-{job}"
+        """The job's directory."""
+        self.path = self.whole if place == 1 else self.whole / "then" / str(place)
+        """Where this command has its place in it."""
         self.store = Store(self.path)
 
     @classmethod
@@ -84,89 +91,149 @@ class JobDirectory:
         """Whether another job has this job's id by now."""
         return self.cluster.endswith(_FORMER)
 
+    def at(self, place: int) -> JobDirectory:
+        """Another place of the same job."""
+        return JobDirectory(self.base, self.job, self.cluster, place)
+
+    def places(self) -> list[JobDirectory]:
+        """The places of all commands that the job's script has given to `torpor run`, the oldest first."""
+        try:
+            later = [int(name) for name in os.listdir(self.whole / "then") if name.isdecimal()]
+        except FileNotFoundError:
+            later = []
+        return [self.at(place) for place in [1, *sorted(later)] if self.at(place).turns()]
+
     # ------------------------------------------------------------------------------------------- runs
 
-    def begin(self, restarts: int, node: str, start: float | None) -> list[SnapshotInfo]:
-        """Begin a run, and fence off all earlier ones.
+    def begin(self, restarts: int, node: str, start: float | None, command: Sequence[str] = ()) -> list[SnapshotInfo]:
+        """Begin a run of this command, and fence off all earlier runs of the job.
 
         Args:
             restarts: how often Slurm has restarted the job.
             node: the host's name.
             start: when Slurm started this run (seconds since the epoch): tells whether the directory is of another job
                 that had the same id.
+            command: what `torpor run` was given.
 
         Returns:
             The snapshots that this run may wake, the newest first.
 
         Raises:
-            Refused: this run has begun already, or a later one has.
+            Refused: this run of it has begun already, or a later run has.
             NotFound: the job has run before, and there is no store.
             StoreError: the directory cannot be made or written.
         """
-        if restarts > 0 and not self.path.parent.parent.exists():  # it is not made anew: what it held would be lost
+        self.arrive(restarts, node, start)
+        self._make(self.path / "turns")
+        self.own_requeue.unlink(missing_ok=True)
+        candidates = list(self._candidates())
+        self._take_turn(restarts, {"command": [*command], "snapshots": [one.id for one in candidates]})
+        return candidates
+
+    def pass_by(self, restarts: int, node: str, start: float | None) -> None:
+        """Note that this run has found the command finished: what its script gives to `torpor run` next is another.
+
+        Raises:
+            Refused, NotFound, StoreError: as `begin`.
+        """
+        self.arrive(restarts, node, start)
+        self._take_turn(restarts, {"command": self.command, "snapshots": []})
+
+    def arrive(self, restarts: int, node: str, start: float | None) -> None:
+        """Begin a run of the job, if it has not begun; arguments and errors as of `begin`."""
+        if restarts > 0 and not self.base.exists():  # it is not made anew: what it held would be lost
             raise NotFound(
-                f"job {self.job} has run before, but on {node} there is no store {self.path.parent.parent}",
+                f"job {self.job} has run before, but on {node} there is no store {self.base}",
                 advice=f"is it mounted there? then `scontrol requeue {self.job}`; to begin anew, make the directory",
             )
         self.leave_to_former(restarts, start)
-        runs = self._runs()
-        if runs and runs[-1] >= restarts:
-            raise self._supervised_already()
-        self._make(self.path / "runs")
-        self.own_requeue.unlink(missing_ok=True)
-        candidates = list(self._candidates(runs[-1])) if runs else []
-        run = {"node": node, "began": time.time(), "began_by_slurm": start, "snapshots": [one.id for one in candidates]}
-        self._claim(restarts)
-        self._write(f"runs/{restarts}", json.dumps(run))
-        return candidates
-
-    @property
-    def is_new(self) -> bool:
-        """Whether no run has begun here yet."""
-        return not self._runs()
+        if (last := self.last_run) is not None and last >= restarts:
+            if last > restarts:
+                raise self.supervised_already()
+            return
+        self._make(self.whole / "runs")
+        run = {"node": node, "began": time.time(), "began_by_slurm": start}
+        self._write(f"runs/{restarts}", json.dumps(run), within=self.whole)
 
     def leave_to_former(self, restarts: int, start: float | None) -> None:
         """Move the directory aside if it is that of a former job with the same id; arguments as of `begin`."""
-        runs = self._runs()
-        if restarts == 0 and runs and self._read(f"runs/{runs[-1]}").get("began_by_slurm") != start:
-            self.path.rename(self.path.with_name(f"{self.path.name}{_FORMER}-{time.time_ns()}"))
-            sync_directory(self.path.parent)
+        last = self.last_run
+        if restarts == 0 and last is not None and self._read(f"runs/{last}", self.whole).get("began_by_slurm") != start:
+            self.whole.rename(self.whole.with_name(f"{self.whole.name}{_FORMER}-{time.time_ns()}"))
+            sync_directory(self.whole.parent)
 
-    def _claim(self, restarts: int) -> None:
-        """Create the run's lock file. Only one of two supervisors can, on a network file system, too."""
-        path = self.path / "runs" / f".{restarts}"
-        try:
-            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-        except FileExistsError:
-            raise self._supervised_already() from None
-        except OSError as error:
-            raise StoreError(
-                f"{path} cannot be made: {error.strerror}", advice="make room, or see its rights"
-            ) from error
-
-    def _supervised_already(self) -> Refused:
-        reason = Reason(f"job {self.job}", "it has a supervisor already", "one `torpor run` per job: give it a script")
-        return Refused("this run of the job cannot be supervised", [reason])
+    @property
+    def last_run(self) -> int | None:
+        """The newest run of the job that has begun; None: none has."""
+        return max(_numbers(self.whole / "runs"), default=None)
 
     def is_fenced(self, restarts: int) -> bool:
         """Whether a later run has begun. False while the directory cannot be read."""
         try:
-            return self._runs()[-1] > restarts
-        except (OSError, IndexError):
+            last = self.last_run
+        except OSError:
             return False
+        return last is not None and last > restarts
 
-    def _runs(self) -> list[int]:
+    # ------------------------------------------------------------------------------------------- turns
+
+    def turns(self) -> list[int]:
+        """The runs in which this command was begun, or passed by."""
+        return sorted(_numbers(self.path / "turns"))
+
+    @property
+    def command(self) -> list[str]:
+        """What `torpor run` was given when it was begun last."""
+        return list(self._last_turn().get("command", []))
+
+    def has_ended(self, restarts: int) -> bool:
+        """Whether the command has ended in this run, so that its script goes on."""
+        return self.finished is not None or "ended" in self._read(f"turns/{restarts}")
+
+    def end(self, restarts: int, code: int) -> None:
+        """Note that the command has ended in this run, and that its script goes on, although it is not finished.
+
+        Raises:
+            StoreError: it cannot be written.
+        """
+        turn = self._read(f"turns/{restarts}")
+        self._write(f"turns/{restarts}", json.dumps({**turn, "ended": code}))
+
+    def _take_turn(self, restarts: int, turn: Mapping[str, Any]) -> None:
+        """Of two supervisors that begin the same turn at once, one does."""
+        path = self.path / "turns" / str(restarts)
         try:
-            return sorted(int(name) for name in os.listdir(self.path / "runs") if name.isdecimal())
-        except FileNotFoundError:
-            return []
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        except FileExistsError:
+            raise self.supervised_already() from None
+        except OSError as error:
+            raise StoreError(
+                f"{path} cannot be made: {error.strerror}", advice="make room, or see its rights"
+            ) from error
+        try:
+            self._write(f"turns/{restarts}", json.dumps(turn))
+        except StoreError:
+            path.unlink(missing_ok=True)
+            raise
 
-    def _candidates(self, last: int) -> Iterator[SnapshotInfo]:
-        """The snapshots that the last run found or took; not those that an earlier run published later."""
-        known = set(self._read(f"runs/{last}").get("snapshots", []))
-        for info in reversed(self.store.snapshots()):
-            if info.id in known or info.tags.get(RUN_TAG) == str(last):
-                yield info
+    def supervised_already(self) -> Refused:
+        """Why another supervisor cannot begin in this run."""
+        reason = Reason(f"job {self.job}", "it has a supervisor already", "run one `torpor run` after the other")
+        return Refused("this run of the job cannot be supervised", [reason])
+
+    def _last_turn(self) -> dict[str, Any]:
+        """The newest turn. Not one that is empty: its host has crashed before it could wake or start anything."""
+        for number in reversed(self.turns()):
+            if turn := self._read(f"turns/{number}"):
+                return {**turn, "run": number}
+        return {}
+
+    def _candidates(self) -> Iterator[SnapshotInfo]:
+        """The snapshots that the last turn found or took; not those that an earlier run published later."""
+        if last := self._last_turn():
+            for info in reversed(self.store.snapshots()):
+                if info.id in last.get("snapshots", []) or info.tags.get(RUN_TAG) == str(last["run"]):
+                    yield info
 
     def prune(self, restarts: int, found: list[SnapshotInfo]) -> None:
         """Remove all but the newest KEEP snapshots of this job, and those that fenced runs published.
@@ -193,23 +260,15 @@ class JobDirectory:
     def finished(self) -> Finished | None:
         """How the application ended, if it has."""
         record = self._read("finished")
-        return Finished(int(record["code"]), float(record["when"]), record.get("run")) if record else None
-
-    def pass_by(self, restarts: int, found: Finished) -> None:
-        """Note that this run has found the job finished: if it finds so again, its script has another `torpor run`.
-
-        Raises:
-            StoreError: it cannot be written.
-        """
-        self._write("finished", json.dumps({"code": found.code, "when": found.when, "run": restarts}))
+        return Finished(int(record["code"]), float(record["when"])) if record else None
 
     def finish(self, restarts: int, code: int) -> None:
-        """Mark the job as finished by this run, and remove its snapshots, which no run will wake.
+        """Mark the command as finished by this run, and remove its snapshots, which no run will wake.
 
         Raises:
             StoreError, NotPermitted: it cannot be written.
         """
-        self._write("finished", json.dumps({"code": code, "when": time.time(), "run": restarts}))
+        self._write("finished", json.dumps({"code": code, "when": time.time()}))
         self.forget(restarts)
 
     def forget(self, restarts: int) -> None:
@@ -225,14 +284,14 @@ class JobDirectory:
     def state(self) -> dict[str, Any]:
         """What `torpor slurm status` shows; empty if it cannot be read, since no job depends on it."""
         try:
-            return self._read("state")
+            return self._read("state", self.whole)
         except TorporError:
             return {}
 
     def update_state(self, **news: Any) -> None:
         """Change some fields of the state. If it cannot be written, the log says so, and the job goes on."""
         try:
-            self._write("state", json.dumps({**self.state, **news}))
+            self._write("state", json.dumps({**self.state, **news}), within=self.whole)
         except StoreError as error:
             self.log(f"the state was not kept: {error}")
 
@@ -242,11 +301,11 @@ class JobDirectory:
         Raises:
             StoreError: it cannot be written.
         """
-        self._write("wanted", json.dumps({"restarts": restarts, "files": files}))
+        self._write("wanted", json.dumps({"restarts": restarts, "files": files}), within=self.whole)
 
     def requested_files(self, restarts: int) -> Files | None:
         """What `request_files` has asked of this run, if anything."""
-        record = self._read("wanted")
+        record = self._read("wanted", self.whole)
         mine = record.get("restarts") == restarts and record.get("files") == "as-they-are"
         return "as-they-are" if mine else None
 
@@ -254,7 +313,7 @@ class JobDirectory:
         """Add a line to the log. Errors are ignored: if the store cannot be written, the next save reports it."""
         line = f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {words}\n".encode()
         try:
-            fd = os.open(self.path / "log", os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fd = os.open(self.whole / "log", os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
                 os.write(fd, line)
             finally:
@@ -323,26 +382,35 @@ class JobDirectory:
         except OSError as error:
             raise StoreError(f"{path} cannot be made: {error.strerror}", advice="name another store") from error
 
-    def _read(self, name: str) -> dict[str, Any]:
+    def _read(self, name: str, within: Path | None = None) -> dict[str, Any]:
+        path = (within or self.path) / name
         try:
-            record = json.loads((self.path / name).read_bytes())
+            text = path.read_bytes()
+            record = json.loads(text) if text else {}  # of a turn that is just being taken, or whose host has crashed
         except FileNotFoundError:
             return {}
         except (OSError, ValueError) as error:
-            raise TorporError(f"{self.path / name} cannot be read: {error}") from error
+            raise TorporError(f"{path} cannot be read: {error}") from error
         if not isinstance(record, dict):
-            raise TorporError(f"{self.path / name} was not written by torpor: it holds no JSON object")
+            raise TorporError(f"{path} was not written by torpor: it holds no JSON object")
         return record
 
-    def _write(self, name: str, text: str | bytes, mode: int = 0o600) -> None:
+    def _write(self, name: str, text: str | bytes, mode: int = 0o600, *, within: Path | None = None) -> None:
         """Replace a file atomically, and sync it to disk. Raises StoreError."""
-        path = self.path / name
+        path = (within or self.path) / name
         try:
             write_whole(path, text, mode)
         except OSError as error:
             raise StoreError(
                 f"{path} cannot be written: {error.strerror}", advice="make room, or see its rights"
             ) from error
+
+
+def _numbers(path: Path) -> list[int]:
+    try:
+        return [int(name) for name in os.listdir(path) if name.isdecimal()]
+    except FileNotFoundError:
+        return []
 
 
 def requeue(base: str | os.PathLike[str], job: str, files: Files) -> JobDirectory:

@@ -106,7 +106,7 @@ def _row(directory: JobDirectory, state: dict[str, Any], slurm: str, window: Cal
         cause=state.get("cause", ""),
         node=state.get("node", ""),
         run=state.get("run", 0),
-        snapshots=tuple(info.id for info in directory.store.snapshots()),
+        snapshots=tuple(info.id for info in directory.at(state.get("place", 1)).store.snapshots()),
         saved=state.get("saved"),
         size=state.get("bytes", 0),
         pause=state.get("pause_seconds"),

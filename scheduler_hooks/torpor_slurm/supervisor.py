@@ -17,9 +17,9 @@ from contextlib import contextmanager, suppress
 from typing import Literal
 
 from torpor import Job, Snapshot, processes, start
-from torpor.errors import NotFound, Reason, Refused, StoreError, TorporError
+from torpor.errors import NotFound, StoreError, TorporError
 from torpor.processes import Signals, inherited_environment, inherited_signals
-from torpor_slurm import another_run, controller, lifeline, own_requeue, srun_wrapper
+from torpor_slurm import another_run, controller, lifeline, own_requeue, places, srun_wrapper
 from torpor_slurm.allocation import ENV_FILE, Allocation
 from torpor_slurm.controller import JobRecord, SlurmError
 from torpor_slurm.job_directory import Finished, JobDirectory
@@ -27,6 +27,7 @@ from torpor_slurm.messages import tell
 from torpor_slurm.preemption_cause import Cause, Finding, find_cause, is_running
 from torpor_slurm.run_options import Options
 from torpor_slurm.saving import Saving
+from torpor_slurm.script_around import ScriptAround
 from torpor_slurm.sentinel import Sentinel
 from torpor_slurm.waking import wake
 
@@ -100,6 +101,9 @@ class Supervisor:
         self.allocation = allocation
         self.directory = directory
         self.options = options
+        self.script = ScriptAround(allocation)
+        self.notes: list[str] = []
+        """What the user is told once the application runs: a wake cuts what was written before that off the output."""
         self.found: list[Snapshot] = []
         self.record: JobRecord
         self.job: Job
@@ -127,32 +131,34 @@ class Supervisor:
         """See `supervise`."""
         began = time.monotonic()
         self.record = self._first_record()
-        self.directory.leave_to_former(self.allocation.restarts, self.record.start)
-        if finished := self.directory.finished:
-            return self._finished_before(finished)
-        lost = self.allocation.restarts > 0 and self.directory.is_new
+        lost = self.allocation.restarts > 0 and self.directory.last_run is None
         try:
-            self.found = self.directory.begin(self.allocation.restarts, self.allocation.node, self.record.start)
+            self._take_place()
+            if finished := self.directory.finished:
+                return self._finished_before(finished)
+            self.found = self.directory.begin(*self._this_run(), self.command)
             self.directory.write_environment(self.allocation.variables)
             self.directory.write_stand_in("srun", srun_wrapper.SCRIPT)
             self.directory.write_stand_in("scontrol", own_requeue.script(self.directory, self.allocation))
         except StoreError as error:
-            error.advice += f"; then `scontrol requeue {self.directory.job}`: what is saved is kept"
+            again = f"then `scontrol requeue {self.directory.job}`: what is saved is kept"
+            error.advice = f"{error.advice}; {again}" if error.advice else again
             raise
         if lost:
             before = f"Slurm has restarted job {self.directory.job} {self.allocation.restarts} times"
-            nothing = f"no run of it has left anything in {self.directory.path.parents[1]} on {self.allocation.node}"
-            tell(f"{before}, but {nothing}: it begins anew. Do all nodes share that store?")
+            nothing = f"no run of it has left anything in {self.directory.base} on {self.allocation.node}"
+            self.notes.append(f"{before}, but {nothing}: it begins anew. Do all nodes share that store?")
         if not self.record.requeue:
-            tell("this job may not be requeued (submit it with --requeue): a preemption saves it, but ends it")
+            ends = "a preemption saves it, but ends it"
+            self.notes.append(f"this job may not be requeued (submit it with --requeue): {ends}")
         job = self._wake() if self.found else None
         word = "started" if job is None else "resumed"
         if job is None:
             job = self._start()
         self.job = job
         lifeline.tie(job)
-        for warning in job.warnings:
-            tell(f"note: {warning}")
+        for words in (*self.notes, *(f"note: {warning}" for warning in job.warnings)):
+            tell(words)
         took = time.monotonic() - began
         self.directory.log(f"run {self.allocation.restarts} {word} on {self.allocation.node} in {took:.2f} s")
         self.directory.update_state(
@@ -160,28 +166,31 @@ class Supervisor:
             partition=self.record.partition,
             node=self.allocation.node,
             run=self.allocation.restarts,
+            place=self.directory.place,
             phase="running",
             begin_seconds=took,
         )
         with Sentinel(self.allocation, self.directory.log) as sentinel:
             return self._watch(sentinel)
 
-    def _finished_before(self, finished: Finished) -> int:
-        """Exit as the application did in an earlier run.
+    def _this_run(self) -> tuple[int, str, float | None]:
+        return self.allocation.restarts, self.allocation.node, self.record.start
 
-        Raises:
-            Refused: it was in this run, so that this is another application.
-        """
-        if finished.run == self.allocation.restarts:
-            why = f"it has run one already, which ended with {finished.code}: one `torpor run` per job"
-            way = "put the commands into one script, and run that: `torpor run -- sh script.sh`, or use `torpor sbatch`"
-            raise Refused(f"{self.command[0]} is not run", [Reason(f"job {self.directory.job}", why, way)])
-        already = f"job {self.directory.job} has finished already, with exit code {finished.code}"
+    def _take_place(self) -> None:
+        """Find which of the script's commands this one is."""
+        self.directory.leave_to_former(self.allocation.restarts, self.record.start)
+        place = places.find(self.directory, self.allocation.restarts, self.command)
+        self.directory = place.directory
+        self.saving = Saving(self.directory, self.allocation.restarts)
+        if place.note:
+            self.notes.append(place.note)
+
+    def _finished_before(self, finished: Finished) -> int:
+        """Exit as the command did in an earlier run."""
+        self.directory.pass_by(*self._this_run())
+        name = os.path.basename(self.command[0])
+        already = f"{name} of job {self.directory.job} has finished already, with exit code {finished.code}"
         tell(f"{already}: remove {self.directory.path} to run it again")
-        try:
-            self.directory.pass_by(self.allocation.restarts, finished)
-        except TorporError as error:
-            self.directory.log(f"this is not noted: {error}")
         return finished.code
 
     def _start(self) -> Job:
@@ -363,6 +372,7 @@ class Supervisor:
         if timed_out and self.options.on_timeout == "stop":
             tell(f"saved at the time limit; `scontrol requeue {self.directory.job}` lets it go on")
             return LEFT_AT_TIME_LIMIT
+        self.script.wait_for_its_end()
         return 0
 
     def _end_is_near(self) -> Finding | None:
@@ -435,7 +445,19 @@ class Supervisor:
             self._begin_anew()
         elif answer and answer.cause is Cause.PREEMPTED:
             another_run.request(self.directory, self.allocation.restarts, answer.deadline)
+            self.script.wait_for_its_end()
+        elif answer and answer.cause is Cause.REQUEUED:
+            self.script.wait_for_its_end()
+        elif answer and answer.cause is Cause.OTHER:
+            self._let_the_script_go_on(code)
         return code
+
+    def _let_the_script_go_on(self, code: int) -> None:
+        """Not Slurm has ended the application (but the OOM killer, say): its script may run the next one."""
+        try:
+            self.directory.end(self.allocation.restarts, code)
+        except TorporError as error:
+            self.directory.log(f"the end of the application is not noted: {error}")
 
     def _begin_anew(self) -> None:
         """Have the next run start the application, which has requeued its job and ended as it does then."""

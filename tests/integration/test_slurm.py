@@ -325,7 +325,7 @@ def test_a_copy_that_was_thought_dead_ends(work: Submitted) -> None:
     start(work, script(work, application(work, STEPS)))
     work.wait_steps(3)
     later = JobDirectory(work.store, work.number, "torpor")
-    (later.path / "runs/1").write_text("{}")  # as the next run begins, on a node that can see the store
+    later.arrive(1, "n2", 2.0)  # on a node that can see the store
     assert work.wait_code() == "75:0", work.told()
     assert "found a later one: it ends" in work.log
 
@@ -336,13 +336,22 @@ def test_slurms_own_srun_below_the_supervisor_is_not_saved(work: Submitted) -> N
     assert "saved 2" not in work.log
 
 
-def test_one_supervisor_per_job(work: Submitted) -> None:
-    path = script(work, "true")
-    text = path.read_text()
-    path.write_text(text.replace("exec ", "") + text.splitlines()[-1].replace("exec ", "") + "\n")
+def test_each_command_of_a_script_has_its_own_place(work: Submitted) -> None:
+    """What has finished is not run again, and while the job leaves, the script does not go on."""
+    path = script(work, application(work, STEPS))
+    *head, run = path.read_text().replace("exec ", "").splitlines()
+    began = f"{run.rpartition(' -- ')[0]} -- sh -c 'echo ran $0 >>{work.folder}/began; exit $0'"
+    again, mark = f"{began} 3; {began} 4", f"echo $? >>{work.folder}/codes"
+    path.write_text("\n".join([*head, f"{again}; {mark}", f"{run}; {mark}", f"{again}", ""]))
     start(work, path)
-    assert work.wait_code() == "10:0", work.told()
-    assert "true is not run" in work.out
+    work.wait_steps(5)
+    work.preempt()
+    work.finish()
+    assert work.wait_code() == "4:0", work.told()
+    assert work.differences(STEPS) == ["out"], work.told()
+    assert (work.folder / "began").read_text().split() == ["ran", "3", "ran", "4"] * 2
+    assert (work.folder / "codes").read_text().split() == ["4", "4", str(CODE)]
+    assert len([line for line in work.out.splitlines() if line.startswith("step")]) == STEPS
 
 
 def test_status_tells_of_the_job(slurm: Cluster, work: Submitted) -> None:

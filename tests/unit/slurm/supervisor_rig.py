@@ -23,7 +23,7 @@ from tests.unit.slurm.slurm_job import LINE, environment
 from torpor import Stats, processes
 from torpor.image import Tree
 from torpor.store import SnapshotInfo
-from torpor_slurm import controller, saving, supervisor
+from torpor_slurm import controller, saving, script_around, supervisor
 from torpor_slurm.allocation import Allocation
 from torpor_slurm.controller import JobRecord, SlurmError
 from torpor_slurm.job_directory import JobDirectory
@@ -105,7 +105,7 @@ class Rig:
         allocation = Allocation.here(environment())
         assert allocation is not None
         self.directory = JobDirectory(tmp_path / "store", "12", "c")
-        self.directory.begin(0, "n1", 1.0)
+        self.directory.begin(0, "n1", 1.0, ["true"])
         self.app, self.sentinel = Application(), Listener()
         self.record = replace(JobRecord.parse(LINE), start=time.time() - 100, end=time.time() + 86400)
         self.silent = False
@@ -122,6 +122,7 @@ class Rig:
         self.requeued: list[str] = []
         self.allocation = allocation
         self.monkeypatch = monkeypatch
+        monkeypatch.setattr(script_around, "_name", lambda _: "slurmstepd")
         self.tried = self.supervise(Options())
         monkeypatch.setattr(supervisor, "PULSE", 0.01)
         monkeypatch.setattr(supervisor, "SHORT_PULSE", 0.01)

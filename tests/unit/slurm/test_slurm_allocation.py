@@ -21,6 +21,7 @@ def test_an_allocation_and_its_run() -> None:
     assert (found.job, found.cluster, found.node, found.restarts, found.in_step) == ("12", "c", "n1", 3, False)
     assert "HOME" not in found.variables
     assert is_supervised({"TORPOR_ENV_FILE": "/s/slurm/c-12/env"}, found)
+    assert is_supervised({"TORPOR_ENV_FILE": "/s/slurm/c-12/then/2/env"}, found), "a script's second command"
     assert not is_supervised({"TORPOR_ENV_FILE": "/s/slurm/c-11/env"}, found), "submitted from within another job"
     assert not is_supervised({}, found)
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.unit.slurm.supervisor_rig import SNAPSHOT, Application, Rig
-from torpor.errors import NotFound, Refused, StoreError
+from torpor.errors import NotFound, StoreError
 from torpor.store import SnapshotInfo
 from torpor_slurm import controller, lifeline, supervisor
 from torpor_slurm.allocation import ENV_FILE
@@ -96,22 +96,57 @@ def test_a_job_that_has_finished_ends_at_once(beginning: Beginning, capfd: pytes
     assert "has finished already, with exit code 3" in capfd.readouterr().err
 
 
-def test_one_run_runs_one_application(beginning: Beginning) -> None:
+def test_the_same_command_again_in_one_run_is_run_again(beginning: Beginning) -> None:
+    """As in a loop of the script."""
+    for started in (1, 2):
+        beginning.again(0)
+        assert beginning.run() == 3
+        assert len(beginning.started) == started
+    for _ in range(2):
+        beginning.again(1)
+        assert beginning.run() == 3
+    assert len(beginning.started) == 2, "both have finished"
+    beginning.again(1)
     assert beginning.run() == 3
-    beginning.again(0)
-    with pytest.raises(Refused, match="it has run one already, which ended with 3"):
-        beginning.run()
+    assert len(beginning.started) == 3, "and this one is new"
 
 
-def test_a_finish_that_cannot_be_passed_on_is_still_one(beginning: Beginning) -> None:
+def test_what_is_told_is_told_when_the_output_has_been_cut(
+    beginning: Beginning, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A wake cuts off what a run has written before it."""
+    begin, info = JobDirectory.begin, SnapshotInfo(SNAPSHOT, "")
+
+    def found(*arguments: Any) -> list[SnapshotInfo]:
+        begin(*arguments)
+        return [info]
+
+    def woken(*_: object) -> Application:
+        assert capfd.readouterr().err == ""
+        return beginning.rig.app
+
+    beginning.directory.begin(0, "n0", 1.0, ["true", "on", "n0"])
+    beginning.rig.monkeypatch.setattr(JobDirectory, "begin", found)
+    beginning.rig.monkeypatch.setattr(supervisor, "wake", woken)
+    beginning.rig.say(requeue=False)
+    beginning.again(1)
+    assert beginning.run() == 3
+    told = capfd.readouterr().err
+    assert "`true on n0` goes on, as an earlier run of the job has begun it: this run's script has `true`" in told
+    assert "this job may not be requeued" in told
+
+
+def test_a_finish_that_cannot_be_passed_by_fails(beginning: Beginning) -> None:
+    """The script's next command would take it for its own."""
+
     def fail(*_: object) -> None:
         raise StoreError("read-only")
 
     assert beginning.run() == 3
     beginning.again(2)
-    beginning.rig.monkeypatch.setattr(beginning.directory, "pass_by", fail)
-    assert beginning.run() == 3
-    assert "this is not noted: read-only" in beginning.rig.log
+    beginning.rig.monkeypatch.setattr(JobDirectory, "pass_by", fail)
+    with pytest.raises(StoreError, match="read-only; then `scontrol requeue 12`"):
+        beginning.run()
 
 
 def test_a_later_run_that_finds_nothing_says_so(beginning: Beginning, capfd: pytest.CaptureFixture[str]) -> None:
@@ -126,13 +161,13 @@ def test_a_later_run_that_finds_nothing_says_so(beginning: Beginning, capfd: pyt
 
 
 def test_a_later_run_wakes_what_there_is(beginning: Beginning) -> None:
-    begin, info = beginning.directory.begin, SnapshotInfo(SNAPSHOT, "")
+    begin, info = JobDirectory.begin, SnapshotInfo(SNAPSHOT, "")
 
     def found(*arguments: Any) -> list[SnapshotInfo]:
         begin(*arguments)
         return [info]
 
-    beginning.rig.monkeypatch.setattr(beginning.directory, "begin", found)
+    beginning.rig.monkeypatch.setattr(JobDirectory, "begin", found)
     assert beginning.run() == 3
     assert (beginning.woken, beginning.started) == ([[info]], [])
     assert beginning.tied == [beginning.rig.app]
@@ -143,7 +178,7 @@ def test_a_store_that_fails_at_the_begin_says_how_to_go_on(beginning: Beginning)
     def full(*_: object) -> None:
         raise StoreError("full", advice="make room")
 
-    beginning.rig.monkeypatch.setattr(beginning.directory, "write_environment", full)
+    beginning.rig.monkeypatch.setattr(JobDirectory, "write_environment", full)
     with pytest.raises(StoreError) as raised:
         beginning.run()
     assert raised.value.advice == "make room; then `scontrol requeue 12`: what is saved is kept"

@@ -171,16 +171,37 @@ def test_one_that_has_finished_is_not_run_again(rig: Rig) -> None:
     rig.directory.finish(0, 7)
     later = replace(rig.allocation, restarts=1)
     assert supervisor.supervise(["true"], later, rig.directory, Options()) == 7
-    with pytest.raises(Refused, match="it has run one already, which ended with 7: one `torpor run` per job"):
-        supervisor.supervise(["false"], later, rig.directory, Options())
 
 
 def test_a_second_application_of_a_script_does_not_pass_for_the_first(rig: Rig) -> None:
     rig.say(start=1.0)
     rig.app.code = 0
     assert rig.watch() == 0
-    with pytest.raises(Refused, match=r"false is not run:.* put the commands into one script"):
+    whole(rig)
+    rig.app.code = 5
+    assert supervisor.supervise(["false"], rig.allocation, rig.directory, Options()) == 5
+    codes = [(place.command, place.finished and place.finished.code) for place in rig.directory.places()]
+    assert codes == [(["true"], 0), (["false"], 5)]
+
+
+def test_what_comes_after_one_that_left_is_not_for_this_run(rig: Rig) -> None:
+    rig.say(start=1.0)
+    rig.tried.directory.update_state(run=0)
+    rig.preempt()
+    rig.warn()
+    assert rig.watch() == 0
+    with pytest.raises(Refused, match=r"false is not run: .* it has been saved, or Slurm ends it"):
         supervisor.supervise(["false"], rig.allocation, rig.directory, Options())
+
+
+@pytest.mark.parametrize(("cause", "goes_on"), [({}, True), ({"state": "CANCELLED"}, False), ({"restarts": 1}, False)])
+def test_a_script_goes_on_after_one_that_slurm_has_not_ended(rig: Rig, cause: dict[str, Any], goes_on: bool) -> None:
+    """As when the OOM killer has."""
+    rig.say(**cause)
+    rig.app.code = -signal.SIGKILL
+    assert rig.watch() == -signal.SIGKILL
+    assert rig.directory.has_ended(0) == goes_on
+    assert rig.directory.finished is None
 
 
 def whole(rig: Rig) -> None:

@@ -1,0 +1,46 @@
+"""A script that would go on after `torpor run` is waited for when the job leaves."""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import replace
+
+import pytest
+
+from tests.unit.slurm.slurm_job import environment
+from torpor_slurm import script_around
+from torpor_slurm.allocation import Allocation
+from torpor_slurm.script_around import ScriptAround
+
+
+def around(in_step: bool = False) -> ScriptAround:
+    allocation = Allocation.here(environment())
+    assert allocation is not None
+    return ScriptAround(replace(allocation, in_step=in_step))
+
+
+def test_a_script_that_was_replaced_has_no_more_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(script_around, "_name", lambda _: "slurmstepd")
+    around().wait_for_its_end()
+
+
+@pytest.mark.parametrize("in_step", [False, True])
+def test_slurms_signal_ends_the_wait(monkeypatch: pytest.MonkeyPatch, in_step: bool) -> None:
+    if in_step:
+        monkeypatch.setattr(script_around, "_name", lambda _: "slurmstepd")
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        around(in_step).wait_for_its_end()
+        assert signal.SIGTERM not in signal.sigpending()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def test_the_end_of_the_script_ends_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits = around()
+    parents = [os.getppid(), 0]
+    monkeypatch.setattr(os, "getppid", lambda: parents.pop(0))
+    waits.wait_for_its_end()
+    assert parents == []
