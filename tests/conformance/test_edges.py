@@ -400,3 +400,16 @@ def test_what_the_host_mounts_later_is_seen_in_a_capsule(stage: Stage, user: Act
         subject.go()
         subject.judged()
         assert job.status() == 0
+
+
+def test_what_a_woken_job_removes_is_gone_for_good(stage: Stage, actor: Actor) -> None:
+    """What lies on the host still, from before its first wake, is none of a job's that had a namespace of its own."""
+    with stage.play(EDGES / "removed.c", actor) as subject:
+        subject.wait_ready()
+        reborn(stage, subject)
+        os.kill(subject.root(), signal.SIGUSR1)
+        wait_until((subject.directory / "removed").exists, "the job to remove what it had")
+        job = reborn(stage, subject)
+        subject.go()
+        subject.judged()
+        assert job.status() == 0, subject.output()

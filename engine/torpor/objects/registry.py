@@ -20,6 +20,7 @@ from torpor.objects.process.signals import Actions, Queue, ThreadQueue
 from torpor.objects.process.thread_attributes import ThreadAttributes
 from torpor.objects.process.threads import ThreadState
 from torpor.objects.process.timers import Timers
+from torpor.objects.sysv.ipc_namespace import IpcNamespace
 from torpor.objects.sysv.message_queues import MessageQueues
 from torpor.objects.sysv.segments import Segments
 from torpor.objects.sysv.semaphore_sets import SemaphoreSets
@@ -49,6 +50,7 @@ THREAD_PARTS: Final[tuple[ThreadPart[Any, Any], ...]] = (
 )
 TREE_PARTS: Final[tuple[TreePart[Any, Any, Any], ...]] = (
     Keyrings(),
+    IpcNamespace(),
     Segments(),
     SemaphoreSets(),
     MessageQueues(),

@@ -53,6 +53,7 @@ _LATER = "only a save reads it; the check of a restore does not"
 _JUDGED = "it may differ on another host; validation accepted the difference before the restore began"
 _WARNED = "the restorer may not set the old value; a warning says so"
 _SHOWN = "the file was removed and something else has its name by now; a warning says so"
+_APART = "what it has of System V comes back in an IPC namespace of its own"
 _UNSEEN_FLAGS: Final = 0o100000 | os.O_NOFOLLOW
 """O_LARGEFILE, which every open(2) of a 64-bit program sets, and flags that matter only during open(2)."""
 _TEMPORARY: Final = O_TMPFILE | os.O_DIRECTORY  # older kernels see O_DIRECTORY only, and fail
@@ -69,6 +70,10 @@ def _below_init(before: Any, _: Any) -> bool:
 
 def _was_unknown(field: str, before: Any, _: Any) -> bool:
     return bool(getattr(before, field) == 0)
+
+
+def _is_apart_since(before: Any, after: Any) -> bool:
+    return bool(after.own_ipc_namespace and not before.own_ipc_namespace)
 
 
 def _cwd_elsewhere(before: Any, after: Any) -> bool:
@@ -205,6 +210,7 @@ ALLOWED: Final = (
     Allowed("host.monotonic_ns", _TIME, _CLOCKS),
     Allowed("host.boottime_ns", _TIME, _CLOCKS),
     Allowed("host", _JUDGED, _REGISTERS, at="building"),
+    Allowed("own_ipc_namespace", _APART, "System V shared memory that is attached", _is_apart_since),
     Allowed("mounts", "it is shown to users only", "The mount that a path lies on", at="building"),
     Allowed(
         "processes.ppid",

@@ -19,6 +19,7 @@ from torpor import procfs
 from torpor.arch.x86_64 import NR
 from torpor.errors import Reason
 from torpor.objects.part import EnteredTree, TreePart
+from torpor.objects.sysv.ipc_namespace import is_apart
 from torpor.remote.batch import Argument, Ask, Batch, Call, Out, Result
 from torpor.remote.naming import describe_process
 
@@ -102,12 +103,12 @@ class SystemV(TreePart[None, G, None]):
 
     def preflight(self, pids: Sequence[int]) -> Iterator[Reason]:
         """What others have used too."""
-        yield from self.find(Users(pids)).reasons if pids and not _is_apart(pids[0]) else ()
+        yield from self.find(Users(pids)).reasons if pids and not is_apart(pids[0]) else ()
 
     def found(self, tree: EnteredTree) -> Found:
         """What belongs to a frozen tree."""
         root = tree.processes[0]
-        if _is_apart(root.pid):
+        if is_apart(root.pid):
             return self.find_all(root.ask)
         return self.find(Users(tree.pids, chain.from_iterable(one.calls() for one in tree.processes)))
 
@@ -157,14 +158,6 @@ def _started(pid: int) -> float:
 def reason(pid: int, why: str) -> Reason:
     """Why a process cannot be kept."""
     return Reason(describe_process(pid), why)
-
-
-def _is_apart(pid: int) -> bool:
-    """Whether a process is in another IPC namespace than we."""
-    try:
-        return os.readlink(f"/proc/{pid}/ns/ipc") != os.readlink("/proc/self/ns/ipc")
-    except (FileNotFoundError, ProcessLookupError):
-        return True  # it ended, or the kernel has no System V objects
 
 
 def rows(kind: str) -> Iterator[dict[str, int]]:
