@@ -6,6 +6,7 @@ import ctypes
 import errno
 import os
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -35,6 +36,41 @@ def image_of(*paths: Path) -> Tree:
 def watched(fd: int) -> int:
     """How many watches an inotify has."""
     return Path(f"/proc/self/fdinfo/{fd}").read_text().count("\ninotify wd:")
+
+
+def test_watches_keep_their_numbers(acting: Acting) -> None:
+    def body(tmp: Path) -> None:
+        (tmp / "deep" / "er").mkdir(parents=True, exist_ok=True)
+        with holder(
+            """
+libc = ctypes.CDLL(None)
+n = libc.inotify_init1(os.O_NONBLOCK)
+libc.inotify_rm_watch(n, libc.inotify_add_watch(n, b"deep", 0x100)); os.read(n, 100)
+number = libc.inotify_add_watch(n, b"deep/er", 0x80000100)
+ready(n=n, number=number)
+print(wait(), flush=True)
+open("deep/er/new", "w").close()
+ready()
+wait()
+""",
+            cwd=tmp,
+        ) as tree:
+            fds = tree.ready()
+            assert tree.survey() == []
+            image = tree.dump()
+            assert tree.go_on("on") == "on"
+            tree.ready()
+            assert "events wait that were not read" in str(tree.survey())
+        with opened(image) as woken:
+            (watch,) = image.descriptions[woken.index(fds["n"])].inotify.watches
+            assert watch.number == fds["number"]
+            assert os.path.samefile(watch.path, tmp / "deep" / "er")  # root finds it by its handle, on any mount
+            (tmp / "deep" / "er" / "newer").write_text("")
+            assert int.from_bytes(os.read(woken(fds["n"]), 100)[:4], sys.byteorder) == fds["number"]
+        (tmp / "deep" / "er").rename(tmp / "moved")
+        assert "the program watches it, and here it cannot" in str(descriptors.validate(image))
+
+    acting(body)
 
 
 def test_what_the_kernel_shows_of_a_watch_is_read(tmp_path: Path) -> None:

@@ -1,11 +1,10 @@
-"""Pipes and epoll: what lies in them, and what is waited for."""
+"""Pipes: what lies in them, and how much has room."""
 
 from __future__ import annotations
 
 import errno
 import fcntl
 import os
-import select
 from pathlib import Path
 
 import pytest
@@ -169,127 +168,3 @@ def test_grabbing_does_not_hold_back_the_end_of_a_pipe() -> None:
             for fd in os.listdir("/proc/self/fd")
             if fd.isdecimal() and os.path.exists(f"/proc/self/fd/{fd}")
         ].count(grabbed.held[-1].link) == 0
-
-
-def test_epoll_fires_as_before(acting: Acting) -> None:
-    def body(_: Path) -> None:
-        with holder(
-            """
-e = select.epoll(flags=select.EPOLL_CLOEXEC).fileno()
-r, w = os.pipe()
-n = syscall(NR.eventfd2, 0, 0)
-def add(epfd, fd, events, data):
-    event = ctypes.create_string_buffer(struct.pack("=IQ", events, data))
-    syscall(NR.epoll_ctl, epfd, 1, fd, ctypes.addressof(event))
-inner = syscall(NR.epoll_create1, 0)
-outer = syscall(NR.epoll_create1, 0)
-add(inner, r, select.EPOLLIN | select.EPOLLET, 0xDEADBEEFCAFEF00D)
-add(inner, n, select.EPOLLIN | select.EPOLLONESHOT, 7)
-add(outer, inner, select.EPOLLIN, 8)
-ready(r=r, w=w, n=n, inner=inner, outer=outer)
-wait()
-"""
-        ) as tree:
-            fds = tree.ready()
-            assert tree.survey() == []
-            image = tree.dump()
-        (inner,) = (
-            d.epoll.watches
-            for i, d in enumerate(image.descriptions)
-            if i == next(e.description for e in image.processes[0].fds if e.fd == fds["inner"])
-        )
-        assert sorted(watch.data for watch in inner) == [7, 0xDEADBEEFCAFEF00D]
-        with opened(image) as woken:
-            outer_epoll, inner_epoll = (select.epoll.fromfd(os.dup(woken(fds[n]))) for n in ("outer", "inner"))
-            with outer_epoll, inner_epoll:
-                assert outer_epoll.poll(0) == []
-                os.write(woken(fds["w"]), b"x")
-                assert outer_epoll.poll(0) == [(8, select.EPOLLIN)]
-                assert [events for _, events in inner_epoll.poll(0)] == [select.EPOLLIN]
-                assert inner_epoll.poll(0) == [], "an edge is told once"
-                os.write(woken(fds["n"]), (1).to_bytes(8, "little"))
-                assert inner_epoll.poll(0) == [(7, select.EPOLLIN)]
-                assert inner_epoll.poll(0) == [], "a one-shot watch fires once"
-
-    acting(body)
-
-
-def test_a_watch_lives_on_when_its_number_leads_elsewhere() -> None:
-    fds, image = dumped(
-        """
-e = select.epoll()
-r, w = os.pipe()
-kept = os.dup(r)
-e.register(r, select.EPOLLIN)
-other, x = os.pipe()
-os.dup2(other, r)
-e.register(r, select.EPOLLOUT)
-ready(e=e.fileno(), number=r, kept=kept, w=w, x=x)
-wait()
-"""
-    )
-    with opened(image) as woken:
-        watches = image.descriptions[woken.index(fds["e"])].epoll.watches
-        assert {(w.fd, w.description, w.events & (select.EPOLLIN | select.EPOLLOUT)) for w in watches} == {
-            (fds["number"], woken.index(fds["kept"]), select.EPOLLIN),
-            (fds["number"], woken.index(fds["number"]), select.EPOLLOUT),
-        }
-        with select.epoll.fromfd(os.dup(woken(fds["e"]))) as epoll:
-            os.write(woken(fds["w"]), b"x")
-            assert epoll.poll(0) == [(fds["number"], select.EPOLLIN)]
-
-
-def test_the_watches_of_processes_that_share_an_epoll() -> None:
-    with holder(
-        """
-e = select.epoll()
-if os.fork() == 0:
-    r, w = os.pipe()
-    e.register(r, select.EPOLLIN)
-    ready(r=r, w=w)
-    time.sleep(600)
-r, w = os.pipe()
-ready(e=e.fileno())
-wait()
-"""
-    ) as tree:
-        tree.ready()
-        tree.ready()
-        assert tree.survey() == []
-        image = tree.dump()
-    child = tree.pids[1]
-    with opened(image) as woken, select.epoll.fromfd(os.dup(woken(tree.fds["e"]))) as epoll:
-        os.write(woken(tree.fds["w"], child), b"x")
-        assert epoll.poll(0) == [(tree.fds["r"], select.EPOLLIN)]
-
-
-def test_a_watch_on_what_is_only_outside_is_refused() -> None:
-    ours, theirs = os.pipe()
-    try:
-        with holder(
-            f"""
-e = select.epoll()
-e.register({ours}, select.EPOLLIN)
-os.close({ours}); os.close({theirs})
-ready(e=e.fileno())
-wait()
-""",
-            pass_fds=(ours, theirs),
-        ) as tree:
-            tree.ready()
-            assert f"watches what was descriptor {ours} and is open only outside" in str(tree.survey())
-    finally:
-        os.close(ours)
-        os.close(theirs)
-
-
-def test_waiting_for_stdin_needs_something_that_can_be_waited_for() -> None:
-    with holder("e = select.epoll(); e.register(0, 1); ready(e=e.fileno()); wait()") as tree:
-        tree.ready()
-        image = tree.dump()
-    null = os.open("/dev/null", os.O_RDWR)
-    try:
-        (reason,) = descriptors.validate(image, (null, null, null))
-        assert "waits for it with epoll" in reason.why
-    finally:
-        os.close(null)
