@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import os
 import signal
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,22 +52,53 @@ class Settings:
         if unknown := sorted(given.keys() - known.keys()):
             raise TypeError(f"there is no setting {', '.join(unknown)}; there are {', '.join(sorted(known))}")
         value = {name: given.get(name, dask.config.get(f"torpor.{name}")) for name in known}
+        if value["store"] is not None and not isinstance(value["store"], str | os.PathLike):
+            raise ValueError(f"torpor.store is {value['store']!r}; it must be the path of a directory")
         if value["keep"] not in ("auto", "all"):
             raise ValueError(f"torpor.keep is {value['keep']!r}; it can be auto or all")
         warning = value["warning"]
         if warning is not None and warning not in signal.Signals.__members__:
             raise ValueError(f"torpor.warning is {warning!r}, which is no signal; give SIGUSR1, say")
+        if warning in ("SIGKILL", "SIGSTOP"):
+            raise ValueError(f"torpor.warning is {warning}, which no process can hear; give SIGUSR1, say")
         return cls(
             store=Store(value["store"]).path,
             keep_all=value["keep"] == "all",
-            min_duration=parse_timedelta(value["min-duration"]),
-            max_size=parse_bytes(value["max-size"]),
-            write_through=bool(value["write-through"]),
-            gather=parse_timedelta(value["gather"]),
-            queue=parse_bytes(value["queue"]),
-            patience=parse_timedelta(value["patience"]),
-            warm_start=bool(value["warm-start"]),
+            min_duration=_seconds(value, "min-duration"),
+            max_size=_bytes(value, "max-size"),
+            write_through=_truth(value, "write-through"),
+            gather=_seconds(value, "gather"),
+            queue=_bytes(value, "queue"),
+            patience=_seconds(value, "patience"),
+            warm_start=_truth(value, "warm-start"),
             warning=None if warning is None else signal.Signals[warning],
-            drain=parse_timedelta(value["drain"]),
-            hold=0.0 if value["hold"] is None else parse_timedelta(value["hold"]),
+            drain=_seconds(value, "drain"),
+            hold=0.0 if value["hold"] is None else _seconds(value, "hold"),
         )
+
+
+def _seconds(values: Mapping[str, Any], name: str) -> float:
+    try:  # Dask's function raises whatever comes, and gives None for None
+        seconds = float(parse_timedelta(values[name]))
+    except (TypeError, ValueError, LookupError, AttributeError):
+        seconds = -1.0
+    if not 0 <= seconds < math.inf:
+        raise ValueError(f"torpor.{name} is {values[name]!r}; it must be a time span such as 10s, or seconds")
+    return seconds
+
+
+def _bytes(values: Mapping[str, Any], name: str) -> int:
+    try:
+        size = int(parse_bytes(values[name]))
+    except (TypeError, ValueError, LookupError, AttributeError, OverflowError):
+        size = -1
+    if size < 0 or isinstance(values[name], bool):
+        raise ValueError(f"torpor.{name} is {values[name]!r}; it must be a size such as 512MiB, or bytes")
+    return size
+
+
+def _truth(values: Mapping[str, Any], name: str) -> bool:
+    value = values[name]
+    if isinstance(value, bool):  # not "no", which would be true
+        return value
+    raise ValueError(f"torpor.{name} is {value!r}; it must be true or false")

@@ -221,7 +221,7 @@ class Builder:
         for process in processes:
             address = self._blanks.tables.start
             for task, thread in zip(process.threads, process.plan.threads, strict=False):
-                room = table_size(thread.calls)
+                room = min(table_size(thread.calls), TABLE_ROOM)  # tens of thousands of signals are run in parts
                 if address + room > self._blanks.tables.stop:
                     self._blanks.run(works)
                     works, address = [], self._blanks.tables.start

@@ -220,17 +220,11 @@ def test_a_reader_that_goes_away_is_no_fault() -> None:
     assert (done.returncode, done.stderr) == (1, "")
 
 
-@pytest.mark.parametrize(("text", "seconds"), [("90", 90), ("90s", 90), ("10m", 600), ("1h30m", 5400), ("1d", 86400)])
-def test_durations(text: str, seconds: float) -> None:
-    assert common.DurationType().convert(text, None, None) == seconds
-
-
-@pytest.mark.parametrize(
-    "text", ["", "0", "0s", "m", "1m1h", "-1", "1.5h", "ten", "nan", "inf", "1e300", "9" * 30, "367d", "9" * 5000]
-)
-def test_what_is_no_duration(text: str) -> None:
-    with pytest.raises(click.BadParameter, match=r"time span|longer than a year"):
-        common.DurationType().convert(text, None, None)
+def test_a_duration_that_is_none_is_a_usage_error() -> None:
+    assert common.DurationType().convert("1h30m", None, None) == 5400
+    assert common.DurationType().convert(90, None, None) == 90.0
+    with pytest.raises(click.BadParameter, match=r"'1\.5h' is not a time span"):
+        common.DurationType().convert("1.5h", None, None)
 
 
 @pytest.mark.parametrize(

@@ -8,22 +8,18 @@ import pickle
 import subprocess
 import sys
 import threading
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import cloudpickle
-import dask
 import numpy as np
 import pandas as pd
 import pytest
-import yaml
 from dask._task_spec import DataNode, List, Task, TaskRef
 from distributed import Lock, Reschedule
 from distributed.worker_state_machine import ComputeTaskEvent, FreeKeysEvent, WorkerState
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jsonschema import Draft7Validator
 
 from torpor.errors import ImageDamaged, NotFound
 from torpor.store import Store
@@ -32,8 +28,6 @@ from torpor_dask.fingerprint import fingerprint, means_its_content
 from torpor_dask.results import BoundToCluster, NoAnswer, Result, freeze, in_time, look, read, write
 from torpor_dask.shuffle import BARRIER, of_shuffle
 from torpor_dask.worker import Keep
-
-HOOK = Path(results.__file__).parent
 
 
 def result(key: Any, value: Any) -> Result:
@@ -181,30 +175,6 @@ def test_tasks_of_a_shuffle_are_told_however_fused() -> None:
     transfer.__module__ = "distributed.shuffle._rechunk"
     assert of_shuffle(fused, ["outer"], ())
     assert not of_shuffle(None, ["k"], ())
-
-
-def test_settings_are_those_of_the_schema() -> None:
-    defaults = yaml.safe_load((HOOK / "torpor.yaml").read_text())
-    schema = yaml.safe_load((HOOK / "torpor-schema.yaml").read_text())
-    Draft7Validator.check_schema(schema)
-    Draft7Validator(schema).validate(defaults)
-    assert schema["properties"]["torpor"]["properties"].keys() == defaults["torpor"].keys()
-
-
-def test_settings_from_arguments_and_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TORPOR_STORE", str(tmp_path))
-    assert Settings.read().store == str(tmp_path)
-    with dask.config.set({"torpor.min-duration": "2s", "torpor.queue": "1MiB"}):
-        plugin = Resume(store=str(tmp_path / "s"), min_duration="3s", warning="SIGUSR1")
-    assert plugin.settings == pickle.loads(pickle.dumps(plugin)).settings
-    assert (plugin.settings.store, plugin.settings.min_duration) == (str(tmp_path / "s"), 3.0)
-    assert (plugin.settings.queue, plugin.settings.warning) == (1 << 20, 10)
-    with pytest.raises(TypeError, match="no setting min-size"):
-        Resume(min_size=3)
-    with pytest.raises(ValueError, match="auto or all"):
-        Resume(keep="some")
-    with pytest.raises(ValueError, match="no signal"):
-        Resume(warning="SIGSOON")
 
 
 def test_a_store_that_hangs_ends_the_wait_and_not_the_computation(
