@@ -26,6 +26,12 @@ class Allocation:
     variables: Mapping[str, str]
     """All SLURM_* of this run."""
 
+    @property
+    def names(self) -> frozenset[str]:
+        """The job's id, and those by which Slurm names the files of a task of an array (%A_%a)."""
+        array = self.variables.get("SLURM_ARRAY_JOB_ID")
+        return frozenset({self.job, *([f"{array}_{self.variables.get('SLURM_ARRAY_TASK_ID')}"] if array else [])})
+
     @classmethod
     def here(cls, environment: Mapping[str, str] | None = None) -> Allocation | None:
         """The batch job that this process is in; None outside of one, as in salloc or an interactive srun.

@@ -98,24 +98,25 @@ def moment(text: str) -> float | None:
     return time.mktime(time.strptime(text, "%Y-%m-%dT%H:%M:%S"))
 
 
-def call(command: Sequence[str], *, environment: Mapping[str, str] | None = None) -> str:
+def call(command: Sequence[str], *, environment: Mapping[str, str] | None = None, patience: float | None = None) -> str:
     """The standard output of a Slurm command.
 
     Raises:
         NotFound: there is no such program here.
-        SlurmError: it failed, with what it wrote to standard error; or it took longer than PATIENCE.
+        SlurmError: it failed, with what it wrote to standard error; or it took longer than `patience` (else PATIENCE).
     """
+    patience = PATIENCE if patience is None else patience
     environment = {**(os.environ if environment is None else environment), "SLURM_TIME_FORMAT": "standard"}
     try:
         done = subprocess.run(
-            command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=PATIENCE, check=False
+            command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=patience, check=False
         )
     except FileNotFoundError:
         raise NotFound(f"there is no {command[0]} here", advice="is this a host of a Slurm cluster?") from None
     except OSError as error:
         raise SlurmError(f"{command[0]} cannot be started: {error.strerror}", advice="see its rights") from None
     except subprocess.TimeoutExpired:
-        raise SlurmError(f"{command[0]} did not answer within {PATIENCE:.0f} s", advice="see `scontrol ping`") from None
+        raise SlurmError(f"{command[0]} did not answer within {patience:.0f} s", advice="see `scontrol ping`") from None
     if done.returncode:
         words = done.stderr.decode(errors="replace").strip().replace("\n", "; ")
         if _UNCONFIGURED in words:  # below a page of errors of DNS
@@ -150,13 +151,13 @@ def states(jobs: Sequence[str]) -> dict[str, str]:
     return dict(line.split() for line in listing.splitlines() if line.strip())
 
 
-def requeue(job: str) -> None:
-    """Requeue a job. Slurm ends what still runs of it.
+def requeue(job: str, *, hold: bool = False) -> None:
+    """Requeue a job, and hold it in the queue if wanted. Slurm ends what still runs of it.
 
     Raises:
         SlurmError, NotFound: as `call`.
     """
-    call(["scontrol", "requeue", job])
+    call(["scontrol", "requeuehold" if hold else "requeue", job])
 
 
 @dataclass(frozen=True)

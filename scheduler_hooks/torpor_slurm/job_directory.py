@@ -29,6 +29,7 @@ import os
 import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,6 +45,8 @@ RUN_TAG = "slurm-run"
 """The tag of a snapshot that names the run which took it."""
 _FORMER = ".until"
 """The end of a directory's name, before a time, once Slurm has given the job id to another job."""
+_SEEN_ON = "nodes"
+"""The directory beside the jobs' with a file for each node that has seen the store."""
 KEEP = 2
 """Snapshots that are kept of a running job: the newest, and one more in case that one cannot be woken."""
 
@@ -54,6 +57,10 @@ class Finished:
 
     code: int
     when: float
+
+
+class StoreMissing(NotFound):
+    """The job has run before, but here there is no store: it is not mounted, say."""
 
 
 class JobDirectory:
@@ -105,7 +112,14 @@ class JobDirectory:
 
     # ------------------------------------------------------------------------------------------- runs
 
-    def begin(self, restarts: int, node: str, start: float | None, command: Sequence[str] = ()) -> list[SnapshotInfo]:
+    def begin(
+        self,
+        restarts: int,
+        node: str,
+        start: float | None,
+        command: Sequence[str] = (),
+        outputs: Mapping[str, Sequence[int]] = {},
+    ) -> list[SnapshotInfo]:
         """Begin a run of this command, and fence off all earlier runs of the job.
 
         Args:
@@ -114,27 +128,37 @@ class JobDirectory:
             start: when Slurm started this run (seconds since the epoch): tells whether the directory is of another job
                 that had the same id.
             command: what `torpor run` was given.
+            outputs: the output files as they are now (rollback.py).
 
         Returns:
             The snapshots that this run may wake, the newest first.
 
         Raises:
             Refused: this run of it has begun already, or a later run has.
-            NotFound: the job has run before, and there is no store.
+            StoreMissing: the job has run before, and there is no store.
             StoreError: the directory cannot be made or written.
         """
         self.arrive(restarts, node, start)
         self._make(self.path / "turns")
+        last, candidates = self._last_turn(), list(self._candidates())
+        again = bool(last) and not last.get("own_end") and not self.own_requeue.exists()
         self.own_requeue.unlink(missing_ok=True)
-        candidates = list(self._candidates())
-        self._take_turn(restarts, {"command": [*command], "snapshots": [one.id for one in candidates]})
+        self._take_turn(
+            restarts,
+            {
+                "command": [*command],
+                "snapshots": [one.id for one in candidates],
+                "again": again,
+                "outputs": last.get("outputs", {}) if again else dict(outputs),
+            },
+        )
         return candidates
 
     def pass_by(self, restarts: int, node: str, start: float | None) -> None:
         """Note that this run has found the command finished: what its script gives to `torpor run` next is another.
 
         Raises:
-            Refused, NotFound, StoreError: as `begin`.
+            Refused, StoreMissing, StoreError: as `begin`.
         """
         self.arrive(restarts, node, start)
         self._take_turn(restarts, {"command": self.command, "snapshots": []})
@@ -142,9 +166,9 @@ class JobDirectory:
     def arrive(self, restarts: int, node: str, start: float | None) -> None:
         """Begin a run of the job, if it has not begun; arguments and errors as of `begin`."""
         if restarts > 0 and not self.base.exists():  # it is not made anew: what it held would be lost
-            raise NotFound(
+            raise StoreMissing(
                 f"job {self.job} has run before, but on {node} there is no store {self.base}",
-                advice=f"is it mounted there? then `scontrol requeue {self.job}`; to begin anew, make the directory",
+                advice="is it mounted there? To begin anew, make the directory",
             )
         self.leave_to_former(restarts, start)
         if (last := self.last_run) is not None and last >= restarts:
@@ -154,6 +178,9 @@ class JobDirectory:
         self._make(self.whole / "runs")
         run = {"node": node, "began": time.time(), "began_by_slurm": start}
         self._write(f"runs/{restarts}", json.dumps(run), within=self.whole)
+        with suppress(OSError):  # no job depends on it
+            make_directories(str(self.base / "slurm" / _SEEN_ON))
+            write_whole(self.base / "slurm" / _SEEN_ON / node, "")
 
     def leave_to_former(self, restarts: int, start: float | None) -> None:
         """Move the directory aside if it is that of a former job with the same id; arguments as of `begin`."""
@@ -190,14 +217,33 @@ class JobDirectory:
         """Whether the command has ended in this run, so that its script goes on."""
         return self.finished is not None or "ended" in self._read(f"turns/{restarts}")
 
+    def first_outputs(self, restarts: int) -> dict[str, list[int]] | None:
+        """The output files as they were when an earlier run first started the application (rollback.py).
+
+        None: none has, or it has ended as it wanted to: what it has written is then the first part of its output.
+        """
+        turn = self._read(f"turns/{restarts}")
+        return turn["outputs"] if turn.get("again") else None
+
+    def own_end(self, restarts: int) -> None:
+        """Note that the application has ended as it wanted to, but the job is requeued.
+
+        Raises:
+            StoreError: it cannot be written.
+        """
+        self._add_to_turn(restarts, "own_end", True)
+
     def end(self, restarts: int, code: int) -> None:
         """Note that the command has ended in this run, and that its script goes on, although it is not finished.
 
         Raises:
             StoreError: it cannot be written.
         """
+        self._add_to_turn(restarts, "ended", code)
+
+    def _add_to_turn(self, restarts: int, name: str, value: int) -> None:
         turn = self._read(f"turns/{restarts}")
-        self._write(f"turns/{restarts}", json.dumps({**turn, "ended": code}))
+        self._write(f"turns/{restarts}", json.dumps({**turn, name: value}))
 
     def _take_turn(self, restarts: int, turn: Mapping[str, Any]) -> None:
         """Of two supervisors that begin the same turn at once, one does."""
@@ -332,20 +378,24 @@ class JobDirectory:
         Raises:
             StoreError: it cannot be written.
         """
+        self._make(self.path)
         lines = [f"export {name}={shlex.quote(value)}\n" for name, value in sorted(environment.items())]
         self._write("env", "".join(lines))
 
-    def keep_script(self, name: str, text: bytes) -> Path:
-        """Keep the job's script where every node finds it under one path. The first run's counts.
+    def script(self, name: str) -> Path:
+        """Where the job's script is kept, under one path on every node."""
+        return self.whole / "script" / name
+
+    def keep_script(self, name: str, text: bytes) -> None:
+        """Keep the job's script at `script`. The first run's counts.
 
         Raises:
             StoreError: it cannot be written.
         """
-        path = self.path / "script" / name
+        path = self.script(name)
         if not path.exists():
             self._make(path.parent)
-            self._write(f"script/{name}", text, 0o700)
-        return path
+            self._write(f"script/{name}", text, 0o700, within=self.whole)
 
     @property
     def stand_ins(self) -> Path:
@@ -404,6 +454,14 @@ class JobDirectory:
             raise StoreError(
                 f"{path} cannot be written: {error.strerror}", advice="make room, or see its rights"
             ) from error
+
+
+def seen_on(base: str | os.PathLike[str]) -> list[str]:
+    """The nodes on which jobs have used a store."""
+    try:
+        return sorted(os.listdir(Path(base) / "slurm" / _SEEN_ON))
+    except OSError:
+        return []
 
 
 def _numbers(path: Path) -> list[int]:

@@ -1,15 +1,20 @@
 """Truncate output files to their length at the snapshot that is woken, so that no line comes twice.
 
+If the application begins anew although an earlier run has started it, they are truncated to their length then. Of such
+a run only standard output and error are known.
+
 Only files to which the job appended: opened with O_APPEND, or with the position at the end. What is cut off is copied
 first. A file that has been replaced, or is shorter now, is left alone.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
+import re
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path
@@ -17,6 +22,9 @@ from pathlib import Path
 from torpor.errors import RestoreFailed
 from torpor.image import Tree
 from torpor.store import sync_directory
+
+_FDS = (1, 2)
+"""What of this process Slurm has opened for the job's output."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +56,44 @@ def tails(image: Tree) -> Iterator[Tail]:
             lengths[path] = max(lengths.get(path, 0), file.size)
     for path, length in lengths.items():
         yield Tail(path, length, os.stat(path).st_size)
+
+
+def outputs() -> dict[str, list[int]]:
+    """The files to which this process's standard output and error are appended: inode number and length, by path.
+
+    That is how Slurm opens a job's output with --open-mode=append, so that it has what earlier runs have written.
+    """
+    found = {}
+    for fd in _FDS:
+        try:
+            status = os.fstat(fd)
+            if stat.S_ISREG(status.st_mode) and fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_APPEND:
+                found[os.readlink(f"/proc/self/fd/{fd}")] = [status.st_ino, status.st_size]
+        except OSError:
+            continue  # it is closed
+    return found
+
+
+def own_outputs(names: frozenset[str]) -> dict[str, list[int]]:
+    """Those of `outputs` that only this job writes, since its id is in their names: as they were when they were new."""
+    own = {}
+    for path, (ino, _) in outputs().items():
+        name = Path(path).name
+        if names & {*re.findall(r"\d+_\d+", name), *re.findall(r"\d+", name)}:
+            own[path] = [ino, 0]
+    return own
+
+
+def grown(before: Mapping[str, Sequence[int]]) -> Iterator[Tail]:
+    """What was appended since to the output files of this process.
+
+    Args:
+        before: the files, as of `outputs`.
+    """
+    for path, (ino, now) in outputs().items():
+        was = before.get(path)
+        if was is not None and was[0] == ino and now > was[1]:
+            yield Tail(path, was[1], now)
 
 
 def cut(tail: Tail, into: Path, prefix: str) -> Path:

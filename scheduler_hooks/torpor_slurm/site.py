@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import os
+import secrets
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from torpor.store import as_store_errors, readable
 from torpor_slurm import controller
+from torpor_slurm.job_directory import seen_on
 
 SAMPLE = 256 << 20
 """Bytes that are written to measure a store."""
 PIECE = 8 << 20
+WAIT_FOR_NODES = 60.0
+"""Seconds that a step of the doctor's may wait for its nodes."""
+ATTRIBUTES_LAST = 60.0
+"""Seconds for which an NFS client may take a directory for unchanged (acdirmax of nfs(5))."""
+_TRIAL = """
+node=$SLURMD_NODENAME
+if [ ! -d "$1" ]; then echo "$node does not see it"
+elif [ "$(cat "$1/token" 2>/dev/null)" != "$2" ]; then echo "$node cannot read it"
+elif ! (: >"$1/$node") 2>/dev/null; then echo "$node cannot write to it"
+else echo "$node sees it"; fi
+"""
 SAFETY = 0.5
 """The share of the time that a job can count on: other jobs are saved to the same storage at the same time."""
 
@@ -131,6 +145,48 @@ def partitions() -> dict[str, dict[str, str]]:
     lines = controller.call(["scontrol", "show", "partition", "-o"]).splitlines()
     found = [controller.fields_of(line) for line in lines if line.strip()]
     return {fields["PartitionName"]: fields for fields in found}
+
+
+def used_on(store: str) -> list[Advice]:
+    """On which nodes jobs have used a store."""
+    nodes = seen_on(store)
+    return [Advice("store_used_on", "the store", "info", f"jobs have used it on {', '.join(nodes)}")] if nodes else []
+
+
+def try_from_nodes(store: str, nodes: int) -> Advice:
+    """Start a step on so many nodes, and see whether each reads what is written to a store here, and writes to it.
+
+    Raises:
+        SlurmError, NotFound: srun failed, or got no nodes in time.
+        StoreError: the store cannot be written here.
+    """
+    title = f"the store on {nodes} nodes"
+    with as_store_errors(store, "cannot try it"):
+        os.makedirs(store, mode=0o700, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=store, prefix="doctor-") as folder:
+            Path(folder, "token").write_text(token := secrets.token_hex())
+            step = [f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", f"--immediate={WAIT_FOR_NODES:.0f}"]
+            command = ["srun", *step, "--quiet", "--chdir=/", "--input=none", "sh", "-c", _TRIAL, "sh", folder, token]
+            answer = controller.call(command, patience=2 * WAIT_FOR_NODES)
+            words = dict(line.partition(" ")[::2] for line in answer.splitlines())
+            for node, word in words.items():
+                if word == "sees it" and not _appears(Path(folder, node)):
+                    words[node] = "writes to it, which is not seen here"
+    if set(words.values()) == {"sees it"}:
+        return Advice("store_nodes", title, "ok", f"{', '.join(sorted(words))} see it, as this host does")
+    bad = ", ".join(f"{node} {word}" for node, word in sorted(words.items()) if word != "sees it")
+    means = f"{bad}: a job that is woken there finds nothing, and begins anew"
+    return Advice("store_nodes", title, "no", means, f"a file system that all nodes share for {store}")
+
+
+def _appears(path: Path) -> bool:
+    until = time.monotonic() + ATTRIBUTES_LAST
+    while not path.exists():
+        if time.monotonic() > until:
+            return False
+        os.listdir(path.parent)
+        time.sleep(0.1)
+    return True
 
 
 def measure(store: str, size: int = SAMPLE) -> float:

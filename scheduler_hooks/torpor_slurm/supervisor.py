@@ -12,17 +12,19 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Literal
 
-from torpor import Job, Snapshot, processes, start
+from torpor import Job, processes, start
 from torpor.errors import NotFound, StoreError, TorporError
 from torpor.processes import Signals, inherited_environment, inherited_signals
-from torpor_slurm import another_run, controller, lifeline, own_requeue, places, srun_wrapper
+from torpor_slurm import another_run, beginning, controller, lifeline
 from torpor_slurm.allocation import ENV_FILE, Allocation
+from torpor_slurm.beginning import Beginning, Script, patiently
 from torpor_slurm.controller import JobRecord, SlurmError
-from torpor_slurm.job_directory import Finished, JobDirectory
+from torpor_slurm.job_directory import Finished, JobDirectory, StoreMissing
 from torpor_slurm.messages import tell
 from torpor_slurm.preemption_cause import Cause, Finding, find_cause, is_running
 from torpor_slurm.run_options import Options
@@ -61,7 +63,13 @@ _LEFT_TO_ITSELF = (Cause.OTHER, Cause.CANCELLED, Cause.REQUEUED_ITSELF)
 """The causes for which the application is not saved and ended: it goes on, or ends in its own way."""
 
 
-def supervise(command: Sequence[str], allocation: Allocation, directory: JobDirectory, options: Options) -> int:
+def supervise(
+    command: Sequence[str],
+    allocation: Allocation,
+    directory: JobDirectory,
+    options: Options,
+    embedded: Script | None = None,
+) -> int:
     """Run a command as the application of a Slurm job, or wake it from where its last run saved it.
 
     To be called by the main thread of a program that does nothing else.
@@ -77,7 +85,7 @@ def supervise(command: Sequence[str], allocation: Allocation, directory: JobDire
     given = inherited_signals()
     signal.pthread_sigmask(signal.SIG_BLOCK, HEARD)
     try:
-        return Supervisor(command, allocation, directory, options, given).run()
+        return Supervisor(command, allocation, directory, options, given, embedded).run()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, given.blocked)
 
@@ -93,18 +101,24 @@ class Supervisor:
     """One run of one job, in one thread: a warning that comes during a save is handled after it."""
 
     def __init__(
-        self, command: Sequence[str], allocation: Allocation, directory: JobDirectory, options: Options, given: Signals
+        self,
+        command: Sequence[str],
+        allocation: Allocation,
+        directory: JobDirectory,
+        options: Options,
+        given: Signals,
+        embedded: Script | None = None,
     ) -> None:
         self.command = command
+        self.embedded = embedded
+        """The script of `torpor sbatch`, if that is what the command runs."""
         self.given = given
         """The signals that the application ignores and blocks from its start. Ignored ones are not passed on."""
         self.allocation = allocation
         self.directory = directory
         self.options = options
         self.script = ScriptAround(allocation)
-        self.notes: list[str] = []
-        """What the user is told once the application runs: a wake cuts what was written before that off the output."""
-        self.found: list[Snapshot] = []
+        self.here = Beginning(directory)
         self.record: JobRecord
         self.job: Job
         self.saving = Saving(directory, allocation.restarts)
@@ -131,33 +145,24 @@ class Supervisor:
         """See `supervise`."""
         began = time.monotonic()
         self.record = self._first_record()
-        lost = self.allocation.restarts > 0 and self.directory.last_run is None
         try:
-            self._take_place()
-            if finished := self.directory.finished:
+            self._begin()
+            if finished := self.here.finished:
                 return self._finished_before(finished)
-            self.found = self.directory.begin(*self._this_run(), self.command)
-            self.directory.write_environment(self.allocation.variables)
-            self.directory.write_stand_in("srun", srun_wrapper.SCRIPT)
-            self.directory.write_stand_in("scontrol", own_requeue.script(self.directory, self.allocation))
-        except StoreError as error:
-            again = f"then `scontrol requeue {self.directory.job}`: what is saved is kept"
-            error.advice = f"{error.advice}; {again}" if error.advice else again
-            raise
-        if lost:
-            before = f"Slurm has restarted job {self.directory.job} {self.allocation.restarts} times"
-            nothing = f"no run of it has left anything in {self.directory.base} on {self.allocation.node}"
-            self.notes.append(f"{before}, but {nothing}: it begins anew. Do all nodes share that store?")
-        if not self.record.requeue:
-            ends = "a preemption saves it, but ends it"
-            self.notes.append(f"this job may not be requeued (submit it with --requeue): {ends}")
-        job = self._wake() if self.found else None
+            job = patiently(self._wake, self.allocation, self.directory.base) if self.here.found else None
+        except (StoreMissing, StoreError) as error:
+            if self.allocation.restarts == 0:
+                raise
+            beginning.put_back(self.directory.job, error)
+            self.script.wait_for_its_end()
+            return 0
         word = "started" if job is None else "resumed"
         if job is None:
+            beginning.anew(self.here, self.allocation, self.options)
             job = self._start()
         self.job = job
         lifeline.tie(job)
-        for words in (*self.notes, *(f"note: {warning}" for warning in job.warnings)):
+        for words in (*self.here.notes, *(f"note: {warning}" for warning in job.warnings)):
             tell(words)
         took = time.monotonic() - began
         self.directory.log(f"run {self.allocation.restarts} {word} on {self.allocation.node} in {took:.2f} s")
@@ -173,21 +178,14 @@ class Supervisor:
         with Sentinel(self.allocation, self.directory.log) as sentinel:
             return self._watch(sentinel)
 
-    def _this_run(self) -> tuple[int, str, float | None]:
-        return self.allocation.restarts, self.allocation.node, self.record.start
-
-    def _take_place(self) -> None:
-        """Find which of the script's commands this one is."""
-        self.directory.leave_to_former(self.allocation.restarts, self.record.start)
-        place = places.find(self.directory, self.allocation.restarts, self.command)
-        self.directory = place.directory
+    def _begin(self) -> None:
+        begin = partial(beginning.begin, self.directory, self.allocation, self.record, self.command, self.embedded)
+        self.here = patiently(begin, self.allocation, self.directory.base)
+        self.directory = self.here.directory
         self.saving = Saving(self.directory, self.allocation.restarts)
-        if place.note:
-            self.notes.append(place.note)
 
     def _finished_before(self, finished: Finished) -> int:
         """Exit as the command did in an earlier run."""
-        self.directory.pass_by(*self._this_run())
         name = os.path.basename(self.command[0])
         already = f"{name} of job {self.directory.job} has finished already, with exit code {finished.code}"
         tell(f"{already}: remove {self.directory.path} to run it again")
@@ -201,7 +199,7 @@ class Supervisor:
         return start(command, environment=environment, signals=self.given)
 
     def _wake(self) -> Job | None:
-        return wake(self.found, self.allocation, self.directory, self.options, self.saving.series)
+        return wake(self.here, self.allocation, self.options, self.saving.series)
 
     def _first_record(self) -> JobRecord:
         """Ask for the job's record, several times: a controller may answer late while many jobs start at once."""
@@ -409,7 +407,7 @@ class Supervisor:
         return FENCED
 
     def _save(self, then: Literal["run", "kill"]) -> bool:
-        return self.saving.save(self.job.tree_pid, then, self.found)
+        return self.saving.save(self.job.tree_pid, then, self.here.found)
 
     # ------------------------------------------------------------------------------------------- the end
 
@@ -447,20 +445,22 @@ class Supervisor:
             another_run.request(self.directory, self.allocation.restarts, answer.deadline)
             self.script.wait_for_its_end()
         elif answer and answer.cause is Cause.REQUEUED:
+            if code >= 0:
+                self._note(self.directory.own_end)
             self.script.wait_for_its_end()
         elif answer and answer.cause is Cause.OTHER:
-            self._let_the_script_go_on(code)
+            self._note(self.directory.end, code)  # not Slurm has ended it (but the OOM killer, say): the script goes on
         return code
 
-    def _let_the_script_go_on(self, code: int) -> None:
-        """Not Slurm has ended the application (but the OOM killer, say): its script may run the next one."""
+    def _note(self, what: Callable[..., None], *arguments: int) -> None:
         try:
-            self.directory.end(self.allocation.restarts, code)
+            what(self.allocation.restarts, *arguments)
         except TorporError as error:
             self.directory.log(f"the end of the application is not noted: {error}")
 
     def _begin_anew(self) -> None:
         """Have the next run start the application, which has requeued its job and ended as it does then."""
+        self._note(self.directory.own_end)
         try:
             self.directory.forget(self.allocation.restarts)
         except TorporError as error:

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torpor
 from torpor import Job, Series, Snapshot, image
 from torpor.errors import ImageDamaged, NotFound, Reason, Refused, RestoreFailed, RestoreRefused
 from torpor_slurm import rollback
 from torpor_slurm.allocation import Allocation
+from torpor_slurm.beginning import Beginning
 from torpor_slurm.job_directory import JobDirectory
 from torpor_slurm.messages import tell
 from torpor_slurm.run_options import Options
 
 
-def wake(
-    found: Sequence[Snapshot], allocation: Allocation, directory: JobDirectory, options: Options, series: Series
-) -> Job | None:
+def wake(here: Beginning, allocation: Allocation, options: Options, series: Series) -> Job | None:
     """Wake the newest snapshot that can be woken; None: start from the beginning.
 
     Args:
-        found: the snapshots that this run may wake, the newest first.
+        here: what this run has found; what the user must know is added to its notes.
         allocation: where the job runs now.
-        directory: the job's.
         options: what to do if one cannot be woken, and with which files.
         series: goes on with the snapshot that was woken.
 
@@ -30,7 +26,8 @@ def wake(
         RestoreRefused, RestoreFailed, ImageDamaged, NotFound: none can be, and to start anew is not allowed.
     """
     refused: list[str] = []
-    for snapshot in found:
+    directory = here.directory
+    for snapshot in here.found:
         try:
             job = _wake_one(snapshot, allocation, directory, options, series)
         except (RestoreRefused, RestoreFailed, ImageDamaged, NotFound) as error:
@@ -39,17 +36,15 @@ def wake(
                 way = f"`torpor slurm requeue {directory.job} --files=as-they-are`"
                 error.advice = f"to wake it with the changed files: {way}"
             refused.append(f"snapshot {snapshot.id} cannot be woken on {allocation.node}: {error}")
-            if options.on_refused == "stop" or (options.on_refused == "older" and snapshot is found[-1]):
+            if options.on_refused == "stop" or (options.on_refused == "older" and snapshot is here.found[-1]):
                 for words in refused[:-1]:
                     tell(words)
                 raise
         else:
             directory.log(f"woke snapshot {snapshot.id}")
-            for words in refused:  # not before: the output has been cut to where this snapshot had it
-                tell(words)
+            here.notes += refused
             return job
-    for words in (*refused, "the application begins anew, from its start (--on-refused=anew)"):
-        tell(words)
+    here.notes += (*refused, "the application begins anew, from its start (--on-refused=anew)")
     return None
 
 

@@ -377,8 +377,9 @@ def test_the_doctor_says_how_large_a_job_can_be_saved(slurm: Cluster, ordinary_a
     assert found["partition abrupt"]["verdict"] == "limited"
     assert found["partition high"]["means"] == "its jobs are not preempted"
     assert found["ProctrackType"]["verdict"] == ("ok" if slurm.proctrack == "proctrack/cgroup" else "limited")
-    words = ordinary_account.run(command, env={**slurm.env, "COLUMNS": "300"}, check=True)
+    words = ordinary_account.run([*command, "--nodes=2"], env={**slurm.env, "COLUMNS": "300"}, check=True)
     assert "PartitionName=abrupt GraceTime=120" in words.stdout
+    assert "n1, n2 see it, as this host does" in words.stdout
 
 
 def test_an_application_that_slurm_signals_itself(ordinary_account: User) -> None:

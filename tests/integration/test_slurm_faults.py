@@ -126,6 +126,41 @@ def test_a_job_that_requeues_itself_begins_anew(work: Submitted, code: int) -> N
     assert (work.folder / "ran").read_text().split() == ["ran", "ran", "second"]
 
 
+def test_a_store_that_comes_late(work: Submitted) -> None:
+    start(work, script(work, application(work, STEPS)))
+    work.wait_steps(5)
+    away = work.folder / "away"
+    work.send_away(lambda: work.store.rename(away))
+    work.cluster.wait_state(work.number, "RUNNING")
+
+    def waits() -> bool:
+        with suppress(AssertionError):
+            return supervisor(work) > 0
+        return False
+
+    work.cluster.wait_for(waits, "its supervisor", more=work.told)
+    away.rename(work.store)
+    work.wait_log("resumed", seconds=90)
+    unharmed(work, STEPS)
+
+
+@pytest.mark.soak
+def test_a_store_that_does_not_come(work: Submitted) -> None:
+    """The job waits in the queue for its user."""
+    start(work, script(work, application(work, STEPS)))
+    work.wait_steps(5)
+    away = work.folder / "away"
+    work.send_away(lambda: work.store.rename(away))
+    work.cluster.wait_for(lambda: "`scontrol release" in work.out, "words about the store", 120, work.told)
+    held = work.cluster.wait_state(work.number, "PENDING")
+    assert held["Reason"] == "job_requeued_in_held_state", held
+    away.rename(work.store)
+    work.user.run(["scontrol", "release", work.number], env=work.cluster.env, check=True)
+    work.cluster.ask("scontrol", "update", f"JobId={work.number}", "StartTime=now", "ExcNodeList=")
+    work.wait_log("resumed", seconds=120)
+    unharmed(work, STEPS)
+
+
 @pytest.mark.soak
 def test_a_controller_that_is_away(ordinary_account: User) -> None:
     with cluster() as slurm, job(slurm, ordinary_account) as work:

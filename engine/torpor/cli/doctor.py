@@ -293,9 +293,12 @@ def report(probe: Probe, walk: Walk | None = None, ids: Mapped | None = None) ->
 @click.option(
     "--slurm", is_flag=True, help="Check this Slurm cluster, and how large a job can be saved in its warning time."
 )
+@click.option(
+    "--nodes", type=click.IntRange(min=1), metavar="N", help="With --slurm: start a step on N nodes to try the store."
+)
 @store_option
 @command_options
-def command(as_json: bool, slurm: bool, store: str | None) -> int:
+def command(as_json: bool, slurm: bool, nodes: int | None, store: str | None) -> int:
     """Show what this host can do, and what an administrator can allow.
 
     Exits with 0 if checkpoints and restores without root can work here, else with 1. Only --slurm uses the store: it
@@ -306,11 +309,13 @@ def command(as_json: bool, slurm: bool, store: str | None) -> int:
     from torpor.remote.pid_allocation import whole_round
     from torpor.restorer.capsule import tried_ids
 
+    if nodes is not None and not slurm:
+        raise click.UsageError("--nodes is for --slurm.")
     hear_of_children()
     host = probe()
     walk = None if slurm else whole_round()
     ids = None if slurm or procfs.is_root() else tried_ids()
-    findings = _examine_slurm(host, store) if slurm else examine(host, walk, ids)
+    findings = _examine_slurm(host, store, nodes) if slurm else examine(host, walk, ids)
     if as_json:
         found = {"findings": [dataclasses.asdict(finding) for finding in findings]}
         print_json(found if slurm else report(host, walk, ids))
@@ -321,12 +326,16 @@ def command(as_json: bool, slurm: bool, store: str | None) -> int:
     return 0 if host.can_checkpoint and host.can_wake else CANNOT_WORK
 
 
-def _examine_slurm(host: Probe, store: str | None) -> list[Finding]:
+def _examine_slurm(host: Probe, store: str | None, nodes: int | None) -> list[Finding]:
     from torpor.store import Store
     from torpor_slurm import controller, site
 
     config, partitions = controller.configuration(), site.partitions()
-    found = site.examine(config, partitions, host.can_restore_rootless, site.measure(Store(store).path))
+    place = Store(store).path
+    found = site.examine(config, partitions, host.can_restore_rootless, site.measure(place))
+    found += site.used_on(place)
+    if nodes is not None:
+        found.append(site.try_from_nodes(str(place), nodes))
     return [Finding(one.name, one.title, one.verdict, one.means, one.allow) for one in found]
 
 

@@ -77,15 +77,17 @@ def command(
         os.execvp(cmd[0], cmd)
 
     from torpor.store import Store
+    from torpor_slurm.beginning import Script
     from torpor_slurm.job_directory import JobDirectory
     from torpor_slurm.run_options import Options
     from torpor_slurm.submit import embedded_script
     from torpor_slurm.supervisor import supervise
 
     directory = JobDirectory(Store(store).path, allocation.job, allocation.cluster)
-    if script is not None:
-        cmd = (str(directory.keep_script(*embedded_script(script))), *cmd)
-    return exit_as(supervise(cmd, allocation, directory, Options(every=every, **chosen)))
+    embedded = None if script is None else Script(*embedded_script(script))
+    if embedded is not None:
+        cmd = (str(directory.script(embedded.name)), *cmd)
+    return exit_as(supervise(cmd, allocation, directory, Options(every=every, **chosen), embedded))
 
 
 def _teller(keep: int) -> Callable[[SnapshotInfo], None]:

@@ -120,6 +120,8 @@ class Rig:
         self.pruned = 0
         self.pinned: list[str] = []
         self.requeued: list[str] = []
+        self.verbs: list[str] = []
+        """How it was requeued."""
         self.allocation = allocation
         self.monkeypatch = monkeypatch
         monkeypatch.setattr(script_around, "_name", lambda _: "slurmstepd")
@@ -160,8 +162,9 @@ class Rig:
             raise SlurmError("Unable to contact slurm controller")
         return said
 
-    def _requeue(self, job: str) -> None:
+    def _requeue(self, job: str, *, hold: bool = False) -> None:
         self.requeued.append(job)
+        self.verbs.append("requeuehold" if hold else "requeue")
 
     def _open(self, _: object) -> Any:
         return opened(Tree())

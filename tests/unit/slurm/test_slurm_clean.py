@@ -41,4 +41,4 @@ def test_only_jobs_that_are_over_are_cleaned(tmp_path: Path, monkeypatch: pytest
     assert JobDirectory(tmp_path, "5", "c").begin(0, "n1", 2.0) == []  # the id is used again
     removed = clean(str(tmp_path), 3600)
     assert sorted(path.name.partition(".until")[0] for path in removed) == ["c-2", "c-5", "d-4"]
-    assert sorted(path.name for path in tmp_path.glob("slurm/*")) == ["c-1", "c-3", "c-5", "d-2"]
+    assert sorted(path.name for path in tmp_path.glob("slurm/*")) == ["c-1", "c-3", "c-5", "d-2", "nodes"]

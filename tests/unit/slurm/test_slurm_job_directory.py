@@ -166,7 +166,8 @@ def test_every_run_writes_the_stand_ins_and_keeps_the_first_script(tmp_path: Pat
     stand_in = directory.stand_ins / "srun"
     for text in ("first", "second"):
         directory.write_stand_in("srun", text)
-        script = directory.keep_script("job.sh", text.encode())
+        directory.keep_script("job.sh", text.encode())
+    script = directory.script("job.sh")
     assert (stand_in.read_text(), script.read_text()) == ("second", "first")
     assert stand_in.stat().st_mode & 0o777 == 0o700
     before = stand_in.stat().st_ino

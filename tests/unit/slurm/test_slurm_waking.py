@@ -29,7 +29,7 @@ class Waking:
     def __init__(self, rig: Rig, outcomes: dict[str, Exception | None]) -> None:
         self.outcomes = outcomes
         self.tried: list[tuple[str, str]] = []
-        rig.tried.found = [NEW, OLD]
+        rig.tried.here.found = [NEW, OLD]
         rig.monkeypatch.setattr(torpor, "restore", self._restore)
         self.app = rig.app
 
@@ -55,12 +55,10 @@ def test_an_older_snapshot_is_woken_when_the_newest_cannot_be(rig: Rig, error: E
     assert [id for id, _ in waking.tried] == [NEW.id, OLD.id]
 
 
-def test_what_was_not_woken_is_told_when_another_is(rig: Rig, capfd: pytest.CaptureFixture[str]) -> None:
+def test_what_was_not_woken_is_told_when_another_is(rig: Rig) -> None:
     Waking(rig, {NEW.id: RestoreFailed("a step failed"), OLD.id: None})
     assert rig.wake() is rig.app
-    assert capfd.readouterr().err.splitlines() == [
-        f"torpor: snapshot {NEW.id} cannot be woken on n1: a step failed",
-    ]
+    assert rig.tried.here.notes == [f"snapshot {NEW.id} cannot be woken on n1: a step failed"]
     assert f"snapshot {NEW.id} was not woken: a step failed" in rig.log
     assert f"woke snapshot {OLD.id}" in rig.log
 
@@ -68,7 +66,7 @@ def test_what_was_not_woken_is_told_when_another_is(rig: Rig, capfd: pytest.Capt
 def test_what_was_not_woken_is_told_when_none_is(rig: Rig, capfd: pytest.CaptureFixture[str]) -> None:
     third = SnapshotInfo("20261122-000000000-aaaaaa", "", "tree")
     waking = Waking(rig, {NEW.id: RestoreFailed("new"), OLD.id: RestoreFailed("old"), third.id: RestoreFailed("third")})
-    rig.tried.found = [NEW, OLD, third]
+    rig.tried.here.found = [NEW, OLD, third]
     with pytest.raises(RestoreFailed, match="third"):
         rig.wake()
     assert len(waking.tried) == 3
@@ -86,12 +84,12 @@ def test_when_none_can_be_woken_it_is_not_begun_anew(rig: Rig, choice: Any, trie
     assert len(waking.tried) == tries
 
 
-def test_it_begins_anew_only_where_that_is_chosen(rig: Rig, capfd: pytest.CaptureFixture[str]) -> None:
+def test_it_begins_anew_only_where_that_is_chosen(rig: Rig) -> None:
     rig.supervise(Options(on_refused="anew"))
     waking = Waking(rig, {NEW.id: MISSING, OLD.id: MISSING})
     assert rig.tried._wake() is None
     assert len(waking.tried) == 2
-    assert "begins anew" in capfd.readouterr().err
+    assert "begins anew" in rig.tried.here.notes[-1]
 
 
 def test_a_store_that_cannot_be_read_is_no_reason_to_take_an_older_one(rig: Rig) -> None:
