@@ -7,7 +7,8 @@
       env                      the SLURM_* of the current allocation, as a shell script ($TORPOR_ENV_FILE)
       script/NAME              the job's script, under the same path on every node
       bin/srun, bin/scontrol   stand-ins for both (srun_wrapper.py, own_requeue.py)
-      steps/N                  the steps of the srun wrapper whose files have their number in the name
+      steps/N                  the steps that srun has begun in the job (step/place.py)
+      room                     locked by a step that looks for processors
       requeued-itself          there while the application itself requeues the job
       cut/                     what was cut off output files when a snapshot was woken
       state                    what `torpor slurm status` shows
@@ -15,7 +16,7 @@
       finished                 the exit code of the application, once it has ended by itself
       log                      what the supervisor did, and why
       then/P/                  the same for the second, third... `torpor run` of the script (places.py), with a store
-                               of its own; runs, script, state, wanted and log are the job's
+                               of its own; runs, script, steps, room, state, wanted and log are the job's
 
 **Fencing.** Run N writes ``runs/N``, and ``turns/N`` with the snapshots that it may choose from, before it wakes
 anything. A run that Slurm took for dead, on a lost node, may still write snapshots. They are on the list of no later

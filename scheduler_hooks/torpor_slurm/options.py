@@ -48,10 +48,11 @@ class Grammar:
             else:
                 letters = re.match(f"-([{''.join(self.short_without_value)}]*)(.?)(.*)", word, re.DOTALL)
                 assert letters
-                for letter in letters[1]:
-                    yield Given(begin, at, self.long.get(letter, letter), "")
-                name, value = letters[2], letters[3]
-                if not name:
+                flags, name, value = letters.groups()
+                number = name + value if name.isdigit() else ""  # -K1: the value of an option that needs none
+                for place, letter in enumerate(flags, 1):
+                    yield Given(begin, at, self.long.get(letter, letter), number if place == len(flags) else "")
+                if number or not name:
                     continue
                 if not value and at < len(words):
                     value, at = words[at], at + 1

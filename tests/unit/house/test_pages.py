@@ -27,6 +27,7 @@ from torpor.store import Store
 from torpor.util import settings
 from torpor_jupyter.client.command import cli as jupyter_command
 from torpor_jupyter.server.app import TorporApp
+from torpor_slurm.step.options import EFFECTIVE, NEEDLESS
 
 PROGRAMS: dict[str, click.Command] = {"torpor": cli, "jupyter torpor": jupyter_command}
 MEANT = {
@@ -42,6 +43,7 @@ MEANT = {
 """What a page's words in capitals stand for, where a command takes no such word."""
 OF_OTHERS = {
     *("--signal", "--open-mode", "--requeue", "--no-requeue", "--nodes", "--torpor"),  # sbatch
+    *(f"--{name}" for name in (*EFFECTIVE, *NEEDLESS, "pty", "time")),  # srun
     *("--host", "--no-nanny"),  # dask worker
     *("--cap-add", "--gateway-url"),  # docker, jupyter
 }

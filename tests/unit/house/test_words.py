@@ -31,11 +31,10 @@ EVERYWHERE = re.compile(
 )
 """Words of our own for what has a usual one: an answer, an open file description, thread attributes, code stubs..."""
 USUAL = {
-    "scheduler_hooks/torpor_slurm/srun_wrapper.py": {"refusals"},
     "scheduler_hooks/torpor_dask/state.py": {"unkept"},
     "scheduler_hooks/torpor_dask/scheduler.py": {"unkept"},
 }
-"""What keeps its name: why an srun is not wrapped; results that are not stored, as Prometheus has them."""
+"""What keeps its name: results that are not stored, as Prometheus has them."""
 
 
 def names(source: str) -> Iterator[str]:

@@ -14,9 +14,9 @@ import pytest
 from tests.unit.store.power import lasting, names_of, tree_of
 from torpor.errors import NotFound, Refused
 from torpor.store import SnapshotInfo
-from torpor_slurm import srun_wrapper
 from torpor_slurm.allocation import ENV_FILE
 from torpor_slurm.job_directory import KEEP, RUN_TAG, JobDirectory
+from torpor_slurm.step.place import next_step
 
 
 def publish(directory: JobDirectory, run: int) -> SnapshotInfo:
@@ -195,7 +195,7 @@ def test_a_crash_of_the_host_takes_nothing_of_what_is_noted(tmp_path: Path) -> N
             directory.write_environment({})
             (directory.cut / "a.log").touch(exist_ok=False)
             for _ in range(2):
-                srun_wrapper._next_step({ENV_FILE: str(directory.environment_file)})
+                next_step({ENV_FILE: str(directory.environment_file)})
             directory.finish(0, 0)
 
     kept = lasting(tmp_path, act)

@@ -24,6 +24,7 @@ GRAMMAR = Grammar(
         ("-N 2 job.sh", {"nodes": "2"}),
         ("-HQN2 job.sh", {"H": "", "Q": "", "nodes": "2"}),
         ("-HQ job.sh", {"H": "", "Q": ""}),
+        ("-HQ1 job.sh", {"H": "", "Q": "1"}),
         ("--exclusive job.sh", {"exclusive": ""}),
         ("--exclusive=user job.sh", {"exclusive": "user"}),
         ("--nodes=1 -N2 job.sh", {"nodes": "2"}),

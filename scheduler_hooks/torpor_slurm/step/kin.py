@@ -1,0 +1,39 @@
+"""The processes of a job's steps, by /proc: each task shows in its environment what it is, and hands that on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from torpor_slurm.allocation import ENV_FILE
+
+
+def environments(job: Mapping[str, str]) -> Iterator[tuple[int, list[bytes]]]:
+    """All processes of a job that Torpor supervises, with the variables that each began with.
+
+    Args:
+        job: the variables of one of them.
+    """
+    own = f"{ENV_FILE}={job.get(ENV_FILE, '')}".encode()
+    for entry in os.scandir("/proc"):
+        with suppress(OSError):  # it has ended, or is another user's
+            if entry.name.isdecimal() and entry.stat(follow_symlinks=False).st_uid == os.geteuid():
+                words = Path(entry, "environ").read_bytes().split(b"\0")
+                if own in words:
+                    yield int(entry.name), words
+
+
+def task_variable(pid: int) -> bytes:
+    """The variable that a task has, and all that it starts."""
+    return f"SLURM_TASK_PID={pid}".encode()
+
+
+def ancestors() -> Iterator[int]:
+    """This process, its parent, and so on."""
+    pid = os.getpid()
+    with suppress(OSError):
+        while pid > 1:
+            yield pid
+            pid = int(Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[1])

@@ -1,0 +1,220 @@
+"""The parent of a step's tasks: it hands signals on, merges their output line by line, and ends as srun would.
+
+It is saved and woken with them. So what it waits with are pipes, and a timer of the kernel's, whose remaining time a
+snapshot has; not a clock, which is another one on the next node.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from torpor_slurm.step.kin import environments, task_variable
+from torpor_slurm.step.options import Step
+from torpor_slurm.step.tasks import say
+
+_HANDED_ON = frozenset(signal.valid_signals()) - {
+    *(signal.SIGKILL, signal.SIGSTOP, signal.SIGPIPE, signal.SIGALRM, signal.SIGCHLD),
+    *(signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU, signal.SIGURG, signal.SIGWINCH),
+    *(signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP, signal.SIGSYS),
+}
+_CHUNK = 1 << 16
+_UNTIL_KILL = 30.0
+"""Seconds from SIGTERM to SIGKILL when a step is ended: KillWait's default."""
+
+
+@dataclass
+class Stream:
+    """The output or the errors of a task, on their way to where several tasks write."""
+
+    source: int
+    destination: int
+    label: bytes
+    begun: bytes = b""
+    """A line without its end."""
+
+    def pass_on(self) -> bool:
+        """Read what is there, and write the whole lines; False at the end, when the rest is written."""
+        data = os.read(self.source, _CHUNK)
+        lines = (self.begun + data).split(b"\n")
+        self.begun = lines.pop()
+        whole = [line + b"\n" for line in lines]
+        if self.begun and (not data or len(self.begun) > _CHUNK):
+            whole.append(self.begun + (b"\n" if self.label else b""))
+            self.begun = b""
+        _write(self.destination, b"".join(self.label + line for line in whole))
+        return bool(data)
+
+
+class Input:
+    """srun's own standard input, of which every task gets all."""
+
+    def __init__(self, destinations: Sequence[int]) -> None:
+        for fd in destinations:
+            os.set_blocking(fd, False)
+        self.left = dict.fromkeys(destinations, b"")
+        """What each has not been given yet."""
+        self.over = not destinations
+
+    def register(self, poll: select.poll) -> None:
+        """Say what is waited for: room where something is left, or else more."""
+        waiting = [fd for fd, data in self.left.items() if data]
+        for fd in waiting:
+            poll.register(fd, select.POLLOUT)
+        if not waiting and not self.over and self.left:
+            poll.register(0, select.POLLIN)
+
+    def pass_on(self, ready: int) -> None:
+        """Read more, or write what is left."""
+        if ready == 0:
+            try:
+                data = os.read(0, _CHUNK)
+            except OSError:
+                data = b""
+            self.over = not data
+            self.left = dict.fromkeys(self.left, data)
+        elif ready in self.left:
+            try:
+                self.left[ready] = self.left[ready][os.write(ready, self.left[ready]) :]
+            except BlockingIOError:
+                return
+            except OSError:  # the task reads no more
+                os.close(ready)
+                del self.left[ready]
+        if self.over:
+            for fd in [fd for fd, data in self.left.items() if not data]:
+                os.close(fd)
+                del self.left[fd]
+
+
+class Tender:
+    """The parent of a step's tasks."""
+
+    def __init__(self, step: Step, name: str) -> None:
+        """Begin to hear signals: what comes before the tasks are there is handed on to them then.
+
+        Args:
+            step: the step.
+            name: as srun tells it: ``JOB.STEP``.
+        """
+        self.step = step
+        self.name = name
+        self.living: dict[int, int] = {}
+        """The numbers of the tasks that run, by PID."""
+        self.pids: list[int] = []
+        """Of all tasks."""
+        self.streams: dict[int, Stream] = {}
+        self.code = 0
+        self.signalled = False
+        self.ending = False
+        self._heard, writing = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+        for number in (*_HANDED_ON, signal.SIGCHLD, signal.SIGALRM):
+            signal.signal(number, lambda *_: None)
+
+    def tend(self, living: dict[int, int], streams: Sequence[Stream], inputs: Sequence[int]) -> int:
+        """Wait for all tasks and all of their output; the exit code of the step."""
+        self.living, self.pids = living, list(living)
+        self.streams = {stream.source: stream for stream in streams}
+        given = Input(inputs)
+        while self.living or self.streams:
+            poll = select.poll()
+            poll.register(self._heard, select.POLLIN)
+            for fd in self.streams:
+                poll.register(fd, select.POLLIN)
+            given.register(poll)
+            for fd, _ in poll.poll():
+                if fd == self._heard:
+                    self._hear(os.read(fd, _CHUNK))
+                elif fd in self.streams:
+                    if not self.streams[fd].pass_on():
+                        os.close(fd)
+                        del self.streams[fd]
+                else:
+                    given.pass_on(fd)
+        if self.signalled:
+            say(f"Force Terminated StepId={self.name}")
+        return self.code
+
+    def _hear(self, numbers: bytes) -> None:
+        for number in dict.fromkeys(numbers):
+            if number in _HANDED_ON:
+                self._signal(number)
+        if signal.SIGALRM in numbers:
+            if self.ending:
+                self._signal(signal.SIGKILL)
+            else:
+                say(f"First task exited {self.step.values['wait']}s ago")
+                self._end(signal.SIGKILL)
+        self._reap()
+
+    def _signal(self, number: int) -> None:
+        for pid in self.living:  # none is reaped meanwhile
+            with suppress(OSError):
+                os.kill(pid, number)
+
+    def _end(self, *numbers: int) -> None:
+        """End the step, as Slurm does: what the tasks have started is killed after them."""
+        self.ending = True
+        say(f"launch/slurm: _step_signal: Terminating StepId={self.name}")
+        for number in numbers:
+            self._signal(number)
+
+    def _kill_the_rest(self) -> None:
+        started = {task_variable(pid) for pid in self.pids}
+        for pid, words in environments(os.environ):
+            if pid != os.getpid() and not started.isdisjoint(words):
+                with suppress(OSError):
+                    os.kill(pid, signal.SIGKILL)
+
+    def _reap(self) -> None:
+        ends: dict[str, list[int]] = {}
+        bad = False
+        for pid in list(self.living):
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if not ended:
+                continue
+            code = os.waitstatus_to_exitcode(status)
+            task = self.living.pop(pid)
+            self.signalled |= code < 0
+            self.code = max(self.code, 128 - code if code < 0 else code)
+            bad = bad or code != 0
+            if code:
+                core = " (core dumped)" if os.WCOREDUMP(status) else ""
+                how = f"{signal.strsignal(-code)}{core}" if code < 0 else f"Exited with exit code {code}"
+                ends.setdefault(how, []).append(task)
+            if not self.ending and len(self.living) == self.step.tasks - 1:
+                signal.setitimer(signal.ITIMER_REAL, int(self.step.values.get("wait") or 0))
+        node = os.uname().nodename.partition(".")[0]
+        for how, tasks in ends.items():
+            say(f"error: {node}: task{'s' if len(tasks) > 1 else ''} {_ranges(sorted(tasks))}: {how}")
+        if bad and self.step.kills_on_bad_exit and self.living and not self.ending:
+            self._end(signal.SIGCONT, signal.SIGTERM)
+            signal.setitimer(signal.ITIMER_REAL, _UNTIL_KILL)
+        if self.ending and not self.living:
+            self._kill_the_rest()
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """``0-1,3`` for [0, 1, 3]."""
+    found: list[list[int]] = []
+    for number in numbers:
+        if found and number == found[-1][-1] + 1:
+            found[-1].append(number)
+        else:
+            found.append([number])
+    return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in found)
+
+
+def _write(fd: int, data: bytes) -> None:
+    while data:
+        try:
+            data = data[os.write(fd, data) :]
+        except BlockingIOError:
+            select.select([], [fd], [])
+        except OSError:  # nobody reads it, or the disk is full: the tasks run on, as with srun
+            return

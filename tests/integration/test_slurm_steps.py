@@ -1,0 +1,104 @@
+"""Steps of several tasks below `torpor sbatch`: as under Slurm's own srun, and saved with the job."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from pprint import pformat
+
+import pytest
+
+from tests.integration.slurm_cluster import Cluster, missing
+from tests.integration.slurm_jobs import Submitted
+from tests.users import BIN
+
+pytestmark = pytest.mark.skipif(bool(missing()), reason="Slurm is missing here")
+
+SCRIPT = Path(__file__).with_name("slurm_steps.sh")
+OWN = re.compile(
+    "PATH|PWD|OLDPWD|_|SHLVL|TORPOR_.*"  # the supervisor's, and the shell's
+    "|SLURM_(LAUNCH_NODE_IPADDR|SRUN_COMM_.*|STEP_LAUNCHER_PORT|JOB_CPUS_PER_NODE_PACK_GROUP_0)"  # srun's sockets
+    "|SLURM_(TASK_PID|JOB_?ID|STEP_?ID|JOB_NAME|GET_USER_ENV|OPEN_MODE|WORKING_CLUSTER)"
+)
+"""Variables that differ between any two jobs, or that docs/slurm.md says are missing."""
+SLURMS = re.compile(
+    r"^(slurmstepd-\w+: error: \*\*\*.*|srun: (Step created|Job \d+ step|Job step aborted|StepId=).*"
+    r"|srun: Force Terminated.*|srun: cluster configuration lacks support for cpu binding)\n",
+    re.MULTILINE,
+)
+"""What slurmstepd says of a step that it ends, and what srun says as the controller is quick or slow."""
+
+
+def variables(path: Path) -> dict[str, str]:
+    pairs = (line.partition("=") for line in path.read_text().splitlines())
+    return {name: value for name, _, value in pairs if not OWN.fullmatch(name)}
+
+
+def lines(path: Path) -> list[str]:
+    """What a file holds, in no order: tasks run side by side. Which of them end together is chance, too."""
+    text = re.sub(r"(StepId=|job )[\d.]+", r"\1", SLURMS.sub("", path.read_text()))
+    found = []
+    for line in text.splitlines():
+        ends = re.fullmatch(r"(srun: error: \w+): tasks? ([-,\d]+): (.*)", line)
+        if ends is None:
+            found.append(line)
+            continue
+        for part in ends[2].split(","):
+            first, _, last = part.partition("-")
+            found += [f"{ends[1]}: task {task}: {ends[3]}" for task in range(int(first), int(last or first) + 1)]
+    return sorted(found)
+
+
+def read(path: Path) -> object:
+    is_environment = "SLURM_PROCID=" in path.read_text()
+    return variables(path) if is_environment else lines(path)
+
+
+def below(work: Submitted) -> list[str | Path]:
+    return [BIN / "torpor", "sbatch", "--store", work.store, "--"]
+
+
+def test_tasks_get_and_give_what_slurms_do(slurm: Cluster, work: Submitted) -> None:
+    found: list[dict[str, object]] = []
+    for name, command in (("plain", ["sbatch"]), ("torpor", below(work))):
+        folder = work.folder / name
+        folder.mkdir()
+        work.user.own(folder)
+        path = folder / "steps.sh"
+        path.write_text(f"#!/bin/sh\n#SBATCH -n4 -J steps\ncd {folder} || exit\n{SCRIPT.read_text()}")
+        work.number = slurm.submit(work.user, *command, "-o", folder / "job", path)
+        assert work.wait_code() == "0:0", work.told()
+        names = {path.name for path in folder.iterdir()} - {"steps.sh", "job"}
+        found.append({name: read(folder / name) for name in sorted(names)})
+        assert (folder / "job").read_text() == ""
+    plain, ours = found
+    differing = {name: (value, plain[name]) for name, value in ours.items() if value != plain[name]}
+    assert not differing, pformat(differing, width=200)
+    assert ours.keys() == plain.keys()
+
+
+def test_several_tasks_are_kept(work: Submitted) -> None:
+    """With their labels and files, and with a step that waits for room: it begins on the node where the job is then."""
+    path, folder = work.folder / "tasks.sh", work.folder
+    count = "until [ -e finish ]; do echo $n; n=$((n + 1)); sleep 0.1; done; exit $SLURM_PROCID"
+    path.write_text(
+        f"#!/bin/sh\n#SBATCH -n4\ncd {folder}\n"
+        f"srun -n4 -l sh -c 'n=0; echo $n >>begun; {count}' &\n"
+        "until [ $(wc -l <begun) = 4 ]; do sleep 0.1; done\n"
+        "srun -n2 -o second.%t sh -c 'echo $SLURM_RESTART_COUNT $SLURMD_NODENAME' 2>waited\n"
+        "wait %1\nexit $?\n"
+    )
+    (folder / "begun").touch()
+    work.user.own(folder / "begun")
+    work.number = work.cluster.submit(work.user, *below(work), "-o", folder / "out", path)
+    work.cluster.wait_for(lambda: work.out.count("3: ") > 5 and (folder / "waited").exists(), "tasks", more=work.told)
+    work.preempt()
+    work.finish()
+    assert work.wait_code() == "3:0", work.told()
+    told = [line for line in work.out.splitlines() if not line.startswith(("slurmstepd", "srun"))]
+    for task in range(4):
+        steps = [line.partition(": ")[2] for line in told if line.startswith(f"{task}: ")]
+        assert steps == [str(step) for step in range(len(steps))], work.told()
+    assert len(told) == sum(line[1] == ":" for line in told), work.told()
+    assert [(folder / f"second.{task}").read_text() for task in range(2)] == [f"1 {work.node}\n"] * 2
+    assert "step creation temporarily disabled" in (folder / "waited").read_text()
