@@ -78,7 +78,7 @@ class _ManyReasons(TorporError):
 
     def __init__(self, heading: str, reasons: Iterable[Reason]) -> None:
         self.heading = heading
-        self.reasons = tuple(reasons)
+        self.reasons = tuple(dict.fromkeys(reasons))  # two descriptions of a file have the same
         super().__init__(
             f"{heading}: " + "; ".join(map(str, self.reasons)),
             details="\n".join(f"  {reason}" for reason in self.reasons),

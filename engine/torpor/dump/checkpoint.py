@@ -26,7 +26,8 @@ from torpor.dump.tree_dump import TreeDump
 from torpor.errors import CheckpointFailed, ImageDamaged, Reason, Refused, StoreError, failing
 from torpor.image import image_pb2 as pb
 from torpor.image import reading
-from torpor.objects.fds import descriptors, outsiders
+from torpor.objects.fds import databases, descriptors, outsiders
+from torpor.objects.fds.databases import InTransaction
 from torpor.objects.memory import process_memory, vmas
 from torpor.objects.memory.incremental import Before
 from torpor.objects.memory.own_pages import PageWriter, Progress, Ranges
@@ -145,12 +146,7 @@ def checkpoint(
         def write(*, reuse: bool) -> SnapshotInfo:
             known = series.known(home.path) if series and reuse else None
             with home.writer(reading.KIND, tags or {}, reuse=reuse, known=known) as writer:
-                try:
-                    return patiently(root, lambda: _take(root, writer, how, tell))
-                except (HiddenFromFork, SnapshotLost) as error:
-                    # Unforkable memory came after the preflight (or an earlier checkpoint), or there is too little.
-                    without = replace(how, still=str(error))
-                    return patiently(root, lambda: _take(root, writer, without, tell))
+                return _settled(root, writer, how, tell)
 
         try:
             return write(reuse=True)
@@ -171,6 +167,20 @@ def checkpoint(
         ) from error
     finally:
         stats.total_ns = time.monotonic_ns() - began
+
+
+def _settled(root: int, writer: SnapshotWriter, how: _How, tell: Progress) -> SnapshotInfo:
+    """Save the tree at a moment, and in a way, that suits what it turns out to be."""
+    while True:
+        try:
+            return patiently(root, partial(_take, root, writer, how, tell))
+        except InTransaction:
+            how = replace(how, amid=True)
+        except (HiddenFromFork, SnapshotLost) as error:
+            # Unforkable memory came after the preflight (or an earlier checkpoint), or there is too little.
+            if how.still:
+                raise
+            how = replace(how, still=str(error))
 
 
 @dataclass
@@ -203,6 +213,8 @@ class _How:
     stats: Stats
     hold: float = HOLDS[0]
     """See `Frozen`."""
+    amid: bool = False
+    """Whether it is saved in the middle of a database's transaction, too."""
 
 
 def _unhindered(root: int, act: Callable[[float], T]) -> T:
@@ -242,6 +254,10 @@ def _take(root: int, writer: SnapshotWriter, how: _How, progress: Progress) -> S
     ):
         try:
             taken.grab(reset_outside=how.reset_outside, stdio=how.stdio)
+            if under_way := databases.transactions(taken.descriptors):
+                if not how.amid:
+                    raise InTransaction("the tree was not saved", under_way)
+                taken.notices += map(databases.notice, under_way)
             if how.keep_tcp:
                 descriptors.choose_kept(taken.descriptors)
             if taken.forked:

@@ -7,11 +7,10 @@ import os
 import re
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import datetime, timezone
 from functools import partial
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -33,8 +32,6 @@ from torpor_jupyter.kernels.workers import Workers
 
 JOURNAL = "-journal"
 """In the name of SQLite's rollback journals."""
-JOURNAL_SECONDS = 1.0
-"""How long a transaction is waited for; a longer one is a program's own, and is saved as it is."""
 TRIES = 4
 """How often a kernel is tried to be saved that is refused for what may pass: a file that is being replaced, say."""
 AGAIN_SECONDS = 0.2
@@ -144,7 +141,7 @@ class Operations:
         )
         cells = state.gate.cells_sent
         try:
-            info: SnapshotInfo = await self._workers.run(_when_possible, process.pid, save)
+            info: SnapshotInfo = await self._workers.run(_when_possible, save)
         except TorporError as error:
             named = await self._named(kernel_id, process.pid, error)
             if not isinstance(named, Cancelled):
@@ -398,19 +395,13 @@ async def _end(process: KernelProcess) -> None:
         await asyncio.sleep(0.01)
 
 
-def _when_possible(pid: int, save: Callable[[], SnapshotInfo]) -> SnapshotInfo:
-    """Save a process: once more if what it is refused for may have passed, and while SQLite has no journal open in it.
+def _when_possible(save: Callable[[], SnapshotInfo]) -> SnapshotInfo:
+    """Save a process: once more if what it is refused for may have passed.
 
-    IPython's database of cells has one for milliseconds.
-
-    A journal that is there at one moment and gone at the next is refused by the engine; and another kernel would
-    roll back the transaction of one that was ended in its middle (https://www.sqlite.org/lockingv3.html).
+    A journal of SQLite that is there at one moment and gone at the next is refused by the engine.
     """
     refused: list[Refused] = []
     while True:
-        deadline = time.monotonic() + JOURNAL_SECONDS
-        while _has_journal(pid) and time.monotonic() < deadline:
-            time.sleep(0.002)
         try:
             return save()
         except Refused as error:
@@ -422,15 +413,6 @@ def _when_possible(pid: int, save: Callable[[], SnapshotInfo]) -> SnapshotInfo:
                 raise
             if lasting:
                 time.sleep(AGAIN_SECONDS)
-
-
-def _has_journal(pid: int) -> bool:
-    with suppress(OSError):  # it has ended: nobody may look into a zombie
-        for fd in Path(f"/proc/{pid}/fd").iterdir():
-            with suppress(FileNotFoundError):
-                if JOURNAL in os.readlink(fd):
-                    return True
-    return False
 
 
 def _printable(text: str) -> str:

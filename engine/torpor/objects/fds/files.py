@@ -49,7 +49,7 @@ from torpor.objects.paths.opener import O_TMPFILE, Opener, Openers
 from torpor.objects.paths.small_files import SmallFiles, key_of
 from torpor.remote.sys import closed_on_error
 
-_SQLITE = b"SQLite format 3\0"
+SQLITE = b"SQLite format 3\0"
 """The first bytes of an SQLite database (https://www.sqlite.org/fileformat.html)."""
 
 
@@ -217,7 +217,7 @@ def _changed(description: Description, fd: int, *, in_place: bool, locked: bool)
     if flags & os.O_PATH or (flags & os.O_ACCMODE == os.O_WRONLY and flags & os.O_APPEND):
         return ""
     became = fingerprints.change(file, fd, in_place=in_place)
-    if became in (Change.NONE, Change.GROWN) or (not locked and _begins(fd, _SQLITE)):
+    if became in (Change.NONE, Change.GROWN) or (not locked and _begins(fd, SQLITE)):
         return ""
     if (now.st_dev, now.st_ino) != (file.dev, file.ino) and now.st_size != file.size:
         return f"another file has taken its place: {now.st_size} bytes where there were {file.size}"

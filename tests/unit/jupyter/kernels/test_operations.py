@@ -274,8 +274,6 @@ def test_a_kernel_that_has_told_nothing_of_itself_is_one_all_the_same() -> None:
 
 def test_what_a_save_was_refused_for_may_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(operations, "AGAIN_SECONDS", 0)
-    ended = subprocess.Popen(["true"])
-    ended.wait()
 
     def tried(*subjects: str) -> int:
         """How often a process is tried to be saved that is refused for these."""
@@ -285,7 +283,7 @@ def test_what_a_save_was_refused_for_may_pass(monkeypatch: pytest.MonkeyPatch) -
             if left:
                 raise Refused("no", [Reason(left.pop(0), "cannot be kept")])
 
-        operations._when_possible(ended.pid, save)
+        operations._when_possible(save)
         return len(subjects) + 1 - len(left)
 
     assert tried("fd 3") == 2
