@@ -28,6 +28,31 @@ void tp_zero_pages(const void *pages, size_t count, size_t page_size, uint8_t *o
 	}
 }
 
+long tp_find_description(const struct tp_descriptor *wanted, const struct tp_descriptor *known, size_t count,
+			 size_t *place)
+{
+	size_t low = 0, high = count;
+
+	while (low < high) {
+		size_t middle = low + (high - low) / 2;
+		const struct tp_descriptor *other = known + middle;
+		long order = tp_syscall(SYS_kcmp, wanted->pid, other->pid, 0 /* KCMP_FILE */, wanted->fd, other->fd, 0);
+
+		if (order < 0)
+			return order;
+		if (order == 0) {
+			*place = middle;
+			return 1;
+		}
+		if (order == 1)
+			high = middle;
+		else
+			low = middle + 1;
+	}
+	*place = low;
+	return 0;
+}
+
 uint32_t tp_xsave_size(uint64_t features)
 {
 	uint32_t end = 576; /* the legacy area and the header are always there */

@@ -36,6 +36,18 @@ size_t tp_batch_size(void);
 /* Mark in out[i] whether page i of count pages at pages holds only zeros. */
 void tp_zero_pages(const void *pages, size_t count, size_t page_size, uint8_t *out);
 
+/* A descriptor of a process. */
+struct tp_descriptor {
+	int32_t pid, fd;
+};
+
+/*
+ * Search open file descriptions, each given by one of its descriptors and sorted by kcmp(2), for the one that wanted
+ * refers to. 1 if it is there, 0 if it is not: *place is where it is, or where to insert it. Or a negated errno.
+ */
+long tp_find_description(const struct tp_descriptor *wanted, const struct tp_descriptor *known, size_t count,
+			 size_t *place);
+
 /* Bytes of a standard-format xsave area that holds these components (a mask as in XCR0). */
 uint32_t tp_xsave_size(uint64_t features);
 

@@ -167,8 +167,8 @@ class ProcessDump:
         common = Batch()
         self._asked_tree = {part: part.ask(common) for part in tree_parts}
         self._asked_threads = {part: part.ask(common) for part in THREAD_PARTS}
-        batches = {tid: common.copy() for tid in self.process.threads}
-        host = batches[self.injection.host.tid]
+        host = common.copy()  # for all others it is encoded once
+        batches = {tid: host if tid == self.injection.host.tid else common for tid in self.process.threads}
         self._host = _HostQuestions(
             parts={part: part.ask(host, self.texts) for part in PROCESS_PARTS},
             brk=host.add(NR.brk, 0),
@@ -180,7 +180,7 @@ class ProcessDump:
         self._start(batches)
 
     def _start(self, batches: dict[int, Batch]) -> None:
-        for batch in batches.values():
+        for batch in {id(batch): batch for batch in batches.values()}.values():
             assert MADE.issuperset(batch.numbers()), "a call that is not held against filters"
         self.injection.start(batches)
 

@@ -81,6 +81,8 @@ class Batch:
 
     _entries: list[tuple[int, int, int, int, tuple[Argument, ...]]] = field(default_factory=list)
     _places: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict)
+    _encoded: tuple[bytearray, list[int]] | None = None
+    """The table and its data for address 0, and the offsets in them of all words that are addresses there."""
     first: int = 0
     """The entry to begin with. Entries before it are for the children that `on_zero` branches to."""
 
@@ -110,6 +112,7 @@ class Batch:
         for position, arg in enumerate(args):
             if isinstance(arg, Result):
                 flags |= 1 << position
+        assert self._encoded is None, "the table is in use"
         self._entries.append((nr, flags, on_error or 0, on_zero or 0, args))
         return len(self._entries) - 1
 
@@ -118,12 +121,22 @@ class Batch:
         return [nr for nr, *_ in self._entries]
 
     def copy(self) -> Batch:
-        """Copy the table. Neither copy may have been encoded yet."""
+        """Copy the table, before it is encoded."""
         return Batch(list(self._entries), first=self.first)
 
     def encode(self, address: int) -> bytearray:
-        """Encode the table and its data for `address` (16-byte aligned)."""
+        """Encode the table and its data for `address` (16-byte aligned). Many threads may have one table."""
+        if self._encoded is None:
+            self._encoded = self._encode()
+        encoded, pointers = self._encoded
+        table = bytearray(encoded)
+        for offset in pointers:
+            _POINTER.pack_into(table, offset, address + _POINTER.unpack_from(table, offset)[0])
+        return table
+
+    def _encode(self) -> tuple[bytearray, list[int]]:
         data = bytearray()
+        pointers: list[int] = []
         start = len(self._entries) * ENTRY_SIZE
         table = bytearray(start)
         for index, (nr, flags, on_error, on_zero, args) in enumerate(self._entries):
@@ -133,29 +146,32 @@ class Batch:
                     words[position] = arg & _WORD
                 elif isinstance(arg, Result):
                     words[position] = arg.entry
-                elif isinstance(arg, ArgumentOf):
-                    words[position] = address + arg.entry * ENTRY_SIZE + 8 + 8 * arg.position
                 else:
-                    at = address + start + len(data)
+                    pointers.append(index * ENTRY_SIZE + 8 + 8 * position)
+                    if isinstance(arg, ArgumentOf):
+                        words[position] = arg.entry * ENTRY_SIZE + 8 + 8 * arg.position
+                        continue
+                    at = words[position] = start + len(data)
                     content = _content(arg, at)
-                    words[position] = at
-                    self._places[index, position] = (start + len(data), len(content))
+                    if isinstance(arg, Struct):
+                        pointers += (at + offset for offset in arg.pointers)
+                    self._places[index, position] = (at, len(content))
                     data += content
                     data += bytes(-len(data) % 16)
             _ENTRY.pack_into(table, index * ENTRY_SIZE, nr, flags, on_error, on_zero, *words, NOT_RUN)
-        return table + data
+        return table + data, pointers
 
     def output_place(self, entry: int, position: int) -> tuple[int, int]:
         """The offset (from the start of the table) and the size of an `Out` argument."""
         return self._places[entry, position]
 
 
-def _content(arg: bytes | Out | Struct, address: int) -> bytes | bytearray:
+def _content(arg: bytes | Out | Struct, at: int) -> bytes | bytearray:
     if isinstance(arg, Struct):
         content = bytearray(arg.content)
         for offset in arg.pointers:
             (inside,) = _POINTER.unpack_from(content, offset)
-            _POINTER.pack_into(content, offset, address + inside)
+            _POINTER.pack_into(content, offset, at + inside)
         return content
     return bytes(arg.size) if isinstance(arg, Out) else arg
 

@@ -24,7 +24,7 @@ import os
 import signal
 import struct
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -208,27 +208,40 @@ class Injection:
         return self._host
 
     def start(self, batches: dict[int, Batch]) -> None:
-        """Start threads, each with its batch. The entries that bring the thread back are appended here."""
+        """Start threads, each with its batch; many may have the same one.
+
+        The entries that bring a thread back are appended here.
+        """
         self._batches = batches
-        pid = self.process.pid
+        threads: dict[int, list[Thread]] = {}
         for tid, batch in batches.items():
-            thread = self.process.threads[tid]
-            if self._quiet is not None:
-                if thread.sigmask >> (self._quiet - 1) & 1:
-                    # Only _enter() has unblocked it: if the dumper dies before, the signal would stay pending.
-                    batch.add(NR.rt_sigprocmask, signal.SIG_UNBLOCK, _MASK.pack(1 << (self._quiet - 1)), 0, _MASK.size)
-                # The signal needs the ids in the thread's own PID namespace: let the thread ask for them.
-                batch.add(NR.tgkill, Result(batch.add(NR.getpid)), Result(batch.add(NR.gettid)), self._quiet)
-            batch.add(NR.rt_sigreturn)
-            batch.add(NR.rt_sigreturn)  # if a step ends at the first one (see _step), the thread continues at this one
-            slot = self._slots[tid]
+            threads.setdefault(id(batch), []).append(self.process.threads[tid])
+        for batch in {id(batch): batch for batch in batches.values()}.values():
+            self._end(batch, threads[id(batch)])
+        ranges: list[tuple[int, int]] = []
+        content = bytearray()
+        for tid, batch in batches.items():
+            slot, thread = self._slots[tid], self.process.threads[tid]
             table = batch.encode(slot.table)
             slot.size = len(table)
             frame = x86_64.signal_frame(slot.frame, thread.named, self.xstates[tid], thread.sigmask)
-            memory.write(pid, slot.frame, frame.ljust(slot.table - slot.frame, b"\0") + table)
+            ranges.append((slot.frame, slot.table - slot.frame + slot.size))
+            content += frame.ljust(slot.table - slot.frame, b"\0") + table
+        memory.write_ranges(self.process.pid, ranges, content)
         for tid in batches:
             self._entered.add(tid)
             self._enter(tid)
+
+    def _end(self, batch: Batch, threads: Iterable[Thread]) -> None:
+        """Append to a batch what brings its threads back."""
+        if self._quiet is not None:
+            if any(thread.sigmask >> (self._quiet - 1) & 1 for thread in threads):
+                # Only _enter() has unblocked it: if the dumper dies before, the signal would stay pending.
+                batch.add(NR.rt_sigprocmask, signal.SIG_UNBLOCK, _MASK.pack(1 << (self._quiet - 1)), 0, _MASK.size)
+            # The signal needs the ids in the thread's own PID namespace: let the thread ask for them.
+            batch.add(NR.tgkill, Result(batch.add(NR.getpid)), Result(batch.add(NR.gettid)), self._quiet)
+        batch.add(NR.rt_sigreturn)
+        batch.add(NR.rt_sigreturn)  # if a step ends at the first one (see _step), the thread continues at this one
 
     def _enter(self, tid: int) -> None:
         slot = self._slots[tid]
@@ -252,10 +265,13 @@ class Injection:
             CheckpointFailed: a thread was lost, or got a signal.
         """
         self.recall()
+        slots = [self._slots[tid] for tid in self._batches]
+        content = memoryview(bytearray(sum(slot.size for slot in slots)))
+        memory.read_ranges(self.process.pid, [(slot.table, slot.size) for slot in slots], content)
         replies: dict[int, Replies] = {}
-        for tid, batch in self._batches.items():
-            slot = self._slots[tid]
-            replies[tid] = Replies(batch, memory.read(self.process.pid, slot.table, slot.size))
+        for (tid, batch), slot in zip(self._batches.items(), slots, strict=True):
+            replies[tid] = Replies(batch, bytes(content[: slot.size]))
+            content = content[slot.size :]
         return replies
 
     def recall(self) -> None:

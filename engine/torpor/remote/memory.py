@@ -36,12 +36,7 @@ def read_into(pid: int, address: int, buffer: memoryview) -> None:
 
 def read_ranges(pid: int, ranges: Sequence[tuple[int, int]], buffer: memoryview) -> None:
     """Read (address, size) ranges into `buffer`, one after the other, with as few system calls as possible."""
-    position = 0
-    for begin in range(0, len(ranges), IOV_MAX):
-        chunk = ranges[begin : begin + IOV_MAX]
-        size = sum(length for _, length in chunk)
-        _transfer(NR.process_vm_readv, pid, buffer[position : position + size], chunk)
-        position += size
+    _in_chunks(NR.process_vm_readv, pid, ranges, buffer)
 
 
 def read_quietly(pid: int, ranges: Sequence[tuple[int, int]], buffer: memoryview) -> None:
@@ -74,7 +69,12 @@ def read_quietly(pid: int, ranges: Sequence[tuple[int, int]], buffer: memoryview
 
 def write(pid: int, address: int, data: bytes | bytearray) -> None:
     """Write memory that the process itself may write."""
-    _transfer(NR.process_vm_writev, pid, memoryview(data), [(address, len(data))])
+    write_ranges(pid, [(address, len(data))], data)
+
+
+def write_ranges(pid: int, ranges: Sequence[tuple[int, int]], data: bytes | bytearray) -> None:
+    """Write to (address, size) ranges what stands in `data` one after the other."""
+    _in_chunks(NR.process_vm_writev, pid, ranges, memoryview(data))
 
 
 def write_stack(pid: int, address: int, data: bytes) -> None:
@@ -85,6 +85,15 @@ def write_stack(pid: int, address: int, data: bytes) -> None:
             raise OSError(errno.EFAULT, os.strerror(errno.EFAULT))
     finally:
         os.close(fd)
+
+
+def _in_chunks(nr: int, pid: int, ranges: Sequence[tuple[int, int]], local: memoryview) -> None:
+    position = 0
+    for begin in range(0, len(ranges), IOV_MAX):
+        chunk = ranges[begin : begin + IOV_MAX]
+        size = sum(length for _, length in chunk)
+        _transfer(nr, pid, local[position : position + size], chunk)
+        position += size
 
 
 def _transfer(nr: int, pid: int, local: memoryview, ranges: Sequence[tuple[int, int]]) -> None:

@@ -24,6 +24,8 @@ import fcntl
 import os
 import stat
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from torpor.errors import Reason, RestoreFailed
@@ -53,8 +55,25 @@ SQLITE = b"SQLite format 3\0"
 """The first bytes of an SQLite database (https://www.sqlite.org/fileformat.html)."""
 
 
-class RegularFile(Kind[list[OpenFile[Any]]]):
-    """A file with content on a file system. The state is all descriptions of the same file."""
+@dataclass
+class SameFile:
+    """All descriptions of one file: there may be thousands, so what is true of all of them is found once."""
+
+    descriptions: list[OpenFile[SameFile]] = field(default_factory=list)
+
+    @cached_property
+    def written_anywhere(self) -> bool:
+        """Whether one of them may write, and not only at the end of the file."""
+        return any(fingerprints.writes_anywhere(one.flags, one.position, one.stat.st_size) for one in self.descriptions)
+
+    @cached_property
+    def leased(self) -> bool:
+        """Whether one of them has a lease."""
+        return any(one.leased for one in self.descriptions)
+
+
+class RegularFile(Kind[SameFile]):
+    """A file with content on a file system."""
 
     field = "file"
     may_be_under_way = True
@@ -64,27 +83,27 @@ class RegularFile(Kind[list[OpenFile[Any]]]):
         """Any regular file with a path, even a lost one."""
         return stat.S_ISREG(seen.stat.st_mode) and seen.link.startswith("/")
 
-    def grab(self, held: OpenFile[list[OpenFile[Any]]], pidfd: int, *, content: bool) -> list[OpenFile[Any]]:
+    def grab(self, held: OpenFile[SameFile], pidfd: int, *, content: bool) -> SameFile:
         """Nothing to grab: link, fdinfo and stat have all. Closing a copy may write to a network (NFS flushes)."""
-        return []
+        return SameFile()
 
-    def finish(self, mine: list[OpenFile[list[OpenFile[Any]]]], tree: GrabbedDescriptors) -> None:
+    def finish(self, mine: list[OpenFile[SameFile]], tree: GrabbedDescriptors) -> None:
         """Copy the content of small files: they may be gone when the tree wakes."""
-        by_file: dict[tuple[int, int], list[OpenFile[Any]]] = {}
+        by_file: dict[tuple[int, int], SameFile] = {}
         for held in mine:
-            held.state = by_file.setdefault((held.stat.st_dev, held.stat.st_ino), held.state)
-            held.state.append(held)
+            held.state = by_file.setdefault(key_of(held.stat), held.state)
+            held.state.descriptions.append(held)
         if tree.content and tree.built is None:
             tree.small = SmallFiles(tree.pids[0])
             _keep_small(mine, tree, tree.small)
 
-    def unsupported(self, held: OpenFile[list[OpenFile[Any]]], tree: GrabbedDescriptors) -> Iterator[Unsupported]:
+    def unsupported(self, held: OpenFile[SameFile], tree: GrabbedDescriptors) -> Iterator[Unsupported]:
         """Its name must lead to it."""
         yield from _unsupported_name(held, tree)
 
     def describe(
         self,
-        held: OpenFile[list[OpenFile[Any]]],
+        held: OpenFile[SameFile],
         out: Description,
         tree: GrabbedDescriptors,
         image: Describing,
@@ -102,11 +121,8 @@ class RegularFile(Kind[list[OpenFile[Any]]]):
         elif copy := tree.small and tree.small.find(*key):
             copy.name = out.file.path
             copy.note(out.file)
-        elif tree.built is None and not any(
-            id(same) in tree.lease_signals for same in held.state
-        ):  # which reading would break
-            size = held.stat.st_size
-            anywhere = any(fingerprints.writes_anywhere(same.flags, same.position, size) for same in held.state)
+        elif tree.built is None and not held.state.leased:  # which reading would break
+            anywhere = held.state.written_anywhere
             fingerprints.note(out.file, held.stat, in_place=anywhere or key in image.mapped_to_write)
 
     def validate(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
@@ -238,7 +254,7 @@ def _begins(fd: int, with_: bytes) -> bool:
         os.close(reader)
 
 
-def _keep_small(files: list[OpenFile[list[OpenFile[Any]]]], tree: GrabbedDescriptors, small: SmallFiles) -> None:
+def _keep_small(files: list[OpenFile[SameFile]], tree: GrabbedDescriptors, small: SmallFiles) -> None:
     """Copy the files that must be kept, the smallest first."""
     left_out = {key_of(held.stat) for held in files if id(held) in tree.lease_signals}
     written = {key_of(held.stat) for held in files if held.writable and not is_path(held)}

@@ -11,6 +11,7 @@ import errno
 import fcntl
 import os
 import stat
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import cached_property
@@ -18,6 +19,7 @@ from io import FileIO
 from typing import Any
 
 from torpor import procfs
+from torpor._native import ffi, lib
 from torpor.arch.x86_64 import NR
 from torpor.errors import CheckpointFailed, about, in_words
 from torpor.objects.fds import locks, posix_queues, signal_owners
@@ -35,9 +37,8 @@ from torpor.objects.kind import (
 from torpor.objects.process import sharing
 from torpor.objects.sockets.common import family_of
 from torpor.remote.naming import not_permitted
-from torpor.remote.sys import pidfd_open, syscall
+from torpor.remote.sys import pidfd_open
 
-KCMP_FILE = 0
 _LOCAL = (b"bcachefs", b"btrfs", b"ext2", b"ext3", b"ext4", b"f2fs", b"overlay", b"ramfs", b"tmpfs", b"xfs", b"zfs")
 Kinds = Sequence[Kind[Any]]
 """In the order in which they are asked whether a description is theirs; the last one accepts all."""
@@ -134,7 +135,7 @@ class _Known:
     def __init__(self, kinds: Kinds, tree: GrabbedDescriptors) -> None:
         self.kinds = kinds
         self.tree = tree
-        self._buckets: dict[object, list[OpenFile[Any]]] = {}
+        self._buckets: dict[object, _Bucket] = {}
 
     @cached_property
     def local(self) -> set[int]:
@@ -147,18 +148,33 @@ class _Known:
             mounts = []  # it has ended
         return {memfd_device(), *(mount.device for mount in mounts if mount.filesystem in _LOCAL)}
 
-    def find(self, key: object, pid: int, fd: int) -> tuple[OpenFile[Any] | None, list[OpenFile[Any]], int]:
-        """The description of a descriptor, if it is known; else the list and the position where to insert it."""
-        bucket = self._buckets.setdefault(key, [])
-        low, high = 0, len(bucket)
-        while low < high:
-            middle = (low + high) // 2
-            other = bucket[middle].holders[0]
-            order = syscall(NR.kcmp, pid, other.pid, KCMP_FILE, fd, other.fd)
-            if order == 0:
-                return bucket[middle], bucket, middle
-            low, high = (low, middle) if order == 1 else (middle + 1, high)
-        return None, bucket, low
+    def find(self, key: object, holder: FdReference) -> tuple[OpenFile[Any] | None, _Bucket, int]:
+        """The description of a descriptor, if it is known; else the bucket and the position where to insert it."""
+        bucket = self._buckets.get(key)
+        if bucket is None:
+            bucket = self._buckets[key] = _Bucket()
+            return None, bucket, 0
+        place = ffi.new("size_t *")
+        wanted = ffi.new("struct tp_descriptor *", holder)
+        known = ffi.from_buffer("struct tp_descriptor[]", bucket.descriptors)
+        found = lib.tp_find_description(wanted, known, len(bucket.held), place)
+        ffi.release(known)  # which would keep the array from growing
+        if found < 0:
+            raise OSError(-found, os.strerror(-found), NR.kcmp.name)
+        return bucket.held[place[0]] if found else None, bucket, place[0]
+
+
+class _Bucket:
+    """Descriptions that may be the same, in the order of kcmp(2)."""
+
+    def __init__(self) -> None:
+        self.held: list[OpenFile[Any]] = []
+        self.descriptors = array("i")
+        """The PID and the number of a descriptor of each."""
+
+    def insert(self, place: int, held: OpenFile[Any]) -> None:
+        self.held.insert(place, held)
+        self.descriptors[2 * place : 2 * place] = array("i", held.holders[0])
 
 
 def _grab_process(known: _Known, pid: int, pidfd: int) -> None:
@@ -228,7 +244,7 @@ def _description(
     position, _, *identity = info.split(b"\n", 4)[:4]
     flags = _flags(info) & ~os.O_CLOEXEC
     key = (position, flags, *identity)
-    held, bucket, place = known.find(key, holder.pid, holder.fd)
+    held, bucket, place = known.find(key, holder)
     if held is not None:
         return held, False
     seen = _look(str(holder.fd), table, pidfd)

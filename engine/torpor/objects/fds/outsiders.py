@@ -20,12 +20,12 @@ from typing import Any, NamedTuple
 from torpor import procfs
 from torpor.arch.x86_64 import NR
 from torpor.errors import Reason
-from torpor.objects.fds.grabbing import KCMP_FILE
 from torpor.objects.kind import GrabbedDescriptors, OpenFile, name, some
 from torpor.objects.paths.file_names import DELETED
 from torpor.remote.naming import describe_process
 from torpor.remote.sys import try_syscall
 
+_KCMP_FILE = 0
 _ONE_OBJECT = ("pipe:[", "socket:[")
 """How the links begin that name one object, and not its kind."""
 
@@ -135,7 +135,7 @@ def _is_same(held: OpenFile[Any], pid: int, fd: int) -> bool:
         if held.link.endswith(DELETED) or held.link.startswith("/dev/pts/"):
             return True
         holder = held.holders[0]
-        return try_syscall(NR.kcmp, pid, holder.pid, KCMP_FILE, fd, holder.fd) == 0
+        return try_syscall(NR.kcmp, pid, holder.pid, _KCMP_FILE, fd, holder.fd) == 0
     return False
 
 

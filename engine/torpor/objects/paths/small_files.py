@@ -22,6 +22,7 @@ import os
 import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from blake3 import blake3
 
@@ -55,10 +56,14 @@ class Copy(Content):
     def note(self, file: File) -> None:
         """Write the hash of the content to the image."""
         note_stat(file, self.status)
+        file.content.digest, file.content.whole = self._digest, True
+
+    @cached_property
+    def _digest(self) -> bytes:
         content = bytearray(self.size)
         for at, piece in self.pieces.items():
             content[at : at + len(piece)] = piece
-        file.content.digest, file.content.whole = blake3(content).digest(), True
+        return blake3(content).digest()
 
 
 class SmallFiles:

@@ -12,6 +12,7 @@ from tests.unit.objects.fds.descriptor_tree import Acting, acting_as, dumped, ho
 from tests.users import User
 from torpor.image.image_pb2 import Tree
 from torpor.objects.fds import descriptors
+from torpor.objects.paths import fingerprints
 from torpor.objects.process import mounts
 
 
@@ -271,3 +272,25 @@ f = os.open("file", os.O_CREAT | os.O_RDWR); os.fchdir(here); ready(); wait()
         assert "its path is longer than the 4096 bytes that the kernel shows" in str(reason)
 
     acting(body)
+
+
+def test_what_is_true_of_a_file_is_found_once_for_all_its_descriptions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program may have opened one file ten thousand times: to look at all for each of them took minutes."""
+    looked = 0
+    look = fingerprints.writes_anywhere
+
+    def counted(flags: int, position: int, size: int) -> bool:
+        nonlocal looked
+        looked += 1
+        return look(flags, position, size)
+
+    monkeypatch.setattr(fingerprints, "writes_anywhere", counted)
+    file = tmp_path / "file"
+    file.write_bytes(bytes(100))
+    os.utime(file, (0, 0))  # older than the tree: it is not kept with it
+    fds, image = dumped(f"ready(fds=[os.open({str(file)!r}, os.O_RDONLY) for _ in range(200)]); wait()")
+    paths = [one.file.path for one in image.descriptions if one.file.path == os.fsencode(file)]
+    assert len(paths) == len(fds["fds"]) == 200
+    assert 200 <= looked < 300
