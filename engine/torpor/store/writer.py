@@ -17,7 +17,16 @@ from blake3 import blake3
 from torpor.errors import StoreError
 from torpor.store.blocks import MAX_BLOCK, MAX_BLOCKS, BlockTable, Index
 from torpor.store.collect import unlink_snapshot
-from torpor.store.files import DIRECTORY, PAGE, Place, as_store_errors, create_file, store_error, write_all
+from torpor.store.files import (
+    DIRECTORY,
+    PAGE,
+    Place,
+    as_store_errors,
+    begin_writeback,
+    create_file,
+    store_error,
+    write_all,
+)
 from torpor.store.known import KnownBlocks, Pack, snapshot_ids
 from torpor.store.manifest import (
     KIND,
@@ -143,6 +152,8 @@ class SnapshotWriter:
                 offset = self._end
                 indexes, pieces = self._reserve(data, starts, ends, digests)
             write_all(self._fd, pieces, offset)
+            if pieces:
+                begin_writeback(self._fd, offset, sum(piece.nbytes for piece in pieces))
         return indexes
 
     @staticmethod

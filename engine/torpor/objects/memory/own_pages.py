@@ -25,8 +25,10 @@ from torpor.util.ranges import Range, intersection, subtract, union
 from torpor.util.workers import Workers
 
 _CHUNK = 4 << 20
-_WORKERS = 2
-"""Each reads, hashes and writes chunks. More workers would not be faster than the disk."""
+_WORKERS = max(2, min(len(os.sched_getaffinity(0)), 8))
+"""Each reads, hashes and writes chunks. More than eight would wait for Python's lock, which each holds for a tenth of
+its time.
+"""
 
 Progress = Callable[[int, int], None]
 """Called with the bytes of memory done so far and in all."""
@@ -90,12 +92,16 @@ class Ranges:
 
 
 class PageWriter:
-    """Writes pages to the store with a few workers. A context manager: its exit ends them."""
+    """Writes pages to the store with a few workers. A context manager: at its exit all is written, and listed in the
+    tables.
+    """
 
     def __init__(self, writer: SnapshotWriter, progress: Progress) -> None:
         self._writer = writer
         self._progress = progress
         self._pool = Workers(_WORKERS)
+        self._waiting: deque[Callable[[], None]] = deque()
+        """Each waits for a chunk that is under way, or for all before it, and fills a table."""
         self._buffers = threading.local()
         self._lock = threading.Lock()
         self._done = self._expected = 0
@@ -103,8 +109,12 @@ class PageWriter:
     def __enter__(self) -> PageWriter:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._pool.shutdown(cancel_futures=True)
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                self._finish(0)
+        finally:
+            self._pool.shutdown(cancel_futures=True)
 
     def expect(self, size: int) -> None:
         """Announce bytes to come, for the progress."""
@@ -117,7 +127,7 @@ class PageWriter:
             own: the process to read from.
             pages: its own pages.
             before: the process in the snapshot that is the writer's base; None: no page counts as unchanged.
-            table: to be filled.
+            table: to be filled, by the end of the context.
         """
         read = partial(_read, own.pid)
 
@@ -130,7 +140,8 @@ class PageWriter:
         blocks = self._writer.adopt(rows)
         read_now = pb.PageTable()
         self._store(pages.dirty, read, read_now, own.backed)
-        join(before.table, pages.clean, blocks, Columns.of(read_now), table)
+
+        self._waiting.append(lambda: join(before.table, pages.clean, blocks, Columns.of(read_now), table))
 
     def store_file(self, fd: int, size: int, table: pb.PageTable) -> None:
         """Write the content of an open file; the numbers in the table count from its start."""
@@ -147,6 +158,7 @@ class PageWriter:
                 position += length
 
         self._store(ranges, read, table)
+        self._finish(0)  # before the caller closes it
 
     def store_shared(self, segment: Content, table: pb.PageTable) -> None:
         """Write a segment of shared memory; the numbers in the table count from its start."""
@@ -174,13 +186,14 @@ class PageWriter:
     ) -> None:
         """Store ranges. Pages of zeros are stored only in `zeros`."""
         # A table lists its pages by address, so the results are taken in the order of the chunks.
-        waiting: deque[Future[_Stored]] = deque()
         for chunk in _chunks(ranges):
-            waiting.append(self._pool.submit(self._work, chunk, read, zeros))
-            if len(waiting) > 2 * _WORKERS:
-                _list(table, waiting.popleft().result())
-        for future in waiting:
-            _list(table, future.result())
+            self._waiting.append(partial(_list, table, self._pool.submit(self._work, chunk, read, zeros)))
+            self._finish(2 * _WORKERS)
+
+    def _finish(self, left: int) -> None:
+        """Take results until no more than `left` are under way."""
+        while len(self._waiting) > left:
+            self._waiting.popleft()()
 
     def _work(self, chunk: list[tuple[int, int]], read: _Read, zeros: Sequence[Range]) -> _Stored:
         size = sum(length for _, length in chunk)
@@ -242,8 +255,8 @@ def _chunks(ranges: Sequence[tuple[int, int]]) -> Iterator[list[tuple[int, int]]
         yield chunk
 
 
-def _list(table: pb.PageTable, result: _Stored) -> None:
-    starts, counts, blocks = result
+def _list(table: pb.PageTable, stored: Future[_Stored]) -> None:
+    starts, counts, blocks = stored.result()
     table.starts.extend(starts)
     table.counts.extend(counts)
     table.blocks.extend(blocks)

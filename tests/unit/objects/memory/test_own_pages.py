@@ -120,14 +120,17 @@ def address_of(mine: mmap.mmap) -> int:
 def test_memory_that_cannot_be_read_is_named(store: Store) -> None:
     with holder(2, 0) as (pid, private, _):
         beyond = (1 << 47) - 4 * PAGE
-        with store.writer("tree") as saver, PageWriter(saver, lambda done, expected: None) as out:
-            own = Ranges(pid, [(private, private + PAGE)], [])
-            with pytest.raises(CheckpointFailed, match=f"memory of process {pid} between {beyond:#x} and"):
-                out.store_private(own, Cut([], [(beyond, beyond + PAGE)]), None, pb.PageTable())
+        own = Ranges(pid, [(private, private + PAGE)], [])
+        with (
+            store.writer("tree") as saver,
+            pytest.raises(CheckpointFailed, match=f"memory of process {pid} between {beyond:#x} and"),
+            PageWriter(saver, lambda done, expected: None) as out,
+        ):
+            out.store_private(own, Cut([], [(beyond, beyond + PAGE)]), None, pb.PageTable())
     with (
         store.writer("tree") as saver,
-        PageWriter(saver, lambda done, expected: None) as out,
         pytest.raises(ProcessLookupError),
+        PageWriter(saver, lambda done, expected: None) as out,
     ):
         out.store_private(own, Cut([], own.private), None, pb.PageTable())
 
