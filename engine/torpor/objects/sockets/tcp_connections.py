@@ -325,8 +325,6 @@ def _open_end(making: _Making, index: int, tcp: TcpSocket) -> None:
             unsent = partial(common.queued, far.fileno(), tcp_flow.SIOCOUTQNSD)
             _set_options(near, tcp)
             if not left and (tcp.state == TcpSocket.ENDED or tcp.peer_done):
-                # Our end should leave the kernel soon (tcp(7)).
-                far.setsockopt(socket.IPPROTO_TCP, socket.TCP_LINGER2, 1)
                 far.shutdown(socket.SHUT_WR)
                 if tcp.state == TcpSocket.ENDED or tcp.shut_write:
                     near.shutdown(socket.SHUT_WR)

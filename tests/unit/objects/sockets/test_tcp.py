@@ -7,6 +7,7 @@ import select
 import signal
 import socket
 import struct
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -220,3 +221,26 @@ def test_a_tree_of_which_somebody_else_has_killed_a_process_is_ended_all_the_sam
         os.kill(tree.pids[0], signal.SIGKILL)
         os.waitid(os.P_PID, tree.pids[0], os.WEXITED | os.WNOWAIT)
         descriptors.arm_reset(grabbed)
+
+
+def test_the_end_of_a_peer_that_is_gone_takes_what_the_program_ends_later() -> None:
+    """As long as without a wake (tcp_fin_timeout, mostly 60 s): afterwards the kernel would answer with a reset."""
+    server = SERVER.format(family="AF_INET", host="127.0.0.1", protocol=0)
+    with holder(server + "c, s = pair(); s.close(); c.recv(1)\nready(c=c.fileno())\nwait()") as tree:
+        c = tree.ready()["c"]
+        image = tree.dump()
+        descriptors.arm_reset(descriptors.grab(tree.pids))
+    with opened(image) as woken, sock(woken, c) as mine:
+        deadline = time.monotonic() + 10
+        while not (timer := fin_wait_2(mine.getpeername()[1])) and time.monotonic() < deadline:
+            time.sleep(0.005)  # its end is not acknowledged yet
+        assert timer > 10 * os.sysconf("SC_CLK_TCK")
+        mine.shutdown(socket.SHUT_WR)
+        assert mine.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
+
+
+def fin_wait_2(port: int) -> int:
+    """How long an end with this port stays in FIN_WAIT2, in clock ticks; 0 if there is none (proc_net_tcp.rst)."""
+    rows = (line.split() for line in Path("/proc/net/tcp").read_text().splitlines())
+    found = (int(row[5].split(":")[1], 16) for row in rows if row[1].endswith(f":{port:04X}") and row[3] == "05")
+    return next(found, 0)
