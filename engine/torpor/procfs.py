@@ -85,7 +85,9 @@ class Mapping(NamedTuple):
         return self.perms[1:2] == b"w"
 
 
-@lru_cache(1 << 13)
+@lru_cache(
+    1 << 16
+)  # as many as a process may have, unless vm.max_map_count was raised: maps and smaps are read in turn
 def parse_mapping(line: bytes) -> Mapping:
     """Parse one line of maps or one heading of smaps. Cached, since most lines do not change between checkpoints."""
     fields = line.split(None, 5)
@@ -101,6 +103,8 @@ def _unescaped(name: bytes, inode: int) -> bytes:
     The kernel writes a newline as the four characters ``\\012``, but does not escape these four characters themselves
     (fs/seq_file.c, seq_file_path). The inode of the file shows which of the possible names is right.
     """
+    if _NEWLINE not in name:
+        return name
     parts = name.split(_NEWLINE)
     if 1 < len(parts) <= _MOST_NEWLINES:
         for between in product((b"\n", _NEWLINE), repeat=len(parts) - 1):
@@ -144,9 +148,15 @@ def flagged_mappings(pid: int) -> list[FlaggedMapping]:
 def parse_smaps(text: bytes) -> list[FlaggedMapping]:
     """Parse the text of an smaps file."""
     return [
-        FlaggedMapping(parse_mapping(heading), tuple(flags.split()), int(size) << 10, int(key or 0))
+        FlaggedMapping(parse_mapping(heading), _words(flags), int(size) << 10, int(key or 0))
         for heading, size, key, flags in _SMAPS.findall(text)
     ]
+
+
+@lru_cache(1 << 8)
+def _words(flags: bytes) -> tuple[bytes, ...]:
+    """Split VmFlags. Cached, since there are few combinations."""
+    return tuple(flags.split())
 
 
 class Mount(NamedTuple):

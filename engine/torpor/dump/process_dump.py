@@ -307,9 +307,9 @@ class ProcessDump:
     def walk(self, pool: Executor) -> None:
         """Scan the snapshot in another thread; `describe` uses the result."""
         assert self.snapshot
-        self._walk = Walk(
-            pool, self.snapshot.pid, self.private, [(start, end) for start, end, backed in self.watchable if backed]
-        )
+        private = self.watchable
+        backed = [(one.start, one.end) for one in private if one.backed]
+        self._walk = Walk(pool, self.snapshot.pid, [(one.start, one.end) for one in private], backed)
 
     @_step(_State.ENTERED, _State.LEFT)
     def leave(self) -> None:

@@ -21,6 +21,7 @@ _ON_ZERO = 1 << 7
 _STOP = 1 << 8
 _ENTRY = struct.Struct("<HHHH6Qq")
 _RESULT = struct.Struct("<q")
+_RESULTS = struct.Struct("<56xq")
 _POINTER = struct.Struct("<Q")
 _WORD = (1 << 64) - 1
 
@@ -77,17 +78,24 @@ class Call(NamedTuple):
 
 @dataclass
 class Batch:
-    """A table of system calls, as it is built."""
+    """A table of system calls, as it is built. Many threads may have one, each at an address of its own."""
 
-    _entries: list[tuple[int, int, int, int, tuple[Argument, ...]]] = field(default_factory=list)
-    _places: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict)
-    _encoded: tuple[bytearray, list[int]] | None = None
-    """The table and its data for address 0, and the offsets in them of all words that are addresses there."""
     first: int = 0
     """The entry to begin with. Entries before it are for the children that `on_zero` branches to."""
+    _numbers: list[int] = field(default_factory=list)
+    _table: bytearray = field(default_factory=bytearray)
+    _data: bytearray = field(default_factory=bytearray)
+    """What follows the table. In both, addresses count from where they will point into: from the table, or the data."""
+    _into_table: list[int] = field(default_factory=list)
+    """The offsets in the table of words that are addresses in it."""
+    _into_data: list[int] = field(default_factory=list)
+    """The same of addresses in the data."""
+    _within_data: list[int] = field(default_factory=list)
+    """The offsets in the data of words that are addresses in it."""
+    _places: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._numbers)
 
     def add(
         self,
@@ -107,73 +115,75 @@ class Batch:
             stop: raise SIGTRAP after the call. Only for processes that Torpor created: the signal kills a process
                 without a tracer.
         """
+        index = len(self._numbers)
         flags = (_ON_ERROR if on_error is not None else 0) | (_ON_ZERO if on_zero is not None else 0)
         flags |= _STOP if stop else 0
+        words = [0, 0, 0, 0, 0, 0]
         for position, arg in enumerate(args):
-            if isinstance(arg, Result):
+            if isinstance(arg, int):
+                words[position] = arg & _WORD
+            elif isinstance(arg, Result):
                 flags |= 1 << position
-        assert self._encoded is None, "the table is in use"
-        self._entries.append((nr, flags, on_error or 0, on_zero or 0, args))
-        return len(self._entries) - 1
+                words[position] = arg.entry
+            elif isinstance(arg, ArgumentOf):
+                words[position] = arg.entry * ENTRY_SIZE + 8 + 8 * arg.position
+                self._into_table.append(index * ENTRY_SIZE + 8 + 8 * position)
+            else:
+                words[position] = at = len(self._data)
+                self._into_data.append(index * ENTRY_SIZE + 8 + 8 * position)
+                self._places[index, position] = at, self._append(arg)
+        self._table += _ENTRY.pack(nr, flags, on_error or 0, on_zero or 0, *words, NOT_RUN)
+        self._numbers.append(nr)
+        return index
+
+    def _append(self, arg: bytes | Out | Struct) -> int:
+        """Append an argument to the data; return its size."""
+        at = len(self._data)
+        if isinstance(arg, Struct):
+            content = bytearray(arg.content)
+            for offset in arg.pointers:
+                (inside,) = _POINTER.unpack_from(content, offset)
+                _POINTER.pack_into(content, offset, at + inside)
+                self._within_data.append(at + offset)
+            self._data += content
+        else:
+            self._data += bytes(arg.size) if isinstance(arg, Out) else arg
+        size = len(self._data) - at
+        self._data += bytes(-size % 16)
+        return size
 
     def numbers(self) -> list[int]:
         """The system call number of every entry."""
-        return [nr for nr, *_ in self._entries]
+        return self._numbers
 
     def copy(self) -> Batch:
-        """Copy the table, before it is encoded."""
-        return Batch(list(self._entries), first=self.first)
+        """Copy the table; each may get other calls."""
+        return Batch(
+            self.first,
+            list(self._numbers),
+            bytearray(self._table),
+            bytearray(self._data),
+            list(self._into_table),
+            list(self._into_data),
+            list(self._within_data),
+            dict(self._places),
+        )
 
     def encode(self, address: int) -> bytearray:
-        """Encode the table and its data for `address` (16-byte aligned). Many threads may have one table."""
-        if self._encoded is None:
-            self._encoded = self._encode()
-        encoded, pointers = self._encoded
-        table = bytearray(encoded)
-        for offset in pointers:
-            _POINTER.pack_into(table, offset, address + _POINTER.unpack_from(table, offset)[0])
-        return table
-
-    def _encode(self) -> tuple[bytearray, list[int]]:
-        data = bytearray()
-        pointers: list[int] = []
-        start = len(self._entries) * ENTRY_SIZE
-        table = bytearray(start)
-        for index, (nr, flags, on_error, on_zero, args) in enumerate(self._entries):
-            words = [0, 0, 0, 0, 0, 0]
-            for position, arg in enumerate(args):
-                if isinstance(arg, int):
-                    words[position] = arg & _WORD
-                elif isinstance(arg, Result):
-                    words[position] = arg.entry
-                else:
-                    pointers.append(index * ENTRY_SIZE + 8 + 8 * position)
-                    if isinstance(arg, ArgumentOf):
-                        words[position] = arg.entry * ENTRY_SIZE + 8 + 8 * arg.position
-                        continue
-                    at = words[position] = start + len(data)
-                    content = _content(arg, at)
-                    if isinstance(arg, Struct):
-                        pointers += (at + offset for offset in arg.pointers)
-                    self._places[index, position] = (at, len(content))
-                    data += content
-                    data += bytes(-len(data) % 16)
-            _ENTRY.pack_into(table, index * ENTRY_SIZE, nr, flags, on_error, on_zero, *words, NOT_RUN)
-        return table + data, pointers
+        """The table and its data for `address` (16-byte aligned)."""
+        whole = self._table + self._data
+        start = len(self._table)
+        for offsets, base in ((self._into_table, address), (self._into_data, address + start)):
+            for offset in offsets:
+                _POINTER.pack_into(whole, offset, _POINTER.unpack_from(whole, offset)[0] + base)
+        for offset in self._within_data:
+            _POINTER.pack_into(whole, start + offset, _POINTER.unpack_from(whole, start + offset)[0] + address + start)
+        return whole
 
     def output_place(self, entry: int, position: int) -> tuple[int, int]:
         """The offset (from the start of the table) and the size of an `Out` argument."""
-        return self._places[entry, position]
-
-
-def _content(arg: bytes | Out | Struct, at: int) -> bytes | bytearray:
-    if isinstance(arg, Struct):
-        content = bytearray(arg.content)
-        for offset in arg.pointers:
-            (inside,) = _POINTER.unpack_from(content, offset)
-            _POINTER.pack_into(content, offset, at + inside)
-        return content
-    return bytes(arg.size) if isinstance(arg, Out) else arg
+        at, size = self._places[entry, position]
+        return len(self._table) + at, size
 
 
 class Replies:
@@ -190,7 +200,7 @@ class Replies:
 
     def results(self) -> list[int]:
         """Every result, by entry."""
-        return [self.result(entry) for entry in range(len(self._batch))]
+        return [value for (value,) in _RESULTS.iter_unpack(self._raw[: len(self._batch) * ENTRY_SIZE])]
 
     def failed_calls(self) -> set[int]:
         """The system calls that failed in every entry that makes them."""

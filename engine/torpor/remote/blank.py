@@ -11,9 +11,11 @@ import os
 import signal
 import struct
 from array import array
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from torpor import procfs
 from torpor.arch.x86_64 import (
@@ -90,11 +92,13 @@ class Work:
     """The tasks that its calls created, in order."""
 
 
-@dataclass
-class _Running:
+class _Table(NamedTuple):
+    """A part of a list of calls, ready to be run."""
+
     work: Work
-    batch: Batch
     calls: Sequence[Call]
+    batch: Batch
+    encoded: bytearray
 
 
 class Blanks:
@@ -169,15 +173,18 @@ class Blanks:
         Raises:
             RestoreFailed: a call did not give the required result; the error names the process and the step.
         """
-        rest = [(work, _parts(work)) for work in works]
-        while rest:
-            started = []
-            for work, parts in rest:
-                if (calls := next(parts, None)) is not None:
-                    started.append(((work, parts), self._start(work, calls)))
-            for _, running in started:
-                self._finish(running)
-            rest = [one for one, _ in started]
+        running: deque[tuple[_Table, Iterator[_Table]]] = deque()
+        for tables in map(_tables, works):
+            if table := next(tables, None):
+                self._start(table)
+                running.append((table, tables))
+        while running:
+            table, tables = running.popleft()
+            following = next(tables, None)  # encoded while this one runs
+            self._finish(table)
+            if following:
+                self._start(following)
+                running.append((following, tables))
 
     def ask(self, work: Work) -> list[int]:
         """Run a few calls in a task and return their results.
@@ -185,28 +192,25 @@ class Blanks:
         Raises:
             RestoreFailed: as in `run`.
         """
-        return self._finish(self._start(work, work.calls))[: len(work.calls)]
+        table = _table(work, work.calls)
+        self._start(table)
+        return self._finish(table)[: len(work.calls)]
 
-    def _start(self, work: Work, calls: Sequence[Call]) -> _Running:
-        batch = Batch()
-        for call in calls:
-            # A failed call stops the table, unless its predicate may accept the error.
-            batch.add(call.nr, *call.args, on_error=None if callable(call.expect) else len(calls))
-        batch.add(NR.getpid, stop=True)
-        memory.write(work.task.tid, work.address, batch.encode(work.address))
+    def _start(self, table: _Table) -> None:
+        work = table.work
+        memory.write(work.task.tid, work.address, table.encoded)
         registers = array("Q", work.task.registers)
         registers[RIP], registers[R14], registers[R12] = self.scratch.start, work.address, work.address
         registers[ORIG_RAX], registers[RAX], registers[RSP] = WORD, 0, 0
         ptrace.set_registers(work.task.tid, registers)
         ptrace.resume(work.task.tid)
-        return _Running(work, batch, calls)
 
-    def _finish(self, running: _Running) -> list[int]:
-        work = running.work
+    def _finish(self, table: _Table) -> list[int]:
+        work = table.work
         self._wait_trap(work.task, lambda tid: work.newborn.append(self._add(tid, f"a child of {work.task.name}")))
-        raw = memory.read(work.task.tid, work.address, len(running.batch) * ENTRY_SIZE)
-        results = Replies(running.batch, raw).results()
-        for call, result in zip(running.calls, results, strict=False):
+        raw = memory.read(work.task.tid, work.address, len(table.batch) * ENTRY_SIZE)
+        results = Replies(table.batch, raw).results()
+        for call, result in zip(table.calls, results, strict=False):
             if not call.ok(result):
                 raise failure(work.task, call, result)
             if call.nr in (NR.pread64, NR.preadv) and self._progress:
@@ -293,7 +297,7 @@ class Blanks:
             if sig != signal.SIGKILL:
                 ptrace.resume(task.tid)
         else:
-            self._start(Work(task, calls, self.tables.start), calls)
+            self._start(_table(Work(task, calls, self.tables.start), calls))
         while os.WIFSTOPPED(status := os.waitpid(task.tid, ptrace.WALL)[1]):
             ptrace.resume(task.tid, ptrace.CONT, 0 if ptrace.event(status) else ptrace.stop_signal(status))
         del self._tasks[task.tid]
@@ -334,6 +338,8 @@ def table_size(calls: Iterable[Call]) -> int:
 def _call_size(call: Call) -> int:
     size = ENTRY_SIZE
     for arg in call.args:
+        if type(arg) is int:  # nearly all are
+            continue
         if isinstance(arg, bytes):
             size += len(arg) + 16
         elif isinstance(arg, Struct):
@@ -341,6 +347,20 @@ def _call_size(call: Call) -> int:
         elif isinstance(arg, Out):
             size += arg.size + 16
     return size
+
+
+def _tables(work: Work) -> Iterator[_Table]:
+    """The tables of a list of calls, each encoded when it is asked for."""
+    return (_table(work, calls) for calls in _parts(work))
+
+
+def _table(work: Work, calls: Sequence[Call]) -> _Table:
+    batch = Batch()
+    for call in calls:
+        # A failed call stops the table, unless its predicate may accept the error.
+        batch.add(call.nr, *call.args, on_error=None if callable(call.expect) else len(calls))
+    batch.add(NR.getpid, stop=True)
+    return _Table(work, calls, batch, batch.encode(work.address))
 
 
 def _parts(work: Work) -> Iterator[Sequence[Call]]:

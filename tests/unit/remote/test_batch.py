@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import struct
 
-import pytest
-
 from torpor.remote.batch import ENTRY_SIZE, ArgumentOf, Batch, Out, Result, Struct
 
 
@@ -31,8 +29,13 @@ def test_a_table_differs_from_place_to_place_in_its_addresses_only() -> None:
     assert tables[0][content : content + 7] == b"content"
 
 
-def test_a_table_that_is_in_use_gets_no_more_calls() -> None:
+def test_a_copy_gets_calls_of_its_own() -> None:
     batch = made()
-    batch.encode(1 << 20)
-    with pytest.raises(AssertionError):
-        batch.add(1)
+    copy = batch.copy()
+    copy.add(4, b"more", Out(1))
+    assert batch.numbers() == [1, 2, 3]
+    assert batch.encode(0) == made().encode(0)
+    assert copy.numbers() == [1, 2, 3, 4]
+    at, size = copy.output_place(3, 1)
+    assert (at, size) == (4 * ENTRY_SIZE + 96, 1)
+    assert copy.encode(0)[at - 16 : at - 12] == b"more"

@@ -68,7 +68,9 @@ def describe(
     space.guards.counts.extend((end - start) // PAGE for start, end in guards)
     vdso.describe([vma.mapping for vma in found if vma.mapping.name in vdso.NAMES], vdso.host(), space)
     pages = Ranges(pid, [], [], walk)
-    for vma in (vma._replace(mapping=shared.names.lasting(vma.mapping)) for vma in found):
+    for vma in found:
+        if (mapping := shared.names.lasting(vma.mapping)) is not vma.mapping:
+            vma = vma._replace(mapping=mapping)  # noqa: PLW2901  the same one, by another name
         if not vmas.is_special(vma.mapping):
             kind = _describe_vma(vma, space.vmas.add(), files, shared)
             bounds = (vma.mapping.start, vma.mapping.end)

@@ -97,7 +97,9 @@ def unsupported(name: str, pid: int, vmas: Sequence[FlaggedMapping]) -> list[Rea
         mapping = vma.mapping
         if is_special(mapping):
             continue
-        flags = tuple(flag for flag in vma.flags if flag != WRITE_PROTECTED or mapping not in noted)
+        flags = vma.flags
+        if WRITE_PROTECTED in flags and mapping in noted:
+            flags = tuple(flag for flag in flags if flag != WRITE_PROTECTED)
         why = _special_reason(mapping) or vm_flags.reason(flags) or _page_reason(vma)
         if why:
             subject = f"{name}, mapping {mapping.start:#x}-{mapping.end:#x} {os.fsdecode(mapping.name)}".rstrip()
