@@ -42,6 +42,7 @@ from torpor.remote.waits import Waits
 from torpor.store import SnapshotInfo, SnapshotReader, SnapshotWriter, Store
 from torpor.util import choices, inherited
 from torpor.util.job_names import job_name
+from torpor.util.workers import Workers
 
 Then = Literal["run", "stop", "kill"]
 Outside = Literal["refuse", "reset"]
@@ -249,8 +250,9 @@ def _take(root: int, writer: SnapshotWriter, how: _How, progress: Progress) -> S
 
     with (
         no_collection() as calm,
+        Workers(1) as pool,  # before the freeze: on a busy host it takes a while until a thread runs
         Frozen(root, FREEZE_SECONDS, how.last, how.hold, partial(daemons.seen, root), look) as frozen,
-        TreeDump(frozen.processes, waits, how.series, how.still, again=how.then == "run") as taken,
+        TreeDump(frozen.processes, waits, how.series, how.still, again=how.then == "run", pool=pool) as taken,
     ):
         try:
             taken.grab(reset_outside=how.reset_outside, stdio=how.stdio)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from concurrent.futures import Executor
 from functools import cache
 from itertools import chain
 from typing import Any
@@ -29,7 +30,6 @@ from torpor.remote.freeze import Process
 from torpor.remote.snapshot import Watch
 from torpor.remote.waits import Waits
 from torpor.store import SnapshotWriter
-from torpor.util.workers import Workers
 
 _STUBS = CodeStubs()
 
@@ -50,6 +50,7 @@ class TreeDump:
         still: str,
         *,
         again: bool,
+        pool: Executor | None = None,
         built: Built | None = None,
     ) -> None:
         """
@@ -59,6 +60,7 @@ class TreeDump:
             series: its earlier checkpoints.
             still: why the tree stays frozen until its image is written; empty if its memory is to be forked.
             again: whether the tree will run on, so that another checkpoint of the series may follow.
+            pool: scans the snapshots of its memory; None if there will be none.
             built: for a tree that a restore has just built. The contents of memory and files are not read then. None
                 for a tree that is saved.
         """
@@ -79,13 +81,12 @@ class TreeDump:
         self._waits = waits
         self._parts: dict[TreePart[Any, Any, Any], Any] = {}
         self._realtime_ns = 0
-        self._pool = Workers(1)
+        self._pool = pool
 
     def __enter__(self) -> TreeDump:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._pool.shutdown(cancel_futures=True)
         for process in self._living():
             process.abandon()
         if self.files:
@@ -187,6 +188,7 @@ class TreeDump:
             )
         for taken in living:
             if self.forked:
+                assert self._pool is not None
                 taken.walk(self._pool)
             else:
                 taken.end_snapshot()

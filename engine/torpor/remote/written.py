@@ -27,7 +27,7 @@ import fcntl
 import os
 import struct
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import reduce
 from typing import NamedTuple
 
@@ -122,7 +122,15 @@ class WriteWatch:
         watched: list[Range] = []
         huge: list[Range] = []
         with memory.PageMap(pid) as pages:
-            for start, end, backed in mappings:
+            alone: list[Private] = []
+            for run in _runs(mappings):
+                written = _written_together(pages, run, again=again) if len(run) > 2 else None
+                if written is None:
+                    alone += run
+                    continue
+                found += written
+                watched += ((one.start, one.end) for one in run if one.backed)
+            for start, end, backed in alone:
                 large = end - start >= _HUGE
                 written = pages.written(start, end, again=again and not large)
                 if written is None:  # new
@@ -139,6 +147,7 @@ class WriteWatch:
                     found += pages.written(start, end, again=True, huge=False) or ()
                 if backed:
                     watched.append((start, end))
+            watched.sort()
             for first, last in union(watched):
                 found += intersection(pages.zeros(first, last), watched)
                 for start, end in intersection(pages.swapped(first, last), watched):
@@ -170,3 +179,28 @@ class WriteWatch:
                 raise
             return
         pages.written(start, end, again=True)
+
+
+def _runs(mappings: Sequence[Private]) -> Iterator[list[Private]]:
+    """The mappings in lists of neighbours that are too small for huge pages; each other one by itself."""
+    run: list[Private] = []
+    for one in mappings:
+        if run and (run[-1].end != one.start or one.end - one.start >= _HUGE or run[0].end - run[0].start >= _HUGE):
+            yield run
+            run = []
+        run.append(one)
+    if run:
+        yield run
+
+
+def _written_together(pages: memory.PageMap, run: Sequence[Private], *, again: bool) -> list[Range] | None:
+    """What was written of neighbours, with two calls for all of them: a kernel has hundreds of small mappings.
+
+    Returns:
+        None if one is not watched. The kernel stops there, and forgets what it has found before: so it looks first
+        without protecting anything.
+    """
+    written = pages.written(run[0].start, run[-1].end, again=False)
+    if written is None or not again:
+        return written
+    return pages.written(run[0].start, run[-1].end, again=True)

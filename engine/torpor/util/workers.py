@@ -22,6 +22,7 @@ with suppress(OSError):  # not glibc
 P = ParamSpec("P")
 T = TypeVar("T")
 
+_EVERY_SIGNAL = signal.valid_signals()
 NO_THREAD = "no thread can be started"
 RAISE_LIMIT = "raise the limit of processes (ulimit -u, pids.max), or free memory"
 
@@ -53,7 +54,7 @@ class Thread:
         try:
             mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())  # apart, since the next one may raise a Ctrl-C
             try:
-                signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+                signal.pthread_sigmask(signal.SIG_BLOCK, _EVERY_SIGNAL)
                 _thread.start_new_thread(self._run, (FileIO(beginning, "w"),))
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, mask)

@@ -21,6 +21,7 @@ from torpor.image import image_pb2 as pb
 from torpor.remote.freeze import Frozen
 from torpor.remote.tracer import in_own_thread
 from torpor.remote.waits import Waits
+from torpor.util.workers import Workers
 
 CHILDREN = """
 if os.fork() == 0:
@@ -64,8 +65,9 @@ def dumped(root: int, act: Callable[[TreeDump, Frozen], Any], still: str = "") -
 
     def work(_: object) -> Any:
         with (
+            Workers(1) as pool,
             Frozen(root, 10) as frozen,
-            TreeDump(frozen.processes, Waits(), None, still, again=True) as taken,
+            TreeDump(frozen.processes, Waits(), None, still, again=True, pool=pool) as taken,
         ):
             taken.grab(reset_outside=False, stdio=None)
             return act(taken, frozen)

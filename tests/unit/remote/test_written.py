@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from tests.leaks import no_more_descriptors
 from torpor.arch.x86_64 import NR
 from torpor.procfs import PAGE
+from torpor.remote.memory import PageMap
 from torpor.remote.sys import syscall
 from torpor.remote.written import OPEN_FLAGS, Private, WriteWatch
 from torpor.util.ranges import Range
@@ -73,6 +74,42 @@ def test_all_that_was_written_is_found_and_what_was_not_is_not(rounds: list[tupl
             assert memory.pages(watch.look(os.getpid(), [memory.private], again=again)) == since
             if again:
                 since = set()
+
+
+@pytest.mark.parametrize("new", [None, 0, 2, 3])
+def test_neighbours_are_looked_at_together_and_nothing_of_them_is_lost(
+    monkeypatch: pytest.MonkeyPatch, new: int | None
+) -> None:
+    """Also where one of them is not watched yet: the kernel would forget what it found before it came to that one."""
+    calls = 0
+    real = PageMap.written
+
+    def counted(self: PageMap, start: int, end: int, *, again: bool, huge: bool = True) -> list[Range] | None:
+        nonlocal calls
+        calls += 1
+        return real(self, start, end, again=again, huge=huge)
+
+    memory = Memory()
+    for page in range(PAGES):
+        memory.write(page)
+    size = PAGES // 4 * PAGE
+    parts = [Private(at, at + size, False) for at in range(memory.start, memory.end, size)]
+    for part in parts[::2]:  # so that each is a mapping of its own
+        memory.map.madvise(mmap.MADV_DONTDUMP, part.start - memory.start, size)
+    watch = made()
+    try:
+        assert watch.begin(os.getpid(), [(one.start, one.end) for at, one in enumerate(parts) if at != new])
+        written = {3, 13, 23, 33}
+        for page in written:
+            memory.write(page)
+        found = memory.pages(watch.look(os.getpid(), parts, again=True))
+        whole = set() if new is None else {*range(10 * new, 10 * new + 10)}
+        assert found == written | whole
+        monkeypatch.setattr(PageMap, "written", counted)
+        assert memory.pages(watch.look(os.getpid(), parts, again=True)) == set()
+        assert calls == 2
+    finally:
+        watch.close()
 
 
 def test_pages_that_had_not_been_touched_count_when_they_are() -> None:
