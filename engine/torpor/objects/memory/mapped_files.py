@@ -6,6 +6,7 @@ elf(5) on notes; the build id is an NT_GNU_BUILD_ID note with the name "GNU".
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import stat
@@ -66,6 +67,11 @@ def _up(value: int, align: int) -> int:
     return (value + align - 1) & -align
 
 
+_LEADS_ELSEWHERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO)
+"""What open(2) says of a path that no longer leads to a file: a file is in the place of a directory, or a socket in its
+own."""
+
+
 class _Known(NamedTuple):
     path: bytes
     inode: int
@@ -115,12 +121,14 @@ class MappedFiles:
     def _add(self, path: bytes, inode: int) -> int | None:
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        except FileNotFoundError:
-            return None
         except PermissionError:
             raise CheckpointFailed(
                 f"the mapped file {os.fsdecode(path)} cannot be read by you, so a restore could not check it"
             ) from None
+        except OSError as error:
+            if error.errno in _LEADS_ELSEWHERE:
+                return None
+            raise CheckpointFailed(f"the mapped file {os.fsdecode(path)} cannot be read: {error.strerror}") from error
         try:
             return self._put(path, fd) if os.fstat(fd).st_ino == inode else None
         finally:

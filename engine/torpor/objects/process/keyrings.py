@@ -51,6 +51,9 @@ _DEAD = (errno.ENOKEY, errno.EKEYEXPIRED, errno.EKEYREVOKED, errno.EKEYREJECTED)
 _MOST_KEYS = 512
 ADVICE = "have it leave the keyring (keyctl new_session), or remove the key (keyctl unlink)"
 _LONGEST_NAME = 4096
+"""KEY_MAX_DESC_SIZE (include/uapi/linux/keyctl.h), in bytes."""
+_LONGEST_DESCRIPTION = _LONGEST_NAME + 64
+"""Of KEYCTL_DESCRIBE, which has the type, the owner and the rights before the name."""
 _LARGEST = 32 << 10
 """The maximal size of a payload in bytes, which is above that of the type "user"."""
 _UNITS = {b"s": 1, b"m": 60, b"h": 3600, b"d": 86400, b"w": 7 * 86400}
@@ -264,11 +267,14 @@ def grab(found: Mapping[int, tuple[Collection[Rings], Ask]], own: int) -> Keys:
 def _take(serial: int, ask: Ask, reasons: list[tuple[int, str]], pid: int, *, lenient: bool) -> Ring | None:
     """Read a keyring; None if nothing in it must be kept."""
     batch = Batch()
-    name = batch.add(NR.keyctl, _DESCRIBE, serial, Out(_LONGEST_NAME), _LONGEST_NAME)
+    name = batch.add(NR.keyctl, _DESCRIBE, serial, Out(_LONGEST_DESCRIPTION), _LONGEST_DESCRIPTION)
     listed = batch.add(NR.keyctl, _READ, serial, Out(4 * _MOST_KEYS), 4 * _MOST_KEYS)
     replies = ask(batch)
     ring = Ring(serial, _described(replies, name))
     if ring.name.description.startswith(_OF_USER) or -replies.result(name) in _DEAD:
+        return None
+    if not 0 < replies.result(name) <= _LONGEST_DESCRIPTION:
+        reasons.append((pid, f"its keyring {serial:#x} may not be viewed"))
         return None
     words = f"its keyring {ring.name.description.decode(errors='replace')!r}"
     size = replies.result(listed)
@@ -285,7 +291,7 @@ def _take(serial: int, ask: Ask, reasons: list[tuple[int, str]], pid: int, *, le
 def _take_key(serial: int, ask: Ask, ring: Ring) -> str:
     """Read a key into `ring`. Returns why that is impossible, "" if it is not."""
     batch = Batch()
-    name = batch.add(NR.keyctl, _DESCRIBE, serial, Out(_LONGEST_NAME), _LONGEST_NAME)
+    name = batch.add(NR.keyctl, _DESCRIBE, serial, Out(_LONGEST_DESCRIPTION), _LONGEST_DESCRIPTION)
     content = batch.add(NR.keyctl, _READ, serial, Out(_LARGEST), _LARGEST)
     replies = ask(batch)
     size = replies.result(content)

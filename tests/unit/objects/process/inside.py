@@ -52,17 +52,23 @@ def make(call: Call) -> None:
     assert call.expect is None or done == call.expect, f"{call.words}: {done}"
 
 
-def answers(texts_of: texts.Texts, batch: Batch, pending: Iterable[bytes] = ()) -> Answers:
+def replies(batch: Batch) -> Replies:
     """The results of a table of calls, made here one after the other."""
     memory = ctypes.create_string_buffer(_ROOM)
     address = ctypes.addressof(memory)
     table = batch.encode(address)
+    assert len(table) <= _ROOM
     ctypes.memmove(memory, bytes(table), len(table))
     for at in range(0, len(batch) * ENTRY_SIZE, ENTRY_SIZE):
         nr, flags, _, _, *words, _ = _ENTRY.unpack_from(memory, at)
         assert not flags, "the calls of these parts do not depend on one another"
         ctypes.c_int64.from_buffer(memory, at + 56).value = try_syscall(nr, *words)
-    return Answers(texts_of, Replies(batch, memory.raw), list(pending), {os.getpid(): os.getpid()})
+    return Replies(batch, memory.raw)
+
+
+def answers(texts_of: texts.Texts, batch: Batch, pending: Iterable[bytes] = ()) -> Answers:
+    """What a part is told whose calls are made here."""
+    return Answers(texts_of, replies(batch), list(pending), {os.getpid(): os.getpid()})
 
 
 def _describe(part: ProcessPart[Any, Any]) -> pb.Process:
