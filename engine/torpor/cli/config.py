@@ -16,7 +16,7 @@ HEADINGS = ("SETTING", "VALUE", "FROM", "WHAT")
 def command(as_json: bool) -> None:
     """Show what is set for Torpor here, and where: in the environment or in a configuration file.
 
-    An option of a command is above the environment, and the user's file above the host's.
+    Options override the environment, which overrides the user's file, which overrides the host's.
     """
     from torpor.store import default_path
     from torpor.util import settings
