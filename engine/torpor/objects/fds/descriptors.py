@@ -9,7 +9,7 @@
     placement  for one process: dup3() from the slots to its own numbers
     closing    for one process: close everything else, slots included
 
-A new kind is a module with a class of `description.Kind`, and one line in KINDS.
+A new kind is a module with a class of `torpor.objects.kind.Kind`, and one line in KINDS.
 
 Who owns a descriptor's signals is in `torpor.objects.fds.signal_owners`.
 """

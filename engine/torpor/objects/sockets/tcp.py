@@ -30,7 +30,6 @@ import termios
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from enum import IntEnum
 
 from torpor.arch.x86_64 import NR
 from torpor.errors import Reason
@@ -60,6 +59,7 @@ from torpor.objects.sockets import (
 )
 from torpor.objects.sockets.addresses import Address
 from torpor.objects.sockets.common import Key, SocketState
+from torpor.objects.sockets.tcp_states import State
 from torpor.remote.sys import pidfd_open, syscall
 
 OPTIONS: dict[int, dict[Key, int]] = {
@@ -71,22 +71,6 @@ PROTOCOLS = (0, socket.IPPROTO_TCP, tcp_connections.IPPROTO_MPTCP)
 
 _SIOCATMARK = 0x8905
 """An ioctl: whether the next byte follows an urgent one (include/uapi/asm-generic/sockios.h)."""
-
-
-class State(IntEnum):
-    """States of a connection (include/net/tcp_states.h)."""
-
-    ESTABLISHED = 1
-    SYN_SENT = 2
-    SYN_RECV = 3
-    FIN_WAIT1 = 4
-    FIN_WAIT2 = 5
-    TIME_WAIT = 6
-    CLOSE = 7
-    CLOSE_WAIT = 8
-    LAST_ACK = 9
-    LISTEN = 10
-    CLOSING = 11
 
 
 WE_ENDED = frozenset({State.FIN_WAIT1, State.FIN_WAIT2, State.CLOSING, State.LAST_ACK})

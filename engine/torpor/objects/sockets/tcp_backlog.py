@@ -13,11 +13,11 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import NamedTuple
 
 from torpor import procfs
+from torpor.objects.sockets.tcp_states import State
 
 Place = tuple[IPv4Address | IPv6Address, int]
 """An address and a port."""
 
-_ESTABLISHED, _SYN_RECEIVED, _CLOSE_WAIT = 1, 3, 8
 _WORD = 8  # hexadecimal digits, in host byte order
 
 
@@ -32,11 +32,11 @@ class _Row(NamedTuple):
 def waiting() -> dict[tuple[Place, Place], int]:
     """The connections that were not accepted, as (listener's end, other end), with the bytes received on each."""
     # A FIN counts as a byte; before the handshake is complete the number means something else.
-    beside = {_ESTABLISHED: 0, _CLOSE_WAIT: 1}
+    beside = {int(State.ESTABLISHED): 0, int(State.CLOSE_WAIT): 1}
     return {
         (row.local, row.remote): row.received - beside[row.state] if row.state in beside else 0
         for row in _rows()
-        if row.inode == 0 and row.state in (*beside, _SYN_RECEIVED)
+        if row.inode == 0 and row.state in (*beside, State.SYN_RECV)
     }
 
 

@@ -17,8 +17,8 @@ from ipaddress import IPv4Address, IPv6Address
 from torpor.errors import RestoreFailed
 from torpor.objects.sockets import common
 from torpor.objects.sockets.addresses import Address
+from torpor.objects.sockets.tcp_states import State
 
-CLOSE_WAIT = 8
 FIN_ACK = 0x11
 PATIENCE = 2.0
 """How long the kernel may take to accept the segment, in seconds."""
@@ -49,7 +49,7 @@ def tell(sock: socket.socket, here: Address, there: Address, sequence: int, ackn
     with socket.socket(family, socket.SOCK_RAW, socket.IPPROTO_RAW) as raw:
         raw.sendto(packet, (str(here.host), 0))
     deadline = time.monotonic() + PATIENCE
-    while common.getsockopt(sock.fileno(), socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] != CLOSE_WAIT:
+    while common.getsockopt(sock.fileno(), socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] != State.CLOSE_WAIT:
         if time.monotonic() > deadline:
             raise RestoreFailed(f"the kernel does not take the end of the TCP connection to {there}")
         os.sched_yield()

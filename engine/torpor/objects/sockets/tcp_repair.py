@@ -44,6 +44,7 @@ from torpor.errors import CheckpointFailed, NotPermitted
 from torpor.image.image_pb2 import KeptConnection, TcpSocket
 from torpor.objects.kind import FdReference, copy_unless_ended
 from torpor.objects.sockets import addresses, buffers, common, peeking, tcp_close
+from torpor.objects.sockets.tcp_states import State
 from torpor.remote.sys import Words, syscall
 from torpor.util.strict_protobuf import parse
 
@@ -63,10 +64,9 @@ DROP = struct.pack("=HBBI", 0x06, 0, 0, 0)
 """struct sock_filter: return 0 bytes of every packet."""
 WINDOW = struct.Struct("=5I")
 """struct tcp_repair_window: snd_wl1, snd_wnd, max_window, rcv_wnd, rcv_wup."""
-ESTABLISHED, FIN_WAIT1, FIN_WAIT2, CLOSE_WAIT = 1, 4, 5, tcp_close.CLOSE_WAIT
-WE_ENDED = frozenset({FIN_WAIT1, FIN_WAIT2})
-GO_ON = WE_ENDED | {ESTABLISHED, CLOSE_WAIT}
-"""States in which a connection can be made again (include/net/tcp_states.h)."""
+WE_ENDED = frozenset({State.FIN_WAIT1, State.FIN_WAIT2})
+GO_ON = WE_ENDED | {State.ESTABLISHED, State.CLOSE_WAIT}
+"""States in which a connection can be made again."""
 SIOCOUTQNSD = 0x894B
 """The bytes that were written but not sent yet (include/uapi/linux/sockios.h)."""
 SETTLING, PAUSE = 0.3, 0.005
@@ -194,7 +194,7 @@ def _read(copy: int) -> KeptConnection | None:
         local=addresses.local_name(copy),
         remote=addresses.peer_name(copy),
         we_ended=info[0] in WE_ENDED,
-        peer_ended=info[0] == CLOSE_WAIT,
+        peer_ended=info[0] == State.CLOSE_WAIT,
         mss=common.number(copy, _TCP, socket.TCP_MAXSEG),
         options=info[5],
         scales=info[6],

@@ -53,14 +53,13 @@ from torpor.objects.paths.opener import Openers
 from torpor.objects.sockets import addresses, common, unix_names, unix_paths, unix_queues
 from torpor.objects.sockets.common import SocketState
 from torpor.objects.sockets.sock_diag import RCV_SHUTDOWN, SEND_SHUTDOWN
+from torpor.objects.sockets.tcp_states import State
 from torpor.objects.sockets.unix_diag import Diagnosis, Known
 from torpor.objects.sockets.unix_queues import PATH, Queue
 
 OPTIONS = unix_names.OPTIONS
 OPENED_BY_PROCESSES = (Pidfd.field, ProcFile.field, MessageQueue.field)
 """Kinds that a restorer does not have itself, and so cannot send."""
-TCP_LISTEN = 10
-"""Unix sockets use the numbers of TCP's states."""
 
 
 @dataclass
@@ -88,7 +87,7 @@ class UnixState:
     @property
     def listening(self) -> bool:
         """Whether it listens."""
-        return self.known is not None and self.known.state == TCP_LISTEN
+        return self.known is not None and self.known.state == State.LISTEN  # of TCP's, as the kernel has it
 
     @property
     def sends_to_name(self) -> bool:
