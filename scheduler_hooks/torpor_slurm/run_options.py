@@ -24,3 +24,5 @@ class Options:
     rollback_files: Rollback = "append-only"
     files: Files = "as-they-were"
     """Whether a snapshot is woken even if its files were changed in place since."""
+    mpi: Literal["tcp"] | None = None
+    """Whether MPI is to leave the adapter of a fast network alone (mpi_environment.py)."""

@@ -20,7 +20,7 @@ from typing import Literal
 from torpor import Job, processes, start
 from torpor.errors import NotFound, StoreError, TorporError
 from torpor.processes import Signals, inherited_environment, inherited_signals
-from torpor_slurm import another_run, beginning, controller, lifeline
+from torpor_slurm import another_run, beginning, controller, lifeline, mpi_environment
 from torpor_slurm.allocation import ENV_FILE, Allocation
 from torpor_slurm.beginning import Beginning, Script, patiently
 from torpor_slurm.controller import JobRecord, SlurmError
@@ -195,7 +195,12 @@ class Supervisor:
         stand_ins = self.directory.stand_ins
         command = [str(stand_ins / "srun"), *self.command[1:]] if self.command[0] == "srun" else self.command
         path = f"{stand_ins}:{os.environ.get('PATH', os.defpath)}"
-        environment = {**inherited_environment(), "PATH": path, ENV_FILE: str(self.directory.environment_file)}
+        environment = {
+            **mpi_environment.variables(self.directory.path, tcp=self.options.mpi == "tcp"),
+            **inherited_environment(),
+            "PATH": path,
+            ENV_FILE: str(self.directory.environment_file),
+        }
         return start(command, environment=environment, signals=self.given)
 
     def _wake(self) -> Job | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 from pathlib import Path
 from pprint import pformat
 
@@ -16,7 +18,7 @@ pytestmark = pytest.mark.skipif(bool(missing()), reason="Slurm is missing here")
 
 SCRIPT = Path(__file__).with_name("slurm_steps.sh")
 OWN = re.compile(
-    "PATH|PWD|OLDPWD|_|SHLVL|TORPOR_.*"  # the supervisor's, and the shell's
+    "PATH|PWD|OLDPWD|_|SHLVL|TORPOR_.*|OMPI_.*|PRTE_.*|UCX_.*"  # the supervisor's, and the shell's
     "|SLURM_(LAUNCH_NODE_IPADDR|SRUN_COMM_.*|STEP_LAUNCHER_PORT|JOB_CPUS_PER_NODE_PACK_GROUP_0)"  # srun's sockets
     "|SLURM_(TASK_PID|JOB_?ID|STEP_?ID|JOB_NAME|GET_USER_ENV|OPEN_MODE|WORKING_CLUSTER)"
 )
@@ -102,3 +104,41 @@ def test_several_tasks_are_kept(work: Submitted) -> None:
     assert len(told) == sum(line[1] == ":" for line in told), work.told()
     assert [(folder / f"second.{task}").read_text() for task in range(2)] == [f"1 {work.node}\n"] * 2
     assert "step creation temporarily disabled" in (folder / "waited").read_text()
+
+
+RING = Path(__file__).with_name("slurm_ring.c")
+RING_STEPS = 200
+
+
+@pytest.mark.parametrize(
+    ("compiler", "launcher"), [("mpicc.openmpi", "mpirun.openmpi"), ("mpicc.mpich", "mpiexec.hydra")]
+)
+def test_ranks_of_mpi_are_kept(work: Submitted, compiler: str, launcher: str) -> None:
+    """By the launcher of what the program is linked with; woken on a node that has nothing of its shared memory."""
+    if not (shutil.which(compiler) and shutil.which(launcher)):
+        pytest.skip(f"{compiler} and {launcher} are missing here: install openmpi-bin, mpich and their -dev")
+    ring, finish, path = work.folder / "ring", work.folder / "finish", work.folder / "ring.sh"
+    subprocess.run([compiler, "-O2", "-Wall", "-Wextra", "-Werror", RING, "-o", ring], check=True)
+    path.write_text(
+        f"#!/bin/sh\n#SBATCH -n2\ncd {work.folder} || exit\nsrun -o ranks.%t {ring} {RING_STEPS} {finish}\n"
+    )
+    work.number = work.cluster.submit(work.user, *below(work), "-o", work.folder / "out", path)
+    first = work.folder / "ranks.0"
+    work.cluster.wait_for(lambda: first.exists() and "step 5\n" in first.read_text(), "ranks", more=work.told)
+
+    def clear() -> None:
+        for segment in Path("/dev/shm").glob(f"vader_segment.n?.{work.user.uid}.*"):
+            segment.unlink()
+
+    work.send_away(clear)
+    work.finish()
+    assert work.wait_code() == "0:0", work.told()
+    assert not list(Path("/tmp").glob(f"ompi.n?.{work.user.uid}"))
+    told = [(work.folder / f"ranks.{rank}").read_text().splitlines() for rank in range(2)]
+    assert told[0][:-1] == [f"step {step}" for step in range(RING_STEPS)]
+    sums = {line.partition(": ")[2].partition(",")[0] for line in (lines[-1] for lines in told)}
+    undisturbed = [launcher, *(["--oversubscribe"] if "openmpi" in launcher else []), "-np", "2"]
+    expected = work.user.run([*undisturbed, ring, str(RING_STEPS), finish], check=True).stdout
+    assert sums == {expected.splitlines()[-1].partition(": ")[2].partition(",")[0]}
+    assert [lines[-1].partition(":")[0] for lines in told] == [f"rank {rank} of 2" for rank in range(2)]
+    assert [lines[-1].rpartition(" ")[2] for lines in told] == ["0", "1"]

@@ -11,8 +11,14 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def slurm_options(function: F) -> F:
-    """Add --on-timeout, --on-refused, --rollback-files and --files, named as in torpor_slurm's run_options.py."""
+    """Add --on-timeout, --on-refused, --rollback-files, --files and --mpi, as in torpor_slurm's run_options.py."""
     for option in (
+        click.option(
+            "--mpi",
+            type=click.Choice(["tcp"]),
+            help="In a Slurm job: have Open MPI and MPICH use shared memory and TCP, which can be saved, instead of "
+            "InfiniBand, Slingshot or EFA.",
+        ),
         click.option(
             "--files",
             type=click.Choice(["as-they-were", "as-they-are"]),

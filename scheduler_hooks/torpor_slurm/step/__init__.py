@@ -9,7 +9,8 @@ that script runs this package:
 *options* reads the command line and refuses what matters and cannot be had (another node, GPUs). *room* waits until the
 allocation has processors for the step, as Slurm would. *tasks* starts the tasks, each with the environment, files and
 processors that Slurm would have given it; a single one takes this process's own place. *tender* stays as their parent:
-it hands signals on, merges their output line by line, and ends with the highest of their codes.
+it hands signals on, merges their output line by line, and ends with the highest of their codes. The ranks of MPI are
+started by its own launcher (*mpi*).
 
 Everything here is in memory as long as the step is, and in every snapshot of the job: it imports little.
 """

@@ -8,10 +8,10 @@ import sys
 from collections.abc import Sequence
 
 from torpor.errors import TorporError
-from torpor_slurm.step import place, room
+from torpor_slurm.step import mpi, place, room
 from torpor_slurm.step.files import several_programs
 from torpor_slurm.step.options import Step, read
-from torpor_slurm.step.tasks import Binding, Files, Task, binding, environment, say
+from torpor_slurm.step.tasks import Files, Task, binding, environment, say
 from torpor_slurm.step.tender import Stream, Tender
 
 
@@ -31,47 +31,51 @@ def main(arguments: Sequence[str]) -> int:
     if step.has("multi-prog"):
         programs = several_programs(step.command[0], step.tasks)
         commands = {task: [*words, *step.command[1:]] for task, words in programs.items()}
+    launcher = mpi.launcher(step, [words[0] for words in commands.values()], job)
     with room.taken(step, job) as cpus:
         job.update(place.current(job))  # it may have waited for long, and have been woken elsewhere meanwhile
         number = place.next_step(job)
         bound = binding(step, cpus, room.size(job), sorted(os.sched_getaffinity(0)))
         variables = environment(step, number, len(cpus), job)
         files = Files(step, number, job)
-        if step.tasks == 1 and not step.has("label"):
+        if step.tasks == 1 and not step.has("label") and launcher is None:
             stdio = [files.input(0) or 0, files.output(0, 1)[0], files.output(0, 2)[0]]
             Task(0, commands[0], stdio).become(variables, bound)
         tender = Tender(step, f"{job.get('SLURM_JOB_ID', '0')}.{number}")
-        living, streams, inputs = _start(step, commands, files, variables, bound)
+        streams: list[Stream] = []
+        tasks = [_with_outputs(step, Task(one, words, []), files, streams) for one, words in sorted(commands.items())]
+        if launcher is not None:
+            ranks = mpi.Ranks(launcher, tasks, variables, bound)
+            return tender.tend({ranks.start(cpus): range(step.tasks)}, streams, [], ranks.pipes)
+        inputs = [fd for task in tasks for fd in _given_input(task, files)]
+        living = {task.start(variables, bound): range(task.number, task.number + 1) for task in tasks}
+        files.close({stream.destination for stream in streams})
     return tender.tend(living, streams, inputs)
 
 
-def _start(
-    step: Step, commands: dict[int, list[str]], files: Files, variables: dict[str, str], bound: Binding
-) -> tuple[dict[int, int], list[Stream], list[int]]:
-    """Start the tasks: their numbers by PID, the output that is merged, and where the input goes."""
-    streams: list[Stream] = []
-    inputs: list[int] = []
-    living: dict[int, int] = {}
-    for number in range(step.tasks):
-        task = Task(number, commands[number], [])
-        given = files.input(number)
-        if given is None:
-            given, ours = os.pipe2(os.O_CLOEXEC)
-            inputs.append(ours)
-            task.pipes.append(given)
-        task.stdio.append(given)
-        label = f"{number:>{len(str(step.tasks - 1))}}: ".encode() if step.has("label") else b""
-        for which in (1, 2):
-            fd, shared = files.output(number, which)
-            if label or (shared and not step.has("unbuffered")):
-                ours, theirs = os.pipe2(os.O_CLOEXEC)
-                streams.append(Stream(ours, fd, label))
-                task.pipes.append(theirs)
-                fd = theirs
-            task.stdio.append(fd)
-        living[task.start(variables, bound)] = number
-    files.close({stream.destination for stream in streams})
-    return living, streams, inputs
+def _with_outputs(step: Step, task: Task, files: Files, streams: list[Stream]) -> Task:
+    """Give a task its output and errors: where they are merged with those of others, a pipe."""
+    label = f"{task.number:>{len(str(step.tasks - 1))}}: ".encode() if step.has("label") else b""
+    for which in (1, 2):
+        fd, shared = files.output(task.number, which)
+        if label or (shared and not step.has("unbuffered")):
+            ours, theirs = os.pipe2(os.O_CLOEXEC)
+            streams.append(Stream(ours, fd, label))
+            task.pipes.append(theirs)
+            fd = theirs
+        task.stdio.append(fd)
+    return task
+
+
+def _given_input(task: Task, files: Files) -> list[int]:
+    """Give a task its input; the pipe to it, if it gets all that srun itself gets."""
+    if (given := files.input(task.number)) is not None:
+        task.stdio.insert(0, given)
+        return []
+    given, ours = os.pipe2(os.O_CLOEXEC)
+    task.stdio.insert(0, given)
+    task.pipes.append(given)
+    return [ours]
 
 
 if __name__ == "__main__":

@@ -28,8 +28,8 @@ GRAMMAR = Grammar(
 """srun(1)."""
 EFFECTIVE = frozenset({
     "chdir", "cpu-bind", "cpus-per-task", "distribution", "error", "exact", "exclusive", "immediate", "input",
-    "job-name", "kill-on-bad-exit", "label", "multi-prog", "ntasks", "open-mode", "output", "overcommit", "overlap",
-    "quiet", "unbuffered", "wait",
+    "job-name", "kill-on-bad-exit", "label", "mpi", "multi-prog", "ntasks", "open-mode", "output", "overcommit",
+    "overlap", "quiet", "unbuffered", "wait",
 })  # fmt: skip
 """Options that have their effect here."""
 NEEDLESS = frozenset({
@@ -43,7 +43,7 @@ _VARIABLES = {
     "chdir": "SLURM_WORKING_DIR", "cpu-bind": "SLURM_CPU_BIND", "cpus-per-task": "SRUN_CPUS_PER_TASK",
     "error": "SLURM_STDERRMODE", "exact": "SLURM_EXACT", "exclusive": "SLURM_EXCLUSIVE", "immediate": "SLURM_IMMEDIATE",
     "input": "SLURM_STDINMODE", "kill-on-bad-exit": "SLURM_KILL_BAD_EXIT", "label": "SLURM_LABELIO",
-    "multi-prog": "SLURM_MULTI_PROG", "ntasks": "SLURM_NTASKS", "open-mode": "SLURM_OPEN_MODE",
+    "mpi": "SLURM_MPI_TYPE", "multi-prog": "SLURM_MULTI_PROG", "ntasks": "SLURM_NTASKS", "open-mode": "SLURM_OPEN_MODE",
     "output": "SLURM_STDOUTMODE", "overcommit": "SLURM_OVERCOMMIT", "overlap": "SLURM_OVERLAP",
     "unbuffered": "SLURM_UNBUFFEREDIO", "wait": "SLURM_WAIT",
 }  # fmt: skip
@@ -110,7 +110,7 @@ def unsupported(given: Mapping[str, str], environment: Mapping[str, str]) -> Ite
                 yield Reason(option, "a snapshot holds the processes of one node", "use --nodes=1")
         elif name in EFFECTIVE or name in NEEDLESS or (name == "nodelist" and value in here):
             continue
-        elif (name, value) not in (("mpi", "none"), ("export", "ALL"), ("jobid", environment.get("SLURM_JOB_ID"))):
+        elif (name, value) not in (("export", "ALL"), ("jobid", environment.get("SLURM_JOB_ID"))):
             why = "the step runs as a part of the job's process tree, and this option would have no effect"
             yield Reason(f"srun --{name}", why, "remove it, or run the command without srun")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -61,6 +61,19 @@ def locked(job: Mapping[str, str]) -> Iterator[None]:
         yield
     finally:
         os.close(fd)
+
+
+def kept(name: str, job: Mapping[str, str], ask: Callable[[], str]) -> str:
+    """What does not change during a job, and is asked once in it."""
+    if (directory := _directory(job)) is None:
+        return ask()
+    with suppress(FileNotFoundError):
+        return (directory / name).read_text()
+    value = ask()
+    temporary = directory / f".{name}.{os.urandom(8).hex()}"
+    temporary.write_text(value)
+    temporary.rename(directory / name)
+    return value
 
 
 def _directory(job: Mapping[str, str]) -> Path | None:

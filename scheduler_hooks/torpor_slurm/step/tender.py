@@ -103,8 +103,8 @@ class Tender:
         """
         self.step = step
         self.name = name
-        self.living: dict[int, int] = {}
-        """The numbers of the tasks that run, by PID."""
+        self.living: dict[int, range] = {}
+        """The numbers of the tasks that run, by PID: one each, or all for a launcher of MPI."""
         self.pids: list[int] = []
         """Of all tasks."""
         self.streams: dict[int, Stream] = {}
@@ -116,12 +116,29 @@ class Tender:
         for number in (*_HANDED_ON, signal.SIGCHLD, signal.SIGALRM):
             signal.signal(number, lambda *_: None)
 
-    def tend(self, living: dict[int, int], streams: Sequence[Stream], inputs: Sequence[int]) -> int:
-        """Wait for all tasks and all of their output; the exit code of the step."""
+    def tend(
+        self,
+        living: dict[int, range],
+        streams: Sequence[Stream],
+        inputs: Sequence[int],
+        held: Sequence[int] = (),
+    ) -> int:
+        """Wait for all tasks and all of their output; the exit code of the step.
+
+        Args:
+            living: the numbers of the tasks, by PID.
+            streams: their output.
+            inputs: pipes to them, for what comes to srun's own standard input.
+            held: descriptors that are closed when no task runs any more.
+        """
         self.living, self.pids = living, list(living)
         self.streams = {stream.source: stream for stream in streams}
         given = Input(inputs)
         while self.living or self.streams:
+            if held and not self.living:
+                for fd in held:
+                    os.close(fd)
+                held = ()
             poll = select.poll()
             poll.register(self._heard, select.POLLIN)
             for fd in self.streams:
@@ -175,19 +192,19 @@ class Tender:
         ends: dict[str, list[int]] = {}
         bad = False
         for pid in list(self.living):
-            ended, status = os.waitpid(pid, os.WNOHANG)
-            if not ended:
+            gone, status = os.waitpid(pid, os.WNOHANG)
+            if not gone:
                 continue
             code = os.waitstatus_to_exitcode(status)
-            task = self.living.pop(pid)
+            ended = self.living.pop(pid)
             self.signalled |= code < 0
             self.code = max(self.code, 128 - code if code < 0 else code)
             bad = bad or code != 0
             if code:
                 core = " (core dumped)" if os.WCOREDUMP(status) else ""
                 how = f"{signal.strsignal(-code)}{core}" if code < 0 else f"Exited with exit code {code}"
-                ends.setdefault(how, []).append(task)
-            if not self.ending and len(self.living) == self.step.tasks - 1:
+                ends.setdefault(how, []).extend(ended)
+            if not self.ending and len(self.living) == len(self.pids) - 1:
                 signal.setitimer(signal.ITIMER_REAL, int(self.step.values.get("wait") or 0))
         node = os.uname().nodename.partition(".")[0]
         for how, tasks in ends.items():

@@ -49,7 +49,7 @@ OF_OTHERS = {
 }
 """Options of other programs."""
 OF_OTHERS_CODE = {124: "timeout(1), as the supervisor at a time limit"}
-INTERNAL = {"TORPOR_BEGAN", "TORPOR_SBATCH_PID"}
+INTERNAL = {"TORPOR_BEGAN", "TORPOR_SBATCH_PID", "TORPOR_STEP_PLAN"}
 """Variables by which parts of Torpor speak with each other."""
 ELSEWHERE = {"RUNNER", "SLURMD_NODENAME", "VIRTUAL_ENV"}
 """Variables that Torpor neither sets nor reads."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from subprocess import PIPE, Popen
 
 import pytest
 
-from torpor_slurm import srun_wrapper
+from torpor_slurm import mpi_environment, srun_wrapper
 from torpor_slurm.step import room
 from torpor_slurm.step.files import file_name, is_one_per_task, several_programs, unknown_patterns
 from torpor_slurm.step.options import GRAMMAR, read, unsupported
@@ -246,6 +247,99 @@ def test_steps_wait_for_room(job: Job) -> None:
 
 def test_a_task_may_call_srun_itself(job: Job) -> None:
     assert job.told("-n1", job.srun.as_posix(), "-n2", "echo", "x") == (0, ["x", "x"], [])
+
+
+# --------------------------------------------------------------------------------------- MPI
+
+LAUNCHER = """#!/bin/sh
+[ "$1" = --version ] && { echo "mpirun (Open MPI) 4.1.4"; exit; }
+env | grep ^SLURM_JOB_ID
+[ "$1" = -np ] || exit 99
+ranks=$2
+while [ "$1" != "%s" ]; do shift; done
+rank=0
+while [ $rank -lt $ranks ]; do
+	OMPI_COMM_WORLD_RANK=$rank "$@" &
+	pids="$pids $!"
+	rank=$((rank + 1))
+done
+for one in $pids; do wait $one || code=$?; done
+exit $code
+"""
+
+
+@pytest.fixture
+def mpi(job: Job) -> Job:
+    """With an mpirun and an ldd of its own."""
+    (job.folder / "orterun").write_text(LAUNCHER % sys.executable)
+    (job.folder / "ldd").write_text('#!/bin/sh\ncase $1 in *cat) cat "${0%/*}/libraries" ;; esac\n')
+    (job.folder / "scontrol").write_text("#!/bin/sh\necho 'MaxJobCount = 1'\necho 'MpiDefault              = pmix'\n")
+    for name in ("orterun", "ldd", "scontrol"):
+        (job.folder / name).chmod(0o700)
+    job.env["PATH"] = f"{job.folder}:{os.environ['PATH']}"
+    return job
+
+
+def test_ranks_are_tasks(mpi: Job) -> None:
+    (mpi.folder / "libraries").write_text(
+        "\tlibmpi.so.40 => /no/lib/libmpi.so.40 (0x1)\n\tlibopen-pal.so.40 => /x (0x1)\n"
+    )
+    for task in range(2):
+        (mpi.folder / str(task)).write_text(f"of {task}\n")
+    (mpi.folder / "programs").write_text("* cat %t /proc/self/environ\n")
+    code, _, errors = mpi.told("-n2", "-o", "out.%t", "--multi-prog", "programs")
+    assert (code, errors) == (0, [])
+    for task in range(2):
+        first, _, rest = (mpi.folder / f"out.{task}").read_text().partition("\n")
+        assert first == f"of {task}"
+        variables = rest.split("\0")
+        assert {f"SLURM_PROCID={task}", "SLURM_NTASKS=2", f"OMPI_COMM_WORLD_RANK={task}"} <= {*variables}
+        assert not any(one.startswith("TORPOR_STEP_PLAN") for one in variables)
+    assert mpi.told("-n2", "-l", "cat", "0", "missing") == (
+        1,
+        ["0: of 0", "1: of 0"],
+        [
+            *(f"{task}: cat: missing: No such file or directory" for task in range(2)),
+            f"srun: error: {os.uname().nodename.partition('.')[0]}: tasks 0-1: Exited with exit code 1",
+        ],
+    )
+
+
+def test_an_interpreter_is_started_by_the_mpi_in_path(mpi: Job) -> None:
+    (mpi.folder / "orterun").rename(mpi.folder / "mpirun")
+    script = ("sh", "-c", "echo $SLURM_PROCID $OMPI_COMM_WORLD_RANK")
+    assert mpi.told("-n2", "--mpi=pmix", *script) == (0, ["0 0", "1 1"], [])
+    assert mpi.told("-n2", *script) == (0, ["0 0", "1 1"], []), "by MpiDefault"
+    assert mpi.told("-n2", "--mpi=none", *script) == (0, ["0", "1"], [])
+    assert mpi.told(*script) == (0, ["0"], [])
+    assert (mpi.folder / "mpi-default").read_text() == "pmix"
+
+
+@pytest.mark.parametrize(
+    ("library", "told"),
+    [
+        ("libmpi_cray.so.12", "only Slurm's own PMI server starts"),
+        ("libmpich.so.12", "linked with MPICH, whose mpiexec starts its ranks here, and is not in PATH"),
+    ],
+)
+def test_an_mpi_whose_ranks_cannot_be_started_is_refused(mpi: Job, library: str, told: str) -> None:
+    (mpi.folder / "libraries").write_text(f"\t{library} => /no/lib/{library} (0x1)\n")
+    mpi.env["PATH"] = f"{mpi.folder}:{mpi.folder / 'bin'}"
+    (mpi.folder / "bin").mkdir()
+    for name in ("sh", "cat", "env"):
+        (mpi.folder / "bin" / name).symlink_to(shutil.which(name) or "")
+    code, _, errors = mpi.told("-n2", "cat")
+    assert code == 1
+    assert told in errors[0]
+
+
+def test_the_environment_of_mpi(tmp_path: Path) -> None:
+    usual = mpi_environment.variables(tmp_path, tcp=False)
+    assert usual["OMPI_MCA_orte_tmpdir_base"] == str(tmp_path)
+    assert {"OMPI_MCA_pml": "ob1", "FI_PROVIDER": "tcp"}.items() <= mpi_environment.variables(
+        tmp_path, tcp=True
+    ).items()
+    assert "OMPI_MCA_pml" not in usual
 
 
 def test_little_is_held_in_memory(job: Job) -> None:

@@ -50,6 +50,13 @@ DEVICES = {
 }
 """By major and minor number; -1: any minor (Documentation/admin-guide/devices.txt)."""
 
+_FABRIC = re.compile("/dev/(infiniband/|hfi1|cxi|kgni)")
+"""InfiniBand, RoCE and EFA; Omni-Path; Slingshot; Aries (drivers/infiniband of Linux 6.18, and vendors' own)."""
+_OWN_ADAPTER = Unsupported(
+    "what the adapter of a fast network holds (InfiniBand, Omni-Path, Slingshot, EFA) cannot be read",
+    "have MPI use shared memory and TCP: `torpor sbatch --mpi=tcp`, or the variables in docs/slurm.md",
+)
+
 
 NETLINK = {9: "audit", 12: "netfilter", 16: "generic"}
 """Netlink's more common protocols (include/uapi/linux/netlink.h)."""
@@ -109,6 +116,8 @@ def _why(held: OpenFile[Family | None]) -> Unsupported:
     mode = held.stat.st_mode
     if not held.link:
         return Unsupported("its path is longer than the 4096 bytes that the kernel shows", "move it to a shorter path")
+    if _FABRIC.match(held.link):
+        return _OWN_ADAPTER
     if stat.S_ISBLK(mode):
         return Unsupported("a block device is open", CLOSE)
     if stat.S_ISCHR(mode):

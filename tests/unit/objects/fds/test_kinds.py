@@ -8,10 +8,13 @@ import stat
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from tests.unit.objects.fds.descriptor_tree import Acting, dumped, opened
+from torpor.objects.fds import unsupported
 
 
 def full(slot: int) -> None:
@@ -63,3 +66,12 @@ def test_what_it_is_it_is_again(acting: Acting, code: str, kind: str, look: Call
         (folder / "it").unlink(missing_ok=True)
 
     acting(body)
+
+
+@pytest.mark.parametrize("path", ["/dev/infiniband/uverbs0", "/dev/hfi1_0", "/dev/cxi0", "/dev/kgni0"])
+def test_adapters_of_fast_networks_are_refused_with_the_way_around(path: str) -> None:
+    held: Any = SimpleNamespace(link=path, stat=os.stat("/dev/null"), state=None)
+    tree: Any = None
+    (why,) = unsupported.UnsupportedKind().unsupported(held, tree)
+    assert "adapter" in why.why
+    assert "--mpi=tcp" in why.advice
