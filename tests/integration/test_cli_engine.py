@@ -121,6 +121,23 @@ def test_it_stops(counting: Counting) -> None:
     counting.goes_on()
 
 
+def test_a_job_with_all_processors_of_its_allocation_has_all_of_the_next_one(counting: Counting) -> None:
+    every = os.sched_getaffinity(0)
+    if len(every) == 1:
+        pytest.skip("this host has one processor")
+    os.sched_setaffinity(0, {min(every)})
+    try:
+        os.sched_setaffinity(counting.process.pid, {min(every)})
+        counting.saved_and_killed()
+    finally:
+        os.sched_setaffinity(0, every)
+    restored = counting.user.popen([BIN / "torpor", "restore", "latest"])
+    counting.goes_on()
+    assert os.sched_getaffinity(counting.woken()[1]) == every
+    (counting.user.tmp / "end").touch()
+    assert restored.wait(100) == 7
+
+
 def test_a_foreground_restore_exits_as_the_job(counting: Counting) -> None:
     snapshot = counting.saved_and_killed()
     restored = counting.user.popen([BIN / "torpor", "restore", snapshot])

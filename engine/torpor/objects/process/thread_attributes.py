@@ -205,7 +205,9 @@ class ThreadAttributes(ThreadPart[Asked, Allowed]):
         out.nice = 20 - replies.result(asked.nice)  # the raw call gives 20 - nice
         out.scheduler = replies.result(asked.scheduler)
         mask = int.from_bytes(replies.output(asked.affinity, 2), "little")
-        out.affinity.extend(cpu for cpu in range(mask.bit_length()) if mask >> cpu & 1)
+        bound = {cpu for cpu in range(mask.bit_length()) if mask >> cpu & 1}
+        # All that there are for who saves it, a batch job's allocation say: on another host those are others.
+        out.affinity.extend(sorted(bound) if bound != os.sched_getaffinity(0) else ())
         out.rt_priority = int.from_bytes(replies.output(asked.parameters, 1), "little")
         if replies.result(asked.attributes) == 0:
             _describe_attributes(replies.output(asked.attributes, 1), out)
@@ -242,7 +244,7 @@ class ThreadAttributes(ThreadPart[Asked, Allowed]):
         """Attributes that need a privilege, or another kernel or machine."""
         if thread.nice < host.nice and not host.may_lower_nice:
             yield f"its nice value is {host.nice}, was {thread.nice}: lowering it needs a privilege"
-        if not host.processors.intersection(thread.affinity):
+        if thread.affinity and not host.processors.intersection(thread.affinity):
             yield "none of the processors that it was bound to is allowed here"
         if not _may_leave_idle(thread, host):
             yield "it has SCHED_IDLE, as who wakes it: to leave that needs a privilege (RLIMIT_NICE)"
