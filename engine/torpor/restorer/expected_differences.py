@@ -20,7 +20,7 @@ from torpor.image import image_pb2 as pb
 from torpor.objects.paths.directories import is_makeshift
 from torpor.objects.paths.opener import O_TMPFILE
 from torpor.objects.process.birth_order import OUTSIDE
-from torpor.objects.sockets import common
+from torpor.objects.sockets import common, unix_paths
 from torpor.objects.sockets.tcp_connections import BEFORE_MPTCP_CONNECTS, IPPROTO_MPTCP
 
 Parents: TypeAlias = Callable[[Any, Any], Any]
@@ -70,6 +70,10 @@ def _below_init(before: Any, _: Any) -> bool:
 
 def _was_unknown(field: str, before: Any, _: Any) -> bool:
     return bool(getattr(before, field) == 0)
+
+
+def _has_new_name(before: Any, after: Any) -> bool:
+    return bool(before.moved and after.name.startswith(unix_paths.PREFIX))
 
 
 def _is_apart_since(before: Any, after: Any) -> bool:
@@ -381,6 +385,7 @@ ALLOWED: Final = (
         _UNIX,
         lambda before, after: before.has_peer and after.has_peer,
     ),
+    Allowed("descriptions.unix.name", _WARNED, _UNIX, _has_new_name),
     *(
         Allowed(f"descriptions.{kind}.options", _WARNED, _BUFFERS, _smaller_buffers)
         for kind in ("unix", "tcp", "udp", "netlink")

@@ -38,6 +38,8 @@ SIOCUNIXFILE = 0x89E0
 """An ioctl that opens a bound socket's file with O_PATH (include/uapi/linux/un.h; CAP_NET_ADMIN)."""
 CLONE_FS, CLONE_NEWUSER = 0x200, 0x10000000
 RENAME_NOREPLACE = 1
+PREFIX = b".torpor-"
+"""Of names that a restore makes up."""
 _MANY = 4096
 """The most names of a directory to look at."""
 
@@ -168,8 +170,8 @@ class Bound:
         except OSError:
             if not unix.moved:
                 raise
-            at = self._bind_at(sock, _new_name(), home, opener)
-            self._warn(unix.name)
+            at = self._bind_apart(sock, unix.name, home)
+            self._made.append((opener, at))
         opener.chmod(at, 0o600)
         return self._hide(opener, at, unix) if at != path else self._wait(opener, at, unix)
 
@@ -184,18 +186,21 @@ class Bound:
         return at
 
     def _bind_nameless(self, sock: socket.socket, unix: UnixMessage, opener: Opener) -> bytes:
-        """Bind a socket whose file will have no name. A relative name works in any directory."""
-        name = unix.name
-        if name.startswith(b"/"):
+        """Bind a socket whose file will have no name."""
+        if unix.name.startswith(b"/"):
             with suppress(OSError):  # another file has the name
-                return self._hide(opener, self._bind_at(sock, name, b"", opener), unix)
+                return self._hide(opener, self._bind_at(sock, unix.name, b"", opener), unix)
+        return self._bind_apart(sock, unix.name)
+
+    def _bind_apart(self, sock: socket.socket, name: bytes, home: bytes | None = None) -> bytes:
+        """Bind a socket to a name that starts in a new directory: in `home`, or in that for temporary files."""
         import tempfile  # noqa: PLC0415  seldom needed, and slow
 
-        folder = os.fsencode(tempfile.mkdtemp(prefix="torpor-"))
+        folder = tempfile.mkdtemp(prefix=PREFIX, dir=home or os.fsencode(tempfile.gettempdir()))
         self._folders.append(folder)
         at = os.path.normpath(os.path.join(folder, name.lstrip(b"/")))
         if not name or not at.startswith(folder + b"/") or not _bound_below(folder, at, sock, name):
-            self._warn(unix.name)
+            self._warn(name)
             name = _new_name()
             at = os.path.join(folder, name)
             _within(_opened(folder), lambda: sock.bind(name))
@@ -289,7 +294,7 @@ def for_python(name: bytes) -> Iterator[bytes]:
 
 
 def _new_name() -> bytes:
-    return b".torpor-" + os.urandom(8).hex().encode()
+    return PREFIX + os.urandom(8).hex().encode()
 
 
 def _rename(opener: Opener, here: bytes, there: bytes) -> None:

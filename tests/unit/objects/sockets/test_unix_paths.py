@@ -163,9 +163,35 @@ def test_one_whose_name_another_file_has_keeps_off_it(place: Path) -> None:
     sock, at, all_bound = made(moved)
     assert reaches(at, sock)
     all_bound.settle()
+    assert name_of(sock) == os.fsencode(path) and all_bound.warnings == []
+    assert path.read_text() == "somebody else's" and sorted(os.listdir(place)) == ["moved", "socket"]
+    assert reaches(moved.path, sock)
+    sock.close()
+
+
+def test_one_whose_directory_is_not_known_any_more_shows_its_old_name(place: Path) -> None:
+    """The program has changed its directory since, and only the kernel knew where the file is."""
+    (place / "d").mkdir()
+    path = os.fsencode(place / "d" / "socket")
+    sock, at, all_bound = made(UnixMessage(name=b"d/socket", moved=True, path=path, directory=os.path.dirname(path)))
+    assert reaches(at, sock)
+    all_bound.settle()
+    assert name_of(sock) == b"d/socket" and all_bound.warnings == []
+    assert os.listdir(place) == ["d"] and os.listdir(place / "d") == ["socket"]
+    assert reaches(path, sock)
+    sock.close()
+
+
+def test_where_a_name_cannot_be_had_in_any_way_another_is_told(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unix_paths, "_bound_below", lambda *_: False)
+    path = place / "socket"
+    path.write_text("somebody else's")
+    sock, at, all_bound = made(UnixMessage(name=os.fsencode(path), moved=True, path=os.fsencode(place / "moved")))
+    assert reaches(at, sock)
+    all_bound.settle()
     (warning,) = all_bound.warnings
     assert warning == f"the unix socket {path} cannot get its name back, and shows another one"
-    assert path.read_text() == "somebody else's"
+    assert name_of(sock).startswith(unix_paths.PREFIX) and sorted(os.listdir(place)) == ["moved", "socket"]
     sock.close()
 
 
