@@ -3,8 +3,8 @@
 Kept: name, or that it was unlinked, size, permissions, who has it open, and where read() is in what it tells of it.
 Queues belong to an IPC namespace: a tree with queues is restored into one of its own, where init makes them again; the
 old ones stay on the host until somebody removes them. Refused: a queue with messages, since reading them takes them out
-before its readers; one with a registered notification (mq_notify(3)); one that a process outside of the tree has open,
-as far as this user can see.
+before its readers; one with a registered notification (mq_notify(3)); one with a lease, which opening it breaks; one
+that a process outside of the tree has open, as far as this user can see.
 
 The kernel shows a queue as a file without blocks, in the root of a file system that need not be mounted anywhere; its
 content shows a registered notification. Its size is 80 bytes (ipc/mqueue.c, FILENT_SIZE) until ftruncate(2) changes it.
@@ -81,11 +81,14 @@ class MessageQueue(Kind[QueueState]):
         with borrowed(pidfd, held.holders[0].fd) as copy:
             syscall(NR.mq_getsetattr, copy, 0, value)
             _, most, largest, waiting = _ATTRIBUTES.unpack(value)
-            return QueueState(most, largest, waiting, _notifies(copy))
+            return QueueState(most, largest, waiting, "" if held.leased else _notifies(copy))
 
     def unsupported(self, held: OpenFile[QueueState], tree: GrabbedDescriptors) -> Iterator[Unsupported]:
         """It must be empty, and open only in the tree."""
         state = held.state
+        if held.leased:
+            why = "it has a lease (F_SETLEASE), and to look who is notified by it would break that"
+            yield Unsupported(why, "give the lease up")
         if state.waiting:
             why = f"{state.waiting} messages lie in the POSIX message queue, which can be read only by taking them out"
             yield Unsupported(why, "try again when they were received", passing=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -53,3 +54,13 @@ def test_a_queue_that_another_process_has_too_is_refused(removed: bool) -> None:
         (reason,) = tree.survey()
         assert "outside of the tree, has the POSIX message queue open" in reason.why
         tree.go_on("")
+
+
+def test_a_lease_on_a_queue_is_refused_and_not_broken() -> None:
+    lease = "fcntl.fcntl(q, fcntl.F_SETLEASE, fcntl.F_WRLCK)\n"
+    kept = "ready(kept=fcntl.fcntl(q, fcntl.F_GETLEASE) == fcntl.F_WRLCK)\nwait()\n"
+    with holder(OPEN + REMOVE + lease + "ready(q=q)\nwait()\n" + kept) as tree:
+        tree.ready()
+        (reason,) = tree.survey()
+        assert "it has a lease (F_SETLEASE)" in reason.why and reason.advice == "give the lease up"
+        assert json.loads(tree.go_on(""))["kept"]
