@@ -87,8 +87,8 @@ def environment() -> dict[str, str]:
 @contextmanager
 def raised_descriptor_limit() -> Iterator[None]:
     """Raise the soft RLIMIT_NOFILE to the hard limit in a block: all descriptors of a tree are open here at once."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with _raising:
+    with _raising:  # the limit is read here: before, another thread might have raised it, and lower it meanwhile
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         if not _raised:
             _raised.append(soft)
         _raised.append(soft)

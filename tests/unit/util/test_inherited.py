@@ -53,3 +53,18 @@ def test_the_limit_of_descriptors_is_not_the_raised_one() -> None:
         assert inherited.descriptor_limit() == lower[0]
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_the_limit_is_read_and_changed_as_one_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a thread that comes as another one leaves would take the raised limit for the one to go back to."""
+    getrlimit = resource.getrlimit
+    locked: list[bool] = []
+
+    def read(which: int) -> tuple[int, int]:
+        locked.append(inherited._raising.locked())
+        return getrlimit(which)
+
+    monkeypatch.setattr(resource, "getrlimit", read)
+    with inherited.raised_descriptor_limit():
+        pass
+    assert locked == [True]
