@@ -20,7 +20,9 @@ from torpor.remote.naming import describe_process
 from torpor.util.ranges import Range
 
 _ASKED_AT_ONCE = 32 << 10
-"""Pages per query; the answer has a byte for each."""
+"""Pages that are asked for in one batch; the answer has a byte for each."""
+_MOST_QUERIES = 256
+"""The most mappings in one batch."""
 _THERE = re.compile(rb"[^\0]+")
 
 
@@ -36,20 +38,42 @@ def is_swapping() -> bool:
     return fields[b"SwapTotal:"] != fields[b"SwapFree:"]
 
 
-def pages_there(mapping: Mapping, ask: Ask) -> Iterator[Range]:
-    """The offsets at which the memory behind a mapping has pages, whoever has created them; all if in doubt."""
-    step = _ASKED_AT_ONCE * PAGE
-    for start in range(mapping.start, mapping.end, step):
-        end = min(start + step, mapping.end)
+def pages_there(mappings: Sequence[Mapping], ask: Ask) -> list[list[Range]]:
+    """For each mapping the offsets at which the memory behind it has pages, whoever created them; all if in doubt."""
+    found: list[list[Range]] = [[] for _ in mappings]
+    for pieces in _batches(mappings):
         batch = Batch()
-        entry = batch.add(NR.mincore, start, end - start, Out((end - start) // PAGE))
+        entries = [batch.add(NR.mincore, start, end - start, Out((end - start) // PAGE)) for _, start, end in pieces]
         replies = ask(batch)
-        offset = mapping.offset + start - mapping.start
-        if replies.result(entry):
-            yield offset, offset + end - start
-            continue
-        for run in _THERE.finditer(replies.output(entry, 2)):
-            yield offset + run.start() * PAGE, offset + run.end() * PAGE
+        for entry, (number, start, end) in zip(entries, pieces, strict=True):
+            offset = mappings[number].offset + start - mappings[number].start
+            if replies.result(entry):
+                found[number].append((offset, offset + end - start))
+                continue
+            for run in _THERE.finditer(replies.output(entry, 2)):
+                found[number].append((offset + run.start() * PAGE, offset + run.end() * PAGE))
+    return found
+
+
+def _batches(mappings: Sequence[Mapping]) -> Iterator[list[tuple[int, int, int]]]:
+    """Cut mappings into pieces, and these into lists that can be asked for at once.
+
+    A piece is the number of its mapping, its start and its end.
+    """
+    batch: list[tuple[int, int, int]] = []
+    room = _ASKED_AT_ONCE * PAGE
+    for number, mapping in enumerate(mappings):
+        start = mapping.start
+        while start < mapping.end:
+            end = min(start + room, mapping.end)
+            batch.append((number, start, end))
+            room -= end - start
+            start = end
+            if not room or len(batch) == _MOST_QUERIES:
+                yield batch
+                batch, room = [], _ASKED_AT_ONCE * PAGE
+    if batch:
+        yield batch
 
 
 def guarded(name: str, pid: int, bounds: Sequence[Range]) -> list[Reason]:

@@ -145,7 +145,7 @@ class SharedMemory:
             maps: its mappings.
             ask: lets it make calls.
         """
-        tmpfs: set[int] | None = None
+        wanted: list[tuple[Mapping, Segment, list[Range]]] = []
         for mapping in maps:
             if not is_memory(mapping):
                 if is_in_shm(mapping):
@@ -163,10 +163,19 @@ class SharedMemory:
             segment.seen = union([*segment.seen, *new])
             if not self._content:  # do not look for its end either: a touch would give the tree pages
                 segment.size = max(segment.size, end)
-                continue
-            tmpfs = shared_mappings.tmpfs(pid) if tmpfs is None else tmpfs
-            if device_of(mapping) in tmpfs and not shared_mappings.is_swapping():
-                new = intersection(list(shared_mappings.pages_there(mapping, ask)), new)
+            else:
+                wanted.append((mapping, segment, new))
+        if not wanted:
+            return
+        there: dict[Mapping, list[Range]] = {}
+        if not shared_mappings.is_swapping():
+            tmpfs = shared_mappings.tmpfs(pid)
+            asked = [mapping for mapping, _, _ in wanted if device_of(mapping) in tmpfs]
+            there = dict(zip(asked, shared_mappings.pages_there(asked, ask), strict=True))
+        for mapping, segment, new in wanted:
+            end = mapping.offset + mapping.end - mapping.start
+            if mapping in there:
+                new = intersection(there[mapping], new)  # noqa: PLW2901  without what nobody has created
             complete = shared_mappings.read(pid, mapping, new, segment.room(new))
             if _may_be_cut(mapping) and not (complete and new and new[-1][1] == end):
                 readable = memory.readable_end(pid, mapping.start, mapping.end)

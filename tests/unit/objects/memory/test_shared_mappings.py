@@ -6,7 +6,7 @@ import ctypes
 import errno
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import pytest
@@ -47,7 +47,7 @@ def shared(pages: int, offset: int = 0, *, size: int | None = None) -> Iterator[
         memory.close()
 
 
-def pages(found: Iterator[Range]) -> set[int]:
+def pages(found: Iterable[Range]) -> set[int]:
     return {at // PAGE for start, end in found for at in range(start, end, PAGE)}
 
 
@@ -58,15 +58,47 @@ def test_pages_are_found_at_their_offset_in_the_memory(monkeypatch: pytest.Monke
         for page in (0, 7, 8, 9, PAGES - 1):
             memory[page * PAGE] = 1
         wanted = {offset + page for page in (0, 7, 8, 9, PAGES - 1)}
-        assert pages(shared_mappings.pages_there(mapping, asked)) == wanted
+        assert [pages(one) for one in shared_mappings.pages_there([mapping], asked)] == [wanted]
         monkeypatch.setattr(shared_mappings, "_ASKED_AT_ONCE", 8)
-        assert pages(shared_mappings.pages_there(mapping, asked)) == wanted
+        assert [pages(one) for one in shared_mappings.pages_there([mapping], asked)] == [wanted]
+
+
+@pytest.mark.parametrize(("pages_at_once", "queries"), [(32 << 10, 256), (32 << 10, 2), (5, 256), (7, 3)])
+def test_many_mappings_are_asked_for_at_once(monkeypatch: pytest.MonkeyPatch, pages_at_once: int, queries: int) -> None:
+    """A program may have mapped its memory in thousands of pieces: a call for each would keep it frozen for seconds."""
+    monkeypatch.setattr(shared_mappings, "_ASKED_AT_ONCE", pages_at_once)
+    monkeypatch.setattr(shared_mappings, "_MOST_QUERIES", queries)
+    count = 0
+
+    def ask(batch: Batch) -> Replies:
+        nonlocal count
+        count += 1
+        return asked(batch)
+
+    with shared(PAGES) as (memory, whole):
+        for page in range(0, PAGES, 3):
+            memory[page * PAGE] = 1
+        sizes = [3] * (PAGES // 3) + [PAGES % 3] * (PAGES % 3 > 0)
+        ends = [sum(sizes[: number + 1]) for number in range(len(sizes))]
+        parts = [
+            whole._replace(
+                start=whole.start + (end - size) * PAGE, end=whole.start + end * PAGE, offset=(end - size) * PAGE
+            )
+            for end, size in zip(ends, sizes, strict=True)
+        ]
+        found = shared_mappings.pages_there(parts, ask)
+        assert [pages(one) for one in found] == [{end - size} for end, size in zip(ends, sizes, strict=True)]
+        if (pages_at_once, queries) == (32 << 10, 256):
+            assert count == 1
+        else:
+            assert 1 < count <= PAGES
+    assert shared_mappings.pages_there([], ask) == []
 
 
 def test_all_count_where_the_kernel_gives_no_answer() -> None:
     with shared(PAGES) as (memory, mapping):
         gone = mapping._replace(start=mapping.start + 1, end=mapping.start + 1 + PAGES * PAGE)  # EINVAL
-        assert sum(end - start for start, end in shared_mappings.pages_there(gone, asked)) == PAGES * PAGE
+        assert sum(end - start for start, end in shared_mappings.pages_there([gone], asked)[0]) == PAGES * PAGE
         assert memory[0] == 0
 
 
